@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Makes proto/generated/: TypeScript for every message this project reads or writes. Envoy's own protos come from the
+# npm package @grpc/grpc-js-xds; what is newer than that package, or Istio's, lies beside this script and is laid over it.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+deps=node_modules/@grpc/grpc-js-xds/deps
+tree=build/proto-tree
+rm -rf "$tree" build/proto-out && mkdir -p "$tree" build/proto-out
+cp -r "$deps"/envoy-api/. "$deps"/xds/. "$deps"/googleapis/. "$deps"/protoc-gen-validate/. "$tree"/
+(cd proto && find . -name '*.proto' -print0 | xargs -0 cp --parents -t "../$tree")
+
+# SocketAddress.network_namespace_filepath (Envoy 1.34 and later): where a listener or an upstream socket is opened.
+address=$tree/envoy/config/core/v3/address.proto
+sed -i 's/^  bool ipv4_compat = 6;/&\n  string network_namespace_filepath = 7;/' "$address"
+grep -q 'network_namespace_filepath = 7' "$address"
+
+# The package's copy of validate.proto is older than the Envoy protos beside it; only the names matter here.
+for rules in StringRules:26 BytesRules:14 RepeatedRules:5 MapRules:6 UInt32Rules:8 UInt64Rules:8 DoubleRules:8; do
+  sed -i "s/^message ${rules%:*} {/&\n  optional bool ignore_empty = ${rules#*:};/" "$tree/validate/validate.proto"
+done
+
+roots=$(grep -v '^#' proto/roots.txt)
+# shellcheck disable=SC2086
+protoc --plugin=protoc-gen-ts_proto=node_modules/.bin/protoc-gen-ts_proto -I "$tree" -I /usr/include \
+  --ts_proto_out=build/proto-out \
+  --ts_proto_opt=esModuleInterop=true,importSuffix=.js,oneof=unions-value,outputServices=grpc-js,env=node,forceLong=bigint,outputTypeAnnotations=static-only,outputTypeRegistry=true,useExactTypes=false,snakeToCamel=false,exportCommonSymbols=false,unrecognizedEnum=true,stringEnums=false \
+  $roots
+rm -rf proto/generated && mv build/proto-out proto/generated
+touch proto/generated/.stamp
