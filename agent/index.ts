@@ -1,1 +1,10 @@
-export {};
+export { Agent, DEFAULT_INSTANCE, instancePaths, instanceCgroup, type AgentOptions } from './agent.js';
+export { askAgent } from './admin/server.js';
+export { instanceHolder, type InstanceHolder } from './admin/lock.js';
+export type { AgentStatus } from './admin/status.js';
+export type { PodStatus } from './dataplane/dataplane.js';
+export { cleanup, type CleanupParts } from './cleanup.js';
+export { LabSource } from './workloads/lab-source.js';
+export type { WorkloadSource } from './workloads/source.js';
+export type { AgentParts, SelfTestVerdict } from './parts.js';
+export { realParts, realCleanupParts } from './real-parts.js';

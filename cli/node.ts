@@ -1,2 +1,54 @@
 import type { Command } from 'commander';
-export function configure(_command: Command): void {}
+import { UnderpassError } from '../common/errors.js';
+import { logger } from '../common/log.js';
+import { Pilot } from '../pilot/index.js';
+import { addAgentOptions, cleanInstance, embeddedPilotSocket, findLab, runAgent, type AgentCliOptions } from './agent-run.js';
+
+interface NodeCliOptions extends AgentCliOptions {
+  discovery?: string;
+  embeddedPilot?: boolean;
+  source?: string[];
+  pilotListen?: string[];
+}
+
+export function configure(command: Command): void {
+  addAgentOptions(command)
+    .option('--embedded-pilot', 'run the control plane in this process')
+    .option('--source <dir...>', 'with --embedded-pilot: directories of YAML; of one object the last source\'s counts (default: the lab\'s)')
+    .option('--pilot-listen <address...>', 'with --embedded-pilot: also serve xDS here, e.g. 127.0.0.1:15010 for sidecars')
+    .option('--discovery <address>', 'without --embedded-pilot: the control plane, host:port or unix:PATH')
+    .action(run);
+}
+
+async function run(options: NodeCliOptions): Promise<void> {
+  if (options.cleanup) return cleanInstance(options);
+  const lab = await findLab(options);
+  if (!options.embeddedPilot) {
+    if (options.discovery === undefined) {
+      throw new UnderpassError('UNDERPASS_BAD_OPTION', 'starting the node: no control plane is named', { hint: 'give --embedded-pilot, or --discovery ADDRESS' });
+    }
+    return runAgent(options, { purpose: 'underpass node', discoveryAddress: options.discovery, lab });
+  }
+  const sources = options.source ?? (lab.info ? [...lab.info.sourceDirs, lab.info.objectsDir] : []);
+  if (sources.length === 0) {
+    throw new UnderpassError('UNDERPASS_BAD_OPTION', `starting the embedded control plane: no --source is given, and the lab at ${lab.socketPath} does not answer`, {
+      hint: 'start a lab by `underpass lab up -f DIR`, or give --source DIR',
+    });
+  }
+  const socket = `unix:${embeddedPilotSocket(options)}`;
+  const pilot = new Pilot({ sources, listen: [socket, ...(options.pilotListen ?? [])], logger: logger('pilot') });
+  const abort = new AbortController();
+  await runAgent(options, {
+    purpose: 'underpass node',
+    discoveryAddress: socket,
+    lab,
+    companion: {
+      start: () => pilot.start(abort.signal),
+      stop: async () => {
+        abort.abort();
+        await pilot.stop();
+      },
+      status: () => pilot.status(),
+    },
+  });
+}

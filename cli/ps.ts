@@ -1,2 +1,47 @@
-import type { Command } from 'commander';
-export function configure(_command: Command): void {}
+import { Option, type Command } from 'commander';
+import { askAgent, instancePaths, type AgentStatus } from '../agent/index.js';
+import { addInstanceOptions } from './agent-run.js';
+import { printTable } from './table.js';
+
+export function configure(command: Command): void {
+  addInstanceOptions(command)
+    .addOption(new Option('-o, --output <format>', 'json: all that is known, for scripts').choices(['table', 'json']).default('table'))
+    .option('-A, --all', 'pods that are not enrolled, too')
+    .action(async (options: { runDir: string; instance: string; output: 'table' | 'json'; all?: boolean }) => {
+      const text = await askAgent(instancePaths(options).adminSocket, '/v1/status');
+      if (options.output === 'json') process.stdout.write(text);
+      else process.stdout.write(render(JSON.parse(text) as AgentStatus, options.all ?? false));
+    });
+}
+
+export function render(status: AgentStatus, all: boolean): string {
+  const pods = status.pods.filter((pod) => all || pod.mode !== 'off' || pod.state !== 'off' || pod.reason !== undefined);
+  const rows = pods.map((pod) => [
+    pod.namespace,
+    pod.name,
+    pod.mode,
+    pod.state,
+    pod.way,
+    status.acceleration.on || pod.acceleration === 'off' ? pod.acceleration : `${pod.acceleration} (off)`,
+    pod.settled ? 'in sync' : pod.drainingConnections !== undefined ? `${pod.drainingConnections} connections left` : 'changing',
+    pod.error ?? pod.reason ?? '',
+  ]);
+  const { proxy } = status;
+  const nacks = proxy.nacks.map((nack) => `  ${typeof nack === 'string' ? nack : JSON.stringify(nack)}`);
+  let table = '';
+  printTable(['NAMESPACE', 'POD', 'MODE', 'STATE', 'WAY', 'ACCELERATION', 'SYNC', 'NOTE'], rows, (text) => (table += text));
+  return table + [
+    ...(pods.length === 0 ? ['(no pod is enrolled: label a namespace underpass.io/mode=node)'] : []),
+    '',
+    `node           ${status.node}, instance ${status.instance}, process ${status.pid} since ${status.since}${status.ready ? '' : ' - not ready'}`,
+    ...status.notReady.map((reason) => `               missing: ${reason}`),
+    `pods from      ${status.workloads.source} (${status.workloads.pods})${status.workloads.problem === undefined ? '' : ` - ${status.workloads.problem}`}`,
+    `Envoy          ${proxy.envoy.pid === undefined ? 'not running' : `process ${proxy.envoy.pid}${proxy.envoy.version ? `, ${proxy.envoy.version}` : ''}${proxy.envoy.adopted ? ', taken over' : ''}`}`,
+    `control plane  ${proxy.controlPlane.connected ? 'connected' : 'not connected'}${proxy.controlPlane.address ? ` (${proxy.controlPlane.address})` : ''}${proxy.controlPlane.error ? ` - ${proxy.controlPlane.error}` : ''}`,
+    `redirection    ${status.redirection.default}${status.redirection.bpfProblem === undefined ? '' : ` - no BPF: ${status.redirection.bpfProblem}`}`,
+    `acceleration   ${status.acceleration.on ? 'on' : `off - ${status.acceleration.reason ?? ''}`}`,
+    `rejected       ${nacks.length === 0 ? 'nothing' : `${nacks.length} resources keep their last good version`}`,
+    ...nacks,
+    '',
+  ].join('\n');
+}

@@ -1,1 +1,208 @@
-export {};
+/** The only face of the native addon. Every handle is closed by `close()`, and by the addon itself at exit of the thread. */
+import { statfsSync, statSync } from 'node:fs';
+import { join } from 'node:path';
+import { UnderpassError } from '../common/errors.js';
+import type { Closable } from '../common/lifecycle.js';
+import { guarded, type RawLink, type RawMap, type RawObject, type SocketOptions, type StructLayout } from './addon.js';
+
+export { cgroup2Root } from '../common/cgroup.js';
+export { KernelError, type SocketOptions, type StructLayout } from './addon.js';
+
+// linux/magic.h
+const CGROUP2_SUPER_MAGIC = 0x63677270n;
+const BPF_FS_MAGIC = 0xcafe4a11n;
+
+/** The 64-bit id of a network namespace (SO_NETNS_COOKIE), the pod's key in every map. */
+export function netnsCookie(netnsPath: string): Promise<bigint> {
+  return guarded((addon) => addon.netnsCookie(netnsPath));
+}
+
+/** Opens a non-blocking socket inside a network namespace; the caller owns the file descriptor. */
+export function openSocket(options: SocketOptions): Promise<number> {
+  return guarded((addon) => addon.openSocket(options));
+}
+
+/** The id of a cgroup v2 directory as bpf_get_current_cgroup_id() gives it. */
+export function cgroupId(path: string): bigint {
+  requireString('cgroupId', 'path', path);
+  let magic: bigint;
+  try {
+    magic = statfsSync(path, { bigint: true }).type;
+  } catch (cause) {
+    throw new UnderpassError('UNDERPASS_CGROUP', `reading the id of cgroup ${path}: ${(cause as Error).message}`, { cause });
+  }
+  if (BigInt.asUintN(32, magic) !== CGROUP2_SUPER_MAGIC) {
+    throw new UnderpassError('UNDERPASS_CGROUP', `reading the id of cgroup ${path}: not a directory of cgroup v2`);
+  }
+  return statSync(path, { bigint: true }).ino;
+}
+
+/** Bind-mounts a file or folder; a missing target becomes an empty file. */
+export function bindMount(source: string, target: string): void {
+  guarded((addon) => addon.bindMount(source, target));
+}
+
+/** Detaches a mount; nothing happens when the path is none or does not exist. */
+export function unmount(path: string): void {
+  guarded((addon) => addon.unmount(path));
+}
+
+export function mountBpffs(path: string): void {
+  guarded((addon) => addon.mountBpffs(path));
+}
+
+export function isBpffs(path: string): boolean {
+  requireString('isBpffs', 'path', path);
+  try {
+    return BigInt.asUintN(32, statfsSync(path, { bigint: true }).type) === BPF_FS_MAGIC;
+  } catch {
+    return false;
+  }
+}
+
+export interface BpfObjectOptions {
+  /** Folder on a bpffs for the maps' pins; pinned maps of a former process are taken over. null: nothing is pinned. */
+  pinDir: string | null;
+  /** Values for `const volatile` variables, by name. */
+  rodata?: Record<string, number | bigint>;
+  /** By map name. A map that is taken over keeps its size. */
+  maxEntries?: Record<string, number>;
+}
+
+/** The loaded BPF object: one per agent. */
+export class BpfObject implements Closable {
+  readonly #raw: RawObject;
+  readonly #pinDir: string | null;
+
+  private constructor(raw: RawObject, pinDir: string | null) {
+    this.#raw = raw;
+    this.#pinDir = pinDir;
+  }
+
+  /** @throws KernelError with the verifier's last lines when a program does not load */
+  static open(options: BpfObjectOptions): BpfObject {
+    const rodata = Object.fromEntries(Object.entries(options.rodata ?? {}).map(([name, value]) => [name, BigInt(value)]));
+    const pinDir = options.pinDir;
+    return new BpfObject(guarded((addon) => addon.openObject({ pinDir, rodata, maxEntries: options.maxEntries ?? {} })), pinDir);
+  }
+
+  /** Whether the maps are those of a former process. */
+  get adopted(): boolean {
+    return guarded(() => this.#raw.adopted);
+  }
+
+  programs(): string[] {
+    return guarded(() => this.#raw.programs());
+  }
+
+  maps(): string[] {
+    return guarded(() => this.#raw.maps());
+  }
+
+  map(name: string): BpfMap {
+    return new BpfMap(guarded(() => this.#raw.map(name)));
+  }
+
+  /**
+   * Attaches a program to a cgroup by a BPF link. With `pinName` (may hold one folder: `pod/connect4`) the link is
+   * pinned below the object's folder, and a link already pinned there for the same cgroup gets this program in place
+   * of its old one, with no moment without.
+   */
+  attachCgroup(program: string, cgroupPath: string, pinName: string | null): BpfLink {
+    if (pinName !== null && this.#pinDir === null) throw new TypeError(`attachCgroup: pinName ${pinName} given, but the object has no pinDir`);
+    const pin = pinName === null ? null : join(this.#pinDir as string, pinName);
+    return new BpfLink(guarded(() => this.#raw.attachCgroup(program, cgroupPath, pin)));
+  }
+
+  /**
+   * Gives a link pinned by a former process this object's program, with no moment without one.
+   * @returns undefined when there is no such link any more, or its cgroup is gone
+   */
+  replaceLink(program: string, pinName: string): BpfLink | undefined {
+    if (this.#pinDir === null) throw new TypeError('replaceLink: the object has no pinDir');
+    const pin = join(this.#pinDir, pinName);
+    const raw = guarded(() => this.#raw.replaceLink(program, pin));
+    return raw ? new BpfLink(raw) : undefined;
+  }
+
+  /** Makes `program` the verdict of all sockets that enter the map from now on. */
+  attachSkMsg(program: string, map: string): void {
+    guarded(() => this.#raw.attachSkMsg(program, map));
+  }
+
+  /** Calls back with a copy of each record; does not keep the process alive. */
+  ringBuffer(map: string, callback: (record: Buffer) => void): Closable {
+    const raw = guarded(() => this.#raw.ringBuffer(map, callback));
+    return { close: () => raw.close() };
+  }
+
+  /** Offsets of a struct's fields as the BPF programs were compiled. */
+  layout(structName: string): StructLayout {
+    return guarded(() => this.#raw.layout(structName));
+  }
+
+  enumValues(enumName: string): Record<string, number> {
+    return guarded(() => this.#raw.enumValues(enumName));
+  }
+
+  /** Lets go of programs and maps; pins stay. */
+  close(): void {
+    this.#raw.close();
+  }
+}
+
+export class BpfLink implements Closable {
+  readonly #raw: RawLink;
+  constructor(raw: RawLink) {
+    this.#raw = raw;
+  }
+  /** Detaches, unless the link is pinned. */
+  close(): void {
+    this.#raw.close();
+  }
+}
+
+export class BpfMap implements Closable {
+  readonly #raw: RawMap;
+  constructor(raw: RawMap) {
+    this.#raw = raw;
+  }
+  get name(): string { return this.#raw.name; }
+  get keySize(): number { return this.#raw.keySize; }
+  /** Of one value; a per-CPU map's values hold `cpus` of them, each padded to 8 bytes. */
+  get valueSize(): number { return this.#raw.valueSize; }
+  get maxEntries(): number { return this.#raw.maxEntries; }
+  get cpus(): number { return this.#raw.cpus; }
+
+  get(key: Buffer): Buffer | undefined {
+    return guarded(() => this.#raw.get(key));
+  }
+
+  /** `flags`: BPF_ANY 0, BPF_NOEXIST 1, BPF_EXIST 2. */
+  set(key: Buffer, value: Buffer, flags = 0): void {
+    guarded(() => this.#raw.set(key, value, flags));
+  }
+
+  /** False when there was no such key. */
+  delete(key: Buffer): boolean {
+    return guarded(() => this.#raw.delete(key));
+  }
+
+  /** All entries, by batches where the kernel has them; what changes meanwhile may be missed. */
+  entries(): [Buffer, Buffer][] {
+    return guarded(() => this.#raw.entries());
+  }
+
+  close(): void {
+    this.#raw.close();
+  }
+}
+
+/** What a pinned cgroup link points to. */
+export function linkInfo(pinPath: string): { cgroupId: bigint; programId: number; attachType: number } {
+  return guarded((addon) => addon.linkInfo(pinPath));
+}
+
+function requireString(action: string, name: string, value: unknown): void {
+  if (typeof value !== 'string' || value === '') throw new TypeError(`${action}: ${name} must be a non-empty string`);
+}

@@ -23,7 +23,7 @@ roots=$(grep -v '^#' proto/roots.txt)
 # shellcheck disable=SC2086
 protoc --plugin=protoc-gen-ts_proto=node_modules/.bin/protoc-gen-ts_proto -I "$tree" -I /usr/include \
   --ts_proto_out=build/proto-out \
-  --ts_proto_opt=esModuleInterop=true,importSuffix=.js,oneof=unions-value,outputServices=grpc-js,env=node,forceLong=bigint,outputTypeAnnotations=static-only,outputTypeRegistry=true,useExactTypes=false,snakeToCamel=false,exportCommonSymbols=false,unrecognizedEnum=true,stringEnums=false \
+  --ts_proto_opt=esModuleInterop=true,importSuffix=.js,oneof=unions-value,outputServices=grpc-js,env=node,forceLong=bigint,outputTypeAnnotations=static-only,outputTypeRegistry=true,useExactTypes=false,snakeToCamel=false,exportCommonSymbols=false,unrecognizedEnum=true,stringEnums=false,unknownFields=true \
   $roots
 rm -rf proto/generated && mv build/proto-out proto/generated
 touch proto/generated/.stamp

@@ -1,0 +1,53 @@
+# make demo: sets up, builds, shows the whole way once.   make test: sets up, builds, runs every test.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := build
+
+ifeq ($(V),1)
+Q :=
+msg =
+else
+Q := @
+msg = @printf '  %-9s %s\n' $(1) "$(patsubst $(CURDIR)/%,%,$(2))";
+endif
+
+.PHONY: all setup build typescript native test demo bench lint clean distclean
+
+all: build
+
+setup:
+	$(Q)./scripts/setup.sh
+
+# The parts below need what `setup` installs, which make can only see in a second run of itself.
+build: setup
+	$(Q)$(MAKE) native typescript
+
+-include native/build.mk
+-include bench/build.mk
+
+PROTO_SOURCES := $(shell find proto -name '*.proto' -not -path 'proto/generated/*') proto/roots.txt proto/generate.sh
+proto/generated/.stamp: $(PROTO_SOURCES) package-lock.json
+	$(call msg,PROTO,$@)
+	$(Q)./proto/generate.sh
+
+typescript: proto/generated/.stamp
+	$(call msg,TSC,dist)
+	$(Q)node_modules/.bin/tsc -b
+
+# ARGS: parts of test file names, e.g. `make test ARGS=pilot/`.
+test: build
+	$(Q)node test/run.mjs $(ARGS)
+
+demo: build
+	$(Q)exec ./bin/underpass demo $(ARGS)
+
+bench: build
+	$(Q)exec ./bin/underpass bench $(ARGS)
+
+clean:
+	$(Q)rm -rf dist proto/generated build/bpf build/proto-tree build/proto-out build/*.node build/underpass-exec build/socket-probe build/tcp-bench
+
+distclean: clean
+	$(Q)rm -rf build node_modules

@@ -1,0 +1,96 @@
+/** The agent's admin API: HTTP/1.1 over a Unix socket that only root can open. */
+import { chmodSync, rmSync } from 'node:fs';
+import { createServer, request, type Server } from 'node:http';
+import { UnderpassError, errorCode, errorMessage } from '../../common/errors.js';
+import type { Closable } from '../../common/lifecycle.js';
+
+export interface AdminAnswer {
+  status?: number;
+  contentType?: string;
+  body: unknown;
+}
+
+export type AdminRoutes = Record<string, () => AdminAnswer | Promise<AdminAnswer>>;
+
+export class AdminServer implements Closable {
+  readonly #server: Server;
+
+  private constructor(readonly socketPath: string, server: Server) {
+    this.#server = server;
+  }
+
+  /** Replaces the socket of a former agent: whoever listens holds the instance's lock. */
+  static async listen(socketPath: string, routes: AdminRoutes): Promise<AdminServer> {
+    rmSync(socketPath, { force: true });
+    const server = createServer((incoming, outgoing) => {
+      const path = (incoming.url ?? '/').split('?')[0] ?? '/';
+      const send = (status: number, contentType: string, body: string): void => {
+        outgoing.writeHead(status, { 'content-type': contentType, 'content-length': Buffer.byteLength(body) });
+        outgoing.end(incoming.method === 'HEAD' ? '' : body);
+      };
+      const route = Object.hasOwn(routes, path) ? routes[path] : undefined;
+      if (!route) return send(404, 'application/json', json({ message: `${path}: there is ${Object.keys(routes).join(', ')}` }));
+      if (incoming.method !== 'GET' && incoming.method !== 'HEAD') return send(405, 'application/json', json({ message: `${incoming.method}: only GET and HEAD` }));
+      void (async () => {
+        try {
+          const { status = 200, contentType = 'application/json', body } = await route();
+          send(status, contentType, typeof body === 'string' ? body : json(body));
+        } catch (error) {
+          send(500, 'application/json', json({ message: errorMessage(error) }));
+        }
+      })();
+    });
+    server.keepAliveTimeout = 5_000;
+    await new Promise<void>((resolve, reject) => {
+      server.once('error', reject);
+      server.listen(socketPath, () => {
+        server.off('error', reject);
+        resolve();
+      });
+    });
+    chmodSync(socketPath, 0o600);
+    return new AdminServer(socketPath, server);
+  }
+
+  async close(): Promise<void> {
+    await new Promise<void>((resolve) => {
+      this.#server.close(() => resolve());
+      this.#server.closeAllConnections();
+    });
+    rmSync(this.socketPath, { force: true });
+  }
+}
+
+/** 64-bit counters become numbers; those that a number can't hold exactly become strings. */
+export function json(value: unknown): string {
+  const replace = (_key: string, item: unknown): unknown => {
+    if (typeof item === 'bigint') return item <= BigInt(Number.MAX_SAFE_INTEGER) && item >= BigInt(Number.MIN_SAFE_INTEGER) ? Number(item) : item.toString();
+    return item instanceof Map ? Object.fromEntries(item) : item;
+  };
+  return JSON.stringify(value, replace, 2) + '\n';
+}
+
+/**
+ * Asks a running agent.
+ * @throws UnderpassError `UNDERPASS_AGENT_NOT_RUNNING` when nobody listens
+ */
+export async function askAgent(socketPath: string, path: string, options: { timeoutMs?: number; okStatus?: readonly number[] } = {}): Promise<string> {
+  const timeoutMs = options.timeoutMs ?? 10_000;
+  const { status, text } = await new Promise<{ status: number; text: string }>((resolve, reject) => {
+    const outgoing = request({ socketPath, path, agent: false, timeout: timeoutMs }, (response) => {
+      const chunks: Buffer[] = [];
+      response.on('data', (chunk: Buffer) => chunks.push(chunk));
+      response.once('error', reject);
+      response.once('end', () => resolve({ status: response.statusCode ?? 0, text: Buffer.concat(chunks).toString('utf8') }));
+    });
+    outgoing.once('timeout', () => outgoing.destroy(new Error(`no answer within ${timeoutMs} ms`)));
+    outgoing.once('error', (cause) => {
+      const gone = ['ENOENT', 'ECONNREFUSED'].includes(errorCode(cause) ?? '');
+      const hint = gone ? { hint: 'start it with `underpass node` or `underpass agent`, or name it with --instance and --run-dir' } : {};
+      reject(new UnderpassError(gone ? 'UNDERPASS_AGENT_NOT_RUNNING' : 'UNDERPASS_AGENT_REQUEST', `asking the agent at ${socketPath}: ${cause.message}`, { cause, ...hint }));
+    });
+    outgoing.end();
+  });
+  if (!(options.okStatus ?? [200]).includes(status)) throw new UnderpassError('UNDERPASS_AGENT_REQUEST', `asking the agent for ${path}: ${status} ${text.trim()}`);
+  return text;
+}

@@ -1,0 +1,22 @@
+/** What `/v1/status` answers; `underpass ps` and scripts read it. */
+import type { PodStatus } from '../dataplane/dataplane.js';
+import type { ProbationEntry } from '../dataplane/kernel.js';
+import type { ProxyStatus, SelfTestVerdict } from '../parts.js';
+
+export interface AgentStatus {
+  instance: string;
+  node: string;
+  pid: number;
+  since: string;
+  ready: boolean;
+  /** What is missing for readiness. */
+  notReady: string[];
+  workloads: { source: string; pods: number; problem?: string };
+  redirection: { default: string; bpfProblem?: string };
+  acceleration: { default: string; on: boolean; reason?: string };
+  selfTest: SelfTestVerdict | { pending: true };
+  proxy: ProxyStatus & { problem?: string };
+  pods: PodStatus[];
+  probation: ProbationEntry[];
+  controlPlane?: unknown;
+}

@@ -1,0 +1,281 @@
+/**
+ * The node agent: pods from a source, what their labels ask for, the kernel's hooks, the shared Envoy and its
+ * configuration, put together. A stop leaves kernel and Envoy at work, and the next start takes them over.
+ */
+import { mkdirSync } from 'node:fs';
+import { join } from 'node:path';
+import { UnderpassError, errorMessage } from '../common/errors.js';
+import { ClosableStore } from '../common/lifecycle.js';
+import type { Logger } from '../common/log.js';
+import { defaultBpffsDir, defaultRunDir } from '../common/paths.js';
+import { cgroup2Root } from '../common/cgroup.js';
+import { InstanceLock } from './admin/lock.js';
+import { AdminServer } from './admin/server.js';
+import type { AgentStatus } from './admin/status.js';
+import { Dataplane } from './dataplane/dataplane.js';
+import { PinnedNamespaces } from './dataplane/namespaces.js';
+import type { AgentKernel, AgentParts, AgentProxy, SelfTestVerdict } from './parts.js';
+import { metricsText, type Counters } from './telemetry/metrics.js';
+import type { EnrolmentDefaults } from './workloads/enrolment.js';
+import type { PodRecord, WorkloadSource } from './workloads/source.js';
+
+export interface AgentOptions {
+  nodeName: string;
+  workloads: WorkloadSource;
+  /** host:port, or unix:PATH. */
+  discoveryAddress: string;
+  logger: Logger;
+  runDir?: string;
+  bpffsDir?: string;
+  instance?: string;
+  defaults?: Partial<EnrolmentDefaults>;
+  /** Worker threads of the shared Envoy. */
+  concurrency?: number;
+  /** For the lock: which command this is. */
+  purpose?: string;
+  /** Shown in the status, e.g. the embedded control plane's own. */
+  controlPlaneStatus?: () => unknown;
+}
+
+export const DEFAULT_INSTANCE = 'default';
+
+/** Where one instance keeps what it needs across restarts. */
+export function instancePaths(options: { runDir?: string; bpffsDir?: string; instance?: string }): { instance: string; folder: string; bpffsDir: string; adminSocket: string; netnsFolder: string } {
+  const instance = options.instance ?? DEFAULT_INSTANCE;
+  if (!/^[a-z0-9]([-a-z0-9]{0,40}[a-z0-9])?$/.test(instance) || instance === 'lab') {
+    throw new UnderpassError('UNDERPASS_BAD_OPTION', `--instance ${instance}: expected up to 42 lower-case letters, digits and dashes, and not "lab"`);
+  }
+  const folder = join(options.runDir ?? defaultRunDir, instance);
+  return { instance, folder, bpffsDir: options.bpffsDir ?? defaultBpffsDir, adminSocket: join(folder, 'agent.sock'), netnsFolder: join(folder, 'netns') };
+}
+
+/** The cgroup of all that this instance itself runs. */
+export function instanceCgroup(instance: string): string {
+  return join(cgroup2Root(), `underpass-${instance}`);
+}
+
+export class Agent {
+  readonly folder: string;
+  readonly #options: AgentOptions;
+  readonly #parts: AgentParts;
+  readonly #paths: ReturnType<typeof instancePaths>;
+  readonly #defaults: EnrolmentDefaults;
+  readonly #abort = new AbortController();
+  readonly #store = new ClosableStore();
+  #lock: InstanceLock | undefined;
+  #kernel: AgentKernel | undefined;
+  #kernelProblem: string | undefined;
+  #verdict: SelfTestVerdict | undefined;
+  #selfTestProblem: string | undefined;
+  #proxy: AgentProxy | undefined;
+  #proxyProblem: string | undefined = 'not started yet';
+  #dataplane: Dataplane | undefined;
+  #records: readonly PodRecord[] | undefined;
+  #running: Promise<void> | undefined;
+
+  constructor(options: AgentOptions, parts: AgentParts) {
+    this.#options = options;
+    this.#parts = parts;
+    this.#paths = instancePaths(options);
+    this.folder = this.#paths.folder;
+    this.#defaults = { acceleration: 'l4', redirection: 'auto', ...options.defaults };
+  }
+
+  /**
+   * Takes the instance and its folder.
+   * @throws UnderpassError `UNDERPASS_AGENT_HELD` when another agent has it
+   */
+  prepare(): void {
+    if (this.#lock) return;
+    this.#lock = this.#store.add(InstanceLock.acquire(this.folder, this.#paths.instance, this.#options.purpose ?? 'underpass agent'));
+  }
+
+  /** Resolves when the admin API answers; pods are enrolled as soon as everything they need is there. */
+  async start(): Promise<void> {
+    const { logger, nodeName } = this.#options;
+    requirePrivileges();
+    this.prepare();
+    this.#store.add(
+      await AdminServer.listen(this.#paths.adminSocket, {
+        '/healthz': () => ({ contentType: 'text/plain', body: 'ok\n' }),
+        '/readyz': () => {
+          const missing = this.#notReady();
+          return { status: missing.length === 0 ? 200 : 503, body: { ready: missing.length === 0, missing } };
+        },
+        '/v1/status': () => ({ body: this.status() }),
+        '/v1/counters': () => ({ body: this.counters() ?? { message: this.#kernelProblem } }),
+        '/metrics': () => ({ contentType: 'text/plain; version=0.0.4', body: metricsText(this.status(), this.counters()) }),
+      }),
+    );
+    logger.info({ instance: this.#paths.instance, node: nodeName, folder: this.folder, pods: this.#options.workloads.description, discovery: this.#options.discoveryAddress }, 'agent starts');
+
+    const proxyCgroup = join(instanceCgroup(this.#paths.instance), 'proxy');
+    mkdirSync(proxyCgroup, { recursive: true });
+    await this.#openKernel(proxyCgroup);
+    const namespaces = new PinnedNamespaces(this.#paths.netnsFolder);
+    const proxy = this.#parts.createProxy({
+      nodeName,
+      runDir: this.folder,
+      discoveryAddress: this.#options.discoveryAddress,
+      cgroupPath: proxyCgroup,
+      logger: logger.child({ component: 'agent.proxy' }),
+      localPods: () => this.#dataplane?.localPods() ?? new Map(),
+      ...(this.#options.concurrency === undefined ? {} : { concurrency: this.#options.concurrency }),
+    });
+    this.#proxy = proxy;
+    this.#dataplane = new Dataplane({ kernel: this.#kernel, namespaces, proxy, defaults: this.#defaults, logger: logger.child({ component: 'agent.dataplane' }) });
+    this.#running = this.#run(this.#dataplane, proxy);
+  }
+
+  /** Ends the agent. By default everything that serves pods goes on: kernel hooks, rules, Envoy. */
+  async stop(options: { keepEnvoy?: boolean } = {}): Promise<void> {
+    this.#abort.abort();
+    await this.#running?.catch(() => undefined);
+    await this.#dataplane?.stop();
+    await this.#proxy?.stop({ keepEnvoy: options.keepEnvoy ?? true });
+    this.#kernel?.close();
+    await this.#store.close();
+    this.#options.logger.info({ instance: this.#paths.instance }, 'agent stopped');
+  }
+
+  status(): AgentStatus {
+    const { workloads, controlPlaneStatus } = this.#options;
+    const notReady = this.#notReady();
+    const bpfProblem = this.#bpfProblem();
+    const accelerationReason = this.#accelerationProblem();
+    return {
+      instance: this.#paths.instance,
+      node: this.#options.nodeName,
+      pid: process.pid,
+      since: this.#lock?.holder.since ?? '',
+      ready: notReady.length === 0,
+      notReady,
+      workloads: { source: workloads.description, pods: this.#records?.length ?? 0, ...(workloads.problem === undefined ? {} : { problem: workloads.problem }) },
+      redirection: { default: this.#defaults.redirection, ...(bpfProblem === undefined ? {} : { bpfProblem }) },
+      acceleration: { default: this.#defaults.acceleration, on: accelerationReason === undefined, ...(accelerationReason === undefined ? {} : { reason: accelerationReason }) },
+      selfTest: this.#verdict ?? { pending: true },
+      proxy: {
+        ...(this.#proxy?.status() ?? { envoy: {}, controlPlane: { connected: false }, classes: [], nacks: [] }),
+        ...(this.#proxyProblem === undefined ? {} : { problem: this.#proxyProblem }),
+      },
+      pods: this.#dataplane?.status() ?? [],
+      probation: this.#kernel?.probation() ?? [],
+      ...(controlPlaneStatus ? { controlPlane: controlPlaneStatus() } : {}),
+    };
+  }
+
+  counters(): Counters | undefined {
+    if (!this.#kernel) return undefined;
+    const records = new Map((this.#records ?? []).map((record) => [record.uid, record]));
+    const pods: Counters['pods'] = [];
+    for (const [uid, values] of this.#kernel.podCounters()) {
+      const record = records.get(uid);
+      if (record) pods.push({ ...values, uid, pod: record.name, namespace: record.namespace } as Counters['pods'][number]);
+    }
+    return { node: this.#kernel.counters(), pods };
+  }
+
+  async #openKernel(proxyCgroup: string): Promise<void> {
+    const { logger } = this.#options;
+    try {
+      const kernel = await this.#parts.openKernel({ bpffsDir: this.#paths.bpffsDir, instance: this.#paths.instance, logger: logger.child({ component: 'agent.kernel' }) });
+      this.#kernel = kernel;
+      kernel.attachProxy(proxyCgroup);
+    } catch (error) {
+      this.#kernel?.close();
+      this.#kernel = undefined;
+      this.#kernelProblem = `the kernel's BPF side is not usable: ${errorMessage(error)}`;
+      logger.warn({ reason: errorMessage(error) }, 'no BPF: pods are redirected by iptables and nothing is short-circuited');
+    }
+  }
+
+  async #run(dataplane: Dataplane, proxy: AgentProxy): Promise<void> {
+    const { logger, workloads } = this.#options;
+    const { signal } = this.#abort;
+    const selfTest = this.#selfTest();
+    let started: Promise<void> | undefined;
+    try {
+      for await (const records of workloads.watch(signal)) {
+        if (signal.aborted) break;
+        this.#records = records;
+        if (started) {
+          dataplane.setPods(records);
+          continue;
+        }
+        // What a former agent left has to be in the proxy's first word to Envoy, so the pods come before the proxy.
+        await dataplane.adopt(records);
+        started = this.#startProxy(proxy);
+        await selfTest;
+        if (signal.aborted) break;
+        const bpfProblem = this.#bpfProblem();
+        if (bpfProblem !== undefined && this.#kernel) logger.warn({ reason: bpfProblem }, 'pods are redirected by iptables');
+        dataplane.start({ bpfProblem });
+      }
+    } catch (error) {
+      if (!signal.aborted) logger.error({ reason: errorMessage(error) }, 'the source of pods failed; pods stay as they are');
+    }
+    await started?.catch(() => undefined);
+  }
+
+  async #startProxy(proxy: AgentProxy): Promise<void> {
+    try {
+      await proxy.start(this.#abort.signal);
+      this.#proxyProblem = undefined;
+    } catch (error) {
+      if (this.#abort.signal.aborted) return;
+      this.#proxyProblem = errorMessage(error);
+      this.#options.logger.error({ reason: this.#proxyProblem }, 'the shared Envoy did not start; pods keep their plain way');
+    }
+  }
+
+  async #selfTest(): Promise<void> {
+    if (!this.#kernel) return;
+    const { logger } = this.#options;
+    try {
+      const verdict = await this.#parts.selfTest({ logger: logger.child({ component: 'agent.self-test' }), signal: this.#abort.signal });
+      this.#verdict = verdict;
+      this.#kernel.setGlobalAcceleration(verdict.acceleration.ok);
+      const failed = verdict.checks.filter((check) => !check.ok);
+      logger[verdict.acceleration.ok ? 'info' : 'warn'](
+        { acceleration: verdict.acceleration, capture: verdict.capture, failed: failed.map(({ name, detail }) => `${name}: ${detail}`) },
+        verdict.acceleration.ok ? 'self-test passed: acceleration is on' : 'self-test: acceleration is off',
+      );
+    } catch (error) {
+      if (this.#abort.signal.aborted) return;
+      // A test that could not be run says nothing good about the kernel.
+      this.#selfTestProblem = `the self-test could not be run: ${errorMessage(error)}`;
+      this.#kernel.setGlobalAcceleration(false);
+      logger.warn({ reason: errorMessage(error) }, 'the self-test could not be run: acceleration is off and pods are redirected by iptables');
+    }
+  }
+
+  #bpfProblem(): string | undefined {
+    if (!this.#kernel) return this.#kernelProblem ?? 'the kernel side is not open yet';
+    if (this.#selfTestProblem !== undefined) return this.#selfTestProblem;
+    if (!this.#verdict) return 'the self-test has not finished yet';
+    return this.#verdict.capture.ok ? undefined : `the self-test's capture check failed: ${this.#verdict.capture.reason ?? 'no reason given'}`;
+  }
+
+  #accelerationProblem(): string | undefined {
+    if (!this.#kernel) return this.#kernelProblem ?? 'the kernel side is not open yet';
+    if (this.#selfTestProblem !== undefined) return this.#selfTestProblem;
+    if (!this.#verdict) return 'the self-test has not finished yet';
+    return this.#verdict.acceleration.ok ? undefined : (this.#verdict.acceleration.reason ?? 'the self-test failed');
+  }
+
+  #notReady(): string[] {
+    const missing: string[] = [];
+    if (this.#records === undefined) missing.push(`the pods of this node are not known yet (${this.#options.workloads.description}: ${this.#options.workloads.problem ?? 'waiting'})`);
+    if (this.#proxyProblem !== undefined) missing.push(`the shared Envoy: ${this.#proxyProblem}`);
+    if (this.#kernel && !this.#verdict && this.#selfTestProblem === undefined) missing.push('the self-test has not finished yet');
+    return missing;
+  }
+}
+
+/** CAP_SYS_ADMIN and CAP_NET_ADMIN: without them neither BPF nor iptables nor another namespace can be reached. */
+function requirePrivileges(): void {
+  if (process.getuid?.() === 0) return;
+  throw new UnderpassError('UNDERPASS_NOT_ROOT', 'starting the agent: it needs root (CAP_SYS_ADMIN, CAP_NET_ADMIN, CAP_BPF) for namespaces, BPF and iptables', {
+    hint: 'run it with sudo, or as a privileged container',
+  });
+}

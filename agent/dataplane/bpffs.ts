@@ -1,0 +1,46 @@
+/** The file system that keeps BPF maps and links alive while no agent runs. */
+import { existsSync, mkdirSync, readdirSync, rmdirSync, rmSync } from 'node:fs';
+import { dirname, join } from 'node:path';
+import { UnderpassError } from '../../common/errors.js';
+import { isBpffs, mountBpffs, unmount } from '../../native/index.js';
+
+const USUAL_MOUNT = '/sys/fs/bpf';
+/** An empty folder that says the mount is ours to take away. */
+const MOUNTED_BY_US = 'mounted_by_underpass';
+
+/** Makes `dir` a folder on a bpffs; mounts one, at the usual place if `dir` is below it, when there is none. */
+export function ensureBpffsDir(dir: string): void {
+  let existing = dir;
+  while (!existsSync(existing)) existing = dirname(existing);
+  if (!isBpffs(existing)) {
+    const mountPoint = dir === USUAL_MOUNT || dir.startsWith(`${USUAL_MOUNT}/`) ? USUAL_MOUNT : dir;
+    if (mountPoint === dir) mkdirSync(dir, { recursive: true, mode: 0o700 });
+    mountBpffs(mountPoint);
+    mkdirSync(join(mountPoint, MOUNTED_BY_US));
+  }
+  mkdirSync(dir, { recursive: true, mode: 0o700 });
+}
+
+/** Removes one instance's pins, then what is empty above them, and the mount when it was ours and nothing else is in it. */
+export function removePins(dir: string, instance: string): void {
+  if (!isBpffs(dir)) return;
+  rmSync(join(dir, instance), { recursive: true, force: true });
+  const mountPoint = mountPointOf(dir);
+  const isOurs = existsSync(join(mountPoint, MOUNTED_BY_US));
+  if (dir !== mountPoint && readdirSync(dir).length === 0) rmdirSync(dir);
+  if (isOurs && readdirSync(mountPoint).length === 1) unmount(mountPoint);
+}
+
+function mountPointOf(dir: string): string {
+  let top = dir;
+  while (isBpffs(dirname(top))) top = dirname(top);
+  return top;
+}
+
+/** bpffs allows no dots in names. */
+export function pinName(uid: string): string {
+  if (!/^[A-Za-z0-9._-]{1,63}$/.test(uid)) {
+    throw new UnderpassError('UNDERPASS_BAD_POD', `naming pins after ${JSON.stringify(uid)}: expected 1 to 63 letters, digits, dots, dashes`);
+  }
+  return uid.replaceAll('.', '_');
+}

@@ -1,0 +1,60 @@
+/** What the pod controllers need of kernel, proxy and namespaces: the few calls whose order is their whole business. */
+import type { Acceleration, KernelPod } from './kernel.js';
+
+export interface PodKernel {
+  putPod(pod: KernelPod): void;
+  removePod(uid: string): void;
+  /** Captured connections of this pod that still exist. */
+  liveConnections(uid: string): number;
+}
+
+/** A pod for which the shared Envoy has a listener in the pod's namespace. */
+export interface ListenerPod {
+  uid: string;
+  name: string;
+  namespace: string;
+  labels: Record<string, string>;
+  annotations: Record<string, string>;
+  serviceAccount: string;
+  ips: string[];
+  netnsPath: string;
+  iptables: boolean;
+}
+
+export interface PodProxy {
+  /** The whole desired set. */
+  setPods(pods: readonly ListenerPod[]): void;
+  /** Envoy acknowledged the pod's listener and listens with its routes. */
+  whenReady(uid: string, signal: AbortSignal): Promise<void>;
+  /** Envoy acknowledged that the listener is gone; its namespace may be unpinned. */
+  whenRemoved(uid: string, signal: AbortSignal): Promise<void>;
+  activeConnections(uid: string): Promise<number>;
+}
+
+export interface CaptureRules {
+  start(): Promise<{ backend: string; notes: string[] }>;
+  stop(): Promise<void>;
+  remove(): Promise<void>;
+  state(): Promise<{ active: boolean; present: boolean }>;
+}
+
+export interface CapturedSockets {
+  /** Accepted at the proxy's port in this namespace, whichever way they came. */
+  total: number;
+  /** Those that iptables redirected: their client has the pod's address, not a loopback one. */
+  redirected: number;
+}
+
+export interface Namespaces {
+  /** Bind-mounts the namespace so that it and its path outlive the pod's own reference; idempotent. */
+  pin(uid: string, netns: string): string;
+  unpin(uid: string): void;
+  /** UIDs of all pins, those of a former agent too. */
+  pinned(): string[];
+  path(uid: string): string;
+  cookie(netnsPath: string): Promise<bigint>;
+  rules(netnsPath: string): CaptureRules;
+  capturedSockets(netnsPath: string): Promise<CapturedSockets>;
+}
+
+export type { Acceleration, KernelPod };

@@ -1,0 +1,285 @@
+// The order of steps, with stand-ins that record them; test/agent-*.test.ts does the same with the real kernel and Envoy.
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { pino } from 'pino';
+import type { PodRecord } from '../../common/lab-api.js';
+import { Backoff, waitFor } from '../../common/retry.js';
+import type { KernelPod, ListenerPod } from './collaborators.js';
+import { Dataplane } from './dataplane.js';
+
+const logger = pino({ level: 'silent' });
+
+class World {
+  steps: string[] = [];
+  kernelPods = new Map<string, KernelPod>();
+  pins = new Set<string>();
+  rules = new Map<string, 'active' | 'stopped'>();
+  listeners = new Map<string, ListenerPod>();
+  ready = true;
+  removable = true;
+  live = 0;
+  redirected = 0;
+  failPut: string | undefined;
+  failRules: string | undefined;
+
+  step(text: string): void {
+    if (this.steps.at(-1) !== text) this.steps.push(text);
+  }
+
+  dataplane(options: { kernel?: boolean } = {}): Dataplane {
+    const world = this;
+    return new Dataplane({
+      logger,
+      defaults: { acceleration: 'l4', redirection: 'auto' },
+      drainPollMs: 5,
+      readyTimeoutMs: 60,
+      backoff: () => new Backoff({ initialMs: 5, maxMs: 20, factor: 2, jitter: 0 }),
+      kernel:
+        options.kernel === false
+          ? undefined
+          : {
+              putPod(pod) {
+                if (world.failPut !== undefined) throw new Error(world.failPut);
+                world.kernelPods.set(pod.uid, pod);
+                world.step(`kernel ${pod.mode} capture=${pod.capture} redirected=${pod.redirected} ${pod.acceleration}`);
+              },
+              removePod(uid) {
+                world.kernelPods.delete(uid);
+                world.step('kernel removed');
+              },
+              liveConnections: () => world.live,
+              pods: () => [...world.kernelPods.values()],
+            },
+      proxy: {
+        setPods(pods) {
+          world.listeners = new Map(pods.map((pod) => [pod.uid, pod]));
+          world.step(`listeners ${pods.length}`);
+        },
+        async whenReady(uid, signal) {
+          await waitFor('ready', () => world.ready && world.listeners.has(uid), { timeoutMs: 1_000, everyMs: 2, signal });
+          world.step('listener ready');
+        },
+        async whenRemoved(uid, signal) {
+          await waitFor('removed', () => world.removable && !world.listeners.has(uid), { timeoutMs: 1_000, everyMs: 2, signal });
+          world.step('listener removed');
+        },
+        activeConnections: () => Promise.resolve(0),
+      },
+      namespaces: {
+        pin(uid) {
+          world.pins.add(uid);
+          world.step('pin');
+          return `/pins/${uid}`;
+        },
+        unpin(uid) {
+          world.pins.delete(uid);
+          world.step('unpin');
+        },
+        pinned: () => [...world.pins],
+        path: (uid) => `/pins/${uid}`,
+        cookie: () => Promise.resolve(7n),
+        capturedSockets: () => Promise.resolve({ total: world.redirected, redirected: world.redirected }),
+        rules: (path) => ({
+          start() {
+            if (world.failRules !== undefined) return Promise.reject(new Error(world.failRules));
+            world.rules.set(path, 'active');
+            world.step('rules start');
+            return Promise.resolve({ backend: 'nft', notes: [] });
+          },
+          stop() {
+            world.rules.set(path, 'stopped');
+            world.step('rules stop');
+            return Promise.resolve();
+          },
+          remove() {
+            world.rules.delete(path);
+            world.step('rules remove');
+            return Promise.resolve();
+          },
+          state: () => Promise.resolve({ active: world.rules.get(path) === 'active', present: world.rules.has(path) }),
+        }),
+      },
+    });
+  }
+}
+
+function pod(namespaceLabels: Record<string, string>, change: Partial<PodRecord> = {}): PodRecord {
+  return {
+    uid: 'u1', name: 'client', namespace: 'shop', labels: {}, annotations: {}, namespaceLabels, nodeName: 'n1',
+    serviceAccount: 'default', ips: ['10.1.0.2'], netns: '/run/netns/x', cgroup: '/cg/x', hostNetwork: false,
+    phase: 'Running', ready: true, hasSidecar: false, containers: [], ...change,
+  };
+}
+const mode = (value: string, more: Record<string, string> = {}): Record<string, string> => ({ 'underpass.io/mode': value, ...more });
+const settled = (plane: Dataplane): Promise<boolean> => waitFor('settled', () => plane.status().every((row) => row.settled), { timeoutMs: 2_000, everyMs: 2 });
+const status = (plane: Dataplane) => plane.status()[0] ?? assert.fail('no pod');
+
+async function started(world: World, pods: PodRecord[], options: { kernel?: boolean; bpfProblem?: string } = {}): Promise<Dataplane> {
+  const plane = world.dataplane(options);
+  await plane.adopt(pods);
+  world.steps = [];
+  plane.start({ bpfProblem: options.bpfProblem });
+  await settled(plane);
+  return plane;
+}
+
+test('Dataplane: enrolling pins, waits for the listener, then captures; leaving goes the other way round', async () => {
+  const world = new World();
+  const plane = await started(world, [pod(mode('node'))]);
+  assert.deepEqual(world.steps, ['pin', 'listeners 1', 'listener ready', 'kernel node capture=true redirected=false l4']);
+  assert.equal(status(plane).state, 'enrolled');
+  assert.equal(status(plane).way, 'bpf');
+  assert.equal(world.kernelPods.get('u1')?.netnsCookie, 7n);
+  world.steps = [];
+  world.live = 2;
+  plane.setPods([pod(mode('off'))]);
+  await waitFor('draining', () => status(plane).drainingConnections === 2, { timeoutMs: 1_000, everyMs: 2 });
+  assert.deepEqual(world.steps, ['kernel node capture=false redirected=false off'], 'hooks, listener and pin stay while connections live');
+  assert.equal(status(plane).way, 'plain');
+  world.live = 0;
+  await settled(plane);
+  assert.deepEqual(world.steps, ['kernel node capture=false redirected=false off', 'listeners 0', 'listener removed', 'kernel removed', 'unpin']);
+  assert.equal(status(plane).state, 'off');
+  await plane.stop();
+});
+
+test('Dataplane: back to node while draining captures again without taking anything down', async () => {
+  const world = new World();
+  const plane = await started(world, [pod(mode('node'))]);
+  world.live = 1;
+  plane.setPods([pod({})]);
+  await waitFor('draining', () => status(plane).state === 'draining', { timeoutMs: 1_000, everyMs: 2 });
+  world.steps = [];
+  plane.setPods([pod(mode('node'))]);
+  await settled(plane);
+  assert.deepEqual(world.steps, ['pin', 'listener ready', 'kernel node capture=true redirected=false l4']);
+  await plane.stop();
+});
+
+test('Dataplane: the new redirection is up before the old one is taken down, and rules wait for their connections', async () => {
+  const world = new World();
+  const plane = await started(world, [pod(mode('node'))]);
+  world.steps = [];
+  plane.setPods([pod(mode('node', { 'underpass.io/redirection': 'iptables' }))]);
+  await settled(plane);
+  assert.deepEqual(world.steps, ['pin', 'listeners 1', 'listener ready', 'rules start', 'kernel node capture=false redirected=true l4']);
+  assert.equal(status(plane).way, 'iptables');
+  world.steps = [];
+  world.redirected = 3;
+  plane.setPods([pod(mode('node'))]);
+  await waitFor('bpf', () => status(plane).drainingConnections === 3, { timeoutMs: 1_000, everyMs: 2 });
+  assert.equal(status(plane).way, 'bpf');
+  assert.deepEqual(world.steps.slice(0, 4), ['pin', 'listener ready', 'kernel node capture=true redirected=false l4', 'rules stop']);
+  assert.equal(world.steps.includes('rules remove'), false);
+  world.redirected = 0;
+  await settled(plane);
+  assert.ok(world.steps.includes('rules remove'));
+  assert.deepEqual([...world.rules], []);
+  await plane.stop();
+});
+
+test('Dataplane: acceleration changes alone touch the kernel only', async () => {
+  const world = new World();
+  const plane = await started(world, [pod(mode('node'))]);
+  world.steps = [];
+  plane.setPods([pod(mode('node', { 'underpass.io/acceleration': 'off' }))]);
+  await settled(plane);
+  assert.deepEqual(world.steps, ['pin', 'listener ready', 'kernel node capture=true redirected=false off']);
+  await plane.stop();
+});
+
+test('Dataplane: no capture before Envoy is ready; the reason is shown and it is tried again', async () => {
+  const world = new World();
+  world.ready = false;
+  const plane = world.dataplane();
+  await plane.adopt([pod(mode('node'))]);
+  plane.start({ bpfProblem: undefined });
+  await waitFor('failure', () => status(plane).state === 'failed', { timeoutMs: 2_000, everyMs: 2 });
+  assert.match(status(plane).error ?? '', /Envoy did not acknowledge/);
+  assert.equal(world.kernelPods.size, 0);
+  assert.equal(status(plane).way, 'plain');
+  world.ready = true;
+  await settled(plane);
+  assert.equal(status(plane).way, 'bpf');
+  assert.equal(status(plane).error, undefined);
+  await plane.stop();
+});
+
+test('Dataplane: a failing step leaves the pod on the way it had', async () => {
+  const world = new World();
+  const plane = await started(world, [pod(mode('node'))]);
+  world.failRules = 'no iptables here';
+  plane.setPods([pod(mode('node', { 'underpass.io/redirection': 'iptables' }))]);
+  await waitFor('failure', () => status(plane).state === 'failed', { timeoutMs: 2_000, everyMs: 2 });
+  assert.equal(status(plane).way, 'bpf');
+  assert.equal(world.kernelPods.get('u1')?.capture, true);
+  assert.match(status(plane).error ?? '', /no iptables here/);
+  plane.setPods([pod(mode('node'))]);
+  await settled(plane);
+  assert.equal(status(plane).state, 'enrolled');
+  await plane.stop();
+});
+
+test('Dataplane: without a usable kernel auto means iptables, with the reason; sidecar pods keep their own way', async () => {
+  const world = new World();
+  const plane = await started(world, [pod(mode('node')), pod(mode('sidecar'), { uid: 'u2', name: 'server', hasSidecar: true })], { kernel: false, bpfProblem: 'there is no BPF' });
+  const [client, server] = plane.status();
+  assert.equal(client?.way, 'iptables');
+  assert.match(client?.reason ?? '', /iptables, since there is no BPF/);
+  assert.equal(server?.mode, 'off');
+  assert.match(server?.reason ?? '', /no BPF/);
+  await plane.stop();
+});
+
+test('Dataplane: a pod with a sidecar gets hooks but no listener', async () => {
+  const world = new World();
+  const plane = await started(world, [pod(mode('sidecar'), { hasSidecar: true })]);
+  assert.deepEqual(world.steps, ['kernel sidecar capture=true redirected=false l4']);
+  world.steps = [];
+  plane.setPods([pod({}, { hasSidecar: true })]);
+  await settled(plane);
+  assert.deepEqual(world.steps, ['kernel sidecar capture=false redirected=false off', 'kernel removed']);
+  await plane.stop();
+});
+
+test('Dataplane: a pod that is gone is buried without waiting for connections, its pin last', async () => {
+  const world = new World();
+  const plane = await started(world, [pod(mode('node'))]);
+  world.steps = [];
+  world.live = 5;
+  plane.setPods([]);
+  await waitFor('unpinned', () => world.pins.size === 0, { timeoutMs: 1_000, everyMs: 2 });
+  assert.deepEqual(world.steps, ['kernel removed', 'listeners 0', 'listener removed', 'unpin']);
+  await plane.stop();
+});
+
+test('Dataplane: the pin stays while Envoy has not acknowledged that the listener is gone', async () => {
+  const world = new World();
+  const plane = await started(world, [pod(mode('node'))]);
+  world.removable = false;
+  plane.setPods([]);
+  await new Promise((resolve) => setTimeout(resolve, 150));
+  assert.equal(world.pins.size, 1);
+  world.removable = true;
+  await waitFor('unpinned', () => world.pins.size === 0, { timeoutMs: 1_000, everyMs: 2 });
+  await plane.stop();
+});
+
+test('Dataplane: a restart takes over what is in place, without a step that a connection could notice', async () => {
+  const world = new World();
+  const first = await started(world, [pod(mode('node')), pod(mode('node', { 'underpass.io/redirection': 'iptables' }), { uid: 'u2', name: 'other' }), pod(mode('node'), { uid: 'u3', name: 'third' })]);
+  await first.stop();
+  world.steps = [];
+  world.listeners = new Map();
+  const second = world.dataplane();
+  await second.adopt([pod(mode('node')), pod(mode('node', { 'underpass.io/redirection': 'iptables' }), { uid: 'u2', name: 'other' })]);
+  assert.deepEqual(world.steps, ['listeners 2'], 'the proxy knows what has to stay before it speaks to Envoy');
+  assert.deepEqual([...world.listeners.values()].map(({ uid, iptables }) => [uid, iptables]), [['u1', false], ['u2', true]]);
+  second.start({ bpfProblem: undefined });
+  await settled(second);
+  await waitFor('the third pod to be buried', () => !world.pins.has('u3'), { timeoutMs: 1_000, everyMs: 2 });
+  assert.equal(world.steps.some((step) => step.startsWith('rules') || step.includes('capture=false redirected=false')), false, world.steps.join(', '));
+  assert.deepEqual(second.status().map(({ uid, way, state }) => [uid, way, state]), [['u1', 'bpf', 'enrolled'], ['u2', 'iptables', 'enrolled']]);
+  assert.deepEqual([...world.kernelPods.keys()].sort(), ['u1', 'u2']);
+  await second.stop();
+});

@@ -1,0 +1,233 @@
+/**
+ * All pods of this node: one controller each, the set of listeners that the proxy is to serve, and what a former agent
+ * left in place, taken over as it is.
+ */
+import { errorMessage } from '../../common/errors.js';
+import type { PodRecord } from '../../common/lab-api.js';
+import type { Logger } from '../../common/log.js';
+import { Backoff } from '../../common/retry.js';
+import { enrolmentOf, type Acceleration, type Enrolment, type EnrolmentDefaults, type Mode } from '../workloads/enrolment.js';
+import type { KernelPod, ListenerPod, Namespaces, PodKernel, PodProxy } from './collaborators.js';
+import { PodController, listenerPod, type Actual, type PodState, type PodTarget, type Surroundings, type Way } from './pod-controller.js';
+
+export interface Capabilities {
+  /** Why pods can't be captured by the BPF hooks; undefined when they can. */
+  bpfProblem: string | undefined;
+}
+
+export interface DataplaneOptions {
+  kernel: (PodKernel & { pods(): KernelPod[] }) | undefined;
+  namespaces: Namespaces;
+  proxy: PodProxy;
+  defaults: EnrolmentDefaults;
+  logger: Logger;
+  /** How often a pod that is let go of is asked for live connections. */
+  drainPollMs?: number;
+  readyTimeoutMs?: number;
+  backoff?: () => Backoff;
+}
+
+export interface PodStatus {
+  uid: string;
+  name: string;
+  namespace: string;
+  ips: string[];
+  mode: Mode;
+  state: PodState;
+  /** How new connections leave the pod. */
+  way: Way | 'plain';
+  wantedWay: Way | 'plain';
+  acceleration: Acceleration;
+  wantedAcceleration: Acceleration;
+  listener: boolean;
+  settled: boolean;
+  reason?: string;
+  error?: string;
+  notes: string[];
+  drainingConnections?: number;
+}
+
+export class Dataplane {
+  readonly #options: DataplaneOptions;
+  readonly #around: Surroundings;
+  readonly #controllers = new Map<string, PodController>();
+  readonly #listeners = new Map<string, ListenerPod>();
+  readonly #warned = new Set<string>();
+  #capabilities: Capabilities = { bpfProblem: 'the self-test has not finished yet' };
+  #records: readonly PodRecord[] = [];
+  #started = false;
+  #flush: Promise<void> | undefined;
+
+  constructor(options: DataplaneOptions) {
+    this.#options = options;
+    const { proxy } = options;
+    const afterFlush = async (): Promise<void> => this.#flush;
+    this.#around = {
+      kernel: options.kernel,
+      namespaces: options.namespaces,
+      logger: options.logger,
+      drainPollMs: options.drainPollMs ?? 500,
+      readyTimeoutMs: options.readyTimeoutMs ?? 20_000,
+      backoff: options.backoff ?? (() => new Backoff({ initialMs: 500, maxMs: 30_000, factor: 1.6, jitter: 0.2 })),
+      setListener: (uid, pod) => this.#setListener(uid, pod),
+      proxy: {
+        setPods: (pods) => proxy.setPods(pods),
+        whenReady: async (uid, signal) => {
+          await afterFlush();
+          await proxy.whenReady(uid, signal);
+        },
+        whenRemoved: async (uid, signal) => {
+          await afterFlush();
+          await proxy.whenRemoved(uid, signal);
+        },
+        activeConnections: (uid) => proxy.activeConnections(uid),
+      },
+    };
+  }
+
+  /**
+   * Takes over what is in place, for the node's first known set of pods, and gives the proxy the listeners that have to
+   * stay. Changes nothing: call it before the proxy talks to Envoy, then `start`.
+   */
+  async adopt(records: readonly PodRecord[]): Promise<void> {
+    const { namespaces, kernel, logger } = this.#options;
+    const pinned = new Set(namespaces.pinned());
+    const inKernel = new Map((kernel?.pods() ?? []).map((pod) => [pod.uid, pod]));
+    const known = new Map(records.map((record) => [record.uid, record]));
+    for (const uid of new Set([...pinned, ...inKernel.keys()])) {
+      const record = known.get(uid);
+      const actual: Actual = { pinned: pinned.has(uid), listener: pinned.has(uid), kernel: inKernel.get(uid), rules: 'none' };
+      if (record && actual.pinned) {
+        try {
+          const state = await namespaces.rules(namespaces.path(uid)).state();
+          actual.rules = state.active ? 'active' : state.present ? 'stopped' : 'none';
+        } catch (error) {
+          logger.warn({ pod: `${record.namespace}/${record.name}`, reason: errorMessage(error) }, 'can\'t read the pod\'s iptables rules; taken as none');
+        }
+        this.#listeners.set(uid, listenerPod(record, namespaces.path(uid), actual.rules !== 'none'));
+      }
+      const controller = new PodController(this.#around, this.#targetOf(record ?? lost(uid)), actual);
+      if (!record) controller.setTarget('gone');
+      this.#controllers.set(uid, controller);
+    }
+    this.#records = records;
+    this.#options.proxy.setPods([...this.#listeners.values()]);
+    if (this.#controllers.size > 0) {
+      const gone = [...this.#controllers.values()].filter((controller) => controller.target === 'gone').length;
+      logger.info({ pods: this.#controllers.size - gone, gone }, 'took over the pods of a former agent');
+    }
+  }
+
+  /** Lets the controllers run, now that it is known what this node can do. */
+  start(capabilities: Capabilities): void {
+    this.#capabilities = capabilities;
+    this.#started = true;
+    this.setPods(this.#records);
+  }
+
+  /** The full current set of the node's pods. */
+  setPods(records: readonly PodRecord[]): void {
+    this.#records = records;
+    if (!this.#started) return;
+    const present = new Set(records.map((record) => record.uid));
+    for (const [uid, controller] of this.#controllers) {
+      if (!present.has(uid)) controller.setTarget('gone');
+      if (controller.finished) this.#controllers.delete(uid);
+    }
+    for (const record of records) {
+      const target = this.#targetOf(record);
+      const controller = this.#controllers.get(record.uid);
+      if (controller) controller.setTarget(target);
+      else this.#controllers.set(record.uid, new PodController(this.#around, target, { pinned: false, listener: false, kernel: undefined, rules: 'none' }));
+    }
+    for (const controller of this.#controllers.values()) controller.start();
+  }
+
+  /** By address, for the proxy's choice of how to reach an endpoint. */
+  localPods(): ReadonlyMap<string, { enrolled: boolean }> {
+    const found = new Map<string, { enrolled: boolean }>();
+    for (const record of this.#records) {
+      const enrolled = this.#enrolment(record).mode === 'node';
+      for (const ip of record.ips) found.set(ip, { enrolled });
+    }
+    return found;
+  }
+
+  status(): PodStatus[] {
+    const rows: PodStatus[] = [];
+    for (const record of this.#records) {
+      const target = this.#targetOf(record);
+      const now = this.#controllers.get(record.uid)?.status() ?? { state: 'off' as const, way: 'plain' as const, acceleration: 'off' as const, listener: false, notes: [] };
+      const settled = this.#controllers.get(record.uid)?.settled ?? false;
+      rows.push({
+        uid: record.uid,
+        name: record.name,
+        namespace: record.namespace,
+        ips: record.ips,
+        mode: target.mode,
+        ...now,
+        wantedWay: target.mode === 'off' ? 'plain' : target.way,
+        wantedAcceleration: target.mode === 'off' ? 'off' : target.acceleration,
+        settled,
+        ...(target.reason === undefined ? {} : { reason: target.reason }),
+      });
+    }
+    return rows.sort((a, b) => `${a.namespace}/${a.name}`.localeCompare(`${b.namespace}/${b.name}`));
+  }
+
+  /** Stops the controllers where they are; everything in place stays. */
+  async stop(): Promise<void> {
+    this.#started = false;
+    await Promise.all([...this.#controllers.values()].map((controller) => controller.stop()));
+  }
+
+  #enrolment(record: PodRecord): Enrolment {
+    return enrolmentOf(record, this.#options.defaults);
+  }
+
+  #targetOf(record: PodRecord): PodTarget {
+    const enrolment = this.#enrolment(record);
+    for (const unknown of enrolment.unknown) {
+      // A namespace's label is one mistake, not one for each of its pods.
+      const owner = unknown.on === 'pod' ? `pod ${record.namespace}/${record.name}` : `namespace ${record.namespace}`;
+      const key = `${owner} ${unknown.label}=${unknown.value}`;
+      if (this.#warned.has(key)) continue;
+      this.#warned.add(key);
+      const { label, value, expected, usedInstead } = unknown;
+      this.#options.logger.warn({ owner, label, value, expected, usedInstead }, 'unknown label value');
+    }
+    const { way, reason } = this.#way(enrolment);
+    const why = enrolment.reason ?? reason ?? (enrolment.unknown.length > 0 ? enrolment.unknown.map(({ label, value }) => `${label}=${value} is unknown`).join('; ') : undefined);
+    const mode = enrolment.mode === 'sidecar' && !this.#options.kernel ? 'off' : enrolment.mode;
+    return { record, mode, acceleration: enrolment.acceleration, way, ...(why === undefined ? {} : { reason: why }) };
+  }
+
+  #way({ mode, redirection }: Enrolment): { way: Way; reason?: string } {
+    if (mode === 'off') return { way: 'bpf' };
+    const { bpfProblem } = this.#capabilities;
+    if (redirection === 'iptables') return { way: 'iptables' };
+    if (bpfProblem === undefined) return { way: 'bpf' };
+    const consequence = mode === 'node' ? 'redirected by iptables' : 'left to its sidecar\'s own iptables rules';
+    return { way: 'iptables', reason: `${consequence}, since ${bpfProblem}` };
+  }
+
+  #setListener(uid: string, pod: ListenerPod | undefined): void {
+    if (pod && JSON.stringify(this.#listeners.get(uid)) === JSON.stringify(pod)) return;
+    if (!pod && !this.#listeners.has(uid)) return;
+    if (pod) this.#listeners.set(uid, pod);
+    else this.#listeners.delete(uid);
+    // Many pods that change together are one batch for Envoy.
+    this.#flush ??= Promise.resolve().then(() => {
+      this.#flush = undefined;
+      this.#options.proxy.setPods([...this.#listeners.values()]);
+    });
+  }
+}
+
+/** Stands for a pod of which only a pin or a kernel entry is left. */
+function lost(uid: string): PodRecord {
+  return {
+    uid, name: uid, namespace: '', labels: {}, annotations: {}, namespaceLabels: {}, nodeName: '', serviceAccount: '', ips: [],
+    netns: '', cgroup: '', hostNetwork: false, phase: 'Failed', ready: false, hasSidecar: false, containers: [],
+  };
+}

@@ -1,0 +1,241 @@
+/**
+ * Capture by NAT rules in a pod's own network namespace, for nodes or pods where the BPF hooks can't do it. The rules say
+ * what Istio's output chain says (https://istio.io/latest/docs/ops/deployment/application-requirements/), with three
+ * differences that a pod which is not restarted needs:
+ *
+ * - Only SYNs are redirected. Connection tracking starts in a namespace with its first NAT rule, and it takes up
+ *   connections in mid-stream (net.netfilter.nf_conntrack_tcp_loose): their next packet passes the chain as a new
+ *   connection's, and redirecting it would reset a connection that existed before the pod was enrolled.
+ * - Leaving has two steps. `stop` only unhooks the chain, so that new connections go their plain way. The chain stays:
+ *   its REDIRECT rule, reachable or not, is what keeps connection tracking on in the namespace (the target takes a
+ *   reference, the nat table does not), and without it every established redirected connection is reset. `remove` takes
+ *   the chain away, and the table if it was made here.
+ * - The proxy is known by its sockets' mark instead of a user id, since it does not run in the pod.
+ *
+ * That the table was made here is written down in the table itself, as an empty chain: it outlives the agent and goes
+ * away with the namespace.
+ */
+import { access, constants } from 'node:fs/promises';
+import { join } from 'node:path';
+import { UnderpassError, errorMessage } from '../../common/errors.js';
+import { buildDir } from '../../common/paths.js';
+import { run, type RunResult } from '../../common/process.js';
+
+export const OUTBOUND_PORT = 15001;
+/** SO_MARK of the proxy's upstream sockets. */
+export const PROXY_MARK = 0x539;
+
+const OUTPUT_CHAIN = 'UNDERPASS_OUTPUT';
+const TABLE_MARKER = 'UNDERPASS_TABLE';
+const JUMP = `OUTPUT -p tcp -j ${OUTPUT_CHAIN}`;
+
+export type IptablesBackend = 'nft' | 'legacy';
+type Family = 'ip' | 'ip6';
+
+export interface CaptureState {
+  /** New connections are redirected (in every family that can). */
+  active: boolean;
+  /** Something of ours is there: rules, or the table that we made. */
+  present: boolean;
+}
+
+export interface IptablesNotes {
+  backend: IptablesBackend;
+  /** What could not be done and does not matter to IPv4, e.g. a kernel without IPv6 NAT. */
+  notes: string[];
+}
+
+interface Rules {
+  tableExists: boolean;
+  /** Lines `-A …` of the nat table. */
+  rules: string[];
+  chains: string[];
+}
+
+/** NAT capture in one namespace. Every method is idempotent; calls for one namespace must not overlap. */
+export class IptablesCapture {
+  readonly #exec: string;
+
+  constructor(readonly netnsPath: string, readonly options: { execPath?: string; port?: number; signal?: AbortSignal } = {}) {
+    this.#exec = options.execPath ?? join(buildDir, 'underpass-exec');
+  }
+
+  /** Redirects the pod's new TCP connections to the proxy. */
+  async start(): Promise<IptablesNotes> {
+    const backend = await this.backend();
+    const notes: string[] = [];
+    await this.#startFamily('ip', backend);
+    try {
+      await this.#startFamily('ip6', backend);
+    } catch (error) {
+      notes.push(`IPv6 is not captured: ${errorMessage(error)}`);
+    }
+    return { backend, notes };
+  }
+
+  /** New connections go their plain way; established redirected ones live on. */
+  async stop(): Promise<void> {
+    await this.#eachPresent(async (family, backend, { rules }) => {
+      const jumps = rules.filter((rule) => rule === `-A ${JUMP}`).map(() => `-D ${JUMP}`);
+      if (jumps.length > 0) await this.#commit(family, backend, jumps);
+    });
+  }
+
+  /** Takes everything away that `start` made. Established redirected connections end. */
+  async remove(): Promise<void> {
+    await this.stop();
+    await this.#eachPresent(async (family, backend, { chains }) => {
+      if (chains.includes(OUTPUT_CHAIN)) await this.#commit(family, backend, [`-F ${OUTPUT_CHAIN}`, `-X ${OUTPUT_CHAIN}`]);
+      if (chains.includes(TABLE_MARKER)) await this.#removeTable(family, backend);
+    });
+  }
+
+  async state(): Promise<CaptureState> {
+    const state: CaptureState = { active: false, present: false };
+    await this.#eachPresent((family, _backend, { rules, chains }) => {
+      state.present ||= chains.includes(OUTPUT_CHAIN) || chains.includes(TABLE_MARKER);
+      if (family === 'ip') state.active ||= rules.includes(`-A ${JUMP}`);
+      return Promise.resolve();
+    });
+    return state;
+  }
+
+  /**
+   * The backend whose NAT rules the pod already uses, so that the order of rules stays in one table; else nft, whose tables
+   * can be deleted again, and legacy only where this kernel or machine has no nft.
+   */
+  async backend(): Promise<IptablesBackend> {
+    if (await this.#legacyTable('ip')) {
+      const legacy = await this.#read('ip', 'legacy');
+      if (legacy && (legacy.rules.length > 0 || legacy.chains.length > 0)) return 'legacy';
+    }
+    if (await this.#read('ip', 'nft')) return 'nft';
+    const version = await this.#run('iptables-legacy', ['--version']);
+    if (version?.code === 0) return 'legacy';
+    throw new UnderpassError('UNDERPASS_IPTABLES_MISSING', 'redirecting by iptables: neither iptables-nft nor iptables-legacy works here', {
+      hint: 'install iptables, or a kernel with nf_tables or ip_tables NAT',
+    });
+  }
+
+  async #startFamily(family: Family, backend: IptablesBackend): Promise<void> {
+    const before = await this.#read(family, backend);
+    const rules = before?.rules ?? [];
+    const lines: string[] = [];
+    if (backend === 'nft' && before?.tableExists === false) lines.push(`:${TABLE_MARKER} - [0:0]`);
+    const wanted = outputRules(this.options.port ?? OUTBOUND_PORT);
+    const have = rules.filter((rule) => rule.startsWith(`-A ${OUTPUT_CHAIN} `));
+    const complete = before?.chains.includes(OUTPUT_CHAIN) === true && have.length === wanted.length;
+    // Declaring a chain empties it: also what a start that was cut short needs.
+    if (!complete) lines.push(`:${OUTPUT_CHAIN} - [0:0]`, ...wanted.map((rule) => `-A ${OUTPUT_CHAIN} ${rule}`));
+    if (!rules.includes(`-A ${JUMP}`)) lines.push(`-A ${JUMP}`);
+    if (lines.length > 0) await this.#commit(family, backend, lines);
+  }
+
+  async #removeTable(family: Family, backend: IptablesBackend): Promise<void> {
+    const left = await this.#read(family, backend);
+    if (left === undefined) return;
+    await this.#commit(family, backend, [`-X ${TABLE_MARKER}`]);
+    // Somebody else began to use the table in the meantime: then it is theirs.
+    if (left.rules.length > 0 || left.chains.length > 1) return;
+    const deleted = await this.#run('nft', ['delete', 'table', family, 'nat']);
+    if (deleted === undefined || deleted.code !== 0) {
+      // Without nft(8) an empty nat table stays; it changes nothing for the pod.
+      await this.#run(program(family, 'nft', ''), ['-t', 'nat', '-X']);
+    }
+  }
+
+  async #eachPresent(visit: (family: Family, backend: IptablesBackend, rules: Rules) => Promise<void>): Promise<void> {
+    for (const family of ['ip', 'ip6'] as const) {
+      for (const backend of ['nft', 'legacy'] as const) {
+        // Reading a legacy table makes it: only look where there is one.
+        if (backend === 'legacy' && !(await this.#legacyTable(family))) continue;
+        const rules = await this.#read(family, backend);
+        if (rules?.tableExists) await visit(family, backend, rules);
+      }
+    }
+  }
+
+  async #legacyTable(family: Family): Promise<boolean> {
+    const result = await this.#run('cat', [`/proc/self/net/${family}_tables_names`]);
+    return result?.code === 0 && result.stdout.split('\n').includes('nat');
+  }
+
+  /** The nat table's content, or undefined where this backend does not work. */
+  async #read(family: Family, backend: IptablesBackend): Promise<Rules | undefined> {
+    // `-t nat` would make the table in a namespace that has none; without it only existing tables are printed.
+    const result = await this.#run(program(family, backend, '-save'), []);
+    if (result === undefined || result.code !== 0) return undefined;
+    return parseSave(result.stdout);
+  }
+
+  async #commit(family: Family, backend: IptablesBackend, lines: readonly string[]): Promise<void> {
+    const command = program(family, backend, '-restore');
+    const args = backend === 'legacy' ? ['--noflush', '--wait', '5'] : ['--noflush'];
+    const result = await this.#run(command, args, `*nat\n${lines.join('\n')}\nCOMMIT\n`);
+    if (result === undefined) {
+      throw new UnderpassError('UNDERPASS_IPTABLES_MISSING', `redirecting by iptables: ${command} is not installed`, { hint: 'install iptables' });
+    }
+    if (result.code !== 0) {
+      throw new UnderpassError(
+        'UNDERPASS_IPTABLES_FAILED',
+        `changing the ${family === 'ip' ? 'IPv4' : 'IPv6'} nat table of ${this.netnsPath} by ${command}: ${result.stderr.trim() || `exit ${result.code}`}`,
+      );
+    }
+  }
+
+  /** Runs a program in the namespace; undefined when it is not installed. */
+  async #run(command: string, args: readonly string[], input?: string): Promise<RunResult | undefined> {
+    const any = Array.from({ length: 256 }, (_, code) => code);
+    const result = await run(this.#exec, ['--netns', this.netnsPath, '--', command, ...args], {
+      okCodes: any,
+      timeoutMs: 20_000,
+      ...(input === undefined ? {} : { input }),
+      ...(this.options.signal ? { signal: this.options.signal } : {}),
+    });
+    if (result.code === 127) return undefined;
+    if (result.code === 125) {
+      throw new UnderpassError('UNDERPASS_NETNS_ENTER', `entering the network namespace ${this.netnsPath}: ${result.stderr.trim()}`);
+    }
+    return result;
+  }
+}
+
+function program(family: Family, backend: IptablesBackend, verb: '' | '-save' | '-restore'): string {
+  return `${family === 'ip' ? 'iptables' : 'ip6tables'}-${backend}${verb}`;
+}
+
+function outputRules(port: number): string[] {
+  return [
+    `-m mark --mark 0x${PROXY_MARK.toString(16)} -j RETURN`,
+    // Loopback and the pod's own addresses: never the mesh's business.
+    '-o lo -j RETURN',
+    `-p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN -j REDIRECT --to-ports ${port}`,
+  ];
+}
+
+/** The nat table out of `iptables-save`'s output. */
+export function parseSave(text: string): Rules {
+  const found: Rules = { tableExists: false, rules: [], chains: [] };
+  let table = '';
+  for (const line of text.split('\n')) {
+    if (line.startsWith('*')) table = line.slice(1);
+    if (table !== 'nat') continue;
+    found.tableExists = true;
+    if (line.startsWith('-A ')) found.rules.push(line);
+    // Chains that users made have no policy: `:NAME - [0:0]`.
+    const chain = /^:(\S+) - /.exec(line);
+    if (chain?.[1] !== undefined) found.chains.push(chain[1]);
+  }
+  return found;
+}
+
+/** Whether iptables can be used at all on this machine; the reason if not. */
+export async function iptablesProblem(execPath = join(buildDir, 'underpass-exec')): Promise<string | undefined> {
+  try {
+    await access(execPath, constants.X_OK);
+    await new IptablesCapture('/proc/self/ns/net', { execPath }).backend();
+    return undefined;
+  } catch (error) {
+    return errorMessage(error);
+  }
+}

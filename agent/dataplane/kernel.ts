@@ -1,0 +1,438 @@
+/** The typed face of the BPF side: pods in, counters and verdicts out. Everything live is in pinned maps. */
+import { existsSync, readdirSync, rmSync, statSync } from 'node:fs';
+import { join } from 'node:path';
+import { UnderpassError } from '../../common/errors.js';
+import { ClosableStore } from '../../common/lifecycle.js';
+import type { Logger } from '../../common/log.js';
+import { BpfObject, cgroupId, type BpfLink, type BpfMap } from '../../native/index.js';
+import { ensureBpffsDir, pinName, removePins } from './bpffs.js';
+import { KernelEvents } from './kernel-events.js';
+import { decodeAddress, encodeAddress, perCpu, StructCodec } from './kernel-codec.js';
+import { Verdicts, type ListenerName, type ProbationEntry, type ProgramName, type Verdict } from './kernel-verdicts.js';
+
+export type { ListenerName, ProbationEntry, ProgramName, Verdict } from './kernel-verdicts.js';
+
+/** `l4`: after probation; `force`: without. */
+export type Acceleration = 'off' | 'l4' | 'force';
+
+export interface KernelPod {
+  uid: string;
+  netnsCookie: bigint;
+  /** cgroup v2 folder that holds all of the pod's processes, its own sidecar's too. */
+  cgroupPath: string;
+  /** IPv4 and IPv6, the first of each family is what getsockname answers. */
+  addresses: string[];
+  mode: 'node' | 'sidecar';
+  /** connect() is rewritten to 127.0.0.1:15001 (node: the shared Envoy's listener, sidecar: the pod's own). */
+  capture: boolean;
+  acceleration: Acceleration;
+  /** iptables redirect this pod's connections, so what its programs open never mirrors at the other end. */
+  redirected?: boolean;
+}
+
+/** A pod as the kernel's maps have it. */
+export interface KernelPodState extends KernelPod {
+  cgroupId: bigint;
+  redirected: boolean;
+}
+
+export interface PodCounters {
+  connections_captured: bigint;
+  captured_closed: bigint;
+  connections_short_circuited: bigint;
+  connections_plain: bigint;
+  messages_short_circuited: bigint;
+  bytes_short_circuited: bigint;
+  bytes_tcp: bigint;
+}
+
+export interface KernelOptions {
+  bpffsDir: string;
+  instance: string;
+  logger: Logger;
+  /** Sizes by map name, for maps that are created. */
+  maxEntries?: Record<string, number>;
+  /** uid of pods' own sidecars; default 1337. */
+  sidecarUid?: number;
+}
+
+/** Programs of a pod's cgroup, in the order in which they are attached: the sockets' state comes before capture. */
+const POD_PROGRAMS = [
+  'pod_sockops', 'probe_egress', 'getsockopt', 'getpeername4', 'getpeername6', 'getsockname4', 'getsockname6', 'connect4', 'connect6',
+] as const;
+const PROXY_PROGRAMS = ['proxy_sockops', 'getsockopt'] as const;
+
+const MODES = { node: 'POD_MODE_NODE', sidecar: 'POD_MODE_SIDECAR' } as const;
+const ACCELERATIONS = { off: 'ACCELERATION_OFF', l4: 'ACCELERATION_L4', force: 'ACCELERATION_FORCE' } as const;
+
+/** Structs that live in pinned maps. */
+const PINNED_STRUCTS = ['pod', 'tuple', 'establishing', 'peer', 'socket_state', 'program_key', 'listener_key', 'verdict', 'settings', 'pod_counters'];
+
+interface Attached {
+  pod: KernelPodState;
+  slot: number;
+  /** False after a restart: the links that were found may not be all. */
+  complete: boolean;
+  links: BpfLink[];
+}
+
+export class Kernel {
+  readonly #store = new ClosableStore();
+  readonly #object: BpfObject;
+  readonly #pinDir: string;
+  readonly #pods = new Map<string, Attached>();
+  readonly #proxyLinks: BpfLink[] = [];
+  readonly #maps: Record<'pods' | 'addresses' | 'settings' | 'counters' | 'podCounters' | 'establishing' | 'peers', BpfMap>;
+  readonly #codecs: Record<'pod' | 'settings' | 'podCounters' | 'establishing' | 'tuple' | 'peer', StructCodec>;
+  readonly #constants: Record<'mode' | 'acceleration' | 'flag' | 'counter', Record<string, number>>;
+  readonly #counterNames: string[];
+  readonly #verdicts: Verdicts;
+  readonly #layout: number;
+
+  /**
+   * Loads the programs. Maps and links that a former agent pinned are taken over, programs are replaced in place;
+   * connections do not notice. Acceleration is as it was left, off at first.
+   * @throws KernelError when the kernel refuses, with the verifier's last lines
+   */
+  static async open(options: KernelOptions): Promise<Kernel> {
+    ensureBpffsDir(options.bpffsDir);
+    let kernel = new Kernel(options);
+    if (!kernel.#layoutMatches()) {
+      // Another version's maps: it is safe to leave them to the connections that use them, but not to read them.
+      options.logger.warn({ instance: options.instance }, 'pinned maps have another layout, starting with new ones');
+      await kernel.close();
+      rmSync(join(options.bpffsDir, pinName(options.instance)), { recursive: true, force: true });
+      kernel = new Kernel(options);
+    }
+    kernel.#start();
+    return kernel;
+  }
+
+  private constructor(readonly options: KernelOptions) {
+    this.#pinDir = join(options.bpffsDir, pinName(options.instance));
+    const object = this.#store.add(
+      BpfObject.open({
+        pinDir: this.#pinDir,
+        ...(options.sidecarUid === undefined ? {} : { rodata: { sidecar_uid: options.sidecarUid } }),
+        ...(options.maxEntries ? { maxEntries: options.maxEntries } : {}),
+      }),
+    );
+    this.#object = object;
+    const codec = (name: string): StructCodec => new StructCodec(object, name);
+    this.#maps = {
+      pods: object.map('pods'),
+      addresses: object.map('netns_of_address'),
+      settings: object.map('settings'),
+      counters: object.map('counters'),
+      podCounters: object.map('pod_counters'),
+      establishing: object.map('establishing'),
+      peers: object.map('peers'),
+    };
+    this.#codecs = {
+      pod: codec('pod').check(this.#maps.pods, 'value'),
+      settings: codec('settings').check(this.#maps.settings, 'value'),
+      podCounters: codec('pod_counters').check(this.#maps.podCounters, 'value'),
+      establishing: codec('establishing').check(this.#maps.establishing, 'value'),
+      tuple: codec('tuple').check(this.#maps.establishing, 'key'),
+      peer: codec('peer').check(this.#maps.peers, 'value'),
+    };
+    this.#constants = {
+      mode: object.enumValues('pod_mode'),
+      acceleration: object.enumValues('acceleration'),
+      flag: object.enumValues('pod_flag'),
+      counter: object.enumValues('counter'),
+    };
+    this.#counterNames = Object.entries(this.#constants.counter)
+      .filter(([name]) => name.startsWith('COUNTER_'))
+      .sort(([, a], [, b]) => a - b)
+      .map(([name]) => name.slice('COUNTER_'.length).toLowerCase());
+    this.#verdicts = new Verdicts(object);
+    this.#layout = fnv1a([...PINNED_STRUCTS.map((name) => codec(name).fingerprint()), ...this.#counterNames].join('\n'));
+  }
+
+  /** Envoy's cgroup: what it opens and accepts is a proxy's, and it learns original destinations. */
+  attachProxy(cgroupPath: string): void {
+    for (const link of this.#proxyLinks.splice(0)) link.close();
+    for (const program of PROXY_PROGRAMS) {
+      this.#proxyLinks.push(this.#object.attachCgroup(program, cgroupPath, `links/proxy/${program}`));
+    }
+  }
+
+  /** Adds a pod or changes it; changes apply to new connections only. */
+  putPod(pod: KernelPod): void {
+    const folder = pinName(pod.uid);
+    const id = cgroupId(pod.cgroupPath);
+    let current = this.#pods.get(pod.uid);
+    if (current && current.pod.netnsCookie !== pod.netnsCookie) {
+      this.removePod(pod.uid);
+      current = undefined;
+    }
+    const state: KernelPodState = {
+      uid: pod.uid,
+      netnsCookie: pod.netnsCookie,
+      cgroupPath: pod.cgroupPath,
+      addresses: pod.addresses.map((address) => decodeAddress(encodeAddress(address))),
+      mode: pod.mode,
+      capture: pod.capture,
+      acceleration: pod.acceleration,
+      redirected: pod.redirected ?? false,
+      cgroupId: id,
+    };
+    const slot = current?.slot ?? this.#freeSlot();
+    for (const address of state.addresses) this.#maps.addresses.set(encodeAddress(address), u64(pod.netnsCookie));
+    this.#maps.pods.set(u64(pod.netnsCookie), this.#encodePod(state, slot));
+    for (const gone of current?.pod.addresses.filter((address) => !state.addresses.includes(address)) ?? []) {
+      this.#forgetAddress(gone, pod.netnsCookie);
+    }
+    const attached: Attached = current ?? { pod: state, slot, complete: false, links: [] };
+    const mustAttach = !attached.complete || attached.pod.cgroupId !== id;
+    attached.pod = state;
+    this.#pods.set(pod.uid, attached);
+    if (!mustAttach) return;
+    attached.complete = false;
+    for (const link of attached.links.splice(0)) link.close();
+    for (const program of POD_PROGRAMS) {
+      attached.links.push(this.#object.attachCgroup(program, pod.cgroupPath, `links/pods/${folder}/${program}`));
+    }
+    attached.complete = true;
+  }
+
+  /**
+   * Detaches a pod and forgets it. Its short-circuited connections go on, but are no longer counted, and captured ones
+   * that are just being established would not learn where they go: switch `capture` off first and wait for
+   * liveConnections() to reach 0 when the pod lives on.
+   */
+  removePod(uid: string): void {
+    const attached = this.#pods.get(uid);
+    if (!attached) return;
+    this.#pods.delete(uid);
+    for (const link of attached.links) link.close();
+    rmSync(join(this.#pinDir, 'links', 'pods', pinName(uid)), { recursive: true, force: true });
+    const cookie = attached.pod.netnsCookie;
+    this.#maps.pods.delete(u64(cookie));
+    for (const address of attached.pod.addresses) this.#forgetAddress(address, cookie);
+    const { tuple, peer } = this.#codecs;
+    for (const [key] of this.#maps.establishing.entries()) {
+      if (tuple.bigint(key, 'netns_cookie') === cookie) this.#maps.establishing.delete(key);
+    }
+    for (const [key, value] of this.#maps.peers.entries()) {
+      if (peer.bigint(value, 'netns_cookie') === cookie) this.#maps.peers.delete(key);
+    }
+    this.#verdicts.forgetNamespace(cookie);
+  }
+
+  /** The pods as the kernel has them, those of a former agent too. */
+  pods(): KernelPodState[] {
+    return [...this.#pods.values()].map(({ pod }) => ({ ...pod, addresses: [...pod.addresses] }));
+  }
+
+  /** Captured connections that the pod opened and that still exist. */
+  liveConnections(uid: string): number {
+    const counters = this.#countersOf(uid);
+    return counters ? Number(counters.connections_captured - counters.captured_closed) : 0;
+  }
+
+  /** Sums over all CPUs, by the names in enum counter of bpf/structs.h. */
+  counters(): Record<string, bigint> {
+    const out: Record<string, bigint> = {};
+    this.#counterNames.forEach((name, index) => {
+      const value = this.#maps.counters.get(u32(index));
+      out[name] = value ? perCpu(value, 8).reduce((sum, part) => sum + part.readBigUInt64LE(), 0n) : 0n;
+    });
+    return out;
+  }
+
+  podCounters(): Map<string, PodCounters> {
+    const out = new Map<string, PodCounters>();
+    for (const uid of this.#pods.keys()) {
+      const counters = this.#countersOf(uid);
+      if (counters) out.set(uid, counters);
+    }
+    return out;
+  }
+
+  probation(): ProbationEntry[] {
+    return this.#verdicts.list();
+  }
+
+  /** Ends a client program's probation by hand; `probation` starts it anew. */
+  markProgram(program: ProgramName, verdict: Verdict): void {
+    this.#verdicts.markProgram(program, verdict);
+  }
+
+  markListener(listener: ListenerName, verdict: Verdict): void {
+    this.#verdicts.markListener(listener, verdict);
+  }
+
+  /** The self-test's verdict. Off: nothing is paired anew, and what is paired sends by TCP again. */
+  setGlobalAcceleration(on: boolean): void {
+    this.#maps.settings.set(u32(0), this.#codecs.settings.encode({ acceleration: on ? 1 : 0, layout: this.#layout }));
+  }
+
+  globalAcceleration(): boolean {
+    const value = this.#maps.settings.get(u32(0));
+    return value !== undefined && this.#codecs.settings.number(value, 'acceleration') !== 0;
+  }
+
+  /** Lets go of everything; pins, and so the data plane, stay. */
+  async close(): Promise<void> {
+    for (const attached of this.#pods.values()) for (const link of attached.links) link.close();
+    for (const link of this.#proxyLinks) link.close();
+    await this.#store.close();
+  }
+
+  /** Removes all that any agent of this instance pinned; the kernel then detaches the programs. */
+  static cleanup(options: { bpffsDir: string; instance: string }): void {
+    removePins(options.bpffsDir, pinName(options.instance));
+  }
+
+  #layoutMatches(): boolean {
+    const value = this.#maps.settings.get(u32(0));
+    if (!this.#object.adopted || !value) return true;
+    return this.#codecs.settings.number(value, 'layout') === this.#layout;
+  }
+
+  #start(): void {
+    this.#object.attachSkMsg('move_message', 'sockets');
+    if (!this.#object.adopted) this.setGlobalAcceleration(false);
+    this.#store.add(new KernelEvents(this.#object, this.options.logger, this.#counterNames));
+    for (const program of PROXY_PROGRAMS) {
+      const link = this.#object.replaceLink(program, `links/proxy/${program}`);
+      if (link) this.#proxyLinks.push(link);
+    }
+    this.#adoptPods();
+  }
+
+  #adoptPods(): void {
+    const addresses = new Map<bigint, string[]>();
+    for (const [key, value] of this.#maps.addresses.entries()) {
+      const cookie = value.readBigUInt64LE();
+      addresses.set(cookie, [...(addresses.get(cookie) ?? []), decodeAddress(key)]);
+    }
+    for (const [key, value] of this.#maps.pods.entries()) {
+      const netnsCookie = key.readBigUInt64LE();
+      const { state, slot } = this.#decodePod(netnsCookie, value, addresses.get(netnsCookie) ?? []);
+      const links: BpfLink[] = [];
+      for (const program of POD_PROGRAMS) {
+        const link = this.#object.replaceLink(program, `links/pods/${pinName(state.uid)}/${program}`);
+        if (link) links.push(link);
+      }
+      this.#pods.set(state.uid, { pod: state, slot, complete: false, links });
+    }
+    // Links of a pod that is in no map: an agent died between the two.
+    const folder = join(this.#pinDir, 'links', 'pods');
+    const known = new Set([...this.#pods.keys()].map(pinName));
+    for (const name of existsSync(folder) ? readdirSync(folder) : []) {
+      if (!known.has(name)) rmSync(join(folder, name), { recursive: true, force: true });
+    }
+  }
+
+  #encodePod(pod: KernelPodState, slot: number): Buffer {
+    const { mode, acceleration, flag } = this.#constants;
+    const first = (family: 'ipv4' | 'ipv6'): Buffer => {
+      const found = pod.addresses.find((address) => address.includes(':') === (family === 'ipv6'));
+      return found ? encodeAddress(found) : Buffer.alloc(16);
+    };
+    const flags = (pod.capture ? need(flag, 'POD_CAPTURE') : 0) | (pod.redirected ? need(flag, 'POD_REDIRECTED') : 0);
+    return this.#codecs.pod.encode({
+      cgroup_id: pod.cgroupId,
+      ipv4: first('ipv4'),
+      ipv6: first('ipv6'),
+      slot,
+      mode: need(mode, MODES[pod.mode]),
+      acceleration: need(acceleration, ACCELERATIONS[pod.acceleration]),
+      flags,
+      uid: Buffer.from(pod.uid),
+      cgroup_path: Buffer.from(pod.cgroupPath),
+    });
+  }
+
+  #decodePod(netnsCookie: bigint, value: Buffer, addresses: string[]): { state: KernelPodState; slot: number } {
+    const { pod } = this.#codecs;
+    const { mode, acceleration, flag } = this.#constants;
+    const nameOf = <K extends string>(table: Record<K, string>, values: Record<string, number>, wanted: number): K =>
+      (Object.keys(table) as K[]).find((key) => values[table[key]] === wanted) ?? (Object.keys(table)[0] as K);
+    const first = new Set([pod.bytes(value, 'ipv4'), pod.bytes(value, 'ipv6')].filter((bytes) => bytes.some((b) => b !== 0)).map(decodeAddress));
+    const flags = pod.number(value, 'flags');
+    const text = (field: string): string => {
+      const bytes = pod.bytes(value, field);
+      const end = bytes.indexOf(0);
+      return bytes.subarray(0, end < 0 ? bytes.length : end).toString();
+    };
+    const state: KernelPodState = {
+      uid: text('uid'),
+      cgroupPath: text('cgroup_path'),
+      netnsCookie,
+      addresses: [...first, ...addresses.filter((address) => !first.has(address))],
+      mode: nameOf(MODES, mode, pod.number(value, 'mode')),
+      acceleration: nameOf(ACCELERATIONS, acceleration, pod.number(value, 'acceleration')),
+      capture: (flags & need(flag, 'POD_CAPTURE')) !== 0,
+      redirected: (flags & need(flag, 'POD_REDIRECTED')) !== 0,
+      cgroupId: pod.bigint(value, 'cgroup_id'),
+    };
+    return { state, slot: pod.number(value, 'slot') };
+  }
+
+  #forgetAddress(address: string, owner: bigint): void {
+    const key = encodeAddress(address);
+    // Another pod may have been given the address since.
+    if (this.#maps.addresses.get(key)?.readBigUInt64LE() === owner) this.#maps.addresses.delete(key);
+  }
+
+  /** Slots start at 1; a slot that is used again starts with zero counters. */
+  #freeSlot(): number {
+    const used = new Set([...this.#pods.values()].map(({ slot }) => slot));
+    for (let slot = 1; slot < this.#maps.podCounters.maxEntries; slot++) {
+      if (used.has(slot)) continue;
+      const current = this.#maps.podCounters.get(u32(slot));
+      if (current) this.#maps.podCounters.set(u32(slot), Buffer.alloc(current.length));
+      return slot;
+    }
+    throw new UnderpassError('UNDERPASS_TOO_MANY_PODS', `adding a pod: the kernel's tables hold ${this.#maps.podCounters.maxEntries - 1}`);
+  }
+
+  #countersOf(uid: string): PodCounters | undefined {
+    const attached = this.#pods.get(uid);
+    const value = attached && this.#maps.podCounters.get(u32(attached.slot));
+    if (!value) return undefined;
+    const codec = this.#codecs.podCounters;
+    const parts = perCpu(value, codec.sizeBytes);
+    return Object.fromEntries(
+      codec.counterFields().map((name) => [name, parts.reduce((sum, part) => sum + codec.bigint(part, name), 0n)]),
+    ) as unknown as PodCounters;
+  }
+}
+
+/** `device:inode` of an executable as the kernel keeps it, for markProgram. */
+export function executable(path: string): { device: number; inode: bigint } {
+  const { dev, ino } = statSync(path, { bigint: true });
+  // glibc's dev_t -> major, minor; the kernel keeps major << 20 | minor.
+  const major = ((dev >> 32n) & 0xfffff000n) | ((dev >> 8n) & 0xfffn);
+  const minor = ((dev >> 12n) & 0xffffff00n) | (dev & 0xffn);
+  return { device: Number((major << 20n) | minor), inode: ino };
+}
+
+function need(values: Record<string, number>, name: string): number {
+  const value = values[name];
+  if (value === undefined) throw new UnderpassError('UNDERPASS_KERNEL_LAYOUT', `reading the BPF object's constants: no ${name}`);
+  return value;
+}
+
+function u32(value: number): Buffer {
+  const out = Buffer.alloc(4);
+  out.writeUInt32LE(value);
+  return out;
+}
+
+function u64(value: bigint): Buffer {
+  const out = Buffer.alloc(8);
+  out.writeBigUInt64LE(value);
+  return out;
+}
+
+/** FNV-1a, 32 bits. */
+function fnv1a(text: string): number {
+  let hash = 0x811c9dc5;
+  for (const byte of Buffer.from(text)) hash = Math.imul(hash ^ byte, 0x01000193) >>> 0;
+  return hash;
+}

@@ -1,0 +1,85 @@
+import { mkdirSync, readdirSync, rmSync, statSync } from 'node:fs';
+import { join } from 'node:path';
+import { bindMount, netnsCookie, unmount } from '../../native/index.js';
+import { errorCode } from '../../common/errors.js';
+import { buildDir } from '../../common/paths.js';
+import { run } from '../../common/process.js';
+import type { CapturedSockets, Namespaces } from './collaborators.js';
+import { IptablesCapture, OUTBOUND_PORT } from './iptables.js';
+
+/** Pins below `<run>/<instance>/netns/<uid>`: the paths that Envoy's listeners name. */
+export class PinnedNamespaces implements Namespaces {
+  constructor(readonly folder: string, readonly execPath = join(buildDir, 'underpass-exec')) {
+    mkdirSync(folder, { recursive: true, mode: 0o700 });
+  }
+
+  path(uid: string): string {
+    return join(this.folder, uid);
+  }
+
+  pin(uid: string, netns: string): string {
+    const target = this.path(uid);
+    if (inode(target) === inode(netns)) return target;
+    unmount(target);
+    bindMount(netns, target);
+    return target;
+  }
+
+  unpin(uid: string): void {
+    const target = this.path(uid);
+    unmount(target);
+    rmSync(target, { force: true });
+  }
+
+  pinned(): string[] {
+    return readdirSync(this.folder);
+  }
+
+  cookie(netnsPath: string): Promise<bigint> {
+    return netnsCookie(netnsPath);
+  }
+
+  rules(netnsPath: string): IptablesCapture {
+    return new IptablesCapture(netnsPath, { execPath: this.execPath });
+  }
+
+  async capturedSockets(netnsPath: string): Promise<CapturedSockets> {
+    const files = ['/proc/self/net/tcp', '/proc/self/net/tcp6'];
+    // A kernel without IPv6 has no tcp6: cat then exits 1 after printing the other.
+    const { stdout } = await run(this.execPath, ['--netns', netnsPath, '--', 'cat', ...files], { okCodes: [0, 1], timeoutMs: 10_000 });
+    return countCaptured(stdout, OUTBOUND_PORT);
+  }
+}
+
+// include/net/tcp_states.h; these hold no connection that anybody could still use.
+const DEAD_STATES = new Set(['06' /* TIME_WAIT */, '07' /* CLOSE */, '0A' /* LISTEN */]);
+
+/** Counts in the text of /proc/net/tcp and tcp6, where addresses are 32-bit words in the machine's byte order. */
+export function countCaptured(text: string, port: number): CapturedSockets {
+  const local = `:${port.toString(16).toUpperCase().padStart(4, '0')}`;
+  const found: CapturedSockets = { total: 0, redirected: 0 };
+  for (const line of text.split('\n')) {
+    const fields = line.trim().split(/\s+/);
+    const [, here, there, state] = fields;
+    if (!here?.endsWith(local) || there === undefined || state === undefined || DEAD_STATES.has(state)) continue;
+    found.total++;
+    if (!isLoopback(there.slice(0, there.indexOf(':')))) found.redirected++;
+  }
+  return found;
+}
+
+function isLoopback(hex: string): boolean {
+  // 127.0.0.0/8 alone or mapped, and ::1, little-endian: every platform that Envoy is released for.
+  if (hex.length === 8) return hex.endsWith('7F');
+  return hex === '00000000000000000000000001000000' || (hex.startsWith('0000000000000000FFFF0000') && hex.endsWith('7F'));
+}
+
+function inode(path: string): string | undefined {
+  try {
+    const { dev, ino } = statSync(path);
+    return `${dev}:${ino}`;
+  } catch (error) {
+    if (errorCode(error) === 'ENOENT') return undefined;
+    throw error;
+  }
+}

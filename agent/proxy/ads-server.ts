@@ -1,0 +1,188 @@
+/** The agent's delta ADS server for the one Envoy, on a Unix socket in a folder that only root may enter. */
+import { chmodSync, rmSync } from 'node:fs';
+import { Server, ServerCredentials } from '@grpc/grpc-js';
+import { AggregatedDiscoveryServiceService } from '../../proto/generated/envoy/service/discovery/v3/ads.js';
+import type { Node } from '../../proto/generated/envoy/config/core/v3/base.js';
+import { UnderpassError, errorMessage } from '../../common/errors.js';
+import type { Closable } from '../../common/lifecycle.js';
+import type { Logger } from '../../common/log.js';
+import { AdsSession, type AdsCall, type Nack } from './ads-session.js';
+import { Snapshot, SHORT_NAMES, type Entry } from './snapshot.js';
+
+export interface ResourceStatus {
+  /** Acknowledged by the Envoy that is connected. */
+  acked: boolean;
+  /** Why Envoy refuses what it should have now. */
+  nack: string | undefined;
+}
+
+export interface AdsServerOptions {
+  socketPath: string;
+  logger: Logger;
+  /** An Envoy connected and said who it is; called before anything is sent to it. */
+  onNode?: (node: Node) => void;
+  onDisconnect?: () => void;
+  /** An acknowledgement, refusal or disconnection changed somebody's status. */
+  onStatus?: () => void;
+}
+
+export class AdsServer implements Closable {
+  readonly #options: AdsServerOptions;
+  readonly #server = new Server({ 'grpc.max_receive_message_length': -1, 'grpc.max_send_message_length': -1 });
+  #session: AdsSession | undefined;
+  #snapshot: Snapshot | undefined;
+  /** type + name → the newest version that an Envoy accepted, for an Envoy that starts anew while the wanted one is refused. */
+  readonly #good = new Map<string, Entry>();
+  readonly #nacks = new Map<string, Nack>();
+  readonly #waiters = new Set<() => void>();
+
+  constructor(options: AdsServerOptions) {
+    this.#options = options;
+  }
+
+  async start(): Promise<void> {
+    const { socketPath } = this.#options;
+    rmSync(socketPath, { force: true });
+    this.#server.addService(AggregatedDiscoveryServiceService, {
+      deltaAggregatedResources: (call: AdsCall) => this.#accept(call),
+      streamAggregatedResources: (call: { emit(event: 'error', error: Error): void }) =>
+        call.emit('error', Object.assign(new Error('only delta ADS is served here'), { code: 12 })),
+    });
+    try {
+      await new Promise<void>((resolve, reject) => {
+        this.#server.bindAsync(`unix:${socketPath}`, ServerCredentials.createInsecure(), (error) => (error ? reject(error) : resolve()));
+      });
+      chmodSync(socketPath, 0o600);
+    } catch (cause) {
+      throw new UnderpassError('UNDERPASS_ADS_LISTEN', `listening for Envoy on ${socketPath}: ${errorMessage(cause)}`, { cause });
+    }
+  }
+
+  get connected(): boolean {
+    return this.#session !== undefined;
+  }
+
+  get nacks(): readonly Nack[] {
+    return [...this.#nacks.values()].map((nack) => ({ ...nack, type: SHORT_NAMES[nack.type] ?? nack.type }));
+  }
+
+  /** Until the first call nothing at all is sent, so that an Envoy that runs keeps what it has. */
+  setSnapshot(snapshot: Snapshot): void {
+    this.#snapshot = snapshot;
+    for (const [key, nack] of this.#nacks) if (snapshot.get(nack.type, nack.name)?.version !== nack.version) this.#nacks.delete(key);
+    for (const [key, entry] of this.#good) {
+      const type = key.slice(0, key.indexOf(' '));
+      if (!snapshot.get(type, entry.name)) this.#good.delete(key);
+    }
+    this.#session?.push();
+  }
+
+  status(type: string, name: string): ResourceStatus {
+    const wanted = this.#snapshot?.get(type, name);
+    const acked = wanted !== undefined && this.#session?.ackedVersion(type, name) === wanted.version;
+    return { acked, nack: this.#nacks.get(`${type} ${name}`)?.message };
+  }
+
+  /** Whether the connected Envoy was sent this name and has not confirmed its removal; true when no Envoy is connected. */
+  mayHold(type: string, name: string): boolean {
+    const session = this.#session;
+    if (!session) return true;
+    return session.holds(type, name) || session.ackedVersion(type, name) !== undefined;
+  }
+
+  /** Resolves at the next change of anybody's status. */
+  changed(signal?: AbortSignal): Promise<void> {
+    return new Promise((resolve, reject) => {
+      const waiter = (): void => {
+        signal?.removeEventListener('abort', aborted);
+        resolve();
+      };
+      const aborted = (): void => {
+        this.#waiters.delete(waiter);
+        reject(signal?.reason as Error);
+      };
+      if (signal?.aborted) return aborted();
+      signal?.addEventListener('abort', aborted, { once: true });
+      this.#waiters.add(waiter);
+    });
+  }
+
+  /** All that should be sent was sent and answered. */
+  get idle(): boolean {
+    return this.#session?.idle ?? false;
+  }
+
+  close(): void {
+    this.#session?.close();
+    this.#server.forceShutdown();
+    rmSync(this.#options.socketPath, { force: true });
+  }
+
+  #accept(call: AdsCall): void {
+    // One Envoy: a newer stream takes the place of one whose end was not noticed yet.
+    this.#session?.close();
+    let isFirst = true;
+    const session = new AdsSession(call, {
+      target: () => this.#target(),
+      acked: (type, name, version) => this.#acked(type, name, version),
+      nacked: (nack) => this.#nacked(nack),
+      logger: this.#options.logger,
+    });
+    this.#session = session;
+    const ended = (): void => {
+      session.close();
+      if (this.#session !== session) return;
+      this.#session = undefined;
+      this.#options.onDisconnect?.();
+      this.#notify();
+    };
+    call.on('data', (request) => {
+      if (this.#session !== session) return;
+      if (isFirst && request.node) this.#options.onNode?.(request.node);
+      isFirst = false;
+      session.receive(request);
+    });
+    call.on('error', ended);
+    call.on('cancelled', ended);
+    call.on('end', () => {
+      call.end();
+      ended();
+    });
+  }
+
+  /** The wanted snapshot, where an Envoy refused the wanted version with the last one that one accepted. */
+  #target(): Snapshot | undefined {
+    const wanted = this.#snapshot;
+    if (!wanted || this.#nacks.size === 0) return wanted;
+    const types = new Map(Object.keys(SHORT_NAMES).map((type) => [type, new Map(wanted.entries(type))] as const));
+    for (const [key, nack] of this.#nacks) {
+      const entries = types.get(nack.type);
+      const good = this.#good.get(key);
+      if (good) entries?.set(nack.name, good);
+    }
+    return new Snapshot(types);
+  }
+
+  #acked(type: string, name: string, version: string | undefined): void {
+    const key = `${type} ${name}`;
+    const wanted = this.#snapshot?.get(type, name);
+    if (wanted && wanted.version === version) {
+      this.#good.set(key, wanted);
+      this.#nacks.delete(key);
+    }
+    this.#notify();
+  }
+
+  #nacked(nack: Nack): void {
+    this.#nacks.set(`${nack.type} ${nack.name}`, nack);
+    this.#options.logger.error({ type: SHORT_NAMES[nack.type], resource: nack.name, reason: nack.message }, 'Envoy refused a resource; the last good one stays');
+    this.#notify();
+  }
+
+  #notify(): void {
+    const waiters = [...this.#waiters];
+    this.#waiters.clear();
+    for (const waiter of waiters) waiter();
+    this.#options.onStatus?.();
+  }
+}

@@ -1,0 +1,308 @@
+/**
+ * One Envoy's delta ADS stream. A snapshot is rolled out make-before-break: new clusters and their endpoints, then
+ * listeners, then routes, each acknowledged before what refers to it goes out; removals last.
+ */
+import type { ServerDuplexStream } from '@grpc/grpc-js';
+import { DeltaDiscoveryResponse, type DeltaDiscoveryRequest } from '../../proto/generated/envoy/service/discovery/v3/discovery.js';
+import type { Logger } from '../../common/log.js';
+import { CDS, EDS, LDS, RDS, SHORT_NAMES, type Entry, type Snapshot } from './snapshot.js';
+
+export type AdsCall = ServerDuplexStream<DeltaDiscoveryRequest, DeltaDiscoveryResponse>;
+
+export interface Nack {
+  type: string;
+  name: string;
+  version: string;
+  message: string;
+}
+
+/** What the session needs of its server. */
+export interface SessionHost {
+  /** What to roll out now, bad versions already replaced by good ones; undefined: be silent. */
+  target(): Snapshot | undefined;
+  acked(type: string, name: string, version: string | undefined): void;
+  nacked(nack: Nack): void;
+  logger: Logger;
+}
+
+interface TypeSubscription {
+  wildcard: boolean;
+  names: Set<string>;
+  /** Versions that Envoy holds or was sent. */
+  sent: Map<string, string>;
+  /** Versions that Envoy acknowledged, now or on an earlier stream. */
+  acked: Map<string, string>;
+  /** Names that Envoy was told do not exist. */
+  absent: Set<string>;
+  /** Whether anything was answered: a wildcard subscription waits for a first answer, be it empty. */
+  answered: boolean;
+}
+
+interface Pending {
+  type: string;
+  entries: readonly Entry[];
+  removed: readonly string[];
+  done: () => void;
+}
+
+/** A phase that Envoy does not acknowledge in time holds up the later ones no longer. */
+const PHASE_TIMEOUT_MS = 5_000;
+
+export class AdsSession {
+  readonly #call: AdsCall;
+  readonly #host: SessionHost;
+  readonly #types = new Map<string, TypeSubscription>();
+  readonly #pending = new Map<string, Pending>();
+  readonly #waiters = new Set<() => void>();
+  #nonce = 0;
+  #running = false;
+  #dirty = false;
+  #closed = false;
+  /** The snapshot under way; names that it lacks are answered from the one before, until the removals. */
+  #current: Snapshot | undefined;
+  #previous: Snapshot | undefined;
+
+  constructor(call: AdsCall, host: SessionHost) {
+    this.#call = call;
+    this.#host = host;
+  }
+
+  get closed(): boolean {
+    return this.#closed;
+  }
+
+  close(): void {
+    this.#closed = true;
+    for (const pending of this.#pending.values()) pending.done();
+    this.#pending.clear();
+    this.#wake();
+  }
+
+  /** The version that Envoy acknowledged. */
+  ackedVersion(type: string, name: string): string | undefined {
+    return this.#types.get(type)?.acked.get(name);
+  }
+
+  holds(type: string, name: string): boolean {
+    const subscription = this.#types.get(type);
+    return subscription ? subscription.sent.has(name) : true;
+  }
+
+  /** All of the target was sent and answered. */
+  get idle(): boolean {
+    return !this.#running && !this.#dirty && this.#pending.size === 0;
+  }
+
+  receive(request: DeltaDiscoveryRequest): void {
+    if (request.response_nonce) this.#answered(request);
+    let subscription = this.#types.get(request.type_url);
+    const isFirst = subscription === undefined;
+    if (!subscription) {
+      const isWildcard = request.type_url === CDS || request.type_url === LDS;
+      const known = Object.entries(request.initial_resource_versions);
+      subscription = { wildcard: isWildcard, names: new Set(), sent: new Map(known), acked: new Map(known), absent: new Set(), answered: known.length > 0 };
+      this.#types.set(request.type_url, subscription);
+      for (const [name, version] of known) this.#host.acked(request.type_url, name, version);
+    }
+    const fresh: string[] = [];
+    for (const name of request.resource_names_subscribe) {
+      if (name === '*') continue;
+      subscription.names.add(name);
+      fresh.push(name);
+    }
+    for (const name of request.resource_names_unsubscribe) {
+      subscription.names.delete(name);
+      subscription.absent.delete(name);
+      subscription.sent.delete(name);
+      subscription.acked.delete(name);
+    }
+    if (!subscription.wildcard && fresh.length > 0) this.#answerNames(request.type_url, subscription, fresh, isFirst);
+    this.#wake();
+    if (isFirst) this.push();
+  }
+
+  /** Rolls the host's target out; calls while that is under way are taken together. */
+  push(): void {
+    this.#dirty = true;
+    if (this.#running || this.#closed) return;
+    this.#running = true;
+    void this.#run().finally(() => {
+      this.#running = false;
+      this.#wake();
+    });
+  }
+
+  async #run(): Promise<void> {
+    while (this.#dirty && !this.#closed) {
+      this.#dirty = false;
+      const target = this.#host.target();
+      if (!target) return;
+      if (target !== this.#current) this.#previous = this.#current;
+      this.#current = target;
+      await this.#rollOut(target);
+    }
+  }
+
+  async #rollOut(target: Snapshot): Promise<void> {
+    const warm = new Set(this.#types.get(EDS)?.sent.keys());
+    const clusters = await this.#upsert(CDS, target);
+    // A changed cluster is warmed up again and waits for its endpoints even when they are as before.
+    await this.#upsert(EDS, target, new Set(clusters.flatMap((entry) => entry.needs).filter((name) => warm.has(name))));
+    await this.#settled(EDS, clusters, target);
+    const listeners = await this.#upsert(LDS, target);
+    await this.#upsert(RDS, target);
+    await this.#settled(RDS, listeners, target);
+    for (const type of this.#types.keys()) if (![CDS, EDS, LDS, RDS].includes(type)) await this.#upsert(type, target);
+    // A subscription that has not come yet (right after a reconnect) may still refer to what would be removed.
+    if (!this.#types.has(LDS)) return;
+    for (const type of [LDS, RDS, CDS, EDS]) await this.#remove(type, target);
+    this.#previous = undefined;
+  }
+
+  /** Sends what changed, or is in `force`, and waits until Envoy answered. */
+  async #upsert(type: string, target: Snapshot, force: ReadonlySet<string> = new Set()): Promise<Entry[]> {
+    const subscription = this.#types.get(type);
+    if (!subscription || this.#closed) return [];
+    const wanted = subscription.wildcard
+      ? [...target.entries(type).values()]
+      : [...subscription.names].map((name) => target.get(type, name)).filter((entry) => entry !== undefined);
+    const changed = wanted.filter((entry) => force.has(entry.name) || subscription.sent.get(entry.name) !== entry.version);
+    const missing = [...subscription.names].filter((name) => !target.get(type, name) && !subscription.sent.has(name) && !subscription.absent.has(name));
+    if (changed.length + missing.length === 0 && (subscription.answered || !subscription.wildcard)) return [];
+    await this.#bounded(this.#send(type, changed, missing), `${SHORT_NAMES[type] ?? type} to be acknowledged`);
+    return changed;
+  }
+
+  async #remove(type: string, target: Snapshot): Promise<void> {
+    const subscription = this.#types.get(type);
+    if (!subscription || this.#closed) return;
+    const gone = [...subscription.sent.keys()].filter((name) => !target.get(type, name));
+    // Endpoints and routes that Envoy still asks for belong to a cluster or listener that is on its way out.
+    const names = subscription.wildcard ? gone : [];
+    if (names.length > 0) await this.#bounded(this.#send(type, [], names), `${SHORT_NAMES[type] ?? type} removals to be acknowledged`);
+  }
+
+  /** Waits until what `owners` need was asked for and acknowledged. */
+  async #settled(type: string, owners: readonly Entry[], target: Snapshot): Promise<void> {
+    const ready = (): boolean =>
+      owners.every((owner) => owner.needs.every((name) => !target.get(type, name) || this.#types.get(type)?.acked.get(name) !== undefined || !this.#accepted(owner)));
+    const deadline = performance.now() + PHASE_TIMEOUT_MS;
+    while (!this.#closed && !ready() && performance.now() < deadline) await this.#woken(deadline - performance.now());
+  }
+
+  #accepted(owner: Entry): boolean {
+    for (const type of [CDS, LDS]) if (this.#types.get(type)?.acked.get(owner.name) === owner.version) return true;
+    return false;
+  }
+
+  #answerNames(type: string, subscription: TypeSubscription, names: readonly string[], isFirst: boolean): void {
+    const target = this.#current;
+    // Before the first roll-out nothing is answered: the loop does it once there is a snapshot.
+    if (!target || (isFirst && subscription.sent.size > 0)) return;
+    const found = names.map((name) => target.get(type, name) ?? this.#previous?.get(type, name)).filter((entry) => entry !== undefined);
+    const missing = names.filter((name) => !found.some((entry) => entry.name === name));
+    if (found.length + missing.length > 0) void this.#send(type, found, missing);
+  }
+
+  #send(type: string, entries: readonly Entry[], removed: readonly string[]): Promise<void> {
+    const subscription = this.#types.get(type);
+    if (!subscription || this.#closed) return Promise.resolve();
+    subscription.answered = true;
+    for (const entry of entries) {
+      subscription.sent.set(entry.name, entry.version);
+      subscription.absent.delete(entry.name);
+    }
+    for (const name of removed) {
+      subscription.sent.delete(name);
+      if (subscription.names.has(name)) subscription.absent.add(name);
+    }
+    const nonce = `${++this.#nonce}`;
+    return new Promise((done) => {
+      this.#pending.set(nonce, { type, entries, removed, done });
+      this.#call.write(
+        DeltaDiscoveryResponse.fromPartial({
+          type_url: type,
+          nonce,
+          resources: entries.map((entry) => ({ name: entry.name, version: entry.version, resource: entry.any })),
+          removed_resources: [...removed],
+        }),
+      );
+    });
+  }
+
+  #answered(request: DeltaDiscoveryRequest): void {
+    const pending = this.#pending.get(request.response_nonce);
+    if (!pending) return; // stale: of an earlier stream
+    this.#pending.delete(request.response_nonce);
+    const acked = this.#types.get(pending.type)?.acked;
+    const message = request.error_detail?.message;
+    if (message === undefined) {
+      for (const entry of pending.entries) {
+        acked?.set(entry.name, entry.version);
+        this.#host.acked(pending.type, entry.name, entry.version);
+      }
+      for (const name of pending.removed) {
+        acked?.delete(name);
+        this.#host.acked(pending.type, name, undefined);
+      }
+    } else {
+      this.#rejected(pending, message);
+    }
+    pending.done();
+    this.#wake();
+  }
+
+  /** Envoy names the listeners and clusters that it refuses and takes the others; of other types it refuses the whole response. */
+  #rejected(pending: Pending, message: string): void {
+    const { type, entries, removed } = pending;
+    const named = entries.filter((entry) => message.includes(entry.name));
+    const isPartial = type === CDS || type === LDS;
+    const blamed = named.length > 0 ? named : entries.length === 1 ? entries : [];
+    for (const name of removed) this.#host.acked(type, name, undefined);
+    if (blamed.length === 0 || (!isPartial && entries.length > 1)) {
+      // Nobody to blame: one by one, so that each gets its own answer.
+      for (const entry of entries) void this.#send(type, [entry], []);
+      return;
+    }
+    const acked = this.#types.get(type)?.acked;
+    for (const entry of entries) {
+      if (blamed.includes(entry)) {
+        this.#host.nacked({ type, name: entry.name, version: entry.version, message: excerpt(message, entry.name) });
+      } else {
+        acked?.set(entry.name, entry.version);
+        this.#host.acked(type, entry.name, entry.version);
+      }
+    }
+  }
+
+  async #bounded(work: Promise<void>, what: string): Promise<void> {
+    let timer: NodeJS.Timeout | undefined;
+    const late = new Promise<'late'>((resolve) => {
+      timer = setTimeout(() => resolve('late'), PHASE_TIMEOUT_MS);
+    });
+    if ((await Promise.race([work, late])) === 'late') this.#host.logger.warn(`Envoy: waiting for ${what}: not so after ${PHASE_TIMEOUT_MS} ms, going on`);
+    clearTimeout(timer);
+  }
+
+  #woken(timeoutMs: number): Promise<void> {
+    return new Promise((resolve) => {
+      const timer = setTimeout(resolve, Math.max(0, timeoutMs));
+      this.#waiters.add(() => {
+        clearTimeout(timer);
+        resolve();
+      });
+    });
+  }
+
+  #wake(): void {
+    const waiters = [...this.#waiters];
+    this.#waiters.clear();
+    for (const waiter of waiters) waiter();
+  }
+}
+
+/** The part of a refusal that speaks of one resource. */
+function excerpt(message: string, name: string): string {
+  const line = message.split('\n').find((part) => part.includes(name));
+  return (line ?? message).slice(0, 2_000);
+}

@@ -1,0 +1,58 @@
+/** The shared Envoy's bootstrap: who it is, where its agent is, nothing else; all that it proxies comes over ADS. */
+
+export interface BootstrapOptions {
+  nodeName: string;
+  adsSocketPath: string;
+  adminSocketPath: string;
+}
+
+const ADS_CLUSTER = 'underpass-agent';
+
+/** The bootstrap as Envoy reads it from a JSON file. */
+export function bootstrap({ nodeName, adsSocketPath, adminSocketPath }: BootstrapOptions): Record<string, unknown> {
+  return {
+    node: { id: `underpass~${nodeName}`, cluster: 'underpass' },
+    admin: { address: { pipe: { path: adminSocketPath, mode: 0o600 } } },
+    dynamic_resources: {
+      ads_config: {
+        api_type: 'DELTA_GRPC',
+        transport_api_version: 'V3',
+        set_node_on_first_message_only: true,
+        grpc_services: [
+          {
+            envoy_grpc: {
+              cluster_name: ADS_CLUSTER,
+              // Bounds how long a restarted agent waits to be found; Envoy's own backs off to 30 s.
+              retry_policy: { retry_back_off: { base_interval: '0.1s', max_interval: '1s' } },
+            },
+          },
+        ],
+      },
+      // 0s: wait for the agent for as long as it takes, rather than start with nothing.
+      cds_config: { ads: {}, resource_api_version: 'V3', initial_fetch_timeout: '0s' },
+      lds_config: { ads: {}, resource_api_version: 'V3', initial_fetch_timeout: '0s' },
+    },
+    static_resources: {
+      clusters: [
+        {
+          name: ADS_CLUSTER,
+          type: 'STATIC',
+          connect_timeout: '1s',
+          typed_extension_protocol_options: {
+            'envoy.extensions.upstreams.http.v3.HttpProtocolOptions': {
+              '@type': 'type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions',
+              explicit_http_config: { http2_protocol_options: {} },
+            },
+          },
+          load_assignment: {
+            cluster_name: ADS_CLUSTER,
+            endpoints: [{ lb_endpoints: [{ endpoint: { address: { pipe: { path: adsSocketPath } } } }] }],
+          },
+        },
+      ],
+    },
+    // A mesh has many clusters and a pod talks to few: counters come into being when they first count.
+    deferred_stat_options: { enable_deferred_creation_stats: true },
+    layered_runtime: { layers: [{ name: 'static', static_layer: { 're2.max_program_size.error_level': 32768 } }] },
+  };
+}

@@ -1,0 +1,79 @@
+/** Client of Envoy's admin interface on its Unix socket. */
+import { request } from 'node:http';
+import { UnderpassError, errorMessage } from '../../common/errors.js';
+
+export interface ServerInfo {
+  version: string;
+  state: 'LIVE' | 'DRAINING' | 'PRE_INITIALIZING' | 'INITIALIZING';
+  node: { id: string; extensions?: { name?: string; category?: string; disabled?: boolean; type_urls?: string[] }[] };
+  command_line_options: Record<string, unknown>;
+}
+
+export interface ListenerAddress {
+  name: string;
+  /** `ip:port`; the same in every pod. */
+  addresses: string[];
+}
+
+const DEFAULT_TIMEOUT_MS = 5_000;
+
+export class EnvoyAdmin {
+  constructor(readonly socketPath: string, readonly timeoutMs = DEFAULT_TIMEOUT_MS) {}
+
+  async serverInfo(signal?: AbortSignal): Promise<ServerInfo> {
+    return JSON.parse(await this.get('/server_info', signal)) as ServerInfo;
+  }
+
+  /** Active listeners; a listener that still warms up (waits for its routes) is not among them. */
+  async listeners(signal?: AbortSignal): Promise<ListenerAddress[]> {
+    interface Socket { address?: { socket_address?: { address: string; port_value: number } } }
+    interface Status { name: string; local_address?: Socket['address']; additional_local_addresses?: Socket['address'][] }
+    const { listener_statuses: statuses = [] } = JSON.parse(await this.get('/listeners?format=json', signal)) as { listener_statuses?: Status[] };
+    return statuses.map(({ name, local_address, additional_local_addresses = [] }) => ({
+      name,
+      addresses: [local_address, ...additional_local_addresses].map((address) => `${address?.socket_address?.address ?? ''}:${address?.socket_address?.port_value ?? 0}`),
+    }));
+  }
+
+  /** Counters and gauges whose name matches `filter` (RE2). */
+  async stats(filter: string, signal?: AbortSignal): Promise<Map<string, number>> {
+    const body = await this.get(`/stats?format=json&type=All&filter=${encodeURIComponent(filter)}`, signal);
+    const { stats } = JSON.parse(body) as { stats: { name?: string; value?: number }[] };
+    return new Map(stats.filter((item) => item.name !== undefined).map((item) => [item.name as string, item.value ?? 0]));
+  }
+
+  async configDump(signal?: AbortSignal): Promise<unknown> {
+    return JSON.parse(await this.get('/config_dump?include_eds', signal));
+  }
+
+  get(path: string, signal?: AbortSignal): Promise<string> {
+    return this.#send('GET', path, signal);
+  }
+
+  post(path: string, signal?: AbortSignal): Promise<string> {
+    return this.#send('POST', path, signal);
+  }
+
+  #send(method: string, path: string, signal?: AbortSignal): Promise<string> {
+    const failed = (cause: unknown): UnderpassError =>
+      new UnderpassError('UNDERPASS_ENVOY_ADMIN', `asking Envoy's admin interface (${this.socketPath}) for ${path}: ${errorMessage(cause)}`, { cause });
+    return new Promise((resolve, reject) => {
+      const outgoing = request(
+        { socketPath: this.socketPath, method, path, timeout: this.timeoutMs, agent: false, ...(signal ? { signal } : {}) },
+        (response) => {
+          const chunks: Buffer[] = [];
+          response.on('data', (chunk: Buffer) => chunks.push(chunk));
+          response.on('error', (error) => reject(failed(error)));
+          response.on('end', () => {
+            const body = Buffer.concat(chunks).toString('utf8');
+            if (response.statusCode === 200) resolve(body);
+            else reject(failed(new Error(`status ${response.statusCode}: ${body.slice(0, 200)}`)));
+          });
+        },
+      );
+      outgoing.on('timeout', () => outgoing.destroy(new Error(`no answer within ${this.timeoutMs} ms`)));
+      outgoing.on('error', (error) => reject(failed(error)));
+      outgoing.end();
+    });
+  }
+}

@@ -1,0 +1,119 @@
+/**
+ * A class's clusters and endpoints as the shared Envoy needs them: plaintext and direct, every upstream connection opened
+ * in the client pod's network namespace.
+ */
+import { BindConfig, SocketAddress_Protocol, type Address } from '../../proto/generated/envoy/config/core/v3/address.js';
+import { SocketOption, SocketOption_SocketState } from '../../proto/generated/envoy/config/core/v3/socket_option.js';
+import type { Cluster } from '../../proto/generated/envoy/config/cluster/v3/cluster.js';
+import type { ClusterLoadAssignment } from '../../proto/generated/envoy/config/endpoint/v3/endpoint.js';
+import type { LbEndpoint } from '../../proto/generated/envoy/config/endpoint/v3/endpoint_components.js';
+import { UpstreamTlsContext } from '../../proto/generated/envoy/extensions/transport_sockets/tls/v3/tls.js';
+import { Config as FilterStateOverride } from '../../proto/generated/envoy/extensions/local_address_selectors/filter_state_override/v3/config.js';
+import { pack, unpack } from '../../common/xds/any.js';
+import { canonical } from '../xds/resource-type.js';
+import type { EnvoyExtensions } from './extensions.js';
+import { keepExtension } from './stock.js';
+
+/** Filter state that `local_address_selectors.filter_state_override` reads. */
+export const NETNS_FILTER_STATE = 'envoy.network.upstream_bind_override.network_namespace';
+/** Marks Envoy's own connections, so that a pod's REDIRECT rules let them pass (Istio's number). */
+export const PROXY_MARK = 1337;
+
+const SOL_SOCKET = 1;
+const SO_MARK = 36;
+
+/** What this step does not fold: a pod's inbound side, and what only leads to internal listeners. */
+const INBOUND_CLUSTERS: ReadonlySet<string> = new Set(['InboundPassthroughCluster', 'connect_originate', 'inner_connect_originate', 'main_internal', 'sds-grpc']);
+
+export function isFoldedCluster(name: string): boolean {
+  return !name.startsWith('inbound|') && !name.startsWith('inbound-vip|') && !INBOUND_CLUSTERS.has(name);
+}
+
+/** How the shared Envoy reaches a workload. HBONE and mTLS, by what the workload speaks, join here. */
+export type UpstreamMode = 'plaintext';
+export type UpstreamModeOf = (endpoint: { address: string; port: number }) => UpstreamMode;
+export const alwaysPlaintext: UpstreamModeOf = () => 'plaintext';
+
+export function foldCluster(source: Cluster, extensions: EnvoyExtensions, modeOf: UpstreamModeOf = alwaysPlaintext): Cluster {
+  const cluster = canonical(source) as Cluster;
+  cluster.filters = cluster.filters.filter((filter) => keepExtension(extensions, 'filters', filter.name, filter.typed_config));
+  // The choice between mTLS, HBONE and plaintext by endpoint metadata: all of them are plaintext for now.
+  cluster.transport_socket_matches = [];
+  if (usesWorkloadIdentity(cluster)) cluster.transport_socket = undefined;
+  if (cluster.load_assignment) cluster.load_assignment = foldAssignment(cluster.load_assignment, modeOf);
+  cluster.upstream_bind_config = podBindConfig();
+  return cluster;
+}
+
+/** TLS with the workload's own certificate (Istio's mTLS), unlike TLS origination that a DestinationRule asks for. */
+function usesWorkloadIdentity(cluster: Cluster): boolean {
+  const config = cluster.transport_socket?.config_type?.value;
+  if (!config) return false;
+  const tls = unpack(UpstreamTlsContext, config);
+  return tls?.common_tls_context?.tls_certificate_sds_secret_configs.some((secret) => secret.name === 'default') ?? false;
+}
+
+function podBindConfig(): BindConfig {
+  return BindConfig.fromPartial({
+    source_address: { address: '0.0.0.0', protocol: SocketAddress_Protocol.TCP, port_specifier: { $case: 'port_value', value: 0 } },
+    extra_source_addresses: [{ address: { address: '::', protocol: SocketAddress_Protocol.TCP, port_specifier: { $case: 'port_value', value: 0 } } }],
+    local_address_selector: {
+      name: 'envoy.upstream.local_address_selector.filter_state_override',
+      typed_config: pack(FilterStateOverride, FilterStateOverride.fromPartial({})),
+    },
+    socket_options: [markOption()],
+  });
+}
+
+function markOption(): SocketOption {
+  return SocketOption.fromPartial({
+    description: 'SO_MARK',
+    level: BigInt(SOL_SOCKET),
+    name: BigInt(SO_MARK),
+    value: { $case: 'int_value', value: BigInt(PROXY_MARK) },
+    state: SocketOption_SocketState.STATE_PREBIND,
+  });
+}
+
+export function foldAssignment(source: ClusterLoadAssignment, modeOf: UpstreamModeOf = alwaysPlaintext): ClusterLoadAssignment {
+  const assignment = canonical(source) as ClusterLoadAssignment;
+  for (const locality of assignment.endpoints) {
+    locality.lb_endpoints = locality.lb_endpoints.map((endpoint) => foldEndpoint(endpoint, modeOf)).filter((endpoint) => endpoint !== undefined);
+  }
+  return assignment;
+}
+
+/** `connect_originate` with endpoint_id "ip:port" is a pod that HBONE reaches; here it is reached directly. */
+function foldEndpoint(endpoint: LbEndpoint, modeOf: UpstreamModeOf): LbEndpoint | undefined {
+  if (endpoint.host_identifier?.$case !== 'endpoint') return endpoint;
+  const inner = endpoint.host_identifier.value;
+  const address = inner.address?.address;
+  if (address?.$case === 'envoy_internal_address') {
+    const direct = parseEndpointId(address.value.endpoint_id);
+    if (!direct) return undefined;
+    modeOf(direct);
+    inner.address = socketAddress(direct.address, direct.port);
+  }
+  delete endpoint.metadata?.filter_metadata['envoy.transport_socket_match'];
+  delete endpoint.metadata?.filter_metadata['envoy.filters.listener.original_dst'];
+  return endpoint;
+}
+
+/** `10.0.0.1:80` or `[fd00::1]:80`; an endpoint behind another cluster's gateway has a name instead and is not ours to dial. */
+export function parseEndpointId(id: string): { address: string; port: number } | undefined {
+  const match = /^(?:\[([0-9a-fA-F:.]+)\]|(\d+\.\d+\.\d+\.\d+)):(\d+)$/.exec(id);
+  if (!match) return undefined;
+  return { address: (match[1] ?? match[2]) as string, port: Number(match[3]) };
+}
+
+export function socketAddress(address: string, port: number, netnsPath = ''): Address {
+  return {
+    address: {
+      $case: 'socket_address',
+      value: {
+        protocol: SocketAddress_Protocol.TCP, address, port_specifier: { $case: 'port_value', value: port },
+        resolver_name: '', ipv4_compat: false, network_namespace_filepath: netnsPath,
+      },
+    },
+  };
+}

@@ -1,0 +1,186 @@
+/**
+ * Folds a class's outbound listeners into the filter chains of one listener. A sidecar hands each connection over to the
+ * listener of its original destination; listeners are found by address alone, so in a shared Envoy that would mix pods.
+ * Here each pod's one listener holds the chains of all of them, told apart by destination port and address.
+ */
+import { isIPv6 } from 'node:net';
+import type { AccessLog } from '../../proto/generated/envoy/config/accesslog/v3/accesslog.js';
+import type { CidrRange } from '../../proto/generated/envoy/config/core/v3/address.js';
+import type { Listener } from '../../proto/generated/envoy/config/listener/v3/listener.js';
+import { FilterChain, type Filter, type FilterChainMatch } from '../../proto/generated/envoy/config/listener/v3/listener_components.js';
+import { HttpConnectionManager } from '../../proto/generated/envoy/extensions/filters/network/http_connection_manager/v3/http_connection_manager.js';
+import { TcpProxy } from '../../proto/generated/envoy/extensions/filters/network/tcp_proxy/v3/tcp_proxy.js';
+import { pack, unpack } from '../../common/xds/any.js';
+import { canonical } from '../xds/resource-type.js';
+import { deadEnds, narrowed } from './chain-match.js';
+import type { EnvoyExtensions } from './extensions.js';
+import { foldRoutes, renameClusters, type Rename } from './fold-routes.js';
+import { FoldError, keepExtension, stockFactory } from './stock.js';
+import { SetFilterState, packSetFilterState } from './filter-state.js';
+
+/** Where captured connections arrive; the same port as a sidecar's, so that rules and tools that know it fit. */
+export const OUTBOUND_PORT = 15001;
+
+const TLS_INSPECTOR = 'envoy.filters.listener.tls_inspector';
+const HTTP_INSPECTOR = 'envoy.filters.listener.http_inspector';
+
+export interface FoldedListeners {
+  chains: FilterChain[];
+  /** What matched no service: passthrough, or refusal in REGISTRY_ONLY. */
+  defaultChain: FilterChain;
+  tlsPorts: number[];
+  httpPorts: number[];
+  accessLog: AccessLog[];
+  /** Listeners that were left out, and why. */
+  errors: { listener: string; message: string }[];
+}
+
+/** Outbound listeners of their own; virtualOutbound is the frame around them, the rest is the pod's inbound side. */
+export function isOutboundListener(listener: Listener): boolean {
+  return listener.name !== 'virtualOutbound' && listener.bind_to_port === false && listener.address?.address?.$case === 'socket_address';
+}
+
+/** @param foldOne folds one listener; a caller that keeps results gives its own */
+export function foldListeners(listeners: Iterable<Listener>, extensions: EnvoyExtensions, foldOne = foldListener): FoldedListeners {
+  const sorted = [...listeners].sort((a, b) => (a.name < b.name ? -1 : 1));
+  const outbound = sorted.filter(isOutboundListener);
+  const frame = sorted.find((listener) => listener.name === 'virtualOutbound');
+  const v6Wildcards = new Set(outbound.filter((listener) => addressOf(listener).address === '::').map((listener) => addressOf(listener).port));
+  const folded: FoldedListeners = {
+    chains: [blackHole('loop', narrowed(undefined, OUTBOUND_PORT, []))], defaultChain: passthrough(), tlsPorts: [], httpPorts: [], accessLog: [], errors: [],
+  };
+  const tls = new Set<number>();
+  const http = new Set<number>();
+  for (const listener of outbound) {
+    const { port } = addressOf(listener);
+    // The port of this very listener: whatever is said about it, it stays refused.
+    if (port === OUTBOUND_PORT) continue;
+    try {
+      folded.chains.push(...foldOne(listener, extensions, v6Wildcards.has(port)));
+    } catch (error) {
+      if (!(error instanceof FoldError)) throw error;
+      folded.errors.push({ listener: listener.name, message: error.message });
+      continue;
+    }
+    if (listener.listener_filters.some((filter) => filter.name === TLS_INSPECTOR)) tls.add(port);
+    if (listener.listener_filters.some((filter) => filter.name === HTTP_INSPECTOR)) http.add(port);
+  }
+  if (frame) {
+    const unmatched = frame.filter_chains.find((chain) => chain.filter_chain_match?.destination_port === undefined) ?? frame.default_filter_chain;
+    if (unmatched) folded.defaultChain = { ...foldChain(unmatched, extensions), filter_chain_match: undefined };
+    folded.accessLog = frame.access_log;
+  }
+  folded.tlsPorts = [...tls].sort((a, b) => a - b);
+  folded.httpPorts = [...http].sort((a, b) => a - b);
+  return folded;
+}
+
+/** One source listener's chains, narrowed to its port and addresses. */
+export function foldListener(listener: Listener, extensions: EnvoyExtensions, hasV6Twin: boolean): FilterChain[] {
+  const { port } = addressOf(listener);
+  const prefixes = prefixRanges(listener, hasV6Twin);
+  const chains = listener.filter_chains.map((chain, index) => ({
+    ...foldChain(chain, extensions),
+    name: `${listener.name}/${chain.name || index}`,
+    filter_chain_match: narrowed(chain.filter_chain_match, port, prefixes),
+  }));
+  const matches = chains.map((chain) => chain.filter_chain_match);
+  // Without a default, what reaches this listener and matches none of its chains is closed.
+  const fallback = listener.default_filter_chain ? foldChain(listener.default_filter_chain, extensions) : undefined;
+  const ends = deadEnds(matches, port, prefixes).map((match, index) =>
+    fallback ? { ...fallback, name: `${listener.name}/default/${index}`, filter_chain_match: match } : blackHole(`${listener.name}/closed/${index}`, match),
+  );
+  return [...chains, ...ends];
+}
+
+function foldChain(source: FilterChain, extensions: EnvoyExtensions): FilterChain {
+  const chain = canonical(source) as FilterChain;
+  chain.filters = chain.filters.map((filter) => foldFilter(filter, extensions)).filter((filter) => filter !== undefined);
+  return chain;
+}
+
+function foldFilter(filter: Filter, extensions: EnvoyExtensions): Filter | undefined {
+  if (filter.config_type?.$case !== 'typed_config') throw new FoldError(`filter "${filter.name}": only typed_config can be folded`);
+  const config = filter.config_type.value;
+  if (!keepExtension(extensions, 'filter', filter.name, config)) return undefined;
+  const manager = unpack(HttpConnectionManager, config);
+  if (manager) return { ...filter, config_type: { $case: 'typed_config', value: pack(HttpConnectionManager, foldManager(manager, extensions)) } };
+  const state = unpack(SetFilterState, config);
+  if (state) {
+    for (const value of state.on_new_connection) value.factory_key = stockFactory(extensions, value.factory_key);
+    return { ...filter, config_type: { $case: 'typed_config', value: packSetFilterState(state) } };
+  }
+  return filter;
+}
+
+function foldManager(manager: HttpConnectionManager, extensions: EnvoyExtensions): HttpConnectionManager {
+  manager.http_filters = manager.http_filters.filter(
+    (filter) => filter.config_type?.$case !== 'typed_config' || keepExtension(extensions, 'http_filters', filter.name, filter.config_type.value),
+  );
+  if (manager.route_specifier?.$case === 'route_config') manager.route_specifier.value = foldRoutes(manager.route_specifier.value, extensions);
+  return manager;
+}
+
+/** A copy of the chains that refers to clusters and routes by the names that they have in this Envoy. */
+export function renameInChain(chain: FilterChain, cluster: Rename, route: Rename): FilterChain {
+  return {
+    ...chain,
+    filters: chain.filters.map((filter) => {
+      if (filter.config_type?.$case !== 'typed_config') return filter;
+      const manager = unpack(HttpConnectionManager, filter.config_type.value);
+      if (manager) {
+        const specifier = manager.route_specifier;
+        if (specifier?.$case === 'rds') specifier.value.route_config_name = route(specifier.value.route_config_name);
+        if (specifier?.$case === 'route_config') specifier.value = renameClusters(specifier.value, cluster);
+        return { ...filter, config_type: { $case: 'typed_config' as const, value: pack(HttpConnectionManager, manager) } };
+      }
+      const tcp = unpack(TcpProxy, filter.config_type.value);
+      if (tcp) {
+        const specifier = tcp.cluster_specifier;
+        if (specifier?.$case === 'cluster') specifier.value = cluster(specifier.value);
+        if (specifier?.$case === 'weighted_clusters') for (const weight of specifier.value.clusters) weight.name = cluster(weight.name);
+        return { ...filter, config_type: { $case: 'typed_config' as const, value: pack(TcpProxy, tcp) } };
+      }
+      return filter;
+    }),
+  };
+}
+
+function addressOf(listener: Listener): { address: string; port: number } {
+  const socket = listener.address?.address?.$case === 'socket_address' ? listener.address.address.value : undefined;
+  return { address: socket?.address ?? '', port: socket?.port_specifier?.$case === 'port_value' ? socket.port_specifier.value : 0 };
+}
+
+/** The destinations that a listener stands for: its VIPs, or none of them in particular. */
+function prefixRanges(listener: Listener, hasV6Twin: boolean): CidrRange[] {
+  const addresses = [addressOf(listener).address];
+  for (const additional of listener.additional_addresses) {
+    if (additional.address?.address?.$case === 'socket_address') addresses.push(additional.address.address.value.address);
+  }
+  const wildcards = addresses.filter((address) => address === '0.0.0.0' || address === '::');
+  if (wildcards.length > 0) {
+    // A dual-stack control plane may say different things for the two families; otherwise one wildcard stands for both.
+    if (!hasV6Twin || wildcards.length === 2) return [];
+    return [{ address_prefix: wildcards[0] as string, prefix_len: 0 }];
+  }
+  return addresses.map((address) => ({ address_prefix: address, prefix_len: isIPv6(address) ? 128 : 32 }));
+}
+
+function tcpChain(name: string, cluster: string, match: FilterChainMatch | undefined): FilterChain {
+  const proxy = TcpProxy.fromPartial({ stat_prefix: cluster, cluster_specifier: { $case: 'cluster', value: cluster } });
+  const chain = FilterChain.fromPartial({
+    name,
+    filters: [{ name: 'envoy.filters.network.tcp_proxy', config_type: { $case: 'typed_config', value: pack(TcpProxy, proxy) } }],
+  });
+  chain.filter_chain_match = match;
+  return chain;
+}
+
+/** BlackHoleCluster has no endpoints: the connection is closed. */
+function blackHole(name: string, match: FilterChainMatch): FilterChain {
+  return tcpChain(name, 'BlackHoleCluster', match);
+}
+
+function passthrough(): FilterChain {
+  return tcpChain('passthrough', 'PassthroughCluster', undefined);
+}

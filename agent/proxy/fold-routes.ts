@@ -1,0 +1,51 @@
+/** Route configurations and cluster references: what this Envoy lacks goes, clusters get the names they have here. */
+import type { RouteConfiguration } from '../../proto/generated/envoy/config/route/v3/route.js';
+import type { Route, RouteAction } from '../../proto/generated/envoy/config/route/v3/route_components.js';
+import { canonical } from '../xds/resource-type.js';
+import type { EnvoyExtensions } from './extensions.js';
+import { keepOverrides } from './stock.js';
+
+export type Rename = (name: string) => string;
+
+export function foldRoutes(source: RouteConfiguration, extensions: EnvoyExtensions): RouteConfiguration {
+  const routes = canonical(source) as RouteConfiguration;
+  // Routes and clusters come from one place but not in one message: a route to a cluster that is not there yet must not
+  // be refused, it answers 503 until the cluster is.
+  routes.validate_clusters ??= false;
+  routes.typed_per_filter_config = keepOverrides(extensions, routes.typed_per_filter_config);
+  for (const host of routes.virtual_hosts) {
+    host.typed_per_filter_config = keepOverrides(extensions, host.typed_per_filter_config);
+    for (const route of host.routes) {
+      route.typed_per_filter_config = keepOverrides(extensions, route.typed_per_filter_config);
+      const action = routeAction(route);
+      if (action?.cluster_specifier?.$case === 'weighted_clusters') {
+        for (const weight of action.cluster_specifier.value.clusters) {
+          weight.typed_per_filter_config = keepOverrides(extensions, weight.typed_per_filter_config);
+        }
+      }
+    }
+  }
+  return routes;
+}
+
+/** A copy whose routes lead to the renamed clusters. */
+export function renameClusters(source: RouteConfiguration, rename: Rename): RouteConfiguration {
+  const routes = canonical(source) as RouteConfiguration;
+  for (const host of routes.virtual_hosts) {
+    for (const mirror of host.request_mirror_policies) mirror.cluster = rename(mirror.cluster);
+    for (const route of host.routes) {
+      const action = routeAction(route);
+      if (!action) continue;
+      const specifier = action.cluster_specifier;
+      if (specifier?.$case === 'cluster') specifier.value = rename(specifier.value);
+      if (specifier?.$case === 'weighted_clusters') for (const weight of specifier.value.clusters) weight.name = rename(weight.name);
+      for (const mirror of action.request_mirror_policies) mirror.cluster = rename(mirror.cluster);
+    }
+  }
+  for (const mirror of routes.request_mirror_policies) mirror.cluster = rename(mirror.cluster);
+  return routes;
+}
+
+function routeAction(route: Route): RouteAction | undefined {
+  return route.action?.$case === 'route' ? route.action.value : undefined;
+}

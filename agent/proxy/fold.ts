@@ -1,0 +1,234 @@
+/** From the classes' xDS state and the node's pods to the one snapshot that the shared Envoy gets. */
+import type { Cluster } from '../../proto/generated/envoy/config/cluster/v3/cluster.js';
+import { Cluster as ClusterCodec } from '../../proto/generated/envoy/config/cluster/v3/cluster.js';
+import { ClusterLoadAssignment } from '../../proto/generated/envoy/config/endpoint/v3/endpoint.js';
+import type { Listener } from '../../proto/generated/envoy/config/listener/v3/listener.js';
+import type { FilterChain } from '../../proto/generated/envoy/config/listener/v3/listener_components.js';
+import { RouteConfiguration } from '../../proto/generated/envoy/config/route/v3/route.js';
+import { pack } from '../../common/xds/any.js';
+import { contentHash, hashBytes, type XdsResource } from '../xds/resource-type.js';
+import { edsServiceName, routeNames } from '../xds/resource-types.js';
+import type { SidecarState } from '../xds/sidecar-stream.js';
+import type { EnvoyExtensions } from './extensions.js';
+import { foldAssignment, foldCluster, isFoldedCluster, type UpstreamModeOf } from './fold-clusters.js';
+import { foldListener, foldListeners, renameInChain, type FoldedListeners } from './fold-listeners.js';
+import { foldRoutes, renameClusters } from './fold-routes.js';
+import { podListener, podListenerKey, type ListenerPod } from './pod-listener.js';
+import { CDS, EDS, LDS, RDS, Snapshot, type Entry } from './snapshot.js';
+import { FoldError } from './stock.js';
+import { assignNames, type Names } from './variants.js';
+
+export interface FoldClass {
+  key: string;
+  state: SidecarState;
+}
+
+export interface FoldPod extends ListenerPod {
+  classKey: string;
+}
+
+export interface FoldProblem {
+  classKey: string;
+  resource: string;
+  message: string;
+}
+
+export interface FoldResult {
+  snapshot: Snapshot;
+  problems: FoldProblem[];
+  /** `TYPE name` of what classes do not agree on. */
+  split: ReadonlySet<string>;
+}
+
+interface FoldedCluster {
+  cluster: Cluster;
+  assignment: ClusterLoadAssignment | undefined;
+  hash: string;
+}
+
+interface FoldedRoutes {
+  routes: RouteConfiguration;
+  hash: string;
+}
+
+/** Keeps what it folded before, by resource object: an unchanged resource is folded once. */
+export class Folder {
+  readonly #clusters = new WeakMap<object, { cluster: Cluster; hash: string }>();
+  readonly #assignments = new WeakMap<object, { assignment: ClusterLoadAssignment; hash: string }>();
+  readonly #routes = new WeakMap<object, FoldedRoutes>();
+  readonly #chains = new WeakMap<object, Map<boolean, FilterChain[]>>();
+  /** Class and resource name → the last version of it that could be folded. */
+  readonly #lastGood = new Map<string, object>();
+  #podEntries = new Map<string, { key: string; entry: Entry }>();
+
+  constructor(readonly extensions: EnvoyExtensions, readonly modeOf?: UpstreamModeOf) {}
+
+  /**
+   * @param classes in order of seniority: where two disagree about a name, the first keeps the plain name
+   * @param pods whose class is among `classes`; others get no listener
+   */
+  fold(classes: readonly FoldClass[], pods: readonly FoldPod[]): FoldResult {
+    const problems: FoldProblem[] = [];
+    const clusters = new Map(classes.map((item) => [item.key, this.#foldClusters(item, problems)]));
+    const clusterNames = assignNames(classes.map(({ key }) => ({ key, hashes: hashes(clusters.get(key)) })));
+    const routes = new Map(classes.map((item) => [item.key, this.#foldRoutes(item, clusterNames, problems)]));
+    const routeNamesOf = assignNames(classes.map(({ key }) => ({ key, hashes: hashes(routes.get(key)) })));
+
+    const cds = new Map<string, Entry>();
+    const eds = new Map<string, Entry>();
+    const rds = new Map<string, Entry>();
+    const lds = new Map<string, Entry>();
+    for (const { key } of classes) {
+      for (const [name, folded] of clusters.get(key) ?? []) addCluster(clusterNames.of(key, name), folded, cds, eds);
+      for (const [name, folded] of routes.get(key) ?? []) addRoutes(routeNamesOf.of(key, name), folded, rds);
+    }
+    const podEntries = new Map<string, { key: string; entry: Entry }>();
+    for (const item of classes) {
+      const own = pods.filter((pod) => pod.classKey === item.key);
+      if (own.length === 0) continue;
+      const template = this.#template(item, clusterNames, routeNamesOf, problems);
+      for (const pod of own) {
+        const key = `${template.hash} ${podListenerKey(pod)}`;
+        const known = this.#podEntries.get(pod.uid);
+        const entry = known?.key === key ? known.entry : podListener(pod, template.folded, template.needs);
+        podEntries.set(pod.uid, { key, entry });
+        lds.set(entry.name, entry);
+      }
+    }
+    this.#podEntries = podEntries;
+    const split = new Set([...[...clusterNames.split].map((name) => `CDS ${name}`), ...[...routeNamesOf.split].map((name) => `RDS ${name}`)]);
+    return { snapshot: new Snapshot([[CDS, cds], [EDS, eds], [LDS, lds], [RDS, rds]]), problems, split };
+  }
+
+  #foldClusters({ key, state }: FoldClass, problems: FoldProblem[]): Map<string, FoldedCluster> {
+    const result = new Map<string, FoldedCluster>();
+    for (const source of state.clusters.values()) {
+      if (!isFoldedCluster(source.name)) continue;
+      const folded = this.#good(`${key} CDS ${source.name}`, source.message, problems, key, (message) => {
+        const cluster = foldCluster(message, this.extensions, this.modeOf);
+        return { cluster, hash: contentHash(ClusterCodec, cluster) };
+      }, this.#clusters);
+      if (!folded) continue;
+      const service = edsServiceName(source.message);
+      const found = service === undefined ? undefined : this.#foldAssignment(state.endpoints.get(service));
+      result.set(source.name, { cluster: folded.cluster, assignment: found?.assignment, hash: `${folded.hash}${found?.hash ?? ''}` });
+    }
+    return result;
+  }
+
+  #foldAssignment(source: XdsResource<ClusterLoadAssignment> | undefined): { assignment: ClusterLoadAssignment; hash: string } | undefined {
+    if (!source) return undefined;
+    let found = this.#assignments.get(source.message);
+    if (!found) {
+      const assignment = foldAssignment(source.message, this.modeOf);
+      this.#assignments.set(source.message, (found = { assignment, hash: contentHash(ClusterLoadAssignment, assignment) }));
+    }
+    return found;
+  }
+
+  #foldRoutes({ key, state }: FoldClass, clusterNames: Names, problems: FoldProblem[]): Map<string, FoldedRoutes> {
+    const result = new Map<string, FoldedRoutes>();
+    for (const source of state.routes.values()) {
+      const folded = this.#good(`${key} RDS ${source.name}`, source.message, problems, key, (message) => {
+        const routes = foldRoutes(message, this.extensions);
+        return { routes, hash: contentHash(RouteConfiguration, routes) };
+      }, this.#routes);
+      if (!folded) continue;
+      if (!clusterNames.renames(key)) {
+        result.set(source.name, folded);
+        continue;
+      }
+      const routes = renameClusters(folded.routes, (name) => clusterNames.of(key, name));
+      result.set(source.name, { routes, hash: contentHash(RouteConfiguration, routes) });
+    }
+    // A listener waits for its routes: a name that the control plane does not know gets a table without routes.
+    for (const listener of state.listeners.values()) {
+      if (listener.message.bind_to_port !== false) continue;
+      for (const name of routeNames(listener.message)) {
+        if (result.has(name)) continue;
+        const routes = RouteConfiguration.fromPartial({ name, validate_clusters: false });
+        result.set(name, { routes, hash: contentHash(RouteConfiguration, routes) });
+      }
+    }
+    return result;
+  }
+
+  #template({ key, state }: FoldClass, clusterNames: Names, routeNames_: Names, problems: FoldProblem[]): { folded: FoldedListeners; hash: string; needs: string[] } {
+    const sources = [...state.listeners.values()].map((resource) => resource.message);
+    const folded = foldListeners(sources, this.extensions, (listener, extensions, twin) => this.#foldListener(key, listener, extensions, twin, problems));
+    for (const { listener, message } of folded.errors) problems.push({ classKey: key, resource: `LDS ${listener}`, message });
+    if (clusterNames.renames(key) || routeNames_.renames(key)) {
+      const rename = (chain: FilterChain): FilterChain =>
+        renameInChain(chain, (name) => clusterNames.of(key, name), (name) => routeNames_.of(key, name));
+      folded.chains = folded.chains.map(rename);
+      folded.defaultChain = rename(folded.defaultChain);
+    }
+    const needs = new Set<string>();
+    for (const source of sources) {
+      if (source.bind_to_port !== false) continue;
+      for (const name of routeNames(source)) needs.add(routeNames_.of(key, name));
+    }
+    const probe = podListener({ uid: '', netnsPath: '', ipv6: true }, folded, []);
+    return { folded, hash: probe.version, needs: [...needs] };
+  }
+
+  #foldListener(key: string, listener: Listener, extensions: EnvoyExtensions, twin: boolean, problems: FoldProblem[]): FilterChain[] {
+    const cached = this.#chains.get(listener)?.get(twin);
+    const name = `${key} LDS ${listener.name}`;
+    if (cached) {
+      this.#lastGood.set(name, listener);
+      return cached;
+    }
+    try {
+      const chains = foldListener(listener, extensions, twin);
+      const byTwin = this.#chains.get(listener) ?? new Map<boolean, FilterChain[]>();
+      this.#chains.set(listener, byTwin.set(twin, chains));
+      this.#lastGood.set(name, listener);
+      return chains;
+    } catch (error) {
+      const last = this.#lastGood.get(name);
+      const chains = last && this.#chains.get(last)?.get(twin);
+      if (!(error instanceof FoldError) || !chains) throw error;
+      problems.push({ classKey: key, resource: `LDS ${listener.name}`, message: error.message });
+      return chains;
+    }
+  }
+
+  /** The folded form of `source`, or the last good one with a problem noted, or none. */
+  #good<S extends object, F>(name: string, source: S, problems: FoldProblem[], classKey: string, fold: (source: S) => F, cache: WeakMap<object, F>): F | undefined {
+    let found = cache.get(source);
+    if (!found) {
+      try {
+        cache.set(source, (found = fold(source)));
+      } catch (error) {
+        if (!(error instanceof FoldError)) throw error;
+        problems.push({ classKey, resource: name.slice(classKey.length + 1), message: error.message });
+        const last = this.#lastGood.get(name);
+        return last && cache.get(last);
+      }
+    }
+    this.#lastGood.set(name, source);
+    return found;
+  }
+}
+
+function hashes(items: ReadonlyMap<string, { hash: string }> | undefined): ReadonlyMap<string, string> {
+  return new Map([...(items ?? [])].map(([name, { hash }]) => [name, hash]));
+}
+
+function addCluster(name: string, { cluster, assignment }: FoldedCluster, cds: Map<string, Entry>, eds: Map<string, Entry>): void {
+  if (cds.has(name)) return;
+  const renamed = { ...cluster, name };
+  const isEds = edsServiceName(cluster) !== undefined;
+  if (name !== cluster.name) renamed.alt_stat_name ||= cluster.name;
+  // Under its own name, so that two clusters that ask for one service can still differ by class.
+  if (isEds) renamed.eds_cluster_config = { ...cluster.eds_cluster_config, eds_config: cluster.eds_cluster_config?.eds_config, service_name: name };
+  cds.set(name, { name, version: contentHash(ClusterCodec, renamed), any: pack(ClusterCodec, renamed), needs: isEds ? [name] : [] });
+  if (!isEds) return;
+  const own = assignment ? { ...assignment, cluster_name: name } : ClusterLoadAssignment.fromPartial({ cluster_name: name });
+  eds.set(name, { name, version: contentHash(ClusterLoadAssignment, own), any: pack(ClusterLoadAssignment, own), needs: [] });
+}
+
+function addRoutes(name: string, { routes, hash }: FoldedRoutes, rds: Map<string, Entry>): void {
+  if (!rds.has(name)) rds.set(name, { name, version: hashBytes(name, hash), any: pack(RouteConfiguration, { ...routes, name }), needs: [] });
+}

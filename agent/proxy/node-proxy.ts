@@ -1,0 +1,371 @@
+/**
+ * The node's proxy: config classes' streams from the control plane, folded for the one shared Envoy, and that Envoy.
+ * Data flows one way: streams → snapshot → ADS server → Envoy.
+ */
+import { mkdirSync } from 'node:fs';
+import { isIPv6 } from 'node:net';
+import { hostname } from 'node:os';
+import { join } from 'node:path';
+import type { ChannelCredentials } from '@grpc/grpc-js';
+import type { Node } from '../../proto/generated/envoy/config/core/v3/base.js';
+import { UnderpassError, errorMessage } from '../../common/errors.js';
+import type { Logger } from '../../common/log.js';
+import { sleep } from '../../common/retry.js';
+import { AdsChannel } from '../xds/channel.js';
+import { classKey, sidecarNode } from '../xds/config-class.js';
+import { SidecarStream, type SidecarState } from '../xds/sidecar-stream.js';
+import { WorkloadStream } from '../xds/workload-stream.js';
+import { AdsServer } from './ads-server.js';
+import { Envoy } from './envoy.js';
+import { EnvoyExtensions } from './extensions.js';
+import { Folder, type FoldProblem } from './fold.js';
+import { podListenerName, podStatPrefix } from './pod-listener.js';
+import { LDS, RDS, type Snapshot } from './snapshot.js';
+import { loadState, saveState, type SavedClass } from './xds-state.js';
+
+export interface ProxyPod {
+  uid: string;
+  name: string;
+  namespace: string;
+  labels: Record<string, string>;
+  annotations: Record<string, string>;
+  serviceAccount: string;
+  ips: string[];
+  /** Pinned path of the pod's network namespace; it must exist until `whenRemoved`. */
+  netnsPath: string;
+  iptables: boolean;
+}
+
+export interface NodeProxyOptions {
+  nodeName: string;
+  /** The node's address, for the WDS stream's node id; default 127.0.0.1. */
+  nodeAddress?: string;
+  /** `<run>/<instance>` */
+  runDir: string;
+  /** `host:port` or `unix:/path` */
+  discoveryAddress: string;
+  credentials?: ChannelCredentials;
+  envoyPath: string;
+  /** cgroup v2 folder of Envoy. */
+  cgroupPath?: string;
+  concurrency?: number;
+  clusterId?: string;
+  logger: Logger;
+  /** The node's pods by address; for choosing how endpoints are reached. */
+  localPods?: () => ReadonlyMap<string, { enrolled: boolean }>;
+  launcherPath?: string;
+  /** After a start, how long to wait for the control plane before the saved state is used; default 5 s. */
+  staleAfterMs?: number;
+}
+
+export interface NodeProxyStatus {
+  envoy: { pid: number | undefined; version: string | undefined; adopted: boolean; restarts: number; connected: boolean };
+  controlPlane: { address: string; connected: boolean; streams: number; lastError: string | undefined };
+  classes: { key: string; node: string; pods: string[]; synced: boolean; stale: boolean; clusters: number; listeners: number; routes: number; rejected: string[] }[];
+  workloads: { addresses: number; authorizations: number; synced: boolean };
+  /** What Envoy refused, or what could not be folded for it; the last good version is in force. */
+  nacks: { type: string; name: string; message: string }[];
+}
+
+interface ConfigClass {
+  key: string;
+  node: Node;
+  /** uid of the pod whose identity the stream uses. */
+  representative: string;
+  stream: SidecarStream;
+  /** From disk, while the control plane has not answered. */
+  saved: SidecarState | undefined;
+}
+
+/** Updates of one push reach the classes' streams within milliseconds of each other; they go out as one. */
+const SETTLE_MS = 25;
+/** How long classes may disagree about a resource that they shared before it is split in two. */
+const SPLIT_AFTER_MS = 400;
+const SAVE_DELAY_MS = 1_000;
+const READY_POLL_MS = 10;
+
+export class NodeProxy {
+  readonly envoy: Envoy;
+  readonly #options: NodeProxyOptions;
+  readonly #logger: Logger;
+  readonly #channel: AdsChannel;
+  readonly #workloads: WorkloadStream;
+  readonly #ads: AdsServer;
+  readonly #classes = new Map<string, ConfigClass>();
+  readonly #removals = new Map<string, Promise<void>>();
+  readonly #stopping = new AbortController();
+  #pods = new Map<string, ProxyPod>();
+  /** The class that each pod's listener was last made from: it stays until the pod's new class is synced. */
+  #folded = new Map<string, string>();
+  #podsGiven = false;
+  #folder: Folder | undefined;
+  #snapshot: Snapshot | undefined;
+  #problems: FoldProblem[] = [];
+  #split: ReadonlySet<string> = new Set();
+  #savedClasses: SavedClass[] = [];
+  #staleAllowed = false;
+  #timer: NodeJS.Timeout | undefined;
+  #dirtySince: number | undefined;
+  #saveTimer: NodeJS.Timeout | undefined;
+  #saving: Promise<void> = Promise.resolve();
+
+  constructor(options: NodeProxyOptions) {
+    this.#options = options;
+    this.#logger = options.logger;
+    this.#channel = new AdsChannel(options.discoveryAddress, options.credentials);
+    this.#workloads = new WorkloadStream({
+      channel: this.#channel, nodeName: options.nodeName, nodeAddress: options.nodeAddress ?? '127.0.0.1', logger: options.logger,
+    });
+    this.envoy = new Envoy({ ...options, cgroupPath: options.cgroupPath });
+    this.#ads = new AdsServer({
+      socketPath: this.envoy.adsSocketPath,
+      logger: options.logger,
+      onNode: (node) => this.#envoyConnected(node),
+    });
+  }
+
+  get #statePath(): string {
+    return join(this.#options.runDir, 'xds-state.bin');
+  }
+
+  /** The workloads and services of the mesh, from the WDS stream. */
+  get workloads(): WorkloadStream {
+    return this.#workloads;
+  }
+
+  /**
+   * Opens the streams and the ADS server, adopts or starts Envoy. Returns as soon as Envoy runs; it gets its first
+   * configuration once `setPods` was called and every class is synced.
+   */
+  async start(signal?: AbortSignal): Promise<void> {
+    mkdirSync(this.#options.runDir, { recursive: true, mode: 0o700 });
+    this.#savedClasses = loadState(this.#statePath, (problem) => this.#logger.warn({ problem }, 'last good xDS state'));
+    await this.#ads.start();
+    this.#workloads.start();
+    setTimeout(() => {
+      this.#staleAllowed = true;
+      this.#schedule();
+    }, this.#options.staleAfterMs ?? 5_000).unref();
+    await this.envoy.start(signal);
+  }
+
+  /** The pods that are to have a listener; call again with the whole set on every change. */
+  setPods(pods: readonly ProxyPod[]): void {
+    this.#podsGiven = true;
+    const wanted = new Map(pods.map((pod) => [pod.uid, pod]));
+    const gone = [...this.#pods.keys()].filter((uid) => !wanted.has(uid));
+    this.#pods = wanted;
+    for (const uid of gone) {
+      this.#folded.delete(uid);
+      this.#removals.set(uid, this.#removed(uid));
+    }
+    for (const uid of wanted.keys()) this.#removals.delete(uid);
+    this.#reconcileClasses();
+    this.#schedule();
+  }
+
+  /**
+   * Resolves when Envoy acknowledged the pod's listener and it listens, with its routes.
+   * @throws UnderpassError `UNDERPASS_ENVOY_REFUSED` when Envoy refuses it and has no older one
+   */
+  async whenReady(uid: string, signal?: AbortSignal): Promise<void> {
+    const any = signal ? AbortSignal.any([signal, this.#stopping.signal]) : this.#stopping.signal;
+    const name = podListenerName(uid);
+    for (;;) {
+      any.throwIfAborted();
+      const entry = this.#snapshot?.get(LDS, name);
+      if (entry && this.#pods.has(uid)) {
+        const { acked, nack } = this.#ads.status(LDS, name);
+        if (acked && entry.needs.every((route) => this.#ads.status(RDS, route).acked || this.#ads.status(RDS, route).nack)) {
+          const listening = (await this.envoy.admin.listeners(any).catch(() => [])).some((listener) => listener.name === name);
+          if (listening) return;
+        } else if (nack !== undefined) {
+          const older = (await this.envoy.admin.listeners(any).catch(() => [])).some((listener) => listener.name === name);
+          if (older) return;
+          throw new UnderpassError('UNDERPASS_ENVOY_REFUSED', `waiting for the listener of pod ${uid}: Envoy refuses it: ${nack}`);
+        }
+      }
+      await Promise.race([this.#ads.changed(any), sleep(READY_POLL_MS, any)]).catch(() => undefined);
+    }
+  }
+
+  /** Resolves when Envoy has confirmed that it no longer has a listener of this pod: its namespace may be unpinned. */
+  async whenRemoved(uid: string): Promise<void> {
+    await this.#removals.get(uid);
+  }
+
+  /** Connections from the pod's programs that Envoy holds now, those of a listener that drains included. */
+  async activeConnections(uid: string): Promise<number> {
+    const name = `listener.${podStatPrefix(uid)}.downstream_cx_active`;
+    const stats = await this.envoy.admin.stats(`^${name.replace(/[.]/g, '\\.')}$`);
+    return stats.get(name) ?? 0;
+  }
+
+  status(): NodeProxyStatus {
+    const streams = [...this.#classes.values()].map((item) => item.stream.status);
+    const wds = this.#workloads.status;
+    return {
+      envoy: { ...this.envoy.status, connected: this.#ads.connected },
+      controlPlane: {
+        address: this.#options.discoveryAddress,
+        connected: wds.connected || streams.some((stream) => stream.connected),
+        streams: streams.filter((stream) => stream.connected).length,
+        lastError: wds.lastError ?? streams.find((stream) => stream.lastError !== undefined)?.lastError,
+      },
+      classes: [...this.#classes.values()].map((item) => {
+        const state = item.stream.synced ? item.stream.state : (item.saved ?? item.stream.state);
+        return {
+          key: item.key,
+          node: item.node.id,
+          pods: [...this.#pods.values()].filter((pod) => classKey(pod) === item.key).map((pod) => pod.uid),
+          synced: item.stream.synced,
+          stale: !item.stream.status.connected,
+          clusters: state.clusters.size,
+          listeners: state.listeners.size,
+          routes: state.routes.size,
+          rejected: item.stream.rejected,
+        };
+      }),
+      workloads: { addresses: this.#workloads.addresses.size, authorizations: this.#workloads.authorizations.size, synced: this.#workloads.synced },
+      nacks: [
+        ...this.#ads.nacks.map(({ type, name, message }) => ({ type, name, message })),
+        ...this.#problems.map(({ classKey: key, resource, message }) => ({ type: 'fold', name: `${key}: ${resource}`, message })),
+      ],
+    };
+  }
+
+  /** @param keepEnvoy leave Envoy running, with its configuration, for the next agent to adopt */
+  async stop({ keepEnvoy }: { keepEnvoy: boolean }): Promise<void> {
+    this.#stopping.abort(new UnderpassError('UNDERPASS_STOPPED', 'the node proxy was stopped'));
+    clearTimeout(this.#timer);
+    clearTimeout(this.#saveTimer);
+    await this.#save();
+    for (const item of this.#classes.values()) item.stream.close();
+    this.#workloads.close();
+    this.#channel.close();
+    this.#ads.close();
+    if (keepEnvoy) this.envoy.close();
+    else await this.envoy.stop();
+  }
+
+  #reconcileClasses(): void {
+    const members = new Map<string, ProxyPod[]>();
+    for (const pod of this.#pods.values()) members.set(classKey(pod), [...(members.get(classKey(pod)) ?? []), pod]);
+    for (const [key, pods] of members) {
+      const existing = this.#classes.get(key);
+      if (!existing) {
+        this.#classes.set(key, this.#openClass(key, pods[0] as ProxyPod));
+      } else if (!pods.some((pod) => pod.uid === existing.representative)) {
+        const next = pods[0] as ProxyPod;
+        existing.representative = next.uid;
+        existing.node = sidecarNode(next, this.#options);
+        existing.stream.setNode(existing.node);
+      }
+    }
+    const inUse = new Set(this.#folded.values());
+    for (const [key, item] of this.#classes) {
+      if (members.has(key) || inUse.has(key)) continue;
+      item.stream.close();
+      this.#classes.delete(key);
+    }
+  }
+
+  #openClass(key: string, pod: ProxyPod): ConfigClass {
+    const node = sidecarNode(pod, this.#options);
+    const stream = new SidecarStream({ channel: this.#channel, node, logger: this.#logger, onUpdate: () => this.#schedule() });
+    const saved = this.#savedClasses.find((item) => item.key === key)?.state;
+    if (saved) stream.preload(saved);
+    stream.start();
+    return { key, node, representative: pod.uid, stream, saved };
+  }
+
+  #envoyConnected(node: Node): void {
+    if (!this.#folder) {
+      const extensions = new EnvoyExtensions(node.extensions);
+      this.#logger.info({ extensions: extensions.size, host: hostname() }, 'Envoy connected');
+      this.#folder = new Folder(extensions);
+    }
+    this.#schedule();
+  }
+
+  #schedule(): void {
+    if (this.#stopping.signal.aborted) return;
+    this.#dirtySince ??= performance.now();
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(() => this.#publish(), SETTLE_MS);
+  }
+
+  #publish(): void {
+    if (!this.#folder || !this.#podsGiven) return;
+    const ready = new Map<string, { key: string; state: SidecarState }>();
+    for (const item of this.#classes.values()) {
+      const state = item.stream.synced ? item.stream.state : this.#staleAllowed ? item.saved : undefined;
+      if (state) ready.set(item.key, { key: item.key, state });
+    }
+    // The first snapshot takes away what is not in it: it has to be whole.
+    if (this.#snapshot === undefined && ready.size < this.#classes.size && !this.#staleAllowed) return;
+    if (this.#snapshot === undefined && ready.size < this.#classes.size && this.envoy.status.adopted) return;
+    const pods = [...this.#pods.values()].flatMap((pod) => {
+      const own = classKey(pod);
+      const key = ready.has(own) ? own : this.#folded.get(pod.uid);
+      return key !== undefined && ready.has(key) ? [{ uid: pod.uid, netnsPath: pod.netnsPath, ipv6: pod.ips.some((ip) => isIPv6(ip)), classKey: key }] : [];
+    });
+    const { snapshot, problems, split } = this.#folder.fold(this.#bySeniority(ready), pods);
+    const waited = performance.now() - (this.#dirtySince ?? 0);
+    if (this.#snapshot && waited < SPLIT_AFTER_MS && [...split].some((name) => !this.#split.has(name))) {
+      this.#timer = setTimeout(() => this.#publish(), SPLIT_AFTER_MS - waited);
+      return;
+    }
+    this.#dirtySince = undefined;
+    this.#split = split;
+    this.#reportProblems(problems);
+    this.#snapshot = snapshot;
+    this.#folded = new Map(pods.map((pod) => [pod.uid, pod.classKey]));
+    this.#ads.setSnapshot(snapshot);
+    this.#reconcileClasses();
+    this.#saveTimer ??= setTimeout(() => void this.#save(), SAVE_DELAY_MS);
+  }
+
+  /** Classes of an earlier run first, in their old order: names in an adopted Envoy stay as they are. */
+  #bySeniority<T extends { key: string }>(classes: ReadonlyMap<string, T>): T[] {
+    const order = new Map(this.#savedClasses.map((item, index) => [item.key, index]));
+    return [...classes.values()].sort((a, b) => (order.get(a.key) ?? Infinity) - (order.get(b.key) ?? Infinity) || 0);
+  }
+
+  #reportProblems(problems: FoldProblem[]): void {
+    const before = new Set(this.#problems.map((problem) => JSON.stringify(problem)));
+    for (const problem of problems) {
+      if (!before.has(JSON.stringify(problem))) this.#logger.error({ ...problem }, 'can not be folded; the last good one stays');
+    }
+    this.#problems = problems;
+  }
+
+  async #removed(uid: string): Promise<void> {
+    const name = podListenerName(uid);
+    const { signal } = this.#stopping;
+    for (;;) {
+      // An agent that stops leaves the namespace pinned: its Envoy may still use it.
+      if (signal.aborted) return new Promise(() => undefined);
+      if (!this.#snapshot?.get(LDS, name) && this.#snapshot !== undefined) {
+        if (!this.envoy.running && !this.#ads.connected) return;
+        if (this.#ads.connected && !this.#ads.mayHold(LDS, name)) return;
+      }
+      await Promise.race([this.#ads.changed(signal), sleep(250, signal)]).catch(() => undefined);
+    }
+  }
+
+  async #save(): Promise<void> {
+    clearTimeout(this.#saveTimer);
+    this.#saveTimer = undefined;
+    const classes = this.#bySeniority(new Map([...this.#classes].filter(([, item]) => item.stream.synced)))
+      .map(({ key, node, stream }) => ({ key, node, state: stream.state }));
+    // Nothing heard from the control plane in this run: what an earlier run saved is still the best there is.
+    if (classes.length === 0 && this.#classes.size > 0) return;
+    this.#savedClasses = [...this.#savedClasses.filter((old) => this.#classes.has(old.key) && !classes.some((item) => item.key === old.key)), ...classes];
+    const snapshot = this.#savedClasses;
+    this.#saving = this.#saving
+      .then(() => saveState(this.#statePath, snapshot))
+      .catch((error: unknown) => this.#logger.warn({ error: errorMessage(error) }, `saving ${this.#statePath}`));
+    await this.#saving;
+  }
+}

@@ -1,0 +1,45 @@
+/** What the shared Envoy is to have: per resource type, names with content-hash versions. */
+import { Cluster } from '../../proto/generated/envoy/config/cluster/v3/cluster.js';
+import { ClusterLoadAssignment } from '../../proto/generated/envoy/config/endpoint/v3/endpoint.js';
+import { Listener } from '../../proto/generated/envoy/config/listener/v3/listener.js';
+import { RouteConfiguration } from '../../proto/generated/envoy/config/route/v3/route.js';
+import { Secret } from '../../proto/generated/envoy/extensions/transport_sockets/tls/v3/secret.js';
+import type { Any } from '../../proto/generated/google/protobuf/any.js';
+import { typeUrl } from '../../common/xds/any.js';
+
+export const CDS = typeUrl(Cluster);
+export const EDS = typeUrl(ClusterLoadAssignment);
+export const LDS = typeUrl(Listener);
+export const RDS = typeUrl(RouteConfiguration);
+export const SDS = typeUrl(Secret);
+
+export const SHORT_NAMES: Readonly<Record<string, string>> = { [CDS]: 'CDS', [EDS]: 'EDS', [LDS]: 'LDS', [RDS]: 'RDS', [SDS]: 'SDS' };
+
+export interface Entry {
+  name: string;
+  /** Hash of the content, so that an Envoy that has it, from whichever agent, is not sent it again. */
+  version: string;
+  any: Any;
+  /** For a cluster of type EDS and a listener: the EDS or RDS resources that it needs before it is of use. */
+  needs: readonly string[];
+}
+
+export type Entries = ReadonlyMap<string, Entry>;
+
+export class Snapshot {
+  readonly #types: ReadonlyMap<string, Entries>;
+
+  constructor(types: Iterable<readonly [string, Entries]> = []) {
+    this.#types = new Map(types);
+  }
+
+  entries(type: string): Entries {
+    return this.#types.get(type) ?? NONE;
+  }
+
+  get(type: string, name: string): Entry | undefined {
+    return this.#types.get(type)?.get(name);
+  }
+}
+
+const NONE: Entries = new Map();

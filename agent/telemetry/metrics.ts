@@ -1,0 +1,44 @@
+/** The agent's `/metrics`: names start with `underpass_`, units stand in the name. */
+import type { AgentStatus } from '../admin/status.js';
+import type { PodCounters } from '../dataplane/kernel.js';
+import { PrometheusText } from './prometheus.js';
+
+export interface Counters {
+  node: Record<string, bigint>;
+  pods: (PodCounters & { uid: string; pod: string; namespace: string })[];
+}
+
+export function metricsText(status: AgentStatus, counters: Counters | undefined): string {
+  const text = new PrometheusText();
+  text.add('underpass_agent_ready', 'gauge', 'Whether the agent is ready.', Number(status.ready));
+  text.add('underpass_agent_start_time_seconds', 'gauge', 'When the agent started, in seconds since the epoch.', Date.parse(status.since) / 1000);
+  text.add('underpass_envoy_up', 'gauge', 'Whether the shared Envoy runs.', Number(status.proxy.envoy.pid !== undefined));
+  text.add('underpass_control_plane_connected', 'gauge', 'Whether the stream to the control plane is up.', Number(status.proxy.controlPlane.connected));
+  text.add('underpass_proxy_rejected_resources', 'gauge', 'Resources that Envoy or the agent rejects; their last good version stays in force.', status.proxy.nacks.length);
+  text.add('underpass_workloads_connected', 'gauge', 'Whether the source of pods is connected.', Number(status.workloads.problem === undefined));
+  text.add('underpass_acceleration_on', 'gauge', 'Whether the self-test allowed short-circuits.', Number(status.acceleration.on), status.acceleration.reason === undefined ? {} : { reason: status.acceleration.reason });
+  if ('checks' in status.selfTest) {
+    for (const check of status.selfTest.checks) text.add('underpass_self_test_passed', 'gauge', 'Whether this check of the self-test passed.', Number(check.ok), { check: check.name });
+  }
+  const pods = new Map<string, { labels: Record<string, string>; count: number }>();
+  for (const { mode, way, state } of status.pods) {
+    const key = `${mode} ${way} ${state}`;
+    const row = pods.get(key) ?? { labels: { mode, way, state }, count: 0 };
+    row.count++;
+    pods.set(key, row);
+  }
+  for (const { labels, count } of pods.values()) text.add('underpass_pods', 'gauge', 'Pods of this node by mode, the way of their new connections, and state.', count, labels);
+  for (const [name, value] of Object.entries(counters?.node ?? {})) {
+    text.add(`underpass_kernel_${metricName(name)}_total`, 'counter', 'Counted by the BPF programs of this node.', value);
+  }
+  for (const { uid: _uid, pod, namespace, ...values } of counters?.pods ?? []) {
+    for (const [name, value] of Object.entries(values)) {
+      text.add(`underpass_pod_${metricName(name)}_total`, 'counter', 'Counted by the BPF programs, by pod.', value as bigint, { namespace, pod });
+    }
+  }
+  return text.toString();
+}
+
+function metricName(name: string): string {
+  return name.replaceAll(/[^a-zA-Z0-9_]/g, '_');
+}

@@ -1,0 +1,63 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { enrolmentOf, type EnrolmentDefaults } from './enrolment.js';
+import type { PodRecord } from './source.js';
+
+const defaults: EnrolmentDefaults = { acceleration: 'l4', redirection: 'auto' };
+
+function pod(change: Partial<PodRecord> = {}): PodRecord {
+  return {
+    uid: 'u1', name: 'client', namespace: 'shop', labels: {}, annotations: {}, namespaceLabels: {}, nodeName: 'n1',
+    serviceAccount: 'default', ips: ['10.1.0.2'], netns: '/run/netns/x', cgroup: '/sys/fs/cgroup/x', hostNetwork: false,
+    phase: 'Running', ready: true, hasSidecar: false, containers: [], ...change,
+  };
+}
+
+test('enrolmentOf: a pod without labels is off and takes the defaults', () => {
+  assert.deepEqual(enrolmentOf(pod(), defaults), { mode: 'off', acceleration: 'l4', redirection: 'auto', unknown: [] });
+});
+
+test('enrolmentOf: the namespace enrols, the pod\'s own label beats it', () => {
+  const namespaceLabels = { 'underpass.io/mode': 'node', 'underpass.io/acceleration': 'off', 'underpass.io/redirection': 'iptables' };
+  assert.deepEqual(enrolmentOf(pod({ namespaceLabels }), defaults), { mode: 'node', acceleration: 'off', redirection: 'iptables', unknown: [] });
+  const labels = { 'underpass.io/mode': 'off', 'underpass.io/acceleration': 'force', 'underpass.io/redirection': 'bpf' };
+  assert.deepEqual(enrolmentOf(pod({ namespaceLabels, labels }), defaults), { mode: 'off', acceleration: 'force', redirection: 'bpf', unknown: [] });
+});
+
+test('enrolmentOf: l7 counts as l4', () => {
+  assert.equal(enrolmentOf(pod({ labels: { 'underpass.io/acceleration': 'l7' } }), { ...defaults, acceleration: 'off' }).acceleration, 'l4');
+});
+
+test('enrolmentOf: unknown values are reported and count as off or as the default, also when they name a property of objects', () => {
+  const labels = { 'underpass.io/mode': 'toString', 'underpass.io/acceleration': 'L4', 'underpass.io/redirection': '' };
+  const result = enrolmentOf(pod({ labels, namespaceLabels: { 'underpass.io/mode': 'node' } }), { acceleration: 'force', redirection: 'bpf' });
+  assert.equal(result.mode, 'off');
+  assert.equal(result.acceleration, 'force');
+  assert.equal(result.redirection, 'bpf');
+  assert.deepEqual(result.unknown.map(({ label, value, on, usedInstead }) => [label, value, on, usedInstead]), [
+    ['underpass.io/mode', 'toString', 'pod', 'off'],
+    ['underpass.io/acceleration', 'L4', 'pod', 'force'],
+    ['underpass.io/redirection', '', 'pod', 'bpf'],
+  ]);
+});
+
+const node = { 'underpass.io/mode': 'node' };
+const sidecar = { 'underpass.io/mode': 'sidecar' };
+const cases: [string, Partial<PodRecord>, 'node' | 'sidecar' | 'off'][] = [
+  ['hostNetwork', { namespaceLabels: node, hostNetwork: true }, 'off'],
+  ['completed', { namespaceLabels: node, phase: 'Succeeded' }, 'off'],
+  ['failed', { namespaceLabels: node, phase: 'Failed' }, 'off'],
+  ['pending', { namespaceLabels: node, phase: 'Pending' }, 'off'],
+  ['without an address', { namespaceLabels: node, ips: [] }, 'off'],
+  ['with its own sidecar in mode node', { namespaceLabels: node, hasSidecar: true }, 'off'],
+  ['with its own sidecar in mode sidecar', { namespaceLabels: sidecar, hasSidecar: true }, 'sidecar'],
+  ['without a sidecar in mode sidecar', { namespaceLabels: sidecar }, 'off'],
+  ['not ready but running', { namespaceLabels: node, ready: false }, 'node'],
+];
+for (const [name, change, mode] of cases) {
+  test(`enrolmentOf: a pod ${name} is ${mode === 'off' ? 'left alone with a reason' : mode}`, () => {
+    const result = enrolmentOf(pod(change), defaults);
+    assert.equal(result.mode, mode);
+    assert.equal(result.reason === undefined, mode !== 'off');
+  });
+}

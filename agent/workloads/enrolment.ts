@@ -1,0 +1,73 @@
+/** What a pod's labels ask of this node, as a pure function: no clock, no kernel, no I/O. */
+import type { PodRecord } from './source.js';
+
+export const MODE_LABEL = 'underpass.io/mode';
+export const ACCELERATION_LABEL = 'underpass.io/acceleration';
+export const REDIRECTION_LABEL = 'underpass.io/redirection';
+
+export type Mode = 'node' | 'sidecar' | 'off';
+export type Acceleration = 'off' | 'l4' | 'force';
+export type Redirection = 'auto' | 'bpf' | 'iptables';
+
+export interface EnrolmentDefaults {
+  acceleration: Acceleration;
+  redirection: Redirection;
+}
+
+export interface UnknownLabel {
+  label: string;
+  value: string;
+  /** Whose label it is. */
+  on: 'pod' | 'namespace';
+  expected: readonly string[];
+  usedInstead: string;
+}
+
+export interface Enrolment {
+  mode: Mode;
+  acceleration: Acceleration;
+  redirection: Redirection;
+  /** Why the pod is left alone although a label asks for more; shown in the status. */
+  reason?: string;
+  unknown: UnknownLabel[];
+}
+
+const MODES = { node: 'node', sidecar: 'sidecar', off: 'off' } as const satisfies Record<string, Mode>;
+// The HTTP fast path takes l7 as its own level; until it is there, sockets are what can be short-circuited.
+const ACCELERATIONS = { off: 'off', l4: 'l4', l7: 'l4', force: 'force' } as const satisfies Record<string, Acceleration>;
+const REDIRECTIONS = { auto: 'auto', bpf: 'bpf', iptables: 'iptables' } as const satisfies Record<string, Redirection>;
+
+/** Labels of a pod beat its namespace's; an unknown value counts as `off` (mode) or as the default (others). */
+export function enrolmentOf(pod: PodRecord, defaults: EnrolmentDefaults): Enrolment {
+  const unknown: UnknownLabel[] = [];
+  const read = <T extends string>(label: string, values: Readonly<Record<string, T>>, otherwise: T): T => {
+    const onPod = pod.labels[label];
+    const value = onPod ?? pod.namespaceLabels[label];
+    if (value === undefined) return otherwise;
+    const known = Object.hasOwn(values, value) ? values[value] : undefined;
+    if (known !== undefined) return known;
+    unknown.push({ label, value, on: onPod === undefined ? 'namespace' : 'pod', expected: Object.keys(values), usedInstead: otherwise });
+    return otherwise;
+  };
+  const enrolment: Enrolment = {
+    mode: read<Mode>(MODE_LABEL, MODES, 'off'),
+    acceleration: read<Acceleration>(ACCELERATION_LABEL, ACCELERATIONS, defaults.acceleration),
+    redirection: read<Redirection>(REDIRECTION_LABEL, REDIRECTIONS, defaults.redirection),
+    unknown,
+  };
+  if (enrolment.mode !== 'off') {
+    const reason = leftAlone(pod, enrolment.mode);
+    if (reason !== undefined) return { ...enrolment, mode: 'off', reason };
+  }
+  return enrolment;
+}
+
+function leftAlone(pod: PodRecord, mode: 'node' | 'sidecar'): string | undefined {
+  if (pod.hostNetwork) return 'it uses the node\'s own network (hostNetwork)';
+  if (pod.phase === 'Succeeded' || pod.phase === 'Failed') return `it has ended (${pod.phase})`;
+  if (pod.phase !== 'Running') return `it does not run yet (${pod.phase})`;
+  if (pod.ips.length === 0) return 'it has no address yet';
+  if (mode === 'node' && pod.hasSidecar) return 'it has a sidecar of its own: label it underpass.io/mode=sidecar, or start it without one';
+  if (mode === 'sidecar' && !pod.hasSidecar) return 'it has no sidecar that could take its traffic';
+  return undefined;
+}

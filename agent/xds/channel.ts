@@ -1,0 +1,42 @@
+/** The connection to a control plane that all of this agent's streams share. */
+import { credentials, type ChannelCredentials, type ClientDuplexStream } from '@grpc/grpc-js';
+import { AggregatedDiscoveryServiceClient } from '../../proto/generated/envoy/service/discovery/v3/ads.js';
+import type { DeltaDiscoveryRequest, DeltaDiscoveryResponse } from '../../proto/generated/envoy/service/discovery/v3/discovery.js';
+import type { Closable } from '../../common/lifecycle.js';
+import { UnderpassError } from '../../common/errors.js';
+
+export type DeltaStream = ClientDuplexStream<DeltaDiscoveryRequest, DeltaDiscoveryResponse>;
+
+export class AdsChannel implements Closable {
+  readonly #client: AggregatedDiscoveryServiceClient;
+
+  /**
+   * @param address `host:port`, or `unix:/path`
+   * @param channelCredentials plaintext unless given (TLS: one channel an identity)
+   */
+  constructor(readonly address: string, channelCredentials: ChannelCredentials = credentials.createInsecure()) {
+    if (!/^unix:.+|^.+:\d+$/.test(address)) {
+      throw new UnderpassError('UNDERPASS_BAD_ADDRESS', `connecting to the control plane: "${address}" is neither host:port nor unix:/path`);
+    }
+    this.#client = new AggregatedDiscoveryServiceClient(address, channelCredentials, {
+      // A push of a large mesh is far beyond gRPC's default of 4 MB.
+      'grpc.max_receive_message_length': -1,
+      'grpc.keepalive_time_ms': 30_000,
+      'grpc.keepalive_timeout_ms': 10_000,
+      // The streams' own back-off decides; the channel's must not be slower than it.
+      'grpc.initial_reconnect_backoff_ms': 100,
+      'grpc.min_reconnect_backoff_ms': 100,
+      'grpc.max_reconnect_backoff_ms': 2_000,
+      // A Unix socket's path is no valid :authority.
+      ...(address.startsWith('unix:') ? { 'grpc.default_authority': 'localhost' } : {}),
+    });
+  }
+
+  open(): DeltaStream {
+    return this.#client.deltaAggregatedResources();
+  }
+
+  close(): void {
+    this.#client.close();
+  }
+}

@@ -1,0 +1,279 @@
+/**
+ * One delta ADS stream that outlives its connections: subscriptions, ACK, NACK, reconnect. What was accepted stays until
+ * the control plane says otherwise; on a reconnect it is announced in initial_resource_versions.
+ * Protocol: https://www.envoyproxy.io/docs/envoy/latest/api-docs/xds_protocol (incremental variant).
+ */
+import { status as grpcStatus } from '@grpc/grpc-js';
+import type { Node } from '../../proto/generated/envoy/config/core/v3/base.js';
+import { DeltaDiscoveryRequest, type DeltaDiscoveryResponse } from '../../proto/generated/envoy/service/discovery/v3/discovery.js';
+import { errorMessage } from '../../common/errors.js';
+import type { Closable } from '../../common/lifecycle.js';
+import type { Logger } from '../../common/log.js';
+import { Backoff } from '../../common/retry.js';
+import type { AdsChannel, DeltaStream } from './channel.js';
+import { ResourceError, type AnyResourceType, type XdsResource, type XdsResourceType } from './resource-type.js';
+
+/** A type's share of a stream. `T` is the decoded message. */
+export interface TypeState<T = unknown> {
+  readonly type: XdsResourceType<T>;
+  readonly resources: ReadonlyMap<string, XdsResource<T>>;
+  /** Subscribed names; unused for wildcard types. */
+  readonly names: ReadonlySet<string>;
+  /** Rejected by us, by resource; the last good one is still in `resources`. */
+  readonly rejected: ReadonlyMap<string, string>;
+  /** Whether an answer for this type came since the stream was made (on whatever connection). */
+  readonly answered: boolean;
+  /** Names that the control plane said do not exist. */
+  readonly absent: ReadonlySet<string>;
+}
+
+export interface Change {
+  type: AnyResourceType;
+  /** Names whose content differs from before. What was resent unchanged is not in it. */
+  updated: readonly string[];
+  removed: readonly string[];
+  /** The first answer of this type on this stream. */
+  first: boolean;
+}
+
+export interface StreamStatus {
+  connected: boolean;
+  connects: number;
+  lastError: string | undefined;
+  acks: number;
+  nacks: { type: string; message: string }[];
+}
+
+interface MutableState extends TypeState {
+  resources: Map<string, XdsResource<unknown>>;
+  names: Set<string>;
+  rejected: Map<string, string>;
+  absent: Set<string>;
+  answered: boolean;
+  /** Asked for on the connection that is up now. */
+  requested: Set<string> | undefined;
+  wanted: boolean;
+}
+
+export interface DeltaStreamOptions {
+  channel: AdsChannel;
+  node: Node;
+  types: readonly AnyResourceType[];
+  onChange: (change: Change) => void;
+  logger: Logger;
+  backoff?: Backoff;
+}
+
+const MAX_REMEMBERED_NACKS = 20;
+
+export class DeltaAdsStream implements Closable {
+  readonly #options: DeltaStreamOptions;
+  readonly #states = new Map<string, MutableState>();
+  readonly #backoff: Backoff;
+  #node: Node;
+  #stream: DeltaStream | undefined;
+  #retry: NodeJS.Timeout | undefined;
+  #closed = false;
+  #started = false;
+  #nodeSent = false;
+  #status: StreamStatus = { connected: false, connects: 0, lastError: undefined, acks: 0, nacks: [] };
+
+  constructor(options: DeltaStreamOptions) {
+    this.#options = options;
+    this.#node = options.node;
+    this.#backoff = options.backoff ?? new Backoff({ initialMs: 100, maxMs: 15_000, factor: 1.6, jitter: 0.2 });
+    for (const type of options.types) {
+      this.#states.set(type.typeUrl, {
+        type, resources: new Map(), names: new Set(), rejected: new Map(), absent: new Set(),
+        answered: false, requested: undefined, wanted: type.wildcard,
+      });
+    }
+  }
+
+  get status(): Readonly<StreamStatus> {
+    return this.#status;
+  }
+
+  state<T>(type: XdsResourceType<T>): TypeState<T> {
+    return this.#state(type) as unknown as TypeState<T>;
+  }
+
+  /** Fills in what an earlier process had accepted, so that it is there before, or without, the control plane. */
+  preload(type: AnyResourceType, resources: Iterable<XdsResource<unknown>>): void {
+    const state = this.#state(type);
+    for (const resource of resources) state.resources.set(resource.name, resource);
+  }
+
+  start(): void {
+    if (this.#started || this.#closed) return;
+    this.#started = true;
+    this.#connect();
+  }
+
+  /** Another node id from now on (its pod went away): a new connection, with all that is known already. */
+  setNode(node: Node): void {
+    this.#node = node;
+    if (this.#stream) this.#disconnect('node changed', 0);
+  }
+
+  /** Subscribes to exactly these names; what is no longer asked for is forgotten. */
+  setNames(type: AnyResourceType, names: ReadonlySet<string>): void {
+    const state = this.#state(type);
+    state.names = new Set(names);
+    state.wanted ||= names.size > 0;
+    for (const map of [state.resources, state.rejected, state.absent]) {
+      for (const name of [...map.keys()]) if (!names.has(name)) map.delete(name);
+    }
+    this.#subscribe(state);
+  }
+
+  close(): void {
+    this.#closed = true;
+    clearTimeout(this.#retry);
+    const stream = this.#stream;
+    this.#stream = undefined;
+    this.#status = { ...this.#status, connected: false };
+    stream?.cancel();
+  }
+
+  #state(type: AnyResourceType): MutableState {
+    const state = this.#states.get(type.typeUrl);
+    if (!state) throw new Error(`${type.shortName} is no type of this stream`);
+    return state;
+  }
+
+  #connect(): void {
+    if (this.#closed) return;
+    const stream = this.#options.channel.open();
+    this.#stream = stream;
+    this.#nodeSent = false;
+    this.#status = { ...this.#status, connects: this.#status.connects + 1 };
+    for (const state of this.#states.values()) state.requested = undefined;
+    const lost = (reason: string): void => {
+      if (this.#stream === stream) this.#disconnect(reason, this.#backoff.next());
+    };
+    stream.on('data', (response: DeltaDiscoveryResponse) => {
+      if (this.#stream === stream) this.#receive(response);
+    });
+    stream.on('error', (error: Error) => lost(errorMessage(error)));
+    stream.on('end', () => lost('the control plane ended the stream'));
+    for (const state of this.#states.values()) this.#subscribe(state);
+  }
+
+  #disconnect(reason: string, delayMs: number): void {
+    const stream = this.#stream;
+    this.#stream = undefined;
+    if (this.#status.connected) this.#options.logger.warn({ node: this.#node.id, reason }, 'control plane: stream lost, state kept');
+    this.#status = { ...this.#status, connected: false, lastError: reason };
+    stream?.removeAllListeners('data');
+    stream?.on('error', () => undefined);
+    stream?.cancel();
+    clearTimeout(this.#retry);
+    if (!this.#closed) this.#retry = setTimeout(() => this.#connect(), delayMs);
+  }
+
+  #subscribe(state: MutableState): void {
+    const stream = this.#stream;
+    if (!stream || !state.wanted) return;
+    const first = state.requested === undefined;
+    const requested = (state.requested ??= new Set());
+    if (state.type.wildcard) {
+      // No names in the first request of a type means all of them.
+      if (first) this.#send({ type_url: state.type.typeUrl, initial_resource_versions: versions(state) });
+      return;
+    }
+    const subscribe = [...state.names].filter((name) => !requested.has(name));
+    const unsubscribe = [...requested].filter((name) => !state.names.has(name));
+    // A first request without names would be a wildcard subscription.
+    if (subscribe.length === 0 && (first || unsubscribe.length === 0)) {
+      if (first) state.requested = undefined;
+      return;
+    }
+    for (const name of subscribe) requested.add(name);
+    for (const name of unsubscribe) requested.delete(name);
+    this.#send({
+      type_url: state.type.typeUrl,
+      resource_names_subscribe: subscribe,
+      resource_names_unsubscribe: unsubscribe,
+      initial_resource_versions: first ? versions(state) : {},
+    });
+  }
+
+  #send(request: Parameters<typeof DeltaDiscoveryRequest.fromPartial>[0]): void {
+    const message = DeltaDiscoveryRequest.fromPartial(request);
+    if (!this.#nodeSent) message.node = this.#node;
+    this.#nodeSent = true;
+    this.#stream?.write(message);
+  }
+
+  #receive(response: DeltaDiscoveryResponse): void {
+    if (!this.#status.connected) this.#options.logger.info({ node: this.#node.id }, 'control plane: connected');
+    this.#backoff.reset();
+    this.#status = { ...this.#status, connected: true, lastError: undefined };
+    const state = this.#states.get(response.type_url);
+    if (!state) {
+      this.#send({
+        type_url: response.type_url, response_nonce: response.nonce,
+        error_detail: { code: grpcStatus.INVALID_ARGUMENT, message: `${response.type_url} was not asked for` },
+      });
+      return;
+    }
+    const { updated, removed, errors } = this.#apply(state, response);
+    if (errors.length > 0) {
+      const message = errors.join('\n');
+      this.#status.nacks.push({ type: state.type.shortName, message });
+      this.#status.nacks.splice(0, this.#status.nacks.length - MAX_REMEMBERED_NACKS);
+      this.#options.logger.warn({ node: this.#node.id, type: state.type.shortName, errors }, 'control plane: resources rejected');
+      this.#send({ type_url: response.type_url, response_nonce: response.nonce, error_detail: { code: grpcStatus.INVALID_ARGUMENT, message } });
+    } else {
+      this.#status.acks++;
+      this.#send({ type_url: response.type_url, response_nonce: response.nonce });
+    }
+    const first = !state.answered;
+    state.answered = true;
+    this.#options.onChange({ type: state.type, updated, removed, first });
+  }
+
+  #apply(state: MutableState, response: DeltaDiscoveryResponse): { updated: string[]; removed: string[]; errors: string[] } {
+    const updated: string[] = [];
+    const removed: string[] = [];
+    const errors: string[] = [];
+    for (const { name, version, resource } of response.resources) {
+      // istiod still answers for names whose unsubscription has just crossed its push.
+      if (!state.type.wildcard && !state.names.has(name)) continue;
+      try {
+        const next = state.type.decode(name, version, resource);
+        const old = state.resources.get(name);
+        state.rejected.delete(name);
+        state.absent.delete(name);
+        if (old && state.type.equals(old, next)) {
+          // The old object stays, and with it whatever was computed from it; only its version may be newer.
+          if (old.version !== version) state.resources.set(name, withVersion(old, version));
+          continue;
+        }
+        state.resources.set(name, next);
+        updated.push(name);
+      } catch (error) {
+        if (!(error instanceof ResourceError)) throw error;
+        state.rejected.set(name, error.message);
+        errors.push(error.message);
+      }
+    }
+    for (const name of response.removed_resources) {
+      state.rejected.delete(name);
+      if (state.names.has(name)) state.absent.add(name);
+      if (state.resources.delete(name)) removed.push(name);
+    }
+    return { updated, removed, errors };
+  }
+}
+
+function withVersion(resource: XdsResource<unknown>, version: string): XdsResource<unknown> {
+  return Object.create(resource, { version: { value: version, enumerable: true } }) as XdsResource<unknown>;
+}
+
+function versions(state: MutableState): Record<string, string> {
+  const found: Record<string, string> = {};
+  for (const resource of state.resources.values()) found[resource.name] = resource.version;
+  return found;
+}

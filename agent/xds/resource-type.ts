@@ -1,0 +1,104 @@
+/**
+ * What the client has to know of a resource type: how to decode it, what makes it invalid, when two versions are equal.
+ * Resources keep their Any's bytes; the message is decoded once, to validate it, and what lies in nested Anys only when
+ * somebody reads it.
+ */
+import { createHash } from 'node:crypto';
+import type { Any } from '../../proto/generated/google/protobuf/any.js';
+
+export interface FieldError {
+  /** Path of the field, e.g. `endpoints[0].lb_endpoints[2].endpoint.address`. */
+  field: string;
+  problem: string;
+}
+
+/** A resource that was rejected, with every field that is wrong. */
+export class ResourceError extends Error {
+  constructor(readonly resource: string, readonly type: string, readonly errors: readonly FieldError[]) {
+    super(`${type} "${resource}": ${errors.map((error) => `${error.field || '(whole)'}: ${error.problem}`).join('; ')}`);
+    this.name = 'ResourceError';
+  }
+}
+
+export interface XdsResource<T> {
+  readonly name: string;
+  /** As the control plane gave it; empty for most of istiod's types. */
+  readonly version: string;
+  readonly any: Any;
+  readonly message: T;
+  /** Content hash: equal content gives the same one whatever order its maps were written in. */
+  readonly hash: string;
+}
+
+type Report = (field: string, problem: string) => void;
+
+export interface MessageCodec<T> {
+  readonly $type: string;
+  decode(input: Uint8Array): T;
+  encode(message: T): { finish(): Uint8Array };
+}
+
+export abstract class XdsResourceType<T> {
+  /** The field's short name: CDS, EDS … */
+  abstract readonly shortName: string;
+  /** Whether the stream subscribes to everything there is. */
+  abstract readonly wildcard: boolean;
+  protected abstract readonly codec: MessageCodec<T>;
+  protected abstract validate(message: T, name: string, report: Report): void;
+
+  get typeUrl(): string {
+    return `type.googleapis.com/${this.codec.$type}`;
+  }
+
+  /** @throws ResourceError naming the resource and each wrong field */
+  decode(name: string, version: string, any: Any | undefined): XdsResource<T> {
+    const fail = (errors: FieldError[]): never => {
+      throw new ResourceError(name, this.shortName, errors);
+    };
+    if (!any) return fail([{ field: 'resource', problem: 'is missing' }]);
+    if (any.type_url !== this.typeUrl) return fail([{ field: 'resource.type_url', problem: `is ${any.type_url}, expected ${this.typeUrl}` }]);
+    let message: T;
+    try {
+      message = this.codec.decode(any.value);
+    } catch (error) {
+      return fail([{ field: '', problem: `does not decode: ${(error as Error).message}` }]);
+    }
+    const errors: FieldError[] = [];
+    this.validate(message, name, (field, problem) => errors.push({ field, problem }));
+    if (errors.length > 0) return fail(errors);
+    const { codec } = this;
+    let hash: string | undefined;
+    return { name, version, any, message, get hash() { return (hash ??= contentHash(codec, message)); } };
+  }
+
+  /** Equal content: equal bytes, or bytes that differ only in the order of maps. */
+  equals(a: XdsResource<T>, b: XdsResource<T>): boolean {
+    return Buffer.compare(a.any.value, b.any.value) === 0 || a.hash === b.hash;
+  }
+}
+
+/** SHA-256 (hex, 32 digits) of a message in canonical form. */
+export function contentHash<T>(codec: { encode(message: T): { finish(): Uint8Array } }, message: T): string {
+  return hashBytes(codec.encode(canonical(message) as T).finish());
+}
+
+export function hashBytes(...parts: (Uint8Array | string)[]): string {
+  const hash = createHash('sha256');
+  for (const part of parts) hash.update(part);
+  return hash.digest('hex').slice(0, 32);
+}
+
+/**
+ * Go writes maps in random order. Generated messages encode their fields by number whatever the order of the object's
+ * keys, so sorting the keys of every plain object orders the maps and changes nothing else.
+ */
+export function canonical(value: unknown): unknown {
+  if (Array.isArray(value)) return value.map(canonical);
+  if (value === null || typeof value !== 'object' || value instanceof Uint8Array || value instanceof Date) return value;
+  const sorted: Record<string, unknown> = {};
+  for (const key of Object.keys(value).sort()) sorted[key] = canonical((value as Record<string, unknown>)[key]);
+  return sorted;
+}
+
+/** A type whose messages the holder does not look into; `any`, since T stands in both directions. */
+export type AnyResourceType = XdsResourceType<any>;

@@ -1,0 +1,139 @@
+/** The types that the agent subscribes to. Validation covers what folding relies on; the rest is Envoy's to judge. */
+import { Cluster, Cluster_DiscoveryType } from '../../proto/generated/envoy/config/cluster/v3/cluster.js';
+import { ClusterLoadAssignment } from '../../proto/generated/envoy/config/endpoint/v3/endpoint.js';
+import { Listener } from '../../proto/generated/envoy/config/listener/v3/listener.js';
+import { RouteConfiguration } from '../../proto/generated/envoy/config/route/v3/route.js';
+import { HttpConnectionManager } from '../../proto/generated/envoy/extensions/filters/network/http_connection_manager/v3/http_connection_manager.js';
+import { Authorization } from '../../proto/generated/istio/security/authorization.js';
+import { Address } from '../../proto/generated/istio/workload/workload.js';
+import { unpack } from '../../common/xds/any.js';
+import { XdsResourceType, type MessageCodec } from './resource-type.js';
+
+type Report = (field: string, problem: string) => void;
+
+function expectName(found: string, name: string, field: string, report: Report): void {
+  if (found !== name) report(field, `is "${found}", but the resource is called "${name}"`);
+}
+
+export class ClusterType extends XdsResourceType<Cluster> {
+  readonly shortName = 'CDS';
+  readonly wildcard = true;
+  protected readonly codec: MessageCodec<Cluster> = Cluster;
+
+  protected validate(cluster: Cluster, name: string, report: Report): void {
+    expectName(cluster.name, name, 'name', report);
+    if (edsServiceName(cluster) !== undefined && !cluster.eds_cluster_config?.eds_config) {
+      report('eds_cluster_config.eds_config', 'is missing in a cluster of type EDS');
+    }
+  }
+}
+
+export class EndpointType extends XdsResourceType<ClusterLoadAssignment> {
+  readonly shortName = 'EDS';
+  readonly wildcard = false;
+  protected readonly codec: MessageCodec<ClusterLoadAssignment> = ClusterLoadAssignment;
+
+  protected validate(assignment: ClusterLoadAssignment, name: string, report: Report): void {
+    expectName(assignment.cluster_name, name, 'cluster_name', report);
+    assignment.endpoints.forEach((locality, i) => {
+      locality.lb_endpoints.forEach((endpoint, j) => {
+        const field = `endpoints[${i}].lb_endpoints[${j}]`;
+        if (endpoint.host_identifier?.$case !== 'endpoint') return report(`${field}.endpoint`, 'is missing');
+        if (!endpoint.host_identifier.value.address?.address) report(`${field}.endpoint.address`, 'is missing');
+      });
+    });
+  }
+}
+
+export class ListenerType extends XdsResourceType<Listener> {
+  readonly shortName = 'LDS';
+  readonly wildcard = true;
+  protected readonly codec: MessageCodec<Listener> = Listener;
+
+  protected validate(listener: Listener, name: string, report: Report): void {
+    expectName(listener.name, name, 'name', report);
+    const internal = listener.listener_specifier?.$case === 'internal_listener';
+    if (!internal && listener.address?.address?.$case !== 'socket_address' && listener.address?.address?.$case !== 'pipe') {
+      report('address', 'is missing in a listener that is not internal');
+    }
+    listener.filter_chains.forEach((chain, i) => {
+      chain.filters.forEach((filter, j) => {
+        if (filter.config_type?.$case === undefined) report(`filter_chains[${i}].filters[${j}].typed_config`, 'is missing');
+      });
+    });
+  }
+}
+
+export class RouteType extends XdsResourceType<RouteConfiguration> {
+  readonly shortName = 'RDS';
+  readonly wildcard = false;
+  protected readonly codec: MessageCodec<RouteConfiguration> = RouteConfiguration;
+
+  protected validate(routes: RouteConfiguration, name: string, report: Report): void {
+    expectName(routes.name, name, 'name', report);
+    routes.virtual_hosts.forEach((host, i) => {
+      if (host.domains.length === 0) report(`virtual_hosts[${i}].domains`, 'is empty');
+      host.routes.forEach((route, j) => {
+        const field = `virtual_hosts[${i}].routes[${j}]`;
+        if (!route.match?.path_specifier) report(`${field}.match`, 'has no path specifier');
+        if (!route.action) report(field, 'has no action');
+      });
+    });
+  }
+}
+
+/** Workloads and services, as ztunnel gets them. */
+export class AddressType extends XdsResourceType<Address> {
+  readonly shortName = 'WDS';
+  readonly wildcard = true;
+  protected readonly codec: MessageCodec<Address> = Address;
+
+  protected validate(address: Address, _name: string, report: Report): void {
+    const type = address.type;
+    if (!type) return report('type', 'is neither workload nor service');
+    if (type.$case === 'workload') {
+      if (!type.value.uid) report('workload.uid', 'is empty');
+      type.value.addresses.forEach((bytes, i) => {
+        if (bytes.length !== 4 && bytes.length !== 16) report(`workload.addresses[${i}]`, `has ${bytes.length} bytes, expected 4 or 16`);
+      });
+    } else if (!type.value.hostname) {
+      report('service.hostname', 'is empty');
+    }
+  }
+}
+
+export class AuthorizationType extends XdsResourceType<Authorization> {
+  readonly shortName = 'AUTHZ';
+  readonly wildcard = true;
+  protected readonly codec: MessageCodec<Authorization> = Authorization;
+
+  protected validate(policy: Authorization, _name: string, report: Report): void {
+    if (!policy.name) report('name', 'is empty');
+  }
+}
+
+/** The EDS resource that a cluster asks for, or undefined when its endpoints come another way. */
+export function edsServiceName(cluster: Cluster): string | undefined {
+  const discovery = cluster.cluster_discovery_type;
+  if (discovery?.$case !== 'type' || discovery.value !== Cluster_DiscoveryType.EDS) return undefined;
+  return cluster.eds_cluster_config?.service_name || cluster.name;
+}
+
+const hcmRoutes = new WeakMap<Listener, readonly string[]>();
+
+/** The RDS resources that a listener's connection managers ask for. */
+export function routeNames(listener: Listener): readonly string[] {
+  let names = hcmRoutes.get(listener);
+  if (!names) {
+    const found = new Set<string>();
+    for (const chain of [...listener.filter_chains, ...(listener.default_filter_chain ? [listener.default_filter_chain] : [])]) {
+      for (const filter of chain.filters) {
+        if (filter.config_type?.$case !== 'typed_config') continue;
+        const manager = unpack(HttpConnectionManager, filter.config_type.value);
+        if (manager?.route_specifier?.$case === 'rds') found.add(manager.route_specifier.value.route_config_name);
+      }
+    }
+    hcmRoutes.set(listener, (names = [...found]));
+  }
+  return names;
+}

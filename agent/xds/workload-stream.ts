@@ -1,0 +1,68 @@
+/** The node's WDS stream: workloads, services and L4 authorization, as ztunnel gets them. */
+import { Node } from '../../proto/generated/envoy/config/core/v3/base.js';
+import type { Authorization } from '../../proto/generated/istio/security/authorization.js';
+import type { Address } from '../../proto/generated/istio/workload/workload.js';
+import type { Closable } from '../../common/lifecycle.js';
+import type { Logger } from '../../common/log.js';
+import type { Backoff } from '../../common/retry.js';
+import type { AdsChannel } from './channel.js';
+import { DeltaAdsStream, type Change, type StreamStatus } from './delta-stream.js';
+import { AddressType, AuthorizationType } from './resource-types.js';
+import type { XdsResource } from './resource-type.js';
+
+const addressType = new AddressType();
+const authorizationType = new AuthorizationType();
+
+export interface WorkloadStreamOptions {
+  channel: AdsChannel;
+  nodeName: string;
+  /** The node's own address, for the node id; istiod needs one that parses. */
+  nodeAddress: string;
+  logger: Logger;
+  onChange?: (change: Change) => void;
+  backoff?: Backoff;
+}
+
+export class WorkloadStream implements Closable {
+  readonly #stream: DeltaAdsStream;
+
+  constructor(options: WorkloadStreamOptions) {
+    const { nodeName, nodeAddress } = options;
+    this.#stream = new DeltaAdsStream({
+      channel: options.channel,
+      node: Node.fromPartial({
+        id: `ztunnel~${nodeAddress}~underpass-${nodeName}.istio-system~istio-system.svc.cluster.local`,
+        metadata: { NAMESPACE: 'istio-system', NAME: `underpass-${nodeName}`, NODE_NAME: nodeName, CLUSTER_ID: 'Kubernetes', SERVICE_ACCOUNT: 'underpass' },
+      }),
+      types: [addressType, authorizationType],
+      onChange: options.onChange ?? (() => undefined),
+      logger: options.logger,
+      ...(options.backoff ? { backoff: options.backoff } : {}),
+    });
+  }
+
+  /** By resource name: a workload's uid, or `<namespace>/<hostname>` of a service. */
+  get addresses(): ReadonlyMap<string, XdsResource<Address>> {
+    return this.#stream.state(addressType).resources;
+  }
+
+  get authorizations(): ReadonlyMap<string, XdsResource<Authorization>> {
+    return this.#stream.state(authorizationType).resources;
+  }
+
+  get synced(): boolean {
+    return this.#stream.state(addressType).answered && this.#stream.state(authorizationType).answered;
+  }
+
+  get status(): Readonly<StreamStatus> {
+    return this.#stream.status;
+  }
+
+  start(): void {
+    this.#stream.start();
+  }
+
+  close(): void {
+    this.#stream.close();
+  }
+}

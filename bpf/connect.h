@@ -1,0 +1,224 @@
+/*
+ * connect(), getpeername(), getsockname() and getsockopt() of pods: a connection is led to the proxy's listener in the
+ * pod's own namespace, and everybody who asks is told the address it was opened to.
+ */
+#pragma once
+
+enum capture { CAPTURE_NO, CAPTURE_OUTBOUND, CAPTURE_INBOUND };
+
+/* DESIGN section 4: who is led to which proxy. `destination` in mapped form, `port` in host order. */
+static __always_inline enum capture capture_of(const struct pod *pod, __u64 netns_cookie, const struct address *destination,
+					       __u16 port)
+{
+	if (!(pod->flags & POD_CAPTURE) || is_loopback(destination) || is_unset(destination))
+		return CAPTURE_NO;
+	__u64 *target = bpf_map_lookup_elem(&netns_of_address, destination);
+	if (target && *target == netns_cookie)
+		return CAPTURE_NO; /* the pod talks to itself */
+	if (pod->mode == POD_MODE_NODE)
+		return CAPTURE_OUTBOUND;
+	if ((__u32)bpf_get_current_uid_gid() != sidecar_uid)
+		return CAPTURE_OUTBOUND;
+	/* The sidecar itself, towards another pod's sidecar. */
+	if (!target || INBOUND_EXEMPT(port) || port == INBOUND_PORT)
+		return CAPTURE_NO;
+	struct pod *other = bpf_map_lookup_elem(&pods, target);
+	if (!other || other->mode != POD_MODE_SIDECAR || !(other->flags & POD_CAPTURE))
+		return CAPTURE_NO;
+	return CAPTURE_INBOUND;
+}
+
+/* Remembers in the socket who opens it and where to. */
+static __always_inline enum capture on_connect(struct bpf_sock_addr *ctx, const struct address *destination)
+{
+	struct bpf_sock *sk = ctx->sk;
+	if (!sk || ctx->protocol != IPPROTO_TCP)
+		return CAPTURE_NO;
+	__u64 netns_cookie = bpf_get_netns_cookie(ctx);
+	struct pod *pod = bpf_map_lookup_elem(&pods, &netns_cookie);
+	if (!pod)
+		return CAPTURE_NO;
+	__u16 port_be = ctx->user_port;
+	enum capture capture = capture_of(pod, netns_cookie, destination, bpf_ntohs(port_be));
+	/* Bound to a device (SO_BINDTODEVICE): loopback is out of its reach. */
+	if (capture == CAPTURE_OUTBOUND && sk->bound_dev_if) {
+		count(COUNTER_CONNECTION_BOUND_TO_DEVICE);
+		capture = CAPTURE_NO;
+	}
+	if (capture == CAPTURE_NO && (pod->acceleration == ACCELERATION_OFF ||
+				      (!is_loopback(destination) && !bpf_map_lookup_elem(&netns_of_address, destination)))) {
+		if (pod->acceleration != ACCELERATION_OFF)
+			count(COUNTER_CONNECTION_NOT_LOCAL);
+		/* An earlier connect() of this socket may have failed and left its state. */
+		struct socket_state *old = bpf_sk_storage_get(&socket_states, sk, 0, 0);
+		if (old)
+			old->flags = 0;
+		return CAPTURE_NO;
+	}
+	struct socket_state *state = bpf_sk_storage_get(&socket_states, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!state) {
+		count(COUNTER_CONNECTION_STORAGE_FAILED);
+		return CAPTURE_NO; /* the original destination could not be handed over */
+	}
+	state->netns_cookie = netns_cookie;
+	state->slot = pod->slot;
+	state->flags = SOCKET_CONNECTING;
+	state->peer_cookie = 0;
+	state->peer_sock = 0;
+	state->original.address = *destination;
+	state->original.port = port_be;
+	current_program(&state->program);
+	if (pod->mode == POD_MODE_SIDECAR && (__u32)bpf_get_current_uid_gid() == sidecar_uid)
+		state->flags |= SOCKET_PROXY;
+	if (capture != CAPTURE_NO) {
+		state->flags |= SOCKET_CAPTURED;
+		state->rewritten_port = bpf_htons(capture == CAPTURE_OUTBOUND ? OUTBOUND_PORT : INBOUND_PORT);
+	}
+	return capture;
+}
+
+SEC("cgroup/connect4")
+int connect4(struct bpf_sock_addr *ctx)
+{
+	struct address destination;
+	set_ipv4(&destination, ctx->user_ip4);
+	enum capture capture = on_connect(ctx, &destination);
+	if (capture == CAPTURE_OUTBOUND) {
+		ctx->user_ip4 = bpf_htonl(0x7f000001);
+		ctx->user_port = bpf_htons(OUTBOUND_PORT);
+	} else if (capture == CAPTURE_INBOUND) {
+		ctx->user_port = bpf_htons(INBOUND_PORT);
+	}
+	return CONNECT_ALLOW;
+}
+
+SEC("cgroup/connect6")
+int connect6(struct bpf_sock_addr *ctx)
+{
+	struct address destination = { { ctx->user_ip6[0], ctx->user_ip6[1], ctx->user_ip6[2], ctx->user_ip6[3] } };
+	enum capture capture = on_connect(ctx, &destination);
+	if (capture == CAPTURE_OUTBOUND) {
+		bool mapped = is_ipv4(&destination);
+		ctx->user_ip6[0] = 0;
+		ctx->user_ip6[1] = 0;
+		ctx->user_ip6[2] = mapped ? bpf_htonl(0xffff) : 0;
+		ctx->user_ip6[3] = mapped ? bpf_htonl(0x7f000001) : bpf_htonl(1);
+		ctx->user_port = bpf_htons(OUTBOUND_PORT);
+	} else if (capture == CAPTURE_INBOUND) {
+		ctx->user_port = bpf_htons(INBOUND_PORT);
+	}
+	return CONNECT_ALLOW;
+}
+
+/* The state of a captured client, when `ctx` shows the address it was led to. */
+static __always_inline struct socket_state *captured_client(struct bpf_sock_addr *ctx)
+{
+	struct bpf_sock *sk = ctx->sk;
+	if (!sk || ctx->protocol != IPPROTO_TCP)
+		return 0;
+	struct socket_state *state = bpf_sk_storage_get(&socket_states, sk, 0, 0);
+	if (!state || !(state->flags & SOCKET_CAPTURED) || (state->flags & SOCKET_ACCEPTED))
+		return 0;
+	return state;
+}
+
+SEC("cgroup/getpeername4")
+int getpeername4(struct bpf_sock_addr *ctx)
+{
+	struct socket_state *state = captured_client(ctx);
+	if (state && (__u16)ctx->user_port == state->rewritten_port) {
+		ctx->user_ip4 = state->original.address.word[3];
+		ctx->user_port = state->original.port;
+	}
+	return 1;
+}
+
+SEC("cgroup/getpeername6")
+int getpeername6(struct bpf_sock_addr *ctx)
+{
+	struct socket_state *state = captured_client(ctx);
+	if (state && (__u16)ctx->user_port == state->rewritten_port) {
+		ctx->user_ip6[0] = state->original.address.word[0];
+		ctx->user_ip6[1] = state->original.address.word[1];
+		ctx->user_ip6[2] = state->original.address.word[2];
+		ctx->user_ip6[3] = state->original.address.word[3];
+		ctx->user_port = state->original.port;
+	}
+	return 1;
+}
+
+SEC("cgroup/getsockname4")
+int getsockname4(struct bpf_sock_addr *ctx)
+{
+	if (!captured_client(ctx) || (bpf_ntohl(ctx->user_ip4) >> 24) != 127)
+		return 1;
+	__u64 netns_cookie = bpf_get_netns_cookie(ctx);
+	struct pod *pod = bpf_map_lookup_elem(&pods, &netns_cookie);
+	if (pod && !is_unset(&pod->ipv4))
+		ctx->user_ip4 = pod->ipv4.word[3];
+	return 1;
+}
+
+SEC("cgroup/getsockname6")
+int getsockname6(struct bpf_sock_addr *ctx)
+{
+	struct address local = { { ctx->user_ip6[0], ctx->user_ip6[1], ctx->user_ip6[2], ctx->user_ip6[3] } };
+	if (!captured_client(ctx) || !is_loopback(&local))
+		return 1;
+	__u64 netns_cookie = bpf_get_netns_cookie(ctx);
+	struct pod *pod = bpf_map_lookup_elem(&pods, &netns_cookie);
+	if (!pod)
+		return 1;
+	struct address own = is_ipv4(&local) ? pod->ipv4 : pod->ipv6;
+	if (is_unset(&own))
+		return 1;
+	ctx->user_ip6[0] = own.word[0];
+	ctx->user_ip6[1] = own.word[1];
+	ctx->user_ip6[2] = own.word[2];
+	ctx->user_ip6[3] = own.word[3];
+	return 1;
+}
+
+/* SO_ORIGINAL_DST of what a proxy accepted, as conntrack would answer after a REDIRECT. */
+SEC("cgroup/getsockopt")
+int getsockopt(struct bpf_sockopt *ctx)
+{
+	bool v4 = ctx->level == SOL_IP, v6 = ctx->level == SOL_IPV6;
+	if (ctx->optname != SO_ORIGINAL_DST || !(v4 || v6)) {
+		if (ctx->optlen > GETSOCKOPT_BUFFER_MAX)
+			ctx->optlen = 0; /* else the kernel fails the call, as it does not copy so much in */
+		return 1;
+	}
+	struct bpf_sock *sk = ctx->sk;
+	struct socket_state *state = sk ? bpf_sk_storage_get(&socket_states, sk, 0, 0) : 0;
+	if (!state || !(state->flags & SOCKET_ACCEPTED) || !(state->flags & SOCKET_CAPTURED))
+		return 1;
+	struct original_dst original = state->original;
+	void *end = ctx->optval_end;
+	if (v4) {
+		struct sockaddr_in *out = ctx->optval;
+		if (!is_ipv4(&original.address) || (void *)(out + 1) > end)
+			return 1;
+		__builtin_memset(out, 0, sizeof(*out));
+		out->sin_family = AF_INET;
+		out->sin_port = original.port;
+		out->sin_addr.s_addr = original.address.word[3];
+		ctx->optlen = sizeof(*out);
+	} else {
+		struct sockaddr_in6 *out = ctx->optval;
+		if ((void *)(out + 1) > end)
+			return 1;
+		__builtin_memset(out, 0, sizeof(*out));
+		out->sin6_family = AF_INET6;
+		out->sin6_port = original.port;
+		out->sin6_addr.in6_u.u6_addr32[0] = original.address.word[0];
+		out->sin6_addr.in6_u.u6_addr32[1] = original.address.word[1];
+		out->sin6_addr.in6_u.u6_addr32[2] = original.address.word[2];
+		out->sin6_addr.in6_u.u6_addr32[3] = original.address.word[3];
+		ctx->optlen = sizeof(*out);
+	}
+	/* Merged with the store above by the compiler, this one is refused by the verifier. */
+	asm volatile("" ::: "memory");
+	ctx->retval = 0;
+	return 1;
+}

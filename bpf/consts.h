@@ -1,0 +1,29 @@
+/* Numbers that the kernel's BTF does not carry (they are macros there). */
+#pragma once
+
+#define AF_INET 2
+#define AF_INET6 10
+#define SOL_IP 0
+#define SOL_IPV6 41
+#define SO_ORIGINAL_DST 80 /* linux/netfilter_ipv4.h; IP6T_SO_ORIGINAL_DST has the same number */
+#define O_NONBLOCK 04000   /* 0x4000 on MIPS, which is not built for */
+
+/* What user space may turn a getsockopt buffer into at most; larger ones are passed through. */
+#define GETSOCKOPT_BUFFER_MAX 4096
+
+#define CONNECT_ALLOW 1
+#define EGRESS_ALLOW 1
+
+/* A pod's sidecar in Istio's own layout: pkg/cmd/pilot-agent options and the injection template. */
+#define SIDECAR_UID 1337
+#define OUTBOUND_PORT 15001
+#define INBOUND_PORT 15006
+/* Ports that Istio's inbound rules exempt: prometheus 15090, health 15021, HBONE 15008, agent 15020. */
+#define INBOUND_EXEMPT(port) ((port) == 15008 || (port) == 15020 || (port) == 15021 || (port) == 15090)
+
+/* DESIGN rule 11: so many connections of a listener or program must have sent data without blocking. */
+#define PROBATION_CONNECTIONS 8
+
+#define MAX_PODS 1024
+#define MAX_CONNECTIONS 131072
+#define MAX_VERDICTS 16384

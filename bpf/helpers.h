@@ -1,0 +1,143 @@
+#pragma once
+
+static __always_inline void count_n(enum counter which, __u64 n)
+{
+	__u32 key = which;
+	__u64 *value = bpf_map_lookup_elem(&counters, &key);
+	if (value)
+		*value += n; /* per CPU, and these programs do not migrate or nest on one counter */
+}
+
+static __always_inline void count(enum counter which)
+{
+	count_n(which, 1);
+}
+
+static __always_inline struct pod_counters *counters_of_slot(__u32 slot)
+{
+	return bpf_map_lookup_elem(&pod_counters, &slot);
+}
+
+#define COUNT_POD(slot, field, n) do { \
+	struct pod_counters *counters_ = counters_of_slot(slot); \
+	if (counters_) \
+		counters_->field += (n); \
+} while (0)
+
+static __always_inline void set_ipv4(struct address *out, __u32 ip)
+{
+	out->word[0] = 0;
+	out->word[1] = 0;
+	out->word[2] = bpf_htonl(0xffff);
+	out->word[3] = ip;
+}
+
+static __always_inline bool is_ipv4(const struct address *a)
+{
+	return !a->word[0] && !a->word[1] && a->word[2] == bpf_htonl(0xffff);
+}
+
+static __always_inline bool is_unset(const struct address *a)
+{
+	return !(a->word[0] | a->word[1] | a->word[2] | a->word[3]);
+}
+
+static __always_inline bool is_loopback(const struct address *a)
+{
+	if (is_ipv4(a))
+		return (bpf_ntohl(a->word[3]) >> 24) == 127;
+	return !a->word[0] && !a->word[1] && !a->word[2] && a->word[3] == bpf_htonl(1);
+}
+
+static __always_inline bool acceleration_on(void)
+{
+	__u32 zero = 0;
+	struct settings *s = bpf_map_lookup_elem(&settings, &zero);
+	return s && s->acceleration;
+}
+
+static __always_inline void report(__u32 type, __u32 counter, const struct socket_state *state)
+{
+	struct event *event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
+	if (!event) {
+		count(COUNTER_EVENTS_LOST);
+		return;
+	}
+	__builtin_memset(event, 0, sizeof(*event));
+	event->type = type;
+	event->counter = counter;
+	event->netns_cookie = state->netns_cookie;
+	event->program = state->program;
+	event->listener = state->listener;
+	event->after_acceleration = !!(state->flags & SOCKET_IN_MAP);
+	bpf_ringbuf_submit(event, 0);
+}
+
+static __always_inline void map_full(enum counter which, const struct socket_state *state)
+{
+	count(which);
+	report(EVENT_MAP_FULL, which, state);
+}
+
+/* MARK_NONE: still in probation. */
+static __always_inline __u32 decided(const struct verdict *v)
+{
+	if (v->mark)
+		return v->mark;
+	return v->seen >= PROBATION_CONNECTIONS ? MARK_EVENT_DRIVEN : MARK_NONE;
+}
+
+static __always_inline __u32 client_verdict(const struct program_key *key)
+{
+	struct verdict *v = bpf_map_lookup_elem(&client_verdicts, key);
+	if (v && decided(v) != MARK_NONE)
+		return decided(v);
+	struct program_key anywhere = *key;
+	anywhere.cgroup_id = 0;
+	v = bpf_map_lookup_elem(&client_verdicts, &anywhere);
+	return v ? v->mark : MARK_NONE;
+}
+
+static __always_inline __u32 listener_verdict(const struct listener_key *key)
+{
+	struct verdict *v = bpf_map_lookup_elem(&listener_verdicts, key);
+	return v ? decided(v) : MARK_NONE;
+}
+
+/* The verdict on this socket's program, made when it is missing. */
+static __always_inline struct verdict *verdict_of(const struct socket_state *state)
+{
+	bool accepted = state->flags & SOCKET_ACCEPTED;
+	struct verdict *v = accepted ? bpf_map_lookup_elem(&listener_verdicts, &state->listener)
+				     : bpf_map_lookup_elem(&client_verdicts, &state->program);
+	if (v)
+		return v;
+	struct verdict fresh = { .netns_cookie = state->netns_cookie };
+	long failed = accepted ? bpf_map_update_elem(&listener_verdicts, &state->listener, &fresh, BPF_NOEXIST)
+			       : bpf_map_update_elem(&client_verdicts, &state->program, &fresh, BPF_NOEXIST);
+	v = accepted ? bpf_map_lookup_elem(&listener_verdicts, &state->listener)
+		     : bpf_map_lookup_elem(&client_verdicts, &state->program);
+	if (!v && failed)
+		map_full(COUNTER_VERDICTS_FULL, state);
+	return v;
+}
+
+static __always_inline void mark_blocking(const struct socket_state *state)
+{
+	struct verdict *v = verdict_of(state);
+	if (v && v->mark == MARK_NONE) {
+		v->mark = MARK_BLOCKING;
+		report(state->flags & SOCKET_ACCEPTED ? EVENT_BLOCKING_LISTENER : EVENT_BLOCKING_CLIENT, 0, state);
+	}
+}
+
+/* What the current task runs, for the connect hooks. */
+static __always_inline void current_program(struct program_key *out)
+{
+	struct task_struct *task = (void *)bpf_get_current_task();
+	struct file *exe = BPF_CORE_READ(task, mm, exe_file);
+	out->cgroup_id = bpf_get_current_cgroup_id();
+	out->inode = BPF_CORE_READ(exe, f_inode, i_ino);
+	out->device = BPF_CORE_READ(exe, f_inode, i_sb, s_dev);
+	out->reserved = 0;
+}

@@ -1,0 +1,85 @@
+/* sk_msg: what a paired socket sends is moved into the other one's receive queue, as long as TCP could not tell. */
+#pragma once
+
+static __always_inline bool nonblocking(const struct tcp_sock *tp)
+{
+	const struct socket *socket = tp->inet_conn.icsk_inet.sk.sk_socket;
+	const struct file *file = socket ? socket->file : 0;
+	return !file || (file->f_flags & O_NONBLOCK);
+}
+
+SEC("sk_msg")
+int move_message(struct sk_msg_md *msg)
+{
+	struct bpf_sock *sk = msg->sk;
+	struct socket_state *state = sk ? bpf_sk_storage_get(&socket_states, sk, 0, 0) : 0;
+	if (!state) {
+		count(COUNTER_MESSAGE_NO_STATE);
+		return SK_PASS;
+	}
+	if (state->flags & (SOCKET_BLOCKING | SOCKET_TLS)) {
+		count(state->flags & SOCKET_TLS ? COUNTER_MESSAGE_UPPER_LAYER : COUNTER_MESSAGE_BLOCKING);
+		return SK_PASS;
+	}
+	if (!acceleration_on()) {
+		count(COUNTER_MESSAGE_SWITCHED_OFF);
+		return SK_PASS;
+	}
+	if (!state->peer_cookie) {
+		__u64 cookie = state->cookie;
+		struct peer *peer = bpf_map_lookup_elem(&peers, &cookie);
+		if (!peer) {
+			count(COUNTER_MESSAGE_NO_PEER);
+			return SK_PASS;
+		}
+		state->peer_sock = peer->sock;
+		state->peer_cookie = peer->cookie;
+		bpf_map_delete_elem(&peers, &cookie);
+	}
+	struct tcp_sock *self = bpf_skc_to_tcp_sock(sk);
+	if (!self)
+		return SK_PASS;
+	/* Rule 11: a program may have made its socket blocking since. */
+	if (!(state->flags & (SOCKET_FORCED | SOCKET_PROXY)) && !nonblocking(self)) {
+		state->flags |= SOCKET_BLOCKING;
+		mark_blocking(state);
+		count(COUNTER_MESSAGE_BLOCKING);
+		return SK_PASS;
+	}
+	/* Freed while we look it is still memory of the same kind, and then the redirect below finds no socket. */
+	struct tcp_sock *other = (void *)state->peer_sock;
+	/* Rule 8: kTLS may have been switched on since, at either end. */
+	if (self->inet_conn.icsk_ulp_ops || BPF_CORE_READ(other, inet_conn.icsk_ulp_ops)) {
+		state->flags |= SOCKET_TLS;
+		count(COUNTER_MESSAGE_UPPER_LAYER);
+		return SK_PASS;
+	}
+	/* Rule 2: moved bytes are read before TCP's, so all that went by TCP must have been read. */
+	if (self->write_seq != BPF_CORE_READ(other, copied_seq)) {
+		count(COUNTER_MESSAGE_NOT_DRAINED);
+		return SK_PASS;
+	}
+	/* Rule 7: moved bytes know no window; past the bound TCP's holds the sender back. */
+	__s32 queued = BPF_CORE_READ(other, inet_conn.icsk_inet.sk.sk_backlog.rmem_alloc.counter);
+	__s32 bound = BPF_CORE_READ(other, inet_conn.icsk_inet.sk.sk_rcvbuf);
+	if (bound < receive_queue_floor)
+		bound = receive_queue_floor;
+	if (queued > bound) {
+		count(COUNTER_MESSAGE_PEER_FULL);
+		return SK_PASS;
+	}
+	__u64 size = msg->size, target = state->peer_cookie;
+	if (bpf_msg_redirect_hash(msg, &sockets, &target, BPF_F_INGRESS) != SK_PASS) {
+		count(COUNTER_MESSAGE_REDIRECT_FAILED);
+		return SK_PASS;
+	}
+	state->bytes_moved += size;
+	count(COUNTER_MESSAGES_SHORT_CIRCUITED);
+	count_n(COUNTER_BYTES_SHORT_CIRCUITED, size);
+	struct pod_counters *pod = counters_of_slot(state->slot);
+	if (pod) {
+		pod->messages_short_circuited++;
+		pod->bytes_short_circuited += size;
+	}
+	return SK_PASS;
+}

@@ -1,0 +1,332 @@
+/*
+ * sockops: two ends of one local connection find each other while it is established. The opener's callback runs first
+ * (its ACK is what lets the other end exist) and leaves an entry under its tuple; the accepting end takes it away.
+ */
+#pragma once
+
+static __always_inline void read_tuple(struct bpf_sock_ops *ops, struct tuple *out)
+{
+	out->reserved = 0;
+	if (ops->family == AF_INET6) {
+		out->local.word[0] = ops->local_ip6[0];
+		out->local.word[1] = ops->local_ip6[1];
+		out->local.word[2] = ops->local_ip6[2];
+		out->local.word[3] = ops->local_ip6[3];
+		out->remote.word[0] = ops->remote_ip6[0];
+		out->remote.word[1] = ops->remote_ip6[1];
+		out->remote.word[2] = ops->remote_ip6[2];
+		out->remote.word[3] = ops->remote_ip6[3];
+	} else {
+		set_ipv4(&out->local, ops->local_ip4);
+		set_ipv4(&out->remote, ops->remote_ip4);
+	}
+	out->local_port = ops->local_port;
+	out->remote_port = bpf_ntohl(ops->remote_port);
+}
+
+/* The namespace at the other end; 0: not a pod of this node. A loopback address at either end means one's own. */
+static __always_inline __u64 peer_netns(const struct tuple *t, __u64 own)
+{
+	if (is_loopback(&t->remote) || is_loopback(&t->local))
+		return own;
+	__u64 *cookie = bpf_map_lookup_elem(&netns_of_address, &t->remote);
+	return cookie ? *cookie : 0;
+}
+
+static __always_inline enum counter client_reason(__u32 verdict)
+{
+	return verdict == MARK_BLOCKING  ? COUNTER_CONNECTION_CLIENT_BLOCKING
+	       : verdict == MARK_SPLICED ? COUNTER_CONNECTION_CLIENT_SPLICED
+					 : COUNTER_CONNECTION_CLIENT_PROBATION;
+}
+
+static __always_inline enum counter listener_reason(__u32 verdict)
+{
+	return verdict == MARK_BLOCKING  ? COUNTER_CONNECTION_LISTENER_BLOCKING
+	       : verdict == MARK_SPLICED ? COUNTER_CONNECTION_LISTENER_SPLICED
+					 : COUNTER_CONNECTION_LISTENER_PROBATION;
+}
+
+/* DESIGN rule 8: what another layer has its hands on is left alone. COUNTERS: nothing found. */
+static __always_inline enum counter foreign_hands(const struct tcp_sock *tp)
+{
+	if (bpf_core_field_exists(tp->is_mptcp) && tp->is_mptcp)
+		return COUNTER_CONNECTION_MPTCP;
+	if (tp->inet_conn.icsk_ulp_ops)
+		return COUNTER_CONNECTION_UPPER_LAYER;
+	if (tp->inet_conn.icsk_inet.sk.sk_user_data)
+		return COUNTER_CONNECTION_FOREIGN_PSOCK;
+	return COUNTERS;
+}
+
+/* Whether the opener may enter the map; COUNTERS: yes, otherwise why not. */
+static __always_inline enum counter refuse_active(const struct pod *pod, struct socket_state *state, const struct tuple *t,
+						  __u64 own, __u64 other, const struct tcp_sock *tp)
+{
+	bool captured = state->flags & SOCKET_CAPTURED;
+	struct pod *remote = bpf_map_lookup_elem(&pods, &other);
+	if (!acceleration_on())
+		return COUNTER_CONNECTION_SWITCHED_OFF;
+	if (!remote || remote->acceleration == ACCELERATION_OFF || pod->acceleration == ACCELERATION_OFF)
+		return COUNTER_CONNECTION_POD_OFF;
+	if (!captured && !is_loopback(&t->remote)) {
+		/* iptables lead the connection elsewhere than its tuple says. */
+		if ((pod->flags & POD_REDIRECTED) && !(state->flags & SOCKET_PROXY))
+			return COUNTER_CONNECTION_BEHIND_NAT;
+		if (other != own && remote->mode == POD_MODE_SIDECAR && (remote->flags & (POD_CAPTURE | POD_REDIRECTED)))
+			return COUNTER_CONNECTION_BEHIND_NAT;
+	}
+	enum counter hands = foreign_hands(tp);
+	if (hands != COUNTERS)
+		return hands;
+	/* With Fast Open the other end was established before this one, and found no entry. */
+	if (BPF_CORE_READ_BITFIELD(tp, syn_data_acked))
+		return COUNTER_CONNECTION_FAST_OPEN;
+	if (pod->acceleration == ACCELERATION_FORCE || remote->acceleration == ACCELERATION_FORCE)
+		state->flags |= SOCKET_FORCED;
+	if (state->flags & SOCKET_FORCED)
+		return COUNTERS;
+	if (!(state->flags & SOCKET_PROXY)) {
+		__u32 verdict = client_verdict(&state->program);
+		if (verdict != MARK_EVENT_DRIVEN) {
+			if (verdict == MARK_NONE)
+				state->flags |= SOCKET_PROBED;
+			return client_reason(verdict);
+		}
+	}
+	if (captured)
+		return COUNTERS; /* the other end is an Envoy */
+	struct listener_key listener = { .netns_cookie = other, .address = t->remote, .port = t->remote_port };
+	__u32 verdict = listener_verdict(&listener);
+	return verdict == MARK_EVENT_DRIVEN ? COUNTERS : listener_reason(verdict);
+}
+
+static __always_inline int established_active(struct bpf_sock_ops *ops, bool proxy_cgroup)
+{
+	struct bpf_sock *sk = ops->sk;
+	if (!sk)
+		return 1;
+	__u64 own = bpf_get_netns_cookie(ops);
+	struct pod *pod = bpf_map_lookup_elem(&pods, &own);
+	if (!pod)
+		return 1;
+	struct tuple t = { .netns_cookie = own };
+	read_tuple(ops, &t);
+	struct socket_state *state = bpf_sk_storage_get(&socket_states, sk, 0, 0);
+	bool known = state && (state->flags & SOCKET_CONNECTING);
+	__u64 other = peer_netns(&t, own);
+	if (!other || !(known || proxy_cgroup)) {
+		/* A pod's own connection without state was opened before its hooks were there: left alone. */
+		if (!other && proxy_cgroup && pod->acceleration != ACCELERATION_OFF)
+			count(COUNTER_CONNECTION_NOT_LOCAL);
+		return 1;
+	}
+	if (!known) {
+		state = bpf_sk_storage_get(&socket_states, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+		if (!state) {
+			count(COUNTER_CONNECTION_STORAGE_FAILED);
+			return 1;
+		}
+		state->flags = SOCKET_PROXY;
+		state->netns_cookie = own;
+		state->slot = pod->slot;
+		state->peer_cookie = 0;
+	}
+	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+	if (!tp)
+		return 1;
+	state->flags &= ~SOCKET_CONNECTING;
+	state->cookie = bpf_get_socket_cookie(ops);
+	state->sock = (__u64)tp;
+	state->bytes_moved = 0;
+	state->data_segments = 0;
+	state->tuple = t;
+	bool captured = state->flags & SOCKET_CAPTURED;
+	enum counter refusal = refuse_active(pod, state, &t, own, other, tp);
+	bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
+	if (captured) {
+		count(COUNTER_CONNECTIONS_CAPTURED);
+		COUNT_POD(pod->slot, connections_captured, 1);
+		state->flags |= SOCKET_COUNTED_LIVE;
+	}
+	if (refusal == COUNTERS) {
+		/* The state says so before the socket can send. */
+		state->flags |= SOCKET_IN_MAP;
+		if (bpf_sock_hash_update(ops, &sockets, &state->cookie, BPF_NOEXIST)) {
+			state->flags &= ~SOCKET_IN_MAP;
+			map_full(COUNTER_CONNECTION_SOCKETS_FULL, state);
+		}
+	} else {
+		count(refusal);
+		COUNT_POD(pod->slot, connections_plain, 1);
+	}
+	bool accelerated = state->flags & SOCKET_IN_MAP;
+	if (!captured && !accelerated)
+		return 1;
+	struct establishing entry = {
+		.cookie = state->cookie,
+		.sock = (__u64)tp,
+		.original = state->original,
+		.sequence = tp->write_seq,
+		.captured = captured,
+		.accelerated = accelerated,
+	};
+	if (bpf_map_update_elem(&establishing, &t, &entry, BPF_ANY))
+		map_full(COUNTER_CONNECTION_ESTABLISHING_FULL, state);
+	return 1;
+}
+
+static __always_inline int established_passive(struct bpf_sock_ops *ops, bool proxy_cgroup)
+{
+	struct bpf_sock *sk = ops->sk;
+	if (!sk)
+		return 1;
+	__u64 own = bpf_get_netns_cookie(ops);
+	struct pod *pod = bpf_map_lookup_elem(&pods, &own);
+	if (!pod)
+		return 1;
+	struct tuple mine = { .netns_cookie = own };
+	read_tuple(ops, &mine);
+	__u64 other = peer_netns(&mine, own);
+	if (!other)
+		return 1;
+	struct tuple t = {
+		.netns_cookie = other,
+		.local = mine.remote, .remote = mine.local,
+		.local_port = mine.remote_port, .remote_port = mine.local_port,
+	};
+	struct establishing *found = bpf_map_lookup_elem(&establishing, &t);
+	if (!found && pod->acceleration != ACCELERATION_L4)
+		return 1;
+	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+	if (!tp)
+		return 1;
+	struct establishing entry = {};
+	if (found) {
+		entry = *found;
+		bpf_map_delete_elem(&establishing, &t);
+		if (entry.sequence != tp->copied_seq) {
+			count(COUNTER_CONNECTION_STALE_TUPLE);
+			__builtin_memset(&entry, 0, sizeof(entry));
+		}
+	}
+	bool proxy = proxy_cgroup || (pod->mode == POD_MODE_SIDECAR &&
+				      (mine.local_port == OUTBOUND_PORT || mine.local_port == INBOUND_PORT));
+	if (!entry.cookie && proxy)
+		return 1; /* came by iptables or from a connection that is not followed: nothing to hand over or to learn */
+	struct socket_state *state = bpf_sk_storage_get(&socket_states, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!state) {
+		count(COUNTER_CONNECTION_STORAGE_FAILED);
+		return 1;
+	}
+	state->flags = SOCKET_ACCEPTED | (proxy ? SOCKET_PROXY : 0);
+	state->netns_cookie = own;
+	state->slot = pod->slot;
+	state->cookie = bpf_get_socket_cookie(ops);
+	state->sock = (__u64)tp;
+	state->bytes_moved = 0;
+	state->data_segments = 0;
+	state->listener.netns_cookie = own;
+	state->listener.address = mine.local;
+	state->listener.port = mine.local_port;
+	if (entry.captured) {
+		state->flags |= SOCKET_CAPTURED;
+		state->original = entry.original;
+	}
+	bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
+	if (!entry.accelerated) {
+		if (!proxy && pod->acceleration == ACCELERATION_L4 && listener_verdict(&state->listener) == MARK_NONE)
+			state->flags |= SOCKET_PROBED;
+		return 1;
+	}
+	enum counter hands = foreign_hands(tp);
+	if (hands != COUNTERS) {
+		count(hands);
+		return 1;
+	}
+	if (pod->acceleration == ACCELERATION_FORCE)
+		state->flags |= SOCKET_FORCED;
+	else {
+		struct pod *opener = bpf_map_lookup_elem(&pods, &other);
+		if (opener && opener->acceleration == ACCELERATION_FORCE)
+			state->flags |= SOCKET_FORCED;
+	}
+	state->peer_cookie = entry.cookie;
+	state->peer_sock = entry.sock;
+	state->flags |= SOCKET_IN_MAP;
+	if (bpf_sock_hash_update(ops, &sockets, &state->cookie, BPF_NOEXIST)) {
+		state->flags &= ~SOCKET_IN_MAP;
+		map_full(COUNTER_CONNECTION_SOCKETS_FULL, state);
+		return 1;
+	}
+	/* Last: from here on the opener moves its messages. */
+	struct peer self = { .cookie = state->cookie, .sock = (__u64)tp, .netns_cookie = other };
+	if (bpf_map_update_elem(&peers, &entry.cookie, &self, BPF_ANY)) {
+		map_full(COUNTER_CONNECTION_PEERS_FULL, state);
+	}
+	count(COUNTER_CONNECTIONS_SHORT_CIRCUITED);
+	COUNT_POD(pod->slot, connections_short_circuited, 1);
+	if (other != own) {
+		struct pod *opener = bpf_map_lookup_elem(&pods, &other);
+		if (opener)
+			COUNT_POD(opener->slot, connections_short_circuited, 1);
+	}
+	return 1;
+}
+
+static __always_inline int closed(struct bpf_sock_ops *ops)
+{
+	struct bpf_sock *sk = ops->sk;
+	struct socket_state *state = sk ? bpf_sk_storage_get(&socket_states, sk, 0, 0) : 0;
+	if (!state || !state->cookie)
+		return 1;
+	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+	if (tp) {
+		__u64 sent = tp->bytes_sent - tp->bytes_retrans;
+		if (sent) {
+			count_n(COUNTER_BYTES_TCP, sent);
+			COUNT_POD(state->slot, bytes_tcp, sent);
+		}
+	}
+	if (state->flags & SOCKET_COUNTED_LIVE)
+		COUNT_POD(state->slot, captured_closed, 1);
+	if (!(state->flags & SOCKET_ACCEPTED)) {
+		struct tuple t = state->tuple;
+		__u64 cookie = state->cookie;
+		struct establishing *left = bpf_map_lookup_elem(&establishing, &t);
+		if (left && left->cookie == cookie)
+			bpf_map_delete_elem(&establishing, &t);
+		if ((state->flags & SOCKET_IN_MAP) && !state->peer_cookie)
+			bpf_map_delete_elem(&peers, &cookie);
+	}
+	/* A socket can be connected anew after connect(AF_UNSPEC). */
+	state->flags = 0;
+	state->cookie = 0;
+	state->peer_cookie = 0;
+	return 1;
+}
+
+static __always_inline int on_sockops(struct bpf_sock_ops *ops, bool proxy_cgroup)
+{
+	switch (ops->op) {
+	case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
+		return established_active(ops, proxy_cgroup);
+	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
+		return established_passive(ops, proxy_cgroup);
+	case BPF_SOCK_OPS_STATE_CB:
+		return ops->args[1] == BPF_TCP_CLOSE ? closed(ops) : 1;
+	}
+	return 1;
+}
+
+SEC("sockops")
+int pod_sockops(struct bpf_sock_ops *ops)
+{
+	return on_sockops(ops, false);
+}
+
+SEC("sockops")
+int proxy_sockops(struct bpf_sock_ops *ops)
+{
+	return on_sockops(ops, true);
+}

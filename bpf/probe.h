@@ -1,0 +1,39 @@
+/*
+ * cgroup_skb/egress: learns whether a program's sockets block, by looking at the file's flags while it sends data
+ * (DESIGN rule 11). Sockets that are not in probation cost one look into their storage.
+ */
+#pragma once
+
+SEC("cgroup_skb/egress")
+int probe_egress(struct __sk_buff *skb)
+{
+	struct bpf_sock *sk = skb->sk;
+	if (!sk)
+		return EGRESS_ALLOW;
+	sk = bpf_sk_fullsock(sk);
+	if (!sk)
+		return EGRESS_ALLOW;
+	struct socket_state *state = bpf_sk_storage_get(&socket_states, sk, 0, 0);
+	if (!state || !(state->flags & SOCKET_PROBED))
+		return EGRESS_ALLOW;
+	struct tcp_sock *tp = (void *)state->sock;
+	__u32 data_segments = BPF_CORE_READ(tp, data_segs_out);
+	if (data_segments == state->data_segments)
+		return EGRESS_ALLOW; /* TCP's own: no payload in it */
+	state->data_segments = data_segments;
+	struct file *file = BPF_CORE_READ(tp, inet_conn.icsk_inet.sk.sk_socket, file);
+	if (!file)
+		return EGRESS_ALLOW; /* closed already, or not accepted yet */
+	if (!(BPF_CORE_READ(file, f_flags) & O_NONBLOCK)) {
+		state->flags &= ~SOCKET_PROBED;
+		mark_blocking(state);
+		return EGRESS_ALLOW;
+	}
+	if (!(state->flags & SOCKET_PROBE_COUNTED)) {
+		state->flags |= SOCKET_PROBE_COUNTED;
+		struct verdict *v = verdict_of(state);
+		if (v)
+			__sync_fetch_and_add(&v->seen, 1);
+	}
+	return EGRESS_ALLOW;
+}

@@ -1,0 +1,207 @@
+/*
+ * What the kernel side and user space share. User space reads offsets and enum values from the object's BTF (see
+ * native's layout()), so a field can move without a second copy of these to keep in step; names are the contract.
+ */
+#pragma once
+
+/* An IPv6 address, or an IPv4 one in mapped form (::ffff:a.b.c.d), in network order. */
+struct address {
+	__u32 word[4];
+};
+
+enum pod_mode {
+	POD_MODE_NODE = 1,
+	POD_MODE_SIDECAR = 2,
+};
+
+enum acceleration {
+	ACCELERATION_OFF = 0,
+	ACCELERATION_L4 = 1,
+	ACCELERATION_FORCE = 2,
+};
+
+enum pod_flag {
+	POD_CAPTURE = 1,    /* connect() is rewritten */
+	POD_REDIRECTED = 2, /* iptables redirect what it connects to, so tuples do not mirror */
+};
+
+struct pod {
+	__u64 cgroup_id;
+	struct address ipv4, ipv6; /* what getsockname answers instead of loopback; all zero: none */
+	__u32 slot;                /* index in pod_counters */
+	__u8 mode;
+	__u8 acceleration;
+	__u8 flags;
+	__u8 reserved;
+	/* For the agent that comes after the one that wrote them. */
+	char uid[64];
+	char cgroup_path[512];
+};
+
+/* A connection as the end that opened it sees it; only there from ACTIVE to PASSIVE establishment. Ports in host order. */
+struct tuple {
+	__u64 netns_cookie;
+	struct address local, remote;
+	__u16 local_port, remote_port;
+	__u32 reserved;
+};
+
+struct original_dst {
+	struct address address;
+	__u16 port; /* network order */
+	__u16 reserved;
+};
+
+struct establishing {
+	__u64 cookie;
+	__u64 sock;
+	struct original_dst original;
+	__u32 sequence; /* the opener's first sequence number: a leftover of another connection does not match */
+	__u8 captured;
+	__u8 accelerated;
+	__u16 reserved;
+	__u32 reserved2;
+};
+
+struct peer {
+	__u64 cookie;
+	__u64 sock;
+	__u64 netns_cookie; /* of the client whose entry it is, so that a removed pod's leftovers can be found */
+};
+
+/* A client program: one executable in one container. */
+struct program_key {
+	__u64 cgroup_id; /* 0 in `client_verdicts`: in any container */
+	__u64 inode;
+	__u32 device;
+	__u32 reserved;
+};
+
+struct listener_key {
+	__u64 netns_cookie;
+	struct address address;
+	__u16 port;
+	__u16 reserved;
+	__u32 reserved2;
+};
+
+enum mark {
+	MARK_NONE = 0,
+	MARK_EVENT_DRIVEN = 1, /* by user space */
+	MARK_BLOCKING = 2,     /* seen by a probe, or by user space; for good */
+	MARK_SPLICED = 3,      /* by user space */
+};
+
+struct verdict {
+	__u64 netns_cookie;
+	__u32 seen; /* connections that sent data without blocking */
+	__u32 mark;
+};
+
+enum socket_flag {
+	SOCKET_CAPTURED = 1,
+	SOCKET_PROXY = 2,           /* belongs to an Envoy */
+	SOCKET_IN_MAP = 4,
+	SOCKET_PROBED = 8,          /* egress looks at this socket's file flags when it sends */
+	SOCKET_PROBE_COUNTED = 16,
+	SOCKET_ACCEPTED = 32,
+	SOCKET_FORCED = 64,
+	SOCKET_BLOCKING = 128,      /* a message was sent on a blocking file: plain TCP from then on */
+	SOCKET_COUNTED_LIVE = 256,
+	SOCKET_CONNECTING = 512,    /* the connect hook saw it, not yet established */
+	SOCKET_TLS = 1024,          /* an upper layer protocol was seen: plain TCP from then on */
+};
+
+struct socket_state {
+	__u64 cookie;
+	__u64 netns_cookie;
+	__u64 sock; /* struct tcp_sock *, read by probing only */
+	__u64 peer_cookie;
+	__u64 peer_sock;
+	__u64 bytes_moved;
+	struct original_dst original;
+	__u16 rewritten_port; /* network order; of a captured client */
+	__u16 reserved;
+	struct program_key program; /* of the opener */
+	struct listener_key listener; /* of the accepting end */
+	struct tuple tuple; /* of the opener, for deleting leftovers */
+	__u32 flags;
+	__u32 slot;
+	__u32 data_segments; /* sent when egress last looked */
+	__u32 reserved2;
+};
+
+enum event_type {
+	EVENT_BLOCKING_CLIENT = 1,
+	EVENT_BLOCKING_LISTENER = 2,
+	EVENT_MAP_FULL = 3,
+};
+
+struct event {
+	__u32 type;
+	__u32 counter; /* EVENT_MAP_FULL: which */
+	__u64 netns_cookie;
+	struct program_key program;
+	struct listener_key listener;
+	__u32 after_acceleration; /* the socket was already in the map when it was seen blocking */
+	__u32 reserved;
+};
+
+struct settings {
+	__u32 acceleration; /* 0: nothing is paired anew, and nothing paired is moved */
+	__u32 layout;       /* of the structs in pinned maps, as user space's hash of them */
+};
+
+/* Global counters. Each name without its prefix, in lower case, is the counter's name in user space. */
+enum counter {
+	COUNTER_CONNECTIONS_CAPTURED,
+	COUNTER_CONNECTIONS_SHORT_CIRCUITED,
+	COUNTER_MESSAGES_SHORT_CIRCUITED,
+	COUNTER_BYTES_SHORT_CIRCUITED,
+	COUNTER_BYTES_TCP,
+	/* why a connection was not short-circuited */
+	COUNTER_CONNECTION_SWITCHED_OFF,
+	COUNTER_CONNECTION_POD_OFF,
+	COUNTER_CONNECTION_NOT_LOCAL,
+	COUNTER_CONNECTION_BEHIND_NAT,
+	COUNTER_CONNECTION_CLIENT_PROBATION,
+	COUNTER_CONNECTION_CLIENT_BLOCKING,
+	COUNTER_CONNECTION_CLIENT_SPLICED,
+	COUNTER_CONNECTION_LISTENER_PROBATION,
+	COUNTER_CONNECTION_LISTENER_BLOCKING,
+	COUNTER_CONNECTION_LISTENER_SPLICED,
+	COUNTER_CONNECTION_UPPER_LAYER, /* kTLS */
+	COUNTER_CONNECTION_MPTCP,
+	COUNTER_CONNECTION_FOREIGN_PSOCK,
+	COUNTER_CONNECTION_FAST_OPEN,
+	COUNTER_CONNECTION_BOUND_TO_DEVICE, /* not captured either */
+	COUNTER_CONNECTION_STALE_TUPLE,
+	COUNTER_CONNECTION_SOCKETS_FULL,
+	COUNTER_CONNECTION_ESTABLISHING_FULL,
+	COUNTER_CONNECTION_PEERS_FULL,
+	COUNTER_CONNECTION_STORAGE_FAILED,
+	/* why a message of a socket in the map went by TCP */
+	COUNTER_MESSAGE_SWITCHED_OFF,
+	COUNTER_MESSAGE_NO_STATE,
+	COUNTER_MESSAGE_NO_PEER,
+	COUNTER_MESSAGE_NOT_DRAINED,
+	COUNTER_MESSAGE_PEER_FULL,
+	COUNTER_MESSAGE_BLOCKING,
+	COUNTER_MESSAGE_UPPER_LAYER,
+	COUNTER_MESSAGE_REDIRECT_FAILED,
+	/* bookkeeping */
+	COUNTER_VERDICTS_FULL,
+	COUNTER_EVENTS_LOST,
+	COUNTERS
+};
+
+/* Per pod, indexed by pod.slot; u64 each. */
+struct pod_counters {
+	__u64 connections_captured;
+	__u64 captured_closed;
+	__u64 connections_short_circuited;
+	__u64 messages_short_circuited;
+	__u64 bytes_short_circuited;
+	__u64 bytes_tcp;
+	__u64 connections_plain; /* both ends on this node, but not short-circuited */
+};

@@ -1,0 +1,32 @@
+/* One object with all programs; the parts are headers so that they share maps without extern declarations. */
+#include "vmlinux.h"
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_tracing.h>
+
+#include "consts.h"
+#include "structs.h"
+#include "maps.h"
+
+/* Set before loading. */
+const volatile __u32 sidecar_uid = SIDECAR_UID;
+/* Bytes that may always wait in a receiver's queue, whatever its receive buffer; see docs/kernel-rules.md, rule 7. */
+const volatile __s32 receive_queue_floor = 0;
+
+/* Keep types that only user space reads in the object's BTF. */
+const volatile enum counter counter_type;
+const volatile enum event_type event_type_type;
+const volatile enum pod_mode pod_mode_type;
+const volatile enum pod_flag pod_flag_type;
+const volatile enum acceleration acceleration_type;
+const volatile enum mark mark_type;
+const volatile struct event event_type_layout;
+
+#include "helpers.h"
+#include "connect.h"
+#include "pair.h"
+#include "move.h"
+#include "probe.h"
+
+char _license[] SEC("license") = "GPL";

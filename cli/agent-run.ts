@@ -1,0 +1,129 @@
+/** What `underpass agent` and `underpass node` share: the options of a node agent, and its life from start to signal. */
+import { once } from 'node:events';
+import { hostname } from 'node:os';
+import { join } from 'node:path';
+import { InvalidArgumentError, Option, type Command } from 'commander';
+import { Agent, DEFAULT_INSTANCE, LabSource, cleanup, instancePaths, realCleanupParts, realParts } from '../agent/index.js';
+import { UnderpassError } from '../common/errors.js';
+import { LabClient, labSocket, type LabInfo } from '../common/lab-api.js';
+import { logger } from '../common/log.js';
+import { defaultBpffsDir, defaultRunDir } from '../common/paths.js';
+import { followSignals } from './signals.js';
+
+export interface AgentCliOptions {
+  node?: string;
+  lab?: string;
+  labSocket?: string;
+  runDir: string;
+  bpffs: string;
+  instance: string;
+  redirection: 'auto' | 'bpf' | 'iptables';
+  acceleration: 'off' | 'l4' | 'force';
+  concurrency?: number;
+  cleanup?: boolean;
+  cleanupOnExit?: boolean;
+}
+
+export function addInstanceOptions(command: Command): Command {
+  return command
+    .option('--run-dir <dir>', 'run-time state: sockets, last good xDS, pinned namespaces', defaultRunDir)
+    .option('--instance <name>', 'which agent of this machine', DEFAULT_INSTANCE);
+}
+
+export function addAgentOptions(command: Command): Command {
+  return addInstanceOptions(command)
+    .option('--node <name>', 'the node whose pods to serve (default: the lab\'s only node, or the host name)')
+    .addOption(new Option('--lab <name>', 'take the pods from this lab').conflicts('labSocket'))
+    .option('--lab-socket <path>', 'take the pods from the lab behind this socket')
+    .option('--bpffs <dir>', 'where BPF links and maps are pinned', defaultBpffsDir)
+    .addOption(new Option('--redirection <way>', 'for pods without a label of their own').choices(['auto', 'bpf', 'iptables']).default('auto'))
+    .addOption(new Option('--acceleration <level>', 'for pods without a label of their own').choices(['off', 'l4', 'force']).default('l4'))
+    .option('--concurrency <n>', 'worker threads of the shared Envoy (default: one a CPU)', positiveInteger)
+    .option('--cleanup', 'remove all that this instance\'s agents ever pinned, mounted, attached or wrote, and exit')
+    .option('--cleanup-on-exit', 'do that when the agent ends, instead of leaving Envoy and the kernel at work');
+}
+
+function positiveInteger(text: string): number {
+  const value = Number(text);
+  if (!Number.isInteger(value) || value < 1 || value > 1024) throw new InvalidArgumentError('expected a whole number from 1 to 1024');
+  return value;
+}
+
+export interface Lab {
+  socketPath: string;
+  /** Absent while the lab does not answer. */
+  info: LabInfo | undefined;
+}
+
+export async function findLab(options: AgentCliOptions): Promise<Lab> {
+  const socketPath = options.labSocket ?? labSocket(options.lab, options.runDir);
+  const info = await new LabClient(socketPath).info(AbortSignal.timeout(5_000)).catch(() => undefined);
+  return { socketPath, info };
+}
+
+export function nodeName(options: AgentCliOptions, lab: Lab): string {
+  if (options.node !== undefined) return options.node;
+  const nodes = lab.info?.nodes ?? [];
+  if (nodes.length > 1) {
+    throw new UnderpassError('UNDERPASS_BAD_OPTION', `the lab has several nodes: say which one by --node (${nodes.map((node) => node.name).join(', ')})`);
+  }
+  return nodes[0]?.name ?? hostname();
+}
+
+export async function cleanInstance(options: AgentCliOptions): Promise<void> {
+  await cleanup({ runDir: options.runDir, bpffsDir: options.bpffs, instance: options.instance, logger: logger('agent.cleanup') }, realCleanupParts);
+}
+
+export interface RunOptions {
+  purpose: string;
+  discoveryAddress: string;
+  lab: Lab;
+  /** What runs in the same process; started when the instance is held, stopped after the agent. */
+  companion?: { start(): Promise<void>; stop(): Promise<void>; status(): unknown };
+}
+
+/** Runs an agent until SIGINT or SIGTERM. */
+export async function runAgent(options: AgentCliOptions, run: RunOptions): Promise<void> {
+  const log = logger('agent');
+  const name = nodeName(options, run.lab);
+  const { companion } = run;
+  const agent = new Agent(
+    {
+      nodeName: name,
+      workloads: new LabSource(run.lab.socketPath, name, logger('agent.workloads')),
+      discoveryAddress: run.discoveryAddress,
+      logger: log,
+      runDir: options.runDir,
+      bpffsDir: options.bpffs,
+      instance: options.instance,
+      defaults: { acceleration: options.acceleration, redirection: options.redirection },
+      purpose: run.purpose,
+      ...(options.concurrency === undefined ? {} : { concurrency: options.concurrency }),
+      ...(companion ? { controlPlaneStatus: () => companion.status() } : {}),
+    },
+    realParts,
+  );
+  const signals = followSignals();
+  let held = false;
+  try {
+    agent.prepare();
+    held = true;
+    await companion?.start();
+    await agent.start();
+    if (!signals.signal.aborted) await once(signals.signal, 'abort');
+    log.info(options.cleanupOnExit ? 'ending and cleaning up' : 'ending; Envoy and the kernel go on');
+  } finally {
+    try {
+      await agent.stop({ keepEnvoy: !options.cleanupOnExit });
+      await companion?.stop();
+      if (options.cleanupOnExit && held) await cleanInstance(options);
+    } finally {
+      await signals.close();
+    }
+  }
+}
+
+/** Where the embedded control plane listens for the agent beside it. */
+export function embeddedPilotSocket(options: AgentCliOptions): string {
+  return join(instancePaths(options).folder, 'pilot.sock');
+}

@@ -1,0 +1,489 @@
+/** The lab: nodes and pods on this machine, kept as the user's YAML says, for as long as this object is up. */
+import { mkdirSync } from 'node:fs';
+import { spawn, type ChildProcess, type SpawnOptions } from 'node:child_process';
+import { UnderpassError, errorMessage } from '../common/errors.js';
+import { CertificateAuthority } from '../common/identity/ca.js';
+import { DEFAULT_LAB_NAME, type ExecPlan, type LabInfo, type LabelPatch, type PodRecord } from '../common/lab-api.js';
+import { ClosableStore } from '../common/lifecycle.js';
+import { defaultRunDir, envoyBinary } from '../common/paths.js';
+import type { RunResult } from '../common/process.js';
+import { waitFor } from '../common/retry.js';
+import { nodeAddresses, PodAddresses, type NodeAddresses } from './addresses.js';
+import { LabApi, type LabBackend } from './api.js';
+import { removeLeftovers } from './clean.js';
+import { applyWritten, Cluster, patchLabels } from './cluster.js';
+import { DnsServer } from './dns.js';
+import { ImageTable } from './images.js';
+import { keyOf, type DesiredPod, type KubeObject } from './kube.js';
+import { LabLock } from './lock.js';
+import { LabNames, netnsPath } from './names.js';
+import { LabNetwork } from './network.js';
+import { ObjectsDir } from './objects.js';
+import { Pod } from './pod.js';
+import { parseAddress, Relay } from './relay.js';
+import { serviceRules } from './service-proxy.js';
+import { parseObjects, Sources } from './sources.js';
+
+export const DEFAULT_DISCOVERY = '127.0.0.1:15010';
+/** Istio's default for a sidecar. */
+const DEFAULT_SIDECAR_CONCURRENCY = 2;
+/** Pods that start at the same time. */
+const START_PARALLEL = 4;
+const PUBLISH_DELAY_MS = 10;
+/** How long the pods of a workload's former version stay when the new ones do not become ready. */
+const ROLLOUT_TIMEOUT_MS = 30_000;
+
+export interface LabOptions {
+  name?: string;
+  /** Directories or files with Kubernetes YAML. */
+  sources: readonly string[];
+  /** At least this many nodes, `node-1` and so on, beside those that the YAML names. */
+  nodes?: number;
+  runDir?: string;
+  /** Where sidecars find the control plane: `host:port` or `unix:PATH`. It may come later. */
+  discovery?: string;
+  sidecarConcurrency?: number;
+  envoy?: string;
+  /** What the lock says to others, e.g. `demo`. */
+  purpose?: string;
+  /** Follow changes of the sources; default true. */
+  watch?: boolean;
+  /** One line a step. */
+  onProgress?: (line: string) => void;
+  /** Problems that do not end the lab: bad YAML after a change, an image without a program. */
+  onProblem?: (error: unknown) => void;
+  /** Somebody asked over the socket for the lab's end; default: `down()`. */
+  onDownRequest?: () => void;
+}
+
+export interface ExecOptions {
+  container?: string;
+  input?: string | Uint8Array;
+  timeoutMs?: number;
+  signal?: AbortSignal;
+  cpu?: number;
+}
+
+/** A pod by `name` in `default`, by `namespace/name`, or by its record. */
+export type PodReference = string | { namespace: string; name: string };
+
+interface LabNode {
+  name: string;
+  addresses: NodeAddresses;
+  pods: PodAddresses;
+  dns: DnsServer;
+}
+
+export class Lab implements LabBackend {
+  readonly names: LabNames;
+  readonly images = new ImageTable();
+  readonly cluster = new Cluster();
+  readonly #options: LabOptions;
+  readonly #sources: Sources;
+  readonly #closables = new ClosableStore();
+  readonly #nodes = new Map<string, LabNode>();
+  readonly #pods = new Map<string, Pod>();
+  readonly #replaced = new Set<Pod>();
+  readonly #pending = new Set<Promise<void>>();
+  readonly #listeners = new Set<() => void>();
+  readonly #applied = new Map<string, KubeObject>();
+  #lock!: LabLock;
+  #network!: LabNetwork;
+  #ca!: CertificateAuthority;
+  #objects!: ObjectsDir;
+  #publishTimer: NodeJS.Timeout | undefined;
+  #reconciling: Promise<void> | undefined;
+  #dirty = false;
+  #closing: Promise<void> | undefined;
+
+  private constructor(options: LabOptions) {
+    this.#options = options;
+    this.names = new LabNames(options.name ?? DEFAULT_LAB_NAME, options.runDir ?? defaultRunDir);
+    this.#sources = new Sources(options.sources);
+  }
+
+  /**
+   * Starts the lab; resolves when every pod was started (see `whenReady` for their readiness).
+   * @throws UnderpassError for bad YAML (`file:line:column`), before anything was made, and `UNDERPASS_LAB_HELD` naming the holder
+   */
+  static async up(options: LabOptions): Promise<Lab> {
+    const lab = new Lab(options);
+    const { errors } = lab.#sources.refresh();
+    if (errors.length > 0) throw new UnderpassError('UNDERPASS_LAB_YAML', `reading the lab's YAML:\n${errors.join('\n')}`);
+    lab.#lock = await LabLock.acquire(lab.names, options.purpose ?? 'lab up', async () => {
+      lab.#progress('removing what an earlier lab of this name left behind');
+      await removeLeftovers(lab.names, { keepHolder: true });
+    });
+    try {
+      await lab.#start();
+    } catch (error) {
+      await lab.down();
+      throw error;
+    }
+    return lab;
+  }
+
+  async #start(): Promise<void> {
+    const { names } = this;
+    mkdirSync(names.cgroup, { recursive: true });
+    this.#objects = new ObjectsDir(names.objectsDir);
+    this.#ca = await CertificateAuthority.create();
+    this.#network = new LabNetwork(names, (netns) => this.#lock.recordNetns(netns));
+    this.#closables.add(await Relay.listen(names.discoverySocket, parseAddress(this.#options.discovery ?? DEFAULT_DISCOVERY)));
+    await this.#network.start();
+    this.#loadObjects();
+    await this.#addNodes();
+    this.#closables.add(await LabApi.listen(this, names.socket));
+    this.#closables.add(this.#sources);
+    if (this.#options.watch !== false) this.#sources.watch(() => this.#sourcesChanged());
+    await this.reconcile();
+    this.#progress(`${this.#pods.size} pods on ${this.#nodes.size} ${this.#nodes.size === 1 ? 'node' : 'nodes'} started`);
+  }
+
+  #progress(line: string): void {
+    this.#options.onProgress?.(line);
+  }
+
+  #problem(error: unknown): void {
+    if (this.#options.onProblem) this.#options.onProblem(error);
+    else this.#progress(`problem: ${errorMessage(error)}`);
+  }
+
+  #loadObjects(): void {
+    this.images.setUserImages(this.#sources.images());
+    this.cluster.setObjects([...new Map([...this.#sources.objects(), ...this.#applied]).values()]);
+  }
+
+  #sourcesChanged(): void {
+    const { changed, errors } = this.#sources.refresh();
+    if (errors.length > 0) this.#problem(new UnderpassError('UNDERPASS_LAB_YAML', `${errors.join('\n')}\nwhat was good last stays in force`));
+    if (!changed) return;
+    this.#loadObjects();
+    void this.reconcile().catch((error: unknown) => this.#problem(error));
+  }
+
+  async #addNodes(): Promise<void> {
+    const wanted = new Set([...this.#nodes.keys(), ...this.cluster.namedNodes()]);
+    const count = Math.max(1, this.#options.nodes ?? 1);
+    for (let number = 1; wanted.size < count; number++) wanted.add(`node-${number}`);
+    for (const name of wanted) {
+      if (this.#nodes.has(name)) continue;
+      const addresses = nodeAddresses(this.#nodes.size);
+      await this.#network.addNode(name, addresses);
+      const dns = this.#closables.add(await DnsServer.listen(netnsPath(this.names.nodeNetns(name)), [addresses.bridge.ipv4, addresses.bridge.ipv6]));
+      this.#nodes.set(name, { name, addresses, pods: new PodAddresses(addresses), dns });
+      this.#progress(`node ${name}: pods ${addresses.podCidrs.ipv4}, ${addresses.podCidrs.ipv6}`);
+    }
+  }
+
+  /** Brings the pods to what the objects say; resolves when all that is new was started and all that is old was ended. */
+  reconcile(): Promise<void> {
+    this.#dirty = true;
+    this.#reconciling ??= this.#reconcileLoop().finally(() => (this.#reconciling = undefined));
+    return this.#reconciling;
+  }
+
+  async #reconcileLoop(): Promise<void> {
+    while (this.#dirty && !this.#closing) {
+      this.#dirty = false;
+      await this.#addNodes();
+      const desired = new Map(this.cluster.desiredPods([...this.#nodes.keys()]).map((pod) => [keyOf(pod), pod]));
+      const gone: Pod[] = [];
+      for (const [key, pod] of this.#pods) {
+        const wanted = desired.get(key);
+        if (wanted && wanted.specHash === pod.desired.specHash && wanted.owner === pod.desired.owner) this.#update(pod, wanted);
+        else if (wanted) await this.#end(pod); // the name is needed again
+        else if (!this.#replaced.has(pod)) gone.push(pod);
+      }
+      const fresh = [...desired.values()].filter((pod) => !this.#pods.has(keyOf(pod)));
+      await inParallel(fresh, START_PARALLEL, (pod) => this.#startPod(pod));
+      const replacedOwners = new Set([...desired.values()].map(({ owner }) => owner));
+      const [replaced, dropped] = [gone.filter((pod) => replacedOwners.has(pod.desired.owner)), gone.filter((pod) => !replacedOwners.has(pod.desired.owner))];
+      for (const pod of replaced) this.#replace(pod);
+      await Promise.all(dropped.map((pod) => this.#end(pod)));
+      this.#publish();
+    }
+  }
+
+  #update(pod: Pod, wanted: DesiredPod): void {
+    const target = { written: pod.desired.labels, labels: pod.labels };
+    applyWritten(target, wanted.labels);
+    pod.desired.labels = { ...wanted.labels };
+    for (const [key, value] of Object.entries(wanted.annotations)) pod.annotations[key] = value;
+  }
+
+  #nodeFor(pod: DesiredPod): LabNode {
+    const name = pod.spec.nodeName ?? pod.spec.nodeSelector?.['kubernetes.io/hostname'];
+    if (name) {
+      const node = this.#nodes.get(name);
+      if (!node) throw new UnderpassError('UNDERPASS_LAB_NODE', `placing pod ${keyOf(pod)}: there is no node ${name}`);
+      return node;
+    }
+    const selector = Object.entries(pod.spec.nodeSelector ?? {});
+    const fitting = [...this.#nodes.values()].filter((node) => selector.every(([key, value]) => this.cluster.nodeLabels(node.name)[key] === value));
+    // Spread each workload by itself, then the whole.
+    const load = (node: LabNode): number => {
+      const here = [...this.#pods.values()].filter(({ nodeName }) => nodeName === node.name);
+      return here.filter(({ desired }) => desired.owner === pod.owner).length * 1000 + here.length;
+    };
+    const best = fitting.sort((a, b) => load(a) - load(b))[0];
+    if (!best) throw new UnderpassError('UNDERPASS_LAB_NODE', `placing pod ${keyOf(pod)}: no node has the labels of its nodeSelector`);
+    return best;
+  }
+
+  async #startPod(desired: DesiredPod): Promise<void> {
+    const key = keyOf(desired);
+    let pod: Pod | undefined;
+    try {
+      const node = this.#nodeFor(desired);
+      const sidecar = this.#wantsSidecar(desired);
+      pod = new Pod({
+        desired: { ...desired, labels: { ...desired.labels } },
+        nodeName: node.name,
+        node: node.addresses,
+        address: node.pods.allocate(),
+        names: this.names,
+        network: this.#network,
+        images: this.images,
+        ...(sidecar
+          ? {
+              sidecar: {
+                envoy: this.#options.envoy ?? envoyBinary(),
+                concurrency: this.#options.sidecarConcurrency ?? DEFAULT_SIDECAR_CONCURRENCY,
+                discoverySocket: this.names.discoverySocket,
+                ca: this.#ca,
+                onError: (error: unknown) => this.#problem(new Error(`pod ${key}: ${errorMessage(error)}`)),
+              },
+            }
+          : {}),
+        onChange: () => this.#publishSoon(),
+        onError: (error) => this.#problem(error instanceof UnderpassError ? error : new Error(`pod ${key}: ${errorMessage(error)}`)),
+      });
+      this.#pods.set(key, pod);
+      await pod.start();
+      this.#progress(`pod ${key} on ${node.name}: ${pod.ips.join(', ')}${sidecar ? ', with a sidecar' : ''}`);
+    } catch (error) {
+      this.#problem(error);
+      if (pod) await this.#end(pod).catch((cause: unknown) => this.#problem(cause));
+    }
+  }
+
+  /** As Istio's injector decides, when the pod is made; `underpass.io/mode` beats `istio-injection`. */
+  #wantsSidecar(pod: DesiredPod): boolean {
+    if (pod.spec.hostNetwork) return false;
+    const namespace = this.cluster.namespaceLabels(pod.namespace);
+    const mode = pod.labels['underpass.io/mode'] ?? namespace['underpass.io/mode'];
+    if (mode !== undefined) return mode === 'sidecar';
+    const inject = pod.labels['sidecar.istio.io/inject'];
+    return inject === undefined ? namespace['istio-injection'] === 'enabled' : inject === 'true';
+  }
+
+  /** Ends a pod of a workload's former version as soon as those of the new one are ready. */
+  #replace(pod: Pod): void {
+    this.#replaced.add(pod);
+    const { owner, specHash } = pod.desired;
+    const successorsReady = (): boolean => {
+      const successors = [...this.#pods.values()].filter(({ desired }) => desired.owner === owner && desired.specHash !== specHash);
+      return this.#closing !== undefined || successors.every(({ ready }) => ready);
+    };
+    const task = waitFor('the new version of the workload', successorsReady, { timeoutMs: ROLLOUT_TIMEOUT_MS })
+      .catch(() => undefined)
+      .then(() => (this.#closing ? undefined : this.#end(pod)))
+      .catch((error: unknown) => this.#problem(error))
+      .finally(() => this.#pending.delete(task));
+    this.#pending.add(task);
+  }
+
+  async #end(pod: Pod): Promise<void> {
+    pod.terminating = true;
+    this.#publish();
+    await pod.stop();
+    this.#nodes.get(pod.nodeName)?.pods.release(pod.address.host);
+    if (this.#pods.get(pod.key) === pod) this.#pods.delete(pod.key);
+    this.#replaced.delete(pod);
+    this.#progress(`pod ${pod.key} removed`);
+    this.#publish();
+  }
+
+  #publishSoon(): void {
+    this.#publishTimer ??= setTimeout(() => this.#publish(), PUBLISH_DELAY_MS);
+  }
+
+  /** Tells everybody what is: the objects' directory, DNS, the pods' service rules, and watchers. */
+  #publish(): void {
+    clearTimeout(this.#publishTimer);
+    this.#publishTimer = undefined;
+    if (this.#closing) return;
+    const pods = this.#sortedPods();
+    this.#objects.write(this.cluster, this.#nodeStates(), pods);
+    const zone = this.cluster.zone(pods);
+    for (const { dns } of this.#nodes.values()) dns.setZone(zone);
+    const rules = serviceRules(this.cluster.virtualAddresses(pods));
+    for (const pod of pods) void pod.setServiceRules(rules);
+    for (const listener of this.#listeners) listener();
+  }
+
+  #sortedPods(): Pod[] {
+    return [...this.#pods.values()].sort((a, b) => (a.key < b.key ? -1 : 1));
+  }
+
+  #nodeStates(): { name: string; ips: string[]; podCidrs: string[]; netns: string }[] {
+    return [...this.#nodes.values()].map(({ name, addresses: { node, podCidrs } }) => ({
+      name,
+      ips: [node.ipv4, node.ipv6],
+      podCidrs: [podCidrs.ipv4, podCidrs.ipv6],
+      netns: netnsPath(this.names.nodeNetns(name)),
+    }));
+  }
+
+  get objectsDir(): string {
+    return this.names.objectsDir;
+  }
+
+  get socket(): string {
+    return this.names.socket;
+  }
+
+  info(): LabInfo {
+    const { name, pid, startedAt } = this.#lock.holder;
+    return { name, pid, startedAt, nodes: this.#nodeStates(), objectsDir: this.objectsDir, sourceDirs: [...this.#options.sources] };
+  }
+
+  records(node?: string): PodRecord[] {
+    return this.#sortedPods()
+      .filter((pod) => !pod.terminating && pod.phase !== 'Pending' && (node === undefined || pod.nodeName === node))
+      .map((pod) => pod.record(this.cluster.namespaceLabels(pod.desired.namespace)));
+  }
+
+  /** All running pods. */
+  pods(node?: string): PodRecord[] {
+    return this.records(node);
+  }
+
+  /** A pod by its name, or by the name of its workload: the first of it then. */
+  pod(namespace: string, name: string): PodRecord {
+    return this.#find(namespace, name).record(this.cluster.namespaceLabels(namespace));
+  }
+
+  #find(namespace: string, name: string): Pod {
+    const short = name.replace(/^(pod|deploy|deployment|statefulset|daemonset)\//, '');
+    const exact = this.#pods.get(`${namespace}/${short}`);
+    const found = exact ?? this.#sortedPods().find(({ desired, terminating }) => !terminating && desired.owner.endsWith(` ${namespace}/${short}`));
+    if (found) return found;
+    const known = this.#sortedPods().filter(({ desired }) => desired.namespace === namespace);
+    throw new UnderpassError('UNDERPASS_LAB_NOT_FOUND', `looking for pod ${namespace}/${short}: lab ${this.names.lab} has no such pod`, {
+      hint: known.length ? `in ${namespace} there are ${known.map(({ desired }) => desired.name).join(', ')}` : `there is no pod in namespace ${namespace}`,
+    });
+  }
+
+  #resolve(reference: PodReference): Pod {
+    if (typeof reference !== 'string') return this.#find(reference.namespace, reference.name);
+    const slash = reference.indexOf('/');
+    return slash < 0 ? this.#find('default', reference) : this.#find(reference.slice(0, slash), reference.slice(slash + 1));
+  }
+
+  /** Why pods are not ready, one line a container, prefixed by the pod. */
+  problems(): string[] {
+    return this.#sortedPods().flatMap((pod) => pod.problems.map((problem) => `${pod.key}: ${problem}`));
+  }
+
+  /** Runs a program in a pod to its end. A failing program is a result, not an exception. */
+  exec(pod: PodReference, argv: readonly string[], options: ExecOptions = {}): Promise<RunResult> {
+    return this.#resolve(pod).run(argv, options);
+  }
+
+  /** Starts a program in a pod; it ends with this process at the latest. */
+  spawnIn(pod: PodReference, argv: readonly string[], options: { cpu?: number; container?: string; stdio?: SpawnOptions['stdio']; env?: Record<string, string> } = {}): ChildProcess {
+    const cpu = options.cpu === undefined ? [] : ['--cpu', String(options.cpu)];
+    const plan = this.#resolve(pod).execPlan(options.container, ['--die-with-parent', ...cpu]);
+    return spawn(plan.file, [...plan.args, ...argv], { env: { ...plan.env, ...options.env }, stdio: options.stdio ?? 'pipe', ...(plan.cwd ? { cwd: plan.cwd } : {}) });
+  }
+
+  execPlan(namespace: string, pod: string, container?: string): ExecPlan {
+    return this.#find(namespace, pod).execPlan(container);
+  }
+
+  /** What a sidecar's Envoy answers at its admin interface. */
+  sidecarAdmin(pod: PodReference, path: string): Promise<string> {
+    const found = this.#resolve(pod);
+    if (!found.sidecar) throw new UnderpassError('UNDERPASS_LAB_NOT_FOUND', `asking the sidecar of ${found.key}: the pod has none`);
+    return found.sidecar.admin(path);
+  }
+
+  async label(patch: LabelPatch): Promise<void> {
+    if (patch.kind === 'Namespace') this.cluster.patchNamespace(patch);
+    else patchLabels(this.#find(patch.namespace ?? 'default', patch.name).labels, patch.labels);
+    this.#publish();
+  }
+
+  /** Objects on top of the sources', until the lab ends. @returns `Kind namespace/name` of each */
+  async apply(yaml: string): Promise<string[]> {
+    const { objects, errors } = parseObjects(yaml, 'apply');
+    if (errors.length > 0) throw new UnderpassError('UNDERPASS_LAB_YAML', errors.join('\n'));
+    for (const [key, object] of objects) this.#applied.set(key, object);
+    this.#loadObjects();
+    await this.reconcile();
+    return [...objects.values()].map((object) => `${object.kind} ${keyOf(object.metadata).replace(/^\//, '')}`);
+  }
+
+  /** Tells of every change; returns what ends it. */
+  onChange(listener: () => void): () => void {
+    this.#listeners.add(listener);
+    return () => this.#listeners.delete(listener);
+  }
+
+  /**
+   * Waits until the pods are ready; those with sidecars only as far as their own containers unless `sidecars` is set, since
+   * sidecars wait for a control plane.
+   */
+  async whenReady(options: { timeoutMs?: number; signal?: AbortSignal; sidecars?: boolean } = {}): Promise<void> {
+    const isReady = (pod: Pod): boolean => pod.phase === 'Succeeded' || (options.sidecars ? pod.ready : pod.appReady);
+    try {
+      await waitFor('pods', () => this.#sortedPods().every(isReady), { timeoutMs: options.timeoutMs ?? 30_000, everyMs: 20, ...(options.signal ? { signal: options.signal } : {}) });
+    } catch (cause) {
+      if (options.signal?.aborted) throw cause;
+      const late = this.#sortedPods().filter((pod) => !isReady(pod)).map(({ key }) => key);
+      throw new UnderpassError('UNDERPASS_LAB_NOT_READY', `waiting for pods: not ready: ${late.join(', ')}`, { cause, hint: this.problems().join('; ') });
+    }
+    await Promise.all(this.#sortedPods().map((pod) => pod.setServiceRules(serviceRules(this.cluster.virtualAddresses(this.#sortedPods())))));
+  }
+
+  requestDown(): void {
+    if (this.#options.onDownRequest) this.#options.onDownRequest();
+    else void this.down().catch((error: unknown) => this.#problem(error));
+  }
+
+  /** Ends every pod and removes all that the lab made; a second call waits for the first. */
+  down(): Promise<void> {
+    this.#closing ??= this.#close();
+    return this.#closing;
+  }
+
+  async #close(): Promise<void> {
+    clearTimeout(this.#publishTimer);
+    this.#listeners.clear();
+    await this.#reconciling?.catch(() => undefined);
+    const failures: unknown[] = [];
+    const attempt = async (step: () => Promise<unknown>): Promise<void> => {
+      try {
+        await step();
+      } catch (error) {
+        failures.push(error);
+      }
+    };
+    await attempt(() => this.#closables.close());
+    await Promise.all([...this.#pods.values()].map((pod) => attempt(() => pod.stop())));
+    await attempt(() => Promise.all(this.#pending));
+    await attempt(() => removeLeftovers(this.names, { keepHolder: true }));
+    this.#lock.release();
+    if (failures.length > 0) throw failures.length === 1 ? failures[0] : new AggregateError(failures, `ending lab ${this.names.lab}: ${failures.map(errorMessage).join('; ')}`);
+  }
+}
+
+async function inParallel<T>(items: readonly T[], limit: number, work: (item: T) => Promise<void>): Promise<void> {
+  let next = 0;
+  const worker = async (): Promise<void> => {
+    while (next < items.length) await work(items[next++] as T);
+  };
+  await Promise.all(Array.from({ length: Math.min(limit, items.length) }, worker));
+}

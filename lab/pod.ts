@@ -1,0 +1,330 @@
+/** One pod while it lives: namespace, cgroup, files, containers, readiness, and a sidecar where its labels ask for one. */
+import { mkdirSync, rmSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { randomUUID } from 'node:crypto';
+import { removeCgroup } from '../common/cgroup.js';
+import { errorMessage } from '../common/errors.js';
+import type { ContainerRecord, ExecPlan, PodRecord } from '../common/lab-api.js';
+import { run } from '../common/process.js';
+import type { DualAddress, NodeAddresses } from './addresses.js';
+import { ContainerProcess } from './container.js';
+import { CLUSTER_DOMAIN } from './dns.js';
+import type { ImageTable } from './images.js';
+import type { ContainerSpec, DesiredPod } from './kube.js';
+import { execHelper, netnsPath, type LabNames } from './names.js';
+import type { LabNetwork } from './network.js';
+import { ReadinessCheck } from './readiness.js';
+import { ServiceProxy, SERVICE_PROXY_ANNOTATION } from './service-proxy.js';
+import { Sidecar, type SidecarOptions } from './sidecar.js';
+
+const STOP_GRACE_MS = 2_000;
+
+export interface PodOptions {
+  desired: DesiredPod;
+  nodeName: string;
+  node: NodeAddresses;
+  address: DualAddress & { host: number };
+  names: LabNames;
+  network: LabNetwork;
+  images: ImageTable;
+  /** Set when the pod gets a sidecar. */
+  sidecar?: Omit<SidecarOptions, 'pod' | 'dir' | 'cgroup' | 'onChange'>;
+  onChange: () => void;
+  onError: (error: unknown) => void;
+}
+
+interface Container {
+  spec: ContainerSpec;
+  /** Absent when it could not be set up: then `problem` says why. */
+  process?: ContainerProcess;
+  readiness?: ReadinessCheck;
+  problem?: string;
+  log: string;
+  ports: ContainerRecord['ports'];
+  env: Record<string, string>;
+  cwd?: string;
+}
+
+export class Pod {
+  readonly uid = randomUUID();
+  readonly createdAt = new Date().toISOString();
+  readonly dir: string;
+  readonly cgroup: string;
+  readonly hostNetwork: boolean;
+  labels: Record<string, string>;
+  annotations: Record<string, string>;
+  /** Set as soon as its end has begun: it is no endpoint any more. */
+  terminating = false;
+  readonly #options: PodOptions;
+  readonly #containers: Container[] = [];
+  #netnsName = '';
+  #sidecar: Sidecar | undefined;
+  #serviceProxy: ServiceProxy | undefined;
+
+  constructor(options: PodOptions) {
+    this.#options = options;
+    const { desired, names, nodeName } = options;
+    this.dir = names.podDir(this.uid);
+    this.cgroup = names.podCgroup(nodeName, this.uid);
+    this.hostNetwork = desired.spec.hostNetwork === true;
+    this.labels = { ...desired.labels };
+    this.annotations = { ...desired.annotations };
+    if (options.sidecar) {
+      // As the injector leaves them on a pod: the control plane reads from them that the pod speaks mTLS.
+      this.labels['security.istio.io/tlsMode'] = 'istio';
+      this.annotations['sidecar.istio.io/status'] = JSON.stringify({ initContainers: ['istio-init'], containers: ['istio-proxy'], revision: 'default' });
+    }
+  }
+
+  get desired(): DesiredPod {
+    return this.#options.desired;
+  }
+
+  get nodeName(): string {
+    return this.#options.nodeName;
+  }
+
+  get address(): PodOptions['address'] {
+    return this.#options.address;
+  }
+
+  get ips(): string[] {
+    const { ipv4, ipv6 } = this.hostNetwork ? this.#options.node.node : this.#options.address;
+    return [ipv4, ipv6];
+  }
+
+  get netns(): string {
+    return netnsPath(this.hostNetwork ? this.#options.names.nodeNetns(this.nodeName) : this.#netnsName);
+  }
+
+  get hasSidecar(): boolean {
+    return this.#sidecar !== undefined;
+  }
+
+  get sidecar(): Sidecar | undefined {
+    return this.#sidecar;
+  }
+
+  get key(): string {
+    return `${this.desired.namespace}/${this.desired.name}`;
+  }
+
+  async start(): Promise<void> {
+    const { desired, network, nodeName, address, names } = this.#options;
+    mkdirSync(join(this.dir, 'logs'), { recursive: true });
+    mkdirSync(join(this.cgroup, 'app'), { recursive: true });
+    if (!this.hostNetwork) {
+      this.#netnsName = names.podNetns(desired.namespace, desired.name);
+      await network.addPod(nodeName, desired.namespace, desired.name, address);
+    }
+    this.#writeFiles();
+    if (!this.hostNetwork && this.annotations[SERVICE_PROXY_ANNOTATION] !== 'none') {
+      this.#serviceProxy = new ServiceProxy(this.netns, this.#options.onError);
+    }
+    if (this.#options.sidecar) {
+      mkdirSync(join(this.cgroup, 'istio-proxy'), { recursive: true });
+      this.#sidecar = new Sidecar({ ...this.#options.sidecar, pod: this, dir: this.dir, cgroup: join(this.cgroup, 'istio-proxy'), onChange: this.#options.onChange });
+      await this.#sidecar.start();
+    }
+    for (const spec of desired.spec.containers) this.#containers.push(this.#startContainer(spec));
+    this.#options.onChange();
+  }
+
+  /** Rules that send cluster IPs to endpoints; nothing for a pod that wants none. */
+  async setServiceRules(rules: string): Promise<void> {
+    if (!this.terminating) await this.#serviceProxy?.set(rules);
+  }
+
+  #writeFiles(): void {
+    const { desired, node } = this.#options;
+    const search = [`${desired.namespace}.svc.${CLUSTER_DOMAIN}`, `svc.${CLUSTER_DOMAIN}`, CLUSTER_DOMAIN];
+    writeFileSync(join(this.dir, 'resolv.conf'), `search ${search.join(' ')}\nnameserver ${node.bridge.ipv4}\noptions ndots:5 timeout:2\n`);
+    const hosts = ['127.0.0.1 localhost', '::1 localhost ip6-localhost ip6-loopback', ...this.ips.map((ip) => `${ip} ${desired.name}`)];
+    writeFileSync(join(this.dir, 'hosts'), hosts.join('\n') + '\n');
+  }
+
+  #startContainer(spec: ContainerSpec): Container {
+    const { desired, images, onChange } = this.#options;
+    const log = join(this.dir, 'logs', `${spec.name}.log`);
+    const container: Container = { spec, log, ports: spec.ports ?? [], env: this.#environment(spec) };
+    try {
+      const dir = join(this.dir, spec.name);
+      mkdirSync(dir, { recursive: true });
+      const image = spec.image ? images.find(spec.image) : undefined;
+      const context = { podName: desired.name, namespace: desired.namespace, labels: this.labels, ports: container.ports, env: container.env, dir };
+      const usual = spec.command ? image?.(context) : images.require(spec.image ?? '')(context);
+      const entrypoint = spec.command ?? usual?.entrypoint ?? [];
+      const args = spec.args ?? (spec.command ? [] : (usual?.args ?? []));
+      const ports = spec.ports?.length ? spec.ports : (usual?.ports ?? []).map((containerPort) => ({ containerPort }));
+      if (!spec.command) container.ports = ports;
+      container.env = { ...usual?.env, ...container.env };
+      const cwd = spec.workingDir ?? usual?.cwd;
+      if (cwd) container.cwd = cwd;
+      const argv = [...entrypoint, ...args].map((word) => expand(word, container.env));
+      container.process = new ContainerProcess({
+        name: spec.name,
+        plan: this.#plan(container, ['--die-with-parent', '--setsid']),
+        argv,
+        logPath: log,
+        restartPolicy: desired.spec.restartPolicy ?? 'Always',
+        onChange,
+      });
+      const tcpPorts = container.ports.filter((port) => (port.protocol ?? 'TCP') === 'TCP').map((port) => port.containerPort);
+      const target = {
+        container: { ...spec, ports: container.ports },
+        netns: this.netns,
+        address: this.ips[0] as string,
+        ports: tcpPorts,
+        pid: () => container.process?.pid,
+        exec: async (probe: readonly string[], timeoutMs: number) => (await this.run(probe, { container: spec.name, timeoutMs })).code === 0,
+      };
+      container.readiness = new ReadinessCheck(target, onChange);
+    } catch (error) {
+      container.problem = errorMessage(error);
+      this.#options.onError(error);
+    }
+    return container;
+  }
+
+  #environment(spec: ContainerSpec): Record<string, string> {
+    const { desired } = this.#options;
+    const fields: Record<string, string | undefined> = {
+      'metadata.name': desired.name,
+      'metadata.namespace': desired.namespace,
+      'metadata.uid': this.uid,
+      'spec.nodeName': this.nodeName,
+      'spec.serviceAccountName': desired.spec.serviceAccountName ?? 'default',
+      'status.podIP': this.ips[0],
+      'status.podIPs': this.ips.join(','),
+      'status.hostIP': this.#options.node.node.ipv4,
+    };
+    const env: Record<string, string> = {
+      PATH: process.env['PATH'] ?? '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin',
+      HOME: '/root',
+      HOSTNAME: desired.name,
+      POD_NAME: desired.name,
+      POD_NAMESPACE: desired.namespace,
+      POD_IP: this.ips[0] as string,
+      NODE_NAME: this.nodeName,
+    };
+    for (const { name, value, valueFrom } of spec.env ?? []) {
+      const path = valueFrom?.fieldRef?.fieldPath;
+      const label = path && /^metadata\.(labels|annotations)\['(.+)'\]$/.exec(path);
+      const text = label ? (label[1] === 'labels' ? this.labels : this.annotations)[label[2] as string] : path ? fields[path] : value;
+      env[name] = expand(String(text ?? ''), env);
+    }
+    return env;
+  }
+
+  #plan(container: Container, options: readonly string[]): ExecPlan {
+    const binds = [`${join(this.dir, 'resolv.conf')}:/etc/resolv.conf`, `${join(this.dir, 'hosts')}:/etc/hosts`];
+    const args = ['--cgroup', join(this.cgroup, 'app'), '--netns', this.netns, '--new-mount-ns', ...binds.flatMap((bind) => ['--bind', bind])];
+    args.push('--hostname', this.desired.name, ...options, '--');
+    return { file: execHelper, args, env: container.env, ...(container.cwd ? { cwd: container.cwd } : {}) };
+  }
+
+  /** How to start another program in a container; the first one unless named. */
+  execPlan(name?: string, options: readonly string[] = []): ExecPlan {
+    const container = name === undefined ? this.#containers[0] : this.#containers.find(({ spec }) => spec.name === name);
+    if (!container) {
+      const known = this.#containers.map(({ spec }) => spec.name).join(', ');
+      throw new Error(`pod ${this.key} has no container ${name ?? ''}; it has ${known || 'none running'}`);
+    }
+    return this.#plan(container, options);
+  }
+
+  async run(argv: readonly string[], options: { container?: string; timeoutMs?: number; input?: string | Uint8Array; signal?: AbortSignal; cpu?: number } = {}): Promise<{ code: number; stdout: string; stderr: string }> {
+    const plan = this.execPlan(options.container, ['--die-with-parent', ...(options.cpu === undefined ? [] : ['--cpu', String(options.cpu)])]);
+    const anyCode = Array.from({ length: 256 }, (_, code) => code);
+    return run(plan.file, [...plan.args, ...argv], {
+      env: plan.env,
+      okCodes: anyCode,
+      ...(plan.cwd ? { cwd: plan.cwd } : {}),
+      ...(options.input === undefined ? {} : { input: options.input }),
+      ...(options.timeoutMs === undefined ? {} : { timeoutMs: options.timeoutMs }),
+      ...(options.signal ? { signal: options.signal } : {}),
+    });
+  }
+
+  /** Whether its own containers are ready, whatever its sidecar is waiting for. */
+  get appReady(): boolean {
+    return this.#containers.length > 0 && this.#containers.every(({ readiness }) => readiness?.ready === true);
+  }
+
+  get ready(): boolean {
+    return !this.terminating && this.appReady && (this.#sidecar?.ready ?? true);
+  }
+
+  get phase(): PodRecord['phase'] {
+    const ends = this.#containers.map((container) => container.process?.ended);
+    if (ends.length > 0 && ends.every((end) => end)) return ends.every((end) => end?.code === 0) ? 'Succeeded' : 'Failed';
+    return this.#containers.some((container) => container.process) ? 'Running' : 'Pending';
+  }
+
+  /** Why it is not as it should be, one line per container. */
+  get problems(): string[] {
+    const found: string[] = [];
+    for (const { spec, problem, process: program } of this.#containers) {
+      if (problem) found.push(`${spec.name}: ${problem}`);
+      else if (program && program.pid === undefined && !program.ended) found.push(`${spec.name}: ${program.lastExit}, will be started again`);
+    }
+    if (this.#sidecar && !this.#sidecar.ready) found.push(`istio-proxy: ${this.#sidecar.waitingFor}`);
+    return found;
+  }
+
+  containerRecords(): ContainerRecord[] {
+    const records: ContainerRecord[] = this.#containers.map(({ spec, process: program, readiness, log, ports }) => ({
+      name: spec.name,
+      image: spec.image ?? '',
+      ports,
+      ...(program?.pid === undefined ? {} : { pid: program.pid }),
+      ready: readiness?.ready ?? false,
+      restarts: program?.restarts ?? 0,
+      log,
+    }));
+    if (this.#sidecar) records.push(this.#sidecar.record());
+    return records;
+  }
+
+  record(namespaceLabels: Record<string, string>): PodRecord {
+    const { desired, nodeName } = this.#options;
+    return {
+      uid: this.uid,
+      name: desired.name,
+      namespace: desired.namespace,
+      labels: this.labels,
+      annotations: this.annotations,
+      namespaceLabels,
+      nodeName,
+      serviceAccount: desired.spec.serviceAccountName ?? 'default',
+      ips: this.ips,
+      netns: this.netns,
+      cgroup: this.cgroup,
+      hostNetwork: this.hostNetwork,
+      phase: this.phase,
+      ready: this.ready,
+      hasSidecar: this.hasSidecar,
+      containers: this.containerRecords(),
+    };
+  }
+
+  async stop(): Promise<void> {
+    this.terminating = true;
+    const { desired, network } = this.#options;
+    const graceMs = Math.min(STOP_GRACE_MS, (desired.spec.terminationGracePeriodSeconds ?? 30) * 1000);
+    for (const { readiness } of this.#containers) readiness?.close();
+    await Promise.all(this.#containers.map(({ process: program }) => program?.stop(graceMs)));
+    for (const { process: program } of this.#containers) program?.close();
+    await this.#sidecar?.close();
+    await removeCgroup(this.cgroup);
+    if (this.#netnsName) await network.removePod(this.nodeName, this.#netnsName);
+    rmSync(this.dir, { recursive: true, force: true });
+  }
+}
+
+/** `$(NAME)` as in Kubernetes: left as it is when there is no such variable, `$$(NAME)` is `$(NAME)`. */
+export function expand(text: string, env: Record<string, string>): string {
+  return text.replace(/\$(\$\([A-Za-z_][\w.-]*\))|\$\(([A-Za-z_][\w.-]*)\)/g, (all, escaped: string | undefined, name: string | undefined) =>
+    escaped !== undefined ? escaped : (env[name as string] ?? all),
+  );
+}

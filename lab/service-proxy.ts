@@ -1,0 +1,89 @@
+/**
+ * kube-proxy's part, for pods without a mesh: cluster IPs become endpoints by nftables in each pod's own namespace. The nat
+ * chain stands at priority -90, after iptables' (-100): the first that translates a connection wins, so Istio's REDIRECT
+ * takes what it wants and only the rest, e.g. a sidecar's own pass-through to a cluster IP, comes here.
+ */
+import { run } from '../common/process.js';
+import { execHelper } from './names.js';
+
+/** A pod with this annotation set to `none` gets no rule at all: the bare path, for a benchmark's baseline. */
+export const SERVICE_PROXY_ANNOTATION = 'lab.underpass.io/service-proxy';
+export const NFT_TABLE = 'underpass_lab';
+
+export interface VirtualAddress {
+  /** For the comment, e.g. `shop/nginx:http`. */
+  service: string;
+  ip: string;
+  port: number;
+  protocol: 'tcp' | 'udp';
+  endpoints: { ip: string; port: number }[];
+}
+
+/** A complete ruleset: applied in one transaction, it replaces the rules of the one before. */
+export function serviceRules(addresses: readonly VirtualAddress[]): string {
+  const nat: string[] = [];
+  const filter: string[] = [];
+  for (const { service, ip, port, protocol, endpoints } of addresses) {
+    const v6 = ip.includes(':');
+    const match = `${v6 ? 'ip6' : 'ip'} daddr ${ip} ${protocol} dport ${port}`;
+    const comment = `comment "${service}"`;
+    if (endpoints.length === 0) {
+      // Refused at once, as kube-proxy does, rather than a time-out.
+      filter.push(`${match} reject ${comment}`);
+    } else if (endpoints.length === 1 && endpoints[0]) {
+      nat.push(`${match} dnat ${v6 ? 'ip6' : 'ip'} to ${target(endpoints[0])} ${comment}`);
+    } else {
+      const choices = endpoints.map((endpoint, index) => `${index} : ${endpoint.ip} . ${endpoint.port}`).join(', ');
+      nat.push(`${match} dnat ${v6 ? 'ip6' : 'ip'} addr . port to numgen random mod ${endpoints.length} map { ${choices} } ${comment}`);
+    }
+  }
+  const chain = (name: string, hook: string, rules: string[]): string[] => [`  chain ${name} {`, `    ${hook}`, ...rules.map((rule) => `    ${rule}`), '  }'];
+  return [
+    // Chains are emptied, not deleted: with no nat chain the kernel would drop its translation hooks for a moment.
+    `add table inet ${NFT_TABLE}`,
+    `add chain inet ${NFT_TABLE} services { type nat hook output priority -90; }`,
+    `add chain inet ${NFT_TABLE} refused { type filter hook output priority 0; }`,
+    `flush chain inet ${NFT_TABLE} services`,
+    `flush chain inet ${NFT_TABLE} refused`,
+    `table inet ${NFT_TABLE} {`,
+    ...chain('services', 'type nat hook output priority -90;', nat),
+    ...chain('refused', 'type filter hook output priority 0;', filter),
+    '}',
+    '',
+  ].join('\n');
+}
+
+function target({ ip, port }: { ip: string; port: number }): string {
+  return ip.includes(':') ? `[${ip}]:${port}` : `${ip}:${port}`;
+}
+
+/** The rules of one pod's namespace; writes only what changed, one write at a time, the newest wins. */
+export class ServiceProxy {
+  #applied = '';
+  #wanted = '';
+  #running: Promise<void> | undefined;
+
+  constructor(
+    readonly netns: string,
+    readonly onError: (error: unknown) => void,
+  ) {}
+
+  set(rules: string): Promise<void> {
+    this.#wanted = rules;
+    this.#running ??= this.#apply().finally(() => (this.#running = undefined));
+    return this.#running;
+  }
+
+  async #apply(): Promise<void> {
+    while (this.#applied !== this.#wanted) {
+      const rules = this.#wanted;
+      try {
+        await run(execHelper, ['--netns', this.netns, '--', 'nft', '-f', '-'], { input: rules, timeoutMs: 10_000 });
+        this.#applied = rules;
+      } catch (error) {
+        this.onError(error);
+        return;
+      }
+    }
+  }
+}

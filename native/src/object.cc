@@ -1,0 +1,429 @@
+// Loading the embedded BPF object and attaching its programs.
+#include "object.h"
+
+#include <fcntl.h>
+#include <linux/types.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cstring>
+#include <functional>
+#include <vector>
+
+#include "../../bpf/structs.h"  // the skeleton names its types
+#include "underpass.skel.h"
+
+namespace underpass {
+namespace {
+
+constexpr size_t kVerifierLines = 12;
+
+thread_local std::string *captured_log = nullptr;
+
+int capture(enum libbpf_print_level level, const char *format, va_list arguments) {
+  if (level == LIBBPF_DEBUG || !captured_log) return 0;
+  va_list copy;
+  va_copy(copy, arguments);
+  int length = vsnprintf(nullptr, 0, format, copy);
+  va_end(copy);
+  if (length <= 0) return 0;
+  std::string text(length + 1, '\0');
+  vsnprintf(text.data(), text.size(), format, arguments);
+  text.resize(length);
+  captured_log->append(text);
+  return 0;
+}
+
+void make_folders(Napi::Env env, const std::string &path) {
+  for (size_t at = 1; at != std::string::npos;) {
+    at = path.find('/', at + 1);
+    const std::string part = path.substr(0, at);
+    if (mkdir(part.c_str(), 0700) && errno != EEXIST) throw syscall_error(env, "making folder " + part, "mkdir", errno);
+  }
+}
+
+std::string folder_of(const std::string &path) { return path.substr(0, path.rfind('/')); }
+
+// Maps that libbpf makes for .rodata and .bss belong to one loading; the rest lives on in pins.
+bool is_pinned_kind(const bpf_map *map) { return !bpf_map__is_internal(map); }
+
+// Walks `const volatile` variables of .rodata; calls back with name, offset and size.
+void each_rodata(const btf *types, const std::function<void(const char *, uint32_t, uint32_t)> &visit) {
+  int section = btf__find_by_name_kind(types, ".rodata", BTF_KIND_DATASEC);
+  if (section < 0) return;
+  const btf_type *type = btf__type_by_id(types, section);
+  const btf_var_secinfo *variables = btf_var_secinfos(type);
+  for (int i = 0; i < btf_vlen(type); i++) {
+    const btf_type *variable = btf__type_by_id(types, variables[i].type);
+    visit(btf__name_by_offset(types, variable->name_off), variables[i].offset, variables[i].size);
+  }
+}
+
+void set_rodata(Napi::Env env, bpf_object *object, Napi::Object values) {
+  Napi::Array names = values.GetPropertyNames();
+  if (names.Length() == 0) return;
+  bpf_map *map = bpf_object__find_map_by_name(object, ".rodata");
+  size_t size = 0;
+  // The skeleton's object has one map named after it: <object>.rodata.
+  if (!map) {
+    bpf_object__for_each_map(map, object) {
+      const char *name = bpf_map__name(map);
+      const char *suffix = strstr(name, ".rodata");
+      if (suffix && !strcmp(suffix, ".rodata")) break;
+    }
+  }
+  const void *initial = map ? bpf_map__initial_value(map, &size) : nullptr;
+  std::vector<uint8_t> data(size);
+  if (initial) memcpy(data.data(), initial, size);
+  for (uint32_t i = 0; i < names.Length(); i++) {
+    const std::string wanted = names.Get(i).ToString().Utf8Value();
+    Napi::Value value = values.Get(wanted);
+    if (!value.IsBigInt()) throw Napi::TypeError::New(env, "rodata." + wanted + ": expected a bigint");
+    bool lossless;
+    int64_t number = value.As<Napi::BigInt>().Int64Value(&lossless);
+    bool found = false;
+    each_rodata(bpf_object__btf(object), [&](const char *name, uint32_t offset, uint32_t width) {
+      if (wanted != name || width > 8 || offset + width > size) return;
+      memcpy(&data[offset], &number, width);  // little-endian, as every platform this is built for
+      found = true;
+    });
+    if (!found) throw Napi::TypeError::New(env, "rodata." + wanted + ": no such variable in the BPF object");
+  }
+  if (bpf_map__set_initial_value(map, data.data(), size)) throw syscall_error(env, "setting rodata", "bpf_map__set_initial_value", errno);
+}
+
+void set_max_entries(Napi::Env env, bpf_object *object, Napi::Object sizes) {
+  Napi::Array names = sizes.GetPropertyNames();
+  for (uint32_t i = 0; i < names.Length(); i++) {
+    const std::string name = names.Get(i).ToString().Utf8Value();
+    const std::string field = "maxEntries." + name;
+    bpf_map *map = bpf_object__find_map_by_name(object, name.c_str());
+    if (!map) throw Napi::TypeError::New(env, field + ": no such map in the BPF object");
+    bpf_map__set_max_entries(map, integer_of(env, sizes.Get(name), field.c_str(), 1, UINT32_MAX));
+  }
+}
+
+// Takes over pinned maps when all that are there fit; when one does not, none is, since they refer to each other.
+// Returns whether maps were taken over.
+bool reuse_pins(Napi::Env env, bpf_object *object, const std::string &folder) {
+  std::vector<std::pair<bpf_map *, int>> found;
+  bool fit = true;
+  bpf_map *map;
+  size_t wanted = 0;
+  bpf_object__for_each_map(map, object) {
+    if (!is_pinned_kind(map)) continue;
+    wanted++;
+    int fd = bpf_obj_get((folder + "/" + bpf_map__name(map)).c_str());
+    if (fd < 0) continue;
+    found.emplace_back(map, fd);
+    bpf_map_info info = {};
+    uint32_t length = sizeof(info);
+    if (bpf_obj_get_info_by_fd(fd, &info, &length) || info.type != bpf_map__type(map) || info.key_size != bpf_map__key_size(map) ||
+        info.value_size != bpf_map__value_size(map)) {
+      fit = false;
+    }
+  }
+  fit = fit && found.size() == wanted;
+  int failure = 0;
+  for (auto &[each, fd] : found) {
+    if (!fit) {
+      unlink((folder + "/" + bpf_map__name(each)).c_str());
+    } else if (bpf_map__reuse_fd(each, fd)) {
+      failure = errno;
+    }
+    ::close(fd);
+  }
+  if (failure) throw syscall_error(env, "taking over the maps in " + folder, "bpf", failure);
+  return fit && !found.empty();
+}
+
+void pin_maps(Napi::Env env, bpf_object *object, const std::string &folder) {
+  bpf_map *map;
+  bpf_object__for_each_map(map, object) {
+    if (!is_pinned_kind(map)) continue;
+    const std::string path = folder + "/" + bpf_map__name(map);
+    if (bpf_obj_pin(bpf_map__fd(map), path.c_str())) throw syscall_error(env, "pinning map " + path, "bpf", errno);
+  }
+}
+
+void flatten(Napi::Env env, const btf *types, const btf_type *type, const std::string &prefix, uint32_t base, Napi::Object out) {
+  const btf_member *members = btf_members(type);
+  for (int i = 0; i < btf_vlen(type); i++) {
+    int id = btf__resolve_type(types, members[i].type);
+    if (id < 0) continue;
+    const btf_type *member = btf__type_by_id(types, id);
+    const std::string name = prefix + btf__name_by_offset(types, members[i].name_off);
+    const uint32_t offset = base + btf_member_bit_offset(type, i) / 8;
+    Napi::Object field = Napi::Object::New(env);
+    field.Set("offset", offset);
+    field.Set("sizeBytes", static_cast<double>(btf__resolve_size(types, id)));
+    out.Set(name, field);
+    if (btf_is_struct(member)) flatten(env, types, member, name + ".", offset, out);
+  }
+}
+
+Classes *classes(Napi::Env env) { return env.GetInstanceData<Classes>(); }
+
+}  // namespace
+
+LogCapture::LogCapture() { captured_log = new std::string; }
+
+LogCapture::~LogCapture() {
+  delete captured_log;
+  captured_log = nullptr;
+}
+
+std::string LogCapture::tail(size_t lines) const {
+  std::string text = *captured_log;
+  while (!text.empty() && text.back() == '\n') text.pop_back();
+  size_t at = text.size();
+  for (size_t i = 0; i < lines && at != std::string::npos && at > 0; i++) at = text.rfind('\n', at - 1);
+  return at == std::string::npos || at == 0 ? text : text.substr(at + 1);
+}
+
+BpfObjectHandle::BpfObjectHandle(const Napi::CallbackInfo &info) : Napi::ObjectWrap<BpfObjectHandle>(info) {}
+
+Napi::Function BpfObjectHandle::define(Napi::Env env) {
+  return DefineClass(
+      env, "RawObject",
+      {InstanceMethod("programs", &BpfObjectHandle::programs), InstanceMethod("maps", &BpfObjectHandle::maps),
+       InstanceMethod("map", &BpfObjectHandle::map), InstanceAccessor("adopted", &BpfObjectHandle::adopted, nullptr),
+       InstanceMethod("attachCgroup", &BpfObjectHandle::attach_cgroup), InstanceMethod("replaceLink", &BpfObjectHandle::replace_link), InstanceMethod("attachSkMsg", &BpfObjectHandle::attach_sk_msg),
+       InstanceMethod("ringBuffer", &BpfObjectHandle::ring_buffer), InstanceMethod("layout", &BpfObjectHandle::layout),
+       InstanceMethod("enumValues", &BpfObjectHandle::enum_values), InstanceMethod("close", &BpfObjectHandle::close)});
+}
+
+void BpfObjectHandle::load(Napi::Env env, Napi::Object options) {
+  LogCapture log;
+  auto loaded = std::make_shared<Loaded>();
+  size_t size = 0;
+  const void *elf = underpass_bpf::elf_bytes(&size);
+  LIBBPF_OPTS(bpf_object_open_opts, open_options, .object_name = "underpass_bpf");
+  loaded->object = bpf_object__open_mem(elf, size, &open_options);
+  if (!loaded->object) throw syscall_error(env, "opening the BPF object", "bpf_object__open_mem", errno, log.tail(kVerifierLines));
+  bpf_object *object = loaded->object;
+  set_rodata(env, object, object_of(env, options.Get("rodata"), "open: rodata"));
+  set_max_entries(env, object, object_of(env, options.Get("maxEntries"), "open: maxEntries"));
+  std::string folder;
+  if (!absent(options.Get("pinDir"))) {
+    folder = string_of(env, options.Get("pinDir"), "open: pinDir") + "/maps";
+    make_folders(env, folder);
+    loaded->adopted = reuse_pins(env, object, folder);
+  }
+  if (int failed = bpf_object__load(object)) {
+    throw syscall_error(env, "loading the BPF object", "bpf_object__load", -failed, log.tail(kVerifierLines));
+  }
+  if (!folder.empty() && !loaded->adopted) pin_maps(env, object, folder);
+  loaded_ = std::move(loaded);
+}
+
+bpf_object *BpfObjectHandle::object(Napi::Env env) const {
+  if (!loaded_) throw Napi::Error::New(env, "using the BPF object: it is closed");
+  return loaded_->object;
+}
+
+bpf_program *BpfObjectHandle::program(Napi::Env env, const std::string &name) const {
+  bpf_program *found = bpf_object__find_program_by_name(object(env), name.c_str());
+  if (!found) throw Napi::TypeError::New(env, "program " + name + ": not in the BPF object");
+  return found;
+}
+
+bpf_map *BpfObjectHandle::find_map(Napi::Env env, const std::string &name) const {
+  bpf_map *found = bpf_object__find_map_by_name(object(env), name.c_str());
+  if (!found) throw Napi::TypeError::New(env, "map " + name + ": not in the BPF object");
+  return found;
+}
+
+Napi::Value BpfObjectHandle::programs(const Napi::CallbackInfo &info) {
+  Napi::Array names = Napi::Array::New(info.Env());
+  bpf_program *each;
+  bpf_object__for_each_program(each, object(info.Env())) names.Set(names.Length(), bpf_program__name(each));
+  return names;
+}
+
+Napi::Value BpfObjectHandle::maps(const Napi::CallbackInfo &info) {
+  Napi::Array names = Napi::Array::New(info.Env());
+  bpf_map *each;
+  bpf_object__for_each_map(each, object(info.Env())) {
+    if (is_pinned_kind(each)) names.Set(names.Length(), bpf_map__name(each));
+  }
+  return names;
+}
+
+Napi::Value BpfObjectHandle::map(const Napi::CallbackInfo &info) {
+  Napi::Env env = info.Env();
+  bpf_map *found = find_map(env, string_of(env, info[0], "map: name"));
+  Napi::Object handle = classes(env)->map.New({});
+  BpfMapHandle::Unwrap(handle)->open(loaded_, found);
+  return handle;
+}
+
+Napi::Value BpfObjectHandle::adopted(const Napi::CallbackInfo &info) {
+  object(info.Env());
+  return Napi::Boolean::New(info.Env(), loaded_->adopted);
+}
+
+Napi::Value BpfObjectHandle::attach_cgroup(const Napi::CallbackInfo &info) {
+  Napi::Env env = info.Env();
+  LogCapture log;
+  const std::string name = string_of(env, info[0], "attachCgroup: program");
+  const std::string cgroup = string_of(env, info[1], "attachCgroup: cgroupPath");
+  const std::string pin = absent(info[2]) ? "" : string_of(env, info[2], "attachCgroup: pinPath");
+  const std::string action = "attaching " + name + " to cgroup " + cgroup;
+  bpf_program *wanted = program(env, name);
+  int fd = ::open(cgroup.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (fd < 0) throw syscall_error(env, action, "open", errno);
+  struct stat identity = {};
+  fstat(fd, &identity);
+  bpf_link *link = nullptr;
+  if (!pin.empty()) {
+    link = bpf_link__open(pin.c_str());
+    if (link) {
+      bpf_link_info link_info = {};
+      uint32_t length = sizeof(link_info);
+      // A cgroup's id is its inode number; a link whose cgroup is gone has id 0.
+      bool same = !bpf_obj_get_info_by_fd(bpf_link__fd(link), &link_info, &length) && link_info.type == BPF_LINK_TYPE_CGROUP &&
+                  link_info.cgroup.cgroup_id == identity.st_ino &&
+                  link_info.cgroup.attach_type == static_cast<uint32_t>(bpf_program__expected_attach_type(wanted));
+      if (!same || bpf_link__update_program(link, wanted)) {
+        bpf_link__destroy(link);
+        link = nullptr;
+        unlink(pin.c_str());
+      }
+    }
+  }
+  if (!link) {
+    link = bpf_program__attach_cgroup(wanted, fd);
+    int error = errno;
+    if (!link) {
+      ::close(fd);
+      throw syscall_error(env, action, "bpf", error, log.tail(kVerifierLines));
+    }
+    if (!pin.empty()) {
+      try {
+        make_folders(env, folder_of(pin));
+      } catch (...) {
+        bpf_link__destroy(link);
+        ::close(fd);
+        throw;
+      }
+      if (int failed = bpf_link__pin(link, pin.c_str())) {
+        bpf_link__destroy(link);
+        ::close(fd);
+        throw syscall_error(env, "pinning link " + pin, "bpf", -failed);
+      }
+    }
+  }
+  ::close(fd);
+  Napi::Object handle = classes(env)->link.New({});
+  BpfLinkHandle::Unwrap(handle)->open(link);
+  return handle;
+}
+
+// For a link of a former process whose cgroup's path nobody knows yet. undefined: it is gone, and so is its cgroup.
+Napi::Value BpfObjectHandle::replace_link(const Napi::CallbackInfo &info) {
+  Napi::Env env = info.Env();
+  bpf_program *wanted = program(env, string_of(env, info[0], "replaceLink: program"));
+  const std::string pin = string_of(env, info[1], "replaceLink: pinPath");
+  bpf_link *link = bpf_link__open(pin.c_str());
+  if (!link) {
+    if (errno == ENOENT) return env.Undefined();
+    throw syscall_error(env, "opening pinned link " + pin, "bpf", errno);
+  }
+  if (int failed = bpf_link__update_program(link, wanted)) {
+    bpf_link__destroy(link);
+    if (failed == -ENOLINK) return env.Undefined();
+    throw syscall_error(env, "replacing the program of link " + pin, "bpf", -failed);
+  }
+  Napi::Object handle = classes(env)->link.New({});
+  BpfLinkHandle::Unwrap(handle)->open(link);
+  return handle;
+}
+
+void BpfObjectHandle::attach_sk_msg(const Napi::CallbackInfo &info) {
+  Napi::Env env = info.Env();
+  const std::string name = string_of(env, info[0], "attachSkMsg: program");
+  const std::string map_name = string_of(env, info[1], "attachSkMsg: map");
+  int failed = bpf_prog_attach(bpf_program__fd(program(env, name)), bpf_map__fd(find_map(env, map_name)), BPF_SK_MSG_VERDICT, 0);
+  if (failed) throw syscall_error(env, "attaching " + name + " to map " + map_name, "bpf", errno);
+}
+
+Napi::Value BpfObjectHandle::ring_buffer(const Napi::CallbackInfo &info) {
+  Napi::Env env = info.Env();
+  bpf_map *found = find_map(env, string_of(env, info[0], "ringBuffer: map"));
+  if (bpf_map__type(found) != BPF_MAP_TYPE_RINGBUF) throw Napi::TypeError::New(env, "ringBuffer: the map is no ring buffer");
+  if (!info[1].IsFunction()) throw Napi::TypeError::New(env, "ringBuffer: callback: expected a function");
+  Napi::Object handle = classes(env)->ring_buffer.New({});
+  RingBufferHandle::Unwrap(handle)->open(env, loaded_, bpf_map__fd(found), info[1].As<Napi::Function>());
+  return handle;
+}
+
+Napi::Value BpfObjectHandle::layout(const Napi::CallbackInfo &info) {
+  Napi::Env env = info.Env();
+  const std::string name = string_of(env, info[0], "layout: structName");
+  const btf *types = bpf_object__btf(object(env));
+  int id = btf__find_by_name_kind(types, name.c_str(), BTF_KIND_STRUCT);
+  if (id < 0) throw Napi::TypeError::New(env, "struct " + name + ": not in the BPF object");
+  Napi::Object fields = Napi::Object::New(env);
+  flatten(env, types, btf__type_by_id(types, id), "", 0, fields);
+  Napi::Object out = Napi::Object::New(env);
+  out.Set("sizeBytes", static_cast<double>(btf__resolve_size(types, id)));
+  out.Set("fields", fields);
+  return out;
+}
+
+Napi::Value BpfObjectHandle::enum_values(const Napi::CallbackInfo &info) {
+  Napi::Env env = info.Env();
+  const std::string name = string_of(env, info[0], "enumValues: enumName");
+  const btf *types = bpf_object__btf(object(env));
+  int id = btf__find_by_name_kind(types, name.c_str(), BTF_KIND_ENUM);
+  if (id < 0) throw Napi::TypeError::New(env, "enum " + name + ": not in the BPF object");
+  const btf_type *type = btf__type_by_id(types, id);
+  const struct btf_enum *values = btf_enum(type);
+  Napi::Object out = Napi::Object::New(env);
+  for (int i = 0; i < btf_vlen(type); i++) out.Set(btf__name_by_offset(types, values[i].name_off), values[i].val);
+  return out;
+}
+
+void BpfObjectHandle::close(const Napi::CallbackInfo &) { loaded_.reset(); }
+
+static Napi::Value open_object(const Napi::CallbackInfo &info) {
+  Napi::Env env = info.Env();
+  Napi::Object options = object_of(env, info[0], "open: options");
+  Napi::Object handle = classes(env)->object.New({});
+  BpfObjectHandle::Unwrap(handle)->load(env, options);
+  return handle;
+}
+
+static Napi::Value link_info(const Napi::CallbackInfo &info) {
+  Napi::Env env = info.Env();
+  const std::string path = string_of(env, info[0], "linkInfo: pinPath");
+  int fd = bpf_obj_get(path.c_str());
+  if (fd < 0) throw syscall_error(env, "opening pinned link " + path, "bpf", errno);
+  bpf_link_info found = {};
+  uint32_t length = sizeof(found);
+  int failed = bpf_obj_get_info_by_fd(fd, &found, &length);
+  int error = errno;
+  ::close(fd);
+  if (failed) throw syscall_error(env, "reading pinned link " + path, "bpf", error);
+  if (found.type != BPF_LINK_TYPE_CGROUP) throw Napi::TypeError::New(env, "linkInfo: " + path + " is no cgroup link");
+  Napi::Object out = Napi::Object::New(env);
+  out.Set("cgroupId", Napi::BigInt::New(env, static_cast<uint64_t>(found.cgroup.cgroup_id)));
+  out.Set("programId", found.prog_id);
+  out.Set("attachType", found.cgroup.attach_type);
+  return out;
+}
+
+void init_object(Napi::Env env, Napi::Object exports) {
+  libbpf_set_print(capture);
+  auto *all = new Classes;
+  all->map = Napi::Persistent(BpfMapHandle::define(env));
+  all->link = Napi::Persistent(BpfLinkHandle::define(env));
+  all->ring_buffer = Napi::Persistent(RingBufferHandle::define(env));
+  all->object = Napi::Persistent(BpfObjectHandle::define(env));
+  env.SetInstanceData(all);
+  exports.Set("openObject", Napi::Function::New(env, open_object, "openObject"));
+  exports.Set("linkInfo", Napi::Function::New(env, link_info, "linkInfo"));
+}
+
+}  // namespace underpass

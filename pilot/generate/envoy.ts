@@ -1,0 +1,132 @@
+/** Small pieces of Envoy configuration that all generators use. */
+import { pack } from '../../common/xds/any.js';
+import { Address, type SocketAddress } from '../../proto/generated/envoy/config/core/v3/address.js';
+import { ApiConfigSource_ApiType, ApiVersion, ConfigSource } from '../../proto/generated/envoy/config/core/v3/config_source.js';
+import type { Duration } from '../../proto/generated/google/protobuf/duration.js';
+import type { Any } from '../../proto/generated/google/protobuf/any.js';
+import { SdsSecretConfig } from '../../proto/generated/envoy/extensions/transport_sockets/tls/v3/secret.js';
+import {
+  CommonTlsContext,
+  DownstreamTlsContext,
+  UpstreamTlsContext,
+} from '../../proto/generated/envoy/extensions/transport_sockets/tls/v3/tls.js';
+import { TlsParameters_TlsProtocol } from '../../proto/generated/envoy/extensions/transport_sockets/tls/v3/common.js';
+import { RawBuffer } from '../../proto/generated/envoy/extensions/transport_sockets/raw_buffer/v3/raw_buffer.js';
+import { HttpProtocolOptions } from '../../proto/generated/envoy/extensions/upstreams/http/v3/http_protocol_options.js';
+import { TransportSocket } from '../../proto/generated/envoy/config/core/v3/base.js';
+
+export const HTTP_PROTOCOL_OPTIONS = 'envoy.extensions.upstreams.http.v3.HttpProtocolOptions';
+
+export function millis(ms: number): Duration {
+  const seconds = Math.trunc(ms / 1_000);
+  return { seconds: BigInt(seconds), nanos: Math.round((ms - seconds * 1_000) * 1e6) };
+}
+
+export const seconds = (amount: number): Duration => ({ seconds: BigInt(amount), nanos: 0 });
+
+export function socketAddress(address: string, port: number): Address {
+  return Address.fromPartial({ address: { $case: 'socket_address', value: { address, port_specifier: { $case: 'port_value', value: port } } satisfies Partial<SocketAddress> } });
+}
+
+export const ads: ConfigSource = ConfigSource.fromPartial({
+  config_source_specifier: { $case: 'ads', value: {} },
+  initial_fetch_timeout: seconds(0),
+  resource_api_version: ApiVersion.V3,
+});
+
+/** Certificates come from the static cluster `sds-grpc`: on a sidecar its own agent's SDS server. */
+const sds = (name: string): SdsSecretConfig =>
+  SdsSecretConfig.fromPartial({
+    name,
+    sds_config: {
+      config_source_specifier: {
+        $case: 'api_config_source',
+        value: {
+          api_type: ApiConfigSource_ApiType.GRPC,
+          grpc_services: [{ target_specifier: { $case: 'envoy_grpc', value: { cluster_name: 'sds-grpc' } } }],
+          set_node_on_first_message_only: true,
+          transport_api_version: ApiVersion.V3,
+        },
+      },
+      initial_fetch_timeout: seconds(0),
+      resource_api_version: ApiVersion.V3,
+    },
+  });
+
+export const rawBufferSocket: TransportSocket = TransportSocket.fromPartial({
+  name: 'envoy.transport_sockets.raw_buffer',
+  config_type: { $case: 'typed_config', value: pack(RawBuffer, RawBuffer.fromPartial({})) },
+});
+
+const { TLSv1_2, TLSv1_3 } = TlsParameters_TlsProtocol;
+
+/** Istio's mutual TLS as a client: its workload certificate, the server's SPIFFE ids as listed (any of the mesh's when none). */
+export function istioUpstreamTls(sni: string, alpn: readonly string[], sans: readonly string[]): TransportSocket {
+  const context = UpstreamTlsContext.fromPartial({
+    sni,
+    common_tls_context: CommonTlsContext.fromPartial({
+      alpn_protocols: [...alpn],
+      tls_params: { tls_minimum_protocol_version: TLSv1_2, tls_maximum_protocol_version: TLSv1_3 },
+      tls_certificate_sds_secret_configs: [sds('default')],
+      validation_context_type: {
+        $case: 'combined_validation_context',
+        value: {
+          default_validation_context: { match_subject_alt_names: sans.map((san) => ({ match_pattern: { $case: 'exact' as const, value: san } })) },
+          validation_context_sds_secret_config: sds('ROOTCA'),
+        },
+      },
+    }),
+  });
+  return TransportSocket.fromPartial({ name: 'envoy.transport_sockets.tls', config_type: { $case: 'typed_config', value: pack(UpstreamTlsContext, context) } });
+}
+
+const CIPHER_SUITES = [
+  'ECDHE-ECDSA-AES256-GCM-SHA384',
+  'ECDHE-RSA-AES256-GCM-SHA384',
+  'ECDHE-ECDSA-AES128-GCM-SHA256',
+  'ECDHE-RSA-AES128-GCM-SHA256',
+  'AES256-GCM-SHA384',
+  'AES128-GCM-SHA256',
+];
+
+/** Istio's mutual TLS as a server: a client certificate of the trust domain is required. */
+export function istioDownstreamTls(alpn: readonly string[], trustDomain: string): TransportSocket {
+  const context = DownstreamTlsContext.fromPartial({
+    require_client_certificate: true,
+    common_tls_context: CommonTlsContext.fromPartial({
+      alpn_protocols: [...alpn],
+      tls_params: { tls_minimum_protocol_version: TLSv1_2, tls_maximum_protocol_version: TLSv1_3, cipher_suites: CIPHER_SUITES },
+      tls_certificate_sds_secret_configs: [sds('default')],
+      validation_context_type: {
+        $case: 'combined_validation_context',
+        value: {
+          default_validation_context: { match_subject_alt_names: [{ match_pattern: { $case: 'prefix', value: `spiffe://${trustDomain}/` } }] },
+          validation_context_sds_secret_config: sds('ROOTCA'),
+        },
+      },
+    }),
+  });
+  return TransportSocket.fromPartial({ name: 'envoy.transport_sockets.tls', config_type: { $case: 'typed_config', value: pack(DownstreamTlsContext, context) } });
+}
+
+export function spiffeId(trustDomain: string, namespace: string, serviceAccount: string): string {
+  return `spiffe://${trustDomain}/ns/${namespace}/sa/${serviceAccount}`;
+}
+
+const protocolOptions = (options: Parameters<typeof HttpProtocolOptions.fromPartial>[0]): Record<string, Any> => ({
+  [HTTP_PROTOCOL_OPTIONS]: pack(HttpProtocolOptions, HttpProtocolOptions.fromPartial(options)),
+});
+
+export const http2Upstream = protocolOptions({
+  upstream_protocol_options: { $case: 'explicit_http_config', value: { protocol_config: { $case: 'http2_protocol_options', value: {} } } },
+});
+
+/** The upstream is spoken to in the protocol that the client spoke. */
+export const downstreamProtocolUpstream = protocolOptions({
+  upstream_protocol_options: { $case: 'use_downstream_protocol_config', value: { http_protocol_options: {}, http2_protocol_options: {} } },
+});
+
+export const passthroughUpstream = protocolOptions({
+  common_http_protocol_options: { idle_timeout: seconds(300) },
+  upstream_protocol_options: { $case: 'use_downstream_protocol_config', value: { http_protocol_options: {}, http2_protocol_options: {} } },
+});

@@ -1,0 +1,80 @@
+/**
+ * HTTP connection managers and network filters as istiod sets them, but for what stock Envoy lacks: `istio.stats`,
+ * `istio.alpn`, `istio.metadata_exchange` (HTTP and TCP). Tracing is left out as long as no provider is configured: it
+ * would put the workload's name into each listener and so keep workloads from sharing them.
+ */
+import { pack } from '../../common/xds/any.js';
+import { Filter } from '../../proto/generated/envoy/config/listener/v3/listener_components.js';
+import type { RouteConfiguration } from '../../proto/generated/envoy/config/route/v3/route.js';
+import { Cors } from '../../proto/generated/envoy/extensions/filters/http/cors/v3/cors.js';
+import { HTTPFault } from '../../proto/generated/envoy/extensions/filters/http/fault/v3/fault.js';
+import { FilterConfig as GrpcStats } from '../../proto/generated/envoy/extensions/filters/http/grpc_stats/v3/config.js';
+import { Router } from '../../proto/generated/envoy/extensions/filters/http/router/v3/router.js';
+import {
+  HttpConnectionManager,
+  HttpConnectionManager_ForwardClientCertDetails,
+  HttpConnectionManager_PathWithEscapedSlashesAction,
+  type HttpFilter,
+} from '../../proto/generated/envoy/extensions/filters/network/http_connection_manager/v3/http_connection_manager.js';
+import { TcpProxy } from '../../proto/generated/envoy/extensions/filters/network/tcp_proxy/v3/tcp_proxy.js';
+import { UuidRequestIdConfig } from '../../proto/generated/envoy/extensions/request_id/uuid/v3/uuid.js';
+import { ads, seconds } from './envoy.js';
+
+const httpFilter = <T>(name: string, codec: Parameters<typeof pack<T>>[0], message: T): HttpFilter =>
+  ({ name, is_optional: false, disabled: false, config_type: { $case: 'typed_config', value: pack(codec, message) } });
+
+const http_filters: HttpFilter[] = [
+  httpFilter('envoy.filters.http.grpc_stats', GrpcStats, GrpcStats.fromPartial({ emit_filter_state: true, per_method_stat_specifier: { $case: 'stats_for_all_methods', value: false } })),
+  httpFilter('envoy.filters.http.fault', HTTPFault, HTTPFault.fromPartial({})),
+  httpFilter('envoy.filters.http.cors', Cors, Cors.fromPartial({})),
+  httpFilter('envoy.filters.http.router', Router, Router.fromPartial({})),
+];
+
+const common = {
+  http_filters,
+  normalize_path: true,
+  path_with_escaped_slashes_action: HttpConnectionManager_PathWithEscapedSlashesAction.KEEP_UNCHANGED,
+  proxy_100_continue: true,
+  request_id_extension: { typed_config: pack(UuidRequestIdConfig, UuidRequestIdConfig.fromPartial({ use_request_id_for_trace_sampling: true })) },
+  // No limit of Envoy's own: a stream may be idle as long as the application likes.
+  stream_idle_timeout: seconds(0),
+  upgrade_configs: [{ upgrade_type: 'websocket' }],
+  use_remote_address: false,
+};
+
+const managerFilter = (manager: HttpConnectionManager): Filter =>
+  Filter.fromPartial({ name: 'envoy.filters.network.http_connection_manager', config_type: { $case: 'typed_config', value: pack(HttpConnectionManager, manager) } });
+
+export function outboundHttp(listener: string, routeName: string): Filter {
+  return managerFilter(
+    HttpConnectionManager.fromPartial({
+      ...common,
+      stat_prefix: `outbound_${listener};`,
+      route_specifier: { $case: 'rds', value: { route_config_name: routeName, config_source: ads } },
+    }),
+  );
+}
+
+export function inboundHttp(statPrefix: string, routes: RouteConfiguration): Filter {
+  return managerFilter(
+    HttpConnectionManager.fromPartial({
+      ...common,
+      stat_prefix: `${statPrefix};`,
+      server_name: 'istio-envoy',
+      forward_client_cert_details: HttpConnectionManager_ForwardClientCertDetails.APPEND_FORWARD,
+      set_current_client_cert_details: { subject: true, dns: true, uri: true },
+      route_specifier: { $case: 'route_config', value: routes },
+    }),
+  );
+}
+
+export function tcpProxy(cluster: string): Filter {
+  const config = TcpProxy.fromPartial({ stat_prefix: cluster, cluster_specifier: { $case: 'cluster', value: cluster } });
+  return Filter.fromPartial({ name: 'envoy.filters.network.tcp_proxy', config_type: { $case: 'typed_config', value: pack(TcpProxy, config) } });
+}
+
+/** Connections go to one of several clusters, by weight. */
+export function weightedTcpProxy(statPrefix: string, clusters: readonly { name: string; weight: number }[]): Filter {
+  const config = TcpProxy.fromPartial({ stat_prefix: statPrefix, cluster_specifier: { $case: 'weighted_clusters', value: { clusters: [...clusters] } } });
+  return Filter.fromPartial({ name: 'envoy.filters.network.tcp_proxy', config_type: { $case: 'typed_config', value: pack(TcpProxy, config) } });
+}

@@ -1,0 +1,26 @@
+/** Istio's names of clusters: `direction|port|subset|host`. */
+
+export function clusterName(port: number, subset: string, host: string): string {
+  return `outbound|${port}|${subset}|${host}`;
+}
+
+export function inboundClusterName(port: number): string {
+  return `inbound|${port}||`;
+}
+
+/** The SNI of a client's cluster, where the separators of a cluster's name are no host name's characters. */
+export function clusterSni(port: number, subset: string, host: string): string {
+  return `outbound_.${port}_.${subset}_.${host}`;
+}
+
+export interface ClusterKey {
+  port: number;
+  subset: string;
+  host: string;
+}
+
+export function parseClusterName(name: string): ClusterKey | undefined {
+  const [direction, port, subset, host] = name.split('|');
+  if (direction !== 'outbound' || subset === undefined || !host || !/^\d+$/.test(port!)) return undefined;
+  return { port: Number(port), subset, host };
+}

@@ -1,0 +1,36 @@
+/** One xDS resource, encoded once and sent to all who watch it. */
+import { createHash } from 'node:crypto';
+import { pack, typeUrl } from '../../common/xds/any.js';
+import type { Any } from '../../proto/generated/google/protobuf/any.js';
+import { Cluster } from '../../proto/generated/envoy/config/cluster/v3/cluster.js';
+import { ClusterLoadAssignment } from '../../proto/generated/envoy/config/endpoint/v3/endpoint.js';
+import { Listener } from '../../proto/generated/envoy/config/listener/v3/listener.js';
+import { RouteConfiguration } from '../../proto/generated/envoy/config/route/v3/route.js';
+import { Authorization } from '../../proto/generated/istio/security/authorization.js';
+import { Address } from '../../proto/generated/istio/workload/workload.js';
+
+export interface Resource {
+  name: string;
+  /** Hash of the content: equal content has an equal version, whoever generated it and when. */
+  version: string;
+  body: Any;
+}
+
+export const TYPE = {
+  cluster: typeUrl(Cluster),
+  endpoint: typeUrl(ClusterLoadAssignment),
+  listener: typeUrl(Listener),
+  route: typeUrl(RouteConfiguration),
+  address: typeUrl(Address),
+  authorization: typeUrl(Authorization),
+} as const;
+
+/** Clusters before what names them, routes last: a client never holds a reference to what it has not got. */
+export const PUSH_ORDER: readonly string[] = [TYPE.cluster, TYPE.endpoint, TYPE.listener, TYPE.route, TYPE.address, TYPE.authorization];
+
+type Encoder<T> = { readonly $type: string; encode(message: T): { finish(): Uint8Array } };
+
+export function makeResource<T>(name: string, codec: Encoder<T>, message: T): Resource {
+  const body = pack(codec, message);
+  return { name, body, version: createHash('sha1').update(body.value).digest('base64url').slice(0, 16) };
+}

@@ -1,0 +1,28 @@
+/** The names under which a pod appears in telemetry, by Istio's rules. */
+import type { Pod } from '../../common/kube/types.js';
+
+const CANONICAL_NAME = ['service.istio.io/canonical-name', 'app.kubernetes.io/name', 'app'];
+const CANONICAL_REVISION = ['service.istio.io/canonical-revision', 'app.kubernetes.io/version', 'version'];
+
+/** The Deployment, Job or other controller behind the pod; the pod itself when it has none. */
+export function workloadName(pod: Pod): string {
+  const owner = pod.metadata.ownerReferences?.find(({ controller }) => controller) ?? pod.metadata.ownerReferences?.[0];
+  if (!owner) return pod.metadata.name;
+  const hash = pod.metadata.labels?.['pod-template-hash'];
+  // A ReplicaSet's name is its Deployment's and the template's hash.
+  if (owner.kind === 'ReplicaSet' && hash && owner.name.endsWith(`-${hash}`)) return owner.name.slice(0, -hash.length - 1);
+  return owner.name;
+}
+
+export function canonicalName(pod: Pod): string {
+  return firstLabel(pod, CANONICAL_NAME) ?? workloadName(pod);
+}
+
+export function canonicalRevision(pod: Pod): string {
+  return firstLabel(pod, CANONICAL_REVISION) ?? 'latest';
+}
+
+function firstLabel(pod: Pod, names: readonly string[]): string | undefined {
+  for (const name of names) if (pod.metadata.labels?.[name]) return pod.metadata.labels[name];
+  return undefined;
+}

@@ -1,0 +1,120 @@
+/** WDS: `istio.workload.Address`, one for each workload and each service of the whole mesh, named as istiod names them. */
+import { isIP } from 'node:net';
+import { Address, AppProtocol, IPFamilies, Service, TunnelProtocol, Workload, WorkloadStatus, WorkloadType, NetworkMode } from '../../proto/generated/istio/workload/workload.js';
+import type { Pod } from '../../common/kube/types.js';
+import { isAlive, podIps, targetPortOf, type MeshService, type Model } from '../model/model.js';
+import type { Protocol } from '../model/protocol.js';
+import { makeResource, type Resource } from './resource.js';
+import { canonicalName, canonicalRevision, workloadName } from './workload-names.js';
+
+/** Set by whoever redirects a pod's traffic to its node's proxy: such a pod takes HBONE. */
+const REDIRECTION_ANNOTATION = 'ambient.istio.io/redirection';
+
+const APP_PROTOCOLS: Partial<Record<Protocol, number>> = {
+  HTTP: AppProtocol.HTTP11,
+  HTTP2: AppProtocol.HTTP2,
+  GRPC: AppProtocol.GRPC,
+  // Two values that istiod sends and the published message does not name yet.
+  TCP: 4,
+  TLS: 5,
+};
+
+/** The four or sixteen bytes of an address. */
+export function addressBytes(ip: string): Buffer {
+  if (isIP(ip) === 4) return Buffer.from(ip.split('.').map(Number));
+  const [head = '', tail = ''] = ip.replace(/(\d+)\.(\d+)\.(\d+)\.(\d+)$/, (_all, a, b, c, d) => `${((+a << 8) | +b).toString(16)}:${((+c << 8) | +d).toString(16)}`).split('::');
+  const words = (part: string): number[] => part.split(':').filter((word) => word !== '').map((word) => parseInt(word, 16));
+  const [left, right] = [words(head), words(tail)];
+  const all = [...left, ...new Array<number>(8 - left.length - right.length).fill(0), ...right];
+  const bytes = Buffer.alloc(16);
+  all.forEach((word, index) => bytes.writeUInt16BE(word, index * 2));
+  return bytes;
+}
+
+/** All names that a wildcard subscription has. */
+export function addressNames(model: Model): string[] {
+  const workloads = [...model.pods.values()].filter(isWorkload).map((pod) => model.workloadUid(pod));
+  return [...workloads, ...model.sortedServices().map((service) => `${service.namespace}/${service.host}`)];
+}
+
+/** A pod is a workload once it has an address, and until it has come to its end. */
+function isWorkload(pod: Pod): boolean {
+  return isAlive(pod) && podIps(pod).length > 0;
+}
+
+/**
+ * The address of that name: a workload's uid (`Kubernetes//Pod/ns/name`), a service's `ns/host`, or one of their
+ * addresses as on-demand clients ask for them (`network/ip`). Undefined when there is none.
+ */
+export function workloadAddress(model: Model, name: string): Resource | undefined {
+  const uidPrefix = `${model.mesh.clusterId}//Pod/`;
+  if (name.startsWith(uidPrefix)) {
+    const pod = model.pods.get(name.slice(uidPrefix.length));
+    return pod && isWorkload(pod) ? workloadResource(model, pod) : undefined;
+  }
+  const slash = name.indexOf('/');
+  const [left, right] = [name.slice(0, slash), name.slice(slash + 1)];
+  if (isIP(right)) {
+    const pod = model.podByIp(right);
+    if (pod) return workloadResource(model, pod);
+    const owner = [...model.services.values()].find(({ addresses }) => addresses.includes(right));
+    return owner && serviceResource(owner);
+  }
+  const service = model.services.get(right);
+  return service?.namespace === left ? serviceResource(service) : undefined;
+}
+
+function workloadResource(model: Model, pod: Pod): Resource {
+  const uid = model.workloadUid(pod);
+  const services: Record<string, { ports: { service_port: number; target_port: number }[] }> = {};
+  for (const service of model.servicesSelecting(pod.metadata.namespace ?? 'default', pod.metadata.labels ?? {})) {
+    const ports = service.ports.flatMap((port) => {
+      const target_port = targetPortOf(port, pod);
+      return target_port === undefined ? [] : [{ service_port: port.port, target_port }];
+    });
+    services[`${service.namespace}/${service.host}`] = { ports };
+  }
+  const { region, zone, subzone } = model.localityOf(pod.spec.nodeName);
+  const ready = pod.status?.conditions?.find(({ type }) => type === 'Ready')?.status === 'True';
+  const redirected = pod.metadata.annotations?.[REDIRECTION_ANNOTATION] === 'enabled';
+  const message = Workload.fromPartial({
+    uid,
+    name: pod.metadata.name,
+    namespace: pod.metadata.namespace ?? 'default',
+    addresses: podIps(pod).map(addressBytes),
+    tunnel_protocol: redirected ? TunnelProtocol.HBONE : TunnelProtocol.NONE,
+    // The default trust domain is left out, as istiod does.
+    trust_domain: model.mesh.trustDomain === 'cluster.local' ? '' : model.mesh.trustDomain,
+    service_account: pod.spec.serviceAccountName || 'default',
+    node: pod.spec.nodeName ?? '',
+    canonical_name: canonicalName(pod),
+    canonical_revision: canonicalRevision(pod),
+    workload_type: pod.metadata.ownerReferences?.length ? WorkloadType.DEPLOYMENT : WorkloadType.POD,
+    workload_name: workloadName(pod),
+    services,
+    status: ready ? WorkloadStatus.HEALTHY : WorkloadStatus.UNHEALTHY,
+    cluster_id: model.mesh.clusterId,
+    ...(region || zone || subzone ? { locality: { region, zone, subzone } } : {}),
+    network_mode: pod.spec.hostNetwork ? NetworkMode.HOST_NETWORK : NetworkMode.STANDARD,
+  });
+  return makeResource(uid, Address, Address.fromPartial({ type: { $case: 'workload', value: message } }));
+}
+
+function serviceResource(service: MeshService): Resource {
+  const families = service.object.spec.ipFamilies ?? (service.addresses.length > 0 ? service.addresses.map((ip) => `IPv${isIP(ip)}`) : ['IPv4']);
+  const message = Service.fromPartial({
+    name: service.name,
+    namespace: service.namespace,
+    hostname: service.host,
+    addresses: service.addresses.map((address) => ({ address: addressBytes(address) })),
+    ports: service.ports.map(({ port, targetPort, protocol }) => ({
+      service_port: port,
+      // A port that is named is resolved in each workload.
+      target_port: typeof targetPort === 'number' ? targetPort : 0,
+      app_protocol: (APP_PROTOCOLS[protocol] ?? AppProtocol.UNKNOWN) as AppProtocol,
+    })),
+    ip_families: families.length > 1 ? IPFamilies.DUAL : families[0] === 'IPv6' ? IPFamilies.IPV6_ONLY : IPFamilies.IPV4_ONLY,
+    canonical: true,
+  });
+  return makeResource(`${service.namespace}/${service.host}`, Address, Address.fromPartial({ type: { $case: 'service', value: message } }));
+}

