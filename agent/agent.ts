@@ -6,7 +6,7 @@ import { mkdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { UnderpassError, errorMessage } from '../common/errors.js';
 import { ClosableStore } from '../common/lifecycle.js';
-import type { Logger } from '../common/log.js';
+import { logger as defaultLogger, type Logger } from '../common/log.js';
 import { defaultBpffsDir, defaultRunDir } from '../common/paths.js';
 import { cgroup2Root } from '../common/cgroup.js';
 import { InstanceLock } from './admin/lock.js';
@@ -24,7 +24,8 @@ export interface AgentOptions {
   workloads: WorkloadSource;
   /** host:port, or unix:PATH. */
   discoveryAddress: string;
-  logger: Logger;
+  /** Makes the logger of a component; default: the process's. */
+  logger?: (component: string) => Logger;
   runDir?: string;
   bpffsDir?: string;
   instance?: string;
@@ -57,6 +58,8 @@ export function instanceCgroup(instance: string): string {
 export class Agent {
   readonly folder: string;
   readonly #options: AgentOptions;
+  readonly #logger: Logger;
+  readonly #component: (name: string) => Logger;
   readonly #parts: AgentParts;
   readonly #paths: ReturnType<typeof instancePaths>;
   readonly #defaults: EnrolmentDefaults;
@@ -75,6 +78,8 @@ export class Agent {
 
   constructor(options: AgentOptions, parts: AgentParts) {
     this.#options = options;
+    this.#component = options.logger ?? defaultLogger;
+    this.#logger = this.#component('agent');
     this.#parts = parts;
     this.#paths = instancePaths(options);
     this.folder = this.#paths.folder;
@@ -92,7 +97,8 @@ export class Agent {
 
   /** Resolves when the admin API answers; pods are enrolled as soon as everything they need is there. */
   async start(): Promise<void> {
-    const { logger, nodeName } = this.#options;
+    const { nodeName } = this.#options;
+    const logger = this.#logger;
     requirePrivileges();
     this.prepare();
     this.#store.add(
@@ -109,21 +115,19 @@ export class Agent {
     );
     logger.info({ instance: this.#paths.instance, node: nodeName, folder: this.folder, pods: this.#options.workloads.description, discovery: this.#options.discoveryAddress }, 'agent starts');
 
-    const proxyCgroup = join(instanceCgroup(this.#paths.instance), 'proxy');
-    mkdirSync(proxyCgroup, { recursive: true });
-    await this.#openKernel(proxyCgroup);
+    const proxyCgroup = await this.#openKernel();
     const namespaces = new PinnedNamespaces(this.#paths.netnsFolder);
     const proxy = this.#parts.createProxy({
       nodeName,
       runDir: this.folder,
       discoveryAddress: this.#options.discoveryAddress,
-      cgroupPath: proxyCgroup,
-      logger: logger.child({ component: 'agent.proxy' }),
+      logger: this.#component('agent.proxy'),
       localPods: () => this.#dataplane?.localPods() ?? new Map(),
+      ...(proxyCgroup === undefined ? {} : { cgroupPath: proxyCgroup }),
       ...(this.#options.concurrency === undefined ? {} : { concurrency: this.#options.concurrency }),
     });
     this.#proxy = proxy;
-    this.#dataplane = new Dataplane({ kernel: this.#kernel, namespaces, proxy, defaults: this.#defaults, logger: logger.child({ component: 'agent.dataplane' }) });
+    this.#dataplane = new Dataplane({ kernel: this.#kernel, namespaces, proxy, defaults: this.#defaults, logger: this.#component('agent.dataplane') });
     this.#running = this.#run(this.#dataplane, proxy);
   }
 
@@ -133,9 +137,9 @@ export class Agent {
     await this.#running?.catch(() => undefined);
     await this.#dataplane?.stop();
     await this.#proxy?.stop({ keepEnvoy: options.keepEnvoy ?? true });
-    this.#kernel?.close();
+    await this.#kernel?.close();
     await this.#store.close();
-    this.#options.logger.info({ instance: this.#paths.instance }, 'agent stopped');
+    this.#logger.info({ instance: this.#paths.instance }, 'agent stopped');
   }
 
   status(): AgentStatus {
@@ -175,22 +179,29 @@ export class Agent {
     return { node: this.#kernel.counters(), pods };
   }
 
-  async #openKernel(proxyCgroup: string): Promise<void> {
-    const { logger } = this.#options;
+  /** Returns the cgroup for Envoy, if this machine has cgroup v2. */
+  async #openKernel(): Promise<string | undefined> {
+    const logger = this.#logger;
+    let proxyCgroup: string | undefined;
     try {
-      const kernel = await this.#parts.openKernel({ bpffsDir: this.#paths.bpffsDir, instance: this.#paths.instance, logger: logger.child({ component: 'agent.kernel' }) });
+      const folder = join(instanceCgroup(this.#paths.instance), 'proxy');
+      mkdirSync(folder, { recursive: true });
+      proxyCgroup = folder;
+      const kernel = await this.#parts.openKernel({ bpffsDir: this.#paths.bpffsDir, instance: this.#paths.instance, logger: this.#component('agent.kernel') });
       this.#kernel = kernel;
-      kernel.attachProxy(proxyCgroup);
+      kernel.attachProxy(folder);
     } catch (error) {
-      this.#kernel?.close();
+      await this.#kernel?.close();
       this.#kernel = undefined;
       this.#kernelProblem = `the kernel's BPF side is not usable: ${errorMessage(error)}`;
       logger.warn({ reason: errorMessage(error) }, 'no BPF: pods are redirected by iptables and nothing is short-circuited');
     }
+    return proxyCgroup;
   }
 
   async #run(dataplane: Dataplane, proxy: AgentProxy): Promise<void> {
-    const { logger, workloads } = this.#options;
+    const { workloads } = this.#options;
+    const logger = this.#logger;
     const { signal } = this.#abort;
     const selfTest = this.#selfTest();
     let started: Promise<void> | undefined;
@@ -224,20 +235,20 @@ export class Agent {
     } catch (error) {
       if (this.#abort.signal.aborted) return;
       this.#proxyProblem = errorMessage(error);
-      this.#options.logger.error({ reason: this.#proxyProblem }, 'the shared Envoy did not start; pods keep their plain way');
+      this.#logger.error({ reason: this.#proxyProblem }, 'the shared Envoy did not start; pods keep their plain way');
     }
   }
 
   async #selfTest(): Promise<void> {
     if (!this.#kernel) return;
-    const { logger } = this.#options;
+    const logger = this.#logger;
     try {
-      const verdict = await this.#parts.selfTest({ logger: logger.child({ component: 'agent.self-test' }), signal: this.#abort.signal });
+      const verdict = await this.#parts.selfTest(this.#component('agent.self-test'));
       this.#verdict = verdict;
       this.#kernel.setGlobalAcceleration(verdict.acceleration.ok);
       const failed = verdict.checks.filter((check) => !check.ok);
       logger[verdict.acceleration.ok ? 'info' : 'warn'](
-        { acceleration: verdict.acceleration, capture: verdict.capture, failed: failed.map(({ name, detail }) => `${name}: ${detail}`) },
+        { acceleration: verdict.acceleration, capture: verdict.capture, failed: failed.map(({ name, detail }) => `${name}: ${detail}`), restrictions: verdict.restrictions, tookMs: verdict.tookMs },
         verdict.acceleration.ok ? 'self-test passed: acceleration is on' : 'self-test: acceleration is off',
       );
     } catch (error) {
@@ -253,14 +264,14 @@ export class Agent {
     if (!this.#kernel) return this.#kernelProblem ?? 'the kernel side is not open yet';
     if (this.#selfTestProblem !== undefined) return this.#selfTestProblem;
     if (!this.#verdict) return 'the self-test has not finished yet';
-    return this.#verdict.capture.ok ? undefined : `the self-test's capture check failed: ${this.#verdict.capture.reason ?? 'no reason given'}`;
+    return this.#verdict.capture.ok ? undefined : `the self-test's capture check failed: ${this.#verdict.capture.reason}`;
   }
 
   #accelerationProblem(): string | undefined {
     if (!this.#kernel) return this.#kernelProblem ?? 'the kernel side is not open yet';
     if (this.#selfTestProblem !== undefined) return this.#selfTestProblem;
     if (!this.#verdict) return 'the self-test has not finished yet';
-    return this.#verdict.acceleration.ok ? undefined : (this.#verdict.acceleration.reason ?? 'the self-test failed');
+    return this.#verdict.acceleration.ok ? undefined : `the self-test failed: ${this.#verdict.acceleration.reason}`;
   }
 
   #notReady(): string[] {

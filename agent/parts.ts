@@ -2,6 +2,9 @@
 import type { Logger } from '../common/log.js';
 import type { KernelPod, PodKernel, PodProxy } from './dataplane/collaborators.js';
 import type { PodCounters, ProbationEntry } from './dataplane/kernel.js';
+import type { SelfTestVerdict } from './dataplane/self-test.js';
+
+export type { SelfTestVerdict };
 
 export interface AgentKernel extends PodKernel {
   pods(): KernelPod[];
@@ -10,7 +13,7 @@ export interface AgentKernel extends PodKernel {
   podCounters(): Map<string, PodCounters>;
   probation(): ProbationEntry[];
   setGlobalAcceleration(on: boolean): void;
-  close(): void;
+  close(): void | Promise<void>;
 }
 
 export interface AgentProxy extends PodProxy {
@@ -20,31 +23,18 @@ export interface AgentProxy extends PodProxy {
 }
 
 export interface ProxyStatus {
-  envoy: { pid?: number | undefined; version?: string | undefined; adopted?: boolean | undefined; running?: boolean | undefined };
-  controlPlane: { connected: boolean; address?: string | undefined; error?: string | undefined };
+  envoy: { pid?: number | undefined; version?: string | undefined; adopted?: boolean | undefined; restarts?: number | undefined; connected?: boolean | undefined };
+  controlPlane: { connected: boolean; address?: string | undefined; lastError?: string | undefined };
   classes: readonly unknown[];
   nacks: readonly unknown[];
-}
-
-export interface SelfTestCheck {
-  name: string;
-  ok: boolean;
-  detail: string;
-}
-
-export interface SelfTestVerdict {
-  /** The connect hooks work: pods may be captured by BPF. */
-  capture: { ok: boolean; reason?: string };
-  /** Payload moved by sk_msg arrives whole and in order: sockets may be short-circuited. */
-  acceleration: { ok: boolean; reason?: string };
-  checks: readonly SelfTestCheck[];
 }
 
 export interface ProxyOptions {
   nodeName: string;
   runDir: string;
   discoveryAddress: string;
-  cgroupPath: string;
+  /** Absent without cgroup v2. */
+  cgroupPath?: string;
   concurrency?: number;
   logger: Logger;
   localPods: () => ReadonlyMap<string, { enrolled: boolean }>;
@@ -52,6 +42,6 @@ export interface ProxyOptions {
 
 export interface AgentParts {
   openKernel(options: { bpffsDir: string; instance: string; logger: Logger }): Promise<AgentKernel>;
-  selfTest(options: { logger: Logger; signal: AbortSignal }): Promise<SelfTestVerdict>;
+  selfTest(logger: Logger): Promise<SelfTestVerdict>;
   createProxy(options: ProxyOptions): AgentProxy;
 }

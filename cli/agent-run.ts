@@ -92,7 +92,6 @@ export async function runAgent(options: AgentCliOptions, run: RunOptions): Promi
       nodeName: name,
       workloads: new LabSource(run.lab.socketPath, name, logger('agent.workloads')),
       discoveryAddress: run.discoveryAddress,
-      logger: log,
       runDir: options.runDir,
       bpffsDir: options.bpffs,
       instance: options.instance,

@@ -1,6 +1,6 @@
 import type { Command } from 'commander';
 import { UnderpassError } from '../common/errors.js';
-import { logger } from '../common/log.js';
+import { rootLogger } from '../common/log.js';
 import { Pilot } from '../pilot/index.js';
 import { addAgentOptions, cleanInstance, embeddedPilotSocket, findLab, runAgent, type AgentCliOptions } from './agent-run.js';
 
@@ -36,7 +36,7 @@ async function run(options: NodeCliOptions): Promise<void> {
     });
   }
   const socket = `unix:${embeddedPilotSocket(options)}`;
-  const pilot = new Pilot({ sources, listen: [socket, ...(options.pilotListen ?? [])], logger: logger('pilot') });
+  const pilot = new Pilot({ sources, listen: [socket, ...(options.pilotListen ?? [])], logger: rootLogger });
   const abort = new AbortController();
   await runAgent(options, {
     purpose: 'underpass node',

@@ -62,7 +62,7 @@ export async function removeLeftovers(names: LabNames, options: { keepHolder?: b
 }
 
 /** The lab's namespaces: what its journal says, and what bears its prefix and belongs to no lab with a longer name. */
-function namespacesOf(names: LabNames): string[] {
+export function namespacesOf(names: LabNames): string[] {
   const present = list(NETNS_DIR).filter((entry) => entry.startsWith(NETNS_PREFIX));
   const journal = new Set(readJournal(names.dir));
   const longer = knownLabs(names.runDir)

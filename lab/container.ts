@@ -14,6 +14,7 @@ export interface ContainerProcessOptions {
   argv: readonly string[];
   logPath: string;
   restartPolicy: RestartPolicy;
+  stopSignal?: NodeJS.Signals;
   /** Told whenever `pid`, `restarts` or `ended` changed. */
   onChange: () => void;
 }
@@ -107,7 +108,7 @@ export class ContainerProcess implements Closable {
     const child = this.#child;
     if (!child || child.exitCode !== null || child.signalCode !== null) return;
     const gone = new Promise<void>((resolve) => child.once('exit', () => resolve()));
-    child.kill('SIGTERM');
+    child.kill(this.#options.stopSignal ?? 'SIGTERM');
     const timer = setTimeout(() => child.kill('SIGKILL'), graceMs);
     await gone;
     clearTimeout(timer);

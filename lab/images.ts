@@ -28,6 +28,8 @@ export interface ImageRun {
   cwd?: string;
   /** Ports that it listens on when the container declares none. */
   ports: number[];
+  /** As an image's STOPSIGNAL; default SIGTERM. */
+  stopSignal?: NodeJS.Signals;
 }
 
 export type Image = (context: ImageContext) => ImageRun;
@@ -54,7 +56,7 @@ const builtin: Record<string, Image> = {
     const workers = Number(context.env['NGINX_WORKERS'] ?? 1);
     const version = context.env['VERSION'] ?? context.labels['version'] ?? '';
     writeFileSync(file, nginxConfig({ dir: context.dir, ports, workers, pod: context.podName, namespace: context.namespace, version }));
-    return { entrypoint: ['nginx'], args: ['-c', file, '-e', 'stderr'], ports };
+    return { entrypoint: ['nginx'], args: ['-c', file, '-e', 'stderr'], ports, stopSignal: 'SIGQUIT' };
   },
   /** Answers what it was asked: see images/echo.ts. */
   echo: (context) => {

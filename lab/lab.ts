@@ -201,7 +201,7 @@ export class Lab implements LabBackend {
       const [replaced, dropped] = [gone.filter((pod) => replacedOwners.has(pod.desired.owner)), gone.filter((pod) => !replacedOwners.has(pod.desired.owner))];
       for (const pod of replaced) this.#replace(pod);
       await Promise.all(dropped.map((pod) => this.#end(pod)));
-      this.#publish();
+      await this.#publish();
     }
   }
 
@@ -296,21 +296,21 @@ export class Lab implements LabBackend {
 
   async #end(pod: Pod): Promise<void> {
     pod.terminating = true;
-    this.#publish();
+    await this.#publish(); // no new connection goes there any more
     await pod.stop();
     this.#nodes.get(pod.nodeName)?.pods.release(pod.address.host);
     if (this.#pods.get(pod.key) === pod) this.#pods.delete(pod.key);
     this.#replaced.delete(pod);
     this.#progress(`pod ${pod.key} removed`);
-    this.#publish();
+    await this.#publish();
   }
 
   #publishSoon(): void {
-    this.#publishTimer ??= setTimeout(() => this.#publish(), PUBLISH_DELAY_MS);
+    this.#publishTimer ??= setTimeout(() => void this.#publish(), PUBLISH_DELAY_MS);
   }
 
-  /** Tells everybody what is: the objects' directory, DNS, the pods' service rules, and watchers. */
-  #publish(): void {
+  /** Tells everybody what is: the objects' directory, DNS, watchers, and the pods' service rules, which are in force when it resolves. */
+  async #publish(): Promise<void> {
     clearTimeout(this.#publishTimer);
     this.#publishTimer = undefined;
     if (this.#closing) return;
@@ -319,8 +319,8 @@ export class Lab implements LabBackend {
     const zone = this.cluster.zone(pods);
     for (const { dns } of this.#nodes.values()) dns.setZone(zone);
     const rules = serviceRules(this.cluster.virtualAddresses(pods));
-    for (const pod of pods) void pod.setServiceRules(rules);
     for (const listener of this.#listeners) listener();
+    await Promise.all(pods.map((pod) => pod.setServiceRules(rules)));
   }
 
   #sortedPods(): Pod[] {
@@ -413,7 +413,7 @@ export class Lab implements LabBackend {
   async label(patch: LabelPatch): Promise<void> {
     if (patch.kind === 'Namespace') this.cluster.patchNamespace(patch);
     else patchLabels(this.#find(patch.namespace ?? 'default', patch.name).labels, patch.labels);
-    this.#publish();
+    await this.#publish();
   }
 
   /** Objects on top of the sources', until the lab ends. @returns `Kind namespace/name` of each */
@@ -445,7 +445,7 @@ export class Lab implements LabBackend {
       const late = this.#sortedPods().filter((pod) => !isReady(pod)).map(({ key }) => key);
       throw new UnderpassError('UNDERPASS_LAB_NOT_READY', `waiting for pods: not ready: ${late.join(', ')}`, { cause, hint: this.problems().join('; ') });
     }
-    await Promise.all(this.#sortedPods().map((pod) => pod.setServiceRules(serviceRules(this.cluster.virtualAddresses(this.#sortedPods())))));
+    await this.#publish();
   }
 
   requestDown(): void {
@@ -472,7 +472,7 @@ export class Lab implements LabBackend {
       }
     };
     await attempt(() => this.#closables.close());
-    await Promise.all([...this.#pods.values()].map((pod) => attempt(() => pod.stop())));
+    await Promise.all([...this.#pods.values()].map((pod) => attempt(() => pod.stop({ now: true }))));
     await attempt(() => Promise.all(this.#pending));
     await attempt(() => removeLeftovers(this.names, { keepHolder: true }));
     this.#lock.release();

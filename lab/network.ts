@@ -11,15 +11,25 @@ import { NETNS_DIR, netnsPath, type LabNames } from './names.js';
 
 const BRIDGE = 'cni0';
 
+// The lab gives out each address once: no second's wait for duplicate address detection.
+const COMMON_SYSCTLS = `
+echo 0 >/proc/sys/net/ipv6/conf/all/disable_ipv6
+echo 0 >/proc/sys/net/ipv6/conf/default/disable_ipv6
+echo 0 >/proc/sys/net/ipv6/conf/all/accept_dad
+echo 0 >/proc/sys/net/ipv6/conf/default/accept_dad
+`;
+
 // A node forwards; frames between its pods do not pass the node's iptables on their way over the bridge.
-const NODE_SYSCTLS = `
+const NODE_SYSCTLS = `${COMMON_SYSCTLS}
 echo 1 >/proc/sys/net/ipv4/ip_forward
 echo 1 >/proc/sys/net/ipv6/conf/all/forwarding
 for f in /proc/sys/net/bridge/bridge-nf-call-*; do [ ! -e $f ] || echo 0 >$f; done
 `;
 
 // As container runtimes do: a pod may bind low ports without being root.
-const POD_SYSCTLS = 'echo 0 >/proc/sys/net/ipv4/ip_unprivileged_port_start';
+const POD_SYSCTLS = `${COMMON_SYSCTLS}
+echo 0 >/proc/sys/net/ipv4/ip_unprivileged_port_start
+`;
 
 /**
  * Makes a named network namespace. Not by `ip netns add`, which turns /run/netns into a shared mount that stays.

@@ -167,6 +167,7 @@ export class Pod {
         argv,
         logPath: log,
         restartPolicy: desired.spec.restartPolicy ?? 'Always',
+        ...(usual?.stopSignal && !spec.command ? { stopSignal: usual.stopSignal } : {}),
         onChange,
       });
       const tcpPorts = container.ports.filter((port) => (port.protocol ?? 'TCP') === 'TCP').map((port) => port.containerPort);
@@ -308,14 +309,15 @@ export class Pod {
     };
   }
 
-  async stop(): Promise<void> {
+  /** @param options.now no time for programs to end by themselves: the whole lab ends */
+  async stop(options: { now?: boolean } = {}): Promise<void> {
     this.terminating = true;
     const { desired, network } = this.#options;
     const graceMs = Math.min(STOP_GRACE_MS, (desired.spec.terminationGracePeriodSeconds ?? 30) * 1000);
     for (const { readiness } of this.#containers) readiness?.close();
-    await Promise.all(this.#containers.map(({ process: program }) => program?.stop(graceMs)));
+    if (!options.now) await Promise.all(this.#containers.map(({ process: program }) => program?.stop(graceMs)));
     for (const { process: program } of this.#containers) program?.close();
-    await this.#sidecar?.close();
+    this.#sidecar?.close();
     await removeCgroup(this.cgroup);
     if (this.#netnsName) await network.removePod(this.nodeName, this.#netnsName);
     rmSync(this.dir, { recursive: true, force: true });

@@ -12,6 +12,8 @@ import type { ContainerSpec, ProbeSpec } from './kube.js';
 
 /** Until a container was ready for the first time it is asked more often than its period says: somebody waits. */
 const STARTING_PERIOD_MS = 100;
+/** Kubernetes does not look at declared ports at all: one that nothing ever listens on delays readiness by this, no more. */
+const LISTEN_GRACE_MS = 10_000;
 
 export interface ReadinessTarget {
   container: ContainerSpec;
@@ -25,6 +27,10 @@ export interface ReadinessTarget {
 
 export class ReadinessCheck implements Closable {
   #ready = false;
+  /** The process that was found ready: one started after it has to show it anew. */
+  #readyPid: number | undefined;
+  #seenPid: number | undefined;
+  #seenAt = 0;
   #closed = false;
   #timer: NodeJS.Timeout | undefined;
   #failures = 0;
@@ -39,7 +45,7 @@ export class ReadinessCheck implements Closable {
   }
 
   get ready(): boolean {
-    return this.#ready && this.target.pid() !== undefined;
+    return this.#ready && this.#readyPid !== undefined && this.target.pid() === this.#readyPid;
   }
 
   async #tick(): Promise<void> {
@@ -49,20 +55,31 @@ export class ReadinessCheck implements Closable {
     try {
       if (pid === undefined) good = false;
       else if (probe) good = await runProbe(this.target, probe);
-      else good = isListening(pid, this.target.ports);
+      else good = (this.#ready && pid === this.#readyPid) || this.#hasRunLong(pid) || isListening(pid, this.target.ports);
     } catch {
       good = false;
     }
     if (this.#closed) return;
     this.#successes = good ? this.#successes + 1 : 0;
     this.#failures = good ? 0 : this.#failures + 1;
-    const before = this.#ready;
-    if (good && this.#successes >= (probe?.successThreshold ?? 1)) this.#ready = true;
+    const before = this.ready;
+    if (good && this.#successes >= (probe?.successThreshold ?? 1)) {
+      this.#ready = true;
+      this.#readyPid = pid;
+    }
     // Without a probe there is no period: one that has listened stays ready for as long as it runs.
     if (!good && (pid === undefined || (probe && this.#failures >= (probe.failureThreshold ?? 3)))) this.#ready = false;
-    if (before !== this.#ready) this.onChange();
+    if (before !== this.ready) this.onChange();
     const periodMs = this.#ready && probe ? (probe.periodSeconds ?? 10) * 1000 : STARTING_PERIOD_MS;
     this.#timer = setTimeout(() => void this.#tick(), this.#ready && !probe ? 1_000 : periodMs);
+  }
+
+  #hasRunLong(pid: number): boolean {
+    if (pid !== this.#seenPid) {
+      this.#seenPid = pid;
+      this.#seenAt = performance.now();
+    }
+    return performance.now() - this.#seenAt > LISTEN_GRACE_MS;
   }
 
   close(): void {

@@ -251,10 +251,9 @@ export class Sidecar implements Closable {
     };
   }
 
-  async close(): Promise<void> {
+  close(): void {
     this.#closed = true;
     clearTimeout(this.#timer);
-    await this.#envoy?.stop(500); // SIGTERM makes Envoy leave at once; its connections have nobody left to talk to
     this.#envoy?.close();
     this.#sds?.close();
   }

@@ -60,6 +60,7 @@ export interface RawObject {
 export interface Addon {
   netnsCookie(path: string): Promise<bigint>;
   openSocket(options: SocketOptions): Promise<number>;
+  createNetns(path: string): Promise<void>;
   bindMount(source: string, target: string): void;
   unmount(path: string): void;
   mountBpffs(path: string): void;

@@ -37,6 +37,11 @@ export function cgroupId(path: string): bigint {
   return statSync(path, { bigint: true }).ino;
 }
 
+/** Makes a network namespace with its loopback up and keeps it by a bind mount on `path`, which must not exist. */
+export function createNetns(path: string): Promise<void> {
+  return guarded((addon) => addon.createNetns(path));
+}
+
 /** Bind-mounts a file or folder; a missing target becomes an empty file. */
 export function bindMount(source: string, target: string): void {
   guarded((addon) => addon.bindMount(source, target));

@@ -1,1 +1,124 @@
-export {};
+/** The control plane: directories of YAML in, xDS out. */
+import type { ValidationError } from '../common/kube/yaml.js';
+import { ClosableStore } from '../common/lifecycle.js';
+import type { Logger } from '../common/log.js';
+import { Generators } from './generate/generator.js';
+import type { ChangeSet } from './model/changes.js';
+import type { MeshConfig } from './model/mesh.js';
+import { Model } from './model/model.js';
+import { DEFAULT_DEBOUNCE, Debouncer, type DebounceOptions } from './push/debounce.js';
+import { AdsServer } from './push/server.js';
+import { DirectorySource } from './sources/directory.js';
+import { Admission } from './validation/admission.js';
+
+export type { MeshConfig } from './model/mesh.js';
+
+export interface PilotOptions {
+  /** Directories (or files) of YAML; the same object in a later one overrides that of an earlier one. */
+  sources: readonly string[];
+  /** `host:port` (port 0: any) or `unix:PATH`. */
+  listen: readonly string[];
+  meshConfig?: Partial<MeshConfig>;
+  logger: Logger;
+  debounce?: Partial<DebounceOptions>;
+}
+
+export interface PilotStatus {
+  version: string;
+  objects: number;
+  services: number;
+  /** Of all objects as they are in the sources now; those with errors are not in force. */
+  problems: readonly ValidationError[];
+  ads: ReturnType<AdsServer['status']>;
+}
+
+export class Pilot {
+  readonly #options: PilotOptions;
+  readonly #model: Model;
+  readonly #generators: Generators;
+  readonly #store = new ClosableStore();
+  #source: DirectorySource | undefined;
+  #server: AdsServer | undefined;
+  #admission: Admission | undefined;
+  #pushes = 0;
+  #version = '';
+
+  constructor(options: PilotOptions) {
+    this.#options = options;
+    this.#model = new Model(options.meshConfig);
+    this.#generators = new Generators(this.#model);
+  }
+
+  /** Where it listens, with ports filled in; empty before start(). */
+  get addresses(): readonly string[] {
+    return this.#server?.addresses ?? [];
+  }
+
+  /** Returns when everything was read once and all addresses are listened on. */
+  async start(signal?: AbortSignal): Promise<void> {
+    const { logger } = this.#options;
+    const server = new AdsServer(this.#generators, () => this.#version, logger.child({ part: 'ads' }));
+    const admission = new Admission(this.#model.mesh.clusterDomain, logger.child({ part: 'validation' }));
+    const debouncer = new Debouncer<ChangeSet>(
+      { ...DEFAULT_DEBOUNCE, ...this.#options.debounce },
+      (older, newer) => older.merge(newer),
+      (change) => this.#push(change),
+    );
+    const source = new DirectorySource({
+      directories: this.#options.sources,
+      logger: logger.child({ part: 'source' }),
+      onChange: (objects) => {
+        const changes = admission.admit(objects);
+        if (changes.length === 0) return;
+        const change = this.#model.apply(changes);
+        // Stale results go at once: whoever connects between now and the push gets the new state.
+        this.#generators.invalidate(change);
+        this.#nextVersion();
+        if (!change.empty) debouncer.add(change);
+      },
+    });
+    [this.#server, this.#admission, this.#source] = [server, admission, source];
+    this.#nextVersion();
+    this.#store.add(server);
+    this.#store.add(debouncer);
+    this.#store.add(source);
+    try {
+      await source.start();
+      // Nobody is connected yet: the first state needs no push.
+      debouncer.flush();
+      for (const address of this.#options.listen) {
+        signal?.throwIfAborted();
+        await server.listen(address);
+      }
+    } catch (error) {
+      await this.stop();
+      throw error;
+    }
+    if (signal?.aborted) await this.stop();
+    else signal?.addEventListener('abort', () => void this.stop(), { once: true });
+    logger.info({ addresses: server.addresses, sources: this.#options.sources, objects: this.#model.objects.size, services: this.#model.services.size }, 'pilot is ready');
+  }
+
+  async stop(): Promise<void> {
+    await this.#store.close();
+  }
+
+  status(): PilotStatus {
+    return {
+      version: this.#version,
+      objects: this.#model.objects.size,
+      services: this.#model.services.size,
+      problems: [...(this.#source?.errors() ?? []), ...(this.#admission?.errors() ?? [])],
+      ads: this.#server?.status() ?? { addresses: [], queued: 0, connections: [] },
+    };
+  }
+
+  #nextVersion(): void {
+    this.#version = `${new Date().toISOString().replace(/\.\d+Z$/, 'Z')}/${++this.#pushes}`;
+  }
+
+  #push(change: ChangeSet): void {
+    this.#options.logger.info({ version: this.#version, ...change.summary() }, 'pushing changes');
+    this.#server?.push(change);
+  }
+}

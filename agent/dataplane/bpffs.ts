@@ -28,7 +28,8 @@ export function removePins(dir: string, instance: string): void {
   const mountPoint = mountPointOf(dir);
   const isOurs = existsSync(join(mountPoint, MOUNTED_BY_US));
   if (dir !== mountPoint && readdirSync(dir).length === 0) rmdirSync(dir);
-  if (isOurs && readdirSync(mountPoint).length === 1) unmount(mountPoint);
+  // Names with dots are the kernel's own (maps.debug, progs.debug).
+  if (isOurs && readdirSync(mountPoint).every((name) => name === MOUNTED_BY_US || name.includes('.'))) unmount(mountPoint);
 }
 
 function mountPointOf(dir: string): string {

@@ -27,7 +27,7 @@ export interface PodProxy {
   /** Envoy acknowledged the pod's listener and listens with its routes. */
   whenReady(uid: string, signal: AbortSignal): Promise<void>;
   /** Envoy acknowledged that the listener is gone; its namespace may be unpinned. */
-  whenRemoved(uid: string, signal: AbortSignal): Promise<void>;
+  whenRemoved(uid: string, signal?: AbortSignal): Promise<void>;
   activeConnections(uid: string): Promise<number>;
 }
 

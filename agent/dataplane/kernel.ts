@@ -47,13 +47,14 @@ export interface PodCounters {
 }
 
 export interface KernelOptions {
-  bpffsDir: string;
+  /** null: nothing is pinned, and all ends with this process (self-test). */
+  bpffsDir: string | null;
   instance: string;
   logger: Logger;
   /** Sizes by map name, for maps that are created. */
   maxEntries?: Record<string, number>;
-  /** uid of pods' own sidecars; default 1337. */
-  sidecarUid?: number;
+  /** Parameters of the programs, by their names in bpf/underpass.bpf.c. */
+  rodata?: Record<string, number | bigint>;
 }
 
 /** Programs of a pod's cgroup, in the order in which they are attached: the sockets' state comes before capture. */
@@ -68,6 +69,8 @@ const ACCELERATIONS = { off: 'ACCELERATION_OFF', l4: 'ACCELERATION_L4', force: '
 /** Structs that live in pinned maps. */
 const PINNED_STRUCTS = ['pod', 'tuple', 'establishing', 'peer', 'socket_state', 'program_key', 'listener_key', 'verdict', 'settings', 'pod_counters'];
 
+const TABLES = ['pods', 'netns_of_address', 'establishing', 'peers', 'sockets', 'client_verdicts', 'listener_verdicts'];
+
 interface Attached {
   pod: KernelPodState;
   slot: number;
@@ -79,7 +82,7 @@ interface Attached {
 export class Kernel {
   readonly #store = new ClosableStore();
   readonly #object: BpfObject;
-  readonly #pinDir: string;
+  readonly #pinDir: string | null;
   readonly #pods = new Map<string, Attached>();
   readonly #proxyLinks: BpfLink[] = [];
   readonly #maps: Record<'pods' | 'addresses' | 'settings' | 'counters' | 'podCounters' | 'establishing' | 'peers', BpfMap>;
@@ -95,9 +98,9 @@ export class Kernel {
    * @throws KernelError when the kernel refuses, with the verifier's last lines
    */
   static async open(options: KernelOptions): Promise<Kernel> {
-    ensureBpffsDir(options.bpffsDir);
+    if (options.bpffsDir !== null) ensureBpffsDir(options.bpffsDir);
     let kernel = new Kernel(options);
-    if (!kernel.#layoutMatches()) {
+    if (options.bpffsDir !== null && !kernel.#layoutMatches()) {
       // Another version's maps: it is safe to leave them to the connections that use them, but not to read them.
       options.logger.warn({ instance: options.instance }, 'pinned maps have another layout, starting with new ones');
       await kernel.close();
@@ -109,11 +112,11 @@ export class Kernel {
   }
 
   private constructor(readonly options: KernelOptions) {
-    this.#pinDir = join(options.bpffsDir, pinName(options.instance));
+    this.#pinDir = options.bpffsDir === null ? null : join(options.bpffsDir, pinName(options.instance));
     const object = this.#store.add(
       BpfObject.open({
         pinDir: this.#pinDir,
-        ...(options.sidecarUid === undefined ? {} : { rodata: { sidecar_uid: options.sidecarUid } }),
+        ...(options.rodata ? { rodata: options.rodata } : {}),
         ...(options.maxEntries ? { maxEntries: options.maxEntries } : {}),
       }),
     );
@@ -154,7 +157,7 @@ export class Kernel {
   attachProxy(cgroupPath: string): void {
     for (const link of this.#proxyLinks.splice(0)) link.close();
     for (const program of PROXY_PROGRAMS) {
-      this.#proxyLinks.push(this.#object.attachCgroup(program, cgroupPath, `links/proxy/${program}`));
+      this.#proxyLinks.push(this.#object.attachCgroup(program, cgroupPath, this.#pin(`links/proxy/${program}`)));
     }
   }
 
@@ -192,7 +195,7 @@ export class Kernel {
     attached.complete = false;
     for (const link of attached.links.splice(0)) link.close();
     for (const program of POD_PROGRAMS) {
-      attached.links.push(this.#object.attachCgroup(program, pod.cgroupPath, `links/pods/${folder}/${program}`));
+      attached.links.push(this.#object.attachCgroup(program, pod.cgroupPath, this.#pin(`links/pods/${folder}/${program}`)));
     }
     attached.complete = true;
   }
@@ -207,7 +210,7 @@ export class Kernel {
     if (!attached) return;
     this.#pods.delete(uid);
     for (const link of attached.links) link.close();
-    rmSync(join(this.#pinDir, 'links', 'pods', pinName(uid)), { recursive: true, force: true });
+    if (this.#pinDir !== null) rmSync(join(this.#pinDir, 'links', 'pods', pinName(uid)), { recursive: true, force: true });
     const cookie = attached.pod.netnsCookie;
     this.#maps.pods.delete(u64(cookie));
     for (const address of attached.pod.addresses) this.#forgetAddress(address, cookie);
@@ -249,6 +252,16 @@ export class Kernel {
       if (counters) out.set(uid, counters);
     }
     return out;
+  }
+
+  /** How full the tables of live connections and verdicts are. Walks them: for tests, status and metrics scrapes. */
+  tables(): Record<string, { entries: number; maxEntries: number }> {
+    return Object.fromEntries(
+      TABLES.map((name) => {
+        const map = this.#object.map(name);
+        return [name, { entries: map.entries().length, maxEntries: map.maxEntries }];
+      }),
+    );
   }
 
   probation(): ProbationEntry[] {
@@ -296,14 +309,19 @@ export class Kernel {
     this.#object.attachSkMsg('move_message', 'sockets');
     if (!this.#object.adopted) this.setGlobalAcceleration(false);
     this.#store.add(new KernelEvents(this.#object, this.options.logger, this.#counterNames));
+    if (this.#pinDir === null) return;
     for (const program of PROXY_PROGRAMS) {
       const link = this.#object.replaceLink(program, `links/proxy/${program}`);
       if (link) this.#proxyLinks.push(link);
     }
-    this.#adoptPods();
+    this.#adoptPods(join(this.#pinDir, 'links', 'pods'));
   }
 
-  #adoptPods(): void {
+  #pin(name: string): string | null {
+    return this.#pinDir === null ? null : name;
+  }
+
+  #adoptPods(folder: string): void {
     const addresses = new Map<bigint, string[]>();
     for (const [key, value] of this.#maps.addresses.entries()) {
       const cookie = value.readBigUInt64LE();
@@ -320,7 +338,6 @@ export class Kernel {
       this.#pods.set(state.uid, { pod: state, slot, complete: false, links });
     }
     // Links of a pod that is in no map: an agent died between the two.
-    const folder = join(this.#pinDir, 'links', 'pods');
     const known = new Set([...this.#pods.keys()].map(pinName));
     for (const name of existsSync(folder) ? readdirSync(folder) : []) {
       if (!known.has(name)) rmSync(join(folder, name), { recursive: true, force: true });

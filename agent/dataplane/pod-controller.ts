@@ -337,8 +337,9 @@ export class PodController {
     const generation = this.#generation;
     this.#wake = () => this.#generation !== generation && superseded.abort();
     const timeout = AbortSignal.timeout(this.#around.readyTimeoutMs);
+    const signal = AbortSignal.any([this.#abort.signal, superseded.signal, timeout]);
     try {
-      await wait(AbortSignal.any([this.#abort.signal, superseded.signal, timeout]));
+      await Promise.race([wait(signal), aborted(signal)]);
     } catch (error) {
       if (timeout.aborted) throw new Error(`Envoy did not acknowledge the listener within ${this.#around.readyTimeoutMs} ms`);
       throw error;
@@ -358,6 +359,14 @@ export class PodController {
   #name(): string {
     return `${this.#record.namespace}/${this.#record.name}`;
   }
+}
+
+/** Rejects when the signal aborts, for waits that do not look at it themselves. */
+function aborted(signal: AbortSignal): Promise<never> {
+  return new Promise((_, reject) => {
+    if (signal.aborted) reject(signal.reason as Error);
+    else signal.addEventListener('abort', () => reject(signal.reason as Error), { once: true });
+  });
 }
 
 function sameTarget(a: PodTarget | 'gone', b: PodTarget | 'gone'): boolean {

@@ -145,32 +145,35 @@ export class AdsSession {
 
   async #rollOut(target: Snapshot): Promise<void> {
     const warm = new Set(this.#types.get(EDS)?.sent.keys());
-    const clusters = await this.#upsert(CDS, target);
-    // A changed cluster is warmed up again and waits for its endpoints even when they are as before.
-    await this.#upsert(EDS, target, new Set(clusters.flatMap((entry) => entry.needs).filter((name) => warm.has(name))));
+    const { sent: clusters, done } = this.#upsert(CDS, target);
+    // A changed cluster is warmed up again: it waits for its endpoints even when they are as before, and Envoy does not
+    // acknowledge CDS while a cluster warms up.
+    await this.#upsert(EDS, target, new Set(clusters.flatMap((entry) => entry.needs).filter((name) => warm.has(name)))).done;
+    await done;
     await this.#settled(EDS, clusters, target);
-    const listeners = await this.#upsert(LDS, target);
-    await this.#upsert(RDS, target);
+    const { sent: listeners, done: listening } = this.#upsert(LDS, target);
+    await listening;
+    await this.#upsert(RDS, target).done;
     await this.#settled(RDS, listeners, target);
-    for (const type of this.#types.keys()) if (![CDS, EDS, LDS, RDS].includes(type)) await this.#upsert(type, target);
+    for (const type of this.#types.keys()) if (![CDS, EDS, LDS, RDS].includes(type)) await this.#upsert(type, target).done;
     // A subscription that has not come yet (right after a reconnect) may still refer to what would be removed.
     if (!this.#types.has(LDS)) return;
     for (const type of [LDS, RDS, CDS, EDS]) await this.#remove(type, target);
     this.#previous = undefined;
   }
 
-  /** Sends what changed, or is in `force`, and waits until Envoy answered. */
-  async #upsert(type: string, target: Snapshot, force: ReadonlySet<string> = new Set()): Promise<Entry[]> {
+  /** Sends what changed, or is in `force`; `done` when Envoy answered. */
+  #upsert(type: string, target: Snapshot, force: ReadonlySet<string> = new Set()): { sent: readonly Entry[]; done: Promise<void> } {
+    const nothing = { sent: [], done: Promise.resolve() };
     const subscription = this.#types.get(type);
-    if (!subscription || this.#closed) return [];
+    if (!subscription || this.#closed) return nothing;
     const wanted = subscription.wildcard
       ? [...target.entries(type).values()]
       : [...subscription.names].map((name) => target.get(type, name)).filter((entry) => entry !== undefined);
     const changed = wanted.filter((entry) => force.has(entry.name) || subscription.sent.get(entry.name) !== entry.version);
     const missing = [...subscription.names].filter((name) => !target.get(type, name) && !subscription.sent.has(name) && !subscription.absent.has(name));
-    if (changed.length + missing.length === 0 && (subscription.answered || !subscription.wildcard)) return [];
-    await this.#bounded(this.#send(type, changed, missing), `${SHORT_NAMES[type] ?? type} to be acknowledged`);
-    return changed;
+    if (changed.length + missing.length === 0 && (subscription.answered || !subscription.wildcard)) return nothing;
+    return { sent: changed, done: this.#bounded(this.#send(type, changed, missing), `${SHORT_NAMES[type] ?? type} to be acknowledged`) };
   }
 
   async #remove(type: string, target: Snapshot): Promise<void> {
@@ -301,8 +304,10 @@ export class AdsSession {
   }
 }
 
-/** The part of a refusal that speaks of one resource. */
+const MAX_REASON = 1_000;
+
+/** The part of a refusal that speaks of one resource: from its name on, without the dump of the message that follows. */
 function excerpt(message: string, name: string): string {
-  const line = message.split('\n').find((part) => part.includes(name));
-  return (line ?? message).slice(0, 2_000);
+  const from = Math.max(0, message.indexOf(name));
+  return message.slice(from, from + MAX_REASON);
 }

@@ -83,6 +83,7 @@ const SETTLE_MS = 25;
 const SPLIT_AFTER_MS = 400;
 const SAVE_DELAY_MS = 1_000;
 const READY_POLL_MS = 10;
+const REMOVED_POLL_MS = 250;
 
 export class NodeProxy {
   readonly envoy: Envoy;
@@ -157,7 +158,9 @@ export class NodeProxy {
     this.#pods = wanted;
     for (const uid of gone) {
       this.#folded.delete(uid);
-      this.#removals.set(uid, this.#removed(uid));
+      const removal = this.#removed(uid);
+      removal.catch(() => undefined); // whoever waits hears of it
+      this.#removals.set(uid, removal);
     }
     for (const uid of wanted.keys()) this.#removals.delete(uid);
     this.#reconcileClasses();
@@ -185,13 +188,18 @@ export class NodeProxy {
           throw new UnderpassError('UNDERPASS_ENVOY_REFUSED', `waiting for the listener of pod ${uid}: Envoy refuses it: ${nack}`);
         }
       }
-      await Promise.race([this.#ads.changed(any), sleep(READY_POLL_MS, any)]).catch(() => undefined);
+      await this.#changedWithin(READY_POLL_MS, any);
     }
   }
 
   /** Resolves when Envoy has confirmed that it no longer has a listener of this pod: its namespace may be unpinned. */
   async whenRemoved(uid: string): Promise<void> {
     await this.#removals.get(uid);
+  }
+
+  /** Everything that was heard from the control plane has been folded, sent and answered by Envoy. */
+  get settled(): boolean {
+    return this.#snapshot !== undefined && this.#dirtySince === undefined && this.#ads.idle;
   }
 
   /** Connections from the pod's programs that Envoy holds now, those of a listener that drains included. */
@@ -344,14 +352,22 @@ export class NodeProxy {
     const name = podListenerName(uid);
     const { signal } = this.#stopping;
     for (;;) {
-      // An agent that stops leaves the namespace pinned: its Envoy may still use it.
-      if (signal.aborted) return new Promise(() => undefined);
+      // Nobody is told that an agent that stops has seen the end of the listener: its Envoy may still have it.
+      signal.throwIfAborted();
       if (!this.#snapshot?.get(LDS, name) && this.#snapshot !== undefined) {
         if (!this.envoy.running && !this.#ads.connected) return;
         if (this.#ads.connected && !this.#ads.mayHold(LDS, name)) return;
       }
-      await Promise.race([this.#ads.changed(signal), sleep(250, signal)]).catch(() => undefined);
+      await this.#changedWithin(REMOVED_POLL_MS, signal);
     }
+  }
+
+  /** Waits for news from Envoy, or `ms`. */
+  async #changedWithin(ms: number, signal: AbortSignal): Promise<void> {
+    const over = new AbortController();
+    const either = AbortSignal.any([over.signal, signal]);
+    await Promise.race([this.#ads.changed(either), sleep(ms, either)]).catch(() => undefined);
+    over.abort();
   }
 
   async #save(): Promise<void> {
@@ -360,7 +376,7 @@ export class NodeProxy {
     const classes = this.#bySeniority(new Map([...this.#classes].filter(([, item]) => item.stream.synced)))
       .map(({ key, node, stream }) => ({ key, node, state: stream.state }));
     // Nothing heard from the control plane in this run: what an earlier run saved is still the best there is.
-    if (classes.length === 0 && this.#classes.size > 0) return;
+    if (classes.length === 0) return;
     this.#savedClasses = [...this.#savedClasses.filter((old) => this.#classes.has(old.key) && !classes.some((item) => item.key === old.key)), ...classes];
     const snapshot = this.#savedClasses;
     this.#saving = this.#saving

@@ -13,7 +13,7 @@ import type { Backoff } from '../../common/retry.js';
 import type { AdsChannel } from './channel.js';
 import { DeltaAdsStream, type Change, type StreamStatus, type TypeState } from './delta-stream.js';
 import { ClusterType, EndpointType, ListenerType, RouteType, edsServiceName, routeNames } from './resource-types.js';
-import type { XdsResource } from './resource-type.js';
+import type { AnyResourceType, XdsResource } from './resource-type.js';
 
 export const sidecarTypes = { clusters: new ClusterType(), endpoints: new EndpointType(), listeners: new ListenerType(), routes: new RouteType() };
 

@@ -6,6 +6,8 @@
  * socket-probe CASE [--server-netns P] [--server-cgroup P]... [--client-netns P] [--client-cgroup P]...
  *   [--listen ADDRESS] [--connect ADDRESS] [--port N] [--count N] [--bytes N] [--size N] [--blocking-server]
  *   [--blocking-client] [--timeout SECONDS] [--delay MS] [--warm N] [--client-port N] [--fastopen] [--bind ADDRESS]
+ *   [--connect-port N] [--server-uid N] [--client-uid N] [--connect-timeout] [--hold MS] [--device NAME] [--seed N]
+ *   [--mptcp] [--tls]
  *
  * Cases
  *   order       both ends send --bytes in writes of 1 B to 64 KiB and hash what arrives; ok: hashes equal both ways
@@ -17,6 +19,11 @@
  *   splice      the client reads --bytes by splice(2); ok: all arrived
  *   ping-pong   --count exchanges of --size bytes on one connection; `p50_ns`, `p99_ns`, `per_second`
  *   churn       --count connections, one exchange of --size each, told apart by a number; ok: none got another's
+ *   addresses   one connection; what each end is told about it: `original4` and `original6` (SO_ORIGINAL_DST of IPv4 and
+ *               IPv6 at the server), `server_peer`, `client_peer`, `client_name`; ok: one exchange went through
+ * --connect-timeout: the client's socket is non-blocking while it connects and blocking afterwards, as many HTTP clients'.
+ * --mptcp: both ends are MPTCP sockets. --tls: the client takes the kernel's TLS as upper layer protocol, with no keys.
+ * --hold: the client keeps its last connection open for so long. --device: SO_BINDTODEVICE at the client.
  * --warm opens that many connections first, with one small exchange each (probation).
  * Exit 0: the case ran (see `ok`); 2: usage or set-up failed, with a line on stderr.
  */
@@ -43,6 +50,10 @@
 #include <time.h>
 #include <unistd.h>
 
+#ifndef IPPROTO_MPTCP
+#define IPPROTO_MPTCP 262
+#endif
+
 #define MAX_CGROUPS 8
 #define BUFFER (64 << 10)
 
@@ -50,10 +61,14 @@ struct side {
 	const char *netns, *cgroups[MAX_CGROUPS];
 	int cgroup_count;
 	bool blocking;
+	int uid;
 };
 
 static struct {
 	const char *listen, *connect, *bind;
+	const char *device;
+	int connect_port, hold_ms, seed;
+	bool connect_timeout, mptcp, tls;
 	int port, client_port, count, size, warm, delay_ms, timeout_s;
 	long long bytes;
 	bool fastopen;
@@ -69,6 +84,7 @@ static volatile struct shared {
 	int ok, eagain, other;
 	int failed;
 	char failure[200];
+	char original[2][80], server_peer[80], client_peer[80], client_name[80];
 } *shared;
 
 static void fail(const char *action)
@@ -119,6 +135,8 @@ static void enter(const struct side *side)
 			fail("entering network namespace");
 		close(fd);
 	}
+	if (side->uid && setresuid(side->uid, side->uid, side->uid))
+		fail("changing the user id");
 }
 
 static socklen_t address_of(const char *text, int port, struct sockaddr_storage *storage)
@@ -154,7 +172,7 @@ static int listen_socket(void)
 {
 	struct sockaddr_storage a;
 	socklen_t size = address_of(opt.listen, opt.port, &a);
-	int fd = socket(a.ss_family, SOCK_STREAM | SOCK_CLOEXEC, 0), one = 1, zero = 0;
+	int fd = socket(a.ss_family, SOCK_STREAM | SOCK_CLOEXEC, opt.mptcp ? IPPROTO_MPTCP : 0), one = 1, zero = 0;
 	setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
 	if (a.ss_family == AF_INET6)
 		setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &zero, sizeof zero);
@@ -182,8 +200,12 @@ static int connect_one(void)
 {
 	struct sockaddr_storage a, from;
 	const char *target = opt.connect ? opt.connect : opt.listen;
-	socklen_t size = address_of(target, opt.port, &a);
-	int fd = socket(a.ss_family, SOCK_STREAM | SOCK_CLOEXEC | (opt.client.blocking ? 0 : SOCK_NONBLOCK), 0), one = 1;
+	socklen_t size = address_of(target, opt.connect_port ? opt.connect_port : opt.port, &a);
+	bool nonblocking = !opt.client.blocking || opt.connect_timeout;
+	int fd = socket(a.ss_family, SOCK_STREAM | SOCK_CLOEXEC | (nonblocking ? SOCK_NONBLOCK : 0), opt.mptcp ? IPPROTO_MPTCP : 0),
+	    one = 1;
+	if (opt.device && setsockopt(fd, SOL_SOCKET, SO_BINDTODEVICE, opt.device, strlen(opt.device)))
+		fail("binding to a device");
 	if (opt.client_port || opt.bind) {
 		setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
 		const char *any = a.ss_family == AF_INET6 ? "::" : "0.0.0.0";
@@ -195,7 +217,7 @@ static int connect_one(void)
 		setsockopt(fd, IPPROTO_TCP, TCP_FASTOPEN_CONNECT, &one, sizeof one);
 	if (connect(fd, (void *)&a, size) && errno != EINPROGRESS)
 		fail("connecting");
-	if (!opt.client.blocking && !opt.fastopen) {
+	if (nonblocking && !opt.fastopen) {
 		wait_for(fd, POLLOUT);
 		int error = 0;
 		socklen_t n = sizeof error;
@@ -205,6 +227,10 @@ static int connect_one(void)
 			fail("connecting");
 		}
 	}
+	if (opt.tls && setsockopt(fd, IPPROTO_TCP, TCP_ULP, "tls", sizeof "tls"))
+		fail("switching kernel TLS on");
+	if (opt.connect_timeout)
+		fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) & ~O_NONBLOCK);
 	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
 	return fd;
 }
@@ -247,7 +273,7 @@ static void exchange(int fd, int out, uint64_t seed)
 	uint64_t sent_hash = HASH_START, got_hash = HASH_START;
 	long long sent = 0, got = 0;
 	size_t piece = 0, offset = 0;
-	random_state = seed;
+	random_state = seed ^ (opt.seed * 0xd6e8feb86659fd93ull);
 	fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
 	while (sent < opt.bytes || got < opt.bytes) {
 		struct pollfd p = { fd, POLLIN | (sent < opt.bytes ? POLLOUT : 0), 0 };
@@ -598,6 +624,58 @@ static void churn_client(void)
 	}
 }
 
+static void name_address(char *out, const struct sockaddr_storage *a)
+{
+	char text[INET6_ADDRSTRLEN];
+	if (a->ss_family == AF_INET) {
+		const struct sockaddr_in *v4 = (const void *)a;
+		inet_ntop(AF_INET, &v4->sin_addr, text, sizeof text);
+		snprintf(out, 80, "%s:%d", text, ntohs(v4->sin_port));
+	} else {
+		const struct sockaddr_in6 *v6 = (const void *)a;
+		inet_ntop(AF_INET6, &v6->sin6_addr, text, sizeof text);
+		snprintf(out, 80, "[%s]:%d", text, ntohs(v6->sin6_port));
+	}
+}
+
+static void addresses_server(int listener)
+{
+	char byte;
+	struct sockaddr_storage a;
+	int fd = accept_one(listener);
+	const int levels[2] = { IPPROTO_IP, IPPROTO_IPV6 };
+	const socklen_t sizes[2] = { sizeof(struct sockaddr_in), sizeof(struct sockaddr_in6) };
+	for (int i = 0; i < 2; i++) {
+		socklen_t size = sizes[i];
+		memset(&a, 0, sizeof a);
+		if (getsockopt(fd, levels[i], 80 /* SO_ORIGINAL_DST, IP6T_SO_ORIGINAL_DST */, &a, &size))
+			snprintf((char *)shared->original[i], 80, "%s", strerrorname_np(errno));
+		else
+			name_address((char *)shared->original[i], &a);
+	}
+	socklen_t size = sizeof a;
+	if (!getpeername(fd, (void *)&a, &size))
+		name_address((char *)shared->server_peer, &a);
+	if (read_all(fd, opt.server.blocking, &byte, 1) == 1)
+		write_all(fd, &byte, 1);
+	read_all(fd, opt.server.blocking, &byte, 1);
+}
+static void addresses_client(void)
+{
+	char byte = 'a';
+	struct sockaddr_storage a;
+	int fd = connect_one();
+	socklen_t size = sizeof a;
+	if (!getpeername(fd, (void *)&a, &size))
+		name_address((char *)shared->client_peer, &a);
+	size = sizeof a;
+	if (!getsockname(fd, (void *)&a, &size))
+		name_address((char *)shared->client_name, &a);
+	write_all(fd, &byte, 1);
+	tally(read_all(fd, opt.client.blocking, &byte, 1), 1);
+	usleep(opt.hold_ms * 1000);
+}
+
 static const struct probe_case {
 	const char *name;
 	void (*server)(int listener);
@@ -613,6 +691,7 @@ static const struct probe_case {
 	{ "splice", splice_server, splice_client, { false, false }, false },
 	{ "ping-pong", ping_server, ping_client, { false, false }, true },
 	{ "churn", churn_server, churn_client, { false, false }, true },
+	{ "addresses", addresses_server, addresses_client, { false, false }, false },
 };
 
 static void usage(const char *problem, const char *word)
@@ -626,14 +705,18 @@ static void usage(const char *problem, const char *word)
 
 static const struct probe_case *parse(int argc, char **argv)
 {
-	enum { SERVER_NETNS = 256, SERVER_CGROUP, CLIENT_NETNS, CLIENT_CGROUP, BLOCKING_SERVER, BLOCKING_CLIENT, FASTOPEN, CLIENT_PORT };
+	enum { SERVER_NETNS = 256, SERVER_CGROUP, CLIENT_NETNS, CLIENT_CGROUP, BLOCKING_SERVER, BLOCKING_CLIENT, FASTOPEN, CLIENT_PORT,
+	       CONNECT_PORT, SERVER_UID, CLIENT_UID, CONNECT_TIMEOUT, HOLD, DEVICE, SEED, MPTCP, TLS };
 	static const struct option options[] = {
 		{ "server-netns", 1, 0, SERVER_NETNS }, { "server-cgroup", 1, 0, SERVER_CGROUP },
 		{ "client-netns", 1, 0, CLIENT_NETNS }, { "client-cgroup", 1, 0, CLIENT_CGROUP },
 		{ "blocking-server", 0, 0, BLOCKING_SERVER }, { "blocking-client", 0, 0, BLOCKING_CLIENT },
 		{ "listen", 1, 0, 'l' }, { "connect", 1, 0, 'c' }, { "bind", 1, 0, 'f' }, { "port", 1, 0, 'p' },
 		{ "count", 1, 0, 'n' }, { "bytes", 1, 0, 'b' }, { "size", 1, 0, 's' }, { "timeout", 1, 0, 't' },
-		{ "delay", 1, 0, 'd' }, { "warm", 1, 0, 'w' }, { "client-port", 1, 0, CLIENT_PORT }, { "fastopen", 0, 0, FASTOPEN }, { 0 } };
+		{ "delay", 1, 0, 'd' }, { "warm", 1, 0, 'w' }, { "client-port", 1, 0, CLIENT_PORT }, { "fastopen", 0, 0, FASTOPEN },
+		{ "connect-port", 1, 0, CONNECT_PORT }, { "server-uid", 1, 0, SERVER_UID }, { "client-uid", 1, 0, CLIENT_UID },
+		{ "connect-timeout", 0, 0, CONNECT_TIMEOUT }, { "hold", 1, 0, HOLD }, { "device", 1, 0, DEVICE },
+		{ "seed", 1, 0, SEED }, { "mptcp", 0, 0, MPTCP }, { "tls", 0, 0, TLS }, { 0 } };
 	if (argc < 2)
 		usage("no case", "given");
 	const struct probe_case *found = NULL;
@@ -657,6 +740,15 @@ static const struct probe_case *parse(int argc, char **argv)
 		case BLOCKING_SERVER: opt.server.blocking = true; break;
 		case BLOCKING_CLIENT: opt.client.blocking = true; break;
 		case FASTOPEN: opt.fastopen = true; break;
+		case CONNECT_PORT: opt.connect_port = atoi(optarg); break;
+		case SERVER_UID: opt.server.uid = atoi(optarg); break;
+		case CLIENT_UID: opt.client.uid = atoi(optarg); break;
+		case CONNECT_TIMEOUT: opt.connect_timeout = opt.client.blocking = true; break;
+		case HOLD: opt.hold_ms = atoi(optarg); break;
+		case DEVICE: opt.device = optarg; break;
+		case SEED: opt.seed = atoi(optarg); break;
+		case MPTCP: opt.mptcp = true; break;
+		case TLS: opt.tls = true; break;
 		case CLIENT_PORT: opt.client_port = atoi(optarg); break;
 		case 'l': opt.listen = optarg; break;
 		case 'c': opt.connect = optarg; break;
@@ -725,8 +817,14 @@ int main(int argc, char **argv)
 		ok = false;
 	if (probe->client == order_client && (shared->got[0] != opt.bytes || shared->got[1] != opt.bytes))
 		ok = false;
-	if (probe->client == splice_client && shared->ok != 1)
+	if ((probe->client == splice_client || probe->client == addresses_client) && shared->ok != 1)
 		ok = false;
+	if (probe->client == addresses_client) {
+		printf("{\"case\":\"addresses\",\"ok\":%s,\"original4\":\"%s\",\"original6\":\"%s\",\"server_peer\":\"%s\",\"client_peer\":\"%s\",\"client_name\":\"%s\",\"failure\":\"%s\"}\n",
+		       ok ? "true" : "false", (char *)shared->original[0], (char *)shared->original[1], (char *)shared->server_peer,
+		       (char *)shared->client_peer, (char *)shared->client_name, (char *)shared->failure);
+		return 0;
+	}
 	printf("{\"case\":\"%s\",\"ok\":%s,\"good\":%d,\"eagain\":%d,\"other\":%d,\"sent\":[%lld,%lld],\"got\":[%lld,%lld],\"queued\":%lld,\"failure\":\"%s\"}\n",
 	       probe->name, ok ? "true" : "false", shared->ok, shared->eagain, shared->other, shared->sent[0], shared->sent[1],
 	       shared->got[0], shared->got[1], shared->queued, (char *)shared->failure);

@@ -2,10 +2,12 @@
 // the work, so that no thread of Node's is ever in the wrong one.
 #include <arpa/inet.h>
 #include <fcntl.h>
+#include <net/if.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <sched.h>
+#include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -258,6 +260,47 @@ Napi::Value open_socket(const Napi::CallbackInfo &info) {
   return start(new SocketWorker(env, std::move(request)));
 }
 
+// A namespace whose loopback is up, kept by a bind mount on `path`.
+class NetnsWorker : public PromiseWorker {
+ public:
+  NetnsWorker(Napi::Env env, std::string path) : PromiseWorker(env), path_(std::move(path)) {}
+
+ protected:
+  bool work(Failure *failure) override {
+    bool ok = false;
+    std::thread thread([&] { ok = create(failure); });
+    thread.join();
+    return ok;
+  }
+  Napi::Value result(Napi::Env env) override { return env.Undefined(); }
+
+ private:
+  bool create(Failure *failure) {
+    const std::string action = "making network namespace " + path_;
+    if (unshare(CLONE_NEWNET)) return failure->set(action, "unshare");
+    Fd fd(socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+    ifreq request = {};
+    strcpy(request.ifr_name, "lo");
+    request.ifr_flags = IFF_UP;
+    if (fd.get() < 0 || ioctl(fd.get(), SIOCSIFFLAGS, &request)) return failure->set(action, "ioctl");
+    Fd file(open(path_.c_str(), O_RDONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0444));
+    if (file.get() < 0) return failure->set(action, "open");
+    const std::string self = "/proc/self/task/" + std::to_string(gettid()) + "/ns/net";
+    if (mount(self.c_str(), path_.c_str(), nullptr, MS_BIND, nullptr)) {
+      int error = errno;
+      unlink(path_.c_str());
+      return failure->set(action, "mount", error);
+    }
+    return true;
+  }
+
+  std::string path_;
+};
+
+Napi::Value create_netns(const Napi::CallbackInfo &info) {
+  return start(new NetnsWorker(info.Env(), string_of(info.Env(), info[0], "createNetns: path")));
+}
+
 void bind_mount(const Napi::CallbackInfo &info) {
   Napi::Env env = info.Env();
   const std::string source = string_of(env, info[0], "bindMount: source");
@@ -295,6 +338,7 @@ void mount_bpffs(const Napi::CallbackInfo &info) {
 void init_system(Napi::Env env, Napi::Object exports) {
   exports.Set("netnsCookie", Napi::Function::New(env, netns_cookie, "netnsCookie"));
   exports.Set("openSocket", Napi::Function::New(env, open_socket, "openSocket"));
+  exports.Set("createNetns", Napi::Function::New(env, create_netns, "createNetns"));
   exports.Set("bindMount", Napi::Function::New(env, bind_mount, "bindMount"));
   exports.Set("unmount", Napi::Function::New(env, unmount, "unmount"));
   exports.Set("mountBpffs", Napi::Function::New(env, mount_bpffs, "mountBpffs"));

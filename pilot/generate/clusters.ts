@@ -71,6 +71,8 @@ function outboundCluster(model: Model, service: MeshService, port: MeshPort, sub
   return makeResource(name, Cluster, cluster);
 }
 
+const plaintext: Cluster_TransportSocketMatch = { name: 'tlsMode-disabled', match: {}, transport_socket: rawBufferSocket };
+
 /** Automatic mutual TLS: endpoints whose workload has a sidecar are spoken to with it, all others in plaintext. */
 function addTransportSockets(cluster: Cluster, model: Model, service: MeshService, port: MeshPort, subset: string, policy: TrafficPolicy | undefined): void {
   const mode = policy?.tls?.mode;
@@ -85,11 +87,12 @@ function addTransportSockets(cluster: Cluster, model: Model, service: MeshServic
   } else if (service.headless) {
     // An original-destination cluster knows nothing of its endpoints: all or none.
     if (endpoints.length > 0 && endpoints.every(({ tlsMode }) => tlsMode === 'istio')) cluster.transport_socket = tls;
+    else cluster.transport_socket_matches = [plaintext];
   } else {
     cluster.transport_socket_matches = [
       { name: 'tlsMode-istio', match: { tlsMode: 'istio' }, transport_socket: tls },
-      { name: 'tlsMode-disabled', match: {}, transport_socket: rawBufferSocket },
-    ] satisfies Cluster_TransportSocketMatch[];
+      plaintext,
+    ];
   }
 }
 

@@ -17,9 +17,9 @@ export function clusterEndpoints(model: Model, name: string, clientNamespace: st
   if (key && service && port) {
     const wanted = key.subset ? subsetLabels(model, key.host, key.subset, clientNamespace) : {};
     const localities = new Map<string, LocalityLbEndpoints>();
-    for (const endpoint of wanted ? model.endpoints(key.host) : []) {
+    for (const endpoint of model.endpoints(key.host)) {
       const number = endpoint.ports.get(port.name);
-      if (number === undefined || !hasLabels(endpoint, wanted!)) continue;
+      if (number === undefined || !hasLabels(endpoint, wanted)) continue;
       const { region, zone, subzone } = endpoint.locality;
       const id = `${region}/${zone}/${subzone}`;
       let group = localities.get(id);
@@ -36,9 +36,9 @@ export function clusterEndpoints(model: Model, name: string, clientNamespace: st
   return makeResource(name, ClusterLoadAssignment, assignment);
 }
 
-function subsetLabels(model: Model, host: string, subset: string, clientNamespace: string): Record<string, string> | undefined {
-  const found = model.destinationRuleFor(host, clientNamespace)?.object.spec.subsets?.find(({ name }) => name === subset);
-  return found && (found.labels ?? {});
+/** A subset that no DestinationRule has (any more) is all endpoints, as istiod answers: its cluster is about to go. */
+function subsetLabels(model: Model, host: string, subset: string, clientNamespace: string): Record<string, string> {
+  return model.destinationRuleFor(host, clientNamespace)?.object.spec.subsets?.find(({ name }) => name === subset)?.labels ?? {};
 }
 
 function hasLabels({ labels }: Endpoint, wanted: Readonly<Record<string, string>>): boolean {
@@ -50,7 +50,7 @@ function lbEndpoint(model: Model, endpoint: Endpoint, port: number): LbEndpoint 
   const filterMetadata: Record<string, Record<string, unknown>> = {};
   if (endpoint.tlsMode === 'istio') filterMetadata['envoy.transport_socket_match'] = { tlsMode: 'istio' };
   if (pod) {
-    const parts = [workloadName(pod), pod.metadata.namespace, canonicalName(pod), canonicalRevision(pod), model.mesh.clusterId];
+    const parts = [workloadName(pod), pod.metadata.namespace, canonicalName(pod), canonicalRevision(pod) ?? '', model.mesh.clusterId];
     filterMetadata['istio'] = { workload: parts.join(';') };
   }
   return LbEndpoint.fromPartial({

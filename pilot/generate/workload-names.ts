@@ -18,8 +18,9 @@ export function canonicalName(pod: Pod): string {
   return firstLabel(pod, CANONICAL_NAME) ?? workloadName(pod);
 }
 
-export function canonicalRevision(pod: Pod): string {
-  return firstLabel(pod, CANONICAL_REVISION) ?? 'latest';
+/** Undefined without a label; EDS then says nothing, WDS `latest`. */
+export function canonicalRevision(pod: Pod): string | undefined {
+  return firstLabel(pod, CANONICAL_REVISION);
 }
 
 function firstLabel(pod: Pod, names: readonly string[]): string | undefined {

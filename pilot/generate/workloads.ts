@@ -1,14 +1,17 @@
 /** WDS: `istio.workload.Address`, one for each workload and each service of the whole mesh, named as istiod names them. */
 import { isIP } from 'node:net';
-import { Address, AppProtocol, IPFamilies, Service, TunnelProtocol, Workload, WorkloadStatus, WorkloadType, NetworkMode } from '../../proto/generated/istio/workload/workload.js';
+import { Address, AppProtocol, IPFamilies, LoadBalancing_HealthPolicy, Service, TunnelProtocol, Workload, WorkloadStatus, WorkloadType, NetworkMode } from '../../proto/generated/istio/workload/workload.js';
 import type { Pod } from '../../common/kube/types.js';
-import { isAlive, podIps, targetPortOf, type MeshService, type Model } from '../model/model.js';
+import { isAlive, podIps, targetPortOf, type MeshPort, type MeshService, type Model } from '../model/model.js';
 import type { Protocol } from '../model/protocol.js';
 import { makeResource, type Resource } from './resource.js';
 import { canonicalName, canonicalRevision, workloadName } from './workload-names.js';
 
 /** Set by whoever redirects a pod's traffic to its node's proxy: such a pod takes HBONE. */
 const REDIRECTION_ANNOTATION = 'ambient.istio.io/redirection';
+
+/** Set on a pod whose own proxy takes HBONE. */
+const TUNNEL_LABEL = 'networking.istio.io/tunnel';
 
 const APP_PROTOCOLS: Partial<Record<Protocol, number>> = {
   HTTP: AppProtocol.HTTP11,
@@ -68,7 +71,7 @@ function workloadResource(model: Model, pod: Pod): Resource {
   const uid = model.workloadUid(pod);
   const services: Record<string, { ports: { service_port: number; target_port: number }[] }> = {};
   for (const service of model.servicesSelecting(pod.metadata.namespace ?? 'default', pod.metadata.labels ?? {})) {
-    const ports = service.ports.flatMap((port) => {
+    const ports = [...service.ports, ...service.udpPorts].sort(asWritten(service)).flatMap((port) => {
       const target_port = targetPortOf(port, pod);
       return target_port === undefined ? [] : [{ service_port: port.port, target_port }];
     });
@@ -77,18 +80,20 @@ function workloadResource(model: Model, pod: Pod): Resource {
   const { region, zone, subzone } = model.localityOf(pod.spec.nodeName);
   const ready = pod.status?.conditions?.find(({ type }) => type === 'Ready')?.status === 'True';
   const redirected = pod.metadata.annotations?.[REDIRECTION_ANNOTATION] === 'enabled';
+  const native = pod.metadata.labels?.[TUNNEL_LABEL] === 'http';
   const message = Workload.fromPartial({
     uid,
     name: pod.metadata.name,
     namespace: pod.metadata.namespace ?? 'default',
     addresses: podIps(pod).map(addressBytes),
-    tunnel_protocol: redirected ? TunnelProtocol.HBONE : TunnelProtocol.NONE,
+    native_tunnel: native,
+    tunnel_protocol: redirected || native ? TunnelProtocol.HBONE : TunnelProtocol.NONE,
     // The default trust domain is left out, as istiod does.
     trust_domain: model.mesh.trustDomain === 'cluster.local' ? '' : model.mesh.trustDomain,
     service_account: pod.spec.serviceAccountName || 'default',
     node: pod.spec.nodeName ?? '',
     canonical_name: canonicalName(pod),
-    canonical_revision: canonicalRevision(pod),
+    canonical_revision: canonicalRevision(pod) ?? 'latest',
     workload_type: pod.metadata.ownerReferences?.length ? WorkloadType.DEPLOYMENT : WorkloadType.POD,
     workload_name: workloadName(pod),
     services,
@@ -100,6 +105,12 @@ function workloadResource(model: Model, pod: Pod): Resource {
   return makeResource(uid, Address, Address.fromPartial({ type: { $case: 'workload', value: message } }));
 }
 
+/** UDP ports are known to WDS, in the Service's own order. */
+function asWritten({ object }: MeshService): (a: MeshPort, b: MeshPort) => number {
+  const place = ({ name, port }: MeshPort): number => (object.spec.ports ?? []).findIndex((candidate) => (candidate.name ?? '') === name && candidate.port === port);
+  return (a, b) => place(a) - place(b);
+}
+
 function serviceResource(service: MeshService): Resource {
   const families = service.object.spec.ipFamilies ?? (service.addresses.length > 0 ? service.addresses.map((ip) => `IPv${isIP(ip)}`) : ['IPv4']);
   const message = Service.fromPartial({
@@ -107,7 +118,7 @@ function serviceResource(service: MeshService): Resource {
     namespace: service.namespace,
     hostname: service.host,
     addresses: service.addresses.map((address) => ({ address: addressBytes(address) })),
-    ports: service.ports.map(({ port, targetPort, protocol }) => ({
+    ports: [...service.ports, ...service.udpPorts].sort(asWritten(service)).map(({ port, targetPort, protocol }) => ({
       service_port: port,
       // A port that is named is resolved in each workload.
       target_port: typeof targetPort === 'number' ? targetPort : 0,
@@ -115,6 +126,7 @@ function serviceResource(service: MeshService): Resource {
     })),
     ip_families: families.length > 1 ? IPFamilies.DUAL : families[0] === 'IPv6' ? IPFamilies.IPV6_ONLY : IPFamilies.IPV4_ONLY,
     canonical: true,
+    ...(service.object.spec.publishNotReadyAddresses ? { load_balancing: { health_policy: LoadBalancing_HealthPolicy.ALLOW_ALL } } : {}),
   });
   return makeResource(`${service.namespace}/${service.host}`, Address, Address.fromPartial({ type: { $case: 'service', value: message } }));
 }

@@ -25,6 +25,7 @@ export interface MeshService {
   headless: boolean;
   /** TCP ports only. */
   ports: readonly MeshPort[];
+  udpPorts: readonly MeshPort[];
   selector: Readonly<Record<string, string>>;
   object: Service;
 }
@@ -365,6 +366,7 @@ function buildService(host: string, name: string, namespace: string, object: Ser
     addresses,
     headless: addresses.length === 0,
     ports: ports.filter(({ protocol }) => protocol !== 'UDP'),
+    udpPorts: ports.filter(({ protocol }) => protocol === 'UDP'),
     selector: object.spec.selector ?? {},
     object,
   };

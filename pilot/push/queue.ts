@@ -2,7 +2,7 @@
  * The push queue: one entry per connection, so that a client that is slow gets the newest state when it is ready, not
  * each state in between, and holds nobody up. Entries are worked off one at a time, the event loop free in between.
  */
-import type { ChangeSet } from '../model/changes.js';
+import { ChangeSet } from '../model/changes.js';
 
 export interface PushTarget {
   /** Not while an earlier response waits for its ACK, or its bytes for the network. */
@@ -12,9 +12,11 @@ export interface PushTarget {
 
 export class PushQueue {
   readonly #pending = new Map<PushTarget, ChangeSet>();
+  /** Those of the pending that were ready when last looked at, in the order in which they became so. */
+  readonly #runnable = new Set<PushTarget>();
   #scheduled = false;
 
-  constructor(readonly newChangeSet: () => ChangeSet, readonly failed: (target: PushTarget, error: unknown) => void) {}
+  constructor(readonly failed: (target: PushTarget, error: unknown) => void) {}
 
   get length(): number {
     return this.#pending.size;
@@ -22,18 +24,21 @@ export class PushQueue {
 
   enqueue(target: PushTarget, change: ChangeSet): void {
     let merged = this.#pending.get(target);
-    if (!merged) this.#pending.set(target, (merged = this.newChangeSet()));
+    if (!merged) this.#pending.set(target, (merged = new ChangeSet()));
     merged.merge(change);
-    this.#schedule();
+    this.wake(target);
   }
 
   /** To be called whenever a target may have become ready. */
   wake(target: PushTarget): void {
-    if (this.#pending.has(target)) this.#schedule();
+    if (!this.#pending.has(target) || !target.ready) return;
+    this.#runnable.add(target);
+    this.#schedule();
   }
 
   remove(target: PushTarget): void {
     this.#pending.delete(target);
+    this.#runnable.delete(target);
   }
 
   has(target: PushTarget): boolean {
@@ -45,17 +50,19 @@ export class PushQueue {
     this.#scheduled = true;
     setImmediate(() => {
       this.#scheduled = false;
-      for (const [target, change] of this.#pending) {
-        if (!target.ready) continue;
+      const [target] = this.#runnable;
+      if (!target) return;
+      this.#runnable.delete(target);
+      const change = this.#pending.get(target);
+      if (change && target.ready) {
         this.#pending.delete(target);
         try {
           target.push(change);
         } catch (error) {
           this.failed(target, error);
         }
-        break;
       }
-      if ([...this.#pending.keys()].some((target) => target.ready)) this.#schedule();
+      if (this.#runnable.size > 0) this.#schedule();
     });
   }
 }

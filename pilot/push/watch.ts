@@ -4,7 +4,7 @@ import type { Resource } from '../generate/resource.js';
 export interface Nack {
   nonce: string;
   message: string;
-  at: Date;
+  at: string;
 }
 
 export class Watch {
@@ -12,16 +12,15 @@ export class Watch {
   wildcard = false;
   /** Versions of what the client holds, or has refused: neither is sent again before its content changes. */
   readonly sent = new Map<string, string>();
-  /** Of the response that waits for its ACK or NACK. */
+  /** The nonce of the newest response while that waits for its ACK or NACK. */
   inFlight: string | undefined;
   lastNonce = '';
   acked = '';
   nack: Nack | undefined;
+  /** The client's next request is answered whatever it says: what it depends on was sent anew and waits for this. */
+  alwaysRespond = false;
 
   constructor(readonly typeUrl: string) {}
 
-  /** Resources of `candidates` whose content the client has not got. */
-  unsent(candidates: readonly Resource[]): Resource[] {
-    return candidates.filter(({ name, version }) => this.sent.get(name) !== version);
-  }
+  isUnsent = ({ name, version }: Resource): boolean => this.sent.get(name) !== version;
 }

@@ -1,0 +1,74 @@
+/** What the tests of the kernel side share: a world of pods with the programs on them. */
+import { Kernel, type KernelPod } from './kernel.js';
+import { ClosableStore } from '../../common/lifecycle.js';
+import { logger } from '../../common/log.js';
+import { TestWorld, type TestPod } from '../../native/testing.js';
+
+export const TEST_BPFFS = '/sys/fs/bpf/underpass';
+
+export class KernelWorld {
+  readonly #store = new ClosableStore();
+  kernel!: Kernel;
+
+  private constructor(readonly world: TestWorld) {}
+
+  /** Not pinned unless `pinned`; acceleration is on. */
+  static async create(area: string, options: { pods?: number; pinned?: boolean; maxEntries?: Record<string, number> } = {}): Promise<KernelWorld> {
+    const world = await TestWorld.create(area, options.pods ?? 2);
+    const self = new KernelWorld(world);
+    self.#store.add(world);
+    try {
+      if (options.pinned) self.#store.defer(() => Kernel.cleanup({ bpffsDir: TEST_BPFFS, instance: world.name }));
+      self.kernel = await self.open(options.pinned ? TEST_BPFFS : null, options.maxEntries);
+      self.kernel.setGlobalAcceleration(true);
+      self.kernel.attachProxy(world.proxyCgroup);
+    } catch (error) {
+      await self.close();
+      throw error;
+    }
+    return self;
+  }
+
+  async open(bpffsDir: string | null, maxEntries?: Record<string, number>): Promise<Kernel> {
+    const kernel = await Kernel.open({ bpffsDir, instance: this.world.name, logger: logger('test.kernel'), ...(maxEntries ? { maxEntries } : {}) });
+    this.#store.add(kernel);
+    return kernel;
+  }
+
+  podRecord(pod: TestPod, changes: Partial<KernelPod> = {}): KernelPod {
+    return {
+      uid: `${this.world.name}-${pod.name}`,
+      netnsCookie: pod.netnsCookie,
+      cgroupPath: pod.cgroup,
+      addresses: [pod.ipv4, pod.ipv6],
+      mode: 'node',
+      capture: false,
+      acceleration: 'force',
+      ...changes,
+    };
+  }
+
+  put(changes: Partial<KernelPod> = {}, pods: readonly TestPod[] = this.world.pods): void {
+    for (const pod of pods) this.kernel.putPod(this.podRecord(pod, changes));
+  }
+
+  /** What the counters grew by while `body` ran, zeros left out. */
+  async counted<T>(body: () => Promise<T>): Promise<{ result: T; counters: Record<string, number> }> {
+    const before = this.kernel.counters();
+    const result = await body();
+    return { result, counters: grown(before, this.kernel.counters()) };
+  }
+
+  close(): Promise<void> {
+    return this.#store.close();
+  }
+}
+
+export function grown(before: Record<string, bigint>, after: Record<string, bigint>): Record<string, number> {
+  const out: Record<string, number> = {};
+  for (const [name, value] of Object.entries(after)) {
+    const difference = Number(value - (before[name] ?? 0n));
+    if (difference !== 0) out[name] = difference;
+  }
+  return out;
+}

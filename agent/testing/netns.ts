@@ -1,0 +1,93 @@
+/** A network namespace that plays a pod in tests: loopback up, any addresses on it, commands inside. */
+import { spawn, type ChildProcess } from 'node:child_process';
+import { createInterface } from 'node:readline';
+import { run } from '../../common/process.js';
+
+let counter = 0;
+
+export class TestNetns {
+  readonly #children: ChildProcess[] = [];
+
+  private constructor(readonly name: string) {}
+
+  get path(): string {
+    return `/run/netns/${this.name}`;
+  }
+
+  static async create(): Promise<TestNetns> {
+    const netns = new TestNetns(`up-proxy-${process.pid}-${++counter}`);
+    await run('ip', ['netns', 'add', netns.name]);
+    await netns.ip('link', 'set', 'lo', 'up');
+    return netns;
+  }
+
+  async ip(...args: string[]): Promise<void> {
+    await run('ip', ['-n', this.name, ...args]);
+  }
+
+  /** Redirects connections to `destination` (CIDR) to the listener on 15001, but not those that Envoy opens. */
+  async redirect(destination: string): Promise<void> {
+    await this.ip('route', 'add', destination, 'dev', 'lo');
+    await this.exec('iptables', '-t', 'nat', '-A', 'OUTPUT', '-p', 'tcp', '-d', destination, '-m', 'mark', '!', '--mark', '1337', '-j', 'REDIRECT', '--to-ports', '15001');
+  }
+
+  async exec(command: string, ...args: string[]): Promise<string> {
+    return (await run('ip', ['netns', 'exec', this.name, command, ...args], { timeoutMs: 20_000 })).stdout;
+  }
+
+  /** Runs a JavaScript program (CommonJS) inside and waits for its result, a line of JSON. */
+  async script<T>(source: string): Promise<T> {
+    return JSON.parse(await this.exec(process.execPath, '-e', source)) as T;
+  }
+
+  /** Starts a JavaScript program inside that prints `ready` when it is; it ends with the namespace. */
+  async serve(source: string): Promise<ChildProcess> {
+    const child = spawn('ip', ['netns', 'exec', this.name, process.execPath, '-e', source], { stdio: ['pipe', 'pipe', 'inherit'] });
+    this.#children.push(child);
+    for await (const line of createInterface({ input: child.stdout })) if (line === 'ready') return child;
+    throw new Error('the program in the namespace ended before it was ready');
+  }
+
+  /** The path goes, the namespace lives on for as long as something runs in it. */
+  async deletePath(): Promise<void> {
+    await run('ip', ['netns', 'del', this.name]);
+  }
+
+  async close(): Promise<void> {
+    for (const child of this.#children) child.kill('SIGKILL');
+    await run('ip', ['netns', 'del', this.name]).catch(() => undefined);
+  }
+}
+
+/**
+ * HTTP server on `port` of all addresses: answers which address was called, from where, on which of its connections (a
+ * number), and the request's headers.
+ */
+export function echoServer(port: number): string {
+  return `
+    const http = require('http'); let connections = 0;
+    const server = http.createServer((req, res) => {
+      const { localAddress, remoteAddress, connection } = req.socket;
+      res.setHeader('content-type', 'application/json');
+      res.end(JSON.stringify({ server: localAddress.replace('::ffff:', ''), client: remoteAddress.replace('::ffff:', ''), connection: req.socket.id, path: req.url, headers: req.headers }));
+    });
+    server.on('connection', (socket) => { socket.id = ++connections; });
+    server.listen(${port}, () => console.log('ready'));`;
+}
+
+/** Sends requests one after another and prints the answers: [{status, body}]. */
+export function requests(list: readonly { url: string; headers?: Record<string, string> }[]): string {
+  return `
+    const http = require('http'); const agent = new http.Agent({ keepAlive: true });
+    const list = ${JSON.stringify(list)}; const results = [];
+    const next = () => {
+      const item = list[results.length];
+      if (!item) { console.log(JSON.stringify(results)); agent.destroy(); return; }
+      const req = http.get(item.url, { agent, headers: item.headers ?? {}, timeout: 10000 }, (res) => {
+        let text = ''; res.on('data', (d) => (text += d)); res.on('end', () => { let body = text; try { body = JSON.parse(text); } catch {} results.push({ status: res.statusCode, body }); next(); });
+      });
+      req.on('timeout', () => req.destroy(new Error('timeout')));
+      req.on('error', (error) => { results.push({ status: 0, body: error.message }); next(); });
+    };
+    next();`;
+}

@@ -1,0 +1,91 @@
+/**
+ * Hand-made resources in Istio's shapes, for tests that need more, or worse, than the recordings hold. Messages inside an
+ * Any are found by name, hence the imports without a name.
+ */
+import { Cluster } from '../../proto/generated/envoy/config/cluster/v3/cluster.js';
+import { ClusterLoadAssignment } from '../../proto/generated/envoy/config/endpoint/v3/endpoint.js';
+import { Listener } from '../../proto/generated/envoy/config/listener/v3/listener.js';
+import { RouteConfiguration } from '../../proto/generated/envoy/config/route/v3/route.js';
+import '../../proto/generated/envoy/extensions/filters/http/router/v3/router.js';
+import '../../proto/generated/envoy/extensions/filters/listener/http_inspector/v3/http_inspector.js';
+import '../../proto/generated/envoy/extensions/filters/network/http_connection_manager/v3/http_connection_manager.js';
+import '../../proto/generated/envoy/extensions/filters/network/tcp_proxy/v3/tcp_proxy.js';
+import type { Any } from '../../proto/generated/google/protobuf/any.js';
+import { pack } from '../../common/xds/any.js';
+
+export function edsCluster(name: string): Any {
+  return pack(Cluster, Cluster.fromJSON({ name, type: 'EDS', eds_cluster_config: { eds_config: { ads: {}, resource_api_version: 'V3' }, service_name: name }, connect_timeout: '1s' }));
+}
+
+export function passthroughCluster(): Any {
+  return pack(Cluster, Cluster.fromJSON({ name: 'PassthroughCluster', type: 'ORIGINAL_DST', lb_policy: 'CLUSTER_PROVIDED', connect_timeout: '1s' }));
+}
+
+export function blackHoleCluster(): Any {
+  return pack(Cluster, Cluster.fromJSON({ name: 'BlackHoleCluster', type: 'STATIC', connect_timeout: '1s' }));
+}
+
+export function assignment(name: string, endpoints: readonly string[]): Any {
+  const lb_endpoints = endpoints.map((endpoint) => {
+    const [address, port] = endpoint.split(':');
+    return { endpoint: { address: { socket_address: { address, port_value: Number(port) } } }, health_status: 'HEALTHY' };
+  });
+  return pack(ClusterLoadAssignment, ClusterLoadAssignment.fromJSON({ cluster_name: name, endpoints: [{ lb_endpoints }] }));
+}
+
+const router = { name: 'envoy.filters.http.router', typed_config: { '@type': 'type.googleapis.com/envoy.extensions.filters.http.router.v3.Router' } };
+
+/** Istio's listener of an HTTP port: RDS by port, passthrough for what is not HTTP. */
+export function httpListener(port: number): Any {
+  return pack(Listener, Listener.fromJSON({
+    name: `0.0.0.0_${port}`,
+    address: { socket_address: { address: '0.0.0.0', port_value: port } },
+    bind_to_port: false,
+    traffic_direction: 'OUTBOUND',
+    listener_filters: [{ name: 'envoy.filters.listener.http_inspector', typed_config: { '@type': 'type.googleapis.com/envoy.extensions.filters.listener.http_inspector.v3.HttpInspector' } }],
+    filter_chains: [{
+      filter_chain_match: { transport_protocol: 'raw_buffer', application_protocols: ['http/1.1', 'h2c'] },
+      filters: [{
+        name: 'envoy.filters.network.http_connection_manager',
+        typed_config: {
+          '@type': 'type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager',
+          stat_prefix: `outbound_0.0.0.0_${port};`,
+          rds: { route_config_name: `${port}`, config_source: { ads: {}, resource_api_version: 'V3', initial_fetch_timeout: '0s' } },
+          http_filters: [router],
+        },
+      }],
+    }],
+    default_filter_chain: { filters: [tcpProxy('PassthroughCluster')] },
+  }));
+}
+
+export function tcpListener(address: string, port: number, cluster: string): Any {
+  return pack(Listener, Listener.fromJSON({
+    name: `${address}_${port}`,
+    address: { socket_address: { address, port_value: port } },
+    bind_to_port: false,
+    traffic_direction: 'OUTBOUND',
+    filter_chains: [{ filters: [tcpProxy(cluster)] }],
+  }));
+}
+
+export function tcpProxy(cluster: string): object {
+  return {
+    name: 'envoy.filters.network.tcp_proxy',
+    typed_config: { '@type': 'type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy', stat_prefix: cluster, cluster },
+  };
+}
+
+export function routes(port: number, hosts: Readonly<Record<string, string>>): Any {
+  return pack(RouteConfiguration, RouteConfiguration.fromPartial({
+    name: `${port}`,
+    virtual_hosts: Object.entries(hosts).map(([host, cluster]) => ({
+      name: `${host}:${port}`,
+      domains: [host, `${host}:${port}`],
+      routes: [{
+        match: { path_specifier: { $case: 'prefix' as const, value: '/' } },
+        action: { $case: 'route' as const, value: { cluster_specifier: { $case: 'cluster' as const, value: cluster } } },
+      }],
+    })),
+  }));
+}

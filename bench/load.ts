@@ -1,0 +1,123 @@
+/** One measurement: tcp-bench in the mode's client pod against its servers. */
+import { UnderpassError } from '../common/errors.js';
+import { cgroupsOf, cpuPerRequest, type CpuUser } from './cpu.js';
+import { CLIENT, HTTP_PORT, SERVERS, TCP_PORT, TCP_SERVER, tcpBench, type Mode } from './modes.js';
+import type { BenchPod, ByteCounters, World } from './world.js';
+
+export type WorkloadId = 'http' | 'tcp-64' | 'tcp-16k' | 'tcp-bulk';
+
+export interface Workload {
+  id: WorkloadId;
+  title: string;
+  protocol: 'http' | 'tcp';
+  /** Arguments of tcp-bench before the target. */
+  args: readonly string[];
+  bulk?: true;
+}
+
+export const WORKLOADS: readonly Workload[] = [
+  { id: 'http', title: 'HTTP GET, keep-alive, small answer', protocol: 'http', args: ['http'] },
+  { id: 'tcp-64', title: 'TCP, 64 bytes there and back', protocol: 'tcp', args: ['ping-pong', '--size', '64'] },
+  { id: 'tcp-16k', title: 'TCP, 16 KiB there and back', protocol: 'tcp', args: ['ping-pong', '--size', '16384'] },
+  { id: 'tcp-bulk', title: 'TCP, one stream as fast as it goes', protocol: 'tcp', args: ['bulk', '--size', '65536'], bulk: true },
+];
+
+/** What tcp-bench prints. */
+export interface LoadResult {
+  connections: number;
+  seconds: number;
+  requests: number;
+  requests_per_second: number;
+  bytes_sent: number;
+  bytes_received: number;
+  bits_per_second?: number;
+  latency_us: { count: number; min: number; mean: number; p50: number; p90: number; p99: number; p999: number; max: number };
+  failed: number;
+  failures: Record<string, number>;
+  first_failure: string;
+  statuses: Record<string, number>;
+  tally: Record<string, number>;
+  cgroup_usec: Record<string, number>;
+  machine_usec: number;
+}
+
+export function parseLoadResult(stdout: string): LoadResult {
+  const last = stdout.trim().split('\n').at(-1) ?? '';
+  const value = JSON.parse(last) as LoadResult & { final?: boolean };
+  if (value.final !== true) throw new Error('tcp-bench ended without a result');
+  return value;
+}
+
+export interface Site {
+  mode: Mode;
+  client: BenchPod;
+  servers: BenchPod[];
+  target: string;
+  cgroups: ReadonlyMap<string, CpuUser>;
+}
+
+export function siteOf(world: World, mode: Mode): Site {
+  const client = world.pod(mode.namespace, CLIENT);
+  const names: readonly string[] = mode.protocol === 'tcp' ? [TCP_SERVER] : SERVERS;
+  const servers = names.map((name) => world.pod(mode.namespace, name));
+  const first = servers[0] as BenchPod;
+  const target = mode.target === 'service' ? `nginx:${HTTP_PORT}` : `${first.ip}:${mode.protocol === 'tcp' ? TCP_PORT : HTTP_PORT}`;
+  return { mode, client, servers, target, cgroups: cgroupsOf(client, servers, mode.sharedProxy ? world.proxyCgroup : undefined) };
+}
+
+export interface LoadOptions {
+  connections: number;
+  /** One of the two. */
+  durationS?: number;
+  count?: number;
+  warmUpS?: number;
+  warmConnections?: number;
+  newConnectionEach?: boolean;
+  headers?: readonly string[];
+  /** Bind the client to this CPU. */
+  cpu?: number;
+  /** Default: the site's own. */
+  target?: string;
+  signal?: AbortSignal;
+}
+
+/** @throws UnderpassError `UNDERPASS_BENCH_LOAD` when tcp-bench could not run at all; failed requests are in the result */
+export async function runLoad(world: World, site: Site, workload: Workload, options: LoadOptions): Promise<LoadResult> {
+  const argv = [tcpBench, ...workload.args, '--connect', options.target ?? site.target, '--connections', String(options.connections), '--timeout', '10'];
+  if (options.durationS !== undefined) argv.push('--duration', String(options.durationS));
+  if (options.count !== undefined) argv.push('--count', String(options.count));
+  if (options.warmUpS) argv.push('--warm-up', String(options.warmUpS));
+  if (options.warmConnections) argv.push('--warm-connections', String(options.warmConnections));
+  if (options.newConnectionEach) argv.push('--new-connection-each');
+  for (const header of options.headers ?? []) argv.push('--header', header);
+  if (options.cpu !== undefined) argv.push('--cpu', String(options.cpu));
+  if (workload.protocol === 'http') argv.push('--tally', 'header:x-version');
+  for (const path of site.cgroups.keys()) argv.push('--cgroup', path);
+  const timeoutMs = 1000 * ((options.durationS ?? 10) + (options.warmUpS ?? 0)) + 30_000;
+  const { code, stdout, stderr } = await world.run(site.client, argv, { timeoutMs, ...(options.signal ? { signal: options.signal } : {}) });
+  if (code !== 0) throw new UnderpassError('UNDERPASS_BENCH_LOAD', `running the load of mode ${site.mode.id} against ${options.target ?? site.target}: exit ${code}: ${stderr.trim().split('\n').at(-1) ?? ''}`);
+  return parseLoadResult(stdout);
+}
+
+export interface Shares {
+  /** False where no BPF program is attached to the pods: all of it went by TCP then. */
+  counted: boolean;
+  shortCircuitedBytes: number;
+  tcpBytes: number;
+}
+
+export function bytesBetween(site: Site, before: ReadonlyMap<string, ByteCounters>, after: ReadonlyMap<string, ByteCounters>): Shares {
+  const shares: Shares = { counted: false, shortCircuitedBytes: 0, tcpBytes: 0 };
+  for (const { uid } of [site.client, ...site.servers]) {
+    const end = after.get(uid);
+    if (!end) continue;
+    shares.counted = true;
+    shares.shortCircuitedBytes += end.shortCircuited - (before.get(uid)?.shortCircuited ?? 0);
+    shares.tcpBytes += end.tcp - (before.get(uid)?.tcp ?? 0);
+  }
+  return shares;
+}
+
+export function cpuOf(site: Site, result: LoadResult): Partial<Record<CpuUser, number>> {
+  return cpuPerRequest(site.cgroups, result.cgroup_usec, result.requests);
+}

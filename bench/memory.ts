@@ -1,0 +1,42 @@
+/** Memory of the proxies that a mode needs. */
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { cgroupProcesses } from '../common/cgroup.js';
+import type { BenchPod } from './world.js';
+
+export interface ProxyMemory {
+  /** How many Envoys. */
+  proxies: number;
+  /** Resident pages, the binary's shared ones counted in each. */
+  rssBytes: number;
+  /** The same with each shared page divided by those that share it. */
+  pssBytes: number;
+}
+
+/** `smaps_rollup` of one process; undefined when it ended or may not be read. */
+export function readMemory(pid: number): { rssBytes: number; pssBytes: number } | undefined {
+  try {
+    return parseSmaps(readFileSync(`/proc/${pid}/smaps_rollup`, 'utf8'));
+  } catch {
+    return undefined;
+  }
+}
+
+export function parseSmaps(text: string): { rssBytes: number; pssBytes: number } {
+  const kib = (name: string): number => Number(new RegExp(`^${name}:\\s+(\\d+) kB$`, 'm').exec(text)?.[1] ?? 0);
+  return { rssBytes: kib('Rss') * 1024, pssBytes: kib('Pss') * 1024 };
+}
+
+export function proxyMemory(pods: readonly BenchPod[], proxyCgroup: string | undefined): ProxyMemory {
+  const cgroups = pods.filter((pod) => pod.hasSidecar).map((pod) => join(pod.cgroup, 'istio-proxy'));
+  if (proxyCgroup !== undefined) cgroups.push(proxyCgroup);
+  const sum: ProxyMemory = { proxies: 0, rssBytes: 0, pssBytes: 0 };
+  for (const pid of cgroups.flatMap((path) => cgroupProcesses(path))) {
+    const memory = readMemory(pid);
+    if (!memory) continue;
+    sum.proxies++;
+    sum.rssBytes += memory.rssBytes;
+    sum.pssBytes += memory.pssBytes;
+  }
+  return sum;
+}

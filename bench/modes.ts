@@ -1,0 +1,163 @@
+/** The worlds that are compared, as plain Kubernetes and Istio YAML. */
+import { join } from 'node:path';
+import { buildDir } from '../common/paths.js';
+
+export type ModeId = 'no-mesh' | 'sidecars' | 'sidecars-short-circuited' | 'shared-iptables' | 'shared-bpf' | 'tcp-no-mesh' | 'tcp-short-circuited';
+
+export interface Mode {
+  id: ModeId;
+  title: string;
+  protocol: 'http' | 'tcp';
+  namespace: string;
+  /** Whom the client asks: the Service by name, or one server pod by its address. */
+  target: 'service' | 'pod';
+  /** Whether the node's shared Envoy takes part. */
+  sharedProxy: boolean;
+  namespaceLabels: Record<string, string>;
+  /** One sentence for the report. */
+  description: string;
+}
+
+export const HTTP_PORT = 80;
+export const TCP_PORT = 9000;
+export const CLIENT = 'client';
+export const SERVERS = ['nginx-v1', 'nginx-v2'] as const;
+export const TCP_SERVER = 'tcp-server';
+export const tcpBench = join(buildDir, 'tcp-bench');
+
+export const MODES: readonly Mode[] = [
+  {
+    id: 'no-mesh',
+    title: 'no mesh',
+    protocol: 'http',
+    namespace: 'no-mesh',
+    target: 'pod',
+    sharedProxy: false,
+    namespaceLabels: {},
+    description: 'HTTP straight to one pod\'s address, with no Service, no address translation and no routing: the cheapest way there is, and one that no mesh gives',
+  },
+  {
+    id: 'sidecars',
+    title: 'sidecars',
+    protocol: 'http',
+    namespace: 'sidecars',
+    target: 'service',
+    sharedProxy: false,
+    namespaceLabels: { 'istio-injection': 'enabled' },
+    description: 'an Envoy in the client\'s and in each server\'s pod, mTLS between them, Istio\'s iptables rules; header route and 75/25 canary',
+  },
+  {
+    id: 'sidecars-short-circuited',
+    title: 'sidecars, short-circuited',
+    protocol: 'http',
+    namespace: 'sidecars-short',
+    target: 'service',
+    sharedProxy: false,
+    namespaceLabels: { 'underpass.io/mode': 'sidecar' },
+    description: 'the same sidecars, mTLS and routes; their sockets are paired by BPF (underpass.io/mode=sidecar)',
+  },
+  {
+    id: 'shared-iptables',
+    title: 'shared proxy, iptables',
+    protocol: 'http',
+    namespace: 'shared-iptables',
+    target: 'service',
+    sharedProxy: true,
+    namespaceLabels: { 'underpass.io/mode': 'node', 'underpass.io/redirection': 'iptables' },
+    description: 'one Envoy for the node, reached by iptables redirection: the fallback where BPF can\'t be used; the same routes',
+  },
+  {
+    id: 'shared-bpf',
+    title: 'shared proxy, BPF',
+    protocol: 'http',
+    namespace: 'shared-bpf',
+    target: 'service',
+    sharedProxy: true,
+    namespaceLabels: { 'underpass.io/mode': 'node', 'underpass.io/redirection': 'bpf' },
+    description: 'one Envoy for the node, reached by BPF, both hops short-circuited; the same routes',
+  },
+  {
+    id: 'tcp-no-mesh',
+    title: 'plain TCP, no mesh',
+    protocol: 'tcp',
+    namespace: 'tcp-no-mesh',
+    target: 'pod',
+    sharedProxy: false,
+    namespaceLabels: {},
+    description: 'TCP from pod to pod over the node\'s bridge',
+  },
+  {
+    id: 'tcp-short-circuited',
+    title: 'plain TCP, short-circuited',
+    protocol: 'tcp',
+    namespace: 'tcp-short',
+    target: 'pod',
+    sharedProxy: false,
+    namespaceLabels: { 'underpass.io/mode': 'node', 'underpass.io/redirection': 'bpf' },
+    description: 'the same programs in enrolled pods: the two sockets are paired, no proxy is met',
+  },
+];
+
+export function modeById(id: string): Mode | undefined {
+  return MODES.find((mode) => mode.id === id);
+}
+
+type KubernetesObject = Record<string, unknown>;
+
+function pod(mode: Mode, name: string, labels: Record<string, string>, container: KubernetesObject): KubernetesObject {
+  // A pod that asks for addresses only meets no rule for Services on its way.
+  const annotations = mode.target === 'pod' ? { 'lab.underpass.io/service-proxy': 'none' } : {};
+  return { apiVersion: 'v1', kind: 'Pod', metadata: { name, namespace: mode.namespace, labels, annotations }, spec: { containers: [container] } };
+}
+
+/** One mode's namespace: a client, its servers, and the canary's routes where the mode asks a Service. */
+export function modeObjects(mode: Mode): KubernetesObject[] {
+  const { namespace } = mode;
+  const objects: KubernetesObject[] = [
+    { apiVersion: 'v1', kind: 'Namespace', metadata: { name: namespace, labels: mode.namespaceLabels } },
+    pod(mode, CLIENT, { app: 'client' }, { name: 'client', image: 'client' }),
+  ];
+  if (mode.protocol === 'tcp') {
+    const ports = [{ name: 'tcp', containerPort: TCP_PORT }];
+    objects.push(pod(mode, TCP_SERVER, { app: TCP_SERVER }, { name: 'server', image: 'underpass/tcp-bench', command: [tcpBench, 'server', '--port', String(TCP_PORT)], ports }));
+    return objects;
+  }
+  for (const name of SERVERS) {
+    const version = name.slice(name.lastIndexOf('-') + 1);
+    objects.push(pod(mode, name, { app: 'nginx', version }, { name: 'nginx', image: 'nginx', ports: [{ name: 'http', containerPort: HTTP_PORT }] }));
+  }
+  if (mode.target === 'pod') return objects;
+  const route = (subset: string, weight?: number): KubernetesObject => ({ destination: { host: 'nginx', subset }, ...(weight === undefined ? {} : { weight }) });
+  objects.push(
+    {
+      apiVersion: 'v1',
+      kind: 'Service',
+      metadata: { name: 'nginx', namespace },
+      spec: { selector: { app: 'nginx' }, ports: [{ name: 'http', port: HTTP_PORT, targetPort: HTTP_PORT }] },
+    },
+    {
+      apiVersion: 'networking.istio.io/v1',
+      kind: 'VirtualService',
+      metadata: { name: 'nginx', namespace },
+      spec: {
+        hosts: ['nginx'],
+        http: [
+          { name: 'jesse', match: [{ headers: { user: { exact: 'jesse' } } }], route: [route('v2')] },
+          { name: 'canary', route: [route('v1', 75), route('v2', 25)] },
+        ],
+      },
+    },
+    {
+      apiVersion: 'networking.istio.io/v1',
+      kind: 'DestinationRule',
+      metadata: { name: 'nginx', namespace },
+      spec: { host: 'nginx', subsets: ['v1', 'v2'].map((version) => ({ name: version, labels: { version } })) },
+    },
+  );
+  return objects;
+}
+
+/** JSON is YAML: one document an object. */
+export function worldYaml(modes: readonly Mode[]): string {
+  return modes.flatMap(modeObjects).map((object) => `---\n${JSON.stringify(object, null, 2)}\n`).join('');
+}

@@ -1,0 +1,168 @@
+/** What a run has found, ready to print: one row a mode, workload and placement; ratios; what the figures are about. */
+import type { CpuUser } from './cpu.js';
+import { WORKLOADS, type WorkloadId } from './load.js';
+import type { ProxyMemory } from './memory.js';
+import { MODES, type Mode, type ModeId } from './modes.js';
+import type { BenchOptions, Cell, Measurements, Placement } from './runner.js';
+import { median, ratioPerRound, summarise, type Summary } from './statistics.js';
+
+export interface Row {
+  mode: ModeId;
+  title: string;
+  workload: WorkloadId;
+  placement: Placement;
+  requestsPerSecond: Summary;
+  /** Of all processes that take part, in µs per request (bulk: per write of 64 KiB). */
+  cpuUsecPerRequest: Summary;
+  /** Medians of the same, by who used it. */
+  cpuByUser: Partial<Record<CpuUser, number>>;
+  /** µs, one connection: what a request takes when nothing is queued. */
+  latency?: { p50: Summary; p90: Summary; p99: Summary };
+  /** µs, all connections at once: queueing counts too. */
+  loadedLatency?: { p50: Summary; p90: Summary; p99: Summary };
+  bitsPerSecond?: Summary;
+  memory: ProxyMemory;
+  /** Shares of the payload that this mode's pods (and the proxy for them) moved; they add up to 1. */
+  bytes: { shortCircuited: number; tcp: number; counted: boolean };
+  requests: number;
+  failed: number;
+  firstFailure?: string;
+  rounds: number;
+}
+
+export interface Ratio {
+  id: string;
+  title: string;
+  of: ModeId;
+  to: ModeId;
+  workload: WorkloadId;
+  placement: Placement;
+  /** How many times the requests/s. */
+  requestsPerSecond: Summary;
+  /** How many times less CPU time a request takes. */
+  cpu: Summary;
+  /** What both are expected to reach; only on one CPU, where CPUs that wake each other do not decide. */
+  target?: number;
+  reached?: boolean;
+}
+
+export interface BenchReport {
+  startedAt: string;
+  seconds: number;
+  options: { rounds: number; durationS: number; connections: number; pinnedCpu: number; cpus: string; quick: boolean };
+  facts: Record<string, string>;
+  modes: Pick<Mode, 'id' | 'title' | 'description'>[];
+  rows: Row[];
+  ratios: Ratio[];
+  notes: string[];
+}
+
+interface Comparison {
+  id: string;
+  title: string;
+  of: ModeId;
+  to: ModeId;
+  workloads: readonly WorkloadId[];
+  target?: number;
+}
+
+export const COMPARISONS: readonly Comparison[] = [
+  { id: 'tcp-short-circuited', title: 'plain TCP short-circuited : no mesh', of: 'tcp-short-circuited', to: 'tcp-no-mesh', workloads: ['tcp-64', 'tcp-16k'], target: 1.6 },
+  { id: 'tcp-bulk', title: 'one bulk stream short-circuited : no mesh', of: 'tcp-short-circuited', to: 'tcp-no-mesh', workloads: ['tcp-bulk'] },
+  { id: 'shared-bpf', title: 'shared proxy by BPF : sidecars', of: 'shared-bpf', to: 'sidecars', workloads: ['http'], target: 1.35 },
+  { id: 'shared-iptables', title: 'shared proxy by iptables : sidecars', of: 'shared-iptables', to: 'sidecars', workloads: ['http'] },
+  { id: 'sidecars-short-circuited', title: 'short-circuited sidecars : sidecars', of: 'sidecars-short-circuited', to: 'sidecars', workloads: ['http'], target: 1.1 },
+  { id: 'mesh-cost', title: 'shared proxy by BPF : no mesh', of: 'shared-bpf', to: 'no-mesh', workloads: ['http'] },
+];
+
+function rowOf(cell: Cell, memory: ProxyMemory): Row {
+  const { samples } = cell;
+  const required = (values: number[]): Summary => summarise(values) as Summary;
+  const percentilesOf = (pick: 'latency' | 'loadedLatency'): Row['latency'] | undefined => {
+    const found = samples.flatMap((sample) => sample[pick] ?? []);
+    return found.length === 0 ? undefined : { p50: required(found.map(({ p50 }) => p50)), p90: required(found.map(({ p90 }) => p90)), p99: required(found.map(({ p99 }) => p99)) };
+  };
+  const moved = samples.reduce((sum, { shares }) => sum + shares.shortCircuitedBytes, 0);
+  const plain = samples.reduce((sum, { shares }) => sum + shares.tcpBytes, 0);
+  const counted = samples.some(({ shares }) => shares.counted) && moved + plain > 0;
+  const users = [...new Set(samples.flatMap(({ cpu }) => Object.keys(cpu) as CpuUser[]))];
+  const row: Row = {
+    mode: cell.mode,
+    title: MODES.find(({ id }) => id === cell.mode)?.title ?? cell.mode,
+    workload: cell.workload,
+    placement: cell.placement,
+    requestsPerSecond: required(samples.map((sample) => sample.requestsPerSecond)),
+    cpuUsecPerRequest: required(samples.map((sample) => sample.cpuUsecPerRequest)),
+    cpuByUser: Object.fromEntries(users.map((user) => [user, median(samples.map(({ cpu }) => cpu[user] ?? 0))])),
+    memory,
+    bytes: counted ? { shortCircuited: moved / (moved + plain), tcp: plain / (moved + plain), counted } : { shortCircuited: 0, tcp: 1, counted },
+    requests: samples.reduce((sum, { requests }) => sum + requests, 0),
+    failed: samples.reduce((sum, { failed }) => sum + failed, 0),
+    rounds: samples.length,
+  };
+  const latency = percentilesOf('latency');
+  const loadedLatency = percentilesOf('loadedLatency');
+  const bits = samples.flatMap(({ bitsPerSecond }) => bitsPerSecond ?? []);
+  const firstFailure = samples.find((sample) => sample.firstFailure !== undefined)?.firstFailure;
+  if (latency) row.latency = latency;
+  if (loadedLatency) row.loadedLatency = loadedLatency;
+  if (bits.length > 0) row.bitsPerSecond = required(bits);
+  if (firstFailure !== undefined) row.firstFailure = firstFailure;
+  return row;
+}
+
+function ratiosOf(cells: readonly Cell[]): Ratio[] {
+  const ratios: Ratio[] = [];
+  const find = (mode: ModeId, workload: WorkloadId, placement: Placement): Cell | undefined => cells.find((cell) => cell.mode === mode && cell.workload === workload && cell.placement === placement);
+  for (const placement of ['one-cpu', 'free'] as const) {
+    for (const { id, title, of, to, workloads, target } of COMPARISONS) {
+      for (const workload of workloads) {
+        const [a, b] = [find(of, workload, placement), find(to, workload, placement)];
+        if (!a || !b) continue;
+        const requestsPerSecond = workload === 'tcp-bulk' ? ratioPerRound(a.samples.map(bits), b.samples.map(bits)) : ratioPerRound(a.samples.map((sample) => sample.requestsPerSecond), b.samples.map((sample) => sample.requestsPerSecond));
+        const cpu = ratioPerRound(b.samples.map((sample) => sample.cpuUsecPerRequest), a.samples.map((sample) => sample.cpuUsecPerRequest));
+        if (!requestsPerSecond || !cpu) continue;
+        const ratio: Ratio = { id, title, of, to, workload, placement, requestsPerSecond, cpu };
+        if (target !== undefined && placement === 'one-cpu') {
+          ratio.target = target;
+          ratio.reached = requestsPerSecond.median >= target && cpu.median >= target;
+        }
+        ratios.push(ratio);
+      }
+    }
+  }
+  return ratios;
+}
+
+const bits = (sample: { bitsPerSecond?: number }): number => sample.bitsPerSecond ?? Number.NaN;
+
+export function buildReport(measured: Measurements, options: BenchOptions, more: { quick: boolean; startedAt: Date; facts: Record<string, string> }): BenchReport {
+  const none: ProxyMemory = { proxies: 0, rssBytes: 0, pssBytes: 0 };
+  const rows = measured.cells.map((cell) => rowOf(cell, measured.memory.get(cell.mode) ?? none));
+  return {
+    startedAt: more.startedAt.toISOString(),
+    seconds: measured.seconds,
+    options: { rounds: options.rounds, durationS: options.durationS, connections: options.connections, pinnedCpu: measured.pinnedCpu, cpus: measured.cpus, quick: more.quick },
+    facts: more.facts,
+    modes: options.modes.map(({ id, title, description }) => ({ id, title, description })),
+    rows,
+    ratios: ratiosOf(measured.cells),
+    notes: notesOf(rows, options, more.quick),
+  };
+}
+
+function notesOf(rows: readonly Row[], options: BenchOptions, quick: boolean): string[] {
+  const notes = [
+    'Client, servers and proxies are on one node. The claims are about same-node traffic between event-driven programs; traffic to other nodes takes TCP and is not measured here.',
+    'Traffic in the two modes "no mesh" goes straight to a pod\'s address, past Service translation: the comparison is against the cheapest path, so that the mesh looks no better than it is.',
+    `Throughput and CPU are from ${options.connections} connections that each send the next request when they have the answer; latency is from one connection. Figures are medians of ${options.rounds} interleaved rounds, with the quartiles as spread; ratios are taken within each round.`,
+    'CPU per request is the time that the cgroups of client, servers and proxies used (cpu.stat); the kernel\'s work on packets is in it as far as it runs in these processes\' context.',
+    'On one CPU all processes of all modes are held on the same CPU: what remains is the cost of the work itself, without waking processes on other CPUs.',
+    'The share of bytes counts the payload that pods with BPF programs moved on each of their connections, the proxy\'s part for them included; where none is attached everything went by TCP.',
+    'With sidecars, memory is that of the client\'s and both servers\' sidecars and grows with each pod; the shared proxy\'s is the node\'s whole Envoy, serving every enrolled pod of this run.',
+  ];
+  if (quick) notes.push('A quick run: short rounds. For figures to rely on, run `underpass bench`.');
+  const failed = rows.filter((row) => row.failed > 0);
+  for (const row of failed) notes.push(`${row.title} (${WORKLOADS.find(({ id }) => id === row.workload)?.title ?? row.workload}): ${row.failed} failed requests, first: ${row.firstFailure ?? 'unknown'}.`);
+  return notes;
+}

@@ -1,0 +1,36 @@
+/** What a comparison runs in: pods that somebody made and programs that run in them. Who composes it is not bench's business. */
+
+export interface BenchPod {
+  uid: string;
+  namespace: string;
+  name: string;
+  /** IPv4. */
+  ip: string;
+  /** Absolute cgroup v2 directory; its leaves are `app` and, with a sidecar, `istio-proxy`. */
+  cgroup: string;
+  hasSidecar: boolean;
+}
+
+export interface ByteCounters {
+  shortCircuited: number;
+  tcp: number;
+}
+
+export interface CommandResult {
+  code: number;
+  stdout: string;
+  stderr: string;
+}
+
+export interface World {
+  /** The pod, or the first one of the workload of this name. */
+  pod(namespace: string, name: string): BenchPod;
+  /** Runs a program in a pod's first container, in its namespaces and its cgroup. */
+  run(pod: BenchPod, argv: readonly string[], options: { timeoutMs: number; signal?: AbortSignal }): Promise<CommandResult>;
+  /** cgroup of the node's shared Envoy. */
+  readonly proxyCgroup: string;
+  /** What BPF counted since the agent started, by pod uid; a pod that no program is attached to is absent. */
+  byteCounters(): Promise<ReadonlyMap<string, ByteCounters>>;
+  /** For the report's head. */
+  facts(): Promise<Record<string, string>>;
+}

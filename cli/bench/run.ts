@@ -1,0 +1,51 @@
+/** One comparison from start to report; `underpass bench` and the demo's last step. */
+import { buildReport, measure, MODES, modeById, type BenchReport, type Mode } from '../../bench/index.js';
+import { UnderpassError, errorMessage } from '../../common/errors.js';
+import { LabWorld } from './world.js';
+
+export interface BenchSettings {
+  quick: boolean;
+  rounds: number;
+  durationS: number;
+  connections: number;
+  modes: readonly Mode[];
+}
+
+export const QUICK_DURATION_S = 0.3;
+export const DEFAULT_DURATION_S = 2;
+export const DEFAULT_ROUNDS = 7;
+export const DEFAULT_CONNECTIONS = 16;
+
+export function parseModes(text: string | undefined): readonly Mode[] {
+  if (text === undefined) return MODES;
+  return text.split(',').map((id) => {
+    const mode = modeById(id.trim());
+    if (!mode) throw new UnderpassError('UNDERPASS_BAD_OPTION', `--modes ${text}: there is no mode ${JSON.stringify(id)}`, { hint: `there are ${MODES.map((known) => known.id).join(', ')}` });
+    return mode;
+  });
+}
+
+export async function runBench(settings: BenchSettings, options: { signal: AbortSignal; onProgress: (text: string, done: number, of: number) => void }): Promise<BenchReport> {
+  if (process.getuid?.() !== 0) {
+    throw new UnderpassError('UNDERPASS_NOT_ROOT', 'starting the comparison: it needs root for pods\' namespaces and BPF', { hint: 'run it with sudo; `underpass doctor` works for any user' });
+  }
+  const startedAt = new Date();
+  const problems: string[] = [];
+  const world = await LabWorld.start(settings.modes, {
+    signal: options.signal,
+    onProgress: (text) => options.onProgress(text, 0, 1),
+    onProblem: (error) => problems.push(errorMessage(error)),
+  });
+  try {
+    const benchOptions = { modes: settings.modes, rounds: settings.rounds, durationS: settings.durationS, connections: settings.connections, signal: options.signal, onProgress: options.onProgress };
+    const facts = await world.facts();
+    const measured = await measure(world, benchOptions);
+    return buildReport(measured, benchOptions, { quick: settings.quick, startedAt, facts });
+  } catch (error) {
+    if (problems.length > 0 && !options.signal.aborted) throw new UnderpassError('UNDERPASS_BENCH_FAILED', `${errorMessage(error)}; the lab said: ${problems.slice(0, 3).join('; ')}`, { cause: error });
+    throw error;
+  } finally {
+    options.onProgress('removing pods, agent and Envoy', 1, 1);
+    await world.close();
+  }
+}

@@ -1,0 +1,194 @@
+/** One ADS stream: who is there, what it watches, and how changes reach it. The two protocol variants derive from it. */
+import type { ServerDuplexStream } from '@grpc/grpc-js';
+import { status as GrpcStatus } from '@grpc/grpc-js';
+import { errorMessage } from '../../common/errors.js';
+import type { Logger } from '../../common/log.js';
+import type { Node } from '../../proto/generated/envoy/config/core/v3/base.js';
+import type { Generator, Generators } from '../generate/generator.js';
+import { PUSH_ORDER, TYPE, type Resource } from '../generate/resource.js';
+import type { ChangeSet } from '../model/changes.js';
+import { parseProxy, type Proxy } from '../model/proxy.js';
+import type { PushTarget } from './queue.js';
+import { Watch } from './watch.js';
+
+export interface ConnectionContext {
+  generators: Generators;
+  logger: Logger;
+  /** Version of the state that generators read now. */
+  version(): string;
+  /** The connection may have become ready for its next push. */
+  wake(connection: PushTarget): void;
+}
+
+export interface Delta {
+  changed: Resource[];
+  removed: string[];
+}
+
+export interface ConnectionStatus {
+  id: string;
+  variant: 'delta' | 'sotw';
+  node: string;
+  connectedAt: string;
+  types: Record<string, { watched: number; wildcard: boolean; resources: number; nonce: string; acked: boolean; nack?: { message: string; at: string } }>;
+}
+
+let connections = 0;
+let nonces = 0;
+
+export abstract class Connection<Request, Response> implements PushTarget {
+  abstract readonly variant: 'delta' | 'sotw';
+  readonly connectedAt = new Date().toISOString();
+  readonly id: string;
+  readonly watches = new Map<string, Watch>();
+  #proxy: Proxy | undefined;
+  #blocked = false;
+  #ended = false;
+
+  constructor(readonly context: ConnectionContext, readonly call: ServerDuplexStream<Request, Response>, readonly onEnd: () => void) {
+    this.id = `${++connections}`;
+    call.on('data', (request: Request) => {
+      try {
+        this.#receive(request);
+      } catch (error) {
+        this.fail(GrpcStatus.INTERNAL, `answering it: ${errorMessage(error)}`, error);
+      }
+    });
+    call.on('drain', () => {
+      this.#blocked = false;
+      this.context.wake(this);
+    });
+    call.on('end', () => {
+      call.end();
+      this.#end('client ended the stream');
+    });
+    call.on('cancelled', () => this.#end('stream cancelled'));
+    call.on('error', (error) => this.#end(errorMessage(error)));
+    call.on('close', () => this.#end('closed'));
+  }
+
+  get proxy(): Proxy | undefined {
+    return this.#proxy;
+  }
+
+  /** Every response of before is acknowledged and on its way: the client can take the next state. */
+  get ready(): boolean {
+    if (this.#blocked || this.#ended) return false;
+    for (const { inFlight } of this.watches.values()) if (inFlight !== undefined) return false;
+    return true;
+  }
+
+  status(): ConnectionStatus {
+    const types: ConnectionStatus['types'] = {};
+    for (const [typeUrl, watch] of this.watches) {
+      types[typeUrl] = {
+        watched: watch.names.size,
+        wildcard: watch.wildcard,
+        resources: watch.sent.size,
+        nonce: watch.lastNonce,
+        acked: watch.inFlight === undefined && watch.acked === watch.lastNonce,
+        ...(watch.nack ? { nack: { message: watch.nack.message, at: watch.nack.at } } : {}),
+      };
+    }
+    return { id: this.id, variant: this.variant, node: this.#proxy?.id ?? '', connectedAt: this.connectedAt, types };
+  }
+
+  /** Sends what `change` alters of what this stream watches: clusters, endpoints, listeners, routes, in this order. */
+  push(change: ChangeSet): void {
+    const proxy = this.#proxy;
+    if (!proxy || this.#ended) return;
+    /** Clusters sent anew: Envoy holds such a cluster back until it gets its endpoints once more, changed or not. */
+    const rewarmed = new Set<string>();
+    for (const typeUrl of PUSH_ORDER) {
+      const watch = this.watches.get(typeUrl);
+      const generator = this.context.generators.get(typeUrl);
+      if (!watch || !generator) continue;
+      if (typeUrl === TYPE.endpoint) for (const name of rewarmed) if (watch.names.has(name)) watch.sent.delete(name);
+      const affected = generator.affected(proxy, change, watch.names);
+      const again = typeUrl === TYPE.endpoint ? [...rewarmed].filter((name) => watch.names.has(name)) : [];
+      const delta = affected === 'all' ? this.everything(watch, generator, proxy) : this.#some(watch, generator, proxy, [...affected, ...again]);
+      if (delta.changed.length + delta.removed.length === 0) continue;
+      if (typeUrl === TYPE.cluster) for (const { name } of delta.changed) rewarmed.add(name);
+      this.respond(watch, generator, proxy, delta);
+    }
+  }
+
+  /** The difference between all that the watch covers and what was sent. */
+  protected everything(watch: Watch, generator: Generator, proxy: Proxy): Delta {
+    const current = new Map<string, Resource>();
+    if (watch.wildcard) for (const resource of generator.all(proxy)) current.set(resource.name, resource);
+    for (const name of watch.names) {
+      const resource = current.get(name) ?? generator.one(proxy, name);
+      if (resource) current.set(resource.name, resource);
+    }
+    return { changed: [...current.values()].filter(watch.isUnsent), removed: [...watch.sent.keys()].filter((name) => !current.has(name)) };
+  }
+
+  #some(watch: Watch, generator: Generator, proxy: Proxy, names: Iterable<string>): Delta {
+    const changed = new Map<string, Resource>();
+    const removed = new Set<string>();
+    for (const name of names) {
+      if (!watch.wildcard && !watch.names.has(name) && !watch.sent.has(name)) continue;
+      const resource = generator.one(proxy, name);
+      if (resource && watch.isUnsent(resource)) changed.set(resource.name, resource);
+      else if (!resource && watch.sent.has(name)) removed.add(name);
+    }
+    return { changed: [...changed.values()], removed: [...removed] };
+  }
+
+  protected abstract handle(request: Request, proxy: Proxy): void;
+  protected abstract nodeOf(request: Request): Node | undefined;
+  protected abstract respond(watch: Watch, generator: Generator, proxy: Proxy, delta: Delta): void;
+
+  /** Notes the answer to a response. @returns whether `nonce` is the newest response's. */
+  protected acknowledge(watch: Watch, nonce: string, error: string | undefined): boolean {
+    if (error !== undefined) {
+      watch.nack = { nonce, message: error, at: new Date().toISOString() };
+      this.context.logger.warn({ node: this.#proxy?.id, type: watch.typeUrl, nonce, error }, 'client refused resources; they are not sent again before they change');
+    }
+    if (nonce !== watch.lastNonce) return false;
+    watch.inFlight = undefined;
+    watch.acked = nonce;
+    if (error === undefined) watch.nack = undefined;
+    return true;
+  }
+
+  protected nextNonce(watch: Watch): string {
+    const nonce = `${this.context.version()}-${++nonces}`;
+    watch.lastNonce = nonce;
+    watch.inFlight = nonce;
+    return nonce;
+  }
+
+  protected write(response: Response): void {
+    if (!this.#ended && !this.call.write(response)) this.#blocked = true;
+  }
+
+  fail(code: GrpcStatus, details: string, error?: unknown): void {
+    this.context.logger.warn({ node: this.#proxy?.id, code, details, err: error }, 'ended a stream');
+    this.call.emit('error', { code, details });
+    this.#end(details);
+  }
+
+  #receive(request: Request): void {
+    if (!this.#proxy) {
+      const node = this.nodeOf(request);
+      try {
+        this.#proxy = parseProxy(node?.id ?? '', node?.metadata ?? {});
+      } catch (error) {
+        this.fail(GrpcStatus.INVALID_ARGUMENT, errorMessage(error));
+        return;
+      }
+      this.context.logger.info({ node: this.#proxy.id, connection: this.id, variant: this.variant, peer: this.call.getPeer() }, 'client connected');
+    }
+    this.handle(request, this.#proxy);
+    this.context.wake(this);
+  }
+
+  #end(reason: string): void {
+    if (this.#ended) return;
+    this.#ended = true;
+    this.onEnd();
+    if (this.#proxy) this.context.logger.info({ node: this.#proxy.id, connection: this.id, reason }, 'client gone');
+  }
+}

@@ -1,0 +1,76 @@
+/** Incremental xDS: only what changed, and the names of what is gone. */
+import type { DeltaDiscoveryRequest } from '../../proto/generated/envoy/service/discovery/v3/discovery.js';
+import { DeltaDiscoveryResponse } from '../../proto/generated/envoy/service/discovery/v3/discovery.js';
+import type { Node } from '../../proto/generated/envoy/config/core/v3/base.js';
+import type { Generator } from '../generate/generator.js';
+import type { Resource } from '../generate/resource.js';
+import type { Proxy } from '../model/proxy.js';
+import { Connection, type Delta } from './connection.js';
+import { Watch } from './watch.js';
+
+export class DeltaConnection extends Connection<DeltaDiscoveryRequest, DeltaDiscoveryResponse> {
+  readonly variant = 'delta';
+
+  protected override nodeOf(request: DeltaDiscoveryRequest): Node | undefined {
+    return request.node;
+  }
+
+  protected override handle(request: DeltaDiscoveryRequest, proxy: Proxy): void {
+    const generator = this.context.generators.get(request.type_url);
+    // As istiod: a type that is not served here gets no answer.
+    if (!generator) return;
+    const { resource_names_subscribe: added, resource_names_unsubscribe: dropped } = request;
+    let watch = this.watches.get(request.type_url);
+    if (!watch) {
+      this.watches.set(request.type_url, (watch = new Watch(request.type_url)));
+      watch.wildcard = added.includes('*') || (generator.wildcard && added.length === 0);
+      for (const name of added) if (name !== '*') watch.names.add(name);
+      for (const [name, version] of Object.entries(request.initial_resource_versions)) watch.sent.set(name, version);
+      // Always answered, if with nothing: the client waits for this to know that it is up to date.
+      this.respond(watch, generator, proxy, this.everything(watch, generator, proxy));
+      return;
+    }
+    if (request.response_nonce) this.acknowledge(watch, request.response_nonce, request.error_detail?.message ?? undefined);
+    for (const name of dropped) {
+      if (name === '*') watch.wildcard = false;
+      watch.names.delete(name);
+      if (!watch.wildcard) watch.sent.delete(name);
+    }
+    if (added.length === 0) return;
+    // Whoever subscribes to a name gets it, even if it was sent before: the client has forgotten it.
+    const wanted: Resource[] = [];
+    const removed: string[] = [];
+    for (const name of added) {
+      if (name === '*') {
+        watch.wildcard = true;
+        continue;
+      }
+      watch.names.add(name);
+      const resource = generator.one(proxy, name);
+      if (resource) wanted.push(resource);
+      else removed.push(name);
+    }
+    if (added.includes('*')) {
+      const all = this.everything(watch, generator, proxy);
+      const known = new Set(wanted.map(({ name }) => name));
+      wanted.push(...all.changed.filter(({ name }) => !known.has(name)));
+      removed.push(...all.removed);
+    }
+    this.respond(watch, generator, proxy, { changed: wanted, removed });
+  }
+
+  protected override respond(watch: Watch, _generator: Generator, _proxy: Proxy, { changed, removed }: Delta): void {
+    for (const { name, version } of changed) watch.sent.set(name, version);
+    for (const name of removed) watch.sent.delete(name);
+    this.write(
+      DeltaDiscoveryResponse.fromPartial({
+        type_url: watch.typeUrl,
+        system_version_info: this.context.version(),
+        resources: changed.map(({ name, version, body }) => ({ name, version, resource: body })),
+        removed_resources: removed,
+        nonce: this.nextNonce(watch),
+        control_plane: { identifier: 'underpass-pilot' },
+      }),
+    );
+  }
+}

@@ -1,0 +1,121 @@
+/** The ADS server: both variants, on TCP and Unix sockets. */
+import { chmod, mkdir, rm, stat } from 'node:fs/promises';
+import { createConnection } from 'node:net';
+import { dirname } from 'node:path';
+import { Server, ServerCredentials } from '@grpc/grpc-js';
+import { UnderpassError, errorCode, errorMessage } from '../../common/errors.js';
+import type { Logger } from '../../common/log.js';
+import { AggregatedDiscoveryServiceService } from '../../proto/generated/envoy/service/discovery/v3/ads.js';
+import type { Generators } from '../generate/generator.js';
+import type { ChangeSet } from '../model/changes.js';
+import { status as GrpcStatus } from '@grpc/grpc-js';
+import type { ConnectionContext, ConnectionStatus } from './connection.js';
+import { DeltaConnection } from './delta.js';
+import { PushQueue, type PushTarget } from './queue.js';
+import { SotwConnection } from './sotw.js';
+
+const STOP_GRACE_MS = 1_000;
+const MAX_MESSAGE_BYTES = 256 << 20;
+
+type AnyConnection = DeltaConnection | SotwConnection;
+
+export class AdsServer {
+  readonly #server = new Server({
+    'grpc.max_receive_message_length': MAX_MESSAGE_BYTES,
+    'grpc.max_send_message_length': MAX_MESSAGE_BYTES,
+    'grpc.keepalive_time_ms': 30_000,
+    'grpc.keepalive_timeout_ms': 10_000,
+    'grpc.max_concurrent_streams': 10_000,
+  });
+  readonly #connections = new Set<AnyConnection>();
+  readonly #queue: PushQueue;
+  readonly #addresses: string[] = [];
+  readonly #sockets: string[] = [];
+
+  constructor(generators: Generators, version: () => string, readonly logger: Logger) {
+    this.#queue = new PushQueue((target, error) => (target as AnyConnection).fail(GrpcStatus.INTERNAL, `generating its resources: ${errorMessage(error)}`, error));
+    const context: ConnectionContext = { generators, version, logger, wake: (target: PushTarget) => this.#queue.wake(target) };
+    const opened = (connection: AnyConnection): void => void this.#connections.add(connection);
+    const ended = (connection: AnyConnection): void => {
+      this.#connections.delete(connection);
+      this.#queue.remove(connection);
+    };
+    this.#server.addService(AggregatedDiscoveryServiceService, {
+      deltaAggregatedResources: (call: DeltaConnection['call']) => {
+        const connection: DeltaConnection = new DeltaConnection(context, call, () => ended(connection));
+        opened(connection);
+      },
+      streamAggregatedResources: (call: SotwConnection['call']) => {
+        const connection: SotwConnection = new SotwConnection(context, call, () => ended(connection));
+        opened(connection);
+      },
+    });
+  }
+
+  /** Addresses that are listened on, with the port that was given where port 0 was asked for. */
+  get addresses(): readonly string[] {
+    return this.#addresses;
+  }
+
+  /** @param address `host:port`, or `unix:PATH`. */
+  async listen(address: string): Promise<void> {
+    const path = address.startsWith('unix:') ? address.slice('unix:'.length) : undefined;
+    if (path) await clearSocket(path);
+    const port = await new Promise<number>((resolve, reject) => {
+      this.#server.bindAsync(path ? `unix:${path}` : address, ServerCredentials.createInsecure(), (error, bound) => {
+        if (error) reject(new UnderpassError('UNDERPASS_PILOT_LISTEN', `listening on ${address}: ${error.message}`, { cause: error, hint: 'is another pilot running there? choose another --listen' }));
+        else resolve(bound);
+      });
+    });
+    if (path) {
+      // Sidecars run under a user of their own; nothing secret is served here.
+      await chmod(path, 0o666);
+      this.#sockets.push(path);
+      this.#addresses.push(address);
+    } else {
+      this.#addresses.push(`${address.slice(0, address.lastIndexOf(':'))}:${port}`);
+    }
+  }
+
+  push(change: ChangeSet): void {
+    for (const connection of this.#connections) this.#queue.enqueue(connection, change);
+  }
+
+  status(): { addresses: readonly string[]; queued: number; connections: (ConnectionStatus & { queued: boolean })[] } {
+    const connections = [...this.#connections].filter(({ proxy }) => proxy).map((connection) => ({ ...connection.status(), queued: this.#queue.has(connection) }));
+    return { addresses: this.#addresses, queued: this.#queue.length, connections };
+  }
+
+  async close(): Promise<void> {
+    for (const connection of this.#connections) connection.call.end();
+    await new Promise<void>((resolve) => {
+      const force = setTimeout(() => {
+        this.#server.forceShutdown();
+        resolve();
+      }, STOP_GRACE_MS);
+      this.#server.tryShutdown(() => {
+        clearTimeout(force);
+        resolve();
+      });
+    });
+    for (const path of this.#sockets) await rm(path, { force: true });
+  }
+}
+
+/** Makes room for a Unix socket: one that nobody listens on any more is removed, one in use is not. */
+async function clearSocket(path: string): Promise<void> {
+  await mkdir(dirname(path), { recursive: true });
+  try {
+    if (!(await stat(path)).isSocket()) throw new UnderpassError('UNDERPASS_PILOT_LISTEN', `listening on unix:${path}: something else than a socket is there`);
+  } catch (error) {
+    if (errorCode(error) === 'ENOENT') return;
+    throw error;
+  }
+  const inUse = await new Promise<boolean>((resolve) => {
+    const probe = createConnection(path);
+    probe.once('connect', () => resolve(true)).once('error', () => resolve(false));
+    probe.once('connect', () => probe.destroy());
+  });
+  if (inUse) throw new UnderpassError('UNDERPASS_PILOT_LISTEN', `listening on unix:${path}: another process listens there`);
+  await rm(path, { force: true });
+}

@@ -1,0 +1,212 @@
+/**
+ * Directories of YAML as a source. All together they hold the objects of one mesh: what a later directory has overrides
+ * the same object (kind, namespace, name) of an earlier one. An object that is refused stays as it was; so do the objects
+ * of a file that can't be read, except those that its readable part still has.
+ */
+import { watch, type FSWatcher } from 'node:fs';
+import { readdir, stat } from 'node:fs/promises';
+import { basename, dirname, join } from 'node:path';
+import { UnderpassError, errorCode, errorMessage } from '../../common/errors.js';
+import { formatError, isObjectFile, loadFile, type LoadedObject, type LoadResult, type ValidationError } from '../../common/kube/yaml.js';
+import type { Logger } from '../../common/log.js';
+
+export interface DirectorySourceOptions {
+  directories: readonly string[];
+  logger: Logger;
+  /** Called with the full set whenever it changed. */
+  onChange: (objects: ReadonlyMap<string, LoadedObject>) => void;
+  /** A file that changed less than this ago may be half written. */
+  settleMs?: number;
+  /** A look at all files even if nobody told of a change: some file systems don't. */
+  rescanMs?: number;
+}
+
+interface FileState {
+  signature: string;
+  objects: Map<string, LoadedObject>;
+  errors: ValidationError[];
+}
+
+const DEFAULT_SETTLE_MS = 40;
+const DEFAULT_RESCAN_MS = 2_000;
+/** A file that is written to without end is read anyhow. */
+const MAX_SETTLE_ROUNDS = 25;
+
+export class DirectorySource {
+  readonly #options: Required<DirectorySourceOptions>;
+  readonly #files = new Map<string, FileState>();
+  readonly #watchers = new Map<string, FSWatcher>();
+  #timer: NodeJS.Timeout | undefined;
+  #rescan: NodeJS.Timeout | undefined;
+  #scanning: Promise<void> | undefined;
+  #again = false;
+  #closed = false;
+  #rounds = 0;
+  readonly #lost = new Set<string>();
+
+  constructor(options: DirectorySourceOptions) {
+    this.#options = { settleMs: DEFAULT_SETTLE_MS, rescanMs: DEFAULT_RESCAN_MS, ...options };
+  }
+
+  /** Problems of all files as they are now. */
+  errors(): ValidationError[] {
+    return [...this.#files.values()].flatMap(({ errors }) => errors);
+  }
+
+  /** Reads everything once, then follows changes until close(). */
+  async start(): Promise<void> {
+    for (const directory of this.#options.directories) {
+      try {
+        await stat(directory);
+      } catch (error) {
+        throw new UnderpassError('UNDERPASS_SOURCE_MISSING', `reading source ${directory}: ${errorMessage(error)}`, { cause: error, hint: 'give an existing directory or file with --source' });
+      }
+    }
+    await this.#scan(true);
+    this.#watch();
+    this.#rescan = setInterval(() => this.#schedule(0), this.#options.rescanMs);
+    this.#rescan.unref();
+  }
+
+  async close(): Promise<void> {
+    this.#closed = true;
+    clearTimeout(this.#timer);
+    clearInterval(this.#rescan);
+    for (const watcher of this.#watchers.values()) watcher.close();
+    this.#watchers.clear();
+    await this.#scanning;
+  }
+
+  #watch(): void {
+    for (const directory of this.#options.directories) {
+      if (this.#watchers.has(directory)) continue;
+      try {
+        const watcher = watch(directory, () => this.#schedule(this.#options.settleMs));
+        watcher.on('error', () => {
+          watcher.close();
+          this.#watchers.delete(directory);
+        });
+        this.#watchers.set(directory, watcher);
+      } catch {
+        // Gone for the moment: the regular look finds it when it is back.
+      }
+    }
+  }
+
+  #schedule(delayMs: number): void {
+    if (this.#closed || this.#timer) return;
+    this.#timer = setTimeout(() => {
+      this.#timer = undefined;
+      if (this.#scanning) {
+        this.#again = true;
+        return;
+      }
+      this.#scanning = this.#scan(false)
+        .catch((error: unknown) => this.#options.logger.error({ err: error }, 'reading the sources failed'))
+        .finally(() => {
+          this.#scanning = undefined;
+          if (this.#again) {
+            this.#again = false;
+            this.#schedule(this.#options.settleMs);
+          }
+        });
+    }, delayMs);
+  }
+
+  async #scan(first: boolean): Promise<void> {
+    this.#watch();
+    const found = new Set<string>();
+    let unsettled = false;
+    let changed = first;
+    for (const directory of this.#options.directories) {
+      let files: string[];
+      try {
+        files = await this.#list(directory);
+        this.#lost.delete(directory);
+      } catch (error) {
+        if (!this.#lost.has(directory)) this.#options.logger.warn({ directory, reason: errorMessage(error) }, 'a source directory is gone; its objects stay as they were');
+        this.#lost.add(directory);
+        for (const file of this.#files.keys()) if (file === directory || dirname(file) === directory) found.add(file);
+        continue;
+      }
+      for (const file of files) {
+        found.add(file);
+        const info = await stat(file, { bigint: true }).catch((error: unknown) => {
+          if (errorCode(error) === 'ENOENT') return undefined;
+          throw error;
+        });
+        if (!info?.isFile()) {
+          found.delete(file);
+          continue;
+        }
+        const signature = `${info.ino}:${info.size}:${info.mtimeNs}:${info.ctimeNs}`;
+        if (this.#files.get(file)?.signature === signature) continue;
+        const ageMs = Date.now() - Number(info.mtimeNs / 1_000_000n);
+        if (!first && ageMs >= 0 && ageMs < this.#options.settleMs && this.#rounds < MAX_SETTLE_ROUNDS) {
+          unsettled = true;
+          continue;
+        }
+        this.#take(file, signature, await loadFile(file));
+        changed = true;
+      }
+    }
+    for (const file of this.#files.keys()) {
+      if (found.has(file)) continue;
+      this.#files.delete(file);
+      changed = true;
+    }
+    this.#rounds = unsettled ? this.#rounds + 1 : 0;
+    if (unsettled) this.#schedule(this.#options.settleMs);
+    if (changed && !this.#closed) this.#options.onChange(this.#merged());
+  }
+
+  async #list(path: string): Promise<string[]> {
+    if ((await stat(path)).isFile()) return [path];
+    const names = (await readdir(path)).filter(isObjectFile).sort();
+    return names.map((name) => join(path, name));
+  }
+
+  #take(file: string, signature: string, result: LoadResult): void {
+    const old = this.#files.get(file);
+    const objects = new Map<string, LoadedObject>();
+    for (const loaded of result.objects) {
+      if (objects.has(loaded.key)) {
+        const { line, column } = loaded.positions.at(['metadata', 'name']);
+        result.errors.push({ severity: 'error', file, line, column, kind: loaded.object.kind, name: loaded.object.metadata.name, field: 'metadata.name', message: 'this object is there twice in the file; the first one counts' });
+        continue;
+      }
+      objects.set(loaded.key, loaded);
+    }
+    const kept = result.unreadable.length > 0 ? [...(old?.objects.keys() ?? [])] : result.refused;
+    const stays: string[] = [];
+    for (const key of kept) {
+      const lastGood = old?.objects.get(key);
+      if (!lastGood || objects.has(key)) continue;
+      objects.set(key, lastGood);
+      stays.push(key);
+    }
+    this.#files.set(file, { signature, objects, errors: result.errors });
+    for (const error of result.errors) {
+      const where = { file: error.file, line: error.line, column: error.column, field: error.field };
+      if (error.severity === 'error') this.#options.logger.error(where, formatError(error));
+      else this.#options.logger.warn(where, formatError(error));
+    }
+    if (stays.length > 0) this.#options.logger.warn({ file, objects: stays }, 'the last good version of these objects stays in force');
+  }
+
+  #merged(): Map<string, LoadedObject> {
+    const merged = new Map<string, LoadedObject>();
+    for (const directory of this.#options.directories) {
+      const inside = [...this.#files.entries()].filter(([file]) => file === directory || dirname(file) === stripSlash(directory));
+      for (const [, { objects }] of inside.sort(([a], [b]) => (basename(a) < basename(b) ? -1 : 1))) {
+        for (const [key, loaded] of objects) merged.set(key, loaded);
+      }
+    }
+    return merged;
+  }
+}
+
+/** `path.join` has normalized the files' names; a directory is compared in the same form. */
+function stripSlash(directory: string): string {
+  return dirname(join(directory, 'x'));
+}
