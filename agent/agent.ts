@@ -14,7 +14,7 @@ import { AdminServer } from './admin/server.js';
 import type { AgentStatus } from './admin/status.js';
 import { Dataplane } from './dataplane/dataplane.js';
 import { PinnedNamespaces } from './dataplane/namespaces.js';
-import type { AgentKernel, AgentParts, AgentProxy, SelfTestVerdict } from './parts.js';
+import type { AgentKernel, AgentParts, AgentProxy, ProxyStatus, SelfTestVerdict } from './parts.js';
 import { metricsText, type Counters } from './telemetry/metrics.js';
 import type { EnrolmentDefaults } from './workloads/enrolment.js';
 import type { PodRecord, WorkloadSource } from './workloads/source.js';
@@ -40,6 +40,9 @@ export interface AgentOptions {
 
 export const DEFAULT_INSTANCE = 'default';
 
+/** sun_path holds 108 bytes with its end; `envoy-admin.sock` is the longest name. */
+const MAX_FOLDER_BYTES = 107 - '/envoy-admin.sock'.length;
+
 /** Where one instance keeps what it needs across restarts. */
 export function instancePaths(options: { runDir?: string; bpffsDir?: string; instance?: string }): { instance: string; folder: string; bpffsDir: string; adminSocket: string; netnsFolder: string } {
   const instance = options.instance ?? DEFAULT_INSTANCE;
@@ -47,6 +50,9 @@ export function instancePaths(options: { runDir?: string; bpffsDir?: string; ins
     throw new UnderpassError('UNDERPASS_BAD_OPTION', `--instance ${instance}: expected up to 42 lower-case letters, digits and dashes, and not "lab"`);
   }
   const folder = join(options.runDir ?? defaultRunDir, instance);
+  if (Buffer.byteLength(folder) > MAX_FOLDER_BYTES) {
+    throw new UnderpassError('UNDERPASS_BAD_OPTION', `--run-dir: ${folder} is too long for the sockets in it: expected at most ${MAX_FOLDER_BYTES} bytes with the instance's name`);
+  }
   return { instance, folder, bpffsDir: options.bpffsDir ?? defaultBpffsDir, adminSocket: join(folder, 'agent.sock'), netnsFolder: join(folder, 'netns') };
 }
 
@@ -88,10 +94,11 @@ export class Agent {
 
   /**
    * Takes the instance and its folder.
-   * @throws UnderpassError `UNDERPASS_AGENT_HELD` when another agent has it
+   * @throws UnderpassError `UNDERPASS_AGENT_HELD` when another agent has it, `UNDERPASS_NOT_ROOT`
    */
   prepare(): void {
     if (this.#lock) return;
+    requirePrivileges();
     this.#lock = this.#store.add(InstanceLock.acquire(this.folder, this.#paths.instance, this.#options.purpose ?? 'underpass agent'));
   }
 
@@ -99,7 +106,6 @@ export class Agent {
   async start(): Promise<void> {
     const { nodeName } = this.#options;
     const logger = this.#logger;
-    requirePrivileges();
     this.prepare();
     this.#store.add(
       await AdminServer.listen(this.#paths.adminSocket, {
@@ -159,7 +165,7 @@ export class Agent {
       acceleration: { default: this.#defaults.acceleration, on: accelerationReason === undefined, ...(accelerationReason === undefined ? {} : { reason: accelerationReason }) },
       selfTest: this.#verdict ?? { pending: true },
       proxy: {
-        ...(this.#proxy?.status() ?? { envoy: {}, controlPlane: { connected: false }, classes: [], nacks: [] }),
+        ...(this.#proxy?.status() ?? NO_PROXY),
         ...(this.#proxyProblem === undefined ? {} : { problem: this.#proxyProblem }),
       },
       pods: this.#dataplane?.status() ?? [],
@@ -282,6 +288,14 @@ export class Agent {
     return missing;
   }
 }
+
+const NO_PROXY: ProxyStatus = {
+  envoy: { pid: undefined, version: undefined, adopted: false, restarts: 0, connected: false },
+  controlPlane: { address: '', connected: false, streams: 0, lastError: undefined },
+  classes: [],
+  workloads: { addresses: 0, authorizations: 0, synced: false },
+  nacks: [],
+};
 
 /** CAP_SYS_ADMIN and CAP_NET_ADMIN: without them neither BPF nor iptables nor another namespace can be reached. */
 function requirePrivileges(): void {

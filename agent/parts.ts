@@ -3,6 +3,7 @@ import type { Logger } from '../common/log.js';
 import type { KernelPod, PodKernel, PodProxy } from './dataplane/collaborators.js';
 import type { PodCounters, ProbationEntry } from './dataplane/kernel.js';
 import type { SelfTestVerdict } from './dataplane/self-test.js';
+import type { NodeProxyStatus } from './proxy/node-proxy.js';
 
 export type { SelfTestVerdict };
 
@@ -22,12 +23,7 @@ export interface AgentProxy extends PodProxy {
   stop(options: { keepEnvoy: boolean }): Promise<void>;
 }
 
-export interface ProxyStatus {
-  envoy: { pid?: number | undefined; version?: string | undefined; adopted?: boolean | undefined; restarts?: number | undefined; connected?: boolean | undefined };
-  controlPlane: { connected: boolean; address?: string | undefined; lastError?: string | undefined };
-  classes: readonly unknown[];
-  nacks: readonly unknown[];
-}
+export type ProxyStatus = NodeProxyStatus;
 
 export interface ProxyOptions {
   nodeName: string;

@@ -30,6 +30,9 @@ export interface LoadResult {
   requests_per_second: number;
   bytes_sent: number;
   bytes_received: number;
+  connections_opened: number;
+  /** Those that the server ended while no request was under way, or announced to end. */
+  closed_by_server: number;
   bits_per_second?: number;
   latency_us: { count: number; min: number; mean: number; p50: number; p90: number; p99: number; p999: number; max: number };
   failed: number;

@@ -92,7 +92,7 @@ export const MODES: readonly Mode[] = [
     protocol: 'tcp',
     namespace: 'tcp-short',
     target: 'pod',
-    sharedProxy: false,
+    sharedProxy: true,
     namespaceLabels: { 'underpass.io/mode': 'node', 'underpass.io/redirection': 'bpf' },
     description: 'the same programs in enrolled pods: the two sockets are paired, no proxy is met',
   },

@@ -79,8 +79,8 @@ static __always_inline enum counter refuse_active(const struct pod *pod, struct 
 	enum counter hands = foreign_hands(tp);
 	if (hands != COUNTERS)
 		return hands;
-	/* With Fast Open the other end was established before this one, and found no entry. */
-	if (BPF_CORE_READ_BITFIELD(tp, syn_data_acked))
+	/* With data in its SYN (Fast Open) the other end was established before this one, and found no entry. */
+	if (BPF_CORE_READ_BITFIELD(tp, syn_data))
 		return COUNTER_CONNECTION_FAST_OPEN;
 	if (pod->acceleration == ACCELERATION_FORCE || remote->acceleration == ACCELERATION_FORCE)
 		state->flags |= SOCKET_FORCED;

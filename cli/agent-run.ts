@@ -32,7 +32,7 @@ export function addInstanceOptions(command: Command): Command {
 
 export function addAgentOptions(command: Command): Command {
   return addInstanceOptions(command)
-    .option('--node <name>', 'the node whose pods to serve (default: the lab\'s only node, or the host name)')
+    .option('--node <name>', 'the node whose pods to serve (default: the lab\'s only node)')
     .addOption(new Option('--lab <name>', 'take the pods from this lab').conflicts('labSocket'))
     .option('--lab-socket <path>', 'take the pods from the lab behind this socket')
     .option('--bpffs <dir>', 'where BPF links and maps are pinned', defaultBpffsDir)
@@ -53,17 +53,23 @@ export interface Lab {
   socketPath: string;
   /** Absent while the lab does not answer. */
   info: LabInfo | undefined;
+  problem: unknown;
 }
 
 export async function findLab(options: AgentCliOptions): Promise<Lab> {
   const socketPath = options.labSocket ?? labSocket(options.lab, options.runDir);
-  const info = await new LabClient(socketPath).info(AbortSignal.timeout(5_000)).catch(() => undefined);
-  return { socketPath, info };
+  try {
+    return { socketPath, info: await new LabClient(socketPath).info(AbortSignal.timeout(5_000)), problem: undefined };
+  } catch (problem) {
+    return { socketPath, info: undefined, problem };
+  }
 }
 
+/** A lab that does not answer may come later, but then the node has to be named. */
 export function nodeName(options: AgentCliOptions, lab: Lab): string {
   if (options.node !== undefined) return options.node;
-  const nodes = lab.info?.nodes ?? [];
+  if (!lab.info) throw lab.problem;
+  const { nodes } = lab.info;
   if (nodes.length > 1) {
     throw new UnderpassError('UNDERPASS_BAD_OPTION', `the lab has several nodes: say which one by --node (${nodes.map((node) => node.name).join(', ')})`);
   }

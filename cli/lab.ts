@@ -7,7 +7,9 @@ import { UnderpassError, errorMessage } from '../common/errors.js';
 import { DEFAULT_LAB_NAME, LabClient, labDir, labSocket, type PodRecord } from '../common/lab-api.js';
 import { defaultRunDir } from '../common/paths.js';
 import { waitFor } from '../common/retry.js';
-import { cleanLabs, DEFAULT_DISCOVERY, heldMessage, knownLabs, Lab, LabNames, liveHolder } from '../lab/index.js';
+import { cleanLabs, knownLabs } from '../lab/clean.js';
+import { heldMessage, liveHolder } from '../lab/lock.js';
+import { DEFAULT_DISCOVERY, LabNames } from '../lab/names.js';
 import { followSignals } from './signals.js';
 import { printTable } from './table.js';
 
@@ -70,7 +72,9 @@ interface UpOptions extends Common {
 async function up(options: UpOptions): Promise<void> {
   const sources = options.filename.map((path) => resolve(path));
   if (options.detach) return upDetached(options, sources);
+  const { Lab } = await import('../lab/lab.js'); // gRPC and certificates: only this command needs them
   const signals = followSignals();
+  process.stdout.on('error', () => undefined); // a reader that went away, as of `| head`, is no reason to leave pods behind
   const say = (line: string): void => void process.stdout.write(`${line}\n`);
   const ended = new AbortController();
   const lab = await Lab.up({

@@ -27,7 +27,7 @@ export function render(status: AgentStatus, all: boolean): string {
     pod.error ?? pod.reason ?? '',
   ]);
   const { proxy } = status;
-  const nacks = proxy.nacks.map((nack) => `  ${typeof nack === 'string' ? nack : JSON.stringify(nack)}`);
+  const nacks = proxy.nacks.map(({ type, name, message }) => `               ${type} ${name}: ${message}`);
   let table = '';
   printTable(['NAMESPACE', 'POD', 'MODE', 'STATE', 'WAY', 'ACCELERATION', 'SYNC', 'NOTE'], rows, (text) => (table += text));
   return table + [

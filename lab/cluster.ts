@@ -3,7 +3,8 @@ import { UnderpassError } from '../common/errors.js';
 import type { LabelPatch } from '../common/lab-api.js';
 import { ServiceAddresses, type DualAddress } from './addresses.js';
 import { CLUSTER_DOMAIN, type ZoneEntry } from './dns.js';
-import { keyOf, matches, podsOf, serviceFamilies, targetPort, WORKLOAD_KINDS, type DesiredPod, type KubeObject, type Service, type ServicePort } from './kube.js';
+import { configData } from './environment.js';
+import { keyOf, matches, podsOf, serviceFamilies, targetPort, WORKLOAD_KINDS, type DesiredPod, type KubeObject, type Service, type ServicePort, type ServiceSpec } from './kube.js';
 import type { Pod } from './pod.js';
 import type { VirtualAddress } from './service-proxy.js';
 
@@ -36,12 +37,16 @@ export class Cluster {
   readonly namespaces = new Map<string, NamespaceState>();
   readonly services = new Map<string, ServiceState>();
   serviceAccounts: KubeObject[] = [];
+  #configs: KubeObject[] = [];
   nodeObjects: KubeObject[] = [];
   #workloads: KubeObject[] = [];
   readonly #addresses = new ServiceAddresses();
 
+  constructor(readonly ipv6: boolean) {}
+
   setObjects(all: readonly KubeObject[]): void {
     this.#workloads = all.filter(({ kind }) => WORKLOAD_KINDS.has(kind));
+    this.#configs = all.filter(({ kind }) => kind === 'ConfigMap' || kind === 'Secret');
     this.serviceAccounts = all.filter(({ kind }) => kind === 'ServiceAccount');
     this.nodeObjects = all.filter(({ kind }) => kind === 'Node');
     this.#setNamespaces(all);
@@ -77,8 +82,13 @@ export class Cluster {
       const spec = (object.spec ??= {});
       const addressless = spec.clusterIP === 'None' || spec.type === 'ExternalName';
       const given = [...(spec.clusterIPs ?? []), ...(spec.clusterIP ? [spec.clusterIP] : [])].filter((ip) => ip !== 'None');
-      this.services.set(key, { object, families: serviceFamilies(spec), address: addressless ? undefined : this.#addresses.allocate(key, given) });
+      this.services.set(key, { object, families: this.#families(spec), address: addressless ? undefined : this.#addresses.allocate(key, given) });
     }
+  }
+
+  #families(spec: ServiceSpec): ('IPv4' | 'IPv6')[] {
+    const families = serviceFamilies(spec).filter((family) => family === 'IPv4' || this.ipv6);
+    return families.length ? families : ['IPv4'];
   }
 
   desiredPods(nodes: readonly string[]): DesiredPod[] {
@@ -93,6 +103,11 @@ export class Cluster {
       if (name) names.add(name);
     }
     return [...names].sort();
+  }
+
+  config(kind: string, namespace: string, name: string): Record<string, string> | undefined {
+    const found = this.#configs.find((object) => object.kind === kind && object.metadata.namespace === namespace && object.metadata.name === name);
+    return found && configData(found);
   }
 
   nodeLabels(name: string): Record<string, string> {

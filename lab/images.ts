@@ -18,6 +18,8 @@ export interface ImageContext {
   env: Record<string, string>;
   /** A directory of this container's own. */
   dir: string;
+  /** Whether the pod has an IPv6 address. */
+  ipv6: boolean;
 }
 
 export interface ImageRun {
@@ -55,7 +57,7 @@ const builtin: Record<string, Image> = {
     const file = join(context.dir, 'nginx.conf');
     const workers = Number(context.env['NGINX_WORKERS'] ?? 1);
     const version = context.env['VERSION'] ?? context.labels['version'] ?? '';
-    writeFileSync(file, nginxConfig({ dir: context.dir, ports, workers, pod: context.podName, namespace: context.namespace, version }));
+    writeFileSync(file, nginxConfig({ dir: context.dir, ports, workers, ipv6: context.ipv6, pod: context.podName, namespace: context.namespace, version }));
     return { entrypoint: ['nginx'], args: ['-c', file, '-e', 'stderr'], ports, stopSignal: 'SIGQUIT' };
   },
   /** Answers what it was asked: see images/echo.ts. */

@@ -20,13 +20,21 @@ export interface KubeObject {
   [field: string]: unknown;
 }
 
+export interface KeyReference {
+  name: string;
+  key: string;
+  optional?: boolean;
+}
+
 export interface ContainerSpec {
   name: string;
   image?: string;
   command?: string[];
   args?: string[];
   workingDir?: string;
-  env?: { name: string; value?: string; valueFrom?: { fieldRef?: { fieldPath: string } } }[];
+  env?: { name: string; value?: string; valueFrom?: { fieldRef?: { fieldPath: string }; configMapKeyRef?: KeyReference; secretKeyRef?: KeyReference } }[];
+  envFrom?: { prefix?: string; configMapRef?: { name: string; optional?: boolean }; secretRef?: { name: string; optional?: boolean } }[];
+  volumeMounts?: { name: string; mountPath: string }[];
   ports?: { name?: string; containerPort: number; protocol?: string }[];
   readinessProbe?: ProbeSpec;
 }
@@ -45,6 +53,7 @@ export interface ProbeSpec {
 
 export interface PodSpec {
   containers: ContainerSpec[];
+  initContainers?: ContainerSpec[];
   nodeName?: string;
   nodeSelector?: Record<string, string>;
   serviceAccountName?: string;

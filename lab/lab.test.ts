@@ -317,6 +317,20 @@ test('Lab.up: wrong YAML is refused before anything is made', async () => {
   assert.deepEqual(labTraces(name), NO_TRACES);
 });
 
+test('Lab.up: without IPv6 everything is IPv4', async () => {
+  const v4 = await Lab.up({ name: `${NAME}-4`, sources: [join(directory, 'world.yaml')], watch: false, ipv6: false });
+  try {
+    await v4.whenReady();
+    assert.ok(v4.pods().every(({ ips }) => ips.length === 1));
+    assert.equal((await v4.exec('shop/client', ['curl', '-s', '-o', '/dev/null', 'nginx.shop.svc'])).code, 0);
+    assert.equal((await v4.exec('shop/client', ['getent', 'ahostsv6', 'nginx'])).stdout.includes('fd00'), false);
+    assert.equal((await v4.exec('shop/client', ['ip', '-6', 'addr', 'show', 'scope', 'global'])).stdout, '');
+  } finally {
+    await v4.down();
+  }
+  assert.deepEqual(labTraces(`${NAME}-4`), NO_TRACES);
+});
+
 test('Lab.down: leaves nothing; the machine\'s own network was never touched', async () => {
   assert.notDeepEqual(labTraces(NAME), NO_TRACES);
   assert.equal(await ownNetwork(), networkBefore);

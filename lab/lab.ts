@@ -1,5 +1,5 @@
 /** The lab: nodes and pods on this machine, kept as the user's YAML says, for as long as this object is up. */
-import { mkdirSync } from 'node:fs';
+import { existsSync, mkdirSync } from 'node:fs';
 import { spawn, type ChildProcess, type SpawnOptions } from 'node:child_process';
 import { UnderpassError, errorMessage } from '../common/errors.js';
 import { CertificateAuthority } from '../common/identity/ca.js';
@@ -8,15 +8,17 @@ import { ClosableStore } from '../common/lifecycle.js';
 import { defaultRunDir, envoyBinary } from '../common/paths.js';
 import type { RunResult } from '../common/process.js';
 import { waitFor } from '../common/retry.js';
-import { nodeAddresses, PodAddresses, type NodeAddresses } from './addresses.js';
+import { nodeAddresses, PodAddresses, type DualAddress, type NodeAddresses } from './addresses.js';
 import { LabApi, type LabBackend } from './api.js';
 import { removeLeftovers } from './clean.js';
+import { coalesce } from './coalesce.js';
 import { applyWritten, Cluster, patchLabels } from './cluster.js';
 import { DnsServer } from './dns.js';
+import { LEFT_OUT_KINDS, leftOut } from './environment.js';
 import { ImageTable } from './images.js';
 import { keyOf, type DesiredPod, type KubeObject } from './kube.js';
 import { LabLock } from './lock.js';
-import { LabNames, netnsPath } from './names.js';
+import { DEFAULT_DISCOVERY, LabNames, netnsPath } from './names.js';
 import { LabNetwork } from './network.js';
 import { ObjectsDir } from './objects.js';
 import { Pod } from './pod.js';
@@ -24,7 +26,6 @@ import { parseAddress, Relay } from './relay.js';
 import { serviceRules } from './service-proxy.js';
 import { parseObjects, Sources } from './sources.js';
 
-export const DEFAULT_DISCOVERY = '127.0.0.1:15010';
 /** Istio's default for a sidecar. */
 const DEFAULT_SIDECAR_CONCURRENCY = 2;
 /** Pods that start at the same time. */
@@ -44,6 +45,8 @@ export interface LabOptions {
   discovery?: string;
   sidecarConcurrency?: number;
   envoy?: string;
+  /** IPv6 beside IPv4; default: as the kernel can. */
+  ipv6?: boolean;
   /** What the lock says to others, e.g. `demo`. */
   purpose?: string;
   /** Follow changes of the sources; default true. */
@@ -77,28 +80,30 @@ interface LabNode {
 export class Lab implements LabBackend {
   readonly names: LabNames;
   readonly images = new ImageTable();
-  readonly cluster = new Cluster();
+  readonly cluster: Cluster;
   readonly #options: LabOptions;
   readonly #sources: Sources;
+  readonly #ipv6: boolean;
   readonly #closables = new ClosableStore();
   readonly #nodes = new Map<string, LabNode>();
   readonly #pods = new Map<string, Pod>();
   readonly #replaced = new Set<Pod>();
   readonly #pending = new Set<Promise<void>>();
   readonly #listeners = new Set<() => void>();
+  readonly #said = new Set<string>();
   readonly #applied = new Map<string, KubeObject>();
   #lock!: LabLock;
   #network!: LabNetwork;
   #ca!: CertificateAuthority;
   #objects!: ObjectsDir;
   #publishTimer: NodeJS.Timeout | undefined;
-  #reconciling: Promise<void> | undefined;
-  #dirty = false;
   #closing: Promise<void> | undefined;
 
   private constructor(options: LabOptions) {
     this.#options = options;
     this.names = new LabNames(options.name ?? DEFAULT_LAB_NAME, options.runDir ?? defaultRunDir);
+    this.#ipv6 = options.ipv6 ?? existsSync('/proc/sys/net/ipv6');
+    this.cluster = new Cluster(this.#ipv6);
     this.#sources = new Sources(options.sources);
   }
 
@@ -128,7 +133,7 @@ export class Lab implements LabBackend {
     mkdirSync(names.cgroup, { recursive: true });
     this.#objects = new ObjectsDir(names.objectsDir);
     this.#ca = await CertificateAuthority.create();
-    this.#network = new LabNetwork(names, (netns) => this.#lock.recordNetns(netns));
+    this.#network = new LabNetwork(names, this.#ipv6, (netns) => this.#lock.recordNetns(netns));
     this.#closables.add(await Relay.listen(names.discoverySocket, parseAddress(this.#options.discovery ?? DEFAULT_DISCOVERY)));
     await this.#network.start();
     this.#loadObjects();
@@ -149,9 +154,22 @@ export class Lab implements LabBackend {
     else this.#progress(`problem: ${errorMessage(error)}`);
   }
 
+  #sayOnce(line: string): void {
+    if (this.#said.has(line)) return;
+    this.#said.add(line);
+    this.#progress(line);
+  }
+
   #loadObjects(): void {
     this.images.setUserImages(this.#sources.images());
-    this.cluster.setObjects([...new Map([...this.#sources.objects(), ...this.#applied]).values()]);
+    const objects = [...new Map([...this.#sources.objects(), ...this.#applied]).values()];
+    this.cluster.setObjects(objects);
+    for (const { kind, metadata } of objects.filter(({ kind }) => LEFT_OUT_KINDS.has(kind))) {
+      this.#sayOnce(`${kind} ${keyOf(metadata)} is left out: the lab starts Pods, Deployments, StatefulSets and DaemonSets`);
+    }
+    for (const { owner, spec } of this.cluster.desiredPods(['any'])) {
+      for (const part of leftOut(spec)) this.#sayOnce(`${owner}: ${part} are left out: a lab's programs are this machine's and see its files`);
+    }
   }
 
   #sourcesChanged(): void {
@@ -170,39 +188,37 @@ export class Lab implements LabBackend {
       if (this.#nodes.has(name)) continue;
       const addresses = nodeAddresses(this.#nodes.size);
       await this.#network.addNode(name, addresses);
-      const dns = this.#closables.add(await DnsServer.listen(netnsPath(this.names.nodeNetns(name)), [addresses.bridge.ipv4, addresses.bridge.ipv6]));
+      const dns = this.#closables.add(await DnsServer.listen(netnsPath(this.names.nodeNetns(name)), this.#present(addresses.bridge)));
       this.#nodes.set(name, { name, addresses, pods: new PodAddresses(addresses), dns });
-      this.#progress(`node ${name}: pods ${addresses.podCidrs.ipv4}, ${addresses.podCidrs.ipv6}`);
+      this.#progress(`node ${name}: pods ${this.#present(addresses.podCidrs).join(', ')}`);
     }
+  }
+
+  #present({ ipv4, ipv6 }: DualAddress): string[] {
+    return this.#ipv6 ? [ipv4, ipv6] : [ipv4];
   }
 
   /** Brings the pods to what the objects say; resolves when all that is new was started and all that is old was ended. */
-  reconcile(): Promise<void> {
-    this.#dirty = true;
-    this.#reconciling ??= this.#reconcileLoop().finally(() => (this.#reconciling = undefined));
-    return this.#reconciling;
-  }
+  readonly reconcile = coalesce(() => this.#reconcileOnce());
 
-  async #reconcileLoop(): Promise<void> {
-    while (this.#dirty && !this.#closing) {
-      this.#dirty = false;
-      await this.#addNodes();
-      const desired = new Map(this.cluster.desiredPods([...this.#nodes.keys()]).map((pod) => [keyOf(pod), pod]));
-      const gone: Pod[] = [];
-      for (const [key, pod] of this.#pods) {
-        const wanted = desired.get(key);
-        if (wanted && wanted.specHash === pod.desired.specHash && wanted.owner === pod.desired.owner) this.#update(pod, wanted);
-        else if (wanted) await this.#end(pod); // the name is needed again
-        else if (!this.#replaced.has(pod)) gone.push(pod);
-      }
-      const fresh = [...desired.values()].filter((pod) => !this.#pods.has(keyOf(pod)));
-      await inParallel(fresh, START_PARALLEL, (pod) => this.#startPod(pod));
-      const replacedOwners = new Set([...desired.values()].map(({ owner }) => owner));
-      const [replaced, dropped] = [gone.filter((pod) => replacedOwners.has(pod.desired.owner)), gone.filter((pod) => !replacedOwners.has(pod.desired.owner))];
-      for (const pod of replaced) this.#replace(pod);
-      await Promise.all(dropped.map((pod) => this.#end(pod)));
-      await this.#publish();
+  async #reconcileOnce(): Promise<void> {
+    if (this.#closing) return;
+    await this.#addNodes();
+    const desired = new Map(this.cluster.desiredPods([...this.#nodes.keys()]).map((pod) => [keyOf(pod), pod]));
+    const gone: Pod[] = [];
+    for (const [key, pod] of this.#pods) {
+      const wanted = desired.get(key);
+      if (wanted && wanted.specHash === pod.desired.specHash && wanted.owner === pod.desired.owner) this.#update(pod, wanted);
+      else if (wanted) await this.#end(pod); // the name is needed again
+      else if (!this.#replaced.has(pod)) gone.push(pod);
     }
+    const fresh = [...desired.values()].filter((pod) => !this.#pods.has(keyOf(pod)));
+    await inParallel(fresh, START_PARALLEL, (pod) => this.#startPod(pod));
+    const replacedOwners = new Set([...desired.values()].map(({ owner }) => owner));
+    const [replaced, dropped] = [gone.filter((pod) => replacedOwners.has(pod.desired.owner)), gone.filter((pod) => !replacedOwners.has(pod.desired.owner))];
+    for (const pod of replaced) this.#replace(pod);
+    await Promise.all(dropped.map((pod) => this.#end(pod)));
+    await this.#publish();
   }
 
   #update(pod: Pod, wanted: DesiredPod): void {
@@ -232,6 +248,7 @@ export class Lab implements LabBackend {
   }
 
   async #startPod(desired: DesiredPod): Promise<void> {
+    if (this.#closing) return;
     const key = keyOf(desired);
     let pod: Pod | undefined;
     try {
@@ -245,6 +262,7 @@ export class Lab implements LabBackend {
         names: this.names,
         network: this.#network,
         images: this.images,
+        config: (kind, name) => this.cluster.config(kind, desired.namespace, name),
         ...(sidecar
           ? {
               sidecar: {
@@ -330,8 +348,8 @@ export class Lab implements LabBackend {
   #nodeStates(): { name: string; ips: string[]; podCidrs: string[]; netns: string }[] {
     return [...this.#nodes.values()].map(({ name, addresses: { node, podCidrs } }) => ({
       name,
-      ips: [node.ipv4, node.ipv6],
-      podCidrs: [podCidrs.ipv4, podCidrs.ipv6],
+      ips: this.#present(node),
+      podCidrs: this.#present(podCidrs),
       netns: netnsPath(this.names.nodeNetns(name)),
     }));
   }
@@ -462,7 +480,7 @@ export class Lab implements LabBackend {
   async #close(): Promise<void> {
     clearTimeout(this.#publishTimer);
     this.#listeners.clear();
-    await this.#reconciling?.catch(() => undefined);
+    await this.reconcile().catch(() => undefined); // a run under way ends, and none follows
     const failures: unknown[] = [];
     const attempt = async (step: () => Promise<unknown>): Promise<void> => {
       try {

@@ -10,6 +10,9 @@ export const NETNS_DIR = '/run/netns';
 export const NETNS_PREFIX = 'uplab-';
 export const CGROUP_PREFIX = 'underpass-lab-';
 
+/** Where sidecars look for the control plane unless told: pilot's own default. */
+export const DEFAULT_DISCOVERY = '127.0.0.1:15010';
+
 export const execHelper = join(buildDir, 'underpass-exec');
 
 /** Paths of one lab. */

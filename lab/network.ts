@@ -12,7 +12,7 @@ import { NETNS_DIR, netnsPath, type LabNames } from './names.js';
 const BRIDGE = 'cni0';
 
 // The lab gives out each address once: no second's wait for duplicate address detection.
-const COMMON_SYSCTLS = `
+const IPV6_SYSCTLS = `
 echo 0 >/proc/sys/net/ipv6/conf/all/disable_ipv6
 echo 0 >/proc/sys/net/ipv6/conf/default/disable_ipv6
 echo 0 >/proc/sys/net/ipv6/conf/all/accept_dad
@@ -20,14 +20,14 @@ echo 0 >/proc/sys/net/ipv6/conf/default/accept_dad
 `;
 
 // A node forwards; frames between its pods do not pass the node's iptables on their way over the bridge.
-const NODE_SYSCTLS = `${COMMON_SYSCTLS}
+const NODE_SYSCTLS = `
 echo 1 >/proc/sys/net/ipv4/ip_forward
-echo 1 >/proc/sys/net/ipv6/conf/all/forwarding
+[ ! -e /proc/sys/net/ipv6 ] || echo 1 >/proc/sys/net/ipv6/conf/all/forwarding
 for f in /proc/sys/net/bridge/bridge-nf-call-*; do [ ! -e $f ] || echo 0 >$f; done
 `;
 
 // As container runtimes do: a pod may bind low ports without being root.
-const POD_SYSCTLS = `${COMMON_SYSCTLS}
+const POD_SYSCTLS = `
 echo 0 >/proc/sys/net/ipv4/ip_unprivileged_port_start
 `;
 
@@ -52,10 +52,6 @@ export async function removeNetns(name: string): Promise<void> {
   }
 }
 
-async function ip(netns: string, lines: readonly string[]): Promise<void> {
-  await run('ip', ['-n', netns, '-batch', '-'], { input: lines.join('\n') + '\n' });
-}
-
 /** A link's name from what it belongs to, within the 15 characters that the kernel allows. */
 function linkName(prefix: string, owner: string): string {
   return prefix + createHash('sha256').update(owner).digest('hex').slice(0, 15 - prefix.length);
@@ -64,27 +60,39 @@ function linkName(prefix: string, owner: string): string {
 export class LabNetwork {
   readonly #nodes = new Map<string, NodeAddresses>();
 
-  /** @param recordNetns told each name before the namespace is made, so that a crash leaves none that nobody knows */
+  /**
+   * @param ipv6 whether nodes and pods have IPv6 addresses too
+   * @param recordNetns told each name before the namespace is made, so that a crash leaves none that nobody knows
+   */
   constructor(
     readonly names: LabNames,
+    readonly ipv6: boolean,
     readonly recordNetns: (name: string) => void,
   ) {}
 
+  async #make(netns: string, sysctls: string): Promise<void> {
+    this.recordNetns(netns);
+    await makeNetns(netns, this.ipv6 ? IPV6_SYSCTLS + sysctls : sysctls);
+  }
+
+  async #ip(netns: string, lines: readonly string[]): Promise<void> {
+    const wanted = lines.filter((line) => this.ipv6 || !line.includes('::'));
+    await run('ip', ['-n', netns, '-batch', '-'], { input: wanted.join('\n') + '\n' });
+  }
+
   async start(): Promise<void> {
     const fabric = this.names.fabricNetns();
-    this.recordNetns(fabric);
-    await makeNetns(fabric, NODE_SYSCTLS);
-    await ip(fabric, ['link set lo up', 'link add br0 type bridge', 'link set br0 up']);
+    await this.#make(fabric, NODE_SYSCTLS);
+    await this.#ip(fabric, ['link set lo up', 'link add br0 type bridge', 'link set br0 up']);
   }
 
   async addNode(name: string, addresses: NodeAddresses): Promise<void> {
     const netns = this.names.nodeNetns(name);
     const fabric = this.names.fabricNetns();
-    this.recordNetns(netns);
-    await makeNetns(netns, NODE_SYSCTLS);
+    await this.#make(netns, NODE_SYSCTLS);
     const uplink = linkName('node', name);
-    await ip(fabric, [`link add ${uplink} type veth peer name eth0 netns ${netns}`, `link set ${uplink} master br0 up`]);
-    await ip(netns, [
+    await this.#ip(fabric, [`link add ${uplink} type veth peer name eth0 netns ${netns}`, `link set ${uplink} master br0 up`]);
+    await this.#ip(netns, [
       'link set lo up',
       `link add ${BRIDGE} type bridge`,
       `addr add ${addresses.bridge.ipv4}/24 dev ${BRIDGE}`,
@@ -95,7 +103,7 @@ export class LabNetwork {
       'link set eth0 up',
       ...[...this.#nodes.values()].flatMap((other) => routesTo(other)),
     ]);
-    for (const other of this.#nodes.keys()) await ip(this.names.nodeNetns(other), routesTo(addresses));
+    for (const other of this.#nodes.keys()) await this.#ip(this.names.nodeNetns(other), routesTo(addresses));
     this.#nodes.set(name, addresses);
   }
 
@@ -104,11 +112,10 @@ export class LabNetwork {
     const netns = this.names.podNetns(namespace, pod);
     const gateway = this.#nodes.get(node)?.bridge;
     if (!gateway) throw new Error(`adding pod ${namespace}/${pod}: there is no node ${node}`);
-    this.recordNetns(netns);
-    await makeNetns(netns, POD_SYSCTLS);
+    await this.#make(netns, POD_SYSCTLS);
     const host = linkName('veth', netns);
-    await ip(this.names.nodeNetns(node), [`link add ${host} type veth peer name eth0 netns ${netns}`, `link set ${host} master ${BRIDGE} up`]);
-    await ip(netns, [
+    await this.#ip(this.names.nodeNetns(node), [`link add ${host} type veth peer name eth0 netns ${netns}`, `link set ${host} master ${BRIDGE} up`]);
+    await this.#ip(netns, [
       'link set lo up',
       `addr add ${address.ipv4}/24 dev eth0`,
       `addr add ${address.ipv6}/64 dev eth0 nodad`,

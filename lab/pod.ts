@@ -9,6 +9,7 @@ import { run } from '../common/process.js';
 import type { DualAddress, NodeAddresses } from './addresses.js';
 import { ContainerProcess } from './container.js';
 import { CLUSTER_DOMAIN } from './dns.js';
+import { environment, expand, type ConfigLookup } from './environment.js';
 import type { ImageTable } from './images.js';
 import type { ContainerSpec, DesiredPod } from './kube.js';
 import { execHelper, netnsPath, type LabNames } from './names.js';
@@ -27,6 +28,7 @@ export interface PodOptions {
   names: LabNames;
   network: LabNetwork;
   images: ImageTable;
+  config: ConfigLookup;
   /** Set when the pod gets a sidecar. */
   sidecar?: Omit<SidecarOptions, 'pod' | 'dir' | 'cgroup' | 'onChange'>;
   onChange: () => void;
@@ -90,7 +92,7 @@ export class Pod {
 
   get ips(): string[] {
     const { ipv4, ipv6 } = this.hostNetwork ? this.#options.node.node : this.#options.address;
-    return [ipv4, ipv6];
+    return this.#options.network.ipv6 ? [ipv4, ipv6] : [ipv4];
   }
 
   get netns(): string {
@@ -146,12 +148,13 @@ export class Pod {
   #startContainer(spec: ContainerSpec): Container {
     const { desired, images, onChange } = this.#options;
     const log = join(this.dir, 'logs', `${spec.name}.log`);
-    const container: Container = { spec, log, ports: spec.ports ?? [], env: this.#environment(spec) };
+    const container: Container = { spec, log, ports: spec.ports ?? [], env: {} };
     try {
+      container.env = this.#environment(spec);
       const dir = join(this.dir, spec.name);
       mkdirSync(dir, { recursive: true });
       const image = spec.image ? images.find(spec.image) : undefined;
-      const context = { podName: desired.name, namespace: desired.namespace, labels: this.labels, ports: container.ports, env: container.env, dir };
+      const context = { podName: desired.name, namespace: desired.namespace, labels: this.labels, ports: container.ports, env: container.env, dir, ipv6: this.#options.network.ipv6 };
       const usual = spec.command ? image?.(context) : images.require(spec.image ?? '')(context);
       const entrypoint = spec.command ?? usual?.entrypoint ?? [];
       const args = spec.args ?? (spec.command ? [] : (usual?.args ?? []));
@@ -199,7 +202,7 @@ export class Pod {
       'status.podIPs': this.ips.join(','),
       'status.hostIP': this.#options.node.node.ipv4,
     };
-    const env: Record<string, string> = {
+    const base: Record<string, string> = {
       PATH: process.env['PATH'] ?? '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin',
       HOME: '/root',
       HOSTNAME: desired.name,
@@ -208,13 +211,11 @@ export class Pod {
       POD_IP: this.ips[0] as string,
       NODE_NAME: this.nodeName,
     };
-    for (const { name, value, valueFrom } of spec.env ?? []) {
-      const path = valueFrom?.fieldRef?.fieldPath;
-      const label = path && /^metadata\.(labels|annotations)\['(.+)'\]$/.exec(path);
-      const text = label ? (label[1] === 'labels' ? this.labels : this.annotations)[label[2] as string] : path ? fields[path] : value;
-      env[name] = expand(String(text ?? ''), env);
-    }
-    return env;
+    const field = (path: string): string => {
+      const [, map, key] = /^metadata\.(labels|annotations)\['(.+)'\]$/.exec(path) ?? [];
+      return (key === undefined ? fields[path] : map === 'labels' ? this.labels[key] : this.annotations[key]) ?? '';
+    };
+    return environment(spec, base, field, this.#options.config);
   }
 
   #plan(container: Container, options: readonly string[]): ExecPlan {
@@ -322,11 +323,4 @@ export class Pod {
     if (this.#netnsName) await network.removePod(this.nodeName, this.#netnsName);
     rmSync(this.dir, { recursive: true, force: true });
   }
-}
-
-/** `$(NAME)` as in Kubernetes: left as it is when there is no such variable, `$$(NAME)` is `$(NAME)`. */
-export function expand(text: string, env: Record<string, string>): string {
-  return text.replace(/\$(\$\([A-Za-z_][\w.-]*\))|\$\(([A-Za-z_][\w.-]*)\)/g, (all, escaped: string | undefined, name: string | undefined) =>
-    escaped !== undefined ? escaped : (env[name as string] ?? all),
-  );
 }

@@ -4,6 +4,7 @@
  * takes what it wants and only the rest, e.g. a sidecar's own pass-through to a cluster IP, comes here.
  */
 import { run } from '../common/process.js';
+import { coalesce } from './coalesce.js';
 import { execHelper } from './names.js';
 
 /** A pod with this annotation set to `none` gets no rule at all: the bare path, for a benchmark's baseline. */
@@ -61,29 +62,29 @@ function target({ ip, port }: { ip: string; port: number }): string {
 export class ServiceProxy {
   #applied = '';
   #wanted = '';
-  #running: Promise<void> | undefined;
+  readonly #apply: () => Promise<void>;
 
   constructor(
     readonly netns: string,
     readonly onError: (error: unknown) => void,
-  ) {}
-
-  set(rules: string): Promise<void> {
-    this.#wanted = rules;
-    this.#running ??= this.#apply().finally(() => (this.#running = undefined));
-    return this.#running;
+  ) {
+    this.#apply = coalesce(() => this.#write());
   }
 
-  async #apply(): Promise<void> {
-    while (this.#applied !== this.#wanted) {
-      const rules = this.#wanted;
-      try {
-        await run(execHelper, ['--netns', this.netns, '--', 'nft', '-f', '-'], { input: rules, timeoutMs: 10_000 });
-        this.#applied = rules;
-      } catch (error) {
-        this.onError(error);
-        return;
-      }
+  /** Resolves when these rules, or newer ones, are in force, or could not be written. */
+  async set(rules: string): Promise<void> {
+    this.#wanted = rules;
+    await this.#apply();
+  }
+
+  async #write(): Promise<void> {
+    const rules = this.#wanted;
+    if (rules === this.#applied) return;
+    try {
+      await run(execHelper, ['--netns', this.netns, '--', 'nft', '-f', '-'], { input: rules, timeoutMs: 10_000 });
+      this.#applied = rules;
+    } catch (error) {
+      this.onError(error);
     }
   }
 }

@@ -7,7 +7,7 @@ import { request } from 'node:http';
 import { join } from 'node:path';
 import type { CertificateAuthority } from '../common/identity/ca.js';
 import { SdsServer } from '../common/identity/sds-server.js';
-import { istioRestoreInput, PROXY_UID } from '../common/istio-iptables.js';
+import { INBOUND_PASSTHROUGH_SOURCE, istioRestoreInput, PROXY_UID } from '../common/istio-iptables.js';
 import type { ContainerRecord } from '../common/lab-api.js';
 import type { Closable } from '../common/lifecycle.js';
 import { run } from '../common/process.js';
@@ -112,9 +112,14 @@ export class Sidecar implements Closable {
   }
 
   async #writeRules(): Promise<void> {
-    for (const [family, command] of [['ipv4', 'iptables-restore'], ['ipv6', 'ip6tables-restore']] as const) {
-      await run(execHelper, ['--netns', this.#options.pod.netns, '--', command, '--noflush'], { input: istioRestoreInput({ family }), timeoutMs: 10_000 });
-    }
+    const { pod } = this.#options;
+    const restore = (family: 'ipv4' | 'ipv6', command: string): Promise<unknown> =>
+      run(execHelper, ['--netns', pod.netns, '--', command, '--noflush'], { input: istioRestoreInput({ family }), timeoutMs: 10_000 });
+    await restore('ipv4', 'iptables-restore');
+    if (pod.ips.length < 2) return;
+    await restore('ipv6', 'ip6tables-restore');
+    // 127.0.0.6 belongs to every lo; its IPv6 counterpart has to be added, as istio-iptables does.
+    await run(execHelper, ['--netns', pod.netns, '--', 'ip', '-6', 'addr', 'add', INBOUND_PASSTHROUGH_SOURCE.ipv6, 'dev', 'lo', 'nodad']);
   }
 
   #poll(): void {
@@ -187,7 +192,7 @@ export class Sidecar implements Closable {
     });
     const adminListener = (port: number, prefix: string, rewrite: string): unknown => ({
       name: `static_${port}`,
-      address: { socket_address: { address: '::', port_value: port, ipv4_compat: true } },
+      address: { socket_address: pod.ips.length < 2 ? { address: '0.0.0.0', port_value: port } : { address: '::', port_value: port, ipv4_compat: true } },
       filter_chains: [
         {
           filters: [

@@ -10,7 +10,7 @@ import { ImageTable } from './images.js';
 import { podsOf, serviceFamilies, targetPort, type KubeObject } from './kube.js';
 import { LogFile } from './log-file.js';
 import { LabNames } from './names.js';
-import { expand } from './pod.js';
+import { configData, environment, expand } from './environment.js';
 import { parseAddress } from './relay.js';
 import { serviceRules } from './service-proxy.js';
 import { parseObjects, Sources } from './sources.js';
@@ -120,13 +120,31 @@ test('ImageTable: by full name, last part, without tag; the user wins; an unknow
   assert.ok(table.find('docker.io/library/nginx:1.27@sha256:abc'));
   assert.ok(table.find('localhost:5000/curl'));
   table.setUserImages([{ name: 'nginx', entry: { command: ['mine'], ports: [1] }, dir: '/tmp' }]);
-  const context = { podName: 'p', namespace: 'n', labels: {}, ports: [], env: {}, dir: '/tmp' };
+  const context = { podName: 'p', namespace: 'n', labels: {}, ports: [], env: {}, dir: '/tmp', ipv6: true };
   assert.deepEqual(table.require('nginx')(context).entrypoint, ['mine']);
   assert.throws(() => table.require('no/such:1'), /no program for it; it knows .*echo/);
 });
 
 test('expand: variables that exist, $$ as escape', () => {
   assert.equal(expand('$(A)-$(B)-$$(A)', { A: '1' }), '1-$(B)-$(A)');
+});
+
+test('environment: fields, ConfigMaps, Secrets, prefixes, references to earlier ones; what is missing is named', () => {
+  const config = (kind: string, name: string): Record<string, string> | undefined => (name === 'c' ? { key: `${kind}-value` } : undefined);
+  const spec = {
+    name: 'a',
+    envFrom: [{ prefix: 'P_', configMapRef: { name: 'c' } }, { secretRef: { name: 'none', optional: true } }],
+    env: [
+      { name: 'A', value: '$(BASE)/$(P_key)' },
+      { name: 'B', valueFrom: { secretKeyRef: { name: 'c', key: 'key' } } },
+      { name: 'C', valueFrom: { fieldRef: { fieldPath: 'status.podIP' } } },
+    ],
+  };
+  assert.deepEqual(environment(spec, { BASE: 'b' }, (path) => `<${path}>`, config), { BASE: 'b', P_key: 'ConfigMap-value', A: 'b/ConfigMap-value', B: 'Secret-value', C: '<status.podIP>' });
+  const missing = { name: 'a', env: [{ name: 'X', valueFrom: { configMapKeyRef: { name: 'c', key: 'other' } } }] };
+  assert.throws(() => environment(missing, {}, String, config), /variable X needs key other of ConfigMap c/);
+  const secret = { apiVersion: 'v1', kind: 'Secret', metadata: { name: 's' }, data: { a: Buffer.from('x').toString('base64') }, stringData: { b: 'y' } };
+  assert.deepEqual(configData(secret), { a: 'x', b: 'y' });
 });
 
 test('parseAddress: host and port, IPv6, unix socket, nonsense', () => {

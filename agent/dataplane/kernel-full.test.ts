@@ -1,6 +1,7 @@
 /** DESIGN section 5, rule 4: a full map means plain TCP, counted, never an error for the app. */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { waitFor } from '../../common/retry.js';
 import { KernelWorld } from './kernel-testing.js';
 
 const HOLD = ['--bytes', '1000000'];
@@ -20,27 +21,24 @@ test('a full sockhash means plain TCP', async () => {
   }
 });
 
-test('full tables of connections being established mean plain TCP', async () => {
-  for (const [map, counter] of [['establishing', 'connection_establishing_full'], ['peers', 'connection_peers_full']] as const) {
-    const w = await KernelWorld.create('full', { maxEntries: { [map]: 1 } });
-    try {
-      w.put();
-      const [a, b] = [w.world.pod(0), w.world.pod(1)];
-      // Servers outside the hooks hold the one entry, by a connection that stays open and is never paired.
-      const outside = w.world.proxyCgroup.replace(/\/proxy$/, '');
-      const holder =
-        map === 'establishing'
-          ? w.world.probe('addresses', { pod: b, cgroup: outside, address: b.ipv4 }, { pod: a }, ['--port', '7001', '--hold', '1500'])
-          : undefined;
-      if (holder) await new Promise((resolve) => setTimeout(resolve, 500));
-      const runs = await w.counted(() =>
-        Promise.all([7002, 7003, 7004].map((port) => w.world.probe('order', { pod: b, address: b.ipv4 }, { pod: a }, ['--port', String(port), ...HOLD]))),
-      );
-      await holder;
-      for (const each of runs.result) assert.equal(each.ok, true, JSON.stringify(each));
-      if (map === 'establishing') assert.ok((runs.counters[counter] ?? 0) >= 3, JSON.stringify(runs.counters));
-    } finally {
-      await w.close();
-    }
+test('a full table of connections being established means plain TCP', async () => {
+  const w = await KernelWorld.create('full', { maxEntries: { establishing: 1 } });
+  try {
+    w.put();
+    const [a, b] = [w.world.pod(0), w.world.pod(1)];
+    // A server outside the hooks: its connection is never paired and keeps the one entry while it is open.
+    const outside = w.world.proxyCgroup.replace(/\/proxy$/, '');
+    const holder = w.world.probe('addresses', { pod: b, cgroup: outside, address: b.ipv4 }, { pod: a }, ['--port', '7001', '--hold', '2000']);
+    await waitFor('the entry to be taken', () => w.kernel.tables()['establishing']?.entries === 1, { timeoutMs: 1500, everyMs: 10 });
+    const runs = await w.counted(() =>
+      Promise.all([7002, 7003, 7004].map((port) => w.world.probe('order', { pod: b, address: b.ipv4 }, { pod: a }, ['--port', String(port), ...HOLD]))),
+    );
+    for (const each of runs.result) assert.equal(each.ok, true, JSON.stringify(each));
+    assert.equal(runs.counters['connection_establishing_full'], 3, JSON.stringify(runs.counters));
+    assert.equal(runs.counters['connections_short_circuited'], undefined);
+    await holder;
+    assert.equal(w.kernel.tables()['establishing']?.entries, 0);
+  } finally {
+    await w.close();
   }
 });

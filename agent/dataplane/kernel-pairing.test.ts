@@ -1,6 +1,7 @@
 /** DESIGN section 5, rules 1, 3, 4, 8 and 12: who is paired with whom, and who is left alone. */
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
+import { run } from '../../common/process.js';
 import { KernelWorld } from './kernel-testing.js';
 
 let w: KernelWorld;
@@ -140,6 +141,8 @@ test('pair: two pods with the same ephemeral port towards 127.0.0.1:15001 never 
 test('pair: a Fast Open connection is left alone, and right', async () => {
   w.put();
   const [a, b] = [w.world.pod(0), w.world.pod(1)];
+  const [command, ...args] = w.world.inPod(b, ['sh', '-c', 'echo 3 > /proc/sys/net/ipv4/tcp_fastopen']) as [string, ...string[]];
+  await run(command, args);
   const { result, counters } = await w.counted(() =>
     w.world.probe('churn', { pod: b, address: b.ipv4 }, { pod: a }, ['--count', '20', '--fastopen']),
   );

@@ -59,6 +59,7 @@ export class PodController {
   #error: string | undefined;
   #notes: string[] = [];
   #connections: number | undefined;
+  #drainPolls = 0;
   #logged = 'off, plain, acceleration off';
 
   constructor(around: Surroundings, target: PodTarget, actual: Actual) {
@@ -99,6 +100,7 @@ export class PodController {
     }
     this.#target = target;
     this.#generation++;
+    this.#drainPolls = 0;
     this.#settled = false;
     this.#backoff.reset();
     this.#wakeUp();
@@ -223,7 +225,7 @@ export class PodController {
     // Redirected connections from before live from the rules that are left.
     const { redirected } = await namespaces.capturedSockets(path);
     this.#connections = redirected;
-    if (redirected > 0) return this.#around.drainPollMs;
+    if (redirected > 0) return this.#drainDelay();
     this.#current(target);
     await rules.remove();
     this.#actual.rules = 'none';
@@ -267,7 +269,7 @@ export class PodController {
       const live = await this.#liveConnections(uid, path);
       if (live > 0) {
         this.#connections = live;
-        return this.#around.drainPollMs;
+        return this.#drainDelay();
       }
     }
     this.#current(target);
@@ -299,6 +301,11 @@ export class PodController {
     this.#actual.pinned = false;
     this.#state = 'off';
     return undefined;
+  }
+
+  /** Connections that stay at all often stay for long: ask them less and less. */
+  #drainDelay(): number {
+    return Math.min(this.#around.drainPollMs * 1.5 ** this.#drainPolls++, this.#around.drainPollMs * 10);
   }
 
   async #removeListener(uid: string, proxy: PodProxy): Promise<void> {

@@ -1,6 +1,6 @@
 /**
  * One Envoy's delta ADS stream. A snapshot is rolled out make-before-break: new clusters and their endpoints, then
- * listeners, then routes, each acknowledged before what refers to it goes out; removals last.
+ * listeners, then routes, each acknowledged before what refers to it goes out; clusters are taken away last.
  */
 import type { ServerDuplexStream } from '@grpc/grpc-js';
 import { DeltaDiscoveryResponse, type DeltaDiscoveryRequest } from '../../proto/generated/envoy/service/discovery/v3/discovery.js';
@@ -151,6 +151,8 @@ export class AdsSession {
     await this.#upsert(EDS, target, new Set(clusters.flatMap((entry) => entry.needs).filter((name) => warm.has(name)))).done;
     await done;
     await this.#settled(EDS, clusters, target);
+    // Nothing refers to a listener, and its address may have gone to another one.
+    await this.#remove(LDS, target);
     const { sent: listeners, done: listening } = this.#upsert(LDS, target);
     await listening;
     await this.#upsert(RDS, target).done;
@@ -158,7 +160,7 @@ export class AdsSession {
     for (const type of this.#types.keys()) if (![CDS, EDS, LDS, RDS].includes(type)) await this.#upsert(type, target).done;
     // A subscription that has not come yet (right after a reconnect) may still refer to what would be removed.
     if (!this.#types.has(LDS)) return;
-    for (const type of [LDS, RDS, CDS, EDS]) await this.#remove(type, target);
+    for (const type of [RDS, CDS, EDS]) await this.#remove(type, target);
     this.#previous = undefined;
   }
 
@@ -306,8 +308,12 @@ export class AdsSession {
 
 const MAX_REASON = 1_000;
 
-/** The part of a refusal that speaks of one resource: from its name on, without the dump of the message that follows. */
+/**
+ * The part of a refusal that speaks of one resource: its line, or, where Envoy prints the whole message in text form
+ * before the reason, what follows that.
+ */
 function excerpt(message: string, name: string): string {
-  const from = Math.max(0, message.indexOf(name));
-  return message.slice(from, from + MAX_REASON);
+  const part = message.slice(Math.max(0, message.indexOf(name)));
+  const afterDump = /\n: ([^\n]+)/.exec(part)?.[1];
+  return (afterDump ?? part.split('\n', 1)[0] ?? part).slice(0, MAX_REASON);
 }

@@ -2,7 +2,7 @@
  * A class's clusters and endpoints as the shared Envoy needs them: plaintext and direct, every upstream connection opened
  * in the client pod's network namespace.
  */
-import { BindConfig, SocketAddress_Protocol, type Address } from '../../proto/generated/envoy/config/core/v3/address.js';
+import { BindConfig, SocketAddress_Protocol, type Address, type SocketAddress } from '../../proto/generated/envoy/config/core/v3/address.js';
 import { SocketOption, SocketOption_SocketState } from '../../proto/generated/envoy/config/core/v3/socket_option.js';
 import type { Cluster } from '../../proto/generated/envoy/config/cluster/v3/cluster.js';
 import type { ClusterLoadAssignment } from '../../proto/generated/envoy/config/endpoint/v3/endpoint.js';
@@ -83,20 +83,26 @@ export function foldAssignment(source: ClusterLoadAssignment, modeOf: UpstreamMo
   return assignment;
 }
 
-/** `connect_originate` with endpoint_id "ip:port" is a pod that HBONE reaches; here it is reached directly. */
+/** `connect_originate` with endpoint_id "ip:port" is a pod that HBONE reaches, a plain address one that it does not. */
 function foldEndpoint(endpoint: LbEndpoint, modeOf: UpstreamModeOf): LbEndpoint | undefined {
   if (endpoint.host_identifier?.$case !== 'endpoint') return endpoint;
   const inner = endpoint.host_identifier.value;
   const address = inner.address?.address;
-  if (address?.$case === 'envoy_internal_address') {
-    const direct = parseEndpointId(address.value.endpoint_id);
-    if (!direct) return undefined;
-    modeOf(direct);
-    inner.address = socketAddress(direct.address, direct.port);
+  const isInternal = address?.$case === 'envoy_internal_address';
+  const target = isInternal ? parseEndpointId(address.value.endpoint_id) : address?.$case === 'socket_address' ? hostPort(address.value) : undefined;
+  if (!target) return isInternal ? undefined : endpoint;
+  switch (modeOf(target)) {
+    case 'plaintext':
+      if (isInternal) inner.address = socketAddress(target.address, target.port);
+      // What the transport socket is chosen by, and what the internal listener would dial.
+      delete endpoint.metadata?.filter_metadata['envoy.transport_socket_match'];
+      delete endpoint.metadata?.filter_metadata['envoy.filters.listener.original_dst'];
+      return endpoint;
   }
-  delete endpoint.metadata?.filter_metadata['envoy.transport_socket_match'];
-  delete endpoint.metadata?.filter_metadata['envoy.filters.listener.original_dst'];
-  return endpoint;
+}
+
+function hostPort(socket: SocketAddress): { address: string; port: number } {
+  return { address: socket.address, port: socket.port_specifier?.$case === 'port_value' ? socket.port_specifier.value : 0 };
 }
 
 /** `10.0.0.1:80` or `[fd00::1]:80`; an endpoint behind another cluster's gateway has a name instead and is not ours to dial. */

@@ -36,7 +36,7 @@ export interface FoldProblem {
 export interface FoldResult {
   snapshot: Snapshot;
   problems: FoldProblem[];
-  /** `TYPE name` of what classes do not agree on. */
+  /** `TYPE name` of what exists only because classes do not agree. */
   split: ReadonlySet<string>;
 }
 

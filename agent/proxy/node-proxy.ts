@@ -4,7 +4,6 @@
  */
 import { mkdirSync } from 'node:fs';
 import { isIPv6 } from 'node:net';
-import { hostname } from 'node:os';
 import { join } from 'node:path';
 import type { ChannelCredentials } from '@grpc/grpc-js';
 import type { Node } from '../../proto/generated/envoy/config/core/v3/base.js';
@@ -103,11 +102,14 @@ export class NodeProxy {
   #snapshot: Snapshot | undefined;
   #problems: FoldProblem[] = [];
   #split: ReadonlySet<string> = new Set();
+  /** Keys of the classes that the last snapshot was folded from. */
+  #published: ReadonlySet<string> = new Set();
   #savedClasses: SavedClass[] = [];
   #staleAllowed = false;
   #timer: NodeJS.Timeout | undefined;
   #dirtySince: number | undefined;
   #saveTimer: NodeJS.Timeout | undefined;
+  #staleTimer: NodeJS.Timeout | undefined;
   #saving: Promise<void> = Promise.resolve();
 
   constructor(options: NodeProxyOptions) {
@@ -143,11 +145,16 @@ export class NodeProxy {
     this.#savedClasses = loadState(this.#statePath, (problem) => this.#logger.warn({ problem }, 'last good xDS state'));
     await this.#ads.start();
     this.#workloads.start();
-    setTimeout(() => {
+    this.#staleTimer = setTimeout(() => {
       this.#staleAllowed = true;
       this.#schedule();
-    }, this.#options.staleAfterMs ?? 5_000).unref();
-    await this.envoy.start(signal);
+    }, this.#options.staleAfterMs ?? 5_000);
+    try {
+      await this.envoy.start(signal);
+    } catch (error) {
+      await this.stop({ keepEnvoy: true });
+      throw error;
+    }
   }
 
   /** The pods that are to have a listener; call again with the whole set on every change. */
@@ -245,8 +252,7 @@ export class NodeProxy {
   /** @param keepEnvoy leave Envoy running, with its configuration, for the next agent to adopt */
   async stop({ keepEnvoy }: { keepEnvoy: boolean }): Promise<void> {
     this.#stopping.abort(new UnderpassError('UNDERPASS_STOPPED', 'the node proxy was stopped'));
-    clearTimeout(this.#timer);
-    clearTimeout(this.#saveTimer);
+    for (const timer of [this.#timer, this.#saveTimer, this.#staleTimer]) clearTimeout(timer);
     await this.#save();
     for (const item of this.#classes.values()) item.stream.close();
     this.#workloads.close();
@@ -290,7 +296,7 @@ export class NodeProxy {
   #envoyConnected(node: Node): void {
     if (!this.#folder) {
       const extensions = new EnvoyExtensions(node.extensions);
-      this.#logger.info({ extensions: extensions.size, host: hostname() }, 'Envoy connected');
+      this.#logger.info({ extensions: extensions.size }, 'Envoy connected');
       this.#folder = new Folder(extensions);
     }
     this.#schedule();
@@ -320,12 +326,14 @@ export class NodeProxy {
     });
     const { snapshot, problems, split } = this.#folder.fold(this.#bySeniority(ready), pods);
     const waited = performance.now() - (this.#dirtySince ?? 0);
-    if (this.#snapshot && waited < SPLIT_AFTER_MS && [...split].some((name) => !this.#split.has(name))) {
+    const sameClasses = ready.size === this.#published.size && [...ready.keys()].every((key) => this.#published.has(key));
+    if (sameClasses && waited < SPLIT_AFTER_MS && [...split].some((name) => !this.#split.has(name))) {
       this.#timer = setTimeout(() => this.#publish(), SPLIT_AFTER_MS - waited);
       return;
     }
     this.#dirtySince = undefined;
     this.#split = split;
+    this.#published = new Set(ready.keys());
     this.#reportProblems(problems);
     this.#snapshot = snapshot;
     this.#folded = new Map(pods.map((pod) => [pod.uid, pod.classKey]));
@@ -354,7 +362,9 @@ export class NodeProxy {
     for (;;) {
       // Nobody is told that an agent that stops has seen the end of the listener: its Envoy may still have it.
       signal.throwIfAborted();
-      if (!this.#snapshot?.get(LDS, name) && this.#snapshot !== undefined) {
+      // An Envoy that this agent started has nothing but what this agent sent.
+      if (!this.#snapshot && !this.envoy.status.adopted) return;
+      if (this.#snapshot && !this.#snapshot.get(LDS, name)) {
         if (!this.envoy.running && !this.#ads.connected) return;
         if (this.#ads.connected && !this.#ads.mayHold(LDS, name)) return;
       }

@@ -7,7 +7,7 @@ export interface Names {
   of(key: string, name: string): string;
   /** Whether any name of this class differs from the plain one. */
   renames(key: string): boolean;
-  /** Names with more than one content. */
+  /** The names that exist only because classes differ. */
   readonly split: ReadonlySet<string>;
 }
 
@@ -23,7 +23,7 @@ export function assignNames(classes: readonly { key: string; hashes: ReadonlyMap
       let chosen = contents.get(hash);
       if (chosen === undefined) {
         chosen = contents.size === 0 ? name : `${name}~${key}`;
-        if (contents.size > 0) split.add(name);
+        if (chosen !== name) split.add(chosen);
         contents.set(hash, chosen);
       }
       if (chosen === name) continue;

@@ -14,15 +14,15 @@ import type { Any } from '../../proto/generated/google/protobuf/any.js';
 import { pack } from '../../common/xds/any.js';
 
 export function edsCluster(name: string): Any {
-  return pack(Cluster, Cluster.fromJSON({ name, type: 'EDS', eds_cluster_config: { eds_config: { ads: {}, resource_api_version: 'V3' }, service_name: name }, connect_timeout: '1s' }));
+  return pack(Cluster, Cluster.fromJSON({ name, type: 'EDS', eds_cluster_config: { eds_config: { ads: {}, resource_api_version: 'V3' }, service_name: name }, connect_timeout: { seconds: '1' } }));
 }
 
 export function passthroughCluster(): Any {
-  return pack(Cluster, Cluster.fromJSON({ name: 'PassthroughCluster', type: 'ORIGINAL_DST', lb_policy: 'CLUSTER_PROVIDED', connect_timeout: '1s' }));
+  return pack(Cluster, Cluster.fromJSON({ name: 'PassthroughCluster', type: 'ORIGINAL_DST', lb_policy: 'CLUSTER_PROVIDED', connect_timeout: { seconds: '1' } }));
 }
 
 export function blackHoleCluster(): Any {
-  return pack(Cluster, Cluster.fromJSON({ name: 'BlackHoleCluster', type: 'STATIC', connect_timeout: '1s' }));
+  return pack(Cluster, Cluster.fromJSON({ name: 'BlackHoleCluster', type: 'STATIC', connect_timeout: { seconds: '1' } }));
 }
 
 export function assignment(name: string, endpoints: readonly string[]): Any {

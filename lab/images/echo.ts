@@ -58,12 +58,12 @@ for (const port of list('HTTP_PORTS')) {
     answer(request, response).catch(() => response.destroy());
   });
   server.keepAliveTimeout = 3_600_000;
-  server.listen(port, '::');
+  server.listen(port); // :: where there is IPv6
 }
 for (const port of list('TCP_PORTS')) {
   createTcpServer({ allowHalfOpen: true }, (socket) => {
     socket.on('error', () => socket.destroy());
     socket.pipe(socket);
-  }).listen(port, '::');
+  }).listen(port);
 }
 process.on('SIGTERM', () => process.exit(0));

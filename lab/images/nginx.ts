@@ -4,6 +4,7 @@ export interface NginxOptions {
   dir: string;
   ports: readonly number[];
   workers: number;
+  ipv6: boolean;
   pod: string;
   namespace: string;
   version: string;
@@ -32,7 +33,7 @@ http {
   client_max_body_size 1g;
   ${['client_body', 'proxy', 'fastcgi', 'uwsgi', 'scgi'].map(temporary).join('\n  ')}
   server {
-${ports.map((port) => `    listen ${port} backlog=4096;\n    listen [::]:${port} ipv6only=on backlog=4096;`).join('\n')}
+${ports.flatMap((port) => [`    listen ${port} backlog=4096;`, ...(options.ipv6 ? [`    listen [::]:${port} ipv6only=on backlog=4096;`] : [])]).join('\n')}
     add_header x-pod "${pod}" always;
     add_header x-version "${version}" always;
     location / {

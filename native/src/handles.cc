@@ -48,7 +48,7 @@ size_t BpfMapHandle::stored_size() const {
 }
 
 int BpfMapHandle::fd(Napi::Env env) const {
-  if (!loaded_) throw Napi::Error::New(env, "using map " + (name_.empty() ? std::string("?") : name_) + ": it is closed");
+  if (!loaded_ || !loaded_->object) throw Napi::Error::New(env, "using map " + (name_.empty() ? std::string("?") : name_) + ": it is closed");
   return fd_;
 }
 

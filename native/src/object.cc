@@ -218,7 +218,7 @@ void BpfObjectHandle::load(Napi::Env env, Napi::Object options) {
 }
 
 bpf_object *BpfObjectHandle::object(Napi::Env env) const {
-  if (!loaded_) throw Napi::Error::New(env, "using the BPF object: it is closed");
+  if (!loaded_ || !loaded_->object) throw Napi::Error::New(env, "using the BPF object: it is closed");
   return loaded_->object;
 }
 
@@ -385,7 +385,9 @@ Napi::Value BpfObjectHandle::enum_values(const Napi::CallbackInfo &info) {
   return out;
 }
 
-void BpfObjectHandle::close(const Napi::CallbackInfo &) { loaded_.reset(); }
+void BpfObjectHandle::close(const Napi::CallbackInfo &) {
+  if (loaded_) loaded_->close();
+}
 
 static Napi::Value open_object(const Napi::CallbackInfo &info) {
   Napi::Env env = info.Env();

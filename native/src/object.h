@@ -25,9 +25,11 @@ class LogCapture {
 struct Loaded {
   bpf_object *object = nullptr;
   bool adopted = false;
-  ~Loaded() {
+  void close() {
     if (object) bpf_object__close(object);
+    object = nullptr;
   }
+  ~Loaded() { close(); }
 };
 
 class BpfMapHandle : public Napi::ObjectWrap<BpfMapHandle> {

@@ -50,7 +50,9 @@ function lbEndpoint(model: Model, endpoint: Endpoint, port: number): LbEndpoint 
   const filterMetadata: Record<string, Record<string, unknown>> = {};
   if (endpoint.tlsMode === 'istio') filterMetadata['envoy.transport_socket_match'] = { tlsMode: 'istio' };
   if (pod) {
-    const parts = [workloadName(pod), pod.metadata.namespace, canonicalName(pod), canonicalRevision(pod) ?? '', model.mesh.clusterId];
+    // The revision that a workload has by default is left out, as istiod does.
+    const revision = (canonicalRevision(pod) ?? 'latest').replace(/^latest$/, '');
+    const parts = [workloadName(pod), pod.metadata.namespace, canonicalName(pod), revision, model.mesh.clusterId];
     filterMetadata['istio'] = { workload: parts.join(';') };
   }
   return LbEndpoint.fromPartial({

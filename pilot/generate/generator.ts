@@ -38,13 +38,8 @@ function scopeOf(model: Model, proxy: Proxy): string {
 
 /** The proxy's labels as far as some VirtualService asks for them. */
 function sourceScope(model: Model, proxy: Proxy): string {
-  const keys = new Set<string>();
-  for (const { object } of model.virtualServices()) {
-    for (const route of [...(object.spec.http ?? []), ...(object.spec.tcp ?? [])]) {
-      for (const match of route.match ?? []) for (const key of Object.keys(match.sourceLabels ?? {})) keys.add(key);
-    }
-  }
-  return keys.size === 0 ? '' : JSON.stringify([...keys].sort().map((key) => [key, proxy.labels[key] ?? null]));
+  const keys = model.sourceLabelKeys();
+  return keys.length === 0 ? '' : JSON.stringify(keys.map((key) => proxy.labels[key] ?? null));
 }
 
 /** The proxy's own inbound side may have changed. */

@@ -55,10 +55,11 @@ export function outboundHttp(listener: string, routeName: string): Filter {
   );
 }
 
-export function inboundHttp(statPrefix: string, routes: RouteConfiguration): Filter {
+export function inboundHttp(statPrefix: string, routes: RouteConfiguration, http2 = false): Filter {
   return managerFilter(
     HttpConnectionManager.fromPartial({
       ...common,
+      ...(http2 ? { http2_protocol_options: {} } : {}),
       stat_prefix: `${statPrefix};`,
       server_name: 'istio-envoy',
       forward_client_cert_details: HttpConnectionManager_ForwardClientCertDetails.APPEND_FORWARD,

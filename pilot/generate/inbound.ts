@@ -16,7 +16,7 @@ import { RouteConfiguration } from '../../proto/generated/envoy/config/route/v3/
 import { OriginalDst } from '../../proto/generated/envoy/extensions/filters/listener/original_dst/v3/original_dst.js';
 import { TlsInspector } from '../../proto/generated/envoy/extensions/filters/listener/tls_inspector/v3/tls_inspector.js';
 import type { Model } from '../model/model.js';
-import { isHttp } from '../model/protocol.js';
+import { isHttp, isHttp2 } from '../model/protocol.js';
 import type { Proxy } from '../model/proxy.js';
 import { istioDownstreamTls, seconds, socketAddress } from './envoy.js';
 import { inboundHttp, tcpProxy } from './http-filters.js';
@@ -56,7 +56,7 @@ export function virtualInbound(model: Model, proxy: Proxy): Resource {
     const name = `0.0.0.0_${targetPort}`;
     const cluster = inboundClusterName(targetPort);
     const match = { destination_port: targetPort };
-    const http = inboundHttp(`inbound_${name}`, inboundRoutes(cluster, targetPort, `${service.host}:${port.port}/*`));
+    const http = inboundHttp(`inbound_${name}`, inboundRoutes(cluster, targetPort, `${service.host}:${port.port}/*`), isHttp2(port.protocol));
     const tcp = tcpProxy(cluster);
     if (port.protocol === 'auto') return sniffed({ http: name, tcp: name }, match, http, tcp);
     if (isHttp(port.protocol)) {

@@ -22,3 +22,28 @@ export function bySpecificity(a: string, b: string): number {
   const wildB = b.startsWith('*') ? 1 : 0;
   return wildA - wildB || b.length - a.length || (a < b ? -1 : 1);
 }
+
+/** Things by host pattern; finding those of a host costs no more than the number of wildcards. */
+export class HostIndex<T> {
+  readonly #exact = new Map<string, T[]>();
+  readonly #wildcards = new Map<string, T[]>();
+
+  add(pattern: string, item: T): void {
+    const map = pattern.startsWith('*') ? this.#wildcards : this.#exact;
+    const items = map.get(pattern);
+    if (items) items.push(item);
+    else map.set(pattern, [item]);
+  }
+
+  clear(): void {
+    this.#exact.clear();
+    this.#wildcards.clear();
+  }
+
+  /** One list a pattern, the most specific pattern first; in each the order of adding. */
+  matching(host: string): readonly (readonly T[])[] {
+    const exact = this.#exact.get(host);
+    const wild = [...this.#wildcards.entries()].filter(([pattern]) => hostMatches(pattern, host)).sort(([a], [b]) => bySpecificity(a, b));
+    return [...(exact ? [exact] : []), ...wild.map(([, items]) => items)];
+  }
+}

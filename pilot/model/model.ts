@@ -5,7 +5,7 @@
 import type { LoadedObject } from '../../common/kube/yaml.js';
 import type { DestinationRule, EndpointSlice, KubeObject, Namespace, Node, Pod, Service, ServicePort, VirtualService } from '../../common/kube/types.js';
 import { ChangeSet } from './changes.js';
-import { bySpecificity, hostMatches, resolveHost, serviceHost } from './hosts.js';
+import { HostIndex, resolveHost, serviceHost } from './hosts.js';
 import { DEFAULT_MESH_CONFIG, type MeshConfig } from './mesh.js';
 import { selectProtocol, type Protocol } from './protocol.js';
 
@@ -73,8 +73,9 @@ export class Model {
   readonly #servicesByNamespace = new Map<string, Map<string, MeshService>>();
   readonly #endpoints = new Map<string, readonly Endpoint[]>();
   #virtualServices: LoadedObject<VirtualService>[] = [];
-  readonly #virtualServicesByHost = new Map<string, LoadedObject<VirtualService>[]>();
-  readonly #rulesByHost = new Map<string, LoadedObject<DestinationRule>[]>();
+  #sourceLabelKeys: readonly string[] = [];
+  readonly #virtualServicesByHost = new HostIndex<LoadedObject<VirtualService>>();
+  readonly #rulesByHost = new HostIndex<LoadedObject<DestinationRule>>();
 
   constructor(mesh: Partial<MeshConfig> = {}) {
     this.mesh = { ...DEFAULT_MESH_CONFIG, ...mesh };
@@ -162,8 +163,12 @@ export class Model {
 
   /** VirtualServices whose hosts cover `host`, most specific host first, then the oldest. */
   virtualServicesFor(host: string): LoadedObject<VirtualService>[] {
-    const patterns = [...this.#virtualServicesByHost.keys()].filter((pattern) => hostMatches(pattern, host)).sort(bySpecificity);
-    return patterns.flatMap((pattern) => this.#virtualServicesByHost.get(pattern)!);
+    return this.#virtualServicesByHost.matching(host).flat();
+  }
+
+  /** Labels of clients that some VirtualService asks for: by these clients may get different routes. */
+  sourceLabelKeys(): readonly string[] {
+    return this.#sourceLabelKeys;
   }
 
   /** All VirtualServices in the order of their precedence: the oldest first. */
@@ -176,17 +181,16 @@ export class Model {
    * service's, then the root's; of several the oldest. (Istio merges several rules of one host; that is not done here.)
    */
   destinationRuleFor(host: string, clientNamespace: string): LoadedObject<DestinationRule> | undefined {
-    const serviceNamespace = this.services.get(host)?.namespace;
-    const patterns = [...this.#rulesByHost.keys()].filter((pattern) => hostMatches(pattern, host)).sort(bySpecificity);
-    for (const namespace of new Set([clientNamespace, serviceNamespace, 'istio-system'])) {
-      for (const pattern of patterns) {
-        const rule = this.#rulesByHost.get(pattern)!.find(({ object }) => object.metadata.namespace === namespace);
+    const candidates = this.#rulesByHost.matching(host);
+    if (candidates.length === 0) return undefined;
+    for (const namespace of new Set([clientNamespace, this.services.get(host)?.namespace, 'istio-system'])) {
+      for (const rules of candidates) {
+        const rule = rules.find(({ object }) => object.metadata.namespace === namespace);
         if (rule) return rule;
       }
     }
     // Rules are visible everywhere by default; one in a third namespace applies when nobody nearer has one.
-    for (const pattern of patterns) return this.#rulesByHost.get(pattern)![0];
-    return undefined;
+    return candidates[0]![0];
   }
 
   endpoints(host: string): readonly Endpoint[] {
@@ -318,12 +322,16 @@ export class Model {
     const all = [...this.objects.values()];
     this.#virtualServices = (all.filter(({ object }) => object.kind === 'VirtualService') as LoadedObject<VirtualService>[]).sort(byAge);
     this.#virtualServicesByHost.clear();
+    const keys = new Set<string>();
     for (const loaded of this.#virtualServices) {
-      for (const host of loaded.object.spec.hosts) push(this.#virtualServicesByHost, this.resolve(host, loaded.object), loaded);
+      const { hosts, http = [], tcp = [] } = loaded.object.spec;
+      for (const host of hosts) this.#virtualServicesByHost.add(this.resolve(host, loaded.object), loaded);
+      for (const route of [...http, ...tcp]) for (const match of route.match ?? []) for (const key of Object.keys(match.sourceLabels ?? {})) keys.add(key);
     }
+    this.#sourceLabelKeys = [...keys].sort();
     this.#rulesByHost.clear();
     for (const loaded of (all.filter(({ object }) => object.kind === 'DestinationRule') as LoadedObject<DestinationRule>[]).sort(byAge)) {
-      push(this.#rulesByHost, this.resolve(loaded.object.spec.host, loaded.object), loaded);
+      this.#rulesByHost.add(this.resolve(loaded.object.spec.host, loaded.object), loaded);
     }
   }
 }
@@ -364,7 +372,8 @@ function buildService(host: string, name: string, namespace: string, object: Ser
     name,
     namespace,
     addresses,
-    headless: addresses.length === 0,
+    // A Service that has no address yet is not headless: it has endpoints to balance between.
+    headless: object.spec.clusterIP === 'None' || given.includes('None'),
     ports: ports.filter(({ protocol }) => protocol !== 'UDP'),
     udpPorts: ports.filter(({ protocol }) => protocol === 'UDP'),
     selector: object.spec.selector ?? {},
@@ -380,10 +389,4 @@ function byAge(a: LoadedObject, b: LoadedObject): number {
 function replace<K, V>(map: Map<K, V>, key: K, value: V | undefined): void {
   if (value === undefined) map.delete(key);
   else map.set(key, value);
-}
-
-function push<K, V>(map: Map<K, V[]>, key: K, value: V): void {
-  const list = map.get(key);
-  if (list) list.push(value);
-  else map.set(key, [value]);
 }

@@ -1,0 +1,119 @@
+/** DESIGN section 5, rule 9: the agent may die, restart and be upgraded while traffic flows. */
+import assert from 'node:assert/strict';
+import { existsSync, readdirSync } from 'node:fs';
+import { join } from 'node:path';
+import { test } from 'node:test';
+import { linkInfo } from '../../native/index.js';
+import { Kernel } from './kernel.js';
+import { KernelWorld, TEST_BPFFS } from './kernel-testing.js';
+
+test('a restarted agent finds its pods, and connections do not notice', async () => {
+  const w = await KernelWorld.create('adopt', { pinned: true });
+  try {
+    w.put({ capture: true });
+    const [a, b] = [w.world.pod(0), w.world.pod(1)];
+    const proxy = { pod: a, cgroup: w.world.proxyCgroup, address: '127.0.0.1' };
+    const first = w.kernel.pods().sort((x, y) => x.uid.localeCompare(y.uid));
+    const running = w.world.probe('order', proxy, { pod: a, address: '192.0.2.1' }, ['--port', '15001', '--connect-port', '80', '--bytes', '250000000']);
+    await new Promise((resolve) => setTimeout(resolve, 200));
+    const counted = w.kernel.counters()['connections_short_circuited'];
+    await w.kernel.close();
+    // With no agent at all, new connections are captured, paired and moved.
+    const orphan = await w.world.probe('churn', proxy, { pod: a, address: '192.0.2.1' }, ['--port', '15001', '--connect-port', '80', '--count', '50'])
+      .catch((error: unknown) => error);
+    void orphan; // the port is the first one's while that runs
+    const churn = await w.world.probe('churn', { pod: b, cgroup: w.world.proxyCgroup, address: '127.0.0.1' }, { pod: b, address: '192.0.2.1' }, [
+      '--port', '15001', '--connect-port', '80', '--count', '50',
+    ]);
+    assert.equal(churn.ok, true, JSON.stringify(churn));
+    w.kernel = await w.open(TEST_BPFFS);
+    assert.deepEqual(w.kernel.pods().sort((x, y) => x.uid.localeCompare(y.uid)), first);
+    assert.equal(w.kernel.globalAcceleration(), true);
+    assert.ok((w.kernel.counters()['connections_short_circuited'] ?? 0n) >= (counted ?? 0n) + 50n);
+    const result = await running;
+    assert.equal(result.ok, true, JSON.stringify(result));
+    for (const pod of w.kernel.pods()) w.kernel.putPod(pod);
+    const after = await w.counted(() =>
+      w.world.probe('churn', proxy, { pod: a, address: '192.0.2.1' }, ['--port', '15001', '--connect-port', '80', '--count', '50']),
+    );
+    assert.equal(after.result.ok, true);
+    assert.equal(after.counters['connections_short_circuited'], 50);
+    assert.equal(w.kernel.liveConnections(first[0]?.uid ?? ''), 0);
+  } finally {
+    await w.close();
+  }
+});
+
+test('programs are replaced in place: the links stay, with new programs', async () => {
+  const w = await KernelWorld.create('adopt', { pinned: true });
+  try {
+    w.put();
+    const folder = join(TEST_BPFFS, w.world.name, 'links', 'pods', readdirSync(join(TEST_BPFFS, w.world.name, 'links', 'pods'))[0] as string);
+    const before = readdirSync(folder).map((name) => [name, linkInfo(join(folder, name))] as const);
+    assert.equal(before.length, 9);
+    await w.kernel.close();
+    w.kernel = await w.open(TEST_BPFFS);
+    for (const [name, info] of before) {
+      const now = linkInfo(join(folder, name));
+      assert.equal(now.cgroupId, info.cgroupId);
+      assert.notEqual(now.programId, info.programId, name);
+    }
+  } finally {
+    await w.close();
+  }
+});
+
+test('2,000 connections opened and closed while agents come and go', async () => {
+  const w = await KernelWorld.create('adopt', { pinned: true });
+  try {
+    w.put();
+    const [a, b] = [w.world.pod(0), w.world.pod(1)];
+    let done = false;
+    const churn = w.world.probe('churn', { pod: b, address: b.ipv4 }, { pod: a }, ['--count', '2000']).finally(() => (done = true));
+    let restarts = 0;
+    do {
+      await w.kernel.close();
+      w.kernel = await w.open(TEST_BPFFS);
+      for (const pod of w.kernel.pods()) w.kernel.putPod(pod);
+      restarts++;
+    } while (!done);
+    const result = await churn;
+    assert.equal(result.ok, true, JSON.stringify(result));
+    assert.ok(restarts >= 2, `${restarts} restarts`);
+    const tables = w.kernel.tables();
+    assert.deepEqual([tables['establishing']?.entries, tables['peers']?.entries, tables['sockets']?.entries], [0, 0, 0]);
+  } finally {
+    await w.close();
+  }
+});
+
+test('removePod detaches and forgets; cleanup leaves no pin', async () => {
+  const w = await KernelWorld.create('adopt', { pinned: true });
+  const instance = w.world.name;
+  try {
+    w.put();
+    const uid = w.podRecord(w.world.pod(0)).uid;
+    w.kernel.removePod(uid);
+    w.kernel.removePod(uid);
+    assert.equal(w.kernel.pods().length, 1);
+    assert.deepEqual(Object.keys(readdirSync(join(TEST_BPFFS, instance, 'links', 'pods'))).length, 1);
+    assert.equal(w.kernel.tables()['netns_of_address']?.entries, 2);
+  } finally {
+    await w.close();
+  }
+  assert.equal(existsSync(join(TEST_BPFFS, instance)), false);
+  Kernel.cleanup({ bpffsDir: TEST_BPFFS, instance });
+});
+
+test('a pod of the same name in another namespace takes the place of the old one', async () => {
+  const w = await KernelWorld.create('adopt');
+  try {
+    const [a, b] = [w.world.pod(0), w.world.pod(1)];
+    w.kernel.putPod(w.podRecord(a, { uid: 'same' }));
+    w.kernel.putPod(w.podRecord(b, { uid: 'same' }));
+    assert.deepEqual(w.kernel.pods().map((pod) => [pod.uid, pod.netnsCookie]), [['same', b.netnsCookie]]);
+    assert.equal(w.kernel.tables()['netns_of_address']?.entries, 2);
+  } finally {
+    await w.close();
+  }
+});

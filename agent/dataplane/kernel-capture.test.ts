@@ -1,0 +1,173 @@
+/** DESIGN section 4: who is led to which proxy, and what each end is told about it. */
+import assert from 'node:assert/strict';
+import { after, before, test } from 'node:test';
+import type { TestPod } from '../../native/testing.js';
+import { KernelWorld } from './kernel-testing.js';
+
+const OUTBOUND = '15001';
+const INBOUND = '15006';
+const SIDECAR_UID = '1337';
+
+let w: KernelWorld;
+let a: TestPod;
+let b: TestPod;
+before(async () => {
+  w = await KernelWorld.create('capt');
+  [a, b] = [w.world.pod(0), w.world.pod(1)];
+});
+after(() => w.close());
+
+/** One connection of pod a to `connect`:80, with a proxy of the node behind 127.0.0.1:15001 and [::1]:15001. */
+function toProxy(listen: string, connect: string, args: string[] = []) {
+  return w.world.probe('addresses', { pod: a, cgroup: w.world.proxyCgroup, address: listen }, { pod: a, address: connect }, [
+    '--port', OUTBOUND, '--connect-port', '80', ...args,
+  ]);
+}
+
+test('capture: the proxy learns where an IPv4 connection was going, the client sees that address and its own', async () => {
+  w.put({ capture: true });
+  for (const acceleration of ['force', 'l4', 'off'] as const) {
+    w.put({ capture: true, acceleration });
+    const result = await toProxy('127.0.0.1', '198.51.100.7');
+    assert.equal(result.ok, true, JSON.stringify(result));
+    assert.equal(result['original4'], '198.51.100.7:80');
+    assert.equal(result['client_peer'], '198.51.100.7:80');
+    assert.match(String(result['client_name']), new RegExp(`^${a.ipv4.replaceAll('.', '\\.')}:\\d+$`));
+  }
+});
+
+test('capture: IPv6 and mapped addresses', async () => {
+  w.put({ capture: true });
+  const v6 = await toProxy('::1', '2001:db8::7');
+  assert.equal(v6['original6'], '[2001:db8::7]:80');
+  assert.equal(v6['client_peer'], '[2001:db8::7]:80');
+  assert.match(String(v6['client_name']), new RegExp(`^\\[${a.ipv6}\\]:\\d+$`));
+  const mapped = await toProxy('127.0.0.1', '::ffff:198.51.100.7');
+  assert.equal(mapped['original4'], '198.51.100.7:80');
+  assert.equal(mapped['client_peer'], '[::ffff:198.51.100.7]:80');
+  assert.match(String(mapped['client_name']), new RegExp(`^\\[::ffff:${a.ipv4}\\]:\\d+$`));
+});
+
+test('capture: a client that is bound to its own address or port', async () => {
+  w.put({ capture: true });
+  const address = await toProxy('127.0.0.1', '198.51.100.7', ['--bind', a.ipv4]);
+  assert.equal(address['original4'], '198.51.100.7:80');
+  assert.equal(address.ok, true);
+  const port = await toProxy('127.0.0.1', '198.51.100.7', ['--client-port', '40123']);
+  assert.equal(port['client_name'], `${a.ipv4}:40123`);
+});
+
+test('capture: loopback and the pod\'s own addresses stay', async () => {
+  w.put({ capture: true });
+  for (const address of ['127.0.0.1', '127.0.0.9', '::1', a.ipv4, a.ipv6]) {
+    const { result, counters } = await w.counted(() => w.world.probe('addresses', { pod: a, address }, { pod: a }));
+    assert.equal(result.ok, true, `${address}: ${JSON.stringify(result)}`);
+    assert.equal(counters['connections_captured'], undefined, address);
+  }
+});
+
+test('capture: off, a connection goes where it says', async () => {
+  w.put({ capture: false });
+  const { result, counters } = await w.counted(() => w.world.probe('addresses', { pod: b, address: b.ipv4 }, { pod: a }));
+  assert.equal(result.ok, true);
+  assert.equal(result['client_peer'], `${b.ipv4}:7777`);
+  assert.equal(counters['connections_captured'], undefined);
+});
+
+test('capture: a client bound to a device is left alone and counted', async () => {
+  w.put({ capture: true });
+  const { result, counters } = await w.counted(() =>
+    w.world.probe('addresses', { pod: b, address: b.ipv4 }, { pod: a }, ['--device', 'eth0']),
+  );
+  w.put();
+  assert.equal(result.ok, true, JSON.stringify(result));
+  assert.equal(counters['connection_bound_to_device'], 1);
+  assert.equal(counters['connections_captured'], undefined);
+});
+
+test('capture: connections that exist keep their way when it is switched, new ones take the new', async () => {
+  w.put({ capture: true });
+  const uid = w.podRecord(a).uid;
+  const held = toProxy('127.0.0.1', '198.51.100.7', ['--hold', '1200']);
+  await new Promise((resolve) => setTimeout(resolve, 400));
+  assert.equal(w.kernel.liveConnections(uid), 1);
+  w.put({ capture: false });
+  const direct = await w.world.probe('addresses', { pod: b, address: b.ipv4 }, { pod: a });
+  assert.equal(direct.ok, true);
+  assert.equal(w.kernel.liveConnections(uid), 1, 'still the one from before');
+  assert.equal((await held).ok, true);
+  assert.equal(w.kernel.liveConnections(uid), 0);
+});
+
+test('capture: 1,000 connections, each proxy socket told its own destination', async () => {
+  w.put({ capture: true });
+  const { result, counters } = await w.counted(() =>
+    w.world.probe('churn', { pod: a, cgroup: w.world.proxyCgroup, address: '127.0.0.1' }, { pod: a, address: '198.51.100.7' }, [
+      '--port', OUTBOUND, '--connect-port', '80', '--count', '1000',
+    ]),
+  );
+  assert.equal(result.ok, true, JSON.stringify(result));
+  assert.equal(counters['connections_captured'], 1000);
+  assert.equal(counters['connections_short_circuited'], 1000);
+  assert.equal(w.kernel.liveConnections(w.podRecord(a).uid), 0);
+});
+
+test('sidecar mode: an app is led to its own sidecar, which learns the destination', async () => {
+  w.put({ mode: 'sidecar', capture: true });
+  const { result, counters } = await w.counted(() =>
+    w.world.probe('addresses', { pod: a, address: '127.0.0.1' }, { pod: a, address: b.ipv4 }, ['--port', OUTBOUND, '--connect-port', '80']),
+  );
+  assert.equal(result.ok, true, JSON.stringify(result));
+  assert.equal(result['original4'], `${b.ipv4}:80`);
+  assert.equal(counters['connections_short_circuited'], 1);
+});
+
+test('sidecar mode: a sidecar is led to port 15006 of another local sidecar, which learns the port', async () => {
+  w.put({ mode: 'sidecar', capture: true });
+  const { result, counters } = await w.counted(() =>
+    w.world.probe('addresses', { pod: b, address: '0.0.0.0' }, { pod: a, address: b.ipv4 }, [
+      '--port', INBOUND, '--connect-port', '8080', '--client-uid', SIDECAR_UID,
+    ]),
+  );
+  assert.equal(result.ok, true, JSON.stringify(result));
+  assert.equal(result['original4'], `${b.ipv4}:8080`);
+  assert.equal(result['client_peer'], `${b.ipv4}:8080`);
+  assert.equal(counters['connections_short_circuited'], 1);
+});
+
+test('sidecar mode: a sidecar reaches its own app, other nodes and exempt ports untouched', async () => {
+  w.put({ mode: 'sidecar', capture: true });
+  const uid = ['--client-uid', SIDECAR_UID];
+  for (const address of ['127.0.0.1', a.ipv4]) {
+    const own = await w.counted(() => w.world.probe('addresses', { pod: a, address }, { pod: a }, ['--bind', '127.0.0.6', ...uid]));
+    assert.equal(own.result.ok, true, JSON.stringify(own.result));
+    assert.equal(own.counters['connections_captured'], undefined);
+  }
+  for (const port of ['15021', '15090', '15008', '15020']) {
+    const exempt = await w.counted(() => w.world.probe('addresses', { pod: b, address: b.ipv4 }, { pod: a }, ['--port', port, ...uid]));
+    assert.equal(exempt.result.ok, true, port);
+    assert.equal(exempt.counters['connections_captured'], undefined, port);
+  }
+  // A pod without a sidecar of its own.
+  w.put({ mode: 'node', capture: false }, [b]);
+  const plain = await w.counted(() => w.world.probe('addresses', { pod: b, address: b.ipv4 }, { pod: a }, uid));
+  assert.equal(plain.result.ok, true);
+  assert.equal(plain.counters['connections_captured'], undefined);
+});
+
+test('sidecar mode: app and sidecar pair without probation of the sidecar', async () => {
+  w.put({ mode: 'sidecar', capture: true, acceleration: 'l4' });
+  const { counters } = await w.counted(() =>
+    w.world.probe('churn', { pod: a, address: '127.0.0.1' }, { pod: a, address: b.ipv4 }, ['--port', OUTBOUND, '--connect-port', '80', '--count', '20']),
+  );
+  // The app's probation may have begun in a test before; its sidecar has none.
+  const probation = counters['connection_client_probation'] ?? 0;
+  assert.ok(probation >= 1 && probation <= 8, JSON.stringify(counters));
+  assert.equal(counters['connections_short_circuited'], 20 - probation);
+  const peers = await w.counted(() =>
+    w.world.probe('churn', { pod: b, address: '0.0.0.0' }, { pod: a, address: b.ipv4 }, [
+      '--port', INBOUND, '--connect-port', '8080', '--client-uid', SIDECAR_UID, '--count', '20',
+    ]),
+  );
+  assert.equal(peers.counters['connections_short_circuited'], 20, JSON.stringify(peers.counters));
+});

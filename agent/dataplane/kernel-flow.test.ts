@@ -1,0 +1,92 @@
+/** DESIGN section 5, rules 2, 5, 6 and 7: order, endings, flow control and what applications ask a socket. */
+import assert from 'node:assert/strict';
+import { readFileSync } from 'node:fs';
+import { after, before, test } from 'node:test';
+import { KernelWorld } from './kernel-testing.js';
+
+/** Far above the 2 MB that the bound allows for a fresh socket, far below the 960 MB without one. */
+const MAX_QUEUED_BYTES = 16 << 20;
+
+let w: KernelWorld;
+before(async () => {
+  w = await KernelWorld.create('flow');
+  w.put();
+});
+after(() => w.close());
+
+function ends(family: 'ipv4' | 'ipv6' = 'ipv4') {
+  const [a, b] = [w.world.pod(0), w.world.pod(1)];
+  return { server: { pod: b, address: b[family] }, client: { pod: a } };
+}
+
+for (const family of ['ipv4', 'ipv6'] as const) {
+  test(`order: 200 MB both ways at once in pieces of all sizes over ${family}: hashes are equal`, async () => {
+    const { server, client } = ends(family);
+    const { result, counters } = await w.counted(() => w.world.probe('order', server, client, ['--bytes', '200000000']));
+    assert.equal(result.ok, true, JSON.stringify(result));
+    assert.equal((counters['bytes_short_circuited'] ?? 0) + (counters['bytes_tcp'] ?? 0), 400_000_000, 'every byte went one way or the other');
+    assert.ok((counters['bytes_short_circuited'] ?? 0) > 0);
+  });
+}
+
+test('order: falling back to TCP in mid-stream and coming back loses and reorders nothing', async () => {
+  const { server, client } = ends();
+  // A reader that stops and goes on makes the sender change its way many times.
+  const { result, counters } = await w.counted(() => w.world.probe('large-close', server, client, ['--count', '20', '--bytes', '8000000']));
+  assert.equal(result.ok, true, JSON.stringify(result));
+  assert.ok((counters['message_peer_full'] ?? 0) > 0, JSON.stringify(counters));
+  assert.ok((counters['message_not_drained'] ?? 0) > 0, JSON.stringify(counters));
+});
+
+test('slow reader: what the kernel takes for it stays bounded, and all of it arrives', async () => {
+  const { server, client } = ends();
+  const memory = (): number => Number(/^TCP: .* mem (\d+)$/m.exec(readFileSync('/proc/net/sockstat', 'utf8'))?.[1]) * 4096;
+  const before = memory();
+  let highest = 0;
+  const sampler = setInterval(() => (highest = Math.max(highest, memory() - before)), 20);
+  const { result } = await w.counted(() => w.world.probe('slow-reader', server, client, ['--bytes', String(300 << 20), '--delay', '800']));
+  clearInterval(sampler);
+  assert.equal(result.ok, true, JSON.stringify(result));
+  assert.ok(Number(result.queued) <= MAX_QUEUED_BYTES, `${result.queued} bytes queued`);
+  assert.ok(process.memoryUsage().rss < 1 << 30);
+  assert.ok(highest < 128 << 20, `TCP memory grew by ${highest}`);
+});
+
+test('half-close: a client that shuts its side down gets its answer', async () => {
+  const { server, client } = ends();
+  const { result, counters } = await w.counted(() => w.world.probe('half-close', server, client, ['--count', '200']));
+  assert.equal(result.ok, true, JSON.stringify(result));
+  assert.equal(counters['connections_short_circuited'], 200);
+});
+
+test('large answer then close: a FIN that overtakes moved bytes cuts nothing off', async () => {
+  const { server, client } = ends();
+  for (const bytes of ['100', '70000', '400000', '3000000']) {
+    const { result, counters } = await w.counted(() => w.world.probe('large-close', server, client, ['--count', '20', '--bytes', bytes]));
+    assert.equal(result.ok, true, `${bytes}: ${JSON.stringify(result)}`);
+    assert.ok((counters['bytes_short_circuited'] ?? 0) > 0);
+  }
+});
+
+test('FIONREAD tells how much of a moved message there is to read', async () => {
+  const { server, client } = ends();
+  for (const size of ['64', '1000', '30000']) {
+    const { result } = await w.counted(() => w.world.probe('fionread', server, client, ['--size', size, '--count', '30']));
+    assert.equal(result.ok, true, `${size}: ${JSON.stringify(result)}`);
+  }
+});
+
+test('counters: every byte is accounted once, per pod and in all', async () => {
+  const { server, client } = ends();
+  const uid = (index: number): string => w.podRecord(w.world.pod(index)).uid;
+  const before = w.kernel.podCounters();
+  const { counters } = await w.counted(() => w.world.probe('order', server, client, ['--bytes', '5000000']));
+  const after = w.kernel.podCounters();
+  const sums = [0, 1].map((index) => {
+    const [x, y] = [before.get(uid(index)), after.get(uid(index))];
+    assert.ok(x && y);
+    return Number(y.bytes_short_circuited - x.bytes_short_circuited + y.bytes_tcp - x.bytes_tcp);
+  });
+  assert.deepEqual(sums, [5_000_000, 5_000_000]);
+  assert.equal((counters['bytes_short_circuited'] ?? 0) + (counters['bytes_tcp'] ?? 0), 10_000_000);
+});

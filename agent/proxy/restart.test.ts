@@ -1,0 +1,135 @@
+import assert from 'node:assert/strict';
+import { statSync } from 'node:fs';
+import { join } from 'node:path';
+import { after, before, describe, it } from 'node:test';
+import { isRunning, processStartTime } from '../../common/process-id.js';
+import { sleep, waitFor } from '../../common/retry.js';
+import { echoServer, requests, type TestNetns } from '../testing/netns.js';
+import { ProxyWorld, SERVICE_CLUSTER, SERVICE_VIP } from '../testing/proxy-world.js';
+import { routes, tcpListener } from '../testing/resources.js';
+import type { NodeProxy, ProxyPod } from './node-proxy.js';
+import { LDS, RDS } from './snapshot.js';
+
+interface Answer {
+  status: number;
+  body: { server: string };
+}
+
+/** How often Envoy changed or was told anything. */
+const UPDATES = '^(cluster_manager\\.(cluster_added|cluster_modified|cluster_removed|cds\\.update_success)|listener_manager\\.(listener_added|listener_modified|listener_removed|listener_in_place_updated|lds\\.update_success))$';
+
+describe('NodeProxy over restarts', () => {
+  const world = new ProxyWorld();
+  let a: { pod: ProxyPod; netns: TestNetns };
+
+  before(async () => {
+    await world.start();
+    a = await world.pod('pod-a');
+    await a.netns.serve(echoServer(80));
+    world.running.setPods([a.pod]);
+    await world.ready(a.pod);
+    await world.settled();
+  });
+  after(() => world.close());
+
+  async function statuses(host = 'web'): Promise<number[]> {
+    const answers = await a.netns.script<Answer[]>(requests([{ url: `http://${SERVICE_VIP}/`, headers: { host } }]));
+    return answers.map((answer) => answer.status);
+  }
+  async function updates(proxy: NodeProxy): Promise<Record<string, number>> {
+    return Object.fromEntries(await proxy.envoy.admin.stats(UPDATES));
+  }
+
+  it('keeps its sockets to root', () => {
+    for (const name of ['ads.sock', 'envoy-admin.sock', 'xds-state.bin', 'envoy.log']) {
+      const path = join(world.folder, 'run', name);
+      if (name !== 'xds-state.bin') assert.equal(statSync(path).mode & 0o777, 0o600, name);
+    }
+  });
+
+  it('adopts the same Envoy, which is sent nothing that it has, and no request fails meanwhile', async () => {
+    const { pid } = world.running.status().envoy;
+    const earlier = await updates(world.running);
+    // A client that calls all the while, over one connection and over new ones.
+    const load = a.netns.script<{ done: number; failed: string[] }>(`
+      const http = require('http'); const keep = new http.Agent({ keepAlive: true, maxSockets: 1 }); const end = Date.now() + 4000; let done = 0; const failed = [];
+      const call = (agent) => { if (Date.now() > end) return; const req = http.get({ host: '${SERVICE_VIP}', agent, headers: { host: 'web' } }, (res) => { res.resume(); res.on('end', () => { res.statusCode === 200 ? done++ : failed.push(res.statusCode); setTimeout(call, 2, agent); }); }); req.on('error', (e) => { failed.push(e.message); setTimeout(call, 2, agent); }); };
+      call(keep); call(false);
+      setTimeout(() => { keep.destroy(); console.log(JSON.stringify({ done, failed })); process.exit(0); }, 4300);`);
+    await sleep(500);
+    await world.running.stop({ keepEnvoy: true });
+    await sleep(700);
+    const proxy = await world.startProxy();
+    assert.equal(proxy.status().envoy.adopted, true);
+    assert.equal(proxy.status().envoy.pid, pid);
+    await waitFor('Envoy to come back', () => proxy.status().envoy.connected, { timeoutMs: 5_000 });
+    await sleep(300);
+    // Its pods are not known yet: silence, rather than a snapshot without them.
+    assert.deepEqual((await proxy.envoy.admin.listeners()).map((listener) => listener.name), ['pod/pod-a/outbound']);
+    proxy.setPods([a.pod]);
+    await world.ready(a.pod);
+    await world.settled();
+    assert.deepEqual(await updates(proxy), earlier);
+    const { done, failed } = await load;
+    assert.deepEqual(failed, []);
+    assert.ok(done > 100, `${done} requests`);
+  });
+
+  it('rolls out after an adoption what changed meanwhile, and takes away what is gone', async () => {
+    const b = await world.pod('pod-b');
+    const proxy = world.running;
+    proxy.setPods([a.pod, b.pod]);
+    await world.ready(b.pod);
+    await proxy.stop({ keepEnvoy: true });
+    world.controlPlane.set(routes(80, { web: SERVICE_CLUSTER, renamed: SERVICE_CLUSTER }), '80');
+    const next = await world.startProxy();
+    next.setPods([a.pod]);
+    await waitFor('the pod that went meanwhile', async () => (await next.envoy.admin.listeners()).length === 1, { timeoutMs: 5_000 });
+    await world.settled();
+    assert.deepEqual(await statuses('renamed'), [200]);
+  });
+
+  it('starts Envoy again when it dies, with all that it had', async () => {
+    const { pid } = world.running.status().envoy;
+    assert.ok(pid);
+    process.kill(pid, 'SIGKILL');
+    await waitFor('another Envoy', () => world.running.status().envoy.pid !== pid && world.running.status().envoy.connected, { timeoutMs: 10_000 });
+    await world.ready(a.pod);
+    assert.deepEqual(await statuses(), [200]);
+    assert.equal(world.running.status().envoy.restarts, 1);
+  });
+
+  it('goes on without a control plane, and starts without one from the saved state', async () => {
+    const proxy = world.running;
+    await sleep(1_200); // the state is written a second after a change
+    world.controlPlane.stop();
+    await waitFor('the loss', () => !proxy.status().controlPlane.connected, { timeoutMs: 5_000 });
+    assert.deepEqual(await statuses(), [200]);
+    await proxy.stop({ keepEnvoy: false });
+    const next = await world.startProxy({ staleAfterMs: 300 });
+    assert.equal(next.status().envoy.adopted, false);
+    next.setPods([a.pod]);
+    await world.ready(a.pod);
+    assert.deepEqual(await statuses(), [200]);
+    assert.deepEqual(next.status().classes.map(({ synced, stale }) => ({ synced, stale })), [{ synced: false, stale: true }]);
+    // It is back: the streams find it by themselves, and changes arrive.
+    world.controlPlane.set(routes(80, { web: SERVICE_CLUSTER, back: SERVICE_CLUSTER }), '80');
+    await world.controlPlane.start();
+    await waitFor('the control plane', async () => (await statuses('back'))[0] === 200, { timeoutMs: 20_000, everyMs: 100 });
+    world.controlPlane.set(tcpListener('10.96.5.5', 9000, SERVICE_CLUSTER), '10.96.5.5_9000');
+    world.controlPlane.push(LDS);
+    world.controlPlane.push(RDS);
+    await waitFor('a change', async () => JSON.stringify(await next.envoy.admin.configDump()).includes('10.96.5.5_9000'), { timeoutMs: 5_000 });
+  });
+
+  it('ends Envoy when told to, and leaves no socket behind', async () => {
+    const proxy = world.running;
+    const { pid } = proxy.status().envoy;
+    assert.ok(pid);
+    const id = { pid, startTime: processStartTime(pid) ?? '' };
+    assert.ok(isRunning(id));
+    await proxy.stop({ keepEnvoy: false });
+    assert.ok(!isRunning(id));
+    world.proxy = undefined;
+  });
+});

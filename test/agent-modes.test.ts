@@ -1,0 +1,158 @@
+// Pods with their own sidecars, a node without BPF, and what dies or goes away while it is in use.
+import assert from 'node:assert/strict';
+import { existsSync, readdirSync } from 'node:fs';
+import { join } from 'node:path';
+import { after, before, test } from 'node:test';
+import { buildDir, projectRoot } from '../common/paths.js';
+import { processStartTime } from '../common/process-id.js';
+import { run } from '../common/process.js';
+import { waitFor } from '../common/retry.js';
+import { NodeUnderTest, enrolled } from './agent-harness.js';
+
+const node = new NodeUnderTest(`up-agentm-${process.pid}`);
+const { instance, paths } = node;
+
+before(() => node.up(['shop.yaml', 'legacy.yaml']));
+after(() => node.down());
+
+test('pods with sidecars: captured by hooks instead of NAT and short-circuited under load, and back, with no failed request', async () => {
+  await node.label('legacy', { mode: 'off' });
+  node.startAgent();
+  await node.podsAre('shop', 'shop to be enrolled', enrolled('bpf'));
+  await node.lab.whenReady({ sidecars: true });
+  // The pods are ready a moment before the client's sidecar has heard so.
+  await waitFor('the client\'s sidecar to know both endpoints', async () => (await node.lab.sidecarAdmin('legacy/client', '/clusters')).match(/outbound\|80\|v[12]\|nginx\.legacy.*health_flags::healthy/g)?.length === 2, { timeoutMs: 20_000 });
+  const some = node.load('legacy/client');
+  await some.run(100);
+  await node.label('legacy', { mode: 'sidecar', acceleration: 'force' });
+  await node.podsAre('legacy', 'legacy to be captured', (pod) => enrolled('bpf')(pod) && pod.mode === 'sidecar' && !pod.listener);
+  const before = await node.counters();
+  const captured = await some.run(200);
+  assert.deepEqual(captured.failures, {});
+  assert.equal(captured.fresh.direct + captured.kept.direct, 0);
+  const moved = await node.counters();
+  assert.ok((moved['connections_short_circuited'] ?? 0) > (before['connections_short_circuited'] ?? 0), JSON.stringify(moved));
+  await node.label('legacy', { redirection: 'iptables' });
+  await node.podsAre('legacy', 'legacy to go by its own rules', (pod) => pod.state === 'enrolled' && pod.way === 'iptables');
+  await some.run(100);
+  await node.label('legacy', { mode: 'off', redirection: null, acceleration: null });
+  await node.podsAre('legacy', 'legacy to be let go', (pod) => pod.way === 'plain');
+  await some.run(100);
+  assert.deepEqual((await some.end()).failures, {});
+  // What the client's sidecar keeps in its pools stays captured until it is idle for Envoy's own time; servers have nothing left.
+  await node.podsAre('legacy', 'legacy to be off', (pod) => (pod.name.startsWith('client') ? ['draining', 'off'].includes(pod.state) : pod.state === 'off' && pod.settled));
+});
+
+test('a pod with a sidecar is left alone in mode node, and the reason is shown', async () => {
+  await node.label('legacy', { mode: 'node' });
+  await node.podsAre('legacy', 'legacy to be left alone', (pod) => pod.mode === 'off' && /sidecar of its own/.test(pod.reason ?? ''));
+  await node.label('legacy', { mode: 'off' });
+});
+
+for (const way of ['bpf', 'iptables'] as const) {
+  test(`IPv6 and plain TCP to a pod's own address go through Envoy by ${way}`, async () => {
+    await node.label('shop', { redirection: way });
+    await node.podsAre('shop', `shop by ${way}`, enrolled(way));
+    const server = await node.pod('shop', 'nginx-v1');
+    const before = (await node.pod('shop', 'client')).uid;
+    const accepted = async (): Promise<number> => {
+      const text = (await run('curl', ['-s', '--unix-socket', join(paths.folder, 'envoy-admin.sock'), `http://envoy/stats?filter=pod_${before}.downstream_cx_total`])).stdout;
+      return Number(/downstream_cx_total: (\d+)/.exec(text)?.[1] ?? NaN);
+    };
+    for (const ip of server.ips) {
+      const count = await accepted();
+      const url = `http://${ip.includes(':') ? `[${ip}]` : ip}/r1`;
+      const answer = await node.lab.exec('shop/client', ['curl', '-s', '-m', '5', url]);
+      assert.match(answer.stdout, /"path":"\/r1"/, `${url}: ${answer.stderr}`);
+      assert.equal(await accepted(), count + 1, `${url} came through Envoy`);
+    }
+  });
+}
+
+test('Envoy is killed: it is started again and pods go on', async () => {
+  await node.label('shop', { redirection: null });
+  await node.podsAre('shop', 'shop by bpf', enrolled('bpf'));
+  const old = (await node.status()).proxy.envoy.pid ?? assert.fail('no Envoy');
+  process.kill(old, 'SIGKILL');
+  await waitFor('another Envoy', async () => {
+    const { pid } = (await node.status()).proxy.envoy;
+    return pid !== undefined && pid !== old;
+  }, { timeoutMs: 20_000 });
+  const some = node.load('shop/client', { keepAlive: 1, fresh: 1 });
+  await waitFor('requests to go well', async () => {
+    const before = (await some.report()).failures;
+    const since = await some.run(50);
+    return JSON.stringify(before) !== undefined && Object.keys(since.failures).length === 0;
+  }, { timeoutMs: 20_000 });
+  await some.end();
+});
+
+test('a pod that is replaced leaves neither pin nor listener nor hooks behind', async () => {
+  const old = await node.pod('shop', 'client');
+  await node.lab.apply(`
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: client, namespace: shop}
+spec:
+  selector: {matchLabels: {app: client}}
+  template:
+    metadata: {labels: {app: client}}
+    spec: {containers: [{name: curl, image: curl, env: [{name: GENERATION, value: "2"}]}]}
+`);
+  await waitFor('the pod to be replaced', async () => !(await node.status()).pods.some(({ uid }) => uid === old.uid), { timeoutMs: 40_000 });
+  await node.podsAre('shop', 'the new pod to be enrolled', enrolled('bpf'));
+  await waitFor('the pin to go', () => !readdirSync(paths.netnsFolder).includes(old.uid), { timeoutMs: 20_000 });
+  assert.equal(existsSync(join(paths.bpffsDir, instance, 'links', 'pods', old.uid)), false);
+  const listeners = (await run('curl', ['-s', '--unix-socket', join(paths.folder, 'envoy-admin.sock'), 'http://envoy/listeners'])).stdout;
+  assert.equal(listeners.includes(old.uid), false);
+  assert.match((await node.lab.exec('shop/client', ['curl', '-s', '-m', '5', 'http://nginx/r2'])).stdout, /"path":"\/r2"/);
+});
+
+test('a pod that goes away while the agent is down is cleaned up after', async () => {
+  const old = await node.pod('shop', 'client');
+  await node.endAgent('SIGKILL');
+  await node.lab.apply(`
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: client, namespace: shop}
+spec:
+  selector: {matchLabels: {app: client}}
+  template:
+    metadata: {labels: {app: client}}
+    spec: {containers: [{name: curl, image: curl, env: [{name: GENERATION, value: "3"}]}]}
+`);
+  await waitFor('the pod to be replaced', () => !node.lab.pods().some(({ uid }) => uid === old.uid), { timeoutMs: 40_000 });
+  assert.ok(readdirSync(paths.netnsFolder).includes(old.uid));
+  node.startAgent();
+  await node.podsAre('shop', 'the new pod to be enrolled', enrolled('bpf'));
+  await waitFor('the pin to go', () => !readdirSync(paths.netnsFolder).includes(old.uid), { timeoutMs: 20_000 });
+  const listeners = (await run('curl', ['-s', '--unix-socket', join(paths.folder, 'envoy-admin.sock'), 'http://envoy/listeners'])).stdout;
+  assert.equal(listeners.includes(old.uid), false);
+});
+
+test('without BPF pods are redirected by iptables, the reason is shown, and nothing prints a stack trace', async () => {
+  await node.endAgent('SIGTERM');
+  await node.cli(['agent', '--cleanup', '--instance', instance]);
+  node.startAgent('--bpffs', '/etc/passwd/no-place-for-pins', '--cleanup-on-exit');
+  await node.podsAre('shop', 'shop to be redirected by iptables', enrolled('iptables'));
+  const { redirection, acceleration, pods, proxy } = await node.status();
+  assert.match(redirection.bpfProblem ?? '', /not usable/);
+  assert.equal(acceleration.on, false);
+  assert.match(pods.find((pod) => pod.namespace === 'shop')?.reason ?? '', /redirected by iptables, since/);
+  const some = node.load('shop/client');
+  const { failures, fresh, kept } = await some.run(200);
+  assert.deepEqual([failures, fresh.direct + kept.direct], [{}, 0]);
+  await some.end();
+  await node.endAgent('SIGTERM');
+  assert.doesNotMatch(node.log, /\n\s+at /);
+  assert.equal(existsSync(paths.folder), false, 'cleaned up on exit');
+  assert.equal(processStartTime(proxy.envoy.pid ?? 0), undefined);
+  assert.doesNotMatch(await node.rulesOf('shop/client'), /UNDERPASS/);
+});
+
+test('without root the agent says so and exits', async () => {
+  const result = await run(join(buildDir, 'underpass-exec'), ['--gid', '65534', '--uid', '65534', '--', process.execPath, join(projectRoot, 'dist', 'cli', 'main.js'), 'agent', '--discovery', '127.0.0.1:9', '--lab-socket', '/nowhere', '--node', 'n', '--run-dir', `/tmp/${instance}-nobody`], { okCodes: [1], timeoutMs: 20_000 });
+  assert.equal(existsSync(`/tmp/${instance}-nobody`), false);
+  assert.match(result.stderr, /needs root .*UNDERPASS_NOT_ROOT/);
+  assert.doesNotMatch(result.stderr, /\n\s+at /);
+});
