@@ -2,7 +2,7 @@
  * The node agent: pods from a source, what their labels ask for, the kernel's hooks, the shared Envoy and its
  * configuration, put together. A stop leaves kernel and Envoy at work, and the next start takes them over.
  */
-import { mkdirSync } from 'node:fs';
+import { mkdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { UnderpassError, errorMessage } from '../common/errors.js';
 import { ClosableStore } from '../common/lifecycle.js';
@@ -81,6 +81,10 @@ export class Agent {
   #dataplane: Dataplane | undefined;
   #records: readonly PodRecord[] | undefined;
   #running: Promise<void> | undefined;
+  #stopped: Promise<void> | undefined;
+  #fail: (error: unknown) => void = () => undefined;
+  /** Rejects when the agent can't go on, e.g. without Envoy; what is in place stays. Then `stop` it. */
+  readonly failed: Promise<never>;
 
   constructor(options: AgentOptions, parts: AgentParts) {
     this.#options = options;
@@ -90,11 +94,13 @@ export class Agent {
     this.#paths = instancePaths(options);
     this.folder = this.#paths.folder;
     this.#defaults = { acceleration: 'l4', redirection: 'auto', ...options.defaults };
+    this.failed = new Promise<never>((_, reject) => (this.#fail = reject));
+    this.failed.catch(() => undefined);
   }
 
   /**
    * Takes the instance and its folder.
-   * @throws UnderpassError `UNDERPASS_AGENT_HELD` when another agent has it, `UNDERPASS_NOT_ROOT`
+   * @throws UnderpassError `UNDERPASS_AGENT_HELD` when another agent has it, `UNDERPASS_MISSING_CAPABILITY`
    */
   prepare(): void {
     if (this.#lock) return;
@@ -129,6 +135,7 @@ export class Agent {
       discoveryAddress: this.#options.discoveryAddress,
       logger: this.#component('agent.proxy'),
       localPods: () => this.#dataplane?.localPods() ?? new Map(),
+      onListenerPorts: (ports) => this.#kernel?.setListenerPorts?.(ports),
       ...(proxyCgroup === undefined ? {} : { cgroupPath: proxyCgroup }),
       ...(this.#options.concurrency === undefined ? {} : { concurrency: this.#options.concurrency }),
     });
@@ -138,11 +145,16 @@ export class Agent {
   }
 
   /** Ends the agent. By default everything that serves pods goes on: kernel hooks, rules, Envoy. */
-  async stop(options: { keepEnvoy?: boolean } = {}): Promise<void> {
+  stop(options: { keepEnvoy?: boolean } = {}): Promise<void> {
+    this.#stopped ??= this.#stop(options.keepEnvoy ?? true);
+    return this.#stopped;
+  }
+
+  async #stop(keepEnvoy: boolean): Promise<void> {
     this.#abort.abort();
     await this.#running?.catch(() => undefined);
     await this.#dataplane?.stop();
-    await this.#proxy?.stop({ keepEnvoy: options.keepEnvoy ?? true });
+    await this.#proxy?.stop({ keepEnvoy });
     await this.#kernel?.close();
     await this.#store.close();
     this.#logger.info({ instance: this.#paths.instance }, 'agent stopped');
@@ -199,7 +211,8 @@ export class Agent {
     } catch (error) {
       await this.#kernel?.close();
       this.#kernel = undefined;
-      this.#kernelProblem = `the kernel's BPF side is not usable: ${errorMessage(error)}`;
+      // Libbpf's and the verifier's own lines are for the log.
+      this.#kernelProblem = `the kernel's BPF side is not usable: ${errorMessage(error).split('\n')[0]}`;
       logger.warn({ reason: errorMessage(error) }, 'no BPF: pods are redirected by iptables and nothing is short-circuited');
     }
     return proxyCgroup;
@@ -229,7 +242,7 @@ export class Agent {
         dataplane.start({ bpfProblem });
       }
     } catch (error) {
-      if (!signal.aborted) logger.error({ reason: errorMessage(error) }, 'the source of pods failed; pods stay as they are');
+      if (!signal.aborted) this.#fail(error);
     }
     await started?.catch(() => undefined);
   }
@@ -241,7 +254,7 @@ export class Agent {
     } catch (error) {
       if (this.#abort.signal.aborted) return;
       this.#proxyProblem = errorMessage(error);
-      this.#logger.error({ reason: this.#proxyProblem }, 'the shared Envoy did not start; pods keep their plain way');
+      this.#fail(error);
     }
   }
 
@@ -297,10 +310,18 @@ const NO_PROXY: ProxyStatus = {
   nacks: [],
 };
 
-/** CAP_SYS_ADMIN and CAP_NET_ADMIN: without them neither BPF nor iptables nor another namespace can be reached. */
+/** linux/capability.h. BPF needs no more than these: CAP_SYS_ADMIN includes CAP_BPF and CAP_PERFMON. */
+const CAPABILITIES = [
+  { name: 'CAP_SYS_ADMIN', bit: 21n, why: 'to enter and pin the network namespaces of pods, and for BPF' },
+  { name: 'CAP_NET_ADMIN', bit: 12n, why: 'for iptables, and for Envoy\'s sockets in the namespaces of pods' },
+];
+
+/** Without these neither BPF nor iptables nor another namespace can be reached, and nothing would be left to do. */
 function requirePrivileges(): void {
-  if (process.getuid?.() === 0) return;
-  throw new UnderpassError('UNDERPASS_NOT_ROOT', 'starting the agent: it needs root (CAP_SYS_ADMIN, CAP_NET_ADMIN, CAP_BPF) for namespaces, BPF and iptables', {
-    hint: 'run it with sudo, or as a privileged container',
+  const effective = /^CapEff:\s*([0-9a-f]+)$/m.exec(readFileSync('/proc/self/status', 'utf8'))?.[1];
+  const missing = effective === undefined ? [] : CAPABILITIES.filter(({ bit }) => ((BigInt(`0x${effective}`) >> bit) & 1n) === 0n);
+  if (missing.length === 0) return;
+  throw new UnderpassError('UNDERPASS_MISSING_CAPABILITY', `starting the agent: it lacks ${missing.map(({ name, why }) => `${name} (${why})`).join(' and ')}`, {
+    hint: process.getuid?.() === 0 ? 'run it as a privileged container, or give it these capabilities' : 'run it as root, e.g. by sudo',
   });
 }

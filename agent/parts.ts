@@ -14,6 +14,8 @@ export interface AgentKernel extends PodKernel {
   podCounters(): Map<string, PodCounters>;
   probation(): ProbationEntry[];
   setGlobalAcceleration(on: boolean): void;
+  /** TCP straight to a local pod's own address and a port that is not among these needs no proxy. */
+  setListenerPorts?(ports: readonly number[]): void;
   close(): void | Promise<void>;
 }
 
@@ -34,6 +36,8 @@ export interface ProxyOptions {
   concurrency?: number;
   logger: Logger;
   localPods: () => ReadonlyMap<string, { enrolled: boolean }>;
+  /** The ports of all listeners that the control plane sent to any class; called on every change. */
+  onListenerPorts: (ports: readonly number[]) => void;
 }
 
 export interface AgentParts {

@@ -8,17 +8,24 @@ import { waitFor } from '../common/retry.js';
 import type { CleanupParts } from './cleanup.js';
 import { Kernel } from './dataplane/kernel.js';
 import { selfTest } from './dataplane/self-test.js';
+import { removeSelfTestLeftovers } from './dataplane/self-test-leftovers.js';
 import type { AgentParts } from './parts.js';
 import { NodeProxy } from './proxy/node-proxy.js';
 
 export const realParts: AgentParts = {
   openKernel: (options) => Kernel.open(options),
-  selfTest,
+  selfTest: async (logger) => {
+    await removeSelfTestLeftovers();
+    return selfTest(logger);
+  },
   createProxy: (options) => new NodeProxy({ ...options, envoyPath: envoyBinary() }),
 };
 
 export const realCleanupParts: CleanupParts = {
-  cleanKernel: (options) => Kernel.cleanup(options),
+  cleanKernel: async (options) => {
+    Kernel.cleanup(options);
+    await removeSelfTestLeftovers();
+  },
   stopEnvoy: async (folder) => {
     let state: ProcessId;
     try {

@@ -6,6 +6,17 @@
 
 enum capture { CAPTURE_NO, CAPTURE_OUTBOUND, CAPTURE_INBOUND };
 
+/*
+ * A local pod's own address on a port that no listener asks for: the proxy would only pass the bytes on, so the two
+ * sockets are left to find each other. Any class's listener on the port counts, which errs towards the proxy.
+ */
+static __always_inline bool is_plain_port(__u16 port)
+{
+	__u32 zero = 0;
+	struct settings *s = bpf_map_lookup_elem(&settings, &zero);
+	return s && s->listener_ports_known && !bpf_map_lookup_elem(&listener_ports, &port);
+}
+
 /* DESIGN section 4: who is led to which proxy. `destination` in mapped form, `port` in host order. */
 static __always_inline enum capture capture_of(const struct pod *pod, __u64 netns_cookie, const struct address *destination,
 					       __u16 port)
@@ -16,7 +27,7 @@ static __always_inline enum capture capture_of(const struct pod *pod, __u64 netn
 	if (target && *target == netns_cookie)
 		return CAPTURE_NO; /* the pod talks to itself */
 	if (pod->mode == POD_MODE_NODE)
-		return CAPTURE_OUTBOUND;
+		return target && is_plain_port(port) ? CAPTURE_NO : CAPTURE_OUTBOUND;
 	if ((__u32)bpf_get_current_uid_gid() != sidecar_uid)
 		return CAPTURE_OUTBOUND;
 	/* The sidecar itself, towards another pod's sidecar. */

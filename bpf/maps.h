@@ -65,6 +65,15 @@ struct {
 	__type(value, struct settings);
 } settings SEC(".maps");
 
+/* Ports (host order) that some config class has an outbound listener for, whatever the address. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, MAX_LISTENER_PORTS);
+	__type(key, __u16);
+	__type(value, __u8);
+} listener_ports SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, COUNTERS);

@@ -149,6 +149,7 @@ struct event {
 
 struct settings {
 	__u32 acceleration; /* 0: nothing is paired anew, and nothing paired is moved */
+	__u32 listener_ports_known; /* 0: listener_ports says nothing yet */
 	__u32 layout;       /* of the structs in pinned maps, as user space's hash of them */
 };
 

@@ -115,7 +115,7 @@ export async function runAgent(options: AgentCliOptions, run: RunOptions): Promi
     held = true;
     await companion?.start();
     await agent.start();
-    if (!signals.signal.aborted) await once(signals.signal, 'abort');
+    if (!signals.signal.aborted) await Promise.race([once(signals.signal, 'abort'), agent.failed]);
     log.info(options.cleanupOnExit ? 'ending and cleaning up' : 'ending; Envoy and the kernel go on');
   } finally {
     try {

@@ -1,5 +1,6 @@
 import { Option, type Command } from 'commander';
 import { askAgent, instancePaths, type AgentStatus } from '../agent/index.js';
+import { formatError, type ValidationError } from '../common/kube/yaml.js';
 import { addInstanceOptions } from './agent-run.js';
 import { printTable } from './table.js';
 
@@ -27,6 +28,8 @@ export function render(status: AgentStatus, all: boolean): string {
     pod.error ?? pod.reason ?? '',
   ]);
   const { proxy } = status;
+  // Only an embedded control plane tells; a remote one has its own log.
+  const problems = (status.controlPlane as { problems?: readonly ValidationError[] } | undefined)?.problems ?? [];
   const nacks = proxy.nacks.map(({ type, name, message }) => `               ${type} ${name}: ${message}`);
   let table = '';
   printTable(['NAMESPACE', 'POD', 'MODE', 'STATE', 'WAY', 'ACCELERATION', 'SYNC', 'NOTE'], rows, (text) => (table += text));
@@ -42,6 +45,7 @@ export function render(status: AgentStatus, all: boolean): string {
     `acceleration   ${status.acceleration.on ? 'on' : `off - ${status.acceleration.reason ?? ''}`}`,
     `rejected       ${nacks.length === 0 ? 'nothing' : `${nacks.length} resources keep their last good version`}`,
     ...nacks,
+    ...problems.map((problem, index) => `${index === 0 ? 'configuration  ' : '               '}${formatError(problem)}`),
     '',
   ].join('\n');
 }

@@ -57,6 +57,14 @@ function linkName(prefix: string, owner: string): string {
   return prefix + createHash('sha256').update(owner).digest('hex').slice(0, 15 - prefix.length);
 }
 
+/**
+ * As CNI's bridge plug-in had it: the hardware address follows from the IP, so that nobody's neighbour table is ever wrong.
+ * A bridge without one of its own takes the lowest of its ports' and changes it as pods come and go.
+ */
+function macAddress(ipv4: string): string {
+  return ['0a', '58', ...ipv4.split('.').map((byte) => Number(byte).toString(16).padStart(2, '0'))].join(':');
+}
+
 export class LabNetwork {
   readonly #nodes = new Map<string, NodeAddresses>();
 
@@ -91,10 +99,10 @@ export class LabNetwork {
     const fabric = this.names.fabricNetns();
     await this.#make(netns, NODE_SYSCTLS);
     const uplink = linkName('node', name);
-    await this.#ip(fabric, [`link add ${uplink} type veth peer name eth0 netns ${netns}`, `link set ${uplink} master br0 up`]);
+    await this.#ip(fabric, [`link add ${uplink} type veth peer name eth0 address ${macAddress(addresses.node.ipv4)} netns ${netns}`, `link set ${uplink} master br0 up`]);
     await this.#ip(netns, [
       'link set lo up',
-      `link add ${BRIDGE} type bridge`,
+      `link add ${BRIDGE} address ${macAddress(addresses.bridge.ipv4)} type bridge`,
       `addr add ${addresses.bridge.ipv4}/24 dev ${BRIDGE}`,
       `addr add ${addresses.bridge.ipv6}/64 dev ${BRIDGE} nodad`,
       `link set ${BRIDGE} up`,
@@ -114,7 +122,7 @@ export class LabNetwork {
     if (!gateway) throw new Error(`adding pod ${namespace}/${pod}: there is no node ${node}`);
     await this.#make(netns, POD_SYSCTLS);
     const host = linkName('veth', netns);
-    await this.#ip(this.names.nodeNetns(node), [`link add ${host} type veth peer name eth0 netns ${netns}`, `link set ${host} master ${BRIDGE} up`]);
+    await this.#ip(this.names.nodeNetns(node), [`link add ${host} type veth peer name eth0 address ${macAddress(address.ipv4)} netns ${netns}`, `link set ${host} master ${BRIDGE} up`]);
     await this.#ip(netns, [
       'link set lo up',
       `addr add ${address.ipv4}/24 dev eth0`,

@@ -150,9 +150,17 @@ test('without BPF pods are redirected by iptables, the reason is shown, and noth
   assert.doesNotMatch(await node.rulesOf('shop/client'), /UNDERPASS/);
 });
 
-test('without root the agent says so and exits', async () => {
+test('without its capabilities the agent says which are missing and what for, and exits', async () => {
   const result = await run(join(buildDir, 'underpass-exec'), ['--gid', '65534', '--uid', '65534', '--', process.execPath, join(projectRoot, 'dist', 'cli', 'main.js'), 'agent', '--discovery', '127.0.0.1:9', '--lab-socket', '/nowhere', '--node', 'n', '--run-dir', `/tmp/${instance}-nobody`], { okCodes: [1], timeoutMs: 20_000 });
   assert.equal(existsSync(`/tmp/${instance}-nobody`), false);
-  assert.match(result.stderr, /needs root .*UNDERPASS_NOT_ROOT/);
+  assert.match(result.stderr, /lacks CAP_SYS_ADMIN .* and CAP_NET_ADMIN .*UNDERPASS_MISSING_CAPABILITY/);
   assert.doesNotMatch(result.stderr, /\n\s+at /);
+});
+
+test('an Envoy that does not start ends the agent with its reason, and pods keep their plain way', async () => {
+  const args = ['node', '--embedded-pilot', '--lab-socket', node.lab.socket, '--instance', instance, '--cleanup-on-exit'];
+  const result = await run(process.execPath, [join(projectRoot, 'dist', 'cli', 'main.js'), ...args], { okCodes: [1], timeoutMs: 30_000, env: { ...process.env, ENVOY_BIN: '/bin/false' } });
+  assert.match(result.stderr, /starting Envoy \(\/bin\/false\): exit 1 \(UNDERPASS_ENVOY_START\)/);
+  assert.equal(existsSync(paths.folder), false);
+  assert.match((await node.lab.exec('shop/client', ['curl', '-s', '-m', '5', 'http://nginx/r3'])).stdout, /"path":"\/r3"/);
 });

@@ -1,6 +1,6 @@
 /** The file system that keeps BPF maps and links alive while no agent runs. */
 import { existsSync, mkdirSync, readdirSync, rmdirSync, rmSync } from 'node:fs';
-import { dirname, join } from 'node:path';
+import { dirname, join, relative } from 'node:path';
 import { UnderpassError } from '../../common/errors.js';
 import { isBpffs, mountBpffs, unmount } from '../../native/index.js';
 
@@ -14,11 +14,20 @@ export function ensureBpffsDir(dir: string): void {
   while (!existsSync(existing)) existing = dirname(existing);
   if (!isBpffs(existing)) {
     const mountPoint = dir === USUAL_MOUNT || dir.startsWith(`${USUAL_MOUNT}/`) ? USUAL_MOUNT : dir;
-    if (mountPoint === dir) mkdirSync(dir, { recursive: true, mode: 0o700 });
+    if (mountPoint === dir) makeFolders(existing, dir);
     mountBpffs(mountPoint);
     mkdirSync(join(mountPoint, MOUNTED_BY_US));
   }
-  mkdirSync(dir, { recursive: true, mode: 0o700 });
+  makeFolders(existing, dir);
+}
+
+/** Not mkdir's `recursive`, which never ends below /proc on Node 20. */
+function makeFolders(existing: string, dir: string): void {
+  const parts = relative(existing, dir).split('/').filter(Boolean);
+  for (let count = 1; count <= parts.length; count++) {
+    const path = join(existing, ...parts.slice(0, count));
+    if (!existsSync(path)) mkdirSync(path, { mode: 0o700 });
+  }
 }
 
 /** Removes one instance's pins, then what is empty above them, and the mount when it was ours and nothing else is in it. */

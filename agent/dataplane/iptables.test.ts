@@ -2,6 +2,8 @@
 import assert from 'node:assert/strict';
 import { spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
+import { mkdtempSync, rmSync, symlinkSync } from 'node:fs';
+import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { after, test, type TestContext } from 'node:test';
@@ -115,6 +117,37 @@ test('IptablesCapture: a start that was cut short is completed by the next', asy
   await inside(netns, `iptables-${backend}`, '-t', 'nat', '-D', 'OUTPUT', '-p', 'tcp', '-j', 'UNDERPASS_OUTPUT');
   await capture.start();
   assert.equal(await tables(netns, [backend]), whole);
+});
+
+test('IptablesCapture: without ip6tables IPv4 is captured all the same, with a note', async (context) => {
+  const netns = await namespace(context);
+  const folder = mkdtempSync(join(tmpdir(), `up-agent-${process.pid}-`));
+  const path = process.env['PATH'];
+  context.after(() => {
+    process.env['PATH'] = path;
+    rmSync(folder, { recursive: true, force: true });
+  });
+  for (const name of ['iptables-nft', 'iptables-nft-save', 'iptables-nft-restore', 'nft', 'grep']) {
+    symlinkSync((await run('sh', ['-c', `command -v ${name}`])).stdout.trim(), join(folder, name));
+  }
+  process.env['PATH'] = folder;
+  const capture = new IptablesCapture(netns);
+  const { notes } = await capture.start();
+  assert.match(notes.join(), /IPv6 is not captured: .*ip6tables-nft-restore is not installed/);
+  assert.deepEqual(await capture.state(), { active: true, present: true });
+  await capture.remove();
+  process.env['PATH'] = path;
+  assert.equal(await raw(netns), '');
+});
+
+test('IptablesCapture: without any iptables there is a typed error', async (context) => {
+  const netns = await namespace(context);
+  const path = process.env['PATH'];
+  context.after(() => void (process.env['PATH'] = path));
+  process.env['PATH'] = '/nowhere';
+  await assert.rejects(new IptablesCapture(netns).start(), { code: 'UNDERPASS_IPTABLES_MISSING' });
+  assert.deepEqual(await new IptablesCapture(netns).state(), { active: false, present: false });
+  process.env['PATH'] = path;
 });
 
 test('IptablesCapture: a namespace that is gone gives a typed error', async () => {

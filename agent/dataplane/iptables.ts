@@ -31,6 +31,7 @@ const JUMP = `OUTPUT -p tcp -j ${OUTPUT_CHAIN}`;
 
 export type IptablesBackend = 'nft' | 'legacy';
 type Family = 'ip' | 'ip6';
+const FAMILIES: readonly Family[] = ['ip', 'ip6'];
 
 export interface CaptureState {
   /** New connections are redirected (in every family that can). */
@@ -83,10 +84,16 @@ export class IptablesCapture {
 
   /** Takes everything away that `start` made. Established redirected connections end. */
   async remove(): Promise<void> {
-    await this.stop();
-    await this.#eachPresent(async (family, backend, { chains }) => {
-      if (chains.includes(OUTPUT_CHAIN)) await this.#commit(family, backend, [`-F ${OUTPUT_CHAIN}`, `-X ${OUTPUT_CHAIN}`]);
-      if (chains.includes(TABLE_MARKER)) await this.#removeTable(family, backend);
+    await this.#eachPresent(async (family, backend, { rules, chains }) => {
+      const ours = (rule: string): boolean => rule === `-A ${JUMP}` || rule.startsWith(`-A ${OUTPUT_CHAIN} `);
+      const lines = rules.filter((rule) => rule === `-A ${JUMP}`).map(() => `-D ${JUMP}`);
+      if (chains.includes(OUTPUT_CHAIN)) lines.push(`-F ${OUTPUT_CHAIN}`, `-X ${OUTPUT_CHAIN}`);
+      const madeHere = chains.includes(TABLE_MARKER);
+      if (madeHere) lines.push(`-X ${TABLE_MARKER}`);
+      if (lines.length > 0) await this.#commit(family, backend, lines);
+      // When somebody else began to use the table in the meantime, it is theirs.
+      const others = rules.some((rule) => !ours(rule)) || chains.some((chain) => chain !== OUTPUT_CHAIN && chain !== TABLE_MARKER);
+      if (madeHere && !others) await this.#deleteTable(family);
     });
   }
 
@@ -105,7 +112,7 @@ export class IptablesCapture {
    * can be deleted again, and legacy only where this kernel or machine has no nft.
    */
   async backend(): Promise<IptablesBackend> {
-    if (await this.#legacyTable('ip')) {
+    if ((await this.#legacyTables()).has('ip')) {
       const legacy = await this.#read('ip', 'legacy');
       if (legacy && (legacy.rules.length > 0 || legacy.chains.length > 0)) return 'legacy';
     }
@@ -131,33 +138,29 @@ export class IptablesCapture {
     if (lines.length > 0) await this.#commit(family, backend, lines);
   }
 
-  async #removeTable(family: Family, backend: IptablesBackend): Promise<void> {
-    const left = await this.#read(family, backend);
-    if (left === undefined) return;
-    await this.#commit(family, backend, [`-X ${TABLE_MARKER}`]);
-    // Somebody else began to use the table in the meantime: then it is theirs.
-    if (left.rules.length > 0 || left.chains.length > 1) return;
+  async #deleteTable(family: Family): Promise<void> {
     const deleted = await this.#run('nft', ['delete', 'table', family, 'nat']);
-    if (deleted === undefined || deleted.code !== 0) {
-      // Without nft(8) an empty nat table stays; it changes nothing for the pod.
-      await this.#run(program(family, 'nft', ''), ['-t', 'nat', '-X']);
-    }
+    if (deleted?.code === 0) return;
+    // Without nft(8) an empty nat table stays; it changes nothing for the pod.
+    await this.#run(program(family, 'nft', ''), ['-t', 'nat', '-X']);
   }
 
   async #eachPresent(visit: (family: Family, backend: IptablesBackend, rules: Rules) => Promise<void>): Promise<void> {
-    for (const family of ['ip', 'ip6'] as const) {
+    const legacy = await this.#legacyTables();
+    for (const family of FAMILIES) {
       for (const backend of ['nft', 'legacy'] as const) {
         // Reading a legacy table makes it: only look where there is one.
-        if (backend === 'legacy' && !(await this.#legacyTable(family))) continue;
+        if (backend === 'legacy' && !legacy.has(family)) continue;
         const rules = await this.#read(family, backend);
         if (rules?.tableExists) await visit(family, backend, rules);
       }
     }
   }
 
-  async #legacyTable(family: Family): Promise<boolean> {
-    const result = await this.#run('cat', [`/proc/self/net/${family}_tables_names`]);
-    return result?.code === 0 && result.stdout.split('\n').includes('nat');
+  /** The families that have a nat table of the legacy backend; a kernel without it has no such files. */
+  async #legacyTables(): Promise<ReadonlySet<Family>> {
+    const result = await this.#run('grep', ['-sx', 'nat', ...FAMILIES.map((family) => `/proc/self/net/${family}_tables_names`)]);
+    return new Set(FAMILIES.filter((family) => result?.stdout.includes(`/${family}_tables_names:`)));
   }
 
   /** The nat table's content, or undefined where this backend does not work. */

@@ -171,3 +171,32 @@ test('sidecar mode: app and sidecar pair without probation of the sidecar', asyn
   );
   assert.equal(peers.counters['connections_short_circuited'], 20, JSON.stringify(peers.counters));
 });
+
+test('capture: a local pod\'s own address is left alone on ports that no listener asks for, once those are known', async () => {
+  w.put({ capture: true });
+  const direct = () => w.counted(() => w.world.probe('addresses', { pod: b, address: b.ipv4 }, { pod: a }));
+  w.kernel.setListenerPorts([80, 443]);
+  const plain = await direct();
+  assert.equal(plain.result.ok, true, JSON.stringify(plain.result));
+  assert.equal(plain.result['client_peer'], `${b.ipv4}:7777`);
+  assert.equal(plain.counters['connections_captured'], undefined);
+  // A port with a listener, and an address that is no pod's (a Service's), still meet the proxy.
+  w.kernel.setListenerPorts([7777]);
+  const asked = await w.counted(() =>
+    w.world.probe('addresses', { pod: a, cgroup: w.world.proxyCgroup, address: '127.0.0.1' }, { pod: a, address: b.ipv4 }, ['--port', OUTBOUND, '--connect-port', '7777']),
+  );
+  assert.equal(asked.counters['connections_captured'], 1);
+  w.kernel.setListenerPorts([]);
+  const service = await toProxy('127.0.0.1', '198.51.100.7');
+  assert.equal(service['original4'], '198.51.100.7:80');
+});
+
+test('capture: switching acceleration keeps the known listener ports', async () => {
+  w.put({ capture: true });
+  w.kernel.setListenerPorts([80]);
+  w.kernel.setGlobalAcceleration(false);
+  w.kernel.setGlobalAcceleration(true);
+  const { result, counters } = await w.counted(() => w.world.probe('addresses', { pod: b, address: b.ipv4 }, { pod: a }));
+  assert.equal(result.ok, true);
+  assert.equal(counters['connections_captured'], undefined);
+});

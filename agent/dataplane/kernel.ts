@@ -85,7 +85,7 @@ export class Kernel {
   readonly #pinDir: string | null;
   readonly #pods = new Map<string, Attached>();
   readonly #proxyLinks: BpfLink[] = [];
-  readonly #maps: Record<'pods' | 'addresses' | 'settings' | 'counters' | 'podCounters' | 'establishing' | 'peers', BpfMap>;
+  readonly #maps: Record<'pods' | 'addresses' | 'settings' | 'listenerPorts' | 'counters' | 'podCounters' | 'establishing' | 'peers', BpfMap>;
   readonly #codecs: Record<'pod' | 'settings' | 'podCounters' | 'establishing' | 'tuple' | 'peer', StructCodec>;
   readonly #constants: Record<'mode' | 'acceleration' | 'flag' | 'counter', Record<string, number>>;
   readonly #counterNames: string[];
@@ -126,6 +126,7 @@ export class Kernel {
       pods: object.map('pods'),
       addresses: object.map('netns_of_address'),
       settings: object.map('settings'),
+      listenerPorts: object.map('listener_ports'),
       counters: object.map('counters'),
       podCounters: object.map('pod_counters'),
       establishing: object.map('establishing'),
@@ -279,7 +280,29 @@ export class Kernel {
 
   /** The self-test's verdict. Off: nothing is paired anew, and what is paired sends by TCP again. */
   setGlobalAcceleration(on: boolean): void {
-    this.#maps.settings.set(u32(0), this.#codecs.settings.encode({ acceleration: on ? 1 : 0, layout: this.#layout }));
+    this.#writeSettings({ acceleration: on ? 1 : 0 });
+  }
+
+  /**
+   * The ports that the control plane has outbound listeners for. From the first call on, a connection of a `node` pod
+   * to a local pod's own address on any other port is not captured: the proxy would only pass its bytes on.
+   */
+  setListenerPorts(ports: readonly number[]): void {
+    const wanted = new Set(ports);
+    for (const port of wanted) this.#maps.listenerPorts.set(u16(port), Buffer.from([1]));
+    for (const [key] of this.#maps.listenerPorts.entries()) {
+      if (!wanted.has(key.readUInt16LE())) this.#maps.listenerPorts.delete(key);
+    }
+    this.#writeSettings({ listener_ports_known: 1 });
+  }
+
+  #writeSettings(changes: { acceleration?: number; listener_ports_known?: number }): void {
+    const { settings } = this.#codecs;
+    const before = this.#maps.settings.get(u32(0));
+    const kept = (name: 'acceleration' | 'listener_ports_known'): number => (before ? settings.number(before, name) : 0);
+    this.#maps.settings.set(u32(0), settings.encode({
+      acceleration: kept('acceleration'), listener_ports_known: kept('listener_ports_known'), ...changes, layout: this.#layout,
+    }));
   }
 
   globalAcceleration(): boolean {
@@ -433,6 +456,12 @@ function need(values: Record<string, number>, name: string): number {
   const value = values[name];
   if (value === undefined) throw new UnderpassError('UNDERPASS_KERNEL_LAYOUT', `reading the BPF object's constants: no ${name}`);
   return value;
+}
+
+function u16(value: number): Buffer {
+  const out = Buffer.alloc(2);
+  out.writeUInt16LE(value);
+  return out;
 }
 
 function u32(value: number): Buffer {

@@ -160,8 +160,9 @@ export class PodController {
         if (this.#generation !== generation) continue;
         again = this.#backoff.next();
         this.#state = 'failed';
+        const known = this.#error === errorMessage(error);
         this.#error = errorMessage(error);
-        this.#around.logger.warn({ pod: this.#name(), way: this.way, reason: this.#error, retryMs: Math.round(again) }, 'a step failed; the pod stays on its present way');
+        this.#around.logger[known ? 'debug' : 'warn']({ pod: this.#name(), way: this.way, reason: this.#error, retryMs: Math.round(again) }, 'a step failed; the pod stays on its present way');
       }
       if (this.#generation !== generation) continue;
       if (this.finished) return;

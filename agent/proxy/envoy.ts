@@ -42,6 +42,8 @@ export interface EnvoyStatus {
   restarts: number;
 }
 
+/** What describes a process that runs. */
+const STATE_FILES = ['envoy.state.json', 'envoy-admin.sock'];
 const WATCH_INTERVAL_MS = 250;
 const LOG_CHECK_INTERVAL_MS = 5_000;
 const MAX_LOG_BYTES = 16 << 20;
@@ -109,7 +111,7 @@ export class Envoy implements Closable {
     const process_ = this.#process;
     this.#process = undefined;
     if (process_) await endProcess(process_);
-    for (const name of ['envoy.state.json', 'envoy-admin.sock']) rmSync(join(this.#options.runDir, name), { force: true });
+    for (const name of STATE_FILES) rmSync(join(this.#options.runDir, name), { force: true });
     this.#status = { ...this.#status, pid: undefined };
   }
 
@@ -251,6 +253,18 @@ export class Envoy implements Closable {
       this.#options.logger.warn({ error: errorMessage(error) }, `bounding ${this.logPath}`);
     }
   }
+}
+
+/** Ends the Envoy that some agent left for this run directory, if it still runs; for cleaning up without an agent. */
+export async function stopEnvoy(runDir: string): Promise<void> {
+  let state: StateFile;
+  try {
+    state = JSON.parse(readFileSync(join(runDir, 'envoy.state.json'), 'utf8')) as StateFile;
+  } catch {
+    return;
+  }
+  await endProcess(state);
+  for (const name of STATE_FILES) rmSync(join(runDir, name), { force: true });
 }
 
 /** Device, inode, size and change time: another file, or the same one replaced, differs. */

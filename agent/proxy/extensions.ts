@@ -27,6 +27,11 @@ export class EnvoyExtensions {
     return this.#names.size;
   }
 
+  /** Message names of all configurations that it takes. */
+  get types(): ReadonlySet<string> {
+    return this.#types;
+  }
+
   hasName(name: string): boolean {
     return this.#names.has(name);
   }

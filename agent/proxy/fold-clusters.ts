@@ -3,6 +3,7 @@
  * in the client pod's network namespace.
  */
 import { BindConfig, SocketAddress_Protocol, type Address, type SocketAddress } from '../../proto/generated/envoy/config/core/v3/address.js';
+import type { TransportSocket } from '../../proto/generated/envoy/config/core/v3/base.js';
 import { SocketOption, SocketOption_SocketState } from '../../proto/generated/envoy/config/core/v3/socket_option.js';
 import type { Cluster } from '../../proto/generated/envoy/config/cluster/v3/cluster.js';
 import type { ClusterLoadAssignment } from '../../proto/generated/envoy/config/endpoint/v3/endpoint.js';
@@ -37,20 +38,24 @@ export const alwaysPlaintext: UpstreamModeOf = () => 'plaintext';
 export function foldCluster(source: Cluster, extensions: EnvoyExtensions, modeOf: UpstreamModeOf = alwaysPlaintext): Cluster {
   const cluster = canonical(source) as Cluster;
   cluster.filters = cluster.filters.filter((filter) => keepExtension(extensions, 'filters', filter.name, filter.typed_config));
-  // The choice between mTLS, HBONE and plaintext by endpoint metadata: all of them are plaintext for now.
+  cluster.transport_socket = originatedTls(cluster);
   cluster.transport_socket_matches = [];
-  if (usesWorkloadIdentity(cluster)) cluster.transport_socket = undefined;
   if (cluster.load_assignment) cluster.load_assignment = foldAssignment(cluster.load_assignment, modeOf);
   cluster.upstream_bind_config = podBindConfig();
   return cluster;
 }
 
-/** TLS with the workload's own certificate (Istio's mTLS), unlike TLS origination that a DestinationRule asks for. */
-function usesWorkloadIdentity(cluster: Cluster): boolean {
-  const config = cluster.transport_socket?.config_type?.value;
-  if (!config) return false;
-  const tls = unpack(UpstreamTlsContext, config);
-  return tls?.common_tls_context?.tls_certificate_sds_secret_configs.some((secret) => secret.name === 'default') ?? false;
+/**
+ * The socket for endpoints of any kind, if it originates TLS as a DestinationRule asks. Istio puts it beside HBONE into
+ * transport_socket_matches, with an empty match. What is chosen by endpoint metadata (mTLS, HBONE, plaintext) and mTLS with
+ * the workload's own certificate is plaintext for now.
+ */
+function originatedTls(cluster: Cluster): TransportSocket | undefined {
+  const anyEndpoint = cluster.transport_socket_matches.find(({ match }) => Object.keys(match ?? {}).length === 0)?.transport_socket;
+  const socket = cluster.transport_socket ?? anyEndpoint;
+  const tls = unpack(UpstreamTlsContext, socket?.config_type?.value);
+  const usesIdentity = tls?.common_tls_context?.tls_certificate_sds_secret_configs.some((secret) => secret.name === 'default');
+  return tls && !usesIdentity ? socket : undefined;
 }
 
 function podBindConfig(): BindConfig {

@@ -11,7 +11,7 @@ import { edsServiceName, routeNames } from '../xds/resource-types.js';
 import type { SidecarState } from '../xds/sidecar-stream.js';
 import type { EnvoyExtensions } from './extensions.js';
 import { foldAssignment, foldCluster, isFoldedCluster, type UpstreamModeOf } from './fold-clusters.js';
-import { foldListener, foldListeners, renameInChain, type FoldedListeners } from './fold-listeners.js';
+import { foldListener, foldListeners, isOutboundListener, listenerPort, renameInChain, type FoldedListeners } from './fold-listeners.js';
 import { foldRoutes, renameClusters } from './fold-routes.js';
 import { podListener, podListenerKey, type ListenerPod } from './pod-listener.js';
 import { CDS, EDS, LDS, RDS, Snapshot, type Entry } from './snapshot.js';
@@ -38,6 +38,8 @@ export interface FoldResult {
   problems: FoldProblem[];
   /** `TYPE name` of what exists only because classes do not agree. */
   split: ReadonlySet<string>;
+  /** Destination ports for which any class has a listener, ascending. */
+  ports: readonly number[];
 }
 
 interface FoldedCluster {
@@ -97,7 +99,8 @@ export class Folder {
     }
     this.#podEntries = podEntries;
     const split = new Set([...[...clusterNames.split].map((name) => `CDS ${name}`), ...[...routeNamesOf.split].map((name) => `RDS ${name}`)]);
-    return { snapshot: new Snapshot([[CDS, cds], [EDS, eds], [LDS, lds], [RDS, rds]]), problems, split };
+    const ports = new Set(classes.flatMap(({ state }) => [...state.listeners.values()].flatMap(({ message }) => (isOutboundListener(message) ? [listenerPort(message)] : []))));
+    return { snapshot: new Snapshot([[CDS, cds], [EDS, eds], [LDS, lds], [RDS, rds]]), problems, split, ports: [...ports].sort((a, b) => a - b) };
   }
 
   #foldClusters({ key, state }: FoldClass, problems: FoldProblem[]): Map<string, FoldedCluster> {

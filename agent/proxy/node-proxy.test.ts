@@ -103,6 +103,7 @@ describe('NodeProxy with two pods on one node', () => {
     const { controlPlane } = world;
     await a.netns.serve(tcpServer(5001, 'one'));
     await a.netns.serve(tcpServer(5002, 'two'));
+    assert.deepEqual(world.running.listenerPorts(), [80]);
     for (const [vip, port] of [['10.96.1.1', 5001], ['10.96.1.2', 5002]] as const) {
       const cluster = `outbound|9000||${vip}`;
       controlPlane.set(edsCluster(cluster), cluster);
@@ -114,6 +115,7 @@ describe('NodeProxy with two pods on one node', () => {
     await waitFor('the listeners', async () => JSON.stringify(await world.running.envoy.admin.configDump()).includes('10.96.1.2_9000'), { timeoutMs: 5_000 });
     assert.deepEqual(await a.netns.script(tcpClient('10.96.1.1', 9000)), { text: 'onex' });
     assert.deepEqual(await a.netns.script(tcpClient('10.96.1.2', 9000)), { text: 'twox' });
+    assert.deepEqual(world.running.listenerPorts(), [80, 9000]);
     assert.deepEqual(world.running.status().nacks, []);
   });
 

@@ -52,6 +52,8 @@ export interface NodeProxyOptions {
   logger: Logger;
   /** The node's pods by address; for choosing how endpoints are reached. */
   localPods?: () => ReadonlyMap<string, { enrolled: boolean }>;
+  /** Ports of all outbound listeners of all classes, ascending: with the first snapshot and on every change. */
+  onListenerPorts?: (ports: readonly number[]) => void;
   launcherPath?: string;
   /** After a start, how long to wait for the control plane before the saved state is used; default 5 s. */
   staleAfterMs?: number;
@@ -98,13 +100,16 @@ export class NodeProxy {
   /** The class that each pod's listener was last made from: it stays until the pod's new class is synced. */
   #folded = new Map<string, string>();
   #podsGiven = false;
+  #started = false;
+  #listenerPorts: readonly number[] = [];
+  #reportedPorts = false;
   #folder: Folder | undefined;
   #snapshot: Snapshot | undefined;
   #problems: FoldProblem[] = [];
   #split: ReadonlySet<string> = new Set();
   /** Keys of the classes that the last snapshot was folded from. */
   #published: ReadonlySet<string> = new Set();
-  #savedClasses: SavedClass[] = [];
+  #savedClasses: SavedClass[];
   #staleAllowed = false;
   #timer: NodeJS.Timeout | undefined;
   #dirtySince: number | undefined;
@@ -125,6 +130,7 @@ export class NodeProxy {
       logger: options.logger,
       onNode: (node) => this.#envoyConnected(node),
     });
+    this.#savedClasses = loadState(this.#statePath, (problem) => this.#logger.warn({ problem }, 'last good xDS state'));
   }
 
   get #statePath(): string {
@@ -138,11 +144,10 @@ export class NodeProxy {
 
   /**
    * Opens the streams and the ADS server, adopts or starts Envoy. Returns as soon as Envoy runs; it gets its first
-   * configuration once `setPods` was called and every class is synced.
+   * configuration once `setPods` was called (before or after this) and every class is synced.
    */
   async start(signal?: AbortSignal): Promise<void> {
     mkdirSync(this.#options.runDir, { recursive: true, mode: 0o700 });
-    this.#savedClasses = loadState(this.#statePath, (problem) => this.#logger.warn({ problem }, 'last good xDS state'));
     await this.#ads.start();
     this.#workloads.start();
     this.#staleTimer = setTimeout(() => {
@@ -155,6 +160,7 @@ export class NodeProxy {
       await this.stop({ keepEnvoy: true });
       throw error;
     }
+    this.#started = true;
   }
 
   /** The pods that are to have a listener; call again with the whole set on every change. */
@@ -199,9 +205,21 @@ export class NodeProxy {
     }
   }
 
-  /** Resolves when Envoy has confirmed that it no longer has a listener of this pod: its namespace may be unpinned. */
-  async whenRemoved(uid: string): Promise<void> {
-    await this.#removals.get(uid);
+  /**
+   * Resolves when Envoy has confirmed that it no longer has a listener of this pod, be it one that an earlier agent made:
+   * its namespace may be unpinned. Rejects when the proxy is stopped, or `signal` aborts, before that.
+   */
+  async whenRemoved(uid: string, signal?: AbortSignal): Promise<void> {
+    const removal = this.#removals.get(uid) ?? this.#removed(uid, signal);
+    if (!signal) return removal;
+    signal.throwIfAborted();
+    const aborted = new Promise<never>((_, reject) => signal.addEventListener('abort', () => reject(signal.reason as Error), { once: true }));
+    return Promise.race([removal, aborted]);
+  }
+
+  /** Ports of all outbound listeners of all classes; empty before the first snapshot. */
+  listenerPorts(): readonly number[] {
+    return this.#listenerPorts;
   }
 
   /** Everything that was heard from the control plane has been folded, sent and answered by Envoy. */
@@ -324,7 +342,7 @@ export class NodeProxy {
       const key = ready.has(own) ? own : this.#folded.get(pod.uid);
       return key !== undefined && ready.has(key) ? [{ uid: pod.uid, netnsPath: pod.netnsPath, ipv6: pod.ips.some((ip) => isIPv6(ip)), classKey: key }] : [];
     });
-    const { snapshot, problems, split } = this.#folder.fold(this.#bySeniority(ready), pods);
+    const { snapshot, problems, split, ports } = this.#folder.fold(this.#bySeniority(ready), pods);
     const waited = performance.now() - (this.#dirtySince ?? 0);
     const sameClasses = ready.size === this.#published.size && [...ready.keys()].every((key) => this.#published.has(key));
     if (sameClasses && waited < SPLIT_AFTER_MS && [...split].some((name) => !this.#split.has(name))) {
@@ -338,6 +356,7 @@ export class NodeProxy {
     this.#snapshot = snapshot;
     this.#folded = new Map(pods.map((pod) => [pod.uid, pod.classKey]));
     this.#ads.setSnapshot(snapshot);
+    this.#reportPorts(ports);
     this.#reconcileClasses();
     this.#saveTimer ??= setTimeout(() => void this.#save(), SAVE_DELAY_MS);
   }
@@ -348,6 +367,13 @@ export class NodeProxy {
     return [...classes.values()].sort((a, b) => (order.get(a.key) ?? Infinity) - (order.get(b.key) ?? Infinity) || 0);
   }
 
+  #reportPorts(ports: readonly number[]): void {
+    if (this.#reportedPorts && ports.join() === this.#listenerPorts.join()) return;
+    this.#reportedPorts = true;
+    this.#listenerPorts = ports;
+    this.#options.onListenerPorts?.(ports);
+  }
+
   #reportProblems(problems: FoldProblem[]): void {
     const before = new Set(this.#problems.map((problem) => JSON.stringify(problem)));
     for (const problem of problems) {
@@ -356,14 +382,14 @@ export class NodeProxy {
     this.#problems = problems;
   }
 
-  async #removed(uid: string): Promise<void> {
+  async #removed(uid: string, given?: AbortSignal): Promise<void> {
     const name = podListenerName(uid);
-    const { signal } = this.#stopping;
+    const signal = given ? AbortSignal.any([given, this.#stopping.signal]) : this.#stopping.signal;
     for (;;) {
       // Nobody is told that an agent that stops has seen the end of the listener: its Envoy may still have it.
       signal.throwIfAborted();
       // An Envoy that this agent started has nothing but what this agent sent.
-      if (!this.#snapshot && !this.envoy.status.adopted) return;
+      if (!this.#snapshot && this.#started && !this.envoy.status.adopted) return;
       if (this.#snapshot && !this.#snapshot.get(LDS, name)) {
         if (!this.envoy.running && !this.#ads.connected) return;
         if (this.#ads.connected && !this.#ads.mayHold(LDS, name)) return;

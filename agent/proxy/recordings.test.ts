@@ -8,6 +8,7 @@ import { envoyBinary, projectRoot } from '../../common/paths.js';
 import { waitFor } from '../../common/retry.js';
 import { TestNetns } from '../testing/netns.js';
 import { Recording, type RecordedSession } from '../testing/recording.js';
+import { stockExtensions } from '../testing/stock-envoy.js';
 import { AdsServer } from './ads-server.js';
 import { Envoy } from './envoy.js';
 import { EnvoyExtensions } from './extensions.js';
@@ -48,6 +49,13 @@ describe('what istiod was recorded to serve, folded for a real Envoy', () => {
     await envoy.stop();
     await netns?.close();
     rmSync(runDir, { recursive: true, force: true });
+  });
+
+  it('has the extensions that the tests without Envoy assume', async () => {
+    const { node } = await envoy.admin.serverInfo();
+    const running = new EnvoyExtensions(node.extensions ?? []);
+    const assumed = stockExtensions();
+    assert.deepEqual([running.size, [...running.types].sort()], [assumed.size, [...assumed.types].sort()]);
   });
 
   for (const scenario of new Set(scenarios)) {

@@ -1,13 +1,18 @@
 import assert from 'node:assert/strict';
-import { statSync } from 'node:fs';
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { statSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { createInterface } from 'node:readline';
 import { after, before, describe, it } from 'node:test';
+import { logger } from '../../common/log.js';
+import { envoyBinary } from '../../common/paths.js';
 import { isRunning, processStartTime } from '../../common/process-id.js';
 import { sleep, waitFor } from '../../common/retry.js';
 import { echoServer, requests, type TestNetns } from '../testing/netns.js';
 import { ProxyWorld, SERVICE_CLUSTER, SERVICE_VIP } from '../testing/proxy-world.js';
 import { routes, tcpListener } from '../testing/resources.js';
-import type { NodeProxy, ProxyPod } from './node-proxy.js';
+import { NodeProxy, type ProxyPod } from './node-proxy.js';
 import { LDS, RDS } from './snapshot.js';
 
 interface Answer {
@@ -41,10 +46,7 @@ describe('NodeProxy over restarts', () => {
   }
 
   it('keeps its sockets to root', () => {
-    for (const name of ['ads.sock', 'envoy-admin.sock', 'xds-state.bin', 'envoy.log']) {
-      const path = join(world.folder, 'run', name);
-      if (name !== 'xds-state.bin') assert.equal(statSync(path).mode & 0o777, 0o600, name);
-    }
+    for (const name of ['ads.sock', 'envoy-admin.sock', 'envoy.json', 'envoy.log']) assert.equal(statSync(join(world.folder, 'run', name)).mode & 0o777, 0o600, name);
   });
 
   it('adopts the same Envoy, which is sent nothing that it has, and no request fails meanwhile', async () => {
@@ -83,8 +85,12 @@ describe('NodeProxy over restarts', () => {
     await proxy.stop({ keepEnvoy: true });
     world.controlPlane.set(routes(80, { web: SERVICE_CLUSTER, renamed: SERVICE_CLUSTER }), '80');
     const next = await world.startProxy();
+    // The adopted Envoy has a listener that this process never heard of.
+    assert.equal((await next.envoy.admin.listeners()).length, 2);
+    const removed = next.whenRemoved('pod-b', AbortSignal.timeout(10_000));
     next.setPods([a.pod]);
-    await waitFor('the pod that went meanwhile', async () => (await next.envoy.admin.listeners()).length === 1, { timeoutMs: 5_000 });
+    await removed;
+    assert.equal((await next.envoy.admin.listeners()).length, 1);
     await world.settled();
     assert.deepEqual(await statuses('renamed'), [200]);
   });
@@ -120,6 +126,49 @@ describe('NodeProxy over restarts', () => {
     world.controlPlane.push(LDS);
     world.controlPlane.push(RDS);
     await waitFor('a change', async () => JSON.stringify(await next.envoy.admin.configDump()).includes('10.96.5.5_9000'), { timeoutMs: 5_000 });
+  });
+
+  it('leaves Envoy running when the agent is killed, and the next agent adopts it', async () => {
+    const proxy = world.running;
+    await world.settled();
+    const { pid } = proxy.status().envoy;
+    await proxy.stop({ keepEnvoy: true });
+    const options = { nodeName: 'node-1', runDir: join(world.folder, 'run'), discoveryAddress: world.controlPlane.address, envoyPath: envoyBinary(), concurrency: 1 };
+    const script = join(import.meta.dirname, '..', 'testing', 'proxy-process.js');
+    for (let round = 0; round < 2; round++) {
+      const child = spawn(process.execPath, [script, JSON.stringify(options), JSON.stringify([a.pod])], { stdio: ['ignore', 'pipe', 'inherit'] });
+      let line = '';
+      for await (line of createInterface({ input: child.stdout })) if (line.startsWith('ready')) break;
+      assert.equal(line, `ready ${pid} true`);
+      assert.deepEqual(await statuses(), [200]);
+      const ended = once(child, 'exit');
+      child.kill('SIGKILL');
+      await ended;
+      assert.deepEqual(await statuses(), [200]);
+    }
+    const next = await world.startProxy();
+    assert.deepEqual([next.status().envoy.pid, next.status().envoy.adopted], [pid, true]);
+    next.setPods([a.pod]);
+    await world.ready(a.pod);
+  });
+
+  it('starts a new Envoy when the one of the state file is another program', async () => {
+    const proxy = world.running;
+    await proxy.stop({ keepEnvoy: false });
+    const me = { pid: process.pid, startTime: processStartTime(process.pid), binary: 'another', version: '' };
+    writeFileSync(join(world.folder, 'run', 'envoy.state.json'), JSON.stringify(me));
+    const next = await world.startProxy();
+    assert.equal(next.status().envoy.adopted, false);
+    next.setPods([a.pod]);
+    await world.ready(a.pod);
+    assert.deepEqual(await statuses(), [200]);
+  });
+
+  it('says why when Envoy can not be started', async () => {
+    const broken = join(world.folder, 'no-envoy');
+    writeFileSync(broken, '#!/bin/sh\necho no such luck >&2\nexit 3\n', { mode: 0o755 });
+    const proxy = new NodeProxy({ nodeName: 'n', runDir: join(world.folder, 'broken'), discoveryAddress: world.controlPlane.address, envoyPath: broken, logger: logger('test') });
+    await assert.rejects(proxy.start(), { code: 'UNDERPASS_ENVOY_START', message: /exit 3: no such luck/ });
   });
 
   it('ends Envoy when told to, and leaves no socket behind', async () => {

@@ -35,7 +35,7 @@ test('a name far from every field gets the list of fields', () => {
 
 test('a value of the wrong type says what was found and expected', () => {
   assert.deepEqual(errorsOf(virtualService('    - route: [{destination: {host: web}, weight: "75"}]')), [
-    'x.yaml:7:52: VirtualService shop/web: spec.http[0].route[0].weight: found string "75", expected a whole number',
+    'x.yaml:7:50: VirtualService shop/web: spec.http[0].route[0].weight: found string "75", expected a whole number',
   ]);
   assert.match(errorsOf(virtualService('    - {timeout: 5, route: [{destination: {host: web}}]}'))[0]!, /timeout: found number 5, expected a duration such as/);
   assert.match(errorsOf(virtualService('    - {match: [{port: 70000}], route: [{destination: {host: web}}]}'))[0]!, /match\[0\]\.port: found number 70000, expected a whole number from 1 to 65535/);

@@ -30,16 +30,21 @@ export interface Generator {
   invalidate(change: ChangeSet): void;
 }
 
-/** What of a proxy makes its outbound side differ: everything else is the same for all. */
+/** What of a proxy makes its outbound listeners differ: everything else is the same for all. */
 function scopeOf(model: Model, proxy: Proxy): string {
   const ips = { ips: proxyIps(model, proxy) };
-  return `${proxy.namespace} ${hasIpv4(ips) ? 4 : ''}${hasIpv6(ips) ? 6 : ''} ${sourceScope(model, proxy)}`;
+  return `${hasIpv4(ips) ? 4 : ''}${hasIpv6(ips) ? 6 : ''} ${model.sourceNamespaceMatters() ? proxy.namespace : ''} ${sourceScope(model, proxy)}`;
 }
 
 /** The proxy's labels as far as some VirtualService asks for them. */
 function sourceScope(model: Model, proxy: Proxy): string {
   const keys = model.sourceLabelKeys();
   return keys.length === 0 ? '' : JSON.stringify(keys.map((key) => proxy.labels[key] ?? null));
+}
+
+/** Clusters and endpoints differ between clients only by the DestinationRule that applies to them. */
+function ruleScope(model: Model, proxy: Proxy, host: string): string {
+  return model.destinationRuleFor(host, proxy.namespace)?.key ?? '';
 }
 
 /** The proxy's own inbound side may have changed. */
@@ -52,16 +57,18 @@ function inboundChanged(model: Model, proxy: Proxy, change: ChangeSet): boolean 
 class Clusters implements Generator {
   readonly typeUrl = TYPE.cluster;
   readonly wildcard = true;
-  readonly #byScope = new Map<string, Map<string, Resource[]>>();
+  /** By host, then by the rule that applies. */
+  readonly #byHost = new Map<string, Map<string, Resource[]>>();
   constructor(readonly model: Model) {}
 
   all(proxy: Proxy): Resource[] {
-    let byHost = this.#byScope.get(proxy.namespace);
-    if (!byHost) this.#byScope.set(proxy.namespace, (byHost = new Map()));
     const resources: Resource[] = [];
     for (const service of this.model.sortedServices()) {
-      let clusters = byHost.get(service.host);
-      if (!clusters) byHost.set(service.host, (clusters = serviceClusters(this.model, service, proxy.namespace)));
+      let made = this.#byHost.get(service.host);
+      if (!made) this.#byHost.set(service.host, (made = new Map()));
+      const scope = ruleScope(this.model, proxy, service.host);
+      let clusters = made.get(scope);
+      if (!clusters) made.set(scope, (clusters = serviceClusters(this.model, service, proxy.namespace)));
       resources.push(...clusters);
     }
     return [...resources, ...proxyClusters(this.model, proxy)];
@@ -77,18 +84,15 @@ class Clusters implements Generator {
   }
 
   invalidate(change: ChangeSet): void {
-    const stale = [...change.services, ...change.identities];
-    for (const byHost of this.#byScope.values()) {
-      for (const host of stale) byHost.delete(host);
-      for (const pattern of change.rules) for (const host of byHost.keys()) if (hostMatches(pattern, host)) byHost.delete(host);
-    }
+    for (const host of [...change.services, ...change.identities]) this.#byHost.delete(host);
+    for (const pattern of change.rules) for (const host of this.#byHost.keys()) if (hostMatches(pattern, host)) this.#byHost.delete(host);
   }
 }
 
 class Endpoints implements Generator {
   readonly typeUrl = TYPE.endpoint;
   readonly wildcard = false;
-  /** By host, then by client namespace and cluster name. */
+  /** By host, then by the rule that applies and the cluster's name. */
   readonly #byHost = new Map<string, Map<string, Resource>>();
   constructor(readonly model: Model) {}
 
@@ -97,10 +101,10 @@ class Endpoints implements Generator {
   }
 
   one(proxy: Proxy, name: string): Resource {
-    const host = parseClusterName(name)?.host ?? '';
+    const { host = '', subset = '' } = parseClusterName(name) ?? {};
     let made = this.#byHost.get(host);
     if (!made) this.#byHost.set(host, (made = new Map()));
-    const key = `${proxy.namespace} ${name}`;
+    const key = `${subset ? ruleScope(this.model, proxy, host) : ''} ${name}`;
     let resource = made.get(key);
     if (!resource) made.set(key, (resource = clusterEndpoints(this.model, name, proxy.namespace)));
     return resource;

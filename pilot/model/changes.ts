@@ -4,7 +4,7 @@ export class ChangeSet {
   readonly services = new Set<string>();
   /** Hosts whose endpoints changed. */
   readonly endpoints = new Set<string>();
-  /** Hosts whose endpoints run under other service accounts than before, or changed in their having a sidecar. */
+  /** Hosts whose endpoints run under other service accounts than before; of headless ones, whose endpoints are others. */
   readonly identities = new Set<string>();
   /** Host patterns of VirtualServices that changed. */
   readonly routes = new Set<string>();

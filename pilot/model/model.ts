@@ -68,12 +68,14 @@ export class Model {
   readonly nodes = new Map<string, Node>();
   readonly #slices = new Map<string, Map<string, EndpointSlice>>();
   readonly #podByIp = new Map<string, Pod>();
+  readonly #podsByNamespace = new Map<string, Map<string, Pod>>();
   /** Hosts whose endpoints point to a pod, by the pod. */
   readonly #hostsByPod = new Map<string, Set<string>>();
   readonly #servicesByNamespace = new Map<string, Map<string, MeshService>>();
   readonly #endpoints = new Map<string, readonly Endpoint[]>();
   #virtualServices: LoadedObject<VirtualService>[] = [];
   #sourceLabelKeys: readonly string[] = [];
+  #sourceNamespaceMatters = false;
   readonly #virtualServicesByHost = new HostIndex<LoadedObject<VirtualService>>();
   readonly #rulesByHost = new HostIndex<LoadedObject<DestinationRule>>();
 
@@ -171,6 +173,11 @@ export class Model {
     return this.#sourceLabelKeys;
   }
 
+  /** Whether some VirtualService asks for the client's namespace. */
+  sourceNamespaceMatters(): boolean {
+    return this.#sourceNamespaceMatters;
+  }
+
   /** All VirtualServices in the order of their precedence: the oldest first. */
   virtualServices(): readonly LoadedObject<VirtualService>[] {
     return this.#virtualServices;
@@ -212,6 +219,10 @@ export class Model {
   #applyPod(old: Pod | undefined, pod: Pod | undefined, changed: ChangeSet, touch: (host: string) => void): void {
     const name = podName((pod ?? old)!);
     for (const ip of old ? podIps(old) : []) if (this.#podByIp.get(ip) === old) this.#podByIp.delete(ip);
+    const namespace = (pod ?? old)!.metadata.namespace ?? 'default';
+    let inNamespace = this.#podsByNamespace.get(namespace);
+    if (!inNamespace) this.#podsByNamespace.set(namespace, (inNamespace = new Map()));
+    replace(inNamespace, name, pod);
     if (pod) {
       this.pods.set(name, pod);
       if (isAlive(pod)) for (const ip of podIps(pod)) this.#podByIp.set(ip, pod);
@@ -253,7 +264,7 @@ export class Model {
   #podsSelectedBy(namespace: string, selector: Record<string, string> | undefined): Pod[] {
     const wanted = Object.entries(selector ?? {});
     if (wanted.length === 0) return [];
-    return [...this.pods.values()].filter(({ metadata }) => metadata.namespace === namespace && wanted.every(([key, value]) => metadata.labels?.[key] === value));
+    return [...(this.#podsByNamespace.get(namespace)?.values() ?? [])].filter(({ metadata }) => wanted.every(([key, value]) => metadata.labels?.[key] === value));
   }
 
   #hostOfSlice(slice: EndpointSlice): string | undefined {
@@ -314,8 +325,9 @@ export class Model {
     const service = this.services.get(host);
     const endpoints = this.endpoints(host);
     const accounts = [...new Set(endpoints.map(({ serviceAccount }) => serviceAccount ?? ''))].sort();
-    const addresses = service?.headless ? endpoints.map(({ address }) => address).sort() : [];
-    return JSON.stringify([accounts, endpoints.every(({ tlsMode }) => tlsMode === 'istio'), addresses]);
+    // A headless service's cluster and listeners know its endpoints one by one.
+    const headless = service?.headless ? [endpoints.every(({ tlsMode }) => tlsMode === 'istio'), ...endpoints.map(({ address }) => address).sort()] : [];
+    return JSON.stringify([accounts, headless]);
   }
 
   #indexNetworking(): void {
@@ -323,10 +335,14 @@ export class Model {
     this.#virtualServices = (all.filter(({ object }) => object.kind === 'VirtualService') as LoadedObject<VirtualService>[]).sort(byAge);
     this.#virtualServicesByHost.clear();
     const keys = new Set<string>();
+    this.#sourceNamespaceMatters = false;
     for (const loaded of this.#virtualServices) {
       const { hosts, http = [], tcp = [] } = loaded.object.spec;
       for (const host of hosts) this.#virtualServicesByHost.add(this.resolve(host, loaded.object), loaded);
-      for (const route of [...http, ...tcp]) for (const match of route.match ?? []) for (const key of Object.keys(match.sourceLabels ?? {})) keys.add(key);
+      for (const match of [...http, ...tcp].flatMap((route) => route.match ?? [])) {
+        for (const key of Object.keys(match.sourceLabels ?? {})) keys.add(key);
+        this.#sourceNamespaceMatters ||= Boolean(match.sourceNamespace);
+      }
     }
     this.#sourceLabelKeys = [...keys].sort();
     this.#rulesByHost.clear();

@@ -1,0 +1,183 @@
+// How the parts are put together, with stand-ins for kernel and proxy; test/agent-*.test.ts has the real ones.
+import assert from 'node:assert/strict';
+import { existsSync, mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { test, type TestContext } from 'node:test';
+import { pino } from 'pino';
+import { removeCgroup } from '../common/cgroup.js';
+import type { PodRecord } from '../common/lab-api.js';
+import { waitFor } from '../common/retry.js';
+import { askAgent } from './admin/server.js';
+import type { AgentStatus } from './admin/status.js';
+import { Agent, instanceCgroup, instancePaths } from './agent.js';
+import type { AgentParts, SelfTestVerdict } from './parts.js';
+
+const passed: SelfTestVerdict = {
+  ok: true, capture: { ok: true, reason: 'fine' }, acceleration: { ok: true, reason: 'fine' }, checks: [{ name: 'order', ok: true, detail: '' }], restrictions: [], tookMs: 1,
+};
+
+interface Stage {
+  agent: Agent;
+  steps: string[];
+  status(): Promise<AgentStatus>;
+  get(path: string): Promise<string>;
+  pods(records: PodRecord[]): void;
+}
+
+let counter = 0;
+
+function stage(context: TestContext, change: Partial<{ verdict: () => Promise<SelfTestVerdict>; openKernel: () => never; startProxy: () => Promise<void> }> = {}): Stage {
+  const steps: string[] = [];
+  const runDir = mkdtempSync(join(tmpdir(), `up-agent-${process.pid}-`));
+  const instance = `up-agentt-${process.pid}-${counter++}`;
+  let wake: (() => void) | undefined;
+  let newest: PodRecord[] | undefined;
+  const parts: AgentParts = {
+    openKernel: () => {
+      change.openKernel?.();
+      return Promise.resolve({
+        attachProxy: (path: string) => void steps.push(`attachProxy ${path.endsWith(`/underpass-${instance}/proxy`)}`),
+        putPod: () => undefined,
+        removePod: () => undefined,
+        liveConnections: () => 0,
+        pods: () => [],
+        counters: () => ({ bytes_tcp: 2n ** 60n }),
+        podCounters: () => new Map(),
+        probation: () => [],
+        setGlobalAcceleration: (on: boolean) => void steps.push(`acceleration ${on}`),
+        setListenerPorts: (ports: readonly number[]) => void steps.push(`ports ${ports.join()}`),
+        close: () => void steps.push('kernel closed'),
+      });
+    },
+    selfTest: () => (change.verdict ?? (() => Promise.resolve(passed)))(),
+    createProxy: ({ onListenerPorts }) => ({
+      setPods: (pods) => void steps.push(`setPods ${pods.length}`),
+      start: async () => {
+        steps.push('proxy start');
+        await change.startProxy?.();
+        onListenerPorts([80, 443]);
+      },
+      whenReady: () => Promise.resolve(),
+      whenRemoved: () => Promise.resolve(),
+      activeConnections: () => Promise.resolve(0),
+      status: () => ({
+        envoy: { pid: 1, version: 'v', adopted: false, restarts: 0, connected: true },
+        controlPlane: { address: 'a', connected: true, streams: 1, lastError: undefined },
+        classes: [],
+        workloads: { addresses: 0, authorizations: 0, synced: true },
+        nacks: [],
+      }),
+      stop: ({ keepEnvoy }) => Promise.resolve(void steps.push(`proxy stop keepEnvoy=${keepEnvoy}`)),
+    }),
+  };
+  const agent = new Agent(
+    {
+      nodeName: 'n1', discoveryAddress: 'unix:/none', runDir, instance,
+      logger: () => pino({ level: 'silent' }),
+      workloads: {
+        description: 'a test',
+        problem: undefined,
+        async *watch(signal) {
+          signal.addEventListener('abort', () => wake?.());
+          while (!signal.aborted) {
+            if (newest) {
+              const value = newest;
+              newest = undefined;
+              yield value;
+            } else await new Promise<void>((resolve) => (wake = resolve));
+          }
+        },
+      },
+    },
+    parts,
+  );
+  const { adminSocket } = instancePaths({ runDir, instance });
+  context.after(async () => {
+    await agent.stop();
+    await removeCgroup(instanceCgroup(instance));
+    rmSync(runDir, { recursive: true, force: true });
+  });
+  return {
+    agent,
+    steps,
+    get: (path) => askAgent(adminSocket, path, { okStatus: [200, 503] }),
+    status: async () => JSON.parse(await askAgent(adminSocket, '/v1/status')) as AgentStatus,
+    pods: (records) => {
+      newest = records;
+      wake?.();
+    },
+  };
+}
+
+test('Agent: the proxy starts only when the pods are known and were given to it; readiness says what is missing', async (context) => {
+  const { agent, steps, get, pods } = stage(context);
+  await agent.start();
+  assert.equal(steps[0], 'attachProxy true');
+  assert.ok(!steps.some((step) => step.startsWith('proxy') || step.startsWith('setPods')), steps.join());
+  const early = JSON.parse(await get('/readyz')) as { ready: boolean; missing: string[] };
+  assert.equal(early.ready, false);
+  assert.match(early.missing.join(), /pods of this node are not known yet \(a test: waiting\)/);
+  pods([]);
+  await waitFor('readiness', async () => (await get('/readyz')).includes('"ready": true'), { timeoutMs: 2_000, everyMs: 5 });
+  assert.ok(steps.indexOf('setPods 0') < steps.indexOf('proxy start'), steps.join());
+  assert.ok(steps.includes('acceleration true') && steps.includes('ports 80,443'));
+  await agent.stop();
+  assert.deepEqual(steps.slice(-2), ['proxy stop keepEnvoy=true', 'kernel closed']);
+  assert.equal(existsSync(join(agent.folder, 'agent.lock')), false);
+});
+
+test('Agent: a failed self-test turns acceleration or capture off, with the reason in status and metrics', async (context) => {
+  const verdict = (): Promise<SelfTestVerdict> =>
+    Promise.resolve({ ...passed, ok: false, acceleration: { ok: false, reason: 'order: wrong "bytes"' }, capture: { ok: false, reason: 'no hooks' }, checks: [{ name: 'order', ok: false, detail: 'wrong' }] });
+  const { agent, steps, status, get, pods } = stage(context, { verdict });
+  await agent.start();
+  pods([]);
+  await waitFor('the verdict', async () => (await status()).ready, { timeoutMs: 2_000, everyMs: 5 });
+  assert.ok(steps.includes('acceleration false') && !steps.includes('acceleration true'));
+  const { acceleration, redirection } = await status();
+  assert.equal(acceleration.on, false);
+  assert.match(acceleration.reason ?? '', /order: wrong/);
+  assert.match(redirection.bpfProblem ?? '', /no hooks/);
+  const metrics = await get('/metrics');
+  assert.match(metrics, /^underpass_acceleration_on\{reason="the self-test failed: order: wrong \\"bytes\\""\} 0$/m);
+  assert.match(metrics, /^underpass_self_test_passed\{check="order"\} 0$/m);
+  assert.match(metrics, /^underpass_kernel_bytes_tcp_total 1152921504606846976$/m);
+});
+
+test('Agent: a self-test that can not be run counts as failed', async (context) => {
+  const { agent, steps, status, pods } = stage(context, { verdict: () => Promise.reject(new Error('no namespace')) });
+  await agent.start();
+  pods([]);
+  await waitFor('readiness', async () => (await status()).ready, { timeoutMs: 2_000, everyMs: 5 });
+  assert.ok(steps.includes('acceleration false'));
+  assert.match((await status()).redirection.bpfProblem ?? '', /could not be run: no namespace/);
+});
+
+test('Agent: without BPF it goes on, and says so in one line', async (context) => {
+  const { agent, steps, status, get, pods } = stage(context, {
+    openKernel: () => {
+      throw new Error('loading: EPERM\nlibbpf: many\nlines');
+    },
+  });
+  await agent.start();
+  pods([]);
+  await waitFor('readiness', async () => (await status()).ready, { timeoutMs: 2_000, everyMs: 5 });
+  assert.equal((await status()).redirection.bpfProblem, "the kernel's BPF side is not usable: loading: EPERM");
+  assert.ok(steps.includes('proxy start'));
+  assert.match(await get('/v1/counters'), /not usable/);
+});
+
+test('Agent: an Envoy that does not start ends it with the reason', async (context) => {
+  const { agent, pods, get } = stage(context, { startProxy: () => Promise.reject(new Error('no such Envoy')) });
+  await agent.start();
+  pods([]);
+  await assert.rejects(agent.failed, /no such Envoy/);
+  assert.match(await get('/readyz'), /the shared Envoy: no such Envoy/);
+});
+
+test('instancePaths: names that are no folder of their own, and folders too long for a socket, are refused', () => {
+  for (const instance of ['', 'lab', '../x', 'A', 'a/b', 'x'.repeat(60)]) assert.throws(() => instancePaths({ instance }), { code: 'UNDERPASS_BAD_OPTION' }, instance);
+  assert.throws(() => instancePaths({ runDir: `/${'x'.repeat(100)}` }), { code: 'UNDERPASS_BAD_OPTION' });
+  assert.equal(instancePaths({}).adminSocket, '/run/underpass/default/agent.sock');
+});

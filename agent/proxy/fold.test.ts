@@ -1,0 +1,255 @@
+import assert from 'node:assert/strict';
+import { describe, it } from 'node:test';
+import { Cluster, type Cluster_TransportSocketMatch } from '../../proto/generated/envoy/config/cluster/v3/cluster.js';
+import { ClusterLoadAssignment } from '../../proto/generated/envoy/config/endpoint/v3/endpoint.js';
+import type { TransportSocket } from '../../proto/generated/envoy/config/core/v3/base.js';
+import { UpstreamTlsContext } from '../../proto/generated/envoy/extensions/transport_sockets/tls/v3/tls.js';
+import { Listener } from '../../proto/generated/envoy/config/listener/v3/listener.js';
+import { RouteConfiguration } from '../../proto/generated/envoy/config/route/v3/route.js';
+import { HttpConnectionManager } from '../../proto/generated/envoy/extensions/filters/network/http_connection_manager/v3/http_connection_manager.js';
+import type { Any } from '../../proto/generated/google/protobuf/any.js';
+import { pack, unpack } from '../../common/xds/any.js';
+import { ClusterType, EndpointType, ListenerType, RouteType } from '../xds/resource-types.js';
+import type { AnyResourceType } from '../xds/resource-type.js';
+import type { SidecarState } from '../xds/sidecar-stream.js';
+import { chooseChain, chooseListener, targetOf, type Connection } from '../testing/chain-choice.js';
+import { Recording } from '../testing/recording.js';
+import { assignment, blackHoleCluster, edsCluster, httpListener, passthroughCluster, routes, tcpListener } from '../testing/resources.js';
+import { stockExtensions } from '../testing/stock-envoy.js';
+import { Folder, type FoldPod, type FoldResult } from './fold.js';
+import { CDS, EDS, LDS, RDS } from './snapshot.js';
+
+const extensions = stockExtensions();
+const pod: FoldPod = { uid: 'u1', netnsPath: '/run/underpass/default/netns/u1', ipv6: false, classKey: 'c1' };
+
+function state(resources: Readonly<Record<string, Any>>): SidecarState {
+  const result = { clusters: new Map(), endpoints: new Map(), listeners: new Map(), routes: new Map() };
+  const types: [keyof SidecarState, AnyResourceType][] = [['clusters', new ClusterType()], ['endpoints', new EndpointType()], ['listeners', new ListenerType()], ['routes', new RouteType()]];
+  for (const [key, any] of Object.entries(resources)) {
+    const name = key.slice(key.indexOf(' ') + 1);
+    for (const [kind, type] of types) if (type.typeUrl === any.type_url) result[kind].set(name, type.decode(name, '', any));
+  }
+  return result;
+}
+
+const WEB = 'outbound|80||web.shop.svc.cluster.local';
+const basic = (change: Readonly<Record<string, Any>> = {}): SidecarState =>
+  state({
+    [`cds ${WEB}`]: edsCluster(WEB), 'cds PassthroughCluster': passthroughCluster(), 'cds BlackHoleCluster': blackHoleCluster(),
+    [`eds ${WEB}`]: assignment(WEB, ['10.0.0.5:80']), 'lds 0.0.0.0_80': httpListener(80), 'rds 80': routes(80, { web: WEB }), ...change,
+  });
+
+function fold(state_: SidecarState, item = pod): FoldResult {
+  return new Folder(extensions).fold([{ key: 'c1', state: state_ }], [item]);
+}
+function listenerOf(result: FoldResult, uid = 'u1'): Listener {
+  const entry = result.snapshot.get(LDS, `pod/${uid}/outbound`);
+  assert.ok(entry);
+  return Listener.decode(entry.any.value);
+}
+const decode = <T>(codec: { decode(bytes: Uint8Array): T }, any: Any | undefined): T => codec.decode(any?.value ?? Buffer.alloc(0));
+
+describe('Folder: listeners', () => {
+  it('makes one listener per pod in its namespace, IPv6 where the pod has it', () => {
+    const addresses = (listener: Listener): unknown[] =>
+      [listener.address, ...listener.additional_addresses.map((item) => item.address)].map((item) => {
+        const socket = item?.address?.$case === 'socket_address' ? item.address.value : undefined;
+        return [socket?.address, socket?.port_specifier?.value, socket?.network_namespace_filepath];
+      });
+    const plain = listenerOf(fold(basic()));
+    assert.deepEqual(addresses(plain), [['127.0.0.1', 15001, pod.netnsPath]]);
+    assert.deepEqual(addresses(listenerOf(fold(basic(), { ...pod, ipv6: true }))), [['127.0.0.1', 15001, pod.netnsPath], ['::1', 15001, pod.netnsPath]]);
+    assert.equal(plain.stat_prefix, 'pod_u1');
+    assert.equal(plain.use_original_dst, undefined);
+    assert.equal(plain.continue_on_listener_filters_timeout, true);
+  });
+
+  it('puts the namespace into every chain, the default one too, before anything else', () => {
+    const listener = listenerOf(fold(basic()));
+    for (const chain of [...listener.filter_chains, listener.default_filter_chain]) assert.equal(chain?.filters[0]?.name, 'underpass.upstream_netns');
+  });
+
+  it('sniffs only on ports whose chains need it', () => {
+    const listener = listenerOf(fold(basic({ 'lds 10.96.0.7_5432': tcpListener('10.96.0.7', 5432, WEB), 'lds 0.0.0.0_8080': httpListener(8080) })));
+    assert.deepEqual(listener.listener_filters.map((filter) => filter.name), ['envoy.filters.listener.original_dst', 'envoy.filters.listener.http_inspector']);
+    const ports = JSON.stringify(listener.listener_filters[1]?.filter_disabled);
+    assert.ok(ports.includes('"start":80,"end":81') && ports.includes('"start":8080,"end":8081') && !ports.includes('5432'), ports);
+    const none = listenerOf(fold(state({ 'lds 10.96.0.7_5432': tcpListener('10.96.0.7', 5432, WEB) })));
+    assert.deepEqual(none.listener_filters.map((filter) => filter.name), ['envoy.filters.listener.original_dst']);
+  });
+
+  it('keeps connections to the listener itself closed, also against a service on its port', () => {
+    const listener = listenerOf(fold(basic({ 'lds 10.96.0.7_15001': tcpListener('10.96.0.7', 15001, WEB) })));
+    for (const address of ['127.0.0.1', '10.96.0.7']) {
+      assert.equal(targetOf(chooseChain(listener.filter_chains, listener.default_filter_chain, connection({ address, port: 15001 }))), 'closed');
+    }
+  });
+
+  it('refuses what a filter that this Envoy lacks may have to decide, and keeps the last good listener', () => {
+    const folder = new Folder(extensions);
+    const good = basic({ 'lds 10.96.0.7_5432': tcpListener('10.96.0.7', 5432, WEB) });
+    const before = listenerOf(folder.fold([{ key: 'c1', state: good }], [pod]));
+    const guarded = Listener.decode(tcpListener('10.96.0.7', 5432, 'elsewhere').value);
+    guarded.filter_chains[0]?.filters.unshift({ name: 'corp.guard', config_type: { $case: 'typed_config', value: { type_url: 'type.googleapis.com/corp.Guard', value: Buffer.alloc(0) } } });
+    const result = folder.fold([{ key: 'c1', state: basic({ 'lds 10.96.0.7_5432': pack(Listener, guarded) }) }], [pod]);
+    assert.deepEqual(result.problems.map(({ resource, message }) => [resource, message]), [['LDS 10.96.0.7_5432', 'filter "corp.guard": this Envoy has no extension for corp.Guard']]);
+    assert.deepEqual(listenerOf(result), before);
+    const first = fold(basic({ 'lds 10.96.0.7_5432': pack(Listener, guarded) }));
+    assert.equal(first.problems.length, 1);
+    assert.ok(!JSON.stringify(listenerOf(first).filter_chains.map((chain) => chain.name)).includes('5432'));
+  });
+
+  it('leaves a listener without routes no reason to wait: an unknown route name gets an empty table', () => {
+    const { snapshot } = fold(basic({ 'lds 0.0.0.0_8080': httpListener(8080) }));
+    assert.deepEqual(decode(RouteConfiguration, snapshot.get(RDS, '8080')?.any).virtual_hosts, []);
+    assert.deepEqual([...(snapshot.get(LDS, 'pod/u1/outbound')?.needs ?? [])].sort(), ['80', '8080']);
+  });
+});
+
+describe('Folder: clusters and endpoints', () => {
+  it('opens connections in the pod\'s namespace, marked, in plaintext, straight to the pod behind an HBONE endpoint', () => {
+    const hbone = ClusterLoadAssignment.fromPartial({
+      cluster_name: WEB,
+      endpoints: [{ lb_endpoints: ['10.0.0.5:80', '[fd00::5]:80', 'gateway.example:15008'].map((endpoint_id) => ({
+        host_identifier: { $case: 'endpoint' as const, value: { address: { address: { $case: 'envoy_internal_address' as const, value: { address_name_specifier: { $case: 'server_listener_name' as const, value: 'connect_originate' }, endpoint_id } } } } },
+        metadata: { filter_metadata: { 'envoy.transport_socket_match': { tunnel: 'http' }, istio: { workload: 'w' } } },
+      })) }],
+    });
+    const { snapshot } = fold(basic({ [`eds ${WEB}`]: pack(ClusterLoadAssignment, hbone) }));
+    const folded = decode(ClusterLoadAssignment, snapshot.get(EDS, WEB)?.any);
+    assert.deepEqual(folded.endpoints[0]?.lb_endpoints.map((endpoint) => {
+      const socket = endpoint.host_identifier?.$case === 'endpoint' && endpoint.host_identifier.value.address?.address;
+      return [socket && socket.$case === 'socket_address' && [socket.value.address, socket.value.port_specifier?.value], Object.keys(endpoint.metadata?.filter_metadata ?? {})];
+    }), [[['10.0.0.5', 80], ['istio']], [['fd00::5', 80], ['istio']]]);
+    const cluster = decode(Cluster, snapshot.get(CDS, WEB)?.any);
+    assert.equal(cluster.upstream_bind_config?.local_address_selector?.name, 'envoy.upstream.local_address_selector.filter_state_override');
+    assert.deepEqual(cluster.upstream_bind_config?.socket_options.map(({ level, name, value }) => [level, name, value?.value]), [[1n, 36n, 1337n]]);
+  });
+
+  it('leaves out the inbound side, and what only stock Envoy\'s lack forbids', () => {
+    const recording = Recording.open('canary');
+    assert.ok(recording?.sidecars[0]);
+    const { snapshot, problems } = fold(recording.state(recording.sidecars[0], 1));
+    assert.deepEqual(problems, []);
+    assert.deepEqual([...snapshot.entries(CDS).keys()].sort(), [
+      'BlackHoleCluster', 'PassthroughCluster', 'outbound|443||kubernetes.default.svc.cluster.local', 'outbound|80|v1|canary.canary.svc.cluster.local',
+      'outbound|80|v2|canary.canary.svc.cluster.local', 'outbound|80||canary.canary.svc.cluster.local',
+    ]);
+    const cluster = decode(Cluster, snapshot.get(CDS, 'outbound|80||canary.canary.svc.cluster.local')?.any);
+    assert.deepEqual([cluster.filters, cluster.transport_socket_matches, cluster.transport_socket], [[], [], undefined]);
+    assert.equal(cluster.alt_stat_name, recording.state(recording.sidecars[0], 1).clusters.get(cluster.name)?.message.alt_stat_name);
+    const manager = listenerOf(fold(recording.state(recording.sidecars[0]))).filter_chains.flatMap((chain) => chain.filters)
+      .map((filter) => filter.config_type?.$case === 'typed_config' && unpack(HttpConnectionManager, filter.config_type.value)).find((item) => item);
+    assert.deepEqual(manager && manager.http_filters.map((filter) => filter.name), ['envoy.filters.http.grpc_stats', 'envoy.filters.http.fault', 'envoy.filters.http.cors', 'envoy.filters.http.router']);
+  });
+
+  it('keeps TLS that a DestinationRule originates, beside HBONE or alone, and drops the mesh\'s own', () => {
+    const socket = (secret: string | undefined): TransportSocket => ({
+      name: 'envoy.transport_sockets.tls',
+      config_type: { $case: 'typed_config', value: pack(UpstreamTlsContext, UpstreamTlsContext.fromPartial({ sni: 'a', common_tls_context: { tls_certificate_sds_secret_configs: secret ? [{ name: secret }] : [] } })) },
+    });
+    const folded = (change: Partial<Cluster>): string | undefined => {
+      const cluster = { ...Cluster.decode(edsCluster(WEB).value), ...change };
+      return decode(Cluster, fold(basic({ [`cds ${WEB}`]: pack(Cluster, cluster) })).snapshot.get(CDS, WEB)?.any).transport_socket?.name;
+    };
+    const match = (name: string, by: Record<string, string>, transport_socket: TransportSocket): Cluster_TransportSocketMatch => ({ name, match: by, transport_socket });
+    const hbone = match('hbone', { tunnel: 'http' }, socket('default'));
+    assert.equal(folded({ transport_socket: socket(undefined) }), 'envoy.transport_sockets.tls');
+    assert.equal(folded({ transport_socket_matches: [hbone, match('tls', {}, socket(undefined))] }), 'envoy.transport_sockets.tls');
+    assert.equal(folded({ transport_socket: socket('default') }), undefined);
+    assert.equal(folded({ transport_socket_matches: [hbone, match('tlsMode-istio', {}, socket('default'))] }), undefined);
+    assert.equal(folded({ transport_socket_matches: [hbone, match('tlsMode-istio', { tlsMode: 'istio' }, socket(undefined))] }), undefined);
+  });
+});
+
+describe('Folder: several classes', () => {
+  const second: FoldPod = { ...pod, uid: 'u2', classKey: 'c2', netnsPath: '/run/underpass/default/netns/u2' };
+
+  it('shares what is equal', () => {
+    const folder = new Folder(extensions);
+    const { snapshot, split } = folder.fold([{ key: 'c1', state: basic() }, { key: 'c2', state: basic() }], [pod, second]);
+    assert.deepEqual([...split], []);
+    assert.deepEqual([...snapshot.entries(CDS).keys()], [WEB, 'PassthroughCluster', 'BlackHoleCluster']);
+    assert.deepEqual([...snapshot.entries(RDS).keys()], ['80']);
+    assert.equal(snapshot.entries(LDS).size, 2);
+  });
+
+  it('gives the younger class names of its own for what differs, wherever it refers to them', () => {
+    const folder = new Folder(extensions);
+    const other = basic({ [`eds ${WEB}`]: assignment(WEB, ['10.0.0.9:80']), 'lds 10.96.0.7_5432': tcpListener('10.96.0.7', 5432, WEB) });
+    const { snapshot, split } = folder.fold([{ key: 'c1', state: basic() }, { key: 'c2', state: other }], [pod, second]);
+    assert.deepEqual([...split], [`CDS ${WEB}~c2`, 'RDS 80~c2']);
+    const cluster = decode(Cluster, snapshot.get(CDS, `${WEB}~c2`)?.any);
+    assert.deepEqual([cluster.name, cluster.alt_stat_name, cluster.eds_cluster_config?.service_name], [`${WEB}~c2`, WEB, `${WEB}~c2`]);
+    assert.equal(decode(ClusterLoadAssignment, snapshot.get(EDS, `${WEB}~c2`)?.any).cluster_name, `${WEB}~c2`);
+    assert.ok(JSON.stringify(RouteConfiguration.toJSON(decode(RouteConfiguration, snapshot.get(RDS, '80~c2')?.any))).includes(`${WEB}~c2`));
+    const listener = listenerOf({ snapshot, problems: [], split, ports: [] }, 'u2');
+    const at = (port: number, address = '10.96.0.7', protocol: Connection['protocol'] = ''): string =>
+      targetOf(chooseChain(listener.filter_chains, listener.default_filter_chain, connection({ address, port, protocol })));
+    assert.deepEqual([at(5432), at(80, '10.96.0.10', 'http/1.1'), at(81)], [`cluster ${WEB}~c2`, 'route 80~c2', 'cluster PassthroughCluster']);
+    assert.deepEqual(snapshot.get(LDS, 'pod/u2/outbound')?.needs, ['80~c2']);
+    const first = listenerOf({ snapshot, problems: [], split, ports: [] }, 'u1');
+    assert.ok(!JSON.stringify(Listener.toJSON(first)).includes('~c2'));
+  });
+
+  it('gives the same versions whatever was folded before, so that a restarted agent resends nothing', () => {
+    const classes = (): { key: string; state: SidecarState }[] => [{ key: 'c1', state: basic() }, { key: 'c2', state: basic({ [`eds ${WEB}`]: assignment(WEB, []) }) }];
+    const folder = new Folder(extensions);
+    folder.fold([{ key: 'c2', state: basic() }], [second]);
+    const versions = (result: FoldResult): string[] => [CDS, EDS, LDS, RDS].flatMap((type) => [...result.snapshot.entries(type).values()].map(({ name, version }) => `${name} ${version}`)).sort();
+    assert.deepEqual(versions(folder.fold(classes(), [pod, second])), versions(new Folder(extensions).fold(classes(), [second, pod])));
+  });
+});
+
+describe('folded listeners send each connection where the sidecar\'s listeners would', () => {
+  for (const scenario of ['canary', 'base-world', 'match-kinds', 'timeout-retry-fault', 'tcp-tls-routes', 'service-entry', 'service-kinds', 'sidecar-scope', 'delegate', 'node-streams']) {
+    it(scenario, (test) => {
+      const recording = Recording.open(scenario);
+      if (!recording) return test.diagnostic('the recording is not beside this checkout');
+      let compared = 0;
+      for (const session of recording.sidecars) {
+        for (const { step } of recording.steps) {
+          const recorded = recording.state(session, step);
+          if (recorded.listeners.size === 0) continue;
+          const sources = [...recorded.listeners.values()].map(({ message }) => message);
+          const folded = listenerOf(fold(recorded));
+          for (const item of connections(sources)) {
+            const source = chooseListener(sources, item);
+            const expected = targetOf(chooseChain(source?.filter_chains ?? [], source?.default_filter_chain, item));
+            const found = targetOf(chooseChain(folded.filter_chains, folded.default_filter_chain, item));
+            assert.equal(found, expected, `step ${step}, ${session.name}: ${JSON.stringify(item)}`);
+            compared++;
+          }
+        }
+      }
+      assert.ok(compared > 100, `${compared} connections`);
+    });
+  }
+});
+
+function connection(change: Partial<Connection>): Connection {
+  return { address: '10.0.0.1', port: 80, serverName: '', transport: 'raw_buffer', protocol: '', ...change };
+}
+
+/** Every address, port and server name that is spoken of, and one of each that is not, in every combination. */
+function connections(sources: readonly Listener[]): Connection[] {
+  const addresses = new Set(['192.0.2.1']);
+  const ports = new Set([9, 15001]);
+  const names = new Set(['', 'unknown.example']);
+  for (const listener of sources) {
+    if (listener.bind_to_port !== false || listener.address?.address?.$case !== 'socket_address') continue;
+    if (listener.address.address.value.address !== '0.0.0.0') addresses.add(listener.address.address.value.address);
+    ports.add(listener.address.address.value.port_specifier?.value as number);
+    for (const chain of listener.filter_chains) for (const name of chain.filter_chain_match?.server_names ?? []) names.add(name.replace('*', 'any'));
+  }
+  const kinds: Pick<Connection, 'transport' | 'protocol'>[] = [
+    { transport: 'raw_buffer', protocol: '' }, { transport: 'raw_buffer', protocol: 'http/1.1' }, { transport: 'raw_buffer', protocol: 'h2c' }, { transport: 'tls', protocol: 'h2' }, { transport: 'tls', protocol: '' },
+  ];
+  const result: Connection[] = [];
+  for (const address of addresses) {
+    for (const port of ports) {
+      for (const kind of kinds) for (const serverName of kind.transport === 'tls' ? names : ['']) result.push({ address, port, serverName, ...kind });
+    }
+  }
+  return result;
+}

@@ -1,0 +1,91 @@
+import assert from 'node:assert/strict';
+import { after, before, describe, it } from 'node:test';
+import { sleep, waitFor } from '../../common/retry.js';
+import type { Any } from '../../proto/generated/google/protobuf/any.js';
+import { echoServer, requests, type TestNetns } from '../testing/netns.js';
+import { ENDPOINT, ProxyWorld, SERVICE_CLUSTER, SERVICE_VIP } from '../testing/proxy-world.js';
+import { assignment, edsCluster, routes } from '../testing/resources.js';
+import type { TestStream } from '../testing/control-plane.js';
+import type { ProxyPod } from './node-proxy.js';
+import { CDS, EDS, RDS } from './snapshot.js';
+
+describe('roll-out of changes to a running Envoy', () => {
+  const world = new ProxyWorld();
+  let a: { pod: ProxyPod; netns: TestNetns };
+  let b: { pod: ProxyPod; netns: TestNetns };
+
+  before(async () => {
+    await world.start();
+    a = await world.pod('pod-a');
+    b = await world.pod('pod-b', { labels: { app: 'other' } });
+    for (const { netns } of [a, b]) await netns.serve(echoServer(80));
+    world.running.setPods([a.pod, b.pod]);
+    await world.ready(a.pod, b.pod);
+    await world.settled();
+  });
+  after(() => world.close());
+
+  function streamOf(uid: string): TestStream {
+    const stream = world.controlPlane.streams.find((item) => item.nodeId.includes(`~${uid}.`) && !item.ended);
+    assert.ok(stream);
+    return stream;
+  }
+  function send(stream: TestStream, type: string, resources: Record<string, Any>, removed: string[] = []): void {
+    stream.send({ type_url: type, resources: Object.entries(resources).map(([name, resource]) => ({ name, resource, version: '' }) as never), removed_resources: removed });
+  }
+
+  it('makes before it breaks: routes move to new clusters under load and no request fails', async () => {
+    const load = a.netns.script<{ done: number; failed: string[] }>(`
+      const http = require('http'); const agent = new http.Agent({ keepAlive: true }); const end = Date.now() + 3000; let done = 0; const failed = [];
+      const call = () => { if (Date.now() > end) return; const req = http.get({ host: '${SERVICE_VIP}', agent, headers: { host: 'web' } }, (res) => { let text = ''; res.on('data', (d) => (text += d)); res.on('end', () => { res.statusCode === 200 ? done++ : failed.push(res.statusCode + ' ' + text); setImmediate(call); }); }); req.on('error', (e) => { failed.push(e.message); setImmediate(call); }); };
+      for (let i = 0; i < 4; i++) call();
+      setTimeout(() => { console.log(JSON.stringify({ done, failed })); process.exit(0); }, 3300);`);
+    await sleep(300);
+    let current = SERVICE_CLUSTER;
+    for (let round = 0; round < 12; round++) {
+      const next = `outbound|80|v${round}|web.shop.svc.cluster.local`;
+      world.controlPlane.set(assignment(next, [`${ENDPOINT}:80`]), next);
+      for (const uid of ['pod-a', 'pod-b']) {
+        // In the order that is worst for the routes: they come first and the old cluster is gone with the new one's coming.
+        send(streamOf(uid), RDS, { 80: routes(80, { web: next }) });
+        send(streamOf(uid), CDS, { [next]: edsCluster(next) }, [current]);
+      }
+      current = next;
+      await sleep(150);
+      await world.settled();
+    }
+    const { done, failed } = await load;
+    assert.deepEqual(failed.slice(0, 3), []);
+    assert.ok(done > 100, `${done} requests`);
+    await waitFor('the old clusters to go', async () => !(await world.running.envoy.admin.get('/clusters')).includes('|v3|'), { timeoutMs: 5_000 });
+  });
+
+  it('does not split what two classes share when a push reaches their streams one after the other', async () => {
+    const earlier = await added();
+    const name = 'outbound|80|v11|web.shop.svc.cluster.local';
+    for (const endpoints of [[`${ENDPOINT}:80`, '10.0.0.6:80'], [`${ENDPOINT}:80`]]) {
+      send(streamOf('pod-a'), EDS, { [name]: assignment(name, endpoints) });
+      await sleep(120);
+      send(streamOf('pod-b'), EDS, { [name]: assignment(name, endpoints) });
+      await waitFor('both to be taken', () => world.running.settled, { timeoutMs: 5_000 });
+    }
+    assert.equal(await added(), earlier);
+  });
+
+  it('splits it when they go on to differ, and each class has its own', async () => {
+    const name = 'outbound|80|v11|web.shop.svc.cluster.local';
+    send(streamOf('pod-b'), EDS, { [name]: assignment(name, []) });
+    await waitFor('a cluster of its own', async () => (await world.running.envoy.admin.get('/clusters')).includes(`${name}~`), { timeoutMs: 5_000 });
+    await world.settled();
+    const status = async ({ netns }: typeof a): Promise<number | undefined> =>
+      (await netns.script<{ status: number }[]>(requests([{ url: `http://${SERVICE_VIP}/`, headers: { host: 'web' } }])))[0]?.status;
+    assert.deepEqual([await status(a), await status(b)], [200, 503]);
+    send(streamOf('pod-b'), EDS, { [name]: assignment(name, [`${ENDPOINT}:80`]) });
+    await waitFor('them to be one again', async () => !(await world.running.envoy.admin.get('/clusters')).includes(`${name}~`), { timeoutMs: 5_000 });
+    assert.deepEqual([await status(a), await status(b)], [200, 200]);
+  });
+
+  async function added(): Promise<number> {
+    return (await world.running.envoy.admin.stats('^cluster_manager\\.cluster_added$')).get('cluster_manager.cluster_added') ?? 0;
+  }
+});

@@ -1,0 +1,142 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { parseAllDocuments } from 'yaml';
+import { allowedCpus, lastCpu } from './affinity.js';
+import { cpuPerRequest, total } from './cpu.js';
+import { escape, renderHtml } from './html.js';
+import { bytesBetween, parseLoadResult, WORKLOADS, type Site } from './load.js';
+import { parseSmaps, readMemory } from './memory.js';
+import { MODES, modeById, worldYaml } from './modes.js';
+import { buildReport } from './report.js';
+import { PLACEMENTS, type BenchOptions, type Cell, type Measurements, type Sample } from './runner.js';
+import { renderTable } from './table.js';
+
+const options: BenchOptions = { modes: MODES, rounds: 3, durationS: 1, connections: 16 };
+
+function sample(requestsPerSecond: number, more: Partial<Sample> = {}): Sample {
+  return {
+    requestsPerSecond,
+    cpu: { client: 400_000 / requestsPerSecond, server: 600_000 / requestsPerSecond },
+    cpuUsecPerRequest: 1e6 / requestsPerSecond,
+    requests: requestsPerSecond,
+    failed: 0,
+    shares: { counted: false, shortCircuitedBytes: 0, tcpBytes: 0 },
+    answers: {},
+    latency: { p50: 10, p90: 20, p99: 90 },
+    loadedLatency: { p50: 100, p90: 200, p99: 900 },
+    ...more,
+  };
+}
+
+/** Every mode at the rate given, with little noise. */
+function measurements(rates: Record<string, number>, more: Partial<Sample> = {}): Measurements {
+  const cells: Cell[] = [];
+  for (const mode of MODES) {
+    for (const workload of WORKLOADS.filter(({ protocol }) => protocol === mode.protocol)) {
+      for (const placement of PLACEMENTS) {
+        const rate = rates[mode.id] ?? 1000;
+        const one = (factor: number): Sample => sample(rate * factor, workload.bulk ? { bitsPerSecond: rate * factor * 1e6, ...more } : more);
+        const samples = [one(1), one(1.01), one(0.99)].map((value) => {
+          if (workload.bulk) delete value.latency;
+          return value;
+        });
+        cells.push({ mode: mode.id, workload: workload.id, placement, samples });
+      }
+    }
+  }
+  const memory = new Map(MODES.map(({ id }) => [id, { proxies: 1, rssBytes: 50 << 20, pssBytes: 40 << 20 }]));
+  return { cells, memory, seconds: 42, cpus: '0-1', pinnedCpu: 1 };
+}
+
+const report = (rates: Record<string, number>, more: Partial<Sample> = {}) =>
+  buildReport(measurements(rates, more), options, { quick: true, startedAt: new Date(0), facts: { kernel: 'Linux <6>', Envoy: '1.40.0' } });
+
+test('buildReport: a row for each mode, workload and placement; ratios against their targets on one CPU only', () => {
+  const { rows, ratios } = report({ 'tcp-no-mesh': 1000, 'tcp-short-circuited': 1700, sidecars: 1000, 'shared-bpf': 1300, 'sidecars-short-circuited': 1200 });
+  assert.equal(rows.length, 5 * 2 + 2 * 3 * 2);
+  assert.deepEqual(new Set(rows.map(({ mode }) => mode)), new Set(MODES.map(({ id }) => id)));
+  const onOne = (id: string) => ratios.filter((ratio) => ratio.id === id && ratio.placement === 'one-cpu');
+  assert.deepEqual(onOne('tcp-short-circuited').map(({ reached, workload }) => [workload, reached]), [['tcp-64', true], ['tcp-16k', true]]);
+  assert.deepEqual(onOne('shared-bpf').map(({ reached }) => reached), [false]);
+  assert.deepEqual(onOne('sidecars-short-circuited').map(({ reached }) => reached), [true]);
+  assert.ok(Math.abs((onOne('shared-bpf')[0]?.requestsPerSecond.median ?? 0) - 1.3) < 1e-9);
+  assert.ok(ratios.filter(({ placement }) => placement === 'free').every(({ reached, target }) => reached === undefined && target === undefined));
+});
+
+test('buildReport: shares of bytes add up to one, and uncounted traffic is TCP', () => {
+  const counted = report({}, { shares: { counted: true, shortCircuitedBytes: 300, tcpBytes: 100 } }).rows;
+  assert.ok(counted.every(({ bytes }) => bytes.counted && bytes.shortCircuited === 0.75 && bytes.tcp === 0.25));
+  assert.ok(report({}).rows.every(({ bytes }) => !bytes.counted && bytes.shortCircuited === 0 && bytes.tcp === 1));
+});
+
+test('buildReport: failed requests are told in notes with their first reason', () => {
+  const { rows, notes } = report({}, { failed: 2, firstFailure: 'connect: refused' });
+  assert.equal(rows[0]?.failed, 6);
+  assert.ok(notes.some((note) => note.includes('6 failed requests, first: connect: refused')));
+});
+
+test('renderTable: names every mode, and has colours only when asked', () => {
+  const text = renderTable(report({}), { colour: false });
+  for (const { title } of MODES) assert.ok(text.includes(title), title);
+  assert.ok(!text.includes('\u001b'));
+  assert.ok(renderTable(report({}), { colour: true }).includes('\u001b[1m'));
+  assert.match(text, /target 1\.35: not reached/);
+});
+
+test('renderHtml: one file that asks nobody for anything, with everything escaped and plots for each mode', () => {
+  const html = renderHtml(report({}));
+  assert.ok(!/(https?:)?\/\/|<script|<link|@import|url\(/.test(html), 'nothing is loaded from elsewhere');
+  assert.ok(html.includes('Linux &#60;6&#62;') && !html.includes('<6>'));
+  assert.ok((html.match(/<svg /g)?.length ?? 0) >= 12);
+  assert.ok(html.includes('prefers-color-scheme: dark'));
+  assert.ok(!/NaN|undefined|Infinity/.test(html));
+  for (const { title, description } of MODES) assert.ok(html.includes(escape(title)) && html.includes(escape(description)));
+  // Each element that is opened is closed: a table cut in half would still show something.
+  for (const tag of ['svg', 'table', 'figure', 'tr', 'ul', 'h2', 'body']) assert.equal(html.match(new RegExp(`<${tag}[ >]`, 'g'))?.length, html.match(new RegExp(`</${tag}>`, 'g'))?.length, tag);
+});
+
+test('worldYaml: a namespace with a client for each mode; routes where a Service is asked', () => {
+  const documents = parseAllDocuments(worldYaml(MODES)).map((document) => document.toJS() as { kind: string; metadata: { name: string; namespace?: string; annotations?: Record<string, string> } });
+  for (const mode of MODES) {
+    const own = documents.filter(({ metadata }) => metadata.namespace === mode.namespace);
+    assert.ok(own.some(({ kind, metadata }) => kind === 'Pod' && metadata.name === 'client'), mode.id);
+    assert.equal(own.some(({ kind }) => kind === 'VirtualService'), mode.target === 'service', mode.id);
+    assert.equal(own.some(({ metadata }) => metadata.annotations?.['lab.underpass.io/service-proxy'] === 'none'), mode.target === 'pod', mode.id);
+  }
+  assert.equal(modeById('shared-bpf')?.namespaceLabels['underpass.io/redirection'], 'bpf');
+  assert.equal(modeById('nothing'), undefined);
+});
+
+test('parseLoadResult: takes the final line, and refuses output without one', () => {
+  assert.equal(parseLoadResult('{"final":false,"requests":1}\n{"final":true,"requests":7}\n').requests, 7);
+  assert.throws(() => parseLoadResult('{"final":false}\n'), /without a result/);
+});
+
+test('cpuPerRequest: time of each cgroup goes to its user', () => {
+  const perUser = cpuPerRequest(new Map([['/a', 'client'], ['/b', 'server'], ['/c', 'server']] as const), { '/a': 100, '/b': 200, '/c': 50, '/other': 1e9 }, 10);
+  assert.deepEqual(perUser, { client: 10, server: 25 });
+  assert.equal(total(perUser), 35);
+});
+
+test('bytesBetween: differences of the mode\'s own pods only', () => {
+  const pod = (uid: string) => ({ uid, namespace: 'n', name: uid, ip: '', cgroup: '', hasSidecar: false });
+  const site = { client: pod('c'), servers: [pod('s')] } as unknown as Site;
+  const before = new Map([['c', { shortCircuited: 10, tcp: 5 }]]);
+  const after = new Map([['c', { shortCircuited: 110, tcp: 5 }], ['s', { shortCircuited: 0, tcp: 20 }], ['other', { shortCircuited: 1e9, tcp: 1e9 }]]);
+  assert.deepEqual(bytesBetween(site, before, after), { counted: true, shortCircuitedBytes: 100, tcpBytes: 20 });
+  assert.deepEqual(bytesBetween(site, new Map(), new Map()), { counted: false, shortCircuitedBytes: 0, tcpBytes: 0 });
+});
+
+test('parseSmaps: reads what the kernel writes for this very process', () => {
+  const memory = readMemory(process.pid);
+  assert.ok(memory && memory.pssBytes > 1 << 20 && memory.rssBytes >= memory.pssBytes);
+  assert.equal(readMemory(2 ** 22 + 1), undefined);
+  assert.deepEqual(parseSmaps('Rss:     12 kB\nPss:      3 kB\nPss_Dirty:  9 kB\n'), { rssBytes: 12 << 10, pssBytes: 3 << 10 });
+});
+
+test('allowedCpus: a list that taskset takes', () => {
+  assert.match(allowedCpus(), /^\d+([,-]\d+)*$/);
+  assert.equal(lastCpu('0-3'), 3);
+  assert.equal(lastCpu('0,2,5'), 5);
+  assert.equal(lastCpu('7'), 7);
+});

@@ -1,0 +1,71 @@
+import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { after, before, test } from 'node:test';
+import { projectRoot } from '../common/paths.js';
+import { run } from '../common/process.js';
+import { waitFor } from '../common/retry.js';
+
+const cli = join(projectRoot, 'dist', 'cli', 'main.js');
+let folder: string;
+before(() => {
+  folder = mkdtempSync(join(tmpdir(), 'up-pilot-cli-'));
+  writeFileSync(join(folder, 'good.yaml'), 'apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n');
+  writeFileSync(
+    join(folder, 'bad.yaml'),
+    'apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: web, namespace: shop}\nspec:\n  hosts: [web]\n  http:\n    - rout:\n        - destination: {host: web}\n',
+  );
+});
+after(() => rmSync(folder, { recursive: true, force: true }));
+
+const underpass = async (...args: string[]): Promise<{ code: number; stdout: string; stderr: string }> => run(process.execPath, [cli, ...args], { okCodes: [0, 1, 2], timeoutMs: 30_000 });
+
+test('validate: exit 0 and a count when all is well', async () => {
+  const { code, stdout } = await underpass('validate', join(folder, 'good.yaml'));
+  assert.deepEqual([code, stdout], [0, '1 objects are valid, 0 errors, 0 warnings\n']);
+});
+
+test('validate: exit 1, file, line, column and field, in text and as JSON', async () => {
+  const text = await underpass('validate', '-f', folder);
+  assert.equal(text.code, 1);
+  assert.ok(text.stdout.includes(`${join(folder, 'bad.yaml')}:7:7: VirtualService shop/web: spec.http[0].rout: unknown field; did you mean "route"?`), text.stdout);
+  assert.equal(text.stderr, '');
+  const json = await underpass('validate', folder, '-o', 'json');
+  assert.equal(json.code, 1);
+  const { valid, problems } = JSON.parse(json.stdout) as { valid: boolean; problems: { line: number; field: string }[] };
+  assert.equal(valid, false);
+  assert.deepEqual([problems[0]!.line, problems[0]!.field], [7, 'spec.http[0].rout']);
+});
+
+test('validate: a path that does not exist and a wrong format are said without a stack trace', async () => {
+  const missing = await underpass('validate', join(folder, 'nope'));
+  assert.equal(missing.code, 1);
+  assert.match(missing.stderr, /^underpass: checking .*nope: ENOENT.*\(UNDERPASS_SOURCE_MISSING\)\n$/);
+  assert.equal((await underpass('validate', folder, '-o', 'xml')).code, 2);
+});
+
+test('pilot: says when it is ready, stops on SIGTERM with exit 0', async () => {
+  const child = spawn(process.execPath, [cli, 'pilot', '--source', join(folder, 'good.yaml'), '--listen', '127.0.0.1:0', '--listen', `unix:${join(folder, 'ads.sock')}`], { stdio: ['ignore', 'pipe', 'inherit'] });
+  const exited = once(child, 'exit') as Promise<[number | null]>;
+  try {
+    let out = '';
+    child.stdout.on('data', (chunk: Buffer) => (out += chunk.toString('utf8')));
+    await waitFor('the readiness line', () => out.includes('pilot is ready'), { timeoutMs: 20_000 });
+    const ready = out.split('\n').find((line) => line.includes('pilot is ready'))!;
+    const { addresses } = JSON.parse(ready) as { addresses: string[] };
+    assert.match(addresses[0]!, /^127\.0\.0\.1:[1-9]\d*$/);
+    assert.equal(addresses[1], `unix:${join(folder, 'ads.sock')}`);
+  } finally {
+    child.kill('SIGTERM');
+  }
+  assert.deepEqual((await exited)[0], 0);
+});
+
+test('pilot: a source that is missing ends it with a message and exit 1', async () => {
+  const { code, stderr } = await underpass('pilot', '--source', join(folder, 'nope'), '--listen', '127.0.0.1:0');
+  assert.equal(code, 1);
+  assert.match(stderr, /reading source .*nope: ENOENT[^\n]*\(UNDERPASS_SOURCE_MISSING\)\n {2}give an existing directory/);
+});

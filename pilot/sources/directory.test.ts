@@ -1,0 +1,132 @@
+import assert from 'node:assert/strict';
+import { closeSync, mkdirSync, mkdtempSync, openSync, renameSync, rmSync, unlinkSync, writeFileSync, writeSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterEach, beforeEach, test } from 'node:test';
+import { rootLogger } from '../../common/log.js';
+import { sleep, waitFor } from '../../common/retry.js';
+import type { LoadedObject } from '../../common/kube/yaml.js';
+import { DirectorySource } from './directory.js';
+
+const logger = rootLogger.child({}, { level: 'silent' });
+const namespace = (name: string, value = 'x'): string => `apiVersion: v1\nkind: Namespace\nmetadata: {name: ${name}, labels: {v: ${value}}}\n---\n`;
+
+let folder: string;
+let source: DirectorySource | undefined;
+let latest: ReadonlyMap<string, LoadedObject>;
+let calls: number;
+
+async function start(...directories: string[]): Promise<void> {
+  calls = 0;
+  source = new DirectorySource({ directories, logger, settleMs: 20, rescanMs: 200, onChange: (objects) => ((latest = objects), calls++) });
+  await source.start();
+}
+
+/** Names of the namespaces with their label, as of the last change. */
+const state = (): Record<string, string> => Object.fromEntries([...latest.values()].map(({ object }) => [object.metadata.name, object.metadata.labels!['v']!]));
+const until = async (expected: Record<string, string>): Promise<void> => {
+  await waitFor(`${JSON.stringify(expected)}`, () => JSON.stringify(state()) === JSON.stringify(expected), { timeoutMs: 5_000, everyMs: 5 }).catch((error: unknown) => {
+    assert.deepEqual(state(), expected, String(error));
+  });
+};
+
+beforeEach(() => (folder = mkdtempSync(join(tmpdir(), 'up-pilot-source-'))));
+afterEach(async () => {
+  await source?.close();
+  source = undefined;
+  rmSync(folder, { recursive: true, force: true });
+});
+
+test('follows new, changed, replaced and removed files', async () => {
+  writeFileSync(join(folder, 'a.yaml'), namespace('a', 'one'));
+  await start(folder);
+  assert.deepEqual(state(), { a: 'one' });
+  writeFileSync(join(folder, 'a.yaml'), namespace('a', 'two'));
+  await until({ a: 'two' });
+  writeFileSync(join(folder, '.b.tmp'), namespace('b'));
+  renameSync(join(folder, '.b.tmp'), join(folder, 'b.yaml'));
+  await until({ a: 'two', b: 'x' });
+  unlinkSync(join(folder, 'a.yaml'));
+  await until({ b: 'x' });
+});
+
+test('a later directory overrides the same object of an earlier one, and lets it go again', async () => {
+  const [first, second] = ['first', 'second'].map((name) => join(folder, name)) as [string, string];
+  for (const path of [first, second]) mkdirSync(path);
+  writeFileSync(join(first, 'z.yaml'), namespace('a', 'first'));
+  await start(first, second);
+  writeFileSync(join(second, 'a.yaml'), namespace('a', 'second'));
+  await until({ a: 'second' });
+  unlinkSync(join(second, 'a.yaml'));
+  await until({ a: 'first' });
+});
+
+test('an object that is refused keeps its last good version; the others of the file change', async () => {
+  const file = join(folder, 'a.yaml');
+  writeFileSync(file, namespace('a', 'one') + namespace('b', 'one'));
+  await start(folder);
+  writeFileSync(file, namespace('a', '[1]') + namespace('b', 'two'));
+  await until({ b: 'two', a: 'one' });
+  assert.match(source!.errors()[0]!.message, /found a list, expected a string/);
+  writeFileSync(file, namespace('a', 'three') + namespace('b', 'two'));
+  await until({ a: 'three', b: 'two' });
+  assert.deepEqual(source!.errors(), []);
+  writeFileSync(file, namespace('b', 'two'));
+  await until({ b: 'two' });
+});
+
+test('a file that is no YAML any more keeps what it had', async () => {
+  const file = join(folder, 'a.yaml');
+  writeFileSync(file, namespace('a', 'one') + namespace('b', 'one'));
+  await start(folder);
+  writeFileSync(file, namespace('a', 'two') + 'x: [\n');
+  await until({ a: 'two', b: 'one' });
+  assert.match(source!.errors()[0]!.message, /not YAML/);
+});
+
+test('a file that is being written is read when it is whole', async () => {
+  await start(folder);
+  const text = Array.from({ length: 20 }, (_, index) => namespace(`n${index}`)).join('');
+  const file = openSync(join(folder, 'slow.yaml'), 'w');
+  const seen = new Set<number>();
+  for (let at = 0; at < text.length; at += 97) {
+    writeSync(file, text.slice(at, at + 97));
+    await sleep(4);
+    seen.add(latest.size);
+  }
+  closeSync(file);
+  await waitFor('all objects', () => latest.size === 20, { timeoutMs: 5_000, everyMs: 5 });
+  assert.deepEqual([...seen], [0]);
+  assert.deepEqual(source!.errors(), []);
+});
+
+test('an object twice in one file is an error, the first counts', async () => {
+  writeFileSync(join(folder, 'a.yaml'), namespace('a', 'one') + namespace('a', 'two'));
+  await start(folder);
+  assert.deepEqual(state(), { a: 'one' });
+  assert.deepEqual([source!.errors()[0]!.line, source!.errors()[0]!.message], [7, 'this object is there twice in the file; the first one counts']);
+});
+
+test('a directory that goes away keeps its objects, and is followed again when it is back', async () => {
+  const inner = join(folder, 'inner');
+  mkdirSync(inner);
+  writeFileSync(join(inner, 'a.yaml'), namespace('a', 'one'));
+  await start(inner);
+  rmSync(inner, { recursive: true });
+  await sleep(300);
+  assert.deepEqual(state(), { a: 'one' });
+  mkdirSync(inner);
+  writeFileSync(join(inner, 'a.yaml'), namespace('a', 'two'));
+  await until({ a: 'two' });
+});
+
+test('a source that is missing at the start is an error with a code; a file is a source too', async () => {
+  await assert.rejects(start(join(folder, 'nope')), { code: 'UNDERPASS_SOURCE_MISSING' });
+  await source!.close();
+  writeFileSync(join(folder, 'a.yaml'), namespace('a', 'one'));
+  writeFileSync(join(folder, 'b.yaml'), namespace('b', 'one'));
+  await start(join(folder, 'b.yaml'));
+  assert.deepEqual(state(), { b: 'one' });
+  writeFileSync(join(folder, 'b.yaml'), namespace('b', 'two'));
+  await until({ b: 'two' });
+});
