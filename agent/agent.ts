@@ -135,7 +135,7 @@ export class Agent {
       discoveryAddress: this.#options.discoveryAddress,
       logger: this.#component('agent.proxy'),
       localPods: () => this.#dataplane?.localPods() ?? new Map(),
-      onListenerPorts: (ports) => this.#kernel?.setListenerPorts?.(ports),
+      onListenerPorts: (ports) => this.#kernel?.setListenerPorts(ports),
       ...(proxyCgroup === undefined ? {} : { cgroupPath: proxyCgroup }),
       ...(this.#options.concurrency === undefined ? {} : { concurrency: this.#options.concurrency }),
     });

@@ -15,7 +15,7 @@ export interface AgentKernel extends PodKernel {
   probation(): ProbationEntry[];
   setGlobalAcceleration(on: boolean): void;
   /** TCP straight to a local pod's own address and a port that is not among these needs no proxy. */
-  setListenerPorts?(ports: readonly number[]): void;
+  setListenerPorts(ports: readonly number[]): void;
   close(): void | Promise<void>;
 }
 

@@ -26,5 +26,7 @@
 
 #define MAX_PODS 1024
 #define MAX_CONNECTIONS 131072
+/* Connections between the first end's establishment and the second's, or the opener's first message. */
+#define MAX_ESTABLISHING 65536
 #define MAX_VERDICTS 16384
 #define MAX_LISTENER_PORTS 65536

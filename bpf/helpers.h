@@ -5,7 +5,7 @@ static __always_inline void count_n(enum counter which, __u64 n)
 	__u32 key = which;
 	__u64 *value = bpf_map_lookup_elem(&counters, &key);
 	if (value)
-		*value += n; /* per CPU, and these programs do not migrate or nest on one counter */
+		__sync_fetch_and_add(value, n); /* a softirq or another task may come between, even on one CPU */
 }
 
 static __always_inline void count(enum counter which)
@@ -21,7 +21,7 @@ static __always_inline struct pod_counters *counters_of_slot(__u32 slot)
 #define COUNT_POD(slot, field, n) do { \
 	struct pod_counters *counters_ = counters_of_slot(slot); \
 	if (counters_) \
-		counters_->field += (n); \
+		__sync_fetch_and_add(&counters_->field, (n)); \
 } while (0)
 
 static __always_inline void set_ipv4(struct address *out, __u32 ip)

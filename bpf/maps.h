@@ -17,7 +17,7 @@ struct {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, MAX_CONNECTIONS);
+	__uint(max_entries, MAX_ESTABLISHING);
 	__type(key, struct tuple);
 	__type(value, struct establishing);
 } establishing SEC(".maps");
@@ -25,7 +25,7 @@ struct {
 /* The opener's cookie -> the accepting end; read once, at the opener's first message. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, MAX_CONNECTIONS);
+	__uint(max_entries, MAX_ESTABLISHING);
 	__type(key, __u64);
 	__type(value, struct peer);
 } peers SEC(".maps");

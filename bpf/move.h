@@ -78,8 +78,8 @@ int move_message(struct sk_msg_md *msg)
 	count_n(COUNTER_BYTES_SHORT_CIRCUITED, size);
 	struct pod_counters *pod = counters_of_slot(state->slot);
 	if (pod) {
-		pod->messages_short_circuited++;
-		pod->bytes_short_circuited += size;
+		__sync_fetch_and_add(&pod->messages_short_circuited, 1);
+		__sync_fetch_and_add(&pod->bytes_short_circuited, size);
 	}
 	return SK_PASS;
 }

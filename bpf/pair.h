@@ -82,11 +82,10 @@ static __always_inline enum counter refuse_active(const struct pod *pod, struct 
 	/* With data in its SYN (Fast Open) the other end was established before this one, and found no entry. */
 	if (BPF_CORE_READ_BITFIELD(tp, syn_data))
 		return COUNTER_CONNECTION_FAST_OPEN;
-	if (pod->acceleration == ACCELERATION_FORCE || remote->acceleration == ACCELERATION_FORCE)
+	/* `force` speaks for a pod's own programs only. */
+	if (pod->acceleration == ACCELERATION_FORCE) {
 		state->flags |= SOCKET_FORCED;
-	if (state->flags & SOCKET_FORCED)
-		return COUNTERS;
-	if (!(state->flags & SOCKET_PROXY)) {
+	} else if (!(state->flags & SOCKET_PROXY)) {
 		__u32 verdict = client_verdict(&state->program);
 		if (verdict != MARK_EVENT_DRIVEN) {
 			if (verdict == MARK_NONE)
@@ -94,8 +93,9 @@ static __always_inline enum counter refuse_active(const struct pod *pod, struct 
 			return client_reason(verdict);
 		}
 	}
-	if (captured)
-		return COUNTERS; /* the other end is an Envoy */
+	/* The other end of a captured connection is an Envoy. */
+	if (captured || remote->acceleration == ACCELERATION_FORCE)
+		return COUNTERS;
 	struct listener_key listener = { .netns_cookie = other, .address = t->remote, .port = t->remote_port };
 	__u32 verdict = listener_verdict(&listener);
 	return verdict == MARK_EVENT_DRIVEN ? COUNTERS : listener_reason(verdict);
@@ -246,11 +246,6 @@ static __always_inline int established_passive(struct bpf_sock_ops *ops, bool pr
 	}
 	if (pod->acceleration == ACCELERATION_FORCE)
 		state->flags |= SOCKET_FORCED;
-	else {
-		struct pod *opener = bpf_map_lookup_elem(&pods, &other);
-		if (opener && opener->acceleration == ACCELERATION_FORCE)
-			state->flags |= SOCKET_FORCED;
-	}
 	state->peer_cookie = entry.cookie;
 	state->peer_sock = entry.sock;
 	state->flags |= SOCKET_IN_MAP;
@@ -298,6 +293,10 @@ static __always_inline int closed(struct bpf_sock_ops *ops)
 			bpf_map_delete_elem(&establishing, &t);
 		if ((state->flags & SOCKET_IN_MAP) && !state->peer_cookie)
 			bpf_map_delete_elem(&peers, &cookie);
+	} else if (state->peer_cookie) {
+		/* The opener may have closed just before this end put the entry there. */
+		__u64 opener = state->peer_cookie;
+		bpf_map_delete_elem(&peers, &opener);
 	}
 	/* A socket can be connected anew after connect(AF_UNSPEC). */
 	state->flags = 0;

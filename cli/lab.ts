@@ -1,7 +1,7 @@
 import type { Command } from 'commander';
 import { spawn } from 'node:child_process';
-import { existsSync, mkdirSync, openSync, readFileSync, closeSync } from 'node:fs';
-import { join, resolve } from 'node:path';
+import { closeSync, existsSync, fstatSync, mkdirSync, openSync, readFileSync, readSync } from 'node:fs';
+import { dirname, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { UnderpassError, errorMessage } from '../common/errors.js';
 import { DEFAULT_LAB_NAME, LabClient, labDir, labSocket, type PodRecord } from '../common/lab-api.js';
@@ -116,20 +116,23 @@ async function upDetached(options: UpOptions, sources: readonly string[]): Promi
   const names = new LabNames(options.name, options.runDir);
   const holder = liveHolder(names.dir);
   if (holder) throw new UnderpassError('UNDERPASS_LAB_HELD', `starting lab ${options.name}: ${heldMessage(holder)}`, { hint: 'end it with `underpass lab down`, or take another --name' });
-  mkdirSync(join(options.runDir, 'lab'), { recursive: true });
-  const logPath = join(options.runDir, 'lab', `.${options.name}.log`);
-  const log = openSync(logPath, 'w', 0o640);
+  mkdirSync(dirname(names.log), { recursive: true });
+  const log = openSync(names.log, 'w+', 0o640);
   const args = ['lab', 'up', '--name', options.name, '--run-dir', options.runDir, '--nodes', String(options.nodes), '--discovery', options.discovery];
   args.push('--sidecar-concurrency', String(options.sidecarConcurrency), ...sources.flatMap((source) => ['-f', source]));
   const child = spawn(process.execPath, [fileURLToPath(new URL('main.js', import.meta.url)), ...args], { detached: true, stdio: ['ignore', log, log] });
-  closeSync(log);
   let exited = false;
   child.once('exit', () => (exited = true));
-  const text = (): string => readFileSync(logPath, 'utf8');
+  // By descriptor: a lab that fails to start removes its log like everything else.
+  const text = (): string => {
+    const buffer = Buffer.alloc(fstatSync(log).size);
+    return buffer.toString('utf8', 0, readSync(log, buffer, 0, buffer.length, 0));
+  };
   await waitFor('the lab', () => exited || / is ready; /.test(text()), { timeoutMs: START_TIMEOUT_MS }).catch((cause: unknown) => {
-    throw new UnderpassError('UNDERPASS_LAB_NOT_READY', `starting lab ${options.name}: not ready after ${START_TIMEOUT_MS / 1000} s, it goes on trying as process ${child.pid}`, { cause, hint: `see ${logPath}` });
+    throw new UnderpassError('UNDERPASS_LAB_NOT_READY', `starting lab ${options.name}: not ready after ${START_TIMEOUT_MS / 1000} s, it goes on trying as process ${child.pid}`, { cause, hint: `see ${names.log}` });
   });
   process.stdout.write(text());
+  closeSync(log);
   child.unref();
   if (exited) process.exitCode = 1;
 }

@@ -58,6 +58,7 @@ export async function removeLeftovers(names: LabNames, options: { keepHolder?: b
     if (!options.keepHolder) rmSync(names.dir, { recursive: true, force: true });
     report.directories = 1;
   }
+  if (!options.keepHolder) rmSync(names.log, { force: true });
   return report;
 }
 

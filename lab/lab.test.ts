@@ -242,6 +242,15 @@ test('Lab: processes live in the pod\'s cgroup leaf, host name and own namespace
   assert.match((await lab.exec('shop/client', ['cat', '/proc/self/cgroup'])).stdout, new RegExp(`^0::/underpass-lab-${NAME}/far/pods/.*/app$`, 'm'));
 });
 
+test('Lab: hardware addresses follow from the IP, so that a pod that comes or goes changes no neighbour entry', async () => {
+  const address = (netns: string, device: string): Promise<string> => lab.exec('shop/client', ['nsenter', `--net=${netns}`, 'ip', '-o', 'link', 'show', device]).then(({ stdout }) => /link\/ether (\S+)/.exec(stdout)?.[1] ?? '');
+  const { netns, nodeName, ips } = lab.pod('shop', 'client');
+  const expected = (ip: string): string => ['0a', '58', ...ip.split('.').map((byte) => Number(byte).toString(16).padStart(2, '0'))].join(':');
+  assert.equal(await address(netns, 'eth0'), expected(ips[0] as string));
+  const node = lab.info().nodes.find(({ name }) => name === nodeName);
+  assert.equal(await address(node?.netns ?? '', 'cni0'), expected((node?.podCidrs[0] ?? '').replace('.0/24', '.1')));
+});
+
 test('Lab: a container that crashes is started again', async () => {
   const before = lab.pod('other', 'echo').containers[0];
   process.kill(before?.pid ?? 0, 'SIGKILL');

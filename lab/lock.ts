@@ -87,6 +87,7 @@ export class LabLock {
   }
 
   release(): void {
+    rmSync(this.names.log, { force: true });
     rmSync(this.names.dir, { recursive: true, force: true });
   }
 }

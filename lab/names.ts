@@ -1,5 +1,5 @@
 /** Everything that a lab makes on the machine, by name: what is not named here, `lab clean` does not find. */
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { cgroup2Root } from '../common/cgroup.js';
 import { UnderpassError } from '../common/errors.js';
 import { buildDir, defaultRunDir } from '../common/paths.js';
@@ -19,6 +19,8 @@ export const execHelper = join(buildDir, 'underpass-exec');
 export class LabNames {
   readonly dir: string;
   readonly objectsDir: string;
+  /** Of a lab that was started with --detach. */
+  readonly log: string;
   readonly socket: string;
   readonly discoverySocket: string;
   readonly cgroup: string;
@@ -32,6 +34,7 @@ export class LabNames {
       throw new UnderpassError('UNDERPASS_LAB_NAME', `naming a lab ${JSON.stringify(lab)}: expected 1 to 32 of a-z, 0-9 and -, no - at the ends`);
     }
     this.dir = labDir(lab, runDir);
+    this.log = join(dirname(this.dir), `.${lab}.log`);
     this.objectsDir = join(this.dir, 'objects');
     this.socket = join(this.dir, 'lab.sock');
     this.discoverySocket = join(this.dir, 'xds.sock');

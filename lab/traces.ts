@@ -12,7 +12,7 @@ export interface Traces {
   mounts: string[];
   /** Command lines of processes that name the lab or live in its cgroup. */
   processes: string[];
-  directory: boolean;
+  files: string[];
 }
 
 /** Everything that bears the lab's name. */
@@ -35,11 +35,11 @@ export function labTraces(name: string, runDir?: string): Traces {
     cgroups: readdirSync(cgroup2Root()).filter((entry) => entry === `underpass-lab-${name}`),
     mounts: readFileSync('/proc/self/mounts', 'utf8').split('\n').filter((line) => namespaces.some((netns) => line.includes(` ${netnsPath(netns)} `)) || line.includes(`${names.dir}/`)),
     processes,
-    directory: existsSync(names.dir),
+    files: [names.dir, names.log].filter((path) => existsSync(path)),
   };
 }
 
-export const NO_TRACES: Traces = { namespaces: [], cgroups: [], mounts: [], processes: [], directory: false };
+export const NO_TRACES: Traces = { namespaces: [], cgroups: [], mounts: [], processes: [], files: [] };
 
 /** The machine's own network: links, addresses, routes and packet rules of the namespace that this process is in. */
 export async function ownNetwork(): Promise<string> {

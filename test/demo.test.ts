@@ -27,7 +27,7 @@ test('underpass demo: each promise is kept; a second demo hears who holds the la
   child.stdout.on('data', (chunk: Buffer) => (output += chunk.toString()));
   child.stderr.on('data', (chunk: Buffer) => (output += chunk.toString()));
   const exit = once(child, 'close') as Promise<[number]>;
-  await waitFor('the demo to hold its lab', () => output.includes('[1/6]'), { timeoutMs: 60_000 });
+  await waitFor('the demo to hold its lab', () => output.includes('[1/6]') || child.exitCode !== null, { timeoutMs: 60_000 });
   const second = await run(underpass, ['demo', '--no-bench', '--name', name], { okCodes: [1], timeoutMs: 30_000 });
   assert.match(second.stderr, new RegExp(`lab ${name} is held by process ${child.pid} \\(underpass demo\\) since 20\\d\\d-`));
   const [code] = await exit;
@@ -45,7 +45,7 @@ for (const stage of ['[2/6]', '[4/6]']) {
     child.stdout.on('data', (chunk: Buffer) => (output += chunk.toString()));
     child.stderr.on('data', (chunk: Buffer) => (output += chunk.toString()));
     const exit = once(child, 'close') as Promise<[number]>;
-    await waitFor(`step ${stage}`, () => output.includes(stage), { timeoutMs: 90_000 });
+    await waitFor(`step ${stage}`, () => output.includes(stage) || child.exitCode !== null, { timeoutMs: 90_000 });
     child.kill('SIGINT');
     const [code] = await exit;
     assert.equal(code, 130, output);

@@ -2,6 +2,7 @@
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
 import { run } from '../../common/process.js';
+import { sleep, waitFor } from '../../common/retry.js';
 import { KernelWorld } from './kernel-testing.js';
 
 let w: KernelWorld;
@@ -96,10 +97,16 @@ test('pair: acceleration off at either end, or globally, means plain TCP and a r
 test('pair: the switch takes effect on connections that are paired already, with no byte lost', async () => {
   w.put();
   const [a, b] = [w.world.pod(0), w.world.pod(1)];
-  const running = w.counted(() => w.world.probe('order', { pod: b, address: b.ipv4 }, { pod: a }, ['--bytes', '150000000']));
-  for (let i = 0; i < 12; i++) {
-    await new Promise((resolve) => setTimeout(resolve, 20));
-    w.kernel.setGlobalAcceleration(i % 2 === 1);
+  const before = w.kernel.counters();
+  const since = (name: string): bigint => (w.kernel.counters()[name] ?? 0n) - (before[name] ?? 0n);
+  const running = w.counted(() => w.world.probe('order', { pod: b, address: b.ipv4 }, { pod: a }, ['--bytes', '300000000']));
+  await waitFor('bytes to be moved', () => since('bytes_short_circuited') > 0n, { timeoutMs: 10_000, everyMs: 2 });
+  for (let round = 1n; round <= 6n; round++) {
+    w.kernel.setGlobalAcceleration(false);
+    const seen = since('message_switched_off');
+    await waitFor('messages to go by TCP', () => since('message_switched_off') > seen || since('bytes_tcp') > 0n, { timeoutMs: 10_000, everyMs: 2 });
+    w.kernel.setGlobalAcceleration(true);
+    await sleep(5);
   }
   const { result, counters } = await running;
   assert.equal(result.ok, true, JSON.stringify(result));

@@ -21,9 +21,6 @@ export interface AdsServerOptions {
   logger: Logger;
   /** An Envoy connected and said who it is; called before anything is sent to it. */
   onNode?: (node: Node) => void;
-  onDisconnect?: () => void;
-  /** An acknowledgement, refusal or disconnection changed somebody's status. */
-  onStatus?: () => void;
 }
 
 export class AdsServer implements Closable {
@@ -133,7 +130,6 @@ export class AdsServer implements Closable {
       session.close();
       if (this.#session !== session) return;
       this.#session = undefined;
-      this.#options.onDisconnect?.();
       this.#notify();
     };
     call.on('data', (request) => {
@@ -183,6 +179,5 @@ export class AdsServer implements Closable {
     const waiters = [...this.#waiters];
     this.#waiters.clear();
     for (const waiter of waiters) waiter();
-    this.#options.onStatus?.();
   }
 }

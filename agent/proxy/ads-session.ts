@@ -160,7 +160,7 @@ export class AdsSession {
     for (const type of this.#types.keys()) if (![CDS, EDS, LDS, RDS].includes(type)) await this.#upsert(type, target).done;
     // A subscription that has not come yet (right after a reconnect) may still refer to what would be removed.
     if (!this.#types.has(LDS)) return;
-    for (const type of [RDS, CDS, EDS]) await this.#remove(type, target);
+    await this.#remove(CDS, target);
     this.#previous = undefined;
   }
 
@@ -178,12 +178,11 @@ export class AdsSession {
     return { sent: changed, done: this.#bounded(this.#send(type, changed, missing), `${SHORT_NAMES[type] ?? type} to be acknowledged`) };
   }
 
+  /** Of a wildcard type; endpoints and routes go when Envoy unsubscribes, with the cluster or listener that needed them. */
   async #remove(type: string, target: Snapshot): Promise<void> {
     const subscription = this.#types.get(type);
     if (!subscription || this.#closed) return;
-    const gone = [...subscription.sent.keys()].filter((name) => !target.get(type, name));
-    // Endpoints and routes that Envoy still asks for belong to a cluster or listener that is on its way out.
-    const names = subscription.wildcard ? gone : [];
+    const names = [...subscription.sent.keys()].filter((name) => !target.get(type, name));
     if (names.length > 0) await this.#bounded(this.#send(type, [], names), `${SHORT_NAMES[type] ?? type} removals to be acknowledged`);
   }
 

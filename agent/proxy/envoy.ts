@@ -25,8 +25,6 @@ export interface EnvoyOptions {
   logger: Logger;
   /** Of `underpass-exec`; default build/underpass-exec. */
   launcherPath?: string;
-  /** The process ended although nobody asked it to; a new one is about to start. */
-  onExit?: () => void;
 }
 
 interface StateFile extends ProcessId {
@@ -211,7 +209,6 @@ export class Envoy implements Closable {
     this.#options.logger.error({ pid: this.#process?.pid, livedMs: Math.round(lived) }, 'Envoy ended; starting it again');
     this.#process = undefined;
     this.#status = { ...this.#status, pid: undefined, restarts: this.#status.restarts + 1 };
-    this.#options.onExit?.();
     void this.#restart(lived).finally(() => (this.#restarting = false));
   }
 
@@ -243,16 +240,20 @@ export class Envoy implements Closable {
     renameSync(`${path}.new`, path);
   }
 
-  /** Envoy holds the file open for appending, so it can be cut to nothing under it; one older part is kept. */
   #boundLog(): void {
     try {
-      if (statSync(this.logPath).size <= MAX_LOG_BYTES) return;
-      copyFileSync(this.logPath, `${this.logPath}.1`);
-      truncateSync(this.logPath);
+      boundLog(this.logPath, MAX_LOG_BYTES);
     } catch (error) {
       this.#options.logger.warn({ error: errorMessage(error) }, `bounding ${this.logPath}`);
     }
   }
+}
+
+/** Envoy holds the file open for appending, so it can be cut to nothing under it; the part before is kept as `<path>.1`. */
+export function boundLog(path: string, maxBytes: number): void {
+  if (statSync(path).size <= maxBytes) return;
+  copyFileSync(path, `${path}.1`);
+  truncateSync(path);
 }
 
 /** Ends the Envoy that some agent left for this run directory, if it still runs; for cleaning up without an agent. */

@@ -7,7 +7,7 @@ import { Listener } from '../../proto/generated/envoy/config/listener/v3/listene
 import { pack } from '../../common/xds/any.js';
 import { echoServer, requests, type TestNetns } from '../testing/netns.js';
 import { ENDPOINT, ProxyWorld, SERVICE_CLUSTER, SERVICE_VIP } from '../testing/proxy-world.js';
-import { assignment, edsCluster, httpListener, tcpListener } from '../testing/resources.js';
+import { assignment, edsCluster, httpListener, sniffedListener, tcpListener } from '../testing/resources.js';
 import { LDS, CDS } from './snapshot.js';
 import type { ProxyPod } from './node-proxy.js';
 
@@ -117,6 +117,33 @@ describe('NodeProxy with two pods on one node', () => {
     assert.deepEqual(await a.netns.script(tcpClient('10.96.1.2', 9000)), { text: 'twox' });
     assert.deepEqual(world.running.listenerPorts(), [80, 9000]);
     assert.deepEqual(world.running.status().nacks, []);
+  });
+
+  it('sniffs a port of unknown protocol: HTTP by its routes, and a server that speaks first does not hang', async () => {
+    const [vip, cluster] = ['10.96.1.4', 'outbound|80||sniffed'];
+    world.controlPlane.set(edsCluster(cluster), cluster);
+    world.controlPlane.set(assignment(cluster, [`${ENDPOINT}:5001`]), cluster);
+    world.controlPlane.set(sniffedListener(vip, 80, cluster), `${vip}_80`);
+    world.controlPlane.push(CDS);
+    world.controlPlane.push(LDS);
+    await waitFor('the listener', async () => JSON.stringify(await world.running.envoy.admin.configDump()).includes(`${vip}_80`), { timeoutMs: 5_000 });
+    assert.deepEqual(await a.netns.script(tcpClient(vip, 80)), { text: 'onex' });
+    const [answer] = await a.netns.script<Answer[]>(requests([{ url: `http://${vip}/`, headers: { host: 'web' } }]));
+    assert.equal(answer?.status, 200);
+  });
+
+  it('serves IPv6 from [::1]:15001 to an IPv6 endpoint, from the pod\'s namespace', async () => {
+    const [vip, cluster] = ['fd00:96::1', 'outbound|9000||v6'];
+    await b.netns.ip('addr', 'add', 'fd00::5/128', 'dev', 'lo');
+    await b.netns.redirect('fd00:96::/64');
+    await b.netns.serve(tcpServer(5001, 'six'));
+    world.controlPlane.set(edsCluster(cluster), cluster);
+    world.controlPlane.set(assignment(cluster, ['fd00::5:5001']), cluster);
+    world.controlPlane.set(tcpListener(vip, 9000, cluster), `${vip}_9000`);
+    world.controlPlane.push(CDS);
+    world.controlPlane.push(LDS);
+    await waitFor('the listener', async () => JSON.stringify(await world.running.envoy.admin.configDump()).includes(`${vip}_9000`), { timeoutMs: 5_000 });
+    assert.deepEqual(await b.netns.script(tcpClient(vip, 9000)), { text: 'sixx' });
   });
 
   it('keeps other classes out of one class\'s trouble, and that class on its last good listeners', async () => {

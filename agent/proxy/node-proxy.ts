@@ -32,6 +32,7 @@ export interface ProxyPod {
   ips: string[];
   /** Pinned path of the pod's network namespace; it must exist until `whenRemoved`. */
   netnsPath: string;
+  /** Its connections are redirected by rules rather than by BPF; the listener is the same either way. */
   iptables: boolean;
 }
 

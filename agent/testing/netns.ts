@@ -28,7 +28,7 @@ export class TestNetns {
   /** Redirects connections to `destination` (CIDR) to the listener on 15001, but not those that Envoy opens. */
   async redirect(destination: string): Promise<void> {
     await this.ip('route', 'add', destination, 'dev', 'lo');
-    await this.exec('iptables', '-t', 'nat', '-A', 'OUTPUT', '-p', 'tcp', '-d', destination, '-m', 'mark', '!', '--mark', '1337', '-j', 'REDIRECT', '--to-ports', '15001');
+    await this.exec(destination.includes(':') ? 'ip6tables' : 'iptables', '-t', 'nat', '-A', 'OUTPUT', '-p', 'tcp', '-d', destination, '-m', 'mark', '!', '--mark', '1337', '-j', 'REDIRECT', '--to-ports', '15001');
   }
 
   async exec(command: string, ...args: string[]): Promise<string> {

@@ -27,7 +27,8 @@ export function blackHoleCluster(): Any {
 
 export function assignment(name: string, endpoints: readonly string[]): Any {
   const lb_endpoints = endpoints.map((endpoint) => {
-    const [address, port] = endpoint.split(':');
+    const colon = endpoint.lastIndexOf(':');
+    const [address, port] = [endpoint.slice(0, colon), endpoint.slice(colon + 1)];
     return { endpoint: { address: { socket_address: { address, port_value: Number(port) } } }, health_status: 'HEALTHY' };
   });
   return pack(ClusterLoadAssignment, ClusterLoadAssignment.fromJSON({ cluster_name: name, endpoints: [{ lb_endpoints }] }));
@@ -57,6 +58,13 @@ export function httpListener(port: number): Any {
     }],
     default_filter_chain: { filters: [tcpProxy('PassthroughCluster')] },
   }));
+}
+
+/** Istio's listener of a port of unknown protocol: HTTP when it looks like it, else TCP to the same service. */
+export function sniffedListener(address: string, port: number, cluster: string): Any {
+  const listener = Listener.decode(httpListener(port).value);
+  const tcp = Listener.decode(tcpListener(address, port, cluster).value);
+  return pack(Listener, { ...listener, name: tcp.name, address: tcp.address, default_filter_chain: tcp.filter_chains[0] });
 }
 
 export function tcpListener(address: string, port: number, cluster: string): Any {

@@ -11,7 +11,7 @@ export interface InboundPort {
 }
 
 export function podOf(model: Model, proxy: Proxy): Pod | undefined {
-  return model.podByIp(proxy.ip) ?? model.pods.get(`${proxy.namespace}/${proxy.name}`);
+  return model.pods.get(`${proxy.namespace}/${proxy.name}`) ?? model.podByIp(proxy.ip);
 }
 
 /** One entry a target port, in the order of port numbers; of several services on a port the first by name. */

@@ -225,7 +225,8 @@ export class Model {
     replace(inNamespace, name, pod);
     if (pod) {
       this.pods.set(name, pod);
-      if (isAlive(pod)) for (const ip of podIps(pod)) this.#podByIp.set(ip, pod);
+      // Pods on the host's network share its address: it says nothing about which of them is meant.
+      if (isAlive(pod) && !pod.spec.hostNetwork) for (const ip of podIps(pod)) this.#podByIp.set(ip, pod);
     } else {
       this.pods.delete(name);
     }
