@@ -122,13 +122,23 @@ static __always_inline struct verdict *verdict_of(const struct socket_state *sta
 	return v;
 }
 
-static __always_inline void mark_blocking(const struct socket_state *state)
+/* Ends the socket's program's probation for good; `mark` is MARK_BLOCKING or MARK_SPLICED. */
+static __always_inline void mark_program(const struct socket_state *state, __u32 mark)
 {
 	struct verdict *v = verdict_of(state);
-	if (v && v->mark == MARK_NONE) {
-		v->mark = MARK_BLOCKING;
-		report(state->flags & SOCKET_ACCEPTED ? EVENT_BLOCKING_LISTENER : EVENT_BLOCKING_CLIENT, 0, state);
-	}
+	if (!v || v->mark != MARK_NONE)
+		return;
+	v->mark = mark;
+	bool accepted = state->flags & SOCKET_ACCEPTED;
+	report(mark == MARK_BLOCKING ? (accepted ? EVENT_BLOCKING_LISTENER : EVENT_BLOCKING_CLIENT)
+				     : (accepted ? EVENT_ZERO_COPY_LISTENER : EVENT_ZERO_COPY_CLIENT),
+	       0, state);
+}
+
+/* SO_ZEROCOPY: the completions of MSG_ZEROCOPY never come for a socket in a sockhash (seen on 6.18). */
+static __always_inline bool sends_zero_copy(unsigned long sk_flags)
+{
+	return sk_flags & (1UL << bpf_core_enum_value(enum sock_flags, SOCK_ZEROCOPY));
 }
 
 /* What the current task runs, for the connect hooks. */

@@ -42,10 +42,13 @@ int move_message(struct sk_msg_md *msg)
 	/* Rule 11: a program may have made its socket blocking since. */
 	if (!(state->flags & (SOCKET_FORCED | SOCKET_PROXY)) && !nonblocking(self)) {
 		state->flags |= SOCKET_BLOCKING;
-		mark_blocking(state);
+		mark_program(state, MARK_BLOCKING);
 		count(COUNTER_MESSAGE_BLOCKING);
 		return SK_PASS;
 	}
+	/* Too late for this connection, in time for the program's next. */
+	if (sends_zero_copy(self->inet_conn.icsk_inet.sk.__sk_common.skc_flags))
+		mark_program(state, MARK_SPLICED);
 	/* Freed while we look it is still memory of the same kind, and then the redirect below finds no socket. */
 	struct tcp_sock *other = (void *)state->peer_sock;
 	/* Rule 8: kTLS may have been switched on since, at either end. */

@@ -56,6 +56,8 @@ static __always_inline enum counter foreign_hands(const struct tcp_sock *tp)
 		return COUNTER_CONNECTION_UPPER_LAYER;
 	if (tp->inet_conn.icsk_inet.sk.sk_user_data)
 		return COUNTER_CONNECTION_FOREIGN_PSOCK;
+	if (sends_zero_copy(tp->inet_conn.icsk_inet.sk.__sk_common.skc_flags))
+		return COUNTER_CONNECTION_ZERO_COPY;
 	return COUNTERS;
 }
 

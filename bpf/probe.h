@@ -26,7 +26,12 @@ int probe_egress(struct __sk_buff *skb)
 		return EGRESS_ALLOW; /* closed already, or not accepted yet */
 	if (!(BPF_CORE_READ(file, f_flags) & O_NONBLOCK)) {
 		state->flags &= ~SOCKET_PROBED;
-		mark_blocking(state);
+		mark_program(state, MARK_BLOCKING);
+		return EGRESS_ALLOW;
+	}
+	if (sends_zero_copy(BPF_CORE_READ(tp, inet_conn.icsk_inet.sk.__sk_common.skc_flags))) {
+		state->flags &= ~SOCKET_PROBED;
+		mark_program(state, MARK_SPLICED);
 		return EGRESS_ALLOW;
 	}
 	if (!(state->flags & SOCKET_PROBE_COUNTED)) {

@@ -89,7 +89,7 @@ enum mark {
 	MARK_NONE = 0,
 	MARK_EVENT_DRIVEN = 1, /* by user space */
 	MARK_BLOCKING = 2,     /* seen by a probe, or by user space; for good */
-	MARK_SPLICED = 3,      /* by user space */
+	MARK_SPLICED = 3,      /* by user space, or seen to use SO_ZEROCOPY: what moved bytes do not support */
 };
 
 struct verdict {
@@ -135,6 +135,8 @@ enum event_type {
 	EVENT_BLOCKING_CLIENT = 1,
 	EVENT_BLOCKING_LISTENER = 2,
 	EVENT_MAP_FULL = 3,
+	EVENT_ZERO_COPY_CLIENT = 4,
+	EVENT_ZERO_COPY_LISTENER = 5,
 };
 
 struct event {
@@ -174,6 +176,7 @@ enum counter {
 	COUNTER_CONNECTION_UPPER_LAYER, /* kTLS */
 	COUNTER_CONNECTION_MPTCP,
 	COUNTER_CONNECTION_FOREIGN_PSOCK,
+	COUNTER_CONNECTION_ZERO_COPY, /* SO_ZEROCOPY: completions would never come */
 	COUNTER_CONNECTION_FAST_OPEN,
 	COUNTER_CONNECTION_BOUND_TO_DEVICE, /* not captured either */
 	COUNTER_CONNECTION_STALE_TUPLE,

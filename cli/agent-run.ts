@@ -8,6 +8,7 @@ import { UnderpassError } from '../common/errors.js';
 import { LabClient, labSocket, type LabInfo } from '../common/lab-api.js';
 import { logger } from '../common/log.js';
 import { defaultBpffsDir, defaultRunDir } from '../common/paths.js';
+import { recordServes } from './orphans.js';
 import { followSignals } from './signals.js';
 
 export interface AgentCliOptions {
@@ -113,6 +114,7 @@ export async function runAgent(options: AgentCliOptions, run: RunOptions): Promi
   try {
     agent.prepare();
     held = true;
+    recordServes(agent.folder, { labSocket: run.lab.socketPath, bpffsDir: options.bpffs });
     await companion?.start();
     await agent.start();
     if (!signals.signal.aborted) await Promise.race([once(signals.signal, 'abort'), agent.failed]);

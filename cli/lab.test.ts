@@ -32,7 +32,8 @@ spec: {containers: [{name: web, image: nginx}]}
 let directory: string;
 
 const anyCode = Array.from({ length: 256 }, (_, code) => code);
-const cli = (args: string[], input = ''): Promise<RunResult> => run(process.execPath, [CLI, ...args], { okCodes: anyCode, input, timeoutMs: 60_000 });
+const cli = (args: string[], input = ''): Promise<RunResult> =>
+  run(process.execPath, [CLI, ...args], { okCodes: anyCode, input, timeoutMs: 60_000 });
 
 before(() => {
   directory = mkdtempSync(join(tmpdir(), 'underpass-lab-cli-'));
@@ -57,15 +58,23 @@ test('underpass lab: up --detach, ps, exec, label, logs, a second up refused, do
   const ps = await cli(['lab', 'ps', '--name', NAME]);
   assert.match(ps.stdout, /^shop +web +1\/1 +Running +0 +10\.244\./m);
 
-  const exec = (command: string[], input = ''): Promise<RunResult> => cli(['lab', 'exec', 'client', '-n', 'shop', '--name', NAME, '--', ...command], input);
-  assert.deepEqual(await exec(['sh', '-c', 'cat; echo problem >&2; exit 42'], 'some input'), { code: 42, stdout: 'some input', stderr: 'problem\n' });
+  const exec = (command: string[], input = ''): Promise<RunResult> =>
+    cli(['lab', 'exec', 'client', '-n', 'shop', '--name', NAME, '--', ...command], input);
+  assert.deepEqual(await exec(['sh', '-c', 'cat; echo problem >&2; exit 42'], 'some input'), {
+    code: 42,
+    stdout: 'some input',
+    stderr: 'problem\n',
+  });
   assert.equal((await exec(['sh', '-c', 'kill -KILL $$'])).code, 137);
   const missing = await cli(['lab', 'exec', 'nobody', '-n', 'shop', '--name', NAME, '--', 'true']);
   assert.equal(missing.code, 1);
   assert.match(missing.stderr, /looking for pod shop\/nobody: .*no such pod.*\n {2}in shop there are client-/);
 
   assert.equal((await cli(['label', 'pod', 'web', '-n', 'shop', 'a=b', '--name', NAME])).code, 0);
-  const pods = JSON.parse((await cli(['lab', 'ps', '-o', 'json', '--name', NAME])).stdout) as { name: string; labels: Record<string, string> }[];
+  const pods = JSON.parse((await cli(['lab', 'ps', '-o', 'json', '--name', NAME])).stdout) as {
+    name: string;
+    labels: Record<string, string>;
+  }[];
   assert.equal(pods.find(({ name }) => name === 'web')?.labels['a'], 'b');
   assert.equal((await cli(['lab', 'logs', 'web', '-n', 'shop', '--name', NAME])).code, 0);
 
@@ -84,7 +93,11 @@ test('underpass lab: up --detach, ps, exec, label, logs, a second up refused, do
 });
 
 test('underpass lab: commands for a lab that is not there say so', async () => {
-  for (const args of [['lab', 'ps'], ['label', 'namespace', 'shop', 'a=b'], ['lab', 'exec', 'x', '--', 'true']]) {
+  for (const args of [
+    ['lab', 'ps'],
+    ['label', 'namespace', 'shop', 'a=b'],
+    ['lab', 'exec', 'x', '--', 'true'],
+  ]) {
     const result = await cli([...args.slice(0, 2), '--name', `${NAME}-no`, ...args.slice(2)]);
     assert.equal(result.code, 1);
     assert.match(result.stderr, /UNDERPASS_LAB_NOT_RUNNING/);
@@ -94,7 +107,9 @@ test('underpass lab: commands for a lab that is not there say so', async () => {
 
 test('underpass lab up: SIGINT in the middle of the start, and when it is up, leaves nothing', async () => {
   for (const line of [/^node /m, / is ready; /]) {
-    const child = spawn(process.execPath, [CLI, 'lab', 'up', '-f', directory, '--name', NAME], { stdio: ['ignore', 'pipe', 'inherit'] });
+    const child = spawn(process.execPath, [CLI, 'lab', 'up', '-f', directory, '--name', NAME], {
+      stdio: ['ignore', 'pipe', 'inherit'],
+    });
     let output = '';
     child.stdout.on('data', (chunk: Buffer) => (output += chunk.toString()));
     await waitFor(`the line ${line}`, () => line.test(output), { timeoutMs: 20_000, everyMs: 2 });
@@ -110,7 +125,9 @@ test('underpass lab: after SIGKILL `lab clean` finds everything, and a new `up` 
     assert.equal((await cli(['lab', 'up', '-f', directory, '--name', NAME, '--detach'])).code, 0);
     const pid = readHolder(labDir(NAME))?.pid as number;
     process.kill(pid, 'SIGKILL');
-    await waitFor('the crash', () => labTraces(NAME).processes.every((line) => !line.startsWith(`${pid} `)), { timeoutMs: 5_000 });
+    await waitFor('the crash', () => labTraces(NAME).processes.every((line) => !line.startsWith(`${pid} `)), {
+      timeoutMs: 5_000,
+    });
     assert.ok(labTraces(NAME).namespaces.length > 0);
   };
   await crash();

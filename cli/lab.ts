@@ -22,11 +22,16 @@ const START_TIMEOUT_MS = 60_000;
 const DOWN_TIMEOUT_MS = 30_000;
 
 function common(command: Command): Command {
-  return command.option('--name <lab>', 'which lab', DEFAULT_LAB_NAME).option('--run-dir <dir>', 'where run-time state is kept', defaultRunDir);
+  return command
+    .option('--name <lab>', 'which lab', DEFAULT_LAB_NAME)
+    .option('--run-dir <dir>', 'where run-time state is kept', defaultRunDir);
 }
 
 export function configure(command: Command): void {
-  command.addHelpText('after', '\nExample:\n  underpass lab up -f examples/canary --detach\n  underpass lab exec client -n shop -- curl -s nginx\n  underpass lab down');
+  command.addHelpText(
+    'after',
+    '\nExample:\n  underpass lab up -f examples/canary --detach\n  underpass lab exec client -n shop -- curl -s nginx\n  underpass lab down',
+  );
   common(command.command('up').description('starts nodes and pods from Kubernetes YAML'))
     .requiredOption('-f, --filename <path...>', 'directories or files with Kubernetes YAML')
     .option('--nodes <n>', 'at least this many nodes', positive, 1)
@@ -40,7 +45,9 @@ export function configure(command: Command): void {
     .option('-n, --namespace <namespace>', 'namespace of the pod', 'default')
     .option('-c, --container <container>', 'container, if not the first')
     .action(exec);
-  common(command.command('ps').description('the pods and how they are')).option('-o, --output <format>', 'table or json', 'table').action(ps);
+  common(command.command('ps').description('the pods and how they are'))
+    .option('-o, --output <format>', 'table or json', 'table')
+    .action(ps);
   common(command.command('logs').description('what a pod wrote last'))
     .argument('<pod>')
     .option('-n, --namespace <namespace>', 'namespace of the pod', 'default')
@@ -57,7 +64,8 @@ export function configure(command: Command): void {
 
 function positive(text: string): number {
   const value = Number(text);
-  if (!Number.isInteger(value) || value < 1) throw new UnderpassError('UNDERPASS_ARGUMENT', `reading ${JSON.stringify(text)}: expected a number of 1 or more`);
+  if (!Number.isInteger(value) || value < 1)
+    throw new UnderpassError('UNDERPASS_ARGUMENT', `reading ${JSON.stringify(text)}: expected a number of 1 or more`);
   return value;
 }
 
@@ -102,7 +110,9 @@ async function up(options: UpOptions): Promise<void> {
     if (!end.aborted) {
       const waiting = lab.problems();
       for (const problem of waiting) say(`waiting: ${problem}`);
-      say(`lab ${options.name} is ready; objects in ${lab.objectsDir}; end it with Ctrl-C or \`underpass lab down${options.name === DEFAULT_LAB_NAME ? '' : ` --name ${options.name}`}\``);
+      say(
+        `lab ${options.name} is ready; objects in ${lab.objectsDir}; end it with Ctrl-C or \`underpass lab down${options.name === DEFAULT_LAB_NAME ? '' : ` --name ${options.name}`}\``,
+      );
       await new Promise<void>((done) => (end.aborted ? done() : end.addEventListener('abort', () => done(), { once: true })));
     }
   } finally {
@@ -115,12 +125,29 @@ async function up(options: UpOptions): Promise<void> {
 async function upDetached(options: UpOptions, sources: readonly string[]): Promise<void> {
   const names = new LabNames(options.name, options.runDir);
   const holder = liveHolder(names.dir);
-  if (holder) throw new UnderpassError('UNDERPASS_LAB_HELD', `starting lab ${options.name}: ${heldMessage(holder)}`, { hint: 'end it with `underpass lab down`, or take another --name' });
+  if (holder)
+    throw new UnderpassError('UNDERPASS_LAB_HELD', `starting lab ${options.name}: ${heldMessage(holder)}`, {
+      hint: 'end it with `underpass lab down`, or take another --name',
+    });
   mkdirSync(dirname(names.log), { recursive: true });
   const log = openSync(names.log, 'w+', 0o640);
-  const args = ['lab', 'up', '--name', options.name, '--run-dir', options.runDir, '--nodes', String(options.nodes), '--discovery', options.discovery];
+  const args = [
+    'lab',
+    'up',
+    '--name',
+    options.name,
+    '--run-dir',
+    options.runDir,
+    '--nodes',
+    String(options.nodes),
+    '--discovery',
+    options.discovery,
+  ];
   args.push('--sidecar-concurrency', String(options.sidecarConcurrency), ...sources.flatMap((source) => ['-f', source]));
-  const child = spawn(process.execPath, [fileURLToPath(new URL('main.js', import.meta.url)), ...args], { detached: true, stdio: ['ignore', log, log] });
+  const child = spawn(process.execPath, [fileURLToPath(new URL('main.js', import.meta.url)), ...args], {
+    detached: true,
+    stdio: ['ignore', log, log],
+  });
   let exited = false;
   child.once('exit', () => (exited = true));
   // By descriptor: a lab that fails to start removes its log like everything else.
@@ -128,9 +155,15 @@ async function upDetached(options: UpOptions, sources: readonly string[]): Promi
     const buffer = Buffer.alloc(fstatSync(log).size);
     return buffer.toString('utf8', 0, readSync(log, buffer, 0, buffer.length, 0));
   };
-  await waitFor('the lab', () => exited || / is ready; /.test(text()), { timeoutMs: START_TIMEOUT_MS }).catch((cause: unknown) => {
-    throw new UnderpassError('UNDERPASS_LAB_NOT_READY', `starting lab ${options.name}: not ready after ${START_TIMEOUT_MS / 1000} s, it goes on trying as process ${child.pid}`, { cause, hint: `see ${names.log}` });
-  });
+  await waitFor('the lab', () => exited || / is ready; /.test(text()), { timeoutMs: START_TIMEOUT_MS }).catch(
+    (cause: unknown) => {
+      throw new UnderpassError(
+        'UNDERPASS_LAB_NOT_READY',
+        `starting lab ${options.name}: not ready after ${START_TIMEOUT_MS / 1000} s, it goes on trying as process ${child.pid}`,
+        { cause, hint: `see ${names.log}` },
+      );
+    },
+  );
   process.stdout.write(text());
   closeSync(log);
   child.unref();
@@ -144,7 +177,10 @@ interface ExecOptions extends Common {
 
 async function exec(pod: string, argv: string[], options: ExecOptions): Promise<void> {
   const plan = await new LabClient(labSocket(options.name, options.runDir)).execPlan(options.namespace, pod, options.container);
-  const child = spawn(plan.file, [...plan.args, ...argv], { env: { ...plan.env, ...(process.env['TERM'] ? { TERM: process.env['TERM'] } : {}) }, stdio: 'inherit' });
+  const child = spawn(plan.file, [...plan.args, ...argv], {
+    env: { ...plan.env, ...(process.env['TERM'] ? { TERM: process.env['TERM'] } : {}) },
+    stdio: 'inherit',
+  });
   // Ctrl-C reaches the program by the terminal; we only must not end before it.
   const ignore = (): void => undefined;
   process.on('SIGINT', ignore);
@@ -168,20 +204,41 @@ async function ps(options: Common & { output: string }): Promise<void> {
     return;
   }
   const restarts = (pod: PodRecord): number => pod.containers.reduce((sum, container) => sum + (container.restarts ?? 0), 0);
-  const readyContainers = (pod: PodRecord): string => `${pod.containers.filter((container) => container.ready).length}/${pod.containers.length}`;
+  const readyContainers = (pod: PodRecord): string =>
+    `${pod.containers.filter((container) => container.ready).length}/${pod.containers.length}`;
   printTable(
     ['NAMESPACE', 'NAME', 'READY', 'STATUS', 'RESTARTS', 'IP', 'NODE', 'SIDECAR'],
-    pods.map((pod) => [pod.namespace, pod.name, readyContainers(pod), pod.phase, String(restarts(pod)), pod.ips[0] ?? '', pod.nodeName, pod.hasSidecar ? 'yes' : '']),
+    pods.map((pod) => [
+      pod.namespace,
+      pod.name,
+      readyContainers(pod),
+      pod.phase,
+      String(restarts(pod)),
+      pod.ips[0] ?? '',
+      pod.nodeName,
+      pod.hasSidecar ? 'yes' : '',
+    ]),
   );
 }
 
 async function logs(name: string, options: ExecOptions): Promise<void> {
   const pods = await new LabClient(labSocket(options.name, options.runDir)).pods();
   const inNamespace = pods.filter((pod) => pod.namespace === options.namespace);
-  const pod = inNamespace.find((candidate) => candidate.name === name) ?? inNamespace.find((candidate) => candidate.name.startsWith(`${name}-`));
-  if (!pod) throw new UnderpassError('UNDERPASS_LAB_NOT_FOUND', `reading logs of ${options.namespace}/${name}: no such pod`, { hint: `there are ${inNamespace.map((candidate) => candidate.name).join(', ') || 'none in this namespace'}` });
-  const container = options.container === undefined ? pod.containers[0] : pod.containers.find((candidate) => candidate.name === options.container);
-  if (!container?.log) throw new UnderpassError('UNDERPASS_LAB_NOT_FOUND', `reading logs of ${pod.name}: no container ${options.container ?? ''}`, { hint: `it has ${pod.containers.map((candidate) => candidate.name).join(', ')}` });
+  const pod =
+    inNamespace.find((candidate) => candidate.name === name) ??
+    inNamespace.find((candidate) => candidate.name.startsWith(`${name}-`));
+  if (!pod)
+    throw new UnderpassError('UNDERPASS_LAB_NOT_FOUND', `reading logs of ${options.namespace}/${name}: no such pod`, {
+      hint: `there are ${inNamespace.map((candidate) => candidate.name).join(', ') || 'none in this namespace'}`,
+    });
+  const container =
+    options.container === undefined
+      ? pod.containers[0]
+      : pod.containers.find((candidate) => candidate.name === options.container);
+  if (!container?.log)
+    throw new UnderpassError('UNDERPASS_LAB_NOT_FOUND', `reading logs of ${pod.name}: no container ${options.container ?? ''}`, {
+      hint: `it has ${pod.containers.map((candidate) => candidate.name).join(', ')}`,
+    });
   for (const path of [`${container.log}.1`, container.log]) if (existsSync(path)) process.stdout.write(readFileSync(path));
 }
 
@@ -190,7 +247,9 @@ async function down(options: Common): Promise<void> {
   if (!holder) {
     const [report] = await cleanLabs(options);
     const found = report && report.cgroups + report.namespaces + report.directories > 0;
-    process.stdout.write(found ? `lab ${options.name} was not running; removed what it had left behind\n` : `lab ${options.name} is not running\n`);
+    process.stdout.write(
+      found ? `lab ${options.name} was not running; removed what it had left behind\n` : `lab ${options.name} is not running\n`,
+    );
     return;
   }
   try {
@@ -200,7 +259,11 @@ async function down(options: Common): Promise<void> {
   }
   const gone = (): boolean => !liveHolder(labDir(options.name, options.runDir));
   await waitFor('the end of the lab', gone, { timeoutMs: DOWN_TIMEOUT_MS }).catch((cause: unknown) => {
-    throw new UnderpassError('UNDERPASS_LAB_NOT_READY', `ending lab ${options.name}: process ${holder.pid} has not ended it after ${DOWN_TIMEOUT_MS / 1000} s`, { cause });
+    throw new UnderpassError(
+      'UNDERPASS_LAB_NOT_READY',
+      `ending lab ${options.name}: process ${holder.pid} has not ended it after ${DOWN_TIMEOUT_MS / 1000} s`,
+      { cause },
+    );
   });
   process.stdout.write(`lab ${options.name} is down\n`);
 }
@@ -209,7 +272,10 @@ async function clean(options: { name?: string; runDir: string }): Promise<void> 
   const reports = await cleanLabs(options);
   for (const { lab, heldBy, cgroups, namespaces, directories } of reports) {
     if (heldBy) process.stdout.write(`${heldMessage(heldBy)}: left alone, end it with \`underpass lab down --name ${lab}\`\n`);
-    else if (cgroups + namespaces + directories > 0) process.stdout.write(`lab ${lab}: removed ${namespaces} network namespaces, ${cgroups ? 'its cgroup' : 'no cgroup'}, ${directories ? 'its files' : 'no files'}\n`);
+    else if (cgroups + namespaces + directories > 0)
+      process.stdout.write(
+        `lab ${lab}: removed ${namespaces} network namespaces, ${cgroups ? 'its cgroup' : 'no cgroup'}, ${directories ? 'its files' : 'no files'}\n`,
+      );
   }
   if (knownLabs(options.runDir).length === 0) process.stdout.write('nothing of any lab is left\n');
 }

@@ -51,7 +51,10 @@ export async function removeCgroup(path: string, timeoutMs = 5_000): Promise<voi
     if (!busy) return;
     if (performance.now() > deadline) {
       const pids = cgroupProcesses(path).join(', ');
-      throw new UnderpassError('UNDERPASS_CGROUP_BUSY', `removing cgroup ${path}: still in use after ${timeoutMs} ms${pids && ` by process ${pids}`}`);
+      throw new UnderpassError(
+        'UNDERPASS_CGROUP_BUSY',
+        `removing cgroup ${path}: still in use after ${timeoutMs} ms${pids && ` by process ${pids}`}`,
+      );
     }
     await sleep(10);
   }
@@ -64,7 +67,8 @@ function subtree(path: string): string[] {
   for (let index = 0; index < found.length; index++) {
     const directory = found[index] as string;
     try {
-      for (const entry of readdirSync(directory, { withFileTypes: true })) if (entry.isDirectory()) found.push(join(directory, entry.name));
+      for (const entry of readdirSync(directory, { withFileTypes: true }))
+        if (entry.isDirectory()) found.push(join(directory, entry.name));
     } catch {
       // went away meanwhile
     }

@@ -26,7 +26,9 @@ test('istioNatRules: the sidecar rules are those that Istio documents, in its or
 });
 
 test('istioNatRules: IPv6 differs in the addresses only', () => {
-  const v4 = istioNatRules({ family: 'ipv4' }).map((rule) => rule.replace('127.0.0.6/32', '::6/128').replace('127.0.0.1/32', '::1/128'));
+  const v4 = istioNatRules({ family: 'ipv4' }).map((rule) =>
+    rule.replace('127.0.0.6/32', '::6/128').replace('127.0.0.1/32', '::1/128'),
+  );
   assert.deepEqual(istioNatRules({ family: 'ipv6' }), v4);
 });
 

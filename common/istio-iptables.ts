@@ -47,7 +47,10 @@ export function istioNatRules(options: IstioRulesOptions): string[] {
   } else {
     for (const owner of [`--uid-owner ${proxy.uid}`, `--gid-owner ${proxy.gid}`]) {
       // A sidecar that calls its own pod by address is to meet its inbound side; an application that does so is not.
-      if (inbound) rules.push(`-A ISTIO_OUTPUT -o lo ! -d ${loopback} -p tcp ! --dport ${HBONE_PORT} -m owner ${owner} -j ISTIO_IN_REDIRECT`);
+      if (inbound)
+        rules.push(
+          `-A ISTIO_OUTPUT -o lo ! -d ${loopback} -p tcp ! --dport ${HBONE_PORT} -m owner ${owner} -j ISTIO_IN_REDIRECT`,
+        );
       rules.push(`-A ISTIO_OUTPUT -o lo -m owner ! ${owner} -j RETURN`);
       rules.push(`-A ISTIO_OUTPUT -m owner ${owner} -j RETURN`);
     }
@@ -71,6 +74,10 @@ export function istioRestoreInput(options: IstioRulesOptions): string {
 export function istioRemoveInput(options: IstioRulesOptions): string {
   const rules = istioNatRules(options);
   const used = NAT_CHAINS.filter((chain) => rules.some((rule) => rule.includes(chain)));
-  const jumps = rules.filter((rule) => !used.some((chain) => rule.startsWith(`-A ${chain} `))).map((rule) => rule.replace('-A ', '-D '));
-  return ['*nat', ...jumps, ...used.map((chain) => `-F ${chain}`), ...used.map((chain) => `-X ${chain}`), 'COMMIT', ''].join('\n');
+  const jumps = rules
+    .filter((rule) => !used.some((chain) => rule.startsWith(`-A ${chain} `)))
+    .map((rule) => rule.replace('-A ', '-D '));
+  return ['*nat', ...jumps, ...used.map((chain) => `-F ${chain}`), ...used.map((chain) => `-X ${chain}`), 'COMMIT', ''].join(
+    '\n',
+  );
 }

@@ -167,7 +167,8 @@ export class LabClient {
   async #open(method: string, path: string, body: unknown, signal?: AbortSignal): Promise<IncomingMessage> {
     const payload = body === undefined ? undefined : JSON.stringify(body);
     const response = await new Promise<IncomingMessage>((resolve, reject) => {
-      const headers = payload === undefined ? {} : { 'content-type': 'application/json', 'content-length': Buffer.byteLength(payload) };
+      const headers =
+        payload === undefined ? {} : { 'content-type': 'application/json', 'content-length': Buffer.byteLength(payload) };
       const outgoing = request({ socketPath: this.socketPath, method, path, headers, ...(signal ? { signal } : {}) }, resolve);
       outgoing.once('error', (error) => reject(this.#unreachable(error)));
       outgoing.end(payload);
@@ -181,7 +182,11 @@ export class LabClient {
         problem = { message: answer };
       }
       const code = (problem.code?.startsWith('UNDERPASS_') ? problem.code : 'UNDERPASS_LAB_REQUEST') as `UNDERPASS_${string}`;
-      throw new UnderpassError(code, problem.message ?? `${method} ${path}: ${response.statusCode}`, problem.hint ? { hint: problem.hint } : {});
+      throw new UnderpassError(
+        code,
+        problem.message ?? `${method} ${path}: ${response.statusCode}`,
+        problem.hint ? { hint: problem.hint } : {},
+      );
     }
     return response;
   }

@@ -19,7 +19,8 @@ export interface NodeAddresses {
 }
 
 export function nodeAddresses(index: number): NodeAddresses {
-  if (index >= MAX_NODES) throw new UnderpassError('UNDERPASS_LAB_ADDRESSES', `numbering node ${index + 1}: a lab has ${MAX_NODES} at most`);
+  if (index >= MAX_NODES)
+    throw new UnderpassError('UNDERPASS_LAB_ADDRESSES', `numbering node ${index + 1}: a lab has ${MAX_NODES} at most`);
   // From 1: a zero group would make addresses whose canonical form differs from how they were written.
   const hex = (index + 1).toString(16);
   return {
@@ -49,7 +50,10 @@ export class PodAddresses {
         ipv6: `fd00:10:244:${(index + 1).toString(16)}::${this.#last.toString(16)}`,
       };
     }
-    throw new UnderpassError('UNDERPASS_LAB_ADDRESSES', `addressing a pod on node ${this.node.index + 1}: its ${MAX_PODS_PER_NODE} addresses are in use`);
+    throw new UnderpassError(
+      'UNDERPASS_LAB_ADDRESSES',
+      `addressing a pod on node ${this.node.index + 1}: its ${MAX_PODS_PER_NODE} addresses are in use`,
+    );
   }
 
   release(host: number): void {

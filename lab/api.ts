@@ -109,7 +109,13 @@ function fail(response: ServerResponse, error: unknown): void {
   if (response.headersSent) return void response.destroy();
   const known = error instanceof UnderpassError;
   response.writeHead(!known ? 500 : error.code === 'UNDERPASS_LAB_NOT_FOUND' ? 404 : 400, { 'content-type': 'application/json' });
-  response.end(JSON.stringify({ code: known ? error.code : 'UNDERPASS_LAB_REQUEST', message: errorMessage(error), ...(known && error.hint ? { hint: error.hint } : {}) }) + '\n');
+  response.end(
+    JSON.stringify({
+      code: known ? error.code : 'UNDERPASS_LAB_REQUEST',
+      message: errorMessage(error),
+      ...(known && error.hint ? { hint: error.hint } : {}),
+    }) + '\n',
+  );
 }
 
 async function body(request: IncomingMessage): Promise<unknown> {
@@ -117,7 +123,11 @@ async function body(request: IncomingMessage): Promise<unknown> {
   let size = 0;
   for await (const chunk of request) {
     size += (chunk as Buffer).length;
-    if (size > MAX_BODY_BYTES) throw new UnderpassError('UNDERPASS_LAB_REQUEST', `${request.method} ${request.url}: a body of more than ${MAX_BODY_BYTES} bytes`);
+    if (size > MAX_BODY_BYTES)
+      throw new UnderpassError(
+        'UNDERPASS_LAB_REQUEST',
+        `${request.method} ${request.url}: a body of more than ${MAX_BODY_BYTES} bytes`,
+      );
     chunks.push(chunk as Buffer);
   }
   try {
@@ -142,8 +152,10 @@ function checkedPatch(value: unknown): LabelPatch {
   if (typeof patch.labels !== 'object' || patch.labels === null) wrong('labels: expected an object');
   for (const [key, text] of Object.entries(patch.labels)) {
     const [name, prefix, more] = key.split('/').reverse();
-    if (more !== undefined || !LABEL_NAME.test(name ?? '') || (prefix !== undefined && !LABEL_PREFIX.test(prefix))) wrong(`${JSON.stringify(key)} is no label key: expected name or prefix/name`);
-    if (text !== null && (typeof text !== 'string' || (text !== '' && !LABEL_NAME.test(text)))) wrong(`${key}: ${JSON.stringify(text)} is no label value: expected at most 63 of A-Z, a-z, 0-9, -, _ and .`);
+    if (more !== undefined || !LABEL_NAME.test(name ?? '') || (prefix !== undefined && !LABEL_PREFIX.test(prefix)))
+      wrong(`${JSON.stringify(key)} is no label key: expected name or prefix/name`);
+    if (text !== null && (typeof text !== 'string' || (text !== '' && !LABEL_NAME.test(text))))
+      wrong(`${key}: ${JSON.stringify(text)} is no label value: expected at most 63 of A-Z, a-z, 0-9, -, _ and .`);
   }
   return patch;
 }

@@ -19,7 +19,8 @@ export interface CleanReport {
 /** Names of all labs that left a trace on this machine. */
 export function knownLabs(runDir = defaultRunDir): string[] {
   const found = new Set<string>();
-  for (const entry of list(join(runDir, 'lab'))) found.add(entry);
+  // Besides folders there are logs of detached labs, `.<name>.log`.
+  for (const entry of list(join(runDir, 'lab'))) found.add(/^\.(.+)\.log$/.exec(entry)?.[1] ?? entry);
   for (const entry of list(cgroup2Root())) if (entry.startsWith(CGROUP_PREFIX)) found.add(entry.slice(CGROUP_PREFIX.length));
   // A lab of which only namespaces are left: its name ends before the last dash that begins `-fabric`, which each lab has.
   for (const entry of list(NETNS_DIR)) {
@@ -54,7 +55,8 @@ export async function removeLeftovers(names: LabNames, options: { keepHolder?: b
     report.namespaces++;
   }
   if (existsSync(names.dir)) {
-    for (const entry of list(names.dir)) if (!(options.keepHolder && entry === HOLDER_FILE)) rmSync(join(names.dir, entry), { recursive: true, force: true });
+    for (const entry of list(names.dir))
+      if (!(options.keepHolder && entry === HOLDER_FILE)) rmSync(join(names.dir, entry), { recursive: true, force: true });
     if (!options.keepHolder) rmSync(names.dir, { recursive: true, force: true });
     report.directories = 1;
   }

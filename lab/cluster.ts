@@ -4,7 +4,19 @@ import type { LabelPatch } from '../common/lab-api.js';
 import { ServiceAddresses, type DualAddress } from './addresses.js';
 import { CLUSTER_DOMAIN, type ZoneEntry } from './dns.js';
 import { configData } from './environment.js';
-import { keyOf, matches, podsOf, serviceFamilies, targetPort, WORKLOAD_KINDS, type DesiredPod, type KubeObject, type Service, type ServicePort, type ServiceSpec } from './kube.js';
+import {
+  keyOf,
+  matches,
+  podsOf,
+  serviceFamilies,
+  targetPort,
+  WORKLOAD_KINDS,
+  type DesiredPod,
+  type KubeObject,
+  type Service,
+  type ServicePort,
+  type ServiceSpec,
+} from './kube.js';
 import type { Pod } from './pod.js';
 import type { VirtualAddress } from './service-proxy.js';
 
@@ -82,7 +94,11 @@ export class Cluster {
       const spec = (object.spec ??= {});
       const addressless = spec.clusterIP === 'None' || spec.type === 'ExternalName';
       const given = [...(spec.clusterIPs ?? []), ...(spec.clusterIP ? [spec.clusterIP] : [])].filter((ip) => ip !== 'None');
-      this.services.set(key, { object, families: this.#families(spec), address: addressless ? undefined : this.#addresses.allocate(key, given) });
+      this.services.set(key, {
+        object,
+        families: this.#families(spec),
+        address: addressless ? undefined : this.#addresses.allocate(key, given),
+      });
     }
   }
 
@@ -106,7 +122,9 @@ export class Cluster {
   }
 
   config(kind: string, namespace: string, name: string): Record<string, string> | undefined {
-    const found = this.#configs.find((object) => object.kind === kind && object.metadata.namespace === namespace && object.metadata.name === name);
+    const found = this.#configs.find(
+      (object) => object.kind === kind && object.metadata.namespace === namespace && object.metadata.name === name,
+    );
     return found && configData(found);
   }
 
@@ -133,7 +151,12 @@ export class Cluster {
   endpoints(service: ServiceState, pods: readonly Pod[]): Endpoints[] {
     const { metadata, spec } = service.object;
     return pods
-      .filter((pod) => pod.desired.namespace === metadata.namespace && matches(spec.selector, pod.labels) && (pod.phase === 'Running' || pod.terminating))
+      .filter(
+        (pod) =>
+          pod.desired.namespace === metadata.namespace &&
+          matches(spec.selector, pod.labels) &&
+          (pod.phase === 'Running' || pod.terminating),
+      )
       .map((pod) => ({
         pod,
         ports: (spec.ports ?? []).flatMap((port) => {

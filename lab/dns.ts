@@ -32,7 +32,8 @@ export function resolve(zone: Zone, question: packet.Question): Answer {
     const inner = [...zone.keys()].some((key) => key.endsWith(`.${name}`));
     return { code: inner ? 'NOERROR' : 'NXDOMAIN', answers: [] };
   }
-  if (entry.alias) return { code: 'NOERROR', answers: [{ type: 'CNAME', name: question.name, ttl: TTL_SECONDS, data: entry.alias }] };
+  if (entry.alias)
+    return { code: 'NOERROR', answers: [{ type: 'CNAME', name: question.name, ttl: TTL_SECONDS, data: entry.alias }] };
   const wanted = question.type === 'A' ? '.' : question.type === 'AAAA' ? ':' : undefined;
   if (!wanted) return { code: 'NOERROR', answers: [] };
   const answers = entry.ips
@@ -114,7 +115,12 @@ export class DnsServer implements Closable {
     if (!response) return;
     if (response.length > MAX_UDP_BYTES) {
       const query = packet.decode(message);
-      response = packet.encode({ type: 'response', id: query.id ?? 0, flags: packet.TRUNCATED_RESPONSE, questions: query.questions ?? [] });
+      response = packet.encode({
+        type: 'response',
+        id: query.id ?? 0,
+        flags: packet.TRUNCATED_RESPONSE,
+        questions: query.questions ?? [],
+      });
     }
     if (!this.#closed) socket.send(response, from.port, from.address, () => undefined);
   }

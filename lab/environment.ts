@@ -16,9 +16,17 @@ export function configData(object: KubeObject): Record<string, string> {
  * @param field the value of a downward API field, e.g. `metadata.labels['app']`
  * @throws Error naming the ConfigMap, Secret or key that is missing and not optional
  */
-export function environment(spec: ContainerSpec, base: Record<string, string>, field: (path: string) => string, config: ConfigLookup): Record<string, string> {
+export function environment(
+  spec: ContainerSpec,
+  base: Record<string, string>,
+  field: (path: string) => string,
+  config: ConfigLookup,
+): Record<string, string> {
   const env = { ...base };
-  const data = (kind: 'ConfigMap' | 'Secret', { name, optional }: { name: string; optional?: boolean }): Record<string, string> => {
+  const data = (
+    kind: 'ConfigMap' | 'Secret',
+    { name, optional }: { name: string; optional?: boolean },
+  ): Record<string, string> => {
     const found = config(kind, name);
     if (!found && !optional) throw new Error(`its environment needs ${kind} ${name}, which is not there`);
     return found ?? {};
@@ -32,7 +40,8 @@ export function environment(spec: ContainerSpec, base: Record<string, string>, f
     if (reference) {
       const kind = valueFrom?.configMapKeyRef ? 'ConfigMap' : 'Secret';
       const found = data(kind, reference)[reference.key];
-      if (found === undefined && !reference.optional) throw new Error(`its variable ${name} needs key ${reference.key} of ${kind} ${reference.name}, which is not there`);
+      if (found === undefined && !reference.optional)
+        throw new Error(`its variable ${name} needs key ${reference.key} of ${kind} ${reference.name}, which is not there`);
       if (found !== undefined) env[name] = found;
     } else {
       env[name] = valueFrom?.fieldRef ? field(valueFrom.fieldRef.fieldPath) : expand(String(value ?? ''), env);
@@ -43,8 +52,10 @@ export function environment(spec: ContainerSpec, base: Record<string, string>, f
 
 /** `$(NAME)` as in Kubernetes: left as it is when there is no such variable, `$$(NAME)` is `$(NAME)`. */
 export function expand(text: string, env: Record<string, string>): string {
-  return text.replace(/\$(\$\([A-Za-z_][\w.-]*\))|\$\(([A-Za-z_][\w.-]*)\)/g, (all, escaped: string | undefined, name: string | undefined) =>
-    escaped !== undefined ? escaped : (env[name as string] ?? all),
+  return text.replace(
+    /\$(\$\([A-Za-z_][\w.-]*\))|\$\(([A-Za-z_][\w.-]*)\)/g,
+    (all, escaped: string | undefined, name: string | undefined) =>
+      escaped !== undefined ? escaped : (env[name as string] ?? all),
   );
 }
 

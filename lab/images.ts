@@ -57,7 +57,18 @@ const builtin: Record<string, Image> = {
     const file = join(context.dir, 'nginx.conf');
     const workers = Number(context.env['NGINX_WORKERS'] ?? 1);
     const version = context.env['VERSION'] ?? context.labels['version'] ?? '';
-    writeFileSync(file, nginxConfig({ dir: context.dir, ports, workers, ipv6: context.ipv6, pod: context.podName, namespace: context.namespace, version }));
+    writeFileSync(
+      file,
+      nginxConfig({
+        dir: context.dir,
+        ports,
+        workers,
+        ipv6: context.ipv6,
+        pod: context.podName,
+        namespace: context.namespace,
+        version,
+      }),
+    );
     return { entrypoint: ['nginx'], args: ['-c', file, '-e', 'stderr'], ports, stopSignal: 'SIGQUIT' };
   },
   /** Answers what it was asked: see images/echo.ts. */
@@ -116,9 +127,13 @@ export class ImageTable {
   require(image: string): Image {
     const found = this.find(image);
     if (found) return found;
-    throw new UnderpassError('UNDERPASS_LAB_IMAGE', `starting image ${image}: the lab has no program for it; it knows ${this.names().join(', ')}`, {
-      hint: `give the container a command, or map the image in a document of kind Images (${IMAGES_API_VERSION}) beside your YAML`,
-    });
+    throw new UnderpassError(
+      'UNDERPASS_LAB_IMAGE',
+      `starting image ${image}: the lab has no program for it; it knows ${this.names().join(', ')}`,
+      {
+        hint: `give the container a command, or map the image in a document of kind Images (${IMAGES_API_VERSION}) beside your YAML`,
+      },
+    );
   }
 
   names(): string[] {

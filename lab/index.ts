@@ -1,4 +1,5 @@
-export { Lab, type ExecOptions, type LabOptions, type PodReference } from './lab.js';
+export { Lab } from './lab.js';
+export type { ExecOptions, LabOptions, PodReference } from './options.js';
 export { cleanLabs, knownLabs, type CleanReport } from './clean.js';
 export { heldMessage, liveHolder, readHolder, type LabHolder } from './lock.js';
 export { DEFAULT_DISCOVERY, LabNames } from './names.js';

@@ -32,8 +32,16 @@ export interface ContainerSpec {
   command?: string[];
   args?: string[];
   workingDir?: string;
-  env?: { name: string; value?: string; valueFrom?: { fieldRef?: { fieldPath: string }; configMapKeyRef?: KeyReference; secretKeyRef?: KeyReference } }[];
-  envFrom?: { prefix?: string; configMapRef?: { name: string; optional?: boolean }; secretRef?: { name: string; optional?: boolean } }[];
+  env?: {
+    name: string;
+    value?: string;
+    valueFrom?: { fieldRef?: { fieldPath: string }; configMapKeyRef?: KeyReference; secretKeyRef?: KeyReference };
+  }[];
+  envFrom?: {
+    prefix?: string;
+    configMapRef?: { name: string; optional?: boolean };
+    secretRef?: { name: string; optional?: boolean };
+  }[];
   volumeMounts?: { name: string; mountPath: string }[];
   ports?: { name?: string; containerPort: number; protocol?: string }[];
   readinessProbe?: ProbeSpec;
@@ -111,7 +119,13 @@ export function keyOf(object: { namespace?: string | undefined; name: string }):
 /** A UID that stays the same when the same object is read again. */
 export function stableUid(...parts: string[]): string {
   const digest = createHash('sha256').update(parts.join('\0')).digest('hex');
-  return [digest.slice(0, 8), digest.slice(8, 12), `4${digest.slice(13, 16)}`, `8${digest.slice(17, 20)}`, digest.slice(20, 32)].join('-');
+  return [
+    digest.slice(0, 8),
+    digest.slice(8, 12),
+    `4${digest.slice(13, 16)}`,
+    `8${digest.slice(17, 20)}`,
+    digest.slice(20, 32),
+  ].join('-');
 }
 
 interface WorkloadSpec {
@@ -142,19 +156,24 @@ export function podsOf(object: KubeObject, nodes: readonly string[]): DesiredPod
   const spec = checkedPodSpec(workload.template?.spec, ['spec', 'template', 'spec']);
   const template = workload.template?.metadata ?? {};
   const specHash = hash({ labels: template.labels, annotations: template.annotations, spec }, 10);
-  const controller = kind === 'Deployment' ? { kind: 'ReplicaSet', name: `${metadata.name}-${specHash}` } : { kind, name: metadata.name };
+  const controller =
+    kind === 'Deployment' ? { kind: 'ReplicaSet', name: `${metadata.name}-${specHash}` } : { kind, name: metadata.name };
   const names =
     kind === 'StatefulSet'
       ? range(workload.replicas ?? 1).map((index) => `${metadata.name}-${index}`)
       : kind === 'DaemonSet'
         ? nodes.map((node) => `${metadata.name}-${hash([namespace, node, specHash], 5)}`)
-        : range(workload.replicas ?? 1).map((index) => `${controller.name}-${hash([namespace, metadata.name, specHash, index], 5)}`);
+        : range(workload.replicas ?? 1).map(
+            (index) => `${controller.name}-${hash([namespace, metadata.name, specHash, index], 5)}`,
+          );
   return names.map((name, index) => ({
     namespace,
     name,
     labels: { ...template.labels, ...(kind === 'Deployment' ? { 'pod-template-hash': specHash } : {}) },
     annotations: { ...template.annotations },
-    ownerReferences: [{ apiVersion: 'apps/v1', ...controller, uid: stableUid(kind, namespace, controller.name), controller: true }],
+    ownerReferences: [
+      { apiVersion: 'apps/v1', ...controller, uid: stableUid(kind, namespace, controller.name), controller: true },
+    ],
     owner: `${kind} ${namespace}/${metadata.name}`,
     specHash,
     spec: kind === 'DaemonSet' ? { ...spec, nodeName: nodes[index] as string } : spec,
@@ -181,20 +200,24 @@ function checkedPodSpec(spec: PodSpec | undefined, path: readonly string[]): Pod
   const fail = (field: readonly (string | number)[], expected: string): never => {
     throw new PodSpecError([...path, ...field], `expected ${expected}`);
   };
-  if (!spec || !Array.isArray(spec.containers) || spec.containers.length === 0) return fail(['containers'], 'a list of at least one container');
+  if (!spec || !Array.isArray(spec.containers) || spec.containers.length === 0)
+    return fail(['containers'], 'a list of at least one container');
   const seen = new Set<string>();
   spec.containers.forEach((container, index) => {
     const at = ['containers', index];
-    if (typeof container.name !== 'string' || !/^[a-z0-9]([a-z0-9-]*[a-z0-9])?$/.test(container.name)) fail([...at, 'name'], 'a name of a-z, 0-9 and -');
+    if (typeof container.name !== 'string' || !/^[a-z0-9]([a-z0-9-]*[a-z0-9])?$/.test(container.name))
+      fail([...at, 'name'], 'a name of a-z, 0-9 and -');
     if (seen.has(container.name)) fail([...at, 'name'], `a name of its own, ${container.name} is there already`);
     seen.add(container.name);
     if (!container.image && !container.command) fail([...at, 'image'], 'an image, or a command');
     for (const field of ['command', 'args'] as const) {
       const value = container[field] as unknown;
-      if (value !== undefined && !(Array.isArray(value) && value.every((word) => typeof word === 'string'))) fail([...at, field], 'a list of strings');
+      if (value !== undefined && !(Array.isArray(value) && value.every((word) => typeof word === 'string')))
+        fail([...at, field], 'a list of strings');
     }
     container.ports?.forEach((port, position) => {
-      if (!Number.isInteger(port.containerPort) || port.containerPort < 1 || port.containerPort > 65535) fail([...at, 'ports', position, 'containerPort'], 'a port from 1 to 65535');
+      if (!Number.isInteger(port.containerPort) || port.containerPort < 1 || port.containerPort > 65535)
+        fail([...at, 'ports', position, 'containerPort'], 'a port from 1 to 65535');
     });
   });
   return spec;

@@ -104,7 +104,8 @@ after(async () => {
   rmSync(directory, { recursive: true, force: true });
 });
 
-const curl = async (pod: string, ...args: string[]): Promise<string> => (await lab.exec(pod, ['curl', '-s', '--max-time', '5', ...args])).stdout;
+const curl = async (pod: string, ...args: string[]): Promise<string> =>
+  (await lab.exec(pod, ['curl', '-s', '--max-time', '5', ...args])).stdout;
 
 interface Slice {
   metadata: { labels: Record<string, string> };
@@ -117,13 +118,16 @@ function readObjects<T>(file: string): T[] {
   return parseAllDocuments(readFileSync(join(lab.objectsDir, file), 'utf8')).map((document) => document.toJS() as T);
 }
 
-const slices = (service: string): Slice[] => readObjects<Slice>('endpointslices.yaml').filter(({ metadata }) => metadata.labels['kubernetes.io/service-name'] === service);
+const slices = (service: string): Slice[] =>
+  readObjects<Slice>('endpointslices.yaml').filter(({ metadata }) => metadata.labels['kubernetes.io/service-name'] === service);
 
-test('Lab: a Deployment has its replicas as pods with the template\'s labels, spread over the nodes', () => {
+test("Lab: a Deployment has its replicas as pods with the template's labels, spread over the nodes", () => {
   const pods = lab.pods().filter(({ labels }) => labels['app'] === 'web');
   assert.equal(pods.length, 2);
   assert.deepEqual(new Set(pods.map(({ nodeName }) => nodeName)).size, 2);
-  assert.ok(pods.every(({ ready, labels, namespaceLabels }) => ready && labels['version'] === 'v1' && namespaceLabels['team'] === 'web'));
+  assert.ok(
+    pods.every(({ ready, labels, namespaceLabels }) => ready && labels['version'] === 'v1' && namespaceLabels['team'] === 'web'),
+  );
   assert.equal(lab.pod('shop', 'client').nodeName, 'far');
 });
 
@@ -136,16 +140,30 @@ test('Lab: curl reaches a service by every form of its name, over IPv4 and IPv6,
   }
 });
 
-test('Lab: a service\'s connections go to every endpoint', async () => {
+test("Lab: a service's connections go to every endpoint", async () => {
   const seen = new Set<string>();
-  for (let count = 0; count < 40 && seen.size < 2; count++) seen.add((JSON.parse(await curl('shop/client', 'nginx')) as { pod: string }).pod);
+  for (let count = 0; count < 40 && seen.size < 2; count++)
+    seen.add((JSON.parse(await curl('shop/client', 'nginx')) as { pod: string }).pod);
   assert.equal(seen.size, 2);
 });
 
-test('Lab: DNS gives a headless service\'s pods, and NXDOMAIN for what is not in the cluster', async () => {
+test("Lab: DNS gives a headless service's pods, and NXDOMAIN for what is not in the cluster", async () => {
   const hosts = await lab.exec('shop/client', ['getent', 'ahostsv4', 'headless']);
-  const ips = new Set(hosts.stdout.split('\n').filter(Boolean).map((line) => line.split(/\s+/)[0]));
-  assert.deepEqual(ips, new Set(lab.pods().filter(({ labels }) => labels['app'] === 'web').map(({ ips: [ipv4] }) => ipv4)));
+  const ips = new Set(
+    hosts.stdout
+      .split('\n')
+      .filter(Boolean)
+      .map((line) => line.split(/\s+/)[0]),
+  );
+  assert.deepEqual(
+    ips,
+    new Set(
+      lab
+        .pods()
+        .filter(({ labels }) => labels['app'] === 'web')
+        .map(({ ips: [ipv4] }) => ipv4),
+    ),
+  );
   assert.equal((await lab.exec('shop/client', ['curl', '-s', 'no-such-service'])).code, 6);
   assert.equal((await lab.exec('shop/client', ['curl', '-s', 'example.org'])).code, 6);
 });
@@ -162,15 +180,21 @@ test('Lab: a pod that wants no service proxy has no rule, and reaches pods by th
 });
 
 test('Lab: the echo image answers with the request, its environment is expanded, TCP comes back', async () => {
-  const answer = JSON.parse(await curl('shop/client', '-H', 'user: jesse', '-d', 'abc', 'http://echo.other/path?q=1')) as Record<string, unknown>;
-  assert.deepEqual([answer['method'], answer['path'], answer['version'], answer['pod'], answer['bodyBytes']], ['POST', '/path?q=1', 'v7', 'echo', 3]);
+  const answer = JSON.parse(await curl('shop/client', '-H', 'user: jesse', '-d', 'abc', 'http://echo.other/path?q=1')) as Record<
+    string,
+    unknown
+  >;
+  assert.deepEqual(
+    [answer['method'], answer['path'], answer['version'], answer['pod'], answer['bodyBytes']],
+    ['POST', '/path?q=1', 'v7', 'echo', 3],
+  );
   assert.equal((answer['headers'] as Record<string, string>)['user'], 'jesse');
   assert.equal((await lab.exec('other/echo', ['sh', '-c', 'echo $GREETING'])).stdout, 'hello echo\n');
   const bounced = await lab.exec('shop/client', ['bash', '-c', 'exec 3<>/dev/tcp/echo.other/9000; echo ping >&3; head -1 <&3']);
   assert.equal(bounced.stdout, 'ping\n');
 });
 
-test('Lab: the server sees the client pod\'s address', async () => {
+test("Lab: the server sees the client pod's address", async () => {
   const answer = JSON.parse(await curl('shop/client', 'http://echo.other/')) as { remote: string };
   assert.ok(answer.remote.includes(lab.pod('shop', 'client').ips[0] as string), answer.remote);
 });
@@ -182,18 +206,30 @@ test('Lab: readiness goes into the EndpointSlice and out of the service, and bac
   await curl('shop/client', '-X', 'DELETE', `http://${address}:8080/ready`);
   await waitFor('the endpoint to be not ready', () => ready() === false, { timeoutMs: 10_000 });
   assert.equal(lab.pod('other', 'echo').ready, false);
-  await waitFor('the service to refuse', async () => (await lab.exec('shop/client', ['curl', '-s', '--max-time', '2', 'echo.other'])).code === 7, { timeoutMs: 5_000 });
+  await waitFor(
+    'the service to refuse',
+    async () => (await lab.exec('shop/client', ['curl', '-s', '--max-time', '2', 'echo.other'])).code === 7,
+    { timeoutMs: 5_000 },
+  );
   await curl('shop/client', '-X', 'PUT', `http://${address}:8080/ready`);
   await waitFor('the endpoint to be ready', () => ready() === true, { timeoutMs: 10_000 });
 });
 
 test('Lab: objects are as the API server would have them', () => {
-  const [v4, v6] = [slices('nginx').find(({ addressType }) => addressType === 'IPv4'), slices('nginx').find(({ addressType }) => addressType === 'IPv6')];
+  const [v4, v6] = [
+    slices('nginx').find(({ addressType }) => addressType === 'IPv4'),
+    slices('nginx').find(({ addressType }) => addressType === 'IPv6'),
+  ];
   assert.deepEqual([v4?.endpoints.length, v4?.ports[0]?.port, v6?.endpoints.length], [2, 8080, 2]);
-  const service = readObjects<{ metadata: { name: string }; spec: { clusterIP: string; clusterIPs: string[] } }>('services.yaml').find(({ metadata }) => metadata.name === 'nginx');
+  const service = readObjects<{ metadata: { name: string }; spec: { clusterIP: string; clusterIPs: string[] } }>(
+    'services.yaml',
+  ).find(({ metadata }) => metadata.name === 'nginx');
   assert.match(service?.spec.clusterIP ?? '', /^10\.96\./);
   assert.equal(service?.spec.clusterIPs.length, 2);
-  const pods = readObjects<{ metadata: { name: string; namespace: string }; status: { podIP: string; conditions: { type: string; status: string }[] } }>('pods.yaml');
+  const pods = readObjects<{
+    metadata: { name: string; namespace: string };
+    status: { podIP: string; conditions: { type: string; status: string }[] };
+  }>('pods.yaml');
   const echo = pods.find(({ metadata }) => metadata.name === 'echo');
   assert.equal(echo?.status.podIP, lab.pod('other', 'echo').ips[0]);
   assert.equal(echo?.status.conditions.find(({ type }) => type === 'Ready')?.status, 'True');
@@ -212,7 +248,10 @@ test('LabClient: a label patch of a namespace and of a pod comes to watchers and
     assert.equal((await next()).length, lab.pods().length);
     await client.label({ kind: 'Namespace', name: 'shop', labels: { 'underpass.io/mode': 'node', team: null } });
     const changed = (await next()).filter(({ namespace }) => namespace === 'shop');
-    assert.ok(changed.length > 0 && changed.every(({ namespaceLabels }) => namespaceLabels['underpass.io/mode'] === 'node' && !('team' in namespaceLabels)));
+    assert.ok(
+      changed.length > 0 &&
+        changed.every(({ namespaceLabels }) => namespaceLabels['underpass.io/mode'] === 'node' && !('team' in namespaceLabels)),
+    );
     await client.label({ kind: 'Pod', namespace: 'shop', name: 'client', labels: { extra: 'yes' } });
     assert.equal((await next()).find(({ name }) => name === 'client')?.labels['extra'], 'yes');
     assert.match(readFileSync(join(lab.objectsDir, 'namespaces.yaml'), 'utf8'), /underpass\.io\/mode: node/);
@@ -234,18 +273,28 @@ test('Lab.exec: exit codes, input, and a program that is not there', async () =>
   assert.throws(() => lab.exec('shop/no-such-pod', ['true']), /has no such pod/);
 });
 
-test('Lab: processes live in the pod\'s cgroup leaf, host name and own namespace', async () => {
+test("Lab: processes live in the pod's cgroup leaf, host name and own namespace", async () => {
   const { cgroup, containers } = lab.pod('shop', 'client');
-  const pids = readFileSync(join(cgroup, 'app', 'cgroup.procs'), 'utf8').trim().split('\n').map(Number);
+  const pids = readFileSync(join(cgroup, 'app', 'cgroup.procs'), 'utf8')
+    .trim()
+    .split('\n')
+    .map(Number);
   assert.ok(pids.includes(containers[0]?.pid ?? -1));
   assert.equal((await lab.exec('shop/client', ['hostname'])).stdout, 'client\n');
-  assert.match((await lab.exec('shop/client', ['cat', '/proc/self/cgroup'])).stdout, new RegExp(`^0::/underpass-lab-${NAME}/far/pods/.*/app$`, 'm'));
+  assert.match(
+    (await lab.exec('shop/client', ['cat', '/proc/self/cgroup'])).stdout,
+    new RegExp(`^0::/underpass-lab-${NAME}/far/pods/.*/app$`, 'm'),
+  );
 });
 
 test('Lab: hardware addresses follow from the IP, so that a pod that comes or goes changes no neighbour entry', async () => {
-  const address = (netns: string, device: string): Promise<string> => lab.exec('shop/client', ['nsenter', `--net=${netns}`, 'ip', '-o', 'link', 'show', device]).then(({ stdout }) => /link\/ether (\S+)/.exec(stdout)?.[1] ?? '');
+  const address = (netns: string, device: string): Promise<string> =>
+    lab
+      .exec('shop/client', ['nsenter', `--net=${netns}`, 'ip', '-o', 'link', 'show', device])
+      .then(({ stdout }) => /link\/ether (\S+)/.exec(stdout)?.[1] ?? '');
   const { netns, nodeName, ips } = lab.pod('shop', 'client');
-  const expected = (ip: string): string => ['0a', '58', ...ip.split('.').map((byte) => Number(byte).toString(16).padStart(2, '0'))].join(':');
+  const expected = (ip: string): string =>
+    ['0a', '58', ...ip.split('.').map((byte) => Number(byte).toString(16).padStart(2, '0'))].join(':');
   assert.equal(await address(netns, 'eth0'), expected(ips[0] as string));
   const node = lab.info().nodes.find(({ name }) => name === nodeName);
   assert.equal(await address(node?.netns ?? '', 'cni0'), expected((node?.podCidrs[0] ?? '').replace('.0/24', '.1')));
@@ -275,15 +324,23 @@ test('Lab: an edited file is applied; one that is wrong names its place and what
 
 test('Lab: a changed template replaces the pods, and the service answers all the time', async () => {
   const file = join(directory, 'world.yaml');
-  const old = lab.pods().filter(({ labels }) => labels['app'] === 'web').map(({ name }) => name);
+  const old = lab
+    .pods()
+    .filter(({ labels }) => labels['app'] === 'web')
+    .map(({ name }) => name);
   let failed = 0;
   let done = false;
   const load = (async (): Promise<void> => {
-    while (!done) if ((await lab.exec('shop/client', ['curl', '-s', '-o', '/dev/null', '--max-time', '5', 'nginx'])).code !== 0) failed++;
+    while (!done)
+      if ((await lab.exec('shop/client', ['curl', '-s', '-o', '/dev/null', '--max-time', '5', 'nginx'])).code !== 0) failed++;
   })();
   writeFileSync(file, WORLD.replace('app: web, version: v1', 'app: web, version: v2'));
   const current = (): PodRecord[] => lab.pods().filter(({ labels }) => labels['app'] === 'web');
-  await waitFor('the new version alone', () => current().length === 2 && current().every(({ name, ready }) => ready && !old.includes(name)), { timeoutMs: 20_000 });
+  await waitFor(
+    'the new version alone',
+    () => current().length === 2 && current().every(({ name, ready }) => ready && !old.includes(name)),
+    { timeoutMs: 20_000 },
+  );
   done = true;
   await load;
   assert.equal((JSON.parse(await curl('shop/client', 'nginx')) as { version: string }).version, 'v2');
@@ -292,17 +349,29 @@ test('Lab: a changed template replaces the pods, and the service answers all the
 
 test('Lab.apply: objects on top, and an image that the lab does not know is a problem of that pod alone', async () => {
   problems.length = 0;
-  const applied = await lab.apply('apiVersion: v1\nkind: Pod\nmetadata: {name: extra, namespace: shop}\nspec: {containers: [{name: a, image: no/such-image}]}\n');
+  const applied = await lab.apply(
+    'apiVersion: v1\nkind: Pod\nmetadata: {name: extra, namespace: shop}\nspec: {containers: [{name: a, image: no/such-image}]}\n',
+  );
   assert.deepEqual(applied, ['Pod shop/extra']);
   assert.match(problems.join(), /no program for it; it knows .*nginx/);
   assert.match(lab.problems().join(), /shop\/extra: a: starting image no\/such-image/);
-  await lab.apply('apiVersion: v1\nkind: Pod\nmetadata: {name: extra, namespace: shop}\nspec: {containers: [{name: a, image: no/such-image, command: [sleep, "99"]}]}\n');
-  await waitFor('the pod with a command', () => lab.pods().some(({ name, ready }) => name === 'extra' && ready), { timeoutMs: 10_000 });
+  await lab.apply(
+    'apiVersion: v1\nkind: Pod\nmetadata: {name: extra, namespace: shop}\nspec: {containers: [{name: a, image: no/such-image, command: [sleep, "99"]}]}\n',
+  );
+  await waitFor('the pod with a command', () => lab.pods().some(({ name, ready }) => name === 'extra' && ready), {
+    timeoutMs: 10_000,
+  });
 });
 
 test('Lab: an Images document adds programs', async () => {
-  appendFileSync(join(directory, 'images.yaml'), 'apiVersion: lab.underpass.io/v1\nkind: Images\nmetadata: {name: images}\nimages:\n  my/app: {command: [sh, -c, "echo started; sleep 99"]}\n');
-  writeFileSync(join(directory, 'app.yaml'), 'apiVersion: v1\nkind: Pod\nmetadata: {name: app, namespace: shop}\nspec: {containers: [{name: a, image: "my/app:1.0"}]}\n');
+  appendFileSync(
+    join(directory, 'images.yaml'),
+    'apiVersion: lab.underpass.io/v1\nkind: Images\nmetadata: {name: images}\nimages:\n  my/app: {command: [sh, -c, "echo started; sleep 99"]}\n',
+  );
+  writeFileSync(
+    join(directory, 'app.yaml'),
+    'apiVersion: v1\nkind: Pod\nmetadata: {name: app, namespace: shop}\nspec: {containers: [{name: a, image: "my/app:1.0"}]}\n',
+  );
   await waitFor('the pod', () => lab.pods().find(({ name, ready }) => name === 'app' && ready), { timeoutMs: 10_000 });
   const log = lab.pod('shop', 'app').containers[0]?.log ?? '';
   await waitFor('its log', () => readFileSync(log, 'utf8') === 'started\n', { timeoutMs: 5_000 });
@@ -340,7 +409,7 @@ test('Lab.up: without IPv6 everything is IPv4', async () => {
   assert.deepEqual(labTraces(`${NAME}-4`), NO_TRACES);
 });
 
-test('Lab.down: leaves nothing; the machine\'s own network was never touched', async () => {
+test("Lab.down: leaves nothing; the machine's own network was never touched", async () => {
   assert.notDeepEqual(labTraces(NAME), NO_TRACES);
   assert.equal(await ownNetwork(), networkBefore);
   await lab.down();

@@ -21,7 +21,10 @@ import { LabLock } from './lock.js';
 import { DEFAULT_DISCOVERY, LabNames, netnsPath } from './names.js';
 import { LabNetwork } from './network.js';
 import { ObjectsDir } from './objects.js';
+import type { ExecOptions, LabOptions, PodReference } from './options.js';
+import { placePod, wantsSidecar } from './placement.js';
 import { Pod } from './pod.js';
+import { preflight } from './preflight.js';
 import { parseAddress, Relay } from './relay.js';
 import { serviceRules } from './service-proxy.js';
 import { parseObjects, Sources } from './sources.js';
@@ -33,42 +36,6 @@ const START_PARALLEL = 4;
 const PUBLISH_DELAY_MS = 10;
 /** How long the pods of a workload's former version stay when the new ones do not become ready. */
 const ROLLOUT_TIMEOUT_MS = 30_000;
-
-export interface LabOptions {
-  name?: string;
-  /** Directories or files with Kubernetes YAML. */
-  sources: readonly string[];
-  /** At least this many nodes, `node-1` and so on, beside those that the YAML names. */
-  nodes?: number;
-  runDir?: string;
-  /** Where sidecars find the control plane: `host:port` or `unix:PATH`. It may come later. */
-  discovery?: string;
-  sidecarConcurrency?: number;
-  envoy?: string;
-  /** IPv6 beside IPv4; default: as the kernel can. */
-  ipv6?: boolean;
-  /** What the lock says to others, e.g. `demo`. */
-  purpose?: string;
-  /** Follow changes of the sources; default true. */
-  watch?: boolean;
-  /** One line a step. */
-  onProgress?: (line: string) => void;
-  /** Problems that do not end the lab: bad YAML after a change, an image without a program. */
-  onProblem?: (error: unknown) => void;
-  /** Somebody asked over the socket for the lab's end; default: `down()`. */
-  onDownRequest?: () => void;
-}
-
-export interface ExecOptions {
-  container?: string;
-  input?: string | Uint8Array;
-  timeoutMs?: number;
-  signal?: AbortSignal;
-  cpu?: number;
-}
-
-/** A pod by `name` in `default`, by `namespace/name`, or by its record. */
-export type PodReference = string | { namespace: string; name: string };
 
 interface LabNode {
   name: string;
@@ -113,6 +80,7 @@ export class Lab implements LabBackend {
    */
   static async up(options: LabOptions): Promise<Lab> {
     const lab = new Lab(options);
+    preflight(`starting lab ${lab.names.lab}`);
     const { errors } = lab.#sources.refresh();
     if (errors.length > 0) throw new UnderpassError('UNDERPASS_LAB_YAML', `reading the lab's YAML:\n${errors.join('\n')}`);
     lab.#lock = await LabLock.acquire(lab.names, options.purpose ?? 'lab up', async () => {
@@ -168,13 +136,15 @@ export class Lab implements LabBackend {
       this.#sayOnce(`${kind} ${keyOf(metadata)} is left out: the lab starts Pods, Deployments, StatefulSets and DaemonSets`);
     }
     for (const { owner, spec } of this.cluster.desiredPods(['any'])) {
-      for (const part of leftOut(spec)) this.#sayOnce(`${owner}: ${part} are left out: a lab's programs are this machine's and see its files`);
+      for (const part of leftOut(spec))
+        this.#sayOnce(`${owner}: ${part} are left out: a lab's programs are this machine's and see its files`);
     }
   }
 
   #sourcesChanged(): void {
     const { changed, errors } = this.#sources.refresh();
-    if (errors.length > 0) this.#problem(new UnderpassError('UNDERPASS_LAB_YAML', `${errors.join('\n')}\nwhat was good last stays in force`));
+    if (errors.length > 0)
+      this.#problem(new UnderpassError('UNDERPASS_LAB_YAML', `${errors.join('\n')}\nwhat was good last stays in force`));
     if (!changed) return;
     this.#loadObjects();
     void this.reconcile().catch((error: unknown) => this.#problem(error));
@@ -188,7 +158,9 @@ export class Lab implements LabBackend {
       if (this.#nodes.has(name)) continue;
       const addresses = nodeAddresses(this.#nodes.size);
       await this.#network.addNode(name, addresses);
-      const dns = this.#closables.add(await DnsServer.listen(netnsPath(this.names.nodeNetns(name)), this.#present(addresses.bridge)));
+      const dns = this.#closables.add(
+        await DnsServer.listen(netnsPath(this.names.nodeNetns(name)), this.#present(addresses.bridge)),
+      );
       this.#nodes.set(name, { name, addresses, pods: new PodAddresses(addresses), dns });
       this.#progress(`node ${name}: pods ${this.#present(addresses.podCidrs).join(', ')}`);
     }
@@ -209,13 +181,17 @@ export class Lab implements LabBackend {
     for (const [key, pod] of this.#pods) {
       const wanted = desired.get(key);
       if (wanted && wanted.specHash === pod.desired.specHash && wanted.owner === pod.desired.owner) this.#update(pod, wanted);
-      else if (wanted) await this.#end(pod); // the name is needed again
+      else if (wanted)
+        await this.#end(pod); // the name is needed again
       else if (!this.#replaced.has(pod)) gone.push(pod);
     }
     const fresh = [...desired.values()].filter((pod) => !this.#pods.has(keyOf(pod)));
     await inParallel(fresh, START_PARALLEL, (pod) => this.#startPod(pod));
     const replacedOwners = new Set([...desired.values()].map(({ owner }) => owner));
-    const [replaced, dropped] = [gone.filter((pod) => replacedOwners.has(pod.desired.owner)), gone.filter((pod) => !replacedOwners.has(pod.desired.owner))];
+    const [replaced, dropped] = [
+      gone.filter((pod) => replacedOwners.has(pod.desired.owner)),
+      gone.filter((pod) => !replacedOwners.has(pod.desired.owner)),
+    ];
     for (const pod of replaced) this.#replace(pod);
     await Promise.all(dropped.map((pod) => this.#end(pod)));
     await this.#publish();
@@ -228,32 +204,14 @@ export class Lab implements LabBackend {
     for (const [key, value] of Object.entries(wanted.annotations)) pod.annotations[key] = value;
   }
 
-  #nodeFor(pod: DesiredPod): LabNode {
-    const name = pod.spec.nodeName ?? pod.spec.nodeSelector?.['kubernetes.io/hostname'];
-    if (name) {
-      const node = this.#nodes.get(name);
-      if (!node) throw new UnderpassError('UNDERPASS_LAB_NODE', `placing pod ${keyOf(pod)}: there is no node ${name}`);
-      return node;
-    }
-    const selector = Object.entries(pod.spec.nodeSelector ?? {});
-    const fitting = [...this.#nodes.values()].filter((node) => selector.every(([key, value]) => this.cluster.nodeLabels(node.name)[key] === value));
-    // Spread each workload by itself, then the whole.
-    const load = (node: LabNode): number => {
-      const here = [...this.#pods.values()].filter(({ nodeName }) => nodeName === node.name);
-      return here.filter(({ desired }) => desired.owner === pod.owner).length * 1000 + here.length;
-    };
-    const best = fitting.sort((a, b) => load(a) - load(b))[0];
-    if (!best) throw new UnderpassError('UNDERPASS_LAB_NODE', `placing pod ${keyOf(pod)}: no node has the labels of its nodeSelector`);
-    return best;
-  }
-
   async #startPod(desired: DesiredPod): Promise<void> {
     if (this.#closing) return;
     const key = keyOf(desired);
     let pod: Pod | undefined;
     try {
-      const node = this.#nodeFor(desired);
-      const sidecar = this.#wantsSidecar(desired);
+      const name = placePod(desired, [...this.#nodes.keys()], [...this.#pods.values()], this.cluster);
+      const node = this.#nodes.get(name) as LabNode;
+      const sidecar = wantsSidecar(desired, this.cluster.namespaceLabels(desired.namespace));
       pod = new Pod({
         desired: { ...desired, labels: { ...desired.labels } },
         nodeName: node.name,
@@ -275,7 +233,8 @@ export class Lab implements LabBackend {
             }
           : {}),
         onChange: () => this.#publishSoon(),
-        onError: (error) => this.#problem(error instanceof UnderpassError ? error : new Error(`pod ${key}: ${errorMessage(error)}`)),
+        onError: (error) =>
+          this.#problem(error instanceof UnderpassError ? error : new Error(`pod ${key}: ${errorMessage(error)}`)),
       });
       this.#pods.set(key, pod);
       await pod.start();
@@ -286,22 +245,14 @@ export class Lab implements LabBackend {
     }
   }
 
-  /** As Istio's injector decides, when the pod is made; `underpass.io/mode` beats `istio-injection`. */
-  #wantsSidecar(pod: DesiredPod): boolean {
-    if (pod.spec.hostNetwork) return false;
-    const namespace = this.cluster.namespaceLabels(pod.namespace);
-    const mode = pod.labels['underpass.io/mode'] ?? namespace['underpass.io/mode'];
-    if (mode !== undefined) return mode === 'sidecar';
-    const inject = pod.labels['sidecar.istio.io/inject'];
-    return inject === undefined ? namespace['istio-injection'] === 'enabled' : inject === 'true';
-  }
-
   /** Ends a pod of a workload's former version as soon as those of the new one are ready. */
   #replace(pod: Pod): void {
     this.#replaced.add(pod);
     const { owner, specHash } = pod.desired;
     const successorsReady = (): boolean => {
-      const successors = [...this.#pods.values()].filter(({ desired }) => desired.owner === owner && desired.specHash !== specHash);
+      const successors = [...this.#pods.values()].filter(
+        ({ desired }) => desired.owner === owner && desired.specHash !== specHash,
+      );
       return this.#closing !== undefined || successors.every(({ ready }) => ready);
     };
     const task = waitFor('the new version of the workload', successorsReady, { timeoutMs: ROLLOUT_TIMEOUT_MS })
@@ -364,7 +315,14 @@ export class Lab implements LabBackend {
 
   info(): LabInfo {
     const { name, pid, startedAt } = this.#lock.holder;
-    return { name, pid, startedAt, nodes: this.#nodeStates(), objectsDir: this.objectsDir, sourceDirs: [...this.#options.sources] };
+    return {
+      name,
+      pid,
+      startedAt,
+      nodes: this.#nodeStates(),
+      objectsDir: this.objectsDir,
+      sourceDirs: [...this.#options.sources],
+    };
   }
 
   records(node?: string): PodRecord[] {
@@ -386,12 +344,20 @@ export class Lab implements LabBackend {
   #find(namespace: string, name: string): Pod {
     const short = name.replace(/^(pod|deploy|deployment|statefulset|daemonset)\//, '');
     const exact = this.#pods.get(`${namespace}/${short}`);
-    const found = exact ?? this.#sortedPods().find(({ desired, terminating }) => !terminating && desired.owner.endsWith(` ${namespace}/${short}`));
+    const found =
+      exact ??
+      this.#sortedPods().find(({ desired, terminating }) => !terminating && desired.owner.endsWith(` ${namespace}/${short}`));
     if (found) return found;
     const known = this.#sortedPods().filter(({ desired }) => desired.namespace === namespace);
-    throw new UnderpassError('UNDERPASS_LAB_NOT_FOUND', `looking for pod ${namespace}/${short}: lab ${this.names.lab} has no such pod`, {
-      hint: known.length ? `in ${namespace} there are ${known.map(({ desired }) => desired.name).join(', ')}` : `there is no pod in namespace ${namespace}`,
-    });
+    throw new UnderpassError(
+      'UNDERPASS_LAB_NOT_FOUND',
+      `looking for pod ${namespace}/${short}: lab ${this.names.lab} has no such pod`,
+      {
+        hint: known.length
+          ? `in ${namespace} there are ${known.map(({ desired }) => desired.name).join(', ')}`
+          : `there is no pod in namespace ${namespace}`,
+      },
+    );
   }
 
   #resolve(reference: PodReference): Pod {
@@ -411,10 +377,18 @@ export class Lab implements LabBackend {
   }
 
   /** Starts a program in a pod; it ends with this process at the latest. */
-  spawnIn(pod: PodReference, argv: readonly string[], options: { cpu?: number; container?: string; stdio?: SpawnOptions['stdio']; env?: Record<string, string> } = {}): ChildProcess {
+  spawnIn(
+    pod: PodReference,
+    argv: readonly string[],
+    options: { cpu?: number; container?: string; stdio?: SpawnOptions['stdio']; env?: Record<string, string> } = {},
+  ): ChildProcess {
     const cpu = options.cpu === undefined ? [] : ['--cpu', String(options.cpu)];
     const plan = this.#resolve(pod).execPlan(options.container, ['--die-with-parent', ...cpu]);
-    return spawn(plan.file, [...plan.args, ...argv], { env: { ...plan.env, ...options.env }, stdio: options.stdio ?? 'pipe', ...(plan.cwd ? { cwd: plan.cwd } : {}) });
+    return spawn(plan.file, [...plan.args, ...argv], {
+      env: { ...plan.env, ...options.env },
+      stdio: options.stdio ?? 'pipe',
+      ...(plan.cwd ? { cwd: plan.cwd } : {}),
+    });
   }
 
   execPlan(namespace: string, pod: string, container?: string): ExecPlan {
@@ -424,7 +398,8 @@ export class Lab implements LabBackend {
   /** What a sidecar's Envoy answers at its admin interface. */
   sidecarAdmin(pod: PodReference, path: string): Promise<string> {
     const found = this.#resolve(pod);
-    if (!found.sidecar) throw new UnderpassError('UNDERPASS_LAB_NOT_FOUND', `asking the sidecar of ${found.key}: the pod has none`);
+    if (!found.sidecar)
+      throw new UnderpassError('UNDERPASS_LAB_NOT_FOUND', `asking the sidecar of ${found.key}: the pod has none`);
     return found.sidecar.admin(path);
   }
 
@@ -457,11 +432,20 @@ export class Lab implements LabBackend {
   async whenReady(options: { timeoutMs?: number; signal?: AbortSignal; sidecars?: boolean } = {}): Promise<void> {
     const isReady = (pod: Pod): boolean => pod.phase === 'Succeeded' || (options.sidecars ? pod.ready : pod.appReady);
     try {
-      await waitFor('pods', () => this.#sortedPods().every(isReady), { timeoutMs: options.timeoutMs ?? 30_000, everyMs: 20, ...(options.signal ? { signal: options.signal } : {}) });
+      await waitFor('pods', () => this.#sortedPods().every(isReady), {
+        timeoutMs: options.timeoutMs ?? 30_000,
+        everyMs: 20,
+        ...(options.signal ? { signal: options.signal } : {}),
+      });
     } catch (cause) {
       if (options.signal?.aborted) throw cause;
-      const late = this.#sortedPods().filter((pod) => !isReady(pod)).map(({ key }) => key);
-      throw new UnderpassError('UNDERPASS_LAB_NOT_READY', `waiting for pods: not ready: ${late.join(', ')}`, { cause, hint: this.problems().join('; ') });
+      const late = this.#sortedPods()
+        .filter((pod) => !isReady(pod))
+        .map(({ key }) => key);
+      throw new UnderpassError('UNDERPASS_LAB_NOT_READY', `waiting for pods: not ready: ${late.join(', ')}`, {
+        cause,
+        hint: this.problems().join('; '),
+      });
     }
     await this.#publish();
   }
@@ -494,7 +478,10 @@ export class Lab implements LabBackend {
     await attempt(() => Promise.all(this.#pending));
     await attempt(() => removeLeftovers(this.names, { keepHolder: true }));
     this.#lock.release();
-    if (failures.length > 0) throw failures.length === 1 ? failures[0] : new AggregateError(failures, `ending lab ${this.names.lab}: ${failures.map(errorMessage).join('; ')}`);
+    if (failures.length > 0)
+      throw failures.length === 1
+        ? failures[0]
+        : new AggregateError(failures, `ending lab ${this.names.lab}: ${failures.map(errorMessage).join('; ')}`);
   }
 }
 

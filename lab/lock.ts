@@ -79,7 +79,10 @@ export class LabLock {
       }
       rmSync(holderFile(names.dir), { force: true }); // left by a crash
     }
-    throw new UnderpassError('UNDERPASS_LAB_HELD', `starting lab ${names.lab}: other processes start and end it at the same time`);
+    throw new UnderpassError(
+      'UNDERPASS_LAB_HELD',
+      `starting lab ${names.lab}: other processes start and end it at the same time`,
+    );
   }
 
   recordNetns(name: string): void {

@@ -31,7 +31,10 @@ export class LabNames {
     readonly runDir = defaultRunDir,
   ) {
     if (!/^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$/.test(lab)) {
-      throw new UnderpassError('UNDERPASS_LAB_NAME', `naming a lab ${JSON.stringify(lab)}: expected 1 to 32 of a-z, 0-9 and -, no - at the ends`);
+      throw new UnderpassError(
+        'UNDERPASS_LAB_NAME',
+        `naming a lab ${JSON.stringify(lab)}: expected 1 to 32 of a-z, 0-9 and -, no - at the ends`,
+      );
     }
     this.dir = labDir(lab, runDir);
     this.log = join(dirname(this.dir), `.${lab}.log`);

@@ -54,7 +54,13 @@ export async function removeNetns(name: string): Promise<void> {
 
 /** A link's name from what it belongs to, within the 15 characters that the kernel allows. */
 function linkName(prefix: string, owner: string): string {
-  return prefix + createHash('sha256').update(owner).digest('hex').slice(0, 15 - prefix.length);
+  return (
+    prefix +
+    createHash('sha256')
+      .update(owner)
+      .digest('hex')
+      .slice(0, 15 - prefix.length)
+  );
 }
 
 /**
@@ -99,7 +105,10 @@ export class LabNetwork {
     const fabric = this.names.fabricNetns();
     await this.#make(netns, NODE_SYSCTLS);
     const uplink = linkName('node', name);
-    await this.#ip(fabric, [`link add ${uplink} type veth peer name eth0 address ${macAddress(addresses.node.ipv4)} netns ${netns}`, `link set ${uplink} master br0 up`]);
+    await this.#ip(fabric, [
+      `link add ${uplink} type veth peer name eth0 address ${macAddress(addresses.node.ipv4)} netns ${netns}`,
+      `link set ${uplink} master br0 up`,
+    ]);
     await this.#ip(netns, [
       'link set lo up',
       `link add ${BRIDGE} address ${macAddress(addresses.bridge.ipv4)} type bridge`,
@@ -122,7 +131,10 @@ export class LabNetwork {
     if (!gateway) throw new Error(`adding pod ${namespace}/${pod}: there is no node ${node}`);
     await this.#make(netns, POD_SYSCTLS);
     const host = linkName('veth', netns);
-    await this.#ip(this.names.nodeNetns(node), [`link add ${host} type veth peer name eth0 address ${macAddress(address.ipv4)} netns ${netns}`, `link set ${host} master ${BRIDGE} up`]);
+    await this.#ip(this.names.nodeNetns(node), [
+      `link add ${host} type veth peer name eth0 address ${macAddress(address.ipv4)} netns ${netns}`,
+      `link set ${host} master ${BRIDGE} up`,
+    ]);
     await this.#ip(netns, [
       'link set lo up',
       `addr add ${address.ipv4}/24 dev eth0`,

@@ -49,7 +49,12 @@ function namespaces(cluster: Cluster): KubeObject[] {
   return [...cluster.namespaces.values()].map(({ name, labels, annotations }) => ({
     apiVersion: 'v1',
     kind: 'Namespace',
-    metadata: { name, uid: stableUid('Namespace', name), labels: { ...labels }, ...(Object.keys(annotations).length ? { annotations } : {}) },
+    metadata: {
+      name,
+      uid: stableUid('Namespace', name),
+      labels: { ...labels },
+      ...(Object.keys(annotations).length ? { annotations } : {}),
+    },
   }));
 }
 
@@ -81,8 +86,16 @@ function serviceAccounts(cluster: Cluster, pods: readonly Pod[]): KubeObject[] {
 }
 
 function serviceObject({ object, families, address }: ServiceState): KubeObject {
-  const clusterIPs = address ? families.map((family) => (family === 'IPv4' ? address.ipv4 : address.ipv6)) : object.spec.clusterIP === 'None' ? ['None'] : [];
-  const ports = object.spec.ports?.map((port) => ({ ...port, protocol: port.protocol ?? 'TCP', targetPort: port.targetPort ?? port.port }));
+  const clusterIPs = address
+    ? families.map((family) => (family === 'IPv4' ? address.ipv4 : address.ipv6))
+    : object.spec.clusterIP === 'None'
+      ? ['None']
+      : [];
+  const ports = object.spec.ports?.map((port) => ({
+    ...port,
+    protocol: port.protocol ?? 'TCP',
+    targetPort: port.targetPort ?? port.port,
+  }));
   return {
     ...object,
     metadata: { ...object.metadata, uid: stableUid('Service', keyOf(object.metadata)) },
@@ -125,7 +138,12 @@ function podObject(pod: Pod, nodes: readonly NodeState[]): KubeObject {
       podIP: pod.ips[0],
       podIPs: pod.ips.map((ip) => ({ ip })),
       hostIP: nodes.find(({ name }) => name === pod.nodeName)?.ips[0],
-      conditions: [condition('PodScheduled', true), condition('Initialized', true), condition('ContainersReady', pod.ready), condition('Ready', pod.ready)],
+      conditions: [
+        condition('PodScheduled', true),
+        condition('Initialized', true),
+        condition('ContainersReady', pod.ready),
+        condition('Ready', pod.ready),
+      ],
       containerStatuses: containers.map(({ name, image, ready, restarts }) => ({ name, image, ready, restartCount: restarts })),
     },
   };
@@ -151,8 +169,19 @@ function endpointSlices(cluster: Cluster, service: ServiceState, pods: readonly 
           name,
           namespace: metadata.namespace as string,
           uid: stableUid('EndpointSlice', metadata.namespace ?? '', name),
-          labels: { 'kubernetes.io/service-name': metadata.name, 'endpointslice.kubernetes.io/managed-by': 'endpointslice-controller.k8s.io' },
-          ownerReferences: [{ apiVersion: 'v1', kind: 'Service', name: metadata.name, uid: stableUid('Service', keyOf(metadata)), controller: true }],
+          labels: {
+            'kubernetes.io/service-name': metadata.name,
+            'endpointslice.kubernetes.io/managed-by': 'endpointslice-controller.k8s.io',
+          },
+          ownerReferences: [
+            {
+              apiVersion: 'v1',
+              kind: 'Service',
+              name: metadata.name,
+              uid: stableUid('Service', keyOf(metadata)),
+              controller: true,
+            },
+          ],
         },
         addressType: family,
         ports: (behind[0]?.ports ?? []).map(({ port, number }) => ({
@@ -165,7 +194,9 @@ function endpointSlices(cluster: Cluster, service: ServiceState, pods: readonly 
           addresses: pod.ips.filter((ip) => ip.includes(':') === (family === 'IPv6')),
           conditions: { ready: isEndpoint(pod, service), serving: pod.ready, terminating: pod.terminating },
           nodeName: pod.nodeName,
-          ...(cluster.nodeLabels(pod.nodeName)['topology.kubernetes.io/zone'] ? { zone: cluster.nodeLabels(pod.nodeName)['topology.kubernetes.io/zone'] } : {}),
+          ...(cluster.nodeLabels(pod.nodeName)['topology.kubernetes.io/zone']
+            ? { zone: cluster.nodeLabels(pod.nodeName)['topology.kubernetes.io/zone'] }
+            : {}),
           targetRef: { kind: 'Pod', name: pod.desired.name, namespace: pod.desired.namespace, uid: pod.uid },
         })),
       };

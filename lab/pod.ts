@@ -74,7 +74,11 @@ export class Pod {
     if (options.sidecar) {
       // As the injector leaves them on a pod: the control plane reads from them that the pod speaks mTLS.
       this.labels['security.istio.io/tlsMode'] = 'istio';
-      this.annotations['sidecar.istio.io/status'] = JSON.stringify({ initContainers: ['istio-init'], containers: ['istio-proxy'], revision: 'default' });
+      this.annotations['sidecar.istio.io/status'] = JSON.stringify({
+        initContainers: ['istio-init'],
+        containers: ['istio-proxy'],
+        revision: 'default',
+      });
     }
   }
 
@@ -125,7 +129,13 @@ export class Pod {
     }
     if (this.#options.sidecar) {
       mkdirSync(join(this.cgroup, 'istio-proxy'), { recursive: true });
-      this.#sidecar = new Sidecar({ ...this.#options.sidecar, pod: this, dir: this.dir, cgroup: join(this.cgroup, 'istio-proxy'), onChange: this.#options.onChange });
+      this.#sidecar = new Sidecar({
+        ...this.#options.sidecar,
+        pod: this,
+        dir: this.dir,
+        cgroup: join(this.cgroup, 'istio-proxy'),
+        onChange: this.#options.onChange,
+      });
       await this.#sidecar.start();
     }
     for (const spec of desired.spec.containers) this.#containers.push(this.#startContainer(spec));
@@ -140,8 +150,15 @@ export class Pod {
   #writeFiles(): void {
     const { desired, node } = this.#options;
     const search = [`${desired.namespace}.svc.${CLUSTER_DOMAIN}`, `svc.${CLUSTER_DOMAIN}`, CLUSTER_DOMAIN];
-    writeFileSync(join(this.dir, 'resolv.conf'), `search ${search.join(' ')}\nnameserver ${node.bridge.ipv4}\noptions ndots:5 timeout:2\n`);
-    const hosts = ['127.0.0.1 localhost', '::1 localhost ip6-localhost ip6-loopback', ...this.ips.map((ip) => `${ip} ${desired.name}`)];
+    writeFileSync(
+      join(this.dir, 'resolv.conf'),
+      `search ${search.join(' ')}\nnameserver ${node.bridge.ipv4}\noptions ndots:5 timeout:2\n`,
+    );
+    const hosts = [
+      '127.0.0.1 localhost',
+      '::1 localhost ip6-localhost ip6-loopback',
+      ...this.ips.map((ip) => `${ip} ${desired.name}`),
+    ];
     writeFileSync(join(this.dir, 'hosts'), hosts.join('\n') + '\n');
   }
 
@@ -154,7 +171,15 @@ export class Pod {
       const dir = join(this.dir, spec.name);
       mkdirSync(dir, { recursive: true });
       const image = spec.image ? images.find(spec.image) : undefined;
-      const context = { podName: desired.name, namespace: desired.namespace, labels: this.labels, ports: container.ports, env: container.env, dir, ipv6: this.#options.network.ipv6 };
+      const context = {
+        podName: desired.name,
+        namespace: desired.namespace,
+        labels: this.labels,
+        ports: container.ports,
+        env: container.env,
+        dir,
+        ipv6: this.#options.network.ipv6,
+      };
       const usual = spec.command ? image?.(context) : images.require(spec.image ?? '')(context);
       const entrypoint = spec.command ?? usual?.entrypoint ?? [];
       const args = spec.args ?? (spec.command ? [] : (usual?.args ?? []));
@@ -180,7 +205,8 @@ export class Pod {
         address: this.ips[0] as string,
         ports: tcpPorts,
         pid: () => container.process?.pid,
-        exec: async (probe: readonly string[], timeoutMs: number) => (await this.run(probe, { container: spec.name, timeoutMs })).code === 0,
+        exec: async (probe: readonly string[], timeoutMs: number) =>
+          (await this.run(probe, { container: spec.name, timeoutMs })).code === 0,
       };
       container.readiness = new ReadinessCheck(target, onChange);
     } catch (error) {
@@ -220,7 +246,14 @@ export class Pod {
 
   #plan(container: Container, options: readonly string[]): ExecPlan {
     const binds = [`${join(this.dir, 'resolv.conf')}:/etc/resolv.conf`, `${join(this.dir, 'hosts')}:/etc/hosts`];
-    const args = ['--cgroup', join(this.cgroup, 'app'), '--netns', this.netns, '--new-mount-ns', ...binds.flatMap((bind) => ['--bind', bind])];
+    const args = [
+      '--cgroup',
+      join(this.cgroup, 'app'),
+      '--netns',
+      this.netns,
+      '--new-mount-ns',
+      ...binds.flatMap((bind) => ['--bind', bind]),
+    ];
     args.push('--hostname', this.desired.name, ...options, '--');
     return { file: execHelper, args, env: container.env, ...(container.cwd ? { cwd: container.cwd } : {}) };
   }
@@ -235,8 +268,14 @@ export class Pod {
     return this.#plan(container, options);
   }
 
-  async run(argv: readonly string[], options: { container?: string; timeoutMs?: number; input?: string | Uint8Array; signal?: AbortSignal; cpu?: number } = {}): Promise<{ code: number; stdout: string; stderr: string }> {
-    const plan = this.execPlan(options.container, ['--die-with-parent', ...(options.cpu === undefined ? [] : ['--cpu', String(options.cpu)])]);
+  async run(
+    argv: readonly string[],
+    options: { container?: string; timeoutMs?: number; input?: string | Uint8Array; signal?: AbortSignal; cpu?: number } = {},
+  ): Promise<{ code: number; stdout: string; stderr: string }> {
+    const plan = this.execPlan(options.container, [
+      '--die-with-parent',
+      ...(options.cpu === undefined ? [] : ['--cpu', String(options.cpu)]),
+    ]);
     const anyCode = Array.from({ length: 256 }, (_, code) => code);
     return run(plan.file, [...plan.args, ...argv], {
       env: plan.env,
@@ -268,7 +307,8 @@ export class Pod {
     const found: string[] = [];
     for (const { spec, problem, process: program } of this.#containers) {
       if (problem) found.push(`${spec.name}: ${problem}`);
-      else if (program && program.pid === undefined && !program.ended) found.push(`${spec.name}: ${program.lastExit}, will be started again`);
+      else if (program && program.pid === undefined && !program.ended)
+        found.push(`${spec.name}: ${program.lastExit}, will be started again`);
     }
     if (this.#sidecar && !this.#sidecar.ready) found.push(`istio-proxy: ${this.#sidecar.waitingFor}`);
     return found;

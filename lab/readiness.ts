@@ -107,14 +107,25 @@ async function runProbe(target: ReadinessTarget, probe: ProbeSpec): Promise<bool
   if (probe.exec) return target.exec(probe.exec.command, timeoutMs);
   const port = probePort(target.container, probe.httpGet?.port ?? probe.tcpSocket?.port ?? probe.grpc?.port);
   const family = target.address.includes(':') ? 'ipv6' : 'ipv4';
-  const fd = await openSocket({ netns: target.netns, family, type: 'stream', connect: { address: target.address, port }, timeoutMs });
+  const fd = await openSocket({
+    netns: target.netns,
+    family,
+    type: 'stream',
+    connect: { address: target.address, port },
+    timeoutMs,
+  });
   const socket = new Socket({ fd });
   if (!probe.httpGet) {
     socket.destroy();
     return true;
   }
   const { path = '/', httpHeaders = [] } = probe.httpGet;
-  const headers = { host: `${target.address}:${port}`, 'user-agent': 'kube-probe/underpass-lab', connection: 'close', ...Object.fromEntries(httpHeaders.map(({ name, value }) => [name, value])) };
+  const headers = {
+    host: `${target.address}:${port}`,
+    'user-agent': 'kube-probe/underpass-lab',
+    connection: 'close',
+    ...Object.fromEntries(httpHeaders.map(({ name, value }) => [name, value])),
+  };
   try {
     return await new Promise<boolean>((resolve, reject) => {
       const outgoing = request({ createConnection: () => socket, path, headers, timeout: timeoutMs }, (response) => {

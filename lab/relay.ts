@@ -13,7 +13,10 @@ export function parseAddress(address: string): Target {
   const match = /^\[?([^\]]+?)\]?:(\d+)$/.exec(address);
   const port = Number(match?.[2]);
   if (!match?.[1] || port < 1 || port > 65535) {
-    throw new UnderpassError('UNDERPASS_ADDRESS', `reading the address ${JSON.stringify(address)}: expected host:port or unix:PATH`);
+    throw new UnderpassError(
+      'UNDERPASS_ADDRESS',
+      `reading the address ${JSON.stringify(address)}: expected host:port or unix:PATH`,
+    );
   }
   return { host: match[1], port };
 }
@@ -40,7 +43,10 @@ export class Relay implements Closable {
   }
 
   #join(downstream: Socket, upstream: Socket): void {
-    for (const [socket, other] of [[downstream, upstream], [upstream, downstream]] as const) {
+    for (const [socket, other] of [
+      [downstream, upstream],
+      [upstream, downstream],
+    ] as const) {
       this.#sockets.add(socket);
       socket.on('error', () => other.destroy());
       socket.on('close', () => {

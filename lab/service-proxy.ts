@@ -35,10 +35,17 @@ export function serviceRules(addresses: readonly VirtualAddress[]): string {
       nat.push(`${match} dnat ${v6 ? 'ip6' : 'ip'} to ${target(endpoints[0])} ${comment}`);
     } else {
       const choices = endpoints.map((endpoint, index) => `${index} : ${endpoint.ip} . ${endpoint.port}`).join(', ');
-      nat.push(`${match} dnat ${v6 ? 'ip6' : 'ip'} addr . port to numgen random mod ${endpoints.length} map { ${choices} } ${comment}`);
+      nat.push(
+        `${match} dnat ${v6 ? 'ip6' : 'ip'} addr . port to numgen random mod ${endpoints.length} map { ${choices} } ${comment}`,
+      );
     }
   }
-  const chain = (name: string, hook: string, rules: string[]): string[] => [`  chain ${name} {`, `    ${hook}`, ...rules.map((rule) => `    ${rule}`), '  }'];
+  const chain = (name: string, hook: string, rules: string[]): string[] => [
+    `  chain ${name} {`,
+    `    ${hook}`,
+    ...rules.map((rule) => `    ${rule}`),
+    '  }',
+  ];
   return [
     // Chains are emptied, not deleted: with no nat chain the kernel would drop its translation hooks for a moment.
     `add table inet ${NFT_TABLE}`,

@@ -49,7 +49,12 @@ const documented = (loopback: string, passthrough: string): string[] => [
 ];
 
 /** Rules as the kernel has them, order of chains and of options made one. */
-const normal = (saved: string): string[] => saved.split('\n').filter((line) => /^(:ISTIO|-A)/.test(line)).map((line) => line.replace(/ \[\d+:\d+\]/, '')).sort();
+const normal = (saved: string): string[] =>
+  saved
+    .split('\n')
+    .filter((line) => /^(:ISTIO|-A)/.test(line))
+    .map((line) => line.replace(/ \[\d+:\d+\]/, ''))
+    .sort();
 
 let directory: string;
 let lab: Lab;
@@ -66,16 +71,25 @@ after(async () => {
   rmSync(directory, { recursive: true, force: true });
 });
 
-test('Lab: pods get a sidecar as their labels and their namespace\'s say', () => {
-  const sidecars = lab.pods().filter(({ hasSidecar }) => hasSidecar).map(({ namespace, name }) => `${namespace}/${name}`);
+test("Lab: pods get a sidecar as their labels and their namespace's say", () => {
+  const sidecars = lab
+    .pods()
+    .filter(({ hasSidecar }) => hasSidecar)
+    .map(({ namespace, name }) => `${namespace}/${name}`);
   assert.deepEqual(sidecars, ['istio/with', 'legacy/with']);
   const { labels, annotations, containers } = lab.pod('legacy', 'with');
   assert.equal(labels['security.istio.io/tlsMode'], 'istio');
   assert.ok(JSON.parse(annotations['sidecar.istio.io/status'] ?? ''));
-  assert.deepEqual(containers.map(({ name }) => name), ['main', 'istio-proxy']);
+  assert.deepEqual(
+    containers.map(({ name }) => name),
+    ['main', 'istio-proxy'],
+  );
 });
 
-for (const [family, command, loopback, passthrough] of [['IPv4', 'iptables', '127.0.0.1/32', '127.0.0.6/32'], ['IPv6', 'ip6tables', '::1/128', '::6/128']] as const) {
+for (const [family, command, loopback, passthrough] of [
+  ['IPv4', 'iptables', '127.0.0.1/32', '127.0.0.6/32'],
+  ['IPv6', 'ip6tables', '::1/128', '::6/128'],
+] as const) {
   test(`Sidecar: the pod's ${family} rules are exactly Istio's, and no other pod has any`, async () => {
     const commands = documented(loopback, passthrough).map((rule) => `${command} -t nat ${rule}`);
     const reference = await run('unshare', ['--net', 'sh', '-ec', [...commands, `${command}-save -t nat`].join('\n')]);
@@ -110,18 +124,24 @@ test('istioRemoveInput: takes its own rules and chains away, leaves others byte-
   }
 });
 
-test('Sidecar: Envoy runs as user 1337 in the pod\'s namespace and its own cgroup leaf', async () => {
+test("Sidecar: Envoy runs as user 1337 in the pod's namespace and its own cgroup leaf", async () => {
   const { cgroup, containers, netns } = lab.pod('legacy', 'with');
   const pid = containers.find(({ name }) => name === 'istio-proxy')?.pid as number;
   assert.match(readFileSync(`/proc/${pid}/status`, 'utf8'), /^Uid:\t1337\t1337\t1337\t1337$/m);
-  assert.ok(readFileSync(`/proc/${pid}/cgroup`, 'utf8').includes(`${cgroup.slice(cgroup.indexOf('/underpass-lab-'))}/istio-proxy`));
+  assert.ok(
+    readFileSync(`/proc/${pid}/cgroup`, 'utf8').includes(`${cgroup.slice(cgroup.indexOf('/underpass-lab-'))}/istio-proxy`),
+  );
   const inode = async (path: string): Promise<string> => (await run('stat', ['-L', '-c', '%i', path])).stdout;
   assert.equal(await inode(`/proc/${pid}/ns/net`), await inode(netns));
 });
 
 test('Sidecar: without a control plane it is not ready, while its application is', async () => {
   assert.equal(lab.pod('legacy', 'with').ready, false);
-  await waitFor('the admin interface', async () => (await lab.sidecarAdmin('legacy/with', '/server_info')).includes('"version"'), { timeoutMs: 10_000 });
+  await waitFor(
+    'the admin interface',
+    async () => (await lab.sidecarAdmin('legacy/with', '/server_info')).includes('"version"'),
+    { timeoutMs: 10_000 },
+  );
   const health = await lab.exec('legacy/with', ['curl', '-s', 'http://127.0.0.1:15021/healthz/ready']);
   assert.equal(health.code, 7, 'workers, and so listeners, start when the first configuration is there');
   assert.match(lab.problems().join('\n'), /legacy\/with: istio-proxy: no listeners yet/);

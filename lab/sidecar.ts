@@ -21,7 +21,12 @@ const HEALTH_PORT = 15021;
 export const ISTIO_PROXY = 'istio-proxy';
 
 export interface SidecarPod {
-  readonly desired: { name: string; namespace: string; owner: string; spec: { serviceAccountName?: string; containers: { name: string }[] } };
+  readonly desired: {
+    name: string;
+    namespace: string;
+    owner: string;
+    spec: { serviceAccountName?: string; containers: { name: string }[] };
+  };
   readonly labels: Record<string, string>;
   readonly annotations: Record<string, string>;
   readonly ips: string[];
@@ -71,7 +76,9 @@ export class Sidecar implements Closable {
 
   /** For `lab ps`: what it lacks. */
   get waitingFor(): string {
-    return this.#envoy?.pid === undefined ? `Envoy ended (${this.#envoy?.lastExit ?? 'not started'})` : 'no listeners yet: is a control plane running?';
+    return this.#envoy?.pid === undefined
+      ? `Envoy ended (${this.#envoy?.lastExit ?? 'not started'})`
+      : 'no listeners yet: is a control plane running?';
   }
 
   async start(): Promise<void> {
@@ -93,12 +100,34 @@ export class Sidecar implements Closable {
       name: ISTIO_PROXY,
       plan: {
         file: execHelper,
-        args: ['--cgroup', cgroup, '--netns', pod.netns, '--uid', String(PROXY_UID), '--gid', String(PROXY_UID), '--die-with-parent', '--setsid', '--'],
+        args: [
+          '--cgroup',
+          cgroup,
+          '--netns',
+          pod.netns,
+          '--uid',
+          String(PROXY_UID),
+          '--gid',
+          String(PROXY_UID),
+          '--die-with-parent',
+          '--setsid',
+          '--',
+        ],
         env: { PATH: process.env['PATH'] ?? '/usr/bin:/bin' },
       },
       argv: [
         envoy,
-        ...['-c', bootstrap, '--concurrency', String(concurrency), '--disable-hot-restart', '--log-level', 'warning', '--component-log-level', 'misc:error'],
+        ...[
+          '-c',
+          bootstrap,
+          '--concurrency',
+          String(concurrency),
+          '--disable-hot-restart',
+          '--log-level',
+          'warning',
+          '--component-log-level',
+          'misc:error',
+        ],
         ...['--drain-time-s', '1', '--parent-shutdown-time-s', '2'],
       ],
       logPath: this.#log,
@@ -114,12 +143,27 @@ export class Sidecar implements Closable {
   async #writeRules(): Promise<void> {
     const { pod } = this.#options;
     const restore = (family: 'ipv4' | 'ipv6', command: string): Promise<unknown> =>
-      run(execHelper, ['--netns', pod.netns, '--', command, '--noflush'], { input: istioRestoreInput({ family }), timeoutMs: 10_000 });
+      run(execHelper, ['--netns', pod.netns, '--', command, '--noflush'], {
+        input: istioRestoreInput({ family }),
+        timeoutMs: 10_000,
+      });
     await restore('ipv4', 'iptables-restore');
     if (pod.ips.length < 2) return;
     await restore('ipv6', 'ip6tables-restore');
     // 127.0.0.6 belongs to every lo; its IPv6 counterpart has to be added, as istio-iptables does.
-    await run(execHelper, ['--netns', pod.netns, '--', 'ip', '-6', 'addr', 'add', INBOUND_PASSTHROUGH_SOURCE.ipv6, 'dev', 'lo', 'nodad']);
+    await run(execHelper, [
+      '--netns',
+      pod.netns,
+      '--',
+      'ip',
+      '-6',
+      'addr',
+      'add',
+      INBOUND_PASSTHROUGH_SOURCE.ipv6,
+      'dev',
+      'lo',
+      'nodad',
+    ]);
   }
 
   #poll(): void {
@@ -141,9 +185,17 @@ export class Sidecar implements Closable {
   /** As Istio's agent judges: initialized, and both clusters and listeners came from the control plane. */
   async #isReady(): Promise<boolean> {
     try {
-      const stats = await this.admin('/stats?usedonly&filter=^(cluster_manager.cds.update_success|listener_manager.lds.update_success|listener_manager.workers_started|server.state)$');
-      const value = (name: string): number => Number(new RegExp(`^${name.replaceAll('.', '\\.')}: (\\d+)$`, 'm').exec(stats)?.[1] ?? 0);
-      return value('cluster_manager.cds.update_success') > 0 && value('listener_manager.lds.update_success') > 0 && value('listener_manager.workers_started') === 1 && value('server.state') === 0;
+      const stats = await this.admin(
+        '/stats?usedonly&filter=^(cluster_manager.cds.update_success|listener_manager.lds.update_success|listener_manager.workers_started|server.state)$',
+      );
+      const value = (name: string): number =>
+        Number(new RegExp(`^${name.replaceAll('.', '\\.')}: (\\d+)$`, 'm').exec(stats)?.[1] ?? 0);
+      return (
+        value('cluster_manager.cds.update_success') > 0 &&
+        value('listener_manager.lds.update_success') > 0 &&
+        value('listener_manager.workers_started') === 1 &&
+        value('server.state') === 0
+      );
     } catch {
       return false;
     }
@@ -152,16 +204,25 @@ export class Sidecar implements Closable {
   /** What Envoy's admin interface answers, e.g. to `/config_dump`. */
   async admin(path: string, options: { method?: string; timeoutMs?: number } = {}): Promise<string> {
     return new Promise((resolve, reject) => {
-      const outgoing = request({ socketPath: this.adminSocket, path, method: options.method ?? 'GET', timeout: options.timeoutMs ?? 2_000, agent: false }, (response) => {
-        const chunks: Buffer[] = [];
-        response.on('data', (chunk: Buffer) => chunks.push(chunk));
-        response.once('error', reject);
-        response.once('end', () => {
-          const body = Buffer.concat(chunks).toString('utf8');
-          if (response.statusCode === 200) resolve(body);
-          else reject(new Error(`asking Envoy's admin for ${path}: ${response.statusCode} ${body.slice(0, 200)}`));
-        });
-      });
+      const outgoing = request(
+        {
+          socketPath: this.adminSocket,
+          path,
+          method: options.method ?? 'GET',
+          timeout: options.timeoutMs ?? 2_000,
+          agent: false,
+        },
+        (response) => {
+          const chunks: Buffer[] = [];
+          response.on('data', (chunk: Buffer) => chunks.push(chunk));
+          response.once('error', reject);
+          response.once('end', () => {
+            const body = Buffer.concat(chunks).toString('utf8');
+            if (response.statusCode === 200) resolve(body);
+            else reject(new Error(`asking Envoy's admin for ${path}: ${response.statusCode} ${body.slice(0, 200)}`));
+          });
+        },
+      );
       outgoing.once('timeout', () => outgoing.destroy(new Error('timeout')));
       outgoing.once('error', reject);
       outgoing.end();
@@ -172,7 +233,8 @@ export class Sidecar implements Closable {
     const { pod, discoverySocket } = this.#options;
     const { name, namespace, owner, spec } = pod.desired;
     const workload = owner.slice(owner.lastIndexOf('/') + 1);
-    const canonical = pod.labels['service.istio.io/canonical-name'] ?? pod.labels['app.kubernetes.io/name'] ?? pod.labels['app'] ?? workload;
+    const canonical =
+      pod.labels['service.istio.io/canonical-name'] ?? pod.labels['app.kubernetes.io/name'] ?? pod.labels['app'] ?? workload;
     const pipe = (path: string): unknown => ({ endpoint: { address: { pipe: { path } } } });
     const cluster = (clusterName: string, path: string, http2: boolean): unknown => ({
       name: clusterName,
@@ -192,7 +254,10 @@ export class Sidecar implements Closable {
     });
     const adminListener = (port: number, prefix: string, rewrite: string): unknown => ({
       name: `static_${port}`,
-      address: { socket_address: pod.ips.length < 2 ? { address: '0.0.0.0', port_value: port } : { address: '::', port_value: port, ipv4_compat: true } },
+      address: {
+        socket_address:
+          pod.ips.length < 2 ? { address: '0.0.0.0', port_value: port } : { address: '::', port_value: port, ipv4_compat: true },
+      },
       filter_chains: [
         {
           filters: [
@@ -201,8 +266,21 @@ export class Sidecar implements Closable {
               typed_config: {
                 '@type': 'type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager',
                 stat_prefix: `static_${port}`,
-                route_config: { virtual_hosts: [{ name: 'backend', domains: ['*'], routes: [{ match: { prefix }, route: { cluster: 'admin', prefix_rewrite: rewrite } }] }] },
-                http_filters: [{ name: 'envoy.filters.http.router', typed_config: { '@type': 'type.googleapis.com/envoy.extensions.filters.http.router.v3.Router' } }],
+                route_config: {
+                  virtual_hosts: [
+                    {
+                      name: 'backend',
+                      domains: ['*'],
+                      routes: [{ match: { prefix }, route: { cluster: 'admin', prefix_rewrite: rewrite } }],
+                    },
+                  ],
+                },
+                http_filters: [
+                  {
+                    name: 'envoy.filters.http.router',
+                    typed_config: { '@type': 'type.googleapis.com/envoy.extensions.filters.http.router.v3.Router' },
+                  },
+                ],
               },
             },
           ],
@@ -232,13 +310,25 @@ export class Sidecar implements Closable {
       },
       admin: { address: { pipe: { path: this.adminSocket } } },
       dynamic_resources: {
-        ads_config: { api_type: 'DELTA_GRPC', transport_api_version: 'V3', set_node_on_first_message_only: true, grpc_services: [{ envoy_grpc: { cluster_name: 'xds-grpc' } }] },
+        ads_config: {
+          api_type: 'DELTA_GRPC',
+          transport_api_version: 'V3',
+          set_node_on_first_message_only: true,
+          grpc_services: [{ envoy_grpc: { cluster_name: 'xds-grpc' } }],
+        },
         cds_config: { ads: {}, initial_fetch_timeout: '0s', resource_api_version: 'V3' },
         lds_config: { ads: {}, initial_fetch_timeout: '0s', resource_api_version: 'V3' },
       },
       static_resources: {
-        clusters: [cluster('xds-grpc', discoverySocket, true), cluster('sds-grpc', sdsSocket, true), cluster('admin', this.adminSocket, false)],
-        listeners: [adminListener(PROMETHEUS_PORT, '/stats/prometheus', '/stats/prometheus'), adminListener(HEALTH_PORT, '/healthz/ready', '/ready')],
+        clusters: [
+          cluster('xds-grpc', discoverySocket, true),
+          cluster('sds-grpc', sdsSocket, true),
+          cluster('admin', this.adminSocket, false),
+        ],
+        listeners: [
+          adminListener(PROMETHEUS_PORT, '/stats/prometheus', '/stats/prometheus'),
+          adminListener(HEALTH_PORT, '/healthz/ready', '/ready'),
+        ],
       },
     };
   }

@@ -39,7 +39,10 @@ export function parseObjects(text: string, path: string): ParsedFile {
   const errors = result.errors.filter((error) => error.severity === 'error' && !isOthers(error, result.refused));
   for (const loaded of result.objects) {
     const object = loaded.object as unknown as KubeObject;
-    const wrong = object.kind === 'Images' && object.apiVersion === IMAGES_API_VERSION ? readImages(loaded, object, parsed.images) : checkWorkload(loaded, object);
+    const wrong =
+      object.kind === 'Images' && object.apiVersion === IMAGES_API_VERSION
+        ? readImages(loaded, object, parsed.images)
+        : checkWorkload(loaded, object);
     if (wrong) {
       errors.push(wrong);
       refused.add(loaded.key);
@@ -94,7 +97,10 @@ function listFiles(source: string): string[] {
     throw new UnderpassError('UNDERPASS_LAB_SOURCE', `reading ${source}: ${why}`, { cause });
   }
   if (!stat.isDirectory()) return [source];
-  return readdirSync(source).filter(isObjectFile).sort().map((name) => join(source, name));
+  return readdirSync(source)
+    .filter(isObjectFile)
+    .sort()
+    .map((name) => join(source, name));
 }
 
 interface KnownFile {
@@ -152,7 +158,8 @@ export class Sources implements Closable {
     const parsed = parseObjects(text, path);
     errors.push(...parsed.errors);
     const { objects } = parsed;
-    for (const [key, object] of known?.objects ?? []) if (!objects.has(key) && (parsed.unreadable || parsed.refused.has(key))) objects.set(key, object);
+    for (const [key, object] of known?.objects ?? [])
+      if (!objects.has(key) && (parsed.unreadable || parsed.refused.has(key))) objects.set(key, object);
     const images = parsed.images.length === 0 && parsed.errors.length > 0 ? (known?.images ?? []) : parsed.images;
     this.#files.set(path, { stamp, objects, images });
     return true;

@@ -33,7 +33,9 @@ export function labTraces(name: string, runDir?: string): Traces {
   return {
     namespaces,
     cgroups: readdirSync(cgroup2Root()).filter((entry) => entry === `underpass-lab-${name}`),
-    mounts: readFileSync('/proc/self/mounts', 'utf8').split('\n').filter((line) => namespaces.some((netns) => line.includes(` ${netnsPath(netns)} `)) || line.includes(`${names.dir}/`)),
+    mounts: readFileSync('/proc/self/mounts', 'utf8')
+      .split('\n')
+      .filter((line) => namespaces.some((netns) => line.includes(` ${netnsPath(netns)} `)) || line.includes(`${names.dir}/`)),
     processes,
     files: [names.dir, names.log].filter((path) => existsSync(path)),
   };
@@ -56,7 +58,12 @@ export async function ownNetwork(): Promise<string> {
   for (const [command = '', ...args] of commands) {
     const { stdout } = await run(command, args);
     // Dates, packet counters and remaining lifetimes change by themselves.
-    parts.push(stdout.replace(/^#.*$/gm, '').replace(/\[\d+:\d+\]/g, '').replace(/valid_lft \S+ preferred_lft \S+|expires \S+/g, ''));
+    parts.push(
+      stdout
+        .replace(/^#.*$/gm, '')
+        .replace(/\[\d+:\d+\]/g, '')
+        .replace(/valid_lft \S+ preferred_lft \S+|expires \S+/g, ''),
+    );
   }
   return parts.join('\n');
 }

@@ -11,6 +11,7 @@ import { podsOf, serviceFamilies, targetPort, type KubeObject } from './kube.js'
 import { LogFile } from './log-file.js';
 import { LabNames } from './names.js';
 import { configData, environment, expand } from './environment.js';
+import { preflight } from './preflight.js';
 import { parseAddress } from './relay.js';
 import { serviceRules } from './service-proxy.js';
 import { parseObjects, Sources } from './sources.js';
@@ -34,7 +35,10 @@ const deployment = (replicas: number, image = 'nginx'): KubeObject => ({
 test('podsOf: a Deployment has as many pods as replicas, of stable and distinct names, owned by a ReplicaSet', () => {
   const three = podsOf(deployment(3), []);
   assert.equal(new Set(three.map(({ name }) => name)).size, 3);
-  assert.deepEqual(podsOf(deployment(2), []).map(({ name }) => name), three.slice(0, 2).map(({ name }) => name));
+  assert.deepEqual(
+    podsOf(deployment(2), []).map(({ name }) => name),
+    three.slice(0, 2).map(({ name }) => name),
+  );
   assert.match(three[0]?.name ?? '', /^web-[0-9a-f]{10}-[0-9a-f]{5}$/);
   assert.equal(three[0]?.ownerReferences[0]?.kind, 'ReplicaSet');
   assert.equal(three[0]?.ownerReferences[0]?.name, `web-${three[0]?.labels['pod-template-hash']}`);
@@ -42,8 +46,14 @@ test('podsOf: a Deployment has as many pods as replicas, of stable and distinct 
 
 test('podsOf: a changed template gives other names, a StatefulSet counts, a DaemonSet has one per node', () => {
   assert.notEqual(podsOf(deployment(1), [])[0]?.name, podsOf(deployment(1, 'echo'), [])[0]?.name);
-  assert.deepEqual(podsOf({ ...deployment(2), kind: 'StatefulSet' }, []).map(({ name }) => name), ['web-0', 'web-1']);
-  assert.deepEqual(podsOf({ ...deployment(1), kind: 'DaemonSet' }, ['a', 'b']).map(({ spec }) => spec.nodeName), ['a', 'b']);
+  assert.deepEqual(
+    podsOf({ ...deployment(2), kind: 'StatefulSet' }, []).map(({ name }) => name),
+    ['web-0', 'web-1'],
+  );
+  assert.deepEqual(
+    podsOf({ ...deployment(1), kind: 'DaemonSet' }, ['a', 'b']).map(({ spec }) => spec.nodeName),
+    ['a', 'b'],
+  );
 });
 
 test('targetPort: number, name of a container port, default', () => {
@@ -107,11 +117,21 @@ test('serviceRules: one endpoint, many, none', () => {
   const base = { service: 'shop/web:http', port: 80, protocol: 'tcp' as const };
   const rules = serviceRules([
     { ...base, ip: '10.96.0.1', endpoints: [{ ip: '10.244.0.2', port: 8080 }] },
-    { ...base, ip: 'fd00::1', endpoints: [{ ip: 'fd00::2', port: 1 }, { ip: 'fd00::3', port: 2 }] },
+    {
+      ...base,
+      ip: 'fd00::1',
+      endpoints: [
+        { ip: 'fd00::2', port: 1 },
+        { ip: 'fd00::3', port: 2 },
+      ],
+    },
     { ...base, ip: '10.96.0.3', endpoints: [] },
   ]);
   assert.match(rules, /ip daddr 10\.96\.0\.1 tcp dport 80 dnat ip to 10\.244\.0\.2:8080 /);
-  assert.match(rules, /ip6 daddr fd00::1 tcp dport 80 dnat ip6 addr \. port to numgen random mod 2 map \{ 0 : fd00::2 \. 1, 1 : fd00::3 \. 2 \}/);
+  assert.match(
+    rules,
+    /ip6 daddr fd00::1 tcp dport 80 dnat ip6 addr \. port to numgen random mod 2 map \{ 0 : fd00::2 \. 1, 1 : fd00::3 \. 2 \}/,
+  );
   assert.match(rules, /ip daddr 10\.96\.0\.3 tcp dport 80 reject /);
 });
 
@@ -130,7 +150,8 @@ test('expand: variables that exist, $$ as escape', () => {
 });
 
 test('environment: fields, ConfigMaps, Secrets, prefixes, references to earlier ones; what is missing is named', () => {
-  const config = (kind: string, name: string): Record<string, string> | undefined => (name === 'c' ? { key: `${kind}-value` } : undefined);
+  const config = (kind: string, name: string): Record<string, string> | undefined =>
+    name === 'c' ? { key: `${kind}-value` } : undefined;
   const spec = {
     name: 'a',
     envFrom: [{ prefix: 'P_', configMapRef: { name: 'c' } }, { secretRef: { name: 'none', optional: true } }],
@@ -140,10 +161,19 @@ test('environment: fields, ConfigMaps, Secrets, prefixes, references to earlier 
       { name: 'C', valueFrom: { fieldRef: { fieldPath: 'status.podIP' } } },
     ],
   };
-  assert.deepEqual(environment(spec, { BASE: 'b' }, (path) => `<${path}>`, config), { BASE: 'b', P_key: 'ConfigMap-value', A: 'b/ConfigMap-value', B: 'Secret-value', C: '<status.podIP>' });
+  assert.deepEqual(
+    environment(spec, { BASE: 'b' }, (path) => `<${path}>`, config),
+    { BASE: 'b', P_key: 'ConfigMap-value', A: 'b/ConfigMap-value', B: 'Secret-value', C: '<status.podIP>' },
+  );
   const missing = { name: 'a', env: [{ name: 'X', valueFrom: { configMapKeyRef: { name: 'c', key: 'other' } } }] };
   assert.throws(() => environment(missing, {}, String, config), /variable X needs key other of ConfigMap c/);
-  const secret = { apiVersion: 'v1', kind: 'Secret', metadata: { name: 's' }, data: { a: Buffer.from('x').toString('base64') }, stringData: { b: 'y' } };
+  const secret = {
+    apiVersion: 'v1',
+    kind: 'Secret',
+    metadata: { name: 's' },
+    data: { a: Buffer.from('x').toString('base64') },
+    stringData: { b: 'y' },
+  };
   assert.deepEqual(configData(secret), { a: 'x', b: 'y' });
 });
 
@@ -155,7 +185,25 @@ test('parseAddress: host and port, IPv6, unix socket, nonsense', () => {
 });
 
 test('LabNames: names that would leave the folder are refused', () => {
-  for (const name of ['../x', 'a/b', '', '-a', 'A', 'a'.repeat(33)]) assert.throws(() => new LabNames(name), /naming a lab/, name);
+  for (const name of ['../x', 'a/b', '', '-a', 'A', 'a'.repeat(33)])
+    assert.throws(() => new LabNames(name), /naming a lab/, name);
+});
+
+test('preflight: names what is missing and how to get it', () => {
+  const failure = (options: Parameters<typeof preflight>[1]): { message: string; hint?: string } => {
+    try {
+      preflight('starting lab x', options);
+    } catch (error) {
+      return error as { message: string; hint?: string };
+    }
+    return { message: '' };
+  };
+  assert.match(failure({ uid: 1000 }).message, /^starting lab x: needs root/);
+  const tools = failure({ uid: 0, path: '/no-such' });
+  assert.match(tools.message, /not found in PATH: ip, nft, unshare, umount/);
+  assert.match(tools.hint ?? '', /iproute2 nftables/);
+  assert.match(failure({ uid: 0, helper: '/no-such' }).hint ?? '', /make build/);
+  assert.equal(failure({ uid: 0 }).message, '');
 });
 
 test('LogFile: keeps to its size and the newest lines', () => {
@@ -171,7 +219,8 @@ test('LogFile: keeps to its size and the newest lines', () => {
 });
 
 test('parseObjects: what is wrong is said with file, line, column and field; Istio kinds are left to pilot', () => {
-  const pod = (container: string): string => `apiVersion: v1\nkind: Pod\nmetadata:\n  name: p\nspec:\n  containers:\n    - ${container}\n`;
+  const pod = (container: string): string =>
+    `apiVersion: v1\nkind: Pod\nmetadata:\n  name: p\nspec:\n  containers:\n    - ${container}\n`;
   assert.deepEqual(parseObjects(pod('{name: a, image: nginx}'), 'f.yaml').errors, []);
   const [twice] = parseObjects(pod('{name: a, image: nginx}\n    - {name: a, image: nginx}'), 'f.yaml').errors;
   assert.match(twice ?? '', /^f\.yaml:8:\d+: Pod default\/p: spec\.containers\[1\]\.name: /);
@@ -183,7 +232,8 @@ test('parseObjects: what is wrong is said with file, line, column and field; Ist
 test('Sources: an object that becomes wrong keeps its last good version, others change', () => {
   inDirectory((directory) => {
     const file = join(directory, 'a.yaml');
-    const service = (name: string, port: unknown): string => `apiVersion: v1\nkind: Service\nmetadata: {name: ${name}}\nspec: {ports: [{port: ${String(port)}}]}\n`;
+    const service = (name: string, port: unknown): string =>
+      `apiVersion: v1\nkind: Service\nmetadata: {name: ${name}}\nspec: {ports: [{port: ${String(port)}}]}\n`;
     writeFileSync(file, `${service('x', 80)}---\n${service('y', 80)}`);
     const sources = new Sources([directory]);
     assert.deepEqual(sources.refresh(), { changed: true, errors: [] });
@@ -192,7 +242,8 @@ test('Sources: an object that becomes wrong keeps its last good version, others 
     const { errors } = sources.refresh();
     assert.equal(errors.length, 1);
     assert.match(errors[0] ?? '', /a\.yaml:4:\d+: Service default\/x: spec\.ports\[0\]\.port/);
-    const port = (name: string): unknown => (sources.objects().get(`/Service/default/${name}`)?.spec as { ports: { port: number }[] }).ports[0]?.port;
+    const port = (name: string): unknown =>
+      (sources.objects().get(`/Service/default/${name}`)?.spec as { ports: { port: number }[] }).ports[0]?.port;
     assert.deepEqual([port('x'), port('y')], [80, 8081]);
     writeFileSync(file, 'kind: [');
     assert.equal(sources.refresh().errors.length > 0, true);

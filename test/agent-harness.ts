@@ -12,6 +12,8 @@ import { waitFor } from '../common/retry.js';
 import { Lab } from '../lab/index.js';
 import { Load } from './load.js';
 
+export const CLI = join(projectRoot, 'dist', 'cli', 'main.js');
+
 export const enrolled = (way: 'bpf' | 'iptables') => (pod: PodStatus) => pod.state === 'enrolled' && pod.way === way && pod.settled;
 
 export class NodeUnderTest {
@@ -25,6 +27,11 @@ export class NodeUnderTest {
 
   constructor(readonly instance: string) {
     this.paths = instancePaths({ instance });
+  }
+
+  /** What the lab and pilot read. */
+  get sourceDir(): string {
+    return this.#sources;
   }
 
   /** Starts a lab with these files of examples/canary. */
@@ -45,13 +52,18 @@ export class NodeUnderTest {
   }
 
   cli(args: readonly string[], okCodes: readonly number[] = [0]): Promise<RunResult> {
-    return run(process.execPath, [join(projectRoot, 'dist', 'cli', 'main.js'), ...args], { okCodes, timeoutMs: 30_000 });
+    return run(process.execPath, [CLI, ...args], { okCodes, timeoutMs: 30_000 });
   }
 
   startAgent(...more: string[]): void {
+    this.start('node', '--embedded-pilot', ...more);
+  }
+
+  /** @param command `node` or `agent`, and its own options */
+  start(...command: string[]): void {
     this.log = '';
-    const args = ['node', '--embedded-pilot', '--lab-socket', this.lab.socket, '--instance', this.instance, '--concurrency', '1', ...more];
-    const child = spawn(process.execPath, [join(projectRoot, 'dist', 'cli', 'main.js'), ...args], { stdio: ['ignore', 'pipe', 'pipe'] });
+    const args = [...command, '--lab-socket', this.lab.socket, '--instance', this.instance, '--concurrency', '1'];
+    const child = spawn(process.execPath, [CLI, ...args], { stdio: ['ignore', 'pipe', 'pipe'] });
     for (const stream of [child.stdout, child.stderr]) stream.on('data', (chunk: Buffer) => (this.log += chunk.toString()));
     this.#agent = child;
   }

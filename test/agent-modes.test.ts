@@ -1,13 +1,16 @@
 // Pods with their own sidecars, a node without BPF, and what dies or goes away while it is in use.
 import assert from 'node:assert/strict';
-import { existsSync, readdirSync } from 'node:fs';
+import { spawn, type ChildProcess } from 'node:child_process';
+import { once } from 'node:events';
+import { existsSync, mkdtempSync, readdirSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
-import { buildDir, projectRoot } from '../common/paths.js';
+import { buildDir } from '../common/paths.js';
 import { processStartTime } from '../common/process-id.js';
 import { run } from '../common/process.js';
 import { waitFor } from '../common/retry.js';
-import { NodeUnderTest, enrolled } from './agent-harness.js';
+import { CLI, NodeUnderTest, enrolled } from './agent-harness.js';
 
 const node = new NodeUnderTest(`up-agentm-${process.pid}`);
 const { instance, paths } = node;
@@ -68,6 +71,28 @@ for (const way of ['bpf', 'iptables'] as const) {
     }
   });
 }
+
+test('TCP straight to an enrolled pod of this node and a port without a listener meets no proxy', async () => {
+  await node.label('shop', { redirection: 'bpf' });
+  await node.podsAre('shop', 'shop by bpf', enrolled('bpf'));
+  const { ips, name } = await node.pod('shop', 'nginx-v1');
+  const source = "require('node:http').createServer((q, r) => r.end(q.socket.remoteAddress)).listen(9999, '::', () => console.log('ready'))";
+  const server = node.lab.spawnIn(`shop/${name}`, [process.execPath, '-e', source]);
+  try {
+    await once(server.stdout ?? assert.fail('no output'), 'data');
+    const client = await node.pod('shop', 'client');
+    const accepted = async (): Promise<string> => (await run('curl', ['-s', '--unix-socket', join(paths.folder, 'envoy-admin.sock'), `http://envoy/stats?filter=pod_${client.uid}.downstream_cx_total`])).stdout;
+    const before = await accepted();
+    assert.match(before, /downstream_cx_total: \d+/);
+    for (const [index, ip] of ips.entries()) {
+      const answer = await node.lab.exec('shop/client', ['curl', '-s', '-m', '5', `http://${ip.includes(':') ? `[${ip}]` : ip}:9999/`]);
+      assert.equal(answer.stdout.replace('::ffff:', ''), client.ips[index], 'the server sees the client itself');
+    }
+    assert.equal(await accepted(), before);
+  } finally {
+    server.kill('SIGKILL');
+  }
+});
 
 test('Envoy is killed: it is started again and pods go on', async () => {
   await node.label('shop', { redirection: null });
@@ -151,7 +176,7 @@ test('without BPF pods are redirected by iptables, the reason is shown, and noth
 });
 
 test('without its capabilities the agent says which are missing and what for, and exits', async () => {
-  const result = await run(join(buildDir, 'underpass-exec'), ['--gid', '65534', '--uid', '65534', '--', process.execPath, join(projectRoot, 'dist', 'cli', 'main.js'), 'agent', '--discovery', '127.0.0.1:9', '--lab-socket', '/nowhere', '--node', 'n', '--run-dir', `/tmp/${instance}-nobody`], { okCodes: [1], timeoutMs: 20_000 });
+  const result = await run(join(buildDir, 'underpass-exec'), ['--gid', '65534', '--uid', '65534', '--', process.execPath, CLI, 'agent', '--discovery', '127.0.0.1:9', '--lab-socket', '/nowhere', '--node', 'n', '--run-dir', `/tmp/${instance}-nobody`], { okCodes: [1], timeoutMs: 20_000 });
   assert.equal(existsSync(`/tmp/${instance}-nobody`), false);
   assert.match(result.stderr, /lacks CAP_SYS_ADMIN .* and CAP_NET_ADMIN .*UNDERPASS_MISSING_CAPABILITY/);
   assert.doesNotMatch(result.stderr, /\n\s+at /);
@@ -159,8 +184,33 @@ test('without its capabilities the agent says which are missing and what for, an
 
 test('an Envoy that does not start ends the agent with its reason, and pods keep their plain way', async () => {
   const args = ['node', '--embedded-pilot', '--lab-socket', node.lab.socket, '--instance', instance, '--cleanup-on-exit'];
-  const result = await run(process.execPath, [join(projectRoot, 'dist', 'cli', 'main.js'), ...args], { okCodes: [1], timeoutMs: 30_000, env: { ...process.env, ENVOY_BIN: '/bin/false' } });
+  const result = await run(process.execPath, [CLI, ...args], { okCodes: [1], timeoutMs: 30_000, env: { ...process.env, ENVOY_BIN: '/bin/false' } });
   assert.match(result.stderr, /starting Envoy \(\/bin\/false\): exit 1 \(UNDERPASS_ENVOY_START\)/);
   assert.equal(existsSync(paths.folder), false);
   assert.match((await node.lab.exec('shop/client', ['curl', '-s', '-m', '5', 'http://nginx/r3'])).stdout, /"path":"\/r3"/);
+});
+
+test('agent and pilot run as two processes, and pods do not notice when pilot ends and comes back', async () => {
+  await node.label('shop', { redirection: null });
+  const folder = mkdtempSync(join(tmpdir(), `${instance}-`));
+  const address = `unix:${join(folder, 'pilot.sock')}`;
+  const startPilot = (): ChildProcess => spawn(process.execPath, [CLI, 'pilot', '--source', node.sourceDir, '--source', node.lab.objectsDir, '--listen', address], { stdio: 'ignore' });
+  let pilot = startPilot();
+  try {
+    node.start('agent', '--discovery', address);
+    await node.podsAre('shop', 'shop to be enrolled', enrolled('bpf'));
+    const some = node.load('shop/client');
+    await some.run(50);
+    pilot.kill('SIGKILL');
+    await once(pilot, 'exit');
+    await waitFor('the loss to be seen', async () => !(await node.status()).proxy.controlPlane.connected, { timeoutMs: 10_000 });
+    assert.equal((await some.run(100)).fresh.direct, 0);
+    pilot = startPilot();
+    await waitFor('the control plane to be back', async () => (await node.status()).proxy.controlPlane.connected, { timeoutMs: 40_000 });
+    await some.run(100);
+    assert.deepEqual((await some.end()).failures, {});
+  } finally {
+    pilot.kill('SIGKILL');
+    rmSync(folder, { recursive: true, force: true });
+  }
 });

@@ -4,6 +4,8 @@ import { existsSync, mkdirSync, readFileSync, readdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { askAgent, instanceCgroup, type AgentStatus } from '../agent/index.js';
+import { cleanOrphanedAgents } from '../cli/orphans.js';
+import { defaultRunDir } from '../common/paths.js';
 import { processStartTime } from '../common/process-id.js';
 import { run } from '../common/process.js';
 import { NodeUnderTest, enrolled } from './agent-harness.js';
@@ -198,4 +200,16 @@ test('cleanup removes all that the agents made, and the pods work on without the
   mkdirSync(paths.folder, { recursive: true });
   await node.cli(['agent', '--cleanup', '--instance', instance]);
   assert.equal(existsSync(paths.folder), false, 'a second cleanup finds nothing to do');
+});
+
+test('what an agent leaves at work is removed when its lab is gone, and not before', async () => {
+  node.startAgent();
+  await node.podsAre('shop', 'shop to be enrolled', enrolled('bpf'));
+  assert.equal((await cleanOrphanedAgents(defaultRunDir)).some((report) => report.instance === instance), false);
+  await node.endAgent('SIGKILL');
+  assert.equal((await cleanOrphanedAgents(defaultRunDir)).some((report) => report.instance === instance), false);
+  await node.lab.down();
+  const reports = await cleanOrphanedAgents(defaultRunDir);
+  assert.deepEqual(reports.filter((report) => report.instance === instance), [{ instance }]);
+  assert.equal(existsSync(paths.folder) || existsSync(instanceCgroup(instance)), false);
 });

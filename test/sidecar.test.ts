@@ -87,7 +87,9 @@ before(async () => {
   await lab.whenReady({ sidecars: true, timeoutMs: 60_000 });
   // That the servers are ready reaches the client's sidecar a push later.
   const answers = async (version: string, ...args: string[]): Promise<boolean> =>
-    (await lab.exec('legacy/client', ['curl', '-s', '--max-time', '5', ...args, 'http://web/'])).stdout.includes(`"version":"${version}"`);
+    (await lab.exec('legacy/client', ['curl', '-s', '--max-time', '5', ...args, 'http://web/'])).stdout.includes(
+      `"version":"${version}"`,
+    );
   await waitFor('v2 in the sidecar', () => answers('v2', '-H', 'user: jesse'), { timeoutMs: 15_000 });
   await waitFor('v1 in the sidecar', () => answers('v1'), { timeoutMs: 15_000 });
 });
@@ -108,23 +110,27 @@ async function get(pod: string, url: string, ...args: string[]): Promise<Answer>
   }
 }
 
-test('sidecars: the server knows the caller by its SPIFFE id, from the certificate that the lab\'s CA gave it', async () => {
+test("sidecars: the server knows the caller by its SPIFFE id, from the certificate that the lab's CA gave it", async () => {
   const answer = await get('legacy/client', 'http://web/');
   const xfcc = answer.headers['x-forwarded-client-cert'] ?? '';
   assert.match(xfcc, /URI=spiffe:\/\/cluster\.local\/ns\/legacy\/sa\/caller/);
   assert.match(xfcc, /By=spiffe:\/\/cluster\.local\/ns\/legacy\/sa\/server/);
 });
 
-test('sidecars: the application sees the sidecar\'s pass-through source, not the caller', async () => {
+test("sidecars: the application sees the sidecar's pass-through source, not the caller", async () => {
   assert.match((await get('legacy/client', 'http://web/')).remote, /127\.0\.0\.6:/);
 });
 
 test('sidecars: header match goes to v2, the rest is split 75/25', async () => {
-  for (let count = 0; count < 20; count++) assert.equal((await get('legacy/client', 'http://web/', '-H', 'user: jesse')).version, 'v2');
+  for (let count = 0; count < 20; count++)
+    assert.equal((await get('legacy/client', 'http://web/', '-H', 'user: jesse')).version, 'v2');
   // One connection, many requests: what is counted is the sidecar's draw per request.
   const requests = 400;
   const { stdout } = await lab.exec('legacy/client', ['curl', '-sS', '--max-time', '60', `http://web/?[1-${requests}]`]);
-  const versions = stdout.trim().split('\n').map((line) => (JSON.parse(line) as Answer).version);
+  const versions = stdout
+    .trim()
+    .split('\n')
+    .map((line) => (JSON.parse(line) as Answer).version);
   assert.equal(versions.length, requests);
   const share = versions.filter((version) => version === 'v2').length / requests;
   // Five standard deviations of a binomial with p = 0.25, n = 400.
@@ -149,7 +155,7 @@ test('sidecars: a pod without one still reaches them in plaintext, and they reac
   assert.equal((await get('legacy/client', 'http://web.plain/')).version, 'v9');
 });
 
-test('sidecars: IPv6 to a pod\'s address is captured and answered', async () => {
+test("sidecars: IPv6 to a pod's address is captured and answered", async () => {
   const ipv6 = lab.pod('legacy', 'web-v1').ips[1] as string;
   assert.equal((await get('legacy/client', `http://[${ipv6}]:8080/`)).version, 'v1');
 });
@@ -157,10 +163,14 @@ test('sidecars: IPv6 to a pod\'s address is captured and answered', async () => 
 test('sidecars: a restarted Envoy serves again', async () => {
   const before = lab.pod('legacy', 'client').containers.find(({ name }) => name === 'istio-proxy');
   process.kill(before?.pid ?? 0, 'SIGKILL');
-  await waitFor('the restart', () => {
-    const now = lab.pod('legacy', 'client').containers.find(({ name }) => name === 'istio-proxy');
-    return now?.ready && now.pid !== before?.pid;
-  }, { timeoutMs: 20_000 });
+  await waitFor(
+    'the restart',
+    () => {
+      const now = lab.pod('legacy', 'client').containers.find(({ name }) => name === 'istio-proxy');
+      return now?.ready && now.pid !== before?.pid;
+    },
+    { timeoutMs: 20_000 },
+  );
   assert.match((await get('legacy/client', 'http://web/')).version, /^v[12]$/);
 });
 

@@ -34,7 +34,8 @@ export class KernelEvents implements Closable {
       if (this.#isNew(`full ${counter}`)) this.logger.warn({ counter }, 'a BPF map is full: what does not fit goes by plain TCP');
       return;
     }
-    const client = type === this.#types['EVENT_BLOCKING_CLIENT'];
+    const zeroCopy = type === this.#types['EVENT_ZERO_COPY_CLIENT'] || type === this.#types['EVENT_ZERO_COPY_LISTENER'];
+    const client = type === this.#types['EVENT_BLOCKING_CLIENT'] || type === this.#types['EVENT_ZERO_COPY_CLIENT'];
     const key = client
       ? this.#verdicts.programText(this.#event.bytes(record, 'program'))
       : this.#verdicts.listenerText(this.#event.bytes(record, 'listener'));
@@ -42,7 +43,7 @@ export class KernelEvents implements Closable {
     if (!this.#isNew(key)) return;
     this.logger.info(
       { kind: client ? 'client' : 'listener', key, netnsCookie, afterAcceleration },
-      'a program uses blocking sockets: its connections stay plain TCP',
+      `a program uses ${zeroCopy ? 'SO_ZEROCOPY' : 'blocking sockets'}: its connections stay plain TCP`,
     );
   }
 

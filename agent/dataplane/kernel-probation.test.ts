@@ -81,6 +81,16 @@ test('probation: a program marked as splicing is never accelerated, in any conta
   assert.equal(w.kernel.probation().some((entry) => entry.verdict === 'spliced'), false);
 });
 
+test('probation: sockets with SO_ZEROCOPY, whose completions would never come, are never accelerated', async () => {
+  const { result, counters } = await run('churn', ['--count', '30', '--zerocopy']);
+  assert.equal(result.ok, true, JSON.stringify(result));
+  assert.equal(counters['connections_short_circuited'], undefined);
+  w.put({ acceleration: 'force' });
+  const forced = await run('churn', ['--count', '30', '--zerocopy']);
+  assert.equal(forced.counters['connections_short_circuited'], undefined);
+  assert.equal(forced.counters['connection_zero_copy'], 30);
+});
+
 test('probation: a listener marked as splicing is never accelerated', async () => {
   const b = w.world.pod(1);
   w.kernel.markListener({ netnsCookie: b.netnsCookie, address: b.ipv4, port: 7777 }, 'spliced');

@@ -28,7 +28,7 @@ export interface SidecarStreamOptions {
   channel: AdsChannel;
   node: Node;
   logger: Logger;
-  /** Content changed, or the stream became synced. */
+  /** `state` changed. */
   onUpdate: () => void;
   backoff?: Backoff;
   /** How long to wait for a named resource before treating it as absent, as Envoy's initial_fetch_timeout; default 15 s. */
@@ -39,9 +39,9 @@ export class SidecarStream implements Closable {
   readonly #stream: DeltaAdsStream;
   readonly #options: SidecarStreamOptions;
   readonly #fetchTimeoutMs: number;
-  #waitingSince: number | undefined;
   #timer: NodeJS.Timeout | undefined;
-  #synced = false;
+  /** What was there when it was last whole. */
+  #whole: SidecarState | undefined;
 
   constructor(options: SidecarStreamOptions) {
     this.#options = options;
@@ -55,23 +55,21 @@ export class SidecarStream implements Closable {
     });
   }
 
-  /** All four types answered, and everything that clusters and listeners name is there (or known to be absent). */
+  /** Whether `state` is there: all four types were answered, and everything that they name is there or known to be absent. */
   get synced(): boolean {
-    return this.#synced;
+    return this.#whole !== undefined;
   }
 
   get status(): Readonly<StreamStatus> {
     return this.#stream.status;
   }
 
+  /**
+   * The newest state that is whole. A cluster arrives before its endpoints and a listener before its routes; whoever used
+   * what is there in between would send requests to clusters without endpoints.
+   */
   get state(): SidecarState {
-    const { clusters, listeners, endpoints, routes } = sidecarTypes;
-    return {
-      clusters: this.#stream.state(clusters).resources,
-      endpoints: this.#stream.state(endpoints).resources,
-      listeners: this.#stream.state(listeners).resources,
-      routes: this.#stream.state(routes).resources,
-    };
+    return this.#whole ?? this.#now;
   }
 
   /** Resources that were rejected, `TYPE "name": field: problem`. */
@@ -101,31 +99,41 @@ export class SidecarStream implements Closable {
     this.#stream.close();
   }
 
-  #changed(change: Change): void {
+  get #now(): SidecarState {
     const { clusters, listeners, endpoints, routes } = sidecarTypes;
-    if (change.type.typeUrl === clusters.typeUrl) this.#stream.setNames(endpoints, this.#endpointNames());
-    if (change.type.typeUrl === listeners.typeUrl) this.#stream.setNames(routes, this.#routeNames());
-    const before = this.#synced;
-    this.#checkSynced();
-    if (change.updated.length > 0 || change.removed.length > 0 || this.#synced !== before) this.#options.onUpdate();
+    return {
+      clusters: this.#stream.state(clusters).resources,
+      endpoints: this.#stream.state(endpoints).resources,
+      listeners: this.#stream.state(listeners).resources,
+      routes: this.#stream.state(routes).resources,
+    };
   }
 
-  #checkSynced(): void {
-    if (this.#synced) return;
+  #changed(change: Change): void {
     const { clusters, listeners, endpoints, routes } = sidecarTypes;
+    if (change.type === clusters) this.#stream.setNames(endpoints, this.#endpointNames());
+    if (change.type === listeners) this.#stream.setNames(routes, this.#routeNames());
     if (!this.#stream.state(clusters).answered || !this.#stream.state(listeners).answered) return;
-    const missing = complete(this.#stream.state(endpoints)) + complete(this.#stream.state(routes));
-    this.#waitingSince ??= performance.now();
-    const waited = performance.now() - this.#waitingSince;
-    if (missing === 0 || waited >= this.#fetchTimeoutMs) {
-      clearTimeout(this.#timer);
-      this.#synced = true;
+    if (missing(this.#stream.state(endpoints)) + missing(this.#stream.state(routes)) === 0) {
+      if (!this.#whole || this.#timer || change.updated.length > 0 || change.removed.length > 0) this.#take();
       return;
     }
-    this.#timer ??= setTimeout(() => {
-      this.#checkSynced();
-      if (this.#synced) this.#options.onUpdate();
-    }, this.#fetchTimeoutMs + 1 - waited);
+    this.#timer ??= setTimeout(() => this.#waited(), this.#fetchTimeoutMs);
+  }
+
+  /** A connected control plane that does not answer for a name will not: on without it. */
+  #waited(): void {
+    if (this.#stream.status.connected) this.#take();
+    else this.#timer = setTimeout(() => this.#waited(), this.#fetchTimeoutMs);
+  }
+
+  /** From now on `state` is what is there now. */
+  #take(): void {
+    clearTimeout(this.#timer);
+    this.#timer = undefined;
+    const { clusters, endpoints, listeners, routes } = this.#now;
+    this.#whole = { clusters: new Map(clusters), endpoints: new Map(endpoints), listeners: new Map(listeners), routes: new Map(routes) };
+    this.#options.onUpdate();
   }
 
   #endpointNames(): Set<string> {
@@ -147,8 +155,8 @@ export class SidecarStream implements Closable {
 }
 
 /** How many of the subscribed names have no answer yet. */
-function complete(state: TypeState): number {
-  let missing = 0;
-  for (const name of state.names) if (!state.resources.has(name) && !state.absent.has(name) && !state.rejected.has(name)) missing++;
-  return missing;
+function missing(state: TypeState): number {
+  let count = 0;
+  for (const name of state.names) if (!state.resources.has(name) && !state.absent.has(name) && !state.rejected.has(name)) count++;
+  return count;
 }

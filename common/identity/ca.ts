@@ -81,14 +81,22 @@ export class CertificateAuthority {
    * Signs a PKCS #10 request for this identity; what the request itself says of names is not looked at.
    * @throws Error when the request's own signature is wrong
    */
-  async sign(requestPem: string, identity: Omit<WorkloadIdentity, 'trustDomain'>, options: { ttlMs?: number } = {}): Promise<string> {
+  async sign(
+    requestPem: string,
+    identity: Omit<WorkloadIdentity, 'trustDomain'>,
+    options: { ttlMs?: number } = {},
+  ): Promise<string> {
     const request = new x509.Pkcs10CertificateRequest(requestPem);
     if (!(await request.verify())) throw new Error('signing a certificate request: its signature does not fit its key');
     const certificate = await this.#sign(await request.publicKey.export(), identity, options.ttlMs ?? LEAF_TTL_MS);
     return certificate.toString('pem');
   }
 
-  async #sign(publicKey: webcrypto.CryptoKey, identity: Omit<WorkloadIdentity, 'trustDomain'>, ttlMs: number): Promise<x509.X509Certificate> {
+  async #sign(
+    publicKey: webcrypto.CryptoKey,
+    identity: Omit<WorkloadIdentity, 'trustDomain'>,
+    ttlMs: number,
+  ): Promise<x509.X509Certificate> {
     const now = Date.now();
     return x509.X509CertificateGenerator.create({
       serialNumber: serialNumber(),
@@ -104,7 +112,10 @@ export class CertificateAuthority {
         new x509.BasicConstraintsExtension(false, undefined, true),
         new x509.KeyUsagesExtension(x509.KeyUsageFlags.digitalSignature | x509.KeyUsageFlags.keyEncipherment, true),
         new x509.ExtendedKeyUsageExtension([x509.ExtendedKeyUsage.serverAuth, x509.ExtendedKeyUsage.clientAuth]),
-        new x509.SubjectAlternativeNameExtension([{ type: 'url', value: spiffeId({ trustDomain: this.trustDomain, ...identity }) }], true),
+        new x509.SubjectAlternativeNameExtension(
+          [{ type: 'url', value: spiffeId({ trustDomain: this.trustDomain, ...identity }) }],
+          true,
+        ),
         await x509.AuthorityKeyIdentifierExtension.create(this.root.publicKey),
       ],
     });

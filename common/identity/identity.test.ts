@@ -7,7 +7,12 @@ import { join } from 'node:path';
 import { once } from 'node:events';
 import { test } from 'node:test';
 import { Secret } from '../../proto/generated/envoy/extensions/transport_sockets/tls/v3/secret.js';
-import { DeltaDiscoveryRequest, DiscoveryRequest, type DeltaDiscoveryResponse, type DiscoveryResponse } from '../../proto/generated/envoy/service/discovery/v3/discovery.js';
+import {
+  DeltaDiscoveryRequest,
+  DiscoveryRequest,
+  type DeltaDiscoveryResponse,
+  type DiscoveryResponse,
+} from '../../proto/generated/envoy/service/discovery/v3/discovery.js';
 import { SecretDiscoveryServiceClient } from '../../proto/generated/envoy/service/secret/v3/sds.js';
 import { typeUrl, unpack } from '../xds/any.js';
 import { CertificateAuthority, spiffeId } from './ca.js';
@@ -33,11 +38,16 @@ test('CertificateAuthority.issue: another root does not verify it', async () => 
   assert.equal(leaf.verify(new X509Certificate(other.rootPem).publicKey), false);
 });
 
-async function withServer(work: (client: SecretDiscoveryServiceClient, server: SdsServer, ca: CertificateAuthority) => Promise<void>): Promise<void> {
+async function withServer(
+  work: (client: SecretDiscoveryServiceClient, server: SdsServer, ca: CertificateAuthority) => Promise<void>,
+): Promise<void> {
   const directory = mkdtempSync(join(tmpdir(), 'underpass-sds-'));
   const socketPath = join(directory, 'sds.sock');
   const ca = await CertificateAuthority.create();
-  const server = await SdsServer.listen({ socketPath, source: { rootPem: ca.rootPem, issue: () => ca.issue({ namespace: 'shop', serviceAccount: 'web' }) } });
+  const server = await SdsServer.listen({
+    socketPath,
+    source: { rootPem: ca.rootPem, issue: () => ca.issue({ namespace: 'shop', serviceAccount: 'web' }) },
+  });
   const client = new SecretDiscoveryServiceClient(`unix:${socketPath}`, credentials.createInsecure());
   try {
     await work(client, server, ca);
@@ -55,11 +65,17 @@ test('SdsServer: state of the world: gives what is asked for, keeps still after 
     const responses: DiscoveryResponse[] = [];
     stream.on('data', (response: DiscoveryResponse) => responses.push(response));
     stream.on('error', () => undefined);
-    const ask = (nonce: string): void => void stream.write(DiscoveryRequest.fromPartial({ resource_names: ['default', 'ROOTCA'], response_nonce: nonce, type_url: typeUrl(Secret) }));
+    const ask = (nonce: string): void =>
+      void stream.write(
+        DiscoveryRequest.fromPartial({ resource_names: ['default', 'ROOTCA'], response_nonce: nonce, type_url: typeUrl(Secret) }),
+      );
     ask('');
     const first = ((await once(stream, 'data')) as [DiscoveryResponse])[0];
     const secrets = first.resources.map((any) => unpack(Secret, any));
-    assert.deepEqual(secrets.map((secret) => secret?.name), ['default', 'ROOTCA']);
+    assert.deepEqual(
+      secrets.map((secret) => secret?.name),
+      ['default', 'ROOTCA'],
+    );
     const root = secrets[1]?.type;
     assert.ok(root?.$case === 'validation_context');
     assert.equal(root.value.trusted_ca?.specifier?.value, ca.rootPem);
@@ -81,9 +97,14 @@ test('SdsServer: delta: an unknown name is told as removed', async () => {
   await withServer(async (client) => {
     const stream = client.deltaSecrets();
     stream.on('error', () => undefined);
-    stream.write(DeltaDiscoveryRequest.fromPartial({ resource_names_subscribe: ['default', 'no-such'], type_url: typeUrl(Secret) }));
+    stream.write(
+      DeltaDiscoveryRequest.fromPartial({ resource_names_subscribe: ['default', 'no-such'], type_url: typeUrl(Secret) }),
+    );
     const response = ((await once(stream, 'data')) as [DeltaDiscoveryResponse])[0];
-    assert.deepEqual(response.resources.map(({ name }) => name), ['default']);
+    assert.deepEqual(
+      response.resources.map(({ name }) => name),
+      ['default'],
+    );
     assert.deepEqual(response.removed_resources, ['no-such']);
     stream.end();
   });

@@ -5,9 +5,20 @@
 import { Server, ServerCredentials, type ServerDuplexStream } from '@grpc/grpc-js';
 import { rmSync } from 'node:fs';
 import { Secret } from '../../proto/generated/envoy/extensions/transport_sockets/tls/v3/secret.js';
-import type { DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse } from '../../proto/generated/envoy/service/discovery/v3/discovery.js';
-import { SecretDiscoveryServiceService, type SecretDiscoveryServiceServer } from '../../proto/generated/envoy/service/secret/v3/sds.js';
-import { DeltaDiscoveryResponse as DeltaResponse, DiscoveryResponse as Response } from '../../proto/generated/envoy/service/discovery/v3/discovery.js';
+import type {
+  DeltaDiscoveryRequest,
+  DeltaDiscoveryResponse,
+  DiscoveryRequest,
+  DiscoveryResponse,
+} from '../../proto/generated/envoy/service/discovery/v3/discovery.js';
+import {
+  SecretDiscoveryServiceService,
+  type SecretDiscoveryServiceServer,
+} from '../../proto/generated/envoy/service/secret/v3/sds.js';
+import {
+  DeltaDiscoveryResponse as DeltaResponse,
+  DiscoveryResponse as Response,
+} from '../../proto/generated/envoy/service/discovery/v3/discovery.js';
 import { errorMessage } from '../errors.js';
 import type { Closable } from '../lifecycle.js';
 import { pack, typeUrl } from '../xds/any.js';
@@ -60,7 +71,9 @@ export class SdsServer implements Closable {
     server.#server.addService(SecretDiscoveryServiceService, implementation);
     rmSync(options.socketPath, { force: true });
     await new Promise<void>((resolve, reject) => {
-      server.#server.bindAsync(`unix:${options.socketPath}`, ServerCredentials.createInsecure(), (error) => (error ? reject(error) : resolve()));
+      server.#server.bindAsync(`unix:${options.socketPath}`, ServerCredentials.createInsecure(), (error) =>
+        error ? reject(error) : resolve(),
+      );
     });
     server.#schedule();
     return server;
@@ -153,7 +166,11 @@ export class SdsServer implements Closable {
       stream.write(
         DeltaResponse.fromPartial({
           system_version_info: String(this.#version),
-          resources: known.map((secret) => ({ name: secret.name, version: String(this.#version), resource: pack(Secret, secret) })),
+          resources: known.map((secret) => ({
+            name: secret.name,
+            version: String(this.#version),
+            resource: pack(Secret, secret),
+          })),
           removed_resources: secrets.filter(({ secret }) => !secret).map(({ name }) => name),
           type_url: typeUrl(Secret),
           nonce: String(++this.#nonce),
@@ -170,7 +187,13 @@ export class SdsServer implements Closable {
     this.#attend(stream, { push: () => send(names) });
   }
 
-  #attend(stream: ServerDuplexStream<never, never> | ServerDuplexStream<DiscoveryRequest, DiscoveryResponse> | ServerDuplexStream<DeltaDiscoveryRequest, DeltaDiscoveryResponse>, subscriber: Subscriber): void {
+  #attend(
+    stream:
+      | ServerDuplexStream<never, never>
+      | ServerDuplexStream<DiscoveryRequest, DiscoveryResponse>
+      | ServerDuplexStream<DeltaDiscoveryRequest, DeltaDiscoveryResponse>,
+    subscriber: Subscriber,
+  ): void {
     this.#subscribers.add(subscriber);
     const leave = (): void => void this.#subscribers.delete(subscriber);
     stream.on('end', () => {

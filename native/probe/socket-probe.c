@@ -7,7 +7,7 @@
  *   [--listen ADDRESS] [--connect ADDRESS] [--port N] [--count N] [--bytes N] [--size N] [--blocking-server]
  *   [--blocking-client] [--timeout SECONDS] [--delay MS] [--warm N] [--client-port N] [--fastopen] [--bind ADDRESS]
  *   [--connect-port N] [--server-uid N] [--client-uid N] [--connect-timeout] [--hold MS] [--device NAME] [--seed N]
- *   [--mptcp] [--tls]
+ *   [--mptcp] [--tls] [--zerocopy]
  *
  * Cases
  *   order       both ends send --bytes in writes of 1 B to 64 KiB and hash what arrives; ok: hashes equal both ways
@@ -23,6 +23,7 @@
  *               IPv6 at the server), `server_peer`, `client_peer`, `client_name`; ok: one exchange went through
  * --connect-timeout: the client's socket is non-blocking while it connects and blocking afterwards, as many HTTP clients'.
  * --mptcp: both ends are MPTCP sockets. --tls: the client takes the kernel's TLS as upper layer protocol, with no keys.
+ * --zerocopy: the client's sockets have SO_ZEROCOPY.
  * --hold: the client keeps its last connection open for so long. --device: SO_BINDTODEVICE at the client.
  * --warm opens that many connections first, with one small exchange each (probation).
  * Exit 0: the case ran (see `ok`); 2: usage or set-up failed, with a line on stderr.
@@ -68,7 +69,7 @@ static struct {
 	const char *listen, *connect, *bind;
 	const char *device;
 	int connect_port, hold_ms, seed;
-	bool connect_timeout, mptcp, tls;
+	bool connect_timeout, mptcp, tls, zerocopy;
 	int port, client_port, count, size, warm, delay_ms, timeout_s;
 	long long bytes;
 	bool fastopen;
@@ -204,6 +205,8 @@ static int connect_one(void)
 	bool nonblocking = !opt.client.blocking || opt.connect_timeout;
 	int fd = socket(a.ss_family, SOCK_STREAM | SOCK_CLOEXEC | (nonblocking ? SOCK_NONBLOCK : 0), opt.mptcp ? IPPROTO_MPTCP : 0),
 	    one = 1;
+	if (opt.zerocopy && setsockopt(fd, SOL_SOCKET, SO_ZEROCOPY, &one, sizeof one))
+		fail("switching zero copy on");
 	if (opt.device && setsockopt(fd, SOL_SOCKET, SO_BINDTODEVICE, opt.device, strlen(opt.device)))
 		fail("binding to a device");
 	if (opt.client_port || opt.bind) {
@@ -706,7 +709,7 @@ static void usage(const char *problem, const char *word)
 static const struct probe_case *parse(int argc, char **argv)
 {
 	enum { SERVER_NETNS = 256, SERVER_CGROUP, CLIENT_NETNS, CLIENT_CGROUP, BLOCKING_SERVER, BLOCKING_CLIENT, FASTOPEN, CLIENT_PORT,
-	       CONNECT_PORT, SERVER_UID, CLIENT_UID, CONNECT_TIMEOUT, HOLD, DEVICE, SEED, MPTCP, TLS };
+	       CONNECT_PORT, SERVER_UID, CLIENT_UID, CONNECT_TIMEOUT, HOLD, DEVICE, SEED, MPTCP, TLS, ZEROCOPY };
 	static const struct option options[] = {
 		{ "server-netns", 1, 0, SERVER_NETNS }, { "server-cgroup", 1, 0, SERVER_CGROUP },
 		{ "client-netns", 1, 0, CLIENT_NETNS }, { "client-cgroup", 1, 0, CLIENT_CGROUP },
@@ -716,7 +719,8 @@ static const struct probe_case *parse(int argc, char **argv)
 		{ "delay", 1, 0, 'd' }, { "warm", 1, 0, 'w' }, { "client-port", 1, 0, CLIENT_PORT }, { "fastopen", 0, 0, FASTOPEN },
 		{ "connect-port", 1, 0, CONNECT_PORT }, { "server-uid", 1, 0, SERVER_UID }, { "client-uid", 1, 0, CLIENT_UID },
 		{ "connect-timeout", 0, 0, CONNECT_TIMEOUT }, { "hold", 1, 0, HOLD }, { "device", 1, 0, DEVICE },
-		{ "seed", 1, 0, SEED }, { "mptcp", 0, 0, MPTCP }, { "tls", 0, 0, TLS }, { 0 } };
+		{ "seed", 1, 0, SEED }, { "mptcp", 0, 0, MPTCP }, { "tls", 0, 0, TLS }, { "zerocopy", 0, 0, ZEROCOPY },
+		{ 0 } };
 	if (argc < 2)
 		usage("no case", "given");
 	const struct probe_case *found = NULL;
@@ -749,6 +753,7 @@ static const struct probe_case *parse(int argc, char **argv)
 		case SEED: opt.seed = atoi(optarg); break;
 		case MPTCP: opt.mptcp = true; break;
 		case TLS: opt.tls = true; break;
+		case ZEROCOPY: opt.zerocopy = true; break;
 		case CLIENT_PORT: opt.client_port = atoi(optarg); break;
 		case 'l': opt.listen = optarg; break;
 		case 'c': opt.connect = optarg; break;

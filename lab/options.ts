@@ -1,0 +1,36 @@
+/** What a lab is told at its start, and by whom it is used in the same process. */
+export interface LabOptions {
+  name?: string;
+  /** Directories or files with Kubernetes YAML. */
+  sources: readonly string[];
+  /** At least this many nodes, `node-1` and so on, beside those that the YAML names. */
+  nodes?: number;
+  runDir?: string;
+  /** Where sidecars find the control plane: `host:port` or `unix:PATH`. It may come later. */
+  discovery?: string;
+  sidecarConcurrency?: number;
+  envoy?: string;
+  /** IPv6 beside IPv4; default: as the kernel can. */
+  ipv6?: boolean;
+  /** What the lock says to others, e.g. `demo`. */
+  purpose?: string;
+  /** Follow changes of the sources; default true. */
+  watch?: boolean;
+  /** One line a step. */
+  onProgress?: (line: string) => void;
+  /** Problems that do not end the lab: bad YAML after a change, an image without a program. */
+  onProblem?: (error: unknown) => void;
+  /** Somebody asked over the socket for the lab's end; default: `down()`. */
+  onDownRequest?: () => void;
+}
+
+export interface ExecOptions {
+  container?: string;
+  input?: string | Uint8Array;
+  timeoutMs?: number;
+  signal?: AbortSignal;
+  cpu?: number;
+}
+
+/** A pod by `name` in `default`, by `namespace/name`, or by its record. */
+export type PodReference = string | { namespace: string; name: string };
