@@ -3,7 +3,7 @@ import { WORKLOADS, type WorkloadId } from './load.js';
 import type { BenchReport, Row } from './report.js';
 import type { Placement } from './runner.js';
 import { significant, type Summary } from './statistics.js';
-import { mebibytes, percent, ratioText } from './table.js';
+import { crossCheckCells, mebibytes, percent, ratioText } from './table.js';
 
 export function escape(text: string): string {
   return text.replace(/[&<>"']/g, (character) => `&#${character.charCodeAt(0)};`);
@@ -155,6 +155,8 @@ export function renderHtml(report: BenchReport): string {
   };
   const workloads = (ids: readonly WorkloadId[]): string =>
     WORKLOADS.filter(({ id }) => ids.includes(id)).flatMap((workload) => [section(report, workload, 'one-cpu'), section(report, workload, 'free')]).join('\n');
+  const [checkHeader = [], ...checkLines] = crossCheckCells(report.crossCheck ?? []);
+  const checks = checkLines.length === 0 ? '' : `<h3>Cross-check by wrk, all CPUs free</h3>${table(checkHeader, checkLines)}`;
   const { options } = report;
   return `<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>Underpass bench</title><style>${STYLE}</style></head>
@@ -166,6 +168,7 @@ ${ratios('one-cpu')}
 ${ratios('free')}
 <h2>HTTP</h2>
 ${workloads(['http'])}
+${checks}
 <h2>Plain TCP</h2>
 ${workloads(['tcp-64', 'tcp-16k', 'tcp-bulk'])}
 <h2>The modes</h2>

@@ -5,4 +5,5 @@ export { MODES, modeById, tcpBench, worldYaml, type Mode, type ModeId } from './
 export { buildReport, type BenchReport, type Ratio, type Row } from './report.js';
 export { measure, type BenchOptions } from './runner.js';
 export { renderTable } from './table.js';
+export { crossCheck } from './wrk.js';
 export type { BenchPod, ByteCounters, CommandResult, World } from './world.js';

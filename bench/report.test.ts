@@ -10,6 +10,7 @@ import { MODES, modeById, worldYaml } from './modes.js';
 import { buildReport } from './report.js';
 import { PLACEMENTS, type BenchOptions, type Cell, type Measurements, type Sample } from './runner.js';
 import { renderTable } from './table.js';
+import { parseWrk } from './wrk.js';
 
 const options: BenchOptions = { modes: MODES, rounds: 3, durationS: 1, connections: 16 };
 
@@ -139,4 +140,28 @@ test('allowedCpus: a list that taskset takes', () => {
   assert.equal(lastCpu('0-3'), 3);
   assert.equal(lastCpu('0,2,5'), 5);
   assert.equal(lastCpu('7'), 7);
+});
+
+test('parseWrk: units, errors, and output that is not wrk\'s', () => {
+  const text = `Running 2s test @ http://nginx/
+  1 threads and 16 connections
+  Thread Stats   Avg      Stdev     Max   +/- Stdev
+    Latency     1.79ms    2.40ms  51.62ms   94.13%
+    Req/Sec    10.90k     1.76k   13.92k    76.19%
+  Latency Distribution
+     50%  950.00us
+     75%    1.80ms
+     90%    3.30ms
+     99%    1.02s
+  22794 requests in 2.10s, 5.11MB read
+  Socket errors: connect 1, read 2, write 0, timeout 4
+  Non-2xx or 3xx responses: 10
+Requests/sec:  10853.66
+Transfer/sec:      2.43MB
+`;
+  assert.deepEqual(parseWrk(text), { requestsPerSecond: 10853.66, p50: 950, p90: 3300, p99: 1_020_000, failed: 17 });
+  assert.throws(() => parseWrk('unable to connect'), /no Requests/);
+  const checked = { ...report({}), crossCheck: [{ mode: 'no-mesh' as const, title: 'no mesh', ...parseWrk(text) }] };
+  assert.match(renderTable(checked, { colour: false }), /Cross-check by wrk[\s\S]*no mesh +10\.9 k +950 +3300/);
+  assert.match(renderHtml(checked), /Cross-check by wrk/);
 });

@@ -5,6 +5,7 @@ import type { ProxyMemory } from './memory.js';
 import { MODES, type Mode, type ModeId } from './modes.js';
 import type { BenchOptions, Cell, Measurements, Placement } from './runner.js';
 import { median, ratioPerRound, summarise, type Summary } from './statistics.js';
+import type { CrossCheck } from './wrk.js';
 
 export interface Row {
   mode: ModeId;
@@ -54,6 +55,7 @@ export interface BenchReport {
   modes: Pick<Mode, 'id' | 'title' | 'description'>[];
   rows: Row[];
   ratios: Ratio[];
+  crossCheck?: CrossCheck[];
   notes: string[];
 }
 

@@ -2,6 +2,7 @@
 import { WORKLOADS } from './load.js';
 import type { BenchReport, Ratio, Row } from './report.js';
 import { significant, type Summary } from './statistics.js';
+import type { CrossCheck } from './wrk.js';
 
 const BOLD = '\u001b[1m';
 const DIM = '\u001b[2m';
@@ -40,6 +41,10 @@ export function ratioText(ratio: Ratio): string[] {
   return [ratio.title, workload, times(ratio.requestsPerSecond), times(ratio.cpu), target];
 }
 
+export function crossCheckCells(checks: readonly CrossCheck[]): string[][] {
+  return [['mode', 'requests/s', 'p50 µs under load', 'p90', 'p99', 'failed'], ...checks.map((check) => [check.title, ...[check.requestsPerSecond, check.p50, check.p90, check.p99].map(significant), String(check.failed)])];
+}
+
 export function renderTable(report: BenchReport, options: { colour: boolean }): string {
   const paint = (code: string, text: string): string => (options.colour ? code + text + RESET : text);
   const lines: string[] = [];
@@ -61,6 +66,7 @@ export function renderTable(report: BenchReport, options: { colour: boolean }): 
     const [first = '', ...rest] = columns([['', '', 'requests/s', 'less CPU per request', ''], ...ratios.map(ratioText)]);
     lines.push(paint(DIM, first), ...rest.map((line, index) => (ratios[index]?.reached === undefined ? line : paint(ratios[index]?.reached ? GREEN : RED, line))));
   }
+  if (report.crossCheck) lines.push('', paint(BOLD, 'Cross-check by wrk, all CPUs free'), ...columns(crossCheckCells(report.crossCheck)));
   lines.push('', ...report.notes.map((note) => `- ${note}`));
   return lines.join('\n') + '\n';
 }

@@ -15,6 +15,7 @@ interface Options {
   output: 'table' | 'json';
   html?: string;
   modes?: string;
+  crossCheck?: boolean;
 }
 
 export function configure(command: Command): void {
@@ -24,6 +25,7 @@ export function configure(command: Command): void {
     .option('--duration <seconds>', `measured time of each load (default: ${DEFAULT_DURATION_S})`, seconds)
     .option('--connections <n>', 'for throughput and CPU; latency is measured with one', wholeNumber(1, 10_000), DEFAULT_CONNECTIONS)
     .option('--modes <ids>', 'only these, separated by commas')
+    .option('--cross-check', 'measure the HTTP modes by wrk, too')
     .option('--html <file>', 'also write the report as one HTML file with plots')
     .addOption(new Option('-o, --output <format>', 'how to print').choices(['table', 'json']).default('table'))
     .addHelpText('after', '\nMakes pods of its own on this machine, an agent and a control plane for them, and removes all of it at the end.\nExit codes: 0 measured, 1 could not be measured, 3 measured, but requests failed, 130 interrupted.')
@@ -51,7 +53,7 @@ async function bench(options: Options): Promise<void> {
   const progress = new ProgressLine();
   try {
     const report = await runBench(
-      { quick, modes, rounds: options.rounds, durationS: options.duration ?? (quick ? QUICK_DURATION_S : DEFAULT_DURATION_S), connections: options.connections },
+      { quick, modes, rounds: options.rounds, durationS: options.duration ?? (quick ? QUICK_DURATION_S : DEFAULT_DURATION_S), connections: options.connections, crossCheck: options.crossCheck ?? false },
       { signal: signals.signal, onProgress: (text, done, of) => progress.show(of > 1 ? `[${Math.floor((100 * done) / of)} %] ${text}` : text) },
     );
     progress.clear();

@@ -243,6 +243,23 @@ async function logs(name: string, options: ExecOptions): Promise<void> {
 }
 
 async function down(options: Common): Promise<void> {
+  await endLab(options);
+  await removeOrphans(options.runDir);
+}
+
+/** An agent that was killed leaves its Envoy and its kernel programs at work for the next one; without a lab none comes. */
+async function removeOrphans(runDir: string): Promise<void> {
+  const { cleanOrphanedAgents } = await import('./orphans.js');
+  for (const { instance, problem } of await cleanOrphanedAgents(runDir)) {
+    if (problem === undefined) process.stdout.write(`agent ${instance}: removed what it had left at work\n`);
+    else {
+      process.stderr.write(`agent ${instance}: not all of what it had left at work could be removed: ${problem}\n`);
+      process.exitCode = 1;
+    }
+  }
+}
+
+async function endLab(options: Common): Promise<void> {
   const holder = liveHolder(labDir(options.name, options.runDir));
   if (!holder) {
     const [report] = await cleanLabs(options);
@@ -277,5 +294,6 @@ async function clean(options: { name?: string; runDir: string }): Promise<void> 
         `lab ${lab}: removed ${namespaces} network namespaces, ${cgroups ? 'its cgroup' : 'no cgroup'}, ${directories ? 'its files' : 'no files'}\n`,
       );
   }
+  await removeOrphans(options.runDir);
   if (knownLabs(options.runDir).length === 0) process.stdout.write('nothing of any lab is left\n');
 }

@@ -412,7 +412,13 @@ test('Lab.up: without IPv6 everything is IPv4', async () => {
 test("Lab.down: leaves nothing; the machine's own network was never touched", async () => {
   assert.notDeepEqual(labTraces(NAME), NO_TRACES);
   assert.equal(await ownNetwork(), networkBefore);
+  const controller = new AbortController();
+  const watch = new LabClient(lab.socket).watchPods(undefined, controller.signal);
+  assert.ok(((await watch.next()).value as PodRecord[]).length > 0);
   await lab.down();
+  assert.deepEqual((await watch.next()).value, [], 'a watcher sees every pod go');
+  controller.abort();
+  await watch.return();
   assert.deepEqual(labTraces(NAME), NO_TRACES);
   assert.equal(await ownNetwork(), networkBefore);
 });

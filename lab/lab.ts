@@ -7,7 +7,7 @@ import { DEFAULT_LAB_NAME, type ExecPlan, type LabInfo, type LabelPatch, type Po
 import { ClosableStore } from '../common/lifecycle.js';
 import { defaultRunDir, envoyBinary } from '../common/paths.js';
 import type { RunResult } from '../common/process.js';
-import { waitFor } from '../common/retry.js';
+import { sleep, waitFor } from '../common/retry.js';
 import { nodeAddresses, PodAddresses, type DualAddress, type NodeAddresses } from './addresses.js';
 import { LabApi, type LabBackend } from './api.js';
 import { removeLeftovers } from './clean.js';
@@ -34,6 +34,8 @@ const DEFAULT_SIDECAR_CONCURRENCY = 2;
 /** Pods that start at the same time. */
 const START_PARALLEL = 4;
 const PUBLISH_DELAY_MS = 10;
+/** For the last answer to watchers to leave this process. */
+const FAREWELL_MS = 10;
 /** How long the pods of a workload's former version stay when the new ones do not become ready. */
 const ROLLOUT_TIMEOUT_MS = 30_000;
 
@@ -463,6 +465,10 @@ export class Lab implements LabBackend {
 
   async #close(): Promise<void> {
     clearTimeout(this.#publishTimer);
+    // Watchers see every pod go while there is still somebody to tell them: an agent that lives on lets go of their namespaces.
+    for (const pod of this.#pods.values()) pod.terminating = true;
+    for (const listener of this.#listeners) listener();
+    await sleep(FAREWELL_MS);
     this.#listeners.clear();
     await this.reconcile().catch(() => undefined); // a run under way ends, and none follows
     const failures: unknown[] = [];

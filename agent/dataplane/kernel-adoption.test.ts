@@ -66,19 +66,22 @@ test('2,000 connections opened and closed while agents come and go', async () =>
   try {
     w.put();
     const [a, b] = [w.world.pod(0), w.world.pod(1)];
-    let done = false;
-    const churn = w.world.probe('churn', { pod: b, address: b.ipv4 }, { pod: a }, ['--count', '2000']).finally(() => (done = true));
+    // As many rounds of 2,000 as it takes for three restarts to fall into them, however fast this machine is.
     let restarts = 0;
-    do {
-      await w.kernel.close();
-      w.kernel = await w.open(TEST_BPFFS);
-      for (const pod of w.kernel.pods()) w.kernel.putPod(pod);
-      restarts++;
-      await sleep(5);
-    } while (!done);
-    const result = await churn;
-    assert.equal(result.ok, true, JSON.stringify(result));
-    assert.ok(restarts >= 2, `${restarts} restarts`);
+    while (restarts < 3) {
+      let done = false;
+      const churn = w.world.probe('churn', { pod: b, address: b.ipv4 }, { pod: a }, ['--count', '2000']).finally(() => (done = true));
+      for (;;) {
+        await w.kernel.close();
+        w.kernel = await w.open(TEST_BPFFS);
+        for (const pod of w.kernel.pods()) w.kernel.putPod(pod);
+        if (done) break;
+        restarts++;
+        await sleep(5);
+      }
+      const result = await churn;
+      assert.equal(result.ok, true, JSON.stringify(result));
+    }
     const tables = w.kernel.tables();
     assert.deepEqual([tables['establishing']?.entries, tables['peers']?.entries, tables['sockets']?.entries], [0, 0, 0]);
   } finally {

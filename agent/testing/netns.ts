@@ -1,6 +1,8 @@
 /** A network namespace that plays a pod in tests: loopback up, any addresses on it, commands inside. */
 import { spawn, type ChildProcess } from 'node:child_process';
 import { createInterface } from 'node:readline';
+import { join } from 'node:path';
+import { buildDir } from '../../common/paths.js';
 import { run } from '../../common/process.js';
 
 let counter = 0;
@@ -42,7 +44,7 @@ export class TestNetns {
 
   /** Starts a JavaScript program inside that prints `ready` when it is; it ends with the namespace. */
   async serve(source: string): Promise<ChildProcess> {
-    const child = spawn('ip', ['netns', 'exec', this.name, process.execPath, '-e', source], { stdio: ['pipe', 'pipe', 'inherit'] });
+    const child = spawn(join(buildDir, 'underpass-exec'), ['--netns', this.path, '--die-with-parent', '--', process.execPath, '-e', source], { stdio: ['pipe', 'pipe', 'inherit'] });
     this.#children.push(child);
     for await (const line of createInterface({ input: child.stdout })) if (line === 'ready') return child;
     throw new Error('the program in the namespace ended before it was ready');

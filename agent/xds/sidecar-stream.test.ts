@@ -7,6 +7,7 @@ import { sleep, waitFor } from '../../common/retry.js';
 import { TestControlPlane, type TestStream } from '../testing/control-plane.js';
 import { assignment, edsCluster, httpListener, routes } from '../testing/resources.js';
 import { AdsChannel } from './channel.js';
+import { routeClusters } from './references.js';
 import { SidecarStream, sidecarTypes } from './sidecar-stream.js';
 
 const { clusters: CDS, endpoints: EDS, listeners: LDS, routes: RDS } = sidecarTypes;
@@ -35,6 +36,7 @@ describe('SidecarStream', () => {
     const open: TestStream = server.stream;
     await open.answered(open.send({ type_url: type.typeUrl, resources: Object.entries(items).map(([name, resource]) => ({ name, resource, version: '' }) as never), removed_resources: removed }));
   }
+  const references = (): readonly string[] => routeClusters(stream.state.routes.get('80')!.message);
   const subscribed = (type: { typeUrl: string }): string[] => [...(server.stream.subscribed.get(type.typeUrl) ?? [])];
 
   it('asks for what clusters and listeners name, and is synced when all of it was answered', async () => {
@@ -60,6 +62,30 @@ describe('SidecarStream', () => {
     await send(CDS, { a: edsCluster('a') });
     await send(LDS, { '0.0.0.0_80': httpListener(80) });
     assert.equal(updates, 3);
+  });
+
+  it('waits for the other half of a push: routes before their cluster, or a cluster gone before its routes', async () => {
+    const seen = updates;
+    await send(RDS, { 80: routes(80, { a: 'next' }) });
+    await send(CDS, { next: edsCluster('next') }, ['a']);
+    assert.deepEqual([[...stream.state.clusters.keys()], updates], [['a'], seen]);
+    await send(EDS, { next: assignment('next', []) });
+    assert.deepEqual([[...stream.state.clusters.keys()], updates], [['next'], seen + 1]);
+    await send(CDS, { a: edsCluster('a') }, ['next']);
+    await send(EDS, { a: assignment('a', []) });
+    assert.deepEqual([...stream.state.clusters.keys()], ['next']);
+    await send(RDS, { 80: routes(80, { a: 'a' }) });
+    assert.deepEqual([...stream.state.clusters.keys()], ['a']);
+  });
+
+  it('takes routes to a cluster that does not come for what is meant', async () => {
+    await send(RDS, { 80: routes(80, { a: 'nowhere' }) });
+    assert.deepEqual(references(), ['a']);
+    await waitFor('the wait to be over', () => references()[0] === 'nowhere', WAIT);
+    const seen = updates;
+    await send(RDS, { 80: routes(80, { a: 'nowhere', b: 'nowhere' }) });
+    assert.equal(updates, seen + 1, 'what dangles already is not waited for again');
+    await send(RDS, { 80: routes(80, { a: 'a' }) });
   });
 
   it('takes a removed name as an answer', async () => {

@@ -12,8 +12,15 @@ import type { Logger } from '../../common/log.js';
 import type { Backoff } from '../../common/retry.js';
 import type { AdsChannel } from './channel.js';
 import { DeltaAdsStream, type Change, type StreamStatus, type TypeState } from './delta-stream.js';
+import { listenerClusters, routeClusters } from './references.js';
 import { ClusterType, EndpointType, ListenerType, RouteType, edsServiceName, routeNames } from './resource-types.js';
 import type { AnyResourceType, XdsResource } from './resource-type.js';
+
+/**
+ * How long routes may lead to a cluster that is not there (not there yet, or not any more) before that is taken for what
+ * the control plane means: the messages of one push are milliseconds apart, in whichever order.
+ */
+const REFERENCE_WAIT_MS = 1_000;
 
 export const sidecarTypes = { clusters: new ClusterType(), endpoints: new EndpointType(), listeners: new ListenerType(), routes: new RouteType() };
 
@@ -40,6 +47,9 @@ export class SidecarStream implements Closable {
   readonly #options: SidecarStreamOptions;
   readonly #fetchTimeoutMs: number;
   #timer: NodeJS.Timeout | undefined;
+  #waitsForNames = false;
+  /** Clusters that are referred to and not there, for good. */
+  #dangling: ReadonlySet<string> = new Set();
   /** What was there when it was last whole. */
   #whole: SidecarState | undefined;
 
@@ -65,8 +75,8 @@ export class SidecarStream implements Closable {
   }
 
   /**
-   * The newest state that is whole. A cluster arrives before its endpoints and a listener before its routes; whoever used
-   * what is there in between would send requests to clusters without endpoints.
+   * The newest state that is whole. A cluster arrives before its endpoints, a listener before its routes, and a cluster may
+   * go before the routes that lead to it do; requests must not meet what is there in between.
    */
   get state(): SidecarState {
     return this.#whole ?? this.#now;
@@ -114,11 +124,26 @@ export class SidecarStream implements Closable {
     if (change.type === clusters) this.#stream.setNames(endpoints, this.#endpointNames());
     if (change.type === listeners) this.#stream.setNames(routes, this.#routeNames());
     if (!this.#stream.state(clusters).answered || !this.#stream.state(listeners).answered) return;
-    if (missing(this.#stream.state(endpoints)) + missing(this.#stream.state(routes)) === 0) {
+    const isComplete = missing(this.#stream.state(endpoints)) + missing(this.#stream.state(routes)) === 0;
+    if (isComplete && !this.#dangles()) {
       if (!this.#whole || this.#timer || change.updated.length > 0 || change.removed.length > 0) this.#take();
       return;
     }
-    this.#timer ??= setTimeout(() => this.#waited(), this.#fetchTimeoutMs);
+    // From unanswered names to mere dangling the wait becomes shorter.
+    if (isComplete && this.#waitsForNames) {
+      clearTimeout(this.#timer);
+      this.#timer = undefined;
+    }
+    this.#waitsForNames = !isComplete;
+    this.#timer ??= setTimeout(() => this.#waited(), isComplete ? REFERENCE_WAIT_MS : this.#fetchTimeoutMs);
+  }
+
+  /** Whether anything now leads to a cluster that is not there, but did not before: the other half of a push is on its way. */
+  #dangles(): boolean {
+    if (!this.#whole) return false;
+    const { clusters, listeners, routes } = this.#now;
+    for (const name of references(listeners, routes)) if (!clusters.has(name) && !this.#dangling.has(name)) return true;
+    return false;
   }
 
   /** A connected control plane that does not answer for a name will not: on without it. */
@@ -133,6 +158,7 @@ export class SidecarStream implements Closable {
     this.#timer = undefined;
     const { clusters, endpoints, listeners, routes } = this.#now;
     this.#whole = { clusters: new Map(clusters), endpoints: new Map(endpoints), listeners: new Map(listeners), routes: new Map(routes) };
+    this.#dangling = new Set([...references(listeners, routes)].filter((name) => !clusters.has(name)));
     this.#options.onUpdate();
   }
 
@@ -152,6 +178,13 @@ export class SidecarStream implements Closable {
     }
     return names;
   }
+}
+
+function references(listeners: SidecarState['listeners'], routes: SidecarState['routes']): Set<string> {
+  const names = new Set<string>();
+  for (const { message } of routes.values()) for (const name of routeClusters(message)) names.add(name);
+  for (const { message } of listeners.values()) for (const name of listenerClusters(message)) names.add(name);
+  return names;
 }
 
 /** How many of the subscribed names have no answer yet. */

@@ -1,5 +1,5 @@
 /** One comparison from start to report; `underpass bench` and the demo's last step. */
-import { buildReport, measure, MODES, modeById, type BenchReport, type Mode } from '../../bench/index.js';
+import { buildReport, crossCheck, measure, MODES, modeById, type BenchReport, type Mode } from '../../bench/index.js';
 import { UnderpassError, errorMessage } from '../../common/errors.js';
 import { LabWorld } from './world.js';
 
@@ -9,6 +9,8 @@ export interface BenchSettings {
   durationS: number;
   connections: number;
   modes: readonly Mode[];
+  /** Run wrk, too. */
+  crossCheck?: boolean;
 }
 
 export const QUICK_DURATION_S = 0.3;
@@ -40,7 +42,9 @@ export async function runBench(settings: BenchSettings, options: { signal: Abort
     const benchOptions = { modes: settings.modes, rounds: settings.rounds, durationS: settings.durationS, connections: settings.connections, signal: options.signal, onProgress: options.onProgress };
     const facts = await world.facts();
     const measured = await measure(world, benchOptions);
-    return buildReport(measured, benchOptions, { quick: settings.quick, startedAt, facts });
+    const report = buildReport(measured, benchOptions, { quick: settings.quick, startedAt, facts });
+    if (settings.crossCheck) report.crossCheck = await crossCheck(world, benchOptions);
+    return report;
   } catch (error) {
     if (problems.length > 0 && !options.signal.aborted) throw new UnderpassError('UNDERPASS_BENCH_FAILED', `${errorMessage(error)}; the lab said: ${problems.slice(0, 3).join('; ')}`, { cause: error });
     throw error;

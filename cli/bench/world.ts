@@ -74,7 +74,7 @@ export class LabWorld implements World, Closable {
       kernel: `Linux ${release()}`,
       CPUs: `${processors.length} × ${processors[0]?.model ?? 'unknown'}`,
       Envoy: /\d+\.\d+\.\d+/.exec(status.proxy.envoy.version ?? '')?.[0] ?? 'unknown',
-      Node: process.versions.node,
+      'Node.js': process.versions.node,
       acceleration: status.acceleration.on ? 'on' : `off (${status.acceleration.reason ?? ''})`,
     };
   }
