@@ -48,6 +48,6 @@ build/underpass-exec: native/exec/underpass-exec.c
 	$(call msg,CC,$@)
 	$(Q)mkdir -p $(@D) && $(CC) -O2 -g -Wall -Wextra -static $< -o $@.tmp && mv $@.tmp $@
 
-build/socket-probe: native/probe/socket-probe.c
+build/socket-probe: native/probe/socket-probe.c native/probe/sockets.h native/probe/cases.h
 	$(call msg,CC,$@)
 	$(Q)mkdir -p $(@D) && $(CC) -O2 -g -Wall -Wextra -pthread $< -o $@.tmp && mv $@.tmp $@
