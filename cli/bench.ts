@@ -3,7 +3,7 @@ import { writeFileSync } from 'node:fs';
 import { InvalidArgumentError, Option, type Command } from 'commander';
 import { renderHtml, renderTable } from '../bench/index.js';
 import { UnderpassError, errorMessage } from '../common/errors.js';
-import { DEFAULT_CONNECTIONS, DEFAULT_DURATION_S, DEFAULT_ROUNDS, parseModes, QUICK_DURATION_S, runBench } from './bench/run.js';
+import { DEFAULT_CONNECTIONS, DEFAULT_DURATION_S, DEFAULT_PROXY_WORKERS, DEFAULT_ROUNDS, parseModes, QUICK_DURATION_S, runBench } from './bench/run.js';
 import { ProgressLine } from './progress.js';
 import { followSignals } from './signals.js';
 
@@ -12,6 +12,7 @@ interface Options {
   rounds: number;
   duration?: number;
   connections: number;
+  proxyWorkers: number;
   output: 'table' | 'json';
   html?: string;
   modes?: string;
@@ -24,6 +25,7 @@ export function configure(command: Command): void {
     .option('--rounds <n>', 'interleaved rounds; medians are taken over them', wholeNumber(1, 1000), DEFAULT_ROUNDS)
     .option('--duration <seconds>', `measured time of each load (default: ${DEFAULT_DURATION_S})`, seconds)
     .option('--connections <n>', 'for throughput and CPU; latency is measured with one', wholeNumber(1, 10_000), DEFAULT_CONNECTIONS)
+    .option('--proxy-workers <n>', 'worker threads of every Envoy, the shared one and the sidecars alike', wholeNumber(1, 64), DEFAULT_PROXY_WORKERS)
     .option('--modes <ids>', 'only these, separated by commas')
     .option('--cross-check', 'measure the HTTP modes by wrk, too')
     .option('--html <file>', 'also write the report as one HTML file with plots')
@@ -53,7 +55,7 @@ async function bench(options: Options): Promise<void> {
   const progress = new ProgressLine();
   try {
     const report = await runBench(
-      { quick, modes, rounds: options.rounds, durationS: options.duration ?? (quick ? QUICK_DURATION_S : DEFAULT_DURATION_S), connections: options.connections, crossCheck: options.crossCheck ?? false },
+      { quick, modes, rounds: options.rounds, durationS: options.duration ?? (quick ? QUICK_DURATION_S : DEFAULT_DURATION_S), connections: options.connections, proxyWorkers: options.proxyWorkers, crossCheck: options.crossCheck ?? false },
       { signal: signals.signal, onProgress: (text, done, of) => progress.show(of > 1 ? `[${Math.floor((100 * done) / of)} %] ${text}` : text) },
     );
     progress.clear();

@@ -8,7 +8,7 @@ import { UnderpassError, errorMessage } from '../common/errors.js';
 import { ClosableStore } from '../common/lifecycle.js';
 import { buildDir, projectRoot } from '../common/paths.js';
 import { Lab } from '../lab/index.js';
-import { DEFAULT_CONNECTIONS, DEFAULT_ROUNDS, QUICK_DURATION_S, runBench } from './bench/run.js';
+import { DEFAULT_CONNECTIONS, DEFAULT_PROXY_WORKERS, DEFAULT_ROUNDS, QUICK_DURATION_S, runBench } from './bench/run.js';
 import { showRestart } from './demo/restart.js';
 import { showRouting } from './demo/routing.js';
 import { findNamespaces, Narrator, type Stage } from './demo/stage.js';
@@ -114,7 +114,7 @@ async function showBench(options: Options, narrator: Narrator, signal: AbortSign
   await attempt(narrator, signal, 6, 'Compared with sidecars', async () => {
     narrator.command(`underpass bench --quick --html ${options.html}`);
     const report = await runBench(
-      { quick: true, modes: MODES, rounds: DEFAULT_ROUNDS, durationS: QUICK_DURATION_S, connections: DEFAULT_CONNECTIONS },
+      { quick: true, modes: MODES, rounds: DEFAULT_ROUNDS, durationS: QUICK_DURATION_S, connections: DEFAULT_CONNECTIONS, proxyWorkers: DEFAULT_PROXY_WORKERS },
       { signal, onProgress: (text, done, of) => narrator.progress(of > 1 ? `[${Math.floor((100 * done) / of)} %] ${text}` : text) },
     );
     narrator.text(renderTable(report, { colour: process.stdout.isTTY === true && !process.env['NO_COLOR'] }));

@@ -18,7 +18,7 @@ export class LabWorld implements World, Closable {
     readonly node: NodeProcess,
   ) {}
 
-  static async start(modes: readonly Mode[], options: { signal: AbortSignal; onProgress: (text: string) => void; onProblem: (error: unknown) => void }): Promise<LabWorld> {
+  static async start(modes: readonly Mode[], options: { proxyWorkers: number; signal: AbortSignal; onProgress: (text: string) => void; onProblem: (error: unknown) => void }): Promise<LabWorld> {
     const { signal, onProgress } = options;
     const name = `bench-${process.pid}`;
     const store = new ClosableStore();
@@ -27,9 +27,9 @@ export class LabWorld implements World, Closable {
     try {
       writeFileSync(join(directory, 'world.yaml'), worldYaml(modes));
       const logPath = join(directory, 'node.log');
-      const node = new NodeProcess(name, name, logPath);
+      const node = new NodeProcess(name, name, logPath, ['--concurrency', String(options.proxyWorkers)]);
       onProgress('starting pods');
-      const lab = await Lab.up({ name, sources: [directory], discovery: node.discovery, purpose: 'bench', watch: false, onProblem: options.onProblem });
+      const lab = await Lab.up({ name, sources: [directory], discovery: node.discovery, purpose: 'bench', watch: false, sidecarConcurrency: options.proxyWorkers, onProblem: options.onProblem });
       store.defer(() => lab.down());
       const world = new LabWorld(lab, node);
       store.add(node);
