@@ -7,11 +7,14 @@ import { test, type TestContext } from 'node:test';
 import { pino } from 'pino';
 import { removeCgroup } from '../common/cgroup.js';
 import type { PodRecord } from '../common/lab-api.js';
+import { run } from '../common/process.js';
 import { waitFor } from '../common/retry.js';
 import { askAgent } from './admin/server.js';
 import type { AgentStatus } from './admin/status.js';
 import { Agent, instanceCgroup, instancePaths } from './agent.js';
+import { KernelWorld, TEST_BPFFS } from './dataplane/kernel-testing.js';
 import type { AgentParts, SelfTestVerdict } from './parts.js';
+import { realParts } from './real-parts.js';
 
 const passed: SelfTestVerdict = {
   ok: true, capture: { ok: true, reason: 'fine' }, acceleration: { ok: true, reason: 'fine' }, checks: [{ name: 'order', ok: true, detail: '' }], restrictions: [], tookMs: 1,
@@ -27,10 +30,10 @@ interface Stage {
 
 let counter = 0;
 
-function stage(context: TestContext, change: Partial<{ verdict: () => Promise<SelfTestVerdict>; openKernel: () => never; startProxy: () => Promise<void> }> = {}): Stage {
+function stage(context: TestContext, change: Partial<{ verdict: () => Promise<SelfTestVerdict>; openKernel: () => never; detachKernel: AgentParts['detachKernel']; instance: string; bpffsDir: string; startProxy: () => Promise<void> }> = {}): Stage {
   const steps: string[] = [];
   const runDir = mkdtempSync(join(tmpdir(), `up-agent-${process.pid}-`));
-  const instance = `up-agentt-${process.pid}-${counter++}`;
+  const instance = change.instance ?? `up-agentt-${process.pid}-${counter++}`;
   let wake: (() => void) | undefined;
   let newest: PodRecord[] | undefined;
   const parts: AgentParts = {
@@ -50,6 +53,7 @@ function stage(context: TestContext, change: Partial<{ verdict: () => Promise<Se
         close: () => void steps.push('kernel closed'),
       });
     },
+    detachKernel: (options) => (change.detachKernel ?? (() => Promise.resolve(0)))(options),
     selfTest: () => (change.verdict ?? (() => Promise.resolve(passed)))(),
     createProxy: ({ onListenerPorts }) => ({
       setPods: (pods) => void steps.push(`setPods ${pods.length}`),
@@ -73,7 +77,7 @@ function stage(context: TestContext, change: Partial<{ verdict: () => Promise<Se
   };
   const agent = new Agent(
     {
-      nodeName: 'n1', discoveryAddress: 'unix:/none', runDir, instance,
+      nodeName: 'n1', discoveryAddress: 'unix:/none', runDir, instance, ...(change.bpffsDir === undefined ? {} : { bpffsDir: change.bpffsDir }),
       logger: () => pino({ level: 'silent' }),
       workloads: {
         description: 'a test',
@@ -166,6 +170,40 @@ test('Agent: without BPF it goes on, and says so in one line', async (context) =
   assert.equal((await status()).redirection.bpfProblem, "the kernel's BPF side is not usable: loading: EPERM");
   assert.ok(steps.includes('proxy start'));
   assert.match(await get('/v1/counters'), /not usable/);
+});
+
+test('Agent: a kernel side that a restart can not open leaves no hook of the former agent attached', async (context) => {
+  const world = await KernelWorld.create('detach', { pinned: true });
+  context.after(() => world.close());
+  const instance = world.world.name;
+  world.put({ capture: true });
+  await world.kernel.close();
+  const [client, server] = [world.world.pod(0), world.world.pod(1)];
+  // Nobody listens where it goes to; captured, it reaches the proxy's port in the client's own namespace.
+  const connect = async (): Promise<string> => {
+    const script = `
+      const net = require('node:net');
+      net.createServer().listen(15001, '127.0.0.1', () => {
+        net.connect(8080, '${server.ipv4}').once('connect', () => { console.log('captured'); process.exit(); }).once('error', (e) => { console.log(e.code); process.exit(); });
+      });`;
+    const [file, ...args] = world.world.inPod(client, [process.execPath, '-e', script]) as [string, ...string[]];
+    return (await run(file, args, { timeoutMs: 10_000 })).stdout.trim();
+  };
+  assert.equal(await connect(), 'captured');
+  const refuse = (): never => {
+    throw new Error('loading: the verifier refuses connect4');
+  };
+  const { agent, status, pods } = stage(context, { openKernel: refuse, detachKernel: realParts.detachKernel, instance, bpffsDir: TEST_BPFFS });
+  await agent.start();
+  pods([]);
+  await waitFor('readiness', async () => (await status()).ready, { timeoutMs: 2_000, everyMs: 5 });
+  assert.equal(await connect(), 'ECONNREFUSED', 'it goes its plain way');
+  assert.equal(existsSync(join(TEST_BPFFS, instance, 'links')), false);
+  assert.match((await status()).redirection.bpfProblem ?? '', /verifier refuses connect4; what a former agent had attached was detached/);
+  // A later agent that can open it finds its pods, and attaches them anew.
+  world.kernel = await world.open(TEST_BPFFS);
+  for (const known of world.kernel.pods()) world.kernel.putPod(known);
+  assert.equal(await connect(), 'captured');
 });
 
 test('Agent: an Envoy that does not start ends it with the reason', async (context) => {

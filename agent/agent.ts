@@ -214,8 +214,23 @@ export class Agent {
       // Libbpf's and the verifier's own lines are for the log.
       this.#kernelProblem = `the kernel's BPF side is not usable: ${errorMessage(error).split('\n')[0]}`;
       logger.warn({ reason: errorMessage(error) }, 'no BPF: pods are redirected by iptables and nothing is short-circuited');
+      await this.#detachKernel();
     }
     return proxyCgroup;
+  }
+
+  /** Hooks of a former agent that this one can't drive would outlive the listeners that they lead to. */
+  async #detachKernel(): Promise<void> {
+    const { bpffsDir, instance } = this.#paths;
+    try {
+      const count = await this.#parts.detachKernel({ bpffsDir, instance });
+      if (count === 0) return;
+      this.#kernelProblem += '; what a former agent had attached was detached';
+      this.#logger.warn({ attached: count }, 'the hooks of a former agent are detached: new connections take their plain way until iptables redirect them');
+    } catch (error) {
+      this.#kernelProblem += `; what a former agent attached could not be detached: ${errorMessage(error)}`;
+      this.#logger.error({ reason: errorMessage(error) }, 'the hooks of a former agent could not be detached');
+    }
   }
 
   async #run(dataplane: Dataplane, proxy: AgentProxy): Promise<void> {

@@ -3,7 +3,7 @@ import type { Logger } from '../common/log.js';
 import type { KernelPod, PodKernel, PodProxy } from './dataplane/collaborators.js';
 import type { PodCounters, ProbationEntry } from './dataplane/kernel.js';
 import type { SelfTestVerdict } from './dataplane/self-test.js';
-import type { NodeProxyStatus } from './proxy/node-proxy.js';
+import type { ListenerPorts, NodeProxyStatus } from './proxy/node-proxy.js';
 
 export type { SelfTestVerdict };
 
@@ -15,7 +15,7 @@ export interface AgentKernel extends PodKernel {
   probation(): ProbationEntry[];
   setGlobalAcceleration(on: boolean): void;
   /** TCP straight to a local pod's own address and a port that is not among these needs no proxy. */
-  setListenerPorts(ports: readonly number[]): void;
+  setListenerPorts(ports: ListenerPorts): void;
   close(): void | Promise<void>;
 }
 
@@ -37,11 +37,13 @@ export interface ProxyOptions {
   logger: Logger;
   localPods: () => ReadonlyMap<string, { enrolled: boolean }>;
   /** The ports of all listeners that the control plane sent to any class; called on every change. */
-  onListenerPorts: (ports: readonly number[]) => void;
+  onListenerPorts: (ports: ListenerPorts) => void;
 }
 
 export interface AgentParts {
   openKernel(options: { bpffsDir: string; instance: string; logger: Logger }): Promise<AgentKernel>;
+  /** Detaches what former agents of this instance left attached; returns to how many pods and proxies it was. */
+  detachKernel(options: { bpffsDir: string; instance: string }): Promise<number>;
   selfTest(logger: Logger): Promise<SelfTestVerdict>;
   createProxy(options: ProxyOptions): AgentProxy;
 }

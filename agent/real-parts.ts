@@ -6,6 +6,7 @@ import { envoyBinary } from '../common/paths.js';
 import { isRunning, type ProcessId } from '../common/process-id.js';
 import { waitFor } from '../common/retry.js';
 import type { CleanupParts } from './cleanup.js';
+import { removeLinks } from './dataplane/bpffs.js';
 import { Kernel } from './dataplane/kernel.js';
 import { selfTest } from './dataplane/self-test.js';
 import { removeSelfTestLeftovers } from './dataplane/self-test-leftovers.js';
@@ -14,6 +15,7 @@ import { NodeProxy } from './proxy/node-proxy.js';
 
 export const realParts: AgentParts = {
   openKernel: (options) => Kernel.open(options),
+  detachKernel: ({ bpffsDir, instance }) => removeLinks(bpffsDir, instance),
   selfTest: async (logger) => {
     await removeSelfTestLeftovers();
     return selfTest(logger);

@@ -23,6 +23,7 @@ function sample(requestsPerSecond: number, more: Partial<Sample> = {}): Sample {
     failed: 0,
     shares: { counted: false, shortCircuitedBytes: 0, tcpBytes: 0 },
     answers: {},
+    foreignCpus: 0.5,
     latency: { p50: 10, p90: 20, p99: 90 },
     loadedLatency: { p50: 100, p90: 200, p99: 900 },
     ...more,
@@ -68,6 +69,11 @@ test('buildReport: shares of bytes add up to one, and uncounted traffic is TCP',
   const counted = report({}, { shares: { counted: true, shortCircuitedBytes: 300, tcpBytes: 100 } }).rows;
   assert.ok(counted.every(({ bytes }) => bytes.counted && bytes.shortCircuited === 0.75 && bytes.tcp === 0.25));
   assert.ok(report({}).rows.every(({ bytes }) => !bytes.counted && bytes.shortCircuited === 0 && bytes.tcp === 1));
+});
+
+test('buildReport: says when the machine was busy with something else', () => {
+  assert.ok(report({}).notes.some((note) => note.includes('0.50 CPUs were busy with something else')));
+  assert.ok(!report({}, { foreignCpus: 0.02 }).notes.some((note) => note.includes('not quiet')));
 });
 
 test('buildReport: failed requests are told in notes with their first reason', () => {

@@ -55,7 +55,11 @@ export interface BenchReport {
   modes: Pick<Mode, 'id' | 'title' | 'description'>[];
   rows: Row[];
   ratios: Ratio[];
+  /** CPUs that others kept busy while it was measured: the more, the less the figures say. */
+  foreignCpus: Summary;
   crossCheck?: CrossCheck[];
+  /** What could not be removed afterwards, and why. */
+  leftBehind?: string;
   notes: string[];
 }
 
@@ -140,6 +144,7 @@ const bits = (sample: { bitsPerSecond?: number }): number => sample.bitsPerSecon
 
 export function buildReport(measured: Measurements, options: BenchOptions, more: { quick: boolean; startedAt: Date; facts: Record<string, string> }): BenchReport {
   const none: ProxyMemory = { proxies: 0, rssBytes: 0, pssBytes: 0 };
+  const foreignCpus = summarise(measured.cells.flatMap(({ samples }) => samples.map((sample) => sample.foreignCpus))) as Summary;
   const rows = measured.cells.map((cell) => rowOf(cell, measured.memory.get(cell.mode) ?? none));
   return {
     startedAt: more.startedAt.toISOString(),
@@ -149,11 +154,15 @@ export function buildReport(measured: Measurements, options: BenchOptions, more:
     modes: options.modes.map(({ id, title, description }) => ({ id, title, description })),
     rows,
     ratios: ratiosOf(measured.cells),
-    notes: notesOf(rows, options, more.quick),
+    foreignCpus,
+    notes: notesOf(rows, options, more.quick, foreignCpus.median),
   };
 }
 
-function notesOf(rows: readonly Row[], options: BenchOptions, quick: boolean): string[] {
+/** More than this, and a proxy's caches are cold each time that it is woken. */
+const QUIET_CPUS = 0.15;
+
+function notesOf(rows: readonly Row[], options: BenchOptions, quick: boolean, foreignCpus: number): string[] {
   const notes = [
     'Client, servers and proxies are on one node. The claims are about same-node traffic between event-driven programs; traffic to other nodes takes TCP and is not measured here.',
     'Traffic in the two modes "no mesh" goes straight to a pod\'s address, past Service translation: the comparison is against the cheapest path, so that the mesh looks no better than it is.',
@@ -163,6 +172,7 @@ function notesOf(rows: readonly Row[], options: BenchOptions, quick: boolean): s
     'The share of bytes counts the payload that pods with BPF programs moved on each of their connections, the proxy\'s part for them included; where none is attached everything went by TCP.',
     'With sidecars, memory is that of the client\'s and both servers\' sidecars and grows with each pod; the shared proxy\'s is the node\'s whole Envoy, serving every enrolled pod of this run.',
   ];
+  if (foreignCpus > QUIET_CPUS) notes.push(`The machine was not quiet: ${foreignCpus.toFixed(2)} CPUs were busy with something else (median). Ratios hold better than absolute figures.`);
   if (quick) notes.push('A quick run: short rounds. For figures to rely on, run `underpass bench`.');
   const failed = rows.filter((row) => row.failed > 0);
   for (const row of failed) notes.push(`${row.title} (${WORKLOADS.find(({ id }) => id === row.workload)?.title ?? row.workload}): ${row.failed} failed requests, first: ${row.firstFailure ?? 'unknown'}.`);

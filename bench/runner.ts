@@ -38,6 +38,8 @@ export interface Sample {
   firstFailure?: string;
   shares: Shares;
   answers: Record<string, number>;
+  /** CPUs that were busy meanwhile with what does not take part: other programs, or the kernel's own threads. */
+  foreignCpus: number;
 }
 
 export interface Cell {
@@ -144,6 +146,7 @@ async function measureOnce(world: World, site: Site, workload: Workload, options
     failed: loaded.failed,
     shares: bytesBetween(site, before, after),
     answers: loaded.tally,
+    foreignCpus: Math.max(0, loaded.machine_usec - Object.values(loaded.cgroup_usec).reduce((sum, usec) => sum + usec, 0)) / 1e6 / loaded.seconds,
   };
   if (loaded.first_failure !== '') sample.firstFailure = loaded.first_failure;
   if (loaded.bits_per_second !== undefined) sample.bitsPerSecond = loaded.bits_per_second;

@@ -26,6 +26,11 @@ static __always_inline enum capture capture_of(const struct pod *pod, __u64 netn
 	__u64 *target = bpf_map_lookup_elem(&netns_of_address, destination);
 	if (target && *target == netns_cookie)
 		return CAPTURE_NO; /* the pod talks to itself */
+	/* The proxy listens on [::1] only in pods that have an IPv6 address. */
+	if (!is_ipv4(destination) && is_unset(&pod->ipv6)) {
+		count(COUNTER_CONNECTION_IPV6_NOT_CAPTURED);
+		return CAPTURE_NO;
+	}
 	if (pod->mode == POD_MODE_NODE)
 		return target && is_plain_port(port) ? CAPTURE_NO : CAPTURE_OUTBOUND;
 	if ((__u32)bpf_get_current_uid_gid() != sidecar_uid)
@@ -56,8 +61,10 @@ static __always_inline enum capture on_connect(struct bpf_sock_addr *ctx, const 
 		count(COUNTER_CONNECTION_BOUND_TO_DEVICE);
 		capture = CAPTURE_NO;
 	}
-	if (capture == CAPTURE_NO && (pod->acceleration == ACCELERATION_OFF ||
-				      (!is_loopback(destination) && !bpf_map_lookup_elem(&netns_of_address, destination)))) {
+	bool sidecar = pod->mode == POD_MODE_SIDECAR && (__u32)bpf_get_current_uid_gid() == sidecar_uid;
+	bool redirected = (pod->flags & POD_REDIRECTED) && !sidecar;
+	if (capture == CAPTURE_NO && !redirected && !is_loopback(destination) &&
+	    !bpf_map_lookup_elem(&netns_of_address, destination)) {
 		if (pod->acceleration != ACCELERATION_OFF)
 			count(COUNTER_CONNECTION_NOT_LOCAL);
 		/* An earlier connect() of this socket may have failed and left its state. */
@@ -73,13 +80,16 @@ static __always_inline enum capture on_connect(struct bpf_sock_addr *ctx, const 
 	}
 	state->netns_cookie = netns_cookie;
 	state->slot = pod->slot;
+	state->generation = pod->generation;
 	state->flags = SOCKET_CONNECTING;
+	state->cookie = 0;
 	state->peer_cookie = 0;
 	state->peer_sock = 0;
 	state->original.address = *destination;
 	state->original.port = port_be;
 	current_program(&state->program);
-	if (pod->mode == POD_MODE_SIDECAR && (__u32)bpf_get_current_uid_gid() == sidecar_uid)
+	state->pid = bpf_get_current_pid_tgid() >> 32;
+	if (sidecar)
 		state->flags |= SOCKET_PROXY;
 	if (capture != CAPTURE_NO) {
 		state->flags |= SOCKET_CAPTURED;

@@ -24,6 +24,12 @@
 /* DESIGN rule 11: so many connections of a listener or program must have sent data without blocking. */
 #define PROBATION_CONNECTIONS 8
 
+/* User space is asked again about a program that it could not look at, not more often than this. */
+#define CLEARANCE_AGAIN_NS 50000000ull
+/* So that one pod with many executables or listeners can't take all room from the others. */
+#define VERDICTS_PER_POD 64
+#define QUOTA_EVENT_AGAIN_NS 60000000000ull
+
 #define MAX_PODS 1024
 #define MAX_CONNECTIONS 131072
 /* Connections between the first end's establishment and the second's, or the opener's first message. */

@@ -13,13 +13,16 @@ static __always_inline void count(enum counter which)
 	count_n(which, 1);
 }
 
-static __always_inline struct pod_counters *counters_of_slot(__u32 slot)
+/* NULL when the slot has been given to another pod since. */
+static __always_inline struct pod_counters *counters_of_slot(__u32 slot, __u32 generation)
 {
-	return bpf_map_lookup_elem(&pod_counters, &slot);
+	struct pod_counters *found = bpf_map_lookup_elem(&pod_counters, &slot);
+	return found && found->generation == generation ? found : 0;
 }
 
-#define COUNT_POD(slot, field, n) do { \
-	struct pod_counters *counters_ = counters_of_slot(slot); \
+/* `owner`: a pod, or the state of one of its sockets. */
+#define COUNT_POD(owner, field, n) do { \
+	struct pod_counters *counters_ = counters_of_slot((owner)->slot, (owner)->generation); \
 	if (counters_) \
 		__sync_fetch_and_add(&counters_->field, (n)); \
 } while (0)
@@ -70,6 +73,7 @@ static __always_inline void report(__u32 type, __u32 counter, const struct socke
 	event->program = state->program;
 	event->listener = state->listener;
 	event->after_acceleration = !!(state->flags & SOCKET_IN_MAP);
+	event->pid = state->pid;
 	bpf_ringbuf_submit(event, 0);
 }
 
@@ -79,19 +83,27 @@ static __always_inline void map_full(enum counter which, const struct socket_sta
 	report(EVENT_MAP_FULL, which, state);
 }
 
-/* MARK_NONE: still in probation. */
-static __always_inline __u32 decided(const struct verdict *v)
+/*
+ * MARK_NONE: still in probation. Both must have spoken: the kernel, which sees whether sockets block, and user space,
+ * which sees what the program is. With no agent there to look, nothing new is ever short-circuited.
+ */
+static __always_inline __u32 decided(const struct verdict *v, const struct clearance *c)
 {
 	if (v->mark)
 		return v->mark;
+	if (!c)
+		return MARK_NONE;
+	if (c->kind != CLEARANCE_GIVEN)
+		return MARK_SPLICED;
 	return v->seen >= PROBATION_CONNECTIONS ? MARK_EVENT_DRIVEN : MARK_NONE;
 }
 
 static __always_inline __u32 client_verdict(const struct program_key *key)
 {
 	struct verdict *v = bpf_map_lookup_elem(&client_verdicts, key);
-	if (v && decided(v) != MARK_NONE)
-		return decided(v);
+	__u32 verdict = v ? decided(v, bpf_map_lookup_elem(&client_clearances, key)) : MARK_NONE;
+	if (verdict != MARK_NONE)
+		return verdict;
 	struct program_key anywhere = *key;
 	anywhere.cgroup_id = 0;
 	v = bpf_map_lookup_elem(&client_verdicts, &anywhere);
@@ -101,7 +113,45 @@ static __always_inline __u32 client_verdict(const struct program_key *key)
 static __always_inline __u32 listener_verdict(const struct listener_key *key)
 {
 	struct verdict *v = bpf_map_lookup_elem(&listener_verdicts, key);
-	return v ? decided(v) : MARK_NONE;
+	return v ? decided(v, bpf_map_lookup_elem(&listener_clearances, key)) : MARK_NONE;
+}
+
+/* A listener as the verdicts know it: all of 127.0.0.0/8 and ::1 are one, or a pod could make millions. */
+static __always_inline void name_listener(struct listener_key *out, __u64 netns_cookie, const struct address *address, __u16 port)
+{
+	__builtin_memset(out, 0, sizeof(*out));
+	out->netns_cookie = netns_cookie;
+	out->port = port;
+	if (is_loopback(address))
+		set_ipv4(&out->address, bpf_htonl(0x7f000001));
+	else
+		out->address = *address;
+}
+
+/* Room for one more verdict of this socket's pod. */
+static __always_inline bool take_quota(const struct socket_state *state, bool accepted)
+{
+	__u64 netns_cookie = state->netns_cookie;
+	struct verdict_quota *quota = bpf_map_lookup_elem(&verdict_quotas, &netns_cookie);
+	if (!quota) {
+		struct verdict_quota none = {};
+		bpf_map_update_elem(&verdict_quotas, &netns_cookie, &none, BPF_NOEXIST);
+		quota = bpf_map_lookup_elem(&verdict_quotas, &netns_cookie);
+	}
+	if (!quota)
+		return false;
+	__u32 *taken = accepted ? &quota->listeners : &quota->clients;
+	if (*taken < VERDICTS_PER_POD) {
+		__sync_fetch_and_add(taken, 1);
+		return true;
+	}
+	count(COUNTER_VERDICTS_QUOTA);
+	__u64 now = bpf_ktime_get_ns();
+	if (!quota->reported_ns || now - quota->reported_ns > QUOTA_EVENT_AGAIN_NS) {
+		quota->reported_ns = now;
+		report(EVENT_VERDICT_QUOTA, 0, state);
+	}
+	return false;
 }
 
 /* The verdict on this socket's program, made when it is missing. */
@@ -112,6 +162,8 @@ static __always_inline struct verdict *verdict_of(const struct socket_state *sta
 				     : bpf_map_lookup_elem(&client_verdicts, &state->program);
 	if (v)
 		return v;
+	if (!take_quota(state, accepted))
+		return 0;
 	struct verdict fresh = { .netns_cookie = state->netns_cookie };
 	long failed = accepted ? bpf_map_update_elem(&listener_verdicts, &state->listener, &fresh, BPF_NOEXIST)
 			       : bpf_map_update_elem(&client_verdicts, &state->program, &fresh, BPF_NOEXIST);
@@ -120,6 +172,20 @@ static __always_inline struct verdict *verdict_of(const struct socket_state *sta
 	if (!v && failed)
 		map_full(COUNTER_VERDICTS_FULL, state);
 	return v;
+}
+
+/* Makes user space look at the program of a socket in probation, unless it has. */
+static __always_inline void ask_for_clearance(const struct socket_state *state, struct verdict *v)
+{
+	bool accepted = state->flags & SOCKET_ACCEPTED;
+	if (accepted ? !!bpf_map_lookup_elem(&listener_clearances, &state->listener)
+		     : !!bpf_map_lookup_elem(&client_clearances, &state->program))
+		return;
+	__u64 now = bpf_ktime_get_ns();
+	if (v->asked_ns && now - v->asked_ns < CLEARANCE_AGAIN_NS)
+		return;
+	v->asked_ns = now;
+	report(accepted ? EVENT_NEW_LISTENER : EVENT_NEW_CLIENT, 0, state);
 }
 
 /* Ends the socket's program's probation for good; `mark` is MARK_BLOCKING or MARK_SPLICED. */
@@ -150,4 +216,16 @@ static __always_inline void current_program(struct program_key *out)
 	out->inode = BPF_CORE_READ(exe, f_inode, i_ino);
 	out->device = BPF_CORE_READ(exe, f_inode, i_sb, s_dev);
 	out->reserved = 0;
+}
+
+/* What a socket sent by TCP since this was last asked. */
+static __always_inline void count_tcp(struct socket_state *state, const struct tcp_sock *tp)
+{
+	__u64 sent = tp->bytes_sent - tp->bytes_retrans;
+	if (sent <= state->bytes_tcp)
+		return;
+	__u64 more = sent - state->bytes_tcp;
+	state->bytes_tcp = sent;
+	count_n(COUNTER_BYTES_TCP, more);
+	COUNT_POD(state, bytes_tcp, more);
 }

@@ -59,6 +59,28 @@ struct {
 } listener_verdicts SEC(".maps");
 
 struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_VERDICTS);
+	__type(key, struct program_key);
+	__type(value, struct clearance);
+} client_clearances SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_VERDICTS);
+	__type(key, struct listener_key);
+	__type(value, struct clearance);
+} listener_clearances SEC(".maps");
+
+/* By netns cookie. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_PODS);
+	__type(key, __u64);
+	__type(value, struct verdict_quota);
+} verdict_quotas SEC(".maps");
+
+struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);

@@ -79,7 +79,7 @@ int move_message(struct sk_msg_md *msg)
 	state->bytes_moved += size;
 	count(COUNTER_MESSAGES_SHORT_CIRCUITED);
 	count_n(COUNTER_BYTES_SHORT_CIRCUITED, size);
-	struct pod_counters *pod = counters_of_slot(state->slot);
+	struct pod_counters *pod = counters_of_slot(state->slot, state->generation);
 	if (pod) {
 		__sync_fetch_and_add(&pod->messages_short_circuited, 1);
 		__sync_fetch_and_add(&pod->bytes_short_circuited, size);

@@ -71,6 +71,9 @@ static __always_inline enum counter refuse_active(const struct pod *pod, struct 
 		return COUNTER_CONNECTION_SWITCHED_OFF;
 	if (!remote || remote->acceleration == ACCELERATION_OFF || pod->acceleration == ACCELERATION_OFF)
 		return COUNTER_CONNECTION_POD_OFF;
+	/* Speaks for a pod's own programs, not for a proxy in its namespace, which the other end of a captured one is. */
+	if (((pod->flags & POD_SPLICES) && !(state->flags & SOCKET_PROXY)) || (!captured && (remote->flags & POD_SPLICES)))
+		return COUNTER_CONNECTION_POD_SPLICED;
 	if (!captured && !is_loopback(&t->remote)) {
 		/* iptables lead the connection elsewhere than its tuple says. */
 		if ((pod->flags & POD_REDIRECTED) && !(state->flags & SOCKET_PROXY))
@@ -98,7 +101,8 @@ static __always_inline enum counter refuse_active(const struct pod *pod, struct 
 	/* The other end of a captured connection is an Envoy. */
 	if (captured || remote->acceleration == ACCELERATION_FORCE)
 		return COUNTERS;
-	struct listener_key listener = { .netns_cookie = other, .address = t->remote, .port = t->remote_port };
+	struct listener_key listener;
+	name_listener(&listener, other, &t->remote, t->remote_port);
 	__u32 verdict = listener_verdict(&listener);
 	return verdict == MARK_EVENT_DRIVEN ? COUNTERS : listener_reason(verdict);
 }
@@ -117,8 +121,8 @@ static __always_inline int established_active(struct bpf_sock_ops *ops, bool pro
 	struct socket_state *state = bpf_sk_storage_get(&socket_states, sk, 0, 0);
 	bool known = state && (state->flags & SOCKET_CONNECTING);
 	__u64 other = peer_netns(&t, own);
-	if (!other || !(known || proxy_cgroup)) {
-		/* A pod's own connection without state was opened before its hooks were there: left alone. */
+	if (!known && !(other && proxy_cgroup)) {
+		/* A pod's own connection without state leaves the node, or is older than its hooks: left alone. */
 		if (!other && proxy_cgroup && pod->acceleration != ACCELERATION_OFF)
 			count(COUNTER_CONNECTION_NOT_LOCAL);
 		return 1;
@@ -132,6 +136,8 @@ static __always_inline int established_active(struct bpf_sock_ops *ops, bool pro
 		state->flags = SOCKET_PROXY;
 		state->netns_cookie = own;
 		state->slot = pod->slot;
+		state->generation = pod->generation;
+		state->pid = 0;
 		state->peer_cookie = 0;
 	}
 	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
@@ -141,14 +147,20 @@ static __always_inline int established_active(struct bpf_sock_ops *ops, bool pro
 	state->cookie = bpf_get_socket_cookie(ops);
 	state->sock = (__u64)tp;
 	state->bytes_moved = 0;
+	state->bytes_tcp = 0;
 	state->data_segments = 0;
 	state->tuple = t;
+	bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
+	if (!other) {
+		/* By its tuple it leaves the node, but iptables lead it to the proxy: only its bytes are counted. */
+		count(pod->flags & POD_REDIRECTED ? COUNTER_CONNECTION_BEHIND_NAT : COUNTER_CONNECTION_NOT_LOCAL);
+		return 1;
+	}
 	bool captured = state->flags & SOCKET_CAPTURED;
 	enum counter refusal = refuse_active(pod, state, &t, own, other, tp);
-	bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
 	if (captured) {
 		count(COUNTER_CONNECTIONS_CAPTURED);
-		COUNT_POD(pod->slot, connections_captured, 1);
+		COUNT_POD(state, connections_captured, 1);
 		state->flags |= SOCKET_COUNTED_LIVE;
 	}
 	if (refusal == COUNTERS) {
@@ -160,7 +172,7 @@ static __always_inline int established_active(struct bpf_sock_ops *ops, bool pro
 		}
 	} else {
 		count(refusal);
-		COUNT_POD(pod->slot, connections_plain, 1);
+		COUNT_POD(state, connections_plain, 1);
 	}
 	bool accelerated = state->flags & SOCKET_IN_MAP;
 	if (!captured && !accelerated)
@@ -198,8 +210,6 @@ static __always_inline int established_passive(struct bpf_sock_ops *ops, bool pr
 		.local_port = mine.remote_port, .remote_port = mine.local_port,
 	};
 	struct establishing *found = bpf_map_lookup_elem(&establishing, &t);
-	if (!found && pod->acceleration != ACCELERATION_L4)
-		return 1;
 	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
 	if (!tp)
 		return 1;
@@ -214,8 +224,6 @@ static __always_inline int established_passive(struct bpf_sock_ops *ops, bool pr
 	}
 	bool proxy = proxy_cgroup || (pod->mode == POD_MODE_SIDECAR &&
 				      (mine.local_port == OUTBOUND_PORT || mine.local_port == INBOUND_PORT));
-	if (!entry.cookie && proxy)
-		return 1; /* came by iptables or from a connection that is not followed: nothing to hand over or to learn */
 	struct socket_state *state = bpf_sk_storage_get(&socket_states, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!state) {
 		count(COUNTER_CONNECTION_STORAGE_FAILED);
@@ -224,13 +232,15 @@ static __always_inline int established_passive(struct bpf_sock_ops *ops, bool pr
 	state->flags = SOCKET_ACCEPTED | (proxy ? SOCKET_PROXY : 0);
 	state->netns_cookie = own;
 	state->slot = pod->slot;
+	state->generation = pod->generation;
+	state->pid = 0;
 	state->cookie = bpf_get_socket_cookie(ops);
 	state->sock = (__u64)tp;
+	state->peer_cookie = 0;
 	state->bytes_moved = 0;
+	state->bytes_tcp = 0;
 	state->data_segments = 0;
-	state->listener.netns_cookie = own;
-	state->listener.address = mine.local;
-	state->listener.port = mine.local_port;
+	name_listener(&state->listener, own, &mine.local, mine.local_port);
 	if (entry.captured) {
 		state->flags |= SOCKET_CAPTURED;
 		state->original = entry.original;
@@ -262,11 +272,11 @@ static __always_inline int established_passive(struct bpf_sock_ops *ops, bool pr
 		map_full(COUNTER_CONNECTION_PEERS_FULL, state);
 	}
 	count(COUNTER_CONNECTIONS_SHORT_CIRCUITED);
-	COUNT_POD(pod->slot, connections_short_circuited, 1);
+	COUNT_POD(state, connections_short_circuited, 1);
 	if (other != own) {
 		struct pod *opener = bpf_map_lookup_elem(&pods, &other);
 		if (opener)
-			COUNT_POD(opener->slot, connections_short_circuited, 1);
+			COUNT_POD(opener, connections_short_circuited, 1);
 	}
 	return 1;
 }
@@ -278,15 +288,10 @@ static __always_inline int closed(struct bpf_sock_ops *ops)
 	if (!state || !state->cookie)
 		return 1;
 	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
-	if (tp) {
-		__u64 sent = tp->bytes_sent - tp->bytes_retrans;
-		if (sent) {
-			count_n(COUNTER_BYTES_TCP, sent);
-			COUNT_POD(state->slot, bytes_tcp, sent);
-		}
-	}
+	if (tp)
+		count_tcp(state, tp);
 	if (state->flags & SOCKET_COUNTED_LIVE)
-		COUNT_POD(state->slot, captured_closed, 1);
+		COUNT_POD(state, captured_closed, 1);
 	if (!(state->flags & SOCKET_ACCEPTED)) {
 		struct tuple t = state->tuple;
 		__u64 cookie = state->cookie;

@@ -1,6 +1,6 @@
 /*
- * cgroup_skb/egress: learns whether a program's sockets block, by looking at the file's flags while it sends data
- * (DESIGN rule 11). Sockets that are not in probation cost one look into their storage.
+ * cgroup_skb/egress: counts what goes by TCP as it goes, and learns whether a program's sockets block, by looking at the
+ * file's flags while it sends data (DESIGN rule 11). What user space must know about a program is asked for here too.
  */
 #pragma once
 
@@ -14,16 +14,22 @@ int probe_egress(struct __sk_buff *skb)
 	if (!sk)
 		return EGRESS_ALLOW;
 	struct socket_state *state = bpf_sk_storage_get(&socket_states, sk, 0, 0);
-	if (!state || !(state->flags & SOCKET_PROBED))
+	if (!state || !state->cookie)
 		return EGRESS_ALLOW;
-	struct tcp_sock *tp = (void *)state->sock;
-	__u32 data_segments = BPF_CORE_READ(tp, data_segs_out);
+	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+	if (!tp)
+		return EGRESS_ALLOW;
+	count_tcp(state, tp);
+	if (!(state->flags & SOCKET_PROBED))
+		return EGRESS_ALLOW;
+	__u32 data_segments = tp->data_segs_out;
 	if (data_segments == state->data_segments)
 		return EGRESS_ALLOW; /* TCP's own: no payload in it */
 	state->data_segments = data_segments;
+	/* Closed already, or not accepted yet: no file. */
 	struct file *file = BPF_CORE_READ(tp, inet_conn.icsk_inet.sk.sk_socket, file);
 	if (!file)
-		return EGRESS_ALLOW; /* closed already, or not accepted yet */
+		return EGRESS_ALLOW;
 	if (!(BPF_CORE_READ(file, f_flags) & O_NONBLOCK)) {
 		state->flags &= ~SOCKET_PROBED;
 		mark_program(state, MARK_BLOCKING);
@@ -37,8 +43,10 @@ int probe_egress(struct __sk_buff *skb)
 	if (!(state->flags & SOCKET_PROBE_COUNTED)) {
 		state->flags |= SOCKET_PROBE_COUNTED;
 		struct verdict *v = verdict_of(state);
-		if (v)
+		if (v) {
 			__sync_fetch_and_add(&v->seen, 1);
+			ask_for_clearance(state, v);
+		}
 	}
 	return EGRESS_ALLOW;
 }

@@ -23,16 +23,19 @@ enum acceleration {
 enum pod_flag {
 	POD_CAPTURE = 1,    /* connect() is rewritten */
 	POD_REDIRECTED = 2, /* iptables redirect what it connects to, so tuples do not mirror */
+	POD_SPLICES = 4,    /* its label says so: none of its programs' sockets is short-circuited */
+	POD_SPLICES_NOT = 8, /* its label says so; for the agent that comes after */
 };
 
 struct pod {
 	__u64 cgroup_id;
 	struct address ipv4, ipv6; /* what getsockname answers instead of loopback; all zero: none */
 	__u32 slot;                /* index in pod_counters */
+	__u32 generation;          /* of the slot: what sockets of its former pod still count is not this pod's */
 	__u8 mode;
 	__u8 acceleration;
 	__u8 flags;
-	__u8 reserved;
+	__u8 reserved[5];
 	/* For the agent that comes after the one that wrote them. */
 	char uid[64];
 	char cgroup_path[512];
@@ -94,8 +97,28 @@ enum mark {
 
 struct verdict {
 	__u64 netns_cookie;
+	__u64 asked_ns; /* when user space was last asked for clearance */
 	__u32 seen; /* connections that sent data without blocking */
 	__u32 mark;
+};
+
+enum clearance_kind {
+	CLEARANCE_GIVEN = 1,
+	CLEARANCE_SPLICES = 2, /* by its executable */
+};
+
+/* What user space found out about a program in probation. A map of its own, so that neither overwrites the other. */
+struct clearance {
+	__u64 netns_cookie;
+	__u32 kind;
+	__u32 reserved;
+};
+
+/* Verdicts that a pod has in the two tables. */
+struct verdict_quota {
+	__u64 reported_ns;
+	__u32 clients;
+	__u32 listeners;
 };
 
 enum socket_flag {
@@ -119,6 +142,7 @@ struct socket_state {
 	__u64 peer_cookie;
 	__u64 peer_sock;
 	__u64 bytes_moved;
+	__u64 bytes_tcp; /* counted so far */
 	struct original_dst original;
 	__u16 rewritten_port; /* network order; of a captured client */
 	__u16 reserved;
@@ -127,7 +151,9 @@ struct socket_state {
 	struct tuple tuple; /* of the opener, for deleting leftovers */
 	__u32 flags;
 	__u32 slot;
+	__u32 generation;
 	__u32 data_segments; /* sent when egress last looked */
+	__u32 pid; /* of the opener, as the initial namespace counts */
 	__u32 reserved2;
 };
 
@@ -137,6 +163,9 @@ enum event_type {
 	EVENT_MAP_FULL = 3,
 	EVENT_ZERO_COPY_CLIENT = 4,
 	EVENT_ZERO_COPY_LISTENER = 5,
+	EVENT_NEW_CLIENT = 6, /* in probation, and user space has not said yet whether it splices */
+	EVENT_NEW_LISTENER = 7,
+	EVENT_VERDICT_QUOTA = 8,
 };
 
 struct event {
@@ -146,7 +175,7 @@ struct event {
 	struct program_key program;
 	struct listener_key listener;
 	__u32 after_acceleration; /* the socket was already in the map when it was seen blocking */
-	__u32 reserved;
+	__u32 pid; /* EVENT_NEW_CLIENT */
 };
 
 struct settings {
@@ -173,12 +202,14 @@ enum counter {
 	COUNTER_CONNECTION_LISTENER_PROBATION,
 	COUNTER_CONNECTION_LISTENER_BLOCKING,
 	COUNTER_CONNECTION_LISTENER_SPLICED,
+	COUNTER_CONNECTION_POD_SPLICED, /* by label */
 	COUNTER_CONNECTION_UPPER_LAYER, /* kTLS */
 	COUNTER_CONNECTION_MPTCP,
 	COUNTER_CONNECTION_FOREIGN_PSOCK,
 	COUNTER_CONNECTION_ZERO_COPY, /* SO_ZEROCOPY: completions would never come */
 	COUNTER_CONNECTION_FAST_OPEN,
 	COUNTER_CONNECTION_BOUND_TO_DEVICE, /* not captured either */
+	COUNTER_CONNECTION_IPV6_NOT_CAPTURED, /* the pod has no IPv6 address, and so the proxy no listener on [::1] */
 	COUNTER_CONNECTION_STALE_TUPLE,
 	COUNTER_CONNECTION_SOCKETS_FULL,
 	COUNTER_CONNECTION_ESTABLISHING_FULL,
@@ -195,6 +226,7 @@ enum counter {
 	COUNTER_MESSAGE_REDIRECT_FAILED,
 	/* bookkeeping */
 	COUNTER_VERDICTS_FULL,
+	COUNTER_VERDICTS_QUOTA, /* a pod has as many as one may have */
 	COUNTER_EVENTS_LOST,
 	COUNTERS
 };
@@ -208,4 +240,6 @@ struct pod_counters {
 	__u64 bytes_short_circuited;
 	__u64 bytes_tcp;
 	__u64 connections_plain; /* both ends on this node, but not short-circuited */
+	__u32 generation; /* of pod.generation: whose these are */
+	__u32 reserved;
 };

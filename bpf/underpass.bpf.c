@@ -21,6 +21,7 @@ const volatile enum pod_mode pod_mode_type;
 const volatile enum pod_flag pod_flag_type;
 const volatile enum acceleration acceleration_type;
 const volatile enum mark mark_type;
+const volatile enum clearance_kind clearance_kind_type;
 const volatile struct event event_type_layout;
 
 #include "helpers.h"

@@ -3,7 +3,7 @@ import { writeFileSync } from 'node:fs';
 import { InvalidArgumentError, Option, type Command } from 'commander';
 import { renderHtml, renderTable } from '../bench/index.js';
 import { UnderpassError, errorMessage } from '../common/errors.js';
-import { DEFAULT_CONNECTIONS, DEFAULT_DURATION_S, DEFAULT_PROXY_WORKERS, DEFAULT_ROUNDS, parseModes, QUICK_DURATION_S, runBench } from './bench/run.js';
+import { DEFAULT_CONNECTIONS, DEFAULT_DURATION_S, DEFAULT_PROXY_WORKERS, DEFAULT_ROUNDS, isLeftBehind, leftBehind, parseModes, QUICK_DURATION_S, runBench } from './bench/run.js';
 import { ProgressLine } from './progress.js';
 import { followSignals } from './signals.js';
 
@@ -67,10 +67,11 @@ async function bench(options: Options): Promise<void> {
       }
     }
     process.stdout.write(options.output === 'json' ? JSON.stringify(report, undefined, 2) + '\n' : renderTable(report, { colour: process.stdout.isTTY === true && !process.env['NO_COLOR'] }));
+    if (report.leftBehind !== undefined) throw leftBehind(report.leftBehind);
     if (report.rows.some(({ failed }) => failed > 0)) process.exitCode = 3;
   } catch (error) {
     progress.clear();
-    if (!signals.signal.aborted) throw error;
+    if (!signals.signal.aborted || isLeftBehind(error)) throw error;
     process.stderr.write('underpass: interrupted; everything was removed\n');
     process.exitCode = 130;
   } finally {

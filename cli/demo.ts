@@ -1,5 +1,5 @@
 /** `underpass demo`: the whole way once on this machine, each promise with its proof. */
-import { existsSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { dirname, join, resolve } from 'node:path';
 import type { Command } from 'commander';
@@ -8,10 +8,10 @@ import { UnderpassError, errorMessage } from '../common/errors.js';
 import { ClosableStore } from '../common/lifecycle.js';
 import { buildDir, projectRoot } from '../common/paths.js';
 import { Lab } from '../lab/index.js';
-import { DEFAULT_CONNECTIONS, DEFAULT_PROXY_WORKERS, DEFAULT_ROUNDS, QUICK_DURATION_S, runBench } from './bench/run.js';
+import { DEFAULT_CONNECTIONS, DEFAULT_PROXY_WORKERS, DEFAULT_ROUNDS, isLeftBehind, leftBehind, QUICK_DURATION_S, runBench } from './bench/run.js';
 import { showRestart } from './demo/restart.js';
 import { showRouting } from './demo/routing.js';
-import { findNamespaces, Narrator, type Stage } from './demo/stage.js';
+import { findNamespaces, Narrator, podsProof, type Stage } from './demo/stage.js';
 import { showStart } from './demo/start.js';
 import { showToggles } from './demo/toggles.js';
 import { diagnose } from './doctor/diagnose.js';
@@ -50,7 +50,7 @@ async function demo(options: Options): Promise<void> {
     narrator.text(narrator.broken === 0 ? '\nEvery promise held; nothing of the demo is left on this machine.\n' : `\n${narrator.broken} ${narrator.broken === 1 ? 'promise' : 'promises'} did not hold, see BROKEN above; nothing of the demo is left on this machine.\n`);
     if (narrator.broken > 0) process.exitCode = 1;
   } catch (error) {
-    if (!signals.signal.aborted) throw error;
+    if (!signals.signal.aborted || isLeftBehind(error)) throw error;
     narrator.text('\ninterrupted; nothing of the demo is left on this machine\n');
     process.exitCode = 130;
   } finally {
@@ -62,7 +62,7 @@ async function demo(options: Options): Promise<void> {
 async function showWorld(options: Options, directory: string, narrator: Narrator, signal: AbortSignal): Promise<void> {
   const store = new ClosableStore();
   try {
-    const logs = mkdtempSync(join(tmpdir(), 'underpass-demo-'));
+    const logs = mkdtempSync(join(tmpdir(), `underpass-${options.name}-`));
     store.defer(() => rmSync(logs, { recursive: true, force: true }));
     const node = new NodeProcess(options.name, options.name, join(logs, 'node.log'));
     // First of all, so that a second demo is told who holds the lab before it has done anything.
@@ -87,7 +87,8 @@ async function showWorld(options: Options, directory: string, narrator: Narrator
     narrator.step(2, 'Pods, control plane, agent and Envoy');
     await lab.whenReady({ timeoutMs: 60_000, signal });
     const stage: Stage = { lab, node, narrator, signal, ...findNamespaces(lab.pods()) };
-    narrator.prove(true, `lab ${options.name} runs ${lab.pods().length} pods of ${directory}`);
+    const running = podsProof(options.name, directory, lab.pods());
+    narrator.prove(running.holds, running.text);
     await showStart(stage);
 
     await attempt(narrator, signal, 3, `Routing in namespace ${stage.meshed}, by the VirtualService in ${directory}`, () => showRouting(stage, directory));
@@ -95,7 +96,9 @@ async function showWorld(options: Options, directory: string, narrator: Narrator
     await attempt(narrator, signal, 5, 'The agent is killed under load', () => showRestart(stage));
   } finally {
     narrator.progress('removing pods, agent and Envoy');
-    await store.close();
+    await store.close().catch((error: unknown) => {
+      throw leftBehind(errorMessage(error), error);
+    });
   }
 }
 
@@ -118,13 +121,17 @@ async function showBench(options: Options, narrator: Narrator, signal: AbortSign
       { signal, onProgress: (text, done, of) => narrator.progress(of > 1 ? `[${Math.floor((100 * done) / of)} %] ${text}` : text) },
     );
     narrator.text(renderTable(report, { colour: process.stdout.isTTY === true && !process.env['NO_COLOR'] }));
+    if (report.leftBehind !== undefined) narrator.prove(false, `removing what the comparison made: ${report.leftBehind}`);
     const failed = report.rows.reduce((sum, row) => sum + row.failed, 0);
-    narrator.prove(failed === 0, `${report.rows.reduce((sum, row) => sum + row.requests, 0)} requests measured, ${failed} failed`);
+    const requests = report.rows.reduce((sum, row) => sum + row.requests, 0);
+    narrator.prove(requests > 0 && failed === 0, `${requests} requests measured, ${failed} failed`);
     for (const ratio of report.ratios.filter(({ reached }) => reached === false)) {
       narrator.say(`not reached in this quick run: ${ratio.title} (${ratio.workload}) ${ratio.requestsPerSecond.median.toFixed(2)} × requests/s, ${ratio.cpu.median.toFixed(2)} × less CPU, expected ${ratio.target}`);
     }
     mkdirSync(dirname(resolve(options.html)), { recursive: true });
     writeFileSync(options.html, renderHtml(report));
-    narrator.prove(true, `report with plots: ${options.html}`);
+    const written = readFileSync(options.html, 'utf8');
+    const plots = written.match(/<svg\b/g)?.length ?? 0;
+    narrator.prove(plots > 0 && written.trimEnd().endsWith('</html>'), `report with ${plots} plots: ${options.html}`);
   });
 }

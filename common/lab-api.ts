@@ -27,6 +27,8 @@ export interface PodRecord {
   hostNetwork: boolean;
   phase: 'Pending' | 'Running' | 'Succeeded' | 'Failed';
   ready: boolean;
+  /** Its end has begun: no endpoint any more, but its processes run until the record is gone. */
+  terminating: boolean;
   hasSidecar: boolean;
   containers: ContainerRecord[];
 }

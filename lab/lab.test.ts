@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { appendFileSync, existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { appendFileSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
@@ -361,6 +361,32 @@ test('Lab.apply: objects on top, and an image that the lab does not know is a pr
   await waitFor('the pod with a command', () => lab.pods().some(({ name, ready }) => name === 'extra' && ready), {
     timeoutMs: 10_000,
   });
+});
+
+test('Lab: objects that can not be written are a problem, told once, and are written when they can be', async () => {
+  const problems: string[] = [];
+  const dir = mkdtempSync(join(tmpdir(), `${NAME}-w-`));
+  writeFileSync(join(dir, 'a.yaml'), 'apiVersion: v1\nkind: Pod\nmetadata: {name: one, namespace: shop}\nspec: {containers: [{name: main, image: curl}]}\n');
+  const own = await Lab.up({ name: `${NAME}-w`, sources: [dir], watch: false, purpose: 'test', onProblem: (error) => problems.push(String(error)) });
+  try {
+    await own.whenReady();
+    const { uid } = own.pod('shop', 'one');
+    // A folder in the file's place: what a full disk is to a test.
+    rmSync(join(own.objectsDir, 'pods.yaml'));
+    mkdirSync(join(own.objectsDir, 'pods.yaml'));
+    // Nobody waits for the publishing that this leads to: the program is started again a moment later.
+    process.kill(own.pod('shop', 'one').containers[0]?.pid as number, 'SIGKILL');
+    await waitFor('the problem', () => problems.some((problem) => /writing the objects to .*pods\.yaml/.test(problem)), { timeoutMs: 5_000 });
+    await own.label({ kind: 'Pod', namespace: 'shop', name: 'one', labels: { seen: 'yes' } });
+    assert.equal(own.records().find((pod) => pod.uid === uid)?.labels['seen'], 'yes');
+    await new Promise((resolve) => setTimeout(resolve, 1_200));
+    assert.equal(problems.filter((problem) => problem.includes('writing the objects')).length, 1, problems.join('\n'));
+    rmSync(join(own.objectsDir, 'pods.yaml'), { recursive: true });
+    await waitFor('the objects', () => existsSync(join(own.objectsDir, 'pods.yaml')) && readFileSync(join(own.objectsDir, 'pods.yaml'), 'utf8').includes('seen: yes'), { timeoutMs: 5_000 });
+  } finally {
+    await own.down();
+    rmSync(dir, { recursive: true, force: true });
+  }
 });
 
 test('Lab: an Images document adds programs', async () => {

@@ -34,6 +34,7 @@ const DEFAULT_SIDECAR_CONCURRENCY = 2;
 /** Pods that start at the same time. */
 const START_PARALLEL = 4;
 const PUBLISH_DELAY_MS = 10;
+const WRITE_RETRY_MS = 1_000;
 /** For the last answer to watchers to leave this process. */
 const FAREWELL_MS = 10;
 /** How long the pods of a workload's former version stay when the new ones do not become ready. */
@@ -66,6 +67,7 @@ export class Lab implements LabBackend {
   #ca!: CertificateAuthority;
   #objects!: ObjectsDir;
   #publishTimer: NodeJS.Timeout | undefined;
+  #writeProblem = '';
   #closing: Promise<void> | undefined;
 
   private constructor(options: LabOptions) {
@@ -277,7 +279,11 @@ export class Lab implements LabBackend {
   }
 
   #publishSoon(): void {
-    this.#publishTimer ??= setTimeout(() => void this.#publish(), PUBLISH_DELAY_MS);
+    this.#publishIn(PUBLISH_DELAY_MS);
+  }
+
+  #publishIn(delayMs: number): void {
+    this.#publishTimer ??= setTimeout(() => void this.#publish().catch((error: unknown) => this.#problem(error)), delayMs);
   }
 
   /** Tells everybody what is: the objects' directory, DNS, watchers, and the pods' service rules, which are in force when it resolves. */
@@ -286,12 +292,25 @@ export class Lab implements LabBackend {
     this.#publishTimer = undefined;
     if (this.#closing) return;
     const pods = this.#sortedPods();
-    this.#objects.write(this.cluster, this.#nodeStates(), pods);
+    this.#writeObjects(pods);
     const zone = this.cluster.zone(pods);
     for (const { dns } of this.#nodes.values()) dns.setZone(zone);
     const rules = serviceRules(this.cluster.virtualAddresses(pods));
     for (const listener of this.#listeners) listener();
     await Promise.all(pods.map((pod) => pod.setServiceRules(rules)));
+  }
+
+  /** A full disk must not end the lab, nor keep the rest from hearing of a change: it is said once, and tried again. */
+  #writeObjects(pods: readonly Pod[]): void {
+    try {
+      this.#objects.write(this.cluster, this.#nodeStates(), pods);
+      this.#writeProblem = '';
+    } catch (error) {
+      const message = `writing the objects to ${this.objectsDir}: ${errorMessage(error)}`;
+      if (message !== this.#writeProblem) this.#problem(new UnderpassError('UNDERPASS_LAB_OBJECTS', message, { cause: error }));
+      this.#writeProblem = message;
+      this.#publishIn(WRITE_RETRY_MS);
+    }
   }
 
   #sortedPods(): Pod[] {
@@ -327,15 +346,16 @@ export class Lab implements LabBackend {
     };
   }
 
+  /** Pods whose processes run: those that are ending, too. */
   records(node?: string): PodRecord[] {
     return this.#sortedPods()
-      .filter((pod) => !pod.terminating && pod.phase !== 'Pending' && (node === undefined || pod.nodeName === node))
+      .filter((pod) => !pod.gone && pod.phase !== 'Pending' && (node === undefined || pod.nodeName === node))
       .map((pod) => pod.record(this.cluster.namespaceLabels(pod.desired.namespace)));
   }
 
-  /** All running pods. */
+  /** All running pods that are to stay. */
   pods(node?: string): PodRecord[] {
-    return this.records(node);
+    return this.records(node).filter(({ terminating }) => !terminating);
   }
 
   /** A pod by its name, or by the name of its workload: the first of it then. */
@@ -465,11 +485,6 @@ export class Lab implements LabBackend {
 
   async #close(): Promise<void> {
     clearTimeout(this.#publishTimer);
-    // Watchers see every pod go while there is still somebody to tell them: an agent that lives on lets go of their namespaces.
-    for (const pod of this.#pods.values()) pod.terminating = true;
-    for (const listener of this.#listeners) listener();
-    await sleep(FAREWELL_MS);
-    this.#listeners.clear();
     await this.reconcile().catch(() => undefined); // a run under way ends, and none follows
     const failures: unknown[] = [];
     const attempt = async (step: () => Promise<unknown>): Promise<void> => {
@@ -479,8 +494,12 @@ export class Lab implements LabBackend {
         failures.push(error);
       }
     };
-    await attempt(() => this.#closables.close());
     await Promise.all([...this.#pods.values()].map((pod) => attempt(() => pod.stop({ now: true }))));
+    // Watchers see every pod go while there is still somebody to tell them: an agent that lives on lets go of their namespaces.
+    for (const listener of this.#listeners) listener();
+    await sleep(FAREWELL_MS);
+    this.#listeners.clear();
+    await attempt(() => this.#closables.close());
     await attempt(() => Promise.all(this.#pending));
     await attempt(() => removeLeftovers(this.names, { keepHolder: true }));
     this.#lock.release();

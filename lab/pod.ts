@@ -57,6 +57,8 @@ export class Pod {
   annotations: Record<string, string>;
   /** Set as soon as its end has begun: it is no endpoint any more. */
   terminating = false;
+  /** Its processes have ended. */
+  gone = false;
   readonly #options: PodOptions;
   readonly #containers: Container[] = [];
   #netnsName = '';
@@ -144,7 +146,7 @@ export class Pod {
 
   /** Rules that send cluster IPs to endpoints; nothing for a pod that wants none. */
   async setServiceRules(rules: string): Promise<void> {
-    if (!this.terminating) await this.#serviceProxy?.set(rules);
+    if (!this.gone) await this.#serviceProxy?.set(rules);
   }
 
   #writeFiles(): void {
@@ -345,6 +347,7 @@ export class Pod {
       hostNetwork: this.hostNetwork,
       phase: this.phase,
       ready: this.ready,
+      terminating: this.terminating,
       hasSidecar: this.hasSidecar,
       containers: this.containerRecords(),
     };
@@ -360,6 +363,10 @@ export class Pod {
     for (const { process: program } of this.#containers) program?.close();
     this.#sidecar?.close();
     await removeCgroup(this.cgroup);
+    this.gone = true;
+    this.#options.onChange();
+    // Rules that are being written go into a namespace that is still there.
+    await this.#serviceProxy?.settled();
     if (this.#netnsName) await network.removePod(this.nodeName, this.#netnsName);
     rmSync(this.dir, { recursive: true, force: true });
   }

@@ -70,6 +70,7 @@ export class ServiceProxy {
   #applied = '';
   #wanted = '';
   readonly #apply: () => Promise<void>;
+  #running: Promise<void> | undefined;
 
   constructor(
     readonly netns: string,
@@ -81,7 +82,12 @@ export class ServiceProxy {
   /** Resolves when these rules, or newer ones, are in force, or could not be written. */
   async set(rules: string): Promise<void> {
     this.#wanted = rules;
-    await this.#apply();
+    await (this.#running = this.#apply());
+  }
+
+  /** Resolves when no write is under way. */
+  async settled(): Promise<void> {
+    await this.#running;
   }
 
   async #write(): Promise<void> {

@@ -52,14 +52,15 @@ export class TestWorld implements Closable {
     return [underpassExec, '--cgroup', pod.cgroup, '--netns', pod.netns, '--die-with-parent', ...options, '--', ...argv];
   }
 
-  /** Runs one case of socket-probe with the server and the client in these pods. */
+  /** Runs one case of socket-probe, or of a copy of it, with the server and the client in these pods. */
   async probe(
     which: string,
     server: { pod: TestPod; cgroup?: string; netns?: string; address: string },
     client: { pod: TestPod; cgroup?: string; address?: string },
     args: readonly string[] = [],
+    program = socketProbe,
   ): Promise<ProbeResult> {
-    const { stdout } = await run(socketProbe, [
+    const { stdout } = await run(program, [
       which,
       '--server-netns', server.netns ?? server.pod.netns, '--server-cgroup', server.cgroup ?? server.pod.cgroup,
       '--client-netns', client.pod.netns, '--client-cgroup', client.cgroup ?? client.pod.cgroup,

@@ -1,5 +1,7 @@
 // The comparison over the real thing, as short as it gets: rows, counts and shares are checked, never speeds.
 import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
 import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -13,16 +15,19 @@ const underpass = join(projectRoot, 'bin', 'underpass');
 const folder = mkdtempSync(join(tmpdir(), `up-bench-${process.pid}-`));
 after(() => rmSync(folder, { recursive: true }));
 
-/** What runs of bench leave if they leave anything; other runs at the same time have other names. */
-function leftovers(): string[] {
+/** What a run of bench leaves if it leaves anything; others at the same time have other names. */
+function leftovers(pid: number | undefined): string[] {
   const names = (path: string): string[] => (existsSync(path) ? readdirSync(path).map((name) => `${path}/${name}`) : []);
-  return ['/run/netns', '/run/underpass', '/run/underpass/lab', '/sys/fs/bpf/underpass', cgroup2Root(), tmpdir()].flatMap(names).filter((name) => name.includes('bench-') && !name.startsWith(folder));
+  return ['/run/netns', '/run/underpass', '/run/underpass/lab', '/sys/fs/bpf/underpass', cgroup2Root(), tmpdir()].flatMap(names).filter((name) => name.includes(`bench-${pid}`) && !name.startsWith(folder));
 }
 
 test('underpass bench: a row for each mode, requests counted, none failed, shares of bytes that add up, nothing left', async () => {
-  const before = leftovers();
   const html = join(folder, 'report.html');
-  const { stdout } = await run(underpass, ['bench', '--rounds', '1', '--duration', '0.1', '--connections', '4', '-o', 'json', '--html', html], { timeoutMs: 180_000 });
+  const child = spawn(underpass, ['bench', '--rounds', '1', '--duration', '0.1', '--connections', '4', '-o', 'json', '--html', html], { stdio: ['ignore', 'pipe', 'inherit'], timeout: 180_000 });
+  let stdout = '';
+  child.stdout.on('data', (chunk: Buffer) => (stdout += chunk.toString()));
+  const [code] = (await once(child, 'close')) as [number];
+  assert.equal(code, 0);
   const report = JSON.parse(stdout) as BenchReport;
   for (const { id, protocol } of MODES) {
     const rows = report.rows.filter(({ mode }) => mode === id);
@@ -46,7 +51,7 @@ test('underpass bench: a row for each mode, requests counted, none failed, share
   assert.ok((sidecars?.cpuByUser.sidecars ?? 0) > 0);
   assert.equal(report.rows.find(({ mode }) => mode === 'shared-bpf')?.memory.proxies, 1);
   assert.match(readFileSync(html, 'utf8'), /^<!doctype html>/);
-  assert.deepEqual(leftovers(), before);
+  assert.deepEqual(leftovers(child.pid), []);
 });
 
 test('underpass bench: wrong modes are named, with those that there are', async () => {

@@ -2,6 +2,7 @@
 import { existsSync, mkdirSync, readdirSync, rmdirSync, rmSync } from 'node:fs';
 import { dirname, join, relative } from 'node:path';
 import { UnderpassError } from '../../common/errors.js';
+import { sleep } from '../../common/retry.js';
 import { isBpffs, mountBpffs, unmount } from '../../native/index.js';
 
 const USUAL_MOUNT = '/sys/fs/bpf';
@@ -39,6 +40,30 @@ export function removePins(dir: string, instance: string): void {
   if (dir !== mountPoint && readdirSync(dir).length === 0) rmdirSync(dir);
   // Names with dots are the kernel's own (maps.debug, progs.debug).
   if (isOurs && readdirSync(mountPoint).every((name) => name === MOUNTED_BY_US || name.includes('.'))) unmount(mountPoint);
+}
+
+/** Connections that were being opened when capture ended have asked for their original destination by then. */
+const ESTABLISHING_MS = 500;
+
+/**
+ * Detaches what agents of this instance attached to cgroups, for one that can't open the kernel side itself: first the
+ * rewriting of new connections, then, when those under way are through, the rest. Maps stay: sockets that are paired in
+ * them may hold payload, and go on until they are closed.
+ * @returns the number of pods and proxies that were attached
+ */
+export async function removeLinks(dir: string, instance: string): Promise<number> {
+  const links = join(dir, pinName(instance), 'links');
+  if (!isBpffs(dir) || !existsSync(links)) return 0;
+  const folders = [join(links, 'proxy'), ...names(join(links, 'pods')).map((name) => join(links, 'pods', name))];
+  const attached = folders.filter((folder) => names(folder).length > 0);
+  for (const folder of attached) for (const name of names(folder)) if (name.startsWith('connect')) rmSync(join(folder, name));
+  if (attached.length > 0) await sleep(ESTABLISHING_MS);
+  rmSync(links, { recursive: true, force: true });
+  return attached.length;
+}
+
+function names(folder: string): string[] {
+  return existsSync(folder) ? readdirSync(folder) : [];
 }
 
 function mountPointOf(dir: string): string {

@@ -12,6 +12,8 @@ const logger = pino({ level: 'silent' });
 class World {
   steps: string[] = [];
   kernelPods = new Map<string, KernelPod>();
+  /** Pods of which a call, also one that failed, left something in the kernel. */
+  touched = new Set<string>();
   pins = new Set<string>();
   rules = new Map<string, 'active' | 'stopped'>();
   listeners = new Map<string, ListenerPod>();
@@ -21,6 +23,7 @@ class World {
   redirected = 0;
   failPut: string | undefined;
   failRules: string | undefined;
+  failState: string | undefined;
 
   step(text: string): void {
     if (this.steps.at(-1) !== text) this.steps.push(text);
@@ -39,12 +42,14 @@ class World {
           ? undefined
           : {
               putPod(pod) {
+                world.touched.add(pod.uid);
                 if (world.failPut !== undefined) throw new Error(world.failPut);
                 world.kernelPods.set(pod.uid, pod);
                 world.step(`kernel ${pod.mode} capture=${pod.capture} redirected=${pod.redirected} ${pod.acceleration}`);
               },
               removePod(uid) {
                 world.kernelPods.delete(uid);
+                world.touched.delete(uid);
                 world.step('kernel removed');
               },
               liveConnections: () => world.live,
@@ -96,7 +101,7 @@ class World {
             world.step('rules remove');
             return Promise.resolve();
           },
-          state: () => Promise.resolve({ active: world.rules.get(path) === 'active', present: world.rules.has(path) }),
+          state: () => world.failState !== undefined ? Promise.reject(new Error(world.failState)) : Promise.resolve({ active: world.rules.get(path) === 'active', present: world.rules.has(path) }),
         }),
       },
     });
@@ -107,7 +112,7 @@ function pod(namespaceLabels: Record<string, string>, change: Partial<PodRecord>
   return {
     uid: 'u1', name: 'client', namespace: 'shop', labels: {}, annotations: {}, namespaceLabels, nodeName: 'n1',
     serviceAccount: 'default', ips: ['10.1.0.2'], netns: '/run/netns/x', cgroup: '/cg/x', hostNetwork: false,
-    phase: 'Running', ready: true, hasSidecar: false, containers: [], ...change,
+    phase: 'Running', ready: true, terminating: false, hasSidecar: false, containers: [], ...change,
   };
 }
 const mode = (value: string, more: Record<string, string> = {}): Record<string, string> => ({ 'underpass.io/mode': value, ...more });
@@ -282,4 +287,109 @@ test('Dataplane: a restart takes over what is in place, without a step that a co
   assert.deepEqual(second.status().map(({ uid, way, state }) => [uid, way, state]), [['u1', 'bpf', 'enrolled'], ['u2', 'iptables', 'enrolled']]);
   assert.deepEqual([...world.kernelPods.keys()].sort(), ['u1', 'u2']);
   await second.stop();
+});
+
+test('Dataplane: a pod that the kernel refuses is redirected by iptables, with the reason, and tried again when its labels change', async () => {
+  const world = new World();
+  world.failPut = 'attaching connect4: EPERM';
+  const plane = await started(world, [pod(mode('node'))]);
+  assert.deepEqual([status(plane).way, status(plane).state], ['iptables', 'enrolled']);
+  assert.match(status(plane).reason ?? '', /redirected by iptables, since the kernel refuses this pod: attaching connect4: EPERM/);
+  assert.deepEqual([...world.touched], [], 'what the refused call left is removed');
+  world.failPut = undefined;
+  plane.setPods([pod(mode('node', { 'underpass.io/acceleration': 'off' }))]);
+  await settled(plane);
+  assert.deepEqual([status(plane).way, status(plane).reason], ['bpf', undefined]);
+  assert.deepEqual([...world.rules], []);
+  await plane.stop();
+});
+
+test('Dataplane: a refused pod with a sidecar is left to its own rules; one that asks for bpf is tried again for ever', async () => {
+  const world = new World();
+  world.failPut = 'E2BIG';
+  const asked = pod(mode('node', { 'underpass.io/redirection': 'bpf' }), { uid: 'u2', name: 'strict' });
+  const plane = world.dataplane();
+  await plane.adopt([pod(mode('sidecar'), { hasSidecar: true }), asked]);
+  plane.start({ bpfProblem: undefined });
+  await waitFor('the verdicts', () => plane.status().some((row) => row.settled) && plane.status().some((row) => row.state === 'failed'), { timeoutMs: 2_000, everyMs: 2 });
+  const [left, strict] = plane.status();
+  assert.match(left?.reason ?? '', /left to its sidecar's own iptables rules, since the kernel refuses this pod: E2BIG/);
+  assert.deepEqual([left?.state, strict?.state, strict?.error, strict?.way], ['off', 'failed', 'E2BIG', 'plain']);
+  world.failPut = undefined;
+  await waitFor('the kernel to take it', () => plane.status()[1]?.way === 'bpf', { timeoutMs: 2_000, everyMs: 2 });
+  await plane.stop();
+});
+
+for (const end of ['leaves', 'is gone'] as const) {
+  test(`Dataplane: what a failed call left in the kernel is removed when the pod ${end}`, async () => {
+    const world = new World();
+    world.failPut = 'EPERM';
+    const plane = world.dataplane();
+    const labels = { 'underpass.io/redirection': 'bpf' };
+    await plane.adopt([pod(mode('node', labels))]);
+    plane.start({ bpfProblem: undefined });
+    await waitFor('failure', () => status(plane).state === 'failed', { timeoutMs: 2_000, everyMs: 2 });
+    assert.deepEqual([...world.touched], ['u1']);
+    plane.setPods(end === 'leaves' ? [pod(mode('off', labels))] : []);
+    await waitFor('the pin to go', () => world.pins.size === 0, { timeoutMs: 2_000, everyMs: 2 });
+    assert.deepEqual([...world.touched], []);
+    await plane.stop();
+  });
+}
+
+test('Dataplane: hooks that can not be switched off are removed, so that a pod can leave', async () => {
+  const world = new World();
+  const plane = await started(world, [pod(mode('node'))]);
+  world.failPut = 'EPERM';
+  plane.setPods([pod(mode('off'))]);
+  await settled(plane);
+  assert.deepEqual([status(plane).state, [...world.touched], world.pins.size], ['off', [], 0]);
+  await plane.stop();
+});
+
+test('Dataplane: rules that can not be read at adoption count as there: leaving removes them, staying makes them', async () => {
+  for (const next of ['off', 'node'] as const) {
+    const world = new World();
+    const labels = mode('node', { 'underpass.io/redirection': 'iptables' });
+    const first = await started(world, [pod(labels)]);
+    await first.stop();
+    world.failState = 'iptables-save: time-out';
+    const second = world.dataplane();
+    await second.adopt([pod(labels)]);
+    world.steps = [];
+    second.start({ bpfProblem: undefined });
+    second.setPods([pod(next === 'off' ? mode('off') : labels)]);
+    await settled(second);
+    if (next === 'off') {
+      assert.deepEqual([...world.rules], []);
+      assert.ok(world.steps.indexOf('rules stop') < world.steps.indexOf('listeners 0'), world.steps.join(', '));
+    } else assert.ok(world.steps.includes('rules start'), world.steps.join(', '));
+    await second.stop();
+  }
+});
+
+test('Dataplane: the rules of a pod that is gone are stopped before its listener goes', async () => {
+  const world = new World();
+  const plane = await started(world, [pod(mode('node', { 'underpass.io/redirection': 'iptables' }))]);
+  world.steps = [];
+  plane.setPods([]);
+  await waitFor('the pin to go', () => world.pins.size === 0, { timeoutMs: 2_000, everyMs: 2 });
+  assert.deepEqual(world.steps, ['rules stop', 'kernel removed', 'listeners 0', 'listener removed', 'unpin']);
+  await plane.stop();
+});
+
+test('Dataplane: a pod that leaves its sidecar\'s hooks says what it waits for', async () => {
+  const world = new World();
+  const plane = await started(world, [pod(mode('sidecar'), { hasSidecar: true })]);
+  world.live = 4;
+  plane.setPods([pod(mode('off'), { hasSidecar: true })]);
+  await waitFor('draining', () => status(plane).drainingConnections === 4, { timeoutMs: 1_000, everyMs: 2 });
+  assert.match(status(plane).reason ?? '', /^its sidecar keeps 4 upstream connections in its pools/);
+  plane.setPods([pod(mode('node'), { hasSidecar: true })]);
+  assert.match(status(plane).reason ?? '', /sidecar of its own.*; its sidecar keeps 4 upstream connections/, 'one reason does not hide the other');
+  plane.setPods([pod(mode('off'), { hasSidecar: true })]);
+  world.live = 0;
+  await settled(plane);
+  assert.equal(status(plane).reason, undefined);
+  await plane.stop();
 });

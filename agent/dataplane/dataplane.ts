@@ -102,7 +102,9 @@ export class Dataplane {
           const state = await namespaces.rules(namespaces.path(uid)).state();
           actual.rules = state.active ? 'active' : state.present ? 'stopped' : 'none';
         } catch (error) {
-          logger.warn({ pod: `${record.namespace}/${record.name}`, reason: errorMessage(error) }, 'can\'t read the pod\'s iptables rules; taken as none');
+          // Rules that are there and forgotten would redirect the pod to nobody once its listener is gone.
+          actual.rules = 'unknown';
+          logger.warn({ pod: `${record.namespace}/${record.name}`, reason: errorMessage(error) }, "can't read the pod's iptables rules; they count as there");
         }
         this.#listeners.set(uid, listenerPod(record, namespaces.path(uid), actual.rules !== 'none'));
       }
@@ -157,8 +159,9 @@ export class Dataplane {
     const rows: PodStatus[] = [];
     for (const record of this.#records) {
       const target = this.#targetOf(record);
-      const now = this.#controllers.get(record.uid)?.status() ?? { state: 'off' as const, way: 'plain' as const, acceleration: 'off' as const, listener: false, notes: [] };
+      const now = this.#controllers.get(record.uid)?.status() ?? { state: 'off' as const, way: 'plain' as const, acceleration: 'off' as const, listener: false, notes: [], reason: undefined };
       const settled = this.#controllers.get(record.uid)?.settled ?? false;
+      const reasons = [target.reason, now.reason].filter((reason) => reason !== undefined);
       rows.push({
         uid: record.uid,
         name: record.name,
@@ -169,7 +172,8 @@ export class Dataplane {
         wantedWay: target.mode === 'off' ? 'plain' : target.way,
         wantedAcceleration: target.mode === 'off' ? 'off' : target.acceleration,
         settled,
-        ...(target.reason === undefined ? {} : { reason: target.reason }),
+        // What its labels come to, and what the pod's own controller met on the way there.
+        ...(reasons.length === 0 ? {} : { reason: reasons.join('; ') }),
       });
     }
     return rows.sort((a, b) => `${a.namespace}/${a.name}`.localeCompare(`${b.namespace}/${b.name}`));
@@ -199,7 +203,8 @@ export class Dataplane {
     const { way, reason } = this.#way(enrolment);
     const why = enrolment.reason ?? reason ?? (enrolment.unknown.length > 0 ? enrolment.unknown.map(({ label, value }) => `${label}=${value} is unknown`).join('; ') : undefined);
     const mode = enrolment.mode === 'sidecar' && !this.#options.kernel ? 'off' : enrolment.mode;
-    return { record, mode, acceleration: enrolment.acceleration, way, ...(why === undefined ? {} : { reason: why }) };
+    const { acceleration, splices } = enrolment;
+    return { record, mode, acceleration, ...(splices === undefined ? {} : { splices }), way, mayFallBack: enrolment.redirection !== 'bpf', ...(why === undefined ? {} : { reason: why }) };
   }
 
   #way({ mode, redirection }: Enrolment): { way: Way; reason?: string } {
@@ -228,6 +233,6 @@ export class Dataplane {
 function lost(uid: string): PodRecord {
   return {
     uid, name: uid, namespace: '', labels: {}, annotations: {}, namespaceLabels: {}, nodeName: '', serviceAccount: '', ips: [],
-    netns: '', cgroup: '', hostNetwork: false, phase: 'Failed', ready: false, hasSidecar: false, containers: [],
+    netns: '', cgroup: '', hostNetwork: false, phase: 'Failed', ready: false, terminating: true, hasSidecar: false, containers: [],
   };
 }

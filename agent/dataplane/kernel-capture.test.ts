@@ -157,13 +157,16 @@ test('sidecar mode: a sidecar reaches its own app, other nodes and exempt ports 
 
 test('sidecar mode: app and sidecar pair without probation of the sidecar', async () => {
   w.put({ mode: 'sidecar', capture: true, acceleration: 'l4' });
-  const { counters } = await w.counted(() =>
-    w.world.probe('churn', { pod: a, address: '127.0.0.1' }, { pod: a, address: b.ipv4 }, ['--port', OUTBOUND, '--connect-port', '80', '--count', '20']),
+  const toSidecar = (count: string, hold: string) => w.counted(() =>
+    w.world.probe('churn', { pod: a, address: '127.0.0.1' }, { pod: a, address: b.ipv4 }, [
+      '--port', OUTBOUND, '--connect-port', '80', '--count', count, '--hold', hold,
+    ]),
   );
   // The app's probation may have begun in a test before; its sidecar has none.
-  const probation = counters['connection_client_probation'] ?? 0;
-  assert.ok(probation >= 1 && probation <= 8, JSON.stringify(counters));
-  assert.equal(counters['connections_short_circuited'], 20 - probation);
+  const warm = await toSidecar('8', '300');
+  assert.ok((warm.counters['connection_client_probation'] ?? 0) >= 1, JSON.stringify(warm.counters));
+  const { counters } = await toSidecar('20', '0');
+  assert.equal(counters['connections_short_circuited'], 20, JSON.stringify(counters));
   const peers = await w.counted(() =>
     w.world.probe('churn', { pod: b, address: '0.0.0.0' }, { pod: a, address: b.ipv4 }, [
       '--port', INBOUND, '--connect-port', '8080', '--client-uid', SIDECAR_UID, '--count', '20',

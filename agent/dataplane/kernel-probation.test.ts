@@ -6,6 +6,8 @@ import { executable } from './kernel.js';
 import { KernelWorld } from './kernel-testing.js';
 
 const PROBATION = 8;
+/** Alive for long enough to be looked at. */
+const WARM = ['--count', String(PROBATION), '--hold', '300'];
 let w: KernelWorld;
 
 beforeEach(async () => {
@@ -25,7 +27,7 @@ function verdict(kind: 'listener' | 'client') {
 }
 
 test('probation: after 8 connections that sent without blocking, both ends are accelerated', async () => {
-  const first = await run('churn', ['--count', String(PROBATION)]);
+  const first = await run('churn', WARM);
   assert.equal(first.result.ok, true);
   assert.equal(first.counters['connections_short_circuited'], undefined);
   assert.equal(first.counters['connection_client_probation'], PROBATION);
@@ -63,7 +65,7 @@ test('probation: a connect with a time-out, non-blocking for its length only, co
 });
 
 test('probation: a program that blocks only later is seen at its next message and put back', async () => {
-  await run('churn', ['--count', String(PROBATION)]);
+  await run('churn', WARM);
   const { result, counters } = await run('churn', ['--count', '40', '--blocking-client']);
   assert.equal(result.ok, true, JSON.stringify(result));
   assert.equal(counters['connections_short_circuited'], 1, 'only the one that showed it');
@@ -94,13 +96,14 @@ test('probation: sockets with SO_ZEROCOPY, whose completions would never come, a
 test('probation: a listener marked as splicing is never accelerated', async () => {
   const b = w.world.pod(1);
   w.kernel.markListener({ netnsCookie: b.netnsCookie, address: b.ipv4, port: 7777 }, 'spliced');
+  await run('churn', WARM);
   const { counters } = await run('churn', ['--count', '30']);
   assert.equal(counters['connections_short_circuited'], undefined);
   assert.ok((counters['connection_listener_spliced'] ?? 0) >= 20, JSON.stringify(counters));
 });
 
 test('probation: what was learnt goes with the pod', async () => {
-  await run('churn', ['--count', String(PROBATION)]);
+  await run('churn', WARM);
   assert.equal(w.kernel.probation().length, 2);
   for (const pod of w.world.pods) w.kernel.removePod(w.podRecord(pod).uid);
   assert.deepEqual(w.kernel.probation(), []);

@@ -38,7 +38,13 @@ export class Verdicts {
   readonly #program: StructCodec;
   readonly #listener: StructCodec;
   readonly #verdict: StructCodec;
+  readonly #clearance: StructCodec;
+  readonly #quota: StructCodec;
+  readonly #clientClearances: BpfMap;
+  readonly #listenerClearances: BpfMap;
+  readonly #quotas: BpfMap;
   readonly #marks: Record<string, number>;
+  readonly #clearances: Record<string, number>;
 
   constructor(object: BpfObject) {
     this.#clients = object.map('client_verdicts');
@@ -46,13 +52,19 @@ export class Verdicts {
     this.#program = new StructCodec(object, 'program_key').check(this.#clients, 'key');
     this.#listener = new StructCodec(object, 'listener_key').check(this.#listeners, 'key');
     this.#verdict = new StructCodec(object, 'verdict').check(this.#clients, 'value').check(this.#listeners, 'value');
+    this.#clientClearances = object.map('client_clearances');
+    this.#listenerClearances = object.map('listener_clearances');
+    this.#clearance = new StructCodec(object, 'clearance').check(this.#clientClearances, 'value').check(this.#listenerClearances, 'value');
+    this.#quotas = object.map('verdict_quotas');
+    this.#quota = new StructCodec(object, 'verdict_quota').check(this.#quotas, 'value');
     this.#marks = object.enumValues('mark');
+    this.#clearances = object.enumValues('clearance_kind');
   }
 
   list(): ProbationEntry[] {
     return [
-      ...this.#listeners.entries().map(([key, value]) => this.#entry('listener', this.listenerText(key), value)),
-      ...this.#clients.entries().map(([key, value]) => this.#entry('client', this.programText(key), value)),
+      ...this.#listeners.entries().map(([key, value]) => this.#entry('listener', this.listenerText(key), value, this.#listenerClearances.get(key))),
+      ...this.#clients.entries().map(([key, value]) => this.#entry('client', this.programText(key), value, this.#clientClearances.get(key))),
     ];
   }
 
@@ -69,15 +81,52 @@ export class Verdicts {
     return `cgroup ${group === 0n ? 'any' : group} exe ${this.#program.number(record, 'device')}:${this.#program.bigint(record, 'inode')}`;
   }
 
+  /** `key` is a struct program_key. */
+  program(key: Buffer): { device: number; inode: bigint } {
+    return { device: this.#program.number(key, 'device'), inode: this.#program.bigint(key, 'inode') };
+  }
+
+  /** `key` is a struct listener_key. */
+  port(key: Buffer): number {
+    return this.#listener.number(key, 'port');
+  }
+
+  /** What is known about a program in probation: that it splices, or that it does not. */
+  clear(kind: 'client' | 'listener', key: Buffer, netnsCookie: bigint, splices: boolean): void {
+    const map = kind === 'client' ? this.#clientClearances : this.#listenerClearances;
+    const name = splices ? 'CLEARANCE_SPLICES' : 'CLEARANCE_GIVEN';
+    map.set(key, this.#clearance.encode({ netns_cookie: netnsCookie, kind: this.#clearances[name] as number }));
+  }
+
+  /** The pod's label has changed: its programs are looked at again. */
+  forgetClearances(cookie: bigint): void {
+    for (const map of [this.#clientClearances, this.#listenerClearances]) this.#drop(map, (_, value) => this.#clearance.bigint(value, 'netns_cookie') === cookie);
+  }
+
+  /** Makes room in a pod's quota: what is still in probation, and programs of containers that are gone. */
+  prune(cookie: bigint, liveCgroups: ReadonlySet<bigint>): void {
+    const inProbation = (value: Buffer, clearance: Buffer | undefined): boolean => this.#verdictOf(value, clearance) === 'probation';
+    const own = (value: Buffer): boolean => this.#verdict.bigint(value, 'netns_cookie') === cookie;
+    this.#drop(this.#clients, (key, value) => own(value) &&
+      (inProbation(value, this.#clientClearances.get(key)) || !liveCgroups.has(this.#program.bigint(key, 'cgroup_id'))), this.#clientClearances);
+    this.#drop(this.#listeners, (key, value) => own(value) && inProbation(value, this.#listenerClearances.get(key)), this.#listenerClearances);
+    const left = (map: BpfMap): number => map.entries().filter(([, value]) => own(value)).length;
+    const quota = this.#quotas.get(u64(cookie));
+    if (quota) this.#quotas.set(u64(cookie), this.#quota.encode({
+      reported_ns: this.#quota.bigint(quota, 'reported_ns'), clients: left(this.#clients), listeners: left(this.#listeners),
+    }));
+  }
+
   markProgram(program: ProgramName, verdict: Verdict): void {
     const key = this.#program.encode({ cgroup_id: program.cgroupId ?? 0n, inode: program.inode, device: program.device });
     this.#mark(this.#clients, key, verdict, 0n);
   }
 
   markListener(listener: ListenerName, verdict: Verdict): void {
+    const loopback = /^127\.|^::1$/.test(decodeAddress(encodeAddress(listener.address)));
     const key = this.#listener.encode({
       netns_cookie: listener.netnsCookie,
-      address: encodeAddress(listener.address),
+      address: encodeAddress(loopback ? '127.0.0.1' : listener.address),
       port: listener.port,
     });
     this.#mark(this.#listeners, key, verdict, listener.netnsCookie);
@@ -85,10 +134,16 @@ export class Verdicts {
 
   /** Drops what was learnt about the programs and listeners of a pod that is gone. */
   forgetNamespace(cookie: bigint): void {
-    for (const map of [this.#clients, this.#listeners]) {
-      for (const [key, value] of map.entries()) {
-        if (this.#verdict.bigint(value, 'netns_cookie') === cookie) map.delete(key);
-      }
+    for (const map of [this.#clients, this.#listeners]) this.#drop(map, (_, value) => this.#verdict.bigint(value, 'netns_cookie') === cookie);
+    this.forgetClearances(cookie);
+    this.#quotas.delete(u64(cookie));
+  }
+
+  #drop(map: BpfMap, condition: (key: Buffer, value: Buffer) => boolean, along?: BpfMap): void {
+    for (const [key, value] of map.entries()) {
+      if (!condition(key, value)) continue;
+      map.delete(key);
+      along?.delete(key);
     }
   }
 
@@ -102,10 +157,22 @@ export class Verdicts {
     map.set(key, this.#verdict.encode({ netns_cookie: netnsCookie, mark }));
   }
 
-  #entry(kind: 'listener' | 'client', key: string, value: Buffer): ProbationEntry {
-    const mark = this.#verdict.number(value, 'mark');
-    const seen = this.#verdict.number(value, 'seen');
-    const marked = (Object.keys(MARKS) as Verdict[]).find((name) => this.#marks[MARKS[name]] === mark) ?? 'probation';
-    return { kind, key, seen, verdict: marked === 'probation' && seen >= PROBATION_CONNECTIONS ? 'event-driven' : marked };
+  #entry(kind: 'listener' | 'client', key: string, value: Buffer, clearance: Buffer | undefined): ProbationEntry {
+    return { kind, key, seen: this.#verdict.number(value, 'seen'), verdict: this.#verdictOf(value, clearance) };
   }
+
+  /** As decided() in bpf/helpers.h. */
+  #verdictOf(value: Buffer, clearance: Buffer | undefined): Verdict {
+    const mark = this.#verdict.number(value, 'mark');
+    const marked = (Object.keys(MARKS) as Verdict[]).find((name) => this.#marks[MARKS[name]] === mark) ?? 'probation';
+    if (marked !== 'probation' || !clearance) return marked;
+    if (this.#clearance.number(clearance, 'kind') !== this.#clearances['CLEARANCE_GIVEN']) return 'spliced';
+    return this.#verdict.number(value, 'seen') >= PROBATION_CONNECTIONS ? 'event-driven' : 'probation';
+  }
+}
+
+function u64(value: bigint): Buffer {
+  const out = Buffer.alloc(8);
+  out.writeBigUInt64LE(value);
+  return out;
 }

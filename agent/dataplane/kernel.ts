@@ -6,8 +6,10 @@ import { ClosableStore } from '../../common/lifecycle.js';
 import type { Logger } from '../../common/log.js';
 import { BpfObject, cgroupId, type BpfLink, type BpfMap } from '../../native/index.js';
 import { ensureBpffsDir, pinName, removePins } from './bpffs.js';
+import { Clearance } from './kernel-clearance.js';
 import { KernelEvents } from './kernel-events.js';
 import { decodeAddress, encodeAddress, perCpu, StructCodec } from './kernel-codec.js';
+import { cgroupIds, kernelDevice } from './kernel-processes.js';
 import { Verdicts, type ListenerName, type ProbationEntry, type ProgramName, type Verdict } from './kernel-verdicts.js';
 
 export type { ListenerName, ProbationEntry, ProgramName, Verdict } from './kernel-verdicts.js';
@@ -28,6 +30,8 @@ export interface KernelPod {
   acceleration: Acceleration;
   /** iptables redirect this pod's connections, so what its programs open never mirrors at the other end. */
   redirected?: boolean;
+  /** What its label says: true: none of its programs is short-circuited, false: none splices. undefined: each is looked at. */
+  splices?: boolean;
 }
 
 /** A pod as the kernel's maps have it. */
@@ -61,22 +65,31 @@ export interface KernelOptions {
 const POD_PROGRAMS = [
   'pod_sockops', 'probe_egress', 'getsockopt', 'getpeername4', 'getpeername6', 'getsockname4', 'getsockname6', 'connect4', 'connect6',
 ] as const;
-const PROXY_PROGRAMS = ['proxy_sockops', 'getsockopt'] as const;
+const PROXY_PROGRAMS = ['proxy_sockops', 'probe_egress', 'getsockopt'] as const;
 
 const MODES = { node: 'POD_MODE_NODE', sidecar: 'POD_MODE_SIDECAR' } as const;
 const ACCELERATIONS = { off: 'ACCELERATION_OFF', l4: 'ACCELERATION_L4', force: 'ACCELERATION_FORCE' } as const;
 
 /** Structs that live in pinned maps. */
-const PINNED_STRUCTS = ['pod', 'tuple', 'establishing', 'peer', 'socket_state', 'program_key', 'listener_key', 'verdict', 'settings', 'pod_counters'];
+const PINNED_STRUCTS = [
+  'pod', 'tuple', 'establishing', 'peer', 'socket_state', 'program_key', 'listener_key', 'verdict', 'clearance', 'verdict_quota', 'settings',
+  'pod_counters',
+];
 
-const TABLES = ['pods', 'netns_of_address', 'establishing', 'peers', 'sockets', 'client_verdicts', 'listener_verdicts'];
+const TABLES = ['pods', 'netns_of_address', 'establishing', 'peers', 'sockets', 'client_verdicts', 'listener_verdicts', 'client_clearances', 'listener_clearances'];
 
 interface Attached {
   pod: KernelPodState;
-  slot: number;
+  slot: Slot;
   /** False after a restart: the links that were found may not be all. */
   complete: boolean;
   links: BpfLink[];
+}
+
+/** A pod's place among the per-pod counters. Sockets of a former pod carry another generation, and are no longer counted. */
+interface Slot {
+  index: number;
+  generation: number;
 }
 
 export class Kernel {
@@ -84,6 +97,7 @@ export class Kernel {
   readonly #object: BpfObject;
   readonly #pinDir: string | null;
   readonly #pods = new Map<string, Attached>();
+  #lastSlot = 0;
   readonly #proxyLinks: BpfLink[] = [];
   readonly #maps: Record<'pods' | 'addresses' | 'settings' | 'listenerPorts' | 'counters' | 'podCounters' | 'establishing' | 'peers', BpfMap>;
   readonly #codecs: Record<'pod' | 'settings' | 'podCounters' | 'establishing' | 'tuple' | 'peer', StructCodec>;
@@ -164,7 +178,6 @@ export class Kernel {
 
   /** Adds a pod or changes it; changes apply to new connections only. */
   putPod(pod: KernelPod): void {
-    const folder = pinName(pod.uid);
     const id = cgroupId(pod.cgroupPath);
     let current = this.#pods.get(pod.uid);
     if (current && current.pod.netnsCookie !== pod.netnsCookie) {
@@ -180,23 +193,42 @@ export class Kernel {
       capture: pod.capture,
       acceleration: pod.acceleration,
       redirected: pod.redirected ?? false,
+      ...(pod.splices === undefined ? {} : { splices: pod.splices }),
       cgroupId: id,
     };
-    const slot = current?.slot ?? this.#freeSlot();
-    for (const address of state.addresses) this.#maps.addresses.set(encodeAddress(address), u64(pod.netnsCookie));
-    this.#maps.pods.set(u64(pod.netnsCookie), this.#encodePod(state, slot));
-    for (const gone of current?.pod.addresses.filter((address) => !state.addresses.includes(address)) ?? []) {
+    const attached: Attached = current ?? { pod: state, slot: this.#freeSlot(), complete: false, links: [] };
+    const before = current?.pod;
+    const taken: [address: string, owner: Buffer | undefined][] = [];
+    this.#pods.set(pod.uid, attached);
+    try {
+      // The hooks do nothing for a namespace that is in no map, so all of them begin at the same moment.
+      if (!attached.complete || before?.cgroupId !== id) this.#attach(attached, state);
+      for (const address of state.addresses) {
+        const key = encodeAddress(address);
+        taken.push([address, this.#maps.addresses.get(key)]);
+        this.#maps.addresses.set(key, u64(pod.netnsCookie));
+      }
+      this.#maps.pods.set(u64(pod.netnsCookie), this.#encodePod(state, attached.slot));
+      attached.pod = state;
+    } catch (error) {
+      for (const [address, owner] of taken) {
+        if (owner) this.#maps.addresses.set(encodeAddress(address), owner);
+        else this.#maps.addresses.delete(encodeAddress(address));
+      }
+      if (!before) this.removePod(pod.uid);
+      throw error;
+    }
+    for (const gone of before?.addresses.filter((address) => !state.addresses.includes(address)) ?? []) {
       this.#forgetAddress(gone, pod.netnsCookie);
     }
-    const attached: Attached = current ?? { pod: state, slot, complete: false, links: [] };
-    const mustAttach = !attached.complete || attached.pod.cgroupId !== id;
-    attached.pod = state;
-    this.#pods.set(pod.uid, attached);
-    if (!mustAttach) return;
+    if (before && before.splices !== state.splices) this.#verdicts.forgetClearances(pod.netnsCookie);
+  }
+
+  #attach(attached: Attached, pod: KernelPodState): void {
     attached.complete = false;
     for (const link of attached.links.splice(0)) link.close();
     for (const program of POD_PROGRAMS) {
-      attached.links.push(this.#object.attachCgroup(program, pod.cgroupPath, this.#pin(`links/pods/${folder}/${program}`)));
+      attached.links.push(this.#object.attachCgroup(program, pod.cgroupPath, this.#pin(`links/pods/${pinName(pod.uid)}/${program}`)));
     }
     attached.complete = true;
   }
@@ -285,9 +317,11 @@ export class Kernel {
 
   /**
    * The ports that the control plane has outbound listeners for. From the first call on, a connection of a `node` pod
-   * to a local pod's own address on any other port is not captured: the proxy would only pass its bytes on.
+   * to a local pod's own address on any other port is not captured: the proxy would only pass its bytes on. `all`: every
+   * port is captured.
    */
-  setListenerPorts(ports: readonly number[]): void {
+  setListenerPorts(ports: readonly number[] | 'all'): void {
+    if (ports === 'all') return this.#writeSettings({ listener_ports_known: 0 });
     const wanted = new Set(ports);
     for (const port of wanted) this.#maps.listenerPorts.set(u16(port), Buffer.from([1]));
     for (const [key] of this.#maps.listenerPorts.entries()) {
@@ -331,13 +365,28 @@ export class Kernel {
   #start(): void {
     this.#object.attachSkMsg('move_message', 'sockets');
     if (!this.#object.adopted) this.setGlobalAcceleration(false);
-    this.#store.add(new KernelEvents(this.#object, this.options.logger, this.#counterNames));
+    const clearance = this.#store.add(new Clearance(this.#verdicts, (cookie) => this.#podOf(cookie), this.options.logger));
+    this.#store.add(new KernelEvents(this.#object, this.options.logger, this.#counterNames, {
+      verdicts: this.#verdicts,
+      clearance,
+      onQuota: (cookie) => {
+        const pod = this.#podOf(cookie);
+        if (pod) this.#verdicts.prune(cookie, new Set(cgroupIds(pod.cgroupPath)));
+      },
+    }));
     if (this.#pinDir === null) return;
     for (const program of PROXY_PROGRAMS) {
       const link = this.#object.replaceLink(program, `links/proxy/${program}`);
       if (link) this.#proxyLinks.push(link);
     }
     this.#adoptPods(join(this.#pinDir, 'links', 'pods'));
+  }
+
+  #podOf(netnsCookie: bigint): { cgroupPath: string; splices: boolean | undefined } | undefined {
+    for (const { pod } of this.#pods.values()) {
+      if (pod.netnsCookie === netnsCookie) return { cgroupPath: pod.cgroupPath, splices: pod.splices };
+    }
+    return undefined;
   }
 
   #pin(name: string): string | null {
@@ -359,6 +408,7 @@ export class Kernel {
         if (link) links.push(link);
       }
       this.#pods.set(state.uid, { pod: state, slot, complete: false, links });
+      this.#lastSlot = Math.max(this.#lastSlot, slot.index);
     }
     // Links of a pod that is in no map: an agent died between the two.
     const known = new Set([...this.#pods.keys()].map(pinName));
@@ -367,18 +417,20 @@ export class Kernel {
     }
   }
 
-  #encodePod(pod: KernelPodState, slot: number): Buffer {
+  #encodePod(pod: KernelPodState, slot: Slot): Buffer {
     const { mode, acceleration, flag } = this.#constants;
     const first = (family: 'ipv4' | 'ipv6'): Buffer => {
       const found = pod.addresses.find((address) => address.includes(':') === (family === 'ipv6'));
       return found ? encodeAddress(found) : Buffer.alloc(16);
     };
-    const flags = (pod.capture ? need(flag, 'POD_CAPTURE') : 0) | (pod.redirected ? need(flag, 'POD_REDIRECTED') : 0);
+    const flags = (pod.capture ? need(flag, 'POD_CAPTURE') : 0) | (pod.redirected ? need(flag, 'POD_REDIRECTED') : 0) |
+      (pod.splices === undefined ? 0 : need(flag, pod.splices ? 'POD_SPLICES' : 'POD_SPLICES_NOT'));
     return this.#codecs.pod.encode({
       cgroup_id: pod.cgroupId,
       ipv4: first('ipv4'),
       ipv6: first('ipv6'),
-      slot,
+      slot: slot.index,
+      generation: slot.generation,
       mode: need(mode, MODES[pod.mode]),
       acceleration: need(acceleration, ACCELERATIONS[pod.acceleration]),
       flags,
@@ -387,13 +439,14 @@ export class Kernel {
     });
   }
 
-  #decodePod(netnsCookie: bigint, value: Buffer, addresses: string[]): { state: KernelPodState; slot: number } {
+  #decodePod(netnsCookie: bigint, value: Buffer, addresses: string[]): { state: KernelPodState; slot: Slot } {
     const { pod } = this.#codecs;
     const { mode, acceleration, flag } = this.#constants;
     const nameOf = <K extends string>(table: Record<K, string>, values: Record<string, number>, wanted: number): K =>
       (Object.keys(table) as K[]).find((key) => values[table[key]] === wanted) ?? (Object.keys(table)[0] as K);
     const first = new Set([pod.bytes(value, 'ipv4'), pod.bytes(value, 'ipv6')].filter((bytes) => bytes.some((b) => b !== 0)).map(decodeAddress));
     const flags = pod.number(value, 'flags');
+    const has = (name: string): boolean => (flags & need(flag, name)) !== 0;
     const text = (field: string): string => {
       const bytes = pod.bytes(value, field);
       const end = bytes.indexOf(0);
@@ -406,11 +459,12 @@ export class Kernel {
       addresses: [...first, ...addresses.filter((address) => !first.has(address))],
       mode: nameOf(MODES, mode, pod.number(value, 'mode')),
       acceleration: nameOf(ACCELERATIONS, acceleration, pod.number(value, 'acceleration')),
-      capture: (flags & need(flag, 'POD_CAPTURE')) !== 0,
-      redirected: (flags & need(flag, 'POD_REDIRECTED')) !== 0,
+      capture: has('POD_CAPTURE'),
+      redirected: has('POD_REDIRECTED'),
+      ...(has('POD_SPLICES') || has('POD_SPLICES_NOT') ? { splices: has('POD_SPLICES') } : {}),
       cgroupId: pod.bigint(value, 'cgroup_id'),
     };
-    return { state, slot: pod.number(value, 'slot') };
+    return { state, slot: { index: pod.number(value, 'slot'), generation: pod.number(value, 'generation') } };
   }
 
   #forgetAddress(address: string, owner: bigint): void {
@@ -419,21 +473,29 @@ export class Kernel {
     if (this.#maps.addresses.get(key)?.readBigUInt64LE() === owner) this.#maps.addresses.delete(key);
   }
 
-  /** Slots start at 1; a slot that is used again starts with zero counters. */
-  #freeSlot(): number {
-    const used = new Set([...this.#pods.values()].map(({ slot }) => slot));
-    for (let slot = 1; slot < this.#maps.podCounters.maxEntries; slot++) {
-      if (used.has(slot)) continue;
-      const current = this.#maps.podCounters.get(u32(slot));
-      if (current) this.#maps.podCounters.set(u32(slot), Buffer.alloc(current.length));
-      return slot;
+  /** Slots start at 1 and go round; each use starts with zero counters and a generation of its own. */
+  #freeSlot(): Slot {
+    const used = new Set([...this.#pods.values()].map(({ slot }) => slot.index));
+    const { podCounters: codec } = this.#codecs;
+    const slots = this.#maps.podCounters.maxEntries - 1;
+    for (let step = 0; step < slots; step++) {
+      const index = ((this.#lastSlot + step) % slots) + 1;
+      const current = used.has(index) ? undefined : this.#maps.podCounters.get(u32(index));
+      if (!current) continue;
+      const parts = perCpu(current, codec.sizeBytes);
+      const generation = (Math.max(...parts.map((part) => codec.number(part, 'generation'))) + 1) >>> 0;
+      const zero = codec.encode({ generation });
+      const stride = current.length / parts.length;
+      this.#maps.podCounters.set(u32(index), Buffer.concat(parts.map(() => Buffer.concat([zero, Buffer.alloc(stride - zero.length)]))));
+      this.#lastSlot = index;
+      return { index, generation };
     }
-    throw new UnderpassError('UNDERPASS_TOO_MANY_PODS', `adding a pod: the kernel's tables hold ${this.#maps.podCounters.maxEntries - 1}`);
+    throw new UnderpassError('UNDERPASS_TOO_MANY_PODS', `adding a pod: the kernel's tables hold ${slots}`);
   }
 
   #countersOf(uid: string): PodCounters | undefined {
     const attached = this.#pods.get(uid);
-    const value = attached && this.#maps.podCounters.get(u32(attached.slot));
+    const value = attached && this.#maps.podCounters.get(u32(attached.slot.index));
     if (!value) return undefined;
     const codec = this.#codecs.podCounters;
     const parts = perCpu(value, codec.sizeBytes);
@@ -446,10 +508,7 @@ export class Kernel {
 /** `device:inode` of an executable as the kernel keeps it, for markProgram. */
 export function executable(path: string): { device: number; inode: bigint } {
   const { dev, ino } = statSync(path, { bigint: true });
-  // glibc's dev_t -> major, minor; the kernel keeps major << 20 | minor.
-  const major = ((dev >> 32n) & 0xfffff000n) | ((dev >> 8n) & 0xfffn);
-  const minor = ((dev >> 12n) & 0xffffff00n) | (dev & 0xffn);
-  return { device: Number((major << 20n) | minor), inode: ino };
+  return { device: kernelDevice(dev), inode: ino };
 }
 
 function need(values: Record<string, number>, name: string): number {

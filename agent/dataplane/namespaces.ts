@@ -1,7 +1,7 @@
 import { mkdirSync, readdirSync, rmSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { bindMount, netnsCookie, unmount } from '../../native/index.js';
-import { errorCode } from '../../common/errors.js';
+import { UnderpassError, errorCode } from '../../common/errors.js';
 import { buildDir } from '../../common/paths.js';
 import { run } from '../../common/process.js';
 import type { CapturedSockets, Namespaces } from './collaborators.js';
@@ -19,7 +19,10 @@ export class PinnedNamespaces implements Namespaces {
 
   pin(uid: string, netns: string): string {
     const target = this.path(uid);
-    if (inode(target) === inode(netns)) return target;
+    const wanted = inode(netns);
+    // The pin that there is may be all that keeps the pod's listener: it stays.
+    if (wanted === undefined) throw new UnderpassError('UNDERPASS_NETNS_ENTER', `pinning the network namespace ${netns}: it is gone`);
+    if (inode(target) === wanted) return target;
     unmount(target);
     bindMount(netns, target);
     return target;

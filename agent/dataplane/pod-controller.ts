@@ -16,8 +16,12 @@ export interface PodTarget {
   record: PodRecord;
   mode: Mode;
   acceleration: Acceleration;
+  /** What the splice label says, where there is one. */
+  splices?: boolean;
   /** How a pod in mode `node` or `sidecar` is captured; `iptables` in mode `sidecar` means its own rules. */
   way: Way;
+  /** A kernel that refuses this pod leaves it to iptables, instead of being asked for ever. */
+  mayFallBack: boolean;
   /** Why it is not what the labels ask for. */
   reason?: string;
 }
@@ -29,7 +33,8 @@ export interface Actual {
   pinned: boolean;
   listener: boolean;
   kernel: KernelPod | undefined;
-  rules: 'none' | 'active' | 'stopped';
+  /** `unknown`: they could not be read, so whatever relies on them makes them, and whoever leaves takes them away. */
+  rules: 'none' | 'active' | 'stopped' | 'unknown';
 }
 
 export interface Surroundings {
@@ -57,6 +62,8 @@ export class PodController {
   #state: PodState = 'off';
   #settled = false;
   #error: string | undefined;
+  /** Why the kernel's hooks are not for this pod, until its labels change. */
+  #refusal: string | undefined;
   #notes: string[] = [];
   #connections: number | undefined;
   #drainPolls = 0;
@@ -101,6 +108,7 @@ export class PodController {
     this.#target = target;
     this.#generation++;
     this.#drainPolls = 0;
+    this.#refusal = undefined;
     this.#settled = false;
     this.#backoff.reset();
     this.#wakeUp();
@@ -124,9 +132,11 @@ export class PodController {
     acceleration: Acceleration;
     listener: boolean;
     error?: string;
+    reason?: string;
     notes: string[];
     drainingConnections?: number;
   } {
+    const reason = this.#reason();
     return {
       state: this.#state,
       way: this.way,
@@ -134,8 +144,15 @@ export class PodController {
       listener: this.#actual.listener,
       notes: this.#notes,
       ...(this.#error === undefined ? {} : { error: this.#error }),
+      ...(reason === undefined ? {} : { reason }),
       ...(this.#connections === undefined ? {} : { drainingConnections: this.#connections }),
     };
+  }
+
+  #reason(): string | undefined {
+    if (this.#refusal !== undefined) return this.#refusal;
+    if (this.#state !== 'draining' || !this.#connections || this.#actual.kernel?.mode !== 'sidecar') return undefined;
+    return `its sidecar keeps ${this.#connections} upstream connections in its pools, which were captured and stay so until it closes them (Envoy's idle time-out is an hour)`;
   }
 
   #wakeUp(): void {
@@ -149,7 +166,7 @@ export class PodController {
       const generation = this.#generation;
       let again: number | undefined;
       try {
-        again = await this.#converge(this.#target);
+        again = await this.#convergeOrFallBack(this.#target);
         this.#error = undefined;
         this.#logChange();
         this.#backoff.reset();
@@ -182,6 +199,18 @@ export class PodController {
     });
   }
 
+  async #convergeOrFallBack(target: PodTarget | 'gone'): Promise<number | undefined> {
+    try {
+      return await this.#converge(target);
+    } catch (error) {
+      if (!(error instanceof KernelRefusal) || target === 'gone' || !target.mayFallBack || this.#refusal !== undefined || this.#target !== target) throw error;
+      const instead = target.mode === 'node' ? 'redirected by iptables' : "left to its sidecar's own iptables rules";
+      this.#refusal = `${instead}, since the kernel refuses this pod: ${error.message}`;
+      this.#around.logger.warn({ pod: this.#name(), reason: this.#refusal }, 'the kernel refuses the pod; it goes without the hooks');
+      return 0;
+    }
+  }
+
   /** One pass. Returns after how many milliseconds to look again, or nothing when the target is reached. */
   async #converge(target: PodTarget | 'gone'): Promise<number | undefined> {
     if (target === 'gone') return this.#bury();
@@ -193,12 +222,12 @@ export class PodController {
   async #enrol(target: PodTarget): Promise<number | undefined> {
     const { namespaces, proxy, kernel } = this.#around;
     const { uid, netns } = target.record;
-    if (this.way !== target.way) this.#state = 'enrolling';
-    this.#connections = undefined;
+    const way = this.#refusal === undefined ? target.way : 'iptables';
+    if (this.way !== way) this.#state = 'enrolling';
     const path = namespaces.pin(uid, netns);
     this.#actual.pinned = true;
 
-    const keepsRedirected = target.way === 'iptables' || this.#actual.rules !== 'none';
+    const keepsRedirected = way === 'iptables' || this.#actual.rules !== 'none';
     this.#around.setListener(uid, listenerPod(target.record, path, keepsRedirected));
     this.#actual.listener = true;
     await this.#bounded((signal) => proxy.whenReady(uid, signal));
@@ -208,10 +237,10 @@ export class PodController {
     this.#current(target);
     const rules = namespaces.rules(path);
     const kernelPod = (capture: boolean, redirected: boolean): KernelPod | undefined =>
-      cookie === undefined ? undefined : { ...kernelIdentity(target.record, cookie), mode: 'node', capture, redirected, acceleration: target.acceleration };
-    if (target.way === 'bpf') {
+      cookie === undefined ? undefined : { ...kernelIdentity(target, cookie), mode: 'node', capture, redirected, acceleration: target.acceleration };
+    if (way === 'bpf') {
       this.#putPod(kernelPod(true, false));
-      if (this.#actual.rules === 'active') await this.#stopRules(rules);
+      if (isActive(this.#actual)) await this.#stopRules(rules);
       this.#notes = [];
     } else {
       if (this.#actual.rules !== 'active') {
@@ -219,13 +248,18 @@ export class PodController {
         this.#actual.rules = 'active';
         this.#notes = [`iptables backend ${backend}`, ...notes];
       }
-      this.#putPod(kernelPod(false, true));
+      if (this.#refusal === undefined) this.#putPod(kernelPod(false, true));
+      else this.#removeFromKernel(uid);
     }
-    this.#state = 'enrolled';
-    if (target.way === 'iptables' || this.#actual.rules === 'none') return undefined;
+    if (way === 'iptables' || this.#actual.rules === 'none') {
+      this.#state = 'enrolled';
+      this.#connections = undefined;
+      return undefined;
+    }
     // Redirected connections from before live from the rules that are left.
     const { redirected } = await namespaces.capturedSockets(path);
     this.#connections = redirected;
+    this.#state = 'enrolled';
     if (redirected > 0) return this.#drainDelay();
     this.#current(target);
     await rules.remove();
@@ -237,29 +271,37 @@ export class PodController {
 
   async #enrolWithSidecar(target: PodTarget): Promise<number | undefined> {
     const { namespaces, kernel } = this.#around;
-    if (!kernel) {
+    if (!kernel || this.#refusal !== undefined) {
+      this.#removeFromKernel(target.record.uid);
       this.#state = 'off';
       return undefined;
     }
     const cookie = await namespaces.cookie(target.record.netns);
     this.#current(target);
     const captured = target.way === 'bpf';
-    this.#putPod({ ...kernelIdentity(target.record, cookie), mode: 'sidecar', capture: captured, redirected: !captured, acceleration: target.acceleration });
+    this.#putPod({ ...kernelIdentity(target, cookie), mode: 'sidecar', capture: captured, redirected: !captured, acceleration: target.acceleration });
     this.#state = 'enrolled';
+    this.#connections = undefined;
     return undefined;
   }
 
   async #leave(target: PodTarget): Promise<number | undefined> {
-    const { namespaces, proxy, kernel } = this.#around;
+    const { namespaces, proxy } = this.#around;
     const { uid } = this.#record;
     const path = namespaces.path(uid);
     const was = this.#actual.kernel;
     let stopped = false;
     if (was && (was.capture || was.redirected || was.acceleration !== 'off')) {
-      this.#putPod({ ...was, capture: false, redirected: false, acceleration: 'off' });
+      try {
+        this.#putPod({ ...was, capture: false, redirected: false, acceleration: 'off' });
+      } catch (error) {
+        // New connections have to go their plain way, whatever becomes of the count of those that live.
+        this.#around.logger.warn({ pod: this.#name(), reason: errorMessage(error) }, 'the kernel can not switch the capture of the pod off; its hooks are removed');
+        this.#removeFromKernel(uid);
+      }
       stopped = true;
     }
-    if (this.#actual.rules === 'active') {
+    if (isActive(this.#actual)) {
       await this.#stopRules(namespaces.rules(path));
       stopped = true;
     }
@@ -277,8 +319,7 @@ export class PodController {
     this.#connections = undefined;
     if (this.#actual.listener) await this.#removeListener(uid, proxy);
     // From here on the pod is let go of for good: a target that changes now starts from nothing, in the next pass.
-    if (this.#actual.kernel) kernel?.removePod(uid);
-    this.#actual.kernel = undefined;
+    this.#removeFromKernel(uid);
     if (this.#actual.rules !== 'none') await namespaces.rules(path).remove();
     this.#actual.rules = 'none';
     if (this.#actual.pinned) namespaces.unpin(uid);
@@ -291,12 +332,19 @@ export class PodController {
 
   /** The pod's processes are gone, and with them its connections. */
   async #bury(): Promise<undefined> {
-    const { namespaces, proxy, kernel } = this.#around;
+    const { namespaces, proxy } = this.#around;
     const { uid } = this.#record;
     this.#state = 'draining';
-    if (this.#actual.kernel) kernel?.removePod(uid);
-    this.#actual.kernel = undefined;
+    // Whoever still is in the namespace must not be sent to a listener that is about to go.
+    if (isActive(this.#actual)) {
+      try {
+        await this.#stopRules(namespaces.rules(namespaces.path(uid)));
+      } catch (error) {
+        this.#around.logger.debug({ pod: this.#name(), reason: errorMessage(error) }, "the rules in the namespace of a pod that is gone can't be stopped; they go away with it");
+      }
+    }
     this.#actual.rules = 'none';
+    this.#removeFromKernel(uid);
     if (this.#actual.listener) await this.#removeListener(uid, proxy);
     if (this.#actual.pinned) namespaces.unpin(uid);
     this.#actual.pinned = false;
@@ -328,10 +376,23 @@ export class PodController {
     this.#actual.rules = 'stopped';
   }
 
+  /** @throws KernelRefusal */
   #putPod(pod: KernelPod | undefined): void {
-    if (!pod) return;
-    this.#around.kernel?.putPod(pod);
+    const { kernel } = this.#around;
+    if (!pod || !kernel) return;
+    // A call that fails half-way has left something behind, which has to be removed with the pod.
+    this.#actual.kernel ??= { ...pod, capture: false, redirected: false, acceleration: 'off' };
+    try {
+      kernel.putPod(pod);
+    } catch (error) {
+      throw new KernelRefusal(errorMessage(error), { cause: error });
+    }
     this.#actual.kernel = pod;
+  }
+
+  #removeFromKernel(uid: string): void {
+    if (this.#actual.kernel) this.#around.kernel?.removePod(uid);
+    this.#actual.kernel = undefined;
   }
 
   /** Ends a pass whose target was replaced while it waited. */
@@ -369,6 +430,14 @@ export class PodController {
   }
 }
 
+/** The kernel's hooks or maps did not take one pod: EPERM or E2BIG on its cgroup, no more slots. */
+class KernelRefusal extends Error {}
+
+/** New connections are redirected by rules, as far as is known. */
+function isActive({ rules }: Actual): boolean {
+  return rules === 'active' || rules === 'unknown';
+}
+
 /** Rejects when the signal aborts, for waits that do not look at it themselves. */
 function aborted(signal: AbortSignal): Promise<never> {
   return new Promise((_, reject) => {
@@ -380,14 +449,14 @@ function aborted(signal: AbortSignal): Promise<never> {
 function sameTarget(a: PodTarget | 'gone', b: PodTarget | 'gone'): boolean {
   if (a === 'gone' || b === 'gone') return a === b;
   return (
-    a.mode === b.mode && a.acceleration === b.acceleration && a.way === b.way && a.record.netns === b.record.netns &&
+    a.mode === b.mode && a.acceleration === b.acceleration && a.splices === b.splices && a.way === b.way && a.mayFallBack === b.mayFallBack && a.record.netns === b.record.netns &&
     a.record.cgroup === b.record.cgroup && a.record.serviceAccount === b.record.serviceAccount &&
     JSON.stringify([a.record.ips, a.record.labels, a.record.annotations]) === JSON.stringify([b.record.ips, b.record.labels, b.record.annotations])
   );
 }
 
-function kernelIdentity(record: PodRecord, netnsCookie: bigint): Pick<KernelPod, 'uid' | 'netnsCookie' | 'cgroupPath' | 'addresses'> {
-  return { uid: record.uid, netnsCookie, cgroupPath: record.cgroup, addresses: record.ips };
+function kernelIdentity({ record, splices }: PodTarget, netnsCookie: bigint): Pick<KernelPod, 'uid' | 'netnsCookie' | 'cgroupPath' | 'addresses' | 'splices'> {
+  return { uid: record.uid, netnsCookie, cgroupPath: record.cgroup, addresses: record.ips, ...(splices === undefined ? {} : { splices }) };
 }
 
 export function listenerPod(record: PodRecord, netnsPath: string, iptables: boolean): ListenerPod {

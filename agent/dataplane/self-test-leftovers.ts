@@ -1,5 +1,5 @@
 /** A self-test whose process was killed in the middle leaves its namespace, its cgroup and a folder; the next agent removes them. */
-import { existsSync, readdirSync, rmSync, statSync } from 'node:fs';
+import { lstatSync, readdirSync, rmSync, type Stats } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { cgroup2Root, removeCgroup } from '../../common/cgroup.js';
@@ -27,12 +27,20 @@ export async function removeSelfTestLeftovers(): Promise<void> {
   for (const name of readdirSync(tmpdir())) {
     const [, pid, suffix] = NAME.exec(name) ?? [];
     const folder = join(tmpdir(), name);
-    if (pid !== undefined || suffix === undefined || running.has(suffix) || !existsSync(folder)) continue;
-    if (Date.now() - statSync(folder).mtimeMs > FOLDER_ALONE_MS) removeFolder(folder);
+    if (pid !== undefined || suffix === undefined || running.has(suffix)) continue;
+    const ageMs = Date.now() - (ownFolder(folder)?.mtimeMs ?? Infinity);
+    if (ageMs > FOLDER_ALONE_MS) removeFolder(folder);
   }
 }
 
+/** Anybody may make names below /tmp, and a link there could lead to a mount of somebody else. */
+function ownFolder(folder: string): Stats | undefined {
+  const stats = lstatSync(folder, { throwIfNoEntry: false });
+  return stats?.isDirectory() && stats.uid === process.geteuid?.() ? stats : undefined;
+}
+
 function removeFolder(folder: string): void {
+  if (!ownFolder(folder)) return;
   unmount(join(folder, 'netns'));
   rmSync(folder, { recursive: true, force: true });
 }

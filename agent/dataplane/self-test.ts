@@ -203,4 +203,7 @@ class SelfTest {
   }
 }
 
-const SMALL_MAPS = { sockets: 4096, establishing: 4096, peers: 4096, pods: 8, pod_counters: 16, client_verdicts: 64, listener_verdicts: 64 };
+const SMALL_MAPS = {
+  sockets: 4096, establishing: 4096, peers: 4096, pods: 8, pod_counters: 16, client_verdicts: 64, listener_verdicts: 64,
+  client_clearances: 64, listener_clearances: 64, verdict_quotas: 8,
+};

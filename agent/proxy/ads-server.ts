@@ -156,7 +156,7 @@ export class AdsServer implements Closable {
       const good = this.#good.get(key);
       if (good) entries?.set(nack.name, good);
     }
-    return new Snapshot(types);
+    return new Snapshot(types, wanted.keeps);
   }
 
   #acked(type: string, name: string, version: string | undefined): void {

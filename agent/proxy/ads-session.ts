@@ -182,7 +182,7 @@ export class AdsSession {
   async #remove(type: string, target: Snapshot): Promise<void> {
     const subscription = this.#types.get(type);
     if (!subscription || this.#closed) return;
-    const names = [...subscription.sent.keys()].filter((name) => !target.get(type, name));
+    const names = [...subscription.sent.keys()].filter((name) => !target.get(type, name) && !target.keeps(type, name));
     if (names.length > 0) await this.#bounded(this.#send(type, [], names), `${SHORT_NAMES[type] ?? type} removals to be acknowledged`);
   }
 
@@ -259,7 +259,8 @@ export class AdsSession {
   /** Envoy names the listeners and clusters that it refuses and takes the others; of other types it refuses the whole response. */
   #rejected(pending: Pending, message: string): void {
     const { type, entries, removed } = pending;
-    const named = entries.filter((entry) => message.includes(entry.name));
+    const blamedNames = namesIn(message, entries.map((entry) => entry.name));
+    const named = entries.filter((entry) => blamedNames.has(entry.name));
     const isPartial = type === CDS || type === LDS;
     const blamed = named.length > 0 ? named : entries.length === 1 ? entries : [];
     for (const name of removed) this.#host.acked(type, name, undefined);
@@ -303,6 +304,20 @@ export class AdsSession {
     this.#waiters.clear();
     for (const waiter of waiters) waiter();
   }
+}
+
+/** Which of `names` a refusal speaks of. Names may begin or end with each other, so a match stands alone and is used up. */
+export function namesIn(message: string, names: readonly string[]): Set<string> {
+  const found = new Set<string>();
+  let left = message;
+  for (const name of [...names].sort((a, b) => b.length - a.length)) {
+    if (name === '') continue;
+    const alone = new RegExp(`(?<![\\w|~/-]|\\w[.:])${name.replace(/[\\^$.*+?()[\]{}|/-]/g, '\\$&')}(?![\\w|~/-]|\\.\\w|:\\d)`, 'g');
+    const rest = left.replace(alone, ' ');
+    if (rest !== left) found.add(name);
+    left = rest;
+  }
+  return found;
 }
 
 const MAX_REASON = 1_000;

@@ -51,8 +51,15 @@ export function bootstrap({ nodeName, adsSocketPath, adminSocketPath }: Bootstra
         },
       ],
     },
+    bootstrap_extensions: [
+      { name: 'envoy.bootstrap.internal_listener', typed_config: { '@type': 'type.googleapis.com/envoy.extensions.bootstrap.internal_listener.v3.InternalListener' } },
+    ],
     // A mesh has many clusters and a pod talks to few: counters come into being when they first count.
     deferred_stat_options: { enable_deferred_creation_stats: true },
-    layered_runtime: { layers: [{ name: 'static', static_layer: { 're2.max_program_size.error_level': 32768 } }] },
+    layered_runtime: { layers: [{ name: 'static', static_layer: {
+      're2.max_program_size.error_level': 32768,
+      // With it a connection between internal listeners that is closed right after its last data loses that data.
+      'envoy.reloadable_features.enable_send_rst_on_user_space_socket': false,
+    } }] },
   };
 }

@@ -17,6 +17,13 @@ export interface ListenerAddress {
 
 const DEFAULT_TIMEOUT_MS = 5_000;
 
+class NoAnswer extends Error {}
+
+/** Whether a question failed only since the answer took too long. */
+export function isTimeout(error: unknown): boolean {
+  return error instanceof UnderpassError && error.cause instanceof NoAnswer;
+}
+
 export class EnvoyAdmin {
   constructor(readonly socketPath: string, readonly timeoutMs = DEFAULT_TIMEOUT_MS) {}
 
@@ -71,7 +78,7 @@ export class EnvoyAdmin {
           });
         },
       );
-      outgoing.on('timeout', () => outgoing.destroy(new Error(`no answer within ${this.timeoutMs} ms`)));
+      outgoing.on('timeout', () => outgoing.destroy(new NoAnswer(`no answer within ${this.timeoutMs} ms`)));
       outgoing.on('error', (error) => reject(failed(error)));
       outgoing.end();
     });

@@ -3,8 +3,12 @@ import { closeSync, mkdtempSync, openSync, readFileSync, rmSync, writeFileSync, 
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { describe, it } from 'node:test';
+import { logger } from '../../common/log.js';
+import { envoyBinary } from '../../common/paths.js';
+import { processStartTime } from '../../common/process-id.js';
+import { sleep } from '../../common/retry.js';
 import { EnvoyAdmin } from './envoy-admin.js';
-import { boundLog, stopEnvoy } from './envoy.js';
+import { Envoy, boundLog, stopEnvoy } from './envoy.js';
 
 describe('boundLog', () => {
   it('cuts a log that its writer holds open, keeping the part before', () => {
@@ -28,6 +32,35 @@ describe('EnvoyAdmin', () => {
   it('names the socket and the question when nobody answers', async () => {
     await assert.rejects(new EnvoyAdmin('/nonexistent/admin.sock').serverInfo(), { code: 'UNDERPASS_ENVOY_ADMIN', message: /\/nonexistent\/admin\.sock.*\/server_info.*ENOENT/ });
   });
+});
+
+describe('Envoy', () => {
+  for (const [name, answersAfterMs] of [['answers late', 6_500], ['does not answer at all', undefined]] as const) {
+    it(`is adopted, not ended, when it ${name}`, { timeout: 60_000 }, async () => {
+      const runDir = mkdtempSync(join(tmpdir(), 'up-proxy-'));
+      const options = { nodeName: 'n', runDir, envoyPath: envoyBinary(), cgroupPath: undefined, concurrency: 1, logger: logger('test'), adoptTimeoutMs: answersAfterMs ?? 1 };
+      const first = new Envoy(options);
+      const second = new Envoy(options);
+      try {
+        await first.start();
+        const { pid } = first.status;
+        assert.ok(pid !== undefined);
+        first.close();
+        process.kill(pid, 'SIGSTOP');
+        const adoption = second.start();
+        await sleep(answersAfterMs ?? 100);
+        if (answersAfterMs !== undefined) process.kill(pid, 'SIGCONT');
+        await adoption;
+        assert.deepEqual([second.status.pid, second.status.adopted], [pid, true]);
+        assert.notEqual(processStartTime(pid), undefined);
+      } finally {
+        if (first.status.pid !== undefined) process.kill(first.status.pid, 'SIGCONT');
+        await second.stop();
+        await first.stop();
+        rmSync(runDir, { recursive: true, force: true });
+      }
+    });
+  }
 });
 
 describe('stopEnvoy', () => {

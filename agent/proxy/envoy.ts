@@ -12,7 +12,7 @@ import { buildDir } from '../../common/paths.js';
 import { isRunning, processStartTime, type ProcessId } from '../../common/process-id.js';
 import { Backoff, sleep, waitFor } from '../../common/retry.js';
 import { bootstrap } from './bootstrap.js';
-import { EnvoyAdmin } from './envoy-admin.js';
+import { EnvoyAdmin, isTimeout } from './envoy-admin.js';
 
 export interface EnvoyOptions {
   nodeName: string;
@@ -25,6 +25,8 @@ export interface EnvoyOptions {
   logger: Logger;
   /** Of `underpass-exec`; default build/underpass-exec. */
   launcherPath?: string;
+  /** How long an Envoy of an earlier agent is asked for an answer; default 30 s. */
+  adoptTimeoutMs?: number;
 }
 
 interface StateFile extends ProcessId {
@@ -47,6 +49,8 @@ const LOG_CHECK_INTERVAL_MS = 5_000;
 const MAX_LOG_BYTES = 16 << 20;
 const START_TIMEOUT_MS = 15_000;
 const STOP_TIMEOUT_MS = 5_000;
+const ADOPT_TIMEOUT_MS = 30_000;
+const ADOPT_RETRY_MS = 200;
 /** A process that lived this long was no failed start: the next restart is immediate again. */
 const STABLE_AFTER_MS = 10_000;
 /** Istio's: how long connections of a replaced or removed listener or filter chain have to end. */
@@ -89,7 +93,7 @@ export class Envoy implements Closable {
    * @throws UnderpassError `UNDERPASS_ENVOY_START` with the last lines of Envoy's log
    */
   async start(signal?: AbortSignal): Promise<void> {
-    if (!(await this.#adopt())) await this.#launch(signal);
+    if (!(await this.#adopt(signal))) await this.#launch(signal);
     this.#watch = setInterval(() => this.#check(), WATCH_INTERVAL_MS);
     this.#logWatch = setInterval(() => this.#boundLog(), LOG_CHECK_INTERVAL_MS);
   }
@@ -113,7 +117,7 @@ export class Envoy implements Closable {
     this.#status = { ...this.#status, pid: undefined };
   }
 
-  async #adopt(): Promise<boolean> {
+  async #adopt(signal?: AbortSignal): Promise<boolean> {
     const { logger, envoyPath } = this.#options;
     const state = this.#readState();
     if (!state || !isRunning(state)) return false;
@@ -121,7 +125,7 @@ export class Envoy implements Closable {
     const reason =
       fileIdentity(`/proc/${state.pid}/exe`) !== state.binary ? 'the process executes another file'
       : state.binary !== current ? `${envoyPath} is another binary now`
-      : await this.admin.serverInfo().then(() => undefined, (error: unknown) => errorMessage(error));
+      : await this.#silence(state, signal);
     if (reason !== undefined) {
       logger.warn({ pid: state.pid, reason }, 'Envoy of an earlier agent can not be adopted; it is ended and a new one started');
       // Only a process that is known to be that Envoy is ended.
@@ -133,6 +137,30 @@ export class Envoy implements Closable {
     this.#status = { ...this.#status, pid: state.pid, version: state.version, adopted: true };
     logger.info({ pid: state.pid, version: state.version }, 'Envoy of an earlier agent adopted');
     return true;
+  }
+
+  /**
+   * Why an Envoy that runs can't be spoken to. One that is only slow, e.g. on a machine that is, serves its pods all the
+   * same: it is not ended for that.
+   */
+  async #silence(state: StateFile, signal?: AbortSignal): Promise<string | undefined> {
+    const stop = signal ? AbortSignal.any([signal, this.#stopping.signal]) : this.#stopping.signal;
+    const deadline = performance.now() + (this.#options.adoptTimeoutMs ?? ADOPT_TIMEOUT_MS);
+    for (;;) {
+      try {
+        await this.admin.serverInfo(stop);
+        return undefined;
+      } catch (error) {
+        stop.throwIfAborted();
+        if (!isRunning(state)) return 'it ended';
+        if (performance.now() > deadline) {
+          if (!isTimeout(error)) return errorMessage(error);
+          this.#options.logger.warn({ pid: state.pid, reason: errorMessage(error) }, 'Envoy of an earlier agent runs but does not answer; it is adopted as it is');
+          return undefined;
+        }
+      }
+      await sleep(ADOPT_RETRY_MS, stop);
+    }
   }
 
   async #launch(signal?: AbortSignal): Promise<void> {

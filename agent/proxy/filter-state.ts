@@ -39,3 +39,16 @@ export function sharedString(name: string, key: string, value: string): Filter {
     },
   };
 }
+
+/** A filter that hands addresses on to the next connection upstream, by their keys, as Envoy's formatters give them. */
+export function sharedAddress(name: string, addresses: Readonly<Record<string, string>>): Filter {
+  const values = Object.entries(addresses).map(([key, format]) => ({
+    key: { $case: 'object_key' as const, value: key },
+    value: {
+      $case: 'format_string' as const,
+      value: { format: { $case: 'text_format_source' as const, value: { specifier: { $case: 'inline_string' as const, value: format } } } },
+    },
+    shared_with_upstream: FilterStateValue_SharedWithUpstream.ONCE,
+  }));
+  return { name, config_type: { $case: 'typed_config', value: packSetFilterState(Config.fromPartial({ on_new_connection: values })) } };
+}

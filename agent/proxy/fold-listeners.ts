@@ -15,21 +15,22 @@ import { canonical } from '../xds/resource-type.js';
 import { deadEnds, narrowed } from './chain-match.js';
 import type { EnvoyExtensions } from './extensions.js';
 import { foldRoutes, renameClusters, type Rename } from './fold-routes.js';
+import { DIRECT_PORTS, inspectionChain, inspectionName, inspectionOf, type InspectionKind } from './inspection.js';
 import { FoldError, keepExtension, stockFactory } from './stock.js';
 import { SetFilterState, packSetFilterState } from './filter-state.js';
 
 /** Where captured connections arrive; the same port as a sidecar's, so that rules and tools that know it fit. */
 export const OUTBOUND_PORT = 15001;
 
-const TLS_INSPECTOR = 'envoy.filters.listener.tls_inspector';
-const HTTP_INSPECTOR = 'envoy.filters.listener.http_inspector';
+const PASSTHROUGH = 'PassthroughCluster';
 
 export interface FoldedListeners {
+  /** Of the pods' listeners. */
   chains: FilterChain[];
+  /** Of the class's two listeners that inspect what is sent to them. */
+  inspected: Record<InspectionKind, FilterChain[]>;
   /** What matched no service: passthrough, or refusal in REGISTRY_ONLY. */
   defaultChain: FilterChain;
-  tlsPorts: number[];
-  httpPorts: number[];
   accessLog: AccessLog[];
   /** Listeners that were left out, and why. */
   errors: { listener: string; message: string }[];
@@ -41,37 +42,47 @@ export function isOutboundListener(listener: Listener): boolean {
 }
 
 /** @param foldOne folds one listener; a caller that keeps results gives its own */
-export function foldListeners(listeners: Iterable<Listener>, extensions: EnvoyExtensions, foldOne = foldListener): FoldedListeners {
+export function foldListeners(listeners: Iterable<Listener>, classKey: string, extensions: EnvoyExtensions, foldOne = foldListener): FoldedListeners {
   const sorted = [...listeners].sort((a, b) => (a.name < b.name ? -1 : 1));
   const outbound = sorted.filter(isOutboundListener);
   const frame = sorted.find((listener) => listener.name === 'virtualOutbound');
   const v6Wildcards = new Set(outbound.filter((listener) => addressOf(listener).address === '::').map((listener) => addressOf(listener).port));
   const folded: FoldedListeners = {
-    chains: [blackHole('loop', narrowed(undefined, OUTBOUND_PORT, []))], defaultChain: passthrough(), tlsPorts: [], httpPorts: [], accessLog: [], errors: [],
+    chains: [blackHole('loop', narrowed(undefined, OUTBOUND_PORT, []))], defaultChain: passthrough(),
+    inspected: { http: [], unknown: [] }, accessLog: [], errors: [],
   };
-  const tls = new Set<number>();
-  const http = new Set<number>();
   for (const listener of outbound) {
     const { port } = addressOf(listener);
     // The port of this very listener: whatever is said about it, it stays refused.
     if (port === OUTBOUND_PORT) continue;
+    let chains: FilterChain[];
     try {
-      folded.chains.push(...foldOne(listener, extensions, v6Wildcards.has(port)));
+      chains = foldOne(listener, extensions, v6Wildcards.has(port));
     } catch (error) {
       if (!(error instanceof FoldError)) throw error;
       folded.errors.push({ listener: listener.name, message: error.message });
       continue;
     }
-    if (listener.listener_filters.some((filter) => filter.name === TLS_INSPECTOR)) tls.add(port);
-    if (listener.listener_filters.some((filter) => filter.name === HTTP_INSPECTOR)) http.add(port);
+    const kind = inspectionOf(listener);
+    if (!kind) {
+      folded.chains.push(...chains);
+      continue;
+    }
+    folded.inspected[kind].push(...chains);
+    const toInspection = (name: string, match: FilterChainMatch | undefined): FilterChain => inspectionChain(name, inspectionName(classKey, kind), match);
+    if (!DIRECT_PORTS.includes(port)) {
+      folded.chains.push(toInspection(`${listener.name}/inspect`, narrowed(undefined, port, prefixRanges(listener, v6Wildcards.has(port)))));
+      continue;
+    }
+    // What shows itself at once is served here; what does not is inspected for longer.
+    const own = listener.filter_chains.length;
+    folded.chains.push(...chains.slice(0, own), ...chains.slice(own).map((end) => toInspection(end.name, end.filter_chain_match)));
   }
   if (frame) {
-    const unmatched = frame.filter_chains.find((chain) => chain.filter_chain_match?.destination_port === undefined) ?? frame.default_filter_chain;
+    const unmatched = unmatchedChain(frame);
     if (unmatched) folded.defaultChain = { ...foldChain(unmatched, extensions), filter_chain_match: undefined };
     folded.accessLog = frame.access_log;
   }
-  folded.tlsPorts = [...tls].sort((a, b) => a - b);
-  folded.httpPorts = [...http].sort((a, b) => a - b);
   return folded;
 }
 
@@ -146,6 +157,21 @@ export function renameInChain(chain: FilterChain, cluster: Rename, route: Rename
   };
 }
 
+/** Whether what matches no service may leave the mesh as it is: ALLOW_ANY. */
+export function passesThrough(listeners: Iterable<Listener>): boolean {
+  const frame = [...listeners].find((listener) => listener.name === 'virtualOutbound');
+  const chain = frame && unmatchedChain(frame);
+  if (!chain) return true;
+  return chain.filters.some((filter) => {
+    const specifier = filter.config_type?.$case === 'typed_config' ? unpack(TcpProxy, filter.config_type.value)?.cluster_specifier : undefined;
+    return specifier?.$case === 'cluster' && specifier.value === PASSTHROUGH;
+  });
+}
+
+function unmatchedChain(frame: Listener): FilterChain | undefined {
+  return frame.filter_chains.find((chain) => chain.filter_chain_match?.destination_port === undefined) ?? frame.default_filter_chain;
+}
+
 export function listenerPort(listener: Listener): number {
   return addressOf(listener).port;
 }
@@ -186,5 +212,5 @@ function blackHole(name: string, match: FilterChainMatch): FilterChain {
 }
 
 function passthrough(): FilterChain {
-  return tcpChain('passthrough', 'PassthroughCluster', undefined);
+  return tcpChain('passthrough', PASSTHROUGH, undefined);
 }

@@ -14,7 +14,7 @@ import type { AnyResourceType } from '../xds/resource-type.js';
 import type { SidecarState } from '../xds/sidecar-stream.js';
 import { chooseChain, chooseListener, targetOf, type Connection } from '../testing/chain-choice.js';
 import { Recording } from '../testing/recording.js';
-import { assignment, blackHoleCluster, edsCluster, httpListener, passthroughCluster, routes, tcpListener } from '../testing/resources.js';
+import { assignment, blackHoleCluster, edsCluster, httpListener, passthroughCluster, routes, sniffedListener, tcpListener } from '../testing/resources.js';
 import { stockExtensions } from '../testing/stock-envoy.js';
 import { Folder, type FoldPod, type FoldResult } from './fold.js';
 import { CDS, EDS, LDS, RDS } from './snapshot.js';
@@ -69,13 +69,48 @@ describe('Folder: listeners', () => {
     for (const chain of [...listener.filter_chains, listener.default_filter_chain]) assert.equal(chain?.filters[0]?.name, 'underpass.upstream_netns');
   });
 
-  it('sniffs only on ports whose chains need it', () => {
-    const listener = listenerOf(fold(basic({ 'lds 10.96.0.7_5432': tcpListener('10.96.0.7', 5432, WEB), 'lds 0.0.0.0_8080': httpListener(8080) })));
-    assert.deepEqual(listener.listener_filters.map((filter) => filter.name), ['envoy.filters.listener.original_dst', 'envoy.filters.listener.http_inspector']);
-    const ports = JSON.stringify(listener.listener_filters[1]?.filter_disabled);
-    assert.ok(ports.includes('"start":80,"end":81') && ports.includes('"start":8080,"end":8081') && !ports.includes('5432'), ports);
-    const none = listenerOf(fold(state({ 'lds 10.96.0.7_5432': tcpListener('10.96.0.7', 5432, WEB) })));
-    assert.deepEqual(none.listener_filters.map((filter) => filter.name), ['envoy.filters.listener.original_dst']);
+  it('has the same listener filters whatever ports there are, so that a new one changes filter chains only', () => {
+    const constant = (change: Readonly<Record<string, Any>>): unknown => {
+      const { listener_filters, listener_filters_timeout, continue_on_listener_filters_timeout } = listenerOf(fold(basic(change)));
+      return { listener_filters, listener_filters_timeout, continue_on_listener_filters_timeout };
+    };
+    const before = constant({});
+    assert.deepEqual(constant({ 'lds 10.96.0.7_5432': tcpListener('10.96.0.7', 5432, WEB), 'lds 0.0.0.0_8081': httpListener(8081), 'lds 10.96.0.8_7000': sniffedListener('10.96.0.8', 7000, WEB) }), before);
+    assert.deepEqual(listenerOf(fold(basic())).listener_filters.map(({ name, filter_disabled }) => [name, /"start":\d+,"end":\d+/.test(JSON.stringify(filter_disabled) ?? '')]), [
+      ['envoy.filters.listener.original_dst', false], ['envoy.filters.listener.tls_inspector', true], ['envoy.filters.listener.http_inspector', true],
+    ]);
+  });
+
+  it('hands on what has to be inspected: declared HTTP without a time-out, unknown protocols with one', () => {
+    const result = fold(basic({ 'lds 0.0.0.0_8081': httpListener(8081), 'lds 10.96.0.8_7000': sniffedListener('10.96.0.8', 7000, WEB), 'lds 10.96.0.7_5432': tcpListener('10.96.0.7', 5432, WEB) }));
+    const listener = listenerOf(result);
+    const at = (port: number, address = '10.96.0.8'): string => targetOf(chooseChain(listener.filter_chains, listener.default_filter_chain, connection({ address, port })));
+    assert.deepEqual([at(8081), at(7000), at(5432, '10.96.0.7'), at(80), at(9)], ['cluster inspect/c1/http', 'cluster inspect/c1/unknown', `cluster ${WEB}`, 'cluster inspect/c1/http', 'cluster PassthroughCluster']);
+    const timeout = (kind: string): unknown => decode(Listener, result.snapshot.get(LDS, `inspect/c1/${kind}`)?.any).listener_filters_timeout?.seconds;
+    assert.deepEqual([timeout('http'), timeout('unknown')], [0n, 1n]);
+  });
+
+  it('names no ports when a class refuses what matches no service', () => {
+    const frame = (cluster: string): Any => {
+      const listener = Listener.decode(tcpListener('0.0.0.0', 15001, cluster).value);
+      return pack(Listener, { ...listener, name: 'virtualOutbound', bind_to_port: undefined });
+    };
+    assert.deepEqual(fold(basic({ 'lds virtualOutbound': frame('PassthroughCluster') })).ports, [80]);
+    assert.equal(fold(basic({ 'lds virtualOutbound': frame('BlackHoleCluster') })).ports, 'all');
+    const open = { key: 'c1', state: basic() };
+    assert.equal(new Folder(extensions).fold([open, { key: 'c2', state: basic({ 'lds virtualOutbound': frame('BlackHoleCluster') }) }], [pod]).ports, 'all');
+  });
+
+  it('forgets the last good version of what is gone', () => {
+    const folder = new Folder(extensions);
+    folder.fold([{ key: 'c1', state: basic() }], [pod]);
+    const { remembered } = folder;
+    for (let round = 0; round < 20; round++) {
+      const name = `outbound|80|v${round}|web`;
+      folder.fold([{ key: 'c1', state: basic({ [`cds ${name}`]: edsCluster(name), [`lds 10.96.0.7_${5000 + round}`]: tcpListener('10.96.0.7', 5000 + round, name) }) }, { key: `k${round}`, state: basic() }], [pod]);
+    }
+    folder.fold([{ key: 'c1', state: basic() }], [pod]);
+    assert.equal(folder.remembered, remembered);
   });
 
   it('keeps connections to the listener itself closed, also against a service on its port', () => {
@@ -131,7 +166,7 @@ describe('Folder: clusters and endpoints', () => {
     assert.ok(recording?.sidecars[0]);
     const { snapshot, problems } = fold(recording.state(recording.sidecars[0], 1));
     assert.deepEqual(problems, []);
-    assert.deepEqual([...snapshot.entries(CDS).keys()].sort(), [
+    assert.deepEqual([...snapshot.entries(CDS).keys()].filter((name) => !name.startsWith('inspect/')).sort(), [
       'BlackHoleCluster', 'PassthroughCluster', 'outbound|443||kubernetes.default.svc.cluster.local', 'outbound|80|v1|canary.canary.svc.cluster.local',
       'outbound|80|v2|canary.canary.svc.cluster.local', 'outbound|80||canary.canary.svc.cluster.local',
     ]);
@@ -169,9 +204,10 @@ describe('Folder: several classes', () => {
     const folder = new Folder(extensions);
     const { snapshot, split } = folder.fold([{ key: 'c1', state: basic() }, { key: 'c2', state: basic() }], [pod, second]);
     assert.deepEqual([...split], []);
-    assert.deepEqual([...snapshot.entries(CDS).keys()], [WEB, 'PassthroughCluster', 'BlackHoleCluster']);
-    assert.deepEqual([...snapshot.entries(RDS).keys()], ['80']);
-    assert.equal(snapshot.entries(LDS).size, 2);
+    const own = (type: string): string[] => [...snapshot.entries(type).keys()].filter((name) => !name.startsWith('inspect/'));
+    assert.deepEqual(own(CDS), [WEB, 'PassthroughCluster', 'BlackHoleCluster']);
+    assert.deepEqual(own(RDS), ['80']);
+    assert.equal(own(LDS).length, 2);
   });
 
   it('gives the younger class names of its own for what differs, wherever it refers to them', () => {
@@ -212,11 +248,15 @@ describe('folded listeners send each connection where the sidecar\'s listeners w
           const recorded = recording.state(session, step);
           if (recorded.listeners.size === 0) continue;
           const sources = [...recorded.listeners.values()].map(({ message }) => message);
-          const folded = listenerOf(fold(recorded));
+          const result: FoldResult = fold(recorded);
+          const folded = listenerOf(result);
+          const inner: ReadonlyMap<string, Listener> = new Map(['http', 'unknown'].map((kind) => [`cluster inspect/c1/${kind}`, decode(Listener, result.snapshot.get(LDS, `inspect/c1/${kind}`)?.any)]));
           for (const item of connections(sources)) {
             const source = chooseListener(sources, item);
             const expected = targetOf(chooseChain(source?.filter_chains ?? [], source?.default_filter_chain, item));
-            const found = targetOf(chooseChain(folded.filter_chains, folded.default_filter_chain, item));
+            const first: string = targetOf(chooseChain(folded.filter_chains, folded.default_filter_chain, item));
+            const next: Listener | undefined = inner.get(first);
+            const found: string = next ? targetOf(chooseChain(next.filter_chains, next.default_filter_chain, item)) : first;
             assert.equal(found, expected, `step ${step}, ${session.name}: ${JSON.stringify(item)}`);
             compared++;
           }

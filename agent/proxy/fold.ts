@@ -11,8 +11,9 @@ import { edsServiceName, routeNames } from '../xds/resource-types.js';
 import type { SidecarState } from '../xds/sidecar-stream.js';
 import type { EnvoyExtensions } from './extensions.js';
 import { foldAssignment, foldCluster, isFoldedCluster, type UpstreamModeOf } from './fold-clusters.js';
-import { foldListener, foldListeners, isOutboundListener, listenerPort, renameInChain, type FoldedListeners } from './fold-listeners.js';
+import { foldListener, foldListeners, isOutboundListener, listenerPort, passesThrough, renameInChain, type FoldedListeners } from './fold-listeners.js';
 import { foldRoutes, renameClusters } from './fold-routes.js';
+import { INSPECTION_KINDS, inspectionCluster, inspectionListener } from './inspection.js';
 import { podListener, podListenerKey, type ListenerPod } from './pod-listener.js';
 import { CDS, EDS, LDS, RDS, Snapshot, type Entry } from './snapshot.js';
 import { FoldError } from './stock.js';
@@ -38,8 +39,8 @@ export interface FoldResult {
   problems: FoldProblem[];
   /** `TYPE name` of what exists only because classes do not agree. */
   split: ReadonlySet<string>;
-  /** Destination ports for which any class has a listener, ascending. */
-  ports: readonly number[];
+  /** Destination ports for which any class has a listener, ascending; `all` when a class has a say in every connection. */
+  ports: readonly number[] | 'all';
 }
 
 interface FoldedCluster {
@@ -61,9 +62,16 @@ export class Folder {
   readonly #chains = new WeakMap<object, Map<boolean, FilterChain[]>>();
   /** Class and resource name → the last version of it that could be folded. */
   readonly #lastGood = new Map<string, object>();
+  /** Keys of the fold under way: what is not among them afterwards is forgotten. */
+  readonly #current = new Set<string>();
   #podEntries = new Map<string, { key: string; entry: Entry }>();
 
   constructor(readonly extensions: EnvoyExtensions, readonly modeOf?: UpstreamModeOf) {}
+
+  /** How many resources are remembered by their last good version. */
+  get remembered(): number {
+    return this.#lastGood.size;
+  }
 
   /**
    * @param classes in order of seniority: where two disagree about a name, the first keeps the plain name
@@ -71,6 +79,7 @@ export class Folder {
    */
   fold(classes: readonly FoldClass[], pods: readonly FoldPod[]): FoldResult {
     const problems: FoldProblem[] = [];
+    this.#current.clear();
     const clusters = new Map(classes.map((item) => [item.key, this.#foldClusters(item, problems)]));
     const clusterNames = assignNames(classes.map(({ key }) => ({ key, hashes: hashes(clusters.get(key)) })));
     const routes = new Map(classes.map((item) => [item.key, this.#foldRoutes(item, clusterNames, problems)]));
@@ -89,6 +98,12 @@ export class Folder {
       const own = pods.filter((pod) => pod.classKey === item.key);
       if (own.length === 0) continue;
       const template = this.#template(item, clusterNames, routeNamesOf, problems);
+      for (const kind of INSPECTION_KINDS) {
+        const cluster = inspectionCluster(item.key, kind);
+        const listener = inspectionListener(item.key, kind, template.folded, template.needs);
+        cds.set(cluster.name, cluster);
+        lds.set(listener.name, listener);
+      }
       for (const pod of own) {
         const key = `${template.hash} ${podListenerKey(pod)}`;
         const known = this.#podEntries.get(pod.uid);
@@ -98,9 +113,11 @@ export class Folder {
       }
     }
     this.#podEntries = podEntries;
+    for (const key of this.#lastGood.keys()) if (!this.#current.has(key)) this.#lastGood.delete(key);
     const split = new Set([...[...clusterNames.split].map((name) => `CDS ${name}`), ...[...routeNamesOf.split].map((name) => `RDS ${name}`)]);
     const ports = new Set(classes.flatMap(({ state }) => [...state.listeners.values()].flatMap(({ message }) => (isOutboundListener(message) ? [listenerPort(message)] : []))));
-    return { snapshot: new Snapshot([[CDS, cds], [EDS, eds], [LDS, lds], [RDS, rds]]), problems, split, ports: [...ports].sort((a, b) => a - b) };
+    const restricted = classes.some(({ state }) => !passesThrough([...state.listeners.values()].map(({ message }) => message)));
+    return { snapshot: new Snapshot([[CDS, cds], [EDS, eds], [LDS, lds], [RDS, rds]]), problems, split, ports: restricted ? 'all' : [...ports].sort((a, b) => a - b) };
   }
 
   #foldClusters({ key, state }: FoldClass, problems: FoldProblem[]): Map<string, FoldedCluster> {
@@ -158,12 +175,13 @@ export class Folder {
 
   #template({ key, state }: FoldClass, clusterNames: Names, routeNames_: Names, problems: FoldProblem[]): { folded: FoldedListeners; hash: string; needs: string[] } {
     const sources = [...state.listeners.values()].map((resource) => resource.message);
-    const folded = foldListeners(sources, this.extensions, (listener, extensions, twin) => this.#foldListener(key, listener, extensions, twin, problems));
+    const folded = foldListeners(sources, key, this.extensions, (listener, extensions, twin) => this.#foldListener(key, listener, extensions, twin, problems));
     for (const { listener, message } of folded.errors) problems.push({ classKey: key, resource: `LDS ${listener}`, message });
     if (clusterNames.renames(key) || routeNames_.renames(key)) {
       const rename = (chain: FilterChain): FilterChain =>
         renameInChain(chain, (name) => clusterNames.of(key, name), (name) => routeNames_.of(key, name));
       folded.chains = folded.chains.map(rename);
+      for (const kind of INSPECTION_KINDS) folded.inspected[kind] = folded.inspected[kind].map(rename);
       folded.defaultChain = rename(folded.defaultChain);
     }
     const needs = new Set<string>();
@@ -178,6 +196,7 @@ export class Folder {
   #foldListener(key: string, listener: Listener, extensions: EnvoyExtensions, twin: boolean, problems: FoldProblem[]): FilterChain[] {
     const cached = this.#chains.get(listener)?.get(twin);
     const name = `${key} LDS ${listener.name}`;
+    this.#current.add(name);
     if (cached) {
       this.#lastGood.set(name, listener);
       return cached;
@@ -200,6 +219,7 @@ export class Folder {
   /** The folded form of `source`, or the last good one with a problem noted, or none. */
   #good<S extends object, F>(name: string, source: S, problems: FoldProblem[], classKey: string, fold: (source: S) => F, cache: WeakMap<object, F>): F | undefined {
     let found = cache.get(source);
+    this.#current.add(name);
     if (!found) {
       try {
         cache.set(source, (found = fold(source)));

@@ -9,6 +9,7 @@ import { echoServer, requests, type TestNetns } from '../testing/netns.js';
 import { ENDPOINT, ProxyWorld, SERVICE_CLUSTER, SERVICE_VIP } from '../testing/proxy-world.js';
 import { assignment, edsCluster, httpListener, sniffedListener, tcpListener } from '../testing/resources.js';
 import { LDS, CDS } from './snapshot.js';
+import type { ListenerAddress } from './envoy-admin.js';
 import type { ProxyPod } from './node-proxy.js';
 
 interface Answer {
@@ -78,7 +79,7 @@ describe('NodeProxy with two pods on one node', () => {
   });
 
   it('listens on ::1 in a pod with an IPv6 address only', async () => {
-    const listeners = await world.running.envoy.admin.listeners();
+    const listeners = await podListeners();
     assert.deepEqual(listeners.map(({ name, addresses }) => [name, addresses]).sort(), [
       ['pod/pod-a/outbound', ['127.0.0.1:15001']],
       ['pod/pod-b/outbound', ['127.0.0.1:15001', '::1:15001']],
@@ -159,8 +160,10 @@ describe('NodeProxy with two pods on one node', () => {
     const streamOfC = world.controlPlane.streams.find((stream) => stream.nodeId.includes('pod-c'));
     streamOfC?.send({ type_url: LDS, resources: [resource('0.0.0.0_80', good), resource('0.0.0.0_8080', broken)] });
     await waitFor('the refusal', () => world.running.status().nacks.length > 0, { timeoutMs: 5_000 });
+    const key = world.running.status().classes.find(({ pods }) => pods.includes('pod-c'))?.key;
+    await waitFor('the refusal of both of its listeners', () => world.running.status().nacks.length === 2, { timeoutMs: 5_000 });
     const [nack, ...more] = world.running.status().nacks;
-    assert.deepEqual([nack?.type, nack?.name, more], ['LDS', 'pod/pod-c/outbound', []]);
+    assert.deepEqual([nack, ...more].map((item) => `${item?.type} ${item?.name}`).sort(), [`LDS inspect/${key}/http`, 'LDS pod/pod-c/outbound']);
     assert.match(nack?.message ?? '', /HttpConnectionManager|http_connection_manager/);
     assert.deepEqual(await servedBy(c.netns), ['200 pod-c']);
     // Another class's change goes through meanwhile.
@@ -215,15 +218,40 @@ describe('NodeProxy with two pods on one node', () => {
   it('removes a pod\'s listener before whenRemoved resolves', async () => {
     world.running.setPods([b.pod]);
     await world.running.whenRemoved('pod-a');
-    assert.deepEqual((await world.running.envoy.admin.listeners()).map(({ name }) => name), ['pod/pod-b/outbound']);
+    assert.deepEqual((await podListeners()).map(({ name }) => name), ['pod/pod-b/outbound']);
     const result = await a.netns.script<{ error?: string }>(tcpClient('127.0.0.1', 15001));
     assert.equal(result.error, 'ECONNREFUSED');
     assert.deepEqual(await servedBy(b.netns), ['200 pod-b']);
   });
 
+  async function podListeners(): Promise<ListenerAddress[]> {
+    return (await world.running.envoy.admin.listeners()).filter(({ name }) => name.startsWith('pod/'));
+  }
   async function totalConnections(): Promise<number> {
     return (await world.running.envoy.admin.stats('^listener\\.pod_pod-a\\.downstream_cx_total$')).get('listener.pod_pod-a.downstream_cx_total') ?? 0;
   }
+});
+
+describe('NodeProxy whose publishing fails', () => {
+  const world = new ProxyWorld();
+  after(() => world.close());
+
+  it('stays up, and Envoy has the last good configuration', async () => {
+    let failures = 0;
+    await world.start({
+      onListenerPorts: () => {
+        failures++;
+        throw new Error('unforeseen');
+      },
+    });
+    const { pod, netns } = await world.pod('pod-a');
+    await netns.serve(echoServer(80));
+    world.running.setPods([pod]);
+    await world.ready(pod);
+    const [answer] = await netns.script<Answer[]>(requests([{ url: `http://${SERVICE_VIP}/`, headers: { host: 'web' } }]));
+    assert.equal(answer?.status, 200);
+    assert.ok(failures > 0);
+  });
 });
 
 function resource(name: string, any: ReturnType<typeof httpListener>): never {

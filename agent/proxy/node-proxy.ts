@@ -18,7 +18,8 @@ import { AdsServer } from './ads-server.js';
 import { Envoy } from './envoy.js';
 import { EnvoyExtensions } from './extensions.js';
 import { Folder, type FoldProblem } from './fold.js';
-import { podListenerName, podStatPrefix } from './pod-listener.js';
+import { INSPECTION_KINDS, inspectionName } from './inspection.js';
+import { podListenerName, podOfListener, podStatPrefix } from './pod-listener.js';
 import { LDS, RDS, type Snapshot } from './snapshot.js';
 import { loadState, saveState, type SavedClass } from './xds-state.js';
 
@@ -35,6 +36,12 @@ export interface ProxyPod {
   /** Its connections are redirected by rules rather than by BPF; the listener is the same either way. */
   iptables: boolean;
 }
+
+/**
+ * Ports of all outbound listeners of all classes, ascending; `all` when a class refuses what matches no service
+ * (REGISTRY_ONLY), so that no connection is without a listener's say.
+ */
+export type ListenerPorts = readonly number[] | 'all';
 
 export interface NodeProxyOptions {
   nodeName: string;
@@ -53,8 +60,8 @@ export interface NodeProxyOptions {
   logger: Logger;
   /** The node's pods by address; for choosing how endpoints are reached. */
   localPods?: () => ReadonlyMap<string, { enrolled: boolean }>;
-  /** Ports of all outbound listeners of all classes, ascending: with the first snapshot and on every change. */
-  onListenerPorts?: (ports: readonly number[]) => void;
+  /** With the first snapshot and on every change. */
+  onListenerPorts?: (ports: ListenerPorts) => void;
   launcherPath?: string;
   /** After a start, how long to wait for the control plane before the saved state is used; default 5 s. */
   staleAfterMs?: number;
@@ -102,7 +109,7 @@ export class NodeProxy {
   #folded = new Map<string, string>();
   #podsGiven = false;
   #started = false;
-  #listenerPorts: readonly number[] = [];
+  #listenerPorts: ListenerPorts = [];
   #reportedPorts = false;
   #folder: Folder | undefined;
   #snapshot: Snapshot | undefined;
@@ -110,6 +117,8 @@ export class NodeProxy {
   #split: ReadonlySet<string> = new Set();
   /** Keys of the classes that the last snapshot was folded from. */
   #published: ReadonlySet<string> = new Set();
+  /** Classes for which an adopted Envoy may hold what this agent has not heard of yet. */
+  #unheard = new Set<string>();
   #savedClasses: SavedClass[];
   #staleAllowed = false;
   #timer: NodeJS.Timeout | undefined;
@@ -173,8 +182,11 @@ export class NodeProxy {
     for (const uid of gone) {
       this.#folded.delete(uid);
       const removal = this.#removed(uid);
-      removal.catch(() => undefined); // whoever waits hears of it
       this.#removals.set(uid, removal);
+      const settled = (): void => {
+        if (this.#removals.get(uid) === removal) this.#removals.delete(uid);
+      };
+      removal.then(settled, settled); // whoever waits hears of a failure
     }
     for (const uid of wanted.keys()) this.#removals.delete(uid);
     this.#reconcileClasses();
@@ -193,9 +205,11 @@ export class NodeProxy {
       const entry = this.#snapshot?.get(LDS, name);
       if (entry && this.#pods.has(uid)) {
         const { acked, nack } = this.#ads.status(LDS, name);
+        const inner = INSPECTION_KINDS.map((kind) => inspectionName(this.#folded.get(uid) ?? '', kind));
         if (acked && entry.needs.every((route) => this.#ads.status(RDS, route).acked || this.#ads.status(RDS, route).nack)) {
-          const listening = (await this.envoy.admin.listeners(any).catch(() => [])).some((listener) => listener.name === name);
-          if (listening) return;
+          const listening = new Set((await this.envoy.admin.listeners(any).catch(() => [])).map((listener) => listener.name));
+          const refused = (listener: string): boolean => this.#ads.status(LDS, listener).nack !== undefined;
+          if (listening.has(name) && inner.every((listener) => listening.has(listener) || refused(listener))) return;
         } else if (nack !== undefined) {
           const older = (await this.envoy.admin.listeners(any).catch(() => [])).some((listener) => listener.name === name);
           if (older) return;
@@ -219,7 +233,7 @@ export class NodeProxy {
   }
 
   /** Ports of all outbound listeners of all classes; empty before the first snapshot. */
-  listenerPorts(): readonly number[] {
+  listenerPorts(): ListenerPorts {
     return this.#listenerPorts;
   }
 
@@ -329,6 +343,15 @@ export class NodeProxy {
   }
 
   #publish(): void {
+    try {
+      this.#publishNow();
+    } catch (error) {
+      this.#dirtySince = undefined;
+      this.#logger.error({ error: errorMessage(error) }, 'the configuration could not be made; Envoy keeps the last good one');
+    }
+  }
+
+  #publishNow(): void {
     if (!this.#folder || !this.#podsGiven) return;
     const ready = new Map<string, { key: string; state: SidecarState }>();
     for (const item of this.#classes.values()) {
@@ -337,7 +360,9 @@ export class NodeProxy {
     }
     // The first snapshot takes away what is not in it: it has to be whole.
     if (this.#snapshot === undefined && ready.size < this.#classes.size && !this.#staleAllowed) return;
-    if (this.#snapshot === undefined && ready.size < this.#classes.size && this.envoy.status.adopted) return;
+    // Of an adopted Envoy it takes away only what is known to be gone: pods of a class without an answer go on as they are.
+    if (this.#snapshot === undefined && this.envoy.status.adopted) this.#unheard = new Set(this.#classes.keys());
+    for (const key of this.#unheard) if (ready.has(key) || !this.#classes.has(key)) this.#unheard.delete(key);
     const pods = [...this.#pods.values()].flatMap((pod) => {
       const own = classKey(pod);
       const key = ready.has(own) ? own : this.#folded.get(pod.uid);
@@ -354,12 +379,17 @@ export class NodeProxy {
     this.#split = split;
     this.#published = new Set(ready.keys());
     this.#reportProblems(problems);
-    this.#snapshot = snapshot;
+    this.#snapshot = this.#unheard.size === 0 ? snapshot : snapshot.keeping((type, name) => type !== LDS || !this.#isGonePod(name));
     this.#folded = new Map(pods.map((pod) => [pod.uid, pod.classKey]));
-    this.#ads.setSnapshot(snapshot);
+    this.#ads.setSnapshot(this.#snapshot);
     this.#reportPorts(ports);
     this.#reconcileClasses();
     this.#saveTimer ??= setTimeout(() => void this.#save(), SAVE_DELAY_MS);
+  }
+
+  #isGonePod(listener: string): boolean {
+    const uid = podOfListener(listener);
+    return uid !== undefined && !this.#pods.has(uid);
   }
 
   /** Classes of an earlier run first, in their old order: names in an adopted Envoy stay as they are. */
@@ -368,8 +398,8 @@ export class NodeProxy {
     return [...classes.values()].sort((a, b) => (order.get(a.key) ?? Infinity) - (order.get(b.key) ?? Infinity) || 0);
   }
 
-  #reportPorts(ports: readonly number[]): void {
-    if (this.#reportedPorts && ports.join() === this.#listenerPorts.join()) return;
+  #reportPorts(ports: ListenerPorts): void {
+    if (this.#reportedPorts && String(ports) === String(this.#listenerPorts)) return;
     this.#reportedPorts = true;
     this.#listenerPorts = ports;
     this.#options.onListenerPorts?.(ports);

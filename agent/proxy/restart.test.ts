@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { statSync, writeFileSync } from 'node:fs';
+import { rmSync, statSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { after, before, describe, it } from 'node:test';
@@ -41,6 +41,9 @@ describe('NodeProxy over restarts', () => {
     const answers = await a.netns.script<Answer[]>(requests([{ url: `http://${SERVICE_VIP}/`, headers: { host } }]));
     return answers.map((answer) => answer.status);
   }
+  async function podListeners(proxy: NodeProxy): Promise<string[]> {
+    return (await proxy.envoy.admin.listeners()).map(({ name }) => name).filter((name) => name.startsWith('pod/'));
+  }
   async function updates(proxy: NodeProxy): Promise<Record<string, number>> {
     return Object.fromEntries(await proxy.envoy.admin.stats(UPDATES));
   }
@@ -67,7 +70,7 @@ describe('NodeProxy over restarts', () => {
     await waitFor('Envoy to come back', () => proxy.status().envoy.connected, { timeoutMs: 5_000 });
     await sleep(300);
     // Its pods are not known yet: silence, rather than a snapshot without them.
-    assert.deepEqual((await proxy.envoy.admin.listeners()).map((listener) => listener.name), ['pod/pod-a/outbound']);
+    assert.deepEqual((await podListeners(proxy)), ['pod/pod-a/outbound']);
     proxy.setPods([a.pod]);
     await world.ready(a.pod);
     await world.settled();
@@ -86,13 +89,37 @@ describe('NodeProxy over restarts', () => {
     world.controlPlane.set(routes(80, { web: SERVICE_CLUSTER, renamed: SERVICE_CLUSTER }), '80');
     const next = await world.startProxy();
     // The adopted Envoy has a listener that this process never heard of.
-    assert.equal((await next.envoy.admin.listeners()).length, 2);
+    assert.equal((await podListeners(next)).length, 2);
     const removed = next.whenRemoved('pod-b', AbortSignal.timeout(10_000));
     next.setPods([a.pod]);
     await removed;
-    assert.equal((await next.envoy.admin.listeners()).length, 1);
+    assert.equal((await podListeners(next)).length, 1);
     await world.settled();
     assert.deepEqual(await statuses('renamed'), [200]);
+  });
+
+  it('goes on after an adoption though one class has no answer, whose pods keep what they have', async () => {
+    const b = await world.pod('pod-b2', { labels: { app: 'other' } });
+    await b.netns.serve(echoServer(80));
+    world.running.setPods([a.pod, b.pod]);
+    await world.ready(b.pod);
+    await world.settled();
+    await world.running.stop({ keepEnvoy: true });
+    rmSync(join(world.folder, 'run', 'xds-state.bin'));
+    const answer = world.controlPlane.onRequest;
+    world.controlPlane.onRequest = (stream, request) => (stream.nodeId.includes('~pod-b2.') ? undefined : answer(stream, request));
+    world.controlPlane.set(routes(80, { web: SERVICE_CLUSTER, later: SERVICE_CLUSTER }), '80');
+    const next = await world.startProxy({ staleAfterMs: 300 });
+    next.setPods([a.pod, b.pod]);
+    await waitFor('the change of the class that has an answer', async () => (await statuses('later'))[0] === 200, { timeoutMs: 10_000 });
+    const ofB = async (): Promise<number[]> => (await b.netns.script<Answer[]>(requests([{ url: `http://${SERVICE_VIP}/`, headers: { host: 'web' } }]))).map((item) => item.status);
+    assert.deepEqual(await ofB(), [200]);
+    assert.deepEqual((await podListeners(next)).sort(), ['pod/pod-a/outbound', 'pod/pod-b2/outbound']);
+    next.setPods([a.pod]);
+    await next.whenRemoved('pod-b2', AbortSignal.timeout(10_000));
+    assert.deepEqual(await podListeners(next), ['pod/pod-a/outbound']);
+    world.controlPlane.onRequest = answer;
+    await world.settled();
   });
 
   it('starts Envoy again when it dies, with all that it had', async () => {

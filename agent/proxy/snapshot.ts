@@ -29,8 +29,13 @@ export type Entries = ReadonlyMap<string, Entry>;
 export class Snapshot {
   readonly #types: ReadonlyMap<string, Entries>;
 
-  constructor(types: Iterable<readonly [string, Entries]> = []) {
+  /** @param keeps whether Envoy keeps what it has under a name that is not in here */
+  constructor(types: Iterable<readonly [string, Entries]> = [], readonly keeps: (type: string, name: string) => boolean = () => false) {
     this.#types = new Map(types);
+  }
+
+  keeping(keeps: (type: string, name: string) => boolean): Snapshot {
+    return new Snapshot(this.#types, keeps);
   }
 
   entries(type: string): Entries {

@@ -9,7 +9,9 @@ import { readFileSync } from 'node:fs';
 import { open, rename } from 'node:fs/promises';
 import { Node } from '../../proto/generated/envoy/config/core/v3/base.js';
 import { Resource } from '../../proto/generated/envoy/service/discovery/v3/discovery.js';
-import { UpstreamTlsContext } from '../../proto/generated/envoy/extensions/transport_sockets/tls/v3/tls.js';
+import { DownstreamTlsContext, UpstreamTlsContext } from '../../proto/generated/envoy/extensions/transport_sockets/tls/v3/tls.js';
+import type { TransportSocket } from '../../proto/generated/envoy/config/core/v3/base.js';
+import type { Listener } from '../../proto/generated/envoy/config/listener/v3/listener.js';
 import type { Cluster } from '../../proto/generated/envoy/config/cluster/v3/cluster.js';
 import { unpack } from '../../common/xds/any.js';
 import type { AnyResourceType, XdsResource } from '../xds/resource-type.js';
@@ -89,10 +91,21 @@ export function loadState(path: string, onProblem: (problem: string) => void): S
 }
 
 function holdsKey(resource: XdsResource<unknown>): boolean {
-  if (resource.any.type_url !== sidecarTypes.clusters.typeUrl) return false;
-  const { transport_socket, transport_socket_matches } = resource.message as Cluster;
-  return [transport_socket, ...transport_socket_matches.map((match) => match.transport_socket)].some((socket) => {
-    const tls = unpack(UpstreamTlsContext, socket?.config_type?.value);
+  return transportSockets(resource).some((socket) => {
+    const any = socket?.config_type?.value;
+    const tls = unpack(UpstreamTlsContext, any) ?? unpack(DownstreamTlsContext, any);
     return tls?.common_tls_context?.tls_certificates.some((certificate) => certificate.private_key !== undefined) ?? false;
   });
+}
+
+function transportSockets(resource: XdsResource<unknown>): (TransportSocket | undefined)[] {
+  if (resource.any.type_url === sidecarTypes.clusters.typeUrl) {
+    const { transport_socket, transport_socket_matches } = resource.message as Cluster;
+    return [transport_socket, ...transport_socket_matches.map((match) => match.transport_socket)];
+  }
+  if (resource.any.type_url === sidecarTypes.listeners.typeUrl) {
+    const { filter_chains, default_filter_chain } = resource.message as Listener;
+    return [...filter_chains, default_filter_chain].map((chain) => chain?.transport_socket);
+  }
+  return [];
 }

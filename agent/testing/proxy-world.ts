@@ -1,9 +1,9 @@
 /** A control plane with one HTTP service, and a NodeProxy that listens to it: the stage for tests with a real Envoy. */
-import { mkdtempSync, rmSync } from 'node:fs';
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { logger } from '../../common/log.js';
-import { envoyBinary } from '../../common/paths.js';
+import { buildDir, envoyBinary } from '../../common/paths.js';
 import { waitFor } from '../../common/retry.js';
 import { NodeProxy, type NodeProxyOptions, type ProxyPod } from '../proxy/node-proxy.js';
 import { TableControlPlane } from './control-plane.js';
@@ -26,7 +26,7 @@ export class ProxyWorld {
     return this.proxy;
   }
 
-  async start(): Promise<void> {
+  async start(options: Partial<NodeProxyOptions> = {}): Promise<void> {
     const table = this.controlPlane;
     table.set(edsCluster(SERVICE_CLUSTER), SERVICE_CLUSTER);
     table.set(passthroughCluster(), 'PassthroughCluster');
@@ -35,7 +35,7 @@ export class ProxyWorld {
     table.set(httpListener(80), '0.0.0.0_80');
     table.set(routes(80, { web: SERVICE_CLUSTER }), '80');
     await table.start();
-    await this.startProxy();
+    await this.startProxy(options);
   }
 
   /** A NodeProxy over the same run directory: another one adopts what the former left. */
@@ -48,6 +48,14 @@ export class ProxyWorld {
     });
     await this.proxy.start();
     return this.proxy;
+  }
+
+  /** A launcher for an Envoy whose drain time is short, to see what a drain ends. */
+  drainingAfter(seconds: number): string {
+    const path = join(this.folder, 'launcher');
+    const shorten = 'seen=; for a; do shift; [ "$seen" = --drain-time-s ] && set -- "$@" SECONDS || set -- "$@" "$a"; seen=$a; done';
+    writeFileSync(path, `#!/bin/sh\n${shorten.replace('SECONDS', String(seconds))}\nexec "${join(buildDir, 'underpass-exec')}" "$@"\n`, { mode: 0o755 });
+    return path;
   }
 
   /** A namespace whose connections to 10.96.0.0/16 arrive at its listener, and that has the endpoint's address. */

@@ -9,7 +9,7 @@ function pod(change: Partial<PodRecord> = {}): PodRecord {
   return {
     uid: 'u1', name: 'client', namespace: 'shop', labels: {}, annotations: {}, namespaceLabels: {}, nodeName: 'n1',
     serviceAccount: 'default', ips: ['10.1.0.2'], netns: '/run/netns/x', cgroup: '/sys/fs/cgroup/x', hostNetwork: false,
-    phase: 'Running', ready: true, hasSidecar: false, containers: [], ...change,
+    phase: 'Running', ready: true, terminating: false, hasSidecar: false, containers: [], ...change,
   };
 }
 

@@ -4,6 +4,7 @@ import type { PodRecord } from './source.js';
 export const MODE_LABEL = 'underpass.io/mode';
 export const ACCELERATION_LABEL = 'underpass.io/acceleration';
 export const REDIRECTION_LABEL = 'underpass.io/redirection';
+export const SPLICE_LABEL = 'underpass.io/splice';
 
 export type Mode = 'node' | 'sidecar' | 'off';
 export type Acceleration = 'off' | 'l4' | 'force';
@@ -27,6 +28,8 @@ export interface Enrolment {
   mode: Mode;
   acceleration: Acceleration;
   redirection: Redirection;
+  /** Whether the pod's programs splice, where a label says so; nothing is short-circuited to or from one that does. */
+  splices?: boolean;
   /** Why the pod is left alone although a label asks for more; shown in the status. */
   reason?: string;
   unknown: UnknownLabel[];
@@ -35,6 +38,7 @@ export interface Enrolment {
 const MODES = { node: 'node', sidecar: 'sidecar', off: 'off' } as const satisfies Record<string, Mode>;
 // The HTTP fast path takes l7 as its own level; until it is there, sockets are what can be short-circuited.
 const ACCELERATIONS = { off: 'off', l4: 'l4', l7: 'l4', force: 'force' } as const satisfies Record<string, Acceleration>;
+const SPLICES = { true: 'true', false: 'false' } as const;
 const REDIRECTIONS = { auto: 'auto', bpf: 'bpf', iptables: 'iptables' } as const satisfies Record<string, Redirection>;
 
 /** Labels of a pod beat its namespace's; an unknown value counts as `off` (mode) or as the default (others). */
@@ -49,10 +53,12 @@ export function enrolmentOf(pod: PodRecord, defaults: EnrolmentDefaults): Enrolm
     unknown.push({ label, value, on: onPod === undefined ? 'namespace' : 'pod', expected: Object.keys(values), usedInstead: otherwise });
     return otherwise;
   };
+  const splice = read<'true' | 'false' | 'found out'>(SPLICE_LABEL, SPLICES, 'found out');
   const enrolment: Enrolment = {
     mode: read<Mode>(MODE_LABEL, MODES, 'off'),
     acceleration: read<Acceleration>(ACCELERATION_LABEL, ACCELERATIONS, defaults.acceleration),
     redirection: read<Redirection>(REDIRECTION_LABEL, REDIRECTIONS, defaults.redirection),
+    ...(splice === 'found out' ? {} : { splices: splice === 'true' }),
     unknown,
   };
   if (enrolment.mode !== 'off') {

@@ -12,13 +12,15 @@ import { logger } from '../../common/log.js';
 import { Backoff, waitFor } from '../../common/retry.js';
 import { pack } from '../../common/xds/any.js';
 import { TestControlPlane, type TestStream } from '../testing/control-plane.js';
-import { assignment, edsCluster } from '../testing/resources.js';
+import { Listener } from '../../proto/generated/envoy/config/listener/v3/listener.js';
+import { assignment, edsCluster, httpListener } from '../testing/resources.js';
 import { AdsChannel } from './channel.js';
 import { DeltaAdsStream, type Change } from './delta-stream.js';
-import { ClusterType, EndpointType } from './resource-types.js';
+import { ClusterType, EndpointType, ListenerType, routeNames } from './resource-types.js';
 
 const CDS = new ClusterType();
 const EDS = new EndpointType();
+const LDS = new ListenerType();
 
 for (const transport of ['tcp', 'unix'] as const) {
   describe(`DeltaAdsStream over ${transport}`, () => {
@@ -89,6 +91,36 @@ for (const transport of ['tcp', 'unix'] as const) {
       await exchange(open, { type_url: CDS.typeUrl, resources: resources({ b: edsCluster('b') }), removed_resources: ['a', 'd'] });
       assert.deepEqual([...stream.state(CDS).rejected.keys()], []);
       assert.deepEqual(stream.status.acks, 2);
+    });
+
+    it('refuses what does not decode inside of an Any, naming resource and field, and lives on', async () => {
+      stream.close();
+      stream = new DeltaAdsStream({ channel, node: Node.fromPartial({ id: 'sidecar~2' }), types: [LDS], onChange: ({ updated }) => { for (const name of updated) routeNames(stream.state(LDS).resources.get(name)!.message); }, logger: logger('test') });
+      stream.start();
+      await waitFor('the stream', () => server.streams.at(-1)?.nodeId === 'sidecar~2', WAIT);
+      const open = server.stream;
+      const broken = Listener.decode(httpListener(80).value);
+      const [filter] = broken.filter_chains[0]?.filters ?? [];
+      if (filter?.config_type?.$case === 'typed_config') filter.config_type.value.value = Buffer.from([0x0a, 0xff]);
+      await exchange(open, { type_url: LDS.typeUrl, resources: resources({ '0.0.0.0_80': pack(Listener, broken), '0.0.0.0_81': httpListener(81) }) });
+      assert.match(open.nacks[0]?.message ?? '', /LDS "0\.0\.0\.0_80": filter_chains\[0\]\.filters\[0\]\.typed_config: does not decode as .*HttpConnectionManager/);
+      assert.deepEqual([...stream.state(LDS).resources.keys()], ['0.0.0.0_81']);
+    });
+
+    it('refuses what its type did not foresee, and survives a listener that throws', async () => {
+      stream.close();
+      class Careless extends ClusterType {
+        protected override validate(): void {
+          throw new TypeError('unforeseen');
+        }
+      }
+      const careless = new Careless();
+      stream = new DeltaAdsStream({ channel, node: Node.fromPartial({ id: 'sidecar~3' }), types: [careless], onChange: () => { throw new Error('no'); }, logger: logger('test') });
+      stream.start();
+      await waitFor('the stream', () => server.streams.at(-1)?.nodeId === 'sidecar~3', WAIT);
+      await exchange(server.stream, { type_url: CDS.typeUrl, resources: resources({ a: edsCluster('a') }) });
+      assert.match(server.stream.nacks[0]?.message ?? '', /CDS "a": \(whole\): unforeseen/);
+      await exchange(server.stream, { type_url: CDS.typeUrl, resources: [] });
     });
 
     it('reports only content that differs, not what is resent, whatever the order of its maps', async () => {

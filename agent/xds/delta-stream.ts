@@ -231,7 +231,11 @@ export class DeltaAdsStream implements Closable {
     }
     const first = !state.answered;
     state.answered = true;
-    this.#options.onChange({ type: state.type, updated, removed, first });
+    try {
+      this.#options.onChange({ type: state.type, updated, removed, first });
+    } catch (error) {
+      this.#options.logger.error({ node: this.#node.id, type: state.type.shortName, error: errorMessage(error) }, 'control plane: a change could not be taken up; what was there stays');
+    }
   }
 
   #apply(state: MutableState, response: DeltaDiscoveryResponse): { updated: string[]; removed: string[]; errors: string[] } {
@@ -254,9 +258,10 @@ export class DeltaAdsStream implements Closable {
         state.resources.set(name, next);
         updated.push(name);
       } catch (error) {
-        if (!(error instanceof ResourceError)) throw error;
-        state.rejected.set(name, error.message);
-        errors.push(error.message);
+        // What the checks did not foresee is refused like the rest: a stream must not end with its process.
+        const message = error instanceof ResourceError ? error.message : `${state.type.shortName} "${name}": (whole): ${errorMessage(error)}`;
+        state.rejected.set(name, message);
+        errors.push(message);
       }
     }
     for (const name of response.removed_resources) {

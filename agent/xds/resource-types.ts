@@ -2,17 +2,79 @@
 import { Cluster, Cluster_DiscoveryType } from '../../proto/generated/envoy/config/cluster/v3/cluster.js';
 import { ClusterLoadAssignment } from '../../proto/generated/envoy/config/endpoint/v3/endpoint.js';
 import { Listener } from '../../proto/generated/envoy/config/listener/v3/listener.js';
+import type { FilterChain } from '../../proto/generated/envoy/config/listener/v3/listener_components.js';
 import { RouteConfiguration } from '../../proto/generated/envoy/config/route/v3/route.js';
 import { HttpConnectionManager } from '../../proto/generated/envoy/extensions/filters/network/http_connection_manager/v3/http_connection_manager.js';
+import { Config as SetFilterState } from '../../proto/generated/envoy/extensions/filters/network/set_filter_state/v3/set_filter_state.js';
+import { TcpProxy } from '../../proto/generated/envoy/extensions/filters/network/tcp_proxy/v3/tcp_proxy.js';
+import { DownstreamTlsContext, UpstreamTlsContext } from '../../proto/generated/envoy/extensions/transport_sockets/tls/v3/tls.js';
+import { TypedStruct as UdpaTypedStruct } from '../../proto/generated/udpa/type/v1/typed_struct.js';
+import { TypedStruct } from '../../proto/generated/xds/type/v3/typed_struct.js';
+import type { Any } from '../../proto/generated/google/protobuf/any.js';
+import type { TransportSocket } from '../../proto/generated/envoy/config/core/v3/base.js';
 import { Authorization } from '../../proto/generated/istio/security/authorization.js';
 import { Address } from '../../proto/generated/istio/workload/workload.js';
-import { unpack } from '../../common/xds/any.js';
+import { typeUrl, unpack } from '../../common/xds/any.js';
 import { XdsResourceType, type MessageCodec } from './resource-type.js';
 
 type Report = (field: string, problem: string) => void;
 
 function expectName(found: string, name: string, field: string, report: Report): void {
   if (found !== name) report(field, `is "${found}", but the resource is called "${name}"`);
+}
+
+/** What folding reads inside of an Any: it has to decode, or the resource is refused before anybody relies on it. */
+const NESTED: ReadonlyMap<string, { decode(bytes: Uint8Array): unknown }> = new Map(
+  [HttpConnectionManager, TcpProxy, SetFilterState, UpstreamTlsContext, DownstreamTlsContext, UdpaTypedStruct, TypedStruct].map((codec) => [typeUrl(codec), codec]),
+);
+
+function checkNested(any: Any | undefined, field: string, report: Report): unknown {
+  const codec = any && NESTED.get(any.type_url);
+  if (!codec) return undefined;
+  try {
+    return codec.decode(any.value);
+  } catch (error) {
+    report(field, `does not decode as ${any.type_url}: ${(error as Error).message}`);
+    return undefined;
+  }
+}
+
+function checkSocket(socket: TransportSocket | undefined, field: string, report: Report): void {
+  checkNested(socket?.config_type?.value, `${field}.typed_config`, report);
+}
+
+function checkOverrides(overrides: Readonly<Record<string, Any>>, field: string, report: Report): void {
+  for (const [name, any] of Object.entries(overrides)) checkNested(any, `${field}.typed_per_filter_config[${JSON.stringify(name)}]`, report);
+}
+
+function checkRoutes(routes: RouteConfiguration, prefix: string, report: Report): void {
+  checkOverrides(routes.typed_per_filter_config, `${prefix}route_config`, report);
+  routes.virtual_hosts.forEach((host, i) => {
+    checkOverrides(host.typed_per_filter_config, `${prefix}virtual_hosts[${i}]`, report);
+    host.routes.forEach((route, j) => {
+      const field = `${prefix}virtual_hosts[${i}].routes[${j}]`;
+      checkOverrides(route.typed_per_filter_config, field, report);
+      const specifier = route.action?.$case === 'route' ? route.action.value.cluster_specifier : undefined;
+      if (specifier?.$case !== 'weighted_clusters') return;
+      specifier.value.clusters.forEach((weight, k) => checkOverrides(weight.typed_per_filter_config, `${field}.route.weighted_clusters.clusters[${k}]`, report));
+    });
+  });
+}
+
+function checkChain(chain: FilterChain, field: string, report: Report): void {
+  checkSocket(chain.transport_socket, `${field}.transport_socket`, report);
+  chain.filters.forEach((filter, j) => {
+    const path = `${field}.filters[${j}].typed_config`;
+    if (filter.config_type?.$case === undefined) report(path, 'is missing');
+    if (filter.config_type?.$case !== 'typed_config') return;
+    const message = checkNested(filter.config_type.value, path, report);
+    if (message === undefined || filter.config_type.value.type_url !== typeUrl(HttpConnectionManager)) return;
+    const manager = message as HttpConnectionManager;
+    manager.http_filters.forEach((inner, k) => {
+      if (inner.config_type?.$case === 'typed_config') checkNested(inner.config_type.value, `${path}.http_filters[${k}].typed_config`, report);
+    });
+    if (manager.route_specifier?.$case === 'route_config') checkRoutes(manager.route_specifier.value, `${path}.route_config.`, report);
+  });
 }
 
 export class ClusterType extends XdsResourceType<Cluster> {
@@ -25,6 +87,9 @@ export class ClusterType extends XdsResourceType<Cluster> {
     if (edsServiceName(cluster) !== undefined && !cluster.eds_cluster_config?.eds_config) {
       report('eds_cluster_config.eds_config', 'is missing in a cluster of type EDS');
     }
+    cluster.filters.forEach((filter, i) => checkNested(filter.typed_config, `filters[${i}].typed_config`, report));
+    checkSocket(cluster.transport_socket, 'transport_socket', report);
+    cluster.transport_socket_matches.forEach((match, i) => checkSocket(match.transport_socket, `transport_socket_matches[${i}].transport_socket`, report));
   }
 }
 
@@ -56,11 +121,8 @@ export class ListenerType extends XdsResourceType<Listener> {
     if (!internal && listener.address?.address?.$case !== 'socket_address' && listener.address?.address?.$case !== 'pipe') {
       report('address', 'is missing in a listener that is not internal');
     }
-    listener.filter_chains.forEach((chain, i) => {
-      chain.filters.forEach((filter, j) => {
-        if (filter.config_type?.$case === undefined) report(`filter_chains[${i}].filters[${j}].typed_config`, 'is missing');
-      });
-    });
+    listener.filter_chains.forEach((chain, i) => checkChain(chain, `filter_chains[${i}]`, report));
+    if (listener.default_filter_chain) checkChain(listener.default_filter_chain, 'default_filter_chain', report);
   }
 }
 
@@ -79,6 +141,7 @@ export class RouteType extends XdsResourceType<RouteConfiguration> {
         if (!route.action) report(field, 'has no action');
       });
     });
+    checkRoutes(routes, '', report);
   }
 }
 

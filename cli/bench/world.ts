@@ -22,7 +22,7 @@ export class LabWorld implements World, Closable {
     const { signal, onProgress } = options;
     const name = `bench-${process.pid}`;
     const store = new ClosableStore();
-    const directory = mkdtempSync(join(tmpdir(), 'underpass-bench-'));
+    const directory = mkdtempSync(join(tmpdir(), `underpass-${name}-`));
     store.defer(() => rmSync(directory, { recursive: true, force: true }));
     try {
       writeFileSync(join(directory, 'world.yaml'), worldYaml(modes));

@@ -62,6 +62,12 @@ export class Narrator {
   }
 }
 
+/** What was seen, and whether it is as promised. */
+export interface Proof {
+  holds: boolean;
+  text: string;
+}
+
 export interface Stage {
   lab: Lab;
   node: NodeProcess;
@@ -70,6 +76,15 @@ export interface Stage {
   /** Namespaces of the user's YAML: in the mesh by the shared proxy, and outside of it. */
   meshed: string;
   plain: string;
+}
+
+/** All pods of the YAML run and are ready; those with a sidecar are so only when they have a control plane. */
+export function podsProof(lab: string, directory: string, pods: readonly PodRecord[]): Proof {
+  const late = pods.filter(({ phase, ready, hasSidecar, containers }) => phase !== 'Running' || !(hasSidecar ? containers.some((container) => container.pid !== undefined) : ready));
+  return {
+    holds: pods.length > 0 && late.length === 0,
+    text: `lab ${lab} runs ${pods.length - late.length} pods of ${directory}${late.length > 0 ? `; not ready: ${late.map(({ namespace, name }) => `${namespace}/${name}`).join(', ')}` : ''}`,
+  };
 }
 
 /** Where the YAML has a client: the namespaces that the steps need. */

@@ -1,7 +1,8 @@
 /** Step 2: pods, control plane, agent and Envoy; the self-test; short-circuits after probation. */
+import type { AgentStatus } from '../../agent/index.js';
 import { waitFor } from '../../common/retry.js';
 import { requestsInPod } from './routing.js';
-import type { Stage } from './stage.js';
+import type { Proof, Stage } from './stage.js';
 
 const START_TIMEOUT_MS = 60_000;
 const PROBATION_TIMEOUT_MS = 20_000;
@@ -14,15 +15,9 @@ export async function showStart(stage: Stage): Promise<void> {
   await lab.whenReady({ timeoutMs: START_TIMEOUT_MS, signal, sidecars: true });
   const enrolled = status.pods.filter((pod) => pod.mode !== 'off');
   narrator.prove(enrolled.length > 0, `agent ${status.pid} and Envoy ${status.proxy.envoy.pid ?? ''} serve ${enrolled.length} pods: ${[...new Set(enrolled.map((pod) => `${pod.namespace} by ${pod.way}${pod.mode === 'sidecar' ? ' to its sidecars' : ''}`))].join(', ')}`);
-  if ('checks' in status.selfTest) {
-    const { checks, acceleration, capture, restrictions } = status.selfTest;
-    const known: readonly string[] = restrictions;
-    const failed = checks.filter(({ ok, name }) => !ok && !known.some((restriction) => name.startsWith(restriction)));
-    const names = restrictions.join(' and ');
-    narrator.prove(true, `self-test: ${checks.filter(({ ok }) => ok).length} checks passed${failed.length > 0 ? `, ${failed.map(({ name }) => name).join(', ')} failed` : ''}${names ? `; ${names} fail as on each kernel known, so programs that use them stay on plain TCP` : ''}`);
-    if (!capture.ok) narrator.say(`no capture by BPF here: ${capture.reason ?? ''}`);
-    if (!acceleration.ok) narrator.say(`short-circuits stay off here: ${acceleration.reason ?? ''}`);
-  }
+  const selfTest = selfTestProof(status);
+  narrator.prove(selfTest.holds, selfTest.text);
+  for (const line of selfTest.notes) narrator.say(line);
   if (!status.acceleration.on) return;
 
   const first = await shortCircuited(stage);
@@ -44,6 +39,36 @@ export async function showStart(stage: Stage): Promise<void> {
   const { probation } = await node.status();
   const eventDriven = (kind: 'listener' | 'client'): number => probation.filter((entry) => entry.kind === kind && entry.verdict === 'event-driven').length;
   narrator.prove(seen > first, `acceleration is on after probation: within ${requests} requests on a connection each, ${eventDriven('client')} client programs and ${eventDriven('listener')} listeners were seen to be event-driven`);
+}
+
+/**
+ * The self-test ran, and the node does what its verdict allows and no more: nothing is short-circuited or captured by BPF
+ * where a check failed, and where none did, both are in use.
+ */
+export function selfTestProof({ selfTest, acceleration, redirection, pods }: Pick<AgentStatus, 'selfTest' | 'acceleration' | 'redirection' | 'pods'>): Proof & { notes: string[] } {
+  if (!('checks' in selfTest)) {
+    const outcome = redirection.bpfProblem ?? 'it has no result';
+    const withoutBpf = redirection.bpfProblem !== undefined && !acceleration.on && pods.every(({ way }) => way !== 'bpf');
+    return { holds: withoutBpf, text: `no self-test, and no BPF in use: ${outcome}`, notes: [] };
+  }
+  const { checks, restrictions } = selfTest;
+  const known: readonly string[] = restrictions;
+  const passed = checks.filter(({ ok }) => ok);
+  const failed = checks.filter(({ ok, name }) => !ok && !known.some((restriction) => name.startsWith(restriction)));
+  const obeyed =
+    acceleration.on === selfTest.acceleration.ok && (redirection.bpfProblem === undefined) === selfTest.capture.ok &&
+    pods.every(({ way }) => way !== 'bpf' || selfTest.capture.ok);
+  const explained = failed.length === 0 ? selfTest.acceleration.ok && selfTest.capture.ok : !selfTest.acceleration.ok || !selfTest.capture.ok;
+  const names = restrictions.join(' and ');
+  const notes = [
+    ...(selfTest.capture.ok ? [] : [`no capture by BPF here: ${selfTest.capture.reason}`]),
+    ...(selfTest.acceleration.ok ? [] : [`short-circuits stay off here: ${selfTest.acceleration.reason}`]),
+  ];
+  return {
+    holds: passed.length > 0 && obeyed && explained,
+    text: `self-test: ${passed.length} checks passed${failed.length > 0 ? `, ${failed.map(({ name }) => name).join(', ')} failed` : ''}${names ? `; ${names} fail as on each kernel known, so programs that use them stay on plain TCP` : ''}${obeyed ? '' : '; the node does not do what the verdict says'}`,
+    notes,
+  };
 }
 
 async function shortCircuited({ node }: Stage): Promise<number> {

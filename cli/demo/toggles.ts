@@ -1,4 +1,6 @@
 /** Step 4: labels change while requests run; the namespace joins, changes its way and leaves, and nobody notices. */
+import { existsSync } from 'node:fs';
+import { join } from 'node:path';
 import type { PodStatus } from '../../agent/index.js';
 import { sleep } from '../../common/retry.js';
 import { runUnderpass } from '../node-process.js';
@@ -12,6 +14,8 @@ const HOLD_MS = 1_500;
 /** Connections that were being opened while a label changed have ended by then. */
 const IN_FLIGHT_MS = 200;
 const CHECK_REQUESTS = 40;
+/** Where the proxy listens in a pod that is in the mesh. */
+const OUTBOUND_PORT = 15001;
 
 interface Seen {
   requests: number;
@@ -120,8 +124,33 @@ export async function showToggles(stage: Stage, directory: string): Promise<void
     narrator.prove(report.failed === 0, `${report.requests} requests in all, ${report.failed} failed${report.failed > 0 ? `: ${report.firstFailure}` : ''}`);
     narrator.prove(report.keptOpened === report.kept, `the ${report.kept} kept connections lived through all of it${report.keptOpened === report.kept ? '' : ` (${report.keptOpened - report.kept} were opened anew)`}`);
     await node.waitFor(`namespace ${plain} to be let go`, ({ pods }) => pods.filter(({ namespace }) => namespace === plain).every((pod) => pod.state === 'off' && pod.settled), { timeoutMs: SETTLE_TIMEOUT_MS, signal });
-    narrator.prove(true, `with the last connection gone, nothing is left at the pods of ${plain}`);
+    const left = await leftAtPods(stage, plain);
+    narrator.prove(left.length === 0, `with the last connection gone, ${left.length === 0 ? 'nothing' : left.join(', ')} is left at the pods of ${plain}`);
   } finally {
     if (!ended) await load.stop().catch(() => undefined);
   }
+}
+
+/** What a namespace that has left must not have any more: looked up where it would be, not asked of the agent. */
+export async function leftAtPods({ lab, node }: Pick<Stage, 'lab' | 'node'>, namespace: string): Promise<string[]> {
+  const { bpffsDir, instance, netnsFolder } = node.paths;
+  const found: string[] = [];
+  for (const { uid, name } of lab.pods().filter((pod) => pod.namespace === namespace)) {
+    if (existsSync(join(netnsFolder, uid))) found.push(`the pinned namespace of ${name}`);
+    if (existsSync(join(bpffsDir, instance, 'links', 'pods', uid))) found.push(`a hook on ${name}`);
+    const rules = await lab.exec({ namespace, name }, ['sh', '-c', 'iptables-nft-save; ip6tables-nft-save; grep -sqx nat /proc/net/ip_tables_names && iptables-legacy-save; true'], { timeoutMs: 10_000 });
+    if (rules.code !== 0 || rules.stdout.includes('UNDERPASS')) found.push(rules.code === 0 ? `an iptables rule in ${name}` : `what the rules of ${name} are can't be read, and perhaps one`);
+    const listening = await lab.exec({ namespace, name }, ['sh', '-c', 'cat /proc/net/tcp /proc/net/tcp6 2>/dev/null; true'], { timeoutMs: 10_000 });
+    if (hasListener(listening.stdout, OUTBOUND_PORT)) found.push(`the proxy's listener in ${name}`);
+  }
+  return found;
+}
+
+/** In the format of /proc/net/tcp: 0A is the state LISTEN. */
+function hasListener(text: string, port: number): boolean {
+  const local = `:${port.toString(16).toUpperCase().padStart(4, '0')}`;
+  return text.split('\n').some((line) => {
+    const [, here, , state] = line.trim().split(/\s+/);
+    return here?.endsWith(local) === true && state === '0A';
+  });
 }

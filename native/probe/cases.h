@@ -217,6 +217,7 @@ static void ping_client(void)
 	}
 	total_ns = now_ns() - start;
 	qsort(took, opt.count, sizeof *took, compare_u64);
+	usleep(opt.hold_ms * 1000);
 	p50 = took[opt.count / 2];
 	p99 = took[(size_t)opt.count * 99 / 100];
 	printf("{\"case\":\"ping-pong\",\"ok\":%s,\"count\":%d,\"p50_ns\":%llu,\"p99_ns\":%llu,\"per_second\":%.0f}\n",
@@ -246,6 +247,8 @@ static void churn_client(void)
 		write_all(fd, output, opt.size);
 		ssize_t n = read_all(fd, opt.client.blocking, input, opt.size);
 		tally(n == opt.size && !memcmp(input, output, opt.size) ? opt.size : n == opt.size ? -2 : n, opt.size);
+		if (i == opt.count - 1)
+			usleep(opt.hold_ms * 1000);
 		close(fd);
 	}
 }

@@ -7,7 +7,7 @@
  *   [--listen ADDRESS] [--connect ADDRESS] [--port N] [--count N] [--bytes N] [--size N] [--blocking-server]
  *   [--blocking-client] [--timeout SECONDS] [--delay MS] [--warm N] [--client-port N] [--fastopen] [--bind ADDRESS]
  *   [--connect-port N] [--server-uid N] [--client-uid N] [--connect-timeout] [--hold MS] [--device NAME] [--seed N]
- *   [--mptcp] [--tls] [--zerocopy]
+ *   [--mptcp] [--tls] [--zerocopy] [--warm-delay MS]
  *
  * Cases
  *   order       both ends send --bytes in writes of 1 B to 64 KiB and hash what arrives; ok: hashes equal both ways
@@ -24,7 +24,8 @@
  * --connect-timeout: the client's socket is non-blocking while it connects and blocking afterwards, as many HTTP clients'.
  * --mptcp: both ends are MPTCP sockets. --tls: the client takes the kernel's TLS as upper layer protocol, with no keys.
  * --zerocopy: the client's sockets have SO_ZEROCOPY.
- * --hold: the client keeps its last connection open for so long. --device: SO_BINDTODEVICE at the client.
+ * --warm-delay: each of those connections stays open for so long.
+ * --hold: the client keeps its last connection open for so long (churn, ping-pong, addresses). --device: SO_BINDTODEVICE at the client.
  * --warm opens that many connections first, with one small exchange each (probation).
  * Exit 0: the case ran (see `ok`); 2: usage or set-up failed, with a line on stderr.
  */
@@ -43,7 +44,7 @@ static void usage(const char *problem, const char *word)
 static const struct probe_case *parse(int argc, char **argv)
 {
 	enum { SERVER_NETNS = 256, SERVER_CGROUP, CLIENT_NETNS, CLIENT_CGROUP, BLOCKING_SERVER, BLOCKING_CLIENT, FASTOPEN, CLIENT_PORT,
-	       CONNECT_PORT, SERVER_UID, CLIENT_UID, CONNECT_TIMEOUT, HOLD, DEVICE, SEED, MPTCP, TLS, ZEROCOPY };
+	       CONNECT_PORT, SERVER_UID, CLIENT_UID, CONNECT_TIMEOUT, HOLD, DEVICE, SEED, MPTCP, TLS, ZEROCOPY, WARM_DELAY };
 	static const struct option options[] = {
 		{ "server-netns", 1, 0, SERVER_NETNS }, { "server-cgroup", 1, 0, SERVER_CGROUP },
 		{ "client-netns", 1, 0, CLIENT_NETNS }, { "client-cgroup", 1, 0, CLIENT_CGROUP },
@@ -54,6 +55,7 @@ static const struct probe_case *parse(int argc, char **argv)
 		{ "connect-port", 1, 0, CONNECT_PORT }, { "server-uid", 1, 0, SERVER_UID }, { "client-uid", 1, 0, CLIENT_UID },
 		{ "connect-timeout", 0, 0, CONNECT_TIMEOUT }, { "hold", 1, 0, HOLD }, { "device", 1, 0, DEVICE },
 		{ "seed", 1, 0, SEED }, { "mptcp", 0, 0, MPTCP }, { "tls", 0, 0, TLS }, { "zerocopy", 0, 0, ZEROCOPY },
+		{ "warm-delay", 1, 0, WARM_DELAY },
 		{ 0 } };
 	if (argc < 2)
 		usage("no case", "given");
@@ -88,6 +90,7 @@ static const struct probe_case *parse(int argc, char **argv)
 		case MPTCP: opt.mptcp = true; break;
 		case TLS: opt.tls = true; break;
 		case ZEROCOPY: opt.zerocopy = true; break;
+		case WARM_DELAY: opt.warm_delay_ms = atoi(optarg); break;
 		case CLIENT_PORT: opt.client_port = atoi(optarg); break;
 		case 'l': opt.listen = optarg; break;
 		case 'c': opt.connect = optarg; break;

@@ -1,0 +1,111 @@
+/** What one pod's fault, or malice, must not do to others: half-added pods, addresses without a listener, full tables. */
+import assert from 'node:assert/strict';
+import { copyFileSync, mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { after, before, test } from 'node:test';
+import { waitFor } from '../../common/retry.js';
+import { socketProbe } from '../../native/testing.js';
+import { KernelWorld } from './kernel-testing.js';
+
+/** VERDICTS_PER_POD in bpf/consts.h. */
+const QUOTA = 64;
+
+let w: KernelWorld;
+before(async () => {
+  w = await KernelWorld.create('limit');
+});
+after(() => w.close());
+
+const sizes = (): number[] => ['pods', 'netns_of_address'].map((name) => w.kernel.tables()[name]?.entries ?? -1);
+
+test('putPod: a pod that can\'t be added leaves nothing behind, and takes no address from another', () => {
+  const [a, b] = [w.world.pod(0), w.world.pod(1)];
+  w.put({}, [a]);
+  const before = sizes();
+  // A name that is no program's text in the map: refused after the hooks are attached.
+  assert.throws(() => w.kernel.putPod({ ...w.podRecord(b), uid: 'x'.repeat(65), addresses: [b.ipv4, a.ipv4] }));
+  assert.deepEqual(sizes(), before);
+  assert.deepEqual(w.kernel.pods().map(({ netnsCookie }) => netnsCookie), [a.netnsCookie]);
+  assert.equal(w.kernel.podCounters().size, 1);
+});
+
+test('putPod: a cgroup that vanished between two steps leaves a pod as it was', () => {
+  const a = w.world.pod(0);
+  w.put({}, [a]);
+  const before = [sizes(), w.kernel.pods()];
+  assert.throws(() => w.kernel.putPod(w.podRecord(a, { cgroupPath: '/proc/self', addresses: ['192.0.2.9'] })));
+  assert.throws(() => w.kernel.putPod(w.podRecord(a, { cgroupPath: `${a.cgroup}-gone`, addresses: ['192.0.2.9'] })));
+  assert.deepEqual([sizes(), w.kernel.pods()], before);
+});
+
+test('putPod: a table that is full is rolled back, and the pod can be added when there is room', async () => {
+  const small = await KernelWorld.create('limit', { maxEntries: { pods: 1 } });
+  try {
+    const [a, b] = [small.world.pod(0), small.world.pod(1)];
+    small.put({}, [a]);
+    assert.throws(() => small.put({}, [b]), /pods/);
+    assert.equal(small.kernel.tables()['netns_of_address']?.entries, 2);
+    assert.equal(small.kernel.pods().length, 1);
+    small.kernel.removePod(small.podRecord(a).uid);
+    small.put({}, [b]);
+    assert.equal(small.kernel.pods().length, 1);
+    const { counters } = await small.counted(() => small.world.probe('churn', { pod: b, address: b.ipv4 }, { pod: b }, ['--count', '3']));
+    assert.equal(counters['connections_short_circuited'], 3);
+  } finally {
+    await small.close();
+  }
+});
+
+test('capture: IPv6 of a pod without an IPv6 address is not led to a listener that is not there; mapped IPv4 is', async () => {
+  const [a, b] = [w.world.pod(0), w.world.pod(1)];
+  w.put({ capture: true, addresses: [a.ipv4] }, [a]);
+  w.put({}, [b]);
+  const direct = await w.counted(() => w.world.probe('addresses', { pod: b, address: b.ipv6 }, { pod: a }));
+  assert.equal(direct.result.ok, true, JSON.stringify(direct.result));
+  assert.equal(direct.result['client_peer'], `[${b.ipv6}]:7777`);
+  assert.equal(direct.counters['connections_captured'], undefined);
+  assert.equal(direct.counters['connection_ipv6_not_captured'], 1);
+  const mapped = await w.world.probe('addresses', { pod: a, cgroup: w.world.proxyCgroup, address: '127.0.0.1' }, { pod: a, address: '::ffff:198.51.100.7' }, [
+    '--port', '15001', '--connect-port', '80',
+  ]);
+  assert.equal(mapped['original4'], '198.51.100.7:80');
+});
+
+test('verdicts: loopback listeners are one key per port, however many addresses there are', async () => {
+  const a = w.world.pod(0);
+  w.put({ acceleration: 'l4' });
+  for (let last = 1; last <= 5; last++) await w.world.probe('churn', { pod: a, address: `127.0.0.${last}` }, { pod: a }, ['--count', '1', '--hold', '50']);
+  await w.world.probe('churn', { pod: a, address: '::1' }, { pod: a }, ['--count', '1']);
+  const listeners = w.kernel.probation().filter(({ kind }) => kind === 'listener');
+  assert.deepEqual(listeners.map(({ key, seen }) => [key, seen]), [[`127.0.0.1:7777@${a.netnsCookie}`, 6]]);
+});
+
+test('verdicts: a pod with many executables and listeners takes no room from others, and gets its own back', async () => {
+  const [a, b] = [w.world.pod(0), w.world.pod(1)];
+  for (const pod of [a, b]) w.kernel.removePod(w.podRecord(pod).uid);
+  w.put({ acceleration: 'l4' });
+  const folder = mkdtempSync(join(tmpdir(), 'up-limits-'));
+  try {
+    const churn = (port: number, program: string): Promise<unknown> =>
+      w.world.probe('churn', { pod: a, address: a.ipv4 }, { pod: a }, ['--count', '1', '--port', String(port)], program);
+    const { counters } = await w.counted(async () => {
+      for (let index = 0; index < QUOTA + 6; index++) {
+        const program = join(folder, `program-${index}`);
+        copyFileSync(socketProbe, program);
+        await churn(8000 + index, program);
+      }
+    });
+    assert.ok((counters['verdicts_quota'] ?? 0) >= 2, JSON.stringify(counters));
+    assert.equal(counters['verdicts_full'], undefined);
+    const own = (): number => w.kernel.probation().filter(({ key }) => key.endsWith(`@${a.netnsCookie}`)).length;
+    // What was in probation only made room when the first one did not fit.
+    await waitFor('room', () => own() <= QUOTA, { timeoutMs: 2_000 });
+    assert.ok(w.kernel.probation().length <= 2 * QUOTA);
+    await w.world.probe('churn', { pod: b, address: b.ipv4 }, { pod: b }, ['--count', '8', '--hold', '300']);
+    const other = w.kernel.probation().find(({ key }) => key.endsWith(`@${b.netnsCookie}`));
+    assert.equal(other?.verdict, 'event-driven');
+  } finally {
+    rmSync(folder, { recursive: true });
+  }
+});
