@@ -61,6 +61,8 @@ export interface Measurements {
 const WARM_UP_SHARE = 0.2;
 /** More than probation asks for, at each listener and by each program. */
 const WARM_CONNECTIONS = 24;
+/** A load opens at least as many connections to a server as it takes to pass, once or twice. */
+const POOL_RENEWALS = 3;
 /** A route that a control plane has yet to send answers with an error. */
 const READY_TIMEOUT_MS = 60_000;
 
@@ -128,6 +130,11 @@ async function warmUp(world: World, site: Site, options: BenchOptions): Promise<
     await runLoad(world, site, workload, { connections: 1, count: WARM_CONNECTIONS, newConnectionEach: true, target: `${server.ip}:${port}`, ...common });
   }
   await runLoad(world, site, workload, { connections: 4, count: 4 * WARM_CONNECTIONS, newConnectionEach: true, ...common });
+  // What a proxy opened to a server in probation stays plain TCP, and a busy pool keeps it: the servers end those.
+  for (let turn = 0; turn < POOL_RENEWALS; turn++) {
+    await runLoad(world, site, workload, { connections: Math.max(options.connections, WARM_CONNECTIONS), durationS: 0.15, ...common });
+    if (site.mode.protocol === 'http') for (const server of site.servers) await world.renewConnections(server);
+  }
   await runLoad(world, site, workload, { connections: options.connections, durationS: 0.2, ...common });
 }
 

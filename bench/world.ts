@@ -27,6 +27,8 @@ export interface World {
   pod(namespace: string, name: string): BenchPod;
   /** Runs a program in a pod's first container, in its namespaces and its cgroup. */
   run(pod: BenchPod, argv: readonly string[], options: { timeoutMs: number; signal?: AbortSignal }): Promise<CommandResult>;
+  /** Makes an HTTP server end its idle connections, so that proxies open new ones to it. */
+  renewConnections(server: BenchPod): Promise<void>;
   /** cgroup of the node's shared Envoy. */
   readonly proxyCgroup: string;
   /** What BPF counted since the agent started, by pod uid; a pod that no program is attached to is absent. */

@@ -1,12 +1,12 @@
 /** What one pod's fault, or malice, must not do to others: half-added pods, addresses without a listener, full tables. */
 import assert from 'node:assert/strict';
-import { copyFileSync, mkdtempSync, rmSync } from 'node:fs';
+import { copyFileSync, mkdirSync, mkdtempSync, readdirSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { waitFor } from '../../common/retry.js';
 import { socketProbe } from '../../native/testing.js';
-import { KernelWorld } from './kernel-testing.js';
+import { KernelWorld, TEST_BPFFS } from './kernel-testing.js';
 
 /** VERDICTS_PER_POD in bpf/consts.h. */
 const QUOTA = 64;
@@ -30,13 +30,22 @@ test('putPod: a pod that can\'t be added leaves nothing behind, and takes no add
   assert.equal(w.kernel.podCounters().size, 1);
 });
 
-test('putPod: a cgroup that vanished between two steps leaves a pod as it was', () => {
-  const a = w.world.pod(0);
-  w.put({}, [a]);
-  const before = [sizes(), w.kernel.pods()];
-  assert.throws(() => w.kernel.putPod(w.podRecord(a, { cgroupPath: '/proc/self', addresses: ['192.0.2.9'] })));
-  assert.throws(() => w.kernel.putPod(w.podRecord(a, { cgroupPath: `${a.cgroup}-gone`, addresses: ['192.0.2.9'] })));
-  assert.deepEqual([sizes(), w.kernel.pods()], before);
+test('putPod: hooks that can\'t all be attached are taken off again, and the next try finds a clean place', async () => {
+  const pinned = await KernelWorld.create('limit', { pinned: true });
+  try {
+    const a = pinned.world.pod(0);
+    const record = pinned.podRecord(a);
+    const links = join(TEST_BPFFS, pinned.world.name, 'links', 'pods');
+    // A folder where the last but one link is to be pinned.
+    mkdirSync(join(links, record.uid, 'connect4'), { recursive: true });
+    assert.throws(() => pinned.kernel.putPod(record), /connect4/);
+    assert.deepEqual([pinned.kernel.pods(), pinned.kernel.tables()['netns_of_address']?.entries, pinned.kernel.podCounters().size], [[], 0, 0]);
+    assert.deepEqual(readdirSync(links), []);
+    pinned.kernel.putPod(record);
+    assert.equal(readdirSync(join(links, record.uid)).length, 9);
+  } finally {
+    await pinned.close();
+  }
 });
 
 test('putPod: a table that is full is rolled back, and the pod can be added when there is room', async () => {

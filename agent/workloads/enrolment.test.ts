@@ -61,3 +61,14 @@ for (const [name, change, mode] of cases) {
     assert.equal(result.reason === undefined, mode !== 'off');
   });
 }
+
+test('enrolmentOf: the splice label is yes, no, or for the agent to find out; the pod\'s beats its namespace\'s', () => {
+  const of = (labels: Record<string, string>, namespaceLabels: Record<string, string> = {}) => enrolmentOf(pod({ labels, namespaceLabels }), defaults);
+  const label = 'underpass.io/splice';
+  assert.equal(of({ [label]: 'true' }).splices, true);
+  assert.equal(of({}, { [label]: 'true' }).splices, true);
+  assert.equal(of({ [label]: 'false' }, { [label]: 'true' }).splices, false);
+  assert.equal(of({}).splices, undefined);
+  const unknown = of({ [label]: 'yes' });
+  assert.deepEqual([unknown.splices, unknown.unknown.map(({ value, expected }) => [value, expected])], [undefined, [['yes', ['true', 'false']]]]);
+});

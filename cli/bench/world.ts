@@ -5,10 +5,13 @@ import { join } from 'node:path';
 import { worldYaml, type BenchPod, type ByteCounters, type CommandResult, type Mode, type World } from '../../bench/index.js';
 import { UnderpassError } from '../../common/errors.js';
 import { ClosableStore, type Closable } from '../../common/lifecycle.js';
+import { sleep } from '../../common/retry.js';
 import { Lab } from '../../lab/index.js';
 import { NodeProcess } from '../node-process.js';
 
 const START_TIMEOUT_MS = 60_000;
+/** nginx forks its new worker and lets the old one go. */
+const RELOAD_MS = 200;
 
 export class LabWorld implements World, Closable {
   readonly #store = new ClosableStore();
@@ -60,6 +63,13 @@ export class LabWorld implements World, Closable {
 
   run(pod: BenchPod, argv: readonly string[], options: { timeoutMs: number; signal?: AbortSignal }): Promise<CommandResult> {
     return this.lab.exec(pod, argv, options);
+  }
+
+  async renewConnections(server: BenchPod): Promise<void> {
+    const pid = this.lab.pod(server.namespace, server.name).containers[0]?.pid;
+    if (pid === undefined) throw new UnderpassError('UNDERPASS_BENCH_NOT_READY', `renewing the connections of ${server.namespace}/${server.name}: its server does not run`);
+    process.kill(pid, 'SIGHUP'); // nginx: a new worker takes over, the old one ends what is idle
+    await sleep(RELOAD_MS);
   }
 
   async byteCounters(): Promise<ReadonlyMap<string, ByteCounters>> {
