@@ -13,6 +13,7 @@ import { askAgent } from './admin/server.js';
 import type { AgentStatus } from './admin/status.js';
 import { Agent, instanceCgroup, instancePaths } from './agent.js';
 import { KernelWorld, TEST_BPFFS } from './dataplane/kernel-testing.js';
+import type { ProbationEntry } from './dataplane/kernel.js';
 import type { AgentParts, SelfTestVerdict } from './parts.js';
 import { realParts } from './real-parts.js';
 
@@ -23,6 +24,10 @@ const passed: SelfTestVerdict = {
 interface Stage {
   agent: Agent;
   steps: string[];
+  /** What the proxy was told, in order. */
+  eventDriven: string[][];
+  /** What the kernel says; to be changed. */
+  probation: ProbationEntry[];
   status(): Promise<AgentStatus>;
   get(path: string): Promise<string>;
   pods(records: PodRecord[]): void;
@@ -32,6 +37,8 @@ let counter = 0;
 
 function stage(context: TestContext, change: Partial<{ verdict: () => Promise<SelfTestVerdict>; openKernel: () => never; detachKernel: AgentParts['detachKernel']; instance: string; bpffsDir: string; startProxy: () => Promise<void> }> = {}): Stage {
   const steps: string[] = [];
+  const eventDriven: string[][] = [];
+  const probation: ProbationEntry[] = [];
   const runDir = mkdtempSync(join(tmpdir(), `up-agent-${process.pid}-`));
   const instance = change.instance ?? `up-agentt-${process.pid}-${counter++}`;
   let wake: (() => void) | undefined;
@@ -44,10 +51,10 @@ function stage(context: TestContext, change: Partial<{ verdict: () => Promise<Se
         putPod: () => undefined,
         removePod: () => undefined,
         liveConnections: () => 0,
-        pods: () => [],
+        pods: () => [{ uid: 'p', netnsCookie: 7n, cgroupPath: '', addresses: ['10.0.0.1', 'FD00:0::1'], mode: 'node', capture: true, acceleration: 'l4' }],
         counters: () => ({ bytes_tcp: 2n ** 60n }),
         podCounters: () => new Map(),
-        probation: () => [],
+        probation: () => [...probation],
         setGlobalAcceleration: (on: boolean) => void steps.push(`acceleration ${on}`),
         setListenerPorts: (ports: readonly number[]) => void steps.push(`ports ${ports.join()}`),
         close: () => void steps.push('kernel closed'),
@@ -57,6 +64,7 @@ function stage(context: TestContext, change: Partial<{ verdict: () => Promise<Se
     selfTest: () => (change.verdict ?? (() => Promise.resolve(passed)))(),
     createProxy: ({ onListenerPorts }) => ({
       setPods: (pods) => void steps.push(`setPods ${pods.length}`),
+      setEventDriven: (endpoints) => void eventDriven.push([...endpoints]),
       start: async () => {
         steps.push('proxy start');
         await change.startProxy?.();
@@ -105,6 +113,8 @@ function stage(context: TestContext, change: Partial<{ verdict: () => Promise<Se
   return {
     agent,
     steps,
+    eventDriven,
+    probation,
     get: (path) => askAgent(adminSocket, path, { okStatus: [200, 503] }),
     status: async () => JSON.parse(await askAgent(adminSocket, '/v1/status')) as AgentStatus,
     pods: (records) => {
@@ -113,6 +123,19 @@ function stage(context: TestContext, change: Partial<{ verdict: () => Promise<Se
     },
   };
 }
+
+test('Agent: the proxy hears which servers\' probation is over, before it starts and as it changes', async (context) => {
+  const { agent, eventDriven, probation } = stage(context);
+  const entry = (key: string, verdict: ProbationEntry['verdict'] = 'event-driven', kind: ProbationEntry['kind'] = 'listener'): ProbationEntry => ({ kind, key, seen: 8, verdict });
+  probation.push(entry('10.0.0.1:80@7'), entry('10.0.0.1:81@7', 'probation'), entry('10.0.0.1:82@7', 'blocking'));
+  // Another pod's address in the pod's own namespace, the pod's address in another, loopback, a client.
+  probation.push(entry('10.0.0.2:80@7'), entry('10.0.0.1:83@8'), entry('127.0.0.1:80@7'), entry('cgroup 7 exe 1:2', 'event-driven', 'client'));
+  await agent.start();
+  assert.deepEqual(eventDriven, [['10.0.0.1:80']]);
+  probation.push(entry('[fd00::1]:80@7'));
+  await waitFor('the next look', () => eventDriven.at(-1)?.length === 2, { timeoutMs: 5_000 });
+  assert.deepEqual(eventDriven.at(-1), ['10.0.0.1:80', '[fd00::1]:80']);
+});
 
 test('Agent: the proxy starts only when the pods are known and were given to it; readiness says what is missing', async (context) => {
   const { agent, steps, get, pods } = stage(context);

@@ -13,6 +13,7 @@ import { InstanceLock } from './admin/lock.js';
 import { AdminServer } from './admin/server.js';
 import type { AgentStatus } from './admin/status.js';
 import { Dataplane } from './dataplane/dataplane.js';
+import { eventDrivenListeners } from './dataplane/event-driven.js';
 import { PinnedNamespaces } from './dataplane/namespaces.js';
 import type { AgentKernel, AgentParts, AgentProxy, ProxyStatus, SelfTestVerdict } from './parts.js';
 import { metricsText, type Counters } from './telemetry/metrics.js';
@@ -39,6 +40,9 @@ export interface AgentOptions {
 }
 
 export const DEFAULT_INSTANCE = 'default';
+
+/** How often it is asked which servers' probation is over. */
+const VERDICTS_EVERY_MS = 1_000;
 
 /** sun_path holds 108 bytes with its end; `envoy-admin.sock` is the longest name. */
 const MAX_FOLDER_BYTES = 107 - '/envoy-admin.sock'.length;
@@ -81,6 +85,8 @@ export class Agent {
   #dataplane: Dataplane | undefined;
   #records: readonly PodRecord[] | undefined;
   #running: Promise<void> | undefined;
+  #verdictTimer: NodeJS.Timeout | undefined;
+  #verdictProblem: string | undefined;
   #stopped: Promise<void> | undefined;
   #fail: (error: unknown) => void = () => undefined;
   /** Rejects when the agent can't go on, e.g. without Envoy; what is in place stays. Then `stop` it. */
@@ -140,6 +146,9 @@ export class Agent {
       ...(this.#options.concurrency === undefined ? {} : { concurrency: this.#options.concurrency }),
     });
     this.#proxy = proxy;
+    // Before its first word to Envoy: what a former agent told is told again, and Envoy has it.
+    this.#tellVerdicts(this.#kernel, proxy);
+    if (this.#kernel) this.#verdictTimer = setInterval(() => this.#tellVerdicts(this.#kernel, proxy), VERDICTS_EVERY_MS);
     this.#dataplane = new Dataplane({ kernel: this.#kernel, namespaces, proxy, defaults: this.#defaults, logger: this.#component('agent.dataplane') });
     this.#running = this.#run(this.#dataplane, proxy);
   }
@@ -152,6 +161,7 @@ export class Agent {
 
   async #stop(keepEnvoy: boolean): Promise<void> {
     this.#abort.abort();
+    clearInterval(this.#verdictTimer);
     await this.#running?.catch(() => undefined);
     await this.#dataplane?.stop();
     await this.#proxy?.stop({ keepEnvoy });
@@ -291,6 +301,19 @@ export class Agent {
       this.#selfTestProblem = `the self-test could not be run: ${errorMessage(error)}`;
       this.#kernel.setGlobalAcceleration(false);
       logger.warn({ reason: errorMessage(error) }, 'the self-test could not be run: acceleration is off and pods are redirected by iptables');
+    }
+  }
+
+  /** Envoy renews its pools towards a server whose probation is over. */
+  #tellVerdicts(kernel: AgentKernel | undefined, proxy: AgentProxy): void {
+    if (!kernel) return;
+    try {
+      proxy.setEventDriven(eventDrivenListeners(kernel.probation(), kernel.pods()));
+      this.#verdictProblem = undefined;
+    } catch (error) {
+      const problem = errorMessage(error);
+      if (problem !== this.#verdictProblem) this.#logger.warn({ reason: problem }, 'the verdicts could not be read: connections that Envoy pooled during probation stay plain TCP');
+      this.#verdictProblem = problem;
     }
   }
 

@@ -20,6 +20,8 @@ export interface AgentKernel extends PodKernel {
 }
 
 export interface AgentProxy extends PodProxy {
+  /** Local servers, as `10.0.0.1:80` or `[fd00::1]:80`, that are event-driven: pooled connections to a new one are renewed. */
+  setEventDriven(endpoints: ReadonlySet<string>): void;
   start(signal: AbortSignal): Promise<void>;
   status(): ProxyStatus;
   stop(options: { keepEnvoy: boolean }): Promise<void>;

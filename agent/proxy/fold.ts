@@ -15,6 +15,7 @@ import { foldListener, foldListeners, isOutboundListener, listenerPort, passesTh
 import { foldRoutes, renameClusters } from './fold-routes.js';
 import { INSPECTION_KINDS, inspectionCluster, inspectionListener } from './inspection.js';
 import { podListener, podListenerKey, type ListenerPod } from './pod-listener.js';
+import { markEventDriven } from './pool-renewal.js';
 import { CDS, EDS, LDS, RDS, Snapshot, type Entry } from './snapshot.js';
 import { FoldError } from './stock.js';
 import { assignNames, type Names } from './variants.js';
@@ -76,8 +77,9 @@ export class Folder {
   /**
    * @param classes in order of seniority: where two disagree about a name, the first keeps the plain name
    * @param pods whose class is among `classes`; others get no listener
+   * @param eventDriven keys of endpoints, see pool-renewal.ts
    */
-  fold(classes: readonly FoldClass[], pods: readonly FoldPod[]): FoldResult {
+  fold(classes: readonly FoldClass[], pods: readonly FoldPod[], eventDriven: ReadonlySet<string> = new Set()): FoldResult {
     const problems: FoldProblem[] = [];
     this.#current.clear();
     const clusters = new Map(classes.map((item) => [item.key, this.#foldClusters(item, problems)]));
@@ -90,7 +92,7 @@ export class Folder {
     const rds = new Map<string, Entry>();
     const lds = new Map<string, Entry>();
     for (const { key } of classes) {
-      for (const [name, folded] of clusters.get(key) ?? []) addCluster(clusterNames.of(key, name), folded, cds, eds);
+      for (const [name, folded] of clusters.get(key) ?? []) addCluster(clusterNames.of(key, name), folded, eventDriven, cds, eds);
       for (const [name, folded] of routes.get(key) ?? []) addRoutes(routeNamesOf.of(key, name), folded, rds);
     }
     const podEntries = new Map<string, { key: string; entry: Entry }>();
@@ -239,9 +241,9 @@ function hashes(items: ReadonlyMap<string, { hash: string }> | undefined): Reado
   return new Map([...(items ?? [])].map(([name, { hash }]) => [name, hash]));
 }
 
-function addCluster(name: string, { cluster, assignment }: FoldedCluster, cds: Map<string, Entry>, eds: Map<string, Entry>): void {
+function addCluster(name: string, { cluster, assignment }: FoldedCluster, eventDriven: ReadonlySet<string>, cds: Map<string, Entry>, eds: Map<string, Entry>): void {
   if (cds.has(name)) return;
-  const renamed = { ...cluster, name };
+  const renamed = { ...markEventDriven(cluster, assignment, eventDriven), name };
   const isEds = edsServiceName(cluster) !== undefined;
   if (name !== cluster.name) renamed.alt_stat_name ||= cluster.name;
   // Under its own name, so that two clusters that ask for one service can still differ by class.

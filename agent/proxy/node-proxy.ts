@@ -20,6 +20,7 @@ import { EnvoyExtensions } from './extensions.js';
 import { Folder, type FoldProblem } from './fold.js';
 import { INSPECTION_KINDS, inspectionName } from './inspection.js';
 import { podListenerName, podOfListener, podStatPrefix } from './pod-listener.js';
+import { endpointKeys } from './pool-renewal.js';
 import { LDS, RDS, type Snapshot } from './snapshot.js';
 import { loadState, saveState, type SavedClass } from './xds-state.js';
 
@@ -108,6 +109,7 @@ export class NodeProxy {
   /** The class that each pod's listener was last made from: it stays until the pod's new class is synced. */
   #folded = new Map<string, string>();
   #podsGiven = false;
+  #eventDriven: ReadonlySet<string> = new Set();
   #started = false;
   #listenerPorts: ListenerPorts = [];
   #reportedPorts = false;
@@ -190,6 +192,18 @@ export class NodeProxy {
     }
     for (const uid of wanted.keys()) this.#removals.delete(uid);
     this.#reconcileClasses();
+    this.#schedule();
+  }
+
+  /**
+   * Local servers whose connections can be short-circuited, as `10.0.0.1:80` or `[fd00::1]:80`: connections that Envoy
+   * pooled towards one before it was among them are drained and opened anew. The whole set; call it before `start` with
+   * what is known then, so that an adopted Envoy has nothing to renew.
+   */
+  setEventDriven(endpoints: ReadonlySet<string>): void {
+    const keys = endpointKeys(endpoints);
+    if (keys.size === this.#eventDriven.size && [...keys].every((key) => this.#eventDriven.has(key))) return;
+    this.#eventDriven = keys;
     this.#schedule();
   }
 
@@ -368,7 +382,7 @@ export class NodeProxy {
       const key = ready.has(own) ? own : this.#folded.get(pod.uid);
       return key !== undefined && ready.has(key) ? [{ uid: pod.uid, netnsPath: pod.netnsPath, ipv6: pod.ips.some((ip) => isIPv6(ip)), classKey: key }] : [];
     });
-    const { snapshot, problems, split, ports } = this.#folder.fold(this.#bySeniority(ready), pods);
+    const { snapshot, problems, split, ports } = this.#folder.fold(this.#bySeniority(ready), pods, this.#eventDriven);
     const waited = performance.now() - (this.#dirtySince ?? 0);
     const sameClasses = ready.size === this.#published.size && [...ready.keys()].every((key) => this.#published.has(key));
     if (sameClasses && waited < SPLIT_AFTER_MS && [...split].some((name) => !this.#split.has(name))) {
