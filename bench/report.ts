@@ -170,7 +170,7 @@ function notesOf(rows: readonly Row[], options: BenchOptions, quick: boolean, fo
     'CPU per request is the time that the cgroups of client, servers and proxies used (cpu.stat); the kernel\'s work on packets is in it as far as it runs in these processes\' context.',
     'On one CPU all processes of all modes are held on the same CPU: what remains is the cost of the work itself, without waking processes on other CPUs.',
     'The share of bytes counts the payload that pods with BPF programs moved on each of their connections, the proxy\'s part for them included; where none is attached everything went by TCP.',
-    'Measured is the steady state: after probation the HTTP servers were made to end their connections once, since those that a proxy opens during probation stay on plain TCP for as long as its pool keeps them.',
+    "Measured is the steady state: after probation the HTTP servers were made to end their connections once, since those that a sidecar opens towards its own app during probation stay on plain TCP for as long as its pool keeps them (the shared proxy's pools are renewed by the agent).",
     'With sidecars, memory is that of the client\'s and both servers\' sidecars and grows with each pod; the shared proxy\'s is the node\'s whole Envoy, serving every enrolled pod of this run.',
   ];
   if (foreignCpus > QUIET_CPUS) notes.push(`The machine was not quiet: ${foreignCpus.toFixed(2)} CPUs were busy with something else (median). Ratios hold better than absolute figures.`);
