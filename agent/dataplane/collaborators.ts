@@ -1,4 +1,5 @@
 /** What the pod controllers need of kernel, proxy and namespaces: the few calls whose order is their whole business. */
+import type { ProxyPod } from '../proxy/node-proxy.js';
 import type { Acceleration, KernelPod } from './kernel.js';
 
 export interface PodKernel {
@@ -9,17 +10,7 @@ export interface PodKernel {
 }
 
 /** A pod for which the shared Envoy has a listener in the pod's namespace. */
-export interface ListenerPod {
-  uid: string;
-  name: string;
-  namespace: string;
-  labels: Record<string, string>;
-  annotations: Record<string, string>;
-  serviceAccount: string;
-  ips: string[];
-  netnsPath: string;
-  iptables: boolean;
-}
+export type ListenerPod = ProxyPod;
 
 export interface PodProxy {
   /** The whole desired set. */
