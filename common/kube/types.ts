@@ -208,9 +208,25 @@ export interface TcpRoute {
   route: { destination: Destination; weight?: number }[];
 }
 
+export interface TlsRoute {
+  match: (L4MatchAttributes & { sniHosts: string[] })[];
+  route: { destination: Destination; weight?: number }[];
+}
+
 export interface VirtualService extends KubeObject {
   kind: 'VirtualService';
-  spec: { hosts: string[]; gateways?: string[]; exportTo?: string[]; http?: HttpRoute[]; tcp?: TcpRoute[] };
+  /** A delegate has no hosts. */
+  spec: { hosts?: string[]; gateways?: string[]; exportTo?: string[]; http?: HttpRoute[]; tcp?: TcpRoute[]; tls?: TlsRoute[] };
+}
+
+export interface Sidecar extends KubeObject {
+  kind: 'Sidecar';
+  spec: {
+    workloadSelector?: { labels?: Record<string, string> };
+    egress?: { hosts: string[]; port?: { number: number; protocol: string; name: string }; bind?: string; captureMode?: string }[];
+    ingress?: { port: { number: number; protocol: string; name: string }; bind?: string; defaultEndpoint?: string }[];
+    outboundTrafficPolicy?: { mode?: 'ALLOW_ANY' | 'REGISTRY_ONLY' };
+  };
 }
 
 export type SimpleLb = 'UNSPECIFIED' | 'LEAST_REQUEST' | 'LEAST_CONN' | 'ROUND_ROBIN' | 'RANDOM';

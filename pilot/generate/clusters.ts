@@ -9,6 +9,7 @@ import type { DestinationRule, KubeObject, TrafficPolicy } from '../../common/ku
 import type { MeshPort, MeshService, Model } from '../model/model.js';
 import { isHttp2 } from '../model/protocol.js';
 import type { Proxy } from '../model/proxy.js';
+import type { Scope } from '../model/scope.js';
 import { ads, downstreamProtocolUpstream, http2Upstream, istioUpstreamTls, millis, passthroughUpstream, rawBufferSocket, seconds, spiffeId } from './envoy.js';
 import { hasIpv4, hasIpv6, inboundPorts, type InboundPort } from './inbound-ports.js';
 import { clusterName, clusterSni, inboundClusterName } from './names.js';
@@ -31,9 +32,10 @@ export function configPath(object: KubeObject, kind: 'virtual-service' | 'destin
   return `/apis/networking.istio.io/v1/namespaces/${object.metadata.namespace}/${kind}/${object.metadata.name}`;
 }
 
-/** The clusters of one service: each port, and each subset of each port, as a client in `clientNamespace` sees them. */
-export function serviceClusters(model: Model, service: MeshService, clientNamespace: string): Resource[] {
-  const rule = model.destinationRuleFor(service.host, clientNamespace)?.object;
+/** The clusters of one service: each port, and each subset of each port, as a client of this scope sees them. */
+export function serviceClusters(scope: Scope, service: MeshService): Resource[] {
+  const { model } = scope;
+  const rule = scope.rule(service.host)?.object;
   const resources: Resource[] = [];
   for (const port of service.ports) {
     resources.push(outboundCluster(model, service, port, '', rule?.spec.trafficPolicy, rule));
@@ -77,7 +79,7 @@ const plaintext: Cluster_TransportSocketMatch = { name: 'tlsMode-disabled', matc
 function addTransportSockets(cluster: Cluster, model: Model, service: MeshService, port: MeshPort, subset: string, policy: TrafficPolicy | undefined): void {
   const mode = policy?.tls?.mode;
   if (mode === 'DISABLE') return;
-  const endpoints = model.endpoints(service.host);
+  const endpoints = model.endpoints(service);
   const accounts = [...new Set(endpoints.flatMap(({ serviceAccount }) => serviceAccount ?? []))].sort();
   const sans = accounts.map((account) => spiffeId(model.mesh.trustDomain, service.namespace, account));
   const alpn = ['istio-peer-exchange', 'istio', ...(isHttp2(port.protocol) ? ['h2'] : [])];

@@ -3,21 +3,22 @@ import { HealthStatus } from '../../proto/generated/envoy/config/core/v3/health_
 import { ClusterLoadAssignment } from '../../proto/generated/envoy/config/endpoint/v3/endpoint.js';
 import { LbEndpoint, type LocalityLbEndpoints } from '../../proto/generated/envoy/config/endpoint/v3/endpoint_components.js';
 import type { Endpoint, Model } from '../model/model.js';
+import type { Scope } from '../model/scope.js';
 import { socketAddress } from './envoy.js';
 import { parseClusterName } from './names.js';
 import { makeResource, type Resource } from './resource.js';
 import { workloadName, canonicalName, canonicalRevision } from './workload-names.js';
 
 /** The assignment of a cluster; an unknown name has an empty one, as istiod answers. */
-export function clusterEndpoints(model: Model, name: string, clientNamespace: string): Resource {
+export function clusterEndpoints(scope: Scope, name: string): Resource {
   const assignment = ClusterLoadAssignment.fromPartial({ cluster_name: name });
   const key = parseClusterName(name);
-  const service = key && model.services.get(key.host);
+  const service = key && scope.service(key.host);
   const port = service?.ports.find((candidate) => candidate.port === key?.port);
   if (key && service && port) {
-    const wanted = key.subset ? subsetLabels(model, key.host, key.subset, clientNamespace) : {};
+    const wanted = key.subset ? subsetLabels(scope, key.host, key.subset) : {};
     const localities = new Map<string, LocalityLbEndpoints>();
-    for (const endpoint of model.endpoints(key.host)) {
+    for (const endpoint of scope.model.endpoints(service)) {
       const number = endpoint.ports.get(port.name);
       if (number === undefined || !hasLabels(endpoint, wanted)) continue;
       const { region, zone, subzone } = endpoint.locality;
@@ -28,7 +29,7 @@ export function clusterEndpoints(model: Model, name: string, clientNamespace: st
         group = ClusterLoadAssignment.fromPartial({ endpoints: [{ ...(locality ? { locality } : {}) }] }).endpoints[0]!;
         localities.set(id, group);
       }
-      group.lb_endpoints.push(lbEndpoint(model, endpoint, number));
+      group.lb_endpoints.push(lbEndpoint(scope.model, endpoint, number));
       group.load_balancing_weight = group.lb_endpoints.length;
     }
     assignment.endpoints = [...localities.entries()].sort(([a], [b]) => (a < b ? -1 : 1)).map(([, group]) => group);
@@ -37,8 +38,8 @@ export function clusterEndpoints(model: Model, name: string, clientNamespace: st
 }
 
 /** A subset that no DestinationRule has (any more) is all endpoints, as istiod answers: its cluster is about to go. */
-function subsetLabels(model: Model, host: string, subset: string, clientNamespace: string): Record<string, string> {
-  return model.destinationRuleFor(host, clientNamespace)?.object.spec.subsets?.find(({ name }) => name === subset)?.labels ?? {};
+function subsetLabels(scope: Scope, host: string, subset: string): Record<string, string> {
+  return scope.rule(host)?.object.spec.subsets?.find(({ name }) => name === subset)?.labels ?? {};
 }
 
 function hasLabels({ labels }: Endpoint, wanted: Readonly<Record<string, string>>): boolean {

@@ -8,9 +8,10 @@ import { TrafficDirection } from '../../proto/generated/envoy/config/core/v3/bas
 import { HttpInspector } from '../../proto/generated/envoy/extensions/filters/listener/http_inspector/v3/http_inspector.js';
 import { pack } from '../../common/xds/any.js';
 import { isIPv6 } from 'node:net';
-import type { MeshPort, MeshService, Model } from '../model/model.js';
+import type { MeshPort, MeshService } from '../model/model.js';
 import { isHttp } from '../model/protocol.js';
 import type { Proxy } from '../model/proxy.js';
+import type { Scope } from '../model/scope.js';
 import { seconds, socketAddress } from './envoy.js';
 import { outboundHttp, tcpProxy } from './http-filters.js';
 import { hasIpv4, hasIpv6, proxyIps } from './inbound-ports.js';
@@ -93,25 +94,26 @@ function tcpListener(filter: Filter, port: number, addresses: readonly string[])
 }
 
 /** The outbound listeners that all proxies of one kind (namespace, labels, address families) share. */
-export function outboundListeners(model: Model, proxy: Proxy): Resource[] {
+export function outboundListeners(scope: Scope, proxy: Proxy): Resource[] {
+  const { model } = scope;
   const ips = proxyIps(model, proxy);
   const families: Families = { ipv4: hasIpv4({ ips }), ipv6: hasIpv6({ ips }) };
   const mine = (addresses: readonly string[]): string[] => addresses.filter((address) => (isIPv6(address) ? families.ipv6 : families.ipv4));
-  const passthrough = model.mesh.outboundTrafficPolicy === 'ALLOW_ANY' ? 'PassthroughCluster' : 'BlackHoleCluster';
+  const passthrough = scope.outboundTrafficPolicy === 'ALLOW_ANY' ? 'PassthroughCluster' : 'BlackHoleCluster';
   const resources = new Map<string, Resource>();
   const add = (resource: Resource): void => {
     if (!resources.has(resource.name)) resources.set(resource.name, resource);
   };
-  for (const service of model.sortedServices()) {
+  for (const service of scope.services) {
     for (const port of service.ports) {
       if (isHttp(port.protocol)) {
         add(sharedHttpListener(port.port, families, passthrough));
         continue;
       }
       // A headless service has no address of its own: one listener for each of its pods.
-      const groups = service.headless ? model.endpoints(service.host).map(({ address }) => mine([address])) : [mine(service.addresses)];
+      const groups = service.headless ? model.endpoints(service).map(({ address }) => mine([address])) : [mine(service.addresses)];
       for (const addresses of groups.filter((group) => group.length > 0)) {
-        add(port.protocol === 'auto' ? sniffedListener(service, port, addresses) : tcpListener(tcpRouteFilter(model, proxy, service, port), port.port, addresses));
+        add(port.protocol === 'auto' ? sniffedListener(service, port, addresses) : tcpListener(tcpRouteFilter(scope, proxy, service, port), port.port, addresses));
       }
     }
   }

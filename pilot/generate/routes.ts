@@ -18,9 +18,10 @@ import { pack } from '../../common/xds/any.js';
 import { parseDurationMs } from '../../common/kube/schema.js';
 import type { HttpMatchRequest, HttpRetry, HttpRoute, StringMatch, VirtualService } from '../../common/kube/types.js';
 import { hostMatches } from '../model/hosts.js';
-import type { MeshService, Model } from '../model/model.js';
+import type { MeshService } from '../model/model.js';
 import { isHttp } from '../model/protocol.js';
 import type { Proxy } from '../model/proxy.js';
+import type { Scope } from '../model/scope.js';
 import { configPath } from './clusters.js';
 import { millis, seconds } from './envoy.js';
 import { clusterName, parseClusterName } from './names.js';
@@ -31,17 +32,17 @@ const RETRY_ON = 'connect-failure,refused-stream,unavailable,cancelled,retriable
 const DEFAULT_RETRIES = 2;
 
 /** The route configuration of that name for this client; an unknown name has an empty one, as istiod answers. */
-export function routeConfiguration(model: Model, proxy: Proxy, name: string): Resource {
+export function routeConfiguration(scope: Scope, proxy: Proxy, name: string): Resource {
   const sniffed = /^(.+):(\d+)$/.exec(name);
   let virtual_hosts: VirtualHost[] = [];
   if (sniffed) {
-    const service = model.services.get(sniffed[1]!);
+    const service = scope.service(sniffed[1]!);
     const port = Number(sniffed[2]);
     if (service?.ports.some((candidate) => candidate.port === port)) {
-      virtual_hosts = [virtualHost(serviceRoutes(model, proxy, service, port), `${service.host}:${port}`, ['*'])];
+      virtual_hosts = [virtualHost(serviceRoutes(scope, proxy, service, port), `${service.host}:${port}`, ['*'])];
     }
   } else if (/^\d+$/.test(name)) {
-    virtual_hosts = portVirtualHosts(model, proxy, Number(name));
+    virtual_hosts = portVirtualHosts(scope, proxy, Number(name));
   }
   return makeResource(
     name,
@@ -52,10 +53,10 @@ export function routeConfiguration(model: Model, proxy: Proxy, name: string): Re
 
 const virtualHost = (routes: Route[], name: string, domains: string[]): VirtualHost => VirtualHost.fromPartial({ name, domains, routes, include_request_attempt_count: true });
 
-function portVirtualHosts(model: Model, proxy: Proxy, port: number): VirtualHost[] {
-  const services = model.sortedServices().filter((service) => service.ports.some((candidate) => candidate.port === port && isHttp(candidate.protocol)));
-  const hosts = services.map((service) => virtualHost(serviceRoutes(model, proxy, service, port), `${service.host}:${port}`, domains(service, proxy, model.mesh.clusterDomain)));
-  hosts.push(...foreignVirtualHosts(model, proxy, port));
+function portVirtualHosts(scope: Scope, proxy: Proxy, port: number): VirtualHost[] {
+  const services = scope.services.filter((service) => service.ports.some((candidate) => candidate.port === port && isHttp(candidate.protocol)));
+  const hosts = services.map((service) => virtualHost(serviceRoutes(scope, proxy, service, port), `${service.host}:${port}`, domains(service, proxy, scope.model.mesh.clusterDomain)));
+  hosts.push(...foreignVirtualHosts(scope, proxy, port));
   hosts.sort((a, b) => (a.name < b.name ? -1 : 1));
   // Envoy refuses a configuration that names a domain twice: the first keeps it.
   const seen = new Set<string>();
@@ -63,12 +64,12 @@ function portVirtualHosts(model: Model, proxy: Proxy, port: number): VirtualHost
     host.domains = host.domains.filter((domain) => !seen.has(domain.toLowerCase()) && seen.add(domain.toLowerCase()));
     return host.domains.length > 0 ? [host] : [];
   });
-  if (!seen.has('*')) unique.push(fallbackVirtualHost(model));
+  if (!seen.has('*')) unique.push(fallbackVirtualHost(scope));
   return unique;
 }
 
-function fallbackVirtualHost(model: Model): VirtualHost {
-  if (model.mesh.outboundTrafficPolicy === 'REGISTRY_ONLY') {
+function fallbackVirtualHost(scope: Scope): VirtualHost {
+  if (scope.outboundTrafficPolicy === 'REGISTRY_ONLY') {
     const route = Route.fromPartial({ name: 'block_all', match: { path_specifier: { $case: 'prefix', value: '/' } }, action: { $case: 'direct_response', value: { status: 502 } } });
     return virtualHost([route], 'block_all', ['*']);
   }
@@ -89,25 +90,25 @@ export function domains(service: MeshService, proxy: Proxy, clusterDomain: strin
 }
 
 /** VirtualService hosts that are no service: Istio serves them on port 80. */
-function foreignVirtualHosts(model: Model, proxy: Proxy, port: number): VirtualHost[] {
+function foreignVirtualHosts(scope: Scope, proxy: Proxy, port: number): VirtualHost[] {
   if (port !== 80) return [];
   const hosts = new Map<string, VirtualHost>();
-  for (const { object } of model.virtualServices()) {
+  for (const { object } of scope.virtualServices) {
     if (!appliesToMesh(object.spec.gateways) || !object.spec.http?.length) continue;
-    for (const written of object.spec.hosts) {
-      const host = model.resolve(written, object);
-      if (model.services.has(host) || hosts.has(host)) continue;
-      if (host.startsWith('*') && [...model.services.keys()].some((service) => hostMatches(host, service))) continue;
-      hosts.set(host, virtualHost(virtualServiceRoutes(model, proxy, object, host, port), `${host}:${port}`, host.startsWith('*') ? [host] : [host, `${host}.`]));
+    for (const written of (object.spec.hosts ?? [])) {
+      const host = scope.model.resolve(written, object);
+      if (scope.service(host) || hosts.has(host)) continue;
+      if (host.startsWith('*') && scope.services.some((service) => hostMatches(host, service.host))) continue;
+      hosts.set(host, virtualHost(virtualServiceRoutes(scope, proxy, object, host, port), `${host}:${port}`, host.startsWith('*') ? [host] : [host, `${host}.`]));
     }
   }
   return [...hosts.values()];
 }
 
-function serviceRoutes(model: Model, proxy: Proxy, service: MeshService, port: number): Route[] {
-  for (const { object } of model.virtualServicesFor(service.host)) {
+function serviceRoutes(scope: Scope, proxy: Proxy, service: MeshService, port: number): Route[] {
+  for (const { object } of scope.virtualServicesFor(service.host)) {
     if (!appliesToMesh(object.spec.gateways) || !object.spec.http?.length) continue;
-    return virtualServiceRoutes(model, proxy, object, service.host, port);
+    return virtualServiceRoutes(scope, proxy, object, service.host, port);
   }
   return [defaultRoute(service.host, port)];
 }
@@ -121,13 +122,13 @@ function defaultRoute(host: string, port: number): Route {
   });
 }
 
-function virtualServiceRoutes(model: Model, proxy: Proxy, object: VirtualService, _host: string, port: number): Route[] {
+function virtualServiceRoutes(scope: Scope, proxy: Proxy, object: VirtualService, _host: string, port: number): Route[] {
   const routes: Route[] = [];
   for (const http of object.spec.http ?? []) {
     const matches: (HttpMatchRequest | undefined)[] = http.match?.length ? http.match : [undefined];
     for (const match of matches) {
       if (match && (!sourceMatches(match, proxy) || (match.port !== undefined && match.port !== port))) continue;
-      const route = httpRoute(model, object, http, match, port);
+      const route = httpRoute(scope, object, http, match, port);
       routes.push(route);
       // Nothing behind a route that takes everything can be reached.
       if (isCatchAll(route.match!)) return routes;
@@ -136,8 +137,8 @@ function virtualServiceRoutes(model: Model, proxy: Proxy, object: VirtualService
   return routes;
 }
 
-function httpRoute(model: Model, object: VirtualService, http: HttpRoute, match: HttpMatchRequest | undefined, port: number): Route {
-  const destinations = (http.route ?? []).map(({ destination, weight }) => ({ name: destinationCluster(model, object, destination, port), weight: weight ?? 0 }));
+function httpRoute(scope: Scope, object: VirtualService, http: HttpRoute, match: HttpMatchRequest | undefined, port: number): Route {
+  const destinations = (http.route ?? []).map(({ destination, weight }) => ({ name: destinationCluster(scope, object, destination, port), weight: weight ?? 0 }));
   const path = match?.uri;
   const operationHost = destinations.length === 1 ? parseClusterName(destinations[0]!.name)!.host : object.metadata.name;
   const operationPath = path?.exact ?? path?.regex ?? `${path?.prefix ?? '/'}*`;

@@ -1,7 +1,7 @@
 /** WDS: `istio.workload.Address`, one for each workload and each service of the whole mesh, named as istiod names them. */
 import { isIP } from 'node:net';
 import { Address, AppProtocol, IPFamilies, LoadBalancing_HealthPolicy, Service, TunnelProtocol, Workload, WorkloadStatus, WorkloadType, NetworkMode } from '../../proto/generated/istio/workload/workload.js';
-import type { Pod } from '../../common/kube/types.js';
+import type { Service as KubeService, Pod } from '../../common/kube/types.js';
 import { isAlive, podIps, targetPortOf, type MeshPort, type MeshService, type Model } from '../model/model.js';
 import type { Protocol } from '../model/protocol.js';
 import { makeResource, type Resource } from './resource.js';
@@ -107,12 +107,13 @@ function workloadResource(model: Model, pod: Pod): Resource {
 
 /** UDP ports are known to WDS, in the Service's own order. */
 function asWritten({ object }: MeshService): (a: MeshPort, b: MeshPort) => number {
-  const place = ({ name, port }: MeshPort): number => (object.spec.ports ?? []).findIndex((candidate) => (candidate.name ?? '') === name && candidate.port === port);
+  const place = ({ name, port }: MeshPort): number => ((object as KubeService).spec.ports ?? []).findIndex((candidate) => (candidate.name ?? '') === name && candidate.port === port);
   return (a, b) => place(a) - place(b);
 }
 
 function serviceResource(service: MeshService): Resource {
-  const families = service.object.spec.ipFamilies ?? (service.addresses.length > 0 ? service.addresses.map((ip) => `IPv${isIP(ip)}`) : ['IPv4']);
+  const { spec } = service.object as KubeService;
+  const families = spec.ipFamilies ?? (service.addresses.length > 0 ? service.addresses.map((ip) => `IPv${isIP(ip)}`) : ['IPv4']);
   const message = Service.fromPartial({
     name: service.name,
     namespace: service.namespace,
@@ -126,7 +127,7 @@ function serviceResource(service: MeshService): Resource {
     })),
     ip_families: families.length > 1 ? IPFamilies.DUAL : families[0] === 'IPv6' ? IPFamilies.IPV6_ONLY : IPFamilies.IPV4_ONLY,
     canonical: true,
-    ...(service.object.spec.publishNotReadyAddresses ? { load_balancing: { health_policy: LoadBalancing_HealthPolicy.ALLOW_ALL } } : {}),
+    ...(spec.publishNotReadyAddresses ? { load_balancing: { health_policy: LoadBalancing_HealthPolicy.ALLOW_ALL } } : {}),
   });
   return makeResource(`${service.namespace}/${service.host}`, Address, Address.fromPartial({ type: { $case: 'service', value: message } }));
 }

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { nodeYaml, podYaml, serviceYaml, sliceYaml, type PodSpec } from '../testing/mesh.js';
-import { testMesh } from '../testing/model.js';
+import { testMesh, testProxy } from '../testing/model.js';
 import { hostMatches, HostIndex, resolveHost } from './hosts.js';
 import { selectProtocol } from './protocol.js';
 import { parseProxy } from './proxy.js';
@@ -59,7 +59,7 @@ test('Model.apply: readiness of a pod reaches its services, not its clusters', (
   const change = apply([podYaml('shop', { ...web, ready: false }), sliceYaml('shop', 'web', [{ ...web, ready: false }])].join('\n'));
   assert.deepEqual([...change.endpoints], [HOST]);
   assert.deepEqual([...change.identities], []);
-  assert.equal(model.endpoints(HOST)[0]!.ready, false);
+  assert.equal(model.endpoints({ host: HOST })[0]!.ready, false);
 });
 
 test('Model.apply: a pod that gets a sidecar changes the clusters of its headless services', () => {
@@ -80,13 +80,13 @@ test('Model: terminating endpoints are dropped, a Service without an address is 
   assert.equal(model.services.get(HOST)!.headless, false);
   assert.deepEqual(model.services.get(HOST)!.addresses, []);
   apply(sliceYaml('shop', 'web', [web, other]).replace('conditions: {ready: true}', 'conditions: {ready: false, terminating: true}'));
-  assert.deepEqual(model.endpoints(HOST).map(({ address }) => address), ['10.0.0.2']);
+  assert.deepEqual(model.endpoints({ host: HOST }).map(({ address }) => address), ['10.0.0.2']);
 });
 
-test('Model.destinationRuleFor: the client namespace, then the service namespace, then the oldest elsewhere', () => {
+test('Scope.rule: the client namespace, then the service namespace, then the oldest elsewhere', () => {
   const rule = (namespace: string): string => `apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: web, namespace: ${namespace}}\nspec: {host: ${HOST}}\n---\n`;
   const { model, apply, remove } = testMesh([serviceYaml('shop', 'web', '10.96.0.1', [web]), rule('shop'), rule('client'), rule('third')].join('\n'));
-  const namespaceFor = (client: string): string | undefined => model.destinationRuleFor(HOST, client)?.object.metadata.namespace;
+  const namespaceFor = (client: string): string | undefined => model.scopeOf(testProxy('10.0.0.9', `x.${client}`)).rule(HOST)?.object.metadata.namespace;
   assert.deepEqual([namespaceFor('client'), namespaceFor('x')], ['client', 'shop']);
   const change = remove('networking.istio.io/DestinationRule/shop/web');
   assert.deepEqual([...change.rules], [HOST]);

@@ -3,51 +3,19 @@
  * in one go, so that a generator always reads a consistent state.
  */
 import type { LoadedObject } from '../../common/kube/yaml.js';
-import type { DestinationRule, EndpointSlice, KubeObject, Namespace, Node, Pod, Service, ServicePort, VirtualService } from '../../common/kube/types.js';
+import { apiGroup, type DestinationRule, type EndpointSlice, type KubeObject, type Namespace, type Node, type Pod, type Service, type Sidecar, type VirtualService } from '../../common/kube/types.js';
 import { ChangeSet } from './changes.js';
-import { HostIndex, resolveHost, serviceHost } from './hosts.js';
+import { Configs, selects } from './configs.js';
+import { resolveHost, serviceHost } from './hosts.js';
 import { DEFAULT_MESH_CONFIG, type MeshConfig } from './mesh.js';
-import { selectProtocol, type Protocol } from './protocol.js';
+import type { Proxy } from './proxy.js';
+import { DestinationRules } from './rules.js';
+import { Scope } from './scope.js';
+import { buildService } from './services.js';
+import type { Endpoint, Locality, MeshPort, MeshService } from './types.js';
+import { exportedTo, importedBy, namespacesWithOwnView, parseEgressHost, type Visibility, type VisibilitySources } from './visibility.js';
 
-export interface MeshPort {
-  name: string;
-  port: number;
-  targetPort: number | string;
-  protocol: Protocol;
-}
-
-export interface MeshService {
-  host: string;
-  name: string;
-  namespace: string;
-  /** Without `None`; empty for a headless service. */
-  addresses: readonly string[];
-  headless: boolean;
-  /** TCP ports only. */
-  ports: readonly MeshPort[];
-  udpPorts: readonly MeshPort[];
-  selector: Readonly<Record<string, string>>;
-  object: Service;
-}
-
-export interface Locality {
-  region: string;
-  zone: string;
-  subzone: string;
-}
-
-export interface Endpoint {
-  address: string;
-  /** By the Service's port name. */
-  ports: ReadonlyMap<string, number>;
-  ready: boolean;
-  locality: Locality;
-  pod: Pod | undefined;
-  labels: Readonly<Record<string, string>>;
-  serviceAccount: string | undefined;
-  /** `istio` when the workload has a sidecar that takes mutual TLS. */
-  tlsMode: string | undefined;
-}
+export type { Endpoint, Locality, MeshPort, MeshService } from './types.js';
 
 export interface ObjectChange {
   key: string;
@@ -56,16 +24,29 @@ export interface ObjectChange {
 }
 
 export const TLS_MODE_LABEL = 'security.istio.io/tlsMode';
+const NETWORK_LABEL = 'topology.istio.io/network';
 const SERVICE_NAME_LABEL = 'kubernetes.io/service-name';
 const NO_LOCALITY: Locality = { region: '', zone: '', subzone: '' };
 
+/** Kinds that decide what a workload sees; with any of them all views are made anew. */
+const VIEW_KINDS: ReadonlySet<string> = new Set(['Service', 'ServiceEntry', 'VirtualService', 'DestinationRule', 'Sidecar']);
+
+/** What `Model.configs` holds: Istio's and the Gateway API's kinds, and what they refer to. */
+function isConfig({ apiVersion, kind }: KubeObject): boolean {
+  const group = apiGroup(apiVersion);
+  return group.endsWith('.istio.io') || group === 'gateway.networking.k8s.io' || kind === 'Secret' || kind === 'ConfigMap';
+}
+
 export class Model {
-  readonly mesh: MeshConfig;
+  #mesh: MeshConfig;
   readonly objects = new Map<string, LoadedObject>();
+  /** By host; of a host in several namespaces the first in Istio's order. */
   readonly services = new Map<string, MeshService>();
+  readonly configs = new Configs();
   readonly pods = new Map<string, Pod>();
   readonly namespaces = new Map<string, Namespace>();
   readonly nodes = new Map<string, Node>();
+  readonly #servicesByHost = new Map<string, MeshService[]>();
   readonly #slices = new Map<string, Map<string, EndpointSlice>>();
   readonly #podByIp = new Map<string, Pod>();
   readonly #podsByNamespace = new Map<string, Map<string, Pod>>();
@@ -73,19 +54,34 @@ export class Model {
   readonly #hostsByPod = new Map<string, Set<string>>();
   readonly #servicesByNamespace = new Map<string, Map<string, MeshService>>();
   readonly #endpoints = new Map<string, readonly Endpoint[]>();
-  #virtualServices: LoadedObject<VirtualService>[] = [];
-  #sourceLabelKeys: readonly string[] = [];
-  #sourceNamespaceMatters = false;
-  readonly #virtualServicesByHost = new HostIndex<LoadedObject<VirtualService>>();
-  readonly #rulesByHost = new HostIndex<LoadedObject<DestinationRule>>();
+  #sorted: readonly MeshService[] | undefined;
+  #rules: DestinationRules | undefined;
+  #sources: VisibilitySources | undefined;
+  #ownViews: ReadonlySet<string> | undefined;
+  readonly #visibilities = new Map<string, Visibility>();
+  readonly #scopes = new Map<string, Scope>();
 
   constructor(mesh: Partial<MeshConfig> = {}) {
-    this.mesh = { ...DEFAULT_MESH_CONFIG, ...mesh };
+    this.#mesh = { ...DEFAULT_MESH_CONFIG, ...mesh };
+  }
+
+  get mesh(): MeshConfig {
+    return this.#mesh;
+  }
+
+  /** Takes over other mesh-wide settings; services are built anew, since what they export by default may have changed. */
+  setMesh(mesh: MeshConfig): ChangeSet {
+    const changed = new ChangeSet();
+    this.#mesh = mesh;
+    changed.full = true;
+    this.#forgetViews();
+    this.#endpoints.clear();
+    const services = [...this.objects.values()].filter(({ object }) => object.kind === 'Service');
+    return changed.merge(this.apply(services.map((loaded) => ({ key: loaded.key, loaded }))));
   }
 
   apply(changes: readonly ObjectChange[]): ChangeSet {
     const changed = new ChangeSet();
-    let networking = false;
     // Identities as they were, of every host that may change; compared when all is in.
     const before = new Map<string, string>();
     const touch = (host: string): void => {
@@ -99,6 +95,11 @@ export class Model {
       else this.objects.delete(key);
       const object = loaded?.object ?? old?.object;
       if (!object) continue;
+      if (isConfig(object)) {
+        this.configs.set(object.kind, key, loaded);
+        changed.addConfig(object.kind, object.metadata.namespace ?? '', object.metadata.name);
+      }
+      if (VIEW_KINDS.has(object.kind)) this.#forgetViews();
       switch (object.kind) {
         case 'Namespace':
           replace(this.namespaces, object.metadata.name, loaded?.object as Namespace | undefined);
@@ -121,18 +122,15 @@ export class Model {
           this.#applySlice(key, old?.object as EndpointSlice | undefined, loaded?.object as EndpointSlice | undefined);
           break;
         case 'VirtualService':
-          networking = true;
-          for (const version of [old, loaded]) if (version) for (const host of (version.object as VirtualService).spec.hosts) changed.routes.add(this.resolve(host, version.object));
+          for (const version of [old, loaded]) if (version) for (const host of (version.object as VirtualService).spec.hosts ?? []) changed.routes.add(this.resolve(host, version.object));
           break;
         case 'DestinationRule':
-          networking = true;
           for (const version of [old, loaded]) if (version) changed.rules.add(this.resolve((version.object as DestinationRule).spec.host, version.object));
           break;
         default:
           break;
       }
     }
-    if (networking) this.#indexNetworking();
     for (const [host, identity] of before) {
       if (this.#identityOf(host) !== identity) changed.identities.add(host);
     }
@@ -148,59 +146,69 @@ export class Model {
     return this.#podByIp.get(ip);
   }
 
-  /** All services, by host. */
-  sortedServices(): MeshService[] {
-    return [...this.services.values()].sort((a, b) => (a.host < b.host ? -1 : 1));
+  /** All services, one a host, in the order of hosts. */
+  sortedServices(): readonly MeshService[] {
+    return (this.#sorted ??= [...this.services.values()].sort((a, b) => (a.host < b.host ? -1 : 1)));
   }
 
   /** The services of a namespace that select these labels: whose inbound ports a pod has. */
   servicesSelecting(namespace: string, labels: Readonly<Record<string, string>>): MeshService[] {
     const found: MeshService[] = [];
     for (const service of this.#servicesByNamespace.get(namespace)?.values() ?? []) {
-      const wanted = Object.entries(service.selector);
-      if (wanted.length > 0 && wanted.every(([key, value]) => labels[key] === value)) found.push(service);
+      if (Object.keys(service.selector).length > 0 && selects(service.selector, labels)) found.push(service);
     }
     return found.sort((a, b) => (a.host < b.host ? -1 : 1));
   }
 
-  /** VirtualServices whose hosts cover `host`, most specific host first, then the oldest. */
-  virtualServicesFor(host: string): LoadedObject<VirtualService>[] {
-    return this.#virtualServicesByHost.matching(host).flat();
+  get rules(): DestinationRules {
+    return (this.#rules ??= new DestinationRules(this.configs.all<DestinationRule>('DestinationRule'), this.mesh));
   }
 
-  /** Labels of clients that some VirtualService asks for: by these clients may get different routes. */
-  sourceLabelKeys(): readonly string[] {
-    return this.#sourceLabelKeys;
+  /** What this client sees of the mesh. Clients of one namespace and one Sidecar resource share it. */
+  scopeOf(proxy: Proxy): Scope {
+    const sidecar = proxy.type === 'sidecar' ? this.#sidecarOf(proxy) : undefined;
+    const key = `${proxy.namespace} ${sidecar?.key ?? ''}`;
+    let scope = this.#scopes.get(key);
+    if (!scope) this.#scopes.set(key, (scope = new Scope(this, proxy.namespace, this.#visibilityOf(proxy.namespace, sidecar), sidecar)));
+    return scope;
   }
 
-  /** Whether some VirtualService asks for the client's namespace. */
-  sourceNamespaceMatters(): boolean {
-    return this.#sourceNamespaceMatters;
+  /** A Sidecar that selects the workload, else the namespace's own, else the root namespace's. */
+  #sidecarOf({ namespace, labels }: Proxy): LoadedObject<Sidecar> | undefined {
+    const own = this.configs.inNamespace<Sidecar>('Sidecar', namespace);
+    const general = ({ object }: LoadedObject<Sidecar>): boolean => !object.spec?.workloadSelector;
+    return (
+      own.find(({ object }) => object.spec?.workloadSelector && selects(object.spec.workloadSelector.labels, labels)) ??
+      own.find(general) ??
+      this.configs.inNamespace<Sidecar>('Sidecar', this.mesh.rootNamespace).find(general)
+    );
   }
 
-  /** All VirtualServices in the order of their precedence: the oldest first. */
-  virtualServices(): readonly LoadedObject<VirtualService>[] {
-    return this.#virtualServices;
+  #visibilityOf(namespace: string, sidecar: LoadedObject<Sidecar> | undefined): Visibility {
+    this.#sources ??= { mesh: this.mesh, servicesByHost: this.#servicesByHost, virtualServices: this.configs.all<VirtualService>('VirtualService') };
+    this.#ownViews ??= namespacesWithOwnView(this.#sources);
+    const own = this.#ownViews.has(namespace) ? namespace : undefined;
+    const all = this.#visibility(own === undefined ? '*' : `ns:${own}`, (id) => exportedTo(this.#sources!, id, own));
+    const egress = sidecar?.object.spec?.egress;
+    if (!sidecar || !egress?.length) return all;
+    const hosts = egress.flatMap(({ hosts: written = [] }) => written).flatMap((entry) => parseEgressHost(entry, namespace) ?? []);
+    return this.#visibility(`${all.id} ${namespace} ${sidecar.key}`, (id) => importedBy(all, id, hosts, this.mesh));
   }
 
-  /**
-   * The DestinationRule that applies to `host` for clients in `clientNamespace`: the client's own namespace's, then the
-   * service's, then the root's; of several the oldest. (Istio merges several rules of one host; that is not done here.)
-   */
-  destinationRuleFor(host: string, clientNamespace: string): LoadedObject<DestinationRule> | undefined {
-    const candidates = this.#rulesByHost.matching(host);
-    if (candidates.length === 0) return undefined;
-    for (const namespace of new Set([clientNamespace, this.services.get(host)?.namespace, 'istio-system'])) {
-      for (const rules of candidates) {
-        const rule = rules.find(({ object }) => object.metadata.namespace === namespace);
-        if (rule) return rule;
-      }
-    }
-    // Rules are visible everywhere by default; one in a third namespace applies when nobody nearer has one.
-    return candidates[0]![0];
+  #visibility(id: string, make: (id: string) => Visibility): Visibility {
+    let visibility = this.#visibilities.get(id);
+    if (!visibility) this.#visibilities.set(id, (visibility = make(id)));
+    return visibility;
   }
 
-  endpoints(host: string): readonly Endpoint[] {
+  #forgetViews(): void {
+    this.#sources = this.#ownViews = this.#rules = this.#sorted = undefined;
+    this.#visibilities.clear();
+    this.#scopes.clear();
+  }
+
+  endpoints(service: Pick<MeshService, 'host'>): readonly Endpoint[] {
+    const { host } = service;
     let endpoints = this.#endpoints.get(host);
     if (!endpoints) {
       endpoints = this.#buildEndpoints(host);
@@ -249,8 +257,8 @@ export class Model {
     const host = serviceHost(name, namespace, this.mesh.clusterDomain);
     let inNamespace = this.#servicesByNamespace.get(namespace);
     if (!inNamespace) this.#servicesByNamespace.set(namespace, (inNamespace = new Map()));
-    const built = service && buildService(host, name, namespace, service);
-    replace(this.services, host, built);
+    const built = service && buildService(host, name, namespace, service, this.mesh);
+    this.#placeService(host, `${namespace}/${host}`, built);
     replace(inNamespace, host, built);
     touch(host);
     changed.services.add(host);
@@ -262,10 +270,18 @@ export class Model {
     }
   }
 
+  /** Of a host in several namespaces Kubernetes' own Service comes first, then the oldest. */
+  #placeService(host: string, key: string, service: MeshService | undefined): void {
+    const others = (this.#servicesByHost.get(host) ?? []).filter((known) => known.key !== key);
+    const all = service ? [...others, service].sort((a, b) => Number(b.object.kind === 'Service') - Number(a.object.kind === 'Service') || (`${a.createdAt}\0${a.key}` < `${b.createdAt}\0${b.key}` ? -1 : 1)) : others;
+    if (all.length > 0) this.#servicesByHost.set(host, all);
+    else this.#servicesByHost.delete(host);
+    replace(this.services, host, all[0]);
+  }
+
   #podsSelectedBy(namespace: string, selector: Record<string, string> | undefined): Pod[] {
-    const wanted = Object.entries(selector ?? {});
-    if (wanted.length === 0) return [];
-    return [...(this.#podsByNamespace.get(namespace)?.values() ?? [])].filter(({ metadata }) => wanted.every(([key, value]) => metadata.labels?.[key] === value));
+    if (Object.keys(selector ?? {}).length === 0) return [];
+    return [...(this.#podsByNamespace.get(namespace)?.values() ?? [])].filter(({ metadata }) => selects(selector, metadata.labels ?? {}));
   }
 
   #hostOfSlice(slice: EndpointSlice): string | undefined {
@@ -294,7 +310,7 @@ export class Model {
     const service = this.services.get(host);
     if (!service) return [];
     const found = new Map<string, Endpoint>();
-    const notReadyCounts = service.object.spec.publishNotReadyAddresses === true;
+    const notReadyCounts = (service.object as Service).spec.publishNotReadyAddresses === true;
     for (const [, slice] of [...(this.#slices.get(host) ?? [])].sort(([a], [b]) => (a < b ? -1 : 1))) {
       if (slice.addressType === 'FQDN') continue;
       const ports = new Map<string, number>();
@@ -312,8 +328,12 @@ export class Model {
             locality: this.localityOf(nodeName ?? pod?.spec.nodeName, zone),
             pod,
             labels,
+            namespace: pod?.metadata.namespace ?? service.namespace,
             serviceAccount: pod && (pod.spec.serviceAccountName || 'default'),
             tlsMode: labels[TLS_MODE_LABEL],
+            weight: 1,
+            network: labels[NETWORK_LABEL] ?? this.mesh.network,
+            cluster: this.mesh.clusterId,
           });
         }
       }
@@ -324,32 +344,11 @@ export class Model {
   /** What a client's cluster for `host` depends on besides the Service. */
   #identityOf(host: string): string {
     const service = this.services.get(host);
-    const endpoints = this.endpoints(host);
+    const endpoints = this.endpoints({ host });
     const accounts = [...new Set(endpoints.map(({ serviceAccount }) => serviceAccount ?? ''))].sort();
     // A headless service's cluster and listeners know its endpoints one by one.
     const headless = service?.headless ? [endpoints.every(({ tlsMode }) => tlsMode === 'istio'), ...endpoints.map(({ address }) => address).sort()] : [];
     return JSON.stringify([accounts, headless]);
-  }
-
-  #indexNetworking(): void {
-    const all = [...this.objects.values()];
-    this.#virtualServices = (all.filter(({ object }) => object.kind === 'VirtualService') as LoadedObject<VirtualService>[]).sort(byAge);
-    this.#virtualServicesByHost.clear();
-    const keys = new Set<string>();
-    this.#sourceNamespaceMatters = false;
-    for (const loaded of this.#virtualServices) {
-      const { hosts, http = [], tcp = [] } = loaded.object.spec;
-      for (const host of hosts) this.#virtualServicesByHost.add(this.resolve(host, loaded.object), loaded);
-      for (const match of [...http, ...tcp].flatMap((route) => route.match ?? [])) {
-        for (const key of Object.keys(match.sourceLabels ?? {})) keys.add(key);
-        this.#sourceNamespaceMatters ||= Boolean(match.sourceNamespace);
-      }
-    }
-    this.#sourceLabelKeys = [...keys].sort();
-    this.#rulesByHost.clear();
-    for (const loaded of (all.filter(({ object }) => object.kind === 'DestinationRule') as LoadedObject<DestinationRule>[]).sort(byAge)) {
-      this.#rulesByHost.add(this.resolve(loaded.object.spec.host, loaded.object), loaded);
-    }
   }
 }
 
@@ -376,31 +375,6 @@ export function targetPortOf(port: MeshPort, pod: Pod | undefined): number | und
     if (named) return named.containerPort;
   }
   return undefined;
-}
-
-function buildService(host: string, name: string, namespace: string, object: Service): MeshService | undefined {
-  // An ExternalName is an alias of another host: nothing of its own to route to.
-  if (object.spec.type === 'ExternalName') return undefined;
-  const given = object.spec.clusterIPs ?? (object.spec.clusterIP ? [object.spec.clusterIP] : []);
-  const addresses = given.filter((ip) => ip !== 'None' && ip !== '');
-  const ports = (object.spec.ports ?? []).map((port: ServicePort): MeshPort => ({ name: port.name ?? '', port: port.port, targetPort: port.targetPort ?? port.port, protocol: selectProtocol(port) }));
-  return {
-    host,
-    name,
-    namespace,
-    addresses,
-    // A Service that has no address yet is not headless: it has endpoints to balance between.
-    headless: object.spec.clusterIP === 'None' || given.includes('None'),
-    ports: ports.filter(({ protocol }) => protocol !== 'UDP'),
-    udpPorts: ports.filter(({ protocol }) => protocol === 'UDP'),
-    selector: object.spec.selector ?? {},
-    object,
-  };
-}
-
-function byAge(a: LoadedObject, b: LoadedObject): number {
-  const [x, y] = [a, b].map(({ object: { metadata } }) => `${metadata.creationTimestamp ?? ''}\0${metadata.name}\0${metadata.namespace ?? ''}`);
-  return x! < y! ? -1 : x! > y! ? 1 : 0;
 }
 
 function replace<K, V>(map: Map<K, V>, key: K, value: V | undefined): void {

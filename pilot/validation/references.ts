@@ -27,7 +27,7 @@ export class References {
         const { host, subsets = [] } = (object as DestinationRule).spec;
         this.#subsets.push({ pattern: resolveHost(host, namespace, clusterDomain), names: new Set(subsets.map(({ name }) => name)) });
       } else if (object.kind === 'VirtualService') {
-        const { hosts, gateways } = (object as VirtualService).spec;
+        const { hosts = [], gateways } = (object as VirtualService).spec;
         if (gateways?.length && !gateways.includes('mesh')) continue;
         for (const host of hosts) {
           const name = resolveHost(host, namespace, clusterDomain);
@@ -61,7 +61,7 @@ export class References {
         });
       });
     }
-    for (const [index, written] of spec.hosts.entries()) {
+    for (const [index, written] of (spec.hosts ?? []).entries()) {
       const owner = this.#hostOwners.get(resolveHost(written, namespace, this.clusterDomain));
       if (owner && owner.key !== loaded.key && !(spec.gateways?.length && !spec.gateways.includes('mesh'))) {
         const { metadata } = owner.object;

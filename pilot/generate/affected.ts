@@ -1,0 +1,23 @@
+/** What a change may alter for one proxy, asked in the same way by several generators. */
+import type { ChangeSet } from '../model/changes.js';
+import type { Model } from '../model/model.js';
+import type { Proxy } from '../model/proxy.js';
+import { podOf } from './inbound-ports.js';
+
+/** Something that decides which services and routes a client sees, or a rule that it obeys. */
+export function outboundChanged(change: ChangeSet): boolean {
+  return change.full || change.services.size + change.routes.size + change.rules.size + change.identities.size > 0 || change.touches('VirtualService', 'Sidecar', 'ServiceEntry');
+}
+
+/** Of the workload itself: its pod's labels and ports, the Services that select it, its Sidecar resource. */
+export function inboundChanged(model: Model, proxy: Proxy, change: ChangeSet): boolean {
+  const pod = podOf(model, proxy);
+  const name = pod ? `${pod.metadata.namespace}/${pod.metadata.name}` : `${proxy.namespace}/${proxy.name}`;
+  return (
+    change.full ||
+    change.inboundNamespaces.has(proxy.namespace) ||
+    change.pods.has(name) ||
+    change.pods.has(`${proxy.namespace}/${proxy.name}`) ||
+    change.touchesIn([proxy.namespace, model.mesh.rootNamespace], 'Sidecar')
+  );
+}

@@ -1,0 +1,60 @@
+import type { ChangeSet } from '../model/changes.js';
+import { hostMatches } from '../model/hosts.js';
+import type { Model } from '../model/model.js';
+import type { Proxy } from '../model/proxy.js';
+import { clusterEndpoints } from './endpoints.js';
+import type { Generator } from './generator.js';
+import { parseClusterName } from './names.js';
+import { TYPE, type Resource } from './resource.js';
+
+/** Endpoint sets. The one type whose changes are frequent: a change finds its names without looking at all that are watched. */
+export class EndpointGenerator implements Generator {
+  readonly typeUrl = TYPE.endpoint;
+  readonly wildcard = false;
+  /** By host, then by what makes results differ between clients, and the cluster's name. */
+  readonly #byHost = new Map<string, Map<string, Resource>>();
+  /** Every name that was ever asked for, by its host. */
+  readonly #namesByHost = new Map<string, Set<string>>();
+  constructor(readonly model: Model) {}
+
+  all(): Resource[] {
+    return [];
+  }
+
+  one(proxy: Proxy, name: string): Resource {
+    const host = parseClusterName(name)?.host ?? '';
+    const scope = this.model.scopeOf(proxy);
+    let made = this.#byHost.get(host);
+    if (!made) this.#byHost.set(host, (made = new Map()));
+    const key = `${scope.service(host)?.key ?? ''} ${scope.rule(host)?.key ?? ''} ${name}`;
+    let resource = made.get(key);
+    if (resource) return resource;
+    made.set(key, (resource = clusterEndpoints(scope, name)));
+    let names = this.#namesByHost.get(host);
+    if (!names) this.#namesByHost.set(host, (names = new Set()));
+    names.add(name);
+    return resource;
+  }
+
+  affected(_proxy: Proxy, change: ChangeSet, names: ReadonlySet<string>): 'all' | Iterable<string> {
+    // What a client sees may be something else now.
+    if (change.touches('Sidecar', 'VirtualService', 'ServiceEntry')) return names;
+    const found: string[] = [];
+    for (const host of this.#touchedHosts(change)) for (const name of this.#namesByHost.get(host) ?? []) if (names.has(name)) found.push(name);
+    return found;
+  }
+
+  invalidate(change: ChangeSet): void {
+    if (change.full) this.#byHost.clear();
+    else for (const host of this.#touchedHosts(change)) this.#byHost.delete(host);
+  }
+
+  #touchedHosts(change: ChangeSet): Iterable<string> {
+    const hosts = new Set([...change.endpoints, ...change.services]);
+    for (const pattern of change.rules) {
+      if (!pattern.startsWith('*')) hosts.add(pattern);
+      else for (const host of this.#namesByHost.keys()) if (hostMatches(pattern, host)) hosts.add(host);
+    }
+    return hosts;
+  }
+}

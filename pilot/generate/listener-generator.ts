@@ -1,0 +1,45 @@
+import type { ChangeSet } from '../model/changes.js';
+import type { Model } from '../model/model.js';
+import type { Proxy } from '../model/proxy.js';
+import type { Scope } from '../model/scope.js';
+import { inboundChanged, outboundChanged } from './affected.js';
+import type { Generator } from './generator.js';
+import { virtualInbound } from './inbound.js';
+import { hasIpv4, hasIpv6, proxyIps } from './inbound-ports.js';
+import { outboundListeners } from './listeners.js';
+import { TYPE, type Resource } from './resource.js';
+import { sourceKey } from './route-match.js';
+
+/** Outbound listeners are shared by all clients that see the same; the inbound one is a workload's own. */
+export class ListenerGenerator implements Generator {
+  readonly typeUrl = TYPE.listener;
+  readonly wildcard = true;
+  readonly #outbound = new Map<string, Resource[]>();
+  constructor(readonly model: Model) {}
+
+  all(proxy: Proxy): Resource[] {
+    const scope = this.model.scopeOf(proxy);
+    const key = this.#outboundKey(proxy, scope);
+    let outbound = this.#outbound.get(key);
+    if (!outbound) this.#outbound.set(key, (outbound = outboundListeners(scope, proxy)));
+    return [...outbound, virtualInbound(this.model, proxy)];
+  }
+
+  #outboundKey(proxy: Proxy, scope: Scope): string {
+    const ips = { ips: proxyIps(this.model, proxy) };
+    return `${hasIpv4(ips) ? 4 : ''}${hasIpv6(ips) ? 6 : ''} ${scope.visibility.id} ${scope.sidecar?.key ?? ''} ${sourceKey(proxy, scope)}`;
+  }
+
+  one(proxy: Proxy, name: string): Resource | undefined {
+    return this.all(proxy).find((resource) => resource.name === name);
+  }
+
+  affected(proxy: Proxy, change: ChangeSet): 'all' | Iterable<string> {
+    return outboundChanged(change) || inboundChanged(this.model, proxy, change) ? 'all' : [];
+  }
+
+  invalidate(change: ChangeSet): void {
+    // TCP routes stand in listeners; a headless service has a listener for each of its pods.
+    if (outboundChanged(change)) this.#outbound.clear();
+  }
+}

@@ -1,0 +1,36 @@
+import type { ChangeSet } from '../model/changes.js';
+import type { Model } from '../model/model.js';
+import type { Proxy } from '../model/proxy.js';
+import { outboundChanged } from './affected.js';
+import type { Generator } from './generator.js';
+import { TYPE, type Resource } from './resource.js';
+import { sourceKey } from './route-match.js';
+import { routeConfiguration } from './routes.js';
+
+/** Route configurations; a client's namespace counts, since short names are domains there. */
+export class RouteGenerator implements Generator {
+  readonly typeUrl = TYPE.route;
+  readonly wildcard = false;
+  readonly #made = new Map<string, Resource>();
+  constructor(readonly model: Model) {}
+
+  all(): Resource[] {
+    return [];
+  }
+
+  one(proxy: Proxy, name: string): Resource {
+    const scope = this.model.scopeOf(proxy);
+    const key = `${proxy.namespace} ${scope.visibility.id} ${scope.sidecar?.key ?? ''} ${sourceKey(proxy, scope)} ${name}`;
+    let resource = this.#made.get(key);
+    if (!resource) this.#made.set(key, (resource = routeConfiguration(scope, proxy, name)));
+    return resource;
+  }
+
+  affected(_proxy: Proxy, change: ChangeSet, names: ReadonlySet<string>): Iterable<string> {
+    return outboundChanged(change) ? names : [];
+  }
+
+  invalidate(change: ChangeSet): void {
+    if (outboundChanged(change)) this.#made.clear();
+  }
+}

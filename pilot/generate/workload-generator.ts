@@ -1,0 +1,53 @@
+import type { ChangeSet } from '../model/changes.js';
+import type { Model } from '../model/model.js';
+import type { Proxy } from '../model/proxy.js';
+import type { Generator } from './generator.js';
+import { TYPE, type Resource } from './resource.js';
+import { addressNames, workloadAddress } from './workloads.js';
+
+/** `network/ip`: how an on-demand client asks for an address. */
+const BY_ADDRESS = /^[^/]*\/[0-9a-fA-F.:]+$/;
+
+export class AddressGenerator implements Generator {
+  readonly typeUrl = TYPE.address;
+  readonly wildcard = true;
+  readonly #made = new Map<string, Resource | undefined>();
+  constructor(readonly model: Model) {}
+
+  all(proxy: Proxy): Resource[] {
+    return addressNames(this.model).flatMap((name) => this.one(proxy, name) ?? []);
+  }
+
+  one(_proxy: Proxy, name: string): Resource | undefined {
+    if (!this.#made.has(name)) this.#made.set(name, workloadAddress(this.model, name));
+    return this.#made.get(name);
+  }
+
+  affected(_proxy: Proxy, change: ChangeSet, names: ReadonlySet<string>): 'all' | Iterable<string> {
+    if (change.full) return 'all';
+    // On-demand names by address can't be told from the change; they are few.
+    return change.addresses.size === 0 ? [] : [...change.addresses, ...[...names].filter((name) => BY_ADDRESS.test(name))];
+  }
+
+  invalidate(change: ChangeSet): void {
+    if (change.full) this.#made.clear();
+    if (change.addresses.size === 0) return;
+    for (const name of this.#made.keys()) if (change.addresses.has(name) || BY_ADDRESS.test(name)) this.#made.delete(name);
+  }
+}
+
+/** No policy kind is served yet: an empty set, which is an answer, and clients wait for one. */
+export class AuthorizationGenerator implements Generator {
+  readonly typeUrl = TYPE.authorization;
+  readonly wildcard = true;
+  all(): Resource[] {
+    return [];
+  }
+  one(): undefined {
+    return undefined;
+  }
+  affected(): Iterable<string> {
+    return [];
+  }
+  invalidate(): void {}
+}

@@ -1,0 +1,45 @@
+/** The mesh as one kind of client sees it: the visible services and routes, the rules that it obeys, its Sidecar resource. */
+import type { LoadedObject } from '../../common/kube/yaml.js';
+import type { Sidecar, VirtualService } from '../../common/kube/types.js';
+import type { Model } from './model.js';
+import type { AppliedRule } from './rules.js';
+import type { MeshService } from './types.js';
+import type { Visibility } from './visibility.js';
+
+export class Scope {
+  readonly #rules = new Map<string, AppliedRule | undefined>();
+
+  constructor(
+    readonly model: Model,
+    readonly namespace: string,
+    readonly visibility: Visibility,
+    readonly sidecar: LoadedObject<Sidecar> | undefined,
+  ) {}
+
+  get services(): readonly MeshService[] {
+    return this.visibility.services;
+  }
+
+  service(host: string): MeshService | undefined {
+    return this.visibility.service(host);
+  }
+
+  get virtualServices(): readonly LoadedObject<VirtualService>[] {
+    return this.visibility.virtualServices;
+  }
+
+  virtualServicesFor(host: string): LoadedObject<VirtualService>[] {
+    return this.visibility.virtualServicesFor(host);
+  }
+
+  /** The DestinationRule in force for requests of this client to `host`. */
+  rule(host: string): AppliedRule | undefined {
+    if (!this.#rules.has(host)) this.#rules.set(host, this.model.rules.find(host, this.service(host), this.namespace));
+    return this.#rules.get(host);
+  }
+
+  /** What happens to traffic towards hosts that are no service. */
+  get outboundTrafficPolicy(): 'ALLOW_ANY' | 'REGISTRY_ONLY' {
+    return this.sidecar?.object.spec.outboundTrafficPolicy?.mode ?? this.model.mesh.outboundTrafficPolicy;
+  }
+}

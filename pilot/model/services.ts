@@ -1,0 +1,34 @@
+/** A Kubernetes Service as the mesh sees it. */
+import type { Service, ServicePort } from '../../common/kube/types.js';
+import { parseExportTo } from './export-to.js';
+import type { MeshConfig } from './mesh.js';
+import { selectProtocol } from './protocol.js';
+import type { MeshPort, MeshService } from './types.js';
+
+const EXPORT_TO_ANNOTATION = 'networking.istio.io/exportTo';
+
+export function buildService(host: string, name: string, namespace: string, object: Service, mesh: MeshConfig): MeshService | undefined {
+  // An ExternalName is an alias of another host: nothing of its own to route to.
+  if (object.spec.type === 'ExternalName') return undefined;
+  const given = object.spec.clusterIPs ?? (object.spec.clusterIP ? [object.spec.clusterIP] : []);
+  const ports = (object.spec.ports ?? []).map((port: ServicePort): MeshPort => ({ name: port.name ?? '', port: port.port, targetPort: port.targetPort ?? port.port, protocol: selectProtocol(port) }));
+  // A Service that has no address yet is not headless: it has endpoints to balance between.
+  const headless = object.spec.clusterIP === 'None' || given.includes('None');
+  const exported = object.metadata.annotations?.[EXPORT_TO_ANNOTATION]?.split(',').map((item) => item.trim());
+  return {
+    key: `${namespace}/${host}`,
+    host,
+    name,
+    namespace,
+    addresses: given.filter((ip) => ip !== 'None' && ip !== ''),
+    headless,
+    resolution: headless ? 'ORIGINAL_DST' : 'EDS',
+    external: false,
+    ports: ports.filter(({ protocol }) => protocol !== 'UDP'),
+    udpPorts: ports.filter(({ protocol }) => protocol === 'UDP'),
+    selector: object.spec.selector ?? {},
+    exportTo: parseExportTo(exported, namespace, mesh.defaultServiceExportTo),
+    createdAt: object.metadata.creationTimestamp ?? '',
+    object,
+  };
+}

@@ -1,0 +1,65 @@
+/** What the generators see of services and their endpoints, wherever they come from: Services, ServiceEntries, other clusters. */
+import type { KubeObject, Pod } from '../../common/kube/types.js';
+import type { ExportTo } from './export-to.js';
+import type { Protocol } from './protocol.js';
+
+export interface MeshPort {
+  name: string;
+  port: number;
+  targetPort: number | string;
+  protocol: Protocol;
+}
+
+/**
+ * How a client finds the endpoints: by EDS, by DNS (all addresses, or one of them at a time), or not at all, since the
+ * connection's original destination is one already.
+ */
+export type Resolution = 'EDS' | 'DNS' | 'DNS_ROUND_ROBIN' | 'ORIGINAL_DST';
+
+export interface MeshService {
+  /** `namespace/host`: a host may exist in several namespaces, as ServiceEntries. */
+  key: string;
+  host: string;
+  name: string;
+  namespace: string;
+  /** Without `None`; empty for a headless service. */
+  addresses: readonly string[];
+  headless: boolean;
+  resolution: Resolution;
+  /** Outside of the mesh (ServiceEntry MESH_EXTERNAL): plaintext unless a DestinationRule says otherwise. */
+  external: boolean;
+  /** TCP ports only. */
+  ports: readonly MeshPort[];
+  udpPorts: readonly MeshPort[];
+  selector: Readonly<Record<string, string>>;
+  exportTo: ExportTo;
+  createdAt: string;
+  /** The Service or ServiceEntry. */
+  object: KubeObject;
+}
+
+export interface Locality {
+  region: string;
+  zone: string;
+  subzone: string;
+}
+
+export interface Endpoint {
+  address: string;
+  /** By the Service's port name. */
+  ports: ReadonlyMap<string, number>;
+  ready: boolean;
+  locality: Locality;
+  pod: Pod | undefined;
+  labels: Readonly<Record<string, string>>;
+  /** Of the workload; for its SPIFFE id and for telemetry. */
+  namespace: string | undefined;
+  serviceAccount: string | undefined;
+  /** `istio` when the workload has a sidecar that takes mutual TLS. */
+  tlsMode: string | undefined;
+  /** Share of the requests within its locality, 1 unless a WorkloadEntry says otherwise. */
+  weight: number;
+  /** Where it runs; empty is the mesh's one network. */
+  network: string;
+  cluster: string;
+}

@@ -1,0 +1,131 @@
+/**
+ * Which services and VirtualServices a workload's configuration is made from: what is exported to its namespace, and of
+ * that what its Sidecar resource asks for. Workloads that see the same share one object, and what is made from it.
+ */
+import type { LoadedObject } from '../../common/kube/yaml.js';
+import type { VirtualService } from '../../common/kube/types.js';
+import { hostMatches, HostIndex, resolveHost } from './hosts.js';
+import { isExportedTo, parseExportTo, type ExportTo } from './export-to.js';
+import type { MeshConfig } from './mesh.js';
+import type { MeshService } from './types.js';
+
+/** One `hosts` entry of a Sidecar's egress listener, `namespace/host` taken apart. */
+export interface EgressHost {
+  /** `*`, or a namespace's name. */
+  namespace: string;
+  host: string;
+}
+
+export class Visibility {
+  /** One service a host, in the order of hosts. */
+  readonly services: readonly MeshService[];
+  /** Oldest first. */
+  readonly virtualServices: readonly LoadedObject<VirtualService>[];
+  /** The labels of clients that some VirtualService's `sourceLabels` asks for. */
+  readonly sourceLabelKeys: readonly string[];
+  readonly sourceNamespaceMatters: boolean;
+  readonly #byHost: ReadonlyMap<string, MeshService>;
+  readonly #virtualServicesByHost = new HostIndex<LoadedObject<VirtualService>>();
+
+  /** @param id the same for equal content; part of the key of whatever is kept about it */
+  constructor(readonly id: string, services: Iterable<MeshService>, virtualServices: readonly LoadedObject<VirtualService>[], mesh: MeshConfig) {
+    this.services = [...services].sort((a, b) => (a.host < b.host ? -1 : 1));
+    this.#byHost = new Map(this.services.map((service) => [service.host, service]));
+    this.virtualServices = virtualServices;
+    const keys = new Set<string>();
+    let namespaceMatters = false;
+    for (const loaded of virtualServices) {
+      const { spec, metadata } = loaded.object;
+      for (const host of spec.hosts ?? []) this.#virtualServicesByHost.add(resolveHost(host, metadata.namespace ?? 'default', mesh.clusterDomain), loaded);
+      for (const match of [...(spec.http ?? []), ...(spec.tcp ?? []), ...(spec.tls ?? [])].flatMap((route) => route.match ?? [])) {
+        for (const key of Object.keys(match.sourceLabels ?? {})) keys.add(key);
+        namespaceMatters ||= Boolean(match.sourceNamespace);
+      }
+    }
+    this.sourceLabelKeys = [...keys].sort();
+    this.sourceNamespaceMatters = namespaceMatters;
+  }
+
+  service(host: string): MeshService | undefined {
+    return this.#byHost.get(host);
+  }
+
+  /** Those whose hosts cover `host`, the most specific host first, then the oldest. */
+  virtualServicesFor(host: string): LoadedObject<VirtualService>[] {
+    return this.#virtualServicesByHost.matching(host).flat();
+  }
+}
+
+export interface VisibilitySources {
+  mesh: MeshConfig;
+  /** All services by host; of one host in several namespaces the order is Istio's: Kubernetes' own first, then the oldest. */
+  servicesByHost: ReadonlyMap<string, readonly MeshService[]>;
+  virtualServices: readonly LoadedObject<VirtualService>[];
+}
+
+export function virtualServiceExport({ object }: LoadedObject<VirtualService>, mesh: MeshConfig): ExportTo {
+  return parseExportTo(object.spec.exportTo, object.metadata.namespace ?? 'default', mesh.defaultVirtualServiceExportTo);
+}
+
+/** What is exported to `namespace`; undefined stands for a namespace to which nothing is exported by its name. */
+export function exportedTo(sources: VisibilitySources, id: string, namespace: string | undefined): Visibility {
+  const visible = (exportTo: ExportTo): boolean => (namespace === undefined ? exportTo === 'all' : isExportedTo(exportTo, namespace));
+  const services: MeshService[] = [];
+  for (const candidates of sources.servicesByHost.values()) {
+    const seen = candidates.filter(({ exportTo }) => visible(exportTo));
+    // A namespace's own service comes before others of that host.
+    const service = seen.find((candidate) => candidate.namespace === namespace) ?? seen[0];
+    if (service) services.push(service);
+  }
+  return new Visibility(id, services, sources.virtualServices.filter((loaded) => visible(virtualServiceExport(loaded, sources.mesh))), sources.mesh);
+}
+
+/** Namespaces that see something that others don't: the rest share one view. */
+export function namespacesWithOwnView(sources: VisibilitySources): ReadonlySet<string> {
+  const found = new Set<string>();
+  const add = (exportTo: ExportTo): void => {
+    if (exportTo !== 'all') for (const namespace of exportTo) found.add(namespace);
+  };
+  for (const candidates of sources.servicesByHost.values()) {
+    for (const { exportTo } of candidates) add(exportTo);
+    // Of a host in several namespaces each sees its own.
+    if (candidates.length > 1) for (const { namespace } of candidates) found.add(namespace);
+  }
+  for (const loaded of sources.virtualServices) add(virtualServiceExport(loaded, sources.mesh));
+  return found;
+}
+
+/** `ns/host` of a Sidecar's egress; `.` is its own namespace, `~` none. */
+export function parseEgressHost(written: string, namespace: string): EgressHost | undefined {
+  const slash = written.indexOf('/');
+  const [where, host] = slash < 0 ? ['*', written] : [written.slice(0, slash), written.slice(slash + 1)];
+  if (where === '~') return undefined;
+  return { namespace: where === '.' ? namespace : where, host };
+}
+
+/**
+ * The part of `all` that the egress hosts of a Sidecar import. A VirtualService is imported when its host is, and what it
+ * leads to comes along: otherwise its routes would lead nowhere.
+ */
+export function importedBy(all: Visibility, id: string, hosts: readonly EgressHost[], mesh: MeshConfig): Visibility {
+  const covers = (namespace: string, host: string): boolean => hosts.some((entry) => (entry.namespace === '*' || entry.namespace === namespace) && hostMatches(entry.host, host));
+  const services = new Map(all.services.filter((service) => covers(service.namespace, service.host)).map((service) => [service.host, service]));
+  const virtualServices = all.virtualServices.filter(({ object: { spec, metadata } }) => {
+    const namespace = metadata.namespace ?? 'default';
+    return (spec.hosts ?? []).some((written) => {
+      const host = resolveHost(written, namespace, mesh.clusterDomain);
+      return covers(namespace, host) || hosts.some((entry) => (entry.namespace === '*' || entry.namespace === namespace) && host.startsWith('*') && hostMatches(host, entry.host));
+    });
+  });
+  for (const { object } of virtualServices) {
+    const { spec, metadata } = object;
+    for (const rule of [...(spec.http ?? []), ...(spec.tcp ?? []), ...(spec.tls ?? [])]) {
+      for (const { destination } of rule.route ?? []) {
+        const host = resolveHost(destination.host, metadata.namespace ?? 'default', mesh.clusterDomain);
+        const service = all.service(host);
+        if (service) services.set(host, service);
+      }
+    }
+  }
+  return new Visibility(id, services.values(), virtualServices, mesh);
+}
