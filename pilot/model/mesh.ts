@@ -1,4 +1,69 @@
 /** Mesh-wide settings in force: Istio's MeshConfig as far as it is acted on, with Istio's defaults and names. */
+import type { HttpRetry } from '../../common/kube/types.js';
+
+export interface LocalityLbSetting {
+  enabled?: boolean;
+  distribute?: { from: string; to: Record<string, number> }[];
+  failover?: { from: string; to: string }[];
+  failoverPriority?: string[];
+}
+
+export interface TcpKeepaliveSetting {
+  probes?: number;
+  time?: string;
+  interval?: string;
+}
+
+/** Where external authorization, tracing and access logs go; exactly one kind is set. Fields are Istio's, unchanged. */
+export interface ExtensionProvider {
+  name: string;
+  envoyExtAuthzHttp?: ExtAuthzHttpProvider;
+  envoyExtAuthzGrpc?: ExtAuthzGrpcProvider;
+  zipkin?: TracingServiceProvider;
+  opentelemetry?: TracingServiceProvider;
+  envoyFileAccessLog?: { path: string; logFormat?: { text?: string; labels?: Record<string, unknown> } };
+}
+
+interface ServiceProvider {
+  /** A host of the mesh, or `namespace/host`. */
+  service: string;
+  port: number;
+  timeout?: string;
+}
+
+export interface ExtAuthzHttpProvider extends ServiceProvider {
+  pathPrefix?: string;
+  failOpen?: boolean;
+  statusOnError?: string;
+  clearRouteCache?: boolean;
+  includeRequestHeadersInCheck?: string[];
+  /** Deprecated name of includeRequestHeadersInCheck. */
+  includeHeadersInCheck?: string[];
+  includeAdditionalHeadersInCheck?: Record<string, string>;
+  includeRequestBodyInCheck?: { maxRequestBytes?: number; allowPartialMessage?: boolean; packAsBytes?: boolean };
+  headersToUpstreamOnAllow?: string[];
+  headersToDownstreamOnDeny?: string[];
+  headersToDownstreamOnAllow?: string[];
+}
+
+export interface ExtAuthzGrpcProvider extends ServiceProvider {
+  failOpen?: boolean;
+  statusOnError?: string;
+  clearRouteCache?: boolean;
+  includeRequestBodyInCheck?: { maxRequestBytes?: number; allowPartialMessage?: boolean; packAsBytes?: boolean };
+}
+
+export interface TracingServiceProvider extends ServiceProvider {
+  maxTagLength?: number;
+  enable64bitTraceId?: boolean;
+  path?: string;
+}
+
+export interface LabelSelectorSetting {
+  matchLabels?: Record<string, string>;
+  matchExpressions?: { key: string; operator: string; values?: string[] }[];
+}
+
 export interface MeshConfig {
   /** The SPIFFE trust domain of all identities. */
   trustDomain: string;
@@ -16,6 +81,31 @@ export interface MeshConfig {
   defaultServiceExportTo: readonly string[];
   defaultVirtualServiceExportTo: readonly string[];
   defaultDestinationRuleExportTo: readonly string[];
+  /** Clients use mutual TLS towards whoever has a sidecar, with no DestinationRule. */
+  enableAutoMtls: boolean;
+  /** Duration; Istio's default is 10s. */
+  connectTimeout: string;
+  tcpKeepalive: TcpKeepaliveSetting | undefined;
+  localityLbSetting: LocalityLbSetting;
+  /** For routes that say nothing of retries; undefined is Istio's own default of two. */
+  defaultHttpRetryPolicy: HttpRetry | undefined;
+  h2UpgradePolicy: 'DO_NOT_UPGRADE' | 'UPGRADE';
+  pathNormalization: 'NONE' | 'BASE' | 'MERGE_SLASHES' | 'DECODE_AND_MERGE_SLASHES';
+  extensionProviders: readonly ExtensionProvider[];
+  /** Empty: no access log. */
+  accessLogFile: string;
+  accessLogEncoding: 'TEXT' | 'JSON';
+  /** Empty: Istio's own format. */
+  accessLogFormat: string;
+  enableTracing: boolean;
+  /** Percent of requests. */
+  tracingSampling: number;
+  /** `host:port` of defaultConfig.tracing.zipkin, where it is given; else providers decide. */
+  tracingZipkinAddress: string;
+  defaultTracingProviders: readonly string[];
+  /** Namespaces that take part at all; empty: every one. */
+  discoverySelectors: readonly LabelSelectorSetting[];
+  meshMtlsMinProtocolVersion: 'TLSV1_2' | 'TLSV1_3';
 }
 
 export const DEFAULT_MESH_CONFIG: MeshConfig = {
@@ -29,4 +119,21 @@ export const DEFAULT_MESH_CONFIG: MeshConfig = {
   defaultServiceExportTo: ['*'],
   defaultVirtualServiceExportTo: ['*'],
   defaultDestinationRuleExportTo: ['*'],
+  enableAutoMtls: true,
+  connectTimeout: '10s',
+  tcpKeepalive: undefined,
+  localityLbSetting: { enabled: true },
+  defaultHttpRetryPolicy: undefined,
+  h2UpgradePolicy: 'DO_NOT_UPGRADE',
+  pathNormalization: 'BASE',
+  extensionProviders: [],
+  accessLogFile: '',
+  accessLogEncoding: 'TEXT',
+  accessLogFormat: '',
+  enableTracing: false,
+  tracingSampling: 1,
+  tracingZipkinAddress: '',
+  defaultTracingProviders: [],
+  discoverySelectors: [],
+  meshMtlsMinProtocolVersion: 'TLSV1_2',
 };
