@@ -8,8 +8,9 @@ const DEFAULT_LISTEN = '127.0.0.1:15010';
 interface Options {
   source: string[];
   listen?: string[];
-  trustDomain: string;
-  outboundTrafficPolicy: string;
+  meshConfig?: string;
+  trustDomain?: string;
+  outboundTrafficPolicy?: string;
 }
 
 const collect = (value: string, all: string[] | undefined): string[] => [...(all ?? []), value];
@@ -18,14 +19,19 @@ export function configure(command: Command): void {
   command
     .requiredOption('--source <dir>', 'directory (or file) of Kubernetes and Istio YAML, followed live; may be given several times, later ones override', collect)
     .option('--listen <address>', `host:port or unix:PATH for ADS; may be given several times (default ${DEFAULT_LISTEN})`, collect)
-    .option('--trust-domain <domain>', 'SPIFFE trust domain', 'cluster.local')
-    .option('--outbound-traffic-policy <policy>', 'ALLOW_ANY or REGISTRY_ONLY: what happens to traffic towards no service', 'ALLOW_ANY')
+    .option('--mesh-config <file>', "Istio's MeshConfig, followed live (default: the ConfigMap istio of the root namespace, if a source has it)")
+    .option('--trust-domain <domain>', "SPIFFE trust domain (default: MeshConfig's, else cluster.local)")
+    .option('--outbound-traffic-policy <policy>', "ALLOW_ANY or REGISTRY_ONLY: what happens to traffic towards no service (default: MeshConfig's, else ALLOW_ANY)")
     .action(async (options: Options) => {
       const { outboundTrafficPolicy } = options;
-      if (outboundTrafficPolicy !== 'ALLOW_ANY' && outboundTrafficPolicy !== 'REGISTRY_ONLY') command.error(`--outbound-traffic-policy: found ${outboundTrafficPolicy}, expected ALLOW_ANY or REGISTRY_ONLY`);
+      if (outboundTrafficPolicy !== undefined && outboundTrafficPolicy !== 'ALLOW_ANY' && outboundTrafficPolicy !== 'REGISTRY_ONLY') command.error(`--outbound-traffic-policy: found ${outboundTrafficPolicy}, expected ALLOW_ANY or REGISTRY_ONLY`);
       const log = logger('pilot');
-      const meshConfig: Partial<MeshConfig> = { trustDomain: options.trustDomain, outboundTrafficPolicy: outboundTrafficPolicy as MeshConfig['outboundTrafficPolicy'] };
-      const pilot = new Pilot({ sources: options.source, listen: options.listen ?? [DEFAULT_LISTEN], meshConfig, logger: log });
+      const meshConfig: Partial<MeshConfig> = {
+        ...(options.trustDomain === undefined ? {} : { trustDomain: options.trustDomain }),
+        ...(outboundTrafficPolicy === undefined ? {} : { outboundTrafficPolicy: outboundTrafficPolicy as MeshConfig['outboundTrafficPolicy'] }),
+      };
+      const meshConfigFile = options.meshConfig === undefined ? {} : { meshConfigFile: options.meshConfig };
+      const pilot = new Pilot({ sources: options.source, listen: options.listen ?? [DEFAULT_LISTEN], meshConfig, ...meshConfigFile, logger: log });
       const stopped = new Promise<string>((resolve) => {
         for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => resolve(signal));
       });

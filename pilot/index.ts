@@ -1,9 +1,12 @@
 /** The control plane: directories of YAML in, xDS out. */
-import type { ValidationError } from '../common/kube/yaml.js';
+import type { LoadedObject, ValidationError } from '../common/kube/yaml.js';
 import { ClosableStore } from '../common/lifecycle.js';
 import type { Logger } from '../common/log.js';
+import type { ConfigMap } from '../common/kube/types.js';
 import { Generators } from './generate/generator.js';
-import type { ChangeSet } from './model/changes.js';
+import { discoverable } from './mesh-config/discovery.js';
+import { LiveMeshConfig } from './mesh-config/live.js';
+import { ChangeSet } from './model/changes.js';
 import type { MeshConfig } from './model/mesh.js';
 import { Model } from './model/model.js';
 import { DEFAULT_DEBOUNCE, Debouncer, type DebounceOptions } from './push/debounce.js';
@@ -18,7 +21,10 @@ export interface PilotOptions {
   sources: readonly string[];
   /** `host:port` (port 0: any) or `unix:PATH`. */
   listen: readonly string[];
+  /** Settings that win over what is read from a MeshConfig. */
   meshConfig?: Partial<MeshConfig>;
+  /** A file with Istio's MeshConfig, followed live; without one the ConfigMap `istio` of the root namespace counts. */
+  meshConfigFile?: string;
   logger: Logger;
   debounce?: Partial<DebounceOptions>;
 }
@@ -29,6 +35,8 @@ export interface PilotStatus {
   services: number;
   /** Of all objects as they are in the sources now; those with errors are not in force. */
   problems: readonly ValidationError[];
+  /** Of the MeshConfig as it is written now. */
+  meshConfigProblems: readonly string[];
   ads: ReturnType<AdsServer['status']>;
 }
 
@@ -40,6 +48,7 @@ export class Pilot {
   #source: DirectorySource | undefined;
   #server: AdsServer | undefined;
   #admission: Admission | undefined;
+  #meshConfig: LiveMeshConfig | undefined;
   #pushes = 0;
   #version = '';
 
@@ -67,22 +76,31 @@ export class Pilot {
     const source = new DirectorySource({
       directories: this.#options.sources,
       logger: logger.child({ part: 'source' }),
-      onChange: (objects) => {
-        const changes = admission.admit(objects);
-        if (changes.length === 0) return;
-        const change = this.#model.apply(changes);
-        // Stale results go at once: whoever connects between now and the push gets the new state.
-        this.#generators.invalidate(change);
-        this.#nextVersion();
-        if (!change.empty) debouncer.add(change);
-      },
+      onChange: (objects) => take(objects),
     });
-    [this.#server, this.#admission, this.#source] = [server, admission, source];
+    let candidates: ReadonlyMap<string, LoadedObject> = new Map();
+    const mesh = new LiveMeshConfig(this.#options.meshConfig ?? {}, this.#options.meshConfigFile, logger.child({ part: 'mesh-config' }), () => take(candidates, true));
+    const take = (objects: ReadonlyMap<string, LoadedObject>, meshChanged = false): void => {
+      candidates = objects;
+      const change = new ChangeSet();
+      const offered = mesh.offer(objects.get(mesh.configMapKey)?.object as ConfigMap | undefined);
+      if (offered || meshChanged) change.merge(this.#model.setMesh(mesh.current));
+      change.merge(this.#model.apply(admission.admit(discoverable(objects, mesh.current))));
+      if (change.empty) return;
+      // Stale results go at once: whoever connects between now and the push gets the new state.
+      this.#generators.invalidate(change);
+      this.#nextVersion();
+      debouncer.add(change);
+    };
+    [this.#server, this.#admission, this.#source, this.#meshConfig] = [server, admission, source, mesh];
     this.#nextVersion();
+    this.#store.add(mesh);
     this.#store.add(server);
     this.#store.add(debouncer);
     this.#store.add(source);
     try {
+      await mesh.start();
+      this.#model.setMesh(mesh.current);
       await source.start();
       // Nobody is connected yet: the first state needs no push.
       debouncer.flush();
@@ -109,6 +127,7 @@ export class Pilot {
       objects: this.#model.objects.size,
       services: this.#model.services.size,
       problems: [...(this.#source?.errors() ?? []), ...(this.#admission?.errors() ?? [])],
+      meshConfigProblems: this.#meshConfig?.problems ?? [],
       ads: this.#server?.status() ?? { addresses: [], queued: 0, connections: [] },
     };
   }

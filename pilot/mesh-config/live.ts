@@ -1,0 +1,93 @@
+/** The settings in force, kept up to date: defaults, then the MeshConfig of a file or of the ConfigMap, then what was given by hand. */
+import { readFile } from 'node:fs/promises';
+import { watch, type FSWatcher } from 'node:fs';
+import { basename, dirname } from 'node:path';
+import { errorMessage, UnderpassError } from '../../common/errors.js';
+import type { ConfigMap } from '../../common/kube/types.js';
+import type { Closable } from '../../common/lifecycle.js';
+import type { Logger } from '../../common/log.js';
+import { DEFAULT_MESH_CONFIG, type MeshConfig } from '../model/mesh.js';
+import { readMeshConfig } from './mesh-config.js';
+
+const CONFIG_MAP = 'istio';
+const SETTLE_MS = 50;
+const RESCAN_MS = 2_000;
+
+export class LiveMeshConfig implements Closable {
+  #read: Partial<MeshConfig> = {};
+  #text = '';
+  #problems: string[] = [];
+  #watcher: FSWatcher | undefined;
+  #timer: NodeJS.Timeout | undefined;
+  #rescan: NodeJS.Timeout | undefined;
+
+  /**
+   * @param given settings that win over whatever is read
+   * @param file a file with a MeshConfig; with one, the ConfigMap does not count
+   */
+  constructor(readonly given: Partial<MeshConfig>, readonly file: string | undefined, readonly logger: Logger, readonly onChange: (mesh: MeshConfig) => void) {}
+
+  get current(): MeshConfig {
+    return { ...DEFAULT_MESH_CONFIG, ...this.#read, ...this.given };
+  }
+
+  /** What is wrong with the MeshConfig as it is written now; errors mean that the one before is in force. */
+  get problems(): readonly string[] {
+    return this.#problems;
+  }
+
+  /** @throws UnderpassError `UNDERPASS_MESH_CONFIG` when the first version of the file can't be taken */
+  async start(): Promise<void> {
+    const { file } = this;
+    if (!file) return;
+    let text: string;
+    try {
+      text = await readFile(file, 'utf8');
+    } catch (error) {
+      throw new UnderpassError('UNDERPASS_MESH_CONFIG', `reading the mesh configuration ${file}: ${errorMessage(error)}`, { cause: error, hint: 'give an existing file with --mesh-config' });
+    }
+    if (!this.#take(text, file, false)) throw new UnderpassError('UNDERPASS_MESH_CONFIG', `reading the mesh configuration: ${this.#problems.join('; ')}`);
+    const later = (): void => {
+      this.#timer ??= setTimeout(() => {
+        this.#timer = undefined;
+        void readFile(file, 'utf8').then((newest) => this.#take(newest, file, true), (error: unknown) => this.logger.warn({ file, reason: errorMessage(error) }, 'the mesh configuration can not be read; the last good one stays'));
+      }, SETTLE_MS);
+    };
+    // The directory: a file that is replaced by rename has another inode.
+    this.#watcher = watch(dirname(file), (_event, name) => {
+      if (name === null || name === basename(file) || name.startsWith('..')) later();
+    });
+    this.#watcher.on('error', () => this.#watcher?.close());
+    this.#rescan = setInterval(later, RESCAN_MS);
+    this.#rescan.unref();
+  }
+
+  /** Takes the mesh's ConfigMap as it is now, absent too. @returns whether settings changed */
+  offer(configMap: ConfigMap | undefined): boolean {
+    if (this.file) return false;
+    return this.#take(configMap?.data?.['mesh'] ?? '', `ConfigMap ${this.current.rootNamespace}/${CONFIG_MAP}: data.mesh`, false);
+  }
+
+  /** Where the mesh's ConfigMap is found. */
+  get configMapKey(): string {
+    return `/ConfigMap/${this.current.rootNamespace}/${CONFIG_MAP}`;
+  }
+
+  #take(text: string, place: string, tell: boolean): boolean {
+    if (text === this.#text) return false;
+    this.#text = text;
+    const { settings, problems } = readMeshConfig(text);
+    this.#problems = problems.map(({ message }) => `${place}:${message}`);
+    for (const { severity, message } of problems) this.logger[severity === 'error' ? 'error' : 'warn']({ lastGoodStays: severity === 'error' }, `${place}:${message}`);
+    if (!settings) return false;
+    this.#read = settings;
+    if (tell) this.onChange(this.current);
+    return true;
+  }
+
+  close(): void {
+    clearTimeout(this.#timer);
+    clearInterval(this.#rescan);
+    this.#watcher?.close();
+  }
+}

@@ -1,0 +1,100 @@
+/**
+ * MeshConfig from a file or from the ConfigMap `istio`: read, checked and turned into the settings in force. What is wrong
+ * is named, and the last good settings stay.
+ */
+import { parseDocument, LineCounter } from 'yaml';
+import { checkSchema, formatPath } from '../../common/kube/schema.js';
+import type { HttpRetry } from '../../common/kube/types.js';
+import type { ExtensionProvider, LabelSelectorSetting, LocalityLbSetting, MeshConfig, TcpKeepaliveSetting } from '../model/mesh.js';
+import { meshConfigSchema } from './schema.js';
+
+/** MeshConfig as written; see Istio's reference. */
+interface WrittenMeshConfig {
+  accessLogFile?: string;
+  accessLogFormat?: string;
+  accessLogEncoding?: 'TEXT' | 'JSON';
+  enableTracing?: boolean;
+  enableAutoMtls?: boolean;
+  trustDomain?: string;
+  trustDomainAliases?: string[];
+  rootNamespace?: string;
+  outboundTrafficPolicy?: { mode?: 'ALLOW_ANY' | 'REGISTRY_ONLY' };
+  connectTimeout?: string;
+  tcpKeepalive?: TcpKeepaliveSetting;
+  localityLbSetting?: LocalityLbSetting;
+  defaultHttpRetryPolicy?: HttpRetry;
+  h2UpgradePolicy?: 'DO_NOT_UPGRADE' | 'UPGRADE';
+  pathNormalization?: { normalization?: MeshConfig['pathNormalization'] | 'DEFAULT' };
+  extensionProviders?: ExtensionProvider[];
+  defaultProviders?: { tracing?: string[] };
+  discoverySelectors?: LabelSelectorSetting[];
+  meshMTLS?: { minProtocolVersion?: string };
+  defaultServiceExportTo?: string[];
+  defaultVirtualServiceExportTo?: string[];
+  defaultDestinationRuleExportTo?: string[];
+  defaultConfig?: { tracing?: { sampling?: number; zipkin?: { address?: string } } };
+}
+
+export interface MeshConfigProblem {
+  severity: 'error' | 'warning';
+  /** `12:3: outboundTrafficPolicy.mode: found …`: line and column within the text. */
+  message: string;
+}
+
+export interface ReadMeshConfig {
+  /** Undefined when there is an error. */
+  settings: Partial<MeshConfig> | undefined;
+  problems: MeshConfigProblem[];
+}
+
+/** Reads the text of a MeshConfig; never throws for what it holds. */
+export function readMeshConfig(text: string): ReadMeshConfig {
+  const lines = new LineCounter();
+  const document = parseDocument(text, { lineCounter: lines, prettyErrors: false, version: '1.2' });
+  const problems: MeshConfigProblem[] = document.errors.map((error) => {
+    const { line, col } = lines.linePos(error.pos[0]);
+    return { severity: 'error', message: `${line}:${col}: not YAML: ${error.message}` };
+  });
+  if (problems.length > 0) return { settings: undefined, problems };
+  const value = (document.toJS() ?? {}) as WrittenMeshConfig;
+  for (const problem of checkSchema(meshConfigSchema, value)) {
+    const node = document.getIn([...problem.path], true) as { range?: [number, number, number] } | undefined;
+    const { line, col } = lines.linePos(node?.range?.[0] ?? 0);
+    problems.push({ severity: problem.severity, message: `${line}:${col}: ${formatPath(problem.path)}: ${problem.message}` });
+  }
+  if (problems.some(({ severity }) => severity === 'error')) return { settings: undefined, problems };
+  return { settings: settingsOf(value), problems };
+}
+
+function settingsOf(written: WrittenMeshConfig): Partial<MeshConfig> {
+  const normalization = written.pathNormalization?.normalization;
+  const minVersion = written.meshMTLS?.minProtocolVersion;
+  const tracing = written.defaultConfig?.tracing;
+  const all: { [K in keyof MeshConfig]?: MeshConfig[K] | undefined } = {
+    trustDomain: written.trustDomain,
+    trustDomainAliases: written.trustDomainAliases,
+    rootNamespace: written.rootNamespace,
+    outboundTrafficPolicy: written.outboundTrafficPolicy?.mode,
+    defaultServiceExportTo: written.defaultServiceExportTo,
+    defaultVirtualServiceExportTo: written.defaultVirtualServiceExportTo,
+    defaultDestinationRuleExportTo: written.defaultDestinationRuleExportTo,
+    enableAutoMtls: written.enableAutoMtls,
+    connectTimeout: written.connectTimeout,
+    tcpKeepalive: written.tcpKeepalive,
+    localityLbSetting: written.localityLbSetting && { enabled: true, ...written.localityLbSetting },
+    defaultHttpRetryPolicy: written.defaultHttpRetryPolicy,
+    h2UpgradePolicy: written.h2UpgradePolicy,
+    pathNormalization: normalization === 'DEFAULT' ? 'BASE' : normalization,
+    extensionProviders: written.extensionProviders,
+    accessLogFile: written.accessLogFile,
+    accessLogEncoding: written.accessLogEncoding,
+    accessLogFormat: written.accessLogFormat,
+    enableTracing: written.enableTracing,
+    tracingSampling: tracing?.sampling,
+    tracingZipkinAddress: tracing?.zipkin?.address,
+    defaultTracingProviders: written.defaultProviders?.tracing,
+    discoverySelectors: written.discoverySelectors,
+    meshMtlsMinProtocolVersion: minVersion === 'TLSV1_3' ? 'TLSV1_3' : minVersion === undefined ? undefined : 'TLSV1_2',
+  };
+  return Object.fromEntries(Object.entries(all).filter(([, value]) => value !== undefined)) as Partial<MeshConfig>;
+}
