@@ -30,6 +30,8 @@ export interface PodRecord {
   /** Its end has begun: no endpoint any more, but its processes run until the record is gone. */
   terminating: boolean;
   hasSidecar: boolean;
+  /** Set when the pod's own Envoy is a gateway's (`router`): nobody else's traffic is to be captured into or around it. */
+  isGateway?: boolean;
   containers: ContainerRecord[];
 }
 

@@ -100,6 +100,16 @@ function tcpPorts(context: ImageContext, otherwise: number[]): number[] {
   return declared.length ? declared : otherwise;
 }
 
+function fullName(image: string): string {
+  return image.replace(/@.*$/, '').replace(/:[^/]*$/, '');
+}
+
+/** The last part of an image's name, without tag or digest. */
+export function imageName(image: string): string {
+  const name = fullName(image);
+  return name.slice(name.lastIndexOf('/') + 1);
+}
+
 export class ImageTable {
   readonly #user = new Map<string, Image>();
 
@@ -119,8 +129,8 @@ export class ImageTable {
 
   /** By the name in full, without tag or digest, or its last part: `docker.io/curlimages/curl:8.1` is `curl`. */
   find(image: string): Image | undefined {
-    const name = image.replace(/@.*$/, '').replace(/:[^/]*$/, '');
-    const short = name.slice(name.lastIndexOf('/') + 1);
+    const name = fullName(image);
+    const short = imageName(image);
     return this.#user.get(image) ?? this.#user.get(name) ?? this.#user.get(short) ?? builtin[short];
   }
 

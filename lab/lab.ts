@@ -22,7 +22,7 @@ import { DEFAULT_DISCOVERY, LabNames, netnsPath } from './names.js';
 import { LabNetwork } from './network.js';
 import { ObjectsDir } from './objects.js';
 import type { ExecOptions, LabOptions, PodReference } from './options.js';
-import { placePod, wantsSidecar } from './placement.js';
+import { placePod, proxyPlan } from './placement.js';
 import { Pod } from './pod.js';
 import { preflight } from './preflight.js';
 import { parseAddress, Relay } from './relay.js';
@@ -31,6 +31,7 @@ import { parseObjects, Sources } from './sources.js';
 
 /** Istio's default for a sidecar. */
 const DEFAULT_SIDECAR_CONCURRENCY = 2;
+const DEFAULT_CLUSTER_ID = 'Kubernetes';
 /** Pods that start at the same time. */
 const START_PARALLEL = 4;
 const PUBLISH_DELAY_MS = 10;
@@ -215,7 +216,7 @@ export class Lab implements LabBackend {
     try {
       const name = placePod(desired, [...this.#nodes.keys()], [...this.#pods.values()], this.cluster);
       const node = this.#nodes.get(name) as LabNode;
-      const sidecar = wantsSidecar(desired, this.cluster.namespaceLabels(desired.namespace));
+      const proxy = proxyPlan(desired, this.cluster.namespaceLabels(desired.namespace));
       pod = new Pod({
         desired: { ...desired, labels: { ...desired.labels } },
         nodeName: node.name,
@@ -225,11 +226,13 @@ export class Lab implements LabBackend {
         network: this.#network,
         images: this.images,
         config: (kind, name) => this.cluster.config(kind, desired.namespace, name),
-        ...(sidecar
+        ...(proxy
           ? {
-              sidecar: {
+              proxy: {
+                ...proxy,
                 envoy: this.#options.envoy ?? envoyBinary(),
                 concurrency: this.#options.sidecarConcurrency ?? DEFAULT_SIDECAR_CONCURRENCY,
+                clusterId: this.#options.clusterId ?? DEFAULT_CLUSTER_ID,
                 discoverySocket: this.names.discoverySocket,
                 ca: this.#ca,
                 onError: (error: unknown) => this.#problem(new Error(`pod ${key}: ${errorMessage(error)}`)),
@@ -242,7 +245,7 @@ export class Lab implements LabBackend {
       });
       this.#pods.set(key, pod);
       await pod.start();
-      this.#progress(`pod ${key} on ${node.name}: ${pod.ips.join(', ')}${sidecar ? ', with a sidecar' : ''}`);
+      this.#progress(`pod ${key} on ${node.name}: ${pod.ips.join(', ')}${proxy ? (proxy.role === 'router' ? ', a gateway' : ', with a sidecar') : ''}`);
     } catch (error) {
       this.#problem(error);
       if (pod) await this.#end(pod).catch((cause: unknown) => this.#problem(cause));
@@ -417,12 +420,15 @@ export class Lab implements LabBackend {
     return this.#find(namespace, pod).execPlan(container);
   }
 
-  /** What a sidecar's Envoy answers at its admin interface. */
-  sidecarAdmin(pod: PodReference, path: string): Promise<string> {
+  /** What the Envoy of a pod, sidecar or gateway, answers at its admin interface: `/config_dump`, `/stats`, `/clusters`. */
+  proxyAdmin(pod: PodReference, path: string, options: { method?: string; timeoutMs?: number } = {}): Promise<string> {
     const found = this.#resolve(pod);
-    if (!found.sidecar)
-      throw new UnderpassError('UNDERPASS_LAB_NOT_FOUND', `asking the sidecar of ${found.key}: the pod has none`);
-    return found.sidecar.admin(path);
+    if (!found.proxy) throw new UnderpassError('UNDERPASS_LAB_NOT_FOUND', `asking the Envoy of ${found.key}: the pod has none`);
+    return found.proxy.admin(path, options);
+  }
+
+  sidecarAdmin(pod: PodReference, path: string): Promise<string> {
+    return this.proxyAdmin(pod, path);
   }
 
   async label(patch: LabelPatch): Promise<void> {
@@ -448,8 +454,8 @@ export class Lab implements LabBackend {
   }
 
   /**
-   * Waits until the pods are ready; those with sidecars only as far as their own containers unless `sidecars` is set, since
-   * sidecars wait for a control plane.
+   * Waits until the pods are ready; those with an Envoy of their own only as far as their other containers unless `sidecars`
+   * is set, since sidecars and gateways wait for a control plane.
    */
   async whenReady(options: { timeoutMs?: number; signal?: AbortSignal; sidecars?: boolean } = {}): Promise<void> {
     const isReady = (pod: Pod): boolean => pod.phase === 'Succeeded' || (options.sidecars ? pod.ready : pod.appReady);

@@ -6,9 +6,12 @@ export interface LabOptions {
   /** At least this many nodes, `node-1` and so on, beside those that the YAML names. */
   nodes?: number;
   runDir?: string;
-  /** Where sidecars find the control plane: `host:port` or `unix:PATH`. It may come later. */
+  /** Where sidecars and gateways find the control plane: `host:port` or `unix:PATH`. It may come later. */
   discovery?: string;
+  /** Worker threads of each pod's Envoy. */
   sidecarConcurrency?: number;
+  /** What proxies name as the cluster that they are in; default `Kubernetes`. */
+  clusterId?: string;
   envoy?: string;
   /** IPv6 beside IPv4; default: as the kernel can. */
   ipv6?: boolean;

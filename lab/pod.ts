@@ -1,4 +1,4 @@
-/** One pod while it lives: namespace, cgroup, files, containers, readiness, and a sidecar where its labels ask for one. */
+/** One pod while it lives: namespace, cgroup, files, containers, readiness, and an Envoy of its own where it is to have one. */
 import { mkdirSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { randomUUID } from 'node:crypto';
@@ -10,13 +10,14 @@ import type { DualAddress, NodeAddresses } from './addresses.js';
 import { ContainerProcess } from './container.js';
 import { CLUSTER_DOMAIN } from './dns.js';
 import { environment, expand, type ConfigLookup } from './environment.js';
+import { EnvoyProxy, ISTIO_PROXY, type EnvoyProxyOptions } from './envoy-proxy.js';
 import type { ImageTable } from './images.js';
 import type { ContainerSpec, DesiredPod } from './kube.js';
 import { execHelper, netnsPath, type LabNames } from './names.js';
 import type { LabNetwork } from './network.js';
+import type { ProxyPlan } from './placement.js';
 import { ReadinessCheck } from './readiness.js';
 import { ServiceProxy, SERVICE_PROXY_ANNOTATION } from './service-proxy.js';
-import { Sidecar, type SidecarOptions } from './sidecar.js';
 
 const STOP_GRACE_MS = 2_000;
 
@@ -29,8 +30,8 @@ export interface PodOptions {
   network: LabNetwork;
   images: ImageTable;
   config: ConfigLookup;
-  /** Set when the pod gets a sidecar. */
-  sidecar?: Omit<SidecarOptions, 'pod' | 'dir' | 'cgroup' | 'onChange'>;
+  /** Set when the pod has an Envoy. */
+  proxy?: ProxyPlan & Pick<EnvoyProxyOptions, 'envoy' | 'concurrency' | 'clusterId' | 'discoverySocket' | 'ca' | 'onError'>;
   onChange: () => void;
   onError: (error: unknown) => void;
 }
@@ -62,7 +63,7 @@ export class Pod {
   readonly #options: PodOptions;
   readonly #containers: Container[] = [];
   #netnsName = '';
-  #sidecar: Sidecar | undefined;
+  #proxy: EnvoyProxy | undefined;
   #serviceProxy: ServiceProxy | undefined;
 
   constructor(options: PodOptions) {
@@ -73,7 +74,7 @@ export class Pod {
     this.hostNetwork = desired.spec.hostNetwork === true;
     this.labels = { ...desired.labels };
     this.annotations = { ...desired.annotations };
-    if (options.sidecar) {
+    if (options.proxy?.role === 'sidecar') {
       // As the injector leaves them on a pod: the control plane reads from them that the pod speaks mTLS.
       this.labels['security.istio.io/tlsMode'] = 'istio';
       this.annotations['sidecar.istio.io/status'] = JSON.stringify({
@@ -106,11 +107,15 @@ export class Pod {
   }
 
   get hasSidecar(): boolean {
-    return this.#sidecar !== undefined;
+    return this.#proxy?.role === 'sidecar';
   }
 
-  get sidecar(): Sidecar | undefined {
-    return this.#sidecar;
+  get isGateway(): boolean {
+    return this.#proxy?.role === 'router';
+  }
+
+  get proxy(): EnvoyProxy | undefined {
+    return this.#proxy;
   }
 
   get key(): string {
@@ -129,19 +134,24 @@ export class Pod {
     if (!this.hostNetwork && this.annotations[SERVICE_PROXY_ANNOTATION] !== 'none') {
       this.#serviceProxy = new ServiceProxy(this.netns, this.#options.onError);
     }
-    if (this.#options.sidecar) {
-      mkdirSync(join(this.cgroup, 'istio-proxy'), { recursive: true });
-      this.#sidecar = new Sidecar({
-        ...this.#options.sidecar,
-        pod: this,
-        dir: this.dir,
-        cgroup: join(this.cgroup, 'istio-proxy'),
-        onChange: this.#options.onChange,
-      });
-      await this.#sidecar.start();
-    }
-    for (const spec of desired.spec.containers) this.#containers.push(this.#startContainer(spec));
+    if (this.#options.proxy) await this.#startProxy(this.#options.proxy);
+    const own = desired.spec.containers.filter((spec) => spec !== this.#options.proxy?.container);
+    for (const spec of own) this.#containers.push(this.#startContainer(spec));
     this.#options.onChange();
+  }
+
+  async #startProxy({ container, ...options }: NonNullable<PodOptions['proxy']>): Promise<void> {
+    mkdirSync(join(this.cgroup, ISTIO_PROXY), { recursive: true });
+    this.#proxy = new EnvoyProxy({
+      ...options,
+      ...(container ? { container, env: this.#environment(container) } : {}),
+      pod: this,
+      dir: this.dir,
+      cgroup: join(this.cgroup, ISTIO_PROXY),
+      binds: this.#binds(),
+      onChange: this.#options.onChange,
+    });
+    await this.#proxy.start();
   }
 
   /** Rules that send cluster IPs to endpoints; nothing for a pod that wants none. */
@@ -246,15 +256,19 @@ export class Pod {
     return environment(spec, base, field, this.#options.config);
   }
 
+  /** The pod's own files in place of this machine's. */
+  #binds(): string[] {
+    return [`${join(this.dir, 'resolv.conf')}:/etc/resolv.conf`, `${join(this.dir, 'hosts')}:/etc/hosts`];
+  }
+
   #plan(container: Container, options: readonly string[]): ExecPlan {
-    const binds = [`${join(this.dir, 'resolv.conf')}:/etc/resolv.conf`, `${join(this.dir, 'hosts')}:/etc/hosts`];
     const args = [
       '--cgroup',
       join(this.cgroup, 'app'),
       '--netns',
       this.netns,
       '--new-mount-ns',
-      ...binds.flatMap((bind) => ['--bind', bind]),
+      ...this.#binds().flatMap((bind) => ['--bind', bind]),
     ];
     args.push('--hostname', this.desired.name, ...options, '--');
     return { file: execHelper, args, env: container.env, ...(container.cwd ? { cwd: container.cwd } : {}) };
@@ -289,19 +303,21 @@ export class Pod {
     });
   }
 
-  /** Whether its own containers are ready, whatever its sidecar is waiting for. */
+  /** Whether its own containers are ready, whatever its Envoy is waiting for. */
   get appReady(): boolean {
-    return this.#containers.length > 0 && this.#containers.every(({ readiness }) => readiness?.ready === true);
+    if (this.#containers.length === 0) return this.#proxy?.running === true;
+    return this.#containers.every(({ readiness }) => readiness?.ready === true);
   }
 
   get ready(): boolean {
-    return !this.terminating && this.appReady && (this.#sidecar?.ready ?? true);
+    return !this.terminating && this.appReady && (this.#proxy?.ready ?? true);
   }
 
   get phase(): PodRecord['phase'] {
     const ends = this.#containers.map((container) => container.process?.ended);
     if (ends.length > 0 && ends.every((end) => end)) return ends.every((end) => end?.code === 0) ? 'Succeeded' : 'Failed';
-    return this.#containers.some((container) => container.process) ? 'Running' : 'Pending';
+    const onlyProxy = this.#containers.length === 0 && this.#proxy?.started === true;
+    return onlyProxy || this.#containers.some((container) => container.process) ? 'Running' : 'Pending';
   }
 
   /** Why it is not as it should be, one line per container. */
@@ -312,7 +328,7 @@ export class Pod {
       else if (program && program.pid === undefined && !program.ended)
         found.push(`${spec.name}: ${program.lastExit}, will be started again`);
     }
-    if (this.#sidecar && !this.#sidecar.ready) found.push(`istio-proxy: ${this.#sidecar.waitingFor}`);
+    if (this.#proxy && !this.#proxy.ready) found.push(`${this.#proxy.name}: ${this.#proxy.waitingFor}`);
     return found;
   }
 
@@ -326,7 +342,7 @@ export class Pod {
       restarts: program?.restarts ?? 0,
       log,
     }));
-    if (this.#sidecar) records.push(this.#sidecar.record());
+    if (this.#proxy) records.push(this.#proxy.record());
     return records;
   }
 
@@ -349,6 +365,7 @@ export class Pod {
       ready: this.ready,
       terminating: this.terminating,
       hasSidecar: this.hasSidecar,
+      ...(this.isGateway ? { isGateway: true } : {}),
       containers: this.containerRecords(),
     };
   }
@@ -361,7 +378,7 @@ export class Pod {
     for (const { readiness } of this.#containers) readiness?.close();
     if (!options.now) await Promise.all(this.#containers.map(({ process: program }) => program?.stop(graceMs)));
     for (const { process: program } of this.#containers) program?.close();
-    this.#sidecar?.close();
+    this.#proxy?.close();
     await removeCgroup(this.cgroup);
     this.gone = true;
     this.#options.onChange();

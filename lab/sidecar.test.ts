@@ -139,7 +139,7 @@ test('Sidecar: without a control plane it is not ready, while its application is
   assert.equal(lab.pod('legacy', 'with').ready, false);
   await waitFor(
     'the admin interface',
-    async () => (await lab.sidecarAdmin('legacy/with', '/server_info')).includes('"version"'),
+    async () => (await lab.proxyAdmin('legacy/with', '/server_info')).includes('"version"'),
     { timeoutMs: 10_000 },
   );
   const health = await lab.exec('legacy/with', ['curl', '-s', 'http://127.0.0.1:15021/healthz/ready']);

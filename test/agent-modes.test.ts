@@ -24,7 +24,7 @@ test('pods with sidecars: captured by hooks instead of NAT and short-circuited u
   await node.podsAre('shop', 'shop to be enrolled', enrolled('bpf'));
   await node.lab.whenReady({ sidecars: true });
   // The pods are ready a moment before the client's sidecar has heard so.
-  await waitFor('the client\'s sidecar to know both endpoints', async () => (await node.lab.sidecarAdmin('legacy/client', '/clusters')).match(/outbound\|80\|v[12]\|nginx\.legacy.*health_flags::healthy/g)?.length === 2, { timeoutMs: 20_000 });
+  await waitFor('the client\'s sidecar to know both endpoints', async () => (await node.lab.proxyAdmin('legacy/client', '/clusters')).match(/outbound\|80\|v[12]\|nginx\.legacy.*health_flags::healthy/g)?.length === 2, { timeoutMs: 20_000 });
   const some = node.load('legacy/client');
   await some.run(100);
   await node.label('legacy', { mode: 'sidecar', acceleration: 'force' });

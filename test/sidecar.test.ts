@@ -139,7 +139,7 @@ test('sidecars: header match goes to v2, the rest is split 75/25', async () => {
 
 test('sidecars: plain TCP goes by mTLS as well', async () => {
   const handshakes = async (): Promise<number> => {
-    const stats = `${await lab.sidecarAdmin('legacy/web-v1', '/stats?filter=ssl.handshake$')}\n${await lab.sidecarAdmin('legacy/web-v2', '/stats?filter=ssl.handshake$')}`;
+    const stats = `${await lab.proxyAdmin('legacy/web-v1', '/stats?filter=ssl.handshake$')}\n${await lab.proxyAdmin('legacy/web-v2', '/stats?filter=ssl.handshake$')}`;
     return [...stats.matchAll(/^listener\..*ssl\.handshake: (\d+)$/gm)].reduce((sum, match) => sum + Number(match[1]), 0);
   };
   const before = await handshakes();

@@ -73,6 +73,7 @@ function leftAlone(pod: PodRecord, mode: 'node' | 'sidecar'): string | undefined
   if (pod.phase === 'Succeeded' || pod.phase === 'Failed') return `it has ended (${pod.phase})`;
   if (pod.phase !== 'Running') return `it does not run yet (${pod.phase})`;
   if (pod.ips.length === 0) return 'it has no address yet';
+  if (pod.isGateway) return 'it is a gateway, which is a proxy itself';
   if (mode === 'node' && pod.hasSidecar) return 'it has a sidecar of its own: label it underpass.io/mode=sidecar, or start it without one';
   if (mode === 'sidecar' && !pod.hasSidecar) return 'it has no sidecar that could take its traffic';
   return undefined;
