@@ -25,5 +25,8 @@ protoc --plugin=protoc-gen-ts_proto=node_modules/.bin/protoc-gen-ts_proto -I "$t
   --ts_proto_out=build/proto-out \
   --ts_proto_opt=esModuleInterop=true,importSuffix=.js,oneof=unions-value,outputServices=grpc-js,env=node,forceLong=bigint,outputTypeAnnotations=static-only,outputTypeRegistry=true,useExactTypes=false,snakeToCamel=false,exportCommonSymbols=false,unrecognizedEnum=true,stringEnums=false,unknownFields=true \
   $roots
+# For what users write as JSON of any of these messages (EnvoyFilter): their descriptors, read at run time.
+# shellcheck disable=SC2086
+protoc -I "$tree" -I /usr/include --include_imports --descriptor_set_out=build/proto-out/descriptors.binpb $roots
 rm -rf proto/generated && mv build/proto-out proto/generated
 touch proto/generated/.stamp

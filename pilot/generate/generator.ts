@@ -2,6 +2,7 @@
  * One generator per resource type, behind one interface, with what it made kept until something that it depends on
  * changes: a thousand proxies of a namespace share one generation.
  */
+import { EnvoyFilters, ExtensionConfigGenerator, FilteredGenerator } from '../envoy-filter/envoy-filters.js';
 import type { ChangeSet } from '../model/changes.js';
 import type { Model } from '../model/model.js';
 import type { Proxy } from '../model/proxy.js';
@@ -27,14 +28,17 @@ export interface Generator {
 }
 
 export class Generators {
+  readonly #filters: EnvoyFilters;
   readonly #byType: ReadonlyMap<string, Generator>;
 
   constructor(model: Model) {
+    const filters = (this.#filters = new EnvoyFilters(model));
     const all: Generator[] = [
-      new ClusterGenerator(model),
+      new FilteredGenerator(new ClusterGenerator(model), filters),
       new EndpointGenerator(model),
-      new ListenerGenerator(model),
-      new RouteGenerator(model),
+      new FilteredGenerator(new ListenerGenerator(model), filters),
+      new FilteredGenerator(new RouteGenerator(model), filters),
+      new ExtensionConfigGenerator(filters),
       new AddressGenerator(model),
       new AuthorizationGenerator(),
     ];
@@ -46,6 +50,7 @@ export class Generators {
   }
 
   invalidate(change: ChangeSet): void {
+    this.#filters.invalidate(change);
     for (const generator of this.#byType.values()) generator.invalidate(change);
   }
 }

@@ -2,6 +2,7 @@
 import { createHash } from 'node:crypto';
 import { pack, typeUrl } from '../../common/xds/any.js';
 import type { Any } from '../../proto/generated/google/protobuf/any.js';
+import { TypedExtensionConfig } from '../../proto/generated/envoy/config/core/v3/extension.js';
 import { Cluster } from '../../proto/generated/envoy/config/cluster/v3/cluster.js';
 import { ClusterLoadAssignment } from '../../proto/generated/envoy/config/endpoint/v3/endpoint.js';
 import { Listener } from '../../proto/generated/envoy/config/listener/v3/listener.js';
@@ -10,7 +11,7 @@ import { Authorization } from '../../proto/generated/istio/security/authorizatio
 import { Address } from '../../proto/generated/istio/workload/workload.js';
 
 export interface Resource {
-  name: string;
+  readonly name: string;
   /** Hash of the content: equal content has an equal version, whoever generated it and when. */
   version: string;
   body: Any;
@@ -23,10 +24,11 @@ export const TYPE = {
   route: typeUrl(RouteConfiguration),
   address: typeUrl(Address),
   authorization: typeUrl(Authorization),
+  extensionConfig: typeUrl(TypedExtensionConfig),
 } as const;
 
 /** Clusters before what names them, routes last: a client never holds a reference to what it has not got. */
-export const PUSH_ORDER: readonly string[] = [TYPE.cluster, TYPE.endpoint, TYPE.listener, TYPE.route, TYPE.address, TYPE.authorization];
+export const PUSH_ORDER: readonly string[] = [TYPE.cluster, TYPE.endpoint, TYPE.listener, TYPE.route, TYPE.extensionConfig, TYPE.address, TYPE.authorization];
 
 type Encoder<T> = { readonly $type: string; encode(message: T): { finish(): Uint8Array } };
 

@@ -16,6 +16,10 @@ export interface Proxy {
   labels: Readonly<Record<string, string>>;
   serviceAccount: string | undefined;
   nodeName: string | undefined;
+  /** As the proxy says; for what is meant for some versions only. */
+  istioVersion: string;
+  /** All that it says of itself. */
+  metadata: Readonly<Record<string, unknown>>;
 }
 
 const TYPES: readonly string[] = ['sidecar', 'ztunnel', 'router', 'waypoint'];
@@ -42,5 +46,7 @@ export function parseProxy(id: string, metadata: Record<string, unknown> = {}): 
     labels,
     serviceAccount: text('SERVICE_ACCOUNT'),
     nodeName: text('NODE_NAME'),
+    istioVersion: text('ISTIO_VERSION') ?? '',
+    metadata,
   };
 }

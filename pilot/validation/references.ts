@@ -3,6 +3,7 @@ import type { Problem } from '../../common/kube/schema.js';
 import { nearest } from '../../common/kube/schema.js';
 import type { DestinationRule, KubeObject, Service, VirtualService } from '../../common/kube/types.js';
 import { errorAt, type LoadedObject, type ValidationError } from '../../common/kube/yaml.js';
+import { checkEnvoyFilter } from '../envoy-filter/compile.js';
 import { hostMatches, resolveHost, serviceHost } from '../model/hosts.js';
 
 interface Subset {
@@ -40,6 +41,7 @@ export class References {
   /** Everything that is wrong with one VirtualService in this company. */
   check(loaded: LoadedObject): ValidationError[] {
     const object = loaded.object as KubeObject;
+    if (object.kind === 'EnvoyFilter') return checkEnvoyFilter(object).map((problem) => errorAt(loaded, problem));
     if (object.kind !== 'VirtualService') return [];
     const problems: Problem[] = [];
     const { spec } = object as VirtualService;

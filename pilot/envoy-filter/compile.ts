@@ -1,0 +1,92 @@
+/** From what an EnvoyFilter says to patches, with everything that is wrong named by its place. */
+import type { Problem } from '../../common/kube/schema.js';
+import type { KubeObject } from '../../common/kube/types.js';
+import { parse } from './registry.js';
+import type { ApplyTo, CompiledPatch, Operation, PatchContext, WrittenPatch } from './types.js';
+
+const HTTP_FILTER = 'envoy.extensions.filters.network.http_connection_manager.v3.HttpFilter';
+
+const MESSAGES: Partial<Record<ApplyTo, string>> = {
+  LISTENER: 'envoy.config.listener.v3.Listener',
+  FILTER_CHAIN: 'envoy.config.listener.v3.FilterChain',
+  NETWORK_FILTER: 'envoy.config.listener.v3.Filter',
+  LISTENER_FILTER: 'envoy.config.listener.v3.ListenerFilter',
+  HTTP_FILTER,
+  ROUTE_CONFIGURATION: 'envoy.config.route.v3.RouteConfiguration',
+  VIRTUAL_HOST: 'envoy.config.route.v3.VirtualHost',
+  HTTP_ROUTE: 'envoy.config.route.v3.Route',
+  CLUSTER: 'envoy.config.cluster.v3.Cluster',
+  EXTENSION_CONFIG: 'envoy.config.core.v3.TypedExtensionConfig',
+};
+
+const ORDERED: readonly ApplyTo[] = ['NETWORK_FILTER', 'HTTP_FILTER', 'LISTENER_FILTER', 'HTTP_ROUTE'];
+const ALL_CONTEXTS: readonly PatchContext[] = ['SIDECAR_INBOUND', 'SIDECAR_OUTBOUND', 'GATEWAY'];
+
+export interface CompileResult {
+  patches: CompiledPatch[];
+  problems: Problem[];
+}
+
+/** Everything in an EnvoyFilter that Envoy's own messages do not have: a misspelt key, a wrong type, an operation without order. */
+export function checkEnvoyFilter(object: KubeObject): Problem[] {
+  const spec = (object as KubeObject & { spec?: { configPatches?: WrittenPatch[] } }).spec;
+  return compilePatches(spec?.configPatches ?? []).problems;
+}
+
+/** @param path of the list of patches in the object, for the problems */
+export function compilePatches(written: readonly WrittenPatch[], path: readonly (string | number)[] = ['spec', 'configPatches']): CompileResult {
+  const result: CompileResult = { patches: [], problems: [] };
+  written.forEach((patch, index) => {
+    const compiled = compileOne(patch, [...path, index], result.problems);
+    if (compiled) result.patches.push(compiled);
+  });
+  return result;
+}
+
+function compileOne({ applyTo, match = {}, patch = {} }: WrittenPatch, path: readonly (string | number)[], problems: Problem[]): CompiledPatch | undefined {
+  const before = problems.length;
+  const wrong = (below: (string | number)[], message: string): void => void problems.push({ path: [...path, ...below], severity: 'error', message });
+  const name = MESSAGES[applyTo];
+  if (!name) {
+    wrong(['applyTo'], applyTo === 'BOOTSTRAP' ? "found BOOTSTRAP: a proxy's bootstrap is not this control plane's to change" : `found ${String(applyTo)}, expected one of ${Object.keys(MESSAGES).join(', ')}`);
+    return undefined;
+  }
+  const operation = patch.operation as Operation;
+  if (operation === undefined || (patch.operation as string) === 'INVALID') wrong(['patch', 'operation'], 'found nothing, this field is required');
+  if (/^(INSERT_|REPLACE)/.test(operation ?? '') && !ORDERED.includes(applyTo)) wrong(['patch', 'operation'], `found ${operation}, which ${applyTo} has no order for; expected ADD, MERGE or REMOVE`);
+  if (operation === 'REPLACE' && !['NETWORK_FILTER', 'HTTP_FILTER', 'LISTENER_FILTER'].includes(applyTo)) wrong(['patch', 'operation'], `found REPLACE, which is for filters only`);
+  let value: CompiledPatch['value'];
+  if (operation !== 'REMOVE') {
+    if (patch.value === undefined || patch.value === null) wrong(['patch', 'value'], `found nothing, expected ${name}`);
+    else {
+      try {
+        value = parse(name, patch.value);
+      } catch (error) {
+        wrong(['patch', 'value'], `not a ${name}: ${(error as Error).message}`);
+      }
+    }
+  }
+  const proxyVersion = match.proxy?.proxyVersion;
+  let versionPattern: RegExp | undefined;
+  if (proxyVersion) {
+    try {
+      versionPattern = new RegExp(proxyVersion);
+    } catch (error) {
+      wrong(['match', 'proxy', 'proxyVersion'], `found ${JSON.stringify(proxyVersion)}, expected a regular expression: ${(error as Error).message}`);
+    }
+  }
+  if (problems.length > before) return undefined;
+  const context = match.context ?? 'ANY';
+  return {
+    applyTo,
+    operation,
+    filterClass: patch.filterClass === 'UNSPECIFIED' ? undefined : patch.filterClass,
+    contexts: new Set(context === 'ANY' ? ALL_CONTEXTS : [context]),
+    proxyVersion: versionPattern,
+    proxyMetadata: match.proxy?.metadata ?? {},
+    listener: match.listener ?? {},
+    route: match.routeConfiguration ?? {},
+    cluster: match.cluster ?? {},
+    value,
+  };
+}

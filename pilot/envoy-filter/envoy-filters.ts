@@ -1,0 +1,215 @@
+/**
+ * EnvoyFilters laid over what the generators made. Those of the root namespace come first, then those of the workload's
+ * own; in each by priority, then age. What was patched is kept by the resource that it was made from, so that proxies with
+ * the same filters share one result.
+ */
+import type { ReflectMessage } from '@bufbuild/protobuf/reflect';
+import { createHash } from 'node:crypto';
+import type { LoadedObject } from '../../common/kube/yaml.js';
+import type { KubeObject } from '../../common/kube/types.js';
+import type { ChangeSet } from '../model/changes.js';
+import { selects } from '../model/configs.js';
+import type { Model } from '../model/model.js';
+import type { Proxy } from '../model/proxy.js';
+import type { Generator } from '../generate/generator.js';
+import { TYPE, type Resource } from '../generate/resource.js';
+import { podOf } from '../generate/inbound-ports.js';
+import { compilePatches } from './compile.js';
+import { patchListener } from './patch-listener.js';
+import { patchRouteConfiguration } from './patch-routes.js';
+import { clone, decode, encode, merge, plain } from './registry.js';
+import type { CompiledPatch, PatchContext, WrittenPatch } from './types.js';
+
+interface EnvoyFilter extends KubeObject {
+  spec: { workloadSelector?: { labels?: Record<string, string> }; configPatches?: WrittenPatch[]; priority?: number; targetRefs?: unknown };
+}
+
+/** The patches of one set of EnvoyFilters. */
+export interface PatchSet {
+  /** Of the filters' contents: part of the key of what was patched. */
+  key: string;
+  patches: readonly CompiledPatch[];
+}
+
+const NONE: PatchSet = { key: '', patches: [] };
+const KIND = 'EnvoyFilter';
+
+export class EnvoyFilters {
+  readonly #compiled = new WeakMap<LoadedObject, readonly CompiledPatch[]>();
+  readonly #sets = new Map<string, PatchSet>();
+  readonly #patched = new WeakMap<Resource, Map<string, Resource | undefined>>();
+
+  constructor(readonly model: Model) {}
+
+  invalidate(change: ChangeSet): void {
+    if (change.touches(KIND)) this.#sets.clear();
+  }
+
+  /** Whether the filters that apply to this proxy may be others now. */
+  affects(proxy: Proxy, change: ChangeSet): boolean {
+    return change.touchesIn([proxy.namespace, this.model.mesh.rootNamespace], KIND);
+  }
+
+  /** The filters of this proxy, in the order in which they work. */
+  setFor(proxy: Proxy): PatchSet {
+    const { rootNamespace } = this.model.mesh;
+    const labels = podOf(this.model, proxy)?.metadata.labels ?? proxy.labels;
+    const chosen: LoadedObject<EnvoyFilter>[] = [];
+    for (const namespace of new Set([rootNamespace, proxy.namespace])) {
+      const own = this.model.configs.inNamespace<EnvoyFilter>(KIND, namespace).filter(({ object: { spec } }) => selects(spec.workloadSelector?.labels, labels));
+      chosen.push(...[...own].sort((a, b) => (a.object.spec.priority ?? 0) - (b.object.spec.priority ?? 0)));
+    }
+    if (chosen.length === 0) return NONE;
+    const key = `${chosen.map((loaded) => loaded.key).join(' ')} ${proxy.istioVersion}`;
+    let set = this.#sets.get(key);
+    if (!set) {
+      const patches = chosen.flatMap((loaded) => this.#patchesOf(loaded)).filter((patch) => fits(patch, proxy));
+      const contents = createHash('sha1').update(JSON.stringify(chosen.map(({ object }) => object.spec))).digest('base64url');
+      this.#sets.set(key, (set = { key: patches.length > 0 ? `${contents} ${proxy.istioVersion}` : '', patches }));
+    }
+    return set;
+  }
+
+  /** What could not be compiled was refused by validation; the rest of such an object's patches work. */
+  #patchesOf(loaded: LoadedObject<EnvoyFilter>): readonly CompiledPatch[] {
+    let patches = this.#compiled.get(loaded);
+    if (!patches) this.#compiled.set(loaded, (patches = compilePatches(loaded.object.spec.configPatches ?? []).patches));
+    return patches;
+  }
+
+  /** `resource` with the proxy's patches; undefined when one of them removes it. */
+  apply(proxy: Proxy, set: PatchSet, type: string, resource: Resource): Resource | undefined {
+    let made = this.#patched.get(resource);
+    if (!made) this.#patched.set(resource, (made = new Map()));
+    const context = contextOf(proxy, type, resource.name);
+    const key = `${context} ${set.key}`;
+    if (!made.has(key)) made.set(key, patchResource(type, resource, set.patches, context, this.model));
+    return made.get(key);
+  }
+
+  /** What the proxy's patches add beside the generated. */
+  additions(proxy: Proxy, set: PatchSet, type: string): Resource[] {
+    const applyTo = type === TYPE.listener ? 'LISTENER' : type === TYPE.cluster ? 'CLUSTER' : undefined;
+    const adds = set.patches.filter((patch) => patch.applyTo === applyTo && patch.operation === 'ADD' && [...patch.contexts].some((context) => (proxy.type === 'router' ? context === 'GATEWAY' : context !== 'GATEWAY')));
+    return adds.map(({ value }) => resourceOf(type, value!));
+  }
+}
+
+function fits({ proxyVersion, proxyMetadata }: CompiledPatch, proxy: Proxy): boolean {
+  if (proxyVersion && !proxyVersion.test(proxy.istioVersion)) return false;
+  return Object.entries(proxyMetadata).every(([key, value]) => proxy.metadata[key] === value);
+}
+
+function contextOf(proxy: Proxy, type: string, name: string): PatchContext {
+  if (proxy.type === 'router') return 'GATEWAY';
+  if (type === TYPE.listener) return name === 'virtualInbound' || name.startsWith('inbound') ? 'SIDECAR_INBOUND' : 'SIDECAR_OUTBOUND';
+  if (type === TYPE.cluster) return name.startsWith('inbound|') || name === 'InboundPassthroughCluster' ? 'SIDECAR_INBOUND' : 'SIDECAR_OUTBOUND';
+  return 'SIDECAR_OUTBOUND';
+}
+
+const MESSAGE_OF = (type: string): string => type.slice(type.lastIndexOf('/') + 1);
+
+function resourceOf(type: string, message: ReflectMessage): Resource {
+  const value = encode(message);
+  return { name: plain<{ name: string }>(message).name, version: versionOf(value), body: { type_url: type, value } };
+}
+
+const versionOf = (value: Uint8Array): string => createHash('sha1').update(value).digest('base64url').slice(0, 16);
+
+function patchResource(type: string, resource: Resource, patches: readonly CompiledPatch[], context: PatchContext, model: Model): Resource | undefined {
+  if (type === TYPE.cluster) return patchCluster(resource, patches, context, model);
+  const message = decode(MESSAGE_OF(type), resource.body.value);
+  if (type === TYPE.listener) {
+    if (!patchListener(message, patches, context)) return undefined;
+  } else if (!patchRouteConfiguration(message, patches, context)) {
+    return resource;
+  }
+  const value = encode(message);
+  return value.equals(resource.body.value) ? resource : { name: resource.name, version: versionOf(value), body: { ...resource.body, value } };
+}
+
+function patchCluster(resource: Resource, patches: readonly CompiledPatch[], context: PatchContext, model: Model): Resource | undefined {
+  const [direction, port, subset = '', host = ''] = resource.name.split('|');
+  const mine = patches.filter(({ applyTo, operation, contexts, cluster }) => {
+    if (applyTo !== 'CLUSTER' || operation === 'ADD' || !contexts.has(context)) return false;
+    if (cluster.name) return cluster.name === resource.name;
+    // An inbound cluster's name has no host: what it serves stands in its metadata, which is not asked for by service here.
+    if (cluster.service && cluster.service !== host && !(direction === 'inbound' && model.services.has(cluster.service))) return false;
+    if (cluster.subset && cluster.subset !== subset) return false;
+    return !cluster.portNumber || cluster.portNumber === Number(port);
+  });
+  if (mine.length === 0) return resource;
+  if (mine.some(({ operation }) => operation === 'REMOVE')) return undefined;
+  const message = decode(MESSAGE_OF(TYPE.cluster), resource.body.value);
+  for (const patch of mine) merge(message, clone(patch.value!));
+  const value = encode(message);
+  return { name: resource.name, version: versionOf(value), body: { ...resource.body, value } };
+}
+
+/** A generator whose results pass through the proxy's EnvoyFilters. */
+export class FilteredGenerator implements Generator {
+  readonly typeUrl: string;
+  readonly wildcard: boolean;
+
+  constructor(readonly inner: Generator, readonly filters: EnvoyFilters) {
+    this.typeUrl = inner.typeUrl;
+    this.wildcard = inner.wildcard;
+  }
+
+  all(proxy: Proxy): Resource[] {
+    const set = this.filters.setFor(proxy);
+    const resources = this.inner.all(proxy);
+    if (set.patches.length === 0) return resources;
+    const patched = resources.flatMap((resource) => this.filters.apply(proxy, set, this.typeUrl, resource) ?? []);
+    return [...patched, ...this.filters.additions(proxy, set, this.typeUrl)];
+  }
+
+  one(proxy: Proxy, name: string): Resource | undefined {
+    const set = this.filters.setFor(proxy);
+    if (set.patches.length === 0) return this.inner.one(proxy, name);
+    if (this.wildcard) return this.all(proxy).find((resource) => resource.name === name);
+    const resource = this.inner.one(proxy, name);
+    return resource && this.filters.apply(proxy, set, this.typeUrl, resource);
+  }
+
+  affected(proxy: Proxy, change: ChangeSet, names: ReadonlySet<string>): 'all' | Iterable<string> {
+    if (this.filters.affects(proxy, change)) return this.wildcard ? 'all' : names;
+    return this.inner.affected(proxy, change, names);
+  }
+
+  invalidate(change: ChangeSet): void {
+    this.inner.invalidate(change);
+  }
+}
+
+/** EXTENSION_CONFIG patches, served to filters that discover their configuration (ECDS). */
+export class ExtensionConfigGenerator implements Generator {
+  readonly typeUrl = TYPE.extensionConfig;
+  readonly wildcard = false;
+  readonly #made = new Map<string, Resource>();
+  constructor(readonly filters: EnvoyFilters) {}
+
+  all(): Resource[] {
+    return [];
+  }
+
+  one(proxy: Proxy, name: string): Resource | undefined {
+    const set = this.filters.setFor(proxy);
+    const key = `${set.key} ${name}`;
+    let resource = this.#made.get(key);
+    if (!resource) {
+      const patch = set.patches.find(({ applyTo, operation, value }) => applyTo === 'EXTENSION_CONFIG' && operation === 'ADD' && plain<{ name: string }>(value!).name === name);
+      if (!patch) return undefined;
+      this.#made.set(key, (resource = resourceOf(this.typeUrl, patch.value!)));
+    }
+    return resource;
+  }
+
+  affected(proxy: Proxy, change: ChangeSet, names: ReadonlySet<string>): Iterable<string> {
+    return this.filters.affects(proxy, change) ? names : [];
+  }
+
+  invalidate(change: ChangeSet): void {
+    if (change.touches(KIND)) this.#made.clear();
+  }
+}
