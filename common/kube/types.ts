@@ -1,21 +1,18 @@
-/** Kubernetes and Istio objects, as far as this project reads them. Names and nesting are the API's own. */
+/**
+ * Kubernetes objects as far as this project reads them; Istio's and the Gateway API's in full, in files of their own. Names
+ * and nesting are the API's own.
+ */
+import type { Condition, KubeObject, ObjectMeta } from './object.js';
 
-export interface ObjectMeta {
-  name: string;
-  namespace?: string;
-  labels?: Record<string, string>;
-  annotations?: Record<string, string>;
-  uid?: string;
-  generateName?: string;
-  creationTimestamp?: string;
-  ownerReferences?: { apiVersion?: string; kind: string; name: string; uid?: string; controller?: boolean }[];
-}
-
-export interface KubeObject {
-  apiVersion: string;
-  kind: string;
-  metadata: ObjectMeta;
-}
+export type * from './object.js';
+export type * from './gateway-api.js';
+export type * from './istio/extensions.js';
+export type * from './istio/mesh.js';
+export type * from './istio/networking.js';
+export type * from './istio/security.js';
+export type * from './istio/selectors.js';
+export type * from './istio/services.js';
+export type * from './istio/telemetry.js';
 
 export interface Namespace extends KubeObject {
   kind: 'Namespace';
@@ -25,11 +22,6 @@ export interface Node extends KubeObject {
   kind: 'Node';
   spec?: { podCIDR?: string; podCIDRs?: string[] };
   status?: { addresses?: { type: string; address: string }[]; conditions?: Condition[] };
-}
-
-export interface Condition {
-  type: string;
-  status: string;
 }
 
 export interface ContainerPort {
@@ -149,102 +141,16 @@ export interface ServiceAccount extends KubeObject {
 export interface ConfigMap extends KubeObject {
   kind: 'ConfigMap';
   data?: Record<string, string>;
+  binaryData?: Record<string, string>;
 }
 
-/** Exactly one field is set. */
-export interface StringMatch {
-  exact?: string;
-  prefix?: string;
-  regex?: string;
-}
-
-export interface Destination {
-  host: string;
-  subset?: string;
-  port?: { number: number };
-}
-
-export interface HttpMatchRequest {
-  name?: string;
-  uri?: StringMatch;
-  scheme?: StringMatch;
-  method?: StringMatch;
-  authority?: StringMatch;
-  headers?: Record<string, StringMatch>;
-  withoutHeaders?: Record<string, StringMatch>;
-  queryParams?: Record<string, StringMatch>;
-  ignoreUriCase?: boolean;
-  port?: number;
-  sourceLabels?: Record<string, string>;
-  sourceNamespace?: string;
-  gateways?: string[];
-}
-
-export interface HttpRetry {
-  attempts?: number;
-  perTryTimeout?: string;
-  retryOn?: string;
-  retryRemoteLocalities?: boolean;
-}
-
-export interface HttpRoute {
-  name?: string;
-  match?: HttpMatchRequest[];
-  route?: { destination: Destination; weight?: number }[];
-  timeout?: string;
-  retries?: HttpRetry;
-}
-
-export interface L4MatchAttributes {
-  port?: number;
-  destinationSubnets?: string[];
-  sourceLabels?: Record<string, string>;
-  sourceNamespace?: string;
-  gateways?: string[];
-}
-
-export interface TcpRoute {
-  match?: L4MatchAttributes[];
-  route: { destination: Destination; weight?: number }[];
-}
-
-export interface TlsRoute {
-  match: (L4MatchAttributes & { sniHosts: string[] })[];
-  route: { destination: Destination; weight?: number }[];
-}
-
-export interface VirtualService extends KubeObject {
-  kind: 'VirtualService';
-  /** A delegate has no hosts. */
-  spec: { hosts?: string[]; gateways?: string[]; exportTo?: string[]; http?: HttpRoute[]; tcp?: TcpRoute[]; tls?: TlsRoute[] };
-}
-
-export interface Sidecar extends KubeObject {
-  kind: 'Sidecar';
-  spec: {
-    workloadSelector?: { labels?: Record<string, string> };
-    egress?: { hosts: string[]; port?: { number: number; protocol: string; name: string }; bind?: string; captureMode?: string }[];
-    ingress?: { port: { number: number; protocol: string; name: string }; bind?: string; defaultEndpoint?: string }[];
-    outboundTrafficPolicy?: { mode?: 'ALLOW_ANY' | 'REGISTRY_ONLY' };
-  };
-}
-
-export type SimpleLb = 'UNSPECIFIED' | 'LEAST_REQUEST' | 'LEAST_CONN' | 'ROUND_ROBIN' | 'RANDOM';
-
-export interface TrafficPolicy {
-  loadBalancer?: { simple?: SimpleLb };
-  connectionPool?: { tcp?: { connectTimeout?: string } };
-  tls?: { mode?: 'DISABLE' | 'ISTIO_MUTUAL' };
-}
-
-export interface DestinationRule extends KubeObject {
-  kind: 'DestinationRule';
-  spec: {
-    host: string;
-    exportTo?: string[];
-    trafficPolicy?: TrafficPolicy;
-    subsets?: { name: string; labels?: Record<string, string>; trafficPolicy?: TrafficPolicy }[];
-  };
+/** Values are base64; they never appear in a message. */
+export interface Secret extends KubeObject {
+  kind: 'Secret';
+  type?: string;
+  data?: Record<string, string>;
+  stringData?: Record<string, string>;
+  immutable?: boolean;
 }
 
 /** The API group of an `apiVersion`; the core group is the empty string. */
