@@ -1,12 +1,9 @@
 /**
- * What stands for a container image: a program of this machine. The table below comes with the lab; a document of kind
+ * What stands for a container image: a program of this machine. builtin-images.ts comes with the lab; a document of kind
  * `Images` in the user's YAML (by custom in images.yaml) adds to it and wins.
  */
-import { writeFileSync, mkdirSync } from 'node:fs';
-import { dirname, join } from 'node:path';
-import { fileURLToPath } from 'node:url';
 import { UnderpassError } from '../common/errors.js';
-import { nginxConfig } from './images/nginx.js';
+import { builtinImages } from './builtin-images.js';
 
 export interface ImageContext {
   podName: string;
@@ -47,59 +44,6 @@ export interface ImageEntry {
 
 export const IMAGES_API_VERSION = 'lab.underpass.io/v1';
 
-const sleeping: Image = () => ({ entrypoint: ['sleep', 'infinity'], args: [], ports: [] });
-
-const builtin: Record<string, Image> = {
-  /** Debian's nginx; says its pod and version, in JSON and in headers. */
-  nginx: (context) => {
-    const ports = tcpPorts(context, [80]);
-    for (const folder of ['body', 'proxy', 'fastcgi', 'uwsgi', 'scgi']) mkdirSync(join(context.dir, folder), { recursive: true });
-    const file = join(context.dir, 'nginx.conf');
-    const workers = Number(context.env['NGINX_WORKERS'] ?? 1);
-    const version = context.env['VERSION'] ?? context.labels['version'] ?? '';
-    writeFileSync(
-      file,
-      nginxConfig({
-        dir: context.dir,
-        ports,
-        workers,
-        ipv6: context.ipv6,
-        pod: context.podName,
-        namespace: context.namespace,
-        version,
-      }),
-    );
-    return { entrypoint: ['nginx'], args: ['-c', file, '-e', 'stderr'], ports, stopSignal: 'SIGQUIT' };
-  },
-  /** Answers what it was asked: see images/echo.ts. */
-  echo: (context) => {
-    const tcp = context.ports.filter((port) => port.name?.startsWith('tcp')).map((port) => port.containerPort);
-    const http = context.ports.filter((port) => !port.name?.startsWith('tcp')).map((port) => port.containerPort);
-    const httpPorts = http.length ? http : [8080];
-    const tcpEchoPorts = tcp.length ? tcp : [9000];
-    const version = context.env['VERSION'] ?? context.labels['version'] ?? '';
-    return {
-      entrypoint: [process.execPath, join(dirname(fileURLToPath(import.meta.url)), 'images', 'echo.js')],
-      args: [],
-      env: { HTTP_PORTS: httpPorts.join(','), TCP_PORTS: tcpEchoPorts.join(','), VERSION: version },
-      ports: [...httpPorts, ...tcpEchoPorts],
-    };
-  },
-  // Places to run something from.
-  curl: sleeping,
-  client: sleeping,
-  wrk: sleeping,
-  sleep: sleeping,
-  busybox: sleeping,
-  alpine: sleeping,
-  debian: sleeping,
-};
-
-function tcpPorts(context: ImageContext, otherwise: number[]): number[] {
-  const declared = context.ports.filter((port) => (port.protocol ?? 'TCP') === 'TCP').map((port) => port.containerPort);
-  return declared.length ? declared : otherwise;
-}
-
 function fullName(image: string): string {
   return image.replace(/@.*$/, '').replace(/:[^/]*$/, '');
 }
@@ -131,7 +75,7 @@ export class ImageTable {
   find(image: string): Image | undefined {
     const name = fullName(image);
     const short = imageName(image);
-    return this.#user.get(image) ?? this.#user.get(name) ?? this.#user.get(short) ?? builtin[short];
+    return this.#user.get(image) ?? this.#user.get(name) ?? this.#user.get(short) ?? builtinImages[short];
   }
 
   require(image: string): Image {
@@ -147,6 +91,6 @@ export class ImageTable {
   }
 
   names(): string[] {
-    return [...new Set([...this.#user.keys(), ...Object.keys(builtin)])].sort();
+    return [...new Set([...this.#user.keys(), ...Object.keys(builtinImages)])].sort();
   }
 }

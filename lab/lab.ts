@@ -10,6 +10,7 @@ import type { RunResult } from '../common/process.js';
 import { sleep, waitFor } from '../common/retry.js';
 import { nodeAddresses, PodAddresses, type DualAddress, type NodeAddresses } from './addresses.js';
 import { LabApi, type LabBackend } from './api.js';
+import { writeCommands } from './builtin-images.js';
 import { removeLeftovers } from './clean.js';
 import { coalesce } from './coalesce.js';
 import { applyWritten, Cluster, patchLabels } from './cluster.js';
@@ -104,6 +105,7 @@ export class Lab implements LabBackend {
   async #start(): Promise<void> {
     const { names } = this;
     mkdirSync(names.cgroup, { recursive: true });
+    writeCommands(names.binDir);
     this.#objects = new ObjectsDir(names.objectsDir);
     this.#ca = await CertificateAuthority.create();
     this.#network = new LabNetwork(names, this.#ipv6, (netns) => this.#lock.recordNetns(netns));

@@ -23,6 +23,8 @@ export class LabNames {
   readonly log: string;
   readonly socket: string;
   readonly discoverySocket: string;
+  /** Commands that every pod's PATH begins with. */
+  readonly binDir: string;
   readonly cgroup: string;
   readonly netnsPrefix: string;
 
@@ -41,6 +43,7 @@ export class LabNames {
     this.objectsDir = join(this.dir, 'objects');
     this.socket = join(this.dir, 'lab.sock');
     this.discoverySocket = join(this.dir, 'xds.sock');
+    this.binDir = join(this.dir, 'bin');
     this.cgroup = join(cgroup2Root(), `${CGROUP_PREFIX}${lab}`);
     this.netnsPrefix = `${NETNS_PREFIX}${lab}-`;
   }

@@ -241,7 +241,7 @@ export class Pod {
       'status.hostIP': this.#options.node.node.ipv4,
     };
     const base: Record<string, string> = {
-      PATH: process.env['PATH'] ?? '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin',
+      PATH: `${this.#options.names.binDir}:${process.env['PATH'] ?? '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin'}`,
       HOME: '/root',
       HOSTNAME: desired.name,
       POD_NAME: desired.name,
