@@ -1,6 +1,7 @@
 /** The CLI: one file a command, loaded only when it is asked for, so that `underpass --help` starts fast. */
 import { Command, CommanderError } from 'commander';
 import { UnderpassError, errorMessage } from '../common/errors.js';
+import { VERSION } from '../common/version.js';
 
 /** What each command's file exports: adds its options, arguments and action. */
 export interface CommandModule {
@@ -23,7 +24,7 @@ const commands: { name: string; summary: string; load: () => Promise<CommandModu
 export async function main(argv: readonly string[]): Promise<number> {
   const program = new Command('underpass')
     .description('A service mesh without sidecars: the kernel moves the bytes, one Envoy per node decides.')
-    .version('0.1.0')
+    .version(VERSION)
     .showHelpAfterError('(see --help)')
     .exitOverride();
   const wanted = argv.find((word) => !word.startsWith('-'));

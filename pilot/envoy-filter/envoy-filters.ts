@@ -11,7 +11,7 @@ import type { ChangeSet } from '../model/changes.js';
 import { selects } from '../model/configs.js';
 import type { Model } from '../model/model.js';
 import type { Proxy } from '../model/proxy.js';
-import type { Generator } from '../generate/generator.js';
+import type { Generator, Names } from '../generate/generator.js';
 import { TYPE, type Resource } from '../generate/resource.js';
 import { podOf } from '../generate/inbound-ports.js';
 import { compilePatches } from './compile.js';
@@ -172,7 +172,7 @@ export class FilteredGenerator implements Generator {
     return resource && this.filters.apply(proxy, set, this.typeUrl, resource);
   }
 
-  affected(proxy: Proxy, change: ChangeSet, names: ReadonlySet<string>): 'all' | Iterable<string> {
+  affected(proxy: Proxy, change: ChangeSet, names: Names): 'all' | Iterable<string> {
     if (this.filters.affects(proxy, change)) return this.wildcard ? 'all' : names;
     return this.inner.affected(proxy, change, names);
   }
@@ -205,7 +205,7 @@ export class ExtensionConfigGenerator implements Generator {
     return resource;
   }
 
-  affected(proxy: Proxy, change: ChangeSet, names: ReadonlySet<string>): Iterable<string> {
+  affected(proxy: Proxy, change: ChangeSet, names: Names): Iterable<string> {
     return this.filters.affects(proxy, change) ? names : [];
   }
 

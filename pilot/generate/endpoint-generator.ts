@@ -3,7 +3,7 @@ import { hostMatches } from '../model/hosts.js';
 import type { Model } from '../model/model.js';
 import type { Proxy } from '../model/proxy.js';
 import { clusterEndpoints } from './endpoints.js';
-import type { Generator } from './generator.js';
+import type { Generator, Names } from './generator.js';
 import { parseClusterName } from './names.js';
 import { TYPE, type Resource } from './resource.js';
 
@@ -36,7 +36,7 @@ export class EndpointGenerator implements Generator {
     return resource;
   }
 
-  affected(_proxy: Proxy, change: ChangeSet, names: ReadonlySet<string>): 'all' | Iterable<string> {
+  affected(_proxy: Proxy, change: ChangeSet, names: Names): 'all' | Iterable<string> {
     // What a client sees may be something else now.
     if (change.touches('Sidecar', 'VirtualService', 'ServiceEntry')) return names;
     const found: string[] = [];

@@ -13,6 +13,12 @@ import type { Resource } from './resource.js';
 import { RouteGenerator } from './route-generator.js';
 import { AddressGenerator, AuthorizationGenerator } from './workload-generator.js';
 
+/** Names that a stream watches. */
+export interface Names extends Iterable<string> {
+  readonly size: number;
+  has(name: string): boolean;
+}
+
 export interface Generator {
   readonly typeUrl: string;
   /** Whether a stream that asks for nothing by name gets everything. */
@@ -22,7 +28,7 @@ export interface Generator {
   /** Undefined: there is no such resource, and that is the answer. */
   one(proxy: Proxy, name: string): Resource | undefined;
   /** Which of the subscribed `names` a change may alter for this proxy; `all` when it can't be told by name. */
-  affected(proxy: Proxy, change: ChangeSet, names: ReadonlySet<string>): 'all' | Iterable<string>;
+  affected(proxy: Proxy, change: ChangeSet, names: Names): 'all' | Iterable<string>;
   /** Forgets what `change` has made stale. Called once a change, before anything is generated from it. */
   invalidate(change: ChangeSet): void;
 }

@@ -2,7 +2,7 @@ import type { ChangeSet } from '../model/changes.js';
 import type { Model } from '../model/model.js';
 import type { Proxy } from '../model/proxy.js';
 import { outboundChanged } from './affected.js';
-import type { Generator } from './generator.js';
+import type { Generator, Names } from './generator.js';
 import { TYPE, type Resource } from './resource.js';
 import { sourceKey } from './route-match.js';
 import { routeConfiguration } from './routes.js';
@@ -26,7 +26,7 @@ export class RouteGenerator implements Generator {
     return resource;
   }
 
-  affected(_proxy: Proxy, change: ChangeSet, names: ReadonlySet<string>): Iterable<string> {
+  affected(_proxy: Proxy, change: ChangeSet, names: Names): Iterable<string> {
     return outboundChanged(change) ? names : [];
   }
 

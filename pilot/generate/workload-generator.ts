@@ -1,7 +1,7 @@
 import type { ChangeSet } from '../model/changes.js';
 import type { Model } from '../model/model.js';
 import type { Proxy } from '../model/proxy.js';
-import type { Generator } from './generator.js';
+import type { Generator, Names } from './generator.js';
 import { TYPE, type Resource } from './resource.js';
 import { addressNames, workloadAddress } from './workloads.js';
 
@@ -23,7 +23,7 @@ export class AddressGenerator implements Generator {
     return this.#made.get(name);
   }
 
-  affected(_proxy: Proxy, change: ChangeSet, names: ReadonlySet<string>): 'all' | Iterable<string> {
+  affected(_proxy: Proxy, change: ChangeSet, names: Names): 'all' | Iterable<string> {
     if (change.full) return 'all';
     // On-demand names by address can't be told from the change; they are few.
     return change.addresses.size === 0 ? [] : [...change.addresses, ...[...names].filter((name) => BY_ADDRESS.test(name))];

@@ -1,5 +1,7 @@
 /** What a batch of object changes touches, so that a push regenerates that and nothing else. Only grows by merging. */
 export class ChangeSet {
+  /** When the oldest of these changes came in, by performance.now(). */
+  since = performance.now();
   /** Everything: a mesh-wide setting changed. */
   full = false;
   /** Hosts whose Service or ServiceEntry came, went or changed. */
@@ -55,6 +57,7 @@ export class ChangeSet {
       else this.configs.set(kind, new Set(names));
     }
     this.full ||= other.full;
+    this.since = Math.min(this.since, other.since);
     return this;
   }
 

@@ -8,12 +8,21 @@ import type { Generator, Generators } from '../generate/generator.js';
 import { PUSH_ORDER, TYPE, type Resource } from '../generate/resource.js';
 import type { ChangeSet } from '../model/changes.js';
 import { parseProxy, type Proxy } from '../model/proxy.js';
+import type { SendBudget } from './budget.js';
+import { shortType, type PushMetrics } from './metrics.js';
 import type { PushTarget } from './queue.js';
+import type { MapStore } from './shared-map.js';
 import { Watch } from './watch.js';
+
+/** A client that sends so many requests without waiting for answers is read no further until they are answered. */
+const MAX_INBOX = 64;
 
 export interface ConnectionContext {
   generators: Generators;
   logger: Logger;
+  metrics: PushMetrics;
+  budget: SendBudget;
+  maps: MapStore;
   /** Version of the state that generators read now. */
   version(): string;
   /** The connection may have become ready for its next push. */
@@ -36,7 +45,7 @@ export interface ConnectionStatus {
 let connections = 0;
 let nonces = 0;
 
-export abstract class Connection<Request, Response> implements PushTarget {
+export abstract class Connection<Request> implements PushTarget {
   abstract readonly variant: 'delta' | 'sotw';
   readonly connectedAt = new Date().toISOString();
   readonly id: string;
@@ -44,15 +53,17 @@ export abstract class Connection<Request, Response> implements PushTarget {
   #proxy: Proxy | undefined;
   #blocked = false;
   #ended = false;
+  readonly #inbox: Request[] = [];
+  /** When the oldest change was made that this client has not acknowledged yet. */
+  #convergingSince: number | undefined;
+  #unsentBytes = 0;
 
-  constructor(readonly context: ConnectionContext, readonly call: ServerDuplexStream<Request, Response>, readonly onEnd: () => void) {
+  constructor(readonly context: ConnectionContext, readonly call: ServerDuplexStream<Request, Buffer>, readonly onEnd: () => void) {
     this.id = `${++connections}`;
     call.on('data', (request: Request) => {
-      try {
-        this.#receive(request);
-      } catch (error) {
-        this.fail(GrpcStatus.INTERNAL, `answering it: ${errorMessage(error)}`, error);
-      }
+      this.#inbox.push(request);
+      if (this.#inbox.length >= MAX_INBOX) call.pause();
+      this.context.budget.whenFree(this.#next);
     });
     call.on('drain', () => {
       this.#blocked = false;
@@ -66,6 +77,20 @@ export abstract class Connection<Request, Response> implements PushTarget {
     call.on('error', (error) => this.#end(errorMessage(error)));
     call.on('close', () => this.#end('closed'));
   }
+
+  /** Answers the oldest request; called when there is room for a response. */
+  readonly #next = (): void => {
+    const request = this.#inbox.shift();
+    if (request === undefined || this.#ended) return;
+    try {
+      this.#receive(request);
+    } catch (error) {
+      this.fail(GrpcStatus.INTERNAL, `answering it: ${errorMessage(error)}`, error);
+      return;
+    }
+    if (this.#inbox.length > 0) this.context.budget.whenFree(this.#next);
+    else if (this.call.isPaused()) this.call.resume();
+  };
 
   get proxy(): Proxy | undefined {
     return this.#proxy;
@@ -97,6 +122,7 @@ export abstract class Connection<Request, Response> implements PushTarget {
   push(change: ChangeSet): void {
     const proxy = this.#proxy;
     if (!proxy || this.#ended) return;
+    const { metrics } = this.context;
     /** Clusters sent anew: Envoy holds such a cluster back until it gets its endpoints once more, changed or not. */
     const rewarmed = new Set<string>();
     for (const typeUrl of PUSH_ORDER) {
@@ -104,12 +130,15 @@ export abstract class Connection<Request, Response> implements PushTarget {
       const generator = this.context.generators.get(typeUrl);
       if (!watch || !generator) continue;
       if (typeUrl === TYPE.endpoint) for (const name of rewarmed) if (watch.names.has(name)) watch.sent.delete(name);
+      const began = performance.now();
       const affected = generator.affected(proxy, change, watch.names);
       const again = typeUrl === TYPE.endpoint ? [...rewarmed].filter((name) => watch.names.has(name)) : [];
       const delta = affected === 'all' ? this.everything(watch, generator, proxy) : this.#some(watch, generator, proxy, [...affected, ...again]);
       if (delta.changed.length + delta.removed.length === 0) continue;
       if (typeUrl === TYPE.cluster) for (const { name } of delta.changed) rewarmed.add(name);
       this.respond(watch, generator, proxy, delta);
+      metrics.pushTime.observe({ type: shortType(typeUrl) }, (performance.now() - began) / 1_000);
+      this.#convergingSince ??= change.since;
     }
   }
 
@@ -144,12 +173,20 @@ export abstract class Connection<Request, Response> implements PushTarget {
   protected acknowledge(watch: Watch, nonce: string, error: string | undefined): boolean {
     if (error !== undefined) {
       watch.nack = { nonce, message: error, at: new Date().toISOString() };
+      this.context.metrics.rejects.inc({ type: shortType(watch.typeUrl) });
       this.context.logger.warn({ node: this.#proxy?.id, type: watch.typeUrl, nonce, error }, 'client refused resources; they are not sent again before they change');
     }
-    if (nonce !== watch.lastNonce) return false;
+    if (nonce !== watch.lastNonce) {
+      this.context.metrics.expiredNonces.inc({ type: shortType(watch.typeUrl) });
+      return false;
+    }
     watch.inFlight = undefined;
     watch.acked = nonce;
     if (error === undefined) watch.nack = undefined;
+    if (this.#convergingSince !== undefined && this.ready) {
+      this.context.metrics.convergence.observe((performance.now() - this.#convergingSince) / 1_000);
+      this.#convergingSince = undefined;
+    }
     return true;
   }
 
@@ -160,11 +197,25 @@ export abstract class Connection<Request, Response> implements PushTarget {
     return nonce;
   }
 
-  protected write(response: Response): void {
-    if (!this.#ended && !this.call.write(response)) this.#blocked = true;
+  protected write(typeUrl: string, response: Buffer): void {
+    if (this.#ended) return;
+    const { metrics, budget } = this.context;
+    const type = shortType(typeUrl);
+    metrics.pushes.inc({ type });
+    metrics.configSize.observe({ type }, response.length);
+    budget.take(response.length);
+    this.#unsentBytes += response.length;
+    const sent = (): void => {
+      // What was still under way when the stream ended was given back then.
+      if (this.#ended) return;
+      this.#unsentBytes -= response.length;
+      budget.give(response.length);
+    };
+    if (!this.call.write(response, sent)) this.#blocked = true;
   }
 
   fail(code: GrpcStatus, details: string, error?: unknown): void {
+    if (code === GrpcStatus.INTERNAL) this.context.metrics.internalErrors.inc();
     this.context.logger.warn({ node: this.#proxy?.id, code, details, err: error }, 'ended a stream');
     this.call.emit('error', { code, details });
     this.#end(details);
@@ -188,6 +239,9 @@ export abstract class Connection<Request, Response> implements PushTarget {
   #end(reason: string): void {
     if (this.#ended) return;
     this.#ended = true;
+    this.#inbox.length = 0;
+    this.context.budget.forget(this.#next);
+    this.context.budget.give(this.#unsentBytes);
     this.onEnd();
     if (this.#proxy) this.context.logger.info({ node: this.#proxy.id, connection: this.id, reason }, 'client gone');
   }

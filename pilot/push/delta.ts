@@ -1,14 +1,14 @@
 /** Incremental xDS: only what changed, and the names of what is gone. */
 import type { DeltaDiscoveryRequest } from '../../proto/generated/envoy/service/discovery/v3/discovery.js';
-import { DeltaDiscoveryResponse } from '../../proto/generated/envoy/service/discovery/v3/discovery.js';
 import type { Node } from '../../proto/generated/envoy/config/core/v3/base.js';
 import type { Generator } from '../generate/generator.js';
 import type { Resource } from '../generate/resource.js';
 import type { Proxy } from '../model/proxy.js';
 import { Connection, type Delta } from './connection.js';
+import { encodeDelta } from './encode.js';
 import { Watch } from './watch.js';
 
-export class DeltaConnection extends Connection<DeltaDiscoveryRequest, DeltaDiscoveryResponse> {
+export class DeltaConnection extends Connection<DeltaDiscoveryRequest> {
   readonly variant = 'delta';
 
   protected override nodeOf(request: DeltaDiscoveryRequest): Node | undefined {
@@ -22,10 +22,11 @@ export class DeltaConnection extends Connection<DeltaDiscoveryRequest, DeltaDisc
     const { resource_names_subscribe: added, resource_names_unsubscribe: dropped } = request;
     let watch = this.watches.get(request.type_url);
     if (!watch) {
-      this.watches.set(request.type_url, (watch = new Watch(request.type_url)));
+      this.watches.set(request.type_url, (watch = new Watch(request.type_url, this.context.maps)));
       watch.wildcard = added.includes('*') || (generator.wildcard && added.length === 0);
-      for (const name of added) if (name !== '*') watch.names.add(name);
-      for (const [name, version] of Object.entries(request.initial_resource_versions)) watch.sent.set(name, version);
+      watch.subscribe(added.filter((name) => name !== '*'));
+      const known = Object.entries(request.initial_resource_versions);
+      watch.sent.setAll(known, known.length);
       // Always answered, if with nothing: the client waits for this to know that it is up to date.
       this.respond(watch, generator, proxy, this.everything(watch, generator, proxy));
       return;
@@ -40,12 +41,10 @@ export class DeltaConnection extends Connection<DeltaDiscoveryRequest, DeltaDisc
     // Whoever subscribes to a name gets it, even if it was sent before: the client has forgotten it.
     const wanted: Resource[] = [];
     const removed: string[] = [];
-    for (const name of added) {
-      if (name === '*') {
-        watch.wildcard = true;
-        continue;
-      }
-      watch.names.add(name);
+    watch.wildcard ||= added.includes('*');
+    const named = added.filter((name) => name !== '*');
+    watch.subscribe(named);
+    for (const name of named) {
       const resource = generator.one(proxy, name);
       if (resource) wanted.push(resource);
       else removed.push(name);
@@ -60,17 +59,9 @@ export class DeltaConnection extends Connection<DeltaDiscoveryRequest, DeltaDisc
   }
 
   protected override respond(watch: Watch, _generator: Generator, _proxy: Proxy, { changed, removed }: Delta): void {
-    for (const { name, version } of changed) watch.sent.set(name, version);
+    watch.noteSent(changed);
     for (const name of removed) watch.sent.delete(name);
-    this.write(
-      DeltaDiscoveryResponse.fromPartial({
-        type_url: watch.typeUrl,
-        system_version_info: this.context.version(),
-        resources: changed.map(({ name, version, body }) => ({ name, version, resource: body })),
-        removed_resources: removed,
-        nonce: this.nextNonce(watch),
-        control_plane: { identifier: 'underpass-pilot' },
-      }),
-    );
+    const head = { type_url: watch.typeUrl, system_version_info: this.context.version(), nonce: this.nextNonce(watch), removed_resources: removed };
+    this.write(watch.typeUrl, encodeDelta(head, changed));
   }
 }

@@ -1,8 +1,12 @@
 /**
  * The push queue: one entry per connection, so that a client that is slow gets the newest state when it is ready, not
- * each state in between, and holds nobody up. Entries are worked off one at a time, the event loop free in between.
+ * each state in between, and holds nobody up. Entries are worked off in slices, the event loop free in between.
  */
 import { ChangeSet } from '../model/changes.js';
+import type { SendBudget } from './budget.js';
+
+/** Longer than this, and timers and sockets wait noticeably. */
+const SLICE_MS = 8;
 
 export interface PushTarget {
   /** Not while an earlier response waits for its ACK, or its bytes for the network. */
@@ -10,22 +14,38 @@ export interface PushTarget {
   push(change: ChangeSet): void;
 }
 
+interface Entry {
+  change: ChangeSet;
+  /** Made by merging, so that it may be merged into; a change as it was given is shared by all targets. */
+  isOwn: boolean;
+  since: number;
+}
+
+export interface QueueOptions {
+  budget?: SendBudget;
+  /** Told how long each entry waited. */
+  waited?: (ms: number) => void;
+}
+
 export class PushQueue {
-  readonly #pending = new Map<PushTarget, ChangeSet>();
+  readonly #pending = new Map<PushTarget, Entry>();
   /** Those of the pending that were ready when last looked at, in the order in which they became so. */
   readonly #runnable = new Set<PushTarget>();
   #scheduled = false;
 
-  constructor(readonly failed: (target: PushTarget, error: unknown) => void) {}
+  constructor(readonly failed: (target: PushTarget, error: unknown) => void, readonly options: QueueOptions = {}) {}
 
   get length(): number {
     return this.#pending.size;
   }
 
   enqueue(target: PushTarget, change: ChangeSet): void {
-    let merged = this.#pending.get(target);
-    if (!merged) this.#pending.set(target, (merged = new ChangeSet()));
-    merged.merge(change);
+    const entry = this.#pending.get(target);
+    if (!entry) this.#pending.set(target, { change, isOwn: false, since: performance.now() });
+    else {
+      if (!entry.isOwn) [entry.change, entry.isOwn] = [new ChangeSet().merge(entry.change), true];
+      entry.change.merge(change);
+    }
     this.wake(target);
   }
 
@@ -49,20 +69,32 @@ export class PushQueue {
     if (this.#scheduled) return;
     this.#scheduled = true;
     setImmediate(() => {
-      this.#scheduled = false;
-      const [target] = this.#runnable;
-      if (!target) return;
-      this.#runnable.delete(target);
-      const change = this.#pending.get(target);
-      if (change && target.ready) {
-        this.#pending.delete(target);
-        try {
-          target.push(change);
-        } catch (error) {
-          this.failed(target, error);
-        }
-      }
-      if (this.#runnable.size > 0) this.#schedule();
+      const { budget } = this.options;
+      if (budget) budget.whenFree(this.#work);
+      else this.#work();
     });
+  }
+
+  readonly #work = (): void => {
+    this.#scheduled = false;
+    const end = performance.now() + SLICE_MS;
+    for (const target of this.#runnable) {
+      this.#runnable.delete(target);
+      this.#push(target);
+      if (performance.now() > end || this.options.budget?.isFree === false) break;
+    }
+    if (this.#runnable.size > 0) this.#schedule();
+  };
+
+  #push(target: PushTarget): void {
+    const entry = this.#pending.get(target);
+    if (!entry || !target.ready) return;
+    this.#pending.delete(target);
+    this.options.waited?.(performance.now() - entry.since);
+    try {
+      target.push(entry.change);
+    } catch (error) {
+      this.failed(target, error);
+    }
   }
 }

@@ -5,19 +5,33 @@ import { dirname } from 'node:path';
 import { Server, ServerCredentials } from '@grpc/grpc-js';
 import { UnderpassError, errorCode, errorMessage } from '../../common/errors.js';
 import type { Logger } from '../../common/log.js';
+import { VERSION } from '../../common/version.js';
 import { AggregatedDiscoveryServiceService } from '../../proto/generated/envoy/service/discovery/v3/ads.js';
 import type { Generators } from '../generate/generator.js';
 import type { ChangeSet } from '../model/changes.js';
 import { status as GrpcStatus } from '@grpc/grpc-js';
 import type { ConnectionContext, ConnectionStatus } from './connection.js';
 import { DeltaConnection } from './delta.js';
+import { SendBudget } from './budget.js';
+import { PushMetrics } from './metrics.js';
 import { PushQueue, type PushTarget } from './queue.js';
+import { MapStore } from './shared-map.js';
 import { SotwConnection } from './sotw.js';
 
 const STOP_GRACE_MS = 1_000;
 const MAX_MESSAGE_BYTES = 256 << 20;
 
+/** Bytes of responses that may wait for the network, over all clients. */
+const SEND_BUDGET_BYTES = 64 << 20;
+
 type AnyConnection = DeltaConnection | SotwConnection;
+
+/** Responses are encoded where they are made, from parts that are kept. */
+const asIs = (bytes: Buffer): Buffer => bytes;
+const service = {
+  deltaAggregatedResources: { ...AggregatedDiscoveryServiceService.deltaAggregatedResources, responseSerialize: asIs },
+  streamAggregatedResources: { ...AggregatedDiscoveryServiceService.streamAggregatedResources, responseSerialize: asIs },
+};
 
 export class AdsServer {
   readonly #server = new Server({
@@ -32,15 +46,21 @@ export class AdsServer {
   readonly #addresses: string[] = [];
   readonly #sockets: string[] = [];
 
-  constructor(generators: Generators, version: () => string, readonly logger: Logger) {
-    this.#queue = new PushQueue((target, error) => (target as AnyConnection).fail(GrpcStatus.INTERNAL, `generating its resources: ${errorMessage(error)}`, error));
-    const context: ConnectionContext = { generators, version, logger, wake: (target: PushTarget) => this.#queue.wake(target) };
-    const opened = (connection: AnyConnection): void => void this.#connections.add(connection);
+  constructor(generators: Generators, version: () => string, readonly logger: Logger, readonly metrics = new PushMetrics()) {
+    const budget = new SendBudget(SEND_BUDGET_BYTES);
+    const failed = (target: PushTarget, error: unknown): void => (target as AnyConnection).fail(GrpcStatus.INTERNAL, `generating its resources: ${errorMessage(error)}`, error);
+    this.#queue = new PushQueue(failed, { budget, waited: (ms) => metrics.queueTime.observe(ms / 1_000) });
+    const context: ConnectionContext = { generators, version, logger, metrics, budget, maps: new MapStore(), wake: (target: PushTarget) => this.#queue.wake(target) };
+    const opened = (connection: AnyConnection): void => {
+      this.#connections.add(connection);
+      metrics.connections.set({ version: VERSION }, this.#connections.size);
+    };
     const ended = (connection: AnyConnection): void => {
       this.#connections.delete(connection);
+      metrics.connections.set({ version: VERSION }, this.#connections.size);
       this.#queue.remove(connection);
     };
-    this.#server.addService(AggregatedDiscoveryServiceService, {
+    this.#server.addService(service, {
       deltaAggregatedResources: (call: DeltaConnection['call']) => {
         const connection: DeltaConnection = new DeltaConnection(context, call, () => ended(connection));
         opened(connection);

@@ -1,17 +1,17 @@
 /** State-of-the-world xDS: listeners and clusters always as a whole, endpoints and routes as far as they changed. */
 import type { DiscoveryRequest } from '../../proto/generated/envoy/service/discovery/v3/discovery.js';
-import { DiscoveryResponse } from '../../proto/generated/envoy/service/discovery/v3/discovery.js';
 import type { Node } from '../../proto/generated/envoy/config/core/v3/base.js';
 import type { Generator } from '../generate/generator.js';
 import { TYPE, type Resource } from '../generate/resource.js';
 import type { Proxy } from '../model/proxy.js';
 import { Connection, type Delta } from './connection.js';
+import { encodeSotw } from './encode.js';
 import { Watch } from './watch.js';
 
 /** Envoy asks again for the endpoints of a cluster, the routes of a listener, that came anew; it waits for the answer. */
 const DEPENDENT: Record<string, string> = { [TYPE.cluster]: TYPE.endpoint, [TYPE.listener]: TYPE.route };
 
-export class SotwConnection extends Connection<DiscoveryRequest, DiscoveryResponse> {
+export class SotwConnection extends Connection<DiscoveryRequest> {
   readonly variant = 'sotw';
 
   protected override nodeOf(request: DiscoveryRequest): Node | undefined {
@@ -24,14 +24,14 @@ export class SotwConnection extends Connection<DiscoveryRequest, DiscoveryRespon
     const names = request.resource_names;
     let watch = this.watches.get(request.type_url);
     const isNew = !watch || request.response_nonce === '';
-    if (!watch) this.watches.set(request.type_url, (watch = new Watch(request.type_url)));
+    if (!watch) this.watches.set(request.type_url, (watch = new Watch(request.type_url, this.context.maps)));
     // An answer to a response that a newer one has overtaken says nothing; the newer one's answer is to come.
     if (!isNew && !this.acknowledge(watch, request.response_nonce, request.error_detail?.message ?? undefined)) return;
     const added = names.filter((name) => !watch.names.has(name));
     watch.wildcard = names.includes('*') || (generator.wildcard && names.length === 0);
     watch.names.clear();
-    for (const name of names) if (name !== '*') watch.names.add(name);
-    for (const name of watch.sent.keys()) if (!watch.wildcard && !watch.names.has(name)) watch.sent.delete(name);
+    watch.subscribe(names.filter((name) => name !== '*'));
+    for (const name of [...watch.sent.keys()]) if (!watch.wildcard && !watch.names.has(name)) watch.sent.delete(name);
     if (request.error_detail && added.length === 0) return;
     if (!isNew && added.length === 0 && !watch.alwaysRespond) return;
     watch.alwaysRespond = false;
@@ -46,17 +46,9 @@ export class SotwConnection extends Connection<DiscoveryRequest, DiscoveryRespon
       resources = this.everything(watch, generator, proxy).changed;
     }
     for (const name of delta.removed) watch.sent.delete(name);
-    for (const { name, version } of resources) watch.sent.set(name, version);
+    watch.noteSent(resources);
     const dependent = this.watches.get(DEPENDENT[watch.typeUrl] ?? '');
     if (dependent) dependent.alwaysRespond = true;
-    this.write(
-      DiscoveryResponse.fromPartial({
-        type_url: watch.typeUrl,
-        version_info: this.context.version(),
-        resources: resources.map(({ body }) => body),
-        nonce: this.nextNonce(watch),
-        control_plane: { identifier: 'underpass-pilot' },
-      }),
-    );
+    this.write(watch.typeUrl, encodeSotw({ type_url: watch.typeUrl, version_info: this.context.version(), nonce: this.nextNonce(watch) }, resources));
   }
 }

@@ -1,5 +1,8 @@
 /** What one stream watches of one resource type, and what it has been sent: the bookkeeping of both protocol variants. */
 import type { Resource } from '../generate/resource.js';
+import { SharedMap, type MapStore } from './shared-map.js';
+
+const SUBSCRIBED = '*';
 
 export interface Nack {
   nonce: string;
@@ -8,10 +11,11 @@ export interface Nack {
 }
 
 export class Watch {
-  readonly names = new Set<string>();
+  /** Names subscribed to; a map of names to nothing, since it is shared in the same way as versions are. */
+  readonly names: SharedMap;
   wildcard = false;
   /** Versions of what the client holds, or has refused: neither is sent again before its content changes. */
-  readonly sent = new Map<string, string>();
+  readonly sent: SharedMap;
   /** The nonce of the newest response while that waits for its ACK or NACK. */
   inFlight: string | undefined;
   lastNonce = '';
@@ -20,7 +24,18 @@ export class Watch {
   /** The client's next request is answered whatever it says: what it depends on was sent anew and waits for this. */
   alwaysRespond = false;
 
-  constructor(readonly typeUrl: string) {}
+  constructor(readonly typeUrl: string, store: MapStore) {
+    this.names = new SharedMap(store);
+    this.sent = new SharedMap(store);
+  }
+
+  subscribe(names: readonly string[]): void {
+    this.names.setAll(names.map((name) => [name, SUBSCRIBED] as const), names.length);
+  }
+
+  noteSent(resources: readonly Resource[]): void {
+    this.sent.setAll(resources.map(({ name, version }) => [name, version] as const), resources.length);
+  }
 
   isUnsent = ({ name, version }: Resource): boolean => this.sent.get(name) !== version;
 }

@@ -1,0 +1,64 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { sleep } from '../../common/retry.js';
+import { SendBudget } from './budget.js';
+import { MapStore, SharedMap } from './shared-map.js';
+
+const entries = (count: number, version = 'v'): (readonly [string, string])[] => Array.from({ length: count }, (_, i) => [`outbound|80||service-${i}`, version] as const);
+
+test('SharedMap: behaves as a map through any order of changes', () => {
+  const store = new MapStore();
+  const shared = new SharedMap(store);
+  const model = new Map<string, string>();
+  let seed = 7;
+  const random = (limit: number): number => (seed = (seed * 1_103_515_245 + 12_345) & 0x7fff_ffff) % limit;
+  for (let step = 0; step < 5_000; step++) {
+    const name = `n${random(300)}`;
+    const kind = random(100);
+    if (kind < 55) {
+      shared.set(name, `v${step % 5}`);
+      model.set(name, `v${step % 5}`);
+    } else if (kind < 95) {
+      assert.equal(shared.delete(name), model.delete(name));
+    } else if (kind < 99) {
+      const many = Array.from({ length: 120 }, (_, i) => [`n${(i * 7 + step) % 300}`, `m${step % 3}`] as const);
+      shared.setAll(many, many.length);
+      for (const [key, version] of many) model.set(key, version);
+    } else {
+      shared.clear();
+      model.clear();
+    }
+    assert.equal(shared.size, model.size);
+    assert.equal(shared.get(name), model.get(name));
+  }
+  assert.deepEqual([...shared].sort(), [...model.keys()].sort());
+});
+
+test('MapStore: equal content is one map, whatever order it came in; different content is not', () => {
+  const store = new MapStore();
+  const one = store.intern(new Map(entries(500)));
+  assert.equal(store.intern(new Map(entries(500).reverse())), one);
+  assert.notEqual(store.intern(new Map(entries(500, 'w'))), one);
+  assert.notEqual(store.intern(new Map(entries(499))), one);
+  assert.equal(store.intern(new Map()), store.intern(new Map()));
+});
+
+test('SendBudget: who comes when it is used up waits in line, the same work only once', async () => {
+  const budget = new SendBudget(100);
+  const done: string[] = [];
+  const work = Object.fromEntries(['a', 'b', 'c'].map((name) => [name, () => done.push(name)])) as Record<string, () => void>;
+  budget.whenFree(work['a']!);
+  assert.deepEqual(done, ['a']);
+  budget.take(150);
+  for (const name of ['b', 'c', 'b']) budget.whenFree(work[name]!);
+  await sleep(5);
+  assert.deepEqual(done, ['a']);
+  budget.forget(work['c']!);
+  budget.give(40);
+  await sleep(5);
+  assert.deepEqual(done, ['a'], 'still over the limit');
+  budget.give(110);
+  await sleep(5);
+  assert.deepEqual(done, ['a', 'b']);
+  assert.equal(budget.inFlightBytes, 0);
+});
