@@ -1,4 +1,4 @@
-/** Address plan, the one of most clusters: pods 10.244.0.0/16 with a /24 a node, services 10.96.0.0/16, IPv6 beside each. */
+/** Address plan, the one of most clusters: pods 10.244.0.0/16 with a /24 a node, services 10.96.0.0/16, load balancers 172.18.255.0/24, IPv6 beside each. */
 import { UnderpassError } from '../common/errors.js';
 
 export interface DualAddress {
@@ -67,6 +67,8 @@ export class ServiceAddresses {
   readonly #taken = new Set<string>();
   #last = 10;
 
+  constructor(readonly numbered: (number: number) => DualAddress = clusterIp) {}
+
   /** @param given the service's own clusterIPs */
   allocate(service: string, given: readonly string[]): DualAddress {
     const known = this.#byService.get(service);
@@ -92,7 +94,15 @@ export class ServiceAddresses {
 
   #next(): DualAddress {
     this.#last = (this.#last + 1) & 0xffff;
-    const [high, low] = [this.#last >> 8, this.#last & 255];
-    return { ipv4: `10.96.${high}.${low}`, ipv6: `fd00:10:96::${this.#last.toString(16)}` };
+    return this.numbered(this.#last);
   }
+}
+
+function clusterIp(number: number): DualAddress {
+  return { ipv4: `10.96.${number >> 8}.${number & 255}`, ipv6: `fd00:10:96::${number.toString(16)}` };
+}
+
+/** Beside the nodes' own addresses, where a load balancer of such a cluster takes them from. */
+export function loadBalancerIp(number: number): DualAddress {
+  return { ipv4: `172.18.255.${number & 255}`, ipv6: `fd00:172:18:ff::${number.toString(16)}` };
 }

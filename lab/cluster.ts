@@ -1,7 +1,7 @@
 /** What the API server would hold: the user's objects with live labels and allocated addresses, and what follows from them. */
 import { UnderpassError } from '../common/errors.js';
 import type { LabelPatch } from '../common/lab-api.js';
-import { ServiceAddresses, type DualAddress } from './addresses.js';
+import { loadBalancerIp, ServiceAddresses, type DualAddress } from './addresses.js';
 import { CLUSTER_DOMAIN, type ZoneEntry } from './dns.js';
 import { configData } from './environment.js';
 import {
@@ -20,6 +20,9 @@ import {
 import type { Pod } from './pod.js';
 import type { VirtualAddress } from './service-proxy.js';
 
+/** Names outside of the cluster that the lab's DNS answers with this pod's address, e.g. `www.example.com,*.example.org`. */
+export const HOSTNAMES_ANNOTATION = 'lab.underpass.io/hostnames';
+
 /** A namespace or pod whose labels change while it lives. */
 interface Labelled {
   /** As the user's YAML had them last. */
@@ -37,6 +40,8 @@ export interface ServiceState {
   families: ('IPv4' | 'IPv6')[];
   /** Absent for headless and ExternalName services. */
   address: DualAddress | undefined;
+  /** Of services of type LoadBalancer: reachable from every pod. */
+  external: DualAddress | undefined;
 }
 
 /** One service port with the pods behind it, per port number that they listen on. */
@@ -53,6 +58,7 @@ export class Cluster {
   nodeObjects: KubeObject[] = [];
   #workloads: KubeObject[] = [];
   readonly #addresses = new ServiceAddresses();
+  readonly #external = new ServiceAddresses(loadBalancerIp);
 
   constructor(readonly ipv6: boolean) {}
 
@@ -88,6 +94,7 @@ export class Cluster {
       if (keys.has(key)) continue;
       this.services.delete(key);
       this.#addresses.release(key);
+      this.#external.release(key);
     }
     for (const object of services) {
       const key = keyOf(object.metadata);
@@ -98,6 +105,7 @@ export class Cluster {
         object,
         families: this.#families(spec),
         address: addressless ? undefined : this.#addresses.allocate(key, given),
+        external: spec.type === 'LoadBalancer' ? this.#external.allocate(key, spec.loadBalancerIP ? [spec.loadBalancerIP] : []) : undefined,
       });
     }
   }
@@ -168,6 +176,12 @@ export class Cluster {
 
   zone(pods: readonly Pod[]): Map<string, ZoneEntry> {
     const zone = new Map<string, ZoneEntry>();
+    for (const pod of pods) {
+      if (pod.phase !== 'Running') continue;
+      for (const name of (pod.annotations[HOSTNAMES_ANNOTATION] ?? '').split(',').filter(Boolean)) {
+        zone.set(name.trim().toLowerCase(), { ips: [...(zone.get(name.trim().toLowerCase())?.ips ?? []), ...pod.ips] });
+      }
+    }
     for (const service of this.services.values()) {
       const { metadata, spec } = service.object;
       const name = `${metadata.name}.${metadata.namespace}.svc.${CLUSTER_DOMAIN}`;
@@ -190,8 +204,8 @@ export class Cluster {
     for (const [key, service] of [...this.services].sort(([a], [b]) => (a < b ? -1 : 1))) {
       if (!service.address) continue;
       const behind = this.endpoints(service, pods).filter(({ pod }) => isEndpoint(pod, service));
-      for (const family of service.families) {
-        const [ip, position] = family === 'IPv4' ? [service.address.ipv4, 0] : [service.address.ipv6, 1];
+      for (const [family, address] of [service.address, service.external ?? []].flat().flatMap((address) => service.families.map((family) => [family, address] as const))) {
+        const [ip, position] = family === 'IPv4' ? [address.ipv4, 0] : [address.ipv6, 1];
         for (const port of service.object.spec.ports ?? []) {
           const protocol = (port.protocol ?? 'TCP').toLowerCase();
           if (protocol !== 'tcp' && protocol !== 'udp') continue;

@@ -1,4 +1,4 @@
-/** The cluster's DNS on a node: names of services (and of a headless service's pods) under cluster.local, nothing else. */
+/** The cluster's DNS on a node: names of services (and of a headless service's pods) under cluster.local, and those that pods are given by annotation. */
 import { createSocket, type Socket as DatagramSocket } from 'node:dgram';
 import { createServer, type Server } from 'node:net';
 import packet from 'dns-packet';
@@ -26,7 +26,7 @@ interface Answer {
 /** Names are case-insensitive; a name that exists has an empty answer for a type it has nothing of. */
 export function resolve(zone: Zone, question: packet.Question): Answer {
   const name = question.name.toLowerCase().replace(/\.$/, '');
-  const entry = zone.get(name);
+  const entry = zone.get(name) ?? zone.get(name.replace(/^[^.]+/, '*'));
   if (!entry) {
     // A name above one that exists exists itself (RFC 8020), e.g. svc.cluster.local.
     const inner = [...zone.keys()].some((key) => key.endsWith(`.${name}`));

@@ -59,11 +59,10 @@ export function expand(text: string, env: Record<string, string>): string {
   );
 }
 
-/** Parts of a pod's spec that change what it does and that the lab has nothing for: its programs share this machine's files. */
+/** Parts of a pod's spec that change what it does and that the lab has nothing for. */
 export function leftOut(spec: PodSpec): string[] {
   const parts: string[] = [];
   if (spec.initContainers?.length) parts.push('initContainers');
-  if (spec.containers.some((container) => container.volumeMounts?.length)) parts.push('volumeMounts');
   return parts;
 }
 

@@ -6,6 +6,7 @@ import { chownSync, mkdirSync, writeFileSync } from 'node:fs';
 import { request } from 'node:http';
 import { join } from 'node:path';
 import type { CertificateAuthority } from '../common/identity/ca.js';
+import { fileSecret } from '../common/identity/file-secrets.js';
 import { SdsServer } from '../common/identity/sds-server.js';
 import { PROXY_UID } from '../common/istio-iptables.js';
 import type { ContainerRecord } from '../common/lab-api.js';
@@ -26,10 +27,12 @@ export interface EnvoyProxyOptions {
   container?: { name: string; image?: string; ports?: ContainerRecord['ports'] };
   env?: Record<string, string>;
   clusterId: string;
-  /** The pod's own directory, the cgroup leaf for Envoy, and what the pod has in place of this machine's files, `SRC:DST`. */
+  /** The pod's own directory, the cgroup leaf for Envoy, and underpass-exec's options for the pod's own files. */
   dir: string;
   cgroup: string;
-  binds: readonly string[];
+  mounts: readonly string[];
+  /** A file in one of its container's volumes. */
+  readFile: (path: string) => string | undefined;
   envoy: string;
   concurrency: number;
   /** The socket at which the lab hands streams on to the control plane. */
@@ -95,6 +98,7 @@ export class EnvoyProxy implements Closable {
     this.#sds = await SdsServer.listen({
       socketPath: sdsSocket,
       source: { rootPem: ca.rootPem, issue: () => ca.issue(identity) },
+      more: (name) => fileSecret(name, this.#options.readFile),
       onError: this.#options.onError,
     });
     chownSync(sdsSocket, PROXY_UID, PROXY_UID);
@@ -118,9 +122,8 @@ export class EnvoyProxy implements Closable {
 
   /** The pod's own resolv.conf and hosts count for Envoy too: DNS clusters ask the cluster's DNS. */
   #helperArguments(): string[] {
-    const { cgroup, pod, binds } = this.#options;
+    const { cgroup, pod, mounts } = this.#options;
     const user = ['--uid', String(PROXY_UID), '--gid', String(PROXY_UID)];
-    const mounts = ['--new-mount-ns', ...binds.flatMap((bind) => ['--bind', bind])];
     return ['--cgroup', cgroup, '--netns', pod.netns, ...mounts, ...user, '--die-with-parent', '--setsid', '--'];
   }
 
@@ -209,6 +212,11 @@ export class EnvoyProxy implements Closable {
       restarts: this.#envoy?.restarts ?? 0,
       log: this.#log,
     };
+  }
+
+  /** Secrets in files may have changed. */
+  filesChanged(): void {
+    this.#sds?.refresh();
   }
 
   async stop(graceMs: number): Promise<void> {

@@ -42,7 +42,7 @@ export interface ContainerSpec {
     configMapRef?: { name: string; optional?: boolean };
     secretRef?: { name: string; optional?: boolean };
   }[];
-  volumeMounts?: { name: string; mountPath: string }[];
+  volumeMounts?: { name: string; mountPath: string; subPath?: string; readOnly?: boolean }[];
   ports?: { name?: string; containerPort: number; protocol?: string }[];
   readinessProbe?: ProbeSpec;
 }
@@ -59,9 +59,24 @@ export interface ProbeSpec {
   successThreshold?: number;
 }
 
+/** Which keys become which files; all of them under their own names when not given. */
+export interface VolumeItems {
+  items?: { key: string; path: string }[];
+  optional?: boolean;
+}
+
+/** Kinds that are not here, e.g. downwardAPI, are an empty directory. */
+export interface VolumeSpec {
+  name: string;
+  configMap?: { name: string } & VolumeItems;
+  secret?: { secretName: string } & VolumeItems;
+  projected?: { sources?: { configMap?: { name: string } & VolumeItems; secret?: { name: string } & VolumeItems }[] };
+}
+
 export interface PodSpec {
   containers: ContainerSpec[];
   initContainers?: ContainerSpec[];
+  volumes?: VolumeSpec[];
   nodeName?: string;
   nodeSelector?: Record<string, string>;
   serviceAccountName?: string;
@@ -88,6 +103,7 @@ export interface ServiceSpec {
   ports?: ServicePort[];
   selector?: Record<string, string>;
   publishNotReadyAddresses?: boolean;
+  loadBalancerIP?: string;
 }
 
 export interface Service extends KubeObject {

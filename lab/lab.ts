@@ -139,12 +139,13 @@ export class Lab implements LabBackend {
     this.images.setUserImages(this.#sources.images());
     const objects = [...new Map([...this.#sources.objects(), ...this.#applied]).values()];
     this.cluster.setObjects(objects);
+    for (const pod of this.#pods.values()) pod.refreshVolumes();
     for (const { kind, metadata } of objects.filter(({ kind }) => LEFT_OUT_KINDS.has(kind))) {
       this.#sayOnce(`${kind} ${keyOf(metadata)} is left out: the lab starts Pods, Deployments, StatefulSets and DaemonSets`);
     }
     for (const { owner, spec } of this.cluster.desiredPods(['any'])) {
       for (const part of leftOut(spec))
-        this.#sayOnce(`${owner}: ${part} are left out: a lab's programs are this machine's and see its files`);
+        this.#sayOnce(`${owner}: ${part} are left out: a lab's programs are this machine's`);
     }
   }
 
@@ -431,6 +432,13 @@ export class Lab implements LabBackend {
 
   sidecarAdmin(pod: PodReference, path: string): Promise<string> {
     return this.proxyAdmin(pod, path);
+  }
+
+  /** The address at which a Service of type LoadBalancer is reached from every pod. */
+  externalIp(namespace: string, service: string): string {
+    const external = this.cluster.services.get(`${namespace}/${service}`)?.external;
+    if (!external) throw new UnderpassError('UNDERPASS_LAB_NOT_FOUND', `looking for the external address of ${namespace}/${service}: it is no Service of type LoadBalancer`);
+    return external.ipv4;
   }
 
   async label(patch: LabelPatch): Promise<void> {

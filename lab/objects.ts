@@ -85,7 +85,7 @@ function serviceAccounts(cluster: Cluster, pods: readonly Pod[]): KubeObject[] {
   return [...found.values()];
 }
 
-function serviceObject({ object, families, address }: ServiceState): KubeObject {
+function serviceObject({ object, families, address, external }: ServiceState): KubeObject {
   const clusterIPs = address
     ? families.map((family) => (family === 'IPv4' ? address.ipv4 : address.ipv6))
     : object.spec.clusterIP === 'None'
@@ -107,6 +107,7 @@ function serviceObject({ object, families, address }: ServiceState): KubeObject 
       ipFamilies: families,
       ipFamilyPolicy: object.spec.ipFamilyPolicy ?? 'SingleStack',
     },
+    ...(external ? { status: { loadBalancer: { ingress: families.map((family) => ({ ip: family === 'IPv4' ? external.ipv4 : external.ipv6 })) } } } : {}),
   };
 }
 

@@ -18,6 +18,7 @@ import type { LabNetwork } from './network.js';
 import type { ProxyPlan } from './placement.js';
 import { ReadinessCheck } from './readiness.js';
 import { ServiceProxy, SERVICE_PROXY_ANNOTATION } from './service-proxy.js';
+import { Volumes } from './volumes.js';
 
 const STOP_GRACE_MS = 2_000;
 
@@ -62,6 +63,7 @@ export class Pod {
   gone = false;
   readonly #options: PodOptions;
   readonly #containers: Container[] = [];
+  readonly #volumes: Volumes;
   #netnsName = '';
   #proxy: EnvoyProxy | undefined;
   #serviceProxy: ServiceProxy | undefined;
@@ -72,6 +74,7 @@ export class Pod {
     this.dir = names.podDir(this.uid);
     this.cgroup = names.podCgroup(nodeName, this.uid);
     this.hostNetwork = desired.spec.hostNetwork === true;
+    this.#volumes = new Volumes(join(this.dir, 'volumes'), desired.spec.volumes ?? [], options.config);
     this.labels = { ...desired.labels };
     this.annotations = { ...desired.annotations };
     if (options.proxy?.role === 'sidecar') {
@@ -131,6 +134,7 @@ export class Pod {
       await network.addPod(nodeName, desired.namespace, desired.name, address);
     }
     this.#writeFiles();
+    this.refreshVolumes();
     if (!this.hostNetwork && this.annotations[SERVICE_PROXY_ANNOTATION] !== 'none') {
       this.#serviceProxy = new ServiceProxy(this.netns, this.#options.onError);
     }
@@ -138,6 +142,15 @@ export class Pod {
     const own = desired.spec.containers.filter((spec) => spec !== this.#options.proxy?.container);
     for (const spec of own) this.#containers.push(this.#startContainer(spec));
     this.#options.onChange();
+  }
+
+  /** Brings the files of its volumes to what ConfigMaps and Secrets say now. */
+  refreshVolumes(): void {
+    try {
+      if (this.#volumes.refresh()) this.#proxy?.filesChanged();
+    } catch (error) {
+      this.#options.onError(error);
+    }
   }
 
   async #startProxy({ container, ...options }: NonNullable<PodOptions['proxy']>): Promise<void> {
@@ -148,7 +161,8 @@ export class Pod {
       pod: this,
       dir: this.dir,
       cgroup: join(this.cgroup, ISTIO_PROXY),
-      binds: this.#binds(),
+      mounts: this.#mountArguments(container),
+      readFile: (path) => (container ? this.#volumes.read(container, path) : undefined),
       onChange: this.#options.onChange,
     });
     await this.#proxy.start();
@@ -257,8 +271,11 @@ export class Pod {
   }
 
   /** The pod's own files in place of this machine's. */
-  #binds(): string[] {
-    return [`${join(this.dir, 'resolv.conf')}:/etc/resolv.conf`, `${join(this.dir, 'hosts')}:/etc/hosts`];
+  #mountArguments(container: ContainerSpec | undefined): string[] {
+    const { overlays, binds } = container ? this.#volumes.mounts(container) : { overlays: [], binds: [] };
+    const own = [`${join(this.dir, 'resolv.conf')}:/etc/resolv.conf`, `${join(this.dir, 'hosts')}:/etc/hosts`];
+    const options = [...overlays.flatMap((overlay) => ['--overlay', overlay]), ...[...own, ...binds].flatMap((bind) => ['--bind', bind])];
+    return ['--new-mount-ns', ...options];
   }
 
   #plan(container: Container, options: readonly string[]): ExecPlan {
@@ -267,8 +284,7 @@ export class Pod {
       join(this.cgroup, 'app'),
       '--netns',
       this.netns,
-      '--new-mount-ns',
-      ...this.#binds().flatMap((bind) => ['--bind', bind]),
+      ...this.#mountArguments(container.spec),
     ];
     args.push('--hostname', this.desired.name, ...options, '--');
     return { file: execHelper, args, env: container.env, ...(container.cwd ? { cwd: container.cwd } : {}) };
@@ -322,7 +338,7 @@ export class Pod {
 
   /** Why it is not as it should be, one line per container. */
   get problems(): string[] {
-    const found: string[] = [];
+    const found: string[] = this.#volumes.leftOut.map((path) => `the volume at ${path} is left out: this machine has no directory to lay it into`);
     for (const { spec, problem, process: program } of this.#containers) {
       if (problem) found.push(`${spec.name}: ${problem}`);
       else if (program && program.pid === undefined && !program.ended)

@@ -39,6 +39,8 @@ export interface IdentitySource {
 export interface SdsServerOptions {
   socketPath: string;
   source: IdentitySource;
+  /** Secrets beside the workload's own, e.g. those in files. */
+  more?: (name: string) => Secret | undefined;
   onError?: (error: unknown) => void;
 }
 
@@ -86,8 +88,13 @@ export class SdsServer implements Closable {
   /** Gets a new certificate and pushes it to whoever asked for one. */
   async renew(): Promise<void> {
     this.#certificate = await this.#options.source.issue();
-    this.#version++;
     this.#schedule();
+    this.refresh();
+  }
+
+  /** Sends everybody what they asked for anew: another secret than the workload's own has changed. */
+  refresh(): void {
+    this.#version++;
     for (const subscriber of this.#subscribers) subscriber.push();
   }
 
@@ -125,7 +132,7 @@ export class SdsServer implements Closable {
       const trusted = { specifier: { $case: 'inline_string' as const, value: this.#options.source.rootPem } };
       return Secret.fromPartial({ name, type: { $case: 'validation_context', value: { trusted_ca: trusted } } });
     }
-    return undefined;
+    return this.#options.more?.(name);
   }
 
   #response(names: readonly string[]): DiscoveryResponse {

@@ -2,8 +2,8 @@
  * Starts a program inside a pod: joins cgroups, enters a network namespace, then execs. Node can do none of these
  * between fork and exec, and a shell with nsenter(1) would leave a process in between that signals do not pass through.
  *
- * underpass-exec [--cgroup PATH]... [--netns PATH] [--new-mount-ns] [--bind SRC:DST]... [--hostname NAME] [--uid N]
- *                [--gid N] [--chdir DIR] [--setsid] [--die-with-parent] [--close-fds] [--cpu N] [--] program args...
+ * underpass-exec [--cgroup PATH]... [--netns PATH] [--new-mount-ns] [--overlay DIR:DST]... [--bind SRC:DST]...
+ *                [--hostname NAME] [--uid N] [--gid N] [--chdir DIR] [--setsid] [--die-with-parent] [--close-fds] [--cpu N] [--] program args...
  *
  * Exit 125: a step failed, named on stderr. Exit 127: the program was not found. Exit 126: it could not be executed.
  */
@@ -37,7 +37,7 @@ static void usage(const char *format, const char *argument)
 {
 	fprintf(stderr, "underpass-exec: ");
 	fprintf(stderr, format, argument);
-	fprintf(stderr, "\nusage: underpass-exec [--cgroup PATH]... [--netns PATH] [--new-mount-ns] [--bind SRC:DST]... "
+	fprintf(stderr, "\nusage: underpass-exec [--cgroup PATH]... [--netns PATH] [--new-mount-ns] [--overlay DIR:DST]... [--bind SRC:DST]... "
 			"[--hostname NAME] [--uid N] [--gid N] [--chdir DIR] [--setsid] [--die-with-parent] "
 			"[--close-fds] [--cpu N] [--] program args...\n");
 	exit(EXIT_STEP_FAILED);
@@ -68,6 +68,21 @@ static void join_cgroup(const char *path)
 	close(fd);
 }
 
+/* Shows DIR's entries in DST beside DST's own, read-only: so come mount points where the machine has none. */
+static void overlay_directory(const char *pair)
+{
+	char options[4096];
+	const char *colon = strchr(pair, ':');
+	if (!colon || colon == pair || !colon[1])
+		usage("--overlay %s: expected DIR:DST", pair);
+	if ((size_t)snprintf(options, sizeof(options), "lowerdir=%s", pair) >= sizeof(options)) {
+		errno = ENAMETOOLONG;
+		die("overlaying", pair);
+	}
+	if (mount("overlay", colon + 1, "overlay", MS_RDONLY, options))
+		die("overlaying", pair);
+}
+
 static void bind_file(char *pair)
 {
 	char *colon = strchr(pair, ':');
@@ -83,11 +98,12 @@ static void bind_file(char *pair)
 
 int main(int argc, char **argv)
 {
-	enum { CGROUP = 256, NETNS, NEW_MOUNT_NS, BIND, HOSTNAME, UID, GID, CHDIR, SETSID, DIE_WITH_PARENT, CLOSE_FDS, CPU };
+	enum { CGROUP = 256, NETNS, NEW_MOUNT_NS, OVERLAY, BIND, HOSTNAME, UID, GID, CHDIR, SETSID, DIE_WITH_PARENT, CLOSE_FDS, CPU };
 	static const struct option options[] = {
 		{ "cgroup", required_argument, NULL, CGROUP },
 		{ "netns", required_argument, NULL, NETNS },
 		{ "new-mount-ns", no_argument, NULL, NEW_MOUNT_NS },
+		{ "overlay", required_argument, NULL, OVERLAY },
 		{ "bind", required_argument, NULL, BIND },
 		{ "hostname", required_argument, NULL, HOSTNAME },
 		{ "uid", required_argument, NULL, UID },
@@ -99,8 +115,8 @@ int main(int argc, char **argv)
 		{ "cpu", required_argument, NULL, CPU },
 		{ 0 },
 	};
-	char *cgroups[MAX_REPEATED], *binds[MAX_REPEATED];
-	int cgroup_count = 0, bind_count = 0, new_mount_ns = 0, want_setsid = 0, die_with_parent = 0, close_fds = 0;
+	char *cgroups[MAX_REPEATED], *binds[MAX_REPEATED], *overlays[MAX_REPEATED];
+	int cgroup_count = 0, bind_count = 0, overlay_count = 0, new_mount_ns = 0, want_setsid = 0, die_with_parent = 0, close_fds = 0;
 	const char *netns = NULL, *hostname = NULL, *directory = NULL;
 	long uid = -1, gid = -1, cpu = -1;
 	pid_t parent = getppid();
@@ -117,6 +133,11 @@ int main(int argc, char **argv)
 			if (bind_count == MAX_REPEATED)
 				usage("--bind %s: too many", optarg);
 			binds[bind_count++] = optarg;
+			break;
+		case OVERLAY:
+			if (overlay_count == MAX_REPEATED)
+				usage("--overlay %s: too many", optarg);
+			overlays[overlay_count++] = optarg;
 			break;
 		case NETNS: netns = optarg; break;
 		case NEW_MOUNT_NS: new_mount_ns = 1; break;
@@ -144,10 +165,12 @@ int main(int argc, char **argv)
 			die("entering network namespace", netns);
 		close(fd);
 	}
-	if (new_mount_ns || bind_count) {
+	if (new_mount_ns || bind_count || overlay_count) {
 		/* Slave, not private: when the node unmounts something it must not live on in here. */
 		if (unshare(CLONE_NEWNS) || mount("", "/", NULL, MS_SLAVE | MS_REC, NULL))
 			die("making a mount namespace for", argv[optind]);
+		for (int i = 0; i < overlay_count; i++)
+			overlay_directory(overlays[i]);
 		for (int i = 0; i < bind_count; i++)
 			bind_file(binds[i]);
 	}
