@@ -4,11 +4,14 @@ import { logger } from '../common/log.js';
 import { Pilot, type MeshConfig } from '../pilot/index.js';
 
 const DEFAULT_LISTEN = '127.0.0.1:15010';
+/** istiod's monitoring port. */
+const DEFAULT_MONITORING = '127.0.0.1:15014';
 
 interface Options {
   source: string[];
   listen?: string[];
   meshConfig?: string;
+  monitoringListen?: string;
   trustDomain?: string;
   outboundTrafficPolicy?: string;
 }
@@ -19,6 +22,7 @@ export function configure(command: Command): void {
   command
     .requiredOption('--source <dir>', 'directory (or file) of Kubernetes and Istio YAML, followed live; may be given several times, later ones override', collect)
     .option('--listen <address>', `host:port or unix:PATH for ADS; may be given several times (default ${DEFAULT_LISTEN})`, collect)
+    .option('--monitoring-listen <address>', `host:port for /metrics, /ready and /debug pages; "none" for none (default ${DEFAULT_MONITORING})`)
     .option('--mesh-config <file>', "Istio's MeshConfig, followed live (default: the ConfigMap istio of the root namespace, if a source has it)")
     .option('--trust-domain <domain>', "SPIFFE trust domain (default: MeshConfig's, else cluster.local)")
     .option('--outbound-traffic-policy <policy>', "ALLOW_ANY or REGISTRY_ONLY: what happens to traffic towards no service (default: MeshConfig's, else ALLOW_ANY)")
@@ -26,12 +30,13 @@ export function configure(command: Command): void {
       const { outboundTrafficPolicy } = options;
       if (outboundTrafficPolicy !== undefined && outboundTrafficPolicy !== 'ALLOW_ANY' && outboundTrafficPolicy !== 'REGISTRY_ONLY') command.error(`--outbound-traffic-policy: found ${outboundTrafficPolicy}, expected ALLOW_ANY or REGISTRY_ONLY`);
       const log = logger('pilot');
+      const monitoringListen = options.monitoringListen ?? DEFAULT_MONITORING;
       const meshConfig: Partial<MeshConfig> = {
         ...(options.trustDomain === undefined ? {} : { trustDomain: options.trustDomain }),
         ...(outboundTrafficPolicy === undefined ? {} : { outboundTrafficPolicy: outboundTrafficPolicy as MeshConfig['outboundTrafficPolicy'] }),
       };
       const meshConfigFile = options.meshConfig === undefined ? {} : { meshConfigFile: options.meshConfig };
-      const pilot = new Pilot({ sources: options.source, listen: options.listen ?? [DEFAULT_LISTEN], meshConfig, ...meshConfigFile, logger: log });
+      const pilot = new Pilot({ sources: options.source, listen: options.listen ?? [DEFAULT_LISTEN], meshConfig, ...meshConfigFile, ...(monitoringListen === 'none' ? {} : { monitoringListen }), logger: log });
       const stopped = new Promise<string>((resolve) => {
         for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => resolve(signal));
       });

@@ -48,7 +48,7 @@ test('validate: a path that does not exist and a wrong format are said without a
 });
 
 test('pilot: says when it is ready, stops on SIGTERM with exit 0', async () => {
-  const child = spawn(process.execPath, [cli, 'pilot', '--source', join(folder, 'good.yaml'), '--listen', '127.0.0.1:0', '--listen', `unix:${join(folder, 'ads.sock')}`], { stdio: ['ignore', 'pipe', 'inherit'] });
+  const child = spawn(process.execPath, [cli, 'pilot', '--source', join(folder, 'good.yaml'), '--monitoring-listen', '127.0.0.1:0', '--listen', '127.0.0.1:0', '--listen', `unix:${join(folder, 'ads.sock')}`], { stdio: ['ignore', 'pipe', 'inherit'] });
   const exited = once(child, 'exit') as Promise<[number | null]>;
   try {
     let out = '';

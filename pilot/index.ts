@@ -4,6 +4,7 @@ import { ClosableStore } from '../common/lifecycle.js';
 import type { Logger } from '../common/log.js';
 import type { ConfigMap } from '../common/kube/types.js';
 import { Generators } from './generate/generator.js';
+import { AdminServer } from './admin/server.js';
 import { discoverable } from './mesh-config/discovery.js';
 import { LiveMeshConfig } from './mesh-config/live.js';
 import { ChangeSet } from './model/changes.js';
@@ -25,6 +26,8 @@ export interface PilotOptions {
   meshConfig?: Partial<MeshConfig>;
   /** A file with Istio's MeshConfig, followed live; without one the ConfigMap `istio` of the root namespace counts. */
   meshConfigFile?: string;
+  /** `host:port` for metrics and debug pages; none by default. */
+  monitoringListen?: string;
   logger: Logger;
   debounce?: Partial<DebounceOptions>;
 }
@@ -47,6 +50,8 @@ export class Pilot {
   readonly #store = new ClosableStore();
   #source: DirectorySource | undefined;
   #server: AdsServer | undefined;
+  #admin: AdminServer | undefined;
+  #isReady = false;
   #admission: Admission | undefined;
   #meshConfig: LiveMeshConfig | undefined;
   #pushes = 0;
@@ -61,6 +66,11 @@ export class Pilot {
   /** Where it listens, with ports filled in; empty before start(). */
   get addresses(): readonly string[] {
     return this.#server?.addresses ?? [];
+  }
+
+  /** Of the metrics and debug pages; empty when they are not served. */
+  get monitoringAddress(): string {
+    return this.#admin?.address ?? '';
   }
 
   /** Returns when everything was read once and all addresses are listened on. */
@@ -92,10 +102,13 @@ export class Pilot {
       this.#nextVersion();
       debouncer.add(change);
     };
+    const admin = new AdminServer({ model: this.#model, generators: this.#generators, ads: server, metrics: server.metrics, isReady: () => this.#isReady, status: () => this.status() });
+    this.#admin = admin;
     [this.#server, this.#admission, this.#source, this.#meshConfig] = [server, admission, source, mesh];
     this.#nextVersion();
     this.#store.add(mesh);
     this.#store.add(server);
+    this.#store.add(admin);
     this.#store.add(debouncer);
     this.#store.add(source);
     try {
@@ -108,6 +121,8 @@ export class Pilot {
         signal?.throwIfAborted();
         await server.listen(address);
       }
+      if (this.#options.monitoringListen) await admin.listen(this.#options.monitoringListen);
+      this.#isReady = true;
     } catch (error) {
       await this.stop();
       throw error;
@@ -138,6 +153,9 @@ export class Pilot {
 
   #push(change: ChangeSet): void {
     this.#options.logger.info({ version: this.#version, ...change.summary() }, 'pushing changes');
+    const metrics = this.#server?.metrics;
+    metrics?.debounce.observe((performance.now() - change.since) / 1_000);
+    for (const type of change.kinds()) metrics?.triggers.inc({ type });
     this.#server?.push(change);
   }
 }

@@ -194,7 +194,7 @@ test('agent and pilot run as two processes, and pods do not notice when pilot en
   await node.label('shop', { redirection: null });
   const folder = mkdtempSync(join(tmpdir(), `${instance}-`));
   const address = `unix:${join(folder, 'pilot.sock')}`;
-  const startPilot = (): ChildProcess => spawn(process.execPath, [CLI, 'pilot', '--source', node.sourceDir, '--source', node.lab.objectsDir, '--listen', address], { stdio: 'ignore' });
+  const startPilot = (): ChildProcess => spawn(process.execPath, [CLI, 'pilot', '--source', node.sourceDir, '--source', node.lab.objectsDir, '--listen', address, '--monitoring-listen', 'none'], { stdio: 'ignore' });
   let pilot = startPilot();
   try {
     node.start('agent', '--discovery', address);

@@ -66,6 +66,15 @@ export class ChangeSet {
     return { services, endpoints, identities, routes, rules, pods, inboundNamespaces, addresses };
   }
 
+  /** What made this change, in istiod's words for the triggers of a push. */
+  *kinds(): Iterable<string> {
+    if (this.full) yield 'global';
+    if (this.services.size > 0) yield 'service';
+    if (this.endpoints.size > 0) yield 'endpoint';
+    if (this.pods.size > 0) yield 'proxy';
+    if (this.configs.size > 0) yield 'config';
+  }
+
   /** A few words for the log. */
   summary(): Record<string, number | boolean> {
     const sizes = [...Object.entries(this.#sets()).map(([name, set]) => [name, set.size] as const), ...[...this.configs].map(([kind, names]) => [kind, names.size] as const)];

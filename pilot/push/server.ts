@@ -9,6 +9,7 @@ import { VERSION } from '../../common/version.js';
 import { AggregatedDiscoveryServiceService } from '../../proto/generated/envoy/service/discovery/v3/ads.js';
 import type { Generators } from '../generate/generator.js';
 import type { ChangeSet } from '../model/changes.js';
+import type { Proxy } from '../model/proxy.js';
 import { status as GrpcStatus } from '@grpc/grpc-js';
 import type { ConnectionContext, ConnectionStatus } from './connection.js';
 import { DeltaConnection } from './delta.js';
@@ -104,6 +105,17 @@ export class AdsServer {
   status(): { addresses: readonly string[]; queued: number; connections: (ConnectionStatus & { queued: boolean })[] } {
     const connections = [...this.#connections].filter(({ proxy }) => proxy).map((connection) => ({ ...connection.status(), queued: this.#queue.has(connection) }));
     return { addresses: this.#addresses, queued: this.#queue.length, connections };
+  }
+
+  /** Who is connected, one a stream. */
+  proxies(): Proxy[] {
+    return [...this.#connections].flatMap(({ proxy }) => proxy ?? []);
+  }
+
+  /** The names of this type that the stream of this node id has subscribed to. */
+  watchedNames(id: string, typeUrl: string): Iterable<string> {
+    const connection = [...this.#connections].find(({ proxy }) => proxy?.id === id);
+    return connection?.watches.get(typeUrl)?.names ?? [];
   }
 
   async close(): Promise<void> {

@@ -1,0 +1,157 @@
+/**
+ * What istiod shows on its monitoring port, for people and Prometheus: metrics, and what each client has been sent. Meant
+ * for loopback: it tells the mesh's configuration, though never a Secret.
+ */
+import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
+import type { AddressInfo } from 'node:net';
+import { errorMessage, UnderpassError } from '../../common/errors.js';
+import type { Closable } from '../../common/lifecycle.js';
+import { VERSION } from '../../common/version.js';
+import { messageTypeOf } from '../../common/xds/any.js';
+import type { Generators } from '../generate/generator.js';
+import { PUSH_ORDER } from '../generate/resource.js';
+import type { Model } from '../model/model.js';
+import { parseProxy } from '../model/proxy.js';
+import type { PushMetrics } from '../push/metrics.js';
+import { shortType } from '../push/metrics.js';
+import type { AdsServer } from '../push/server.js';
+
+export interface AdminSources {
+  model: Model;
+  generators: Generators;
+  ads: AdsServer;
+  metrics: PushMetrics;
+  isReady: () => boolean;
+  status: () => unknown;
+}
+
+type Page = (query: URLSearchParams, sources: AdminSources) => unknown;
+
+/** Kinds whose contents are nobody's business here. */
+const SECRET_KINDS: ReadonlySet<string> = new Set(['Secret']);
+const MAX_URL_LENGTH = 4_096;
+
+const pages: Record<string, { what: string; page: Page }> = {
+  '/debug/syncz': { what: 'per client and type: the nonce sent and the nonce acknowledged', page: (_query, { ads }) => syncz(ads) },
+  '/debug/adsz': { what: 'the connections, what they watch, and what they refused', page: (_query, { ads }) => ads.status() },
+  '/debug/endpointz': { what: 'endpoints by service and port; ?host=HOST for one service', page: (query, { model }) => endpointz(model, query.get('host')) },
+  '/debug/registryz': { what: 'the services', page: (_query, { model }) => model.sortedServices().map(({ object: _object, exportTo, ...service }) => ({ ...service, exportTo: exportTo === 'all' ? ['*'] : [...exportTo] })) },
+  '/debug/configz': { what: 'the configuration objects in force; ?kind=KIND for one kind', page: (query, { model }) => configz(model, query.get('kind')) },
+  '/debug/config_dump': { what: 'what a client of this node id would be sent; ?proxyID=NODE_ID, as /debug/syncz has it', page: (query, sources) => configDump(sources, query.get('proxyID')) },
+  '/debug/status': { what: 'counts, problems in the sources, connections', page: (_query, { status }) => status() },
+};
+
+function syncz(ads: AdsServer): unknown {
+  return ads.status().connections.map(({ node, variant, connectedAt, queued, types }) => {
+    const row: Record<string, unknown> = { proxy: node.split('~')[2] ?? node, node, proxy_type: node.split('~')[0], variant, connected_at: connectedAt, queued };
+    for (const [typeUrl, { nonce, ackedNonce, watched, resources, nack }] of Object.entries(types)) {
+      row[shortType(typeUrl)] = { sent: nonce, acked: ackedNonce, synced: nonce === ackedNonce, watched, resources, ...(nack ? { nack } : {}) };
+    }
+    return row;
+  });
+}
+
+function endpointz(model: Model, host: string | null): unknown {
+  const services = model.sortedServices().filter((service) => host === null || service.host === host);
+  return services.flatMap((service) =>
+    service.ports.map((port) => ({
+      svc: `${service.host}:${port.name || port.port}`,
+      ep: model.endpoints(service).flatMap(({ address, ports, ready, labels, locality, serviceAccount, weight, network, cluster, tlsMode }) => {
+        const number = ports.get(port.name);
+        return number === undefined ? [] : [{ address, port: number, ready, labels, locality, serviceAccount, weight, network, cluster, tlsMode }];
+      }),
+    })),
+  );
+}
+
+function configz(model: Model, kind: string | null): unknown {
+  const objects = [...model.objects.values()].map(({ object }) => object);
+  return objects.filter((object) => kind === null || object.kind === kind).map((object) => (SECRET_KINDS.has(object.kind) ? { apiVersion: object.apiVersion, kind: object.kind, metadata: { name: object.metadata.name, namespace: object.metadata.namespace } } : object));
+}
+
+function configDump({ generators, ads }: AdminSources, id: string | null): unknown {
+  const known = ads.proxies();
+  if (id === null || id === '') throw new UnderpassError('UNDERPASS_ADMIN_QUERY', `found no proxyID, expected one of ${known.map((proxy) => proxy.id).join(', ') || '(no client is connected)'}`);
+  const proxy = known.find((candidate) => candidate.id === id || `${candidate.name}.${candidate.namespace}` === id) ?? parseProxy(id);
+  const dump: Record<string, unknown> = {};
+  for (const typeUrl of PUSH_ORDER) {
+    const generator = generators.get(typeUrl);
+    // Secrets are no part of this order, and stay so.
+    if (!generator) continue;
+    const resources = generator.wildcard ? generator.all(proxy) : [...ads.watchedNames(proxy.id, typeUrl)].flatMap((name) => generator.one(proxy, name) ?? []);
+    dump[shortType(typeUrl)] = resources.map(({ name, version, body }) => ({ name, version, resource: messageTypeOf(body)?.decode(body.value) ?? body.type_url }));
+  }
+  return dump;
+}
+
+/** JSON of messages: 64-bit numbers as text, bytes as base64, unknown fields left out. */
+function toJson(value: unknown): string {
+  return JSON.stringify(
+    value,
+    (key, item: unknown) => {
+      if (key === '_unknownFields' || item === undefined) return undefined;
+      if (typeof item === 'bigint') return item.toString();
+      if (item instanceof Map) return Object.fromEntries(item);
+      if (item instanceof Set) return [...item];
+      if (typeof item === 'object' && item !== null && (item as { type?: string }).type === 'Buffer' && 'data' in item) return Buffer.from((item as { data: number[] }).data).toString('base64');
+      return item;
+    },
+    1,
+  );
+}
+
+export class AdminServer implements Closable {
+  readonly #server: Server;
+  #address = '';
+
+  constructor(readonly sources: AdminSources) {
+    this.#server = createServer((request, response) => void this.#answer(request, response));
+    this.#server.requestTimeout = 10_000;
+  }
+
+  get address(): string {
+    return this.#address;
+  }
+
+  /** @param address `host:port`, port 0 for any */
+  async listen(address: string): Promise<void> {
+    const colon = address.lastIndexOf(':');
+    const [host, port] = [address.slice(0, colon).replace(/^\[|\]$/g, ''), Number(address.slice(colon + 1))];
+    await new Promise<void>((resolve, reject) => {
+      this.#server.once('error', (error) => reject(new UnderpassError('UNDERPASS_PILOT_LISTEN', `listening on ${address}: ${errorMessage(error)}`, { cause: error, hint: 'is another pilot running there? choose another --monitoring-listen' })));
+      this.#server.listen(port, host, resolve);
+    });
+    this.#address = `${address.slice(0, colon)}:${(this.#server.address() as AddressInfo).port}`;
+  }
+
+  async #answer(request: IncomingMessage, response: ServerResponse): Promise<void> {
+    const send = (code: number, body: string, type = 'text/plain; charset=utf-8'): void => {
+      response.writeHead(code, { 'content-type': type, 'content-length': Buffer.byteLength(body) }).end(body);
+    };
+    try {
+      const text = request.url ?? '/';
+      if (request.method !== 'GET' || text.length > MAX_URL_LENGTH) return send(405, 'only GET is served here\n');
+      const url = new URL(text, 'http://pilot');
+      if (url.pathname === '/ready') return this.sources.isReady() ? send(200, 'ready\n') : send(503, 'the sources have not been read yet\n');
+      if (url.pathname === '/version') return send(200, `${VERSION}\n`);
+      if (url.pathname === '/metrics') {
+        const { metrics, model } = this.sources;
+        metrics.services.set(model.services.size);
+        metrics.virtualServices.set(model.configs.all('VirtualService').length);
+        metrics.info.set({ version: VERSION }, 1);
+        return send(200, await metrics.registry.metrics(), metrics.registry.contentType);
+      }
+      const found = pages[url.pathname];
+      if (found) return send(200, `${toJson(found.page(url.searchParams, this.sources))}\n`, 'application/json');
+      const index = ['/ready', '/version', '/metrics', ...Object.entries(pages).map(([path, { what }]) => `${path}: ${what}`)].join('\n');
+      return send(url.pathname === '/debug' || url.pathname === '/' ? 200 : 404, `${index}\n`);
+    } catch (error) {
+      send(400, `${errorMessage(error)}\n`);
+    }
+  }
+
+  async close(): Promise<void> {
+    this.#server.closeAllConnections();
+    await new Promise<void>((resolve) => this.#server.close(() => resolve()));
+  }
+}
