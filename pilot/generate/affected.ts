@@ -3,6 +3,7 @@ import type { ChangeSet } from '../model/changes.js';
 import type { Model } from '../model/model.js';
 import type { Proxy } from '../model/proxy.js';
 import { podOf } from './inbound-ports.js';
+import { SECURITY_KINDS } from './security/filters.js';
 
 /** Something that decides which services and routes a client sees, or a rule that it obeys. */
 export function outboundChanged(change: ChangeSet): boolean {
@@ -20,4 +21,9 @@ export function inboundChanged(model: Model, proxy: Proxy, change: ChangeSet): b
     change.pods.has(`${proxy.namespace}/${proxy.name}`) ||
     change.touchesIn([proxy.namespace, model.mesh.rootNamespace], 'Sidecar')
   );
+}
+
+/** Policies of the workload's namespace or of the whole mesh: they stand in its listeners. */
+export function policyChanged(model: Model, proxy: Proxy, change: ChangeSet): boolean {
+  return change.touchesIn([proxy.namespace, model.mesh.rootNamespace], ...SECURITY_KINDS);
 }

@@ -8,6 +8,7 @@ import { parseDurationMs } from '../../common/kube/schema.js';
 import type { DestinationRule, KubeObject, TrafficPolicy } from '../../common/kube/types.js';
 import type { MeshPort, MeshService, Model } from '../model/model.js';
 import { isHttp2 } from '../model/protocol.js';
+import { takesMtls } from '../model/peer-authentication.js';
 import type { Proxy } from '../model/proxy.js';
 import type { Scope } from '../model/scope.js';
 import { ads, downstreamProtocolUpstream, http2Upstream, istioUpstreamTls, millis, passthroughUpstream, rawBufferSocket, seconds, spiffeId } from './envoy.js';
@@ -88,7 +89,7 @@ function addTransportSockets(cluster: Cluster, model: Model, service: MeshServic
     cluster.transport_socket = tls;
   } else if (service.headless) {
     // An original-destination cluster knows nothing of its endpoints: all or none.
-    if (endpoints.length > 0 && endpoints.every(({ tlsMode }) => tlsMode === 'istio')) cluster.transport_socket = tls;
+    if (endpoints.length > 0 && endpoints.every((endpoint) => takesMtls(model, endpoint, endpoint.ports.get(port.name) ?? 0))) cluster.transport_socket = tls;
     else cluster.transport_socket_matches = [plaintext];
   } else {
     cluster.transport_socket_matches = [

@@ -3,6 +3,7 @@ import { HealthStatus } from '../../proto/generated/envoy/config/core/v3/health_
 import { ClusterLoadAssignment } from '../../proto/generated/envoy/config/endpoint/v3/endpoint.js';
 import { LbEndpoint, type LocalityLbEndpoints } from '../../proto/generated/envoy/config/endpoint/v3/endpoint_components.js';
 import type { Endpoint, Model } from '../model/model.js';
+import { takesMtls } from '../model/peer-authentication.js';
 import type { Scope } from '../model/scope.js';
 import { socketAddress } from './envoy.js';
 import { parseClusterName } from './names.js';
@@ -49,7 +50,7 @@ function hasLabels({ labels }: Endpoint, wanted: Readonly<Record<string, string>
 function lbEndpoint(model: Model, endpoint: Endpoint, port: number): LbEndpoint {
   const { pod } = endpoint;
   const filterMetadata: Record<string, Record<string, unknown>> = {};
-  if (endpoint.tlsMode === 'istio') filterMetadata['envoy.transport_socket_match'] = { tlsMode: 'istio' };
+  if (takesMtls(model, endpoint, port)) filterMetadata['envoy.transport_socket_match'] = { tlsMode: 'istio' };
   if (pod) {
     // The revision that a workload has by default is left out, as istiod does.
     const revision = (canonicalRevision(pod) ?? 'latest').replace(/^latest$/, '');

@@ -89,18 +89,18 @@ const CIPHER_SUITES = [
   'AES128-GCM-SHA256',
 ];
 
-/** Istio's mutual TLS as a server: a client certificate of the trust domain is required. */
-export function istioDownstreamTls(alpn: readonly string[], trustDomain: string): TransportSocket {
+/** Istio's mutual TLS as a server: a client certificate of one of the mesh's trust domains is required. */
+export function istioDownstreamTls(alpn: readonly string[], trustDomains: readonly string[], minVersion: 'TLSV1_2' | 'TLSV1_3' = 'TLSV1_2'): TransportSocket {
   const context = DownstreamTlsContext.fromPartial({
     require_client_certificate: true,
     common_tls_context: CommonTlsContext.fromPartial({
       alpn_protocols: [...alpn],
-      tls_params: { tls_minimum_protocol_version: TLSv1_2, tls_maximum_protocol_version: TLSv1_3, cipher_suites: CIPHER_SUITES },
+      tls_params: { tls_minimum_protocol_version: minVersion === 'TLSV1_3' ? TLSv1_3 : TLSv1_2, tls_maximum_protocol_version: TLSv1_3, cipher_suites: CIPHER_SUITES },
       tls_certificate_sds_secret_configs: [sds('default')],
       validation_context_type: {
         $case: 'combined_validation_context',
         value: {
-          default_validation_context: { match_subject_alt_names: [{ match_pattern: { $case: 'prefix', value: `spiffe://${trustDomain}/` } }] },
+          default_validation_context: { match_subject_alt_names: trustDomains.map((domain) => ({ match_pattern: { $case: 'prefix' as const, value: `spiffe://${domain}/` } })) },
           validation_context_sds_secret_config: sds('ROOTCA'),
         },
       },

@@ -13,7 +13,7 @@ import type { Proxy } from '../model/proxy.js';
 import { nodeYaml, podYaml, serviceYaml, sliceYaml, type PodSpec } from '../testing/mesh.js';
 import { testMesh, testProxy, type TestMesh } from '../testing/model.js';
 import { TYPE } from './resource.js';
-import { addressBytes } from './workloads.js';
+import { addressBytes } from './address-bytes.js';
 
 const v1: PodSpec = { name: 'web-v1', ip: '10.0.0.1', labels: { app: 'web', version: 'v1' } };
 const v2: PodSpec = { name: 'web-v2', ip: '10.0.0.2', labels: { app: 'web', version: 'v2', 'security.istio.io/tlsMode': 'istio' } };

@@ -46,7 +46,7 @@ export class Generators {
       new FilteredGenerator(new RouteGenerator(model), filters),
       new ExtensionConfigGenerator(filters),
       new AddressGenerator(model),
-      new AuthorizationGenerator(),
+      new AuthorizationGenerator(model),
     ];
     this.#byType = new Map(all.map((generator) => [generator.typeUrl, generator]));
   }

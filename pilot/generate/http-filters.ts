@@ -55,10 +55,12 @@ export function outboundHttp(listener: string, routeName: string): Filter {
   );
 }
 
-export function inboundHttp(statPrefix: string, routes: RouteConfiguration, http2 = false): Filter {
+/** @param policies filters that stand before all others */
+export function inboundHttp(statPrefix: string, routes: RouteConfiguration, http2 = false, policies: readonly HttpFilter[] = []): Filter {
   return managerFilter(
     HttpConnectionManager.fromPartial({
       ...common,
+      http_filters: [...policies, ...http_filters],
       ...(http2 ? { http2_protocol_options: {} } : {}),
       stat_prefix: `${statPrefix};`,
       server_name: 'istio-envoy',

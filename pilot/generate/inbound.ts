@@ -1,7 +1,7 @@
 /**
  * LDS, inbound side: `virtualInbound` on 15006, where the sidecar's iptables rules send what arrives for the pod. Each
- * port that a service names has its chains; others pass through. PERMISSIVE: mutual TLS of the mesh is terminated,
- * everything else is taken as it comes.
+ * port that a service names has its chains; others pass through. PeerAuthentication says of each port which ways in it
+ * has; the filters of policies stand in all of them.
  */
 import { pack } from '../../common/xds/any.js';
 import { TrafficDirection } from '../../proto/generated/envoy/config/core/v3/base.js';
@@ -16,6 +16,7 @@ import { RouteConfiguration } from '../../proto/generated/envoy/config/route/v3/
 import { OriginalDst } from '../../proto/generated/envoy/extensions/filters/listener/original_dst/v3/original_dst.js';
 import { TlsInspector } from '../../proto/generated/envoy/extensions/filters/listener/tls_inspector/v3/tls_inspector.js';
 import type { Model } from '../model/model.js';
+import { effectivePeerAuthentication, type MtlsMode } from '../model/peer-authentication.js';
 import { isHttp, isHttp2 } from '../model/protocol.js';
 import type { Proxy } from '../model/proxy.js';
 import { istioDownstreamTls, seconds, socketAddress } from './envoy.js';
@@ -24,6 +25,9 @@ import { hasIpv4, hasIpv6, inboundPorts, proxyIps, type InboundPort } from './in
 import { httpInspector, PLAINTEXT_HTTP } from './listeners.js';
 import { inboundClusterName } from './names.js';
 import { makeResource, type Resource } from './resource.js';
+import { securityFilters } from './security/filters.js';
+import { policyTarget } from './security/targets.js';
+import { trustDomains } from './security/trust-domains.js';
 
 const INBOUND_PORT = 15_006;
 
@@ -34,43 +38,108 @@ const ISTIO_ANY = ['istio', 'istio-peer-exchange', ...ISTIO_HTTP];
 const HTTP_ALPN = ['h2', 'http/1.1'];
 const TCP_ALPN = ['istio-peer-exchange', 'h2', 'http/1.1'];
 
-type Match = { destination_port?: number; transport_protocol?: string; application_protocols?: string[] };
+/** Where a service's chains have `host:port/*`. */
+const UNKNOWN_OPERATION = ':0/*';
+
+interface Way {
+  protocol: 'HTTP' | 'TCP';
+  transport_protocol: 'tls' | 'raw_buffer';
+  application_protocols?: string[];
+  /** The mesh's TLS is terminated; otherwise bytes are taken as they come. */
+  terminate?: boolean;
+}
+
+/** The ways into a port, by its protocol and by the mutual TLS that it takes; the first that matches a connection counts. */
+const WAYS: Record<'HTTP' | 'TCP' | 'auto', Record<MtlsMode, readonly Way[]>> = {
+  HTTP: {
+    STRICT: [{ protocol: 'HTTP', transport_protocol: 'tls', terminate: true }],
+    PERMISSIVE: [{ protocol: 'HTTP', transport_protocol: 'tls', application_protocols: ISTIO_ANY, terminate: true }, { protocol: 'HTTP', transport_protocol: 'raw_buffer' }],
+    DISABLE: [{ protocol: 'HTTP', transport_protocol: 'raw_buffer' }],
+  },
+  TCP: {
+    STRICT: [{ protocol: 'TCP', transport_protocol: 'tls', terminate: true }],
+    PERMISSIVE: [
+      { protocol: 'TCP', transport_protocol: 'tls', application_protocols: ISTIO_ANY, terminate: true },
+      { protocol: 'TCP', transport_protocol: 'tls' },
+      { protocol: 'TCP', transport_protocol: 'raw_buffer' },
+    ],
+    DISABLE: [{ protocol: 'TCP', transport_protocol: 'raw_buffer' }],
+  },
+  auto: {
+    STRICT: [
+      { protocol: 'HTTP', transport_protocol: 'tls', application_protocols: ISTIO_HTTP, terminate: true },
+      { protocol: 'TCP', transport_protocol: 'tls', terminate: true },
+    ],
+    PERMISSIVE: [
+      { protocol: 'HTTP', transport_protocol: 'tls', application_protocols: ISTIO_HTTP, terminate: true },
+      { protocol: 'HTTP', transport_protocol: 'raw_buffer', application_protocols: PLAINTEXT_HTTP },
+      { protocol: 'TCP', transport_protocol: 'tls', application_protocols: ISTIO_TCP, terminate: true },
+      { protocol: 'TCP', transport_protocol: 'raw_buffer' },
+      { protocol: 'TCP', transport_protocol: 'tls' },
+    ],
+    DISABLE: [
+      { protocol: 'HTTP', transport_protocol: 'raw_buffer', application_protocols: PLAINTEXT_HTTP },
+      { protocol: 'TCP', transport_protocol: 'raw_buffer' },
+    ],
+  },
+};
+
+/** A port of the listener, with what its chains are made from. Port 0: every port that no other entry names. */
+interface ChainSet {
+  port: number;
+  ways: readonly Way[];
+  httpName: string;
+  tcpName: string;
+  http: Filter;
+  tcp: readonly Filter[];
+}
 
 export function virtualInbound(model: Model, proxy: Proxy): Resource {
-  const { trustDomain } = model.mesh;
-  const httpTls = istioDownstreamTls(HTTP_ALPN, trustDomain);
-  const tcpTls = istioDownstreamTls(TCP_ALPN, trustDomain);
-  const chain = (name: string, match: Match, filter: Filter, tls?: typeof httpTls): FilterChain =>
-    FilterChain.fromPartial({ name, filter_chain_match: match, filters: [filter], ...(tls ? { transport_socket: tls } : {}) });
-
-  /** Sniffed: five ways in. Port undefined: every port that no service names. */
-  const sniffed = (name: { http: string; tcp: string }, port: { destination_port?: number }, http: Filter, tcp: Filter): FilterChain[] => [
-    chain(name.http, { ...port, transport_protocol: 'tls', application_protocols: ISTIO_HTTP }, http, httpTls),
-    chain(name.http, { ...port, transport_protocol: 'raw_buffer', application_protocols: PLAINTEXT_HTTP }, http),
-    chain(name.tcp, { ...port, transport_protocol: 'tls', application_protocols: ISTIO_TCP }, tcp, tcpTls),
-    chain(name.tcp, { ...port, transport_protocol: 'raw_buffer' }, tcp),
-    chain(name.tcp, { ...port, transport_protocol: 'tls' }, tcp),
-  ];
-
-  const portChains = ({ service, port, targetPort }: InboundPort): FilterChain[] => {
-    const name = `0.0.0.0_${targetPort}`;
-    const cluster = inboundClusterName(targetPort);
-    const match = { destination_port: targetPort };
-    const http = inboundHttp(`inbound_${name}`, inboundRoutes(cluster, targetPort, `${service.host}:${port.port}/*`), isHttp2(port.protocol));
-    const tcp = tcpProxy(cluster);
-    if (port.protocol === 'auto') return sniffed({ http: name, tcp: name }, match, http, tcp);
-    if (isHttp(port.protocol)) {
-      return [chain(name, { ...match, transport_protocol: 'tls', application_protocols: ISTIO_ANY }, http, httpTls), chain(name, { ...match, transport_protocol: 'raw_buffer' }, http)];
-    }
-    return [
-      chain(name, { ...match, transport_protocol: 'tls', application_protocols: ISTIO_ANY }, tcp, tcpTls),
-      chain(name, { ...match, transport_protocol: 'tls' }, tcp),
-      chain(name, { ...match, transport_protocol: 'raw_buffer' }, tcp),
-    ];
-  };
+  const { mesh } = model;
+  const { namespace, labels } = policyTarget(model, proxy);
+  const authentication = effectivePeerAuthentication(model, namespace, labels);
+  const modeOf = (port: number): MtlsMode => authentication.ports.get(port) ?? authentication.mode;
+  const policies = securityFilters(model, proxy);
+  const httpPolicies = [...policies.custom, ...policies.authentication, ...policies.authorization];
+  const domains = trustDomains(mesh);
+  const tls = { HTTP: istioDownstreamTls(HTTP_ALPN, domains, mesh.meshMtlsMinProtocolVersion), TCP: istioDownstreamTls(TCP_ALPN, domains, mesh.meshMtlsMinProtocolVersion) };
 
   const ports = inboundPorts(model, proxy);
   const passthrough = 'InboundPassthroughCluster';
+  const unknown = (port: number): ChainSet => ({
+    port,
+    ways: WAYS.auto[modeOf(port)],
+    httpName: 'virtualInbound-catchall-http',
+    tcpName: 'virtualInbound',
+    http: inboundHttp(passthrough, inboundRoutes(passthrough, 0, UNKNOWN_OPERATION), false, httpPolicies),
+    tcp: [...policies.network, tcpProxy(passthrough)],
+  });
+  const known = ({ service, port, targetPort }: InboundPort): ChainSet => {
+    const name = `0.0.0.0_${targetPort}`;
+    const cluster = inboundClusterName(targetPort);
+    return {
+      port: targetPort,
+      ways: WAYS[port.protocol === 'auto' ? 'auto' : isHttp(port.protocol) ? 'HTTP' : 'TCP'][modeOf(targetPort)],
+      httpName: name,
+      tcpName: name,
+      http: inboundHttp(`inbound_${name}`, inboundRoutes(cluster, targetPort, `${service.host}:${port.port}/*`), isHttp2(port.protocol), httpPolicies),
+      tcp: [...policies.network, tcpProxy(cluster)],
+    };
+  };
+  // A port with a mode of its own needs chains of its own, known to a service or not.
+  const ofTheirOwn = [...authentication.ports.keys()].filter((port) => !ports.some(({ targetPort }) => targetPort === port));
+  const sets = [unknown(0), ...ofTheirOwn.map(unknown), ...ports.map(known)];
+  const chains = sets.flatMap(({ port, ways, httpName, tcpName, http, tcp }) =>
+    ways.map(({ protocol, terminate, ...match }) =>
+      FilterChain.fromPartial({
+        name: protocol === 'HTTP' ? httpName : tcpName,
+        filter_chain_match: { ...(port > 0 ? { destination_port: port } : {}), ...match },
+        filters: protocol === 'HTTP' ? [http] : [...tcp],
+        ...(terminate ? { transport_socket: tls[protocol] } : {}),
+      }),
+    ),
+  );
+
   const families = { ips: proxyIps(model, proxy) };
   const addresses = [...(hasIpv4(families) ? ['0.0.0.0'] : []), ...(hasIpv6(families) ? ['::'] : [])];
   const listener = Listener.fromPartial({
@@ -83,21 +152,27 @@ export function virtualInbound(model: Model, proxy: Proxy): Resource {
     max_connections_to_accept_per_socket_event: 1,
     listener_filters: [
       ListenerFilter.fromPartial({ name: 'envoy.filters.listener.original_dst', config_type: { $case: 'typed_config', value: pack(OriginalDst, OriginalDst.fromPartial({})) } }),
-      ListenerFilter.fromPartial({
-        name: 'envoy.filters.listener.tls_inspector',
-        config_type: { $case: 'typed_config', value: pack(TlsInspector, TlsInspector.fromPartial({ initial_read_buffer_size: 512 })) },
-        filter_disabled: onPorts([INBOUND_PORT]),
-      }),
+      ...inspector(tlsInspector, sets, ({ transport_protocol }) => transport_protocol === 'tls'),
       // A port whose protocol is known is not sniffed: a server that speaks first would wait for its client for ever.
-      { ...httpInspector, filter_disabled: onPorts([...ports.filter(({ port }) => port.protocol !== 'auto').map(({ targetPort }) => targetPort), INBOUND_PORT]) },
+      ...inspector(httpInspector, sets, ({ application_protocols }) => application_protocols === PLAINTEXT_HTTP),
     ],
-    filter_chains: [
-      chain('virtualInbound-blackhole', { destination_port: INBOUND_PORT }, tcpProxy('BlackHoleCluster')),
-      ...sniffed({ http: 'virtualInbound-catchall-http', tcp: 'virtualInbound' }, {}, inboundHttp(passthrough, inboundRoutes(passthrough, 0, ':0/*')), tcpProxy(passthrough)),
-      ...ports.flatMap(portChains),
-    ],
+    filter_chains: [FilterChain.fromPartial({ name: 'virtualInbound-blackhole', filter_chain_match: { destination_port: INBOUND_PORT }, filters: [tcpProxy('BlackHoleCluster')] }), ...chains],
   });
   return makeResource('virtualInbound', Listener, listener);
+}
+
+const tlsInspector = ListenerFilter.fromPartial({
+  name: 'envoy.filters.listener.tls_inspector',
+  config_type: { $case: 'typed_config', value: pack(TlsInspector, TlsInspector.fromPartial({ initial_read_buffer_size: 512 })) },
+});
+
+/** A listener filter on those ports alone where some way asks for what it finds out; none if no port does. */
+function inspector(filter: ListenerFilter, sets: readonly ChainSet[], asks: (way: Way) => boolean): ListenerFilter[] {
+  const [asking, silent] = [sets.filter(({ ways }) => ways.some(asks)), sets.filter(({ ways }) => !ways.some(asks))].map((part) => part.map(({ port }) => port));
+  if (asking!.length === 0) return [];
+  const byNumber = (ports: readonly number[]): number[] => [...ports].sort((a, b) => a - b);
+  if (asking!.includes(0)) return [{ ...filter, filter_disabled: onPorts(byNumber([...silent!, INBOUND_PORT])) }];
+  return [{ ...filter, filter_disabled: ListenerFilterChainMatchPredicate.fromPartial({ rule: { $case: 'not_match', value: onPorts(byNumber(asking!)) } }) }];
 }
 
 function onPorts(ports: readonly number[]): ListenerFilterChainMatchPredicate {

@@ -2,7 +2,7 @@ import type { ChangeSet } from '../model/changes.js';
 import type { Model } from '../model/model.js';
 import type { Proxy } from '../model/proxy.js';
 import type { Scope } from '../model/scope.js';
-import { inboundChanged, outboundChanged } from './affected.js';
+import { inboundChanged, outboundChanged, policyChanged } from './affected.js';
 import type { Generator } from './generator.js';
 import { virtualInbound } from './inbound.js';
 import { hasIpv4, hasIpv6, proxyIps } from './inbound-ports.js';
@@ -35,7 +35,7 @@ export class ListenerGenerator implements Generator {
   }
 
   affected(proxy: Proxy, change: ChangeSet): 'all' | Iterable<string> {
-    return outboundChanged(change) || inboundChanged(this.model, proxy, change) ? 'all' : [];
+    return outboundChanged(change) || inboundChanged(this.model, proxy, change) || policyChanged(this.model, proxy, change) ? 'all' : [];
   }
 
   invalidate(change: ChangeSet): void {

@@ -1,6 +1,7 @@
 import type { ChangeSet } from '../model/changes.js';
 import type { Model } from '../model/model.js';
 import type { Proxy } from '../model/proxy.js';
+import { authorization, authorizationNames } from './authorizations.js';
 import type { Generator, Names } from './generator.js';
 import { TYPE, type Resource } from './resource.js';
 import { addressNames, workloadAddress } from './workloads.js';
@@ -36,18 +37,29 @@ export class AddressGenerator implements Generator {
   }
 }
 
-/** No policy kind is served yet: an empty set, which is an answer, and clients wait for one. */
 export class AuthorizationGenerator implements Generator {
   readonly typeUrl = TYPE.authorization;
   readonly wildcard = true;
+  readonly #made = new Map<string, Resource | undefined>();
+  constructor(readonly model: Model) {}
+
   all(): Resource[] {
-    return [];
+    return authorizationNames(this.model).flatMap((name) => this.one(undefined, name) ?? []);
   }
-  one(): undefined {
-    return undefined;
+
+  one(_proxy: Proxy | undefined, name: string): Resource | undefined {
+    if (!this.#made.has(name)) this.#made.set(name, authorization(this.model, name));
+    return this.#made.get(name);
   }
-  affected(): Iterable<string> {
-    return [];
+
+  affected(_proxy: Proxy, change: ChangeSet): 'all' | Iterable<string> {
+    // What a PeerAuthentication becomes depends on those of the wider scopes.
+    if (change.touches('PeerAuthentication')) return 'all';
+    return change.configs.get('AuthorizationPolicy') ?? [];
   }
-  invalidate(): void {}
+
+  invalidate(change: ChangeSet): void {
+    if (change.touches('PeerAuthentication')) this.#made.clear();
+    for (const name of change.configs.get('AuthorizationPolicy') ?? []) this.#made.delete(name);
+  }
 }

@@ -4,6 +4,8 @@ import { Address, AppProtocol, IPFamilies, LoadBalancing_HealthPolicy, Service, 
 import type { Service as KubeService, Pod } from '../../common/kube/types.js';
 import { isAlive, podIps, targetPortOf, type MeshPort, type MeshService, type Model } from '../model/model.js';
 import type { Protocol } from '../model/protocol.js';
+import { addressBytes } from './address-bytes.js';
+import { policiesOfWorkload } from './authorizations.js';
 import { makeResource, type Resource } from './resource.js';
 import { canonicalName, canonicalRevision, workloadName } from './workload-names.js';
 
@@ -21,18 +23,6 @@ const APP_PROTOCOLS: Partial<Record<Protocol, number>> = {
   TCP: 4,
   TLS: 5,
 };
-
-/** The four or sixteen bytes of an address. */
-export function addressBytes(ip: string): Buffer {
-  if (isIP(ip) === 4) return Buffer.from(ip.split('.').map(Number));
-  const [head = '', tail = ''] = ip.replace(/(\d+)\.(\d+)\.(\d+)\.(\d+)$/, (_all, a, b, c, d) => `${((+a << 8) | +b).toString(16)}:${((+c << 8) | +d).toString(16)}`).split('::');
-  const words = (part: string): number[] => part.split(':').filter((word) => word !== '').map((word) => parseInt(word, 16));
-  const [left, right] = [words(head), words(tail)];
-  const all = [...left, ...new Array<number>(8 - left.length - right.length).fill(0), ...right];
-  const bytes = Buffer.alloc(16);
-  all.forEach((word, index) => bytes.writeUInt16BE(word, index * 2));
-  return bytes;
-}
 
 /** All names that a wildcard subscription has. */
 export function addressNames(model: Model): string[] {
@@ -97,6 +87,7 @@ function workloadResource(model: Model, pod: Pod): Resource {
     workload_type: pod.metadata.ownerReferences?.length ? WorkloadType.DEPLOYMENT : WorkloadType.POD,
     workload_name: workloadName(pod),
     services,
+    authorization_policies: policiesOfWorkload(model, pod.metadata.namespace ?? 'default', pod.metadata.labels ?? {}),
     status: ready ? WorkloadStatus.HEALTHY : WorkloadStatus.UNHEALTHY,
     cluster_id: model.mesh.clusterId,
     ...(region || zone || subzone ? { locality: { region, zone, subzone } } : {}),

@@ -3,11 +3,13 @@
  * in one go, so that a generator always reads a consistent state.
  */
 import type { LoadedObject } from '../../common/kube/yaml.js';
-import { apiGroup, type DestinationRule, type EndpointSlice, type KubeObject, type Namespace, type Node, type Pod, type Service, type Sidecar, type VirtualService } from '../../common/kube/types.js';
+import { apiGroup, type AuthorizationPolicy, type DestinationRule, type EndpointSlice, type KubeObject, type Namespace, type Node, type PeerAuthentication, type Pod, type RequestAuthentication, type Service, type Sidecar, type VirtualService } from '../../common/kube/types.js';
 import { ChangeSet } from './changes.js';
 import { Configs, selects } from './configs.js';
 import { resolveHost, serviceHost } from './hosts.js';
+import { jwksSource } from './jwks.js';
 import { DEFAULT_MESH_CONFIG, type MeshConfig } from './mesh.js';
+import { selectorLabels, takesMtls } from './peer-authentication.js';
 import type { Proxy } from './proxy.js';
 import { DestinationRules } from './rules.js';
 import { Scope } from './scope.js';
@@ -46,6 +48,8 @@ export class Model {
   readonly pods = new Map<string, Pod>();
   readonly namespaces = new Map<string, Namespace>();
   readonly nodes = new Map<string, Node>();
+  /** Fetched keys by their source; see jwksSource(). */
+  readonly #jwks = new Map<string, string>();
   readonly #servicesByHost = new Map<string, MeshService[]>();
   readonly #slices = new Map<string, Map<string, EndpointSlice>>();
   readonly #podByIp = new Map<string, Pod>();
@@ -78,6 +82,22 @@ export class Model {
     this.#endpoints.clear();
     const services = [...this.objects.values()].filter(({ object }) => object.kind === 'Service');
     return changed.merge(this.apply(services.map((loaded) => ({ key: loaded.key, loaded }))));
+  }
+
+  get jwks(): ReadonlyMap<string, string> {
+    return this.#jwks;
+  }
+
+  /** Takes over keys that were fetched; undefined forgets them. */
+  setJwks(source: string, keys: string | undefined): ChangeSet {
+    const changed = new ChangeSet();
+    if (this.#jwks.get(source) === keys) return changed;
+    replace(this.#jwks, source, keys);
+    for (const { object } of this.configs.all<RequestAuthentication>('RequestAuthentication')) {
+      const uses = object.spec?.jwtRules?.some((rule) => !rule.jwks && jwksSource(rule) === source);
+      if (uses) changed.addConfig(object.kind, object.metadata.namespace ?? '', object.metadata.name);
+    }
+    return changed;
   }
 
   apply(changes: readonly ObjectChange[]): ChangeSet {
@@ -126,6 +146,10 @@ export class Model {
           break;
         case 'DestinationRule':
           for (const version of [old, loaded]) if (version) changed.rules.add(this.resolve((version.object as DestinationRule).spec.host, version.object));
+          break;
+        case 'AuthorizationPolicy':
+        case 'PeerAuthentication':
+          for (const version of [old?.object, loaded?.object] as (AuthorizationPolicy | PeerAuthentication | undefined)[]) if (version) this.#policyTouched(version, changed, touch);
           break;
         default:
           break;
@@ -248,6 +272,19 @@ export class Model {
     for (const host of this.#hostsByPod.get(name) ?? []) touch(host);
   }
 
+  /** WDS workloads name the policies that select them; whether endpoints take mutual TLS is up to PeerAuthentications. */
+  #policyTouched(policy: AuthorizationPolicy | PeerAuthentication, changed: ChangeSet, touch: (host: string) => void): void {
+    const namespace = policy.metadata.namespace ?? 'default';
+    const everywhere = namespace === this.mesh.rootNamespace;
+    const selector = selectorLabels(policy.spec?.selector);
+    if (policy.kind === 'AuthorizationPolicy' && !selector) return;
+    const pods = everywhere ? this.pods.values() : (this.#podsByNamespace.get(namespace)?.values() ?? []);
+    for (const pod of pods) if (selects(selector, pod.metadata.labels ?? {})) changed.addresses.add(this.workloadUid(pod));
+    if (policy.kind !== 'PeerAuthentication') return;
+    const services = everywhere ? [...this.#servicesByHost.values()].flat() : (this.#servicesByNamespace.get(namespace)?.values() ?? []);
+    for (const { host } of services) touch(host);
+  }
+
   workloadUid(pod: Pod): string {
     return `${this.mesh.clusterId}//Pod/${podName(pod)}`;
   }
@@ -347,7 +384,7 @@ export class Model {
     const endpoints = this.endpoints({ host });
     const accounts = [...new Set(endpoints.map(({ serviceAccount }) => serviceAccount ?? ''))].sort();
     // A headless service's cluster and listeners know its endpoints one by one.
-    const headless = service?.headless ? [endpoints.every(({ tlsMode }) => tlsMode === 'istio'), ...endpoints.map(({ address }) => address).sort()] : [];
+    const headless = service?.headless ? [service.ports.map(({ name }) => endpoints.every((endpoint) => takesMtls(this, endpoint, endpoint.ports.get(name) ?? 0))), ...endpoints.map(({ address }) => address).sort()] : [];
     return JSON.stringify([accounts, headless]);
   }
 }

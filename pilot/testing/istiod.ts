@@ -191,7 +191,7 @@ interface Part {
  * What pilot does not serve in any scenario: HBONE is not originated by its sidecars; the API server makes its own Service
  * `kubernetes.default`, so that the recorded input does not have it.
  */
-const NEVER = new Set(['connect_originate', 'inner_connect_originate', 'connect_terminate', 'main_internal', 'outbound|443||kubernetes.default.svc.cluster.local', '10.96.0.1_443']);
+const NEVER = new Set(['connect_originate', 'inner_connect_originate', 'connect_terminate', 'main_internal', 'outbound|443||kubernetes.default.svc.cluster.local', '10.96.0.1_443', 'default/kubernetes.default.svc.cluster.local']);
 
 function compareType(options: ScenarioOptions, { generator, proxy, type, step, resources }: Part): number {
   const wanted = new Map([...resources].filter(([name]) => !NEVER.has(name) && !options.absent?.({ type, name, step })));

@@ -1,0 +1,48 @@
+/** Which policies a proxy obeys: those of the root namespace and of its own, by selector, or by reference to its Gateway. */
+import type { LoadedObject } from '../../../common/kube/yaml.js';
+import type { KubeObject, PolicyTargetReference, WorkloadSelector } from '../../../common/kube/types.js';
+import { selects } from '../../model/configs.js';
+import type { Model } from '../../model/model.js';
+import { selectorLabels } from '../../model/peer-authentication.js';
+import type { Proxy } from '../../model/proxy.js';
+import { podOf } from '../inbound-ports.js';
+
+const GATEWAY_NAME_LABELS = ['gateway.networking.k8s.io/gateway-name', 'istio.io/gateway-name'];
+const GATEWAY_CLASS_LABEL = 'gateway.networking.k8s.io/gateway-class-name';
+
+/** The workload that policies are looked for. */
+export interface PolicyTarget {
+  namespace: string;
+  labels: Readonly<Record<string, string>>;
+}
+
+export function policyTarget(model: Model, proxy: Proxy): PolicyTarget {
+  return { namespace: proxy.namespace, labels: podOf(model, proxy)?.metadata.labels ?? proxy.labels };
+}
+
+export interface TargetedPolicy extends KubeObject {
+  spec?: { selector?: WorkloadSelector; targetRef?: PolicyTargetReference; targetRefs?: PolicyTargetReference[] };
+}
+
+export function targetRefsOf({ spec }: TargetedPolicy): readonly PolicyTargetReference[] {
+  return spec?.targetRefs?.length ? spec.targetRefs : spec?.targetRef ? [spec.targetRef] : [];
+}
+
+/** The root namespace's policies first, then the workload's namespace's, each by age. */
+export function policiesFor<T extends TargetedPolicy>(model: Model, kind: T['kind'], target: PolicyTarget): LoadedObject<T>[] {
+  const { rootNamespace } = model.mesh;
+  return [...new Set([rootNamespace, target.namespace])].flatMap((namespace) => model.configs.inNamespace<T>(kind, namespace).filter(({ object }) => applies(object, target, rootNamespace)));
+}
+
+/** Policies with targetRefs are for the proxies of Gateway API's Gateways alone. */
+function applies(policy: TargetedPolicy, { namespace, labels }: PolicyTarget, rootNamespace: string): boolean {
+  const refs = targetRefsOf(policy);
+  if (refs.length === 0) return selects(selectorLabels(policy.spec?.selector), labels);
+  const gateway = GATEWAY_NAME_LABELS.map((label) => labels[label]).find(Boolean);
+  if (!gateway) return false;
+  return refs.some(({ kind, name }) => {
+    if (kind === 'Gateway') return name === gateway && policy.metadata.namespace === namespace;
+    if (kind === 'GatewayClass') return policy.metadata.namespace === rootNamespace && labels[GATEWAY_CLASS_LABEL] === name;
+    return false;
+  });
+}
