@@ -32,6 +32,7 @@ export const unservedIstioKinds: ReadonlySet<string> = new Set([
 ]);
 
 const refused: Schema = { type: 'any', support: 'refused' };
+const taken: Schema = { type: 'any' };
 const ignored: Schema = { type: 'any', support: 'ignored' };
 
 /** Envoy's RE2 has no look-around and no back references, but is otherwise close enough for a first judgement. */
@@ -83,7 +84,7 @@ const destinationHost: Schema = {
 
 const destination = object({ host: destinationHost, subset: text, port: object({ number: port }, ['number']) }, ['host']);
 const weight = integer(0, 0x7fff_ffff);
-const httpDestinations = list(object({ destination, weight, headers: refused }, ['destination']));
+const httpDestinations = list(object({ destination, weight, headers: taken }, ['destination']));
 
 const headerMap = (values: Schema): Schema => ({
   type: 'map',
@@ -110,7 +111,7 @@ const httpMatch = object({
   sourceLabels: stringMap,
   sourceNamespace: text,
   gateways: list(text),
-  statPrefix: ignored,
+  statPrefix: text,
 });
 
 const RETRY_CONDITIONS = [
@@ -148,17 +149,17 @@ const httpRoute: Schema = {
     route: httpDestinations,
     timeout: duration,
     retries: object({ attempts: integer(0, 0x7fff_ffff), perTryTimeout: { type: 'duration', minMs: 1 }, retryOn, retryRemoteLocalities: bool, retryIgnorePreviousHosts: bool, backoff: { type: 'duration', minMs: 1 } }),
-    redirect: refused,
-    directResponse: refused,
-    delegate: refused,
-    rewrite: refused,
-    fault: refused,
-    mirror: refused,
-    mirrors: refused,
-    mirrorPercent: refused,
-    mirrorPercentage: refused,
-    corsPolicy: refused,
-    headers: refused,
+    redirect: taken,
+    directResponse: taken,
+    delegate: taken,
+    rewrite: taken,
+    fault: taken,
+    mirror: taken,
+    mirrors: taken,
+    mirrorPercent: taken,
+    mirrorPercentage: taken,
+    corsPolicy: taken,
+    headers: taken,
   },
   check: (value, report) => {
     const route = value as { route?: unknown };
@@ -178,14 +179,13 @@ const tcpRoute: Schema = {
 const virtualService: Schema = {
   type: 'object',
   fields: {
-    hosts: list(host, 1),
+    hosts: list(host),
     gateways: list(text),
     http: list(httpRoute),
     tcp: list(tcpRoute),
-    tls: refused,
-    exportTo: ignored,
+    tls: taken,
+    exportTo: list(text),
   },
-  required: ['hosts'],
   check: (value, report) => {
     const spec = value as { http?: unknown[]; tcp?: unknown[]; tls?: unknown[] };
     if (!spec.http?.length && !spec.tcp?.length && !spec.tls?.length) report('found no route, expected at least one in http, tls or tcp', ['http']);
@@ -195,7 +195,7 @@ const virtualService: Schema = {
 const simpleLb: Schema = { type: 'string', values: ['LEAST_REQUEST', 'ROUND_ROBIN', 'RANDOM', 'LEAST_CONN', 'UNSPECIFIED'] };
 
 const policyFields: Record<string, Schema> = {
-  loadBalancer: object({ simple: simpleLb, consistentHash: refused, localityLbSetting: ignored, warmupDurationSecs: ignored, warmup: ignored }),
+  loadBalancer: object({ simple: simpleLb, consistentHash: taken, localityLbSetting: ignored, warmupDurationSecs: ignored, warmup: ignored }),
   connectionPool: object({
     tcp: object({ connectTimeout: { type: 'duration', minMs: 1 }, maxConnections: ignored, tcpKeepalive: ignored, maxConnectionDuration: ignored, idleTimeout: ignored }),
     http: ignored,

@@ -49,7 +49,6 @@ const refused: [string, string, RegExp][] = [
   ['look-ahead, which RE2 lacks', '    - {match: [{uri: {regex: "(?=a)"}}], route: [{destination: {host: a}}]}', /expected RE2 syntax/],
   ['an unknown retry condition', '    - {retries: {attempts: 2, retryOn: "5xx,connect-failur"}, route: [{destination: {host: a}}]}', /retryOn: found "connect-failur", .*did you mean connect-failure\?/],
   ['a destination with a wildcard', '    - route: [{destination: {host: "*.a"}}]', /destination\.host: found "\*\.a", expected a host without a wildcard/],
-  ['a field that would change traffic and is not served yet', '    - {mirror: {host: b}, route: [{destination: {host: a}}]}', /http\[0\]\.mirror: this field is not supported by this version/],
 ];
 for (const [what, http, expected] of refused) {
   test(`VirtualService: ${what} is refused`, () => {

@@ -127,7 +127,8 @@ test('RDS: source labels, source namespace and port are decided for the client',
       routes('{hosts: [web], http: [{match: [{sourceLabels: {app: client}}], name: mine, route: [{destination: {host: web}}]}, {match: [{sourceNamespace: elsewhere}], name: theirs, route: [{destination: {host: web}}]}, {match: [{port: 81}], name: port, route: [{destination: {host: web}}]}, {match: [{gateways: [some/gateway]}], name: gateway, route: [{destination: {host: web}}]}]}'),
   );
   const names = (proxy: Proxy): string[] => virtualHosts(mesh, '80', proxy)[0]!.routes.map(({ name }) => name);
-  assert.deepEqual([names(client), names(testProxy('10.0.0.8', 'b.shop')), names(testProxy('10.0.0.7', 'c.elsewhere', { app: 'client' }))], [['mine'], [], ['mine']]);
+  // For a client that none of its routes is for the VirtualService is not there at all.
+  assert.deepEqual([names(client), names(testProxy('10.0.0.8', 'b.shop')), names(testProxy('10.0.0.7', 'c.elsewhere', { app: 'client' }))], [['mine'], ['default'], ['mine']]);
   assert.deepEqual(names(testProxy('10.0.0.6', 'd.elsewhere')), ['theirs']);
 });
 

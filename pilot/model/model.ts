@@ -16,6 +16,7 @@ import { Scope } from './scope.js';
 import { buildService } from './services.js';
 import type { Endpoint, Locality, MeshPort, MeshService } from './types.js';
 import { exportedTo, importedBy, namespacesWithOwnView, parseEgressHost, type Visibility, type VisibilitySources } from './visibility.js';
+import { VirtualServiceResolver } from './virtual-services.js';
 
 export type { Endpoint, Locality, MeshPort, MeshService } from './types.js';
 
@@ -60,6 +61,8 @@ export class Model {
   readonly #endpoints = new Map<string, readonly Endpoint[]>();
   #sorted: readonly MeshService[] | undefined;
   #rules: DestinationRules | undefined;
+  readonly #resolver = new VirtualServiceResolver();
+  #virtualServices: readonly LoadedObject<VirtualService>[] | undefined;
   #sources: VisibilitySources | undefined;
   #ownViews: ReadonlySet<string> | undefined;
   readonly #visibilities = new Map<string, Visibility>();
@@ -188,6 +191,11 @@ export class Model {
     return (this.#rules ??= new DestinationRules(this.configs.all<DestinationRule>('DestinationRule'), this.mesh));
   }
 
+  /** Those with hosts, oldest first: names in full, delegates merged in. */
+  get virtualServices(): readonly LoadedObject<VirtualService>[] {
+    return (this.#virtualServices ??= this.#resolver.resolve(this.configs.all<VirtualService>('VirtualService'), this.mesh));
+  }
+
   /** What this client sees of the mesh. Clients of one namespace and one Sidecar resource share it. */
   scopeOf(proxy: Proxy): Scope {
     const sidecar = proxy.type === 'sidecar' ? this.#sidecarOf(proxy) : undefined;
@@ -209,14 +217,14 @@ export class Model {
   }
 
   #visibilityOf(namespace: string, sidecar: LoadedObject<Sidecar> | undefined): Visibility {
-    this.#sources ??= { mesh: this.mesh, servicesByHost: this.#servicesByHost, virtualServices: this.configs.all<VirtualService>('VirtualService') };
+    this.#sources ??= { mesh: this.mesh, servicesByHost: this.#servicesByHost, virtualServices: this.virtualServices };
     this.#ownViews ??= namespacesWithOwnView(this.#sources);
     const own = this.#ownViews.has(namespace) ? namespace : undefined;
     const all = this.#visibility(own === undefined ? '*' : `ns:${own}`, (id) => exportedTo(this.#sources!, id, own));
     const egress = sidecar?.object.spec?.egress;
     if (!sidecar || !egress?.length) return all;
     const hosts = egress.flatMap(({ hosts: written = [] }) => written).flatMap((entry) => parseEgressHost(entry, namespace) ?? []);
-    return this.#visibility(`${all.id} ${namespace} ${sidecar.key}`, (id) => importedBy(all, id, hosts, this.mesh));
+    return this.#visibility(`${all.id} ${namespace} ${sidecar.key}`, (id) => importedBy(all, id, hosts));
   }
 
   #visibility(id: string, make: (id: string) => Visibility): Visibility {
@@ -226,7 +234,7 @@ export class Model {
   }
 
   #forgetViews(): void {
-    this.#sources = this.#ownViews = this.#rules = this.#sorted = undefined;
+    this.#sources = this.#ownViews = this.#rules = this.#sorted = this.#virtualServices = undefined;
     this.#visibilities.clear();
     this.#scopes.clear();
   }

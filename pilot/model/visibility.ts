@@ -4,10 +4,11 @@
  */
 import type { LoadedObject } from '../../common/kube/yaml.js';
 import type { VirtualService } from '../../common/kube/types.js';
-import { hostMatches, HostIndex, resolveHost } from './hosts.js';
-import { isExportedTo, parseExportTo, type ExportTo } from './export-to.js';
+import { hostMatches, HostIndex } from './hosts.js';
+import { isExportedTo, type ExportTo } from './export-to.js';
 import type { MeshConfig } from './mesh.js';
 import type { MeshService } from './types.js';
+import { destinationsOf, virtualServiceExport } from './virtual-services.js';
 
 /** One `hosts` entry of a Sidecar's egress listener, `namespace/host` taken apart. */
 export interface EgressHost {
@@ -19,24 +20,25 @@ export interface EgressHost {
 export class Visibility {
   /** One service a host, in the order of hosts. */
   readonly services: readonly MeshService[];
-  /** Oldest first. */
+  /** In the order of precedence: kept to the namespace itself, exported to it by name, then public; each oldest first. */
   readonly virtualServices: readonly LoadedObject<VirtualService>[];
   /** The labels of clients that some VirtualService's `sourceLabels` asks for. */
   readonly sourceLabelKeys: readonly string[];
   readonly sourceNamespaceMatters: boolean;
   readonly #byHost: ReadonlyMap<string, MeshService>;
   readonly #virtualServicesByHost = new HostIndex<LoadedObject<VirtualService>>();
+  #byPort: Map<number, MeshService[]> | undefined;
 
   /** @param id the same for equal content; part of the key of whatever is kept about it */
-  constructor(readonly id: string, services: Iterable<MeshService>, virtualServices: readonly LoadedObject<VirtualService>[], mesh: MeshConfig) {
+  constructor(readonly id: string, services: Iterable<MeshService>, virtualServices: readonly LoadedObject<VirtualService>[]) {
     this.services = [...services].sort((a, b) => (a.host < b.host ? -1 : 1));
     this.#byHost = new Map(this.services.map((service) => [service.host, service]));
     this.virtualServices = virtualServices;
     const keys = new Set<string>();
     let namespaceMatters = false;
     for (const loaded of virtualServices) {
-      const { spec, metadata } = loaded.object;
-      for (const host of spec.hosts ?? []) this.#virtualServicesByHost.add(resolveHost(host, metadata.namespace ?? 'default', mesh.clusterDomain), loaded);
+      const { spec } = loaded.object;
+      for (const host of spec.hosts ?? []) this.#virtualServicesByHost.add(host, loaded);
       for (const match of [...(spec.http ?? []), ...(spec.tcp ?? []), ...(spec.tls ?? [])].flatMap((route) => route.match ?? [])) {
         for (const key of Object.keys(match.sourceLabels ?? {})) keys.add(key);
         namespaceMatters ||= Boolean(match.sourceNamespace);
@@ -50,6 +52,21 @@ export class Visibility {
     return this.#byHost.get(host);
   }
 
+  /** In the order of hosts. */
+  servicesOnPort(port: number): readonly MeshService[] {
+    if (!this.#byPort) {
+      this.#byPort = new Map();
+      for (const service of this.services) {
+        for (const number of new Set(service.ports.map((candidate) => candidate.port))) {
+          const found = this.#byPort.get(number);
+          if (found) found.push(service);
+          else this.#byPort.set(number, [service]);
+        }
+      }
+    }
+    return this.#byPort.get(port) ?? [];
+  }
+
   /** Those whose hosts cover `host`, the most specific host first, then the oldest. */
   virtualServicesFor(host: string): LoadedObject<VirtualService>[] {
     return this.#virtualServicesByHost.matching(host).flat();
@@ -60,11 +77,13 @@ export interface VisibilitySources {
   mesh: MeshConfig;
   /** All services by host; of one host in several namespaces the order is Istio's: Kubernetes' own first, then the oldest. */
   servicesByHost: ReadonlyMap<string, readonly MeshService[]>;
+  /** Resolved, oldest first. */
   virtualServices: readonly LoadedObject<VirtualService>[];
 }
 
-export function virtualServiceExport({ object }: LoadedObject<VirtualService>, mesh: MeshConfig): ExportTo {
-  return parseExportTo(object.spec.exportTo, object.metadata.namespace ?? 'default', mesh.defaultVirtualServiceExportTo);
+function precedence(loaded: LoadedObject<VirtualService>, mesh: MeshConfig, namespace: string | undefined): number {
+  if (virtualServiceExport(loaded, mesh) === 'all') return 2;
+  return (loaded.object.metadata.namespace ?? 'default') === namespace ? 0 : 1;
 }
 
 /** What is exported to `namespace`; undefined stands for a namespace to which nothing is exported by its name. */
@@ -77,7 +96,10 @@ export function exportedTo(sources: VisibilitySources, id: string, namespace: st
     const service = seen.find((candidate) => candidate.namespace === namespace) ?? seen[0];
     if (service) services.push(service);
   }
-  return new Visibility(id, services, sources.virtualServices.filter((loaded) => visible(virtualServiceExport(loaded, sources.mesh))), sources.mesh);
+  const virtualServices = sources.virtualServices
+    .filter((loaded) => visible(virtualServiceExport(loaded, sources.mesh)))
+    .sort((a, b) => precedence(a, sources.mesh, namespace) - precedence(b, sources.mesh, namespace));
+  return new Visibility(id, services, virtualServices);
 }
 
 /** Namespaces that see something that others don't: the rest share one view. */
@@ -107,25 +129,19 @@ export function parseEgressHost(written: string, namespace: string): EgressHost 
  * The part of `all` that the egress hosts of a Sidecar import. A VirtualService is imported when its host is, and what it
  * leads to comes along: otherwise its routes would lead nowhere.
  */
-export function importedBy(all: Visibility, id: string, hosts: readonly EgressHost[], mesh: MeshConfig): Visibility {
-  const covers = (namespace: string, host: string): boolean => hosts.some((entry) => (entry.namespace === '*' || entry.namespace === namespace) && hostMatches(entry.host, host));
+export function importedBy(all: Visibility, id: string, hosts: readonly EgressHost[]): Visibility {
+  const from = (namespace: string): EgressHost[] => hosts.filter((entry) => entry.namespace === '*' || entry.namespace === namespace);
+  const covers = (namespace: string, host: string): boolean => from(namespace).some((entry) => hostMatches(entry.host, host));
   const services = new Map(all.services.filter((service) => covers(service.namespace, service.host)).map((service) => [service.host, service]));
   const virtualServices = all.virtualServices.filter(({ object: { spec, metadata } }) => {
     const namespace = metadata.namespace ?? 'default';
-    return (spec.hosts ?? []).some((written) => {
-      const host = resolveHost(written, namespace, mesh.clusterDomain);
-      return covers(namespace, host) || hosts.some((entry) => (entry.namespace === '*' || entry.namespace === namespace) && host.startsWith('*') && hostMatches(host, entry.host));
-    });
+    return (spec.hosts ?? []).some((host) => covers(namespace, host) || (host.startsWith('*') && from(namespace).some((entry) => hostMatches(host, entry.host))));
   });
   for (const { object } of virtualServices) {
-    const { spec, metadata } = object;
-    for (const rule of [...(spec.http ?? []), ...(spec.tcp ?? []), ...(spec.tls ?? [])]) {
-      for (const { destination } of rule.route ?? []) {
-        const host = resolveHost(destination.host, metadata.namespace ?? 'default', mesh.clusterDomain);
-        const service = all.service(host);
-        if (service) services.set(host, service);
-      }
+    for (const { host } of destinationsOf(object)) {
+      const service = all.service(host);
+      if (service) services.set(host, service);
     }
   }
-  return new Visibility(id, services.values(), virtualServices, mesh);
+  return new Visibility(id, services.values(), virtualServices);
 }
