@@ -17,7 +17,7 @@ export interface DirectorySourceOptions {
   onChange: (objects: ReadonlyMap<string, LoadedObject>) => void;
   /** A file that changed less than this ago may be half written. */
   settleMs?: number;
-  /** A look at all files even if nobody told of a change: some file systems don't. */
+  /** A look at all files even if nobody told of a change: some file systems don't. Where the kernel does tell, it is rarer. */
   rescanMs?: number;
 }
 
@@ -29,6 +29,9 @@ interface FileState {
 
 const DEFAULT_SETTLE_MS = 40;
 const DEFAULT_RESCAN_MS = 2_000;
+/** With watchers at work, and so that looks at many files take little of the time. */
+const WATCHED_RESCAN_FACTOR = 15;
+const RESCAN_DUTY = 50;
 /** A file that is written to without end is read anyhow. */
 const MAX_SETTLE_ROUNDS = 25;
 
@@ -43,6 +46,11 @@ export class DirectorySource {
   #closed = false;
   #rounds = 0;
   readonly #lost = new Set<string>();
+  /** Files that the kernel told of; only these are looked at, unless all are to be. */
+  readonly #dirty = new Set<string>();
+  #lookAtAll = true;
+  #lastFullScanMs = 0;
+  #nextFullScan = 0;
 
   constructor(options: DirectorySourceOptions) {
     this.#options = { settleMs: DEFAULT_SETTLE_MS, rescanMs: DEFAULT_RESCAN_MS, ...options };
@@ -64,7 +72,7 @@ export class DirectorySource {
     }
     await this.#scan(true);
     this.#watch();
-    this.#rescan = setInterval(() => this.#schedule(0), this.#options.rescanMs);
+    this.#rescan = setInterval(() => this.#rescanIfDue(), this.#options.rescanMs);
     this.#rescan.unref();
   }
 
@@ -81,7 +89,12 @@ export class DirectorySource {
     for (const directory of this.#options.directories) {
       if (this.#watchers.has(directory)) continue;
       try {
-        const watcher = watch(directory, () => this.#schedule(this.#options.settleMs));
+        const watcher = watch(directory, (_event, name) => {
+          // Of a watched file the name is its own; so is that of a directory that goes away.
+          if (name === null || name === basename(directory)) this.#lookAtAll = true;
+          else this.#dirty.add(join(directory, name));
+          this.#schedule(this.#options.settleMs);
+        });
         watcher.on('error', () => {
           watcher.close();
           this.#watchers.delete(directory);
@@ -91,6 +104,14 @@ export class DirectorySource {
         // Gone for the moment: the regular look finds it when it is back.
       }
     }
+  }
+
+  #rescanIfDue(): void {
+    const now = performance.now();
+    const allWatched = this.#options.directories.every((directory) => this.#watchers.has(directory));
+    if (allWatched && now < this.#nextFullScan) return;
+    this.#lookAtAll = true;
+    this.#schedule(0);
   }
 
   #schedule(delayMs: number): void {
@@ -115,6 +136,53 @@ export class DirectorySource {
 
   async #scan(first: boolean): Promise<void> {
     this.#watch();
+    if (!this.#lookAtAll) return this.#scanDirty();
+    this.#lookAtAll = false;
+    this.#dirty.clear();
+    const began = performance.now();
+    await this.#scanAll(first);
+    this.#lastFullScanMs = performance.now() - began;
+    this.#nextFullScan = performance.now() + Math.max(this.#options.rescanMs * WATCHED_RESCAN_FACTOR, this.#lastFullScanMs * RESCAN_DUTY);
+  }
+
+  async #scanDirty(): Promise<void> {
+    const paths = [...this.#dirty].filter((path) => isObjectFile(basename(path)));
+    this.#dirty.clear();
+    let unsettled = false;
+    let changed = false;
+    for (const path of paths) {
+      const outcome = await this.#look(path, false);
+      if (outcome === 'gone') {
+        // With its directory, it is lost for the time being, not removed.
+        const inDirectory = await stat(dirname(path)).then(() => true, () => false);
+        if (inDirectory) changed = this.#files.delete(path) || changed;
+        else this.#lookAtAll = true;
+      } else if (outcome === 'unsettled') {
+        this.#dirty.add(path);
+        unsettled = true;
+      } else changed ||= outcome === 'taken';
+    }
+    this.#rounds = unsettled ? this.#rounds + 1 : 0;
+    if (unsettled || this.#lookAtAll) this.#schedule(this.#options.settleMs);
+    if (changed && !this.#closed) this.#options.onChange(this.#merged());
+  }
+
+  /** Reads a file if it is another than before. */
+  async #look(file: string, first: boolean): Promise<'gone' | 'unsettled' | 'same' | 'taken'> {
+    const info = await stat(file, { bigint: true }).catch((error: unknown) => {
+      if (errorCode(error) === 'ENOENT') return undefined;
+      throw error;
+    });
+    if (!info?.isFile()) return 'gone';
+    const signature = `${info.ino}:${info.size}:${info.mtimeNs}:${info.ctimeNs}`;
+    if (this.#files.get(file)?.signature === signature) return 'same';
+    const ageMs = Date.now() - Number(info.mtimeNs / 1_000_000n);
+    if (!first && ageMs >= 0 && ageMs < this.#options.settleMs && this.#rounds < MAX_SETTLE_ROUNDS) return 'unsettled';
+    this.#take(file, signature, await loadFile(file));
+    return 'taken';
+  }
+
+  async #scanAll(first: boolean): Promise<void> {
     const found = new Set<string>();
     let unsettled = false;
     let changed = first;
@@ -126,28 +194,17 @@ export class DirectorySource {
       } catch (error) {
         if (!this.#lost.has(directory)) this.#options.logger.warn({ directory, reason: errorMessage(error) }, 'a source directory is gone; its objects stay as they were');
         this.#lost.add(directory);
+        // What was watched is not what may come back under this name.
+        this.#watchers.get(directory)?.close();
+        this.#watchers.delete(directory);
         for (const file of this.#files.keys()) if (file === directory || dirname(file) === directory) found.add(file);
         continue;
       }
       for (const file of files) {
-        found.add(file);
-        const info = await stat(file, { bigint: true }).catch((error: unknown) => {
-          if (errorCode(error) === 'ENOENT') return undefined;
-          throw error;
-        });
-        if (!info?.isFile()) {
-          found.delete(file);
-          continue;
-        }
-        const signature = `${info.ino}:${info.size}:${info.mtimeNs}:${info.ctimeNs}`;
-        if (this.#files.get(file)?.signature === signature) continue;
-        const ageMs = Date.now() - Number(info.mtimeNs / 1_000_000n);
-        if (!first && ageMs >= 0 && ageMs < this.#options.settleMs && this.#rounds < MAX_SETTLE_ROUNDS) {
-          unsettled = true;
-          continue;
-        }
-        this.#take(file, signature, await loadFile(file));
-        changed = true;
+        const outcome = await this.#look(file, first);
+        if (outcome !== 'gone') found.add(file);
+        unsettled ||= outcome === 'unsettled';
+        changed ||= outcome === 'taken';
       }
     }
     for (const file of this.#files.keys()) {
@@ -156,6 +213,7 @@ export class DirectorySource {
       changed = true;
     }
     this.#rounds = unsettled ? this.#rounds + 1 : 0;
+    this.#lookAtAll ||= unsettled;
     if (unsettled) this.#schedule(this.#options.settleMs);
     if (changed && !this.#closed) this.#options.onChange(this.#merged());
   }
