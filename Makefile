@@ -13,7 +13,7 @@ Q := @
 msg = @printf '  %-9s %s\n' $(1) "$(patsubst $(CURDIR)/%,%,$(2))";
 endif
 
-.PHONY: all setup build typescript native test demo bench lint clean distclean
+.PHONY: all setup build typescript native test demo bench bench-pilot lint clean distclean
 
 all: build
 
@@ -42,6 +42,10 @@ test: build
 
 demo: build
 	$(Q)exec ./bin/underpass demo $(ARGS)
+
+# BENCH_PILOT: options of its own, e.g. BENCH_PILOT='--services 1000 --endpoints 10000'.
+bench-pilot: build
+	$(Q)node dist/pilot/bench/run.js $(BENCH_PILOT)
 
 bench: build
 	$(Q)exec ./bin/underpass bench $(ARGS)

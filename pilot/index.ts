@@ -129,7 +129,7 @@ export class Pilot {
     }
     if (signal?.aborted) await this.stop();
     else signal?.addEventListener('abort', () => void this.stop(), { once: true });
-    logger.info({ addresses: server.addresses, sources: this.#options.sources, objects: this.#model.objects.size, services: this.#model.services.size }, 'pilot is ready');
+    logger.info({ addresses: server.addresses, monitoring: admin.address, sources: this.#options.sources, objects: this.#model.objects.size, services: this.#model.services.size }, 'pilot is ready');
   }
 
   async stop(): Promise<void> {

@@ -4,6 +4,7 @@
  */
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
 import type { AddressInfo } from 'node:net';
+import { collectDefaultMetrics } from 'prom-client';
 import { errorMessage, UnderpassError } from '../../common/errors.js';
 import type { Closable } from '../../common/lifecycle.js';
 import { VERSION } from '../../common/version.js';
@@ -122,6 +123,8 @@ export class AdminServer implements Closable {
       this.#server.listen(port, host, resolve);
     });
     this.#address = `${address.slice(0, colon)}:${(this.#server.address() as AddressInfo).port}`;
+    // Memory, CPU and how long the event loop was held up since the last look.
+    collectDefaultMetrics({ register: this.sources.metrics.registry });
   }
 
   async #answer(request: IncomingMessage, response: ServerResponse): Promise<void> {
