@@ -1,5 +1,5 @@
 /**
- * EnvoyFilters laid over what the generators made. Those of the root namespace come first, then those of the workload's
+ * WasmPlugins and then EnvoyFilters laid over what the generators made. EnvoyFilters of the root namespace come first, then those of the workload's
  * own; in each by priority, then age. What was patched is kept by the resource that it was made from, so that proxies with
  * the same filters share one result.
  */
@@ -15,7 +15,8 @@ import type { Generator, Names } from '../generate/generator.js';
 import { TYPE, type Resource } from '../generate/resource.js';
 import { podOf } from '../generate/inbound-ports.js';
 import { compilePatches } from './compile.js';
-import { patchListener } from './patch-listener.js';
+import { WasmPlugins, type WasmFilter } from '../wasm/wasm-plugins.js';
+import { insertPlugins, patchListener } from './patch-listener.js';
 import { patchRouteConfiguration } from './patch-routes.js';
 import { clone, decode, encode, merge, plain } from './registry.js';
 import type { CompiledPatch, PatchContext, WrittenPatch } from './types.js';
@@ -29,25 +30,33 @@ export interface PatchSet {
   /** Of the filters' contents: part of the key of what was patched. */
   key: string;
   patches: readonly CompiledPatch[];
+  plugins: readonly WasmFilter[];
 }
 
-const NONE: PatchSet = { key: '', patches: [] };
+const NONE: PatchSet = { key: '', patches: [], plugins: [] };
+
+export const isEmpty = (set: PatchSet): boolean => set.patches.length + set.plugins.length === 0;
 const KIND = 'EnvoyFilter';
+const WASM = 'WasmPlugin';
 
 export class EnvoyFilters {
   readonly #compiled = new WeakMap<LoadedObject, readonly CompiledPatch[]>();
   readonly #sets = new Map<string, PatchSet>();
   readonly #patched = new WeakMap<Resource, Map<string, Resource | undefined>>();
 
-  constructor(readonly model: Model) {}
+  readonly #wasm: WasmPlugins;
+
+  constructor(readonly model: Model) {
+    this.#wasm = new WasmPlugins(model);
+  }
 
   invalidate(change: ChangeSet): void {
-    if (change.touches(KIND)) this.#sets.clear();
+    if (change.touches(KIND, WASM)) this.#sets.clear();
   }
 
   /** Whether the filters that apply to this proxy may be others now. */
   affects(proxy: Proxy, change: ChangeSet): boolean {
-    return change.touchesIn([proxy.namespace, this.model.mesh.rootNamespace], KIND);
+    return change.touchesIn([proxy.namespace, this.model.mesh.rootNamespace], KIND, WASM);
   }
 
   /** The filters of this proxy, in the order in which they work. */
@@ -59,13 +68,14 @@ export class EnvoyFilters {
       const own = this.model.configs.inNamespace<EnvoyFilter>(KIND, namespace).filter(({ object: { spec } }) => selects(spec.workloadSelector?.labels, labels));
       chosen.push(...[...own].sort((a, b) => (a.object.spec.priority ?? 0) - (b.object.spec.priority ?? 0)));
     }
-    if (chosen.length === 0) return NONE;
-    const key = `${chosen.map((loaded) => loaded.key).join(' ')} ${proxy.istioVersion}`;
+    const wasm = this.#wasm.setFor(proxy, labels);
+    if (chosen.length === 0 && wasm.filters.length === 0) return NONE;
+    const key = `${chosen.map((loaded) => loaded.key).join(' ')} ${proxy.istioVersion} ${wasm.key}`;
     let set = this.#sets.get(key);
     if (!set) {
       const patches = chosen.flatMap((loaded) => this.#patchesOf(loaded)).filter((patch) => fits(patch, proxy));
       const contents = createHash('sha1').update(JSON.stringify(chosen.map(({ object }) => object.spec))).digest('base64url');
-      this.#sets.set(key, (set = { key: patches.length > 0 ? `${contents} ${proxy.istioVersion}` : '', patches }));
+      this.#sets.set(key, (set = { key: `${contents} ${proxy.istioVersion} ${wasm.key}`, patches, plugins: wasm.filters }));
     }
     return set;
   }
@@ -83,7 +93,7 @@ export class EnvoyFilters {
     if (!made) this.#patched.set(resource, (made = new Map()));
     const context = contextOf(proxy, type, resource.name);
     const key = `${context} ${set.key}`;
-    if (!made.has(key)) made.set(key, patchResource(type, resource, set.patches, context, this.model));
+    if (!made.has(key)) made.set(key, patchResource(type, resource, set, context, this.model));
     return made.get(key);
   }
 
@@ -91,7 +101,9 @@ export class EnvoyFilters {
   additions(proxy: Proxy, set: PatchSet, type: string): Resource[] {
     const applyTo = type === TYPE.listener ? 'LISTENER' : type === TYPE.cluster ? 'CLUSTER' : undefined;
     const adds = set.patches.filter((patch) => patch.applyTo === applyTo && patch.operation === 'ADD' && [...patch.contexts].some((context) => (proxy.type === 'router' ? context === 'GATEWAY' : context !== 'GATEWAY')));
-    return adds.map(({ value }) => resourceOf(type, value!));
+    const sources = type === TYPE.cluster ? set.plugins.flatMap(({ cluster }) => (cluster ? [resourceOf(type, cluster.message)] : [])) : [];
+    const unique = new Map([...sources, ...adds.map(({ value }) => resourceOf(type, value!))].map((resource) => [resource.name, resource]));
+    return [...unique.values()];
   }
 }
 
@@ -116,10 +128,11 @@ function resourceOf(type: string, message: ReflectMessage): Resource {
 
 const versionOf = (value: Uint8Array): string => createHash('sha1').update(value).digest('base64url').slice(0, 16);
 
-function patchResource(type: string, resource: Resource, patches: readonly CompiledPatch[], context: PatchContext, model: Model): Resource | undefined {
+function patchResource(type: string, resource: Resource, { patches, plugins }: PatchSet, context: PatchContext, model: Model): Resource | undefined {
   if (type === TYPE.cluster) return patchCluster(resource, patches, context, model);
   const message = decode(MESSAGE_OF(type), resource.body.value);
   if (type === TYPE.listener) {
+    if (plugins.length > 0) insertPlugins(message, plugins, context);
     if (!patchListener(message, patches, context)) return undefined;
   } else if (!patchRouteConfiguration(message, patches, context)) {
     return resource;
@@ -159,14 +172,14 @@ export class FilteredGenerator implements Generator {
   all(proxy: Proxy): Resource[] {
     const set = this.filters.setFor(proxy);
     const resources = this.inner.all(proxy);
-    if (set.patches.length === 0) return resources;
+    if (isEmpty(set)) return resources;
     const patched = resources.flatMap((resource) => this.filters.apply(proxy, set, this.typeUrl, resource) ?? []);
     return [...patched, ...this.filters.additions(proxy, set, this.typeUrl)];
   }
 
   one(proxy: Proxy, name: string): Resource | undefined {
     const set = this.filters.setFor(proxy);
-    if (set.patches.length === 0) return this.inner.one(proxy, name);
+    if (isEmpty(set)) return this.inner.one(proxy, name);
     if (this.wildcard) return this.all(proxy).find((resource) => resource.name === name);
     const resource = this.inner.one(proxy, name);
     return resource && this.filters.apply(proxy, set, this.typeUrl, resource);

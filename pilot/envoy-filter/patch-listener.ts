@@ -4,6 +4,7 @@ import { reflect, type ReflectMessage } from '@bufbuild/protobuf/reflect';
 import type { Any } from '@bufbuild/protobuf/wkt';
 import { patchRouteConfiguration } from './patch-routes.js';
 import { clone, descOf, merge, packInto, plain, unpackAny } from './registry.js';
+import { worksOn, type Phase, type WasmFilter } from '../wasm/wasm-plugins.js';
 import type { CompiledPatch, FilterClass, PatchContext } from './types.js';
 
 interface PlainFilter {
@@ -72,6 +73,39 @@ function matchesChain({ listener: { filterChain, portNumber } }: CompiledPatch, 
   if (filterChain.transportProtocol && filterChain.transportProtocol !== match?.transportProtocol) return false;
   if (filterChain.applicationProtocols && !filterChain.applicationProtocols.split(',').every((protocol) => match?.applicationProtocols.includes(protocol.trim()))) return false;
   return !filterChain.destinationPort || filterChain.destinationPort === destinationPort(chain);
+}
+
+/** Filters that stand before, or belong to, each phase of a WasmPlugin; what has no phase comes last, before the router. */
+const PHASE_AFTER: Record<Phase, readonly string[] | undefined> = {
+  AUTHN: [],
+  AUTHZ: CLASS_FILTERS.AUTHN,
+  STATS: CLASS_FILTERS.AUTHZ,
+  UNSPECIFIED_PHASE: undefined,
+};
+
+/** Puts plugins into the connection managers of a listener: AUTHN before authentication, AUTHZ between that and authorization. */
+export function insertPlugins(message: ReflectMessage, plugins: readonly WasmFilter[], context: PatchContext): void {
+  const listener = plain<PlainListener>(message);
+  for (const chain of [...listener.filterChains, ...(listener.defaultFilterChain ? [listener.defaultFilterChain] : [])]) {
+    const port = context === 'SIDECAR_INBOUND' ? destinationPort(chain) : listenerPort(listener);
+    const here = plugins.filter((plugin) => worksOn(plugin, context, port));
+    if (here.length === 0) continue;
+    for (const filter of chain.filters) {
+      const any = filter.configType.value;
+      const inner = any?.typeUrl.endsWith(MANAGER) ? unpackAny(any) : undefined;
+      if (!any || !inner) continue;
+      const manager = plain<PlainManager>(inner);
+      // From the last phase to the first: where two have one place, the earlier phase's come to stand before.
+      for (const phase of ['UNSPECIFIED_PHASE', 'STATS', 'AUTHZ', 'AUTHN'] as const) {
+        const after = PHASE_AFTER[phase];
+        const router = manager.httpFilters.findIndex(({ name }) => name === 'envoy.filters.http.router');
+        const place = after ? manager.httpFilters.findLastIndex(({ name }) => after.includes(name)) + 1 : router < 0 ? manager.httpFilters.length : router;
+        const mine = here.filter((plugin) => plugin.phase === phase).map(({ message: made }) => plain<PlainFilter>(clone(made)));
+        manager.httpFilters.splice(place, 0, ...mine);
+      }
+      packInto(any, inner);
+    }
+  }
 }
 
 /** @returns whether the listener itself stays */

@@ -4,6 +4,7 @@ import { nearest } from '../../common/kube/schema.js';
 import type { DestinationRule, KubeObject, Service, VirtualService } from '../../common/kube/types.js';
 import { errorAt, type LoadedObject, type ValidationError } from '../../common/kube/yaml.js';
 import { checkEnvoyFilter } from '../envoy-filter/compile.js';
+import { checkWasmPlugin } from '../wasm/wasm-plugins.js';
 import { hostMatches, resolveHost, serviceHost } from '../model/hosts.js';
 
 interface Subset {
@@ -41,6 +42,7 @@ export class References {
   /** Everything that is wrong with one VirtualService in this company. */
   check(loaded: LoadedObject): ValidationError[] {
     const object = loaded.object as KubeObject;
+    if (object.kind === 'WasmPlugin') return checkWasmPlugin(object).map((problem) => errorAt(loaded, problem));
     if (object.kind === 'EnvoyFilter') return checkEnvoyFilter(object).map((problem) => errorAt(loaded, problem));
     if (object.kind !== 'VirtualService') return [];
     const problems: Problem[] = [];
