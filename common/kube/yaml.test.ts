@@ -48,7 +48,8 @@ const refused: [string, string, RegExp][] = [
   ['an unclosed group in a pattern', '    - {match: [{uri: {regex: "/a("}}], route: [{destination: {host: a}}]}', /uri\.regex: found "\/a\(", expected a valid regular expression/],
   ['look-ahead, which RE2 lacks', '    - {match: [{uri: {regex: "(?=a)"}}], route: [{destination: {host: a}}]}', /expected RE2 syntax/],
   ['an unknown retry condition', '    - {retries: {attempts: 2, retryOn: "5xx,connect-failur"}, route: [{destination: {host: a}}]}', /retryOn: found "connect-failur", .*did you mean connect-failure\?/],
-  ['a destination with a wildcard', '    - route: [{destination: {host: "*.a"}}]', /destination\.host: found "\*\.a", expected a host without a wildcard/],
+  ['a destination that is everything', '    - route: [{destination: {host: "*"}}]', /destination\.host: found "\*", expected a host/],
+  ['a field that would change traffic and is not acted on', '    - {fault: {delay: {exponentialDelay: 1s}}, route: [{destination: {host: a}}]}', /exponentialDelay: this field is not supported by this version/],
 ];
 for (const [what, http, expected] of refused) {
   test(`VirtualService: ${what} is refused`, () => {
@@ -71,14 +72,14 @@ kind: DestinationRule
 metadata: {name: web, namespace: shop}
 spec:
   host: web
-  trafficPolicy: {loadBalancer: {simple: RONDOM}, outlierDetection: {interval: 1s}}
+  trafficPolicy: {loadBalancer: {simple: RONDOM}, retryBudget: {percent: 1}}
   subsets:
     - name: v1
     - name: v1
 `);
   assert.equal(errors.length, 3);
   assert.match(errors[0]!, /^x\.yaml:6:42: .*loadBalancer\.simple: found string "RONDOM", expected one of .*did you mean RANDOM\?/);
-  assert.match(errors[1]!, /^x\.yaml:6:51: .*outlierDetection: warning: this field is not acted on/);
+  assert.match(errors[1]!, /^x\.yaml:6:51: .*retryBudget: warning: this field is not acted on/);
   assert.match(errors[2]!, /^x\.yaml:9:13: .*subsets\[1\]\.name: found "v1" again/);
 });
 
@@ -91,9 +92,9 @@ test('every API version passes, an unknown one and an unknown kind do not', () =
 });
 
 test('a kind that is not served is a warning, kinds of others pass untouched', () => {
-  const result = parseYaml('apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: a}\nspec: {}\n---\napiVersion: example.com/v1\nkind: Thing\nmetadata: {name: b}\nanything: [1]\n', 'x.yaml');
-  assert.deepEqual(result.errors.map(formatError), ['x.yaml:2:7: AuthorizationPolicy default/a: kind: warning: AuthorizationPolicy is not acted on by this version']);
-  assert.deepEqual(result.objects.map(({ key }) => key), ['security.istio.io/AuthorizationPolicy/default/a', 'example.com/Thing/default/b']);
+  const result = parseYaml('apiVersion: extensions.istio.io/v1alpha1\nkind: TrafficExtension\nmetadata: {name: a}\nspec: {}\n---\napiVersion: example.com/v1\nkind: Thing\nmetadata: {name: b}\nanything: [1]\n', 'x.yaml');
+  assert.deepEqual(result.errors.map(formatError), ['x.yaml:2:7: TrafficExtension default/a: kind: warning: TrafficExtension is not acted on by this version']);
+  assert.deepEqual(result.objects.map(({ key }) => key), ['extensions.istio.io/TrafficExtension/default/a', 'example.com/Thing/default/b']);
 });
 
 test('Kubernetes kinds: ports, label values and names are looked at', () => {
