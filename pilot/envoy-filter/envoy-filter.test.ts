@@ -182,8 +182,8 @@ test('what Envoy has no field or type for is refused by place, and nothing of th
     ['- {applyTo: LISTENER, patch: {operation: MERGE}}', /patch\.value: found nothing/],
   ];
   for (const [patches, expected] of cases) {
-    const { objects } = parseYaml(filter(patches), 'x.yaml');
-    const errors = new References(objects, 'cluster.local').check(objects[0]!).map(({ field, message }) => `${field}: ${message}`);
+    const { objects, errors: atOnce } = parseYaml(filter(patches), 'x.yaml');
+    const errors = [...atOnce, ...objects.flatMap((loaded) => new References(objects, 'cluster.local').check(loaded))].map(({ field, message }) => `${field}: ${message}`);
     assert.match(errors[0] ?? '', expected);
   }
 });

@@ -139,7 +139,7 @@ test('RDS: of two VirtualServices for a host the oldest counts, one for gateways
 });
 
 test('RDS: a host that is no service is served on port 80, and a domain is never there twice', () => {
-  const mesh = testMesh(WEB + routes('{hosts: [api.example.com, "*.example.com", WEB.shop.svc.cluster.local], http: [{route: [{destination: {host: web}}]}]}'));
+  const mesh = testMesh(WEB + routes('{hosts: [api.example.com, WEB.shop.svc.cluster.local], http: [{route: [{destination: {host: web}}]}]}') + routes('{hosts: ["*.example.com"], http: [{route: [{destination: {host: web}}]}]}', 'wild'));
   const domains = virtualHosts(mesh, '80').flatMap((host) => host.domains.map((domain) => domain.toLowerCase()));
   assert.ok(domains.includes('api.example.com') && domains.includes('*.example.com'));
   assert.equal(new Set(domains).size, domains.length);

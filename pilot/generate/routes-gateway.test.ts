@@ -47,7 +47,7 @@ test('gatewayVirtualHosts: httpsRedirect wants TLS of its hosts, routed or not; 
 
 test('gatewayVirtualHosts: matches on gateways, ports and the redirect port are the server\'s', () => {
   const spec =
-    '{hosts: ["*"], gateways: [front, mesh], http: [{name: mesh, match: [{gateways: [mesh]}], route: [{destination: {host: a}}]}, {name: port, match: [{port: 81}], route: [{destination: {host: a}}]}, {name: here, match: [{gateways: [front], sourceLabels: {no: one}, uri: {prefix: /}}], redirect: {derivePort: FROM_REQUEST_PORT}}]}';
+    '{hosts: [a.example], gateways: [front, mesh], http: [{name: mesh, match: [{gateways: [mesh]}], route: [{destination: {host: a}}]}, {name: port, match: [{port: 81}], route: [{destination: {host: a}}]}, {name: here, match: [{gateways: [front], sourceLabels: {no: one}, uri: {prefix: /}}], redirect: {derivePort: FROM_REQUEST_PORT}}]}';
   const [first] = hosts(routes('r', spec), server({ port: 8443, tls: true }));
   assert.deepEqual(names(first!), ['here']);
   const { action } = first!.routes[0]!;

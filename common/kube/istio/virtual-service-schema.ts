@@ -167,7 +167,7 @@ const fault: Schema = withCheck<HttpFaultInjection>(
   (value, report, warn) => {
     if (!value.delay && !value.abort) report('found nothing, expected a delay or an abort');
     if (value.abort && value.abort.httpStatus === undefined && value.abort.grpcStatus === undefined) warn('found no httpStatus and no grpcStatus: nothing is aborted', ['abort']);
-    if (value.delay && value.delay.fixedDelay === undefined) warn('found no fixedDelay: nothing is delayed', ['delay']);
+    if (value.delay && value.delay.fixedDelay === undefined && value.delay.exponentialDelay === undefined) warn('found no fixedDelay: nothing is delayed', ['delay']);
   },
 );
 
@@ -245,7 +245,8 @@ function checkSniHosts(routes: readonly TlsRoute[], hosts: readonly string[], re
       sniHosts.forEach((sni, s) => {
         const path = ['tls', r, 'match', m, 'sniHosts', s];
         if (/^[0-9.]+$|:/.test(sni)) warn(`found "${sni}", an address: most clients send none as SNI`, path);
-        else if (!hosts.some((host) => hostContains(host, sni))) report(`found "${sni}", expected a name within one of the hosts: ${hosts.join(', ')}`, path);
+        // A short host stands for its full name in the cluster.
+        else if (!hosts.some((host) => hostContains(host, sni) || (!host.includes('.') && sni.startsWith(`${host}.`)))) report(`found "${sni}", expected a name within one of the hosts: ${hosts.join(', ')}`, path);
       }),
     ),
   );
