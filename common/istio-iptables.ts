@@ -18,28 +18,63 @@ export const NAT_CHAINS = ['ISTIO_INBOUND', 'ISTIO_REDIRECT', 'ISTIO_IN_REDIRECT
 /** Who is the proxy: the pod's own sidecar by its user and group, or a proxy elsewhere by the mark of its sockets. */
 export type ProxyIdentity = { uid: number; gid: number } | { mark: number };
 
+/** What is captured, and where it goes: options of istio-iptables. */
+export interface CaptureSettings {
+  outboundPort: number;
+  inboundPort: number;
+  /** Ports at which what enters is redirected; an empty list for none. */
+  includeInboundPorts: '*' | readonly number[];
+  /** Counts only with `*`. */
+  excludeInboundPorts: readonly number[];
+  /** Ports that are redirected wherever they go, whatever the ranges say. */
+  includeOutboundPorts: readonly number[];
+  excludeOutboundPorts: readonly number[];
+  /** CIDRs of both families, each family's rules have their own. */
+  includeOutboundRanges: '*' | readonly string[];
+  excludeOutboundRanges: readonly string[];
+  excludeInterfaces: readonly string[];
+}
+
+export const DEFAULT_CAPTURE: CaptureSettings = {
+  outboundPort: OUTBOUND_PORT,
+  inboundPort: INBOUND_PORT,
+  includeInboundPorts: '*',
+  excludeInboundPorts: EXCLUDED_INBOUND_PORTS,
+  includeOutboundPorts: [],
+  excludeOutboundPorts: [],
+  includeOutboundRanges: '*',
+  excludeOutboundRanges: [],
+  excludeInterfaces: [],
+};
+
 export interface IstioRulesOptions {
   family: IpFamily;
   proxy?: ProxyIdentity;
-  /** Redirect what enters the pod to 15006; default true. */
+  /** Redirect what enters the pod; default true. */
   inbound?: boolean;
+  /** Default: everything but the sidecar's own ports. */
+  capture?: CaptureSettings;
 }
+
+const isLoopback = (range: string): boolean => range.startsWith('127.') || range.startsWith('::1/');
 
 /** The rules in the order of their appending, without `iptables -t nat`. */
 export function istioNatRules(options: IstioRulesOptions): string[] {
-  const { family, inbound = true } = options;
+  const { family, inbound = true, capture = DEFAULT_CAPTURE } = options;
   const proxy = options.proxy ?? { uid: PROXY_UID, gid: PROXY_UID };
   const loopback = family === 'ipv4' ? '127.0.0.1/32' : '::1/128';
+  const ofFamily = (ranges: readonly string[]): string[] => ranges.filter((range) => range.includes(':') === (family === 'ipv6'));
   const rules: string[] = [];
+  for (const name of capture.excludeInterfaces) rules.push(`-A PREROUTING -i ${name} -j RETURN`, `-A OUTPUT -o ${name} -j RETURN`);
   if (inbound) rules.push(`-A ISTIO_INBOUND -p tcp --dport ${HBONE_PORT} -j RETURN`);
-  rules.push(`-A ISTIO_REDIRECT -p tcp -j REDIRECT --to-ports ${OUTBOUND_PORT}`);
+  rules.push(`-A ISTIO_REDIRECT -p tcp -j REDIRECT --to-ports ${capture.outboundPort}`);
   if (inbound) {
-    rules.push(`-A ISTIO_IN_REDIRECT -p tcp -j REDIRECT --to-ports ${INBOUND_PORT}`);
-    rules.push('-A PREROUTING -p tcp -j ISTIO_INBOUND');
-    for (const port of EXCLUDED_INBOUND_PORTS) rules.push(`-A ISTIO_INBOUND -p tcp --dport ${port} -j RETURN`);
-    rules.push('-A ISTIO_INBOUND -p tcp -j ISTIO_IN_REDIRECT');
+    rules.push(`-A ISTIO_IN_REDIRECT -p tcp -j REDIRECT --to-ports ${capture.inboundPort}`);
+    rules.push(...inboundRules(capture));
   }
   rules.push('-A OUTPUT -j ISTIO_OUTPUT');
+  for (const port of capture.excludeOutboundPorts)
+    for (const protocol of ['tcp', 'udp']) rules.push(`-A ISTIO_OUTPUT -p ${protocol} --dport ${port} -j RETURN`);
   rules.push(`-A ISTIO_OUTPUT -o lo -s ${INBOUND_PASSTHROUGH_SOURCE[family]} -j RETURN`);
   if ('mark' in proxy) {
     rules.push(`-A ISTIO_OUTPUT -m mark --mark 0x${proxy.mark.toString(16)} -j RETURN`);
@@ -51,13 +86,23 @@ export function istioNatRules(options: IstioRulesOptions): string[] {
         rules.push(
           `-A ISTIO_OUTPUT -o lo ! -d ${loopback} -p tcp ! --dport ${HBONE_PORT} -m owner ${owner} -j ISTIO_IN_REDIRECT`,
         );
-      rules.push(`-A ISTIO_OUTPUT -o lo -m owner ! ${owner} -j RETURN`);
+      if (capture.includeOutboundRanges === '*' || !capture.includeOutboundRanges.some(isLoopback)) rules.push(`-A ISTIO_OUTPUT -o lo -m owner ! ${owner} -j RETURN`);
       rules.push(`-A ISTIO_OUTPUT -m owner ${owner} -j RETURN`);
     }
   }
   rules.push(`-A ISTIO_OUTPUT -d ${loopback} -j RETURN`);
-  rules.push('-A ISTIO_OUTPUT -j ISTIO_REDIRECT');
+  for (const range of ofFamily(capture.excludeOutboundRanges)) rules.push(`-A ISTIO_OUTPUT -d ${range} -j RETURN`);
+  for (const port of capture.includeOutboundPorts) rules.push(`-A ISTIO_OUTPUT -p tcp --dport ${port} -j ISTIO_REDIRECT`);
+  if (capture.includeOutboundRanges === '*') rules.push('-A ISTIO_OUTPUT -j ISTIO_REDIRECT');
+  else for (const range of ofFamily(capture.includeOutboundRanges)) rules.push(`-A ISTIO_OUTPUT -d ${range} -j ISTIO_REDIRECT`);
   return rules;
+}
+
+function inboundRules({ includeInboundPorts, excludeInboundPorts }: CaptureSettings): string[] {
+  const jump = '-A PREROUTING -p tcp -j ISTIO_INBOUND';
+  if (includeInboundPorts !== '*')
+    return includeInboundPorts.length ? [jump, ...includeInboundPorts.map((port) => `-A ISTIO_INBOUND -p tcp --dport ${port} -j ISTIO_IN_REDIRECT`)] : [];
+  return [jump, ...excludeInboundPorts.map((port) => `-A ISTIO_INBOUND -p tcp --dport ${port} -j RETURN`), '-A ISTIO_INBOUND -p tcp -j ISTIO_IN_REDIRECT'];
 }
 
 /** Input for `iptables-restore --noflush` (or ip6tables-restore) that adds the chains and rules in one step. */

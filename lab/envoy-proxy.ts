@@ -1,6 +1,6 @@
 /**
  * A pod's own Envoy, sidecar or gateway, as Istio's injector and agent set it up: user 1337, delta ADS, certificates by SDS
- * over a Unix socket. A sidecar's pod gets Istio's iptables rules as well; a gateway's traffic comes to its ports.
+ * over a Unix socket. A sidecar's pod gets the rules of its init container as well; a gateway's traffic comes to its ports.
  */
 import { chownSync, mkdirSync, writeFileSync } from 'node:fs';
 import { request } from 'node:http';
@@ -8,9 +8,10 @@ import { join } from 'node:path';
 import type { CertificateAuthority } from '../common/identity/ca.js';
 import { fileSecret } from '../common/identity/file-secrets.js';
 import { SdsServer } from '../common/identity/sds-server.js';
-import { PROXY_UID } from '../common/istio-iptables.js';
+import { PROXY_UID, type CaptureSettings } from '../common/istio-iptables.js';
 import type { ContainerRecord } from '../common/lab-api.js';
 import type { Closable } from '../common/lifecycle.js';
+import { envoyBinary } from '../common/paths.js';
 import { ContainerProcess } from './container.js';
 import { bootstrap, PROMETHEUS_PORT, type ProxyPod, type ProxyRole } from './envoy-bootstrap.js';
 import { execHelper } from './names.js';
@@ -23,9 +24,11 @@ export const ISTIO_PROXY = 'istio-proxy';
 export interface EnvoyProxyOptions {
   role: ProxyRole;
   pod: ProxyPod;
-  /** Its container as the pod's YAML has it; a sidecar comes without one. */
-  container?: { name: string; image?: string; ports?: ContainerRecord['ports'] };
-  env?: Record<string, string>;
+  /** Its container, as injected or as the pod's YAML has it. */
+  container: { name: string; image?: string; ports?: ContainerRecord['ports'] };
+  env: Record<string, string>;
+  /** What of the pod's traffic comes to it by iptables rules; nothing when absent. */
+  capture?: CaptureSettings;
   clusterId: string;
   /** The pod's own directory, the cgroup leaf for Envoy, and underpass-exec's options for the pod's own files. */
   dir: string;
@@ -33,7 +36,8 @@ export interface EnvoyProxyOptions {
   mounts: readonly string[];
   /** A file in one of its container's volumes. */
   readFile: (path: string) => string | undefined;
-  envoy: string;
+  /** Default: the one that the product found or installed. */
+  envoy?: string;
   concurrency: number;
   /** The socket at which the lab hands streams on to the control plane. */
   discoverySocket: string;
@@ -56,7 +60,7 @@ export class EnvoyProxy implements Closable {
 
   constructor(options: EnvoyProxyOptions) {
     this.#options = options;
-    this.name = options.container?.name ?? ISTIO_PROXY;
+    this.name = options.container.name;
     this.#dir = join(options.dir, ISTIO_PROXY);
     this.adminSocket = join(this.#dir, 'admin.sock');
     this.#log = join(options.dir, 'logs', `${this.name}.log`);
@@ -90,7 +94,7 @@ export class EnvoyProxy implements Closable {
   }
 
   async start(): Promise<void> {
-    const { role, pod, ca, clusterId, env = {}, discoverySocket } = this.#options;
+    const { role, pod, ca, clusterId, env, capture, discoverySocket } = this.#options;
     mkdirSync(this.#dir, { recursive: true });
     chownSync(this.#dir, PROXY_UID, PROXY_UID); // Envoy makes its admin socket there
     const sdsSocket = join(this.#dir, 'sds.sock');
@@ -105,7 +109,7 @@ export class EnvoyProxy implements Closable {
     const config = join(this.#dir, 'envoy.json');
     const content = bootstrap({ role, pod, clusterId, env, discoverySocket, sdsSocket, adminSocket: this.adminSocket });
     writeFileSync(config, JSON.stringify(content, null, 1));
-    if (role === 'sidecar') await writeSidecarRules(pod.netns, pod.ips.length > 1);
+    if (capture) await writeSidecarRules(pod.netns, pod.ips.length > 1, capture);
     this.#envoy = new ContainerProcess({
       name: this.name,
       plan: { file: execHelper, args: this.#helperArguments(), env: { PATH: process.env['PATH'] ?? '/usr/bin:/bin' } },
@@ -128,7 +132,7 @@ export class EnvoyProxy implements Closable {
   }
 
   #command(config: string): string[] {
-    const { envoy, concurrency } = this.#options;
+    const { envoy = envoyBinary(), concurrency } = this.#options;
     const logging = ['--log-level', 'warning', '--component-log-level', 'misc:error'];
     const times = ['--drain-time-s', '1', '--parent-shutdown-time-s', '2'];
     return [envoy, '-c', config, '--concurrency', String(concurrency), '--disable-hot-restart', ...logging, ...times];
@@ -200,12 +204,12 @@ export class EnvoyProxy implements Closable {
   record(): ContainerRecord {
     const { container } = this.#options;
     const ports = [
-      ...(container?.ports ?? []).filter(({ containerPort }) => containerPort !== PROMETHEUS_PORT),
+      ...(container.ports ?? []).filter(({ containerPort }) => containerPort !== PROMETHEUS_PORT),
       { name: 'http-envoy-prom', containerPort: PROMETHEUS_PORT, protocol: 'TCP' },
     ];
     return {
       name: this.name,
-      image: container?.image ?? 'envoy',
+      image: container.image ?? 'envoy',
       ports,
       ...(this.#envoy?.pid === undefined ? {} : { pid: this.#envoy.pid }),
       ready: this.#ready,

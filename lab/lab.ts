@@ -5,7 +5,7 @@ import { UnderpassError, errorMessage } from '../common/errors.js';
 import { CertificateAuthority } from '../common/identity/ca.js';
 import { DEFAULT_LAB_NAME, type ExecPlan, type LabInfo, type LabelPatch, type PodRecord } from '../common/lab-api.js';
 import { ClosableStore } from '../common/lifecycle.js';
-import { defaultRunDir, envoyBinary } from '../common/paths.js';
+import { defaultRunDir } from '../common/paths.js';
 import type { RunResult } from '../common/process.js';
 import { sleep, waitFor } from '../common/retry.js';
 import { nodeAddresses, PodAddresses, type DualAddress, type NodeAddresses } from './addresses.js';
@@ -17,13 +17,14 @@ import { applyWritten, Cluster, patchLabels } from './cluster.js';
 import { DnsServer } from './dns.js';
 import { LEFT_OUT_KINDS, leftOut } from './environment.js';
 import { ImageTable } from './images.js';
+import { admit, labInjection } from './injection.js';
 import { keyOf, type DesiredPod, type KubeObject } from './kube.js';
 import { LabLock } from './lock.js';
 import { DEFAULT_DISCOVERY, LabNames, netnsPath } from './names.js';
 import { LabNetwork } from './network.js';
 import { ObjectsDir } from './objects.js';
 import type { ExecOptions, LabOptions, PodReference } from './options.js';
-import { placePod, proxyPlan } from './placement.js';
+import { placePod } from './placement.js';
 import { Pod } from './pod.js';
 import { preflight } from './preflight.js';
 import { parseAddress, Relay } from './relay.js';
@@ -219,9 +220,11 @@ export class Lab implements LabBackend {
     try {
       const name = placePod(desired, [...this.#nodes.keys()], [...this.#pods.values()], this.cluster);
       const node = this.#nodes.get(name) as LabNode;
-      const proxy = proxyPlan(desired, this.cluster.namespaceLabels(desired.namespace));
+      const clusterId = this.#options.clusterId ?? DEFAULT_CLUSTER_ID;
+      const admitted = admit(desired, this.cluster.namespaceLabels(desired.namespace), labInjection(clusterId));
       pod = new Pod({
         desired: { ...desired, labels: { ...desired.labels } },
+        admitted,
         nodeName: node.name,
         node: node.addresses,
         address: node.pods.allocate(),
@@ -229,26 +232,21 @@ export class Lab implements LabBackend {
         network: this.#network,
         images: this.images,
         config: (kind, name) => this.cluster.config(kind, desired.namespace, name),
-        ...(proxy
-          ? {
-              proxy: {
-                ...proxy,
-                envoy: this.#options.envoy ?? envoyBinary(),
-                concurrency: this.#options.sidecarConcurrency ?? DEFAULT_SIDECAR_CONCURRENCY,
-                clusterId: this.#options.clusterId ?? DEFAULT_CLUSTER_ID,
-                discoverySocket: this.names.discoverySocket,
-                ca: this.#ca,
-                onError: (error: unknown) => this.#problem(new Error(`pod ${key}: ${errorMessage(error)}`)),
-              },
-            }
-          : {}),
+        proxy: {
+          ...(this.#options.envoy === undefined ? {} : { envoy: this.#options.envoy }),
+          concurrency: this.#options.sidecarConcurrency ?? DEFAULT_SIDECAR_CONCURRENCY,
+          clusterId,
+          discoverySocket: this.names.discoverySocket,
+          ca: this.#ca,
+          onError: (error: unknown) => this.#problem(new Error(`pod ${key}: ${errorMessage(error)}`)),
+        },
         onChange: () => this.#publishSoon(),
         onError: (error) =>
           this.#problem(error instanceof UnderpassError ? error : new Error(`pod ${key}: ${errorMessage(error)}`)),
       });
       this.#pods.set(key, pod);
       await pod.start();
-      this.#progress(`pod ${key} on ${node.name}: ${pod.ips.join(', ')}${proxy ? (proxy.role === 'router' ? ', a gateway' : ', with a sidecar') : ''}`);
+      this.#progress(`pod ${key} on ${node.name}: ${pod.ips.join(', ')}${admitted.proxy ? (admitted.proxy.role === 'router' ? ', a gateway' : ', with a sidecar') : ''}`);
     } catch (error) {
       this.#problem(error);
       if (pod) await this.#end(pod).catch((cause: unknown) => this.#problem(cause));

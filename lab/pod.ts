@@ -12,10 +12,10 @@ import { CLUSTER_DOMAIN } from './dns.js';
 import { environment, expand, type ConfigLookup } from './environment.js';
 import { EnvoyProxy, ISTIO_PROXY, type EnvoyProxyOptions } from './envoy-proxy.js';
 import type { ImageTable } from './images.js';
+import type { AdmittedPod, ProxyPlan } from './injection.js';
 import type { ContainerSpec, DesiredPod } from './kube.js';
 import { execHelper, netnsPath, type LabNames } from './names.js';
 import type { LabNetwork } from './network.js';
-import type { ProxyPlan } from './placement.js';
 import { ReadinessCheck } from './readiness.js';
 import { ServiceProxy, SERVICE_PROXY_ANNOTATION } from './service-proxy.js';
 import { Volumes } from './volumes.js';
@@ -24,6 +24,8 @@ const STOP_GRACE_MS = 2_000;
 
 export interface PodOptions {
   desired: DesiredPod;
+  /** The same after injection. */
+  admitted: AdmittedPod;
   nodeName: string;
   node: NodeAddresses;
   address: DualAddress & { host: number };
@@ -31,8 +33,8 @@ export interface PodOptions {
   network: LabNetwork;
   images: ImageTable;
   config: ConfigLookup;
-  /** Set when the pod has an Envoy. */
-  proxy?: ProxyPlan & Pick<EnvoyProxyOptions, 'envoy' | 'concurrency' | 'clusterId' | 'discoverySocket' | 'ca' | 'onError'>;
+  /** What a pod's Envoy needs to know. */
+  proxy: Pick<EnvoyProxyOptions, 'envoy' | 'concurrency' | 'clusterId' | 'discoverySocket' | 'ca' | 'onError'>;
   onChange: () => void;
   onError: (error: unknown) => void;
 }
@@ -70,22 +72,13 @@ export class Pod {
 
   constructor(options: PodOptions) {
     this.#options = options;
-    const { desired, names, nodeName } = options;
+    const { desired, admitted, names, nodeName } = options;
     this.dir = names.podDir(this.uid);
     this.cgroup = names.podCgroup(nodeName, this.uid);
     this.hostNetwork = desired.spec.hostNetwork === true;
-    this.#volumes = new Volumes(join(this.dir, 'volumes'), desired.spec.volumes ?? [], options.config);
-    this.labels = { ...desired.labels };
-    this.annotations = { ...desired.annotations };
-    if (options.proxy?.role === 'sidecar') {
-      // As the injector leaves them on a pod: the control plane reads from them that the pod speaks mTLS.
-      this.labels['security.istio.io/tlsMode'] = 'istio';
-      this.annotations['sidecar.istio.io/status'] = JSON.stringify({
-        initContainers: ['istio-init'],
-        containers: ['istio-proxy'],
-        revision: 'default',
-      });
-    }
+    this.#volumes = new Volumes(join(this.dir, 'volumes'), admitted.spec.volumes ?? [], options.config);
+    this.labels = { ...admitted.labels };
+    this.annotations = { ...admitted.annotations };
   }
 
   get desired(): DesiredPod {
@@ -138,8 +131,9 @@ export class Pod {
     if (!this.hostNetwork && this.annotations[SERVICE_PROXY_ANNOTATION] !== 'none') {
       this.#serviceProxy = new ServiceProxy(this.netns, this.#options.onError);
     }
-    if (this.#options.proxy) await this.#startProxy(this.#options.proxy);
-    const own = desired.spec.containers.filter((spec) => spec !== this.#options.proxy?.container);
+    const { spec: admittedSpec, proxy } = this.#options.admitted;
+    if (proxy) await this.#startProxy(proxy);
+    const own = admittedSpec.containers.filter((spec) => spec !== proxy?.container);
     for (const spec of own) this.#containers.push(this.#startContainer(spec));
     this.#options.onChange();
   }
@@ -153,16 +147,18 @@ export class Pod {
     }
   }
 
-  async #startProxy({ container, ...options }: NonNullable<PodOptions['proxy']>): Promise<void> {
+  async #startProxy({ container, ...plan }: ProxyPlan): Promise<void> {
     mkdirSync(join(this.cgroup, ISTIO_PROXY), { recursive: true });
     this.#proxy = new EnvoyProxy({
-      ...options,
-      ...(container ? { container, env: this.#environment(container) } : {}),
+      ...this.#options.proxy,
+      ...plan,
+      container,
+      env: this.#environment(container),
       pod: this,
       dir: this.dir,
       cgroup: join(this.cgroup, ISTIO_PROXY),
       mounts: this.#mountArguments(container),
-      readFile: (path) => (container ? this.#volumes.read(container, path) : undefined),
+      readFile: (path) => this.#volumes.read(container, path),
       onChange: this.#options.onChange,
     });
     await this.#proxy.start();
@@ -271,8 +267,8 @@ export class Pod {
   }
 
   /** The pod's own files in place of this machine's. */
-  #mountArguments(container: ContainerSpec | undefined): string[] {
-    const { overlays, binds } = container ? this.#volumes.mounts(container) : { overlays: [], binds: [] };
+  #mountArguments(container: ContainerSpec): string[] {
+    const { overlays, binds } = this.#volumes.mounts(container);
     const own = [`${join(this.dir, 'resolv.conf')}:/etc/resolv.conf`, `${join(this.dir, 'hosts')}:/etc/hosts`];
     const options = [...overlays.flatMap((overlay) => ['--overlay', overlay]), ...[...own, ...binds].flatMap((bind) => ['--bind', bind])];
     return ['--new-mount-ns', ...options];

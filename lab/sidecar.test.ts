@@ -3,6 +3,7 @@ import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
+import { errorMessage } from '../common/errors.js';
 import { istioRemoveInput, istioRestoreInput } from '../common/istio-iptables.js';
 import { run } from '../common/process.js';
 import { waitFor } from '../common/retry.js';
@@ -20,6 +21,8 @@ const WORLD = [
   pod('with', 'istio', 'app: a'),
   pod('without', 'istio', 'app: a, sidecar.istio.io/inject: "false"'),
   pod('plain', 'plain', 'app: a'),
+  pod('annotated', 'istio', 'app: a').replace('labels:', 'annotations: {traffic.sidecar.istio.io/excludeOutboundPorts: "3306", traffic.sidecar.istio.io/excludeInboundPorts: "9090", traffic.sidecar.istio.io/includeOutboundIPRanges: 10.96.0.0/12}, labels:'),
+  pod('wrong', 'istio', 'app: a').replace('labels:', 'annotations: {traffic.sidecar.istio.io/excludeOutboundPorts: mysql}, labels:'),
 ].join('---\n');
 
 // `istio-iptables -p 15001 -z 15006 -u 1337 -g 1337 -m REDIRECT -i * -b * -d 15090,15021,15020`, one command a rule.
@@ -58,11 +61,12 @@ const normal = (saved: string): string[] =>
 
 let directory: string;
 let lab: Lab;
+const problems: string[] = [];
 
 before(async () => {
   directory = mkdtempSync(join(tmpdir(), 'underpass-sidecar-'));
   writeFileSync(join(directory, 'world.yaml'), WORLD);
-  lab = await Lab.up({ name: NAME, sources: [directory], watch: false, discovery: `unix:${directory}/no-control-plane.sock` });
+  lab = await Lab.up({ name: NAME, sources: [directory], watch: false, onProblem: (error) => problems.push(errorMessage(error)), discovery: `unix:${directory}/no-control-plane.sock` });
   await lab.whenReady();
 });
 
@@ -76,10 +80,11 @@ test("Lab: pods get a sidecar as their labels and their namespace's say", () => 
     .pods()
     .filter(({ hasSidecar }) => hasSidecar)
     .map(({ namespace, name }) => `${namespace}/${name}`);
-  assert.deepEqual(sidecars, ['istio/with', 'legacy/with']);
+  assert.deepEqual(sidecars, ['istio/annotated', 'istio/with', 'legacy/with']);
   const { labels, annotations, containers } = lab.pod('legacy', 'with');
   assert.equal(labels['security.istio.io/tlsMode'], 'istio');
-  assert.ok(JSON.parse(annotations['sidecar.istio.io/status'] ?? ''));
+  assert.equal(labels['service.istio.io/canonical-name'], 'a');
+  assert.deepEqual((JSON.parse(annotations['sidecar.istio.io/status'] ?? '') as { initContainers: unknown }).initContainers, ['istio-init']);
   assert.deepEqual(
     containers.map(({ name }) => name),
     ['main', 'istio-proxy'],
@@ -101,6 +106,15 @@ for (const [family, command, loopback, passthrough] of [
     }
   });
 }
+
+test('Sidecar: the rules follow the annotations by way of the injected arguments; a wrong annotation starts no pod and is told', async () => {
+  const rules = (await lab.exec('istio/annotated', ['iptables-save', '-t', 'nat'])).stdout;
+  for (const rule of ['-A ISTIO_OUTPUT -p tcp -m tcp --dport 3306 -j RETURN', '-A ISTIO_INBOUND -p tcp -m tcp --dport 9090 -j RETURN', '-A ISTIO_OUTPUT -d 10.96.0.0/12 -j ISTIO_REDIRECT'])
+    assert.ok(rules.split('\n').includes(rule), `${rule} in\n${rules}`);
+  assert.doesNotMatch(rules, /^-A ISTIO_OUTPUT -j ISTIO_REDIRECT$/m);
+  assert.throws(() => lab.pod('istio', 'wrong'), /no such pod/);
+  assert.match(problems.join('\n'), /annotations\[traffic\.sidecar\.istio\.io\/excludeOutboundPorts\]: found "mysql", expected ports/);
+});
 
 test('istioRemoveInput: takes its own rules and chains away, leaves others byte-equal', async () => {
   for (const options of [{ family: 'ipv4' }, { family: 'ipv4', inbound: false, proxy: { mark: 0x539 } }] as const) {

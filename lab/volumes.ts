@@ -2,7 +2,7 @@
  * A pod's volumes: ConfigMaps, Secrets and empty directories as files in the pod's own directory, bound into its programs'
  * mount namespaces, and rewritten when their object changes.
  */
-import { mkdirSync, readdirSync, readFileSync, renameSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { mkdirSync, readdirSync, readFileSync, realpathSync, renameSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { dirname, join, relative } from 'node:path';
 import type { ConfigLookup } from './environment.js';
 import type { ContainerSpec, VolumeItems, VolumeSpec } from './kube.js';
@@ -88,7 +88,8 @@ export class Volumes {
       const source = this.#source(mount);
       const isFile = statSync(source, { throwIfNoEntry: false })?.isFile() === true;
       const present = nearestPresent(mount.mountPath);
-      if (present === '/') {
+      // An overlay is read-only: over a directory that the pod's own files lie in, its programs could not write them.
+      if (present !== mount.mountPath && (present === '/' || this.dir.startsWith(`${realpathSync(present)}/`))) {
         this.#left.push(mount.mountPath);
         continue;
       }
