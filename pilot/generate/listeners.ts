@@ -17,7 +17,7 @@ import type { Scope } from '../model/scope.js';
 import { seconds, socketAddress } from './envoy.js';
 import { tcpProxy } from './http-filters.js';
 import { hasIpv4, hasIpv6, proxyIps } from './inbound-ports.js';
-import { filterChain, matchKey, needsHttpInspector, needsTlsInspector, parseCidr, takesAll, type ListenerChain } from './listener-chains.js';
+import { filterChain, isHttpChain, matchKey, needsHttpInspector, needsTlsInspector, parseCidr, takesAll, type ListenerChain } from './listener-chains.js';
 import { makeResource, type Resource } from './resource.js';
 import { meshSource } from './route-match.js';
 import { tcpChains, tlsChains } from './tcp-routes.js';
@@ -178,9 +178,10 @@ function merge(entry: Entry, chains: readonly ListenerChain[]): void {
     keys.add(key);
     entry.chains.push(item);
   }
+  if (!entry.chains.some(isHttpChain)) return;
+  entry.protocol = 'auto';
   // A chain that takes HTTP without looking would take all else, too.
-  if (entry.chains.some((item) => 'routes' in item)) entry.chains = entry.chains.map((item) => ('routes' in item && entry.chains.length > 1 ? { ...item, sniffed: true } : item));
-  if (entry.chains.some((item) => 'routes' in item)) entry.protocol = 'auto';
+  entry.chains = entry.chains.map((item) => (isHttpChain(item) && entry.chains.length > 1 ? { ...item, sniffed: true } : item));
 }
 
 /** The outbound listeners that all proxies of one kind (namespace, labels, address families) share. */
