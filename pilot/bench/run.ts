@@ -159,7 +159,13 @@ main()
     console.error(error);
     process.exitCode = 1;
   })
-  .finally(() => {
+  .finally(async () => {
+    // Pilot first and gently: a profile is written when it ends.
+    const [pilot] = children;
+    if (pilot?.exitCode === null && pilot.signalCode === null) {
+      pilot.kill('SIGTERM');
+      await Promise.race([new Promise((resolve) => pilot.once('exit', resolve)), sleep(20_000)]);
+    }
     for (const child of children) child.kill('SIGKILL');
     rmSync(folder, { recursive: true, force: true });
   });

@@ -33,6 +33,14 @@ export const PUSH_ORDER: readonly string[] = [TYPE.cluster, TYPE.endpoint, TYPE.
 type Encoder<T> = { readonly $type: string; encode(message: T): { finish(): Uint8Array } };
 
 export function makeResource<T>(name: string, codec: Encoder<T>, message: T): Resource {
-  const body = pack(codec, message);
+  return withVersion(name, pack(codec, message));
+}
+
+/** The same for a message that is encoded already. */
+export function makeEncodedResource<T>(name: string, codec: Encoder<T>, value: Buffer): Resource {
+  return withVersion(name, { type_url: typeUrl(codec), value });
+}
+
+function withVersion(name: string, body: Any): Resource {
   return { name, body, version: createHash('sha1').update(body.value).digest('base64url').slice(0, 16) };
 }

@@ -14,9 +14,10 @@ import type { Proxy } from '../model/proxy.js';
 import type { Scope } from '../model/scope.js';
 import { appliesToMesh } from '../model/virtual-services.js';
 import { seconds } from './envoy.js';
-import { makeResource, type Resource } from './resource.js';
+import type { Resource } from './resource.js';
+import { routeResource, serviceRoutesOnce, virtualHostOnce, visibleRoutesOnce } from './route-cache.js';
 import { defaultRoute, virtualServiceRoutes } from './routes-http.js';
-import { meshSource } from './route-match.js';
+import { meshSource, sourceKey } from './route-match.js';
 
 /** The route configuration of that name for this client; an unknown name has an empty one, as istiod answers. */
 export function routeConfiguration(scope: Scope, proxy: Proxy, name: string): Resource {
@@ -29,7 +30,7 @@ export function routeConfiguration(scope: Scope, proxy: Proxy, name: string): Re
   } else if (/^\d+$/.test(name)) {
     virtual_hosts = [...portVirtualHosts(scope, proxy, { port: Number(name) }), fallbackVirtualHost(scope)];
   }
-  return makeResource(name, RouteConfiguration, routeTable(name, virtual_hosts));
+  return routeResource(name, routeTable(name, []), virtual_hosts);
 }
 
 /** What all route tables have in common: a Host header's port says nothing, answers of up to 1 MiB may be Envoy's own. */
@@ -59,16 +60,17 @@ export function portVirtualHosts(scope: Scope, proxy: Proxy, { port, services = 
     if (hosts.has(name)) return;
     const free = domains.filter((domain) => !taken.has(domain.toLowerCase()) && (domain === host || !knownHosts.has(domain)));
     for (const domain of free) taken.add(domain.toLowerCase());
-    if (free.length > 0) hosts.set(name, virtualHost(routes, name, free));
+    if (free.length > 0) hosts.set(name, virtualHostOnce(routes, name, free, () => virtualHost(routes, name, free)));
   };
   const served = new Set<string>();
+  const source = sourceKey(proxy, scope);
   for (const loaded of virtualServices) {
     if (!appliesToMesh(loaded) || !loaded.object.spec.http?.length) continue;
     const { foreign, matched } = splitHosts(scope, loaded, onPort);
     const routed = matched.filter(isRouted);
     // Hosts that are no service of the port come along with one that is; alone they are served on port 80.
     if (routed.length === 0 && port !== 80) continue;
-    const routes = virtualServiceRoutes(scope, meshSource(proxy, port), loaded);
+    const routes = visibleRoutesOnce(scope, `${loaded.key} ${port} ${source}`, () => virtualServiceRoutes(scope, meshSource(proxy, port), loaded));
     if (routes.length === 0) continue;
     for (const host of foreign) add(routes, host, [bracketed(host)]);
     for (const service of routed) {
@@ -77,7 +79,7 @@ export function portVirtualHosts(scope: Scope, proxy: Proxy, { port, services = 
     }
   }
   for (const service of onPort.values()) {
-    if (!served.has(service.host) && isRouted(service)) add([defaultRoute(scope, service.host, port)], service.host, domains(service, proxy, scope.model.mesh.clusterDomain));
+    if (!served.has(service.host) && isRouted(service)) add(serviceRoutesOnce(scope, service, port, () => [defaultRoute(scope, service.host, port)]), service.host, domains(service, proxy, scope.model.mesh.clusterDomain));
   }
   return [...hosts.values()].sort((a, b) => (a.name < b.name ? -1 : 1));
 }

@@ -61,6 +61,7 @@ export class Model {
   readonly #endpoints = new Map<string, readonly Endpoint[]>();
   #sorted: readonly MeshService[] | undefined;
   #rules: DestinationRules | undefined;
+  #usesHashing: boolean | undefined;
   readonly #resolver = new VirtualServiceResolver();
   #virtualServices: readonly LoadedObject<VirtualService>[] | undefined;
   #sources: VisibilitySources | undefined;
@@ -187,6 +188,11 @@ export class Model {
     return found.sort((a, b) => (a.host < b.host ? -1 : 1));
   }
 
+  /** Whether any rule hashes requests: routes then say by what, and differ between clients that obey different rules. */
+  get usesHashing(): boolean {
+    return (this.#usesHashing ??= this.configs.all<DestinationRule>('DestinationRule').some(({ object }) => JSON.stringify(object.spec).includes('"consistentHash"')));
+  }
+
   get rules(): DestinationRules {
     return (this.#rules ??= new DestinationRules(this.configs.all<DestinationRule>('DestinationRule'), this.mesh));
   }
@@ -235,6 +241,7 @@ export class Model {
 
   #forgetViews(): void {
     this.#sources = this.#ownViews = this.#rules = this.#sorted = this.#virtualServices = undefined;
+    this.#usesHashing = undefined;
     this.#visibilities.clear();
     this.#scopes.clear();
   }

@@ -1,0 +1,72 @@
+/**
+ * Route tables of large meshes are made of parts that hardly differ between clients: the routes of a service are the same
+ * for all, its domains differ between its own namespace and others. Both are made, and encoded, once.
+ */
+import { RouteConfiguration } from '../../proto/generated/envoy/config/route/v3/route.js';
+import { VirtualHost, type Route } from '../../proto/generated/envoy/config/route/v3/route_components.js';
+import type { MeshConfig } from '../model/mesh.js';
+import type { MeshService } from '../model/model.js';
+import type { Scope } from '../model/scope.js';
+import type { Visibility } from '../model/visibility.js';
+import { makeEncodedResource, type Resource } from './resource.js';
+
+/** A field of protobuf with number 2 and a length: RouteConfiguration.virtual_hosts. */
+const VIRTUAL_HOSTS_TAG = 0x12;
+
+const byService = new WeakMap<MeshConfig, WeakMap<MeshService, Map<number, Route[]>>>();
+const byVisibility = new WeakMap<Visibility, Map<string, Route[]>>();
+const hosts = new WeakMap<readonly Route[], Map<string, VirtualHost>>();
+const encodedHosts = new WeakMap<VirtualHost, Buffer>();
+
+function inner<K extends object, V extends object>(map: WeakMap<K, V>, key: K, make: () => V): V {
+  let value = map.get(key);
+  if (!value) map.set(key, (value = make()));
+  return value;
+}
+
+/** The routes of a service that nobody routes. Where rules hash, they depend on the client's namespace and are made anew. */
+export function serviceRoutesOnce(scope: Scope, service: MeshService, port: number, make: () => Route[]): Route[] {
+  if (scope.model.usesHashing) return make();
+  const made = inner(inner(byService, scope.model.mesh, () => new WeakMap()), service, () => new Map<number, Route[]>());
+  let routes = made.get(port);
+  if (!routes) made.set(port, (routes = make()));
+  return routes;
+}
+
+/** Routes of a VirtualService as clients of one view and source have them. */
+export function visibleRoutesOnce(scope: Scope, key: string, make: () => Route[]): Route[] {
+  if (scope.model.usesHashing) return make();
+  const made = inner(byVisibility, scope.visibility, () => new Map<string, Route[]>());
+  let routes = made.get(key);
+  if (!routes) made.set(key, (routes = make()));
+  return routes;
+}
+
+/** The same object for the same routes and domains; not to be changed. */
+export function virtualHostOnce(routes: readonly Route[], name: string, domains: readonly string[], make: () => VirtualHost): VirtualHost {
+  const made = inner(hosts, routes, () => new Map<string, VirtualHost>());
+  const key = `${name} ${domains.join(' ')}`;
+  let host = made.get(key);
+  if (!host) made.set(key, (host = make()));
+  return host;
+}
+
+function encodedHost(host: VirtualHost): Buffer {
+  let bytes = encodedHosts.get(host);
+  if (!bytes) {
+    const body = VirtualHost.encode(host).finish();
+    const head = [VIRTUAL_HOSTS_TAG];
+    for (let rest = body.length; ; rest >>>= 7) {
+      head.push(rest > 127 ? (rest & 127) | 128 : rest);
+      if (rest <= 127) break;
+    }
+    encodedHosts.set(host, (bytes = Buffer.concat([Buffer.from(head), body])));
+  }
+  return bytes;
+}
+
+/** A table put together from encoded virtual hosts; in protobuf the order of different fields does not count. */
+export function routeResource(name: string, table: RouteConfiguration, virtualHosts: readonly VirtualHost[]): Resource {
+  const value = Buffer.concat([RouteConfiguration.encode({ ...table, virtual_hosts: [] }).finish(), ...virtualHosts.map(encodedHost)]);
+  return makeEncodedResource(name, RouteConfiguration, value);
+}
