@@ -2,13 +2,16 @@
 import type { LoadedObject, ValidationError } from '../common/kube/yaml.js';
 import { ClosableStore } from '../common/lifecycle.js';
 import type { Logger } from '../common/log.js';
-import type { ConfigMap } from '../common/kube/types.js';
+import type { ConfigMap, RequestAuthentication } from '../common/kube/types.js';
+import { parseDurationMs } from '../common/kube/schema.js';
 import { Generators } from './generate/generator.js';
 import { AdminServer } from './admin/server.js';
+import { JwksFetcher } from './jwks/fetcher.js';
 import { discoverable } from './mesh-config/discovery.js';
 import { LiveMeshConfig } from './mesh-config/live.js';
 import { ChangeSet } from './model/changes.js';
 import type { MeshConfig } from './model/mesh.js';
+import { wantedKeys } from './model/jwks.js';
 import { Model } from './model/model.js';
 import { DEFAULT_DEBOUNCE, Debouncer, type DebounceOptions } from './push/debounce.js';
 import { AdsServer } from './push/server.js';
@@ -16,6 +19,9 @@ import { DirectorySource } from './sources/directory.js';
 import { Admission } from './validation/admission.js';
 
 export type { MeshConfig } from './model/mesh.js';
+
+/** A first state without the keys of token issuers would refuse good tokens; with issuers that are away it must not wait. */
+const FIRST_KEYS_MS = 5_000;
 
 export interface PilotOptions {
   /** Directories (or files) of YAML; the same object in a later one overrides that of an earlier one. */
@@ -40,6 +46,8 @@ export interface PilotStatus {
   problems: readonly ValidationError[];
   /** Of the MeshConfig as it is written now. */
   meshConfigProblems: readonly string[];
+  /** Token issuers whose keys can't be fetched now. */
+  jwksProblems: readonly string[];
   ads: ReturnType<AdsServer['status']>;
 }
 
@@ -54,6 +62,7 @@ export class Pilot {
   #isReady = false;
   #admission: Admission | undefined;
   #meshConfig: LiveMeshConfig | undefined;
+  #jwks: JwksFetcher | undefined;
   #pushes = 0;
   #version = '';
 
@@ -88,6 +97,14 @@ export class Pilot {
       logger: logger.child({ part: 'source' }),
       onChange: (objects) => take(objects),
     });
+    const changed = (change: ChangeSet): void => {
+      if (change.empty) return;
+      // Stale results go at once: whoever connects between now and the push gets the new state.
+      this.#generators.invalidate(change);
+      this.#nextVersion();
+      debouncer.add(change);
+    };
+    const jwks = new JwksFetcher({ logger: logger.child({ part: 'jwks' }), onKeys: (keysOf, keys) => changed(this.#model.setJwks(keysOf, keys)) });
     let candidates: ReadonlyMap<string, LoadedObject> = new Map();
     const mesh = new LiveMeshConfig(this.#options.meshConfig ?? {}, this.#options.meshConfigFile, logger.child({ part: 'mesh-config' }), () => take(candidates, true));
     const take = (objects: ReadonlyMap<string, LoadedObject>, meshChanged = false): void => {
@@ -96,25 +113,24 @@ export class Pilot {
       const offered = mesh.offer(objects.get(mesh.configMapKey)?.object as ConfigMap | undefined);
       if (offered || meshChanged) change.merge(this.#model.setMesh(mesh.current));
       change.merge(this.#model.apply(admission.admit(discoverable(objects, mesh.current))));
-      if (change.empty) return;
-      // Stale results go at once: whoever connects between now and the push gets the new state.
-      this.#generators.invalidate(change);
-      this.#nextVersion();
-      debouncer.add(change);
+      changed(change);
+      if (change.touches('RequestAuthentication')) jwks.want(wantedKeys(this.#model.configs.all<RequestAuthentication>('RequestAuthentication'), parseDurationMs));
     };
     const admin = new AdminServer({ model: this.#model, generators: this.#generators, ads: server, metrics: server.metrics, isReady: () => this.#isReady, status: () => this.status() });
     this.#admin = admin;
-    [this.#server, this.#admission, this.#source, this.#meshConfig] = [server, admission, source, mesh];
+    [this.#server, this.#admission, this.#source, this.#meshConfig, this.#jwks] = [server, admission, source, mesh, jwks];
     this.#nextVersion();
     this.#store.add(mesh);
     this.#store.add(server);
     this.#store.add(admin);
     this.#store.add(debouncer);
+    this.#store.add(jwks);
     this.#store.add(source);
     try {
       await mesh.start();
       this.#model.setMesh(mesh.current);
       await source.start();
+      await jwks.settled(FIRST_KEYS_MS);
       // Nobody is connected yet: the first state needs no push.
       debouncer.flush();
       for (const address of this.#options.listen) {
@@ -143,6 +159,7 @@ export class Pilot {
       services: this.#model.services.size,
       problems: [...(this.#source?.errors() ?? []), ...(this.#admission?.errors() ?? [])],
       meshConfigProblems: this.#meshConfig?.problems ?? [],
+      jwksProblems: this.#jwks?.problems() ?? [],
       ads: this.#server?.status() ?? { addresses: [], queued: 0, connections: [] },
     };
   }

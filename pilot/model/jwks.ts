@@ -1,20 +1,60 @@
 /** Public keys that RequestAuthentications refer to by URI, as they were fetched last. */
+import { createPublicKey, generateKeyPairSync, type JsonWebKey } from 'node:crypto';
 import type { JwtRule, RequestAuthentication } from '../../common/kube/types.js';
 import type { LoadedObject } from '../../common/kube/yaml.js';
 
 /** How an issuer without a jwksUri says where its keys are (OpenID Connect discovery). */
 const DISCOVERY_PATH = '/.well-known/openid-configuration';
 
-const KEY_TYPES: ReadonlySet<unknown> = new Set(['RSA', 'EC', 'oct', 'OKP']);
+interface Jwk {
+  kty?: unknown;
+  kid?: unknown;
+  alg?: unknown;
+  crv?: unknown;
+  k?: unknown;
+}
 
-/** Whether Envoy would take it: it refuses the whole listener for keys that it can't read. */
-export function isJwks(text: string): boolean {
+/** By key type what the name of an algorithm begins with. */
+const ALGORITHMS: Readonly<Record<string, RegExp>> = { RSA: /^(RS|PS)(256|384|512)$/, EC: /^ES(256|384|512)$/, oct: /^HS(256|384|512)$/, OKP: /^EdDSA$/ };
+const CURVES: ReadonlySet<unknown> = new Set(['P-256', 'P-384', 'P-521', 'Ed25519']);
+const MIN_RSA_BITS = 1_024;
+
+/**
+ * The set without those keys that Envoy can't read: for one of them it refuses the whole listener, policies included. As it
+ * is written if all are good; undefined if none is.
+ */
+export function usableJwks(text: string): string | undefined {
+  let keys: unknown;
   try {
-    const { keys } = JSON.parse(text) as { keys?: unknown };
-    return Array.isArray(keys) && keys.length > 0 && keys.every((key: unknown) => typeof key === 'object' && key !== null && KEY_TYPES.has((key as { kty?: unknown }).kty));
+    keys = (JSON.parse(text) as { keys?: unknown }).keys;
+  } catch {
+    return undefined;
+  }
+  if (!Array.isArray(keys)) return undefined;
+  const usable = keys.filter((key: unknown) => typeof key === 'object' && key !== null && isUsable(key));
+  if (usable.length === 0) return undefined;
+  return usable.length === keys.length ? text : JSON.stringify({ keys: usable });
+}
+
+function isUsable(key: Jwk): boolean {
+  const { kty, kid, alg, crv, k } = key;
+  const algorithms = typeof kty === 'string' ? ALGORITHMS[kty] : undefined;
+  if (!algorithms || (kid !== undefined && typeof kid !== 'string') || (alg !== undefined && !(typeof alg === 'string' && algorithms.test(alg)))) return false;
+  if (kty === 'oct') return typeof k === 'string' && /^[\w-]+$/.test(k);
+  if (kty !== 'RSA' && !CURVES.has(crv)) return false;
+  try {
+    const { asymmetricKeyDetails } = createPublicKey({ key: key as JsonWebKey, format: 'jwk' });
+    return kty !== 'RSA' || (asymmetricKeyDetails?.modulusLength ?? 0) >= MIN_RSA_BITS;
   } catch {
     return false;
   }
+}
+
+let nobodys: string | undefined;
+
+/** A key whose private half is thrown away at once: with no other, every token is refused. */
+export function nobodysJwks(): string {
+  return (nobodys ??= JSON.stringify({ keys: [{ ...generateKeyPairSync('ec', { namedCurve: 'P-256' }).publicKey.export({ format: 'jwk' }), kid: 'nobody' }] }));
 }
 
 /** The URI of the rule's keys, or of the document that names that URI. */

@@ -6,7 +6,7 @@ import { ExtAuthz as HttpExtAuthz } from '../../../proto/generated/envoy/extensi
 import { ExtAuthz as NetworkExtAuthz } from '../../../proto/generated/envoy/extensions/filters/network/ext_authz/v3/ext_authz.js';
 import type { MetadataMatcher } from '../../../proto/generated/envoy/type/matcher/v3/metadata.js';
 import { ListStringMatcher } from '../../../proto/generated/envoy/type/matcher/v3/string.js';
-import type { StatusCode } from '../../../proto/generated/envoy/type/v3/http_status.js';
+import { StatusCode } from '../../../proto/generated/envoy/type/v3/http_status.js';
 import type { ExtAuthzGrpcProvider, ExtAuthzHttpProvider } from '../../model/mesh.js';
 import type { Model } from '../../model/model.js';
 import { millis } from '../envoy.js';
@@ -57,7 +57,7 @@ const common = ({ failOpen = false, statusOnError, clearRouteCache = false, incl
   clear_route_cache: clearRouteCache,
   transport_api_version: ApiVersion.V3,
   filter_enabled_metadata: matched('envoy.filters.http.rbac', provider),
-  ...(statusOnError ? { status_on_error: { code: Number(statusOnError) as StatusCode } } : {}),
+  ...(statusOnError && Number(statusOnError) in StatusCode ? { status_on_error: { code: Number(statusOnError) as StatusCode } } : {}),
   ...(body ? { with_request_body: { max_request_bytes: body.maxRequestBytes ?? 0, allow_partial_message: body.allowPartialMessage ?? false, pack_as_bytes: body.packAsBytes ?? false } } : {}),
 });
 

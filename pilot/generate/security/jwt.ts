@@ -4,7 +4,7 @@ import type { JwtRule, RequestAuthentication } from '../../../common/kube/types.
 import { JwtAuthentication, JwtProvider, JwtRequirement } from '../../../proto/generated/envoy/extensions/filters/http/jwt_authn/v3/config.js';
 import type { HttpFilter } from '../../../proto/generated/envoy/extensions/filters/network/http_connection_manager/v3/http_connection_manager.js';
 import type { Model } from '../../model/model.js';
-import { isJwks, jwksSource } from '../../model/jwks.js';
+import { jwksSource, nobodysJwks, usableJwks } from '../../model/jwks.js';
 import { JWT_PAYLOAD } from './matchers.js';
 import { policiesFor, type PolicyTarget } from './targets.js';
 
@@ -49,13 +49,7 @@ function provider(model: Model, rule: JwtRule, clearRouteCache: boolean): JwtPro
   });
 }
 
-/** Keys that were not fetched yet, or are none, are replaced by one that no token is signed with: every token is refused. */
+/** Keys that were not fetched yet, or are none, are replaced by one that no token is signed with. */
 function keys(model: Model, rule: JwtRule): string {
-  if (rule.jwks) return isJwks(rule.jwks) ? rule.jwks : nobodysKey(`of ${rule.issuer}`);
-  const source = jwksSource(rule);
-  return model.jwks.get(source) ?? nobodysKey(source);
-}
-
-function nobodysKey(about: string): string {
-  return JSON.stringify({ keys: [{ e: 'AQAB', kid: 'abc', kty: 'RSA', n: Buffer.from(`error-keys-not-fetched-${about}`).toString('base64url') }] });
+  return (rule.jwks ? usableJwks(rule.jwks) : model.jwks.get(jwksSource(rule))) ?? nobodysJwks();
 }

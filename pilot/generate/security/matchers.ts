@@ -41,10 +41,17 @@ export function headerListMatch(name: string, value: string): HeaderMatcher {
   return HeaderMatcher.fromPartial({ name, header_match_specifier: { $case: 'string_match', value: regexMatch(`(.*,)?\\s*${inner}\\s*(,.*)?`) } });
 }
 
-/** `{*}` is one path segment, `{**}` any number of them. */
+const TEMPLATE_SEGMENT = /^(\*|\*\*|[\w.~!$&'()+,;=:@%-]*)$/;
+
+/** `{*}` is one path segment, `{**}` any number of them, at the end. @throws Unmatchable for what Envoy has no template for */
 export function pathTemplate(path: string): TypedExtensionConfig | undefined {
   if (!path.includes('{*}') && !path.includes('{**}')) return undefined;
   const path_template = path.replaceAll('{*}', '*').replaceAll('{**}', '**');
+  const [first, ...segments] = path_template.split('/');
+  const deep = segments.indexOf('**');
+  if (first !== '' || !segments.every((segment) => TEMPLATE_SEGMENT.test(segment)) || (deep >= 0 && segments.slice(deep + 1).some((segment) => segment.includes('*')))) {
+    throw new Unmatchable(`found ${JSON.stringify(path)}, expected {*} and {**} as whole segments, {**} after every {*}`);
+  }
   return { name: 'uri-template', typed_config: pack(UriTemplateMatchConfig, UriTemplateMatchConfig.fromPartial({ path_template })) };
 }
 
@@ -84,6 +91,16 @@ export function claimListMatch(path: readonly string[], values: readonly string[
   const any = anyValue(values.map((value) => stringValue(stringMatch(value))));
   return metadataMatch(JWT_FILTER, [JWT_PAYLOAD, ...path], anyValue([listValue(any), any]));
 }
+
+/** The name of a header in brackets. @throws Unmatchable */
+export function headerName(bracketed: string): string {
+  const name = namesInBrackets(bracketed).join('][');
+  if (!/^:?[\w!#$%&'*+.^`|~-]+$/.test(name)) throw new Unmatchable(`found ${JSON.stringify(bracketed)}, expected the name of a header in brackets`);
+  return name;
+}
+
+/** A pattern in which `*` is anything. */
+export const globRegex = (value: string): string => value.split('*').map(escapeRegex).join('.*');
 
 /** `[a][b]` as `a`, `b`; a name that holds brackets itself is one name. @throws Unmatchable */
 export function namesInBrackets(text: string): string[] {

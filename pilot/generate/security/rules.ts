@@ -7,8 +7,8 @@ import type { AuthorizationCondition, AuthorizationOperation, AuthorizationRule,
 import { Permission, Policy, Principal } from '../../../proto/generated/envoy/config/rbac/v3/rbac.js';
 import type { StringMatcher } from '../../../proto/generated/envoy/type/matcher/v3/string.js';
 import {
-  anyValue, cidr, claimListMatch, claimMatch, exactMatch, headerListMatch, headerMatch, listValue, metadataMatch, namesInBrackets, pathTemplate, portNumber, prefixMatch, regexMatch, stringMatch,
-  stringValue, suffixMatch, Unmatchable,
+  anyValue, cidr, claimListMatch, claimMatch, escapeRegex, exactMatch, globRegex, headerListMatch, headerMatch, headerName, listValue, metadataMatch, namesInBrackets, pathTemplate, portNumber,
+  prefixMatch, regexMatch, stringMatch, stringValue, suffixMatch, Unmatchable,
 } from './matchers.js';
 import { withTrustDomains } from './trust-domains.js';
 
@@ -101,11 +101,11 @@ const authenticated = (principal_name: StringMatcher): Principal => principal({ 
 
 const matchPrincipals: Condition<Principal>['match'] = (values, context) =>
   eachPrincipal((value) => authenticated(stringMatch(value, 'spiffe://')))(withTrustDomains(values, context.trustDomains), context);
-const matchNamespaces = eachPrincipal((value) => authenticated(regexMatch(`.*/ns/${value.replaceAll('*', '.*')}/.*`)));
+const matchNamespaces = eachPrincipal((value) => authenticated(regexMatch(`.*/ns/${globRegex(value)}/.*`)));
 const matchServiceAccounts = eachPrincipal((value, { namespace }) => {
   const slash = value.indexOf('/');
   const [ns, name] = slash < 0 ? [namespace, value] : [value.slice(0, slash), value.slice(slash + 1)];
-  return authenticated(regexMatch(`spiffe://.+/ns/${ns}/(.+/|)sa/${name}(/.+)?`));
+  return authenticated(regexMatch(`spiffe://.+/ns/${escapeRegex(ns)}/(.+/|)sa/${escapeRegex(name)}(/.+)?`));
 });
 const matchSourceIps = eachPrincipal((value) => principal({ $case: 'direct_remote_ip', value: cidr(value) }));
 const matchRemoteIps = eachPrincipal((value) => principal({ $case: 'remote_ip', value: cidr(value) }));
@@ -195,10 +195,6 @@ function conditionOf({ key, values, notValues }: AuthorizationCondition): { perm
     throw new Unmatchable(`${key} is no attribute of a policy`);
   };
   return { permission: { ...about, match: unknown } };
-}
-
-function headerName(bracketed: string): string {
-  return namesInBrackets(bracketed).join('][');
 }
 
 const sourceConditions = (source: AuthorizationSource): Condition<Principal>[] => [
