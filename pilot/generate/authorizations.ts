@@ -78,7 +78,8 @@ function rulesOf({ from = [], to = [], when = [] }: AuthorizationRule, namespace
     return match({ destination_ports: ports(operation.ports), not_destination_ports: ports(operation.notPorts) });
   });
   const sources = from.map(({ source = {} }) => {
-    http ||= [source.remoteIpBlocks, source.notRemoteIpBlocks, source.requestPrincipals, source.notRequestPrincipals].some((values) => values?.length);
+    // Trust domains are no matter of HTTP, but WDS has no word for them.
+    http ||= [source.trustDomains, source.notTrustDomains, source.remoteIpBlocks, source.notRemoteIpBlocks, source.requestPrincipals, source.notRequestPrincipals].some((values) => values?.length);
     return match({
       source_ips: addresses(source.ipBlocks),
       not_source_ips: addresses(source.notIpBlocks),

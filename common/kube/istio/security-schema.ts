@@ -75,7 +75,7 @@ const operation = object({ hosts: values, notHosts: values, ports, notPorts: por
 
 /** What `when` can ask for. A name that ends in `[` takes a key in brackets. */
 const ATTRIBUTES = [
-  'request.headers[', 'source.ip', 'remote.ip', 'source.namespace', 'source.serviceAccount', 'source.principal', 'source.trustDomain', 'request.auth.principal',
+  'request.headers[', 'request.experimental.inline.headers[', 'source.ip', 'remote.ip', 'source.namespace', 'source.serviceAccount', 'source.principal', 'source.trustDomain', 'request.auth.principal',
   'request.auth.audiences', 'request.auth.presenter', 'request.auth.claims[', 'destination.ip', 'destination.port', 'connection.sni', 'experimental.envoy.filters.',
 ];
 

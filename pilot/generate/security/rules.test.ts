@@ -95,6 +95,8 @@ const CASES: [AuthorizationRule, string, string, string][] = [
   [from({ principals: ['cluster.local/ns/a/sa/b', '*'] }), 'any BY (spiffe://cluster.local/ns/a/sa/b | ~.+)', 'any BY (spiffe://cluster.local/ns/a/sa/b | ~.+)', 'any BY (spiffe://cluster.local/ns/a/sa/b | ~.+)'],
   [from({ principals: ['cluster.local/ns/a/*', '*/sa/b.c'], notPrincipals: ['x'] }), 'any BY (spiffe://cluster.local/ns/a/* | ~spiffe://.*/sa/b\\.c) & !(spiffe://x)', '=', '='],
   [from({ namespaces: ['a', 'b*'], notNamespaces: ['bad'] }), 'any BY (~.*/ns/a/.* | ~.*/ns/b.*/.*) & !(~.*/ns/bad/.*)', '=', '='],
+  [from({ trustDomains: ['cluster.local', 'td*', '*'], notTrustDomains: ['x.y'] }), 'any BY (spiffe://cluster.local/* | ~spiffe://td.*/.* | ~spiffe://.+/.*) & !(spiffe://x.y/*)', '=', '='],
+  [when('source.trustDomain', ['a']), 'any BY (spiffe://a/*)', '=', '='],
   [from({ serviceAccounts: ['web', 'other/api'] }), 'any BY (~spiffe://.+/ns/shop/(.+/|)sa/web(/.+)? | ~spiffe://.+/ns/other/(.+/|)sa/api(/.+)?)', '=', '='],
   [from({ ipBlocks: ['10.0.0.0/8', '10.1.1.1'], notIpBlocks: ['fd00::/8'] }), 'any BY (from=10.0.0.0/8 | from=10.1.1.1/32) & !(from=fd00::/8)', '=', '='],
   [from({ remoteIpBlocks: ['1.2.3.0/24'], notRemoteIpBlocks: ['1.2.3.4'] }), 'any BY (client=1.2.3.0/24) & !(client=1.2.3.4/32)', '=', '='],

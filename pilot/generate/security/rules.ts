@@ -107,6 +107,10 @@ const matchServiceAccounts = eachPrincipal((value, { namespace }) => {
   const [ns, name] = slash < 0 ? [namespace, value] : [value.slice(0, slash), value.slice(slash + 1)];
   return authenticated(regexMatch(`spiffe://.+/ns/${escapeRegex(ns)}/(.+/|)sa/${escapeRegex(name)}(/.+)?`));
 });
+const matchTrustDomains: Condition<Principal>['match'] = (values, context) => {
+  const expanded = values.flatMap((value) => (context.trustDomains.includes(value) ? context.trustDomains : [value]));
+  return eachPrincipal((value) => authenticated(value.includes('*') ? regexMatch(`spiffe://${value === '*' ? '.+' : globRegex(value)}/.*`) : prefixMatch(`spiffe://${value}/`)))([...new Set(expanded)], context);
+};
 const matchSourceIps = eachPrincipal((value) => principal({ $case: 'direct_remote_ip', value: cidr(value) }));
 const matchRemoteIps = eachPrincipal((value) => principal({ $case: 'remote_ip', value: cidr(value) }));
 
@@ -170,6 +174,8 @@ function conditionOf({ key, values, notValues }: AuthorizationCondition): { perm
       return { principal: { ...about, match: matchNamespaces } };
     case 'source.serviceAccount':
       return { principal: { ...about, match: matchServiceAccounts } };
+    case 'source.trustDomain':
+      return { principal: { ...about, match: matchTrustDomains } };
     case 'source.principal':
       return { principal: { ...about, match: matchPrincipals } };
     case 'request.auth.principal':
@@ -202,6 +208,7 @@ const sourceConditions = (source: AuthorizationSource): Condition<Principal>[] =
   { values: source.requestPrincipals, notValues: source.notRequestPrincipals, httpOnly: true, match: matchRequestPrincipals },
   { values: source.serviceAccounts, notValues: source.notServiceAccounts, match: matchServiceAccounts },
   { values: source.namespaces, notValues: source.notNamespaces, match: matchNamespaces },
+  { values: source.trustDomains, notValues: source.notTrustDomains, match: matchTrustDomains },
   { values: source.remoteIpBlocks, notValues: source.notRemoteIpBlocks, match: matchRemoteIps },
   { values: source.ipBlocks, notValues: source.notIpBlocks, match: matchSourceIps },
 ];

@@ -90,7 +90,7 @@ test('CUSTOM: what policies match is refused while their provider is not there, 
 });
 
 test('several issuers: each token must be good, one that several could have issued must be good for one of them', () => {
-  const { model } = testMesh(world + policy('two', '{jwtRules: [{issuer: b, jwksUri: "https://b.example/keys"}, {issuer: a, jwks: "no keys at all"}]}', { kind: 'RequestAuthentication' }));
+  const { model } = testMesh(world + policy('two', '{jwtRules: [{issuer: b, jwksUri: "https://b.example/keys"}, {issuer: a, jwks: \'{"keys":[{"kty":"RSA","n":"AQAB","e":"AQAB"}]}\'}]}', { kind: 'RequestAuthentication' }));
   const [filter] = securityFilters(model, proxy).authentication;
   const { providers, rules } = unpack(JwtAuthentication, filter!.config_type!.value as never)!;
   assert.deepEqual(Object.entries(providers).map(([name, { issuer }]) => `${name} ${issuer}`), ['origins-0 a', 'origins-1 b']);
@@ -174,10 +174,15 @@ test('usableJwks: keys that Envoy can not read are left out, a good set stays as
   for (const none of ['', '[]', '{}', 'null', '{"keys": []}', '{"keys": [{"kty": "RSA"}]}', '{"keys": {}}']) assert.equal(usableJwks(none), undefined, none);
 });
 
-const EVERYTHING = `{action: ACTION, PROVIDER rules: [{
-  from: [{source: {principals: ["a/ns/b/sa/c", "*"], notPrincipals: ["*x"], requestPrincipals: ["i/s", "*"], notRequestPrincipals: ["no/*"], namespaces: [a, "b*"], notNamespaces: [c], ipBlocks: [10.0.0.0/8], notIpBlocks: ["fd00::1"], remoteIpBlocks: [1.2.3.4], notRemoteIpBlocks: [1.2.3.5]}}, {source: {serviceAccounts: [x/y], notServiceAccounts: [z]}}],
+const EVERYTHING = `{action: ACTION, rules: [{
+  from: [{source: {principals: ["a/ns/b/sa/c", "*"], notPrincipals: ["*x"], requestPrincipals: ["i/s", "*"], notRequestPrincipals: ["no/*"], namespaces: [a, "b*"], notNamespaces: [c], trustDomains: [td, "x*"], notTrustDomains: [y], ipBlocks: [10.0.0.0/8], notIpBlocks: ["fd00::1"], remoteIpBlocks: [1.2.3.4], notRemoteIpBlocks: [1.2.3.5]}}, {source: {serviceAccounts: [x/y], notServiceAccounts: [z]}}],
   to: [{operation: {hosts: [a, "*.b"], notHosts: [c], ports: ["80"], notPorts: ["81"], methods: [GET, "*"], notMethods: [PUT], paths: ["/a", "/b/*", "*.c", "/d/{*}/{**}"], notPaths: ["/e/{*}"]}}],
   when: [{key: "request.headers[x]", values: [a, "*"]}, {key: "request.experimental.inline.headers[y]", values: [a]}, {key: source.ip, values: [1.1.1.1]}, {key: remote.ip, notValues: [1.1.1.1]}, {key: source.namespace, values: [a]}, {key: source.serviceAccount, values: [a]}, {key: source.principal, values: [a]}, {key: request.auth.principal, values: [a/b]}, {key: request.auth.audiences, values: [a, b]}, {key: request.auth.presenter, values: [a]}, {key: "request.auth.claims[a][b]", values: [a]}, {key: destination.ip, values: [1.1.1.1]}, {key: destination.port, values: ["80"]}, {key: connection.sni, values: [a]}, {key: "experimental.envoy.filters.http.x[y]", values: ["[a]", b]}]}]}`;
+
+const CUSTOM = `{action: CUSTOM, provider: {name: opa}, rules: [{
+  from: [{source: {ipBlocks: [10.0.0.0/8], notIpBlocks: ["fd00::1"], remoteIpBlocks: [1.2.3.4], notRemoteIpBlocks: [1.2.3.5]}}],
+  to: [{operation: {hosts: [a], ports: ["80"], methods: [GET], paths: ["/a", "/d/{*}/{**}"]}}],
+  when: [{key: "request.headers[x]", values: [a, "*"]}, {key: destination.port, values: ["80"]}]}]}`;
 
 test('Envoy takes what every field of every policy becomes, in every mode of mutual TLS', async () => {
   const folder = mkdtempSync(join(tmpdir(), 'up-security-'));
@@ -185,15 +190,16 @@ test('Envoy takes what every field of every policy becomes, in every mode of mut
     const ports = 'name: http, port: 80, targetPort: 80}, {name: tcp-a, port: 90, targetPort: 90}, {name: unknown, port: 100, targetPort: 100';
     const pods = podYaml('shop', web) + serviceYaml('shop', 'web', '10.96.0.1', [web], ports) + serviceYaml('auth', 'authz', '10.96.0.9', [], 'name: grpc, port: 9000');
     const policies =
-      ['ALLOW', 'DENY', 'AUDIT', 'CUSTOM'].map((action) => policy(action.toLowerCase(), EVERYTHING.replace('ACTION', action).replace('PROVIDER', action === 'CUSTOM' ? 'provider: {name: opa},' : ''))).join('') +
+      ['ALLOW', 'DENY', 'AUDIT'].map((action) => policy(action.toLowerCase(), EVERYTHING.replace('ACTION', action))).join('') + policy('custom', CUSTOM) +
       policy('dry', '{rules: [{}]}', { annotations: '{istio.io/dry-run: "true"}' }) +
-      policy('jwt', `{jwtRules: [{issuer: a, jwksUri: "http://a/", audiences: [b], fromHeaders: [{name: x, prefix: "y "}], fromParams: [p], fromCookies: [c], forwardOriginalToken: true, outputPayloadToHeader: x-payload, outputClaimToHeaders: [{header: x-sub, claim: sub}], spaceDelimitedClaims: [s]}, {issuer: b, jwks: '${MIXED_KEYS}'}]}`, { kind: 'RequestAuthentication' });
+      policy('jwt', `{jwtRules: [{issuer: a, jwksUri: "http://a/", audiences: [b], fromHeaders: [{name: x, prefix: "y "}], fromParams: [p], fromCookies: [c], forwardOriginalToken: true, outputPayloadToHeader: x-payload, outputClaimToHeaders: [{header: x-sub, claim: sub}], spaceDelimitedClaims: [s]}, {issuer: b, jwksUri: "http://b/"}]}`, { kind: 'RequestAuthentication' });
     const providers: MeshConfig['extensionProviders'][] = [
       [{ name: 'opa', envoyExtAuthzGrpc: { service: 'auth/authz.auth.svc.cluster.local', port: 9000, timeout: '1s', failOpen: true, statusOnError: '503', includeRequestBodyInCheck: { maxRequestBytes: 1024, allowPartialMessage: true } } }],
       [{ name: 'opa', envoyExtAuthzHttp: { service: 'authz.auth.svc.cluster.local', port: 9000, pathPrefix: '/check', includeRequestHeadersInCheck: ['x-a', 'x-b*'], includeAdditionalHeadersInCheck: { 'x-c': 'd' }, headersToUpstreamOnAllow: ['x-e'], headersToDownstreamOnDeny: ['x-f'], headersToDownstreamOnAllow: ['x-g'] } }],
     ];
     for (const [index, mode] of ['STRICT', 'PERMISSIVE', 'DISABLE'].entries()) {
       const { model } = testMesh(pods + policies + peer('p', `{selector: {matchLabels: {app: web}}, mtls: {mode: ${mode}}, portLevelMtls: {90: {mode: STRICT}, 7000: {mode: DISABLE}, 7001: {mode: STRICT}}}`), { extensionProviders: providers[index % 2]!, trustDomainAliases: ['old'], meshMtlsMinProtocolVersion: 'TLSV1_3' });
+      model.setJwks('http://b/', usableJwks(MIXED_KEYS));
       const file = join(folder, `${mode}.pb`);
       const sds = Cluster.fromPartial({ name: 'sds-grpc', connect_timeout: { seconds: 1n, nanos: 0 }, load_assignment: { cluster_name: 'sds-grpc', endpoints: [{ lb_endpoints: [{ host_identifier: { $case: 'endpoint', value: { address: { address: { $case: 'pipe', value: { path: join(folder, 'sds.sock') } } } } } }] }] } });
       const statics = ['BlackHoleCluster', 'InboundPassthroughCluster', 'inbound|80||', 'inbound|90||', 'inbound|100||', 'outbound|9000||authz.auth.svc.cluster.local'].map((name) => Cluster.fromPartial({ ...sds, name, load_assignment: { ...sds.load_assignment!, cluster_name: name } }));
