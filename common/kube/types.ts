@@ -117,6 +117,7 @@ export interface Service extends KubeObject {
     externalName?: string;
     ports?: ServicePort[];
     publishNotReadyAddresses?: boolean;
+    trafficDistribution?: string;
   };
 }
 

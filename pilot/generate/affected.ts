@@ -7,7 +7,7 @@ import { SECURITY_KINDS } from './security/filters.js';
 
 /** Something that decides which services and routes a client sees, or a rule that it obeys. */
 export function outboundChanged(change: ChangeSet): boolean {
-  return change.full || change.services.size + change.routes.size + change.rules.size + change.identities.size > 0 || change.touches('VirtualService', 'Sidecar', 'ServiceEntry');
+  return change.full || change.services.size + change.routes.size + change.rules.size + change.identities.size > 0 || change.touches('VirtualService', 'Sidecar');
 }
 
 /** Of the workload itself: its pod's labels and ports, the Services that select it, its Sidecar resource. */

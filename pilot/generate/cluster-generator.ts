@@ -3,11 +3,13 @@ import { hostMatches } from '../model/hosts.js';
 import type { Model } from '../model/model.js';
 import type { Proxy } from '../model/proxy.js';
 import { inboundChanged, outboundChanged } from './affected.js';
-import { proxyClusters, serviceClusters } from './clusters.js';
+import { clusterClientKey, proxyClusters, serviceClusters, type ClusterVariant } from './clusters.js';
 import type { Generator } from './generator.js';
+import { hasIpv4, hasIpv6, proxyIps } from './inbound-ports.js';
+import { whereabouts } from './locality.js';
 import { TYPE, type Resource } from './resource.js';
 
-/** Clusters of a service differ between clients only by the DestinationRule that applies to them. */
+/** Clusters of a service differ between clients by the DestinationRule that applies, and where names are resolved by what the client can reach. */
 export class ClusterGenerator implements Generator {
   readonly typeUrl = TYPE.cluster;
   readonly wildcard = true;
@@ -18,15 +20,23 @@ export class ClusterGenerator implements Generator {
   all(proxy: Proxy): Resource[] {
     const scope = this.model.scopeOf(proxy);
     const resources: Resource[] = [];
+    let variant: ClusterVariant | undefined;
+    const variantOf = (): ClusterVariant => {
+      if (!variant) {
+        const ips = { ips: proxyIps(this.model, proxy) };
+        variant = { ipv4: hasIpv4(ips), ipv6: hasIpv6(ips), client: whereabouts(this.model, proxy) };
+      }
+      return variant;
+    };
     for (const service of scope.services) {
       let made = this.#byHost.get(service.host);
       if (!made) this.#byHost.set(service.host, (made = new Map()));
-      const key = `${service.key} ${scope.rule(service.host)?.key ?? ''}`;
+      const key = `${service.key} ${scope.rule(service.host)?.key ?? ''} ${clusterClientKey(scope, service, variantOf)}`;
       let clusters = made.get(key);
-      if (!clusters) made.set(key, (clusters = serviceClusters(scope, service)));
+      if (!clusters) made.set(key, (clusters = serviceClusters(scope, service, variantOf())));
       for (const cluster of clusters) resources.push(cluster);
     }
-    return [...resources, ...proxyClusters(this.model, proxy)];
+    return [...resources, ...proxyClusters(scope, proxy)];
   }
 
   one(proxy: Proxy, name: string): Resource | undefined {

@@ -2,101 +2,98 @@
  * CDS. Shapes and names are istiod's, but for what stock Envoy lacks or this version does not use: the network filter
  * `istio.metadata_exchange`, the `hbone` transport socket match and the cluster `connect_originate`.
  */
-import { Cluster, Cluster_DiscoveryType, Cluster_LbPolicy, type Cluster_TransportSocketMatch } from '../../proto/generated/envoy/config/cluster/v3/cluster.js';
+import { Cluster, Cluster_DiscoveryType, Cluster_DnsLookupFamily, Cluster_LbPolicy } from '../../proto/generated/envoy/config/cluster/v3/cluster.js';
 import { BindConfig } from '../../proto/generated/envoy/config/core/v3/address.js';
-import { parseDurationMs } from '../../common/kube/schema.js';
-import type { DestinationRule, KubeObject, TrafficPolicy } from '../../common/kube/types.js';
+import { ClusterLoadAssignment } from '../../proto/generated/envoy/config/endpoint/v3/endpoint.js';
+import { CaresDnsResolverConfig } from '../../proto/generated/envoy/extensions/network/dns_resolver/cares/v3/cares_dns_resolver.js';
+import type { DestinationRule, KubeObject } from '../../common/kube/types.js';
+import { pack } from '../../common/xds/any.js';
 import type { MeshPort, MeshService, Model } from '../model/model.js';
-import { isHttp2 } from '../model/protocol.js';
-import { takesMtls } from '../model/peer-authentication.js';
 import type { Proxy } from '../model/proxy.js';
 import type { Scope } from '../model/scope.js';
-import { ads, downstreamProtocolUpstream, http2Upstream, istioUpstreamTls, millis, passthroughUpstream, rawBufferSocket, seconds, spiffeId } from './envoy.js';
+import { portPolicy } from '../model/traffic-policy.js';
+import { applyConnectionPool, applyLoadBalancer, applyOutlierDetection, httpProtocolOptions, upstreamHttp } from './cluster-policy.js';
+import { applyTls } from './cluster-tls.js';
+import { clientKey, endpointGroups } from './endpoints.js';
+import { ads, passthroughUpstream, seconds } from './envoy.js';
 import { hasIpv4, hasIpv6, inboundPorts, type InboundPort } from './inbound-ports.js';
-import { clusterName, clusterSni, inboundClusterName } from './names.js';
+import { localitySetting, weighsLocalities, type Whereabouts } from './locality.js';
+import { clusterName, inboundClusterName } from './names.js';
 import { makeResource, type Resource } from './resource.js';
 
 const UNLIMITED = 0xffff_ffff;
 const circuit_breakers = { thresholds: [{ max_connections: UNLIMITED, max_pending_requests: UNLIMITED, max_requests: UNLIMITED, max_retries: UNLIMITED }] };
-const DEFAULT_CONNECT_TIMEOUT_MS = 10_000;
-
-const LB_POLICIES: Record<string, Cluster_LbPolicy> = {
-  ROUND_ROBIN: Cluster_LbPolicy.ROUND_ROBIN,
-  LEAST_REQUEST: Cluster_LbPolicy.LEAST_REQUEST,
-  LEAST_CONN: Cluster_LbPolicy.LEAST_REQUEST,
-  UNSPECIFIED: Cluster_LbPolicy.LEAST_REQUEST,
-  RANDOM: Cluster_LbPolicy.RANDOM,
-};
 
 /** The path under which istiod names the object that a resource was made from. */
 export function configPath(object: KubeObject, kind: 'virtual-service' | 'destination-rule'): string {
   return `/apis/networking.istio.io/v1/namespaces/${object.metadata.namespace}/${kind}/${object.metadata.name}`;
 }
 
-/** The clusters of one service: each port, and each subset of each port, as a client of this scope sees them. */
-export function serviceClusters(scope: Scope, service: MeshService): Resource[] {
-  const { model } = scope;
-  const rule = scope.rule(service.host)?.object;
-  const resources: Resource[] = [];
-  for (const port of service.ports) {
-    resources.push(outboundCluster(model, service, port, '', rule?.spec.trafficPolicy, rule));
-    for (const subset of rule?.spec.subsets ?? []) {
-      resources.push(outboundCluster(model, service, port, subset.name, { ...rule!.spec.trafficPolicy, ...subset.trafficPolicy }, rule));
-    }
-  }
-  return resources;
+export interface ClusterVariant {
+  /** Of the client: names are resolved to what it can reach. */
+  ipv4: boolean;
+  ipv6: boolean;
+  client: Whereabouts;
 }
 
-function outboundCluster(model: Model, service: MeshService, port: MeshPort, subset: string, policy: TrafficPolicy | undefined, rule: DestinationRule | undefined): Resource {
+/** What of the client the clusters of a service depend on: something only where they hold the endpoints. */
+export function clusterClientKey(scope: Scope, service: MeshService, variant: () => ClusterVariant): string {
+  if (!service.resolution.startsWith('DNS')) return '';
+  const { ipv4, ipv6, client } = variant();
+  const rule = scope.rule(service.host)?.object;
+  const names = service.ports.flatMap(({ port }) => ['', ...(rule?.spec.subsets ?? []).map(({ name }) => name)].map((subset) => clusterName(port, subset, service.host)));
+  return `${ipv4 ? 4 : ''}${ipv6 ? 6 : ''} ${names.map((name) => clientKey(scope, name, () => client)).join(';')}`;
+}
+
+/** The clusters of one service: each port, and each subset of each port, as a client of this scope sees them. */
+export function serviceClusters(scope: Scope, service: MeshService, variant: ClusterVariant): Resource[] {
+  const rule = scope.rule(service.host)?.object;
+  return service.ports.flatMap((port) => ['', ...(rule?.spec.subsets ?? []).map(({ name }) => name)].map((subset) => outboundCluster(scope, service, port, subset, rule, variant)));
+}
+
+function outboundCluster({ model }: Scope, service: MeshService, port: MeshPort, subset: string, rule: DestinationRule | undefined, variant: ClusterVariant): Resource {
+  const { mesh } = model;
   const name = clusterName(port.port, subset, service.host);
+  const policy = portPolicy(rule, subset, port.port);
   const istio: Record<string, unknown> = { services: [{ host: service.host, name: service.name, namespace: service.namespace }] };
   if (rule) istio['config'] = configPath(rule, 'destination-rule');
   if (subset) istio['subset'] = subset;
-  const connectTimeout = policy?.connectionPool?.tcp?.connectTimeout;
+  if (service.external) istio['external'] = true;
+  const setting = localitySetting(mesh, policy.loadBalancer, service);
   const cluster = Cluster.fromPartial({
     name,
     alt_stat_name: `${name};`,
-    connect_timeout: millis((connectTimeout && parseDurationMs(connectTimeout)) || DEFAULT_CONNECT_TIMEOUT_MS),
-    circuit_breakers,
-    common_lb_config: { healthy_panic_threshold: {} },
+    cluster_discovery_type: { $case: 'type', value: DISCOVERY[service.resolution] },
+    common_lb_config: { healthy_panic_threshold: {}, ...(weighsLocalities(setting, policy.outlierDetection !== undefined) ? { locality_config_specifier: { $case: 'locality_weighted_lb_config', value: {} } } : {}) },
     metadata: { filter_metadata: { istio } },
-    ...(isHttp2(port.protocol) ? { typed_extension_protocol_options: http2Upstream } : port.protocol === 'auto' ? { typed_extension_protocol_options: downstreamProtocolUpstream } : {}),
   });
-  if (service.headless) {
-    cluster.cluster_discovery_type = { $case: 'type', value: Cluster_DiscoveryType.ORIGINAL_DST };
-    cluster.lb_policy = Cluster_LbPolicy.CLUSTER_PROVIDED;
-  } else {
-    cluster.cluster_discovery_type = { $case: 'type', value: Cluster_DiscoveryType.EDS };
-    cluster.lb_policy = LB_POLICIES[policy?.loadBalancer?.simple ?? 'UNSPECIFIED']!;
-    cluster.eds_cluster_config = { eds_config: ads, service_name: name };
-  }
-  addTransportSockets(cluster, model, service, port, subset, policy);
+  if (service.resolution === 'EDS') cluster.eds_cluster_config = { eds_config: ads, service_name: name };
+  if (service.resolution.startsWith('DNS')) resolvedByName(cluster, endpointGroups(model, service, port, rule, subset, variant.client), variant);
+  const http = upstreamHttp(port.protocol, policy.connectionPool, mesh);
+  applyConnectionPool(cluster, policy, mesh);
+  applyOutlierDetection(cluster, policy.outlierDetection);
+  applyLoadBalancer(cluster, policy.loadBalancer);
+  applyTls(cluster, http, { model, service, port, subset, policy, auto: mesh.enableAutoMtls });
+  cluster.typed_extension_protocol_options = httpProtocolOptions(http) ?? {};
   return makeResource(name, Cluster, cluster);
 }
 
-const plaintext: Cluster_TransportSocketMatch = { name: 'tlsMode-disabled', match: {}, transport_socket: rawBufferSocket };
+const DISCOVERY = {
+  EDS: Cluster_DiscoveryType.EDS,
+  DNS: Cluster_DiscoveryType.STRICT_DNS,
+  DNS_ROUND_ROBIN: Cluster_DiscoveryType.LOGICAL_DNS,
+  ORIGINAL_DST: Cluster_DiscoveryType.ORIGINAL_DST,
+} as const;
 
-/** Automatic mutual TLS: endpoints whose workload has a sidecar are spoken to with it, all others in plaintext. */
-function addTransportSockets(cluster: Cluster, model: Model, service: MeshService, port: MeshPort, subset: string, policy: TrafficPolicy | undefined): void {
-  const mode = policy?.tls?.mode;
-  if (mode === 'DISABLE') return;
-  const endpoints = model.endpoints(service);
-  const accounts = [...new Set(endpoints.flatMap(({ serviceAccount }) => serviceAccount ?? []))].sort();
-  const sans = accounts.map((account) => spiffeId(model.mesh.trustDomain, service.namespace, account));
-  const alpn = ['istio-peer-exchange', 'istio', ...(isHttp2(port.protocol) ? ['h2'] : [])];
-  const tls = istioUpstreamTls(clusterSni(port.port, subset, service.host), alpn, sans);
-  if (mode === 'ISTIO_MUTUAL') {
-    cluster.transport_socket = tls;
-  } else if (service.headless) {
-    // An original-destination cluster knows nothing of its endpoints: all or none.
-    if (endpoints.length > 0 && endpoints.every((endpoint) => takesMtls(model, endpoint, endpoint.ports.get(port.name) ?? 0))) cluster.transport_socket = tls;
-    else cluster.transport_socket_matches = [plaintext];
-  } else {
-    cluster.transport_socket_matches = [
-      { name: 'tlsMode-istio', match: { tlsMode: 'istio' }, transport_socket: tls },
-      plaintext,
-    ];
-  }
+const DNS_REFRESH_SECONDS = 60;
+
+/** Endpoints stand in the cluster: what has a host name can't come by EDS. */
+function resolvedByName(cluster: Cluster, endpoints: ClusterLoadAssignment['endpoints'], { ipv4, ipv6 }: ClusterVariant): void {
+  cluster.load_assignment = ClusterLoadAssignment.fromPartial({ cluster_name: cluster.name, endpoints });
+  cluster.dns_lookup_family = ipv4 && ipv6 ? Cluster_DnsLookupFamily.ALL : ipv6 ? Cluster_DnsLookupFamily.V6_ONLY : Cluster_DnsLookupFamily.V4_ONLY;
+  cluster.dns_refresh_rate = seconds(DNS_REFRESH_SECONDS);
+  cluster.respect_dns_ttl = true;
+  cluster.typed_dns_resolver_config = { name: 'envoy.network.dns_resolver.cares', typed_config: pack(CaresDnsResolverConfig, CaresDnsResolverConfig.fromPartial({ udp_max_queries: 100 })) };
 }
 
 const blackHole = makeResource(
@@ -145,20 +142,29 @@ function inboundPassthrough(proxy: Proxy): Resource {
   });
 }
 
-function inboundCluster(proxy: Proxy, { service, port, targetPort }: InboundPort): Resource {
+/** Connection pools count on the server's side, too: the Sidecar's own, else those of the rule for the service. */
+function inboundCluster(scope: Scope, proxy: Proxy, { service, port, targetPort }: InboundPort): Resource {
+  const { mesh } = scope.model;
   const name = inboundClusterName(targetPort);
   const cluster = originalDestination(name, name);
+  const istio: Record<string, unknown> = { services: [{ host: service.host, name: service.name, namespace: service.namespace }] };
+  const rule = scope.rule(service.host)?.object;
+  const sidecar = scope.sidecar?.object.spec;
+  const connectionPool = sidecar?.ingress?.find((listener) => listener.port.number === targetPort)?.connectionPool ?? sidecar?.inboundConnectionPool ?? portPolicy(rule, '', port.port).connectionPool;
+  if (rule?.spec.trafficPolicy) istio['config'] = configPath(rule, 'destination-rule');
+  const policy = connectionPool ? { connectionPool } : {};
+  applyConnectionPool(cluster, policy, mesh);
   // About 292 years, the longest that Go's duration holds: hosts of an inbound cluster are never cleaned up.
   cluster.cleanup_interval = seconds(9_223_372_035);
   cluster.common_lb_config = Cluster.fromPartial({ common_lb_config: {} }).common_lb_config;
-  cluster.metadata = { filter_metadata: { istio: { services: [{ host: service.host, name: service.name, namespace: service.namespace }] } }, typed_filter_metadata: {} };
+  cluster.metadata = { filter_metadata: { istio }, typed_filter_metadata: {} };
   cluster.upstream_bind_config = inboundBind(proxy);
-  if (isHttp2(port.protocol)) cluster.typed_extension_protocol_options = http2Upstream;
-  else if (port.protocol === 'auto') cluster.typed_extension_protocol_options = downstreamProtocolUpstream;
+  cluster.typed_extension_protocol_options = httpProtocolOptions(upstreamHttp(port.protocol, connectionPool, mesh, false)) ?? {};
   return makeResource(name, Cluster, cluster);
 }
 
 /** What is no service's. */
-export function proxyClusters(model: Model, proxy: Proxy): Resource[] {
-  return [blackHole, passthrough, inboundPassthrough(proxy), ...inboundPorts(model, proxy).map((port) => inboundCluster(proxy, port))];
+export function proxyClusters(scope: Scope, proxy: Proxy): Resource[] {
+  const { model } = scope;
+  return [blackHole, passthrough, inboundPassthrough(proxy), ...inboundPorts(model, proxy).map((port) => inboundCluster(scope, proxy, port))];
 }

@@ -2,8 +2,9 @@ import type { ChangeSet } from '../model/changes.js';
 import { hostMatches } from '../model/hosts.js';
 import type { Model } from '../model/model.js';
 import type { Proxy } from '../model/proxy.js';
-import { clusterEndpoints } from './endpoints.js';
+import { clientKey, clusterEndpoints } from './endpoints.js';
 import type { Generator, Names } from './generator.js';
+import { whereabouts, type Whereabouts } from './locality.js';
 import { parseClusterName } from './names.js';
 import { TYPE, type Resource } from './resource.js';
 
@@ -24,12 +25,14 @@ export class EndpointGenerator implements Generator {
   one(proxy: Proxy, name: string): Resource {
     const host = parseClusterName(name)?.host ?? '';
     const scope = this.model.scopeOf(proxy);
+    let where: Whereabouts | undefined;
+    const client = (): Whereabouts => (where ??= whereabouts(this.model, proxy));
     let made = this.#byHost.get(host);
     if (!made) this.#byHost.set(host, (made = new Map()));
-    const key = `${scope.service(host)?.key ?? ''} ${scope.rule(host)?.key ?? ''} ${name}`;
+    const key = `${scope.service(host)?.key ?? ''} ${scope.rule(host)?.key ?? ''} ${name} ${clientKey(scope, name, client)}`;
     let resource = made.get(key);
     if (resource) return resource;
-    made.set(key, (resource = clusterEndpoints(scope, name)));
+    made.set(key, (resource = clusterEndpoints(scope, name, client())));
     let names = this.#namesByHost.get(host);
     if (!names) this.#namesByHost.set(host, (names = new Set()));
     names.add(name);
@@ -38,7 +41,7 @@ export class EndpointGenerator implements Generator {
 
   affected(_proxy: Proxy, change: ChangeSet, names: Names): 'all' | Iterable<string> {
     // What a client sees may be something else now.
-    if (change.touches('Sidecar', 'VirtualService', 'ServiceEntry')) return names;
+    if (change.touches('Sidecar', 'VirtualService')) return names;
     const found: string[] = [];
     for (const host of this.#touchedHosts(change)) for (const name of this.#namesByHost.get(host) ?? []) if (names.has(name)) found.push(name);
     return found;
@@ -50,7 +53,7 @@ export class EndpointGenerator implements Generator {
   }
 
   #touchedHosts(change: ChangeSet): Iterable<string> {
-    const hosts = new Set([...change.endpoints, ...change.services]);
+    const hosts = new Set([...change.endpoints, ...change.services, ...change.identities]);
     for (const pattern of change.rules) {
       if (!pattern.startsWith('*')) hosts.add(pattern);
       else for (const host of this.#namesByHost.keys()) if (hostMatches(pattern, host)) hosts.add(host);

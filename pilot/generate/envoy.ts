@@ -24,6 +24,12 @@ export function millis(ms: number): Duration {
 
 export const seconds = (amount: number): Duration => ({ seconds: BigInt(amount), nanos: 0 });
 
+/** Where an endpoint is: `unix:///path`, or an address or host name and a port. */
+export function endpointAddress(address: string, port: number): Address {
+  if (!address.startsWith('unix://')) return socketAddress(address, port);
+  return Address.fromPartial({ address: { $case: 'pipe', value: { path: address.slice('unix://'.length) } } });
+}
+
 export function socketAddress(address: string, port: number): Address {
   return Address.fromPartial({ address: { $case: 'socket_address', value: { address, port_specifier: { $case: 'port_value', value: port } } satisfies Partial<SocketAddress> } });
 }
@@ -35,7 +41,7 @@ export const ads: ConfigSource = ConfigSource.fromPartial({
 });
 
 /** Certificates come from the static cluster `sds-grpc`: on a sidecar its own agent's SDS server. */
-const sds = (name: string): SdsSecretConfig =>
+export const sdsSecret = (name: string): SdsSecretConfig =>
   SdsSecretConfig.fromPartial({
     name,
     sds_config: {
@@ -53,6 +59,10 @@ const sds = (name: string): SdsSecretConfig =>
     },
   });
 
+/** Secrets of Kubernetes come with everything else, from the control plane. */
+export const adsSecret = (name: string): SdsSecretConfig =>
+  SdsSecretConfig.fromPartial({ name, sds_config: { config_source_specifier: { $case: 'ads', value: {} }, resource_api_version: ApiVersion.V3 } });
+
 export const rawBufferSocket: TransportSocket = TransportSocket.fromPartial({
   name: 'envoy.transport_sockets.raw_buffer',
   config_type: { $case: 'typed_config', value: pack(RawBuffer, RawBuffer.fromPartial({})) },
@@ -67,12 +77,12 @@ export function istioUpstreamTls(sni: string, alpn: readonly string[], sans: rea
     common_tls_context: CommonTlsContext.fromPartial({
       alpn_protocols: [...alpn],
       tls_params: { tls_minimum_protocol_version: TLSv1_2, tls_maximum_protocol_version: TLSv1_3 },
-      tls_certificate_sds_secret_configs: [sds('default')],
+      tls_certificate_sds_secret_configs: [sdsSecret('default')],
       validation_context_type: {
         $case: 'combined_validation_context',
         value: {
           default_validation_context: { match_subject_alt_names: sans.map((san) => ({ match_pattern: { $case: 'exact' as const, value: san } })) },
-          validation_context_sds_secret_config: sds('ROOTCA'),
+          validation_context_sds_secret_config: sdsSecret('ROOTCA'),
         },
       },
     }),
@@ -96,12 +106,12 @@ export function istioDownstreamTls(alpn: readonly string[], trustDomains: readon
     common_tls_context: CommonTlsContext.fromPartial({
       alpn_protocols: [...alpn],
       tls_params: { tls_minimum_protocol_version: minVersion === 'TLSV1_3' ? TLSv1_3 : TLSv1_2, tls_maximum_protocol_version: TLSv1_3, cipher_suites: CIPHER_SUITES },
-      tls_certificate_sds_secret_configs: [sds('default')],
+      tls_certificate_sds_secret_configs: [sdsSecret('default')],
       validation_context_type: {
         $case: 'combined_validation_context',
         value: {
           default_validation_context: { match_subject_alt_names: trustDomains.map((domain) => ({ match_pattern: { $case: 'prefix' as const, value: `spiffe://${domain}/` } })) },
-          validation_context_sds_secret_config: sds('ROOTCA'),
+          validation_context_sds_secret_config: sdsSecret('ROOTCA'),
         },
       },
     }),

@@ -48,8 +48,8 @@ test('CDS: a cluster per port and subset, the subset policy over the rule policy
 
 test('CDS: tls mode DISABLE takes the TLS socket away, ISTIO_MUTUAL takes the choice away', () => {
   const of = (mode: string): Cluster => clusters(testMesh(WEB + rule(`{host: web, trafficPolicy: {tls: {mode: ${mode}}}}`))).get(`outbound|80||${HOST}`)!;
-  assert.deepEqual([of('DISABLE').transport_socket_matches.length, of('DISABLE').transport_socket], [0, undefined]);
-  assert.deepEqual([of('ISTIO_MUTUAL').transport_socket_matches.length, of('ISTIO_MUTUAL').transport_socket?.name], [0, 'envoy.transport_sockets.tls']);
+  assert.deepEqual([of('DISABLE').transport_socket_matches.map(({ name }) => name), of('DISABLE').transport_socket], [['tlsMode-disabled'], undefined]);
+  assert.deepEqual(of('ISTIO_MUTUAL').transport_socket_matches.map(({ name, match, transport_socket }) => [name, match, transport_socket!.name]), [['tlsMode-istio', undefined, 'envoy.transport_sockets.tls']]);
 });
 
 test('CDS: a headless service goes to the address that the client chose', () => {

@@ -14,16 +14,19 @@ export function workloadName(pod: Pod): string {
   return owner.name;
 }
 
-export function canonicalName(pod: Pod): string {
-  return firstLabel(pod, CANONICAL_NAME) ?? workloadName(pod);
+type Labels = Readonly<Record<string, string>>;
+
+/** @param workload the name that counts where no label says another */
+export function canonicalName(labels: Labels, workload: string): string {
+  return firstLabel(labels, CANONICAL_NAME) ?? workload;
 }
 
 /** Undefined without a label; EDS then says nothing, WDS `latest`. */
-export function canonicalRevision(pod: Pod): string | undefined {
-  return firstLabel(pod, CANONICAL_REVISION);
+export function canonicalRevision(labels: Labels): string | undefined {
+  return firstLabel(labels, CANONICAL_REVISION);
 }
 
-function firstLabel(pod: Pod, names: readonly string[]): string | undefined {
-  for (const name of names) if (pod.metadata.labels?.[name]) return pod.metadata.labels[name];
+function firstLabel(labels: Labels, names: readonly string[]): string | undefined {
+  for (const name of names) if (labels[name]) return labels[name];
   return undefined;
 }

@@ -3,21 +3,24 @@
  * in one go, so that a generator always reads a consistent state.
  */
 import type { LoadedObject } from '../../common/kube/yaml.js';
-import { apiGroup, type AuthorizationPolicy, type DestinationRule, type EndpointSlice, type KubeObject, type Namespace, type Node, type PeerAuthentication, type Pod, type RequestAuthentication, type Service, type Sidecar, type VirtualService } from '../../common/kube/types.js';
+import { apiGroup, type AuthorizationPolicy, type DestinationRule, type EndpointSlice, type KubeObject, type Namespace, type Node, type PeerAuthentication, type Pod, type RequestAuthentication, type Service, type ServiceEntry, type Sidecar, type VirtualService, type WorkloadEntry } from '../../common/kube/types.js';
 import { ChangeSet } from './changes.js';
 import { Configs, selects } from './configs.js';
 import { resolveHost, serviceHost } from './hosts.js';
 import { jwksSource } from './jwks.js';
 import { DEFAULT_MESH_CONFIG, type MeshConfig } from './mesh.js';
 import { selectorLabels, takesMtls } from './peer-authentication.js';
+import { isAlive, podIps, podName, podsEndpoint } from './pods.js';
 import type { Proxy } from './proxy.js';
 import { DestinationRules } from './rules.js';
 import { Scope } from './scope.js';
+import { ServiceEntries, workloadLabels } from './service-entries.js';
 import { buildService } from './services.js';
 import type { Endpoint, Locality, MeshPort, MeshService } from './types.js';
-import { exportedTo, importedBy, namespacesWithOwnView, parseEgressHost, type Visibility, type VisibilitySources } from './visibility.js';
+import { exportedTo, importedBy, namespacesWithOwnView, parseEgressHost, withAutoAddresses, type Visibility, type VisibilitySources } from './visibility.js';
 import { VirtualServiceResolver } from './virtual-services.js';
 
+export { isAlive, podIps, podName, targetPortOf, TLS_MODE_LABEL } from './pods.js';
 export type { Endpoint, Locality, MeshPort, MeshService } from './types.js';
 
 export interface ObjectChange {
@@ -26,13 +29,11 @@ export interface ObjectChange {
   loaded?: LoadedObject;
 }
 
-export const TLS_MODE_LABEL = 'security.istio.io/tlsMode';
-const NETWORK_LABEL = 'topology.istio.io/network';
 const SERVICE_NAME_LABEL = 'kubernetes.io/service-name';
 const NO_LOCALITY: Locality = { region: '', zone: '', subzone: '' };
 
 /** Kinds that decide what a workload sees; with any of them all views are made anew. */
-const VIEW_KINDS: ReadonlySet<string> = new Set(['Service', 'ServiceEntry', 'VirtualService', 'DestinationRule', 'Sidecar']);
+const VIEW_KINDS: ReadonlySet<string> = new Set(['Service', 'VirtualService', 'DestinationRule', 'Sidecar']);
 
 /** What `Model.configs` holds: Istio's and the Gateway API's kinds, and what they refer to. */
 function isConfig({ apiVersion, kind }: KubeObject): boolean {
@@ -58,7 +59,13 @@ export class Model {
   /** Hosts whose endpoints point to a pod, by the pod. */
   readonly #hostsByPod = new Map<string, Set<string>>();
   readonly #servicesByNamespace = new Map<string, Map<string, MeshService>>();
-  readonly #endpoints = new Map<string, readonly Endpoint[]>();
+  /** By host, then by the service's key. */
+  readonly #endpoints = new Map<string, Map<string, readonly Endpoint[]>>();
+  readonly serviceEntries = new ServiceEntries({
+    localityOf: (node) => this.localityOf(node),
+    podsOf: (namespace) => this.#podsByNamespace.get(namespace)?.values() ?? [],
+    mesh: () => this.mesh,
+  });
   #sorted: readonly MeshService[] | undefined;
   #rules: DestinationRules | undefined;
   #usesHashing: boolean | undefined;
@@ -84,7 +91,7 @@ export class Model {
     changed.full = true;
     this.#forgetViews();
     this.#endpoints.clear();
-    const services = [...this.objects.values()].filter(({ object }) => object.kind === 'Service');
+    const services = [...this.objects.values()].filter(({ object }) => object.kind === 'Service' || object.kind === 'ServiceEntry');
     return changed.merge(this.apply(services.map((loaded) => ({ key: loaded.key, loaded }))));
   }
 
@@ -137,6 +144,12 @@ export class Model {
           break;
         case 'Service':
           this.#applyService(old?.object as Service | undefined, loaded?.object as Service | undefined, changed, touch);
+          break;
+        case 'ServiceEntry':
+          this.#applyServiceEntry(key, old?.object as ServiceEntry | undefined, loaded as LoadedObject<ServiceEntry> | undefined, changed, touch);
+          break;
+        case 'WorkloadEntry':
+          this.#applyWorkloadEntry(old?.object as WorkloadEntry | undefined, loaded?.object as WorkloadEntry | undefined, changed, touch);
           break;
         case 'EndpointSlice':
           for (const slice of [old?.object, loaded?.object] as (EndpointSlice | undefined)[]) {
@@ -205,9 +218,14 @@ export class Model {
   /** What this client sees of the mesh. Clients of one namespace and one Sidecar resource share it. */
   scopeOf(proxy: Proxy): Scope {
     const sidecar = proxy.type === 'sidecar' ? this.#sidecarOf(proxy) : undefined;
-    const key = `${proxy.namespace} ${sidecar?.key ?? ''}`;
+    const selectors = this.rules.selectorKey(proxy.namespace, proxy.labels);
+    const key = `${proxy.namespace} ${sidecar?.key ?? ''} ${selectors} ${proxy.dnsCapture ? 'dns' : ''}`;
     let scope = this.#scopes.get(key);
-    if (!scope) this.#scopes.set(key, (scope = new Scope(this, proxy.namespace, this.#visibilityOf(proxy.namespace, sidecar), sidecar)));
+    if (!scope) {
+      const seen = this.#visibilityOf(proxy.namespace, sidecar);
+      const visibility = proxy.dnsCapture ? this.#visibility(`${seen.id} dns`, (id) => withAutoAddresses(seen, id)) : seen;
+      this.#scopes.set(key, (scope = new Scope(this, proxy, visibility, sidecar, selectors)));
+    }
     return scope;
   }
 
@@ -246,13 +264,11 @@ export class Model {
     this.#scopes.clear();
   }
 
-  endpoints(service: Pick<MeshService, 'host'>): readonly Endpoint[] {
-    const { host } = service;
-    let endpoints = this.#endpoints.get(host);
-    if (!endpoints) {
-      endpoints = this.#buildEndpoints(host);
-      this.#endpoints.set(host, endpoints);
-    }
+  endpoints(service: MeshService): readonly Endpoint[] {
+    let ofHost = this.#endpoints.get(service.host);
+    if (!ofHost) this.#endpoints.set(service.host, (ofHost = new Map()));
+    let endpoints = ofHost.get(service.key);
+    if (!endpoints) ofHost.set(service.key, (endpoints = service.object.kind === 'ServiceEntry' ? this.serviceEntries.endpoints(service) : this.#buildEndpoints(service)));
     return endpoints;
   }
 
@@ -267,6 +283,7 @@ export class Model {
     const name = podName((pod ?? old)!);
     for (const ip of old ? podIps(old) : []) if (this.#podByIp.get(ip) === old) this.#podByIp.delete(ip);
     const namespace = (pod ?? old)!.metadata.namespace ?? 'default';
+    for (const version of [old, pod]) if (version) for (const host of this.serviceEntries.hostsSelecting(namespace, version.metadata.labels ?? {})) touch(host);
     let inNamespace = this.#podsByNamespace.get(namespace);
     if (!inNamespace) this.#podsByNamespace.set(namespace, (inNamespace = new Map()));
     replace(inNamespace, name, pod);
@@ -311,7 +328,7 @@ export class Model {
     if (!inNamespace) this.#servicesByNamespace.set(namespace, (inNamespace = new Map()));
     const built = service && buildService(host, name, namespace, service, this.mesh);
     this.#placeService(host, `${namespace}/${host}`, built);
-    replace(inNamespace, host, built);
+    replace(inNamespace, `${namespace}/${host}`, built);
     touch(host);
     changed.services.add(host);
     changed.inboundNamespaces.add(namespace);
@@ -320,6 +337,55 @@ export class Model {
     for (const version of [old, service]) {
       for (const pod of version ? this.#podsSelectedBy(namespace, version.spec.selector) : []) changed.addresses.add(this.workloadUid(pod));
     }
+  }
+
+  #applyServiceEntry(key: string, old: ServiceEntry | undefined, loaded: LoadedObject<ServiceEntry> | undefined, changed: ChangeSet, touch: (host: string) => void): void {
+    const entry = (loaded?.object ?? old)!;
+    const { namespace = 'default', name } = entry.metadata;
+    const hosts = new Set([...(old?.spec.hosts ?? []), ...(loaded?.object.spec.hosts ?? [])]);
+    const shapes = new Map([...hosts].map((host) => [host, shapeOf(this.serviceEntries.service(namespace, host))]));
+    for (const host of hosts) touch(host);
+    this.serviceEntries.set(key, old, loaded);
+    let inNamespace = this.#servicesByNamespace.get(namespace);
+    if (!inNamespace) this.#servicesByNamespace.set(namespace, (inNamespace = new Map()));
+    for (const host of hosts) {
+      const built = this.serviceEntries.service(namespace, host);
+      this.#placeService(host, `entry ${namespace}/${host}`, built);
+      replace(inNamespace, `entry ${namespace}/${host}`, built);
+      changed.addresses.add(`${namespace}/${host}`);
+      // Other endpoints alone leave clusters, listeners and routes as they are.
+      if (shapeOf(built) === shapes.get(host)) continue;
+      changed.services.add(host);
+      changed.inboundNamespaces.add(namespace);
+      this.#forgetViews();
+    }
+    const addressed = [old, loaded?.object].flatMap((version) => this.serviceEntries.workloadNames(version));
+    for (const address of addressed) changed.addresses.add(`${this.mesh.clusterId}/networking.istio.io/ServiceEntry/${namespace}/${name}/${address}`);
+    for (const version of [old, loaded?.object]) {
+      const selector = version?.spec.workloadSelector;
+      if (!selector) continue;
+      for (const workload of this.serviceEntries.workloadsSelectedBy(namespace, selector.labels)) changed.addresses.add(this.entryUid(namespace, workload.metadata.name));
+      for (const pod of this.#podsSelectedBy(namespace, selector.labels)) changed.addresses.add(this.workloadUid(pod));
+    }
+  }
+
+  #applyWorkloadEntry(old: WorkloadEntry | undefined, entry: WorkloadEntry | undefined, changed: ChangeSet, touch: (host: string) => void): void {
+    const { namespace = 'default', name } = (entry ?? old)!.metadata;
+    for (const version of [old, entry]) {
+      if (!version) continue;
+      const labels = workloadLabels(version.spec, version.metadata.labels);
+      for (const host of this.serviceEntries.hostsSelecting(namespace, labels)) touch(host);
+      for (const service of this.servicesSelecting(namespace, labels)) touch(service.host);
+    }
+    this.serviceEntries.setWorkload(namespace, name, entry);
+    changed.addresses.add(this.entryUid(namespace, name));
+    // Its own proxy, if it has one, is known by the entry's name.
+    changed.pods.add(`${namespace}/${name}`);
+  }
+
+  /** The name of a WorkloadEntry in WDS. */
+  entryUid(namespace: string, name: string): string {
+    return `${this.mesh.clusterId}/networking.istio.io/WorkloadEntry/${namespace}/${name}`;
   }
 
   /** Of a host in several namespaces Kubernetes' own Service comes first, then the oldest. */
@@ -358,9 +424,8 @@ export class Model {
     }
   }
 
-  #buildEndpoints(host: string): Endpoint[] {
-    const service = this.services.get(host);
-    if (!service) return [];
+  #buildEndpoints(service: MeshService): Endpoint[] {
+    const { host } = service;
     const found = new Map<string, Endpoint>();
     const notReadyCounts = (service.object as Service).spec.publishNotReadyAddresses === true;
     for (const [, slice] of [...(this.#slices.get(host) ?? [])].sort(([a], [b]) => (a < b ? -1 : 1))) {
@@ -371,62 +436,42 @@ export class Model {
         // Terminating endpoints get no new connections, unless they are all that is left; Istio drops them.
         if (conditions?.terminating) continue;
         const pod = targetRef?.kind === 'Pod' && targetRef.name ? this.pods.get(`${targetRef.namespace ?? slice.metadata.namespace}/${targetRef.name}`) : this.#podByIp.get(addresses[0]!);
-        const labels = pod?.metadata.labels ?? {};
-        for (const address of addresses.slice(0, 1)) {
-          found.set(address, {
-            address,
-            ports,
-            ready: notReadyCounts || conditions?.ready !== false,
-            locality: this.localityOf(nodeName ?? pod?.spec.nodeName, zone),
-            pod,
-            labels,
-            namespace: pod?.metadata.namespace ?? service.namespace,
-            serviceAccount: pod && (pod.spec.serviceAccountName || 'default'),
-            tlsMode: labels[TLS_MODE_LABEL],
-            weight: 1,
-            network: labels[NETWORK_LABEL] ?? this.mesh.network,
-            cluster: this.mesh.clusterId,
-          });
-        }
+        const address = addresses[0];
+        if (address === undefined) continue;
+        found.set(address, {
+          ...(pod ? podsEndpoint(pod, this.mesh) : this.serviceEntries.endpointOf({}, service.namespace, '', [])),
+          ...(pod ? {} : { workloadName: undefined }),
+          address,
+          ports,
+          ready: notReadyCounts || conditions?.ready !== false,
+          locality: this.localityOf(nodeName ?? pod?.spec.nodeName, zone),
+        });
       }
     }
+    if (Object.keys(service.selector).length > 0) for (const endpoint of this.serviceEntries.selected(service.namespace, service.selector, service.ports)) found.set(endpoint.address, endpoint);
     return [...found.values()];
   }
 
-  /** What a client's cluster for `host` depends on besides the Service. */
+  /** What a client's cluster for `host` depends on besides the service itself. */
   #identityOf(host: string): string {
-    const service = this.services.get(host);
-    const endpoints = this.endpoints({ host });
-    const accounts = [...new Set(endpoints.map(({ serviceAccount }) => serviceAccount ?? ''))].sort();
-    // A headless service's cluster and listeners know its endpoints one by one.
-    const headless = service?.headless ? [service.ports.map(({ name }) => endpoints.every((endpoint) => takesMtls(this, endpoint, endpoint.ports.get(name) ?? 0))), ...endpoints.map(({ address }) => address).sort()] : [];
-    return JSON.stringify([accounts, headless]);
+    return JSON.stringify(
+      (this.#servicesByHost.get(host) ?? []).map((service) => {
+        const endpoints = this.endpoints(service);
+        const accounts = [...new Set(endpoints.map(({ serviceAccount }) => serviceAccount ?? ''))].sort();
+        // A headless service's cluster and listeners know its endpoints one by one; so do clusters that resolve names.
+        const headless = service.headless ? [service.ports.map(({ name }) => endpoints.every((endpoint) => takesMtls(this, endpoint, endpoint.ports.get(name) ?? 0))), ...endpoints.map(({ address }) => address).sort()] : [];
+        const named = service.resolution.startsWith('DNS') ? endpoints.map(({ pod: _pod, ports, ...endpoint }) => ({ ...endpoint, ports: [...ports] })) : [];
+        return [service.key, accounts, headless, named];
+      }),
+    );
   }
 }
 
-export function podName(pod: Pod): string {
-  return `${pod.metadata.namespace ?? 'default'}/${pod.metadata.name}`;
-}
-
-/** IPv4 first, as the pod's status has them. */
-export function podIps(pod: Pod): string[] {
-  const ips = (pod.status?.podIPs ?? []).map(({ ip }) => ip);
-  return ips.length > 0 ? ips : pod.status?.podIP ? [pod.status.podIP] : [];
-}
-
-/** A pod that has come to its end keeps its address in its status while another may have got it. */
-export function isAlive(pod: Pod): boolean {
-  return pod.status?.phase !== 'Succeeded' && pod.status?.phase !== 'Failed';
-}
-
-/** The port number that a service's port leads to in a pod; undefined when the pod has no port of that name. */
-export function targetPortOf(port: MeshPort, pod: Pod | undefined): number | undefined {
-  if (typeof port.targetPort === 'number') return port.targetPort;
-  for (const container of [...(pod?.spec.containers ?? []), ...(pod?.spec.initContainers ?? [])]) {
-    const named = container.ports?.find(({ name }) => name === port.targetPort);
-    if (named) return named.containerPort;
-  }
-  return undefined;
+/** All that clients' clusters, listeners and routes are made from. */
+function shapeOf(service: MeshService | undefined): string {
+  if (!service) return '';
+  const { object: _object, exportTo, ...shape } = service;
+  return JSON.stringify({ ...shape, exportTo: exportTo === 'all' ? exportTo : [...exportTo] });
 }
 
 function replace<K, V>(map: Map<K, V>, key: K, value: V | undefined): void {

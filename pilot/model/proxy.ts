@@ -16,6 +16,8 @@ export interface Proxy {
   labels: Readonly<Record<string, string>>;
   serviceAccount: string | undefined;
   nodeName: string | undefined;
+  /** Its agent answers DNS queries: it can be given addresses that nobody else knows. */
+  dnsCapture: boolean;
   /** As the proxy says; for what is meant for some versions only. */
   istioVersion: string;
   /** All that it says of itself. */
@@ -46,6 +48,7 @@ export function parseProxy(id: string, metadata: Record<string, unknown> = {}): 
     labels,
     serviceAccount: text('SERVICE_ACCOUNT'),
     nodeName: text('NODE_NAME'),
+    dnsCapture: text('DNS_CAPTURE') === 'true',
     istioVersion: text('ISTIO_VERSION') ?? '',
     metadata,
   };

@@ -11,10 +11,17 @@ export class Scope {
 
   constructor(
     readonly model: Model,
-    readonly namespace: string,
+    /** One of the clients that share it: namespace and what rules select by are the same for all. */
+    readonly client: { namespace: string; labels: Readonly<Record<string, string>> },
     readonly visibility: Visibility,
     readonly sidecar: LoadedObject<Sidecar> | undefined,
+    /** Which DestinationRules' workload selectors select its clients: tells scopes of a namespace apart. */
+    readonly selectors = '',
   ) {}
+
+  get namespace(): string {
+    return this.client.namespace;
+  }
 
   get services(): readonly MeshService[] {
     return this.visibility.services;
@@ -34,7 +41,7 @@ export class Scope {
 
   /** The DestinationRule in force for requests of this client to `host`. */
   rule(host: string): AppliedRule | undefined {
-    if (!this.#rules.has(host)) this.#rules.set(host, this.model.rules.find(host, this.service(host), this.namespace));
+    if (!this.#rules.has(host)) this.#rules.set(host, this.model.rules.find(host, this.service(host), this.client));
     return this.#rules.get(host);
   }
 

@@ -6,6 +6,7 @@ import { selectProtocol } from './protocol.js';
 import type { MeshPort, MeshService } from './types.js';
 
 const EXPORT_TO_ANNOTATION = 'networking.istio.io/exportTo';
+const TRAFFIC_DISTRIBUTION_ANNOTATION = 'networking.istio.io/traffic-distribution';
 
 export function buildService(host: string, name: string, namespace: string, object: Service, mesh: MeshConfig): MeshService | undefined {
   // An ExternalName is an alias of another host: nothing of its own to route to.
@@ -21,12 +22,16 @@ export function buildService(host: string, name: string, namespace: string, obje
     name,
     namespace,
     addresses: given.filter((ip) => ip !== 'None' && ip !== ''),
+    cidrs: [],
+    autoAddresses: [],
     headless,
     resolution: headless ? 'ORIGINAL_DST' : 'EDS',
     external: false,
     ports: ports.filter(({ protocol }) => protocol !== 'UDP'),
     udpPorts: ports.filter(({ protocol }) => protocol === 'UDP'),
     selector: object.spec.selector ?? {},
+    subjectAltNames: [],
+    trafficDistribution: object.spec.trafficDistribution ?? object.metadata.annotations?.[TRAFFIC_DISTRIBUTION_ANNOTATION] ?? '',
     exportTo: parseExportTo(exported, namespace, mesh.defaultServiceExportTo),
     createdAt: object.metadata.creationTimestamp ?? '',
     object,

@@ -17,13 +17,17 @@ export interface MeshPort {
 export type Resolution = 'EDS' | 'DNS' | 'DNS_ROUND_ROBIN' | 'ORIGINAL_DST';
 
 export interface MeshService {
-  /** `namespace/host`: a host may exist in several namespaces, as ServiceEntries. */
+  /** A host may exist in several namespaces, and in one of them as Service and as ServiceEntry: unlike for each. */
   key: string;
   host: string;
   name: string;
   namespace: string;
   /** Without `None`; empty for a headless service. */
   addresses: readonly string[];
+  /** Address blocks of a ServiceEntry, in CIDR notation. */
+  cidrs: readonly string[];
+  /** Given to a ServiceEntry that has no addresses, for clients whose DNS is captured and for WDS. */
+  autoAddresses: readonly string[];
   headless: boolean;
   resolution: Resolution;
   /** Outside of the mesh (ServiceEntry MESH_EXTERNAL): plaintext unless a DestinationRule says otherwise. */
@@ -32,6 +36,10 @@ export interface MeshService {
   ports: readonly MeshPort[];
   udpPorts: readonly MeshPort[];
   selector: Readonly<Record<string, string>>;
+  /** Names in the server's certificate, where no DestinationRule says which. */
+  subjectAltNames: readonly string[];
+  /** Kubernetes' `trafficDistribution`: `PreferClose` and its kin; empty for none. */
+  trafficDistribution: string;
   exportTo: ExportTo;
   createdAt: string;
   /** The Service or ServiceEntry. */
@@ -45,12 +53,16 @@ export interface Locality {
 }
 
 export interface Endpoint {
+  /** An IP address, a host name (resolution by DNS), or `unix:///path`. */
   address: string;
   /** By the Service's port name. */
   ports: ReadonlyMap<string, number>;
-  ready: boolean;
+  /** Undefined where nothing is known of its health: what a WorkloadEntry says. */
+  ready: boolean | undefined;
   locality: Locality;
   pod: Pod | undefined;
+  /** Where it is no pod: the name of the WorkloadEntry or ServiceEntry that it comes from. */
+  workloadName: string | undefined;
   labels: Readonly<Record<string, string>>;
   /** Of the workload; for its SPIFFE id and for telemetry. */
   namespace: string | undefined;

@@ -102,6 +102,12 @@ export function exportedTo(sources: VisibilitySources, id: string, namespace: st
   return new Visibility(id, services, virtualServices);
 }
 
+/** For clients whose DNS is captured: services that have no address are found at those that were made up for them. */
+export function withAutoAddresses(seen: Visibility, id: string): Visibility {
+  const services = seen.services.map((service) => (service.addresses.length + service.cidrs.length === 0 && service.autoAddresses.length > 0 ? { ...service, addresses: service.autoAddresses } : service));
+  return new Visibility(id, services, seen.virtualServices);
+}
+
 /** Namespaces that see something that others don't: the rest share one view. */
 export function namespacesWithOwnView(sources: VisibilitySources): ReadonlySet<string> {
   const found = new Set<string>();

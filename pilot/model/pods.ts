@@ -1,0 +1,52 @@
+/** What the mesh reads of a pod. */
+import type { Pod } from '../../common/kube/types.js';
+import type { MeshConfig } from './mesh.js';
+import type { Endpoint, MeshPort } from './types.js';
+
+export const TLS_MODE_LABEL = 'security.istio.io/tlsMode';
+export const NETWORK_LABEL = 'topology.istio.io/network';
+
+export function podName(pod: Pod): string {
+  return `${pod.metadata.namespace ?? 'default'}/${pod.metadata.name}`;
+}
+
+/** IPv4 first, as the pod's status has them. */
+export function podIps(pod: Pod): string[] {
+  const ips = (pod.status?.podIPs ?? []).map(({ ip }) => ip);
+  return ips.length > 0 ? ips : pod.status?.podIP ? [pod.status.podIP] : [];
+}
+
+/** A pod that has come to its end keeps its address in its status while another may have got it. */
+export function isAlive(pod: Pod): boolean {
+  return pod.status?.phase !== 'Succeeded' && pod.status?.phase !== 'Failed';
+}
+
+export function isReady(pod: Pod): boolean {
+  return pod.status?.conditions?.find(({ type }) => type === 'Ready')?.status === 'True';
+}
+
+/** The port number that a service's port leads to in a pod; undefined when the pod has no port of that name. */
+export function targetPortOf(port: MeshPort, pod: Pod | undefined): number | undefined {
+  if (typeof port.targetPort === 'number') return port.targetPort;
+  for (const container of [...(pod?.spec.containers ?? []), ...(pod?.spec.initContainers ?? [])]) {
+    const named = container.ports?.find(({ name }) => name === port.targetPort);
+    if (named) return named.containerPort;
+  }
+  return undefined;
+}
+
+/** What an endpoint has from the pod behind it. */
+export function podsEndpoint(pod: Pod, mesh: MeshConfig): Omit<Endpoint, 'address' | 'ports' | 'ready' | 'locality'> {
+  const labels = pod.metadata.labels ?? {};
+  return {
+    pod,
+    workloadName: undefined,
+    labels,
+    namespace: pod.metadata.namespace,
+    serviceAccount: pod.spec.serviceAccountName || 'default',
+    tlsMode: labels[TLS_MODE_LABEL],
+    weight: 1,
+    network: labels[NETWORK_LABEL] ?? mesh.network,
+    cluster: mesh.clusterId,
+  };
+}
