@@ -1,11 +1,16 @@
-/** Ports by name, appProtocol, number and sniffing: pilot's listeners and routes against those of a recorded istiod. */
-import { TYPE } from './generate/resource.js';
+/** Ports by name, appProtocol, number and sniffing, headless and dual-stack Services: pilot's answers against those of a recorded istiod. */
 import { rewrite, testScenario } from './testing/istiod.js';
 
 testScenario({
   scenario: 'service-kinds',
   session: 'toolbox-v1-6d9f-sotw',
-  types: [TYPE.listener, TYPE.route],
   // MongoDB is plain TCP here: the filter's statistics are all that it would add.
   istiod: (json) => rewrite(json, (object) => (object['name'] === 'envoy.filters.network.mongo_proxy' ? undefined : object)),
+});
+
+testScenario({
+  scenario: 'service-kinds',
+  session: 'ztunnel-node-1',
+  // WDS has no word for MongoDB's protocol; pilot's is TCP.
+  pilot: (json) => rewrite(json, (object) => (object['service_port'] === 27_017 ? { ...object, app_protocol: 0 } : object)),
 });

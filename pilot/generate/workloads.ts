@@ -1,11 +1,12 @@
 /** WDS: `istio.workload.Address`, one for each workload and each service of the whole mesh, named as istiod names them. */
 import { isIP } from 'node:net';
-import { Address, AppProtocol, IPFamilies, LoadBalancing_HealthPolicy, Service, TunnelProtocol, Workload, WorkloadStatus, WorkloadType, NetworkMode } from '../../proto/generated/istio/workload/workload.js';
+import { Address, AppProtocol, IPFamilies, LoadBalancing_HealthPolicy, LoadBalancing_Mode, Service, TunnelProtocol, Workload, WorkloadStatus, WorkloadType, NetworkMode } from '../../proto/generated/istio/workload/workload.js';
 import type { Service as KubeService, Pod } from '../../common/kube/types.js';
 import { isAlive, podIps, targetPortOf, type MeshPort, type MeshService, type Model } from '../model/model.js';
 import type { Protocol } from '../model/protocol.js';
 import { addressBytes } from './address-bytes.js';
 import { policiesOfWorkload } from './authorizations.js';
+import { entryNames, entryWorkload } from './entry-workloads.js';
 import { makeResource, type Resource } from './resource.js';
 import { canonicalName, canonicalRevision, workloadName } from './workload-names.js';
 
@@ -27,7 +28,7 @@ const APP_PROTOCOLS: Partial<Record<Protocol, number>> = {
 /** All names that a wildcard subscription has. */
 export function addressNames(model: Model): string[] {
   const workloads = [...model.pods.values()].filter(isWorkload).map((pod) => model.workloadUid(pod));
-  return [...workloads, ...model.sortedServices().map((service) => `${service.namespace}/${service.host}`)];
+  return [...workloads, ...entryNames(model), ...new Set(model.allServices().map((service) => `${service.namespace}/${service.host}`))];
 }
 
 /** A pod is a workload once it has an address, and until it has come to its end. */
@@ -45,16 +46,20 @@ export function workloadAddress(model: Model, name: string): Resource | undefine
     const pod = model.pods.get(name.slice(uidPrefix.length));
     return pod && isWorkload(pod) ? workloadResource(model, pod) : undefined;
   }
+  const entry = entryWorkload(model, name);
+  if (entry) return entry;
   const slash = name.indexOf('/');
   const [left, right] = [name.slice(0, slash), name.slice(slash + 1)];
   if (isIP(right)) {
     const pod = model.podByIp(right);
     if (pod) return workloadResource(model, pod);
-    const owner = [...model.services.values()].find(({ addresses }) => addresses.includes(right));
+    const known = [...model.serviceEntries.workloads()].find(({ spec }) => spec.address === right);
+    if (known) return entryWorkload(model, model.entryUid(known.metadata.namespace ?? 'default', known.metadata.name));
+    const owner = model.allServices().find(({ addresses, autoAddresses }) => addresses.includes(right) || autoAddresses.includes(right));
     return owner && serviceResource(owner);
   }
-  const service = model.services.get(right);
-  return service?.namespace === left ? serviceResource(service) : undefined;
+  const service = model.serviceIn(left, right);
+  return service && serviceResource(service);
 }
 
 function workloadResource(model: Model, pod: Pod): Resource {
@@ -103,22 +108,26 @@ function asWritten({ object }: MeshService): (a: MeshPort, b: MeshPort) => numbe
 }
 
 function serviceResource(service: MeshService): Resource {
+  const isEntry = service.object.kind === 'ServiceEntry';
   const { spec } = service.object as KubeService;
+  const addresses = service.addresses.length > 0 ? service.addresses : service.autoAddresses;
   const families = spec.ipFamilies ?? (service.addresses.length > 0 ? service.addresses.map((ip) => `IPv${isIP(ip)}`) : ['IPv4']);
   const message = Service.fromPartial({
-    name: service.name,
+    // A ServiceEntry's own name; its services are named by their hosts everywhere else.
+    name: isEntry ? service.object.metadata.name : service.name,
     namespace: service.namespace,
     hostname: service.host,
-    addresses: service.addresses.map((address) => ({ address: addressBytes(address) })),
+    addresses: addresses.map((address) => ({ address: addressBytes(address) })),
     ports: [...service.ports, ...service.udpPorts].sort(asWritten(service)).map(({ port, targetPort, protocol }) => ({
       service_port: port,
       // A port that is named is resolved in each workload.
       target_port: typeof targetPort === 'number' ? targetPort : 0,
       app_protocol: (APP_PROTOCOLS[protocol] ?? AppProtocol.UNKNOWN) as AppProtocol,
     })),
-    ip_families: families.length > 1 ? IPFamilies.DUAL : families[0] === 'IPv6' ? IPFamilies.IPV6_ONLY : IPFamilies.IPV4_ONLY,
+    ip_families: isEntry ? IPFamilies.AUTOMATIC : families.length > 1 ? IPFamilies.DUAL : families[0] === 'IPv6' ? IPFamilies.IPV6_ONLY : IPFamilies.IPV4_ONLY,
     canonical: true,
-    ...(spec.publishNotReadyAddresses ? { load_balancing: { health_policy: LoadBalancing_HealthPolicy.ALLOW_ALL } } : {}),
+    ...(isEntry && service.resolution === 'ORIGINAL_DST' ? { load_balancing: { mode: LoadBalancing_Mode.PASSTHROUGH, health_policy: LoadBalancing_HealthPolicy.ALLOW_ALL } } : {}),
+    ...(!isEntry && spec.publishNotReadyAddresses ? { load_balancing: { health_policy: LoadBalancing_HealthPolicy.ALLOW_ALL } } : {}),
   });
   return makeResource(`${service.namespace}/${service.host}`, Address, Address.fromPartial({ type: { $case: 'service', value: message } }));
 }

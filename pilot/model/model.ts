@@ -187,6 +187,15 @@ export class Model {
     return this.#podByIp.get(ip);
   }
 
+  /** Every service of every namespace, whoever sees it. */
+  allServices(): MeshService[] {
+    return [...this.#servicesByHost.values()].flat();
+  }
+
+  serviceIn(namespace: string, host: string): MeshService | undefined {
+    return this.#servicesByHost.get(host)?.find((service) => service.namespace === namespace);
+  }
+
   /** All services, one a host, in the order of hosts. */
   sortedServices(): readonly MeshService[] {
     return (this.#sorted ??= [...this.services.values()].sort((a, b) => (a.host < b.host ? -1 : 1)));

@@ -43,6 +43,7 @@ export interface Placed {
 export class ServiceEntries {
   readonly #byHost = new Map<string, Map<string, LoadedObject<ServiceEntry>>>();
   readonly #selecting = new Map<string, Map<string, LoadedObject<ServiceEntry>>>();
+  readonly #byName = new Map<string, ServiceEntry>();
   readonly #workloads = new Map<string, Map<string, WorkloadEntry>>();
   readonly #allocator = new AddressAllocator();
 
@@ -53,7 +54,12 @@ export class ServiceEntries {
     const namespace = (loaded?.object ?? old!).metadata.namespace ?? 'default';
     for (const host of old?.spec.hosts ?? []) this.#byHost.get(`${namespace}/${host}`)?.delete(key);
     this.#selecting.get(namespace)?.delete(key);
-    if (!loaded) return;
+    const place = `${namespace}/${(loaded?.object ?? old!).metadata.name}`;
+    if (!loaded) {
+      this.#byName.delete(place);
+      return;
+    }
+    this.#byName.set(place, loaded.object);
     for (const host of loaded.object.spec.hosts) inner(this.#byHost, `${namespace}/${host}`).set(key, loaded);
     if (loaded.object.spec.workloadSelector) inner(this.#selecting, namespace).set(key, loaded);
   }
@@ -78,6 +84,14 @@ export class ServiceEntries {
 
   workloadsSelectedBy(namespace: string, selector: Labels | undefined): WorkloadEntry[] {
     return [...(this.#workloads.get(namespace)?.values() ?? [])].filter(({ spec, metadata }) => spec.address !== undefined && selects(selector, workloadLabels(spec, metadata.labels)));
+  }
+
+  all(): ServiceEntry[] {
+    return [...this.#byName.values()];
+  }
+
+  named(namespace: string, name: string): ServiceEntry | undefined {
+    return this.#byName.get(`${namespace}/${name}`);
   }
 
   entriesOf(namespace: string, host: string): ServiceEntry[] {
