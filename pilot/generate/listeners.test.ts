@@ -66,7 +66,7 @@ test('TLS routes: by server name, equal conditions once, the rest passes through
 });
 
 const service = (host: string, protocol: MeshPort['protocol'], port: number, more: Partial<MeshService> = {}): MeshService => ({
-  key: `shop/${host}`, host, name: host, namespace: 'shop', addresses: [], headless: false, resolution: 'DNS', external: true, udpPorts: [], selector: {}, exportTo: 'all', createdAt: '',
+  key: `shop/${host}`, host, name: host, namespace: 'shop', addresses: [], cidrs: [], autoAddresses: [], subjectAltNames: [], trafficDistribution: '', headless: false, resolution: 'DNS', external: true, udpPorts: [], selector: {}, exportTo: 'all', createdAt: '',
   ports: [{ name: 'p', port, targetPort: port, protocol }],
   object: { apiVersion: 'networking.istio.io/v1', kind: 'ServiceEntry', metadata: { name: host, namespace: 'shop' } },
   ...more,

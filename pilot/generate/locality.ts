@@ -29,8 +29,8 @@ export interface LocalitySetting extends LocalityLbSetting {
 }
 
 const TRAFFIC_DISTRIBUTION: Record<string, readonly string[]> = {
-  PreferClose: [NETWORK_LABEL, REGION_LABEL, ZONE_LABEL, SUBZONE_LABEL],
-  PreferSameZone: [NETWORK_LABEL, REGION_LABEL, ZONE_LABEL, SUBZONE_LABEL],
+  PreferClose: [NETWORK_LABEL, REGION_LABEL, ZONE_LABEL],
+  PreferSameZone: [NETWORK_LABEL, REGION_LABEL, ZONE_LABEL],
   PreferSameNode: [NETWORK_LABEL, REGION_LABEL, ZONE_LABEL, SUBZONE_LABEL, HOSTNAME_LABEL],
 };
 

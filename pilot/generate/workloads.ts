@@ -1,6 +1,6 @@
 /** WDS: `istio.workload.Address`, one for each workload and each service of the whole mesh, named as istiod names them. */
 import { isIP } from 'node:net';
-import { Address, AppProtocol, IPFamilies, LoadBalancing_HealthPolicy, LoadBalancing_Mode, Service, TunnelProtocol, Workload, WorkloadStatus, WorkloadType, NetworkMode } from '../../proto/generated/istio/workload/workload.js';
+import { Address, AppProtocol, IPFamilies, LoadBalancing, LoadBalancing_HealthPolicy, LoadBalancing_Mode, LoadBalancing_Scope, Service, TunnelProtocol, Workload, WorkloadStatus, WorkloadType, NetworkMode } from '../../proto/generated/istio/workload/workload.js';
 import type { Service as KubeService, Pod } from '../../common/kube/types.js';
 import { isAlive, podIps, targetPortOf, type MeshPort, type MeshService, type Model } from '../model/model.js';
 import type { Protocol } from '../model/protocol.js';
@@ -107,6 +107,26 @@ function asWritten({ object }: MeshService): (a: MeshPort, b: MeshPort) => numbe
   return (a, b) => place(a) - place(b);
 }
 
+const { NETWORK, REGION, ZONE, SUBZONE, NODE } = LoadBalancing_Scope;
+const NEAREST: Record<string, LoadBalancing_Scope[]> = {
+  PreferClose: [NETWORK, REGION, ZONE],
+  PreferSameZone: [NETWORK, REGION, ZONE],
+  PreferSameNode: [NETWORK, REGION, ZONE, SUBZONE, NODE],
+};
+
+/** Undefined: any healthy endpoint. */
+function loadBalancing({ object, resolution, trafficDistribution }: MeshService): LoadBalancing | undefined {
+  const isEntry = object.kind === 'ServiceEntry';
+  if (isEntry && resolution === 'ORIGINAL_DST') return LoadBalancing.fromPartial({ mode: LoadBalancing_Mode.PASSTHROUGH, health_policy: LoadBalancing_HealthPolicy.ALLOW_ALL });
+  const nearest = NEAREST[trafficDistribution];
+  const everyone = !isEntry && (object as KubeService).spec.publishNotReadyAddresses;
+  if (!nearest && !everyone) return undefined;
+  return LoadBalancing.fromPartial({
+    ...(nearest ? { mode: LoadBalancing_Mode.FAILOVER, routing_preference: nearest } : {}),
+    ...(everyone ? { health_policy: LoadBalancing_HealthPolicy.ALLOW_ALL } : {}),
+  });
+}
+
 function serviceResource(service: MeshService): Resource {
   const isEntry = service.object.kind === 'ServiceEntry';
   const { spec } = service.object as KubeService;
@@ -126,8 +146,7 @@ function serviceResource(service: MeshService): Resource {
     })),
     ip_families: isEntry ? IPFamilies.AUTOMATIC : families.length > 1 ? IPFamilies.DUAL : families[0] === 'IPv6' ? IPFamilies.IPV6_ONLY : IPFamilies.IPV4_ONLY,
     canonical: true,
-    ...(isEntry && service.resolution === 'ORIGINAL_DST' ? { load_balancing: { mode: LoadBalancing_Mode.PASSTHROUGH, health_policy: LoadBalancing_HealthPolicy.ALLOW_ALL } } : {}),
-    ...(!isEntry && spec.publishNotReadyAddresses ? { load_balancing: { health_policy: LoadBalancing_HealthPolicy.ALLOW_ALL } } : {}),
+    load_balancing: loadBalancing(service),
   });
   return makeResource(`${service.namespace}/${service.host}`, Address, Address.fromPartial({ type: { $case: 'service', value: message } }));
 }
