@@ -1,7 +1,7 @@
 /** `underpass pilot`: the control plane alone. */
 import type { Command } from 'commander';
 import { logger } from '../common/log.js';
-import { Pilot, type MeshConfig } from '../pilot/index.js';
+import { Pilot, type MeshConfig, type PilotOptions } from '../pilot/index.js';
 
 const DEFAULT_LISTEN = '127.0.0.1:15010';
 /** istiod's monitoring port. */
@@ -12,6 +12,10 @@ interface Options {
   listen?: string[];
   meshConfig?: string;
   monitoringListen?: string;
+  webhookListen?: string;
+  injectionConfig?: string;
+  webhookConfigurations?: string;
+  webhookUrl?: string;
   trustDomain?: string;
   outboundTrafficPolicy?: string;
 }
@@ -23,6 +27,10 @@ export function configure(command: Command): void {
     .requiredOption('--source <dir>', 'directory (or file) of Kubernetes and Istio YAML, followed live; may be given several times, later ones override', collect)
     .option('--listen <address>', `host:port or unix:PATH for ADS; may be given several times (default ${DEFAULT_LISTEN})`, collect)
     .option('--monitoring-listen <address>', `host:port for /metrics, /ready and /debug pages; "none" for none (default ${DEFAULT_MONITORING})`)
+    .option('--webhook-listen <address>', 'host:port for the webhooks over HTTPS: /inject and /validate (default: none)')
+    .option('--injection-config <file>', 'templates and values of sidecar injection, followed live')
+    .option('--webhook-configurations <file>', 'write the webhook configurations for the API server there, with the CA in them')
+    .option('--webhook-url <url>', 'how the API server reaches the webhooks (default: the Service istiod of the root namespace)')
     .option('--mesh-config <file>', "Istio's MeshConfig, followed live (default: the ConfigMap istio of the root namespace, if a source has it)")
     .option('--trust-domain <domain>', "SPIFFE trust domain (default: MeshConfig's, else cluster.local)")
     .option('--outbound-traffic-policy <policy>', "ALLOW_ANY or REGISTRY_ONLY: what happens to traffic towards no service (default: MeshConfig's, else ALLOW_ANY)")
@@ -36,7 +44,8 @@ export function configure(command: Command): void {
         ...(outboundTrafficPolicy === undefined ? {} : { outboundTrafficPolicy: outboundTrafficPolicy as MeshConfig['outboundTrafficPolicy'] }),
       };
       const meshConfigFile = options.meshConfig === undefined ? {} : { meshConfigFile: options.meshConfig };
-      const pilot = new Pilot({ sources: options.source, listen: options.listen ?? [DEFAULT_LISTEN], meshConfig, ...meshConfigFile, ...(monitoringListen === 'none' ? {} : { monitoringListen }), logger: log });
+      const webhooks = webhooksOf(options);
+      const pilot = new Pilot({ sources: options.source, listen: options.listen ?? [DEFAULT_LISTEN], meshConfig, ...meshConfigFile, ...(monitoringListen === 'none' ? {} : { monitoringListen }), ...(webhooks ? { webhooks } : {}), logger: log });
       const stopped = new Promise<string>((resolve) => {
         for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => resolve(signal));
       });
@@ -44,4 +53,14 @@ export function configure(command: Command): void {
       log.info({ signal: await stopped }, 'stopping');
       await pilot.stop();
     });
+}
+
+function webhooksOf({ webhookListen, injectionConfig, webhookConfigurations, webhookUrl }: Options): PilotOptions['webhooks'] {
+  if (webhookListen === undefined) return undefined;
+  return {
+    listen: webhookListen,
+    ...(injectionConfig === undefined ? {} : { injectionFile: injectionConfig }),
+    ...(webhookConfigurations === undefined ? {} : { configurationsFile: webhookConfigurations }),
+    ...(webhookUrl === undefined ? {} : { url: webhookUrl }),
+  };
 }

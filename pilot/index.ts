@@ -1,5 +1,6 @@
 /** The control plane: directories of YAML in, xDS out. */
 import type { LoadedObject, ValidationError } from '../common/kube/yaml.js';
+import { CertificateAuthority } from '../common/identity/ca.js';
 import { ClosableStore } from '../common/lifecycle.js';
 import type { Logger } from '../common/log.js';
 import type { ConfigMap, RequestAuthentication } from '../common/kube/types.js';
@@ -15,6 +16,7 @@ import { wantedKeys } from './model/jwks.js';
 import { Model } from './model/model.js';
 import { DEFAULT_DEBOUNCE, Debouncer, type DebounceOptions } from './push/debounce.js';
 import { AdsServer } from './push/server.js';
+import { Webhooks, type WebhooksOptions } from './injector/webhooks.js';
 import { DirectorySource } from './sources/directory.js';
 import { Admission } from './validation/admission.js';
 
@@ -34,6 +36,8 @@ export interface PilotOptions {
   meshConfigFile?: string;
   /** `host:port` for metrics and debug pages; none by default. */
   monitoringListen?: string;
+  /** Sidecar injection and validation over HTTPS; none by default. */
+  webhooks?: WebhooksOptions;
   logger: Logger;
   debounce?: Partial<DebounceOptions>;
 }
@@ -63,6 +67,7 @@ export class Pilot {
   #admission: Admission | undefined;
   #meshConfig: LiveMeshConfig | undefined;
   #jwks: JwksFetcher | undefined;
+  #webhooks: Webhooks | undefined;
   #pushes = 0;
   #version = '';
 
@@ -75,6 +80,11 @@ export class Pilot {
   /** Where it listens, with ports filled in; empty before start(). */
   get addresses(): readonly string[] {
     return this.#server?.addresses ?? [];
+  }
+
+  /** Of the webhooks; empty when they are not served. */
+  get webhookAddress(): string {
+    return this.#webhooks?.server.address ?? '';
   }
 
   /** Of the metrics and debug pages; empty when they are not served. */
@@ -136,6 +146,10 @@ export class Pilot {
       for (const address of this.#options.listen) {
         signal?.throwIfAborted();
         await server.listen(address);
+      }
+      if (this.#options.webhooks) {
+        const signer = await CertificateAuthority.create({ trustDomain: this.#model.mesh.trustDomain });
+        this.#webhooks = this.#store.add(await Webhooks.start(this.#options.webhooks, { model: this.#model, signer, registry: server.metrics.registry, logger: logger.child({ part: 'webhooks' }) }));
       }
       if (this.#options.monitoringListen) await admin.listen(this.#options.monitoringListen);
       this.#isReady = true;

@@ -1,0 +1,75 @@
+/** The webhooks as a part of the control plane: model, settings and CA brought together with the server. */
+import { writeFileSync } from 'node:fs';
+import { isIP } from 'node:net';
+import type { Registry } from 'prom-client';
+import { stringify } from 'yaml';
+import type { Signer } from '../../common/identity/server-certificate.js';
+import { checkObject } from '../../common/kube/schemas.js';
+import type { Closable } from '../../common/lifecycle.js';
+import type { Logger } from '../../common/log.js';
+import type { Model } from '../model/model.js';
+import { webhookConfigurations } from './configurations.js';
+import { LiveInjection } from './live-injection.js';
+import { WebhookMetrics } from './metrics.js';
+import { WebhookServer } from './webhook-server.js';
+
+export interface WebhooksOptions {
+  /** `host:port`; port 0 for any. */
+  listen: string;
+  /** Templates and values, see common/injection/config.ts. */
+  injectionFile?: string;
+  /** Where the webhook configurations for the API server are written, with the CA's certificate in them. */
+  configurationsFile?: string;
+  /** What the API server calls when it has no Service for this; default: the Service `istiod` of the root namespace. */
+  url?: string;
+}
+
+export class Webhooks implements Closable {
+  private constructor(
+    readonly server: WebhookServer,
+    readonly injection: LiveInjection,
+  ) {}
+
+  static async start(options: WebhooksOptions, context: { model: Model; signer: Signer; registry: Registry; logger: Logger }): Promise<Webhooks> {
+    const { model, signer, registry, logger } = context;
+    const { rootNamespace } = model.mesh;
+    const injection = new LiveInjection(options.injectionFile, () => ({ trustDomain: model.mesh.trustDomain, meshId: model.mesh.trustDomain, clusterDomain: model.mesh.clusterDomain, clusterId: model.mesh.clusterId, network: model.mesh.network, caAddress: `istiod.${model.mesh.rootNamespace}.svc:15012` }), logger);
+    injection.start();
+    try {
+      const server = await WebhookServer.listen({
+        listen: options.listen,
+        signer,
+        ...namesOf(options, rootNamespace, model.mesh.clusterDomain),
+        injection: () => injection.current,
+        namespaceLabels: (name) => model.objects.get(`/Namespace//${name}`)?.object.metadata.labels,
+        check: checkObject,
+        metrics: new WebhookMetrics(registry),
+        logger,
+      });
+      if (options.configurationsFile) writeFileSync(options.configurationsFile, configurationsYaml(options, signer, injection.current.revision, rootNamespace));
+      return new Webhooks(server, injection);
+    } catch (error) {
+      injection.close();
+      throw error;
+    }
+  }
+
+  async close(): Promise<void> {
+    this.injection.close();
+    await this.server.close();
+  }
+}
+
+function namesOf({ listen, url }: WebhooksOptions, namespace: string, domain: string): { dnsNames: string[]; ips: string[] } {
+  const service = `istiod.${namespace}.svc`;
+  const hosts = [listen.slice(0, listen.lastIndexOf(':')).replace(/^\[|\]$/g, ''), ...(url ? [new URL(url).hostname.replace(/^\[|\]$/g, '')] : [])];
+  return {
+    dnsNames: [...new Set([service, `${service}.${domain}`, `istiod.${namespace}`, 'istiod', 'localhost', ...hosts.filter((host) => isIP(host) === 0)])],
+    ips: [...new Set(hosts.filter((host) => isIP(host) !== 0 && host !== '0.0.0.0' && host !== '::'))],
+  };
+}
+
+function configurationsYaml({ url }: WebhooksOptions, signer: Signer, revision: string, namespace: string): string {
+  const target = url ? { url } : { service: { name: 'istiod', namespace, port: 443 } };
+  return webhookConfigurations({ revision, caPem: signer.root.toString('pem'), target }).map((object) => stringify(object)).join('---\n');
+}
