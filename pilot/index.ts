@@ -96,7 +96,9 @@ export class Pilot {
   async start(signal?: AbortSignal): Promise<void> {
     const { logger } = this.#options;
     const server = new AdsServer(this.#generators, () => this.#version, logger.child({ part: 'ads' }));
-    const admission = new Admission(this.#model.mesh.clusterDomain, logger.child({ part: 'validation' }));
+    const model = this.#model;
+    const rootNamespace = { get rootNamespace() { return model.mesh.rootNamespace; } };
+    const admission = new Admission(model.mesh.clusterDomain, logger.child({ part: 'validation' }), rootNamespace);
     const debouncer = new Debouncer<ChangeSet>(
       { ...DEFAULT_DEBOUNCE, ...this.#options.debounce },
       (older, newer) => older.merge(newer),

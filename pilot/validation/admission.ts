@@ -1,65 +1,150 @@
 /**
  * Decides which version of each object is in force. An object whose references lead nowhere is held back and its last good
- * version stays; it is looked at again with every change, since what it refers to may come later.
+ * version stays; it is looked at again when what it refers to comes, changes or goes. What a check read is noted, so that
+ * only those objects are looked at again whose facts a change touches: a change of endpoints touches none.
  */
-import { formatError, type LoadedObject, type ValidationError } from '../../common/kube/yaml.js';
+import { formatError, errorAt, type LoadedObject, type ValidationError } from '../../common/kube/yaml.js';
 import type { Logger } from '../../common/log.js';
 import type { ObjectChange } from '../model/model.js';
-import { References } from './references.js';
+import { MeshIndex, View } from './mesh-index.js';
+import { checkAlone, checkTogether, needsCheck, type ReferenceOptions } from './references.js';
+
+interface Verdict {
+  loaded: LoadedObject;
+  reads: ReadonlySet<string>;
+  errors: readonly ValidationError[];
+  isHeldBack: boolean;
+}
+
+const NONE: readonly ValidationError[] = [];
 
 export class Admission {
+  /** Every object as it is in the sources. */
+  readonly #offered = new Map<string, LoadedObject>();
   readonly #inForce = new Map<string, LoadedObject>();
-  readonly #contents = new WeakMap<LoadedObject, string>();
-  #errors: ValidationError[] = [];
-  #said = new Set<string>();
+  /** Of the kinds that are checked at all. */
+  readonly #verdicts = new Map<string, Verdict>();
+  /** Keys of the objects whose verdict read a fact. */
+  readonly #readers = new Map<string, Set<string>>();
+  readonly #withErrors = new Set<string>();
+  readonly #alone = new WeakMap<LoadedObject, readonly ValidationError[]>();
+  readonly #index: MeshIndex;
+  /** What was said of each object's problems. */
+  readonly #said = new Map<string, ReadonlySet<string>>();
+  #checks = 0;
 
-  constructor(readonly clusterDomain: string, readonly logger: Logger) {}
+  constructor(readonly clusterDomain: string, readonly logger: Logger, readonly options: ReferenceOptions = {}) {
+    this.#index = new MeshIndex(clusterDomain);
+  }
 
   /** Problems between objects, as of the last call of admit(). */
   errors(): readonly ValidationError[] {
-    return this.#errors;
+    return [...this.#withErrors].flatMap((key) => this.#verdicts.get(key)!.errors);
+  }
+
+  /** How often an object was looked at since the start. */
+  get checks(): number {
+    return this.#checks;
   }
 
   /** @returns what changed of the objects in force. */
   admit(candidates: ReadonlyMap<string, LoadedObject>): ObjectChange[] {
-    const references = new References(candidates.values(), this.clusterDomain);
-    const changes: ObjectChange[] = [];
-    const errors: ValidationError[] = [];
+    const changed = new Set<string>();
+    const facts = new Set<string>();
+    const note = (key: string, loaded: LoadedObject | undefined): void => {
+      for (const name of this.#index.set(key, loaded)) facts.add(name);
+    };
     for (const [key, candidate] of candidates) {
-      const found = references.check(candidate);
-      errors.push(...found);
-      if (found.some(({ severity }) => severity === 'error')) continue;
-      const old = this.#inForce.get(key);
-      if (old && this.#content(old) === this.#content(candidate)) continue;
-      this.#inForce.set(key, candidate);
-      changes.push({ key, loaded: candidate });
+      const old = this.#offered.get(key);
+      if (old === candidate) continue;
+      this.#offered.set(key, candidate);
+      changed.add(key);
+      note(key, candidate);
     }
-    for (const key of this.#inForce.keys()) {
-      if (candidates.has(key)) continue;
-      this.#inForce.delete(key);
-      changes.push({ key });
+    if (this.#offered.size > candidates.size) {
+      for (const key of this.#offered.keys()) {
+        if (candidates.has(key)) continue;
+        this.#offered.delete(key);
+        changed.add(key);
+        note(key, undefined);
+      }
     }
-    this.#report(errors);
+    const again = new Set(changed);
+    for (const name of facts) for (const key of this.#readers.get(name) ?? []) again.add(key);
+    const changes: ObjectChange[] = [];
+    for (const key of again) this.#decide(key, changes);
+    for (const key of again) this.#report(key);
     return changes;
   }
 
-  #content(loaded: LoadedObject): string {
-    let content = this.#contents.get(loaded);
-    if (content === undefined) this.#contents.set(loaded, (content = JSON.stringify(loaded.object)));
-    return content;
+  #decide(key: string, changes: ObjectChange[]): void {
+    const candidate = this.#offered.get(key);
+    this.#forget(key);
+    const old = this.#inForce.get(key);
+    if (!candidate) {
+      if (this.#inForce.delete(key)) changes.push({ key });
+      return;
+    }
+    if (needsCheck(candidate.object) && this.#check(key, candidate).isHeldBack) return;
+    if (old === candidate || (old && sameContent(old, candidate))) return;
+    this.#inForce.set(key, candidate);
+    changes.push({ key, loaded: candidate });
+  }
+
+  #check(key: string, loaded: LoadedObject): Verdict {
+    this.#checks++;
+    const view = new View(this.#index);
+    const errors = [...this.#checkAlone(loaded), ...checkTogether(view, loaded, this.options).map((problem) => errorAt(loaded, problem))];
+    const verdict: Verdict = { loaded, reads: view.reads, errors: errors.length > 0 ? errors : NONE, isHeldBack: errors.some(({ severity }) => severity === 'error') };
+    this.#verdicts.set(key, verdict);
+    if (errors.length > 0) this.#withErrors.add(key);
+    for (const name of view.reads) {
+      const readers = this.#readers.get(name);
+      if (readers) readers.add(key);
+      else this.#readers.set(name, new Set([key]));
+    }
+    return verdict;
+  }
+
+  #checkAlone(loaded: LoadedObject): readonly ValidationError[] {
+    let errors = this.#alone.get(loaded);
+    if (!errors) this.#alone.set(loaded, (errors = checkAlone(loaded.object).map((problem) => errorAt(loaded, problem))));
+    return errors;
+  }
+
+  #forget(key: string): void {
+    const verdict = this.#verdicts.get(key);
+    if (!verdict) return;
+    this.#verdicts.delete(key);
+    this.#withErrors.delete(key);
+    for (const name of verdict.reads) {
+      const readers = this.#readers.get(name);
+      readers?.delete(key);
+      if (readers?.size === 0) this.#readers.delete(name);
+    }
   }
 
   /** Each problem is said once, and again only after it was gone. */
-  #report(errors: ValidationError[]): void {
-    this.#errors = errors;
-    const now = new Set(errors.map(formatError));
+  #report(key: string): void {
+    const errors = this.#verdicts.get(key)?.errors ?? NONE;
+    const before = this.#said.get(key);
+    if (errors.length === 0) {
+      if (before) this.#said.delete(key);
+      return;
+    }
+    const now = new Set<string>();
     for (const error of errors) {
       const text = formatError(error);
-      if (this.#said.has(text)) continue;
+      now.add(text);
+      if (before?.has(text)) continue;
       const where = { file: error.file, line: error.line, column: error.column, field: error.field };
       if (error.severity === 'warning') this.logger.warn(where, text);
       else this.logger.error({ ...where, lastGoodStays: true }, text);
     }
-    this.#said = now;
+    this.#said.set(key, now);
   }
+}
+
+function sameContent(a: LoadedObject, b: LoadedObject): boolean {
+  return JSON.stringify(a.object) === JSON.stringify(b.object);
 }

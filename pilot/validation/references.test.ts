@@ -38,7 +38,7 @@ test('an unknown host is a warning, a port that the service lacks an error', () 
 test('a host that another VirtualService has already is a warning', () => {
   const found = problems(SERVICE + routes('{host: web}') + routes('{host: web}', 'second', 'web.shop.svc.cluster.local'));
   assert.equal(found.length, 1);
-  assert.match(found[0]!, /VirtualService shop\/second: spec\.hosts\[0\]: warning: .*VirtualService shop\/web routes already/);
+  assert.match(found[0]!, /VirtualService shop\/web: spec\.hosts\[0\]: warning: .*VirtualService shop\/second routes already/);
 });
 
 test('Admission: the last good version stays, and the new one counts as soon as what it names is there', () => {
