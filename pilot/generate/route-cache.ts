@@ -42,6 +42,29 @@ export function visibleRoutesOnce(scope: Scope, key: string, make: () => Route[]
   return routes;
 }
 
+export interface GeneralHosts {
+  hosts: VirtualHost[];
+  byName: ReadonlyMap<string, VirtualHost>;
+  /** In lower case. */
+  domains: ReadonlySet<string>;
+}
+
+const general = new WeakMap<Visibility, Map<string, GeneralHosts>>();
+
+/** A port's virtual hosts as clients of any namespace without services of its own see them. */
+export function generalHostsOnce(scope: Scope, key: string, make: () => VirtualHost[]): GeneralHosts {
+  const made = inner(general, scope.visibility, () => new Map<string, GeneralHosts>());
+  // Where rules hash, a client's namespace counts for the routes themselves.
+  const full = `${key} ${scope.sidecar?.key ?? ''} ${scope.model.usesHashing ? scope.namespace : ''}`;
+  let found = made.get(full);
+  if (!found) {
+    const hosts = make();
+    found = { hosts, byName: new Map(hosts.map((host) => [host.name, host])), domains: new Set(hosts.flatMap((host) => host.domains.map((domain) => domain.toLowerCase()))) };
+    made.set(full, found);
+  }
+  return found;
+}
+
 /** The same object for the same routes and domains; not to be changed. */
 export function virtualHostOnce(routes: readonly Route[], name: string, domains: readonly string[], make: () => VirtualHost): VirtualHost {
   const made = inner(hosts, routes, () => new Map<string, VirtualHost>());

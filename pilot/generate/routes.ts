@@ -15,7 +15,7 @@ import type { Scope } from '../model/scope.js';
 import { appliesToMesh } from '../model/virtual-services.js';
 import { seconds } from './envoy.js';
 import type { Resource } from './resource.js';
-import { routeResource, serviceRoutesOnce, virtualHostOnce, visibleRoutesOnce } from './route-cache.js';
+import { generalHostsOnce, routeResource, serviceRoutesOnce, virtualHostOnce, visibleRoutesOnce } from './route-cache.js';
 import { defaultRoute, virtualServiceRoutes } from './routes-http.js';
 import { meshSource, sourceKey } from './route-match.js';
 
@@ -28,7 +28,7 @@ export function routeConfiguration(scope: Scope, proxy: Proxy, name: string): Re
     const service = scope.service(host!);
     if (service?.ports.some((candidate) => candidate.port === Number(port))) virtual_hosts = [virtualHost(serviceRoutes(scope, proxy, service, Number(port)), name, ['*'])];
   } else if (/^\d+$/.test(name)) {
-    virtual_hosts = [...portVirtualHosts(scope, proxy, { port: Number(name) }), fallbackVirtualHost(scope)];
+    virtual_hosts = [...visiblePortHosts(scope, proxy, Number(name)), fallbackVirtualHost(scope)];
   }
   return routeResource(name, routeTable(name, []), virtual_hosts);
 }
@@ -45,10 +45,38 @@ export interface PortScope {
   /** Default: all that the client sees, as far as they have the port. */
   services?: readonly MeshService[];
   virtualServices?: readonly LoadedObject<VirtualService>[];
+  /** Whose short names are domains; default: the client's namespace. */
+  namespace?: string;
 }
 
+/**
+ * The virtual hosts of one listening port as a client sees them, without the one for everything else. Clients of different
+ * namespaces differ only in the short names of their own namespace's services: the rest is made once for all of them.
+ */
+function visiblePortHosts(scope: Scope, proxy: Proxy, port: number): VirtualHost[] {
+  const { namespace } = proxy;
+  const general = generalHostsOnce(scope, `${port} ${sourceKey(proxy, scope)}`, () => portVirtualHosts(scope, proxy, { port, namespace: NO_NAMESPACE }));
+  const own = scope.visibility.servicesOnPort(port).filter(({ host }) => namespaceOfHost(host, scope.model.mesh.clusterDomain) === namespace);
+  const exchanged = new Map<string, VirtualHost>();
+  for (const service of own) {
+    const name = `${service.host}:${port}`;
+    const host = general.byName.get(name);
+    if (!host) continue;
+    const wanted = domains(service, namespace, scope.model.mesh.clusterDomain);
+    const before = domains(service, NO_NAMESPACE, scope.model.mesh.clusterDomain);
+    const added = wanted.filter((domain) => !before.includes(domain));
+    // A short name that somebody else has, or a host that lost some of its own, is sorted out the long way.
+    if (host.domains.length !== before.length || added.some((domain) => general.domains.has(domain.toLowerCase()))) return portVirtualHosts(scope, proxy, { port });
+    exchanged.set(name, virtualHostOnce(host.routes, name, wanted, () => virtualHost(host.routes, name, wanted)));
+  }
+  return exchanged.size === 0 ? general.hosts : general.hosts.map((host) => exchanged.get(host.name) ?? host);
+}
+
+/** No namespace has this name. */
+const NO_NAMESPACE = '-';
+
 /** The virtual hosts of one listening port, without the one for everything else. */
-export function portVirtualHosts(scope: Scope, proxy: Proxy, { port, services = scope.visibility.servicesOnPort(port), virtualServices = scope.virtualServices }: PortScope): VirtualHost[] {
+export function portVirtualHosts(scope: Scope, proxy: Proxy, { port, services = scope.visibility.servicesOnPort(port), virtualServices = scope.virtualServices, namespace = proxy.namespace }: PortScope): VirtualHost[] {
   const onPort = new Map(services.map((service) => [service.host, service]));
   const isRouted = (service: MeshService): boolean => service.ports.some((candidate) => candidate.port === port && (isHttp(candidate.protocol) || candidate.protocol === 'auto'));
   const taken = new Set<string>();
@@ -74,12 +102,12 @@ export function portVirtualHosts(scope: Scope, proxy: Proxy, { port, services = 
     if (routes.length === 0) continue;
     for (const host of foreign) add(routes, host, [bracketed(host)]);
     for (const service of routed) {
-      add(routes, service.host, domains(service, proxy, scope.model.mesh.clusterDomain));
+      add(routes, service.host, domains(service, namespace, scope.model.mesh.clusterDomain));
       served.add(service.host);
     }
   }
   for (const service of onPort.values()) {
-    if (!served.has(service.host) && isRouted(service)) add(serviceRoutesOnce(scope, service, port, () => [defaultRoute(scope, service.host, port)]), service.host, domains(service, proxy, scope.model.mesh.clusterDomain));
+    if (!served.has(service.host) && isRouted(service)) add(serviceRoutesOnce(scope, service, port, () => [defaultRoute(scope, service.host, port)]), service.host, domains(service, namespace, scope.model.mesh.clusterDomain));
   }
   return [...hosts.values()].sort((a, b) => (a.name < b.name ? -1 : 1));
 }
@@ -114,20 +142,25 @@ export function fallbackVirtualHost(scope: Scope): VirtualHost {
 }
 
 /** Every name under which a client may ask for the service: short forms as its namespace's DNS search resolves them. */
-export function domains(service: MeshService, proxy: Proxy, clusterDomain: string): string[] {
+export function domains(service: MeshService, clientNamespace: string, clusterDomain: string): string[] {
   const { host, addresses } = service;
   const forms = [host, ...(isIP(host) ? [] : [`${host}.`])];
-  if (host.endsWith(`.svc.${clusterDomain}`)) {
+  const namespace = namespaceOfHost(host, clusterDomain);
+  if (namespace !== undefined) {
     const withNamespace = host.slice(0, -`.svc.${clusterDomain}`.length);
-    const dot = withNamespace.indexOf('.');
-    if (dot > 0) {
-      const own = withNamespace.slice(dot + 1) === proxy.namespace;
-      forms.push(...(own ? [withNamespace.slice(0, dot), `${withNamespace}.svc`, withNamespace] : [withNamespace, `${withNamespace}.svc`]));
-    }
+    forms.push(...(namespace === clientNamespace ? [withNamespace.slice(0, -namespace.length - 1), `${withNamespace}.svc`, withNamespace] : [withNamespace, `${withNamespace}.svc`]));
   }
   // A pod of a headless service is asked for by its own name.
   if (service.headless && service.object.kind === 'Service') forms.push(...forms.map((form) => `*.${form}`));
   return [...forms, ...addresses.map(bracketed)];
+}
+
+/** Of `name.namespace.svc.<clusterDomain>`. */
+function namespaceOfHost(host: string, clusterDomain: string): string | undefined {
+  if (!host.endsWith(`.svc.${clusterDomain}`)) return undefined;
+  const withNamespace = host.slice(0, -`.svc.${clusterDomain}`.length);
+  const dot = withNamespace.indexOf('.');
+  return dot > 0 ? withNamespace.slice(dot + 1) : undefined;
 }
 
 const bracketed = (address: string): string => (isIP(address) === 6 ? `[${address}]` : address);
