@@ -78,7 +78,7 @@ function stage(context: TestContext, change: Partial<{ verdict: () => Promise<Se
         controlPlane: { address: 'a', connected: true, streams: 1, lastError: undefined },
         classes: [],
         workloads: { addresses: 0, authorizations: 0, synced: true },
-        nacks: [],
+        nacks: [], settled: true,
       }),
       stop: ({ keepEnvoy }) => Promise.resolve(void steps.push(`proxy stop keepEnvoy=${keepEnvoy}`)),
     }),

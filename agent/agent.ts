@@ -346,6 +346,7 @@ const NO_PROXY: ProxyStatus = {
   classes: [],
   workloads: { addresses: 0, authorizations: 0, synced: false },
   nacks: [],
+  settled: false,
 };
 
 /** linux/capability.h. BPF needs no more than these: CAP_SYS_ADMIN includes CAP_BPF and CAP_PERFMON. */

@@ -3,7 +3,7 @@ import type { LoadedObject, ValidationError } from '../common/kube/yaml.js';
 import { CertificateAuthority } from '../common/identity/ca.js';
 import { ClosableStore } from '../common/lifecycle.js';
 import type { Logger } from '../common/log.js';
-import type { ConfigMap, RequestAuthentication } from '../common/kube/types.js';
+import type { ConfigMap, RequestAuthentication, KubeObject } from '../common/kube/types.js';
 import { parseDurationMs } from '../common/kube/schema.js';
 import { Generators } from './generate/generator.js';
 import { AdminServer } from './admin/server.js';
@@ -53,6 +53,8 @@ export interface PilotStatus {
   /** Token issuers whose keys can't be fetched now. */
   jwksProblems: readonly string[];
   ads: ReturnType<AdsServer['status']>;
+  /** Every change that was read has been pushed, and all that was pushed was answered. */
+  settled: boolean;
 }
 
 export class Pilot {
@@ -64,6 +66,7 @@ export class Pilot {
   #server: AdsServer | undefined;
   #admin: AdminServer | undefined;
   #isReady = false;
+  #debouncer: Debouncer<ChangeSet> | undefined;
   #admission: Admission | undefined;
   #meshConfig: LiveMeshConfig | undefined;
   #jwks: JwksFetcher | undefined;
@@ -130,6 +133,7 @@ export class Pilot {
     };
     const admin = new AdminServer({ model: this.#model, generators: this.#generators, ads: server, metrics: server.metrics, isReady: () => this.#isReady, status: () => this.status() });
     this.#admin = admin;
+    this.#debouncer = debouncer;
     [this.#server, this.#admission, this.#source, this.#meshConfig, this.#jwks] = [server, admission, source, mesh, jwks];
     this.#nextVersion();
     this.#store.add(mesh);
@@ -164,11 +168,17 @@ export class Pilot {
     logger.info({ addresses: server.addresses, monitoring: admin.address, sources: this.#options.sources, objects: this.#model.objects.size, services: this.#model.services.size }, 'pilot is ready');
   }
 
+  /** The object as it is in force; its key is `group/Kind/namespace/name`. */
+  object(key: string): KubeObject | undefined {
+    return this.#model.objects.get(key)?.object;
+  }
+
   async stop(): Promise<void> {
     await this.#store.close();
   }
 
   status(): PilotStatus {
+    const ads = this.#server?.status() ?? { addresses: [], queued: 0, connections: [] };
     return {
       version: this.#version,
       objects: this.#model.objects.size,
@@ -176,7 +186,8 @@ export class Pilot {
       problems: [...(this.#source?.errors() ?? []), ...(this.#admission?.errors() ?? [])],
       meshConfigProblems: this.#meshConfig?.problems ?? [],
       jwksProblems: this.#jwks?.problems() ?? [],
-      ads: this.#server?.status() ?? { addresses: [], queued: 0, connections: [] },
+      ads,
+      settled: this.#debouncer?.isPending !== true && ads.queued === 0 && ads.connections.every(({ types }) => Object.values(types).every(({ isAnswered }) => isAnswered)),
     };
   }
 

@@ -75,6 +75,8 @@ export interface NodeProxyStatus {
   workloads: { addresses: number; authorizations: number; synced: boolean };
   /** What Envoy refused, or what could not be folded for it; the last good version is in force. */
   nacks: { type: string; name: string; message: string }[];
+  /** Everything that was heard from the control plane has been folded, sent to Envoy and answered by it. */
+  settled: boolean;
 }
 
 interface ConfigClass {
@@ -264,6 +266,7 @@ export class NodeProxy {
   }
 
   status(): NodeProxyStatus {
+    const waiting = [...this.#classes.values()].some(({ stream }) => stream.isWaiting);
     const streams = [...this.#classes.values()].map((item) => item.stream.status);
     const wds = this.#workloads.status;
     return {
@@ -293,6 +296,7 @@ export class NodeProxy {
         ...this.#ads.nacks.map(({ type, name, message }) => ({ type, name, message })),
         ...this.#problems.map(({ classKey: key, resource, message }) => ({ type: 'fold', name: `${key}: ${resource}`, message })),
       ],
+      settled: this.settled && !waiting,
     };
   }
 

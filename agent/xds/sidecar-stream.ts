@@ -70,6 +70,11 @@ export class SidecarStream implements Closable {
     return this.#whole !== undefined;
   }
 
+  /** Part of a push has arrived, the rest is waited for. */
+  get isWaiting(): boolean {
+    return this.#timer !== undefined;
+  }
+
   get status(): Readonly<StreamStatus> {
     return this.#stream.status;
   }

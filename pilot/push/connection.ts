@@ -39,7 +39,7 @@ export interface ConnectionStatus {
   variant: 'delta' | 'sotw';
   node: string;
   connectedAt: string;
-  types: Record<string, { watched: number; wildcard: boolean; resources: number; nonce: string; ackedNonce: string; acked: boolean; nack?: { message: string; at: string } }>;
+  types: Record<string, { watched: number; wildcard: boolean; resources: number; nonce: string; ackedNonce: string; acked: boolean; isAnswered: boolean; nack?: { message: string; at: string } }>;
 }
 
 let connections = 0;
@@ -112,6 +112,7 @@ export abstract class Connection<Request> implements PushTarget {
         resources: watch.sent.size,
         nonce: watch.lastNonce,
         ackedNonce: watch.acked,
+        isAnswered: watch.inFlight === undefined,
         acked: watch.inFlight === undefined && watch.acked === watch.lastNonce,
         ...(watch.nack ? { nack: { message: watch.nack.message, at: watch.nack.at } } : {}),
       };

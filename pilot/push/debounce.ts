@@ -27,6 +27,11 @@ export class Debouncer<T> {
     this.#timer = setTimeout(() => this.flush(), wait);
   }
 
+  /** A change waits for its push. */
+  get isPending(): boolean {
+    return this.#pending !== undefined;
+  }
+
   flush(): void {
     clearTimeout(this.#timer);
     const merged = this.#pending;

@@ -1,0 +1,326 @@
+/**
+ * One small mesh in both of the product's modes at once, for tests that send real traffic: a lab, pilot in this process,
+ * and a node agent as a user runs it. The same pods stand in the namespaces `sidecar` (each with its own Envoy) and `node`
+ * (one Envoy for all); `outside` is not in the mesh.
+ *
+ *   const mesh = new MeshWorld('routing');
+ *   before(() => mesh.up());
+ *   after(() => mesh.down());
+ *   for (const mode of MODES) {
+ *     test(`a path is rewritten (${mode})`, async () => {
+ *       await mesh.apply(mode, `apiVersion: networking.istio.io/v1 …`);   // in the namespace `mode`, unless metadata says another
+ *       const { status, body, version } = await mesh.curl(mode, 'http://web/old/x');
+ *     });
+ *   }
+ *
+ * `apply` replaces what the last `apply` of this mode wrote, and returns when every proxy has acknowledged the result; so
+ * tests need no clean-up. In each mode namespace: pod `client`; Deployments of the lab's echo server `web-v1`, `web-v2`
+ * (labels app=web, version) behind Service `web` (http 80 → 8080, tcp-echo 9000), `other` behind Service `other`; in
+ * `outside`: `client` and `web`. More pods and Services: `new MeshWorld(name, { yaml: (namespace) => '…' })`, called for
+ * `sidecar` and `node`, and `outside` for what is to be there once.
+ */
+import assert from 'node:assert/strict';
+import { spawn, type ChildProcess } from 'node:child_process';
+import { once } from 'node:events';
+import { mkdirSync, mkdtempSync, renameSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { parseAllDocuments } from 'yaml';
+import { askAgent, instancePaths, type AgentStatus } from '../../agent/index.js';
+import { logger } from '../../common/log.js';
+import { run, type RunResult } from '../../common/process.js';
+import { waitFor } from '../../common/retry.js';
+import { Lab } from '../../lab/index.js';
+import { Pilot, type PilotOptions } from '../../pilot/index.js';
+import { CLI } from '../agent-harness.js';
+
+export const MODES = ['sidecar', 'node'] as const;
+export type Mode = (typeof MODES)[number];
+
+export interface Answer {
+  status: number;
+  /** In lower case; of a repeated header all values, joined. */
+  headers: Record<string, string>;
+  text: string;
+  /** What the echo server says it was asked: {path, method, headers, version, pod, …}; {} when the answer is no JSON. */
+  body: Record<string, any>;
+  /** The answering pod's label `version`. */
+  version: string;
+}
+
+export interface CurlOptions {
+  /** `namespace/pod`, default `<mode>/client`. */
+  from?: string;
+  method?: string;
+  headers?: Record<string, string>;
+  data?: string;
+  /** More of curl's own options. */
+  args?: string[];
+  timeoutS?: number;
+}
+
+export interface WorldOptions {
+  /** More objects for each of the namespaces `sidecar` and `node`. */
+  yaml?: (namespace: Mode) => string;
+  /** More objects, given once, with their namespaces written in them. */
+  outside?: string;
+  pilot?: Partial<PilotOptions>;
+  nodes?: number;
+  /** Without the node agent: only the sidecars' mode is there. */
+  sidecarsOnly?: boolean;
+}
+
+const MARKER = 'mesh-world-step';
+const READY_TIMEOUT_MS = 60_000;
+
+const pod = (namespace: string, name: string, labels: string, container: string): string => `apiVersion: v1
+kind: Pod
+metadata: {name: ${name}, namespace: ${namespace}, labels: {${labels}}}
+spec: {serviceAccountName: ${/app: (\w+)/.exec(labels)?.[1] ?? name}, containers: [{${container}}]}
+`;
+const ECHO = 'name: echo, image: echo, ports: [{name: http, containerPort: 8080}, {name: tcp-echo, containerPort: 9000}]';
+const service = (namespace: string, name: string): string => `apiVersion: v1
+kind: Service
+metadata: {name: ${name}, namespace: ${namespace}}
+spec:
+  selector: {app: ${name}}
+  ports: [{name: http, port: 80, targetPort: 8080}, {name: tcp-echo, port: 9000}]
+`;
+
+export class MeshWorld {
+  readonly name: string;
+  lab!: Lab;
+  pilot!: Pilot;
+  /** What the node agent wrote. */
+  agentLog = '';
+  #folder = '';
+  #agent: ChildProcess | undefined;
+  #steps = 0;
+  readonly #written = new Map<string, string>();
+  readonly #paths: ReturnType<typeof instancePaths>;
+
+  /** @param name of the test's area, e.g. `routing`: part of the names of namespaces and cgroups */
+  constructor(name: string, readonly options: WorldOptions = {}) {
+    this.name = `up-${name}-${process.pid}`;
+    this.#paths = instancePaths({ instance: this.name });
+  }
+
+  /** Directory with the configuration that `apply` writes, read by pilot. */
+  get configDir(): string {
+    return join(this.#folder, 'config');
+  }
+
+  /** Where proxies find pilot. */
+  get discovery(): string {
+    return `unix:${join(this.#folder, 'xds.sock')}`;
+  }
+
+  async up(): Promise<void> {
+    this.#folder = mkdtempSync(join(tmpdir(), `${this.name}-`));
+    const world = join(this.#folder, 'world');
+    for (const folder of [world, this.configDir]) mkdirSync(folder);
+    writeFileSync(join(world, 'world.yaml'), this.#world());
+    this.lab = await Lab.up({ name: this.name, sources: [world], watch: false, discovery: this.discovery, sidecarConcurrency: 1, purpose: 'test', ...(this.options.nodes ? { nodes: this.options.nodes } : {}) });
+    await this.lab.whenReady();
+    // Pilot after the lab, and its socket last: proxies that wait for it then come up at once.
+    const { pilot = {} } = this.options;
+    this.pilot = new Pilot({ sources: [world, this.lab.objectsDir, this.configDir], logger: logger('pilot').child({}, { level: 'warn' }), debounce: { quietMs: 20 }, ...pilot, listen: [this.discovery, ...(pilot.listen ?? [])] });
+    await this.pilot.start();
+    if (!this.options.sidecarsOnly) this.#startAgent();
+    await this.lab.whenReady({ sidecars: true, timeoutMs: READY_TIMEOUT_MS });
+    if (!this.options.sidecarsOnly) await this.#enrolled();
+    await this.settled();
+  }
+
+  #world(): string {
+    const { yaml, outside } = this.options;
+    const parts: string[] = [];
+    for (const mode of MODES) {
+      if (mode === 'node' && this.options.sidecarsOnly) continue;
+      parts.push(
+        `apiVersion: v1\nkind: Namespace\nmetadata: {name: ${mode}, labels: {underpass.io/mode: ${mode}}}\n`,
+        pod(mode, 'client', 'app: client', 'name: curl, image: curl'),
+        ...['v1', 'v2'].map((version) => pod(mode, `web-${version}`, `app: web, version: ${version}`, ECHO)),
+        pod(mode, 'other', 'app: other, version: v1', ECHO),
+        service(mode, 'web'),
+        service(mode, 'other'),
+        ...(yaml ? [yaml(mode)] : []),
+      );
+    }
+    parts.push(pod('outside', 'client', 'app: client', 'name: curl, image: curl'), pod('outside', 'web', 'app: web, version: out', ECHO), service('outside', 'web'), ...(outside ? [outside] : []));
+    return parts.join('---\n');
+  }
+
+  #startAgent(): void {
+    const args = ['agent', '--discovery', this.discovery, '--lab-socket', this.lab.socket, '--instance', this.name, '--concurrency', '1'];
+    const child = spawn(process.execPath, [CLI, ...args], { stdio: ['ignore', 'pipe', 'pipe'] });
+    for (const stream of [child.stdout, child.stderr]) stream.on('data', (chunk: Buffer) => (this.agentLog += chunk.toString()));
+    this.#agent = child;
+  }
+
+  async agentStatus(): Promise<AgentStatus> {
+    return JSON.parse(await askAgent(this.#paths.adminSocket, '/v1/status')) as AgentStatus;
+  }
+
+  async #enrolled(): Promise<void> {
+    let last: unknown;
+    const probe = async (): Promise<boolean> => {
+      if (this.#agent?.exitCode !== null) throw new Error(`the agent ended:\n${this.agentLog.slice(-4000)}`);
+      const now = await this.agentStatus().catch(() => undefined);
+      const pods = now?.pods.filter(({ namespace }) => namespace === 'node') ?? [];
+      last = pods;
+      return now?.ready === true && pods.length > 0 && pods.every((item) => item.state === 'enrolled' && item.settled);
+    };
+    await waitFor('the pods of namespace node to be enrolled', probe, { timeoutMs: READY_TIMEOUT_MS, everyMs: 50 }).catch((error: unknown) => {
+      throw new Error(`${String(error)}\n${JSON.stringify(last)}\n${this.agentLog.slice(-4000)}`);
+    });
+  }
+
+  /**
+   * Puts `yaml` in the place of what this mode had, and waits until it is in force in every proxy.
+   * @param mode objects without a namespace are put into the namespace of that name; `mesh`: they must say theirs
+   */
+  async apply(mode: Mode | 'mesh', yaml: string): Promise<void> {
+    const documents = parseAllDocuments(yaml).filter((document) => document.contents !== null);
+    for (const document of documents) {
+      if (mode !== 'mesh' && !document.hasIn(['metadata', 'namespace'])) document.setIn(['metadata', 'namespace'], mode);
+    }
+    await this.#write(mode, documents.map((document) => document.toString()).join('---\n'));
+  }
+
+  /** Takes away what `apply` wrote for this mode. */
+  async clear(mode: Mode | 'mesh'): Promise<void> {
+    await this.#write(mode, '');
+  }
+
+  async #write(file: string, yaml: string): Promise<void> {
+    if ((this.#written.get(file) ?? '') === yaml) return this.settled();
+    this.#written.set(file, yaml);
+    const step = String(++this.#steps);
+    // What stands last in the file is taken over with the rest of it.
+    const marker = `apiVersion: v1\nkind: ConfigMap\nmetadata: {name: ${MARKER}-${file}, namespace: outside}\ndata: {step: "${step}"}\n`;
+    const path = join(this.configDir, `${file}.yaml`);
+    writeFileSync(join(this.configDir, `.${file}.part`), `${yaml === '' ? '' : `${yaml}\n---\n`}${marker}`);
+    renameSync(join(this.configDir, `.${file}.part`), path);
+    const inForce = (): string | undefined => (this.pilot.object(`/ConfigMap/outside/${MARKER}-${file}`) as { data?: { step?: string } } | undefined)?.data?.step;
+    await waitFor(`pilot to read ${file}.yaml`, () => inForce() === step, { timeoutMs: 10_000, everyMs: 5 });
+    const errors = this.pilot.status().problems.filter((problem) => problem.severity === 'error' && problem.file === path);
+    assert.deepEqual(errors.map(({ field, message }) => `${field}: ${message}`), [], 'pilot refuses the configuration');
+    await this.settled();
+  }
+
+  /** Every proxy, the shared Envoy included, has acknowledged all that follows from what pilot has read. */
+  async settled(): Promise<void> {
+    let last: unknown;
+    const now = async (): Promise<boolean> => {
+      const { settled, ads } = this.pilot.status();
+      last = ads.connections.filter(({ types }) => Object.values(types).some(({ isAnswered }) => !isAnswered)).map(({ node }) => node);
+      if (!settled) return false;
+      if (this.options.sidecarsOnly) return true;
+      const { proxy } = await this.agentStatus();
+      last = proxy;
+      return proxy.settled && this.pilot.status().settled;
+    };
+    await waitFor('all proxies to have the newest configuration', now, { timeoutMs: 20_000, everyMs: 10 }).catch((error: unknown) => {
+      throw new Error(`${String(error)}\n${JSON.stringify(last)}`);
+    });
+  }
+
+  /** What any proxy refused; a test that expects none says so. */
+  async nacks(): Promise<string[]> {
+    const fromPilot = this.pilot.status().ads.connections.flatMap(({ node, types }) => Object.entries(types).flatMap(([type, { nack }]) => (nack ? [`${node}: ${type}: ${nack.message}`] : [])));
+    const fromAgent = this.options.sidecarsOnly ? [] : (await this.agentStatus()).proxy.nacks.map(({ type, name, message }) => `node: ${type} ${name}: ${message}`);
+    return [...fromPilot, ...fromAgent];
+  }
+
+  /** One request with curl from a pod. A connection that fails is an error, unless `tryCurl` is used. */
+  async curl(mode: Mode | 'outside', url: string, options: CurlOptions = {}): Promise<Answer> {
+    const result = await this.#runCurl(mode, url, options);
+    assert.equal(result.code, 0, `curl ${url} from ${options.from ?? `${mode}/client`}: exit ${result.code} ${result.stderr}`);
+    return parseAnswer(result.stdout);
+  }
+
+  /** The same for requests that may fail to connect: curl's exit code (0: answered), and the answer if there is one. */
+  async tryCurl(mode: Mode | 'outside', url: string, options: CurlOptions = {}): Promise<{ code: number; answer?: Answer; stderr: string }> {
+    const { code, stdout, stderr } = await this.#runCurl(mode, url, options);
+    return code === 0 ? { code, stderr, answer: parseAnswer(stdout) } : { code, stderr };
+  }
+
+  async #runCurl(mode: string, url: string, { from = `${mode}/client`, method, headers = {}, data, args = [], timeoutS = 10 }: CurlOptions): Promise<RunResult> {
+    const flags = ['-sS', '-i', '--max-time', String(timeoutS)];
+    if (method) flags.push('-X', method);
+    for (const [name, value] of Object.entries(headers)) flags.push('-H', `${name}: ${value}`);
+    if (data !== undefined) flags.push('--data-binary', data);
+    return this.lab.exec(from, ['curl', ...flags, ...args, url], { timeoutMs: (timeoutS + 5) * 1_000 });
+  }
+
+  /** `count` requests, each over a connection of its own unless `keepAlive`; how many had each status and version. */
+  async load(mode: Mode | 'outside', url: string, count: number, options: CurlOptions & { keepAlive?: boolean } = {}): Promise<{ statuses: Record<string, number>; versions: Record<string, number>; pods: Record<string, number> }> {
+    const { from = `${mode}/client`, headers = {}, keepAlive = true } = options;
+    const script = `
+const http = require('node:http');
+const [url, count, headers, keepAlive] = JSON.parse(process.argv[1]);
+const agent = new http.Agent({ keepAlive, maxSockets: 1 });
+const result = { statuses: {}, versions: {}, pods: {} };
+const add = (table, key) => (table[key] = (table[key] ?? 0) + 1);
+const one = () => new Promise((resolve) => {
+  const request = http.request(url, { agent, headers, timeout: 10000 }, (response) => {
+    let text = '';
+    response.on('data', (chunk) => (text += chunk)).on('end', () => {
+      add(result.statuses, response.statusCode);
+      let body = {};
+      try { body = JSON.parse(text); } catch {}
+      add(result.versions, body.version ?? response.headers['x-version'] ?? '');
+      add(result.pods, body.pod ?? response.headers['x-pod'] ?? '');
+      resolve();
+    }).on('error', () => { add(result.statuses, 'reset'); resolve(); });
+  });
+  request.on('timeout', () => request.destroy(new Error('timeout'))).on('error', (error) => { add(result.statuses, error.code ?? error.message); resolve(); });
+  request.end();
+});
+(async () => { for (let i = 0; i < count; i++) await one(); agent.destroy(); console.log(JSON.stringify(result)); })();`;
+    const { code, stdout, stderr } = await this.lab.exec(from, [process.execPath, '-e', script, JSON.stringify([url, count, headers, keepAlive])], { timeoutMs: 60_000 });
+    assert.equal(code, 0, stderr);
+    return JSON.parse(stdout) as Awaited<ReturnType<MeshWorld['load']>>;
+  }
+
+  async down(): Promise<void> {
+    const agent = this.#agent;
+    if (agent && agent.exitCode === null && agent.signalCode === null) {
+      agent.kill('SIGTERM');
+      const timer = setTimeout(() => agent.kill('SIGKILL'), 10_000);
+      await once(agent, 'exit');
+      clearTimeout(timer);
+    }
+    if (agent) await run(process.execPath, [CLI, 'agent', '--cleanup', '--instance', this.name], { okCodes: [0, 1], timeoutMs: 30_000 });
+    await (this.pilot as Pilot | undefined)?.stop();
+    await (this.lab as Lab | undefined)?.down();
+    if (this.#folder) rmSync(this.#folder, { recursive: true, force: true });
+  }
+}
+
+/** Of `curl -i`; answers of 1xx before the last are passed over. */
+function parseAnswer(output: string): Answer {
+  let rest = output;
+  let head = '';
+  do {
+    const end = rest.indexOf('\r\n\r\n');
+    assert.ok(end >= 0, `no HTTP answer: ${output.slice(0, 200)}`);
+    [head, rest] = [rest.slice(0, end), rest.slice(end + 4)];
+  } while (/^HTTP\/[\d.]+ 1\d\d/.test(head));
+  const [first = '', ...lines] = head.split('\r\n');
+  const headers: Record<string, string> = {};
+  for (const line of lines) {
+    const colon = line.indexOf(':');
+    const name = line.slice(0, colon).toLowerCase();
+    const value = line.slice(colon + 1).trim();
+    headers[name] = name in headers ? `${headers[name]}, ${value}` : value;
+  }
+  let body: Record<string, any> = {};
+  try {
+    body = JSON.parse(rest) as Record<string, any>;
+  } catch {
+    // Not the echo server's.
+  }
+  return { status: Number(first.split(' ')[1]), headers, text: rest, body, version: String(body['version'] ?? headers['x-version'] ?? '') };
+}
