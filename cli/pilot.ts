@@ -12,6 +12,7 @@ interface Options {
   listen?: string[];
   meshConfig?: string;
   monitoringListen?: string;
+  provisionDir?: string;
   webhookListen?: string;
   injectionConfig?: string;
   webhookConfigurations?: string;
@@ -31,6 +32,7 @@ export function configure(command: Command): void {
     .option('--injection-config <file>', 'templates and values of sidecar injection, followed live')
     .option('--webhook-configurations <file>', 'write the webhook configurations for the API server there, with the CA in them')
     .option('--webhook-url <url>', 'how the API server reaches the webhooks (default: the Service istiod of the root namespace)')
+    .option('--provision-dir <dir>', 'write the proxies of Gateway API Gateways there, one file a Gateway, e.g. for the lab to start')
     .option('--mesh-config <file>', "Istio's MeshConfig, followed live (default: the ConfigMap istio of the root namespace, if a source has it)")
     .option('--trust-domain <domain>', "SPIFFE trust domain (default: MeshConfig's, else cluster.local)")
     .option('--outbound-traffic-policy <policy>', "ALLOW_ANY or REGISTRY_ONLY: what happens to traffic towards no service (default: MeshConfig's, else ALLOW_ANY)")
@@ -45,7 +47,7 @@ export function configure(command: Command): void {
       };
       const meshConfigFile = options.meshConfig === undefined ? {} : { meshConfigFile: options.meshConfig };
       const webhooks = webhooksOf(options);
-      const pilot = new Pilot({ sources: options.source, listen: options.listen ?? [DEFAULT_LISTEN], meshConfig, ...meshConfigFile, ...(monitoringListen === 'none' ? {} : { monitoringListen }), ...(webhooks ? { webhooks } : {}), logger: log });
+      const pilot = new Pilot({ sources: options.source, listen: options.listen ?? [DEFAULT_LISTEN], meshConfig, ...meshConfigFile, ...(monitoringListen === 'none' ? {} : { monitoringListen }), ...(webhooks ? { webhooks } : {}), ...(options.provisionDir === undefined ? {} : { provisionDir: options.provisionDir }), logger: log });
       const stopped = new Promise<string>((resolve) => {
         for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => resolve(signal));
       });

@@ -1,6 +1,7 @@
 /** The control plane: directories of YAML in, xDS out. */
 import type { LoadedObject, ValidationError } from '../common/kube/yaml.js';
 import { CertificateAuthority } from '../common/identity/ca.js';
+import { DEFAULT_INJECTION } from '../common/injection/config.js';
 import { ClosableStore } from '../common/lifecycle.js';
 import type { Logger } from '../common/log.js';
 import type { ConfigMap, RequestAuthentication, KubeObject } from '../common/kube/types.js';
@@ -16,7 +17,10 @@ import { wantedKeys } from './model/jwks.js';
 import { Model } from './model/model.js';
 import { DEFAULT_DEBOUNCE, Debouncer, type DebounceOptions } from './push/debounce.js';
 import { AdsServer } from './push/server.js';
-import { Webhooks, type WebhooksOptions } from './injector/webhooks.js';
+import { GatewayController } from './gateway-controller/controller.js';
+import { DirectorySink } from './gateway-controller/directory-sink.js';
+import type { ProvisionOptions } from './gateway-controller/provision.js';
+import { valuesOf, Webhooks, type WebhooksOptions } from './injector/webhooks.js';
 import { DirectorySource } from './sources/directory.js';
 import { Admission } from './validation/admission.js';
 
@@ -38,6 +42,8 @@ export interface PilotOptions {
   monitoringListen?: string;
   /** Sidecar injection and validation over HTTPS; none by default. */
   webhooks?: WebhooksOptions;
+  /** Where the proxies of the Gateway API's Gateways are written, for whoever runs them; none by default. */
+  provisionDir?: string;
   logger: Logger;
   debounce?: Partial<DebounceOptions>;
 }
@@ -120,6 +126,7 @@ export class Pilot {
       debouncer.add(change);
     };
     const jwks = new JwksFetcher({ logger: logger.child({ part: 'jwks' }), onKeys: (keysOf, keys) => changed(this.#model.setJwks(keysOf, keys)) });
+    const gateways = this.#gatewayController(logger.child({ part: 'gateways' }));
     let candidates: ReadonlyMap<string, LoadedObject> = new Map();
     const mesh = new LiveMeshConfig(this.#options.meshConfig ?? {}, this.#options.meshConfigFile, logger.child({ part: 'mesh-config' }), () => take(candidates, true));
     const take = (objects: ReadonlyMap<string, LoadedObject>, meshChanged = false): void => {
@@ -129,6 +136,7 @@ export class Pilot {
       if (offered || meshChanged) change.merge(this.#model.setMesh(mesh.current));
       change.merge(this.#model.apply(admission.admit(discoverable(objects, mesh.current))));
       changed(change);
+      gateways?.update(change);
       if (change.touches('RequestAuthentication')) jwks.want(wantedKeys(this.#model.configs.all<RequestAuthentication>('RequestAuthentication'), parseDurationMs));
     };
     const admin = new AdminServer({ model: this.#model, generators: this.#generators, ads: server, metrics: server.metrics, isReady: () => this.#isReady, status: () => this.status() });
@@ -146,6 +154,7 @@ export class Pilot {
       await mesh.start();
       this.#model.setMesh(mesh.current);
       await source.start();
+      gateways?.reconcile(); // what an earlier run left and nobody wants any more goes
       await jwks.settled(FIRST_KEYS_MS);
       // Nobody is connected yet: the first state needs no push.
       debouncer.flush();
@@ -171,6 +180,13 @@ export class Pilot {
   /** The object as it is in force; its key is `group/Kind/namespace/name`. */
   object(key: string): KubeObject | undefined {
     return this.#model.objects.get(key)?.object;
+  }
+
+  #gatewayController(logger: Logger): GatewayController | undefined {
+    const { provisionDir } = this.#options;
+    if (provisionDir === undefined) return undefined;
+    const options = (): ProvisionOptions => ({ values: { ...DEFAULT_INJECTION.values, ...valuesOf(this.#model.mesh) }, revision: DEFAULT_INJECTION.revision });
+    return new GatewayController(this.#model.configs, new DirectorySink(provisionDir), options, logger);
   }
 
   async stop(): Promise<void> {

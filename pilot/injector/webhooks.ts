@@ -7,6 +7,8 @@ import type { Signer } from '../../common/identity/server-certificate.js';
 import { checkObject } from '../../common/kube/schemas.js';
 import type { Closable } from '../../common/lifecycle.js';
 import type { Logger } from '../../common/log.js';
+import type { InjectionValues } from '../../common/injection/config.js';
+import type { MeshConfig } from '../model/mesh.js';
 import type { Model } from '../model/model.js';
 import { webhookConfigurations } from './configurations.js';
 import { LiveInjection } from './live-injection.js';
@@ -33,7 +35,7 @@ export class Webhooks implements Closable {
   static async start(options: WebhooksOptions, context: { model: Model; signer: Signer; registry: Registry; logger: Logger }): Promise<Webhooks> {
     const { model, signer, registry, logger } = context;
     const { rootNamespace } = model.mesh;
-    const injection = new LiveInjection(options.injectionFile, () => ({ trustDomain: model.mesh.trustDomain, meshId: model.mesh.trustDomain, clusterDomain: model.mesh.clusterDomain, clusterId: model.mesh.clusterId, network: model.mesh.network, caAddress: `istiod.${model.mesh.rootNamespace}.svc:15012` }), logger);
+    const injection = new LiveInjection(options.injectionFile, () => valuesOf(model.mesh), logger);
     injection.start();
     try {
       const server = await WebhookServer.listen({
@@ -41,7 +43,7 @@ export class Webhooks implements Closable {
         signer,
         ...namesOf(options, rootNamespace, model.mesh.clusterDomain),
         injection: () => injection.current,
-        namespaceLabels: (name) => model.objects.get(`/Namespace//${name}`)?.object.metadata.labels,
+        namespaceLabels: (name) => model.namespaces.get(name)?.metadata.labels,
         check: checkObject,
         metrics: new WebhookMetrics(registry),
         logger,
@@ -58,6 +60,11 @@ export class Webhooks implements Closable {
     this.injection.close();
     await this.server.close();
   }
+}
+
+/** What the mesh's settings say of every proxy. */
+export function valuesOf({ trustDomain, clusterDomain, clusterId, network, rootNamespace }: MeshConfig): Partial<InjectionValues> {
+  return { trustDomain, meshId: trustDomain, clusterDomain, clusterId, network, caAddress: `istiod.${rootNamespace}.svc:15012` };
 }
 
 function namesOf({ listen, url }: WebhooksOptions, namespace: string, domain: string): { dnsNames: string[]; ips: string[] } {
