@@ -72,14 +72,14 @@ kind: DestinationRule
 metadata: {name: web, namespace: shop}
 spec:
   host: web
-  trafficPolicy: {loadBalancer: {simple: RONDOM}, retryBudget: {percent: 1}}
+  trafficPolicy: {loadBalancer: {simple: RONDOM, zoneAwareLbSetting: {}}}
   subsets:
     - name: v1
     - name: v1
 `);
   assert.equal(errors.length, 3);
   assert.match(errors[0]!, /^x\.yaml:6:42: .*loadBalancer\.simple: found string "RONDOM", expected one of .*did you mean RANDOM\?/);
-  assert.match(errors[1]!, /^x\.yaml:6:51: .*retryBudget: warning: this field is not acted on/);
+  assert.match(errors[1]!, /^x\.yaml:6:50: .*zoneAwareLbSetting: warning: this field is not acted on/);
   assert.match(errors[2]!, /^x\.yaml:9:13: .*subsets\[1\]\.name: found "v1" again/);
 });
 

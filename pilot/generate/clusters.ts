@@ -15,7 +15,7 @@ import { portPolicy } from '../model/traffic-policy.js';
 import { applyConnectionPool, applyLoadBalancer, applyOutlierDetection, httpProtocolOptions, upstreamHttp } from './cluster-policy.js';
 import { applyTls } from './cluster-tls.js';
 import { clientKey, endpointGroups } from './endpoints.js';
-import { ads, passthroughUpstream, seconds } from './envoy.js';
+import { ads, endpointAddress, passthroughUpstream, seconds } from './envoy.js';
 import { hasIpv4, hasIpv6, inboundPorts, type InboundPort } from './inbound-ports.js';
 import { localitySetting, weighsLocalities, type Whereabouts } from './locality.js';
 import { clusterName, inboundClusterName } from './names.js';
@@ -143,7 +143,7 @@ function inboundPassthrough(proxy: Proxy): Resource {
 }
 
 /** Connection pools count on the server's side, too: the Sidecar's own, else those of the rule for the service. */
-function inboundCluster(scope: Scope, proxy: Proxy, { service, port, targetPort }: InboundPort): Resource {
+function inboundCluster(scope: Scope, proxy: Proxy, { service, port, targetPort, deliverTo }: InboundPort): Resource {
   const { mesh } = scope.model;
   const name = inboundClusterName(targetPort);
   const cluster = originalDestination(name, name);
@@ -159,8 +159,21 @@ function inboundCluster(scope: Scope, proxy: Proxy, { service, port, targetPort 
   cluster.common_lb_config = Cluster.fromPartial({ common_lb_config: {} }).common_lb_config;
   cluster.metadata = { filter_metadata: { istio }, typed_filter_metadata: {} };
   cluster.upstream_bind_config = inboundBind(proxy);
+  if (deliverTo) deliver(cluster, deliverTo);
   cluster.typed_extension_protocol_options = httpProtocolOptions(upstreamHttp(port.protocol, connectionPool, mesh, false)) ?? {};
   return makeResource(name, Cluster, cluster);
+}
+
+/** To one place instead of the connection's own. */
+function deliver(cluster: Cluster, target: string): void {
+  const colon = target.lastIndexOf(':');
+  const address = target.startsWith('unix://') ? endpointAddress(target, 0) : endpointAddress(target.slice(0, colon).replace(/^\[|\]$/g, ''), Number(target.slice(colon + 1)));
+  cluster.cluster_discovery_type = { $case: 'type', value: Cluster_DiscoveryType.STATIC };
+  cluster.lb_policy = Cluster_LbPolicy.ROUND_ROBIN;
+  cluster.cleanup_interval = undefined;
+  // 127.0.0.6 keeps what leaves for the pod's own address from coming back; neither loopback nor a socket file does.
+  if (/^(127\.|\[::1\]|unix:)/.test(target)) cluster.upstream_bind_config = undefined;
+  cluster.load_assignment = ClusterLoadAssignment.fromPartial({ cluster_name: cluster.name, endpoints: [{ lb_endpoints: [{ host_identifier: { $case: 'endpoint', value: { address } } }] }] });
 }
 
 /** What is no service's. */

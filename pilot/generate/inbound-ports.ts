@@ -2,12 +2,15 @@
 import { isIPv4, isIPv6 } from 'node:net';
 import { podIps, targetPortOf, type MeshPort, type MeshService, type Model } from '../model/model.js';
 import type { Proxy } from '../model/proxy.js';
-import type { Pod } from '../../common/kube/types.js';
+import type { Pod, SidecarIngress } from '../../common/kube/types.js';
+import { protocolOf } from '../model/protocol.js';
 
 export interface InboundPort {
   service: MeshService;
   port: MeshPort;
   targetPort: number;
+  /** Where it is delivered, if not to the port that it was meant for: `host:port`, or `unix:///path`. */
+  deliverTo?: string;
 }
 
 export function podOf(model: Model, proxy: Proxy): Pod | undefined {
@@ -19,13 +22,39 @@ export function inboundPorts(model: Model, proxy: Proxy): InboundPort[] {
   const pod = podOf(model, proxy);
   const labels = pod?.metadata.labels ?? proxy.labels;
   const found = new Map<number, InboundPort>();
-  for (const service of model.servicesSelecting(proxy.namespace, labels)) {
+  const services = model.servicesSelecting(proxy.namespace, labels);
+  const ingress = model.scopeOf(proxy).sidecar?.object.spec.ingress;
+  if (ingress?.length) return ingress.flatMap((listener) => ingressPort(services, proxy, listener)).sort((a, b) => a.targetPort - b.targetPort);
+  for (const service of services) {
     for (const port of service.ports) {
       const targetPort = targetPortOf(port, pod);
       if (targetPort !== undefined && !found.has(targetPort)) found.set(targetPort, { service, port, targetPort });
     }
   }
   return [...found.values()].sort((a, b) => a.targetPort - b.targetPort);
+}
+
+/** A Sidecar's ingress listeners stand in the place of what its services say; each is still the service's that has its port. */
+function ingressPort(services: readonly MeshService[], proxy: Proxy, { port, defaultEndpoint = '' }: SidecarIngress): InboundPort {
+  const service = services.find(({ ports }) => ports.some(({ targetPort }) => targetPort === port.number)) ?? services[0] ?? standIn(proxy);
+  const own = service.ports.find(({ targetPort }) => targetPort === port.number);
+  const protocol = protocolOf(port.protocol) ?? own?.protocol ?? 'auto';
+  const deliverTo = defaultEndpoint.replace(/^0\.0\.0\.0:|^\[::\]:/, `${proxy.ip.includes(':') ? `[${proxy.ip}]` : proxy.ip}:`);
+  return {
+    service,
+    port: { name: port.name ?? own?.name ?? '', port: own?.port ?? port.number, targetPort: port.number, protocol },
+    targetPort: port.number,
+    ...(deliverTo ? { deliverTo } : {}),
+  };
+}
+
+/** Of a workload that no service selects. */
+function standIn({ namespace, name }: Proxy): MeshService {
+  const host = `${name}.${namespace}`;
+  return {
+    key: `sidecar ${namespace}/${name}`, host, name, namespace, addresses: [], cidrs: [], autoAddresses: [], headless: false, resolution: 'EDS', external: false, ports: [], udpPorts: [],
+    selector: {}, subjectAltNames: [], trafficDistribution: '', exportTo: 'all', createdAt: '', object: { apiVersion: 'v1', kind: 'Service', metadata: { name, namespace } },
+  };
 }
 
 /** All addresses of the proxy's workload: what it says, and what its pod's status says. */

@@ -11,7 +11,7 @@ import { FilterChain, ListenerFilter, type Filter } from '../../proto/generated/
 import { HttpInspector } from '../../proto/generated/envoy/extensions/filters/listener/http_inspector/v3/http_inspector.js';
 import { TlsInspector } from '../../proto/generated/envoy/extensions/filters/listener/tls_inspector/v3/tls_inspector.js';
 import type { MeshPort, MeshService } from '../model/model.js';
-import { isHttp } from '../model/protocol.js';
+import { isHttp, protocolOf } from '../model/protocol.js';
 import type { Proxy } from '../model/proxy.js';
 import type { Scope } from '../model/scope.js';
 import { seconds, socketAddress } from './envoy.js';
@@ -83,7 +83,7 @@ export class OutboundListeners {
   constructor(readonly scope: Scope, readonly proxy: Proxy) {
     this.families = familiesOf(scope, proxy);
     this.#wildcards = wildcards(this.families);
-    this.#passthrough = scope.outboundTrafficPolicy === 'ALLOW_ANY' ? 'PassthroughCluster' : 'BlackHoleCluster';
+    this.#passthrough = scope.passthroughCluster;
   }
 
   /** What was added up to now takes nothing more in: a Sidecar named those ports and what is to be on them. */
@@ -123,8 +123,8 @@ export class OutboundListeners {
   #bindings(service: MeshService): Binding[] {
     const { headless, resolution, object } = service;
     const fits = (address: string): boolean => (isIPv6(parseCidr(address).address) ? this.families.ipv6 : this.families.ipv4);
-    if (service.addresses.length > 0) {
-      const addresses = service.addresses.filter(fits);
+    if (service.addresses.length + service.cidrs.length > 0) {
+      const addresses = [...service.addresses, ...service.cidrs].filter(fits);
       // A Service has one address a family; a ServiceEntry's addresses are services of their own to Istio.
       if (object.kind === 'Service') return [{ addresses }];
       return addresses.map((address) => {
@@ -184,17 +184,29 @@ function merge(entry: Entry, chains: readonly ListenerChain[]): void {
   entry.chains = entry.chains.map((item) => (isHttpChain(item) && entry.chains.length > 1 ? { ...item, sniffed: true } : item));
 }
 
+/** Where two services claim the same connections the older one has them. */
+const byAge = (a: MeshService, b: MeshService): number => (a.createdAt < b.createdAt ? -1 : a.createdAt > b.createdAt ? 1 : 0);
+
+const loopbacks = ({ ipv4, ipv6 }: Families): string[] => [...(ipv4 ? ['127.0.0.1'] : []), ...(ipv6 ? ['::1'] : [])];
+
 /** The outbound listeners that all proxies of one kind (namespace, labels, address families) share. */
 export function outboundListeners(scope: Scope, proxy: Proxy): Resource[] {
   const listeners = new OutboundListeners(scope, proxy);
-  // Where two services claim the same connections the older one has them.
-  const byAge = [...scope.services].sort((a, b) => (a.createdAt < b.createdAt ? -1 : a.createdAt > b.createdAt ? 1 : 0));
-  for (const service of byAge) for (const port of service.ports) listeners.addService(service, port);
+  for (const { port: own, bind, bindToPort, services } of scope.egress ?? [{ port: undefined, bind: '', bindToPort: false, services: scope.services }]) {
+    // Ports that a Sidecar's listener names are its alone.
+    if (!own) listeners.lock();
+    const addresses = bind ? [bind] : bindToPort ? loopbacks(listeners.families) : own ? wildcards(listeners.families) : undefined;
+    for (const service of [...services].sort(byAge)) {
+      for (const port of service.ports) {
+        if (addresses) listeners.add(service, own ? { ...port, protocol: protocolOf(own.protocol) ?? port.protocol } : port, { addresses, ...(bindToPort ? { bindToPort } : {}) });
+        else listeners.addService(service, port);
+      }
+    }
+  }
   return [...listeners.build(), virtualOutbound(scope, wildcards(listeners.families))];
 }
 
 export function virtualOutbound(scope: Scope, addresses: readonly string[]): Resource {
-  const passthrough = scope.outboundTrafficPolicy === 'ALLOW_ANY' ? 'PassthroughCluster' : 'BlackHoleCluster';
   return makeResource(
     'virtualOutbound',
     Listener,
@@ -208,7 +220,7 @@ export function virtualOutbound(scope: Scope, addresses: readonly string[]): Res
       filter_chains: [
         // Whoever dials 15001 itself would be passed through to 15001, for ever.
         chain([tcpProxy('BlackHoleCluster')], { name: 'virtualOutbound-blackhole', filter_chain_match: { destination_port: 15_001 } }),
-        chain([tcpProxy(passthrough)], { name: 'virtualOutbound-catchall-tcp' }),
+        chain([tcpProxy(scope.passthroughCluster)], { name: 'virtualOutbound-catchall-tcp' }),
       ],
     }),
   );

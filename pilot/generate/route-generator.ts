@@ -20,7 +20,7 @@ export class RouteGenerator implements Generator {
 
   one(proxy: Proxy, name: string): Resource {
     const scope = this.model.scopeOf(proxy);
-    const key = `${proxy.namespace} ${scope.visibility.id} ${scope.sidecar?.key ?? ''} ${sourceKey(proxy, scope)} ${name}`;
+    const key = `${proxy.namespace} ${scope.visibility.id} ${scope.sidecar?.key ?? ''} ${scope.selectors} ${sourceKey(proxy, scope)} ${name}`;
     let resource = this.#made.get(key);
     if (!resource) this.#made.set(key, (resource = routeConfiguration(scope, proxy, name)));
     return resource;

@@ -28,7 +28,8 @@ export function routeConfiguration(scope: Scope, proxy: Proxy, name: string): Re
     const service = scope.service(host!);
     if (service?.ports.some((candidate) => candidate.port === Number(port))) virtual_hosts = [virtualHost(serviceRoutes(scope, proxy, service, Number(port)), name, ['*'])];
   } else if (/^\d+$/.test(name)) {
-    virtual_hosts = [...visiblePortHosts(scope, proxy, Number(name)), fallbackVirtualHost(scope)];
+    const number = Number(name);
+    virtual_hosts = [...(scope.egress ? portVirtualHosts(scope, proxy, listenerScope(scope, number)) : visiblePortHosts(scope, proxy, number)), fallbackVirtualHost(scope)];
   }
   return routeResource(name, routeTable(name, []), virtual_hosts);
 }
@@ -74,6 +75,12 @@ function visiblePortHosts(scope: Scope, proxy: Proxy, port: number): VirtualHost
 
 /** No namespace has this name. */
 const NO_NAMESPACE = '-';
+
+/** A Sidecar's egress listeners have services and VirtualServices each of its own. */
+function listenerScope(scope: Scope, port: number): PortScope {
+  const { services = [], virtualServices = [] } = scope.egressListener(port) ?? {};
+  return { port, services: services.filter((service) => service.ports.some((candidate) => candidate.port === port)), virtualServices };
+}
 
 /** The virtual hosts of one listening port, without the one for everything else. */
 export function portVirtualHosts(scope: Scope, proxy: Proxy, { port, services = scope.visibility.servicesOnPort(port), virtualServices = scope.virtualServices, namespace = proxy.namespace }: PortScope): VirtualHost[] {
@@ -136,7 +143,7 @@ export function fallbackVirtualHost(scope: Scope): VirtualHost {
     const route = Route.fromPartial({ name: 'block_all', match: { path_specifier: { $case: 'prefix', value: '/' } }, action: { $case: 'direct_response', value: { status: 502 } } });
     return virtualHost([route], 'block_all', ['*']);
   }
-  const action = RouteAction.fromPartial({ cluster_specifier: { $case: 'cluster', value: 'PassthroughCluster' }, timeout: seconds(0), max_grpc_timeout: seconds(0) });
+  const action = RouteAction.fromPartial({ cluster_specifier: { $case: 'cluster', value: scope.passthroughCluster }, timeout: seconds(0), max_grpc_timeout: seconds(0) });
   const route = Route.fromPartial({ name: 'allow_any', match: { path_specifier: { $case: 'prefix', value: '/' } }, action: { $case: 'route', value: action } });
   return virtualHost([route], 'allow_any', ['*']);
 }

@@ -6,6 +6,7 @@ import type { LoadedObject } from '../../common/kube/yaml.js';
 import { apiGroup, type AuthorizationPolicy, type DestinationRule, type EndpointSlice, type KubeObject, type Namespace, type Node, type PeerAuthentication, type Pod, type RequestAuthentication, type Service, type ServiceEntry, type Sidecar, type VirtualService, type WorkloadEntry } from '../../common/kube/types.js';
 import { ChangeSet } from './changes.js';
 import { Configs, selects } from './configs.js';
+import { egressView, type EgressView } from './egress.js';
 import { resolveHost, serviceHost } from './hosts.js';
 import { jwksSource } from './jwks.js';
 import { DEFAULT_MESH_CONFIG, type MeshConfig } from './mesh.js';
@@ -17,7 +18,7 @@ import { Scope } from './scope.js';
 import { ServiceEntries, workloadLabels } from './service-entries.js';
 import { buildService } from './services.js';
 import type { Endpoint, Locality, MeshPort, MeshService } from './types.js';
-import { exportedTo, importedBy, namespacesWithOwnView, parseEgressHost, withAutoAddresses, type Visibility, type VisibilitySources } from './visibility.js';
+import { exportedTo, namespacesWithOwnView, withAutoAddresses, type Visibility, type VisibilitySources } from './visibility.js';
 import { VirtualServiceResolver } from './virtual-services.js';
 
 export { isAlive, podIps, podName, targetPortOf, TLS_MODE_LABEL } from './pods.js';
@@ -74,6 +75,7 @@ export class Model {
   #sources: VisibilitySources | undefined;
   #ownViews: ReadonlySet<string> | undefined;
   readonly #visibilities = new Map<string, Visibility>();
+  readonly #egressViews = new Map<string, EgressView>();
   readonly #scopes = new Map<string, Scope>();
 
   constructor(mesh: Partial<MeshConfig> = {}) {
@@ -231,9 +233,10 @@ export class Model {
     const key = `${proxy.namespace} ${sidecar?.key ?? ''} ${selectors} ${proxy.dnsCapture ? 'dns' : ''}`;
     let scope = this.#scopes.get(key);
     if (!scope) {
-      const seen = this.#visibilityOf(proxy.namespace, sidecar);
-      const visibility = proxy.dnsCapture ? this.#visibility(`${seen.id} dns`, (id) => withAutoAddresses(seen, id)) : seen;
-      this.#scopes.set(key, (scope = new Scope(this, proxy, visibility, sidecar, selectors)));
+      const exported = this.#exportedTo(proxy.namespace);
+      const all = proxy.dnsCapture ? this.#visibility(`${exported.id} dns`, (id) => withAutoAddresses(exported, id)) : exported;
+      const view = this.#egressView(all, proxy.namespace, sidecar);
+      this.#scopes.set(key, (scope = new Scope(this, proxy, view?.visibility ?? all, sidecar, view?.listeners, selectors)));
     }
     return scope;
   }
@@ -249,15 +252,20 @@ export class Model {
     );
   }
 
-  #visibilityOf(namespace: string, sidecar: LoadedObject<Sidecar> | undefined): Visibility {
+  #exportedTo(namespace: string): Visibility {
     this.#sources ??= { mesh: this.mesh, servicesByHost: this.#servicesByHost, virtualServices: this.virtualServices };
     this.#ownViews ??= namespacesWithOwnView(this.#sources);
     const own = this.#ownViews.has(namespace) ? namespace : undefined;
-    const all = this.#visibility(own === undefined ? '*' : `ns:${own}`, (id) => exportedTo(this.#sources!, id, own));
+    return this.#visibility(own === undefined ? '*' : `ns:${own}`, (id) => exportedTo(this.#sources!, id, own));
+  }
+
+  #egressView(all: Visibility, namespace: string, sidecar: LoadedObject<Sidecar> | undefined): EgressView | undefined {
     const egress = sidecar?.object.spec?.egress;
-    if (!sidecar || !egress?.length) return all;
-    const hosts = egress.flatMap(({ hosts: written = [] }) => written).flatMap((entry) => parseEgressHost(entry, namespace) ?? []);
-    return this.#visibility(`${all.id} ${namespace} ${sidecar.key}`, (id) => importedBy(all, id, hosts));
+    if (!sidecar || !egress?.length) return undefined;
+    const id = `${all.id} ${namespace} ${sidecar.key}`;
+    let view = this.#egressViews.get(id);
+    if (!view) this.#egressViews.set(id, (view = egressView(all, id, egress, namespace)));
+    return view;
   }
 
   #visibility(id: string, make: (id: string) => Visibility): Visibility {
@@ -270,6 +278,7 @@ export class Model {
     this.#sources = this.#ownViews = this.#rules = this.#sorted = this.#virtualServices = undefined;
     this.#usesHashing = undefined;
     this.#visibilities.clear();
+    this.#egressViews.clear();
     this.#scopes.clear();
   }
 

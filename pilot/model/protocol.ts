@@ -40,6 +40,26 @@ export function selectProtocol(port: ServicePort): Protocol {
   return TCP_PORTS.has(port.port) ? 'TCP' : 'auto';
 }
 
+/** The protocols that Istio's own resources name. */
+const BY_ISTIO_NAME: Record<string, Protocol> = {
+  HTTP: 'HTTP',
+  HTTP2: 'HTTP2',
+  GRPC: 'GRPC',
+  'GRPC-WEB': 'GRPC',
+  HTTPS: 'TLS',
+  TLS: 'TLS',
+  TCP: 'TCP',
+  MONGO: 'TCP',
+  MYSQL: 'TCP',
+  REDIS: 'TCP',
+  UDP: 'UDP',
+};
+
+/** Undefined for none, and for one that is to be sniffed. */
+export function protocolOf(written: string | undefined): Protocol | undefined {
+  return BY_ISTIO_NAME[(written ?? '').toUpperCase()];
+}
+
 export function isHttp(protocol: Protocol): boolean {
   return protocol === 'HTTP' || protocol === 'HTTP2' || protocol === 'GRPC';
 }

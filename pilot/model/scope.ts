@@ -1,6 +1,7 @@
 /** The mesh as one kind of client sees it: the visible services and routes, the rules that it obeys, its Sidecar resource. */
 import type { LoadedObject } from '../../common/kube/yaml.js';
 import type { Sidecar, VirtualService } from '../../common/kube/types.js';
+import type { EgressListener } from './egress.js';
 import type { Model } from './model.js';
 import type { AppliedRule } from './rules.js';
 import type { MeshService } from './types.js';
@@ -15,6 +16,8 @@ export class Scope {
     readonly client: { namespace: string; labels: Readonly<Record<string, string>> },
     readonly visibility: Visibility,
     readonly sidecar: LoadedObject<Sidecar> | undefined,
+    /** Of the Sidecar, in its order; without any, one that has everything. */
+    readonly egress: readonly EgressListener[] | undefined = undefined,
     /** Which DestinationRules' workload selectors select its clients: tells scopes of a namespace apart. */
     readonly selectors = '',
   ) {}
@@ -43,6 +46,19 @@ export class Scope {
   rule(host: string): AppliedRule | undefined {
     if (!this.#rules.has(host)) this.#rules.set(host, this.model.rules.find(host, this.service(host), this.client));
     return this.#rules.get(host);
+  }
+
+  /** The Sidecar's listener that has this port: the one that names it, else the one without a port. Undefined: no Sidecar divides them. */
+  egressListener(port: number): EgressListener | undefined {
+    return this.egress?.find((listener) => listener.port?.number === port) ?? this.egress?.find((listener) => !listener.port);
+  }
+
+  /** Where what is no service's goes: on to where it was meant for, to the Sidecar's egress proxy, or nowhere. */
+  get passthroughCluster(): string {
+    if (this.outboundTrafficPolicy === 'REGISTRY_ONLY') return 'BlackHoleCluster';
+    const proxy = this.sidecar?.object.spec.outboundTrafficPolicy?.egressProxy;
+    if (!proxy) return 'PassthroughCluster';
+    return `outbound|${proxy.port?.number ?? ''}|${proxy.subset ?? ''}|${this.model.resolve(proxy.host, this.sidecar!.object)}`;
   }
 
   /** What happens to traffic towards hosts that are no service. */

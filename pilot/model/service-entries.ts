@@ -10,24 +10,10 @@ import { byAge, selects } from './configs.js';
 import { parseExportTo } from './export-to.js';
 import type { MeshConfig } from './mesh.js';
 import { isAlive, isReady, podIps, podsEndpoint, TLS_MODE_LABEL, NETWORK_LABEL } from './pods.js';
-import type { Protocol } from './protocol.js';
+import { protocolOf } from './protocol.js';
 import type { Endpoint, Locality, MeshPort, MeshService, Resolution } from './types.js';
 
 const AUTO_ALLOCATE_LABEL = 'networking.istio.io/enable-autoallocate-ip';
-
-const PROTOCOLS: Record<string, Protocol> = {
-  HTTP: 'HTTP',
-  HTTP2: 'HTTP2',
-  GRPC: 'GRPC',
-  'GRPC-WEB': 'GRPC',
-  HTTPS: 'TLS',
-  TLS: 'TLS',
-  TCP: 'TCP',
-  MONGO: 'TCP',
-  MYSQL: 'TCP',
-  REDIS: 'TCP',
-  UDP: 'UDP',
-};
 
 const RESOLUTIONS: Record<string, Resolution> = { NONE: 'ORIGINAL_DST', STATIC: 'EDS', DNS: 'DNS', DNS_ROUND_ROBIN: 'DNS_ROUND_ROBIN' };
 
@@ -219,7 +205,7 @@ function entryPort({ ports = {} }: WorkloadEntrySpec, port: MeshPort): number {
 }
 
 function meshPort({ number, name, protocol = '', targetPort }: ServiceEntryPort): MeshPort {
-  return { name, port: number, targetPort: targetPort || number, protocol: PROTOCOLS[protocol.toUpperCase()] ?? 'auto' };
+  return { name, port: number, targetPort: targetPort || number, protocol: protocolOf(protocol) ?? 'auto' };
 }
 
 /** A block of one address is that address. */

@@ -197,8 +197,8 @@ const trafficPolicy: Schema = withCheck<TrafficPolicy>(
         if (!isHostName(targetHost) && !isIpAddress(targetHost)) report(`found "${targetHost}", expected a host or an address`, ['targetHost']);
       }),
     ),
-    proxyProtocol: refused(object({ version: choice('V1', 'V2') })),
-    retryBudget: ignored(object({ percent: number(0, 100), minRetryConcurrency: integer(0), budgetInterval: positive })),
+    proxyProtocol: object({ version: choice('V1', 'V2') }),
+    retryBudget: object({ percent: number(0, 100), minRetryConcurrency: integer(0), budgetInterval: ignored(positive, 'Envoy has no such interval') }),
   }),
   (value, report, warn) => {
     if (Object.keys(value).length === 0) report('found no setting, expected at least one');
@@ -217,7 +217,7 @@ export const destinationRule: Schema = withCheck<Spec>(
       trafficPolicy,
       subsets: list(object({ name: dnsLabel, labels, trafficPolicy }, ['name'])),
       exportTo: exportTo(),
-      workloadSelector: refused(policySelector),
+      workloadSelector: policySelector,
     },
     ['host'],
   ),

@@ -165,7 +165,7 @@ export const sidecar: Schema = withCheck<Sidecar['spec']>(
     ingress: list(ingressListener),
     egress: list(egressListener),
     inboundConnectionPool: connectionPool,
-    outboundTrafficPolicy: object({ mode: choice('ALLOW_ANY', 'REGISTRY_ONLY'), egressProxy: refused(destination) }),
+    outboundTrafficPolicy: object({ mode: choice('ALLOW_ANY', 'REGISTRY_ONLY'), egressProxy: destination }),
   }),
   checkSidecar,
 );
