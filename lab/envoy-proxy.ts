@@ -134,7 +134,8 @@ export class EnvoyProxy implements Closable {
   #command(config: string): string[] {
     const { envoy = envoyBinary(), concurrency } = this.#options;
     const logging = ['--log-level', 'warning', '--component-log-level', 'misc:error'];
-    const times = ['--drain-time-s', '1', '--parent-shutdown-time-s', '2'];
+    // As Istio's: with the first answer that follows a change a connection is asked to end.
+    const times = ['--drain-time-s', '1', '--drain-strategy', 'immediate', '--parent-shutdown-time-s', '2'];
     return [envoy, '-c', config, '--concurrency', String(concurrency), '--disable-hot-restart', ...logging, ...times];
   }
 
