@@ -50,6 +50,10 @@ bench-pilot: build
 bench: build
 	$(Q)exec ./bin/underpass bench $(ARGS)
 
+# Pages that are made from the code; a test compares.
+docs: typescript
+	$(Q)node dist/pilot/validation/api-table.js
+
 clean:
 	$(Q)rm -rf dist proto/generated build/bpf build/proto-tree build/proto-out build/*.node build/underpass-exec build/socket-probe build/tcp-bench
 

@@ -3,6 +3,8 @@
  * version stays; it is looked at again when what it refers to comes, changes or goes. What a check read is noted, so that
  * only those objects are looked at again whose facts a change touches: a change of endpoints touches none.
  */
+import type { Problem } from '../../common/kube/schema.js';
+import type { KubeObject } from '../../common/kube/types.js';
 import { formatError, errorAt, type LoadedObject, type ValidationError } from '../../common/kube/yaml.js';
 import type { Logger } from '../../common/log.js';
 import type { ObjectChange } from '../model/model.js';
@@ -75,6 +77,18 @@ export class Admission {
     for (const key of again) this.#decide(key, changes);
     for (const key of again) this.#report(key);
     return changes;
+  }
+
+  /** What other objects make wrong with an object that is not in the sources, or there in another version. */
+  review(key: string, object: KubeObject): Problem[] {
+    const before = this.#offered.get(key);
+    const loaded: LoadedObject = { object, key, file: '', positions: { at: () => ({ line: 0, column: 0 }) } };
+    this.#index.set(key, loaded);
+    try {
+      return checkTogether(new View(this.#index), loaded, this.options);
+    } finally {
+      this.#index.set(key, before);
+    }
   }
 
   #decide(key: string, changes: ObjectChange[]): void {

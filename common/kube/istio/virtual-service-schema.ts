@@ -102,18 +102,19 @@ function checkWeights(value: readonly RouteDestination[], report: Report): void 
 const httpDestinations = withCheck(list(object({ destination, weight, headers }, ['destination'])), checkWeights);
 const routeDestinations = withCheck(list(object({ destination, weight }, ['destination']), 1), checkWeights);
 
+/** Those that Envoy knows. */
+const REDIRECT_CODES = [301, 302, 303, 307, 308];
+
 const redirect: Schema = withCheck<HttpRedirect>(
   object({
     uri: text, prefixRewrite: text, authority: text, port, derivePort: choice('FROM_PROTOCOL_DEFAULT', 'FROM_REQUEST_PORT'),
-    scheme: choice('http', 'https'), redirectCode: integer(300, 399),
+    scheme: choice('http', 'https'), redirectCode: { ...integer(), check: (value: number, report) => REDIRECT_CODES.includes(value) || report(`found ${value}, expected one of ${REDIRECT_CODES.join(', ')}`) },
   }),
   (value, report) => {
     if (value.uri && value.prefixRewrite) report('found uri and prefixRewrite, expected one of them');
     if (value.port !== undefined && value.derivePort !== undefined) report('found port and derivePort, expected one of them');
     const { uri, prefixRewrite, authority, scheme } = value;
     if (!uri && !prefixRewrite && !authority && !scheme && value.port === undefined && value.derivePort === undefined) report('found nothing that differs from the request, expected uri, prefixRewrite, authority, port or scheme');
-    // Envoy knows these five.
-    if (value.redirectCode !== undefined && ![301, 302, 303, 307, 308].includes(value.redirectCode)) report(`found ${value.redirectCode}, expected 301, 302, 303, 307 or 308`, ['redirectCode']);
   },
 );
 
