@@ -164,7 +164,7 @@ export class Pilot {
       }
       if (this.#options.webhooks) {
         const signer = await CertificateAuthority.create({ trustDomain: this.#model.mesh.trustDomain });
-        this.#webhooks = this.#store.add(await Webhooks.start(this.#options.webhooks, { model: this.#model, signer, registry: server.metrics.registry, logger: logger.child({ part: 'webhooks' }) }));
+        this.#webhooks = this.#store.add(await Webhooks.start(this.#options.webhooks, { model: this.#model, signer, registry: server.metrics.registry, logger: logger.child({ part: 'webhooks' }), company: admission }));
       }
       if (this.#options.monitoringListen) await admin.listen(this.#options.monitoringListen);
       this.#isReady = true;

@@ -4,12 +4,12 @@ import { isIP } from 'node:net';
 import type { Registry } from 'prom-client';
 import { stringify } from 'yaml';
 import type { Signer } from '../../common/identity/server-certificate.js';
-import { checkObject } from '../../common/kube/schemas.js';
 import type { Closable } from '../../common/lifecycle.js';
 import type { Logger } from '../../common/log.js';
 import type { InjectionValues } from '../../common/injection/config.js';
 import type { MeshConfig } from '../model/mesh.js';
 import type { Model } from '../model/model.js';
+import { validateForAdmission, type Company } from '../validation/validate.js';
 import { webhookConfigurations } from './configurations.js';
 import { LiveInjection } from './live-injection.js';
 import { WebhookMetrics } from './metrics.js';
@@ -32,8 +32,8 @@ export class Webhooks implements Closable {
     readonly injection: LiveInjection,
   ) {}
 
-  static async start(options: WebhooksOptions, context: { model: Model; signer: Signer; registry: Registry; logger: Logger }): Promise<Webhooks> {
-    const { model, signer, registry, logger } = context;
+  static async start(options: WebhooksOptions, context: { model: Model; signer: Signer; registry: Registry; logger: Logger; company?: Company }): Promise<Webhooks> {
+    const { model, signer, registry, logger, company } = context;
     const { rootNamespace } = model.mesh;
     const injection = new LiveInjection(options.injectionFile, () => valuesOf(model.mesh), logger);
     injection.start();
@@ -44,7 +44,7 @@ export class Webhooks implements Closable {
         ...namesOf(options, rootNamespace, model.mesh.clusterDomain),
         injection: () => injection.current,
         namespaceLabels: (name) => model.namespaces.get(name)?.metadata.labels,
-        check: checkObject,
+        check: (object) => validateForAdmission(object, company),
         metrics: new WebhookMetrics(registry),
         logger,
       });

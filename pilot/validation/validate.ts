@@ -1,10 +1,9 @@
 /**
- * The judgement of one object as it comes in over the API: for a validating admission webhook,
- * `validateForAdmission(object, pilotAdmission?)`. Problems with severity `error` refuse the object; all others are the
- * `warnings` of the AdmissionReview's answer.
+ * The judgement of one object as it comes in over the API, for the validating webhook: `validateForAdmission(object,
+ * admission)`. Problems with severity `error` refuse the object, the others are warnings for the user.
  */
 import { checkObject } from '../../common/kube/schemas.js';
-import { formatPath, type Problem } from '../../common/kube/schema.js';
+import type { Problem } from '../../common/kube/schema.js';
 import { objectKey, type KubeObject } from '../../common/kube/types.js';
 import { checkAlone } from './references.js';
 
@@ -27,9 +26,4 @@ export function validateForAdmission(object: KubeObject, company?: Company): Pro
     problems.push(...company.review(objectKey(copy), copy).map((problem): Problem => ({ ...problem, severity: 'warning' })));
   }
   return problems;
-}
-
-/** `spec.http[0].route: found …`, as the API server shows it to the user. */
-export function formatProblem({ path, message }: Problem): string {
-  return path.length > 0 ? `${formatPath(path)}: ${message}` : message;
 }
