@@ -1,6 +1,6 @@
 /** The images that come with the lab, by the last part of their name, so that the YAML of Istio's samples runs as it is. */
-import { chmodSync, mkdirSync, writeFileSync } from 'node:fs';
-import { dirname, join } from 'node:path';
+import { chmodSync, existsSync, mkdirSync, writeFileSync } from 'node:fs';
+import { basename, dirname, isAbsolute, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import type { Image, ImageContext, ImageRun } from './images.js';
 import { nginxConfig } from './images/nginx.js';
@@ -88,6 +88,8 @@ export const builtinImages: Readonly<Record<string, Image>> = {
   'examples-bookinfo-reviews-v1': bookinfo('reviews', 'v1'),
   'examples-bookinfo-reviews-v2': bookinfo('reviews', 'v2'),
   'examples-bookinfo-reviews-v3': bookinfo('reviews', 'v3'),
+  'ext-authz': node('ext-authz', 'PORTS', [8000, 9000]),
+  ratelimit: node('ratelimit', 'PORTS', [8080, 8081]),
   curl: sleeping,
   'curl-ssl': sleeping,
   netshoot: sleeping,
@@ -106,7 +108,14 @@ const COMMANDS: Readonly<Record<string, { file: string }>> = {
   'ws-client': { file: 'websocket-client' },
   // How Istio's sample starts httpbin.
   gunicorn: { file: 'httpbin' },
+  ratelimit: { file: 'ratelimit' },
 };
+
+/** Images have their programs in places of their own, e.g. /usr/bin/fortio: such a one is looked for by its name alone. */
+export function findCommand(program: string): string {
+  const name = basename(program);
+  return isAbsolute(program) && COMMANDS[name] !== undefined && !existsSync(program) ? name : program;
+}
 
 export function writeCommands(directory: string): void {
   mkdirSync(directory, { recursive: true });

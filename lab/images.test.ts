@@ -2,10 +2,16 @@
 import assert from 'node:assert/strict';
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
+import { createServer, Socket, type Server } from 'node:net';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
+import { Client, credentials } from '@grpc/grpc-js';
+import { openSocket } from '../native/index.js';
+import { AuthorizationService, CheckRequest, type CheckResponse } from '../proto/generated/envoy/service/auth/v3/external_auth.js';
+import { RateLimitRequest, RateLimitServiceService, type RateLimitResponse } from '../proto/generated/envoy/service/ratelimit/v3/rls.js';
 import { parseDuration, parseLoad, report } from './images/fortio.js';
 import { acceptKey, decodeFrames, encodeFrame, OPCODE } from './images/websocket.js';
+import { limitFor, parseDomain, RateLimits } from './images/rate-limits.js';
 import { Lab } from './lab.js';
 
 const NAME = `up-lab-images-${process.pid}`;
@@ -37,6 +43,9 @@ const WORLD = [
   server('go-httpbin', 'docker.io/mccutchen/go-httpbin:v2.15.0', 8080),
   server('helloworld', 'docker.io/istio/examples-helloworld-v2:1.0', 5000),
   server('fortio', 'fortio/fortio:latest_release', 8080),
+  server('authz', 'gcr.io/istio-testing/ext-authz:latest', 8000, ', ports: [{containerPort: 8000}, {containerPort: 9000}]'),
+  'apiVersion: v1\nkind: ConfigMap\nmetadata: {name: limits, namespace: shop}\ndata:\n  config.yaml: |\n    domain: ratelimit\n    descriptors: [{key: PATH, value: /a, rate_limit: {unit: hour, requests_per_unit: 1}}]\n',
+  server('ratelimit', 'envoyproxy/ratelimit:9d8d70a8', 8081, ', command: [/bin/ratelimit], ports: [{containerPort: 8080}, {containerPort: 8081}], volumeMounts: [{name: c, mountPath: /data/ratelimit/config}]}], volumes: [{name: c, configMap: {name: limits}'),
   server('productpage', 'docker.io/istio/examples-bookinfo-productpage-v1:1.20.3', 9080),
   server('details', 'docker.io/istio/examples-bookinfo-details-v1:1.20.3', 9080),
   server('reviews', 'docker.io/istio/examples-bookinfo-reviews-v2:1.20.3', 9080),
@@ -54,6 +63,7 @@ before(async () => {
 });
 
 after(async () => {
+  for (const relay of relays) relay.close();
   await lab?.down();
   rmSync(directory, { recursive: true, force: true });
 });
@@ -66,6 +76,24 @@ async function client(...argv: string[]): Promise<string> {
 const curl = (...argv: string[]): Promise<string> => client('curl', '-sS', '--max-time', '20', ...argv);
 const json = async <T = Record<string, unknown>>(...argv: string[]): Promise<T> => JSON.parse(await curl(...argv)) as T;
 const status = (...argv: string[]): Promise<string> => curl('-o', '/dev/null', '-w', '%{http_code}', ...argv);
+
+/** A gRPC channel that is opened inside the client's pod: grpc-js takes sockets from a relay on a Unix socket. */
+async function grpcIn(service: string, port: number): Promise<Client> {
+  const socketPath = join(directory, `${service}.sock`);
+  const { netns, ips } = lab.pod('shop', service);
+  const relay = createServer((socket) => {
+    void openSocket({ netns, family: 'ipv4', type: 'stream', connect: { address: ips[0] as string, port }, timeoutMs: 5_000 }).then((fd) => {
+      const upstream = new Socket({ fd });
+      socket.on('error', () => upstream.destroy());
+      upstream.on('error', () => socket.destroy());
+      socket.pipe(upstream).pipe(socket);
+    });
+  });
+  await new Promise<void>((resolve) => relay.listen(socketPath, resolve));
+  relays.push(relay);
+  return new Client(`unix:${socketPath}`, credentials.createInsecure());
+}
+const relays: Server[] = [];
 
 test('echo: says protocol and headers over HTTP/1.1 and h2c on one port', async () => {
   assert.equal((await json('http://echo:8080/x'))['protocol'], 'HTTP/1.1');
@@ -153,6 +181,35 @@ test('fortio: counts the statuses of its calls', async () => {
   assert.match(await client('fortio', 'load', '-curl', '-quiet', 'http://fortio:8080/x'), /^HTTP\/1.1 200 OK\n/);
 });
 
+test('ext-authz: allows by header over HTTP and over gRPC, and says what it checked', async () => {
+  assert.equal(await status('-H', 'x-ext-authz: allow', 'http://authz:8000/x'), '200');
+  assert.equal(await status('http://authz:8000/x'), '403');
+  assert.match(await curl('http://authz:8000/x'), /^denied by ext_authz/);
+  const channel = await grpcIn('authz', 9000);
+  try {
+    const check = (headers: Record<string, string>): Promise<CheckResponse> =>
+      new Promise((resolve, reject) => channel.makeUnaryRequest(AuthorizationService.check.path, AuthorizationService.check.requestSerialize, AuthorizationService.check.responseDeserialize, CheckRequest.fromPartial({ attributes: { request: { http: { method: 'GET', path: '/x', host: 'web', headers } } } }), (error, answer) => (error ? reject(error) : resolve(answer as CheckResponse))));
+    assert.equal((await check({ 'x-ext-authz': 'allow' })).status?.code, 0);
+    const denied = await check({});
+    assert.equal(denied.status?.code, 7);
+    assert.equal(denied.http_response?.$case, 'denied_response');
+  } finally {
+    channel.close();
+  }
+});
+
+test('ratelimit: counts by its ConfigMap over gRPC', async () => {
+  const channel = await grpcIn('ratelimit', 8081);
+  const { path, requestSerialize, responseDeserialize } = RateLimitServiceService.shouldRateLimit;
+  const ask = (value: string): Promise<number> =>
+    new Promise((resolve, reject) => channel.makeUnaryRequest(path, requestSerialize, responseDeserialize, RateLimitRequest.fromPartial({ domain: 'ratelimit', descriptors: [{ entries: [{ key: 'PATH', value }] }] }), (error, answer) => (error ? reject(error) : resolve((answer as RateLimitResponse).overall_code))));
+  try {
+    assert.deepEqual([await ask('/a'), await ask('/a'), await ask('/b')], [1, 2, 1], 'OK, OVER_LIMIT, OK');
+  } finally {
+    channel.close();
+  }
+});
+
 test('parseLoad, parseDuration, report: as fortio reads and writes', () => {
   const { connections, qps, calls, seconds, headers, url } = parseLoad(['-c', '3', '-qps=20', '-n', '5', '-t', '1m', '-allow-initial-errors', '-H', 'a: b', 'host/x']);
   assert.deepEqual([connections, qps, calls, seconds, headers, url], [3, 20, 5, 60, { a: 'b' }, 'http://host/x']);
@@ -172,4 +229,20 @@ test('websocket frames: RFC 6455\'s own example key, both masks, lengths around 
       assert.equal(decodeFrames(bytes.subarray(0, 1)).frames.length, 0);
     }
   }
+});
+
+test('RateLimits: nested descriptors, values before keys alone, windows that end, unlimited ones, hits', () => {
+  const config = parseDomain('domain: d\ndescriptors:\n  - key: a\n    value: x\n    rate_limit: {unit: minute, requests_per_unit: 2}\n    descriptors: [{key: b, rate_limit: {unit: second, requests_per_unit: 1}}]\n  - {key: a, rate_limit: {unit: hour, requests_per_unit: 5}}\n  - {key: free, rate_limit: {unlimited: true}}\n');
+  assert.equal(limitFor(config, [{ key: 'a', value: 'x' }])?.requests_per_unit, 2);
+  assert.equal(limitFor(config, [{ key: 'a', value: 'y' }])?.requests_per_unit, 5);
+  assert.equal(limitFor(config, [{ key: 'a', value: 'x' }, { key: 'b', value: 'z' }])?.requests_per_unit, 1);
+  assert.equal(limitFor(config, [{ key: 'b', value: 'z' }]), undefined);
+  let now = 59;
+  const limits = new RateLimits([config], () => now);
+  const hit = (hits?: number): boolean => limits.hit('d', [{ key: 'a', value: 'x' }], hits).over;
+  assert.deepEqual([hit(), hit(), hit()], [false, false, true]);
+  now = 60;
+  assert.deepEqual([hit(2), hit()], [false, true]);
+  assert.deepEqual([limits.hit('d', [{ key: 'free', value: '' }]).over, limits.hit('other', []).over], [false, false]);
+  assert.throws(() => parseDomain('domain: d\ndescriptors: [{key: a, rate_limit: {unit: week, requests_per_unit: 1}}]'), /descriptors\[0\]\.rate_limit\.unit: found week/);
 });

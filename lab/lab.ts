@@ -428,10 +428,6 @@ export class Lab implements LabBackend {
     return found.proxy.admin(path, options);
   }
 
-  sidecarAdmin(pod: PodReference, path: string): Promise<string> {
-    return this.proxyAdmin(pod, path);
-  }
-
   /** The address at which a Service of type LoadBalancer is reached from every pod. */
   externalIp(namespace: string, service: string): string {
     const external = this.cluster.services.get(`${namespace}/${service}`)?.external;

@@ -7,6 +7,7 @@ import { errorMessage } from '../common/errors.js';
 import type { ContainerRecord, ExecPlan, PodRecord } from '../common/lab-api.js';
 import { run } from '../common/process.js';
 import type { DualAddress, NodeAddresses } from './addresses.js';
+import { findCommand } from './builtin-images.js';
 import { ContainerProcess } from './container.js';
 import { CLUSTER_DOMAIN } from './dns.js';
 import { environment, expand, type ConfigLookup } from './environment.js';
@@ -207,10 +208,13 @@ export class Pod {
       const args = spec.args ?? (spec.command ? [] : (usual?.args ?? []));
       const ports = spec.ports?.length ? spec.ports : (usual?.ports ?? []).map((containerPort) => ({ containerPort }));
       if (!spec.command) container.ports = ports;
-      container.env = { ...usual?.env, ...container.env };
+      this.#volumes.mounts(spec);
+      const left = Object.fromEntries(this.#volumes.leftOut);
+      container.env = { ...(Object.keys(left).length ? { LAB_VOLUMES: JSON.stringify(left) } : {}), ...usual?.env, ...container.env };
       const cwd = spec.workingDir ?? usual?.cwd;
       if (cwd) container.cwd = cwd;
       const argv = [...entrypoint, ...args].map((word) => expand(word, container.env));
+      if (argv[0] !== undefined) argv[0] = findCommand(argv[0]);
       container.process = new ContainerProcess({
         name: spec.name,
         plan: this.#plan(container, ['--die-with-parent', '--setsid']),
@@ -305,7 +309,8 @@ export class Pod {
       ...(options.cpu === undefined ? [] : ['--cpu', String(options.cpu)]),
     ]);
     const anyCode = Array.from({ length: 256 }, (_, code) => code);
-    return run(plan.file, [...plan.args, ...argv], {
+    const [program, ...rest] = argv;
+    return run(plan.file, [...plan.args, ...(program === undefined ? [] : [findCommand(program)]), ...rest], {
       env: plan.env,
       okCodes: anyCode,
       ...(plan.cwd ? { cwd: plan.cwd } : {}),
@@ -334,7 +339,7 @@ export class Pod {
 
   /** Why it is not as it should be, one line per container. */
   get problems(): string[] {
-    const found: string[] = this.#volumes.leftOut.map((path) => `the volume at ${path} is left out: this machine has no directory to lay it into`);
+    const found: string[] = [...this.#volumes.leftOut.keys()].map((path) => `the volume at ${path} is left out: this machine has no directory to lay it into`);
     for (const { spec, problem, process: program } of this.#containers) {
       if (problem) found.push(`${spec.name}: ${problem}`);
       else if (program && program.pid === undefined && !program.ended)

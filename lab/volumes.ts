@@ -14,7 +14,7 @@ export interface Mounts {
 }
 
 export class Volumes {
-  readonly #left: string[] = [];
+  readonly #left = new Map<string, string>();
 
   constructor(
     readonly dir: string,
@@ -90,7 +90,7 @@ export class Volumes {
       const present = nearestPresent(mount.mountPath);
       // An overlay is read-only: over a directory that the pod's own files lie in, its programs could not write them.
       if (present !== mount.mountPath && (present === '/' || this.dir.startsWith(`${realpathSync(present)}/`))) {
-        this.#left.push(mount.mountPath);
+        this.#left.set(mount.mountPath, source);
         continue;
       }
       if (present !== mount.mountPath) {
@@ -105,9 +105,9 @@ export class Volumes {
     return { overlays: [...overlays].map(([target, skeleton]) => `${skeleton}:${target}`), binds };
   }
 
-  /** Mount paths that could not be: nothing of them is on this machine but the root. */
-  get leftOut(): readonly string[] {
-    return [...new Set(this.#left)];
+  /** Mounts that could not be, with where their files are: nothing of the path is on this machine but the root. */
+  get leftOut(): ReadonlyMap<string, string> {
+    return this.#left;
   }
 }
 

@@ -51,6 +51,8 @@ const cases: [string, Partial<PodRecord>, 'node' | 'sidecar' | 'off'][] = [
   ['without an address', { namespaceLabels: node, ips: [] }, 'off'],
   ['with its own sidecar in mode node', { namespaceLabels: node, hasSidecar: true }, 'off'],
   ['with its own sidecar in mode sidecar', { namespaceLabels: sidecar, hasSidecar: true }, 'sidecar'],
+  ['that is a gateway in mode node', { namespaceLabels: node, isGateway: true }, 'off'],
+  ['that is a gateway in mode sidecar', { namespaceLabels: sidecar, isGateway: true }, 'off'],
   ['without a sidecar in mode sidecar', { namespaceLabels: sidecar }, 'off'],
   ['not ready but running', { namespaceLabels: node, ready: false }, 'node'],
 ];

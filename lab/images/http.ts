@@ -25,6 +25,13 @@ export function portList(name: string, otherwise: readonly number[] = []): numbe
   return found.length ? found : [...otherwise];
 }
 
+/** Where a volume's files are, for mounts that the lab has no place for, e.g. at /data: see LAB_VOLUMES in docs/lab.md. */
+export function volumePath(path: string): string {
+  const mounts = JSON.parse(process.env['LAB_VOLUMES'] ?? '{}') as Record<string, string>;
+  const mount = Object.keys(mounts).find((candidate) => path === candidate || path.startsWith(`${candidate.replace(/\/$/, '')}/`));
+  return mount === undefined ? path : (mounts[mount] as string) + path.slice(mount.replace(/\/$/, '').length);
+}
+
 function guarded(handler: Handler) {
   return (request: IncomingMessage, response: ServerResponse): void => {
     response.on('error', () => response.destroy());
