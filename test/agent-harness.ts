@@ -4,7 +4,7 @@ import { spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
 import { copyFileSync, mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
-import { basename, join, resolve } from 'node:path';
+import { join } from 'node:path';
 import { askAgent, instancePaths, type AgentStatus, type PodStatus } from '../agent/index.js';
 import { projectRoot } from '../common/paths.js';
 import { run, type RunResult } from '../common/process.js';
@@ -34,10 +34,10 @@ export class NodeUnderTest {
     return this.#sources;
   }
 
-  /** Starts a lab with these files: of examples/canary, or by their absolute paths. */
+  /** Starts a lab with these files of examples/canary. */
   async up(files: readonly string[]): Promise<void> {
     this.#sources = mkdtempSync(join(tmpdir(), `${this.instance}-`));
-    for (const file of files) copyFileSync(resolve(projectRoot, 'examples', 'canary', file), join(this.#sources, basename(file)));
+    for (const file of files) copyFileSync(join(projectRoot, 'examples', 'canary', file), join(this.#sources, file));
     const discovery = `unix:${join(this.paths.folder, 'pilot.sock')}`;
     this.lab = await Lab.up({ name: this.instance, sources: [this.#sources], watch: false, purpose: 'test', discovery, sidecarConcurrency: 1 });
     await this.lab.whenReady();

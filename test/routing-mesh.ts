@@ -1,15 +1,16 @@
-/** The mesh of routing.test.ts: two versions of one server of every protocol, clients that differ, and their routes. */
+/** What routing.test.ts puts into its mesh: two versions of one server of every protocol, clients that differ, and their routes. */
+import type { Mode } from './mesh/world.js';
+
 const pod = (namespace: string, name: string, labels: string, containers: string): string => `
 apiVersion: v1
 kind: Pod
 metadata: {name: ${name}, namespace: ${namespace}, labels: {${labels}}}
 spec: {containers: [${containers}]}
 `;
-const client = (namespace: string, name: string, team: string): string => pod(namespace, name, `app: client, team: ${team}`, '{name: client, image: client}');
 
-const server = (version: string): string =>
+const server = (namespace: string, version: string): string =>
   pod(
-    'app',
+    namespace,
     `server-${version}`,
     `app: server, version: ${version}`,
     [
@@ -24,54 +25,54 @@ const server = (version: string): string =>
 /** Remembers the hosts of its requests: what a mirror is asked for, since its answers are dropped. */
 const RECORDER = `const seen = {}; require('node:http').createServer((q, r) => { if (q.url === '/seen') return r.end(JSON.stringify(seen)); (seen[q.url] ??= []).push(q.headers.host); r.statusCode = 500; r.end('from the mirror'); }).listen(8080, '::')`;
 
-const service = (name: string, app: string, ports: string, more = ''): string => `
+const service = (namespace: string, name: string, app: string, ports: string, more = ''): string => `
 apiVersion: v1
 kind: Service
-metadata: {name: ${name}, namespace: app}
+metadata: {name: ${name}, namespace: ${namespace}}
 spec: {selector: {app: ${app}}, ports: [${ports}]${more}}
 `;
 
-const SERVICES = [
-  service('web', 'server', '{name: http, port: 80, targetPort: 8080}, {name: http-alt, port: 8081, targetPort: 8080}'),
-  service('plain', 'server', '{name: http, port: 80, targetPort: 8080}'),
-  service('hashed', 'server', '{name: http, port: 80, targetPort: 8080}'),
-  service('cookie', 'server', '{name: http, port: 80, targetPort: 8080}'),
-  service('mirror', 'recorder', '{name: http, port: 80, targetPort: 8080}'),
-  service('grpc', 'server', '{name: grpc, port: 7070}'),
-  service('tcp', 'server', '{name: tcp, port: 9000}'),
-  service('tls', 'server', '{name: tls, port: 443, targetPort: 8443}'),
-  service('greet', 'server', '{name: tcp-greet, port: 9100, targetPort: 3306}, {name: db, port: 3306}'),
-  service('sniff', 'server', '{name: foo, port: 7777, targetPort: 8080}, {name: bar, port: 7778, targetPort: 9000}'),
-  service('head', 'server', '{name: http, port: 8080}, {name: tcp, port: 9000}', ', clusterIP: None'),
+const services = (namespace: string): string[] => [
+  service(namespace, 'shop', 'server', '{name: http, port: 80, targetPort: 8080}, {name: http-alt, port: 8081, targetPort: 8080}'),
+  service(namespace, 'plain', 'server', '{name: http, port: 80, targetPort: 8080}'),
+  service(namespace, 'hashed', 'server', '{name: http, port: 80, targetPort: 8080}'),
+  service(namespace, 'cookie', 'server', '{name: http, port: 80, targetPort: 8080}'),
+  service(namespace, 'mirror', 'recorder', '{name: http, port: 80, targetPort: 8080}'),
+  service(namespace, 'grpc', 'server', '{name: grpc, port: 7070}'),
+  service(namespace, 'tcp', 'server', '{name: tcp, port: 9000}'),
+  service(namespace, 'tls', 'server', '{name: tls, port: 443, targetPort: 8443}'),
+  service(namespace, 'greet', 'server', '{name: tcp-greet, port: 9100, targetPort: 3306}, {name: db, port: 3306}'),
+  service(namespace, 'sniff', 'server', '{name: foo, port: 7777, targetPort: 8080}, {name: bar, port: 7778, targetPort: 9000}'),
+  service(namespace, 'head', 'server', '{name: http, port: 8080}, {name: tcp, port: 9000}', ', clusterIP: None'),
 ];
 
 const rule = (host: string): string => `
 apiVersion: networking.istio.io/v1
 kind: DestinationRule
-metadata: {name: ${host}, namespace: app}
+metadata: {name: ${host}}
 spec: {host: ${host}, subsets: [{name: v1, labels: {version: v1}}, {name: v2, labels: {version: v2}}]}
 `;
 
 const hashed = (host: string, key: string): string => `
 apiVersion: networking.istio.io/v1
 kind: DestinationRule
-metadata: {name: ${host}, namespace: app}
+metadata: {name: ${host}}
 spec: {host: ${host}, trafficPolicy: {loadBalancer: {consistentHash: {${key}}}}}
 `;
 
 const virtualService = (name: string, spec: string, created = '2026-01-01'): string => `
 apiVersion: networking.istio.io/v1
 kind: VirtualService
-metadata: {name: ${name}, namespace: app, creationTimestamp: "${created}T00:00:00Z"}
+metadata: {name: ${name}, creationTimestamp: "${created}T00:00:00Z"}
 spec:
 ${spec}
 `;
 
-const to = (subset: string, host = 'web'): string => `route: [{destination: {host: ${host}, subset: ${subset}}}]`;
+const to = (subset: string, host = 'shop'): string => `route: [{destination: {host: ${host}, subset: ${subset}}}]`;
 /** Requests that match go to v2, all others to v1. */
 const matching = (match: string): string => `    - {match: [{${match}}], ${to('v2')}}`;
 
-export const MATCHES = [
+const MATCHES = [
   matching('uri: {exact: /m/exact}'),
   matching('uri: {prefix: /m/prefix}'),
   matching('uri: {regex: "/m/regex/[0-9]+"}'),
@@ -79,12 +80,12 @@ export const MATCHES = [
   matching('uri: {prefix: /m/header}, headers: {x-exact: {exact: a}, x-prefix: {prefix: b}, x-regex: {regex: "c+"}, x-present: {}}'),
   matching('uri: {prefix: /m/without}, withoutHeaders: {x-no: {}, x-value: {exact: bad}}'),
   matching('uri: {prefix: /m/method}, method: {exact: PUT}'),
-  matching('uri: {prefix: /m/authority}, authority: {exact: web.app}'),
+  matching('uri: {prefix: /m/authority}, authority: {prefix: shop.}'),
   matching('uri: {prefix: /m/scheme}, scheme: {exact: http}'),
   matching('uri: {prefix: /m/query}, queryParams: {q: {exact: "1"}, r: {regex: "[a-z]"}}'),
   matching('uri: {prefix: /m/port}, port: 8081'),
-  matching('uri: {prefix: /m/labels}, sourceLabels: {team: a}'),
-  matching('uri: {prefix: /m/namespace}, sourceNamespace: other'),
+  matching('uri: {prefix: /m/labels}, sourceLabels: {team: b}'),
+  matching('uri: {prefix: /m/namespace}, sourceNamespace: OTHER'),
   matching('uri: {prefix: /m/mesh}, gateways: [mesh]'),
   matching('uri: {prefix: /m/gateway}, gateways: [edge]'),
   matching('uri: {prefix: /m/first}'),
@@ -92,10 +93,10 @@ export const MATCHES = [
   `    - {match: [{uri: {exact: /m/or}}, {headers: {x-or: {exact: "1"}}, uri: {prefix: /m/either}}], ${to('v2')}}`,
 ].join('\n');
 
-const WEB = `  hosts: [web]
+const SHOP = `  hosts: [shop]
   http:
 ${MATCHES}
-    - {match: [{uri: {prefix: /weights}}], route: [{destination: {host: web, subset: v1}, weight: 80}, {destination: {host: web, subset: v2}, weight: 20}]}
+    - {match: [{uri: {prefix: /weights}}], route: [{destination: {host: shop, subset: v1}, weight: 80}, {destination: {host: shop, subset: v2}, weight: 20}]}
     - {match: [{uri: {prefix: /rewrite/prefix}}], rewrite: {uri: /new}, ${to('v1')}}
     - {match: [{uri: {exact: /rewrite/exact}}], rewrite: {uri: /exactly}, ${to('v1')}}
     - {match: [{uri: {prefix: /rewrite/pattern}}], rewrite: {uriRegexRewrite: {match: "^/rewrite/pattern/([a-z]+)/([a-z]+)$", rewrite: '/\\2/\\1'}}, ${to('v1')}}
@@ -108,7 +109,7 @@ ${MATCHES}
       headers:
         request: {set: {x-set: route, x-both: route}, add: {x-add: route}, remove: [x-remove]}
         response: {set: {x-answer: route}, remove: [x-pod]}
-      route: [{destination: {host: web, subset: v1}, headers: {request: {set: {x-both: destination}}, response: {add: {x-answer: destination}}}}]
+      route: [{destination: {host: shop, subset: v1}, headers: {request: {set: {x-both: destination}}, response: {add: {x-answer: destination}}}}]
     - {match: [{uri: {prefix: /authority}}], headers: {request: {set: {":authority": set.example.com}}}, ${to('v1')}}
     - {match: [{uri: {prefix: /delegate}}], delegate: {name: part}}
     - {match: [{uri: {prefix: /mirror}}], mirror: {host: mirror}, mirrorPercentage: {value: 100}, ${to('v1')}}
@@ -138,25 +139,28 @@ const GRPC = `  hosts: [grpc]
     - {match: [{headers: {x-half: {}}}], route: [{destination: {host: grpc, subset: v1}, weight: 50}, {destination: {host: grpc, subset: v2}, weight: 50}]}
     - {${to('v1', 'grpc')}}`;
 
-export const MESH = (mode: 'sidecar' | 'node'): string =>
+/** Pods and Services. */
+export const workloads = (namespace: Mode): string =>
   [
-    ...['app', 'other'].map((name) => `apiVersion: v1\nkind: Namespace\nmetadata: {name: ${name}, labels: {underpass.io/mode: ${mode}}}\n`),
-    client('app', 'client', 'a'),
-    client('app', 'client-b', 'b'),
-    client('other', 'client', 'a'),
-    server('v1'),
-    server('v2'),
-    pod('app', 'recorder', 'app: recorder', `{name: recorder, image: recorder, command: [${JSON.stringify(process.execPath)}, -e, ${JSON.stringify(RECORDER)}], ports: [{containerPort: 8080}]}`),
-    ...SERVICES,
-    ...['web', 'plain', 'grpc', 'tcp', 'tls', 'sniff'].map(rule),
+    pod(namespace, 'client-b', 'app: client, team: b', '{name: client, image: client}'),
+    server(namespace, 'v1'),
+    server(namespace, 'v2'),
+    pod(namespace, 'recorder', 'app: recorder', `{name: recorder, image: recorder, command: [${JSON.stringify(process.execPath)}, -e, ${JSON.stringify(RECORDER)}], ports: [{containerPort: 8080}]}`),
+    ...services(namespace),
+  ].join('---\n');
+
+/** Routes and rules. @param other the namespace of the other mode, whose clients are told apart */
+export const configuration = (other: Mode): string =>
+  [
+    ...['shop', 'plain', 'grpc', 'tcp', 'tls', 'sniff'].map(rule),
     hashed('hashed', 'httpHeaderName: x-user'),
     hashed('cookie', 'httpCookie: {name: user, ttl: 3600s}'),
-    virtualService('web', WEB),
+    virtualService('shop', SHOP.replace('OTHER', other)),
     virtualService('part', PART),
     virtualService('grpc', GRPC),
     virtualService('plain-old', `  hosts: [plain]\n  http: [{${to('v2', 'plain')}}]`, '2026-01-02'),
     virtualService('plain-young', `  hosts: [plain]\n  http: [{${to('v1', 'plain')}}]`, '2026-01-03'),
-    virtualService('foreign', `  hosts: [shop.example.com]\n  http: [{${to('v2', 'plain')}}]`),
+    virtualService('foreign', `  hosts: [foreign.example.com]\n  exportTo: ["."]\n  http: [{${to('v2', 'plain')}}]`),
     virtualService('sniff', `  hosts: [sniff]\n  http: [{match: [{port: 7777}], ${to('v2', 'sniff')}}]`),
     virtualService('tcp', '  hosts: [tcp]\n  tcp: [{match: [{port: 9000, sourceLabels: {team: b}}], route: [{destination: {host: tcp, subset: v2}}]}, {route: [{destination: {host: tcp, subset: v1}, weight: 75}, {destination: {host: tcp, subset: v2}, weight: 25}]}]'),
     virtualService('tls', `  hosts: [tls, a.example.com, "*.b.example.com"]\n  tls: [{match: [{port: 443, sniHosts: [a.example.com]}], ${to('v1', 'tls')}}, {match: [{port: 443, sniHosts: ["*.b.example.com"]}], ${to('v2', 'tls')}}]`),
