@@ -83,7 +83,7 @@ export class Pilot {
   constructor(options: PilotOptions) {
     this.#options = options;
     this.#model = new Model(options.meshConfig);
-    this.#generators = new Generators(this.#model);
+    this.#generators = new Generators(this.#model, ({ secret, message }) => options.logger.error({ secret, lastGoodStays: true }, `Secret ${secret}: ${message}`));
   }
 
   /** Where it listens, with ports filled in; empty before start(). */

@@ -10,7 +10,7 @@ import type { Closable } from '../../common/lifecycle.js';
 import { VERSION } from '../../common/version.js';
 import { messageTypeOf } from '../../common/xds/any.js';
 import type { Generators } from '../generate/generator.js';
-import { PUSH_ORDER } from '../generate/resource.js';
+import { PUSH_ORDER, TYPE } from '../generate/resource.js';
 import type { Model } from '../model/model.js';
 import { parseProxy } from '../model/proxy.js';
 import type { PushMetrics } from '../push/metrics.js';
@@ -77,8 +77,8 @@ function configDump({ generators, ads }: AdminSources, id: string | null): unkno
   const dump: Record<string, unknown> = {};
   for (const typeUrl of PUSH_ORDER) {
     const generator = generators.get(typeUrl);
-    // Secrets are no part of this order, and stay so.
-    if (!generator) continue;
+    // Never a Secret.
+    if (!generator || typeUrl === TYPE.secret) continue;
     const resources = generator.wildcard ? generator.all(proxy) : [...ads.watchedNames(proxy.id, typeUrl)].flatMap((name) => generator.one(proxy, name) ?? []);
     dump[shortType(typeUrl)] = resources.map(({ name, version, body }) => ({ name, version, resource: messageTypeOf(body)?.decode(body.value) ?? body.type_url }));
   }

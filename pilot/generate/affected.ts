@@ -27,3 +27,8 @@ export function inboundChanged(model: Model, proxy: Proxy, change: ChangeSet): b
 export function policyChanged(model: Model, proxy: Proxy, change: ChangeSet): boolean {
   return change.touchesIn([proxy.namespace, model.mesh.rootNamespace], ...SECURITY_KINDS);
 }
+
+/** The servers of a gateway's proxy. */
+export function gatewayChanged(proxy: Proxy, change: ChangeSet): boolean {
+  return proxy.type === 'router' && change.touches('Gateway');
+}

@@ -24,14 +24,14 @@ export class ClusterGenerator implements Generator {
     const variantOf = (): ClusterVariant => {
       if (!variant) {
         const ips = { ips: proxyIps(this.model, proxy) };
-        variant = { ipv4: hasIpv4(ips), ipv6: hasIpv6(ips), client: whereabouts(this.model, proxy) };
+        variant = { ipv4: hasIpv4(ips), ipv6: hasIpv6(ips), client: whereabouts(this.model, proxy), isGateway: proxy.type === 'router' };
       }
       return variant;
     };
     for (const service of scope.services) {
       let made = this.#byHost.get(service.host);
       if (!made) this.#byHost.set(service.host, (made = new Map()));
-      const key = `${service.key} ${scope.rule(service.host)?.key ?? ''} ${clusterClientKey(scope, service, variantOf)}`;
+      const key = `${proxy.type === 'router' ? 'gateway ' : ''}${service.key} ${scope.rule(service.host)?.key ?? ''} ${clusterClientKey(scope, service, variantOf)}`;
       let clusters = made.get(key);
       if (!clusters) made.set(key, (clusters = serviceClusters(scope, service, variantOf())));
       for (const cluster of clusters) resources.push(cluster);

@@ -39,12 +39,12 @@ export function durationOf(written: string | undefined): Duration | undefined {
 }
 
 /** The protocol of a port, unless its policy upgrades it or leaves it to the client. */
-export function upstreamHttp(protocol: Protocol, pool: ConnectionPool | undefined, mesh: MeshConfig, outbound = true): UpstreamHttp {
+export function upstreamHttp(protocol: Protocol, pool: ConnectionPool | undefined, mesh: MeshConfig, outbound = true, followsClient = true): UpstreamHttp {
   const { http, tcp } = pool ?? {};
   const idleTimeout = durationOf(http?.idleTimeout ?? tcp?.idleTimeout);
   const maxConnectionDuration = durationOf(tcp?.maxConnectionDuration);
   const upgrade = outbound && !http?.useClientProtocol && (http?.h2UpgradePolicy === 'UPGRADE' || (http?.h2UpgradePolicy !== 'DO_NOT_UPGRADE' && isHttp(protocol) && mesh.h2UpgradePolicy === 'UPGRADE'));
-  const spoken = http?.useClientProtocol || (protocol === 'auto' && !upgrade) ? 'downstream' : isHttp2(protocol) || upgrade ? 'http2' : undefined;
+  const spoken = http?.useClientProtocol || (protocol === 'auto' && !upgrade && followsClient) ? 'downstream' : isHttp2(protocol) || upgrade ? 'http2' : undefined;
   return {
     ...(spoken ? { protocol: spoken } : {}),
     ...(idleTimeout ? { idleTimeout } : {}),

@@ -34,6 +34,8 @@ export interface ClusterVariant {
   ipv4: boolean;
   ipv6: boolean;
   client: Whereabouts;
+  /** A gateway forwards what it has terminated: there is no client's protocol to follow. */
+  isGateway: boolean;
 }
 
 /** What of the client the clusters of a service depend on: something only where they hold the endpoints. */
@@ -69,7 +71,7 @@ function outboundCluster({ model }: Scope, service: MeshService, port: MeshPort,
   });
   if (service.resolution === 'EDS') cluster.eds_cluster_config = { eds_config: ads, service_name: name };
   if (service.resolution.startsWith('DNS')) resolvedByName(cluster, endpointGroups(model, service, port, rule, subset, variant.client), variant);
-  const http = upstreamHttp(port.protocol, policy.connectionPool, mesh);
+  const http = upstreamHttp(port.protocol, policy.connectionPool, mesh, true, !variant.isGateway);
   applyConnectionPool(cluster, policy, mesh);
   applyOutlierDetection(cluster, policy.outlierDetection);
   applyLoadBalancer(cluster, policy.loadBalancer);
@@ -179,5 +181,7 @@ function deliver(cluster: Cluster, target: string): void {
 /** What is no service's. */
 export function proxyClusters(scope: Scope, proxy: Proxy): Resource[] {
   const { model } = scope;
+  // A gateway captures nothing: there is nowhere to pass through to, and no application behind it.
+  if (proxy.type === 'router') return [blackHole];
   return [blackHole, passthrough, inboundPassthrough(proxy), ...inboundPorts(model, proxy).map((port) => inboundCluster(scope, proxy, port))];
 }

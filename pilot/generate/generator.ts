@@ -11,6 +11,7 @@ import { EndpointGenerator } from './endpoint-generator.js';
 import { ListenerGenerator } from './listener-generator.js';
 import type { Resource } from './resource.js';
 import { RouteGenerator } from './route-generator.js';
+import { SecretGenerator, type SecretProblem } from './secret-generator.js';
 import { AddressGenerator, AuthorizationGenerator } from './workload-generator.js';
 
 /** Names that a stream watches. */
@@ -37,7 +38,8 @@ export class Generators {
   readonly #filters: EnvoyFilters;
   readonly #byType: ReadonlyMap<string, Generator>;
 
-  constructor(model: Model) {
+  /** @param onSecretProblem told of each Secret that a gateway needs and that can't be used */
+  constructor(model: Model, onSecretProblem?: (problem: SecretProblem) => void) {
     const filters = (this.#filters = new EnvoyFilters(model));
     const all: Generator[] = [
       new FilteredGenerator(new ClusterGenerator(model), filters),
@@ -45,6 +47,7 @@ export class Generators {
       new FilteredGenerator(new ListenerGenerator(model), filters),
       new FilteredGenerator(new RouteGenerator(model), filters),
       new ExtensionConfigGenerator(filters),
+      new SecretGenerator(model, onSecretProblem),
       new AddressGenerator(model),
       new AuthorizationGenerator(model),
     ];

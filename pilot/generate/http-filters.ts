@@ -71,6 +71,24 @@ export function inboundHttp(statPrefix: string, routes: RouteConfiguration, http
   );
 }
 
+/** Of a gateway: the client's address and certificate are what is seen here, whatever the request says of them. */
+export function gatewayHttp(listener: string, routeName: string, policies: readonly HttpFilter[], trustedHops: number): Filter {
+  return managerFilter(
+    HttpConnectionManager.fromPartial({
+      ...common,
+      http_filters: [...policies, ...http_filters],
+      stat_prefix: `outbound_${listener};`,
+      server_name: 'istio-envoy',
+      use_remote_address: true,
+      ...(trustedHops > 0 ? { xff_num_trusted_hops: trustedHops } : {}),
+      http_protocol_options: {},
+      forward_client_cert_details: HttpConnectionManager_ForwardClientCertDetails.SANITIZE_SET,
+      set_current_client_cert_details: { subject: true, cert: true, dns: true, uri: true },
+      route_specifier: { $case: 'rds', value: { route_config_name: routeName, config_source: ads } },
+    }),
+  );
+}
+
 export function tcpProxy(cluster: string): Filter {
   const config = TcpProxy.fromPartial({ stat_prefix: cluster, cluster_specifier: { $case: 'cluster', value: cluster } });
   return Filter.fromPartial({ name: 'envoy.filters.network.tcp_proxy', config_type: { $case: 'typed_config', value: pack(TcpProxy, config) } });

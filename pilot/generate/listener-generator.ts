@@ -2,7 +2,8 @@ import type { ChangeSet } from '../model/changes.js';
 import type { Model } from '../model/model.js';
 import type { Proxy } from '../model/proxy.js';
 import type { Scope } from '../model/scope.js';
-import { inboundChanged, outboundChanged, policyChanged } from './affected.js';
+import { gatewayChanged, inboundChanged, outboundChanged, policyChanged } from './affected.js';
+import { gatewayListeners } from './gateway/listeners.js';
 import type { Generator } from './generator.js';
 import { virtualInbound } from './inbound.js';
 import { hasIpv4, hasIpv6, proxyIps } from './inbound-ports.js';
@@ -18,6 +19,7 @@ export class ListenerGenerator implements Generator {
   constructor(readonly model: Model) {}
 
   all(proxy: Proxy): Resource[] {
+    if (proxy.type === 'router') return gatewayListeners(this.model, proxy);
     const scope = this.model.scopeOf(proxy);
     const key = this.#outboundKey(proxy, scope);
     let outbound = this.#outbound.get(key);
@@ -37,7 +39,7 @@ export class ListenerGenerator implements Generator {
   }
 
   affected(proxy: Proxy, change: ChangeSet): 'all' | Iterable<string> {
-    return outboundChanged(change) || inboundChanged(this.model, proxy, change) || policyChanged(this.model, proxy, change) ? 'all' : [];
+    return outboundChanged(change) || inboundChanged(this.model, proxy, change) || policyChanged(this.model, proxy, change) || gatewayChanged(proxy, change) ? 'all' : [];
   }
 
   invalidate(change: ChangeSet): void {

@@ -3,6 +3,7 @@ import { createHash } from 'node:crypto';
 import { pack, typeUrl } from '../../common/xds/any.js';
 import type { Any } from '../../proto/generated/google/protobuf/any.js';
 import { TypedExtensionConfig } from '../../proto/generated/envoy/config/core/v3/extension.js';
+import { Secret } from '../../proto/generated/envoy/extensions/transport_sockets/tls/v3/secret.js';
 import { Cluster } from '../../proto/generated/envoy/config/cluster/v3/cluster.js';
 import { ClusterLoadAssignment } from '../../proto/generated/envoy/config/endpoint/v3/endpoint.js';
 import { Listener } from '../../proto/generated/envoy/config/listener/v3/listener.js';
@@ -25,10 +26,11 @@ export const TYPE = {
   address: typeUrl(Address),
   authorization: typeUrl(Authorization),
   extensionConfig: typeUrl(TypedExtensionConfig),
+  secret: typeUrl(Secret),
 } as const;
 
 /** Clusters before what names them, routes last: a client never holds a reference to what it has not got. */
-export const PUSH_ORDER: readonly string[] = [TYPE.cluster, TYPE.endpoint, TYPE.listener, TYPE.route, TYPE.extensionConfig, TYPE.address, TYPE.authorization];
+export const PUSH_ORDER: readonly string[] = [TYPE.secret, TYPE.cluster, TYPE.endpoint, TYPE.listener, TYPE.route, TYPE.extensionConfig, TYPE.address, TYPE.authorization];
 
 type Encoder<T> = { readonly $type: string; encode(message: T): { finish(): Uint8Array } };
 

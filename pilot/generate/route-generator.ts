@@ -1,7 +1,8 @@
 import type { ChangeSet } from '../model/changes.js';
 import type { Model } from '../model/model.js';
 import type { Proxy } from '../model/proxy.js';
-import { outboundChanged } from './affected.js';
+import { gatewayChanged, inboundChanged, outboundChanged } from './affected.js';
+import { gatewayRoutes } from './gateway/routes.js';
 import type { Generator, Names } from './generator.js';
 import { TYPE, type Resource } from './resource.js';
 import { sourceKey } from './route-match.js';
@@ -19,6 +20,8 @@ export class RouteGenerator implements Generator {
   }
 
   one(proxy: Proxy, name: string): Resource {
+    // Few proxies have the same servers, and few routes: they are made when asked for.
+    if (proxy.type === 'router') return gatewayRoutes(this.model, proxy, name);
     const scope = this.model.scopeOf(proxy);
     const key = `${proxy.namespace} ${scope.visibility.id} ${scope.sidecar?.key ?? ''} ${scope.selectors} ${sourceKey(proxy, scope)} ${name}`;
     let resource = this.#made.get(key);
@@ -26,8 +29,8 @@ export class RouteGenerator implements Generator {
     return resource;
   }
 
-  affected(_proxy: Proxy, change: ChangeSet, names: Names): Iterable<string> {
-    return outboundChanged(change) ? names : [];
+  affected(proxy: Proxy, change: ChangeSet, names: Names): Iterable<string> {
+    return outboundChanged(change) || gatewayChanged(proxy, change) || (proxy.type === 'router' && inboundChanged(this.model, proxy, change)) ? names : [];
   }
 
   invalidate(change: ChangeSet): void {

@@ -78,7 +78,7 @@ export function gatewayVirtualHosts(
     if (!server.httpsRedirect) continue;
     for (const written of server.hosts) hostOf(written.slice(written.indexOf('/') + 1).toLowerCase(), server.port).tls = true;
   }
-  if (hosts.size === 0) return [virtualHost([], `blackhole:${servers[0]?.port ?? 0}`, ['*'])];
+  if (hosts.size === 0) return [{ ...virtualHost([], `blackhole:${servers[0]?.port ?? 0}`, ['*']), include_request_attempt_count: false }];
   return collapse(hosts);
 }
 

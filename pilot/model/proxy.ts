@@ -20,6 +20,8 @@ export interface Proxy {
   dnsCapture: boolean;
   /** As the proxy says; for what is meant for some versions only. */
   istioVersion: string;
+  /** Its stream has shown who it is, or comes over a socket that only this machine's proxies reach: it may be given keys. */
+  isTrusted: boolean;
   /** All that it says of itself. */
   metadata: Readonly<Record<string, unknown>>;
 }
@@ -50,6 +52,7 @@ export function parseProxy(id: string, metadata: Record<string, unknown> = {}): 
     nodeName: text('NODE_NAME'),
     dnsCapture: text('DNS_CAPTURE') === 'true',
     istioVersion: text('ISTIO_VERSION') ?? '',
+    isTrusted: false,
     metadata,
   };
 }

@@ -92,6 +92,11 @@ export abstract class Connection<Request> implements PushTarget {
     else if (this.call.isPaused()) this.call.resume();
   };
 
+  /** A peer without an address is one on a Unix socket: whoever may open that is trusted with keys. */
+  protected get isTrusted(): boolean {
+    return this.call.getPeer() === 'unknown';
+  }
+
   get proxy(): Proxy | undefined {
     return this.#proxy;
   }
@@ -227,7 +232,7 @@ export abstract class Connection<Request> implements PushTarget {
     if (!this.#proxy) {
       const node = this.nodeOf(request);
       try {
-        this.#proxy = parseProxy(node?.id ?? '', node?.metadata ?? {});
+        this.#proxy = { ...parseProxy(node?.id ?? '', node?.metadata ?? {}), isTrusted: this.isTrusted };
       } catch (error) {
         this.fail(GrpcStatus.INVALID_ARGUMENT, errorMessage(error));
         return;

@@ -10,6 +10,7 @@ const SHORT: Readonly<Record<string, string>> = {
   [TYPE.extensionConfig]: 'ecds',
   [TYPE.address]: 'wds',
   [TYPE.authorization]: 'authz',
+  [TYPE.secret]: 'sds',
 };
 
 /** istiod's word for a type: `cds`, `eds`, … */

@@ -1,0 +1,64 @@
+/** Which servers a gateway's proxy has, from all Gateways that select it, by the port that its pod listens on. */
+import type { Gateway, GatewayServer } from '../../../common/kube/types.js';
+import { selects } from '../../model/configs.js';
+import { targetPortOf, type Model } from '../../model/model.js';
+import type { Proxy } from '../../model/proxy.js';
+import { podOf } from '../inbound-ports.js';
+
+export interface BoundServer {
+  /** `namespace/name` */
+  gateway: string;
+  namespace: string;
+  server: GatewayServer;
+  /** The port that the pod listens on: where the gateway's Service leads, else the server's own. */
+  listenPort: number;
+}
+
+const HTTP: ReadonlySet<string> = new Set(['HTTP', 'HTTP2', 'GRPC', 'GRPC-WEB']);
+/** TLS that ends at the gateway, with what is inside known to be HTTP. */
+export const isHttps = ({ server }: BoundServer): boolean => server.port.protocol.toUpperCase() === 'HTTPS' && terminates(server);
+export const isPlainHttp = ({ server }: BoundServer): boolean => HTTP.has(server.port.protocol.toUpperCase()) && !server.tls?.mode;
+/** HTTP whose protocol is written as HTTP, but with TLS around it. */
+export const isHttpOverTls = (bound: BoundServer): boolean => isHttps(bound) || (HTTP.has(bound.server.port.protocol.toUpperCase()) && terminates(bound.server));
+
+/** The connection is TLS, and this proxy has the certificate. */
+export function terminates({ tls }: GatewayServer): boolean {
+  return tls?.mode !== undefined && tls.mode !== 'PASSTHROUGH' && tls.mode !== 'AUTO_PASSTHROUGH';
+}
+
+export const isAutoPassthrough = ({ server }: BoundServer): boolean => server.tls?.mode === 'AUTO_PASSTHROUGH';
+
+/** A server with TLS of mode SIMPLE need not say so. */
+function withMode(server: GatewayServer): GatewayServer {
+  const { tls } = server;
+  if (!tls || tls.mode || !(tls.credentialName ?? tls.serverCertificate ?? tls.credentialNames?.length)) return server;
+  return { ...server, tls: { ...tls, mode: 'SIMPLE' } };
+}
+
+/** All servers, the oldest Gateway's first. */
+export function gatewayServers(model: Model, proxy: Proxy): BoundServer[] {
+  const pod = podOf(model, proxy);
+  const labels = pod?.metadata.labels ?? proxy.labels;
+  const services = model.servicesSelecting(proxy.namespace, labels);
+  const listenPorts = (port: number): number[] => {
+    const targets = services.flatMap((service) => service.ports.filter((candidate) => candidate.port === port).flatMap((candidate) => targetPortOf(candidate, pod) ?? []));
+    return targets.length > 0 ? [...new Set(targets)] : [port];
+  };
+  return model.configs.all<Gateway>('Gateway').flatMap(({ object }) => {
+    // The Gateway API's kind of that name is turned into this one elsewhere.
+    if (!object.apiVersion.startsWith('networking.istio.io/') || !selects(object.spec.selector, labels)) return [];
+    const namespace = object.metadata.namespace ?? 'default';
+    return (object.spec.servers ?? []).flatMap((server) => listenPorts(server.port.number).map((listenPort) => ({ gateway: `${namespace}/${object.metadata.name}`, namespace, server: withMode(server), listenPort })));
+  });
+}
+
+/** Of `ns/host` the host. */
+export const bareHost = (written: string): string => written.slice(written.indexOf('/') + 1);
+
+/** Name of the route configuration of a server; all plaintext servers of a port share one. */
+export function routeName(bound: BoundServer): string {
+  const { server, gateway, listenPort } = bound;
+  if (!isHttpOverTls(bound)) return `http.${listenPort}`;
+  const [namespace, name] = gateway.split('/') as [string, string];
+  return `https.${server.port.number}.${server.port.name}.${name}.${namespace}`;
+}

@@ -1,0 +1,191 @@
+/**
+ * Certificates of gateways, from Kubernetes Secrets over ADS. A gateway reads Secrets of its own namespace only; a pair
+ * that does not fit together leaves the last good one in force. Contents are in no log and no message.
+ */
+import { createPrivateKey, X509Certificate } from 'node:crypto';
+import type { Secret as KubeSecret } from '../../common/kube/types.js';
+import { Secret } from '../../proto/generated/envoy/extensions/transport_sockets/tls/v3/secret.js';
+import type { ChangeSet } from '../model/changes.js';
+import type { Model } from '../model/model.js';
+import type { Proxy } from '../model/proxy.js';
+import type { Generator, Names } from './generator.js';
+import { makeResource, TYPE, type Resource } from './resource.js';
+
+/** Appended to a credential's name for the authority that clients' certificates are checked against. */
+const CA_SUFFIX = '-cacert';
+const SCHEME = /^(kubernetes|kubernetes-gateway):\/\//;
+
+interface Reference {
+  namespace: string;
+  name: string;
+}
+
+/** `kubernetes://name`, `kubernetes://namespace/name`; without a namespace the proxy's own. */
+function referenceOf(resource: string, proxy: Proxy): Reference | undefined {
+  if (!SCHEME.test(resource)) return undefined;
+  const path = resource.replace(SCHEME, '');
+  const slash = path.indexOf('/');
+  return slash < 0 ? { namespace: proxy.namespace, name: path } : { namespace: path.slice(0, slash), name: path.slice(slash + 1) };
+}
+
+const text = (value: string | undefined): string | undefined => (value === undefined ? undefined : Buffer.from(value, 'base64').toString('utf8'));
+
+/** The first of these keys that the Secret has. */
+function entry({ data = {}, stringData = {} }: KubeSecret, ...keys: string[]): string | undefined {
+  for (const key of keys) {
+    const value = stringData[key] ?? text(data[key]);
+    if (value !== undefined && value !== '') return value;
+  }
+  return undefined;
+}
+
+/** Why a certificate and key can't be used; undefined when they can. */
+export function pairProblem(certificate: string | undefined, key: string | undefined): string | undefined {
+  if (certificate === undefined) return 'found no certificate, expected tls.crt (or cert)';
+  if (key === undefined) return 'found no private key, expected tls.key (or key)';
+  let leaf: X509Certificate;
+  try {
+    leaf = new X509Certificate(certificate);
+  } catch {
+    return 'the certificate is no PEM certificate';
+  }
+  try {
+    if (!leaf.checkPrivateKey(createPrivateKey(key))) return 'certificate and private key do not match';
+  } catch {
+    return 'the private key is no PEM key';
+  }
+  return undefined;
+}
+
+export interface SecretProblem {
+  /** `namespace/name` of the Secret. */
+  secret: string;
+  message: string;
+}
+
+export class SecretGenerator implements Generator {
+  readonly typeUrl = TYPE.secret;
+  readonly wildcard = false;
+  /** By Secret and what is asked of it; kept after the Secret has become unusable. */
+  readonly #good = new Map<string, { object: KubeSecret; resource: Resource }>();
+  readonly #problems = new Map<string, string>();
+
+  /** @param report told once of each Secret that can't be used, and why */
+  constructor(readonly model: Model, readonly report: (problem: SecretProblem) => void = () => undefined) {}
+
+  all(): Resource[] {
+    return [];
+  }
+
+  one(proxy: Proxy, name: string): Resource | undefined {
+    const reference = proxy.isTrusted && (proxy.type === 'router' || proxy.type === 'sidecar') ? referenceOf(name, proxy) : undefined;
+    if (!reference || !this.#mayRead(proxy, reference)) return undefined;
+    const { configs } = this.model;
+    const plain = configs.get<KubeSecret>('Secret', reference.namespace, reference.name)?.object;
+    // A Secret may itself be called something-cacert; Istio keeps authorities in one of that name as well.
+    if (name.endsWith(CA_SUFFIX)) {
+      const owner = configs.get<KubeSecret>('Secret', reference.namespace, reference.name.slice(0, -CA_SUFFIX.length))?.object;
+      return this.#authority(name, plain ?? owner, owner);
+    }
+    return plain && this.#certificate(name, plain);
+  }
+
+  /** By the Gateway API's ReferenceGrant a Secret can be offered to Gateways of another namespace. */
+  #mayRead({ namespace }: Proxy, reference: Reference): boolean {
+    if (reference.namespace === namespace) return true;
+    interface Grant {
+      spec: { from?: { group?: string; kind?: string; namespace?: string }[]; to?: { group?: string; kind?: string; name?: string }[] };
+    }
+    const grants = this.model.configs.inNamespace('ReferenceGrant', reference.namespace) as unknown as readonly { object: Grant }[];
+    return grants.some(
+      ({ object: { spec } }) =>
+        (spec.from ?? []).some((from) => from.kind === 'Gateway' && from.group === 'gateway.networking.k8s.io' && from.namespace === namespace) &&
+        (spec.to ?? []).some((to) => to.kind === 'Secret' && (to.name === undefined || to.name === reference.name)),
+    );
+  }
+
+  #certificate(name: string, object: KubeSecret): Resource | undefined {
+    const key = `${object.metadata.namespace}/${object.metadata.name}`;
+    const known = this.#good.get(`${key} ${name}`);
+    if (known?.object === object) return known.resource;
+    const [certificate, privateKey] = [entry(object, 'tls.crt', 'cert'), entry(object, 'tls.key', 'key')];
+    const problem = pairProblem(certificate, privateKey);
+    this.#note(key, problem);
+    if (problem !== undefined) return known?.resource;
+    const resource = makeResource(
+      name,
+      Secret,
+      Secret.fromPartial({
+        name,
+        type: {
+          $case: 'tls_certificate',
+          value: {
+            certificate_chain: { specifier: { $case: 'inline_bytes', value: Buffer.from(certificate!) } },
+            private_key: { specifier: { $case: 'inline_bytes', value: Buffer.from(privateKey!) } },
+          },
+        },
+      }),
+    );
+    this.#good.set(`${key} ${name}`, { object, resource });
+    return resource;
+  }
+
+  #authority(name: string, object: KubeSecret | undefined, owner: KubeSecret | undefined): Resource | undefined {
+    if (!object) return undefined;
+    const key = `${object.metadata.namespace}/${object.metadata.name}`;
+    const known = this.#good.get(`${key} ${name}`);
+    if (known?.object === object) return known.resource;
+    const bundle = entry(object, 'ca.crt', 'cacert') ?? (owner && entry(owner, 'ca.crt', 'cacert'));
+    const revoked = entry(object, 'ca.crl', 'crl');
+    let problem: string | undefined;
+    try {
+      if (bundle === undefined) problem = 'found no authority for clients, expected ca.crt (or cacert)';
+      else new X509Certificate(bundle);
+    } catch {
+      problem = 'the authority is no PEM certificate';
+    }
+    this.#note(`${key} (authority)`, problem);
+    if (problem !== undefined) return known?.resource;
+    const resource = makeResource(
+      name,
+      Secret,
+      Secret.fromPartial({
+        name,
+        type: {
+          $case: 'validation_context',
+          value: {
+            trusted_ca: { specifier: { $case: 'inline_bytes', value: Buffer.from(bundle!) } },
+            ...(revoked === undefined ? {} : { crl: { specifier: { $case: 'inline_bytes', value: Buffer.from(revoked) } } }),
+          },
+        },
+      }),
+    );
+    this.#good.set(`${key} ${name}`, { object, resource });
+    return resource;
+  }
+
+  #note(secret: string, message: string | undefined): void {
+    if (this.#problems.get(secret) === message) return;
+    if (message === undefined) this.#problems.delete(secret);
+    else {
+      this.#problems.set(secret, message);
+      this.report({ secret, message });
+    }
+  }
+
+  *affected(proxy: Proxy, change: ChangeSet, names: Names): Iterable<string> {
+    if (change.full || change.configs.has('ReferenceGrant')) return void (yield* names);
+    const changed = change.configs.get('Secret');
+    if (!changed) return;
+    for (const name of names) {
+      const reference = referenceOf(name, proxy);
+      if (!reference) continue;
+      const key = `${reference.namespace}/${reference.name}`;
+      if (changed.has(key) || (name.endsWith(CA_SUFFIX) && changed.has(key.slice(0, -CA_SUFFIX.length)))) yield name;
+    }
+  }
+
+  invalidate(): void {
+    // A changed Secret is another object: what was made from the old one is told by that.
+  }
+}
