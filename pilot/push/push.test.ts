@@ -210,7 +210,7 @@ test('a node id that is none ends the stream with INVALID_ARGUMENT; a type that 
   const error = await waitFor('the error', () => client.error, { timeoutMs: 5_000, everyMs: 5 });
   assert.match(error.message, /INVALID_ARGUMENT: reading node id "nobody": expected type~ip~name\.namespace~domain/);
   const other = connect();
-  other.subscribe('type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret', ['default']);
+  other.subscribe('type.googleapis.com/envoy.service.runtime.v3.Runtime', ['default']);
   other.subscribe(TYPE.route, ['80']);
   await other.nth(TYPE.route, 1);
   assert.equal(other.responses.length, 1);
