@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
@@ -38,6 +38,36 @@ test('validate: exit 1, file, line, column and field, in text and as JSON', asyn
   const { valid, problems } = JSON.parse(json.stdout) as { valid: boolean; problems: { line: number; field: string }[] };
   assert.equal(valid, false);
   assert.deepEqual([problems[0]!.line, problems[0]!.field], [7, 'spec.http[0].rout']);
+});
+
+test('validate: every kind is looked at, and what objects refer to; --help says so', async () => {
+  const mixed = join(folder, 'mixed');
+  mkdirSync(mixed);
+  writeFileSync(
+    join(mixed, 'all.yaml'),
+    `apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {name: front, namespace: shop}
+spec: {selector: {istio: nobody}, servers: [{port: {number: 443, name: https, protocol: HTTPS}, hosts: ["*"], tls: {mode: SIMPLE, credentialName: cert}}]}
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: deny, namespace: shop}
+spec: {action: DENY}
+---
+apiVersion: v1
+kind: Secret
+metadata: {name: pair, namespace: shop}
+stringData: {tls.crt: not-for-your-eyes, tls.key: not-for-your-eyes}
+`,
+  );
+  const { code, stdout } = await underpass('validate', mixed);
+  assert.equal(code, 1);
+  for (const part of ['spec.selector: warning: found istio=nobody', 'credentialName: warning: found "cert"', 'AuthorizationPolicy shop/deny: spec.rules: found no rule', 'Secret shop/pair: stringData["tls.key"]: found something that is no private key']) assert.ok(stdout.includes(part), stdout);
+  assert.ok(!stdout.includes('not-for-your-eyes'));
+  const { stdout: help } = await underpass('validate', '--help');
+  assert.match(help, /certificates and\nkeys of Secrets/);
+  assert.match(help, /--root-namespace/);
 });
 
 test('validate: a path that does not exist and a wrong format are said without a stack trace', async () => {

@@ -53,3 +53,9 @@ test('Admission: the last good version stays, and the new one counts as soon as 
   assert.deepEqual(admission.errors(), []);
   assert.deepEqual(admit(SERVICE), ['-DestinationRule', '-VirtualService']);
 });
+
+test('the MeshConfig in the ConfigMap istio is read, other ConfigMaps are not', () => {
+  const map = (name: string): string => `apiVersion: v1\nkind: ConfigMap\nmetadata: {name: ${name}, namespace: istio-system}\ndata: {mesh: "outboundTrafficPolicy: {mode: ALLOW_ALL}"}\n`;
+  assert.match(problems(map('istio')).join(), /ConfigMap istio-system\/istio: data\.mesh: 1:\d+: outboundTrafficPolicy\.mode: found string "ALLOW_ALL"/);
+  assert.deepEqual(problems(map('other')), []);
+});

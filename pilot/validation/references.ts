@@ -1,8 +1,9 @@
 /** What can only be judged with the other objects at hand: what does an object refer to, and what stands in its way? */
 import type { Problem } from '../../common/kube/schema.js';
-import type { DestinationRule, Gateway, HTTPRoute, KubeGateway, KubeObject, Secret, ServiceEntry, VirtualService } from '../../common/kube/types.js';
+import type { ConfigMap, DestinationRule, Gateway, HTTPRoute, KubeGateway, KubeObject, Secret, ServiceEntry, VirtualService } from '../../common/kube/types.js';
 import { errorAt, type LoadedObject, type ValidationError } from '../../common/kube/yaml.js';
 import { checkEnvoyFilter } from '../envoy-filter/compile.js';
+import { readMeshConfig } from '../mesh-config/mesh-config.js';
 import { checkWasmPlugin } from '../wasm/wasm-plugins.js';
 import { checkSecret } from './checks/certificates.js';
 import { checkGateway, checkKubeGateway, checkKubeRoute, isGatewayApi } from './checks/gateways.js';
@@ -27,7 +28,16 @@ export function checkAlone(object: KubeObject): Problem[] {
   if (object.kind === 'WasmPlugin') return checkWasmPlugin(object);
   if (object.kind === 'EnvoyFilter') return checkEnvoyFilter(object);
   if (object.kind === 'Secret') return checkSecret(object as Secret);
+  if (object.kind === 'ConfigMap' && object.metadata.name === MESH_CONFIG_MAP) return checkMeshConfigMap(object as ConfigMap);
   return [];
+}
+
+/** The settings of the whole mesh; what is in force of them is not admission's to say. */
+const MESH_CONFIG_MAP = 'istio';
+
+function checkMeshConfigMap({ data }: ConfigMap): Problem[] {
+  if (data?.['mesh'] === undefined) return [];
+  return readMeshConfig(data['mesh']).problems.map(({ severity, message }) => ({ path: ['data', 'mesh'], severity, message }));
 }
 
 /** Everything that is wrong with an object in the company of those that `view` shows. */
