@@ -15,6 +15,8 @@ export const ZONE_LABEL = 'topology.kubernetes.io/zone';
 const SUBZONE_LABEL = 'topology.istio.io/subzone';
 const NETWORK_LABEL = 'topology.istio.io/network';
 const CLUSTER_LABEL = 'topology.istio.io/cluster';
+/** `region.zone.subzone`, in place of what the node says. */
+const LOCALITY_LABEL = 'istio-locality';
 const HOSTNAME_LABEL = 'kubernetes.io/hostname';
 
 /** What of a client locality load balancing looks at. */
@@ -38,7 +40,7 @@ const TRAFFIC_DISTRIBUTION: Record<string, readonly string[]> = {
 export function whereabouts(model: Model, proxy: Proxy): Whereabouts {
   const pod = podOf(model, proxy);
   const entry = pod ? undefined : model.serviceEntries.workload(proxy.namespace, proxy.name)?.spec;
-  const written = proxy.labels['istio-locality']?.replaceAll('.', '/') ?? entry?.locality;
+  const written = (proxy.labels[LOCALITY_LABEL] ?? pod?.metadata.labels?.[LOCALITY_LABEL])?.replaceAll('.', '/') ?? entry?.locality;
   const [region = '', zone = '', subzone = ''] = written?.split('/') ?? [];
   const nodeName = pod?.spec.nodeName ?? proxy.nodeName;
   const locality = written ? { region, zone, subzone } : model.localityOf(nodeName);
