@@ -1,6 +1,6 @@
 /**
  * An external authorization server as Envoy asks one, by HTTP on port 8000 and by gRPC on port 9000, in a pod of the lab:
- * requests with `x-ext-authz: allow`, and connections of the identity in PRINCIPAL, pass.
+ * requests with `x-ext-authz: allow`, and connections of the identities in PRINCIPALS, pass.
  */
 import { Server, ServerCredentials, status } from '@grpc/grpc-js';
 import { createServer } from 'node:http';
@@ -16,7 +16,7 @@ http.listen(8_000);
 const check: AuthorizationServer['check'] = ({ request }, callback) => {
   const { request: asked, source } = request.attributes ?? {};
   const headers = asked?.http?.headers;
-  const allowed = headers ? headers['x-ext-authz'] === 'allow' : source?.principal === process.env['PRINCIPAL'];
+  const allowed = headers ? headers['x-ext-authz'] === 'allow' : (process.env['PRINCIPALS'] ?? '').split(',').includes(source?.principal ?? '');
   const result = [{ header: { key: 'x-ext-authz-result', value: allowed ? 'allowed' : 'denied' } }];
   callback(
     null,

@@ -4,96 +4,69 @@
  */
 import assert from 'node:assert/strict';
 import { generateKeyPairSync, sign, type KeyObject } from 'node:crypto';
-import { mkdirSync, mkdtempSync, renameSync, rmSync, writeFileSync } from 'node:fs';
 import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
-import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { isDeepStrictEqual } from 'node:util';
-import { rootLogger } from '../common/log.js';
 import { projectRoot } from '../common/paths.js';
 import { waitFor } from '../common/retry.js';
-import { Lab } from '../lab/index.js';
-import { Pilot } from '../pilot/index.js';
 import { Load } from './load.js';
+import { MeshWorld, type Mode } from './mesh/world.js';
 
-const NAME = `up-security-${process.pid}`;
+const PROVIDERS = [
+  { name: 'by-http', envoyExtAuthzHttp: { service: 'ext.authz.svc.cluster.local', port: 8000, timeout: '5s', includeRequestHeadersInCheck: ['x-ext-authz'], headersToUpstreamOnAllow: ['x-ext-authz-result'], headersToDownstreamOnDeny: ['x-ext-authz-result'] } },
+  { name: 'by-grpc', envoyExtAuthzGrpc: { service: 'ext.authz.svc.cluster.local', port: 9000, timeout: '5s' } },
+];
 
-const pod = (namespace: string, name: string, rest: string, app = name): string => `
+const EXT_AUTHZ = `
 apiVersion: v1
 kind: Pod
-metadata: {name: ${name}, namespace: ${namespace}, labels: {app: ${app}}}
-spec: ${rest}
----`;
-const service = (namespace: string, name: string, ports: string): string => `
-apiVersion: v1
-kind: Service
-metadata: {name: ${name}, namespace: ${namespace}}
-spec: {selector: {app: ${name}}, ports: [${ports}]}
----`;
-const client = (namespace: string, name: string): string => pod(namespace, name, `{serviceAccountName: ${name}, containers: [{name: curl, image: curl}]}`);
-const ECHO = '{serviceAccountName: web, containers: [{name: echo, image: echo, ports: [{name: http, containerPort: 8080}, {name: tcp-echo, containerPort: 9000}]}]}';
-const WORLD = `
-apiVersion: v1
-kind: Namespace
-metadata: {name: shop, labels: {underpass.io/mode: sidecar}}
+metadata: {name: ext, namespace: authz, labels: {app: ext}}
+spec:
+  containers:
+    - name: server
+      command: [${process.execPath}, ${join(projectRoot, 'dist', 'test', 'ext-authz-server.js')}]
+      ports: [{containerPort: 8000}, {containerPort: 9000}]
+      env: [{name: PRINCIPALS, value: "spiffe://cluster.local/ns/sidecar/sa/client,spiffe://cluster.local/ns/node/sa/client"}]
 ---
 apiVersion: v1
-kind: Namespace
-metadata: {name: guests, labels: {underpass.io/mode: sidecar}}
----${client('shop', 'alice')}${client('guests', 'bob')}${client('outside', 'mallory')}${pod('shop', 'web', ECHO)}${service('shop', 'web', '{name: http, port: 80, targetPort: 8080}, {name: tcp-echo, port: 9000}')}${pod(
-  'authz',
-  'ext',
-  `{containers: [{name: server, command: [${process.execPath}, ${join(projectRoot, 'dist', 'test', 'ext-authz-server.js')}], ports: [{containerPort: 8000}, {containerPort: 9000}], env: [{name: PRINCIPAL, value: spiffe://cluster.local/ns/shop/sa/alice}]}]}`,
-)}${service('authz', 'ext', '{name: http, port: 8000}, {name: grpc, port: 9000}')}
+kind: Service
+metadata: {name: ext, namespace: authz}
+spec: {selector: {app: ext}, ports: [{name: http, port: 8000}, {name: grpc, port: 9000}]}
 `;
 
-let directory: string;
-let lab: Lab;
-let pilot: Pilot;
+/** Of the mesh, but not of the servers' namespace. */
+const guest = (mode: Mode): string => `
+apiVersion: v1
+kind: Namespace
+metadata: {name: guests-${mode}, labels: {underpass.io/mode: ${mode}}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: guest, namespace: guests-${mode}, labels: {app: guest}}
+spec: {serviceAccountName: guest, containers: [{name: curl, image: curl}]}
+`;
 
-before(async () => {
-  directory = mkdtempSync(join(tmpdir(), 'underpass-security-'));
-  mkdirSync(join(directory, 'policies'));
-  writeFileSync(join(directory, 'world.yaml'), WORLD);
-  const discovery = `unix:${join(directory, 'xds.sock')}`;
-  lab = await Lab.up({ name: NAME, sources: [join(directory, 'world.yaml')], discovery, watch: false, sidecarConcurrency: 1 });
-  await lab.whenReady();
-  pilot = new Pilot({
-    sources: [join(directory, 'world.yaml'), join(directory, 'policies'), lab.objectsDir],
-    listen: [discovery],
-    logger: rootLogger.child({}, { level: 'warn' }),
-    meshConfig: {
-      extensionProviders: [
-        { name: 'by-http', envoyExtAuthzHttp: { service: 'ext.authz.svc.cluster.local', port: 8000, timeout: '5s', includeRequestHeadersInCheck: ['x-ext-authz'], headersToUpstreamOnAllow: ['x-ext-authz-result'], headersToDownstreamOnDeny: ['x-ext-authz-result'] } },
-        { name: 'by-grpc', envoyExtAuthzGrpc: { service: 'ext.authz.svc.cluster.local', port: 9000, timeout: '5s' } },
-      ],
-    },
-  });
-  await pilot.start();
-  await lab.whenReady({ sidecars: true, timeoutMs: 60_000 });
-});
+const mesh = new MeshWorld('security', { yaml: guest, outside: EXT_AUTHZ, pilot: { meshConfig: { extensionProviders: PROVIDERS } }, sidecarsOnly: true });
+before(() => mesh.up());
+after(() => mesh.down());
 
-after(async () => {
-  await pilot?.stop();
-  await lab?.down();
-  rmSync(directory, { recursive: true, force: true });
-});
+/** What follows holds for servers in this mode. */
+const mode: Mode = 'sidecar';
+const [alice, bob, mallory] = [`${mode}/client`, `guests-${mode}/guest`, 'outside/client'] as const;
+const ALICE = `spiffe://cluster.local/ns/${mode}/sa/client`;
+const BOB = `spiffe://cluster.local/ns/guests-${mode}/sa/guest`;
 
 /** Replaces all policies there are. */
-function policies(...objects: string[]): void {
-  const part = join(directory, '.policies.part');
-  writeFileSync(part, objects.join('---\n'));
-  renameSync(part, join(directory, 'policies', 'policies.yaml'));
-}
+const policies = (...objects: string[]): Promise<void> => mesh.apply(mode, objects.join('---\n'));
 
 interface PolicyOptions {
   kind?: string;
   namespace?: string;
 }
 
-const policy = (name: string, spec: string, { kind = 'AuthorizationPolicy', namespace = 'shop' }: PolicyOptions = {}): string =>
+const policy = (name: string, spec: string, { kind = 'AuthorizationPolicy', namespace = mode }: PolicyOptions = {}): string =>
   `apiVersion: security.istio.io/v1\nkind: ${kind}\nmetadata: {name: ${name}, namespace: ${namespace}}\nspec: ${spec}\n`;
 const peers = (spec: string, more: PolicyOptions & { name?: string } = {}): string => policy(more.name ?? 'default', spec, { kind: 'PeerAuthentication', ...more });
 
@@ -101,19 +74,19 @@ type Probe = () => Promise<string>;
 
 /** A request's status, or `refused` when no HTTP answer came. */
 const http = (from: string, path = '/', ...args: string[]): Probe => async () => {
-  const { code, stdout } = await lab.exec(from, ['curl', '-s', '-o', '/dev/null', '-w', '%{http_code}', '--max-time', '10', ...args, `http://web.shop${path}`]);
+  const { code, stdout } = await mesh.lab.exec(from, ['curl', '-s', '-o', '/dev/null', '-w', '%{http_code}', '--max-time', '10', ...args, `http://web.${mode}${path}`]);
   return code === 0 ? stdout : 'refused';
 };
 
 /** Whether a line comes back from the TCP port. */
 const tcp = (from: string): Probe => async () => {
-  const { stdout } = await lab.exec(from, ['bash', '-c', 'exec 3<>/dev/tcp/web.shop/9000 && echo ping >&3 && timeout 10 head -1 <&3']);
+  const { stdout } = await mesh.lab.exec(from, ['bash', '-c', `exec 3<>/dev/tcp/web.${mode}/9000 && echo ping >&3 && timeout 10 head -1 <&3`]);
   return stdout === 'ping\n' ? 'echoed' : 'refused';
 };
 
 /** The identity that the server was told of. */
 const identity = (from: string): Probe => async () => {
-  const { stdout } = await lab.exec(from, ['curl', '-s', '--max-time', '10', 'http://web.shop/']);
+  const { stdout } = await mesh.lab.exec(from, ['curl', '-s', '--max-time', '10', `http://web.${mode}/`]);
   return /URI=(spiffe:[^;"\\]*)/.exec(stdout)?.[1] ?? (stdout.includes('"version"') ? 'nobody' : 'refused');
 };
 
@@ -125,56 +98,57 @@ async function becomes(expected: Record<string, [Probe, string]>): Promise<void>
     found = Object.fromEntries(await Promise.all(Object.entries(expected).map(async ([name, [probe]]) => [name, await probe()] as const)));
     return isDeepStrictEqual(found, wanted);
   };
+  await drained();
   await waitFor('the policies to be in force', look, { timeoutMs: 20_000, everyMs: 50 }).catch(() => assert.deepEqual(found, wanted));
   await drained();
   await look();
   assert.deepEqual(found, wanted);
 }
 
-/** Connections that were open before stay under the policies of that time until Envoy has drained them. */
+/** What the servers have acknowledged is in force, and connections that were open before, under older policies, are drained. */
 async function drained(): Promise<void> {
-  const chains = async (): Promise<boolean> => /total_filter_chains_draining: 0\n/.test(await lab.proxyAdmin('shop/web', '/stats?filter=listener_manager.total_filter_chains_draining'));
-  await waitFor('the server to have drained its old connections', chains, { timeoutMs: 20_000, everyMs: 20 });
+  const chains = async (): Promise<boolean> => {
+    const pods = ['web-v1', 'web-v2'].map((name) => mesh.lab.proxyAdmin(`${mode}/${name}`, '/stats?filter=listener_manager.total_(filter_chains_draining|listeners_warming|listeners_draining)'));
+    return (await Promise.all(pods)).every((text) => (text.match(/: 0\n/g) ?? []).length === 3);
+  };
+  await waitFor('the servers to have drained their old connections', chains, { timeoutMs: 20_000, everyMs: 20 });
 }
 
-const [alice, bob, mallory] = ['shop/alice', 'guests/bob', 'outside/mallory'] as const;
-const ALICE = 'spiffe://cluster.local/ns/shop/sa/alice';
-
 test('PeerAuthentication: PERMISSIVE takes plaintext and mutual TLS, STRICT refuses plaintext, DISABLE is spoken to without', async () => {
-  policies();
+  await policies();
   await becomes({ mesh: [identity(alice), ALICE], outside: [identity(mallory), 'nobody'], tcp: [tcp(alice), 'echoed'], 'tcp outside': [tcp(mallory), 'echoed'] });
-  policies(peers('{mtls: {mode: STRICT}}'));
+  await policies(peers('{mtls: {mode: STRICT}}'));
   await becomes({ mesh: [identity(alice), ALICE], outside: [identity(mallory), 'refused'], tcp: [tcp(alice), 'echoed'], 'tcp outside': [tcp(mallory), 'refused'] });
-  policies(peers('{mtls: {mode: DISABLE}}'));
+  await policies(peers('{mtls: {mode: DISABLE}}'));
   await becomes({ mesh: [identity(alice), 'nobody'], outside: [identity(mallory), 'nobody'], tcp: [tcp(bob), 'echoed'], 'tcp outside': [tcp(mallory), 'echoed'] });
 });
 
 test('PeerAuthentication: the mesh, a namespace, a workload and a port, the narrower over the wider', async () => {
   const mesh = peers('{mtls: {mode: STRICT}}', { namespace: 'istio-system' });
-  policies(mesh);
-  await becomes({ outside: [identity(mallory), 'refused'], mesh: [identity(bob), 'spiffe://cluster.local/ns/guests/sa/bob'] });
-  policies(mesh, peers('{mtls: {mode: PERMISSIVE}}'));
+  await policies(mesh);
+  await becomes({ outside: [identity(mallory), 'refused'], mesh: [identity(bob), BOB] });
+  await policies(mesh, peers('{mtls: {mode: PERMISSIVE}}'));
   await becomes({ outside: [identity(mallory), 'nobody'], mesh: [identity(alice), ALICE] });
-  policies(mesh, peers('{selector: {matchLabels: {app: web}}, portLevelMtls: {9000: {mode: DISABLE}}}', { name: 'web' }));
+  await policies(mesh, peers('{selector: {matchLabels: {app: web}}, portLevelMtls: {9000: {mode: DISABLE}}}', { name: 'web' }));
   await becomes({ outside: [identity(mallory), 'refused'], mesh: [identity(alice), ALICE], 'tcp outside': [tcp(mallory), 'echoed'], tcp: [tcp(alice), 'echoed'] });
-  policies(peers('{selector: {matchLabels: {app: web}}, mtls: {mode: PERMISSIVE}, portLevelMtls: {9000: {mode: STRICT}}}', { name: 'web' }));
+  await policies(peers('{selector: {matchLabels: {app: web}}, mtls: {mode: PERMISSIVE}, portLevelMtls: {9000: {mode: STRICT}}}', { name: 'web' }));
   await becomes({ outside: [identity(mallory), 'nobody'], 'tcp outside': [tcp(mallory), 'refused'], tcp: [tcp(alice), 'echoed'] });
 });
 
 test('AuthorizationPolicy: one without rules allows nothing, one with an empty rule everything', async () => {
-  policies(policy('nothing', '{}'));
+  await policies(policy('nothing', '{}'));
   await becomes({ mesh: [http(alice), '403'], outside: [http(mallory), '403'], tcp: [tcp(alice), 'refused'] });
-  policies(policy('all', '{rules: [{}]}'));
+  await policies(policy('all', '{rules: [{}]}'));
   await becomes({ mesh: [http(alice), '200'], outside: [http(mallory), '200'], tcp: [tcp(alice), 'echoed'] });
-  policies(policy('none', '{action: DENY, rules: [{}]}'));
+  await policies(policy('none', '{action: DENY, rules: [{}]}'));
   await becomes({ mesh: [http(alice), '403'], outside: [http(mallory), '403'], tcp: [tcp(alice), 'refused'] });
-  policies();
+  await policies();
   await becomes({ mesh: [http(alice), '200'], tcp: [tcp(alice), 'echoed'] });
 });
 
 test('AuthorizationPolicy ALLOW: by principal, namespace and service account, for HTTP and for TCP', async () => {
-  for (const source of ['principals: [cluster.local/ns/shop/sa/alice]', 'namespaces: [shop]', 'serviceAccounts: [shop/alice]', 'principals: ["*/sa/alice"]', 'notNamespaces: [guests], principals: ["*"]']) {
-    policies(policy('who', `{rules: [{from: [{source: {${source}}}]}]}`));
+  for (const source of [`principals: [cluster.local/ns/${mode}/sa/client]`, `namespaces: [${mode}]`, 'serviceAccounts: [client]', 'principals: ["*/sa/client"]', `notNamespaces: [guests-${mode}], principals: ["*"]`]) {
+    await policies(policy('who', `{rules: [{from: [{source: {${source}}}]}]}`));
     await becomes({
       alice: [http(alice), '200'], bob: [http(bob), '403'], mallory: [http(mallory), '403'],
       'alice tcp': [tcp(alice), 'echoed'], 'bob tcp': [tcp(bob), 'refused'], 'mallory tcp': [tcp(mallory), 'refused'],
@@ -183,7 +157,7 @@ test('AuthorizationPolicy ALLOW: by principal, namespace and service account, fo
 });
 
 test('AuthorizationPolicy ALLOW: by method, path, host and header; a rule about HTTP never opens a TCP port', async () => {
-  policies(policy('what', '{rules: [{to: [{operation: {methods: [GET], paths: ["/public/*", "/users/{*}/photo"]}}]}, {when: [{key: "request.headers[x-pass]", values: [please]}]}, {to: [{operation: {hosts: ["special.*"]}}]}]}'));
+  await policies(policy('what', '{rules: [{to: [{operation: {methods: [GET], paths: ["/public/*", "/users/{*}/photo"]}}]}, {when: [{key: "request.headers[x-pass]", values: [please]}]}, {to: [{operation: {hosts: ["special.*"]}}]}]}'));
   await becomes({
     public: [http(bob, '/public/a'), '200'], post: [http(bob, '/public/a', '-X', 'POST'), '403'], private: [http(bob, '/private'), '403'],
     template: [http(bob, '/users/7/photo'), '200'], 'too deep': [http(bob, '/users/7/x/photo'), '403'],
@@ -196,30 +170,30 @@ test('AuthorizationPolicy ALLOW: by method, path, host and header; a rule about 
 });
 
 test('AuthorizationPolicy DENY beats ALLOW; on a TCP port it is read without what only HTTP knows', async () => {
-  policies(policy('allow', '{rules: [{}]}'), policy('deny', '{action: DENY, rules: [{from: [{source: {namespaces: [guests]}}], to: [{operation: {notMethods: [GET]}}]}]}'));
+  await policies(policy('allow', '{rules: [{}]}'), policy('deny', `{action: DENY, rules: [{from: [{source: {namespaces: [guests-${mode}]}}], to: [{operation: {notMethods: [GET]}}]}]}`));
   await becomes({ get: [http(bob), '200'], post: [http(bob, '/', '-X', 'POST'), '403'], alice: [http(alice, '/', '-X', 'POST'), '200'], 'bob tcp': [tcp(bob), 'refused'], 'alice tcp': [tcp(alice), 'echoed'] });
-  policies(policy('mesh', '{action: DENY, rules: [{from: [{source: {notPrincipals: ["*"]}}]}]}', { namespace: 'istio-system' }), policy('others', '{action: DENY, selector: {matchLabels: {app: other}}, rules: [{}]}'));
+  await policies(policy('mesh', '{action: DENY, rules: [{from: [{source: {notPrincipals: ["*"]}}]}]}', { namespace: 'istio-system' }), policy('others', '{action: DENY, selector: {matchLabels: {app: other}}, rules: [{}]}'));
   await becomes({ alice: [http(alice), '200'], bob: [http(bob), '200'], mallory: [http(mallory), '403'], 'mallory tcp': [tcp(mallory), 'refused'] });
 });
 
 test('AuthorizationPolicy: a dry run decides nothing', async () => {
-  policies(policy('dry', '{action: DENY, rules: [{}]}').replace('metadata: {', 'metadata: {annotations: {istio.io/dry-run: "true"}, '), policy('paths', '{action: DENY, rules: [{to: [{operation: {paths: [/no]}}]}]}'));
+  await policies(policy('dry', '{action: DENY, rules: [{}]}').replace('metadata: {', 'metadata: {annotations: {istio.io/dry-run: "true"}, '), policy('paths', '{action: DENY, rules: [{to: [{operation: {paths: [/no]}}]}]}'));
   await becomes({ denied: [http(alice, '/no'), '403'], dry: [http(alice), '200'] });
 });
 
 test('a policy that changes holds for connections that are already open once they are drained, without a failure for those it still allows', async () => {
-  policies();
+  await policies();
   await becomes({ mesh: [http(alice), '200'], guest: [http(bob), '200'] });
-  const [stays, goes] = [alice, bob].map((from) => Load.start(lab, from, { url: 'http://web.shop/', keepAlive: 2, fresh: 0, pauseMs: 10 })) as [Load, Load];
+  const [stays, goes] = [alice, bob].map((from) => Load.start(mesh.lab, from, { url: `http://web.${mode}/`, keepAlive: 2, fresh: 0, pauseMs: 10 })) as [Load, Load];
   try {
     await Promise.all([stays.run(20), goes.run(20)]);
-    policies(policy('shop', '{rules: [{from: [{source: {namespaces: [shop]}}]}]}'));
+    await policies(policy('home', `{rules: [{from: [{source: {namespaces: [${mode}]}}]}]}`));
     const denied = 'status 403: RBAC: access denied';
     await goes.run(1, ({ failures }) => (failures[denied] ?? 0) > 0);
     await drained();
     const later = await goes.run(20);
     assert.deepEqual(later.failures, { [denied]: later.requests }, 'once refused, always refused');
-    policies();
+    await policies();
     await goes.run(1, ({ requests, failures }) => requests > (failures[denied] ?? 0));
     await drained();
     assert.deepEqual((await goes.run(20)).failures, {});
@@ -257,14 +231,14 @@ test('RequestAuthentication: a token must be good, none is no mistake until a po
     'another key': [http(alice, '/', ...bearer(token({ aud: 'web' }, { key: stranger.privateKey }))), '401'],
     nonsense: [http(alice, '/', ...bearer('a.b.c')), '401'],
   };
-  policies(authentication(rule));
+  await policies(authentication(rule));
   await becomes({ ...cases, missing: [http(alice), '200'] });
-  const { stdout } = await lab.exec(alice, ['curl', '-s', ...bearer(good), 'http://web.shop/']);
+  const { stdout } = await mesh.lab.exec(alice, ['curl', '-s', ...bearer(good), `http://web.${mode}/`]);
   const seen = (JSON.parse(stdout) as { headers: Record<string, string> }).headers;
   assert.equal(seen['authorization'], `Bearer ${good}`);
   assert.equal(seen['x-group'], 'dev');
   assert.equal((JSON.parse(Buffer.from(seen['x-payload']!, 'base64url').toString()) as { sub: string }).sub, 'someone');
-  policies(authentication(rule), policy('need', '{rules: [{from: [{source: {requestPrincipals: ["issuer.example/*"]}}], when: [{key: "request.auth.claims[group]", values: [dev, ops]}]}]}'));
+  await policies(authentication(rule), policy('need', '{rules: [{from: [{source: {requestPrincipals: ["issuer.example/*"]}}], when: [{key: "request.auth.claims[group]", values: [dev, ops]}]}]}'));
   await becomes({
     ...cases, missing: [http(alice), '403'], 'another group': [http(alice, '/', ...bearer(token({ aud: 'web', group: 'sales' }))), '403'], 'no group': [http(alice, '/', ...bearer(token({ aud: 'web' }))), '403'],
     'one of several groups': [http(alice, '/', ...bearer(token({ aud: 'web', group: ['sales', 'ops'] }))), '200'],
@@ -279,7 +253,7 @@ test('RequestAuthentication: from headers, parameters and cookies; several issue
   const good = token({});
   const bad = token({}, { key: stranger.privateKey });
   const ecToken = token({ iss: 'ec.example' }, { key: ec.privateKey, alg: 'ES256', kid: 'ec' });
-  policies(authentication(rules.join(', ')), policy('need', '{rules: [{from: [{source: {requestPrincipals: ["*"]}}]}]}'));
+  await policies(authentication(rules.join(', ')), policy('need', '{rules: [{from: [{source: {requestPrincipals: ["*"]}}]}]}'));
   await becomes({
     header: [http(alice, '/', '-H', `x-token: Token ${good}`), '200'], 'bad header': [http(alice, '/', '-H', `x-token: Token ${bad}`), '401'],
     parameter: [http(alice, `/?token=${good}`), '200'], 'bad parameter': [http(alice, `/?token=${bad}`), '401'],
@@ -293,10 +267,10 @@ test('RequestAuthentication: keys by jwksUri are fetched by the control plane; u
   const server = createServer((_request, response) => (keys === undefined ? response.writeHead(503).end() : response.end(keys)));
   await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
   try {
-    policies(authentication(`{issuer: issuer.example, jwksUri: "http://127.0.0.1:${(server.address() as AddressInfo).port}/keys"}`));
+    await policies(authentication(`{issuer: issuer.example, jwksUri: "http://127.0.0.1:${(server.address() as AddressInfo).port}/keys"}`));
     const good = bearer(token({}));
     await becomes({ 'no keys yet': [http(alice, '/', ...good), '401'], missing: [http(alice), '200'] });
-    assert.match(pilot.status().jwksProblems.join(), /found status 503, expected 200; every token of the issuer is refused/);
+    assert.match(mesh.pilot.status().jwksProblems.join(), /found status 503, expected 200; every token of the issuer is refused/);
     keys = jwks('rsa', 'RS256', rsa.publicKey);
     await becomes({ 'keys are there': [http(alice, '/', ...good), '200'], 'another key': [http(alice, '/', ...bearer(token({}, { key: stranger.privateKey }))), '401'] });
   } finally {
@@ -307,22 +281,22 @@ test('RequestAuthentication: keys by jwksUri are fetched by the control plane; u
 
 for (const provider of ['by-http', 'by-grpc']) {
   test(`AuthorizationPolicy CUSTOM: what it matches is decided ${provider.replace('-', ' ')}, before DENY and ALLOW`, async () => {
-    policies(policy('ext', `{action: CUSTOM, provider: {name: ${provider}}, rules: [{to: [{operation: {paths: ["/guarded/*"]}}]}]}`), policy('deny', '{action: DENY, rules: [{to: [{operation: {paths: [/guarded/never]}}]}]}'));
+    await policies(policy('ext', `{action: CUSTOM, provider: {name: ${provider}}, rules: [{to: [{operation: {paths: ["/guarded/*"]}}]}]}`), policy('deny', '{action: DENY, rules: [{to: [{operation: {paths: [/guarded/never]}}]}]}'));
     const pass = ['-H', 'x-ext-authz: allow'];
     await becomes({
       unguarded: [http(alice, '/open'), '200'], refused: [http(alice, '/guarded/a'), '403'], allowed: [http(alice, '/guarded/a', ...pass), '200'],
       'allowed, then denied': [http(alice, '/guarded/never', ...pass), '403'],
     });
-    const asked = await lab.exec(alice, ['curl', '-s', '-i', 'http://web.shop/guarded/a']);
+    const asked = await mesh.lab.exec(alice, ['curl', '-s', '-i', `http://web.${mode}/guarded/a`]);
     assert.match(asked.stdout, /x-ext-authz-result: denied[^]*denied by ext_authz/);
-    const passed = await lab.exec(alice, ['curl', '-s', ...pass, 'http://web.shop/guarded/a']);
+    const passed = await mesh.lab.exec(alice, ['curl', '-s', ...pass, `http://web.${mode}/guarded/a`]);
     assert.equal((JSON.parse(passed.stdout) as { headers: Record<string, string> }).headers['x-ext-authz-result'], 'allowed');
   });
 }
 
 test('AuthorizationPolicy CUSTOM: connections of no known protocol are decided by gRPC; a provider that is not there refuses what its policies match', async () => {
-  policies(policy('ext', '{action: CUSTOM, provider: {name: by-grpc}, rules: [{to: [{operation: {ports: ["9000"]}}]}]}'));
+  await policies(policy('ext', '{action: CUSTOM, provider: {name: by-grpc}, rules: [{to: [{operation: {ports: ["9000"]}}]}]}'));
   await becomes({ alice: [tcp(alice), 'echoed'], bob: [tcp(bob), 'refused'], http: [http(bob), '200'] });
-  policies(policy('ext', '{action: CUSTOM, provider: {name: nobody}, rules: [{to: [{operation: {paths: ["/guarded/*"]}}]}]}'));
+  await policies(policy('ext', '{action: CUSTOM, provider: {name: nobody}, rules: [{to: [{operation: {paths: ["/guarded/*"]}}]}]}'));
   await becomes({ guarded: [http(alice, '/guarded/a', '-H', 'x-ext-authz: allow'), '403'], open: [http(alice, '/open'), '200'] });
 });
