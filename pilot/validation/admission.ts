@@ -23,6 +23,9 @@ const NONE: readonly ValidationError[] = [];
 export class Admission {
   /** Every object as it is in the sources. */
   readonly #offered = new Map<string, LoadedObject>();
+  /** The same in the order in which it was offered last: most often only a value or two differ from it. */
+  #lastKeys: string[] = [];
+  #lastValues: LoadedObject[] = [];
   readonly #inForce = new Map<string, LoadedObject>();
   /** Of the kinds that are checked at all. */
   readonly #verdicts = new Map<string, Verdict>();
@@ -51,25 +54,13 @@ export class Admission {
 
   /** @returns what changed of the objects in force. */
   admit(candidates: ReadonlyMap<string, LoadedObject>): ObjectChange[] {
-    const changed = new Set<string>();
+    const changed = this.#changedKeys(candidates);
     const facts = new Set<string>();
-    const note = (key: string, loaded: LoadedObject | undefined): void => {
-      for (const name of this.#index.set(key, loaded)) facts.add(name);
-    };
-    for (const [key, candidate] of candidates) {
-      const old = this.#offered.get(key);
-      if (old === candidate) continue;
-      this.#offered.set(key, candidate);
-      changed.add(key);
-      note(key, candidate);
-    }
-    if (this.#offered.size > candidates.size) {
-      for (const key of this.#offered.keys()) {
-        if (candidates.has(key)) continue;
-        this.#offered.delete(key);
-        changed.add(key);
-        note(key, undefined);
-      }
+    for (const key of changed) {
+      const candidate = candidates.get(key);
+      if (candidate) this.#offered.set(key, candidate);
+      else this.#offered.delete(key);
+      for (const name of this.#index.set(key, candidate)) facts.add(name);
     }
     const again = new Set(changed);
     for (const name of facts) for (const key of this.#readers.get(name) ?? []) again.add(key);
@@ -77,6 +68,29 @@ export class Admission {
     for (const key of again) this.#decide(key, changes);
     for (const key of again) this.#report(key);
     return changes;
+  }
+
+  /** Costs one comparison an object where their order is the same, which it is unless some came or went. */
+  #changedKeys(candidates: ReadonlyMap<string, LoadedObject>): Set<string> {
+    const changed = new Set<string>();
+    let isSameOrder = candidates.size === this.#lastKeys.length;
+    let index = 0;
+    for (const [key, candidate] of candidates) {
+      if (!isSameOrder) break;
+      if (key !== this.#lastKeys[index]) isSameOrder = false;
+      else if (candidate !== this.#lastValues[index]) {
+        this.#lastValues[index] = candidate;
+        changed.add(key);
+      }
+      index++;
+    }
+    if (isSameOrder) return changed;
+    this.#lastKeys = [...candidates.keys()];
+    this.#lastValues = [...candidates.values()];
+    changed.clear();
+    for (const [key, candidate] of candidates) if (this.#offered.get(key) !== candidate) changed.add(key);
+    for (const key of this.#offered.keys()) if (!candidates.has(key)) changed.add(key);
+    return changed;
   }
 
   /** What other objects make wrong with an object that is not in the sources, or there in another version. */

@@ -38,8 +38,11 @@ export const fact = {
 /** Workloads of all kinds that a selector can mean. */
 const isWorkload = ({ kind }: KubeObject): boolean => kind === 'Pod' || kind === 'WorkloadEntry';
 
-function workloadLabels(object: KubeObject): Record<string, string> {
-  return { ...object.metadata.labels, ...(object.kind === 'WorkloadEntry' ? (object as { spec?: { labels?: Record<string, string> } }).spec?.labels : {}) };
+const NO_LABELS: Readonly<Record<string, string>> = {};
+
+function workloadLabels(object: KubeObject): Readonly<Record<string, string>> {
+  const own = object.metadata.labels ?? NO_LABELS;
+  return object.kind === 'WorkloadEntry' ? { ...own, ...(object as { spec?: { labels?: Record<string, string> } }).spec?.labels } : own;
 }
 
 /** The facts under which an object is kept. */
@@ -122,6 +125,11 @@ export class MeshIndex {
     return !set ? [] : set.size === 1 ? [...set] : [...set].sort(byAge);
   }
 
+  /** As `of`, in any order. */
+  unordered(name: string): Iterable<LoadedObject> {
+    return this.#providers.get(name) ?? [];
+  }
+
   /** For hints alone: what is read here makes no object be looked at again. */
   *hosts(): Iterable<string> {
     for (const name of this.#providers.keys()) if (name.startsWith('host ') && name !== fact.wildHosts) yield name.slice('host '.length);
@@ -154,7 +162,7 @@ export class View {
     this.reads.add(fact.label(...first));
     const found: Pod[] = [];
     for (const place of namespace === undefined ? this.index.namespacesOfPods() : [namespace]) {
-      for (const { object } of this.index.of(fact.pods(place))) if (selects(selector, workloadLabels(object))) found.push(object as Pod);
+      for (const { object } of this.index.unordered(fact.pods(place))) if (selects(selector, workloadLabels(object))) found.push(object as Pod);
     }
     return found;
   }
