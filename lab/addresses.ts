@@ -1,4 +1,8 @@
-/** Address plan, the one of most clusters: pods 10.244.0.0/16 with a /24 a node, services 10.96.0.0/16, load balancers 172.18.255.0/24, IPv6 beside each. */
+/**
+ * Address plan, the one of most clusters: pods 10.244.0.0/16 with a /24 a node, services 10.96.0.0/16, load balancers
+ * 172.18.255.0/24, IPv6 beside each. Labs that are clusters of one mesh count on: the second's nodes from 50, its services
+ * are 10.97.0.0/16, its load balancers 172.18.254.0/24.
+ */
 import { UnderpassError } from '../common/errors.js';
 
 export interface DualAddress {
@@ -7,6 +11,8 @@ export interface DualAddress {
 }
 
 const MAX_NODES = 250;
+export const NODES_PER_CLUSTER = 50;
+export const MAX_CLUSTERS = MAX_NODES / NODES_PER_CLUSTER;
 const MAX_PODS_PER_NODE = 250;
 
 export interface NodeAddresses {
@@ -67,7 +73,7 @@ export class ServiceAddresses {
   readonly #taken = new Set<string>();
   #last = 10;
 
-  constructor(readonly numbered: (number: number) => DualAddress = clusterIp) {}
+  constructor(readonly numbered: (number: number) => DualAddress = clusterIp(0)) {}
 
   /** @param given the service's own clusterIPs */
   allocate(service: string, given: readonly string[]): DualAddress {
@@ -98,11 +104,18 @@ export class ServiceAddresses {
   }
 }
 
-function clusterIp(number: number): DualAddress {
-  return { ipv4: `10.96.${number >> 8}.${number & 255}`, ipv6: `fd00:10:96::${number.toString(16)}` };
+/** @param cluster position of the lab among those of its mesh, from 0 */
+export function clusterIp(cluster: number): (number: number) => DualAddress {
+  return (number) => ({ ipv4: `10.${96 + cluster}.${number >> 8}.${number & 255}`, ipv6: `fd00:10:${96 + cluster}::${number.toString(16)}` });
 }
 
 /** Beside the nodes' own addresses, where a load balancer of such a cluster takes them from. */
-export function loadBalancerIp(number: number): DualAddress {
-  return { ipv4: `172.18.255.${number & 255}`, ipv6: `fd00:172:18:ff::${number.toString(16)}` };
+export function loadBalancerIp(cluster: number): (number: number) => DualAddress {
+  const last = 255 - cluster;
+  return (number) => ({ ipv4: `172.18.${last}.${number & 255}`, ipv6: `fd00:172:18:${last.toString(16)}::${number.toString(16)}` });
+}
+
+export function loadBalancerCidrs(cluster: number): DualAddress {
+  const last = 255 - cluster;
+  return { ipv4: `172.18.${last}.0/24`, ipv6: `fd00:172:18:${last.toString(16)}::/64` };
 }

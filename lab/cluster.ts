@@ -1,7 +1,7 @@
 /** What the API server would hold: the user's objects with live labels and allocated addresses, and what follows from them. */
 import { UnderpassError } from '../common/errors.js';
 import type { LabelPatch } from '../common/lab-api.js';
-import { loadBalancerIp, ServiceAddresses, type DualAddress } from './addresses.js';
+import { clusterIp, loadBalancerIp, ServiceAddresses, type DualAddress } from './addresses.js';
 import { CLUSTER_DOMAIN, type ZoneEntry } from './dns.js';
 import { configData } from './environment.js';
 import {
@@ -57,10 +57,14 @@ export class Cluster {
   #configs: KubeObject[] = [];
   nodeObjects: KubeObject[] = [];
   #workloads: KubeObject[] = [];
-  readonly #addresses = new ServiceAddresses();
-  readonly #external = new ServiceAddresses(loadBalancerIp);
+  readonly #addresses: ServiceAddresses;
+  readonly #external: ServiceAddresses;
 
-  constructor(readonly ipv6: boolean) {}
+  /** @param index position of this lab among the clusters of its mesh */
+  constructor(readonly ipv6: boolean, index = 0) {
+    this.#addresses = new ServiceAddresses(clusterIp(index));
+    this.#external = new ServiceAddresses(loadBalancerIp(index));
+  }
 
   setObjects(all: readonly KubeObject[]): void {
     this.#workloads = all.filter(({ kind }) => WORKLOAD_KINDS.has(kind));
@@ -213,7 +217,7 @@ export class Cluster {
             const number = ports.find((candidate) => candidate.port === port)?.number;
             return number === undefined ? [] : [{ ip: pod.ips[position] as string, port: number }];
           });
-          found.push({ service: `${key}:${port.name ?? port.port}`, ip, port: port.port, protocol, endpoints });
+          found.push({ service: `${key}:${port.name ?? port.port}`, ip, port: port.port, protocol, endpoints, ...(address === service.external ? { external: true } : {}) });
         }
       }
     }

@@ -8,7 +8,7 @@ import { ClosableStore } from '../common/lifecycle.js';
 import { defaultRunDir } from '../common/paths.js';
 import type { RunResult } from '../common/process.js';
 import { sleep, waitFor } from '../common/retry.js';
-import { nodeAddresses, PodAddresses, type DualAddress, type NodeAddresses } from './addresses.js';
+import { PodAddresses, type DualAddress, type NodeAddresses } from './addresses.js';
 import { LabApi, type LabBackend } from './api.js';
 import { writeCommands } from './builtin-images.js';
 import { removeLeftovers } from './clean.js';
@@ -28,7 +28,7 @@ import { placePod } from './placement.js';
 import { Pod } from './pod.js';
 import { preflight } from './preflight.js';
 import { parseAddress, Relay } from './relay.js';
-import { serviceRules } from './service-proxy.js';
+import { nodeRules, ServiceProxy, serviceRules } from './service-proxy.js';
 import { parseObjects, Sources } from './sources.js';
 
 /** Istio's default for a sidecar. */
@@ -48,6 +48,8 @@ interface LabNode {
   addresses: NodeAddresses;
   pods: PodAddresses;
   dns: DnsServer;
+  /** Rules that send load balancers' addresses to pods, for other clusters. */
+  balancers: ServiceProxy;
 }
 
 export class Lab implements LabBackend {
@@ -66,10 +68,11 @@ export class Lab implements LabBackend {
   readonly #said = new Set<string>();
   readonly #applied = new Map<string, KubeObject>();
   #lock!: LabLock;
-  #network!: LabNetwork;
+  readonly #network: LabNetwork;
   #ca!: CertificateAuthority;
   #objects!: ObjectsDir;
   #publishTimer: NodeJS.Timeout | undefined;
+  #balances = false;
   #writeProblem = '';
   #closing: Promise<void> | undefined;
 
@@ -77,7 +80,9 @@ export class Lab implements LabBackend {
     this.#options = options;
     this.names = new LabNames(options.name ?? DEFAULT_LAB_NAME, options.runDir ?? defaultRunDir);
     this.#ipv6 = options.ipv6 ?? existsSync('/proc/sys/net/ipv6');
-    this.cluster = new Cluster(this.#ipv6);
+    const peers = (options.peers ?? []).map((peer) => peer.#network);
+    this.#network = new LabNetwork(this.names, this.#ipv6, (netns) => this.#lock.recordNetns(netns), { peers, isolated: options.isolated === true });
+    this.cluster = new Cluster(this.#ipv6, this.#network.index);
     this.#sources = new Sources(options.sources);
   }
 
@@ -108,8 +113,8 @@ export class Lab implements LabBackend {
     mkdirSync(names.cgroup, { recursive: true });
     writeCommands(names.binDir);
     this.#objects = new ObjectsDir(names.objectsDir);
-    this.#ca = await CertificateAuthority.create();
-    this.#network = new LabNetwork(names, this.#ipv6, (netns) => this.#lock.recordNetns(netns));
+    const [first] = this.#options.peers ?? [];
+    this.#ca = this.#options.ca ?? (first ? first.#ca : await CertificateAuthority.create());
     this.#closables.add(await Relay.listen(names.discoverySocket, parseAddress(this.#options.discovery ?? DEFAULT_DISCOVERY)));
     await this.#network.start();
     this.#loadObjects();
@@ -165,12 +170,13 @@ export class Lab implements LabBackend {
     for (let number = 1; wanted.size < count; number++) wanted.add(`node-${number}`);
     for (const name of wanted) {
       if (this.#nodes.has(name)) continue;
-      const addresses = nodeAddresses(this.#nodes.size);
+      const addresses = this.#network.nodeAddresses();
       await this.#network.addNode(name, addresses);
       const dns = this.#closables.add(
         await DnsServer.listen(netnsPath(this.names.nodeNetns(name)), this.#present(addresses.bridge)),
       );
-      this.#nodes.set(name, { name, addresses, pods: new PodAddresses(addresses), dns });
+      const balancers = new ServiceProxy(netnsPath(this.names.nodeNetns(name)), (error) => this.#problem(error));
+      this.#nodes.set(name, { name, addresses, pods: new PodAddresses(addresses), dns, balancers });
       this.#progress(`node ${name}: pods ${this.#present(addresses.podCidrs).join(', ')}`);
     }
   }
@@ -299,9 +305,13 @@ export class Lab implements LabBackend {
     this.#writeObjects(pods);
     const zone = this.cluster.zone(pods);
     for (const { dns } of this.#nodes.values()) dns.setZone(zone);
-    const rules = serviceRules(this.cluster.virtualAddresses(pods));
+    const addresses = this.cluster.virtualAddresses(pods);
+    const rules = serviceRules(addresses);
+    // Nodes get a table when the first load balancer is there, and keep it.
+    this.#balances ||= addresses.some(({ external }) => external);
+    const balancing = this.#balances ? nodeRules(addresses) : '';
     for (const listener of this.#listeners) listener();
-    await Promise.all(pods.map((pod) => pod.setServiceRules(rules)));
+    await Promise.all([...pods.map((pod) => pod.setServiceRules(rules)), ...[...this.#nodes.values()].map(({ balancers }) => balancers.set(balancing))]);
   }
 
   /** A full disk must not end the lab, nor keep the rest from hearing of a change: it is said once, and tried again. */

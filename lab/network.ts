@@ -4,9 +4,9 @@
  */
 import { mkdirSync, rmSync, writeFileSync } from 'node:fs';
 import { createHash } from 'node:crypto';
-import { errorCode } from '../common/errors.js';
+import { errorCode, UnderpassError } from '../common/errors.js';
 import { run } from '../common/process.js';
-import type { DualAddress, NodeAddresses } from './addresses.js';
+import { loadBalancerCidrs, MAX_CLUSTERS, NODES_PER_CLUSTER, nodeAddresses, type DualAddress, type NodeAddresses } from './addresses.js';
 import { NETNS_DIR, netnsPath, type LabNames } from './names.js';
 
 const BRIDGE = 'cni0';
@@ -71,8 +71,33 @@ function macAddress(ipv4: string): string {
   return ['0a', '58', ...ipv4.split('.').map((byte) => Number(byte).toString(16).padStart(2, '0'))].join(':');
 }
 
+/** What pods send to other clusters' load balancers leaves the node under its own address: there is no way back to the pods' from there. */
+async function masqueradeUplink(netns: string): Promise<void> {
+  const [first, last] = [loadBalancerCidrs(MAX_CLUSTERS - 1), loadBalancerCidrs(0)].map(({ ipv4, ipv6 }) => ({ ipv4: ipv4.replace('/24', ''), ipv6: ipv6.replace('::/64', '') })) as [DualAddress, DualAddress];
+  const rules = [
+    'table inet underpass_lab_uplink {',
+    '  chain sources {',
+    '    type nat hook postrouting priority 110;',
+    `    ip daddr ${first.ipv4}-${last.ipv4.replace(/0$/, '255')} masquerade`,
+    `    ip6 daddr ${first.ipv6}::-${last.ipv6}:ffff:ffff:ffff:ffff masquerade`,
+    '  }',
+    '}',
+    '',
+  ].join('\n');
+  await run('nsenter', [`--net=${netnsPath(netns)}`, 'nft', '-f', '-'], { input: `add table inet underpass_lab_uplink\ndelete table inet underpass_lab_uplink\n${rules}` });
+}
+
+export interface JoinedNetworks {
+  /** Networks of labs that are up and whose nodes meet on one fabric, the one that made it first. */
+  peers: readonly LabNetwork[];
+  /** A network of its own: other clusters reach its load balancers, not its pods, nor does it reach theirs. */
+  isolated: boolean;
+}
+
 export class LabNetwork {
   readonly #nodes = new Map<string, NodeAddresses>();
+  /** Position among the clusters of a mesh: each has addresses of its own. */
+  readonly index: number;
 
   /**
    * @param ipv6 whether nodes and pods have IPv6 addresses too
@@ -82,7 +107,25 @@ export class LabNetwork {
     readonly names: LabNames,
     readonly ipv6: boolean,
     readonly recordNetns: (name: string) => void,
-  ) {}
+    readonly joined: JoinedNetworks = { peers: [], isolated: false },
+  ) {
+    this.index = Math.max(-1, ...joined.peers.map(({ index }) => index)) + 1;
+    if (this.index >= MAX_CLUSTERS) throw new UnderpassError('UNDERPASS_LAB_ADDRESSES', `joining lab ${names.lab} to others: a mesh has ${MAX_CLUSTERS} of them at most`);
+  }
+
+  /** The namespace in which nodes meet: the first lab's of a mesh. */
+  get #fabric(): string {
+    return this.joined.peers[0]?.fabricNetns ?? this.names.fabricNetns();
+  }
+
+  get fabricNetns(): string {
+    return this.#fabric;
+  }
+
+  nodeAddresses(): NodeAddresses {
+    if (this.#nodes.size >= NODES_PER_CLUSTER && this.joined.peers.length > 0) throw new UnderpassError('UNDERPASS_LAB_ADDRESSES', `numbering a node of lab ${this.names.lab}: one of several clusters has ${NODES_PER_CLUSTER} at most`);
+    return nodeAddresses(this.index * NODES_PER_CLUSTER + this.#nodes.size);
+  }
 
   async #make(netns: string, sysctls: string): Promise<void> {
     this.recordNetns(netns);
@@ -95,6 +138,7 @@ export class LabNetwork {
   }
 
   async start(): Promise<void> {
+    if (this.joined.peers.length > 0) return;
     const fabric = this.names.fabricNetns();
     await this.#make(fabric, NODE_SYSCTLS);
     await this.#ip(fabric, ['link set lo up', 'link add br0 type bridge', 'link set br0 up']);
@@ -102,9 +146,9 @@ export class LabNetwork {
 
   async addNode(name: string, addresses: NodeAddresses): Promise<void> {
     const netns = this.names.nodeNetns(name);
-    const fabric = this.names.fabricNetns();
+    const fabric = this.#fabric;
     await this.#make(netns, NODE_SYSCTLS);
-    const uplink = linkName('node', name);
+    const uplink = linkName('node', netns);
     await this.#ip(fabric, [
       `link add ${uplink} type veth peer name eth0 address ${macAddress(addresses.node.ipv4)} netns ${netns}`,
       `link set ${uplink} master br0 up`,
@@ -121,7 +165,22 @@ export class LabNetwork {
       ...[...this.#nodes.values()].flatMap((other) => routesTo(other)),
     ]);
     for (const other of this.#nodes.keys()) await this.#ip(this.names.nodeNetns(other), routesTo(addresses));
+    if (this.joined.peers.length > 0) await masqueradeUplink(netns);
+    for (const peer of this.joined.peers) await this.#link(peer, netns, addresses);
     this.#nodes.set(name, addresses);
+  }
+
+  /** Routes between a new node and another cluster's: to its load balancers always, to its pods when there is one network. */
+  async #link(peer: LabNetwork, netns: string, addresses: NodeAddresses): Promise<void> {
+    const [door] = peer.#nodes.values();
+    if (door) await this.#ip(netns, routesVia(loadBalancerCidrs(peer.index), door));
+    const first = this.#nodes.size === 0;
+    const flat = !this.joined.isolated && !peer.joined.isolated;
+    for (const [name, other] of peer.#nodes) {
+      if (flat) await this.#ip(netns, routesTo(other));
+      if (first) await masqueradeUplink(peer.names.nodeNetns(name));
+      await this.#ip(peer.names.nodeNetns(name), [...(flat ? routesTo(addresses) : []), ...(first ? routesVia(loadBalancerCidrs(this.index), addresses) : [])]);
+    }
   }
 
   /** @returns the name of the pod's namespace */
@@ -154,5 +213,10 @@ export class LabNetwork {
 }
 
 function routesTo(node: NodeAddresses): string[] {
-  return [`route add ${node.podCidrs.ipv4} via ${node.node.ipv4}`, `route add ${node.podCidrs.ipv6} via ${node.node.ipv6}`];
+  return routesVia(node.podCidrs, node);
+}
+
+/** `replace`: a lab of the same place may have come and gone. */
+function routesVia(cidrs: DualAddress, { node }: NodeAddresses): string[] {
+  return [`route replace ${cidrs.ipv4} via ${node.ipv4}`, `route replace ${cidrs.ipv6} via ${node.ipv6}`];
 }

@@ -1,3 +1,6 @@
+import type { CertificateAuthority } from '../common/identity/ca.js';
+import type { Lab } from './lab.js';
+
 /** What a lab is told at its start, and by whom it is used in the same process. */
 export interface LabOptions {
   name?: string;
@@ -12,6 +15,15 @@ export interface LabOptions {
   sidecarConcurrency?: number;
   /** What proxies name as the cluster that they are in; default `Kubernetes`. */
   clusterId?: string;
+  /**
+   * Labs of this process that are up: with them this one is a cluster of one mesh. Nodes meet on the first one's fabric, which
+   * has to be ended last; load balancers are reached from every cluster.
+   */
+  peers?: readonly Lab[];
+  /** A network of its own, beside its peers': pods are reached through load balancers alone. */
+  isolated?: boolean;
+  /** Signs the certificates of sidecars and gateways; default: the first peer's, else a new one. */
+  ca?: CertificateAuthority;
   envoy?: string;
   /** IPv6 beside IPv4; default: as the kernel can. */
   ipv6?: boolean;

@@ -18,10 +18,30 @@ export interface VirtualAddress {
   port: number;
   protocol: 'tcp' | 'udp';
   endpoints: { ip: string; port: number }[];
+  /** A load balancer's: reached from outside of the cluster too, by way of a node. */
+  external?: boolean;
 }
 
-/** A complete ruleset: applied in one transaction, it replaces the rules of the one before. */
+/** A pod's complete ruleset: applied in one transaction, it replaces the rules of the one before. */
 export function serviceRules(addresses: readonly VirtualAddress[]): string {
+  const { nat, filter } = rules(addresses);
+  return ruleset([
+    ['services', 'type nat hook output priority -90;', nat],
+    ['refused', 'type filter hook output priority 0;', filter],
+  ]);
+}
+
+/** A node's, for connections from other clusters to load balancers: the pod sees the node as their source, as is usual. */
+export function nodeRules(addresses: readonly VirtualAddress[]): string {
+  const { nat, filter } = rules(addresses.filter(({ external }) => external));
+  return ruleset([
+    ['balancers', 'type nat hook prerouting priority -90;', nat],
+    ['sources', 'type nat hook postrouting priority 110;', ['ct status dnat masquerade']],
+    ['unserved', 'type filter hook forward priority 0;', filter],
+  ]);
+}
+
+function rules(addresses: readonly VirtualAddress[]): { nat: string[]; filter: string[] } {
   const nat: string[] = [];
   const filter: string[] = [];
   for (const { service, ip, port, protocol, endpoints } of addresses) {
@@ -40,22 +60,19 @@ export function serviceRules(addresses: readonly VirtualAddress[]): string {
       );
     }
   }
-  const chain = (name: string, hook: string, rules: string[]): string[] => [
-    `  chain ${name} {`,
-    `    ${hook}`,
-    ...rules.map((rule) => `    ${rule}`),
-    '  }',
-  ];
+  return { nat, filter };
+}
+
+type Chain = [name: string, hook: string, rules: readonly string[]];
+
+function ruleset(chains: readonly Chain[]): string {
   return [
     // Chains are emptied, not deleted: with no nat chain the kernel would drop its translation hooks for a moment.
     `add table inet ${NFT_TABLE}`,
-    `add chain inet ${NFT_TABLE} services { type nat hook output priority -90; }`,
-    `add chain inet ${NFT_TABLE} refused { type filter hook output priority 0; }`,
-    `flush chain inet ${NFT_TABLE} services`,
-    `flush chain inet ${NFT_TABLE} refused`,
+    ...chains.map(([name, hook]) => `add chain inet ${NFT_TABLE} ${name} { ${hook} }`),
+    ...chains.map(([name]) => `flush chain inet ${NFT_TABLE} ${name}`),
     `table inet ${NFT_TABLE} {`,
-    ...chain('services', 'type nat hook output priority -90;', nat),
-    ...chain('refused', 'type filter hook output priority 0;', filter),
+    ...chains.flatMap(([name, hook, content]) => [`  chain ${name} {`, `    ${hook}`, ...content.map((rule) => `    ${rule}`), '  }']),
     '}',
     '',
   ].join('\n');

@@ -3,6 +3,10 @@ import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
+import { Client, credentials } from '@grpc/grpc-js';
+import { Secret } from '../proto/generated/envoy/extensions/transport_sockets/tls/v3/secret.js';
+import { DiscoveryRequest, type DiscoveryResponse } from '../proto/generated/envoy/service/discovery/v3/discovery.js';
+import { SecretDiscoveryServiceService } from '../proto/generated/envoy/service/secret/v3/sds.js';
 import { fileSecret } from '../common/identity/file-secrets.js';
 import { waitFor } from '../common/retry.js';
 import { Lab } from './lab.js';
@@ -37,6 +41,13 @@ spec:
     - {name: certs, secret: {secretName: certs}}
     - {name: settings, configMap: {name: settings}}
     - {name: scratch, emptyDir: {}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: gateway, namespace: a}
+spec:
+  containers: [{name: istio-proxy, image: proxyv2, args: [proxy, router], volumeMounts: [{name: certs, mountPath: /etc/istio/ingressgateway-certs}]}]
+  volumes: [{name: certs, secret: {secretName: certs}}]
 ---
 apiVersion: v1
 kind: Pod
@@ -83,9 +94,25 @@ test('volumes: Secrets and ConfigMaps are files where the pod mounts them, besid
   assert.match(lab.problems().join('\n'), /a\/reader: the volume at \/no-such-root\/settings is left out/);
 });
 
-test('volumes: a changed Secret changes the files of a running pod', async () => {
+test('volumes: a changed Secret changes the files of a running pod, and what its gateway is served by path', async () => {
+  const name = 'file-cert:/etc/istio/ingressgateway-certs/tls.crt~/etc/istio/ingressgateway-certs/tls.key';
+  const client = new Client(`unix:${join(lab.names.podDir(lab.pod('a', 'gateway').uid), 'istio-proxy', 'sds.sock')}`, credentials.createInsecure());
+  const { path, requestSerialize, responseDeserialize } = SecretDiscoveryServiceService.streamSecrets;
+  const stream = client.makeBidiStreamRequest<DiscoveryRequest, DiscoveryResponse>(path, requestSerialize, responseDeserialize);
+  const served: string[] = [];
+  stream.on('data', ({ resources }: DiscoveryResponse) => {
+    const { type } = Secret.decode(resources[0]?.value ?? Buffer.alloc(0));
+    const chain = type?.$case === 'tls_certificate' ? type.value.certificate_chain?.specifier : undefined;
+    served.push(chain?.$case === 'inline_string' ? chain.value : '');
+  });
+  stream.on('error', () => undefined);
+  stream.write(DiscoveryRequest.fromPartial({ resource_names: [name] }));
+  await waitFor('the certificate', () => served.length > 0, { timeoutMs: 5_000 });
   writeFileSync(join(directory, 'world.yaml'), world('v2'));
   await waitFor('the new content', async () => (await sh('a/reader', 'cat /etc/certs/tls.crt')) === 'v2', { timeoutMs: 15_000 });
+  await waitFor('the new certificate', () => served.length > 1, { timeoutMs: 5_000 });
+  client.close();
+  assert.deepEqual(served, ['v1', 'v2']);
 });
 
 test('fileSecret: certificates and roots by path as Istio names them; what is not there is no secret', () => {
