@@ -45,6 +45,12 @@ export function foldCluster(source: Cluster, extensions: EnvoyExtensions, modeOf
   return cluster;
 }
 
+/** For connections that no pod's filter state goes with: all are opened in one pod's network namespace. */
+export function boundTo(netnsPath: string, cluster: Cluster): Cluster {
+  const { local_address_selector: _, ...bind } = podBindConfig(netnsPath);
+  return { ...cluster, upstream_bind_config: BindConfig.fromPartial(bind) };
+}
+
 /**
  * The socket for endpoints of any kind, if it originates TLS as a DestinationRule asks. Istio puts it beside HBONE into
  * transport_socket_matches, with an empty match. What is chosen by endpoint metadata (mTLS, HBONE, plaintext) and mTLS with
@@ -58,10 +64,11 @@ function originatedTls(cluster: Cluster): TransportSocket | undefined {
   return tls && !usesIdentity ? socket : undefined;
 }
 
-function podBindConfig(): BindConfig {
+function podBindConfig(network_namespace_filepath = ''): BindConfig {
+  const any = (address: string) => ({ address, protocol: SocketAddress_Protocol.TCP, port_specifier: { $case: 'port_value' as const, value: 0 }, network_namespace_filepath });
   return BindConfig.fromPartial({
-    source_address: { address: '0.0.0.0', protocol: SocketAddress_Protocol.TCP, port_specifier: { $case: 'port_value', value: 0 } },
-    extra_source_addresses: [{ address: { address: '::', protocol: SocketAddress_Protocol.TCP, port_specifier: { $case: 'port_value', value: 0 } } }],
+    source_address: any('0.0.0.0'),
+    extra_source_addresses: [{ address: any('::') }],
     local_address_selector: {
       name: 'envoy.upstream.local_address_selector.filter_state_override',
       typed_config: pack(FilterStateOverride, FilterStateOverride.fromPartial({})),

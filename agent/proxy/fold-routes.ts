@@ -7,6 +7,14 @@ import { keepOverrides } from './stock.js';
 
 export type Rename = (name: string) => string;
 
+/** Envoy's copies of requests carry no filter state, so they go to clusters that know by themselves whose connections to make. */
+export const mirrorClusterName: Rename = (name) => `${name}~mirror`;
+
+/** The clusters that copies of requests go to. */
+export function mirroredClusters({ virtual_hosts }: RouteConfiguration): Set<string> {
+  return new Set(virtual_hosts.flatMap(({ routes }) => routes.flatMap((route) => routeAction(route)?.request_mirror_policies.map(({ cluster }) => cluster) ?? [])));
+}
+
 export function foldRoutes(source: RouteConfiguration, extensions: EnvoyExtensions): RouteConfiguration {
   const routes = canonical(source) as RouteConfiguration;
   // Routes and clusters come from one place but not in one message: a route to a cluster that is not there yet must not
@@ -18,6 +26,7 @@ export function foldRoutes(source: RouteConfiguration, extensions: EnvoyExtensio
     for (const route of host.routes) {
       route.typed_per_filter_config = keepOverrides(extensions, route.typed_per_filter_config);
       const action = routeAction(route);
+      for (const mirror of action?.request_mirror_policies ?? []) mirror.cluster = mirrorClusterName(mirror.cluster);
       if (action?.cluster_specifier?.$case === 'weighted_clusters') {
         for (const weight of action.cluster_specifier.value.clusters) {
           weight.typed_per_filter_config = keepOverrides(extensions, weight.typed_per_filter_config);

@@ -161,6 +161,28 @@ describe('Folder: clusters and endpoints', () => {
     assert.deepEqual(cluster.upstream_bind_config?.socket_options.map(({ level, name, value }) => [level, name, value?.value]), [[1n, 36n, 1337n]]);
   });
 
+  it('makes copies of requests from the first pod of the class: they carry no filter state that says from whose', () => {
+    const mirrored = (): SidecarState => {
+      const table = unpack(RouteConfiguration, routes(80, { web: WEB }))!;
+      const { action } = table.virtual_hosts[0]!.routes[0]!;
+      if (action?.$case === 'route') action.value.request_mirror_policies.push({ cluster: WEB } as never);
+      return basic({ 'rds 80': pack(RouteConfiguration, RouteConfiguration.fromPartial(table)) });
+    };
+    const pods = ['u2', 'u1', 'u3'].map((uid): FoldPod => ({ ...pod, uid, netnsPath: `/netns/${uid}`, classKey: uid === 'u3' ? 'c2' : 'c1' }));
+    const { snapshot } = new Folder(extensions).fold([{ key: 'c1', state: mirrored() }, { key: 'c2', state: mirrored() }], pods);
+    const bindOf = (name: string): unknown => {
+      const bind = decode(Cluster, snapshot.get(CDS, name)?.any).upstream_bind_config;
+      return [bind?.source_address?.network_namespace_filepath, bind?.extra_source_addresses[0]?.address?.network_namespace_filepath, bind?.local_address_selector !== undefined];
+    };
+    assert.deepEqual([WEB, `${WEB}~mirror`, `${WEB}~mirror~c2`].map(bindOf), [['', '', true], ['/netns/u1', '/netns/u1', false], ['/netns/u3', '/netns/u3', false]]);
+    assert.equal(decode(ClusterLoadAssignment, snapshot.get(EDS, `${WEB}~mirror`)?.any).endpoints.length, 1);
+    const target = (name: string): unknown => {
+      const { action } = decode(RouteConfiguration, snapshot.get(RDS, name)?.any).virtual_hosts[0]!.routes[0]!;
+      return action?.$case === 'route' && [action.value.cluster_specifier?.value, action.value.request_mirror_policies[0]?.cluster];
+    };
+    assert.deepEqual([target('80'), target('80~c2')], [[WEB, `${WEB}~mirror`], [WEB, `${WEB}~mirror~c2`]]);
+  });
+
   it('leaves out the inbound side, and what only stock Envoy\'s lack forbids', () => {
     const recording = Recording.open('canary');
     assert.ok(recording?.sidecars[0]);

@@ -10,9 +10,9 @@ import { contentHash, hashBytes, type XdsResource } from '../xds/resource-type.j
 import { edsServiceName, routeNames } from '../xds/resource-types.js';
 import type { SidecarState } from '../xds/sidecar-stream.js';
 import type { EnvoyExtensions } from './extensions.js';
-import { foldAssignment, foldCluster, isFoldedCluster, type UpstreamModeOf } from './fold-clusters.js';
+import { boundTo, foldAssignment, foldCluster, isFoldedCluster, type UpstreamModeOf } from './fold-clusters.js';
 import { foldListener, foldListeners, isOutboundListener, listenerPort, passesThrough, renameInChain, type FoldedListeners } from './fold-listeners.js';
-import { foldRoutes, renameClusters } from './fold-routes.js';
+import { foldRoutes, mirrorClusterName, mirroredClusters, renameClusters } from './fold-routes.js';
 import { INSPECTION_KINDS, inspectionCluster, inspectionListener } from './inspection.js';
 import { podListener, podListenerKey, type ListenerPod } from './pod-listener.js';
 import { markEventDriven } from './pool-renewal.js';
@@ -82,7 +82,7 @@ export class Folder {
   fold(classes: readonly FoldClass[], pods: readonly FoldPod[], eventDriven: ReadonlySet<string> = new Set()): FoldResult {
     const problems: FoldProblem[] = [];
     this.#current.clear();
-    const clusters = new Map(classes.map((item) => [item.key, this.#foldClusters(item, problems)]));
+    const clusters = new Map(classes.map((item) => [item.key, withMirrors(item, this.#foldClusters(item, problems), pods)]));
     const clusterNames = assignNames(classes.map(({ key }) => ({ key, hashes: hashes(clusters.get(key)) })));
     const routes = new Map(classes.map((item) => [item.key, this.#foldRoutes(item, clusterNames, problems)]));
     const routeNamesOf = assignNames(classes.map(({ key }) => ({ key, hashes: hashes(routes.get(key)) })));
@@ -235,6 +235,23 @@ export class Folder {
     this.#lastGood.set(name, source);
     return found;
   }
+}
+
+/**
+ * Adds what a class's routes mirror to: made from the first of its pods, since all of them have one identity and Envoy's
+ * copies of requests do not say which pod asked.
+ */
+function withMirrors({ key, state }: FoldClass, clusters: Map<string, FoldedCluster>, pods: readonly FoldPod[]): Map<string, FoldedCluster> {
+  const mirrored = new Set([...state.routes.values()].flatMap(({ message }) => [...mirroredClusters(message)]));
+  if (mirrored.size === 0) return clusters;
+  const [netnsPath] = pods.filter((pod) => pod.classKey === key).map((pod) => pod.netnsPath).sort();
+  for (const name of netnsPath === undefined ? [] : mirrored) {
+    const folded = clusters.get(name);
+    if (!folded) continue;
+    const cluster = boundTo(netnsPath!, { ...folded.cluster, name: mirrorClusterName(name) });
+    clusters.set(cluster.name, { ...folded, cluster, hash: hashBytes(folded.hash, netnsPath!) });
+  }
+  return clusters;
 }
 
 function hashes(items: ReadonlyMap<string, { hash: string }> | undefined): ReadonlyMap<string, string> {

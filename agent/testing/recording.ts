@@ -35,11 +35,18 @@ export class Recording {
     this.sessions = sessions;
   }
 
-  /** Of the checkout itself (test/fixtures) or, for the many others, of the shared fixtures; undefined when those are not there. */
+  /**
+   * Of the checkout itself (test/fixtures) or, for the many others, of the shared fixtures; undefined when those are not
+   * there. Of some scenarios the checkout has only the session that pilot is compared with.
+   */
   static open(scenario: string): Recording | undefined {
     const shared = process.env['UNDERPASS_FIXTURES'] ?? join(projectRoot, '..', 'shared', 'fixtures');
-    const folder = [join(projectRoot, 'test', 'fixtures'), shared].map((base) => join(base, 'istiod', scenario)).find((path) => existsSync(join(path, 'scenario.json')));
-    return folder === undefined ? undefined : new Recording(folder);
+    const folders = [join(projectRoot, 'test', 'fixtures'), shared].map((base) => join(base, 'istiod', scenario)).filter((path) => existsSync(join(path, 'scenario.json')));
+    return folders.map((path) => new Recording(path)).find((recording) => recording.#isComplete);
+  }
+
+  get #isComplete(): boolean {
+    return this.sidecars.every(({ events }) => events.every(({ file }) => file === undefined || existsSync(join(this.folder, file))));
   }
 
   /** Delta sessions of the sidecar kind. */
