@@ -56,7 +56,7 @@ function portListener(model: Model, scope: Scope, proxy: Proxy, servers: readonl
     traffic_direction: TrafficDirection.OUTBOUND,
     max_connections_to_accept_per_socket_event: 1,
     // Whatever has names or TLS is told apart by the client's hello.
-    listener_filters: servers.some(({ server: { tls } }) => tls?.mode) ? [tlsInspector] : [],
+    listener_filters: servers.some((bound) => bound.server.tls && !isPlainHttp(bound)) ? [tlsInspector] : [],
     filter_chains: chains,
   });
   return makeResource(name, Listener, listener);
@@ -85,7 +85,7 @@ function portChains(context: Context, servers: readonly BoundServer[]): FilterCh
     } else if (isAutoPassthrough(bound)) {
       chains.push(FilterChain.fromPartial({ ...connectTimeout, ...(names.length > 0 ? match : { filter_chain_match: { transport_protocol: 'tls' } }), filters: [sniCluster, tcpProxy('BlackHoleCluster')] }));
     } else if (!isPlainHttp(bound)) {
-      chains.push(...(server.tls?.mode && !terminates(server) ? passthroughChains(context, bound) : tcpChains(context, bound)));
+      chains.push(...(server.tls && !terminates(server) ? passthroughChains(context, bound) : tcpChains(context, bound)));
     }
   }
   return chains;

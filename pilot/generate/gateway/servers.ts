@@ -21,19 +21,12 @@ export const isPlainHttp = ({ server }: BoundServer): boolean => HTTP.has(server
 /** HTTP whose protocol is written as HTTP, but with TLS around it. */
 export const isHttpOverTls = (bound: BoundServer): boolean => isHttps(bound) || (HTTP.has(bound.server.port.protocol.toUpperCase()) && terminates(bound.server));
 
-/** The connection is TLS, and this proxy has the certificate. */
+/** The connection is TLS, and this proxy has the certificate. No mode is PASSTHROUGH, the API's zero. */
 export function terminates({ tls }: GatewayServer): boolean {
   return tls?.mode !== undefined && tls.mode !== 'PASSTHROUGH' && tls.mode !== 'AUTO_PASSTHROUGH';
 }
 
 export const isAutoPassthrough = ({ server }: BoundServer): boolean => server.tls?.mode === 'AUTO_PASSTHROUGH';
-
-/** A server with TLS of mode SIMPLE need not say so. */
-function withMode(server: GatewayServer): GatewayServer {
-  const { tls } = server;
-  if (!tls || tls.mode || !(tls.credentialName ?? tls.serverCertificate ?? tls.credentialNames?.length)) return server;
-  return { ...server, tls: { ...tls, mode: 'SIMPLE' } };
-}
 
 /** All servers, the oldest Gateway's first. */
 export function gatewayServers(model: Model, proxy: Proxy): BoundServer[] {
@@ -48,7 +41,7 @@ export function gatewayServers(model: Model, proxy: Proxy): BoundServer[] {
     // The Gateway API's kind of that name is turned into this one elsewhere.
     if (!object.apiVersion.startsWith('networking.istio.io/') || !selects(object.spec.selector, labels)) return [];
     const namespace = object.metadata.namespace ?? 'default';
-    return (object.spec.servers ?? []).flatMap((server) => listenPorts(server.port.number).map((listenPort) => ({ gateway: `${namespace}/${object.metadata.name}`, namespace, server: withMode(server), listenPort })));
+    return (object.spec.servers ?? []).flatMap((server) => listenPorts(server.port.number).map((listenPort) => ({ gateway: `${namespace}/${object.metadata.name}`, namespace, server, listenPort })));
   });
 }
 
