@@ -50,6 +50,48 @@ export function environment(
   return env;
 }
 
+/** What a pod's downward API tells. */
+export interface PodFacts {
+  name: string;
+  namespace: string;
+  uid: string;
+  nodeName: string;
+  serviceAccount: string;
+  ips: readonly string[];
+  hostIp: string;
+  labels: Readonly<Record<string, string>>;
+  annotations: Readonly<Record<string, string>>;
+}
+
+/** @param binDir commands of the lab's, first on the PATH */
+export function podEnvironment(spec: ContainerSpec, pod: PodFacts, binDir: string, config: ConfigLookup): Record<string, string> {
+  const [ip = ''] = pod.ips;
+  const fields: Record<string, string | undefined> = {
+    'metadata.name': pod.name,
+    'metadata.namespace': pod.namespace,
+    'metadata.uid': pod.uid,
+    'spec.nodeName': pod.nodeName,
+    'spec.serviceAccountName': pod.serviceAccount,
+    'status.podIP': ip,
+    'status.podIPs': pod.ips.join(','),
+    'status.hostIP': pod.hostIp,
+  };
+  const base: Record<string, string> = {
+    PATH: `${binDir}:${process.env['PATH'] ?? '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin'}`,
+    HOME: '/root',
+    HOSTNAME: pod.name,
+    POD_NAME: pod.name,
+    POD_NAMESPACE: pod.namespace,
+    POD_IP: ip,
+    NODE_NAME: pod.nodeName,
+  };
+  const field = (path: string): string => {
+    const [, map, key] = /^metadata\.(labels|annotations)\['(.+)'\]$/.exec(path) ?? [];
+    return (key === undefined ? fields[path] : map === 'labels' ? pod.labels[key] : pod.annotations[key]) ?? '';
+  };
+  return environment(spec, base, field, config);
+}
+
 /** `$(NAME)` as in Kubernetes: left as it is when there is no such variable, `$$(NAME)` is `$(NAME)`. */
 export function expand(text: string, env: Record<string, string>): string {
   return text.replace(

@@ -10,7 +10,7 @@ import type { DualAddress, NodeAddresses } from './addresses.js';
 import { findCommand } from './builtin-images.js';
 import { ContainerProcess } from './container.js';
 import { CLUSTER_DOMAIN } from './dns.js';
-import { environment, expand, type ConfigLookup } from './environment.js';
+import { expand, podEnvironment, type ConfigLookup } from './environment.js';
 import { EnvoyProxy, ISTIO_PROXY, type EnvoyProxyOptions } from './envoy-proxy.js';
 import type { ImageTable } from './images.js';
 import type { AdmittedPod, ProxyPlan } from './injection.js';
@@ -243,31 +243,11 @@ export class Pod {
   }
 
   #environment(spec: ContainerSpec): Record<string, string> {
-    const { desired } = this.#options;
-    const fields: Record<string, string | undefined> = {
-      'metadata.name': desired.name,
-      'metadata.namespace': desired.namespace,
-      'metadata.uid': this.uid,
-      'spec.nodeName': this.nodeName,
-      'spec.serviceAccountName': desired.spec.serviceAccountName ?? 'default',
-      'status.podIP': this.ips[0],
-      'status.podIPs': this.ips.join(','),
-      'status.hostIP': this.#options.node.node.ipv4,
-    };
-    const base: Record<string, string> = {
-      PATH: `${this.#options.names.binDir}:${process.env['PATH'] ?? '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin'}`,
-      HOME: '/root',
-      HOSTNAME: desired.name,
-      POD_NAME: desired.name,
-      POD_NAMESPACE: desired.namespace,
-      POD_IP: this.ips[0] as string,
-      NODE_NAME: this.nodeName,
-    };
-    const field = (path: string): string => {
-      const [, map, key] = /^metadata\.(labels|annotations)\['(.+)'\]$/.exec(path) ?? [];
-      return (key === undefined ? fields[path] : map === 'labels' ? this.labels[key] : this.annotations[key]) ?? '';
-    };
-    return environment(spec, base, field, this.#options.config);
+    const { desired, names, node, config } = this.#options;
+    const { labels, annotations, uid, ips, nodeName } = this;
+    const { name, namespace } = desired;
+    const facts = { name, namespace, uid, nodeName, serviceAccount: desired.spec.serviceAccountName ?? 'default', ips, hostIp: node.node.ipv4, labels, annotations };
+    return podEnvironment(spec, facts, names.binDir, config);
   }
 
   /** The pod's own files in place of this machine's. */
