@@ -48,160 +48,12 @@ metadata: {name: guest, namespace: guests-${mode}, labels: {app: guest}}
 spec: {serviceAccountName: guest, containers: [{name: curl, image: curl}]}
 `;
 
-const mesh = new MeshWorld('security', { yaml: guest, outside: EXT_AUTHZ, pilot: { meshConfig: { extensionProviders: PROVIDERS } }, sidecarsOnly: true });
+/** The modes in which a server's policies are enforced. */
+const ENFORCING: readonly Mode[] = ['sidecar'];
+
+const mesh = new MeshWorld('security', { yaml: guest, outside: EXT_AUTHZ, pilot: { meshConfig: { extensionProviders: PROVIDERS } }, sidecarsOnly: !ENFORCING.includes('node') });
 before(() => mesh.up());
 after(() => mesh.down());
-
-/** What follows holds for servers in this mode. */
-const mode: Mode = 'sidecar';
-const [alice, bob, mallory] = [`${mode}/client`, `guests-${mode}/guest`, 'outside/client'] as const;
-const ALICE = `spiffe://cluster.local/ns/${mode}/sa/client`;
-const BOB = `spiffe://cluster.local/ns/guests-${mode}/sa/guest`;
-
-/** Replaces all policies there are. */
-const policies = (...objects: string[]): Promise<void> => mesh.apply(mode, objects.join('---\n'));
-
-interface PolicyOptions {
-  kind?: string;
-  namespace?: string;
-}
-
-const policy = (name: string, spec: string, { kind = 'AuthorizationPolicy', namespace = mode }: PolicyOptions = {}): string =>
-  `apiVersion: security.istio.io/v1\nkind: ${kind}\nmetadata: {name: ${name}, namespace: ${namespace}}\nspec: ${spec}\n`;
-const peers = (spec: string, more: PolicyOptions & { name?: string } = {}): string => policy(more.name ?? 'default', spec, { kind: 'PeerAuthentication', ...more });
-
-type Probe = () => Promise<string>;
-
-/** A request's status, or `refused` when no HTTP answer came. */
-const http = (from: string, path = '/', ...args: string[]): Probe => async () => {
-  const { code, stdout } = await mesh.lab.exec(from, ['curl', '-s', '-o', '/dev/null', '-w', '%{http_code}', '--max-time', '10', ...args, `http://web.${mode}${path}`]);
-  return code === 0 ? stdout : 'refused';
-};
-
-/** Whether a line comes back from the TCP port. */
-const tcp = (from: string): Probe => async () => {
-  const { stdout } = await mesh.lab.exec(from, ['bash', '-c', `exec 3<>/dev/tcp/web.${mode}/9000 && echo ping >&3 && timeout 10 head -1 <&3`]);
-  return stdout === 'ping\n' ? 'echoed' : 'refused';
-};
-
-/** The identity that the server was told of. */
-const identity = (from: string): Probe => async () => {
-  const { stdout } = await mesh.lab.exec(from, ['curl', '-s', '--max-time', '10', `http://web.${mode}/`]);
-  return /URI=(spiffe:[^;"\\]*)/.exec(stdout)?.[1] ?? (stdout.includes('"version"') ? 'nobody' : 'refused');
-};
-
-/** Waits until all probes say what is expected, and sees that they go on saying it. */
-async function becomes(expected: Record<string, [Probe, string]>): Promise<void> {
-  const wanted = Object.fromEntries(Object.entries(expected).map(([name, [, answer]]) => [name, answer]));
-  let found: Record<string, string> = {};
-  const look = async (): Promise<boolean> => {
-    found = Object.fromEntries(await Promise.all(Object.entries(expected).map(async ([name, [probe]]) => [name, await probe()] as const)));
-    return isDeepStrictEqual(found, wanted);
-  };
-  await drained();
-  await waitFor('the policies to be in force', look, { timeoutMs: 20_000, everyMs: 50 }).catch(() => assert.deepEqual(found, wanted));
-  await drained();
-  await look();
-  assert.deepEqual(found, wanted);
-}
-
-/** What the servers have acknowledged is in force, and connections that were open before, under older policies, are drained. */
-async function drained(): Promise<void> {
-  const chains = async (): Promise<boolean> => {
-    const pods = ['web-v1', 'web-v2'].map((name) => mesh.lab.proxyAdmin(`${mode}/${name}`, '/stats?filter=listener_manager.total_(filter_chains_draining|listeners_warming|listeners_draining)'));
-    return (await Promise.all(pods)).every((text) => (text.match(/: 0\n/g) ?? []).length === 3);
-  };
-  await waitFor('the servers to have drained their old connections', chains, { timeoutMs: 20_000, everyMs: 20 });
-}
-
-test('PeerAuthentication: PERMISSIVE takes plaintext and mutual TLS, STRICT refuses plaintext, DISABLE is spoken to without', async () => {
-  await policies();
-  await becomes({ mesh: [identity(alice), ALICE], outside: [identity(mallory), 'nobody'], tcp: [tcp(alice), 'echoed'], 'tcp outside': [tcp(mallory), 'echoed'] });
-  await policies(peers('{mtls: {mode: STRICT}}'));
-  await becomes({ mesh: [identity(alice), ALICE], outside: [identity(mallory), 'refused'], tcp: [tcp(alice), 'echoed'], 'tcp outside': [tcp(mallory), 'refused'] });
-  await policies(peers('{mtls: {mode: DISABLE}}'));
-  await becomes({ mesh: [identity(alice), 'nobody'], outside: [identity(mallory), 'nobody'], tcp: [tcp(bob), 'echoed'], 'tcp outside': [tcp(mallory), 'echoed'] });
-});
-
-test('PeerAuthentication: the mesh, a namespace, a workload and a port, the narrower over the wider', async () => {
-  const mesh = peers('{mtls: {mode: STRICT}}', { namespace: 'istio-system' });
-  await policies(mesh);
-  await becomes({ outside: [identity(mallory), 'refused'], mesh: [identity(bob), BOB] });
-  await policies(mesh, peers('{mtls: {mode: PERMISSIVE}}'));
-  await becomes({ outside: [identity(mallory), 'nobody'], mesh: [identity(alice), ALICE] });
-  await policies(mesh, peers('{selector: {matchLabels: {app: web}}, portLevelMtls: {9000: {mode: DISABLE}}}', { name: 'web' }));
-  await becomes({ outside: [identity(mallory), 'refused'], mesh: [identity(alice), ALICE], 'tcp outside': [tcp(mallory), 'echoed'], tcp: [tcp(alice), 'echoed'] });
-  await policies(peers('{selector: {matchLabels: {app: web}}, mtls: {mode: PERMISSIVE}, portLevelMtls: {9000: {mode: STRICT}}}', { name: 'web' }));
-  await becomes({ outside: [identity(mallory), 'nobody'], 'tcp outside': [tcp(mallory), 'refused'], tcp: [tcp(alice), 'echoed'] });
-});
-
-test('AuthorizationPolicy: one without rules allows nothing, one with an empty rule everything', async () => {
-  await policies(policy('nothing', '{}'));
-  await becomes({ mesh: [http(alice), '403'], outside: [http(mallory), '403'], tcp: [tcp(alice), 'refused'] });
-  await policies(policy('all', '{rules: [{}]}'));
-  await becomes({ mesh: [http(alice), '200'], outside: [http(mallory), '200'], tcp: [tcp(alice), 'echoed'] });
-  await policies(policy('none', '{action: DENY, rules: [{}]}'));
-  await becomes({ mesh: [http(alice), '403'], outside: [http(mallory), '403'], tcp: [tcp(alice), 'refused'] });
-  await policies();
-  await becomes({ mesh: [http(alice), '200'], tcp: [tcp(alice), 'echoed'] });
-});
-
-test('AuthorizationPolicy ALLOW: by principal, namespace and service account, for HTTP and for TCP', async () => {
-  for (const source of [`principals: [cluster.local/ns/${mode}/sa/client]`, `namespaces: [${mode}]`, 'serviceAccounts: [client]', 'principals: ["*/sa/client"]', `notNamespaces: [guests-${mode}], principals: ["*"]`]) {
-    await policies(policy('who', `{rules: [{from: [{source: {${source}}}]}]}`));
-    await becomes({
-      alice: [http(alice), '200'], bob: [http(bob), '403'], mallory: [http(mallory), '403'],
-      'alice tcp': [tcp(alice), 'echoed'], 'bob tcp': [tcp(bob), 'refused'], 'mallory tcp': [tcp(mallory), 'refused'],
-    });
-  }
-});
-
-test('AuthorizationPolicy ALLOW: by method, path, host and header; a rule about HTTP never opens a TCP port', async () => {
-  await policies(policy('what', '{rules: [{to: [{operation: {methods: [GET], paths: ["/public/*", "/users/{*}/photo"]}}]}, {when: [{key: "request.headers[x-pass]", values: [please]}]}, {to: [{operation: {hosts: ["special.*"]}}]}]}'));
-  await becomes({
-    public: [http(bob, '/public/a'), '200'], post: [http(bob, '/public/a', '-X', 'POST'), '403'], private: [http(bob, '/private'), '403'],
-    template: [http(bob, '/users/7/photo'), '200'], 'too deep': [http(bob, '/users/7/x/photo'), '403'],
-    header: [http(bob, '/private', '-H', 'x-pass: please'), '200'], 'other header': [http(bob, '/private', '-H', 'x-pass: no'), '403'],
-    // The path is judged as the application will see it.
-    dots: [http(bob, '/public/../private', '--path-as-is'), '403'],
-    host: [http(mallory, '/private', '-H', 'host: special.example'), '200'], 'other host': [http(mallory, '/private', '-H', 'host: else.example'), '403'],
-    tcp: [tcp(bob), 'refused'],
-  });
-});
-
-test('AuthorizationPolicy DENY beats ALLOW; on a TCP port it is read without what only HTTP knows', async () => {
-  await policies(policy('allow', '{rules: [{}]}'), policy('deny', `{action: DENY, rules: [{from: [{source: {namespaces: [guests-${mode}]}}], to: [{operation: {notMethods: [GET]}}]}]}`));
-  await becomes({ get: [http(bob), '200'], post: [http(bob, '/', '-X', 'POST'), '403'], alice: [http(alice, '/', '-X', 'POST'), '200'], 'bob tcp': [tcp(bob), 'refused'], 'alice tcp': [tcp(alice), 'echoed'] });
-  await policies(policy('mesh', '{action: DENY, rules: [{from: [{source: {notPrincipals: ["*"]}}]}]}', { namespace: 'istio-system' }), policy('others', '{action: DENY, selector: {matchLabels: {app: other}}, rules: [{}]}'));
-  await becomes({ alice: [http(alice), '200'], bob: [http(bob), '200'], mallory: [http(mallory), '403'], 'mallory tcp': [tcp(mallory), 'refused'] });
-});
-
-test('AuthorizationPolicy: a dry run decides nothing', async () => {
-  await policies(policy('dry', '{action: DENY, rules: [{}]}').replace('metadata: {', 'metadata: {annotations: {istio.io/dry-run: "true"}, '), policy('paths', '{action: DENY, rules: [{to: [{operation: {paths: [/no]}}]}]}'));
-  await becomes({ denied: [http(alice, '/no'), '403'], dry: [http(alice), '200'] });
-});
-
-test('a policy that changes holds for connections that are already open once they are drained, without a failure for those it still allows', async () => {
-  await policies();
-  await becomes({ mesh: [http(alice), '200'], guest: [http(bob), '200'] });
-  const [stays, goes] = [alice, bob].map((from) => Load.start(mesh.lab, from, { url: `http://web.${mode}/`, keepAlive: 2, fresh: 0, pauseMs: 10 })) as [Load, Load];
-  try {
-    await Promise.all([stays.run(20), goes.run(20)]);
-    await policies(policy('home', `{rules: [{from: [{source: {namespaces: [${mode}]}}]}]}`));
-    const denied = 'status 403: RBAC: access denied';
-    await goes.run(1, ({ failures }) => (failures[denied] ?? 0) > 0);
-    await drained();
-    const later = await goes.run(20);
-    assert.deepEqual(later.failures, { [denied]: later.requests }, 'once refused, always refused');
-    await policies();
-    await goes.run(1, ({ requests, failures }) => requests > (failures[denied] ?? 0));
-    await drained();
-    assert.deepEqual((await goes.run(20)).failures, {});
-  } finally {
-    await goes.end();
-    assert.deepEqual((await stays.end()).failures, {});
-  }
-});
 
 const rsa = generateKeyPairSync('rsa', { modulusLength: 2_048 });
 const ec = generateKeyPairSync('ec', { namedCurve: 'P-256' });
@@ -215,88 +67,243 @@ function token(claims: object, { key = rsa.privateKey, alg = 'RS256', kid = 'rsa
   return `${head}.${sign('sha256', Buffer.from(head), alg === 'ES256' ? { key, dsaEncoding: 'ieee-p1363' } : key).toString('base64url')}`;
 }
 
-const bearer = (value: string): string[] => ['-H', `authorization: Bearer ${value}`];
-const authentication = (rules: string): string => policy('tokens', `{selector: {matchLabels: {app: web}}, jwtRules: [${rules}]}`, { kind: 'RequestAuthentication' });
+for (const mode of ENFORCING) policiesHold(mode);
 
-test('RequestAuthentication: a token must be good, none is no mistake until a policy asks for one', async () => {
-  const rule = `{issuer: issuer.example, audiences: [web], jwks: '${jwks('rsa', 'RS256', rsa.publicKey)}', forwardOriginalToken: true, outputPayloadToHeader: x-payload, outputClaimToHeaders: [{header: x-group, claim: group}]}`;
-  const good = token({ aud: 'web', group: 'dev' });
-  const past = Math.floor(Date.now() / 1_000) - 3_600;
-  const cases: Record<string, [Probe, string]> = {
-    good: [http(alice, '/', ...bearer(good)), '200'],
-    expired: [http(alice, '/', ...bearer(token({ aud: 'web', exp: past }))), '401'],
-    'too early': [http(alice, '/', ...bearer(token({ aud: 'web', nbf: Math.floor(Date.now() / 1_000) + 3_600 }))), '401'],
-    'another issuer': [http(alice, '/', ...bearer(token({ aud: 'web', iss: 'other.example' }))), '401'],
-    'another audience': [http(alice, '/', ...bearer(token({ aud: 'api' }))), '403'],
-    'another key': [http(alice, '/', ...bearer(token({ aud: 'web' }, { key: stranger.privateKey }))), '401'],
-    nonsense: [http(alice, '/', ...bearer('a.b.c')), '401'],
-  };
-  await policies(authentication(rule));
-  await becomes({ ...cases, missing: [http(alice), '200'] });
-  const { stdout } = await mesh.lab.exec(alice, ['curl', '-s', ...bearer(good), `http://web.${mode}/`]);
-  const seen = (JSON.parse(stdout) as { headers: Record<string, string> }).headers;
-  assert.equal(seen['authorization'], `Bearer ${good}`);
-  assert.equal(seen['x-group'], 'dev');
-  assert.equal((JSON.parse(Buffer.from(seen['x-payload']!, 'base64url').toString()) as { sub: string }).sub, 'someone');
-  await policies(authentication(rule), policy('need', '{rules: [{from: [{source: {requestPrincipals: ["issuer.example/*"]}}], when: [{key: "request.auth.claims[group]", values: [dev, ops]}]}]}'));
-  await becomes({
-    ...cases, missing: [http(alice), '403'], 'another group': [http(alice, '/', ...bearer(token({ aud: 'web', group: 'sales' }))), '403'], 'no group': [http(alice, '/', ...bearer(token({ aud: 'web' }))), '403'],
-    'one of several groups': [http(alice, '/', ...bearer(token({ aud: 'web', group: ['sales', 'ops'] }))), '200'],
-  });
-});
+/** Declares the tests for servers in one mode. */
+function policiesHold(mode: Mode): void {
+  const [alice, bob, mallory] = [`${mode}/client`, `guests-${mode}/guest`, 'outside/client'] as const;
+  const ALICE = `spiffe://cluster.local/ns/${mode}/sa/client`;
+  const BOB = `spiffe://cluster.local/ns/guests-${mode}/sa/guest`;
 
-test('RequestAuthentication: from headers, parameters and cookies; several issuers, each with its own key', async () => {
-  const rules = [
-    `{issuer: issuer.example, jwks: '${jwks('rsa', 'RS256', rsa.publicKey)}', fromHeaders: [{name: x-token, prefix: "Token "}], fromParams: [token], fromCookies: [token]}`,
-    `{issuer: ec.example, jwks: '${jwks('ec', 'ES256', ec.publicKey)}'}`,
-  ];
-  const good = token({});
-  const bad = token({}, { key: stranger.privateKey });
-  const ecToken = token({ iss: 'ec.example' }, { key: ec.privateKey, alg: 'ES256', kid: 'ec' });
-  await policies(authentication(rules.join(', ')), policy('need', '{rules: [{from: [{source: {requestPrincipals: ["*"]}}]}]}'));
-  await becomes({
-    header: [http(alice, '/', '-H', `x-token: Token ${good}`), '200'], 'bad header': [http(alice, '/', '-H', `x-token: Token ${bad}`), '401'],
-    parameter: [http(alice, `/?token=${good}`), '200'], 'bad parameter': [http(alice, `/?token=${bad}`), '401'],
-    cookie: [http(alice, '/', '-b', `token=${good}`), '200'], 'bad cookie': [http(alice, '/', '-b', `token=${bad}`), '401'],
-    'the other issuer': [http(alice, '/', ...bearer(ecToken)), '200'], none: [http(alice), '403'],
-  });
-});
+  /** Replaces all policies there are. */
+  const policies = (...objects: string[]): Promise<void> => mesh.apply(mode, objects.join('---\n'));
 
-test('RequestAuthentication: keys by jwksUri are fetched by the control plane; until they are there every token is refused, and rotated keys are taken', async () => {
-  let keys: string | undefined;
-  const server = createServer((_request, response) => (keys === undefined ? response.writeHead(503).end() : response.end(keys)));
-  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
-  try {
-    await policies(authentication(`{issuer: issuer.example, jwksUri: "http://127.0.0.1:${(server.address() as AddressInfo).port}/keys"}`));
-    const good = bearer(token({}));
-    await becomes({ 'no keys yet': [http(alice, '/', ...good), '401'], missing: [http(alice), '200'] });
-    assert.match(mesh.pilot.status().jwksProblems.join(), /found status 503, expected 200; every token of the issuer is refused/);
-    keys = jwks('rsa', 'RS256', rsa.publicKey);
-    await becomes({ 'keys are there': [http(alice, '/', ...good), '200'], 'another key': [http(alice, '/', ...bearer(token({}, { key: stranger.privateKey }))), '401'] });
-  } finally {
-    server.closeAllConnections();
-    server.close();
+  interface PolicyOptions {
+    kind?: string;
+    namespace?: string;
   }
-});
 
-for (const provider of ['by-http', 'by-grpc']) {
-  test(`AuthorizationPolicy CUSTOM: what it matches is decided ${provider.replace('-', ' ')}, before DENY and ALLOW`, async () => {
-    await policies(policy('ext', `{action: CUSTOM, provider: {name: ${provider}}, rules: [{to: [{operation: {paths: ["/guarded/*"]}}]}]}`), policy('deny', '{action: DENY, rules: [{to: [{operation: {paths: [/guarded/never]}}]}]}'));
-    const pass = ['-H', 'x-ext-authz: allow'];
+  const policy = (name: string, spec: string, { kind = 'AuthorizationPolicy', namespace = mode }: PolicyOptions = {}): string =>
+    `apiVersion: security.istio.io/v1\nkind: ${kind}\nmetadata: {name: ${name}, namespace: ${namespace}}\nspec: ${spec}\n`;
+  const peers = (spec: string, more: PolicyOptions & { name?: string } = {}): string => policy(more.name ?? 'default', spec, { kind: 'PeerAuthentication', ...more });
+
+  type Probe = () => Promise<string>;
+
+  /** A request's status, or `refused` when no HTTP answer came. */
+  const http = (from: string, path = '/', ...args: string[]): Probe => async () => {
+    const { code, stdout } = await mesh.lab.exec(from, ['curl', '-s', '-o', '/dev/null', '-w', '%{http_code}', '--max-time', '10', ...args, `http://web.${mode}${path}`]);
+    return code === 0 ? stdout : 'refused';
+  };
+
+  /** Whether a line comes back from the TCP port. */
+  const tcp = (from: string): Probe => async () => {
+    const { stdout } = await mesh.lab.exec(from, ['bash', '-c', `exec 3<>/dev/tcp/web.${mode}/9000 && echo ping >&3 && timeout 10 head -1 <&3`]);
+    return stdout === 'ping\n' ? 'echoed' : 'refused';
+  };
+
+  /** The identity that the server was told of. */
+  const identity = (from: string): Probe => async () => {
+    const { stdout } = await mesh.lab.exec(from, ['curl', '-s', '--max-time', '10', `http://web.${mode}/`]);
+    return /URI=(spiffe:[^;"\\]*)/.exec(stdout)?.[1] ?? (stdout.includes('"version"') ? 'nobody' : 'refused');
+  };
+
+  /** Waits until all probes say what is expected, and sees that they go on saying it. */
+  async function becomes(expected: Record<string, [Probe, string]>): Promise<void> {
+    const wanted = Object.fromEntries(Object.entries(expected).map(([name, [, answer]]) => [name, answer]));
+    let found: Record<string, string> = {};
+    const look = async (): Promise<boolean> => {
+      found = Object.fromEntries(await Promise.all(Object.entries(expected).map(async ([name, [probe]]) => [name, await probe()] as const)));
+      return isDeepStrictEqual(found, wanted);
+    };
+    await drained();
+    await waitFor('the policies to be in force', look, { timeoutMs: 20_000, everyMs: 50 }).catch(() => assert.deepEqual(found, wanted));
+    await drained();
+    await look();
+    assert.deepEqual(found, wanted);
+  }
+
+  /** What the servers have acknowledged is in force, and connections that were open before, under older policies, are drained. */
+  async function drained(): Promise<void> {
+    if (mode !== 'sidecar') return;
+    const chains = async (): Promise<boolean> => {
+      const pods = ['web-v1', 'web-v2'].map((name) => mesh.lab.proxyAdmin(`${mode}/${name}`, '/stats?filter=listener_manager.total_(filter_chains_draining|listeners_warming|listeners_draining)'));
+      return (await Promise.all(pods)).every((text) => (text.match(/: 0\n/g) ?? []).length === 3);
+    };
+    await waitFor('the servers to have drained their old connections', chains, { timeoutMs: 20_000, everyMs: 20 });
+  }
+
+  test(`PeerAuthentication: PERMISSIVE takes plaintext and mutual TLS, STRICT refuses plaintext, DISABLE is spoken to without (${mode})`, async () => {
+    await policies();
+    await becomes({ mesh: [identity(alice), ALICE], outside: [identity(mallory), 'nobody'], tcp: [tcp(alice), 'echoed'], 'tcp outside': [tcp(mallory), 'echoed'] });
+    await policies(peers('{mtls: {mode: STRICT}}'));
+    await becomes({ mesh: [identity(alice), ALICE], outside: [identity(mallory), 'refused'], tcp: [tcp(alice), 'echoed'], 'tcp outside': [tcp(mallory), 'refused'] });
+    await policies(peers('{mtls: {mode: DISABLE}}'));
+    await becomes({ mesh: [identity(alice), 'nobody'], outside: [identity(mallory), 'nobody'], tcp: [tcp(bob), 'echoed'], 'tcp outside': [tcp(mallory), 'echoed'] });
+  });
+
+  test(`PeerAuthentication: the mesh, a namespace, a workload and a port, the narrower over the wider (${mode})`, async () => {
+    const mesh = peers('{mtls: {mode: STRICT}}', { namespace: 'istio-system' });
+    await policies(mesh);
+    await becomes({ outside: [identity(mallory), 'refused'], mesh: [identity(bob), BOB] });
+    await policies(mesh, peers('{mtls: {mode: PERMISSIVE}}'));
+    await becomes({ outside: [identity(mallory), 'nobody'], mesh: [identity(alice), ALICE] });
+    await policies(mesh, peers('{selector: {matchLabels: {app: web}}, portLevelMtls: {9000: {mode: DISABLE}}}', { name: 'web' }));
+    await becomes({ outside: [identity(mallory), 'refused'], mesh: [identity(alice), ALICE], 'tcp outside': [tcp(mallory), 'echoed'], tcp: [tcp(alice), 'echoed'] });
+    await policies(peers('{selector: {matchLabels: {app: web}}, mtls: {mode: PERMISSIVE}, portLevelMtls: {9000: {mode: STRICT}}}', { name: 'web' }));
+    await becomes({ outside: [identity(mallory), 'nobody'], 'tcp outside': [tcp(mallory), 'refused'], tcp: [tcp(alice), 'echoed'] });
+  });
+
+  test(`AuthorizationPolicy: one without rules allows nothing, one with an empty rule everything (${mode})`, async () => {
+    await policies(policy('nothing', '{}'));
+    await becomes({ mesh: [http(alice), '403'], outside: [http(mallory), '403'], tcp: [tcp(alice), 'refused'] });
+    await policies(policy('all', '{rules: [{}]}'));
+    await becomes({ mesh: [http(alice), '200'], outside: [http(mallory), '200'], tcp: [tcp(alice), 'echoed'] });
+    await policies(policy('none', '{action: DENY, rules: [{}]}'));
+    await becomes({ mesh: [http(alice), '403'], outside: [http(mallory), '403'], tcp: [tcp(alice), 'refused'] });
+    await policies();
+    await becomes({ mesh: [http(alice), '200'], tcp: [tcp(alice), 'echoed'] });
+  });
+
+  test(`AuthorizationPolicy ALLOW: by principal, namespace and service account, for HTTP and for TCP (${mode})`, async () => {
+    for (const source of [`principals: [cluster.local/ns/${mode}/sa/client]`, `namespaces: [${mode}]`, 'serviceAccounts: [client]', 'principals: ["*/sa/client"]', `notNamespaces: [guests-${mode}], principals: ["*"]`]) {
+      await policies(policy('who', `{rules: [{from: [{source: {${source}}}]}]}`));
+      await becomes({
+        alice: [http(alice), '200'], bob: [http(bob), '403'], mallory: [http(mallory), '403'],
+        'alice tcp': [tcp(alice), 'echoed'], 'bob tcp': [tcp(bob), 'refused'], 'mallory tcp': [tcp(mallory), 'refused'],
+      });
+    }
+  });
+
+  test(`AuthorizationPolicy ALLOW: by method, path, host and header; a rule about HTTP never opens a TCP port (${mode})`, async () => {
+    await policies(policy('what', '{rules: [{to: [{operation: {methods: [GET], paths: ["/public/*", "/users/{*}/photo"]}}]}, {when: [{key: "request.headers[x-pass]", values: [please]}]}, {to: [{operation: {hosts: ["special.*"]}}]}]}'));
     await becomes({
-      unguarded: [http(alice, '/open'), '200'], refused: [http(alice, '/guarded/a'), '403'], allowed: [http(alice, '/guarded/a', ...pass), '200'],
-      'allowed, then denied': [http(alice, '/guarded/never', ...pass), '403'],
+      public: [http(bob, '/public/a'), '200'], post: [http(bob, '/public/a', '-X', 'POST'), '403'], private: [http(bob, '/private'), '403'],
+      template: [http(bob, '/users/7/photo'), '200'], 'too deep': [http(bob, '/users/7/x/photo'), '403'],
+      header: [http(bob, '/private', '-H', 'x-pass: please'), '200'], 'other header': [http(bob, '/private', '-H', 'x-pass: no'), '403'],
+      // The path is judged as the application will see it.
+      dots: [http(bob, '/public/../private', '--path-as-is'), '403'],
+      host: [http(mallory, '/private', '-H', 'host: special.example'), '200'], 'other host': [http(mallory, '/private', '-H', 'host: else.example'), '403'],
+      tcp: [tcp(bob), 'refused'],
     });
-    const asked = await mesh.lab.exec(alice, ['curl', '-s', '-i', `http://web.${mode}/guarded/a`]);
-    assert.match(asked.stdout, /x-ext-authz-result: denied[^]*denied by ext_authz/);
-    const passed = await mesh.lab.exec(alice, ['curl', '-s', ...pass, `http://web.${mode}/guarded/a`]);
-    assert.equal((JSON.parse(passed.stdout) as { headers: Record<string, string> }).headers['x-ext-authz-result'], 'allowed');
+  });
+
+  test(`AuthorizationPolicy DENY beats ALLOW; on a TCP port it is read without what only HTTP knows (${mode})`, async () => {
+    await policies(policy('allow', '{rules: [{}]}'), policy('deny', `{action: DENY, rules: [{from: [{source: {namespaces: [guests-${mode}]}}], to: [{operation: {notMethods: [GET]}}]}]}`));
+    await becomes({ get: [http(bob), '200'], post: [http(bob, '/', '-X', 'POST'), '403'], alice: [http(alice, '/', '-X', 'POST'), '200'], 'bob tcp': [tcp(bob), 'refused'], 'alice tcp': [tcp(alice), 'echoed'] });
+    await policies(policy('mesh', '{action: DENY, rules: [{from: [{source: {notPrincipals: ["*"]}}]}]}', { namespace: 'istio-system' }), policy('others', '{action: DENY, selector: {matchLabels: {app: other}}, rules: [{}]}'));
+    await becomes({ alice: [http(alice), '200'], bob: [http(bob), '200'], mallory: [http(mallory), '403'], 'mallory tcp': [tcp(mallory), 'refused'] });
+  });
+
+  test(`AuthorizationPolicy: a dry run decides nothing (${mode})`, async () => {
+    await policies(policy('dry', '{action: DENY, rules: [{}]}').replace('metadata: {', 'metadata: {annotations: {istio.io/dry-run: "true"}, '), policy('paths', '{action: DENY, rules: [{to: [{operation: {paths: [/no]}}]}]}'));
+    await becomes({ denied: [http(alice, '/no'), '403'], dry: [http(alice), '200'] });
+  });
+
+  test(`a policy that changes holds for connections that are already open once they are drained, without a failure for those it still allows (${mode})`, async () => {
+    await policies();
+    await becomes({ mesh: [http(alice), '200'], guest: [http(bob), '200'] });
+    const [stays, goes] = [alice, bob].map((from) => Load.start(mesh.lab, from, { url: `http://web.${mode}/`, keepAlive: 2, fresh: 0, pauseMs: 10 })) as [Load, Load];
+    try {
+      await Promise.all([stays.run(20), goes.run(20)]);
+      await policies(policy('home', `{rules: [{from: [{source: {namespaces: [${mode}]}}]}]}`));
+      const denied = 'status 403: RBAC: access denied';
+      await goes.run(1, ({ failures }) => (failures[denied] ?? 0) > 0);
+      await drained();
+      const later = await goes.run(20);
+      assert.deepEqual(later.failures, { [denied]: later.requests }, 'once refused, always refused');
+      await policies();
+      await goes.run(1, ({ requests, failures }) => requests > (failures[denied] ?? 0));
+      await drained();
+      assert.deepEqual((await goes.run(20)).failures, {});
+    } finally {
+      await goes.end();
+      assert.deepEqual((await stays.end()).failures, {});
+    }
+  });
+
+  const bearer = (value: string): string[] => ['-H', `authorization: Bearer ${value}`];
+  const authentication = (rules: string): string => policy('tokens', `{selector: {matchLabels: {app: web}}, jwtRules: [${rules}]}`, { kind: 'RequestAuthentication' });
+
+  test(`RequestAuthentication: a token must be good, none is no mistake until a policy asks for one (${mode})`, async () => {
+    const rule = `{issuer: issuer.example, audiences: [web], jwks: '${jwks('rsa', 'RS256', rsa.publicKey)}', forwardOriginalToken: true, outputPayloadToHeader: x-payload, outputClaimToHeaders: [{header: x-group, claim: group}]}`;
+    const good = token({ aud: 'web', group: 'dev' });
+    const past = Math.floor(Date.now() / 1_000) - 3_600;
+    const cases: Record<string, [Probe, string]> = {
+      good: [http(alice, '/', ...bearer(good)), '200'],
+      expired: [http(alice, '/', ...bearer(token({ aud: 'web', exp: past }))), '401'],
+      'too early': [http(alice, '/', ...bearer(token({ aud: 'web', nbf: Math.floor(Date.now() / 1_000) + 3_600 }))), '401'],
+      'another issuer': [http(alice, '/', ...bearer(token({ aud: 'web', iss: 'other.example' }))), '401'],
+      'another audience': [http(alice, '/', ...bearer(token({ aud: 'api' }))), '403'],
+      'another key': [http(alice, '/', ...bearer(token({ aud: 'web' }, { key: stranger.privateKey }))), '401'],
+      nonsense: [http(alice, '/', ...bearer('a.b.c')), '401'],
+    };
+    await policies(authentication(rule));
+    await becomes({ ...cases, missing: [http(alice), '200'] });
+    const { stdout } = await mesh.lab.exec(alice, ['curl', '-s', ...bearer(good), `http://web.${mode}/`]);
+    const seen = (JSON.parse(stdout) as { headers: Record<string, string> }).headers;
+    assert.equal(seen['authorization'], `Bearer ${good}`);
+    assert.equal(seen['x-group'], 'dev');
+    assert.equal((JSON.parse(Buffer.from(seen['x-payload']!, 'base64url').toString()) as { sub: string }).sub, 'someone');
+    await policies(authentication(rule), policy('need', '{rules: [{from: [{source: {requestPrincipals: ["issuer.example/*"]}}], when: [{key: "request.auth.claims[group]", values: [dev, ops]}]}]}'));
+    await becomes({
+      ...cases, missing: [http(alice), '403'], 'another group': [http(alice, '/', ...bearer(token({ aud: 'web', group: 'sales' }))), '403'], 'no group': [http(alice, '/', ...bearer(token({ aud: 'web' }))), '403'],
+      'one of several groups': [http(alice, '/', ...bearer(token({ aud: 'web', group: ['sales', 'ops'] }))), '200'],
+    });
+  });
+
+  test(`RequestAuthentication: from headers, parameters and cookies; several issuers, each with its own key (${mode})`, async () => {
+    const rules = [
+      `{issuer: issuer.example, jwks: '${jwks('rsa', 'RS256', rsa.publicKey)}', fromHeaders: [{name: x-token, prefix: "Token "}], fromParams: [token], fromCookies: [token]}`,
+      `{issuer: ec.example, jwks: '${jwks('ec', 'ES256', ec.publicKey)}'}`,
+    ];
+    const good = token({});
+    const bad = token({}, { key: stranger.privateKey });
+    const ecToken = token({ iss: 'ec.example' }, { key: ec.privateKey, alg: 'ES256', kid: 'ec' });
+    await policies(authentication(rules.join(', ')), policy('need', '{rules: [{from: [{source: {requestPrincipals: ["*"]}}]}]}'));
+    await becomes({
+      header: [http(alice, '/', '-H', `x-token: Token ${good}`), '200'], 'bad header': [http(alice, '/', '-H', `x-token: Token ${bad}`), '401'],
+      parameter: [http(alice, `/?token=${good}`), '200'], 'bad parameter': [http(alice, `/?token=${bad}`), '401'],
+      cookie: [http(alice, '/', '-b', `token=${good}`), '200'], 'bad cookie': [http(alice, '/', '-b', `token=${bad}`), '401'],
+      'the other issuer': [http(alice, '/', ...bearer(ecToken)), '200'], none: [http(alice), '403'],
+    });
+  });
+
+  test(`RequestAuthentication: keys by jwksUri are fetched by the control plane; until they are there every token is refused, and rotated keys are taken (${mode})`, async () => {
+    let keys: string | undefined;
+    const server = createServer((_request, response) => (keys === undefined ? response.writeHead(503).end() : response.end(keys)));
+    await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+    try {
+      await policies(authentication(`{issuer: issuer.example, jwksUri: "http://127.0.0.1:${(server.address() as AddressInfo).port}/keys"}`));
+      const good = bearer(token({}));
+      await becomes({ 'no keys yet': [http(alice, '/', ...good), '401'], missing: [http(alice), '200'] });
+      assert.match(mesh.pilot.status().jwksProblems.join(), /found status 503, expected 200; every token of the issuer is refused/);
+      keys = jwks('rsa', 'RS256', rsa.publicKey);
+      await becomes({ 'keys are there': [http(alice, '/', ...good), '200'], 'another key': [http(alice, '/', ...bearer(token({}, { key: stranger.privateKey }))), '401'] });
+    } finally {
+      server.closeAllConnections();
+      server.close();
+    }
+  });
+
+  for (const provider of ['by-http', 'by-grpc']) {
+    test(`AuthorizationPolicy CUSTOM: what it matches is decided ${provider.replace('-', ' ')}, before DENY and ALLOW (${mode})`, async () => {
+      await policies(policy('ext', `{action: CUSTOM, provider: {name: ${provider}}, rules: [{to: [{operation: {paths: ["/guarded/*"]}}]}]}`), policy('deny', '{action: DENY, rules: [{to: [{operation: {paths: [/guarded/never]}}]}]}'));
+      const pass = ['-H', 'x-ext-authz: allow'];
+      await becomes({
+        unguarded: [http(alice, '/open'), '200'], refused: [http(alice, '/guarded/a'), '403'], allowed: [http(alice, '/guarded/a', ...pass), '200'],
+        'allowed, then denied': [http(alice, '/guarded/never', ...pass), '403'],
+      });
+      const asked = await mesh.lab.exec(alice, ['curl', '-s', '-i', `http://web.${mode}/guarded/a`]);
+      assert.match(asked.stdout, /x-ext-authz-result: denied[^]*denied by ext_authz/);
+      const passed = await mesh.lab.exec(alice, ['curl', '-s', ...pass, `http://web.${mode}/guarded/a`]);
+      assert.equal((JSON.parse(passed.stdout) as { headers: Record<string, string> }).headers['x-ext-authz-result'], 'allowed');
+    });
+  }
+
+  test(`AuthorizationPolicy CUSTOM: connections of no known protocol are decided by gRPC; a provider that is not there refuses what its policies match (${mode})`, async () => {
+    await policies(policy('ext', '{action: CUSTOM, provider: {name: by-grpc}, rules: [{to: [{operation: {ports: ["9000"]}}]}]}'));
+    await becomes({ alice: [tcp(alice), 'echoed'], bob: [tcp(bob), 'refused'], http: [http(bob), '200'] });
+    await policies(policy('ext', '{action: CUSTOM, provider: {name: nobody}, rules: [{to: [{operation: {paths: ["/guarded/*"]}}]}]}'));
+    await becomes({ guarded: [http(alice, '/guarded/a', '-H', 'x-ext-authz: allow'), '403'], open: [http(alice, '/open'), '200'] });
   });
 }
-
-test('AuthorizationPolicy CUSTOM: connections of no known protocol are decided by gRPC; a provider that is not there refuses what its policies match', async () => {
-  await policies(policy('ext', '{action: CUSTOM, provider: {name: by-grpc}, rules: [{to: [{operation: {ports: ["9000"]}}]}]}'));
-  await becomes({ alice: [tcp(alice), 'echoed'], bob: [tcp(bob), 'refused'], http: [http(bob), '200'] });
-  await policies(policy('ext', '{action: CUSTOM, provider: {name: nobody}, rules: [{to: [{operation: {paths: ["/guarded/*"]}}]}]}'));
-  await becomes({ guarded: [http(alice, '/guarded/a', '-H', 'x-ext-authz: allow'), '403'], open: [http(alice, '/open'), '200'] });
-});

@@ -77,13 +77,13 @@ function matchesChain({ listener: { filterChain, portNumber } }: CompiledPatch, 
 
 /** Filters that stand before, or belong to, each phase of a WasmPlugin; what has no phase comes last, before the router. */
 const PHASE_AFTER: Record<Phase, readonly string[] | undefined> = {
-  AUTHN: [],
-  AUTHZ: CLASS_FILTERS.AUTHN,
+  AUTHN: ['envoy.filters.http.ext_authz'],
+  AUTHZ: [...CLASS_FILTERS.AUTHN, 'envoy.filters.http.ext_authz'],
   STATS: CLASS_FILTERS.AUTHZ,
   UNSPECIFIED_PHASE: undefined,
 };
 
-/** Puts plugins into the connection managers of a listener: AUTHN before authentication, AUTHZ between that and authorization. */
+/** Puts plugins into the connection managers of a listener: AUTHN behind external authorization and before authentication, AUTHZ between that and authorization. */
 export function insertPlugins(message: ReflectMessage, plugins: readonly WasmFilter[], context: PatchContext): void {
   const listener = plain<PlainListener>(message);
   for (const chain of [...listener.filterChains, ...(listener.defaultFilterChain ? [listener.defaultFilterChain] : [])]) {

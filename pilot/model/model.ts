@@ -168,7 +168,7 @@ export class Model {
           break;
         case 'AuthorizationPolicy':
         case 'PeerAuthentication':
-          for (const version of [old?.object, loaded?.object] as (AuthorizationPolicy | PeerAuthentication | undefined)[]) if (version) this.#policyTouched(version, changed, touch);
+          for (const version of [old?.object, loaded?.object] as (AuthorizationPolicy | PeerAuthentication | undefined)[]) if (version) this.#policyTouched(version, changed);
           break;
         default:
           break;
@@ -323,7 +323,7 @@ export class Model {
   }
 
   /** WDS workloads name the policies that select them; whether endpoints take mutual TLS is up to PeerAuthentications. */
-  #policyTouched(policy: AuthorizationPolicy | PeerAuthentication, changed: ChangeSet, touch: (host: string) => void): void {
+  #policyTouched(policy: AuthorizationPolicy | PeerAuthentication, changed: ChangeSet): void {
     const namespace = policy.metadata.namespace ?? 'default';
     const everywhere = namespace === this.mesh.rootNamespace;
     const selector = selectorLabels(policy.spec?.selector);
@@ -332,7 +332,11 @@ export class Model {
     for (const pod of pods) if (selects(selector, pod.metadata.labels ?? {})) changed.addresses.add(this.workloadUid(pod));
     if (policy.kind !== 'PeerAuthentication') return;
     const services = everywhere ? [...this.#servicesByHost.values()].flat() : (this.#servicesByNamespace.get(namespace)?.values() ?? []);
-    for (const { host } of services) touch(host);
+    for (const { host, headless } of services) {
+      changed.endpoints.add(host);
+      // Its cluster is told of no endpoint: the mutual TLS of all stands in the cluster itself.
+      if (headless) changed.identities.add(host);
+    }
   }
 
   workloadUid(pod: Pod): string {

@@ -50,6 +50,17 @@ spec: {action: DENY, rules: [{to: [{operation: {paths: [/x]}}]}]}
   assert.equal(found.at(-2), 'shop.last');
 });
 
+test('WasmPlugin: phases stand between external authorization, tokens and policies', () => {
+  const security = (kind: string, spec: string): string => `\napiVersion: security.istio.io/v1\nkind: ${kind}\nmetadata: {name: ${kind.toLowerCase()}${spec.length}, namespace: shop}\nspec: ${spec}\n---`;
+  const url = 'url: "file:///plugin.wasm"';
+  const mesh = testMesh(
+    WORLD + security('AuthorizationPolicy', '{rules: [{}]}') + security('AuthorizationPolicy', '{action: CUSTOM, provider: {name: ext}, rules: [{}]}') + security('RequestAuthentication', `{jwtRules: [{issuer: i, jwks: '{"keys":[{"kty":"oct","k":"eA"}]}'}]}`) +
+      plugin('authn', `${url}, phase: AUTHN`) + plugin('authz', `${url}, phase: AUTHZ`) + plugin('stats', `${url}, phase: STATS`),
+    { extensionProviders: [{ name: 'ext', envoyExtAuthzHttp: { service: 'modules.tools.svc.cluster.local', port: 80 } }] },
+  );
+  assert.deepEqual(names(mesh, 'virtualInbound', 8080).slice(0, 7), ['rbac', 'ext_authz', 'shop.authn', 'jwt_authn', 'shop.authz', 'rbac', 'shop.stats']);
+});
+
 test('WasmPlugin: match keeps it to a side and to ports', () => {
   const mesh = testMesh(WORLD + plugin('server', 'url: "file:///p", match: [{mode: SERVER, ports: [{number: 8080}]}]') + plugin('client', 'url: "file:///p", match: [{mode: CLIENT}]') + plugin('elsewhere', 'url: "file:///p", match: [{ports: [{number: 81}]}]'));
   assert.deepEqual(names(mesh, 'virtualInbound', 8080).filter((name) => name.startsWith('shop.')), ['shop.server']);
