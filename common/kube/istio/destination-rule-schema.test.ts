@@ -14,7 +14,7 @@ trafficPolicy:
   loadBalancer: {simple: LEAST_REQUEST, warmup: {duration: 30s, minimumPercent: 10, aggression: 1.5}, localityLbSetting: {enabled: true, failover: [{from: a, to: b}]}}
   connectionPool:
     tcp: {maxConnections: 100, connectTimeout: 30ms, idleTimeout: 0s, maxConnectionDuration: 1h, tcpKeepalive: {probes: 3, time: 7200s, interval: 75s}}
-    http: {http1MaxPendingRequests: 1, http2MaxRequests: 1, maxRequestsPerConnection: 1, maxRetries: 1, idleTimeout: 1s, h2UpgradePolicy: UPGRADE, maxConcurrentStreams: 9, http2KeepAlive: {interval: 1s, timeout: 1s}}
+    http: {http1MaxPendingRequests: 1, http2MaxRequests: 1, maxRequestsPerConnection: 1, maxRetries: 1, idleTimeout: 1s, h2UpgradePolicy: UPGRADE, maxConcurrentStreams: 9}
   outlierDetection: {consecutive5xxErrors: 7, consecutiveGatewayErrors: 0, interval: 5m, baseEjectionTime: 15m, maxEjectionPercent: 100, minHealthPercent: 10, splitExternalLocalOriginErrors: true, consecutiveLocalOriginFailures: 3}
   portLevelSettings: [{port: {number: 80}, tls: {mode: SIMPLE, sni: a.b, insecureSkipVerify: true}}, {port: {number: 443}, loadBalancer: {consistentHash: {httpCookie: {name: user, ttl: 0s, attributes: [{name: SameSite, value: Lax}]}, ringHash: {minimumRingSize: 8}}}}]
 subsets: [{name: v1, labels: {version: v1}}, {name: v2, labels: {version: v2}, trafficPolicy: {tls: {mode: MUTUAL, credentialName: a}}}]`,
@@ -35,7 +35,6 @@ subsets: [{name: v1, labels: {version: v1}}, {name: v2, labels: {version: v2}, t
     ['distribute and failover', policy('outlierDetection: {}, loadBalancer: {localityLbSetting: {distribute: [{from: us, to: {eu: 100}}], failover: [{from: us, to: eu}]}}'), `${POLICY}.loadBalancer.localityLbSetting.failover`, /found distribute and failover/],
     ['a pool of nothing', policy('connectionPool: {}'), `${POLICY}.connectionPool`, /expected tcp or http/],
     ['negative connections', policy('connectionPool: {tcp: {maxConnections: -1}}'), `${POLICY}.connectionPool.tcp.maxConnections`, /expected a whole number/],
-    ['keep-alive without a time-out', policy('connectionPool: {http: {http2KeepAlive: {interval: 1s}}}'), `${POLICY}.connectionPool.http.http2KeepAlive.timeout`, /required/],
     ['an upgrade with the client\'s protocol', policy('connectionPool: {http: {h2UpgradePolicy: UPGRADE, useClientProtocol: true}}'), `${POLICY}.connectionPool.http.useClientProtocol`, /expected one of them/],
     ['local failures that are not told apart', policy('outlierDetection: {consecutiveLocalOriginFailures: 3}'), `${POLICY}.outlierDetection.consecutiveLocalOriginFailures`, /splitExternalLocalOriginErrors/],
     ['more than all ejected', policy('outlierDetection: {maxEjectionPercent: 101}'), `${POLICY}.outlierDetection.maxEjectionPercent`, /from 0 to 100/],
@@ -49,6 +48,8 @@ subsets: [{name: v1, labels: {version: v1}}, {name: v2, labels: {version: v2}, t
     ['a subset twice', '{host: web, subsets: [{name: v1}, {name: v1}]}', 'spec.subsets[1].name', /found "v1" again/],
     ['a subset without a name', '{host: web, subsets: [{labels: {a: b}}]}', 'spec.subsets[0].name', /required/],
     ['a label that is none', '{host: web, subsets: [{name: a, labels: {a: "b c"}}]}', 'spec.subsets[0].labels.a', /a label's value/],
+    ['a tunnel', policy('tunnel: {targetHost: a, targetPort: 1}'), `${POLICY}.tunnel`, /not supported by this version/],
+    ['a rule for workloads that all namespaces see', '{host: web, workloadSelector: {matchLabels: {a: b}}, exportTo: ["*"]}', 'spec.exportTo', /for workloads of it/],
     ['no host', '{trafficPolicy: {tls: {mode: DISABLE}}}', 'spec.host', /required/],
   ],
   warned: [

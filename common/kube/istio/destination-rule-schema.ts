@@ -120,7 +120,7 @@ export const connectionPool: Schema = withCheck<{ tcp?: object; http?: HttpConne
       h2UpgradePolicy: choice('DEFAULT', 'DO_NOT_UPGRADE', 'UPGRADE'),
       useClientProtocol: bool,
       maxConcurrentStreams: whole,
-      http2KeepAlive: object({ interval: positive, timeout: positive }, ['interval', 'timeout']),
+      http2KeepAlive: ignored(object({ interval: positive, timeout: positive }, ['interval', 'timeout'])),
     }),
   }),
   ({ tcp, http }, report) => {
@@ -158,7 +158,7 @@ export const clientTls: Schema = withCheck<ClientTls>(
     subjectAltNames: list(word),
     sni: text,
     insecureSkipVerify: bool,
-    caCrl: text,
+    caCrl: refused(text),
   }),
   (value, report) => {
     const { mode = 'DISABLE', credentialName } = value;
@@ -221,7 +221,8 @@ export const destinationRule: Schema = withCheck<Spec>(
     },
     ['host'],
   ),
-  ({ subsets = [] }, report) => {
+  ({ subsets = [], exportTo: seenBy = [], workloadSelector: selector }, report) => {
+    if (selector && seenBy.includes('*')) report('found "*" with a workloadSelector, expected "." or its own namespace: the rule is for workloads of it', ['exportTo']);
     const names = subsets.map(({ name }) => name);
     names.forEach((name, index) => names.indexOf(name) < index && report(`found "${name}" again, expected each subset's name once`, ['subsets', index, 'name']));
   },

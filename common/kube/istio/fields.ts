@@ -1,5 +1,5 @@
 /** Schemas of the parts that several of Istio's kinds share: hosts, patterns, labels, selectors, destinations. */
-import { choice, list, object, port, stringMap, text, withCheck, word, type Report, type Schema } from '../schema.js';
+import { choice, list, object, port, refused, stringMap, text, withCheck, word, type Report, type Schema } from '../schema.js';
 import { isDnsLabel, isHostName, isIpAddress, isIpBlock, isPartialWildcard, isWildcardHost, patternProblem, PROTOCOLS, isUnixAddress } from './syntax.js';
 
 const found = (value: string, expected: string): string => `found ${JSON.stringify(value)}, expected ${expected}`;
@@ -138,7 +138,7 @@ export const serverTlsFields: Record<string, Schema> = {
   serverCertificate: text,
   privateKey: text,
   caCertificates: text,
-  caCrl: text,
+  caCrl: refused(text),
   credentialName: text,
   credentialNames: { ...list(word), check: (value: string[], report) => value.length > 2 && report(`found ${value.length} names, expected at most two: one for each kind of key`) },
   caCertCredentialName: text,

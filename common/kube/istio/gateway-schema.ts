@@ -32,8 +32,6 @@ export function checkServerTls(tls: ServerTls, report: Report, warn: Report): vo
     return;
   }
   if (sources.length > 1) report(`found ${sources.join(' and ')}, expected one of them`, [sources[1]!]);
-  if (isSet(tls.caCrl) && isSet(tls.credentialName)) report('found caCrl with credentialName, expected the list in the Secret', ['caCrl']);
-  if (isSet(tls.caCrl) && mode === 'SIMPLE') report('found caCrl with mode SIMPLE, which asks clients for no certificate, expected mode MUTUAL', ['caCrl']);
   if (isSet(tls.credentialName) || isSet(tls.credentialNames)) return;
   if (mode !== 'SIMPLE' && !isSet(tls.caCertificates)) report(`found nothing, mode ${mode} needs the certificates of clients' CAs (or credentialName)`, ['caCertificates']);
   if (isSet(tls.tlsCertificates)) {
@@ -46,12 +44,7 @@ export function checkServerTls(tls: ServerTls, report: Report, warn: Report): vo
   }
 }
 
-const unsupportedTls = {
-  verifyCertificateSpki: list(word),
-  verifyCertificateHash: list(word),
-};
-
-const serverTls: Schema = withCheck<ServerTls>(object({ ...serverTlsFields, ...unsupportedTls }), checkServerTls);
+const serverTls: Schema = withCheck<ServerTls>(object(serverTlsFields), checkServerTls);
 
 const bind: Schema = withCheck<string>(text, (value, report) => {
   if (value !== '' && !isIpAddress(value) && !isUnixAddress(value)) report(`found ${JSON.stringify(value)}, expected an address or unix:// and an absolute path`);

@@ -25,7 +25,7 @@ specCases({
   apiVersion: 'extensions.istio.io/v1alpha1',
   kind: 'WasmPlugin',
   good: {
-    'a plugin in full': `{selector: {matchLabels: {app: a}}, url: "https://a.example/x.wasm", sha256: ${SUM}, imagePullPolicy: Always, pluginConfig: {a: [1, {b: c}]}, pluginName: p, phase: AUTHN, priority: -10, failStrategy: FAIL_OPEN, vmConfig: {env: [{name: A, value: b}, {name: C, valueFrom: HOST}]}, match: [{mode: SERVER, ports: [{number: 80}]}], type: HTTP}`,
+    'a plugin in full': `{selector: {matchLabels: {app: a}}, url: "https://a.example/x.wasm", sha256: ${SUM}, pluginConfig: {a: [1, {b: c}]}, pluginName: p, phase: AUTHN, priority: -10, failStrategy: FAIL_OPEN, vmConfig: {env: [{name: A, value: b}, {name: C, valueFrom: HOST}]}, match: [{mode: SERVER, ports: [{number: 80}]}], type: HTTP}`,
     'a file': '{url: "file:///opt/x.wasm"}',
   },
   bad: [

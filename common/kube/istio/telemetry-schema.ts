@@ -95,8 +95,8 @@ export const wasmPlugin: Schema = withCheck<WasmPlugin['spec']>(
       sha256: withCheck<string>(text, (value, report) => {
         if (value !== '' && !/^[a-f0-9]{64}$/.test(value)) report('found no SHA-256, expected 64 digits of 0-9 and a-f');
       }),
-      imagePullPolicy: choice('UNSPECIFIED_POLICY', 'IfNotPresent', 'Always'),
-      imagePullSecret: ofLength(253),
+      imagePullPolicy: ignored(choice('UNSPECIFIED_POLICY', 'IfNotPresent', 'Always'), 'no images are pulled'),
+      imagePullSecret: ignored(ofLength(253), 'no images are pulled'),
       verificationKey: ignored(text, 'Istio does not act on it either'),
       pluginConfig: open({}),
       pluginName: ofLength(256),

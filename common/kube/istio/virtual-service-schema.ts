@@ -1,5 +1,5 @@
 /** VirtualService: its fields, and what Istio's own validation asks of one by itself. */
-import { bool, choice, duration, integer, list, nearest, noted, object, port, refused, text, withCheck, word, type Report, type Schema } from '../schema.js';
+import { bool, choice, duration, ignored, integer, list, nearest, noted, object, port, refused, text, withCheck, word, type Report, type Schema } from '../schema.js';
 import { destination, dnsLabel, exportTo, gatewayNames, hostOrAddress, ipBlock, labels, pattern, percent, presenceMatch, stringMatch } from './fields.js';
 import type { Headers, HttpFaultInjection, HttpMatchRequest, HttpRedirect, HttpRetry, HttpRoute, RouteDestination, StringMatch, TlsRoute, VirtualService } from './networking.js';
 import { HEADER_NAME, hostContains, hostsOverlap } from './syntax.js';
@@ -235,7 +235,7 @@ const httpRoute: Schema = withCheck<HttpRoute>(
 );
 
 const l4Fields = { port, destinationSubnets: list(ipBlock), sourceLabels: labels, sourceNamespace: dnsLabel, gateways: gatewayNames };
-const tcpRoute = object({ match: list(object({ ...l4Fields, sourceSubnet: ipBlock })), route: routeDestinations }, ['route']);
+const tcpRoute = object({ match: list(object({ ...l4Fields, sourceSubnet: ignored(ipBlock, 'Istio does not act on it either') })), route: routeDestinations }, ['route']);
 const tlsRoute = object({ match: list(object({ ...l4Fields, sniHosts: list(word, 1) }, ['sniHosts']), 1), route: routeDestinations }, ['match', 'route']);
 
 type Spec = VirtualService['spec'];
