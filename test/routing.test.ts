@@ -149,6 +149,11 @@ for (const mode of MODES) {
       assert.equal(await version('/x', {}, 'plain'), 'v2');
     });
 
+    test('what is exported to its own namespace only is nothing to others', async () => {
+      const url = `http://private.${mode}/x`;
+      assert.deepEqual([(await get(url)).status, (await get(url, { from: `${otherThan(mode)}/client` })).status], [299, 200]);
+    });
+
     test('a host that is no service is routed by its name on port 80', async () => {
       const address = await addressOf(client, 'shop');
       assert.equal(await version('/x', { args: ['--resolve', `foreign.example.com:80:${address}`] }, 'foreign.example.com'), 'v2');
@@ -241,6 +246,12 @@ for (const mode of MODES) {
       assert.deepEqual([all.length, [...new Set(all)].sort()], [120, ['v1 x', 'v2 x']]);
       within(all.filter((line) => line === 'v2 x').length, 120, 0.25);
       for (let i = 0; i < 5; i++) assert.deepEqual(await lines(`${mode}/client-b`, 'tcp', 9000, 'hello'), ['v2 hello']);
+    });
+
+    test('TCP connections that are hashed by the client\'s address go to one endpoint', async () => {
+      const said = new Set<string>();
+      for (let i = 0; i < 12; i++) for (const line of await lines(client, 'near', 9000, 'x')) said.add(line);
+      assert.equal(said.size, 1, [...said].join());
     });
 
     test('TLS routes: by the name that the client asks for, encrypted to the end', async () => {

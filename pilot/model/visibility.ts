@@ -81,11 +81,6 @@ export interface VisibilitySources {
   virtualServices: readonly LoadedObject<VirtualService>[];
 }
 
-function precedence(loaded: LoadedObject<VirtualService>, mesh: MeshConfig, namespace: string | undefined): number {
-  if (virtualServiceExport(loaded, mesh) === 'all') return 2;
-  return (loaded.object.metadata.namespace ?? 'default') === namespace ? 0 : 1;
-}
-
 /** What is exported to `namespace`; undefined stands for a namespace to which nothing is exported by its name. */
 export function exportedTo(sources: VisibilitySources, id: string, namespace: string | undefined): Visibility {
   const visible = (exportTo: ExportTo): boolean => (namespace === undefined ? exportTo === 'all' : isExportedTo(exportTo, namespace));
@@ -96,10 +91,12 @@ export function exportedTo(sources: VisibilitySources, id: string, namespace: st
     const service = seen.find((candidate) => candidate.namespace === namespace) ?? seen[0];
     if (service) services.push(service);
   }
-  const virtualServices = sources.virtualServices
-    .filter((loaded) => visible(virtualServiceExport(loaded, sources.mesh)))
-    .sort((a, b) => precedence(a, sources.mesh, namespace) - precedence(b, sources.mesh, namespace));
-  return new Visibility(id, services, virtualServices);
+  const [own, named, everybody]: [LoadedObject<VirtualService>[], LoadedObject<VirtualService>[], LoadedObject<VirtualService>[]] = [[], [], []];
+  for (const loaded of sources.virtualServices) {
+    const exportTo = virtualServiceExport(loaded, sources.mesh);
+    if (visible(exportTo)) (exportTo === 'all' ? everybody : (loaded.object.metadata.namespace ?? 'default') === namespace ? own : named).push(loaded);
+  }
+  return new Visibility(id, services, [...own, ...named, ...everybody]);
 }
 
 /** For clients whose DNS is captured: services that have no address are found at those that were made up for them. */
