@@ -11,6 +11,32 @@ import { Pilot } from '../pilot/index.js';
 
 const NAME = `up-lab-gwapi-${process.pid}`;
 const CLIENT = 'apiVersion: v1\nkind: Pod\nmetadata: {name: client, namespace: plain}\nspec: {containers: [{name: curl, image: curl}]}\n';
+const SERVER = `
+apiVersion: v1
+kind: Pod
+metadata: {name: echo, namespace: plain, labels: {app: echo}}
+spec: {containers: [{name: echo, image: echo, ports: [{name: http, containerPort: 8080}]}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: echo, namespace: plain}
+spec: {selector: {app: echo}, ports: [{name: http, port: 80, targetPort: 8080}]}
+---
+apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {name: on-web, namespace: edge}
+spec:
+  selector: {gateway.networking.k8s.io/gateway-name: web}
+  servers: [{port: {number: 80, name: http, protocol: HTTP}, hosts: ["*"]}]
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: echo, namespace: edge}
+spec:
+  hosts: ["*"]
+  gateways: [on-web]
+  http: [{route: [{destination: {host: echo.plain.svc.cluster.local, port: {number: 80}}}]}]
+`;
 const GATEWAY = `
 apiVersion: gateway.networking.k8s.io/v1
 kind: Gateway
@@ -31,6 +57,7 @@ before(async () => {
   const provisioned = join(directory, 'provisioned');
   for (const path of [world, provisioned]) mkdirSync(path);
   writeFileSync(join(world, 'client.yaml'), CLIENT);
+  writeFileSync(join(world, 'server.yaml'), SERVER);
   const discovery = `unix:${join(directory, 'xds.sock')}`;
   lab = await Lab.up({ name: NAME, sources: [world, provisioned], discovery });
   pilot = new Pilot({ sources: [world, lab.objectsDir], listen: [discovery], provisionDir: provisioned, logger: logger('pilot') });
@@ -55,6 +82,12 @@ test('a Gateway brings a proxy up that is ready at its load balancer address, an
   assert.deepEqual([serviceAccount, ready], ['web-istio', true]);
   const health = await lab.exec('plain/client', ['curl', '-sS', '-o', '/dev/null', '-w', '%{http_code}', `http://${lab.externalIp('edge', 'web-istio')}:15021/healthz/ready`]);
   assert.equal(health.stdout, '200', health.stderr);
+  const url = `http://${lab.externalIp('edge', 'web-istio')}/x`;
+  const answer = await waitFor('an answer through the gateway', async () => {
+    const { stdout } = await lab.exec('plain/client', ['curl', '-s', '--max-time', '5', url]);
+    return stdout.includes('"pod":"echo"') ? (JSON.parse(stdout) as { headers: Record<string, string> }) : undefined;
+  }, { timeoutMs: 15_000 });
+  assert.ok(answer.headers['x-request-id'], 'it came by Envoy');
   rmSync(join(world, 'gateway.yaml'));
   await waitFor('the proxy to go', () => gateways().length === 0, { timeoutMs: 20_000 });
   assert.throws(() => lab.externalIp('edge', 'web-istio'), /no Service of type LoadBalancer/);
