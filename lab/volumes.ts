@@ -71,9 +71,8 @@ export class Volumes {
   }
 
   read(container: Pick<ContainerSpec, 'volumeMounts'>, path: string): string | undefined {
-    const file = this.resolve(container, path);
     try {
-      return file === undefined ? undefined : readFileSync(file, 'utf8');
+      return readFileSync(this.resolve(container, path) ?? path, 'utf8');
     } catch {
       return undefined;
     }

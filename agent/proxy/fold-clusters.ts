@@ -3,11 +3,13 @@
  * in the client pod's network namespace.
  */
 import { BindConfig, SocketAddress_Protocol, type Address, type SocketAddress } from '../../proto/generated/envoy/config/core/v3/address.js';
-import type { TransportSocket } from '../../proto/generated/envoy/config/core/v3/base.js';
+import { DataSource, type TransportSocket } from '../../proto/generated/envoy/config/core/v3/base.js';
 import { SocketOption, SocketOption_SocketState } from '../../proto/generated/envoy/config/core/v3/socket_option.js';
 import type { Cluster } from '../../proto/generated/envoy/config/cluster/v3/cluster.js';
 import type { ClusterLoadAssignment } from '../../proto/generated/envoy/config/endpoint/v3/endpoint.js';
 import type { LbEndpoint } from '../../proto/generated/envoy/config/endpoint/v3/endpoint_components.js';
+import { CertificateValidationContext, TlsCertificate } from '../../proto/generated/envoy/extensions/transport_sockets/tls/v3/common.js';
+import type { SdsSecretConfig } from '../../proto/generated/envoy/extensions/transport_sockets/tls/v3/secret.js';
 import { UpstreamTlsContext } from '../../proto/generated/envoy/extensions/transport_sockets/tls/v3/tls.js';
 import { Config as FilterStateOverride } from '../../proto/generated/envoy/extensions/local_address_selectors/filter_state_override/v3/config.js';
 import { pack, unpack } from '../../common/xds/any.js';
@@ -61,7 +63,35 @@ function originatedTls(cluster: Cluster): TransportSocket | undefined {
   const socket = cluster.transport_socket ?? anyEndpoint;
   const tls = unpack(UpstreamTlsContext, socket?.config_type?.value);
   const usesIdentity = tls?.common_tls_context?.tls_certificate_sds_secret_configs.some((secret) => secret.name === 'default');
-  return tls && !usesIdentity ? socket : undefined;
+  return tls && !usesIdentity ? withFiles(socket!, tls) : undefined;
+}
+
+/**
+ * The shared Envoy has no secret server of the pod's: certificates that a DestinationRule names by path are read by it
+ * itself, from the node's file system.
+ */
+function withFiles(socket: TransportSocket, tls: UpstreamTlsContext): TransportSocket {
+  const common = tls.common_tls_context!;
+  const file = (filename: string): DataSource => DataSource.fromPartial({ specifier: { $case: 'filename', value: filename } });
+  const paths = (secret: SdsSecretConfig | undefined, kind: 'cert' | 'root'): string[] | undefined => (secret?.name.startsWith(`file-${kind}:`) ? secret.name.slice(`file-${kind}:`.length).split('~') : undefined);
+  const certificates = common.tls_certificate_sds_secret_configs.flatMap((secret) => {
+    const [certificate, key] = paths(secret, 'cert') ?? [];
+    return certificate && key ? [TlsCertificate.fromPartial({ certificate_chain: file(certificate), private_key: file(key) })] : [];
+  });
+  const validation = common.validation_context_type;
+  const [root] = (validation?.$case === 'combined_validation_context' && paths(validation.value.validation_context_sds_secret_config, 'root')) || [];
+  if (certificates.length === 0 && !root) return socket;
+  const context: UpstreamTlsContext = {
+    ...tls,
+    common_tls_context: {
+      ...common,
+      ...(certificates.length > 0 ? { tls_certificates: certificates, tls_certificate_sds_secret_configs: [] } : {}),
+      ...(root && validation?.$case === 'combined_validation_context'
+        ? { validation_context_type: { $case: 'validation_context', value: { ...CertificateValidationContext.fromPartial(validation.value.default_validation_context ?? {}), ...(root === 'system' ? { system_root_certs: {} } : { trusted_ca: file(root) }) } } }
+        : {}),
+    },
+  };
+  return { ...socket, config_type: { $case: 'typed_config', value: pack(UpstreamTlsContext, context) } };
 }
 
 function podBindConfig(network_namespace_filepath = ''): BindConfig {

@@ -6,6 +6,9 @@ import { Secret } from '../../proto/generated/envoy/extensions/transport_sockets
 
 const inline = (text: string) => ({ specifier: { $case: 'inline_string' as const, value: text } });
 
+/** `file-root:system`: what the system trusts, where Debian has it. */
+const SYSTEM_ROOTS = '/etc/ssl/certs/ca-certificates.crt';
+
 /** @param read a file's content by its path in the container; undefined when it is not there */
 export function fileSecret(name: string, read: (path: string) => string | undefined): Secret | undefined {
   const [, kind, paths = ''] = /^file-(cert|root):(.*)$/.exec(name) ?? [];
@@ -17,7 +20,7 @@ export function fileSecret(name: string, read: (path: string) => string | undefi
     return Secret.fromPartial({ name, type: { $case: 'tls_certificate', value } });
   }
   if (kind === 'root') {
-    const trusted = read(paths);
+    const trusted = read(paths === 'system' ? SYSTEM_ROOTS : paths);
     if (trusted === undefined) return undefined;
     return Secret.fromPartial({ name, type: { $case: 'validation_context', value: { trusted_ca: inline(trusted) } } });
   }

@@ -20,6 +20,12 @@ import { clusterSni } from './names.js';
 
 const plaintext: Cluster_TransportSocketMatch = { name: 'tlsMode-disabled', match: {}, transport_socket: rawBufferSocket };
 
+/**
+ * Envoy takes no other clusters in while one waits for its secret. A path that leads nowhere must not hold all of them up
+ * for ever: that cluster then answers 503. (istiod lets it wait.)
+ */
+const FILE_TIMEOUT_SECONDS = 5;
+
 export interface TlsTarget {
   model: Model;
   service: MeshService;
@@ -75,8 +81,8 @@ function ownTls(tls: ClientTls, http: UpstreamHttp, service: MeshService): Trans
   const { credentialName, clientCertificate, privateKey, caCertificates, insecureSkipVerify } = tls;
   const subjectAltNames = tls.subjectAltNames?.length ? tls.subjectAltNames : [...service.subjectAltNames];
   const certificate: SdsSecretConfig | undefined =
-    tls.mode !== 'MUTUAL' ? undefined : credentialName ? adsSecret(`kubernetes://${credentialName}`) : clientCertificate ? sdsSecret(`file-cert:${clientCertificate}~${privateKey}`) : undefined;
-  const trusted = credentialName ? adsSecret(`kubernetes://${credentialName}-cacert`) : sdsSecret(`file-root:${caCertificates || 'system'}`);
+    tls.mode !== 'MUTUAL' ? undefined : credentialName ? adsSecret(`kubernetes://${credentialName}`) : clientCertificate ? sdsSecret(`file-cert:${clientCertificate}~${privateKey}`, FILE_TIMEOUT_SECONDS) : undefined;
+  const trusted = credentialName ? adsSecret(`kubernetes://${credentialName}-cacert`) : sdsSecret(`file-root:${caCertificates || 'system'}`, FILE_TIMEOUT_SECONDS);
   const checked = !insecureSkipVerify;
   const common = CommonTlsContext.fromPartial({
     ...(certificate ? { tls_certificate_sds_secret_configs: [certificate] } : {}),

@@ -41,7 +41,7 @@ export const ads: ConfigSource = ConfigSource.fromPartial({
 });
 
 /** Certificates come from the static cluster `sds-grpc`: on a sidecar its own agent's SDS server. */
-export const sdsSecret = (name: string): SdsSecretConfig =>
+export const sdsSecret = (name: string, fetchTimeoutSeconds = 0): SdsSecretConfig =>
   SdsSecretConfig.fromPartial({
     name,
     sds_config: {
@@ -54,7 +54,7 @@ export const sdsSecret = (name: string): SdsSecretConfig =>
           transport_api_version: ApiVersion.V3,
         },
       },
-      initial_fetch_timeout: seconds(0),
+      initial_fetch_timeout: seconds(fetchTimeoutSeconds),
       resource_api_version: ApiVersion.V3,
     },
   });
