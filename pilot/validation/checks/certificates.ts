@@ -45,6 +45,24 @@ function parseKey(pem: Buffer): KeyObject | undefined {
   }
 }
 
+export interface PairProblem {
+  part: 'certificate' | 'key';
+  message: string;
+}
+
+/** Why a certificate and a key, both in PEM, can't be used together. */
+export function pairProblems(certificate: Buffer, key: Buffer): PairProblem[] {
+  const chain = parseChain(certificate);
+  const parsed = parseKey(key);
+  const problems: PairProblem[] = [];
+  if (!chain) problems.push({ part: 'certificate', message: "found something that is no certificate, expected one or more in PEM, the server's own first" });
+  if (!parsed) problems.push({ part: 'key', message: 'found something that is no private key, expected one in PEM without a passphrase' });
+  if (chain && parsed && !chain[0]!.checkPrivateKey(parsed)) {
+    problems.push({ part: 'key', message: `found a key that does not belong to the certificate, expected the key of ${chain[0]!.subject?.replaceAll('\n', ', ') || 'the first certificate'}` });
+  }
+  return problems;
+}
+
 const placeOf = ({ stringData }: Secret, key: string): Path => [stringData?.[key] === undefined ? 'data' : 'stringData', key];
 
 function checkTime(certificates: readonly X509Certificate[], path: Path, nowMs: number, problems: Problem[]): void {
@@ -71,12 +89,9 @@ export function checkSecret(secret: Secret, nowMs = Date.now()): Problem[] {
     }
     // A single entry of such a name may be anything.
     if (!certificate || !key) continue;
+    for (const { part, message } of pairProblems(certificate, key)) wrong(part === 'key' ? keyKey : certificateKey, message.replace('to the certificate,', `to the certificate in ${certificateKey},`));
     const chain = parseChain(certificate);
-    const parsed = parseKey(key);
-    if (!chain) wrong(certificateKey, 'found something that is no certificate, expected one or more in PEM, the server\'s own first');
-    if (!parsed) wrong(keyKey, 'found something that is no private key, expected one in PEM without a passphrase');
-    if (!chain || !parsed) continue;
-    if (!chain[0]!.checkPrivateKey(parsed)) wrong(keyKey, `found a key that does not belong to the certificate in ${certificateKey}, expected the key of ${chain[0]!.subject.replaceAll('\n', ', ') || 'the first certificate'}`);
+    if (!chain) continue;
     checkTime(chain, placeOf(secret, certificateKey), nowMs, problems);
   }
   for (const caKey of CA_KEYS) {

@@ -52,6 +52,24 @@ test('credentialName with MUTUAL: the clients\' CAs are there too, in the Secret
   assert.deepEqual(problems(yaml + secret('cert', 'istio-system') + secret('cert-cacert', 'istio-system', { cacert: pair['tls.crt']! })), []);
 });
 
+test('certificates by path: the entries behind the files belong together, or the Gateway is refused', async () => {
+  const pod = `
+apiVersion: v1
+kind: Pod
+metadata: {name: gw-1, namespace: istio-system, labels: {istio: ingressgateway}}
+spec:
+  containers: [{name: proxy, volumeMounts: [{name: certs, mountPath: /etc/certs}]}]
+  volumes: [{name: certs, secret: {secretName: by-path, items: [{key: one.pem, path: server/cert.pem}, {key: two.pem, path: server/key.pem}]}}]
+---`;
+  const yaml = pod + gateway('g', https('mode: SIMPLE, serverCertificate: /etc/certs/server/cert.pem, privateKey: /etc/certs/server/key.pem'));
+  const { privateKeyPem } = await issueServerCertificate(await selfSignedRoot('other'), { dnsNames: ['b.example'] });
+  assert.deepEqual(problems(yaml + secret('by-path', 'istio-system', { 'one.pem': pair['tls.crt']!, 'two.pem': pair['tls.key']! })), []);
+  one(yaml + secret('by-path', 'istio-system', { 'one.pem': pair['tls.crt']!, 'two.pem': privateKeyPem }), /Gateway shop\/g: spec\.servers\[0\]\.tls\.privateKey: error found a key that does not belong to the certificate, expected the key of CN=a\.example \(two\.pem of Secret istio-system\/by-path\)/);
+  one(yaml + secret('by-path', 'istio-system', { 'one.pem': pair['tls.crt']! }), /privateKey: warning found "\/etc\/certs\/server\/key\.pem", but Secret istio-system\/by-path, which pod istio-system\/gw-1 has there, lacks "two\.pem"/);
+  one(yaml, /lacks "one\.pem"/);
+  assert.deepEqual(problems(POD + gateway('g', https('mode: SIMPLE, serverCertificate: /in/the/image, privateKey: /in/the/image'))), []);
+});
+
 test('two Gateways of the same pods: the younger one\'s servers that can not be there too are named', () => {
   const tls = 'mode: SIMPLE, serverCertificate: /a, privateKey: /b';
   const old = (servers: string): string => POD + gateway('old', servers, 'namespace: shop, creationTimestamp: "2026-01-01T00:00:00Z"');

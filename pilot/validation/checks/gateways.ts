@@ -5,7 +5,8 @@ import type { Gateway, GatewayServer, HTTPRoute, KubeGateway, KubeObject, Pod, S
 import { apiGroup } from '../../../common/kube/types.js';
 import { serviceHost } from '../../model/hosts.js';
 import { fact, GATEWAY_API, namespaceOf, type View } from '../mesh-index.js';
-import { hasPart } from './certificates.js';
+import { hasPart, pairProblems } from './certificates.js';
+import { mountedFile } from './files.js';
 
 const warning = (path: Path, message: string): Problem => ({ path, severity: 'warning', message });
 
@@ -46,7 +47,30 @@ function checkServer(view: View, gateway: Gateway, server: GatewayServer, index:
   const path = ['spec', 'servers', index, 'tls'];
   const wantsCa = mode !== 'SIMPLE';
   const names: [string, Path][] = [...(tls.credentialName ? ([[tls.credentialName, [...path, 'credentialName']]] as [string, Path][]) : []), ...(tls.credentialNames ?? []).map((name, n): [string, Path] => [name, [...path, 'credentialNames', n]])];
-  return names.flatMap(([name, where]) => checkCredential(view, places, name, wantsCa && !tls.caCertCredentialName, where));
+  const files = tls.tlsCertificates?.length ? tls.tlsCertificates.map((pair, n): [typeof pair, Path] => [pair, [...path, 'tlsCertificates', n]]) : ([[tls, path]] as [typeof tls, Path][]);
+  return [...files.flatMap(([pair, where]) => checkFiles(view, pair, pods, where)), ...names.flatMap(([name, where]) => checkCredential(view, places, name, wantsCa && !tls.caCertCredentialName, where))];
+}
+
+/** Files that are entries of Secrets or ConfigMaps: are they there, and do they belong together? */
+function checkFiles(view: View, pair: { serverCertificate?: string; privateKey?: string }, pods: readonly Pod[], path: Path): Problem[] {
+  const { serverCertificate, privateKey } = pair;
+  if (!serverCertificate || !privateKey) return [];
+  for (const pod of pods) {
+    const certificate = mountedFile(view, pod, serverCertificate);
+    const key = mountedFile(view, pod, privateKey);
+    for (const [file, field] of [[certificate, 'serverCertificate'], [key, 'privateKey']] as const) {
+      if (file && !file.content) return [warning([...path, field], `found "${pair[field]}", but ${file.object}, which pod ${namespaceOf(pod)}/${pod.metadata.name} has there, lacks "${file.key}": the server answers nobody until it is there`)];
+    }
+    if (!certificate?.content || !key?.content) continue;
+    const problems = pairProblems(certificate.content, key.content);
+    if (problems.length > 0) {
+      return problems.map(({ part, message }) => {
+        const { object, key: entry } = part === 'key' ? key : certificate;
+        return { path: [...path, part === 'key' ? 'privateKey' : 'serverCertificate'], severity: 'error', message: `${message} (${entry} of ${object})` };
+      });
+    }
+  }
+  return [];
 }
 
 const stripNamespace = (host: string): string => host.slice(host.indexOf('/') + 1);
