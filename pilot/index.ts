@@ -23,6 +23,7 @@ import type { ProvisionOptions } from './gateway-controller/provision.js';
 import { valuesOf, Webhooks, type WebhooksOptions } from './injector/webhooks.js';
 import { DirectorySource } from './sources/directory.js';
 import { Admission } from './validation/admission.js';
+import type { ReferenceOptions } from './validation/references.js';
 
 export type { MeshConfig } from './model/mesh.js';
 
@@ -106,8 +107,7 @@ export class Pilot {
     const { logger } = this.#options;
     const server = new AdsServer(this.#generators, () => this.#version, logger.child({ part: 'ads' }));
     const model = this.#model;
-    const rootNamespace = { get rootNamespace() { return model.mesh.rootNamespace; } };
-    const admission = new Admission(model.mesh.clusterDomain, logger.child({ part: 'validation' }), rootNamespace);
+    const admission = new Admission(model.mesh.clusterDomain, logger.child({ part: 'validation' }), referenceOptions(model));
     const debouncer = new Debouncer<ChangeSet>(
       { ...DEFAULT_DEBOUNCE, ...this.#options.debounce },
       (older, newer) => older.merge(newer),
@@ -133,7 +133,10 @@ export class Pilot {
       candidates = objects;
       const change = new ChangeSet();
       const offered = mesh.offer(objects.get(mesh.configMapKey)?.object as ConfigMap | undefined);
-      if (offered || meshChanged) change.merge(this.#model.setMesh(mesh.current));
+      if (offered || meshChanged) {
+        change.merge(this.#model.setMesh(mesh.current));
+        admission.settingsChanged();
+      }
       change.merge(this.#model.apply(admission.admit(discoverable(objects, mesh.current))));
       changed(change);
       gateways?.update(change);
@@ -218,4 +221,16 @@ export class Pilot {
     for (const type of change.kinds()) metrics?.triggers.inc({ type });
     this.#server?.push(change);
   }
+}
+
+/** What validation asks of the mesh's settings, as they are at the time. */
+function referenceOptions(model: Model): ReferenceOptions {
+  return {
+    get rootNamespace() {
+      return model.mesh.rootNamespace;
+    },
+    get authorizers() {
+      return new Set(model.mesh.extensionProviders.filter(({ envoyExtAuthzHttp, envoyExtAuthzGrpc }) => envoyExtAuthzHttp ?? envoyExtAuthzGrpc).map(({ name }) => name));
+    },
+  };
 }

@@ -82,3 +82,17 @@ test('Admission: each problem is said once, and again only after it was gone', (
   assert.equal(admit(WORLD), 1);
   assert.equal(admit(bad), 2);
 });
+
+test('Admission: other settings have everything looked at again', () => {
+  let authorizers = new Set<string>();
+  const admission = new Admission('cluster.local', silent, { get authorizers() { return authorizers; } });
+  const objects = load('apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: ask, namespace: shop}\nspec: {action: CUSTOM, provider: {name: opa}, rules: [{}]}\n');
+  const said = (): string => {
+    admission.admit(new Map(objects.map((loaded) => [loaded.key, loaded])));
+    return admission.errors().map(({ field, severity, message }) => `${field}: ${severity} ${message}`).join();
+  };
+  assert.match(said(), /spec\.provider\.name: warning found "opa", but the MeshConfig has none/);
+  authorizers = new Set(['opa']);
+  admission.settingsChanged();
+  assert.equal(said(), '');
+});

@@ -34,6 +34,7 @@ export class Admission {
   readonly #withErrors = new Set<string>();
   readonly #alone = new WeakMap<LoadedObject, readonly ValidationError[]>();
   readonly #index: MeshIndex;
+  #mustCheckAll = false;
   /** What was said of each object's problems. */
   readonly #said = new Map<string, ReadonlySet<string>>();
   #checks = 0;
@@ -52,6 +53,11 @@ export class Admission {
     return this.#checks;
   }
 
+  /** The options have other values now: everything is looked at again with the next admit(). */
+  settingsChanged(): void {
+    this.#mustCheckAll = true;
+  }
+
   /** @returns what changed of the objects in force. */
   admit(candidates: ReadonlyMap<string, LoadedObject>): ObjectChange[] {
     const changed = this.#changedKeys(candidates);
@@ -63,6 +69,8 @@ export class Admission {
       for (const name of this.#index.set(key, candidate)) facts.add(name);
     }
     const again = new Set(changed);
+    if (this.#mustCheckAll) for (const key of this.#verdicts.keys()) again.add(key);
+    this.#mustCheckAll = false;
     for (const name of facts) for (const key of this.#readers.get(name) ?? []) again.add(key);
     const changes: ObjectChange[] = [];
     for (const key of again) this.#decide(key, changes);

@@ -1,6 +1,6 @@
 /** What can only be judged with the other objects at hand: what does an object refer to, and what stands in its way? */
-import type { Problem } from '../../common/kube/schema.js';
-import type { ConfigMap, DestinationRule, Gateway, HTTPRoute, KubeGateway, KubeObject, Secret, ServiceEntry, VirtualService } from '../../common/kube/types.js';
+import { nearest, type Problem } from '../../common/kube/schema.js';
+import type { AuthorizationPolicy, ConfigMap, DestinationRule, Gateway, HTTPRoute, KubeGateway, KubeObject, Secret, ServiceEntry, VirtualService } from '../../common/kube/types.js';
 import { errorAt, type LoadedObject, type ValidationError } from '../../common/kube/yaml.js';
 import { checkEnvoyFilter } from '../envoy-filter/compile.js';
 import { readMeshConfig } from '../mesh-config/mesh-config.js';
@@ -14,6 +14,8 @@ import { MeshIndex, View } from './mesh-index.js';
 export interface ReferenceOptions {
   /** Where policies are for workloads of all namespaces. */
   rootNamespace?: string;
+  /** Names of the extension providers that action CUSTOM can ask; undefined where the MeshConfig is not known. */
+  authorizers?: ReadonlySet<string>;
 }
 
 const ROUTES: ReadonlySet<string> = new Set(['HTTPRoute', 'GRPCRoute', 'TLSRoute', 'TCPRoute']);
@@ -41,14 +43,23 @@ function checkMeshConfigMap({ data }: ConfigMap): Problem[] {
 }
 
 /** Everything that is wrong with an object in the company of those that `view` shows. */
-export function checkTogether(view: View, { key, object }: LoadedObject, { rootNamespace = 'istio-system' }: ReferenceOptions = {}): Problem[] {
+export function checkTogether(view: View, { key, object }: LoadedObject, { rootNamespace = 'istio-system', authorizers }: ReferenceOptions = {}): Problem[] {
   const problems = SELECTING.has(object.kind) ? checkSelector(view, object, rootNamespace) : [];
   if (object.kind === 'VirtualService') problems.push(...checkVirtualService(view, key, object as VirtualService));
   else if (object.kind === 'DestinationRule') problems.push(...checkDestinationRule(view, key, object as DestinationRule));
   else if (object.kind === 'ServiceEntry') problems.push(...checkServiceEntry(view, key, object as ServiceEntry));
   else if (object.kind === 'Gateway') problems.push(...(isGatewayApi(object) ? checkKubeGateway(view, object as KubeGateway) : checkGateway(view, key, object as Gateway)));
+  else if (object.kind === 'AuthorizationPolicy' && authorizers) problems.push(...checkProvider(object as AuthorizationPolicy, authorizers));
   else if (ROUTES.has(object.kind)) problems.push(...checkKubeRoute(view, object as HTTPRoute));
   return problems;
+}
+
+function checkProvider({ spec }: AuthorizationPolicy, authorizers: ReadonlySet<string>): Problem[] {
+  const name = spec?.provider?.name;
+  if (!name || authorizers.has(name)) return [];
+  const near = nearest(name, authorizers);
+  const known = authorizers.size > 0 ? `expected one of ${[...authorizers].join(', ')}` : 'but the MeshConfig has none';
+  return [{ path: ['spec', 'provider', 'name'], severity: 'warning', message: `found "${name}", ${known}${near ? ` (did you mean ${near}?)` : ''}: what the rules match is refused until it is there` }];
 }
 
 /** A fixed set of objects, each of which can be checked against the others. */
