@@ -22,8 +22,15 @@ const server = (namespace: string, version: string): string =>
     ].join(', '),
   );
 
-/** Remembers the hosts of its requests: what a mirror is asked for, since its answers are dropped. */
-const RECORDER = `const seen = {}; require('node:http').createServer((q, r) => { if (q.url === '/seen') return r.end(JSON.stringify(seen)); (seen[q.url] ??= []).push(q.headers.host); r.statusCode = 500; r.end('from the mirror'); }).listen(8080, '::')`;
+/**
+ * Remembers the hosts of its requests: what a mirror is asked for, since its answers are dropped. On a second port a
+ * forward proxy that says where a tunnel was to lead.
+ */
+const RECORDER = `
+const http = require('node:http');
+const seen = {};
+http.createServer((q, r) => { if (q.url === '/seen') return r.end(JSON.stringify(seen)); (seen[q.url] ??= []).push(q.headers.host); r.statusCode = 500; r.end('from the mirror'); }).listen(8080, '::');
+http.createServer().on('connect', (q, socket) => { socket.write('HTTP/1.1 200 OK\\r\\n\\r\\n'); socket.on('data', (d) => socket.write(q.url + ' ' + d)).on('error', () => {}); }).listen(3128, '::');`;
 
 const service = (namespace: string, name: string, app: string, ports: string, more = ''): string => `
 apiVersion: v1
@@ -39,6 +46,7 @@ const services = (namespace: string): string[] => [
   service(namespace, 'cookie', 'server', '{name: http, port: 80, targetPort: 8080}'),
   service(namespace, 'near', 'server', '{name: tcp, port: 9000}'),
   service(namespace, 'private', 'server', '{name: http, port: 80, targetPort: 8080}'),
+  service(namespace, 'tunnel', 'recorder', '{name: tcp, port: 3128}'),
   service(namespace, 'mirror', 'recorder', '{name: http, port: 80, targetPort: 8080}'),
   service(namespace, 'grpc', 'server', '{name: grpc, port: 7070}'),
   service(namespace, 'tcp', 'server', '{name: tcp, port: 9000}'),
@@ -147,7 +155,7 @@ export const workloads = (namespace: Mode): string =>
     pod(namespace, 'client-b', 'app: client, team: b', '{name: client, image: client}'),
     server(namespace, 'v1'),
     server(namespace, 'v2'),
-    pod(namespace, 'recorder', 'app: recorder', `{name: recorder, image: recorder, command: [${JSON.stringify(process.execPath)}, -e, ${JSON.stringify(RECORDER)}], ports: [{containerPort: 8080}]}`),
+    pod(namespace, 'recorder', 'app: recorder', `{name: recorder, image: recorder, command: [${JSON.stringify(process.execPath)}, -e, ${JSON.stringify(RECORDER)}], ports: [{containerPort: 8080}, {containerPort: 3128}]}`),
     ...services(namespace),
   ].join('---\n');
 
@@ -158,6 +166,7 @@ export const configuration = (other: Mode): string =>
     hashed('hashed', 'httpHeaderName: x-user'),
     hashed('cookie', 'httpCookie: {name: user, ttl: 3600s}'),
     hashed('near', 'useSourceIp: true'),
+    'apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: tunnel}\nspec: {host: tunnel, trafficPolicy: {tunnel: {protocol: CONNECT, targetHost: far.example.com, targetPort: 443}}}\n',
     virtualService('private', '  hosts: [private]\n  exportTo: ["."]\n  http: [{directResponse: {status: 299}}]'),
     virtualService('shop', SHOP.replace('OTHER', other)),
     virtualService('part', PART),

@@ -254,6 +254,10 @@ for (const mode of MODES) {
       assert.equal(said.size, 1, [...said].join());
     });
 
+    test('TCP through a forward proxy: the connection is asked for by CONNECT', async () => {
+      assert.deepEqual(await lines(client, 'tunnel', 3128, 'hello'), ['far.example.com:443 hello']);
+    });
+
     test('TLS routes: by the name that the client asks for, encrypted to the end', async () => {
       const address = await addressOf(client, 'tls');
       const served = async (name: string): Promise<unknown> => {

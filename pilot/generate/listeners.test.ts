@@ -53,6 +53,15 @@ test('TCP routes: a DestinationRule\'s hash, idle time and longest duration stan
   assert.equal(subset.hash_policy.length, 0);
 });
 
+test('TCP: a tunnel asks the destination, an HTTP proxy, for its target; a subset\'s before the host\'s', () => {
+  const rules = rule('{host: db, trafficPolicy: {tunnel: {targetHost: a.example, targetPort: 443}}, subsets: [{name: v1, trafficPolicy: {tunnel: {protocol: POST, targetHost: "2001:db8::1", targetPort: 1}}}]}');
+  const tunnel = (yaml: string): unknown => {
+    const { hostname, use_post } = proxyOf(listeners(testMesh(DB + rules + yaml)).get('10.96.0.1_5432')!.filter_chains[0]).tunneling_config ?? {};
+    return [hostname, use_post];
+  };
+  assert.deepEqual([tunnel(''), tunnel(vs('{hosts: [db], tcp: [{route: [{destination: {host: db, subset: v1}}]}]}'))], [['a.example:443', false], ['[2001:db8::1]:1', true]]);
+});
+
 test('TLS routes: by server name, equal conditions once, the rest passes through; without routes all of it is the service\'s', () => {
   const spec = '{hosts: [tls, a.example, b.example, never.example, "*.c.example"], tls: [{match: [{sniHosts: [b.example, a.example]}, {port: 1, sniHosts: [never.example]}], route: [{destination: {host: db}}]}, {match: [{sniHosts: [b.example, a.example]}], route: [{destination: {host: tls}}]}, {match: [{sniHosts: ["*.c.example"]}], route: [{destination: {host: tls, subset: v1}}]}]}';
   const routed = listeners(testMesh(DB + TLS + vs(spec))).get('10.96.0.3_443')!;

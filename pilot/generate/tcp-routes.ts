@@ -1,10 +1,11 @@
 /** VirtualService `tcp` and `tls` routes as filter chains: which connections of a port's listener go to which clusters. */
+import { isIP } from 'node:net';
 import type { RouteDestination, VirtualService } from '../../common/kube/types.js';
 import { parseDurationMs } from '../../common/kube/schema.js';
 import type { LoadedObject } from '../../common/kube/yaml.js';
 import { pack } from '../../common/xds/any.js';
 import { Filter } from '../../proto/generated/envoy/config/listener/v3/listener_components.js';
-import { TcpProxy } from '../../proto/generated/envoy/extensions/filters/network/tcp_proxy/v3/tcp_proxy.js';
+import { TcpProxy, TcpProxy_TunnelingConfig } from '../../proto/generated/envoy/extensions/filters/network/tcp_proxy/v3/tcp_proxy.js';
 import { HashPolicy } from '../../proto/generated/envoy/type/v3/hash_policy.js';
 import { hostMatches } from '../model/hosts.js';
 import type { MeshService } from '../model/model.js';
@@ -31,8 +32,11 @@ export interface L4Chain {
 function connectionSettings(scope: Scope, host: string, subset: string | undefined): Partial<TcpProxy> {
   const rule = scope.rule(host)?.object;
   const { idleTimeout, maxConnectionDuration } = rule?.spec.trafficPolicy?.connectionPool?.tcp ?? {};
+  const tunnel = rule?.spec.subsets?.find(({ name }) => name === subset)?.trafficPolicy?.tunnel ?? rule?.spec.trafficPolicy?.tunnel;
   const duration = (text: string): ReturnType<typeof millis> => millis(parseDurationMs(text) ?? 0);
   return {
+    // The destination is an HTTP proxy that is asked for a connection to the target.
+    ...(tunnel ? { tunneling_config: TcpProxy_TunnelingConfig.fromPartial({ hostname: `${isIP(tunnel.targetHost) === 6 ? `[${tunnel.targetHost}]` : tunnel.targetHost}:${tunnel.targetPort}`, use_post: tunnel.protocol === 'POST' }) } : {}),
     ...(idleTimeout ? { idle_timeout: duration(idleTimeout) } : {}),
     ...(maxConnectionDuration ? { max_downstream_connection_duration: duration(maxConnectionDuration) } : {}),
     ...(hashesSourceIp(rule, subset) ? { hash_policy: [HashPolicy.fromPartial({ policy_specifier: { $case: 'source_ip', value: {} } })] } : {}),

@@ -48,7 +48,7 @@ subsets: [{name: v1, labels: {version: v1}}, {name: v2, labels: {version: v2}, t
     ['a subset twice', '{host: web, subsets: [{name: v1}, {name: v1}]}', 'spec.subsets[1].name', /found "v1" again/],
     ['a subset without a name', '{host: web, subsets: [{labels: {a: b}}]}', 'spec.subsets[0].name', /required/],
     ['a label that is none', '{host: web, subsets: [{name: a, labels: {a: "b c"}}]}', 'spec.subsets[0].labels.a', /a label's value/],
-    ['a tunnel', policy('tunnel: {targetHost: a, targetPort: 1}'), `${POLICY}.tunnel`, /not supported by this version/],
+    ['a tunnel to no port', policy('tunnel: {targetHost: a}'), `${POLICY}.tunnel.targetPort`, /required/],
     ['a rule for workloads that all namespaces see', '{host: web, workloadSelector: {matchLabels: {a: b}}, exportTo: ["*"]}', 'spec.exportTo', /for workloads of it/],
     ['no host', '{trafficPolicy: {tls: {mode: DISABLE}}}', 'spec.host', /required/],
   ],

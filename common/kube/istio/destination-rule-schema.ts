@@ -192,11 +192,9 @@ const trafficPolicy: Schema = withCheck<TrafficPolicy>(
   object({
     ...policyFields,
     portLevelSettings: list(portPolicy),
-    tunnel: refused(
-      withCheck<{ targetHost: string }>(object({ protocol: choice('CONNECT', 'POST'), targetHost: word, targetPort: port }, ['targetHost', 'targetPort']), ({ targetHost }, report) => {
-        if (!isHostName(targetHost) && !isIpAddress(targetHost)) report(`found "${targetHost}", expected a host or an address`, ['targetHost']);
-      }),
-    ),
+    tunnel: withCheck<{ targetHost: string }>(object({ protocol: choice('CONNECT', 'POST'), targetHost: word, targetPort: port }, ['targetHost', 'targetPort']), ({ targetHost }, report) => {
+      if (!isHostName(targetHost) && !isIpAddress(targetHost)) report(`found "${targetHost}", expected a host or an address`, ['targetHost']);
+    }),
     proxyProtocol: object({ version: choice('V1', 'V2') }),
     retryBudget: object({ percent: number(0, 100), minRetryConcurrency: integer(0), budgetInterval: ignored(positive, 'Envoy has no such interval') }),
   }),
