@@ -51,7 +51,19 @@ spec: {serviceAccountName: guest, containers: [{name: curl, image: curl}]}
 /** The modes in which a server's policies are enforced. */
 const ENFORCING: readonly Mode[] = ['sidecar'];
 
-const mesh = new MeshWorld('security', { yaml: guest, outside: EXT_AUTHZ, pilot: { meshConfig: { extensionProviders: PROVIDERS } }, sidecarsOnly: !ENFORCING.includes('node') });
+const INGRESS = `
+apiVersion: v1
+kind: Pod
+metadata: {name: ingress, namespace: edge, labels: {istio: ingress, app: ingress}}
+spec: {serviceAccountName: ingress, containers: [{name: istio-proxy, image: auto, args: [proxy, router]}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: ingress, namespace: edge}
+spec: {selector: {istio: ingress}, ports: [{name: http2, port: 80, targetPort: 8080}]}
+`;
+
+const mesh = new MeshWorld('security', { yaml: guest, outside: `${EXT_AUTHZ}---${INGRESS}`, pilot: { meshConfig: { extensionProviders: PROVIDERS } }, sidecarsOnly: !ENFORCING.includes('node') });
 before(() => mesh.up());
 after(() => mesh.down());
 
@@ -67,6 +79,48 @@ function token(claims: object, { key = rsa.privateKey, alg = 'RS256', kid = 'rsa
   return `${head}.${sign('sha256', Buffer.from(head), alg === 'ES256' ? { key, dsaEncoding: 'ieee-p1363' } : key).toString('base64url')}`;
 }
 
+const bearer = (value: string): string[] => ['-H', `authorization: Bearer ${value}`];
+const authentication = (rules: string, app = 'web', namespace = ''): string => policy('tokens', `{selector: {matchLabels: {app: ${app}}}, jwtRules: [${rules}]}`, { kind: 'RequestAuthentication', namespace });
+
+interface PolicyOptions {
+  kind?: string;
+  /** Default: that of the servers. */
+  namespace?: string;
+}
+
+const policy = (name: string, spec: string, { kind = 'AuthorizationPolicy', namespace = '' }: PolicyOptions = {}): string =>
+  `apiVersion: security.istio.io/v1\nkind: ${kind}\nmetadata: {name: ${name}${namespace ? `, namespace: ${namespace}` : ''}}\nspec: ${spec}\n`;
+const peers = (spec: string, more: PolicyOptions & { name?: string } = {}): string => policy(more.name ?? 'default', spec, { kind: 'PeerAuthentication', ...more });
+
+type Probe = () => Promise<string>;
+
+/**
+ * Waits until all probes say what is expected, and sees that they go on saying it.
+ * @param envoys pods whose proxies enforce the policies
+ */
+async function becomesAt(expected: Record<string, [Probe, string]>, envoys: readonly string[]): Promise<void> {
+  const wanted = Object.fromEntries(Object.entries(expected).map(([name, [, answer]]) => [name, answer]));
+  let found: Record<string, string> = {};
+  const look = async (): Promise<boolean> => {
+    found = Object.fromEntries(await Promise.all(Object.entries(expected).map(async ([name, [probe]]) => [name, await probe()] as const)));
+    return isDeepStrictEqual(found, wanted);
+  };
+  await drained(envoys);
+  await waitFor('the policies to be in force', look, { timeoutMs: 20_000, everyMs: 50 }).catch(() => assert.deepEqual(found, wanted));
+  await drained(envoys);
+  await look();
+  assert.deepEqual(found, wanted);
+}
+
+/** What these proxies have acknowledged is in force, and connections that were open before, under older policies, are drained. */
+async function drained(envoys: readonly string[]): Promise<void> {
+  const chains = async (): Promise<boolean> => {
+    const pods = envoys.map((pod) => mesh.lab.proxyAdmin(pod, '/stats?filter=listener_manager.total_(filter_chains_draining|listeners_warming|listeners_draining)'));
+    return (await Promise.all(pods)).every((text) => (text.match(/: 0\n/g) ?? []).length === 3);
+  };
+  await waitFor('the proxies to have drained their old connections', chains, { timeoutMs: 20_000, everyMs: 20 });
+}
+
 for (const mode of ENFORCING) policiesHold(mode);
 
 /** Declares the tests for servers in one mode. */
@@ -75,19 +129,11 @@ function policiesHold(mode: Mode): void {
   const ALICE = `spiffe://cluster.local/ns/${mode}/sa/client`;
   const BOB = `spiffe://cluster.local/ns/guests-${mode}/sa/guest`;
 
+  const envoys = mode === 'sidecar' ? ['sidecar/web-v1', 'sidecar/web-v2'] : [];
+  const becomes = (expected: Parameters<typeof becomesAt>[0]): Promise<void> => becomesAt(expected, envoys);
+
   /** Replaces all policies there are. */
   const policies = (...objects: string[]): Promise<void> => mesh.apply(mode, objects.join('---\n'));
-
-  interface PolicyOptions {
-    kind?: string;
-    namespace?: string;
-  }
-
-  const policy = (name: string, spec: string, { kind = 'AuthorizationPolicy', namespace = mode }: PolicyOptions = {}): string =>
-    `apiVersion: security.istio.io/v1\nkind: ${kind}\nmetadata: {name: ${name}, namespace: ${namespace}}\nspec: ${spec}\n`;
-  const peers = (spec: string, more: PolicyOptions & { name?: string } = {}): string => policy(more.name ?? 'default', spec, { kind: 'PeerAuthentication', ...more });
-
-  type Probe = () => Promise<string>;
 
   /** A request's status, or `refused` when no HTTP answer came. */
   const http = (from: string, path = '/', ...args: string[]): Probe => async () => {
@@ -106,31 +152,6 @@ function policiesHold(mode: Mode): void {
     const { stdout } = await mesh.lab.exec(from, ['curl', '-s', '--max-time', '10', `http://web.${mode}/`]);
     return /URI=(spiffe:[^;"\\]*)/.exec(stdout)?.[1] ?? (stdout.includes('"version"') ? 'nobody' : 'refused');
   };
-
-  /** Waits until all probes say what is expected, and sees that they go on saying it. */
-  async function becomes(expected: Record<string, [Probe, string]>): Promise<void> {
-    const wanted = Object.fromEntries(Object.entries(expected).map(([name, [, answer]]) => [name, answer]));
-    let found: Record<string, string> = {};
-    const look = async (): Promise<boolean> => {
-      found = Object.fromEntries(await Promise.all(Object.entries(expected).map(async ([name, [probe]]) => [name, await probe()] as const)));
-      return isDeepStrictEqual(found, wanted);
-    };
-    await drained();
-    await waitFor('the policies to be in force', look, { timeoutMs: 20_000, everyMs: 50 }).catch(() => assert.deepEqual(found, wanted));
-    await drained();
-    await look();
-    assert.deepEqual(found, wanted);
-  }
-
-  /** What the servers have acknowledged is in force, and connections that were open before, under older policies, are drained. */
-  async function drained(): Promise<void> {
-    if (mode !== 'sidecar') return;
-    const chains = async (): Promise<boolean> => {
-      const pods = ['web-v1', 'web-v2'].map((name) => mesh.lab.proxyAdmin(`${mode}/${name}`, '/stats?filter=listener_manager.total_(filter_chains_draining|listeners_warming|listeners_draining)'));
-      return (await Promise.all(pods)).every((text) => (text.match(/: 0\n/g) ?? []).length === 3);
-    };
-    await waitFor('the servers to have drained their old connections', chains, { timeoutMs: 20_000, everyMs: 20 });
-  }
 
   test(`PeerAuthentication: PERMISSIVE takes plaintext and mutual TLS, STRICT refuses plaintext, DISABLE is spoken to without (${mode})`, async () => {
     await policies();
@@ -208,21 +229,18 @@ function policiesHold(mode: Mode): void {
       await policies(policy('home', `{rules: [{from: [{source: {namespaces: [${mode}]}}]}]}`));
       const denied = 'status 403: RBAC: access denied';
       await goes.run(1, ({ failures }) => (failures[denied] ?? 0) > 0);
-      await drained();
+      await drained(envoys);
       const later = await goes.run(20);
       assert.deepEqual(later.failures, { [denied]: later.requests }, 'once refused, always refused');
       await policies();
       await goes.run(1, ({ requests, failures }) => requests > (failures[denied] ?? 0));
-      await drained();
+      await drained(envoys);
       assert.deepEqual((await goes.run(20)).failures, {});
     } finally {
       await goes.end();
       assert.deepEqual((await stays.end()).failures, {});
     }
   });
-
-  const bearer = (value: string): string[] => ['-H', `authorization: Bearer ${value}`];
-  const authentication = (rules: string): string => policy('tokens', `{selector: {matchLabels: {app: web}}, jwtRules: [${rules}]}`, { kind: 'RequestAuthentication' });
 
   test(`RequestAuthentication: a token must be good, none is no mistake until a policy asks for one (${mode})`, async () => {
     const rule = `{issuer: issuer.example, audiences: [web], jwks: '${jwks('rsa', 'RS256', rsa.publicKey)}', forwardOriginalToken: true, outputPayloadToHeader: x-payload, outputClaimToHeaders: [{header: x-group, claim: group}]}`;
@@ -307,3 +325,46 @@ function policiesHold(mode: Mode): void {
     await becomes({ guarded: [http(alice, '/guarded/a', '-H', 'x-ext-authz: allow'), '403'], open: [http(alice, '/open'), '200'] });
   });
 }
+
+test('an ingress gateway: tokens and routes by their claims, addresses, hosts and paths, external authorization', async () => {
+  for (const mode of ENFORCING) await mesh.clear(mode);
+  const at = (host: string, path: string, ...args: string[]): Probe => async () => {
+    const { stdout } = await mesh.lab.exec('outside/client', ['curl', '-s', '-o', '/dev/null', '-w', '%{http_code}', '--max-time', '10', '-H', `host: ${host}`, ...args, `http://ingress.edge${path}`]);
+    return stdout;
+  };
+  const routes = `apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {name: shop, namespace: edge}
+spec: {selector: {istio: ingress}, servers: [{hosts: ["*"], port: {number: 80, name: http, protocol: HTTP}}]}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: shop, namespace: edge}
+spec:
+  hosts: ["*"]
+  gateways: [shop]
+  http:
+    - match: [{uri: {exact: /staff}, headers: {"@request.auth.claims.group": {exact: dev}}}]
+      directResponse: {status: 202}
+    - match: [{uri: {exact: /staff}}]
+      directResponse: {status: 404}
+    - route: [{destination: {host: web.sidecar.svc.cluster.local, port: {number: 80}}}]
+`;
+  const [address] = mesh.lab.pod('outside', 'client').ips as [string];
+  const apply = (...objects: string[]): Promise<void> => mesh.apply('mesh', [routes, ...objects].join('---\n'));
+  const edge = { namespace: 'edge' };
+  const becomes = (expected: Parameters<typeof becomesAt>[0]): Promise<void> => becomesAt(expected, ['edge/ingress']);
+  const rule = `{issuer: issuer.example, jwks: '${jwks('rsa', 'RS256', rsa.publicKey)}'}`;
+
+  await apply(authentication(rule, 'ingress', 'edge'), policy('need', '{rules: [{to: [{operation: {paths: ["/public/*"]}}]}, {from: [{source: {requestPrincipals: ["issuer.example/*"]}}]}]}', edge));
+  await becomes({
+    public: [at('a.example', '/public/x'), '200'], 'no token': [at('a.example', '/'), '403'], good: [at('a.example', '/', ...bearer(token({}))), '200'], bad: [at('a.example', '/public/x', ...bearer(token({}, { key: stranger.privateKey }))), '401'],
+    'claim that routes': [at('a.example', '/staff', ...bearer(token({ group: ['ops', 'dev'] }))), '202'], 'claim that does not': [at('a.example', '/staff', ...bearer(token({ group: 'sales' }))), '404'],
+  });
+  await apply(policy('from', `{action: DENY, rules: [{from: [{source: {ipBlocks: [${address}/32]}}], to: [{operation: {hosts: ["private.*"]}}]}]}`, edge));
+  await becomes({ private: [at('private.example', '/'), '403'], other: [at('a.example', '/'), '200'] });
+  await apply(policy('from', '{action: DENY, rules: [{from: [{source: {remoteIpBlocks: [192.0.2.0/24]}}]}]}', edge));
+  await becomes({ 'what a client says of itself does not count': [at('a.example', '/', '-H', 'x-forwarded-for: 192.0.2.7'), '200'] });
+  await apply(policy('ext', '{action: CUSTOM, provider: {name: by-grpc}, selector: {matchLabels: {istio: ingress}}, rules: [{to: [{operation: {paths: ["/guarded/*"]}}]}]}', edge));
+  await becomes({ refused: [at('a.example', '/guarded/x'), '403'], allowed: [at('a.example', '/guarded/x', '-H', 'x-ext-authz: allow'), '200'], open: [at('a.example', '/'), '200'] });
+});
