@@ -6,6 +6,7 @@ import type { Condition, KubeObject, ObjectMeta } from './object.js';
 
 export type * from './object.js';
 export type * from './gateway-api.js';
+export type * from './istio/envoy-filter.js';
 export type * from './istio/extensions.js';
 export type * from './istio/mesh.js';
 export type * from './istio/networking.js';

@@ -32,6 +32,8 @@ export const fact = {
   pods: (namespace: string): string => `pods ${namespace}`,
   /** Touched by pods that have the label; nothing is kept under it. */
   label: (key: string, value: string): string => `label ${key}=${value}`,
+  /** Objects of a kind that are about all workloads of a namespace. */
+  namespaceWide: (kind: string, namespace: string): string => `${kind} of ${namespace}`,
   address: (address: string): string => `address ${address}`,
 };
 
@@ -43,6 +45,12 @@ const NO_LABELS: Readonly<Record<string, string>> = {};
 function workloadLabels(object: KubeObject): Readonly<Record<string, string>> {
   const own = object.metadata.labels ?? NO_LABELS;
   return object.kind === 'WorkloadEntry' ? { ...own, ...(object as { spec?: { labels?: Record<string, string> } }).spec?.labels } : own;
+}
+
+/** Without a selector, or with one that asks for nothing. */
+export function isNamespaceWide(object: KubeObject): boolean {
+  const { selector, workloadSelector } = (object as { spec?: { selector?: { matchLabels?: object }; workloadSelector?: { labels?: object } } }).spec ?? {};
+  return Object.keys({ ...selector?.matchLabels, ...workloadSelector?.labels }).length === 0;
 }
 
 /** The facts under which an object is kept. */
@@ -70,6 +78,9 @@ function provided(object: KubeObject, clusterDomain: string): string[] {
       return [fact.secret(namespace, name)];
     case 'ConfigMap':
       return [fact.configMap(namespace, name)];
+    case 'Sidecar':
+    case 'PeerAuthentication':
+      return isNamespaceWide(object) ? [fact.namespaceWide(object.kind, namespace)] : [];
     case 'ReferenceGrant':
       return [fact.grants(namespace)];
     default:

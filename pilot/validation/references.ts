@@ -8,7 +8,7 @@ import { checkWasmPlugin } from '../wasm/wasm-plugins.js';
 import { checkSecret } from './checks/certificates.js';
 import { checkGateway, checkKubeGateway, checkKubeRoute, isGatewayApi } from './checks/gateways.js';
 import { checkDestinationRule, checkVirtualService } from './checks/routes.js';
-import { checkSelector, checkServiceEntry, SELECTING } from './checks/workloads.js';
+import { checkOnlyOne, checkSelector, checkServiceEntry, SELECTING } from './checks/workloads.js';
 import { MeshIndex, View } from './mesh-index.js';
 
 export interface ReferenceOptions {
@@ -48,6 +48,7 @@ export function checkTogether(view: View, { key, object }: LoadedObject, { rootN
   if (object.kind === 'VirtualService') problems.push(...checkVirtualService(view, key, object as VirtualService));
   else if (object.kind === 'DestinationRule') problems.push(...checkDestinationRule(view, key, object as DestinationRule));
   else if (object.kind === 'ServiceEntry') problems.push(...checkServiceEntry(view, key, object as ServiceEntry));
+  else if (object.kind === 'Sidecar' || object.kind === 'PeerAuthentication') problems.push(...checkOnlyOne(view, key, object));
   else if (object.kind === 'Gateway') problems.push(...(isGatewayApi(object) ? checkKubeGateway(view, object as KubeGateway) : checkGateway(view, key, object as Gateway)));
   else if (object.kind === 'AuthorizationPolicy' && authorizers) problems.push(...checkProvider(object as AuthorizationPolicy, authorizers));
   else if (ROUTES.has(object.kind)) problems.push(...checkKubeRoute(view, object as HTTPRoute));

@@ -1,7 +1,7 @@
 /** EnvoyFilter and ProxyConfig. What the patches hold is Envoy's own, checked against its messages by pilot. */
 import { anything, choice, ignored, integer, list, object, open, port, stringMap, text, withCheck, word, type Report, type Schema } from '../schema.js';
 import { pattern, policySelector, targetRef, workloadSelector } from './fields.js';
-import type { EnvoyFilter, EnvoyFilterPatch } from './networking.js';
+import type { EnvoyFilter, EnvoyFilterPatch } from './envoy-filter.js';
 
 const MANAGER = 'envoy.filters.network.http_connection_manager';
 const ANY_PORT = integer(0, 65_535);

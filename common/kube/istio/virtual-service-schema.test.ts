@@ -9,6 +9,7 @@ specCases({
   kind: 'VirtualService',
   good: {
     'every kind of match': http(`match: [{name: a, uri: {prefix: ""}, scheme: {exact: http}, method: {regex: "GET|PUT"}, authority: {prefix: web}, headers: {user: {exact: a}, here: {}}, withoutHeaders: {x: {regex: "*"}}, queryParams: {q: {prefix: z}}, port: 80, sourceLabels: {app: a}, sourceNamespace: shop, gateways: [mesh, ns/gw], ignoreUriCase: true}], ${DEST}`),
+    'a longer prefix before a shorter one, and one that asks for more': `{hosts: [a], http: [{match: [{uri: {prefix: /b/c}}, {uri: {prefix: /b}, method: {exact: GET}}], ${DEST}}, {match: [{uri: {prefix: /b}}], ${DEST}}]}`,
     'a redirect': http('redirect: {uri: /b, authority: c, scheme: https, derivePort: FROM_REQUEST_PORT, redirectCode: 308}'),
     'a redirect of a prefix': http('match: [{uri: {prefix: /a}}], redirect: {prefixRewrite: /b}'),
     'a direct response': http('directResponse: {status: 503, body: {string: "later"}}'),
@@ -77,6 +78,7 @@ specCases({
   warned: [
     ['a rule after one that takes everything', `{hosts: [a], http: [{${DEST}}, {match: [{uri: {prefix: /b}}], ${DEST}}]}`, 'spec.http[1]', /never reached: rule 0/],
     ['the same match twice', `{hosts: [a], http: [{match: [{name: a, uri: {prefix: /b}}], ${DEST}}, {match: [{name: b, uri: {prefix: /b}}], ${DEST}}]}`, 'spec.http[1].match[0]', /rule 0 has the same/],
+    ['a match that a shorter prefix before it takes', `{hosts: [a], http: [{match: [{uri: {prefix: /b}}], ${DEST}}, {match: [{uri: {exact: /b/c}, method: {exact: GET}}], ${DEST}}]}`, 'spec.http[1].match[0]', /rule 0 takes all with prefix "\/b"/],
     ['mirror_percent, the other spelling', http(`${DEST}, mirror: {host: b}, mirror_percent: 5`), `${RULE}.mirrorPercent`, /mirrorPercentage is the present one/],
     ['the old way to name a Gateway', `{hosts: [a], gateways: [gw.ns.svc.cluster.local], http: [{${DEST}}]}`, 'spec.gateways[0]', /ns\/gw is the present one/],
     ['an abort of nothing', http(`${DEST}, fault: {abort: {percentage: {value: 5}}}`), `${RULE}.fault.abort`, /nothing is aborted/],

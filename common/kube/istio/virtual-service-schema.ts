@@ -274,6 +274,27 @@ function warnUnreachable(routes: readonly { match?: readonly object[] }[], warn:
   });
 }
 
+/** The prefix of a match that asks for nothing else. */
+function onlyPrefix({ name: _, uri, ignoreUriCase, statPrefix: __, ...more }: HttpMatchRequest): string | undefined {
+  return uri?.prefix === undefined || ignoreUriCase || Object.keys(more).length > 0 ? undefined : uri.prefix;
+}
+
+/** A rule for `/` takes what rules for `/a` after it are for. */
+function warnCovered(http: readonly HttpRoute[], warn: Report): void {
+  const before: { prefix: string; rule: number }[] = [];
+  http.forEach(({ match = [] }, rule) => {
+    match.forEach((item, m) => {
+      const wanted = item.ignoreUriCase ? undefined : (item.uri?.prefix ?? item.uri?.exact);
+      const cover = wanted === undefined ? undefined : before.find(({ prefix }) => wanted.startsWith(prefix) && (wanted !== prefix || onlyPrefix(item) !== wanted));
+      if (cover) warn(`this match is never reached: rule ${cover.rule} takes all with prefix "${cover.prefix}"`, ['http', rule, 'match', m]);
+    });
+    for (const item of match) {
+      const prefix = onlyPrefix(item);
+      if (prefix !== undefined) before.push({ prefix, rule });
+    }
+  });
+}
+
 export const virtualService: Schema = withCheck<Spec>(
   object({ hosts: list(hostOrAddress), gateways: gatewayNames, http: list(httpRoute), tls: list(tlsRoute), tcp: list(tcpRoute), exportTo: exportTo() }),
   (spec, report, warn) => {
@@ -300,6 +321,7 @@ export const virtualService: Schema = withCheck<Spec>(
     }
     checkSniHosts(tls, hosts, report, warn);
     warnUnreachable(http, warn, 'http');
+    warnCovered(http, warn);
     warnUnreachable(tls, warn, 'tls');
     warnUnreachable(tcp, warn, 'tcp');
   },

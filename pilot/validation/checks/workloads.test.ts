@@ -66,3 +66,11 @@ test('ServiceEntries of one address on one TCP port: nothing tells them apart', 
 test('a ServiceEntry with the name of a Service is a warning', () => {
   one(serviceYaml('shop', 'web', '10.96.0.1', []) + serviceEntry('a', '{hosts: [web.shop.svc.cluster.local], resolution: DNS}'), /spec\.hosts\[0\]: warning .*which is Service shop\/web: that one counts/);
 });
+
+for (const [kind, apiVersion, spec] of [['Sidecar', 'networking.istio.io/v1', '{egress: [{hosts: ["./*"]}]}'], ['PeerAuthentication', 'security.istio.io/v1', '{mtls: {mode: STRICT}}']] as const) {
+  test(`${kind}: of two for the whole namespace the younger one is named`, () => {
+    const make = (name: string, namespace = 'shop'): string => object(apiVersion, kind, spec, namespace, name);
+    one(make('a') + make('b'), new RegExp(`${kind} b: metadata\\.name: warning found a second ${kind} for all of namespace shop, beside a`));
+    assert.deepEqual(problems(make('a') + make('b', 'other')), []);
+  });
+}

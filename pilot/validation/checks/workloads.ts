@@ -3,7 +3,7 @@ import type { Path, Problem } from '../../../common/kube/schema.js';
 import { isHttpProtocol, isTlsProtocol } from '../../../common/kube/istio/syntax.js';
 import type { KubeObject, ServiceEntry } from '../../../common/kube/types.js';
 import { isExportedTo, parseExportTo } from '../../model/export-to.js';
-import { fact, namespaceOf, type View } from '../mesh-index.js';
+import { fact, isNamespaceWide, namespaceOf, type View } from '../mesh-index.js';
 
 type Selecting = KubeObject & { spec?: { selector?: { matchLabels?: Record<string, string> }; workloadSelector?: { labels?: Record<string, string>; matchLabels?: Record<string, string> } } };
 
@@ -21,6 +21,15 @@ export function checkSelector(view: View, object: Selecting, rootNamespace: stri
   const path: Path = selector ? ['spec', 'selector'] : ['spec', 'workloadSelector'];
   const text = Object.entries(wanted).map(([key, value]) => `${key}=${value}`).join(', ');
   return [{ path, severity: 'warning', atKey: true, message: `found ${text}, but no pod${everywhere ? '' : ` of namespace ${namespace}`} has these labels` }];
+}
+
+/** Of Sidecars and PeerAuthentications for a whole namespace one counts. */
+export function checkOnlyOne(view: View, key: string, object: KubeObject): Problem[] {
+  if (!isNamespaceWide(object)) return [];
+  const namespace = namespaceOf(object);
+  const [first] = view.of(fact.namespaceWide(object.kind, namespace));
+  if (!first || first.key === key) return [];
+  return [{ path: ['metadata', 'name'], severity: 'warning', message: `found a second ${object.kind} for all of namespace ${namespace}, beside ${first.object.metadata.name}: only the oldest counts` }];
 }
 
 const isTcp = (protocol = ''): boolean => !isHttpProtocol(protocol) && !isTlsProtocol(protocol);
