@@ -4,3 +4,4 @@ import { testScenario } from './testing/istiod.js';
 testScenario({ scenario: 'gateway-http-rewrite', session: 'router-sotw' });
 testScenario({ scenario: 'gateway-http-rewrite', session: 'router-delta' });
 testScenario({ scenario: 'gateway-https', session: 'router-sotw' });
+testScenario({ scenario: 'gateway-api', session: 'cli-v1-6d9f-sotw' });

@@ -38,6 +38,7 @@ const pages: Record<string, { what: string; page: Page }> = {
   '/debug/endpointz': { what: 'endpoints by service and port; ?host=HOST for one service', page: (query, { model }) => endpointz(model, query.get('host')) },
   '/debug/registryz': { what: 'the services', page: (_query, { model }) => model.sortedServices().map(({ object: _object, exportTo, ...service }) => ({ ...service, exportTo: exportTo === 'all' ? ['*'] : [...exportTo] })) },
   '/debug/configz': { what: 'the configuration objects in force; ?kind=KIND for one kind', page: (query, { model }) => configz(model, query.get('kind')) },
+  '/debug/gatewayz': { what: "status of the Gateway API's objects: attached routes, accepted or why not", page: (_query, { model }) => model.gatewayApi.status },
   '/debug/config_dump': { what: 'what a client of this node id would be sent; ?proxyID=NODE_ID, as /debug/syncz has it', page: (query, sources) => configDump(sources, query.get('proxyID')) },
   '/debug/status': { what: 'counts, problems in the sources, connections', page: (_query, { status }) => status() },
 };

@@ -7,7 +7,7 @@ import { SECURITY_KINDS } from './security/filters.js';
 
 /** Something that decides which services and routes a client sees, or a rule that it obeys. */
 export function outboundChanged(change: ChangeSet): boolean {
-  return change.full || change.services.size + change.routes.size + change.rules.size + change.identities.size > 0 || change.touches('VirtualService', 'Sidecar');
+  return change.full || change.services.size + change.routes.size + change.rules.size + change.identities.size > 0 || change.touches('VirtualService', 'Sidecar', 'HTTPRoute', 'GRPCRoute', 'TLSRoute', 'TCPRoute', 'ReferenceGrant');
 }
 
 /** Of the workload itself: its pod's labels and ports, the Services that select it, its Sidecar resource. */
@@ -30,5 +30,5 @@ export function policyChanged(model: Model, proxy: Proxy, change: ChangeSet): bo
 
 /** The servers of a gateway's proxy. */
 export function gatewayChanged(proxy: Proxy, change: ChangeSet): boolean {
-  return proxy.type === 'router' && change.touches('Gateway');
+  return proxy.type === 'router' && change.touches('Gateway', 'GatewayClass', 'HTTPRoute', 'GRPCRoute', 'TLSRoute', 'TCPRoute', 'ReferenceGrant');
 }

@@ -3,9 +3,10 @@
  * in one go, so that a generator always reads a consistent state.
  */
 import type { LoadedObject } from '../../common/kube/yaml.js';
-import { apiGroup, type AuthorizationPolicy, type DestinationRule, type EndpointSlice, type KubeObject, type Namespace, type Node, type PeerAuthentication, type Pod, type RequestAuthentication, type Service, type ServiceEntry, type Sidecar, type VirtualService, type WorkloadEntry } from '../../common/kube/types.js';
+import { apiGroup, type AuthorizationPolicy, type DestinationRule, type EndpointSlice, type Gateway, type KubeObject, type Namespace, type Node, type PeerAuthentication, type Pod, type RequestAuthentication, type Service, type ServiceEntry, type Sidecar, type VirtualService, type WorkloadEntry } from '../../common/kube/types.js';
+import { convertGatewayApi, type ConvertedGatewayApi } from '../gateway-api/convert.js';
 import { ChangeSet } from './changes.js';
-import { Configs, selects } from './configs.js';
+import { byAge, Configs, selects } from './configs.js';
 import { egressView, type EgressView } from './egress.js';
 import { resolveHost, serviceHost } from './hosts.js';
 import { jwksSource } from './jwks.js';
@@ -33,8 +34,11 @@ export interface ObjectChange {
 const SERVICE_NAME_LABEL = 'kubernetes.io/service-name';
 const NO_LOCALITY: Locality = { region: '', zone: '', subzone: '' };
 
+/** Routes of the Gateway API, and what decides whether they count. */
+export const GATEWAY_API_KINDS = ['Gateway', 'GatewayClass', 'HTTPRoute', 'GRPCRoute', 'TLSRoute', 'TCPRoute', 'ReferenceGrant'] as const;
+
 /** Kinds that decide what a workload sees; with any of them all views are made anew. */
-const VIEW_KINDS: ReadonlySet<string> = new Set(['Service', 'VirtualService', 'DestinationRule', 'Sidecar']);
+const VIEW_KINDS: ReadonlySet<string> = new Set(['Service', 'VirtualService', 'DestinationRule', 'Sidecar', ...GATEWAY_API_KINDS]);
 
 /** What `Model.configs` holds: Istio's and the Gateway API's kinds, and what they refer to. */
 function isConfig({ apiVersion, kind }: KubeObject): boolean {
@@ -72,6 +76,7 @@ export class Model {
   #usesHashing: boolean | undefined;
   readonly #resolver = new VirtualServiceResolver();
   #virtualServices: readonly LoadedObject<VirtualService>[] | undefined;
+  #gatewayApi: ConvertedGatewayApi | undefined;
   #sources: VisibilitySources | undefined;
   #ownViews: ReadonlySet<string> | undefined;
   readonly #visibilities = new Map<string, Visibility>();
@@ -136,6 +141,11 @@ export class Model {
       switch (object.kind) {
         case 'Namespace':
           replace(this.namespaces, object.metadata.name, loaded?.object as Namespace | undefined);
+        // Listeners may take routes by their namespace's labels.
+        if (this.configs.all('Gateway').length > 0) {
+          this.#forgetViews();
+          changed.addConfig('Gateway', '', object.metadata.name);
+        }
           break;
         case 'Node':
           replace(this.nodes, object.metadata.name, loaded?.object as Node | undefined);
@@ -223,7 +233,18 @@ export class Model {
 
   /** Those with hosts, oldest first: names in full, delegates merged in. */
   get virtualServices(): readonly LoadedObject<VirtualService>[] {
-    return (this.#virtualServices ??= this.#resolver.resolve(this.configs.all<VirtualService>('VirtualService'), this.mesh));
+    return (this.#virtualServices ??= this.#resolver.resolve([...this.configs.all<VirtualService>('VirtualService'), ...this.gatewayApi.virtualServices].sort(byAge), this.mesh));
+  }
+
+  /** The Gateway API's objects as Istio's. */
+  get gatewayApi(): ConvertedGatewayApi {
+    return (this.#gatewayApi ??= convertGatewayApi({ configs: this.configs, mesh: this.mesh, service: (host) => this.services.get(host), namespaceLabels: (namespace) => this.namespaces.get(namespace)?.metadata.labels ?? {} }));
+  }
+
+  /** Istio's Gateways, with those of the Gateway API, oldest first. */
+  get gateways(): readonly LoadedObject<Gateway>[] {
+    const written = this.configs.all<Gateway>('Gateway').filter(({ object }) => apiGroup(object.apiVersion) === 'networking.istio.io');
+    return [...written, ...this.gatewayApi.gateways].sort(byAge);
   }
 
   /** What this client sees of the mesh. Clients of one namespace and one Sidecar resource share it. */
@@ -275,7 +296,7 @@ export class Model {
   }
 
   #forgetViews(): void {
-    this.#sources = this.#ownViews = this.#rules = this.#sorted = this.#virtualServices = undefined;
+    this.#sources = this.#ownViews = this.#rules = this.#sorted = this.#virtualServices = this.#gatewayApi = undefined;
     this.#usesHashing = undefined;
     this.#visibilities.clear();
     this.#egressViews.clear();

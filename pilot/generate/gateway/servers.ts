@@ -1,5 +1,6 @@
 /** Which servers a gateway's proxy has, from all Gateways that select it, by the port that its pod listens on. */
-import type { Gateway, GatewayServer } from '../../../common/kube/types.js';
+import type { GatewayServer } from '../../../common/kube/types.js';
+import { OWN_NAMESPACE_ANNOTATION } from '../../gateway-api/convert.js';
 import { selects } from '../../model/configs.js';
 import { targetPortOf, type Model } from '../../model/model.js';
 import type { Proxy } from '../../model/proxy.js';
@@ -37,10 +38,9 @@ export function gatewayServers(model: Model, proxy: Proxy): BoundServer[] {
     const targets = services.flatMap((service) => service.ports.filter((candidate) => candidate.port === port).flatMap((candidate) => targetPortOf(candidate, pod) ?? []));
     return targets.length > 0 ? [...new Set(targets)] : [port];
   };
-  return model.configs.all<Gateway>('Gateway').flatMap(({ object }) => {
-    // The Gateway API's kind of that name is turned into this one elsewhere.
-    if (!object.apiVersion.startsWith('networking.istio.io/') || !selects(object.spec.selector, labels)) return [];
+  return model.gateways.flatMap(({ object }) => {
     const namespace = object.metadata.namespace ?? 'default';
+    if (!selects(object.spec.selector, labels) || (object.metadata.annotations?.[OWN_NAMESPACE_ANNOTATION] && namespace !== proxy.namespace)) return [];
     return (object.spec.servers ?? []).flatMap((server) => listenPorts(server.port.number).map((listenPort) => ({ gateway: `${namespace}/${object.metadata.name}`, namespace, server, listenPort })));
   });
 }

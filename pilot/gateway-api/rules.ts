@@ -1,0 +1,207 @@
+/** Rules of HTTPRoute and GRPCRoute as a VirtualService's, and the order that the Gateway API gives them. */
+import type {
+  BackendObjectReference,
+  GRPCRoute,
+  GRPCRouteMatch,
+  HTTPBackendRef,
+  HTTPHeaderFilter,
+  HTTPRoute,
+  HTTPRouteFilter,
+  HTTPRouteMatch,
+  HTTPRouteRule,
+  Headers,
+  HttpMatchRequest,
+  HttpRoute,
+  HttpRouteDestination,
+  StringMatch,
+  TypedMatch,
+} from '../../common/kube/types.js';
+import { namespaceOf } from './parents.js';
+
+/** A cluster of this host is never there: its share of the requests is answered with 500, as the Gateway API demands. */
+export const INVALID_BACKEND_HOST = 'invalid-backend.invalid';
+
+export interface BackendTarget {
+  host: string;
+  port: number | undefined;
+}
+
+export type ResolveBackend = (reference: BackendObjectReference) => BackendTarget | 'RefNotPermitted' | 'BackendNotFound' | 'InvalidKind';
+
+export interface ConvertedRule {
+  route: HttpRoute;
+  /** For the order between rules of one host: higher comes first, field by field. */
+  precedence: readonly number[];
+  createdAt: string;
+  /** `namespace/name` of the route. */
+  owner: string;
+  index: number;
+}
+
+const stringMatch = ({ type = 'Exact', value }: TypedMatch): StringMatch => (type === 'RegularExpression' ? { regex: value } : { exact: value });
+
+/** Of several matches on one name the first counts. */
+function byName(matches: readonly TypedMatch[] = []): Record<string, StringMatch> {
+  const found: Record<string, StringMatch> = {};
+  for (const match of matches) if (!Object.hasOwn(found, match.name)) found[match.name] = stringMatch(match);
+  return found;
+}
+
+export function httpMatch({ path, headers, queryParams, method }: HTTPRouteMatch): HttpMatchRequest {
+  const { type = 'PathPrefix', value = '/' } = path ?? {};
+  const isAnyPath = type === 'PathPrefix' && value === '/';
+  return {
+    ...(isAnyPath ? {} : { uri: type === 'Exact' ? { exact: value } : type === 'RegularExpression' ? { regex: value } : { prefix: value } }),
+    ...(headers?.length ? { headers: byName(headers) } : {}),
+    ...(queryParams?.length ? { queryParams: byName(queryParams) } : {}),
+    ...(method ? { method: { exact: method } } : {}),
+  };
+}
+
+/** Exact paths, then prefixes by length, regular expressions; then a method, more headers, more query parameters. */
+function precedenceOf({ path, headers = [], queryParams = [], method }: HTTPRouteMatch): number[] {
+  const { type = 'PathPrefix', value = '/' } = path ?? {};
+  const kind = type === 'Exact' ? 3 : type === 'PathPrefix' && value !== '/' ? 2 : type === 'RegularExpression' ? 1 : 0;
+  return [kind, value.length, method ? 1 : 0, headers.length, queryParams.length];
+}
+
+export function grpcMatch({ method, headers }: GRPCRouteMatch): HTTPRouteMatch {
+  const { type = 'Exact', service, method: name } = method ?? {};
+  const common = headers?.length ? { headers } : {};
+  if (!service && !name) return common;
+  if (type === 'RegularExpression') return { ...common, path: { type: 'RegularExpression', value: `/${service || '[^/]+'}/${name || '[^/]+'}` } };
+  if (service && name) return { ...common, path: { type: 'Exact', value: `/${service}/${name}` } };
+  return { ...common, path: service ? { type: 'PathPrefix', value: `/${service}` } : { type: 'RegularExpression', value: `/[^/]+/${name!.replace(/[\\.+*?()|[\]{}^$]/g, '\\$&')}` } };
+}
+
+function headerOperations({ set = [], add = [], remove = [] }: HTTPHeaderFilter): { set?: Record<string, string>; add?: Record<string, string>; remove?: string[] } {
+  const map = (list: readonly { name: string; value: string }[]): Record<string, string> => Object.fromEntries(list.map(({ name, value }) => [name, value]));
+  return { ...(set.length > 0 ? { set: map(set) } : {}), ...(add.length > 0 ? { add: map(add) } : {}), ...(remove.length > 0 ? { remove } : {}) };
+}
+
+function headersOf(filters: readonly HTTPRouteFilter[]): { headers?: Headers } {
+  const headers: Headers = {};
+  for (const { type, requestHeaderModifier, responseHeaderModifier } of filters) {
+    if (type === 'RequestHeaderModifier' && requestHeaderModifier) headers.request = headerOperations(requestHeaderModifier);
+    if (type === 'ResponseHeaderModifier' && responseHeaderModifier) headers.response = headerOperations(responseHeaderModifier);
+  }
+  return headers.request || headers.response ? { headers } : {};
+}
+
+export interface ConversionContext {
+  resolve: ResolveBackend;
+  /** Told of each backend that can't be resolved. */
+  unresolved: (reason: string) => void;
+  /** Of the listener, for redirects that keep the scheme. */
+  listenerPort?: number;
+}
+
+function destination(reference: BackendObjectReference, { resolve, unresolved }: ConversionContext): HttpRouteDestination['destination'] {
+  const target = resolve(reference);
+  if (typeof target === 'string') {
+    unresolved(target);
+    return { host: INVALID_BACKEND_HOST, port: { number: reference.port ?? 80 } };
+  }
+  return { host: target.host, ...(target.port === undefined ? {} : { port: { number: target.port } }) };
+}
+
+function destinations(backends: readonly HTTPBackendRef[], context: ConversionContext): HttpRouteDestination[] {
+  const weighted = backends.filter(({ weight = 1 }) => weight > 0);
+  return weighted.map((backend) => ({
+    destination: destination(backend, context),
+    ...(weighted.length > 1 ? { weight: backend.weight ?? 1 } : {}),
+    ...headersOf(backend.filters ?? []),
+  }));
+}
+
+function redirectOf({ scheme, hostname, path, port, statusCode = 302 }: NonNullable<HTTPRouteFilter['requestRedirect']>): HttpRoute['redirect'] {
+  return {
+    ...(hostname ? { authority: hostname } : {}),
+    ...(scheme ? { scheme } : {}),
+    // Without scheme and port the listener's port stays.
+    ...(port === undefined ? (scheme ? {} : { derivePort: 'FROM_REQUEST_PORT' as const }) : { port }),
+    ...(path?.type === 'ReplaceFullPath' ? { uri: path.replaceFullPath ?? '/' } : {}),
+    ...(path?.type === 'ReplacePrefixMatch' ? { prefixRewrite: path.replacePrefixMatch || '/' } : {}),
+    redirectCode: statusCode,
+  } as HttpRoute['redirect'];
+}
+
+/** The filters and backends of one rule. */
+function actionsOf(rule: HTTPRouteRule, context: ConversionContext): Partial<HttpRoute> {
+  const filters = rule.filters ?? [];
+  const actions: Partial<HttpRoute> = { ...headersOf(filters) };
+  for (const { type, requestRedirect, urlRewrite, requestMirror, cors } of filters) {
+    if (type === 'RequestRedirect' && requestRedirect) actions.redirect = redirectOf(requestRedirect)!;
+    if (type === 'URLRewrite' && urlRewrite) {
+      const { hostname, path } = urlRewrite;
+      actions.rewrite = {
+        ...(hostname ? { authority: hostname } : {}),
+        ...(path?.type === 'ReplacePrefixMatch' ? { uri: path.replacePrefixMatch || '/' } : {}),
+        ...(path?.type === 'ReplaceFullPath' ? { uriRegexRewrite: { match: '/.*', rewrite: path.replaceFullPath || '/' } } : {}),
+      };
+    }
+    if (type === 'RequestMirror' && requestMirror) {
+      const { backendRef, percent, fraction } = requestMirror;
+      const value = fraction ? (100 * fraction.numerator) / (fraction.denominator ?? 100) : (percent ?? 100);
+      actions.mirrors = [...(actions.mirrors ?? []), { destination: destination(backendRef, context), percentage: { value } }];
+    }
+    if (type === 'CORS' && cors) {
+      actions.corsPolicy = {
+        allowOrigins: (cors.allowOrigins ?? []).map((origin) => (origin.includes('*') ? { regex: origin.split('*').map((part) => part.replace(/[\\.+?()|[\]{}^$]/g, '\\$&')).join('.*') } : { exact: origin })),
+        ...(cors.allowMethods ? { allowMethods: cors.allowMethods } : {}),
+        ...(cors.allowHeaders ? { allowHeaders: cors.allowHeaders } : {}),
+        ...(cors.exposeHeaders ? { exposeHeaders: cors.exposeHeaders } : {}),
+        ...(cors.maxAge === undefined ? {} : { maxAge: `${cors.maxAge}s` }),
+        ...(cors.allowCredentials === undefined ? {} : { allowCredentials: cors.allowCredentials }),
+      };
+    }
+  }
+  const { request, backendRequest } = rule.timeouts ?? {};
+  // What one attempt may take is the request's limit where nothing else is.
+  const timeout = request ?? backendRequest;
+  if (timeout) actions.timeout = timeout;
+  const perTry = request && backendRequest ? { perTryTimeout: backendRequest } : {};
+  if (rule.retry) {
+    const { codes = [], attempts = 2, backoff } = rule.retry;
+    const conditions = [...(codes.length > 0 ? codes.map(String) : []), 'connect-failure', 'refused-stream', 'unavailable', 'cancelled'];
+    actions.retries = { attempts, retryOn: conditions.join(','), ...(backoff ? { backoff } : {}), ...perTry };
+  } else if (perTry.perTryTimeout) actions.retries = { attempts: 2, ...perTry };
+  if (actions.redirect) return actions;
+  const route = destinations(rule.backendRefs ?? [], context);
+  // Nowhere to go is an error of the configuration, not a name that nobody serves.
+  if (route.length === 0) return { ...actions, directResponse: { status: 500 } };
+  // All shares of the requests lead nowhere.
+  if (route.every(({ destination: { host } }) => host === INVALID_BACKEND_HOST)) return { ...actions, directResponse: { status: 500 } };
+  return { ...actions, route };
+}
+
+/** One VirtualService rule for each match, since each has a place of its own in the order. */
+export function convertRules(route: HTTPRoute | GRPCRoute, context: ConversionContext, port?: number): ConvertedRule[] {
+  const [namespace, name] = [namespaceOf(route), route.metadata.name];
+  const converted: ConvertedRule[] = [];
+  (route.spec.rules ?? []).forEach((written, index) => {
+    const rule: HTTPRouteRule = route.kind === 'GRPCRoute' ? ({ ...written, matches: (written.matches as GRPCRouteMatch[] | undefined)?.map(grpcMatch) } as HTTPRouteRule) : (written as HTTPRouteRule);
+    const actions = actionsOf(rule, context);
+    const matches = rule.matches?.length ? rule.matches : [undefined];
+    matches.forEach((match, place) => {
+      const converted_ = match ? httpMatch(match) : {};
+      const own = { ...converted_, ...(port === undefined ? {} : { port }) };
+      converted.push({
+        route: { name: `${namespace}.${name}.${index}${matches.length > 1 ? `.${place}` : ''}`, ...(Object.keys(own).length > 0 ? { match: [own] } : {}), ...actions },
+        precedence: precedenceOf(match ?? {}),
+        createdAt: route.metadata.creationTimestamp ?? '',
+        owner: `${namespace}/${name}`,
+        index,
+      });
+    });
+  });
+  return converted;
+}
+
+/** The Gateway API's order: the more specific match, then the older route, then by name, then as written. */
+export function byPrecedence(a: ConvertedRule, b: ConvertedRule): number {
+  for (let i = 0; i < a.precedence.length; i++) if (a.precedence[i] !== b.precedence[i]) return b.precedence[i]! - a.precedence[i]!;
+  if (a.createdAt !== b.createdAt) return a.createdAt < b.createdAt ? -1 : 1;
+  if (a.owner !== b.owner) return a.owner < b.owner ? -1 : 1;
+  return a.index - b.index;
+}

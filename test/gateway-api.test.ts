@@ -1,0 +1,154 @@
+// The Gateway API with real traffic: Gateways and routes of every kind, routes attached to Services in both modes.
+import assert from 'node:assert/strict';
+import { after, before, test } from 'node:test';
+import { MeshWorld, MODES, type Answer, type CurlOptions } from './mesh/world.js';
+import { siteCertificates, type SiteCertificates } from './gateway-certificates.js';
+
+const GATEWAY = 'front.edge.svc.cluster.local';
+const mesh = new MeshWorld('gwapi', {
+  outside: `apiVersion: v1
+kind: Namespace
+metadata: {name: edge, labels: {team: edge}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: front, namespace: edge, labels: {gateway.networking.k8s.io/gateway-name: front}}
+spec: {serviceAccountName: front, containers: [{name: istio-proxy, image: auto, args: [proxy, router]}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: front, namespace: edge}
+spec:
+  selector: {gateway.networking.k8s.io/gateway-name: front}
+  ports: [{name: http, port: 80}, {name: https, port: 443}, {name: tcp, port: 31400}]
+`,
+});
+let certificates: SiteCertificates;
+
+before(async () => {
+  certificates = await siteCertificates();
+  await mesh.up();
+});
+after(async () => {
+  certificates?.remove();
+  await mesh.down();
+});
+
+function viaGateway(url: string, options: CurlOptions = {}): Promise<Answer> {
+  const { hostname, port, protocol } = new URL(url);
+  const number = port || (protocol === 'https:' ? '443' : '80');
+  return mesh.curl('outside', url, { ...options, args: ['--connect-to', `${hostname}:${number}:${GATEWAY}:${number}`, ...(options.args ?? [])] });
+}
+
+const API = 'apiVersion: gateway.networking.k8s.io/v1';
+const gateway = (...listeners: string[]): string => `${API}\nkind: Gateway\nmetadata: {name: front, namespace: edge}\nspec:\n  gatewayClassName: underpass\n  listeners:\n${listeners.map((listener) => `    - ${listener}\n`).join('')}---\n`;
+const ALL = 'allowedRoutes: {namespaces: {from: All}}';
+const HTTP = `{name: http, port: 80, protocol: HTTP, ${ALL}}`;
+const route = (name: string, namespace: string, spec: string, kind = 'HTTPRoute'): string => `${kind === 'TCPRoute' || kind === 'TLSRoute' ? 'apiVersion: gateway.networking.k8s.io/v1alpha2' : API}\nkind: ${kind}\nmetadata: {name: ${name}, namespace: ${namespace}}\nspec:\n${spec.replace(/^/gm, '  ')}\n---\n`;
+const TO_FRONT = 'parentRefs: [{name: front, namespace: edge}]';
+const WEB = '{name: web, port: 80}';
+
+test('HTTPRoute: matches in the order of the specification, whatever the order of the objects', async () => {
+  await mesh.apply('mesh', gateway(HTTP) + route('late', 'node', `${TO_FRONT}
+hostnames: [order.example.com]
+rules:
+  - {matches: [{path: {value: /}}], filters: [{type: ResponseHeaderModifier, responseHeaderModifier: {set: [{name: x-rule, value: all}]}}], backendRefs: [${WEB}]}
+  - {matches: [{path: {value: /a}}], filters: [{type: ResponseHeaderModifier, responseHeaderModifier: {set: [{name: x-rule, value: prefix}]}}], backendRefs: [${WEB}]}
+  - {matches: [{path: {value: /a/b}}, {path: {value: /zz}}], filters: [{type: ResponseHeaderModifier, responseHeaderModifier: {set: [{name: x-rule, value: longer}]}}], backendRefs: [${WEB}]}`) + route('exact', 'sidecar', `${TO_FRONT}
+hostnames: [order.example.com]
+rules:
+  - {matches: [{path: {type: Exact, value: /a/b}}], filters: [{type: ResponseHeaderModifier, responseHeaderModifier: {set: [{name: x-rule, value: exact}]}}], backendRefs: [${WEB}]}
+  - {matches: [{path: {value: /a}, method: POST}], filters: [{type: ResponseHeaderModifier, responseHeaderModifier: {set: [{name: x-rule, value: method}]}}], backendRefs: [${WEB}]}
+  - {matches: [{path: {value: /a}, headers: [{name: v, value: "2"}]}, {path: {value: /a}, queryParams: [{name: v, value: "2"}]}], filters: [{type: ResponseHeaderModifier, responseHeaderModifier: {set: [{name: x-rule, value: header}]}}], backendRefs: [${WEB}]}`));
+  const rule = async (path: string, options: CurlOptions = {}): Promise<string | undefined> => (await viaGateway(`http://order.example.com${path}`, options)).headers['x-rule'];
+  assert.equal(await rule('/'), 'all');
+  assert.equal(await rule('/ab'), 'all', 'a prefix is made of whole segments');
+  assert.equal(await rule('/a/x'), 'prefix');
+  assert.equal(await rule('/a/b/c'), 'longer');
+  assert.equal(await rule('/a/b'), 'exact');
+  assert.equal(await rule('/a/x', { method: 'POST' }), 'method');
+  assert.equal(await rule('/a/x', { headers: { v: '2' } }), 'header');
+  assert.equal(await rule('/a?v=2'), 'header');
+  assert.equal((await viaGateway('http://elsewhere.example.com/')).status, 404);
+  assert.deepEqual(await mesh.nacks(), []);
+});
+
+test('HTTPRoute: filters rewrite, redirect, edit headers; weights, and 500 for what leads nowhere', async () => {
+  await mesh.apply('mesh', gateway(HTTP) + route('filters', 'sidecar', `${TO_FRONT}
+hostnames: [filters.example.com]
+rules:
+  - {matches: [{path: {value: /strip}}], filters: [{type: URLRewrite, urlRewrite: {hostname: inner.example.com, path: {type: ReplacePrefixMatch, replacePrefixMatch: /}}}], backendRefs: [${WEB}]}
+  - {matches: [{path: {value: /full}}], filters: [{type: URLRewrite, urlRewrite: {path: {type: ReplaceFullPath, replaceFullPath: /one}}}], backendRefs: [${WEB}]}
+  - {matches: [{path: {value: /go}}], filters: [{type: RequestRedirect, requestRedirect: {hostname: there.example.com, scheme: https, path: {type: ReplacePrefixMatch, replacePrefixMatch: /gone}, statusCode: 301}}]}
+  - {matches: [{path: {value: /plain}}], filters: [{type: RequestRedirect, requestRedirect: {path: {type: ReplaceFullPath, replaceFullPath: /x}}}]}
+  - {matches: [{path: {value: /headers}}], filters: [{type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: x-set, value: s}], add: [{name: x-add, value: a}], remove: [x-gone]}}], backendRefs: [${WEB}]}
+  - {matches: [{path: {value: /nowhere}}], backendRefs: [{name: nobody, port: 80}]}
+  - {matches: [{path: {value: /none}}]}
+  - {matches: [{path: {value: /half}}], backendRefs: [{name: web, port: 80, weight: 1}, {name: nobody, port: 80, weight: 1}]}`));
+  const at = (path: string, options?: CurlOptions): Promise<Answer> => viaGateway(`http://filters.example.com${path}`, options);
+  const stripped = await at('/strip/a/b');
+  assert.deepEqual([stripped.body['path'], stripped.body['headers']['host']], ['/a/b', 'inner.example.com']);
+  assert.equal((await at('/strip')).body['path'], '/');
+  assert.equal((await at('/full/x/y')).body['path'], '/one');
+  const gone = await at('/go/on');
+  assert.deepEqual([gone.status, gone.headers['location']], [301, 'https://there.example.com/gone/on']);
+  const plain = await at('/plain');
+  assert.deepEqual([plain.status, plain.headers['location']], [302, 'http://filters.example.com/x']);
+  const { headers } = (await at('/headers', { headers: { 'x-gone': '1', 'x-add': 'b' } })).body as { headers: Record<string, string> };
+  assert.deepEqual([headers['x-set'], headers['x-gone'], headers['x-add']?.includes('a')], ['s', undefined, true]);
+  assert.equal((await at('/nowhere')).status, 500);
+  assert.equal((await at('/none')).status, 500);
+  const statuses: Record<number, number> = {};
+  for (let i = 0; i < 40; i++) {
+    const { status } = await at('/half');
+    statuses[status] = (statuses[status] ?? 0) + 1;
+  }
+  assert.deepEqual(Object.keys(statuses).sort(), ['200', '500'], JSON.stringify(statuses));
+});
+
+test('listeners: host names are intersected, namespaces and kinds that are not allowed stay out', async () => {
+  const listeners = gateway(
+    '{name: wild, port: 80, protocol: HTTP, hostname: "*.apps.example.com", allowedRoutes: {namespaces: {from: Selector, selector: {matchLabels: {kubernetes.io/metadata.name: node}}}}}',
+    '{name: same, port: 80, protocol: HTTP, hostname: own.example.com}',
+  );
+  await mesh.apply('mesh', listeners + route('in', 'node', `${TO_FRONT}\nhostnames: [one.apps.example.com, own.example.com]\nrules: [{backendRefs: [${WEB}]}]`) + route('out', 'sidecar', `${TO_FRONT}\nhostnames: [two.apps.example.com]\nrules: [{backendRefs: [${WEB}]}]`));
+  assert.equal((await viaGateway('http://one.apps.example.com/')).status, 200);
+  assert.equal((await viaGateway('http://own.example.com/')).status, 404);
+  assert.equal((await viaGateway('http://two.apps.example.com/')).status, 404);
+});
+
+test('ReferenceGrant: a backend of another namespace needs its consent', async () => {
+  const world = gateway(HTTP) + route('cross', 'sidecar', `${TO_FRONT}\nhostnames: [cross.example.com]\nrules: [{backendRefs: [{name: web, namespace: node, port: 80}]}]`);
+  await mesh.apply('mesh', world);
+  assert.equal((await viaGateway('http://cross.example.com/')).status, 500);
+  await mesh.apply('mesh', `${world}apiVersion: gateway.networking.k8s.io/v1beta1\nkind: ReferenceGrant\nmetadata: {name: some, namespace: node}\nspec: {from: [{group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: sidecar}], to: [{group: "", kind: Service}]}\n`);
+  assert.equal((await viaGateway('http://cross.example.com/')).status, 200);
+});
+
+test('HTTPS with a certificate from a Secret, TCPRoute by port', async () => {
+  const { one, ca } = certificates;
+  const data = Object.fromEntries(Object.entries({ 'tls.crt': one.certificate, 'tls.key': one.key }).map(([key, value]) => [key, Buffer.from(value).toString('base64')]));
+  await mesh.apply('mesh', `apiVersion: v1\nkind: Secret\nmetadata: {name: one, namespace: edge}\ndata: ${JSON.stringify(data)}\n---\n` +
+    gateway(`{name: https, port: 443, protocol: HTTPS, hostname: one.example.com, tls: {certificateRefs: [{name: one}]}, ${ALL}}`, `{name: tcp, port: 31400, protocol: TCP, ${ALL}}`) +
+    route('secure', 'node', `${TO_FRONT}\nrules: [{backendRefs: [${WEB}]}]`) + route('raw', 'sidecar', `${TO_FRONT}\nrules: [{backendRefs: [{name: web, port: 9000}]}]`, 'TCPRoute'));
+  assert.equal((await viaGateway('https://one.example.com/', { args: ['--cacert', ca] })).status, 200);
+  const script = `const s = require('node:net').connect(31400, ${JSON.stringify(GATEWAY)}, () => s.write('hello\\n')); s.on('data', (d) => { console.log(String(d).trim()); s.destroy(); }); s.setTimeout(8000, () => process.exit(1)); s.on('error', () => process.exit(1));`;
+  assert.match((await mesh.lab.exec('outside/client', [process.execPath, '-e', script])).stdout, /hello/);
+  assert.deepEqual(await mesh.nacks(), []);
+});
+
+for (const mode of MODES) {
+  test(`HTTPRoute on a Service: its clients in the mesh obey (${mode})`, async () => {
+    const toService = 'parentRefs: [{group: "", kind: Service, name: web, port: 80}]';
+    await mesh.apply('mesh', route('split', mode, `${toService}
+rules:
+  - {matches: [{headers: [{name: user, value: jesse}]}], filters: [{type: URLRewrite, urlRewrite: {path: {type: ReplacePrefixMatch, replacePrefixMatch: /other}}}], backendRefs: [{name: other, port: 80}]}
+  - {backendRefs: [{name: web, port: 80, weight: 1}, {name: other, port: 80, weight: 0}]}`));
+    const jesse = await mesh.curl(mode, 'http://web/x', { headers: { user: 'jesse' } });
+    assert.match(String(jesse.body['pod']), /^other/);
+    assert.match(String((await mesh.curl(mode, 'http://web/x')).body['pod']), /^web/);
+    assert.deepEqual(await mesh.nacks(), []);
+    await mesh.clear('mesh');
+    assert.match(String((await mesh.curl(mode, 'http://web/x', { headers: { user: 'jesse' } })).body['pod']), /^web/);
+  });
+}
