@@ -11,13 +11,15 @@ import { egressView, type EgressView } from './egress.js';
 import { resolveHost, serviceHost } from './hosts.js';
 import { jwksSource } from './jwks.js';
 import { DEFAULT_MESH_CONFIG, type MeshConfig } from './mesh.js';
-import { selectorLabels, takesMtls } from './peer-authentication.js';
-import { isAlive, podIps, podName, podsEndpoint } from './pods.js';
+import { selectorLabels } from './peer-authentication.js';
+import { isAlive, podIps, podName } from './pods.js';
 import type { Proxy } from './proxy.js';
 import { DestinationRules } from './rules.js';
 import { Scope } from './scope.js';
 import { ServiceEntries, workloadLabels } from './service-entries.js';
 import { buildService } from './services.js';
+import { identityOf, shapeOf } from './shapes.js';
+import { EndpointSlices } from './slices.js';
 import type { Endpoint, Locality, MeshPort, MeshService } from './types.js';
 import { exportedTo, namespacesWithOwnView, withAutoAddresses, type Visibility, type VisibilitySources } from './visibility.js';
 import { VirtualServiceResolver } from './virtual-services.js';
@@ -31,7 +33,6 @@ export interface ObjectChange {
   loaded?: LoadedObject;
 }
 
-const SERVICE_NAME_LABEL = 'kubernetes.io/service-name';
 const NO_LOCALITY: Locality = { region: '', zone: '', subzone: '' };
 
 /** Routes of the Gateway API, and what decides whether they count. */
@@ -58,11 +59,14 @@ export class Model {
   /** Fetched keys by their source; see jwksSource(). */
   readonly #jwks = new Map<string, string>();
   readonly #servicesByHost = new Map<string, MeshService[]>();
-  readonly #slices = new Map<string, Map<string, EndpointSlice>>();
+  readonly #slices = new EndpointSlices({
+    mesh: () => this.mesh,
+    pod: (name) => this.pods.get(name),
+    podByIp: (ip) => this.#podByIp.get(ip),
+    localityOf: (node, zone) => this.localityOf(node, zone),
+  });
   readonly #podByIp = new Map<string, Pod>();
   readonly #podsByNamespace = new Map<string, Map<string, Pod>>();
-  /** Hosts whose endpoints point to a pod, by the pod. */
-  readonly #hostsByPod = new Map<string, Set<string>>();
   readonly #servicesByNamespace = new Map<string, Map<string, MeshService>>();
   /** By host, then by the service's key. */
   readonly #endpoints = new Map<string, Map<string, readonly Endpoint[]>>();
@@ -123,7 +127,7 @@ export class Model {
     // Identities as they were, of every host that may change; compared when all is in.
     const before = new Map<string, string>();
     const touch = (host: string): void => {
-      if (!before.has(host)) before.set(host, this.#identityOf(host));
+      if (!before.has(host)) before.set(host, identityOf(this, this.#servicesByHost.get(host) ?? []));
       this.#endpoints.delete(host);
       changed.endpoints.add(host);
     };
@@ -165,10 +169,10 @@ export class Model {
           break;
         case 'EndpointSlice':
           for (const slice of [old?.object, loaded?.object] as (EndpointSlice | undefined)[]) {
-            const host = slice && this.#hostOfSlice(slice);
+            const host = slice && this.#slices.hostOf(slice);
             if (host) touch(host);
           }
-          this.#applySlice(key, old?.object as EndpointSlice | undefined, loaded?.object as EndpointSlice | undefined);
+          this.#slices.set(key, old?.object as EndpointSlice | undefined, loaded?.object as EndpointSlice | undefined);
           break;
         case 'VirtualService':
           for (const version of [old, loaded]) if (version) for (const host of (version.object as VirtualService).spec.hosts ?? []) changed.routes.add(this.resolve(host, version.object));
@@ -185,7 +189,7 @@ export class Model {
       }
     }
     for (const [host, identity] of before) {
-      if (this.#identityOf(host) !== identity) changed.identities.add(host);
+      if (identityOf(this, this.#servicesByHost.get(host) ?? []) !== identity) changed.identities.add(host);
     }
     return changed;
   }
@@ -307,8 +311,14 @@ export class Model {
     let ofHost = this.#endpoints.get(service.host);
     if (!ofHost) this.#endpoints.set(service.host, (ofHost = new Map()));
     let endpoints = ofHost.get(service.key);
-    if (!endpoints) ofHost.set(service.key, (endpoints = service.object.kind === 'ServiceEntry' ? this.serviceEntries.endpoints(service) : this.#buildEndpoints(service)));
+    if (!endpoints) ofHost.set(service.key, (endpoints = service.object.kind === 'ServiceEntry' ? this.serviceEntries.endpoints(service) : this.#serviceEndpoints(service)));
     return endpoints;
+  }
+
+  #serviceEndpoints(service: MeshService): Endpoint[] {
+    const found = this.#slices.endpoints(service);
+    if (Object.keys(service.selector).length > 0) for (const endpoint of this.serviceEntries.selected(service.namespace, service.selector, service.ports)) found.set(endpoint.address, endpoint);
+    return [...found.values()];
   }
 
   localityOf(nodeName: string | undefined, zone?: string): Locality {
@@ -340,7 +350,7 @@ export class Model {
     const name = podName(pod);
     changed.pods.add(name);
     changed.addresses.add(this.workloadUid(pod));
-    for (const host of this.#hostsByPod.get(name) ?? []) touch(host);
+    for (const host of this.#slices.hostsOfPod(name)) touch(host);
   }
 
   /** WDS workloads name the policies that select them; whether endpoints take mutual TLS is up to PeerAuthentications. */
@@ -351,6 +361,10 @@ export class Model {
     if (policy.kind === 'AuthorizationPolicy' && !selector) return;
     const pods = everywhere ? this.pods.values() : (this.#podsByNamespace.get(namespace)?.values() ?? []);
     for (const pod of pods) if (selects(selector, pod.metadata.labels ?? {})) changed.addresses.add(this.workloadUid(pod));
+    for (const { spec, metadata } of this.serviceEntries.workloads()) {
+      const own = metadata.namespace ?? 'default';
+      if ((everywhere || own === namespace) && selects(selector, workloadLabels(spec, metadata.labels))) changed.addresses.add(this.entryUid(own, metadata.name));
+    }
     if (policy.kind !== 'PeerAuthentication') return;
     const services = everywhere ? [...this.#servicesByHost.values()].flat() : (this.#servicesByNamespace.get(namespace)?.values() ?? []);
     for (const { host, headless } of services) {
@@ -378,7 +392,7 @@ export class Model {
     changed.addresses.add(`${namespace}/${host}`);
     // Workloads name the services that they serve.
     for (const version of [old, service]) {
-      for (const pod of version ? this.#podsSelectedBy(namespace, version.spec.selector) : []) changed.addresses.add(this.workloadUid(pod));
+      for (const uid of this.#workloadsSelectedBy(namespace, version?.spec.selector)) changed.addresses.add(uid);
     }
   }
 
@@ -407,8 +421,7 @@ export class Model {
     for (const version of [old, loaded?.object]) {
       const selector = version?.spec.workloadSelector;
       if (!selector) continue;
-      for (const workload of this.serviceEntries.workloadsSelectedBy(namespace, selector.labels)) changed.addresses.add(this.entryUid(namespace, workload.metadata.name));
-      for (const pod of this.#podsSelectedBy(namespace, selector.labels)) changed.addresses.add(this.workloadUid(pod));
+      for (const uid of this.#workloadsSelectedBy(namespace, selector.labels)) changed.addresses.add(uid);
     }
   }
 
@@ -440,81 +453,12 @@ export class Model {
     replace(this.services, host, all[0]);
   }
 
-  #podsSelectedBy(namespace: string, selector: Record<string, string> | undefined): Pod[] {
+  /** WDS names of the pods and WorkloadEntries with these labels. */
+  #workloadsSelectedBy(namespace: string, selector: Record<string, string> | undefined): string[] {
     if (Object.keys(selector ?? {}).length === 0) return [];
-    return [...(this.#podsByNamespace.get(namespace)?.values() ?? [])].filter(({ metadata }) => selects(selector, metadata.labels ?? {}));
+    const pods = [...(this.#podsByNamespace.get(namespace)?.values() ?? [])].filter(({ metadata }) => selects(selector, metadata.labels ?? {}));
+    return [...pods.map((pod) => this.workloadUid(pod)), ...this.serviceEntries.workloadsSelectedBy(namespace, selector).map(({ metadata }) => this.entryUid(namespace, metadata.name))];
   }
-
-  #hostOfSlice(slice: EndpointSlice): string | undefined {
-    const service = slice.metadata.labels?.[SERVICE_NAME_LABEL];
-    return service && serviceHost(service, slice.metadata.namespace ?? 'default', this.mesh.clusterDomain);
-  }
-
-  #applySlice(key: string, old: EndpointSlice | undefined, slice: EndpointSlice | undefined): void {
-    const oldHost = old && this.#hostOfSlice(old);
-    if (oldHost) this.#slices.get(oldHost)?.delete(key);
-    const host = slice && this.#hostOfSlice(slice);
-    if (!host) return;
-    let slices = this.#slices.get(host);
-    if (!slices) this.#slices.set(host, (slices = new Map()));
-    slices.set(key, slice);
-    for (const { targetRef } of slice.endpoints ?? []) {
-      if (targetRef?.kind !== 'Pod' || !targetRef.name) continue;
-      const pod = `${targetRef.namespace ?? slice.metadata.namespace}/${targetRef.name}`;
-      let hosts = this.#hostsByPod.get(pod);
-      if (!hosts) this.#hostsByPod.set(pod, (hosts = new Set()));
-      hosts.add(host);
-    }
-  }
-
-  #buildEndpoints(service: MeshService): Endpoint[] {
-    const { host } = service;
-    const found = new Map<string, Endpoint>();
-    const notReadyCounts = (service.object as Service).spec.publishNotReadyAddresses === true;
-    for (const [, slice] of [...(this.#slices.get(host) ?? [])].sort(([a], [b]) => (a < b ? -1 : 1))) {
-      if (slice.addressType === 'FQDN') continue;
-      const ports = new Map<string, number>();
-      for (const { name, port } of slice.ports ?? []) if (port !== undefined) ports.set(name ?? '', port);
-      for (const { addresses, conditions, nodeName, zone, targetRef } of slice.endpoints ?? []) {
-        // Terminating endpoints get no new connections, unless they are all that is left; Istio drops them.
-        if (conditions?.terminating) continue;
-        const pod = targetRef?.kind === 'Pod' && targetRef.name ? this.pods.get(`${targetRef.namespace ?? slice.metadata.namespace}/${targetRef.name}`) : this.#podByIp.get(addresses[0]!);
-        const address = addresses[0];
-        if (address === undefined) continue;
-        found.set(address, {
-          ...(pod ? podsEndpoint(pod, this.mesh) : this.serviceEntries.endpointOf({}, service.namespace, '', [])),
-          ...(pod ? {} : { workloadName: undefined }),
-          address,
-          ports,
-          ready: notReadyCounts || conditions?.ready !== false,
-          locality: this.localityOf(nodeName ?? pod?.spec.nodeName, zone),
-        });
-      }
-    }
-    if (Object.keys(service.selector).length > 0) for (const endpoint of this.serviceEntries.selected(service.namespace, service.selector, service.ports)) found.set(endpoint.address, endpoint);
-    return [...found.values()];
-  }
-
-  /** What a client's cluster for `host` depends on besides the service itself. */
-  #identityOf(host: string): string {
-    return JSON.stringify(
-      (this.#servicesByHost.get(host) ?? []).map((service) => {
-        const endpoints = this.endpoints(service);
-        const accounts = [...new Set(endpoints.map(({ serviceAccount }) => serviceAccount ?? ''))].sort();
-        // A headless service's cluster and listeners know its endpoints one by one; so do clusters that resolve names.
-        const headless = service.headless ? [service.ports.map(({ name }) => endpoints.every((endpoint) => takesMtls(this, endpoint, endpoint.ports.get(name) ?? 0))), ...endpoints.map(({ address }) => address).sort()] : [];
-        const named = service.resolution.startsWith('DNS') ? endpoints.map(({ pod: _pod, ports, ...endpoint }) => ({ ...endpoint, ports: [...ports] })) : [];
-        return [service.key, accounts, headless, named];
-      }),
-    );
-  }
-}
-
-/** All that clients' clusters, listeners and routes are made from. */
-function shapeOf(service: MeshService | undefined): string {
-  if (!service) return '';
-  const { object: _object, exportTo, ...shape } = service;
-  return JSON.stringify({ ...shape, exportTo: exportTo === 'all' ? exportTo : [...exportTo] });
 }
 
 function replace<K, V>(map: Map<K, V>, key: K, value: V | undefined): void {

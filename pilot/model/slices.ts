@@ -1,0 +1,75 @@
+/** EndpointSlices by the host of their Service, and the endpoints that they make. */
+import type { EndpointSlice, Pod, Service } from '../../common/kube/types.js';
+import { serviceHost } from './hosts.js';
+import type { MeshConfig } from './mesh.js';
+import { podsEndpoint } from './pods.js';
+import type { Endpoint, Locality, MeshService } from './types.js';
+
+const SERVICE_NAME_LABEL = 'kubernetes.io/service-name';
+
+/** What of the model it looks at. */
+export interface SliceContext {
+  mesh(): MeshConfig;
+  pod(name: string): Pod | undefined;
+  podByIp(ip: string): Pod | undefined;
+  localityOf(nodeName: string | undefined, zone?: string): Locality;
+}
+
+export class EndpointSlices {
+  readonly #byHost = new Map<string, Map<string, EndpointSlice>>();
+  /** Hosts whose endpoints point to a pod, by the pod. */
+  readonly #hostsByPod = new Map<string, Set<string>>();
+
+  constructor(readonly context: SliceContext) {}
+
+  hostOf(slice: EndpointSlice): string | undefined {
+    const service = slice.metadata.labels?.[SERVICE_NAME_LABEL];
+    return service && serviceHost(service, slice.metadata.namespace ?? 'default', this.context.mesh().clusterDomain);
+  }
+
+  /** @param pod `namespace/name` */
+  hostsOfPod(pod: string): Iterable<string> {
+    return this.#hostsByPod.get(pod) ?? [];
+  }
+
+  /** Takes over one version of a slice for another. */
+  set(key: string, old: EndpointSlice | undefined, slice: EndpointSlice | undefined): void {
+    const oldHost = old && this.hostOf(old);
+    if (oldHost) this.#byHost.get(oldHost)?.delete(key);
+    const host = slice && this.hostOf(slice);
+    if (!host) return;
+    let slices = this.#byHost.get(host);
+    if (!slices) this.#byHost.set(host, (slices = new Map()));
+    slices.set(key, slice);
+    for (const { targetRef } of slice.endpoints ?? []) {
+      if (targetRef?.kind !== 'Pod' || !targetRef.name) continue;
+      const pod = `${targetRef.namespace ?? slice.metadata.namespace}/${targetRef.name}`;
+      let hosts = this.#hostsByPod.get(pod);
+      if (!hosts) this.#hostsByPod.set(pod, (hosts = new Set()));
+      hosts.add(host);
+    }
+  }
+
+  /** Of a Kubernetes Service; by address, since two slices may name the same. */
+  endpoints(service: MeshService): Map<string, Endpoint> {
+    const { host, namespace } = service;
+    const { context } = this;
+    const mesh = context.mesh();
+    const found = new Map<string, Endpoint>();
+    const notReadyCounts = (service.object as Service).spec.publishNotReadyAddresses === true;
+    for (const [, slice] of [...(this.#byHost.get(host) ?? [])].sort(([a], [b]) => (a < b ? -1 : 1))) {
+      if (slice.addressType === 'FQDN') continue;
+      const ports = new Map<string, number>();
+      for (const { name, port } of slice.ports ?? []) if (port !== undefined) ports.set(name ?? '', port);
+      for (const { addresses, conditions, nodeName, zone, targetRef } of slice.endpoints ?? []) {
+        const address = addresses[0];
+        // Terminating endpoints get no new connections, unless they are all that is left; Istio drops them.
+        if (conditions?.terminating || address === undefined) continue;
+        const pod = targetRef?.kind === 'Pod' && targetRef.name ? context.pod(`${targetRef.namespace ?? slice.metadata.namespace}/${targetRef.name}`) : context.podByIp(address);
+        const workload = pod ? podsEndpoint(pod, mesh) : { pod, workloadName: undefined, labels: {}, namespace, serviceAccount: undefined, tlsMode: undefined, weight: 1, network: mesh.network, cluster: mesh.clusterId };
+        found.set(address, { ...workload, address, ports, ready: notReadyCounts || conditions?.ready !== false, locality: context.localityOf(nodeName ?? pod?.spec.nodeName, zone) });
+      }
+    }
+    return found;
+  }
+}
