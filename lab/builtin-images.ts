@@ -90,6 +90,8 @@ export const builtinImages: Readonly<Record<string, Image>> = {
   'examples-bookinfo-reviews-v3': bookinfo('reviews', 'v3'),
   'ext-authz': node('ext-authz', 'PORTS', [8000, 9000]),
   ratelimit: node('ratelimit', 'PORTS', [8080, 8081]),
+  /** Nothing but its port: the rate limit service counts in memory here. */
+  redis: (context) => ({ ...tcpEcho({})(context), args: ['6379', ''], ports: [6379] }),
   curl: sleeping,
   'curl-ssl': sleeping,
   netshoot: sleeping,

@@ -319,7 +319,7 @@ export class Pod {
 
   /** Why it is not as it should be, one line per container. */
   get problems(): string[] {
-    const found: string[] = [...this.#volumes.leftOut.keys()].map((path) => `the volume at ${path} is left out: this machine has no directory to lay it into`);
+    const found: string[] = [...this.#volumes.leftOut.keys()].map((path) => `the volume at ${path} is left out: there is no place for it on this machine`);
     for (const { spec, problem, process: program } of this.#containers) {
       if (problem) found.push(`${spec.name}: ${problem}`);
       else if (program && program.pid === undefined && !program.ended)

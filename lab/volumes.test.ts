@@ -37,6 +37,7 @@ spec:
         - {name: settings, mountPath: /etc/app/only.txt, subPath: two.txt}
         - {name: scratch, mountPath: /var/lib/istio/data}
         - {name: settings, mountPath: /no-such-root/settings}
+        - {name: scratch, mountPath: /run}
   volumes:
     - {name: certs, secret: {secretName: certs}}
     - {name: settings, configMap: {name: settings}}
@@ -92,6 +93,7 @@ test('volumes: Secrets and ConfigMaps are files where the pod mounts them, besid
   await sh('a/reader', 'echo x > /var/lib/istio/data/y && test -e /var/lib/istio/data/y');
   assert.equal((await lab.exec('a/client', ['ls', '/etc/certs'])).code, 2, 'another pod sees none of it');
   assert.match(lab.problems().join('\n'), /a\/reader: the volume at \/no-such-root\/settings is left out/);
+  assert.match(lab.problems().join('\n'), /the volume at \/run is left out/, "the pod's own files are there");
 });
 
 test('volumes: a changed Secret changes the files of a running pod, and what its gateway is served by path', async () => {

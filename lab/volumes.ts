@@ -4,6 +4,7 @@
  */
 import { mkdirSync, readdirSync, readFileSync, realpathSync, renameSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { dirname, join, relative } from 'node:path';
+import { buildDir } from '../common/paths.js';
 import type { ConfigLookup } from './environment.js';
 import type { ContainerSpec, VolumeItems, VolumeSpec } from './kube.js';
 
@@ -87,8 +88,7 @@ export class Volumes {
       const source = this.#source(mount);
       const isFile = statSync(source, { throwIfNoEntry: false })?.isFile() === true;
       const present = nearestPresent(mount.mountPath);
-      // An overlay is read-only: over a directory that the pod's own files lie in, its programs could not write them.
-      if (present !== mount.mountPath && (present === '/' || this.dir.startsWith(`${realpathSync(present)}/`))) {
+      if (present === '/' || this.#hides(present, present !== mount.mountPath)) {
         this.#left.set(mount.mountPath, source);
         continue;
       }
@@ -104,7 +104,13 @@ export class Volumes {
     return { overlays: [...overlays].map(([target, skeleton]) => `${skeleton}:${target}`), binds };
   }
 
-  /** Mounts that could not be, with where their files are: nothing of the path is on this machine but the root. */
+  /** Whether a mount there would take away the pod's own files, which an overlay makes read-only, or the lab's programs. */
+  #hides(path: string, isOverlay: boolean): boolean {
+    const needed = isOverlay ? [this.dir] : [this.dir, buildDir, process.execPath];
+    return needed.some((file) => file.startsWith(`${realpathSync(path)}/`));
+  }
+
+  /** Mounts that could not be, with where their files are. */
   get leftOut(): ReadonlyMap<string, string> {
     return this.#left;
   }

@@ -12,7 +12,7 @@ const MAX_DELAY_MS = 10_000;
 const MAX_BYTES = 100 << 10;
 const asLists = process.env['HTTPBIN_LISTS'] === '1';
 const HTML = '<!DOCTYPE html>\n<html>\n<head></head>\n<body>\n<h1>Herman Melville - Moby-Dick</h1>\n</body>\n</html>\n';
-const TEAPOT = "\n    -=[ teapot ]=-\n\n       _...._\n     .'  _ _ `.\n    | .\"` ^ `\". _,\n    \\_;`\"---\"`|//\n      |       ;/\n      \\_     _/\n        `\"\"\"`\n";
+const TEAPOT = '-=[ teapot ]=-\n';
 
 const canonical = (name: string): string => name.replace(/(^|-)([a-z])/g, (_, dash: string, letter: string) => dash + letter.toUpperCase());
 

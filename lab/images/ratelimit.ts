@@ -1,13 +1,13 @@
 /**
- * The `ratelimit` image (envoyproxy/ratelimit): Envoy's rate limit service over gRPC on 8081, health over HTTP on 8080. Its
- * configuration is every YAML file below RUNTIME_ROOT/RUNTIME_SUBDIRECTORY/config (default /data/ratelimit/config), read again
- * when a request comes and a file is newer.
+ * The `ratelimit` image (envoyproxy/ratelimit): Envoy's rate limit service over gRPC on 8081, health on 8080 and the limits on
+ * 6070 over HTTP. Its configuration is every YAML file below RUNTIME_ROOT/RUNTIME_SUBDIRECTORY/config (default
+ * /data/ratelimit/config), read again when a request comes and a file is newer.
  */
 import { Server, ServerCredentials } from '@grpc/grpc-js';
 import { readdirSync, readFileSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { RateLimitResponse, RateLimitResponse_Code as Code, RateLimitResponse_RateLimit_Unit as Unit, RateLimitServiceService, type RateLimitServiceServer } from '../../proto/generated/envoy/service/ratelimit/v3/rls.js';
-import { endOnSignal, listenHttp, sendText, volumePath } from './http.js';
+import { endOnSignal, listenHttp, sendJson, sendText, volumePath } from './http.js';
 import { parseDomain, RateLimits } from './rate-limits.js';
 
 const directory = volumePath(join(process.env['RUNTIME_ROOT'] ?? '/data', process.env['RUNTIME_SUBDIRECTORY'] ?? 'ratelimit', 'config'));
@@ -53,5 +53,6 @@ server.bindAsync(`[::]:${process.env['GRPC_PORT'] ?? '8081'}`, ServerCredentials
   process.exit(1);
 });
 listenHttp(Number(process.env['PORT'] ?? 8080), (_request, response) => sendText(response, 'OK'));
+listenHttp(Number(process.env['DEBUG_PORT'] ?? 6070), (_request, response) => sendJson(response, current().domains));
 current();
 endOnSignal();
