@@ -22,20 +22,12 @@ kind: Service
 metadata: {name: echo, namespace: plain}
 spec: {selector: {app: echo}, ports: [{name: http, port: 80, targetPort: 8080}]}
 ---
-apiVersion: networking.istio.io/v1
-kind: Gateway
-metadata: {name: on-web, namespace: edge}
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: echo, namespace: plain}
 spec:
-  selector: {gateway.networking.k8s.io/gateway-name: web}
-  servers: [{port: {number: 80, name: http, protocol: HTTP}, hosts: ["*"]}]
----
-apiVersion: networking.istio.io/v1
-kind: VirtualService
-metadata: {name: echo, namespace: edge}
-spec:
-  hosts: ["*"]
-  gateways: [on-web]
-  http: [{route: [{destination: {host: echo.plain.svc.cluster.local, port: {number: 80}}}]}]
+  parentRefs: [{name: web, namespace: edge}]
+  rules: [{backendRefs: [{name: echo, port: 80}]}]
 `;
 const GATEWAY = `
 apiVersion: gateway.networking.k8s.io/v1
