@@ -25,15 +25,19 @@ const MIN_RSA_BITS = 1_024;
  */
 export function usableJwks(text: string): string | undefined {
   let keys: unknown;
+  let isSet = true;
   try {
-    keys = (JSON.parse(text) as { keys?: unknown }).keys;
+    const parsed = JSON.parse(text) as { keys?: unknown; kty?: unknown };
+    // A single key is taken as the set of it.
+    isSet = parsed.kty === undefined;
+    keys = isSet ? parsed.keys : [parsed];
   } catch {
     return undefined;
   }
   if (!Array.isArray(keys)) return undefined;
   const usable = keys.filter((key: unknown) => typeof key === 'object' && key !== null && isUsable(key));
   if (usable.length === 0) return undefined;
-  return usable.length === keys.length ? text : JSON.stringify({ keys: usable });
+  return isSet && usable.length === keys.length ? text : JSON.stringify({ keys: usable });
 }
 
 function isUsable(key: Jwk): boolean {

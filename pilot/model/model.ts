@@ -365,6 +365,13 @@ export class Model {
       const own = metadata.namespace ?? 'default';
       if ((everywhere || own === namespace) && selects(selector, workloadLabels(spec, metadata.labels))) changed.addresses.add(this.entryUid(own, metadata.name));
     }
+    for (const { metadata, spec } of this.serviceEntries.workloads()) {
+      if ((everywhere || metadata.namespace === namespace) && selects(selector, workloadLabels(spec, metadata.labels))) changed.addresses.add(this.entryUid(metadata.namespace ?? 'default', metadata.name));
+    }
+    for (const entry of this.serviceEntries.all()) {
+      if (!everywhere && entry.metadata.namespace !== namespace) continue;
+      for (const address of this.serviceEntries.workloadNames(entry)) changed.addresses.add(`${this.mesh.clusterId}/networking.istio.io/ServiceEntry/${entry.metadata.namespace ?? 'default'}/${entry.metadata.name}/${address}`);
+    }
     if (policy.kind !== 'PeerAuthentication') return;
     const services = everywhere ? [...this.#servicesByHost.values()].flat() : (this.#servicesByNamespace.get(namespace)?.values() ?? []);
     for (const { host, headless } of services) {

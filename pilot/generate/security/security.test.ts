@@ -134,6 +134,19 @@ test('a change of a policy names the proxies, workloads and hosts that it is abo
   assert.deepEqual([...mesh.apply(policy('a', '{rules: [{}]}')).addresses], []);
   assert.deepEqual([...mesh.apply(policy('b', '{selector: {matchLabels: {app: web}}, rules: [{}]}')).addresses], ['Kubernetes//Pod/shop/web-1']);
   assert.deepEqual(policiesOfWorkload(mesh.model, 'shop', web.labels), ['shop/b']);
+  mesh.apply(`
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {name: vm, namespace: shop, labels: {app: web}}
+spec: {address: 10.9.9.9}
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: db, namespace: shop}
+spec: {hosts: [db.example], location: MESH_INTERNAL, resolution: STATIC, ports: [{number: 5432, name: tcp, protocol: TCP}], endpoints: [{address: 10.9.9.8, labels: {app: web}}]}
+`);
+  const addresses = [...mesh.apply(policy('b', '{selector: {matchLabels: {app: web}}, rules: []}')).addresses];
+  assert.deepEqual(addresses.sort(), ['Kubernetes//Pod/shop/web-1', 'Kubernetes/networking.istio.io/ServiceEntry/shop/db/10.9.9.8', 'Kubernetes/networking.istio.io/WorkloadEntry/shop/vm']);
 });
 
 test('policiesOfWorkload: exceptions by port stand for the whole of a STRICT workload, whoever made it STRICT', () => {
@@ -171,6 +184,7 @@ const MIXED_KEYS = JSON.stringify({
 test('usableJwks: keys that Envoy can not read are left out, a good set stays as it is written', () => {
   assert.equal((JSON.parse(usableJwks(MIXED_KEYS)!) as { keys: unknown[] }).keys.length, 4);
   assert.equal(usableJwks(' {"keys": [{"kty": "oct", "k": "eA"}]}'), ' {"keys": [{"kty": "oct", "k": "eA"}]}');
+  assert.equal(usableJwks('{"kty": "oct", "k": "eA"}'), '{"keys":[{"kty":"oct","k":"eA"}]}');
   for (const none of ['', '[]', '{}', 'null', '{"keys": []}', '{"keys": [{"kty": "RSA"}]}', '{"keys": {}}']) assert.equal(usableJwks(none), undefined, none);
 });
 
