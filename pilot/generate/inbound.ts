@@ -26,7 +26,7 @@ import { httpInspector, PLAINTEXT_HTTP } from './listeners.js';
 import { inboundClusterName } from './names.js';
 import { makeResource, type Resource } from './resource.js';
 import { securityFilters } from './security/filters.js';
-import { policyTarget } from './security/targets.js';
+import { policyKeys, policyTarget } from './security/targets.js';
 import { trustDomains } from './security/trust-domains.js';
 
 const INBOUND_PORT = 15_006;
@@ -92,6 +92,15 @@ interface ChainSet {
   tcpName: string;
   http: Filter;
   tcp: readonly Filter[];
+}
+
+/** The same for workloads whose inbound listener is the same, such as the replicas of one. */
+export function inboundKey(model: Model, proxy: Proxy): string {
+  const target = policyTarget(model, proxy);
+  const { mode, ports } = effectivePeerAuthentication(model, target.namespace, target.labels);
+  const families = { ips: proxyIps(model, proxy) };
+  const known = inboundPorts(model, proxy).map(({ service, port, targetPort }) => [service.host, port.port, port.protocol, targetPort]);
+  return JSON.stringify([hasIpv4(families), hasIpv6(families), mode, [...ports], policyKeys(model, target), known]);
 }
 
 export function virtualInbound(model: Model, proxy: Proxy): Resource {

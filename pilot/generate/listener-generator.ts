@@ -5,17 +5,19 @@ import type { Scope } from '../model/scope.js';
 import { gatewayChanged, inboundChanged, outboundChanged, policyChanged } from './affected.js';
 import { gatewayListeners } from './gateway/listeners.js';
 import type { Generator } from './generator.js';
-import { virtualInbound } from './inbound.js';
+import { inboundKey, virtualInbound } from './inbound.js';
 import { hasIpv4, hasIpv6, proxyIps } from './inbound-ports.js';
 import { outboundListeners } from './listeners.js';
 import { TYPE, type Resource } from './resource.js';
+import { SECURITY_KINDS } from './security/filters.js';
 import { sourceKey } from './route-match.js';
 
-/** Outbound listeners are shared by all clients that see the same; the inbound one is a workload's own. */
+/** Outbound listeners are shared by all clients that see the same, the inbound one by workloads with the same ports and policies. */
 export class ListenerGenerator implements Generator {
   readonly typeUrl = TYPE.listener;
   readonly wildcard = true;
   readonly #outbound = new Map<string, Resource[]>();
+  readonly #inbound = new Map<string, Resource>();
   constructor(readonly model: Model) {}
 
   all(proxy: Proxy): Resource[] {
@@ -24,7 +26,14 @@ export class ListenerGenerator implements Generator {
     const key = this.#outboundKey(proxy, scope);
     let outbound = this.#outbound.get(key);
     if (!outbound) this.#outbound.set(key, (outbound = outboundListeners(scope, proxy)));
-    return [...outbound, virtualInbound(this.model, proxy)];
+    return [...outbound, this.#inboundOf(proxy)];
+  }
+
+  #inboundOf(proxy: Proxy): Resource {
+    const key = inboundKey(this.model, proxy);
+    let inbound = this.#inbound.get(key);
+    if (!inbound) this.#inbound.set(key, (inbound = virtualInbound(this.model, proxy)));
+    return inbound;
   }
 
   #outboundKey(proxy: Proxy, scope: Scope): string {
@@ -45,5 +54,7 @@ export class ListenerGenerator implements Generator {
   invalidate(change: ChangeSet): void {
     // TCP routes stand in listeners; a headless service has a listener for each of its pods.
     if (outboundChanged(change)) this.#outbound.clear();
+    // An external authorization service is a service.
+    if (change.services.size > 0 || change.touches(...SECURITY_KINDS)) this.#inbound.clear();
   }
 }

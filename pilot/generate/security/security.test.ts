@@ -188,6 +188,25 @@ test('usableJwks: keys that Envoy can not read are left out, a good set stays as
   for (const none of ['', '[]', '{}', 'null', '{"keys": []}', '{"keys": [{"kty": "RSA"}]}', '{"keys": {}}']) assert.equal(usableJwks(none), undefined, none);
 });
 
+test('replicas share their inbound listener; a policy, a port or a mode of its own parts them', () => {
+  const twin: PodSpec = { ...web, name: 'web-2', ip: '10.0.0.2', labels: { ...web.labels, 'pod-template-hash': 'x' } };
+  const mesh = testMesh(world + podYaml('shop', twin) + podYaml('other', { ...web, name: 'far', ip: '10.0.0.3' }));
+  const of = (ip: string, name: string) => mesh.generators.get(TYPE.listener)!.all(testProxy(ip, name)).find((resource) => resource.name === 'virtualInbound')!;
+  const same = (): boolean => of('10.0.0.1', 'web-1.shop') === of('10.0.0.2', 'web-2.shop');
+  assert.equal(same(), true);
+  assert.notEqual(of('10.0.0.1', 'web-1.shop').version, of('10.0.0.3', 'far.other').version, 'no service there');
+  const before = of('10.0.0.1', 'web-1.shop').version;
+  mesh.apply(policy('both', '{rules: [{}]}'));
+  assert.equal(same(), true);
+  assert.notEqual(of('10.0.0.1', 'web-1.shop').version, before);
+  mesh.apply(policy('one', '{selector: {matchLabels: {pod-template-hash: x}}, rules: []}'));
+  assert.equal(same(), false);
+  mesh.remove('security.istio.io/AuthorizationPolicy/shop/one');
+  assert.equal(same(), true);
+  mesh.apply(peer('one', '{selector: {matchLabels: {pod-template-hash: x}}, mtls: {mode: STRICT}}'));
+  assert.equal(same(), false);
+});
+
 const EVERYTHING = `{action: ACTION, rules: [{
   from: [{source: {principals: ["a/ns/b/sa/c", "*"], notPrincipals: ["*x"], requestPrincipals: ["i/s", "*"], notRequestPrincipals: ["no/*"], namespaces: [a, "b*"], notNamespaces: [c], trustDomains: [td, "x*"], notTrustDomains: [y], ipBlocks: [10.0.0.0/8], notIpBlocks: ["fd00::1"], remoteIpBlocks: [1.2.3.4], notRemoteIpBlocks: [1.2.3.5]}}, {source: {serviceAccounts: [x/y], notServiceAccounts: [z]}}],
   to: [{operation: {hosts: [a, "*.b"], notHosts: [c], ports: ["80"], notPorts: ["81"], methods: [GET, "*"], notMethods: [PUT], paths: ["/a", "/b/*", "*.c", "/d/{*}/{**}"], notPaths: ["/e/{*}"]}}],

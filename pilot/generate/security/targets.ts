@@ -34,6 +34,11 @@ export function policiesFor<T extends TargetedPolicy>(model: Model, kind: T['kin
   return [...new Set([rootNamespace, target.namespace])].flatMap((namespace) => model.configs.inNamespace<T>(kind, namespace).filter(({ object }) => applies(object, target, rootNamespace)));
 }
 
+/** The policies whose filters a workload has, by name. */
+export function policyKeys(model: Model, target: PolicyTarget): string[] {
+  return (['AuthorizationPolicy', 'RequestAuthentication'] as const).flatMap((kind) => policiesFor(model, kind, target).map(({ key }) => key));
+}
+
 /** Policies with targetRefs are for the proxies of Gateway API's Gateways alone. */
 function applies(policy: TargetedPolicy, { namespace, labels }: PolicyTarget, rootNamespace: string): boolean {
   const refs = targetRefsOf(policy);
