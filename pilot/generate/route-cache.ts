@@ -15,7 +15,7 @@ const VIRTUAL_HOSTS_TAG = 0x12;
 
 const byService = new WeakMap<MeshConfig, WeakMap<MeshService, Map<number, Route[]>>>();
 const byVisibility = new WeakMap<Visibility, Map<string, Route[]>>();
-const hosts = new WeakMap<readonly Route[], Map<string, VirtualHost>>();
+const hosts = new WeakMap<readonly Route[], WeakMap<readonly string[], VirtualHost>>();
 const encodedHosts = new WeakMap<VirtualHost, Buffer>();
 
 function inner<K extends object, V extends object>(map: WeakMap<K, V>, key: K, make: () => V): V {
@@ -45,8 +45,8 @@ export function visibleRoutesOnce(scope: Scope, key: string, make: () => Route[]
 export interface GeneralHosts {
   hosts: VirtualHost[];
   byName: ReadonlyMap<string, VirtualHost>;
-  /** In lower case. */
-  domains: ReadonlySet<string>;
+  /** Those without a namespace, in lower case: what a short name may collide with. */
+  shortDomains: ReadonlySet<string>;
 }
 
 const general = new WeakMap<Visibility, Map<string, GeneralHosts>>();
@@ -59,18 +59,17 @@ export function generalHostsOnce(scope: Scope, key: string, make: () => VirtualH
   let found = made.get(full);
   if (!found) {
     const hosts = make();
-    found = { hosts, byName: new Map(hosts.map((host) => [host.name, host])), domains: new Set(hosts.flatMap((host) => host.domains.map((domain) => domain.toLowerCase()))) };
+    found = { hosts, byName: new Map(hosts.map((host) => [host.name, host])), shortDomains: new Set(hosts.flatMap((host) => host.domains.filter((domain) => domain.lastIndexOf('.') < 2).map((domain) => domain.toLowerCase()))) };
     made.set(full, found);
   }
   return found;
 }
 
-/** The same object for the same routes and domains; not to be changed. */
-export function virtualHostOnce(routes: readonly Route[], name: string, domains: readonly string[], make: () => VirtualHost): VirtualHost {
-  const made = inner(hosts, routes, () => new Map<string, VirtualHost>());
-  const key = `${name} ${domains.join(' ')}`;
-  let host = made.get(key);
-  if (!host) made.set(key, (host = make()));
+/** The same object for the same routes and the same list of domains; neither is to be changed. */
+export function virtualHostOnce(routes: readonly Route[], domains: readonly string[], make: () => VirtualHost): VirtualHost {
+  const made = inner(hosts, routes, () => new WeakMap<readonly string[], VirtualHost>());
+  let host = made.get(domains);
+  if (!host) made.set(domains, (host = make()));
   return host;
 }
 

@@ -170,6 +170,15 @@ test('hosts that are no service are on port 80, or on the port of a service that
   assert.deepEqual([foreign('80'), foreign('8080')], [['a.example:80', 'b.example:80', 'c.example:80'], ['a.example:8080']]);
 });
 
+test('a domain is in a table once: the first has it, and a host itself before another\'s short form of it', () => {
+  const double = testMesh(WEB + serviceYaml('shop', 'also', '10.96.0.1', []));
+  assert.deepEqual([hosts(double).get('also.shop.svc.cluster.local:80')!.domains.includes('10.96.0.1'), hosts(double).get(`${HOST}:80`)!.domains.includes('10.96.0.1')], [true, false]);
+  const named = testMesh(WEB + object('ServiceEntry', '{hosts: [web.shop], ports: [{number: 80, name: http, protocol: HTTP}], resolution: DNS}', 'web', 'shop', '') + vs(`{hosts: [WEB.shop.svc], http: [{name: foreign, ${TO_WEB}}]}`));
+  const all = [...hosts(named).values()].flatMap((host) => host.domains.map((domain) => domain.toLowerCase()));
+  assert.equal(new Set(all).size, all.length);
+  assert.deepEqual([hosts(named).get('web.shop:80')!.domains[0], names(hosts(named).get('web.shop.svc:80'))], ['web.shop', ['foreign']]);
+});
+
 test('a sniffed port has a table of its own, and is in the table of its number as well', () => {
   const mesh = testMesh(WEB + serviceYaml('shop', 'mystery', '10.96.0.3', [], 'name: foo, port: 80') + vs('{hosts: [mystery], http: [{name: m, route: [{destination: {host: mystery}}]}]}'));
   const own = hosts(mesh, 'mystery.shop.svc.cluster.local:80').get('mystery.shop.svc.cluster.local:80')!;

@@ -67,8 +67,8 @@ function visiblePortHosts(scope: Scope, proxy: Proxy, port: number): VirtualHost
     const before = domains(service, NO_NAMESPACE, scope.model.mesh.clusterDomain);
     const added = wanted.filter((domain) => !before.includes(domain));
     // A short name that somebody else has, or a host that lost some of its own, is sorted out the long way.
-    if (host.domains.length !== before.length || added.some((domain) => general.domains.has(domain.toLowerCase()))) return portVirtualHosts(scope, proxy, { port });
-    exchanged.set(name, virtualHostOnce(host.routes, name, wanted, () => virtualHost(host.routes, name, wanted)));
+    if (host.domains.length !== before.length || added.some((domain) => general.shortDomains.has(domain.toLowerCase()))) return portVirtualHosts(scope, proxy, { port });
+    exchanged.set(name, virtualHostOnce(host.routes, wanted, () => virtualHost(host.routes, name, [...wanted])));
   }
   return exchanged.size === 0 ? general.hosts : general.hosts.map((host) => exchanged.get(host.name) ?? host);
 }
@@ -84,37 +84,48 @@ function listenerScope(scope: Scope, port: number): PortScope {
 
 /** The virtual hosts of one listening port, without the one for everything else. */
 export function portVirtualHosts(scope: Scope, proxy: Proxy, { port, services = scope.visibility.servicesOnPort(port), virtualServices = scope.virtualServices, namespace = proxy.namespace }: PortScope): VirtualHost[] {
+  const { clusterDomain } = scope.model.mesh;
   const onPort = new Map(services.map((service) => [service.host, service]));
-  const isRouted = (service: MeshService): boolean => service.ports.some((candidate) => candidate.port === port && (isHttp(candidate.protocol) || candidate.protocol === 'auto'));
+  const routed = new Set(services.filter((service) => service.ports.some((candidate) => candidate.port === port && (isHttp(candidate.protocol) || candidate.protocol === 'auto'))));
+  const split = virtualServices.filter((loaded) => appliesToMesh(loaded) && loaded.object.spec.http?.length).map((loaded) => ({ loaded, ...splitHosts(scope, loaded, onPort) }));
+  // Kubernetes' own names are all different: only with what others chose freely can they collide; and addresses of several clusters.
+  const contested = new Set<string>();
+  const addresses = new Set<string>();
+  for (const service of routed) for (const address of service.addresses) if (addresses.size === addresses.add(address).size) contested.add(bracketed(address));
+  for (const { foreign } of split) for (const host of foreign) contested.add(bracketed(host));
+  for (const service of routed) if (service.object.kind !== 'Service') for (const domain of domains(service, namespace, clusterDomain)) contested.add(domain.toLowerCase());
   const taken = new Set<string>();
-  const knownHosts = new Set([...onPort.values()].filter(isRouted).map(({ host }) => host));
-  const hosts = new Map<string, VirtualHost>();
   /** Envoy refuses a table that names a domain twice: the first keeps it. A host's own name beats another's short form. */
+  const isFree = (domain: string, host: string): boolean => {
+    const name = domain.toLowerCase();
+    if (!contested.has(name)) return true;
+    if (taken.has(name) || (domain !== host && onPort.has(domain) && routed.has(onPort.get(domain)!))) return false;
+    taken.add(name);
+    return true;
+  };
+  const hosts = new Map<string, VirtualHost>();
   const add = (routes: Route[], host: string, domains: readonly string[]): void => {
     const name = `${host}:${port}`;
     if (hosts.has(name)) return;
-    const free = domains.filter((domain) => !taken.has(domain.toLowerCase()) && (domain === host || !knownHosts.has(domain)));
-    for (const domain of free) taken.add(domain.toLowerCase());
-    if (free.length > 0) hosts.set(name, virtualHostOnce(routes, name, free, () => virtualHost(routes, name, free)));
+    const free = domains.some((domain) => contested.has(domain.toLowerCase())) ? domains.filter((domain) => isFree(domain, host)) : domains;
+    if (free.length > 0) hosts.set(name, virtualHostOnce(routes, free, () => virtualHost(routes, name, [...free])));
   };
-  const served = new Set<string>();
+  const served = new Set<MeshService>();
   const source = sourceKey(proxy, scope);
-  for (const loaded of virtualServices) {
-    if (!appliesToMesh(loaded) || !loaded.object.spec.http?.length) continue;
-    const { foreign, matched } = splitHosts(scope, loaded, onPort);
-    const routed = matched.filter(isRouted);
+  for (const { loaded, foreign, matched } of split) {
+    const own = matched.filter((service) => routed.has(service));
     // Hosts that are no service of the port come along with one that is; alone they are served on port 80.
-    if (routed.length === 0 && port !== 80) continue;
+    if (own.length === 0 && port !== 80) continue;
     const routes = visibleRoutesOnce(scope, `${loaded.key} ${port} ${source}`, () => virtualServiceRoutes(scope, meshSource(proxy, port), loaded));
     if (routes.length === 0) continue;
     for (const host of foreign) add(routes, host, [bracketed(host)]);
-    for (const service of routed) {
-      add(routes, service.host, domains(service, namespace, scope.model.mesh.clusterDomain));
-      served.add(service.host);
+    for (const service of own) {
+      add(routes, service.host, domains(service, namespace, clusterDomain));
+      served.add(service);
     }
   }
-  for (const service of onPort.values()) {
-    if (!served.has(service.host) && isRouted(service)) add(serviceRoutesOnce(scope, service, port, () => [defaultRoute(scope, service.host, port)]), service.host, domains(service, namespace, scope.model.mesh.clusterDomain));
+  for (const service of routed) {
+    if (!served.has(service)) add(serviceRoutesOnce(scope, service, port, () => [defaultRoute(scope, service.host, port)]), service.host, domains(service, namespace, clusterDomain));
   }
   return [...hosts.values()].sort((a, b) => (a.name < b.name ? -1 : 1));
 }
@@ -148,17 +159,28 @@ export function fallbackVirtualHost(scope: Scope): VirtualHost {
   return virtualHost([route], 'allow_any', ['*']);
 }
 
+const domainsOf = new WeakMap<MeshService, Map<string, readonly string[]>>();
+
 /** Every name under which a client may ask for the service: short forms as its namespace's DNS search resolves them. */
-export function domains(service: MeshService, clientNamespace: string, clusterDomain: string): string[] {
-  const { host, addresses } = service;
+export function domains(service: MeshService, clientNamespace: string, clusterDomain: string): readonly string[] {
+  const namespace = namespaceOfHost(service.host, clusterDomain);
+  const isOwn = namespace === clientNamespace;
+  let known = domainsOf.get(service);
+  if (!known) domainsOf.set(service, (known = new Map()));
+  const key = `${isOwn} ${clusterDomain}`;
+  let found = known.get(key);
+  if (!found) known.set(key, (found = makeDomains(service, namespace, isOwn, clusterDomain)));
+  return found;
+}
+
+function makeDomains({ host, addresses, headless, object }: MeshService, namespace: string | undefined, isOwn: boolean, clusterDomain: string): string[] {
   const forms = [host, ...(isIP(host) ? [] : [`${host}.`])];
-  const namespace = namespaceOfHost(host, clusterDomain);
   if (namespace !== undefined) {
     const withNamespace = host.slice(0, -`.svc.${clusterDomain}`.length);
-    forms.push(...(namespace === clientNamespace ? [withNamespace.slice(0, -namespace.length - 1), `${withNamespace}.svc`, withNamespace] : [withNamespace, `${withNamespace}.svc`]));
+    forms.push(...(isOwn ? [withNamespace.slice(0, -namespace.length - 1), `${withNamespace}.svc`, withNamespace] : [withNamespace, `${withNamespace}.svc`]));
   }
   // A pod of a headless service is asked for by its own name.
-  if (service.headless && service.object.kind === 'Service') forms.push(...forms.map((form) => `*.${form}`));
+  if (headless && object.kind === 'Service') forms.push(...forms.map((form) => `*.${form}`));
   return [...forms, ...addresses.map(bracketed)];
 }
 
