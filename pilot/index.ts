@@ -14,6 +14,7 @@ import { LiveMeshConfig } from './mesh-config/live.js';
 import { ChangeSet } from './model/changes.js';
 import type { MeshConfig } from './model/mesh.js';
 import { wantedKeys } from './model/jwks.js';
+import { AutoRegistration } from './model/auto-registration.js';
 import { Model } from './model/model.js';
 import { DEFAULT_DEBOUNCE, Debouncer, type DebounceOptions } from './push/debounce.js';
 import { AdsServer } from './push/server.js';
@@ -125,6 +126,8 @@ export class Pilot {
       this.#nextVersion();
       debouncer.add(change);
     };
+    const registration = new AutoRegistration(model, (changes) => changed(this.#model.apply(changes)));
+    server.clients = registration;
     const jwks = new JwksFetcher({ logger: logger.child({ part: 'jwks' }), onKeys: (keysOf, keys) => changed(this.#model.setJwks(keysOf, keys)) });
     const gateways = this.#gatewayController(logger.child({ part: 'gateways' }));
     let candidates: ReadonlyMap<string, LoadedObject> = new Map();
@@ -148,6 +151,7 @@ export class Pilot {
     [this.#server, this.#admission, this.#source, this.#meshConfig, this.#jwks] = [server, admission, source, mesh, jwks];
     this.#nextVersion();
     this.#store.add(mesh);
+    this.#store.add(registration);
     this.#store.add(server);
     this.#store.add(admin);
     this.#store.add(debouncer);

@@ -17,6 +17,11 @@ import { Watch } from './watch.js';
 /** A client that sends so many requests without waiting for answers is read no further until they are answered. */
 const MAX_INBOX = 64;
 
+export interface ClientListener {
+  connected(proxy: Proxy): void;
+  gone(proxy: Proxy): void;
+}
+
 export interface ConnectionContext {
   generators: Generators;
   logger: Logger;
@@ -25,6 +30,8 @@ export interface ConnectionContext {
   maps: MapStore;
   /** Version of the state that generators read now. */
   version(): string;
+  /** Told of clients that come and go, if somebody wants to know. */
+  clients(): ClientListener | undefined;
   /** The connection may have become ready for its next push. */
   wake(connection: PushTarget): void;
 }
@@ -238,6 +245,7 @@ export abstract class Connection<Request> implements PushTarget {
         return;
       }
       this.context.logger.info({ node: this.#proxy.id, connection: this.id, variant: this.variant, peer: this.call.getPeer() }, 'client connected');
+      this.context.clients()?.connected(this.#proxy);
     }
     this.handle(request, this.#proxy);
     this.context.wake(this);
@@ -250,6 +258,8 @@ export abstract class Connection<Request> implements PushTarget {
     this.context.budget.forget(this.#next);
     this.context.budget.give(this.#unsentBytes);
     this.onEnd();
-    if (this.#proxy) this.context.logger.info({ node: this.#proxy.id, connection: this.id, reason }, 'client gone');
+    if (!this.#proxy) return;
+    this.context.logger.info({ node: this.#proxy.id, connection: this.id, reason }, 'client gone');
+    this.context.clients()?.gone(this.#proxy);
   }
 }

@@ -11,7 +11,7 @@ import type { Generators } from '../generate/generator.js';
 import type { ChangeSet } from '../model/changes.js';
 import type { Proxy } from '../model/proxy.js';
 import { status as GrpcStatus } from '@grpc/grpc-js';
-import type { ConnectionContext, ConnectionStatus } from './connection.js';
+import type { ClientListener, ConnectionContext, ConnectionStatus } from './connection.js';
 import { DeltaConnection } from './delta.js';
 import { SendBudget } from './budget.js';
 import { PushMetrics } from './metrics.js';
@@ -46,12 +46,13 @@ export class AdsServer {
   readonly #queue: PushQueue;
   readonly #addresses: string[] = [];
   readonly #sockets: string[] = [];
+  clients: ClientListener | undefined;
 
   constructor(generators: Generators, version: () => string, readonly logger: Logger, readonly metrics = new PushMetrics()) {
     const budget = new SendBudget(SEND_BUDGET_BYTES);
     const failed = (target: PushTarget, error: unknown): void => (target as AnyConnection).fail(GrpcStatus.INTERNAL, `generating its resources: ${errorMessage(error)}`, error);
     this.#queue = new PushQueue(failed, { budget, waited: (ms) => metrics.queueTime.observe(ms / 1_000) });
-    const context: ConnectionContext = { generators, version, logger, metrics, budget, maps: new MapStore(), wake: (target: PushTarget) => this.#queue.wake(target) };
+    const context: ConnectionContext = { generators, version, logger, metrics, budget, maps: new MapStore(), clients: () => this.clients, wake: (target: PushTarget) => this.#queue.wake(target) };
     const opened = (connection: AnyConnection): void => {
       this.#connections.add(connection);
       metrics.connections.set({ version: VERSION }, this.#connections.size);
