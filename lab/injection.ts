@@ -61,7 +61,9 @@ function withoutAgentVolumes(spec: PodSpec): PodSpec {
 
 /** Injected or written so by the user, a proxy is started as `proxy sidecar` or `proxy router`. */
 function proxyPlan(spec: PodSpec): ProxyPlan | undefined {
-  const container = spec.containers.find(({ name, image, args }) => (name === PROXY_CONTAINER || (image !== undefined && PROXY_IMAGES.has(imageName(image)))) && args?.[0] === 'proxy');
+  // A native sidecar is an init container that goes on running.
+  const lasting = (spec.initContainers ?? []).filter(({ restartPolicy }) => restartPolicy === 'Always');
+  const container = [...spec.containers, ...lasting].find(({ name, image, args }) => (name === PROXY_CONTAINER || (image !== undefined && PROXY_IMAGES.has(imageName(image)))) && args?.[0] === 'proxy');
   if (!container) return undefined;
   const init = spec.initContainers?.find(({ name }) => name === INIT_CONTAINER);
   return { role: container.args?.[1] === 'router' ? 'router' : 'sidecar', container, ...(init ? { capture: parseIstioInit(init.args ?? []).capture } : {}) };

@@ -45,6 +45,8 @@ export interface ContainerSpec {
   volumeMounts?: { name: string; mountPath: string; subPath?: string; readOnly?: boolean }[];
   ports?: { name?: string; containerPort: number; protocol?: string }[];
   readinessProbe?: ProbeSpec;
+  /** `Always` for an init container that goes on running beside the others. */
+  restartPolicy?: string;
 }
 
 export interface ProbeSpec {

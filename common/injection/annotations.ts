@@ -33,6 +33,7 @@ const CHECKS: Readonly<Record<string, Check>> = {
   [`${TRAFFIC}/excludeInterfaces`]: [(text) => words(text).every((word) => /^[A-Za-z0-9_.+@-]{1,15}$/.test(word)), "interfaces' names"],
   'sidecar.istio.io/interceptionMode': [(text) => ['REDIRECT', 'TPROXY', 'NONE'].includes(text), 'REDIRECT, TPROXY or NONE'],
   'sidecar.istio.io/rewriteAppHTTPProbers': bool,
+  'sidecar.istio.io/nativeSidecar': bool,
   'sidecar.istio.io/proxyCPU': quantity,
   'sidecar.istio.io/proxyCPULimit': quantity,
   'sidecar.istio.io/proxyMemory': quantity,

@@ -24,6 +24,8 @@ export interface InjectionValues {
   agentLogLevel: string;
   statusPort: number;
   rewriteAppHTTPProbe: boolean;
+  /** The proxy as an init container that goes on running (Kubernetes 1.29 and later), unless a pod's annotation says otherwise. */
+  nativeSidecars: boolean;
   includeInboundPorts: string;
   excludeInboundPorts: string;
   includeOutboundPorts: string;
@@ -57,6 +59,7 @@ export const DEFAULT_VALUES: InjectionValues = {
   agentLogLevel: 'default:info',
   statusPort: 15020,
   rewriteAppHTTPProbe: true,
+  nativeSidecars: false,
   includeInboundPorts: '*',
   excludeInboundPorts: '',
   includeOutboundPorts: '',

@@ -140,11 +140,15 @@ function finished(pod: InjectablePod, rendered: Partial<InjectablePod>, { pod: b
       proxy = proxy.map((container) => ({ ...container, env: [...(container.env ?? []).filter(({ name }) => name !== variable.name), variable] }));
     }
   }
+  const native = !templates.includes('gateway') && (annotations['sidecar.istio.io/nativeSidecar'] ?? String(config.values.nativeSidecars)) === 'true';
+  const lasting = native ? proxy.map((container): InjectableContainer => ({ ...container, restartPolicy: 'Always' })) : [];
+  if (native) proxy = [];
   const init = pod.spec.initContainers ?? [];
   // Rules come last: until then the pod's own init containers reach the network.
-  const ordered = [...init.filter(({ name }) => name !== INIT_CONTAINER), ...init.filter(({ name }) => name === INIT_CONTAINER)];
+  const ordered = [...init.filter(({ name }) => name !== INIT_CONTAINER), ...init.filter(({ name }) => name === INIT_CONTAINER), ...lasting];
   const names = (items: readonly { name: string }[] | undefined): string[] | null => (items?.length ? items.map(({ name }) => name) : null);
-  const status = { initContainers: names(rendered.spec?.initContainers), containers: names(rendered.spec?.containers), volumes: names(rendered.spec?.volumes), imagePullSecrets: names(rendered.spec?.['imagePullSecrets'] as { name: string }[] | undefined), revision: config.revision };
+  const [startedFirst, started] = [rendered.spec?.initContainers ?? [], rendered.spec?.containers ?? []];
+  const status = { initContainers: names(native ? [...startedFirst, ...started] : startedFirst), containers: names(native ? [] : started), volumes: names(rendered.spec?.volumes), imagePullSecrets: names(rendered.spec?.['imagePullSecrets'] as { name: string }[] | undefined), revision: config.revision };
   return {
     ...pod,
     metadata: { ...pod.metadata, annotations: { ...pod.metadata.annotations, [STATUS_ANNOTATION]: JSON.stringify(status) } },

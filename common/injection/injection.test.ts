@@ -103,6 +103,15 @@ test('injectPod: proxy.istio.io/config, resources, image, user volumes, intercep
   assert.ok(result.spec.volumes?.some(({ name }) => name === 'certs'));
 });
 
+test('injectPod: a native sidecar is the last init container, goes on running, and is not injected again', () => {
+  const result = injected(pod({ annotations: { 'sidecar.istio.io/nativeSidecar': 'true' } }));
+  assert.deepEqual(result.spec.containers.map(({ name }) => name), ['app']);
+  assert.deepEqual(result.spec.initContainers?.map(({ name, restartPolicy }) => [name, restartPolicy]), [['istio-init', undefined], ['istio-proxy', 'Always']]);
+  const status = JSON.parse(result.metadata.annotations?.['sidecar.istio.io/status'] ?? '') as Record<string, unknown>;
+  assert.deepEqual([status['initContainers'], status['containers']], [['istio-init', 'istio-proxy'], null]);
+  assert.equal(inject(result).injected, false);
+});
+
 test("injectPod: applications' probes go by the agent, with named ports resolved, unless an annotation says no", () => {
   const probe = { httpGet: { path: '/ready', port: 'http' }, periodSeconds: 5 };
   const spec = { containers: [{ name: 'app', ports: [{ name: 'http', containerPort: 8080 }], readinessProbe: probe }] };

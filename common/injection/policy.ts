@@ -30,7 +30,7 @@ export function decide(input: PolicyInput): Decision {
   const { labels = {}, annotations = {} } = pod.metadata;
   if (pod.spec.hostNetwork === true) return no("it uses the node's own network (hostNetwork)");
   if (SYSTEM_NAMESPACES.has(namespace)) return no(`${namespace} is one of Kubernetes' own namespaces`);
-  const injected = annotations[STATUS_ANNOTATION] !== undefined && pod.spec.containers.some(({ name, image }) => name === PROXY_CONTAINER && image !== 'auto');
+  const injected = annotations[STATUS_ANNOTATION] !== undefined && [...pod.spec.containers, ...(pod.spec.initContainers ?? [])].some(({ name, image }) => name === PROXY_CONTAINER && image !== 'auto');
   if (injected) return no('it has been injected already');
   const given = annotations[TEMPLATES_ANNOTATION];
   const templates = given === undefined ? [...input.defaultTemplates] : given.split(',').map((name) => name.trim()).filter(Boolean);

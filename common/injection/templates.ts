@@ -8,6 +8,8 @@ const PROXY_ENV = `
         - {name: SERVICE_ACCOUNT, valueFrom: {fieldRef: {fieldPath: spec.serviceAccountName}}}
         - {name: HOST_IP, valueFrom: {fieldRef: {fieldPath: status.hostIP}}}
         - {name: ISTIO_CPU_LIMIT, valueFrom: {resourceFieldRef: {resource: limits.cpu, divisor: "0"}}}
+        - {name: GOMEMLIMIT, valueFrom: {resourceFieldRef: {resource: limits.memory, divisor: "0"}}}
+        - {name: GOMAXPROCS, valueFrom: {resourceFieldRef: {resource: limits.cpu, divisor: "0"}}}
         - {name: PROXY_CONFIG, value: "\${proxy.config}"}
         - {name: ISTIO_META_POD_PORTS, value: "\${app.ports}"}
         - {name: ISTIO_META_APP_CONTAINERS, value: "\${app.containers|\\"\\"}"}

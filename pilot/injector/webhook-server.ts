@@ -32,6 +32,8 @@ export interface WebhookOptions {
   ips?: readonly string[];
   /** Of the serving certificate; default a day. */
   ttlMs?: number;
+  /** A new certificate is in use: whoever trusts the CA may have to be told of another one. */
+  onCertificate?: () => void;
   injection: () => InjectionConfig;
   namespaceLabels: (name: string) => Readonly<Record<string, string>> | undefined;
   check: (object: KubeObject) => readonly Problem[];
@@ -66,6 +68,7 @@ export class WebhookServer implements Closable {
       webhook.#server.listen({ host: listen.slice(0, colon).replace(/^\[|\]$/g, ''), port: Number(listen.slice(colon + 1)) }, resolve);
     });
     webhook.#schedule();
+    options.onCertificate?.();
     return webhook;
   }
 
@@ -84,6 +87,7 @@ export class WebhookServer implements Closable {
     this.#certificate = await issue(this.#options);
     this.#server.setSecureContext(secureContext(this.#certificate));
     this.#schedule();
+    this.#options.onCertificate?.();
   }
 
   #schedule(retryMs = 0): void {

@@ -1,5 +1,5 @@
 /** The webhooks as a part of the control plane: model, settings and CA brought together with the server. */
-import { writeFileSync } from 'node:fs';
+import { renameSync, writeFileSync } from 'node:fs';
 import { isIP } from 'node:net';
 import type { Registry } from 'prom-client';
 import { stringify } from 'yaml';
@@ -47,8 +47,8 @@ export class Webhooks implements Closable {
         check: (object) => validateForAdmission(object, company),
         metrics: new WebhookMetrics(registry),
         logger,
+        onCertificate: () => writeConfigurations(options, signer, injection.current.revision, rootNamespace),
       });
-      if (options.configurationsFile) writeFileSync(options.configurationsFile, configurationsYaml(options, signer, injection.current.revision, rootNamespace));
       return new Webhooks(server, injection);
     } catch (error) {
       injection.close();
@@ -76,7 +76,12 @@ function namesOf({ listen, url }: WebhooksOptions, namespace: string, domain: st
   };
 }
 
-function configurationsYaml({ url }: WebhooksOptions, signer: Signer, revision: string, namespace: string): string {
+/** With every certificate of the server's: by then the CA may be another one. */
+function writeConfigurations({ url, configurationsFile }: WebhooksOptions, signer: Signer, revision: string, namespace: string): void {
+  if (configurationsFile === undefined) return;
   const target = url ? { url } : { service: { name: 'istiod', namespace, port: 443 } };
-  return webhookConfigurations({ revision, caPem: signer.root.toString('pem'), target }).map((object) => stringify(object)).join('---\n');
+  const text = webhookConfigurations({ revision, caPem: signer.root.toString('pem'), target }).map((object) => stringify(object)).join('---\n');
+  const temporary = `${configurationsFile}.new`;
+  writeFileSync(temporary, text);
+  renameSync(temporary, configurationsFile);
 }
