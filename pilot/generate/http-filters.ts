@@ -18,6 +18,7 @@ import {
 } from '../../proto/generated/envoy/extensions/filters/network/http_connection_manager/v3/http_connection_manager.js';
 import { TcpProxy } from '../../proto/generated/envoy/extensions/filters/network/tcp_proxy/v3/tcp_proxy.js';
 import { UuidRequestIdConfig } from '../../proto/generated/envoy/extensions/request_id/uuid/v3/uuid.js';
+import type { MeshConfig } from '../model/mesh.js';
 import { ads, seconds } from './envoy.js';
 
 const httpFilter = <T>(name: string, codec: Parameters<typeof pack<T>>[0], message: T): HttpFilter =>
@@ -30,10 +31,18 @@ const http_filters: HttpFilter[] = [
   httpFilter('envoy.filters.http.router', Router, Router.fromPartial({})),
 ];
 
+const { KEEP_UNCHANGED, UNESCAPE_AND_FORWARD } = HttpConnectionManager_PathWithEscapedSlashesAction;
+
+/** Paths as policies and routes judge them, and as they go on. */
+const NORMALIZATION = {
+  NONE: { normalize_path: false, path_with_escaped_slashes_action: KEEP_UNCHANGED },
+  BASE: { normalize_path: true, path_with_escaped_slashes_action: KEEP_UNCHANGED },
+  MERGE_SLASHES: { normalize_path: true, merge_slashes: true, path_with_escaped_slashes_action: KEEP_UNCHANGED },
+  DECODE_AND_MERGE_SLASHES: { normalize_path: true, merge_slashes: true, path_with_escaped_slashes_action: UNESCAPE_AND_FORWARD },
+};
+
 const common = {
   http_filters,
-  normalize_path: true,
-  path_with_escaped_slashes_action: HttpConnectionManager_PathWithEscapedSlashesAction.KEEP_UNCHANGED,
   proxy_100_continue: true,
   request_id_extension: { typed_config: pack(UuidRequestIdConfig, UuidRequestIdConfig.fromPartial({ use_request_id_for_trace_sampling: true })) },
   // No limit of Envoy's own: a stream may be idle as long as the application likes.
@@ -45,10 +54,11 @@ const common = {
 const managerFilter = (manager: HttpConnectionManager): Filter =>
   Filter.fromPartial({ name: 'envoy.filters.network.http_connection_manager', config_type: { $case: 'typed_config', value: pack(HttpConnectionManager, manager) } });
 
-export function outboundHttp(listener: string, routeName: string): Filter {
+export function outboundHttp({ pathNormalization }: MeshConfig, listener: string, routeName: string): Filter {
   return managerFilter(
     HttpConnectionManager.fromPartial({
       ...common,
+      ...NORMALIZATION[pathNormalization],
       stat_prefix: `outbound_${listener};`,
       route_specifier: { $case: 'rds', value: { route_config_name: routeName, config_source: ads } },
     }),
@@ -56,10 +66,11 @@ export function outboundHttp(listener: string, routeName: string): Filter {
 }
 
 /** @param policies filters that stand before all others */
-export function inboundHttp(statPrefix: string, routes: RouteConfiguration, http2 = false, policies: readonly HttpFilter[] = []): Filter {
+export function inboundHttp({ pathNormalization }: MeshConfig, statPrefix: string, routes: RouteConfiguration, http2 = false, policies: readonly HttpFilter[] = []): Filter {
   return managerFilter(
     HttpConnectionManager.fromPartial({
       ...common,
+      ...NORMALIZATION[pathNormalization],
       http_filters: [...policies, ...http_filters],
       ...(http2 ? { http2_protocol_options: {} } : {}),
       stat_prefix: `${statPrefix};`,
@@ -72,10 +83,11 @@ export function inboundHttp(statPrefix: string, routes: RouteConfiguration, http
 }
 
 /** Of a gateway: the client's address and certificate are what is seen here, whatever the request says of them. */
-export function gatewayHttp(listener: string, routeName: string, policies: readonly HttpFilter[], trustedHops: number): Filter {
+export function gatewayHttp({ pathNormalization }: MeshConfig, listener: string, routeName: string, policies: readonly HttpFilter[], trustedHops: number): Filter {
   return managerFilter(
     HttpConnectionManager.fromPartial({
       ...common,
+      ...NORMALIZATION[pathNormalization],
       http_filters: [...policies, ...http_filters],
       stat_prefix: `outbound_${listener};`,
       server_name: 'istio-envoy',

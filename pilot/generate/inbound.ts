@@ -120,7 +120,7 @@ export function virtualInbound(model: Model, proxy: Proxy): Resource {
     ways: WAYS.auto[modeOf(port)],
     httpName: 'virtualInbound-catchall-http',
     tcpName: 'virtualInbound',
-    http: inboundHttp(passthrough, inboundRoutes(passthrough, 0, UNKNOWN_OPERATION), false, httpPolicies),
+    http: inboundHttp(mesh, passthrough, inboundRoutes(passthrough, 0, UNKNOWN_OPERATION), false, httpPolicies),
     tcp: [...policies.network, tcpProxy(passthrough)],
   });
   const known = ({ service, port, targetPort }: InboundPort): ChainSet => {
@@ -131,7 +131,7 @@ export function virtualInbound(model: Model, proxy: Proxy): Resource {
       ways: WAYS[port.protocol === 'auto' ? 'auto' : isHttp(port.protocol) ? 'HTTP' : 'TCP'][modeOf(targetPort)],
       httpName: name,
       tcpName: name,
-      http: inboundHttp(`inbound_${name}`, inboundRoutes(cluster, targetPort, `${service.host}:${port.port}/*`), isHttp2(port.protocol), httpPolicies),
+      http: inboundHttp(mesh, `inbound_${name}`, inboundRoutes(cluster, targetPort, `${service.host}:${port.port}/*`), isHttp2(port.protocol), httpPolicies),
       tcp: [...policies.network, tcpProxy(cluster)],
     };
   };

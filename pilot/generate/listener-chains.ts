@@ -1,6 +1,7 @@
 /** Filter chains of an outbound listener: their matches, and which two of them Envoy could not tell apart. */
 import { isIPv4, isIPv6 } from 'node:net';
 import { FilterChain, FilterChainMatch } from '../../proto/generated/envoy/config/listener/v3/listener_components.js';
+import type { MeshConfig } from '../model/mesh.js';
 import { seconds } from './envoy.js';
 import { outboundHttp } from './http-filters.js';
 import type { L4Chain } from './tcp-routes.js';
@@ -36,11 +37,11 @@ export function matchKey(chain: ListenerChain): string {
   return `${[...new Set(names(chain))].sort().join()}|${[...new Set(cidrs.map(({ address, length }) => `${isIPv4(address) ? masked(address, length) : address}/${length}`))].sort().join()}`;
 }
 
-export function filterChain(chain: ListenerChain, listener: string): FilterChain {
+export function filterChain(mesh: MeshConfig, chain: ListenerChain, listener: string): FilterChain {
   const common = { transport_socket_connect_timeout: seconds(15) };
   if (isHttpChain(chain)) {
     const match = chain.sniffed ? { filter_chain_match: { transport_protocol: 'raw_buffer', application_protocols: PLAINTEXT_HTTP } } : {};
-    return FilterChain.fromPartial({ ...common, ...match, filters: [outboundHttp(listener, chain.routes)] });
+    return FilterChain.fromPartial({ ...common, ...match, filters: [outboundHttp(mesh, listener, chain.routes)] });
   }
   return FilterChain.fromPartial({
     ...common,

@@ -147,8 +147,8 @@ export class OutboundListeners {
 
   #listener({ addresses, port, chains, bindToPort }: Entry): Resource {
     const name = `${addresses[0]}_${port}`;
-    const matching = chains.filter((item) => !takesAll(item)).map((item) => filterChain(item, name));
-    const all = chains.filter(takesAll).map((item) => filterChain(item, name)).at(-1);
+    const matching = chains.filter((item) => !takesAll(item)).map((item) => filterChain(this.scope.model.mesh, item, name));
+    const all = chains.filter(takesAll).map((item) => filterChain(this.scope.model.mesh, item, name)).at(-1);
     const rest = matching.length === 0 ? undefined : (all ?? chain([tcpProxy(this.#passthrough)], { name: 'PassthroughFilterChain', filter_chain_match: {} }));
     return makeResource(
       name,

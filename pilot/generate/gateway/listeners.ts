@@ -73,7 +73,7 @@ function portChains(context: Context, servers: readonly BoundServer[]): FilterCh
   const { model, proxy, listener } = context;
   const plainHttp = servers.find(isPlainHttp);
   const chains: FilterChain[] = [];
-  const http = (bound: BoundServer): Filter => gatewayHttp(listener, routeName(bound), securityHttpFilters(model, proxy), trustedHops(proxy));
+  const http = (bound: BoundServer): Filter => gatewayHttp(model.mesh, listener, routeName(bound), securityHttpFilters(model, proxy), trustedHops(proxy));
   // All plaintext servers of a port are one: their hosts are told apart by the Host header.
   if (plainHttp) chains.push(FilterChain.fromPartial({ ...connectTimeout, filters: [http(plainHttp)] }));
   for (const bound of servers) {

@@ -13,6 +13,7 @@ import { Listener } from '../../../proto/generated/envoy/config/listener/v3/list
 import { RBAC_Action } from '../../../proto/generated/envoy/config/rbac/v3/rbac.js';
 import { RBAC as HttpRbac } from '../../../proto/generated/envoy/extensions/filters/http/rbac/v3/rbac.js';
 import { JwtAuthentication } from '../../../proto/generated/envoy/extensions/filters/http/jwt_authn/v3/config.js';
+import { HttpConnectionManager, HttpConnectionManager_PathWithEscapedSlashesAction } from '../../../proto/generated/envoy/extensions/filters/network/http_connection_manager/v3/http_connection_manager.js';
 import { RBAC as NetworkRbac } from '../../../proto/generated/envoy/extensions/filters/network/rbac/v3/rbac.js';
 import { usableJwks } from '../../model/jwks.js';
 import type { MeshConfig } from '../../model/mesh.js';
@@ -186,6 +187,18 @@ test('usableJwks: keys that Envoy can not read are left out, a good set stays as
   assert.equal(usableJwks(' {"keys": [{"kty": "oct", "k": "eA"}]}'), ' {"keys": [{"kty": "oct", "k": "eA"}]}');
   assert.equal(usableJwks('{"kty": "oct", "k": "eA"}'), '{"keys":[{"kty":"oct","k":"eA"}]}');
   for (const none of ['', '[]', '{}', 'null', '{"keys": []}', '{"keys": [{"kty": "RSA"}]}', '{"keys": {}}']) assert.equal(usableJwks(none), undefined, none);
+});
+
+test('pathNormalization: policies and routes judge the path that goes on', () => {
+  const manager = (mesh: Partial<MeshConfig>) => {
+    const { filter_chains } = Listener.decode(virtualInbound(testMesh(world, mesh).model, proxy).body.value);
+    const { normalize_path, merge_slashes, path_with_escaped_slashes_action } = filter_chains.flatMap(({ filters }) => filters).flatMap(({ config_type }) => unpack(HttpConnectionManager, config_type!.value as never) ?? [])[0]!;
+    return [normalize_path, merge_slashes, HttpConnectionManager_PathWithEscapedSlashesAction[path_with_escaped_slashes_action]];
+  };
+  assert.deepEqual(manager({}), [true, false, 'KEEP_UNCHANGED']);
+  assert.deepEqual(manager({ pathNormalization: 'NONE' }), [false, false, 'KEEP_UNCHANGED']);
+  assert.deepEqual(manager({ pathNormalization: 'MERGE_SLASHES' }), [true, true, 'KEEP_UNCHANGED']);
+  assert.deepEqual(manager({ pathNormalization: 'DECODE_AND_MERGE_SLASHES' }), [true, true, 'UNESCAPE_AND_FORWARD']);
 });
 
 test('replicas share their inbound listener; a policy, a port or a mode of its own parts them', () => {
