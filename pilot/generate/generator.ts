@@ -6,6 +6,7 @@ import { EnvoyFilters, ExtensionConfigGenerator, FilteredGenerator } from '../en
 import type { ChangeSet } from '../model/changes.js';
 import type { Model } from '../model/model.js';
 import type { Proxy } from '../model/proxy.js';
+import { TelemetryGenerator } from '../telemetry/telemetry-generator.js';
 import { ClusterGenerator } from './cluster-generator.js';
 import { EndpointGenerator } from './endpoint-generator.js';
 import { ListenerGenerator } from './listener-generator.js';
@@ -44,7 +45,7 @@ export class Generators {
     const all: Generator[] = [
       new FilteredGenerator(new ClusterGenerator(model), filters),
       new EndpointGenerator(model),
-      new FilteredGenerator(new ListenerGenerator(model), filters),
+      new FilteredGenerator(new TelemetryGenerator(model, new ListenerGenerator(model)), filters),
       new FilteredGenerator(new RouteGenerator(model), filters),
       new ExtensionConfigGenerator(filters),
       new SecretGenerator(model, onSecretProblem),
