@@ -216,7 +216,7 @@ async function ps(options: Common & { output: string }): Promise<void> {
       String(restarts(pod)),
       pod.ips[0] ?? '',
       pod.nodeName,
-      pod.hasSidecar ? 'yes' : '',
+      pod.hasSidecar ? 'yes' : pod.isGateway ? 'gateway' : '',
     ]),
   );
 }
