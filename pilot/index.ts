@@ -7,6 +7,7 @@ import type { Logger } from '../common/log.js';
 import type { ConfigMap, RequestAuthentication, KubeObject } from '../common/kube/types.js';
 import { parseDurationMs } from '../common/kube/schema.js';
 import { Generators } from './generate/generator.js';
+import { warm } from './generate/warm.js';
 import { AdminServer } from './admin/server.js';
 import { JwksFetcher } from './jwks/fetcher.js';
 import { discoverable } from './mesh-config/discovery.js';
@@ -74,6 +75,8 @@ export class Pilot {
   #server: AdsServer | undefined;
   #admin: AdminServer | undefined;
   #isReady = false;
+  #warming = 0;
+  readonly #stopping = new AbortController();
   #debouncer: Debouncer<ChangeSet> | undefined;
   #admission: Admission | undefined;
   #meshConfig: LiveMeshConfig | undefined;
@@ -163,6 +166,7 @@ export class Pilot {
       await source.start();
       gateways?.reconcile(); // what an earlier run left and nobody wants any more goes
       await jwks.settled(FIRST_KEYS_MS);
+      await warm(this.#model, this.#generators, this.#stopping.signal);
       // Nobody is connected yet: the first state needs no push.
       debouncer.flush();
       for (const address of this.#options.listen) {
@@ -197,6 +201,7 @@ export class Pilot {
   }
 
   async stop(): Promise<void> {
+    this.#stopping.abort();
     await this.#store.close();
   }
 
@@ -210,7 +215,7 @@ export class Pilot {
       meshConfigProblems: this.#meshConfig?.problems ?? [],
       jwksProblems: this.#jwks?.problems() ?? [],
       ads,
-      settled: this.#debouncer?.isPending !== true && ads.queued === 0 && ads.connections.every(({ types }) => Object.values(types).every(({ isAnswered }) => isAnswered)),
+      settled: this.#debouncer?.isPending !== true && this.#warming === 0 && ads.queued === 0 && ads.connections.every(({ types }) => Object.values(types).every(({ isAnswered }) => isAnswered)),
     };
   }
 
@@ -219,6 +224,16 @@ export class Pilot {
   }
 
   #push(change: ChangeSet): void {
+    if (!change.full) return this.#send(change);
+    // Everything is made anew: in slices, before clients ask for it all at once.
+    this.#warming++;
+    void warm(this.#model, this.#generators, this.#stopping.signal).finally(() => {
+      this.#warming--;
+      this.#send(change);
+    });
+  }
+
+  #send(change: ChangeSet): void {
     this.#options.logger.info({ version: this.#version, ...change.summary() }, 'pushing changes');
     const metrics = this.#server?.metrics;
     metrics?.debounce.observe((performance.now() - change.since) / 1_000);

@@ -9,7 +9,7 @@ import type { LoadedObject } from '../../common/kube/yaml.js';
 import type { KubeObject } from '../../common/kube/types.js';
 import type { ChangeSet } from '../model/changes.js';
 import { selects } from '../model/configs.js';
-import type { Model } from '../model/model.js';
+import type { MeshService, Model } from '../model/model.js';
 import type { Proxy } from '../model/proxy.js';
 import type { Generator, Names } from '../generate/generator.js';
 import { TYPE, type Resource } from '../generate/resource.js';
@@ -183,6 +183,10 @@ export class FilteredGenerator implements Generator {
     if (this.wildcard) return this.all(proxy).find((resource) => resource.name === name);
     const resource = this.inner.one(proxy, name);
     return resource && this.filters.apply(proxy, set, this.typeUrl, resource);
+  }
+
+  prepare(proxy: Proxy, service: MeshService): void {
+    this.inner.prepare?.(proxy, service);
   }
 
   affected(proxy: Proxy, change: ChangeSet, names: Names): 'all' | Iterable<string> {

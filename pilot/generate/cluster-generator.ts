@@ -1,7 +1,8 @@
 import type { ChangeSet } from '../model/changes.js';
 import { hostMatches } from '../model/hosts.js';
-import type { Model } from '../model/model.js';
+import type { MeshService, Model } from '../model/model.js';
 import type { Proxy } from '../model/proxy.js';
+import type { Scope } from '../model/scope.js';
 import { inboundChanged, outboundChanged } from './affected.js';
 import { clusterClientKey, proxyClusters, serviceClusters, type ClusterVariant } from './clusters.js';
 import type { Generator } from './generator.js';
@@ -15,28 +16,49 @@ export class ClusterGenerator implements Generator {
   readonly wildcard = true;
   /** By host, then by the service's own key and the rule that applies. */
   readonly #byHost = new Map<string, Map<string, Resource[]>>();
+  #lists = new WeakMap<Scope, Map<string, readonly Resource[]>>();
   constructor(readonly model: Model) {}
 
   all(proxy: Proxy): Resource[] {
     const scope = this.model.scopeOf(proxy);
+    return [...this.#outboundOf(scope, proxy), ...proxyClusters(scope, proxy)];
+  }
+
+  /** Clients of one scope share their clusters, unless some are resolved by name, which each does where it is. */
+  #outboundOf(scope: Scope, proxy: Proxy): readonly Resource[] {
+    if (scope.services.some(({ resolution }) => resolution.startsWith('DNS'))) return this.#outbound(scope, proxy);
+    let lists = this.#lists.get(scope);
+    if (!lists) this.#lists.set(scope, (lists = new Map()));
+    let list = lists.get(proxy.type);
+    if (!list) lists.set(proxy.type, (list = this.#outbound(scope, proxy)));
+    return list;
+  }
+
+  #outbound(scope: Scope, proxy: Proxy): Resource[] {
     const resources: Resource[] = [];
     let variant: ClusterVariant | undefined;
-    const variantOf = (): ClusterVariant => {
-      if (!variant) {
-        const ips = { ips: proxyIps(this.model, proxy) };
-        variant = { ipv4: hasIpv4(ips), ipv6: hasIpv6(ips), client: whereabouts(this.model, proxy), isGateway: proxy.type === 'router' };
-      }
-      return variant;
-    };
-    for (const service of scope.services) {
-      let made = this.#byHost.get(service.host);
-      if (!made) this.#byHost.set(service.host, (made = new Map()));
-      const key = `${proxy.type === 'router' ? 'gateway ' : ''}${service.key} ${scope.rule(service.host)?.key ?? ''} ${clusterClientKey(scope, service, variantOf)}`;
-      let clusters = made.get(key);
-      if (!clusters) made.set(key, (clusters = serviceClusters(scope, service, variantOf())));
-      for (const cluster of clusters) resources.push(cluster);
-    }
-    return [...resources, ...proxyClusters(scope, proxy)];
+    const variantOf = (): ClusterVariant => (variant ??= this.#variant(proxy));
+    for (const service of scope.services) for (const cluster of this.#ofService(scope, proxy, service, variantOf)) resources.push(cluster);
+    return resources;
+  }
+
+  #ofService(scope: Scope, proxy: Proxy, service: MeshService, variantOf: () => ClusterVariant): readonly Resource[] {
+    let made = this.#byHost.get(service.host);
+    if (!made) this.#byHost.set(service.host, (made = new Map()));
+    const key = `${proxy.type === 'router' ? 'gateway ' : ''}${service.key} ${scope.rule(service.host)?.key ?? ''} ${clusterClientKey(scope, service, variantOf)}`;
+    let clusters = made.get(key);
+    if (!clusters) made.set(key, (clusters = serviceClusters(scope, service, variantOf())));
+    return clusters;
+  }
+
+  prepare(proxy: Proxy, service: MeshService): void {
+    if (service.resolution.startsWith('DNS')) return;
+    this.#ofService(this.model.scopeOf(proxy), proxy, service, () => this.#variant(proxy));
+  }
+
+  #variant(proxy: Proxy): ClusterVariant {
+    const ips = { ips: proxyIps(this.model, proxy) };
+    return { ipv4: hasIpv4(ips), ipv6: hasIpv6(ips), client: whereabouts(this.model, proxy), isGateway: proxy.type === 'router' };
   }
 
   one(proxy: Proxy, name: string): Resource | undefined {
@@ -48,6 +70,7 @@ export class ClusterGenerator implements Generator {
   }
 
   invalidate(change: ChangeSet): void {
+    if (outboundChanged(change)) this.#lists = new WeakMap();
     if (change.full) this.#byHost.clear();
     for (const host of [...change.services, ...change.identities]) this.#byHost.delete(host);
     for (const pattern of change.rules) {

@@ -4,7 +4,7 @@
  */
 import { EnvoyFilters, ExtensionConfigGenerator, FilteredGenerator } from '../envoy-filter/envoy-filters.js';
 import type { ChangeSet } from '../model/changes.js';
-import type { Model } from '../model/model.js';
+import type { MeshService, Model } from '../model/model.js';
 import type { Proxy } from '../model/proxy.js';
 import { TelemetryGenerator } from '../telemetry/telemetry-generator.js';
 import { ClusterGenerator } from './cluster-generator.js';
@@ -31,6 +31,8 @@ export interface Generator {
   one(proxy: Proxy, name: string): Resource | undefined;
   /** Which of the subscribed `names` a change may alter for this proxy; `all` when it can't be told by name. */
   affected(proxy: Proxy, change: ChangeSet, names: Names): 'all' | Iterable<string>;
+  /** Makes what is kept about one service, so that a client's request finds it. */
+  prepare?(proxy: Proxy, service: MeshService): void;
   /** Forgets what `change` has made stale. Called once a change, before anything is generated from it. */
   invalidate(change: ChangeSet): void;
 }

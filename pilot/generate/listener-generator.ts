@@ -39,7 +39,7 @@ export class ListenerGenerator implements Generator {
   #outboundKey(proxy: Proxy, scope: Scope): string {
     const ips = { ips: proxyIps(this.model, proxy) };
     // Rules that only some namespaces obey set TCP listeners' time-outs and hashing.
-    const rules = this.model.configs.all('DestinationRule').length > 0 ? proxy.namespace : '';
+    const rules = this.model.rulesShapeListeners ? proxy.namespace : '';
     return `${hasIpv4(ips) ? 4 : ''}${hasIpv6(ips) ? 6 : ''} ${rules} ${scope.visibility.id} ${scope.sidecar?.key ?? ''} ${scope.selectors} ${sourceKey(proxy, scope)}`;
   }
 

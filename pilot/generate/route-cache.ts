@@ -73,7 +73,7 @@ export function virtualHostOnce(routes: readonly Route[], domains: readonly stri
   return host;
 }
 
-function encodedHost(host: VirtualHost): Buffer {
+export function encodedHost(host: VirtualHost): Buffer {
   let bytes = encodedHosts.get(host);
   if (!bytes) {
     const body = VirtualHost.encode(host).finish();

@@ -15,7 +15,7 @@ import type { Scope } from '../model/scope.js';
 import { appliesToMesh } from '../model/virtual-services.js';
 import { seconds } from './envoy.js';
 import type { Resource } from './resource.js';
-import { generalHostsOnce, routeResource, serviceRoutesOnce, virtualHostOnce, visibleRoutesOnce } from './route-cache.js';
+import { encodedHost, generalHostsOnce, routeResource, serviceRoutesOnce, virtualHostOnce, visibleRoutesOnce } from './route-cache.js';
 import { defaultRoute, virtualServiceRoutes } from './routes-http.js';
 import { meshSource, sourceKey } from './route-match.js';
 
@@ -71,6 +71,14 @@ function visiblePortHosts(scope: Scope, proxy: Proxy, port: number): VirtualHost
     exchanged.set(name, virtualHostOnce(host.routes, wanted, () => virtualHost(host.routes, name, [...wanted])));
   }
   return exchanged.size === 0 ? general.hosts : general.hosts.map((host) => exchanged.get(host.name) ?? host);
+}
+
+/** Makes the virtual host of a service that nobody routes, as most clients have it. */
+export function prepareVirtualHost(scope: Scope, service: MeshService, port: number): void {
+  if (scope.virtualServicesFor(service.host).length > 0 || !service.ports.some((candidate) => candidate.port === port && isHttp(candidate.protocol))) return;
+  const routes = serviceRoutesOnce(scope, service, port, () => [defaultRoute(scope, service.host, port)]);
+  const [name, names] = [`${service.host}:${port}`, domains(service, NO_NAMESPACE, scope.model.mesh.clusterDomain)];
+  encodedHost(virtualHostOnce(routes, name, names, () => virtualHost(routes, name, names)));
 }
 
 /** No namespace has this name. */

@@ -78,6 +78,7 @@ export class Model {
   #sorted: readonly MeshService[] | undefined;
   #rules: DestinationRules | undefined;
   #usesHashing: boolean | undefined;
+  #rulesShapeListeners: boolean | undefined;
   readonly #resolver = new VirtualServiceResolver();
   #virtualServices: readonly LoadedObject<VirtualService>[] | undefined;
   #gatewayApi: ConvertedGatewayApi | undefined;
@@ -86,6 +87,7 @@ export class Model {
   readonly #visibilities = new Map<string, Visibility>();
   readonly #egressViews = new Map<string, EgressView>();
   readonly #scopes = new Map<string, Scope>();
+  #scopeByProxy = new WeakMap<Proxy, Scope>();
 
   constructor(mesh: Partial<MeshConfig> = {}) {
     this.#mesh = { ...DEFAULT_MESH_CONFIG, ...mesh };
@@ -231,6 +233,11 @@ export class Model {
     return (this.#usesHashing ??= this.configs.all<DestinationRule>('DestinationRule').some(({ object }) => JSON.stringify(object.spec).includes('"consistentHash"')));
   }
 
+  /** Whether any rule sets what stands in a client's TCP listeners: these differ then between clients that obey different rules. */
+  get rulesShapeListeners(): boolean {
+    return (this.#rulesShapeListeners ??= this.configs.all<DestinationRule>('DestinationRule').some(({ object }) => /"(consistentHash|idleTimeout|maxConnectionDuration|tunnel)"/.test(JSON.stringify(object.spec))));
+  }
+
   get rules(): DestinationRules {
     return (this.#rules ??= new DestinationRules(this.configs.all<DestinationRule>('DestinationRule'), this.mesh));
   }
@@ -253,6 +260,14 @@ export class Model {
 
   /** What this client sees of the mesh. Clients of one namespace and one Sidecar resource share it. */
   scopeOf(proxy: Proxy): Scope {
+    const known = this.#scopeByProxy.get(proxy);
+    if (known) return known;
+    const scope = this.#findScope(proxy);
+    this.#scopeByProxy.set(proxy, scope);
+    return scope;
+  }
+
+  #findScope(proxy: Proxy): Scope {
     const sidecar = proxy.type === 'sidecar' ? this.#sidecarOf(proxy) : undefined;
     const selectors = this.rules.selectorKey(proxy.namespace, proxy.labels);
     const key = `${proxy.namespace} ${sidecar?.key ?? ''} ${selectors} ${proxy.dnsCapture ? 'dns' : ''}`;
@@ -301,10 +316,11 @@ export class Model {
 
   #forgetViews(): void {
     this.#sources = this.#ownViews = this.#rules = this.#sorted = this.#virtualServices = this.#gatewayApi = undefined;
-    this.#usesHashing = undefined;
+    this.#usesHashing = this.#rulesShapeListeners = undefined;
     this.#visibilities.clear();
     this.#egressViews.clear();
     this.#scopes.clear();
+    this.#scopeByProxy = new WeakMap();
   }
 
   endpoints(service: MeshService): readonly Endpoint[] {

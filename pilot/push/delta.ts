@@ -26,7 +26,7 @@ export class DeltaConnection extends Connection<DeltaDiscoveryRequest> {
       watch.wildcard = added.includes('*') || (generator.wildcard && added.length === 0);
       watch.subscribe(added.filter((name) => name !== '*'));
       const known = Object.entries(request.initial_resource_versions);
-      watch.sent.setAll(known, known.length);
+      watch.sent.setAll({ items: known, nameOf: ([name]) => name, versionOf: ([, version]) => version });
       // Always answered, if with nothing: the client waits for this to know that it is up to date.
       this.respond(watch, generator, proxy, this.everything(watch, generator, proxy));
       return;

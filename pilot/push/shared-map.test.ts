@@ -22,7 +22,7 @@ test('SharedMap: behaves as a map through any order of changes', () => {
       assert.equal(shared.delete(name), model.delete(name));
     } else if (kind < 99) {
       const many = Array.from({ length: 120 }, (_, i) => [`n${(i * 7 + step) % 300}`, `m${step % 3}`] as const);
-      shared.setAll(many, many.length);
+      shared.setAll({ items: many, nameOf: ([key]) => key, versionOf: ([, version]) => version });
       for (const [key, version] of many) model.set(key, version);
     } else {
       shared.clear();

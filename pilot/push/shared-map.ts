@@ -15,6 +15,18 @@ export function hashString(text: string): number {
   return hash >>> 0;
 }
 
+/** Names with their versions, however they are held. */
+export interface VersionList<T> {
+  items: readonly T[];
+  nameOf(item: T): string;
+  versionOf(item: T): string;
+  /** Of name and version together; by default worked out anew. */
+  hashOf?(item: T): number;
+}
+
+const entryHash = (name: string, version: string): number => (Math.imul(hashString(name), 31) + hashString(version)) >>> 0;
+export { entryHash };
+
 /** Finds equal maps. Only weak references are held: a map lives as long as somebody uses it. */
 export class MapStore {
   readonly #known = new Map<string, WeakRef<ReadonlyMap<string, string>>>();
@@ -25,25 +37,42 @@ export class MapStore {
   /** @returns an equal map that others have, or `map` itself, which must not be changed any more */
   intern(map: ReadonlyMap<string, string>): ReadonlyMap<string, string> {
     if (map.size === 0) return EMPTY;
-    let [sum, mixed] = [0, 0];
-    for (const [name, version] of map) {
-      const hash = Math.imul(hashString(name), 31) + hashString(version);
-      sum = (sum + hash) >>> 0;
-      mixed = (mixed ^ Math.imul(hash, 0x9e3779b1)) >>> 0;
-    }
-    const key = `${map.size} ${sum} ${mixed}`;
-    const known = this.#known.get(key)?.deref();
-    if (known && isEqual(known, map)) return known;
+    const entries: VersionList<readonly [string, string]> = { items: [...map], nameOf: ([name]) => name, versionOf: ([, version]) => version };
+    return this.#find(entries, map.size) ?? this.#add(map, keyOf(entries));
+  }
+
+  /** The same for a list without repeated names; a map is only made when there is none yet. */
+  internList<T>(list: VersionList<T>): ReadonlyMap<string, string> {
+    if (list.items.length === 0) return EMPTY;
+    const found = this.#find(list, list.items.length);
+    if (found) return found;
+    const map = new Map(list.items.map((item) => [list.nameOf(item), list.versionOf(item)]));
+    return map.size === list.items.length ? this.#add(map, keyOf(list)) : this.intern(map);
+  }
+
+  #find<T>(list: VersionList<T>, size: number): ReadonlyMap<string, string> | undefined {
+    const known = this.#known.get(keyOf(list))?.deref();
+    if (!known || known.size !== size) return undefined;
+    for (const item of list.items) if (known.get(list.nameOf(item)) !== list.versionOf(item)) return undefined;
+    return known;
+  }
+
+  #add(map: ReadonlyMap<string, string>, key: string): ReadonlyMap<string, string> {
     this.#known.set(key, new WeakRef(map));
     this.#gone.register(map, key);
     return map;
   }
 }
 
-function isEqual(a: ReadonlyMap<string, string>, b: ReadonlyMap<string, string>): boolean {
-  if (a.size !== b.size) return false;
-  for (const [name, version] of a) if (b.get(name) !== version) return false;
-  return true;
+/** Independent of the order. */
+function keyOf<T>({ items, nameOf, versionOf, hashOf }: VersionList<T>): string {
+  let [sum, mixed] = [0, 0];
+  for (const item of items) {
+    const hash = hashOf ? hashOf(item) : entryHash(nameOf(item), versionOf(item));
+    sum = (sum + hash) >>> 0;
+    mixed = (mixed ^ Math.imul(hash, 0x9e3779b1)) >>> 0;
+  }
+  return `${items.length} ${sum} ${mixed}`;
 }
 
 /** A map from names to versions that shares what it has in common with others of its store. */
@@ -102,14 +131,19 @@ export class SharedMap {
   }
 
   /** Sets many at once. */
-  setAll(entries: Iterable<readonly [string, string]>, count: number): void {
-    if (count < MIN_DIFFERENCES) {
-      for (const [name, version] of entries) this.set(name, version);
+  setAll<T>(list: VersionList<T>): void {
+    const { items, nameOf, versionOf } = list;
+    if (items.length < MIN_DIFFERENCES) {
+      for (const item of items) this.set(nameOf(item), versionOf(item));
+      return;
+    }
+    if (this.#size === 0) {
+      this.#take(this.store.internList(list));
       return;
     }
     const merged = this.#merged();
-    for (const [name, version] of entries) merged.set(name, version);
-    this.#replace(merged);
+    for (const item of items) merged.set(nameOf(item), versionOf(item));
+    this.#take(this.store.intern(merged));
   }
 
   #merged(): Map<string, string> {
@@ -122,11 +156,11 @@ export class SharedMap {
   }
 
   #share(): void {
-    if (this.#differences.size > MIN_DIFFERENCES + this.#base.size / SHARE_OF_BASE) this.#replace(this.#merged());
+    if (this.#differences.size > MIN_DIFFERENCES + this.#base.size / SHARE_OF_BASE) this.#take(this.store.intern(this.#merged()));
   }
 
-  #replace(merged: Map<string, string>): void {
-    this.#base = this.store.intern(merged);
+  #take(base: ReadonlyMap<string, string>): void {
+    this.#base = base;
     this.#differences.clear();
     this.#size = this.#base.size;
   }

@@ -1,8 +1,15 @@
 /** What one stream watches of one resource type, and what it has been sent: the bookkeeping of both protocol variants. */
 import type { Resource } from '../generate/resource.js';
-import { SharedMap, type MapStore } from './shared-map.js';
+import { entryHash, SharedMap, type MapStore } from './shared-map.js';
 
 const SUBSCRIBED = '*';
+const hashes = new WeakMap<Resource, number>();
+
+function resourceHash(resource: Resource): number {
+  let hash = hashes.get(resource);
+  if (hash === undefined) hashes.set(resource, (hash = entryHash(resource.name, resource.version)));
+  return hash;
+}
 
 export interface Nack {
   nonce: string;
@@ -30,11 +37,11 @@ export class Watch {
   }
 
   subscribe(names: readonly string[]): void {
-    this.names.setAll(names.map((name) => [name, SUBSCRIBED] as const), names.length);
+    this.names.setAll({ items: names, nameOf: (name) => name, versionOf: () => SUBSCRIBED });
   }
 
   noteSent(resources: readonly Resource[]): void {
-    this.sent.setAll(resources.map(({ name, version }) => [name, version] as const), resources.length);
+    this.sent.setAll({ items: resources, nameOf: ({ name }) => name, versionOf: ({ version }) => version, hashOf: resourceHash });
   }
 
   isUnsent = ({ name, version }: Resource): boolean => this.sent.get(name) !== version;

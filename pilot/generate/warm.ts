@@ -1,0 +1,39 @@
+/**
+ * Makes the parts that all clients' configuration is put together from, in slices: made by the first client's request they
+ * would hold up the event loop for seconds in a large mesh.
+ */
+import { setImmediate } from 'node:timers/promises';
+import type { Model } from '../model/model.js';
+import { parseProxy } from '../model/proxy.js';
+import type { Generators } from './generator.js';
+import { clusterName } from './names.js';
+import { TYPE } from './resource.js';
+import { prepareVirtualHost } from './routes.js';
+
+const SLICE_MS = 8;
+
+/** Of the view that clients of most namespaces share. */
+export async function warm(model: Model, generators: Generators, signal: AbortSignal): Promise<void> {
+  const proxy = parseProxy('sidecar~127.0.0.1~none.-~-.svc.cluster.local');
+  const [clusters, endpoints] = [generators.get(TYPE.cluster), generators.get(TYPE.endpoint)];
+  let end = performance.now() + SLICE_MS;
+  const breathe = async (): Promise<void> => {
+    if (performance.now() < end) return;
+    await setImmediate();
+    end = performance.now() + SLICE_MS;
+  };
+  // A change in the middle makes another scope: what is asked for below is always the newest.
+  for (const { host } of [...model.scopeOf(proxy).services]) {
+    if (signal.aborted) return;
+    const scope = model.scopeOf(proxy);
+    const service = scope.service(host);
+    if (!service) continue;
+    clusters?.prepare?.(proxy, service);
+    const subsets = ['', ...(scope.rule(host)?.object.spec.subsets ?? []).map(({ name }) => name)];
+    for (const { port } of service.ports) {
+      if (service.resolution === 'EDS') for (const subset of subsets) endpoints?.one(proxy, clusterName(port, subset, host));
+      prepareVirtualHost(scope, service, port);
+    }
+    await breathe();
+  }
+}
