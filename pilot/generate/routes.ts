@@ -78,7 +78,7 @@ export function prepareVirtualHost(scope: Scope, service: MeshService, port: num
   if (scope.virtualServicesFor(service.host).length > 0 || !service.ports.some((candidate) => candidate.port === port && isHttp(candidate.protocol))) return;
   const routes = serviceRoutesOnce(scope, service, port, () => [defaultRoute(scope, service.host, port)]);
   const [name, names] = [`${service.host}:${port}`, domains(service, NO_NAMESPACE, scope.model.mesh.clusterDomain)];
-  encodedHost(virtualHostOnce(routes, name, names, () => virtualHost(routes, name, names)));
+  encodedHost(virtualHostOnce(routes, names, () => virtualHost(routes, name, [...names])));
 }
 
 /** No namespace has this name. */
