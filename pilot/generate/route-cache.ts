@@ -2,6 +2,8 @@
  * Route tables of large meshes are made of parts that hardly differ between clients: the routes of a service are the same
  * for all, its domains differ between its own namespace and others. Both are made, and encoded, once.
  */
+import type { VirtualService } from '../../common/kube/types.js';
+import type { LoadedObject } from '../../common/kube/yaml.js';
 import { RouteConfiguration } from '../../proto/generated/envoy/config/route/v3/route.js';
 import { VirtualHost, type Route } from '../../proto/generated/envoy/config/route/v3/route_components.js';
 import type { MeshConfig } from '../model/mesh.js';
@@ -14,7 +16,7 @@ import { makeEncodedResource, type Resource } from './resource.js';
 const VIRTUAL_HOSTS_TAG = 0x12;
 
 const byService = new WeakMap<MeshConfig, WeakMap<MeshService, Map<number, Route[]>>>();
-const byVisibility = new WeakMap<Visibility, Map<string, Route[]>>();
+const byVirtualService = new WeakMap<MeshConfig, WeakMap<LoadedObject<VirtualService>, Map<string, Route[]>>>();
 const hosts = new WeakMap<readonly Route[], WeakMap<readonly string[], VirtualHost>>();
 const encodedHosts = new WeakMap<VirtualHost, Buffer>();
 
@@ -33,10 +35,10 @@ export function serviceRoutesOnce(scope: Scope, service: MeshService, port: numb
   return routes;
 }
 
-/** Routes of a VirtualService as clients of one view and source have them. */
-export function visibleRoutesOnce(scope: Scope, key: string, make: () => Route[]): Route[] {
+/** Routes of a VirtualService, which stay when others change. @param key all that they depend on besides itself and the mesh */
+export function virtualServiceRoutesOnce(scope: Scope, loaded: LoadedObject<VirtualService>, key: string, make: () => Route[]): Route[] {
   if (scope.model.usesHashing) return make();
-  const made = inner(byVisibility, scope.visibility, () => new Map<string, Route[]>());
+  const made = inner(inner(byVirtualService, scope.model.mesh, () => new WeakMap()), loaded, () => new Map<string, Route[]>());
   let routes = made.get(key);
   if (!routes) made.set(key, (routes = make()));
   return routes;

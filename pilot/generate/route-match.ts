@@ -46,7 +46,7 @@ export function l4SourceMatches(match: SourceMatch, source: RouteSource): boolea
 /** What of a client the VirtualServices that it sees ask for: clients with the same key get the same routes. */
 export function sourceKey({ namespace, labels }: Proxy, { visibility }: Scope): string {
   const keys = visibility.sourceLabelKeys;
-  return `${visibility.sourceNamespaceMatters ? namespace : ''} ${keys.length === 0 ? '' : JSON.stringify(keys.map((key) => labels[key] ?? null))}`;
+  return `${visibility.sourceNamespaceMatters ? namespace : ''} ${keys.length === 0 ? '' : JSON.stringify(keys.map((key) => [key, labels[key] ?? null]))}`;
 }
 
 /** The cluster of a destination; without a port the service's only one, else the port that the client dialled. */

@@ -179,6 +179,20 @@ test('a domain is in a table once: the first has it, and a host itself before an
   assert.deepEqual([hosts(named).get('web.shop:80')!.domains[0], names(hosts(named).get('web.shop.svc:80'))], ['web.shop', ['foreign']]);
 });
 
+test('routes are kept while what they depend on stays, and for no other client', () => {
+  const mesh = testMesh(WEB + vs(`{hosts: [web], http: [{name: mine, match: [{sourceLabels: {app: client}}], ${TO_WEB}}, {name: rest, route: [{destination: {host: alt}}]}]}`));
+  const routesFor = (proxy: Proxy): Route[] => hosts(mesh, '80', proxy).get(`${HOST}:80`)!.routes;
+  const other = testProxy('10.0.0.8', 'b.shop', { team: 'client' });
+  assert.deepEqual([routesFor(client).map(({ name }) => name), routesFor(other).map(({ name }) => name)], [['mine'], ['rest']]);
+  // Another label is asked for elsewhere: the same values are another client's now.
+  mesh.apply(vs(`{hosts: [alt], http: [{name: alt, match: [{sourceLabels: {team: client}}], ${TO_WEB}}]}`, 'alt'));
+  assert.deepEqual(routesFor(other).map(({ name }) => name), ['rest']);
+  const lead = (): unknown => actionOf(routesFor(other)[0]!).cluster_specifier?.value;
+  assert.equal(lead(), 'outbound|80||alt.shop.svc.cluster.local');
+  mesh.apply(serviceYaml('shop', 'alt', '10.96.0.2', [], 'name: http, port: 8080'));
+  assert.equal(lead(), 'outbound|8080||alt.shop.svc.cluster.local');
+});
+
 test('a sniffed port has a table of its own, and is in the table of its number as well', () => {
   const mesh = testMesh(WEB + serviceYaml('shop', 'mystery', '10.96.0.3', [], 'name: foo, port: 80') + vs('{hosts: [mystery], http: [{name: m, route: [{destination: {host: mystery}}]}]}'));
   const own = hosts(mesh, 'mystery.shop.svc.cluster.local:80').get('mystery.shop.svc.cluster.local:80')!;

@@ -12,12 +12,12 @@ import type { MeshService } from '../model/model.js';
 import { isHttp } from '../model/protocol.js';
 import type { Proxy } from '../model/proxy.js';
 import type { Scope } from '../model/scope.js';
-import { appliesToMesh } from '../model/virtual-services.js';
+import { appliesToMesh, destinationsOf } from '../model/virtual-services.js';
 import { seconds } from './envoy.js';
 import type { Resource } from './resource.js';
-import { encodedHost, generalHostsOnce, routeResource, serviceRoutesOnce, virtualHostOnce, visibleRoutesOnce } from './route-cache.js';
+import { encodedHost, generalHostsOnce, routeResource, serviceRoutesOnce, virtualHostOnce, virtualServiceRoutesOnce } from './route-cache.js';
 import { defaultRoute, virtualServiceRoutes } from './routes-http.js';
-import { meshSource, sourceKey } from './route-match.js';
+import { destinationCluster, meshSource, sourceKey } from './route-match.js';
 
 /** The route configuration of that name for this client; an unknown name has an empty one, as istiod answers. */
 export function routeConfiguration(scope: Scope, proxy: Proxy, name: string): Resource {
@@ -124,7 +124,8 @@ export function portVirtualHosts(scope: Scope, proxy: Proxy, { port, services = 
     const own = matched.filter((service) => routed.has(service));
     // Hosts that are no service of the port come along with one that is; alone they are served on port 80.
     if (own.length === 0 && port !== 80) continue;
-    const routes = visibleRoutesOnce(scope, `${loaded.key} ${port} ${source}`, () => virtualServiceRoutes(scope, meshSource(proxy, port), loaded));
+    const leadsTo = destinationsOf(loaded.object).map((destination) => destinationCluster(scope, destination, port));
+    const routes = virtualServiceRoutesOnce(scope, loaded, `${port} ${source} ${leadsTo.join(' ')}`, () => virtualServiceRoutes(scope, meshSource(proxy, port), loaded));
     if (routes.length === 0) continue;
     for (const host of foreign) add(routes, host, [bracketed(host)]);
     for (const service of own) {
