@@ -24,7 +24,7 @@ export class DirectorySink implements ProvisionSink {
     const name = this.#name(owner);
     // Hidden while it is being written: readers of the directory leave such files out.
     const temporary = join(this.path, `.${name}.new`);
-    writeFileSync(temporary, objects.map((object) => stringify(object, { aliasDuplicateObjects: false })).join('---\n'));
+    writeFileSync(temporary, objects.map((object) => stringify(object, { aliasDuplicateObjects: false, lineWidth: 0 })).join('---\n'));
     renameSync(temporary, join(this.path, name));
   }
 

@@ -80,7 +80,7 @@ function namesOf({ listen, url }: WebhooksOptions, namespace: string, domain: st
 function writeConfigurations({ url, configurationsFile }: WebhooksOptions, signer: Signer, revision: string, namespace: string): void {
   if (configurationsFile === undefined) return;
   const target = url ? { url } : { service: { name: 'istiod', namespace, port: 443 } };
-  const text = webhookConfigurations({ revision, caPem: signer.root.toString('pem'), target }).map((object) => stringify(object)).join('---\n');
+  const text = webhookConfigurations({ revision, caPem: signer.root.toString('pem'), target }).map((object) => stringify(object, { lineWidth: 0 })).join('---\n');
   const temporary = `${configurationsFile}.new`;
   writeFileSync(temporary, text);
   renameSync(temporary, configurationsFile);
