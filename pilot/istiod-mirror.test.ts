@@ -1,11 +1,9 @@
-/** Mirroring: pilot's listeners and routes against those of a recorded istiod. */
-import { TYPE } from './generate/resource.js';
+/** Mirroring: pilot's answers against those of a recorded istiod. */
 import { rewrite, testScenario, type JsonObject } from './testing/istiod.js';
 
 testScenario({
   scenario: 'mirror',
   session: 'sleep-v1-6d9f-sotw',
-  types: [TYPE.listener, TYPE.route],
   // Istio documents that a mirrored request's host gains `-shadow`; this istiod's DISABLE_SHADOW_HOST_SUFFIX, on by
   // default, takes that back. The documented behaviour is what applications were written for.
   istiod: (json) =>

@@ -11,15 +11,18 @@ import { MeshWorld, MODES, type CurlOptions, type Mode } from './mesh/world.js';
 const folder = mkdtempSync(join(tmpdir(), 'underpass-entries-'));
 const authority = await ServerCertificates.create({ commonName: 'outside CA' });
 const { certificatePem, privateKeyPem } = await authority.issue({ dnsNames: ['secure.example'] });
-writeFileSync(join(folder, 'ca.pem'), authority.rootPem);
-for (const [name, pem] of [['cert.pem', certificatePem], ['key.pem', privateKeyPem]] as const) writeFileSync(join(folder, name), pem);
+const client = await authority.issue({ dnsNames: ['client.example'] });
+const FILES = { 'ca.pem': authority.rootPem, 'cert.pem': certificatePem, 'key.pem': privateKeyPem, 'client.pem': client.certificatePem, 'client-key.pem': client.privateKeyPem };
+for (const [name, pem] of Object.entries(FILES)) writeFileSync(join(folder, name), pem);
 
 const TLS_SERVER = `apiVersion: v1
 kind: Pod
 metadata: {name: secure, namespace: outside, labels: {app: secure}}
 spec: {containers: [{name: tls, image: tls-echo, env: [{name: TLS_CERT_FILE, value: ${join(folder, 'cert.pem')}}, {name: TLS_KEY_FILE, value: ${join(folder, 'key.pem')}}], ports: [{name: tls, containerPort: 8443}]}]}
 `;
-const mesh = new MeshWorld('entries', { outside: TLS_SERVER });
+/** Lets in only who has a certificate of that CA. */
+const MUTUAL_SERVER = TLS_SERVER.replaceAll('secure', 'mutual').replace(`{name: TLS_KEY_FILE`, `{name: TLS_CLIENT_CA_FILE, value: ${join(folder, 'ca.pem')}}, {name: TLS_KEY_FILE`);
+const mesh = new MeshWorld('entries', { outside: `${TLS_SERVER}---\n${MUTUAL_SERVER}` });
 
 before(() => mesh.up());
 after(async () => {
@@ -122,6 +125,26 @@ for (const mode of MODES) {
     await mesh.apply(mode, secure + rule('{mode: SIMPLE}'));
     assert.equal((await get()).status, 503);
     await mesh.apply(mode, secure + rule('{mode: SIMPLE, insecureSkipVerify: true}'));
+    assert.equal((await get()).status, 200);
+  });
+}
+
+for (const mode of MODES) {
+  test(`TLS origination: MUTUAL shows a certificate, from files or from a Secret (${mode})`, async () => {
+    const address = `10.78.${mode === 'node' ? 1 : 2}.7`;
+    const rule = (tls: string): string => `---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: mutual}\nspec: {host: secure.example, trafficPolicy: {tls: {${tls}}}}\n`;
+    const server = entry('mutual', `{hosts: [secure.example], addresses: [${address}], resolution: STATIC, ports: [{number: 80, name: http, protocol: HTTP, targetPort: 8443}], endpoints: [{address: ${ip('outside/mutual')}}]}`);
+    const get = (): ReturnType<MeshWorld['curl']> => mesh.curl(mode, 'http://secure.example/', { args: ['--resolve', `secure.example:80:${address}`] });
+    const file = (name: string): string => join(folder, name);
+    await mesh.apply(mode, server + rule(`mode: SIMPLE, caCertificates: ${file('ca.pem')}`));
+    assert.equal((await get()).status, 503);
+    await mesh.apply(mode, server + rule(`mode: MUTUAL, caCertificates: ${file('ca.pem')}, clientCertificate: ${file('client.pem')}, privateKey: ${file('client-key.pem')}`));
+    const { status, body } = await get();
+    assert.deepEqual([status, body['client']], [200, 'DNS:client.example']);
+    // The node's Envoy gets no Secrets of Kubernetes.
+    if (mode === 'node') return;
+    const secret = { apiVersion: 'v1', kind: 'Secret', metadata: { name: 'outside' }, stringData: { 'tls.crt': client.certificatePem, 'tls.key': client.privateKeyPem, 'ca.crt': authority.rootPem } };
+    await mesh.apply(mode, `${server + rule('mode: MUTUAL, credentialName: outside')}---\n${JSON.stringify(secret)}\n`);
     assert.equal((await get()).status, 200);
   });
 }

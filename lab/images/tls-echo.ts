@@ -17,13 +17,15 @@ const given = (name: string): string | undefined => {
 };
 
 const contexts = new Map<string, SecureContext>();
+const [cert, key, clientCa] = [given('TLS_CERT'), given('TLS_KEY'), given('TLS_CLIENT_CA')];
+// The context that a name chooses is the one that the client's certificate is checked in.
+const contextOf = (pair: { cert: string; key: string }): SecureContext => createSecureContext({ ...pair, ...(clientCa ? { ca: clientCa } : {}) });
 const authority = await ServerCertificates.create({ commonName: `tls-echo ${identity.pod}` });
 for (const host of (process.env['TLS_HOSTS'] ?? '').split(',').filter(Boolean)) {
   const { certificatePem, privateKeyPem } = await authority.issue({ dnsNames: [host] });
-  contexts.set(host, createSecureContext({ cert: certificatePem, key: privateKeyPem }));
+  contexts.set(host, contextOf({ cert: certificatePem, key: privateKeyPem }));
 }
-const [cert, key, clientCa] = [given('TLS_CERT'), given('TLS_KEY'), given('TLS_CLIENT_CA')];
-const otherwise = cert && key ? createSecureContext({ cert, key }) : undefined;
+const otherwise = cert && key ? contextOf({ cert, key }) : undefined;
 const context = (name: string): SecureContext | undefined => contexts.get(name) ?? contexts.get(name.replace(/^[^.]+/, '*')) ?? otherwise ?? [...contexts.values()][0];
 const first = cert && key ? { cert, key } : await authority.issue({ dnsNames: [identity.pod || 'localhost'] }).then(({ certificatePem, privateKeyPem }) => ({ cert: certificatePem, key: privateKeyPem }));
 

@@ -43,8 +43,8 @@ export function clusterClientKey(scope: Scope, service: MeshService, variant: ()
   if (!service.resolution.startsWith('DNS')) return '';
   const { ipv4, ipv6, client } = variant();
   const rule = scope.rule(service.host)?.object;
-  const names = service.ports.flatMap(({ port }) => ['', ...(rule?.spec.subsets ?? []).map(({ name }) => name)].map((subset) => clusterName(port, subset, service.host)));
-  return `${ipv4 ? 4 : ''}${ipv6 ? 6 : ''} ${names.map((name) => clientKey(scope, name, () => client)).join(';')}`;
+  const keys = service.ports.flatMap(({ port }) => ['', ...(rule?.spec.subsets ?? []).map(({ name }) => name)].map((subset) => ({ port, subset, host: service.host })));
+  return `${ipv4 ? 4 : ''}${ipv6 ? 6 : ''} ${keys.map((key) => clientKey(scope, service, key, () => client)).join(';')}`;
 }
 
 /** The clusters of one service: each port, and each subset of each port, as a client of this scope sees them. */

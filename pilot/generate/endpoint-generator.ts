@@ -23,13 +23,17 @@ export class EndpointGenerator implements Generator {
   }
 
   one(proxy: Proxy, name: string): Resource {
-    const host = parseClusterName(name)?.host ?? '';
+    const cluster = parseClusterName(name);
+    const host = cluster?.host ?? '';
     const scope = this.model.scopeOf(proxy);
+    const [service, rule] = [scope.service(host), scope.rule(host)];
     let where: Whereabouts | undefined;
     const client = (): Whereabouts => (where ??= whereabouts(this.model, proxy));
     let made = this.#byHost.get(host);
     if (!made) this.#byHost.set(host, (made = new Map()));
-    const key = `${scope.service(host)?.key ?? ''} ${scope.rule(host)?.key ?? ''} ${name} ${clientKey(scope, name, client)}`;
+    // Most services are the same wherever the client is, and are found to be so at no cost.
+    const dependent = cluster && service && (rule || service.trafficDistribution || this.model.mesh.localityLbSetting.distribute);
+    const key = `${service?.key ?? ''} ${rule?.key ?? ''} ${name} ${dependent ? clientKey(scope, service, cluster, client) : ''}`;
     let resource = made.get(key);
     if (resource) return resource;
     made.set(key, (resource = clusterEndpoints(scope, name, client())));
@@ -39,9 +43,9 @@ export class EndpointGenerator implements Generator {
     return resource;
   }
 
-  affected(_proxy: Proxy, change: ChangeSet, names: Names): 'all' | Iterable<string> {
+  affected(proxy: Proxy, change: ChangeSet, names: Names): 'all' | Iterable<string> {
     // What a client sees may be something else now.
-    if (change.touches('Sidecar', 'VirtualService')) return names;
+    if (change.touches('Sidecar') || (change.touches('VirtualService') && this.model.scopeOf(proxy).egress)) return names;
     const found: string[] = [];
     for (const host of this.#touchedHosts(change)) for (const name of this.#namesByHost.get(host) ?? []) if (names.has(name)) found.push(name);
     return found;

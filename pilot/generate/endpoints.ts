@@ -1,4 +1,5 @@
 /** EDS: where a cluster's requests can go, grouped by locality, with what the client's transport socket match reads. */
+import { isIP } from 'node:net';
 import { HealthStatus } from '../../proto/generated/envoy/config/core/v3/health_check.js';
 import { ClusterLoadAssignment } from '../../proto/generated/envoy/config/endpoint/v3/endpoint.js';
 import { LbEndpoint, LocalityLbEndpoints } from '../../proto/generated/envoy/config/endpoint/v3/endpoint_components.js';
@@ -9,7 +10,7 @@ import type { Scope } from '../model/scope.js';
 import { portPolicy } from '../model/traffic-policy.js';
 import { endpointAddress } from './envoy.js';
 import { balanceLocalities, dependsOnClient, localitySetting, whereaboutsKey, type LocalityGroup, type Whereabouts } from './locality.js';
-import { parseClusterName } from './names.js';
+import { parseClusterName, type ClusterKey } from './names.js';
 import { makeResource, type Resource } from './resource.js';
 import { canonicalName, canonicalRevision, workloadName } from './workload-names.js';
 
@@ -24,10 +25,7 @@ export function clusterEndpoints(scope: Scope, name: string, client: Whereabouts
 }
 
 /** What of the client the endpoints of a cluster depend on; the empty string: of nothing, they are the same for all. */
-export function clientKey(scope: Scope, name: string, client: () => Whereabouts): string {
-  const key = parseClusterName(name);
-  const service = key && scope.service(key.host);
-  if (!key || !service) return '';
+export function clientKey(scope: Scope, service: MeshService, key: ClusterKey, client: () => Whereabouts): string {
   const { loadBalancer, outlierDetection } = portPolicy(scope.rule(key.host)?.object, key.subset, key.port);
   const setting = localitySetting(scope.model.mesh, loadBalancer, service);
   return dependsOnClient(setting, outlierDetection !== undefined) ? whereaboutsKey(client(), setting) : '';
@@ -43,6 +41,8 @@ export function endpointGroups(model: Model, service: MeshService, port: MeshPor
   for (const endpoint of model.endpoints(service)) {
     const number = endpoint.ports.get(port.name);
     if (number === undefined || !hasLabels(endpoint, wanted)) continue;
+    // A name can't be looked up by who gets endpoints by EDS.
+    if (service.resolution === 'EDS' && !endpoint.pod && isIP(endpoint.address) === 0 && !endpoint.address.startsWith('unix://')) continue;
     const { region, zone, subzone } = endpoint.locality;
     const id = `${region}/${zone}/${subzone}`;
     let found = localities.get(id);
