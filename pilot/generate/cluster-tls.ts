@@ -17,6 +17,7 @@ import type { PortPolicy } from '../model/traffic-policy.js';
 import type { UpstreamHttp } from './cluster-policy.js';
 import { adsSecret, istioUpstreamTls, rawBufferSocket, sdsSecret, spiffeId } from './envoy.js';
 import { clusterSni } from './names.js';
+import { trustDomains } from './security/trust-domains.js';
 
 const plaintext: Cluster_TransportSocketMatch = { name: 'tlsMode-disabled', match: {}, transport_socket: rawBufferSocket };
 
@@ -70,7 +71,8 @@ function withProxyProtocol(socket: TransportSocket, version: ProxyProtocolConfig
 
 /** The identities of the service's workloads, unless the rule or the ServiceEntry lists others. */
 function meshTls({ model, service, port, subset }: TlsTarget, http: UpstreamHttp, tls?: ClientTls): TransportSocket {
-  const accounts = new Set(model.endpoints(service).flatMap(({ serviceAccount, namespace }) => (serviceAccount ? spiffeId(model.mesh.trustDomain, namespace ?? service.namespace, serviceAccount) : [])));
+  const domains = trustDomains(model.mesh);
+  const accounts = new Set(model.endpoints(service).flatMap(({ serviceAccount, namespace }) => (serviceAccount ? domains.map((domain) => spiffeId(domain, namespace ?? service.namespace, serviceAccount)) : [])));
   const sans = tls?.subjectAltNames?.length ? tls.subjectAltNames : [...new Set([...accounts, ...service.subjectAltNames])].sort();
   const alpn = ['istio-peer-exchange', 'istio', ...(http.protocol === 'http2' ? ['h2'] : [])];
   return istioUpstreamTls(tls?.sni || clusterSni(port.port, subset, service.host), alpn, sans);

@@ -189,6 +189,17 @@ test('usableJwks: keys that Envoy can not read are left out, a good set stays as
   for (const none of ['', '[]', '{}', 'null', '{"keys": []}', '{"keys": [{"kty": "RSA"}]}', '{"keys": {}}']) assert.equal(usableJwks(none), undefined, none);
 });
 
+test('trustDomainAliases: clients take servers, servers take clients, policies take callers of each of the mesh\'s trust domains', () => {
+  const { model, generators } = testMesh(world + policy('who', '{rules: [{from: [{source: {principals: [cluster.local/ns/a/sa/b]}}]}]}'), { trustDomain: 'new', trustDomainAliases: ['old'] });
+  const texts = [virtualInbound(model, proxy), generators.get(TYPE.cluster)!.one(proxy, 'outbound|80||web.shop.svc.cluster.local')!].map(({ body }) => Buffer.from(body.value).toString('latin1'));
+  for (const domain of ['new', 'old']) {
+    assert.match(texts[0]!, new RegExp(`spiffe://${domain}/[^n]`), 'the server');
+    assert.match(texts[0]!, new RegExp(`spiffe://${domain}/ns/a/sa/b`), 'the policy');
+    assert.match(texts[1]!, new RegExp(`spiffe://${domain}/ns/shop/sa/default`), 'the client');
+  }
+  assert.doesNotMatch(texts.join(), /spiffe:\/\/cluster\.local/);
+});
+
 test('pathNormalization: policies and routes judge the path that goes on', () => {
   const manager = (mesh: Partial<MeshConfig>) => {
     const { filter_chains } = Listener.decode(virtualInbound(testMesh(world, mesh).model, proxy).body.value);
