@@ -5,6 +5,7 @@
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import { createServer, type Server } from 'node:https';
 import type { AddressInfo } from 'node:net';
+import type { Duplex } from 'node:stream';
 import { errorMessage } from '../../common/errors.js';
 import { issueServerCertificate, type ServerCertificate, type Signer } from '../../common/identity/server-certificate.js';
 import type { InjectionConfig } from '../../common/injection/config.js';
@@ -32,6 +33,8 @@ export interface WebhookOptions {
   ips?: readonly string[];
   /** Of the serving certificate; default a day. */
   ttlMs?: number;
+  /** How long a request may take to come; default 10 s. */
+  requestTimeoutMs?: number;
   /** A new certificate is in use: whoever trusts the CA may have to be told of another one. */
   onCertificate?: () => void;
   injection: () => InjectionConfig;
@@ -50,12 +53,15 @@ export class WebhookServer implements Closable {
   private constructor(options: WebhookOptions, certificate: ServerCertificate) {
     this.#options = options;
     this.#certificate = certificate;
-    this.#server = createServer({ ...secureContext(certificate), minVersion: 'TLSv1.2' }, (request, response) => {
+    const timeoutMs = options.requestTimeoutMs ?? REQUEST_TIMEOUT_MS;
+    // Node looks for slow requests every 30 s unless told.
+    const checking = { connectionsCheckingInterval: Math.min(1_000, timeoutMs) };
+    this.#server = createServer({ ...secureContext(certificate), ...checking, minVersion: 'TLSv1.2' }, (request, response) => {
       this.#handle(request, response).catch((error: unknown) => this.#fail(response, error));
     });
-    this.#server.requestTimeout = REQUEST_TIMEOUT_MS;
-    this.#server.headersTimeout = REQUEST_TIMEOUT_MS;
-    this.#server.on('clientError', (_error, socket) => socket.destroy());
+    this.#server.requestTimeout = timeoutMs;
+    this.#server.headersTimeout = timeoutMs;
+    this.#server.on('clientError', refuse);
     this.#server.on('tlsClientError', (error) => options.logger.debug({ reason: error.message }, 'a TLS handshake at the webhook failed'));
   }
 
@@ -165,6 +171,13 @@ export class WebhookServer implements Closable {
       this.#server.closeAllConnections();
     });
   }
+}
+
+/** What is no HTTP, or comes too slowly, is told so where the connection still can. */
+function refuse(error: NodeJS.ErrnoException, socket: Duplex): void {
+  if (error.code === 'ECONNRESET' || !socket.writable) return void socket.destroy();
+  const status = error.code === 'ERR_HTTP_REQUEST_TIMEOUT' ? '408 Request Timeout' : '400 Bad Request';
+  socket.end(`HTTP/1.1 ${status}\r\nconnection: close\r\ncontent-length: 0\r\n\r\n`);
 }
 
 function issue({ signer, dnsNames, ips, ttlMs }: WebhookOptions): Promise<ServerCertificate> {

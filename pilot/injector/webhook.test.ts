@@ -6,7 +6,7 @@ import { request } from 'node:https';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
-import type { TLSSocket } from 'node:tls';
+import { connect, type TLSSocket } from 'node:tls';
 import { pino } from 'pino';
 import { Registry } from 'prom-client';
 import { parseAllDocuments } from 'yaml';
@@ -133,6 +133,28 @@ test("the certificate is renewed live: later connections see the new one, the ol
     await server.renew();
     await pending;
     assert.notEqual(await ask(), first);
+  } finally {
+    await server.close();
+  }
+});
+
+test('a request that comes too slowly, and what is no HTTP, are told so', async () => {
+  const signer = await selfSignedRoot('test');
+  const server = await WebhookServer.listen({
+    listen: '127.0.0.1:0', signer, dnsNames: ['istiod.istio-system.svc'], requestTimeoutMs: 100, injection: () => DEFAULT_INJECTION, namespaceLabels: () => ({}), check: () => [], metrics: new WebhookMetrics(new Registry()), logger: pino({ level: 'silent' }),
+  });
+  try {
+    const [host, port] = server.address.split(':');
+    const answerTo = (text: string): Promise<string> =>
+      new Promise((resolve, reject) => {
+        let answer = '';
+        const socket = connect({ host: host as string, port: Number(port), ca: signer.root.toString('pem'), servername: 'istiod.istio-system.svc' }, () => socket.write(text));
+        socket.on('data', (chunk: Buffer) => (answer += chunk.toString('utf8')));
+        socket.on('close', () => resolve(answer));
+        socket.on('error', reject);
+      });
+    assert.match(await answerTo('POST /inject HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: 10\r\n\r\n{'), /^HTTP\/1\.1 408 /);
+    assert.match(await answerTo('hello\r\n\r\n'), /^HTTP\/1\.1 400 /);
   } finally {
     await server.close();
   }
