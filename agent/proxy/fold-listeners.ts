@@ -14,7 +14,8 @@ import { pack, unpack } from '../../common/xds/any.js';
 import { canonical } from '../xds/resource-type.js';
 import { deadEnds, narrowed } from './chain-match.js';
 import type { EnvoyExtensions } from './extensions.js';
-import { foldRoutes, renameClusters, type Rename } from './fold-routes.js';
+import { foldRoutes, mirrorClusterName, renameClusters, type Rename } from './fold-routes.js';
+import { renameTracer } from './fold-tracing.js';
 import { DIRECT_PORTS, inspectionChain, inspectionName, inspectionOf, type InspectionKind } from './inspection.js';
 import { FoldError, keepExtension, stockFactory } from './stock.js';
 import { SetFilterState, packSetFilterState } from './filter-state.js';
@@ -129,6 +130,7 @@ function foldManager(manager: HttpConnectionManager, extensions: EnvoyExtensions
     (filter) => filter.config_type?.$case !== 'typed_config' || keepExtension(extensions, 'http_filters', filter.name, filter.config_type.value),
   );
   if (manager.route_specifier?.$case === 'route_config') manager.route_specifier.value = foldRoutes(manager.route_specifier.value, extensions);
+  renameTracer(manager, mirrorClusterName);
   return manager;
 }
 
@@ -143,6 +145,7 @@ export function renameInChain(chain: FilterChain, cluster: Rename, route: Rename
         const specifier = manager.route_specifier;
         if (specifier?.$case === 'rds') specifier.value.route_config_name = route(specifier.value.route_config_name);
         if (specifier?.$case === 'route_config') specifier.value = renameClusters(specifier.value, cluster);
+        renameTracer(manager, cluster);
         return { ...filter, config_type: { $case: 'typed_config' as const, value: pack(HttpConnectionManager, manager) } };
       }
       const tcp = unpack(TcpProxy, filter.config_type.value);

@@ -13,6 +13,7 @@ import type { EnvoyExtensions } from './extensions.js';
 import { boundTo, foldAssignment, foldCluster, isFoldedCluster, type UpstreamModeOf } from './fold-clusters.js';
 import { foldListener, foldListeners, isOutboundListener, listenerPort, passesThrough, renameInChain, type FoldedListeners } from './fold-listeners.js';
 import { foldRoutes, mirrorClusterName, mirroredClusters, renameClusters } from './fold-routes.js';
+import { tracerClusters } from './fold-tracing.js';
 import { INSPECTION_KINDS, inspectionCluster, inspectionListener } from './inspection.js';
 import { podListener, podListenerKey, type ListenerPod } from './pod-listener.js';
 import { markEventDriven } from './pool-renewal.js';
@@ -238,11 +239,12 @@ export class Folder {
 }
 
 /**
- * Adds what a class's routes mirror to: made from the first of its pods, since all of them have one identity and Envoy's
- * copies of requests do not say which pod asked.
+ * Adds what a class's routes mirror to, and its listeners send spans to: made from the first of its pods, since all of them
+ * have one identity and neither Envoy's copies of requests nor its spans say which pod asked.
  */
 function withMirrors({ key, state }: FoldClass, clusters: Map<string, FoldedCluster>, pods: readonly FoldPod[]): Map<string, FoldedCluster> {
   const mirrored = new Set([...state.routes.values()].flatMap(({ message }) => [...mirroredClusters(message)]));
+  for (const { message } of state.listeners.values()) for (const name of tracerClusters(message)) mirrored.add(name);
   if (mirrored.size === 0) return clusters;
   const [netnsPath] = pods.filter((pod) => pod.classKey === key).map((pod) => pod.netnsPath).sort();
   for (const name of netnsPath === undefined ? [] : mirrored) {

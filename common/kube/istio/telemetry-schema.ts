@@ -14,7 +14,7 @@ const customTag: Schema = {
     literal: object({ value: word }, ['value']),
     environment: object({ name: word, defaultValue: text }, ['name']),
     header: object({ name: word, defaultValue: text }, ['name']),
-    formatter: object({ value: word }, ['value']),
+    formatter: ignored(object({ value: word }, ['value'])),
   },
   atMostOne: [['literal', 'environment', 'header', 'formatter']],
 };
@@ -25,9 +25,9 @@ const tracing = object({
   randomSamplingPercentage: { type: 'number', min: 0, max: 100 },
   disableSpanReporting: bool,
   customTags: { type: 'map', values: customTag },
-  useRequestIdForTraceSampling: bool,
+  useRequestIdForTraceSampling: ignored(bool, 'it is'),
   enableIstioTags: bool,
-  disableContextPropagation: bool,
+  disableContextPropagation: ignored(bool),
 });
 
 const METRICS = [
