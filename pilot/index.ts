@@ -178,6 +178,7 @@ export class Pilot {
         this.#webhooks = this.#store.add(await Webhooks.start(this.#options.webhooks, { model: this.#model, signer, registry: server.metrics.registry, logger: logger.child({ part: 'webhooks' }), company: admission }));
       }
       if (this.#options.monitoringListen) await admin.listen(this.#options.monitoringListen);
+      if (this.#webhooks) gateways?.reconcile(); // with the injection file's values
       this.#isReady = true;
     } catch (error) {
       await this.stop();
@@ -196,7 +197,7 @@ export class Pilot {
   #gatewayController(logger: Logger): GatewayController | undefined {
     const { provisionDir } = this.#options;
     if (provisionDir === undefined) return undefined;
-    const options = (): ProvisionOptions => ({ values: { ...DEFAULT_INJECTION.values, ...valuesOf(this.#model.mesh) }, revision: DEFAULT_INJECTION.revision });
+    const options = (): ProvisionOptions => this.#webhooks?.injection.current ?? { ...DEFAULT_INJECTION, values: { ...DEFAULT_INJECTION.values, ...valuesOf(this.#model.mesh) } };
     return new GatewayController(this.#model.configs, new DirectorySink(provisionDir), options, logger);
   }
 

@@ -35,7 +35,8 @@ before(async () => {
   folder = mkdtempSync(join(tmpdir(), 'up-webhook-'));
   writeFileSync(join(folder, 'namespaces.yaml'), NAMESPACES);
   writeFileSync(join(folder, '.injection'), 'values: {proxyImage: "mine:1"}\n');
-  pilot = new Pilot({ sources: [folder], listen: [], logger: pino({ level: 'silent' }), webhooks: { listen: '127.0.0.1:0', injectionFile: join(folder, '.injection'), configurationsFile: join(folder, '.webhooks') } });
+  writeFileSync(join(folder, 'gateway.yaml'), 'apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: web, namespace: shop}\nspec: {gatewayClassName: istio, listeners: [{name: http, port: 80, protocol: HTTP}]}\n');
+  pilot = new Pilot({ sources: [folder], listen: [], provisionDir: join(folder, 'provisioned'), logger: pino({ level: 'silent' }), webhooks: { listen: '127.0.0.1:0', injectionFile: join(folder, '.injection'), configurationsFile: join(folder, '.webhooks') } });
   await pilot.start();
   const [mutating] = parseAllDocuments(readFileSync(join(folder, '.webhooks'), 'utf8')).map((document) => document.toJS() as { webhooks: { clientConfig: { caBundle: string } }[] });
   ca = Buffer.from(mutating?.webhooks[0]?.clientConfig.caBundle ?? '', 'base64').toString('utf8');
@@ -75,6 +76,10 @@ test('/inject: the patch makes the pod with its proxy, idempotently, with values
   const env = Object.fromEntries((proxy?.env ?? []).map(({ name, value }) => [name, value]));
   assert.deepEqual([env['ISTIO_META_CLUSTER_ID'], env['ISTIO_META_NETWORK']], ['east', 'n1']);
   assert.deepEqual((await post('/inject', review('Pod', patched))).body.response, { uid: 'u-1', allowed: true });
+});
+
+test("the injection file's values count for proxies of Gateway API Gateways too", () => {
+  assert.match(readFileSync(join(folder, 'provisioned', 'gateway_shop_web.yaml'), 'utf8'), /image: mine:1$/m);
 });
 
 test('/inject: namespaces in mode=node, unknown namespaces and other operations are left alone', async () => {
