@@ -67,6 +67,7 @@ export class Pod {
   readonly #options: PodOptions;
   readonly #containers: Container[] = [];
   readonly #volumes: Volumes;
+  #volumeProblem = '';
   #netnsName = '';
   #proxy: EnvoyProxy | undefined;
   #serviceProxy: ServiceProxy | undefined;
@@ -143,8 +144,10 @@ export class Pod {
   refreshVolumes(): void {
     try {
       if (this.#volumes.refresh()) this.#proxy?.filesChanged();
+      this.#volumeProblem = '';
     } catch (error) {
-      this.#options.onError(error);
+      if (errorMessage(error) !== this.#volumeProblem) this.#options.onError(error);
+      this.#volumeProblem = errorMessage(error);
     }
   }
 
@@ -320,6 +323,7 @@ export class Pod {
   /** Why it is not as it should be, one line per container. */
   get problems(): string[] {
     const found: string[] = [...this.#volumes.leftOut.keys()].map((path) => `the volume at ${path} is left out: there is no place for it on this machine`);
+    if (this.#volumeProblem) found.push(this.#volumeProblem);
     for (const { spec, problem, process: program } of this.#containers) {
       if (problem) found.push(`${spec.name}: ${problem}`);
       else if (program && program.pid === undefined && !program.ended)

@@ -56,6 +56,11 @@ metadata: {name: client, namespace: a}
 spec: {containers: [{name: curl, image: curl}]}
 ---
 apiVersion: v1
+kind: Pod
+metadata: {name: lacking, namespace: a}
+spec: {containers: [{name: curl, image: curl, volumeMounts: [{name: s, mountPath: /etc/s}]}], volumes: [{name: s, secret: {secretName: absent}}, {name: o, secret: {secretName: absent, optional: true}}]}
+---
+apiVersion: v1
 kind: Service
 metadata: {name: web, namespace: a}
 spec: {type: LoadBalancer, selector: {app: web}, ports: [{name: http, port: 80, targetPort: 8080}]}
@@ -115,6 +120,8 @@ test('volumes: a changed Secret changes the files of a running pod, and what its
   await waitFor('the new certificate', () => served.length > 1, { timeoutMs: 5_000 });
   client.close();
   assert.deepEqual(served, ['v1', 'v2']);
+  const lacking = problems.map(String).filter((line) => line.includes('a/lacking'));
+  assert.deepEqual(lacking, ['Error: pod a/lacking: its volume s needs Secret absent, which is not there'], 'said once, though objects changed since');
 });
 
 test('fileSecret: certificates and roots by path as Istio names them; what is not there is no secret', () => {
