@@ -45,7 +45,7 @@ const frontend = object({ validation: object({ caCertificateRefs: list(caRef, 1)
 const listenerTls = object({
   mode: choice('Terminate', 'Passthrough'),
   certificateRefs: list(secretRef),
-  frontendValidation: object({ caCertificateRefs: list(secretRef), mode: validationMode }),
+  frontendValidation: refused(object({ caCertificateRefs: list(secretRef), mode: validationMode })),
   options: { type: 'map', values: text },
 });
 
@@ -81,11 +81,11 @@ export const kubeGateway: Schema = withCheck<KubeGateway['spec']>(
       gatewayClassName: word,
       listeners: list(listener, 1),
       addresses: list(object({ type: text, value: text })),
-      infrastructure: object({ labels: stringMap, annotations: stringMap, parametersRef: localRef }),
+      infrastructure: object({ labels: stringMap, annotations: stringMap, parametersRef: ignored(localRef) }),
       allowedListeners: ignored(object({ namespaces: fromNamespaces }), 'ListenerSets are not served'),
       tls: object({
         backend: refused(object({ clientCertificateRef: secretRef })),
-        frontend: object({ default: frontend, perPort: list(object({ port, tls: frontend }, ['port', 'tls'])) }, ['default']),
+        frontend: refused(object({ default: frontend, perPort: list(object({ port, tls: frontend }, ['port', 'tls'])) }, ['default'])),
       }),
       defaultScope: ignored(text),
     },

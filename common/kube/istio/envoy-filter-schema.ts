@@ -26,7 +26,7 @@ const match = object({
     vhost: object({ name: text, domainName: text, route: object({ name: text, action: choice('ANY', 'ROUTE', 'REDIRECT', 'DIRECT_RESPONSE') }) }),
   }),
   cluster: object({ portNumber: ANY_PORT, service: text, subset: text, name: text }),
-  waypoint: object({ portNumber: port, route: object({ name: text }), filter: filterMatch }),
+  waypoint: ignored(object({ portNumber: port, route: object({ name: text }), filter: filterMatch }), 'this control plane has no waypoints'),
 });
 const exclusiveMatch: Schema = { ...match, atMostOne: [['listener', 'routeConfiguration', 'cluster', 'waypoint']] } as Schema;
 

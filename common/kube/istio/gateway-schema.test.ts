@@ -19,8 +19,7 @@ servers:
   - {port: {number: 15443, name: cross, protocol: TLS}, hosts: ["*.local"], tls: {mode: AUTO_PASSTHROUGH}}
   - {port: {number: 446, name: mesh, protocol: HTTPS}, hosts: ["*"], tls: {mode: ISTIO_MUTUAL}}
   - {port: {number: 447, name: two, protocol: HTTPS}, hosts: ["*"], tls: {mode: SIMPLE, credentialNames: [rsa, ecdsa]}}
-  - {port: {number: 3306, name: db, protocol: MySQL}, hosts: ["*"], bind: 0.0.0.0}
-  - {port: {number: 0, name: socket, protocol: HTTP}, hosts: ["*"], bind: "unix:///run/gw.sock"}`,
+  - {port: {number: 3306, name: db, protocol: MySQL}, hosts: ["*"], bind: 0.0.0.0}`,
   },
   bad: [
     ['no server', '{selector: {a: b}, servers: []}', 'spec.servers', /at least 1 item/],
@@ -42,6 +41,7 @@ servers:
     ['a short host', server(`${HTTP}, hosts: [web]`), `${SERVER}.hosts[0]`, /short ones are not looked up/],
     ['a wildcard within a label', server(`${HTTP}, hosts: ["*a.example"]`), `${SERVER}.hosts[0]`, /whole label/],
     ['a namespace that is none', server(`${HTTP}, hosts: ["a_b/x.example"]`), `${SERVER}.hosts[0]`, /a namespace before/],
+    ['a Unix socket', server('port: {number: 0, name: socket, protocol: HTTP}, hosts: ["*"], bind: "unix:///run/gw.sock"'), `${SERVER}.bind`, /no Unix sockets/],
     ['an address that is none', server(`${HTTP}, hosts: ["*"], bind: 10.0.0`), `${SERVER}.bind`, /expected an address/],
   ],
   warned: [
@@ -62,9 +62,8 @@ specCases({
 workloadSelector: {labels: {app: a}}
 egress:
   - {port: {number: 9080, protocol: HTTP, name: egresshttp}, bind: 127.0.0.1, captureMode: NONE, hosts: ["prod/*", "~/*"]}
-  - {port: {number: 0, protocol: HTTP}, bind: "unix:///a", hosts: ["./*"]}
   - {hosts: ["istio-system/*", "*/*.example.com", "~other/*"]}
-ingress: [{port: {number: 9080, protocol: HTTP, name: a}, defaultEndpoint: 127.0.0.1:8080, connectionPool: {http: {http1MaxPendingRequests: 1}}}, {port: {number: 9443, protocol: HTTPS}, defaultEndpoint: "unix:///a", tls: {mode: SIMPLE, serverCertificate: /a, privateKey: /b}}]
+ingress: [{port: {number: 9080, protocol: HTTP, name: a}, defaultEndpoint: 127.0.0.1:8080, connectionPool: {http: {http1MaxPendingRequests: 1}}}, {port: {number: 9443, protocol: HTTPS}, defaultEndpoint: "unix:///a"}]
 outboundTrafficPolicy: {mode: REGISTRY_ONLY}
 inboundConnectionPool: {tcp: {maxConnections: 1}}`,
   },
@@ -75,14 +74,14 @@ inboundConnectionPool: {tcp: {maxConnections: 1}}`,
     ['no hosts', '{egress: [{hosts: []}]}', 'spec.egress[0].hosts', /at least 1 item/],
     ['a catch-all before others', '{egress: [{hosts: ["./*"]}, {port: {number: 80, protocol: HTTP}, hosts: ["./*"]}]}', 'spec.egress[0]', /expected it at the end/],
     ['a port twice', '{egress: [{port: {number: 80}, hosts: ["./*"]}, {port: {number: 80}, hosts: ["./*"]}]}', 'spec.egress[1].port.number', /found 80 again/],
-    ['a socket that is captured', '{egress: [{port: {number: 0}, bind: "unix:///a", captureMode: IPTABLES, hosts: ["./*"]}]}', 'spec.egress[0].captureMode', /DEFAULT or NONE/],
-    ['port 0 without a socket', '{egress: [{port: {number: 0}, hosts: ["./*"]}]}', 'spec.egress[0].bind', /expected a Unix socket/],
+    ['a Unix socket', '{egress: [{port: {number: 0}, bind: "unix:///a", hosts: ["./*"]}]}', 'spec.egress[0].bind', /no Unix sockets/],
+    ['port 0', '{egress: [{port: {number: 0}, hosts: ["./*"]}]}', 'spec.egress[0].port.number', /from 1 to 65535/],
     ['a wildcard in a selector', '{workloadSelector: {labels: {a: "*"}}, egress: [{hosts: ["./*"]}]}', 'spec.workloadSelector.labels.a', /no wildcard/],
     ['an endpoint elsewhere', ingress('port: {number: 80}, defaultEndpoint: 10.0.0.1:80'), 'spec.ingress[0].defaultEndpoint', /127\.0\.0\.1:PORT/],
     ['an ingress port twice', '{ingress: [{port: {number: 80}}, {port: {number: 80}}]}', 'spec.ingress[1].port.number', /found 80 again/],
     ['an unknown protocol', ingress('port: {number: 80, protocol: HTTPP}'), 'spec.ingress[0].port.protocol', /expected one of/],
-    ['a Secret in ingress', ingress('port: {number: 80, protocol: HTTPS}, tls: {mode: SIMPLE, credentialName: a}'), 'spec.ingress[0].tls.credentialName', /can't use/],
-    ['TLS on a port that is not', ingress('port: {number: 80, protocol: HTTP}, tls: {mode: SIMPLE, serverCertificate: /a, privateKey: /b}'), 'spec.ingress[0].tls', /expected HTTPS or TLS/],
+    ['TLS of its own', ingress('port: {number: 80, protocol: HTTPS}, tls: {mode: SIMPLE, serverCertificate: /a, privateKey: /b}'), 'spec.ingress[0].tls', /not supported by this version/],
+    ['a port that nothing leads to the proxy', ingress('port: {number: 80}, captureMode: NONE'), 'spec.ingress[0].captureMode', /not served by this version/],
     ['an unknown mode', '{outboundTrafficPolicy: {mode: ALLOW_ANYTHING}}', 'spec.outboundTrafficPolicy.mode', /expected one of ALLOW_ANY, REGISTRY_ONLY/],
   ],
   warned: [

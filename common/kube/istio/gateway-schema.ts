@@ -1,5 +1,5 @@
 /** Gateway and Sidecar: the kinds that open listeners, with what Istio's own validation asks of one by itself. */
-import { choice, integer, list, noted, object, refused, text, withCheck, word, type Report, type Schema } from '../schema.js';
+import { choice, ignored, integer, list, noted, object, refused, text, withCheck, word, type Report, type Schema } from '../schema.js';
 import { connectionPool } from './destination-rule-schema.js';
 import { destination, dnsLabel, ipAddress, labels, protocol, scopedHost, serverTlsFields, workloadSelector } from './fields.js';
 import type { Gateway, GatewayServer, ServerTls, Sidecar, SidecarEgress, SidecarIngress } from './networking.js';
@@ -46,17 +46,16 @@ export function checkServerTls(tls: ServerTls, report: Report, warn: Report): vo
 
 const serverTls: Schema = withCheck<ServerTls>(object(serverTlsFields), checkServerTls);
 
-const bind: Schema = withCheck<string>(text, (value, report) => {
-  if (value !== '' && !isIpAddress(value) && !isUnixAddress(value)) report(`found ${JSON.stringify(value)}, expected an address or unix:// and an absolute path`);
+const bind: Schema = withCheck<string>(noted(text, 'Unix sockets are refused'), (value, report) => {
+  if (value.startsWith('unix://')) report(`found ${JSON.stringify(value)}, expected an address: this version listens on no Unix sockets`);
+  else if (value !== '' && !isIpAddress(value)) report(`found ${JSON.stringify(value)}, expected an address`);
 });
 
 function checkServer(server: GatewayServer, report: Report, warn: Report): void {
   const { port: listener, tls } = server;
   const encrypted = isTlsProtocol(listener.protocol);
   const http = isHttpProtocol(listener.protocol);
-  const onSocket = server.bind?.startsWith('unix://') ?? false;
-  if (onSocket && listener.number !== 0) report(`found ${listener.number}, expected 0 with a Unix socket`, ['port', 'number']);
-  if (!onSocket && listener.number === 0) report('found 0, expected a whole number from 1 to 65535', ['port', 'number']);
+  if (listener.number === 0 && !server.bind?.startsWith('unix://')) report('found 0, expected a whole number from 1 to 65535', ['port', 'number']);
   if (listener.targetPort) report('found a port that Gateways do not use, expected nothing', ['port', 'targetPort']);
   if (encrypted && !tls) report(`found nothing, protocol ${listener.protocol} needs it`, ['tls']);
   if (!encrypted && tls) {
@@ -104,32 +103,30 @@ const LOCAL_ENDPOINT = /^(127\.0\.0\.1|0\.0\.0\.0|\[::1\]|\[::\]|):([0-9]+)$/;
 
 const ingressListener: Schema = withCheck<SidecarIngress>(
   object(
-    { port: sidecarPort, bind: ipAddress, captureMode, defaultEndpoint: text, tls: withCheck<ServerTls>(object(serverTlsFields), checkServerTls), connectionPool },
+    {
+      port: sidecarPort,
+      bind: ignored(ipAddress, "the workload's own addresses are listened on"),
+      captureMode: noted(captureMode, '`NONE` is refused'),
+      defaultEndpoint: text,
+      tls: refused(withCheck<ServerTls>(object(serverTlsFields), checkServerTls)),
+      connectionPool,
+    },
     ['port'],
   ),
   (value, report, warn) => {
-    const { port: listener, defaultEndpoint, tls } = value;
+    const { port: listener, defaultEndpoint } = value;
     if (listener.number === 0) report('found 0, expected a whole number from 1 to 65535', ['port', 'number']);
     if (defaultEndpoint && !isUnixAddress(defaultEndpoint)) {
       const number = Number(LOCAL_ENDPOINT.exec(defaultEndpoint)?.[2] ?? 0);
       if (number < 1 || number > 65_535) report(`found "${defaultEndpoint}", expected 127.0.0.1:PORT, 0.0.0.0:PORT, [::1]:PORT, [::]:PORT or unix:///PATH`, ['defaultEndpoint']);
     }
-    if (tls) {
-      for (const key of ['subjectAltNames', 'httpsRedirect', 'credentialName', 'credentialNames', 'tlsCertificates'] as const) {
-        if (tls[key] !== false && isSet(tls[key])) report(`found ${key}, which a Sidecar's listener can't use, expected nothing`, ['tls', key]);
-      }
-      if (tls.mode === 'ISTIO_MUTUAL' || tls.mode === 'AUTO_PASSTHROUGH') report(`found ${tls.mode}, expected SIMPLE, MUTUAL or PASSTHROUGH`, ['tls', 'mode']);
-      if (!isTlsProtocol(listener.protocol ?? '')) report(`found TLS settings with protocol ${listener.protocol || 'TCP'}, expected HTTPS or TLS`, ['tls']);
-    }
+    if (value.captureMode === 'NONE') report('found NONE, expected DEFAULT or IPTABLES: ports that the workload listens on itself are not served by this version', ['captureMode']);
     if (value.connectionPool?.http && !isHttpProtocol(listener.protocol ?? '')) warn('found HTTP settings for a port that is not HTTP: only those for TCP count', ['connectionPool', 'http']);
   },
 );
 
 const egressListener: Schema = withCheck<SidecarEgress>(object({ port: sidecarPort, bind, captureMode, hosts: list(scopedHost('sidecar'), 1) }, ['hosts']), (value, report, warn) => {
-  if (value.port?.number === 0) {
-    if (!value.bind?.startsWith('unix://')) report('found port 0, expected a Unix socket (unix://…) with it', ['bind']);
-    if (value.captureMode === 'IPTABLES') report('found IPTABLES with a Unix socket, expected DEFAULT or NONE', ['captureMode']);
-  } else if (value.bind?.startsWith('unix://')) report('found a Unix socket, expected port 0 with it', ['bind']);
+  if (value.port?.number === 0 && !value.bind?.startsWith('unix://')) report('found 0, expected a whole number from 1 to 65535', ['port', 'number']);
   value.hosts.forEach((host, index) => {
     if (value.hosts.indexOf(host) < index) warn(`found "${host}" again`, ['hosts', index]);
   });

@@ -61,11 +61,12 @@ specCases({
 specCases({
   apiVersion: 'networking.istio.io/v1',
   kind: 'WorkloadGroup',
-  good: { 'a template with a probe': '{metadata: {labels: {app: a}}, template: {ports: {http: 80}, serviceAccount: a}, probe: {periodSeconds: 5, httpGet: {path: /, port: 80, scheme: HTTP, httpHeaders: [{name: A, value: b}]}}}' },
+  good: { 'a template': '{metadata: {labels: {app: a}}, template: {ports: {http: 80}, serviceAccount: a}}' },
   bad: [
     ['no template', '{metadata: {}}', 'spec.template', /required/],
     ['a probe of nothing', '{template: {}, probe: {periodSeconds: 1}}', 'spec.probe', /found none of them/],
     ['two probes', '{template: {}, probe: {tcpSocket: {port: 1}, exec: {command: [a]}}}', 'spec.probe', /found tcpSocket and exec/],
     ['an unknown scheme', '{template: {}, probe: {httpGet: {port: 1, scheme: http}}}', 'spec.probe.httpGet.scheme', /did you mean HTTP/],
   ],
+  warned: [['a probe', '{template: {}, probe: {periodSeconds: 5, httpGet: {path: /, port: 80, scheme: HTTP, httpHeaders: [{name: A, value: b}]}}}', 'spec.probe', /own agent probes/]],
 });

@@ -1,5 +1,5 @@
 /** ServiceEntry, WorkloadEntry and WorkloadGroup, with what Istio's own validation asks of one by itself. */
-import { choice, integer, list, object, open, port, stringMap, text, withCheck, word, type Report, type Schema } from '../schema.js';
+import { choice, ignored, integer, list, object, open, port, stringMap, text, withCheck, word, type Report, type Schema } from '../schema.js';
 import { dnsLabel, exportTo, host, ipBlock, labels, protocol, workloadSelector } from './fields.js';
 import type { ServiceEntry, WorkloadEntrySpec } from './services.js';
 import { isDnsLabel, isHostName, isHttpProtocol, isIpAddress, isPartialWildcard, isTlsProtocol, isUnixAddress } from './syntax.js';
@@ -44,7 +44,7 @@ const probe: Schema = {
   oneOf: ['httpGet', 'tcpSocket', 'exec', 'grpc'],
 };
 
-export const workloadGroup: Schema = object({ metadata: object({ labels, annotations: stringMap }), template: object(workloadFields), probe }, ['template']);
+export const workloadGroup: Schema = object({ metadata: object({ labels, annotations: stringMap }), template: object(workloadFields), probe: ignored(probe, "the workload's own agent probes") }, ['template']);
 
 type Spec = ServiceEntry['spec'];
 
