@@ -80,7 +80,9 @@ function namesOf({ listen, url }: WebhooksOptions, namespace: string, domain: st
 function writeConfigurations({ url, configurationsFile }: WebhooksOptions, signer: Signer, revision: string, namespace: string): void {
   if (configurationsFile === undefined) return;
   const target = url ? { url } : { service: { name: 'istiod', namespace, port: 443 } };
-  const text = webhookConfigurations({ revision, caPem: signer.root.toString('pem'), target }).map((object) => stringify(object, { lineWidth: 0 })).join('---\n');
+  // A CA may sign by an intermediate, or trust two roots while they are exchanged.
+  const caPem = 'rootPem' in signer && typeof signer.rootPem === 'string' ? signer.rootPem : signer.root.toString('pem');
+  const text = webhookConfigurations({ revision, caPem, target }).map((object) => stringify(object, { lineWidth: 0 })).join('---\n');
   const temporary = `${configurationsFile}.new`;
   writeFileSync(temporary, text);
   renameSync(temporary, configurationsFile);
