@@ -52,6 +52,10 @@ for (const mode of MODES) {
     const found = await parallel(mode, 'http://web/delay/2', 8);
     assert.ok((found['503 overloaded'] ?? 0) >= 4, JSON.stringify(found));
     assert.ok((found['200'] ?? 0) >= 1, JSON.stringify(found));
+    if (mode === 'sidecar') {
+      const overflow = /upstream_rq_pending_overflow: ([1-9]\d*)/.exec(await mesh.lab.proxyAdmin('sidecar/client', '/stats?filter=outbound.80.*web.sidecar.*pending_overflow'));
+      assert.ok(Number(overflow?.[1]) >= 4, 'the client\'s Envoy counts what overflowed');
+    }
     await mesh.clear(mode);
     assert.deepEqual(await parallel(mode, 'http://web/delay/1', 8), { 200: 8 });
   });

@@ -12,7 +12,6 @@ specCases({
     'STATIC over a socket': '{hosts: [db.internal], resolution: STATIC, ports: [{number: 80, name: http, protocol: HTTP}], endpoints: [{address: "unix:///run/db.sock"}]}',
     'a wildcard with NONE': `{hosts: ["*.example.com"], resolution: NONE, ${HTTPS}, exportTo: ["."]}`,
     'DNS_ROUND_ROBIN, seen by nobody': `{hosts: [a.example.com], resolution: DNS_ROUND_ROBIN, ${HTTPS}, exportTo: ["~"], subjectAltNames: [spiffe://a]}`,
-    'a wildcard that DNS looks up on demand': `{hosts: ["*.example.com"], resolution: DYNAMIC_DNS, ${HTTPS}}`,
     'a short host with endpoints': '{hosts: [external], resolution: STATIC, ports: [{number: 80, name: http, protocol: http}], endpoints: [{address: 10.0.0.1, network: n, serviceAccount: sa, labels: {version: v1}}]}',
   },
   bad: [
@@ -36,6 +35,7 @@ specCases({
     ['a plain host with DYNAMIC_DNS', `{hosts: [a.b], resolution: DYNAMIC_DNS, ${HTTPS}}`, 'spec.hosts[0]', /expected a wildcard/],
   ],
   warned: [
+    ['a wildcard that DNS looks up on demand', `{hosts: ["*.example.com"], resolution: DYNAMIC_DNS, ${HTTPS}}`, 'spec.resolution', /counts as NONE/],
     ['a wildcard within a label', `{hosts: ["*a.example.com"], resolution: NONE, ${HTTPS}}`, 'spec.hosts[0]', /whole labels/],
     ['a selector with NONE', '{hosts: [a.b], resolution: NONE, workloadSelector: {labels: {a: b}}}', 'spec.workloadSelector', /goes where the client meant to/],
   ],

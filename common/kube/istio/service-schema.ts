@@ -83,6 +83,7 @@ function checkResolution(spec: Spec, report: Report, warn: Report): void {
     hosts.forEach((name, index) => !isHostName(name) && report(`found "${name}", expected a name that DNS can look up, or endpoints`, ['hosts', index]));
   }
   if (resolution === 'DYNAMIC_DNS') {
+    warn('found DYNAMIC_DNS, which counts as NONE here: connections go to the address that the client looked up', ['resolution']);
     hosts.forEach((name, index) => !name.startsWith('*') && report(`found "${name}", expected a wildcard with resolution DYNAMIC_DNS`, ['hosts', index]));
     if (addresses.length > 0) report('found addresses with resolution DYNAMIC_DNS, expected none', ['addresses']);
     if (endpoints.length > 0) report('found endpoints with resolution DYNAMIC_DNS, expected none', ['endpoints']);
