@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { ClusterLoadAssignment } from '../../proto/generated/envoy/config/endpoint/v3/endpoint.js';
+import { parseProxy } from '../model/proxy.js';
 import { testMesh, testProxy, type TestMesh } from '../testing/model.js';
 import { TYPE } from './resource.js';
 
@@ -39,6 +40,13 @@ test('failoverPriority: by the labels that client and endpoint share, in their o
   assert.deepEqual(groups(mesh, 'r1/z1', { tier: 'iron' }), ['z1 1@1', 'z1s1 1@0', 'z2 1@1', 'z3 3@2', 'z4 1@2']);
   const fixed = testMesh(WORLD + rule(`{${OUTLIERS}, loadBalancer: {localityLbSetting: {failoverPriority: ["tier=gold"]}}}`));
   assert.deepEqual(groups(fixed, 'r9/z9'), ['z1 1@0', 'z1s1 1@1', 'z2 1@1', 'z3 3@1', 'z4 1@1']);
+});
+
+test('a client knows best where it is: its own word, then a label, then its node', () => {
+  const mesh = testMesh(WORLD + rule(`{${OUTLIERS}}`));
+  const proxy = parseProxy('sidecar~10.0.0.9~x.shop~shop.svc.cluster.local', { LABELS: { 'istio-locality': 'r2.z3' } }, { region: 'r3', zone: 'z4', sub_zone: '' });
+  const assignment = ClusterLoadAssignment.decode(mesh.generators.get(TYPE.endpoint)!.one(proxy, `outbound|80||${HOST}`)!.body.value);
+  assert.deepEqual(assignment.endpoints.filter(({ priority }) => priority === 0).map(({ locality }) => locality!.zone), ['z4']);
 });
 
 test('distribute: shares by locality, within one by its weight; what is not named gets nothing', () => {

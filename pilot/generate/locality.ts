@@ -36,14 +36,14 @@ const TRAFFIC_DISTRIBUTION: Record<string, readonly string[]> = {
   PreferSameNode: [NETWORK_LABEL, REGION_LABEL, ZONE_LABEL, SUBZONE_LABEL, HOSTNAME_LABEL],
 };
 
-/** A client's own place: what its node id says, its pod's node has, or its WorkloadEntry says. */
+/** A client's own place: what it says itself, its labels say, its WorkloadEntry says, or its pod's node has. */
 export function whereabouts(model: Model, proxy: Proxy): Whereabouts {
   const pod = podOf(model, proxy);
   const entry = pod ? undefined : model.serviceEntries.workload(proxy.namespace, proxy.name)?.spec;
   const written = (proxy.labels[LOCALITY_LABEL] ?? pod?.metadata.labels?.[LOCALITY_LABEL])?.replaceAll('.', '/') ?? entry?.locality;
   const [region = '', zone = '', subzone = ''] = written?.split('/') ?? [];
   const nodeName = pod?.spec.nodeName ?? proxy.nodeName;
-  const locality = written ? { region, zone, subzone } : model.localityOf(nodeName);
+  const locality = proxy.locality ?? (written ? { region, zone, subzone } : model.localityOf(nodeName));
   const labels = { ...(nodeName ? { [HOSTNAME_LABEL]: nodeName } : {}), [NETWORK_LABEL]: model.mesh.network, [CLUSTER_LABEL]: model.mesh.clusterId, ...(pod?.metadata.labels ?? {}), ...proxy.labels };
   return { locality, labels };
 }

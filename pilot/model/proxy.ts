@@ -1,6 +1,7 @@
 /** A client of the control plane as its node id and metadata describe it. */
 import { isIP } from 'node:net';
 import { UnderpassError } from '../../common/errors.js';
+import type { Locality } from './types.js';
 
 export type ProxyType = 'sidecar' | 'ztunnel' | 'router' | 'waypoint';
 
@@ -16,6 +17,8 @@ export interface Proxy {
   labels: Readonly<Record<string, string>>;
   serviceAccount: string | undefined;
   nodeName: string | undefined;
+  /** Where it says that it is, if it does. */
+  locality: Locality | undefined;
   /** Its agent answers DNS queries: it can be given addresses that nobody else knows. */
   dnsCapture: boolean;
   /** As the proxy says; for what is meant for some versions only. */
@@ -29,7 +32,7 @@ export interface Proxy {
 const TYPES: readonly string[] = ['sidecar', 'ztunnel', 'router', 'waypoint'];
 
 /** @throws UnderpassError `UNDERPASS_NODE_ID` when the id is not one that istiod would take. */
-export function parseProxy(id: string, metadata: Record<string, unknown> = {}): Proxy {
+export function parseProxy(id: string, metadata: Record<string, unknown> = {}, place?: { region: string; zone: string; sub_zone: string }): Proxy {
   const [type = '', ip = '', fullName = '', domain, ...rest] = id.split('~');
   const dot = fullName.lastIndexOf('.');
   if (!TYPES.includes(type) || isIP(ip) === 0 || dot <= 0 || domain === undefined || rest.length > 0) {
@@ -50,6 +53,7 @@ export function parseProxy(id: string, metadata: Record<string, unknown> = {}): 
     labels,
     serviceAccount: text('SERVICE_ACCOUNT'),
     nodeName: text('NODE_NAME'),
+    locality: place && (place.region || place.zone || place.sub_zone) ? { region: place.region, zone: place.zone, subzone: place.sub_zone } : undefined,
     dnsCapture: text('DNS_CAPTURE') === 'true',
     istioVersion: text('ISTIO_VERSION') ?? '',
     isTrusted: false,

@@ -239,7 +239,7 @@ export abstract class Connection<Request> implements PushTarget {
     if (!this.#proxy) {
       const node = this.nodeOf(request);
       try {
-        this.#proxy = { ...parseProxy(node?.id ?? '', node?.metadata ?? {}), isTrusted: this.isTrusted };
+        this.#proxy = { ...parseProxy(node?.id ?? '', node?.metadata ?? {}, node?.locality), isTrusted: this.isTrusted };
       } catch (error) {
         this.fail(GrpcStatus.INVALID_ARGUMENT, errorMessage(error));
         return;
