@@ -13,7 +13,8 @@ const GRACE_MS = 10_000;
 
 interface Registered {
   entry: WorkloadEntry;
-  connections: number;
+  /** One a connection. */
+  proxies: Set<Proxy>;
   timer?: NodeJS.Timeout;
 }
 
@@ -31,7 +32,7 @@ export class AutoRegistration {
     const key = objectKey(entry);
     const known = this.#registered.get(key);
     clearTimeout(known?.timer);
-    this.#registered.set(key, { entry, connections: (known?.connections ?? 0) + 1 });
+    this.#registered.set(key, { entry, proxies: (known?.proxies ?? new Set<Proxy>()).add(proxy) });
     if (JSON.stringify(known?.entry) !== JSON.stringify(entry)) this.apply([{ key, loaded: { key, object: entry, file: `proxy ${proxy.id}`, positions: NOWHERE } }]);
   }
 
@@ -39,7 +40,7 @@ export class AutoRegistration {
     const name = nameOf(proxy);
     const key = name && `networking.istio.io/WorkloadEntry/${proxy.namespace}/${name}`;
     const known = key ? this.#registered.get(key) : undefined;
-    if (this.#closed || !key || !known || --known.connections > 0) return;
+    if (this.#closed || !key || !known?.proxies.delete(proxy) || known.proxies.size > 0) return;
     known.timer = setTimeout(() => {
       this.#registered.delete(key);
       this.apply([{ key }]);

@@ -334,6 +334,8 @@ export class Model {
   #serviceEndpoints(service: MeshService): Endpoint[] {
     const found = this.#slices.endpoints(service);
     if (Object.keys(service.selector).length > 0) for (const endpoint of this.serviceEntries.selected(service.namespace, service.selector, service.ports)) found.set(endpoint.address, endpoint);
+    // A ServiceEntry with the host of a Service in its namespace adds endpoints to it, by the names of ports.
+    for (const endpoint of this.serviceEntries.endpoints(service)) if (!found.has(endpoint.address)) found.set(endpoint.address, endpoint);
     return [...found.values()];
   }
 

@@ -68,6 +68,17 @@ test('a Service takes WorkloadEntries that its selector fits among its endpoints
   assert.deepEqual(addresses(model, 'web.shop.svc.cluster.local'), ['10.9.0.1:8080*1']);
 });
 
+test('a ServiceEntry with the host of a Service in its namespace adds endpoints to it', () => {
+  const host = 'web.shop.svc.cluster.local';
+  const mesh = testMesh(`apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: shop}\nspec: {clusterIP: 10.96.0.1, ports: [{name: http, port: 80, targetPort: 8080}]}\n---\n`);
+  const more = entry('more', `{hosts: [${host}], resolution: STATIC, ports: [{number: 80, name: http, protocol: HTTP, targetPort: 8081}], endpoints: [{address: 10.1.0.1}]}`);
+  assert.deepEqual(addresses(mesh.model, host), []);
+  assert.ok(mesh.apply(more).endpoints.has(host));
+  assert.deepEqual(addresses(mesh.model, host), ['10.1.0.1:8081*1']);
+  mesh.remove('networking.istio.io/ServiceEntry/shop/more');
+  assert.deepEqual(addresses(mesh.model, host), []);
+});
+
 test('clients whose DNS is captured find a ServiceEntry without addresses at the one that was made up for it', () => {
   const { model } = testMesh(
     entry('ext', '{hosts: [ext.example], resolution: DNS, ports: [{number: 5432, name: db, protocol: TCP}]}') +

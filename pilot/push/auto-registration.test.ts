@@ -66,10 +66,11 @@ test('AutoRegistration: it goes when its last connection has been gone for a whi
   const changes: ObjectChange[] = [];
   const registration = new AutoRegistration(model, (more) => changes.push(...more), 20);
   const proxy = { ...parseProxy(VM, { AUTO_REGISTER_GROUP: 'vms' }), isTrusted: true };
-  registration.connected(proxy);
-  registration.connected(proxy);
+  const [second, stranger] = [{ ...proxy }, { ...proxy, isTrusted: false }];
+  for (const one of [proxy, second, stranger]) registration.connected(one);
   registration.gone(proxy);
-  registration.gone(proxy);
+  registration.gone(stranger);
+  registration.gone(second);
   registration.connected(proxy);
   assert.deepEqual(changes.map(({ loaded }) => Boolean(loaded)), [true]);
   registration.gone(proxy);
