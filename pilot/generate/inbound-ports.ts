@@ -2,7 +2,7 @@
 import { isIPv4, isIPv6 } from 'node:net';
 import { podIps, targetPortOf, type MeshPort, type MeshService, type Model } from '../model/model.js';
 import type { Proxy } from '../model/proxy.js';
-import type { Pod, SidecarIngress } from '../../common/kube/types.js';
+import type { Pod, ServerTls, SidecarIngress } from '../../common/kube/types.js';
 import { protocolOf } from '../model/protocol.js';
 
 export interface InboundPort {
@@ -11,6 +11,8 @@ export interface InboundPort {
   targetPort: number;
   /** Where it is delivered, if not to the port that it was meant for: `host:port`, or `unix:///path`. */
   deliverTo?: string;
+  /** Of a Sidecar's ingress listener: terminated where the mesh's own TLS is switched off. */
+  tls?: ServerTls;
 }
 
 export function podOf(model: Model, proxy: Proxy): Pod | undefined {
@@ -35,16 +37,19 @@ export function inboundPorts(model: Model, proxy: Proxy): InboundPort[] {
 }
 
 /** A Sidecar's ingress listeners stand in the place of what its services say; each is still the service's that has its port. */
-function ingressPort(services: readonly MeshService[], proxy: Proxy, { port, defaultEndpoint = '' }: SidecarIngress): InboundPort {
+function ingressPort(services: readonly MeshService[], proxy: Proxy, { port, defaultEndpoint = '', tls }: SidecarIngress): InboundPort {
   const service = services.find(({ ports }) => ports.some(({ targetPort }) => targetPort === port.number)) ?? services[0] ?? standIn(proxy);
   const own = service.ports.find(({ targetPort }) => targetPort === port.number);
-  const protocol = protocolOf(port.protocol) ?? own?.protocol ?? 'auto';
+  // Where its TLS ends here, HTTPS is HTTP from there on.
+  const isEnded = tls !== undefined && tls.mode !== 'PASSTHROUGH' && port.protocol?.toUpperCase() === 'HTTPS';
+  const protocol = isEnded ? 'HTTP' : (protocolOf(port.protocol) ?? own?.protocol ?? 'auto');
   const deliverTo = defaultEndpoint.replace(/^0\.0\.0\.0:|^\[::\]:/, `${proxy.ip.includes(':') ? `[${proxy.ip}]` : proxy.ip}:`);
   return {
     service,
     port: { name: port.name ?? own?.name ?? '', port: own?.port ?? port.number, targetPort: port.number, protocol },
     targetPort: port.number,
     ...(deliverTo ? { deliverTo } : {}),
+    ...(tls ? { tls } : {}),
   };
 }
 

@@ -4,7 +4,7 @@
  * has; the filters of policies stand in all of them.
  */
 import { pack } from '../../common/xds/any.js';
-import { TrafficDirection } from '../../proto/generated/envoy/config/core/v3/base.js';
+import { TrafficDirection, type TransportSocket } from '../../proto/generated/envoy/config/core/v3/base.js';
 import { Listener } from '../../proto/generated/envoy/config/listener/v3/listener.js';
 import {
   FilterChain,
@@ -19,6 +19,7 @@ import type { Model } from '../model/model.js';
 import { effectivePeerAuthentication, type MtlsMode } from '../model/peer-authentication.js';
 import { isHttp, isHttp2 } from '../model/protocol.js';
 import type { Proxy } from '../model/proxy.js';
+import { gatewayTls } from './gateway/tls.js';
 import { istioDownstreamTls, seconds, socketAddress } from './envoy.js';
 import { inboundHttp, tcpProxy } from './http-filters.js';
 import { hasIpv4, hasIpv6, inboundPorts, proxyIps, type InboundPort } from './inbound-ports.js';
@@ -92,6 +93,8 @@ interface ChainSet {
   tcpName: string;
   http: Filter;
   tcp: readonly Filter[];
+  /** In place of the mesh's own TLS. */
+  socket?: TransportSocket;
 }
 
 /** The same for workloads whose inbound listener is the same, such as the replicas of one. */
@@ -99,7 +102,7 @@ export function inboundKey(model: Model, proxy: Proxy): string {
   const target = policyTarget(model, proxy);
   const { mode, ports } = effectivePeerAuthentication(model, target.namespace, target.labels);
   const families = { ips: proxyIps(model, proxy) };
-  const known = inboundPorts(model, proxy).map(({ service, port, targetPort }) => [service.host, port.port, port.protocol, targetPort]);
+  const known = inboundPorts(model, proxy).map(({ service, port, targetPort, tls }) => [service.host, port.port, port.protocol, targetPort, tls ?? null]);
   return JSON.stringify([hasIpv4(families), hasIpv6(families), mode, [...ports], policyKeys(model, target), known]);
 }
 
@@ -123,12 +126,16 @@ export function virtualInbound(model: Model, proxy: Proxy): Resource {
     http: inboundHttp(mesh, passthrough, inboundRoutes(passthrough, 0, UNKNOWN_OPERATION), false, httpPolicies),
     tcp: [...policies.network, tcpProxy(passthrough)],
   });
-  const known = ({ service, port, targetPort }: InboundPort): ChainSet => {
+  const known = ({ service, port, targetPort, tls: own }: InboundPort): ChainSet => {
     const name = `0.0.0.0_${targetPort}`;
     const cluster = inboundClusterName(targetPort);
+    const kind = port.protocol === 'auto' ? 'auto' : isHttp(port.protocol) ? 'HTTP' : 'TCP';
+    // Both can't be had on one port: the mesh's TLS comes first, as in Istio.
+    const terminated = own !== undefined && own.mode !== 'PASSTHROUGH' && kind !== 'auto' && modeOf(targetPort) === 'DISABLE';
     return {
       port: targetPort,
-      ways: WAYS[port.protocol === 'auto' ? 'auto' : isHttp(port.protocol) ? 'HTTP' : 'TCP'][modeOf(targetPort)],
+      ways: terminated ? [{ protocol: kind, transport_protocol: 'tls', terminate: true }] : WAYS[kind][modeOf(targetPort)],
+      ...(terminated ? { socket: gatewayTls(own, kind === 'HTTP', mesh) } : {}),
       httpName: name,
       tcpName: name,
       http: inboundHttp(mesh, `inbound_${name}`, inboundRoutes(cluster, targetPort, `${service.host}:${port.port}/*`), isHttp2(port.protocol), httpPolicies),
@@ -138,13 +145,13 @@ export function virtualInbound(model: Model, proxy: Proxy): Resource {
   // A port with a mode of its own needs chains of its own, known to a service or not.
   const ofTheirOwn = [...authentication.ports.keys()].filter((port) => !ports.some(({ targetPort }) => targetPort === port));
   const sets = [unknown(0), ...ofTheirOwn.map(unknown), ...ports.map(known)];
-  const chains = sets.flatMap(({ port, ways, httpName, tcpName, http, tcp }) =>
+  const chains = sets.flatMap(({ port, ways, httpName, tcpName, http, tcp, socket }) =>
     ways.map(({ protocol, terminate, ...match }) =>
       FilterChain.fromPartial({
         name: protocol === 'HTTP' ? httpName : tcpName,
         filter_chain_match: { ...(port > 0 ? { destination_port: port } : {}), ...match },
         filters: protocol === 'HTTP' ? [http] : [...tcp],
-        ...(terminate ? { transport_socket: tls[protocol] } : {}),
+        ...(terminate ? { transport_socket: socket ?? tls[protocol] } : {}),
       }),
     ),
   );

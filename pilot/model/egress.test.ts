@@ -57,6 +57,14 @@ test('Sidecar: ingress listeners stand in the place of the ports of services, an
   assert.deepEqual(inbound.map(({ circuit_breakers }) => circuit_breakers!.thresholds[0]!.max_pending_requests), [7, 7]);
 });
 
+test('Sidecar: TLS of an ingress listener is terminated where the mesh TLS is switched off', () => {
+  const ingress = sidecar('{ingress: [{port: {number: 9443, protocol: HTTPS, name: https}, defaultEndpoint: "127.0.0.1:8080", tls: {mode: SIMPLE, serverCertificate: /c.pem, privateKey: /k.pem}}]}');
+  const off = 'apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: off, namespace: shop}\nspec: {selector: {matchLabels: {app: web}}, portLevelMtls: {9443: {mode: DISABLE}}}\n---\n';
+  const bytes = (yaml: string): Buffer => Buffer.from(Listener.encode(listener(testMesh(yaml), 'virtualInbound')).finish());
+  assert.ok(bytes(WORLD + ingress + off).includes('file-cert:/c.pem~/k.pem'));
+  assert.ok(!bytes(WORLD + ingress).includes('file-cert:/c.pem~/k.pem'));
+});
+
 test('Sidecar: one that selects the workload before the namespace own, that before the root namespace', () => {
   const root = sidecar('{egress: [{hosts: ["~/*"]}]}').replace('namespace: shop', 'namespace: istio-system');
   const selecting = sidecar('{workloadSelector: {labels: {app: web}}, egress: [{hosts: ["./web.shop.svc.cluster.local"]}]}').replace('name: default', 'name: some');

@@ -108,7 +108,7 @@ const ingressListener: Schema = withCheck<SidecarIngress>(
       bind: ignored(ipAddress, "the workload's own addresses are listened on"),
       captureMode: noted(captureMode, '`NONE` is refused'),
       defaultEndpoint: text,
-      tls: refused(withCheck<ServerTls>(object(serverTlsFields), checkServerTls)),
+      tls: noted(withCheck<ServerTls>(object(serverTlsFields), checkServerTls), 'where the port takes no mutual TLS of the mesh'),
       connectionPool,
     },
     ['port'],
