@@ -136,7 +136,7 @@ for (const mode of MODES) {
 
   test(`warm-up, TCP keepalive, idle time-outs and HTTP/2 upgrade are taken by Envoy and let requests through (${mode})`, async () => {
     const policy = `{loadBalancer: {simple: ROUND_ROBIN, warmup: {duration: 5s, minimumPercent: 20, aggression: 2}},
-      connectionPool: {tcp: {connectTimeout: 3s, idleTimeout: 60s, maxConnectionDuration: 300s, tcpKeepalive: {probes: 3, time: 60s, interval: 10s}}, http: {idleTimeout: 30s, h2UpgradePolicy: UPGRADE, http2MaxRequests: 100, maxRetries: 5, maxConcurrentStreams: 10}},
+      connectionPool: {tcp: {connectTimeout: 3s, idleTimeout: 60s, maxConnectionDuration: 300s, tcpKeepalive: {probes: 3, time: 60s, interval: 10s}}, http: {idleTimeout: 30s, h2UpgradePolicy: UPGRADE, http2MaxRequests: 100, maxRetries: 5, maxConcurrentStreams: 10, http2KeepAlive: {interval: 30s, timeout: 5s}}},
       outlierDetection: {splitExternalLocalOriginErrors: true, consecutiveLocalOriginFailures: 4, consecutiveGatewayErrors: 3, consecutive5xxErrors: 0, minHealthPercent: 30, interval: 5s}, retryBudget: {percent: 30, minRetryConcurrency: 4}}`;
     await mesh.apply(mode, rule(policy));
     assert.deepEqual(await mesh.nacks(), []);

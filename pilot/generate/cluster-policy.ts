@@ -27,6 +27,7 @@ export interface UpstreamHttp {
   maxConnectionDuration?: Duration;
   maxRequestsPerConnection?: number;
   maxConcurrentStreams?: number;
+  http2KeepAlive?: { interval: Duration; timeout: Duration };
   /** The SNI is the request's Host. */
   autoSni?: boolean;
   /** The certificate's names are checked against it. */
@@ -43,6 +44,7 @@ export function upstreamHttp(protocol: Protocol, pool: ConnectionPool | undefine
   const { http, tcp } = pool ?? {};
   const idleTimeout = durationOf(http?.idleTimeout ?? tcp?.idleTimeout);
   const maxConnectionDuration = durationOf(tcp?.maxConnectionDuration);
+  const [interval, timeout] = [durationOf(http?.http2KeepAlive?.interval), durationOf(http?.http2KeepAlive?.timeout)];
   const upgrade = outbound && !http?.useClientProtocol && (http?.h2UpgradePolicy === 'UPGRADE' || (http?.h2UpgradePolicy !== 'DO_NOT_UPGRADE' && isHttp(protocol) && mesh.h2UpgradePolicy === 'UPGRADE'));
   const spoken = http?.useClientProtocol || (protocol === 'auto' && !upgrade && followsClient) ? 'downstream' : isHttp2(protocol) || upgrade ? 'http2' : undefined;
   return {
@@ -51,13 +53,14 @@ export function upstreamHttp(protocol: Protocol, pool: ConnectionPool | undefine
     ...(maxConnectionDuration ? { maxConnectionDuration } : {}),
     ...(http?.maxRequestsPerConnection ? { maxRequestsPerConnection: http.maxRequestsPerConnection } : {}),
     ...(http?.maxConcurrentStreams ? { maxConcurrentStreams: http.maxConcurrentStreams } : {}),
+    ...(interval && timeout ? { http2KeepAlive: { interval, timeout } } : {}),
   };
 }
 
-export function httpProtocolOptions({ protocol, autoSni, autoSanValidation, maxConcurrentStreams, ...common }: UpstreamHttp): Record<string, Any> | undefined {
+export function httpProtocolOptions({ protocol, autoSni, autoSanValidation, maxConcurrentStreams, http2KeepAlive, ...common }: UpstreamHttp): Record<string, Any> | undefined {
   const commonOptions = Object.keys(common).length > 0;
   if (!protocol && !autoSni && !autoSanValidation && !commonOptions) return undefined;
-  const http2_protocol_options = maxConcurrentStreams ? { max_concurrent_streams: maxConcurrentStreams } : {};
+  const http2_protocol_options = { ...(maxConcurrentStreams ? { max_concurrent_streams: maxConcurrentStreams } : {}), ...(http2KeepAlive ? { connection_keepalive: http2KeepAlive } : {}) };
   const options = HttpProtocolOptions.fromPartial({
     ...(commonOptions
       ? {

@@ -29,7 +29,7 @@ test('connectionPool: limits, keep-alive over the mesh default field by field, t
   const { circuit_breakers, connect_timeout, upstream_connection_options, ...rest } = cluster(
     SERVICE +
       rule(`{connectionPool: {tcp: {maxConnections: 3, connectTimeout: 250ms, idleTimeout: 90s, maxConnectionDuration: 1h, tcpKeepalive: {time: 30s}},
-        http: {http1MaxPendingRequests: 4, http2MaxRequests: 5, maxRetries: 6, idleTimeout: 7s, maxRequestsPerConnection: 8, h2UpgradePolicy: UPGRADE, maxConcurrentStreams: 9}}, retryBudget: {percent: 33}}`),
+        http: {http1MaxPendingRequests: 4, http2MaxRequests: 5, maxRetries: 6, idleTimeout: 7s, maxRequestsPerConnection: 8, h2UpgradePolicy: UPGRADE, maxConcurrentStreams: 9, http2KeepAlive: {interval: 20s, timeout: 2s}}}, retryBudget: {percent: 33}}`),
     undefined,
     { mesh: { tcpKeepalive: { probes: 2, time: '99s' } } },
   );
@@ -41,7 +41,7 @@ test('connectionPool: limits, keep-alive over the mesh default field by field, t
   const options = http({ circuit_breakers, connect_timeout, upstream_connection_options, ...rest });
   const { idle_timeout, max_connection_duration, max_requests_per_connection } = options.common_http_protocol_options!;
   assert.deepEqual([idle_timeout!.seconds, max_connection_duration!.seconds, max_requests_per_connection], [7n, 3_600n, 8]);
-  assert.match(JSON.stringify(options.upstream_protocol_options), /"http2_protocol_options".*"max_concurrent_streams":9/);
+  assert.match(JSON.stringify(options.upstream_protocol_options, (_key, value: unknown) => (typeof value === 'bigint' ? String(value) : value)), /"http2_protocol_options".*"max_concurrent_streams":9.*"interval":\{"seconds":"20"/);
 });
 
 test('useClientProtocol: HTTP/2 only to clients that speak it; the mesh may upgrade HTTP ports, a rule may refuse', () => {

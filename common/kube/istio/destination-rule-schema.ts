@@ -120,7 +120,7 @@ export const connectionPool: Schema = withCheck<{ tcp?: object; http?: HttpConne
       h2UpgradePolicy: choice('DEFAULT', 'DO_NOT_UPGRADE', 'UPGRADE'),
       useClientProtocol: bool,
       maxConcurrentStreams: whole,
-      http2KeepAlive: ignored(object({ interval: positive, timeout: positive }, ['interval', 'timeout'])),
+      http2KeepAlive: object({ interval: positive, timeout: positive }, ['interval', 'timeout']),
     }),
   }),
   ({ tcp, http }, report) => {
