@@ -103,6 +103,14 @@ test('ServiceEntry: resolution decides the type of the cluster; names are looked
   assert.deepEqual([sockets('MESH_EXTERNAL'), sockets('MESH_INTERNAL')], [['tlsMode-disabled'], ['tlsMode-istio', 'tlsMode-disabled']]);
 });
 
+test('ServiceEntry: a cluster that has nothing to look up is left out, one that takes one name has one', () => {
+  const of = (more: string, name = 'ext'): string => entry(`{hosts: [ext.example], resolution: DNS_ROUND_ROBIN, ports: [{number: 80, name: http, protocol: HTTP}]${more}}`).replace('name: ext,', `name: ${name},`);
+  const names = (yaml: string): string[] => testMesh(yaml).generators.get(TYPE.cluster)!.all(testProxy('10.0.0.9', 'client.shop')).map(({ name }) => name).filter((name) => name.startsWith('outbound|'));
+  assert.deepEqual(names(of(', workloadSelector: {labels: {app: none}}')), []);
+  const both = cluster(of(', endpoints: [{address: a.example}]', 'a') + of(', endpoints: [{address: b.example}]', 'b'), 'outbound|80||ext.example');
+  assert.deepEqual(both.load_assignment!.endpoints.map(({ lb_endpoints }) => lb_endpoints.length), [1]);
+});
+
 test('ServiceEntry: an endpoint by name has its port, weight and locality; the names of the certificate are those of the entry', () => {
   const socket = cluster(entry('{hosts: [ext.example], resolution: DNS, ports: [{number: 80, name: http, protocol: HTTP}], endpoints: [{address: b.example, locality: r1/z1, weight: 4, ports: {http: 8080}}], subjectAltNames: [san.example]}') + rule('{tls: {mode: SIMPLE}}', 'ext.example'), 'outbound|80||ext.example');
   const [group] = socket.load_assignment!.endpoints;

@@ -5,6 +5,7 @@
 import { Cluster, Cluster_DiscoveryType, Cluster_DnsLookupFamily, Cluster_LbPolicy } from '../../proto/generated/envoy/config/cluster/v3/cluster.js';
 import { BindConfig } from '../../proto/generated/envoy/config/core/v3/address.js';
 import { ClusterLoadAssignment } from '../../proto/generated/envoy/config/endpoint/v3/endpoint.js';
+import type { LocalityLbEndpoints } from '../../proto/generated/envoy/config/endpoint/v3/endpoint_components.js';
 import { CaresDnsResolverConfig } from '../../proto/generated/envoy/extensions/network/dns_resolver/cares/v3/cares_dns_resolver.js';
 import type { DestinationRule, KubeObject } from '../../common/kube/types.js';
 import { pack } from '../../common/xds/any.js';
@@ -50,13 +51,16 @@ export function clusterClientKey(scope: Scope, service: MeshService, variant: ()
 /** The clusters of one service: each port, and each subset of each port, as a client of this scope sees them. */
 export function serviceClusters(scope: Scope, service: MeshService, variant: ClusterVariant): Resource[] {
   const rule = scope.rule(service.host)?.object;
-  return service.ports.flatMap((port) => ['', ...(rule?.spec.subsets ?? []).map(({ name }) => name)].map((subset) => outboundCluster(scope, service, port, subset, rule, variant)));
+  return service.ports.flatMap((port) => ['', ...(rule?.spec.subsets ?? []).map(({ name }) => name)].flatMap((subset) => outboundCluster(scope, service, port, subset, rule, variant) ?? []));
 }
 
-function outboundCluster({ model }: Scope, service: MeshService, port: MeshPort, subset: string, rule: DestinationRule | undefined, variant: ClusterVariant): Resource {
+function outboundCluster({ model }: Scope, service: MeshService, port: MeshPort, subset: string, rule: DestinationRule | undefined, variant: ClusterVariant): Resource | undefined {
   const { mesh } = model;
   const name = clusterName(port.port, subset, service.host);
   const policy = portPolicy(rule, subset, port.port);
+  const named = service.resolution.startsWith('DNS') ? endpointGroups(model, service, port, rule, subset, variant.client) : undefined;
+  // With nothing to look up there is no cluster, as in Istio: Envoy would refuse some of them.
+  if (named?.length === 0) return undefined;
   const istio: Record<string, unknown> = { services: [{ host: service.host, name: service.name, namespace: service.namespace }] };
   if (rule) istio['config'] = configPath(rule, 'destination-rule');
   if (subset) istio['subset'] = subset;
@@ -70,7 +74,7 @@ function outboundCluster({ model }: Scope, service: MeshService, port: MeshPort,
     metadata: { filter_metadata: { istio } },
   });
   if (service.resolution === 'EDS') cluster.eds_cluster_config = { eds_config: ads, service_name: name };
-  if (service.resolution.startsWith('DNS')) resolvedByName(cluster, endpointGroups(model, service, port, rule, subset, variant.client), variant);
+  if (named) resolvedByName(cluster, service.resolution === 'DNS_ROUND_ROBIN' ? onlyFirst(named) : named, variant);
   const http = upstreamHttp(port.protocol, policy.connectionPool, mesh, true, !variant.isGateway);
   applyConnectionPool(cluster, policy, mesh);
   applyOutlierDetection(cluster, policy.outlierDetection);
@@ -86,6 +90,11 @@ const DISCOVERY = {
   DNS_ROUND_ROBIN: Cluster_DiscoveryType.LOGICAL_DNS,
   ORIGINAL_DST: Cluster_DiscoveryType.ORIGINAL_DST,
 } as const;
+
+/** Such a cluster has one name and no more; several entries of one host may have given several. */
+function onlyFirst([group]: readonly LocalityLbEndpoints[]): LocalityLbEndpoints[] {
+  return group ? [{ ...group, lb_endpoints: group.lb_endpoints.slice(0, 1) }] : [];
+}
 
 const DNS_REFRESH_SECONDS = 60;
 
