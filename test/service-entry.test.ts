@@ -172,3 +172,20 @@ test('Sidecar: an egress listener that captures nothing is a socket of its own; 
   const { status, body } = await mesh.curl('sidecar', 'http://other/');
   assert.deepEqual([status, String(body['local']).replace('::ffff:', '')], [200, '127.0.0.1:8080']);
 });
+
+test('Sidecar: an egress proxy gets what is no service', async () => {
+  await mesh.apply('sidecar', sidecar('{workloadSelector: {labels: {app: client}}, outboundTrafficPolicy: {mode: ALLOW_ANY, egressProxy: {host: other.sidecar.svc.cluster.local, port: {number: 80}}}}'));
+  assert.deepEqual(await mesh.nacks(), []);
+  const { status, body } = await mesh.curl('sidecar', 'http://stranger.example/', { args: ['--resolve', `stranger.example:80:${ip('outside/web')}`] });
+  assert.deepEqual([status, body['pod']], [200, 'other']);
+  assert.equal((await mesh.curl('sidecar', 'http://web/')).body['pod'].slice(0, 4), 'web-');
+});
+
+test('DestinationRule: PROXY protocol and unusual balancers are taken by Envoy', async () => {
+  const rules = ['{proxyProtocol: {version: V2}}', '{loadBalancer: {simple: PASSTHROUGH}}', '{loadBalancer: {simple: RANDOM, localityLbSetting: {failoverPriority: [topology.kubernetes.io/region, "version=v1"]}}, outlierDetection: {consecutive5xxErrors: 5}}', '{tls: {mode: ISTIO_MUTUAL}, loadBalancer: {consistentHash: {httpQueryParameterName: q, maglev: {tableSize: 101}}, localityLbSetting: {distribute: [{from: "*", to: {"*": 100}}]}}}'];
+  for (const policy of rules) {
+    await mesh.apply('sidecar', `apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: web}\nspec: {host: web, trafficPolicy: ${policy}}\n`);
+    assert.deepEqual(await mesh.nacks(), [], policy);
+  }
+  assert.equal((await mesh.curl('sidecar', 'http://web/?q=1')).status, 200);
+});
