@@ -121,10 +121,8 @@ export function mergeResults(results: readonly LoadResult[]): LoadResult {
 /** Parses and checks a multi-document text; never throws for what the text holds. */
 export function parseYaml(content: string, fileName: string): LoadResult {
   const result = emptyResult();
-  const lines = new LineCounter();
-  const documents = parseAllDocuments(content, { lineCounter: lines, prettyErrors: false, merge: true, version: '1.2' });
-  if (!Array.isArray(documents)) return result;
-  for (const document of documents as Document.Parsed[]) {
+  const { documents, lines } = parsedText(content);
+  for (const [index, document] of documents.entries()) {
     for (const warning of document.errors) {
       const { line, col } = lines.linePos(warning.pos[0]);
       result.errors.push({ severity: 'error', file: fileName, line, column: col, field: '', message: `not YAML: ${warning.message}` });
@@ -142,7 +140,7 @@ export function parseYaml(content: string, fileName: string): LoadResult {
       continue;
     }
     if (value === null || value === undefined) continue;
-    addValue(value, new DocumentPositions(document, lines, []), fileName, result);
+    addValue(value, new DocumentPositions(content, index, []), fileName, result);
   }
   return result;
 }
@@ -170,19 +168,41 @@ function isRecord(value: unknown): value is Record<string, unknown> {
   return typeof value === 'object' && value !== null && !Array.isArray(value);
 }
 
+interface ParsedText {
+  documents: readonly Document.Parsed[];
+  lines: LineCounter;
+}
+
+/** The newest text that was parsed: its objects' positions are asked for while it is read, and hardly ever later. */
+let newest: { content: string; parsed: WeakRef<ParsedText> } | undefined;
+
+function parsedText(content: string): ParsedText {
+  const known = newest?.content === content ? newest.parsed.deref() : undefined;
+  if (known) return known;
+  const lines = new LineCounter();
+  const documents = parseAllDocuments(content, { lineCounter: lines, prettyErrors: false, merge: true, version: '1.2' });
+  const parsed: ParsedText = { documents: Array.isArray(documents) ? (documents as Document.Parsed[]) : [], lines };
+  newest = { content, parsed: new WeakRef(parsed) };
+  return parsed;
+}
+
+/** Where things stand is worked out from the text when it is asked for: a large mesh's syntax trees take many times its objects' memory. */
 class DocumentPositions implements Positions {
-  constructor(readonly document: Document.Parsed, readonly lines: LineCounter, readonly prefix: Path) {}
+  /** @param index of the document in the text */
+  constructor(readonly content: string, readonly index: number, readonly prefix: Path) {}
 
   below(path: Path): DocumentPositions {
-    return new DocumentPositions(this.document, this.lines, [...this.prefix, ...path]);
+    return new DocumentPositions(this.content, this.index, [...this.prefix, ...path]);
   }
 
   at(path: Path, what: 'key' | 'value' = 'value'): Position {
-    let node: YamlNode | null | undefined = this.document.contents;
+    const { documents, lines } = parsedText(this.content);
+    const document = documents[this.index]!;
+    let node: YamlNode | null | undefined = document.contents;
     let offset = node?.range?.[0] ?? 0;
     const full = [...this.prefix, ...path];
     for (const [index, part] of full.entries()) {
-      if (isAlias(node)) node = node.resolve(this.document);
+      if (isAlias(node)) node = node.resolve(document);
       let next: YamlNode | null | undefined;
       if (isMap(node)) {
         const pair = node.items.find(({ key }) => isScalar(key) && String(key.value) === String(part));
@@ -198,7 +218,7 @@ class DocumentPositions implements Positions {
       // A nested mapping begins where its first key stands; a scalar value where it stands itself.
       if (next.range) offset = next.range[0];
     }
-    const { line, col } = this.lines.linePos(offset);
+    const { line, col } = lines.linePos(offset);
     return { line, column: col };
   }
 }
