@@ -36,4 +36,15 @@ export async function warm(model: Model, generators: Generators, signal: AbortSi
     }
     await breathe();
   }
+  // Put together once, they are there for all who see the same.
+  if (signal.aborted) return;
+  const listeners = generators.get(TYPE.listener)?.all(proxy) ?? [];
+  await setImmediate();
+  for (const { name } of listeners) {
+    const port = /^0\.0\.0\.0_(\d+)$/.exec(name)?.[1];
+    if (port === undefined) continue;
+    generators.get(TYPE.route)?.one(proxy, port);
+    await setImmediate();
+  }
+  clusters?.all(proxy);
 }

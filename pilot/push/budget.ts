@@ -2,8 +2,14 @@
  * How many bytes of responses may wait for the network at once, over all connections. Who wants to make another response
  * waits in line: ten thousand clients that connect together would otherwise have all theirs in memory at the same time.
  */
+/** So much work in one turn of the event loop, and the rest waits for the next. */
+const SLICE_MS = 8;
+
 export class SendBudget {
   #inFlight = 0;
+  /** Of this turn. */
+  #spentMs = 0;
+  #turnEnds = false;
   readonly #waiting = new Set<() => void>();
   #scheduled = false;
 
@@ -28,7 +34,7 @@ export class SendBudget {
 
   /** Runs `work` now, or in turn when there is room. The same function waits only once. */
   whenFree(work: () => void): void {
-    if (this.isFree && this.#waiting.size === 0) work();
+    if (this.isFree && this.#waiting.size === 0 && this.#spentMs < SLICE_MS) this.#run(work);
     else {
       this.#waiting.add(work);
       this.#schedule();
@@ -37,6 +43,18 @@ export class SendBudget {
 
   forget(work: () => void): void {
     this.#waiting.delete(work);
+  }
+
+  #run(work: () => void): void {
+    const began = performance.now();
+    work();
+    this.#spentMs += performance.now() - began;
+    if (this.#turnEnds) return;
+    this.#turnEnds = true;
+    setImmediate(() => {
+      this.#turnEnds = false;
+      this.#spentMs = 0;
+    });
   }
 
   /** One at a time, the event loop free in between. */
