@@ -9,7 +9,7 @@ import type { LocalityLbEndpoints } from '../../proto/generated/envoy/config/end
 import { CaresDnsResolverConfig } from '../../proto/generated/envoy/extensions/network/dns_resolver/cares/v3/cares_dns_resolver.js';
 import type { DestinationRule, KubeObject } from '../../common/kube/types.js';
 import { pack } from '../../common/xds/any.js';
-import type { MeshPort, MeshService, Model } from '../model/model.js';
+import type { MeshPort, MeshService } from '../model/model.js';
 import type { Proxy } from '../model/proxy.js';
 import type { Scope } from '../model/scope.js';
 import { portPolicy } from '../model/traffic-policy.js';

@@ -3,11 +3,10 @@
  * in one go, so that a generator always reads a consistent state.
  */
 import type { LoadedObject } from '../../common/kube/yaml.js';
-import { apiGroup, type AuthorizationPolicy, type DestinationRule, type EndpointSlice, type Gateway, type KubeObject, type Namespace, type Node, type PeerAuthentication, type Pod, type RequestAuthentication, type Service, type ServiceEntry, type Sidecar, type VirtualService, type WorkloadEntry } from '../../common/kube/types.js';
+import { apiGroup, type AuthorizationPolicy, type DestinationRule, type EndpointSlice, type Gateway, type KubeObject, type Namespace, type Node, type PeerAuthentication, type Pod, type RequestAuthentication, type Service, type ServiceEntry, type VirtualService, type WorkloadEntry } from '../../common/kube/types.js';
 import { convertGatewayApi, type ConvertedGatewayApi } from '../gateway-api/convert.js';
 import { ChangeSet } from './changes.js';
 import { byAge, Configs, selects } from './configs.js';
-import { egressView, type EgressView } from './egress.js';
 import { resolveHost, serviceHost } from './hosts.js';
 import { jwksSource } from './jwks.js';
 import { DEFAULT_MESH_CONFIG, type MeshConfig } from './mesh.js';
@@ -15,13 +14,13 @@ import { selectorLabels } from './peer-authentication.js';
 import { isAlive, podIps, podName } from './pods.js';
 import type { Proxy } from './proxy.js';
 import { DestinationRules } from './rules.js';
-import { Scope } from './scope.js';
+import type { Scope } from './scope.js';
+import { Scopes } from './scopes.js';
 import { ServiceEntries, workloadLabels } from './service-entries.js';
 import { buildService } from './services.js';
 import { identityOf, shapeOf } from './shapes.js';
 import { EndpointSlices } from './slices.js';
-import type { Endpoint, Locality, MeshPort, MeshService } from './types.js';
-import { exportedTo, namespacesWithOwnView, withAutoAddresses, type Visibility, type VisibilitySources } from './visibility.js';
+import type { Endpoint, Locality, MeshService } from './types.js';
 import { VirtualServiceResolver } from './virtual-services.js';
 
 export { isAlive, podIps, podName, targetPortOf, TLS_MODE_LABEL } from './pods.js';
@@ -82,12 +81,7 @@ export class Model {
   readonly #resolver = new VirtualServiceResolver();
   #virtualServices: readonly LoadedObject<VirtualService>[] | undefined;
   #gatewayApi: ConvertedGatewayApi | undefined;
-  #sources: VisibilitySources | undefined;
-  #ownViews: ReadonlySet<string> | undefined;
-  readonly #visibilities = new Map<string, Visibility>();
-  readonly #egressViews = new Map<string, EgressView>();
-  readonly #scopes = new Map<string, Scope>();
-  #scopeByProxy = new WeakMap<Proxy, Scope>();
+  #scopes: Scopes | undefined;
 
   constructor(mesh: Partial<MeshConfig> = {}) {
     this.#mesh = { ...DEFAULT_MESH_CONFIG, ...mesh };
@@ -260,67 +254,12 @@ export class Model {
 
   /** What this client sees of the mesh. Clients of one namespace and one Sidecar resource share it. */
   scopeOf(proxy: Proxy): Scope {
-    const known = this.#scopeByProxy.get(proxy);
-    if (known) return known;
-    const scope = this.#findScope(proxy);
-    this.#scopeByProxy.set(proxy, scope);
-    return scope;
-  }
-
-  #findScope(proxy: Proxy): Scope {
-    const sidecar = proxy.type === 'sidecar' ? this.#sidecarOf(proxy) : undefined;
-    const selectors = this.rules.selectorKey(proxy.namespace, proxy.labels);
-    const key = `${proxy.namespace} ${sidecar?.key ?? ''} ${selectors} ${proxy.dnsCapture ? 'dns' : ''}`;
-    let scope = this.#scopes.get(key);
-    if (!scope) {
-      const exported = this.#exportedTo(proxy.namespace);
-      const all = proxy.dnsCapture ? this.#visibility(`${exported.id} dns`, (id) => withAutoAddresses(exported, id)) : exported;
-      const view = this.#egressView(all, proxy.namespace, sidecar);
-      this.#scopes.set(key, (scope = new Scope(this, proxy, view?.visibility ?? all, sidecar, view?.listeners, selectors)));
-    }
-    return scope;
-  }
-
-  /** A Sidecar that selects the workload, else the namespace's own, else the root namespace's. */
-  #sidecarOf({ namespace, labels }: Proxy): LoadedObject<Sidecar> | undefined {
-    const own = this.configs.inNamespace<Sidecar>('Sidecar', namespace);
-    const general = ({ object }: LoadedObject<Sidecar>): boolean => !object.spec?.workloadSelector;
-    return (
-      own.find(({ object }) => object.spec?.workloadSelector && selects(object.spec.workloadSelector.labels, labels)) ??
-      own.find(general) ??
-      this.configs.inNamespace<Sidecar>('Sidecar', this.mesh.rootNamespace).find(general)
-    );
-  }
-
-  #exportedTo(namespace: string): Visibility {
-    this.#sources ??= { mesh: this.mesh, servicesByHost: this.#servicesByHost, virtualServices: this.virtualServices };
-    this.#ownViews ??= namespacesWithOwnView(this.#sources);
-    const own = this.#ownViews.has(namespace) ? namespace : undefined;
-    return this.#visibility(own === undefined ? '*' : `ns:${own}`, (id) => exportedTo(this.#sources!, id, own));
-  }
-
-  #egressView(all: Visibility, namespace: string, sidecar: LoadedObject<Sidecar> | undefined): EgressView | undefined {
-    const egress = sidecar?.object.spec?.egress;
-    if (!sidecar || !egress?.length) return undefined;
-    const id = `${all.id} ${namespace} ${sidecar.key}`;
-    let view = this.#egressViews.get(id);
-    if (!view) this.#egressViews.set(id, (view = egressView(all, id, egress, namespace)));
-    return view;
-  }
-
-  #visibility(id: string, make: (id: string) => Visibility): Visibility {
-    let visibility = this.#visibilities.get(id);
-    if (!visibility) this.#visibilities.set(id, (visibility = make(id)));
-    return visibility;
+    return (this.#scopes ??= new Scopes(this, this.#servicesByHost)).of(proxy);
   }
 
   #forgetViews(): void {
-    this.#sources = this.#ownViews = this.#rules = this.#sorted = this.#virtualServices = this.#gatewayApi = undefined;
+    this.#scopes = this.#rules = this.#sorted = this.#virtualServices = this.#gatewayApi = undefined;
     this.#usesHashing = this.#rulesShapeListeners = undefined;
-    this.#visibilities.clear();
-    this.#egressViews.clear();
-    this.#scopes.clear();
-    this.#scopeByProxy = new WeakMap();
   }
 
   endpoints(service: MeshService): readonly Endpoint[] {
