@@ -142,6 +142,7 @@ export class Agent {
       logger: this.#component('agent.proxy'),
       localPods: () => this.#dataplane?.localPods() ?? new Map(),
       onListenerPorts: (ports) => this.#kernel?.setListenerPorts(ports),
+      onInbound: (pods) => this.#dataplane?.setInbound(pods),
       ...(proxyCgroup === undefined ? {} : { cgroupPath: proxyCgroup }),
       ...(this.#options.concurrency === undefined ? {} : { concurrency: this.#options.concurrency }),
     });

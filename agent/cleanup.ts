@@ -34,7 +34,10 @@ export async function cleanup(options: { runDir?: string; bpffsDir?: string; ins
     await step('BPF links and maps', () => parts.cleanKernel({ bpffsDir: paths.bpffsDir, instance: paths.instance }));
     if (existsSync(paths.netnsFolder)) {
       const namespaces = new PinnedNamespaces(paths.netnsFolder);
-      for (const uid of namespaces.pinned()) await step(`iptables rules of pod ${uid}`, () => namespaces.rules(namespaces.path(uid)).remove());
+      for (const uid of namespaces.pinned()) await step(`iptables rules of pod ${uid}`, async () => {
+        await namespaces.inboundRules(namespaces.path(uid)).remove();
+        await namespaces.rules(namespaces.path(uid)).remove();
+      });
       if (hadFolder) await step('Envoy', () => parts.stopEnvoy(paths.folder));
       for (const uid of namespaces.pinned()) await step(`pinned namespace of pod ${uid}`, () => namespaces.unpin(uid));
     } else if (hadFolder) await step('Envoy', () => parts.stopEnvoy(paths.folder));

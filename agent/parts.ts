@@ -3,7 +3,7 @@ import type { Logger } from '../common/log.js';
 import type { KernelPod, PodKernel, PodProxy } from './dataplane/collaborators.js';
 import type { PodCounters, ProbationEntry } from './dataplane/kernel.js';
 import type { SelfTestVerdict } from './dataplane/self-test.js';
-import type { ListenerPorts, NodeProxyStatus } from './proxy/node-proxy.js';
+import type { InboundPods, ListenerPorts, NodeProxyStatus } from './proxy/node-proxy.js';
 
 export type { SelfTestVerdict };
 
@@ -40,6 +40,8 @@ export interface ProxyOptions {
   localPods: () => ReadonlyMap<string, { enrolled: boolean }>;
   /** The ports of all listeners that the control plane sent to any class; called on every change. */
   onListenerPorts: (ports: ListenerPorts) => void;
+  /** The pods whose callers are to pass their inbound listeners; called on every change. */
+  onInbound: (pods: InboundPods) => void;
 }
 
 export interface AgentParts {

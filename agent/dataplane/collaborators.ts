@@ -1,5 +1,5 @@
 /** What the pod controllers need of kernel, proxy and namespaces: the few calls whose order is their whole business. */
-import type { ProxyPod } from '../proxy/node-proxy.js';
+import type { InboundPods, ProxyPod } from '../proxy/node-proxy.js';
 import type { Acceleration, KernelPod } from './kernel.js';
 
 export interface PodKernel {
@@ -30,7 +30,7 @@ export interface CaptureRules {
 }
 
 export interface CapturedSockets {
-  /** Accepted at the proxy's port in this namespace, whichever way they came. */
+  /** Accepted at the proxy's ports in this namespace, whichever way they came. */
   total: number;
   /** Those that iptables redirected: their client has the pod's address, not a loopback one. */
   redirected: number;
@@ -45,7 +45,9 @@ export interface Namespaces {
   path(uid: string): string;
   cookie(netnsPath: string): Promise<bigint>;
   rules(netnsPath: string): CaptureRules;
+  /** Those that send what comes for the pod to its inbound listener. */
+  inboundRules(netnsPath: string): CaptureRules;
   capturedSockets(netnsPath: string): Promise<CapturedSockets>;
 }
 
-export type { Acceleration, KernelPod };
+export type { Acceleration, InboundPods, KernelPod };

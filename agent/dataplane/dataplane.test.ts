@@ -16,6 +16,7 @@ class World {
   touched = new Set<string>();
   pins = new Set<string>();
   rules = new Map<string, 'active' | 'stopped'>();
+  inbound = new Map<string, 'active' | 'stopped'>();
   listeners = new Map<string, ListenerPod>();
   ready = true;
   removable = true;
@@ -84,6 +85,24 @@ class World {
         path: (uid) => `/pins/${uid}`,
         cookie: () => Promise.resolve(7n),
         capturedSockets: () => Promise.resolve({ total: world.redirected, redirected: world.redirected }),
+        inboundRules: (path) => ({
+          start() {
+            world.inbound.set(path, 'active');
+            world.step('inbound rules start');
+            return Promise.resolve({ backend: 'nft', notes: [] });
+          },
+          stop() {
+            world.inbound.set(path, 'stopped');
+            world.step('inbound rules stop');
+            return Promise.resolve();
+          },
+          remove() {
+            world.inbound.delete(path);
+            world.step('inbound rules remove');
+            return Promise.resolve();
+          },
+          state: () => Promise.resolve({ active: world.inbound.get(path) === 'active', present: world.inbound.has(path) }),
+        }),
         rules: (path) => ({
           start() {
             if (world.failRules !== undefined) return Promise.reject(new Error(world.failRules));
@@ -391,5 +410,45 @@ test('Dataplane: a pod that leaves its sidecar\'s hooks says what it waits for',
   world.live = 0;
   await settled(plane);
   assert.equal(status(plane).reason, undefined);
+  await plane.stop();
+});
+
+test('Dataplane: callers of a pod pass its policy once its listener is there, and until it is known that none is left', async () => {
+  const world = new World();
+  const plane = world.dataplane();
+  plane.start({ bpfProblem: undefined });
+  plane.setPods([pod(mode('node'))]);
+  await settled(plane);
+  const [none, wanted, uid] = [new Set<string>(), new Set(['u1']), 'u1'];
+  plane.setInbound({ wanted, ready: none });
+  await settled(plane);
+  assert.equal(world.inbound.size, 0);
+  plane.setInbound({ wanted, ready: wanted });
+  await settled(plane);
+  assert.equal(world.inbound.get('/pins/u1'), 'active');
+  assert.equal(world.listeners.get(uid)?.redirected, true);
+  plane.setInbound({ wanted, ready: none });
+  await settled(plane);
+  assert.equal(world.inbound.get('/pins/u1'), 'active');
+  plane.setInbound({ wanted: none, ready: none });
+  await settled(plane);
+  assert.equal(world.inbound.get('/pins/u1'), 'stopped');
+  assert.equal(world.listeners.get(uid)?.redirected, true, 'connections that were redirected keep their listener');
+  plane.setPods([pod(mode('off'))]);
+  await settled(plane);
+  assert.equal(world.inbound.size, 0);
+  await plane.stop();
+});
+
+test('Dataplane: an agent that takes over leaves policies in force until it has heard of them', async () => {
+  const world = new World();
+  world.pins.add('u1');
+  world.inbound.set('/pins/u1', 'active');
+  const plane = world.dataplane();
+  await plane.adopt([pod(mode('node'))]);
+  assert.equal(world.listeners.get('u1')?.redirected, true);
+  plane.start({ bpfProblem: undefined });
+  await settled(plane);
+  assert.equal(world.inbound.get('/pins/u1'), 'active');
   await plane.stop();
 });

@@ -7,7 +7,7 @@ import type { PodRecord } from '../../common/lab-api.js';
 import type { Logger } from '../../common/log.js';
 import { Backoff } from '../../common/retry.js';
 import { enrolmentOf, type Acceleration, type Enrolment, type EnrolmentDefaults, type Mode } from '../workloads/enrolment.js';
-import type { KernelPod, ListenerPod, Namespaces, PodKernel, PodProxy } from './collaborators.js';
+import type { InboundPods, KernelPod, ListenerPod, Namespaces, PodKernel, PodProxy } from './collaborators.js';
 import { PodController, listenerPod, type Actual, type PodState, type PodTarget, type Surroundings, type Way } from './pod-controller.js';
 
 export interface Capabilities {
@@ -55,6 +55,7 @@ export class Dataplane {
   readonly #warned = new Set<string>();
   #capabilities: Capabilities = { bpfProblem: 'the self-test has not finished yet' };
   #records: readonly PodRecord[] = [];
+  #inbound: InboundPods | undefined;
   #started = false;
   #flush: Promise<void> | undefined;
 
@@ -96,17 +97,20 @@ export class Dataplane {
     const known = new Map(records.map((record) => [record.uid, record]));
     for (const uid of new Set([...pinned, ...inKernel.keys()])) {
       const record = known.get(uid);
-      const actual: Actual = { pinned: pinned.has(uid), listener: pinned.has(uid), kernel: inKernel.get(uid), rules: 'none' };
+      const actual: Actual = { pinned: pinned.has(uid), listener: pinned.has(uid), kernel: inKernel.get(uid), rules: 'none', inbound: 'none' };
       if (record && actual.pinned) {
+        const path = namespaces.path(uid);
         try {
-          const state = await namespaces.rules(namespaces.path(uid)).state();
-          actual.rules = state.active ? 'active' : state.present ? 'stopped' : 'none';
+          for (const [kind, rules] of [['rules', namespaces.rules(path)], ['inbound', namespaces.inboundRules(path)]] as const) {
+            const state = await rules.state();
+            actual[kind] = state.active ? 'active' : state.present ? 'stopped' : 'none';
+          }
         } catch (error) {
           // Rules that are there and forgotten would redirect the pod to nobody once its listener is gone.
-          actual.rules = 'unknown';
+          actual.rules = actual.inbound = 'unknown';
           logger.warn({ pod: `${record.namespace}/${record.name}`, reason: errorMessage(error) }, "can't read the pod's iptables rules; they count as there");
         }
-        this.#listeners.set(uid, listenerPod(record, namespaces.path(uid), actual.rules !== 'none'));
+        this.#listeners.set(uid, listenerPod(record, path, actual.rules !== 'none', actual.inbound !== 'none'));
       }
       const controller = new PodController(this.#around, this.#targetOf(record ?? lost(uid)), actual);
       if (!record) controller.setTarget('gone');
@@ -140,9 +144,22 @@ export class Dataplane {
       const target = this.#targetOf(record);
       const controller = this.#controllers.get(record.uid);
       if (controller) controller.setTarget(target);
-      else this.#controllers.set(record.uid, new PodController(this.#around, target, { pinned: false, listener: false, kernel: undefined, rules: 'none' }));
+      else this.#controllers.set(record.uid, new PodController(this.#around, target, { pinned: false, listener: false, kernel: undefined, rules: 'none', inbound: 'none' }));
     }
+    this.#tellInbound();
     for (const controller of this.#controllers.values()) controller.start();
+  }
+
+  /** Which pods' callers have to pass their policy; until the first call all stay as they are. */
+  setInbound(pods: InboundPods): void {
+    this.#inbound = pods;
+    this.#tellInbound();
+  }
+
+  #tellInbound(): void {
+    if (!this.#inbound) return;
+    const { wanted, ready } = this.#inbound;
+    for (const [uid, controller] of this.#controllers) controller.setInbound(ready.has(uid) ? 'redirected' : wanted.has(uid) ? 'as it is' : 'plain');
   }
 
   /** By address, for the proxy's choice of how to reach an endpoint. */

@@ -228,3 +228,19 @@ for (const backend of available) {
     }
   });
 }
+
+test('IptablesCapture: the two directions share a table, and the one that is left keeps its rules', async (context) => {
+  const netns = await namespace(context);
+  const before = (await tables(netns, ['nft'])) + (await raw(netns));
+  const [outbound, inbound] = [new IptablesCapture(netns), new IptablesCapture(netns, { direction: 'inbound' })];
+  const { backend } = await inbound.start();
+  await outbound.start();
+  assert.deepEqual([await inbound.state(), await outbound.state()], [{ active: true, present: true }, { active: true, present: true }]);
+  assert.match(await tables(netns, [backend]), /-A PREROUTING -p tcp -j UNDERPASS_INBOUND[^]*-A UNDERPASS_INBOUND -p tcp .*--to-ports 15006/);
+  await outbound.remove();
+  assert.deepEqual(await inbound.state(), { active: true, present: true });
+  await inbound.stop();
+  assert.deepEqual(await inbound.state(), { active: false, present: true });
+  await inbound.remove();
+  if (backend === 'nft') assert.equal((await tables(netns, ['nft'])) + (await raw(netns)), before);
+});

@@ -25,9 +25,20 @@ export const OUTBOUND_PORT = 15001;
 /** SO_MARK of the proxy's upstream sockets. */
 export const PROXY_MARK = 0x539;
 
-const OUTPUT_CHAIN = 'UNDERPASS_OUTPUT';
+export const INBOUND_PORT = 15006;
+
 const TABLE_MARKER = 'UNDERPASS_TABLE';
-const JUMP = `OUTPUT -p tcp -j ${OUTPUT_CHAIN}`;
+
+/** `outbound`: what the pod's programs open; `inbound`: what comes for them over the network. */
+export type Direction = 'outbound' | 'inbound';
+const CHAINS: Record<Direction, { chain: string; jump: string; port: number; passes: readonly string[] }> = {
+  outbound: {
+    chain: 'UNDERPASS_OUTPUT', jump: 'OUTPUT -p tcp -j UNDERPASS_OUTPUT', port: OUTBOUND_PORT,
+    // Loopback and the pod's own addresses: never the mesh's business.
+    passes: [`-m mark --mark 0x${PROXY_MARK.toString(16)} -j RETURN`, '-o lo -j RETURN'],
+  },
+  inbound: { chain: 'UNDERPASS_INBOUND', jump: 'PREROUTING -p tcp -j UNDERPASS_INBOUND', port: INBOUND_PORT, passes: ['-i lo -j RETURN'] },
+};
 
 export type IptablesBackend = 'nft' | 'legacy';
 type Family = 'ip' | 'ip6';
@@ -56,9 +67,11 @@ interface Rules {
 /** NAT capture in one namespace. Every method is idempotent; calls for one namespace must not overlap. */
 export class IptablesCapture {
   readonly #exec: string;
+  readonly #way: (typeof CHAINS)[Direction];
 
-  constructor(readonly netnsPath: string, readonly options: { execPath?: string; port?: number; signal?: AbortSignal } = {}) {
+  constructor(readonly netnsPath: string, readonly options: { execPath?: string; port?: number; signal?: AbortSignal; direction?: Direction } = {}) {
     this.#exec = options.execPath ?? join(buildDir, 'underpass-exec');
+    this.#way = CHAINS[options.direction ?? 'outbound'];
   }
 
   /** Redirects the pod's new TCP connections to the proxy. */
@@ -77,7 +90,7 @@ export class IptablesCapture {
   /** New connections go their plain way; established redirected ones live on. */
   async stop(): Promise<void> {
     await this.#eachPresent(async (family, backend, { rules }) => {
-      const jumps = rules.filter((rule) => rule === `-A ${JUMP}`).map(() => `-D ${JUMP}`);
+      const jumps = rules.filter((rule) => rule === `-A ${this.#way.jump}`).map(() => `-D ${this.#way.jump}`);
       if (jumps.length > 0) await this.#commit(family, backend, jumps);
     });
   }
@@ -85,14 +98,16 @@ export class IptablesCapture {
   /** Takes everything away that `start` made. Established redirected connections end. */
   async remove(): Promise<void> {
     await this.#eachPresent(async (family, backend, { rules, chains }) => {
-      const ours = (rule: string): boolean => rule === `-A ${JUMP}` || rule.startsWith(`-A ${OUTPUT_CHAIN} `);
-      const lines = rules.filter((rule) => rule === `-A ${JUMP}`).map(() => `-D ${JUMP}`);
-      if (chains.includes(OUTPUT_CHAIN)) lines.push(`-F ${OUTPUT_CHAIN}`, `-X ${OUTPUT_CHAIN}`);
-      const madeHere = chains.includes(TABLE_MARKER);
+      const ours = (rule: string): boolean => rule === `-A ${this.#way.jump}` || rule.startsWith(`-A ${this.#way.chain} `);
+      const lines = rules.filter((rule) => rule === `-A ${this.#way.jump}`).map(() => `-D ${this.#way.jump}`);
+      if (chains.includes(this.#way.chain)) lines.push(`-F ${this.#way.chain}`, `-X ${this.#way.chain}`);
+      // The table is also the other direction's, if that has rules.
+      const shared = Object.values(CHAINS).some(({ chain }) => chain !== this.#way.chain && chains.includes(chain));
+      const madeHere = chains.includes(TABLE_MARKER) && !shared;
       if (madeHere) lines.push(`-X ${TABLE_MARKER}`);
       if (lines.length > 0) await this.#commit(family, backend, lines);
       // When somebody else began to use the table in the meantime, it is theirs.
-      const others = rules.some((rule) => !ours(rule)) || chains.some((chain) => chain !== OUTPUT_CHAIN && chain !== TABLE_MARKER);
+      const others = rules.some((rule) => !ours(rule)) || chains.some((chain) => chain !== this.#way.chain && chain !== TABLE_MARKER);
       if (madeHere && !others) await this.#deleteTable(family);
     });
   }
@@ -100,8 +115,8 @@ export class IptablesCapture {
   async state(): Promise<CaptureState> {
     const state: CaptureState = { active: false, present: false };
     await this.#eachPresent((family, _backend, { rules, chains }) => {
-      state.present ||= chains.includes(OUTPUT_CHAIN) || chains.includes(TABLE_MARKER);
-      if (family === 'ip') state.active ||= rules.includes(`-A ${JUMP}`);
+      state.present ||= chains.includes(this.#way.chain) || (this.#way === CHAINS.outbound && chains.includes(TABLE_MARKER));
+      if (family === 'ip') state.active ||= rules.includes(`-A ${this.#way.jump}`);
       return Promise.resolve();
     });
     return state;
@@ -129,12 +144,12 @@ export class IptablesCapture {
     const rules = before?.rules ?? [];
     const lines: string[] = [];
     if (backend === 'nft' && before?.tableExists === false) lines.push(`:${TABLE_MARKER} - [0:0]`);
-    const wanted = outputRules(this.options.port ?? OUTBOUND_PORT);
-    const have = rules.filter((rule) => rule.startsWith(`-A ${OUTPUT_CHAIN} `));
-    const complete = before?.chains.includes(OUTPUT_CHAIN) === true && have.length === wanted.length;
+    const wanted = redirection(this.#way, this.options.port ?? this.#way.port);
+    const have = rules.filter((rule) => rule.startsWith(`-A ${this.#way.chain} `));
+    const complete = before?.chains.includes(this.#way.chain) === true && have.length === wanted.length;
     // Declaring a chain empties it: also what a start that was cut short needs.
-    if (!complete) lines.push(`:${OUTPUT_CHAIN} - [0:0]`, ...wanted.map((rule) => `-A ${OUTPUT_CHAIN} ${rule}`));
-    if (!rules.includes(`-A ${JUMP}`)) lines.push(`-A ${JUMP}`);
+    if (!complete) lines.push(`:${this.#way.chain} - [0:0]`, ...wanted.map((rule) => `-A ${this.#way.chain} ${rule}`));
+    if (!rules.includes(`-A ${this.#way.jump}`)) lines.push(`-A ${this.#way.jump}`);
     if (lines.length > 0) await this.#commit(family, backend, lines);
   }
 
@@ -207,13 +222,8 @@ function program(family: Family, backend: IptablesBackend, verb: '' | '-save' | 
   return `${family === 'ip' ? 'iptables' : 'ip6tables'}-${backend}${verb}`;
 }
 
-function outputRules(port: number): string[] {
-  return [
-    `-m mark --mark 0x${PROXY_MARK.toString(16)} -j RETURN`,
-    // Loopback and the pod's own addresses: never the mesh's business.
-    '-o lo -j RETURN',
-    `-p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN -j REDIRECT --to-ports ${port}`,
-  ];
+function redirection({ passes }: { passes: readonly string[] }, port: number): string[] {
+  return [...passes, `-p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN -j REDIRECT --to-ports ${port}`];
 }
 
 /** The nat table out of `iptables-save`'s output. */

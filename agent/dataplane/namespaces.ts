@@ -5,7 +5,7 @@ import { UnderpassError, errorCode } from '../../common/errors.js';
 import { buildDir } from '../../common/paths.js';
 import { run } from '../../common/process.js';
 import type { CapturedSockets, Namespaces } from './collaborators.js';
-import { IptablesCapture, OUTBOUND_PORT } from './iptables.js';
+import { INBOUND_PORT, IptablesCapture, OUTBOUND_PORT } from './iptables.js';
 
 /** Pins below `<run>/<instance>/netns/<uid>`: the paths that Envoy's listeners name. */
 export class PinnedNamespaces implements Namespaces {
@@ -46,11 +46,16 @@ export class PinnedNamespaces implements Namespaces {
     return new IptablesCapture(netnsPath, { execPath: this.execPath });
   }
 
+  inboundRules(netnsPath: string): IptablesCapture {
+    return new IptablesCapture(netnsPath, { execPath: this.execPath, direction: 'inbound' });
+  }
+
   async capturedSockets(netnsPath: string): Promise<CapturedSockets> {
     const files = ['/proc/self/net/tcp', '/proc/self/net/tcp6'];
     // A kernel without IPv6 has no tcp6: cat then exits 1 after printing the other.
     const { stdout } = await run(this.execPath, ['--netns', netnsPath, '--', 'cat', ...files], { okCodes: [0, 1], timeoutMs: 10_000 });
-    return countCaptured(stdout, OUTBOUND_PORT);
+    const outbound = countCaptured(stdout, OUTBOUND_PORT);
+    return { ...outbound, total: outbound.total + countCaptured(stdout, INBOUND_PORT).total };
   }
 }
 

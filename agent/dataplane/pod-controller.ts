@@ -35,7 +35,12 @@ export interface Actual {
   kernel: KernelPod | undefined;
   /** `unknown`: they could not be read, so whatever relies on them makes them, and whoever leaves takes them away. */
   rules: 'none' | 'active' | 'stopped' | 'unknown';
+  /** The same of those for what comes to the pod. */
+  inbound: 'none' | 'active' | 'stopped' | 'unknown';
 }
+
+/** What the pod's policy asks: its callers go through the proxy, no longer do so, or stay as they are until that is known. */
+export type InboundWish = 'redirected' | 'plain' | 'as it is';
 
 export interface Surroundings {
   kernel: PodKernel | undefined;
@@ -56,6 +61,7 @@ export class PodController {
   #target: PodTarget | 'gone';
   #record: PodRecord;
   #actual: Actual;
+  #inbound: InboundWish = 'as it is';
   #generation = 0;
   #wake: (() => void) | undefined;
   #running: Promise<void> | undefined;
@@ -109,6 +115,15 @@ export class PodController {
     this.#generation++;
     this.#drainPolls = 0;
     this.#refusal = undefined;
+    this.#settled = false;
+    this.#backoff.reset();
+    this.#wakeUp();
+  }
+
+  setInbound(wish: InboundWish): void {
+    if (this.#inbound === wish) return;
+    this.#inbound = wish;
+    this.#generation++;
     this.#settled = false;
     this.#backoff.reset();
     this.#wakeUp();
@@ -228,7 +243,7 @@ export class PodController {
     this.#actual.pinned = true;
 
     const keepsRedirected = way === 'iptables' || this.#actual.rules !== 'none';
-    this.#around.setListener(uid, listenerPod(target.record, path, keepsRedirected));
+    this.#around.setListener(uid, listenerPod(target.record, path, keepsRedirected, this.#actual.inbound !== 'none'));
     this.#actual.listener = true;
     await this.#bounded((signal) => proxy.whenReady(uid, signal));
     this.#current(target);
@@ -251,6 +266,7 @@ export class PodController {
       if (this.#refusal === undefined) this.#putPod(kernelPod(false, true));
       else this.#removeFromKernel(uid);
     }
+    await this.#redirectInbound(target, path, keepsRedirected);
     if (way === 'iptables' || this.#actual.rules === 'none') {
       this.#state = 'enrolled';
       this.#connections = undefined;
@@ -265,8 +281,22 @@ export class PodController {
     await rules.remove();
     this.#actual.rules = 'none';
     this.#connections = undefined;
-    this.#around.setListener(uid, listenerPod(target.record, path, false));
+    this.#around.setListener(uid, listenerPod(target.record, path, false, this.#actual.inbound !== 'none'));
     return undefined;
+  }
+
+  /** Where a policy decides who may call, all that comes for the pod passes its inbound listener. */
+  async #redirectInbound(target: PodTarget, path: string, iptables: boolean): Promise<void> {
+    const rules = this.#around.namespaces.inboundRules(path);
+    if (this.#inbound === 'redirected' && this.#actual.inbound !== 'active') {
+      await rules.start();
+      this.#actual.inbound = 'active';
+    } else if (this.#inbound === 'plain' && isActive({ rules: this.#actual.inbound })) {
+      await rules.stop();
+      this.#actual.inbound = 'stopped';
+    }
+    // Connections that were redirected need the listener for as long as they live.
+    this.#around.setListener(target.record.uid, listenerPod(target.record, path, iptables, this.#actual.inbound !== 'none'));
   }
 
   async #enrolWithSidecar(target: PodTarget): Promise<number | undefined> {
@@ -305,6 +335,11 @@ export class PodController {
       await this.#stopRules(namespaces.rules(path));
       stopped = true;
     }
+    if (isActive({ rules: this.#actual.inbound })) {
+      await namespaces.inboundRules(path).stop();
+      this.#actual.inbound = 'stopped';
+      stopped = true;
+    }
     if (this.#actual.pinned || was) {
       this.#state = 'draining';
       // A connect() that was under way when capture stopped becomes a connection only now.
@@ -322,6 +357,8 @@ export class PodController {
     this.#removeFromKernel(uid);
     if (this.#actual.rules !== 'none') await namespaces.rules(path).remove();
     this.#actual.rules = 'none';
+    if (this.#actual.inbound !== 'none') await namespaces.inboundRules(path).remove();
+    this.#actual.inbound = 'none';
     if (this.#actual.pinned) namespaces.unpin(uid);
     this.#actual.pinned = false;
     this.#state = 'off';
@@ -344,6 +381,7 @@ export class PodController {
       }
     }
     this.#actual.rules = 'none';
+    this.#actual.inbound = 'none';
     this.#removeFromKernel(uid);
     if (this.#actual.listener) await this.#removeListener(uid, proxy);
     if (this.#actual.pinned) namespaces.unpin(uid);
@@ -434,7 +472,7 @@ export class PodController {
 class KernelRefusal extends Error {}
 
 /** New connections are redirected by rules, as far as is known. */
-function isActive({ rules }: Actual): boolean {
+function isActive({ rules }: Pick<Actual, 'rules'>): boolean {
   return rules === 'active' || rules === 'unknown';
 }
 
@@ -459,8 +497,8 @@ function kernelIdentity({ record, splices }: PodTarget, netnsCookie: bigint): Pi
   return { uid: record.uid, netnsCookie, cgroupPath: record.cgroup, addresses: record.ips, ...(splices === undefined ? {} : { splices }) };
 }
 
-export function listenerPod(record: PodRecord, netnsPath: string, iptables: boolean): ListenerPod {
+export function listenerPod(record: PodRecord, netnsPath: string, iptables: boolean, redirected: boolean): ListenerPod {
   const { uid, name, namespace, labels, annotations, serviceAccount, ips } = record;
-  return { uid, name, namespace, labels, annotations, serviceAccount, ips, netnsPath, iptables };
+  return { uid, name, namespace, labels, annotations, serviceAccount, ips, netnsPath, iptables, redirected };
 }
 

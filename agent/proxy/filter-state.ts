@@ -1,9 +1,11 @@
 /** Network filter set_filter_state, under names that do not clash with other messages called Config. */
 import { FilterStateValue_SharedWithUpstream } from '../../proto/generated/envoy/extensions/filters/common/set_filter_state/v3/value.js';
 import { Config } from '../../proto/generated/envoy/extensions/filters/network/set_filter_state/v3/set_filter_state.js';
-import type { Filter } from '../../proto/generated/envoy/config/listener/v3/listener_components.js';
+import { ListenerFilter, type Filter } from '../../proto/generated/envoy/config/listener/v3/listener_components.js';
 import type { Any } from '../../proto/generated/google/protobuf/any.js';
 import { pack } from '../../common/xds/any.js';
+
+const LISTENER_SET_FILTER_STATE = 'type.googleapis.com/envoy.extensions.filters.listener.set_filter_state.v3.Config';
 
 export { Config as SetFilterState };
 
@@ -12,32 +14,22 @@ export function packSetFilterState(config: Config): Any {
 }
 
 /**
- * A filter that puts a string where upstream connections see it. Hashable: a connection pool is never shared between
- * connections whose values differ.
+ * A filter that puts strings where upstream connections see them. A connection pool is never shared between connections
+ * whose first values differ; the others must follow from it, since Envoy hashes several in no particular order, and
+ * connections that are alike would have pools of their own.
  */
-export function sharedString(name: string, key: string, value: string): Filter {
-  return {
-    name,
-    config_type: {
-      $case: 'typed_config',
-      value: packSetFilterState(
-        Config.fromPartial({
-          on_new_connection: [
-            {
-              key: { $case: 'object_key', value: key },
-              factory_key: 'envoy.hashable_string',
-              value: {
-                $case: 'format_string',
-                value: { format: { $case: 'text_format_source', value: { specifier: { $case: 'inline_string', value: value.replaceAll('%', '%%') } } } },
-              },
-              read_only: true,
-              shared_with_upstream: FilterStateValue_SharedWithUpstream.TRANSITIVE,
-            },
-          ],
-        }),
-      ),
+export function sharedStrings(name: string, values: Readonly<Record<string, string>>): Filter {
+  const on_new_connection = Object.entries(values).map(([key, value], index) => ({
+    key: { $case: 'object_key' as const, value: key },
+    factory_key: index === 0 ? 'envoy.hashable_string' : 'envoy.string',
+    value: {
+      $case: 'format_string' as const,
+      value: { format: { $case: 'text_format_source' as const, value: { specifier: { $case: 'inline_string' as const, value: value.replaceAll('%', '%%') } } } },
     },
-  };
+    read_only: true,
+    shared_with_upstream: FilterStateValue_SharedWithUpstream.TRANSITIVE,
+  }));
+  return { name, config_type: { $case: 'typed_config', value: packSetFilterState(Config.fromPartial({ on_new_connection })) } };
 }
 
 /** A filter that hands addresses on to the next connection upstream, by their keys, as Envoy's formatters give them. */
@@ -51,4 +43,12 @@ export function sharedAddress(name: string, addresses: Readonly<Record<string, s
     shared_with_upstream: FilterStateValue_SharedWithUpstream.ONCE,
   }));
   return { name, config_type: { $case: 'typed_config', value: packSetFilterState(Config.fromPartial({ on_new_connection: values })) } };
+}
+
+/** A listener filter that gives a connection addresses, by their keys, as Envoy's formatters give them. */
+export function acceptedAddress(name: string, key: string, format: string): ListenerFilter {
+  const value = { $case: 'format_string' as const, value: { format: { $case: 'text_format_source' as const, value: { specifier: { $case: 'inline_string' as const, value: format } } } } };
+  const config = Config.fromPartial({ on_new_connection: [{ key: { $case: 'object_key', value: key }, value }] });
+  // The listener filter's message has the network filter's one field, under another name.
+  return ListenerFilter.fromPartial({ name, config_type: { $case: 'typed_config', value: { ...packSetFilterState(config), type_url: LISTENER_SET_FILTER_STATE } } });
 }

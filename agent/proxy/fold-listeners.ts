@@ -14,8 +14,8 @@ import { pack, unpack } from '../../common/xds/any.js';
 import { canonical } from '../xds/resource-type.js';
 import { deadEnds, narrowed } from './chain-match.js';
 import type { EnvoyExtensions } from './extensions.js';
+import { renameCallouts, renameManagerCallouts } from './fold-callouts.js';
 import { foldRoutes, mirrorClusterName, renameClusters, type Rename } from './fold-routes.js';
-import { renameTracer } from './fold-tracing.js';
 import { DIRECT_PORTS, inspectionChain, inspectionName, inspectionOf, type InspectionKind } from './inspection.js';
 import { FoldError, keepExtension, stockFactory } from './stock.js';
 import { SetFilterState, packSetFilterState } from './filter-state.js';
@@ -105,7 +105,7 @@ export function foldListener(listener: Listener, extensions: EnvoyExtensions, ha
   return [...chains, ...ends];
 }
 
-function foldChain(source: FilterChain, extensions: EnvoyExtensions): FilterChain {
+export function foldChain(source: FilterChain, extensions: EnvoyExtensions): FilterChain {
   const chain = canonical(source) as FilterChain;
   chain.filters = chain.filters.map((filter) => foldFilter(filter, extensions)).filter((filter) => filter !== undefined);
   return chain;
@@ -122,7 +122,7 @@ function foldFilter(filter: Filter, extensions: EnvoyExtensions): Filter | undef
     for (const value of state.on_new_connection) value.factory_key = stockFactory(extensions, value.factory_key);
     return { ...filter, config_type: { $case: 'typed_config', value: packSetFilterState(state) } };
   }
-  return filter;
+  return { ...filter, config_type: { $case: 'typed_config', value: renameCallouts(config, mirrorClusterName) } };
 }
 
 function foldManager(manager: HttpConnectionManager, extensions: EnvoyExtensions): HttpConnectionManager {
@@ -130,7 +130,7 @@ function foldManager(manager: HttpConnectionManager, extensions: EnvoyExtensions
     (filter) => filter.config_type?.$case !== 'typed_config' || keepExtension(extensions, 'http_filters', filter.name, filter.config_type.value),
   );
   if (manager.route_specifier?.$case === 'route_config') manager.route_specifier.value = foldRoutes(manager.route_specifier.value, extensions);
-  renameTracer(manager, mirrorClusterName);
+  renameManagerCallouts(manager, mirrorClusterName);
   return manager;
 }
 
@@ -145,7 +145,7 @@ export function renameInChain(chain: FilterChain, cluster: Rename, route: Rename
         const specifier = manager.route_specifier;
         if (specifier?.$case === 'rds') specifier.value.route_config_name = route(specifier.value.route_config_name);
         if (specifier?.$case === 'route_config') specifier.value = renameClusters(specifier.value, cluster);
-        renameTracer(manager, cluster);
+        renameManagerCallouts(manager, cluster);
         return { ...filter, config_type: { $case: 'typed_config' as const, value: pack(HttpConnectionManager, manager) } };
       }
       const tcp = unpack(TcpProxy, filter.config_type.value);
@@ -155,7 +155,7 @@ export function renameInChain(chain: FilterChain, cluster: Rename, route: Rename
         if (specifier?.$case === 'weighted_clusters') for (const weight of specifier.value.clusters) weight.name = cluster(weight.name);
         return { ...filter, config_type: { $case: 'typed_config' as const, value: pack(TcpProxy, tcp) } };
       }
-      return filter;
+      return { ...filter, config_type: { $case: 'typed_config' as const, value: renameCallouts(filter.config_type.value, cluster) } };
     }),
   };
 }
@@ -199,7 +199,7 @@ function prefixRanges(listener: Listener, hasV6Twin: boolean): CidrRange[] {
   return addresses.map((address) => ({ address_prefix: address, prefix_len: isIPv6(address) ? 128 : 32 }));
 }
 
-function tcpChain(name: string, cluster: string, match: FilterChainMatch | undefined): FilterChain {
+export function tcpChain(name: string, cluster: string, match: FilterChainMatch | undefined): FilterChain {
   const proxy = TcpProxy.fromPartial({ stat_prefix: cluster, cluster_specifier: { $case: 'cluster', value: cluster } });
   const chain = FilterChain.fromPartial({
     name,
@@ -210,7 +210,7 @@ function tcpChain(name: string, cluster: string, match: FilterChainMatch | undef
 }
 
 /** BlackHoleCluster has no endpoints: the connection is closed. */
-function blackHole(name: string, match: FilterChainMatch): FilterChain {
+export function blackHole(name: string, match: FilterChainMatch | undefined): FilterChain {
   return tcpChain(name, 'BlackHoleCluster', match);
 }
 

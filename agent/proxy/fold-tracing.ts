@@ -3,10 +3,9 @@
  * class's listeners gets a cluster that opens them in the namespace of one of the class's pods.
  */
 import { pack, unpack } from '../../common/xds/any.js';
-import type { Listener } from '../../proto/generated/envoy/config/listener/v3/listener.js';
 import { OpenTelemetryConfig } from '../../proto/generated/envoy/config/trace/v3/opentelemetry.js';
 import { ZipkinConfig } from '../../proto/generated/envoy/config/trace/v3/zipkin.js';
-import { HttpConnectionManager } from '../../proto/generated/envoy/extensions/filters/network/http_connection_manager/v3/http_connection_manager.js';
+import type { HttpConnectionManager } from '../../proto/generated/envoy/extensions/filters/network/http_connection_manager/v3/http_connection_manager.js';
 import type { Rename } from './fold-routes.js';
 
 /** Gives the tracer's cluster another name, in place. @returns the name that it had, if there is a tracer that has one */
@@ -28,23 +27,4 @@ export function renameTracer({ tracing }: HttpConnectionManager, rename: Rename)
   target.value.cluster_name = rename(before);
   provider.config_type = { $case: 'typed_config', value: pack(OpenTelemetryConfig, otel) };
   return before;
-}
-
-const known = new WeakMap<Listener, ReadonlySet<string>>();
-
-/** The clusters that a listener's spans go to. */
-export function tracerClusters(listener: Listener): ReadonlySet<string> {
-  let found = known.get(listener);
-  if (!found) {
-    const names = new Set<string>();
-    for (const chain of [...listener.filter_chains, ...(listener.default_filter_chain ? [listener.default_filter_chain] : [])]) {
-      for (const { config_type } of chain.filters) {
-        const manager = config_type?.$case === 'typed_config' ? unpack(HttpConnectionManager, config_type.value) : undefined;
-        const name = manager && renameTracer(manager, (same) => same);
-        if (name) names.add(name);
-      }
-    }
-    known.set(listener, (found = names));
-  }
-  return found;
 }

@@ -2,7 +2,7 @@
 import type { Cluster } from '../../proto/generated/envoy/config/cluster/v3/cluster.js';
 import { Cluster as ClusterCodec } from '../../proto/generated/envoy/config/cluster/v3/cluster.js';
 import { ClusterLoadAssignment } from '../../proto/generated/envoy/config/endpoint/v3/endpoint.js';
-import type { Listener } from '../../proto/generated/envoy/config/listener/v3/listener.js';
+import { Listener } from '../../proto/generated/envoy/config/listener/v3/listener.js';
 import type { FilterChain } from '../../proto/generated/envoy/config/listener/v3/listener_components.js';
 import { RouteConfiguration } from '../../proto/generated/envoy/config/route/v3/route.js';
 import { pack } from '../../common/xds/any.js';
@@ -10,10 +10,11 @@ import { contentHash, hashBytes, type XdsResource } from '../xds/resource-type.j
 import { edsServiceName, routeNames } from '../xds/resource-types.js';
 import type { SidecarState } from '../xds/sidecar-stream.js';
 import type { EnvoyExtensions } from './extensions.js';
+import { calloutClusters } from './fold-callouts.js';
 import { boundTo, foldAssignment, foldCluster, isFoldedCluster, type UpstreamModeOf } from './fold-clusters.js';
 import { foldListener, foldListeners, isOutboundListener, listenerPort, passesThrough, renameInChain, type FoldedListeners } from './fold-listeners.js';
+import { CLOSED, foldInbound, inboundListeners, isInboundCluster, meshListenerName, podClusterName, throughInbound, type FoldedInbound } from './fold-inbound.js';
 import { foldRoutes, mirrorClusterName, mirroredClusters, renameClusters } from './fold-routes.js';
-import { tracerClusters } from './fold-tracing.js';
 import { INSPECTION_KINDS, inspectionCluster, inspectionListener } from './inspection.js';
 import { podListener, podListenerKey, type ListenerPod } from './pod-listener.js';
 import { markEventDriven } from './pool-renewal.js';
@@ -43,12 +44,24 @@ export interface FoldResult {
   split: ReadonlySet<string>;
   /** Destination ports for which any class has a listener, ascending; `all` when a class has a say in every connection. */
   ports: readonly number[] | 'all';
+  /** Pods whose own policy has a say in who calls them. */
+  enforcing: ReadonlySet<string>;
+  /** They and those that are still redirected, and the names of their internal inbound listeners. */
+  inbound: ReadonlyMap<string, string>;
 }
 
 interface FoldedCluster {
   cluster: Cluster;
   assignment: ClusterLoadAssignment | undefined;
   hash: string;
+}
+
+interface InboundEntries {
+  key: string;
+  listeners: Entry[];
+  clusters: Entry[];
+  /** The internal listener under the policies of before. */
+  older: Entry | undefined;
 }
 
 interface FoldedRoutes {
@@ -62,11 +75,13 @@ export class Folder {
   readonly #assignments = new WeakMap<object, { assignment: ClusterLoadAssignment; hash: string }>();
   readonly #routes = new WeakMap<object, FoldedRoutes>();
   readonly #chains = new WeakMap<object, Map<boolean, FilterChain[]>>();
+  readonly #inbound = new WeakMap<object, FoldedInbound>();
   /** Class and resource name → the last version of it that could be folded. */
   readonly #lastGood = new Map<string, object>();
   /** Keys of the fold under way: what is not among them afterwards is forgotten. */
   readonly #current = new Set<string>();
   #podEntries = new Map<string, { key: string; entry: Entry }>();
+  #inboundEntries = new Map<string, InboundEntries>();
 
   constructor(readonly extensions: EnvoyExtensions, readonly modeOf?: UpstreamModeOf) {}
 
@@ -79,8 +94,9 @@ export class Folder {
    * @param classes in order of seniority: where two disagree about a name, the first keeps the plain name
    * @param pods whose class is among `classes`; others get no listener
    * @param eventDriven keys of endpoints, see pool-renewal.ts
+   * @param reached pods that enforce policy, and which of their internal inbound listeners Envoy has: their endpoints lead there
    */
-  fold(classes: readonly FoldClass[], pods: readonly FoldPod[], eventDriven: ReadonlySet<string> = new Set()): FoldResult {
+  fold(classes: readonly FoldClass[], pods: readonly FoldPod[], eventDriven: ReadonlySet<string> = new Set(), reached: ReadonlyMap<string, string> = new Map()): FoldResult {
     const problems: FoldProblem[] = [];
     this.#current.clear();
     const clusters = new Map(classes.map((item) => [item.key, withMirrors(item, this.#foldClusters(item, problems), pods)]));
@@ -92,8 +108,13 @@ export class Folder {
     const eds = new Map<string, Entry>();
     const rds = new Map<string, Entry>();
     const lds = new Map<string, Entry>();
+    const inbound = new Map(classes.map((item) => [item.key, this.#foldInbound(item, problems)]));
+    const enforcing = pods.filter(({ classKey }) => inbound.get(classKey)?.enforces);
+    // Whoever is redirected is reached by its internal listener, so that no caller of this node meets the redirection.
+    const behind = pods.filter((pod) => pod.redirected || inbound.get(pod.classKey)?.enforces);
+    const throughPolicy = new Map(behind.flatMap(({ uid, addresses = [] }) => (reached.has(uid) ? addresses.map((address) => [address, reached.get(uid)!] as const) : [])));
     for (const { key } of classes) {
-      for (const [name, folded] of clusters.get(key) ?? []) addCluster(clusterNames.of(key, name), folded, eventDriven, cds, eds);
+      for (const [name, folded] of clusters.get(key) ?? []) addCluster(clusterNames.of(key, name), folded, eventDriven, throughPolicy, cds, eds);
       for (const [name, folded] of routes.get(key) ?? []) addRoutes(routeNamesOf.of(key, name), folded, rds);
     }
     const podEntries = new Map<string, { key: string; entry: Entry }>();
@@ -116,11 +137,12 @@ export class Folder {
       }
     }
     this.#podEntries = podEntries;
+    this.#addInbound(classes, pods, inbound, reached, clusterNames, cds, lds);
     for (const key of this.#lastGood.keys()) if (!this.#current.has(key)) this.#lastGood.delete(key);
     const split = new Set([...[...clusterNames.split].map((name) => `CDS ${name}`), ...[...routeNamesOf.split].map((name) => `RDS ${name}`)]);
     const ports = new Set(classes.flatMap(({ state }) => [...state.listeners.values()].flatMap(({ message }) => (isOutboundListener(message) ? [listenerPort(message)] : []))));
     const restricted = classes.some(({ state }) => !passesThrough([...state.listeners.values()].map(({ message }) => message)));
-    return { snapshot: new Snapshot([[CDS, cds], [EDS, eds], [LDS, lds], [RDS, rds]]), problems, split, ports: restricted ? 'all' : [...ports].sort((a, b) => a - b) };
+    return { snapshot: new Snapshot([[CDS, cds], [EDS, eds], [LDS, lds], [RDS, rds]]), problems, split, ports: restricted ? 'all' : [...ports].sort((a, b) => a - b), enforcing: new Set(enforcing.map(({ uid }) => uid)), inbound: new Map(behind.map(({ uid, classKey }) => [uid, meshListenerName(uid, inbound.get(classKey) ?? CLOSED)])) };
   }
 
   #foldClusters({ key, state }: FoldClass, problems: FoldProblem[]): Map<string, FoldedCluster> {
@@ -137,6 +159,48 @@ export class Folder {
       result.set(source.name, { cluster: folded.cluster, assignment: found?.assignment, hash: `${folded.hash}${found?.hash ?? ''}` });
     }
     return result;
+  }
+
+  /** What a class's pods ask of their callers; one that can't be folded, and never could, lets nobody in. */
+  #foldInbound({ key, state }: FoldClass, problems: FoldProblem[]): FoldedInbound | undefined {
+    const source = state.listeners.get('virtualInbound')?.message;
+    if (!source) return undefined;
+    return this.#good(`${key} LDS virtualInbound`, source, problems, key, (message) => foldInbound(message, this.extensions), this.#inbound) ?? CLOSED;
+  }
+
+  #addInbound(classes: readonly FoldClass[], pods: readonly FoldPod[], inbound: ReadonlyMap<string, FoldedInbound | undefined>, reached: ReadonlyMap<string, string>, names: Names, cds: Map<string, Entry>, lds: Map<string, Entry>): void {
+    const entries = new Map<string, InboundEntries>();
+    for (const { key: classKey, state } of classes) {
+      const folded = inbound.get(classKey);
+      const own = pods.filter((pod) => pod.classKey === classKey && (folded?.enforces || pod.redirected));
+      if (own.length === 0) continue;
+      const sources = [...state.clusters.values()].filter(({ name }) => isInboundCluster(name));
+      const rename = (chain: FilterChain, uid: string): FilterChain => renameInChain(chain, (name) => (isInboundCluster(name) ? podClusterName(uid, name) : names.of(classKey, name)), (name) => name);
+      // Of a control plane that has no inbound side for it nobody knows what the pod would let in.
+      const template = folded ?? CLOSED;
+      const common = contentHash(Listener, { ...Listener.fromPartial({}), filter_chains: template.direct.map((chain) => rename(chain, '')) });
+      for (const pod of own) {
+        const key = [common, template.hash, podListenerKey(pod), ...sources.map(({ name, version }) => `${name} ${version}`)].join();
+        const before = this.#inboundEntries.get(pod.uid);
+        let known = before;
+        if (known?.key !== key) {
+          const clusters = sources.map(({ name, message }): Entry => {
+            const cluster = boundTo(pod.netnsPath, { ...foldCluster(message, this.extensions, this.modeOf), name: podClusterName(pod.uid, name) });
+            cluster.alt_stat_name ||= cluster.name;
+            return { name: cluster.name, version: contentHash(ClusterCodec, cluster), any: pack(ClusterCodec, cluster), needs: [] };
+          });
+          known = { key, clusters, listeners: inboundListeners(pod, template, (chain) => rename(chain, pod.uid)), older: undefined };
+        }
+        // Until Envoy has the new one endpoints lead to the old one.
+        const inUse = reached.get(pod.uid);
+        const older = known.listeners.some(({ name }) => name === inUse) ? undefined : [...(before?.listeners ?? []), ...(before?.older ? [before.older] : [])].find(({ name }) => name === inUse);
+        known = { ...known, older };
+        entries.set(pod.uid, known);
+        for (const entry of known.clusters) cds.set(entry.name, entry);
+        for (const entry of [...known.listeners, ...(older ? [older] : [])]) lds.set(entry.name, entry);
+      }
+    }
+    this.#inboundEntries = entries;
   }
 
   #foldAssignment(source: XdsResource<ClusterLoadAssignment> | undefined): { assignment: ClusterLoadAssignment; hash: string } | undefined {
@@ -244,7 +308,7 @@ export class Folder {
  */
 function withMirrors({ key, state }: FoldClass, clusters: Map<string, FoldedCluster>, pods: readonly FoldPod[]): Map<string, FoldedCluster> {
   const mirrored = new Set([...state.routes.values()].flatMap(({ message }) => [...mirroredClusters(message)]));
-  for (const { message } of state.listeners.values()) for (const name of tracerClusters(message)) mirrored.add(name);
+  for (const { message } of state.listeners.values()) for (const name of calloutClusters(message)) mirrored.add(name);
   if (mirrored.size === 0) return clusters;
   const [netnsPath] = pods.filter((pod) => pod.classKey === key).map((pod) => pod.netnsPath).sort();
   for (const name of netnsPath === undefined ? [] : mirrored) {
@@ -260,9 +324,10 @@ function hashes(items: ReadonlyMap<string, { hash: string }> | undefined): Reado
   return new Map([...(items ?? [])].map(([name, { hash }]) => [name, hash]));
 }
 
-function addCluster(name: string, { cluster, assignment }: FoldedCluster, eventDriven: ReadonlySet<string>, cds: Map<string, Entry>, eds: Map<string, Entry>): void {
+function addCluster(name: string, folded: FoldedCluster, eventDriven: ReadonlySet<string>, throughPolicy: ReadonlyMap<string, string>, cds: Map<string, Entry>, eds: Map<string, Entry>): void {
   if (cds.has(name)) return;
-  const renamed = { ...markEventDriven(cluster, assignment, eventDriven), name };
+  const { cluster, assignment } = throughInbound(markEventDriven(folded.cluster, folded.assignment, eventDriven), folded.assignment, throughPolicy);
+  const renamed = { ...cluster, name };
   const isEds = edsServiceName(cluster) !== undefined;
   if (name !== cluster.name) renamed.alt_stat_name ||= cluster.name;
   // Under its own name, so that two clusters that ask for one service can still differ by class.

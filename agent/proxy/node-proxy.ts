@@ -17,9 +17,10 @@ import { WorkloadStream } from '../xds/workload-stream.js';
 import { AdsServer } from './ads-server.js';
 import { Envoy } from './envoy.js';
 import { EnvoyExtensions } from './extensions.js';
-import { Folder, type FoldProblem } from './fold.js';
+import { Folder, type FoldProblem, type FoldResult } from './fold.js';
+import { inboundListenerName } from './fold-inbound.js';
 import { INSPECTION_KINDS, inspectionName } from './inspection.js';
-import { podListenerName, podOfListener, podStatPrefix } from './pod-listener.js';
+import { podListenerName, podOfListener, podStatPrefix, type ListenerPod } from './pod-listener.js';
 import { endpointKeys } from './pool-renewal.js';
 import { LDS, RDS, type Snapshot } from './snapshot.js';
 import { loadState, saveState, type SavedClass } from './xds-state.js';
@@ -36,6 +37,15 @@ export interface ProxyPod {
   netnsPath: string;
   /** Its connections are redirected by rules rather than by BPF; the listener is the same either way. */
   iptables: boolean;
+  /** What arrives for it is redirected to its inbound listener, which has to stay for as long. */
+  redirected?: boolean;
+}
+
+export interface InboundPods {
+  /** Pods whose policy has a say in who calls them, and pods of which it is not known. */
+  wanted: ReadonlySet<string>;
+  /** Those of them that have an inbound listener; also where Envoy refuses it, since then nobody is let in. */
+  ready: ReadonlySet<string>;
 }
 
 /**
@@ -63,6 +73,8 @@ export interface NodeProxyOptions {
   localPods?: () => ReadonlyMap<string, { enrolled: boolean }>;
   /** With the first snapshot and on every change. */
   onListenerPorts?: (ports: ListenerPorts) => void;
+  /** Which pods' connections are to be redirected to their inbound listeners; called on every change. */
+  onInbound?: (pods: InboundPods) => void;
   launcherPath?: string;
   /** After a start, how long to wait for the control plane before the saved state is used; default 5 s. */
   staleAfterMs?: number;
@@ -115,6 +127,14 @@ export class NodeProxy {
   #started = false;
   #listenerPorts: ListenerPorts = [];
   #reportedPorts = false;
+  #enforcing: ReadonlySet<string> = new Set();
+  /** Pods with an inbound side, by the internal listeners that they are to be reached by, and by those that they are. */
+  #inbound: ReadonlyMap<string, string> = new Map();
+  #reached: ReadonlyMap<string, string> = new Map();
+  #readyInbound: ReadonlySet<string> = new Set();
+  #reportedInbound = '';
+  #inboundWait: AbortController | undefined;
+  #identities = '';
   #folder: Folder | undefined;
   #snapshot: Snapshot | undefined;
   #problems: FoldProblem[] = [];
@@ -136,7 +156,7 @@ export class NodeProxy {
     this.#logger = options.logger;
     this.#channel = new AdsChannel(options.discoveryAddress, options.credentials);
     this.#workloads = new WorkloadStream({
-      channel: this.#channel, nodeName: options.nodeName, nodeAddress: options.nodeAddress ?? '127.0.0.1', logger: options.logger,
+      channel: this.#channel, nodeName: options.nodeName, nodeAddress: options.nodeAddress ?? '127.0.0.1', logger: options.logger, onChange: () => this.#workloadsChanged(),
     });
     this.envoy = new Envoy({ ...options, cgroupPath: options.cgroupPath });
     this.#ads = new AdsServer({
@@ -255,7 +275,7 @@ export class NodeProxy {
 
   /** Everything that was heard from the control plane has been folded, sent and answered by Envoy. */
   get settled(): boolean {
-    return this.#snapshot !== undefined && this.#dirtySince === undefined && this.#ads.idle;
+    return this.#snapshot !== undefined && this.#dirtySince === undefined && this.#ads.idle && [...this.#inbound].every(([uid, name]) => this.#reached.get(uid) === name);
   }
 
   /** Connections from the pod's programs that Envoy holds now, those of a listener that drains included. */
@@ -384,9 +404,13 @@ export class NodeProxy {
     const pods = [...this.#pods.values()].flatMap((pod) => {
       const own = classKey(pod);
       const key = ready.has(own) ? own : this.#folded.get(pod.uid);
-      return key !== undefined && ready.has(key) ? [{ uid: pod.uid, netnsPath: pod.netnsPath, ipv6: pod.ips.some((ip) => isIPv6(ip)), classKey: key }] : [];
+      return key !== undefined && ready.has(key) ? [{ ...this.#listenerPod(pod), classKey: key }] : [];
     });
-    const { snapshot, problems, split, ports } = this.#folder.fold(this.#bySeniority(ready), pods, this.#eventDriven);
+    const folder = this.#folder;
+    const fold = (): FoldResult => folder.fold(this.#bySeniority(ready), pods, this.#eventDriven, this.#reached);
+    // An adopted Envoy has the internal listeners of pods that are redirected: their endpoints go on leading there.
+    if (this.#snapshot === undefined && this.envoy.status.adopted) this.#reached = new Map([...fold().inbound].filter(([uid]) => this.#pods.get(uid)?.redirected));
+    const { snapshot, problems, split, ports, enforcing, inbound } = fold();
     const waited = performance.now() - (this.#dirtySince ?? 0);
     const sameClasses = ready.size === this.#published.size && [...ready.keys()].every((key) => this.#published.has(key));
     if (sameClasses && waited < SPLIT_AFTER_MS && [...split].some((name) => !this.#split.has(name))) {
@@ -399,10 +423,69 @@ export class NodeProxy {
     this.#reportProblems(problems);
     this.#snapshot = this.#unheard.size === 0 ? snapshot : snapshot.keeping((type, name) => type !== LDS || !this.#isGonePod(name));
     this.#folded = new Map(pods.map((pod) => [pod.uid, pod.classKey]));
+    this.#enforcing = enforcing;
+    this.#inbound = inbound;
     this.#ads.setSnapshot(this.#snapshot);
+    this.#followInbound();
     this.#reportPorts(ports);
     this.#reconcileClasses();
     this.#saveTimer ??= setTimeout(() => void this.#save(), SAVE_DELAY_MS);
+  }
+
+  #listenerPod(pod: ProxyPod): ListenerPod {
+    const { uid, netnsPath, ips, redirected = false } = pod;
+    return { uid, netnsPath, ipv6: ips.some((ip) => isIPv6(ip)), addresses: [...ips].sort((a, b) => Number(isIPv6(a)) - Number(isIPv6(b))), identity: this.#identity(pod), redirected };
+  }
+
+  #identity({ name, namespace, serviceAccount }: ProxyPod): string {
+    const address = this.#workloads.addresses.get(`${this.#options.clusterId ?? 'Kubernetes'}//Pod/${namespace}/${name}`)?.message.type;
+    const domain = (address?.$case === 'workload' && address.value.trust_domain) || 'cluster.local';
+    return `spiffe://${domain}/ns/${namespace}/sa/${serviceAccount || 'default'}`;
+  }
+
+  #workloadsChanged(): void {
+    const now = JSON.stringify([...this.#pods.values()].map((pod) => this.#identity(pod)));
+    if (now === this.#identities) return;
+    this.#identities = now;
+    this.#schedule();
+  }
+
+  /** Once Envoy has a pod's inbound listeners its callers are sent there, those on this node by its endpoints. */
+  #followInbound(): void {
+    this.#inboundWait?.abort();
+    const wait = (this.#inboundWait = new AbortController());
+    const follow = async (): Promise<void> => {
+      const signal = AbortSignal.any([wait.signal, this.#stopping.signal]);
+      while (!signal.aborted) {
+        const answered = (name: string): boolean => {
+          const { acked, nack } = this.#ads.status(LDS, name);
+          return acked || nack !== undefined;
+        };
+        const enforcing = [...this.#enforcing];
+        const ready = new Set(enforcing.filter((uid) => this.#readyInbound.has(uid) || answered(inboundListenerName(uid))));
+        const reached = new Map<string, string>();
+        for (const [uid, name] of this.#inbound) {
+          const now = answered(name) ? name : this.#reached.get(uid);
+          if (now !== undefined) reached.set(uid, now);
+        }
+        const changed = JSON.stringify([...reached]) !== JSON.stringify([...this.#reached]);
+        this.#reached = reached;
+        this.#readyInbound = ready;
+        const unknown = [...this.#pods.keys()].filter((uid) => !this.#folded.has(uid));
+        this.#reportInbound({ wanted: new Set([...enforcing, ...unknown]), ready });
+        if (changed) this.#schedule();
+        if (ready.size === enforcing.length && [...this.#inbound].every(([uid, name]) => reached.get(uid) === name)) return;
+        await this.#changedWithin(REMOVED_POLL_MS, signal);
+      }
+    };
+    follow().catch(() => undefined);
+  }
+
+  #reportInbound(pods: InboundPods): void {
+    const key = JSON.stringify([[...pods.wanted].sort(), [...pods.ready].sort()]);
+    if (key === this.#reportedInbound) return;
+    this.#reportedInbound = key;
+    this.#options.onInbound?.(pods);
   }
 
   #isGonePod(listener: string): boolean {
@@ -432,16 +515,16 @@ export class NodeProxy {
   }
 
   async #removed(uid: string, given?: AbortSignal): Promise<void> {
-    const name = podListenerName(uid);
+    const names = [podListenerName(uid), inboundListenerName(uid)];
     const signal = given ? AbortSignal.any([given, this.#stopping.signal]) : this.#stopping.signal;
     for (;;) {
       // Nobody is told that an agent that stops has seen the end of the listener: its Envoy may still have it.
       signal.throwIfAborted();
       // An Envoy that this agent started has nothing but what this agent sent.
       if (!this.#snapshot && this.#started && !this.envoy.status.adopted) return;
-      if (this.#snapshot && !this.#snapshot.get(LDS, name)) {
+      if (this.#snapshot && !names.some((name) => this.#snapshot!.get(LDS, name))) {
         if (!this.envoy.running && !this.#ads.connected) return;
-        if (this.#ads.connected && !this.#ads.mayHold(LDS, name)) return;
+        if (this.#ads.connected && !names.some((name) => this.#ads.mayHold(LDS, name))) return;
       }
       await this.#changedWithin(REMOVED_POLL_MS, signal);
     }

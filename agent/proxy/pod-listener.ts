@@ -1,10 +1,11 @@
 /** The one listener of a pod's outbound side, inside the pod's network namespace. */
+import { isIPv6 } from 'node:net';
 import { Listener } from '../../proto/generated/envoy/config/listener/v3/listener.js';
 import type { FilterChain } from '../../proto/generated/envoy/config/listener/v3/listener_components.js';
 import { TrafficDirection } from '../../proto/generated/envoy/config/core/v3/base.js';
 import { pack } from '../../common/xds/any.js';
 import { contentHash } from '../xds/resource-type.js';
-import { sharedString } from './filter-state.js';
+import { sharedStrings } from './filter-state.js';
 import { NETNS_FILTER_STATE, socketAddress } from './fold-clusters.js';
 import { OUTBOUND_PORT, type FoldedListeners } from './fold-listeners.js';
 import { DIRECT_TIMEOUT_MS, directInspection } from './inspection.js';
@@ -15,14 +16,24 @@ export interface ListenerPod {
   netnsPath: string;
   /** The pod has an IPv6 address, so [::1]:15001 exists in its namespace. */
   ipv6: boolean;
+  /** The pod's own addresses, IPv4 before IPv6. */
+  addresses?: readonly string[];
+  /** Its SPIFFE id: what destinations on this node know the caller by. */
+  identity?: string;
+  /** Connections to it are redirected to its inbound listener, whether or not a policy still asks for that. */
+  redirected?: boolean;
 }
+
+/** Istio's name for a caller's SPIFFE id in filter state. */
+export const PEER_PRINCIPAL = 'io.istio.peer_principal';
+export const SOURCE_ADDRESS = 'underpass.source_address';
 
 export function podListenerName(uid: string): string {
   return `pod/${uid}/outbound`;
 }
 
 export function podOfListener(name: string): string | undefined {
-  return /^pod\/(.+)\/outbound$/.exec(name)?.[1];
+  return /^pod\/([^/]+)\/(?:outbound|inbound|inbound-mesh\/.+)$/.exec(name)?.[1];
 }
 
 /** `listener.<this>.downstream_cx_active` counts the pod's connections. */
@@ -31,13 +42,18 @@ export function podStatPrefix(uid: string): string {
 }
 
 export function podListenerKey(pod: ListenerPod): string {
-  return JSON.stringify([pod.uid, pod.netnsPath, pod.ipv6]);
+  return JSON.stringify([pod.uid, pod.netnsPath, pod.ipv6, pod.addresses, pod.identity]);
 }
 
 /** @param needs RDS names that the chains refer to */
 export function podListener(pod: ListenerPod, folded: FoldedListeners, needs: readonly string[]): Entry {
   const name = podListenerName(pod.uid);
-  const netns = sharedString('underpass.upstream_netns', NETNS_FILTER_STATE, pod.netnsPath);
+  const [address] = pod.addresses ?? [];
+  const netns = sharedStrings('underpass.upstream_netns', {
+    [NETNS_FILTER_STATE]: pod.netnsPath,
+    ...(pod.identity === undefined ? {} : { [PEER_PRINCIPAL]: pod.identity }),
+    ...(address === undefined ? {} : { [SOURCE_ADDRESS]: isIPv6(address) ? `[${address}]:0` : `${address}:0` }),
+  });
   const inPod = (chain: FilterChain): FilterChain => ({ ...chain, filters: [netns, ...chain.filters] });
   const listener = Listener.fromPartial({
     name,

@@ -72,7 +72,7 @@ describe('what istiod was recorded to serve, folded for a real Envoy', () => {
         for (const pod of pods) {
           const { snapshot, problems } = folder.fold(classes, [pod]);
           assert.deepEqual(problems, [], `step ${step}`);
-          assert.equal([...snapshot.entries(LDS).keys()].filter((name) => name.startsWith('pod/')).length, 1);
+          assert.equal([...snapshot.entries(LDS).keys()].filter((name) => name.endsWith('/outbound')).length, 1);
           ads.setSnapshot(snapshot);
           await waitFor('Envoy to answer', () => ads.idle, { timeoutMs: 20_000, everyMs: 2 });
           assert.deepEqual(ads.nacks, [], `step ${step}, ${pod.uid}`);

@@ -162,6 +162,11 @@ export class MeshWorld {
     return JSON.parse(await askAgent(this.#paths.adminSocket, '/v1/status')) as AgentStatus;
   }
 
+  /** What the shared Envoy's admin interface says. */
+  async nodeProxyAdmin(path: string): Promise<string> {
+    return (await run('curl', ['-s', '--max-time', '10', '--unix-socket', join(this.#paths.folder, 'envoy-admin.sock'), `http://envoy${path}`])).stdout;
+  }
+
   async #enrolled(): Promise<void> {
     let last: unknown;
     const probe = async (): Promise<boolean> => {

@@ -1,0 +1,77 @@
+/**
+ * Filters that ask a service of their own (external authorization, rate limits) do so by connections that no pod's filter
+ * state goes with: as with mirrored requests, they get a cluster that opens them in the namespace of one of the class's pods.
+ */
+import { pack, unpack } from '../../common/xds/any.js';
+import type { GrpcService } from '../../proto/generated/envoy/config/core/v3/grpc_service.js';
+import type { Listener } from '../../proto/generated/envoy/config/listener/v3/listener.js';
+import type { FilterChain } from '../../proto/generated/envoy/config/listener/v3/listener_components.js';
+import { ExtAuthz as HttpExtAuthz } from '../../proto/generated/envoy/extensions/filters/http/ext_authz/v3/ext_authz.js';
+import { RateLimit } from '../../proto/generated/envoy/extensions/filters/http/ratelimit/v3/rate_limit.js';
+import { ExtAuthz as NetworkExtAuthz } from '../../proto/generated/envoy/extensions/filters/network/ext_authz/v3/ext_authz.js';
+import { HttpConnectionManager } from '../../proto/generated/envoy/extensions/filters/network/http_connection_manager/v3/http_connection_manager.js';
+import type { Any } from '../../proto/generated/google/protobuf/any.js';
+import type { Rename } from './fold-routes.js';
+import { renameTracer } from './fold-tracing.js';
+
+/** The filter's configuration with other names of the clusters that it asks; itself when it asks none. */
+export function renameCallouts(config: Any, rename: Rename): Any {
+  const http = unpack(HttpExtAuthz, config);
+  if (http) {
+    if (http.services?.$case === 'grpc_service') renameGrpc(http.services.value, rename);
+    const upstream = http.services?.$case === 'http_service' ? http.services.value.server_uri?.http_upstream_type : undefined;
+    if (upstream?.$case === 'cluster') upstream.value = rename(upstream.value);
+    return pack(HttpExtAuthz, http);
+  }
+  const network = unpack(NetworkExtAuthz, config);
+  if (network) {
+    renameGrpc(network.grpc_service, rename);
+    return pack(NetworkExtAuthz, network);
+  }
+  const limit = unpack(RateLimit, config);
+  if (limit) {
+    renameGrpc(limit.rate_limit_service?.grpc_service, rename);
+    return pack(RateLimit, limit);
+  }
+  return config;
+}
+
+/** All of a connection manager, in place. */
+export function renameManagerCallouts(manager: HttpConnectionManager, rename: Rename): void {
+  renameTracer(manager, rename);
+  for (const filter of manager.http_filters) {
+    if (filter.config_type?.$case === 'typed_config') filter.config_type.value = renameCallouts(filter.config_type.value, rename);
+  }
+}
+
+function renameGrpc(service: GrpcService | undefined, rename: Rename): void {
+  const target = service?.target_specifier;
+  if (target?.$case !== 'envoy_grpc') return;
+  // Without one of its own the authority is the cluster's name.
+  target.value.authority ||= target.value.cluster_name;
+  target.value.cluster_name = rename(target.value.cluster_name);
+}
+
+const known = new WeakMap<Listener, ReadonlySet<string>>();
+
+/** The clusters that a listener's spans and questions go to. */
+export function calloutClusters(listener: Listener): ReadonlySet<string> {
+  let found = known.get(listener);
+  if (!found) {
+    const names = new Set<string>();
+    const note = (name: string): string => {
+      names.add(name);
+      return name;
+    };
+    const chains: FilterChain[] = [...listener.filter_chains, ...(listener.default_filter_chain ? [listener.default_filter_chain] : [])];
+    for (const { config_type } of chains.flatMap((chain) => chain.filters)) {
+      if (config_type?.$case !== 'typed_config') continue;
+      const manager = unpack(HttpConnectionManager, config_type.value);
+      if (manager) renameManagerCallouts(manager, note);
+      else renameCallouts(config_type.value, note);
+    }
+    names.delete('');
+    known.set(listener, (found = names));
+  }
+  return found;
+}

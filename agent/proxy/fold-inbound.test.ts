@@ -1,0 +1,88 @@
+// A destination's policy as the shared Envoy enforces it: who is let in by the two listeners of its pod.
+import assert from 'node:assert/strict';
+import { describe, it } from 'node:test';
+import { RBAC_Action } from '../../proto/generated/envoy/config/rbac/v3/rbac.js';
+import { Cluster } from '../../proto/generated/envoy/config/cluster/v3/cluster.js';
+import { ClusterLoadAssignment } from '../../proto/generated/envoy/config/endpoint/v3/endpoint.js';
+import { Listener } from '../../proto/generated/envoy/config/listener/v3/listener.js';
+import { FilterChain, type Filter } from '../../proto/generated/envoy/config/listener/v3/listener_components.js';
+import { RBAC } from '../../proto/generated/envoy/extensions/filters/network/rbac/v3/rbac.js';
+import { TcpProxy } from '../../proto/generated/envoy/extensions/filters/network/tcp_proxy/v3/tcp_proxy.js';
+import { Wasm } from '../../proto/generated/envoy/extensions/filters/http/wasm/v3/wasm.js';
+import { pack, unpack } from '../../common/xds/any.js';
+import { stockExtensions } from '../testing/stock-envoy.js';
+import { socketAddress } from './fold-clusters.js';
+import { CLOSED, foldInbound, inboundListeners, meshListenerName, throughInbound } from './fold-inbound.js';
+import { FoldError } from './stock.js';
+
+const extensions = stockExtensions();
+const filter = (name: string, value: ReturnType<typeof pack>): Filter => ({ name, config_type: { $case: 'typed_config', value } });
+const tcp = filter('tcp', pack(TcpProxy, TcpProxy.fromPartial({ stat_prefix: 'app', cluster_specifier: { $case: 'cluster', value: 'inbound|8080||' } })));
+const rbac = filter('rbac', pack(RBAC, RBAC.fromPartial({
+  stat_prefix: 'tcp.',
+  rules: { action: RBAC_Action.ALLOW, policies: { who: { permissions: [{ rule: { $case: 'any', value: true } }], principals: [{ identifier: { $case: 'not_id', value: { identifier: { $case: 'and_ids', value: { ids: [{ identifier: { $case: 'authenticated', value: { principal_name: { match_pattern: { $case: 'exact', value: 'spiffe://a' } } } } }] } } } } }] } } },
+})));
+const tls = { name: 'tls' };
+const chain = (match: Parameters<typeof FilterChain.fromPartial>[0]['filter_chain_match'], filters: Filter[], isTls = false): FilterChain => FilterChain.fromPartial({ name: 'c', filter_chain_match: match, filters, ...(isTls ? { transport_socket: tls } : {}) });
+const inbound = (...filter_chains: FilterChain[]): Listener => Listener.fromPartial({ name: 'virtualInbound', filter_chains });
+const clusterOf = (from: FilterChain): string => {
+  const config = from.filters.at(-1)?.config_type;
+  const specifier = config?.$case === 'typed_config' ? unpack(TcpProxy, config.value)?.cluster_specifier : undefined;
+  return specifier?.$case === 'cluster' ? specifier.value : '';
+};
+const rulesOf = (from: FilterChain): string => {
+  const config = from.filters[0]?.config_type;
+  return JSON.stringify(RBAC.toJSON((config?.$case === 'typed_config' && unpack(RBAC, config.value)) || assert.fail('no RBAC')));
+};
+
+describe('a pod\'s inbound side', () => {
+  it('stands in nobody\'s way where nothing decides who may call', () => {
+    const folded = foldInbound(inbound(chain({ destination_port: 8080, transport_protocol: 'tls' }, [tcp], true), chain({ destination_port: 8080, transport_protocol: 'raw_buffer' }, [tcp])), extensions);
+    assert.equal(folded.enforces, false);
+  });
+
+  it('refuses plaintext and certificates from the network where mutual TLS is a must, and takes the node\'s own pods', () => {
+    const folded = foldInbound(inbound(chain({ destination_port: 8080, transport_protocol: 'tls' }, [tcp], true)), extensions);
+    assert.equal(folded.enforces, true);
+    assert.deepEqual(folded.direct.map(clusterOf), ['BlackHoleCluster', 'BlackHoleCluster']);
+    assert.deepEqual(folded.mesh.map((item) => [item.filter_chain_match?.destination_port, item.filter_chain_match?.transport_protocol, item.transport_socket, clusterOf(item)]), [[15006, '', undefined, 'BlackHoleCluster'], [8080, '', undefined, 'inbound|8080||']]);
+  });
+
+  it('knows the caller by its listener within the node, and by nothing else from outside', () => {
+    const folded = foldInbound(inbound(chain({ destination_port: 8080, transport_protocol: 'tls' }, [rbac, tcp], true), chain({ destination_port: 8080, transport_protocol: 'raw_buffer' }, [rbac, tcp])), extensions);
+    assert.equal(folded.enforces, true);
+    const [, direct] = folded.direct.filter((item) => item.filter_chain_match?.transport_protocol !== 'tls');
+    assert.match(rulesOf(direct!), /"authenticated":/);
+    assert.match(rulesOf(folded.mesh[1]!), /"filterState":\{"key":"io\.istio\.peer_principal","stringMatch":\{"exact":"spiffe:\/\/a"\}\}|"filter_state":\{"key":"io\.istio\.peer_principal"/);
+    assert.doesNotMatch(rulesOf(folded.mesh[1]!), /authenticated/);
+  });
+
+  it('gives no identity to callers of a port that takes no mutual TLS: sidecars would show none', () => {
+    const folded = foldInbound(inbound(chain({ destination_port: 8080, transport_protocol: 'raw_buffer' }, [rbac, tcp])), extensions);
+    assert.match(rulesOf(folded.mesh[1]!), /"authenticated":/);
+  });
+
+  it('is an error with a filter that this Envoy lacks, and what stands in for it lets nobody in', () => {
+    const unknown = filter('x', { ...pack(Wasm, Wasm.fromPartial({})), type_url: 'type.googleapis.com/x.Unknown' });
+    assert.throws(() => foldInbound(inbound(chain({}, [unknown, tcp])), extensions), FoldError);
+    assert.ok(CLOSED.enforces);
+    assert.deepEqual([...CLOSED.direct, ...CLOSED.mesh].map(clusterOf), ['BlackHoleCluster', 'BlackHoleCluster']);
+  });
+
+  it('has an internal listener of another name under other policies, so that no pooled connection outlives them', () => {
+    const pod = { uid: 'u', netnsPath: '/n', ipv6: true };
+    const [one, other] = [[tcp], [rbac, tcp]].map((filters) => foldInbound(inbound(chain({ destination_port: 8080 }, filters)), extensions));
+    assert.notEqual(meshListenerName('u', one!), meshListenerName('u', other!));
+    assert.deepEqual(inboundListeners(pod, one!, (same) => same).map(({ name }) => name), ['pod/u/inbound', meshListenerName('u', one!)]);
+  });
+});
+
+it('endpoints of pods that enforce policy lead to their internal listeners, all others stay', () => {
+  const assignment = ClusterLoadAssignment.fromPartial({ cluster_name: 'c', endpoints: [{ lb_endpoints: ['10.0.0.1', '10.0.0.2'].map((address) => ({ host_identifier: { $case: 'endpoint' as const, value: { address: socketAddress(address, 80) } } })) }] });
+  const changed = throughInbound(Cluster.fromPartial({ name: 'c' }), assignment, new Map([['10.0.0.2', 'pod/u/inbound-mesh/1']]));
+  const [first, second] = changed.assignment!.endpoints[0]!.lb_endpoints;
+  assert.deepEqual(first, assignment.endpoints[0]!.lb_endpoints[0]);
+  assert.deepEqual(second!.metadata?.filter_metadata, { 'envoy.transport_socket_match': { underpass: 'inbound' }, 'envoy.filters.listener.original_dst': { local: '10.0.0.2:80' } });
+  assert.equal(changed.cluster.transport_socket_matches.length, 1);
+  assert.equal(throughInbound(Cluster.fromPartial({ name: 'c' }), assignment, new Map([['10.0.0.9', 'x']])).assignment, assignment);
+});

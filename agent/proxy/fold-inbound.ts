@@ -1,0 +1,277 @@
+/**
+ * What a destination's own policy asks of those who call it. A pod whose `virtualInbound` carries policy gets two listeners
+ * with the same filters: one in its network namespace, where rules redirect what arrives for it, and an internal one, where
+ * this Envoy hands over what the node's own pods send. In the latter the caller's identity is known from the listener that
+ * took the connection in, so it stands in for the certificate that a sidecar would have shown. What asks for a certificate
+ * that this Envoy has not is refused.
+ */
+import { RBAC as Rules, Principal } from '../../proto/generated/envoy/config/rbac/v3/rbac.js';
+import type { Cluster } from '../../proto/generated/envoy/config/cluster/v3/cluster.js';
+import { HeaderValueOption, HeaderValueOption_HeaderAppendAction, TrafficDirection } from '../../proto/generated/envoy/config/core/v3/base.js';
+import type { ClusterLoadAssignment } from '../../proto/generated/envoy/config/endpoint/v3/endpoint.js';
+import { Listener } from '../../proto/generated/envoy/config/listener/v3/listener.js';
+import { FilterChainMatch, ListenerFilter, ListenerFilterChainMatchPredicate, type Filter, type FilterChain } from '../../proto/generated/envoy/config/listener/v3/listener_components.js';
+import { HTTPFault } from '../../proto/generated/envoy/extensions/filters/http/fault/v3/fault.js';
+import { RBAC as HttpRbac } from '../../proto/generated/envoy/extensions/filters/http/rbac/v3/rbac.js';
+import { HttpInspector } from '../../proto/generated/envoy/extensions/filters/listener/http_inspector/v3/http_inspector.js';
+import { OriginalDst } from '../../proto/generated/envoy/extensions/filters/listener/original_dst/v3/original_dst.js';
+import { TlsInspector } from '../../proto/generated/envoy/extensions/filters/listener/tls_inspector/v3/tls_inspector.js';
+import { HttpConnectionManager } from '../../proto/generated/envoy/extensions/filters/network/http_connection_manager/v3/http_connection_manager.js';
+import { RBAC as NetworkRbac } from '../../proto/generated/envoy/extensions/filters/network/rbac/v3/rbac.js';
+import { InternalUpstreamTransport } from '../../proto/generated/envoy/extensions/transport_sockets/internal_upstream/v3/internal_upstream.js';
+import { RawBuffer } from '../../proto/generated/envoy/extensions/transport_sockets/raw_buffer/v3/raw_buffer.js';
+import type { Any } from '../../proto/generated/google/protobuf/any.js';
+import { pack, unpack } from '../../common/xds/any.js';
+import { contentHash } from '../xds/resource-type.js';
+import { configType, type EnvoyExtensions } from './extensions.js';
+import { acceptedAddress } from './filter-state.js';
+import { socketAddress } from './fold-clusters.js';
+import { blackHole, foldChain } from './fold-listeners.js';
+import { PEER_PRINCIPAL, SOURCE_ADDRESS, type ListenerPod } from './pod-listener.js';
+import type { Entry } from './snapshot.js';
+
+/** Where a pod's rules redirect what arrives for it; a sidecar's number. */
+export const INBOUND_PORT = 15006;
+const ORIGINAL_DST = 'envoy.filters.listener.original_dst';
+const TLS_INSPECTOR = 'envoy.filters.listener.tls_inspector';
+const HTTP_INSPECTOR = 'envoy.filters.listener.http_inspector';
+const SOCKET_MATCH = 'envoy.transport_socket_match';
+const PLAINTEXT_HTTP = ['http/1.0', 'http/1.1', 'h2c'];
+
+/** Filters of every workload's inbound side: they decide nothing about who may call, so they alone are no reason to stand in the way. */
+const NEUTRAL: ReadonlySet<string> = new Set([
+  'envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager', 'envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy',
+  'envoy.extensions.filters.network.set_filter_state.v3.Config', 'envoy.extensions.filters.network.mongo_proxy.v3.MongoProxy',
+  'envoy.extensions.filters.http.grpc_stats.v3.FilterConfig', 'envoy.extensions.filters.http.cors.v3.Cors', 'envoy.extensions.filters.http.router.v3.Router',
+  'stats.PluginConfig', 'io.istio.http.peer_metadata.Config', 'envoy.tcp.metadataexchange.config.MetadataExchange', 'istio.envoy.config.filter.http.alpn.v2alpha1.FilterConfig',
+]);
+
+export interface FoldedInbound {
+  /** Some policy has a say in who may call. */
+  enforces: boolean;
+  /** For what comes over the network. */
+  direct: FilterChain[];
+  /** For what comes from pods of this node, with their identity. */
+  mesh: FilterChain[];
+  /** Ports that are not inspected, so that a server may speak first. */
+  silent: { direct: number[]; mesh: number[] };
+  hash: string;
+}
+
+/** Lets nobody in: for a listener that can't be folded. */
+export const CLOSED: FoldedInbound = finish(true, [], []);
+
+/** @throws FoldError when it needs what this Envoy lacks */
+export function foldInbound(listener: Listener, extensions: EnvoyExtensions): FoldedInbound {
+  const chains = [...listener.filter_chains, ...(listener.default_filter_chain ? [{ ...listener.default_filter_chain, filter_chain_match: undefined }] : [])]
+    .filter((chain) => chain.filter_chain_match?.destination_port !== INBOUND_PORT)
+    .map((chain) => foldChain(chain, extensions));
+  const groups = new Map<number, FilterChain[]>();
+  for (const chain of chains) groups.set(portOf(chain), [...(groups.get(portOf(chain)) ?? []), chain]);
+  const isStrict = [...groups.values()].some((group) => !group.some(takesPlaintext));
+  // Without certificates there is no end for mutual TLS here.
+  const direct = chains.map((chain) => (chain.transport_socket ? blackHole(chain.name, chain.filter_chain_match) : chain));
+  const mesh = [...groups.values()].flatMap(meshChains);
+  return finish(isStrict || chains.some(decides), distinct(direct), distinct(mesh));
+}
+
+function finish(enforces: boolean, direct: FilterChain[], mesh: FilterChain[]): FoldedInbound {
+  const loop = blackHole('loop', FilterChainMatch.fromPartial({ destination_port: INBOUND_PORT }));
+  const all = { direct: [loop, ...direct], mesh: [loop, ...mesh] };
+  const hash = contentHash(Listener, { ...Listener.fromPartial({}), filter_chains: [...all.direct, ...all.mesh] });
+  return { enforces, ...all, silent: { direct: silentPorts(direct), mesh: silentPorts(mesh) }, hash };
+}
+
+function portOf({ filter_chain_match }: FilterChain): number {
+  return filter_chain_match?.destination_port ?? 0;
+}
+
+function takesPlaintext(chain: FilterChain): boolean {
+  return !chain.transport_socket && chain.filter_chain_match?.transport_protocol !== 'tls';
+}
+
+/** One port's chains as its node's own pods meet them: where mutual TLS is asked for, their identity is enough. */
+function meshChains(group: FilterChain[]): FilterChain[] {
+  const ends = group.filter((chain) => chain.transport_socket);
+  if (ends.length === 0) return group;
+  const plain = group.filter((chain) => !chain.transport_socket);
+  if (plain.some(takesPlaintext)) return plain.map(withCaller);
+  const hasTcp = ends.some((chain) => !isHttp(chain));
+  return ends.map((chain) => {
+    const { destination_port, prefix_ranges = [] } = chain.filter_chain_match ?? {};
+    const match = FilterChainMatch.fromPartial({ prefix_ranges, application_protocols: isHttp(chain) && hasTcp ? PLAINTEXT_HTTP : [] });
+    match.destination_port = destination_port;
+    return withCaller({ ...chain, transport_socket: undefined, filter_chain_match: match });
+  });
+}
+
+/** Of chains that match the same the first counts; Envoy refuses the second. */
+function distinct(chains: FilterChain[]): FilterChain[] {
+  const seen = new Set<string>();
+  return chains.filter(({ filter_chain_match: match }) => {
+    const key = JSON.stringify(FilterChainMatch.toJSON(match ?? FilterChainMatch.fromPartial({})));
+    return !seen.has(key) && seen.add(key);
+  });
+}
+
+function isHttp(chain: FilterChain): boolean {
+  return chain.filters.some(({ config_type }) => config_type?.$case === 'typed_config' && unpack(HttpConnectionManager, config_type.value));
+}
+
+function decides(chain: FilterChain): boolean {
+  return chain.filters.some(({ config_type }) => {
+    if (config_type?.$case !== 'typed_config') return true;
+    const manager = unpack(HttpConnectionManager, config_type.value);
+    return !isNeutral(config_type.value) || manager?.http_filters.some((filter) => filter.config_type?.$case === 'typed_config' && !isNeutral(filter.config_type.value));
+  });
+}
+
+function isNeutral(config: Any): boolean {
+  return NEUTRAL.has(configType(config)) || (unpack(HTTPFault, config) !== undefined && config.value.length === 0);
+}
+
+/** What looks for the caller's certificate looks for the identity that its listener gave the connection. */
+function withCaller(chain: FilterChain): FilterChain {
+  return { ...chain, filters: chain.filters.map((filter): Filter => (filter.config_type?.$case === 'typed_config' ? { ...filter, config_type: { $case: 'typed_config', value: callerFromState(filter.config_type.value) } } : filter)) };
+}
+
+function callerFromState(config: Any): Any {
+  const network = unpack(NetworkRbac, config);
+  if (network) {
+    for (const rules of [network.rules, network.shadow_rules]) rewrite(rules);
+    return pack(NetworkRbac, network);
+  }
+  const http = unpack(HttpRbac, config);
+  if (http) {
+    for (const rules of [http.rules, http.shadow_rules]) rewrite(rules);
+    return pack(HttpRbac, http);
+  }
+  const manager = unpack(HttpConnectionManager, config);
+  if (!manager) return config;
+  for (const filter of manager.http_filters) {
+    if (filter.config_type?.$case === 'typed_config') filter.config_type.value = callerFromState(filter.config_type.value);
+  }
+  // As a sidecar tells its application; what the caller itself wrote there is dropped, there being no certificate.
+  if (manager.route_specifier?.$case === 'route_config') {
+    manager.route_specifier.value.request_headers_to_add.push(HeaderValueOption.fromPartial({ header: { key: 'x-forwarded-client-cert', value: `URI=%FILTER_STATE(${PEER_PRINCIPAL}:PLAIN)%` }, append_action: HeaderValueOption_HeaderAppendAction.OVERWRITE_IF_EXISTS_OR_ADD }));
+  }
+  return pack(HttpConnectionManager, manager);
+}
+
+function rewrite(rules: Rules | undefined): void {
+  for (const policy of Object.values(rules?.policies ?? {})) policy.principals = policy.principals.map(fromState);
+}
+
+function fromState(principal: Principal): Principal {
+  const { identifier } = principal;
+  switch (identifier?.$case) {
+    case 'and_ids':
+    case 'or_ids':
+      return Principal.fromPartial({ identifier: { $case: identifier.$case, value: { ids: identifier.value.ids.map(fromState) } } });
+    case 'not_id':
+      return Principal.fromPartial({ identifier: { $case: 'not_id', value: fromState(identifier.value) } });
+    case 'authenticated': {
+      const value = identifier.value.principal_name ?? { match_pattern: { $case: 'safe_regex' as const, value: { regex: '.+' } } };
+      return Principal.fromPartial({ identifier: { $case: 'filter_state', value: { key: PEER_PRINCIPAL, matcher: { $case: 'string_match', value } } } });
+    }
+    default:
+      return principal;
+  }
+}
+
+/** Ports of which no chain asks what the client sent; 0 stands for all that are not named. */
+function silentPorts(chains: readonly FilterChain[]): number[] {
+  const asks = ({ filter_chain_match: match }: FilterChain): boolean => match?.transport_protocol === 'tls' || (match?.application_protocols.length ?? 0) > 0;
+  const asking = new Set(chains.filter(asks).map(portOf));
+  return [...new Set(chains.map(portOf))].filter((port) => port !== 0 && !asking.has(port)).sort((a, b) => a - b);
+}
+
+function listenerFilter(name: string, value: Any, silent: readonly number[] = []): ListenerFilter {
+  const rules = silent.map((port) => ListenerFilterChainMatchPredicate.fromPartial({ rule: { $case: 'destination_port_range', value: { start: port, end: port + 1 } } }));
+  const filter = ListenerFilter.fromPartial({ name, config_type: { $case: 'typed_config', value } });
+  if (rules.length > 0) filter.filter_disabled = rules.length === 1 ? rules[0] : ListenerFilterChainMatchPredicate.fromPartial({ rule: { $case: 'or_match', value: { rules } } });
+  return filter;
+}
+
+function listenerFilters(silent: readonly number[]): ListenerFilter[] {
+  return [
+    listenerFilter(ORIGINAL_DST, pack(OriginalDst, OriginalDst.fromPartial({}))),
+    listenerFilter(TLS_INSPECTOR, pack(TlsInspector, TlsInspector.fromPartial({})), silent),
+    listenerFilter(HTTP_INSPECTOR, pack(HttpInspector, HttpInspector.fromPartial({})), silent),
+  ];
+}
+
+export function inboundListenerName(uid: string): string {
+  return `pod/${uid}/inbound`;
+}
+
+/** Named by its content: connections that were pooled under older policies lead to another listener, and end. */
+export function meshListenerName(uid: string, { hash }: Pick<FoldedInbound, 'hash'>): string {
+  return `pod/${uid}/inbound-mesh/${hash.slice(0, 12)}`;
+}
+
+export function isInboundCluster(name: string): boolean {
+  return name.startsWith('inbound|') || name === 'InboundPassthroughCluster';
+}
+
+/** A pod's own: its connections are opened in its namespace. */
+export function podClusterName(uid: string, name: string): string {
+  return `pod/${uid}/${name}`;
+}
+
+/** @param rename gives the pod's chains their cluster names */
+export function inboundListeners(pod: ListenerPod, folded: FoldedInbound, rename: (chain: FilterChain) => FilterChain): Entry[] {
+  const common = { traffic_direction: TrafficDirection.INBOUND, continue_on_listener_filters_timeout: true, listener_filters_timeout: { seconds: 0n, nanos: 0 } };
+  const direct = Listener.fromPartial({
+    ...common,
+    name: inboundListenerName(pod.uid),
+    stat_prefix: `pod_${pod.uid}_inbound`,
+    address: socketAddress('0.0.0.0', INBOUND_PORT, pod.netnsPath),
+    additional_addresses: pod.ipv6 ? [{ address: socketAddress('::', INBOUND_PORT, pod.netnsPath) }] : [],
+  });
+  direct.listener_filters = listenerFilters(folded.silent.direct);
+  direct.filter_chains = folded.direct.map(rename);
+  const mesh = Listener.fromPartial({ ...common, name: meshListenerName(pod.uid, folded), stat_prefix: `pod_${pod.uid}_inbound_mesh`, listener_specifier: { $case: 'internal_listener', value: {} } });
+  mesh.listener_filters = [acceptedAddress('underpass.source', `${ORIGINAL_DST}.remote_ip`, `%FILTER_STATE(${SOURCE_ADDRESS}:PLAIN)%`), ...listenerFilters(folded.silent.mesh)];
+  mesh.filter_chains = folded.mesh.map(rename);
+  return [direct, mesh].map((listener) => ({ name: listener.name, version: contentHash(Listener, listener), any: pack(Listener, listener), needs: [] }));
+}
+
+/**
+ * The cluster and endpoints with pods that enforce policy behind their internal listeners.
+ * @param inbound addresses of those pods, and the names of those listeners
+ */
+export function throughInbound(cluster: Cluster, assignment: ClusterLoadAssignment | undefined, inbound: ReadonlyMap<string, string>): { cluster: Cluster; assignment: ClusterLoadAssignment | undefined } {
+  if (inbound.size === 0) return { cluster, assignment };
+  let found = false;
+  const change = (from: ClusterLoadAssignment): ClusterLoadAssignment => ({
+    ...from,
+    endpoints: from.endpoints.map((locality) => ({
+      ...locality,
+      lb_endpoints: locality.lb_endpoints.map((item) => {
+        const endpoint = item.host_identifier?.$case === 'endpoint' ? item.host_identifier.value : undefined;
+        const socket = endpoint?.address?.address?.$case === 'socket_address' ? endpoint.address.address.value : undefined;
+        const listener = socket && inbound.get(socket.address);
+        if (!socket || listener === undefined || socket.port_specifier?.$case !== 'port_value') return item;
+        found = true;
+        const id = `${socket.address.includes(':') ? `[${socket.address}]` : socket.address}:${socket.port_specifier.value}`;
+        return {
+          ...item,
+          host_identifier: {
+            $case: 'endpoint' as const,
+            value: { ...endpoint!, additional_addresses: [], address: { address: { $case: 'envoy_internal_address' as const, value: { address_name_specifier: { $case: 'server_listener_name' as const, value: listener }, endpoint_id: id } } } },
+          },
+          metadata: { typed_filter_metadata: {}, ...item.metadata, filter_metadata: { ...item.metadata?.filter_metadata, [SOCKET_MATCH]: { underpass: 'inbound' }, [ORIGINAL_DST]: { local: id } } },
+        };
+      }),
+    })),
+  });
+  const changed = assignment && change(assignment);
+  const inline = cluster.load_assignment && change(cluster.load_assignment);
+  if (!found) return { cluster, assignment };
+  const transport_socket = cluster.transport_socket ?? { name: 'envoy.transport_sockets.raw_buffer', config_type: { $case: 'typed_config' as const, value: pack(RawBuffer, RawBuffer.fromPartial({})) } };
+  const transport = InternalUpstreamTransport.fromPartial({ passthrough_metadata: [{ kind: { kind: { $case: 'host', value: {} } }, name: ORIGINAL_DST }] });
+  transport.transport_socket = transport_socket;
+  const match = { name: 'inbound', match: { underpass: 'inbound' }, transport_socket: { name: 'envoy.transport_sockets.internal_upstream', config_type: { $case: 'typed_config' as const, value: pack(InternalUpstreamTransport, transport) } } };
+  return { cluster: { ...cluster, load_assignment: inline, transport_socket_matches: [match, ...cluster.transport_socket_matches] }, assignment: changed };
+}
