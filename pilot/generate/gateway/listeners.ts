@@ -38,7 +38,16 @@ export function gatewayListeners(model: Model, proxy: Proxy): Resource[] {
     else byPort.set(key, [bound]);
   }
   const scope = model.scopeOf(proxy);
-  return [...byPort.values()].flatMap((servers) => portListener(model, scope, proxy, servers) ?? []);
+  return [...byPort.values()].flatMap((servers) => portListener(model, scope, proxy, compatible(servers)) ?? []);
+}
+
+/**
+ * A port is either plaintext HTTP, plaintext TCP or TLS, as Istio has it: the oldest Gateway's server decides, others are
+ * left out. Together they could have chains with the same match, for which Envoy refuses the whole listener.
+ */
+function compatible(servers: readonly BoundServer[]): BoundServer[] {
+  const kind = (bound: BoundServer): string => (isPlainHttp(bound) ? 'http' : bound.server.tls ? 'tls' : 'tcp');
+  return servers.filter((bound) => kind(bound) === kind(servers[0]!));
 }
 
 function portListener(model: Model, scope: Scope, proxy: Proxy, servers: readonly BoundServer[]): Resource | undefined {
