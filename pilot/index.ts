@@ -9,6 +9,7 @@ import { parseDurationMs } from '../common/kube/schema.js';
 import { Generators } from './generate/generator.js';
 import { warm } from './generate/warm.js';
 import { AdminServer } from './admin/server.js';
+import { HealthServer } from './health/server.js';
 import { JwksFetcher } from './jwks/fetcher.js';
 import { discoverable } from './mesh-config/discovery.js';
 import { LiveMeshConfig } from './mesh-config/live.js';
@@ -47,6 +48,8 @@ export interface PilotOptions {
   webhooks?: WebhooksOptions;
   /** Where the proxies of the Gateway API's Gateways are written, for whoever runs them; none by default. */
   provisionDir?: string;
+  /** How long a health verdict counts whose Envoy is gone. */
+  healthVerdictTtlMs?: number;
   logger: Logger;
   debounce?: Partial<DebounceOptions>;
 }
@@ -76,6 +79,7 @@ export class Pilot {
   #admin: AdminServer | undefined;
   #isReady = false;
   #warming = 0;
+  #health: HealthServer | undefined;
   readonly #stopping = new AbortController();
   #debouncer: Debouncer<ChangeSet> | undefined;
   #admission: Admission | undefined;
@@ -151,11 +155,15 @@ export class Pilot {
     const admin = new AdminServer({ model: this.#model, generators: this.#generators, ads: server, metrics: server.metrics, isReady: () => this.#isReady, status: () => this.status() });
     this.#admin = admin;
     this.#debouncer = debouncer;
+    const health = new HealthServer({ model: this.#model, logger: logger.child({ part: 'health' }), onChange: (change) => changed(change), ...(this.#options.healthVerdictTtlMs === undefined ? {} : { verdictTtlMs: this.#options.healthVerdictTtlMs }) });
+    server.register((grpc) => health.addTo(grpc));
+    this.#health = health;
     [this.#server, this.#admission, this.#source, this.#meshConfig, this.#jwks] = [server, admission, source, mesh, jwks];
     this.#nextVersion();
     this.#store.add(mesh);
     this.#store.add(registration);
     this.#store.add(server);
+    this.#store.add(health);
     this.#store.add(admin);
     this.#store.add(debouncer);
     this.#store.add(jwks);
@@ -235,6 +243,7 @@ export class Pilot {
   }
 
   #send(change: ChangeSet): void {
+    this.#health?.changed(change);
     this.#options.logger.info({ version: this.#version, ...change.summary() }, 'pushing changes');
     const metrics = this.#server?.metrics;
     metrics?.debounce.observe((performance.now() - change.since) / 1_000);

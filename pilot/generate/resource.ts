@@ -15,7 +15,9 @@ export interface Resource {
   readonly name: string;
   /** Hash of the content: equal content has an equal version, whoever generated it and when. */
   version: string;
-  body: Any;
+  readonly body: Any;
+  /** The body's bytes one after the other, where many resources have most of them in common and `body` is put together when it is asked for. */
+  readonly parts?: readonly Uint8Array[];
 }
 
 export const TYPE = {
@@ -38,11 +40,28 @@ export function makeResource<T>(name: string, codec: Encoder<T>, message: T): Re
   return withVersion(name, pack(codec, message));
 }
 
-/** The same for a message that is encoded already. */
-export function makeEncodedResource<T>(name: string, codec: Encoder<T>, value: Buffer): Resource {
-  return withVersion(name, { type_url: typeUrl(codec), value });
+/** A resource of parts that others have as well: kept by reference, since a large mesh's route tables would not fit into memory. */
+class PartedResource implements Resource {
+  readonly version: string;
+
+  constructor(readonly name: string, readonly typeUrl: string, readonly parts: readonly Uint8Array[]) {
+    const hash = createHash('sha1');
+    for (const part of parts) hash.update(part);
+    this.version = hash.digest('base64url').slice(0, VERSION_LENGTH);
+  }
+
+  get body(): Any {
+    return { type_url: this.typeUrl, value: Buffer.concat(this.parts) };
+  }
 }
 
+/** The same for a message that is encoded already, in parts. */
+export function makePartedResource<T>(name: string, codec: Encoder<T>, parts: readonly Uint8Array[]): Resource {
+  return new PartedResource(name, typeUrl(codec), parts);
+}
+
+const VERSION_LENGTH = 16;
+
 function withVersion(name: string, body: Any): Resource {
-  return { name, body, version: createHash('sha1').update(body.value).digest('base64url').slice(0, 16) };
+  return { name, body, version: createHash('sha1').update(body.value).digest('base64url').slice(0, VERSION_LENGTH) };
 }

@@ -10,7 +10,7 @@ import type { MeshConfig } from '../model/mesh.js';
 import type { MeshService } from '../model/model.js';
 import type { Scope } from '../model/scope.js';
 import type { Visibility } from '../model/visibility.js';
-import { makeEncodedResource, type Resource } from './resource.js';
+import { makePartedResource, type Resource } from './resource.js';
 
 /** A field of protobuf with number 2 and a length: RouteConfiguration.virtual_hosts. */
 const VIRTUAL_HOSTS_TAG = 0x12;
@@ -91,6 +91,5 @@ export function encodedHost(host: VirtualHost): Buffer {
 
 /** A table put together from encoded virtual hosts; in protobuf the order of different fields does not count. */
 export function routeResource(name: string, table: RouteConfiguration, virtualHosts: readonly VirtualHost[]): Resource {
-  const value = Buffer.concat([RouteConfiguration.encode({ ...table, virtual_hosts: [] }).finish(), ...virtualHosts.map(encodedHost)]);
-  return makeEncodedResource(name, RouteConfiguration, value);
+  return makePartedResource(name, RouteConfiguration, [RouteConfiguration.encode({ ...table, virtual_hosts: [] }).finish(), ...virtualHosts.map(encodedHost)]);
 }

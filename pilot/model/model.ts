@@ -75,6 +75,8 @@ export class Model {
     mesh: () => this.mesh,
   });
   #sorted: readonly MeshService[] | undefined;
+  /** Addresses that a health check found unhealthy, by host. */
+  readonly #health = new Map<string, Map<string, boolean>>();
   #rules: DestinationRules | undefined;
   #usesHashing: boolean | undefined;
   #rulesShapeListeners: boolean | undefined;
@@ -266,8 +268,31 @@ export class Model {
     let ofHost = this.#endpoints.get(service.host);
     if (!ofHost) this.#endpoints.set(service.host, (ofHost = new Map()));
     let endpoints = ofHost.get(service.key);
-    if (!endpoints) ofHost.set(service.key, (endpoints = service.object.kind === 'ServiceEntry' ? this.serviceEntries.endpoints(service) : this.#serviceEndpoints(service)));
+    if (!endpoints) ofHost.set(service.key, (endpoints = this.#asChecked(service.host, service.object.kind === 'ServiceEntry' ? this.serviceEntries.endpoints(service) : this.#serviceEndpoints(service))));
     return endpoints;
+  }
+
+  /** What was found by checking counts beside what Kubernetes says: an endpoint has to be ready and healthy. */
+  #asChecked(host: string, endpoints: readonly Endpoint[]): readonly Endpoint[] {
+    const verdicts = this.#health.get(host);
+    return verdicts ? endpoints.map((endpoint) => (verdicts.get(endpoint.address) === false ? { ...endpoint, ready: false } : endpoint)) : endpoints;
+  }
+
+  /** Notes what a health check has found; undefined: nothing is known any more. */
+  setHealth(host: string, address: string, isHealthy: boolean | undefined): ChangeSet {
+    const changed = new ChangeSet();
+    let verdicts = this.#health.get(host);
+    // Healthy and unknown are the same for clients.
+    if ((verdicts?.get(address) ?? true) !== (isHealthy ?? true)) {
+      changed.endpoints.add(host);
+      this.#endpoints.delete(host);
+    }
+    if (isHealthy === false) {
+      if (!verdicts) this.#health.set(host, (verdicts = new Map()));
+      verdicts.set(address, false);
+    } else verdicts?.delete(address);
+    if (verdicts?.size === 0) this.#health.delete(host);
+    return changed;
   }
 
   #serviceEndpoints(service: MeshService): Endpoint[] {

@@ -24,14 +24,20 @@ export interface DeltaHead {
 
 export function encodeDelta(head: DeltaHead, resources: readonly Resource[]): Buffer {
   const parts: Uint8Array[] = [DeltaDiscoveryResponse.encode(DeltaDiscoveryResponse.fromPartial({ ...head, control_plane })).finish()];
-  for (const resource of resources) parts.push(frameOf(deltaFrames, resource, deltaFrame), resource.body.value);
+  for (const resource of resources) addResource(parts, frameOf(deltaFrames, resource, deltaFrame), resource);
   return Buffer.concat(parts);
 }
 
 export function encodeSotw(head: { type_url: string; version_info: string; nonce: string }, resources: readonly Resource[]): Buffer {
   const parts: Uint8Array[] = [DiscoveryResponse.encode(DiscoveryResponse.fromPartial({ ...head, control_plane })).finish()];
-  for (const resource of resources) parts.push(frameOf(sotwFrames, resource, sotwFrame), resource.body.value);
+  for (const resource of resources) addResource(parts, frameOf(sotwFrames, resource, sotwFrame), resource);
   return Buffer.concat(parts);
+}
+
+function addResource(parts: Uint8Array[], frame: Buffer, resource: Resource): void {
+  parts.push(frame);
+  if (resource.parts) for (const part of resource.parts) parts.push(part);
+  else parts.push(resource.body.value);
 }
 
 function frameOf(frames: WeakMap<Resource, Buffer>, resource: Resource, make: (resource: Resource) => Buffer): Buffer {
@@ -43,14 +49,16 @@ function frameOf(frames: WeakMap<Resource, Buffer>, resource: Resource, make: (r
 /** All of a Resource up to the bytes of its body, which come last. */
 function deltaFrame({ name, version, body }: Resource): Buffer {
   const named = ResourceMessage.encode(ResourceMessage.fromPartial({ name, version })).finish();
-  const any = anyFrame(body.type_url, body.value.length);
-  const bodyHead = [RESOURCE_BODY, ...varint(any.length + body.value.length)];
-  return Buffer.from([RESOURCES, ...varint(named.length + bodyHead.length + any.length + body.value.length), ...named, ...bodyHead, ...any]);
+  const { length } = body.value;
+  const any = anyFrame(body.type_url, length);
+  const bodyHead = [RESOURCE_BODY, ...varint(any.length + length)];
+  return Buffer.from([RESOURCES, ...varint(named.length + bodyHead.length + any.length + length), ...named, ...bodyHead, ...any]);
 }
 
 function sotwFrame({ body }: Resource): Buffer {
-  const any = anyFrame(body.type_url, body.value.length);
-  return Buffer.from([RESOURCES, ...varint(any.length + body.value.length), ...any]);
+  const { length } = body.value;
+  const any = anyFrame(body.type_url, length);
+  return Buffer.from([RESOURCES, ...varint(any.length + length), ...any]);
 }
 
 function anyFrame(typeUrl: string, length: number): number[] {

@@ -99,6 +99,11 @@ export class AdsServer {
     }
   }
 
+  /** Serves something else on the same addresses. Before the first listen(). */
+  register(add: (server: Server) => void): void {
+    add(this.#server);
+  }
+
   push(change: ChangeSet): void {
     for (const connection of this.#connections) this.#queue.enqueue(connection, change);
   }
