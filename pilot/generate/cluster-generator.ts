@@ -3,8 +3,9 @@ import { hostMatches } from '../model/hosts.js';
 import type { MeshService, Model } from '../model/model.js';
 import type { Proxy } from '../model/proxy.js';
 import type { Scope } from '../model/scope.js';
-import { inboundChanged, outboundChanged } from './affected.js';
+import { gatewayChanged, inboundChanged, outboundChanged } from './affected.js';
 import { clusterClientKey, proxyClusters, serviceClusters, type ClusterVariant } from './clusters.js';
+import { isEastWest, sniClusters } from './gateway/sni-clusters.js';
 import type { Generator } from './generator.js';
 import { hasIpv4, hasIpv6, proxyIps } from './inbound-ports.js';
 import { whereabouts } from './locality.js';
@@ -17,11 +18,12 @@ export class ClusterGenerator implements Generator {
   /** By host, then by the service's own key and the rule that applies. */
   readonly #byHost = new Map<string, Map<string, Resource[]>>();
   #lists = new WeakMap<Scope, Map<string, readonly Resource[]>>();
+  #bySni = new WeakMap<Scope, readonly Resource[]>();
   constructor(readonly model: Model) {}
 
   all(proxy: Proxy): Resource[] {
     const scope = this.model.scopeOf(proxy);
-    return [...this.#outboundOf(scope, proxy), ...proxyClusters(scope, proxy)];
+    return [...this.#outboundOf(scope, proxy), ...proxyClusters(scope, proxy), ...(isEastWest(this.model, proxy) ? this.#eastWest(scope) : [])];
   }
 
   /** Clients of one scope share their clusters, unless some are resolved by name, which each does where it is. */
@@ -32,6 +34,12 @@ export class ClusterGenerator implements Generator {
     let list = lists.get(proxy.type);
     if (!list) lists.set(proxy.type, (list = this.#outbound(scope, proxy)));
     return list;
+  }
+
+  #eastWest(scope: Scope): readonly Resource[] {
+    let made = this.#bySni.get(scope);
+    if (!made) this.#bySni.set(scope, (made = sniClusters(scope)));
+    return made;
   }
 
   #outbound(scope: Scope, proxy: Proxy): Resource[] {
@@ -66,11 +74,11 @@ export class ClusterGenerator implements Generator {
   }
 
   affected(proxy: Proxy, change: ChangeSet): 'all' | Iterable<string> {
-    return outboundChanged(change) || inboundChanged(this.model, proxy, change) ? 'all' : [];
+    return outboundChanged(change) || inboundChanged(this.model, proxy, change) || gatewayChanged(proxy, change) ? 'all' : [];
   }
 
   invalidate(change: ChangeSet): void {
-    if (outboundChanged(change)) this.#lists = new WeakMap();
+    if (outboundChanged(change)) [this.#lists, this.#bySni] = [new WeakMap(), new WeakMap()];
     if (change.full) this.#byHost.clear();
     for (const host of [...change.services, ...change.identities]) this.#byHost.delete(host);
     for (const pattern of change.rules) {

@@ -19,7 +19,12 @@ export interface ClusterKey {
   host: string;
 }
 
+const SNI = /^outbound_\.(\d+)_\.(.*?)_\.(.+)$/;
+
+/** Of both forms: an east-west gateway asks for endpoints by the SNI's. */
 export function parseClusterName(name: string): ClusterKey | undefined {
+  const sni = SNI.exec(name);
+  if (sni) return { port: Number(sni[1]), subset: sni[2]!, host: sni[3]! };
   const [direction, port, subset, host] = name.split('|');
   if (direction !== 'outbound' || subset === undefined || !host || !/^\d+$/.test(port!)) return undefined;
   return { port: Number(port), subset, host };
