@@ -68,6 +68,8 @@ export interface WorldOptions {
   nodes?: number;
   /** Without the node agent: only the sidecars' mode is there. */
   sidecarsOnly?: boolean;
+  /** Without the pods and Services of its own. */
+  bare?: boolean;
 }
 
 const MARKER = 'mesh-world-step';
@@ -133,21 +135,24 @@ export class MeshWorld {
   }
 
   #world(): string {
-    const { yaml, outside } = this.options;
+    const { yaml, outside, bare } = this.options;
     const parts: string[] = [];
+    const own = (...objects: string[]): string[] => (bare ? [] : objects);
     for (const mode of MODES) {
       if (mode === 'node' && this.options.sidecarsOnly) continue;
       parts.push(
         `apiVersion: v1\nkind: Namespace\nmetadata: {name: ${mode}, labels: {underpass.io/mode: ${mode}}}\n`,
-        pod(mode, 'client', 'app: client', 'name: curl, image: curl'),
-        ...['v1', 'v2'].map((version) => pod(mode, `web-${version}`, `app: web, version: ${version}`, ECHO)),
-        pod(mode, 'other', 'app: other, version: v1', ECHO),
-        service(mode, 'web'),
-        service(mode, 'other'),
+        ...own(
+          pod(mode, 'client', 'app: client', 'name: curl, image: curl'),
+          ...['v1', 'v2'].map((version) => pod(mode, `web-${version}`, `app: web, version: ${version}`, ECHO)),
+          pod(mode, 'other', 'app: other, version: v1', ECHO),
+          service(mode, 'web'),
+          service(mode, 'other'),
+        ),
         ...(yaml ? [yaml(mode)] : []),
       );
     }
-    parts.push(pod('outside', 'client', 'app: client', 'name: curl, image: curl'), pod('outside', 'web', 'app: web, version: out', ECHO), service('outside', 'web'), ...(outside ? [outside] : []));
+    parts.push(...own(pod('outside', 'client', 'app: client', 'name: curl, image: curl'), pod('outside', 'web', 'app: web, version: out', ECHO), service('outside', 'web')), ...(outside ? [outside] : []));
     return parts.join('---\n');
   }
 
