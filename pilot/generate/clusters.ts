@@ -66,14 +66,16 @@ function outboundCluster({ model }: Scope, service: MeshService, port: MeshPort,
   if (subset) istio['subset'] = subset;
   if (service.external) istio['external'] = true;
   const setting = localitySetting(mesh, policy.loadBalancer, service);
+  // What a gateway's client connected to is the gateway: it chooses an endpoint of its own, as in Istio.
+  const resolution = variant.isGateway && service.resolution === 'ORIGINAL_DST' ? 'EDS' : service.resolution;
   const cluster = Cluster.fromPartial({
     name,
     alt_stat_name: `${name};`,
-    cluster_discovery_type: { $case: 'type', value: DISCOVERY[service.resolution] },
+    cluster_discovery_type: { $case: 'type', value: DISCOVERY[resolution] },
     common_lb_config: { healthy_panic_threshold: {}, ...(weighsLocalities(setting, policy.outlierDetection !== undefined) ? { locality_config_specifier: { $case: 'locality_weighted_lb_config', value: {} } } : {}) },
     metadata: { filter_metadata: { istio } },
   });
-  if (service.resolution === 'EDS') cluster.eds_cluster_config = { eds_config: ads, service_name: name };
+  if (resolution === 'EDS') cluster.eds_cluster_config = { eds_config: ads, service_name: name };
   if (named) resolvedByName(cluster, service.resolution === 'DNS_ROUND_ROBIN' ? onlyFirst(named) : named, variant);
   const http = upstreamHttp(port.protocol, policy.connectionPool, mesh, true, !variant.isGateway);
   applyConnectionPool(cluster, policy, mesh);
