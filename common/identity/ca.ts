@@ -1,133 +1,290 @@
 /**
- * A certificate authority in memory: a self-signed root and SPIFFE leaves, as Istio's citadel issues them. Keys never
- * touch a disk.
+ * A certificate authority: a self-signed root or a given CA below one, and SPIFFE leaves, as Istio's citadel issues them.
+ * Keys stay in memory; whoever wants them kept gives a RootStore. Roots can be exchanged without anybody losing trust: the
+ * next one is introduced (all trust both), then it issues, then the old one leaves.
  */
-import 'reflect-metadata'; // @peculiar/x509 finds its parts through it
 import * as x509 from '@peculiar/x509';
 import { webcrypto } from 'node:crypto';
+import { isIP } from 'node:net';
+import { systemClock, type Clock } from '../clock.js';
+import { UnderpassError } from '../errors.js';
+import { BACKDATE_MS, generateKeys, LEAF_KEY_ALGORITHM, privateKeyPem, readSigningKey, selfSignedRoot, serialNumber, type CaMaterial, type SigningAlgorithm, type SigningKey } from './signing-key.js';
+import { DEFAULT_TRUST_DOMAIN, parseSpiffeId, spiffeId, type WorkloadIdentity } from './spiffe.js';
 
-export const DEFAULT_TRUST_DOMAIN = 'cluster.local';
+export { DEFAULT_TRUST_DOMAIN, spiffeId, type WorkloadIdentity } from './spiffe.js';
+export type { CaMaterial } from './signing-key.js';
 
-const KEY_ALGORITHM = { name: 'ECDSA', namedCurve: 'P-256', hash: 'SHA-256' } as const;
 const DAY_MS = 86_400_000;
 const ROOT_TTL_MS = 3650 * DAY_MS;
-const LEAF_TTL_MS = DAY_MS;
-/** Clocks of machines differ; Istio dates back as well. */
-const BACKDATE_MS = 2 * 60_000;
-
-export interface WorkloadIdentity {
-  trustDomain: string;
-  namespace: string;
-  serviceAccount: string;
-}
+export const DEFAULT_LEAF_TTL_MS = DAY_MS;
+/** Istio's default for MAX_WORKLOAD_CERT_TTL. */
+export const DEFAULT_MAX_LEAF_TTL_MS = 90 * DAY_MS;
+const MIN_RSA_BITS = 2048;
+const MAX_RSA_BITS = 8192;
 
 export interface IssuedCertificate {
-  /** Leaf first, then what leads to the root. */
+  /** Leaf first, then what leads to the root, without it. */
   chainPem: string;
   privateKeyPem: string;
   notBefore: Date;
   notAfter: Date;
 }
 
-export function spiffeId({ trustDomain, namespace, serviceAccount }: WorkloadIdentity): string {
-  return `spiffe://${trustDomain}/ns/${namespace}/sa/${serviceAccount}`;
+/** Where a self-signed root and its rotation survive a restart. Without one they live as long as the process. */
+export interface RootStore {
+  load(): Promise<StoredRoots | undefined>;
+  save(roots: StoredRoots): Promise<void>;
 }
 
-export class CertificateAuthority {
-  private constructor(
-    readonly trustDomain: string,
-    readonly root: x509.X509Certificate,
-    readonly keys: webcrypto.CryptoKeyPair,
-  ) {}
+export interface StoredRoots {
+  issuing: CaMaterial;
+  /** Trusted already, not issuing yet. */
+  next?: CaMaterial;
+  /** Trusted still, issuing no more. */
+  retiring: string[];
+  /** When this state began, milliseconds since 1970. */
+  since: number;
+}
 
-  static async create(options: { trustDomain?: string } = {}): Promise<CertificateAuthority> {
-    x509.cryptoProvider.set(webcrypto);
-    const trustDomain = options.trustDomain ?? DEFAULT_TRUST_DOMAIN;
-    const keys = await generateKeys();
-    const root = await x509.X509CertificateGenerator.createSelfSigned({
-      serialNumber: serialNumber(),
-      name: `O=${trustDomain}`,
-      notBefore: new Date(Date.now() - BACKDATE_MS),
-      notAfter: new Date(Date.now() + ROOT_TTL_MS),
-      signingAlgorithm: KEY_ALGORITHM,
-      keys: keys,
-      extensions: [
-        new x509.BasicConstraintsExtension(true, undefined, true),
-        new x509.KeyUsagesExtension(x509.KeyUsageFlags.keyCertSign | x509.KeyUsageFlags.cRLSign, true),
-        await x509.SubjectKeyIdentifierExtension.create(keys.publicKey),
-      ],
-    });
-    return new CertificateAuthority(trustDomain, root, keys);
+export interface CaOptions {
+  trustDomain?: string;
+  /** Without a request's own wish. */
+  leafTtlMs?: number;
+  /** More is not given, whatever is asked for. */
+  maxLeafTtlMs?: number;
+  rootTtlMs?: number;
+  clock?: Clock;
+}
+
+/** Where an exchange of roots stands. */
+export type RotationPhase = 'steady' | 'introduced' | 'retiring';
+
+export class CertificateAuthority {
+  readonly trustDomain: string;
+  readonly clock: Clock;
+  readonly #options: CaOptions;
+  readonly #store: RootStore | undefined;
+  readonly #listeners = new Set<() => void>();
+  #issuing: SigningKey;
+  #next: SigningKey | undefined;
+  #retiring: string[];
+  #since: number;
+
+  private constructor(options: CaOptions, store: RootStore | undefined, state: { issuing: SigningKey; next?: SigningKey | undefined; retiring?: string[]; since?: number }) {
+    this.#options = options;
+    this.#store = store;
+    this.trustDomain = options.trustDomain ?? DEFAULT_TRUST_DOMAIN;
+    this.clock = options.clock ?? systemClock;
+    this.#issuing = state.issuing;
+    this.#next = state.next;
+    this.#retiring = state.retiring ?? [];
+    this.#since = state.since ?? this.clock.now();
   }
 
+  /** A self-signed root: the store's, if there is one, else a new one. */
+  static async create(options: CaOptions & { store?: RootStore } = {}): Promise<CertificateAuthority> {
+    const { store } = options;
+    const now = (options.clock ?? systemClock).now();
+    const stored = await store?.load();
+    if (stored) {
+      const issuing = await readSigningKey(stored.issuing, 'the kept root', now);
+      const next = stored.next && (await readSigningKey(stored.next, 'the kept next root', now));
+      return new CertificateAuthority(options, store, { issuing, next, retiring: stored.retiring, since: stored.since });
+    }
+    const issuing = await selfSignedRoot({ trustDomain: options.trustDomain ?? DEFAULT_TRUST_DOMAIN, now, ttlMs: options.rootTtlMs ?? ROOT_TTL_MS });
+    const ca = new CertificateAuthority(options, store, { issuing });
+    await ca.#keep();
+    return ca;
+  }
+
+  /** A CA that was given, e.g. an intermediate below an organization's root. @throws UnderpassError `UNDERPASS_CA` */
+  static async from(material: CaMaterial, origin: string, options: CaOptions = {}): Promise<CertificateAuthority> {
+    return new CertificateAuthority(options, undefined, { issuing: await readSigningKey(material, origin, (options.clock ?? systemClock).now()) });
+  }
+
+  /** All roots that count now, the issuing one's first. */
   get rootPem(): string {
-    return this.root.toString('pem');
+    return [...new Set([...this.#issuing.rootPems, ...(this.#next?.rootPems ?? []), ...this.#retiring])].join('');
+  }
+
+  /** The certificate that signs; a root only when no intermediate was given. */
+  get root(): x509.X509Certificate {
+    return this.#issuing.certificate;
+  }
+
+  get keys(): { privateKey: webcrypto.CryptoKey } {
+    return { privateKey: this.#issuing.key };
+  }
+
+  get signingAlgorithm(): SigningAlgorithm {
+    return this.#issuing.algorithm;
+  }
+
+  /** From the certificate that signs upwards, without the root. */
+  get intermediatePems(): readonly string[] {
+    return this.#issuing.intermediatePems;
+  }
+
+  /** End of the signing certificate's life, milliseconds since 1970. */
+  get notAfter(): number {
+    return this.#issuing.certificate.notAfter.getTime();
+  }
+
+  get phase(): RotationPhase {
+    return this.#next ? 'introduced' : this.#retiring.length > 0 ? 'retiring' : 'steady';
+  }
+
+  /** When the phase began, milliseconds since 1970. */
+  get since(): number {
+    return this.#since;
+  }
+
+  get maxLeafTtlMs(): number {
+    return this.#options.maxLeafTtlMs ?? DEFAULT_MAX_LEAF_TTL_MS;
+  }
+
+  /** Called when other roots count than before, or another key signs. @returns what ends it. */
+  onChange(listener: () => void): () => void {
+    this.#listeners.add(listener);
+    return () => void this.#listeners.delete(listener);
+  }
+
+  /** Takes over another given CA; what it trusts is what `material` says, so both roots have to be in it while they are exchanged. */
+  async replace(material: CaMaterial, origin: string): Promise<void> {
+    this.#issuing = await readSigningKey(material, origin, this.clock.now());
+    this.#next = undefined;
+    this.#retiring = [];
+    await this.#changed();
+  }
+
+  /** First step: everybody is to trust a new root; it signs nothing yet. */
+  async introduceRoot(): Promise<void> {
+    if (this.phase !== 'steady') throw new UnderpassError('UNDERPASS_CA', `introducing a root: an exchange is under way (${this.phase})`);
+    this.#next = await selfSignedRoot({ trustDomain: this.trustDomain, now: this.clock.now(), ttlMs: this.#options.rootTtlMs ?? ROOT_TTL_MS });
+    await this.#changed();
+  }
+
+  /** Second step, when all have the bundle: the new root signs; the old one stays trusted for what it signed. */
+  async switchRoot(): Promise<void> {
+    if (!this.#next) throw new UnderpassError('UNDERPASS_CA', 'switching to the next root: none was introduced');
+    this.#retiring = [...this.#issuing.rootPems];
+    this.#issuing = this.#next;
+    this.#next = undefined;
+    await this.#changed();
+  }
+
+  /** Third step, when what the old root signed has expired. */
+  async retireRoot(): Promise<void> {
+    if (this.#retiring.length === 0) throw new UnderpassError('UNDERPASS_CA', 'retiring the old root: there is none');
+    this.#retiring = [];
+    await this.#changed();
+  }
+
+  async #changed(): Promise<void> {
+    this.#since = this.clock.now();
+    await this.#keep();
+    for (const listener of this.#listeners) listener();
+  }
+
+  async #keep(): Promise<void> {
+    const next = this.#next?.material;
+    await this.#store?.save({ issuing: this.#issuing.material, ...(next ? { next } : {}), retiring: this.#retiring, since: this.#since });
   }
 
   /** A new key and its certificate with the workload's SPIFFE id as only name, 24 h unless told. */
   async issue(identity: Omit<WorkloadIdentity, 'trustDomain'>, options: { ttlMs?: number } = {}): Promise<IssuedCertificate> {
+    return this.#issueFor([{ type: 'url', value: spiffeId({ trustDomain: this.trustDomain, ...identity }) }], options.ttlMs);
+  }
+
+  /** A new key and a certificate for a server of the control plane: host names, addresses and a SPIFFE id. */
+  async issueServer(names: { hosts: readonly string[]; identity: Omit<WorkloadIdentity, 'trustDomain'> }, options: { ttlMs?: number } = {}): Promise<IssuedCertificate> {
+    const id = spiffeId({ trustDomain: this.trustDomain, ...names.identity });
+    return this.#issueFor([{ type: 'url', value: id }, ...names.hosts.map((value) => ({ type: isIP(value) ? ('ip' as const) : ('dns' as const), value }))], options.ttlMs);
+  }
+
+  async #issueFor(names: x509.JsonGeneralName[], ttlMs: number | undefined): Promise<IssuedCertificate> {
     const keys = await generateKeys();
-    const privateKey = await webcrypto.subtle.exportKey('pkcs8', keys.privateKey);
-    const certificate = await this.#sign(keys.publicKey, identity, options.ttlMs ?? LEAF_TTL_MS);
-    return {
-      chainPem: certificate.toString('pem'),
-      privateKeyPem: x509.PemConverter.encode(privateKey, 'PRIVATE KEY'),
-      notBefore: certificate.notBefore,
-      notAfter: certificate.notAfter,
-    };
+    const { certificate, chain } = await this.#sign(keys.publicKey, names, ttlMs);
+    return { chainPem: chain.join(''), privateKeyPem: await privateKeyPem(keys.privateKey), notBefore: certificate.notBefore, notAfter: certificate.notAfter };
   }
 
   /**
    * Signs a PKCS #10 request for this identity; what the request itself says of names is not looked at.
-   * @throws Error when the request's own signature is wrong
+   * @returns the certificate and what leads to the root, leaf first, without the root
+   * @throws UnderpassError `UNDERPASS_CSR` when its own signature is wrong or its key is none that is signed
    */
-  async sign(
-    requestPem: string,
-    identity: Omit<WorkloadIdentity, 'trustDomain'>,
-    options: { ttlMs?: number } = {},
-  ): Promise<string> {
-    const request = new x509.Pkcs10CertificateRequest(requestPem);
-    if (!(await request.verify())) throw new Error('signing a certificate request: its signature does not fit its key');
-    const certificate = await this.#sign(await request.publicKey.export(), identity, options.ttlMs ?? LEAF_TTL_MS);
-    return certificate.toString('pem');
+  async sign(request: string | x509.Pkcs10CertificateRequest, identity: Omit<WorkloadIdentity, 'trustDomain'>, options: { ttlMs?: number } = {}): Promise<string[]> {
+    const parsed = typeof request === 'string' ? parseCertificateRequest(request) : request;
+    const publicKey = await checkRequest(parsed);
+    return (await this.#sign(publicKey, [{ type: 'url', value: spiffeId({ trustDomain: this.trustDomain, ...identity }) }], options.ttlMs)).chain;
   }
 
-  async #sign(
-    publicKey: webcrypto.CryptoKey,
-    identity: Omit<WorkloadIdentity, 'trustDomain'>,
-    ttlMs: number,
-  ): Promise<x509.X509Certificate> {
-    const now = Date.now();
-    return x509.X509CertificateGenerator.create({
+  async #sign(publicKey: webcrypto.CryptoKey, names: x509.JsonGeneralName[], ttlMs: number | undefined): Promise<{ certificate: x509.X509Certificate; chain: string[] }> {
+    const now = this.clock.now();
+    const issuing = this.#issuing;
+    const wanted = Math.min(ttlMs ?? this.#options.leafTtlMs ?? DEFAULT_LEAF_TTL_MS, this.maxLeafTtlMs);
+    const certificate = await x509.X509CertificateGenerator.create({
       serialNumber: serialNumber(),
       // Istio leaves the subject empty, which makes the alternative name critical (RFC 5280, 4.2.1.6).
       subject: '',
-      issuer: this.root.subject,
+      issuer: issuing.certificate.subjectName,
       notBefore: new Date(now - BACKDATE_MS),
-      notAfter: new Date(now + ttlMs),
-      signingAlgorithm: KEY_ALGORITHM,
-      publicKey: publicKey,
-      signingKey: this.keys.privateKey,
+      // A leaf that outlives its issuer is one that stops working by surprise.
+      notAfter: new Date(Math.min(now + wanted, this.notAfter)),
+      signingAlgorithm: issuing.algorithm,
+      publicKey,
+      signingKey: issuing.key,
       extensions: [
         new x509.BasicConstraintsExtension(false, undefined, true),
         new x509.KeyUsagesExtension(x509.KeyUsageFlags.digitalSignature | x509.KeyUsageFlags.keyEncipherment, true),
         new x509.ExtendedKeyUsageExtension([x509.ExtendedKeyUsage.serverAuth, x509.ExtendedKeyUsage.clientAuth]),
-        new x509.SubjectAlternativeNameExtension(
-          [{ type: 'url', value: spiffeId({ trustDomain: this.trustDomain, ...identity }) }],
-          true,
-        ),
-        await x509.AuthorityKeyIdentifierExtension.create(this.root.publicKey),
+        new x509.SubjectAlternativeNameExtension(names, true),
+        await x509.AuthorityKeyIdentifierExtension.create(issuing.certificate.publicKey),
       ],
     });
+    return { certificate, chain: [`${certificate.toString('pem').trimEnd()}\n`, ...issuing.intermediatePems] };
   }
 }
 
-function generateKeys(): Promise<webcrypto.CryptoKeyPair> {
-  return webcrypto.subtle.generateKey(KEY_ALGORITHM, true, ['sign', 'verify']) as Promise<webcrypto.CryptoKeyPair>;
+/** @throws UnderpassError `UNDERPASS_CSR` */
+export function parseCertificateRequest(pem: string): x509.Pkcs10CertificateRequest {
+  try {
+    return new x509.Pkcs10CertificateRequest(pem);
+  } catch {
+    throw new UnderpassError('UNDERPASS_CSR', 'reading a certificate request: expected PKCS #10 in PEM');
+  }
 }
 
-function serialNumber(): string {
-  const bytes = webcrypto.getRandomValues(new Uint8Array(16));
-  bytes[0] = (bytes[0] as number) & 0x7f; // a positive integer
-  return Buffer.from(bytes).toString('hex');
+/** The identities that a request names, and whether it names anything else. */
+export function namesOf(request: x509.Pkcs10CertificateRequest): { ids: string[]; identities: (WorkloadIdentity | undefined)[] } {
+  const extension = request.extensions.find((each) => each instanceof x509.SubjectAlternativeNameExtension);
+  const ids = (extension?.names.items ?? []).map(({ value }) => value);
+  return { ids, identities: (extension?.names.items ?? []).map(({ type, value }) => (type === 'url' ? parseSpiffeId(value) : undefined)) };
+}
+
+/** A request for a key of one's own; the names in it are a wish, the CA decides. */
+export async function createCertificateRequest(identity?: WorkloadIdentity): Promise<{ requestPem: string; privateKeyPem: string }> {
+  const keys = await generateKeys();
+  const names = identity ? [new x509.SubjectAlternativeNameExtension([{ type: 'url', value: spiffeId(identity) }], true)] : [];
+  const request = await x509.Pkcs10CertificateRequestGenerator.create({ name: '', keys, signingAlgorithm: LEAF_KEY_ALGORITHM, extensions: names });
+  return { requestPem: request.toString('pem'), privateKeyPem: await privateKeyPem(keys.privateKey) };
+}
+
+async function checkRequest(request: x509.Pkcs10CertificateRequest): Promise<webcrypto.CryptoKey> {
+  const wrong = (what: string): UnderpassError => new UnderpassError('UNDERPASS_CSR', `signing a certificate request: ${what}`);
+  let key: webcrypto.CryptoKey;
+  try {
+    key = await request.publicKey.export();
+    if (!(await request.verify())) throw new Error('wrong');
+  } catch {
+    throw wrong('its signature does not fit its key');
+  }
+  const algorithm = key.algorithm as { name: string; namedCurve?: string; modulusLength?: number };
+  if (algorithm.name.startsWith('RSA')) {
+    const bits = algorithm.modulusLength ?? 0;
+    if (bits < MIN_RSA_BITS || bits > MAX_RSA_BITS) throw wrong(`found an RSA key of ${bits} bits, expected ${MIN_RSA_BITS} to ${MAX_RSA_BITS}`);
+  } else if (algorithm.name !== 'ECDSA' || !['P-256', 'P-384', 'P-521'].includes(algorithm.namedCurve ?? '')) {
+    throw wrong(`found a ${algorithm.name} ${algorithm.namedCurve ?? ''} key, expected RSA or EC P-256, P-384 or P-521`);
+  }
+  return key;
 }

@@ -2,6 +2,7 @@
 import 'reflect-metadata'; // @peculiar/x509 finds its parts through it
 import * as x509 from '@peculiar/x509';
 import { webcrypto } from 'node:crypto';
+import type { SigningAlgorithm } from './signing-key.js';
 
 const ALGORITHM = { name: 'ECDSA', namedCurve: 'P-256', hash: 'SHA-256' } as const;
 const DAY_MS = 86_400_000;
@@ -11,11 +12,17 @@ const BACKDATE_MS = 2 * 60_000;
 /** A certificate authority as far as signing goes; CertificateAuthority is one. */
 export interface Signer {
   readonly root: x509.X509Certificate;
-  readonly keys: webcrypto.CryptoKeyPair;
+  /** What is to be trusted; default `root`. */
+  readonly rootPem?: string;
+  readonly keys: Pick<webcrypto.CryptoKeyPair, 'privateKey'>;
+  /** Of its key; default ECDSA P-256. */
+  readonly signingAlgorithm?: SigningAlgorithm;
+  /** What leads from it to the root that is trusted; none when it is that root itself. */
+  readonly intermediatePems?: readonly string[];
 }
 
 export interface ServerCertificate {
-  /** The leaf alone. */
+  /** The leaf, and what leads to the root if the signer is an intermediate. */
   certificatePem: string;
   /** PKCS #8. */
   privateKeyPem: string;
@@ -41,10 +48,10 @@ export async function issueServerCertificate(signer: Signer, options: ServerCert
   const certificate = await x509.X509CertificateGenerator.create({
     serialNumber: serialNumber(),
     subject: [{ CN: [dnsNames[0] ?? ips[0] ?? 'unnamed'] }],
-    issuer: signer.root.subject,
+    issuer: signer.root.subjectName,
     notBefore: new Date(Date.now() - BACKDATE_MS),
     notAfter: new Date(Date.now() + ttlMs),
-    signingAlgorithm: ALGORITHM,
+    signingAlgorithm: signer.signingAlgorithm ?? ALGORITHM,
     publicKey: keys.publicKey,
     signingKey: signer.keys.privateKey,
     extensions: [
@@ -57,7 +64,7 @@ export async function issueServerCertificate(signer: Signer, options: ServerCert
   });
   const privateKey = await webcrypto.subtle.exportKey('pkcs8', keys.privateKey);
   const { notBefore, notAfter } = certificate;
-  return { certificatePem: certificate.toString('pem'), privateKeyPem: x509.PemConverter.encode(privateKey, 'PRIVATE KEY'), notBefore, notAfter };
+  return { certificatePem: [`${certificate.toString('pem').trimEnd()}\n`, ...(signer.intermediatePems ?? [])].join(''), privateKeyPem: x509.PemConverter.encode(privateKey, 'PRIVATE KEY'), notBefore, notAfter };
 }
 
 /** A root of its own, good for a day: for tests. */

@@ -81,7 +81,7 @@ function writeConfigurations({ url, configurationsFile }: WebhooksOptions, signe
   if (configurationsFile === undefined) return;
   const target = url ? { url } : { service: { name: 'istiod', namespace, port: 443 } };
   // A CA may sign by an intermediate, or trust two roots while they are exchanged.
-  const caPem = 'rootPem' in signer && typeof signer.rootPem === 'string' ? signer.rootPem : signer.root.toString('pem');
+  const caPem = signer.rootPem ?? signer.root.toString('pem');
   const text = webhookConfigurations({ revision, caPem, target }).map((object) => stringify(object, { lineWidth: 0 })).join('---\n');
   const temporary = `${configurationsFile}.new`;
   writeFileSync(temporary, text);
