@@ -1,5 +1,6 @@
 /** `underpass pilot`: the control plane alone. */
 import type { Command } from 'commander';
+import { UnderpassError } from '../common/errors.js';
 import { logger } from '../common/log.js';
 import { Pilot, type MeshConfig, type PilotOptions } from '../pilot/index.js';
 
@@ -17,6 +18,15 @@ interface Options {
   injectionConfig?: string;
   webhookConfigurations?: string;
   webhookUrl?: string;
+  secureListen?: string[];
+  secureHost?: string[];
+  caDir?: string;
+  caState?: string;
+  tokenJwks?: string;
+  tokenIssuer?: string;
+  tokenAudience?: string[];
+  tokenReview?: boolean;
+  nodeAccount?: string[];
   trustDomain?: string;
   outboundTrafficPolicy?: string;
 }
@@ -27,6 +37,15 @@ export function configure(command: Command): void {
   command
     .requiredOption('--source <dir>', 'directory (or file) of Kubernetes and Istio YAML, followed live; may be given several times, later ones override', collect)
     .option('--listen <address>', `host:port or unix:PATH for ADS; may be given several times (default ${DEFAULT_LISTEN})`, collect)
+    .option('--secure-listen <address>', "host:port for ADS and the CA over TLS, istiod's is 15012; may be given several times (default: none)", collect)
+    .option('--secure-host <name>', 'another name or address in the certificate of the TLS port; may be given several times', collect)
+    .option('--ca-dir <dir>', "an intermediate CA in Istio's files: ca-cert.pem, ca-key.pem, cert-chain.pem, root-cert.pem; followed live (default: the Secret cacerts of the root namespace, else a root of its own)")
+    .option('--ca-state <file>', 'keep the self-signed root there, readable by its owner alone (default: it ends with the process)')
+    .option('--token-jwks <file>', 'file or https URL of the keys that service account tokens are verified with')
+    .option('--token-issuer <issuer>', "the tokens' issuer (default https://kubernetes.default.svc.cluster.local)")
+    .option('--token-audience <audience>', "the tokens' audience; may be given several times (default istio-ca)", collect)
+    .option('--token-review', "ask Kubernetes' API server about tokens, with this pod's own service account")
+    .option('--node-account <account>', "namespace/service-account of nodes' proxies that may ask for their pods' identities; may be given several times", collect)
     .option('--monitoring-listen <address>', `host:port for /metrics, /ready and /debug pages; "none" for none (default ${DEFAULT_MONITORING})`)
     .option('--webhook-listen <address>', 'host:port for the webhooks over HTTPS: /inject and /validate (default: none)')
     .option('--injection-config <file>', 'templates and values of sidecar injection, followed live')
@@ -47,7 +66,8 @@ export function configure(command: Command): void {
       };
       const meshConfigFile = options.meshConfig === undefined ? {} : { meshConfigFile: options.meshConfig };
       const webhooks = webhooksOf(options);
-      const pilot = new Pilot({ sources: options.source, listen: options.listen ?? [DEFAULT_LISTEN], meshConfig, ...meshConfigFile, ...(monitoringListen === 'none' ? {} : { monitoringListen }), ...(webhooks ? { webhooks } : {}), ...(options.provisionDir === undefined ? {} : { provisionDir: options.provisionDir }), logger: log });
+      const security = securityOf(options);
+      const pilot = new Pilot({ sources: options.source, listen: options.listen ?? [DEFAULT_LISTEN], meshConfig, ...meshConfigFile, ...(monitoringListen === 'none' ? {} : { monitoringListen }), ...(webhooks ? { webhooks } : {}), ...(security ? { security } : {}), ...(options.provisionDir === undefined ? {} : { provisionDir: options.provisionDir }), logger: log });
       const stopped = new Promise<string>((resolve) => {
         for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => resolve(signal));
       });
@@ -65,4 +85,28 @@ function webhooksOf({ webhookListen, injectionConfig, webhookConfigurations, web
     ...(webhookConfigurations === undefined ? {} : { configurationsFile: webhookConfigurations }),
     ...(webhookUrl === undefined ? {} : { url: webhookUrl }),
   };
+}
+
+function securityOf(options: Options): PilotOptions['security'] {
+  const { secureListen, secureHost, caDir, caState, tokenJwks, tokenIssuer, tokenAudience, tokenReview, nodeAccount } = options;
+  if (secureListen === undefined) return undefined;
+  return {
+    listen: secureListen,
+    ...(secureHost === undefined ? {} : { hosts: secureHost }),
+    ...(caDir === undefined ? {} : { caDirectory: caDir }),
+    ...(caState === undefined ? {} : { caStateFile: caState }),
+    ...(tokenJwks === undefined ? {} : { tokenJwks }),
+    ...(tokenIssuer === undefined ? {} : { tokenIssuer }),
+    ...(tokenAudience === undefined ? {} : { tokenAudiences: tokenAudience }),
+    ...(tokenReview ? { tokenReview: inClusterReview() } : {}),
+    ...(nodeAccount === undefined ? {} : { nodeAccounts: nodeAccount }),
+  };
+}
+
+/** As Kubernetes tells every pod. */
+function inClusterReview(): NonNullable<NonNullable<PilotOptions['security']>['tokenReview']> {
+  const { KUBERNETES_SERVICE_HOST: host, KUBERNETES_SERVICE_PORT: port = '443' } = process.env;
+  if (!host) throw new UnderpassError('UNDERPASS_PILOT_TOKENS', '--token-review: this is no pod of a cluster: KUBERNETES_SERVICE_HOST is not set');
+  const files = '/var/run/secrets/kubernetes.io/serviceaccount';
+  return { server: `https://${host.includes(':') ? `[${host}]` : host}:${port}`, caFile: `${files}/ca.crt`, tokenFile: `${files}/token` };
 }

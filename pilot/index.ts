@@ -10,6 +10,7 @@ import { Generators } from './generate/generator.js';
 import { warm } from './generate/warm.js';
 import { AdminServer } from './admin/server.js';
 import { HealthServer } from './health/server.js';
+import { Security, type SecurityOptions } from './ca/security.js';
 import { JwksFetcher } from './jwks/fetcher.js';
 import { discoverable } from './mesh-config/discovery.js';
 import { LiveMeshConfig } from './mesh-config/live.js';
@@ -50,6 +51,8 @@ export interface PilotOptions {
   provisionDir?: string;
   /** How long a health verdict counts whose Envoy is gone. */
   healthVerdictTtlMs?: number;
+  /** The CA, and ADS with it on TLS ports; none by default. */
+  security?: SecurityOptions;
   logger: Logger;
   debounce?: Partial<DebounceOptions>;
 }
@@ -86,6 +89,8 @@ export class Pilot {
   #meshConfig: LiveMeshConfig | undefined;
   #jwks: JwksFetcher | undefined;
   #webhooks: Webhooks | undefined;
+  #security: Security | undefined;
+  readonly #secureAddresses: string[] = [];
   #pushes = 0;
   #version = '';
 
@@ -98,6 +103,16 @@ export class Pilot {
   /** Where it listens, with ports filled in; empty before start(). */
   get addresses(): readonly string[] {
     return this.#server?.addresses ?? [];
+  }
+
+  /** Of the TLS ports; empty when there are none. */
+  get secureAddresses(): readonly string[] {
+    return this.#secureAddresses;
+  }
+
+  /** The CA of the TLS ports; undefined when there are none. */
+  get ca(): CertificateAuthority | undefined {
+    return this.#security?.ca;
   }
 
   /** Of the webhooks; empty when they are not served. */
@@ -128,6 +143,7 @@ export class Pilot {
     });
     const changed = (change: ChangeSet): void => {
       if (change.empty) return;
+      void this.#security?.modelChanged(change);
       // Stale results go at once: whoever connects between now and the push gets the new state.
       this.#generators.invalidate(change);
       this.#nextVersion();
@@ -181,8 +197,9 @@ export class Pilot {
         signal?.throwIfAborted();
         await server.listen(address);
       }
+      if (this.#options.security) await this.#startSecurity(this.#options.security, server);
       if (this.#options.webhooks) {
-        const signer = await CertificateAuthority.create({ trustDomain: this.#model.mesh.trustDomain });
+        const signer = this.#security?.ca ?? await CertificateAuthority.create({ trustDomain: this.#model.mesh.trustDomain });
         this.#webhooks = this.#store.add(await Webhooks.start(this.#options.webhooks, { model: this.#model, signer, registry: server.metrics.registry, logger: logger.child({ part: 'webhooks' }), company: admission }));
       }
       if (this.#options.monitoringListen) await admin.listen(this.#options.monitoringListen);
@@ -194,7 +211,7 @@ export class Pilot {
     }
     if (signal?.aborted) await this.stop();
     else signal?.addEventListener('abort', () => void this.stop(), { once: true });
-    logger.info({ addresses: server.addresses, monitoring: admin.address, sources: this.#options.sources, objects: this.#model.objects.size, services: this.#model.services.size }, 'pilot is ready');
+    logger.info({ addresses: server.addresses, secure: this.#secureAddresses, monitoring: admin.address, sources: this.#options.sources, objects: this.#model.objects.size, services: this.#model.services.size }, 'pilot is ready');
   }
 
   /** The object as it is in force; its key is `group/Kind/namespace/name`. */
@@ -207,6 +224,14 @@ export class Pilot {
     if (provisionDir === undefined) return undefined;
     const options = (): ProvisionOptions => this.#webhooks?.injection.current ?? { ...DEFAULT_INJECTION, values: { ...DEFAULT_INJECTION.values, ...valuesOf(this.#model.mesh) } };
     return new GatewayController(this.#model.configs, new DirectorySink(provisionDir), options, logger);
+  }
+
+  async #startSecurity(options: SecurityOptions, server: AdsServer): Promise<void> {
+    const security = await Security.start(options, this.#model, this.#options.logger.child({ part: 'security' }));
+    this.#security = this.#store.add(security);
+    for (const address of options.listen) {
+      this.#secureAddresses.push(await server.listenSecure(address, { credentials: security.serverIdentity.credentials, identify: (call) => security.identify(call), addServices: (port) => security.addServices(port) }));
+    }
   }
 
   async stop(): Promise<void> {

@@ -3,6 +3,7 @@
  * Keys stay in memory; whoever wants them kept gives a RootStore. Roots can be exchanged without anybody losing trust: the
  * next one is introduced (all trust both), then it issues, then the old one leaves.
  */
+import 'reflect-metadata'; // @peculiar/x509 finds its parts through it
 import * as x509 from '@peculiar/x509';
 import { webcrypto } from 'node:crypto';
 import { isIP } from 'node:net';

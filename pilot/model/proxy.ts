@@ -2,6 +2,7 @@
 import { isIP } from 'node:net';
 import { UnderpassError } from '../../common/errors.js';
 import type { Locality } from './types.js';
+import type { PeerIdentity } from '../ca/peer-identity.js';
 
 export type ProxyType = 'sidecar' | 'ztunnel' | 'router' | 'waypoint';
 
@@ -27,6 +28,8 @@ export interface Proxy {
   isTrusted: boolean;
   /** All that it says of itself. */
   metadata: Readonly<Record<string, unknown>>;
+  /** Who its stream has proven to be; absent on plaintext ports and Unix sockets. */
+  identity?: PeerIdentity;
 }
 
 const TYPES: readonly string[] = ['sidecar', 'ztunnel', 'router', 'waypoint'];

@@ -4,6 +4,7 @@ import { status as GrpcStatus } from '@grpc/grpc-js';
 import { errorMessage } from '../../common/errors.js';
 import type { Logger } from '../../common/log.js';
 import type { Node } from '../../proto/generated/envoy/config/core/v3/base.js';
+import { nodeIdRefusal, type PeerIdentity } from '../ca/peer-identity.js';
 import type { Generator, Generators } from '../generate/generator.js';
 import { PUSH_ORDER, TYPE, type Resource } from '../generate/resource.js';
 import type { ChangeSet } from '../model/changes.js';
@@ -36,6 +37,14 @@ export interface ConnectionContext {
   wake(connection: PushTarget): void;
 }
 
+/** What is known of a stream's other end before it says anything. */
+export interface Caller {
+  /** Proven by certificate or token; undefined on plaintext ports. */
+  identity: PeerIdentity | undefined;
+  /** By a Unix socket. */
+  local: boolean;
+}
+
 export interface Delta {
   changed: Resource[];
   removed: string[];
@@ -65,7 +74,7 @@ export abstract class Connection<Request> implements PushTarget {
   #convergingSince: number | undefined;
   #unsentBytes = 0;
 
-  constructor(readonly context: ConnectionContext, readonly call: ServerDuplexStream<Request, Buffer>, readonly onEnd: () => void) {
+  constructor(readonly context: ConnectionContext, readonly call: ServerDuplexStream<Request, Buffer>, readonly onEnd: () => void, readonly caller: Caller) {
     this.id = `${++connections}`;
     call.on('data', (request: Request) => {
       this.#inbox.push(request);
@@ -99,9 +108,14 @@ export abstract class Connection<Request> implements PushTarget {
     else if (this.call.isPaused()) this.call.resume();
   };
 
-  /** A peer without an address is one on a Unix socket: whoever may open that is trusted with keys. */
+  /** Who the client has proven to be. */
+  get identity(): PeerIdentity | undefined {
+    return this.caller.identity;
+  }
+
+  /** Who has proven an identity, or may open the Unix socket, is trusted with keys. */
   protected get isTrusted(): boolean {
-    return this.call.getPeer() === 'unknown';
+    return this.caller.local || this.caller.identity !== undefined;
   }
 
   get proxy(): Proxy | undefined {
@@ -239,7 +253,11 @@ export abstract class Connection<Request> implements PushTarget {
     if (!this.#proxy) {
       const node = this.nodeOf(request);
       try {
-        this.#proxy = { ...parseProxy(node?.id ?? '', node?.metadata ?? {}, node?.locality), isTrusted: this.isTrusted };
+        const proxy = parseProxy(node?.id ?? '', node?.metadata ?? {}, node?.locality);
+        const { identity, isTrusted } = this;
+        const refusal = identity && nodeIdRefusal(proxy, identity);
+        if (refusal !== undefined) return this.fail(GrpcStatus.PERMISSION_DENIED, refusal);
+        this.#proxy = { ...proxy, isTrusted, ...(identity ? { identity } : {}) };
       } catch (error) {
         this.fail(GrpcStatus.INVALID_ARGUMENT, errorMessage(error));
         return;

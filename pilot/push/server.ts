@@ -11,7 +11,9 @@ import type { Generators } from '../generate/generator.js';
 import type { ChangeSet } from '../model/changes.js';
 import type { Proxy } from '../model/proxy.js';
 import { status as GrpcStatus } from '@grpc/grpc-js';
-import type { ClientListener, ConnectionContext, ConnectionStatus } from './connection.js';
+import type { AuthenticatedCall } from '../ca/authenticate.js';
+import type { PeerIdentity } from '../ca/peer-identity.js';
+import type { Caller, ClientListener, ConnectionContext, ConnectionStatus } from './connection.js';
 import { DeltaConnection } from './delta.js';
 import { SendBudget } from './budget.js';
 import { PushMetrics } from './metrics.js';
@@ -25,6 +27,24 @@ const MAX_MESSAGE_BYTES = 256 << 20;
 /** Bytes of responses that may wait for the network, over all clients. */
 const SEND_BUDGET_BYTES = 64 << 20;
 
+const SERVER_OPTIONS = {
+  'grpc.max_receive_message_length': MAX_MESSAGE_BYTES,
+  'grpc.max_send_message_length': MAX_MESSAGE_BYTES,
+  'grpc.keepalive_time_ms': 30_000,
+  'grpc.keepalive_timeout_ms': 10_000,
+  'grpc.max_concurrent_streams': 10_000,
+};
+
+/** Proves who calls; undefined when nobody could be recognized. */
+export type Identify = (call: AuthenticatedCall) => Promise<PeerIdentity | undefined>;
+
+export interface SecurePort {
+  credentials: ServerCredentials;
+  identify: Identify;
+  /** What the port serves besides ADS. */
+  addServices?: (server: Server) => void;
+}
+
 type AnyConnection = DeltaConnection | SotwConnection;
 
 /** Responses are encoded where they are made, from parts that are kept. */
@@ -35,13 +55,9 @@ const service = {
 };
 
 export class AdsServer {
-  readonly #server = new Server({
-    'grpc.max_receive_message_length': MAX_MESSAGE_BYTES,
-    'grpc.max_send_message_length': MAX_MESSAGE_BYTES,
-    'grpc.keepalive_time_ms': 30_000,
-    'grpc.keepalive_timeout_ms': 10_000,
-    'grpc.max_concurrent_streams': 10_000,
-  });
+  readonly #server = new Server(SERVER_OPTIONS);
+  readonly #secureServers: Server[] = [];
+  readonly #serveOn: (server: Server, identify?: Identify) => void;
   readonly #connections = new Set<AnyConnection>();
   readonly #queue: PushQueue;
   readonly #addresses: string[] = [];
@@ -62,16 +78,38 @@ export class AdsServer {
       metrics.connections.set({ version: VERSION }, this.#connections.size);
       this.#queue.remove(connection);
     };
-    this.#server.addService(service, {
-      deltaAggregatedResources: (call: DeltaConnection['call']) => {
-        const connection: DeltaConnection = new DeltaConnection(context, call, () => ended(connection));
-        opened(connection);
-      },
-      streamAggregatedResources: (call: SotwConnection['call']) => {
-        const connection: SotwConnection = new SotwConnection(context, call, () => ended(connection));
-        opened(connection);
-      },
-    });
+    this.#serveOn = (server, identify) => {
+      const open = <C extends AnyConnection>(call: C['call'], make: (caller: Caller) => C): void => {
+        if (!identify) return opened(make({ local: isLocal(call), identity: undefined }));
+        void identify(call).then((identity) => {
+          if (!identity) call.emit('error', { code: GrpcStatus.UNAUTHENTICATED, details: 'authentication failed' });
+          else if (!call.cancelled) opened(make({ local: false, identity }));
+        });
+      };
+      server.addService(service, {
+        deltaAggregatedResources: (call: DeltaConnection['call']) =>
+          open<DeltaConnection>(call, (caller) => {
+            const connection: DeltaConnection = new DeltaConnection(context, call, () => ended(connection), caller);
+            return connection;
+          }),
+        streamAggregatedResources: (call: SotwConnection['call']) =>
+          open<SotwConnection>(call, (caller) => {
+            const connection: SotwConnection = new SotwConnection(context, call, () => ended(connection), caller);
+            return connection;
+          }),
+      });
+    };
+    this.#serveOn(this.#server);
+  }
+
+  /** Opens a TLS port of its own, whose callers have to prove who they are. @returns the address with its port filled in */
+  async listenSecure(address: string, { credentials, identify, addServices }: SecurePort): Promise<string> {
+    const server = new Server(SERVER_OPTIONS);
+    this.#serveOn(server, identify);
+    addServices?.(server);
+    this.#secureServers.push(server);
+    const port = await bind(server, address, address, credentials);
+    return `${address.slice(0, address.lastIndexOf(':'))}:${port}`;
   }
 
   /** Addresses that are listened on, with the port that was given where port 0 was asked for. */
@@ -83,12 +121,7 @@ export class AdsServer {
   async listen(address: string): Promise<void> {
     const path = address.startsWith('unix:') ? address.slice('unix:'.length) : undefined;
     if (path) await clearSocket(path);
-    const port = await new Promise<number>((resolve, reject) => {
-      this.#server.bindAsync(path ? `unix:${path}` : address, ServerCredentials.createInsecure(), (error, bound) => {
-        if (error) reject(new UnderpassError('UNDERPASS_PILOT_LISTEN', `listening on ${address}: ${error.message}`, { cause: error, hint: 'is another pilot running there? choose another --listen' }));
-        else resolve(bound);
-      });
-    });
+    const port = await bind(this.#server, path ? `unix:${path}` : address, address, ServerCredentials.createInsecure());
     if (path) {
       // Sidecars run under a user of their own; nothing secret is served here.
       await chmod(path, 0o666);
@@ -126,18 +159,34 @@ export class AdsServer {
 
   async close(): Promise<void> {
     for (const connection of this.#connections) connection.call.end();
-    await new Promise<void>((resolve) => {
-      const force = setTimeout(() => {
-        this.#server.forceShutdown();
-        resolve();
-      }, STOP_GRACE_MS);
-      this.#server.tryShutdown(() => {
-        clearTimeout(force);
-        resolve();
+    const shutDown = (server: Server): Promise<void> =>
+      new Promise<void>((resolve) => {
+        const force = setTimeout(() => {
+          server.forceShutdown();
+          resolve();
+        }, STOP_GRACE_MS);
+        server.tryShutdown(() => {
+          clearTimeout(force);
+          resolve();
+        });
       });
-    });
+    await Promise.all([this.#server, ...this.#secureServers].map(shutDown));
     for (const path of this.#sockets) await rm(path, { force: true });
   }
+}
+
+function bind(server: Server, target: string, address: string, credentials: ServerCredentials): Promise<number> {
+  return new Promise<number>((resolve, reject) => {
+    server.bindAsync(target, credentials, (error, bound) => {
+      if (error) reject(new UnderpassError('UNDERPASS_PILOT_LISTEN', `listening on ${address}: ${error.message}`, { cause: error, hint: 'is another pilot running there? choose another address' }));
+      else resolve(bound);
+    });
+  });
+}
+
+/** Whether the call came by a Unix socket: such a peer has no address. */
+function isLocal(call: AnyConnection['call']): boolean {
+  return call.getPeer() === 'unknown';
 }
 
 /** Makes room for a Unix socket: one that nobody listens on any more is removed, one in use is not. */
