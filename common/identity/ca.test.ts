@@ -1,0 +1,157 @@
+/** The CA itself: given intermediates, what is kept, what is issued when, and when certificates are renewed. */
+import 'reflect-metadata'; // @peculiar/x509 finds its parts through it
+import * as x509 from '@peculiar/x509';
+import assert from 'node:assert/strict';
+import { createPrivateKey, webcrypto, X509Certificate } from 'node:crypto';
+import { chmodSync, mkdtempSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { test } from 'node:test';
+import { ManualClock } from '../clock.js';
+import { CertificateAuthority, createCertificateRequest, type CaMaterial } from './ca.js';
+import { FileRootStore } from './root-store.js';
+import { CertificateRotation, renewalDelayMs } from './rotation.js';
+import { parseSpiffeId } from './spiffe.js';
+
+const WEB = { namespace: 'shop', serviceAccount: 'web' };
+const RSA = { name: 'RSASSA-PKCS1-v1_5', hash: 'SHA-256', modulusLength: 2048, publicExponent: new Uint8Array([1, 0, 1]) };
+const P384 = { name: 'ECDSA', namedCurve: 'P-384', hash: 'SHA-384' };
+
+async function caCertificate(name: string, keys: webcrypto.CryptoKeyPair, issuer: { name: string; keys: webcrypto.CryptoKeyPair }, serial: string): Promise<string> {
+  const certificate = await x509.X509CertificateGenerator.create({
+    serialNumber: serial,
+    subject: `CN=${name}`,
+    issuer: `CN=${issuer.name}`,
+    notBefore: new Date(Date.now() - 60_000),
+    notAfter: new Date(Date.now() + 3_600_000),
+    signingAlgorithm: RSA,
+    publicKey: keys.publicKey,
+    signingKey: issuer.keys.privateKey,
+    extensions: [new x509.BasicConstraintsExtension(true, undefined, true)],
+  });
+  return `${certificate.toString('pem').trimEnd()}\n`;
+}
+
+/** RSA root, RSA intermediate, P-384 or RSA issuing CA, as an organization would give one; the key in OpenSSL's old form. */
+async function organization(algorithm: typeof RSA | typeof P384): Promise<CaMaterial> {
+  const generate = (one: typeof RSA | typeof P384) => webcrypto.subtle.generateKey(one, true, ['sign', 'verify']) as Promise<webcrypto.CryptoKeyPair>;
+  const [root, middle, own] = await Promise.all([generate(RSA), generate(RSA), generate(algorithm)]);
+  const rootPem = await caCertificate('root', root, { name: 'root', keys: root }, '01');
+  const middlePem = await caCertificate('middle', middle, { name: 'root', keys: root }, '02');
+  const certificatePem = await caCertificate('own', own, { name: 'middle', keys: middle }, '03');
+  const key = createPrivateKey({ key: Buffer.from(await webcrypto.subtle.exportKey('pkcs8', own.privateKey)), format: 'der', type: 'pkcs8' });
+  const privateKeyPem = key.export({ type: algorithm === RSA ? 'pkcs1' : 'sec1', format: 'pem' }).toString();
+  return { certificatePem, privateKeyPem, chainPem: certificatePem + middlePem + rootPem, rootPem };
+}
+
+for (const [name, algorithm] of [['RSA', RSA], ['P-384', P384]] as const) {
+  test(`CertificateAuthority.from: an intermediate with an ${name} key signs; the chain leads from the leaf to the root`, async () => {
+    const material = await organization(algorithm);
+    const ca = await CertificateAuthority.from(material, 'test');
+    const { requestPem } = await createCertificateRequest();
+    const chain = [...(await ca.sign(requestPem, WEB)), ca.rootPem].map((pem) => new X509Certificate(pem));
+    assert.deepEqual(chain.map(({ subject }) => subject), ['', 'CN=own', 'CN=middle', 'CN=root'].map((subject) => subject || chain[0]!.subject));
+    for (let i = 0; i + 1 < chain.length; i++) assert.ok(chain[i]!.verify(chain[i + 1]!.publicKey), `${i}`);
+    assert.ok(Date.parse(chain[0]!.validTo) <= Date.parse(chain[1]!.validTo), 'a leaf does not outlive its issuer');
+  });
+}
+
+test('CertificateAuthority.from: what does not fit together is named, and no key is in the message', async () => {
+  const [one, other] = await Promise.all([organization(P384), organization(P384)]);
+  const cases: [Partial<CaMaterial>, RegExp][] = [
+    [{ privateKeyPem: other.privateKeyPem }, /cacerts: ca-key\.pem: it is not the key of ca-cert\.pem/],
+    [{ privateKeyPem: 'x' }, /ca-key\.pem: no private key/],
+    [{ certificatePem: '' }, /ca-cert\.pem: no certificate/],
+    [{ rootPem: other.rootPem }, /cert-chain\.pem: it does not lead/],
+    [{ chainPem: '' }, /cert-chain\.pem: it does not lead/],
+    [{ rootPem: '' }, /root-cert\.pem: no certificate/],
+  ];
+  for (const [part, expected] of cases) {
+    await assert.rejects(CertificateAuthority.from({ ...one, ...part }, 'cacerts'), (error: Error) => {
+      assert.match(error.message, expected);
+      assert.ok(!error.message.includes('PRIVATE'));
+      return true;
+    });
+  }
+});
+
+test('CertificateAuthority.replace: what is wrong leaves the CA of before in force', async () => {
+  const one = await organization(P384);
+  const ca = await CertificateAuthority.from(one, 'test');
+  await assert.rejects(ca.replace({ ...one, privateKeyPem: 'x' }, 'test'));
+  assert.equal(ca.rootPem, one.rootPem);
+  const other = await organization(P384);
+  await ca.replace(other, 'test');
+  assert.equal(ca.rootPem, other.rootPem);
+});
+
+test('FileRootStore: a root and an exchange under way survive a restart, readable by the owner alone', async () => {
+  const folder = mkdtempSync(join(tmpdir(), 'up-root-'));
+  try {
+    const path = join(folder, 'state', 'root.json');
+    const first = await CertificateAuthority.create({ store: new FileRootStore(path) });
+    assert.equal(statSync(path).mode & 0o777, 0o600);
+    await first.introduceRoot();
+    const second = await CertificateAuthority.create({ store: new FileRootStore(path) });
+    assert.deepEqual([second.rootPem, second.phase, second.since], [first.rootPem, 'introduced', first.since]);
+    await second.switchRoot();
+    const third = await CertificateAuthority.create({ store: new FileRootStore(path) });
+    assert.deepEqual([third.rootPem, third.phase], [second.rootPem, 'retiring']);
+    chmodSync(path, 0o644);
+    await assert.rejects(CertificateAuthority.create({ store: new FileRootStore(path) }), /mode 644, expected 600/);
+    writeFileSync(path, 'SECRET{', { mode: 0o600 });
+    chmodSync(path, 0o600);
+    await assert.rejects(CertificateAuthority.create({ store: new FileRootStore(path) }), (error: Error) => /no JSON/.test(error.message) && !error.message.includes('SECRET'));
+  } finally {
+    rmSync(folder, { recursive: true });
+  }
+});
+
+test('renewalDelayMs: at half of the life, earlier by chance, never later', () => {
+  const certificate = { notBefore: new Date(0), notAfter: new Date(1000) };
+  assert.equal(renewalDelayMs(certificate, 0, 0.1, () => 0), 500);
+  assert.equal(renewalDelayMs(certificate, 0, 0.1, () => 1), 450);
+  assert.equal(renewalDelayMs(certificate, 800, 0.1, () => 0), 0);
+});
+
+test('CertificateRotation: renews by its clock, tries again after a failure, keeps the old one meanwhile, ends when closed', async () => {
+  const clock = new ManualClock(0);
+  let issued = 0;
+  let broken = false;
+  const settle = (): Promise<void> => new Promise((resolve) => setImmediate(resolve));
+  const errors: string[] = [];
+  const renewed: string[] = [];
+  const rotation = new CertificateRotation({
+    clock,
+    jitter: 0,
+    issue: async () => {
+      if (broken) throw new Error('away');
+      return { chainPem: `${++issued}`, privateKeyPem: '', notBefore: new Date(clock.now()), notAfter: new Date(clock.now() + 86_400_000) };
+    },
+    onRenewed: ({ chainPem }) => renewed.push(chainPem),
+    onError: ({ message }) => errors.push(message),
+  });
+  await rotation.start();
+  assert.equal(clock.nextMs, 43_200_000);
+  clock.advance(43_199_999);
+  await settle();
+  assert.deepEqual(renewed, []);
+  clock.advance(1);
+  await settle();
+  assert.deepEqual(renewed, ['2']);
+  broken = true;
+  clock.advance(43_200_000);
+  await settle();
+  assert.deepEqual([errors, rotation.current.chainPem, clock.nextMs], [['renewing a certificate: away'], '2', 10_000]);
+  broken = false;
+  clock.advance(10_000);
+  await settle();
+  assert.deepEqual(renewed, ['2', '3']);
+  rotation.close();
+  assert.equal(clock.nextMs, undefined);
+});
+
+test('parseSpiffeId: only whole identities of workloads', () => {
+  assert.deepEqual(parseSpiffeId('spiffe://td/ns/a/sa/b'), { trustDomain: 'td', namespace: 'a', serviceAccount: 'b' });
+  for (const wrong of ['spiffe://td/ns/a/sa/b/c', 'spiffe://td/ns//sa/b', 'http://td/ns/a/sa/b', 'spiffe://td/ns/a/sa/b?x', 'spiffe://td/workload']) assert.equal(parseSpiffeId(wrong), undefined, wrong);
+});
