@@ -35,7 +35,7 @@ const collect = (value: string, all: string[] | undefined): string[] => [...(all
 
 export function configure(command: Command): void {
   command
-    .requiredOption('--source <dir>', 'directory (or file) of Kubernetes and Istio YAML, followed live; may be given several times, later ones override', collect)
+    .requiredOption('--source <[cluster=name[,network=name]:]dir>', 'directory (or file) of Kubernetes and Istio YAML, followed live; may be given several times, later ones override; cluster=NAME,network=NETWORK:DIR is of that cluster, and the first one has the configuration of all', collect)
     .option('--listen <address>', `host:port or unix:PATH for ADS; may be given several times (default ${DEFAULT_LISTEN})`, collect)
     .option('--secure-listen <address>', "host:port for ADS and the CA over TLS, istiod's is 15012; may be given several times (default: none)", collect)
     .option('--secure-host <name>', 'another name or address in the certificate of the TLS port; may be given several times', collect)

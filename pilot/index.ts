@@ -25,7 +25,7 @@ import { GatewayController } from './gateway-controller/controller.js';
 import { DirectorySink } from './gateway-controller/directory-sink.js';
 import type { ProvisionOptions } from './gateway-controller/provision.js';
 import { valuesOf, Webhooks, type WebhooksOptions } from './injector/webhooks.js';
-import { DirectorySource } from './sources/directory.js';
+import { planSources, Sources, type SourcePlan } from './sources/sources.js';
 import { Admission } from './validation/admission.js';
 import type { ReferenceOptions } from './validation/references.js';
 
@@ -35,7 +35,10 @@ export type { MeshConfig } from './model/mesh.js';
 const FIRST_KEYS_MS = 5_000;
 
 export interface PilotOptions {
-  /** Directories (or files) of YAML; the same object in a later one overrides that of an earlier one. */
+  /**
+   * Directories (or files) of YAML; the same object in a later one overrides that of an earlier one. `cluster=NAME,network=NETWORK:DIR`
+   * is of that cluster; Istio's configuration is read from the first one's.
+   */
   sources: readonly string[];
   /** `host:port` (port 0: any) or `unix:PATH`. */
   listen: readonly string[];
@@ -74,10 +77,11 @@ export interface PilotStatus {
 
 export class Pilot {
   readonly #options: PilotOptions;
+  readonly #plan: SourcePlan;
   readonly #model: Model;
   readonly #generators: Generators;
   readonly #store = new ClosableStore();
-  #source: DirectorySource | undefined;
+  #source: Sources | undefined;
   #server: AdsServer | undefined;
   #admin: AdminServer | undefined;
   #isReady = false;
@@ -94,7 +98,12 @@ export class Pilot {
   #pushes = 0;
   #version = '';
 
-  constructor(options: PilotOptions) {
+  /** @throws UnderpassError `UNDERPASS_SOURCE` when a source is not written as it should be */
+  constructor(written: PilotOptions) {
+    this.#plan = planSources(written.sources);
+    const { configCluster, configNetwork, clusters } = this.#plan;
+    const meshConfig = { clusters, ...(configCluster === undefined ? {} : { clusterId: configCluster }), ...(configNetwork === undefined ? {} : { network: configNetwork }), ...written.meshConfig };
+    const options = { ...written, meshConfig };
     this.#options = options;
     this.#model = new Model(options.meshConfig);
     this.#generators = new Generators(this.#model, ({ secret, message }) => options.logger.error({ secret, lastGoodStays: true }, `Secret ${secret}: ${message}`));
@@ -136,8 +145,8 @@ export class Pilot {
       (older, newer) => older.merge(newer),
       (change) => this.#push(change),
     );
-    const source = new DirectorySource({
-      directories: this.#options.sources,
+    const source = new Sources({
+      plan: this.#plan,
       logger: logger.child({ part: 'source' }),
       onChange: (objects) => take(objects),
     });

@@ -1,6 +1,8 @@
 /** What every Kubernetes object has. */
 
 export interface ObjectMeta {
+  /** Which cluster of the mesh it is of; set by the control plane, absent in the one that has the configuration. */
+  clusterName?: string;
   name: string;
   namespace?: string;
   labels?: Record<string, string>;

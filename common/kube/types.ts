@@ -119,7 +119,9 @@ export interface Service extends KubeObject {
     ports?: ServicePort[];
     publishNotReadyAddresses?: boolean;
     trafficDistribution?: string;
+    externalIPs?: string[];
   };
+  status?: { loadBalancer?: { ingress?: { ip?: string; hostname?: string }[] } };
 }
 
 export interface EndpointSlice extends KubeObject {

@@ -1,6 +1,6 @@
 /** What a change may alter for one proxy, asked in the same way by several generators. */
 import type { ChangeSet } from '../model/changes.js';
-import type { Model } from '../model/model.js';
+import { podName, type Model } from '../model/model.js';
 import type { Proxy } from '../model/proxy.js';
 import { podOf } from './inbound-ports.js';
 import { SECURITY_KINDS } from './security/filters.js';
@@ -13,7 +13,7 @@ export function outboundChanged(change: ChangeSet): boolean {
 /** Of the workload itself: its pod's labels and ports, the Services that select it, its Sidecar resource. */
 export function inboundChanged(model: Model, proxy: Proxy, change: ChangeSet): boolean {
   const pod = podOf(model, proxy);
-  const name = pod ? `${pod.metadata.namespace}/${pod.metadata.name}` : `${proxy.namespace}/${proxy.name}`;
+  const name = pod ? podName(pod) : `${proxy.namespace}/${proxy.name}`;
   return (
     change.full ||
     change.inboundNamespaces.has(proxy.namespace) ||

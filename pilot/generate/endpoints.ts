@@ -10,6 +10,7 @@ import type { Scope } from '../model/scope.js';
 import { portPolicy } from '../model/traffic-policy.js';
 import { endpointAddress } from './envoy.js';
 import { balanceLocalities, dependsOnClient, localitySetting, whereaboutsKey, type LocalityGroup, type Whereabouts } from './locality.js';
+import { networkKey, reach, type Reached } from './networks.js';
 import { parseClusterName, type ClusterKey } from './names.js';
 import { makeResource, type Resource } from './resource.js';
 import { canonicalName, canonicalRevision, workloadName } from './workload-names.js';
@@ -20,7 +21,7 @@ export function clusterEndpoints(scope: Scope, name: string, client: Whereabouts
   const key = parseClusterName(name);
   const service = key && scope.service(key.host);
   const port = service?.ports.find((candidate) => candidate.port === key?.port);
-  if (key && service && port) assignment.endpoints = endpointGroups(scope.model, service, port, scope.rule(key.host)?.object, key.subset, client);
+  if (key && service && port) assignment.endpoints = endpointGroups(scope.model, service, port, scope.rule(key.host)?.object, key.subset, client, key.sniDnat);
   return makeResource(name, ClusterLoadAssignment, assignment);
 }
 
@@ -28,21 +29,29 @@ export function clusterEndpoints(scope: Scope, name: string, client: Whereabouts
 export function clientKey(scope: Scope, service: MeshService, key: ClusterKey, client: () => Whereabouts): string {
   const { loadBalancer, outlierDetection } = portPolicy(scope.rule(key.host)?.object, key.subset, key.port);
   const setting = localitySetting(scope.model.mesh, loadBalancer, service);
-  return dependsOnClient(setting, outlierDetection !== undefined) ? whereaboutsKey(client(), setting) : '';
+  const place = dependsOnClient(setting, outlierDetection !== undefined) ? whereaboutsKey(client(), setting) : '';
+  const network = networkKey(scope.model, service, client);
+  return network ? `${place} via ${network}` : place;
 }
 
 /** The endpoints of one port, or of a subset of it, by locality. */
-export function endpointGroups(model: Model, service: MeshService, port: MeshPort, rule: DestinationRule | undefined, subset: string, client: Whereabouts): LocalityLbEndpoints[] {
+export function endpointGroups(model: Model, service: MeshService, port: MeshPort, rule: DestinationRule | undefined, subset: string, client: Whereabouts, sniDnat = false): LocalityLbEndpoints[] {
   const policy = portPolicy(rule, subset, port.port);
   const wanted = subset ? subsetLabels(rule, subset) : {};
   const mode = policy.tls?.mode;
   const mutual = !policy.tls || mode === 'ISTIO_MUTUAL';
-  const localities = new Map<string, LocalityGroup>();
+  const usable: { endpoint: Endpoint; port: number; mutual: boolean }[] = [];
   for (const endpoint of model.endpoints(service)) {
     const number = endpoint.ports.get(port.name);
     if (number === undefined || !hasLabels(endpoint, wanted)) continue;
     // A name can't be looked up by who gets endpoints by EDS.
     if (service.resolution === 'EDS' && !endpoint.pod && isIP(endpoint.address) === 0 && !endpoint.address.startsWith('unix://')) continue;
+    usable.push({ endpoint, port: number, mutual: mutual && takesMtls(model, endpoint, number) });
+  }
+  const places: readonly Reached[] = sniDnat || model.clusters.several || model.clusters.severalNetworks ? reach(model, service, usable, client, sniDnat) : usable.map(({ endpoint, port: number }) => ({ endpoint, port: number, weight: endpoint.weight }));
+  const localities = new Map<string, LocalityGroup>();
+  for (const place of places) {
+    const { endpoint } = place;
     const { region, zone, subzone } = endpoint.locality;
     const id = `${region}/${zone}/${subzone}`;
     let found = localities.get(id);
@@ -50,9 +59,9 @@ export function endpointGroups(model: Model, service: MeshService, port: MeshPor
       const group = LocalityLbEndpoints.fromPartial({ locality: { region, zone, sub_zone: subzone }, load_balancing_weight: 0 });
       localities.set(id, (found = { locality: endpoint.locality, group, endpoints: [] }));
     }
-    found.endpoints.push(endpoint);
-    found.group.lb_endpoints.push(lbEndpoint(model, endpoint, number, mutual));
-    found.group.load_balancing_weight! += endpoint.weight;
+    found.endpoints.push(endpoint.weight === place.weight ? endpoint : { ...endpoint, weight: place.weight });
+    found.group.lb_endpoints.push(lbEndpoint(model, place, mutual));
+    found.group.load_balancing_weight! += place.weight;
   }
   const groups = [...localities.entries()].sort(([a], [b]) => (a < b ? -1 : 1)).map(([, group]) => group);
   const setting = localitySetting(model.mesh, policy.loadBalancer, service);
@@ -69,10 +78,10 @@ function hasLabels({ labels }: Endpoint, wanted: Readonly<Record<string, string>
   return Object.entries(wanted).every(([key, value]) => labels[key] === value);
 }
 
-function lbEndpoint(model: Model, endpoint: Endpoint, port: number, mutual: boolean): LbEndpoint {
+function lbEndpoint(model: Model, { endpoint, port, weight, gateway }: Reached, mutual: boolean): LbEndpoint {
   const { pod, workloadName: entry, labels, ready } = endpoint;
   const filterMetadata: Record<string, Record<string, unknown>> = {};
-  if (mutual && takesMtls(model, endpoint, port)) filterMetadata['envoy.transport_socket_match'] = { tlsMode: 'istio' };
+  if (gateway || (mutual && takesMtls(model, endpoint, port))) filterMetadata['envoy.transport_socket_match'] = { tlsMode: 'istio' };
   const name = pod ? workloadName(pod) : entry;
   if (name !== undefined) {
     // The revision that a workload has by default is left out, as istiod does.
@@ -83,7 +92,7 @@ function lbEndpoint(model: Model, endpoint: Endpoint, port: number, mutual: bool
     host_identifier: { $case: 'endpoint', value: { address: endpointAddress(endpoint.address, port) } },
     // A pod that is not ready stays, so that Envoy keeps its statistics and connections.
     health_status: ready === undefined ? HealthStatus.UNKNOWN : ready ? HealthStatus.HEALTHY : HealthStatus.UNHEALTHY,
-    load_balancing_weight: endpoint.weight,
+    load_balancing_weight: weight,
     ...(Object.keys(filterMetadata).length > 0 ? { metadata: { filter_metadata: filterMetadata } } : {}),
   });
 }

@@ -1,6 +1,7 @@
 /** Which of a workload's ports the mesh knows: the target ports of the services that select its pod. */
 import { isIPv4, isIPv6 } from 'node:net';
 import { podIps, targetPortOf, type MeshPort, type MeshService, type Model } from '../model/model.js';
+import { inCluster } from '../model/clusters.js';
 import type { Proxy } from '../model/proxy.js';
 import type { Pod, ServerTls, SidecarIngress } from '../../common/kube/types.js';
 import { protocolOf } from '../model/protocol.js';
@@ -16,7 +17,8 @@ export interface InboundPort {
 }
 
 export function podOf(model: Model, proxy: Proxy): Pod | undefined {
-  return model.pods.get(`${proxy.namespace}/${proxy.name}`) ?? model.podByIp(proxy.ip);
+  const cluster = model.clusters.named(proxy.metadata['CLUSTER_ID']);
+  return model.pods.get(inCluster(cluster, `${proxy.namespace}/${proxy.name}`)) ?? model.podByIp(proxy.ip, cluster);
 }
 
 /** One entry a target port, in the order of port numbers; of several services on a port the first by name. */

@@ -23,6 +23,9 @@ const HOSTNAME_LABEL = 'kubernetes.io/hostname';
 export interface Whereabouts {
   locality: Locality;
   labels: Readonly<Record<string, string>>;
+  /** Empty: it reaches all. */
+  network: string;
+  cluster: string;
 }
 
 export interface LocalitySetting extends LocalityLbSetting {
@@ -39,13 +42,16 @@ const TRAFFIC_DISTRIBUTION: Record<string, readonly string[]> = {
 /** A client's own place: what it says itself, its labels say, its WorkloadEntry says, or its pod's node has. */
 export function whereabouts(model: Model, proxy: Proxy): Whereabouts {
   const pod = podOf(model, proxy);
+  const cluster = model.clusters.named(proxy.metadata['CLUSTER_ID']);
+  const said = proxy.metadata['NETWORK'];
   const entry = pod ? undefined : model.serviceEntries.workload(proxy.namespace, proxy.name)?.spec;
+  const network = (typeof said === 'string' && said) || (proxy.labels[NETWORK_LABEL] ?? pod?.metadata.labels?.[NETWORK_LABEL]) || (entry?.network ?? model.clusters.networkOf(cluster, proxy.ip));
   const written = (proxy.labels[LOCALITY_LABEL] ?? pod?.metadata.labels?.[LOCALITY_LABEL])?.replaceAll('.', '/') ?? entry?.locality;
   const [region = '', zone = '', subzone = ''] = written?.split('/') ?? [];
   const nodeName = pod?.spec.nodeName ?? proxy.nodeName;
-  const locality = proxy.locality ?? (written ? { region, zone, subzone } : model.localityOf(nodeName));
-  const labels = { ...(nodeName ? { [HOSTNAME_LABEL]: nodeName } : {}), [NETWORK_LABEL]: model.mesh.network, [CLUSTER_LABEL]: model.mesh.clusterId, ...(pod?.metadata.labels ?? {}), ...proxy.labels };
-  return { locality, labels };
+  const locality = proxy.locality ?? (written ? { region, zone, subzone } : model.localityOf(nodeName, undefined, cluster));
+  const labels = { ...(nodeName ? { [HOSTNAME_LABEL]: nodeName } : {}), [NETWORK_LABEL]: network, [CLUSTER_LABEL]: model.clusters.idOf(cluster), ...(pod?.metadata.labels ?? {}), ...proxy.labels };
+  return { locality, labels, network, cluster: model.clusters.idOf(cluster) };
 }
 
 /** The DestinationRule's setting, else what the Service asks for, else the mesh's; undefined where it is switched off. */

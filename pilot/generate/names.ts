@@ -14,6 +14,8 @@ export function clusterSni(port: number, subset: string, host: string): string {
 }
 
 export interface ClusterKey {
+  /** Of an east-west gateway, named by the SNI that leads to it: TLS passes through. */
+  sniDnat?: boolean;
   port: number;
   subset: string;
   host: string;
@@ -24,7 +26,7 @@ const SNI = /^outbound_\.(\d+)_\.(.*?)_\.(.+)$/;
 /** Of both forms: an east-west gateway asks for endpoints by the SNI's. */
 export function parseClusterName(name: string): ClusterKey | undefined {
   const sni = SNI.exec(name);
-  if (sni) return { port: Number(sni[1]), subset: sni[2]!, host: sni[3]! };
+  if (sni) return { port: Number(sni[1]), subset: sni[2]!, host: sni[3]!, sniDnat: true };
   const [direction, port, subset, host] = name.split('|');
   if (direction !== 'outbound' || subset === undefined || !host || !/^\d+$/.test(port!)) return undefined;
   return { port: Number(port), subset, host };

@@ -3,6 +3,8 @@ import { isIP } from 'node:net';
 import { Address, AppProtocol, IPFamilies, LoadBalancing, LoadBalancing_HealthPolicy, LoadBalancing_Mode, LoadBalancing_Scope, Service, TunnelProtocol, Workload, WorkloadStatus, WorkloadType, NetworkMode } from '../../proto/generated/istio/workload/workload.js';
 import type { Service as KubeService, Pod } from '../../common/kube/types.js';
 import { isAlive, podIps, targetPortOf, type MeshPort, type MeshService, type Model } from '../model/model.js';
+import { clusterOf, inCluster } from '../model/clusters.js';
+import { NETWORK_LABEL } from '../model/pods.js';
 import type { Protocol } from '../model/protocol.js';
 import { addressBytes } from './address-bytes.js';
 import { policiesOfWorkload } from './authorizations.js';
@@ -41,9 +43,11 @@ function isWorkload(pod: Pod): boolean {
  * addresses as on-demand clients ask for them (`network/ip`). Undefined when there is none.
  */
 export function workloadAddress(model: Model, name: string): Resource | undefined {
-  const uidPrefix = `${model.mesh.clusterId}//Pod/`;
-  if (name.startsWith(uidPrefix)) {
-    const pod = model.pods.get(name.slice(uidPrefix.length));
+  const place = name.indexOf('//Pod/');
+  if (place > 0) {
+    const cluster = model.clusters.named(name.slice(0, place));
+    if (model.clusters.idOf(cluster) !== name.slice(0, place)) return undefined;
+    const pod = model.pods.get(inCluster(cluster, name.slice(place + '//Pod/'.length)));
     return pod && isWorkload(pod) ? workloadResource(model, pod) : undefined;
   }
   const entry = entryWorkload(model, name);
@@ -56,10 +60,10 @@ export function workloadAddress(model: Model, name: string): Resource | undefine
     const known = [...model.serviceEntries.workloads()].find(({ spec }) => spec.address === right);
     if (known) return entryWorkload(model, model.entryUid(known.metadata.namespace ?? 'default', known.metadata.name));
     const owner = model.allServices().find(({ addresses, autoAddresses }) => addresses.includes(right) || autoAddresses.includes(right));
-    return owner && serviceResource(owner);
+    return owner && serviceResource(model, owner);
   }
   const service = model.serviceIn(left, right);
-  return service && serviceResource(service);
+  return service && serviceResource(model, service);
 }
 
 function workloadResource(model: Model, pod: Pod): Resource {
@@ -72,7 +76,7 @@ function workloadResource(model: Model, pod: Pod): Resource {
     });
     services[`${service.namespace}/${service.host}`] = { ports };
   }
-  const { region, zone, subzone } = model.localityOf(pod.spec.nodeName);
+  const { region, zone, subzone } = model.localityOf(pod.spec.nodeName, undefined, clusterOf(pod));
   const ready = pod.status?.conditions?.find(({ type }) => type === 'Ready')?.status === 'True';
   const redirected = pod.metadata.annotations?.[REDIRECTION_ANNOTATION] === 'enabled';
   const native = pod.metadata.labels?.[TUNNEL_LABEL] === 'http';
@@ -94,7 +98,8 @@ function workloadResource(model: Model, pod: Pod): Resource {
     services,
     authorization_policies: policiesOfWorkload(model, pod.metadata.namespace ?? 'default', pod.metadata.labels ?? {}),
     status: ready ? WorkloadStatus.HEALTHY : WorkloadStatus.UNHEALTHY,
-    cluster_id: model.mesh.clusterId,
+    cluster_id: model.clusters.idOf(clusterOf(pod)),
+    network: pod.metadata.labels?.[NETWORK_LABEL] ?? model.clusters.networkOf(clusterOf(pod), podIps(pod)[0]),
     ...(region || zone || subzone ? { locality: { region, zone, subzone } } : {}),
     network_mode: pod.spec.hostNetwork ? NetworkMode.HOST_NETWORK : NetworkMode.STANDARD,
   });
@@ -127,7 +132,13 @@ function loadBalancing({ object, resolution, trafficDistribution }: MeshService)
   });
 }
 
-function serviceResource(service: MeshService): Resource {
+/** A Service in several clusters has all its addresses, each on its cluster's network. */
+function networked(model: Model, { clusterAddresses, object }: MeshService, addresses: readonly string[]): { network: string; address: Buffer }[] {
+  const byCluster = clusterAddresses ? Object.entries(clusterAddresses) : [[clusterOf(object), addresses] as const];
+  return byCluster.flatMap(([cluster, list]) => list.map((address) => ({ network: model.clusters.networkOf(cluster), address: addressBytes(address) })));
+}
+
+function serviceResource(model: Model, service: MeshService): Resource {
   const isEntry = service.object.kind === 'ServiceEntry';
   const { spec } = service.object as KubeService;
   const addresses = service.addresses.length > 0 ? service.addresses : service.autoAddresses;
@@ -137,7 +148,7 @@ function serviceResource(service: MeshService): Resource {
     name: isEntry ? service.object.metadata.name : service.name,
     namespace: service.namespace,
     hostname: service.host,
-    addresses: addresses.map((address) => ({ address: addressBytes(address) })),
+    addresses: networked(model, service, addresses),
     ports: [...service.ports, ...service.udpPorts].sort(asWritten(service)).map(({ port, targetPort, protocol }) => ({
       service_port: port,
       // A port that is named is resolved in each workload.

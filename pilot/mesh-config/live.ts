@@ -7,7 +7,7 @@ import type { ConfigMap } from '../../common/kube/types.js';
 import type { Closable } from '../../common/lifecycle.js';
 import type { Logger } from '../../common/log.js';
 import { DEFAULT_MESH_CONFIG, type MeshConfig } from '../model/mesh.js';
-import { readMeshConfig } from './mesh-config.js';
+import { readMeshConfig, readMeshNetworks } from './mesh-config.js';
 
 const CONFIG_MAP = 'istio';
 const SETTLE_MS = 50;
@@ -17,6 +17,9 @@ export class LiveMeshConfig implements Closable {
   #read: Partial<MeshConfig> = {};
   #text = '';
   #problems: string[] = [];
+  #networksText = '';
+  #networks: Partial<MeshConfig> = {};
+  #networksProblems: string[] = [];
   #watcher: FSWatcher | undefined;
   #timer: NodeJS.Timeout | undefined;
   #rescan: NodeJS.Timeout | undefined;
@@ -28,12 +31,12 @@ export class LiveMeshConfig implements Closable {
   constructor(readonly given: Partial<MeshConfig>, readonly file: string | undefined, readonly logger: Logger, readonly onChange: (mesh: MeshConfig) => void) {}
 
   get current(): MeshConfig {
-    return { ...DEFAULT_MESH_CONFIG, ...this.#read, ...this.given };
+    return { ...DEFAULT_MESH_CONFIG, ...this.#read, ...this.#networks, ...this.given };
   }
 
   /** What is wrong with the MeshConfig as it is written now; errors mean that the one before is in force. */
   get problems(): readonly string[] {
-    return this.#problems;
+    return [...this.#problems, ...this.#networksProblems];
   }
 
   /** @throws UnderpassError `UNDERPASS_MESH_CONFIG` when the first version of the file can't be taken */
@@ -64,8 +67,21 @@ export class LiveMeshConfig implements Closable {
 
   /** Takes the mesh's ConfigMap as it is now, absent too. @returns whether settings changed */
   offer(configMap: ConfigMap | undefined): boolean {
-    if (this.file) return false;
-    return this.#take(configMap?.data?.['mesh'] ?? '', `ConfigMap ${this.current.rootNamespace}/${CONFIG_MAP}: data.mesh`, false);
+    const place = `ConfigMap ${this.current.rootNamespace}/${CONFIG_MAP}`;
+    const networks = this.#takeNetworks(configMap?.data?.['meshNetworks'] ?? '', `${place}: data.meshNetworks`);
+    if (this.file) return networks;
+    // Both are read, whatever the other brings.
+    return this.#take(configMap?.data?.['mesh'] ?? '', `${place}: data.mesh`, false) || networks;
+  }
+
+  #takeNetworks(text: string, place: string): boolean {
+    if (text === this.#networksText) return false;
+    this.#networksText = text;
+    const { settings, problems } = readMeshNetworks(text);
+    this.#networksProblems = problems.map(({ message }) => `${place}:${message}`);
+    for (const { severity, message } of problems) this.logger[severity === 'error' ? 'error' : 'warn']({ lastGoodStays: severity === 'error' }, `${place}:${message}`);
+    if (settings) this.#networks = settings;
+    return settings !== undefined;
   }
 
   /** Where the mesh's ConfigMap is found. */

@@ -3,10 +3,10 @@
  * is named, and the last good settings stay.
  */
 import { parseDocument, LineCounter } from 'yaml';
-import { checkSchema, formatPath } from '../../common/kube/schema.js';
+import { checkSchema, formatPath, type Schema } from '../../common/kube/schema.js';
 import type { HttpRetry } from '../../common/kube/types.js';
-import type { ExtensionProvider, LabelSelectorSetting, LocalityLbSetting, MeshConfig, TcpKeepaliveSetting } from '../model/mesh.js';
-import { meshConfigSchema } from './schema.js';
+import type { ExtensionProvider, LabelSelectorSetting, LocalityLbSetting, MeshConfig, NetworkSetting, TcpKeepaliveSetting } from '../model/mesh.js';
+import { meshConfigSchema, meshNetworksSchema } from './schema.js';
 
 /** MeshConfig as written; see Istio's reference. */
 interface WrittenMeshConfig {
@@ -28,6 +28,7 @@ interface WrittenMeshConfig {
   extensionProviders?: ExtensionProvider[];
   defaultProviders?: { tracing?: string[] };
   discoverySelectors?: LabelSelectorSetting[];
+  serviceSettings?: { settings?: { clusterLocal?: boolean }; hosts?: string[] }[];
   meshMTLS?: { minProtocolVersion?: string };
   defaultServiceExportTo?: string[];
   defaultVirtualServiceExportTo?: string[];
@@ -49,21 +50,35 @@ export interface ReadMeshConfig {
 
 /** Reads the text of a MeshConfig; never throws for what it holds. */
 export function readMeshConfig(text: string): ReadMeshConfig {
+  const { value, problems } = readChecked<WrittenMeshConfig>(text, meshConfigSchema);
+  return { settings: value && settingsOf(value), problems };
+}
+
+/** The same for the networks of a mesh. */
+export function readMeshNetworks(text: string): ReadMeshConfig {
+  const { value, problems } = readChecked<{ networks?: Record<string, NetworkSetting> }>(text, meshNetworksSchema);
+  return { settings: value && { networks: value.networks ?? {} }, problems };
+}
+
+function readChecked<T extends object>(text: string, schema: Schema): { value: T | undefined; problems: MeshConfigProblem[] } {
   const lines = new LineCounter();
   const document = parseDocument(text, { lineCounter: lines, prettyErrors: false, version: '1.2' });
   const problems: MeshConfigProblem[] = document.errors.map((error) => {
     const { line, col } = lines.linePos(error.pos[0]);
     return { severity: 'error', message: `${line}:${col}: not YAML: ${error.message}` };
   });
-  if (problems.length > 0) return { settings: undefined, problems };
-  const value = (document.toJS() ?? {}) as WrittenMeshConfig;
-  for (const problem of checkSchema(meshConfigSchema, value)) {
+  if (problems.length > 0) return { value: undefined, problems };
+  const value = (document.toJS() ?? {}) as T;
+  for (const problem of checkSchema(schema, value)) {
     const node = document.getIn([...problem.path], true) as { range?: [number, number, number] } | undefined;
     const { line, col } = lines.linePos(node?.range?.[0] ?? 0);
     problems.push({ severity: problem.severity, message: `${line}:${col}: ${formatPath(problem.path)}: ${problem.message}` });
   }
-  if (problems.some(({ severity }) => severity === 'error')) return { settings: undefined, problems };
-  return { settings: settingsOf(value), problems };
+  return { value: problems.some(({ severity }) => severity === 'error') ? undefined : value, problems };
+}
+
+function hostsOf(settings: NonNullable<WrittenMeshConfig['serviceSettings']>, local: boolean): string[] {
+  return settings.filter((setting) => (setting.settings?.clusterLocal ?? false) === local).flatMap(({ hosts = [] }) => hosts);
 }
 
 function settingsOf(written: WrittenMeshConfig): Partial<MeshConfig> {
@@ -94,6 +109,8 @@ function settingsOf(written: WrittenMeshConfig): Partial<MeshConfig> {
     tracingZipkinAddress: tracing?.zipkin?.address,
     defaultTracingProviders: written.defaultProviders?.tracing,
     discoverySelectors: written.discoverySelectors,
+    clusterLocalHosts: written.serviceSettings && hostsOf(written.serviceSettings, true),
+    clusterGlobalHosts: written.serviceSettings && hostsOf(written.serviceSettings, false),
     meshMtlsMinProtocolVersion: minVersion === 'TLSV1_3' ? 'TLSV1_3' : minVersion === undefined ? undefined : 'TLSV1_2',
   };
   return Object.fromEntries(Object.entries(all).filter(([, value]) => value !== undefined)) as Partial<MeshConfig>;

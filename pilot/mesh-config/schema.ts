@@ -41,6 +41,17 @@ const locality = object({
 
 const retries = object({ attempts: integer(0, 0x7fff_ffff), perTryTimeout: { type: 'duration', minMs: 1 }, retryOn: text, retryRemoteLocalities: bool, retryIgnorePreviousHosts: bool, backoff: { type: 'duration', minMs: 1 } });
 
+/** The ConfigMap's other key, `meshNetworks`. */
+export const meshNetworksSchema = object({
+  networks: {
+    type: 'map',
+    values: object({
+      endpoints: list(object({ fromCidr: text, fromRegistry: text })),
+      gateways: list(object({ address: text, registryServiceName: text, port, locality: text })),
+    }),
+  },
+});
+
 export const meshConfigSchema = object({
   accessLogFile: text,
   accessLogFormat: text,
@@ -60,6 +71,7 @@ export const meshConfigSchema = object({
   extensionProviders: list(extensionProvider),
   defaultProviders: object({ tracing: list(text), accessLogging: ignored, metrics: ignored }),
   discoverySelectors: list(labelSelector),
+  serviceSettings: list(object({ settings: object({ clusterLocal: bool }), hosts: list(text) })),
   meshMTLS: object({ minProtocolVersion: oneOf('TLS_AUTO', 'TLSV1_2', 'TLSV1_3'), ecdhCurves: ignored, cipherSuites: ignored }),
   defaultServiceExportTo: list(text),
   defaultVirtualServiceExportTo: list(text),
@@ -72,7 +84,7 @@ export const meshConfigSchema = object({
   ...Object.fromEntries(
     [
       'proxyListenPort', 'proxyInboundListenPort', 'proxyHttpPort', 'protocolDetectionTimeout', 'ingressClass', 'ingressService', 'ingressControllerMode', 'ingressSelector', 'enableEnvoyAccessLogService',
-      'disableEnvoyListenerLog', 'configSources', 'dnsRefreshRate', 'certificates', 'thriftConfig', 'serviceSettings', 'enablePrometheusMerge', 'verifyCertificateAtClient', 'ca', 'hboneUpgrade',
+      'disableEnvoyListenerLog', 'configSources', 'dnsRefreshRate', 'certificates', 'thriftConfig', 'enablePrometheusMerge', 'verifyCertificateAtClient', 'ca', 'hboneUpgrade',
       'caCertificates', 'tlsDefaults', 'serviceScopeConfigs', 'inboundTrafficPolicy',
     ].map((key) => [key, ignored]),
   ),

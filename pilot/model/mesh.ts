@@ -64,6 +64,12 @@ export interface LabelSelectorSetting {
   matchExpressions?: { key: string; operator: string; values?: string[] }[];
 }
 
+/** One of meshNetworks; fields are Istio's, unchanged. */
+export interface NetworkSetting {
+  endpoints?: { fromCidr?: string; fromRegistry?: string }[];
+  gateways?: { address?: string; registryServiceName?: string; port?: number; locality?: string }[];
+}
+
 export interface MeshConfig {
   /** The SPIFFE trust domain of all identities. */
   trustDomain: string;
@@ -74,6 +80,13 @@ export interface MeshConfig {
   clusterId: string;
   /** The network of workloads that say none; empty in a mesh of one network. */
   network: string;
+  /** Clusters besides the one that has the configuration, by name; the network may be empty. */
+  clusters: Readonly<Record<string, { network: string }>>;
+  /** meshNetworks, by the network's name. */
+  networks: Readonly<Record<string, NetworkSetting>>;
+  /** Hosts, `*` in front allowed, whose endpoints are for clients of their own cluster alone. */
+  clusterLocalHosts: readonly string[];
+  clusterGlobalHosts: readonly string[];
   /** Where mesh-wide policies, rules and filters live. */
   rootNamespace: string;
   /** What happens to traffic towards hosts that are no service. */
@@ -114,6 +127,10 @@ export const DEFAULT_MESH_CONFIG: MeshConfig = {
   clusterDomain: 'cluster.local',
   clusterId: 'Kubernetes',
   network: '',
+  clusters: {},
+  networks: {},
+  clusterLocalHosts: [],
+  clusterGlobalHosts: [],
   rootNamespace: 'istio-system',
   outboundTrafficPolicy: 'ALLOW_ANY',
   defaultServiceExportTo: ['*'],

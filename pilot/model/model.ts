@@ -6,6 +6,7 @@ import type { LoadedObject } from '../../common/kube/yaml.js';
 import { apiGroup, type AuthorizationPolicy, type DestinationRule, type EndpointSlice, type Gateway, type KubeObject, type Namespace, type Node, type PeerAuthentication, type Pod, type RequestAuthentication, type Service, type ServiceEntry, type VirtualService, type WorkloadEntry } from '../../common/kube/types.js';
 import { convertGatewayApi, type ConvertedGatewayApi } from '../gateway-api/convert.js';
 import { ChangeSet } from './changes.js';
+import { clusterOf, Clusters, inCluster } from './clusters.js';
 import { byAge, Configs, selects } from './configs.js';
 import { resolveHost, serviceHost } from './hosts.js';
 import { jwksSource } from './jwks.js';
@@ -17,7 +18,7 @@ import { DestinationRules } from './rules.js';
 import type { Scope } from './scope.js';
 import { Scopes } from './scopes.js';
 import { ServiceEntries, workloadLabels } from './service-entries.js';
-import { buildService } from './services.js';
+import { buildService, uniteServices } from './services.js';
 import { identityOf, shapeOf } from './shapes.js';
 import { EndpointSlices } from './slices.js';
 import type { Endpoint, Locality, MeshService } from './types.js';
@@ -58,11 +59,15 @@ export class Model {
   /** Fetched keys by their source; see jwksSource(). */
   readonly #jwks = new Map<string, string>();
   readonly #servicesByHost = new Map<string, MeshService[]>();
+  /** By host, then by cluster. */
+  readonly #kubeServices = new Map<string, Map<string, Service>>();
+  readonly clusters = new Clusters(() => this.mesh, (host) => this.#kubeServices.get(host)?.values() ?? []);
   readonly #slices = new EndpointSlices({
     mesh: () => this.mesh,
+    clusters: this.clusters,
     pod: (name) => this.pods.get(name),
-    podByIp: (ip) => this.#podByIp.get(ip),
-    localityOf: (node, zone) => this.localityOf(node, zone),
+    podByIp: (ip, cluster) => this.#podByIp.get(inCluster(cluster, ip)),
+    localityOf: (node, zone, cluster) => this.localityOf(node, zone, cluster),
   });
   readonly #podByIp = new Map<string, Pod>();
   readonly #podsByNamespace = new Map<string, Map<string, Pod>>();
@@ -70,7 +75,8 @@ export class Model {
   /** By host, then by the service's key. */
   readonly #endpoints = new Map<string, Map<string, readonly Endpoint[]>>();
   readonly serviceEntries = new ServiceEntries({
-    localityOf: (node) => this.localityOf(node),
+    clusters: this.clusters,
+    localityOf: (node, zone, cluster) => this.localityOf(node, zone, cluster),
     podsOf: (namespace) => this.#podsByNamespace.get(namespace)?.values() ?? [],
     mesh: () => this.mesh,
   });
@@ -100,6 +106,7 @@ export class Model {
     changed.full = true;
     this.#forgetViews();
     this.#endpoints.clear();
+    this.clusters.settingsChanged();
     const services = [...this.objects.values()].filter(({ object }) => object.kind === 'Service' || object.kind === 'ServiceEntry');
     return changed.merge(this.apply(services.map((loaded) => ({ key: loaded.key, loaded }))));
   }
@@ -142,6 +149,11 @@ export class Model {
       if (VIEW_KINDS.has(object.kind)) this.#forgetViews();
       switch (object.kind) {
         case 'Namespace':
+          if (this.clusters.setNamespace(object as Namespace, loaded !== undefined)) {
+            this.#endpoints.clear();
+            changed.full = true;
+          }
+          if (clusterOf(object) !== '') break;
           replace(this.namespaces, object.metadata.name, loaded?.object as Namespace | undefined);
         // Listeners may take routes by their namespace's labels.
         if (this.configs.all('Gateway').length > 0) {
@@ -150,14 +162,14 @@ export class Model {
         }
           break;
         case 'Node':
-          replace(this.nodes, object.metadata.name, loaded?.object as Node | undefined);
-          for (const pod of this.pods.values()) if (pod.spec.nodeName === object.metadata.name) this.#podTouched(pod, changed, touch);
+          replace(this.nodes, inCluster(clusterOf(object), object.metadata.name), loaded?.object as Node | undefined);
+          for (const pod of this.pods.values()) if (pod.spec.nodeName === object.metadata.name && clusterOf(pod) === clusterOf(object)) this.#podTouched(pod, changed, touch);
           break;
         case 'Pod':
           this.#applyPod(old?.object as Pod | undefined, loaded?.object as Pod | undefined, changed, touch);
           break;
         case 'Service':
-          this.#applyService(old?.object as Service | undefined, loaded?.object as Service | undefined, changed, touch);
+          this.#applyService(key, old?.object as Service | undefined, loaded?.object as Service | undefined, changed, touch);
           break;
         case 'ServiceEntry':
           this.#applyServiceEntry(key, old?.object as ServiceEntry | undefined, loaded as LoadedObject<ServiceEntry> | undefined, changed, touch);
@@ -197,8 +209,10 @@ export class Model {
     return resolveHost(host, object.metadata.namespace ?? 'default', this.mesh.clusterDomain);
   }
 
-  podByIp(ip: string): Pod | undefined {
-    return this.#podByIp.get(ip);
+  /** @param cluster where to look; the config cluster's pods come first when it is left out */
+  podByIp(ip: string, cluster?: string): Pod | undefined {
+    if (cluster !== undefined) return this.#podByIp.get(inCluster(cluster, ip));
+    return ['', ...Object.keys(this.mesh.clusters)].flatMap((name) => this.#podByIp.get(inCluster(name, ip)) ?? [])[0];
   }
 
   /** Every service of every namespace, whoever sees it. */
@@ -303,8 +317,8 @@ export class Model {
     return [...found.values()];
   }
 
-  localityOf(nodeName: string | undefined, zone?: string): Locality {
-    const labels = (nodeName && this.nodes.get(nodeName)?.metadata.labels) || {};
+  localityOf(nodeName: string | undefined, zone?: string, cluster = ''): Locality {
+    const labels = (nodeName && this.nodes.get(inCluster(cluster, nodeName))?.metadata.labels) || {};
     const region = labels['topology.kubernetes.io/region'] ?? '';
     const found = { region, zone: labels['topology.kubernetes.io/zone'] ?? zone ?? '', subzone: labels['topology.istio.io/subzone'] ?? '' };
     return found.region || found.zone || found.subzone ? found : NO_LOCALITY;
@@ -312,7 +326,8 @@ export class Model {
 
   #applyPod(old: Pod | undefined, pod: Pod | undefined, changed: ChangeSet, touch: (host: string) => void): void {
     const name = podName((pod ?? old)!);
-    for (const ip of old ? podIps(old) : []) if (this.#podByIp.get(ip) === old) this.#podByIp.delete(ip);
+    const placed = (ip: string): string => inCluster(clusterOf((pod ?? old)!), ip);
+    for (const ip of old ? podIps(old) : []) if (this.#podByIp.get(placed(ip)) === old) this.#podByIp.delete(placed(ip));
     const namespace = (pod ?? old)!.metadata.namespace ?? 'default';
     for (const version of [old, pod]) if (version) for (const host of this.serviceEntries.hostsSelecting(namespace, version.metadata.labels ?? {})) touch(host);
     let inNamespace = this.#podsByNamespace.get(namespace);
@@ -321,7 +336,7 @@ export class Model {
     if (pod) {
       this.pods.set(name, pod);
       // Pods on the host's network share its address: it says nothing about which of them is meant.
-      if (isAlive(pod) && !pod.spec.hostNetwork) for (const ip of podIps(pod)) this.#podByIp.set(ip, pod);
+      if (isAlive(pod) && !pod.spec.hostNetwork) for (const ip of podIps(pod)) this.#podByIp.set(placed(ip), pod);
     } else {
       this.pods.delete(name);
     }
@@ -364,15 +379,25 @@ export class Model {
   }
 
   workloadUid(pod: Pod): string {
-    return `${this.mesh.clusterId}//Pod/${podName(pod)}`;
+    return `${this.clusters.idOf(clusterOf(pod))}//Pod/${pod.metadata.namespace ?? 'default'}/${pod.metadata.name}`;
   }
 
-  #applyService(old: Service | undefined, service: Service | undefined, changed: ChangeSet, touch: (host: string) => void): void {
+  #applyService(key: string, old: Service | undefined, service: Service | undefined, changed: ChangeSet, touch: (host: string) => void): void {
     const { name, namespace = 'default' } = (service ?? old)!.metadata;
     const host = serviceHost(name, namespace, this.mesh.clusterDomain);
     let inNamespace = this.#servicesByNamespace.get(namespace);
     if (!inNamespace) this.#servicesByNamespace.set(namespace, (inNamespace = new Map()));
-    const built = service && buildService(host, name, namespace, service, this.mesh);
+    let versions = this.#kubeServices.get(host);
+    if (!versions) this.#kubeServices.set(host, (versions = new Map()));
+    replace(versions, clusterOf((service ?? old)!), service);
+    if (versions.size === 0) this.#kubeServices.delete(host);
+    const sorted = [...versions].sort(([a], [b]) => (a < b ? -1 : 1));
+    const built = uniteServices(sorted.flatMap(([cluster, object]) => {
+      const one = buildService(host, name, namespace, object, this.mesh);
+      return one ? [{ cluster, service: one }] : [];
+    }));
+    const networks = this.clusters.setService(key, old, service);
+    if (networks.length > 0) this.#networksTouched(networks, changed);
     this.#placeService(host, `${namespace}/${host}`, built);
     replace(inNamespace, `${namespace}/${host}`, built);
     touch(host);
@@ -383,6 +408,11 @@ export class Model {
     for (const version of [old, service]) {
       for (const uid of this.#workloadsSelectedBy(namespace, version?.spec.selector)) changed.addresses.add(uid);
     }
+  }
+
+  /** Other clients' ways to the workloads of these networks are others now. */
+  #networksTouched(networks: readonly string[], changed: ChangeSet): void {
+    for (const service of this.allServices()) if (this.endpoints(service).some(({ network }) => networks.includes(network))) changed.endpoints.add(service.host);
   }
 
   #applyServiceEntry(key: string, old: ServiceEntry | undefined, loaded: LoadedObject<ServiceEntry> | undefined, changed: ChangeSet, touch: (host: string) => void): void {

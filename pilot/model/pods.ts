@@ -1,13 +1,14 @@
 /** What the mesh reads of a pod. */
 import type { Pod } from '../../common/kube/types.js';
-import type { MeshConfig } from './mesh.js';
+import { inCluster, type Clusters } from './clusters.js';
 import type { Endpoint, MeshPort } from './types.js';
 
 export const TLS_MODE_LABEL = 'security.istio.io/tlsMode';
 export const NETWORK_LABEL = 'topology.istio.io/network';
 
-export function podName(pod: Pod): string {
-  return `${pod.metadata.namespace ?? 'default'}/${pod.metadata.name}`;
+/** `namespace/name`, behind the cluster's name where that is not the config cluster. */
+export function podName({ metadata }: Pod): string {
+  return inCluster(metadata.clusterName ?? '', `${metadata.namespace ?? 'default'}/${metadata.name}`);
 }
 
 /** IPv4 first, as the pod's status has them. */
@@ -36,8 +37,9 @@ export function targetPortOf(port: MeshPort, pod: Pod | undefined): number | und
 }
 
 /** What an endpoint has from the pod behind it. */
-export function podsEndpoint(pod: Pod, mesh: MeshConfig): Omit<Endpoint, 'address' | 'ports' | 'ready' | 'locality'> {
+export function podsEndpoint(pod: Pod, clusters: Clusters): Omit<Endpoint, 'address' | 'ports' | 'ready' | 'locality'> {
   const labels = pod.metadata.labels ?? {};
+  const cluster = pod.metadata.clusterName ?? '';
   return {
     pod,
     workloadName: undefined,
@@ -46,7 +48,7 @@ export function podsEndpoint(pod: Pod, mesh: MeshConfig): Omit<Endpoint, 'addres
     serviceAccount: pod.spec.serviceAccountName || 'default',
     tlsMode: labels[TLS_MODE_LABEL],
     weight: 1,
-    network: labels[NETWORK_LABEL] ?? mesh.network,
-    cluster: mesh.clusterId,
+    network: labels[NETWORK_LABEL] ?? clusters.networkOf(cluster, podIps(pod)[0]),
+    cluster: clusters.idOf(cluster),
   };
 }

@@ -7,7 +7,7 @@ import type { Model } from './model.js';
 import type { Proxy } from './proxy.js';
 import { Scope } from './scope.js';
 import type { MeshService } from './types.js';
-import { exportedTo, namespacesWithOwnView, withAutoAddresses, type Visibility, type VisibilitySources } from './visibility.js';
+import { exportedTo, namespacesWithOwnView, withAutoAddresses, withClusterAddresses, type Visibility, type VisibilitySources } from './visibility.js';
 
 export class Scopes {
   readonly #sources: VisibilitySources;
@@ -16,10 +16,13 @@ export class Scopes {
   readonly #egressViews = new Map<string, EgressView>();
   readonly #scopes = new Map<string, Scope>();
   readonly #byProxy = new WeakMap<Proxy, Scope>();
+  /** Some service has other addresses in other clusters. */
+  readonly #dependsOnCluster: boolean;
 
   constructor(readonly model: Model, servicesByHost: ReadonlyMap<string, readonly MeshService[]>) {
     this.#sources = { mesh: model.mesh, servicesByHost, virtualServices: model.virtualServices };
     this.#ownViews = namespacesWithOwnView(this.#sources);
+    this.#dependsOnCluster = model.clusters.several && [...servicesByHost.values()].some((services) => services.some(({ clusterAddresses }) => clusterAddresses));
   }
 
   of(proxy: Proxy): Scope {
@@ -32,10 +35,12 @@ export class Scopes {
     const { namespace, labels, dnsCapture } = proxy;
     const sidecar = proxy.type === 'sidecar' ? this.#sidecarOf(proxy) : undefined;
     const selectors = this.model.rules.selectorKey(namespace, labels);
-    const key = `${namespace} ${sidecar?.key ?? ''} ${selectors} ${dnsCapture ? 'dns' : ''}`;
+    const cluster = this.#dependsOnCluster ? this.model.clusters.named(proxy.metadata['CLUSTER_ID']) : '';
+    const key = `${cluster && `@${cluster} `}${namespace} ${sidecar?.key ?? ''} ${selectors} ${dnsCapture ? 'dns' : ''}`;
     let scope = this.#scopes.get(key);
     if (!scope) {
-      const exported = this.#exportedTo(namespace);
+      const everywhere = this.#exportedTo(namespace);
+      const exported = cluster ? this.#visibility(`@${cluster} ${everywhere.id}`, (id) => withClusterAddresses(everywhere, id, cluster)) : everywhere;
       const all = dnsCapture ? this.#visibility(`${exported.id} dns`, (id) => withAutoAddresses(exported, id)) : exported;
       const view = this.#egressView(all, namespace, sidecar);
       this.#scopes.set(key, (scope = new Scope(this.model, proxy, view?.visibility ?? all, sidecar, view?.listeners, selectors)));

@@ -6,6 +6,7 @@ import { isIP } from 'node:net';
 import type { Pod, ServiceEntry, ServiceEntryPort, WorkloadEntry, WorkloadEntrySpec } from '../../common/kube/types.js';
 import type { LoadedObject } from '../../common/kube/yaml.js';
 import { AddressAllocator } from './addresses.js';
+import { clusterOf, type Clusters } from './clusters.js';
 import { byAge, selects } from './configs.js';
 import { parseExportTo } from './export-to.js';
 import type { MeshConfig } from './mesh.js';
@@ -22,7 +23,8 @@ type Labels = Readonly<Record<string, string>>;
 /** What of the model it looks at. */
 export interface Placed {
   mesh(): MeshConfig;
-  localityOf(nodeName: string | undefined): Locality;
+  clusters: Clusters;
+  localityOf(nodeName: string | undefined, zone: string | undefined, cluster: string): Locality;
   podsOf(namespace: string): Iterable<Pod>;
 }
 
@@ -159,7 +161,7 @@ export class ServiceEntries {
   }
 
   endpointOf(spec: WorkloadEntrySpec, namespace: string, workloadName: string, ports: readonly MeshPort[]): Endpoint {
-    const mesh = this.placed.mesh();
+    const { clusters } = this.placed;
     const labels = spec.labels ?? {};
     const [region = '', zone = '', subzone = ''] = (spec.locality ?? labels['istio-locality']?.replaceAll('.', '/') ?? '').split('/');
     return {
@@ -175,8 +177,8 @@ export class ServiceEntries {
       // A workload with an identity has a sidecar unless it says otherwise.
       tlsMode: labels[TLS_MODE_LABEL] ?? (spec.serviceAccount ? 'istio' : undefined),
       weight: spec.weight || 1,
-      network: spec.network ?? labels[NETWORK_LABEL] ?? mesh.network,
-      cluster: mesh.clusterId,
+      network: spec.network ?? labels[NETWORK_LABEL] ?? clusters.networkOf('', spec.address),
+      cluster: clusters.idOf(''),
     };
   }
 
@@ -189,7 +191,7 @@ export class ServiceEntries {
 
   #ofPod(pod: Pod, ports: readonly MeshPort[]): Endpoint {
     const numbers = new Map(ports.map((port) => [port.name, typeof port.targetPort === 'number' ? port.targetPort : port.port]));
-    return { ...podsEndpoint(pod, this.placed.mesh()), address: podIps(pod)[0]!, ports: numbers, ready: true, locality: this.placed.localityOf(pod.spec.nodeName) };
+    return { ...podsEndpoint(pod, this.placed.clusters), address: podIps(pod)[0]!, ports: numbers, ready: true, locality: this.placed.localityOf(pod.spec.nodeName, undefined, clusterOf(pod)) };
   }
 }
 

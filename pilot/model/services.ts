@@ -8,6 +8,19 @@ import type { MeshPort, MeshService } from './types.js';
 const EXPORT_TO_ANNOTATION = 'networking.istio.io/exportTo';
 const TRAFFIC_DISTRIBUTION_ANNOTATION = 'networking.istio.io/traffic-distribution';
 
+/**
+ * A Service of the same name in several clusters is one: what can only be decided once the first one does, ports are united,
+ * clients get the addresses of their own cluster.
+ * @param versions by cluster, the config cluster's first
+ */
+export function uniteServices(versions: readonly { cluster: string; service: MeshService }[]): MeshService | undefined {
+  const [first, ...others] = versions;
+  if (!first || others.length === 0) return first?.service;
+  const united = (mine: readonly MeshPort[], theirs: readonly MeshPort[]): MeshPort[] => [...mine, ...theirs.filter(({ port }) => !mine.some((known) => known.port === port))];
+  const clusterAddresses = Object.fromEntries(versions.map(({ cluster, service }) => [cluster, service.addresses]));
+  return others.reduce((all, { service }) => ({ ...all, ports: united(all.ports, service.ports), udpPorts: united(all.udpPorts, service.udpPorts) }), { ...first.service, clusterAddresses });
+}
+
 export function buildService(host: string, name: string, namespace: string, object: Service, mesh: MeshConfig): MeshService | undefined {
   // An ExternalName is an alias of another host: nothing of its own to route to.
   if (object.spec.type === 'ExternalName') return undefined;

@@ -1,5 +1,6 @@
 /** EndpointSlices by the host of their Service, and the endpoints that they make. */
 import type { EndpointSlice, Pod, Service } from '../../common/kube/types.js';
+import { clusterOf, inCluster, type Clusters } from './clusters.js';
 import { serviceHost } from './hosts.js';
 import type { MeshConfig } from './mesh.js';
 import { podsEndpoint } from './pods.js';
@@ -10,9 +11,11 @@ const SERVICE_NAME_LABEL = 'kubernetes.io/service-name';
 /** What of the model it looks at. */
 export interface SliceContext {
   mesh(): MeshConfig;
+  clusters: Clusters;
+  /** By podName(). */
   pod(name: string): Pod | undefined;
-  podByIp(ip: string): Pod | undefined;
-  localityOf(nodeName: string | undefined, zone?: string): Locality;
+  podByIp(ip: string, cluster: string): Pod | undefined;
+  localityOf(nodeName: string | undefined, zone: string | undefined, cluster: string): Locality;
 }
 
 export class EndpointSlices {
@@ -27,7 +30,7 @@ export class EndpointSlices {
     return service && serviceHost(service, slice.metadata.namespace ?? 'default', this.context.mesh().clusterDomain);
   }
 
-  /** @param pod `namespace/name` */
+  /** @param pod by podName() */
   hostsOfPod(pod: string): Iterable<string> {
     return this.#hostsByPod.get(pod) ?? [];
   }
@@ -43,7 +46,7 @@ export class EndpointSlices {
     slices.set(key, slice);
     for (const { targetRef } of slice.endpoints ?? []) {
       if (targetRef?.kind !== 'Pod' || !targetRef.name) continue;
-      const pod = `${targetRef.namespace ?? slice.metadata.namespace}/${targetRef.name}`;
+      const pod = inCluster(clusterOf(slice), `${targetRef.namespace ?? slice.metadata.namespace}/${targetRef.name}`);
       let hosts = this.#hostsByPod.get(pod);
       if (!hosts) this.#hostsByPod.set(pod, (hosts = new Set()));
       hosts.add(host);
@@ -54,22 +57,29 @@ export class EndpointSlices {
   endpoints(service: MeshService): Map<string, Endpoint> {
     const { host, namespace } = service;
     const { context } = this;
-    const mesh = context.mesh();
+    const { clusters } = context;
     const found = new Map<string, Endpoint>();
     const notReadyCounts = (service.object as Service).spec.publishNotReadyAddresses === true;
-    for (const [, slice] of [...(this.#byHost.get(host) ?? [])].sort(([a], [b]) => (a < b ? -1 : 1))) {
+    for (const [, slice] of [...(this.#byHost.get(host) ?? [])].sort(byClusterAndName)) {
       if (slice.addressType === 'FQDN') continue;
+      const cluster = clusterOf(slice);
       const ports = new Map<string, number>();
       for (const { name, port } of slice.ports ?? []) if (port !== undefined) ports.set(name ?? '', port);
       for (const { addresses, conditions, nodeName, zone, targetRef } of slice.endpoints ?? []) {
         const address = addresses[0];
         // Terminating endpoints get no new connections, unless they are all that is left; Istio drops them.
         if (conditions?.terminating || address === undefined) continue;
-        const pod = targetRef?.kind === 'Pod' && targetRef.name ? context.pod(`${targetRef.namespace ?? slice.metadata.namespace}/${targetRef.name}`) : context.podByIp(address);
-        const workload = pod ? podsEndpoint(pod, mesh) : { pod, workloadName: undefined, labels: {}, namespace, serviceAccount: undefined, tlsMode: undefined, weight: 1, network: mesh.network, cluster: mesh.clusterId };
-        found.set(address, { ...workload, address, ports, ready: notReadyCounts || conditions?.ready !== false, locality: context.localityOf(nodeName ?? pod?.spec.nodeName, zone) });
+        const pod = targetRef?.kind === 'Pod' && targetRef.name ? context.pod(inCluster(cluster, `${targetRef.namespace ?? slice.metadata.namespace}/${targetRef.name}`)) : context.podByIp(address, cluster);
+        const workload = pod ? podsEndpoint(pod, clusters) : { pod, workloadName: undefined, labels: {}, namespace, serviceAccount: undefined, tlsMode: undefined, weight: 1, network: clusters.networkOf(cluster, address), cluster: clusters.idOf(cluster) };
+        // Networks of their own may use the same addresses.
+        found.set(clusters.several ? `${workload.network} ${address}` : address, { ...workload, address, ports, ready: notReadyCounts || conditions?.ready !== false, locality: context.localityOf(nodeName ?? pod?.spec.nodeName, zone, cluster) });
       }
     }
     return found;
   }
+}
+
+function byClusterAndName([a, one]: [string, EndpointSlice], [b, other]: [string, EndpointSlice]): number {
+  const [mine, theirs] = [clusterOf(one), clusterOf(other)];
+  return (mine === theirs ? a < b : mine < theirs) ? -1 : 1;
 }

@@ -24,6 +24,8 @@ export interface MeshService {
   namespace: string;
   /** Without `None`; empty for a headless service. */
   addresses: readonly string[];
+  /** Of a Service in several clusters: its addresses in each, by the cluster's name. */
+  clusterAddresses?: Readonly<Record<string, readonly string[]>>;
   /** Address blocks of a ServiceEntry, in CIDR notation. */
   cidrs: readonly string[];
   /** Given to a ServiceEntry that has no addresses, for clients whose DNS is captured and for WDS. */
@@ -71,7 +73,7 @@ export interface Endpoint {
   tlsMode: string | undefined;
   /** Share of the requests within its locality, 1 unless a WorkloadEntry says otherwise. */
   weight: number;
-  /** Where it runs; empty is the mesh's one network. */
+  /** Where it runs; empty is the mesh's one network, reached from everywhere. */
   network: string;
   cluster: string;
 }

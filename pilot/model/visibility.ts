@@ -105,6 +105,15 @@ export function withAutoAddresses(seen: Visibility, id: string): Visibility {
   return new Visibility(id, services, seen.virtualServices);
 }
 
+/** For clients of one cluster: services that are in several have its addresses. */
+export function withClusterAddresses(seen: Visibility, id: string, cluster: string): Visibility {
+  const services = seen.services.map((service) => {
+    const addresses = service.clusterAddresses?.[cluster];
+    return addresses?.length ? { ...service, addresses } : service;
+  });
+  return new Visibility(id, services, seen.virtualServices);
+}
+
 /** Namespaces that see something that others don't: the rest share one view. */
 export function namespacesWithOwnView(sources: VisibilitySources): ReadonlySet<string> {
   const found = new Set<string>();
