@@ -21,6 +21,8 @@ export interface AdsServerOptions {
   logger: Logger;
   /** An Envoy connected and said who it is; called before anything is sent to it. */
   onNode?: (node: Node) => void;
+  /** Other services for Envoy on the same socket. */
+  register?: (server: Server) => void;
 }
 
 export class AdsServer implements Closable {
@@ -45,6 +47,7 @@ export class AdsServer implements Closable {
       streamAggregatedResources: (call: { emit(event: 'error', error: Error): void }) =>
         call.emit('error', Object.assign(new Error('only delta ADS is served here'), { code: 12 })),
     });
+    this.#options.register?.(this.#server);
     try {
       await new Promise<void>((resolve, reject) => {
         this.#server.bindAsync(`unix:${socketPath}`, ServerCredentials.createInsecure(), (error) => (error ? reject(error) : resolve()));

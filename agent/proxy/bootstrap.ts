@@ -32,6 +32,8 @@ export function bootstrap({ nodeName, adsSocketPath, adminSocketPath }: Bootstra
       cds_config: { ads: {}, resource_api_version: 'V3', initial_fetch_timeout: '0s' },
       lds_config: { ads: {}, resource_api_version: 'V3', initial_fetch_timeout: '0s' },
     },
+    // Health checks of the control plane's, by way of the agent.
+    hds_config: { api_type: 'GRPC', transport_api_version: 'V3', set_node_on_first_message_only: true, grpc_services: [{ envoy_grpc: { cluster_name: ADS_CLUSTER } }] },
     static_resources: {
       clusters: [
         {

@@ -107,7 +107,7 @@ function podBindConfig(network_namespace_filepath = ''): BindConfig {
   });
 }
 
-function markOption(): SocketOption {
+export function markOption(): SocketOption {
   return SocketOption.fromPartial({
     description: 'SO_MARK',
     level: BigInt(SOL_SOCKET),

@@ -19,6 +19,7 @@ import { Envoy } from './envoy.js';
 import { EnvoyExtensions } from './extensions.js';
 import { Folder, type FoldProblem, type FoldResult } from './fold.js';
 import { inboundListenerName } from './fold-inbound.js';
+import { HealthRelay } from './health-relay.js';
 import { INSPECTION_KINDS, inspectionName } from './inspection.js';
 import { podListenerName, podOfListener, podStatPrefix, type ListenerPod } from './pod-listener.js';
 import { endpointKeys } from './pool-renewal.js';
@@ -116,6 +117,7 @@ export class NodeProxy {
   readonly #channel: AdsChannel;
   readonly #workloads: WorkloadStream;
   readonly #ads: AdsServer;
+  readonly #healthRelay: HealthRelay;
   readonly #classes = new Map<string, ConfigClass>();
   readonly #removals = new Map<string, Promise<void>>();
   readonly #stopping = new AbortController();
@@ -159,10 +161,17 @@ export class NodeProxy {
       channel: this.#channel, nodeName: options.nodeName, nodeAddress: options.nodeAddress ?? '127.0.0.1', logger: options.logger, onChange: () => this.#workloadsChanged(),
     });
     this.envoy = new Envoy({ ...options, cgroupPath: options.cgroupPath });
+    this.#healthRelay = new HealthRelay({
+      open: () => this.#channel.openHealth(),
+      nodeName: options.nodeName,
+      podOf: (ip) => [...this.#pods.values()].find(({ ips }) => ips.includes(ip)),
+      logger: options.logger,
+    });
     this.#ads = new AdsServer({
       socketPath: this.envoy.adsSocketPath,
       logger: options.logger,
       onNode: (node) => this.#envoyConnected(node),
+      register: (server) => this.#healthRelay.addTo(server),
     });
     this.#savedClasses = loadState(this.#statePath, (problem) => this.#logger.warn({ problem }, 'last good xDS state'));
   }
@@ -203,6 +212,7 @@ export class NodeProxy {
     const wanted = new Map(pods.map((pod) => [pod.uid, pod]));
     const gone = [...this.#pods.keys()].filter((uid) => !wanted.has(uid));
     this.#pods = wanted;
+    this.#healthRelay.podsChanged();
     for (const uid of gone) {
       this.#folded.delete(uid);
       const removal = this.#removed(uid);
@@ -327,6 +337,7 @@ export class NodeProxy {
     await this.#save();
     for (const item of this.#classes.values()) item.stream.close();
     this.#workloads.close();
+    this.#healthRelay.close();
     this.#channel.close();
     this.#ads.close();
     if (keepEnvoy) this.envoy.close();

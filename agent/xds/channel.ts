@@ -2,6 +2,7 @@
 import { credentials, type ChannelCredentials, type ClientDuplexStream } from '@grpc/grpc-js';
 import { AggregatedDiscoveryServiceClient } from '../../proto/generated/envoy/service/discovery/v3/ads.js';
 import type { DeltaDiscoveryRequest, DeltaDiscoveryResponse } from '../../proto/generated/envoy/service/discovery/v3/discovery.js';
+import { HealthDiscoveryServiceClient, type HealthCheckRequestOrEndpointHealthResponse, type HealthCheckSpecifier } from '../../proto/generated/envoy/service/health/v3/hds.js';
 import type { Closable } from '../../common/lifecycle.js';
 import { UnderpassError } from '../../common/errors.js';
 
@@ -9,6 +10,7 @@ export type DeltaStream = ClientDuplexStream<DeltaDiscoveryRequest, DeltaDiscove
 
 export class AdsChannel implements Closable {
   readonly #client: AggregatedDiscoveryServiceClient;
+  readonly #health: HealthDiscoveryServiceClient;
 
   /**
    * @param address `host:port`, or `unix:/path`
@@ -30,6 +32,11 @@ export class AdsChannel implements Closable {
       // A Unix socket's path is no valid :authority.
       ...(address.startsWith('unix:') ? { 'grpc.default_authority': 'localhost' } : {}),
     });
+    this.#health = new HealthDiscoveryServiceClient(address, channelCredentials, { channelOverride: this.#client.getChannel() });
+  }
+
+  openHealth(): ClientDuplexStream<HealthCheckRequestOrEndpointHealthResponse, HealthCheckSpecifier> {
+    return this.#health.streamHealthCheck();
   }
 
   open(): DeltaStream {
