@@ -42,6 +42,11 @@ interface Client {
   sent: string;
   /** What it has said, `host address`. */
   verdicts: Set<string>;
+  /**
+   * When an endpoint's first failure may be believed, by performance.now(): Envoy calls a host unhealthy until its first check is
+   * done. Endpoints that it has called healthy once are not here.
+   */
+  doubted: Map<string, number>;
 }
 
 export class HealthServer {
@@ -89,7 +94,7 @@ export class HealthServer {
             call.emit('error', { code: 3, details: `reading node ${JSON.stringify(node?.id ?? '')}: expected metadata NODE_NAME, the node whose endpoints are to be checked` });
             return;
           }
-          client ??= { call, node: node?.id ?? '', nodeName, sent: '', verdicts: new Set() };
+          client ??= { call, node: node?.id ?? '', nodeName, sent: '', verdicts: new Set(), doubted: new Map() };
           client.nodeName = nodeName;
           this.#clients.add(client);
           this.#options.logger.info({ node: client.node, nodeName }, 'an Envoy checks the health of its node\'s endpoints');
@@ -115,21 +120,25 @@ export class HealthServer {
   }
 
   #specify(client: Client): void {
-    const specifier = HealthCheckSpecifier.fromPartial({ interval: millis(REPORT_INTERVAL_MS), cluster_health_checks: this.#checks(client.nodeName) });
+    const specifier = HealthCheckSpecifier.fromPartial({ interval: millis(REPORT_INTERVAL_MS), cluster_health_checks: this.#checks(client) });
     const bytes = Buffer.from(HealthCheckSpecifier.encode(specifier).finish()).toString('base64');
     if (bytes === client.sent) return;
     client.sent = bytes;
     client.call.write(specifier);
   }
 
-  #checks(nodeName: string): Parameters<typeof HealthCheckSpecifier.fromPartial>[0]['cluster_health_checks'] {
+  #checks({ nodeName, doubted, verdicts }: Client): Parameters<typeof HealthCheckSpecifier.fromPartial>[0]['cluster_health_checks'] {
     const { model } = this.#options;
     return model.sortedServices().flatMap((service) => {
       const check = this.#checkOf(service);
       if (!check) return [];
+      const believedFrom = performance.now() + check.unhealthyThreshold * check.intervalMs + check.timeoutMs + REPORT_INTERVAL_MS;
       const endpoints = model.endpoints(service).flatMap(({ address, ports, pod }) => {
         const port = ports.get(check.port.name);
-        return pod?.spec.nodeName === nodeName && port !== undefined ? [{ address: endpointAddress(address, port) }] : [];
+        if (pod?.spec.nodeName !== nodeName || port === undefined) return [];
+        const key = `${service.host} ${address}`;
+        if (!verdicts.has(key) && !doubted.has(key)) doubted.set(key, believedFrom);
+        return [{ address: endpointAddress(address, port) }];
       });
       if (endpoints.length === 0) return [];
       const http = { path: check.path, host: service.host };
@@ -176,10 +185,13 @@ export class HealthServer {
     const known = model.services.get(host);
     if (!known || !model.endpoints(known).some((candidate) => candidate.address === address && candidate.pod?.spec.nodeName === client.nodeName)) return;
     const key = `${host} ${address}`;
+    const isHealthy = health_status === HealthStatus.HEALTHY;
+    if (!isHealthy && performance.now() < (client.doubted.get(key) ?? 0)) return;
+    client.doubted.delete(key);
     clearTimeout(this.#expiry.get(key));
     this.#expiry.delete(key);
     client.verdicts.add(key);
-    const change = model.setHealth(host, address, health_status === HealthStatus.HEALTHY);
+    const change = model.setHealth(host, address, isHealthy);
     if (!change.empty) onChange(change);
   }
 
