@@ -51,7 +51,7 @@ const SERVER_ACCOUNT = 'istiod';
 export class Security implements Closable {
   readonly #store = new ClosableStore();
 
-  private constructor(readonly ca: CertificateAuthority, readonly authenticators: Authenticators, readonly model: Model, readonly logger: Logger, readonly options: SecurityOptions, readonly serverIdentity: ServerIdentity) {}
+  private constructor(readonly ca: CertificateAuthority, readonly authenticators: Authenticators, readonly model: Model, readonly logger: Logger, readonly fromSecret: boolean, readonly options: SecurityOptions, readonly serverIdentity: ServerIdentity) {}
 
   /** Reads or makes the CA. @throws UnderpassError when what was given does not fit together */
   static async start(options: SecurityOptions, model: Model, logger: Logger): Promise<Security> {
@@ -75,7 +75,7 @@ export class Security implements Closable {
     const onError = (error: Error): void => logger.error({ reason: error.message }, "the secure port's certificate could not be renewed");
     const serverIdentity = await ServerIdentity.start({ ca, hosts, identity: { namespace: rootNamespace, serviceAccount: SERVER_ACCOUNT }, onError });
     store.add(serverIdentity);
-    const security = new Security(ca, new Authenticators(await authenticatorsOf(options, model), logger), model, logger, options, serverIdentity);
+    const security = new Security(ca, new Authenticators(await authenticatorsOf(options, model), logger), model, logger, caDirectory === undefined && secret !== undefined, options, serverIdentity);
     security.#store.add(store);
     return security;
   }
@@ -103,11 +103,18 @@ export class Security implements Closable {
     return this.authenticators.identify(call);
   }
 
-  /** The Secret `cacerts` is followed if it is what the CA came from. */
+  /**
+   * The Secret `cacerts` is followed if it is what the CA came from. One that comes later would part the mesh into those
+   * who trust the one root and those who trust the other: it counts from the next start.
+   */
   async modelChanged(change: ChangeSet): Promise<void> {
-    if (this.options.caDirectory !== undefined || !change.configs.get('Secret')?.has(`${this.model.mesh.rootNamespace}/${CACERTS}`)) return;
+    if (!change.configs.get('Secret')?.has(`${this.model.mesh.rootNamespace}/${CACERTS}`)) return;
     const secret = cacertsSecret(this.model);
     if (!secret) return;
+    if (!this.fromSecret) {
+      this.logger.warn('a Secret cacerts has come or changed; the CA of before stays until the next start');
+      return;
+    }
     try {
       await this.ca.replace(cacertsOf(secret), `Secret ${this.model.mesh.rootNamespace}/${CACERTS}`);
       this.logger.info('took over another CA from the Secret cacerts');

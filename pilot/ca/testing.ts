@@ -1,6 +1,6 @@
 /** A control plane with a TLS port, and callers of it, for tests. */
 import { credentials, Metadata, type ServiceError } from '@grpc/grpc-js';
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { pino } from 'pino';
@@ -24,12 +24,13 @@ export async function securePilot(yaml: string, options: Partial<NonNullable<Pil
   const folder = mkdtempSync(join(tmpdir(), 'up-pilot-secure-'));
   store.defer(() => rmSync(folder, { recursive: true, force: true }));
   const issuer = await TokenIssuer.create();
-  writeFileSync(join(folder, 'mesh.yaml'), yaml);
+  mkdirSync(join(folder, 'config'));
+  writeFileSync(join(folder, 'config', 'mesh.yaml'), yaml);
   writeFileSync(join(folder, 'jwks.json'), JSON.stringify(issuer.jwks));
   const log: string[] = [];
   const logger = pino({ level: 'trace' }, { write: (line: string) => void log.push(line) });
   const security = { listen: ['127.0.0.1:0'], hosts: ['127.0.0.1', 'localhost'], tokenJwks: join(folder, 'jwks.json'), ...options };
-  const pilot = new Pilot({ sources: [join(folder, 'mesh.yaml')], listen: ['127.0.0.1:0'], security, logger, debounce: { quietMs: 20 } });
+  const pilot = new Pilot({ sources: [join(folder, 'config')], listen: ['127.0.0.1:0'], security, logger, debounce: { quietMs: 20 } });
   await pilot.start();
   store.defer(() => pilot.stop());
   return { pilot, issuer, address: pilot.secureAddresses[0]!, folder, log, store };
