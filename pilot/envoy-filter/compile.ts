@@ -1,12 +1,12 @@
 /** From what an EnvoyFilter says to patches, with everything that is wrong named by its place. */
 import type { Problem } from '../../common/kube/schema.js';
-import type { KubeObject } from '../../common/kube/types.js';
+import type { EnvoyFilter, EnvoyFilterApplyTo, EnvoyFilterPatch, KubeObject } from '../../common/kube/types.js';
 import { parse } from './registry.js';
-import type { ApplyTo, CompiledPatch, Operation, PatchContext, WrittenPatch } from './types.js';
+import type { CompiledPatch, Operation, PatchContext } from './types.js';
 
 const HTTP_FILTER = 'envoy.extensions.filters.network.http_connection_manager.v3.HttpFilter';
 
-const MESSAGES: Partial<Record<ApplyTo, string>> = {
+const MESSAGES: Partial<Record<EnvoyFilterApplyTo, string>> = {
   LISTENER: 'envoy.config.listener.v3.Listener',
   FILTER_CHAIN: 'envoy.config.listener.v3.FilterChain',
   NETWORK_FILTER: 'envoy.config.listener.v3.Filter',
@@ -19,7 +19,8 @@ const MESSAGES: Partial<Record<ApplyTo, string>> = {
   EXTENSION_CONFIG: 'envoy.config.core.v3.TypedExtensionConfig',
 };
 
-const ORDERED: readonly ApplyTo[] = ['NETWORK_FILTER', 'HTTP_FILTER', 'LISTENER_FILTER', 'HTTP_ROUTE'];
+const ORDERED: readonly EnvoyFilterApplyTo[] = ['NETWORK_FILTER', 'HTTP_FILTER', 'LISTENER_FILTER', 'HTTP_ROUTE'];
+const OPERATIONS: readonly Operation[] = ['ADD', 'REMOVE', 'MERGE', 'INSERT_BEFORE', 'INSERT_AFTER', 'INSERT_FIRST', 'REPLACE'];
 const ALL_CONTEXTS: readonly PatchContext[] = ['SIDECAR_INBOUND', 'SIDECAR_OUTBOUND', 'GATEWAY'];
 
 export interface CompileResult {
@@ -29,12 +30,11 @@ export interface CompileResult {
 
 /** Everything in an EnvoyFilter that Envoy's own messages do not have: a misspelt key, a wrong type, an operation without order. */
 export function checkEnvoyFilter(object: KubeObject): Problem[] {
-  const spec = (object as KubeObject & { spec?: { configPatches?: WrittenPatch[] } }).spec;
-  return compilePatches(spec?.configPatches ?? []).problems;
+  return compilePatches((object as EnvoyFilter).spec?.configPatches ?? []).problems;
 }
 
 /** @param path of the list of patches in the object, for the problems */
-export function compilePatches(written: readonly WrittenPatch[], path: readonly (string | number)[] = ['spec', 'configPatches']): CompileResult {
+export function compilePatches(written: readonly EnvoyFilterPatch[], path: readonly (string | number)[] = ['spec', 'configPatches']): CompileResult {
   const result: CompileResult = { patches: [], problems: [] };
   written.forEach((patch, index) => {
     const compiled = compileOne(patch, [...path, index], result.problems);
@@ -43,16 +43,17 @@ export function compilePatches(written: readonly WrittenPatch[], path: readonly 
   return result;
 }
 
-function compileOne({ applyTo, match = {}, patch = {} }: WrittenPatch, path: readonly (string | number)[], problems: Problem[]): CompiledPatch | undefined {
+function compileOne({ applyTo, match = {}, patch = {} }: EnvoyFilterPatch, path: readonly (string | number)[], problems: Problem[]): CompiledPatch | undefined {
   const before = problems.length;
   const wrong = (below: (string | number)[], message: string): void => void problems.push({ path: [...path, ...below], severity: 'error', message });
-  const name = MESSAGES[applyTo];
+  const name = applyTo && MESSAGES[applyTo];
   if (!name) {
     wrong(['applyTo'], applyTo === 'BOOTSTRAP' ? "found BOOTSTRAP: a proxy's bootstrap is not this control plane's to change" : `found ${String(applyTo)}, expected one of ${Object.keys(MESSAGES).join(', ')}`);
     return undefined;
   }
   const operation = patch.operation as Operation;
-  if (operation === undefined || (patch.operation as string) === 'INVALID') wrong(['patch', 'operation'], 'found nothing, this field is required');
+  if (!OPERATIONS.includes(operation)) wrong(['patch', 'operation'], `found ${patch.operation ?? 'nothing'}, expected one of ${OPERATIONS.join(', ')}`);
+  if (match.context === 'WAYPOINT' || match.waypoint) wrong(['match', 'context'], 'found WAYPOINT, and there are no waypoints here');
   if (/^(INSERT_|REPLACE)/.test(operation ?? '') && !ORDERED.includes(applyTo)) wrong(['patch', 'operation'], `found ${operation}, which ${applyTo} has no order for; expected ADD, MERGE or REMOVE`);
   if (operation === 'REPLACE' && !['NETWORK_FILTER', 'HTTP_FILTER', 'LISTENER_FILTER'].includes(applyTo)) wrong(['patch', 'operation'], `found REPLACE, which is for filters only`);
   let value: CompiledPatch['value'];
@@ -81,7 +82,7 @@ function compileOne({ applyTo, match = {}, patch = {} }: WrittenPatch, path: rea
     applyTo,
     operation,
     filterClass: patch.filterClass === 'UNSPECIFIED' ? undefined : patch.filterClass,
-    contexts: new Set(context === 'ANY' ? ALL_CONTEXTS : [context]),
+    contexts: new Set(context === 'ANY' || context === 'WAYPOINT' ? ALL_CONTEXTS : [context]),
     proxyVersion: versionPattern,
     proxyMetadata: match.proxy?.metadata ?? {},
     listener: match.listener ?? {},

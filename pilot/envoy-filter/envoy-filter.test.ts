@@ -180,10 +180,18 @@ test('what Envoy has no field or type for is refused by place, and nothing of th
     ['- {applyTo: CLUSTER, patch: {operation: INSERT_BEFORE, value: {}}}', /INSERT_BEFORE, which CLUSTER has no order for/],
     ['- {applyTo: BOOTSTRAP, patch: {operation: MERGE, value: {}}}', /bootstrap is not this control plane's/],
     ['- {applyTo: LISTENER, patch: {operation: MERGE}}', /patch\.value: found nothing/],
+    ['- {applyTo: LISTENER, patch: {operation: MERGE_AND_REPLACE_LIST, value: {}}}', /patch\.operation: found MERGE_AND_REPLACE_LIST, expected one of ADD/],
   ];
   for (const [patches, expected] of cases) {
     const { objects, errors: atOnce } = parseYaml(filter(patches), 'x.yaml');
     const errors = [...atOnce, ...objects.flatMap((loaded) => new References(objects, 'cluster.local').check(loaded))].map(({ field, message }) => `${field}: ${message}`);
     assert.match(errors[0] ?? '', expected);
   }
+});
+
+test('an EnvoyFilter with targetRefs is for the proxies of that Gateway alone', () => {
+  const mesh = testMesh(WORLD + filter('- {applyTo: CLUSTER, patch: {operation: ADD, value: {name: extra, type: STATIC, connect_timeout: 1s}}}', 'targetRefs: [{group: gateway.networking.k8s.io, kind: Gateway, name: edge}]'));
+  const names = (proxy: Proxy): boolean => mesh.generators.get(TYPE.cluster)!.all(proxy).some(({ name }) => name === 'extra');
+  assert.equal(names(client), false);
+  assert.equal(names(testProxy('10.0.0.7', 'edge-1.shop', { 'gateway.networking.k8s.io/gateway-name': 'edge' }, {})), true);
 });

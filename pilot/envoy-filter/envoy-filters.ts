@@ -6,7 +6,8 @@
 import type { ReflectMessage } from '@bufbuild/protobuf/reflect';
 import { createHash } from 'node:crypto';
 import type { LoadedObject } from '../../common/kube/yaml.js';
-import type { KubeObject } from '../../common/kube/types.js';
+import type { EnvoyFilter } from '../../common/kube/types.js';
+import { GATEWAY_NAME_LABEL } from '../gateway-controller/provision.js';
 import type { ChangeSet } from '../model/changes.js';
 import { selects } from '../model/configs.js';
 import type { MeshService, Model } from '../model/model.js';
@@ -19,11 +20,7 @@ import { WasmPlugins, type WasmFilter } from '../wasm/wasm-plugins.js';
 import { insertPlugins, patchListener } from './patch-listener.js';
 import { patchRouteConfiguration } from './patch-routes.js';
 import { clone, decode, encode, merge, plain } from './registry.js';
-import type { CompiledPatch, PatchContext, WrittenPatch } from './types.js';
-
-interface EnvoyFilter extends KubeObject {
-  spec: { workloadSelector?: { labels?: Record<string, string> }; configPatches?: WrittenPatch[]; priority?: number; targetRefs?: unknown };
-}
+import type { CompiledPatch, PatchContext } from './types.js';
 
 /** The patches of one set of EnvoyFilters. */
 export interface PatchSet {
@@ -65,7 +62,7 @@ export class EnvoyFilters {
     const labels = podOf(this.model, proxy)?.metadata.labels ?? proxy.labels;
     const chosen: LoadedObject<EnvoyFilter>[] = [];
     for (const namespace of new Set([rootNamespace, proxy.namespace])) {
-      const own = this.model.configs.inNamespace<EnvoyFilter>(KIND, namespace).filter(({ object: { spec } }) => selects(spec.workloadSelector?.labels, labels));
+      const own = this.model.configs.inNamespace<EnvoyFilter>(KIND, namespace).filter(({ object: { spec } }) => isMeant(spec, labels));
       chosen.push(...[...own].sort((a, b) => (a.object.spec.priority ?? 0) - (b.object.spec.priority ?? 0)));
     }
     const wasm = this.#wasm.setFor(proxy, labels);
@@ -105,6 +102,12 @@ export class EnvoyFilters {
     const unique = new Map([...sources, ...adds.map(({ value }) => resourceOf(type, value!))].map((resource) => [resource.name, resource]));
     return [...unique.values()];
   }
+}
+
+/** Attached to a Gateway of the Gateway API by reference, or to workloads by labels. */
+function isMeant({ targetRefs = [], workloadSelector }: EnvoyFilter['spec'], labels: Readonly<Record<string, string>>): boolean {
+  if (targetRefs.length > 0) return targetRefs.some(({ kind, name }) => kind === 'Gateway' && labels[GATEWAY_NAME_LABEL] === name);
+  return selects(workloadSelector?.labels, labels);
 }
 
 function fits({ proxyVersion, proxyMetadata }: CompiledPatch, proxy: Proxy): boolean {

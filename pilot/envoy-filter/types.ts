@@ -1,66 +1,21 @@
-/** EnvoyFilter as users write it, and compiled. Names are Istio's. */
+/** EnvoyFilter's patches, compiled. Names are Istio's. */
 import type { ReflectMessage } from '@bufbuild/protobuf/reflect';
+import type { EnvoyClusterMatch, EnvoyFilterApplyTo, EnvoyFilterOperation, EnvoyListenerMatch, EnvoyRouteConfigurationMatch } from '../../common/kube/types.js';
 
-export type ApplyTo =
-  | 'LISTENER' | 'FILTER_CHAIN' | 'NETWORK_FILTER' | 'HTTP_FILTER' | 'LISTENER_FILTER'
-  | 'ROUTE_CONFIGURATION' | 'VIRTUAL_HOST' | 'HTTP_ROUTE' | 'CLUSTER' | 'EXTENSION_CONFIG' | 'BOOTSTRAP';
-
-export type Operation = 'ADD' | 'REMOVE' | 'MERGE' | 'INSERT_BEFORE' | 'INSERT_AFTER' | 'INSERT_FIRST' | 'REPLACE';
+export type Operation = Exclude<EnvoyFilterOperation, 'MERGE_AND_REPLACE_LIST'>;
 export type FilterClass = 'AUTHN' | 'AUTHZ' | 'STATS';
 export type PatchContext = 'SIDECAR_INBOUND' | 'SIDECAR_OUTBOUND' | 'GATEWAY';
 
-export interface ListenerMatch {
-  portNumber?: number;
-  portName?: string;
-  name?: string;
-  listenerFilter?: string;
-  filterChain?: {
-    name?: string;
-    sni?: string;
-    transportProtocol?: string;
-    applicationProtocols?: string;
-    destinationPort?: number;
-    filter?: { name?: string; subFilter?: { name?: string } };
-  };
-}
-
-export interface RouteConfigurationMatch {
-  portNumber?: number;
-  portName?: string;
-  gateway?: string;
-  name?: string;
-  vhost?: { name?: string; domainName?: string; route?: { name?: string; action?: 'ANY' | 'ROUTE' | 'REDIRECT' | 'DIRECT_RESPONSE' } };
-}
-
-export interface ClusterMatch {
-  portNumber?: number;
-  service?: string;
-  subset?: string;
-  name?: string;
-}
-
-export interface WrittenPatch {
-  applyTo: ApplyTo;
-  match?: {
-    context?: 'ANY' | PatchContext;
-    proxy?: { proxyVersion?: string; metadata?: Record<string, string> };
-    listener?: ListenerMatch;
-    routeConfiguration?: RouteConfigurationMatch;
-    cluster?: ClusterMatch;
-  };
-  patch: { operation?: Operation | 'INVALID'; value?: unknown; filterClass?: FilterClass | 'UNSPECIFIED' };
-}
-
 export interface CompiledPatch {
-  applyTo: ApplyTo;
+  applyTo: EnvoyFilterApplyTo;
   operation: Operation;
   filterClass: FilterClass | undefined;
   contexts: ReadonlySet<PatchContext>;
   proxyVersion: RegExp | undefined;
   proxyMetadata: Readonly<Record<string, string>>;
-  listener: ListenerMatch;
-  route: RouteConfigurationMatch;
-  cluster: ClusterMatch;
+  listener: EnvoyListenerMatch;
+  route: EnvoyRouteConfigurationMatch;
+  cluster: EnvoyClusterMatch;
   /** Absent for REMOVE. */
   value: ReflectMessage | undefined;
 }

@@ -4,8 +4,8 @@
  */
 import { parseDocument, LineCounter } from 'yaml';
 import { checkSchema, formatPath, type Schema } from '../../common/kube/schema.js';
-import type { HttpRetry } from '../../common/kube/types.js';
-import type { ExtensionProvider, LabelSelectorSetting, LocalityLbSetting, MeshConfig, NetworkSetting, TcpKeepaliveSetting } from '../model/mesh.js';
+import type { HttpRetry, LocalityLbSetting, TcpKeepalive } from '../../common/kube/types.js';
+import type { ExtensionProvider, LabelSelectorSetting, MeshConfig, NetworkSetting } from '../model/mesh.js';
 import { meshConfigSchema, meshNetworksSchema } from './schema.js';
 
 /** MeshConfig as written; see Istio's reference. */
@@ -20,7 +20,7 @@ interface WrittenMeshConfig {
   rootNamespace?: string;
   outboundTrafficPolicy?: { mode?: 'ALLOW_ANY' | 'REGISTRY_ONLY' };
   connectTimeout?: string;
-  tcpKeepalive?: TcpKeepaliveSetting;
+  tcpKeepalive?: TcpKeepalive;
   localityLbSetting?: LocalityLbSetting;
   defaultHttpRetryPolicy?: HttpRetry;
   h2UpgradePolicy?: 'DO_NOT_UPGRADE' | 'UPGRADE';

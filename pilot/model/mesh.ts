@@ -1,18 +1,5 @@
 /** Mesh-wide settings in force: Istio's MeshConfig as far as it is acted on, with Istio's defaults and names. */
-import type { HttpRetry } from '../../common/kube/types.js';
-
-export interface LocalityLbSetting {
-  enabled?: boolean;
-  distribute?: { from: string; to: Record<string, number> }[];
-  failover?: { from: string; to: string }[];
-  failoverPriority?: string[];
-}
-
-export interface TcpKeepaliveSetting {
-  probes?: number;
-  time?: string;
-  interval?: string;
-}
+import type { HttpRetry, LocalityLbSetting, TcpKeepalive } from '../../common/kube/types.js';
 
 /** Where external authorization, tracing and access logs go; exactly one kind is set. Fields are Istio's, unchanged. */
 export interface ExtensionProvider {
@@ -98,7 +85,7 @@ export interface MeshConfig {
   enableAutoMtls: boolean;
   /** Duration; Istio's default is 10s. */
   connectTimeout: string;
-  tcpKeepalive: TcpKeepaliveSetting | undefined;
+  tcpKeepalive: TcpKeepalive | undefined;
   localityLbSetting: LocalityLbSetting;
   /** For routes that say nothing of retries; undefined is Istio's own default of two. */
   defaultHttpRetryPolicy: HttpRetry | undefined;
