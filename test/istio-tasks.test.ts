@@ -1,11 +1,13 @@
-// The tasks of Istio's documentation on traffic management: their YAML as it is, what they promise looked for in real traffic.
+// The tasks of Istio's documentation on traffic management and security: their YAML as it is, what they promise looked for in real traffic.
 import assert from 'node:assert/strict';
-import { after, before, test } from 'node:test';
+import { X509Certificate } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { after, before, test } from 'node:test';
+import { isDeepStrictEqual } from 'node:util';
 import { waitFor } from '../common/retry.js';
 import type { MeshWorld } from './mesh/world.js';
-import { task, tasksWorld, type TasksWorld } from './istio-tasks-world.js';
+import { task, tasksWorld, type Credential, type TasksWorld } from './istio-tasks-world.js';
 
 let world: TasksWorld;
 let mesh: MeshWorld;
@@ -124,4 +126,189 @@ test('TCP traffic shifting: all connections to v1, then a fifth to v2', async ()
   assert.deepEqual(await words(20), new Set(['one hello']));
   await mesh.apply('mesh', newest(task(namespace, 'tcp-traffic-shifting/tcp-echo-all-v1', 'tcp-traffic-shifting/tcp-echo-20-v2')));
   assert.deepEqual(await words(60), new Set(['one hello', 'two hello']));
+});
+
+const ip = (): string => mesh.lab.pod('istio-system', 'istio-ingressgateway').ips[0]!;
+/** From outside of the mesh to the ingress gateway: status, or how curl failed. */
+async function status(url: string, { from = 'legacy/curl', args = [] as string[] } = {}): Promise<number | string> {
+  const { code, answer } = await mesh.tryCurl('outside', url, { from, args });
+  return answer?.status ?? `exit ${code}`;
+}
+const becomes = (what: string, expected: unknown, get: () => Promise<unknown>): Promise<void> => {
+  let found: unknown;
+  return waitFor(what, async () => isDeepStrictEqual((found = await get()), expected), { timeoutMs: 20_000, everyMs: 50 }).then(() => undefined, () => assert.deepEqual(found, expected, what));
+};
+
+test('ingress control: the gateway serves the paths of its host, or of any', async () => {
+  const host = ['-H', 'host: httpbin.example.com'];
+  await mesh.apply('mesh', task('default', 'ingress-control/httpbin-gateway'));
+  await becomes('the route', [200, 404, 404], async () => [await status(`http://${INGRESS}/status/200`, { args: host }), await status(`http://${INGRESS}/headers`, { args: host }), await status(`http://${INGRESS}/status/200`)]);
+  await mesh.apply('mesh', task('default', 'ingress-control/any-host'));
+  await becomes('the route', 200, () => status(`http://${INGRESS}/headers`));
+});
+
+test('secure ingress: SIMPLE with one host and several, a certificate that is exchanged, MUTUAL', async () => {
+  const file = (name: string): string => join(world.folder, name);
+  const secure = (host: string): string[] => ['--connect-to', `${host}:443:${ip()}:8443`, '--cacert', file('ca.crt')];
+  const teapot = async (...more: string[]): Promise<string> => {
+    const { code, answer } = await mesh.tryCurl('outside', 'https://httpbin.example.com/status/418', { from: 'legacy/curl', args: [...secure('httpbin.example.com'), ...more] });
+    return answer ? `${answer.status} ${/teapot/.exec(answer.text)?.[0]}` : code > 0 ? 'refused' : '';
+  };
+  const [httpbin, renewed, helloworld] = [await world.credential('httpbin', 'httpbin.example.com'), await world.credential('renewed', 'httpbin.example.com'), await world.credential('helloworld', 'helloworld.example.com')];
+  await world.credential('client', 'client.example.com');
+  const served = async (): Promise<string> => (await mesh.lab.exec('legacy/curl', ['sh', '-c', `echo | openssl s_client -connect ${ip()}:8443 -servername httpbin.example.com 2>/dev/null | openssl x509 -noout -serial`])).stdout.trim().slice(7).toLowerCase();
+  const serial = ({ certificate }: Credential): string => new X509Certificate(certificate).serialNumber.toLowerCase();
+  const apply = (yaml: string, ...secrets: string[]): Promise<void> => mesh.apply('mesh', [yaml, ...secrets].join('---\n'));
+
+  await apply(task('default', 'secure-ingress/simple'), world.secret('httpbin-credential', httpbin));
+  await becomes('the teapot', '418 teapot', teapot);
+  assert.equal(await served(), serial(httpbin));
+  await apply(task('default', 'secure-ingress/simple'), world.secret('httpbin-credential', renewed));
+  await becomes('the new certificate', serial(renewed), served);
+  assert.equal(await teapot(), '418 teapot');
+
+  await apply(task('default', 'secure-ingress/multiple-hosts'), world.secret('httpbin-credential', httpbin), world.secret('helloworld-credential', helloworld));
+  await becomes('both hosts', [200, '418 teapot'], async () => [await status('https://helloworld.example.com/hello', { args: secure('helloworld.example.com') }), await teapot()]);
+
+  await apply(task('default', 'secure-ingress/mutual'), world.secret('httpbin-credential', httpbin, true));
+  await becomes('the demand for a certificate', ['refused', '418 teapot'], async () => [await teapot(), await teapot('--cert', file('client.crt'), '--key', file('client.key'))]);
+});
+
+test('ingress without TLS termination: the server behind the gateway ends TLS itself', async () => {
+  await mesh.apply('mesh', task('default', 'ingress-sni-passthrough/passthrough'));
+  const args = ['-k', '--connect-to', `nginx.example.com:443:${ip()}:8443`];
+  await becomes('the server', 200, () => status('https://nginx.example.com/', { args }));
+  assert.equal((await mesh.curl('outside', 'https://nginx.example.com/', { from: 'legacy/curl', args })).body['sni'], 'nginx.example.com');
+});
+
+test('egress control: services outside are reached, and a timeout can be set for them', async () => {
+  const from = 'default/curl';
+  await mesh.apply('mesh', task('default', 'egress-control/httpbin-ext', 'egress-control/google'));
+  await becomes('the service outside', 200, () => status('http://httpbin.org/headers', { from }));
+  assert.equal(await status('https://www.google.com/', { from, args: ['-k'] }), 200);
+  await mesh.apply('mesh', task('default', 'egress-control/httpbin-ext', 'egress-control/google', 'egress-control/httpbin-ext-timeout'));
+  assert.equal(await status('http://httpbin.org/delay/5', { from }), 504);
+});
+
+test('egress gateway: HTTP and TLS to a host outside leave through the gateway', async () => {
+  const from = 'default/curl';
+  const through = async (port: number): Promise<number> => Number(/cx_total: (\d+)/.exec(await mesh.lab.proxyAdmin('istio-system/istio-egressgateway', `/stats?filter=outbound.${port}..edition.cnn.com.*upstream_cx_total`))?.[1] ?? 0);
+  await mesh.apply('mesh', task('default', 'egress-gateway/service-entry'));
+  await becomes('the host outside', 200, () => status('http://edition.cnn.com/headers', { from }));
+  assert.equal(await through(80), 0);
+  await mesh.apply('mesh', task('default', 'egress-gateway/service-entry', 'egress-gateway/http'));
+  await becomes('the way through the gateway', [200, true], async () => [await status('http://edition.cnn.com/headers', { from }), (await through(80)) > 0]);
+  await mesh.apply('mesh', task('default', 'egress-gateway/service-entry', 'egress-gateway/https'));
+  await becomes('the way through the gateway', [200, true], async () => [await status('https://edition.cnn.com/', { from, args: ['-k'] }), (await through(443)) > 0]);
+});
+
+test('egress TLS origination: plain requests go out as HTTPS, to a server whose certificate is checked', async () => {
+  const get = (from: string): Promise<number | string> => status('http://edition.cnn.com/politics', { from });
+  await mesh.apply('mesh', task('default', 'egress-tls-origination/service-entry'));
+  const tls = async (path: string): Promise<unknown> => (await mesh.curl('outside', `http://edition.cnn.com${path}`, { from: 'default/trusting' })).body['tls'];
+  assert.equal(await tls('/headers'), undefined);
+  await mesh.apply('mesh', task('default', 'egress-tls-origination/originate'));
+  await becomes('HTTPS', [200, 503], async () => [await get('default/trusting'), await get('default/curl')]);
+  assert.match(String(await tls('/politics')), /^TLSv1\./);
+});
+
+const HTTPBIN_CLIENTS = ['foo', 'bar', 'legacy'] as const;
+/** Of the task's loop: from each of three namespaces to httpbin of two. */
+async function reachable(): Promise<Record<string, boolean>> {
+  const pairs = HTTPBIN_CLIENTS.flatMap((from) => (['foo', 'bar'] as const).map((to) => [from, to] as const));
+  return Object.fromEntries(await Promise.all(pairs.map(async ([from, to]) => [`${from} ${to}`, (await status(`http://httpbin.${to}:8000/ip`, { from: `${from}/curl` })) === 200] as const)));
+}
+const all = { 'foo foo': true, 'foo bar': true, 'bar foo': true, 'bar bar': true, 'legacy foo': true, 'legacy bar': true };
+
+test('mutual TLS: strict in the mesh, a namespace, a workload, but for a port, over the namespace', async () => {
+  await mesh.clear('mesh');
+  assert.deepEqual(await reachable(), all);
+  const step = async (expected: object, ...files: string[]): Promise<void> => {
+    await mesh.apply('mesh', task('default', ...files));
+    await becomes(files.join(), { ...all, ...expected }, reachable);
+  };
+  await step({ 'legacy foo': false, 'legacy bar': false }, 'authentication/mtls-mesh-strict');
+  const inFoo = 'authentication/mtls-namespace-strict';
+  await step({ 'legacy foo': false }, inFoo);
+  await step({ 'legacy foo': false, 'legacy bar': false }, inFoo, 'authentication/mtls-workload-strict');
+  await step({ 'legacy foo': false }, inFoo, 'authentication/mtls-port-disable', 'authentication/mtls-port-disable-client');
+  await step({}, inFoo, 'authentication/mtls-workload-over-namespace');
+});
+
+test('end-user authentication: tokens are checked at the gateway, demanded, demanded on one path', async () => {
+  const get = (path: string, token?: string): Promise<number | string> => status(`http://${INGRESS}${path}`, token === undefined ? {} : { args: ['-H', `authorization: Bearer ${token}`] });
+  const statuses = async (): Promise<unknown[]> => [await get('/headers'), await get('/headers', 'deadbeef'), await get('/headers', world.token()), await get('/ip')];
+  const step = async (expected: number[], ...files: string[]): Promise<void> => {
+    await mesh.apply('mesh', task('foo', 'authentication/httpbin-gateway', ...files));
+    await becomes(files.join(), expected, statuses);
+  };
+  await step([200, 200, 200, 200]);
+  await step([200, 401, 200, 200], 'authentication/jwt');
+  await step([403, 401, 200, 403], 'authentication/jwt', 'authentication/require-jwt');
+  await step([403, 401, 200, 200], 'authentication/jwt', 'authentication/require-jwt-path');
+  assert.equal(await get('/headers', world.token({ exp: 1 })), 401);
+});
+
+test('authorization for HTTP: nothing is allowed, then one call after another of Bookinfo', async () => {
+  const steps: [string | undefined, RegExp][] = [
+    [undefined, /RBAC: access denied/],
+    ['productpage-viewer', /Error fetching product details[^]*Error fetching product reviews/],
+    ['details-viewer', /Book Details[^]*Error fetching product reviews/],
+    ['reviews-viewer', /Book Details[^]*Ratings service is currently unavailable/],
+    ['ratings-viewer', /Book Details[^]*glyphicon-star/],
+  ];
+  const files = ['samples/bookinfo/bookinfo-gateway', 'samples/bookinfo/destination-rule-all', 'traffic-shifting/virtual-service-reviews-v3', 'authorization-http/allow-nothing'];
+  for (const [viewer, expected] of steps) {
+    if (viewer) files.push(`authorization-http/${viewer}`);
+    await mesh.apply('mesh', task('default', ...files));
+    await becomes(viewer ?? 'allow-nothing', true, async () => expected.test((await mesh.curl('outside', `http://${INGRESS}/productpage`, { from: 'legacy/curl' })).text));
+  }
+});
+
+test('authorization for TCP: by port; rules on methods, which TCP has not', async () => {
+  const connect = async (host: string, port: number): Promise<string> => (await mesh.lab.exec('foo/curl', ['bash', '-c', `exec 3<>/dev/tcp/${host}/${port}; echo "port ${port}" >&3; timeout 5 head -n 1 <&3`], { timeoutMs: 15_000 })).stdout.trim();
+  const ports = async (): Promise<string[]> => [await connect('tcp-echo', 9000), await connect('tcp-echo', 9001), await connect(mesh.lab.pod('foo', 'tcp-echo').ips[0]!, 9002)];
+  const [first, second, third] = ['hello port 9000', 'hello port 9001', 'hello port 9002'];
+  const step = async (expected: (string | undefined)[], ...files: string[]): Promise<void> => {
+    await mesh.apply('mesh', task('foo', ...files));
+    await becomes(files.join(), expected, ports);
+  };
+  await step([first, second, third]);
+  await step([first, second, ''], 'authorization-tcp/allow-ports');
+  await step(['', '', ''], 'authorization-tcp/allow-http-only');
+  await step(['', '', ''], 'authorization-tcp/deny-http-only');
+  await step(['', second, third], 'authorization-tcp/deny-port');
+});
+
+const httpbinFoo = (path: string, ...headers: string[]): Promise<number | string> => status(`http://httpbin.foo:8000${path}`, { from: 'foo/curl', args: headers.flatMap((header) => ['-H', header]) });
+async function policies(expected: (number | string)[], probe: () => Promise<unknown>, ...files: string[]): Promise<void> {
+  await mesh.apply('mesh', task('foo', 'ext-authz/mesh-config', ...files));
+  await becomes(files.join(), expected, probe);
+}
+
+test('authorization for JWT: a valid token, required, of a group', async () => {
+  const bearer = (token: string): string => `authorization: Bearer ${token}`;
+  const probe = async (): Promise<unknown[]> => Promise.all([httpbinFoo('/headers'), httpbinFoo('/headers', bearer('invalidToken')), httpbinFoo('/headers', bearer(world.token())), httpbinFoo('/headers', bearer(world.token({ groups: ['group1', 'group2'], scope: ['scope1', 'scope2'] })))]);
+  await policies([200, 401, 200, 200], probe, 'authorization-jwt/jwt-example');
+  await policies([403, 401, 200, 200], probe, 'authorization-jwt/jwt-example', 'authorization-jwt/require-jwt');
+  await policies([403, 401, 403, 200], probe, 'authorization-jwt/jwt-example', 'authorization-jwt/require-group');
+});
+
+test('authorization, explicit deny: of a method, unless a header says so, over what is allowed', async () => {
+  const probe = async (): Promise<unknown[]> => Promise.all([httpbinFoo('/get'), httpbinFoo('/get', 'x-token: admin'), httpbinFoo('/get', 'x-token: guest'), httpbinFoo('/ip', 'x-token: guest'), httpbinFoo('/ip', 'x-token: admin')]);
+  await policies([403, 403, 403, 403, 403], probe, 'authorization-deny/deny-get');
+  await policies([403, 200, 403, 403, 200], probe, 'authorization-deny/deny-get-unless-admin');
+  await policies([403, 403, 403, 403, 200], probe, 'authorization-deny/deny-get-unless-admin', 'authorization-deny/allow-path-ip');
+});
+
+test('authorization, dry run: the policy denies nothing', async () => {
+  await policies([200, 200], async () => Promise.all([httpbinFoo('/headers'), httpbinFoo('/get')]), 'authorization-dry-run/deny-path-headers');
+});
+
+test('authorization, external: the authorizer is asked over gRPC, or HTTP, for the paths of the policy', async () => {
+  const probe = async (): Promise<unknown[]> => Promise.all([httpbinFoo('/headers', 'x-ext-authz: deny'), httpbinFoo('/headers', 'x-ext-authz: allow'), httpbinFoo('/ip')]);
+  for (const policy of ['policy-grpc', 'policy-http']) await policies([403, 200, 200], probe, `ext-authz/${policy}`);
+  const { body } = await mesh.curl('outside', 'http://httpbin.foo:8000/headers', { from: 'foo/curl', headers: { 'x-ext-authz': 'allow' } });
+  assert.deepEqual(body['headers']['X-Ext-Authz-Check-Result'] ?? body['headers']['X-Ext-Authz'], ['allow']);
+  assert.deepEqual(await mesh.nacks(), []);
 });

@@ -69,6 +69,7 @@ function readChecked<T extends object>(text: string, schema: Schema): { value: T
   });
   if (problems.length > 0) return { value: undefined, problems };
   const value = (document.toJS() ?? {}) as T;
+  unquotePorts(value);
   for (const problem of checkSchema(schema, value)) {
     const node = document.getIn([...problem.path], true) as { range?: [number, number, number] } | undefined;
     const { line, col } = lines.linePos(node?.range?.[0] ?? 0);
@@ -79,6 +80,15 @@ function readChecked<T extends object>(text: string, schema: Schema): { value: T
 
 function hostsOf(settings: NonNullable<WrittenMeshConfig['serviceSettings']>, local: boolean): string[] {
   return settings.filter((setting) => (setting.settings?.clusterLocal ?? false) === local).flatMap(({ hosts = [] }) => hosts);
+}
+
+/** JSON of protobuf takes numbers in quotes, and Istio's documentation writes the ports of providers so. */
+function unquotePorts({ extensionProviders }: { extensionProviders?: unknown }): void {
+  for (const provider of Array.isArray(extensionProviders) ? (extensionProviders as unknown[]) : []) {
+    for (const settings of Object.values((provider ?? {}) as Record<string, { port?: unknown } | undefined>)) {
+      if (typeof settings?.port === 'string' && /^\d{1,5}$/.test(settings.port)) settings.port = Number(settings.port);
+    }
+  }
 }
 
 function settingsOf(written: WrittenMeshConfig): Partial<MeshConfig> {
