@@ -201,6 +201,42 @@ function policiesHold(mode: Mode): void {
     }
   });
 
+  test(`AuthorizationPolicy: by the caller's own address, which no header alters (${mode})`, async () => {
+    const [address] = mesh.lab.pod(...(alice.split('/') as [string, string])).ips as [string];
+    await policies(policy('where', `{rules: [{from: [{source: {ipBlocks: [${address}/32]}}]}]}`));
+    await becomes({
+      alice: [http(alice), '200'], bob: [http(bob), '403'], 'bob lies': [http(bob, '/', '-H', `x-forwarded-for: ${address}`), '403'], mallory: [http(mallory), '403'],
+      'alice tcp': [tcp(alice), 'echoed'], 'bob tcp': [tcp(bob), 'refused'],
+    });
+    await policies(policy('where', `{action: DENY, rules: [{from: [{source: {ipBlocks: [${address}]}}]}]}`));
+    await becomes({ alice: [http(alice), '403'], bob: [http(bob), '200'], mallory: [http(mallory), '200'], 'alice tcp': [tcp(alice), 'refused'], 'bob tcp': [tcp(bob), 'echoed'] });
+  });
+
+  test(`a policy is not gone round by the pod's own address or by what a client says of itself (${mode})`, async () => {
+    const [address] = mesh.lab.pod(mode, 'web-v1').ips as [string];
+    const direct = (from: string, ...args: string[]): Probe => async () => {
+      const { code, stdout } = await mesh.lab.exec(from, ['curl', '-s', '-o', '/dev/null', '-w', '%{http_code}', '--max-time', '10', ...args, `http://${address}:8080/`]);
+      return code === 0 ? stdout : 'refused';
+    };
+    const line = (from: string): Probe => async () => {
+      const { stdout } = await mesh.lab.exec(from, ['bash', '-c', `exec 3<>/dev/tcp/${address}/9000 && echo ping >&3 && timeout 10 head -1 <&3`]);
+      return stdout === 'ping\n' ? 'echoed' : 'refused';
+    };
+    const lie = ['-H', `x-forwarded-client-cert: URI=${ALICE}`];
+    await policies(policy('who', `{rules: [{from: [{source: {principals: [cluster.local/ns/${mode}/sa/client]}}]}]}`));
+    await becomes({
+      bob: [direct(bob), '403'], 'bob lies': [http(bob, '/', ...lie), '403'], mallory: [direct(mallory), '403'], 'mallory lies': [direct(mallory, ...lie), '403'],
+      'bob tcp': [line(bob), 'refused'], 'mallory tcp': [line(mallory), 'refused'], alice: [http(alice), '200'],
+    });
+    await policies();
+    await becomes({ bob: [direct(bob), '200'], mallory: [direct(mallory), '200'], 'bob tcp': [line(bob), 'echoed'], 'mallory tcp': [line(mallory), 'echoed'] });
+    await policies(peers('{mtls: {mode: STRICT}}'));
+    const told = await mesh.lab.exec(alice, ['curl', '-s', '-H', 'x-forwarded-client-cert: URI=spiffe://cluster.local/ns/x/sa/admin', `http://web.${mode}/`]);
+    assert.match(told.stdout, new RegExp(`URI=${ALICE}`));
+    assert.doesNotMatch(told.stdout, /sa\/admin/);
+    await becomes({ mallory: [direct(mallory), 'refused'], 'mallory tcp': [line(mallory), 'refused'], alice: [http(alice), '200'] });
+  });
+
   test(`AuthorizationPolicy ALLOW: by method, path, host and header; a rule about HTTP never opens a TCP port (${mode})`, async () => {
     await policies(policy('what', '{rules: [{to: [{operation: {methods: [GET], paths: ["/public/*", "/users/{*}/photo"]}}]}, {when: [{key: "request.headers[x-pass]", values: [please]}]}, {to: [{operation: {hosts: ["special.*"]}}]}]}'));
     await becomes({

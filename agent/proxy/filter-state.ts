@@ -52,3 +52,17 @@ export function acceptedAddress(name: string, key: string, format: string): List
   // The listener filter's message has the network filter's one field, under another name.
   return ListenerFilter.fromPartial({ name, config_type: { $case: 'typed_config', value: { ...packSetFilterState(config), type_url: LISTENER_SET_FILTER_STATE } } });
 }
+
+/** A filter that notes its connection's remote address, for rules that compare it with ranges. */
+export function connectionAddress(name: string, key: string): Filter {
+  const value = {
+    key: { $case: 'object_key' as const, value: key },
+    factory_key: 'envoy.network.ip',
+    value: {
+      $case: 'format_string' as const,
+      value: { format: { $case: 'text_format_source' as const, value: { specifier: { $case: 'inline_string' as const, value: '%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%' } } } },
+    },
+    read_only: true,
+  };
+  return { name, config_type: { $case: 'typed_config', value: packSetFilterState(Config.fromPartial({ on_new_connection: [value] })) } };
+}

@@ -23,6 +23,7 @@ import { RawBuffer } from '../../proto/generated/envoy/extensions/transport_sock
 import type { Any } from '../../proto/generated/google/protobuf/any.js';
 import { pack, unpack } from '../../common/xds/any.js';
 import { contentHash } from '../xds/resource-type.js';
+import { byCallerAddress } from './caller-address.js';
 import { configType, type EnvoyExtensions } from './extensions.js';
 import { acceptedAddress } from './filter-state.js';
 import { socketAddress } from './fold-clusters.js';
@@ -71,7 +72,7 @@ export function foldInbound(listener: Listener, extensions: EnvoyExtensions): Fo
   const isStrict = [...groups.values()].some((group) => !group.some(takesPlaintext));
   // Without certificates there is no end for mutual TLS here.
   const direct = chains.map((chain) => (chain.transport_socket ? blackHole(chain.name, chain.filter_chain_match) : chain));
-  const mesh = [...groups.values()].flatMap(meshChains);
+  const mesh = [...groups.values()].flatMap(meshChains).map(byCallerAddress);
   return finish(isStrict || chains.some(decides), distinct(direct), distinct(mesh));
 }
 
