@@ -105,6 +105,9 @@ for (const mode of MODES) {
     await mesh.apply(mode, client);
     assert.deepEqual(await mesh.nacks(), []);
     await waitFor('the plugin', async () => (await order()) === word('client'), { timeoutMs: 15_000, everyMs: 50 });
+    await mesh.apply(mode, plugin('fetched', `${remote(`${mode}.wasm`, SHA256)}, match: [{mode: CLIENT}], ${config('fetched')}`).replace('app: web', 'app: client'));
+    assert.deepEqual(await mesh.nacks(), []);
+    await waitFor('the fetched plugin', async () => (await order()) === word('fetched'), { timeoutMs: 15_000, everyMs: 50 });
     await mesh.clear(mode);
     await waitFor('the end of it', async () => (await order()) === undefined, { timeoutMs: 15_000, everyMs: 50 });
   });

@@ -1,5 +1,5 @@
 /**
- * Filters that ask a service of their own (external authorization, rate limits) do so by connections that no pod's filter
+ * Filters that ask a service of their own (external authorization, rate limits), or fetch their code, do so by connections that no pod's filter
  * state goes with: as with mirrored requests, they get a cluster that opens them in the namespace of one of the class's pods.
  */
 import { pack, unpack } from '../../common/xds/any.js';
@@ -8,6 +8,7 @@ import type { Listener } from '../../proto/generated/envoy/config/listener/v3/li
 import type { FilterChain } from '../../proto/generated/envoy/config/listener/v3/listener_components.js';
 import { ExtAuthz as HttpExtAuthz } from '../../proto/generated/envoy/extensions/filters/http/ext_authz/v3/ext_authz.js';
 import { RateLimit } from '../../proto/generated/envoy/extensions/filters/http/ratelimit/v3/rate_limit.js';
+import { Wasm } from '../../proto/generated/envoy/extensions/filters/http/wasm/v3/wasm.js';
 import { ExtAuthz as NetworkExtAuthz } from '../../proto/generated/envoy/extensions/filters/network/ext_authz/v3/ext_authz.js';
 import { HttpConnectionManager } from '../../proto/generated/envoy/extensions/filters/network/http_connection_manager/v3/http_connection_manager.js';
 import type { Any } from '../../proto/generated/google/protobuf/any.js';
@@ -32,6 +33,14 @@ export function renameCallouts(config: Any, rename: Rename): Any {
   if (limit) {
     renameGrpc(limit.rate_limit_service?.grpc_service, rename);
     return pack(RateLimit, limit);
+  }
+  const wasm = unpack(Wasm, config);
+  if (wasm) {
+    const code = wasm.config?.vm?.$case === 'vm_config' ? wasm.config.vm.value.code?.specifier : undefined;
+    const source = code?.$case === 'remote' ? code.value.http_uri?.http_upstream_type : undefined;
+    if (source?.$case !== 'cluster') return config;
+    source.value = rename(source.value);
+    return pack(Wasm, wasm);
   }
   return config;
 }
