@@ -108,6 +108,9 @@ for (const mode of MODES) {
     await mesh.apply(mode, plugin('fetched', `${remote(`${mode}.wasm`, SHA256)}, match: [{mode: CLIENT}], ${config('fetched')}`).replace('app: web', 'app: client'));
     assert.deepEqual(await mesh.nacks(), []);
     await waitFor('the fetched plugin', async () => (await order()) === word('fetched'), { timeoutMs: 15_000, everyMs: 50 });
+    await mesh.apply(mode, plugin('wrong', remote(`wrong-${mode}.wasm`, 'b'.repeat(64))).replace('app: web', 'app: client'));
+    await waitFor('the refusal', async () => (await mesh.curl(mode, 'http://other/')).status === 503, { timeoutMs: 15_000, everyMs: 50 });
+    assert.equal((await mesh.curl(mode, 'http://other/', { from: `${mode}/web-v1` })).status, 200, 'clients of other workloads are served');
     await mesh.clear(mode);
     await waitFor('the end of it', async () => (await order()) === undefined, { timeoutMs: 15_000, everyMs: 50 });
   });
