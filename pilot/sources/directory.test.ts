@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { closeSync, mkdirSync, mkdtempSync, openSync, renameSync, rmSync, unlinkSync, writeFileSync, writeSync } from 'node:fs';
+import { closeSync, mkdirSync, mkdtempSync, openSync, renameSync, rmSync, symlinkSync, unlinkSync, writeFileSync, writeSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, test } from 'node:test';
@@ -16,9 +16,10 @@ let source: DirectorySource | undefined;
 let latest: ReadonlyMap<string, LoadedObject>;
 let calls: number;
 
-async function start(...directories: string[]): Promise<void> {
+const start = (...directories: string[]): Promise<void> => startRescanning(200, ...directories);
+async function startRescanning(rescanMs: number, ...directories: string[]): Promise<void> {
   calls = 0;
-  source = new DirectorySource({ directories, logger, settleMs: 20, rescanMs: 200, onChange: (objects) => ((latest = objects), calls++) });
+  source = new DirectorySource({ directories, logger, settleMs: 20, rescanMs, onChange: (objects) => ((latest = objects), calls++) });
   await source.start();
 }
 
@@ -129,4 +130,33 @@ test('a source that is missing at the start is an error with a code; a file is a
   assert.deepEqual(state(), { b: 'one' });
   writeFileSync(join(folder, 'b.yaml'), namespace('b', 'two'));
   await until({ b: 'two' });
+});
+
+/** So rare that what is seen was told by the kernel. */
+const NO_RESCAN_MS = 3_600_000;
+
+test('a volume as Kubernetes mounts it is followed: all files behind a link that is swapped', async () => {
+  const mount = (version: string): void => {
+    mkdirSync(join(folder, `..${version}`));
+    writeFileSync(join(folder, `..${version}`, 'a.yaml'), namespace('a', version));
+    symlinkSync(`..${version}`, join(folder, '..data_tmp'));
+    renameSync(join(folder, '..data_tmp'), join(folder, '..data'));
+  };
+  mount('one');
+  symlinkSync(join('..data', 'a.yaml'), join(folder, 'a.yaml'));
+  await startRescanning(NO_RESCAN_MS, folder);
+  assert.deepEqual(state(), { a: 'one' });
+  mount('two');
+  await until({ a: 'two' });
+});
+
+test('a file source that is replaced by rename is followed, again and again', async () => {
+  const file = join(folder, 'a.yaml');
+  writeFileSync(file, namespace('a', 'v0'));
+  await startRescanning(NO_RESCAN_MS, file);
+  for (const value of ['v1', 'v2', 'v3']) {
+    writeFileSync(join(folder, '.part'), namespace('a', value));
+    renameSync(join(folder, '.part'), file);
+    await until({ a: value });
+  }
 });

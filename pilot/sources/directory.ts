@@ -89,10 +89,16 @@ export class DirectorySource {
     for (const directory of this.#options.directories) {
       if (this.#watchers.has(directory)) continue;
       try {
-        const watcher = watch(directory, (_event, name) => {
-          // Of a watched file the name is its own; so is that of a directory that goes away.
-          if (name === null || name === basename(directory)) this.#lookAtAll = true;
+        const watcher = watch(directory, (event, name) => {
+          const isSelf = name === basename(directory);
+          // Of a watched file the name is its own; so is that of a directory that goes away. Kubernetes swaps `..data`, behind all files.
+          if (name === null || isSelf || name.startsWith('..')) this.#lookAtAll = true;
           else this.#dirty.add(join(directory, name));
+          if (isSelf && event === 'rename') {
+            // What is under this name from now on is something else than what is watched.
+            watcher.close();
+            this.#watchers.delete(directory);
+          }
           this.#schedule(this.#options.settleMs);
         });
         watcher.on('error', () => {
