@@ -67,7 +67,7 @@ export class LiveMeshConfig implements Closable {
 
   /** Takes the mesh's ConfigMap as it is now, absent too. @returns whether settings changed */
   offer(configMap: ConfigMap | undefined): boolean {
-    const place = `ConfigMap ${this.current.rootNamespace}/${CONFIG_MAP}`;
+    const place = `ConfigMap ${this.#home}/${CONFIG_MAP}`;
     const networks = this.#takeNetworks(configMap?.data?.['meshNetworks'] ?? '', `${place}: data.meshNetworks`);
     if (this.file) return networks;
     // Both are read, whatever the other brings.
@@ -84,9 +84,13 @@ export class LiveMeshConfig implements Closable {
     return settings !== undefined;
   }
 
-  /** Where the mesh's ConfigMap is found. */
+  /** Where the mesh's ConfigMap is found: not where it may itself say that the root is, else it would be lost by being read. */
+  get #home(): string {
+    return (this.file ? this.current : { ...DEFAULT_MESH_CONFIG, ...this.given }).rootNamespace;
+  }
+
   get configMapKey(): string {
-    return `/ConfigMap/${this.current.rootNamespace}/${CONFIG_MAP}`;
+    return `/ConfigMap/${this.#home}/${CONFIG_MAP}`;
   }
 
   #take(text: string, place: string, tell: boolean): boolean {

@@ -11,6 +11,8 @@ import { Pilot } from '../index.js';
 import { DEFAULT_MESH_CONFIG } from '../model/mesh.js';
 import { TestClient } from '../testing/client.js';
 import { podYaml, serviceYaml } from '../testing/mesh.js';
+import type { ConfigMap } from '../../common/kube/types.js';
+import { LiveMeshConfig } from './live.js';
 import { discoverable, selectorMatches } from './discovery.js';
 import { readMeshConfig } from './mesh-config.js';
 
@@ -91,4 +93,12 @@ test('a MeshConfig file is followed live, a broken one is said and changes nothi
 
 test('the ConfigMap istio of the root namespace is followed live in the same way', async () => {
   await follows((folder, text) => writeFileSync(join(folder, 'mesh.yaml'), `apiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\ndata:\n  mesh: |\n    ${text}\n`), undefined);
+});
+
+test('a ConfigMap that names another root namespace stays the one that counts', () => {
+  const live = new LiveMeshConfig({}, undefined, silent, () => undefined);
+  const key = live.configMapKey;
+  const configMap: ConfigMap = { apiVersion: 'v1', kind: 'ConfigMap', metadata: { name: 'istio', namespace: 'istio-system' }, data: { mesh: 'rootNamespace: elsewhere' } };
+  assert.equal(live.offer(configMap), true);
+  assert.deepEqual([live.current.rootNamespace, live.configMapKey], ['elsewhere', key]);
 });
