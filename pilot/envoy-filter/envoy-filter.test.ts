@@ -195,3 +195,21 @@ test('an EnvoyFilter with targetRefs is for the proxies of that Gateway alone', 
   assert.equal(names(client), false);
   assert.equal(names(testProxy('10.0.0.7', 'edge-1.shop', { 'gateway.networking.k8s.io/gateway-name': 'edge' }, {})), true);
 });
+
+test('EnvoyFilter: two proxies whose metadata differs in what a patch asks for do not share a result', () => {
+  const mesh = testMesh(WORLD + filter("- applyTo: CLUSTER\n  match: {proxy: {metadata: {TIER: gold}}}\n  patch: {operation: MERGE, value: {connect_timeout: 77s}}"));
+  const name = 'outbound|80||web.shop.svc.cluster.local';
+  const timeout = (proxy: Proxy) => Cluster.decode(mesh.generators.get(TYPE.cluster)!.all(proxy).find((resource) => resource.name === name)!.body.value).connect_timeout?.seconds;
+  const gold: Proxy = { ...client, metadata: { ...client.metadata, TIER: 'gold' } };
+  assert.notEqual(Number(timeout(client)), 77);
+  assert.equal(Number(timeout(gold)), 77);
+  assert.notEqual(Number(timeout(client)), 77);
+});
+
+test('EnvoyFilter: a pod that gets or loses the labels that a filter selects is told', () => {
+  const mesh = testMesh(WORLD + filter("- applyTo: CLUSTER\n  patch: {operation: MERGE, value: {connect_timeout: 77s}}", 'workloadSelector: {labels: {tier: gold}}'));
+  const change = mesh.apply(podYaml('shop', { name: 'client', ip: '10.0.0.9', labels: { app: 'client', tier: 'gold' } }));
+  const clusters = mesh.generators.get(TYPE.cluster)!;
+  assert.equal(clusters.affected(client, change, new Set()), 'all');
+  assert.notEqual(clusters.affected(server, change, new Set()), 'all');
+});

@@ -53,7 +53,18 @@ export class EnvoyFilters {
 
   /** Whether the filters that apply to this proxy may be others now. */
   affects(proxy: Proxy, change: ChangeSet): boolean {
-    return change.touchesIn([proxy.namespace, this.model.mesh.rootNamespace], KIND, WASM);
+    return change.touchesIn([proxy.namespace, this.model.mesh.rootNamespace], KIND, WASM) || this.#isRelabelled(proxy, change);
+  }
+
+  /** The proxy's own pod changed, and with its labels perhaps what selects it. */
+  #isRelabelled(proxy: Proxy, { pods }: ChangeSet): boolean {
+    if (pods.size === 0) return false;
+    const { configs, mesh } = this.model;
+    if ([proxy.namespace, mesh.rootNamespace].every((namespace) => configs.inNamespace(KIND, namespace).length + configs.inNamespace(WASM, namespace).length === 0)) return false;
+    const pod = podOf(this.model, proxy);
+    const name = pod ? `${pod.metadata.namespace}/${pod.metadata.name}` : `${proxy.namespace}/${proxy.name}`;
+    // Of pods of other clusters the key is longer.
+    return [...pods].some((key) => key === name || key.endsWith(name));
   }
 
   /** The filters of this proxy, in the order in which they work. */
@@ -67,12 +78,14 @@ export class EnvoyFilters {
     }
     const wasm = this.#wasm.setFor(proxy, labels);
     if (chosen.length === 0 && wasm.filters.length === 0) return NONE;
-    const key = `${chosen.map((loaded) => loaded.key).join(' ')} ${proxy.istioVersion} ${wasm.key}`;
+    const all = chosen.flatMap((loaded) => this.#patchesOf(loaded));
+    // Which of the patches are for this proxy is told by its version and its metadata.
+    const fitting = all.map((patch) => (fits(patch, proxy) ? '1' : '0')).join('');
+    const key = `${chosen.map((loaded) => loaded.key).join(' ')} ${fitting} ${wasm.key}`;
     let set = this.#sets.get(key);
     if (!set) {
-      const patches = chosen.flatMap((loaded) => this.#patchesOf(loaded)).filter((patch) => fits(patch, proxy));
       const contents = createHash('sha1').update(JSON.stringify(chosen.map(({ object }) => object.spec))).digest('base64url');
-      this.#sets.set(key, (set = { key: `${contents} ${proxy.istioVersion} ${wasm.key}`, patches, plugins: wasm.filters }));
+      this.#sets.set(key, (set = { key: `${contents} ${fitting} ${wasm.key}`, patches: all.filter((_patch, index) => fitting[index] === '1'), plugins: wasm.filters }));
     }
     return set;
   }
