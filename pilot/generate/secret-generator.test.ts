@@ -11,11 +11,11 @@ const gateway = (namespace: string, isTrusted = true): Proxy => ({ ...parseProxy
 const secretYaml = (name: string, namespace: string, data: Record<string, string>): string =>
   JSON.stringify({ apiVersion: 'v1', kind: 'Secret', metadata: { name, namespace }, data: Object.fromEntries(Object.entries(data).map(([key, value]) => [key, Buffer.from(value).toString('base64')])) });
 
-function world(): { apply: (yaml: string) => ReturnType<Model['apply']>; generator: SecretGenerator; problems: SecretProblem[] } {
+function world(): { apply: (yaml: string) => ReturnType<Model['apply']>; remove: (key: string) => ReturnType<Model['apply']>; generator: SecretGenerator; problems: SecretProblem[] } {
   const model = new Model();
   const problems: SecretProblem[] = [];
   const generator = new SecretGenerator(model, (problem) => problems.push(problem));
-  return { generator, problems, apply: (yaml) => model.apply(parseYaml(yaml, 'x').objects.map((loaded) => ({ key: loaded.key, loaded }))) };
+  return { generator, problems, remove: (key) => model.apply([{ key, loaded: undefined }]), apply: (yaml) => model.apply(parseYaml(yaml, 'x').objects.map((loaded) => ({ key: loaded.key, loaded }))) };
 }
 
 test('SecretGenerator: certificate, key and authority under the names that gateways ask by', async () => {
@@ -61,4 +61,16 @@ test('SecretGenerator: a pair that does not fit leaves the last good one, and is
   assert.deepEqual(problems.map(({ secret, message }) => `${secret}: ${message}`), ['edge/site: certificate and private key do not match', 'edge/site: the certificate is no PEM certificate', 'edge/site: found no private key, expected tls.key (or key)']);
   apply(secretYaml('site', 'edge', { 'tls.crt': two!.chainPem, 'tls.key': two!.privateKeyPem }));
   assert.notEqual(generator.one(gateway('edge'), 'kubernetes://site')!.version, good!.version);
+});
+
+test('SecretGenerator: nothing is left in force of a Secret that was deleted, also when a broken one comes under its name', async () => {
+  const ca = await CertificateAuthority.create();
+  const { chainPem, privateKeyPem } = await ca.issue({ namespace: 'edge', serviceAccount: 'gw' });
+  const { apply, remove, generator } = world();
+  apply(secretYaml('site', 'edge', { 'tls.crt': chainPem, 'tls.key': privateKeyPem }));
+  assert.ok(generator.one(gateway('edge'), 'kubernetes://site'));
+  generator.invalidate(remove('/Secret/edge/site'));
+  assert.equal(generator.one(gateway('edge'), 'kubernetes://site'), undefined);
+  generator.invalidate(apply(secretYaml('site', 'edge', { 'tls.crt': 'nonsense', 'tls.key': privateKeyPem })));
+  assert.equal(generator.one(gateway('edge'), 'kubernetes://site'), undefined);
 });

@@ -185,7 +185,14 @@ export class SecretGenerator implements Generator {
     }
   }
 
-  invalidate(): void {
-    // A changed Secret is another object: what was made from the old one is told by that.
+  /** A changed Secret is another object, which tells that what was made from the old one is old; nothing is kept of one that is gone. */
+  invalidate(change: ChangeSet): void {
+    for (const secret of change.configs.get('Secret') ?? []) {
+      const slash = secret.indexOf('/');
+      if (this.model.configs.get('Secret', secret.slice(0, slash), secret.slice(slash + 1))) continue;
+      for (const key of this.#good.keys()) if (key.startsWith(`${secret} `)) this.#good.delete(key);
+      this.#problems.delete(secret);
+      this.#problems.delete(`${secret} (authority)`);
+    }
   }
 }
