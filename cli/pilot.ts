@@ -9,7 +9,9 @@ const DEFAULT_LISTEN = '127.0.0.1:15010';
 const DEFAULT_MONITORING = '127.0.0.1:15014';
 
 interface Options {
-  source: string[];
+  source?: string[];
+  kubeconfig?: string;
+  context?: string;
   listen?: string[];
   meshConfig?: string;
   monitoringListen?: string;
@@ -35,7 +37,9 @@ const collect = (value: string, all: string[] | undefined): string[] => [...(all
 
 export function configure(command: Command): void {
   command
-    .requiredOption('--source <[cluster=name[,network=name]:]dir>', 'directory (or file) of Kubernetes and Istio YAML, followed live; may be given several times, later ones override; cluster=NAME,network=NETWORK:DIR is of that cluster, and the first one has the configuration of all', collect)
+    .option('--source <[cluster=name[,network=name]:]dir>', 'directory (or file) of Kubernetes and Istio YAML, followed live; may be given several times, later ones override; cluster=NAME,network=NETWORK:DIR is of that cluster, and the first one has the configuration of all', collect)
+    .option('--kubeconfig <file>', 'read the API server of the cluster that has the configuration, besides what --source says; remote clusters join by Secrets labelled istio/multiCluster=true')
+    .option('--context <name>', 'of the kubeconfig (default: its current one)')
     .option('--listen <address>', `host:port or unix:PATH for ADS; may be given several times (default ${DEFAULT_LISTEN})`, collect)
     .option('--secure-listen <address>', "host:port for ADS and the CA over TLS, istiod's is 15012; may be given several times (default: none)", collect)
     .option('--secure-host <name>', 'another name or address in the certificate of the TLS port; may be given several times', collect)
@@ -58,6 +62,8 @@ export function configure(command: Command): void {
     .action(async (options: Options) => {
       const { outboundTrafficPolicy } = options;
       if (outboundTrafficPolicy !== undefined && outboundTrafficPolicy !== 'ALLOW_ANY' && outboundTrafficPolicy !== 'REGISTRY_ONLY') command.error(`--outbound-traffic-policy: found ${outboundTrafficPolicy}, expected ALLOW_ANY or REGISTRY_ONLY`);
+      const { source: sources = [], kubeconfig, context } = options;
+      if (sources.length === 0 && kubeconfig === undefined) command.error('nothing to read: give --source or --kubeconfig');
       const log = logger('pilot');
       const monitoringListen = options.monitoringListen ?? DEFAULT_MONITORING;
       const meshConfig: Partial<MeshConfig> = {
@@ -67,7 +73,7 @@ export function configure(command: Command): void {
       const meshConfigFile = options.meshConfig === undefined ? {} : { meshConfigFile: options.meshConfig };
       const webhooks = webhooksOf(options);
       const security = securityOf(options);
-      const pilot = new Pilot({ sources: options.source, listen: options.listen ?? [DEFAULT_LISTEN], meshConfig, ...meshConfigFile, ...(monitoringListen === 'none' ? {} : { monitoringListen }), ...(webhooks ? { webhooks } : {}), ...(security ? { security } : {}), ...(options.provisionDir === undefined ? {} : { provisionDir: options.provisionDir }), logger: log });
+      const pilot = new Pilot({ sources, ...(kubeconfig === undefined ? {} : { kubeconfig: { file: kubeconfig, ...(context === undefined ? {} : { context }) } }), listen: options.listen ?? [DEFAULT_LISTEN], meshConfig, ...meshConfigFile, ...(monitoringListen === 'none' ? {} : { monitoringListen }), ...(webhooks ? { webhooks } : {}), ...(security ? { security } : {}), ...(options.provisionDir === undefined ? {} : { provisionDir: options.provisionDir }), logger: log });
       const stopped = new Promise<string>((resolve) => {
         for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => resolve(signal));
       });

@@ -40,6 +40,8 @@ export interface PilotOptions {
    * is of that cluster; Istio's configuration is read from the first one's.
    */
   sources: readonly string[];
+  /** The API server of the config cluster, read besides the directories, which override it. */
+  kubeconfig?: { file: string; context?: string };
   /** `host:port` (port 0: any) or `unix:PATH`. */
   listen: readonly string[];
   /** Settings that win over what is read from a MeshConfig. */
@@ -147,6 +149,8 @@ export class Pilot {
     );
     const source = new Sources({
       plan: this.#plan,
+      kubeconfig: this.#options.kubeconfig,
+      rootNamespace: () => this.#model.mesh.rootNamespace,
       logger: logger.child({ part: 'source' }),
       onChange: (objects) => take(objects),
     });

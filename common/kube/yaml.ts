@@ -145,7 +145,21 @@ export function parseYaml(content: string, fileName: string): LoadResult {
   return result;
 }
 
-function addValue(value: unknown, positions: DocumentPositions, file: string, result: LoadResult): void {
+/** Checks one object that was not read from a text; its place is all that can be said of it. */
+export function loadValue(value: unknown, place: string): LoadResult {
+  const result = emptyResult();
+  addValue(value, NOWHERE, place, result);
+  return result;
+}
+
+const NOWHERE: ListPositions = { at: () => ({ line: 1, column: 1 }), below: () => NOWHERE };
+
+interface ListPositions extends Positions {
+  /** Of an item of a list. */
+  below(path: Path): ListPositions;
+}
+
+function addValue(value: unknown, positions: ListPositions, file: string, result: LoadResult): void {
   if (isRecord(value) && typeof value['kind'] === 'string' && value['kind'].endsWith('List') && Array.isArray(value['items'])) {
     value['items'].forEach((item, index) => addValue(item, positions.below(['items', index]), file, result));
     return;

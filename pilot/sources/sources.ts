@@ -2,12 +2,15 @@
  * All sources of a mesh, merged. Those of the first one's cluster, the config cluster, hold Istio's configuration; of each
  * other cluster the workloads, services and namespaces take part, under names of their own.
  */
-import { UnderpassError } from '../../common/errors.js';
+import { errorMessage, UnderpassError } from '../../common/errors.js';
 import type { Closable } from '../../common/lifecycle.js';
+import type { Secret } from '../../common/kube/types.js';
 import type { LoadedObject, ValidationError } from '../../common/kube/yaml.js';
 import type { Logger } from '../../common/log.js';
 import { CLUSTER_KINDS, placedIn } from '../model/clusters.js';
 import { DirectorySource } from './directory.js';
+import { parseKubeconfig, readKubeconfig, type ApiServer } from './kubeconfig.js';
+import { CONFIG_RESOURCES, KubernetesSource, WORKLOAD_RESOURCES } from './kubernetes.js';
 
 export interface ClusterSource {
   /** A directory, or a file, of YAML. */
@@ -26,8 +29,10 @@ export interface Source extends Closable {
   errors(): ValidationError[];
 }
 
-/** A source that is put together with others: makes it, to call `onChange` with all its objects whenever they changed. */
-export type SourceFactory = (onChange: (objects: Objects) => void) => Source;
+/** As in Istio: Secrets of the root namespace whose every key is the name of a cluster, its value a kubeconfig. */
+const REMOTE_LABEL = 'istio/multiCluster';
+/** The config cluster's API server; its directories override it. */
+const CONFIG_API = ' api';
 
 /**
  * `DIR`, or `cluster=NAME[,network=NETWORK]:DIR`.
@@ -75,6 +80,9 @@ export function planSources(written: readonly string[]): SourcePlan {
 
 export interface SourcesOptions {
   plan: SourcePlan;
+  /** The config cluster's API server, read besides its directories; with it remote clusters join by Secrets. */
+  kubeconfig?: { file: string; context?: string } | undefined;
+  rootNamespace?: () => string;
   logger: Logger;
   onChange: (objects: Objects) => void;
 }
@@ -84,6 +92,8 @@ export class Sources implements Source {
   readonly #latest = new Map<string, Objects>();
   /** An object that did not change stays the same one. */
   readonly #placed = new WeakMap<LoadedObject, LoadedObject>();
+  /** Kubeconfigs of remote clusters, as their Secrets have them. */
+  readonly #remotes = new Map<string, string>();
   #started = false;
 
   constructor(readonly options: SourcesOptions) {
@@ -96,26 +106,67 @@ export class Sources implements Source {
   }
 
   async start(): Promise<void> {
+    const { kubeconfig } = this.options;
+    if (kubeconfig) this.#sources.set(CONFIG_API, this.#apiSource(CONFIG_API, await readKubeconfig(kubeconfig.file, kubeconfig.context)));
     await Promise.all([...this.#sources.values()].map((source) => source.start()));
     this.#started = true;
-    this.options.onChange(this.#merged());
+    this.#tell();
   }
 
-  /** Another cluster joins while the mesh runs; what it has takes part when it was read for the first time. */
-  async add(cluster: string, make: SourceFactory): Promise<void> {
-    await this.remove(cluster);
-    const source = make((objects) => {
-      if (this.#sources.get(cluster) === source) this.#take(cluster, objects);
+  #apiSource(cluster: string, server: ApiServer): Source {
+    const { plan, logger } = this.options;
+    const name = cluster === CONFIG_API ? (plan.configCluster ?? 'Kubernetes') : cluster;
+    const source: Source = new KubernetesSource({
+      server,
+      cluster: name,
+      resources: cluster === CONFIG_API ? [...WORKLOAD_RESOURCES, ...CONFIG_RESOURCES] : WORKLOAD_RESOURCES,
+      logger: logger.child({ cluster: name }),
+      // One that was taken away may still have something to tell.
+      onChange: (objects) => this.#sources.get(cluster) === source && this.#take(cluster, objects),
     });
-    this.#sources.set(cluster, source);
-    await source.start();
+    return source;
   }
 
-  async remove(cluster: string): Promise<void> {
+  /** Clusters come and go with the Secrets that name them; one that is in the options stays as it is there. */
+  #followRemotes(own: Objects): void {
+    const wanted = new Map<string, string>();
+    const rootNamespace = this.options.rootNamespace?.() ?? 'istio-system';
+    for (const { object } of own.values()) {
+      if (object.kind !== 'Secret' || object.metadata.namespace !== rootNamespace || object.metadata.labels?.[REMOTE_LABEL] !== 'true') continue;
+      for (const [cluster, encoded] of Object.entries((object as Secret).data ?? {})) if (!this.#isGiven(cluster)) wanted.set(cluster, encoded);
+    }
+    for (const cluster of this.#remotes.keys()) if (wanted.get(cluster) !== this.#remotes.get(cluster)) this.#leave(cluster);
+    for (const [cluster, encoded] of wanted) if (!this.#remotes.has(cluster)) this.#join(cluster, encoded);
+  }
+
+  #isGiven(cluster: string): boolean {
+    const { plan } = this.options;
+    return cluster === (plan.configCluster ?? 'Kubernetes') || plan.directories.has(cluster);
+  }
+
+  #join(cluster: string, encoded: string): void {
+    const { plan, logger } = this.options;
+    this.#remotes.set(cluster, encoded);
+    let source: Source;
+    try {
+      source = this.#apiSource(cluster, parseKubeconfig(Buffer.from(encoded, 'base64').toString('utf8'), { place: `of remote cluster ${cluster}` }));
+    } catch (error) {
+      logger.error({ cluster, reason: errorMessage(error) }, 'a remote cluster can not be read');
+      return;
+    }
+    // The mesh's settings hold this very object: whoever asks for a cluster finds it from now on.
+    plan.clusters[cluster] = { network: '' };
+    this.#sources.set(cluster, source);
+    // It goes on trying; what it has takes part when it was read for the first time.
+    source.start().catch((error: unknown) => logger.error({ cluster, reason: errorMessage(error) }, 'a remote cluster does not answer'));
+  }
+
+  #leave(cluster: string): void {
+    this.#remotes.delete(cluster);
     const source = this.#sources.get(cluster);
     this.#sources.delete(cluster);
-    if (this.#latest.delete(cluster) && this.#started) this.options.onChange(this.#merged());
-    await source?.close();
+    this.#latest.delete(cluster);
+    void source?.close();
   }
 
   async close(): Promise<void> {
@@ -124,15 +175,25 @@ export class Sources implements Source {
 
   #take(cluster: string, objects: Objects): void {
     this.#latest.set(cluster, objects);
-    if (this.#started) this.options.onChange(this.#merged());
+    if (this.#started) this.#tell();
   }
 
-  #merged(): Objects {
-    const own = this.#latest.get('') ?? new Map<string, LoadedObject>();
-    if (this.#latest.size === 1 && this.#latest.has('')) return own;
+  #tell(): void {
+    const own = this.#own();
+    if (this.options.kubeconfig) this.#followRemotes(own);
+    this.options.onChange(this.#merged(own));
+  }
+
+  #own(): Objects {
+    const [api, written] = [this.#latest.get(CONFIG_API), this.#latest.get('')];
+    return api && written ? new Map([...api, ...written]) : (api ?? written ?? new Map<string, LoadedObject>());
+  }
+
+  #merged(own: Objects): Objects {
+    if ([...this.#latest.keys()].every((cluster) => cluster === '' || cluster === CONFIG_API)) return own;
     const merged = new Map(own);
     for (const [cluster, objects] of [...this.#latest].sort(([a], [b]) => (a < b ? -1 : 1))) {
-      if (cluster === '') continue;
+      if (cluster === '' || cluster === CONFIG_API) continue;
       for (const loaded of objects.values()) {
         if (!CLUSTER_KINDS.has(loaded.object.kind)) continue;
         let placed = this.#placed.get(loaded);
