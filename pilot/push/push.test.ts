@@ -264,6 +264,7 @@ test('Unix sockets: served beside TCP, a leftover replaced, one in use refused, 
     const third = new Pilot({ sources: [folder], listen: [`unix:${path}`], logger: silent });
     await assert.rejects(third.start(), { code: 'UNDERPASS_PILOT_LISTEN' });
     assert.ok(statSync(path).isSocket());
+    assert.equal(statSync(path).mode & 0o777, 0o600, 'who opens it may read Secrets');
   } finally {
     for (const client of clients.splice(0)) client.close();
     await second.stop();

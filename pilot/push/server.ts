@@ -123,8 +123,8 @@ export class AdsServer {
     if (path) await clearSocket(path);
     const port = await bind(this.#server, path ? `unix:${path}` : address, address, ServerCredentials.createInsecure());
     if (path) {
-      // Sidecars run under a user of their own; nothing secret is served here.
-      await chmod(path, 0o666);
+      // Who may open it is trusted with the Secrets of the namespace that it names.
+      await chmod(path, 0o600);
       this.#sockets.push(path);
       this.#addresses.push(address);
     } else {
