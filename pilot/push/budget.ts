@@ -72,3 +72,50 @@ export class SendBudget {
     });
   }
 }
+
+/** Without progress for so long, what a client has not read counts no more: it must not hold up those that do read. */
+const STALL_MS = 5_000;
+
+/** What one client has not read yet, and how much of that counts in the budget. */
+export class BudgetShare {
+  #unsent = 0;
+  #counted = 0;
+  #stall: NodeJS.Timeout | undefined;
+
+  constructor(readonly budget: SendBudget, readonly stallMs = STALL_MS) {}
+
+  get unsentBytes(): number {
+    return this.#unsent;
+  }
+
+  take(bytes: number): void {
+    this.#unsent += bytes;
+    this.#counted += bytes;
+    this.budget.take(bytes);
+    this.#stall ??= setTimeout(() => this.#giveCounted(this.#counted), this.stallMs).unref();
+  }
+
+  give(bytes: number): void {
+    this.#unsent -= bytes;
+    this.#giveCounted(Math.min(bytes, this.#counted));
+    if (this.#unsent > 0) this.#stall?.refresh();
+    else this.#stopWaiting();
+  }
+
+  /** All of it, the client being gone. */
+  release(): void {
+    this.#unsent = 0;
+    this.#stopWaiting();
+    this.#giveCounted(this.#counted);
+  }
+
+  #stopWaiting(): void {
+    clearTimeout(this.#stall);
+    this.#stall = undefined;
+  }
+
+  #giveCounted(bytes: number): void {
+    this.#counted -= bytes;
+    this.budget.give(bytes);
+  }
+}

@@ -9,7 +9,7 @@ import type { Generator, Generators } from '../generate/generator.js';
 import { PUSH_ORDER, TYPE, type Resource } from '../generate/resource.js';
 import type { ChangeSet } from '../model/changes.js';
 import { parseProxy, type Proxy } from '../model/proxy.js';
-import type { SendBudget } from './budget.js';
+import { BudgetShare, type SendBudget } from './budget.js';
 import { shortType, type PushMetrics } from './metrics.js';
 import type { PushTarget } from './queue.js';
 import type { MapStore } from './shared-map.js';
@@ -17,6 +17,8 @@ import { Watch } from './watch.js';
 
 /** A client that sends so many requests without waiting for answers is read no further until they are answered. */
 const MAX_INBOX = 64;
+/** A client that has not read so much yet is made no further responses. */
+const MAX_UNSENT_BYTES = 1 << 20;
 
 export interface ClientListener {
   connected(proxy: Proxy): void;
@@ -72,10 +74,11 @@ export abstract class Connection<Request> implements PushTarget {
   readonly #inbox: Request[] = [];
   /** When the oldest change was made that this client has not acknowledged yet. */
   #convergingSince: number | undefined;
-  #unsentBytes = 0;
+  readonly #share: BudgetShare;
 
   constructor(readonly context: ConnectionContext, readonly call: ServerDuplexStream<Request, Buffer>, readonly onEnd: () => void, readonly caller: Caller) {
     this.id = `${++connections}`;
+    this.#share = new BudgetShare(context.budget);
     call.on('data', (request: Request) => {
       this.#inbox.push(request);
       if (this.#inbox.length >= MAX_INBOX) call.pause();
@@ -96,8 +99,9 @@ export abstract class Connection<Request> implements PushTarget {
 
   /** Answers the oldest request; called when there is room for a response. */
   readonly #next = (): void => {
+    if (this.#ended || this.#isStuffed) return;
     const request = this.#inbox.shift();
-    if (request === undefined || this.#ended) return;
+    if (request === undefined) return;
     try {
       this.#receive(request);
     } catch (error) {
@@ -107,6 +111,10 @@ export abstract class Connection<Request> implements PushTarget {
     if (this.#inbox.length > 0) this.context.budget.whenFree(this.#next);
     else if (this.call.isPaused()) this.call.resume();
   };
+
+  get #isStuffed(): boolean {
+    return this.#share.unsentBytes > MAX_UNSENT_BYTES;
+  }
 
   /** Who the client has proven to be. */
   get identity(): PeerIdentity | undefined {
@@ -124,7 +132,7 @@ export abstract class Connection<Request> implements PushTarget {
 
   /** Every response of before is acknowledged and on its way: the client can take the next state. */
   get ready(): boolean {
-    if (this.#blocked || this.#ended) return false;
+    if (this.#blocked || this.#isStuffed || this.#ended) return false;
     for (const { inFlight } of this.watches.values()) if (inFlight !== undefined) return false;
     return true;
   }
@@ -228,16 +236,19 @@ export abstract class Connection<Request> implements PushTarget {
   protected write(typeUrl: string, response: Buffer): void {
     if (this.#ended) return;
     const { metrics, budget } = this.context;
+    const share = this.#share;
     const type = shortType(typeUrl);
     metrics.pushes.inc({ type });
     metrics.configSize.observe({ type }, response.length);
-    budget.take(response.length);
-    this.#unsentBytes += response.length;
+    share.take(response.length);
     const sent = (): void => {
       // What was still under way when the stream ended was given back then.
       if (this.#ended) return;
-      this.#unsentBytes -= response.length;
-      budget.give(response.length);
+      const wasStuffed = this.#isStuffed;
+      share.give(response.length);
+      if (!wasStuffed || this.#isStuffed) return;
+      this.context.wake(this);
+      if (this.#inbox.length > 0) budget.whenFree(this.#next);
     };
     if (!this.call.write(response, sent)) this.#blocked = true;
   }
@@ -274,7 +285,7 @@ export abstract class Connection<Request> implements PushTarget {
     this.#ended = true;
     this.#inbox.length = 0;
     this.context.budget.forget(this.#next);
-    this.context.budget.give(this.#unsentBytes);
+    this.#share.release();
     this.onEnd();
     if (!this.#proxy) return;
     this.context.logger.info({ node: this.#proxy.id, connection: this.id, reason }, 'client gone');
