@@ -37,6 +37,8 @@ export class DeltaConnection extends Connection<DeltaDiscoveryRequest> {
       watch.names.delete(name);
       if (!watch.wildcard) watch.sent.delete(name);
     }
+    // Of what came by the wildcard alone nothing is watched any more.
+    if (dropped.includes('*')) for (const name of [...watch.sent.keys()]) if (!watch.names.has(name)) watch.sent.delete(name);
     if (added.length === 0) return;
     // Whoever subscribes to a name gets it, even if it was sent before: the client has forgotten it.
     const wanted: Resource[] = [];

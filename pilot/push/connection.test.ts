@@ -1,0 +1,89 @@
+import assert from 'node:assert/strict';
+import { EventEmitter } from 'node:events';
+import { test } from 'node:test';
+import { rootLogger } from '../../common/log.js';
+import { DeltaDiscoveryRequest } from '../../proto/generated/envoy/service/discovery/v3/discovery.js';
+import type { Generator, Generators } from '../generate/generator.js';
+import { TYPE, type Resource } from '../generate/resource.js';
+import { ChangeSet } from '../model/changes.js';
+import { BudgetShare, SendBudget } from './budget.js';
+import type { ConnectionContext } from './connection.js';
+import { DeltaConnection } from './delta.js';
+import { PushMetrics } from './metrics.js';
+import { MapStore } from './shared-map.js';
+
+const NODE = 'sidecar~10.0.0.9~client.shop~shop.svc.cluster.local';
+const turns = async (count = 50): Promise<void> => {
+  for (let turn = 0; turn < count; turn++) await new Promise<void>((resolve) => setImmediate(resolve));
+};
+
+/** A stream whose client reads only what it is told to. */
+class Call extends EventEmitter {
+  readonly unread: (() => void)[] = [];
+  written = 0;
+  paused = false;
+  write(_response: Buffer, sent: () => void): boolean {
+    this.written++;
+    this.unread.push(sent);
+    return true;
+  }
+  pause = (): void => void (this.paused = true);
+  resume = (): void => void (this.paused = false);
+  isPaused = (): boolean => this.paused;
+  end = (): void => undefined;
+  getPeer = (): string => 'test';
+}
+
+function open(bytes: number): { call: Call; connection: DeltaConnection; budget: SendBudget; ask: (more?: Partial<DeltaDiscoveryRequest>) => void; bump: () => void } {
+  let version = 1;
+  const one = (_proxy: unknown, name: string): Resource => ({ name, version: `${version}`, body: { type_url: TYPE.endpoint, value: Buffer.alloc(bytes) } });
+  const generator: Generator = { typeUrl: TYPE.endpoint, wildcard: false, all: (proxy) => [one(proxy, 'a'), one(proxy, 'b')], one, affected: () => ['a', 'b'], invalidate: () => undefined };
+  const generators = { get: () => generator } as unknown as Generators;
+  const budget = new SendBudget(64 << 20);
+  const logger = rootLogger.child({}, { level: 'silent' });
+  const context: ConnectionContext = { generators, logger, metrics: new PushMetrics(), budget, maps: new MapStore(), version: () => 'v', clients: () => undefined, wake: () => undefined };
+  const call = new Call();
+  const connection = new DeltaConnection(context, call as unknown as DeltaConnection['call'], () => undefined, { identity: undefined, local: false });
+  const ask = (more: Partial<DeltaDiscoveryRequest> = {}): void => void call.emit('data', DeltaDiscoveryRequest.fromPartial({ type_url: TYPE.endpoint, node: { id: NODE }, resource_names_subscribe: ['a'], ...more }));
+  return { call, connection, budget, ask, bump: () => void version++ };
+}
+
+test('a client that asks and asks but does not read is made no more responses until it has read', async () => {
+  const { call, budget, ask } = open(2 << 20);
+  for (let index = 0; index < 100; index++) ask();
+  await turns();
+  assert.deepEqual([call.written, call.paused], [1, true]);
+  assert.ok(budget.isFree, 'others are served');
+  call.unread.shift()!();
+  await turns();
+  assert.equal(call.written, 2);
+  call.emit('close');
+  assert.equal(budget.inFlightBytes, 0);
+});
+
+test('delta: after the wildcard is unsubscribed nothing is sent but what was subscribed to by name', async () => {
+  const { call, connection, ask, bump } = open(10);
+  ask({ resource_names_subscribe: ['*', 'b'] });
+  ask({ resource_names_subscribe: [], resource_names_unsubscribe: ['*'] });
+  await turns();
+  assert.deepEqual([...connection.watches.get(TYPE.endpoint)!.sent], ['b']);
+  bump();
+  connection.push(new ChangeSet());
+  assert.equal(call.written, 2);
+  assert.deepEqual([...connection.watches.get(TYPE.endpoint)!.sent], ['b']);
+});
+
+test('BudgetShare: what a stalled client has not read stops holding up the others, and is given back only once', async () => {
+  const budget = new SendBudget(10);
+  const share = new BudgetShare(budget, 1);
+  share.take(100);
+  assert.equal(budget.isFree, false);
+  // The share's own timer keeps no process alive.
+  const alive = setInterval(() => undefined, 1_000);
+  await new Promise<void>((resolve) => budget.whenFree(resolve));
+  clearInterval(alive);
+  assert.deepEqual([budget.inFlightBytes, share.unsentBytes], [0, 100]);
+  share.give(100);
+  share.release();
+  assert.deepEqual([budget.inFlightBytes, share.unsentBytes], [0, 0]);
+});
