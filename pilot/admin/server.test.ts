@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { request } from 'node:http';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
@@ -96,4 +97,11 @@ test('/debug/endpointz, registryz, configz and config_dump show the mesh, and no
   assert.deepEqual(dump.eds.map(({ name }) => name), [WEB]);
   const wrong = await get('/debug/config_dump?proxyID=nobody');
   assert.deepEqual([wrong.code, /expected type~ip~name/.test(wrong.text)], [400, true]);
+});
+
+test('on loopback a request by another name is refused: a web page could have led the browser here', async () => {
+  const { hostname, port } = new URL(`http://${pilot.monitoringAddress}`);
+  const code = (host: string) => new Promise<number | undefined>((resolve, reject) => request({ hostname, port, path: '/debug/syncz', headers: { host } }, (response) => resolve(response.resume().statusCode)).on('error', reject).end());
+  assert.equal(await code(`evil.example:${port}`), 403);
+  for (const host of [`localhost:${port}`, `127.0.0.1:${port}`, `[::1]:${port}`]) assert.equal(await code(host), 200);
 });

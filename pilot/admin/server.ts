@@ -3,7 +3,7 @@
  * for loopback: it tells the mesh's configuration, though never a Secret.
  */
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
-import type { AddressInfo } from 'node:net';
+import { isIP, type AddressInfo } from 'node:net';
 import { collectDefaultMetrics } from 'prom-client';
 import { errorMessage, UnderpassError } from '../../common/errors.js';
 import type { Closable } from '../../common/lifecycle.js';
@@ -102,6 +102,14 @@ function toJson(value: unknown): string {
   );
 }
 
+/** On loopback only browsers come by other names, led by a site that has its name resolved to this address. */
+function isOwnHost({ socket, headers: { host = '' } }: IncomingMessage): boolean {
+  const local = socket.localAddress ?? '';
+  if (!/^(::ffff:)?127\.|^::1$/.test(local)) return true;
+  const name = host.replace(/:\d+$/, '').replace(/^\[|\]$/g, '').toLowerCase();
+  return name === '' || name === 'localhost' || isIP(name) !== 0;
+}
+
 export class AdminServer implements Closable {
   readonly #server: Server;
   #address = '';
@@ -135,6 +143,7 @@ export class AdminServer implements Closable {
     try {
       const text = request.url ?? '/';
       if (request.method !== 'GET' || text.length > MAX_URL_LENGTH) return send(405, 'only GET is served here\n');
+      if (!isOwnHost(request)) return send(403, 'found another Host than localhost or an address, which a page of some web site may have made the browser send\n');
       const url = new URL(text, 'http://pilot');
       if (url.pathname === '/ready') return this.sources.isReady() ? send(200, 'ready\n') : send(503, 'the sources have not been read yet\n');
       if (url.pathname === '/version') return send(200, `${VERSION}\n`);
