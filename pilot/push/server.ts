@@ -22,14 +22,16 @@ import { MapStore } from './shared-map.js';
 import { SotwConnection } from './sotw.js';
 
 const STOP_GRACE_MS = 1_000;
-const MAX_MESSAGE_BYTES = 256 << 20;
+const MAX_RESPONSE_BYTES = 256 << 20;
+/** A client that comes back says the version of each resource that it holds: some 100 bytes for each. */
+const MAX_REQUEST_BYTES = 16 << 20;
 
 /** Bytes of responses that may wait for the network, over all clients. */
 const SEND_BUDGET_BYTES = 64 << 20;
 
 const SERVER_OPTIONS = {
-  'grpc.max_receive_message_length': MAX_MESSAGE_BYTES,
-  'grpc.max_send_message_length': MAX_MESSAGE_BYTES,
+  'grpc.max_receive_message_length': MAX_REQUEST_BYTES,
+  'grpc.max_send_message_length': MAX_RESPONSE_BYTES,
   'grpc.keepalive_time_ms': 30_000,
   'grpc.keepalive_timeout_ms': 10_000,
   'grpc.max_concurrent_streams': 10_000,
