@@ -203,7 +203,7 @@ export class Pilot {
       await source.start();
       gateways?.reconcile(); // what an earlier run left and nobody wants any more goes
       await jwks.settled(FIRST_KEYS_MS);
-      await warm(this.#model, this.#generators, this.#stopping.signal);
+      await warm(this.#model, this.#generators, this.#stopping.signal, this.#notWarmed);
       // Nobody is connected yet: the first state needs no push.
       debouncer.flush();
       for (const address of this.#options.listen) {
@@ -270,11 +270,15 @@ export class Pilot {
     this.#version = `${new Date().toISOString().replace(/\.\d+Z$/, 'Z')}/${++this.#pushes}`;
   }
 
+  readonly #notWarmed = (error: unknown): void => {
+    this.#options.logger.error({ err: error }, 'making the common configuration beforehand failed; whoever needs it is told');
+  };
+
   #push(change: ChangeSet): void {
     if (!change.full) return this.#send(change);
     // Everything is made anew: in slices, before clients ask for it all at once.
     this.#warming++;
-    void warm(this.#model, this.#generators, this.#stopping.signal).finally(() => {
+    void warm(this.#model, this.#generators, this.#stopping.signal, this.#notWarmed).then(() => {
       this.#warming--;
       this.#send(change);
     });

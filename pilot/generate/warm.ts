@@ -12,8 +12,19 @@ import { prepareVirtualHost } from './routes.js';
 
 const SLICE_MS = 8;
 
-/** Of the view that clients of most namespaces share. */
-export async function warm(model: Model, generators: Generators, signal: AbortSignal): Promise<void> {
+/**
+ * Of the view that clients of most namespaces share. Never rejects: what can't be made beforehand fails for the client that
+ * asks for it, and only for that.
+ */
+export async function warm(model: Model, generators: Generators, signal: AbortSignal, failed: (error: unknown) => void): Promise<void> {
+  try {
+    await make(model, generators, signal);
+  } catch (error) {
+    failed(error);
+  }
+}
+
+async function make(model: Model, generators: Generators, signal: AbortSignal): Promise<void> {
   const proxy = parseProxy('sidecar~127.0.0.1~none.-~-.svc.cluster.local');
   const [clusters, endpoints] = [generators.get(TYPE.cluster), generators.get(TYPE.endpoint)];
   let end = performance.now() + SLICE_MS;
