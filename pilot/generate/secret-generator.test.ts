@@ -42,6 +42,8 @@ test('SecretGenerator: nothing for another namespace, for whom is not trusted, o
   assert.equal(generator.one(gateway('else'), 'kubernetes://edge/site'), undefined);
   assert.equal(generator.one(gateway('edge', false), 'kubernetes://site'), undefined);
   assert.equal(generator.one(gateway('edge'), 'default'), undefined);
+  apply(JSON.stringify({ apiVersion: 'gateway.networking.k8s.io/v1beta1', kind: 'ReferenceGrant', metadata: { name: 'other', namespace: 'edge' }, spec: { from: [{ group: 'gateway.networking.k8s.io', kind: 'Gateway', namespace: 'else' }], to: [{ group: 'vault.example.com', kind: 'Secret' }] } }));
+  assert.equal(generator.one(gateway('else'), 'kubernetes://edge/site'), undefined, 'another kind of Secret');
   apply(JSON.stringify({ apiVersion: 'gateway.networking.k8s.io/v1beta1', kind: 'ReferenceGrant', metadata: { name: 'g', namespace: 'edge' }, spec: { from: [{ group: 'gateway.networking.k8s.io', kind: 'Gateway', namespace: 'else' }], to: [{ group: '', kind: 'Secret', name: 'site' }] } }));
   assert.ok(generator.one(gateway('else'), 'kubernetes://edge/site'));
   assert.equal(generator.one(gateway('third'), 'kubernetes://edge/site'), undefined);

@@ -100,7 +100,7 @@ export class SecretGenerator implements Generator {
     return grants.some(
       ({ object: { spec } }) =>
         (spec.from ?? []).some((from) => from.kind === 'Gateway' && from.group === 'gateway.networking.k8s.io' && from.namespace === namespace) &&
-        (spec.to ?? []).some((to) => to.kind === 'Secret' && (to.name === undefined || to.name === reference.name)),
+        (spec.to ?? []).some((to) => to.kind === 'Secret' && (to.group ?? '') === '' && (to.name === undefined || to.name === reference.name)),
     );
   }
 
