@@ -212,4 +212,5 @@ test('EnvoyFilter: a pod that gets or loses the labels that a filter selects is 
   const clusters = mesh.generators.get(TYPE.cluster)!;
   assert.equal(clusters.affected(client, change, new Set()), 'all');
   assert.notEqual(clusters.affected(server, change, new Set()), 'all');
+  assert.deepEqual([...mesh.generators.get(TYPE.route)!.affected(client, change, new Set(['80']))], ['80']);
 });
