@@ -76,3 +76,18 @@ test('SecretGenerator: nothing is left in force of a Secret that was deleted, al
   generator.invalidate(apply(secretYaml('site', 'edge', { 'tls.crt': 'nonsense', 'tls.key': privateKeyPem })));
   assert.equal(generator.one(gateway('edge'), 'kubernetes://site'), undefined);
 });
+
+test('SecretGenerator: an authority that is in the certificate\'s own Secret is followed, though the list of revoked stands in another', async () => {
+  const [one, two] = await Promise.all([CertificateAuthority.create(), CertificateAuthority.create()]);
+  const { apply, generator } = world();
+  const authority = (): string => {
+    const { type } = Secret.decode(generator.one(gateway('edge'), 'kubernetes://site-cacert')!.body.value);
+    assert.ok(type?.$case === 'validation_context');
+    return Buffer.from(type.value.trusted_ca!.specifier!.value as Uint8Array).toString();
+  };
+  apply(secretYaml('site-cacert', 'edge', { 'ca.crl': 'revoked' }));
+  apply(secretYaml('site', 'edge', { 'ca.crt': one!.rootPem }));
+  assert.equal(authority(), one!.rootPem);
+  apply(secretYaml('site', 'edge', { 'ca.crt': two!.rootPem }));
+  assert.equal(authority(), two!.rootPem);
+});

@@ -57,6 +57,12 @@ export function pairProblem(certificate: string | undefined, key: string | undef
   return undefined;
 }
 
+const inline = (pem: string) => ({ specifier: { $case: 'inline_bytes' as const, value: Buffer.from(pem) } });
+
+function secretOf(name: string, type: NonNullable<Parameters<typeof Secret.fromPartial>[0]['type']>): Resource {
+  return makeResource(name, Secret, Secret.fromPartial({ name, type }));
+}
+
 export interface SecretProblem {
   /** `namespace/name` of the Secret. */
   secret: string;
@@ -67,7 +73,7 @@ export class SecretGenerator implements Generator {
   readonly typeUrl = TYPE.secret;
   readonly wildcard = false;
   /** By Secret and what is asked of it; kept after the Secret has become unusable. */
-  readonly #good = new Map<string, { object: KubeSecret; resource: Resource }>();
+  readonly #good = new Map<string, { object: KubeSecret; owner?: KubeSecret | undefined; resource: Resource }>();
   readonly #problems = new Map<string, string>();
 
   /** @param report told once of each Secret that can't be used, and why */
@@ -112,20 +118,7 @@ export class SecretGenerator implements Generator {
     const problem = pairProblem(certificate, privateKey);
     this.#note(key, problem);
     if (problem !== undefined) return known?.resource;
-    const resource = makeResource(
-      name,
-      Secret,
-      Secret.fromPartial({
-        name,
-        type: {
-          $case: 'tls_certificate',
-          value: {
-            certificate_chain: { specifier: { $case: 'inline_bytes', value: Buffer.from(certificate!) } },
-            private_key: { specifier: { $case: 'inline_bytes', value: Buffer.from(privateKey!) } },
-          },
-        },
-      }),
-    );
+    const resource = secretOf(name, { $case: 'tls_certificate', value: { certificate_chain: inline(certificate!), private_key: inline(privateKey!) } });
     this.#good.set(`${key} ${name}`, { object, resource });
     return resource;
   }
@@ -134,7 +127,7 @@ export class SecretGenerator implements Generator {
     if (!object) return undefined;
     const key = `${object.metadata.namespace}/${object.metadata.name}`;
     const known = this.#good.get(`${key} ${name}`);
-    if (known?.object === object) return known.resource;
+    if (known?.object === object && known.owner === owner) return known.resource;
     const bundle = entry(object, 'ca.crt', 'cacert') ?? (owner && entry(owner, 'ca.crt', 'cacert'));
     const revoked = entry(object, 'ca.crl', 'crl');
     let problem: string | undefined;
@@ -146,21 +139,8 @@ export class SecretGenerator implements Generator {
     }
     this.#note(`${key} (authority)`, problem);
     if (problem !== undefined) return known?.resource;
-    const resource = makeResource(
-      name,
-      Secret,
-      Secret.fromPartial({
-        name,
-        type: {
-          $case: 'validation_context',
-          value: {
-            trusted_ca: { specifier: { $case: 'inline_bytes', value: Buffer.from(bundle!) } },
-            ...(revoked === undefined ? {} : { crl: { specifier: { $case: 'inline_bytes', value: Buffer.from(revoked) } } }),
-          },
-        },
-      }),
-    );
-    this.#good.set(`${key} ${name}`, { object, resource });
+    const resource = secretOf(name, { $case: 'validation_context', value: { trusted_ca: inline(bundle!), ...(revoked === undefined ? {} : { crl: inline(revoked) }) } });
+    this.#good.set(`${key} ${name}`, { object, owner, resource });
     return resource;
   }
 
