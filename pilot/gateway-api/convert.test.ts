@@ -68,3 +68,10 @@ test('a route of a namespace that is not the service\'s is for its own clients',
   const { virtualServices } = convert(route('HTTPRoute', 'r', 'b', 'parentRefs: [{group: "", kind: Service, name: web, namespace: a, port: 80}], rules: [{backendRefs: [{name: web, port: 80}]}]'));
   assert.deepEqual(virtualServices.map(({ object: { metadata, spec } }) => [metadata.namespace, spec.hosts, spec.gateways, spec.exportTo]), [['b', ['web.a.svc.cluster.local'], ['mesh'], ['.']]]);
 });
+
+test('a route that names a listener twice is attached to it once, and both references say what is unresolved', () => {
+  const { status, virtualServices } = convert(gateway('{name: tcp, port: 5432, protocol: TCP}') + route('TCPRoute', 'c', 'a', 'parentRefs: [{name: gw}, {name: gw, sectionName: tcp}], rules: [{backendRefs: [{name: gone, port: 80}]}]'));
+  assert.equal(virtualServices.length, 1);
+  assert.equal(status.gateways[0]!.status.listeners![0]!.attachedRoutes, 1);
+  assert.deepEqual(status.routes[0]!.status.parents.map(({ conditions }) => conditions[1]!.reason), ['BackendNotFound', 'BackendNotFound']);
+});

@@ -96,6 +96,8 @@ class Conversion {
   #attachRoute(loaded: LoadedObject<AnyRoute>): void {
     const { object } = loaded;
     const namespace = namespaceOf(object);
+    /** Reasons by listener: two references may lead to the same one, which takes the route once. */
+    const bound = new Map<GatewayListener, string[]>();
     for (const reference of object.spec.parentRefs ?? []) {
       const unresolved: string[] = [];
       const context = { resolve: this.#resolver(object.kind, namespace), unresolved: (reason: string) => void unresolved.push(reason) };
@@ -127,8 +129,14 @@ class Conversion {
         continue;
       }
       for (const attachment of attached) {
-        this.#status.attached(gateway.object, attachment.listener.name);
-        this.#bind(loaded, gateway, attachment, context);
+        let reasons = bound.get(attachment.listener);
+        if (!reasons) {
+          const found: string[] = [];
+          bound.set(attachment.listener, (reasons = found));
+          this.#status.attached(gateway.object, attachment.listener.name);
+          this.#bind(loaded, gateway, attachment, { ...context, unresolved: (reason) => void found.push(reason) });
+        }
+        unresolved.push(...reasons);
       }
       this.#status.route(object, reference, undefined, unresolved);
     }
