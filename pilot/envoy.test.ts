@@ -56,6 +56,7 @@ spec:
 async function startPilot(): Promise<Pilot> {
   const started = new Pilot({ sources: [join(folder, 'config')], listen: [`unix:${join(folder, 'ads.sock')}`], logger: quiet });
   await started.start();
+  chownSync(join(folder, 'ads.sock'), PROXY_UID, PROXY_UID); // its owner's alone
   return started;
 }
 

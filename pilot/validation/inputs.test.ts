@@ -24,8 +24,11 @@ test('the examples are valid, by themselves and together', async () => {
     const folder = file.slice(0, file.lastIndexOf('/'));
     objects.set(folder, [...(objects.get(folder) ?? []), ...loaded]);
   }
+  // Tasks are done to a sample that stands already.
+  const samples = [...objects].flatMap(([folder, all]) => (folder.includes('/istio-tasks/samples') ? all : []));
+  assert.ok(samples.length > 0);
   for (const [folder, all] of objects) {
-    const references = new References(all, 'cluster.local');
+    const references = new References(folder.includes('/istio-tasks/') ? [...samples, ...all] : all, 'cluster.local');
     assert.deepEqual(all.flatMap((loaded) => references.check(loaded)).filter(({ severity }) => severity === 'error').map(formatError), [], folder);
   }
 });
