@@ -150,7 +150,7 @@ async function main(): Promise<void> {
   note("pilot's memory", `${after.rssMiB} MiB, peak ${after.peakMiB} MiB`);
   if (values.out) {
     const table = rows.map(([what, value]) => `| ${what} | ${value} |`).join('\n');
-    writeFileSync(values.out, `# The control plane at size\nMade by \`make bench-pilot\` on ${new Date().toISOString().slice(0, 10)}: ${cpus().length} CPUs (${cpus()[0]?.model.trim()}), Linux ${release()}, Node ${process.version}. Pilot and ${processes} processes of delta ADS clients share these CPUs.\n\n| what | measured |\n|---|---|\n${table}\n`);
+    writeFileSync(values.out, `# The control plane at size\nMade by \`make bench-pilot\` on ${new Date().toISOString().slice(0, 10)}: ${cpus().length} CPUs (${cpus()[0]?.model.trim()}), Linux ${release().split('-')[0]}, Node ${process.version}. Pilot and ${processes} processes of delta ADS clients share these CPUs.\n\n| what | measured |\n|---|---|\n${table}\n`);
   }
 }
 
