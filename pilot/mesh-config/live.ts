@@ -1,8 +1,7 @@
 /** The settings in force, kept up to date: defaults, then the MeshConfig of a file or of the ConfigMap, then what was given by hand. */
 import { readFile } from 'node:fs/promises';
-import { watch, type FSWatcher } from 'node:fs';
-import { basename, dirname } from 'node:path';
 import { errorMessage, UnderpassError } from '../../common/errors.js';
+import { FileFollower } from '../../common/file-follower.js';
 import type { ConfigMap } from '../../common/kube/types.js';
 import type { Closable } from '../../common/lifecycle.js';
 import type { Logger } from '../../common/log.js';
@@ -10,8 +9,6 @@ import { DEFAULT_MESH_CONFIG, type MeshConfig } from '../model/mesh.js';
 import { readMeshConfig, readMeshNetworks } from './mesh-config.js';
 
 const CONFIG_MAP = 'istio';
-const SETTLE_MS = 50;
-const RESCAN_MS = 2_000;
 
 export class LiveMeshConfig implements Closable {
   #read: Partial<MeshConfig> = {};
@@ -20,9 +17,7 @@ export class LiveMeshConfig implements Closable {
   #networksText = '';
   #networks: Partial<MeshConfig> = {};
   #networksProblems: string[] = [];
-  #watcher: FSWatcher | undefined;
-  #timer: NodeJS.Timeout | undefined;
-  #rescan: NodeJS.Timeout | undefined;
+  #follower: FileFollower | undefined;
 
   /**
    * @param given settings that win over whatever is read
@@ -50,19 +45,9 @@ export class LiveMeshConfig implements Closable {
       throw new UnderpassError('UNDERPASS_MESH_CONFIG', `reading the mesh configuration ${file}: ${errorMessage(error)}`, { cause: error, hint: 'give an existing file with --mesh-config' });
     }
     if (!this.#take(text, file, false)) throw new UnderpassError('UNDERPASS_MESH_CONFIG', `reading the mesh configuration: ${this.#problems.join('; ')}`);
-    const later = (): void => {
-      this.#timer ??= setTimeout(() => {
-        this.#timer = undefined;
-        void readFile(file, 'utf8').then((newest) => this.#take(newest, file, true), (error: unknown) => this.logger.warn({ file, reason: errorMessage(error) }, 'the mesh configuration can not be read; the last good one stays'));
-      }, SETTLE_MS);
-    };
-    // The directory: a file that is replaced by rename has another inode.
-    this.#watcher = watch(dirname(file), (_event, name) => {
-      if (name === null || name === basename(file) || name.startsWith('..')) later();
+    this.#follower = new FileFollower(file, () => {
+      void readFile(file, 'utf8').then((newest) => this.#take(newest, file, true), (error: unknown) => this.logger.warn({ file, reason: errorMessage(error) }, 'the mesh configuration can not be read; the last good one stays'));
     });
-    this.#watcher.on('error', () => this.#watcher?.close());
-    this.#rescan = setInterval(later, RESCAN_MS);
-    this.#rescan.unref();
   }
 
   /** Takes the mesh's ConfigMap as it is now, absent too. @returns whether settings changed */
@@ -106,8 +91,6 @@ export class LiveMeshConfig implements Closable {
   }
 
   close(): void {
-    clearTimeout(this.#timer);
-    clearInterval(this.#rescan);
-    this.#watcher?.close();
+    this.#follower?.close();
   }
 }
