@@ -1,8 +1,8 @@
 /** From what an EnvoyFilter says to patches, with everything that is wrong named by its place. */
 import type { Problem } from '../../common/kube/schema.js';
-import type { EnvoyFilter, EnvoyFilterApplyTo, EnvoyFilterPatch, KubeObject } from '../../common/kube/types.js';
+import type { EnvoyFilter, EnvoyFilterApplyTo, EnvoyFilterOperation, EnvoyFilterPatch, KubeObject } from '../../common/kube/types.js';
 import { parse } from './registry.js';
-import type { CompiledPatch, Operation, PatchContext } from './types.js';
+import type { CompiledPatch, PatchContext } from './types.js';
 
 const HTTP_FILTER = 'envoy.extensions.filters.network.http_connection_manager.v3.HttpFilter';
 
@@ -19,8 +19,11 @@ const MESSAGES: Partial<Record<EnvoyFilterApplyTo, string>> = {
   EXTENSION_CONFIG: 'envoy.config.core.v3.TypedExtensionConfig',
 };
 
-const ORDERED: readonly EnvoyFilterApplyTo[] = ['NETWORK_FILTER', 'HTTP_FILTER', 'LISTENER_FILTER', 'HTTP_ROUTE'];
-const OPERATIONS: readonly Operation[] = ['ADD', 'REMOVE', 'MERGE', 'INSERT_BEFORE', 'INSERT_AFTER', 'INSERT_FIRST', 'REPLACE'];
+const FILTERS: readonly EnvoyFilterApplyTo[] = ['NETWORK_FILTER', 'HTTP_FILTER', 'LISTENER_FILTER'];
+/** What has an order; of anything else an insertion is an addition. */
+const ORDERED: readonly EnvoyFilterApplyTo[] = [...FILTERS, 'HTTP_ROUTE'];
+const REPLACEABLE: readonly EnvoyFilterApplyTo[] = [...FILTERS, 'VIRTUAL_HOST'];
+const OPERATIONS: readonly EnvoyFilterOperation[] = ['ADD', 'REMOVE', 'MERGE', 'MERGE_AND_REPLACE_LIST', 'INSERT_BEFORE', 'INSERT_AFTER', 'INSERT_FIRST', 'REPLACE'];
 const ALL_CONTEXTS: readonly PatchContext[] = ['SIDECAR_INBOUND', 'SIDECAR_OUTBOUND', 'GATEWAY'];
 
 export interface CompileResult {
@@ -51,11 +54,11 @@ function compileOne({ applyTo, match = {}, patch = {} }: EnvoyFilterPatch, path:
     wrong(['applyTo'], applyTo === 'BOOTSTRAP' ? "found BOOTSTRAP: a proxy's bootstrap is not this control plane's to change" : `found ${String(applyTo)}, expected one of ${Object.keys(MESSAGES).join(', ')}`);
     return undefined;
   }
-  const operation = patch.operation as Operation;
+  const operation = patch.operation as EnvoyFilterOperation;
   if (!OPERATIONS.includes(operation)) wrong(['patch', 'operation'], `found ${patch.operation ?? 'nothing'}, expected one of ${OPERATIONS.join(', ')}`);
   if (match.context === 'WAYPOINT' || match.waypoint) wrong(['match', 'context'], 'found WAYPOINT, and there are no waypoints here');
-  if (/^(INSERT_|REPLACE)/.test(operation ?? '') && !ORDERED.includes(applyTo)) wrong(['patch', 'operation'], `found ${operation}, which ${applyTo} has no order for; expected ADD, MERGE or REMOVE`);
-  if (operation === 'REPLACE' && !['NETWORK_FILTER', 'HTTP_FILTER', 'LISTENER_FILTER'].includes(applyTo)) wrong(['patch', 'operation'], `found REPLACE, which is for filters only`);
+  if (operation === 'REPLACE' && !REPLACEABLE.includes(applyTo)) wrong(['patch', 'operation'], `found REPLACE, which is for ${REPLACEABLE.join(', ')} only`);
+  if (operation === 'MERGE_AND_REPLACE_LIST' && FILTERS.includes(applyTo)) wrong(['patch', 'operation'], `found MERGE_AND_REPLACE_LIST, which filters can't do; expected MERGE`);
   let value: CompiledPatch['value'];
   if (operation !== 'REMOVE') {
     if (patch.value === undefined || patch.value === null) wrong(['patch', 'value'], `found nothing, expected ${name}`);
@@ -80,7 +83,7 @@ function compileOne({ applyTo, match = {}, patch = {} }: EnvoyFilterPatch, path:
   const context = match.context ?? 'ANY';
   return {
     applyTo,
-    operation,
+    operation: operation.startsWith('INSERT_') && !ORDERED.includes(applyTo) ? 'ADD' : operation,
     filterClass: patch.filterClass === 'UNSPECIFIED' ? undefined : patch.filterClass,
     contexts: new Set(context === 'ANY' || context === 'WAYPOINT' ? ALL_CONTEXTS : [context]),
     proxyVersion: versionPattern,

@@ -1,31 +1,14 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { parseYaml } from '../../common/kube/yaml.js';
-import { unpack } from '../../common/xds/any.js';
 import { Cluster } from '../../proto/generated/envoy/config/cluster/v3/cluster.js';
-import { Listener } from '../../proto/generated/envoy/config/listener/v3/listener.js';
 import { RouteConfiguration } from '../../proto/generated/envoy/config/route/v3/route.js';
-import { HttpConnectionManager } from '../../proto/generated/envoy/extensions/filters/network/http_connection_manager/v3/http_connection_manager.js';
-import { TYPE, type Resource } from '../generate/resource.js';
+import { TYPE } from '../generate/resource.js';
 import { podYaml, serviceYaml } from '../testing/mesh.js';
-import { testMesh, testProxy, type TestMesh } from '../testing/model.js';
+import { testMesh, testProxy } from '../testing/model.js';
 import { References } from '../validation/references.js';
 import type { Proxy } from '../model/proxy.js';
-
-const web = { name: 'web-1', ip: '10.0.0.1', labels: { app: 'web' }, port: 8080 };
-const WORLD = podYaml('shop', web) + serviceYaml('shop', 'web', '10.96.0.1', [web], 'name: http, port: 80, targetPort: 8080') + podYaml('shop', { name: 'client', ip: '10.0.0.9', labels: { app: 'client' } });
-const server = testProxy('10.0.0.1', 'web-1.shop', { app: 'web' }, { ISTIO_VERSION: '1.27.0' });
-const client = testProxy('10.0.0.9', 'client.shop', { app: 'client' }, { ISTIO_VERSION: '1.27.0' });
-
-const filter = (patches: string, more = '', namespace = 'shop', name = 'x'): string => `
-apiVersion: networking.istio.io/v1alpha3
-kind: EnvoyFilter
-metadata: {name: ${name}, namespace: ${namespace}}
-spec:
-  ${more}
-  configPatches:
-${patches.replace(/^/gm, '    ')}
----`;
+import { client, filter, filterNames, find, managers, server, WORLD } from './testing.js';
 
 const LOCAL_RATE_LIMIT = `
 - applyTo: HTTP_FILTER
@@ -43,18 +26,6 @@ const LOCAL_RATE_LIMIT = `
 `;
 
 const ms = (duration: { seconds: bigint; nanos: number } | undefined): number => Number(duration!.seconds) * 1_000 + duration!.nanos / 1e6;
-
-const find = (mesh: TestMesh, type: string, proxy: Proxy, name: string): Resource => {
-  const generator = mesh.generators.get(type)!;
-  return (generator.wildcard ? generator.all(proxy).find((resource) => resource.name === name) : generator.one(proxy, name)) ?? assert.fail(`no ${name}`);
-};
-
-function managers(mesh: TestMesh, proxy: Proxy, name: string, port?: number): HttpConnectionManager[] {
-  const listener = Listener.decode(find(mesh, TYPE.listener, proxy, name).body.value);
-  const chains = listener.filter_chains.filter((chain) => port === undefined || chain.filter_chain_match?.destination_port === port);
-  return chains.flatMap(({ filters }) => filters).flatMap((item) => (item.config_type?.$case === 'typed_config' ? (unpack(HttpConnectionManager, item.config_type.value) ?? []) : []));
-}
-const filterNames = (mesh: TestMesh, proxy: Proxy, name: string, port?: number): string[] => [...new Set(managers(mesh, proxy, name, port).map(({ http_filters }) => http_filters.map((item) => item.name).join(' ')))];
 
 test('HTTP_FILTER INSERT_BEFORE: the filter comes first where no sub-filter is named, on the inbound side of the selected workload alone', () => {
   const mesh = testMesh(WORLD);
@@ -146,21 +117,14 @@ test('VIRTUAL_HOST and HTTP_ROUTE: by name, outbound in RDS and inbound in the l
   assert.deepEqual([ms(action.value.timeout), action.value.cluster_specifier?.$case], [3_000, 'cluster']);
 });
 
-test('order: the root namespace first, then by priority; proxyVersion and metadata keep a patch to some proxies', () => {
+test('proxyVersion and metadata keep a patch to some proxies, and a namespace to its own', () => {
   const add = (name: string, match = ''): string => `
 - applyTo: HTTP_FILTER
   match: {context: SIDECAR_OUTBOUND, ${match} listener: {portNumber: 80, filterChain: {filter: {name: envoy.filters.network.http_connection_manager}}}}
   patch: {operation: INSERT_FIRST, value: {name: ${name}, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.lua.v3.Lua}}}
 `;
-  const mesh = testMesh(
-    WORLD +
-      filter(add('late'), 'priority: 10', 'shop', 'a') +
-      filter(add('early'), 'priority: -10', 'shop', 'b') +
-      filter(add('root'), '', 'istio-system', 'c') +
-      filter(add('never', 'proxy: {proxyVersion: "^1\\\\.9.*"},') + add('neither', 'proxy: {metadata: {X: y}},'), '', 'shop', 'd') +
-      filter(add('elsewhere'), '', 'other', 'e'),
-  );
-  assert.match(filterNames(mesh, client, '0.0.0.0_80')[0]!, /^late early root envoy\.filters\.http\.grpc_stats/);
+  const mesh = testMesh(WORLD + filter(add('never', 'proxy: {proxyVersion: "^1\\\\.9.*"},') + add('neither', 'proxy: {metadata: {X: y}},') + add('here', 'proxy: {proxyVersion: "^1\\\\.27.*"},')) + filter(add('elsewhere'), '', 'other', 'e'));
+  assert.match(filterNames(mesh, client, '0.0.0.0_80')[0]!, /^here envoy\.filters\.http\.grpc_stats/);
 });
 
 test('EXTENSION_CONFIG ADD is served by name to who discovers it', () => {
@@ -177,10 +141,10 @@ test('what Envoy has no field or type for is refused by place, and nothing of th
   const cases: [string, RegExp][] = [
     ['- {applyTo: CLUSTER, patch: {operation: MERGE, value: {conect_timeout: 1s}}}', /spec\.configPatches\[0\]\.patch\.value: not a envoy\.config\.cluster\.v3\.Cluster: .*"conect_timeout" is unknown/],
     ['- {applyTo: HTTP_FILTER, patch: {operation: INSERT_FIRST, value: {name: a, typed_config: {"@type": type.googleapis.com/a.b}}}}', /a\.b is not in the type registry/],
-    ['- {applyTo: CLUSTER, patch: {operation: INSERT_BEFORE, value: {}}}', /INSERT_BEFORE, which CLUSTER has no order for/],
+    ['- {applyTo: CLUSTER, patch: {operation: REPLACE, value: {}}}', /REPLACE, which is for NETWORK_FILTER, HTTP_FILTER, LISTENER_FILTER, VIRTUAL_HOST only/],
     ['- {applyTo: BOOTSTRAP, patch: {operation: MERGE, value: {}}}', /bootstrap is not this control plane's/],
     ['- {applyTo: LISTENER, patch: {operation: MERGE}}', /patch\.value: found nothing/],
-    ['- {applyTo: LISTENER, patch: {operation: MERGE_AND_REPLACE_LIST, value: {}}}', /patch\.operation: found MERGE_AND_REPLACE_LIST, expected one of ADD/],
+    ['- {applyTo: HTTP_FILTER, patch: {operation: MERGE_AND_REPLACE_LIST, value: {}}}', /patch\.operation: found MERGE_AND_REPLACE_LIST, which filters can't do/],
   ];
   for (const [patches, expected] of cases) {
     const { objects, errors: atOnce } = parseYaml(filter(patches), 'x.yaml');

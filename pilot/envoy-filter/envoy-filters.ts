@@ -1,26 +1,27 @@
 /**
- * WasmPlugins and then EnvoyFilters laid over what the generators made. EnvoyFilters of the root namespace come first, then those of the workload's
- * own; in each by priority, then age. What was patched is kept by the resource that it was made from, so that proxies with
- * the same filters share one result.
+ * WasmPlugins and then EnvoyFilters laid over what the generators made. EnvoyFilters come by priority; of one priority those of the
+ * root namespace first, then those of the workload's own, each by age. What was patched is kept by the resource that it was
+ * made from, so that proxies with the same filters share one result.
  */
 import type { ReflectMessage } from '@bufbuild/protobuf/reflect';
 import { createHash } from 'node:crypto';
 import type { LoadedObject } from '../../common/kube/yaml.js';
 import type { EnvoyFilter } from '../../common/kube/types.js';
-import { GATEWAY_NAME_LABEL } from '../gateway-controller/provision.js';
 import type { ChangeSet } from '../model/changes.js';
-import { selects } from '../model/configs.js';
 import type { MeshService, Model } from '../model/model.js';
 import type { Proxy } from '../model/proxy.js';
 import type { Generator, Names } from '../generate/generator.js';
 import { TYPE, type Resource } from '../generate/resource.js';
-import { podOf } from '../generate/inbound-ports.js';
+import { gatewayServers } from '../generate/gateway/servers.js';
+import { inboundHosts, podOf } from '../generate/inbound-ports.js';
+import { policiesFor, policyTarget } from '../generate/security/targets.js';
 import { compilePatches } from './compile.js';
 import { WasmPlugins, type WasmFilter } from '../wasm/wasm-plugins.js';
+import { clusterPatches, patchCluster } from './patch-cluster.js';
 import { insertPlugins, patchListener } from './patch-listener.js';
-import { patchRouteConfiguration } from './patch-routes.js';
-import { clone, decode, encode, merge, plain } from './registry.js';
-import type { CompiledPatch, PatchContext } from './types.js';
+import { patchRouteConfiguration, portOf } from './patch-routes.js';
+import { decode, encode, plain } from './registry.js';
+import type { CompiledPatch, PatchContext, Place } from './types.js';
 
 /** The patches of one set of EnvoyFilters. */
 export interface PatchSet {
@@ -39,6 +40,8 @@ const WASM = 'WasmPlugin';
 export class EnvoyFilters {
   readonly #compiled = new WeakMap<LoadedObject, readonly CompiledPatch[]>();
   readonly #sets = new Map<string, PatchSet>();
+  /** A proxy's set is asked for with each of its resources. */
+  #ofProxy = new WeakMap<Proxy, PatchSet>();
   readonly #patched = new WeakMap<Resource, Map<string, Resource | undefined>>();
 
   readonly #wasm: WasmPlugins;
@@ -49,11 +52,14 @@ export class EnvoyFilters {
 
   invalidate(change: ChangeSet): void {
     if (change.touches(KIND, WASM)) this.#sets.clear();
+    // Labels choose filters, and where a plugin is fetched from depends on the services.
+    if (change.touches(KIND, WASM) || change.pods.size + change.services.size > 0) this.#ofProxy = new WeakMap();
   }
 
   /** Whether the filters that apply to this proxy may be others now. */
   affects(proxy: Proxy, change: ChangeSet): boolean {
-    return change.touchesIn([proxy.namespace, this.model.mesh.rootNamespace], KIND, WASM) || this.#isRelabelled(proxy, change);
+    const namespaces = [proxy.namespace, this.model.mesh.rootNamespace];
+    return change.touchesIn(namespaces, KIND, WASM) || this.#isRelabelled(proxy, change) || this.#wasm.fetchesFrom(namespaces, change.services);
   }
 
   /** The proxy's own pod changed, and with its labels perhaps what selects it. */
@@ -69,14 +75,15 @@ export class EnvoyFilters {
 
   /** The filters of this proxy, in the order in which they work. */
   setFor(proxy: Proxy): PatchSet {
-    const { rootNamespace } = this.model.mesh;
-    const labels = podOf(this.model, proxy)?.metadata.labels ?? proxy.labels;
-    const chosen: LoadedObject<EnvoyFilter>[] = [];
-    for (const namespace of new Set([rootNamespace, proxy.namespace])) {
-      const own = this.model.configs.inNamespace<EnvoyFilter>(KIND, namespace).filter(({ object: { spec } }) => isMeant(spec, labels));
-      chosen.push(...[...own].sort((a, b) => (a.object.spec.priority ?? 0) - (b.object.spec.priority ?? 0)));
-    }
-    const wasm = this.#wasm.setFor(proxy, labels);
+    let set = this.#ofProxy.get(proxy);
+    if (!set) this.#ofProxy.set(proxy, (set = this.#makeSet(proxy)));
+    return set;
+  }
+
+  #makeSet(proxy: Proxy): PatchSet {
+    const target = policyTarget(this.model, proxy);
+    const chosen = policiesFor<EnvoyFilter>(this.model, KIND, target).sort((a, b) => (a.object.spec.priority ?? 0) - (b.object.spec.priority ?? 0));
+    const wasm = this.#wasm.setFor(target);
     if (chosen.length === 0 && wasm.filters.length === 0) return NONE;
     const all = chosen.flatMap((loaded) => this.#patchesOf(loaded));
     // Which of the patches are for this proxy is told by its version and its metadata.
@@ -101,30 +108,40 @@ export class EnvoyFilters {
   apply(proxy: Proxy, set: PatchSet, type: string, resource: Resource): Resource | undefined {
     let made = this.#patched.get(resource);
     if (!made) this.#patched.set(resource, (made = new Map()));
-    const context = contextOf(proxy, type, resource.name);
-    const key = `${context} ${set.key}`;
-    if (!made.has(key)) made.set(key, patchResource(type, resource, set, context, this.model));
+    const place = this.#placeOf(proxy, type, resource.name);
+    const key = `${place.context} ${place.hosts.join()} ${place.ports.join()} ${set.key}`;
+    if (!made.has(key)) made.set(key, patchResource(type, resource, set, place));
     return made.get(key);
+  }
+
+  #placeOf(proxy: Proxy, type: string, name: string): Place {
+    const context = contextOf(proxy, type, name);
+    const port = type === TYPE.route && context === 'GATEWAY' ? portOf(name) : undefined;
+    return {
+      context,
+      hosts: type === TYPE.cluster && name.startsWith('inbound|') ? inboundHosts(this.model, proxy, Number(name.split('|')[1])) : [],
+      ports: port === undefined ? [] : serverPorts(this.model, proxy, port),
+    };
   }
 
   /** What the proxy's patches add beside the generated. */
   additions(proxy: Proxy, set: PatchSet, type: string): Resource[] {
     const applyTo = type === TYPE.listener ? 'LISTENER' : type === TYPE.cluster ? 'CLUSTER' : undefined;
     const adds = set.patches.filter((patch) => patch.applyTo === applyTo && patch.operation === 'ADD' && [...patch.contexts].some((context) => (proxy.type === 'router' ? context === 'GATEWAY' : context !== 'GATEWAY')));
-    const sources = type === TYPE.cluster ? set.plugins.flatMap(({ cluster }) => (cluster ? [resourceOf(type, cluster.message)] : [])) : [];
+    const sources = type === TYPE.cluster ? set.plugins.flatMap(({ cluster }) => (cluster ? [resourceOf(type, cluster)] : [])) : [];
     const unique = new Map([...sources, ...adds.map(({ value }) => resourceOf(type, value!))].map((resource) => [resource.name, resource]));
     return [...unique.values()];
   }
 }
 
-/** Attached to a Gateway of the Gateway API by reference, or to workloads by labels. */
-function isMeant({ targetRefs = [], workloadSelector }: EnvoyFilter['spec'], labels: Readonly<Record<string, string>>): boolean {
-  if (targetRefs.length > 0) return targetRefs.some(({ kind, name }) => kind === 'Gateway' && labels[GATEWAY_NAME_LABEL] === name);
-  return selects(workloadSelector?.labels, labels);
+/** The ports of the servers that this port of the gateway's pod is for; of routes by server it is the server's own. */
+function serverPorts(model: Model, proxy: Proxy, port: number): readonly number[] {
+  const bound = gatewayServers(model, proxy).filter(({ listenPort }) => listenPort === port);
+  return bound.length > 0 ? bound.map(({ server }) => server.port.number) : [port];
 }
 
 function fits({ proxyVersion, proxyMetadata }: CompiledPatch, proxy: Proxy): boolean {
-  if (proxyVersion && !proxyVersion.test(proxy.istioVersion)) return false;
+  if (proxyVersion && (!proxy.istioVersion || !proxyVersion.test(proxy.istioVersion))) return false;
   return Object.entries(proxyMetadata).every(([key, value]) => proxy.metadata[key] === value);
 }
 
@@ -144,35 +161,21 @@ function resourceOf(type: string, message: ReflectMessage): Resource {
 
 const versionOf = (value: Uint8Array): string => createHash('sha1').update(value).digest('base64url').slice(0, 16);
 
-function patchResource(type: string, resource: Resource, { patches, plugins }: PatchSet, context: PatchContext, model: Model): Resource | undefined {
-  if (type === TYPE.cluster) return patchCluster(resource, patches, context, model);
+function patchResource(type: string, resource: Resource, { patches, plugins }: PatchSet, place: Place): Resource | undefined {
+  const ofCluster = type === TYPE.cluster ? clusterPatches(resource.name, patches, place) : [];
+  // There are many clusters, and few that are meant.
+  if (type === TYPE.cluster && ofCluster.length === 0) return resource;
   const message = decode(MESSAGE_OF(type), resource.body.value);
-  if (type === TYPE.listener) {
-    if (plugins.length > 0) insertPlugins(message, plugins, context);
-    if (!patchListener(message, patches, context)) return undefined;
-  } else if (!patchRouteConfiguration(message, patches, context)) {
+  if (type === TYPE.cluster) {
+    if (!patchCluster(message, ofCluster)) return undefined;
+  } else if (type === TYPE.listener) {
+    if (plugins.length > 0) insertPlugins(message, plugins, place.context);
+    if (!patchListener(message, patches, place)) return undefined;
+  } else if (!patchRouteConfiguration(message, patches, place)) {
     return resource;
   }
   const value = encode(message);
   return value.equals(resource.body.value) ? resource : { name: resource.name, version: versionOf(value), body: { ...resource.body, value } };
-}
-
-function patchCluster(resource: Resource, patches: readonly CompiledPatch[], context: PatchContext, model: Model): Resource | undefined {
-  const [direction, port, subset = '', host = ''] = resource.name.split('|');
-  const mine = patches.filter(({ applyTo, operation, contexts, cluster }) => {
-    if (applyTo !== 'CLUSTER' || operation === 'ADD' || !contexts.has(context)) return false;
-    if (cluster.name) return cluster.name === resource.name;
-    // An inbound cluster's name has no host: what it serves stands in its metadata, which is not asked for by service here.
-    if (cluster.service && cluster.service !== host && !(direction === 'inbound' && model.services.has(cluster.service))) return false;
-    if (cluster.subset && cluster.subset !== subset) return false;
-    return !cluster.portNumber || cluster.portNumber === Number(port);
-  });
-  if (mine.length === 0) return resource;
-  if (mine.some(({ operation }) => operation === 'REMOVE')) return undefined;
-  const message = decode(MESSAGE_OF(TYPE.cluster), resource.body.value);
-  for (const patch of mine) merge(message, clone(patch.value!));
-  const value = encode(message);
-  return { name: resource.name, version: versionOf(value), body: { ...resource.body, value } };
 }
 
 /** A generator whose results pass through the proxy's EnvoyFilters. */
@@ -219,7 +222,7 @@ export class FilteredGenerator implements Generator {
 export class ExtensionConfigGenerator implements Generator {
   readonly typeUrl = TYPE.extensionConfig;
   readonly wildcard = false;
-  readonly #made = new Map<string, Resource>();
+  readonly #made = new WeakMap<PatchSet, ReadonlyMap<string, Resource>>();
   constructor(readonly filters: EnvoyFilters) {}
 
   all(): Resource[] {
@@ -228,21 +231,21 @@ export class ExtensionConfigGenerator implements Generator {
 
   one(proxy: Proxy, name: string): Resource | undefined {
     const set = this.filters.setFor(proxy);
-    const key = `${set.key} ${name}`;
-    let resource = this.#made.get(key);
-    if (!resource) {
-      const patch = set.patches.find(({ applyTo, operation, value }) => applyTo === 'EXTENSION_CONFIG' && operation === 'ADD' && plain<{ name: string }>(value!).name === name);
-      if (!patch) return undefined;
-      this.#made.set(key, (resource = resourceOf(this.typeUrl, patch.value!)));
+    let made = this.#made.get(set);
+    if (!made) {
+      const adds = set.patches.filter(({ applyTo, operation }) => applyTo === 'EXTENSION_CONFIG' && operation === 'ADD');
+      const resources = adds.map(({ value }) => resourceOf(this.typeUrl, value!));
+      // Of several with one name the first counts.
+      this.#made.set(set, (made = new Map(resources.reverse().map((resource) => [resource.name, resource]))));
     }
-    return resource;
+    return made.get(name);
   }
 
   affected(proxy: Proxy, change: ChangeSet, names: Names): Iterable<string> {
     return this.filters.affects(proxy, change) ? names : [];
   }
 
-  invalidate(change: ChangeSet): void {
-    if (change.touches(KIND)) this.#made.clear();
+  invalidate(): void {
+    // What was made goes with the set of filters that it is of.
   }
 }

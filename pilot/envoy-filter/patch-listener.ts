@@ -2,29 +2,30 @@
 import type { Message } from '@bufbuild/protobuf';
 import { reflect, type ReflectMessage } from '@bufbuild/protobuf/reflect';
 import type { Any } from '@bufbuild/protobuf/wkt';
+import { changeList, type Names } from './patch-list.js';
 import { patchRouteConfiguration } from './patch-routes.js';
-import { clone, descOf, merge, packInto, plain, unpackAny } from './registry.js';
+import { clone, descOf, merge, mergePatch, packInto, plain, unpackAny } from './registry.js';
 import { worksOn, type Phase, type WasmFilter } from '../wasm/wasm-plugins.js';
-import type { CompiledPatch, FilterClass, PatchContext } from './types.js';
+import { isMerge, type CompiledPatch, type FilterClass, type PatchContext, type Place } from './types.js';
 
-interface PlainFilter {
+type PlainFilter = Message & {
   name: string;
   configType: { case?: string; value?: Any };
-}
-interface PlainChain {
+};
+type PlainChain = Message & {
   name: string;
   filterChainMatch?: { destinationPort?: { value?: number } | number; serverNames: string[]; transportProtocol: string; applicationProtocols: string[] };
-  filters: (PlainFilter & Message)[];
-}
+  filters: PlainFilter[];
+};
 interface PlainListener {
   name: string;
   address?: { address: { case?: string; value?: { portSpecifier?: { value?: number } } } };
-  listenerFilters: (PlainFilter & Message)[];
-  filterChains: (PlainChain & Message)[];
-  defaultFilterChain?: PlainChain & Message;
+  listenerFilters: PlainFilter[];
+  filterChains: PlainChain[];
+  defaultFilterChain?: PlainChain;
 }
 interface PlainManager {
-  httpFilters: (PlainFilter & Message)[];
+  httpFilters: PlainFilter[];
   routeSpecifier: { case?: string; value?: Message };
 }
 
@@ -42,12 +43,10 @@ const OLD_NAMES: Record<string, string> = {
 };
 const currentName = (name: string): string => OLD_NAMES[name] ?? name;
 
-/** Where Istio puts a filter of a class: after those that belong to it or come before it. */
-const CLASS_FILTERS: Record<FilterClass, readonly string[]> = {
-  AUTHN: ['envoy.filters.http.jwt_authn', 'istio_authn'],
-  AUTHZ: ['envoy.filters.http.jwt_authn', 'istio_authn', 'envoy.filters.http.ext_authz', 'envoy.filters.http.rbac'],
-  STATS: ['envoy.filters.http.jwt_authn', 'istio_authn', 'envoy.filters.http.ext_authz', 'envoy.filters.http.rbac', 'istio.stats'],
-};
+/** Where Istio puts a filter of a class: after those that belong to it or come before it; its own filter of statistics is not here. */
+const AUTHN = ['envoy.filters.http.jwt_authn', 'istio_authn'];
+const AUTHZ = [...AUTHN, 'envoy.filters.http.ext_authz', 'envoy.filters.http.rbac'];
+const CLASS_FILTERS: Record<FilterClass, readonly string[]> = { AUTHN, AUTHZ, STATS: AUTHZ };
 
 function listenerPort(listener: PlainListener): number | undefined {
   return listener.address?.address.value?.portSpecifier?.value;
@@ -58,14 +57,16 @@ function destinationPort(chain: PlainChain): number | undefined {
   return typeof port === 'object' ? port.value : port;
 }
 
-/** The inbound side is one listener: what is said about a port's listener is about that port's chains. */
-function matchesListener({ listener: match }: CompiledPatch, listener: PlainListener, isInbound: boolean): boolean {
+/** These take in all ports: what is said about a port's listener is about the chains for that port. */
+const VIRTUAL: ReadonlySet<string> = new Set(['virtualInbound', 'virtualOutbound']);
+
+function matchesListener({ applyTo, listener: match }: CompiledPatch, listener: PlainListener): boolean {
   if (match.name && match.name !== listener.name) return false;
-  return !match.portNumber || isInbound || match.portNumber === listenerPort(listener);
+  return !match.portNumber || (applyTo !== 'LISTENER' && VIRTUAL.has(listener.name)) || match.portNumber === listenerPort(listener);
 }
 
-function matchesChain({ listener: { filterChain, portNumber } }: CompiledPatch, chain: PlainChain, isInbound: boolean): boolean {
-  if (isInbound && portNumber && portNumber !== destinationPort(chain)) return false;
+function matchesChain({ listener: { filterChain, portNumber } }: CompiledPatch, chain: PlainChain, isVirtual: boolean): boolean {
+  if (isVirtual && portNumber && portNumber !== destinationPort(chain)) return false;
   if (!filterChain) return true;
   const match = chain.filterChainMatch;
   if (filterChain.name && filterChain.name !== chain.name) return false;
@@ -78,8 +79,8 @@ function matchesChain({ listener: { filterChain, portNumber } }: CompiledPatch, 
 /** Filters that stand before, or belong to, each phase of a WasmPlugin; what has no phase comes last, before the router. */
 const PHASE_AFTER: Record<Phase, readonly string[] | undefined> = {
   AUTHN: ['envoy.filters.http.ext_authz'],
-  AUTHZ: [...CLASS_FILTERS.AUTHN, 'envoy.filters.http.ext_authz'],
-  STATS: CLASS_FILTERS.AUTHZ,
+  AUTHZ: [...AUTHN, 'envoy.filters.http.ext_authz'],
+  STATS: AUTHZ,
   UNSPECIFIED_PHASE: undefined,
 };
 
@@ -109,53 +110,71 @@ export function insertPlugins(message: ReflectMessage, plugins: readonly WasmFil
 }
 
 /** @returns whether the listener itself stays */
-export function patchListener(message: ReflectMessage, patches: readonly CompiledPatch[], context: PatchContext): boolean {
+export function patchListener(message: ReflectMessage, patches: readonly CompiledPatch[], place: Place): boolean {
   const listener = plain<PlainListener>(message);
-  const isInbound = context === 'SIDECAR_INBOUND';
-  const mine = patches.filter((patch) => patch.contexts.has(context) && matchesListener(patch, listener, isInbound));
-  for (const patch of mine.filter(({ applyTo }) => applyTo === 'LISTENER')) {
+  const mine = patches.filter((patch) => patch.contexts.has(place.context) && matchesListener(patch, listener));
+  const about = (applyTo: CompiledPatch['applyTo']): CompiledPatch[] => mine.filter((patch) => patch.applyTo === applyTo);
+  for (const patch of about('LISTENER')) {
     if (patch.operation === 'REMOVE') return false;
-    if (patch.operation === 'MERGE') merge(message, clone(patch.value!));
+    if (isMerge(patch)) mergePatch(message, clone(patch.value!), patch);
   }
-  for (const patch of mine.filter(({ applyTo }) => applyTo === 'LISTENER_FILTER')) {
-    listener.listenerFilters = changeList(listener.listenerFilters, patch, ({ name }) => !patch.listener.listenerFilter || name === currentName(patch.listener.listenerFilter), 'envoy.config.listener.v3.ListenerFilter');
-  }
-  for (const patch of mine.filter(({ applyTo }) => applyTo === 'FILTER_CHAIN')) {
-    listener.filterChains = changeList(listener.filterChains, patch, (chain) => matchesChain(patch, chain, isInbound), 'envoy.config.listener.v3.FilterChain');
-    if (patch.operation === 'MERGE' && listener.defaultFilterChain && matchesChain(patch, listener.defaultFilterChain, isInbound)) merge(reflect(descOf('envoy.config.listener.v3.FilterChain'), listener.defaultFilterChain), clone(patch.value!));
+  for (const patch of about('LISTENER_FILTER')) {
+    const names = named<PlainFilter>(patch.listener.listenerFilter);
+    listener.listenerFilters = changeList(listener.listenerFilters, patch, names);
+    if (names) mergeFilters(listener.listenerFilters, patch, names, 'envoy.config.listener.v3.ListenerFilter');
   }
   // Routes that stand in a listener are the inbound side's; they are found by patches of routes, which name no listener.
-  const routePatches = isInbound ? patches.filter(({ applyTo }) => applyTo === 'ROUTE_CONFIGURATION' || applyTo === 'VIRTUAL_HOST' || applyTo === 'HTTP_ROUTE') : [];
-  for (const chain of [...listener.filterChains, ...(listener.defaultFilterChain ? [listener.defaultFilterChain] : [])]) {
-    const ofChain = mine.filter((patch) => matchesChain(patch, chain, isInbound));
-    for (const patch of ofChain.filter(({ applyTo }) => applyTo === 'NETWORK_FILTER')) {
-      const wanted = patch.listener.filterChain?.filter?.name;
-      chain.filters = changeList(chain.filters, patch, ({ name }) => !wanted || name === currentName(wanted), 'envoy.config.listener.v3.Filter');
+  const routes = place.context === 'SIDECAR_INBOUND' ? patches.filter(({ applyTo }) => applyTo === 'ROUTE_CONFIGURATION' || applyTo === 'VIRTUAL_HOST' || applyTo === 'HTTP_ROUTE') : [];
+  const chains = about('FILTER_CHAIN');
+  const [network, http] = [about('NETWORK_FILTER'), about('HTTP_FILTER')];
+  const stays = (chain: PlainChain): boolean => {
+    const ofChain = (all: readonly CompiledPatch[]): CompiledPatch[] => all.filter((patch) => matchesChain(patch, chain, VIRTUAL.has(listener.name)));
+    for (const patch of ofChain(chains)) {
+      if (patch.operation === 'REMOVE') return false;
+      if (isMerge(patch)) mergePatch(reflect(descOf('envoy.config.listener.v3.FilterChain'), chain), clone(patch.value!), patch);
     }
-    const http = ofChain.filter(({ applyTo }) => applyTo === 'HTTP_FILTER');
-    if (http.length + routePatches.length > 0) for (const filter of chain.filters) patchManager(filter, http, routePatches);
-  }
+    patchFilters(chain, ofChain(network), ofChain(http), { patches: routes, place });
+    return true;
+  };
+  listener.filterChains = listener.filterChains.filter(stays);
+  if (listener.defaultFilterChain && !stays(listener.defaultFilterChain)) delete listener.defaultFilterChain;
+  // What is added comes last: no patch is about it.
+  for (const patch of chains) if (patch.operation === 'ADD') listener.filterChains.push(plain<PlainChain>(clone(patch.value!)));
   return true;
 }
 
-function patchManager(filter: PlainFilter, http: readonly CompiledPatch[], routePatches: readonly CompiledPatch[]): void {
+/** Names those of that name; nothing when none is given. */
+function named<T extends { name: string }>(wanted: string | undefined): Names<T> {
+  return wanted ? ({ name }) => name === currentName(wanted) : undefined;
+}
+
+interface RoutePatches {
+  patches: readonly CompiledPatch[];
+  place: Place;
+}
+
+function patchFilters(chain: PlainChain, network: readonly CompiledPatch[], http: readonly CompiledPatch[], routes: RoutePatches): void {
+  const names = ({ listener }: CompiledPatch): Names<PlainFilter> => named(listener.filterChain?.filter?.name);
+  for (const patch of network) chain.filters = changeList(chain.filters, patch, names(patch));
+  for (const patch of network) mergeFilters(chain.filters, patch, names(patch), 'envoy.config.listener.v3.Filter');
+  if (http.length + routes.patches.length > 0) for (const filter of chain.filters) patchManager(filter, http, routes);
+}
+
+function patchManager(filter: PlainFilter, http: readonly CompiledPatch[], routes: RoutePatches): void {
   const any = filter.configType.value;
   if (!any?.typeUrl.endsWith(MANAGER)) return;
   const message = unpackAny(any);
   if (!message) return;
   const manager = plain<PlainManager>(message);
-  for (const patch of http) {
-    const match = patch.listener.filterChain?.filter;
-    if (match?.name && currentName(match.name) !== filter.name) continue;
-    if (patch.filterClass && patch.operation === 'ADD') {
-      insertByClass(manager, patch, patch.filterClass);
-      continue;
-    }
-    const wanted = match?.subFilter?.name;
-    manager.httpFilters = changeList(manager.httpFilters, patch, ({ name }) => !wanted || name === currentName(wanted), 'envoy.extensions.filters.network.http_connection_manager.v3.HttpFilter');
+  const mine = http.filter(({ listener }) => named(listener.filterChain?.filter?.name)?.(filter) ?? true);
+  const names = ({ listener }: CompiledPatch): Names<PlainFilter> => named(listener.filterChain?.filter?.subFilter?.name);
+  for (const patch of mine) {
+    if (patch.filterClass && patch.operation === 'ADD') insertByClass(manager, patch, patch.filterClass);
+    else manager.httpFilters = changeList(manager.httpFilters, patch, names(patch));
   }
-  if (manager.routeSpecifier.case === 'routeConfig' && routePatches.length > 0) {
-    patchRouteConfiguration(reflect(descOf('envoy.config.route.v3.RouteConfiguration'), manager.routeSpecifier.value!), routePatches, 'SIDECAR_INBOUND');
+  for (const patch of mine) mergeFilters(manager.httpFilters, patch, names(patch), 'envoy.extensions.filters.network.http_connection_manager.v3.HttpFilter');
+  if (manager.routeSpecifier.case === 'routeConfig' && routes.patches.length > 0) {
+    patchRouteConfiguration(reflect(descOf('envoy.config.route.v3.RouteConfiguration'), manager.routeSpecifier.value!), routes.patches, routes.place);
   }
   packInto(any, message);
 }
@@ -166,25 +185,13 @@ function insertByClass(manager: PlainManager, patch: CompiledPatch, filterClass:
   manager.httpFilters.splice(last + 1, 0, plain<PlainFilter>(clone(patch.value!)));
 }
 
-/** One patch of an ordered list; INSERT_BEFORE, INSERT_AFTER and REPLACE are about the first that matches. */
-function changeList<T extends Message>(list: T[], patch: CompiledPatch, matches: (item: T) => boolean, type: string): T[] {
-  const fresh = (): T => clone(patch.value!).message as T;
-  const first = list.findIndex(matches);
-  switch (patch.operation) {
-    case 'ADD':
-      return [...list, fresh()];
-    case 'INSERT_FIRST':
-      return [fresh(), ...list];
-    case 'INSERT_BEFORE':
-      return first < 0 ? list : list.toSpliced(first, 0, fresh());
-    case 'INSERT_AFTER':
-      return first < 0 ? list : list.toSpliced(first + 1, 0, fresh());
-    case 'REPLACE':
-      return first < 0 ? list : list.toSpliced(first, 1, fresh());
-    case 'REMOVE':
-      return list.filter((item) => !matches(item));
-    case 'MERGE':
-      for (const item of list) if (matches(item)) merge(reflect(descOf(type), item), clone(patch.value!));
-      return list;
+/** Merges are done after all else, into every filter where none is named; one of another type is none that could be meant. */
+function mergeFilters(list: readonly PlainFilter[], patch: CompiledPatch, names: Names<PlainFilter>, type: string): void {
+  if (patch.operation !== 'MERGE') return;
+  const theirs = plain<PlainFilter>(patch.value!).configType.value?.typeUrl;
+  for (const filter of list) {
+    const mine = filter.configType.value?.typeUrl;
+    if ((names && !names(filter)) || mine === undefined || (theirs !== undefined && theirs !== mine)) continue;
+    merge(reflect(descOf(type), filter), clone(patch.value!));
   }
 }

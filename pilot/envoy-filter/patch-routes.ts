@@ -1,27 +1,26 @@
-/** Patches of route configurations, virtual hosts and routes; inline ones of a connection manager as well. */
-import type { ReflectMessage } from '@bufbuild/protobuf/reflect';
-import { clone, merge, plain } from './registry.js';
-import { reflect } from '@bufbuild/protobuf/reflect';
+/** Patches of route configurations, virtual hosts and routes; inline ones of a connection manager as well. What a patch adds, no other patch changes. */
 import type { Message } from '@bufbuild/protobuf';
-import type { CompiledPatch, PatchContext } from './types.js';
-import { descOf } from './registry.js';
+import { reflect, type ReflectMessage } from '@bufbuild/protobuf/reflect';
+import { changeList } from './patch-list.js';
+import { clone, descOf, mergePatch, plain } from './registry.js';
+import { isMerge, type CompiledPatch, type Place } from './types.js';
 
-interface PlainRoute {
+type PlainRoute = Message & {
   name: string;
   action: { case?: string };
-}
-interface PlainHost {
+};
+type PlainHost = Message & {
   name: string;
   domains: string[];
-  routes: (PlainRoute & Message)[];
-}
+  routes: PlainRoute[];
+};
 interface PlainConfiguration {
   name: string;
-  virtualHosts: (PlainHost & Message)[];
+  virtualHosts: PlainHost[];
 }
 
 /** The port that a route configuration is about: `80`, `host:80`, `http.8080`, `https.443.name.gateway.ns`. */
-function portOf(name: string): number | undefined {
+export function portOf(name: string): number | undefined {
   const found = /^(\d+)$/.exec(name) ?? /:(\d+)$/.exec(name) ?? /^https?\.(\d+)(\.|$)/.exec(name) ?? /^inbound\|(\d+)\|/.exec(name);
   return found ? Number(found[1]) : undefined;
 }
@@ -33,11 +32,10 @@ function matchesGateway(name: string, { gateway, portName }: CompiledPatch['rout
   return !portName || parts?.[1] === portName;
 }
 
-function matchesConfiguration(patch: CompiledPatch, name: string): boolean {
-  const { route } = patch;
+function matchesConfiguration({ route }: CompiledPatch, name: string, { context, ports }: Place): boolean {
   if (route.name && route.name !== name) return false;
-  if (route.portNumber && route.portNumber !== portOf(name)) return false;
-  return matchesGateway(name, route);
+  if (context !== 'GATEWAY') return !route.portNumber || route.portNumber === portOf(name);
+  return (!route.portNumber || ports.includes(route.portNumber)) && matchesGateway(name, route);
 }
 
 function matchesHost({ route: { vhost } }: CompiledPatch, host: PlainHost): boolean {
@@ -53,43 +51,46 @@ function matchesRoute({ route: { vhost } }: CompiledPatch, route: PlainRoute): b
   return !wanted?.action || wanted.action === 'ANY' || ACTIONS[wanted.action] === route.action.case;
 }
 
-/** @returns whether anything was changed */
-export function patchRouteConfiguration(message: ReflectMessage, patches: readonly CompiledPatch[], context: PatchContext): boolean {
+/** @returns whether anything may have been changed */
+export function patchRouteConfiguration(message: ReflectMessage, patches: readonly CompiledPatch[], place: Place): boolean {
   const configuration = plain<PlainConfiguration>(message);
-  const mine = patches.filter((patch) => patch.contexts.has(context) && matchesConfiguration(patch, configuration.name));
+  const mine = patches.filter((patch) => patch.contexts.has(place.context) && matchesConfiguration(patch, configuration.name, place));
   if (mine.length === 0) return false;
-  for (const patch of mine) if (patch.applyTo === 'ROUTE_CONFIGURATION' && patch.operation === 'MERGE') merge(message, clone(patch.value!));
-  const hosts = mine.filter(({ applyTo }) => applyTo === 'VIRTUAL_HOST');
-  for (const patch of hosts) {
-    if (patch.operation === 'ADD') configuration.virtualHosts.push(plain<PlainHost>(clone(patch.value!)));
-    else if (patch.operation === 'REMOVE') configuration.virtualHosts = configuration.virtualHosts.filter((host) => !matchesHost(patch, host));
-    else for (const host of configuration.virtualHosts) if (matchesHost(patch, host)) merge(reflect(descOf('envoy.config.route.v3.VirtualHost'), host), clone(patch.value!));
-  }
-  const routes = mine.filter(({ applyTo }) => applyTo === 'HTTP_ROUTE');
-  for (const host of configuration.virtualHosts) for (const patch of routes) if (matchesHost(patch, host)) patchRoutes(host, patch);
+  for (const patch of mine) if (patch.applyTo === 'ROUTE_CONFIGURATION' && isMerge(patch)) mergePatch(message, clone(patch.value!), patch);
+  const ofHosts = mine.filter(({ applyTo }) => applyTo === 'VIRTUAL_HOST');
+  const ofRoutes = mine.filter(({ applyTo }) => applyTo === 'HTTP_ROUTE');
+  configuration.virtualHosts = configuration.virtualHosts.flatMap((host) => patchHost(host, ofHosts, ofRoutes) ?? []);
+  for (const patch of ofHosts) if (patch.operation === 'ADD') configuration.virtualHosts.push(plain<PlainHost>(clone(patch.value!)));
   return true;
 }
 
-function patchRoutes(host: PlainHost, patch: CompiledPatch): void {
-  const fresh = (): PlainRoute & Message => plain<PlainRoute>(clone(patch.value!));
-  const first = host.routes.findIndex((route) => matchesRoute(patch, route));
-  switch (patch.operation) {
-    case 'ADD':
-      host.routes.push(fresh());
-      break;
-    case 'INSERT_FIRST':
-      host.routes.unshift(fresh());
-      break;
-    case 'INSERT_BEFORE':
-      if (first >= 0) host.routes.splice(first, 0, fresh());
-      break;
-    case 'INSERT_AFTER':
-      if (first >= 0) host.routes.splice(first + 1, 0, fresh());
-      break;
-    case 'REMOVE':
-      host.routes = host.routes.filter((route) => !matchesRoute(patch, route));
-      break;
-    default:
-      for (const route of host.routes) if (matchesRoute(patch, route)) merge(reflect(descOf('envoy.config.route.v3.Route'), route), clone(patch.value!));
+function patchHost(given: PlainHost, ofHosts: readonly CompiledPatch[], ofRoutes: readonly CompiledPatch[]): PlainHost | undefined {
+  let host = given;
+  for (const patch of ofHosts) {
+    if (!matchesHost(patch, host)) continue;
+    if (patch.operation === 'REMOVE') return undefined;
+    if (patch.operation === 'REPLACE') host = plain<PlainHost>(clone(patch.value!));
+    else if (isMerge(patch)) mergePatch(reflect(descOf('envoy.config.route.v3.VirtualHost'), host), clone(patch.value!), patch);
+  }
+  const mine = ofRoutes.filter((patch) => matchesHost(patch, host));
+  if (mine.length > 0) patchRoutes(host, mine);
+  return host;
+}
+
+/** Removals and merges first, one route after the other; then what is added. */
+function patchRoutes(host: PlainHost, patches: readonly CompiledPatch[]): void {
+  host.routes = host.routes.filter((route) => {
+    for (const patch of patches) {
+      if (!matchesRoute(patch, route)) continue;
+      if (patch.operation === 'REMOVE') return false;
+      if (isMerge(patch)) mergePatch(reflect(descOf('envoy.config.route.v3.Route'), route), clone(patch.value!), patch);
+    }
+    return true;
+  });
+  for (const patch of patches) {
+    if (patch.operation === 'REMOVE') continue;
+    const names = patch.route.vhost?.route && ((route: PlainRoute): boolean => matchesRoute(patch, route));
+    if (patch.operation === 'INSERT_FIRST' && names && !host.routes.some(names)) continue;
+    host.routes = changeList(host.routes, patch, names);
   }
 }

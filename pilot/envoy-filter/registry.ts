@@ -8,6 +8,7 @@ import { createFileRegistry, fromBinary, fromJson, toBinary, type DescMessage, t
 import { reflect, type ReflectMessage } from '@bufbuild/protobuf/reflect';
 import { FileDescriptorSetSchema, type Any } from '@bufbuild/protobuf/wkt';
 import { projectRoot } from '../../common/paths.js';
+import type { CompiledPatch } from './types.js';
 
 const TYPE_PREFIX = 'type.googleapis.com/';
 
@@ -56,13 +57,15 @@ const ATOMIC = /^google\.protobuf\.(Duration|Timestamp|FieldMask|.*Value)$/;
 /**
  * Merges as protobuf does (scalars are replaced, lists appended, messages merged), but durations and wrappers as a whole,
  * and the contents of an Any of the same type.
+ * @param replaceLists lists are replaced, except within an Any
  */
-export function merge(target: ReflectMessage, patch: ReflectMessage): void {
+export function merge(target: ReflectMessage, patch: ReflectMessage, replaceLists = false): void {
   for (const field of patch.fields) {
     if (!patch.isSet(field)) continue;
     switch (field.fieldKind) {
       case 'list': {
         const list = target.get(field);
+        if (replaceLists) list.clear();
         for (const item of patch.get(field)) list.add(item);
         break;
       }
@@ -75,13 +78,18 @@ export function merge(target: ReflectMessage, patch: ReflectMessage): void {
         const value = patch.get(field);
         if (!target.isSet(field) || ATOMIC.test(field.message.typeName)) target.set(field, value);
         else if (field.message.typeName === 'google.protobuf.Any') mergeAny(target.get(field).message as Any, value.message as Any);
-        else merge(target.get(field), value);
+        else merge(target.get(field), value, replaceLists);
         break;
       }
       default:
         target.set(field, patch.get(field));
     }
   }
+}
+
+/** Merges `value`, a copy of the patch's, as its operation says. */
+export function mergePatch(target: ReflectMessage, value: ReflectMessage, { operation }: CompiledPatch): void {
+  merge(target, value, operation === 'MERGE_AND_REPLACE_LIST');
 }
 
 function mergeAny(target: Any, patch: Any): void {

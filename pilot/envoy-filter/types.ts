@@ -2,13 +2,21 @@
 import type { ReflectMessage } from '@bufbuild/protobuf/reflect';
 import type { EnvoyClusterMatch, EnvoyFilterApplyTo, EnvoyFilterOperation, EnvoyListenerMatch, EnvoyRouteConfigurationMatch } from '../../common/kube/types.js';
 
-export type Operation = Exclude<EnvoyFilterOperation, 'MERGE_AND_REPLACE_LIST'>;
 export type FilterClass = 'AUTHN' | 'AUTHZ' | 'STATS';
 export type PatchContext = 'SIDECAR_INBOUND' | 'SIDECAR_OUTBOUND' | 'GATEWAY';
 
+/** Where a resource stands, beside its name: what patches may ask for. */
+export interface Place {
+  context: PatchContext;
+  /** Of an inbound cluster: the services that it serves. */
+  hosts: readonly string[];
+  /** Of a gateway's routes: the ports of its servers, which are not always those that its pod listens on. */
+  ports: readonly number[];
+}
+
 export interface CompiledPatch {
   applyTo: EnvoyFilterApplyTo;
-  operation: Operation;
+  operation: EnvoyFilterOperation;
   filterClass: FilterClass | undefined;
   contexts: ReadonlySet<PatchContext>;
   proxyVersion: RegExp | undefined;
@@ -19,3 +27,5 @@ export interface CompiledPatch {
   /** Absent for REMOVE. */
   value: ReflectMessage | undefined;
 }
+
+export const isMerge = ({ operation }: CompiledPatch): boolean => operation === 'MERGE' || operation === 'MERGE_AND_REPLACE_LIST';

@@ -38,6 +38,13 @@ export function inboundPorts(model: Model, proxy: Proxy): InboundPort[] {
   return [...found.values()].sort((a, b) => a.targetPort - b.targetPort);
 }
 
+/** The hosts of all services that lead to this port of the proxy's workload. */
+export function inboundHosts(model: Model, proxy: Proxy, targetPort: number): string[] {
+  const pod = podOf(model, proxy);
+  const services = model.servicesSelecting(proxy.namespace, pod?.metadata.labels ?? proxy.labels);
+  return services.filter(({ ports }) => ports.some((port) => targetPortOf(port, pod) === targetPort)).map(({ host }) => host);
+}
+
 /** A Sidecar's ingress listeners stand in the place of what its services say; each is still the service's that has its port. */
 function ingressPort(services: readonly MeshService[], proxy: Proxy, { port, defaultEndpoint = '', tls }: SidecarIngress): InboundPort {
   const service = services.find(({ ports }) => ports.some(({ targetPort }) => targetPort === port.number)) ?? services[0] ?? standIn(proxy);

@@ -84,6 +84,23 @@ test('WasmPlugin: a module over HTTP comes by checksum from a cluster; configura
   assert.equal(Cluster.decode(cluster.body.value).transport_socket?.name, 'envoy.transport_sockets.tls');
 });
 
+test('WasmPlugin: a module comes by the cluster of its service while there is one, and its proxies are told when that changes', () => {
+  const mesh = testMesh(WORLD + plugin('a', `url: "http://modules.tools.svc.cluster.local/p.wasm", sha256: ${SHA}`) + plugin('b', `url: "http://other.tools.svc.cluster.local/p.wasm", sha256: ${SHA}`));
+  const sources = (): string[] =>
+    managers(mesh, server, 'virtualInbound', 8080)[0]!.http_filters.flatMap(({ config_type }) => (config_type?.$case === 'typed_config' ? (unpack(Wasm, config_type.value) ?? []) : [])).flatMap(({ config }) => {
+      const specifier = config?.vm?.$case === 'vm_config' ? config.vm.value.code?.specifier : undefined;
+      return specifier?.$case === 'remote' ? [specifier.value.http_uri!.http_upstream_type!.value] : [];
+    });
+  const clusters = (): string[] => mesh.generators.get(TYPE.cluster)!.all(server).flatMap(({ name }) => (name.includes('.tools.') ? [name] : []));
+  const [service, own, other] = ['outbound|80||modules.tools.svc.cluster.local', 'wasm|http|modules.tools.svc.cluster.local|80', 'wasm|http|other.tools.svc.cluster.local|80'];
+  assert.deepEqual([sources(), clusters().sort()], [[service, other], [service, other]]);
+  const gone = mesh.remove('/Service/tools/modules');
+  assert.equal(mesh.generators.get(TYPE.listener)!.affected(server, gone, new Set()), 'all');
+  assert.deepEqual([sources(), clusters().sort()], [[own, other], [own, other]]);
+  mesh.apply(serviceYaml('tools', 'modules', '10.96.0.5', [], 'name: http, port: 80'));
+  assert.deepEqual(sources(), [service, other]);
+});
+
 test('WasmPlugin: what stock Envoy can not run is refused by name', () => {
   const cases: [string, RegExp][] = [
     ['url: "oci://registry/x"', /spec\.url: .*stock Envoy does not pull images/],

@@ -10,10 +10,10 @@ import type { LoadedObject } from '../../common/kube/yaml.js';
 import { parse } from '../envoy-filter/registry.js';
 import type { PatchContext } from '../envoy-filter/types.js';
 import { clusterName } from '../generate/names.js';
-import { selects } from '../model/configs.js';
+import { policiesFor, type PolicyTarget } from '../generate/security/targets.js';
 import type { Model } from '../model/model.js';
-import type { Proxy } from '../model/proxy.js';
 
+const KIND = 'WasmPlugin';
 const HTTP_FILTER = 'envoy.extensions.filters.network.http_connection_manager.v3.HttpFilter';
 const FETCH_TIMEOUT = '30s';
 /** Debian's and most images' list of public authorities, for modules fetched over TLS. */
@@ -27,8 +27,10 @@ export interface WasmFilter {
   message: ReflectMessage;
   /** On which side of which ports it works; no entry: everywhere. */
   match: readonly { mode: string; ports: readonly number[] }[];
-  /** A cluster of its own from which the module is fetched. */
-  cluster: { name: string; message: ReflectMessage } | undefined;
+  /** The name of the cluster from which the module is fetched, if it is. */
+  source: string | undefined;
+  /** That cluster, where it is one of the plugin's own. */
+  cluster: ReflectMessage | undefined;
 }
 
 export interface WasmSet {
@@ -72,38 +74,39 @@ function parseUrl(written: string): ModuleUrl | undefined {
 }
 
 export class WasmPlugins {
-  readonly #made = new WeakMap<LoadedObject, WasmFilter>();
+  /** By plugin and the cluster that its module is fetched from. */
+  readonly #made = new WeakMap<LoadedObject, Map<string, WasmFilter>>();
   constructor(readonly model: Model) {}
 
-  setFor(proxy: Proxy, labels: Readonly<Record<string, string>>): WasmSet {
-    const { configs, mesh } = this.model;
-    const chosen: LoadedObject<WasmPlugin>[] = [];
-    for (const namespace of new Set([mesh.rootNamespace, proxy.namespace])) {
-      for (const loaded of configs.inNamespace<WasmPlugin>('WasmPlugin', namespace)) {
-        const { selector, targetRef, targetRefs } = loaded.object.spec;
-        // Attached to a Gateway of the Gateway API by reference, or to workloads by labels.
-        const references = targetRefs ?? (targetRef ? [targetRef] : []);
-        const isMeant = references.length > 0 ? references.some(({ kind, name }) => kind === 'Gateway' && labels['gateway.networking.k8s.io/gateway-name'] === name) : selects(selector?.matchLabels, labels);
-        if (isMeant && checkWasmPlugin(loaded.object).length === 0) chosen.push(loaded);
-      }
-    }
+  setFor(target: PolicyTarget): WasmSet {
+    const chosen = policiesFor<WasmPlugin>(this.model, KIND, target).filter(({ object }) => checkWasmPlugin(object).length === 0);
     if (chosen.length === 0) return { key: '', filters: [] };
-    const key = createHash('sha1').update(JSON.stringify(chosen.map(({ key: name, object }) => [name, object.spec]))).digest('base64url');
+    const filters = chosen.map((loaded) => this.#filterOf(loaded));
+    const key = createHash('sha1').update(JSON.stringify(chosen.map(({ key: name, object }, index) => [name, object.spec, filters[index]!.source]))).digest('base64url');
     // Of one phase the higher priority comes first.
-    return { key, filters: chosen.map((loaded) => this.#filterOf(loaded)).sort((a, b) => b.priority - a.priority) };
+    return { key, filters: filters.sort((a, b) => b.priority - a.priority) };
+  }
+
+  /** Whether modules of plugins in these namespaces come from one of these hosts. */
+  fetchesFrom(namespaces: readonly string[], hosts: ReadonlySet<string>): boolean {
+    if (hosts.size === 0) return false;
+    return namespaces.some((namespace) => this.model.configs.inNamespace<WasmPlugin>(KIND, namespace).some(({ object }) => hosts.has(parseUrl(object.spec.url)?.host ?? '')));
   }
 
   #filterOf(loaded: LoadedObject<WasmPlugin>): WasmFilter {
-    let filter = this.#made.get(loaded);
-    if (!filter) this.#made.set(loaded, (filter = makeFilter(this.model, loaded.object)));
+    const url = parseUrl(loaded.object.spec.url)!;
+    const source = url.scheme === 'file' ? undefined : fetchCluster(this.model, url);
+    let made = this.#made.get(loaded);
+    if (!made) this.#made.set(loaded, (made = new Map()));
+    const key = source?.name ?? '';
+    let filter = made.get(key);
+    if (!filter) made.set(key, (filter = makeFilter(loaded.object, url, source)));
     return filter;
   }
 }
 
-function makeFilter(model: Model, { spec, metadata }: WasmPlugin): WasmFilter {
-  const url = parseUrl(spec.url)!;
+function makeFilter({ spec, metadata }: WasmPlugin, url: ModuleUrl, source: FetchCluster | undefined): WasmFilter {
   const name = `${metadata.namespace}.${metadata.name}`;
-  const source = url.scheme === 'file' ? undefined : fetchCluster(model, url);
   const env = spec.vmConfig?.env ?? [];
   const value = {
     name,
@@ -131,12 +134,19 @@ function makeFilter(model: Model, { spec, metadata }: WasmPlugin): WasmFilter {
     priority: spec.priority ?? 0,
     message: parse(HTTP_FILTER, value),
     match: (spec.match ?? []).map(({ mode, ports }) => ({ mode: mode ?? 'CLIENT_AND_SERVER', ports: (ports ?? []).map(({ number }) => number) })),
-    cluster: source?.message && { name: source.name, message: source.message },
+    source: source?.name,
+    cluster: source?.message,
   };
 }
 
+interface FetchCluster {
+  name: string;
+  /** Absent for a service's own. */
+  message: ReflectMessage | undefined;
+}
+
 /** A service of the mesh is reached by its own cluster, another host by one made for it. */
-function fetchCluster(model: Model, { scheme, host, port }: ModuleUrl): { name: string; message: ReflectMessage | undefined } {
+function fetchCluster(model: Model, { scheme, host, port }: ModuleUrl): FetchCluster {
   if (model.services.get(host)?.ports.some((candidate) => candidate.port === port)) return { name: clusterName(port, '', host), message: undefined };
   const name = `wasm|${scheme}|${host}|${port}`;
   const tls = {

@@ -1,4 +1,4 @@
-/** Which policies a proxy obeys: those of the root namespace and of its own, by selector, or by reference to its Gateway. */
+/** Which policies, and filters, are a proxy's: those of the root namespace and of its own, by selector, or by reference to its Gateway. */
 import type { LoadedObject } from '../../../common/kube/yaml.js';
 import type { KubeObject, PolicyTargetReference, WorkloadSelector } from '../../../common/kube/types.js';
 import { selects } from '../../model/configs.js';
@@ -21,7 +21,8 @@ export function policyTarget(model: Model, proxy: Proxy): PolicyTarget {
 }
 
 export interface TargetedPolicy extends KubeObject {
-  spec?: { selector?: WorkloadSelector; targetRef?: PolicyTargetReference; targetRefs?: PolicyTargetReference[] };
+  /** An EnvoyFilter calls its selector otherwise than policies do. */
+  spec?: { selector?: WorkloadSelector; workloadSelector?: { labels?: Record<string, string> }; targetRef?: PolicyTargetReference; targetRefs?: PolicyTargetReference[] };
 }
 
 export function targetRefsOf({ spec }: TargetedPolicy): readonly PolicyTargetReference[] {
@@ -42,7 +43,7 @@ export function policyKeys(model: Model, target: PolicyTarget): string[] {
 /** Policies with targetRefs are for the proxies of Gateway API's Gateways alone. */
 function applies(policy: TargetedPolicy, { namespace, labels }: PolicyTarget, rootNamespace: string): boolean {
   const refs = targetRefsOf(policy);
-  if (refs.length === 0) return selects(selectorLabels(policy.spec?.selector), labels);
+  if (refs.length === 0) return selects(selectorLabels(policy.spec?.selector) ?? policy.spec?.workloadSelector?.labels, labels);
   const gateway = GATEWAY_NAME_LABELS.map((label) => labels[label]).find(Boolean);
   if (!gateway) return false;
   return refs.some(({ kind, name }) => {

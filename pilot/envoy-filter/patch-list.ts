@@ -1,0 +1,31 @@
+/** Operations on lists, of filters and of routes. What a patch does not name it can't replace or remove; inserts then go to the list's ends, as Istio's do. */
+import type { Message } from '@bufbuild/protobuf';
+import { plain, clone } from './registry.js';
+import type { CompiledPatch } from './types.js';
+
+/** Which items a patch names; undefined: it names none. */
+export type Names<T> = ((item: T) => boolean) | undefined;
+
+/** All but merges. INSERT_BEFORE, INSERT_AFTER and REPLACE are about the first that is named. */
+export function changeList<T extends Message>(list: T[], { operation, value }: CompiledPatch, names: Names<T>): T[] {
+  const fresh = (): T => plain(clone(value!)) as T;
+  const first = names ? list.findIndex(names) : -1;
+  switch (operation) {
+    case 'ADD':
+      return [...list, fresh()];
+    case 'INSERT_FIRST':
+      return [fresh(), ...list];
+    case 'INSERT_BEFORE':
+      if (!names) return [fresh(), ...list];
+      return first < 0 ? list : list.toSpliced(first, 0, fresh());
+    case 'INSERT_AFTER':
+      if (!names) return [...list, fresh()];
+      return first < 0 ? list : list.toSpliced(first + 1, 0, fresh());
+    case 'REPLACE':
+      return first < 0 ? list : list.toSpliced(first, 1, fresh());
+    case 'REMOVE':
+      return names ? list.filter((item) => !names(item)) : list;
+    default:
+      return list;
+  }
+}
