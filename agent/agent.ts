@@ -33,6 +33,9 @@ export interface AgentOptions {
   defaults?: Partial<EnrolmentDefaults>;
   /** Worker threads of the shared Envoy. */
   concurrency?: number;
+  /** Where the shared Envoy runs and which DNS servers it asks, if not as this process does. */
+  netnsPath?: string;
+  dnsServers?: readonly string[];
   /** For the lock: which command this is. */
   purpose?: string;
   /** Shown in the status, e.g. the embedded control plane's own. */
@@ -145,6 +148,8 @@ export class Agent {
       onInbound: (pods) => this.#dataplane?.setInbound(pods),
       ...(proxyCgroup === undefined ? {} : { cgroupPath: proxyCgroup }),
       ...(this.#options.concurrency === undefined ? {} : { concurrency: this.#options.concurrency }),
+      ...(this.#options.netnsPath === undefined ? {} : { netnsPath: this.#options.netnsPath }),
+      ...(this.#options.dnsServers === undefined ? {} : { dnsServers: this.#options.dnsServers }),
     });
     this.#proxy = proxy;
     // Before its first word to Envoy: what a former agent told is told again, and Envoy has it.

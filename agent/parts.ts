@@ -36,6 +36,8 @@ export interface ProxyOptions {
   /** Absent without cgroup v2. */
   cgroupPath?: string;
   concurrency?: number;
+  netnsPath?: string;
+  dnsServers?: readonly string[];
   logger: Logger;
   localPods: () => ReadonlyMap<string, { enrolled: boolean }>;
   /** The ports of all listeners that the control plane sent to any class; called on every change. */

@@ -94,6 +94,7 @@ export async function runAgent(options: AgentCliOptions, run: RunOptions): Promi
   const log = logger('agent');
   const name = nodeName(options, run.lab);
   const { companion } = run;
+  const node = run.lab.info?.nodes.find((item) => item.name === name);
   const agent = new Agent(
     {
       nodeName: name,
@@ -105,6 +106,7 @@ export async function runAgent(options: AgentCliOptions, run: RunOptions): Promi
       defaults: { acceleration: options.acceleration, redirection: options.redirection },
       purpose: run.purpose,
       ...(options.concurrency === undefined ? {} : { concurrency: options.concurrency }),
+      ...(node ? { netnsPath: node.netns, dnsServers: node.dns } : {}),
       ...(companion ? { controlPlaneStatus: () => companion.status() } : {}),
     },
     realParts,

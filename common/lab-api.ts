@@ -52,6 +52,8 @@ export interface NodeRecord {
   ips: string[];
   netns: string;
   podCidrs: string[];
+  /** Addresses inside the namespace at which the cluster's DNS answers. */
+  dns: string[];
 }
 
 export interface LabInfo {

@@ -3,7 +3,7 @@ import { existsSync, mkdirSync } from 'node:fs';
 import { spawn, type ChildProcess, type SpawnOptions } from 'node:child_process';
 import { UnderpassError, errorMessage } from '../common/errors.js';
 import { CertificateAuthority } from '../common/identity/ca.js';
-import { DEFAULT_LAB_NAME, type ExecPlan, type LabInfo, type LabelPatch, type PodRecord } from '../common/lab-api.js';
+import { DEFAULT_LAB_NAME, type ExecPlan, type LabInfo, type LabelPatch, type NodeRecord, type PodRecord } from '../common/lab-api.js';
 import { ClosableStore } from '../common/lifecycle.js';
 import { defaultRunDir } from '../common/paths.js';
 import type { RunResult } from '../common/process.js';
@@ -331,11 +331,12 @@ export class Lab implements LabBackend {
     return [...this.#pods.values()].sort((a, b) => (a.key < b.key ? -1 : 1));
   }
 
-  #nodeStates(): { name: string; ips: string[]; podCidrs: string[]; netns: string }[] {
-    return [...this.#nodes.values()].map(({ name, addresses: { node, podCidrs } }) => ({
+  #nodeStates(): NodeRecord[] {
+    return [...this.#nodes.values()].map(({ name, addresses: { node, podCidrs, bridge } }) => ({
       name,
       ips: this.#present(node),
       podCidrs: this.#present(podCidrs),
+      dns: this.#present(bridge),
       netns: netnsPath(this.names.nodeNetns(name)),
     }));
   }

@@ -4,12 +4,14 @@ export interface BootstrapOptions {
   nodeName: string;
   adsSocketPath: string;
   adminSocketPath: string;
+  /** Addresses of the DNS servers to ask; without any, those of /etc/resolv.conf. */
+  dnsServers?: readonly string[];
 }
 
 const ADS_CLUSTER = 'underpass-agent';
 
 /** The bootstrap as Envoy reads it from a JSON file. */
-export function bootstrap({ nodeName, adsSocketPath, adminSocketPath }: BootstrapOptions): Record<string, unknown> {
+export function bootstrap({ nodeName, adsSocketPath, adminSocketPath, dnsServers = [] }: BootstrapOptions): Record<string, unknown> {
   return {
     node: { id: `underpass~${nodeName}`, cluster: 'underpass' },
     admin: { address: { pipe: { path: adminSocketPath, mode: 0o600 } } },
@@ -52,6 +54,15 @@ export function bootstrap({ nodeName, adsSocketPath, adminSocketPath }: Bootstra
           },
         },
       ],
+    },
+    // One resolver for all clusters, with the bound that Istio gives each (fold-clusters.ts takes theirs away).
+    typed_dns_resolver_config: {
+      name: 'envoy.network.dns_resolver.cares',
+      typed_config: {
+        '@type': 'type.googleapis.com/envoy.extensions.network.dns_resolver.cares.v3.CaresDnsResolverConfig',
+        udp_max_queries: 100,
+        resolvers: dnsServers.map((address) => ({ socket_address: { address, port_value: 53 } })),
+      },
     },
     bootstrap_extensions: [
       { name: 'envoy.bootstrap.internal_listener', typed_config: { '@type': 'type.googleapis.com/envoy.extensions.bootstrap.internal_listener.v3.InternalListener' } },

@@ -21,6 +21,9 @@ export interface EnvoyOptions {
   /** cgroup v2 folder that the process joins; made when missing. */
   cgroupPath: string | undefined;
   concurrency?: number;
+  /** The node's network namespace, where it is not this process's own: there Envoy runs and looks names up. */
+  netnsPath?: string;
+  dnsServers?: readonly string[];
   logLevel?: string;
   logger: Logger;
   /** Of `underpass-exec`; default build/underpass-exec. */
@@ -118,13 +121,14 @@ export class Envoy implements Closable {
   }
 
   async #adopt(signal?: AbortSignal): Promise<boolean> {
-    const { logger, envoyPath } = this.#options;
+    const { logger, envoyPath, netnsPath } = this.#options;
     const state = this.#readState();
     if (!state || !isRunning(state)) return false;
     const current = fileIdentity(envoyPath);
     const reason =
       fileIdentity(`/proc/${state.pid}/exe`) !== state.binary ? 'the process executes another file'
       : state.binary !== current ? `${envoyPath} is another binary now`
+      : netnsPath && namespaceOf(`/proc/${state.pid}/ns/net`) !== namespaceOf(netnsPath) ? 'it runs in another network namespace than the node has now'
       : await this.#silence(state, signal);
     if (reason !== undefined) {
       logger.warn({ pid: state.pid, reason }, 'Envoy of an earlier agent can not be adopted; it is ended and a new one started');
@@ -164,12 +168,12 @@ export class Envoy implements Closable {
   }
 
   async #launch(signal?: AbortSignal): Promise<void> {
-    const { runDir, envoyPath, cgroupPath, nodeName, concurrency = 2, logLevel = 'warning', logger } = this.#options;
+    const { runDir, envoyPath, cgroupPath, netnsPath, dnsServers = [], nodeName, concurrency = 2, logLevel = 'warning', logger } = this.#options;
     mkdirSync(runDir, { recursive: true, mode: 0o700 });
     if (cgroupPath) mkdirSync(cgroupPath, { recursive: true });
     rmSync(this.admin.socketPath, { force: true });
     const configPath = join(runDir, 'envoy.json');
-    const config = bootstrap({ nodeName, adsSocketPath: this.adsSocketPath, adminSocketPath: this.admin.socketPath });
+    const config = bootstrap({ nodeName, adsSocketPath: this.adsSocketPath, adminSocketPath: this.admin.socketPath, dnsServers });
     writeFileSync(configPath, JSON.stringify(config, null, 2), { mode: 0o600 });
     const log = openSync(this.logPath, 'a', 0o600);
     let child: ChildProcess;
@@ -177,7 +181,7 @@ export class Envoy implements Closable {
       child = spawn(
         this.#options.launcherPath ?? join(buildDir, 'underpass-exec'),
         [
-          ...(cgroupPath ? ['--cgroup', cgroupPath] : []), '--setsid', '--', envoyPath,
+          ...(cgroupPath ? ['--cgroup', cgroupPath] : []), ...(netnsPath ? ['--netns', netnsPath] : []), '--setsid', '--', envoyPath,
           '--config-path', configPath, '--concurrency', `${concurrency}`, '--log-level', logLevel, '--disable-hot-restart',
           '--drain-time-s', `${DRAIN_SECONDS}`, '--drain-strategy', 'immediate', '--file-flush-interval-msec', '1000',
         ],
@@ -304,6 +308,10 @@ function fileIdentity(path: string): string | undefined {
   } catch {
     return undefined;
   }
+}
+
+function namespaceOf(path: string): number | undefined {
+  return statSync(path, { throwIfNoEntry: false })?.ino;
 }
 
 async function endProcess(id: ProcessId): Promise<void> {

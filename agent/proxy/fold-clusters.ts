@@ -4,10 +4,12 @@
  */
 import { BindConfig, SocketAddress_Protocol, type Address, type SocketAddress } from '../../proto/generated/envoy/config/core/v3/address.js';
 import { DataSource, type TransportSocket } from '../../proto/generated/envoy/config/core/v3/base.js';
+import type { TypedExtensionConfig } from '../../proto/generated/envoy/config/core/v3/extension.js';
 import { SocketOption, SocketOption_SocketState } from '../../proto/generated/envoy/config/core/v3/socket_option.js';
 import type { Cluster } from '../../proto/generated/envoy/config/cluster/v3/cluster.js';
 import type { ClusterLoadAssignment } from '../../proto/generated/envoy/config/endpoint/v3/endpoint.js';
 import type { LbEndpoint } from '../../proto/generated/envoy/config/endpoint/v3/endpoint_components.js';
+import { CaresDnsResolverConfig } from '../../proto/generated/envoy/extensions/network/dns_resolver/cares/v3/cares_dns_resolver.js';
 import { CertificateValidationContext, TlsCertificate } from '../../proto/generated/envoy/extensions/transport_sockets/tls/v3/common.js';
 import type { SdsSecretConfig } from '../../proto/generated/envoy/extensions/transport_sockets/tls/v3/secret.js';
 import { UpstreamTlsContext } from '../../proto/generated/envoy/extensions/transport_sockets/tls/v3/tls.js';
@@ -44,7 +46,13 @@ export function foldCluster(source: Cluster, extensions: EnvoyExtensions, modeOf
   cluster.transport_socket_matches = [];
   if (cluster.load_assignment) cluster.load_assignment = foldAssignment(cluster.load_assignment, modeOf);
   cluster.upstream_bind_config = podBindConfig();
+  if (asksAnyResolver(cluster.typed_dns_resolver_config)) cluster.typed_dns_resolver_config = undefined;
   return cluster;
+}
+
+/** Istio gives each cluster a resolver that asks the servers of /etc/resolv.conf; which those are on this node Envoy's bootstrap says. */
+function asksAnyResolver(resolver: TypedExtensionConfig | undefined): boolean {
+  return unpack(CaresDnsResolverConfig, resolver?.typed_config)?.resolvers.length === 0;
 }
 
 /** For connections that no pod's filter state goes with: all are opened in one pod's network namespace. */

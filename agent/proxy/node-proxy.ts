@@ -68,6 +68,9 @@ export interface NodeProxyOptions {
   /** cgroup v2 folder of Envoy. */
   cgroupPath?: string;
   concurrency?: number;
+  /** Where Envoy runs and which DNS servers it asks, if not as this process does. */
+  netnsPath?: string;
+  dnsServers?: readonly string[];
   clusterId?: string;
   logger: Logger;
   /** The node's pods by address; for choosing how endpoints are reached. */

@@ -177,11 +177,11 @@ export class MeshWorld {
     const probe = async (): Promise<boolean> => {
       if (this.#agent?.exitCode !== null) throw new Error(`the agent ended:\n${this.agentLog.slice(-4000)}`);
       const now = await this.agentStatus().catch(() => undefined);
-      const pods = now?.pods.filter(({ namespace }) => namespace === 'node') ?? [];
+      const pods = now?.pods.filter(({ mode }) => mode === 'node') ?? [];
       last = pods;
       return now?.ready === true && pods.length > 0 && pods.every((item) => item.state === 'enrolled' && item.settled);
     };
-    await waitFor('the pods of namespace node to be enrolled', probe, { timeoutMs: READY_TIMEOUT_MS, everyMs: 50 }).catch((error: unknown) => {
+    await waitFor('the pods of mode node to be enrolled', probe, { timeoutMs: READY_TIMEOUT_MS, everyMs: 50 }).catch((error: unknown) => {
       throw new Error(`${String(error)}\n${JSON.stringify(last)}\n${this.agentLog.slice(-4000)}`);
     });
   }
