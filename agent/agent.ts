@@ -15,6 +15,7 @@ import type { AgentStatus } from './admin/status.js';
 import { Dataplane } from './dataplane/dataplane.js';
 import { eventDrivenListeners } from './dataplane/event-driven.js';
 import { PinnedNamespaces } from './dataplane/namespaces.js';
+import type { NodeCaFactory } from './identity/certificates.js';
 import type { AgentKernel, AgentParts, AgentProxy, ProxyStatus, SelfTestVerdict } from './parts.js';
 import { metricsText, type Counters } from './telemetry/metrics.js';
 import type { EnrolmentDefaults } from './workloads/enrolment.js';
@@ -36,6 +37,10 @@ export interface AgentOptions {
   /** Where the shared Envoy runs and which DNS servers it asks, if not as this process does. */
   netnsPath?: string;
   dnsServers?: readonly string[];
+  /** Signs certificates for the service accounts of the node's pods; none by default, and then there is no mutual TLS. */
+  ca?: NodeCaFactory;
+  /** Default: what the control plane says of each workload. */
+  trustDomain?: string;
   /** For the lock: which command this is. */
   purpose?: string;
   /** Shown in the status, e.g. the embedded control plane's own. */
@@ -150,6 +155,8 @@ export class Agent {
       ...(this.#options.concurrency === undefined ? {} : { concurrency: this.#options.concurrency }),
       ...(this.#options.netnsPath === undefined ? {} : { netnsPath: this.#options.netnsPath }),
       ...(this.#options.dnsServers === undefined ? {} : { dnsServers: this.#options.dnsServers }),
+      ...(this.#options.ca === undefined ? {} : { ca: this.#options.ca }),
+      ...(this.#options.trustDomain === undefined ? {} : { trustDomain: this.#options.trustDomain }),
     });
     this.#proxy = proxy;
     // Before its first word to Envoy: what a former agent told is told again, and Envoy has it.
@@ -342,6 +349,10 @@ export class Agent {
     if (this.#records === undefined) missing.push(`the pods of this node are not known yet (${this.#options.workloads.description}: ${this.#options.workloads.problem ?? 'waiting'})`);
     if (this.#proxyProblem !== undefined) missing.push(`the shared Envoy: ${this.#proxyProblem}`);
     if (this.#kernel && !this.#verdict && this.#selfTestProblem === undefined) missing.push('the self-test has not finished yet');
+    const certificates = this.#proxy?.status().certificates;
+    for (const { id, notAfter, problem } of certificates?.identities ?? []) {
+      if (notAfter === undefined) missing.push(`no certificate for ${id}: ${problem ?? certificates?.problem ?? 'waiting for the CA'}`);
+    }
     return missing;
   }
 }

@@ -3,6 +3,7 @@ import type { Logger } from '../common/log.js';
 import type { KernelPod, PodKernel, PodProxy } from './dataplane/collaborators.js';
 import type { PodCounters, ProbationEntry } from './dataplane/kernel.js';
 import type { SelfTestVerdict } from './dataplane/self-test.js';
+import type { NodeCaFactory } from './identity/certificates.js';
 import type { InboundPods, ListenerPorts, NodeProxyStatus } from './proxy/node-proxy.js';
 
 export type { SelfTestVerdict };
@@ -38,6 +39,8 @@ export interface ProxyOptions {
   concurrency?: number;
   netnsPath?: string;
   dnsServers?: readonly string[];
+  ca?: NodeCaFactory;
+  trustDomain?: string;
   logger: Logger;
   localPods: () => ReadonlyMap<string, { enrolled: boolean }>;
   /** The ports of all listeners that the control plane sent to any class; called on every change. */

@@ -3,8 +3,9 @@ import { once } from 'node:events';
 import { hostname } from 'node:os';
 import { join } from 'node:path';
 import { InvalidArgumentError, Option, type Command } from 'commander';
-import { Agent, DEFAULT_INSTANCE, LabSource, cleanup, instancePaths, realCleanupParts, realParts } from '../agent/index.js';
+import { Agent, DEFAULT_INSTANCE, LabSource, cleanup, instancePaths, realCleanupParts, realParts, type NodeCaFactory } from '../agent/index.js';
 import { UnderpassError } from '../common/errors.js';
+import type { CertificateAuthority } from '../common/identity/ca.js';
 import { LabClient, labSocket, type LabInfo } from '../common/lab-api.js';
 import { logger } from '../common/log.js';
 import { defaultBpffsDir, defaultRunDir } from '../common/paths.js';
@@ -21,6 +22,7 @@ export interface AgentCliOptions {
   redirection: 'auto' | 'bpf' | 'iptables';
   acceleration: 'off' | 'l4' | 'force';
   concurrency?: number;
+  trustDomain?: string;
   cleanup?: boolean;
   cleanupOnExit?: boolean;
 }
@@ -40,6 +42,7 @@ export function addAgentOptions(command: Command): Command {
     .addOption(new Option('--redirection <way>', 'for pods without a label of their own').choices(['auto', 'bpf', 'iptables']).default('auto'))
     .addOption(new Option('--acceleration <level>', 'for pods without a label of their own').choices(['off', 'l4', 'force']).default('l4'))
     .option('--concurrency <n>', 'worker threads of the shared Envoy (default: one a CPU)', positiveInteger)
+    .option('--trust-domain <domain>', 'SPIFFE trust domain of the pods (default: what the control plane says of each)')
     .option('--cleanup', 'remove all that this instance\'s agents ever pinned, mounted, attached or wrote, and exit')
     .option('--cleanup-on-exit', 'do that when the agent ends, instead of leaving Envoy and the kernel at work');
 }
@@ -85,6 +88,8 @@ export interface RunOptions {
   purpose: string;
   discoveryAddress: string;
   lab: Lab;
+  /** Signs the certificates of the pods' service accounts. */
+  ca: NodeCaFactory | undefined;
   /** What runs in the same process; started when the instance is held, stopped after the agent. */
   companion?: { start(): Promise<void>; stop(): Promise<void>; status(): unknown };
 }
@@ -107,6 +112,8 @@ export async function runAgent(options: AgentCliOptions, run: RunOptions): Promi
       purpose: run.purpose,
       ...(options.concurrency === undefined ? {} : { concurrency: options.concurrency }),
       ...(node ? { netnsPath: node.netns, dnsServers: node.dns } : {}),
+      ...(options.trustDomain === undefined ? {} : { trustDomain: options.trustDomain }),
+      ...(run.ca === undefined ? {} : { ca: run.ca }),
       ...(companion ? { controlPlaneStatus: () => companion.status() } : {}),
     },
     realParts,
@@ -130,6 +137,27 @@ export async function runAgent(options: AgentCliOptions, run: RunOptions): Promi
       await signals.close();
     }
   }
+}
+
+/** The CA that sidecars of the lab have their certificates from; undefined while the lab does not answer. */
+export async function labCa({ socketPath, info }: Lab): Promise<CertificateAuthority | undefined> {
+  if (!info) return undefined;
+  // Certificates are for those who sign: `ps` and the like do without.
+  const { CertificateAuthority: authority } = await import('../common/identity/ca.js');
+  return authority.from(await new LabClient(socketPath).ca(AbortSignal.timeout(5_000)), `lab ${socketPath}`);
+}
+
+/** A CA of this very process. */
+export function localCa(description: string, ca: () => CertificateAuthority): NodeCaFactory {
+  return () => ({
+    description,
+    get rootPem() {
+      return ca().rootPem;
+    },
+    issue: (identity) => ca().issue(identity),
+    onRootChange: (listener) => ca().onChange(listener),
+    close: () => undefined,
+  });
 }
 
 /** Where the embedded control plane listens for the agent beside it. */

@@ -2,9 +2,10 @@ import type { Command } from 'commander';
 import { UnderpassError } from '../common/errors.js';
 import { rootLogger } from '../common/log.js';
 import { Pilot } from '../pilot/index.js';
-import { addAgentOptions, cleanInstance, embeddedPilotSocket, findLab, runAgent, type AgentCliOptions } from './agent-run.js';
+import { addAgentOptions, cleanInstance, embeddedPilotSocket, findLab, labCa, localCa, runAgent, type AgentCliOptions } from './agent-run.js';
+import { addCaOptions, caOf, type CaCliOptions } from './agent-ca.js';
 
-interface NodeCliOptions extends AgentCliOptions {
+interface NodeCliOptions extends AgentCliOptions, CaCliOptions {
   discovery?: string;
   embeddedPilot?: boolean;
   source?: string[];
@@ -12,7 +13,7 @@ interface NodeCliOptions extends AgentCliOptions {
 }
 
 export function configure(command: Command): void {
-  addAgentOptions(command)
+  addCaOptions(addAgentOptions(command))
     .option('--embedded-pilot', 'run the control plane in this process')
     .option('--source <dir...>', 'with --embedded-pilot: directories of YAML; of one object the last source\'s counts (default: the lab\'s)')
     .option('--pilot-listen <address...>', 'with --embedded-pilot: also serve xDS here, e.g. 127.0.0.1:15010 for sidecars')
@@ -27,7 +28,7 @@ async function run(options: NodeCliOptions): Promise<void> {
     if (options.discovery === undefined) {
       throw new UnderpassError('UNDERPASS_BAD_OPTION', 'starting the node: no control plane is named', { hint: 'give --embedded-pilot, or --discovery ADDRESS' });
     }
-    return runAgent(options, { purpose: 'underpass node', discoveryAddress: options.discovery, lab });
+    return runAgent(options, { purpose: 'underpass node', discoveryAddress: options.discovery, lab, ca: await caOf(options, lab) });
   }
   const sources = options.source ?? (lab.info ? [...lab.info.sourceDirs, lab.info.objectsDir] : []);
   if (sources.length === 0) {
@@ -36,12 +37,15 @@ async function run(options: NodeCliOptions): Promise<void> {
     });
   }
   const socket = `unix:${embeddedPilotSocket(options)}`;
-  const pilot = new Pilot({ sources, listen: [socket, ...(options.pilotListen ?? [])], logger: rootLogger });
+  // One root for the node's pods and for the lab's sidecars.
+  const ca = await labCa(lab);
+  const pilot = new Pilot({ sources, listen: [socket, ...(options.pilotListen ?? [])], security: { listen: [], ...(ca ? { ca } : {}) }, ...(options.trustDomain === undefined ? {} : { meshConfig: { trustDomain: options.trustDomain } }), logger: rootLogger });
   const abort = new AbortController();
   await runAgent(options, {
     purpose: 'underpass node',
     discoveryAddress: socket,
     lab,
+    ca: options.ca === undefined ? localCa('the embedded control plane', () => pilot.ca!) : await caOf(options, lab),
     companion: {
       start: () => pilot.start(abort.signal),
       stop: async () => {

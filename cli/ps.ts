@@ -41,6 +41,7 @@ export function render(status: AgentStatus, all: boolean): string {
     `pods from      ${status.workloads.source} (${status.workloads.pods})${status.workloads.problem === undefined ? '' : ` - ${status.workloads.problem}`}`,
     `Envoy          ${proxy.envoy.pid === undefined ? 'not running' : `process ${proxy.envoy.pid}${proxy.envoy.version ? `, version ${/\d+\.\d+\.\d+/.exec(proxy.envoy.version)?.[0] ?? proxy.envoy.version}` : ''}${proxy.envoy.adopted ? ', taken over' : ''}`}`,
     `control plane  ${proxy.controlPlane.connected ? 'connected' : 'not connected'}${proxy.controlPlane.address ? ` (${proxy.controlPlane.address})` : ''}${proxy.controlPlane.lastError && !proxy.controlPlane.connected ? ` - ${proxy.controlPlane.lastError}` : ''}`,
+    ...certificateLines(proxy.certificates),
     `redirection    ${status.redirection.default}${status.redirection.bpfProblem === undefined ? '' : ` - no BPF: ${status.redirection.bpfProblem}`}`,
     `acceleration   ${status.acceleration.on ? 'on' : `off - ${status.acceleration.reason ?? ''}`}`,
     `rejected       ${nacks.length === 0 ? 'nothing' : `${nacks.length} resources keep their last good version`}`,
@@ -48,4 +49,11 @@ export function render(status: AgentStatus, all: boolean): string {
     ...problems.map((problem, index) => `${index === 0 ? 'configuration  ' : '               '}${formatError(problem)}`),
     '',
   ].join('\n');
+}
+
+function certificateLines(certificates: AgentStatus['proxy']['certificates']): string[] {
+  if (!certificates) return ['certificates   none: no CA is named, so there is no mutual TLS'];
+  const { ca, problem, identities } = certificates;
+  const missing = identities.filter(({ notAfter }) => notAfter === undefined);
+  return [`certificates   ${identities.length - missing.length} of ${identities.length} from ${ca}${problem === undefined ? '' : ` - ${problem}`}`];
 }

@@ -5,6 +5,7 @@
 import { request, type IncomingMessage } from 'node:http';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
+import type { CaMaterial } from './identity/ca.js';
 import { UnderpassError, errorCode, errorMessage } from './errors.js';
 import { defaultRunDir } from './paths.js';
 import { Backoff, sleep } from './retry.js';
@@ -103,6 +104,11 @@ export class LabClient {
 
   async info(signal?: AbortSignal): Promise<LabInfo> {
     return (await this.#call('GET', '/v1/info', undefined, signal)) as LabInfo;
+  }
+
+  /** The CA of the lab's sidecars and gateways, key included: the socket is root's alone. */
+  async ca(signal?: AbortSignal): Promise<CaMaterial> {
+    return (await this.#call('GET', '/v1/ca', undefined, signal)) as CaMaterial;
   }
 
   /** All pods, or one node's. */

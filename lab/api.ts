@@ -2,6 +2,7 @@
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
 import { chmodSync, rmSync } from 'node:fs';
 import { UnderpassError, errorMessage } from '../common/errors.js';
+import type { CaMaterial } from '../common/identity/ca.js';
 import type { ExecPlan, LabInfo, LabelPatch, PodRecord } from '../common/lab-api.js';
 import type { Closable } from '../common/lifecycle.js';
 
@@ -9,6 +10,8 @@ const MAX_BODY_BYTES = 16 << 20;
 
 export interface LabBackend {
   info(): LabInfo;
+  /** Of the CA of sidecars and gateways, for a control plane that is to be the same. */
+  caMaterial(): CaMaterial;
   records(node?: string): PodRecord[];
   onChange(listener: () => void): () => void;
   label(patch: LabelPatch): Promise<void>;
@@ -45,6 +48,7 @@ export class LabApi implements Closable {
     const url = new URL(request.url ?? '/', 'http://lab');
     const route = `${request.method} ${url.pathname}`;
     if (route === 'GET /v1/info') return send(response, this.backend.info());
+    if (route === 'GET /v1/ca') return send(response, this.backend.caMaterial());
     if (route === 'GET /v1/pods') {
       const node = url.searchParams.get('node') ?? undefined;
       if (url.searchParams.has('watch')) return this.#watch(response, node);

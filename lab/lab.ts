@@ -2,7 +2,7 @@
 import { existsSync, mkdirSync } from 'node:fs';
 import { spawn, type ChildProcess, type SpawnOptions } from 'node:child_process';
 import { UnderpassError, errorMessage } from '../common/errors.js';
-import { CertificateAuthority } from '../common/identity/ca.js';
+import { CertificateAuthority, type CaMaterial } from '../common/identity/ca.js';
 import { DEFAULT_LAB_NAME, type ExecPlan, type LabInfo, type LabelPatch, type NodeRecord, type PodRecord } from '../common/lab-api.js';
 import { ClosableStore } from '../common/lifecycle.js';
 import { defaultRunDir } from '../common/paths.js';
@@ -460,6 +460,10 @@ export class Lab implements LabBackend {
     this.#loadObjects();
     await this.reconcile();
     return [...objects.values()].map((object) => `${object.kind} ${keyOf(object.metadata).replace(/^\//, '')}`);
+  }
+
+  caMaterial(): CaMaterial {
+    return this.#ca.material;
   }
 
   /** Tells of every change; returns what ends it. */

@@ -5,7 +5,7 @@
 import type { ServerDuplexStream } from '@grpc/grpc-js';
 import { DeltaDiscoveryResponse, type DeltaDiscoveryRequest } from '../../proto/generated/envoy/service/discovery/v3/discovery.js';
 import type { Logger } from '../../common/log.js';
-import { CDS, EDS, LDS, RDS, SHORT_NAMES, type Entry, type Snapshot } from './snapshot.js';
+import { CDS, EDS, LDS, RDS, SDS, SHORT_NAMES, type Entry, type Snapshot } from './snapshot.js';
 
 export type AdsCall = ServerDuplexStream<DeltaDiscoveryRequest, DeltaDiscoveryResponse>;
 
@@ -124,6 +124,9 @@ export class AdsSession {
   /** Rolls the host's target out; calls while that is under way are taken together. */
   push(): void {
     this.#dirty = true;
+    // What a phase under way may be waiting for: a cluster without its certificate warms up for ever.
+    const target = this.#host.target();
+    if (target) this.#upsert(SDS, target);
     if (this.#running || this.#closed) return;
     this.#running = true;
     void this.#run().finally(() => {
@@ -173,7 +176,7 @@ export class AdsSession {
       ? [...target.entries(type).values()]
       : [...subscription.names].map((name) => target.get(type, name)).filter((entry) => entry !== undefined);
     const changed = wanted.filter((entry) => force.has(entry.name) || subscription.sent.get(entry.name) !== entry.version);
-    const missing = [...subscription.names].filter((name) => !target.get(type, name) && !subscription.sent.has(name) && !subscription.absent.has(name));
+    const missing = [...subscription.names].filter((name) => type !== SDS && !target.get(type, name) && !subscription.sent.has(name) && !subscription.absent.has(name));
     if (changed.length + missing.length === 0 && (subscription.answered || !subscription.wildcard)) return nothing;
     return { sent: changed, done: this.#bounded(this.#send(type, changed, missing), `${SHORT_NAMES[type] ?? type} to be acknowledged`) };
   }
@@ -200,11 +203,12 @@ export class AdsSession {
   }
 
   #answerNames(type: string, subscription: TypeSubscription, names: readonly string[], isFirst: boolean): void {
-    const target = this.#current;
+    // A secret that is not there is not answered: Envoy's own time limit for it ends with any answer.
+    const target = type === SDS ? this.#host.target() : this.#current;
     // Before the first roll-out nothing is answered: the loop does it once there is a snapshot.
     if (!target || (isFirst && subscription.sent.size > 0)) return;
     const found = names.map((name) => target.get(type, name) ?? this.#previous?.get(type, name)).filter((entry) => entry !== undefined);
-    const missing = names.filter((name) => !found.some((entry) => entry.name === name));
+    const missing = type === SDS ? [] : names.filter((name) => !found.some((entry) => entry.name === name));
     if (found.length + missing.length > 0) void this.#send(type, found, missing);
   }
 

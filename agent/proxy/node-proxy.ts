@@ -10,6 +10,8 @@ import type { Node } from '../../proto/generated/envoy/config/core/v3/base.js';
 import { UnderpassError, errorMessage } from '../../common/errors.js';
 import type { Logger } from '../../common/log.js';
 import { sleep } from '../../common/retry.js';
+import { DEFAULT_TRUST_DOMAIN, spiffeId } from '../../common/identity/spiffe.js';
+import { NodeCertificates, type CertificatesStatus, type NodeCaFactory } from '../identity/certificates.js';
 import { AdsChannel } from '../xds/channel.js';
 import { classKey, sidecarNode } from '../xds/config-class.js';
 import { SidecarStream, type SidecarState } from '../xds/sidecar-stream.js';
@@ -23,7 +25,7 @@ import { HealthRelay } from './health-relay.js';
 import { INSPECTION_KINDS, inspectionName } from './inspection.js';
 import { podListenerName, podOfListener, podStatPrefix, type ListenerPod } from './pod-listener.js';
 import { endpointKeys } from './pool-renewal.js';
-import { LDS, RDS, type Snapshot } from './snapshot.js';
+import { LDS, RDS, SDS, type Snapshot } from './snapshot.js';
 import { loadState, saveState, type SavedClass } from './xds-state.js';
 
 export interface ProxyPod {
@@ -82,6 +84,10 @@ export interface NodeProxyOptions {
   launcherPath?: string;
   /** After a start, how long to wait for the control plane before the saved state is used; default 5 s. */
   staleAfterMs?: number;
+  /** Signs the certificates of the pods' service accounts; without it there is no mutual TLS. */
+  ca?: NodeCaFactory;
+  /** Default: what the control plane says of each workload. */
+  trustDomain?: string;
 }
 
 export interface NodeProxyStatus {
@@ -89,6 +95,8 @@ export interface NodeProxyStatus {
   controlPlane: { address: string; connected: boolean; streams: number; lastError: string | undefined };
   classes: { key: string; node: string; pods: string[]; synced: boolean; stale: boolean; clusters: number; listeners: number; routes: number; rejected: string[] }[];
   workloads: { addresses: number; authorizations: number; synced: boolean };
+  /** Absent without a CA. */
+  certificates?: CertificatesStatus;
   /** What Envoy refused, or what could not be folded for it; the last good version is in force. */
   nacks: { type: string; name: string; message: string }[];
   /** Everything that was heard from the control plane has been folded, sent to Envoy and answered by it. */
@@ -121,6 +129,7 @@ export class NodeProxy {
   readonly #workloads: WorkloadStream;
   readonly #ads: AdsServer;
   readonly #healthRelay: HealthRelay;
+  readonly #certificates: NodeCertificates | undefined;
   readonly #classes = new Map<string, ConfigClass>();
   readonly #removals = new Map<string, Promise<void>>();
   readonly #stopping = new AbortController();
@@ -176,6 +185,7 @@ export class NodeProxy {
       onNode: (node) => this.#envoyConnected(node),
       register: (server) => this.#healthRelay.addTo(server),
     });
+    this.#certificates = options.ca && new NodeCertificates({ ca: options.ca, onChange: () => this.#schedule(), logger: options.logger });
     this.#savedClasses = loadState(this.#statePath, (problem) => this.#logger.warn({ problem }, 'last good xDS state'));
   }
 
@@ -226,6 +236,7 @@ export class NodeProxy {
       removal.then(settled, settled); // whoever waits hears of a failure
     }
     for (const uid of wanted.keys()) this.#removals.delete(uid);
+    this.#wantCertificates();
     this.#reconcileClasses();
     this.#schedule();
   }
@@ -325,6 +336,7 @@ export class NodeProxy {
         };
       }),
       workloads: { addresses: this.#workloads.addresses.size, authorizations: this.#workloads.authorizations.size, synced: this.#workloads.synced },
+      ...(this.#certificates ? { certificates: this.#certificates.status() } : {}),
       nacks: [
         ...this.#ads.nacks.map(({ type, name, message }) => ({ type, name, message })),
         ...this.#problems.map(({ classKey: key, resource, message }) => ({ type: 'fold', name: `${key}: ${resource}`, message })),
@@ -340,6 +352,7 @@ export class NodeProxy {
     await this.#save();
     for (const item of this.#classes.values()) item.stream.close();
     this.#workloads.close();
+    await this.#certificates?.close();
     this.#healthRelay.close();
     this.#channel.close();
     this.#ads.close();
@@ -435,7 +448,8 @@ export class NodeProxy {
     this.#split = split;
     this.#published = new Set(ready.keys());
     this.#reportProblems(problems);
-    this.#snapshot = this.#unheard.size === 0 ? snapshot : snapshot.keeping((type, name) => type !== LDS || !this.#isGonePod(name));
+    const whole = this.#certificates ? snapshot.with(SDS, this.#certificates.secrets) : snapshot;
+    this.#snapshot = this.#unheard.size === 0 ? whole : whole.keeping((type, name) => type !== LDS || !this.#isGonePod(name));
     this.#folded = new Map(pods.map((pod) => [pod.uid, pod.classKey]));
     this.#enforcing = enforcing;
     this.#inbound = inbound;
@@ -453,15 +467,20 @@ export class NodeProxy {
 
   #identity({ name, namespace, serviceAccount }: ProxyPod): string {
     const address = this.#workloads.addresses.get(`${this.#options.clusterId ?? 'Kubernetes'}//Pod/${namespace}/${name}`)?.message.type;
-    const domain = (address?.$case === 'workload' && address.value.trust_domain) || 'cluster.local';
-    return `spiffe://${domain}/ns/${namespace}/sa/${serviceAccount || 'default'}`;
+    const trustDomain = this.#options.trustDomain ?? ((address?.$case === 'workload' && address.value.trust_domain) || DEFAULT_TRUST_DOMAIN);
+    return spiffeId({ trustDomain, namespace, serviceAccount: serviceAccount || 'default' });
   }
 
   #workloadsChanged(): void {
     const now = JSON.stringify([...this.#pods.values()].map((pod) => this.#identity(pod)));
     if (now === this.#identities) return;
     this.#identities = now;
+    this.#wantCertificates();
     this.#schedule();
+  }
+
+  #wantCertificates(): void {
+    this.#certificates?.want(new Set([...this.#pods.values()].map((pod) => this.#identity(pod))));
   }
 
   /** Once Envoy has a pod's inbound listeners its callers are sent there, those on this node by its endpoints. */

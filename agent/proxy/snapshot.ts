@@ -34,6 +34,10 @@ export class Snapshot {
     this.#types = new Map(types);
   }
 
+  with(type: string, entries: Entries): Snapshot {
+    return new Snapshot([...this.#types, [type, entries]], this.keeps);
+  }
+
   keeping(keeps: (type: string, name: string) => boolean): Snapshot {
     return new Snapshot(this.#types, keeps);
   }

@@ -15,6 +15,13 @@ export function metricsText(status: AgentStatus, counters: Counters | undefined)
   text.add('underpass_envoy_up', 'gauge', 'Whether the shared Envoy runs.', Number(status.proxy.envoy.pid !== undefined));
   text.add('underpass_control_plane_connected', 'gauge', 'Whether the stream to the control plane is up.', Number(status.proxy.controlPlane.connected));
   text.add('underpass_proxy_rejected_resources', 'gauge', 'Resources that Envoy or the agent rejects; their last good version stays in force.', status.proxy.nacks.length);
+  const { certificates } = status.proxy;
+  if (certificates) {
+    text.add('underpass_ca_up', 'gauge', 'Whether the CA gave a certificate when it was last asked.', Number(certificates.problem === undefined));
+    for (const { id, notAfter } of certificates.identities) {
+      text.add('underpass_certificate_expiry_timestamp_seconds', 'gauge', 'When the certificate of a service account of this node expires, in seconds since the epoch; 0: there is none.', notAfter === undefined ? 0 : Date.parse(notAfter) / 1000, { identity: id });
+    }
+  }
   text.add('underpass_workloads_connected', 'gauge', 'Whether the source of pods is connected.', Number(status.workloads.problem === undefined));
   text.add('underpass_acceleration_on', 'gauge', 'Whether the self-test allowed short-circuits.', Number(status.acceleration.on), status.acceleration.reason === undefined ? {} : { reason: status.acceleration.reason });
   if ('checks' in status.selfTest) {

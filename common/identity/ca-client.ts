@@ -73,9 +73,13 @@ export class CaIdentitySource implements IdentitySource, Closable {
     return () => void this.#listeners.delete(listener);
   }
 
-  /** Tries until the CA answers; @throws UnderpassError `UNDERPASS_CA_REFUSED` when it refuses, or when this was closed. */
-  async issue(): Promise<IssuedCertificate> {
-    const { impersonate, ttlMs } = this.#options;
+  /**
+   * Tries until the CA answers.
+   * @param impersonate as the option says, or another identity that a node's proxy asks for
+   * @throws UnderpassError `UNDERPASS_CA_REFUSED` when it refuses, or when this was closed
+   */
+  async issue(impersonate = this.#options.impersonate): Promise<IssuedCertificate> {
+    const { ttlMs } = this.#options;
     const { requestPem, privateKeyPem } = await createCertificateRequest(impersonate);
     const request = IstioCertificateRequest.fromPartial({
       csr: requestPem,
@@ -88,7 +92,7 @@ export class CaIdentitySource implements IdentitySource, Closable {
         return this.#accept(await this.#call(request), privateKeyPem);
       } catch (error) {
         const { code, details } = error as ServiceError;
-        if (code === undefined || this.#closed.signal.aborted) throw error;
+        if (typeof code !== 'number' || this.#closed.signal.aborted) throw error;
         const failure = new UnderpassError('UNDERPASS_CA_REFUSED', `asking ${this.#options.address} for a certificate: ${GrpcStatus[code] ?? code}: ${details}`);
         if (!WORTH_A_RETRY.includes(code)) throw failure;
         this.#options.onError?.(failure);

@@ -103,6 +103,11 @@ export class CertificateAuthority {
     return new CertificateAuthority(options, undefined, { issuing: await readSigningKey(material, origin, (options.clock ?? systemClock).now()) });
   }
 
+  /** What signs, for another process that is to be the same CA: it has the key in it. */
+  get material(): CaMaterial {
+    return this.#issuing.material;
+  }
+
   /** All roots that count now, the issuing one's first. */
   get rootPem(): string {
     return [...new Set([...this.#issuing.rootPems, ...(this.#next?.rootPems ?? []), ...this.#retiring])].join('');

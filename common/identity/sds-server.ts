@@ -4,12 +4,12 @@
  */
 import { Server, ServerCredentials } from '@grpc/grpc-js';
 import { rmSync } from 'node:fs';
-import { Secret } from '../../proto/generated/envoy/extensions/transport_sockets/tls/v3/secret.js';
+import type { Secret } from '../../proto/generated/envoy/extensions/transport_sockets/tls/v3/secret.js';
 import { SecretDiscoveryServiceService } from '../../proto/generated/envoy/service/secret/v3/sds.js';
 import type { Closable } from '../lifecycle.js';
 import type { IssuedCertificate } from './ca.js';
 import { CertificateRotation, type RotationOptions } from './rotation.js';
-import { ROOT_SECRET, rootSecret, SecretStreams, WORKLOAD_SECRET } from './secret-streams.js';
+import { certificateSecret, ROOT_SECRET, rootSecret, SecretStreams, WORKLOAD_SECRET } from './secret-streams.js';
 
 export { ROOT_SECRET, WORKLOAD_SECRET } from './secret-streams.js';
 
@@ -72,19 +72,7 @@ export class SdsServer implements Closable {
   }
 
   #secret(name: string): Secret | undefined {
-    if (name === WORKLOAD_SECRET) {
-      const { chainPem, privateKeyPem } = this.#rotation.current;
-      return Secret.fromPartial({
-        name,
-        type: {
-          $case: 'tls_certificate',
-          value: {
-            certificate_chain: { specifier: { $case: 'inline_string', value: chainPem } },
-            private_key: { specifier: { $case: 'inline_string', value: privateKeyPem } },
-          },
-        },
-      });
-    }
+    if (name === WORKLOAD_SECRET) return certificateSecret(name, this.#rotation.current);
     if (name === ROOT_SECRET) return rootSecret(this.#options.source.rootPem);
     return this.#options.more?.(name);
   }

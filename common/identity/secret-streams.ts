@@ -11,6 +11,7 @@ import {
 } from '../../proto/generated/envoy/service/discovery/v3/discovery.js';
 import type { SecretDiscoveryServiceServer } from '../../proto/generated/envoy/service/secret/v3/sds.js';
 import { pack, typeUrl } from '../xds/any.js';
+import type { IssuedCertificate } from './ca.js';
 
 export const WORKLOAD_SECRET = 'default';
 export const ROOT_SECRET = 'ROOTCA';
@@ -24,6 +25,12 @@ interface Subscriber {
 export function rootSecret(rootPem: string): Secret {
   const trusted = { specifier: { $case: 'inline_string' as const, value: rootPem } };
   return Secret.fromPartial({ name: ROOT_SECRET, type: { $case: 'validation_context', value: { trusted_ca: trusted } } });
+}
+
+/** The secret by which a peer is shown who this is. */
+export function certificateSecret(name: string, { chainPem, privateKeyPem }: Pick<IssuedCertificate, 'chainPem' | 'privateKeyPem'>): Secret {
+  const inline = (text: string) => ({ specifier: { $case: 'inline_string' as const, value: text } });
+  return Secret.fromPartial({ name, type: { $case: 'tls_certificate', value: { certificate_chain: inline(chainPem), private_key: inline(privateKeyPem) } } });
 }
 
 export class SecretStreams {

@@ -28,6 +28,8 @@ import { TokenReviewAuthenticator, type TokenReviewOptions } from './token-revie
 export interface SecurityOptions {
   /** `host:port` of the TLS port; istiod's is 15012. */
   listen: readonly string[];
+  /** A CA that is there already; whoever gave it sees to its rotation. */
+  ca?: CertificateAuthority;
   /** More names and addresses of the server's certificate than istiod's own. */
   hosts?: readonly string[];
   /** A directory with Istio's `cacerts`, followed live; without one the Secret `cacerts` of the root namespace counts, else a root of its own. */
@@ -61,7 +63,9 @@ export class Security implements Closable {
     const secret = cacertsSecret(model);
     const store = new ClosableStore();
     let ca: CertificateAuthority;
-    if (caDirectory !== undefined) {
+    if (options.ca) {
+      ca = options.ca;
+    } else if (caDirectory !== undefined) {
       const material = await readCacerts(caDirectory);
       ca = await CertificateAuthority.from(material, caDirectory, common);
       store.add(new CacertsWatcher(ca, caDirectory, material, logger));
@@ -75,7 +79,7 @@ export class Security implements Closable {
     const onError = (error: Error): void => logger.error({ reason: error.message }, "the secure port's certificate could not be renewed");
     const serverIdentity = await ServerIdentity.start({ ca, hosts, identity: { namespace: rootNamespace, serviceAccount: SERVER_ACCOUNT }, onError });
     store.add(serverIdentity);
-    const security = new Security(ca, new Authenticators(await authenticatorsOf(options, model), logger), model, logger, caDirectory === undefined && secret !== undefined, options, serverIdentity);
+    const security = new Security(ca, new Authenticators(await authenticatorsOf(options, model), logger), model, logger, !options.ca && caDirectory === undefined && secret !== undefined, options, serverIdentity);
     security.#store.add(store);
     return security;
   }

@@ -27,6 +27,8 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { parseAllDocuments } from 'yaml';
 import { askAgent, instancePaths, type AgentStatus } from '../../agent/index.js';
+import { CertificateAuthority } from '../../common/identity/ca.js';
+import { TokenIssuer } from '../../common/identity/service-account-token.js';
 import { logger } from '../../common/log.js';
 import { run, type RunResult } from '../../common/process.js';
 import { waitFor } from '../../common/retry.js';
@@ -72,8 +74,26 @@ export interface WorldOptions {
   bare?: boolean;
 }
 
+/** The node agent as Kubernetes would run it: what it proves itself to the CA with is a token of its pod on that node. */
+const AGENTS = `apiVersion: apps/v1
+kind: DaemonSet
+metadata: {name: underpass, namespace: underpass-system}
+spec:
+  selector: {matchLabels: {app: underpass}}
+  template:
+    metadata: {labels: {app: underpass}}
+    spec: {serviceAccountName: underpass, containers: [{name: agent, image: sleep}]}
+`;
 const MARKER = 'mesh-world-step';
 const READY_TIMEOUT_MS = 60_000;
+
+interface NodeAgent {
+  readonly child: ChildProcess;
+  readonly paths: ReturnType<typeof instancePaths>;
+  /** Its instance has the world's name. */
+  readonly isFirst: boolean;
+  log: string;
+}
 
 const pod = (namespace: string, name: string, labels: string, container: string): string => `apiVersion: v1
 kind: Pod
@@ -93,18 +113,17 @@ export class MeshWorld {
   readonly name: string;
   lab!: Lab;
   pilot!: Pilot;
-  /** What the node agent wrote. */
-  agentLog = '';
+  /** Of sidecars and of the node's pods alike. */
+  ca!: CertificateAuthority;
+  #tokens!: TokenIssuer;
   #folder = '';
-  #agent: ChildProcess | undefined;
+  readonly #agents = new Map<string, NodeAgent>();
   #steps = 0;
   readonly #written = new Map<string, string>();
-  readonly #paths: ReturnType<typeof instancePaths>;
 
   /** @param name of the test's area, e.g. `routing`: part of the names of namespaces and cgroups */
   constructor(name: string, readonly options: WorldOptions = {}) {
     this.name = `up-${name}-${process.pid}`;
-    this.#paths = instancePaths({ instance: this.name });
   }
 
   /** Directory with the configuration that `apply` writes, read by pilot. */
@@ -122,13 +141,16 @@ export class MeshWorld {
     const world = join(this.#folder, 'world');
     for (const folder of [world, this.configDir]) mkdirSync(folder);
     writeFileSync(join(world, 'world.yaml'), this.#world());
-    this.lab = await Lab.up({ name: this.name, sources: [world], watch: false, discovery: this.discovery, sidecarConcurrency: 1, purpose: 'test', ...(this.options.nodes ? { nodes: this.options.nodes } : {}) });
+    this.ca = await CertificateAuthority.create();
+    this.#tokens = await TokenIssuer.create();
+    writeFileSync(join(this.#folder, 'jwks.json'), JSON.stringify(this.#tokens.jwks));
+    this.lab = await Lab.up({ name: this.name, ca: this.ca, sources: [world], watch: false, discovery: this.discovery, sidecarConcurrency: 1, purpose: 'test', ...(this.options.nodes ? { nodes: this.options.nodes } : {}) });
     await this.lab.whenReady();
     // Pilot after the lab, and its socket last: proxies that wait for it then come up at once.
     const { pilot = {} } = this.options;
-    this.pilot = new Pilot({ sources: [world, this.lab.objectsDir, this.configDir], logger: logger('pilot').child({}, { level: 'warn' }), debounce: { quietMs: 20 }, ...pilot, listen: [this.discovery, ...(pilot.listen ?? [])] });
+    this.pilot = new Pilot({ sources: [world, this.lab.objectsDir, this.configDir], logger: logger('pilot').child({}, { level: 'warn' }), debounce: { quietMs: 20 }, security: { listen: ['127.0.0.1:0'], hosts: ['127.0.0.1'], ca: this.ca, tokenJwks: join(this.#folder, 'jwks.json') }, ...pilot, listen: [this.discovery, ...(pilot.listen ?? [])] });
     await this.pilot.start();
-    if (!this.options.sidecarsOnly) this.#startAgent();
+    if (!this.options.sidecarsOnly) for (const { name } of this.lab.info().nodes) await this.startAgent(name);
     await this.lab.whenReady({ sidecars: true, timeoutMs: READY_TIMEOUT_MS });
     if (!this.options.sidecarsOnly) await this.#enrolled();
     await this.settled();
@@ -138,6 +160,7 @@ export class MeshWorld {
     const { yaml, outside, bare } = this.options;
     const parts: string[] = [];
     const own = (...objects: string[]): string[] => (bare ? [] : objects);
+    if (!this.options.sidecarsOnly) parts.push(AGENTS);
     for (const mode of MODES) {
       if (mode === 'node' && this.options.sidecarsOnly) continue;
       parts.push(
@@ -156,34 +179,71 @@ export class MeshWorld {
     return parts.join('---\n');
   }
 
-  #startAgent(): void {
-    const args = ['agent', '--discovery', this.discovery, '--lab-socket', this.lab.socket, '--instance', this.name, '--concurrency', '1'];
-    const child = spawn(process.execPath, [CLI, ...args], { stdio: ['ignore', 'pipe', 'pipe'] });
-    for (const stream of [child.stdout, child.stderr]) stream.on('data', (chunk: Buffer) => (this.agentLog += chunk.toString()));
-    this.#agent = child;
+  /** The agent of a node: at first, and again after `stopAgent`. */
+  async startAgent(node: string, { caAddress = this.pilot.secureAddresses[0]! } = {}): Promise<void> {
+    const instance = `${this.name}${this.#agents.size === 0 || this.#agents.get(node)?.isFirst ? '' : `-${node}`}`;
+    const folder = join(this.#folder, `agent-${node}`);
+    mkdirSync(folder, { recursive: true, mode: 0o700 });
+    const [pod] = this.lab.records(node).filter(({ namespace }) => namespace === 'underpass-system');
+    writeFileSync(join(folder, 'token'), await this.#tokens.issue({ namespace: 'underpass-system', serviceAccount: 'underpass', pod: { name: pod!.name }, nodeName: node }), { mode: 0o600 });
+    writeFileSync(join(folder, 'root.pem'), this.ca.rootPem);
+    const args = ['agent', '--discovery', this.discovery, '--lab-socket', this.lab.socket, '--node', node, '--instance', instance, '--concurrency', '1'];
+    const child = spawn(process.execPath, [CLI, ...args, '--ca', caAddress, '--ca-root', join(folder, 'root.pem'), '--ca-token', join(folder, 'token')], { stdio: ['ignore', 'pipe', 'pipe'] });
+    const before = this.#agents.get(node);
+    const agent: NodeAgent = { child, paths: instancePaths({ instance }), isFirst: before?.isFirst ?? this.#agents.size === 0, log: before?.log ?? '' };
+    for (const stream of [child.stdout, child.stderr]) stream.on('data', (chunk: Buffer) => (agent.log += chunk.toString()));
+    this.#agents.set(node, agent);
   }
 
-  async agentStatus(): Promise<AgentStatus> {
-    return JSON.parse(await askAgent(this.#paths.adminSocket, '/v1/status')) as AgentStatus;
+  /** Ends a node's agent; its Envoy and the kernel go on. */
+  async stopAgent(node: string): Promise<void> {
+    const { child } = this.#agentOf(node);
+    if (child.exitCode !== null || child.signalCode !== null) return;
+    child.kill('SIGTERM');
+    const timer = setTimeout(() => child.kill('SIGKILL'), 10_000);
+    await once(child, 'exit');
+    clearTimeout(timer);
+  }
+
+  #agentOf(node = [...this.#agents.keys()][0]!): NodeAgent {
+    const agent = this.#agents.get(node);
+    assert.ok(agent, `no agent of node ${node}`);
+    return agent;
+  }
+
+  /** What a node's agent wrote; of the first node, if none is named. */
+  agentLog(node?: string): string {
+    return this.#agentOf(node).log;
+  }
+
+  async agentStatus(node?: string): Promise<AgentStatus> {
+    return JSON.parse(await askAgent(this.#agentOf(node).paths.adminSocket, '/v1/status')) as AgentStatus;
+  }
+
+  async agentMetrics(node?: string): Promise<string> {
+    return askAgent(this.#agentOf(node).paths.adminSocket, '/metrics');
   }
 
   /** What the shared Envoy's admin interface says. */
-  async nodeProxyAdmin(path: string): Promise<string> {
-    return (await run('curl', ['-s', '--max-time', '10', '--unix-socket', join(this.#paths.folder, 'envoy-admin.sock'), `http://envoy${path}`])).stdout;
+  async nodeProxyAdmin(path: string, node?: string): Promise<string> {
+    return (await run('curl', ['-s', '--max-time', '10', '--unix-socket', join(this.#agentOf(node).paths.folder, 'envoy-admin.sock'), `http://envoy${path}`])).stdout;
   }
 
   async #enrolled(): Promise<void> {
-    let last: unknown;
-    const probe = async (): Promise<boolean> => {
-      if (this.#agent?.exitCode !== null) throw new Error(`the agent ended:\n${this.agentLog.slice(-4000)}`);
-      const now = await this.agentStatus().catch(() => undefined);
-      const pods = now?.pods.filter(({ mode }) => mode === 'node') ?? [];
-      last = pods;
-      return now?.ready === true && pods.length > 0 && pods.every((item) => item.state === 'enrolled' && item.settled);
-    };
-    await waitFor('the pods of mode node to be enrolled', probe, { timeoutMs: READY_TIMEOUT_MS, everyMs: 50 }).catch((error: unknown) => {
-      throw new Error(`${String(error)}\n${JSON.stringify(last)}\n${this.agentLog.slice(-4000)}`);
-    });
+    for (const [node, agent] of this.#agents) {
+      let last: unknown;
+      const probe = async (): Promise<boolean> => {
+        if (agent.child.exitCode !== null) throw new Error('the agent ended');
+        const now = await this.agentStatus(node).catch(() => undefined);
+        const pods = now?.pods.filter(({ mode }) => mode === 'node') ?? [];
+        last = [now?.notReady, pods];
+        const some = pods.length > 0 || this.#agents.size > 1;
+        return now?.ready === true && some && pods.every((item) => item.state === 'enrolled' && item.settled);
+      };
+      await waitFor(`the pods of mode node on ${node} to be enrolled`, probe, { timeoutMs: READY_TIMEOUT_MS, everyMs: 50 }).catch((error: unknown) => {
+        throw new Error(`${String(error)}\n${JSON.stringify(last)}\n${agent.log.slice(-4000)}`);
+      });
+    }
   }
 
   /**
@@ -227,9 +287,12 @@ export class MeshWorld {
       last = ads.connections.filter(({ types }) => Object.values(types).some(({ isAnswered }) => !isAnswered)).map(({ node }) => node);
       if (!settled) return false;
       if (this.options.sidecarsOnly) return true;
-      const { proxy } = await this.agentStatus();
-      last = proxy;
-      return proxy.settled && this.pilot.status().settled;
+      for (const node of this.#agents.keys()) {
+        const { proxy } = await this.agentStatus(node);
+        last = proxy;
+        if (!proxy.settled) return false;
+      }
+      return this.pilot.status().settled;
     };
     await waitFor('all proxies to have the newest configuration', now, { timeoutMs: 20_000, everyMs: 10 }).catch((error: unknown) => {
       throw new Error(`${String(error)}\n${JSON.stringify(last)}`);
@@ -239,8 +302,8 @@ export class MeshWorld {
   /** What any proxy refused; a test that expects none says so. */
   async nacks(): Promise<string[]> {
     const fromPilot = this.pilot.status().ads.connections.flatMap(({ node, types }) => Object.entries(types).flatMap(([type, { nack }]) => (nack ? [`${node}: ${type}: ${nack.message}`] : [])));
-    const fromAgent = this.options.sidecarsOnly ? [] : (await this.agentStatus()).proxy.nacks.map(({ type, name, message }) => `node: ${type} ${name}: ${message}`);
-    return [...fromPilot, ...fromAgent];
+    const agents = await Promise.all([...this.#agents.keys()].map((node) => this.agentStatus(node)));
+    return [...fromPilot, ...agents.flatMap(({ node, proxy }) => proxy.nacks.map(({ type, name, message }) => `${node}: ${type} ${name}: ${message}`))];
   }
 
   /** One request with curl from a pod. A connection that fails is an error, unless `tryCurl` is used. */
@@ -295,14 +358,10 @@ const one = () => new Promise((resolve) => {
   }
 
   async down(): Promise<void> {
-    const agent = this.#agent;
-    if (agent && agent.exitCode === null && agent.signalCode === null) {
-      agent.kill('SIGTERM');
-      const timer = setTimeout(() => agent.kill('SIGKILL'), 10_000);
-      await once(agent, 'exit');
-      clearTimeout(timer);
+    for (const [node, { paths }] of this.#agents) {
+      await this.stopAgent(node);
+      await run(process.execPath, [CLI, 'agent', '--cleanup', '--instance', paths.instance], { okCodes: [0, 1], timeoutMs: 30_000 });
     }
-    if (agent) await run(process.execPath, [CLI, 'agent', '--cleanup', '--instance', this.name], { okCodes: [0, 1], timeoutMs: 30_000 });
     await (this.pilot as Pilot | undefined)?.stop();
     await (this.lab as Lab | undefined)?.down();
     if (this.#folder) rmSync(this.#folder, { recursive: true, force: true });
