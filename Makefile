@@ -1,4 +1,4 @@
-# make demo: sets up, builds, shows the whole way once.   make test: sets up, builds, runs every test.
+# make demo: sets up, builds, shows the whole way once.   make test: sets up, builds, runs the tests but those of test-kube.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
@@ -13,7 +13,7 @@ Q := @
 msg = @printf '  %-9s %s\n' $(1) "$(patsubst $(CURDIR)/%,%,$(2))";
 endif
 
-.PHONY: all setup build typescript native test demo bench bench-pilot lint clean distclean
+.PHONY: all setup build typescript native test test-kube demo bench bench-pilot lint clean distclean
 
 all: build
 
@@ -40,6 +40,11 @@ typescript: proto/generated/.stamp
 # ARGS: parts of test file names, e.g. `make test ARGS=pilot/`.
 test: build
 	$(Q)node test/run.mjs $(ARGS)
+
+# Against a real kube-apiserver, which is built once.
+test-kube: build
+	$(Q)./scripts/setup-kube.sh
+	$(Q)node test/run.mjs $(or $(ARGS),test/kube/)
 
 demo: build
 	$(Q)exec ./bin/underpass demo $(ARGS)

@@ -1,6 +1,7 @@
 /** `underpass pilot`: the control plane alone. */
 import type { Command } from 'commander';
-import { UnderpassError } from '../common/errors.js';
+import { KubeClient } from '../common/kube/client.js';
+import { inClusterServer, readKubeconfig, type ApiServer } from '../common/kube/kubeconfig.js';
 import { logger } from '../common/log.js';
 import { Pilot, type MeshConfig, type PilotOptions } from '../pilot/index.js';
 
@@ -38,7 +39,7 @@ const collect = (value: string, all: string[] | undefined): string[] => [...(all
 export function configure(command: Command): void {
   command
     .option('--source <[cluster=name[,network=name]:]dir>', 'directory (or file) of Kubernetes and Istio YAML, followed live; may be given several times, later ones override; cluster=NAME,network=NETWORK:DIR is of that cluster, and the first one has the configuration of all', collect)
-    .option('--kubeconfig <file>', 'read the API server of the cluster that has the configuration, besides what --source says; remote clusters join by Secrets labelled istio/multiCluster=true')
+    .option('--kubeconfig <file>', 'read the API server of the cluster that has the configuration, besides what --source says (default: without --source, that of the cluster that this is a pod of); remote clusters join by Secrets labelled istio/multiCluster=true')
     .option('--context <name>', 'of the kubeconfig (default: its current one)')
     .option('--listen <address>', `host:port or unix:PATH for ADS; may be given several times (default ${DEFAULT_LISTEN})`, collect)
     .option('--secure-listen <address>', "host:port for ADS and the CA over TLS, istiod's is 15012; may be given several times (default: none)", collect)
@@ -48,7 +49,7 @@ export function configure(command: Command): void {
     .option('--token-jwks <file>', 'file or https URL of the keys that service account tokens are verified with')
     .option('--token-issuer <issuer>', "the tokens' issuer (default https://kubernetes.default.svc.cluster.local)")
     .option('--token-audience <audience>', "the tokens' audience; may be given several times (default istio-ca)", collect)
-    .option('--token-review', "ask Kubernetes' API server about tokens, with this pod's own service account")
+    .option('--token-review', "ask Kubernetes' API server about tokens (default: if one is known and no --token-jwks is given)")
     .option('--node-account <account>', "namespace/service-account of nodes' proxies that may ask for their pods' identities; may be given several times", collect)
     .option('--monitoring-listen <address>', `host:port for /metrics, /ready and /debug pages; "none" for none (default ${DEFAULT_MONITORING})`)
     .option('--webhook-listen <address>', 'host:port for the webhooks over HTTPS: /inject and /validate (default: none)')
@@ -63,7 +64,8 @@ export function configure(command: Command): void {
       const { outboundTrafficPolicy } = options;
       if (outboundTrafficPolicy !== undefined && outboundTrafficPolicy !== 'ALLOW_ANY' && outboundTrafficPolicy !== 'REGISTRY_ONLY') command.error(`--outbound-traffic-policy: found ${outboundTrafficPolicy}, expected ALLOW_ANY or REGISTRY_ONLY`);
       const { source: sources = [], kubeconfig, context } = options;
-      if (sources.length === 0 && kubeconfig === undefined) command.error('nothing to read: give --source or --kubeconfig');
+      const apiServer = kubeconfig !== undefined ? await readKubeconfig(kubeconfig, context) : sources.length === 0 ? inClusterServer() : undefined;
+      if (sources.length === 0 && !apiServer) command.error('nothing to read: give --source or --kubeconfig (this is no pod of a cluster, whose API server would be read)');
       const log = logger('pilot');
       const monitoringListen = options.monitoringListen ?? DEFAULT_MONITORING;
       const meshConfig: Partial<MeshConfig> = {
@@ -72,8 +74,10 @@ export function configure(command: Command): void {
       };
       const meshConfigFile = options.meshConfig === undefined ? {} : { meshConfigFile: options.meshConfig };
       const webhooks = webhooksOf(options);
-      const security = securityOf(options);
-      const pilot = new Pilot({ sources, ...(kubeconfig === undefined ? {} : { kubeconfig: { file: kubeconfig, ...(context === undefined ? {} : { context }) } }), listen: options.listen ?? [DEFAULT_LISTEN], meshConfig, ...meshConfigFile, ...(monitoringListen === 'none' ? {} : { monitoringListen }), ...(webhooks ? { webhooks } : {}), ...(security ? { security } : {}), ...(options.provisionDir === undefined ? {} : { provisionDir: options.provisionDir }), logger: log });
+      const reviewer = apiServer ?? inClusterServer();
+      if (options.tokenReview && !reviewer) command.error('--token-review: there is no API server to ask: give --kubeconfig, or run as a pod');
+      const security = securityOf(options, reviewer);
+      const pilot = new Pilot({ sources, ...(apiServer ? { apiServer } : {}), listen: options.listen ?? [DEFAULT_LISTEN], meshConfig, ...meshConfigFile, ...(monitoringListen === 'none' ? {} : { monitoringListen }), ...(webhooks ? { webhooks } : {}), ...(security ? { security } : {}), ...(options.provisionDir === undefined ? {} : { provisionDir: options.provisionDir }), logger: log });
       const stopped = new Promise<string>((resolve) => {
         for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => resolve(signal));
       });
@@ -93,7 +97,8 @@ function webhooksOf({ webhookListen, injectionConfig, webhookConfigurations, web
   };
 }
 
-function securityOf(options: Options): PilotOptions['security'] {
+/** @param apiServer asked about tokens when nothing else is said of them */
+function securityOf(options: Options, apiServer: ApiServer | undefined): PilotOptions['security'] {
   const { secureListen, secureHost, caDir, caState, tokenJwks, tokenIssuer, tokenAudience, tokenReview, nodeAccount } = options;
   if (secureListen === undefined) return undefined;
   return {
@@ -104,15 +109,7 @@ function securityOf(options: Options): PilotOptions['security'] {
     ...(tokenJwks === undefined ? {} : { tokenJwks }),
     ...(tokenIssuer === undefined ? {} : { tokenIssuer }),
     ...(tokenAudience === undefined ? {} : { tokenAudiences: tokenAudience }),
-    ...(tokenReview ? { tokenReview: inClusterReview() } : {}),
+    ...(apiServer && (tokenReview ?? tokenJwks === undefined) ? { tokenReview: new KubeClient(apiServer) } : {}),
     ...(nodeAccount === undefined ? {} : { nodeAccounts: nodeAccount }),
   };
-}
-
-/** As Kubernetes tells every pod. */
-function inClusterReview(): NonNullable<NonNullable<PilotOptions['security']>['tokenReview']> {
-  const { KUBERNETES_SERVICE_HOST: host, KUBERNETES_SERVICE_PORT: port = '443' } = process.env;
-  if (!host) throw new UnderpassError('UNDERPASS_PILOT_TOKENS', '--token-review: this is no pod of a cluster: KUBERNETES_SERVICE_HOST is not set');
-  const files = '/var/run/secrets/kubernetes.io/serviceaccount';
-  return { server: `https://${host.includes(':') ? `[${host}]` : host}:${port}`, caFile: `${files}/ca.crt`, tokenFile: `${files}/token` };
 }

@@ -2,6 +2,7 @@
 import type { LoadedObject, ValidationError } from '../common/kube/yaml.js';
 import { CertificateAuthority } from '../common/identity/ca.js';
 import { DEFAULT_INJECTION } from '../common/injection/config.js';
+import type { ApiServer } from '../common/kube/kubeconfig.js';
 import { ClosableStore } from '../common/lifecycle.js';
 import type { Logger } from '../common/log.js';
 import type { ConfigMap, RequestAuthentication, KubeObject } from '../common/kube/types.js';
@@ -41,7 +42,7 @@ export interface PilotOptions {
    */
   sources: readonly string[];
   /** The API server of the config cluster, read besides the directories, which override it. */
-  kubeconfig?: { file: string; context?: string };
+  apiServer?: ApiServer;
   /** `host:port` (port 0: any) or `unix:PATH`. */
   listen: readonly string[];
   /** Settings that win over what is read from a MeshConfig. */
@@ -149,7 +150,7 @@ export class Pilot {
     );
     const source = new Sources({
       plan: this.#plan,
-      kubeconfig: this.#options.kubeconfig,
+      apiServer: this.#options.apiServer,
       rootNamespace: () => this.#model.mesh.rootNamespace,
       logger: logger.child({ part: 'source' }),
       onChange: (objects) => take(objects),

@@ -13,7 +13,7 @@ packages=(
   nginx-light curl wrk                                                # what the lab's pods run
 )
 
-say() { printf '  %-9s %s\n' "$1" "$2"; }
+source scripts/common.sh
 
 node_major=$(node -p 'process.versions.node.split(".")[0]' 2>/dev/null || echo 0)
 if [ "$node_major" -lt 20 ]; then
@@ -21,30 +21,7 @@ if [ "$node_major" -lt 20 ]; then
   exit 1
 fi
 
-missing=()
-for package in "${packages[@]}"; do
-  [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || missing+=("$package")
-done
-if [ ${#missing[@]} -gt 0 ]; then
-  say APT "${missing[*]}"
-  if [ "$(id -u)" != 0 ]; then
-    echo "setup: root is needed to install: ${missing[*]}" >&2
-    exit 1
-  fi
-  # Debian starts a daemon when its package is installed; nginx is wanted as a program only.
-  if [ ! -e /usr/sbin/policy-rc.d ]; then
-    printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d
-    chmod 755 /usr/sbin/policy-rc.d
-    trap 'rm -f /usr/sbin/policy-rc.d' EXIT
-  fi
-  export DEBIAN_FRONTEND=noninteractive
-  mkdir -p build
-  { apt-get update -qq && apt-get install -y -qq --no-install-recommends "${missing[@]}"; } >build/apt.log 2>&1 || {
-    tail -20 build/apt.log >&2
-    echo "setup: apt-get failed, the whole log is in build/apt.log" >&2
-    exit 1
-  }
-fi
+install_packages "${packages[@]}"
 
 # --ignore-scripts: no dependency gets to run code at install; ffi-napi's prebuilt binary needs none.
 if ! cmp -s package-lock.json node_modules/.package-lock.used; then

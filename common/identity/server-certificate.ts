@@ -35,6 +35,8 @@ export interface ServerCertificateOptions {
   dnsNames: readonly string[];
   ips?: readonly string[];
   uris?: readonly string[];
+  /** In the subject: to Kubernetes' API server a client's group. */
+  organization?: string;
   /** Default: a day. */
   ttlMs?: number;
 }
@@ -43,11 +45,11 @@ export interface ServerCertificateOptions {
 export async function issueServerCertificate(signer: Signer, options: ServerCertificateOptions): Promise<ServerCertificate> {
   x509.cryptoProvider.set(webcrypto);
   const keys = await generateKeys();
-  const { dnsNames, ips = [], uris = [], ttlMs = DAY_MS } = options;
+  const { dnsNames, ips = [], uris = [], organization, ttlMs = DAY_MS } = options;
   const general = (type: 'dns' | 'ip' | 'url') => (value: string): x509.JsonGeneralName => ({ type, value });
   const certificate = await x509.X509CertificateGenerator.create({
     serialNumber: serialNumber(),
-    subject: [{ CN: [dnsNames[0] ?? ips[0] ?? 'unnamed'] }],
+    subject: [{ CN: [dnsNames[0] ?? ips[0] ?? 'unnamed'] }, ...(organization === undefined ? [] : [{ O: [organization] }])],
     issuer: signer.root.subjectName,
     notBefore: new Date(Date.now() - BACKDATE_MS),
     notAfter: new Date(Date.now() + ttlMs),

@@ -41,7 +41,7 @@ export interface SecurityOptions {
   tokenIssuer?: string;
   tokenAudiences?: readonly string[];
   /** To ask Kubernetes' API server about tokens. */
-  tokenReview?: Omit<TokenReviewOptions, 'audiences' | 'trustDomain'>;
+  tokenReview?: TokenReviewOptions['client'];
   /** `namespace/service-account` of proxies that may ask for the identities of their node's pods. */
   nodeAccounts?: readonly string[];
   leafTtlMs?: number;
@@ -148,6 +148,6 @@ async function authenticatorsOf({ tokenJwks, tokenIssuer = LOCAL_ISSUER, tokenAu
     const keys = isUrl ? new URL(tokenJwks) : parseJwks(await readFile(tokenJwks, 'utf8'), tokenJwks);
     all.push(new JwtAuthenticator({ issuer: tokenIssuer, keys, trustDomain, ...audiences }));
   }
-  if (tokenReview) all.push(new TokenReviewAuthenticator({ ...tokenReview, trustDomain, ...audiences }));
+  if (tokenReview) all.push(new TokenReviewAuthenticator({ client: tokenReview, trustDomain, ...audiences }));
   return all;
 }

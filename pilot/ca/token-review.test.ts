@@ -9,6 +9,8 @@ import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { CertificateAuthority } from '../../common/identity/ca.js';
 import { issueServerCertificate } from '../../common/identity/server-certificate.js';
+import { KubeClient } from '../../common/kube/client.js';
+import { parseKubeconfig } from '../../common/kube/kubeconfig.js';
 import { TokenReviewAuthenticator } from './token-review.js';
 import { bearer } from './testing.js';
 
@@ -19,8 +21,10 @@ let asked: { url: string; authorization: string; spec: { token: string; audience
 
 const call = (token: string) => ({ metadata: bearer(token), getPeer: () => 'x', getAuthContext: () => ({}) });
 const status = (value: object): void => void (answer = { code: 201, body: JSON.stringify({ kind: 'TokenReview', status: value }) });
-const reviewer = (more: object = {}): TokenReviewAuthenticator =>
-  new TokenReviewAuthenticator({ server: `https://localhost:${(server.address() as AddressInfo).port}`, caFile: join(folder, 'ca.crt'), tokenFile: join(folder, 'token'), trustDomain: () => 'td', ...more });
+const reviewer = (ca = 'ca.crt'): TokenReviewAuthenticator => {
+  const user = { clusters: [{ name: 'c', cluster: { server: `https://localhost:${(server.address() as AddressInfo).port}`, 'certificate-authority': ca } }], users: [{ name: 'u', user: { tokenFile: 'token' } }], contexts: [{ name: 'x', context: { cluster: 'c', user: 'u' } }], 'current-context': 'x' };
+  return new TokenReviewAuthenticator({ client: new KubeClient(parseKubeconfig(JSON.stringify(user), { place: 'test', folder })), trustDomain: () => 'td' });
+};
 
 before(async () => {
   folder = mkdtempSync(join(tmpdir(), 'up-review-'));
@@ -75,6 +79,6 @@ test('TokenReviewAuthenticator: whatever is not a plain yes for this audience is
 test('TokenReviewAuthenticator: an API server that is not of the given CA is not asked', async () => {
   status({ authenticated: true, audiences: ['istio-ca'], user: { username: 'system:serviceaccount:shop:web' } });
   asked = undefined;
-  await assert.rejects(reviewer({ caFile: join(folder, 'other.crt') }).authenticate(call('the-token')), /asking the API server/);
+  await assert.rejects(reviewer('other.crt').authenticate(call('the-token')), /asking the API server/);
   assert.equal(asked, undefined);
 });

@@ -1,5 +1,5 @@
 // The server here is a stand-in for kube-apiserver, written for these tests: HTTPS that asks for a client certificate or a
-// token, lists in pages, watches with bookmarks, and answers 410 to versions that it has forgotten. No real one is run.
+// token, lists in pages, watches with bookmarks, and answers 410 to versions that it has forgotten. For a real one see test/kube/.
 import assert from 'node:assert/strict';
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import type { ServerResponse } from 'node:http';
@@ -15,7 +15,7 @@ import { rootLogger } from '../../common/log.js';
 import { Backoff, waitFor } from '../../common/retry.js';
 import type { LoadedObject } from '../../common/kube/yaml.js';
 import type { KubeObject } from '../../common/kube/types.js';
-import { parseKubeconfig, readKubeconfig } from './kubeconfig.js';
+import { parseKubeconfig, readKubeconfig } from '../../common/kube/kubeconfig.js';
 import { KubernetesSource, WORKLOAD_RESOURCES } from './kubernetes.js';
 import { planSources, Sources } from './sources.js';
 
@@ -255,7 +255,7 @@ test('Sources: a remote cluster joins by a Secret with its kubeconfig, and leave
   remote.set('secrets', { apiVersion: 'v1', kind: 'Secret', metadata: { name: 'x', namespace: 'shop' } });
   const plan = planSources([]);
   let latest: ReadonlyMap<string, LoadedObject> = new Map();
-  const sources = new Sources({ plan, kubeconfig: { file }, logger, onChange: (objects) => (latest = objects) });
+  const sources = new Sources({ plan, apiServer: await readKubeconfig(file), logger, onChange: (objects) => (latest = objects) });
   t.after(() => sources.close());
   await sources.start();
   assert.deepEqual([...latest.keys()], ['/Pod/shop/a']);

@@ -1,24 +1,14 @@
-/**
- * A Kubernetes API server as a source: each kind is listed in pages, then watched from that version on. A watch that ends is
- * taken up where it was; one whose version is too old (410) begins with a list again. An object that is refused stays as it
- * was. See https://kubernetes.io/docs/reference/using-api/api-concepts/#efficient-detection-of-changes
- */
+/** A Kubernetes API server as a source: all kinds that count, each followed. An object that is refused stays as it was. */
 import { setMaxListeners } from 'node:events';
-import { request as httpRequest, type IncomingMessage } from 'node:http';
-import { Agent, request as httpsRequest } from 'node:https';
 import { errorMessage, UnderpassError } from '../../common/errors.js';
+import { KubeClient, type Resource } from '../../common/kube/client.js';
+import type { ApiServer } from '../../common/kube/kubeconfig.js';
+import type { KubeObject } from '../../common/kube/object.js';
+import { reflect, type Following } from '../../common/kube/reflector.js';
 import { loadValue, formatError, type LoadedObject, type ValidationError } from '../../common/kube/yaml.js';
-import type { KubeObject } from '../../common/kube/types.js';
 import type { Logger } from '../../common/log.js';
-import { Backoff, sleep } from '../../common/retry.js';
-import type { ApiServer } from './kubeconfig.js';
+import type { Backoff } from '../../common/retry.js';
 import type { Source } from './sources.js';
-
-interface Resource {
-  apiVersion: string;
-  kind: string;
-  plural: string;
-}
 
 const resources = (apiVersion: string, kinds: Record<string, string>): Resource[] => Object.entries(kinds).map(([kind, plural]) => ({ apiVersion, kind, plural }));
 
@@ -57,41 +47,24 @@ export interface KubernetesSourceOptions {
   backoff?: () => Backoff;
 }
 
-const MISSING_RETRY_MS = 60_000;
-/** The server ends a watch after this long; unlike for each, so that they do not all come back at once. */
-const WATCH_SECONDS = 300;
-const IDLE_GRACE_MS = 30_000;
-
-class ApiError extends Error {
-  constructor(readonly status: number, message: string) {
-    super(message);
-  }
-}
-
-interface WatchEvent {
-  type: 'ADDED' | 'MODIFIED' | 'DELETED' | 'BOOKMARK' | 'ERROR';
-  object: KubeObject & { code?: number; message?: string };
-}
-
-interface Page {
-  metadata?: { resourceVersion?: string; continue?: string };
-  items?: KubeObject[];
-}
+const SETTLE_MS = 40;
+const START_MS = 30_000;
 
 export class KubernetesSource implements Source {
-  readonly #options: Required<KubernetesSourceOptions>;
+  readonly #options: KubernetesSourceOptions;
+  readonly #client: KubeClient;
   /** By resource, then by the object's key. */
   readonly #objects = new Map<Resource, Map<string, LoadedObject>>();
   readonly #errors = new Map<string, ValidationError[]>();
   readonly #stop = new AbortController();
-  readonly #agent = new Agent({ keepAlive: true });
   #timer: NodeJS.Timeout | undefined;
   #running: Promise<void>[] = [];
   #complete = false;
   #lastProblem = '';
 
   constructor(options: KubernetesSourceOptions) {
-    this.#options = { settleMs: 40, pageSize: 500, startMs: 30_000, backoff: () => new Backoff(), ...options };
+    this.#options = options;
+    this.#client = new KubeClient(options.server);
     // Each kind has a request of its own.
     setMaxListeners(0, this.#stop.signal);
   }
@@ -102,7 +75,7 @@ export class KubernetesSource implements Source {
 
   /** @throws UnderpassError `UNDERPASS_KUBERNETES` when not everything could be read in time; reading goes on until close() */
   async start(): Promise<void> {
-    const { resources: wanted, server, startMs } = this.#options;
+    const { resources: wanted, server, startMs = START_MS } = this.#options;
     let missing = wanted.length;
     await new Promise<void>((resolve, reject) => {
       const timer = setTimeout(() => reject(new UnderpassError('UNDERPASS_KUBERNETES', `reading ${server.url.href}: ${this.#lastProblem || `no answer in ${startMs} ms`}`)), startMs);
@@ -122,93 +95,38 @@ export class KubernetesSource implements Source {
   async close(): Promise<void> {
     this.#stop.abort();
     clearTimeout(this.#timer);
-    this.#agent.destroy();
+    this.#client.close();
     await Promise.all(this.#running);
   }
 
-  async #follow(resource: Resource, onFirst: () => void): Promise<void> {
-    const { signal } = this.#stop;
-    const { logger } = this.#options;
-    const backoff = this.#options.backoff();
+  #follow(resource: Resource, onFirst: () => void): Promise<void> {
+    const { logger, pageSize, backoff } = this.#options;
     let isFirst = true;
-    let version: string | undefined;
-    while (!signal.aborted) {
-      let pauseMs: number | undefined;
-      try {
-        if (version === undefined) {
-          version = await this.#list(resource);
-          if (isFirst) onFirst();
-          isFirst = false;
-        }
-        await this.#watch(resource, version, (newest) => {
-          version = newest;
-          backoff.reset();
-        });
-        // An orderly end: once around with a pause, lest a server that ends each watch at once is asked without end.
-        pauseMs = backoff.next();
-      } catch (error) {
-        if (signal.aborted) return;
-        const status = error instanceof ApiError ? error.status : undefined;
-        if (status === 410 || status === 404) version = undefined;
-        if (status === 404) {
-          // The kind is not installed, or not any more.
-          this.#replace(resource, new Map());
-          if (isFirst) onFirst();
-          isFirst = false;
-          pauseMs = MISSING_RETRY_MS;
-        } else {
-          this.#lastProblem = errorMessage(error);
-          pauseMs = backoff.next();
-          logger.warn({ kind: resource.kind, reason: errorMessage(error), againInMs: Math.round(pauseMs) }, 'reading from the API server failed; what was read stays');
-        }
-      }
-      await sleep(pauseMs, signal).catch(() => undefined);
-    }
-  }
-
-  /** @returns the version to watch from */
-  async #list(resource: Resource): Promise<string> {
-    const found = new Map<string, LoadedObject>();
-    let next = '';
-    for (;;) {
-      const query = new URLSearchParams({ limit: String(this.#options.pageSize), ...(next ? { continue: next } : {}) });
-      const page = JSON.parse(await text(await this.#get(resource, query))) as Page;
-      for (const item of page.items ?? []) this.#load(resource, item, found);
-      next = page.metadata?.continue ?? '';
-      if (next) continue;
-      this.#replace(resource, found);
-      return page.metadata?.resourceVersion ?? '';
-    }
-  }
-
-  /** Until the server ends it. @param onEvent told of the newest version that was seen */
-  async #watch(resource: Resource, from: string, onEvent: (version: string) => void): Promise<void> {
-    let version = from;
-    const seconds = Math.round(WATCH_SECONDS * (1 + Math.random()));
-    const response = await this.#get(resource, new URLSearchParams({ watch: '1', allowWatchBookmarks: 'true', resourceVersion: from, timeoutSeconds: String(seconds) }));
-    // A connection that died without a word would look like a cluster in which nothing happens.
-    response.setTimeout(seconds * 1_000 + IDLE_GRACE_MS, () => response.destroy(new Error('the watch was silent for too long')));
-    try {
-      for await (const line of lines(response)) {
-        if (line === '') continue;
-        const { type, object } = JSON.parse(line) as WatchEvent;
-        if (type === 'ERROR') throw new ApiError(object.code ?? 500, object.message ?? 'the watch was ended');
-        version = object.metadata.resourceVersion ?? version;
-        onEvent(version);
-        if (type === 'BOOKMARK') continue;
-        const known = this.#objects.get(resource)!;
-        if (type === 'DELETED') {
-          const key = keyOf(resource, object);
-          known.delete(key);
-          this.#errors.delete(key);
-        } else {
-          this.#load(resource, object, known);
-        }
+    const following: Following = {
+      begin: () => {
+        const found = new Map<string, LoadedObject>();
+        return {
+          listed: (object) => this.#load(resource, object, found),
+          complete: () => {
+            this.#replace(resource, found);
+            if (isFirst) onFirst();
+            isFirst = false;
+          },
+        };
+      },
+      changed: (object) => {
+        this.#load(resource, object, this.#objects.get(resource)!);
         this.#later();
-      }
-    } finally {
-      response.destroy();
-    }
+      },
+      deleted: (object) => {
+        const key = keyOf(resource, object);
+        this.#objects.get(resource)!.delete(key);
+        this.#errors.delete(key);
+        this.#later();
+      },
+      failed: (error) => (this.#lastProblem = errorMessage(error)),
+    };
+    return reflect({ client: this.#client, resource, following, logger, signal: this.#stop.signal, ...(pageSize === undefined ? {} : { pageSize }), ...(backoff ? { backoff: backoff() } : {}) });
   }
 
   #load(resource: Resource, item: KubeObject, into: Map<string, LoadedObject>): void {
@@ -236,7 +154,7 @@ export class KubernetesSource implements Source {
     this.#timer = setTimeout(() => {
       this.#timer = undefined;
       this.#tell();
-    }, this.#options.settleMs);
+    }, this.#options.settleMs ?? SETTLE_MS);
   }
 
   #tell(): void {
@@ -244,40 +162,8 @@ export class KubernetesSource implements Source {
     for (const resource of this.#options.resources) for (const [key, loaded] of this.#objects.get(resource) ?? []) all.set(key, loaded);
     this.#options.onChange(all);
   }
-
-  async #get({ apiVersion, plural }: Resource, query: URLSearchParams): Promise<IncomingMessage> {
-    const { url, credentials } = this.#options.server;
-    const { headers, ...tls } = await credentials();
-    const path = `${url.pathname.replace(/\/$/, '')}/${apiVersion.includes('/') ? 'apis' : 'api'}/${apiVersion}/${plural}?${query}`;
-    const response = await new Promise<IncomingMessage>((resolve, reject) => {
-      const options = { host: url.hostname.replace(/^\[|\]$/g, ''), port: url.port || (url.protocol === 'http:' ? 80 : 443), path, headers: { accept: 'application/json', ...headers }, signal: this.#stop.signal };
-      const outgoing = url.protocol === 'http:' ? httpRequest(options, resolve) : httpsRequest({ ...options, ...tls, agent: this.#agent }, resolve);
-      outgoing.on('error', reject);
-      outgoing.end();
-    });
-    if (response.statusCode === 200) return response;
-    const body = await text(response).catch(() => '');
-    throw new ApiError(response.statusCode ?? 0, `GET ${path}: ${response.statusCode} ${body.slice(0, 200)}`);
-  }
 }
 
 function keyOf({ apiVersion, kind }: Resource, { metadata }: KubeObject): string {
   return `${apiVersion.includes('/') ? apiVersion.slice(0, apiVersion.indexOf('/')) : ''}/${kind}/${metadata.namespace ?? ''}/${metadata.name}`;
-}
-
-async function text(response: IncomingMessage): Promise<string> {
-  const parts: Buffer[] = [];
-  for await (const part of response) parts.push(part as Buffer);
-  return Buffer.concat(parts).toString('utf8');
-}
-
-/** Ends with the response; a connection that breaks is an error. */
-async function* lines(response: IncomingMessage): AsyncIterable<string> {
-  response.setEncoding('utf8');
-  let rest = '';
-  for await (const part of response) {
-    const complete = (rest + (part as string)).split('\n');
-    rest = complete.pop()!;
-    yield* complete;
-  }
 }

@@ -9,7 +9,7 @@ import type { LoadedObject, ValidationError } from '../../common/kube/yaml.js';
 import type { Logger } from '../../common/log.js';
 import { CLUSTER_KINDS, placedIn } from '../model/clusters.js';
 import { DirectorySource } from './directory.js';
-import { parseKubeconfig, readKubeconfig, type ApiServer } from './kubeconfig.js';
+import { parseKubeconfig, type ApiServer } from '../../common/kube/kubeconfig.js';
 import { CONFIG_RESOURCES, KubernetesSource, WORKLOAD_RESOURCES } from './kubernetes.js';
 
 export interface ClusterSource {
@@ -81,7 +81,7 @@ export function planSources(written: readonly string[]): SourcePlan {
 export interface SourcesOptions {
   plan: SourcePlan;
   /** The config cluster's API server, read besides its directories; with it remote clusters join by Secrets. */
-  kubeconfig?: { file: string; context?: string } | undefined;
+  apiServer?: ApiServer | undefined;
   rootNamespace?: () => string;
   logger: Logger;
   onChange: (objects: Objects) => void;
@@ -106,8 +106,8 @@ export class Sources implements Source {
   }
 
   async start(): Promise<void> {
-    const { kubeconfig } = this.options;
-    if (kubeconfig) this.#sources.set(CONFIG_API, this.#apiSource(CONFIG_API, await readKubeconfig(kubeconfig.file, kubeconfig.context)));
+    const { apiServer } = this.options;
+    if (apiServer) this.#sources.set(CONFIG_API, this.#apiSource(CONFIG_API, apiServer));
     await Promise.all([...this.#sources.values()].map((source) => source.start()));
     this.#started = true;
     this.#tell();
@@ -180,7 +180,7 @@ export class Sources implements Source {
 
   #tell(): void {
     const own = this.#own();
-    if (this.options.kubeconfig) this.#followRemotes(own);
+    if (this.options.apiServer) this.#followRemotes(own);
     this.options.onChange(this.#merged(own));
   }
 

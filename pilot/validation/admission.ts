@@ -8,6 +8,7 @@ import type { KubeObject } from '../../common/kube/types.js';
 import { formatError, errorAt, type LoadedObject, type ValidationError } from '../../common/kube/yaml.js';
 import type { Logger } from '../../common/log.js';
 import type { ObjectChange } from '../model/model.js';
+import { isGatewayApi } from '../gateway-api/parents.js';
 import { MeshIndex, View } from './mesh-index.js';
 import { checkAlone, checkTogether, needsCheck, type ReferenceOptions } from './references.js';
 
@@ -181,6 +182,13 @@ export class Admission {
   }
 }
 
+/** To the mesh: an API server counts each version, and what is said of a Gateway API object's state is pilot's own saying. */
 function sameContent(a: LoadedObject, b: LoadedObject): boolean {
-  return JSON.stringify(a.object) === JSON.stringify(b.object);
+  return contentOf(a) === contentOf(b);
+}
+
+function contentOf({ object }: LoadedObject): string {
+  const { metadata, status, ...rest } = object as KubeObject & { status?: unknown };
+  const { resourceVersion: _version, ...lasting } = metadata;
+  return JSON.stringify([rest, lasting, isGatewayApi(object) ? undefined : status]);
 }

@@ -1,8 +1,8 @@
-/** How an API server is reached, out of a kubeconfig: its address, whom to trust, and how to prove who one is. */
+/** How an API server is reached, out of a kubeconfig or of what Kubernetes gives every pod: its address, whom to trust, and how to prove who one is. */
 import { readFile } from 'node:fs/promises';
-import { dirname, resolve } from 'node:path';
+import { dirname, join, resolve } from 'node:path';
 import { parse } from 'yaml';
-import { errorMessage, UnderpassError } from '../../common/errors.js';
+import { errorMessage, UnderpassError } from '../errors.js';
 
 interface NamedCluster { name: string; cluster?: { server?: string; 'certificate-authority'?: string; 'certificate-authority-data'?: string; 'insecure-skip-tls-verify'?: boolean; 'tls-server-name'?: string } }
 interface NamedUser { name: string; user?: { token?: string; tokenFile?: string; 'client-certificate'?: string; 'client-certificate-data'?: string; 'client-key'?: string; 'client-key-data'?: string; exec?: unknown; 'auth-provider'?: unknown; username?: string; password?: string } }
@@ -13,6 +13,22 @@ export interface ApiServer {
   url: URL;
   /** Read again for each request: tokens and certificates on disk are rotated. */
   credentials(): Promise<{ headers: Record<string, string>; ca?: string; cert?: string; key?: string; servername?: string; rejectUnauthorized: boolean }>;
+}
+
+/** Where Kubernetes mounts a pod's own token and the API server's root. */
+const ACCOUNT_FILES = '/var/run/secrets/kubernetes.io/serviceaccount';
+
+/** The API server of the cluster that this process is a pod of; undefined when it is none. The token is bound to the pod, and rotated. */
+export function inClusterServer(environment: NodeJS.ProcessEnv = process.env, files = ACCOUNT_FILES): ApiServer | undefined {
+  const { KUBERNETES_SERVICE_HOST: host, KUBERNETES_SERVICE_PORT: port = '443' } = environment;
+  if (!host) return undefined;
+  return {
+    url: new URL(`https://${host.includes(':') ? `[${host}]` : host}:${port}`),
+    credentials: async () => {
+      const [ca, token] = await Promise.all(['ca.crt', 'token'].map((name) => readFile(join(files, name), 'utf8')));
+      return { headers: { authorization: `Bearer ${token!.trim()}` }, ca: ca!, rejectUnauthorized: true };
+    },
+  };
 }
 
 export async function readKubeconfig(file: string, context?: string): Promise<ApiServer> {
