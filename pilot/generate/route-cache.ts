@@ -4,6 +4,7 @@
  */
 import type { VirtualService } from '../../common/kube/types.js';
 import type { LoadedObject } from '../../common/kube/yaml.js';
+import { Memo } from '../../common/memo.js';
 import { RouteConfiguration } from '../../proto/generated/envoy/config/route/v3/route.js';
 import { VirtualHost, type Route } from '../../proto/generated/envoy/config/route/v3/route_components.js';
 import type { MeshConfig } from '../model/mesh.js';
@@ -15,33 +16,36 @@ import { makePartedResource, type Resource } from './resource.js';
 /** A field of protobuf with number 2 and a length: RouteConfiguration.virtual_hosts. */
 const VIRTUAL_HOSTS_TAG = 0x12;
 
-const byService = new WeakMap<MeshConfig, WeakMap<MeshService, Map<number, Route[]>>>();
-const byVirtualService = new WeakMap<MeshConfig, WeakMap<LoadedObject<VirtualService>, Map<string, Route[]>>>();
-const hosts = new WeakMap<readonly Route[], WeakMap<readonly string[], VirtualHost>>();
-const encodedHosts = new WeakMap<VirtualHost, Buffer>();
-
-function inner<K extends object, V extends object>(map: WeakMap<K, V>, key: K, make: () => V): V {
-  let value = map.get(key);
-  if (!value) map.set(key, (value = make()));
-  return value;
+/** Of the settings that counted when they were made. */
+interface RoutesOf<K> {
+  mesh: MeshConfig;
+  made: Map<K, Route[]>;
 }
 
-/** The routes of a service that nobody routes. Where rules hash, they depend on the client's namespace and are made anew. */
-export function serviceRoutesOnce(scope: Scope, service: MeshService, port: number, make: () => Route[]): Route[] {
-  if (scope.model.usesHashing) return make();
-  const made = inner(inner(byService, scope.model.mesh, () => new WeakMap()), service, () => new Map<number, Route[]>());
-  let routes = made.get(port);
-  if (!routes) made.set(port, (routes = make()));
+const byService = new Memo<MeshService, RoutesOf<number>>();
+const byVirtualService = new Memo<LoadedObject<VirtualService>, RoutesOf<string>>();
+/** By the domains. */
+const hosts = new Memo<readonly Route[], Map<string, VirtualHost>>();
+const encodedHosts = new Memo<VirtualHost, Buffer>();
+
+function routesOnce<O extends object, K>(kept: Memo<O, RoutesOf<K>>, object: O, key: K, { model: { mesh, usesHashing } }: Scope, make: () => Route[]): Route[] {
+  // Where rules hash, routes depend on the client's namespace and are made anew.
+  if (usesHashing) return make();
+  let found = kept.get(object);
+  if (found?.mesh !== mesh) kept.set(object, (found = { mesh, made: new Map() }));
+  let routes = found.made.get(key);
+  if (!routes) found.made.set(key, (routes = make()));
   return routes;
+}
+
+/** The routes of a service that nobody routes. */
+export function serviceRoutesOnce(scope: Scope, service: MeshService, port: number, make: () => Route[]): Route[] {
+  return routesOnce(byService, service, port, scope, make);
 }
 
 /** Routes of a VirtualService, which stay when others change. @param key all that they depend on besides itself and the mesh */
 export function virtualServiceRoutesOnce(scope: Scope, loaded: LoadedObject<VirtualService>, key: string, make: () => Route[]): Route[] {
-  if (scope.model.usesHashing) return make();
-  const made = inner(inner(byVirtualService, scope.model.mesh, () => new WeakMap()), loaded, () => new Map<string, Route[]>());
-  let routes = made.get(key);
-  if (!routes) made.set(key, (routes = make()));
-  return routes;
+  return routesOnce(byVirtualService, loaded, key, scope, make);
 }
 
 export interface GeneralHosts {
@@ -51,11 +55,11 @@ export interface GeneralHosts {
   shortDomains: ReadonlySet<string>;
 }
 
-const general = new WeakMap<Visibility, Map<string, GeneralHosts>>();
+const general = new Memo<Visibility, Map<string, GeneralHosts>>();
 
 /** A port's virtual hosts as clients of any namespace without services of its own see them. */
 export function generalHostsOnce(scope: Scope, key: string, make: () => VirtualHost[]): GeneralHosts {
-  const made = inner(general, scope.visibility, () => new Map<string, GeneralHosts>());
+  const made = general.once(scope.visibility, () => new Map());
   // Where rules hash, a client's namespace counts for the routes themselves.
   const full = `${key} ${scope.sidecar?.key ?? ''} ${scope.model.usesHashing ? scope.namespace : ''}`;
   let found = made.get(full);
@@ -67,26 +71,25 @@ export function generalHostsOnce(scope: Scope, key: string, make: () => VirtualH
   return found;
 }
 
-/** The same object for the same routes and the same list of domains; neither is to be changed. */
+/** The same object for the same routes and the same domains; neither is to be changed. */
 export function virtualHostOnce(routes: readonly Route[], domains: readonly string[], make: () => VirtualHost): VirtualHost {
-  const made = inner(hosts, routes, () => new WeakMap<readonly string[], VirtualHost>());
-  let host = made.get(domains);
-  if (!host) made.set(domains, (host = make()));
+  const made = hosts.once(routes, () => new Map());
+  const key = domains.join(' ');
+  let host = made.get(key);
+  if (!host) made.set(key, (host = make()));
   return host;
 }
 
 export function encodedHost(host: VirtualHost): Buffer {
-  let bytes = encodedHosts.get(host);
-  if (!bytes) {
+  return encodedHosts.once(host, () => {
     const body = VirtualHost.encode(host).finish();
     const head = [VIRTUAL_HOSTS_TAG];
     for (let rest = body.length; ; rest >>>= 7) {
       head.push(rest > 127 ? (rest & 127) | 128 : rest);
       if (rest <= 127) break;
     }
-    encodedHosts.set(host, (bytes = Buffer.concat([Buffer.from(head), body])));
-  }
-  return bytes;
+    return Buffer.concat([Buffer.from(head), body]);
+  });
 }
 
 /** A table put together from encoded virtual hosts; in protobuf the order of different fields does not count. */

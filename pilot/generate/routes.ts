@@ -5,6 +5,7 @@
 import { isIP } from 'node:net';
 import { RouteConfiguration } from '../../proto/generated/envoy/config/route/v3/route.js';
 import { Route, RouteAction, VirtualHost } from '../../proto/generated/envoy/config/route/v3/route_components.js';
+import { Memo } from '../../common/memo.js';
 import type { VirtualService } from '../../common/kube/types.js';
 import type { LoadedObject } from '../../common/kube/yaml.js';
 import { hostMatches } from '../model/hosts.js';
@@ -168,14 +169,13 @@ export function fallbackVirtualHost(scope: Scope): VirtualHost {
   return virtualHost([route], 'allow_any', ['*']);
 }
 
-const domainsOf = new WeakMap<MeshService, Map<string, readonly string[]>>();
+const domainsOf = new Memo<MeshService, Map<string, readonly string[]>>();
 
 /** Every name under which a client may ask for the service: short forms as its namespace's DNS search resolves them. */
 export function domains(service: MeshService, clientNamespace: string, clusterDomain: string): readonly string[] {
   const namespace = namespaceOfHost(service.host, clusterDomain);
   const isOwn = namespace === clientNamespace;
-  let known = domainsOf.get(service);
-  if (!known) domainsOf.set(service, (known = new Map()));
+  const known = domainsOf.once(service, () => new Map());
   const key = `${isOwn} ${clusterDomain}`;
   let found = known.get(key);
   if (!found) known.set(key, (found = makeDomains(service, namespace, isOwn, clusterDomain)));

@@ -7,7 +7,9 @@ import type { Generator, Generators } from '../generate/generator.js';
 import { TYPE, type Resource } from '../generate/resource.js';
 import { ChangeSet } from '../model/changes.js';
 import { BudgetShare, SendBudget } from './budget.js';
+import { ConnectThrottle } from './connect-throttle.js';
 import type { ConnectionContext } from './connection.js';
+import type { EncodedResponse } from './encode.js';
 import { DeltaConnection } from './delta.js';
 import { PushMetrics } from './metrics.js';
 import { MapStore } from './shared-map.js';
@@ -22,7 +24,7 @@ class Call extends EventEmitter {
   readonly unread: (() => void)[] = [];
   written = 0;
   paused = false;
-  write(_response: Buffer, sent: () => void): boolean {
+  write(_response: EncodedResponse, sent: () => void): boolean {
     this.written++;
     this.unread.push(sent);
     return true;
@@ -34,14 +36,14 @@ class Call extends EventEmitter {
   getPeer = (): string => 'test';
 }
 
-function open(bytes: number): { call: Call; connection: DeltaConnection; budget: SendBudget; ask: (more?: Partial<DeltaDiscoveryRequest>) => void; bump: () => void } {
+function open(bytes: number, throttle = new ConnectThrottle(16)): { call: Call; connection: DeltaConnection; budget: SendBudget; ask: (more?: Partial<DeltaDiscoveryRequest>) => void; bump: () => void } {
   let version = 1;
   const one = (_proxy: unknown, name: string): Resource => ({ name, version: `${version}`, body: { type_url: TYPE.endpoint, value: Buffer.alloc(bytes) } });
   const generator: Generator = { typeUrl: TYPE.endpoint, wildcard: false, all: (proxy) => [one(proxy, 'a'), one(proxy, 'b')], one, affected: () => ['a', 'b'], invalidate: () => undefined };
   const generators = { get: () => generator } as unknown as Generators;
   const budget = new SendBudget(64 << 20);
   const logger = rootLogger.child({}, { level: 'silent' });
-  const context: ConnectionContext = { generators, logger, metrics: new PushMetrics(), budget, maps: new MapStore(), version: () => 'v', clients: () => undefined, wake: () => undefined };
+  const context: ConnectionContext = { generators, logger, metrics: new PushMetrics(), budget, throttle, maps: new MapStore(), version: () => 'v', clients: () => undefined, wake: () => undefined };
   const call = new Call();
   const connection = new DeltaConnection(context, call as unknown as DeltaConnection['call'], () => undefined, { identity: undefined, local: false });
   const ask = (more: Partial<DeltaDiscoveryRequest> = {}): void => void call.emit('data', DeltaDiscoveryRequest.fromPartial({ type_url: TYPE.endpoint, node: { id: NODE }, resource_names_subscribe: ['a'], ...more }));
@@ -59,6 +61,21 @@ test('a client that asks and asks but does not read is made no more responses un
   assert.equal(call.written, 2);
   call.emit('close');
   assert.equal(budget.inFlightBytes, 0);
+});
+
+test('of clients that connect together the requests are read only as earlier ones are answered', async () => {
+  const throttle = new ConnectThrottle(1);
+  const [first, second, third] = [open(10, throttle), open(10, throttle), open(10, throttle)];
+  const reading = (): number[] => [first, second, third].map(({ call }) => call.listenerCount('data'));
+  assert.deepEqual(reading(), [1, 0, 0]);
+  first.ask();
+  await turns();
+  assert.deepEqual([first.call.written, reading()], [1, [1, 1, 0]]);
+  second.call.emit('cancelled');
+  assert.deepEqual(reading(), [1, 1, 1], 'one that goes away makes room as well');
+  third.ask();
+  await turns();
+  assert.equal(third.call.written, 1);
 });
 
 test('delta: after the wildcard is unsubscribed nothing is sent but what was subscribed to by name', async () => {

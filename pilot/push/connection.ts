@@ -10,6 +10,8 @@ import { PUSH_ORDER, TYPE, type Resource } from '../generate/resource.js';
 import type { ChangeSet } from '../model/changes.js';
 import { parseProxy, type Proxy } from '../model/proxy.js';
 import { BudgetShare, type SendBudget } from './budget.js';
+import type { ConnectThrottle } from './connect-throttle.js';
+import type { EncodedResponse } from './encode.js';
 import { shortType, type PushMetrics } from './metrics.js';
 import type { PushTarget } from './queue.js';
 import type { MapStore } from './shared-map.js';
@@ -30,6 +32,7 @@ export interface ConnectionContext {
   logger: Logger;
   metrics: PushMetrics;
   budget: SendBudget;
+  throttle: ConnectThrottle;
   maps: MapStore;
   /** Version of the state that generators read now. */
   version(): string;
@@ -76,14 +79,9 @@ export abstract class Connection<Request> implements PushTarget {
   #convergingSince: number | undefined;
   readonly #share: BudgetShare;
 
-  constructor(readonly context: ConnectionContext, readonly call: ServerDuplexStream<Request, Buffer>, readonly onEnd: () => void, readonly caller: Caller) {
+  constructor(readonly context: ConnectionContext, readonly call: ServerDuplexStream<Request, EncodedResponse>, readonly onEnd: () => void, readonly caller: Caller) {
     this.id = `${++connections}`;
     this.#share = new BudgetShare(context.budget);
-    call.on('data', (request: Request) => {
-      this.#inbox.push(request);
-      if (this.#inbox.length >= MAX_INBOX) call.pause();
-      this.context.budget.whenFree(this.#next);
-    });
     call.on('drain', () => {
       this.#blocked = false;
       this.context.wake(this);
@@ -95,7 +93,19 @@ export abstract class Connection<Request> implements PushTarget {
     call.on('cancelled', () => this.#end('stream cancelled'));
     call.on('error', (error) => this.#end(errorMessage(error)));
     call.on('close', () => this.#end('closed'));
+    context.throttle.enter(this.#read);
   }
+
+  /** Lets requests in; called when the client's turn has come. */
+  readonly #read = (): void => {
+    const { budget, throttle } = this.context;
+    this.call.on('data', (request: Request) => {
+      throttle.heard(this.#read);
+      this.#inbox.push(request);
+      if (this.#inbox.length >= MAX_INBOX) this.call.pause();
+      budget.whenFree(this.#next);
+    });
+  };
 
   /** Answers the oldest request; called when there is room for a response. */
   readonly #next = (): void => {
@@ -108,6 +118,7 @@ export abstract class Connection<Request> implements PushTarget {
       this.fail(GrpcStatus.INTERNAL, `answering it: ${errorMessage(error)}`, error);
       return;
     }
+    this.context.throttle.leave(this.#read);
     if (this.#inbox.length > 0) this.context.budget.whenFree(this.#next);
     else if (this.call.isPaused()) this.call.resume();
   };
@@ -233,19 +244,19 @@ export abstract class Connection<Request> implements PushTarget {
     return nonce;
   }
 
-  protected write(typeUrl: string, response: Buffer): void {
+  protected write(typeUrl: string, response: EncodedResponse): void {
     if (this.#ended) return;
     const { metrics, budget } = this.context;
     const share = this.#share;
     const type = shortType(typeUrl);
     metrics.pushes.inc({ type });
-    metrics.configSize.observe({ type }, response.length);
-    share.take(response.length);
+    metrics.configSize.observe({ type }, response.byteLength);
+    share.take(response.byteLength);
     const sent = (): void => {
       // What was still under way when the stream ended was given back then.
       if (this.#ended) return;
       const wasStuffed = this.#isStuffed;
-      share.give(response.length);
+      share.give(response.byteLength);
       if (!wasStuffed || this.#isStuffed) return;
       this.context.wake(this);
       if (this.#inbox.length > 0) budget.whenFree(this.#next);
@@ -285,6 +296,7 @@ export abstract class Connection<Request> implements PushTarget {
     this.#ended = true;
     this.#inbox.length = 0;
     this.context.budget.forget(this.#next);
+    this.context.throttle.leave(this.#read);
     this.#share.release();
     this.onEnd();
     if (!this.#proxy) return;

@@ -3,6 +3,7 @@
  * is not copied before the response is put together: protobuf allows it, since repeated fields are just written in a row.
  */
 import { DeltaDiscoveryResponse, DiscoveryResponse, Resource as ResourceMessage } from '../../proto/generated/envoy/service/discovery/v3/discovery.js';
+import { Memo } from '../../common/memo.js';
 import type { Resource } from '../generate/resource.js';
 
 /** Field numbers with wire type 2: of `resources` in both responses, of Resource.resource, of Any.type_url and Any.value. */
@@ -11,8 +12,8 @@ const RESOURCE_BODY = 0x12;
 const ANY_TYPE = 0x0a;
 const ANY_VALUE = 0x12;
 
-const deltaFrames = new WeakMap<Resource, Buffer>();
-const sotwFrames = new WeakMap<Resource, Buffer>();
+const deltaFrames = new Memo<Resource, Buffer>();
+const sotwFrames = new Memo<Resource, Buffer>();
 const control_plane = { identifier: 'underpass-pilot' };
 
 export interface DeltaHead {
@@ -22,28 +23,55 @@ export interface DeltaHead {
   removed_resources: string[];
 }
 
-export function encodeDelta(head: DeltaHead, resources: readonly Resource[]): Buffer {
-  const parts: Uint8Array[] = [DeltaDiscoveryResponse.encode(DeltaDiscoveryResponse.fromPartial({ ...head, control_plane })).finish()];
-  for (const resource of resources) addResource(parts, frameOf(deltaFrames, resource, deltaFrame), resource);
-  return Buffer.concat(parts);
+/**
+ * A response in parts that others have as well. Has what grpc-js wants of a message when it puts it into a frame, and so is
+ * copied only then: not before its turn comes on the stream, and not twice.
+ */
+export class EncodedResponse {
+  readonly #parts: Uint8Array[];
+  #length = 0;
+
+  constructor(head: Uint8Array) {
+    this.#parts = [head];
+    this.#length = head.length;
+  }
+
+  get byteLength(): number {
+    return this.#length;
+  }
+
+  add(part: Uint8Array): void {
+    this.#parts.push(part);
+    this.#length += part.length;
+  }
+
+  /** As Buffer.copy: writes all of it into `target`, from its byte `start` on. */
+  copy(target: Uint8Array, start = 0): number {
+    let at = start;
+    for (const part of this.#parts) {
+      target.set(part, at);
+      at += part.length;
+    }
+    return at - start;
+  }
 }
 
-export function encodeSotw(head: { type_url: string; version_info: string; nonce: string }, resources: readonly Resource[]): Buffer {
-  const parts: Uint8Array[] = [DiscoveryResponse.encode(DiscoveryResponse.fromPartial({ ...head, control_plane })).finish()];
-  for (const resource of resources) addResource(parts, frameOf(sotwFrames, resource, sotwFrame), resource);
-  return Buffer.concat(parts);
+export function encodeDelta(head: DeltaHead, resources: readonly Resource[]): EncodedResponse {
+  const response = new EncodedResponse(DeltaDiscoveryResponse.encode(DeltaDiscoveryResponse.fromPartial({ ...head, control_plane })).finish());
+  for (const resource of resources) addResource(response, deltaFrames.once(resource, () => deltaFrame(resource)), resource);
+  return response;
 }
 
-function addResource(parts: Uint8Array[], frame: Buffer, resource: Resource): void {
-  parts.push(frame);
-  if (resource.parts) for (const part of resource.parts) parts.push(part);
-  else parts.push(resource.body.value);
+export function encodeSotw(head: { type_url: string; version_info: string; nonce: string }, resources: readonly Resource[]): EncodedResponse {
+  const response = new EncodedResponse(DiscoveryResponse.encode(DiscoveryResponse.fromPartial({ ...head, control_plane })).finish());
+  for (const resource of resources) addResource(response, sotwFrames.once(resource, () => sotwFrame(resource)), resource);
+  return response;
 }
 
-function frameOf(frames: WeakMap<Resource, Buffer>, resource: Resource, make: (resource: Resource) => Buffer): Buffer {
-  let frame = frames.get(resource);
-  if (!frame) frames.set(resource, (frame = make(resource)));
-  return frame;
+function addResource(response: EncodedResponse, frame: Buffer, resource: Resource): void {
+  response.add(frame);
+  if (resource.parts) for (const part of resource.parts) response.add(part);
+  else response.add(resource.body.value);
 }
 
 /** All of a Resource up to the bytes of its body, which come last. */

@@ -16,6 +16,8 @@ import type { PeerIdentity } from '../ca/peer-identity.js';
 import type { Caller, ClientListener, ConnectionContext, ConnectionStatus } from './connection.js';
 import { DeltaConnection } from './delta.js';
 import { SendBudget } from './budget.js';
+import { ConnectThrottle } from './connect-throttle.js';
+import type { EncodedResponse } from './encode.js';
 import { PushMetrics } from './metrics.js';
 import { PushQueue, type PushTarget } from './queue.js';
 import { MapStore } from './shared-map.js';
@@ -28,6 +30,9 @@ const MAX_REQUEST_BYTES = 16 << 20;
 
 /** Bytes of responses that may wait for the network, over all clients. */
 const SEND_BUDGET_BYTES = 64 << 20;
+
+/** Clients that may be at their first request at once: more would wait for each other, with what they said in memory. */
+const MAX_CONNECTING = 16;
 
 const SERVER_OPTIONS = {
   'grpc.max_receive_message_length': MAX_REQUEST_BYTES,
@@ -49,8 +54,8 @@ export interface SecurePort {
 
 type AnyConnection = DeltaConnection | SotwConnection;
 
-/** Responses are encoded where they are made, from parts that are kept. */
-const asIs = (bytes: Buffer): Buffer => bytes;
+/** Responses are encoded already, and have what grpc-js uses of a Buffer: it copies them into its frames. */
+const asIs = (response: EncodedResponse): Buffer => response as unknown as Buffer;
 const service = {
   deltaAggregatedResources: { ...AggregatedDiscoveryServiceService.deltaAggregatedResources, responseSerialize: asIs },
   streamAggregatedResources: { ...AggregatedDiscoveryServiceService.streamAggregatedResources, responseSerialize: asIs },
@@ -70,7 +75,7 @@ export class AdsServer {
     const budget = new SendBudget(SEND_BUDGET_BYTES);
     const failed = (target: PushTarget, error: unknown): void => (target as AnyConnection).fail(GrpcStatus.INTERNAL, `generating its resources: ${errorMessage(error)}`, error);
     this.#queue = new PushQueue(failed, { budget, waited: (ms) => metrics.queueTime.observe(ms / 1_000) });
-    const context: ConnectionContext = { generators, version, logger, metrics, budget, maps: new MapStore(), clients: () => this.clients, wake: (target: PushTarget) => this.#queue.wake(target) };
+    const context: ConnectionContext = { generators, version, logger, metrics, budget, throttle: new ConnectThrottle(MAX_CONNECTING), maps: new MapStore(), clients: () => this.clients, wake: (target: PushTarget) => this.#queue.wake(target) };
     const opened = (connection: AnyConnection): void => {
       this.#connections.add(connection);
       metrics.connections.set({ version: VERSION }, this.#connections.size);

@@ -1,15 +1,12 @@
 /** What one stream watches of one resource type, and what it has been sent: the bookkeeping of both protocol variants. */
+import { Memo } from '../../common/memo.js';
 import type { Resource } from '../generate/resource.js';
 import { entryHash, SharedMap, type MapStore } from './shared-map.js';
 
 const SUBSCRIBED = '*';
-const hashes = new WeakMap<Resource, number>();
+const hashes = new Memo<Resource, number>();
 
-function resourceHash(resource: Resource): number {
-  let hash = hashes.get(resource);
-  if (hash === undefined) hashes.set(resource, (hash = entryHash(resource.name, resource.version)));
-  return hash;
-}
+const resourceHash = (resource: Resource): number => hashes.once(resource, () => entryHash(resource.name, resource.version));
 
 export interface Nack {
   nonce: string;

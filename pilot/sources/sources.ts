@@ -7,6 +7,7 @@ import type { Closable } from '../../common/lifecycle.js';
 import type { Secret } from '../../common/kube/types.js';
 import type { LoadedObject, ValidationError } from '../../common/kube/yaml.js';
 import type { Logger } from '../../common/log.js';
+import { Memo } from '../../common/memo.js';
 import { CLUSTER_KINDS, placedIn } from '../model/clusters.js';
 import { DirectorySource } from './directory.js';
 import { parseKubeconfig, type ApiServer } from '../../common/kube/kubeconfig.js';
@@ -91,7 +92,7 @@ export class Sources implements Source {
   readonly #sources = new Map<string, Source>();
   readonly #latest = new Map<string, Objects>();
   /** An object that did not change stays the same one. */
-  readonly #placed = new WeakMap<LoadedObject, LoadedObject>();
+  readonly #placed = new Memo<LoadedObject, LoadedObject>();
   /** Kubeconfigs of remote clusters, as their Secrets have them. */
   readonly #remotes = new Map<string, string>();
   #started = false;
@@ -196,8 +197,7 @@ export class Sources implements Source {
       if (cluster === '' || cluster === CONFIG_API) continue;
       for (const loaded of objects.values()) {
         if (!CLUSTER_KINDS.has(loaded.object.kind)) continue;
-        let placed = this.#placed.get(loaded);
-        if (!placed) this.#placed.set(loaded, (placed = placedIn(cluster, loaded)));
+        const placed = this.#placed.once(loaded, () => placedIn(cluster, loaded));
         merged.set(placed.key, placed);
       }
     }

@@ -7,6 +7,7 @@ import type { Problem } from '../../common/kube/schema.js';
 import type { KubeObject } from '../../common/kube/types.js';
 import { formatError, errorAt, type LoadedObject, type ValidationError } from '../../common/kube/yaml.js';
 import type { Logger } from '../../common/log.js';
+import { Memo } from '../../common/memo.js';
 import type { ObjectChange } from '../model/model.js';
 import { isGatewayApi } from '../gateway-api/parents.js';
 import { MeshIndex, View } from './mesh-index.js';
@@ -33,7 +34,7 @@ export class Admission {
   /** Keys of the objects whose verdict read a fact. */
   readonly #readers = new Map<string, Set<string>>();
   readonly #withErrors = new Set<string>();
-  readonly #alone = new WeakMap<LoadedObject, readonly ValidationError[]>();
+  readonly #alone = new Memo<LoadedObject, readonly ValidationError[]>();
   readonly #index: MeshIndex;
   #mustCheckAll = false;
   /** What was said of each object's problems. */
@@ -144,9 +145,7 @@ export class Admission {
   }
 
   #checkAlone(loaded: LoadedObject): readonly ValidationError[] {
-    let errors = this.#alone.get(loaded);
-    if (!errors) this.#alone.set(loaded, (errors = checkAlone(loaded.object).map((problem) => errorAt(loaded, problem))));
-    return errors;
+    return this.#alone.once(loaded, () => checkAlone(loaded.object).map((problem) => errorAt(loaded, problem)));
   }
 
   #forget(key: string): void {

@@ -1,0 +1,44 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { waitFor } from '../../common/retry.js';
+import { ConnectThrottle } from './connect-throttle.js';
+
+const NEVER_MS = 1 << 30;
+
+/** Clients that note when they are let in. */
+function clients(throttle: ConnectThrottle, count: number): { admitted: number[]; admits: (() => void)[] } {
+  const admitted: number[] = [];
+  const admits = Array.from({ length: count }, (_, index) => () => void admitted.push(index));
+  for (const admit of admits) throttle.enter(admit);
+  return { admitted, admits };
+}
+
+test('ConnectThrottle: so many at once, the others in the order in which they came, each once', () => {
+  const throttle = new ConnectThrottle(2, NEVER_MS);
+  const { admitted, admits } = clients(throttle, 6);
+  assert.deepEqual(admitted, [0, 1]);
+  throttle.heard(admits[0]!);
+  throttle.leave(admits[0]!);
+  throttle.leave(admits[0]!);
+  assert.deepEqual(admitted, [0, 1, 2], 'leaving twice makes room once');
+  throttle.leave(admits[3]!);
+  throttle.leave(admits[1]!);
+  throttle.leave(admits[2]!);
+  assert.deepEqual(admitted, [0, 1, 2, 4, 5], 'who went before its turn is passed over');
+});
+
+test('ConnectThrottle: clients that connect and say nothing keep nobody out, one that has spoken keeps its place', async () => {
+  const throttle = new ConnectThrottle(2, 1);
+  const { admitted, admits } = clients(throttle, 2);
+  for (const admit of admits.slice(0, 1)) throttle.heard(admit);
+  const more = clients(throttle, 5);
+  // The throttle's own timers keep no process alive.
+  await waitFor('all to be let in past the silent', () => more.admitted.length === 5, { timeoutMs: 5_000, everyMs: 5 });
+  const last = clients(throttle, 1);
+  throttle.heard(last.admits[0]!);
+  await waitFor('the last', () => last.admitted.length === 1, { timeoutMs: 5_000, everyMs: 5 });
+  const late = clients(throttle, 1);
+  assert.deepEqual([admitted, late.admitted], [[0, 1], []], 'both places are of clients that wait for their answer');
+  throttle.leave(admits[0]!);
+  assert.deepEqual(late.admitted, [0]);
+});
