@@ -72,6 +72,7 @@ rules:
     ['a backend that may take longer than the request', rule(`timeouts: {request: 1s, backendRequest: 2s}, ${BACKEND}`), `${RULE}.timeouts.backendRequest`, /no more than request/],
     ['a duration of Go\'s', rule(`timeouts: {request: 1.5s}, ${BACKEND}`), `${RULE}.timeouts.request`, /a duration such as/],
     ['a filter of somebody else\'s', rule(`filters: [{type: ExtensionRef, extensionRef: {group: a, kind: b, name: c}}], ${BACKEND}`), `${RULE}.filters[0].extensionRef`, /not supported/],
+    ['a mirror on a backend', rule('backendRefs: [{name: web, port: 80, filters: [{type: RequestMirror, requestMirror: {backendRef: {name: m, port: 80}}}]}]'), `${RULE}.backendRefs[0].filters[0].type`, /backends have no others/],
   ],
   warned: [
     ['a route without a parent', `{rules: [{${BACKEND}}]}`, 'spec.parentRefs', /attached to nothing/],
@@ -98,6 +99,7 @@ for (const kind of ['TLSRoute', 'TCPRoute']) {
       ['no rule', '{parentRefs: [{name: a}]}', 'spec.rules', /required/],
       ['a rule without backends', rule('name: a'), `${RULE}.backendRefs`, /required/],
     ],
+    warned: [['a second rule', `{parentRefs: [{name: a}], rules: [{${BACKEND}}, {${BACKEND}}]}`, 'spec.rules[1]', /nothing reaches/]],
   });
 }
 

@@ -158,6 +158,14 @@ const httpFilter: Schema = withCheck<HTTPRouteFilter>(
   checkFilter,
 );
 
+/** A backend's own filters edit headers; Istio knows no others there. */
+const onBackend = (filter: Schema): Schema =>
+  withCheck<HTTPRouteFilter[]>(list(filter), (filters, report) => {
+    filters.forEach(({ type }, index) => {
+      if (!type.endsWith('HeaderModifier')) report(`found ${type}, expected RequestHeaderModifier or ResponseHeaderModifier: backends have no others`, [index, 'type']);
+    });
+  });
+
 const PATH = /^\/[A-Za-z0-9/\-._~!$&'()*+,;=:%@]*$/;
 
 function checkPath({ type = 'PathPrefix', value = '/' }: HTTPPathMatch, report: Report, warn: Report): void {
@@ -210,7 +218,7 @@ const httpRule: Schema = withCheck<HTTPRouteRule>(
     name: sectionName,
     matches: list(httpMatch),
     filters: list(httpFilter),
-    backendRefs: list(backendRef({ filters: list(httpFilter) })),
+    backendRefs: list(backendRef({ filters: onBackend(httpFilter) })),
     timeouts: object({ request: gatewayDuration, backendRequest: gatewayDuration }),
     retry: object({ codes: list(integer(400, 599)), attempts: integer(0, 0x7fff_ffff), backoff: gatewayDuration }),
     sessionPersistence,
@@ -253,7 +261,7 @@ export const grpcRoute: Schema = withCheck(
         name: sectionName,
         matches: list(object({ method: methodMatch, headers: typedMatches })),
         filters: list(grpcFilter),
-        backendRefs: list(backendRef({ filters: list(grpcFilter) })),
+        backendRefs: list(backendRef({ filters: onBackend(grpcFilter) })),
         sessionPersistence,
       }),
     ),
@@ -261,7 +269,9 @@ export const grpcRoute: Schema = withCheck(
   noParent,
 );
 
-const l4Rules = list(object({ name: sectionName, backendRefs: list(backendRef(), 1) }, ['backendRefs']), 1);
+const l4Rules = withCheck<unknown[]>(list(object({ name: sectionName, backendRefs: list(backendRef(), 1) }, ['backendRefs']), 1), (rules, _, warn) => {
+  if (rules.length > 1) warn('found another rule, which nothing reaches: these rules have no conditions, so that the first takes all', [1]);
+});
 export const tlsRoute: Schema = withCheck(object({ ...commonRoute, hostnames: list(hostname), rules: l4Rules }, ['rules']), noParent);
 export const tcpRoute: Schema = withCheck(object({ ...commonRoute, rules: l4Rules }, ['rules']), noParent);
 

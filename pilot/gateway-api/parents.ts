@@ -1,5 +1,5 @@
 /** Which listeners a route is attached to, by the Gateway API's rules: section, port, protocol, namespace and host names. */
-import { apiGroup, type GatewayListener, type KubeGateway, type KubeObject, type ParentReference } from '../../common/kube/types.js';
+import type { GatewayListener, KubeGateway, KubeObject, ParentReference } from '../../common/kube/types.js';
 import { selectorMatches } from '../mesh-config/discovery.js';
 
 export const GATEWAY_API = 'gateway.networking.k8s.io';
@@ -13,12 +13,20 @@ const KINDS_OF: Record<string, readonly RouteKind[]> = {
   TCP: ['TCPRoute'],
 };
 
+/** What routes a listener could take by its protocol; without TLS of its own it knows names alone. */
+const possibleKinds = ({ protocol, tls }: GatewayListener): readonly RouteKind[] => (KINDS_OF[protocol] ?? []).filter((kind) => kind !== 'TCPRoute' || tls?.mode !== 'Passthrough');
+
+const isKind = ({ group = GATEWAY_API, kind }: { group?: string; kind: string }, route: RouteKind): boolean => kind === route && group === GATEWAY_API;
+
 /** What routes a listener takes by its protocol and its `allowedRoutes.kinds`. */
-export function kindsOf({ protocol, allowedRoutes, tls }: GatewayListener): readonly RouteKind[] {
-  const possible = (KINDS_OF[protocol] ?? []).filter((kind) => protocol !== 'TLS' || (kind === 'TLSRoute') === (tls?.mode === 'Passthrough'));
-  const allowed = allowedRoutes?.kinds;
-  if (!allowed?.length) return possible;
-  return possible.filter((kind) => allowed.some((wanted) => wanted.kind === kind && (wanted.group ?? GATEWAY_API) === GATEWAY_API));
+export function kindsOf(listener: GatewayListener): readonly RouteKind[] {
+  const { kinds } = listener.allowedRoutes ?? {};
+  return possibleKinds(listener).filter((route) => !kinds?.length || kinds.some((wanted) => isKind(wanted, route)));
+}
+
+/** Whether `allowedRoutes` names a kind that the listener can't take. */
+export function hasUnknownKinds(listener: GatewayListener): boolean {
+  return listener.allowedRoutes?.kinds?.some((wanted) => !possibleKinds(listener).some((route) => isKind(wanted, route))) ?? false;
 }
 
 export const namespaceOf = ({ metadata }: KubeObject): string => metadata.namespace ?? 'default';
@@ -42,9 +50,17 @@ export function commonName(a: string, b: string): string | undefined {
   return covers(y, x) ? x : undefined;
 }
 
+/** What one port can carry together: plaintext HTTP by the Host header, TLS by the SNI, plain TCP alone. */
+const FAMILIES: Record<string, string> = { HTTP: 'http', HTTPS: 'tls', TLS: 'tls', TCP: 'tcp' };
+
+export const isServed = ({ protocol }: GatewayListener): boolean => FAMILIES[protocol] !== undefined;
+
+/** Listeners of one port and family, among which a host name decides. */
+export const shareNames = (a: GatewayListener, b: GatewayListener): boolean => a.port === b.port && isServed(a) && FAMILIES[a.protocol] === FAMILIES[b.protocol];
+
 export interface Attachment {
   listener: GatewayListener;
-  /** Host names that both have; `*` for all. */
+  /** Host names that both have, `*` for all; without those that another listener of the port is nearer to, perhaps none. */
   hostnames: string[];
 }
 
@@ -67,7 +83,8 @@ export function attach(gateway: KubeGateway, reference: ParentReference, route: 
     // TCP knows no names.
     if (route.kind === 'TCPRoute') return [{ listener, hostnames: ['*'] }];
     const hostnames = (route.hostnames?.length ? route.hostnames : ['*']).flatMap((name) => commonName(name, own) ?? []);
-    return hostnames.length > 0 ? [{ listener, hostnames: [...new Set(hostnames)] }] : [];
+    const nearer = gateway.spec.listeners.filter((other) => shareNames(listener, other) && other.hostname !== undefined && other.hostname !== own && commonName(other.hostname, own) === other.hostname.toLowerCase());
+    return hostnames.length > 0 ? [{ listener, hostnames: [...new Set(hostnames)].filter((name) => !nearer.some(({ hostname }) => commonName(hostname!, name) === name)) }] : [];
   });
   return found.length > 0 ? found : 'NoMatchingListenerHostname';
 }
@@ -77,8 +94,7 @@ export function isGatewayReference({ group = GATEWAY_API, kind = 'Gateway' }: Pa
   return group === GATEWAY_API && kind === 'Gateway';
 }
 
-export function isServiceReference({ group = GATEWAY_API, kind = 'Gateway' }: ParentReference): boolean {
-  return group === '' && kind === 'Service';
+/** A Service, or Istio's ServiceEntry: the route is for the mesh's own clients. */
+export function isMeshReference({ group = GATEWAY_API, kind = 'Gateway' }: ParentReference): boolean {
+  return (group === '' && kind === 'Service') || (group === 'networking.istio.io' && kind === 'ServiceEntry');
 }
-
-export const isGatewayApi = (object: KubeObject): boolean => apiGroup(object.apiVersion) === GATEWAY_API;

@@ -1,6 +1,7 @@
 /** Rules of HTTPRoute and GRPCRoute as a VirtualService's, and the order that the Gateway API gives them. */
 import type {
   BackendObjectReference,
+  BackendRef,
   GRPCRoute,
   GRPCRouteMatch,
   HTTPBackendRef,
@@ -13,6 +14,7 @@ import type {
   HttpMatchRequest,
   HttpRoute,
   HttpRouteDestination,
+  RouteDestination,
   StringMatch,
   TypedMatch,
 } from '../../common/kube/types.js';
@@ -40,29 +42,37 @@ export interface ConvertedRule {
 
 const stringMatch = ({ type = 'Exact', value }: TypedMatch): StringMatch => (type === 'RegularExpression' ? { regex: value } : { exact: value });
 
-/** Of several matches on one name the first counts. */
-function byName(matches: readonly TypedMatch[] = []): Record<string, StringMatch> {
-  const found: Record<string, StringMatch> = {};
-  for (const match of matches) if (!Object.hasOwn(found, match.name)) found[match.name] = stringMatch(match);
+/** Of several entries with one name the first counts. */
+function firstByName<T extends { name: string }, V>(entries: readonly T[] = [], valueOf: (entry: T) => V): Record<string, V> {
+  const found: Record<string, V> = {};
+  for (const entry of entries) if (!Object.hasOwn(found, entry.name)) found[entry.name] = valueOf(entry);
   return found;
 }
+
+/** Names of headers know no case. */
+const lowerCase = <T extends { name: string }>(entries: readonly T[] = []): T[] => entries.map((entry) => ({ ...entry, name: entry.name.toLowerCase() }));
 
 export function httpMatch({ path, headers, queryParams, method }: HTTPRouteMatch): HttpMatchRequest {
   const { type = 'PathPrefix', value = '/' } = path ?? {};
   const isAnyPath = type === 'PathPrefix' && value === '/';
   return {
-    ...(isAnyPath ? {} : { uri: type === 'Exact' ? { exact: value } : type === 'RegularExpression' ? { regex: value } : { prefix: value } }),
-    ...(headers?.length ? { headers: byName(headers) } : {}),
-    ...(queryParams?.length ? { queryParams: byName(queryParams) } : {}),
+    // A prefix is made of whole segments, with or without a slash at its end.
+    ...(isAnyPath ? {} : { uri: type === 'Exact' ? { exact: value } : type === 'RegularExpression' ? { regex: value } : { prefix: value.replace(/\/$/, '') } }),
+    ...(headers?.length ? { headers: firstByName(lowerCase(headers), stringMatch) } : {}),
+    ...(queryParams?.length ? { queryParams: firstByName(queryParams, stringMatch) } : {}),
     ...(method ? { method: { exact: method } } : {}),
   };
 }
 
-/** Exact paths, then prefixes by length, regular expressions; then a method, more headers, more query parameters. */
-function precedenceOf({ path, headers = [], queryParams = [], method }: HTTPRouteMatch): number[] {
-  const { type = 'PathPrefix', value = '/' } = path ?? {};
-  const kind = type === 'Exact' ? 3 : type === 'PathPrefix' && value !== '/' ? 2 : type === 'RegularExpression' ? 1 : 0;
-  return [kind, value.length, method ? 1 : 0, headers.length, queryParams.length];
+/**
+ * Exact paths, then prefixes by length, regular expressions (as Istio has it), methods of gRPC left open; then a method, more
+ * headers, more query parameters. What takes everything comes last: nothing behind it would be reached.
+ */
+function precedenceOf({ path }: HTTPRouteMatch, { uri, method, headers = {}, queryParams = {} }: HttpMatchRequest): number[] {
+  const text = uri?.exact ?? uri?.prefix ?? uri?.regex ?? (path ? '/' : '');
+  const kind = uri?.exact !== undefined ? 3 : uri?.regex !== undefined ? 1 : path ? 2 : 0;
+  const conditions = [method ? 1 : 0, Object.keys(headers).length, Object.keys(queryParams).length];
+  return [uri || conditions.some((count) => count > 0) ? 1 : 0, kind, text.length, ...conditions];
 }
 
 export function grpcMatch({ method, headers }: GRPCRouteMatch): HTTPRouteMatch {
@@ -75,7 +85,7 @@ export function grpcMatch({ method, headers }: GRPCRouteMatch): HTTPRouteMatch {
 }
 
 function headerOperations({ set = [], add = [], remove = [] }: HTTPHeaderFilter): { set?: Record<string, string>; add?: Record<string, string>; remove?: string[] } {
-  const map = (list: readonly { name: string; value: string }[]): Record<string, string> => Object.fromEntries(list.map(({ name, value }) => [name, value]));
+  const map = (list: readonly { name: string; value: string }[]): Record<string, string> => firstByName(lowerCase(list), ({ value }) => value);
   return { ...(set.length > 0 ? { set: map(set) } : {}), ...(add.length > 0 ? { add: map(add) } : {}), ...(remove.length > 0 ? { remove } : {}) };
 }
 
@@ -92,8 +102,6 @@ export interface ConversionContext {
   resolve: ResolveBackend;
   /** Told of each backend that can't be resolved. */
   unresolved: (reason: string) => void;
-  /** Of the listener, for redirects that keep the scheme. */
-  listenerPort?: number;
 }
 
 function destination(reference: BackendObjectReference, { resolve, unresolved }: ConversionContext): HttpRouteDestination['destination'] {
@@ -114,14 +122,23 @@ function destinations(backends: readonly HTTPBackendRef[], context: ConversionCo
   }));
 }
 
+/** Destinations of connections, by weight. With no weight at all every connection is refused, as what can't be led anywhere is. */
+export function l4Destinations(backends: readonly BackendRef[] = [], context: ConversionContext): RouteDestination[] {
+  const found = destinations(backends, context);
+  return found.length > 0 ? found : [{ destination: { host: INVALID_BACKEND_HOST, port: { number: 80 } } }];
+}
+
+/** A slash at the end says nothing; without anything else the prefix goes. */
+const prefixOf = ({ replacePrefixMatch = '' }: { replacePrefixMatch?: string }): string => replacePrefixMatch.replace(/\/$/, '') || '/';
+
 function redirectOf({ scheme, hostname, path, port, statusCode = 302 }: NonNullable<HTTPRouteFilter['requestRedirect']>): HttpRoute['redirect'] {
   return {
     ...(hostname ? { authority: hostname } : {}),
     ...(scheme ? { scheme } : {}),
-    // Without scheme and port the listener's port stays.
-    ...(port === undefined ? (scheme ? {} : { derivePort: 'FROM_REQUEST_PORT' as const }) : { port }),
+    // Without scheme and port the listener's port stays; another scheme has its own.
+    ...(port === undefined ? { derivePort: scheme ? ('FROM_PROTOCOL_DEFAULT' as const) : ('FROM_REQUEST_PORT' as const) } : { port }),
     ...(path?.type === 'ReplaceFullPath' ? { uri: path.replaceFullPath ?? '/' } : {}),
-    ...(path?.type === 'ReplacePrefixMatch' ? { prefixRewrite: path.replacePrefixMatch || '/' } : {}),
+    ...(path?.type === 'ReplacePrefixMatch' ? { prefixRewrite: prefixOf(path) } : {}),
     redirectCode: statusCode,
   } as HttpRoute['redirect'];
 }
@@ -136,7 +153,7 @@ function actionsOf(rule: HTTPRouteRule, context: ConversionContext): Partial<Htt
       const { hostname, path } = urlRewrite;
       actions.rewrite = {
         ...(hostname ? { authority: hostname } : {}),
-        ...(path?.type === 'ReplacePrefixMatch' ? { uri: path.replacePrefixMatch || '/' } : {}),
+        ...(path?.type === 'ReplacePrefixMatch' ? { uri: prefixOf(path) } : {}),
         ...(path?.type === 'ReplaceFullPath' ? { uriRegexRewrite: { match: '/.*', rewrite: path.replaceFullPath || '/' } } : {}),
       };
     }
@@ -157,13 +174,14 @@ function actionsOf(rule: HTTPRouteRule, context: ConversionContext): Partial<Htt
     }
   }
   const { request, backendRequest } = rule.timeouts ?? {};
-  // What one attempt may take is the request's limit where nothing else is.
-  const timeout = request ?? backendRequest;
+  // Where there is one attempt at most, its limit is the request's.
+  const isSingle = !rule.retry && request === undefined;
+  const timeout = isSingle ? backendRequest : request;
   if (timeout) actions.timeout = timeout;
-  const perTry = request && backendRequest ? { perTryTimeout: backendRequest } : {};
+  const perTry = backendRequest && !isSingle ? { perTryTimeout: backendRequest } : {};
   if (rule.retry) {
     const { codes = [], attempts = 2, backoff } = rule.retry;
-    const conditions = [...(codes.length > 0 ? codes.map(String) : []), 'connect-failure', 'refused-stream', 'unavailable', 'cancelled'];
+    const conditions = [...codes.map(String), 'connect-failure', 'refused-stream', 'unavailable', 'cancelled'];
     actions.retries = { attempts, retryOn: conditions.join(','), ...(backoff ? { backoff } : {}), ...perTry };
   } else if (perTry.perTryTimeout) actions.retries = { attempts: 2, ...perTry };
   if (actions.redirect) return actions;
@@ -179,16 +197,17 @@ function actionsOf(rule: HTTPRouteRule, context: ConversionContext): Partial<Htt
 export function convertRules(route: HTTPRoute | GRPCRoute, context: ConversionContext, port?: number): ConvertedRule[] {
   const [namespace, name] = [namespaceOf(route), route.metadata.name];
   const converted: ConvertedRule[] = [];
-  (route.spec.rules ?? []).forEach((written, index) => {
-    const rule: HTTPRouteRule = route.kind === 'GRPCRoute' ? ({ ...written, matches: (written.matches as GRPCRouteMatch[] | undefined)?.map(grpcMatch) } as HTTPRouteRule) : (written as HTTPRouteRule);
-    const actions = actionsOf(rule, context);
-    const matches = rule.matches?.length ? rule.matches : [undefined];
+  (route.spec.rules ?? []).forEach((rule, index) => {
+    // A path that an HTTPRoute leaves out is "/".
+    const written: HTTPRouteMatch[] = route.kind === 'GRPCRoute' ? (rule.matches as GRPCRouteMatch[] | undefined ?? []).map(grpcMatch) : ((rule.matches as HTTPRouteMatch[] | undefined) ?? []).map(({ path = {}, ...rest }) => ({ path, ...rest }));
+    const actions = actionsOf(rule as HTTPRouteRule, context);
+    const matches = written.length > 0 ? written : [{}];
     matches.forEach((match, place) => {
-      const converted_ = match ? httpMatch(match) : {};
-      const own = { ...converted_, ...(port === undefined ? {} : { port }) };
+      const own = httpMatch(match);
+      const onPort = { ...own, ...(port === undefined ? {} : { port }) };
       converted.push({
-        route: { name: `${namespace}.${name}.${index}${matches.length > 1 ? `.${place}` : ''}`, ...(Object.keys(own).length > 0 ? { match: [own] } : {}), ...actions },
-        precedence: precedenceOf(match ?? {}),
+        route: { name: `${namespace}.${name}.${index}${matches.length > 1 ? `.${place}` : ''}`, ...(Object.keys(onPort).length > 0 ? { match: [onPort] } : {}), ...actions },
+        precedence: precedenceOf(match, own),
         createdAt: route.metadata.creationTimestamp ?? '',
         owner: `${namespace}/${name}`,
         index,

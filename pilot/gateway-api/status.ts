@@ -23,9 +23,20 @@ const REFUSALS: Record<Refusal, string> = {
   NoMatchingListenerHostname: "no listener has a host name in common with the route's",
 };
 
+/** What is to be said of a listener. */
+export interface ListenerFindings {
+  /** Traffic is served, if perhaps not all that was asked for. */
+  isProgrammed: boolean;
+  /** Nothing here speaks its protocol. */
+  isUnsupported?: true;
+  conflict?: 'ProtocolConflict' | 'HostnameConflict';
+  /** Why something that it refers to can't be used. */
+  unresolved?: 'InvalidCertificateRef' | 'RefNotPermitted' | 'InvalidRouteKinds';
+}
+
 export class StatusBuilder {
   readonly #attached = new Map<string, number>();
-  readonly #problems = new Map<string, string>();
+  readonly #findings = new Map<string, ListenerFindings>();
   readonly #routes = new Map<string, RouteStatus>();
 
   constructor(readonly gateways: readonly KubeGateway[]) {}
@@ -35,8 +46,8 @@ export class StatusBuilder {
     this.#attached.set(key, (this.#attached.get(key) ?? 0) + 1);
   }
 
-  listenerProblem(gateway: KubeGateway, listener: string, reason: string): void {
-    this.#problems.set(listenerKey(gateway, listener), reason);
+  listener(gateway: KubeGateway, listener: string, findings: ListenerFindings): void {
+    this.#findings.set(listenerKey(gateway, listener), findings);
   }
 
   /** @param unresolved reasons of backends that can't be led to */
@@ -60,20 +71,30 @@ export class StatusBuilder {
 
   #gatewayStatus(gateway: KubeGateway): NonNullable<KubeGateway['status']> {
     const listeners = gateway.spec.listeners.map((listener) => {
-      const problem = this.#problems.get(listenerKey(gateway, listener.name));
+      const { isProgrammed, isUnsupported, conflict, unresolved } = this.#findings.get(listenerKey(gateway, listener.name)) ?? { isProgrammed: false };
+      const refusal = isUnsupported ? 'UnsupportedProtocol' : conflict;
       return {
         name: listener.name,
         supportedKinds: kindsOf(listener).map((kind) => ({ group: 'gateway.networking.k8s.io', kind })),
         attachedRoutes: this.#attached.get(listenerKey(gateway, listener.name)) ?? 0,
         conditions: [
-          condition('Accepted', problem !== 'UnsupportedProtocol', problem === 'UnsupportedProtocol' ? problem : 'Accepted'),
-          problem && problem !== 'UnsupportedProtocol' ? condition('ResolvedRefs', false, problem) : condition('ResolvedRefs', true, 'ResolvedRefs'),
-          condition('Programmed', problem === undefined, problem === undefined ? 'Programmed' : 'Invalid'),
+          condition('Accepted', refusal === undefined, refusal ?? 'Accepted'),
+          condition('Conflicted', conflict !== undefined, conflict ?? 'NoConflicts'),
+          condition('ResolvedRefs', unresolved === undefined, unresolved ?? 'ResolvedRefs'),
+          condition('Programmed', isProgrammed, isProgrammed ? 'Programmed' : 'Invalid'),
         ],
       };
     });
-    const isUsable = listeners.some(({ conditions }) => conditions.every(({ status }) => status === 'True'));
-    return { conditions: [condition('Accepted', true, 'Accepted'), condition('Programmed', isUsable, isUsable ? 'Programmed' : 'Invalid')], listeners };
+    const named = (type: string, status: Condition['status']): string[] => listeners.filter(({ conditions }) => conditions.some((one) => one.type === type && one.status === status)).map(({ name }) => name);
+    const refused = named('Accepted', 'False');
+    const isUsable = named('Programmed', 'True').length > 0;
+    return {
+      conditions: [
+        condition('Accepted', refused.length < listeners.length, refused.length > 0 ? 'ListenersNotValid' : 'Accepted', refused.length > 0 ? `listeners that are not accepted: ${refused.join(', ')}` : ''),
+        condition('Programmed', isUsable, isUsable ? 'Programmed' : 'Invalid'),
+      ],
+      listeners,
+    };
   }
 }
 

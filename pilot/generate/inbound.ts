@@ -35,7 +35,8 @@ const INBOUND_PORT = 15_006;
 /** ALPN of Istio's clients: by it mesh TLS is told from the application's own. */
 const ISTIO_HTTP = ['istio-http/1.0', 'istio-http/1.1', 'istio-h2'];
 const ISTIO_TCP = ['istio-peer-exchange', 'istio'];
-const ISTIO_ANY = ['istio', 'istio-peer-exchange', ...ISTIO_HTTP];
+/** What clients of the mesh offer in the handshake of mutual TLS. */
+export const ISTIO_ANY = ['istio', 'istio-peer-exchange', ...ISTIO_HTTP];
 const HTTP_ALPN = ['h2', 'http/1.1'];
 const TCP_ALPN = ['istio-peer-exchange', 'h2', 'http/1.1'];
 

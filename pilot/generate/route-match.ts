@@ -38,9 +38,10 @@ export function httpSourceMatches(match: SourceMatch, source: RouteSource): bool
   return labelsMatch(match, source.proxy) && namespaceMatches(match, source.proxy);
 }
 
-/** The same for `tcp` and `tls` routes, where all have to hold. */
+/** The same for `tcp` and `tls` routes, where all have to hold; who the client of a gateway is is not known. */
 export function l4SourceMatches(match: SourceMatch, source: RouteSource): boolean {
-  return portMatches(match, source) && (!match.gateways?.length || match.gateways.includes(source.gateway)) && labelsMatch(match, source.proxy) && namespaceMatches(match, source.proxy);
+  const isMeant = source.gateway !== MESH_GATEWAY || (labelsMatch(match, source.proxy) && namespaceMatches(match, source.proxy));
+  return isMeant && portMatches(match, source) && (!match.gateways?.length || match.gateways.includes(source.gateway));
 }
 
 /** What of a client the VirtualServices that it sees ask for: clients with the same key get the same routes. */
@@ -81,7 +82,7 @@ export function routeMatch(match: HttpMatchRequest | undefined, prefixes: Prefix
   result.headers.sort(byName);
   const { uri } = match;
   if (uri?.exact !== undefined) result.path_specifier = { $case: 'path', value: uri.exact };
-  else if (uri?.prefix !== undefined && prefixes === 'segment' && uri.prefix !== '/') result.path_specifier = { $case: 'path_separated_prefix', value: uri.prefix.replace(/\/$/, '') };
+  else if (uri?.prefix !== undefined && prefixes === 'segment' && uri.prefix !== '/') result.path_specifier = { $case: 'path_separated_prefix', value: uri.prefix };
   else if (uri?.prefix !== undefined) result.path_specifier = { $case: 'prefix', value: uri.prefix };
   else if (uri?.regex !== undefined) result.path_specifier = { $case: 'safe_regex', value: { regex: uri.regex, engine_type: undefined } };
   result.case_sensitive = !match.ignoreUriCase;

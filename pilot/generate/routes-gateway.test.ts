@@ -4,6 +4,7 @@ import { VirtualHost_TlsRequirementType, type VirtualHost } from '../../proto/ge
 import { parseProxy } from '../model/proxy.js';
 import { serviceYaml } from '../testing/mesh.js';
 import { testMesh } from '../testing/model.js';
+import { ROUTE_SEMANTICS_ANNOTATION } from './routes-http.js';
 import { commonHosts, gatewayVirtualHosts, serverHostsFor, type GatewayServer } from './routes-gateway.js';
 
 const gateway = parseProxy('router~10.0.0.8~ingress.istio-system~istio-system.svc.cluster.local', {});
@@ -54,6 +55,23 @@ test('gatewayVirtualHosts: matches on gateways, ports and the redirect port are 
   assert.equal(action?.$case === 'redirect' && action.value.port_redirect, 8443);
   const standard = hosts(routes('r', spec), server({ port: 443, tls: true }))[0]!.routes[0]!.action;
   assert.equal(standard?.$case === 'redirect' && standard.value.port_redirect, 0);
+});
+
+test('redirects: a usual port is written where the Host may have another; prefixes of the Gateway API go by whole segments', () => {
+  const made = (spec: string, prefix: string, more: Partial<GatewayServer> = {}) => {
+    const yaml = routes('r', `{hosts: [a.example], gateways: [front], http: [{match: [{uri: {prefix: ${prefix}}}], ${spec}}]}`, `, annotations: {${ROUTE_SEMANTICS_ANNOTATION}: gateway}`);
+    return hosts(yaml, server(more))[0]!.routes[0]!.action!.value as { port_redirect: number; path_rewrite_specifier?: { value: unknown }; prefix_rewrite: string; regex_rewrite?: { pattern?: { regex: string }; substitution: string } };
+  };
+  const port = (spec: string, more: Partial<GatewayServer>): number => made(`redirect: {scheme: https, ${spec}}`, '/a', more).port_redirect;
+  assert.deepEqual([port('derivePort: FROM_PROTOCOL_DEFAULT', { port: 80 }), port('derivePort: FROM_PROTOCOL_DEFAULT', { port: 8080 }), port('port: 443', { port: 8080 }), port('port: 443, authority: b.example', { port: 8080 })], [0, 443, 443, 0]);
+  const redirected = (to: string): string | undefined => JSON.stringify(made(`redirect: {prefixRewrite: ${to}}`, '/a').path_rewrite_specifier?.value);
+  assert.equal(redirected('/b'), '"/b"');
+  assert.match(redirected('/')!, /"regex":"\^\/a\(\/\?\)\(\.\*\)".*"substitution":"\/\\\\2"/);
+  const rewritten = (prefix: string, to: string): unknown[] => {
+    const { prefix_rewrite, regex_rewrite } = made(`rewrite: {uri: ${to}}, route: [{destination: {host: a}}]`, prefix);
+    return [prefix_rewrite, regex_rewrite?.pattern?.regex];
+  };
+  assert.deepEqual([rewritten('/a', '/b'), rewritten('/', '/b'), rewritten('/a', '/')], [['/b', undefined], ['/b/', undefined], ['', '^/a(/?)(.*)']]);
 });
 
 test('commonHosts and serverHostsFor: the narrower of two patterns, namespaces before the slash', () => {

@@ -16,6 +16,7 @@ import {
   WeightedCluster_ClusterWeight,
   type RouteMatch,
 } from '../../proto/generated/envoy/config/route/v3/route_components.js';
+import type { RegexMatchAndSubstitute } from '../../proto/generated/envoy/type/matcher/v3/regex.js';
 import type { Scope } from '../model/scope.js';
 import { configPath } from './clusters.js';
 import { millis, seconds } from './envoy.js';
@@ -32,7 +33,7 @@ export interface RouteOptions {
 
 /** Marks VirtualServices that are made from Gateway API routes, whose prefixes and rewrites count by path segments. */
 export const ROUTE_SEMANTICS_ANNOTATION = 'internal.istio.io/route-semantics';
-const hasGatewaySemantics = ({ metadata }: VirtualService): boolean => metadata.annotations?.[ROUTE_SEMANTICS_ANNOTATION] === 'gateway';
+export const hasGatewaySemantics = ({ metadata }: VirtualService): boolean => metadata.annotations?.[ROUTE_SEMANTICS_ANNOTATION] === 'gateway';
 
 /** All requests to the service's endpoints: of a service that no VirtualService routes. */
 export function defaultRoute(scope: Scope, host: string, port: number): Route {
@@ -84,7 +85,7 @@ function httpRoute(scope: Scope, source: RouteSource, object: VirtualService, ht
     ...edits,
     typed_per_filter_config: perFilterConfig(http.fault, http.corsPolicy),
   });
-  if (http.redirect) route.action = { $case: 'redirect', value: redirectAction(http.redirect, source.port, options.tls ?? false) };
+  if (http.redirect) route.action = { $case: 'redirect', value: redirectAction(http.redirect, route.match!, source.port, { segments, tls: options.tls ?? false }) };
   else if (http.directResponse) route.action = { $case: 'direct_response', value: directResponse(http.directResponse) };
   else route.action = { $case: 'route', value: routeAction(scope, source, http, route, { authority, segments }) };
   route.decorator = { operation: operation(route, object.metadata.name, source.port), propagate: undefined };
@@ -161,11 +162,21 @@ function rewritePath(action: RouteAction, { rewrite }: HttpRoute, { path_specifi
   if (rewrite?.uriRegexRewrite) {
     const { match, rewrite: substitution } = rewrite.uriRegexRewrite;
     action.regex_rewrite = { pattern: { regex: match, engine_type: undefined }, substitution };
-  } else if (rewrite?.uri === '/' && segments) {
-    // The prefix goes, with its slash; the whole path gone leaves a slash.
-    const prefix = path_specifier?.$case === 'path_separated_prefix' ? path_specifier.value : '';
-    action.regex_rewrite = { pattern: { regex: `^${quoteRegex(prefix)}(/?)(.*)`, engine_type: undefined }, substitution: '/\\2' };
-  } else if (rewrite?.uri) action.prefix_rewrite = rewrite.uri;
+  } else if (rewrite?.uri) {
+    const { regex, prefix } = prefixRewrite(rewrite.uri, { path_specifier }, segments);
+    if (regex) action.regex_rewrite = regex;
+    else action.prefix_rewrite = prefix;
+  }
+}
+
+/**
+ * What stands in for the prefix of a match. Of segments all between two slashes is exchanged, where Envoy would exchange
+ * letters: a prefix that goes leaves one slash, one that stands before everything needs one of its own.
+ */
+function prefixRewrite(uri: string, { path_specifier }: Pick<RouteMatch, 'path_specifier'>, segments: boolean): { prefix: string; regex?: RegexMatchAndSubstitute } {
+  const replaced = path_specifier?.$case === 'path_separated_prefix' ? path_specifier.value : '';
+  if (!segments || (uri !== '/' && replaced !== '')) return { prefix: uri };
+  return uri === '/' ? { prefix: '', regex: { pattern: { regex: `^${quoteRegex(replaced)}(/?)(.*)`, engine_type: undefined }, substitution: '/\\2' } } : { prefix: `${uri}/` };
 }
 
 const quoteRegex = (text: string): string => text.replace(/[\\.+*?()|[\]{}^$]/g, '\\$&');
@@ -185,15 +196,18 @@ function mirrors({ mirror, mirrorPercent, mirrorPercentage, mirrors: several = [
 const { MOVED_PERMANENTLY, FOUND, SEE_OTHER, TEMPORARY_REDIRECT, PERMANENT_REDIRECT } = RedirectAction_RedirectResponseCode;
 const REDIRECT_CODES: Record<number, RedirectAction_RedirectResponseCode> = { 301: MOVED_PERMANENTLY, 302: FOUND, 303: SEE_OTHER, 307: TEMPORARY_REDIRECT, 308: PERMANENT_REDIRECT };
 
-function redirectAction(redirect: HttpRedirect, listenPort: number, tls: boolean): RedirectAction {
-  // Envoy can't take over the request's port, but the port that this listener has is known here.
-  const port = redirect.port ?? (redirect.derivePort === 'FROM_REQUEST_PORT' ? listenPort : 0);
+function redirectAction(redirect: HttpRedirect, match: RouteMatch, listenPort: number, { segments, tls }: { segments: boolean; tls: boolean }): RedirectAction {
   const usual = (redirect.scheme || (tls ? 'https' : 'http')) === 'https' ? 443 : 80;
+  // Envoy can't take over the request's port, but the port that this listener has is known here.
+  const port = redirect.port ?? (redirect.derivePort === 'FROM_REQUEST_PORT' ? listenPort : redirect.derivePort ? usual : 0);
+  // A usual port need not be written, unless the Host that was asked for has another one, which would stay.
+  const isWritten = port !== usual || (!redirect.authority && listenPort !== 80 && listenPort !== 443);
+  const { prefix, regex } = redirect.prefixRewrite ? prefixRewrite(redirect.prefixRewrite, match, segments) : { prefix: '', regex: undefined };
   return RedirectAction.fromPartial({
     host_redirect: redirect.authority ?? '',
-    path_rewrite_specifier: redirect.prefixRewrite ? { $case: 'prefix_rewrite', value: redirect.prefixRewrite } : { $case: 'path_redirect', value: redirect.uri ?? '' },
+    path_rewrite_specifier: regex ? { $case: 'regex_rewrite', value: regex } : prefix ? { $case: 'prefix_rewrite', value: prefix } : { $case: 'path_redirect', value: redirect.uri ?? '' },
     ...(redirect.scheme ? { scheme_rewrite_specifier: { $case: 'scheme_redirect', value: redirect.scheme } } : {}),
-    port_redirect: port === usual ? 0 : port,
+    port_redirect: isWritten ? port : 0,
     response_code: REDIRECT_CODES[redirect.redirectCode ?? 301] ?? MOVED_PERMANENTLY,
   });
 }

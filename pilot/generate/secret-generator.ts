@@ -5,6 +5,8 @@
 import { createPrivateKey, X509Certificate } from 'node:crypto';
 import type { Secret as KubeSecret } from '../../common/kube/types.js';
 import { Secret } from '../../proto/generated/envoy/extensions/transport_sockets/tls/v3/secret.js';
+import { isGranted } from '../gateway-api/grants.js';
+import { GATEWAY_API } from '../gateway-api/parents.js';
 import type { ChangeSet } from '../model/changes.js';
 import type { Model } from '../model/model.js';
 import type { Proxy } from '../model/proxy.js';
@@ -39,8 +41,14 @@ function entry({ data = {}, stringData = {} }: KubeSecret, ...keys: string[]): s
   return undefined;
 }
 
-/** Why a certificate and key can't be used; undefined when they can. */
-export function pairProblem(certificate: string | undefined, key: string | undefined): string | undefined {
+/** Why no server can use the certificate of a Secret; undefined when it can. */
+export function certificateProblem(secret: KubeSecret | undefined): string | undefined {
+  return secret ? pairProblem(...pairOf(secret)) : 'there is no such Secret';
+}
+
+const pairOf = (secret: KubeSecret): [certificate: string | undefined, key: string | undefined] => [entry(secret, 'tls.crt', 'cert'), entry(secret, 'tls.key', 'key')];
+
+function pairProblem(certificate: string | undefined, key: string | undefined): string | undefined {
   if (certificate === undefined) return 'found no certificate, expected tls.crt (or cert)';
   if (key === undefined) return 'found no private key, expected tls.key (or key)';
   let leaf: X509Certificate;
@@ -98,23 +106,14 @@ export class SecretGenerator implements Generator {
 
   /** By the Gateway API's ReferenceGrant a Secret can be offered to Gateways of another namespace. */
   #mayRead({ namespace }: Proxy, reference: Reference): boolean {
-    if (reference.namespace === namespace) return true;
-    interface Grant {
-      spec: { from?: { group?: string; kind?: string; namespace?: string }[]; to?: { group?: string; kind?: string; name?: string }[] };
-    }
-    const grants = this.model.configs.inNamespace('ReferenceGrant', reference.namespace) as unknown as readonly { object: Grant }[];
-    return grants.some(
-      ({ object: { spec } }) =>
-        (spec.from ?? []).some((from) => from.kind === 'Gateway' && from.group === 'gateway.networking.k8s.io' && from.namespace === namespace) &&
-        (spec.to ?? []).some((to) => to.kind === 'Secret' && (to.group ?? '') === '' && (to.name === undefined || to.name === reference.name)),
-    );
+    return isGranted(this.model.configs, { group: GATEWAY_API, kind: 'Gateway', namespace }, { group: '', kind: 'Secret', ...reference });
   }
 
   #certificate(name: string, object: KubeSecret): Resource | undefined {
     const key = `${object.metadata.namespace}/${object.metadata.name}`;
     const known = this.#good.get(`${key} ${name}`);
     if (known?.object === object) return known.resource;
-    const [certificate, privateKey] = [entry(object, 'tls.crt', 'cert'), entry(object, 'tls.key', 'key')];
+    const [certificate, privateKey] = pairOf(object);
     const problem = pairProblem(certificate, privateKey);
     this.#note(key, problem);
     if (problem !== undefined) return known?.resource;

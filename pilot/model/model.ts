@@ -3,8 +3,10 @@
  * in one go, so that a generator always reads a consistent state.
  */
 import type { LoadedObject } from '../../common/kube/yaml.js';
-import { apiGroup, type AuthorizationPolicy, type DestinationRule, type EndpointSlice, type Gateway, type KubeObject, type Namespace, type Node, type PeerAuthentication, type Pod, type RequestAuthentication, type Service, type ServiceEntry, type VirtualService, type WorkloadEntry } from '../../common/kube/types.js';
+import { apiGroup, type AuthorizationPolicy, type DestinationRule, type EndpointSlice, type Gateway, type KubeObject, type Namespace, type Node, type PeerAuthentication, type Pod, type RequestAuthentication, type Secret, type Service, type ServiceEntry, type VirtualService, type WorkloadEntry } from '../../common/kube/types.js';
 import { convertGatewayApi, type ConvertedGatewayApi } from '../gateway-api/convert.js';
+import { refersToSecret } from '../gateway-api/listeners.js';
+import { certificateProblem } from '../generate/secret-generator.js';
 import { ChangeSet } from './changes.js';
 import { clusterOf, Clusters, inCluster } from './clusters.js';
 import { byAge, Configs, selects } from './configs.js';
@@ -40,6 +42,8 @@ export const GATEWAY_API_KINDS = ['Gateway', 'GatewayClass', 'HTTPRoute', 'GRPCR
 
 /** Kinds that decide what a workload sees; with any of them all views are made anew. */
 const VIEW_KINDS: ReadonlySet<string> = new Set(['Service', 'VirtualService', 'DestinationRule', 'Sidecar', ...GATEWAY_API_KINDS]);
+
+const isUsable = (secret: LoadedObject | undefined): boolean => certificateProblem(secret?.object as Secret | undefined) === undefined;
 
 /** What `Model.configs` holds: Istio's and the Gateway API's kinds, and what they refer to. */
 function isConfig({ apiVersion, kind }: KubeObject): boolean {
@@ -155,11 +159,12 @@ export class Model {
           }
           if (clusterOf(object) !== '') break;
           replace(this.namespaces, object.metadata.name, loaded?.object as Namespace | undefined);
-        // Listeners may take routes by their namespace's labels.
-        if (this.configs.all('Gateway').length > 0) {
-          this.#forgetViews();
-          changed.addConfig('Gateway', '', object.metadata.name);
-        }
+          // Listeners may take routes by their namespace's labels.
+          if (this.configs.all('Gateway').length > 0) this.#listenersTouched(object, changed);
+          break;
+        case 'Secret':
+          // A listener is served once its certificate is there.
+          if (refersToSecret(this.configs, object.metadata.namespace ?? 'default', object.metadata.name) && isUsable(old) !== isUsable(loaded)) this.#listenersTouched(object, changed);
           break;
         case 'Node':
           replace(this.nodes, inCluster(clusterOf(object), object.metadata.name), loaded?.object as Node | undefined);
@@ -408,6 +413,12 @@ export class Model {
     for (const version of [old, service]) {
       for (const uid of this.#workloadsSelectedBy(namespace, version?.spec.selector)) changed.addresses.add(uid);
     }
+  }
+
+  /** What the Gateway API's listeners refer to is another now. */
+  #listenersTouched({ metadata }: KubeObject, changed: ChangeSet): void {
+    this.#forgetViews();
+    changed.addConfig('Gateway', '', metadata.name);
   }
 
   /** Other clients' ways to the workloads of these networks are others now. */

@@ -9,7 +9,7 @@ import { formatError, errorAt, type LoadedObject, type ValidationError } from '.
 import type { Logger } from '../../common/log.js';
 import { Memo } from '../../common/memo.js';
 import type { ObjectChange } from '../model/model.js';
-import { isGatewayApi } from '../gateway-api/parents.js';
+import { isGatewayApi } from './checks/gateways.js';
 import { MeshIndex, View } from './mesh-index.js';
 import { checkAlone, checkTogether, needsCheck, type ReferenceOptions } from './references.js';
 

@@ -2,6 +2,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { unpack } from '../../../common/xds/any.js';
 import { Listener } from '../../../proto/generated/envoy/config/listener/v3/listener.js';
+import { RouteConfiguration } from '../../../proto/generated/envoy/config/route/v3/route.js';
 import { parseProxy } from '../../model/proxy.js';
 import { serviceYaml } from '../../testing/mesh.js';
 import { testMesh } from '../../testing/model.js';
@@ -23,4 +24,33 @@ test('a port is plaintext or TLS, by the oldest Gateway: no listener that Envoy 
   assert.deepEqual(chains(gateway('new', 2, TLS) + gateway('old', 1, PLAIN)), [['0.0.0.0_8443', [[[], false]]]]);
   assert.deepEqual(chains(gateway('new', 2, PLAIN) + gateway('old', 1, TLS)), [['0.0.0.0_8443', [[[], true]]]]);
   assert.deepEqual(chains(gateway('new', 2, NAMED) + gateway('old', 1, TLS)), [['0.0.0.0_8443', [[[], true], [['a.example'], true]]]]);
+});
+
+test('servers on two addresses of one port: each has the routes of its own hosts alone', () => {
+  const bound = (name: string, day: number, address: string): string => gateway(name, day, `{port: {number: 8080, name: http, protocol: HTTP}, bind: ${address}, hosts: ["${name}.example"]}`);
+  const route = (name: string): string => `\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: ${name}, namespace: shop}\nspec: {hosts: ["*"], gateways: [${name}], http: [{directResponse: {status: 204}}]}\n---`;
+  const { generators } = testMesh(serviceYaml('shop', 'a', '10.96.0.1', []) + bound('one', 1, '10.0.0.8') + bound('two', 2, '10.0.0.9') + route('one') + route('two'));
+  const domains = (name: string): string[] => unpack(RouteConfiguration, generators.get(TYPE.route)!.one(proxy, name)!.body)!.virtual_hosts.flatMap((host) => host.domains);
+  assert.deepEqual([domains('http.8080.10.0.0.8'), domains('http.8080.10.0.0.9')], [['one.example'], ['two.example']]);
+});
+
+test('AUTO_PASSTHROUGH: only the mesh\'s own TLS goes through, by what the client offers', () => {
+  const { generators } = testMesh(serviceYaml('shop', 'a', '10.96.0.1', []) + gateway('east', 1, '{port: {number: 15443, name: tls, protocol: TLS}, hosts: ["*.local"], tls: {mode: AUTO_PASSTHROUGH}}'));
+  const [listener] = generators.get(TYPE.listener)!.all(proxy);
+  assert.deepEqual(unpack(Listener, listener!.body)!.filter_chains.map((chain) => [chain.filter_chain_match?.server_names, chain.filter_chain_match?.application_protocols]), [[['*.local'], ['istio', 'istio-peer-exchange', 'istio-http/1.0', 'istio-http/1.1', 'istio-h2']]]);
+});
+
+test('a TCP route of a gateway does not ask who the client is', () => {
+  const route = '\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: tcp, namespace: shop}\nspec: {hosts: ["*"], gateways: [g], tcp: [{match: [{sourceLabels: {app: client}, sourceNamespace: other}], route: [{destination: {host: a, port: {number: 80}}}]}]}\n---';
+  assert.deepEqual(chains(gateway('g', 1, '{port: {number: 5432, name: tcp, protocol: TCP}, hosts: ["*"]}') + route), [['0.0.0.0_5432', [[[], false]]]]);
+});
+
+test('TLSRoute on a listener that ends TLS: chains by name, with the listener\'s certificate; a TCPRoute takes the rest', () => {
+  const API = 'apiVersion: gateway.networking.k8s.io/v1alpha2';
+  const route = (kind: string, more: string): string => `\n${API}\nkind: ${kind}\nmetadata: {name: r, namespace: shop}\nspec: {parentRefs: [{name: g}], ${more}rules: [{backendRefs: [{name: a, port: 80}]}]}\n---`;
+  const listener = '{name: tls, port: 443, protocol: TLS, tls: {options: {gateway.istio.io/tls-terminate-mode: ISTIO_MUTUAL}}}';
+  const own = parseProxy('router~10.0.0.8~g.shop~shop.svc.cluster.local', { LABELS: { 'gateway.networking.k8s.io/gateway-name': 'g' } });
+  const { generators } = testMesh(`${serviceYaml('shop', 'a', '10.96.0.1', [])}\napiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: g, namespace: shop}\nspec: {gatewayClassName: istio, listeners: [${listener}]}\n---${route('TLSRoute', 'hostnames: [a.example, b.example], ')}${route('TCPRoute', '')}`);
+  const [made] = generators.get(TYPE.listener)!.all(own);
+  assert.deepEqual(unpack(Listener, made!.body)!.filter_chains.map((chain) => [chain.filter_chain_match?.server_names ?? [], chain.transport_socket !== undefined]), [[['a.example', 'b.example'], true], [[], true]]);
 });

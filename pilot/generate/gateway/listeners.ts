@@ -13,9 +13,11 @@ import type { Scope } from '../../model/scope.js';
 import { configPath } from '../clusters.js';
 import { seconds, socketAddress } from '../envoy.js';
 import { gatewayHttp, tcpProxy } from '../http-filters.js';
+import { ISTIO_ANY } from '../inbound.js';
 import { hasIpv4, hasIpv6, proxyIps } from '../inbound-ports.js';
 import { makeResource, type Resource } from '../resource.js';
 import { l4SourceMatches } from '../route-match.js';
+import { hasGatewaySemantics } from '../routes-http.js';
 import { commonHosts, serverHostsFor, virtualServicesForGateway } from '../routes-gateway.js';
 import { securityHttpFilters, securityNetworkFilters } from '../security/filters.js';
 import { routeTcpProxy } from '../tcp-routes.js';
@@ -92,9 +94,11 @@ function portChains(context: Context, servers: readonly BoundServer[]): FilterCh
     if (isHttpOverTls(bound)) {
       chains.push(FilterChain.fromPartial({ ...connectTimeout, ...match, filters: [http(bound)], transport_socket: gatewayTls(server.tls!, true, model.mesh) }));
     } else if (isAutoPassthrough(bound)) {
-      chains.push(FilterChain.fromPartial({ ...connectTimeout, ...(names.length > 0 ? match : { filter_chain_match: { transport_protocol: 'tls' } }), filters: [sniCluster, tcpProxy('BlackHoleCluster')] }));
+      // Only the mesh's own TLS goes through, which no workload takes for an application's: nobody gets past its identity check.
+      const filter_chain_match = { ...(names.length > 0 ? { server_names: names } : { transport_protocol: 'tls' }), application_protocols: ISTIO_ANY };
+      chains.push(FilterChain.fromPartial({ ...connectTimeout, filter_chain_match, filters: [sniCluster, tcpProxy('BlackHoleCluster')] }));
     } else if (!isPlainHttp(bound)) {
-      chains.push(...(server.tls && !terminates(server) ? passthroughChains(context, bound) : tcpChains(context, bound)));
+      chains.push(...(server.tls ? sniChains(context, bound) : []), ...(server.tls && !terminates(server) ? [] : tcpChains(context, bound)));
     }
   }
   return chains;
@@ -106,11 +110,15 @@ const sniCluster: Filter = {
   config_type: { $case: 'typed_config', value: pack(SniCluster, SniCluster.fromPartial({})) },
 };
 
-/** TLS to the end: by the names of the VirtualServices' tls matches, as far as the server has these hosts. */
-function passthroughChains(context: Context, { gateway, server }: BoundServer): FilterChain[] {
+/**
+ * By the names of the VirtualServices' tls matches, as far as the server has these hosts: TLS to the end, or (of the Gateway
+ * API's routes) TLS that ends here.
+ */
+function sniChains(context: Context, { gateway, server }: BoundServer): FilterChain[] {
   const { model, scope, proxy } = context;
   const chains: FilterChain[] = [];
   for (const loaded of virtualServicesForGateway(scope, gateway)) {
+    if (terminates(server) && !hasGatewaySemantics(loaded.object)) continue;
     const hosts = boundHosts(loaded, { gateway, hosts: server.hosts });
     if (hosts.length === 0) continue;
     for (const { match, route } of loaded.object.spec.tls ?? []) {
@@ -124,6 +132,7 @@ function passthroughChains(context: Context, { gateway, server }: BoundServer): 
             filter_chain_match: names.length > 0 ? { server_names: names } : { transport_protocol: 'tls' },
             metadata: { filter_metadata: { istio: { config: configPath(loaded.object, 'virtual-service') } } },
             filters: [...securityNetworkFilters(model, proxy), routeTcpProxy(scope, route, loaded.object, server.port.number)],
+            ...(terminates(server) ? { transport_socket: gatewayTls(server.tls!, false, model.mesh) } : {}),
           }),
         );
       }

@@ -1,6 +1,6 @@
 /** Which servers a gateway's proxy has, from all Gateways that select it, by the port that its pod listens on. */
 import type { GatewayServer } from '../../../common/kube/types.js';
-import { OWN_NAMESPACE_ANNOTATION } from '../../gateway-api/convert.js';
+import { PROXY_NAMESPACE_ANNOTATION } from '../../gateway-api/listeners.js';
 import { selects } from '../../model/configs.js';
 import { targetPortOf, type Model } from '../../model/model.js';
 import type { Proxy } from '../../model/proxy.js';
@@ -40,7 +40,7 @@ export function gatewayServers(model: Model, proxy: Proxy): BoundServer[] {
   };
   return model.gateways.flatMap(({ object }) => {
     const namespace = object.metadata.namespace ?? 'default';
-    if (!selects(object.spec.selector, labels) || (object.metadata.annotations?.[OWN_NAMESPACE_ANNOTATION] && namespace !== proxy.namespace)) return [];
+    if (!selects(object.spec.selector, labels) || (object.metadata.annotations?.[PROXY_NAMESPACE_ANNOTATION] ?? proxy.namespace) !== proxy.namespace) return [];
     return (object.spec.servers ?? []).flatMap((server) => listenPorts(server.port.number).map((listenPort) => ({ gateway: `${namespace}/${object.metadata.name}`, namespace, server, listenPort })));
   });
 }
@@ -48,10 +48,10 @@ export function gatewayServers(model: Model, proxy: Proxy): BoundServer[] {
 /** Of `ns/host` the host. */
 export const bareHost = (written: string): string => written.slice(written.indexOf('/') + 1);
 
-/** Name of the route configuration of a server; all plaintext servers of a port share one. */
+/** Name of the route configuration of a server; all plaintext servers of a port and address share one. */
 export function routeName(bound: BoundServer): string {
   const { server, gateway, listenPort } = bound;
-  if (!isHttpOverTls(bound)) return `http.${listenPort}`;
+  if (!isHttpOverTls(bound)) return `http.${listenPort}${server.bind ? `.${server.bind}` : ''}`;
   const [namespace, name] = gateway.split('/') as [string, string];
   return `https.${server.port.number}.${server.port.name}.${name}.${namespace}`;
 }
