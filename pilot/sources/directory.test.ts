@@ -51,6 +51,28 @@ test('follows new, changed, replaced and removed files', async () => {
   await until({ b: 'x' });
 });
 
+test('a file that can not be read holds up none that changed with it, and its objects stay as they were', async () => {
+  const loop = join(folder, 'a.yaml');
+  writeFileSync(loop, namespace('a', 'one'));
+  await startRescanning(600_000, folder);
+  unlinkSync(loop);
+  symlinkSync('a.yaml', loop);
+  writeFileSync(join(folder, 'b.yaml'), namespace('b'));
+  await until({ a: 'one', b: 'x' });
+  assert.match(source!.errors().map(({ message }) => message).join(), /ELOOP/);
+  unlinkSync(loop);
+  writeFileSync(loop, namespace('a', 'two'));
+  await until({ a: 'two', b: 'x' });
+  assert.deepEqual(source!.errors(), []);
+});
+
+test('a file that can not be read is no reason not to start with the others', async () => {
+  symlinkSync('a.yaml', join(folder, 'a.yaml'));
+  writeFileSync(join(folder, 'b.yaml'), namespace('b'));
+  await start(folder);
+  assert.deepEqual(state(), { b: 'x' });
+});
+
 test('a later directory overrides the same object of an earlier one, and lets it go again', async () => {
   const [first, second] = ['first', 'second'].map((name) => join(folder, name)) as [string, string];
   for (const path of [first, second]) mkdirSync(path);

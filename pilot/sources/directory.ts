@@ -3,7 +3,7 @@
  * the same object (kind, namespace, name) of an earlier one. An object that is refused stays as it was; so do the objects
  * of a file that can't be read, except those that its readable part still has.
  */
-import { watch, type FSWatcher } from 'node:fs';
+import { watch, type BigIntStats, type FSWatcher } from 'node:fs';
 import { readdir, stat } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import { UnderpassError, errorCode, errorMessage } from '../../common/errors.js';
@@ -175,11 +175,18 @@ export class DirectorySource {
 
   /** Reads a file if it is another than before. */
   async #look(file: string, first: boolean): Promise<'gone' | 'unsettled' | 'same' | 'taken'> {
-    const info = await stat(file, { bigint: true }).catch((error: unknown) => {
-      if (errorCode(error) === 'ENOENT') return undefined;
-      throw error;
-    });
-    if (!info?.isFile()) return 'gone';
+    let info: BigIntStats;
+    try {
+      info = await stat(file, { bigint: true });
+    } catch (error) {
+      if (errorCode(error) === 'ENOENT') return 'gone';
+      // Of this file alone nothing new can be known; reading it says why.
+      const signature = `unreadable: ${errorMessage(error)}`;
+      if (this.#files.get(file)?.signature === signature) return 'same';
+      this.#take(file, signature, await loadFile(file));
+      return 'taken';
+    }
+    if (!info.isFile()) return 'gone';
     const signature = `${info.ino}:${info.size}:${info.mtimeNs}:${info.ctimeNs}`;
     if (this.#files.get(file)?.signature === signature) return 'same';
     const ageMs = Date.now() - Number(info.mtimeNs / 1_000_000n);
