@@ -7,8 +7,11 @@ import { ClusterLoadAssignment } from '../../proto/generated/envoy/config/endpoi
 import { Listener } from '../../proto/generated/envoy/config/listener/v3/listener.js';
 import { FilterChain, type Filter } from '../../proto/generated/envoy/config/listener/v3/listener_components.js';
 import { RBAC } from '../../proto/generated/envoy/extensions/filters/network/rbac/v3/rbac.js';
+import { RBAC as HttpRbac } from '../../proto/generated/envoy/extensions/filters/http/rbac/v3/rbac.js';
+import { HttpConnectionManager } from '../../proto/generated/envoy/extensions/filters/network/http_connection_manager/v3/http_connection_manager.js';
 import { TcpProxy } from '../../proto/generated/envoy/extensions/filters/network/tcp_proxy/v3/tcp_proxy.js';
 import { Wasm } from '../../proto/generated/envoy/extensions/filters/http/wasm/v3/wasm.js';
+import { TypedStruct } from '../../proto/generated/udpa/type/v1/typed_struct.js';
 import { pack, unpack } from '../../common/xds/any.js';
 import { stockExtensions } from '../testing/stock-envoy.js';
 import { socketAddress } from './fold-clusters.js';
@@ -67,6 +70,29 @@ describe('a pod\'s inbound side', () => {
     assert.throws(() => foldInbound(inbound(chain({}, [unknown, tcp])), extensions), FoldError);
     assert.ok(CLOSED.enforces);
     assert.deepEqual([...CLOSED.direct, ...CLOSED.mesh].map(clusterOf), ['BlackHoleCluster', 'BlackHoleCluster']);
+  });
+
+  it('lets nobody in where rules can not be given the caller\'s identity, and says why; other ports stay', () => {
+    const any = (message: ReturnType<typeof pack>): Filter => filter('x', message);
+    const manager = (more: Parameters<typeof HttpConnectionManager.fromPartial>[0]): Filter => any(pack(HttpConnectionManager, HttpConnectionManager.fromPartial({ stat_prefix: 'x', ...more })));
+    const inHttp = (config: ReturnType<typeof pack>): Filter => manager({ http_filters: [{ name: 'y', config_type: { $case: 'typed_config', value: config } }] });
+    const tree = { matcher: { on_no_match: { on_match: { $case: 'action' as const, value: { name: 'a', typed_config: { type_url: 'a', value: Buffer.alloc(0) } } } } } };
+    const perRoute = { type_url: 'type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBACPerRoute', value: Buffer.alloc(0) };
+    const cases: [Filter, RegExp][] = [
+      [any(pack(RBAC, RBAC.fromPartial({ stat_prefix: 'x', ...tree }))), /filter "x": a tree of matchers/],
+      [any(pack(RBAC, RBAC.fromPartial({ stat_prefix: 'x', shadow_matcher: tree.matcher }))), /filter "x": a tree of matchers/],
+      [inHttp(pack(HttpRbac, HttpRbac.fromPartial(tree))), /filter "y": a tree of matchers/],
+      [inHttp(pack(TypedStruct, TypedStruct.fromPartial({ type_url: 'type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC' }))), /filter "y": RBAC inside of .*TypedStruct/],
+      [manager({ route_specifier: { $case: 'route_config', value: { name: 'r', virtual_hosts: [{ name: 'v', domains: ['*'], typed_per_filter_config: { rbac: perRoute } }] } } }), /filter "x": RBAC of a route/],
+    ];
+    for (const [rules, expected] of cases) {
+      for (const isTls of [true, false]) {
+        const folded = foldInbound(inbound(chain({ destination_port: 8080, transport_protocol: isTls ? 'tls' : '' }, [rules, tcp], isTls), chain({ destination_port: 9090 }, [tcp])), extensions);
+        assert.equal(folded.enforces, true);
+        assert.match(folded.refused.join(), expected);
+        for (const side of [folded.direct, folded.mesh]) assert.deepEqual(side.map((item) => [item.filter_chain_match?.destination_port, clusterOf(item)]), [[15006, 'BlackHoleCluster'], [8080, 'BlackHoleCluster'], [9090, 'inbound|8080||']]);
+      }
+    }
   });
 
   it('has an internal listener of another name under other policies, so that no pooled connection outlives them', () => {

@@ -30,6 +30,7 @@ import { socketAddress } from './fold-clusters.js';
 import { blackHole, foldChain } from './fold-listeners.js';
 import { PEER_PRINCIPAL, SOURCE_ADDRESS, type ListenerPod } from './pod-listener.js';
 import type { Entry } from './snapshot.js';
+import { unreadRules } from './unread-rules.js';
 
 /** Where a pod's rules redirect what arrives for it; a sidecar's number. */
 export const INBOUND_PORT = 15006;
@@ -56,31 +57,40 @@ export interface FoldedInbound {
   mesh: FilterChain[];
   /** Ports that are not inspected, so that a server may speak first. */
   silent: { direct: number[]; mesh: number[] };
+  /** Chains that let nobody in, since their rules can't be enforced, and why. */
+  refused: string[];
   hash: string;
 }
 
 /** Lets nobody in: for a listener that can't be folded. */
-export const CLOSED: FoldedInbound = finish(true, [], []);
+export const CLOSED: FoldedInbound = finish(true, [], [], []);
 
 /** @throws FoldError when it needs what this Envoy lacks */
 export function foldInbound(listener: Listener, extensions: EnvoyExtensions): FoldedInbound {
+  const refused: string[] = [];
+  const closedIfUnread = (chain: FilterChain): FilterChain => {
+    const why = unreadRules(chain);
+    if (why === undefined) return chain;
+    refused.push(why);
+    return { ...blackHole(chain.name, chain.filter_chain_match), transport_socket: chain.transport_socket };
+  };
   const chains = [...listener.filter_chains, ...(listener.default_filter_chain ? [{ ...listener.default_filter_chain, filter_chain_match: undefined }] : [])]
     .filter((chain) => chain.filter_chain_match?.destination_port !== INBOUND_PORT)
-    .map((chain) => foldChain(chain, extensions));
+    .map((chain) => closedIfUnread(foldChain(chain, extensions)));
   const groups = new Map<number, FilterChain[]>();
   for (const chain of chains) groups.set(portOf(chain), [...(groups.get(portOf(chain)) ?? []), chain]);
   const isStrict = [...groups.values()].some((group) => !group.some(takesPlaintext));
   // Without certificates there is no end for mutual TLS here.
   const direct = chains.map((chain) => (chain.transport_socket ? blackHole(chain.name, chain.filter_chain_match) : chain));
   const mesh = [...groups.values()].flatMap(meshChains).map(byCallerAddress);
-  return finish(isStrict || chains.some(decides), distinct(direct), distinct(mesh));
+  return finish(isStrict || refused.length > 0 || chains.some(decides), distinct(direct), distinct(mesh), [...new Set(refused)]);
 }
 
-function finish(enforces: boolean, direct: FilterChain[], mesh: FilterChain[]): FoldedInbound {
+function finish(enforces: boolean, direct: FilterChain[], mesh: FilterChain[], refused: string[]): FoldedInbound {
   const loop = blackHole('loop', FilterChainMatch.fromPartial({ destination_port: INBOUND_PORT }));
   const all = { direct: [loop, ...direct], mesh: [loop, ...mesh] };
   const hash = contentHash(Listener, { ...Listener.fromPartial({}), filter_chains: [...all.direct, ...all.mesh] });
-  return { enforces, ...all, silent: { direct: silentPorts(direct), mesh: silentPorts(mesh) }, hash };
+  return { enforces, ...all, silent: { direct: silentPorts(direct), mesh: silentPorts(mesh) }, refused, hash };
 }
 
 function portOf({ filter_chain_match }: FilterChain): number {

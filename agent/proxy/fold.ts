@@ -165,7 +165,9 @@ export class Folder {
   #foldInbound({ key, state }: FoldClass, problems: FoldProblem[]): FoldedInbound | undefined {
     const source = state.listeners.get('virtualInbound')?.message;
     if (!source) return undefined;
-    return this.#good(`${key} LDS virtualInbound`, source, problems, key, (message) => foldInbound(message, this.extensions), this.#inbound) ?? CLOSED;
+    const folded = this.#good(`${key} LDS virtualInbound`, source, problems, key, (message) => foldInbound(message, this.extensions), this.#inbound) ?? CLOSED;
+    for (const message of folded.refused) problems.push({ classKey: key, resource: 'LDS virtualInbound', message });
+    return folded;
   }
 
   #addInbound(classes: readonly FoldClass[], pods: readonly FoldPod[], inbound: ReadonlyMap<string, FoldedInbound | undefined>, reached: ReadonlyMap<string, string>, names: Names, cds: Map<string, Entry>, lds: Map<string, Entry>): void {
