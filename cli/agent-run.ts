@@ -2,7 +2,8 @@
 import { once } from 'node:events';
 import { hostname } from 'node:os';
 import { join } from 'node:path';
-import { InvalidArgumentError, Option, type Command } from 'commander';
+import { Option, type Command } from 'commander';
+import { wholeNumber } from '../common/arguments.js';
 import { Agent, DEFAULT_INSTANCE, LabSource, cleanup, instancePaths, realCleanupParts, realParts, type NodeCaFactory } from '../agent/index.js';
 import { UnderpassError } from '../common/errors.js';
 import type { CertificateAuthority } from '../common/identity/ca.js';
@@ -41,16 +42,10 @@ export function addAgentOptions(command: Command): Command {
     .option('--bpffs <dir>', 'where BPF links and maps are pinned', defaultBpffsDir)
     .addOption(new Option('--redirection <way>', 'for pods without a label of their own').choices(['auto', 'bpf', 'iptables']).default('auto'))
     .addOption(new Option('--acceleration <level>', 'for pods without a label of their own').choices(['off', 'l4', 'force']).default('l4'))
-    .option('--concurrency <n>', 'worker threads of the shared Envoy (default: one a CPU)', positiveInteger)
+    .option('--concurrency <n>', 'worker threads of the shared Envoy (default: one a CPU)', wholeNumber(1, 1024))
     .option('--trust-domain <domain>', 'SPIFFE trust domain of the pods (default: what the control plane says of each)')
     .option('--cleanup', 'remove all that this instance\'s agents ever pinned, mounted, attached or wrote, and exit')
     .option('--cleanup-on-exit', 'do that when the agent ends, instead of leaving Envoy and the kernel at work');
-}
-
-function positiveInteger(text: string): number {
-  const value = Number(text);
-  if (!Number.isInteger(value) || value < 1 || value > 1024) throw new InvalidArgumentError('expected a whole number from 1 to 1024');
-  return value;
 }
 
 export interface Lab {

@@ -1,6 +1,7 @@
 /** `underpass bench`: every claim as a row on the user's own node. */
 import { writeFileSync } from 'node:fs';
 import { InvalidArgumentError, Option, type Command } from 'commander';
+import { wholeNumber } from '../common/arguments.js';
 import { renderHtml, renderTable } from '../bench/index.js';
 import { UnderpassError, errorMessage } from '../common/errors.js';
 import { DEFAULT_CONNECTIONS, DEFAULT_DURATION_S, DEFAULT_PROXY_WORKERS, DEFAULT_ROUNDS, isLeftBehind, leftBehind, parseModes, QUICK_DURATION_S, runBench } from './bench/run.js';
@@ -32,14 +33,6 @@ export function configure(command: Command): void {
     .addOption(new Option('-o, --output <format>', 'how to print').choices(['table', 'json']).default('table'))
     .addHelpText('after', '\nMakes pods of its own on this machine, an agent and a control plane for them, and removes all of it at the end.\nExit codes: 0 measured, 1 could not be measured, 3 measured, but requests failed, 130 interrupted.')
     .action(bench);
-}
-
-function wholeNumber(min: number, max: number) {
-  return (text: string): number => {
-    const value = Number(text);
-    if (!Number.isInteger(value) || value < min || value > max) throw new InvalidArgumentError(`expected a whole number from ${min} to ${max}`);
-    return value;
-  };
 }
 
 function seconds(text: string): number {

@@ -1,5 +1,6 @@
 /** `underpass pilot`: the control plane alone. */
 import type { Command } from 'commander';
+import { duration, wholeNumber } from '../common/arguments.js';
 import { KubeClient } from '../common/kube/client.js';
 import { inClusterServer, readKubeconfig, type ApiServer } from '../common/kube/kubeconfig.js';
 import { logger } from '../common/log.js';
@@ -32,6 +33,10 @@ interface Options {
   nodeAccount?: string[];
   trustDomain?: string;
   outboundTrafficPolicy?: string;
+  maxStreamAge?: number;
+  maxStreams?: number;
+  maxNames?: number;
+  firstRequestTimeout?: number;
 }
 
 const collect = (value: string, all: string[] | undefined): string[] => [...(all ?? []), value];
@@ -60,6 +65,10 @@ export function configure(command: Command): void {
     .option('--mesh-config <file>', "Istio's MeshConfig, followed live (default: the ConfigMap istio of the root namespace, if a source has it)")
     .option('--trust-domain <domain>', "SPIFFE trust domain (default: MeshConfig's, else cluster.local)")
     .option('--outbound-traffic-policy <policy>', "ALLOW_ANY or REGISTRY_ONLY: what happens to traffic towards no service (default: MeshConfig's, else ALLOW_ANY)")
+    .option('--max-stream-age <duration>', 'streams over TCP end by then, a tenth more or less, and their clients open others (default 30m)', duration)
+    .option('--max-streams <n>', 'streams that one pod, or one address, may have open (default 2000)', wholeNumber(1, 1_000_000))
+    .option('--max-names <n>', 'resources of one type that a stream may subscribe to by name (default 100000)', wholeNumber(1, 100_000_000))
+    .option('--first-request-timeout <duration>', 'a stream that has asked for nothing by then is ended (default 30s)', duration)
     .action(async (options: Options) => {
       const { outboundTrafficPolicy } = options;
       if (outboundTrafficPolicy !== undefined && outboundTrafficPolicy !== 'ALLOW_ANY' && outboundTrafficPolicy !== 'REGISTRY_ONLY') command.error(`--outbound-traffic-policy: found ${outboundTrafficPolicy}, expected ALLOW_ANY or REGISTRY_ONLY`);
@@ -77,7 +86,7 @@ export function configure(command: Command): void {
       const reviewer = apiServer ?? inClusterServer();
       if (options.tokenReview && !reviewer) command.error('--token-review: there is no API server to ask: give --kubeconfig, or run as a pod');
       const security = securityOf(options, reviewer);
-      const pilot = new Pilot({ sources, ...(apiServer ? { apiServer } : {}), listen: options.listen ?? [DEFAULT_LISTEN], meshConfig, ...meshConfigFile, ...(monitoringListen === 'none' ? {} : { monitoringListen }), ...(webhooks ? { webhooks } : {}), ...(security ? { security } : {}), ...(options.provisionDir === undefined ? {} : { provisionDir: options.provisionDir }), logger: log });
+      const pilot = new Pilot({ sources, ...(apiServer ? { apiServer } : {}), listen: options.listen ?? [DEFAULT_LISTEN], meshConfig, ...meshConfigFile, ...(monitoringListen === 'none' ? {} : { monitoringListen }), ...(webhooks ? { webhooks } : {}), ...(security ? { security } : {}), ...(options.provisionDir === undefined ? {} : { provisionDir: options.provisionDir }), limits: limitsOf(options), logger: log });
       const stopped = new Promise<string>((resolve) => {
         for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => resolve(signal));
       });
@@ -85,6 +94,15 @@ export function configure(command: Command): void {
       log.info({ signal: await stopped }, 'stopping');
       await pilot.stop();
     });
+}
+
+function limitsOf({ maxStreamAge, maxStreams, maxNames, firstRequestTimeout }: Options): NonNullable<PilotOptions['limits']> {
+  return {
+    ...(maxStreamAge === undefined ? {} : { streamAgeMs: maxStreamAge }),
+    ...(maxStreams === undefined ? {} : { streamsPerPeer: maxStreams }),
+    ...(maxNames === undefined ? {} : { namesPerType: maxNames }),
+    ...(firstRequestTimeout === undefined ? {} : { firstRequestMs: firstRequestTimeout }),
+  };
 }
 
 function webhooksOf({ webhookListen, injectionConfig, webhookConfigurations, webhookUrl }: Options): PilotOptions['webhooks'] {

@@ -21,7 +21,9 @@ import { wantedKeys } from './model/jwks.js';
 import { AutoRegistration } from './model/auto-registration.js';
 import { Model } from './model/model.js';
 import { DEFAULT_DEBOUNCE, Debouncer, type DebounceOptions } from './push/debounce.js';
+import { PushMetrics } from './push/metrics.js';
 import { AdsServer } from './push/server.js';
+import type { StreamLimits } from './push/stream-guard.js';
 import { GatewayController } from './gateway-controller/controller.js';
 import { DirectorySink } from './gateway-controller/directory-sink.js';
 import type { ProvisionOptions } from './gateway-controller/provision.js';
@@ -59,6 +61,8 @@ export interface PilotOptions {
   healthVerdictTtlMs?: number;
   /** The CA, and ADS with it on TLS ports; none by default. */
   security?: SecurityOptions;
+  /** What one client may take; each has a default. */
+  limits?: Partial<StreamLimits>;
   logger: Logger;
   debounce?: Partial<DebounceOptions>;
 }
@@ -140,7 +144,7 @@ export class Pilot {
   /** Returns when everything was read once and all addresses are listened on. */
   async start(signal?: AbortSignal): Promise<void> {
     const { logger } = this.#options;
-    const server = new AdsServer(this.#generators, () => this.#version, logger.child({ part: 'ads' }));
+    const server = new AdsServer(this.#generators, () => this.#version, logger.child({ part: 'ads' }), new PushMetrics(), this.#options.limits);
     const model = this.#model;
     const admission = new Admission(model.mesh.clusterDomain, logger.child({ part: 'validation' }), referenceOptions(model));
     const debouncer = new Debouncer<ChangeSet>(
@@ -244,7 +248,7 @@ export class Pilot {
     const security = await Security.start(options, this.#model, this.#options.logger.child({ part: 'security' }));
     this.#security = this.#store.add(security);
     for (const address of options.listen) {
-      this.#secureAddresses.push(await server.listenSecure(address, { credentials: security.serverIdentity.credentials, identify: (call) => security.identify(call), addServices: (port) => security.addServices(port) }));
+      this.#secureAddresses.push(await server.listenSecure(address, { credentials: security.serverIdentity.credentials, identify: (call) => security.identify(call), addServices: (port, guard) => security.addServices(port, guard) }));
     }
   }
 

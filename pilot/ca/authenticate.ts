@@ -63,12 +63,13 @@ export class CertificateAuthenticator implements Authenticator {
     if (!raw) return undefined;
     const certificate = new X509Certificate(raw);
     // The handshake may be long ago: a connection does not outlive its certificate's power.
-    if (Date.parse(certificate.validTo) <= this.now()) throw new Error('the certificate has expired since the connection was made');
+    const expiresAt = Date.parse(certificate.validTo);
+    if (expiresAt <= this.now()) throw new Error('the certificate has expired since the connection was made');
     const names = (certificate.subjectAltName ?? '').split(', ').filter((name) => name.startsWith('URI:'));
     const identity = names.length === 1 ? parseSpiffeId(names[0]!.slice('URI:'.length)) : undefined;
     if (!identity) throw new Error('the certificate has no SPIFFE id, or several');
     if (!this.trustDomains().includes(identity.trustDomain)) throw new Error(`the certificate is of trust domain ${identity.trustDomain}`);
-    return { ...identity, via: 'certificate' };
+    return { ...identity, expiresAt, via: 'certificate' };
   }
 }
 
@@ -119,6 +120,7 @@ export class JwtAuthenticator implements Authenticator {
       ...(pod?.name ? { pod: pod.name } : {}),
       ...(pod?.uid ? { podUid: pod.uid } : {}),
       ...(node?.name ? { nodeName: node.name } : {}),
+      expiresAt: (payload.exp! + CLOCK_TOLERANCE_S) * 1_000,
       via: 'token',
     };
   }

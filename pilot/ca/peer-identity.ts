@@ -7,6 +7,8 @@ export interface PeerIdentity extends WorkloadIdentity {
   podUid?: string;
   /** Of a token that says it. */
   nodeName?: string;
+  /** When what proves it runs out, in milliseconds since 1970. */
+  expiresAt?: number;
   via: 'certificate' | 'token' | 'token-review';
 }
 

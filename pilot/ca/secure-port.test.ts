@@ -29,10 +29,10 @@ interface Stream {
   close(): void;
 }
 
-function ads(options: { node?: string; metadata?: Record<string, unknown>; token?: string; certificate?: IssuedCertificate }): Stream {
+function ads(options: { node?: string; metadata?: Record<string, unknown>; token?: string; certificate?: IssuedCertificate }, of = mesh): Stream {
   const { certificate, token, node = NODE, metadata = {} } = options;
   const own = certificate ? [Buffer.from(certificate.privateKeyPem), Buffer.from(certificate.chainPem)] : [];
-  const client = new AggregatedDiscoveryServiceClient(mesh.address, credentials.createSsl(Buffer.from(mesh.pilot.ca!.rootPem), ...own), { 'grpc.use_local_subchannel_pool': 1 });
+  const client = new AggregatedDiscoveryServiceClient(of.address, credentials.createSsl(Buffer.from(of.pilot.ca!.rootPem), ...own), { 'grpc.use_local_subchannel_pool': 1 });
   const call = client.deltaAggregatedResources(token === undefined ? new Metadata() : bearer(token));
   const stream: Stream = {
     responses: [],
@@ -84,6 +84,19 @@ test('ADS over TLS: nobody without credentials, nor with wrong ones', async () =
     assert.equal(await outcome(stream), GrpcStatus.UNAUTHENTICATED);
     assert.deepEqual([stream.error?.details, stream.responses], ['authentication failed', []]);
   }
+});
+
+test('a stream that has grown old ends without an error, and its client opens another', async () => {
+  const young = await securePilot(serviceYaml('shop', 'web', '10.96.0.1', []), {}, { streamAgeMs: 300 });
+  mesh.store.defer(() => young.store.close());
+  const token = await young.issuer.issue(WEB);
+  for (let round = 0; round < 2; round++) {
+    const stream = ads({ token }, young);
+    stream.ask(TYPE.cluster);
+    await waitFor('its end', () => stream.ended, WAIT);
+    assert.equal(stream.error, undefined);
+  }
+  await waitFor('nobody to be connected', () => young.pilot.status().ads.connections.length === 0, WAIT);
 });
 
 test('the plaintext port has no certificate service and no secrets', async () => {

@@ -16,6 +16,7 @@ import { SecretDiscoveryServiceService } from '../../proto/generated/envoy/servi
 import { IstioCertificateServiceService } from '../../proto/generated/istio/v1/auth/ca.js';
 import type { ChangeSet } from '../model/changes.js';
 import type { Model } from '../model/model.js';
+import type { GuardedCall, StreamGuard } from '../push/stream-guard.js';
 import { Authenticators, CertificateAuthenticator, JwtAuthenticator, parseJwks, type AuthenticatedCall, type Authenticator } from './authenticate.js';
 import { CACERTS, cacertsOf, CacertsWatcher, readCacerts } from './cacerts.js';
 import { CertificateService } from './certificate-service.js';
@@ -84,15 +85,18 @@ export class Security implements Closable {
     return security;
   }
 
-  /** Adds what the secure port serves besides ADS. */
-  addServices(server: Server): void {
+  /** Adds what the secure port serves besides ADS; its streams are held to the same limits. */
+  addServices(server: Server, guard: StreamGuard): void {
     const { ca, authenticators, logger, options, model } = this;
     const certificates = new CertificateService({ ca, authenticators, nodes: new ModelNodes(model), logger, ...(options.nodeAccounts ? { nodeAccounts: options.nodeAccounts } : {}) });
     server.addService(IstioCertificateServiceService, certificates.implementation);
     const roots = new SecretStreams((name) => (name === ROOT_SECRET ? rootSecret(ca.rootPem) : undefined));
     this.#store.defer(ca.onChange(() => roots.refresh()));
-    const guarded = <Call extends AuthenticatedCall & { emit(event: 'error', error: object): boolean }>(serve: (call: Call) => void) => (call: Call): void => {
-      void this.identify(call).then((identity) => (identity ? serve(call) : call.emit('error', UNAUTHENTICATED)));
+    const guarded = <Call extends AuthenticatedCall & GuardedCall>(serve: (call: Call) => void) => (call: Call): void => {
+      void this.identify(call).then((identity) => {
+        if (!identity) call.emit('error', UNAUTHENTICATED);
+        else if (guard.admit(call, { identity, local: false })) serve(call);
+      });
     };
     server.addService(SecretDiscoveryServiceService, {
       streamSecrets: guarded((call: Parameters<typeof roots.onStream>[0]) => roots.onStream(call)),

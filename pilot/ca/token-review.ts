@@ -1,4 +1,5 @@
 /** Bearer tokens that Kubernetes' API server is asked about (TokenReview): for clusters whose issuer publishes no keys. */
+import { decodeJwt } from 'jose';
 import { CA_AUDIENCE } from '../../common/identity/service-account-token.js';
 import { KubeApiError, resourcePath, type KubeClient } from '../../common/kube/client.js';
 import { bearerToken, type AuthenticatedCall, type Authenticator } from './authenticate.js';
@@ -25,6 +26,16 @@ interface TokenReviewStatus {
   error?: string;
 }
 
+/** The API server says that the token holds, not until when: the token itself does, where it is one of those that can be read. */
+function expiry(token: string): { expiresAt?: number } {
+  try {
+    const { exp } = decodeJwt(token);
+    return exp === undefined ? {} : { expiresAt: exp * 1_000 };
+  } catch {
+    return {};
+  }
+}
+
 export class TokenReviewAuthenticator implements Authenticator {
   readonly name = 'token review';
   constructor(readonly options: TokenReviewOptions) {}
@@ -42,7 +53,7 @@ export class TokenReviewAuthenticator implements Authenticator {
     if (!namespace || !serviceAccount) throw new Error('the token is not of a service account');
     const extra = (key: string): string | undefined => status.user?.extra?.[key]?.[0];
     const [pod, podUid, nodeName] = [extra(POD_NAME), extra(POD_UID), extra(NODE_NAME)];
-    return { trustDomain: trustDomain(), namespace, serviceAccount, ...(pod ? { pod } : {}), ...(podUid ? { podUid } : {}), ...(nodeName ? { nodeName } : {}), via: 'token-review' };
+    return { trustDomain: trustDomain(), namespace, serviceAccount, ...(pod ? { pod } : {}), ...(podUid ? { podUid } : {}), ...(nodeName ? { nodeName } : {}), ...expiry(token), via: 'token-review' };
   }
 
   async #review(token: string, audiences: readonly string[]): Promise<TokenReviewStatus> {

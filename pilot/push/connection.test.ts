@@ -43,7 +43,7 @@ function open(bytes: number, throttle = new ConnectThrottle(16)): { call: Call; 
   const generators = { get: () => generator } as unknown as Generators;
   const budget = new SendBudget(64 << 20);
   const logger = rootLogger.child({}, { level: 'silent' });
-  const context: ConnectionContext = { generators, logger, metrics: new PushMetrics(), budget, throttle, maps: new MapStore(), version: () => 'v', clients: () => undefined, wake: () => undefined };
+  const context: ConnectionContext = { generators, logger, metrics: new PushMetrics(), budget, throttle, maps: new MapStore(), maxNames: 100, version: () => 'v', clients: () => undefined, wake: () => undefined };
   const call = new Call();
   const connection = new DeltaConnection(context, call as unknown as DeltaConnection['call'], () => undefined, { identity: undefined, local: false });
   const ask = (more: Partial<DeltaDiscoveryRequest> = {}): void => void call.emit('data', DeltaDiscoveryRequest.fromPartial({ type_url: TYPE.endpoint, node: { id: NODE }, resource_names_subscribe: ['a'], ...more }));

@@ -15,6 +15,7 @@ import type { EncodedResponse } from './encode.js';
 import { shortType, type PushMetrics } from './metrics.js';
 import type { PushTarget } from './queue.js';
 import type { MapStore } from './shared-map.js';
+import { StreamRefusal, type Caller } from './stream-guard.js';
 import { Watch } from './watch.js';
 
 /** A client that sends so many requests without waiting for answers is read no further until they are answered. */
@@ -34,20 +35,14 @@ export interface ConnectionContext {
   budget: SendBudget;
   throttle: ConnectThrottle;
   maps: MapStore;
+  /** Of one type, that a stream may subscribe to. */
+  maxNames: number;
   /** Version of the state that generators read now. */
   version(): string;
   /** Told of clients that come and go, if somebody wants to know. */
   clients(): ClientListener | undefined;
   /** The connection may have become ready for its next push. */
   wake(connection: PushTarget): void;
-}
-
-/** What is known of a stream's other end before it says anything. */
-export interface Caller {
-  /** Proven by certificate or token; undefined on plaintext ports. */
-  identity: PeerIdentity | undefined;
-  /** By a Unix socket. */
-  local: boolean;
 }
 
 export interface Delta {
@@ -115,6 +110,11 @@ export abstract class Connection<Request> implements PushTarget {
     try {
       this.#receive(request);
     } catch (error) {
+      if (error instanceof StreamRefusal) {
+        this.context.metrics.refusedStreams.inc({ reason: error.reason });
+        this.fail(error.code, error.message);
+        return;
+      }
       this.fail(GrpcStatus.INTERNAL, `answering it: ${errorMessage(error)}`, error);
       return;
     }

@@ -24,7 +24,7 @@ export class DeltaConnection extends Connection<DeltaDiscoveryRequest> {
     if (!watch) {
       this.watches.set(request.type_url, (watch = new Watch(request.type_url, this.context.maps)));
       watch.wildcard = added.includes('*') || (generator.wildcard && added.length === 0);
-      watch.subscribe(added.filter((name) => name !== '*'));
+      watch.subscribe(added.filter((name) => name !== '*'), this.context.maxNames);
       const known = Object.entries(request.initial_resource_versions);
       watch.sent.setAll({ items: known, nameOf: ([name]) => name, versionOf: ([, version]) => version });
       // Always answered, if with nothing: the client waits for this to know that it is up to date.
@@ -45,7 +45,7 @@ export class DeltaConnection extends Connection<DeltaDiscoveryRequest> {
     const removed: string[] = [];
     watch.wildcard ||= added.includes('*');
     const named = added.filter((name) => name !== '*');
-    watch.subscribe(named);
+    watch.subscribe(named, this.context.maxNames);
     for (const name of named) {
       const resource = generator.one(proxy, name);
       if (resource) wanted.push(resource);

@@ -10,7 +10,7 @@ import { sleep, waitFor } from '../../common/retry.js';
 import { AggregatedDiscoveryServiceClient } from '../../proto/generated/envoy/service/discovery/v3/ads.js';
 import { DiscoveryRequest, type DiscoveryResponse } from '../../proto/generated/envoy/service/discovery/v3/discovery.js';
 import { TYPE } from '../generate/resource.js';
-import { Pilot } from '../index.js';
+import { Pilot, type PilotOptions } from '../index.js';
 import { TestClient } from '../testing/client.js';
 import { podYaml, serviceYaml, sliceYaml, type PodSpec } from '../testing/mesh.js';
 
@@ -33,8 +33,8 @@ function write(name: string, yaml: string): void {
   writeFileSync(join(folder, name), yaml);
 }
 
-async function start(listen: string[] = ['127.0.0.1:0']): Promise<void> {
-  pilot = new Pilot({ sources: [folder], listen, logger: silent, debounce: { quietMs: 20 } });
+async function start(listen: string[] = ['127.0.0.1:0'], limits: NonNullable<PilotOptions['limits']> = {}): Promise<void> {
+  pilot = new Pilot({ sources: [folder], listen, limits, logger: silent, debounce: { quietMs: 20 } });
   await pilot.start();
 }
 
@@ -214,6 +214,28 @@ test('a node id that is none ends the stream with INVALID_ARGUMENT; a type that 
   other.subscribe(TYPE.route, ['80']);
   await other.nth(TYPE.route, 1);
   assert.equal(other.responses.length, 1);
+});
+
+test('a client that says nothing, opens too many streams, or watches too many names is told so; others go on', async () => {
+  await pilot.stop();
+  await start(['127.0.0.1:0', `unix:${join(folder, 'limits.sock')}`], { firstRequestMs: 200, streamsPerPeer: 2, namesPerType: 3 });
+  const refused = async (client: TestClient): Promise<string> => (await waitFor('the refusal', () => client.error, { timeoutMs: 5_000, everyMs: 5 })).message;
+  assert.match(await refused(connect()), /DEADLINE_EXCEEDED/);
+  const first = connect();
+  first.subscribe(TYPE.endpoint, [WEB, OTHER]);
+  await first.nth(TYPE.endpoint, 1);
+  const second = connect();
+  second.subscribe(TYPE.route, ['80']);
+  await second.nth(TYPE.route, 1);
+  assert.match(await refused(connect()), /RESOURCE_EXHAUSTED: found 2 streams of 127\.0\.0\.1, expected at most 2/);
+  const local = connect(NODE, {}, `unix:${join(folder, 'limits.sock')}`);
+  local.subscribe(TYPE.route, ['80']);
+  await local.nth(TYPE.route, 1);
+  first.subscribe(TYPE.endpoint, ['a', 'b']);
+  assert.match(await refused(first), /RESOURCE_EXHAUSTED: found a subscription to 4 names of one type, expected at most 3/);
+  second.subscribe(TYPE.route, ['a'.repeat(2_000)]);
+  assert.match(await refused(second), /INVALID_ARGUMENT: found the name of a resource with 2000 characters/);
+  assert.equal(local.error, undefined);
 });
 
 test('state of the world: clusters as a whole, stale requests ignored, endpoints asked for again are sent again', async () => {

@@ -13,15 +13,16 @@ import type { Proxy } from '../model/proxy.js';
 import { status as GrpcStatus } from '@grpc/grpc-js';
 import type { AuthenticatedCall } from '../ca/authenticate.js';
 import type { PeerIdentity } from '../ca/peer-identity.js';
-import type { Caller, ClientListener, ConnectionContext, ConnectionStatus } from './connection.js';
+import type { ClientListener, ConnectionContext, ConnectionStatus } from './connection.js';
 import { DeltaConnection } from './delta.js';
 import { SendBudget } from './budget.js';
 import { ConnectThrottle } from './connect-throttle.js';
 import type { EncodedResponse } from './encode.js';
-import { PushMetrics } from './metrics.js';
+import type { PushMetrics } from './metrics.js';
 import { PushQueue, type PushTarget } from './queue.js';
 import { MapStore } from './shared-map.js';
 import { SotwConnection } from './sotw.js';
+import { DEFAULT_LIMITS, StreamGuard, type Caller, type StreamLimits } from './stream-guard.js';
 
 const STOP_GRACE_MS = 1_000;
 const MAX_RESPONSE_BYTES = 256 << 20;
@@ -49,7 +50,7 @@ export interface SecurePort {
   credentials: ServerCredentials;
   identify: Identify;
   /** What the port serves besides ADS. */
-  addServices?: (server: Server) => void;
+  addServices?: (server: Server, guard: StreamGuard) => void;
 }
 
 type AnyConnection = DeltaConnection | SotwConnection;
@@ -69,13 +70,15 @@ export class AdsServer {
   readonly #queue: PushQueue;
   readonly #addresses: string[] = [];
   readonly #sockets: string[] = [];
+  readonly #guard: StreamGuard;
   clients: ClientListener | undefined;
 
-  constructor(generators: Generators, version: () => string, readonly logger: Logger, readonly metrics = new PushMetrics()) {
+  constructor(generators: Generators, version: () => string, readonly logger: Logger, readonly metrics: PushMetrics, limits: Partial<StreamLimits> = {}) {
+    this.#guard = new StreamGuard({ limits: { ...DEFAULT_LIMITS, ...limits }, logger, refused: metrics.refusedStreams });
     const budget = new SendBudget(SEND_BUDGET_BYTES);
     const failed = (target: PushTarget, error: unknown): void => (target as AnyConnection).fail(GrpcStatus.INTERNAL, `generating its resources: ${errorMessage(error)}`, error);
     this.#queue = new PushQueue(failed, { budget, waited: (ms) => metrics.queueTime.observe(ms / 1_000) });
-    const context: ConnectionContext = { generators, version, logger, metrics, budget, throttle: new ConnectThrottle(MAX_CONNECTING), maps: new MapStore(), clients: () => this.clients, wake: (target: PushTarget) => this.#queue.wake(target) };
+    const context: ConnectionContext = { generators, version, logger, metrics, budget, throttle: new ConnectThrottle(MAX_CONNECTING), maps: new MapStore(), maxNames: this.#guard.limits.namesPerType, clients: () => this.clients, wake: (target: PushTarget) => this.#queue.wake(target) };
     const opened = (connection: AnyConnection): void => {
       this.#connections.add(connection);
       metrics.connections.set({ version: VERSION }, this.#connections.size);
@@ -87,10 +90,13 @@ export class AdsServer {
     };
     this.#serveOn = (server, identify) => {
       const open = <C extends AnyConnection>(call: C['call'], make: (caller: Caller) => C): void => {
-        if (!identify) return opened(make({ local: isLocal(call), identity: undefined }));
+        const begin = (caller: Caller): void => {
+          if (this.#guard.admit(call, caller)) opened(make(caller));
+        };
+        if (!identify) return begin({ local: isLocal(call), identity: undefined });
         void identify(call).then((identity) => {
           if (!identity) call.emit('error', { code: GrpcStatus.UNAUTHENTICATED, details: 'authentication failed' });
-          else if (!call.cancelled) opened(make({ local: false, identity }));
+          else if (!call.cancelled) begin({ local: false, identity });
         });
       };
       server.addService(service, {
@@ -113,7 +119,7 @@ export class AdsServer {
   async listenSecure(address: string, { credentials, identify, addServices }: SecurePort): Promise<string> {
     const server = new Server(SERVER_OPTIONS);
     this.#serveOn(server, identify);
-    addServices?.(server);
+    addServices?.(server, this.#guard);
     this.#secureServers.push(server);
     const port = await bind(server, address, address, credentials);
     return `${address.slice(0, address.lastIndexOf(':'))}:${port}`;

@@ -30,7 +30,7 @@ export class SotwConnection extends Connection<DiscoveryRequest> {
     const added = names.filter((name) => !watch.names.has(name));
     watch.wildcard = names.includes('*') || (generator.wildcard && names.length === 0);
     watch.names.clear();
-    watch.subscribe(names.filter((name) => name !== '*'));
+    watch.subscribe(names.filter((name) => name !== '*'), this.context.maxNames);
     for (const name of [...watch.sent.keys()]) if (!watch.wildcard && !watch.names.has(name)) watch.sent.delete(name);
     if (request.error_detail && added.length === 0) return;
     if (!isNew && added.length === 0 && !watch.alwaysRespond) return;

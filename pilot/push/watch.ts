@@ -1,6 +1,7 @@
 /** What one stream watches of one resource type, and what it has been sent: the bookkeeping of both protocol variants. */
 import { Memo } from '../../common/memo.js';
 import type { Resource } from '../generate/resource.js';
+import { checkNames } from './stream-guard.js';
 import { entryHash, SharedMap, type MapStore } from './shared-map.js';
 
 const SUBSCRIBED = '*';
@@ -33,8 +34,10 @@ export class Watch {
     this.sent = new SharedMap(store);
   }
 
-  subscribe(names: readonly string[]): void {
+  /** @throws StreamRefusal when that is more than `max` names */
+  subscribe(names: readonly string[], max: number): void {
     this.names.setAll({ items: names, nameOf: (name) => name, versionOf: () => SUBSCRIBED });
+    checkNames(names, this.names.size, max);
   }
 
   noteSent(resources: readonly Resource[]): void {
