@@ -22,7 +22,7 @@ import { AutoRegistration } from './model/auto-registration.js';
 import { Model } from './model/model.js';
 import { DEFAULT_DEBOUNCE, Debouncer, type DebounceOptions } from './push/debounce.js';
 import { PushMetrics } from './push/metrics.js';
-import { AdsServer } from './push/server.js';
+import { AdsServer, anonymous } from './push/server.js';
 import type { StreamLimits } from './push/stream-guard.js';
 import { GatewayController } from './gateway-controller/controller.js';
 import { DirectorySink } from './gateway-controller/directory-sink.js';
@@ -189,8 +189,8 @@ export class Pilot {
     const admin = new AdminServer({ model: this.#model, generators: this.#generators, ads: server, metrics: server.metrics, isReady: () => this.#isReady, status: () => this.status() });
     this.#admin = admin;
     this.#debouncer = debouncer;
-    const health = new HealthServer({ model: this.#model, logger: logger.child({ part: 'health' }), onChange: (change) => changed(change), ...(this.#options.healthVerdictTtlMs === undefined ? {} : { verdictTtlMs: this.#options.healthVerdictTtlMs }) });
-    server.register((grpc) => health.addTo(grpc));
+    const health = new HealthServer({ model: this.#model, logger: logger.child({ part: 'health' }), onChange: (change) => changed(change), refused: server.metrics.refusedHealthReports, ...(this.#options.healthVerdictTtlMs === undefined ? {} : { verdictTtlMs: this.#options.healthVerdictTtlMs }) });
+    server.register((grpc, guard) => health.addTo(grpc, (call) => Promise.resolve(guard.admit(call, anonymous(call)) ? {} : undefined)));
     this.#health = health;
     [this.#server, this.#admission, this.#source, this.#meshConfig, this.#jwks] = [server, admission, source, mesh, jwks];
     this.#nextVersion();
@@ -215,7 +215,7 @@ export class Pilot {
         signal?.throwIfAborted();
         await server.listen(address);
       }
-      if (this.#options.security) await this.#startSecurity(this.#options.security, server);
+      if (this.#options.security) await this.#startSecurity(this.#options.security, server, health);
       if (this.#options.webhooks) {
         const signer = this.#security?.ca ?? await CertificateAuthority.create({ trustDomain: this.#model.mesh.trustDomain });
         this.#webhooks = this.#store.add(await Webhooks.start(this.#options.webhooks, { model: this.#model, signer, registry: server.metrics.registry, logger: logger.child({ part: 'webhooks' }), company: admission }));
@@ -244,11 +244,11 @@ export class Pilot {
     return new GatewayController(this.#model.configs, new DirectorySink(provisionDir), options, logger);
   }
 
-  async #startSecurity(options: SecurityOptions, server: AdsServer): Promise<void> {
+  async #startSecurity(options: SecurityOptions, server: AdsServer, health: HealthServer): Promise<void> {
     const security = await Security.start(options, this.#model, this.#options.logger.child({ part: 'security' }));
     this.#security = this.#store.add(security);
     for (const address of options.listen) {
-      this.#secureAddresses.push(await server.listenSecure(address, { credentials: security.serverIdentity.credentials, identify: (call) => security.identify(call), addServices: (port, guard) => security.addServices(port, guard) }));
+      this.#secureAddresses.push(await server.listenSecure(address, { credentials: security.serverIdentity.credentials, identify: (call) => security.identify(call), addServices: (port, guard) => security.addServices(port, guard, health) }));
     }
   }
 

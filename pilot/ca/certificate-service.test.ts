@@ -9,6 +9,10 @@ import { webcrypto } from 'node:crypto';
 import { CertificateAuthority, createCertificateRequest } from '../../common/identity/ca.js';
 import { TokenIssuer } from '../../common/identity/service-account-token.js';
 import { CertificateService } from './certificate-service.js';
+import { parseYaml } from '../../common/kube/yaml.js';
+import { testMesh } from '../testing/model.js';
+import { ModelNodes } from './model-nodes.js';
+import { NodeProxies } from './node-proxies.js';
 import { bearer, createCertificate, securePilot, type Outcome, type SecurePilot } from './testing.js';
 
 const pod = (namespace: string, name: string, node: string, account: string): string =>
@@ -44,6 +48,21 @@ test('a token gets a certificate of its own service account: 24 h, leaf first, r
   const hours = (Date.parse(leaf!.validTo) - Date.now()) / 3_600_000;
   assert.ok(hours > 23.9 && hours <= 24, `${hours} h`);
   assert.ok(Date.parse(leaf!.validFrom) < Date.now() - 60_000, 'it is dated back');
+});
+
+test('whether an identity runs on a node is known without a look at all pods, and follows them', () => {
+  const { model } = testMesh(MESH);
+  model.pods.values = () => assert.fail('all pods were looked at');
+  const nodes = new ModelNodes(model);
+  const db = { namespace: 'shop', serviceAccount: 'db' };
+  assert.deepEqual([nodes.runsOnNode('node-1', WEB), nodes.runsOnNode('node-2', WEB), nodes.runsOnNode('node-2', db)], [true, false, true]);
+  const move = (text: string): void => void model.apply(parseYaml(text, 'x').objects.map((loaded) => ({ key: loaded.key, loaded })));
+  move(pod('shop', 'web', 'node-2', 'web'));
+  assert.deepEqual([nodes.runsOnNode('node-1', WEB), nodes.runsOnNode('node-2', WEB)], [false, true]);
+  move(pod('shop', 'web', 'node-2', 'web').replace('Running', 'Succeeded'));
+  assert.equal(nodes.runsOnNode('node-2', WEB), false);
+  model.apply([{ key: '/Pod/shop/db' }]);
+  assert.equal(nodes.runsOnNode('node-2', db), false);
 });
 
 test('a wish for a validity counts up to the maximum of 90 days', async () => {
@@ -134,9 +153,9 @@ test('nobody else may ask for another identity, nor a proxy that does not say wh
 
 test('CertificateService: a caller that asks too often is told so, others are not held up', async () => {
   const ca = mesh.pilot.ca!;
-  const nodes = { nodeOfPod: () => undefined, runsOnNode: () => false };
+  const nodeProxies = new NodeProxies({ nodeOfPod: () => undefined, runsOnNode: () => false });
   let caller = { trustDomain: 'cluster.local', ...WEB, via: 'token' as const };
-  const service = new CertificateService({ ca, authenticators: { identify: async () => caller } as never, nodes, rate: { perSecond: 1, burst: 2 }, clock: { now: () => 0, after: () => () => undefined }, logger: { info() {}, warn() {} } as never });
+  const service = new CertificateService({ ca, authenticators: { identify: async () => caller } as never, nodeProxies, rate: { perSecond: 1, burst: 2 }, clock: { now: () => 0, after: () => () => undefined }, logger: { info() {}, warn() {} } as never });
   const call = async (): Promise<GrpcStatus | undefined> => {
     const csr = (await createCertificateRequest()).requestPem;
     return new Promise((resolve) => service.implementation.createCertificate({ request: { csr, validity_duration: 0n }, getPeer: () => 'x' } as never, (error) => resolve((error as { code?: GrpcStatus } | null)?.code)));

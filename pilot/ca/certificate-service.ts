@@ -10,6 +10,7 @@ import { parseSpiffeId, spiffeId, type WorkloadIdentity } from '../../common/ide
 import type { Logger } from '../../common/log.js';
 import { IstioCertificateResponse, type IstioCertificateRequest, type IstioCertificateServiceServer } from '../../proto/generated/istio/v1/auth/ca.js';
 import type { Authenticators } from './authenticate.js';
+import type { NodeProxies } from './node-proxies.js';
 import type { PeerIdentity } from './peer-identity.js';
 import { RateLimit } from './rate-limit.js';
 
@@ -18,23 +19,10 @@ const IMPERSONATED = 'ImpersonatedIdentity';
 /** An RSA key of 8192 bits with names is under 4 KiB. */
 const MAX_CSR_BYTES = 16 << 10;
 const DEFAULT_RATE = { perSecond: 20, burst: 100 };
-/** Istio's CA_TRUSTED_NODE_ACCOUNTS has the first. */
-export const DEFAULT_NODE_ACCOUNTS = ['istio-system/ztunnel', 'istio-system/underpass', 'underpass-system/underpass'];
-
-/** What is known of where pods run. */
-export interface NodeDirectory {
-  /** Of the pod, when it exists, runs under this account and, where one is given, has this uid. */
-  nodeOfPod(pod: { namespace: string; name: string; uid?: string; serviceAccount: string }): string | undefined;
-  /** Whether any pod of this identity runs on the node. */
-  runsOnNode(nodeName: string, identity: Pick<WorkloadIdentity, 'namespace' | 'serviceAccount'>): boolean;
-}
-
 export interface CertificateServiceOptions {
   ca: CertificateAuthority;
   authenticators: Authenticators;
-  nodes: NodeDirectory;
-  /** `namespace/service-account` of the proxies of nodes. */
-  nodeAccounts?: readonly string[];
+  nodeProxies: NodeProxies;
   /** Requests that one identity may make; a node's proxy asks for many pods. */
   rate?: { perSecond: number; burst: number };
   clock?: Clock;
@@ -96,7 +84,7 @@ export class CertificateService {
   /** Whose certificate it will be: the caller's, or the pod's that a node's proxy speaks for. */
   #identityFor(caller: PeerIdentity, wanted: unknown, peer: string): Pick<WorkloadIdentity, 'namespace' | 'serviceAccount'> {
     if (wanted === undefined || wanted === null || wanted === '') return caller;
-    const { nodes, nodeAccounts = DEFAULT_NODE_ACCOUNTS, ca, logger } = this.#options;
+    const { nodeProxies, ca, logger } = this.#options;
     const refuse = (reason: string): never => {
       logger.warn({ caller: spiffeId(caller), wanted, peer, reason }, 'refused a certificate for another identity');
       throw new Refusal(GrpcStatus.PERMISSION_DENIED, `${IMPERSONATED}: ${reason}`);
@@ -104,11 +92,9 @@ export class CertificateService {
     const identity = typeof wanted === 'string' ? parseSpiffeId(wanted) : undefined;
     if (!identity) return refuse('expected a SPIFFE id');
     if (identity.trustDomain !== ca.trustDomain) return refuse(`expected an identity of ${ca.trustDomain}`);
-    if (!nodeAccounts.includes(`${caller.namespace}/${caller.serviceAccount}`)) return refuse('only proxies of nodes may ask for it');
-    if (caller.pod === undefined) return refuse('the caller has not proven which pod it is');
-    const node = nodes.nodeOfPod({ namespace: caller.namespace, name: caller.pod, serviceAccount: caller.serviceAccount, ...(caller.podUid === undefined ? {} : { uid: caller.podUid }) });
-    if (node === undefined || (caller.nodeName !== undefined && caller.nodeName !== node)) return refuse("the caller's pod is not known");
-    if (!nodes.runsOnNode(node, identity)) return refuse("no pod of that identity runs on the caller's node");
+    const found = nodeProxies.nodeOf(caller);
+    if ('refusal' in found) return refuse(found.refusal);
+    if (!nodeProxies.directory.runsOnNode(found.node, identity)) return refuse("no pod of that identity runs on the caller's node");
     return identity;
   }
 

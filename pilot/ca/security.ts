@@ -8,6 +8,7 @@ import { CertificateAuthority, DEFAULT_LEAF_TTL_MS, DEFAULT_MAX_LEAF_TTL_MS } fr
 import { FileRootStore } from '../../common/identity/root-store.js';
 import { ROOT_SECRET, rootSecret, SecretStreams } from '../../common/identity/secret-streams.js';
 import { LOCAL_ISSUER } from '../../common/identity/service-account-token.js';
+import { spiffeId } from '../../common/identity/spiffe.js';
 import type { Secret } from '../../common/kube/types.js';
 import { UnderpassError, errorMessage } from '../../common/errors.js';
 import { ClosableStore, type Closable } from '../../common/lifecycle.js';
@@ -20,7 +21,9 @@ import type { GuardedCall, StreamGuard } from '../push/stream-guard.js';
 import { Authenticators, CertificateAuthenticator, JwtAuthenticator, parseJwks, type AuthenticatedCall, type Authenticator } from './authenticate.js';
 import { CACERTS, cacertsOf, CacertsWatcher, readCacerts } from './cacerts.js';
 import { CertificateService } from './certificate-service.js';
+import type { HealthServer } from '../health/server.js';
 import { ModelNodes } from './model-nodes.js';
+import { NodeProxies } from './node-proxies.js';
 import type { PeerIdentity } from './peer-identity.js';
 import { RootRotation } from './root-rotation.js';
 import { ServerIdentity } from './server-credentials.js';
@@ -86,17 +89,28 @@ export class Security implements Closable {
   }
 
   /** Adds what the secure port serves besides ADS; its streams are held to the same limits. */
-  addServices(server: Server, guard: StreamGuard): void {
+  addServices(server: Server, guard: StreamGuard, health: HealthServer): void {
     const { ca, authenticators, logger, options, model } = this;
-    const certificates = new CertificateService({ ca, authenticators, nodes: new ModelNodes(model), logger, ...(options.nodeAccounts ? { nodeAccounts: options.nodeAccounts } : {}) });
+    const nodeProxies = new NodeProxies(new ModelNodes(model), options.nodeAccounts);
+    const certificates = new CertificateService({ ca, authenticators, nodeProxies, logger });
     server.addService(IstioCertificateServiceService, certificates.implementation);
     const roots = new SecretStreams((name) => (name === ROOT_SECRET ? rootSecret(ca.rootPem) : undefined));
     this.#store.defer(ca.onChange(() => roots.refresh()));
+    const enter = async (call: AuthenticatedCall & GuardedCall): Promise<PeerIdentity | undefined> => {
+      const identity = await this.identify(call);
+      if (!identity) call.emit('error', UNAUTHENTICATED);
+      return identity && guard.admit(call, { identity, local: false }) ? identity : undefined;
+    };
+    health.addTo(server, async (call) => {
+      const identity = await enter(call);
+      const found = identity && nodeProxies.nodeOf(identity);
+      if (!found || 'node' in found) return found;
+      logger.warn({ caller: spiffeId(identity), peer: call.getPeer(), reason: found.refusal }, 'refused to have health checked');
+      call.emit('error', { code: GrpcStatus.PERMISSION_DENIED, details: `health checks: ${found.refusal}` });
+      return undefined;
+    });
     const guarded = <Call extends AuthenticatedCall & GuardedCall>(serve: (call: Call) => void) => (call: Call): void => {
-      void this.identify(call).then((identity) => {
-        if (!identity) call.emit('error', UNAUTHENTICATED);
-        else if (guard.admit(call, { identity, local: false })) serve(call);
-      });
+      void enter(call).then((identity) => identity && serve(call));
     };
     server.addService(SecretDiscoveryServiceService, {
       streamSecrets: guarded((call: Parameters<typeof roots.onStream>[0]) => roots.onStream(call)),

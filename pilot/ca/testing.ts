@@ -30,7 +30,7 @@ export async function securePilot(yaml: string, options: Partial<NonNullable<Pil
   const log: string[] = [];
   const logger = pino({ level: 'trace' }, { write: (line: string) => void log.push(line) });
   const security = { listen: ['127.0.0.1:0'], hosts: ['127.0.0.1', 'localhost'], tokenJwks: join(folder, 'jwks.json'), ...options };
-  const pilot = new Pilot({ sources: [join(folder, 'config')], listen: ['127.0.0.1:0'], security, limits, logger, debounce: { quietMs: 20 } });
+  const pilot = new Pilot({ sources: [join(folder, 'config')], listen: ['127.0.0.1:0'], monitoringListen: '127.0.0.1:0', security, limits, logger, debounce: { quietMs: 20 } });
   await pilot.start();
   store.defer(() => pilot.stop());
   return { pilot, issuer, address: pilot.secureAddresses[0]!, folder, log, store };

@@ -2,7 +2,8 @@
  * Envoy's health discovery service: the Envoy of a node checks the endpoints on its node for services that ask for it, and
  * what it finds goes into everybody's endpoints. An Envoy that goes away leaves its last word in force for a while.
  */
-import type { Server, ServerDuplexStream } from '@grpc/grpc-js';
+import { status as GrpcStatus, type Server, type ServerDuplexStream } from '@grpc/grpc-js';
+import type { Counter } from 'prom-client';
 import { errorMessage } from '../../common/errors.js';
 import type { Logger } from '../../common/log.js';
 import { HealthStatus } from '../../proto/generated/envoy/config/core/v3/health_check.js';
@@ -26,11 +27,19 @@ const REPORT_INTERVAL_MS = 1_000;
 /** How long a verdict counts whose Envoy is gone: long enough for a restart. */
 export const VERDICT_TTL_MS = 60_000;
 
+/**
+ * Lets a stream in. @returns the node that its caller has proven to be of, none where nobody proves anything; undefined: the
+ * stream has been ended
+ */
+export type Enter = (call: Call) => Promise<{ node?: string } | undefined>;
+
 export interface HealthServerOptions {
   model: Model;
   logger: Logger;
   /** Endpoints of these hosts have become healthy or unhealthy. */
   onChange: (change: ChangeSet) => void;
+  /** Counts reports about other nodes' endpoints. */
+  refused: Counter;
   verdictTtlMs?: number;
 }
 
@@ -40,6 +49,8 @@ interface Client {
   nodeName: string;
   /** The newest specification as bytes, to send only what is new. */
   sent: string;
+  /** It has reported on endpoints that are not its node's. */
+  isSuspect: boolean;
   /** What it has said, `host address`. */
   verdicts: Set<string>;
   /**
@@ -59,11 +70,11 @@ export class HealthServer {
     this.#options = { verdictTtlMs: VERDICT_TTL_MS, ...options };
   }
 
-  addTo(server: Server): void {
+  addTo(server: Server, enter: Enter): void {
     server.addService(HealthDiscoveryServiceService, {
-      streamHealthCheck: (call: Call) => this.#accept(call),
+      streamHealthCheck: (call: Call) => void enter(call).then((caller) => caller && this.#accept(call, caller.node)),
       // As istiod: only streams are served.
-      fetchHealthCheck: (_call: unknown, callback: (error: { code: number; details: string }) => void) => callback({ code: 12, details: 'only StreamHealthCheck is served' }),
+      fetchHealthCheck: (_call: unknown, callback: (error: { code: number; details: string }) => void) => callback({ code: GrpcStatus.UNIMPLEMENTED, details: 'only StreamHealthCheck is served' }),
     });
   }
 
@@ -83,18 +94,22 @@ export class HealthServer {
     for (const { call } of this.#clients) call.end();
   }
 
-  #accept(call: Call): void {
+  #accept(call: Call, provenNode: string | undefined): void {
     let client: Client | undefined;
     call.on('data', ({ request_type }: HealthCheckRequestOrEndpointHealthResponse) => {
       try {
         if (request_type?.$case === 'health_check_request') {
           const { node } = request_type.value;
-          const nodeName = node?.metadata?.['NODE_NAME'];
+          const nodeName = node?.metadata?.['NODE_NAME'] ?? provenNode;
           if (typeof nodeName !== 'string' || nodeName === '') {
-            call.emit('error', { code: 3, details: `reading node ${JSON.stringify(node?.id ?? '')}: expected metadata NODE_NAME, the node whose endpoints are to be checked` });
+            call.emit('error', { code: GrpcStatus.INVALID_ARGUMENT, details: `reading node ${JSON.stringify(node?.id ?? '')}: expected metadata NODE_NAME, the node whose endpoints are to be checked` });
             return;
           }
-          client ??= { call, node: node?.id ?? '', nodeName, sent: '', verdicts: new Set(), doubted: new Map() };
+          if (provenNode !== undefined && nodeName !== provenNode) {
+            call.emit('error', { code: GrpcStatus.PERMISSION_DENIED, details: `the caller's pod runs on node ${provenNode}, its metadata says NODE_NAME ${nodeName}` });
+            return;
+          }
+          client ??= { call, node: node?.id ?? '', nodeName, sent: '', isSuspect: false, verdicts: new Set(), doubted: new Map() };
           client.nodeName = nodeName;
           this.#clients.add(client);
           this.#options.logger.info({ node: client.node, nodeName }, 'an Envoy checks the health of its node\'s endpoints');
@@ -106,7 +121,7 @@ export class HealthServer {
         }
       } catch (error) {
         this.#options.logger.warn({ err: error, node: client?.node }, 'a health report could not be taken');
-        call.emit('error', { code: 13, details: errorMessage(error) });
+        call.emit('error', { code: GrpcStatus.INTERNAL, details: errorMessage(error) });
       }
     });
     const gone = (): void => {
@@ -181,10 +196,15 @@ export class HealthServer {
     if (host === undefined || socket?.$case !== 'socket_address') return;
     const { model, onChange } = this.#options;
     const { address } = socket.value;
+    const key = `${host} ${address}`;
     // An Envoy speaks for the endpoints of its own node alone.
     const known = model.services.get(host);
-    if (!known || !model.endpoints(known).some((candidate) => candidate.address === address && candidate.pod?.spec.nodeName === client.nodeName)) return;
-    const key = `${host} ${address}`;
+    const places = known ? model.endpoints(known).filter((candidate) => candidate.address === address) : [];
+    if (!places.some(({ pod }) => pod?.spec.nodeName === client.nodeName)) {
+      // What is not there any more was its own a moment ago, as far as can be told.
+      if (places.length > 0) this.#refuse(client, key);
+      return;
+    }
     const isHealthy = health_status === HealthStatus.HEALTHY;
     if (!isHealthy && performance.now() < (client.doubted.get(key) ?? 0)) return;
     client.doubted.delete(key);
@@ -193,6 +213,13 @@ export class HealthServer {
     client.verdicts.add(key);
     const change = model.setHealth(host, address, isHealthy);
     if (!change.empty) onChange(change);
+  }
+
+  #refuse(client: Client, about: string): void {
+    this.#options.refused.inc();
+    if (client.isSuspect) return;
+    client.isSuspect = true;
+    this.#options.logger.warn({ node: client.node, nodeName: client.nodeName, about }, "refused a health report about another node's endpoint; further ones of this stream are only counted");
   }
 
   #lost(client: Client): void {

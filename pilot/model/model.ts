@@ -14,7 +14,7 @@ import { resolveHost, serviceHost } from './hosts.js';
 import { jwksSource } from './jwks.js';
 import { DEFAULT_MESH_CONFIG, type MeshConfig } from './mesh.js';
 import { selectorLabels } from './peer-authentication.js';
-import { isAlive, podIps, podName } from './pods.js';
+import { isAlive, podIps, podName, PodsByNode } from './pods.js';
 import type { Proxy } from './proxy.js';
 import { DestinationRules } from './rules.js';
 import type { Scope } from './scope.js';
@@ -73,6 +73,7 @@ export class Model {
     podByIp: (ip, cluster) => this.#podByIp.get(inCluster(cluster, ip)),
     localityOf: (node, zone, cluster) => this.localityOf(node, zone, cluster),
   });
+  readonly podsByNode = new PodsByNode();
   readonly #podByIp = new Map<string, Pod>();
   readonly #podsByNamespace = new Map<string, Map<string, Pod>>();
   readonly #servicesByNamespace = new Map<string, Map<string, MeshService>>();
@@ -338,6 +339,7 @@ export class Model {
     let inNamespace = this.#podsByNamespace.get(namespace);
     if (!inNamespace) this.#podsByNamespace.set(namespace, (inNamespace = new Map()));
     replace(inNamespace, name, pod);
+    this.podsByNode.replace(old, pod);
     if (pod) {
       this.pods.set(name, pod);
       // Pods on the host's network share its address: it says nothing about which of them is meant.

@@ -26,6 +26,34 @@ export function isReady(pod: Pod): boolean {
   return pod.status?.conditions?.find(({ type }) => type === 'Ready')?.status === 'True';
 }
 
+/** Pods of the config cluster by the node that they run on and the account that they run under. */
+export class PodsByNode {
+  readonly #pods = new Map<string, Set<Pod>>();
+
+  replace(old: Pod | undefined, pod: Pod | undefined): void {
+    if (old) {
+      const left = this.#pods.get(keyOf(old));
+      left?.delete(old);
+      if (left?.size === 0) this.#pods.delete(keyOf(old));
+    }
+    if (!pod || pod.metadata.clusterName) return;
+    const key = keyOf(pod);
+    const known = this.#pods.get(key);
+    if (known) known.add(pod);
+    else this.#pods.set(key, new Set([pod]));
+  }
+
+  on(nodeName: string, namespace: string, serviceAccount: string): Iterable<Pod> {
+    return this.#pods.get(`${nodeName} ${namespace}/${serviceAccount}`) ?? [];
+  }
+}
+
+const keyOf = (pod: Pod): string => `${pod.spec.nodeName} ${pod.metadata.namespace ?? 'default'}/${accountOf(pod)}`;
+
+export function accountOf({ spec }: Pod): string {
+  return spec.serviceAccountName || 'default';
+}
+
 /** The port number that a service's port leads to in a pod; undefined when the pod has no port of that name. */
 export function targetPortOf(port: MeshPort, pod: Pod | undefined): number | undefined {
   if (typeof port.targetPort === 'number') return port.targetPort;
@@ -45,7 +73,7 @@ export function podsEndpoint(pod: Pod, clusters: Clusters): Omit<Endpoint, 'addr
     workloadName: undefined,
     labels,
     namespace: pod.metadata.namespace,
-    serviceAccount: pod.spec.serviceAccountName || 'default',
+    serviceAccount: accountOf(pod),
     tlsMode: labels[TLS_MODE_LABEL],
     weight: 1,
     network: labels[NETWORK_LABEL] ?? clusters.networkOf(cluster, podIps(pod)[0]),

@@ -28,6 +28,7 @@ export class PushMetrics {
   readonly rejects = new Counter({ name: 'pilot_total_xds_rejects', help: 'Responses that a client refused, by type', labelNames: ['type'], registers: [this.registry] });
   readonly expiredNonces = new Counter({ name: 'pilot_xds_expired_nonce', help: 'Requests with a nonce that a newer response has overtaken, by type', labelNames: ['type'], registers: [this.registry] });
   readonly refusedStreams = new Counter({ name: 'pilot_xds_refused_streams', help: 'Streams ended for going beyond their limits: no request in time, too many of one peer, too many names', labelNames: ['reason'], registers: [this.registry] });
+  readonly refusedHealthReports = new Counter({ name: 'pilot_hds_refused_reports', help: "Health reports about another node's endpoints than the reporter's", registers: [this.registry] });
   readonly internalErrors = new Counter({ name: 'pilot_total_xds_internal_errors', help: 'Streams ended by an error of this control plane', registers: [this.registry] });
   readonly triggers = new Counter({ name: 'pilot_push_triggers', help: 'What made a push necessary', labelNames: ['type'], registers: [this.registry] });
   readonly inboundUpdates = new Counter({ name: 'pilot_inbound_updates', help: 'Changes that came in, by kind', labelNames: ['type'], registers: [this.registry] });

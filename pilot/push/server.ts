@@ -93,7 +93,7 @@ export class AdsServer {
         const begin = (caller: Caller): void => {
           if (this.#guard.admit(call, caller)) opened(make(caller));
         };
-        if (!identify) return begin({ local: isLocal(call), identity: undefined });
+        if (!identify) return begin(anonymous(call));
         void identify(call).then((identity) => {
           if (!identity) call.emit('error', { code: GrpcStatus.UNAUTHENTICATED, details: 'authentication failed' });
           else if (!call.cancelled) begin({ local: false, identity });
@@ -146,8 +146,8 @@ export class AdsServer {
   }
 
   /** Serves something else on the same addresses. Before the first listen(). */
-  register(add: (server: Server) => void): void {
-    add(this.#server);
+  register(add: (server: Server, guard: StreamGuard) => void): void {
+    add(this.#server, this.#guard);
   }
 
   push(change: ChangeSet): void {
@@ -197,9 +197,9 @@ function bind(server: Server, target: string, address: string, credentials: Serv
   });
 }
 
-/** Whether the call came by a Unix socket: such a peer has no address. */
-function isLocal(call: AnyConnection['call']): boolean {
-  return call.getPeer() === 'unknown';
+/** The other end of a plaintext stream. A Unix socket's peer has no address. */
+export function anonymous(call: { getPeer(): string }): Caller {
+  return { local: call.getPeer() === 'unknown', identity: undefined };
 }
 
 /** Makes room for a Unix socket: one that nobody listens on any more is removed, one in use is not. */
