@@ -14,6 +14,7 @@ interface Options {
   source?: string[];
   kubeconfig?: string;
   context?: string;
+  readOnly?: boolean;
   listen?: string[];
   meshConfig?: string;
   monitoringListen?: string;
@@ -45,6 +46,7 @@ export function configure(command: Command): void {
   command
     .option('--source <[cluster=name[,network=name]:]dir>', 'directory (or file) of Kubernetes and Istio YAML, followed live; may be given several times, later ones override; cluster=NAME,network=NETWORK:DIR is of that cluster, and the first one has the configuration of all', collect)
     .option('--kubeconfig <file>', 'read the API server of the cluster that has the configuration, besides what --source says (default: without --source, that of the cluster that this is a pod of); remote clusters join by Secrets labelled istio/multiCluster=true')
+    .option('--read-only', 'write nothing to that API server: no status, no ConfigMaps, no proxies of Gateways, no CA of webhooks')
     .option('--context <name>', 'of the kubeconfig (default: its current one)')
     .option('--listen <address>', `host:port or unix:PATH for ADS; may be given several times (default ${DEFAULT_LISTEN})`, collect)
     .option('--secure-listen <address>', "host:port for ADS and the CA over TLS, istiod's is 15012; may be given several times (default: none)", collect)
@@ -86,7 +88,7 @@ export function configure(command: Command): void {
       const reviewer = apiServer ?? inClusterServer();
       if (options.tokenReview && !reviewer) command.error('--token-review: there is no API server to ask: give --kubeconfig, or run as a pod');
       const security = securityOf(options, reviewer);
-      const pilot = new Pilot({ sources, ...(apiServer ? { apiServer } : {}), listen: options.listen ?? [DEFAULT_LISTEN], meshConfig, ...meshConfigFile, ...(monitoringListen === 'none' ? {} : { monitoringListen }), ...(webhooks ? { webhooks } : {}), ...(security ? { security } : {}), ...(options.provisionDir === undefined ? {} : { provisionDir: options.provisionDir }), limits: limitsOf(options), logger: log });
+      const pilot = new Pilot({ sources, ...(apiServer ? { apiServer } : {}), ...(options.readOnly ? { readOnly: true } : {}), listen: options.listen ?? [DEFAULT_LISTEN], meshConfig, ...meshConfigFile, ...(monitoringListen === 'none' ? {} : { monitoringListen }), ...(webhooks ? { webhooks } : {}), ...(security ? { security } : {}), ...(options.provisionDir === undefined ? {} : { provisionDir: options.provisionDir }), limits: limitsOf(options), logger: log });
       const stopped = new Promise<string>((resolve) => {
         for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => resolve(signal));
       });

@@ -2,6 +2,7 @@
 import type { LoadedObject, ValidationError } from '../common/kube/yaml.js';
 import { CertificateAuthority } from '../common/identity/ca.js';
 import { DEFAULT_INJECTION } from '../common/injection/config.js';
+import { KubeClient } from '../common/kube/client.js';
 import type { ApiServer } from '../common/kube/kubeconfig.js';
 import { ClosableStore } from '../common/lifecycle.js';
 import type { Logger } from '../common/log.js';
@@ -24,6 +25,8 @@ import { DEFAULT_DEBOUNCE, Debouncer, type DebounceOptions } from './push/deboun
 import { PushMetrics } from './push/metrics.js';
 import { AdsServer, anonymous } from './push/server.js';
 import type { StreamLimits } from './push/stream-guard.js';
+import { ClusterWriter } from './cluster-writer/cluster-writer.js';
+import type { LeaseTimes } from './cluster-writer/leader.js';
 import { GatewayController } from './gateway-controller/controller.js';
 import { DirectorySink } from './gateway-controller/directory-sink.js';
 import type { ProvisionOptions } from './gateway-controller/provision.js';
@@ -45,6 +48,10 @@ export interface PilotOptions {
   sources: readonly string[];
   /** The API server of the config cluster, read besides the directories, which override it. */
   apiServer?: ApiServer;
+  /** Nothing is written to that API server. */
+  readOnly?: boolean;
+  /** How long pilots wait for the one that writes; default client-go's. */
+  leaseTimes?: LeaseTimes;
   /** `host:port` (port 0: any) or `unix:PATH`. */
   listen: readonly string[];
   /** Settings that win over what is read from a MeshConfig. */
@@ -171,6 +178,7 @@ export class Pilot {
     server.clients = registration;
     const jwks = new JwksFetcher({ logger: logger.child({ part: 'jwks' }), onKeys: (keysOf, keys) => changed(this.#model.setJwks(keysOf, keys)) });
     const gateways = this.#gatewayController(logger.child({ part: 'gateways' }));
+    const writer = this.#clusterWriter(logger.child({ part: 'cluster-writer' }));
     let candidates: ReadonlyMap<string, LoadedObject> = new Map();
     const mesh = new LiveMeshConfig(this.#options.meshConfig ?? {}, this.#options.meshConfigFile, logger.child({ part: 'mesh-config' }), () => take(candidates, true));
     const take = (objects: ReadonlyMap<string, LoadedObject>, meshChanged = false): void => {
@@ -181,8 +189,10 @@ export class Pilot {
         change.merge(this.#model.setMesh(mesh.current));
         admission.settingsChanged();
       }
-      change.merge(this.#model.apply(admission.admit(discoverable(objects, mesh.current))));
+      const changes = admission.admit(discoverable(objects, mesh.current));
+      change.merge(this.#model.apply(changes));
       changed(change);
+      writer?.changed(changes, objects);
       gateways?.update(change);
       if (change.touches('RequestAuthentication')) jwks.want(wantedKeys(this.#model.configs.all<RequestAuthentication>('RequestAuthentication'), parseDurationMs));
     };
@@ -218,10 +228,14 @@ export class Pilot {
       if (this.#options.security) await this.#startSecurity(this.#options.security, server, health);
       if (this.#options.webhooks) {
         const signer = this.#security?.ca ?? await CertificateAuthority.create({ trustDomain: this.#model.mesh.trustDomain });
-        this.#webhooks = this.#store.add(await Webhooks.start(this.#options.webhooks, { model: this.#model, signer, registry: server.metrics.registry, logger: logger.child({ part: 'webhooks' }), company: admission }));
+        this.#webhooks = this.#store.add(await Webhooks.start(this.#options.webhooks, { model: this.#model, signer, registry: server.metrics.registry, logger: logger.child({ part: 'webhooks' }), company: admission, onCertificate: () => writer?.caChanged() }));
       }
       if (this.#options.monitoringListen) await admin.listen(this.#options.monitoringListen);
       if (this.#webhooks) gateways?.reconcile(); // with the injection file's values
+      if (writer) {
+        this.#security?.ca.onChange(() => writer.caChanged());
+        this.#store.add(writer).start();
+      }
       this.#isReady = true;
     } catch (error) {
       await this.stop();
@@ -240,8 +254,25 @@ export class Pilot {
   #gatewayController(logger: Logger): GatewayController | undefined {
     const { provisionDir } = this.#options;
     if (provisionDir === undefined) return undefined;
-    const options = (): ProvisionOptions => this.#webhooks?.injection.current ?? { ...DEFAULT_INJECTION, values: { ...DEFAULT_INJECTION.values, ...valuesOf(this.#model.mesh) } };
-    return new GatewayController(this.#model.configs, new DirectorySink(provisionDir), options, logger);
+    return new GatewayController(this.#model.configs, new DirectorySink(provisionDir), this.#provisionOptions, logger);
+  }
+
+  readonly #provisionOptions = (): ProvisionOptions => this.#webhooks?.injection.current ?? { ...DEFAULT_INJECTION, values: { ...DEFAULT_INJECTION.values, ...valuesOf(this.#model.mesh) } };
+
+  #clusterWriter(logger: Logger): ClusterWriter | undefined {
+    const { apiServer, readOnly, leaseTimes } = this.#options;
+    if (!apiServer || readOnly) return undefined;
+    const client = new KubeClient(apiServer, 'underpass-pilot');
+    this.#store.add(client);
+    return new ClusterWriter({
+      client,
+      model: this.#model,
+      logger,
+      provisionOptions: this.#provisionOptions,
+      rootPem: () => this.#security?.ca.rootPem,
+      webhookCa: () => this.#webhooks && { revision: this.#webhooks.injection.current.revision, caPem: this.#webhooks.caPem },
+      ...(leaseTimes ? { leaseTimes } : {}),
+    });
   }
 
   async #startSecurity(options: SecurityOptions, server: AdsServer, health: HealthServer): Promise<void> {

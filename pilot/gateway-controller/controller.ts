@@ -17,6 +17,20 @@ export interface ProvisionSink {
 
 const GROUP = 'gateway.networking.k8s.io/';
 
+/** By owner, `namespace/gateway`. @returns also the Gateways whose proxies are others' */
+export function wantedProvisions(configs: Configs, options: () => ProvisionOptions): { wanted: Map<string, readonly KubeObject[]>; leftAlone: string[] } {
+  const classes = new Map(configs.all<GatewayClass>('GatewayClass').map(({ object }) => [object.metadata.name, object]));
+  const wanted = new Map<string, readonly KubeObject[]>();
+  const leftAlone: string[] = [];
+  for (const { object } of configs.all<KubeGateway>('Gateway')) {
+    if (!object.apiVersion.startsWith(GROUP) || !isOurs(object, classes)) continue;
+    const owner = `${object.metadata.namespace ?? 'default'}/${object.metadata.name}`;
+    if (isManaged(object)) wanted.set(owner, provision(object, options()));
+    else leftAlone.push(owner);
+  }
+  return { wanted, leftAlone };
+}
+
 export class GatewayController {
   /** What the sink was given last, by owner. */
   readonly #given = new Map<string, string>();
@@ -33,14 +47,8 @@ export class GatewayController {
   }
 
   reconcile(): void {
-    const classes = new Map(this.configs.all<GatewayClass>('GatewayClass').map(({ object }) => [object.metadata.name, object]));
-    const wanted = new Map<string, readonly KubeObject[]>();
-    for (const { object } of this.configs.all<KubeGateway>('Gateway')) {
-      if (!object.apiVersion.startsWith(GROUP) || !isOurs(object, classes)) continue;
-      const owner = `${object.metadata.namespace ?? 'default'}/${object.metadata.name}`;
-      if (isManaged(object)) wanted.set(owner, provision(object, this.options()));
-      else this.#say(owner, 'its addresses name a Service that is run by others');
-    }
+    const { wanted, leftAlone } = wantedProvisions(this.configs, this.options);
+    for (const owner of leftAlone) this.#say(owner, 'its addresses name a Service that is run by others');
     for (const owner of this.#given.keys()) if (!wanted.has(owner)) this.#attempt(owner, () => this.#remove(owner));
     for (const [owner, objects] of wanted) {
       const text = JSON.stringify(objects);

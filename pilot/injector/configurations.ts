@@ -15,12 +15,18 @@ const INJECT = 'sidecar.istio.io/inject';
 const INJECTION = 'istio-injection';
 const REVISION = 'istio.io/rev';
 
+/** Of the two objects: one pair a revision. */
+export function configurationNames(revision: string): { mutating: string; validating: string } {
+  const suffix = revision === 'default' ? '' : `-${revision}`;
+  return { mutating: `underpass-sidecar-injector${suffix}`, validating: `underpass-validator${suffix}` };
+}
+
 export function webhookConfigurations({ revision, caPem, target }: ConfigurationOptions): object[] {
   const client = (path: string): object => {
     const to = 'url' in target ? { url: `${target.url.replace(/\/$/, '')}${path}` } : { service: { ...target.service, path } };
     return { ...to, caBundle: Buffer.from(caPem).toString('base64') };
   };
-  const suffix = revision === 'default' ? '' : `-${revision}`;
+  const names = configurationNames(revision);
   const common = { admissionReviewVersions: ['v1'], sideEffects: 'None', failurePolicy: 'Fail', matchPolicy: 'Equivalent' };
   const pods = { ...common, clientConfig: client('/inject'), rules: [{ apiGroups: [''], apiVersions: ['v1'], operations: ['CREATE'], resources: ['pods'] }], reinvocationPolicy: 'Never' };
   const revisions = revision === 'default' ? expression(REVISION, 'DoesNotExist') : expression(REVISION, 'In', revision);
@@ -35,11 +41,11 @@ export function webhookConfigurations({ revision, caPem, target }: Configuration
   ];
   const validated = ['networking.istio.io', 'security.istio.io', 'telemetry.istio.io', 'extensions.istio.io', 'gateway.networking.k8s.io'];
   return [
-    { apiVersion: 'admissionregistration.k8s.io/v1', kind: 'MutatingWebhookConfiguration', metadata: { name: `underpass-sidecar-injector${suffix}`, labels: { [REVISION]: revision } }, webhooks },
+    { apiVersion: 'admissionregistration.k8s.io/v1', kind: 'MutatingWebhookConfiguration', metadata: { name: names.mutating, labels: { [REVISION]: revision } }, webhooks },
     {
       apiVersion: 'admissionregistration.k8s.io/v1',
       kind: 'ValidatingWebhookConfiguration',
-      metadata: { name: `underpass-validator${suffix}`, labels: { [REVISION]: revision } },
+      metadata: { name: names.validating, labels: { [REVISION]: revision } },
       webhooks: [{ name: 'validation.istio.io', ...common, clientConfig: client('/validate'), rules: [{ apiGroups: validated, apiVersions: ['*'], operations: ['CREATE', 'UPDATE'], resources: ['*'] }] }],
     },
   ];

@@ -30,9 +30,15 @@ export class Webhooks implements Closable {
   private constructor(
     readonly server: WebhookServer,
     readonly injection: LiveInjection,
+    readonly signer: Signer,
   ) {}
 
-  static async start(options: WebhooksOptions, context: { model: Model; signer: Signer; registry: Registry; logger: Logger; company?: Company }): Promise<Webhooks> {
+  /** Whom a client of the webhooks is to trust. */
+  get caPem(): string {
+    return caPemOf(this.signer);
+  }
+
+  static async start(options: WebhooksOptions, context: { model: Model; signer: Signer; registry: Registry; logger: Logger; company?: Company; onCertificate?: () => void }): Promise<Webhooks> {
     const { model, signer, registry, logger, company } = context;
     const { rootNamespace } = model.mesh;
     const injection = new LiveInjection(options.injectionFile, () => valuesOf(model.mesh), logger);
@@ -47,9 +53,12 @@ export class Webhooks implements Closable {
         check: (object) => validateForAdmission(object, company),
         metrics: new WebhookMetrics(registry),
         logger,
-        onCertificate: () => writeConfigurations(options, signer, injection.current.revision, rootNamespace),
+        onCertificate: () => {
+          writeConfigurations(options, signer, injection.current.revision, rootNamespace);
+          context.onCertificate?.();
+        },
       });
-      return new Webhooks(server, injection);
+      return new Webhooks(server, injection, signer);
     } catch (error) {
       injection.close();
       throw error;
@@ -76,13 +85,16 @@ function namesOf({ listen, url }: WebhooksOptions, namespace: string, domain: st
   };
 }
 
+/** A CA may sign by an intermediate, or trust two roots while they are exchanged. */
+function caPemOf(signer: Signer): string {
+  return signer.rootPem ?? signer.root.toString('pem');
+}
+
 /** With every certificate of the server's: by then the CA may be another one. */
 function writeConfigurations({ url, configurationsFile }: WebhooksOptions, signer: Signer, revision: string, namespace: string): void {
   if (configurationsFile === undefined) return;
   const target = url ? { url } : { service: { name: 'istiod', namespace, port: 443 } };
-  // A CA may sign by an intermediate, or trust two roots while they are exchanged.
-  const caPem = signer.rootPem ?? signer.root.toString('pem');
-  const text = webhookConfigurations({ revision, caPem, target }).map((object) => stringify(object, { lineWidth: 0 })).join('---\n');
+  const text = webhookConfigurations({ revision, caPem: caPemOf(signer), target }).map((object) => stringify(object, { lineWidth: 0 })).join('---\n');
   const temporary = `${configurationsFile}.new`;
   writeFileSync(temporary, text);
   renameSync(temporary, configurationsFile);

@@ -25,7 +25,8 @@ export async function pilotKubeconfig(cluster: KubeCluster): Promise<string> {
 export async function startPilot(kubeconfig: string, options: Partial<PilotOptions> = {}): Promise<KubePilot> {
   const log: string[] = [];
   const logger = pino({ level: 'info' }, { write: (line: string) => void log.push(line) });
-  const pilot = new Pilot({ sources: [], apiServer: parseKubeconfig(kubeconfig, { place: 'of the test' }), listen: ['127.0.0.1:0'], logger, debounce: { quietMs: 20 }, ...options });
+  const apiServer = parseKubeconfig(kubeconfig, { place: 'of the test' });
+  const pilot = new Pilot({ sources: [], apiServer, listen: ['127.0.0.1:0'], logger, debounce: { quietMs: 20 }, ...options });
   await pilot.start();
   return { pilot, log };
 }

@@ -1,0 +1,130 @@
+/**
+ * What pilot writes to the cluster that has the configuration, while it is the leader: the mesh's roots in every namespace,
+ * the status of the Gateway API's objects, the proxies that Gateways bring up, and the CA of the webhooks.
+ */
+import { randomUUID } from 'node:crypto';
+import { hostname } from 'node:os';
+import type { KubeClient, Resource } from '../../common/kube/client.js';
+import type { KubeObject } from '../../common/kube/types.js';
+import type { LoadedObject } from '../../common/kube/yaml.js';
+import type { Closable } from '../../common/lifecycle.js';
+import type { Logger } from '../../common/log.js';
+import { wantedProvisions } from '../gateway-controller/controller.js';
+import type { ProvisionOptions } from '../gateway-controller/provision.js';
+import type { Model, ObjectChange } from '../model/model.js';
+import { concernsGatewayStatus, statusUpdates, writeStatuses } from './gateway-status.js';
+import { LeaderElection, type LeaseTimes } from './leader.js';
+import { Reconciler, writeEach } from './reconciler.js';
+import { concernsRootConfigMaps, writeRootConfigMaps } from './root-config-maps.js';
+import { WebhookCa } from './webhook-ca.js';
+
+const LEASE = 'underpass-pilot';
+const PROVISIONED: Record<string, Resource> = {
+  ServiceAccount: { apiVersion: 'v1', kind: 'ServiceAccount', plural: 'serviceaccounts' },
+  Deployment: { apiVersion: 'apps/v1', kind: 'Deployment', plural: 'deployments' },
+  Service: { apiVersion: 'v1', kind: 'Service', plural: 'services' },
+};
+
+export interface ClusterWriterOptions {
+  client: KubeClient;
+  model: Model;
+  logger: Logger;
+  /** Of the proxies that Gateways bring up. */
+  provisionOptions: () => ProvisionOptions;
+  /** Roots of the mesh; undefined when this pilot has no CA. */
+  rootPem: () => string | undefined;
+  /** Whom the API server is to trust as the webhooks; undefined when none are served. */
+  webhookCa: () => { revision: string; caPem: string } | undefined;
+  leaseTimes?: LeaseTimes;
+}
+
+export class ClusterWriter implements Closable {
+  readonly #options: ClusterWriterOptions;
+  readonly #leader: LeaderElection;
+  readonly #roots: Reconciler;
+  readonly #status: Reconciler;
+  readonly #gateways: Reconciler;
+  readonly #webhooks: Reconciler;
+  #objects: ReadonlyMap<string, LoadedObject> = new Map();
+  /** What was written of a Gateway in this term. */
+  readonly #provisioned = new Map<string, string>();
+  #webhookCa: WebhookCa | undefined;
+  #running: Promise<unknown> = Promise.resolve();
+
+  constructor(options: ClusterWriterOptions) {
+    this.#options = options;
+    const { client, model, logger } = options;
+    this.#leader = new LeaderElection({
+      client,
+      namespace: model.mesh.rootNamespace,
+      name: LEASE,
+      identity: `${hostname()}_${randomUUID()}`,
+      logger,
+      onTerm: (term) => this.#begin(term),
+      ...(options.leaseTimes ? { times: options.leaseTimes } : {}),
+    });
+    this.#roots = new Reconciler('ConfigMaps istio-ca-root-cert', async (signal) => {
+      const rootPem = options.rootPem();
+      if (rootPem !== undefined) await writeRootConfigMaps(client, this.#objects, rootPem, signal);
+    }, logger);
+    this.#status = new Reconciler("status of the Gateway API's objects", (signal) => writeStatuses(client, statusUpdates(this.#objects, model.gatewayApi.status, model.mesh.clusterDomain, new Date().toISOString().replace(/\.\d+/, '')), signal), logger);
+    this.#gateways = new Reconciler("Gateways' proxies", (signal) => this.#provision(signal), logger);
+    this.#webhooks = new Reconciler("webhooks' caBundle", async (signal) => {
+      const ca = options.webhookCa();
+      if (ca) await this.#webhookCa?.write(ca.caPem, signal);
+    }, logger);
+  }
+
+  get isLeader(): boolean {
+    return this.#leader.isLeader;
+  }
+
+  start(): void {
+    this.#leader.start();
+  }
+
+  /** @param changes of what is in force @param objects all, as they are in the sources */
+  changed(changes: readonly ObjectChange[], objects: ReadonlyMap<string, LoadedObject>): void {
+    this.#objects = objects;
+    if (changes.some(({ key }) => concernsRootConfigMaps(key))) this.#roots.trigger();
+    if (!changes.some(({ key }) => concernsGatewayStatus(key))) return;
+    this.#status.trigger();
+    this.#gateways.trigger();
+  }
+
+  /** The CA is another one, or the webhooks' certificate is from another one. */
+  caChanged(): void {
+    this.#roots.trigger();
+    this.#webhooks.trigger();
+  }
+
+  #begin(term: AbortSignal): void {
+    const { client, logger, webhookCa } = this.#options;
+    this.#provisioned.clear();
+    const ca = webhookCa();
+    if (ca) {
+      this.#webhookCa = new WebhookCa(client, ca.revision, logger);
+      this.#webhookCa.follow(term, () => this.#webhooks.trigger());
+    }
+    this.#running = Promise.all([this.#roots, this.#status, this.#gateways, this.#webhooks].map((reconciler) => reconciler.run(term)));
+  }
+
+  /** What a Gateway owns goes with it: Kubernetes' garbage collector sees to that. */
+  #provision(signal: AbortSignal): Promise<void> {
+    const { client, model, provisionOptions, logger } = this.#options;
+    const { wanted } = wantedProvisions(model.configs, provisionOptions);
+    for (const owner of this.#provisioned.keys()) if (!wanted.has(owner)) this.#provisioned.delete(owner);
+    return writeEach(wanted, signal, async ([owner, objects]) => {
+      const text = JSON.stringify(objects);
+      if (this.#provisioned.get(owner) === text) return;
+      for (const object of objects) await client.apply<KubeObject>(PROVISIONED[object.kind]!, object, { signal });
+      this.#provisioned.set(owner, text);
+      logger.info({ gateway: owner, objects: objects.map(({ kind, metadata }) => `${kind} ${metadata.name}`) }, 'a gateway is brought up');
+    });
+  }
+
+  async close(): Promise<void> {
+    await this.#leader.close();
+    await this.#running;
+  }
+}

@@ -1,0 +1,210 @@
+// What pilot writes to a real cluster: roots, status, proxies of Gateways, the webhooks' CA; one of several pilots does, and
+// with the rights of the manifest, all of which it uses.
+import assert from 'node:assert/strict';
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { after, before, test } from 'node:test';
+import { parseAllDocuments, stringify } from 'yaml';
+import { KubeClient } from '../../common/kube/client.js';
+import { parseKubeconfig } from '../../common/kube/kubeconfig.js';
+import { projectRoot } from '../../common/paths.js';
+import { waitFor } from '../../common/retry.js';
+import type { Condition, ConfigMap, Deployment, KubeGateway, KubeObject, RouteStatus, Service } from '../../common/kube/types.js';
+import { bearer, createCertificate } from '../../pilot/ca/testing.js';
+import { KubeCluster, type AuditedRequest } from './cluster.js';
+import { pilotKubeconfig, PILOT_USER, startPilot, type KubePilot } from './pilot.js';
+
+const WAIT = { timeoutMs: 20_000, everyMs: 50 };
+const LEASE_TIMES = { leaseMs: 3_000, renewMs: 2_000, retryMs: 200 };
+const GATEWAY_API = 'gateway.networking.k8s.io/v1';
+
+let folder: string;
+let cluster: KubeCluster;
+let kubeconfig: string;
+let kube: KubePilot;
+
+const pilotOptions = { leaseTimes: LEASE_TIMES, security: { listen: ['127.0.0.1:0'], hosts: ['127.0.0.1'] } };
+
+before(async () => {
+  folder = mkdtempSync(join(tmpdir(), 'up-kube-writing-'));
+  cluster = await KubeCluster.start();
+  kubeconfig = await pilotKubeconfig(cluster);
+  await cluster.namespace('shop');
+  kube = await startPilot(kubeconfig, { ...pilotOptions, security: { ...pilotOptions.security, tokenReview: new KubeClient(parseKubeconfig(kubeconfig, { place: 'of the test' })) }, webhooks: { listen: '127.0.0.1:0', configurationsFile: join(folder, 'webhooks.yaml') } });
+});
+after(async () => {
+  await kube?.pilot.stop();
+  await cluster?.close();
+  rmSync(folder, { recursive: true, force: true });
+});
+
+const writes = (user = PILOT_USER): AuditedRequest[] => cluster.requests().filter((request) => request.user === user && ['create', 'patch', 'update', 'delete'].includes(request.verb));
+
+test("the mesh's roots are in every namespace: a new one gets them, what somebody changes or deletes comes back, Kubernetes' own are left alone", async () => {
+  const roots = async (namespace: string): Promise<string | undefined> => (await cluster.get<ConfigMap>('v1', 'ConfigMap', { namespace, name: 'istio-ca-root-cert' }))?.data?.['root-cert.pem'];
+  const rootPem = kube.pilot.ca!.rootPem;
+  const arrives = (namespace: string) => waitFor(`the roots in ${namespace}`, async () => (await roots(namespace)) === rootPem, WAIT);
+  await arrives('shop');
+  await arrives('istio-system');
+  await cluster.namespace('later');
+  await arrives('later');
+  await cluster.apply('{apiVersion: v1, kind: ConfigMap, metadata: {name: istio-ca-root-cert, namespace: shop}, data: {root-cert.pem: other}}');
+  await arrives('shop');
+  await cluster.delete('v1', 'ConfigMap', { namespace: 'later', name: 'istio-ca-root-cert' });
+  await arrives('later');
+  assert.equal(await roots('kube-system'), undefined);
+});
+
+test("the webhooks' caBundle is written into the configurations, and again when somebody overwrites it; the rest stays as it was installed", async () => {
+  const installed = parseAllDocuments(readFileSync(join(folder, 'webhooks.yaml'), 'utf8').replaceAll(/ *caBundle: .*\n/g, '')).map((document) => document.toJS() as KubeObject & { webhooks: { clientConfig: { caBundle?: string } }[] });
+  assert.equal(installed.length, 2);
+  // Not called: the object selectors match nothing.
+  for (const { webhooks } of installed) for (const webhook of webhooks) Object.assign(webhook, { objectSelector: { matchLabels: { nothing: 'has-it' } } });
+  const wanted = Buffer.from(kube.pilot.ca!.rootPem).toString('base64');
+  const bundles = async ({ apiVersion, kind, metadata }: KubeObject): Promise<Set<string | undefined>> => new Set((await cluster.get<(typeof installed)[0]>(apiVersion, kind, { name: metadata.name }))?.webhooks.map(({ clientConfig }) => clientConfig.caBundle));
+  for (const object of installed) await cluster.apply(stringify(object));
+  for (const object of installed) await waitFor(`the CA in ${object.kind}`, async () => [...(await bundles(object))].join() === wanted, WAIT);
+  for (const object of installed) {
+    for (const { clientConfig } of object.webhooks) clientConfig.caBundle = Buffer.from(readFileSync(join(cluster.folder, 'ca.crt'))).toString('base64');
+    await cluster.apply(stringify(object));
+    await waitFor(`the CA in ${object.kind} again`, async () => [...(await bundles(object))].join() === wanted, WAIT);
+  }
+});
+
+const conditionsOf = (conditions: readonly Condition[] | undefined): Record<string, string> => Object.fromEntries((conditions ?? []).map(({ type, status, reason }) => [type, `${status} ${reason}`]));
+const gateway = (): Promise<KubeGateway | undefined> => cluster.get<KubeGateway>(GATEWAY_API, 'Gateway', { namespace: 'shop', name: 'web' });
+const GATEWAY = `
+apiVersion: ${GATEWAY_API}
+kind: Gateway
+metadata: {name: web, namespace: shop}
+spec:
+  gatewayClassName: underpass
+  listeners:
+    - {name: http, port: 80, protocol: HTTP}
+    - {name: https, port: 443, protocol: HTTPS, tls: {certificateRefs: [{name: web-cert, namespace: elsewhere}]}}
+---`;
+const ROUTE = `
+apiVersion: ${GATEWAY_API}
+kind: HTTPRoute
+metadata: {name: web, namespace: shop}
+spec: {parentRefs: [{name: web, sectionName: http}], rules: [{backendRefs: [{name: nowhere, port: 80}]}]}
+---`;
+
+test('a Gateway brings up its ServiceAccount, Deployment and Service, owned by it', async () => {
+  await cluster.apply(`{apiVersion: ${GATEWAY_API}, kind: GatewayClass, metadata: {name: underpass}, spec: {controllerName: underpass.io/gateway-controller}}\n---\n${GATEWAY}`);
+  const place = { namespace: 'shop', name: 'web-underpass' };
+  const deployment = await waitFor('the Deployment', () => cluster.get<Deployment>('apps/v1', 'Deployment', place), WAIT);
+  const service = await waitFor('the Service', () => cluster.get<Service>('v1', 'Service', place), WAIT);
+  assert.ok(await cluster.get('v1', 'ServiceAccount', place));
+  assert.equal(deployment.spec.template.spec.containers[0]?.name, 'istio-proxy');
+  assert.deepEqual(service.spec.ports?.map(({ port }) => port), [15021, 80, 443]);
+  const { metadata } = (await gateway())!;
+  for (const { metadata: { ownerReferences } } of [deployment, service]) assert.deepEqual(ownerReferences?.map(({ kind, uid }) => [kind, uid]), [['Gateway', metadata.uid]]);
+});
+
+test("status of the Gateway API: class, Gateway with the load balancer's address, listeners, attached routes; a later change moves only what it changes", async () => {
+  const gatewayConditions = async (): Promise<string | undefined> => conditionsOf((await gateway())?.status?.conditions)['Programmed'];
+  await waitFor('no address yet', async () => (await gatewayConditions()) === 'False AddressNotAssigned', WAIT);
+  assert.deepEqual(conditionsOf((await cluster.get<KubeObject & { status: { conditions: Condition[] } }>(GATEWAY_API, 'GatewayClass', { name: 'underpass' }))?.status.conditions), { Accepted: 'True Accepted' });
+  await cluster.setStatus('v1', 'Service', { namespace: 'shop', name: 'web-underpass' }, { loadBalancer: { ingress: [{ ip: '10.7.0.1' }] } });
+  await waitFor('Programmed', async () => (await gatewayConditions()) === 'True Programmed', WAIT);
+  const before = (await gateway())!;
+  assert.deepEqual(before.status?.addresses, [{ type: 'IPAddress', value: '10.7.0.1' }]);
+  assert.deepEqual(conditionsOf(before.status?.conditions), { Accepted: 'True Accepted', Programmed: 'True Programmed' });
+  const [http, https] = before.status?.listeners ?? [];
+  assert.deepEqual([http?.attachedRoutes, conditionsOf(http?.conditions)], [0, { Accepted: 'True Accepted', ResolvedRefs: 'True ResolvedRefs', Programmed: 'True Programmed' }]);
+  assert.deepEqual(conditionsOf(https?.conditions), { Accepted: 'True Accepted', ResolvedRefs: 'False RefNotPermitted', Programmed: 'False Invalid' });
+  // As if it had been said long ago.
+  const conditions = before.status!.conditions!.map((condition) => ({ ...condition, lastTransitionTime: '2026-01-01T00:00:00Z' }));
+  await cluster.setStatus(GATEWAY_API, 'Gateway', { namespace: 'shop', name: 'web' }, { conditions });
+  await cluster.apply(ROUTE);
+  await waitFor('the route', async () => (await gateway())?.status?.listeners?.[0]?.attachedRoutes === 1, WAIT);
+  assert.deepEqual((await gateway())?.status?.conditions, conditions, 'times of conditions that stayed the same');
+});
+
+test("status of a route: what its parents say and what its backends lack; another controller's words stay; a parent that is no more is taken out", async () => {
+  const parents = async (): Promise<RouteStatus['parents']> => (await cluster.get<KubeObject & { status?: RouteStatus }>(GATEWAY_API, 'HTTPRoute', { namespace: 'shop', name: 'web' }))?.status?.parents ?? [];
+  const own = (all: RouteStatus['parents']) => all.filter(({ controllerName }) => controllerName === 'underpass.io/gateway-controller');
+  const [parent] = await waitFor('its parent', async () => own(await parents()), WAIT);
+  assert.deepEqual(conditionsOf(parent?.conditions), { Accepted: 'True Accepted', ResolvedRefs: 'False BackendNotFound' });
+  const other = { parentRef: { name: 'web' }, controllerName: 'example.com/other', conditions: [{ type: 'Accepted', status: 'True', reason: 'Accepted', message: '', lastTransitionTime: '2026-01-01T00:00:00Z' }] };
+  await cluster.setStatus(GATEWAY_API, 'HTTPRoute', { namespace: 'shop', name: 'web' }, { parents: [...(await parents()), other] });
+  await cluster.apply('apiVersion: v1\nkind: Service\nmetadata: {name: nowhere, namespace: shop}\nspec: {ports: [{name: http, port: 80}]}\n');
+  await waitFor('its backend', async () => conditionsOf(own(await parents())[0]?.conditions)['ResolvedRefs'] === 'True ResolvedRefs', WAIT);
+  assert.equal((await parents()).length, 2);
+  await cluster.apply(ROUTE.replace('name: web, sectionName: http', 'name: others-gateway'));
+  await waitFor('the other alone', async () => (await parents()).map(({ controllerName }) => controllerName).join() === 'example.com/other', WAIT);
+  await waitFor('no route attached', async () => (await gateway())?.status?.listeners?.[0]?.attachedRoutes === 0, WAIT);
+});
+
+test('what is written once and holds is not written again: a quiet cluster sees nothing but the lease', async () => {
+  await waitFor('the last writes', () => kube.pilot.status().settled, WAIT);
+  const at = writes().filter(({ resource }) => resource !== 'leases').length;
+  // A change that concerns status and roots has all of it looked at again.
+  await cluster.apply('apiVersion: v1\nkind: Service\nmetadata: {name: quiet, namespace: shop}\nspec: {ports: [{name: http, port: 80}]}\n---\n{apiVersion: v1, kind: Namespace, metadata: {name: shop, labels: {some: label}}}');
+  await waitFor('the change', () => kube.pilot.object('/Namespace//shop')?.metadata.labels?.['some'] === 'label', WAIT);
+  const leases = writes().length;
+  await waitFor('time for it', () => writes().length >= leases + 5, WAIT);
+  assert.deepEqual(writes().filter(({ resource }) => resource !== 'leases').slice(at), []);
+});
+
+test("the rights of deploy/pilot-rbac.yaml are all used, and no other is asked for", async () => {
+  const routes = (apiVersion: string, kind: string, rest: object): string => stringify({ apiVersion, kind, metadata: { name: kind.toLowerCase(), namespace: 'shop' }, spec: { parentRefs: [{ name: 'web' }], rules: [{ backendRefs: [{ name: 'nowhere', port: 80 }] }], ...rest } });
+  await cluster.apply([routes(GATEWAY_API, 'GRPCRoute', {}), routes('gateway.networking.k8s.io/v1alpha2', 'TCPRoute', {}), routes('gateway.networking.k8s.io/v1alpha2', 'TLSRoute', { hostnames: ['web.test'] })].join('---\n'));
+  // A caller's token is what TokenReview is for.
+  await createCertificate({ csr: '' }, { address: kube.pilot.secureAddresses[0]!, rootPem: kube.pilot.ca!.rootPem, metadata: bearer('none') });
+  const granted = new Set(
+    parseAllDocuments(readFileSync(join(projectRoot, 'deploy', 'pilot-rbac.yaml'), 'utf8'))
+      .map((document) => document.toJS() as { rules?: { apiGroups: string[]; resources: string[]; verbs: string[] }[] })
+      .flatMap(({ rules = [] }) => rules)
+      .flatMap(({ apiGroups, resources, verbs }) => resources.flatMap((resource) => verbs.map((verb) => `${verb} ${apiGroups[0]}/${resource}`))),
+  );
+  const used = (): Set<string> =>
+    new Set(cluster.requests().filter(({ user }) => user === PILOT_USER).flatMap(({ verb, group, resource, subresource, code }) => {
+      const what = `${group}/${resource}${subresource ? `/${subresource}` : ''}`;
+      // What apply makes anew needs both rights.
+      return verb === 'patch' && code === 201 ? [`patch ${what}`, `create ${what}`] : [`${verb} ${what}`];
+    }));
+  await waitFor('the last one', () => used().size >= granted.size, WAIT).catch(() => undefined);
+  assert.deepEqual([...used()].sort(), [...granted].sort());
+  assert.deepEqual(cluster.requests().filter(({ user, code }) => user === PILOT_USER && code === 403), []);
+});
+
+test('of two pilots one writes; when it stops the other takes over', async () => {
+  await cluster.apply(`{apiVersion: v1, kind: ServiceAccount, metadata: {name: second, namespace: istio-system}}
+---
+${readFileSync(join(projectRoot, 'deploy', 'pilot-rbac.yaml'), 'utf8').split('---\n').filter((part) => part.includes('Binding')).map((part) => part.replace(/metadata: \{name: underpass-pilot/, 'metadata: {name: second').replace('name: istiod', 'name: second')).join('---\n')}`);
+  const SECOND = 'system:serviceaccount:istio-system:second';
+  const second = await startPilot(await cluster.kubeconfigOf('istio-system', 'second'), pilotOptions);
+  try {
+    const asked = (): number => cluster.requests().filter(({ user, resource }) => user === SECOND && resource === 'leases').length;
+    await waitFor('a waiting pilot', () => asked() > 5, WAIT);
+    assert.deepEqual(writes(SECOND), []);
+    await kube.pilot.stop();
+    const root = second.pilot.ca!.rootPem;
+    await waitFor("the other's roots", async () => (await cluster.get<ConfigMap>('v1', 'ConfigMap', { namespace: 'shop', name: 'istio-ca-root-cert' }))?.data?.['root-cert.pem'] === root, WAIT);
+    const lease = await cluster.get<KubeObject & { spec: { leaseTransitions: number } }>('coordination.k8s.io/v1', 'Lease', { namespace: 'istio-system', name: 'underpass-pilot' });
+    assert.equal(lease?.spec.leaseTransitions, 1);
+  } finally {
+    await second.pilot.stop();
+  }
+});
+
+test('a right that is missing: what it was for is not done, the log names verb and resource, all else goes on', async () => {
+  await cluster.apply('{apiVersion: v1, kind: ServiceAccount, metadata: {name: reader, namespace: istio-system}}');
+  const [role] = parseAllDocuments(readFileSync(join(projectRoot, 'deploy', 'pilot-rbac.yaml'), 'utf8')).map((document) => document.toJS() as KubeObject & { rules?: { verbs: string[] }[] }).filter(({ kind }) => kind === 'ClusterRole');
+  const rules = role!.rules!.filter(({ verbs }) => verbs.includes('list'));
+  await cluster.apply([
+    { apiVersion: role!.apiVersion, kind: 'ClusterRole', metadata: { name: 'reader' }, rules },
+    { apiVersion: role!.apiVersion, kind: 'ClusterRoleBinding', metadata: { name: 'reader' }, roleRef: { apiGroup: 'rbac.authorization.k8s.io', kind: 'ClusterRole', name: 'reader' }, subjects: [{ kind: 'ServiceAccount', name: 'reader', namespace: 'istio-system' }] },
+  ].map((object) => stringify(object)).join('---\n'));
+  const reader = await startPilot(await cluster.kubeconfigOf('istio-system', 'reader'), pilotOptions);
+  try {
+    await waitFor('the words', () => reader.log.some((line) => line.includes('cannot get resource \\"leases\\"')), WAIT);
+    assert.ok(reader.pilot.object('/Service/shop/nowhere'));
+    assert.equal(reader.log.filter((line) => line.includes('cannot get resource')).length, 1);
+  } finally {
+    await reader.pilot.stop();
+  }
+});
