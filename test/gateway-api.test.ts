@@ -1,50 +1,15 @@
 // The Gateway API with real traffic: Gateways and routes of every kind, routes attached to Services in both modes.
 import assert from 'node:assert/strict';
-import { after, before, test } from 'node:test';
-import { MeshWorld, MODES, type Answer, type CurlOptions } from './mesh/world.js';
-import { siteCertificates, type SiteCertificates } from './gateway-certificates.js';
+import { test } from 'node:test';
+import { MODES, type Answer, type CurlOptions } from './mesh/world.js';
+import { ALL, GatewayWorld, kubeGateway, kubeGatewayYaml, routeYaml as route, secret } from './gateway-world.js';
 
-const GATEWAY = 'front.edge.svc.cluster.local';
-const mesh = new MeshWorld('gwapi', {
-  outside: `apiVersion: v1
-kind: Namespace
-metadata: {name: edge, labels: {team: edge}}
----
-apiVersion: v1
-kind: Pod
-metadata: {name: front, namespace: edge, labels: {gateway.networking.k8s.io/gateway-name: front}}
-spec: {serviceAccountName: front, containers: [{name: istio-proxy, image: auto, args: [proxy, router]}]}
----
-apiVersion: v1
-kind: Service
-metadata: {name: front, namespace: edge}
-spec:
-  selector: {gateway.networking.k8s.io/gateway-name: front}
-  ports: [{name: http, port: 80}, {name: https, port: 443}, {name: tcp, port: 31400}]
-`,
-});
-let certificates: SiteCertificates;
-
-before(async () => {
-  certificates = await siteCertificates();
-  await mesh.up();
-});
-after(async () => {
-  certificates?.remove();
-  await mesh.down();
-});
-
-function viaGateway(url: string, options: CurlOptions = {}): Promise<Answer> {
-  const { hostname, port, protocol } = new URL(url);
-  const number = port || (protocol === 'https:' ? '443' : '80');
-  return mesh.curl('outside', url, { ...options, args: ['--connect-to', `${hostname}:${number}:${GATEWAY}:${number}`, ...(options.args ?? [])] });
-}
-
-const API = 'apiVersion: gateway.networking.k8s.io/v1';
-const gateway = (...listeners: string[]): string => `${API}\nkind: Gateway\nmetadata: {name: front, namespace: edge}\nspec:\n  gatewayClassName: underpass\n  listeners:\n${listeners.map((listener) => `    - ${listener}\n`).join('')}---\n`;
-const ALL = 'allowedRoutes: {namespaces: {from: All}}';
+const FRONT = kubeGateway('front', '{name: http, port: 80}, {name: https, port: 443}, {name: tcp, port: 31400}');
+const world = new GatewayWorld('gwapi', [FRONT]);
+const { mesh } = world;
+const viaGateway = world.request.bind(world, FRONT);
+const gateway = kubeGatewayYaml.bind(undefined, 'front');
 const HTTP = `{name: http, port: 80, protocol: HTTP, ${ALL}}`;
-const route = (name: string, namespace: string, spec: string, kind = 'HTTPRoute'): string => `${kind === 'TCPRoute' || kind === 'TLSRoute' ? 'apiVersion: gateway.networking.k8s.io/v1alpha2' : API}\nkind: ${kind}\nmetadata: {name: ${name}, namespace: ${namespace}}\nspec:\n${spec.replace(/^/gm, '  ')}\n---\n`;
 const TO_FRONT = 'parentRefs: [{name: front, namespace: edge}]';
 const WEB = '{name: web, port: 80}';
 
@@ -70,7 +35,7 @@ rules:
   assert.equal(await rule('/a/x', { headers: { v: '2' } }), 'header');
   assert.equal(await rule('/a?v=2'), 'header');
   assert.equal((await viaGateway('http://elsewhere.example.com/')).status, 404);
-  assert.deepEqual(await mesh.nacks(), []);
+  await world.noNacks();
 });
 
 test('HTTPRoute: filters rewrite, redirect, edit headers; weights, and 500 for what leads nowhere', async () => {
@@ -118,23 +83,21 @@ test('listeners: host names are intersected, namespaces and kinds that are not a
 });
 
 test('ReferenceGrant: a backend of another namespace needs its consent', async () => {
-  const world = gateway(HTTP) + route('cross', 'sidecar', `${TO_FRONT}\nhostnames: [cross.example.com]\nrules: [{backendRefs: [{name: web, namespace: node, port: 80}]}]`);
-  await mesh.apply('mesh', world);
+  const objects = gateway(HTTP) + route('cross', 'sidecar', `${TO_FRONT}\nhostnames: [cross.example.com]\nrules: [{backendRefs: [{name: web, namespace: node, port: 80}]}]`);
+  await mesh.apply('mesh', objects);
   assert.equal((await viaGateway('http://cross.example.com/')).status, 500);
-  await mesh.apply('mesh', `${world}apiVersion: gateway.networking.k8s.io/v1beta1\nkind: ReferenceGrant\nmetadata: {name: some, namespace: node}\nspec: {from: [{group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: sidecar}], to: [{group: "", kind: Service}]}\n`);
+  await mesh.apply('mesh', `${objects}apiVersion: gateway.networking.k8s.io/v1beta1\nkind: ReferenceGrant\nmetadata: {name: some, namespace: node}\nspec: {from: [{group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: sidecar}], to: [{group: "", kind: Service}]}\n`);
   assert.equal((await viaGateway('http://cross.example.com/')).status, 200);
 });
 
 test('HTTPS with a certificate from a Secret, TCPRoute by port', async () => {
-  const { one, ca } = certificates;
-  const data = Object.fromEntries(Object.entries({ 'tls.crt': one.certificate, 'tls.key': one.key }).map(([key, value]) => [key, Buffer.from(value).toString('base64')]));
-  await mesh.apply('mesh', `apiVersion: v1\nkind: Secret\nmetadata: {name: one, namespace: edge}\ndata: ${JSON.stringify(data)}\n---\n` +
+  const { one, ca } = world.certificates;
+  await mesh.apply('mesh', secret('one', { 'tls.crt': one.certificate, 'tls.key': one.key }) +
     gateway(`{name: https, port: 443, protocol: HTTPS, hostname: one.example.com, tls: {certificateRefs: [{name: one}]}, ${ALL}}`, `{name: tcp, port: 31400, protocol: TCP, ${ALL}}`) +
     route('secure', 'node', `${TO_FRONT}\nrules: [{backendRefs: [${WEB}]}]`) + route('raw', 'sidecar', `${TO_FRONT}\nrules: [{backendRefs: [{name: web, port: 9000}]}]`, 'TCPRoute'));
   assert.equal((await viaGateway('https://one.example.com/', { args: ['--cacert', ca] })).status, 200);
-  const script = `const s = require('node:net').connect(31400, ${JSON.stringify(GATEWAY)}, () => s.write('hello\\n')); s.on('data', (d) => { console.log(String(d).trim()); s.destroy(); }); s.setTimeout(8000, () => process.exit(1)); s.on('error', () => process.exit(1));`;
-  assert.match((await mesh.lab.exec('outside/client', [process.execPath, '-e', script])).stdout, /hello/);
-  assert.deepEqual(await mesh.nacks(), []);
+  assert.match(await world.line(FRONT, 31400), /hello/);
+  await world.noNacks();
 });
 
 for (const mode of MODES) {
@@ -147,7 +110,7 @@ rules:
     const jesse = await mesh.curl(mode, 'http://web/x', { headers: { user: 'jesse' } });
     assert.match(String(jesse.body['pod']), /^other/);
     assert.match(String((await mesh.curl(mode, 'http://web/x')).body['pod']), /^web/);
-    assert.deepEqual(await mesh.nacks(), []);
+    await world.noNacks();
     await mesh.clear('mesh');
     assert.match(String((await mesh.curl(mode, 'http://web/x', { headers: { user: 'jesse' } })).body['pod']), /^web/);
   });

@@ -251,7 +251,7 @@ export class MeshWorld {
    * @param mode objects without a namespace are put into the namespace of that name; `mesh`: they must say theirs
    */
   async apply(mode: Mode | 'mesh', yaml: string): Promise<void> {
-    const documents = parseAllDocuments(yaml).filter((document) => document.contents !== null);
+    const documents = parseAllDocuments(yaml).filter((document) => document.toJS() !== null);
     for (const document of documents) {
       if (mode !== 'mesh' && !document.hasIn(['metadata', 'namespace'])) document.setIn(['metadata', 'namespace'], mode);
     }
