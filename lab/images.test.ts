@@ -143,6 +143,14 @@ test('tls-echo: a certificate for each name, over HTTP/1.1 and HTTP/2', async ()
   assert.equal((await json('--http2', ...to('a.example.com')))['protocol'], 'HTTP/2.0');
 });
 
+test('tls-echo: the name that was asked for is said also to a client that would take up its session of TLS 1.2 again', async () => {
+  const request = "printf 'GET / HTTP/1.1\\r\\nHost: a.example.com\\r\\nConnection: close\\r\\n\\r\\n'";
+  const connect = 'openssl s_client -connect tls:8443 -servername a.example.com -tls1_2 -ign_eof 2> /dev/null';
+  const script = `session=$(mktemp); ${request} | ${connect} -sess_out $session; ${request} | ${connect} -sess_in $session; rm $session`;
+  const answers = (await client('sh', '-c', script)).split('\n').filter((line) => line.startsWith('{'));
+  assert.deepEqual(answers.map((line) => (JSON.parse(line) as { sni: unknown }).sni), ['a.example.com', 'a.example.com']);
+});
+
 test('tcp-echo-server and tcp-greeter: lines come back behind the prefix; the greeter speaks first', async () => {
   assert.equal(await client('bash', '-c', 'exec 3<>/dev/tcp/tcp/9000; echo world >&3; head -1 <&3'), 'hello world\n');
   assert.match(await client('bash', '-c', 'exec 3<>/dev/tcp/greeter/3306; head -1 <&3'), /^220 greeter-\S+/);

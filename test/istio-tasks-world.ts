@@ -1,6 +1,6 @@
 /**
  * The mesh in which the tasks of Istio's documentation run (examples/istio-tasks): its samples in the namespaces that the tasks
- * name, ingress and egress gateways, a site outside of the cluster, and Bookinfo once more in a namespace of mode `node`.
+ * name, all of one mode, ingress and egress gateways, and a site outside of the cluster.
  */
 import { createSign, generateKeyPairSync } from 'node:crypto';
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
@@ -9,7 +9,7 @@ import { join } from 'node:path';
 import { parseAllDocuments } from 'yaml';
 import { projectRoot } from '../common/paths.js';
 import { ServerCertificates } from '../lab/server-certificates.js';
-import { MeshWorld } from './mesh/world.js';
+import { MeshWorld, type Mode } from './mesh/world.js';
 
 /** Of a task's files, as written: `kubectl apply -n NAMESPACE -f FILE…`. */
 export function task(namespace: string, ...files: string[]): string {
@@ -19,7 +19,7 @@ export function task(namespace: string, ...files: string[]): string {
 }
 
 const namespace = (name: string, labels: string): string => `apiVersion: v1\nkind: Namespace\nmetadata: {name: ${name}, labels: {${labels}}}\n`;
-const INJECTED = 'istio-injection: enabled';
+const JOINED: Record<Mode, string> = { sidecar: 'istio-injection: enabled', node: 'underpass.io/mode: node' };
 
 const gateway = (name: string, ports: string): string => `
 apiVersion: v1
@@ -37,7 +37,7 @@ metadata: {name: istio-${name}, namespace: istio-system}
 spec: {selector: {istio: ${name}}, ports: [${ports}]}
 `;
 
-/** What the tasks on egress go to; its certificate is of an authority that only `default/trusting` knows as its system's. */
+/** What the tasks on egress go to; its certificate is of an authority that `default/trusting`'s proxy knows as its system's. */
 const site = (certificate: string, key: string): string => `
 apiVersion: v1
 kind: Pod
@@ -63,8 +63,6 @@ metadata:
     sidecar.istio.io/userVolumeMount: '{"authorities": {"mountPath": "/etc/ssl/certs"}}'
 spec: {containers: [{name: curl, image: curl}]}
 `;
-
-const NODE_SAMPLES = ['samples/bookinfo/bookinfo', 'samples/httpbin/httpbin', 'samples/curl/curl', 'circuit-breaking/fortio-deploy'];
 
 export interface Credential {
   certificate: string;
@@ -101,13 +99,13 @@ function issuer(): { token: (claims?: object) => string; restore: () => void } {
   return { token, restore: () => void (globalThis.fetch = original) };
 }
 
-export async function tasksWorld(): Promise<TasksWorld> {
+export async function tasksWorld(mode: Mode): Promise<TasksWorld> {
   const folder = mkdtempSync(join(tmpdir(), 'up-tasks-'));
   const authority = await ServerCertificates.create({ commonName: 'example Inc.' });
   const web = await authority.issue({ dnsNames: ['edition.cnn.com', 'www.google.com'] });
   writeFileSync(join(folder, 'ca.crt'), authority.rootPem);
   const outside = [
-    ...['default', 'foo', 'bar', 'mirroring', 'istio-io-tcp-traffic-shifting'].map((name) => namespace(name, INJECTED)),
+    ...['default', 'foo', 'bar', 'mirroring', 'istio-io-tcp-traffic-shifting'].map((name) => namespace(name, JOINED[mode])),
     ...['legacy', 'istio-system', 'internet'].map((name) => namespace(name, 'name: none')),
     task('default', 'samples/bookinfo/bookinfo', 'samples/httpbin/httpbin', 'samples/curl/curl', 'circuit-breaking/fortio-deploy', 'secure-ingress/helloworld', 'ingress-sni-passthrough/nginx'),
     ...['foo', 'bar', 'legacy'].map((name) => task(name, 'samples/httpbin/httpbin', 'samples/curl/curl')),
@@ -119,7 +117,8 @@ export async function tasksWorld(): Promise<TasksWorld> {
     site(web.certificatePem, web.privateKeyPem),
     trusting(authority.rootPem),
   ].join('---\n');
-  const mesh = new MeshWorld('tasks', { bare: true, outside, yaml: (mode) => (mode === 'node' ? task('node', ...NODE_SAMPLES) : '') });
+  // The shared Envoy has the node's trust store, not the pod's.
+  const mesh = new MeshWorld(`tasks-${mode}`, { bare: true, outside, sidecarsOnly: mode === 'sidecar', agentEnv: { SSL_CERT_FILE: join(folder, 'ca.crt') } });
   const { token, restore } = issuer();
   await mesh.up();
   return {

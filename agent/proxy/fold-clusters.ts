@@ -80,7 +80,6 @@ function originatedTls(cluster: Cluster): TransportSocket | undefined {
  */
 function withFiles(socket: TransportSocket, tls: UpstreamTlsContext): TransportSocket {
   const common = tls.common_tls_context!;
-  const file = (filename: string): DataSource => DataSource.fromPartial({ specifier: { $case: 'filename', value: filename } });
   const paths = (secret: SdsSecretConfig | undefined, kind: 'cert' | 'root'): string[] | undefined => (secret?.name.startsWith(`file-${kind}:`) ? secret.name.slice(`file-${kind}:`.length).split('~') : undefined);
   const certificates = common.tls_certificate_sds_secret_configs.flatMap((secret) => {
     const [certificate, key] = paths(secret, 'cert') ?? [];
@@ -95,11 +94,21 @@ function withFiles(socket: TransportSocket, tls: UpstreamTlsContext): TransportS
       ...common,
       ...(certificates.length > 0 ? { tls_certificates: certificates, tls_certificate_sds_secret_configs: [] } : {}),
       ...(root && validation?.$case === 'combined_validation_context'
-        ? { validation_context_type: { $case: 'validation_context', value: { ...CertificateValidationContext.fromPartial(validation.value.default_validation_context ?? {}), ...(root === 'system' ? { system_root_certs: {} } : { trusted_ca: file(root) }) } } }
+        ? { validation_context_type: { $case: 'validation_context', value: { ...CertificateValidationContext.fromPartial(validation.value.default_validation_context ?? {}), ...trusted(root) } } }
         : {}),
     },
   };
   return { ...socket, config_type: { $case: 'typed_config', value: pack(UpstreamTlsContext, context) } };
+}
+
+/** `system` is the trust store of the node; as for OpenSSL, `SSL_CERT_FILE` names another one. */
+function trusted(root: string): Pick<CertificateValidationContext, 'trusted_ca'> | Pick<CertificateValidationContext, 'system_root_certs'> {
+  const path = root === 'system' ? process.env['SSL_CERT_FILE'] : root;
+  return path ? { trusted_ca: file(path) } : { system_root_certs: {} };
+}
+
+function file(filename: string): DataSource {
+  return DataSource.fromPartial({ specifier: { $case: 'filename', value: filename } });
 }
 
 function podBindConfig(network_namespace_filepath = ''): BindConfig {

@@ -6,6 +6,7 @@
  *   TLS_CERT_FILE, TLS_KEY_FILE (or TLS_CERT, TLS_KEY with the PEM itself)   served to names that are not in TLS_HOSTS
  *   TLS_CLIENT_CA_FILE (or TLS_CLIENT_CA)   asks for a client certificate and refuses one that this CA did not sign
  */
+import { constants } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import { createSecureContext, type SecureContext, type TLSSocket } from 'node:tls';
 import { ServerCertificates } from '../server-certificates.js';
@@ -34,6 +35,8 @@ for (const port of portList('TLS_PORTS', [8443]))
     port,
     {
       ...first,
+      // Of a session that is taken up again in TLS 1.2 Node does not know the name that was asked for.
+      secureOptions: constants.SSL_OP_NO_TICKET,
       SNICallback: (name, callback) => callback(null, context(name)),
       ...(clientCa ? { ca: clientCa, requestCert: true, rejectUnauthorized: true } : {}),
     },

@@ -22,13 +22,14 @@
 import assert from 'node:assert/strict';
 import { spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdirSync, mkdtempSync, renameSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdirSync, mkdtempSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { parseAllDocuments } from 'yaml';
 import { askAgent, instancePaths, type AgentStatus } from '../../agent/index.js';
 import { CertificateAuthority } from '../../common/identity/ca.js';
 import { TokenIssuer } from '../../common/identity/service-account-token.js';
+import type { ContainerRecord, PodRecord } from '../../common/lab-api.js';
 import { logger } from '../../common/log.js';
 import { run, type RunResult } from '../../common/process.js';
 import { waitFor } from '../../common/retry.js';
@@ -72,6 +73,8 @@ export interface WorldOptions {
   sidecarsOnly?: boolean;
   /** Without the pods and Services of its own. */
   bare?: boolean;
+  /** Of the node agent's environment, beside this process's. */
+  agentEnv?: Record<string, string>;
 }
 
 /** The node agent as Kubernetes would run it: what it proves itself to the CA with is a token of its pod on that node. */
@@ -108,6 +111,8 @@ spec:
   selector: {app: ${name}}
   ports: [{name: http, port: 80, targetPort: 8080}, {name: tcp-echo, port: 9000}]
 `;
+
+const ownProxy = (containers: readonly ContainerRecord[]): ContainerRecord | undefined => containers.find(({ name }) => name === 'istio-proxy');
 
 export class MeshWorld {
   readonly name: string;
@@ -188,7 +193,7 @@ export class MeshWorld {
     writeFileSync(join(folder, 'token'), await this.#tokens.issue({ namespace: 'underpass-system', serviceAccount: 'underpass', pod: { name: pod!.name }, nodeName: node }), { mode: 0o600 });
     writeFileSync(join(folder, 'root.pem'), this.ca.rootPem);
     const args = ['agent', '--discovery', this.discovery, '--lab-socket', this.lab.socket, '--node', node, '--instance', instance, '--concurrency', '1'];
-    const child = spawn(process.execPath, [CLI, ...args, '--ca', caAddress, '--ca-root', join(folder, 'root.pem'), '--ca-token', join(folder, 'token')], { stdio: ['ignore', 'pipe', 'pipe'] });
+    const child = spawn(process.execPath, [CLI, ...args, '--ca', caAddress, '--ca-root', join(folder, 'root.pem'), '--ca-token', join(folder, 'token')], { stdio: ['ignore', 'pipe', 'pipe'], env: { ...process.env, ...this.options.agentEnv } });
     const before = this.#agents.get(node);
     const agent: NodeAgent = { child, paths: instancePaths({ instance }), isFirst: before?.isFirst ?? this.#agents.size === 0, log: before?.log ?? '' };
     for (const stream of [child.stdout, child.stderr]) stream.on('data', (chunk: Buffer) => (agent.log += chunk.toString()));
@@ -225,8 +230,25 @@ export class MeshWorld {
   }
 
   /** What the shared Envoy's admin interface says. */
-  async nodeProxyAdmin(path: string, node?: string): Promise<string> {
-    return (await run('curl', ['-s', '--max-time', '10', '--unix-socket', join(this.#agentOf(node).paths.folder, 'envoy-admin.sock'), `http://envoy${path}`])).stdout;
+  async nodeProxyAdmin(path: string, node?: string, method = 'GET'): Promise<string> {
+    return (await run('curl', ['-s', '-X', method, '--max-time', '10', '--unix-socket', join(this.#agentOf(node).paths.folder, 'envoy-admin.sock'), `http://envoy${path}`])).stdout;
+  }
+
+  /** What the admin interface of the proxy that serves a pod (`namespace/name`) says: its own Envoy's, else its node's. */
+  async proxyAdmin(pod: string, path: string, method = 'GET'): Promise<string> {
+    const { containers, nodeName } = this.#record(pod);
+    return ownProxy(containers) ? this.lab.proxyAdmin(pod, path, { method }) : this.nodeProxyAdmin(path, nodeName, method);
+  }
+
+  /** What that proxy has logged. */
+  proxyLog(pod: string): string {
+    const { containers, nodeName } = this.#record(pod);
+    return readFileSync(ownProxy(containers)?.log ?? join(this.#agentOf(nodeName).paths.folder, 'envoy.log'), 'utf8');
+  }
+
+  #record(pod: string): PodRecord {
+    const [namespace = '', name = ''] = pod.split('/');
+    return this.lab.pod(namespace, name);
   }
 
   async #enrolled(): Promise<void> {
