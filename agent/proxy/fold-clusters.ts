@@ -1,14 +1,12 @@
 /**
- * A class's clusters and endpoints as the shared Envoy needs them: plaintext and direct, every upstream connection opened
- * in the client pod's network namespace.
+ * A class's clusters as the shared Envoy needs them: with what stock Envoy has, every upstream connection opened in the
+ * client pod's network namespace.
  */
-import { BindConfig, SocketAddress_Protocol, type Address, type SocketAddress } from '../../proto/generated/envoy/config/core/v3/address.js';
+import { BindConfig, SocketAddress_Protocol } from '../../proto/generated/envoy/config/core/v3/address.js';
 import { DataSource, type TransportSocket } from '../../proto/generated/envoy/config/core/v3/base.js';
 import type { TypedExtensionConfig } from '../../proto/generated/envoy/config/core/v3/extension.js';
 import { SocketOption, SocketOption_SocketState } from '../../proto/generated/envoy/config/core/v3/socket_option.js';
 import type { Cluster } from '../../proto/generated/envoy/config/cluster/v3/cluster.js';
-import type { ClusterLoadAssignment } from '../../proto/generated/envoy/config/endpoint/v3/endpoint.js';
-import type { LbEndpoint } from '../../proto/generated/envoy/config/endpoint/v3/endpoint_components.js';
 import { CaresDnsResolverConfig } from '../../proto/generated/envoy/extensions/network/dns_resolver/cares/v3/cares_dns_resolver.js';
 import { CertificateValidationContext, TlsCertificate } from '../../proto/generated/envoy/extensions/transport_sockets/tls/v3/common.js';
 import type { SdsSecretConfig } from '../../proto/generated/envoy/extensions/transport_sockets/tls/v3/secret.js';
@@ -17,6 +15,8 @@ import { Config as FilterStateOverride } from '../../proto/generated/envoy/exten
 import { pack, unpack } from '../../common/xds/any.js';
 import { canonical } from '../xds/resource-type.js';
 import type { EnvoyExtensions } from './extensions.js';
+import { foldAssignment } from './fold-endpoints.js';
+import { meshSockets, usesIdentity } from './fold-identity.js';
 import { keepExtension } from './stock.js';
 
 /** Filter state that `local_address_selectors.filter_state_override` reads. */
@@ -34,17 +34,14 @@ export function isFoldedCluster(name: string): boolean {
   return !name.startsWith('inbound|') && !name.startsWith('inbound-vip|') && !INBOUND_CLUSTERS.has(name);
 }
 
-/** How the shared Envoy reaches a workload. HBONE and mTLS, by what the workload speaks, join here. */
-export type UpstreamMode = 'plaintext';
-export type UpstreamModeOf = (endpoint: { address: string; port: number }) => UpstreamMode;
-export const alwaysPlaintext: UpstreamModeOf = () => 'plaintext';
-
-export function foldCluster(source: Cluster, extensions: EnvoyExtensions, modeOf: UpstreamModeOf = alwaysPlaintext): Cluster {
+/** @param identity the SPIFFE id whose certificate the mesh's mutual TLS shows; without one it is left out, and endpoints that ask for it are spoken to in plaintext */
+export function foldCluster(source: Cluster, extensions: EnvoyExtensions, identity?: string): Cluster {
   const cluster = canonical(source) as Cluster;
   cluster.filters = cluster.filters.filter((filter) => keepExtension(extensions, 'filters', filter.name, filter.typed_config));
+  const sockets = identity === undefined ? [] : meshSockets(cluster, identity);
   cluster.transport_socket = originatedTls(cluster);
-  cluster.transport_socket_matches = [];
-  if (cluster.load_assignment) cluster.load_assignment = foldAssignment(cluster.load_assignment, modeOf);
+  cluster.transport_socket_matches = sockets;
+  if (cluster.load_assignment) cluster.load_assignment = foldAssignment(cluster.load_assignment);
   cluster.upstream_bind_config = podBindConfig();
   if (asksAnyResolver(cluster.typed_dns_resolver_config)) cluster.typed_dns_resolver_config = undefined;
   return cluster;
@@ -63,15 +60,13 @@ export function boundTo(netnsPath: string, cluster: Cluster): Cluster {
 
 /**
  * The socket for endpoints of any kind, if it originates TLS as a DestinationRule asks. Istio puts it beside HBONE into
- * transport_socket_matches, with an empty match. What is chosen by endpoint metadata (mTLS, HBONE, plaintext) and mTLS with
- * the workload's own certificate is plaintext for now.
+ * transport_socket_matches, with an empty match. HBONE, chosen by endpoint metadata, is plaintext for now.
  */
 function originatedTls(cluster: Cluster): TransportSocket | undefined {
   const anyEndpoint = cluster.transport_socket_matches.find(({ match }) => Object.keys(match ?? {}).length === 0)?.transport_socket;
   const socket = cluster.transport_socket ?? anyEndpoint;
   const tls = unpack(UpstreamTlsContext, socket?.config_type?.value);
-  const usesIdentity = tls?.common_tls_context?.tls_certificate_sds_secret_configs.some((secret) => secret.name === 'default');
-  return tls && !usesIdentity ? withFiles(socket!, tls) : undefined;
+  return tls && !usesIdentity(tls.common_tls_context) ? withFiles(socket!, tls) : undefined;
 }
 
 /**
@@ -132,53 +127,4 @@ export function markOption(): SocketOption {
     value: { $case: 'int_value', value: BigInt(PROXY_MARK) },
     state: SocketOption_SocketState.STATE_PREBIND,
   });
-}
-
-export function foldAssignment(source: ClusterLoadAssignment, modeOf: UpstreamModeOf = alwaysPlaintext): ClusterLoadAssignment {
-  const assignment = canonical(source) as ClusterLoadAssignment;
-  for (const locality of assignment.endpoints) {
-    locality.lb_endpoints = locality.lb_endpoints.map((endpoint) => foldEndpoint(endpoint, modeOf)).filter((endpoint) => endpoint !== undefined);
-  }
-  return assignment;
-}
-
-/** `connect_originate` with endpoint_id "ip:port" is a pod that HBONE reaches, a plain address one that it does not. */
-function foldEndpoint(endpoint: LbEndpoint, modeOf: UpstreamModeOf): LbEndpoint | undefined {
-  if (endpoint.host_identifier?.$case !== 'endpoint') return endpoint;
-  const inner = endpoint.host_identifier.value;
-  const address = inner.address?.address;
-  const isInternal = address?.$case === 'envoy_internal_address';
-  const target = isInternal ? parseEndpointId(address.value.endpoint_id) : address?.$case === 'socket_address' ? hostPort(address.value) : undefined;
-  if (!target) return isInternal ? undefined : endpoint;
-  switch (modeOf(target)) {
-    case 'plaintext':
-      if (isInternal) inner.address = socketAddress(target.address, target.port);
-      // What the transport socket is chosen by, and what the internal listener would dial.
-      delete endpoint.metadata?.filter_metadata['envoy.transport_socket_match'];
-      delete endpoint.metadata?.filter_metadata['envoy.filters.listener.original_dst'];
-      return endpoint;
-  }
-}
-
-function hostPort(socket: SocketAddress): { address: string; port: number } {
-  return { address: socket.address, port: socket.port_specifier?.$case === 'port_value' ? socket.port_specifier.value : 0 };
-}
-
-/** `10.0.0.1:80` or `[fd00::1]:80`; an endpoint behind another cluster's gateway has a name instead and is not ours to dial. */
-export function parseEndpointId(id: string): { address: string; port: number } | undefined {
-  const match = /^(?:\[([0-9a-fA-F:.]+)\]|(\d+\.\d+\.\d+\.\d+)):(\d+)$/.exec(id);
-  if (!match) return undefined;
-  return { address: (match[1] ?? match[2]) as string, port: Number(match[3]) };
-}
-
-export function socketAddress(address: string, port: number, netnsPath = ''): Address {
-  return {
-    address: {
-      $case: 'socket_address',
-      value: {
-        protocol: SocketAddress_Protocol.TCP, address, port_specifier: { $case: 'port_value', value: port },
-        resolver_name: '', ipv4_compat: false, network_namespace_filepath: netnsPath,
-      },
-    },
-  };
 }

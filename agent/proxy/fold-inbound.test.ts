@@ -14,7 +14,7 @@ import { Wasm } from '../../proto/generated/envoy/extensions/filters/http/wasm/v
 import { TypedStruct } from '../../proto/generated/udpa/type/v1/typed_struct.js';
 import { pack, unpack } from '../../common/xds/any.js';
 import { stockExtensions } from '../testing/stock-envoy.js';
-import { socketAddress } from './fold-clusters.js';
+import { socketAddress } from './fold-endpoints.js';
 import { CLOSED, foldInbound, inboundListeners, meshListenerName, throughInbound } from './fold-inbound.js';
 import { FoldError } from './stock.js';
 

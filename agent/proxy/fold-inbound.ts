@@ -2,8 +2,8 @@
  * What a destination's own policy asks of those who call it. A pod whose `virtualInbound` carries policy gets two listeners
  * with the same filters: one in its network namespace, where rules redirect what arrives for it, and an internal one, where
  * this Envoy hands over what the node's own pods send. In the latter the caller's identity is known from the listener that
- * took the connection in, so it stands in for the certificate that a sidecar would have shown. What asks for a certificate
- * that this Envoy has not is refused.
+ * took the connection in, so it stands in for the certificate that a sidecar would have shown. In the other mutual TLS ends
+ * with the certificate of the pod's account; where there is none, what asks for it is refused.
  */
 import { RBAC as Rules, Principal } from '../../proto/generated/envoy/config/rbac/v3/rbac.js';
 import type { Cluster } from '../../proto/generated/envoy/config/cluster/v3/cluster.js';
@@ -19,14 +19,14 @@ import { TlsInspector } from '../../proto/generated/envoy/extensions/filters/lis
 import { HttpConnectionManager } from '../../proto/generated/envoy/extensions/filters/network/http_connection_manager/v3/http_connection_manager.js';
 import { RBAC as NetworkRbac } from '../../proto/generated/envoy/extensions/filters/network/rbac/v3/rbac.js';
 import { InternalUpstreamTransport } from '../../proto/generated/envoy/extensions/transport_sockets/internal_upstream/v3/internal_upstream.js';
-import { RawBuffer } from '../../proto/generated/envoy/extensions/transport_sockets/raw_buffer/v3/raw_buffer.js';
 import type { Any } from '../../proto/generated/google/protobuf/any.js';
 import { pack, unpack } from '../../common/xds/any.js';
 import { contentHash } from '../xds/resource-type.js';
 import { byCallerAddress } from './caller-address.js';
 import { configType, type EnvoyExtensions } from './extensions.js';
 import { acceptedAddress } from './filter-state.js';
-import { socketAddress } from './fold-clusters.js';
+import { mapEndpoints, socketAddress, SOCKET_MATCH } from './fold-endpoints.js';
+import { RAW_BUFFER, serverSocket } from './fold-identity.js';
 import { blackHole, foldChain } from './fold-listeners.js';
 import { PEER_PRINCIPAL, SOURCE_ADDRESS, type ListenerPod } from './pod-listener.js';
 import type { Entry } from './snapshot.js';
@@ -37,7 +37,6 @@ export const INBOUND_PORT = 15006;
 const ORIGINAL_DST = 'envoy.filters.listener.original_dst';
 const TLS_INSPECTOR = 'envoy.filters.listener.tls_inspector';
 const HTTP_INSPECTOR = 'envoy.filters.listener.http_inspector';
-const SOCKET_MATCH = 'envoy.transport_socket_match';
 const PLAINTEXT_HTTP = ['http/1.0', 'http/1.1', 'h2c'];
 
 /** Filters of every workload's inbound side: they decide nothing about who may call, so they alone are no reason to stand in the way. */
@@ -65,8 +64,11 @@ export interface FoldedInbound {
 /** Lets nobody in: for a listener that can't be folded. */
 export const CLOSED: FoldedInbound = finish(true, [], [], []);
 
-/** @throws FoldError when it needs what this Envoy lacks */
-export function foldInbound(listener: Listener, extensions: EnvoyExtensions): FoldedInbound {
+/**
+ * @param identity the pod's SPIFFE id, when there are certificates
+ * @throws FoldError when it needs what this Envoy lacks
+ */
+export function foldInbound(listener: Listener, extensions: EnvoyExtensions, identity?: string): FoldedInbound {
   const refused: string[] = [];
   const closedIfUnread = (chain: FilterChain): FilterChain => {
     const why = unreadRules(chain);
@@ -80,8 +82,11 @@ export function foldInbound(listener: Listener, extensions: EnvoyExtensions): Fo
   const groups = new Map<number, FilterChain[]>();
   for (const chain of chains) groups.set(portOf(chain), [...(groups.get(portOf(chain)) ?? []), chain]);
   const isStrict = [...groups.values()].some((group) => !group.some(takesPlaintext));
-  // Without certificates there is no end for mutual TLS here.
-  const direct = chains.map((chain) => (chain.transport_socket ? blackHole(chain.name, chain.filter_chain_match) : chain));
+  const direct = chains.map((chain) => {
+    if (!chain.transport_socket) return chain;
+    const socket = identity === undefined ? undefined : serverSocket(chain.transport_socket, identity);
+    return socket ? { ...chain, transport_socket: socket } : blackHole(chain.name, chain.filter_chain_match);
+  });
   const mesh = [...groups.values()].flatMap(meshChains).map(byCallerAddress);
   return finish(isStrict || refused.length > 0 || chains.some(decides), distinct(direct), distinct(mesh), [...new Set(refused)]);
 }
@@ -255,32 +260,24 @@ export function inboundListeners(pod: ListenerPod, folded: FoldedInbound, rename
 export function throughInbound(cluster: Cluster, assignment: ClusterLoadAssignment | undefined, inbound: ReadonlyMap<string, string>): { cluster: Cluster; assignment: ClusterLoadAssignment | undefined } {
   if (inbound.size === 0) return { cluster, assignment };
   let found = false;
-  const change = (from: ClusterLoadAssignment): ClusterLoadAssignment => ({
-    ...from,
-    endpoints: from.endpoints.map((locality) => ({
-      ...locality,
-      lb_endpoints: locality.lb_endpoints.map((item) => {
-        const endpoint = item.host_identifier?.$case === 'endpoint' ? item.host_identifier.value : undefined;
-        const socket = endpoint?.address?.address?.$case === 'socket_address' ? endpoint.address.address.value : undefined;
-        const listener = socket && inbound.get(socket.address);
-        if (!socket || listener === undefined || socket.port_specifier?.$case !== 'port_value') return item;
-        found = true;
-        const id = `${socket.address.includes(':') ? `[${socket.address}]` : socket.address}:${socket.port_specifier.value}`;
-        return {
-          ...item,
-          host_identifier: {
-            $case: 'endpoint' as const,
-            value: { ...endpoint!, additional_addresses: [], address: { address: { $case: 'envoy_internal_address' as const, value: { address_name_specifier: { $case: 'server_listener_name' as const, value: listener }, endpoint_id: id } } } },
-          },
-          metadata: { typed_filter_metadata: {}, ...item.metadata, filter_metadata: { ...item.metadata?.filter_metadata, [SOCKET_MATCH]: { underpass: 'inbound' }, [ORIGINAL_DST]: { local: id } } },
-        };
-      }),
-    })),
+  const change = (from: ClusterLoadAssignment): ClusterLoadAssignment => mapEndpoints(from, (item, { address, port }) => {
+    const listener = inbound.get(address);
+    if (listener === undefined || item.host_identifier?.$case !== 'endpoint') return item;
+    found = true;
+    const id = `${address.includes(':') ? `[${address}]` : address}:${port}`;
+    return {
+      ...item,
+      host_identifier: {
+        $case: 'endpoint' as const,
+        value: { ...item.host_identifier.value, additional_addresses: [], address: { address: { $case: 'envoy_internal_address' as const, value: { address_name_specifier: { $case: 'server_listener_name' as const, value: listener }, endpoint_id: id } } } },
+      },
+      metadata: { typed_filter_metadata: {}, ...item.metadata, filter_metadata: { ...item.metadata?.filter_metadata, [SOCKET_MATCH]: { underpass: 'inbound' }, [ORIGINAL_DST]: { local: id } } },
+    };
   });
   const changed = assignment && change(assignment);
   const inline = cluster.load_assignment && change(cluster.load_assignment);
   if (!found) return { cluster, assignment };
-  const transport_socket = cluster.transport_socket ?? { name: 'envoy.transport_sockets.raw_buffer', config_type: { $case: 'typed_config' as const, value: pack(RawBuffer, RawBuffer.fromPartial({})) } };
+  const transport_socket = cluster.transport_socket ?? RAW_BUFFER;
   const transport = InternalUpstreamTransport.fromPartial({ passthrough_metadata: [{ kind: { kind: { $case: 'host', value: {} } }, name: ORIGINAL_DST }] });
   transport.transport_socket = transport_socket;
   const match = { name: 'inbound', match: { underpass: 'inbound' }, transport_socket: { name: 'envoy.transport_sockets.internal_upstream', config_type: { $case: 'typed_config' as const, value: pack(InternalUpstreamTransport, transport) } } };

@@ -236,7 +236,7 @@ describe('Folder: several classes', () => {
     const folder = new Folder(extensions);
     const other = basic({ [`eds ${WEB}`]: assignment(WEB, ['10.0.0.9:80']), 'lds 10.96.0.7_5432': tcpListener('10.96.0.7', 5432, WEB) });
     const { snapshot, split } = folder.fold([{ key: 'c1', state: basic() }, { key: 'c2', state: other }], [pod, second]);
-    assert.deepEqual([...split], [`CDS ${WEB}~c2`, 'RDS 80~c2']);
+    assert.deepEqual([...split], [`CDS ${WEB}~c2`]);
     const cluster = decode(Cluster, snapshot.get(CDS, `${WEB}~c2`)?.any);
     assert.deepEqual([cluster.name, cluster.alt_stat_name, cluster.eds_cluster_config?.service_name], [`${WEB}~c2`, WEB, `${WEB}~c2`]);
     assert.equal(decode(ClusterLoadAssignment, snapshot.get(EDS, `${WEB}~c2`)?.any).cluster_name, `${WEB}~c2`);
@@ -248,6 +248,38 @@ describe('Folder: several classes', () => {
     assert.deepEqual(snapshot.get(LDS, 'pod/u2/outbound')?.needs, ['80~c2']);
     const first = listenerOf({ snapshot, problems: [], split, ports: [], enforcing: new Set<string>(), inbound: new Map<string, string>() }, 'u1');
     assert.ok(!JSON.stringify(Listener.toJSON(first)).includes('~c2'));
+  });
+
+  it('has a cluster for each identity where the mesh\'s mutual TLS may be used, each with that account\'s certificate, and one for all elsewhere', () => {
+    const tls = (change: Partial<Cluster_TransportSocketMatch>): Any => {
+      const context = UpstreamTlsContext.fromPartial({ sni: 'web', common_tls_context: { tls_certificate_sds_secret_configs: [{ name: 'default' }], validation_context_type: { $case: 'combined_validation_context', value: { default_validation_context: {}, validation_context_sds_secret_config: { name: 'ROOTCA' } } } } });
+      const socket: TransportSocket = { name: 'envoy.transport_sockets.tls', config_type: { $case: 'typed_config', value: pack(UpstreamTlsContext, context) } };
+      return pack(Cluster, { ...Cluster.decode(edsCluster(WEB).value), transport_socket_matches: [{ name: 'tlsMode-istio', match: { tlsMode: 'istio' }, transport_socket: socket, ...change }] });
+    };
+    const [alice, bob] = ['spiffe://cluster.local/ns/shop/sa/alice', 'spiffe://cluster.local/ns/shop/sa/bob'];
+    const folded = (cluster: Any): FoldResult => {
+      const endpoints = ClusterLoadAssignment.decode(assignment(WEB, ['10.0.0.5:80', '10.0.0.6:80', '10.0.0.7:80']).value);
+      for (const item of endpoints.endpoints[0]!.lb_endpoints) item.metadata = { typed_filter_metadata: {}, filter_metadata: { 'envoy.transport_socket_match': { tlsMode: 'istio' } } };
+      const own = (): SidecarState => basic({ [`cds ${WEB}`]: cluster, [`eds ${WEB}`]: pack(ClusterLoadAssignment, endpoints) });
+      return new Folder(extensions).fold([{ key: 'c1', state: own(), identity: alice }, { key: 'c2', state: own(), identity: bob }, { key: 'c3', state: own(), identity: bob }], [{ ...pod, addresses: ['10.0.0.6'] }, second, { ...second, uid: 'u3', classKey: 'c3' }]);
+    };
+    const { snapshot, split } = folded(tls({}));
+    const clusters = [...snapshot.entries(CDS).keys()].filter((name) => name.startsWith(WEB));
+    assert.deepEqual([clusters, [...split]], [[WEB, `${WEB}~c2`], []], 'accounts do not share, pods of one do, and nobody waits for that');
+    const secrets = (name: string, index = 0): unknown => {
+      const socket = decode(Cluster, snapshot.get(CDS, name)?.any).transport_socket_matches[index]?.transport_socket;
+      const common = unpack(UpstreamTlsContext, socket?.config_type?.value)?.common_tls_context;
+      const validation = common?.validation_context_type;
+      return [...common!.tls_certificate_sds_secret_configs, ...(validation?.$case === 'combined_validation_context' ? [validation.value.validation_context_sds_secret_config!] : [])].map((secret) => [secret.name, secret.sds_config?.config_source_specifier?.$case]);
+    };
+    assert.deepEqual([secrets(WEB), secrets(`${WEB}~c2`)], [[[alice, 'ads'], ['ROOTCA', 'ads']], [[bob, 'ads'], ['ROOTCA', 'ads']]]);
+    const matches = ({ snapshot: of }: FoldResult): unknown => decode(ClusterLoadAssignment, of.get(EDS, WEB)?.any).endpoints[0]!.lb_endpoints.map(({ metadata }) => metadata?.filter_metadata['envoy.transport_socket_match']);
+    assert.deepEqual(matches({ snapshot } as FoldResult), [{ tlsMode: 'istio' }, { underpass: 'direct' }, { tlsMode: 'istio' }], 'a pod of this node is spoken to in plaintext');
+    // ISTIO_MUTUAL asks it of whatever endpoint, but not within the node.
+    const mutual = folded(tls({ match: undefined }));
+    assert.deepEqual(decode(Cluster, mutual.snapshot.get(CDS, WEB)?.any).transport_socket_matches.map(({ name, match }) => [name, match]), [['direct', { underpass: 'direct' }], ['tlsMode-istio', {}]]);
+    const plain = folded(edsCluster(WEB));
+    assert.deepEqual([...plain.snapshot.entries(CDS).keys()].filter((name) => name.startsWith(WEB)), [WEB]);
   });
 
   it('gives the same versions whatever was folded before, so that a restarted agent resends nothing', () => {

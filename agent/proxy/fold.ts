@@ -11,7 +11,9 @@ import { edsServiceName, routeNames } from '../xds/resource-types.js';
 import type { SidecarState } from '../xds/sidecar-stream.js';
 import type { EnvoyExtensions } from './extensions.js';
 import { calloutClusters } from './fold-callouts.js';
-import { boundTo, foldAssignment, foldCluster, isFoldedCluster, type UpstreamModeOf } from './fold-clusters.js';
+import { boundTo, foldCluster, isFoldedCluster } from './fold-clusters.js';
+import { foldAssignment } from './fold-endpoints.js';
+import { directWithinNode } from './fold-identity.js';
 import { foldListener, foldListeners, isOutboundListener, listenerPort, passesThrough, renameInChain, type FoldedListeners } from './fold-listeners.js';
 import { CLOSED, foldInbound, inboundListeners, isInboundCluster, meshListenerName, podClusterName, throughInbound, type FoldedInbound } from './fold-inbound.js';
 import { foldRoutes, mirrorClusterName, mirroredClusters, renameClusters } from './fold-routes.js';
@@ -25,6 +27,8 @@ import { assignNames, type Names } from './variants.js';
 export interface FoldClass {
   key: string;
   state: SidecarState;
+  /** The SPIFFE id of its pods, when there is a CA that signs certificates for it. */
+  identity?: string | undefined;
 }
 
 export interface FoldPod extends ListenerPod {
@@ -54,6 +58,8 @@ interface FoldedCluster {
   cluster: Cluster;
   assignment: ClusterLoadAssignment | undefined;
   hash: string;
+  /** The same for classes that differ in their identity alone. */
+  neutral: string;
 }
 
 interface InboundEntries {
@@ -67,15 +73,19 @@ interface InboundEntries {
 interface FoldedRoutes {
   routes: RouteConfiguration;
   hash: string;
+  /** Whatever its clusters are called. */
+  neutral: string;
 }
 
 /** Keeps what it folded before, by resource object: an unchanged resource is folded once. */
 export class Folder {
-  readonly #clusters = new WeakMap<object, { cluster: Cluster; hash: string }>();
+  #clusters = new WeakMap<object, Omit<FoldedCluster, 'assignment'>>();
   readonly #assignments = new WeakMap<object, { assignment: ClusterLoadAssignment; hash: string }>();
   readonly #routes = new WeakMap<object, FoldedRoutes>();
   readonly #chains = new WeakMap<object, Map<boolean, FilterChain[]>>();
-  readonly #inbound = new WeakMap<object, FoldedInbound>();
+  #inbound = new WeakMap<object, FoldedInbound>();
+  /** Of each class, as its resources were folded. */
+  readonly #identities = new Map<string, string | undefined>();
   /** Class and resource name → the last version of it that could be folded. */
   readonly #lastGood = new Map<string, object>();
   /** Keys of the fold under way: what is not among them afterwards is forgotten. */
@@ -83,7 +93,7 @@ export class Folder {
   #podEntries = new Map<string, { key: string; entry: Entry }>();
   #inboundEntries = new Map<string, InboundEntries>();
 
-  constructor(readonly extensions: EnvoyExtensions, readonly modeOf?: UpstreamModeOf) {}
+  constructor(readonly extensions: EnvoyExtensions) {}
 
   /** How many resources are remembered by their last good version. */
   get remembered(): number {
@@ -99,10 +109,11 @@ export class Folder {
   fold(classes: readonly FoldClass[], pods: readonly FoldPod[], eventDriven: ReadonlySet<string> = new Set(), reached: ReadonlyMap<string, string> = new Map()): FoldResult {
     const problems: FoldProblem[] = [];
     this.#current.clear();
+    this.#followIdentities(classes);
     const clusters = new Map(classes.map((item) => [item.key, withMirrors(item, this.#foldClusters(item, problems), pods)]));
-    const clusterNames = assignNames(classes.map(({ key }) => ({ key, hashes: hashes(clusters.get(key)) })));
+    const clusterNames = assignNames(classes.map(({ key }) => ({ key, contents: clusters.get(key) })));
     const routes = new Map(classes.map((item) => [item.key, this.#foldRoutes(item, clusterNames, problems)]));
-    const routeNamesOf = assignNames(classes.map(({ key }) => ({ key, hashes: hashes(routes.get(key)) })));
+    const routeNamesOf = assignNames(classes.map(({ key }) => ({ key, contents: routes.get(key) })));
 
     const cds = new Map<string, Entry>();
     const eds = new Map<string, Entry>();
@@ -113,8 +124,9 @@ export class Folder {
     // Whoever is redirected is reached by its internal listener, so that no caller of this node meets the redirection.
     const behind = pods.filter((pod) => pod.redirected || inbound.get(pod.classKey)?.enforces);
     const throughPolicy = new Map(behind.flatMap(({ uid, addresses = [] }) => (reached.has(uid) ? addresses.map((address) => [address, reached.get(uid)!] as const) : [])));
+    const local = new Set(pods.flatMap(({ addresses = [] }) => addresses));
     for (const { key } of classes) {
-      for (const [name, folded] of clusters.get(key) ?? []) addCluster(clusterNames.of(key, name), folded, eventDriven, throughPolicy, cds, eds);
+      for (const [name, folded] of clusters.get(key) ?? []) addCluster(clusterNames.of(key, name), folded, { eventDriven, throughPolicy, local }, cds, eds);
       for (const [name, folded] of routes.get(key) ?? []) addRoutes(routeNamesOf.of(key, name), folded, rds);
     }
     const podEntries = new Map<string, { key: string; entry: Entry }>();
@@ -145,27 +157,38 @@ export class Folder {
     return { snapshot: new Snapshot([[CDS, cds], [EDS, eds], [LDS, lds], [RDS, rds]]), problems, split, ports: restricted ? 'all' : [...ports].sort((a, b) => a - b), enforcing: new Set(enforcing.map(({ uid }) => uid)), inbound: new Map(behind.map(({ uid, classKey }) => [uid, meshListenerName(uid, inbound.get(classKey) ?? CLOSED)])) };
   }
 
-  #foldClusters({ key, state }: FoldClass, problems: FoldProblem[]): Map<string, FoldedCluster> {
+  /** What was folded with another identity is folded again. */
+  #followIdentities(classes: readonly FoldClass[]): void {
+    const changed = classes.some(({ key, identity }) => this.#identities.has(key) && this.#identities.get(key) !== identity);
+    this.#identities.clear();
+    for (const { key, identity } of classes) this.#identities.set(key, identity);
+    if (!changed) return;
+    this.#clusters = new WeakMap();
+    this.#inbound = new WeakMap();
+  }
+
+  #foldClusters({ key, state, identity }: FoldClass, problems: FoldProblem[]): Map<string, FoldedCluster> {
     const result = new Map<string, FoldedCluster>();
     for (const source of state.clusters.values()) {
       if (!isFoldedCluster(source.name)) continue;
       const folded = this.#good(`${key} CDS ${source.name}`, source.message, problems, key, (message) => {
-        const cluster = foldCluster(message, this.extensions, this.modeOf);
-        return { cluster, hash: contentHash(ClusterCodec, cluster) };
+        const cluster = foldCluster(message, this.extensions, identity);
+        const hash = contentHash(ClusterCodec, cluster);
+        return { cluster, hash, neutral: cluster.transport_socket_matches.length > 0 ? contentHash(ClusterCodec, message) : hash };
       }, this.#clusters);
       if (!folded) continue;
       const service = edsServiceName(source.message);
       const found = service === undefined ? undefined : this.#foldAssignment(state.endpoints.get(service));
-      result.set(source.name, { cluster: folded.cluster, assignment: found?.assignment, hash: `${folded.hash}${found?.hash ?? ''}` });
+      result.set(source.name, { cluster: folded.cluster, assignment: found?.assignment, hash: `${folded.hash}${found?.hash ?? ''}`, neutral: `${folded.neutral}${found?.hash ?? ''}` });
     }
     return result;
   }
 
   /** What a class's pods ask of their callers; one that can't be folded, and never could, lets nobody in. */
-  #foldInbound({ key, state }: FoldClass, problems: FoldProblem[]): FoldedInbound | undefined {
+  #foldInbound({ key, state, identity }: FoldClass, problems: FoldProblem[]): FoldedInbound | undefined {
     const source = state.listeners.get('virtualInbound')?.message;
     if (!source) return undefined;
-    const folded = this.#good(`${key} LDS virtualInbound`, source, problems, key, (message) => foldInbound(message, this.extensions), this.#inbound) ?? CLOSED;
+    const folded = this.#good(`${key} LDS virtualInbound`, source, problems, key, (message) => foldInbound(message, this.extensions, identity), this.#inbound) ?? CLOSED;
     for (const message of folded.refused) problems.push({ classKey: key, resource: 'LDS virtualInbound', message });
     return folded;
   }
@@ -187,7 +210,7 @@ export class Folder {
         let known = before;
         if (known?.key !== key) {
           const clusters = sources.map(({ name, message }): Entry => {
-            const cluster = boundTo(pod.netnsPath, { ...foldCluster(message, this.extensions, this.modeOf), name: podClusterName(pod.uid, name) });
+            const cluster = boundTo(pod.netnsPath, { ...foldCluster(message, this.extensions), name: podClusterName(pod.uid, name) });
             cluster.alt_stat_name ||= cluster.name;
             return { name: cluster.name, version: contentHash(ClusterCodec, cluster), any: pack(ClusterCodec, cluster), needs: [] };
           });
@@ -209,7 +232,7 @@ export class Folder {
     if (!source) return undefined;
     let found = this.#assignments.get(source.message);
     if (!found) {
-      const assignment = foldAssignment(source.message, this.modeOf);
+      const assignment = foldAssignment(source.message);
       this.#assignments.set(source.message, (found = { assignment, hash: contentHash(ClusterLoadAssignment, assignment) }));
     }
     return found;
@@ -220,7 +243,8 @@ export class Folder {
     for (const source of state.routes.values()) {
       const folded = this.#good(`${key} RDS ${source.name}`, source.message, problems, key, (message) => {
         const routes = foldRoutes(message, this.extensions);
-        return { routes, hash: contentHash(RouteConfiguration, routes) };
+        const hash = contentHash(RouteConfiguration, routes);
+        return { routes, hash, neutral: hash };
       }, this.#routes);
       if (!folded) continue;
       if (!clusterNames.renames(key)) {
@@ -228,7 +252,7 @@ export class Folder {
         continue;
       }
       const routes = renameClusters(folded.routes, (name) => clusterNames.of(key, name));
-      result.set(source.name, { routes, hash: contentHash(RouteConfiguration, routes) });
+      result.set(source.name, { routes, hash: contentHash(RouteConfiguration, routes), neutral: folded.neutral });
     }
     // A listener waits for its routes: a name that the control plane does not know gets a table without routes.
     for (const listener of state.listeners.values()) {
@@ -236,7 +260,8 @@ export class Folder {
       for (const name of routeNames(listener.message)) {
         if (result.has(name)) continue;
         const routes = RouteConfiguration.fromPartial({ name, validate_clusters: false });
-        result.set(name, { routes, hash: contentHash(RouteConfiguration, routes) });
+        const hash = contentHash(RouteConfiguration, routes);
+        result.set(name, { routes, hash, neutral: hash });
       }
     }
     return result;
@@ -317,18 +342,22 @@ function withMirrors({ key, state }: FoldClass, clusters: Map<string, FoldedClus
     const folded = clusters.get(name);
     if (!folded) continue;
     const cluster = boundTo(netnsPath!, { ...folded.cluster, name: mirrorClusterName(name) });
-    clusters.set(cluster.name, { ...folded, cluster, hash: hashBytes(folded.hash, netnsPath!) });
+    clusters.set(cluster.name, { ...folded, cluster, hash: hashBytes(folded.hash, netnsPath!), neutral: hashBytes(folded.neutral, netnsPath!) });
   }
   return clusters;
 }
 
-function hashes(items: ReadonlyMap<string, { hash: string }> | undefined): ReadonlyMap<string, string> {
-  return new Map([...(items ?? [])].map(([name, { hash }]) => [name, hash]));
+interface NodeView {
+  eventDriven: ReadonlySet<string>;
+  throughPolicy: ReadonlyMap<string, string>;
+  /** Addresses of the pods that this Envoy serves. */
+  local: ReadonlySet<string>;
 }
 
-function addCluster(name: string, folded: FoldedCluster, eventDriven: ReadonlySet<string>, throughPolicy: ReadonlyMap<string, string>, cds: Map<string, Entry>, eds: Map<string, Entry>): void {
+function addCluster(name: string, folded: FoldedCluster, { eventDriven, throughPolicy, local }: NodeView, cds: Map<string, Entry>, eds: Map<string, Entry>): void {
   if (cds.has(name)) return;
-  const { cluster, assignment } = throughInbound(markEventDriven(folded.cluster, folded.assignment, eventDriven), folded.assignment, throughPolicy);
+  const direct = directWithinNode(markEventDriven(folded.cluster, folded.assignment, eventDriven), folded.assignment, local);
+  const { cluster, assignment } = throughInbound(direct.cluster, direct.assignment, throughPolicy);
   const renamed = { ...cluster, name };
   const isEds = edsServiceName(cluster) !== undefined;
   if (name !== cluster.name) renamed.alt_stat_name ||= cluster.name;

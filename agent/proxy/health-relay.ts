@@ -13,7 +13,8 @@ import {
   HealthDiscoveryServiceService,
   type ClusterHealthCheck,
 } from '../../proto/generated/envoy/service/health/v3/hds.js';
-import { markOption, socketAddress } from './fold-clusters.js';
+import { markOption } from './fold-clusters.js';
+import { socketAddress } from './fold-endpoints.js';
 
 type Report = HealthCheckRequestOrEndpointHealthResponse;
 export type HealthStream = ClientDuplexStream<Report, HealthCheckSpecifier>;

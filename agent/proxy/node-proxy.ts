@@ -434,7 +434,8 @@ export class NodeProxy {
       return key !== undefined && ready.has(key) ? [{ ...this.#listenerPod(pod), classKey: key }] : [];
     });
     const folder = this.#folder;
-    const fold = (): FoldResult => folder.fold(this.#bySeniority(ready), pods, this.#eventDriven, this.#reached);
+    const classes = this.#bySeniority(ready).map((item) => ({ ...item, identity: this.#certificates && pods.find(({ classKey: of }) => of === item.key)?.identity }));
+    const fold = (): FoldResult => folder.fold(classes, pods, this.#eventDriven, this.#reached);
     // An adopted Envoy has the internal listeners of pods that are redirected: their endpoints go on leading there.
     if (this.#snapshot === undefined && this.envoy.status.adopted) this.#reached = new Map([...fold().inbound].filter(([uid]) => this.#pods.get(uid)?.redirected));
     const { snapshot, problems, split, ports, enforcing, inbound } = fold();

@@ -6,7 +6,8 @@ import { TrafficDirection } from '../../proto/generated/envoy/config/core/v3/bas
 import { pack } from '../../common/xds/any.js';
 import { contentHash } from '../xds/resource-type.js';
 import { sharedStrings } from './filter-state.js';
-import { NETNS_FILTER_STATE, socketAddress } from './fold-clusters.js';
+import { NETNS_FILTER_STATE } from './fold-clusters.js';
+import { socketAddress } from './fold-endpoints.js';
 import { OUTBOUND_PORT, type FoldedListeners } from './fold-listeners.js';
 import { DIRECT_TIMEOUT_MS, directInspection } from './inspection.js';
 import type { Entry } from './snapshot.js';

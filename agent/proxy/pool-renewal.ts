@@ -9,7 +9,7 @@ import type { Cluster } from '../../proto/generated/envoy/config/cluster/v3/clus
 import { Metadata } from '../../proto/generated/envoy/config/core/v3/base.js';
 import type { ClusterLoadAssignment } from '../../proto/generated/envoy/config/endpoint/v3/endpoint.js';
 import { hashBytes } from '../xds/resource-type.js';
-import { parseEndpointId } from './fold-clusters.js';
+import { parseEndpointId } from './fold-endpoints.js';
 
 export const RENEWAL_METADATA = 'underpass';
 

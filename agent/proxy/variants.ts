@@ -7,29 +7,37 @@ export interface Names {
   of(key: string, name: string): string;
   /** Whether any name of this class differs from the plain one. */
   renames(key: string): boolean;
-  /** The names that exist only because classes differ. */
+  /** The names that exist only because the control plane says different things to classes. */
   readonly split: ReadonlySet<string>;
 }
 
-/** @param classes per class, in order of seniority: content hash by name */
-export function assignNames(classes: readonly { key: string; hashes: ReadonlyMap<string, string> }[]): Names {
+export interface Content {
+  hash: string;
+  /** The same where contents differ only in whose identity they bear, which is no difference to be waited for. */
+  neutral: string;
+}
+
+/** @param classes per class, in order of seniority: its contents by name */
+export function assignNames(classes: readonly { key: string; contents: ReadonlyMap<string, Content> | undefined }[]): Names {
   const owners = new Map<string, Map<string, string>>();
   const renamed = new Map<string, Map<string, string>>();
   const split = new Set<string>();
-  for (const { key, hashes } of classes) {
-    for (const [name, hash] of hashes) {
+  const neutrals = new Set<string>();
+  for (const { key, contents: own } of classes) {
+    for (const [name, { hash, neutral }] of own ?? []) {
       let contents = owners.get(name);
       if (!contents) owners.set(name, (contents = new Map()));
       let chosen = contents.get(hash);
       if (chosen === undefined) {
         chosen = contents.size === 0 ? name : `${name}~${key}`;
-        if (chosen !== name) split.add(chosen);
+        if (chosen !== name && !neutrals.has(`${name} ${neutral}`)) split.add(chosen);
+        neutrals.add(`${name} ${neutral}`);
         contents.set(hash, chosen);
       }
       if (chosen === name) continue;
-      let own = renamed.get(key);
-      if (!own) renamed.set(key, (own = new Map()));
-      own.set(name, chosen);
+      let names = renamed.get(key);
+      if (!names) renamed.set(key, (names = new Map()));
+      names.set(name, chosen);
     }
   }
   return {

@@ -1,0 +1,73 @@
+/** Endpoints as the shared Envoy reaches them. */
+import { SocketAddress_Protocol, type Address, type SocketAddress } from '../../proto/generated/envoy/config/core/v3/address.js';
+import type { ClusterLoadAssignment } from '../../proto/generated/envoy/config/endpoint/v3/endpoint.js';
+import type { LbEndpoint } from '../../proto/generated/envoy/config/endpoint/v3/endpoint_components.js';
+import { canonical } from '../xds/resource-type.js';
+
+/** Metadata that a cluster's transport socket is chosen by. */
+export const SOCKET_MATCH = 'envoy.transport_socket_match';
+
+export function foldAssignment(source: ClusterLoadAssignment): ClusterLoadAssignment {
+  const assignment = canonical(source) as ClusterLoadAssignment;
+  for (const locality of assignment.endpoints) {
+    locality.lb_endpoints = locality.lb_endpoints.map(foldEndpoint).filter((endpoint) => endpoint !== undefined);
+  }
+  return assignment;
+}
+
+/** `connect_originate` with endpoint_id "ip:port" is a pod that HBONE reaches, a plain address one that it does not. */
+function foldEndpoint(endpoint: LbEndpoint): LbEndpoint | undefined {
+  if (endpoint.host_identifier?.$case !== 'endpoint') return endpoint;
+  const inner = endpoint.host_identifier.value;
+  const address = inner.address?.address;
+  const metadata = endpoint.metadata?.filter_metadata;
+  if (address?.$case !== 'envoy_internal_address') {
+    if (metadata?.[SOCKET_MATCH]?.['tlsMode'] !== 'istio') delete metadata?.[SOCKET_MATCH];
+    return endpoint;
+  }
+  const target = parseEndpointId(address.value.endpoint_id);
+  if (!target) return undefined;
+  inner.address = socketAddress(target.address, target.port);
+  // What the transport socket is chosen by, and what the internal listener would dial.
+  delete metadata?.[SOCKET_MATCH];
+  delete metadata?.['envoy.filters.listener.original_dst'];
+  return endpoint;
+}
+
+/** A copy in which `change` has had its say on each endpoint that has an address and a port. */
+export function mapEndpoints(from: ClusterLoadAssignment, change: (item: LbEndpoint, target: { address: string; port: number }) => LbEndpoint): ClusterLoadAssignment {
+  return {
+    ...from,
+    endpoints: from.endpoints.map((locality) => ({
+      ...locality,
+      lb_endpoints: locality.lb_endpoints.map((item) => {
+        const address = item.host_identifier?.$case === 'endpoint' ? item.host_identifier.value.address?.address : undefined;
+        const target = address?.$case === 'socket_address' ? hostPort(address.value) : undefined;
+        return target ? change(item, target) : item;
+      }),
+    })),
+  };
+}
+
+function hostPort({ address, port_specifier }: SocketAddress): { address: string; port: number } | undefined {
+  return port_specifier?.$case === 'port_value' ? { address, port: port_specifier.value } : undefined;
+}
+
+/** `10.0.0.1:80` or `[fd00::1]:80`; an endpoint behind another cluster's gateway has a name instead and is not ours to dial. */
+export function parseEndpointId(id: string): { address: string; port: number } | undefined {
+  const match = /^(?:\[([0-9a-fA-F:.]+)\]|(\d+\.\d+\.\d+\.\d+)):(\d+)$/.exec(id);
+  if (!match) return undefined;
+  return { address: (match[1] ?? match[2]) as string, port: Number(match[3]) };
+}
+
+export function socketAddress(address: string, port: number, netnsPath = ''): Address {
+  return {
+    address: {
+      $case: 'socket_address',
+      value: {
+        protocol: SocketAddress_Protocol.TCP, address, port_specifier: { $case: 'port_value', value: port },
+        resolver_name: '', ipv4_compat: false, network_namespace_filepath: netnsPath,
+      },
+    },
+  };
+}

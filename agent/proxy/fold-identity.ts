@@ -1,0 +1,73 @@
+/**
+ * The mesh's mutual TLS in the shared Envoy: sockets that a sidecar would fill with its own certificate get that of one
+ * service account, by its SPIFFE id, from the agent. Accounts never share a cluster, and so neither connections nor TLS
+ * sessions, since the name of the certificate is part of the cluster.
+ */
+import type { Cluster, Cluster_TransportSocketMatch } from '../../proto/generated/envoy/config/cluster/v3/cluster.js';
+import { ApiVersion } from '../../proto/generated/envoy/config/core/v3/config_source.js';
+import type { TransportSocket } from '../../proto/generated/envoy/config/core/v3/base.js';
+import type { ClusterLoadAssignment } from '../../proto/generated/envoy/config/endpoint/v3/endpoint.js';
+import { RawBuffer } from '../../proto/generated/envoy/extensions/transport_sockets/raw_buffer/v3/raw_buffer.js';
+import { SdsSecretConfig } from '../../proto/generated/envoy/extensions/transport_sockets/tls/v3/secret.js';
+import { DownstreamTlsContext, UpstreamTlsContext, type CommonTlsContext } from '../../proto/generated/envoy/extensions/transport_sockets/tls/v3/tls.js';
+import { WORKLOAD_SECRET } from '../../common/identity/secret-streams.js';
+import { pack, unpack } from '../../common/xds/any.js';
+import { mapEndpoints, SOCKET_MATCH } from './fold-endpoints.js';
+
+/** Envoy takes no other clusters in while one waits for its certificate; after this its connections fail until it is there. */
+const FETCH_TIMEOUT_SECONDS = 2n;
+
+const WITHIN_NODE = { underpass: 'direct' };
+
+export const RAW_BUFFER: TransportSocket = { name: 'envoy.transport_sockets.raw_buffer', config_type: { $case: 'typed_config', value: pack(RawBuffer, RawBuffer.fromPartial({})) } };
+
+/** Whether a TLS socket shows the workload's own certificate. */
+export function usesIdentity(common: CommonTlsContext | undefined): boolean {
+  return common?.tls_certificate_sds_secret_configs.some(({ name }) => name === WORKLOAD_SECRET) ?? false;
+}
+
+/** The cluster's sockets of the mesh's mutual TLS, with this account's certificate; none if it has none. */
+export function meshSockets(cluster: Pick<Cluster, 'transport_socket' | 'transport_socket_matches'>, identity: string): Cluster_TransportSocketMatch[] {
+  const own = cluster.transport_socket ? [{ name: 'tlsMode-istio', match: {}, transport_socket: cluster.transport_socket }] : [];
+  const sockets = [...own, ...cluster.transport_socket_matches].flatMap(({ name, match = {}, transport_socket }) => {
+    // A tunnel's is chosen by more than that.
+    const isPlain = Object.keys(match).every((key) => key === 'tlsMode');
+    const tls = isPlain && unpack(UpstreamTlsContext, transport_socket?.config_type?.value);
+    if (!tls || !usesIdentity(tls.common_tls_context)) return [];
+    return [{ name, match, transport_socket: { ...transport_socket!, config_type: { $case: 'typed_config' as const, value: pack(UpstreamTlsContext, { ...tls, common_tls_context: named(tls.common_tls_context!, identity) }) } } }];
+  });
+  // What is for whatever endpoint is not for those within the node.
+  return sockets.some(({ match }) => Object.keys(match).length === 0) ? [{ name: 'direct', match: WITHIN_NODE, transport_socket: RAW_BUFFER }, ...sockets] : sockets;
+}
+
+/** A server's socket of the mesh's mutual TLS, with this account's certificate; undefined for any other socket. */
+export function serverSocket(socket: TransportSocket, identity: string): TransportSocket | undefined {
+  const tls = unpack(DownstreamTlsContext, socket.config_type?.value);
+  if (!tls || !usesIdentity(tls.common_tls_context)) return undefined;
+  return { ...socket, config_type: { $case: 'typed_config', value: pack(DownstreamTlsContext, { ...tls, common_tls_context: named(tls.common_tls_context!, identity) }) } };
+}
+
+/** Pods that this Envoy itself serves are reached in plaintext: they know the caller by its listener. */
+export function directWithinNode(cluster: Cluster, assignment: ClusterLoadAssignment | undefined, local: ReadonlySet<string>): { cluster: Cluster; assignment: ClusterLoadAssignment | undefined } {
+  if (cluster.transport_socket_matches.length === 0) return { cluster, assignment };
+  const change = (from: ClusterLoadAssignment): ClusterLoadAssignment => mapEndpoints(from, (item, { address }) => {
+    if (!local.has(address)) return item;
+    return { ...item, metadata: { typed_filter_metadata: {}, ...item.metadata, filter_metadata: { ...item.metadata?.filter_metadata, [SOCKET_MATCH]: WITHIN_NODE } } };
+  });
+  return { cluster: cluster.load_assignment ? { ...cluster, load_assignment: change(cluster.load_assignment) } : cluster, assignment: assignment && change(assignment) };
+}
+
+function named(common: CommonTlsContext, identity: string): CommonTlsContext {
+  const validation = common.validation_context_type;
+  return {
+    ...common,
+    tls_certificate_sds_secret_configs: common.tls_certificate_sds_secret_configs.map((secret) => fromAgent(secret.name === WORKLOAD_SECRET ? identity : secret.name)),
+    validation_context_type: validation?.$case === 'combined_validation_context' && validation.value.validation_context_sds_secret_config
+      ? { $case: validation.$case, value: { ...validation.value, validation_context_sds_secret_config: fromAgent(validation.value.validation_context_sds_secret_config.name) } }
+      : validation?.$case === 'validation_context_sds_secret_config' ? { $case: validation.$case, value: fromAgent(validation.value.name) } : validation,
+  };
+}
+
+function fromAgent(name: string): SdsSecretConfig {
+  return SdsSecretConfig.fromPartial({ name, sds_config: { config_source_specifier: { $case: 'ads', value: {} }, initial_fetch_timeout: { seconds: FETCH_TIMEOUT_SECONDS, nanos: 0 }, resource_api_version: ApiVersion.V3 } });
+}

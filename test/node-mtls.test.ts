@@ -1,0 +1,136 @@
+/**
+ * Mutual TLS of pods that share their node's Envoy, with real traffic: towards sidecars, from sidecars and gateways, and
+ * between nodes, each pod as its own service account.
+ */
+import assert from 'node:assert/strict';
+import { after, before, test } from 'node:test';
+import { isDeepStrictEqual } from 'node:util';
+import { waitFor } from '../common/retry.js';
+import { MeshWorld } from './mesh/world.js';
+
+const ECHO = 'name: echo, image: echo, ports: [{name: http, containerPort: 8080}, {name: tcp-echo, containerPort: 9000}]';
+const echo = (name: string, node: string): string => `
+apiVersion: v1
+kind: Pod
+metadata: {name: ${name}, namespace: node, labels: {app: ${name}}}
+spec: {nodeName: ${node}, serviceAccountName: ${name}, containers: [{${ECHO}}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: ${name}, namespace: node}
+spec: {selector: {app: ${name}}, ports: [{name: http, port: 80, targetPort: 8080}, {name: tcp-echo, port: 9000}]}
+---
+`;
+const client = (name: string, node: string): string => `
+apiVersion: v1
+kind: Pod
+metadata: {name: ${name}, namespace: node, labels: {app: ${name}}}
+spec: {nodeName: ${node}, serviceAccountName: ${name}, containers: [{name: curl, image: curl}]}
+---
+`;
+const INGRESS = `
+apiVersion: v1
+kind: Pod
+metadata: {name: ingress, namespace: edge, labels: {istio: ingress, app: ingress}}
+spec: {serviceAccountName: ingress, containers: [{name: istio-proxy, image: auto, args: [proxy, router]}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: ingress, namespace: edge}
+spec: {selector: {istio: ingress}, ports: [{name: http2, port: 80, targetPort: 8080}]}
+---
+`;
+
+const world = new MeshWorld('mtls', {
+  nodes: 2,
+  outside: `${INGRESS}${echo('near', 'node-1')}${echo('far', 'node-2')}${client('alice', 'node-1')}${client('bob', 'node-1')}${client('carol', 'node-2')}
+apiVersion: v1
+kind: Pod
+metadata: {name: dave, namespace: sidecar, labels: {app: dave}}
+spec: {nodeName: node-1, serviceAccountName: dave, containers: [{name: curl, image: curl}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: far, namespace: sidecar, labels: {app: far}}
+spec: {nodeName: node-2, serviceAccountName: far, containers: [{${ECHO}}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: far, namespace: sidecar}
+spec: {selector: {app: far}, ports: [{name: http, port: 80, targetPort: 8080}, {name: tcp-echo, port: 9000}]}
+`,
+});
+before(() => world.up());
+after(() => world.down());
+
+const principal = (pod: string): string => {
+  const [namespace, name] = pod.split('/');
+  return `cluster.local/ns/${namespace}/sa/${name}`;
+};
+type Probe = () => Promise<string>;
+
+/** Who the server was told is calling: a principal; `nobody`, a status that is not 200, or `refused`. */
+const caller = (from: string, host: string): Probe => async () => {
+  const { code, stdout } = await world.lab.exec(from, ['curl', '-s', '-w', '\n%{http_code}', '--max-time', '10', `http://${host}/`]);
+  if (code !== 0) return 'refused';
+  if (!stdout.endsWith('\n200')) return stdout.slice(-3);
+  return /URI=spiffe:\/\/([^;"\\]*)/.exec(stdout.replace(/^.*By=spiffe[^;]*;/s, ''))?.[1] ?? 'nobody';
+};
+
+/** Whether a line comes back from the TCP port. */
+const line = (from: string, host: string): Probe => async () => {
+  const { stdout } = await world.lab.exec(from, ['bash', '-c', `exec 3<>/dev/tcp/${host}/9000 && echo ping >&3 && timeout 10 head -1 <&3`]);
+  return stdout === 'ping\n' ? 'echoed' : 'refused';
+};
+
+/** Waits until all probes say what is expected, since listeners drain and callers hear later than servers. */
+async function becomes(expected: Record<string, [Probe, string]>): Promise<void> {
+  const wanted = Object.fromEntries(Object.entries(expected).map(([name, [, answer]]) => [name, answer]));
+  let found: Record<string, string> = {};
+  const look = async (): Promise<boolean> => {
+    found = Object.fromEntries(await Promise.all(Object.entries(expected).map(async ([name, [probe]]) => [name, await probe()] as const)));
+    return isDeepStrictEqual(found, wanted);
+  };
+  await waitFor('the policies to be in force', look, { timeoutMs: 20_000, everyMs: 100 }).catch(() => assert.deepEqual(found, wanted));
+}
+
+const policy = (kind: string, namespace: string, name: string, spec: string): string => `apiVersion: security.istio.io/v1\nkind: ${kind}\nmetadata: {name: ${name}, namespace: ${namespace}}\nspec: ${spec}\n`;
+const strict = (namespace: string): string => policy('PeerAuthentication', namespace, 'default', '{mtls: {mode: STRICT}}');
+const allow = (namespace: string, app: string, ...principals: string[]): string => policy('AuthorizationPolicy', namespace, `allow-${app}`, `{selector: {matchLabels: {app: ${app}}}, rules: [{from: [{source: {principals: [${principals.map((item) => `"${item}"`).join()}]}}]}]}`);
+const deny = (namespace: string, app: string, pod: string): string => policy('AuthorizationPolicy', namespace, `deny-${app}`, `{selector: {matchLabels: {app: ${app}}}, action: DENY, rules: [{from: [{source: {principals: ["${principal(pod)}"]}}]}]}`);
+const [ALICE, BOB, CAROL, DAVE] = ['node/alice', 'node/bob', 'node/carol', 'sidecar/dave'] as const;
+
+test('a sidecar that asks for mutual TLS takes the node\'s pods, each as its own account; ALLOW and DENY by principal hold', async () => {
+  await world.apply('mesh', strict('sidecar'));
+  await becomes({ alice: [caller(ALICE, 'web.sidecar'), principal(ALICE)], bob: [caller(BOB, 'web.sidecar'), principal(BOB)], 'from the other node': [caller(CAROL, 'web.sidecar'), principal(CAROL)], tcp: [line(ALICE, 'web.sidecar'), 'echoed'], outside: [caller('outside/client', 'web.sidecar'), 'refused'] });
+  await world.apply('mesh', [strict('sidecar'), allow('sidecar', 'web', principal(ALICE))].join('---\n'));
+  await becomes({ alice: [caller(ALICE, 'web.sidecar'), principal(ALICE)], bob: [caller(BOB, 'web.sidecar'), '403'], 'alice tcp': [line(ALICE, 'web.sidecar'), 'echoed'], 'bob tcp': [line(BOB, 'web.sidecar'), 'refused'] });
+  await world.apply('mesh', [strict('sidecar'), deny('sidecar', 'web', ALICE)].join('---\n'));
+  await becomes({ alice: [caller(ALICE, 'web.sidecar'), '403'], bob: [caller(BOB, 'web.sidecar'), principal(BOB)] });
+  assert.deepEqual(await world.nacks(), []);
+});
+
+test('two accounts on one node never share a connection: every request of a kept connection comes as its own, over clusters with one certificate each', async () => {
+  await world.apply('mesh', strict('sidecar'));
+  await becomes({ alice: [caller(ALICE, 'far.sidecar'), principal(ALICE)], bob: [caller(BOB, 'far.sidecar'), principal(BOB)] });
+  const script = `
+const http = require('node:http');
+const agent = new http.Agent({ keepAlive: true, maxSockets: 2 });
+const one = () => new Promise((resolve) => http.get('http://far.sidecar/', { agent }, (response) => {
+  let text = '';
+  response.on('data', (chunk) => (text += chunk)).on('end', () => resolve(/URI=([^;"]*)/.exec(text)?.[1] ?? String(response.statusCode)));
+}).on('error', (error) => resolve(error.message)));
+(async () => {
+  const seen = {};
+  for (let round = 0; round < 100; round++) for (const who of await Promise.all([one(), one()])) seen[who] = (seen[who] ?? 0) + 1;
+  agent.destroy();
+  console.log(JSON.stringify(seen));
+})();`;
+  const run = async (from: string): Promise<unknown> => JSON.parse((await world.lab.exec(from, [process.execPath, '-e', script], { timeoutMs: 60_000 })).stdout);
+  assert.deepEqual(await Promise.all([ALICE, BOB].map(run)), [{ [`spiffe://${principal(ALICE)}`]: 200 }, { [`spiffe://${principal(BOB)}`]: 200 }]);
+
+  const dump = JSON.parse(await world.nodeProxyAdmin('/config_dump?resource=dynamic_active_clusters', 'node-1')) as { configs: { cluster: { name: string } }[] };
+  const far = dump.configs.map(({ cluster }) => cluster).filter(({ name }) => name.startsWith('outbound|80||far.sidecar.'));
+  const certificates = far.map((cluster) => [...new Set([...JSON.stringify(cluster).matchAll(/"tls_certificate_sds_secret_configs":\[\{"name":"([^"]*)"/g)].map(([, name]) => name))]);
+  assert.ok(certificates.every(({ length }) => length === 1) && new Set(certificates.flat()).size === far.length && far.length > 1, JSON.stringify(certificates));
+});
