@@ -58,7 +58,7 @@ export function configure(command: Command): void {
     .option('--token-audience <audience>', "the tokens' audience; may be given several times (default istio-ca)", collect)
     .option('--token-review', "ask Kubernetes' API server about tokens (default: if one is known and no --token-jwks is given)")
     .option('--node-account <account>', "namespace/service-account of nodes' proxies that may ask for their pods' identities; may be given several times", collect)
-    .option('--monitoring-listen <address>', `host:port for /metrics, /ready and /debug pages; "none" for none (default ${DEFAULT_MONITORING})`)
+    .option('--monitoring-listen <address>', `host:port for /metrics, /ready and /debug pages, the latter over the network for tokens of the root namespace only; "none" for none (default ${DEFAULT_MONITORING})`)
     .option('--webhook-listen <address>', 'host:port for the webhooks over HTTPS: /inject and /validate (default: none)')
     .option('--injection-config <file>', 'templates and values of sidecar injection, followed live')
     .option('--webhook-configurations <file>', 'write the webhook configurations for the API server there, with the CA in them')

@@ -196,7 +196,7 @@ export class Pilot {
       gateways?.update(change);
       if (change.touches('RequestAuthentication')) jwks.want(wantedKeys(this.#model.configs.all<RequestAuthentication>('RequestAuthentication'), parseDurationMs));
     };
-    const admin = new AdminServer({ model: this.#model, generators: this.#generators, ads: server, metrics: server.metrics, isReady: () => this.#isReady, status: () => this.status() });
+    const admin = new AdminServer({ model: this.#model, generators: this.#generators, ads: server, metrics: server.metrics, isReady: () => this.#isReady, status: () => this.status(), identify: async (call) => this.#security?.identify(call) });
     this.#admin = admin;
     this.#debouncer = debouncer;
     const health = new HealthServer({ model: this.#model, logger: logger.child({ part: 'health' }), onChange: (change) => changed(change), refused: server.metrics.refusedHealthReports, ...(this.#options.healthVerdictTtlMs === undefined ? {} : { verdictTtlMs: this.#options.healthVerdictTtlMs }) });

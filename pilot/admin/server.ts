@@ -1,14 +1,17 @@
 /**
- * What istiod shows on its monitoring port, for people and Prometheus: metrics, and what each client has been sent. Meant
- * for loopback: it tells the mesh's configuration, though never a Secret.
+ * What istiod shows on its monitoring port, for people and Prometheus: metrics, and what each client has been sent. The latter
+ * tells the mesh's configuration, without credentials: over the network it is for callers of the root namespace alone, who prove
+ * themselves as on the TLS port.
  */
+import { Metadata } from '@grpc/grpc-js';
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
 import { isIP, type AddressInfo } from 'node:net';
 import { collectDefaultMetrics } from 'prom-client';
 import { errorMessage, UnderpassError } from '../../common/errors.js';
 import type { Closable } from '../../common/lifecycle.js';
 import { VERSION } from '../../common/version.js';
-import { messageTypeOf } from '../../common/xds/any.js';
+import type { AuthenticatedCall } from '../ca/authenticate.js';
+import type { PeerIdentity } from '../ca/peer-identity.js';
 import type { Generators } from '../generate/generator.js';
 import { PUSH_ORDER, TYPE } from '../generate/resource.js';
 import type { Model } from '../model/model.js';
@@ -16,6 +19,7 @@ import { parseProxy } from '../model/proxy.js';
 import type { PushMetrics } from '../push/metrics.js';
 import { shortType } from '../push/metrics.js';
 import type { AdsServer } from '../push/server.js';
+import { redactedObject, redactedResource } from './redact.js';
 
 export interface AdminSources {
   model: Model;
@@ -24,12 +28,12 @@ export interface AdminSources {
   metrics: PushMetrics;
   isReady: () => boolean;
   status: () => unknown;
+  /** Who calls, by a bearer token; undefined when nobody can tell. */
+  identify: (call: AuthenticatedCall) => Promise<PeerIdentity | undefined>;
 }
 
 type Page = (query: URLSearchParams, sources: AdminSources) => unknown;
 
-/** Kinds whose contents are nobody's business here. */
-const SECRET_KINDS: ReadonlySet<string> = new Set(['Secret']);
 const MAX_URL_LENGTH = 4_096;
 
 const pages: Record<string, { what: string; page: Page }> = {
@@ -68,7 +72,7 @@ function endpointz(model: Model, host: string | null): unknown {
 
 function configz(model: Model, kind: string | null): unknown {
   const objects = [...model.objects.values()].map(({ object }) => object);
-  return objects.filter((object) => kind === null || object.kind === kind).map((object) => (SECRET_KINDS.has(object.kind) ? { apiVersion: object.apiVersion, kind: object.kind, metadata: { name: object.metadata.name, namespace: object.metadata.namespace } } : object));
+  return objects.filter((object) => kind === null || object.kind === kind).map(redactedObject);
 }
 
 function configDump({ generators, ads }: AdminSources, id: string | null): unknown {
@@ -81,7 +85,7 @@ function configDump({ generators, ads }: AdminSources, id: string | null): unkno
     // Never a Secret.
     if (!generator || typeUrl === TYPE.secret) continue;
     const resources = generator.wildcard ? generator.all(proxy) : [...ads.watchedNames(proxy.id, typeUrl)].flatMap((name) => generator.one(proxy, name) ?? []);
-    dump[shortType(typeUrl)] = resources.map(({ name, version, body }) => ({ name, version, resource: messageTypeOf(body)?.decode(body.value) ?? body.type_url }));
+    dump[shortType(typeUrl)] = resources.map(({ name, version, body }) => ({ name, version, resource: redactedResource(body.type_url, body.value) }));
   }
   return dump;
 }
@@ -100,6 +104,18 @@ function toJson(value: unknown): string {
     },
     1,
   );
+}
+
+/** Those who share the machine's loopback with this process: people at its terminal, or who forward its port. */
+function isFromLoopback({ socket: { remoteAddress = '' } }: IncomingMessage): boolean {
+  return /^(::ffff:)?127\.|^::1$/.test(remoteAddress);
+}
+
+/** What of a request proves who makes it. */
+function asCall({ headers: { authorization }, socket }: IncomingMessage): AuthenticatedCall {
+  const metadata = new Metadata();
+  if (authorization !== undefined) metadata.set('authorization', authorization);
+  return { metadata, getPeer: () => `${socket.remoteAddress}:${socket.remotePort}`, getAuthContext: () => ({}) };
 }
 
 /** On loopback only browsers come by other names, led by a site that has its name resolved to this address. */
@@ -155,6 +171,12 @@ export class AdminServer implements Closable {
         return send(200, await metrics.registry.metrics(), metrics.registry.contentType);
       }
       const found = pages[url.pathname];
+      if (found && !isFromLoopback(request)) {
+        const caller = await this.sources.identify(asCall(request));
+        if (!caller) return send(401, 'authentication failed\n');
+        const { rootNamespace } = this.sources.model.mesh;
+        if (caller.namespace !== rootNamespace) return send(403, `debug pages are for callers of namespace ${rootNamespace}\n`);
+      }
       if (found) return send(200, `${toJson(found.page(url.searchParams, this.sources))}\n`, 'application/json');
       const index = ['/ready', '/version', '/metrics', ...Object.entries(pages).map(([path, { what }]) => `${path}: ${what}`)].join('\n');
       return send(url.pathname === '/debug' || url.pathname === '/' ? 200 : 404, `${index}\n`);

@@ -19,6 +19,11 @@ const MESSAGES: Partial<Record<EnvoyFilterApplyTo, string>> = {
   EXTENSION_CONFIG: 'envoy.config.core.v3.TypedExtensionConfig',
 };
 
+/** The message that patches of this kind hold. */
+export function valueMessageOf(applyTo: string | undefined): string | undefined {
+  return MESSAGES[applyTo as EnvoyFilterApplyTo];
+}
+
 const FILTERS: readonly EnvoyFilterApplyTo[] = ['NETWORK_FILTER', 'HTTP_FILTER', 'LISTENER_FILTER'];
 /** What has an order; of anything else an insertion is an addition. */
 const ORDERED: readonly EnvoyFilterApplyTo[] = [...FILTERS, 'HTTP_ROUTE'];
@@ -49,8 +54,8 @@ export function compilePatches(written: readonly EnvoyFilterPatch[], path: reado
 function compileOne({ applyTo, match = {}, patch = {} }: EnvoyFilterPatch, path: readonly (string | number)[], problems: Problem[]): CompiledPatch | undefined {
   const before = problems.length;
   const wrong = (below: (string | number)[], message: string): void => void problems.push({ path: [...path, ...below], severity: 'error', message });
-  const name = applyTo && MESSAGES[applyTo];
-  if (!name) {
+  const name = valueMessageOf(applyTo);
+  if (!applyTo || !name) {
     wrong(['applyTo'], applyTo === 'BOOTSTRAP' ? "found BOOTSTRAP: a proxy's bootstrap is not this control plane's to change" : `found ${String(applyTo)}, expected one of ${Object.keys(MESSAGES).join(', ')}`);
     return undefined;
   }

@@ -4,7 +4,7 @@
  */
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { createFileRegistry, fromBinary, fromJson, toBinary, type DescMessage, type FileRegistry, type JsonValue, type Message } from '@bufbuild/protobuf';
+import { create as createMessage, createFileRegistry, fromBinary, fromJson, toBinary, type DescMessage, type FileRegistry, type JsonValue, type Message } from '@bufbuild/protobuf';
 import { reflect, type ReflectMessage } from '@bufbuild/protobuf/reflect';
 import { FileDescriptorSetSchema, type Any } from '@bufbuild/protobuf/wkt';
 import { projectRoot } from '../../common/paths.js';
@@ -32,6 +32,11 @@ export function decode(name: string, bytes: Uint8Array): ReflectMessage {
 
 export function encode(message: ReflectMessage): Buffer {
   return Buffer.from(toBinary(message.desc, message.message));
+}
+
+export function create(name: string, fields: Record<string, unknown>): ReflectMessage {
+  const desc = descOf(name);
+  return reflect(desc, createMessage(desc, fields));
 }
 
 /** @throws Error that says which key or type is not known */
