@@ -1,6 +1,8 @@
 import assert from 'node:assert/strict';
+import { once } from 'node:events';
 import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { createInterface } from 'node:readline';
 import { after, before, describe, it } from 'node:test';
 import { waitFor } from '../../common/retry.js';
 import { Listener } from '../../proto/generated/envoy/config/listener/v3/listener.js';
@@ -204,10 +206,12 @@ describe('NodeProxy with two pods on one node', () => {
     world.running.setPods([a.pod, b.pod, f.pod]);
     await world.ready(f.pod);
     const { pid } = world.running.status().envoy;
-    // A program in the namespace still calls after the path is gone, so Envoy has to open a connection in nowhere.
-    const caller = f.netns.script<Answer[]>(`setTimeout(() => { ${requests([{ url: `http://${SERVICE_VIP}/`, headers: { host: 'web' } }])} }, 1500);`);
+    // A program that is in the namespace already calls when it is told that the path is gone: Envoy has to open a connection in nowhere.
+    const caller = await f.netns.serve(`console.log('ready'); process.stdin.once('data', () => { ${requests([{ url: `http://${SERVICE_VIP}/`, headers: { host: 'web' } }])} });`);
     await f.netns.deletePath();
-    const [answer] = await caller;
+    caller.stdin!.write('go');
+    const [line] = (await once(createInterface(caller.stdout!), 'line')) as [string];
+    const [answer] = JSON.parse(line) as Answer[];
     assert.equal(answer?.status, 503);
     assert.deepEqual(await servedBy(a.netns), ['200 pod-a']);
     world.running.setPods([a.pod, b.pod]);
