@@ -162,7 +162,9 @@ export class Agent {
     // Before its first word to Envoy: what a former agent told is told again, and Envoy has it.
     this.#tellVerdicts(this.#kernel, proxy);
     if (this.#kernel) this.#verdictTimer = setInterval(() => this.#tellVerdicts(this.#kernel, proxy), VERDICTS_EVERY_MS);
-    this.#dataplane = new Dataplane({ kernel: this.#kernel, namespaces, proxy, defaults: this.#defaults, logger: this.#component('agent.dataplane') });
+    const { workloads } = this.#options;
+    const setLabels = workloads.setPodLabels && ((pod: PodRecord, labels: Record<string, string | null>) => workloads.setPodLabels!(pod, labels));
+    this.#dataplane = new Dataplane({ kernel: this.#kernel, namespaces, proxy, defaults: this.#defaults, logger: this.#component('agent.dataplane'), ...(setLabels ? { setLabels } : {}) });
     this.#running = this.#run(this.#dataplane, proxy);
   }
 

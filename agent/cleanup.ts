@@ -14,11 +14,20 @@ export interface CleanupParts {
   stopEnvoy(folder: string): Promise<void>;
 }
 
+export interface CleanupOptions {
+  runDir?: string;
+  bpffsDir?: string;
+  instance?: string;
+  /** Callers of these pods are told that mutual TLS is over, and have heard of it; nobody is told by default. */
+  withdrawMutualTls?: (uids: ReadonlySet<string>) => Promise<void>;
+  logger: Logger;
+}
+
 /**
  * New connections go their plain way first, then Envoy ends. Goes on after a failure and reports all of them at the end.
  * @throws UnderpassError `UNDERPASS_AGENT_HELD` when an agent runs, `UNDERPASS_CLEANUP` naming what is left
  */
-export async function cleanup(options: { runDir?: string; bpffsDir?: string; instance?: string; logger: Logger }, parts: CleanupParts): Promise<void> {
+export async function cleanup(options: CleanupOptions, parts: CleanupParts): Promise<void> {
   const paths = instancePaths(options);
   const hadFolder = existsSync(paths.folder);
   const lock = InstanceLock.acquire(paths.folder, paths.instance, 'underpass agent --cleanup');
@@ -31,6 +40,8 @@ export async function cleanup(options: { runDir?: string; bpffsDir?: string; ins
     }
   };
   try {
+    const { withdrawMutualTls } = options;
+    if (withdrawMutualTls && existsSync(paths.netnsFolder)) await step('labels of pods', () => withdrawMutualTls(new Set(new PinnedNamespaces(paths.netnsFolder).pinned())));
     await step('BPF links and maps', () => parts.cleanKernel({ bpffsDir: paths.bpffsDir, instance: paths.instance }));
     if (existsSync(paths.netnsFolder)) {
       const namespaces = new PinnedNamespaces(paths.netnsFolder);

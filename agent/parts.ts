@@ -4,7 +4,8 @@ import type { KernelPod, PodKernel, PodProxy } from './dataplane/collaborators.j
 import type { PodCounters, ProbationEntry } from './dataplane/kernel.js';
 import type { SelfTestVerdict } from './dataplane/self-test.js';
 import type { NodeCaFactory } from './identity/certificates.js';
-import type { InboundPods, ListenerPorts, NodeProxyStatus } from './proxy/node-proxy.js';
+import type { InboundPods } from './proxy/inbound-follower.js';
+import type { ListenerPorts, NodeProxyStatus } from './proxy/node-proxy.js';
 
 export type { SelfTestVerdict };
 

@@ -4,13 +4,15 @@ import { hostname } from 'node:os';
 import { join } from 'node:path';
 import { Option, type Command } from 'commander';
 import { wholeNumber } from '../common/arguments.js';
-import { Agent, DEFAULT_INSTANCE, LabSource, cleanup, instancePaths, realCleanupParts, realParts, type NodeCaFactory } from '../agent/index.js';
+import { Agent, CALLERS_HEAR_MS, DEFAULT_INSTANCE, LabSource, cleanup, instancePaths, realCleanupParts, realParts, saysMutualTls, type NodeCaFactory } from '../agent/index.js';
 import { UnderpassError } from '../common/errors.js';
 import type { CertificateAuthority } from '../common/identity/ca.js';
+import { TLS_MODE_LABEL } from '../common/identity/tls-mode.js';
 import { LabClient, labSocket, type LabInfo } from '../common/lab-api.js';
 import { logger } from '../common/log.js';
 import { defaultBpffsDir, defaultRunDir } from '../common/paths.js';
-import { recordServes } from './orphans.js';
+import { sleep } from '../common/retry.js';
+import { recordServes, servedLab } from './orphans.js';
 import { followSignals } from './signals.js';
 
 export interface AgentCliOptions {
@@ -76,7 +78,17 @@ export function nodeName(options: AgentCliOptions, lab: Lab): string {
 }
 
 export async function cleanInstance(options: AgentCliOptions): Promise<void> {
-  await cleanup({ runDir: options.runDir, bpffsDir: options.bpffs, instance: options.instance, logger: logger('agent.cleanup') }, realCleanupParts);
+  const labSocket = servedLab(instancePaths(options).folder);
+  const withdrawMutualTls = labSocket === undefined ? {} : { withdrawMutualTls: (uids: ReadonlySet<string>) => withdrawLabels(labSocket, uids) };
+  await cleanup({ runDir: options.runDir, bpffsDir: options.bpffs, instance: options.instance, ...withdrawMutualTls, logger: logger('agent.cleanup') }, realCleanupParts);
+}
+
+/** Of pods that will not take mutual TLS any more; those of a lab that is gone went with it. */
+async function withdrawLabels(labSocket: string, uids: ReadonlySet<string>): Promise<void> {
+  const lab = new LabClient(labSocket);
+  const pods = (await lab.pods().catch(() => [])).filter((pod) => uids.has(pod.uid) && saysMutualTls(pod));
+  for (const { namespace, name } of pods) await lab.label({ kind: 'Pod', namespace, name, labels: { [TLS_MODE_LABEL]: null } });
+  if (pods.length > 0) await sleep(CALLERS_HEAR_MS);
 }
 
 export interface RunOptions {

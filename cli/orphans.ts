@@ -19,6 +19,15 @@ export function recordServes(folder: string, serves: Serves): void {
   writeFileSync(join(folder, FILE), JSON.stringify(serves), { mode: 0o600 });
 }
 
+/** The socket of the lab that this instance's agent served; undefined when none did, or it can't be read. */
+export function servedLab(folder: string): string | undefined {
+  try {
+    return (JSON.parse(readFileSync(join(folder, FILE), 'utf8')) as Partial<Serves>).labSocket;
+  } catch {
+    return undefined;
+  }
+}
+
 export interface OrphanReport {
   instance: string;
   /** Set when it could not be removed whole. */

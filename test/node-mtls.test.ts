@@ -134,3 +134,32 @@ const one = () => new Promise((resolve) => http.get('http://far.sidecar/', { age
   const certificates = far.map((cluster) => [...new Set([...JSON.stringify(cluster).matchAll(/"tls_certificate_sds_secret_configs":\[\{"name":"([^"]*)"/g)].map(([, name]) => name))]);
   assert.ok(certificates.every(({ length }) => length === 1) && new Set(certificates.flat()).size === far.length && far.length > 1, JSON.stringify(certificates));
 });
+
+test('the node\'s pods under STRICT take sidecars, gateways and other nodes\' pods by mutual TLS, each as its own account, and nobody in plaintext', async () => {
+  const ingress = `apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {name: ingress, namespace: edge}
+spec: {selector: {istio: ingress}, servers: [{port: {number: 80, name: http, protocol: HTTP}, hosts: ["*"]}]}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: ingress, namespace: edge}
+spec: {hosts: ["*"], gateways: [ingress], http: [{route: [{destination: {host: near.node.svc.cluster.local, port: {number: 80}}}]}]}
+`;
+  await world.apply('mesh', [strict('node'), strict('sidecar'), ingress].join('---\n'));
+  await becomes({
+    'sidecar to the pod beside it': [caller(DAVE, 'near.node'), principal(DAVE)], 'sidecar to another node': [caller(DAVE, 'far.node'), principal(DAVE)], 'sidecar tcp': [line(DAVE, 'near.node'), 'echoed'],
+    'gateway': [caller('outside/client', 'ingress.edge'), principal('edge/ingress')],
+    'same node': [caller(ALICE, 'near.node'), principal(ALICE)], 'same node tcp': [line(ALICE, 'near.node'), 'echoed'],
+    'other node': [caller(ALICE, 'far.node'), principal(ALICE)], 'other node tcp': [line(ALICE, 'far.node'), 'echoed'], 'and back': [caller(CAROL, 'near.node'), principal(CAROL)],
+    'outside': [caller('outside/client', 'near.node'), 'refused'], 'outside, other node': [caller('outside/client', 'far.node'), 'refused'], 'outside tcp': [line('outside/client', 'near.node'), 'refused'],
+  });
+  assert.deepEqual(await world.nacks(), []);
+
+  await world.apply('mesh', [strict('node'), ingress, allow('node', 'near', principal(DAVE), principal('edge/ingress'), principal(CAROL)), allow('node', 'far', principal(ALICE)), deny('node', 'near', CAROL)].join('---\n'));
+  await becomes({
+    dave: [caller(DAVE, 'near.node'), principal(DAVE)], 'dave elsewhere': [caller(DAVE, 'far.node'), '403'], 'dave tcp': [line(DAVE, 'near.node'), 'echoed'], 'dave tcp elsewhere': [line(DAVE, 'far.node'), 'refused'],
+    gateway: [caller('outside/client', 'ingress.edge'), principal('edge/ingress')],
+    alice: [caller(ALICE, 'far.node'), principal(ALICE)], bob: [caller(BOB, 'far.node'), '403'], 'alice on her node': [caller(ALICE, 'near.node'), '403'], carol: [caller(CAROL, 'near.node'), '403'],
+  });
+});

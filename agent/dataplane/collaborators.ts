@@ -1,5 +1,6 @@
 /** What the pod controllers need of kernel, proxy and namespaces: the few calls whose order is their whole business. */
-import type { InboundPods, ProxyPod } from '../proxy/node-proxy.js';
+import type { InboundPods } from '../proxy/inbound-follower.js';
+import type { ProxyPod } from '../proxy/node-proxy.js';
 import type { Acceleration, KernelPod } from './kernel.js';
 
 export interface PodKernel {

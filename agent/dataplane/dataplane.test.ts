@@ -25,6 +25,8 @@ class World {
   failPut: string | undefined;
   failRules: string | undefined;
   failState: string | undefined;
+  failLabels: string | undefined;
+  labels: Record<string, string> = {};
 
   step(text: string): void {
     if (this.steps.at(-1) !== text) this.steps.push(text);
@@ -36,6 +38,16 @@ class World {
       logger,
       defaults: { acceleration: 'l4', redirection: 'auto' },
       drainPollMs: 5,
+      callersHearMs: 20,
+      setLabels: ({ uid }, labels) => {
+        if (world.failLabels !== undefined) return Promise.reject(new Error(world.failLabels));
+        for (const [key, value] of Object.entries(labels)) {
+          if (value === null) delete world.labels[key];
+          else world.labels[key] = value;
+          world.step(`label ${uid} ${key}=${value}`);
+        }
+        return Promise.resolve();
+      },
       readyTimeoutMs: 60,
       backoff: () => new Backoff({ initialMs: 5, maxMs: 20, factor: 2, jitter: 0 }),
       kernel:
@@ -420,23 +432,85 @@ test('Dataplane: callers of a pod pass its policy once its listener is there, an
   plane.setPods([pod(mode('node'))]);
   await settled(plane);
   const [none, wanted, uid] = [new Set<string>(), new Set(['u1']), 'u1'];
-  plane.setInbound({ wanted, ready: none });
+  plane.setInbound({ wanted, ready: none, certified: undefined });
   await settled(plane);
   assert.equal(world.inbound.size, 0);
-  plane.setInbound({ wanted, ready: wanted });
+  plane.setInbound({ wanted, ready: wanted, certified: undefined });
   await settled(plane);
   assert.equal(world.inbound.get('/pins/u1'), 'active');
   assert.equal(world.listeners.get(uid)?.redirected, true);
-  plane.setInbound({ wanted, ready: none });
+  plane.setInbound({ wanted, ready: none, certified: undefined });
   await settled(plane);
   assert.equal(world.inbound.get('/pins/u1'), 'active');
-  plane.setInbound({ wanted: none, ready: none });
+  plane.setInbound({ wanted: none, ready: none, certified: undefined });
   await settled(plane);
   assert.equal(world.inbound.get('/pins/u1'), 'stopped');
   assert.equal(world.listeners.get(uid)?.redirected, true, 'connections that were redirected keep their listener');
   plane.setPods([pod(mode('off'))]);
   await settled(plane);
   assert.equal(world.inbound.size, 0);
+  await plane.stop();
+});
+
+const TLS_MODE = 'security.istio.io/tlsMode';
+
+test('Dataplane: callers are told of mutual TLS when it can be had, and that it is over before it is', async () => {
+  const world = new World();
+  const plane = await started(world, [pod(mode('node'))]);
+  const seen = async (): Promise<void> => {
+    plane.setPods([pod(mode('node'), { labels: { ...world.labels } })]);
+    await settled(plane);
+  };
+  await settled(plane);
+  const [none, own] = [new Set<string>(), new Set(['u1'])];
+  world.steps = [];
+  plane.setInbound({ wanted: own, ready: own, certified: none });
+  await seen();
+  const said = (): string[] => world.steps.filter((step) => /label|inbound/.test(step));
+  assert.deepEqual([said(), world.labels], [['inbound rules start'], {}]);
+  plane.setInbound({ wanted: own, ready: own, certified: own });
+  await seen();
+  assert.deepEqual([world.steps.at(-1), world.labels], [`label u1 ${TLS_MODE}=istio`, { [TLS_MODE]: 'istio' }]);
+  await seen();
+  // An agent that has just started has not given Envoy its certificate yet; the one of before is there.
+  plane.setInbound({ wanted: own, ready: own, certified: none });
+  await seen();
+  assert.deepEqual(world.labels, { [TLS_MODE]: 'istio' });
+  world.steps = [];
+  plane.setInbound({ wanted: none, ready: none, certified: none });
+  await seen();
+  assert.deepEqual([said(), world.inbound.get('/pins/u1')], [[`label u1 ${TLS_MODE}=null`, 'inbound rules stop'], 'stopped']);
+  await plane.stop();
+});
+
+test('Dataplane: a pod that leaves says first that it takes no mutual TLS any more', async () => {
+  const world = new World();
+  const plane = await started(world, [pod(mode('node'))]);
+  const own = new Set(['u1']);
+  await settled(plane);
+  plane.setInbound({ wanted: own, ready: own, certified: own });
+  await settled(plane);
+  plane.setPods([pod(mode('node'), { labels: { ...world.labels } })]);
+  await settled(plane);
+  world.steps = [];
+  plane.setPods([pod(mode('off'), { labels: { ...world.labels } })]);
+  await settled(plane);
+  assert.deepEqual(world.steps.filter((step) => /label|inbound|listener removed/.test(step)), [`label u1 ${TLS_MODE}=null`, 'inbound rules stop', 'listener removed', 'inbound rules remove']);
+  await plane.stop();
+});
+
+test('Dataplane: while a label can not be set callers go on as they do, and it is tried again', async () => {
+  const world = new World();
+  const plane = await started(world, [pod(mode('node'))]);
+  const own = new Set(['u1']);
+  await settled(plane);
+  world.failLabels = 'no API server';
+  plane.setInbound({ wanted: own, ready: own, certified: own });
+  await waitFor('the rules', () => world.inbound.get('/pins/u1') === 'active', { timeoutMs: 2_000, everyMs: 2 });
+  assert.equal(status(plane).state, 'enrolled');
+  world.failLabels = undefined;
+  await settled(plane);
+  assert.deepEqual(world.labels, { [TLS_MODE]: 'istio' });
   await plane.stop();
 });
 

@@ -8,7 +8,8 @@ import type { Logger } from '../../common/log.js';
 import { Backoff } from '../../common/retry.js';
 import { enrolmentOf, type Acceleration, type Enrolment, type EnrolmentDefaults, type Mode } from '../workloads/enrolment.js';
 import type { InboundPods, KernelPod, ListenerPod, Namespaces, PodKernel, PodProxy } from './collaborators.js';
-import { PodController, listenerPod, type Actual, type PodState, type PodTarget, type Surroundings, type Way } from './pod-controller.js';
+import { AS_IT_IS, PodController, listenerPod, type Actual, type PodState, type PodTarget, type Surroundings, type Way } from './pod-controller.js';
+import { CALLERS_HEAR_MS, type SetPodLabels } from './mutual-tls.js';
 
 export interface Capabilities {
   /** Why pods can't be captured by the BPF hooks; undefined when they can. */
@@ -23,6 +24,9 @@ export interface DataplaneOptions {
   logger: Logger;
   /** How often a pod that is let go of is asked for live connections. */
   drainPollMs?: number;
+  /** Absent where pods' labels can't be set: the mesh is not told which pods take mutual TLS. */
+  setLabels?: SetPodLabels;
+  callersHearMs?: number;
   readyTimeoutMs?: number;
   backoff?: () => Backoff;
 }
@@ -68,6 +72,8 @@ export class Dataplane {
       namespaces: options.namespaces,
       logger: options.logger,
       drainPollMs: options.drainPollMs ?? 500,
+      setLabels: options.setLabels,
+      callersHearMs: options.callersHearMs ?? CALLERS_HEAR_MS,
       readyTimeoutMs: options.readyTimeoutMs ?? 20_000,
       backoff: options.backoff ?? (() => new Backoff({ initialMs: 500, maxMs: 30_000, factor: 1.6, jitter: 0.2 })),
       setListener: (uid, pod) => this.#setListener(uid, pod),
@@ -158,8 +164,12 @@ export class Dataplane {
 
   #tellInbound(): void {
     if (!this.#inbound) return;
-    const { wanted, ready } = this.#inbound;
-    for (const [uid, controller] of this.#controllers) controller.setInbound(ready.has(uid) ? 'redirected' : wanted.has(uid) ? 'as it is' : 'plain');
+    const { wanted, ready, certified } = this.#inbound;
+    for (const [uid, controller] of this.#controllers) {
+      const isRedirected = ready.has(uid);
+      const mutualTls = certified?.has(uid) ? 'taken' : isRedirected && certified ? 'as it is' : 'not taken';
+      controller.setInbound(isRedirected ? { way: 'redirected', mutualTls } : wanted.has(uid) ? AS_IT_IS : { way: 'plain', mutualTls: 'not taken' });
+    }
   }
 
   /** By address, for the proxy's choice of how to reach an endpoint. */

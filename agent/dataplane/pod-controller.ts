@@ -4,9 +4,11 @@
  * they are gone. A step that fails leaves the pod as the steps before it left it; the whole is tried again later.
  */
 import { errorMessage } from '../../common/errors.js';
+import { TLS_MODE_LABEL } from '../../common/identity/tls-mode.js';
 import type { PodRecord } from '../../common/lab-api.js';
 import type { Logger } from '../../common/log.js';
 import type { Backoff } from '../../common/retry.js';
+import { MutualTlsLabel, type SetPodLabels } from './mutual-tls.js';
 import type { CaptureRules, KernelPod, ListenerPod, Namespaces, PodKernel, PodProxy } from './collaborators.js';
 import type { Acceleration, Mode } from '../workloads/enrolment.js';
 
@@ -40,7 +42,13 @@ export interface Actual {
 }
 
 /** What the pod's policy asks: its callers go through the proxy, no longer do so, or stay as they are until that is known. */
-export type InboundWish = 'redirected' | 'plain' | 'as it is';
+export interface InboundWish {
+  way: 'redirected' | 'plain' | 'as it is';
+  /** Whether Envoy can end mutual TLS for the pod. */
+  mutualTls: 'taken' | 'not taken' | 'as it is';
+}
+
+export const AS_IT_IS: InboundWish = { way: 'as it is', mutualTls: 'as it is' };
 
 export interface Surroundings {
   kernel: PodKernel | undefined;
@@ -50,6 +58,8 @@ export interface Surroundings {
   setListener(uid: string, pod: ListenerPod | undefined): void;
   logger: Logger;
   drainPollMs: number;
+  setLabels: SetPodLabels | undefined;
+  callersHearMs: number;
   readyTimeoutMs: number;
   backoff: () => Backoff;
 }
@@ -61,7 +71,8 @@ export class PodController {
   #target: PodTarget | 'gone';
   #record: PodRecord;
   #actual: Actual;
-  #inbound: InboundWish = 'as it is';
+  #inbound = AS_IT_IS;
+  readonly #mutualTls: MutualTlsLabel;
   #generation = 0;
   #wake: (() => void) | undefined;
   #running: Promise<void> | undefined;
@@ -78,6 +89,7 @@ export class PodController {
   constructor(around: Surroundings, target: PodTarget, actual: Actual) {
     this.#around = around;
     this.#backoff = around.backoff();
+    this.#mutualTls = new MutualTlsLabel(around.setLabels, around.logger, around.callersHearMs);
     this.#target = target;
     this.#record = target.record;
     this.#actual = actual;
@@ -121,7 +133,7 @@ export class PodController {
   }
 
   setInbound(wish: InboundWish): void {
-    if (this.#inbound === wish) return;
+    if (this.#inbound.way === wish.way && this.#inbound.mutualTls === wish.mutualTls) return;
     this.#inbound = wish;
     this.#generation++;
     this.#settled = false;
@@ -266,11 +278,11 @@ export class PodController {
       if (this.#refusal === undefined) this.#putPod(kernelPod(false, true));
       else this.#removeFromKernel(uid);
     }
-    await this.#redirectInbound(target, path, keepsRedirected);
+    const again = await this.#redirectInbound(target, path, keepsRedirected);
     if (way === 'iptables' || this.#actual.rules === 'none') {
       this.#state = 'enrolled';
       this.#connections = undefined;
-      return undefined;
+      return again;
     }
     // Redirected connections from before live from the rules that are left.
     const { redirected } = await namespaces.capturedSockets(path);
@@ -282,21 +294,24 @@ export class PodController {
     this.#actual.rules = 'none';
     this.#connections = undefined;
     this.#around.setListener(uid, listenerPod(target.record, path, false, this.#actual.inbound !== 'none'));
-    return undefined;
+    return again;
   }
 
   /** Where a policy decides who may call, all that comes for the pod passes its inbound listener. */
-  async #redirectInbound(target: PodTarget, path: string, iptables: boolean): Promise<void> {
+  async #redirectInbound(target: PodTarget, path: string, iptables: boolean): Promise<number | undefined> {
     const rules = this.#around.namespaces.inboundRules(path);
-    if (this.#inbound === 'redirected' && this.#actual.inbound !== 'active') {
+    const { way, mutualTls } = this.#inbound;
+    const unheardMs = mutualTls === 'not taken' ? await this.#mutualTls.withdraw(this.#record) : undefined;
+    if (way === 'redirected' && this.#actual.inbound !== 'active') {
       await rules.start();
       this.#actual.inbound = 'active';
-    } else if (this.#inbound === 'plain' && isActive({ rules: this.#actual.inbound })) {
+    } else if (way === 'plain' && unheardMs === undefined && isActive({ rules: this.#actual.inbound })) {
       await rules.stop();
       this.#actual.inbound = 'stopped';
     }
     // Connections that were redirected need the listener for as long as they live.
     this.#around.setListener(target.record.uid, listenerPod(target.record, path, iptables, this.#actual.inbound !== 'none'));
+    return mutualTls === 'taken' && this.#actual.inbound === 'active' ? this.#mutualTls.announce(this.#record) : unheardMs;
   }
 
   async #enrolWithSidecar(target: PodTarget): Promise<number | undefined> {
@@ -336,6 +351,8 @@ export class PodController {
       stopped = true;
     }
     if (isActive({ rules: this.#actual.inbound })) {
+      const unheardMs = await this.#mutualTls.withdraw(this.#record);
+      if (unheardMs !== undefined) return unheardMs;
       await namespaces.inboundRules(path).stop();
       this.#actual.inbound = 'stopped';
       stopped = true;
@@ -489,8 +506,14 @@ function sameTarget(a: PodTarget | 'gone', b: PodTarget | 'gone'): boolean {
   return (
     a.mode === b.mode && a.acceleration === b.acceleration && a.splices === b.splices && a.way === b.way && a.mayFallBack === b.mayFallBack && a.record.netns === b.record.netns &&
     a.record.cgroup === b.record.cgroup && a.record.serviceAccount === b.record.serviceAccount &&
-    JSON.stringify([a.record.ips, a.record.labels, a.record.annotations]) === JSON.stringify([b.record.ips, b.record.labels, b.record.annotations])
+    JSON.stringify([a.record.ips, otherLabels(a.record), a.record.annotations]) === JSON.stringify([b.record.ips, otherLabels(b.record), b.record.annotations])
   );
+}
+
+/** Without the one that is set here. */
+function otherLabels({ labels }: PodRecord): Record<string, string> {
+  const { [TLS_MODE_LABEL]: _, ...others } = labels;
+  return others;
 }
 
 function kernelIdentity({ record, splices }: PodTarget, netnsCookie: bigint): Pick<KernelPod, 'uid' | 'netnsCookie' | 'cgroupPath' | 'addresses' | 'splices'> {

@@ -28,7 +28,9 @@ export interface FoldClass {
   key: string;
   state: SidecarState;
   /** The SPIFFE id of its pods, when there is a CA that signs certificates for it. */
-  identity?: string | undefined;
+  identity?: string;
+  /** Its certificate is there. Until it is, what comes over the network with mutual TLS is refused, and the listener need not wait. */
+  certified?: boolean;
 }
 
 export interface FoldPod extends ListenerPod {
@@ -85,7 +87,7 @@ export class Folder {
   readonly #chains = new WeakMap<object, Map<boolean, FilterChain[]>>();
   #inbound = new WeakMap<object, FoldedInbound>();
   /** Of each class, as its resources were folded. */
-  readonly #identities = new Map<string, string | undefined>();
+  #identities: ReadonlyMap<string, string> = new Map();
   /** Class and resource name → the last version of it that could be folded. */
   readonly #lastGood = new Map<string, object>();
   /** Keys of the fold under way: what is not among them afterwards is forgotten. */
@@ -159,9 +161,9 @@ export class Folder {
 
   /** What was folded with another identity is folded again. */
   #followIdentities(classes: readonly FoldClass[]): void {
-    const changed = classes.some(({ key, identity }) => this.#identities.has(key) && this.#identities.get(key) !== identity);
-    this.#identities.clear();
-    for (const { key, identity } of classes) this.#identities.set(key, identity);
+    const now = new Map(classes.map(({ key, identity = '', certified = false }) => [key, `${identity} ${certified}`]));
+    const changed = [...now].some(([key, as]) => (this.#identities.get(key) ?? as) !== as);
+    this.#identities = now;
     if (!changed) return;
     this.#clusters = new WeakMap();
     this.#inbound = new WeakMap();
@@ -185,10 +187,10 @@ export class Folder {
   }
 
   /** What a class's pods ask of their callers; one that can't be folded, and never could, lets nobody in. */
-  #foldInbound({ key, state, identity }: FoldClass, problems: FoldProblem[]): FoldedInbound | undefined {
+  #foldInbound({ key, state, identity, certified }: FoldClass, problems: FoldProblem[]): FoldedInbound | undefined {
     const source = state.listeners.get('virtualInbound')?.message;
     if (!source) return undefined;
-    const folded = this.#good(`${key} LDS virtualInbound`, source, problems, key, (message) => foldInbound(message, this.extensions, identity), this.#inbound) ?? CLOSED;
+    const folded = this.#good(`${key} LDS virtualInbound`, source, problems, key, (message) => foldInbound(message, this.extensions, certified ? identity : undefined), this.#inbound) ?? CLOSED;
     for (const message of folded.refused) problems.push({ classKey: key, resource: 'LDS virtualInbound', message });
     return folded;
   }

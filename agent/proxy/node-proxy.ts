@@ -21,6 +21,7 @@ import { Envoy } from './envoy.js';
 import { EnvoyExtensions } from './extensions.js';
 import { Folder, type FoldProblem, type FoldResult } from './fold.js';
 import { inboundListenerName } from './fold-inbound.js';
+import { InboundFollower, type InboundPods } from './inbound-follower.js';
 import { HealthRelay } from './health-relay.js';
 import { INSPECTION_KINDS, inspectionName } from './inspection.js';
 import { podListenerName, podOfListener, podStatPrefix, type ListenerPod } from './pod-listener.js';
@@ -42,13 +43,6 @@ export interface ProxyPod {
   iptables: boolean;
   /** What arrives for it is redirected to its inbound listener, which has to stay for as long. */
   redirected?: boolean;
-}
-
-export interface InboundPods {
-  /** Pods whose policy has a say in who calls them, and pods of which it is not known. */
-  wanted: ReadonlySet<string>;
-  /** Those of them that have an inbound listener; also where Envoy refuses it, since then nobody is let in. */
-  ready: ReadonlySet<string>;
 }
 
 /**
@@ -130,6 +124,7 @@ export class NodeProxy {
   readonly #ads: AdsServer;
   readonly #healthRelay: HealthRelay;
   readonly #certificates: NodeCertificates | undefined;
+  readonly #inbound: InboundFollower;
   readonly #classes = new Map<string, ConfigClass>();
   readonly #removals = new Map<string, Promise<void>>();
   readonly #stopping = new AbortController();
@@ -141,13 +136,6 @@ export class NodeProxy {
   #started = false;
   #listenerPorts: ListenerPorts = [];
   #reportedPorts = false;
-  #enforcing: ReadonlySet<string> = new Set();
-  /** Pods with an inbound side, by the internal listeners that they are to be reached by, and by those that they are. */
-  #inbound: ReadonlyMap<string, string> = new Map();
-  #reached: ReadonlyMap<string, string> = new Map();
-  #readyInbound: ReadonlySet<string> = new Set();
-  #reportedInbound = '';
-  #inboundWait: AbortController | undefined;
   #identities = '';
   #folder: Folder | undefined;
   #snapshot: Snapshot | undefined;
@@ -186,6 +174,14 @@ export class NodeProxy {
       register: (server) => this.#healthRelay.addTo(server),
     });
     this.#certificates = options.ca && new NodeCertificates({ ca: options.ca, onChange: () => this.#schedule(), logger: options.logger });
+    this.#inbound = new InboundFollower({
+      ads: this.#ads, stopping: this.#stopping.signal,
+      news: (ms, signal) => this.#changedWithin(ms, signal),
+      unknown: () => [...this.#pods.keys()].filter((uid) => !this.#folded.has(uid)),
+      ...(this.#certificates ? { hasCertificate: (uid) => this.#pods.has(uid) && this.#ads.status(SDS, this.#identity(this.#pods.get(uid)!)).acked } : {}),
+      onReached: () => this.#schedule(),
+      onInbound: (pods) => options.onInbound?.(pods),
+    });
     this.#savedClasses = loadState(this.#statePath, (problem) => this.#logger.warn({ problem }, 'last good xDS state'));
   }
 
@@ -299,7 +295,7 @@ export class NodeProxy {
 
   /** Everything that was heard from the control plane has been folded, sent and answered by Envoy. */
   get settled(): boolean {
-    return this.#snapshot !== undefined && this.#dirtySince === undefined && this.#ads.idle && [...this.#inbound].every(([uid, name]) => this.#reached.get(uid) === name);
+    return this.#snapshot !== undefined && this.#dirtySince === undefined && this.#ads.idle && this.#inbound.settled;
   }
 
   /** Connections from the pod's programs that Envoy holds now, those of a listener that drains included. */
@@ -434,10 +430,10 @@ export class NodeProxy {
       return key !== undefined && ready.has(key) ? [{ ...this.#listenerPod(pod), classKey: key }] : [];
     });
     const folder = this.#folder;
-    const classes = this.#bySeniority(ready).map((item) => ({ ...item, identity: this.#certificates && pods.find(({ classKey: of }) => of === item.key)?.identity }));
-    const fold = (): FoldResult => folder.fold(classes, pods, this.#eventDriven, this.#reached);
+    const classes = this.#bySeniority(ready).map((item) => ({ ...item, ...this.#certificateOf(pods.find(({ classKey: of }) => of === item.key)?.identity) }));
+    const fold = (): FoldResult => folder.fold(classes, pods, this.#eventDriven, this.#inbound.reached);
     // An adopted Envoy has the internal listeners of pods that are redirected: their endpoints go on leading there.
-    if (this.#snapshot === undefined && this.envoy.status.adopted) this.#reached = new Map([...fold().inbound].filter(([uid]) => this.#pods.get(uid)?.redirected));
+    if (this.#snapshot === undefined && this.envoy.status.adopted) this.#inbound.adopt(new Map([...fold().inbound].filter(([uid]) => this.#pods.get(uid)?.redirected)));
     const { snapshot, problems, split, ports, enforcing, inbound } = fold();
     const waited = performance.now() - (this.#dirtySince ?? 0);
     const sameClasses = ready.size === this.#published.size && [...ready.keys()].every((key) => this.#published.has(key));
@@ -452,10 +448,8 @@ export class NodeProxy {
     const whole = this.#certificates ? snapshot.with(SDS, this.#certificates.secrets) : snapshot;
     this.#snapshot = this.#unheard.size === 0 ? whole : whole.keeping((type, name) => type !== LDS || !this.#isGonePod(name));
     this.#folded = new Map(pods.map((pod) => [pod.uid, pod.classKey]));
-    this.#enforcing = enforcing;
-    this.#inbound = inbound;
     this.#ads.setSnapshot(this.#snapshot);
-    this.#followInbound();
+    this.#inbound.follow(enforcing, inbound);
     this.#reportPorts(ports);
     this.#reconcileClasses();
     this.#saveTimer ??= setTimeout(() => void this.#save(), SAVE_DELAY_MS);
@@ -472,6 +466,13 @@ export class NodeProxy {
     return spiffeId({ trustDomain, namespace, serviceAccount: serviceAccount || 'default' });
   }
 
+  /** An adopted Envoy may have a certificate from the agent before this one. */
+  #certificateOf(identity: string | undefined): { identity?: string; certified?: boolean } {
+    const certificates = this.#certificates;
+    if (!certificates || identity === undefined) return {};
+    return { identity, certified: certificates.secrets.has(identity) || (this.envoy.status.adopted && this.#ads.mayHold(SDS, identity)) };
+  }
+
   #workloadsChanged(): void {
     const now = JSON.stringify([...this.#pods.values()].map((pod) => this.#identity(pod)));
     if (now === this.#identities) return;
@@ -482,44 +483,6 @@ export class NodeProxy {
 
   #wantCertificates(): void {
     this.#certificates?.want(new Set([...this.#pods.values()].map((pod) => this.#identity(pod))));
-  }
-
-  /** Once Envoy has a pod's inbound listeners its callers are sent there, those on this node by its endpoints. */
-  #followInbound(): void {
-    this.#inboundWait?.abort();
-    const wait = (this.#inboundWait = new AbortController());
-    const follow = async (): Promise<void> => {
-      const signal = AbortSignal.any([wait.signal, this.#stopping.signal]);
-      while (!signal.aborted) {
-        const answered = (name: string): boolean => {
-          const { acked, nack } = this.#ads.status(LDS, name);
-          return acked || nack !== undefined;
-        };
-        const enforcing = [...this.#enforcing];
-        const ready = new Set(enforcing.filter((uid) => this.#readyInbound.has(uid) || answered(inboundListenerName(uid))));
-        const reached = new Map<string, string>();
-        for (const [uid, name] of this.#inbound) {
-          const now = answered(name) ? name : this.#reached.get(uid);
-          if (now !== undefined) reached.set(uid, now);
-        }
-        const changed = JSON.stringify([...reached]) !== JSON.stringify([...this.#reached]);
-        this.#reached = reached;
-        this.#readyInbound = ready;
-        const unknown = [...this.#pods.keys()].filter((uid) => !this.#folded.has(uid));
-        this.#reportInbound({ wanted: new Set([...enforcing, ...unknown]), ready });
-        if (changed) this.#schedule();
-        if (ready.size === enforcing.length && [...this.#inbound].every(([uid, name]) => reached.get(uid) === name)) return;
-        await this.#changedWithin(REMOVED_POLL_MS, signal);
-      }
-    };
-    follow().catch(() => undefined);
-  }
-
-  #reportInbound(pods: InboundPods): void {
-    const key = JSON.stringify([[...pods.wanted].sort(), [...pods.ready].sort()]);
-    if (key === this.#reportedInbound) return;
-    this.#reportedInbound = key;
-    this.#options.onInbound?.(pods);
   }
 
   #isGonePod(listener: string): boolean {

@@ -25,6 +25,10 @@ export class LabSource implements WorkloadSource {
     return newest(this.#sets(signal));
   }
 
+  setPodLabels({ namespace, name }: PodRecord, labels: Record<string, string | null>): Promise<void> {
+    return this.#client.label({ kind: 'Pod', namespace, name, labels });
+  }
+
   async *#sets(signal: AbortSignal): AsyncGenerator<readonly PodRecord[], void> {
     const onError = (error: unknown): void => {
       // Once a loss, not once an attempt.

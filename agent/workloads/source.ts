@@ -13,4 +13,6 @@ export interface WorkloadSource {
    * sets in between, never the newest. Reconnects by itself; ends when the signal aborts.
    */
   watch(signal: AbortSignal): AsyncIterable<readonly PodRecord[]>;
+  /** Sets labels of a pod for all to see; a null value removes one. Absent where nobody may. */
+  setPodLabels?(pod: PodRecord, labels: Record<string, string | null>): Promise<void>;
 }

@@ -4,6 +4,7 @@
  */
 import { createHash } from 'node:crypto';
 import { isIPv4 } from 'node:net';
+import { TLS_MODE_LABEL } from '../../common/identity/tls-mode.js';
 import { Node } from '../../proto/generated/envoy/config/core/v3/base.js';
 
 export interface ClassPod {
@@ -14,7 +15,7 @@ export interface ClassPod {
   ips: readonly string[];
 }
 
-/** Labels that a controller gives each pod or each roll-out: no selector that anybody writes matches on them. */
+/** Labels that a controller, or this agent, gives each pod or each roll-out: no selector that anybody writes matches on them. */
 const IGNORED_LABELS: ReadonlySet<string> = new Set([
   'pod-template-hash',
   'pod-template-generation',
@@ -24,6 +25,7 @@ const IGNORED_LABELS: ReadonlySet<string> = new Set([
   'batch.kubernetes.io/controller-uid',
   'batch.kubernetes.io/job-completion-index',
   'controller-uid',
+  TLS_MODE_LABEL,
 ]);
 
 export function relevantLabels(labels: Readonly<Record<string, string>>): Record<string, string> {

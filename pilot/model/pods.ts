@@ -1,9 +1,10 @@
 /** What the mesh reads of a pod. */
+import { TLS_MODE_LABEL } from '../../common/identity/tls-mode.js';
 import type { Pod } from '../../common/kube/types.js';
 import { inCluster, type Clusters } from './clusters.js';
 import type { Endpoint, MeshPort } from './types.js';
 
-export const TLS_MODE_LABEL = 'security.istio.io/tlsMode';
+export { TLS_MODE_LABEL };
 export const NETWORK_LABEL = 'topology.istio.io/network';
 
 /** `namespace/name`, behind the cluster's name where that is not the config cluster. */

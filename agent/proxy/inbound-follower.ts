@@ -1,0 +1,102 @@
+/**
+ * Follows Envoy's answers about the pods' inbound sides. Once it has a pod's listeners the pod's callers are sent there, those
+ * on this node by its endpoints, and those over the network by whoever is told here to redirect them.
+ */
+import type { AdsServer } from './ads-server.js';
+import { inboundListenerName } from './fold-inbound.js';
+import { LDS } from './snapshot.js';
+
+export interface InboundPods {
+  /** Pods whose policy has a say in who calls them, and pods of which it is not known. */
+  wanted: ReadonlySet<string>;
+  /** Those of them that have an inbound listener; also where Envoy refuses it, since then nobody is let in. */
+  ready: ReadonlySet<string>;
+  /** Those of them with which mutual TLS can be had, since Envoy has their certificate; undefined without a CA. */
+  certified: ReadonlySet<string> | undefined;
+}
+
+export interface InboundFollowerOptions {
+  ads: Pick<AdsServer, 'status'>;
+  stopping: AbortSignal;
+  /** Waits for news from Envoy, or `ms`. */
+  news(ms: number, signal: AbortSignal): Promise<void>;
+  /** Pods that were not folded yet. */
+  unknown(): readonly string[];
+  /** Whether Envoy has the certificate of the pod's account; absent without a CA. */
+  hasCertificate?: (uid: string) => boolean;
+  /** Endpoints lead elsewhere from now on. */
+  onReached(): void;
+  onInbound(pods: InboundPods): void;
+}
+
+const LOOK_AGAIN_MS = 250;
+
+export class InboundFollower {
+  readonly #options: InboundFollowerOptions;
+  #enforcing: ReadonlySet<string> = new Set();
+  /** Pods with an inbound side, by the internal listeners that they are to be reached by, and by those that they are. */
+  #inbound: ReadonlyMap<string, string> = new Map();
+  #reached: ReadonlyMap<string, string> = new Map();
+  #ready: ReadonlySet<string> = new Set();
+  #reported = '';
+  #wait: AbortController | undefined;
+
+  constructor(options: InboundFollowerOptions) {
+    this.#options = options;
+  }
+
+  /** The internal listeners that pods are reached by now. */
+  get reached(): ReadonlyMap<string, string> {
+    return this.#reached;
+  }
+
+  get settled(): boolean {
+    return [...this.#inbound].every(([uid, name]) => this.#reached.get(uid) === name);
+  }
+
+  /** @param reached what an adopted Envoy has */
+  adopt(reached: ReadonlyMap<string, string>): void {
+    this.#reached = reached;
+  }
+
+  /** What the newest snapshot has; see FoldResult. */
+  follow(enforcing: ReadonlySet<string>, inbound: ReadonlyMap<string, string>): void {
+    this.#enforcing = enforcing;
+    this.#inbound = inbound;
+    this.#wait?.abort();
+    this.#wait = new AbortController();
+    this.#follow(AbortSignal.any([this.#wait.signal, this.#options.stopping])).catch(() => undefined);
+  }
+
+  async #follow(signal: AbortSignal): Promise<void> {
+    const { ads, hasCertificate, unknown, onReached, news } = this.#options;
+    const answered = (name: string): boolean => {
+      const { acked, nack } = ads.status(LDS, name);
+      return acked || nack !== undefined;
+    };
+    while (!signal.aborted) {
+      const enforcing = [...this.#enforcing];
+      const ready = new Set(enforcing.filter((uid) => this.#ready.has(uid) || answered(inboundListenerName(uid))));
+      const reached = new Map<string, string>();
+      for (const [uid, name] of this.#inbound) {
+        const now = answered(name) ? name : this.#reached.get(uid);
+        if (now !== undefined) reached.set(uid, now);
+      }
+      const changed = JSON.stringify([...reached]) !== JSON.stringify([...this.#reached]);
+      this.#reached = reached;
+      this.#ready = ready;
+      const certified = hasCertificate && new Set([...ready].filter(hasCertificate));
+      this.#report({ wanted: new Set([...enforcing, ...unknown()]), ready, certified });
+      if (changed) onReached();
+      if (ready.size === enforcing.length && this.settled && (!certified || certified.size === ready.size)) return;
+      await news(LOOK_AGAIN_MS, signal);
+    }
+  }
+
+  #report(pods: InboundPods): void {
+    const key = JSON.stringify([pods.wanted, pods.ready, pods.certified ?? []].map((uids) => [...uids].sort()));
+    if (key === this.#reported) return;
+    this.#reported = key;
+    this.#options.onInbound(pods);
+  }
+}
