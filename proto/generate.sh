@@ -14,6 +14,11 @@ address=$tree/envoy/config/core/v3/address.proto
 sed -i 's/^  bool ipv4_compat = 6;/&\n  string network_namespace_filepath = 7;/' "$address"
 grep -q 'network_namespace_filepath = 7' "$address"
 
+# FilterStateMatcher.address_match: a filter state that is an address, compared with ranges.
+filter_state=$tree/envoy/type/matcher/v3/filter_state.proto
+sed -i 's/^    StringMatcher string_match = 2;/&\n    AddressMatcher address_match = 3;/; s/^import "envoy\/type\/matcher\/v3\/string.proto";/import "envoy\/type\/matcher\/v3\/address.proto";\n&/' "$filter_state"
+grep -q 'address_match = 3' "$filter_state" && grep -q 'v3/address.proto' "$filter_state"
+
 # The package's copy of validate.proto is older than the Envoy protos beside it; only the names matter here.
 for rules in StringRules:26 BytesRules:14 RepeatedRules:5 MapRules:6 UInt32Rules:8 UInt64Rules:8 DoubleRules:8; do
   sed -i "s/^message ${rules%:*} {/&\n  optional bool ignore_empty = ${rules#*:};/" "$tree/validate/validate.proto"

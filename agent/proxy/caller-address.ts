@@ -3,13 +3,11 @@
  * direct_remote_ip sees no address at all, whatever address the connection was given, and remote_ip also believes headers:
  * so the connection's address is put into filter state, and looked for there.
  */
-import { CidrRange } from '../../proto/generated/envoy/config/core/v3/address.js';
 import type { Filter, FilterChain } from '../../proto/generated/envoy/config/listener/v3/listener_components.js';
 import type { Principal, RBAC as Rules } from '../../proto/generated/envoy/config/rbac/v3/rbac.js';
 import { RBAC as HttpRbac } from '../../proto/generated/envoy/extensions/filters/http/rbac/v3/rbac.js';
 import { HttpConnectionManager } from '../../proto/generated/envoy/extensions/filters/network/http_connection_manager/v3/http_connection_manager.js';
 import { RBAC as NetworkRbac } from '../../proto/generated/envoy/extensions/filters/network/rbac/v3/rbac.js';
-import { FilterStateMatcher } from '../../proto/generated/envoy/type/matcher/v3/filter_state.js';
 import type { Any } from '../../proto/generated/google/protobuf/any.js';
 import { pack, unpack } from '../../common/xds/any.js';
 import { connectionAddress } from './filter-state.js';
@@ -58,16 +56,9 @@ function rewritePrincipal(principal: Principal): boolean {
     case 'not_id':
       return rewritePrincipal(identifier.value);
     case 'direct_remote_ip':
-      principal.identifier = { $case: 'filter_state', value: addressMatcher(identifier.value) };
+      principal.identifier = { $case: 'filter_state', value: { key: CALLER_ADDRESS, matcher: { $case: 'address_match', value: { ranges: [identifier.value] } } } };
       return true;
     default:
       return false;
   }
-}
-
-/** `address_match` (field 3, which the protos here lack): an AddressMatcher, whose field 1 is a range. */
-function addressMatcher(range: CidrRange): FilterStateMatcher {
-  const framed = (bytes: Uint8Array): Buffer => Buffer.concat([Buffer.from([bytes.length]), bytes]);
-  const matcher = Buffer.concat([Buffer.from([(1 << 3) | 2]), framed(CidrRange.encode(range).finish())]);
-  return { ...FilterStateMatcher.fromPartial({ key: CALLER_ADDRESS }), _unknownFields: { [(3 << 3) | 2]: [framed(matcher)] } };
 }

@@ -11,6 +11,7 @@ import type { ChangeSet } from '../model/changes.js';
 import type { MeshService, Model } from '../model/model.js';
 import type { Proxy } from '../model/proxy.js';
 import type { Generator, Names } from '../generate/generator.js';
+import { CONNECT_TERMINATE, isInboundListener } from '../generate/names.js';
 import { TYPE, type Resource } from '../generate/resource.js';
 import { gatewayServers } from '../generate/gateway/servers.js';
 import { inboundHosts, podOf } from '../generate/inbound-ports.js';
@@ -147,7 +148,7 @@ function fits({ proxyVersion, proxyMetadata }: CompiledPatch, proxy: Proxy): boo
 
 function contextOf(proxy: Proxy, type: string, name: string): PatchContext {
   if (proxy.type === 'router') return 'GATEWAY';
-  if (type === TYPE.listener) return name === 'virtualInbound' || name.startsWith('inbound') ? 'SIDECAR_INBOUND' : 'SIDECAR_OUTBOUND';
+  if (type === TYPE.listener) return isInboundListener(name) ? 'SIDECAR_INBOUND' : 'SIDECAR_OUTBOUND';
   if (type === TYPE.cluster) return name.startsWith('inbound|') || name === 'InboundPassthroughCluster' ? 'SIDECAR_INBOUND' : 'SIDECAR_OUTBOUND';
   return 'SIDECAR_OUTBOUND';
 }
@@ -169,7 +170,8 @@ function patchResource(type: string, resource: Resource, { patches, plugins }: P
   if (type === TYPE.cluster) {
     if (!patchCluster(message, ofCluster)) return undefined;
   } else if (type === TYPE.listener) {
-    if (plugins.length > 0) insertPlugins(message, plugins, place.context);
+    // Requests are what is inside of tunnels.
+    if (plugins.length > 0 && resource.name !== CONNECT_TERMINATE) insertPlugins(message, plugins, place.context);
     if (!patchListener(message, patches, place)) return undefined;
   } else if (!patchRouteConfiguration(message, patches, place)) {
     return resource;

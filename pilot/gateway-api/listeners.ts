@@ -1,7 +1,8 @@
 /** Listeners of the Gateway API's Gateways as servers of Istio's, one Gateway a listener, so that routes bind to each by itself. */
 import { apiGroup, type Gateway, type GatewayClass, type GatewayListener, type GatewayServer, type KubeGateway, type KubeObject, type Secret } from '../../common/kube/types.js';
+import { HBONE_PORT } from '../../common/istio-iptables.js';
 import type { LoadedObject } from '../../common/kube/yaml.js';
-import { GATEWAY_NAME_LABEL, isOurs } from '../gateway-controller/provision.js';
+import { GATEWAY_NAME_LABEL, isEastWest, isOurs } from '../gateway-controller/provision.js';
 import { certificateProblem } from '../generate/secret-generator.js';
 import type { Configs } from '../model/configs.js';
 import { serviceHost } from '../model/hosts.js';
@@ -45,7 +46,7 @@ export function gatewaysOf(sources: ListenerSources, loaded: LoadedObject<KubeGa
   const conflicts = conflictsOf(object.spec.listeners);
   return object.spec.listeners.flatMap((listener) => {
     const conflict = conflicts.get(listener);
-    const { server, ...found } = serverOf(sources.configs, namespace, listener);
+    const { server, ...found } = serverOf(sources.configs, object, listener);
     const isProgrammed = server !== undefined && !conflict;
     report(listener, { ...(hasUnknownKinds(listener) ? { unresolved: 'InvalidRouteKinds' as const } : {}), ...found, ...(conflict ? { conflict } : {}), isProgrammed });
     if (!isProgrammed) return [];
@@ -82,9 +83,13 @@ function selectorOf({ clusterDomain, service }: ListenerSources, gateway: KubeGa
 
 type Served = Pick<ListenerFindings, 'isUnsupported' | 'unresolved'> & { server?: GatewayServer };
 
-function serverOf(configs: Configs, namespace: string, { name, hostname = '*', port, protocol, tls }: GatewayListener): Served {
+function serverOf(configs: Configs, gateway: KubeGateway, { name, hostname = '*', port, protocol, tls }: GatewayListener): Served {
+  const namespace = namespaceOf(gateway);
   // Which namespaces may bind was decided when the routes were attached.
   const base: GatewayServer = { hosts: [`*/${hostname}`], port: { name: name || 'default', number: port, protocol } };
+  if (isEastWest(gateway) && !(protocol === 'TLS' && tls?.mode === 'Passthrough')) {
+    return protocol === 'HBONE' && port === HBONE_PORT && tls?.mode === 'Terminate' ? { server: { ...base, tls: { mode: 'ISTIO_MUTUAL' } } } : { isUnsupported: true };
+  }
   if (protocol === 'HTTP' || protocol === 'TCP') return { server: base };
   if (protocol === 'TLS' && tls?.mode === 'Passthrough') return { server: { ...base, tls: { mode: 'PASSTHROUGH' } } };
   if (protocol !== 'HTTPS' && protocol !== 'TLS') return { isUnsupported: true };

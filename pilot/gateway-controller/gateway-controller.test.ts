@@ -44,6 +44,13 @@ test('provision: ServiceAccount, Deployment and Service as Istio names and label
   for (const object of objects) assert.deepEqual(checkObject(object).filter(({ severity }) => severity === 'error'), [], object.kind);
 });
 
+test('provision: an east-west gateway has its Gateway\'s own name, and the label of its network', () => {
+  const objects = provision(gateway('eastwest', { labels: { 'topology.istio.io/network': 'n1' } }, { gatewayClassName: 'istio-east-west', listeners: [listener('mesh', 15008, 'HBONE')] }), OPTIONS);
+  assert.deepEqual(objects.map(({ metadata }) => [metadata.name, metadata.labels?.['topology.istio.io/network']]), [['eastwest', 'n1'], ['eastwest', 'n1'], ['eastwest', 'n1']]);
+  assert.equal(made(objects, 'Deployment').metadata.labels!['gateway.istio.io/managed'], 'istio.io-eastwest-controller');
+  assert.ok(isOurs(gateway('g', {}, { gatewayClassName: 'istio-east-west' }), new Map()));
+});
+
 test('provision: overrides of name, account, type, address and infrastructure; a network of its own', () => {
   const objects = provision(
     gateway('web', { annotations: { 'gateway.istio.io/name-override': 'edge-proxy', 'gateway.istio.io/service-account': 'robot', 'networking.istio.io/service-type': 'ClusterIP' }, labels: { ignored: 'yes' } },

@@ -6,8 +6,9 @@ import type { InjectionValues } from '../../common/injection/config.js';
 import type { GatewayClass, KubeGateway, KubeObject } from '../../common/kube/types.js';
 
 /** Classes that are there without a GatewayClass object. */
-export const BUILTIN_CLASSES: ReadonlySet<string> = new Set(['istio', 'underpass']);
-export const CONTROLLERS: ReadonlySet<string> = new Set(['istio.io/gateway-controller', 'underpass.io/gateway-controller']);
+const EAST_WEST_CLASS = 'istio-east-west';
+export const BUILTIN_CLASSES: ReadonlySet<string> = new Set(['istio', 'underpass', EAST_WEST_CLASS]);
+export const CONTROLLERS: ReadonlySet<string> = new Set(['istio.io/gateway-controller', 'underpass.io/gateway-controller', 'istio.io/eastwest-controller']);
 export const GATEWAY_NAME_LABEL = 'gateway.networking.k8s.io/gateway-name';
 const GATEWAY_CLASS_LABEL = 'gateway.networking.k8s.io/gateway-class-name';
 /** Istio's older name of the label, still selected by. */
@@ -26,6 +27,11 @@ export function isOurs(gateway: KubeGateway, classes: ReadonlyMap<string, Gatewa
   return given ? CONTROLLERS.has(given.spec.controllerName) : BUILTIN_CLASSES.has(name);
 }
 
+/** It takes HBONE from other networks. */
+export function isEastWest({ spec }: KubeGateway): boolean {
+  return spec.gatewayClassName === EAST_WEST_CLASS;
+}
+
 /**
  * Without addresses, or with one IP that the Service is to ask for, the gateway's proxy is brought up. A host name is that of
  * a Service that somebody else runs, and several addresses fit no Service.
@@ -35,8 +41,9 @@ export function isManaged({ spec }: KubeGateway): boolean {
   return addresses.length === 0 || (addresses.length === 1 && (addresses[0]?.type ?? 'IPAddress') === 'IPAddress');
 }
 
-export function deploymentName({ metadata, spec }: KubeGateway): string {
-  return metadata.annotations?.[NAME_OVERRIDE] ?? `${metadata.name}-${spec.gatewayClassName}`;
+export function deploymentName(gateway: KubeGateway): string {
+  const { metadata, spec } = gateway;
+  return metadata.annotations?.[NAME_OVERRIDE] ?? (isEastWest(gateway) ? metadata.name : `${metadata.name}-${spec.gatewayClassName}`);
 }
 
 interface ServicePort {
@@ -79,7 +86,7 @@ export function provision(gateway: KubeGateway, { values, revision }: ProvisionO
   const annotations = without(given ? (given.annotations ?? {}) : (metadata.annotations ?? {}), (key) => OWN_ANNOTATIONS.has(key));
   const infrastructure = without(given ? (given.labels ?? {}) : (metadata.labels ?? {}), (key) => key === 'istio.io/rev');
   const labels = { ...infrastructure, [GATEWAY_NAME_LABEL]: metadata.name, [GATEWAY_CLASS_LABEL]: spec.gatewayClassName };
-  const managed = { ...labels, 'gateway.istio.io/managed': 'istio.io-gateway-controller' };
+  const managed = { ...labels, 'gateway.istio.io/managed': isEastWest(gateway) ? 'istio.io-eastwest-controller' : 'istio.io-gateway-controller' };
   const selector = { [GATEWAY_NAME_LABEL]: metadata.name };
   const ownerReferences = [{ apiVersion: gateway.apiVersion, kind: 'Gateway', name: metadata.name, ...(metadata.uid ? { uid: metadata.uid } : {}), controller: true }];
   const meta = (own: string, more: Record<string, string>): KubeObject['metadata'] => ({ name: own, namespace, labels: more, ...(Object.keys(annotations).length ? { annotations } : {}), ownerReferences });

@@ -5,7 +5,9 @@ import type { Proxy } from '../model/proxy.js';
 import type { Scope } from '../model/scope.js';
 import { gatewayChanged, inboundChanged, outboundChanged } from './affected.js';
 import { clusterClientKey, proxyClusters, serviceClusters, type ClusterVariant } from './clusters.js';
-import { isEastWest, sniClusters } from './gateway/sni-clusters.js';
+import { gatewayServers, isAutoPassthrough, isHbone } from './gateway/servers.js';
+import { hboneClusters } from './gateway/hbone.js';
+import { sniClusters } from './gateway/sni-clusters.js';
 import type { Generator } from './generator.js';
 import { hasIpv4, hasIpv6, proxyIps } from './inbound-ports.js';
 import { whereabouts } from './locality.js';
@@ -18,12 +20,12 @@ export class ClusterGenerator implements Generator {
   /** By host, then by the service's own key and the rule that applies. */
   readonly #byHost = new Map<string, Map<string, Resource[]>>();
   #lists = new WeakMap<Scope, Map<string, readonly Resource[]>>();
-  #bySni = new WeakMap<Scope, readonly Resource[]>();
+  #eastWest = new WeakMap<Scope, Map<typeof sniClusters, readonly Resource[]>>();
   constructor(readonly model: Model) {}
 
   all(proxy: Proxy): Resource[] {
     const scope = this.model.scopeOf(proxy);
-    return [...this.#outboundOf(scope, proxy), ...proxyClusters(scope, proxy), ...(isEastWest(this.model, proxy) ? this.#eastWest(scope) : [])];
+    return [...this.#outboundOf(scope, proxy), ...proxyClusters(scope, proxy), ...this.#passing(scope, proxy)];
   }
 
   /** Clients of one scope share their clusters, unless some are resolved by name, which each does where it is. */
@@ -36,10 +38,14 @@ export class ClusterGenerator implements Generator {
     return list;
   }
 
-  #eastWest(scope: Scope): readonly Resource[] {
-    let made = this.#bySni.get(scope);
-    if (!made) this.#bySni.set(scope, (made = sniClusters(scope)));
-    return made;
+  /** Of an east-west gateway, by what it passes on. */
+  #passing(scope: Scope, proxy: Proxy): readonly Resource[] {
+    if (proxy.type !== 'router') return [];
+    const servers = gatewayServers(this.model, proxy);
+    const kinds = [...(servers.some(isAutoPassthrough) ? [sniClusters] : []), ...(servers.some(isHbone) ? [hboneClusters] : [])];
+    let made = this.#eastWest.get(scope);
+    if (!made) this.#eastWest.set(scope, (made = new Map()));
+    return kinds.flatMap((make) => made.get(make) ?? (made.set(make, make(scope)), made.get(make)!));
   }
 
   #outbound(scope: Scope, proxy: Proxy): Resource[] {
@@ -78,7 +84,7 @@ export class ClusterGenerator implements Generator {
   }
 
   invalidate(change: ChangeSet): void {
-    if (outboundChanged(change)) [this.#lists, this.#bySni] = [new WeakMap(), new WeakMap()];
+    if (outboundChanged(change)) [this.#lists, this.#eastWest] = [new WeakMap(), new WeakMap()];
     if (change.full) this.#byHost.clear();
     for (const host of [...change.services, ...change.identities]) this.#byHost.delete(host);
     for (const pattern of change.rules) {

@@ -16,14 +16,12 @@ import { portPolicy } from '../model/traffic-policy.js';
 import { applyConnectionPool, applyLoadBalancer, applyOutlierDetection, httpProtocolOptions, upstreamHttp } from './cluster-policy.js';
 import { applyTls } from './cluster-tls.js';
 import { clientKey, endpointGroups } from './endpoints.js';
-import { ads, endpointAddress, passthroughUpstream, seconds } from './envoy.js';
+import { ads, circuit_breakers, endpointAddress, passthroughUpstream, seconds } from './envoy.js';
+import { mainInternalCluster, takesTunnels } from './inbound-hbone.js';
 import { hasIpv4, hasIpv6, inboundPorts, type InboundPort } from './inbound-ports.js';
 import { localitySetting, weighsLocalities, type Whereabouts } from './locality.js';
 import { clusterName, inboundClusterName } from './names.js';
 import { makeResource, type Resource } from './resource.js';
-
-const UNLIMITED = 0xffff_ffff;
-const circuit_breakers = { thresholds: [{ max_connections: UNLIMITED, max_pending_requests: UNLIMITED, max_requests: UNLIMITED, max_retries: UNLIMITED }] };
 
 /** The path under which istiod names the object that a resource was made from. */
 export function configPath(object: KubeObject, kind: 'virtual-service' | 'destination-rule'): string {
@@ -194,5 +192,5 @@ export function proxyClusters(scope: Scope, proxy: Proxy): Resource[] {
   const { model } = scope;
   // A gateway captures nothing: there is nowhere to pass through to, and no application behind it.
   if (proxy.type === 'router') return [blackHole];
-  return [blackHole, passthrough, inboundPassthrough(proxy), ...inboundPorts(model, proxy).map((port) => inboundCluster(scope, proxy, port))];
+  return [blackHole, passthrough, inboundPassthrough(proxy), ...inboundPorts(model, proxy).map((port) => inboundCluster(scope, proxy, port)), ...(takesTunnels(proxy) ? [mainInternalCluster] : [])];
 }

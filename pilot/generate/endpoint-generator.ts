@@ -32,7 +32,7 @@ export class EndpointGenerator implements Generator {
     let made = this.#byHost.get(host);
     if (!made) this.#byHost.set(host, (made = new Map()));
     // Most services are the same wherever the client is, and are found to be so at no cost.
-    const dependent = cluster && service && (rule || service.trafficDistribution || this.model.mesh.localityLbSetting.distribute || this.model.clusters.several || this.model.clusters.severalNetworks || cluster.sniDnat);
+    const dependent = cluster && service && (rule || service.trafficDistribution || this.model.mesh.localityLbSetting.distribute || this.model.clusters.several || this.model.clusters.severalNetworks || cluster.passes);
     const key = `${service?.key ?? ''} ${rule?.key ?? ''} ${name} ${dependent ? clientKey(scope, service, cluster, client) : ''}`;
     let resource = made.get(key);
     if (resource) return resource;

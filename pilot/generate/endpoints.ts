@@ -3,9 +3,11 @@ import { isIP } from 'node:net';
 import { HealthStatus } from '../../proto/generated/envoy/config/core/v3/health_check.js';
 import { ClusterLoadAssignment } from '../../proto/generated/envoy/config/endpoint/v3/endpoint.js';
 import { LbEndpoint, LocalityLbEndpoints } from '../../proto/generated/envoy/config/endpoint/v3/endpoint_components.js';
+import { HBONE_PORT } from '../../common/istio-iptables.js';
 import type { DestinationRule } from '../../common/kube/types.js';
 import type { Endpoint, MeshPort, MeshService, Model } from '../model/model.js';
 import { takesMtls } from '../model/peer-authentication.js';
+import { takesHbone } from '../model/pods.js';
 import type { Scope } from '../model/scope.js';
 import { portPolicy } from '../model/traffic-policy.js';
 import { endpointAddress } from './envoy.js';
@@ -21,7 +23,9 @@ export function clusterEndpoints(scope: Scope, name: string, client: Whereabouts
   const key = parseClusterName(name);
   const service = key && scope.service(key.host);
   const port = service?.ports.find((candidate) => candidate.port === key?.port);
-  if (key && service && port) assignment.endpoints = endpointGroups(scope.model, service, port, scope.rule(key.host)?.object, key.subset, client, key.sniDnat);
+  // What passes in tunnels is none of a gateway's rules' business.
+  const rule = key && key.passes !== 'hbone' ? scope.rule(key.host)?.object : undefined;
+  if (key && service && port) assignment.endpoints = endpointGroups(scope.model, service, port, rule, key.subset, client, key.passes);
   return makeResource(name, ClusterLoadAssignment, assignment);
 }
 
@@ -30,12 +34,12 @@ export function clientKey(scope: Scope, service: MeshService, key: ClusterKey, c
   const { loadBalancer, outlierDetection } = portPolicy(scope.rule(key.host)?.object, key.subset, key.port);
   const setting = localitySetting(scope.model.mesh, loadBalancer, service);
   const place = dependsOnClient(setting, outlierDetection !== undefined) ? whereaboutsKey(client(), setting) : '';
-  const network = networkKey(scope.model, service, client);
+  const network = networkKey(scope.model, service, client, key.passes !== undefined);
   return network ? `${place} via ${network}` : place;
 }
 
 /** The endpoints of one port, or of a subset of it, by locality. */
-export function endpointGroups(model: Model, service: MeshService, port: MeshPort, rule: DestinationRule | undefined, subset: string, client: Whereabouts, sniDnat = false): LocalityLbEndpoints[] {
+export function endpointGroups(model: Model, service: MeshService, port: MeshPort, rule: DestinationRule | undefined, subset: string, client: Whereabouts, passes?: ClusterKey['passes']): LocalityLbEndpoints[] {
   const policy = portPolicy(rule, subset, port.port);
   const wanted = subset ? subsetLabels(rule, subset) : {};
   const mode = policy.tls?.mode;
@@ -46,9 +50,10 @@ export function endpointGroups(model: Model, service: MeshService, port: MeshPor
     if (number === undefined || !hasLabels(endpoint, wanted)) continue;
     // A name can't be looked up by who gets endpoints by EDS.
     if (service.resolution === 'EDS' && !endpoint.pod && isIP(endpoint.address) === 0 && !endpoint.address.startsWith('unix://')) continue;
-    usable.push({ endpoint, port: number, mutual: mutual && takesMtls(model, endpoint, number) });
+    const isHbone = passes === 'hbone';
+    usable.push({ endpoint, port: isHbone ? HBONE_PORT : number, mutual: isHbone ? takesHbone(endpoint) : mutual && takesMtls(model, endpoint, number) });
   }
-  const places: readonly Reached[] = sniDnat || model.clusters.several || model.clusters.severalNetworks ? reach(model, service, usable, client, sniDnat) : usable.map(({ endpoint, port: number }) => ({ endpoint, port: number, weight: endpoint.weight }));
+  const places: readonly Reached[] = passes || model.clusters.several || model.clusters.severalNetworks ? reach(model, service, usable, client, passes !== undefined) : usable.map(({ endpoint, port: number }) => ({ endpoint, port: number, weight: endpoint.weight }));
   const localities = new Map<string, LocalityGroup>();
   for (const place of places) {
     const { endpoint } = place;

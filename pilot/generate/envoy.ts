@@ -34,6 +34,10 @@ export function socketAddress(address: string, port: number): Address {
   return Address.fromPartial({ address: { $case: 'socket_address', value: { address, port_specifier: { $case: 'port_value', value: port } } satisfies Partial<SocketAddress> } });
 }
 
+const UNLIMITED = 0xffff_ffff;
+/** None; what is left out is 1,024. */
+export const circuit_breakers = { thresholds: [{ max_connections: UNLIMITED, max_pending_requests: UNLIMITED, max_requests: UNLIMITED, max_retries: UNLIMITED }] };
+
 export const ads: ConfigSource = ConfigSource.fromPartial({
   config_source_specifier: { $case: 'ads', value: {} },
   initial_fetch_timeout: seconds(0),

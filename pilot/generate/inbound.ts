@@ -4,7 +4,7 @@
  * has; the filters of policies stand in all of them.
  */
 import { pack } from '../../common/xds/any.js';
-import { TrafficDirection, type TransportSocket } from '../../proto/generated/envoy/config/core/v3/base.js';
+import { HeaderValueOption, HeaderValueOption_HeaderAppendAction, TrafficDirection, type TransportSocket } from '../../proto/generated/envoy/config/core/v3/base.js';
 import { Listener } from '../../proto/generated/envoy/config/listener/v3/listener.js';
 import {
   FilterChain,
@@ -27,10 +27,11 @@ import { httpInspector, PLAINTEXT_HTTP } from './listeners.js';
 import { inboundClusterName } from './names.js';
 import { makeResource, type Resource } from './resource.js';
 import { securityFilters } from './security/filters.js';
+import { PEER_PRINCIPAL } from './security/rules.js';
 import { policyKeys, policyTarget } from './security/targets.js';
 import { trustDomains } from './security/trust-domains.js';
 
-const INBOUND_PORT = 15_006;
+export const INBOUND_PORT = 15_006;
 
 /** ALPN of Istio's clients: by it mesh TLS is told from the application's own. */
 const ISTIO_HTTP = ['istio-http/1.0', 'istio-http/1.1', 'istio-h2'];
@@ -43,7 +44,7 @@ const TCP_ALPN = ['istio-peer-exchange', 'h2', 'http/1.1'];
 /** Where a service's chains have `host:port/*`. */
 const UNKNOWN_OPERATION = ':0/*';
 
-interface Way {
+export interface Way {
   protocol: 'HTTP' | 'TCP';
   transport_protocol: 'tls' | 'raw_buffer';
   application_protocols?: string[];
@@ -86,8 +87,8 @@ const WAYS: Record<'HTTP' | 'TCP' | 'auto', Record<MtlsMode, readonly Way[]>> = 
   },
 };
 
-/** A port of the listener, with what its chains are made from. Port 0: every port that no other entry names. */
-interface ChainSet {
+/** A port of a listener, with what its chains are made from. Port 0: every port that no other entry names. */
+export interface ChainSet {
   port: number;
   ways: readonly Way[];
   httpName: string;
@@ -107,15 +108,15 @@ export function inboundKey(model: Model, proxy: Proxy): string {
   return JSON.stringify([hasIpv4(families), hasIpv6(families), mode, [...ports], policyKeys(model, target), known]);
 }
 
-export function virtualInbound(model: Model, proxy: Proxy): Resource {
+/** The workload's ports as others reach them: under its mutual TLS, or out of a tunnel, in which nothing is left to decrypt. */
+export function inboundChainSets(model: Model, proxy: Proxy, hbone: boolean): ChainSet[] {
   const { mesh } = model;
   const { namespace, labels } = policyTarget(model, proxy);
   const authentication = effectivePeerAuthentication(model, namespace, labels);
-  const modeOf = (port: number): MtlsMode => authentication.ports.get(port) ?? authentication.mode;
-  const policies = securityFilters(model, proxy);
+  const modeOf = (port: number): MtlsMode => (hbone ? 'DISABLE' : (authentication.ports.get(port) ?? authentication.mode));
+  const policies = securityFilters(model, proxy, hbone);
   const httpPolicies = [...policies.custom, ...policies.authentication, ...policies.authorization];
-  const domains = trustDomains(mesh);
-  const tls = { HTTP: istioDownstreamTls(HTTP_ALPN, domains, mesh.meshMtlsMinProtocolVersion), TCP: istioDownstreamTls(TCP_ALPN, domains, mesh.meshMtlsMinProtocolVersion) };
+  const headers = hbone ? [peerHeader] : [];
 
   const ports = inboundPorts(model, proxy);
   const passthrough = 'InboundPassthroughCluster';
@@ -124,7 +125,7 @@ export function virtualInbound(model: Model, proxy: Proxy): Resource {
     ways: WAYS.auto[modeOf(port)],
     httpName: 'virtualInbound-catchall-http',
     tcpName: 'virtualInbound',
-    http: inboundHttp(mesh, passthrough, inboundRoutes(passthrough, 0, UNKNOWN_OPERATION), false, httpPolicies),
+    http: inboundHttp(mesh, passthrough, inboundRoutes(passthrough, 0, UNKNOWN_OPERATION, headers), false, httpPolicies),
     tcp: [...policies.network, tcpProxy(passthrough)],
   });
   const known = ({ service, port, targetPort, tls: own }: InboundPort): ChainSet => {
@@ -132,20 +133,27 @@ export function virtualInbound(model: Model, proxy: Proxy): Resource {
     const cluster = inboundClusterName(targetPort);
     const kind = port.protocol === 'auto' ? 'auto' : isHttp(port.protocol) ? 'HTTP' : 'TCP';
     // Both can't be had on one port: the mesh's TLS comes first, as in Istio.
-    const terminated = own !== undefined && own.mode !== 'PASSTHROUGH' && kind !== 'auto' && modeOf(targetPort) === 'DISABLE';
+    const terminated = own !== undefined && own.mode !== 'PASSTHROUGH' && kind !== 'auto' && !hbone && modeOf(targetPort) === 'DISABLE';
     return {
       port: targetPort,
       ways: terminated ? [{ protocol: kind, transport_protocol: 'tls', terminate: true }] : WAYS[kind][modeOf(targetPort)],
       ...(terminated ? { socket: gatewayTls(own, kind === 'HTTP', mesh) } : {}),
       httpName: name,
       tcpName: name,
-      http: inboundHttp(mesh, `inbound_${name}`, inboundRoutes(cluster, targetPort, `${service.host}:${port.port}/*`), isHttp2(port.protocol), httpPolicies),
+      http: inboundHttp(mesh, `inbound_${name}`, inboundRoutes(cluster, targetPort, `${service.host}:${port.port}/*`, headers), isHttp2(port.protocol), httpPolicies),
       tcp: [...policies.network, tcpProxy(cluster)],
     };
   };
   // A port with a mode of its own needs chains of its own, known to a service or not.
-  const ofTheirOwn = [...authentication.ports.keys()].filter((port) => !ports.some(({ targetPort }) => targetPort === port));
-  const sets = [unknown(0), ...ofTheirOwn.map(unknown), ...ports.map(known)];
+  const ofTheirOwn = hbone ? [] : [...authentication.ports.keys()].filter((port) => !ports.some(({ targetPort }) => targetPort === port));
+  return [unknown(0), ...ofTheirOwn.map(unknown), ...ports.map(known)];
+}
+
+export function virtualInbound(model: Model, proxy: Proxy): Resource {
+  const { mesh } = model;
+  const domains = trustDomains(mesh);
+  const tls = { HTTP: istioDownstreamTls(HTTP_ALPN, domains, mesh.meshMtlsMinProtocolVersion), TCP: istioDownstreamTls(TCP_ALPN, domains, mesh.meshMtlsMinProtocolVersion) };
+  const sets = inboundChainSets(model, proxy, false);
   const chains = sets.flatMap(({ port, ways, httpName, tcpName, http, tcp, socket }) =>
     ways.map(({ protocol, terminate, ...match }) =>
       FilterChain.fromPartial({
@@ -169,9 +177,9 @@ export function virtualInbound(model: Model, proxy: Proxy): Resource {
     max_connections_to_accept_per_socket_event: 1,
     listener_filters: [
       ListenerFilter.fromPartial({ name: 'envoy.filters.listener.original_dst', config_type: { $case: 'typed_config', value: pack(OriginalDst, OriginalDst.fromPartial({})) } }),
-      ...inspector(tlsInspector, sets, ({ transport_protocol }) => transport_protocol === 'tls'),
+      ...inspector(tlsInspector, sets, ({ transport_protocol }) => transport_protocol === 'tls', [INBOUND_PORT]),
       // A port whose protocol is known is not sniffed: a server that speaks first would wait for its client for ever.
-      ...inspector(httpInspector, sets, ({ application_protocols }) => application_protocols === PLAINTEXT_HTTP),
+      ...inspector(httpInspector, sets, ({ application_protocols }) => application_protocols === PLAINTEXT_HTTP, [INBOUND_PORT]),
     ],
     filter_chains: [FilterChain.fromPartial({ name: 'virtualInbound-blackhole', filter_chain_match: { destination_port: INBOUND_PORT }, filters: [tcpProxy('BlackHoleCluster')] }), ...chains],
   });
@@ -183,12 +191,16 @@ const tlsInspector = ListenerFilter.fromPartial({
   config_type: { $case: 'typed_config', value: pack(TlsInspector, TlsInspector.fromPartial({ initial_read_buffer_size: 512 })) },
 });
 
-/** A listener filter on those ports alone where some way asks for what it finds out; none if no port does. */
-function inspector(filter: ListenerFilter, sets: readonly ChainSet[], asks: (way: Way) => boolean): ListenerFilter[] {
+/**
+ * A listener filter on those ports alone where some way asks for what it finds out; none if no port does.
+ * @param own ports of the listener itself
+ */
+export function inspector(filter: ListenerFilter, sets: readonly ChainSet[], asks: (way: Way) => boolean, own: readonly number[]): ListenerFilter[] {
   const [asking, silent] = [sets.filter(({ ways }) => ways.some(asks)), sets.filter(({ ways }) => !ways.some(asks))].map((part) => part.map(({ port }) => port));
   if (asking!.length === 0) return [];
   const byNumber = (ports: readonly number[]): number[] => [...ports].sort((a, b) => a - b);
-  if (asking!.includes(0)) return [{ ...filter, filter_disabled: onPorts(byNumber([...silent!, INBOUND_PORT])) }];
+  const unasked = byNumber([...silent!, ...own]);
+  if (asking!.includes(0)) return [unasked.length > 0 ? { ...filter, filter_disabled: onPorts(unasked) } : filter];
   return [{ ...filter, filter_disabled: ListenerFilterChainMatchPredicate.fromPartial({ rule: { $case: 'not_match', value: onPorts(byNumber(asking!)) } }) }];
 }
 
@@ -197,10 +209,14 @@ function onPorts(ports: readonly number[]): ListenerFilterChainMatchPredicate {
   return rules.length === 1 ? rules[0]! : ListenerFilterChainMatchPredicate.fromPartial({ rule: { $case: 'or_match', value: { rules } } });
 }
 
-function inboundRoutes(cluster: string, port: number, operation: string): RouteConfiguration {
+/** Tells the application who called, as the end of mutual TLS would; what the caller itself wrote there is dropped. */
+const peerHeader = HeaderValueOption.fromPartial({ header: { key: 'x-forwarded-client-cert', value: `URI=%FILTER_STATE(${PEER_PRINCIPAL}:PLAIN)%` }, append_action: HeaderValueOption_HeaderAppendAction.OVERWRITE_IF_EXISTS_OR_ADD });
+
+function inboundRoutes(cluster: string, port: number, operation: string, request_headers_to_add: HeaderValueOption[]): RouteConfiguration {
   return RouteConfiguration.fromPartial({
     name: cluster,
     validate_clusters: false,
+    request_headers_to_add,
     virtual_hosts: [
       {
         name: `inbound|http|${port}`,

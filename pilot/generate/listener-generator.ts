@@ -6,6 +6,7 @@ import { gatewayChanged, inboundChanged, outboundChanged, policyChanged } from '
 import { gatewayListeners } from './gateway/listeners.js';
 import type { Generator } from './generator.js';
 import { inboundKey, virtualInbound } from './inbound.js';
+import { hboneListeners, takesTunnels } from './inbound-hbone.js';
 import { hasIpv4, hasIpv6, proxyIps } from './inbound-ports.js';
 import { outboundListeners } from './listeners.js';
 import { TYPE, type Resource } from './resource.js';
@@ -26,7 +27,7 @@ export class ListenerGenerator implements Generator {
     const key = this.#outboundKey(proxy, scope);
     let outbound = this.#outbound.get(key);
     if (!outbound) this.#outbound.set(key, (outbound = outboundListeners(scope, proxy)));
-    return [...outbound, this.#inboundOf(proxy)];
+    return [...outbound, this.#inboundOf(proxy), ...(takesTunnels(proxy) ? hboneListeners(this.model, proxy) : [])];
   }
 
   #inboundOf(proxy: Proxy): Resource {

@@ -29,6 +29,8 @@ export const httpInspector: ListenerFilter = ListenerFilter.fromPartial({
   config_type: { $case: 'typed_config', value: pack(HttpInspector, HttpInspector.fromPartial({})) },
 });
 
+export const OUTBOUND_PORT = 15_001;
+
 const tlsInspector: ListenerFilter = ListenerFilter.fromPartial({
   name: 'envoy.filters.listener.tls_inspector',
   config_type: { $case: 'typed_config', value: pack(TlsInspector, TlsInspector.fromPartial({ initial_read_buffer_size: 512 })) },
@@ -212,14 +214,14 @@ export function virtualOutbound(scope: Scope, addresses: readonly string[]): Res
     Listener,
     Listener.fromPartial({
       name: 'virtualOutbound',
-      address: socketAddress(addresses[0]!, 15_001),
-      ...additional(addresses.slice(1), 15_001),
+      address: socketAddress(addresses[0]!, OUTBOUND_PORT),
+      ...additional(addresses.slice(1), OUTBOUND_PORT),
       use_original_dst: true,
       max_connections_to_accept_per_socket_event: 1,
       traffic_direction: TrafficDirection.OUTBOUND,
       filter_chains: [
         // Whoever dials 15001 itself would be passed through to 15001, for ever.
-        chain([tcpProxy('BlackHoleCluster')], { name: 'virtualOutbound-blackhole', filter_chain_match: { destination_port: 15_001 } }),
+        chain([tcpProxy('BlackHoleCluster')], { name: 'virtualOutbound-blackhole', filter_chain_match: { destination_port: OUTBOUND_PORT } }),
         chain([tcpProxy(scope.passthroughCluster)], { name: 'virtualOutbound-catchall-tcp' }),
       ],
     }),

@@ -18,14 +18,14 @@ export interface Reached {
 const inNetwork = (a: string, b: string): boolean => a === '' || b === '' || a === b;
 
 /** What of the client decides; the empty string: it gets what everybody gets. */
-export function networkKey(model: Model, service: MeshService, client: () => Whereabouts): string {
+export function networkKey(model: Model, service: MeshService, client: () => Whereabouts, isGateway: boolean): string {
   const { clusters } = model;
-  return `${clusters.severalNetworks ? client().network : ''} ${clusters.several && clusters.isLocal(service.host) ? client().cluster : ''}`.trim();
+  return `${isGateway || clusters.severalNetworks ? client().network : ''} ${clusters.several && clusters.isLocal(service.host) ? client().cluster : ''}`.trim();
 }
 
 /**
- * @param endpoints of one port, each with its number and whether it takes the mesh's mutual TLS
- * @param isGateway of the client's own: what comes through it from other networks ends in its own, with mutual TLS that it does not look into
+ * @param endpoints of one port, each with the number to connect to and whether it takes the mesh's mutual TLS, or HBONE where a gateway passes that on
+ * @param isGateway of the client's own: what comes through it from other networks ends in its own, encrypted by workloads, and it does not look into it
  */
 export function reach(model: Model, service: MeshService, endpoints: readonly { endpoint: Endpoint; port: number; mutual: boolean }[], client: Whereabouts, isGateway: boolean): Reached[] {
   const { clusters } = model;

@@ -4,19 +4,13 @@ import { Address, AppProtocol, IPFamilies, LoadBalancing, LoadBalancing_HealthPo
 import type { Service as KubeService, Pod } from '../../common/kube/types.js';
 import { isAlive, podIps, targetPortOf, type MeshPort, type MeshService, type Model } from '../model/model.js';
 import { clusterOf, inCluster } from '../model/clusters.js';
-import { NETWORK_LABEL } from '../model/pods.js';
+import { hasOwnTunnel, NETWORK_LABEL, takesHbone } from '../model/pods.js';
 import type { Protocol } from '../model/protocol.js';
 import { addressBytes } from './address-bytes.js';
 import { policiesOfWorkload } from './authorizations.js';
 import { entryNames, entryWorkload } from './entry-workloads.js';
 import { makeResource, type Resource } from './resource.js';
 import { canonicalName, canonicalRevision, workloadName } from './workload-names.js';
-
-/** Set by whoever redirects a pod's traffic to its node's proxy: such a pod takes HBONE. */
-const REDIRECTION_ANNOTATION = 'ambient.istio.io/redirection';
-
-/** Set on a pod whose own proxy takes HBONE. */
-const TUNNEL_LABEL = 'networking.istio.io/tunnel';
 
 const APP_PROTOCOLS: Partial<Record<Protocol, number>> = {
   HTTP: AppProtocol.HTTP11,
@@ -78,15 +72,14 @@ function workloadResource(model: Model, pod: Pod): Resource {
   }
   const { region, zone, subzone } = model.localityOf(pod.spec.nodeName, undefined, clusterOf(pod));
   const ready = pod.status?.conditions?.find(({ type }) => type === 'Ready')?.status === 'True';
-  const redirected = pod.metadata.annotations?.[REDIRECTION_ANNOTATION] === 'enabled';
-  const native = pod.metadata.labels?.[TUNNEL_LABEL] === 'http';
+  const labels = pod.metadata.labels ?? {};
   const message = Workload.fromPartial({
     uid,
     name: pod.metadata.name,
     namespace: pod.metadata.namespace ?? 'default',
     addresses: podIps(pod).map(addressBytes),
-    native_tunnel: native,
-    tunnel_protocol: redirected || native ? TunnelProtocol.HBONE : TunnelProtocol.NONE,
+    native_tunnel: hasOwnTunnel(labels),
+    tunnel_protocol: takesHbone({ labels, pod }) ? TunnelProtocol.HBONE : TunnelProtocol.NONE,
     // The default trust domain is left out, as istiod does.
     trust_domain: model.mesh.trustDomain === 'cluster.local' ? '' : model.mesh.trustDomain,
     service_account: pod.spec.serviceAccountName || 'default',

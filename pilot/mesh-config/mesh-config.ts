@@ -5,7 +5,7 @@
 import { parseDocument, LineCounter } from 'yaml';
 import { checkSchema, formatPath, type Schema } from '../../common/kube/schema.js';
 import type { HttpRetry, LocalityLbSetting, TcpKeepalive } from '../../common/kube/types.js';
-import type { ExtensionProvider, LabelSelectorSetting, MeshConfig, NetworkSetting } from '../model/mesh.js';
+import type { ExtensionProvider, LabelSelectorSetting, MeshConfig, NetworkSetting, ServiceScopeSetting } from '../model/mesh.js';
 import { meshConfigSchema, meshNetworksSchema } from './schema.js';
 
 /** MeshConfig as written; see Istio's reference. */
@@ -28,6 +28,7 @@ interface WrittenMeshConfig {
   extensionProviders?: ExtensionProvider[];
   defaultProviders?: { tracing?: string[] };
   discoverySelectors?: LabelSelectorSetting[];
+  serviceScopeConfigs?: ServiceScopeSetting[];
   serviceSettings?: { settings?: { clusterLocal?: boolean }; hosts?: string[] }[];
   meshMTLS?: { minProtocolVersion?: string };
   defaultServiceExportTo?: string[];
@@ -121,6 +122,7 @@ function settingsOf(written: WrittenMeshConfig): Partial<MeshConfig> {
     discoverySelectors: written.discoverySelectors,
     clusterLocalHosts: written.serviceSettings && hostsOf(written.serviceSettings, true),
     clusterGlobalHosts: written.serviceSettings && hostsOf(written.serviceSettings, false),
+    serviceScopes: written.serviceScopeConfigs,
     meshMtlsMinProtocolVersion: minVersion === 'TLSV1_3' ? 'TLSV1_3' : minVersion === undefined ? undefined : 'TLSV1_2',
   };
   return Object.fromEntries(Object.entries(all).filter(([, value]) => value !== undefined)) as Partial<MeshConfig>;

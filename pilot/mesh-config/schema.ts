@@ -71,6 +71,7 @@ export const meshConfigSchema = object({
   extensionProviders: list(extensionProvider),
   defaultProviders: object({ tracing: list(text), accessLogging: ignored, metrics: ignored }),
   discoverySelectors: list(labelSelector),
+  serviceScopeConfigs: list(object({ namespaceSelector: labelSelector, servicesSelector: labelSelector, scope: oneOf('LOCAL', 'GLOBAL') })),
   serviceSettings: list(object({ settings: object({ clusterLocal: bool }), hosts: list(text) })),
   meshMTLS: object({ minProtocolVersion: oneOf('TLS_AUTO', 'TLSV1_2', 'TLSV1_3'), ecdhCurves: ignored, cipherSuites: ignored }),
   defaultServiceExportTo: list(text),
@@ -85,7 +86,7 @@ export const meshConfigSchema = object({
     [
       'proxyListenPort', 'proxyInboundListenPort', 'proxyHttpPort', 'protocolDetectionTimeout', 'ingressClass', 'ingressService', 'ingressControllerMode', 'ingressSelector', 'enableEnvoyAccessLogService',
       'disableEnvoyListenerLog', 'configSources', 'dnsRefreshRate', 'certificates', 'thriftConfig', 'enablePrometheusMerge', 'verifyCertificateAtClient', 'ca', 'hboneUpgrade',
-      'caCertificates', 'tlsDefaults', 'serviceScopeConfigs', 'inboundTrafficPolicy',
+      'caCertificates', 'tlsDefaults', 'inboundTrafficPolicy',
     ].map((key) => [key, ignored]),
   ),
 });

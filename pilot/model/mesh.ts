@@ -57,6 +57,13 @@ export interface NetworkSetting {
   gateways?: { address?: string; registryServiceName?: string; port?: number; locality?: string }[];
 }
 
+/** One of serviceScopeConfigs; fields are Istio's, unchanged. A selector that is left out takes everything. */
+export interface ServiceScopeSetting {
+  namespaceSelector?: LabelSelectorSetting;
+  servicesSelector?: LabelSelectorSetting;
+  scope?: 'LOCAL' | 'GLOBAL';
+}
+
 export interface MeshConfig {
   /** The SPIFFE trust domain of all identities. */
   trustDomain: string;
@@ -74,6 +81,8 @@ export interface MeshConfig {
   /** Hosts, `*` in front allowed, whose endpoints are for clients of their own cluster alone. */
   clusterLocalHosts: readonly string[];
   clusterGlobalHosts: readonly string[];
+  /** Which Services other networks reach by HBONE; of several that select one, one that is GLOBAL counts. */
+  serviceScopes: readonly ServiceScopeSetting[];
   /** Where mesh-wide policies, rules and filters live. */
   rootNamespace: string;
   /** What happens to traffic towards hosts that are no service. */
@@ -118,6 +127,8 @@ export const DEFAULT_MESH_CONFIG: MeshConfig = {
   networks: {},
   clusterLocalHosts: [],
   clusterGlobalHosts: [],
+  // What Istio's ambient profile installs.
+  serviceScopes: [{ servicesSelector: { matchExpressions: [{ key: 'istio.io/global', operator: 'In', values: ['true'] }] }, scope: 'GLOBAL' }],
   rootNamespace: 'istio-system',
   outboundTrafficPolicy: 'ALLOW_ANY',
   defaultServiceExportTo: ['*'],

@@ -7,6 +7,12 @@ import type { Endpoint, MeshPort } from './types.js';
 export { TLS_MODE_LABEL };
 export const NETWORK_LABEL = 'topology.istio.io/network';
 
+/** Set by whoever redirects a pod's traffic to its node's proxy: such a pod takes HBONE. */
+const REDIRECTION_ANNOTATION = 'ambient.istio.io/redirection';
+
+/** `http` on a workload whose own proxy takes HBONE. */
+const TUNNEL_LABEL = 'networking.istio.io/tunnel';
+
 /** `namespace/name`, behind the cluster's name where that is not the config cluster. */
 export function podName({ metadata }: Pod): string {
   return inCluster(metadata.clusterName ?? '', `${metadata.namespace ?? 'default'}/${metadata.name}`);
@@ -63,6 +69,15 @@ export function targetPortOf(port: MeshPort, pod: Pod | undefined): number | und
     if (named) return named.containerPort;
   }
   return undefined;
+}
+
+export function hasOwnTunnel(labels: Readonly<Record<string, string>>): boolean {
+  return labels[TUNNEL_LABEL] === 'http';
+}
+
+/** It is reached by HBONE on port 15008: its own proxy's, or its node's. */
+export function takesHbone({ labels, pod }: Pick<Endpoint, 'labels' | 'pod'>): boolean {
+  return hasOwnTunnel(labels) || pod?.metadata.annotations?.[REDIRECTION_ANNOTATION] === 'enabled';
 }
 
 /** What an endpoint has from the pod behind it. */

@@ -21,6 +21,7 @@ import { CustomTag } from '../../proto/generated/envoy/type/tracing/v3/custom_ta
 import { StringValue } from '../../proto/generated/google/protobuf/wrappers.js';
 import { millis } from '../generate/envoy.js';
 import type { Generator, Names } from '../generate/generator.js';
+import { CONNECT_TERMINATE, isInboundListener } from '../generate/names.js';
 import { makeResource, TYPE, type Resource } from '../generate/resource.js';
 import type { ChangeSet } from '../model/changes.js';
 import type { MeshConfig } from '../model/mesh.js';
@@ -126,7 +127,9 @@ export class TelemetryGenerator implements Generator {
     if (isPlain(CLIENT) && isPlain(SERVER) && normalization === 'BASE') return resources;
     const keys = { CLIENT: JSON.stringify([CLIENT, normalization]), SERVER: JSON.stringify([SERVER, normalization]) };
     return resources.map((resource) => {
-      const side = resource.name === 'virtualInbound' || resource.name.startsWith('inbound') ? 'SERVER' : 'CLIENT';
+      // What is inside of tunnels is logged and traced.
+      if (resource.name === CONNECT_TERMINATE) return resource;
+      const side = isInboundListener(resource.name) ? 'SERVER' : 'CLIENT';
       let made = this.#made.get(resource);
       if (!made) this.#made.set(resource, (made = new Map()));
       let result = made.get(keys[side]);

@@ -54,6 +54,13 @@ test('accessLogFile: HTTP, TCP and connections that no chain took are logged, in
   assert.ok(JSON.stringify(file(outbound(testMesh(WORLD, { accessLogFile: '/dev/stdout', accessLogEncoding: 'JSON' })).access_log[0])).includes('"response_code":"%RESPONSE_CODE%"'));
 });
 
+test('where tunnels end what is inside is logged, on the server\'s side', () => {
+  const mesh = testMesh(`${WORLD}${telemetry('mesh', '{accessLogging: [{match: {mode: SERVER}, providers: [{name: file}]}]}')}`, PROVIDERS);
+  const tunnelled = testProxy('10.0.0.1', 'web-1.shop', web.labels, { ENABLE_HBONE: 'true' });
+  const logs = (name: string): number => managers(Listener.decode(mesh.generators.get(TYPE.listener)!.one(tunnelled, name)!.body.value)).reduce((sum, { access_log }) => sum + access_log.length, 0);
+  assert.deepEqual([logs('main_internal'), logs('connect_terminate'), logs('0.0.0.0_80')], [2, 0, 0]);
+});
+
 test('Telemetry: a workload\'s settings win over its namespace\'s, those over the mesh\'s; a side can be chosen', () => {
   const settings = { accessLogFile: '/dev/stdout', ...PROVIDERS };
   const off = telemetry('mesh', '{accessLogging: [{disabled: true}]}');

@@ -7,7 +7,7 @@ export function withoutHbone(json: Json): Json {
     delete object['disable_mx'];
     const address = object['address'];
     const internal = isObject(address) && address['$case'] === 'envoy_internal_address' && isObject(address['value']) ? address['value'] : undefined;
-    if (internal) {
+    if (internal?.['endpoint_id']) {
       const id = String(internal['endpoint_id']);
       const colon = id.lastIndexOf(':');
       object['address'] = { $case: 'socket_address', value: { protocol: 0, address: id.slice(0, colon).replace(/^\[|\]$/g, ''), port_specifier: { $case: 'port_value', value: Number(id.slice(colon + 1)) }, resolver_name: '', ipv4_compat: false, network_namespace_filepath: '' } };

@@ -11,8 +11,9 @@ import type { Model } from '../../model/model.js';
 import type { Proxy } from '../../model/proxy.js';
 import type { Scope } from '../../model/scope.js';
 import { configPath } from '../clusters.js';
-import { seconds, socketAddress } from '../envoy.js';
+import { ads, seconds, socketAddress } from '../envoy.js';
 import { gatewayHttp, tcpProxy } from '../http-filters.js';
+import { byConnection, hboneChain } from '../hbone.js';
 import { ISTIO_ANY } from '../inbound.js';
 import { hasIpv4, hasIpv6, proxyIps } from '../inbound-ports.js';
 import { makeResource, type Resource } from '../resource.js';
@@ -21,7 +22,7 @@ import { hasGatewaySemantics } from '../routes-http.js';
 import { commonHosts, serverHostsFor, virtualServicesForGateway } from '../routes-gateway.js';
 import { securityHttpFilters, securityNetworkFilters } from '../security/filters.js';
 import { routeTcpProxy } from '../tcp-routes.js';
-import { bareHost, gatewayServers, isAutoPassthrough, isHttpOverTls, isPlainHttp, routeName, terminates, type BoundServer } from './servers.js';
+import { bareHost, gatewayServers, isAutoPassthrough, isHbone, isHttpOverTls, isPlainHttp, routeName, terminates, type BoundServer } from './servers.js';
 import { gatewayTls } from './tls.js';
 
 const connectTimeout = { transport_socket_connect_timeout: seconds(15) };
@@ -44,11 +45,11 @@ export function gatewayListeners(model: Model, proxy: Proxy): Resource[] {
 }
 
 /**
- * A port is either plaintext HTTP, plaintext TCP or TLS, as Istio has it: the oldest Gateway's server decides, others are
+ * A port is either plaintext HTTP, plaintext TCP, HBONE or TLS, as Istio has it: the oldest Gateway's server decides, others are
  * left out. Together they could have chains with the same match, for which Envoy refuses the whole listener.
  */
 function compatible(servers: readonly BoundServer[]): BoundServer[] {
-  const kind = (bound: BoundServer): string => (isPlainHttp(bound) ? 'http' : bound.server.tls ? 'tls' : 'tcp');
+  const kind = (bound: BoundServer): string => (isHbone(bound) ? 'hbone' : isPlainHttp(bound) ? 'http' : bound.server.tls ? 'tls' : 'tcp');
   return servers.filter((bound) => kind(bound) === kind(servers[0]!));
 }
 
@@ -65,9 +66,10 @@ function portListener(model: Model, scope: Scope, proxy: Proxy, servers: readonl
     address: socketAddress(addresses[0]!, listenPort),
     ...(addresses.length > 1 ? { additional_addresses: addresses.slice(1).map((address) => ({ address: socketAddress(address, listenPort) })) } : {}),
     traffic_direction: TrafficDirection.OUTBOUND,
+    ...(isHbone(servers[0]!) ? { connection_balance_config: byConnection } : {}),
     max_connections_to_accept_per_socket_event: 1,
     // Whatever has names or TLS is told apart by the client's hello.
-    listener_filters: servers.some((bound) => bound.server.tls && !isPlainHttp(bound)) ? [tlsInspector] : [],
+    listener_filters: servers.some((bound) => bound.server.tls && !isPlainHttp(bound) && !isHbone(bound)) ? [tlsInspector] : [],
     filter_chains: chains,
   });
   return makeResource(name, Listener, listener);
@@ -86,6 +88,8 @@ function portChains(context: Context, servers: readonly BoundServer[]): FilterCh
   const chains: FilterChain[] = [];
   const http = (bound: BoundServer): Filter => gatewayHttp(model.mesh, listener, routeName(bound), securityHttpFilters(model, proxy), trustedHops(proxy));
   // All plaintext servers of a port are one: their hosts are told apart by the Host header.
+  const hbone = servers.find(isHbone);
+  if (hbone) return [hboneChain(model.mesh, { $case: 'rds', value: { route_config_name: routeName(hbone), config_source: ads } }, securityHttpFilters(model, proxy))];
   if (plainHttp) chains.push(FilterChain.fromPartial({ ...connectTimeout, filters: [http(plainHttp)] }));
   for (const bound of servers) {
     const { server } = bound;

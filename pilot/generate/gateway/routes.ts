@@ -5,12 +5,14 @@ import { RouteConfiguration } from '../../../proto/generated/envoy/config/route/
 import { makeResource, type Resource } from '../resource.js';
 import { gatewayVirtualHosts } from '../routes-gateway.js';
 import { routeTable } from '../routes.js';
-import { gatewayServers, isHttpOverTls, isPlainHttp, routeName } from './servers.js';
+import { hboneRoutes } from './hbone.js';
+import { gatewayServers, isHbone, isHttpOverTls, isPlainHttp, routeName } from './servers.js';
 
 /** The route configuration of that name; an unknown one is empty, as istiod answers. */
 export function gatewayRoutes(model: Model, proxy: Proxy, name: string): Resource {
-  const servers = gatewayServers(model, proxy).filter((bound) => (isPlainHttp(bound) || isHttpOverTls(bound)) && routeName(bound) === name);
+  const servers = gatewayServers(model, proxy).filter((bound) => (isPlainHttp(bound) || isHttpOverTls(bound) || isHbone(bound)) && routeName(bound) === name);
   if (servers.length === 0) return makeResource(name, RouteConfiguration, RouteConfiguration.fromPartial({ name, validate_clusters: false }));
+  if (servers.some(isHbone)) return hboneRoutes(model.scopeOf(proxy), name);
   const given = servers.map((bound) => ({
     gateway: bound.gateway,
     hosts: bound.server.hosts,

@@ -27,6 +27,8 @@ export function terminates({ tls }: GatewayServer): boolean {
   return tls?.mode !== undefined && tls.mode !== 'PASSTHROUGH' && tls.mode !== 'AUTO_PASSTHROUGH';
 }
 
+/** Of an east-west gateway: mutual TLS and an HTTP/2 CONNECT end here, HBONE between workloads is inside. */
+export const isHbone = ({ server }: BoundServer): boolean => server.port.protocol === 'HBONE';
 export const isAutoPassthrough = ({ server }: BoundServer): boolean => server.tls?.mode === 'AUTO_PASSTHROUGH';
 
 /** All servers, the oldest Gateway's first. */
@@ -51,6 +53,7 @@ export const bareHost = (written: string): string => written.slice(written.index
 /** Name of the route configuration of a server; all plaintext servers of a port and address share one. */
 export function routeName(bound: BoundServer): string {
   const { server, gateway, listenPort } = bound;
+  if (isHbone(bound)) return `hbone.${listenPort}`;
   if (!isHttpOverTls(bound)) return `http.${listenPort}${server.bind ? `.${server.bind}` : ''}`;
   const [namespace, name] = gateway.split('/') as [string, string];
   return `https.${server.port.number}.${server.port.name}.${name}.${namespace}`;

@@ -4,8 +4,6 @@
  * set that it has, and a cluster that came later would wait for it.
  */
 import { Cluster, Cluster_DiscoveryType } from '../../../proto/generated/envoy/config/cluster/v3/cluster.js';
-import type { Model } from '../../model/model.js';
-import type { Proxy } from '../../model/proxy.js';
 import type { Scope } from '../../model/scope.js';
 import { portPolicy } from '../../model/traffic-policy.js';
 import { applyConnectionPool, applyLoadBalancer, applyOutlierDetection } from '../cluster-policy.js';
@@ -13,11 +11,6 @@ import { configPath } from '../clusters.js';
 import { ads } from '../envoy.js';
 import { clusterSni } from '../names.js';
 import { makeResource, type Resource } from '../resource.js';
-import { gatewayServers, isAutoPassthrough } from './servers.js';
-
-export function isEastWest(model: Model, proxy: Proxy): boolean {
-  return proxy.type === 'router' && gatewayServers(model, proxy).some(isAutoPassthrough);
-}
 
 /** Of each port and subset of the mesh's own services whose endpoints are addresses. */
 export function sniClusters(scope: Scope): Resource[] {

@@ -41,7 +41,8 @@ export interface AuthorizationFilters {
 
 const NOTHING: AuthorizationFilters = { customHttp: [], http: [], network: [] };
 
-export function authorizationFilters(model: Model, target: PolicyTarget): AuthorizationFilters {
+/** @param hbone for what comes out of a tunnel that ended in the same proxy */
+export function authorizationFilters(model: Model, target: PolicyTarget, hbone: boolean): AuthorizationFilters {
   const policies = policiesFor<AuthorizationPolicy>(model, 'AuthorizationPolicy', target);
   if (policies.length === 0) return NOTHING;
   const of = (action: Action): Loaded[] => policies.filter(({ object }) => actionOf(object) === action);
@@ -54,7 +55,7 @@ export function authorizationFilters(model: Model, target: PolicyTarget): Author
       const written = object.spec?.rules ?? [];
       if (written.length === 0) made[label(0)] = NEVER;
       for (const [index, rule] of written.entries()) {
-        const policy = rulePolicy(rule ?? {}, { tcp, allow: action === 'ALLOW', namespace, trustDomains: domains });
+        const policy = rulePolicy(rule ?? {}, { tcp, allow: action === 'ALLOW', namespace, trustDomains: domains, hbone });
         if (policy) made[label(index)] = policy;
       }
     }

@@ -18,10 +18,13 @@ export interface SecurityFilters {
   network: readonly Filter[];
 }
 
-/** Of a sidecar's inbound chains, and of all of a gateway's. */
-export function securityFilters(model: Model, proxy: Proxy): SecurityFilters {
+/**
+ * Of a sidecar's inbound chains, and of all of a gateway's.
+ * @param hbone of those of a sidecar's that follow the end of a tunnel
+ */
+export function securityFilters(model: Model, proxy: Proxy, hbone = false): SecurityFilters {
   const target = policyTarget(model, proxy);
-  const { customHttp, http, network } = authorizationFilters(model, target);
+  const { customHttp, http, network } = authorizationFilters(model, target, hbone);
   const jwt = jwtFilter(model, target, proxy.type !== 'sidecar');
   return { custom: customHttp, authentication: jwt ? [jwt] : [], authorization: http, network };
 }

@@ -83,7 +83,7 @@ function who({ identifier: node }: Principal): string {
 
 const read = (policy: Policy | undefined): string => (policy ? `${policy.permissions.map(formula).join(' OR ')} BY ${policy.principals.map(who).join(' OR ')}` : 'never');
 
-const context = (more: Partial<RuleContext> = {}): RuleContext => ({ tcp: false, allow: true, namespace: 'shop', trustDomains: ['cluster.local'], ...more });
+const context = (more: Partial<RuleContext> = {}): RuleContext => ({ tcp: false, allow: true, namespace: 'shop', trustDomains: ['cluster.local'], hbone: false, ...more });
 
 const from = (source: object): AuthorizationRule => ({ from: [{ source }] });
 const to = (operation: object): AuthorizationRule => ({ to: [{ operation }] });

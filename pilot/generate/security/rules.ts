@@ -20,6 +20,8 @@ export interface RuleContext {
   namespace: string;
   /** The mesh's, and its aliases. */
   trustDomains: readonly string[];
+  /** What came by HBONE has its caller in filter state: its certificate was seen where the tunnel ended. */
+  hbone: boolean;
 }
 
 /** Matches nothing, whatever comes. */
@@ -97,21 +99,27 @@ function all<T>(combine: Combine<T>, conditions: readonly Condition<T>[], contex
   return combine.and(made.length > 0 ? made : [combine.any]);
 }
 
-const authenticated = (principal_name: StringMatcher): Principal => principal({ $case: 'authenticated', value: { principal_name } });
+/** Where the end of a tunnel leaves the caller's SPIFFE id (Istio's name for it) and address. */
+export const PEER_PRINCIPAL = 'io.istio.peer_principal';
+export const PEER_ADDRESS = 'underpass.peer_address';
+
+const authenticated = ({ hbone }: RuleContext, principal_name: StringMatcher): Principal =>
+  principal(hbone ? { $case: 'filter_state', value: { key: PEER_PRINCIPAL, matcher: { $case: 'string_match', value: principal_name } } } : { $case: 'authenticated', value: { principal_name } });
 
 const matchPrincipals: Condition<Principal>['match'] = (values, context) =>
-  eachPrincipal((value) => authenticated(stringMatch(value, 'spiffe://')))(withTrustDomains(values, context.trustDomains), context);
-const matchNamespaces = eachPrincipal((value) => authenticated(regexMatch(`.*/ns/${globRegex(value)}/.*`)));
-const matchServiceAccounts = eachPrincipal((value, { namespace }) => {
+  eachPrincipal((value) => authenticated(context, stringMatch(value, 'spiffe://')))(withTrustDomains(values, context.trustDomains), context);
+const matchNamespaces = eachPrincipal((value, context) => authenticated(context, regexMatch(`.*/ns/${globRegex(value)}/.*`)));
+const matchServiceAccounts = eachPrincipal((value, context) => {
   const slash = value.indexOf('/');
-  const [ns, name] = slash < 0 ? [namespace, value] : [value.slice(0, slash), value.slice(slash + 1)];
-  return authenticated(regexMatch(`spiffe://.+/ns/${escapeRegex(ns)}/(.+/|)sa/${escapeRegex(name)}(/.+)?`));
+  const [ns, name] = slash < 0 ? [context.namespace, value] : [value.slice(0, slash), value.slice(slash + 1)];
+  return authenticated(context, regexMatch(`spiffe://.+/ns/${escapeRegex(ns)}/(.+/|)sa/${escapeRegex(name)}(/.+)?`));
 });
 const matchTrustDomains: Condition<Principal>['match'] = (values, context) => {
   const expanded = values.flatMap((value) => (context.trustDomains.includes(value) ? context.trustDomains : [value]));
-  return eachPrincipal((value) => authenticated(value.includes('*') ? regexMatch(`spiffe://${value === '*' ? '.+' : globRegex(value)}/.*`) : prefixMatch(`spiffe://${value}/`)))([...new Set(expanded)], context);
+  return eachPrincipal((value) => authenticated(context, value.includes('*') ? regexMatch(`spiffe://${value === '*' ? '.+' : globRegex(value)}/.*`) : prefixMatch(`spiffe://${value}/`)))([...new Set(expanded)], context);
 };
-const matchSourceIps = eachPrincipal((value) => principal({ $case: 'direct_remote_ip', value: cidr(value) }));
+/** Within Envoy a connection has no address of its own, whichever was given to it: a DENY by address would let all in. */
+const matchSourceIps = eachPrincipal((value, { hbone }) => principal(hbone ? { $case: 'filter_state', value: { key: PEER_ADDRESS, matcher: { $case: 'address_match', value: { ranges: [cidr(value)] } } } } : { $case: 'direct_remote_ip', value: cidr(value) }));
 const matchRemoteIps = eachPrincipal((value) => principal({ $case: 'remote_ip', value: cidr(value) }));
 
 /** `issuer/subject`, where the issuer may be an URL. */

@@ -1,0 +1,272 @@
+// Two networks that meet at an east-west gateway alone: HBONE within HBONE from one to workloads of the other, ended by stock Envoys.
+import assert from 'node:assert/strict';
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { after, before, test } from 'node:test';
+import { CertificateAuthority } from '../common/identity/ca.js';
+import { logger } from '../common/log.js';
+import { projectRoot } from '../common/paths.js';
+import { waitFor } from '../common/retry.js';
+import { Lab } from '../lab/index.js';
+import { labTraces, NO_TRACES } from '../lab/traces.js';
+import { Pilot } from '../pilot/index.js';
+import type { Input, Outcome } from './hbone-client.js';
+
+const NAMES = { near: `up-lab-hbone-near-${process.pid}`, far: `up-lab-hbone-far-${process.pid}` };
+const WEB = 'web.shop.svc.cluster.local:80';
+const CALLER = 'spiffe://cluster.local/ns/plain/sa/caller';
+const SERVER = 'URI:spiffe://cluster.local/ns/shop/sa/server';
+const GATEWAY = 'URI:spiffe://cluster.local/ns/istio-system/sa/eastwest';
+
+const NEAR = `
+apiVersion: v1
+kind: Pod
+metadata: {name: client, namespace: plain}
+spec: {serviceAccountName: caller, containers: [{name: curl, image: curl}]}
+`;
+/** @param annotations without the one that is there by default the pods say that they take HBONE, and do not */
+const web = (replicas: number, name = 'web', annotations = `proxy.istio.io/config: "proxyMetadata: {ISTIO_META_ENABLE_HBONE: 'true'}"`): string => `
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: ${name}, namespace: shop}
+spec:
+  replicas: ${replicas}
+  selector: {matchLabels: {app: web, name: ${name}}}
+  template:
+    metadata:
+      labels: {app: web, name: ${name}, networking.istio.io/tunnel: http}
+      annotations: {${annotations}}
+    spec: {serviceAccountName: server, containers: [{name: echo, image: echo, ports: [{name: http, containerPort: 8080}, {name: tcp-echo, containerPort: 9000}]}]}
+`;
+const service = (name: string, labels: string, ports: string): string => `
+apiVersion: v1
+kind: Service
+metadata: {name: ${name}, namespace: shop, labels: {${labels}}}
+spec: {selector: {app: ${name === 'plain' ? 'plain' : 'web'}}, ports: [${ports}]}
+`;
+const PORTS = '{name: http, port: 80, targetPort: 8080}, {name: tcp-echo, port: 9000}';
+const FAR = [
+  'apiVersion: v1\nkind: Namespace\nmetadata: {name: shop, labels: {underpass.io/mode: sidecar}}\n',
+  web(2),
+  service('web', 'istio.io/global: "true"', PORTS),
+  service('hidden', '', PORTS),
+  // Global, but its workload takes no HBONE.
+  service('plain', 'istio.io/global: "true"', PORTS),
+  'apiVersion: v1\nkind: Pod\nmetadata: {name: plain, namespace: shop, labels: {app: plain}}\nspec: {containers: [{name: echo, image: echo, ports: [{name: http, containerPort: 8080}]}]}\n',
+  `
+apiVersion: v1
+kind: Pod
+metadata: {name: eastwest, namespace: istio-system, labels: {gateway.networking.k8s.io/gateway-name: eastwest}}
+spec: {serviceAccountName: eastwest, containers: [{name: istio-proxy, image: auto, args: [proxy, router]}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: eastwest, namespace: istio-system, labels: {topology.istio.io/network: away}}
+spec: {type: LoadBalancer, selector: {gateway.networking.k8s.io/gateway-name: eastwest}, ports: [{name: mesh, port: 15008}]}
+`,
+].join('---\n');
+const CONFIGURATION = `
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: eastwest, namespace: istio-system, labels: {topology.istio.io/network: away}}
+spec:
+  gatewayClassName: istio-east-west
+  listeners: [{name: mesh, port: 15008, protocol: HBONE, tls: {mode: Terminate, options: {gateway.istio.io/tls-terminate-mode: ISTIO_MUTUAL}}}]
+`;
+
+let directory: string;
+let configuration: string;
+let pilot: Pilot;
+let near: Lab;
+let far: Lab;
+let ca: CertificateAuthority;
+
+before(async () => {
+  directory = mkdtempSync(join(tmpdir(), 'underpass-hbone-'));
+  const discovery = `unix:${join(directory, 'xds.sock')}`;
+  const write = (name: string, text: string): string => {
+    writeFileSync(join(directory, name), text);
+    return join(directory, name);
+  };
+  ca = await CertificateAuthority.create();
+  const common = { nodes: 1, discovery, ca, sidecarConcurrency: 1, watch: false };
+  near = await Lab.up({ ...common, name: NAMES.near, sources: [write('near.yaml', NEAR)], clusterId: 'near' });
+  far = await Lab.up({ ...common, name: NAMES.far, sources: [write('far.yaml', FAR)], clusterId: 'far', peers: [near], isolated: true });
+  configuration = write('configuration.yaml', CONFIGURATION);
+  pilot = new Pilot({
+    sources: [`cluster=near,network=home:${near.objectsDir}`, `cluster=far,network=away:${far.objectsDir}`, configuration],
+    listen: [discovery],
+    logger: logger('pilot'),
+  });
+  await pilot.start();
+  await far.whenReady({ sidecars: true, timeoutMs: 60_000 });
+});
+
+after(async () => {
+  await pilot?.stop();
+  await far?.down();
+  await near?.down();
+  rmSync(directory, { recursive: true, force: true });
+  for (const name of Object.values(NAMES)) assert.deepEqual(labTraces(name), NO_TRACES);
+});
+
+type Tunnel = Input['tunnels'][number];
+
+interface Caller {
+  cert: string;
+  key: string;
+}
+async function caller(trustDomain = 'cluster.local', from = ca): Promise<Caller> {
+  const { chainPem, privateKeyPem } = await from.issue({ namespace: 'plain', serviceAccount: 'caller', ...{ trustDomain } });
+  return { cert: chainPem, key: privateKeyPem };
+}
+
+/** In the pod of the other network; certificate and key go there by a pipe. */
+async function call(tunnels: Tunnel[], as: Caller | undefined = undefined, isKnown = true): Promise<Outcome[]> {
+  const shown = isKnown ? (as ?? (await caller())) : {};
+  const input: Input = { ca: ca.rootPem, address: far.externalIp('istio-system', 'eastwest'), port: 15_008, tunnels, ...shown };
+  const { stdout, stderr } = await near.exec('plain/client', [process.execPath, join(projectRoot, 'dist', 'test', 'hbone-client.js')], { input: JSON.stringify(input), timeoutMs: 60_000 });
+  const outcomes = stdout.split('\n').filter((line) => line !== '').map((line) => JSON.parse(line) as Outcome);
+  assert.equal(outcomes.length, tunnels.length, stderr);
+  return outcomes;
+}
+const through = (authority: string, more: Partial<Tunnel> = {}): Tunnel => ({ authorities: [authority, authority], path: '/', ...more });
+const outer = (authority: string): Tunnel => ({ authorities: [authority] });
+/** Ends at the gateway's way to the service, and asks a workload of it for something else. */
+const inner = (authority: string): Tunnel => ({ authorities: [WEB, authority] });
+const bodyOf = ({ body = '' }: Outcome): { pod: string; headers: Record<string, string>; bodyBytes: number } => JSON.parse(body) as ReturnType<typeof bodyOf>;
+const webPods = (): string[] => far.pods().filter(({ name }) => name.startsWith('web')).map(({ name }) => name).sort();
+const answering = (outcomes: readonly Outcome[]): string[] => [...new Set(outcomes.map((outcome) => (outcome.http === 200 ? bodyOf(outcome).pod : JSON.stringify(outcome))))].sort();
+const repeated = <T>(count: number, item: T): T[] => Array.from({ length: count }, () => item);
+
+async function until(what: string, tunnel: Tunnel, holds: (outcome: Outcome) => boolean): Promise<void> {
+  let last: Outcome | undefined;
+  await waitFor(what, async () => holds((last = (await call([tunnel]))[0]!)), { timeoutMs: 20_000 }).catch((error: unknown) => {
+    throw new Error(`${String(error)}: last ${JSON.stringify(last)}`);
+  });
+}
+
+/** Connections that the gateway has opened to anything but its control plane and agent. */
+async function opened(): Promise<number> {
+  const stats = await far.proxyAdmin('istio-system/eastwest', '/stats?filter=upstream_cx_total');
+  return [...stats.matchAll(/^cluster\.(?!xds-grpc|sds-grpc|admin)\S*upstream_cx_total: (\d+)$/gm)].reduce((sum, [, count]) => sum + Number(count), 0);
+}
+
+test('the networks meet at the gateway alone', async () => {
+  const [ip] = far.pods().find(({ name }) => name.startsWith('web'))!.ips;
+  const { code } = await near.exec('plain/client', ['curl', '-sS', '--max-time', '1', `http://${ip}:8080/`]);
+  assert.notEqual(code, 0);
+});
+
+test('a service of the other network is reached by its host name: each end shows who it is, the application hears who called', async () => {
+  const [outcome] = await call([through(WEB, { headers: { 'x-forwarded-client-cert': 'URI=spiffe://cluster.local/ns/forged/sa/forged' } })]);
+  assert.deepEqual({ ...outcome, body: '' }, { statuses: [200, 200], peers: [GATEWAY, SERVER], http: 200, body: '' });
+  assert.equal(bodyOf(outcome!).headers['x-forwarded-client-cert'], `URI=${CALLER}`);
+});
+
+test('bytes arrive whole: a body of 2 MiB, and what is not HTTP', async () => {
+  const [large, raw] = await call([through(WEB, { bytes: 2 << 20 }), { authorities: ['web.shop.svc.cluster.local:9000', 'web.shop.svc.cluster.local:9000'], raw: 'server first or not' }]);
+  assert.deepEqual([large!.http, bodyOf(large!).bodyBytes], [200, 2 << 20]);
+  assert.equal(raw!.body, 'server first or not');
+});
+
+test('the gateway chooses an endpoint for each tunnel', async () => {
+  assert.deepEqual(answering(await call(repeated(24, through(WEB)))), webPods());
+});
+
+test('the gateway is no relay: whatever is not a global service of the mesh is refused with 404, and no connection is opened for it', async () => {
+  const [pod] = far.pods().find(({ name }) => name.startsWith('web'))!.ips;
+  const [self] = far.pods().find(({ name }) => name === 'eastwest')!.ips;
+  const [vip, node] = [far.cluster.services.get('shop/web')!.address!.ipv4, /address: (\S+)/.exec(readFileSync(join(far.objectsDir, 'nodes.yaml'), 'utf8'))![1]!];
+  const authorities = [
+    'hidden.shop.svc.cluster.local:80', 'nobody.shop.svc.cluster.local:80', 'web.shop.svc.cluster.local:81', 'web.shop.svc.cluster.local', 'web.shop:80', 'example.com:443', '*',
+    `${pod}:8080`, `${pod}:15008`, `${vip}:80`, `${self}:15008`, `${self}:15021`, `${node}:22`, '127.0.0.1:15021', '127.1:15021', '[::1]:15021', 'localhost:15021', '0.0.0.0:15021',
+  ];
+  const before = await opened();
+  const outcomes = await call(authorities.map(outer));
+  assert.deepEqual(outcomes.map(({ statuses }, index) => [authorities[index], statuses[0]]), authorities.map((authority) => [authority, 404]));
+  assert.equal(await opened(), before);
+});
+
+test('a workload is no relay either: its own addresses and services alone, and not its proxy\'s ports', async () => {
+  const [one, other] = far.pods().filter(({ name }) => name.startsWith('web')).map(({ ips }) => ips[0]!);
+  const refused = ['127.0.0.1:8080', '[::1]:8080', 'localhost:8080', 'plain.shop.svc.cluster.local:80', 'example.com:80', '10.96.0.1:443', ...[15_001, 15_006, 15_008].flatMap((port) => [`${one}:${port}`, `${other}:${port}`])];
+  for (const [index, { statuses }] of (await call(refused.map(inner))).entries()) assert.deepEqual(statuses, [200, 404], refused[index]);
+  // Each of the two takes its own address.
+  const outcomes = await call(repeated(16, { ...inner(`${one}:8080`), path: '/' }));
+  assert.deepEqual([...new Set(outcomes.map(({ statuses }) => statuses[1]))].sort(), [200, 404]);
+});
+
+test('a global service none of whose workloads takes HBONE is answered 503', async () => {
+  assert.deepEqual((await call([outer('plain.shop.svc.cluster.local:80')]))[0]!.statuses, [503]);
+});
+
+test('without a certificate of the mesh nobody comes as far as a request', async () => {
+  for (const outcome of [
+    (await call([outer(WEB)], undefined, false))[0]!,
+    (await call([outer(WEB)], await caller('elsewhere.example')))[0]!,
+    (await call([outer(WEB)], await caller('cluster.local', await CertificateAuthority.create())))[0]!,
+  ]) {
+    assert.deepEqual(outcome.statuses, []);
+    assert.match(outcome.error!, /alert|ECONNRESET|closed/i);
+  }
+});
+
+test('policies hold on both ends: the gateway\'s and the workload\'s, by who called and from where', async () => {
+  const policy = (namespace: string, selector: string, rest: string): string => `---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: tried, namespace: ${namespace}}\nspec: {selector: {matchLabels: {${selector}}}, ${rest}}\n`;
+  const ofWeb = (rest: string): string => policy('shop', 'app: web', rest);
+  const ofGateway = (rest: string): string => policy('istio-system', 'gateway.networking.k8s.io/gateway-name: eastwest', rest);
+  const from = (source: string): string => `rules: [{from: [{source: {${source}}}]}]`;
+  const [gateway] = far.pods().find(({ name }) => name === 'eastwest')!.ips;
+  const tried: [string, (outcome: Outcome) => boolean][] = [
+    [ofWeb(`action: ALLOW, ${from('principals: ["cluster.local/ns/shop/sa/other"]')}`), ({ http }) => http === 403],
+    [ofWeb(`action: ALLOW, ${from('principals: ["cluster.local/ns/plain/sa/caller"]')}`), ({ http }) => http === 200],
+    [ofWeb(`action: DENY, ${from('namespaces: [plain]')}`), ({ http }) => http === 403],
+    [ofWeb(`action: DENY, ${from('ipBlocks: ["192.0.2.0/24"]')}`), ({ http }) => http === 200],
+    // The tunnel to the workload comes from the gateway.
+    [ofWeb(`action: DENY, ${from(`ipBlocks: ["${gateway}"]`)}`), ({ http }) => http === 403],
+    [ofGateway(`action: DENY, ${from('principals: ["cluster.local/ns/plain/sa/caller"]')}`), ({ statuses }) => statuses[0] === 403],
+    ['', ({ http }) => http === 200],
+  ];
+  try {
+    for (const [text, holds] of tried) {
+      writeFileSync(configuration, CONFIGURATION + text);
+      await until(text || 'no policy', through(WEB), holds);
+    }
+  } finally {
+    writeFileSync(configuration, CONFIGURATION);
+  }
+});
+
+test('a service is exported and taken back while callers go on', async () => {
+  const hidden = (labels: string): Promise<string[]> => far.apply(service('hidden', labels, PORTS));
+  const tunnel = through('hidden.shop.svc.cluster.local:80');
+  await hidden('istio.io/global: "true"');
+  await until('the service to be exported', tunnel, ({ http }) => http === 200);
+  await hidden('');
+  await until('the service to be taken back', tunnel, ({ statuses }) => statuses[0] === 404);
+  assert.equal((await call([through(WEB)]))[0]!.http, 200);
+});
+
+test('an endpoint that takes no connection is passed over', async () => {
+  const tried = async (): Promise<boolean> => /^(inbound-vip\S+)::\S+::cx_connect_fail::[1-9]/m.test(await far.proxyAdmin('istio-system/eastwest', '/clusters'));
+  await far.apply(web(1, 'broken', ''));
+  await waitFor('the gateway to try it', async () => {
+    assert.deepEqual(answering(await call(repeated(12, through(WEB)))).filter((pod) => !webPods().includes(pod)), []);
+    return tried();
+  }, { timeoutMs: 20_000 });
+  await far.apply(web(0, 'broken', ''));
+});
+
+test('endpoints vanish and come: no tunnel that is opened meanwhile fails for one that has gone, and without any it is 503', async () => {
+  const scaling = far.apply(web(1));
+  const during = await call(repeated(40, through(WEB)));
+  await scaling;
+  assert.deepEqual(during.filter(({ statuses }) => statuses[0] !== 200), []);
+  await waitFor('one endpoint to be left', async () => answering(await call(repeated(10, through(WEB)))).join() === webPods().join() && webPods().length === 1, { timeoutMs: 20_000 });
+  await far.apply(web(0));
+  await until('no endpoint to be left', outer(WEB), ({ statuses }) => statuses[0] === 503);
+  await far.apply(web(2));
+  await waitFor('both endpoints', async () => answering(await call(repeated(12, through(WEB)))).join() === webPods().join() && webPods().length === 2, { timeoutMs: 40_000 });
+});
