@@ -1,4 +1,5 @@
 /** From what an EnvoyFilter says to patches, with everything that is wrong named by its place. */
+import { RE2JS } from 're2js';
 import type { Problem } from '../../common/kube/schema.js';
 import type { EnvoyFilter, EnvoyFilterApplyTo, EnvoyFilterOperation, EnvoyFilterPatch, KubeObject } from '../../common/kube/types.js';
 import { parse } from './registry.js';
@@ -76,10 +77,10 @@ function compileOne({ applyTo, match = {}, patch = {} }: EnvoyFilterPatch, path:
     }
   }
   const proxyVersion = match.proxy?.proxyVersion;
-  let versionPattern: RegExp | undefined;
+  let versionPattern: RE2JS | undefined;
   if (proxyVersion) {
     try {
-      versionPattern = new RegExp(proxyVersion);
+      versionPattern = RE2JS.compile(proxyVersion);
     } catch (error) {
       wrong(['match', 'proxy', 'proxyVersion'], `found ${JSON.stringify(proxyVersion)}, expected a regular expression: ${(error as Error).message}`);
     }

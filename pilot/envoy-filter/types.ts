@@ -1,5 +1,6 @@
 /** EnvoyFilter's patches, compiled. Names are Istio's. */
 import type { ReflectMessage } from '@bufbuild/protobuf/reflect';
+import type { RE2JS } from 're2js';
 import type { EnvoyClusterMatch, EnvoyFilterApplyTo, EnvoyFilterOperation, EnvoyListenerMatch, EnvoyRouteConfigurationMatch } from '../../common/kube/types.js';
 
 export type FilterClass = 'AUTHN' | 'AUTHZ' | 'STATS';
@@ -19,7 +20,7 @@ export interface CompiledPatch {
   operation: EnvoyFilterOperation;
   filterClass: FilterClass | undefined;
   contexts: ReadonlySet<PatchContext>;
-  proxyVersion: RegExp | undefined;
+  proxyVersion: RE2JS | undefined;
   proxyMetadata: Readonly<Record<string, string>>;
   listener: EnvoyListenerMatch;
   route: EnvoyRouteConfigurationMatch;

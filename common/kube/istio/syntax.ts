@@ -3,6 +3,7 @@
  * expected, or with undefined when the text is right. The rules are those of Istio's own validation.
  */
 import { isIP, isIPv4 } from 'node:net';
+import { RE2JS } from 're2js';
 
 /** Upper case passes, as it does in Istio. */
 const LABEL = /^[a-zA-Z0-9]([-a-zA-Z0-9]{0,61}[a-zA-Z0-9])?$/;
@@ -66,32 +67,15 @@ export const isHttpProtocol = (protocol: string): boolean => ['HTTP', 'HTTP2', '
 
 export const HEADER_NAME = /^[A-Za-z0-9!#$%&'*+.^_`|~-]+$/;
 
-/** RE2's escapes: what other letters mean elsewhere is an error there. */
-const RE2_ESCAPE = /^\\([aAbBCdDfnpPQErstvwWxzS]|[0-7]|[^A-Za-z0-9])/;
-
-/** What is wrong with a pattern of RE2, as far as can be said without RE2. */
+/** What is wrong with a pattern in the syntax of RE2. */
 export function patternProblem(pattern: string): string | undefined {
   if (pattern.length > 1024) return 'a pattern of at most 1024 characters';
-  if (/\(\?(=|!|<=|<!)/.test(pattern) || /(^|[^\\])(\\\\)*\\[1-9](?![0-7])/.test(pattern)) return 'RE2 syntax, which has no look-around and no back references';
-  const escapes = pattern.match(/\\[\s\S]?/g) ?? [];
-  const bad = escapes.find((escape) => !RE2_ESCAPE.test(escape));
-  if (bad !== undefined) return bad === '\\' ? 'no backslash at the end' : `RE2 syntax, which has no ${bad}`;
-  for (const [, least, most] of pattern.matchAll(/\{([0-9]+)(?:,([0-9]*))?\}/g)) {
-    if (Number(least) > 1000 || Number(most ?? 0) > 1000) return 'RE2 syntax, which repeats at most 1000 times';
-  }
   try {
-    // Flags, named groups, classes and anchors that JavaScript writes another way or lacks.
-    const script = pattern
-      .replace(/\\Q([\s\S]*?)(\\E|$)/g, (_, literal: string) => literal.replace(/[\\^$.*+?()[\]{}|]/g, '\\$&'))
-      .replace(/\(\?[imsU]*(-[imsU]+)?:/g, '(?:')
-      .replace(/\(\?[imsU]*(-[imsU]+)?\)/g, '')
-      .replace(/\(\?P</g, '(?<')
-      .replace(/\[\[:\^?[a-z]+:\]/g, '[a');
-    new RegExp(script);
+    RE2JS.compile(pattern);
+    return undefined;
   } catch (error) {
-    return `a valid regular expression: ${(error as Error).message.replace(/^Invalid regular expression: /, '')}`;
+    return `a regular expression of RE2: ${(error as Error).message.replace(/^error parsing regexp: /, '')}`;
   }
-  return undefined;
 }
 
 /** `unix:///path` and `unix://@abstract` */
