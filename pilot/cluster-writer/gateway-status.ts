@@ -27,8 +27,11 @@ export interface StatusUpdate {
   status: object;
 }
 
+/** Also what they refer to: backends, certificates, namespaces that a listener selects by their labels. */
+const CONCERNED = [`${GROUP}/`, '/Service/', 'networking.istio.io/ServiceEntry/', '/Secret/', '/Namespace/'];
+
 export function concernsGatewayStatus(key: string): boolean {
-  return key.startsWith(`${GROUP}/`) || key.startsWith('/Service/');
+  return CONCERNED.some((prefix) => key.startsWith(prefix));
 }
 
 /** What is to be written: only what differs from the status that is there. @param now ISO 8601, when a condition that changed did so */

@@ -1,10 +1,12 @@
 /** Keeps what is provisioned as the Gateways say: asked after every change of a Gateway or a class, it tells the sink what is new and what is gone. */
-import type { GatewayClass, KubeGateway, KubeObject } from '../../common/kube/types.js';
+import type { KubeObject } from '../../common/kube/types.js';
 import type { Logger } from '../../common/log.js';
 import { errorMessage } from '../../common/errors.js';
+import { ownGateways } from '../gateway-api/listeners.js';
+import { namespaceOf } from '../gateway-api/parents.js';
 import type { ChangeSet } from '../model/changes.js';
 import type { Configs } from '../model/configs.js';
-import { isManaged, isOurs, provision, type ProvisionOptions } from './provision.js';
+import { isManaged, provision, type ProvisionOptions } from './provision.js';
 
 /** Where provisioned objects go: a directory, an API server. */
 export interface ProvisionSink {
@@ -15,16 +17,12 @@ export interface ProvisionSink {
   remove(owner: string): void;
 }
 
-const GROUP = 'gateway.networking.k8s.io/';
-
 /** By owner, `namespace/gateway`. @returns also the Gateways whose proxies are others' */
 export function wantedProvisions(configs: Configs, options: () => ProvisionOptions): { wanted: Map<string, readonly KubeObject[]>; leftAlone: string[] } {
-  const classes = new Map(configs.all<GatewayClass>('GatewayClass').map(({ object }) => [object.metadata.name, object]));
   const wanted = new Map<string, readonly KubeObject[]>();
   const leftAlone: string[] = [];
-  for (const { object } of configs.all<KubeGateway>('Gateway')) {
-    if (!object.apiVersion.startsWith(GROUP) || !isOurs(object, classes)) continue;
-    const owner = `${object.metadata.namespace ?? 'default'}/${object.metadata.name}`;
+  for (const { object } of ownGateways(configs)) {
+    const owner = `${namespaceOf(object)}/${object.metadata.name}`;
     if (isManaged(object)) wanted.set(owner, provision(object, options()));
     else leftAlone.push(owner);
   }

@@ -12,7 +12,8 @@ import { projectRoot } from '../../common/paths.js';
 import { waitFor } from '../../common/retry.js';
 import type { Condition, ConfigMap, Deployment, KubeGateway, KubeObject, RouteStatus, Service } from '../../common/kube/types.js';
 import { bearer, createCertificate } from '../../pilot/ca/testing.js';
-import { KubeCluster, type AuditedRequest } from './cluster.js';
+import { issueServerCertificate } from '../../common/identity/server-certificate.js';
+import { base64, KubeCluster, type AuditedRequest } from './cluster.js';
 import { pilotKubeconfig, PILOT_USER, startPilot, type KubePilot } from './pilot.js';
 
 const WAIT = { timeoutMs: 20_000, everyMs: 50 };
@@ -113,14 +114,24 @@ test("status of the Gateway API: class, Gateway with the load balancer's address
   assert.deepEqual(before.status?.addresses, [{ type: 'IPAddress', value: '10.7.0.1' }]);
   assert.deepEqual(conditionsOf(before.status?.conditions), { Accepted: 'True Accepted', Programmed: 'True Programmed' });
   const [http, https] = before.status?.listeners ?? [];
-  assert.deepEqual([http?.attachedRoutes, conditionsOf(http?.conditions)], [0, { Accepted: 'True Accepted', ResolvedRefs: 'True ResolvedRefs', Programmed: 'True Programmed' }]);
-  assert.deepEqual(conditionsOf(https?.conditions), { Accepted: 'True Accepted', ResolvedRefs: 'False RefNotPermitted', Programmed: 'False Invalid' });
+  assert.deepEqual([http?.attachedRoutes, conditionsOf(http?.conditions)], [0, { Accepted: 'True Accepted', Conflicted: 'False NoConflicts', ResolvedRefs: 'True ResolvedRefs', Programmed: 'True Programmed' }]);
+  assert.deepEqual(conditionsOf(https?.conditions), { Accepted: 'True Accepted', Conflicted: 'False NoConflicts', ResolvedRefs: 'False RefNotPermitted', Programmed: 'False Invalid' });
   // As if it had been said long ago.
   const conditions = before.status!.conditions!.map((condition) => ({ ...condition, lastTransitionTime: '2026-01-01T00:00:00Z' }));
   await cluster.setStatus(GATEWAY_API, 'Gateway', { namespace: 'shop', name: 'web' }, { conditions });
   await cluster.apply(ROUTE);
   await waitFor('the route', async () => (await gateway())?.status?.listeners?.[0]?.attachedRoutes === 1, WAIT);
   assert.deepEqual((await gateway())?.status?.conditions, conditions, 'times of conditions that stayed the same');
+});
+
+test('a certificate that comes later is a change of its Gateway\'s status, as is the consent to use it', async () => {
+  const https = async (): Promise<Record<string, string>> => conditionsOf((await gateway())?.status?.listeners?.find(({ name }) => name === 'https')?.conditions);
+  await cluster.namespace('elsewhere');
+  await cluster.apply("apiVersion: gateway.networking.k8s.io/v1beta1\nkind: ReferenceGrant\nmetadata: {name: web, namespace: elsewhere}\nspec: {from: [{group: gateway.networking.k8s.io, kind: Gateway, namespace: shop}], to: [{group: '', kind: Secret}]}\n");
+  await waitFor('a Secret that is not there', async () => (await https())['ResolvedRefs'] === 'False InvalidCertificateRef', WAIT);
+  const { certificatePem, privateKeyPem } = await issueServerCertificate(cluster.ca, { dnsNames: ['web.test'] });
+  await cluster.apply(JSON.stringify({ apiVersion: 'v1', kind: 'Secret', type: 'kubernetes.io/tls', metadata: { name: 'web-cert', namespace: 'elsewhere' }, data: { 'tls.crt': base64(certificatePem), 'tls.key': base64(privateKeyPem) } }));
+  await waitFor('its certificate', async () => (await https())['Programmed'] === 'True Programmed', WAIT);
 });
 
 test("status of a route: what its parents say and what its backends lack; another controller's words stay; a parent that is no more is taken out", async () => {
