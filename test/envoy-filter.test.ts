@@ -1,8 +1,9 @@
 // EnvoyFilters with real traffic: Istio's documented recipes for local and global rate limits, and a Lua filter, on the side of servers and of clients.
 import assert from 'node:assert/strict';
-import { after, before, test } from 'node:test';
+import { test } from 'node:test';
 import { waitFor } from '../common/retry.js';
-import { MODES, MeshWorld, type Mode } from './mesh/world.js';
+import { GatewayWorld, istioGateway, istioGatewayYaml, server } from './gateway-world.js';
+import { MODES, type Mode } from './mesh/world.js';
 
 /** In the form of Istio's sample; a path for each test, so that none counts another's requests. */
 const LIMITS = `
@@ -11,6 +12,8 @@ descriptors:
   - {key: PATH, value: /once-sidecar, rate_limit: {unit: day, requests_per_unit: 1}}
   - {key: PATH, value: /once-node, rate_limit: {unit: day, requests_per_unit: 1}}
   - {key: PATH, value: /twice-inbound, rate_limit: {unit: day, requests_per_unit: 2}}
+  - {key: PATH, value: /twice-edge-sidecar, rate_limit: {unit: day, requests_per_unit: 2}}
+  - {key: PATH, value: /twice-edge-node, rate_limit: {unit: day, requests_per_unit: 2}}
 `;
 const SERVICE = `
 apiVersion: v1
@@ -39,12 +42,13 @@ spec:
   volumes: [{name: config-volume, configMap: {name: ratelimit-config}}]
 `;
 
-const mesh = new MeshWorld('envoyfilter', { outside: SERVICE });
-before(() => mesh.up());
-after(() => mesh.down());
+const INGRESS = istioGateway('ingress', '{name: http2, port: 80, targetPort: 8080}');
+const world = new GatewayWorld('envoyfilter', [INGRESS], { outside: SERVICE });
+const { mesh } = world;
 
-type Side = 'SIDECAR_INBOUND' | 'SIDECAR_OUTBOUND';
-const appOf = (side: Side): string => (side === 'SIDECAR_INBOUND' ? 'web' : 'client');
+const APPS = { SIDECAR_INBOUND: 'web', SIDECAR_OUTBOUND: 'client', GATEWAY: INGRESS.name };
+type Side = keyof typeof APPS;
+const appOf = (side: Side): string => APPS[side];
 const envoyFilter = (name: string, app: string, patches: string): string => `
 ---
 apiVersion: networking.istio.io/v1alpha3
@@ -88,7 +92,7 @@ const localPerRoute = (side: Side, vhost: string, tokens: number): string => env
           typed_per_filter_config:
             envoy.filters.http.local_ratelimit: ${typedStruct(bucket(tokens))}`);
 /** The recipe "global rate limit": the filter asks the service, the virtual hosts say what about. */
-const global = (side: Side): string => envoyFilter('filter-ratelimit', appOf(side), httpFilter(side, `
+const global = (side: Side, vhost = ''): string => envoyFilter('filter-ratelimit', appOf(side), httpFilter(side, `
           name: envoy.filters.http.ratelimit
           typed_config:
             "@type": type.googleapis.com/envoy.extensions.filters.http.ratelimit.v3.RateLimit
@@ -99,7 +103,7 @@ const global = (side: Side): string => envoyFilter('filter-ratelimit', appOf(sid
               grpc_service: {envoy_grpc: {cluster_name: outbound|8081||ratelimit.outside.svc.cluster.local, authority: ratelimit.outside.svc.cluster.local}}
               transport_api_version: V3`)) + envoyFilter('filter-ratelimit-svc', appOf(side), `
     - applyTo: VIRTUAL_HOST
-      match: {context: ${side}}
+      match: {context: ${side}${vhost && `, routeConfiguration: {vhost: {name: "${vhost}", route: {action: ANY}}}`}}
       patch:
         operation: MERGE
         value:
@@ -137,6 +141,22 @@ test('global rate limit at the servers: all of them share what the service count
 });
 
 for (const mode of MODES) {
+  test(`global rate limit at an ingress gateway: of the host that is named all requests count, of others none (servers in mode ${mode})`, async () => {
+    const route = (host: string): string => `---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: ${host}, namespace: ${mode}}\nspec: {hosts: [${host}.example.com], gateways: [edge/edge], http: [{route: [{destination: {host: web, port: {number: 80}}}]}]}\n`;
+    const filters = global('GATEWAY', 'limited.example.com:80').replaceAll('metadata: {name:', 'metadata: {namespace: edge, name:');
+    await mesh.clear(mode);
+    // The two hosts have routes of their own, else they would share a virtual host.
+    await mesh.apply('mesh', istioGatewayYaml(INGRESS, 'edge', server('"*"')) + route('limited') + route('free') + filters);
+    await world.noNacks();
+    const asked = async (host: string): Promise<number> => (await world.request(INGRESS, `http://${host}.example.com/twice-edge-${mode}`)).status;
+    await waitFor('the limit', async () => (await asked('limited')) === 429, { timeoutMs: 15_000, everyMs: 20 });
+    const { headers } = await world.request(INGRESS, `http://limited.example.com/twice-edge-${mode}`);
+    assert.equal(headers['x-envoy-ratelimited'], 'true');
+    assert.deepEqual([await asked('free'), await asked('free'), await asked('free'), await asked('limited')], [200, 200, 200, 429]);
+    assert.equal((await world.request(INGRESS, 'http://limited.example.com/unlimited')).status, 200);
+    await mesh.clear('mesh');
+  });
+
   test(`local rate limit of one route: the client's proxy counts the requests to that host alone (${mode})`, async () => {
     await fixed(localPerRoute('SIDECAR_OUTBOUND', `web.${mode}.svc.cluster.local:80`, 3), mode);
     await limited(mode, 'http://web/');

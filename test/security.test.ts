@@ -346,12 +346,14 @@ function policiesHold(mode: Mode): void {
   });
 
   for (const provider of ['by-http', 'by-grpc']) {
-    test(`AuthorizationPolicy CUSTOM: what it matches is decided ${provider.replace('-', ' ')}, before DENY and ALLOW (${mode})`, async () => {
+    test(`AuthorizationPolicy CUSTOM: what it matches is decided ${provider.replace('-', ' ')}, before DENY and ALLOW, whatever the client's mode (${mode})`, async () => {
       await policies(policy('ext', `{action: CUSTOM, provider: {name: ${provider}}, rules: [{to: [{operation: {paths: ["/guarded/*"]}}]}]}`), policy('deny', '{action: DENY, rules: [{to: [{operation: {paths: [/guarded/never]}}]}]}'));
       const pass = ['-H', 'x-ext-authz: allow'];
+      const other = mode === 'node' ? 'sidecar/client' : 'node/client';
       await becomes({
         unguarded: [http(alice, '/open'), '200'], refused: [http(alice, '/guarded/a'), '403'], allowed: [http(alice, '/guarded/a', ...pass), '200'],
         'allowed, then denied': [http(alice, '/guarded/never', ...pass), '403'],
+        'refused, of the other mode': [http(other, '/guarded/a'), '403'], 'allowed, of the other mode': [http(other, '/guarded/a', ...pass), '200'], 'denied, of the other mode': [http(other, '/guarded/never', ...pass), '403'],
       });
       const asked = await mesh.lab.exec(alice, ['curl', '-s', '-i', `http://web.${mode}/guarded/a`]);
       assert.match(asked.stdout, /x-ext-authz-result: denied[^]*denied by ext_authz/);

@@ -1,6 +1,7 @@
 // ServiceEntries, TLS origination and Sidecars with real traffic through real Envoys, by sidecars and by the node's proxy.
 import assert from 'node:assert/strict';
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { chmodSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { createServer } from 'node:http';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
@@ -9,6 +10,8 @@ import { ServerCertificates } from '../lab/server-certificates.js';
 import { MeshWorld, MODES, type CurlOptions, type Mode } from './mesh/world.js';
 
 const folder = mkdtempSync(join(tmpdir(), 'underpass-entries-'));
+// A sidecar runs as a user of its own.
+chmodSync(folder, 0o755);
 const authority = await ServerCertificates.create({ commonName: 'outside CA' });
 const { certificatePem, privateKeyPem } = await authority.issue({ dnsNames: ['secure.example'] });
 const client = await authority.issue({ dnsNames: ['client.example'] });
@@ -63,6 +66,25 @@ for (const mode of MODES) {
     await mesh.apply(mode, entry('dns', `{hosts: [once.example], addresses: [${vip(4)}], resolution: DNS_ROUND_ROBIN, ports: [{number: 8000, name: http, protocol: HTTP, targetPort: 80}], endpoints: [{address: web.outside.svc.cluster.local}]}`));
     assert.equal((await mesh.curl(mode, 'http://once.example:8000/', at('once.example', vip(4), 8000))).version, 'out');
     assert.deepEqual(await mesh.nacks(), []);
+  });
+
+  test(`ServiceEntry STATIC at a Unix socket: a sidecar speaks to it, the node's Envoy has no business with sockets of the node (${mode})`, async () => {
+    const path = join(folder, `${mode}.sock`);
+    const asked: (string | undefined)[] = [];
+    const server = createServer((request, response) => {
+      asked.push(request.url);
+      response.end('by a socket');
+    });
+    await new Promise<void>((resolve) => server.listen({ path, writableAll: true }, resolve));
+    try {
+      await mesh.apply(mode, entry('socket', `{hosts: [socket.example], addresses: [${vip(8)}], resolution: STATIC, ports: [{number: 80, name: http, protocol: HTTP}], endpoints: [{address: "unix://${path}"}]}`));
+      assert.deepEqual(await mesh.nacks(), []);
+      const { status, text } = await mesh.curl(mode, 'http://socket.example/x', at('socket.example', vip(8)));
+      assert.deepEqual([status, asked], mode === 'sidecar' ? [200, ['/x']] : [503, []], text);
+    } finally {
+      server.closeAllConnections();
+      server.close();
+    }
   });
 
   test(`ServiceEntry workloadSelector: pods of the namespace and WorkloadEntries, by weight; one that goes is gone (${mode})`, async () => {

@@ -15,12 +15,17 @@ export function foldAssignment(source: ClusterLoadAssignment): ClusterLoadAssign
   return assignment;
 }
 
-/** `connect_originate` with endpoint_id "ip:port" is a pod that HBONE reaches, a plain address one that it does not. */
+/**
+ * `connect_originate` with endpoint_id "ip:port" is a pod that HBONE reaches, a plain address one that it does not. A Unix
+ * socket is of the pod's file system, and what has its path on the node (Envoy's own sockets, the container runtime's) is
+ * nobody's to name.
+ */
 function foldEndpoint(endpoint: LbEndpoint): LbEndpoint | undefined {
   if (endpoint.host_identifier?.$case !== 'endpoint') return endpoint;
   const inner = endpoint.host_identifier.value;
   const address = inner.address?.address;
   const metadata = endpoint.metadata?.filter_metadata;
+  if (address?.$case === 'pipe') return undefined;
   if (address?.$case !== 'envoy_internal_address') {
     if (metadata?.[SOCKET_MATCH]?.['tlsMode'] !== 'istio') delete metadata?.[SOCKET_MATCH];
     return endpoint;

@@ -2,6 +2,7 @@ import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
 import { Cluster, type Cluster_TransportSocketMatch } from '../../proto/generated/envoy/config/cluster/v3/cluster.js';
 import { ClusterLoadAssignment } from '../../proto/generated/envoy/config/endpoint/v3/endpoint.js';
+import type { Address, SocketAddress } from '../../proto/generated/envoy/config/core/v3/address.js';
 import type { TransportSocket } from '../../proto/generated/envoy/config/core/v3/base.js';
 import { UpstreamTlsContext } from '../../proto/generated/envoy/extensions/transport_sockets/tls/v3/tls.js';
 import { Listener } from '../../proto/generated/envoy/config/listener/v3/listener.js';
@@ -159,6 +160,16 @@ describe('Folder: clusters and endpoints', () => {
     const cluster = decode(Cluster, snapshot.get(CDS, WEB)?.any);
     assert.equal(cluster.upstream_bind_config?.local_address_selector?.name, 'envoy.upstream.local_address_selector.filter_state_override');
     assert.deepEqual(cluster.upstream_bind_config?.socket_options.map(({ level, name, value }) => [level, name, value?.value]), [[1n, 36n, 1337n]]);
+  });
+
+  it('leaves out endpoints that are Unix sockets: on the node they would be other sockets than in the pod', () => {
+    const lbEndpoint = (address: Address['address']) => ({ host_identifier: { $case: 'endpoint' as const, value: { address: { address } } } });
+    const sockets = ClusterLoadAssignment.fromPartial({ cluster_name: WEB, endpoints: [{ lb_endpoints: [lbEndpoint({ $case: 'pipe', value: { path: '/run/app.sock', mode: 0 } }), lbEndpoint({ $case: 'socket_address', value: { address: '10.0.0.5', port_specifier: { $case: 'port_value', value: 80 } } as SocketAddress })] }] });
+    const ofEds = fold(basic({ [`eds ${WEB}`]: pack(ClusterLoadAssignment, sockets) })).snapshot;
+    const inline = fold(basic({ [`cds ${WEB}`]: pack(Cluster, Cluster.fromPartial({ name: WEB, load_assignment: sockets })) })).snapshot;
+    for (const assignment of [decode(ClusterLoadAssignment, ofEds.get(EDS, WEB)?.any), decode(Cluster, inline.get(CDS, WEB)?.any).load_assignment]) {
+      assert.deepEqual(assignment?.endpoints[0]?.lb_endpoints.map(({ host_identifier: host }) => host?.$case === 'endpoint' && host.value.address?.address?.$case), ['socket_address']);
+    }
   });
 
   it('makes copies of requests from the first pod of the class: they carry no filter state that says from whose', () => {
