@@ -13,10 +13,12 @@ import type { ContainerRecord } from '../common/lab-api.js';
 import type { Closable } from '../common/lifecycle.js';
 import { envoyBinary } from '../common/paths.js';
 import { ContainerProcess } from './container.js';
-import { bootstrap, PROMETHEUS_PORT, type ProxyPod, type ProxyRole } from './envoy-bootstrap.js';
+import { bootstrap, HEALTH_PORT, PROMETHEUS_PORT, type ProxyPod, type ProxyRole } from './envoy-bootstrap.js';
 import { execHelper } from './names.js';
+import { runProbe } from './readiness.js';
 import { writeSidecarRules } from './sidecar-rules.js';
 
+const READY = { httpGet: { path: '/healthz/ready', port: HEALTH_PORT } };
 const READY_POLL_MS = 200;
 const READY_AGAIN_POLL_MS = 5_000;
 export const ISTIO_PROXY = 'istio-proxy';
@@ -155,8 +157,9 @@ export class EnvoyProxy implements Closable {
     );
   }
 
-  /** As Istio's agent judges: initialized, and both clusters and listeners came from the control plane. */
+  /** As Istio's agent judges, initialized, and both clusters and listeners came from the control plane; asked as kubelet does, so that one whose listeners were drained is not ready. */
   async #isReady(): Promise<boolean> {
+    const { pod } = this.#options;
     try {
       const stats = await this.admin(
         '/stats?usedonly&filter=^(cluster_manager.cds.update_success|listener_manager.lds.update_success|listener_manager.workers_started|server.state)$',
@@ -167,7 +170,8 @@ export class EnvoyProxy implements Closable {
         value('cluster_manager.cds.update_success') > 0 &&
         value('listener_manager.lds.update_success') > 0 &&
         value('listener_manager.workers_started') === 1 &&
-        value('server.state') === 0
+        value('server.state') === 0 &&
+        (await runProbe({ container: { name: this.name }, netns: pod.netns, address: pod.ips[0]!, exec: () => Promise.resolve(false) }, READY))
       );
     } catch {
       return false;

@@ -102,7 +102,8 @@ export function isListening(pid: number, ports: readonly number[]): boolean {
   return ports.every((port) => listening.has(port));
 }
 
-async function runProbe(target: ReadinessTarget, probe: ProbeSpec): Promise<boolean> {
+/** Asks once, as kubelet does. Rejects when there is no connection. */
+export async function runProbe(target: Pick<ReadinessTarget, 'container' | 'netns' | 'address' | 'exec'>, probe: ProbeSpec): Promise<boolean> {
   const timeoutMs = (probe.timeoutSeconds ?? 1) * 1000;
   if (probe.exec) return target.exec(probe.exec.command, timeoutMs);
   const port = probePort(target.container, probe.httpGet?.port ?? probe.tcpSocket?.port ?? probe.grpc?.port);

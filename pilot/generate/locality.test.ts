@@ -2,6 +2,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { ClusterLoadAssignment } from '../../proto/generated/envoy/config/endpoint/v3/endpoint.js';
 import { parseProxy } from '../model/proxy.js';
+import { nodeYaml, podYaml, serviceYaml } from '../testing/mesh.js';
 import { testMesh, testProxy, type TestMesh } from '../testing/model.js';
 import { TYPE } from './resource.js';
 
@@ -62,4 +63,15 @@ test('clients of one place share an answer, and all do where the place does not 
   const nearest = testMesh(WORLD + rule(`{${OUTLIERS}}`));
   assert.equal(one(nearest, 'a', 'r1.z1'), one(nearest, 'b', 'r1.z1'));
   assert.notEqual(one(nearest, 'a', 'r1.z1'), one(nearest, 'b', 'r2.z3'));
+});
+
+test('an endpoint is where its pod\'s own label says, before its node; with another label it moves', () => {
+  const labels = { app: 'web' };
+  const pods = [{ name: 'placed', ip: '10.0.0.1', labels: { ...labels, 'istio-locality': 'r2.z.9' } }, { name: 'newer', ip: '10.0.0.2', labels: { ...labels, 'topology.istio.io/locality': 'r3.z3', 'istio-locality': 'r2.z2' } }, { name: 'plain', ip: '10.0.0.3', labels }];
+  const mesh = testMesh(nodeYaml + pods.map((pod) => podYaml('shop', pod)).join('') + serviceYaml('shop', 'web', '10.96.0.1', pods));
+  const host = 'web.shop.svc.cluster.local';
+  const places = (): string[] => mesh.model.endpoints(mesh.model.services.get(host)!).map(({ locality: { region, zone, subzone } }) => `${region}/${zone}/${subzone}`);
+  assert.deepEqual(places(), ['r2/z/9', 'r3/z3/', 'r1/z1/']);
+  assert.ok(mesh.apply(podYaml('shop', { ...pods[0]!, labels: { ...labels, 'istio-locality': 'r4' } })).endpoints.has(host));
+  assert.deepEqual(places()[0], 'r4//');
 });

@@ -5,6 +5,7 @@
 import type { LocalityLbEndpoints } from '../../proto/generated/envoy/config/endpoint/v3/endpoint_components.js';
 import type { LoadBalancer, LocalityLbSetting } from '../../common/kube/types.js';
 import type { MeshConfig } from '../model/mesh.js';
+import { labelledLocality, parseLocality } from '../model/locality.js';
 import type { Model } from '../model/model.js';
 import type { Proxy } from '../model/proxy.js';
 import type { Endpoint, Locality, MeshService } from '../model/types.js';
@@ -16,7 +17,6 @@ const SUBZONE_LABEL = 'topology.istio.io/subzone';
 const NETWORK_LABEL = 'topology.istio.io/network';
 const CLUSTER_LABEL = 'topology.istio.io/cluster';
 /** `region.zone.subzone`, in place of what the node says. */
-const LOCALITY_LABEL = 'istio-locality';
 const HOSTNAME_LABEL = 'kubernetes.io/hostname';
 
 /** What of a client locality load balancing looks at. */
@@ -46,10 +46,9 @@ export function whereabouts(model: Model, proxy: Proxy): Whereabouts {
   const said = proxy.metadata['NETWORK'];
   const entry = pod ? undefined : model.serviceEntries.workload(proxy.namespace, proxy.name)?.spec;
   const network = (typeof said === 'string' && said) || (proxy.labels[NETWORK_LABEL] ?? pod?.metadata.labels?.[NETWORK_LABEL]) || (entry?.network ?? model.clusters.networkOf(cluster, proxy.ip));
-  const written = (proxy.labels[LOCALITY_LABEL] ?? pod?.metadata.labels?.[LOCALITY_LABEL])?.replaceAll('.', '/') ?? entry?.locality;
-  const [region = '', zone = '', subzone = ''] = written?.split('/') ?? [];
+  const written = labelledLocality({ ...pod?.metadata.labels, ...proxy.labels }) ?? entry?.locality;
   const nodeName = pod?.spec.nodeName ?? proxy.nodeName;
-  const locality = proxy.locality ?? (written ? { region, zone, subzone } : model.localityOf(nodeName, undefined, cluster));
+  const locality = proxy.locality ?? (written ? parseLocality(written) : model.localityOf(nodeName, undefined, cluster));
   const labels = { ...(nodeName ? { [HOSTNAME_LABEL]: nodeName } : {}), [NETWORK_LABEL]: network, [CLUSTER_LABEL]: model.clusters.idOf(cluster), ...(pod?.metadata.labels ?? {}), ...proxy.labels };
   return { locality, labels, network, cluster: model.clusters.idOf(cluster) };
 }

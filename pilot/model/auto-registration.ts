@@ -5,6 +5,7 @@
  */
 import type { WorkloadEntry, WorkloadGroup } from '../../common/kube/types.js';
 import { objectKey } from '../../common/kube/types.js';
+import { labelledLocality } from './locality.js';
 import type { Model, ObjectChange } from './model.js';
 import type { Proxy } from './proxy.js';
 
@@ -59,7 +60,7 @@ export class AutoRegistration {
     const group = name && this.model.configs.get<WorkloadGroup>('WorkloadGroup', proxy.namespace, groupOf(proxy)!)?.object;
     if (!name || !group) return undefined;
     const { template, metadata = {} } = group.spec;
-    const locality = proxy.labels['istio-locality']?.replaceAll('.', '/');
+    const locality = labelledLocality(proxy.labels);
     return {
       apiVersion: 'networking.istio.io/v1',
       kind: 'WorkloadEntry',

@@ -12,6 +12,7 @@ import { clusterOf, Clusters, inCluster } from './clusters.js';
 import { byAge, Configs, selects } from './configs.js';
 import { resolveHost, serviceHost } from './hosts.js';
 import { jwksSource } from './jwks.js';
+import { labelledLocality, NO_LOCALITY, parseLocality } from './locality.js';
 import { DEFAULT_MESH_CONFIG, type MeshConfig } from './mesh.js';
 import { selectorLabels } from './peer-authentication.js';
 import { isAlive, podIps, podName, PodsByNode } from './pods.js';
@@ -35,7 +36,6 @@ export interface ObjectChange {
   loaded?: LoadedObject;
 }
 
-const NO_LOCALITY: Locality = { region: '', zone: '', subzone: '' };
 
 /** Routes of the Gateway API, and what decides whether they count. */
 export const GATEWAY_API_KINDS = ['Gateway', 'GatewayClass', 'HTTPRoute', 'GRPCRoute', 'TLSRoute', 'TCPRoute', 'ReferenceGrant'] as const;
@@ -71,7 +71,7 @@ export class Model {
     clusters: this.clusters,
     pod: (name) => this.pods.get(name),
     podByIp: (ip, cluster) => this.#podByIp.get(inCluster(cluster, ip)),
-    localityOf: (node, zone, cluster) => this.localityOf(node, zone, cluster),
+    localityOf: (node, zone, cluster, pod) => this.#endpointLocality(node, zone, cluster, pod),
   });
   readonly podsByNode = new PodsByNode();
   readonly #podByIp = new Map<string, Pod>();
@@ -81,7 +81,7 @@ export class Model {
   readonly #endpoints = new Map<string, Map<string, readonly Endpoint[]>>();
   readonly serviceEntries = new ServiceEntries({
     clusters: this.clusters,
-    localityOf: (node, zone, cluster) => this.localityOf(node, zone, cluster),
+    localityOf: (node, zone, cluster, pod) => this.#endpointLocality(node, zone, cluster, pod),
     podsOf: (namespace) => this.#podsByNamespace.get(namespace)?.values() ?? [],
     mesh: () => this.mesh,
   });
@@ -321,6 +321,12 @@ export class Model {
     // A ServiceEntry with the host of a Service in its namespace adds endpoints to it, by the names of ports.
     for (const endpoint of this.serviceEntries.endpoints(service)) if (!found.has(endpoint.address)) found.set(endpoint.address, endpoint);
     return [...found.values()];
+  }
+
+  /** Endpoints are where their own label says; WDS, as Istio's, knows nodes alone. */
+  #endpointLocality(nodeName: string | undefined, zone: string | undefined, cluster: string, pod: Pod | undefined): Locality {
+    const own = labelledLocality(pod?.metadata.labels);
+    return own ? parseLocality(own) : this.localityOf(nodeName, zone, cluster);
   }
 
   localityOf(nodeName: string | undefined, zone?: string, cluster = ''): Locality {

@@ -12,6 +12,7 @@ import { parseExportTo } from './export-to.js';
 import type { MeshConfig } from './mesh.js';
 import { isAlive, isReady, podIps, podsEndpoint, TLS_MODE_LABEL, NETWORK_LABEL } from './pods.js';
 import { protocolOf } from './protocol.js';
+import { labelledLocality, parseLocality } from './locality.js';
 import type { Endpoint, Locality, MeshPort, MeshService, Resolution } from './types.js';
 
 const AUTO_ALLOCATE_LABEL = 'networking.istio.io/enable-autoallocate-ip';
@@ -24,7 +25,7 @@ type Labels = Readonly<Record<string, string>>;
 export interface Placed {
   mesh(): MeshConfig;
   clusters: Clusters;
-  localityOf(nodeName: string | undefined, zone: string | undefined, cluster: string): Locality;
+  localityOf(nodeName: string | undefined, zone: string | undefined, cluster: string, pod: Pod | undefined): Locality;
   podsOf(namespace: string): Iterable<Pod>;
 }
 
@@ -163,12 +164,11 @@ export class ServiceEntries {
   endpointOf(spec: WorkloadEntrySpec, namespace: string, workloadName: string, ports: readonly MeshPort[]): Endpoint {
     const { clusters } = this.placed;
     const labels = spec.labels ?? {};
-    const [region = '', zone = '', subzone = ''] = (spec.locality ?? labels['istio-locality']?.replaceAll('.', '/') ?? '').split('/');
     return {
       address: spec.address ?? '',
       ports: new Map(ports.map((port) => [port.name, entryPort(spec, port)])),
       ready: undefined,
-      locality: { region, zone, subzone },
+      locality: parseLocality(spec.locality ?? labelledLocality(labels) ?? ''),
       pod: undefined,
       workloadName,
       labels,
@@ -191,7 +191,7 @@ export class ServiceEntries {
 
   #ofPod(pod: Pod, ports: readonly MeshPort[]): Endpoint {
     const numbers = new Map(ports.map((port) => [port.name, typeof port.targetPort === 'number' ? port.targetPort : port.port]));
-    return { ...podsEndpoint(pod, this.placed.clusters), address: podIps(pod)[0]!, ports: numbers, ready: true, locality: this.placed.localityOf(pod.spec.nodeName, undefined, clusterOf(pod)) };
+    return { ...podsEndpoint(pod, this.placed.clusters), address: podIps(pod)[0]!, ports: numbers, ready: true, locality: this.placed.localityOf(pod.spec.nodeName, undefined, clusterOf(pod), pod) };
   }
 }
 

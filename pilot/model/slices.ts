@@ -15,7 +15,7 @@ export interface SliceContext {
   /** By podName(). */
   pod(name: string): Pod | undefined;
   podByIp(ip: string, cluster: string): Pod | undefined;
-  localityOf(nodeName: string | undefined, zone: string | undefined, cluster: string): Locality;
+  localityOf(nodeName: string | undefined, zone: string | undefined, cluster: string, pod: Pod | undefined): Locality;
 }
 
 export class EndpointSlices {
@@ -72,7 +72,7 @@ export class EndpointSlices {
         const pod = targetRef?.kind === 'Pod' && targetRef.name ? context.pod(inCluster(cluster, `${targetRef.namespace ?? slice.metadata.namespace}/${targetRef.name}`)) : context.podByIp(address, cluster);
         const workload = pod ? podsEndpoint(pod, clusters) : { pod, workloadName: undefined, labels: {}, namespace, serviceAccount: undefined, tlsMode: undefined, weight: 1, network: clusters.networkOf(cluster, address), cluster: clusters.idOf(cluster) };
         // Networks of their own may use the same addresses.
-        found.set(clusters.several ? `${workload.network} ${address}` : address, { ...workload, address, ports, ready: notReadyCounts || conditions?.ready !== false, locality: context.localityOf(nodeName ?? pod?.spec.nodeName, zone, cluster) });
+        found.set(clusters.several ? `${workload.network} ${address}` : address, { ...workload, address, ports, ready: notReadyCounts || conditions?.ready !== false, locality: context.localityOf(nodeName ?? pod?.spec.nodeName, zone, cluster, pod) });
       }
     }
     return found;
