@@ -10,8 +10,9 @@ import type { EnvoyFilter } from '../../common/kube/types.js';
 import type { ChangeSet } from '../model/changes.js';
 import type { MeshService, Model } from '../model/model.js';
 import type { Proxy } from '../model/proxy.js';
-import type { Generator, Names } from '../generate/generator.js';
+import type { Generator, Names, SharedNames } from '../generate/generator.js';
 import { CONNECT_TERMINATE, isInboundListener } from '../generate/names.js';
+import type { Whole } from '../generate/resource-list.js';
 import { TYPE, type Resource } from '../generate/resource.js';
 import { gatewayServers } from '../generate/gateway/servers.js';
 import { inboundHosts, podOf } from '../generate/inbound-ports.js';
@@ -196,6 +197,10 @@ export class FilteredGenerator implements Generator {
     if (isEmpty(set)) return resources;
     const patched = resources.flatMap((resource) => this.filters.apply(proxy, set, this.typeUrl, resource) ?? []);
     return [...patched, ...this.filters.additions(proxy, set, this.typeUrl)];
+  }
+
+  whole(proxy: Proxy, names: SharedNames | undefined): Whole | undefined {
+    return isEmpty(this.filters.setFor(proxy)) ? this.inner.whole?.(proxy, names) : undefined;
   }
 
   one(proxy: Proxy, name: string): Resource | undefined {

@@ -11,7 +11,11 @@ import { sniClusters } from './gateway/sni-clusters.js';
 import type { Generator } from './generator.js';
 import { hasIpv4, hasIpv6, proxyIps } from './inbound-ports.js';
 import { whereabouts } from './locality.js';
+import { ResourceLists, type ResourceList, type Whole } from './resource-list.js';
 import { TYPE, type Resource } from './resource.js';
+
+/** Lists of clusters that are kept for one scope. */
+const MAX_PLACES = 32;
 
 /** Clusters of a service differ between clients by the DestinationRule that applies, and where names are resolved by what the client can reach. */
 export class ClusterGenerator implements Generator {
@@ -19,22 +23,35 @@ export class ClusterGenerator implements Generator {
   readonly wildcard = true;
   /** By host, then by the service's own key and the rule that applies. */
   readonly #byHost = new Map<string, Map<string, Resource[]>>();
-  #lists = new WeakMap<Scope, Map<string, readonly Resource[]>>();
+  #outbound = new WeakMap<Scope, Map<string, ResourceList>>();
+  #lists = new ResourceLists();
   #eastWest = new WeakMap<Scope, Map<typeof sniClusters, readonly Resource[]>>();
   constructor(readonly model: Model) {}
 
   all(proxy: Proxy): Resource[] {
-    const scope = this.model.scopeOf(proxy);
-    return [...this.#outboundOf(scope, proxy), ...proxyClusters(scope, proxy), ...this.#passing(scope, proxy)];
+    const { shared, own } = this.whole(proxy);
+    return [...shared.resources, ...own];
   }
 
-  /** Clients of one scope share their clusters, unless some are resolved by name, which each does where it is. */
-  #outboundOf(scope: Scope, proxy: Proxy): readonly Resource[] {
-    if (scope.services.some(({ resolution }) => resolution.startsWith('DNS'))) return this.#outbound(scope, proxy);
-    let lists = this.#lists.get(scope);
-    if (!lists) this.#lists.set(scope, (lists = new Map()));
-    let list = lists.get(proxy.type);
-    if (!list) lists.set(proxy.type, (list = this.#outbound(scope, proxy)));
+  whole(proxy: Proxy): Whole {
+    const scope = this.model.scopeOf(proxy);
+    return { shared: this.#outboundOf(scope, proxy), own: [...proxyClusters(scope, proxy), ...this.#passing(scope, proxy)] };
+  }
+
+  /** Clients of one scope share their clusters; where some are resolved by name, which each does where it is, those of one place. */
+  #outboundOf(scope: Scope, proxy: Proxy): ResourceList {
+    const { type } = proxy;
+    let variant: ClusterVariant | undefined;
+    const variantOf = (): ClusterVariant => (variant ??= this.#variant(proxy));
+    const places = scope.services.filter(({ resolution }) => resolution.startsWith('DNS')).map((service) => clusterClientKey(scope, service, variantOf));
+    const key = `${type} ${places.join('|')}`;
+    let lists = this.#outbound.get(scope);
+    if (!lists) this.#outbound.set(scope, (lists = new Map()));
+    let list = lists.get(key);
+    if (list) return list;
+    list = this.#lists.intern(scope.services.flatMap((service) => this.#ofService(scope, proxy, service, variantOf)));
+    // Places may be as many as clients.
+    if (lists.size < MAX_PLACES) lists.set(key, list);
     return list;
   }
 
@@ -46,14 +63,6 @@ export class ClusterGenerator implements Generator {
     let made = this.#eastWest.get(scope);
     if (!made) this.#eastWest.set(scope, (made = new Map()));
     return kinds.flatMap((make) => made.get(make) ?? (made.set(make, make(scope)), made.get(make)!));
-  }
-
-  #outbound(scope: Scope, proxy: Proxy): Resource[] {
-    const resources: Resource[] = [];
-    let variant: ClusterVariant | undefined;
-    const variantOf = (): ClusterVariant => (variant ??= this.#variant(proxy));
-    for (const service of scope.services) for (const cluster of this.#ofService(scope, proxy, service, variantOf)) resources.push(cluster);
-    return resources;
   }
 
   #ofService(scope: Scope, proxy: Proxy, service: MeshService, variantOf: () => ClusterVariant): readonly Resource[] {
@@ -84,7 +93,7 @@ export class ClusterGenerator implements Generator {
   }
 
   invalidate(change: ChangeSet): void {
-    if (outboundChanged(change)) [this.#lists, this.#eastWest] = [new WeakMap(), new WeakMap()];
+    if (outboundChanged(change)) [this.#outbound, this.#lists, this.#eastWest] = [new WeakMap(), new ResourceLists(), new WeakMap()];
     if (change.full) this.#byHost.clear();
     for (const host of [...change.services, ...change.identities]) this.#byHost.delete(host);
     for (const pattern of change.rules) {

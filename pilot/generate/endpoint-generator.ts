@@ -2,20 +2,47 @@ import type { ChangeSet } from '../model/changes.js';
 import { hostMatches } from '../model/hosts.js';
 import type { Model } from '../model/model.js';
 import type { Proxy } from '../model/proxy.js';
+import type { Scope } from '../model/scope.js';
 import { clientKey, clusterEndpoints } from './endpoints.js';
-import type { Generator, Names } from './generator.js';
+import type { Generator, Names, SharedNames } from './generator.js';
 import { whereabouts, type Whereabouts } from './locality.js';
-import { parseClusterName } from './names.js';
+import { parseClusterName, type ClusterKey } from './names.js';
+import { ResourceLists, type Whole } from './resource-list.js';
 import { TYPE, type Resource } from './resource.js';
+
+/** A cluster's name that somebody asked for. */
+interface Known {
+  cluster: ClusterKey | undefined;
+  /** By what makes results differ between clients. */
+  made: Map<string, Resource>;
+}
+
+/** Where a client is, found out when it is wanted, and whether somebody wanted to know for whom resources are the same. */
+class Place {
+  wasAsked = false;
+  #where: Whereabouts | undefined;
+  constructor(readonly model: Model, readonly proxy: Proxy) {}
+
+  get where(): Whereabouts {
+    return (this.#where ??= whereabouts(this.model, this.proxy));
+  }
+
+  readonly ask = (): Whereabouts => {
+    this.wasAsked = true;
+    return this.where;
+  };
+}
 
 /** Endpoint sets. The one type whose changes are frequent: a change finds its names without looking at all that are watched. */
 export class EndpointGenerator implements Generator {
   readonly typeUrl = TYPE.endpoint;
   readonly wildcard = false;
-  /** By host, then by what makes results differ between clients, and the cluster's name. */
-  readonly #byHost = new Map<string, Map<string, Resource>>();
-  /** Every name that was ever asked for, by its host. */
+  /** Every name that was ever asked for. */
+  readonly #known = new Map<string, Known>();
   readonly #namesByHost = new Map<string, Set<string>>();
+  /** By the names that they are of; undefined: they depend on more of the client than its scope. */
+  #wholes = new WeakMap<Scope, WeakMap<SharedNames, Whole | undefined>>();
+  #lists = new ResourceLists();
   constructor(readonly model: Model) {}
 
   all(): Resource[] {
@@ -23,24 +50,50 @@ export class EndpointGenerator implements Generator {
   }
 
   one(proxy: Proxy, name: string): Resource {
-    const cluster = parseClusterName(name);
-    const host = cluster?.host ?? '';
+    return this.#of(this.model.scopeOf(proxy), name, new Place(this.model, proxy));
+  }
+
+  whole(proxy: Proxy, names: SharedNames | undefined): Whole | undefined {
+    if (!names) return undefined;
     const scope = this.model.scopeOf(proxy);
+    let wholes = this.#wholes.get(scope);
+    if (!wholes) this.#wholes.set(scope, (wholes = new WeakMap()));
+    if (!wholes.has(names)) wholes.set(names, this.#wholeOf(scope, names, new Place(this.model, proxy)));
+    return wholes.get(names);
+  }
+
+  #wholeOf(scope: Scope, names: SharedNames, place: Place): Whole | undefined {
+    const resources: Resource[] = [];
+    for (const name of names.keys()) {
+      resources.push(this.#of(scope, name, place));
+      if (place.wasAsked) return undefined;
+    }
+    return { shared: this.#lists.intern(resources), own: [] };
+  }
+
+  #of(scope: Scope, name: string, place: Place): Resource {
+    const { cluster, made } = this.#knownAs(name);
+    const host = cluster?.host ?? '';
     const [service, rule] = [scope.service(host), scope.rule(host)];
-    let where: Whereabouts | undefined;
-    const client = (): Whereabouts => (where ??= whereabouts(this.model, proxy));
-    let made = this.#byHost.get(host);
-    if (!made) this.#byHost.set(host, (made = new Map()));
+    const { clusters, mesh } = this.model;
     // Most services are the same wherever the client is, and are found to be so at no cost.
-    const dependent = cluster && service && (rule || service.trafficDistribution || this.model.mesh.localityLbSetting.distribute || this.model.clusters.several || this.model.clusters.severalNetworks || cluster.passes);
-    const key = `${service?.key ?? ''} ${rule?.key ?? ''} ${name} ${dependent ? clientKey(scope, service, cluster, client) : ''}`;
+    const dependent = cluster && service && (rule || service.trafficDistribution || mesh.localityLbSetting.distribute || clusters.several || clusters.severalNetworks || cluster.passes);
+    const key = `${service?.key ?? ''} ${rule?.key ?? ''} ${dependent ? clientKey(scope, service, cluster, place.ask) : ''}`;
     let resource = made.get(key);
-    if (resource) return resource;
-    made.set(key, (resource = clusterEndpoints(scope, name, client())));
-    let names = this.#namesByHost.get(host);
-    if (!names) this.#namesByHost.set(host, (names = new Set()));
-    names.add(name);
+    if (!resource) made.set(key, (resource = clusterEndpoints(scope, name, place.where)));
     return resource;
+  }
+
+  #knownAs(name: string): Known {
+    let known = this.#known.get(name);
+    if (known) return known;
+    const cluster = parseClusterName(name);
+    this.#known.set(name, (known = { cluster, made: new Map() }));
+    const host = cluster?.host ?? '';
+    const names = this.#namesByHost.get(host);
+    if (names) names.add(name);
+    else this.#namesByHost.set(host, new Set([name]));
+    return known;
   }
 
   affected(proxy: Proxy, change: ChangeSet, names: Names): 'all' | Iterable<string> {
@@ -52,8 +105,9 @@ export class EndpointGenerator implements Generator {
   }
 
   invalidate(change: ChangeSet): void {
-    if (change.full) this.#byHost.clear();
-    else for (const host of this.#touchedHosts(change)) this.#byHost.delete(host);
+    [this.#wholes, this.#lists] = [new WeakMap(), new ResourceLists()];
+    if (change.full) for (const { made } of this.#known.values()) made.clear();
+    else for (const host of this.#touchedHosts(change)) for (const name of this.#namesByHost.get(host) ?? []) this.#known.get(name)!.made.clear();
   }
 
   #touchedHosts(change: ChangeSet): Iterable<string> {

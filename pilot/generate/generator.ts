@@ -11,6 +11,7 @@ import { ClusterGenerator } from './cluster-generator.js';
 import { EndpointGenerator } from './endpoint-generator.js';
 import { ListenerGenerator } from './listener-generator.js';
 import type { Resource } from './resource.js';
+import type { Whole } from './resource-list.js';
 import { RouteGenerator } from './route-generator.js';
 import { SecretGenerator, type SecretProblem } from './secret-generator.js';
 import { AddressGenerator, AuthorizationGenerator } from './workload-generator.js';
@@ -21,6 +22,9 @@ export interface Names extends Iterable<string> {
   has(name: string): boolean;
 }
 
+/** The same object for all streams that watch the same names; never changed. */
+export type SharedNames = ReadonlyMap<string, unknown>;
+
 export interface Generator {
   readonly typeUrl: string;
   /** Whether a stream that asks for nothing by name gets everything. */
@@ -29,6 +33,11 @@ export interface Generator {
   all(proxy: Proxy): Resource[];
   /** Undefined: there is no such resource, and that is the answer. */
   one(proxy: Proxy, name: string): Resource | undefined;
+  /**
+   * All that a wildcard subscription has, or one to these `names` and no others, with what many clients have in common as one
+   * list. Undefined: it is to be put together by all() and one().
+   */
+  whole?(proxy: Proxy, names: SharedNames | undefined): Whole | undefined;
   /** Which of the subscribed `names` a change may alter for this proxy; `all` when it can't be told by name. */
   affected(proxy: Proxy, change: ChangeSet, names: Names): 'all' | Iterable<string>;
   /** Makes what is kept about one service, so that a client's request finds it. */

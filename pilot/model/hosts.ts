@@ -23,6 +23,8 @@ export function bySpecificity(a: string, b: string): number {
   return wildA - wildB || b.length - a.length || (a < b ? -1 : 1);
 }
 
+const NONE: readonly (readonly never[])[] = [];
+
 /** Things by host pattern; finding those of a host costs no more than the number of wildcards. */
 export class HostIndex<T> {
   readonly #exact = new Map<string, T[]>();
@@ -43,6 +45,7 @@ export class HostIndex<T> {
   /** One list a pattern, the most specific pattern first; in each the order of adding. */
   matching(host: string): readonly (readonly T[])[] {
     const exact = this.#exact.get(host);
+    if (this.#wildcards.size === 0) return exact ? [exact] : NONE;
     const wild = [...this.#wildcards.entries()].filter(([pattern]) => hostMatches(pattern, host)).sort(([a], [b]) => bySpecificity(a, b));
     return [...(exact ? [exact] : []), ...wild.map(([, items]) => items)];
   }

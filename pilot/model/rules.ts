@@ -77,11 +77,8 @@ export class DestinationRules {
       const own = this.#candidates(rootNamespace, host, rootNamespace)?.filter(({ exportTo }) => exportTo !== 'all' && exportTo.size === 1);
       if (own?.length) return select(own, client);
     }
-    for (const namespace of new Set([service?.namespace, rootNamespace])) {
-      const found = namespace === undefined ? undefined : this.#candidates(namespace, host, client.namespace);
-      if (found) return select(found, client);
-    }
-    return undefined;
+    const found = (service && this.#candidates(service.namespace, host, client.namespace)) ?? this.#candidates(rootNamespace, host, client.namespace);
+    return found && select(found, client);
   }
 
   #candidates(namespace: string, host: string, client: string): readonly MergedRule[] | undefined {

@@ -1,15 +1,14 @@
 import assert from 'node:assert/strict';
-import { EventEmitter } from 'node:events';
 import { test } from 'node:test';
 import { rootLogger } from '../../common/log.js';
 import { DeltaDiscoveryRequest } from '../../proto/generated/envoy/service/discovery/v3/discovery.js';
 import type { Generator, Generators } from '../generate/generator.js';
 import { TYPE, type Resource } from '../generate/resource.js';
 import { ChangeSet } from '../model/changes.js';
+import { TestStream } from '../testing/stream.js';
 import { BudgetShare, SendBudget } from './budget.js';
 import { ConnectThrottle } from './connect-throttle.js';
 import type { ConnectionContext } from './connection.js';
-import type { EncodedResponse } from './encode.js';
 import { DeltaConnection } from './delta.js';
 import { PushMetrics } from './metrics.js';
 import { MapStore } from './shared-map.js';
@@ -19,24 +18,7 @@ const turns = async (count = 50): Promise<void> => {
   for (let turn = 0; turn < count; turn++) await new Promise<void>((resolve) => setImmediate(resolve));
 };
 
-/** A stream whose client reads only what it is told to. */
-class Call extends EventEmitter {
-  readonly unread: (() => void)[] = [];
-  written = 0;
-  paused = false;
-  write(_response: EncodedResponse, sent: () => void): boolean {
-    this.written++;
-    this.unread.push(sent);
-    return true;
-  }
-  pause = (): void => void (this.paused = true);
-  resume = (): void => void (this.paused = false);
-  isPaused = (): boolean => this.paused;
-  end = (): void => undefined;
-  getPeer = (): string => 'test';
-}
-
-function open(bytes: number, throttle = new ConnectThrottle(16)): { call: Call; connection: DeltaConnection; budget: SendBudget; ask: (more?: Partial<DeltaDiscoveryRequest>) => void; bump: () => void } {
+function open(bytes: number, throttle = new ConnectThrottle(16)): { call: TestStream; connection: DeltaConnection; budget: SendBudget; ask: (more?: Partial<DeltaDiscoveryRequest>) => void; bump: () => void } {
   let version = 1;
   const one = (_proxy: unknown, name: string): Resource => ({ name, version: `${version}`, body: { type_url: TYPE.endpoint, value: Buffer.alloc(bytes) } });
   const generator: Generator = { typeUrl: TYPE.endpoint, wildcard: false, all: (proxy) => [one(proxy, 'a'), one(proxy, 'b')], one, affected: () => ['a', 'b'], invalidate: () => undefined };
@@ -44,7 +26,7 @@ function open(bytes: number, throttle = new ConnectThrottle(16)): { call: Call; 
   const budget = new SendBudget(64 << 20);
   const logger = rootLogger.child({}, { level: 'silent' });
   const context: ConnectionContext = { generators, logger, metrics: new PushMetrics(), budget, throttle, maps: new MapStore(), maxNames: 100, version: () => 'v', clients: () => undefined, wake: () => undefined };
-  const call = new Call();
+  const call = new TestStream();
   const connection = new DeltaConnection(context, call as unknown as DeltaConnection['call'], () => undefined, { identity: undefined, local: false });
   const ask = (more: Partial<DeltaDiscoveryRequest> = {}): void => void call.emit('data', DeltaDiscoveryRequest.fromPartial({ type_url: TYPE.endpoint, node: { id: NODE }, resource_names_subscribe: ['a'], ...more }));
   return { call, connection, budget, ask, bump: () => void version++ };
@@ -54,11 +36,11 @@ test('a client that asks and asks but does not read is made no more responses un
   const { call, budget, ask } = open(2 << 20);
   for (let index = 0; index < 100; index++) ask();
   await turns();
-  assert.deepEqual([call.written, call.paused], [1, true]);
+  assert.deepEqual([call.written.length, call.paused], [1, true]);
   assert.ok(budget.isFree, 'others are served');
   call.unread.shift()!();
   await turns();
-  assert.equal(call.written, 2);
+  assert.equal(call.written.length, 2);
   call.emit('close');
   assert.equal(budget.inFlightBytes, 0);
 });
@@ -70,12 +52,12 @@ test('of clients that connect together the requests are read only as earlier one
   assert.deepEqual(reading(), [1, 0, 0]);
   first.ask();
   await turns();
-  assert.deepEqual([first.call.written, reading()], [1, [1, 1, 0]]);
+  assert.deepEqual([first.call.written.length, reading()], [1, [1, 1, 0]]);
   second.call.emit('cancelled');
   assert.deepEqual(reading(), [1, 1, 1], 'one that goes away makes room as well');
   third.ask();
   await turns();
-  assert.equal(third.call.written, 1);
+  assert.equal(third.call.written.length, 1);
 });
 
 test('delta: after the wildcard is unsubscribed nothing is sent but what was subscribed to by name', async () => {
@@ -86,7 +68,7 @@ test('delta: after the wildcard is unsubscribed nothing is sent but what was sub
   assert.deepEqual([...connection.watches.get(TYPE.endpoint)!.sent], ['b']);
   bump();
   connection.push(new ChangeSet());
-  assert.equal(call.written, 2);
+  assert.equal(call.written.length, 2);
   assert.deepEqual([...connection.watches.get(TYPE.endpoint)!.sent], ['b']);
 });
 

@@ -6,6 +6,7 @@ import type { Logger } from '../../common/log.js';
 import type { Node } from '../../proto/generated/envoy/config/core/v3/base.js';
 import { nodeIdRefusal, type PeerIdentity } from '../ca/peer-identity.js';
 import type { Generator, Generators } from '../generate/generator.js';
+import type { ResourceList } from '../generate/resource-list.js';
 import { PUSH_ORDER, TYPE, type Resource } from '../generate/resource.js';
 import type { ChangeSet } from '../model/changes.js';
 import { parseProxy, type Proxy } from '../model/proxy.js';
@@ -46,8 +47,10 @@ export interface ConnectionContext {
 }
 
 export interface Delta {
-  changed: Resource[];
+  changed: readonly Resource[];
   removed: string[];
+  /** Goes before `changed`. */
+  shared?: ResourceList;
 }
 
 export interface ConnectionStatus {

@@ -28,7 +28,7 @@ export class DeltaConnection extends Connection<DeltaDiscoveryRequest> {
       const known = Object.entries(request.initial_resource_versions);
       watch.sent.setAll({ items: known, nameOf: ([name]) => name, versionOf: ([, version]) => version });
       // Always answered, if with nothing: the client waits for this to know that it is up to date.
-      this.respond(watch, generator, proxy, this.everything(watch, generator, proxy));
+      this.respond(watch, generator, proxy, this.#shared(watch, generator, proxy) ?? this.everything(watch, generator, proxy));
       return;
     }
     if (request.response_nonce) this.acknowledge(watch, request.response_nonce, request.error_detail?.message ?? undefined);
@@ -60,10 +60,18 @@ export class DeltaConnection extends Connection<DeltaDiscoveryRequest> {
     this.respond(watch, generator, proxy, { changed: wanted, removed });
   }
 
-  protected override respond(watch: Watch, _generator: Generator, _proxy: Proxy, { changed, removed }: Delta): void {
-    watch.noteSent(changed);
+  /** For a client that holds nothing yet, and asked for what others ask for. */
+  #shared(watch: Watch, generator: Generator, proxy: Proxy): Delta | undefined {
+    if (watch.sent.size > 0 || (watch.wildcard && watch.names.size > 0)) return undefined;
+    const names = watch.wildcard ? undefined : watch.names.shared;
+    const whole = watch.wildcard || names ? generator.whole?.(proxy, names) : undefined;
+    return whole && { changed: whole.own, removed: [], shared: whole.shared };
+  }
+
+  protected override respond(watch: Watch, _generator: Generator, _proxy: Proxy, { changed, removed, shared }: Delta): void {
+    watch.noteSent(changed, shared);
     for (const name of removed) watch.sent.delete(name);
     const head = { type_url: watch.typeUrl, system_version_info: this.context.version(), nonce: this.nextNonce(watch), removed_resources: removed };
-    this.write(watch.typeUrl, encodeDelta(head, changed));
+    this.write(watch.typeUrl, encodeDelta(head, changed, shared));
   }
 }

@@ -3,15 +3,10 @@ import { test } from 'node:test';
 import { DeltaDiscoveryResponse, DiscoveryResponse } from '../../proto/generated/envoy/service/discovery/v3/discovery.js';
 import { Cluster } from '../../proto/generated/envoy/config/cluster/v3/cluster.js';
 import { makeResource, TYPE, type Resource } from '../generate/resource.js';
-import { encodeDelta, encodeSotw, type EncodedResponse } from './encode.js';
+import { bytesOf } from '../testing/stream.js';
+import { encodeDelta, encodeSotw } from './encode.js';
 
 const resources: Resource[] = [0, 1, 130, 20_000, 3_000_000].map((size, index) => makeResource(`cluster-${index}`, Cluster, Cluster.fromPartial({ name: `cluster-${index}`, alt_stat_name: 'x'.repeat(size) })));
-
-function bytesOf(response: EncodedResponse): Buffer {
-  const bytes = Buffer.alloc(response.byteLength);
-  assert.equal(response.copy(bytes), bytes.length);
-  return bytes;
-}
 
 test('encodeDelta, encodeSotw: what is put together reads as what was meant, bodies of any length', () => {
   const delta = DeltaDiscoveryResponse.decode(bytesOf(encodeDelta({ type_url: TYPE.cluster, system_version_info: 'v', nonce: 'n', removed_resources: ['gone'] }, resources)));

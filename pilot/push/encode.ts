@@ -4,6 +4,7 @@
  */
 import { DeltaDiscoveryResponse, DiscoveryResponse, Resource as ResourceMessage } from '../../proto/generated/envoy/service/discovery/v3/discovery.js';
 import { Memo } from '../../common/memo.js';
+import type { ResourceList } from '../generate/resource-list.js';
 import type { Resource } from '../generate/resource.js';
 
 /** Field numbers with wire type 2: of `resources` in both responses, of Resource.resource, of Any.type_url and Any.value. */
@@ -23,55 +24,67 @@ export interface DeltaHead {
   removed_resources: string[];
 }
 
+/** Pieces of a response, each of which others may have as well. */
+class Parts {
+  readonly pieces: Uint8Array[] = [];
+  byteLength = 0;
+
+  add(piece: Uint8Array): void {
+    this.pieces.push(piece);
+    this.byteLength += piece.length;
+  }
+}
+
 /**
- * A response in parts that others have as well. Has what grpc-js wants of a message when it puts it into a frame, and so is
- * copied only then: not before its turn comes on the stream, and not twice.
+ * A response in parts. Has what grpc-js wants of a message when it puts it into a frame, and so is copied only then: not
+ * before its turn comes on the stream, and not twice.
  */
 export class EncodedResponse {
-  readonly #parts: Uint8Array[];
-  #length = 0;
+  readonly byteLength: number;
 
-  constructor(head: Uint8Array) {
-    this.#parts = [head];
-    this.#length = head.length;
-  }
-
-  get byteLength(): number {
-    return this.#length;
-  }
-
-  add(part: Uint8Array): void {
-    this.#parts.push(part);
-    this.#length += part.length;
+  constructor(readonly parts: readonly Parts[]) {
+    this.byteLength = parts.reduce((sum, part) => sum + part.byteLength, 0);
   }
 
   /** As Buffer.copy: writes all of it into `target`, from its byte `start` on. */
   copy(target: Uint8Array, start = 0): number {
     let at = start;
-    for (const part of this.#parts) {
-      target.set(part, at);
-      at += part.length;
+    for (const { pieces } of this.parts) {
+      for (const piece of pieces) {
+        target.set(piece, at);
+        at += piece.length;
+      }
     }
     return at - start;
   }
 }
 
-export function encodeDelta(head: DeltaHead, resources: readonly Resource[]): EncodedResponse {
-  const response = new EncodedResponse(DeltaDiscoveryResponse.encode(DeltaDiscoveryResponse.fromPartial({ ...head, control_plane })).finish());
-  for (const resource of resources) addResource(response, deltaFrames.once(resource, () => deltaFrame(resource)), resource);
-  return response;
+const deltaLists = new Memo<ResourceList, Parts>();
+
+/** @param shared goes before `resources` */
+export function encodeDelta(head: DeltaHead, resources: readonly Resource[], shared?: ResourceList): EncodedResponse {
+  const first = new Parts();
+  first.add(DeltaDiscoveryResponse.encode(DeltaDiscoveryResponse.fromPartial({ ...head, control_plane })).finish());
+  return new EncodedResponse([first, ...(shared ? [deltaLists.once(shared, () => deltaParts(shared.resources))] : []), deltaParts(resources)]);
 }
 
 export function encodeSotw(head: { type_url: string; version_info: string; nonce: string }, resources: readonly Resource[]): EncodedResponse {
-  const response = new EncodedResponse(DiscoveryResponse.encode(DiscoveryResponse.fromPartial({ ...head, control_plane })).finish());
-  for (const resource of resources) addResource(response, sotwFrames.once(resource, () => sotwFrame(resource)), resource);
-  return response;
+  const parts = new Parts();
+  parts.add(DiscoveryResponse.encode(DiscoveryResponse.fromPartial({ ...head, control_plane })).finish());
+  for (const resource of resources) addResource(parts, sotwFrames.once(resource, () => sotwFrame(resource)), resource);
+  return new EncodedResponse([parts]);
 }
 
-function addResource(response: EncodedResponse, frame: Buffer, resource: Resource): void {
-  response.add(frame);
-  if (resource.parts) for (const part of resource.parts) response.add(part);
-  else response.add(resource.body.value);
+function deltaParts(resources: readonly Resource[]): Parts {
+  const parts = new Parts();
+  for (const resource of resources) addResource(parts, deltaFrames.once(resource, () => deltaFrame(resource)), resource);
+  return parts;
+}
+
+function addResource(parts: Parts, frame: Buffer, resource: Resource): void {
+  parts.add(frame);
+  if (resource.parts) for (const part of resource.parts) parts.add(part);
+  else parts.add(resource.body.value);
 }
 
 /** All of a Resource up to the bytes of its body, which come last. */

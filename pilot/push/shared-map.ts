@@ -130,6 +130,16 @@ export class SharedMap {
     return this.keys();
   }
 
+  /** Instead of all that it had it has what is in `map`, which others share and nobody changes. */
+  begin(map: ReadonlyMap<string, string>): void {
+    this.#take(map);
+  }
+
+  /** The map that equal ones of this store share, if this one has no differences of its own. */
+  get shared(): ReadonlyMap<string, string> | undefined {
+    return this.#differences.size === 0 ? this.#base : undefined;
+  }
+
   /** Sets many at once. */
   setAll<T>(list: VersionList<T>): void {
     const { items, nameOf, versionOf } = list;

@@ -2,7 +2,7 @@
 import type { DiscoveryRequest } from '../../proto/generated/envoy/service/discovery/v3/discovery.js';
 import type { Node } from '../../proto/generated/envoy/config/core/v3/base.js';
 import type { Generator } from '../generate/generator.js';
-import { TYPE, type Resource } from '../generate/resource.js';
+import { TYPE } from '../generate/resource.js';
 import type { Proxy } from '../model/proxy.js';
 import { Connection, type Delta } from './connection.js';
 import { encodeSotw } from './encode.js';
@@ -40,7 +40,7 @@ export class SotwConnection extends Connection<DiscoveryRequest> {
   }
 
   protected override respond(watch: Watch, generator: Generator, proxy: Proxy, delta: Delta): void {
-    let resources: Resource[] = delta.changed;
+    let resources = delta.changed;
     if (generator.wildcard) {
       watch.sent.clear();
       resources = this.everything(watch, generator, proxy).changed;

@@ -1,6 +1,7 @@
 /** What one stream watches of one resource type, and what it has been sent: the bookkeeping of both protocol variants. */
 import { Memo } from '../../common/memo.js';
 import type { Resource } from '../generate/resource.js';
+import type { ResourceList } from '../generate/resource-list.js';
 import { checkNames } from './stream-guard.js';
 import { entryHash, SharedMap, type MapStore } from './shared-map.js';
 
@@ -40,7 +41,9 @@ export class Watch {
     checkNames(names, this.names.size, max);
   }
 
-  noteSent(resources: readonly Resource[]): void {
+  /** @param shared only to a client that has been sent nothing yet */
+  noteSent(resources: readonly Resource[], shared?: ResourceList): void {
+    if (shared) this.sent.begin(shared.versions);
     this.sent.setAll({ items: resources, nameOf: ({ name }) => name, versionOf: ({ version }) => version, hashOf: resourceHash });
   }
 

@@ -1,0 +1,34 @@
+/** Resources that many clients have in common: what is worked out about all of them is worked out once, and held once. */
+import type { Resource } from './resource.js';
+
+export class ResourceList {
+  #versions: ReadonlyMap<string, string> | undefined;
+
+  /** @param resources each with a name of its own; not to be changed any more */
+  constructor(readonly resources: readonly Resource[]) {}
+
+  get versions(): ReadonlyMap<string, string> {
+    return (this.#versions ??= new Map(this.resources.map(({ name, version }) => [name, version])));
+  }
+}
+
+/** All that a subscription covers. */
+export interface Whole {
+  shared: ResourceList;
+  /** What only this client has, or few. */
+  own: readonly Resource[];
+}
+
+/** Lists that hold the same resources become one, whoever made them. */
+export class ResourceLists {
+  readonly #known: ResourceList[] = [];
+
+  /** Of several with one name the last counts. */
+  intern(made: readonly Resource[]): ResourceList {
+    const resources = [...new Map(made.map((resource) => [resource.name, resource])).values()];
+    const same = (list: ResourceList): boolean => list.resources.length === resources.length && list.resources.every((resource, index) => resource === resources[index]);
+    let list = this.#known.find(same);
+    if (!list) this.#known.push((list = new ResourceList(resources)));
+    return list;
+  }
+}
