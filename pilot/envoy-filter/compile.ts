@@ -53,6 +53,8 @@ export function compilePatches(written: readonly EnvoyFilterPatch[], path: reado
 }
 
 function compileOne({ applyTo, match = {}, patch = {} }: EnvoyFilterPatch, path: readonly (string | number)[], problems: Problem[]): CompiledPatch | undefined {
+  // There are none here, which is a warning.
+  if (match.context === 'WAYPOINT') return undefined;
   const before = problems.length;
   const wrong = (below: (string | number)[], message: string): void => void problems.push({ path: [...path, ...below], severity: 'error', message });
   const name = valueMessageOf(applyTo);
@@ -62,7 +64,6 @@ function compileOne({ applyTo, match = {}, patch = {} }: EnvoyFilterPatch, path:
   }
   const operation = patch.operation as EnvoyFilterOperation;
   if (!OPERATIONS.includes(operation)) wrong(['patch', 'operation'], `found ${patch.operation ?? 'nothing'}, expected one of ${OPERATIONS.join(', ')}`);
-  if (match.context === 'WAYPOINT' || match.waypoint) wrong(['match', 'context'], 'found WAYPOINT, and there are no waypoints here');
   if (operation === 'REPLACE' && !REPLACEABLE.includes(applyTo)) wrong(['patch', 'operation'], `found REPLACE, which is for ${REPLACEABLE.join(', ')} only`);
   if (operation === 'MERGE_AND_REPLACE_LIST' && FILTERS.includes(applyTo)) wrong(['patch', 'operation'], `found MERGE_AND_REPLACE_LIST, which filters can't do; expected MERGE`);
   let value: CompiledPatch['value'];
@@ -91,7 +92,7 @@ function compileOne({ applyTo, match = {}, patch = {} }: EnvoyFilterPatch, path:
     applyTo,
     operation: operation.startsWith('INSERT_') && !ORDERED.includes(applyTo) ? 'ADD' : operation,
     filterClass: patch.filterClass === 'UNSPECIFIED' ? undefined : patch.filterClass,
-    contexts: new Set(context === 'ANY' || context === 'WAYPOINT' ? ALL_CONTEXTS : [context]),
+    contexts: new Set(context === 'ANY' ? ALL_CONTEXTS : [context]),
     proxyVersion: versionPattern,
     proxyMetadata: match.proxy?.metadata ?? {},
     listener: match.listener ?? {},

@@ -126,12 +126,13 @@ export class EnvoyFilters {
     };
   }
 
-  /** What the proxy's patches add beside the generated. */
+  /** What the proxy's patches add beside the generated; of several under one name the first. */
   additions(proxy: Proxy, set: PatchSet, type: string): Resource[] {
     const applyTo = type === TYPE.listener ? 'LISTENER' : type === TYPE.cluster ? 'CLUSTER' : undefined;
     const adds = set.patches.filter((patch) => patch.applyTo === applyTo && patch.operation === 'ADD' && [...patch.contexts].some((context) => (proxy.type === 'router' ? context === 'GATEWAY' : context !== 'GATEWAY')));
     const sources = type === TYPE.cluster ? set.plugins.flatMap(({ cluster }) => (cluster ? [resourceOf(type, cluster)] : [])) : [];
-    const unique = new Map([...sources, ...adds.map(({ value }) => resourceOf(type, value!))].map((resource) => [resource.name, resource]));
+    const unique = new Map<string, Resource>();
+    for (const resource of [...sources, ...adds.map(({ value }) => resourceOf(type, value!))]) if (!unique.has(resource.name)) unique.set(resource.name, resource);
     return [...unique.values()];
   }
 }
@@ -196,7 +197,11 @@ export class FilteredGenerator implements Generator {
     const resources = this.inner.all(proxy);
     if (isEmpty(set)) return resources;
     const patched = resources.flatMap((resource) => this.filters.apply(proxy, set, this.typeUrl, resource) ?? []);
-    return [...patched, ...this.filters.additions(proxy, set, this.typeUrl)];
+    const additions = this.filters.additions(proxy, set, this.typeUrl);
+    if (additions.length === 0) return patched;
+    // What is there already counts, as in Istio.
+    const known = new Set(patched.map(({ name }) => name));
+    return [...patched, ...additions.filter(({ name }) => !known.has(name))];
   }
 
   whole(proxy: Proxy, names: SharedNames | undefined): Whole | undefined {

@@ -1,6 +1,7 @@
 /** Where Istio's own code decides what its documentation leaves open: order of patches, matches that name nothing, matches of the inbound side. */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { parseYaml } from '../../common/kube/yaml.js';
 import { unpack } from '../../common/xds/any.js';
 import { Cluster } from '../../proto/generated/envoy/config/cluster/v3/cluster.js';
 import { Listener } from '../../proto/generated/envoy/config/listener/v3/listener.js';
@@ -11,10 +12,12 @@ import type { Proxy } from '../model/proxy.js';
 import { parseProxy } from '../model/proxy.js';
 import { podYaml, serviceYaml } from '../testing/mesh.js';
 import { testMesh, testProxy, type TestMesh } from '../testing/model.js';
+import { References } from '../validation/references.js';
 import { client, filter, filterNames, find, server, web, WORLD } from './testing.js';
 
 const MANAGER = 'envoy.filters.network.http_connection_manager';
 const BASE = 'envoy.filters.http.grpc_stats envoy.filters.http.fault envoy.filters.http.cors envoy.filters.http.router';
+const BEFORE_ROUTER = BASE.replace('envoy.filters.http.router', 'a envoy.filters.http.router');
 const lua = (name: string): string => `{name: ${name}, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.lua.v3.Lua}}`;
 
 const httpFilter = (operation: string, value = '', sub = '', more = ''): string => `
@@ -48,7 +51,7 @@ test('priority goes before the namespace, and of one priority the root namespace
 
 test('a filter operation that names no filter: inserts go to the ends, REPLACE and REMOVE do nothing', () => {
   assert.deepEqual(outboundFilters(httpFilter('INSERT_BEFORE', lua('a'))), [`a ${BASE}`]);
-  assert.deepEqual(outboundFilters(httpFilter('INSERT_AFTER', lua('a'))), [`${BASE} a`]);
+  assert.deepEqual(outboundFilters(httpFilter('INSERT_AFTER', lua('a'))), [BEFORE_ROUTER]);
   assert.deepEqual(outboundFilters(httpFilter('REPLACE', lua('a'))), [BASE]);
   assert.deepEqual(outboundFilters(httpFilter('REMOVE')), [BASE]);
   const networkAndListener = `
@@ -59,6 +62,34 @@ test('a filter operation that names no filter: inserts go to the ends, REPLACE a
   const before = listenerOf(testMesh(WORLD), client, '0.0.0.0_80');
   const after = listenerOf(testMesh(WORLD + filter(networkAndListener)), client, '0.0.0.0_80');
   assert.deepEqual(after, before);
+});
+
+test('a filter that is added comes before the one that ends the list: behind it Envoy would refuse it', () => {
+  assert.deepEqual(outboundFilters(httpFilter('ADD', lua('a'))), [BEFORE_ROUTER]);
+  assert.deepEqual(outboundFilters(httpFilter('REMOVE', '', 'envoy.filters.http.router'), httpFilter('ADD', lua('a'))), [BASE.replace('envoy.filters.http.router', 'a')]);
+  const echo = '{name: rbac, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.network.rbac.v3.RBAC, stat_prefix: x}}';
+  const mesh = testMesh(WORLD + filter(`- {applyTo: NETWORK_FILTER, match: {context: SIDECAR_OUTBOUND, listener: {name: 0.0.0.0_80}}, patch: {operation: ADD, value: ${echo}}}`));
+  const { filter_chains: chains, default_filter_chain: fallback } = listenerOf(mesh, client, '0.0.0.0_80');
+  for (const { filters } of [...chains, fallback!]) assert.deepEqual(filters.map(({ name }) => name === 'rbac').slice(-2), [true, false]);
+});
+
+test('ADD under the name of what is there already changes nothing; once that is removed it takes its place', () => {
+  const add = '- {applyTo: CLUSTER, patch: {operation: ADD, value: {name: PassthroughCluster, type: STATIC, connect_timeout: 77s}}}';
+  const all = (patches: string): number[] => {
+    const mesh = testMesh(WORLD + filter(patches));
+    return mesh.generators.get(TYPE.cluster)!.all(client).flatMap(({ name, body }) => (name === 'PassthroughCluster' ? [seconds(Cluster.decode(body.value))] : []));
+  };
+  const [own] = all('- {applyTo: CLUSTER, match: {cluster: {name: none}}, patch: {operation: REMOVE}}');
+  assert.notEqual(own, 77);
+  assert.deepEqual(all(add), [own]);
+  assert.deepEqual(all(`${add}\n- {applyTo: CLUSTER, match: {cluster: {name: PassthroughCluster}}, patch: {operation: REMOVE}}`), [77]);
+});
+
+test('a patch for waypoints is left out, and the others of its object work', () => {
+  const { objects, errors } = parseYaml(filter('- {applyTo: HTTP_FILTER, match: {context: WAYPOINT}, patch: {operation: ADD, value: {name: x}}}\n- {applyTo: CLUSTER, patch: {operation: ADD, value: {name: extra, type: STATIC, connect_timeout: 1s}}}'), 'x.yaml');
+  const found = [...errors, ...objects.flatMap((loaded) => new References(objects, 'cluster.local').check(loaded))].map(({ severity, message }) => [severity, message]);
+  assert.deepEqual(found.filter(([severity]) => severity === 'error'), []);
+  assert.match(found.join(), /no waypoints/);
 });
 
 test('MERGE of filters comes after all other operations, and leaves filters of another type alone', () => {

@@ -6,20 +6,24 @@ import type { CompiledPatch } from './types.js';
 /** Which items a patch names; undefined: it names none. */
 export type Names<T> = ((item: T) => boolean) | undefined;
 
-/** All but merges. INSERT_BEFORE, INSERT_AFTER and REPLACE are about the first that is named. */
-export function changeList<T extends Message>(list: T[], { operation, value }: CompiledPatch, names: Names<T>): T[] {
+/**
+ * All but merges. INSERT_BEFORE, INSERT_AFTER and REPLACE are about the first that is named.
+ * @param ends whether an item has to stay the last
+ */
+export function changeList<T extends Message>(list: T[], { operation, value }: CompiledPatch, names: Names<T>, ends?: (item: T) => boolean): T[] {
   const fresh = (): T => plain(clone(value!)) as T;
+  const appended = (): T[] => list.toSpliced(list.length > 0 && ends?.(list.at(-1)!) ? -1 : list.length, 0, fresh());
   const first = names ? list.findIndex(names) : -1;
   switch (operation) {
     case 'ADD':
-      return [...list, fresh()];
+      return appended();
     case 'INSERT_FIRST':
       return [fresh(), ...list];
     case 'INSERT_BEFORE':
       if (!names) return [fresh(), ...list];
       return first < 0 ? list : list.toSpliced(first, 0, fresh());
     case 'INSERT_AFTER':
-      if (!names) return [...list, fresh()];
+      if (!names) return appended();
       return first < 0 ? list : list.toSpliced(first + 1, 0, fresh());
     case 'REPLACE':
       return first < 0 ? list : list.toSpliced(first, 1, fresh());

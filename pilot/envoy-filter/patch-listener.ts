@@ -143,6 +143,13 @@ export function patchListener(message: ReflectMessage, patches: readonly Compile
   return true;
 }
 
+/** Filters that end their list: Envoy refuses what stands behind them. */
+const TERMINAL = [MANAGER, 'envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy', 'envoy.extensions.filters.http.router.v3.Router'];
+
+function isTerminal({ configType }: PlainFilter): boolean {
+  return TERMINAL.some((type) => configType.value?.typeUrl.endsWith(type));
+}
+
 /** Names those of that name; nothing when none is given. */
 function named<T extends { name: string }>(wanted: string | undefined): Names<T> {
   return wanted ? ({ name }) => name === currentName(wanted) : undefined;
@@ -155,7 +162,7 @@ interface RoutePatches {
 
 function patchFilters(chain: PlainChain, network: readonly CompiledPatch[], http: readonly CompiledPatch[], routes: RoutePatches): void {
   const names = ({ listener }: CompiledPatch): Names<PlainFilter> => named(listener.filterChain?.filter?.name);
-  for (const patch of network) chain.filters = changeList(chain.filters, patch, names(patch));
+  for (const patch of network) chain.filters = changeList(chain.filters, patch, names(patch), isTerminal);
   for (const patch of network) mergeFilters(chain.filters, patch, names(patch), 'envoy.config.listener.v3.Filter');
   if (http.length + routes.patches.length > 0) for (const filter of chain.filters) patchManager(filter, http, routes);
 }
@@ -170,7 +177,7 @@ function patchManager(filter: PlainFilter, http: readonly CompiledPatch[], route
   const names = ({ listener }: CompiledPatch): Names<PlainFilter> => named(listener.filterChain?.filter?.subFilter?.name);
   for (const patch of mine) {
     if (patch.filterClass && patch.operation === 'ADD') insertByClass(manager, patch, patch.filterClass);
-    else manager.httpFilters = changeList(manager.httpFilters, patch, names(patch));
+    else manager.httpFilters = changeList(manager.httpFilters, patch, names(patch), isTerminal);
   }
   for (const patch of mine) mergeFilters(manager.httpFilters, patch, names(patch), 'envoy.extensions.filters.network.http_connection_manager.v3.HttpFilter');
   if (manager.routeSpecifier.case === 'routeConfig' && routes.patches.length > 0) {
