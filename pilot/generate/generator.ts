@@ -10,6 +10,7 @@ import { TelemetryGenerator } from '../telemetry/telemetry-generator.js';
 import { ClusterGenerator } from './cluster-generator.js';
 import { EndpointGenerator } from './endpoint-generator.js';
 import { ListenerGenerator } from './listener-generator.js';
+import { NameTableGenerator } from './name-table.js';
 import type { Resource } from './resource.js';
 import type { Whole } from './resource-list.js';
 import { RouteGenerator } from './route-generator.js';
@@ -60,6 +61,7 @@ export class Generators {
       new FilteredGenerator(new RouteGenerator(model), filters),
       new ExtensionConfigGenerator(filters),
       new SecretGenerator(model, onSecretProblem),
+      new NameTableGenerator(model),
       new AddressGenerator(model),
       new AuthorizationGenerator(model),
     ];

@@ -15,7 +15,8 @@ export interface Reached {
   gateway?: NetworkGateway;
 }
 
-const inNetwork = (a: string, b: string): boolean => a === '' || b === '' || a === b;
+/** Whether one reaches the other by address. */
+export const inNetwork = (a: string, b: string): boolean => a === '' || b === '' || a === b;
 
 /** What of the client decides; the empty string: it gets what everybody gets. */
 export function networkKey(model: Model, service: MeshService, client: () => Whereabouts, isGateway: boolean): string {

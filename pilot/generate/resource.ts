@@ -8,6 +8,7 @@ import { Cluster } from '../../proto/generated/envoy/config/cluster/v3/cluster.j
 import { ClusterLoadAssignment } from '../../proto/generated/envoy/config/endpoint/v3/endpoint.js';
 import { Listener } from '../../proto/generated/envoy/config/listener/v3/listener.js';
 import { RouteConfiguration } from '../../proto/generated/envoy/config/route/v3/route.js';
+import { NameTable } from '../../proto/generated/istio/networking/nds/nds.js';
 import { Authorization } from '../../proto/generated/istio/security/authorization.js';
 import { Address } from '../../proto/generated/istio/workload/workload.js';
 
@@ -29,10 +30,11 @@ export const TYPE = {
   authorization: typeUrl(Authorization),
   extensionConfig: typeUrl(TypedExtensionConfig),
   secret: typeUrl(Secret),
+  nameTable: typeUrl(NameTable),
 } as const;
 
 /** Clusters before what names them, routes last: a client never holds a reference to what it has not got. */
-export const PUSH_ORDER: readonly string[] = [TYPE.secret, TYPE.cluster, TYPE.endpoint, TYPE.listener, TYPE.route, TYPE.extensionConfig, TYPE.address, TYPE.authorization];
+export const PUSH_ORDER: readonly string[] = [TYPE.secret, TYPE.cluster, TYPE.endpoint, TYPE.listener, TYPE.route, TYPE.extensionConfig, TYPE.nameTable, TYPE.address, TYPE.authorization];
 
 type Encoder<T> = { readonly $type: string; encode(message: T): { finish(): Uint8Array } };
 

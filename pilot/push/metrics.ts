@@ -8,6 +8,7 @@ const SHORT: Readonly<Record<string, string>> = {
   [TYPE.listener]: 'lds',
   [TYPE.route]: 'rds',
   [TYPE.extensionConfig]: 'ecds',
+  [TYPE.nameTable]: 'nds',
   [TYPE.address]: 'wds',
   [TYPE.authorization]: 'authz',
   [TYPE.secret]: 'sds',

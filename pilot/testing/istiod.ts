@@ -133,7 +133,7 @@ function applyFile(model: Model, generators: Generators, path: string): void {
   generators.invalidate(model.apply(changes));
 }
 
-const nameOf = (json: JsonObject): string => String(json['name'] ?? json['cluster_name']);
+const nameOf = (json: JsonObject): string => String(json['name'] ?? json['cluster_name'] ?? '');
 
 /** Declares one test for the scenario, with a sub-test for each of its steps. */
 export function testScenario(options: ScenarioOptions): void {
