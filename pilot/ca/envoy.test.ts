@@ -3,7 +3,6 @@ import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { writeFileSync } from 'node:fs';
-import { createServer, type AddressInfo } from 'node:net';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { connect, type TLSSocket } from 'node:tls';
@@ -12,6 +11,7 @@ import type { IssuedCertificate } from '../../common/identity/ca.js';
 import { SdsServer } from '../../common/identity/sds-server.js';
 import { envoyBinary } from '../../common/paths.js';
 import { waitFor } from '../../common/retry.js';
+import { freePort } from '../testing/free-port.js';
 import { securePilot } from './testing.js';
 
 const WAIT = { timeoutMs: 30_000, everyMs: 50 };
@@ -34,15 +34,6 @@ function bootstrap(sdsSocket: string, port: number): unknown {
       listeners: [{ name: 'in', address: { socket_address: { address: '127.0.0.1', port_value: port } }, filter_chains: [{ transport_socket: { name: 'tls', typed_config: tls }, filters: [{ name: 'http', typed_config: manager }] }] }],
     },
   };
-}
-
-async function freePort(): Promise<number> {
-  const server = createServer().listen(0, '127.0.0.1');
-  await once(server, 'listening');
-  const { port } = server.address() as AddressInfo;
-  server.close();
-  await once(server, 'close');
-  return port;
 }
 
 async function get(socket: TLSSocket): Promise<string> {

@@ -5,6 +5,7 @@
 import { status as GrpcStatus, type Server, type ServerDuplexStream } from '@grpc/grpc-js';
 import type { Counter } from 'prom-client';
 import { errorMessage } from '../../common/errors.js';
+import type { Pod } from '../../common/kube/types.js';
 import type { Logger } from '../../common/log.js';
 import { HealthStatus } from '../../proto/generated/envoy/config/core/v3/health_check.js';
 import {
@@ -47,6 +48,8 @@ interface Client {
   call: Call;
   node: string;
   nodeName: string;
+  /** The node's cluster: others may have nodes of the same name. */
+  cluster: string;
   /** The newest specification as bytes, to send only what is new. */
   sent: string;
   /** It has reported on endpoints that are not its node's. */
@@ -58,6 +61,10 @@ interface Client {
    * done. Endpoints that it has called healthy once are not here.
    */
   doubted: Map<string, number>;
+}
+
+function isOn({ nodeName, cluster }: Client, pod: Pod | undefined): boolean {
+  return pod !== undefined && pod.spec.nodeName === nodeName && (pod.metadata.clusterName ?? '') === cluster;
 }
 
 export class HealthServer {
@@ -109,7 +116,8 @@ export class HealthServer {
             call.emit('error', { code: GrpcStatus.PERMISSION_DENIED, details: `the caller's pod runs on node ${provenNode}, its metadata says NODE_NAME ${nodeName}` });
             return;
           }
-          client ??= { call, node: node?.id ?? '', nodeName, sent: '', isSuspect: false, verdicts: new Set(), doubted: new Map() };
+          const cluster = provenNode === undefined ? this.#options.model.clusters.named(node?.metadata?.['CLUSTER_ID']) : '';
+          client ??= { call, node: node?.id ?? '', nodeName, cluster, sent: '', isSuspect: false, verdicts: new Set(), doubted: new Map() };
           client.nodeName = nodeName;
           this.#clients.add(client);
           this.#options.logger.info({ node: client.node, nodeName }, 'an Envoy checks the health of its node\'s endpoints');
@@ -142,15 +150,16 @@ export class HealthServer {
     client.call.write(specifier);
   }
 
-  #checks({ nodeName, doubted, verdicts }: Client): Parameters<typeof HealthCheckSpecifier.fromPartial>[0]['cluster_health_checks'] {
+  #checks(client: Client): Parameters<typeof HealthCheckSpecifier.fromPartial>[0]['cluster_health_checks'] {
     const { model } = this.#options;
+    const { doubted, verdicts } = client;
     return model.sortedServices().flatMap((service) => {
       const check = this.#checkOf(service);
       if (!check) return [];
       const believedFrom = performance.now() + check.unhealthyThreshold * check.intervalMs + check.timeoutMs + REPORT_INTERVAL_MS;
       const endpoints = model.endpoints(service).flatMap(({ address, ports, pod }) => {
         const port = ports.get(check.port.name);
-        if (pod?.spec.nodeName !== nodeName || port === undefined) return [];
+        if (!isOn(client, pod) || port === undefined) return [];
         const key = `${service.host} ${address}`;
         if (!verdicts.has(key) && !doubted.has(key)) doubted.set(key, believedFrom);
         return [{ address: endpointAddress(address, port) }];
@@ -200,7 +209,7 @@ export class HealthServer {
     // An Envoy speaks for the endpoints of its own node alone.
     const known = model.services.get(host);
     const places = known ? model.endpoints(known).filter((candidate) => candidate.address === address) : [];
-    if (!places.some(({ pod }) => pod?.spec.nodeName === client.nodeName)) {
+    if (!places.some(({ pod }) => isOn(client, pod))) {
       // What is not there any more was its own a moment ago, as far as can be told.
       if (places.length > 0) this.#refuse(client, key);
       return;
