@@ -10,7 +10,10 @@ import { projectRoot } from '../common/paths.js';
 import { waitFor } from '../common/retry.js';
 import { Lab } from '../lab/index.js';
 import { labTraces, NO_TRACES } from '../lab/traces.js';
+import { TYPE } from '../pilot/generate/resource.js';
 import { Pilot } from '../pilot/index.js';
+import { TestClient } from '../pilot/testing/client.js';
+import { Address, type Workload } from '../proto/generated/istio/workload/workload.js';
 import type { Input, Outcome } from './hbone-client.js';
 
 const NAMES = { near: `up-lab-hbone-near-${process.pid}`, far: `up-lab-hbone-far-${process.pid}` };
@@ -77,6 +80,7 @@ spec:
 
 let directory: string;
 let configuration: string;
+let discovery: string;
 let pilot: Pilot;
 let near: Lab;
 let far: Lab;
@@ -84,7 +88,7 @@ let ca: CertificateAuthority;
 
 before(async () => {
   directory = mkdtempSync(join(tmpdir(), 'underpass-hbone-'));
-  const discovery = `unix:${join(directory, 'xds.sock')}`;
+  discovery = `unix:${join(directory, 'xds.sock')}`;
   const write = (name: string, text: string): string => {
     writeFileSync(join(directory, name), text);
     return join(directory, name);
@@ -247,6 +251,42 @@ test('a service is exported and taken back while callers go on', async () => {
   await hidden('');
   await until('the service to be taken back', tunnel, ({ statuses }) => statuses[0] === 404);
   assert.equal((await call([through(WEB)]))[0]!.http, 200);
+});
+
+test('a ztunnel of the other network is told by WDS where to go, whom it will meet and how many stand there, while that changes', async () => {
+  const ztunnel = new TestClient(discovery, 'ztunnel~10.0.0.1~node.istio-system~istio-system.svc.cluster.local', { CLUSTER_ID: 'near' });
+  const known = (): Map<string, Address['type']> => {
+    const state = new Map<string, Address['type']>();
+    for (const { resources, removed_resources } of ztunnel.of(TYPE.address)) {
+      for (const { name, resource } of resources) state.set(name, Address.decode(resource!.value).type);
+      for (const name of removed_resources) state.delete(name);
+    }
+    return state;
+  };
+  const behind = (): Workload | undefined => [...known()].flatMap(([name, type]) => (type?.$case === 'workload' && name.endsWith(`/shop/${WEB.slice(0, -3)}`) ? type.value : []))[0];
+  try {
+    ztunnel.subscribe(TYPE.address);
+    await waitFor('what stands behind the gateway', () => behind()?.capacity === 2, { timeoutMs: 20_000 });
+    const { network, network_gateway } = behind()!;
+    assert.equal(network, 'away');
+    const { destination, hbone_mtls_port } = network_gateway!;
+    assert.ok(destination?.$case === 'address');
+    assert.deepEqual([[...destination.value.address].join('.'), hbone_mtls_port], [far.externalIp('istio-system', 'eastwest'), 15_008]);
+    // What both tunnels' ends will show.
+    const service = known().get(`shop/${WEB.slice(0, -3)}`);
+    assert.deepEqual(service?.$case === 'service' && service.value.subject_alt_names.map((name) => `URI:${name}`), [SERVER]);
+    const gateway = [...known().values()].flatMap((type) => (type?.$case === 'workload' && type.value.uid.startsWith('NetworkGateway/') ? type.value : []))[0]!;
+    assert.equal(`URI:spiffe://cluster.local/ns/${gateway.namespace}/sa/${gateway.service_account}`, GATEWAY);
+    assert.deepEqual([...known().keys()].filter((name) => name.startsWith('far//Pod/')), [], 'no workload of the other network by itself');
+    await far.apply(web(1));
+    await waitFor('one to be left', () => behind()?.capacity === 1, { timeoutMs: 20_000 });
+    await far.apply(web(0));
+    await waitFor('none to be left', () => behind() === undefined, { timeoutMs: 20_000 });
+    await far.apply(web(2));
+    await waitFor('both to be back', () => behind()?.capacity === 2, { timeoutMs: 40_000 });
+  } finally {
+    ztunnel.close();
+  }
 });
 
 test('an endpoint that takes no connection is passed over', async () => {

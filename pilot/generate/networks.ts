@@ -60,7 +60,7 @@ export function reach(model: Model, service: MeshService, endpoints: readonly { 
   for (const item of reached) item.weight *= scale;
   for (const { gateways, first, weight } of behind.values()) {
     for (const gateway of gateways) {
-      const { address, port } = gateway;
+      const { address, port = 0 } = gateway;
       const endpoint: Endpoint = { ...first, address, pod: undefined, workloadName: undefined, labels: {}, serviceAccount: undefined, ready: true, weight: (weight * scale) / gateways.length };
       reached.push({ endpoint, port, weight: endpoint.weight, gateway });
     }

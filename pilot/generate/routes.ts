@@ -8,7 +8,7 @@ import { Route, RouteAction, VirtualHost } from '../../proto/generated/envoy/con
 import { Memo } from '../../common/memo.js';
 import type { VirtualService } from '../../common/kube/types.js';
 import type { LoadedObject } from '../../common/kube/yaml.js';
-import { hostMatches } from '../model/hosts.js';
+import { hostMatches, namespaceOfHost } from '../model/hosts.js';
 import type { MeshService } from '../model/model.js';
 import { isHttp } from '../model/protocol.js';
 import type { Proxy } from '../model/proxy.js';
@@ -191,14 +191,6 @@ function makeDomains({ host, addresses, headless, object }: MeshService, namespa
   // A pod of a headless service is asked for by its own name.
   if (headless && object.kind === 'Service') forms.push(...forms.map((form) => `*.${form}`));
   return [...forms, ...addresses.map(bracketed)];
-}
-
-/** Of `name.namespace.svc.<clusterDomain>`. */
-function namespaceOfHost(host: string, clusterDomain: string): string | undefined {
-  if (!host.endsWith(`.svc.${clusterDomain}`)) return undefined;
-  const withNamespace = host.slice(0, -`.svc.${clusterDomain}`.length);
-  const dot = withNamespace.indexOf('.');
-  return dot > 0 ? withNamespace.slice(dot + 1) : undefined;
 }
 
 const bracketed = (address: string): string => (isIP(address) === 6 ? `[${address}]` : address);

@@ -21,10 +21,19 @@ const APP_PROTOCOLS: Partial<Record<Protocol, number>> = {
   TLS: 5,
 };
 
+/** The default trust domain is left out, as istiod does. */
+export function wdsTrustDomain({ mesh }: Model): string {
+  return mesh.trustDomain === 'cluster.local' ? '' : mesh.trustDomain;
+}
+
 /** All names that a wildcard subscription has. */
 export function addressNames(model: Model): string[] {
   const workloads = [...model.pods.values()].filter(isWorkload).map((pod) => model.workloadUid(pod));
-  return [...workloads, ...entryNames(model), ...new Set(model.allServices().map((service) => `${service.namespace}/${service.host}`))];
+  return [...workloads, ...entryNames(model), ...serviceNames(model)];
+}
+
+export function serviceNames(model: Model): Set<string> {
+  return new Set(model.allServices().map(({ namespace, host }) => `${namespace}/${host}`));
 }
 
 /** A pod is a workload once it has an address, and until it has come to its end. */
@@ -80,8 +89,7 @@ function workloadResource(model: Model, pod: Pod): Resource {
     addresses: podIps(pod).map(addressBytes),
     native_tunnel: hasOwnTunnel(labels),
     tunnel_protocol: takesHbone({ labels, pod }) ? TunnelProtocol.HBONE : TunnelProtocol.NONE,
-    // The default trust domain is left out, as istiod does.
-    trust_domain: model.mesh.trustDomain === 'cluster.local' ? '' : model.mesh.trustDomain,
+    trust_domain: wdsTrustDomain(model),
     service_account: pod.spec.serviceAccountName || 'default',
     node: pod.spec.nodeName ?? '',
     canonical_name: canonicalName(pod.metadata.labels ?? {}, workloadName(pod)),

@@ -20,6 +20,8 @@ export class ChangeSet {
   readonly inboundNamespaces = new Set<string>();
   /** Names of WDS addresses to look at again. */
   readonly addresses = new Set<string>();
+  /** Networks whose gateways changed: others' ways to their workloads are others now. */
+  readonly networks = new Set<string>();
   /** Configuration objects that changed: `namespace/name` by kind, e.g. `AuthorizationPolicy`, `Gateway`, `Secret`. */
   readonly configs = new Map<string, Set<string>>();
 
@@ -62,8 +64,8 @@ export class ChangeSet {
   }
 
   #sets() {
-    const { services, endpoints, identities, routes, rules, pods, inboundNamespaces, addresses } = this;
-    return { services, endpoints, identities, routes, rules, pods, inboundNamespaces, addresses };
+    const { services, endpoints, identities, routes, rules, pods, inboundNamespaces, addresses, networks } = this;
+    return { services, endpoints, identities, routes, rules, pods, inboundNamespaces, addresses, networks };
   }
 
   /** What made this change, in istiod's words for the triggers of a push. */

@@ -3,7 +3,8 @@
  * network is entered from others. The config cluster, whose objects are named as if it were alone, is the empty string here.
  */
 import { BlockList, isIP } from 'node:net';
-import type { KubeObject, Namespace, Service } from '../../common/kube/types.js';
+import { HBONE_PORT } from '../../common/istio-iptables.js';
+import type { KubeGateway, KubeObject, Namespace, Service } from '../../common/kube/types.js';
 import type { LoadedObject } from '../../common/kube/yaml.js';
 import { hostMatches } from './hosts.js';
 import type { MeshConfig } from './mesh.js';
@@ -14,14 +15,25 @@ export const CLUSTER_KINDS: ReadonlySet<string> = new Set(['Pod', 'Service', 'En
 
 const GATEWAY_PORT = 15_443;
 const GATEWAY_PORT_LABEL = 'networking.istio.io/gatewayPort';
+/** A Gateway of this class describes one that runs where nothing is read. */
+const REMOTE_CLASS = 'istio-remote';
 
 export interface NetworkGateway {
   network: string;
   /** The cluster whose Service it is; undefined for one that is written in meshNetworks. */
   cluster: string | undefined;
+  /** A host name is of use to those alone that are told of gateways by WDS. */
   address: string;
-  port: number;
+  /** Where the workloads' mutual TLS is told by its SNI. */
+  port: number | undefined;
+  /** Where HBONE is taken. */
+  hbonePort: number | undefined;
+  /** The Service or Gateway that says so; undefined for meshNetworks. */
+  source: KubeObject | undefined;
 }
+
+/** The ports at which it is entered, as Istio has it: a gateway may have but one of them. */
+type GatewayPorts = Pick<NetworkGateway, 'port' | 'hbonePort'>;
 
 /** Empty: the config cluster. */
 export function clusterOf({ metadata }: KubeObject): string {
@@ -43,6 +55,7 @@ export class Clusters {
   /** What the label of each cluster's root namespace says. */
   readonly #labelled = new Map<string, string>();
   readonly #services = new Map<string, Service>();
+  readonly #remotes = new Map<string, KubeGateway>();
   #gateways: ReadonlyMap<string, readonly NetworkGateway[]> | undefined;
   #blocks: { network: string; list: BlockList }[] | undefined;
 
@@ -110,20 +123,34 @@ export class Clusters {
     return networks;
   }
 
+  /** @returns the networks whose gateways may be others now */
+  setGateway(key: string, old: KubeObject | undefined, gateway: KubeObject | undefined): string[] {
+    const [before, after] = [old, gateway].map((version) => (version && isRemoteGateway(version) ? version : undefined));
+    if (after) this.#remotes.set(key, after);
+    else this.#remotes.delete(key);
+    if (before || after) this.#gateways = undefined;
+    return [before, after].flatMap((version) => version?.metadata.labels?.[NETWORK_LABEL] ?? []);
+  }
+
   settingsChanged(): void {
     this.#gateways = this.#blocks = undefined;
   }
 
-  /** Some network has a gateway: only then are workloads of other networks reached in another way, as in Istio. */
+  /** Some network has a gateway for mutual TLS: only then are workloads of other networks reached in another way, as in Istio. */
   get severalNetworks(): boolean {
-    return this.#all().size > 0;
+    return [...this.#all().values()].some((list) => list.some(takesSni));
   }
 
-  /** Those of the cluster that the workload is of, else all that its network has. */
+  /** Of those that take mutual TLS the ones of the cluster that the workload is of, else all that its network has. */
   gateways(network: string, cluster: string): readonly NetworkGateway[] {
-    const all = this.#all().get(network) ?? [];
+    const all = (this.#all().get(network) ?? []).filter(takesSni);
     const own = all.filter((gateway) => gateway.cluster === cluster);
     return own.length > 0 ? own : all;
+  }
+
+  /** The gateways that take HBONE, one a network: Istio's clients know no more either. */
+  hboneGateways(): readonly NetworkGateway[] {
+    return [...this.#all().values()].flatMap((list) => list.find(({ hbonePort }) => hbonePort !== undefined) ?? []);
   }
 
   #all(): ReadonlyMap<string, readonly NetworkGateway[]> {
@@ -132,22 +159,31 @@ export class Clusters {
     const add = (gateway: NetworkGateway): void => {
       const list = found.get(gateway.network) ?? [];
       found.set(gateway.network, list);
-      if (!list.some(({ address, port }) => address === gateway.address && port === gateway.port)) list.push(gateway);
+      if (!list.some(({ address, port, hbonePort }) => address === gateway.address && port === gateway.port && hbonePort === gateway.hbonePort)) list.push(gateway);
     };
-    const ofService = (network: string, service: Service, port: number): void => {
-      for (const address of externalAddresses(service)) add({ network, cluster: this.idOf(clusterOf(service)), address, port });
+    const ofService = (network: string, service: Service, ports: GatewayPorts): void => {
+      if (ports.port === undefined && ports.hbonePort === undefined) return;
+      for (const address of externalAddresses(service)) add({ network, cluster: this.idOf(clusterOf(service)), address, ...ports, source: service });
     };
     for (const [network, { gateways = [] }] of Object.entries(this.mesh().networks)) {
       for (const { address, registryServiceName, port = GATEWAY_PORT } of gateways) {
-        if (address !== undefined && isIP(address) !== 0) add({ network, cluster: undefined, address, port });
-        if (registryServiceName !== undefined) for (const service of this.serviceOf(registryServiceName)) ofService(network, service, port);
+        const ports = port === HBONE_PORT ? { port: undefined, hbonePort: port } : { port, hbonePort: undefined };
+        if (address !== undefined && isIP(address) !== 0) add({ network, cluster: undefined, address, ...ports, source: undefined });
+        if (registryServiceName !== undefined) for (const service of this.serviceOf(registryServiceName)) ofService(network, service, ports);
       }
     }
     for (const service of this.#services.values()) {
-      const labels = service.metadata.labels!;
-      ofService(labels[NETWORK_LABEL]!, service, Number(labels[GATEWAY_PORT_LABEL]) || GATEWAY_PORT);
+      const has = (port: number): number | undefined => (service.spec.ports?.some((candidate) => candidate.port === port) ? port : undefined);
+      ofService(service.metadata.labels![NETWORK_LABEL]!, service, { port: has(sniPort(service)), hbonePort: has(HBONE_PORT) });
     }
-    for (const list of found.values()) list.sort((a, b) => (`${a.address} ${a.port}` < `${b.address} ${b.port}` ? -1 : 1));
+    for (const gateway of this.#remotes.values()) {
+      const { listeners, addresses = [] } = gateway.spec;
+      const port = listeners.find((one) => one.protocol === 'TLS' && one.port === sniPort(gateway))?.port;
+      const hbonePort = listeners.find(({ protocol }) => protocol === 'HBONE')?.port;
+      if (port === undefined && hbonePort === undefined) continue;
+      for (const { value = '' } of [...addresses, ...(gateway.status?.addresses ?? [])]) if (value) add({ network: gateway.metadata.labels![NETWORK_LABEL]!, cluster: this.idOf(''), address: value, port, hbonePort, source: gateway });
+    }
+    for (const list of found.values()) list.sort((a, b) => (`${a.address} ${a.port} ${a.hbonePort}` < `${b.address} ${b.port} ${b.hbonePort}` ? -1 : 1));
     return (this.#gateways = found);
   }
 
@@ -158,6 +194,14 @@ export class Clusters {
     if (named(clusterLocalHosts) || named(clusterGlobalHosts)) return !clusterGlobalHosts.includes(host) && (clusterLocalHosts.includes(host) || !named(clusterGlobalHosts));
     return host.endsWith(`.kube-system.svc.${clusterDomain}`) || host === `kubernetes.default.svc.${clusterDomain}`;
   }
+}
+
+const takesSni = ({ port, address }: NetworkGateway): boolean => port !== undefined && isIP(address) !== 0;
+
+const sniPort = ({ metadata }: KubeObject): number => Number(metadata.labels?.[GATEWAY_PORT_LABEL]) || GATEWAY_PORT;
+
+function isRemoteGateway(object: KubeObject): object is KubeGateway {
+  return object.kind === 'Gateway' && (object as KubeGateway).spec.gatewayClassName === REMOTE_CLASS && object.metadata.labels?.[NETWORK_LABEL] !== undefined;
 }
 
 /** Where a Service is reached from outside of its network. Names are left out: an endpoint of EDS has to be an address. */

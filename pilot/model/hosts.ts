@@ -4,6 +4,14 @@ export function serviceHost(name: string, namespace: string, clusterDomain: stri
   return `${name}.${namespace}.svc.${clusterDomain}`;
 }
 
+/** Of `name.namespace.svc.<clusterDomain>`. */
+export function namespaceOfHost(host: string, clusterDomain: string): string | undefined {
+  if (!host.endsWith(`.svc.${clusterDomain}`)) return undefined;
+  const withNamespace = host.slice(0, -`.svc.${clusterDomain}`.length);
+  const dot = withNamespace.indexOf('.');
+  return dot > 0 ? withNamespace.slice(dot + 1) : undefined;
+}
+
 /** The full name of a host written in an object of `namespace`. */
 export function resolveHost(host: string, namespace: string, clusterDomain: string): string {
   if (host === '*' || host.includes('.') || host.includes(':')) return host.endsWith('.') ? host.slice(0, -1) : host;

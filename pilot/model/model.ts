@@ -160,6 +160,8 @@ export class Model {
           }
           if (clusterOf(object) !== '') break;
           replace(this.namespaces, object.metadata.name, loaded?.object as Namespace | undefined);
+          // Which services are global may be decided by their namespace's labels.
+          if (this.mesh.serviceScopes.some(({ namespaceSelector }) => namespaceSelector) && JSON.stringify(old?.object.metadata.labels) !== JSON.stringify(loaded?.object.metadata.labels)) changed.full = true;
           // Listeners may take routes by their namespace's labels.
           if (this.configs.all('Gateway').length > 0) this.#listenersTouched(object, changed);
           break;
@@ -189,6 +191,9 @@ export class Model {
             if (host) touch(host);
           }
           this.#slices.set(key, old?.object as EndpointSlice | undefined, loaded?.object as EndpointSlice | undefined);
+          break;
+        case 'Gateway':
+          this.#networksTouched(this.clusters.setGateway(key, old?.object, loaded?.object), changed);
           break;
         case 'VirtualService':
           for (const version of [old, loaded]) if (version) for (const host of (version.object as VirtualService).spec.hosts ?? []) changed.routes.add(this.resolve(host, version.object));
@@ -410,7 +415,7 @@ export class Model {
       return one ? [{ cluster, service: one }] : [];
     }));
     const networks = this.clusters.setService(key, old, service);
-    if (networks.length > 0) this.#networksTouched(networks, changed);
+    this.#networksTouched(networks, changed);
     this.#placeService(host, `${namespace}/${host}`, built);
     replace(inNamespace, `${namespace}/${host}`, built);
     touch(host);
@@ -431,6 +436,8 @@ export class Model {
 
   /** Other clients' ways to the workloads of these networks are others now. */
   #networksTouched(networks: readonly string[], changed: ChangeSet): void {
+    if (networks.length === 0) return;
+    for (const network of networks) changed.networks.add(network);
     for (const service of this.allServices()) if (this.endpoints(service).some(({ network }) => networks.includes(network))) changed.endpoints.add(service.host);
   }
 
