@@ -27,6 +27,8 @@ class World {
   failState: string | undefined;
   failLabels: string | undefined;
   labels: Record<string, string> = {};
+  /** The state of the rules when all that follows a withdrawn label at once was done. */
+  inboundAfterWithdrawal: string | undefined;
 
   step(text: string): void {
     if (this.steps.at(-1) !== text) this.steps.push(text);
@@ -42,8 +44,10 @@ class World {
       setLabels: ({ uid }, labels) => {
         if (world.failLabels !== undefined) return Promise.reject(new Error(world.failLabels));
         for (const [key, value] of Object.entries(labels)) {
-          if (value === null) delete world.labels[key];
-          else world.labels[key] = value;
+          if (value === null) {
+            delete world.labels[key];
+            setImmediate(() => (world.inboundAfterWithdrawal = world.inbound.get(`/pins/${uid}`)));
+          } else world.labels[key] = value;
           world.step(`label ${uid} ${key}=${value}`);
         }
         return Promise.resolve();
@@ -480,6 +484,7 @@ test('Dataplane: callers are told of mutual TLS when it can be had, and that it 
   plane.setInbound({ wanted: none, ready: none, certified: none });
   await seen();
   assert.deepEqual([said(), world.inbound.get('/pins/u1')], [[`label u1 ${TLS_MODE}=null`, 'inbound rules stop'], 'stopped']);
+  assert.equal(world.inboundAfterWithdrawal, 'active', 'callers have time to hear of it');
   await plane.stop();
 });
 
@@ -496,6 +501,7 @@ test('Dataplane: a pod that leaves says first that it takes no mutual TLS any mo
   plane.setPods([pod(mode('off'), { labels: { ...world.labels } })]);
   await settled(plane);
   assert.deepEqual(world.steps.filter((step) => /label|inbound|listener removed/.test(step)), [`label u1 ${TLS_MODE}=null`, 'inbound rules stop', 'listener removed', 'inbound rules remove']);
+  assert.equal(world.inboundAfterWithdrawal, 'active', 'callers have time to hear of it');
   await plane.stop();
 });
 

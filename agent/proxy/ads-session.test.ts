@@ -1,6 +1,9 @@
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
-import { namesIn } from './ads-session.js';
+import { pino } from 'pino';
+import { DeltaDiscoveryRequest, type DeltaDiscoveryResponse } from '../../proto/generated/envoy/service/discovery/v3/discovery.js';
+import { AdsSession, namesIn, type AdsCall } from './ads-session.js';
+import { CDS, SDS, Snapshot, type Entry } from './snapshot.js';
 
 describe('namesIn', () => {
   it('finds whom a refusal names and nobody whose name is part of that', () => {
@@ -16,4 +19,25 @@ describe('namesIn', () => {
     ];
     for (const [message, expected] of cases) assert.deepEqual([...namesIn(message, names)].sort(), expected.sort(), message);
   });
+});
+
+it('AdsSession: a secret goes out while the clusters that wait for it are not acknowledged yet', () => {
+  const sent: DeltaDiscoveryResponse[] = [];
+  const entry = (name: string): Entry => ({ name, version: '1', any: { type_url: '', value: Buffer.alloc(0) }, needs: [] });
+  const clusters = [CDS, new Map([['c', entry('c')]])] as const;
+  let target = new Snapshot([clusters]);
+  const host = { target: () => target, acked: () => undefined, nacked: () => undefined, logger: pino({ level: 'silent' }) };
+  const session = new AdsSession({ write: (response: DeltaDiscoveryResponse) => sent.push(response) } as unknown as AdsCall, host);
+  const ask = (type_url: string, ...resource_names_subscribe: string[]): void => session.receive(DeltaDiscoveryRequest.fromPartial({ type_url, resource_names_subscribe }));
+  ask(CDS);
+  ask(SDS, 'spiffe://a');
+  const secrets = (): string[] => sent.filter(({ type_url }) => type_url === SDS).flatMap(({ resources }) => resources.map(({ name }) => name));
+  assert.deepEqual([sent.filter(({ type_url }) => type_url === CDS).length, secrets()], [1, []]);
+  target = new Snapshot([clusters, [SDS, new Map([['spiffe://a', entry('spiffe://a')]])]]);
+  session.push();
+  assert.deepEqual(secrets(), ['spiffe://a']);
+  target = target.with(SDS, new Map([['spiffe://b', entry('spiffe://b')]]));
+  ask(SDS, 'spiffe://b');
+  assert.deepEqual(secrets(), ['spiffe://a', 'spiffe://b']);
+  session.close();
 });

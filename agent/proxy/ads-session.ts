@@ -176,7 +176,7 @@ export class AdsSession {
       ? [...target.entries(type).values()]
       : [...subscription.names].map((name) => target.get(type, name)).filter((entry) => entry !== undefined);
     const changed = wanted.filter((entry) => force.has(entry.name) || subscription.sent.get(entry.name) !== entry.version);
-    const missing = [...subscription.names].filter((name) => type !== SDS && !target.get(type, name) && !subscription.sent.has(name) && !subscription.absent.has(name));
+    const missing = [...subscription.names].filter((name) => !target.get(type, name) && !subscription.sent.has(name) && !subscription.absent.has(name));
     if (changed.length + missing.length === 0 && (subscription.answered || !subscription.wildcard)) return nothing;
     return { sent: changed, done: this.#bounded(this.#send(type, changed, missing), `${SHORT_NAMES[type] ?? type} to be acknowledged`) };
   }
@@ -203,12 +203,12 @@ export class AdsSession {
   }
 
   #answerNames(type: string, subscription: TypeSubscription, names: readonly string[], isFirst: boolean): void {
-    // A secret that is not there is not answered: Envoy's own time limit for it ends with any answer.
+    // Secrets wait for no phase.
     const target = type === SDS ? this.#host.target() : this.#current;
     // Before the first roll-out nothing is answered: the loop does it once there is a snapshot.
     if (!target || (isFirst && subscription.sent.size > 0)) return;
     const found = names.map((name) => target.get(type, name) ?? this.#previous?.get(type, name)).filter((entry) => entry !== undefined);
-    const missing = type === SDS ? [] : names.filter((name) => !found.some((entry) => entry.name === name));
+    const missing = names.filter((name) => !found.some((entry) => entry.name === name));
     if (found.length + missing.length > 0) void this.#send(type, found, missing);
   }
 

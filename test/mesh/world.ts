@@ -73,6 +73,10 @@ export interface WorldOptions {
   sidecarsOnly?: boolean;
   /** Without the pods and Services of its own. */
   bare?: boolean;
+  /** Life of certificates; default: the CA's own, a day. */
+  leafTtlMs?: number;
+  /** Where the agents find the CA, whose server is at `address`; default: there. */
+  caAddress?: (address: string) => Promise<string>;
   /** Of the node agent's environment, beside this process's. */
   agentEnv?: Record<string, string>;
 }
@@ -146,18 +150,18 @@ export class MeshWorld {
     const world = join(this.#folder, 'world');
     for (const folder of [world, this.configDir]) mkdirSync(folder);
     writeFileSync(join(world, 'world.yaml'), this.#world());
-    this.ca = await CertificateAuthority.create();
+    this.ca = await CertificateAuthority.create(this.options.leafTtlMs === undefined ? {} : { leafTtlMs: this.options.leafTtlMs });
     this.#tokens = await TokenIssuer.create();
     writeFileSync(join(this.#folder, 'jwks.json'), JSON.stringify(this.#tokens.jwks));
     this.lab = await Lab.up({ name: this.name, ca: this.ca, sources: [world], watch: false, discovery: this.discovery, sidecarConcurrency: 1, purpose: 'test', ...(this.options.nodes ? { nodes: this.options.nodes } : {}) });
     await this.lab.whenReady();
     // Pilot after the lab, and its socket last: proxies that wait for it then come up at once.
     const { pilot = {} } = this.options;
-    this.pilot = new Pilot({ sources: [world, this.lab.objectsDir, this.configDir], logger: logger('pilot').child({}, { level: 'warn' }), debounce: { quietMs: 20 }, security: { listen: ['127.0.0.1:0'], hosts: ['127.0.0.1'], ca: this.ca, tokenJwks: join(this.#folder, 'jwks.json') }, ...pilot, listen: [this.discovery, ...(pilot.listen ?? [])] });
+    this.pilot = new Pilot({ sources: [world, this.lab.objectsDir, this.configDir], logger: logger('pilot').child({}, { level: 'warn' }), debounce: { quietMs: 20 }, security: { listen: ['127.0.0.1:0'], hosts: ['localhost'], ca: this.ca, tokenJwks: join(this.#folder, 'jwks.json') }, ...pilot, listen: [this.discovery, ...(pilot.listen ?? [])] });
     await this.pilot.start();
     if (!this.options.sidecarsOnly) for (const { name } of this.lab.info().nodes) await this.startAgent(name);
     await this.lab.whenReady({ sidecars: true, timeoutMs: READY_TIMEOUT_MS });
-    if (!this.options.sidecarsOnly) await this.#enrolled();
+    if (!this.options.sidecarsOnly) await this.enrolled();
     await this.settled();
   }
 
@@ -185,7 +189,9 @@ export class MeshWorld {
   }
 
   /** The agent of a node: at first, and again after `stopAgent`. */
-  async startAgent(node: string, { caAddress = this.pilot.secureAddresses[0]! } = {}): Promise<void> {
+  async startAgent(node: string): Promise<void> {
+    const address = this.pilot.secureAddresses[0]!.replace('127.0.0.1', 'localhost');
+    const caAddress = (await this.options.caAddress?.(address)) ?? address;
     const instance = `${this.name}${this.#agents.size === 0 || this.#agents.get(node)?.isFirst ? '' : `-${node}`}`;
     const folder = join(this.#folder, `agent-${node}`);
     mkdirSync(folder, { recursive: true, mode: 0o700 });
@@ -208,6 +214,12 @@ export class MeshWorld {
     const timer = setTimeout(() => child.kill('SIGKILL'), 10_000);
     await once(child, 'exit');
     clearTimeout(timer);
+  }
+
+  /** Ends a node's agent and takes away all that it made. */
+  async removeAgent(node: string): Promise<void> {
+    await this.stopAgent(node);
+    await run(process.execPath, [CLI, 'agent', '--cleanup', '--instance', this.#agentOf(node).paths.instance], { okCodes: [0, 1], timeoutMs: 30_000 });
   }
 
   #agentOf(node = [...this.#agents.keys()][0]!): NodeAgent {
@@ -251,7 +263,8 @@ export class MeshWorld {
     return this.lab.pod(namespace, name);
   }
 
-  async #enrolled(): Promise<void> {
+  /** Resolves when each agent is ready and the pods of its node are enrolled. */
+  async enrolled(): Promise<void> {
     for (const [node, agent] of this.#agents) {
       let last: unknown;
       const probe = async (): Promise<boolean> => {
@@ -380,10 +393,7 @@ const one = () => new Promise((resolve) => {
   }
 
   async down(): Promise<void> {
-    for (const [node, { paths }] of this.#agents) {
-      await this.stopAgent(node);
-      await run(process.execPath, [CLI, 'agent', '--cleanup', '--instance', paths.instance], { okCodes: [0, 1], timeoutMs: 30_000 });
-    }
+    for (const node of this.#agents.keys()) await this.removeAgent(node);
     await (this.pilot as Pilot | undefined)?.stop();
     await (this.lab as Lab | undefined)?.down();
     if (this.#folder) rmSync(this.#folder, { recursive: true, force: true });

@@ -1,0 +1,154 @@
+/** The certificates of a node's pods while they are renewed, the agent is exchanged, and the CA is away, with real traffic. */
+import assert from 'node:assert/strict';
+import { once } from 'node:events';
+import { connect, createServer, type AddressInfo, type Server, type Socket } from 'node:net';
+import { after, before, test } from 'node:test';
+import { waitFor } from '../common/retry.js';
+import { Load } from './load.js';
+import { MeshWorld } from './mesh/world.js';
+
+/** Certificates are dated back by two minutes, so these are at half of their life after four seconds. */
+const LEAF_TTL_MS = 128_000;
+const NODE = 'node-1';
+
+/** The CA's port, which can go away and come back. */
+class Relay {
+  readonly #sockets = new Set<Socket>();
+  #server: Server | undefined;
+  #port = 0;
+  #target = 0;
+
+  async open(target = this.#target): Promise<string> {
+    this.#target = target;
+    if (!this.#server) {
+      this.#server = createServer((socket) => {
+        const to = connect(this.#target, '127.0.0.1');
+        for (const end of [socket, to]) {
+          this.#sockets.add(end);
+          end.on('error', () => undefined).on('close', () => this.#sockets.delete(end));
+        }
+        socket.pipe(to).pipe(socket);
+      }).listen(this.#port, '127.0.0.1');
+      await once(this.#server, 'listening');
+      this.#port = (this.#server.address() as AddressInfo).port;
+    }
+    return `localhost:${this.#port}`;
+  }
+
+  async close(): Promise<void> {
+    for (const socket of this.#sockets) socket.destroy();
+    const server = this.#server;
+    this.#server = undefined;
+    if (server) await new Promise((done) => server.close(done));
+  }
+
+  get address(): string {
+    return `localhost:${this.#port}`;
+  }
+}
+
+const relay = new Relay();
+let isAway = false;
+const world = new MeshWorld('mtls-ca', { leafTtlMs: LEAF_TTL_MS, caAddress: (address) => (isAway ? Promise.resolve(relay.address) : relay.open(Number(address.split(':')[1]))) });
+before(async () => {
+  await world.up();
+  await world.apply('mesh', ['sidecar', 'node'].map((namespace) => `apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: default, namespace: ${namespace}}\nspec: {mtls: {mode: STRICT}}\n`).join('---\n'));
+  await becomes('node/client', 'web.sidecar', 'cluster.local/ns/node/sa/client');
+  await becomes('sidecar/client', 'web.node', 'cluster.local/ns/sidecar/sa/client');
+});
+after(async () => {
+  await world.down();
+  await relay.close();
+});
+
+/** The caller's principal as the server was told, `nobody`, or the status; `refused` without an answer. */
+async function caller(from: string, host: string): Promise<string> {
+  const { code, answer } = await world.tryCurl('node', `http://${host}/`, { from });
+  if (code !== 0 || !answer) return 'refused';
+  if (answer.status !== 200) return String(answer.status);
+  return /URI=spiffe:\/\/([^;"\\]*)/.exec(answer.text.replace(/^.*By=spiffe[^;]*;/s, ''))?.[1] ?? 'nobody';
+}
+
+async function becomes(from: string, host: string, expected: string): Promise<void> {
+  let found = '';
+  await waitFor(`${host} to answer ${from}`, async () => (found = await caller(from, host)) === expected, { timeoutMs: 20_000, everyMs: 50 }).catch(() => assert.equal(found, expected));
+}
+
+const expiries = async (): Promise<string[]> => (await world.agentMetrics(NODE)).match(/^underpass_certificate_expiry_timestamp_seconds\{.*$/gm) ?? [];
+
+const WAYS = [['node/client', 'web.sidecar'], ['sidecar/client', 'web.node']] as const;
+
+/** Requests both ways while `work` is done; none of them may fail. */
+async function underLoad(work: () => Promise<void>): Promise<void> {
+  const loads = WAYS.map(([from, host]) => Load.start(world.lab, from, { url: `http://${host}/`, keepAlive: 1, fresh: 1, pauseMs: 20 }));
+  await work();
+  for (const load of loads) {
+    await load.run(5);
+    assert.deepEqual((await load.end()).failures, {});
+  }
+}
+
+/** Of the node's certificates in Envoy. */
+const serials = async (): Promise<string> => [...(await world.nodeProxyAdmin('/certs', NODE)).matchAll(/"serial_number": "([^"]*)"/g)].map(([, serial]) => serial).sort().join();
+const ready = async (): Promise<boolean> => (await world.agentStatus(NODE).catch(() => undefined))?.ready === true;
+
+test('certificates are renewed, and reach Envoy, without a failed request in either direction', async () => {
+  await underLoad(async () => {
+    for (let round = 0; round < 2; round++) {
+      const before = [await expiries(), await serials()];
+      await waitFor('other certificates', async () => String(await expiries()) !== String(before[0]) && (await serials()) !== before[1], { timeoutMs: 30_000, everyMs: 100 });
+    }
+  });
+});
+
+test('an agent that ends and starts again interrupts no mutual TLS, also while the CA is away', async () => {
+  await underLoad(async () => {
+    const before = await serials();
+    await world.stopAgent(NODE);
+    isAway = true;
+    await relay.close();
+    await world.startAgent(NODE);
+    await waitFor('the agent to say so', async () => (await world.agentStatus(NODE).catch(() => undefined))?.proxy.certificates?.problem, { timeoutMs: 20_000, everyMs: 50 });
+    await waitFor('the agent to be heard by Envoy', async () => (await world.agentStatus(NODE)).proxy.settled, { timeoutMs: 20_000, everyMs: 50 });
+    assert.equal(await serials(), before, 'the certificates of before stay in use');
+    isAway = false;
+    await relay.open();
+    await waitFor('the agent to be ready', ready, { timeoutMs: 20_000, everyMs: 50 });
+    await waitFor('new certificates', async () => (await serials()) !== before, { timeoutMs: 20_000, everyMs: 50 });
+  });
+});
+
+test('a CA that goes away leaves what is there in use, and status and metrics say so', async () => {
+  await relay.close();
+  const problem = async (): Promise<string | undefined> => (await world.agentStatus(NODE)).proxy.certificates?.problem;
+  await waitFor('a renewal that fails', problem, { timeoutMs: 20_000, everyMs: 50 });
+  assert.match((await problem())!, /asking localhost:\d+ for a certificate: UNAVAILABLE/);
+  assert.match(await world.agentMetrics(NODE), /^underpass_ca_up 0$/m);
+  for (const [from, host] of WAYS) assert.equal(await caller(from, host), `cluster.local/ns/${from.replace('/', '/sa/')}`);
+  assert.equal(await ready(), true, 'with certificates there is nothing that it lacks');
+  await relay.open();
+  await waitFor('the CA to be there again', async () => (await problem()) === undefined, { timeoutMs: 20_000, everyMs: 50 });
+  assert.match(await world.agentMetrics(NODE), /^underpass_ca_up 1$/m);
+});
+
+test('without a CA at the start the node\'s pods reach what asks for no certificate, and nothing is open that a certificate would guard', async () => {
+  await world.removeAgent(NODE);
+  isAway = true;
+  await relay.close();
+  await world.startAgent(NODE);
+  const enrolled = async (): Promise<boolean> => (await world.agentStatus(NODE).catch(() => undefined))?.pods.filter(({ mode }) => mode === 'node').every(({ state }) => state === 'enrolled') ?? false;
+  await waitFor('the pods to be enrolled', enrolled, { timeoutMs: 30_000, everyMs: 50 });
+  await becomes('node/client', 'web.sidecar', '503');
+  await becomes('sidecar/client', 'web.node', '503');
+  await becomes('outside/client', 'web.node', 'refused');
+  await becomes('node/client', 'web.outside', 'nobody');
+  await becomes('node/client', 'web.node', 'cluster.local/ns/node/sa/client');
+  const { notReady } = await world.agentStatus(NODE);
+  assert.ok(notReady.some((reason) => /no certificate for spiffe:\/\/cluster\.local\/ns\/node\/sa\/client: asking .* UNAVAILABLE/.test(reason)), notReady.join());
+  assert.match(await world.agentMetrics(NODE), /^underpass_certificate_expiry_timestamp_seconds\{identity="spiffe:\/\/cluster\.local\/ns\/node\/sa\/client"\} 0$/m);
+
+  isAway = false;
+  await relay.open();
+  for (const [from, host] of WAYS) await becomes(from, host, `cluster.local/ns/${from.replace('/', '/sa/')}`);
+  await world.enrolled();
+});
