@@ -23,8 +23,8 @@ export interface Following {
 export interface ReflectorOptions {
   client: KubeClient;
   resource: Resource;
-  /** Only objects that it matches, e.g. `metadata.name=istiod`. */
-  fieldSelector?: string;
+  /** Only objects that these match. */
+  selectors?: { fieldSelector?: string; labelSelector?: string };
   following: Following;
   logger: Logger;
   signal: AbortSignal;
@@ -79,8 +79,8 @@ export async function reflect(options: ReflectorOptions): Promise<void> {
   }
 }
 
-function pathOf({ resource, fieldSelector }: ReflectorOptions, query: Record<string, string>): string {
-  return `${resourcePath(resource)}?${new URLSearchParams({ ...query, ...(fieldSelector === undefined ? {} : { fieldSelector }) })}`;
+function pathOf({ resource, selectors }: ReflectorOptions, query: Record<string, string>): string {
+  return `${resourcePath(resource)}?${new URLSearchParams({ ...query, ...selectors })}`;
 }
 
 /** @returns the version to watch from */

@@ -5,12 +5,13 @@
 import { randomUUID } from 'node:crypto';
 import { hostname } from 'node:os';
 import type { KubeClient, Resource } from '../../common/kube/client.js';
-import type { KubeObject } from '../../common/kube/types.js';
+import { reflect, type Following } from '../../common/kube/reflector.js';
+import { objectKey, type KubeObject } from '../../common/kube/types.js';
 import type { LoadedObject } from '../../common/kube/yaml.js';
 import type { Closable } from '../../common/lifecycle.js';
 import type { Logger } from '../../common/log.js';
 import { wantedProvisions } from '../gateway-controller/controller.js';
-import type { ProvisionOptions } from '../gateway-controller/provision.js';
+import { MANAGED_LABEL, type ProvisionOptions } from '../gateway-controller/provision.js';
 import type { Model, ObjectChange } from '../model/model.js';
 import { concernsGatewayStatus, statusUpdates, writeStatuses } from './gateway-status.js';
 import { LeaderElection, type LeaseTimes } from './leader.js';
@@ -46,8 +47,8 @@ export class ClusterWriter implements Closable {
   readonly #gateways: Reconciler;
   readonly #webhooks: Reconciler;
   #objects: ReadonlyMap<string, LoadedObject> = new Map();
-  /** What was written of a Gateway in this term. */
-  readonly #provisioned = new Map<string, string>();
+  /** What was written of a Gateway in this term, and the keys of those objects. */
+  readonly #provisioned = new Map<string, { text: string; keys: ReadonlySet<string> }>();
   #webhookCa: WebhookCa | undefined;
   #running: Promise<unknown> = Promise.resolve();
 
@@ -87,9 +88,19 @@ export class ClusterWriter implements Closable {
   changed(changes: readonly ObjectChange[], objects: ReadonlyMap<string, LoadedObject>): void {
     this.#objects = objects;
     if (changes.some(({ key }) => concernsRootConfigMaps(key))) this.#roots.trigger();
+    for (const { key, loaded } of changes) if (!loaded) this.#gone(key);
     if (!changes.some(({ key }) => concernsGatewayStatus(key))) return;
     this.#status.trigger();
     this.#gateways.trigger();
+  }
+
+  /** What a Gateway brought up and somebody took away comes again. */
+  #gone(key: string): void {
+    for (const [owner, { keys }] of this.#provisioned) {
+      if (!keys.has(key)) continue;
+      this.#provisioned.delete(owner);
+      this.#gateways.trigger();
+    }
   }
 
   /** The CA is another one, or the webhooks' certificate is from another one. */
@@ -106,6 +117,13 @@ export class ClusterWriter implements Closable {
       this.#webhookCa = new WebhookCa(client, ca.revision, logger);
       this.#webhookCa.follow(term, () => this.#webhooks.trigger());
     }
+    const resource = PROVISIONED['Deployment']!;
+    const following: Following = {
+      begin: () => ({ listed: () => undefined, complete: () => undefined }),
+      changed: () => undefined,
+      deleted: ({ metadata }) => this.#gone(objectKey({ ...resource, metadata })),
+    };
+    void reflect({ client, resource, selectors: { labelSelector: MANAGED_LABEL }, following, logger, signal: term });
     this.#running = Promise.all([this.#roots, this.#status, this.#gateways, this.#webhooks].map((reconciler) => reconciler.run(term)));
   }
 
@@ -116,9 +134,9 @@ export class ClusterWriter implements Closable {
     for (const owner of this.#provisioned.keys()) if (!wanted.has(owner)) this.#provisioned.delete(owner);
     return writeEach(wanted, signal, async ([owner, objects]) => {
       const text = JSON.stringify(objects);
-      if (this.#provisioned.get(owner) === text) return;
+      if (this.#provisioned.get(owner)?.text === text) return;
       for (const object of objects) await client.apply<KubeObject>(PROVISIONED[object.kind]!, object, { signal });
-      this.#provisioned.set(owner, text);
+      this.#provisioned.set(owner, { text, keys: new Set(objects.map(objectKey)) });
       logger.info({ gateway: owner, objects: objects.map(({ kind, metadata }) => `${kind} ${metadata.name}`) }, 'a gateway is brought up');
     });
   }

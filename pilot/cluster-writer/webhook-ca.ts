@@ -39,7 +39,7 @@ export class WebhookCa {
       void reflect({
         client: this.client,
         resource: followed.resource,
-        fieldSelector: `metadata.name=${followed.name}`,
+        selectors: { fieldSelector: `metadata.name=${followed.name}` },
         logger: this.logger,
         signal,
         following: {

@@ -16,6 +16,8 @@ const OLD_NAME_LABEL = 'istio.io/gateway-name';
 const NAME_OVERRIDE = 'gateway.istio.io/name-override';
 const ACCOUNT_OVERRIDE = 'gateway.istio.io/service-account';
 const SERVICE_TYPE = 'networking.istio.io/service-type';
+/** On Deployments that were brought up. */
+export const MANAGED_LABEL = 'gateway.istio.io/managed';
 const STATUS_PORT = 15021;
 const MAX_NAME_LENGTH = 63;
 const OWN_ANNOTATIONS: ReadonlySet<string> = new Set(['kubectl.kubernetes.io/last-applied-configuration', NAME_OVERRIDE, ACCOUNT_OVERRIDE, 'gateway.istio.io/controller-version']);
@@ -86,7 +88,7 @@ export function provision(gateway: KubeGateway, { values, revision }: ProvisionO
   const annotations = without(given ? (given.annotations ?? {}) : (metadata.annotations ?? {}), (key) => OWN_ANNOTATIONS.has(key));
   const infrastructure = without(given ? (given.labels ?? {}) : (metadata.labels ?? {}), (key) => key === 'istio.io/rev');
   const labels = { ...infrastructure, [GATEWAY_NAME_LABEL]: metadata.name, [GATEWAY_CLASS_LABEL]: spec.gatewayClassName };
-  const managed = { ...labels, 'gateway.istio.io/managed': isEastWest(gateway) ? 'istio.io-eastwest-controller' : 'istio.io-gateway-controller' };
+  const managed = { ...labels, [MANAGED_LABEL]: isEastWest(gateway) ? 'istio.io-eastwest-controller' : 'istio.io-gateway-controller' };
   const selector = { [GATEWAY_NAME_LABEL]: metadata.name };
   const ownerReferences = [{ apiVersion: gateway.apiVersion, kind: 'Gateway', name: metadata.name, ...(metadata.uid ? { uid: metadata.uid } : {}), controller: true }];
   const meta = (own: string, more: Record<string, string>): KubeObject['metadata'] => ({ name: own, namespace, labels: more, ...(Object.keys(annotations).length ? { annotations } : {}), ownerReferences });

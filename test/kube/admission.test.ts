@@ -1,13 +1,12 @@
 // A real API server asks pilot: its webhooks about Pods and configuration, and pilot asks it about its callers' tokens.
 import assert from 'node:assert/strict';
-import { X509Certificate } from 'node:crypto';
+import { createPrivateKey, X509Certificate } from 'node:crypto';
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { status as GrpcStatus } from '@grpc/grpc-js';
 import { decodeJwt, importPKCS8, SignJWT } from 'jose';
-import { createPrivateKey } from 'node:crypto';
 import { stringify } from 'yaml';
 import { createCertificateRequest } from '../../common/identity/ca.js';
 import { KubeClient } from '../../common/kube/client.js';
@@ -15,8 +14,6 @@ import { inClusterServer, parseKubeconfig } from '../../common/kube/kubeconfig.j
 import { waitFor } from '../../common/retry.js';
 import type { KubeObject, Pod } from '../../common/kube/types.js';
 import { bearer, createCertificate, type Outcome } from '../../pilot/ca/testing.js';
-import { Pilot } from '../../pilot/index.js';
-import { rootLogger } from '../../common/log.js';
 import { freePorts, KubeCluster } from './cluster.js';
 import { pilotKubeconfig, startPilot, type KubePilot } from './pilot.js';
 
@@ -140,19 +137,18 @@ test('tokens of another audience, of a Pod that is gone, that have expired, or t
   for (const one of [...bad, token]) assert.ok(!kube.log.some((line) => line.includes(one) || line.includes(one.split('.')[2]!)));
 });
 
-test('a pilot that is a pod reads its cluster with what Kubernetes gives every pod, a token that was exchanged included', async () => {
+test('inClusterServer: what Kubernetes gives every pod, a token that was exchanged meanwhile included; nothing outside of a pod', async () => {
   const files = mkdtempSync(join(folder, 'account-'));
   writeFileSync(join(files, 'ca.crt'), cluster.ca.rootPem);
-  writeFileSync(join(files, 'token'), 'not yet\n');
-  const apiServer = inClusterServer({ KUBERNETES_SERVICE_HOST: '127.0.0.1', KUBERNETES_SERVICE_PORT: String(cluster.ports.api) }, files)!;
-  const pilot = new Pilot({ sources: [], apiServer, readOnly: true, listen: ['127.0.0.1:0'], logger: rootLogger.child({}, { level: 'silent' }) });
-  const started = pilot.start();
-  writeFileSync(join(files, 'token'), `${await cluster.token('istio-system', 'istiod')}\n`);
+  writeFileSync(join(files, 'token'), 'old\n');
+  const client = new KubeClient(inClusterServer({ KUBERNETES_SERVICE_HOST: '127.0.0.1', KUBERNETES_SERVICE_PORT: String(cluster.ports.api) }, files)!);
+  const read = (): Promise<unknown> => client.request('GET', '/api/v1/pods');
   try {
-    await started;
-    assert.ok(pilot.object('/Pod/plain/bound'));
+    await assert.rejects(read(), { status: 401 });
+    writeFileSync(join(files, 'token'), `${await cluster.token('istio-system', 'istiod')}\n`);
+    await read();
   } finally {
-    await pilot.stop();
+    client.close();
   }
   assert.equal(inClusterServer({}, files), undefined);
 });

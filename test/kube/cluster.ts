@@ -60,7 +60,8 @@ export class KubeCluster implements Closable {
     readonly client: KubeClient,
   ) {}
 
-  static async start(): Promise<KubeCluster> {
+  /** @param crds whether Istio's and the Gateway API's kinds are there */
+  static async start({ crds = true } = {}): Promise<KubeCluster> {
     const folder = mkdtempSync(join(tmpdir(), 'up-kube-'));
     const ca = await CertificateAuthority.create();
     const [api, etcd, peer] = await freePorts(3);
@@ -74,7 +75,7 @@ export class KubeCluster implements Closable {
     try {
       cluster.#startEtcd();
       await cluster.startApi();
-      await cluster.#installCrds();
+      if (crds) await cluster.installCrds();
     } catch (error) {
       await cluster.close();
       throw new Error(`starting the API server: ${(error as Error).message}\n${tail(join(folder, 'etcd.log'))}\n${tail(join(folder, 'api.log'))}`, { cause: error });
@@ -205,7 +206,7 @@ export class KubeCluster implements Closable {
     return entry;
   }
 
-  async #installCrds(): Promise<void> {
+  async installCrds(): Promise<void> {
     const folder = join(PARTS, 'crds');
     const all = (await Promise.all(readdirSync(folder).map((name) => this.apply(readFileSync(join(folder, name), 'utf8'))))).flat();
     const resource = { apiVersion: 'apiextensions.k8s.io/v1', kind: 'CustomResourceDefinition', plural: 'customresourcedefinitions' };

@@ -1,19 +1,20 @@
 // Pilot reads a real API server: objects made by its API arrive at xDS clients, and go on arriving whatever happens to the server.
 import assert from 'node:assert/strict';
-import { mkdtempSync, rmSync } from 'node:fs';
-import { connect, createServer, type Server, type Socket } from 'node:net';
-import type { AddressInfo } from 'node:net';
+import { spawn } from 'node:child_process';
 import { once } from 'node:events';
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { CertificateAuthority } from '../../common/identity/ca.js';
 import { issueServerCertificate } from '../../common/identity/server-certificate.js';
+import { projectRoot } from '../../common/paths.js';
 import { waitFor } from '../../common/retry.js';
 import { TYPE } from '../../pilot/generate/resource.js';
 import { TestClient } from '../../pilot/testing/client.js';
-import { base64, KubeCluster } from './cluster.js';
+import { base64, kubeconfigText, KubeCluster } from './cluster.js';
 import { pilotKubeconfig, PILOT_USER, startPilot, type KubePilot } from './pilot.js';
+import { Relay } from './relay.js';
 import { MeshView, WEB } from './view.js';
 
 const WAIT = { timeoutMs: 20_000, everyMs: 20 };
@@ -23,37 +24,6 @@ let cluster: KubeCluster;
 let relay: Relay;
 let kube: KubePilot;
 let view: MeshView;
-
-/** Between pilot and the API server, so that the line can be cut. */
-class Relay {
-  readonly #sockets = new Set<Socket>();
-  #server: Server | undefined;
-  #isCut = false;
-
-  async listen(port: number): Promise<number> {
-    this.#server = createServer((inner) => {
-      if (this.#isCut) return void inner.destroy();
-      const outer = connect(port, '127.0.0.1');
-      for (const [socket, other] of [[inner, outer], [outer, inner]] as const) {
-        this.#sockets.add(socket);
-        socket.on('error', () => undefined).on('close', () => (other.destroy(), this.#sockets.delete(socket)));
-      }
-      inner.pipe(outer).pipe(inner);
-    }).listen(0, '127.0.0.1');
-    await once(this.#server, 'listening');
-    return (this.#server.address() as AddressInfo).port;
-  }
-
-  cut(isCut: boolean): void {
-    this.#isCut = isCut;
-    if (isCut) for (const socket of this.#sockets) socket.destroy();
-  }
-
-  close(): void {
-    this.cut(true);
-    this.#server?.close();
-  }
-}
 
 const slice = (addresses: string[], service = 'web', namespace = 'shop'): string => `
 apiVersion: discovery.k8s.io/v1
@@ -231,15 +201,46 @@ test('a status or a version that changes alone is pushed to nobody', async () =>
   assert.equal(pushes() - before, 1);
 });
 
-test('a remote cluster joins by a Secret with a kubeconfig, and leaves with it', async () => {
-  const remote = await KubeCluster.start();
+test('the command line reads the API server of a kubeconfig; with no options, that of the cluster that it is a pod of', async () => {
+  const account = join(folder, 'account');
+  const token = await cluster.token('istio-system', 'istiod');
+  const kubeconfig = join(folder, 'kubeconfig');
+  mkdirSync(account);
+  for (const [file, text] of [[join(account, 'ca.crt'), cluster.ca.rootPem], [join(account, 'token'), token], [kubeconfig, kubeconfigText(cluster.url, cluster.ca.rootPem, { token })]] as const) writeFileSync(file, text);
+  const pilot = [join(projectRoot, 'bin', 'underpass'), 'pilot', '--read-only', '--monitoring-listen', 'none', '--listen', '127.0.0.1:0'];
+  // As in a pod: the account's files where Kubernetes mounts them, seen by this process alone.
+  const pod = ['unshare', '-m', 'sh', '-ec', 'mount -t tmpfs tmpfs /run; mkdir -p /run/secrets/kubernetes.io; cp -r "$0" /run/secrets/kubernetes.io/serviceaccount; exec "$@"', account];
+  for (const [[command, ...args], environment] of [[[...pilot, '--kubeconfig', kubeconfig], {}], [[...pod, ...pilot], { KUBERNETES_SERVICE_HOST: '127.0.0.1', KUBERNETES_SERVICE_PORT: String(cluster.ports.api) }]] as const) {
+    const child = spawn(command!, args, { env: { ...process.env, ...environment }, stdio: ['ignore', 'pipe', 'inherit'] });
+    let log = '';
+    child.stdout.setEncoding('utf8').on('data', (text: string) => (log += text));
+    try {
+      const address = await waitFor('pilot', () => /"addresses":\["([^"]+)"/.exec(log)?.[1], WAIT);
+      const own = new MeshView(address);
+      await waitFor('the endpoints', () => own.endpoints().join() === view.endpoints().join(), WAIT).finally(() => own.close());
+      assert.ok(!log.includes(token));
+    } finally {
+      const ended = once(child, 'exit');
+      child.kill('SIGTERM');
+      await ended;
+    }
+  }
+});
+
+test('a remote cluster joins by a Secret with a kubeconfig, and leaves with it; its kinds are Kubernetes\' own alone', async () => {
+  const remote = await KubeCluster.start({ crds: false });
   try {
-    const kubeconfig = await pilotKubeconfig(remote);
+    await remote.namespace('istio-system');
+    await remote.apply(readFileSync(join(projectRoot, 'deploy', 'remote-rbac.yaml'), 'utf8'));
+    const kubeconfig = await remote.kubeconfigOf('istio-system', 'istio-reader');
     await remote.namespace('shop');
     await remote.apply(service() + slice(['10.8.0.1']));
     await cluster.apply(JSON.stringify({ apiVersion: 'v1', kind: 'Secret', metadata: { name: 'remote', namespace: 'istio-system', labels: { 'istio/multiCluster': 'true' } }, data: { far: base64(kubeconfig) } }));
     await waitFor('endpoints of both', () => view.endpoints().join() === '10.8.0.1,10.9.0.22', WAIT);
-    assert.deepEqual(remote.requests().filter(({ user, resource, code }) => user === PILOT_USER && (resource === 'secrets' || code === 403)), [], 'Secrets of other clusters are not read');
+    assert.deepEqual(remote.requests().filter(({ user, code }) => user === 'system:serviceaccount:istio-system:istio-reader' && code === 403), [], 'the rights of its manifest are enough');
+    const alone = await startPilot(await pilotKubeconfig(remote), { readOnly: true });
+    assert.ok(alone.pilot.object('/Service/shop/web'), 'a pilot of a cluster without the kinds of Istio and the Gateway API');
+    await alone.pilot.stop();
     await cluster.delete('v1', 'Secret', { namespace: 'istio-system', name: 'remote' });
     await waitFor('its end', () => view.endpoints().join() === '10.9.0.22', WAIT);
   } finally {

@@ -15,6 +15,7 @@ import { bearer, createCertificate } from '../../pilot/ca/testing.js';
 import { issueServerCertificate } from '../../common/identity/server-certificate.js';
 import { base64, KubeCluster, type AuditedRequest } from './cluster.js';
 import { pilotKubeconfig, PILOT_USER, startPilot, type KubePilot } from './pilot.js';
+import { Relay } from './relay.js';
 
 const WAIT = { timeoutMs: 20_000, everyMs: 50 };
 const LEASE_TIMES = { leaseMs: 3_000, renewMs: 2_000, retryMs: 200 };
@@ -23,19 +24,22 @@ const GATEWAY_API = 'gateway.networking.k8s.io/v1';
 let folder: string;
 let cluster: KubeCluster;
 let kubeconfig: string;
+let relay: Relay;
 let kube: KubePilot;
 
-const pilotOptions = { leaseTimes: LEASE_TIMES, security: { listen: ['127.0.0.1:0'], hosts: ['127.0.0.1'] } };
+const pilotOptions = { leaseTimes: LEASE_TIMES, security: { listen: ['127.0.0.1:0'], hosts: ['localhost'] } };
 
 before(async () => {
   folder = mkdtempSync(join(tmpdir(), 'up-kube-writing-'));
   cluster = await KubeCluster.start();
-  kubeconfig = await pilotKubeconfig(cluster);
+  relay = new Relay();
+  kubeconfig = (await pilotKubeconfig(cluster)).replace(cluster.url, `https://127.0.0.1:${await relay.listen(cluster.ports.api)}`);
   await cluster.namespace('shop');
   kube = await startPilot(kubeconfig, { ...pilotOptions, security: { ...pilotOptions.security, tokenReview: new KubeClient(parseKubeconfig(kubeconfig, { place: 'of the test' })) }, webhooks: { listen: '127.0.0.1:0', configurationsFile: join(folder, 'webhooks.yaml') } });
 });
 after(async () => {
   await kube?.pilot.stop();
+  relay?.close();
   await cluster?.close();
   rmSync(folder, { recursive: true, force: true });
 });
@@ -92,7 +96,7 @@ metadata: {name: web, namespace: shop}
 spec: {parentRefs: [{name: web, sectionName: http}], rules: [{backendRefs: [{name: nowhere, port: 80}]}]}
 ---`;
 
-test('a Gateway brings up its ServiceAccount, Deployment and Service, owned by it', async () => {
+test('a Gateway brings up its ServiceAccount, Deployment and Service, owned by it; what somebody deletes comes again', async () => {
   await cluster.apply(`{apiVersion: ${GATEWAY_API}, kind: GatewayClass, metadata: {name: underpass}, spec: {controllerName: underpass.io/gateway-controller}}\n---\n${GATEWAY}`);
   const place = { namespace: 'shop', name: 'web-underpass' };
   const deployment = await waitFor('the Deployment', () => cluster.get<Deployment>('apps/v1', 'Deployment', place), WAIT);
@@ -102,6 +106,10 @@ test('a Gateway brings up its ServiceAccount, Deployment and Service, owned by i
   assert.deepEqual(service.spec.ports?.map(({ port }) => port), [15021, 80, 443]);
   const { metadata } = (await gateway())!;
   for (const { metadata: { ownerReferences } } of [deployment, service]) assert.deepEqual(ownerReferences?.map(({ kind, uid }) => [kind, uid]), [['Gateway', metadata.uid]]);
+  for (const { apiVersion, kind, metadata: { uid } } of [deployment, service]) {
+    await cluster.delete(apiVersion, kind, place);
+    await waitFor(`another ${kind}`, async () => ![undefined, uid].includes((await cluster.get(apiVersion, kind, place))?.metadata.uid), WAIT);
+  }
 });
 
 test("status of the Gateway API: class, Gateway with the load balancer's address, listeners, attached routes; a later change moves only what it changes", async () => {
@@ -164,7 +172,7 @@ test("the rights of deploy/pilot-rbac.yaml are all used, and no other is asked f
   const routes = (apiVersion: string, kind: string, rest: object): string => stringify({ apiVersion, kind, metadata: { name: kind.toLowerCase(), namespace: 'shop' }, spec: { parentRefs: [{ name: 'web' }], rules: [{ backendRefs: [{ name: 'nowhere', port: 80 }] }], ...rest } });
   await cluster.apply([routes(GATEWAY_API, 'GRPCRoute', {}), routes('gateway.networking.k8s.io/v1alpha2', 'TCPRoute', {}), routes('gateway.networking.k8s.io/v1alpha2', 'TLSRoute', { hostnames: ['web.test'] })].join('---\n'));
   // A caller's token is what TokenReview is for.
-  await createCertificate({ csr: '' }, { address: kube.pilot.secureAddresses[0]!, rootPem: kube.pilot.ca!.rootPem, metadata: bearer('none') });
+  await createCertificate({ csr: '' }, { address: kube.pilot.secureAddresses[0]!.replace('127.0.0.1', 'localhost'), rootPem: kube.pilot.ca!.rootPem, metadata: bearer('none') });
   const granted = new Set(
     parseAllDocuments(readFileSync(join(projectRoot, 'deploy', 'pilot-rbac.yaml'), 'utf8'))
       .map((document) => document.toJS() as { rules?: { apiGroups: string[]; resources: string[]; verbs: string[] }[] })
@@ -182,7 +190,7 @@ test("the rights of deploy/pilot-rbac.yaml are all used, and no other is asked f
   assert.deepEqual(cluster.requests().filter(({ user, code }) => user === PILOT_USER && code === 403), []);
 });
 
-test('of two pilots one writes; when it stops the other takes over', async () => {
+test('of two pilots one writes; when it is cut off it stops by itself and the other takes over, and when that one ends the first does', async () => {
   await cluster.apply(`{apiVersion: v1, kind: ServiceAccount, metadata: {name: second, namespace: istio-system}}
 ---
 ${readFileSync(join(projectRoot, 'deploy', 'pilot-rbac.yaml'), 'utf8').split('---\n').filter((part) => part.includes('Binding')).map((part) => part.replace(/metadata: \{name: underpass-pilot/, 'metadata: {name: second').replace('name: istiod', 'name: second')).join('---\n')}`);
@@ -192,11 +200,18 @@ ${readFileSync(join(projectRoot, 'deploy', 'pilot-rbac.yaml'), 'utf8').split('--
     const asked = (): number => cluster.requests().filter(({ user, resource }) => user === SECOND && resource === 'leases').length;
     await waitFor('a waiting pilot', () => asked() > 5, WAIT);
     assert.deepEqual(writes(SECOND), []);
-    await kube.pilot.stop();
-    const root = second.pilot.ca!.rootPem;
-    await waitFor("the other's roots", async () => (await cluster.get<ConfigMap>('v1', 'ConfigMap', { namespace: 'shop', name: 'istio-ca-root-cert' }))?.data?.['root-cert.pem'] === root, WAIT);
+    relay.cut(true);
+    await waitFor('the end of its term', () => kube.log.some((line) => line.includes('writes to the cluster no more')), WAIT);
+    const rootsAre = ({ pilot }: KubePilot) => waitFor("that one's roots", async () => (await cluster.get<ConfigMap>('v1', 'ConfigMap', { namespace: 'shop', name: 'istio-ca-root-cert' }))?.data?.['root-cert.pem'] === pilot.ca!.rootPem, WAIT);
+    await rootsAre(second);
+    relay.cut(false);
+    const [readings, written] = [cluster.requests().filter(({ user, resource }) => user === PILOT_USER && resource === 'leases').length, writes().length];
+    await waitFor('the first, which waits now', () => cluster.requests().filter(({ user, resource }) => user === PILOT_USER && resource === 'leases').length > readings + 5, WAIT);
+    assert.equal(writes().length, written);
+    await second.pilot.stop();
+    await rootsAre(kube);
     const lease = await cluster.get<KubeObject & { spec: { leaseTransitions: number } }>('coordination.k8s.io/v1', 'Lease', { namespace: 'istio-system', name: 'underpass-pilot' });
-    assert.equal(lease?.spec.leaseTransitions, 1);
+    assert.equal(lease?.spec.leaseTransitions, 2);
   } finally {
     await second.pilot.stop();
   }
