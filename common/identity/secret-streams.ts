@@ -11,10 +11,13 @@ import {
 } from '../../proto/generated/envoy/service/discovery/v3/discovery.js';
 import type { SecretDiscoveryServiceServer } from '../../proto/generated/envoy/service/secret/v3/sds.js';
 import { pack, typeUrl } from '../xds/any.js';
+import { subscriptionProblem } from '../xds/subscription.js';
 import type { IssuedCertificate } from './ca.js';
 
 export const WORKLOAD_SECRET = 'default';
 export const ROOT_SECRET = 'ROOTCA';
+/** Far more than any proxy has certificates. */
+const MAX_NAMES = 1_000;
 
 /** What one stream has asked for: `push` sends it the current secrets. */
 interface Subscriber {
@@ -77,6 +80,8 @@ export class SecretStreams {
       if (request.error_detail) this.onError?.(new Error(`a secret was rejected: ${request.error_detail.message}`));
       const same = names.length === request.resource_names.length && names.every((name) => request.resource_names.includes(name));
       if (request.response_nonce && (request.response_nonce !== nonce || same)) return; // stale, an ACK or a NACK
+      const problem = subscriptionProblem(request.resource_names, request.resource_names.length, MAX_NAMES);
+      if (problem) return void stream.emit('error', problem);
       names = request.resource_names;
       if (names.length > 0) subscriber.push();
     });
@@ -106,6 +111,8 @@ export class SecretStreams {
       if (request.error_detail) this.onError?.(new Error(`a secret was rejected: ${request.error_detail.message}`));
       for (const name of request.resource_names_unsubscribe) names.delete(name);
       const fresh = request.resource_names_subscribe.filter((name) => !names.has(name));
+      const problem = subscriptionProblem(fresh, names.size + fresh.length, MAX_NAMES);
+      if (problem) return void stream.emit('error', problem);
       for (const name of fresh) names.add(name);
       if (fresh.length > 0) send(fresh);
     });
@@ -125,7 +132,6 @@ export class SecretStreams {
       leave();
       stream.end();
     });
-    stream.on('error', leave);
-    stream.on('cancelled', leave);
+    for (const event of ['finish', 'error', 'cancelled', 'close']) stream.on(event, leave);
   }
 }

@@ -115,6 +115,16 @@ test("the TLS port's roots are given to callers that prove who they are, to no o
   assert.equal(error.code, GrpcStatus.UNAUTHENTICATED);
 });
 
+test('a client that subscribes to secrets without end is ended', async () => {
+  const client = new SecretDiscoveryServiceClient(mesh.address, credentials.createSsl(Buffer.from(mesh.pilot.ca!.rootPem)), { 'grpc.use_local_subchannel_pool': 1 });
+  const stream = client.deltaSecrets(bearer(await mesh.issuer.issue(WEB)));
+  const ended = once(stream, 'error');
+  stream.write(DeltaDiscoveryRequest.fromPartial({ type_url: TYPE.secret, resource_names_subscribe: Array.from({ length: 2_000 }, (_, index) => `name-${index}`) }));
+  const [error] = (await ended) as [ServiceError];
+  client.close();
+  assert.equal(error.code, GrpcStatus.RESOURCE_EXHAUSTED);
+});
+
 /** One mutual handshake and an echo between two workloads that each have what their source gave them. */
 async function talk(server: { certificate: IssuedCertificate; source: CaIdentitySource }, client: { certificate: IssuedCertificate; source: CaIdentitySource }): Promise<string> {
   const listener = createServer({ cert: server.certificate.chainPem, key: server.certificate.privateKeyPem, ca: server.source.rootPem, requestCert: true, rejectUnauthorized: true }, (socket: TLSSocket) => socket.end(socket.getPeerCertificate().subjectaltname ?? 'nobody'));

@@ -139,7 +139,7 @@ export class HealthServer {
       call.end();
       gone();
     });
-    for (const event of ['cancelled', 'error', 'close']) call.on(event, gone);
+    for (const event of ['finish', 'cancelled', 'error', 'close']) call.on(event, gone);
   }
 
   #specify(client: Client): void {

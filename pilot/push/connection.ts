@@ -90,6 +90,7 @@ export abstract class Connection<Request> implements PushTarget {
     });
     call.on('cancelled', () => this.#end('stream cancelled'));
     call.on('error', (error) => this.#end(errorMessage(error)));
+    call.on('finish', () => this.#end('ended'));
     call.on('close', () => this.#end('closed'));
     context.throttle.enter(this.#read);
   }

@@ -6,6 +6,7 @@ import { status as GrpcStatus } from '@grpc/grpc-js';
 import type { Counter } from 'prom-client';
 import { systemClock, type Clock } from '../../common/clock.js';
 import type { Logger } from '../../common/log.js';
+import { subscriptionProblem } from '../../common/xds/subscription.js';
 import type { PeerIdentity } from '../ca/peer-identity.js';
 
 export interface StreamLimits {
@@ -21,8 +22,6 @@ export interface StreamLimits {
 
 /** istiod's Helm chart lets a connection grow half an hour old. */
 export const DEFAULT_LIMITS: StreamLimits = { firstRequestMs: 30_000, streamsPerPeer: 2_000, namesPerType: 100_000, streamAgeMs: 30 * 60_000 };
-/** Beyond what any name of Envoy's or Istio's can be: a host of 253 characters, a subset, a port. */
-const MAX_NAME_LENGTH = 1_024;
 const JITTER = 0.1;
 
 export type RefusalReason = 'no_request' | 'streams' | 'names';
@@ -36,9 +35,8 @@ export class StreamRefusal extends Error {
 
 /** @throws StreamRefusal when a subscription is beyond bounds */
 export function checkNames(names: readonly string[], total: number, max: number): void {
-  const long = names.find((name) => name.length > MAX_NAME_LENGTH);
-  if (long !== undefined) throw new StreamRefusal('names', GrpcStatus.INVALID_ARGUMENT, `found the name of a resource with ${long.length} characters, expected at most ${MAX_NAME_LENGTH}`);
-  if (total > max) throw new StreamRefusal('names', GrpcStatus.RESOURCE_EXHAUSTED, `found a subscription to ${total} names of one type, expected at most ${max}`);
+  const problem = subscriptionProblem(names, total, max);
+  if (problem) throw new StreamRefusal('names', problem.code, problem.details);
 }
 
 /** What is known of a stream's other end before it says anything. */
