@@ -1,9 +1,17 @@
 /** DESIGN section 5, rules 2, 5, 6 and 7: order, endings, flow control and what applications ask a socket. */
 import assert from 'node:assert/strict';
+import { spawn, type ChildProcess } from 'node:child_process';
+import { once } from 'node:events';
 import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
 import { after, before, test } from 'node:test';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { buildDir } from '../../common/paths.js';
+import { run } from '../../common/process.js';
+import type { TestPod } from '../../native/testing.js';
 import { KernelWorld } from './kernel-testing.js';
 
+const tcpBench = join(buildDir, 'tcp-bench');
 /** Far above the 2 MB that the bound allows for a fresh socket, far below the 960 MB without one. */
 const MAX_QUEUED_BYTES = 16 << 20;
 
@@ -50,6 +58,43 @@ test('slow reader: what the kernel takes for it stays bounded, and all of it arr
   assert.ok(Number(result.queued) <= MAX_QUEUED_BYTES, `${result.queued} bytes queued`);
   assert.ok(process.memoryUsage().rss < 1 << 30);
   assert.ok(highest < 128 << 20, `TCP memory grew by ${highest}`);
+});
+
+test('bulk: a receiver that falls behind makes the sender wait, and TCP never drops for want of room', async () => {
+  const { server, client } = ends();
+  const inPod = (pod: TestPod, argv: readonly string[]): ChildProcess => {
+    const [command = '', ...args] = w.world.inPod(pod, argv);
+    return spawn(command, args, { stdio: ['ignore', 'pipe', 'pipe'] });
+  };
+  /** Sums over both ends. A segment without room: RcvPruned; what becomes of it: a stall of 200 ms, TCPTimeouts. */
+  const losses = async (): Promise<Record<string, number>> => {
+    const sums: Record<string, number> = {};
+    for (const { pod } of [server, client]) {
+      const [command = '', ...args] = w.world.inPod(pod, ['cat', '/proc/net/netstat']);
+      const [names = [], values = []] = (await run(command, args)).stdout.split('\n').map((line) => line.split(' '));
+      for (const name of ['RcvPruned', 'TCPRcvQDrop', 'TCPTimeouts']) sums[name] = (sums[name] ?? 0) + Number(values[names.indexOf(name)]);
+    }
+    return sums;
+  };
+  for (const size of ['16384', '65536', '131072']) {
+    const receiver = inPod(server.pod, [tcpBench, 'server', '--port', '9000']);
+    await once(receiver.stderr as NodeJS.ReadableStream, 'data');
+    const before = await losses();
+    const { counters } = await w.counted(async () => {
+      const sender = inPod(client.pod, [tcpBench, 'bulk', '--connect', `${server.pod.ipv4}:9000`, '--size', size, '--duration', '0.8', '--connections', '1']);
+      const ended = once(sender, 'exit');
+      for (const signal of ['SIGSTOP', 'SIGCONT', 'SIGSTOP', 'SIGCONT'] as const) {
+        await sleep(150);
+        receiver.kill(signal);
+      }
+      assert.deepEqual(await ended, [0, null]);
+    });
+    assert.deepEqual(await losses(), before, `${size}: ${JSON.stringify(counters)}`);
+    assert.ok((counters['message_peer_full'] ?? 0) > 0, `${size}: it did fall behind: ${JSON.stringify(counters)}`);
+    assert.ok((counters['bytes_short_circuited'] ?? 0) > 0 && (counters['bytes_tcp'] ?? 0) > 0, `${size}: both ways were taken: ${JSON.stringify(counters)}`);
+    receiver.kill('SIGTERM');
+    await once(receiver, 'exit');
+  }
 });
 
 test('half-close: a client that shuts its side down gets its answer', async () => {
