@@ -53,12 +53,14 @@ test('a peer has so many streams, by its address or by who it is; one that ends 
   assert.equal(third.error?.code, GrpcStatus.RESOURCE_EXHAUSTED);
   assert.ok(open(new Call('10.0.0.2:3')));
   assert.ok(open(new Call('10.0.0.1:4'), { identity: web, local: false }));
-  assert.ok(open(new Call('10.0.0.1:5'), { identity: { ...web, pod: 'web-1' }, local: false }));
+  for (const port of [5, 6]) assert.ok(open(new Call(`10.0.0.${port}:5`), { identity: web, local: false }), 'an account of many pods');
+  for (const port of [1, 2]) assert.ok(open(new Call(`10.0.0.${port}:5`), { identity: { ...web, pod: 'web-1' }, local: false }));
+  assert.equal(open(new Call('10.0.0.3:5'), { identity: { ...web, pod: 'web-1' }, local: false }), false, 'one pod from wherever');
   for (const event of ['cancelled', 'close']) first.emit(event);
   assert.ok(open(new Call('10.0.0.1:6')));
   assert.equal(open(new Call('10.0.0.1:7')), false, 'a stream that ended is not counted off twice');
   for (let count = 0; count < 5; count++) assert.ok(open(new Call('unknown'), { identity: undefined, local: true }));
-  assert.deepEqual(await refused(), { streams: 2 });
+  assert.deepEqual(await refused(), { streams: 3 });
 });
 
 test('a stream ends without an error when it is old, a tenth sooner or later, and at once when its credentials expire', () => {

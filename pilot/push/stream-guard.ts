@@ -12,7 +12,7 @@ import type { PeerIdentity } from '../ca/peer-identity.js';
 export interface StreamLimits {
   /** A stream whose first request has not come by then ends: DEADLINE_EXCEEDED. */
   firstRequestMs: number;
-  /** Streams open at a time of one pod (or service account, if no pod is proven), or of one address where nobody proves anything: RESOURCE_EXHAUSTED. */
+  /** Streams open at a time of one pod, or of one address and account where no pod is proven: RESOURCE_EXHAUSTED. */
   streamsPerPeer: number;
   /** Names of one type that a stream may subscribe to: RESOURCE_EXHAUSTED. */
   namesPerType: number;
@@ -135,9 +135,11 @@ export class StreamGuard {
   }
 }
 
+/** A service account alone may be that of thousands of pods. */
 function peerOf(call: GuardedCall, { identity, local }: Caller): string {
   if (local) return 'a Unix socket';
-  if (identity) return `${identity.namespace}/${identity.serviceAccount}${identity.pod === undefined ? '' : ` ${identity.pod}`}`;
+  if (identity?.pod !== undefined) return `${identity.namespace}/${identity.pod}`;
   const peer = call.getPeer();
-  return peer.slice(0, peer.lastIndexOf(':'));
+  const address = peer.slice(0, peer.lastIndexOf(':'));
+  return identity ? `${identity.namespace}/${identity.serviceAccount} at ${address}` : address;
 }
