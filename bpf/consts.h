@@ -6,6 +6,12 @@
 #define SOL_IP 0
 #define SOL_IPV6 41
 #define SO_ORIGINAL_DST 80 /* linux/netfilter_ipv4.h; IP6T_SO_ORIGINAL_DST has the same number */
+#define SOL_SOCKET 1
+#define SO_RCVBUF 8
+#define SOCK_RCVBUF_LOCK 2 /* in sk_userlocks: the application chose the size itself */
+#define SOL_TCP 6
+#define TCP_WINDOW_CLAMP 10
+#define TCP_NOTSENT_LOWAT 25
 #define O_NONBLOCK 04000   /* 0x4000 on MIPS, which is not built for */
 
 /* What user space may turn a getsockopt buffer into at most; larger ones are passed through. */
@@ -29,6 +35,11 @@
 /* So that one pod with many executables or listeners can't take all room from the others. */
 #define VERDICTS_PER_POD 64
 #define QUOTA_EVENT_AGAIN_NS 60000000000ull
+
+/* What a short-circuited socket gets, in bytes; docs/kernel-rules.md, rule 7. The kernel limits the first to net.core.rmem_max. */
+#define PAIRED_RCVBUF (1 << 20)
+#define PAIRED_WINDOW (128 << 10)
+#define PAIRED_NOTSENT (16 << 10)
 
 #define MAX_PODS 1024
 #define MAX_CONNECTIONS 131072

@@ -62,16 +62,22 @@ int move_message(struct sk_msg_md *msg)
 		count(COUNTER_MESSAGE_NOT_DRAINED);
 		return SK_PASS;
 	}
-	/* Rule 7: moved bytes know no window; past the bound TCP's holds the sender back. */
-	__s32 queued = BPF_CORE_READ(other, inet_conn.icsk_inet.sk.sk_backlog.rmem_alloc.counter);
-	__s32 bound = BPF_CORE_READ(other, inet_conn.icsk_inet.sk.sk_rcvbuf);
-	if (bound < receive_queue_floor)
-		bound = receive_queue_floor;
-	if (queued > bound) {
+	/*
+	 * Rule 7: moved bytes know no window, but fill the buffer that TCP needs for what its window still allows, and a segment
+	 * without room is dropped. So there must be room for that too, at a quarter more than its payload; else TCP takes over,
+	 * and its window holds the sender back.
+	 */
+	__u32 size = msg->size;
+	__s32 window = BPF_CORE_READ(other, rcv_wup) + BPF_CORE_READ(other, rcv_wnd) - BPF_CORE_READ(other, rcv_nxt);
+	if (window < 0)
+		window = 0;
+	__u32 queued = BPF_CORE_READ(other, inet_conn.icsk_inet.sk.sk_backlog.rmem_alloc.counter);
+	__u32 room = BPF_CORE_READ(other, inet_conn.icsk_inet.sk.sk_rcvbuf);
+	if (queued + size + (__u32)(window + window / 4) > room) {
 		count(COUNTER_MESSAGE_PEER_FULL);
 		return SK_PASS;
 	}
-	__u64 size = msg->size, target = state->peer_cookie;
+	__u64 target = state->peer_cookie;
 	if (bpf_msg_redirect_hash(msg, &sockets, &target, BPF_F_INGRESS) != SK_PASS) {
 		count(COUNTER_MESSAGE_REDIRECT_FAILED);
 		return SK_PASS;

@@ -107,6 +107,40 @@ static __always_inline enum counter refuse_active(const struct pod *pod, struct 
 	return verdict == MARK_EVENT_DRIVEN ? COUNTERS : listener_reason(verdict);
 }
 
+/*
+ * Rule 7: what was moved and what still may come by TCP share one receive buffer, so that is made as large as it may be and
+ * the window small beside it; and a sender that fell back to TCP is stopped early, so that its receiver gets to the end.
+ * Where the kernel refuses one of these, less is moved.
+ */
+static __always_inline void clamp_window(struct bpf_sock_ops *ops, const struct tcp_sock *tp)
+{
+	if (tp->window_clamp <= PAIRED_WINDOW)
+		return;
+	int window = PAIRED_WINDOW;
+	bpf_setsockopt(ops, SOL_TCP, TCP_WINDOW_CLAMP, &window, sizeof(window));
+}
+
+static __always_inline void size_buffers(struct bpf_sock_ops *ops, const struct tcp_sock *tp)
+{
+	int receive = PAIRED_RCVBUF, unsent = PAIRED_NOTSENT;
+	if (!(BPF_CORE_READ_BITFIELD(&tp->inet_conn.icsk_inet.sk, sk_userlocks) & SOCK_RCVBUF_LOCK))
+		bpf_setsockopt(ops, SOL_SOCKET, SO_RCVBUF, &receive, sizeof(receive));
+	if (!tp->notsent_lowat)
+		bpf_setsockopt(ops, SOL_TCP, TCP_NOTSENT_LOWAT, &unsent, sizeof(unsent));
+	clamp_window(ops, tp);
+	/* The kernel lifts the clamp when it sees the first full segment. */
+	bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG);
+}
+
+static __always_inline int sends_segment(struct bpf_sock_ops *ops)
+{
+	struct bpf_sock *sk = ops->sk;
+	struct tcp_sock *tp = sk ? bpf_skc_to_tcp_sock(sk) : 0;
+	if (tp)
+		clamp_window(ops, tp);
+	return 1;
+}
+
 static __always_inline int established_active(struct bpf_sock_ops *ops, bool proxy_cgroup)
 {
 	struct bpf_sock *sk = ops->sk;
@@ -169,6 +203,8 @@ static __always_inline int established_active(struct bpf_sock_ops *ops, bool pro
 		if (bpf_sock_hash_update(ops, &sockets, &state->cookie, BPF_NOEXIST)) {
 			state->flags &= ~SOCKET_IN_MAP;
 			map_full(COUNTER_CONNECTION_SOCKETS_FULL, state);
+		} else {
+			size_buffers(ops, tp);
 		}
 	} else {
 		count(refusal);
@@ -266,6 +302,7 @@ static __always_inline int established_passive(struct bpf_sock_ops *ops, bool pr
 		map_full(COUNTER_CONNECTION_SOCKETS_FULL, state);
 		return 1;
 	}
+	size_buffers(ops, tp);
 	/* Last: from here on the opener moves its messages. */
 	struct peer self = { .cookie = state->cookie, .sock = (__u64)tp, .netns_cookie = other };
 	if (bpf_map_update_elem(&peers, &entry.cookie, &self, BPF_ANY)) {
@@ -319,6 +356,8 @@ static __always_inline int on_sockops(struct bpf_sock_ops *ops, bool proxy_cgrou
 		return established_active(ops, proxy_cgroup);
 	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
 		return established_passive(ops, proxy_cgroup);
+	case BPF_SOCK_OPS_HDR_OPT_LEN_CB:
+		return sends_segment(ops);
 	case BPF_SOCK_OPS_STATE_CB:
 		return ops->args[1] == BPF_TCP_CLOSE ? closed(ops) : 1;
 	}

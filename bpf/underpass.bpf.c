@@ -11,8 +11,6 @@
 
 /* Set before loading. */
 const volatile __u32 sidecar_uid = SIDECAR_UID;
-/* Bytes that may always wait in a receiver's queue, whatever its receive buffer; see docs/kernel-rules.md, rule 7. */
-const volatile __s32 receive_queue_floor = 512 * 1024;
 
 /* Keep types that only user space reads in the object's BTF. */
 const volatile enum counter counter_type;

@@ -60,11 +60,13 @@ test('slow reader: what the kernel takes for it stays bounded, and all of it arr
   assert.ok(highest < 128 << 20, `TCP memory grew by ${highest}`);
 });
 
-test('bulk: a receiver that falls behind makes the sender wait, and TCP never drops for want of room', async () => {
+test('bulk: a receiver that falls behind makes the sender wait, and TCP never drops for want of room', async (t) => {
   const { server, client } = ends();
   const inPod = (pod: TestPod, argv: readonly string[]): ChildProcess => {
     const [command = '', ...args] = w.world.inPod(pod, argv);
-    return spawn(command, args, { stdio: ['ignore', 'pipe', 'pipe'] });
+    const child = spawn(command, args, { stdio: ['ignore', 'pipe', 'pipe'] });
+    t.after(() => child.kill('SIGKILL'));
+    return child;
   };
   /** Sums over both ends. A segment without room: RcvPruned; what becomes of it: a stall of 200 ms, TCPTimeouts. */
   const losses = async (): Promise<Record<string, number>> => {
