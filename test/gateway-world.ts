@@ -12,6 +12,8 @@ export interface GatewayPod {
   labels: string;
   /** Of the Service, in YAML. */
   ports: string;
+  /** What the proxy says of itself beside the usual metadata. */
+  metadata?: object;
 }
 
 /** The pod of an Istio Gateway that selects `istio: NAME`. */
@@ -19,11 +21,11 @@ export const istioGateway = (name: string, ports: string): GatewayPod => ({ name
 /** The pod of the Gateway of the Gateway API that has this name. */
 export const kubeGateway = (name: string, ports: string): GatewayPod => ({ name, labels: `gateway.networking.k8s.io/gateway-name: ${name}`, ports });
 
-const podAndService = ({ name, labels, ports }: GatewayPod): string => `---
+const podAndService = ({ name, labels, ports, metadata = {} }: GatewayPod): string => `---
 apiVersion: v1
 kind: Pod
 metadata: {name: ${name}, namespace: edge, labels: {${labels}, app: ${name}}}
-spec: {serviceAccountName: ${name}, containers: [{name: istio-proxy, image: auto, args: [proxy, router]}]}
+spec: {serviceAccountName: ${name}, containers: [{name: istio-proxy, image: auto, args: [proxy, router], env: [{name: ISTIO_METAJSON_MORE, value: '${JSON.stringify(metadata)}'}]}]}
 ---
 apiVersion: v1
 kind: Service

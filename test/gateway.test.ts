@@ -8,7 +8,9 @@ import { GatewayWorld, hostOf, istioGateway, istioGatewayYaml, secret, server, t
 
 const INGRESS = istioGateway('ingress', '{name: http2, port: 80, targetPort: 8080}, {name: https, port: 443, targetPort: 8443}, {name: tls, port: 15443, targetPort: 15443}, {name: tcp, port: 31400, targetPort: 31400}');
 const EGRESS = istioGateway('egress', '{name: http2, port: 80, targetPort: 8080}, {name: https, port: 443, targetPort: 8443}');
-const world = new GatewayWorld('gateway', [INGRESS, EGRESS], { yaml: tlsServers });
+/** Behind a load balancer that speaks the PROXY protocol, and a proxy that has checked clients' certificates. */
+const BEHIND = { ...istioGateway('behind', '{name: http2, port: 80, targetPort: 8080}'), metadata: { PROXY_CONFIG: { gatewayTopology: { proxyProtocol: {}, numTrustedProxies: 1, forwardClientCertDetails: 'ALWAYS_FORWARD_ONLY' } } } };
+const world = new GatewayWorld('gateway', [INGRESS, EGRESS, BEHIND], { yaml: tlsServers });
 const { mesh } = world;
 const viaGateway = world.request.bind(world, INGRESS);
 const gateway = (name: string, ...servers: string[]): string => istioGatewayYaml(INGRESS, name, ...servers);
@@ -124,6 +126,18 @@ spec:
     assert.match(await world.line(INGRESS, 31400), /hello/);
   });
 }
+
+test('ingress behind other proxies: the PROXY protocol says who the client is, and what a trusted proxy says of a certificate goes on', async () => {
+  await mesh.apply('mesh', istioGatewayYaml(BEHIND, 'behind', server('"*"')) + toWeb('behind', '"*"', 'edge/behind', 'sidecar'));
+  await world.noNacks();
+  const request = ['GET / HTTP/1.1', 'Host: behind.example.com', 'X-Forwarded-Client-Cert: By=proxy;Subject=client', 'Connection: close', '', ''];
+  const say = (...lines: string[]): Promise<string> => world.line(BEHIND, 80, lines.join('\\r\\n'));
+  const answer = await say('PROXY TCP4 192.0.2.7 192.0.2.8 1000 80', ...request);
+  assert.match(answer, /^HTTP\/1.1 200/);
+  assert.match(answer, /"x-forwarded-for":"192\.0\.2\.7"/);
+  assert.match(answer, /"x-forwarded-client-cert":"By=proxy;Subject=client/);
+  assert.equal(await say(...request), 'refused', 'whoever says nothing gets no answer');
+});
 
 for (const mode of MODES) {
   test(`egress: a host outside of the mesh is reached through the egress gateway, by Istio's recipe (clients in mode ${mode})`, async () => {

@@ -153,6 +153,15 @@ test('through the gateways mutual TLS is the workloads\' own: the server sees th
   for (const cluster of ['east', 'far'] as const) assert.doesNotMatch(await lab(cluster).proxyAdmin('istio-system/eastwest', '/stats?filter=listener.*15443.*ssl'), /ssl\.handshake: [1-9]/, 'no TLS ends at a gateway');
 });
 
+test('an east-west gateway leads nobody to the clusters that it has for itself, whose connections bear its own identity', async () => {
+  const own = 'outbound|80||web.shop.svc.cluster.local';
+  const stat = async (name: string): Promise<string | undefined> => /: (\d+)/.exec(await lab('far').proxyAdmin('istio-system/eastwest', `/stats?filter=${name}$`))?.[1];
+  const script = `const s = require('node:tls').connect({ host: '${lab('far').externalIp('istio-system', 'eastwest')}', port: 15443, servername: '${own}', ALPNProtocols: ['istio'], rejectUnauthorized: false }); s.on('error', () => {}).on('close', () => console.log('closed')).on('secureConnect', () => console.log('open')); setTimeout(() => process.exit(1), 8000).unref();`;
+  const { stdout } = await lab('far').exec('shop/client', [process.execPath, '-e', script]);
+  assert.equal(stdout.trim(), 'closed');
+  assert.deepEqual([await stat('tcp.rbac.denied'), await stat('cluster.outbound.80..web.shop.svc.cluster.local;?.upstream_cx_tx_bytes_total')], ['1', '0'], 'nothing that the client said has gone on');
+});
+
 test('a service keeps answering when one cluster\'s endpoints vanish, and again when two have', async () => {
   for (const [gone, left] of [['east', ['far', 'west']], ['west', ['far']]] as const) {
     const during: Promise<Answer[]>[] = [];

@@ -104,7 +104,8 @@ const CIPHER_SUITES = [
 ];
 
 /** Istio's mutual TLS as a server: a client certificate of one of the mesh's trust domains is required. */
-export function istioDownstreamTls(alpn: readonly string[], trustDomains: readonly string[], minVersion: 'TLSV1_2' | 'TLSV1_3' = 'TLSV1_2'): TransportSocket {
+export function istioDownstreamTls(alpn: readonly string[], trustDomains: readonly string[], minVersion: 'TLSV1_2' | 'TLSV1_3' = 'TLSV1_2', subjectAltNames: readonly string[] = []): TransportSocket {
+  const names = subjectAltNames.length > 0 ? subjectAltNames.map((value) => ({ $case: 'exact' as const, value })) : trustDomains.map((domain) => ({ $case: 'prefix' as const, value: `spiffe://${domain}/` }));
   const context = DownstreamTlsContext.fromPartial({
     require_client_certificate: true,
     common_tls_context: CommonTlsContext.fromPartial({
@@ -114,7 +115,7 @@ export function istioDownstreamTls(alpn: readonly string[], trustDomains: readon
       validation_context_type: {
         $case: 'combined_validation_context',
         value: {
-          default_validation_context: { match_subject_alt_names: trustDomains.map((domain) => ({ match_pattern: { $case: 'prefix' as const, value: `spiffe://${domain}/` } })) },
+          default_validation_context: { match_subject_alt_names: names.map((match_pattern) => ({ match_pattern })) },
           validation_context_sds_secret_config: sdsSecret('ROOTCA'),
         },
       },

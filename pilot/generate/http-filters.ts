@@ -20,6 +20,7 @@ import { TcpProxy } from '../../proto/generated/envoy/extensions/filters/network
 import { UuidRequestIdConfig } from '../../proto/generated/envoy/extensions/request_id/uuid/v3/uuid.js';
 import type { MeshConfig } from '../model/mesh.js';
 import { ads, seconds } from './envoy.js';
+import type { GatewayTopology } from './gateway/topology.js';
 
 const httpFilter = <T>(name: string, codec: Parameters<typeof pack<T>>[0], message: T): HttpFilter =>
   ({ name, is_optional: false, disabled: false, config_type: { $case: 'typed_config', value: pack(codec, message) } });
@@ -82,8 +83,12 @@ export function inboundHttp({ pathNormalization }: MeshConfig, statPrefix: strin
   );
 }
 
-/** Of a gateway: the client's address and certificate are what is seen here, whatever the request says of them. */
-export function gatewayHttp({ pathNormalization }: MeshConfig, listener: string, routeName: string, policies: readonly HttpFilter[], trustedHops: number): Filter {
+const { SANITIZE, FORWARD_ONLY, APPEND_FORWARD, SANITIZE_SET, ALWAYS_FORWARD_ONLY } = HttpConnectionManager_ForwardClientCertDetails;
+const FORWARDING: Record<string, HttpConnectionManager_ForwardClientCertDetails> = { SANITIZE, FORWARD_ONLY, APPEND_FORWARD, SANITIZE_SET, ALWAYS_FORWARD_ONLY };
+
+/** Of a gateway: the client's address and certificate are what is seen here, whatever the request says of them, unless it stands behind others. */
+export function gatewayHttp({ pathNormalization }: MeshConfig, listener: string, routeName: string, policies: readonly HttpFilter[], { numTrustedProxies = 0, forwardClientCertDetails = '' }: GatewayTopology): Filter {
+  const forward = FORWARDING[forwardClientCertDetails] ?? SANITIZE_SET;
   return managerFilter(
     HttpConnectionManager.fromPartial({
       ...common,
@@ -92,10 +97,10 @@ export function gatewayHttp({ pathNormalization }: MeshConfig, listener: string,
       stat_prefix: `outbound_${listener};`,
       server_name: 'istio-envoy',
       use_remote_address: true,
-      ...(trustedHops > 0 ? { xff_num_trusted_hops: trustedHops } : {}),
+      ...(numTrustedProxies > 0 ? { xff_num_trusted_hops: numTrustedProxies } : {}),
       http_protocol_options: {},
-      forward_client_cert_details: HttpConnectionManager_ForwardClientCertDetails.SANITIZE_SET,
-      set_current_client_cert_details: { subject: true, cert: true, dns: true, uri: true },
+      forward_client_cert_details: forward,
+      ...(forward === SANITIZE_SET || forward === APPEND_FORWARD ? { set_current_client_cert_details: { subject: true, cert: true, dns: true, uri: true } } : {}),
       route_specifier: { $case: 'rds', value: { route_config_name: routeName, config_source: ads } },
     }),
   );

@@ -17,9 +17,12 @@ export function isInboundListener(name: string): boolean {
   return name === 'virtualInbound' || name.startsWith('inbound') || name === MAIN_INTERNAL || name === CONNECT_TERMINATE;
 }
 
+/** What the SNI of every client's cluster begins with. */
+export const SNI_PREFIX = 'outbound_.';
+
 /** The SNI of a client's cluster, where the separators of a cluster's name are no host name's characters. */
 export function clusterSni(port: number, subset: string, host: string): string {
-  return `outbound_.${port}_.${subset}_.${host}`;
+  return `${SNI_PREFIX}${port}_.${subset}_.${host}`;
 }
 
 /** Of an east-west gateway's HBONE listener: where what came for that host and port goes on. */

@@ -11,6 +11,9 @@ const CIPHERS = [
   'AES256-GCM-SHA384', 'AES128-SHA', 'AES256-SHA', 'DES-CBC3-SHA',
 ];
 
+/** Whether Envoy knows the suite; names that begin with a sign are OpenSSL's expressions, which it reads itself. */
+export const isCipherSuite = (suite: string): boolean => !/^[A-Za-z0-9]/.test(suite) || suite === 'ALL' || CIPHERS.includes(suite);
+
 const SOURCES = ['credentialName', 'credentialNames', 'tlsCertificates', 'serverCertificate'] as const;
 
 const isSet = (value: unknown): boolean => (Array.isArray(value) ? value.length > 0 : value !== undefined && value !== '');
@@ -19,7 +22,7 @@ export function checkServerTls(tls: ServerTls, report: Report, warn: Report): vo
   const { mode = 'PASSTHROUGH' } = tls;
   if (/^TLSV1_[01]$/.test(tls.minProtocolVersion ?? '') && !tls.cipherSuites?.length) warn('found an old version of TLS: it also needs cipherSuites that fit it', ['minProtocolVersion']);
   tls.cipherSuites?.forEach((suite, index) => {
-    if (/^[A-Za-z0-9]/.test(suite) && suite !== 'ALL' && !CIPHERS.includes(suite)) warn(`found "${suite}", which is no cipher suite of Envoy's and is left out`, ['cipherSuites', index]);
+    if (!isCipherSuite(suite)) warn(`found "${suite}", which is no cipher suite of Envoy's and is left out`, ['cipherSuites', index]);
     else if (tls.cipherSuites!.indexOf(suite) < index) warn(`found "${suite}" again`, ['cipherSuites', index]);
   });
   if (mode === 'ISTIO_MUTUAL') {

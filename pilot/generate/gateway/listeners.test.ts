@@ -2,6 +2,9 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { unpack } from '../../../common/xds/any.js';
 import { Listener } from '../../../proto/generated/envoy/config/listener/v3/listener.js';
+import { HttpConnectionManager } from '../../../proto/generated/envoy/extensions/filters/network/http_connection_manager/v3/http_connection_manager.js';
+import { DownstreamTlsContext } from '../../../proto/generated/envoy/extensions/transport_sockets/tls/v3/tls.js';
+import type { Any } from '../../../proto/generated/google/protobuf/any.js';
 import { RouteConfiguration } from '../../../proto/generated/envoy/config/route/v3/route.js';
 import { parseProxy } from '../../model/proxy.js';
 import { serviceYaml } from '../../testing/mesh.js';
@@ -37,7 +40,9 @@ test('servers on two addresses of one port: each has the routes of its own hosts
 test('AUTO_PASSTHROUGH: only the mesh\'s own TLS goes through, by what the client offers', () => {
   const { generators } = testMesh(serviceYaml('shop', 'a', '10.96.0.1', []) + gateway('east', 1, '{port: {number: 15443, name: tls, protocol: TLS}, hosts: ["*.local"], tls: {mode: AUTO_PASSTHROUGH}}'));
   const [listener] = generators.get(TYPE.listener)!.all(proxy);
-  assert.deepEqual(unpack(Listener, listener!.body)!.filter_chains.map((chain) => [chain.filter_chain_match?.server_names, chain.filter_chain_match?.application_protocols]), [[['*.local'], ['istio', 'istio-peer-exchange', 'istio-http/1.0', 'istio-http/1.1', 'istio-h2']]]);
+  const made = unpack(Listener, listener!.body)!.filter_chains;
+  assert.deepEqual(made.map((chain) => [chain.filter_chain_match?.server_names, chain.filter_chain_match?.application_protocols]), [[['*.local'], ['istio', 'istio-peer-exchange', 'istio-http/1.0', 'istio-http/1.1', 'istio-h2']]]);
+  assert.deepEqual(made[0]!.filters.map(({ name }) => name), ['envoy.filters.network.rbac', 'envoy.filters.network.sni_cluster', 'envoy.filters.network.tcp_proxy'], 'the SNI is looked at before it chooses the cluster');
 });
 
 test('a TCP route of a gateway does not ask who the client is', () => {
@@ -53,4 +58,43 @@ test('TLSRoute on a listener that ends TLS: chains by name, with the listener\'s
   const { generators } = testMesh(`${serviceYaml('shop', 'a', '10.96.0.1', [])}\napiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: g, namespace: shop}\nspec: {gatewayClassName: istio, listeners: [${listener}]}\n---${route('TLSRoute', 'hostnames: [a.example, b.example], ')}${route('TCPRoute', '')}`);
   const [made] = generators.get(TYPE.listener)!.all(own);
   assert.deepEqual(unpack(Listener, made!.body)!.filter_chains.map((chain) => [chain.filter_chain_match?.server_names ?? [], chain.transport_socket !== undefined]), [[['a.example', 'b.example'], true], [[], true]]);
+});
+
+test('httpsRedirect beside a mode that means nothing for plaintext is plaintext still', () => {
+  assert.deepEqual(chains(gateway('g', 1, '{port: {number: 8080, name: http, protocol: HTTP}, hosts: ["*"], tls: {mode: PASSTHROUGH, httpsRedirect: true}}')), [['0.0.0.0_8080', [[[], false]]]]);
+});
+
+/** Of the only listener's first chain. */
+function tlsOf(tls: string): DownstreamTlsContext {
+  const { generators } = testMesh(serviceYaml('shop', 'a', '10.96.0.1', []) + gateway('g', 1, `{port: {number: 443, name: https, protocol: HTTPS}, hosts: ["*"], tls: ${tls}}`));
+  return unpack(DownstreamTlsContext, unpack(Listener, generators.get(TYPE.listener)!.all(proxy)[0]!.body)!.filter_chains[0]!.transport_socket?.config_type?.value)!;
+}
+
+test('TLS of a server: suites that Envoy does not know are left out, it would refuse the listener for them', () => {
+  assert.deepEqual(tlsOf('{mode: SIMPLE, credentialName: c, cipherSuites: [NO-SUCH-SUITE, ECDHE-RSA-AES128-GCM-SHA256, ECDHE-RSA-AES128-GCM-SHA256]}').common_tls_context?.tls_params?.cipher_suites, ['ECDHE-RSA-AES128-GCM-SHA256']);
+  assert.equal(tlsOf('{mode: SIMPLE, credentialName: c, cipherSuites: [NO-SUCH-SUITE]}').common_tls_context?.tls_params, undefined);
+});
+
+test('TLS of a server: whose certificates clients show, and whether they are checked', () => {
+  const checked = (tls: string): unknown[] => {
+    const validation = tlsOf(tls).common_tls_context?.validation_context_type;
+    const context = validation?.$case === 'combined_validation_context' ? validation.value.default_validation_context : undefined;
+    return [context?.match_subject_alt_names.map(({ match_pattern: match }) => `${match?.$case} ${String(match?.value)}`), context?.trust_chain_verification];
+  };
+  assert.deepEqual(checked('{mode: ISTIO_MUTUAL}'), [['prefix spiffe://cluster.local/'], 0]);
+  assert.deepEqual(checked('{mode: ISTIO_MUTUAL, subjectAltNames: [spiffe://cluster.local/ns/a/sa/b]}'), [['exact spiffe://cluster.local/ns/a/sa/b'], 0]);
+  assert.deepEqual(checked('{mode: MUTUAL, credentialName: c, subjectAltNames: [a.example]}'), [['exact a.example'], 0]);
+  assert.deepEqual(checked('{mode: MUTUAL, credentialName: c, insecureSkipVerify: true}'), [[], 1]);
+});
+
+test('gatewayTopology: proxies before the gateway are believed as far as its ProxyConfig says', () => {
+  const world = serviceYaml('shop', 'a', '10.96.0.1', []) + gateway('g', 1, PLAIN);
+  const made = (topology: object): unknown[] => {
+    const behind = parseProxy('router~10.0.0.8~ingress.shop~shop.svc.cluster.local', { LABELS: { istio: 'ingressgateway' }, PROXY_CONFIG: { gatewayTopology: topology } });
+    const listener = unpack(Listener, testMesh(world).generators.get(TYPE.listener)!.all(behind)[0]!.body)!;
+    const manager = unpack(HttpConnectionManager, listener.filter_chains[0]!.filters[0]!.config_type?.value as Any)!;
+    return [listener.listener_filters.map(({ name }) => name), manager.xff_num_trusted_hops, manager.forward_client_cert_details, manager.set_current_client_cert_details !== undefined];
+  };
+  assert.deepEqual(made({}), [[], 0, 3, true]);
+  assert.deepEqual(made({ numTrustedProxies: 2, forwardClientCertDetails: 'FORWARD_ONLY', proxyProtocol: {} }), [['envoy.filters.listener.proxy_protocol'], 2, 1, false]);
 });

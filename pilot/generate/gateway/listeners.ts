@@ -6,15 +6,13 @@ import { TrafficDirection } from '../../../proto/generated/envoy/config/core/v3/
 import { Listener } from '../../../proto/generated/envoy/config/listener/v3/listener.js';
 import { FilterChain, ListenerFilter, type Filter } from '../../../proto/generated/envoy/config/listener/v3/listener_components.js';
 import { TlsInspector } from '../../../proto/generated/envoy/extensions/filters/listener/tls_inspector/v3/tls_inspector.js';
-import { SniCluster } from '../../../proto/generated/envoy/extensions/filters/network/sni_cluster/v3/sni_cluster.js';
 import type { Model } from '../../model/model.js';
 import type { Proxy } from '../../model/proxy.js';
 import type { Scope } from '../../model/scope.js';
 import { configPath } from '../clusters.js';
 import { ads, seconds, socketAddress } from '../envoy.js';
-import { gatewayHttp, tcpProxy } from '../http-filters.js';
+import { gatewayHttp } from '../http-filters.js';
 import { byConnection, hboneChain } from '../hbone.js';
-import { ISTIO_ANY } from '../inbound.js';
 import { hasIpv4, hasIpv6, proxyIps } from '../inbound-ports.js';
 import { makeResource, type Resource } from '../resource.js';
 import { l4SourceMatches } from '../route-match.js';
@@ -22,8 +20,10 @@ import { hasGatewaySemantics } from '../routes-http.js';
 import { commonHosts, serverHostsFor, virtualServicesForGateway } from '../routes-gateway.js';
 import { securityHttpFilters, securityNetworkFilters } from '../security/filters.js';
 import { routeTcpProxy } from '../tcp-routes.js';
-import { bareHost, gatewayServers, isAutoPassthrough, isHbone, isHttpOverTls, isPlainHttp, routeName, terminates, type BoundServer } from './servers.js';
+import { bareHost, gatewayServers, isAutoPassthrough, isHbone, isHttps, isPlainHttp, routeName, terminates, type BoundServer } from './servers.js';
+import { autoPassthroughChain } from './sni-clusters.js';
 import { gatewayTls } from './tls.js';
+import { gatewayTopology, proxyProtocol } from './topology.js';
 
 const connectTimeout = { transport_socket_connect_timeout: seconds(15) };
 
@@ -68,8 +68,12 @@ function portListener(model: Model, scope: Scope, proxy: Proxy, servers: readonl
     traffic_direction: TrafficDirection.OUTBOUND,
     ...(isHbone(servers[0]!) ? { connection_balance_config: byConnection } : {}),
     max_connections_to_accept_per_socket_event: 1,
-    // Whatever has names or TLS is told apart by the client's hello.
-    listener_filters: servers.some((bound) => bound.server.tls && !isPlainHttp(bound) && !isHbone(bound)) ? [tlsInspector] : [],
+    listener_filters: [
+      // What a load balancer says of the client stands before anything that the client says.
+      ...(gatewayTopology(proxy).proxyProtocol && !isHbone(servers[0]!) ? [proxyProtocol] : []),
+      // Whatever has names or TLS is told apart by the client's hello.
+      ...(servers.some((bound) => bound.server.tls && !isPlainHttp(bound) && !isHbone(bound)) ? [tlsInspector] : []),
+    ],
     filter_chains: chains,
   });
   return makeResource(name, Listener, listener);
@@ -86,7 +90,7 @@ function portChains(context: Context, servers: readonly BoundServer[]): FilterCh
   const { model, proxy, listener } = context;
   const plainHttp = servers.find(isPlainHttp);
   const chains: FilterChain[] = [];
-  const http = (bound: BoundServer): Filter => gatewayHttp(model.mesh, listener, routeName(bound), securityHttpFilters(model, proxy), trustedHops(proxy));
+  const http = (bound: BoundServer): Filter => gatewayHttp(model.mesh, listener, routeName(bound), securityHttpFilters(model, proxy), gatewayTopology(proxy));
   // All plaintext servers of a port are one: their hosts are told apart by the Host header.
   const hbone = servers.find(isHbone);
   if (hbone) return [hboneChain(model.mesh, { $case: 'rds', value: { route_config_name: routeName(hbone), config_source: ads } }, securityHttpFilters(model, proxy))];
@@ -95,24 +99,16 @@ function portChains(context: Context, servers: readonly BoundServer[]): FilterCh
     const { server } = bound;
     const names = serverNames(server.hosts);
     const match = names.length > 0 ? { filter_chain_match: { server_names: names } } : {};
-    if (isHttpOverTls(bound)) {
+    if (isHttps(bound)) {
       chains.push(FilterChain.fromPartial({ ...connectTimeout, ...match, filters: [http(bound)], transport_socket: gatewayTls(server.tls!, true, model.mesh) }));
     } else if (isAutoPassthrough(bound)) {
-      // Only the mesh's own TLS goes through, which no workload takes for an application's: nobody gets past its identity check.
-      const filter_chain_match = { ...(names.length > 0 ? { server_names: names } : { transport_protocol: 'tls' }), application_protocols: ISTIO_ANY };
-      chains.push(FilterChain.fromPartial({ ...connectTimeout, filter_chain_match, filters: [sniCluster, tcpProxy('BlackHoleCluster')] }));
+      chains.push(FilterChain.fromPartial({ ...connectTimeout, ...autoPassthroughChain(names) }));
     } else if (!isPlainHttp(bound)) {
       chains.push(...(server.tls ? sniChains(context, bound) : []), ...(server.tls && !terminates(server) ? [] : tcpChains(context, bound)));
     }
   }
   return chains;
 }
-
-/** East-west: the client's SNI is a cluster's name, `outbound_.80_._.host`. */
-const sniCluster: Filter = {
-  name: 'envoy.filters.network.sni_cluster',
-  config_type: { $case: 'typed_config', value: pack(SniCluster, SniCluster.fromPartial({})) },
-};
 
 /**
  * By the names of the VirtualServices' tls matches, as far as the server has these hosts: TLS to the end, or (of the Gateway
@@ -194,10 +190,4 @@ function withoutTwins(chains: readonly FilterChain[]): FilterChain[] {
     seen.add(key);
     return [chain];
   });
-}
-
-/** How many proxies before this one are believed about the client's address. */
-function trustedHops({ metadata }: Proxy): number {
-  const config = metadata['PROXY_CONFIG'] as { gatewayTopology?: { numTrustedProxies?: number } } | undefined;
-  return config?.gatewayTopology?.numTrustedProxies ?? 0;
 }

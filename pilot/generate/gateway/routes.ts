@@ -6,18 +6,18 @@ import { makeResource, type Resource } from '../resource.js';
 import { gatewayVirtualHosts } from '../routes-gateway.js';
 import { routeTable } from '../routes.js';
 import { hboneRoutes } from './hbone.js';
-import { gatewayServers, isHbone, isHttpOverTls, isPlainHttp, routeName } from './servers.js';
+import { gatewayServers, isHbone, isHttps, isPlainHttp, routeName } from './servers.js';
 
 /** The route configuration of that name; an unknown one is empty, as istiod answers. */
 export function gatewayRoutes(model: Model, proxy: Proxy, name: string): Resource {
-  const servers = gatewayServers(model, proxy).filter((bound) => (isPlainHttp(bound) || isHttpOverTls(bound) || isHbone(bound)) && routeName(bound) === name);
+  const servers = gatewayServers(model, proxy).filter((bound) => (isPlainHttp(bound) || isHttps(bound) || isHbone(bound)) && routeName(bound) === name);
   if (servers.length === 0) return makeResource(name, RouteConfiguration, RouteConfiguration.fromPartial({ name, validate_clusters: false }));
   if (servers.some(isHbone)) return hboneRoutes(model.scopeOf(proxy), name);
   const given = servers.map((bound) => ({
     gateway: bound.gateway,
     hosts: bound.server.hosts,
     port: bound.server.port.number,
-    tls: isHttpOverTls(bound),
+    tls: isHttps(bound),
     httpsRedirect: bound.server.tls?.httpsRedirect ?? false,
   }));
   return makeResource(name, RouteConfiguration, routeTable(name, gatewayVirtualHosts(model.scopeOf(proxy), proxy, given)));

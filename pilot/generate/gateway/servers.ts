@@ -18,9 +18,8 @@ export interface BoundServer {
 const HTTP: ReadonlySet<string> = new Set(['HTTP', 'HTTP2', 'GRPC', 'GRPC-WEB']);
 /** TLS that ends at the gateway, with what is inside known to be HTTP. */
 export const isHttps = ({ server }: BoundServer): boolean => server.port.protocol.toUpperCase() === 'HTTPS' && terminates(server);
-export const isPlainHttp = ({ server }: BoundServer): boolean => HTTP.has(server.port.protocol.toUpperCase()) && !server.tls?.mode;
-/** HTTP whose protocol is written as HTTP, but with TLS around it. */
-export const isHttpOverTls = (bound: BoundServer): boolean => isHttps(bound) || (HTTP.has(bound.server.port.protocol.toUpperCase()) && terminates(bound.server));
+/** Of its TLS settings the redirect alone counts. */
+export const isPlainHttp = ({ server }: BoundServer): boolean => HTTP.has(server.port.protocol.toUpperCase());
 
 /** The connection is TLS, and this proxy has the certificate. No mode is PASSTHROUGH, the API's zero. */
 export function terminates({ tls }: GatewayServer): boolean {
@@ -54,7 +53,7 @@ export const bareHost = (written: string): string => written.slice(written.index
 export function routeName(bound: BoundServer): string {
   const { server, gateway, listenPort } = bound;
   if (isHbone(bound)) return `hbone.${listenPort}`;
-  if (!isHttpOverTls(bound)) return `http.${listenPort}${server.bind ? `.${server.bind}` : ''}`;
+  if (!isHttps(bound)) return `http.${listenPort}${server.bind ? `.${server.bind}` : ''}`;
   const [namespace, name] = gateway.split('/') as [string, string];
   return `https.${server.port.number}.${server.port.name}.${name}.${namespace}`;
 }

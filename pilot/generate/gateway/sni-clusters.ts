@@ -3,14 +3,47 @@
  * workload, so that these have no TLS of their own. Endpoints have the cluster's name, too: Envoy does not ask again for a
  * set that it has, and a cluster that came later would wait for it.
  */
+import { pack } from '../../../common/xds/any.js';
 import { Cluster, Cluster_DiscoveryType } from '../../../proto/generated/envoy/config/cluster/v3/cluster.js';
+import type { Filter, FilterChain, FilterChainMatch } from '../../../proto/generated/envoy/config/listener/v3/listener_components.js';
+import { RBAC as Rbac } from '../../../proto/generated/envoy/config/rbac/v3/rbac.js';
+import { SniCluster } from '../../../proto/generated/envoy/extensions/filters/network/sni_cluster/v3/sni_cluster.js';
 import type { Scope } from '../../model/scope.js';
 import { portPolicy } from '../../model/traffic-policy.js';
 import { applyConnectionPool, applyLoadBalancer, applyOutlierDetection } from '../cluster-policy.js';
 import { configPath } from '../clusters.js';
 import { ads } from '../envoy.js';
-import { clusterSni } from '../names.js';
+import { tcpProxy } from '../http-filters.js';
+import { ISTIO_ANY } from '../inbound.js';
+import { clusterSni, SNI_PREFIX } from '../names.js';
 import { makeResource, type Resource } from '../resource.js';
+import { networkRbac } from '../security/authorization.js';
+
+const sniCluster: Filter = {
+  name: 'envoy.filters.network.sni_cluster',
+  config_type: { $case: 'typed_config', value: pack(SniCluster, SniCluster.fromPartial({})) },
+};
+
+/** The gateway's other clusters are for itself, with its own identity: no client may ask for them. */
+const onlySniClusters = networkRbac({
+  rules: Rbac.fromPartial({
+    policies: {
+      'sni-cluster': { permissions: [{ rule: { $case: 'requested_server_name', value: { match_pattern: { $case: 'prefix', value: SNI_PREFIX } } } }], principals: [{ identifier: { $case: 'any', value: true } }] },
+    },
+  }),
+});
+
+/**
+ * Leads connections to the cluster that their SNI names. Only the mesh's own TLS goes through, which no workload takes for an
+ * application's: nobody gets past its identity check.
+ * @param names server names of the Gateway's server, empty for all
+ */
+export function autoPassthroughChain(names: readonly string[]): Pick<FilterChain, 'filters'> & { filter_chain_match: Partial<FilterChainMatch> } {
+  return {
+    filter_chain_match: { ...(names.length > 0 ? { server_names: [...names] } : { transport_protocol: 'tls' }), application_protocols: ISTIO_ANY },
+    filters: [onlySniClusters, sniCluster, tcpProxy('BlackHoleCluster')],
+  };
+}
 
 /** Of each port and subset of the mesh's own services whose endpoints are addresses. */
 export function sniClusters(scope: Scope): Resource[] {

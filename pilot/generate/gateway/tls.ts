@@ -1,8 +1,9 @@
 /** TLS that ends at a gateway. Certificates come by SDS: from Secrets over ADS, from files by the proxy's own SDS server. */
+import { isCipherSuite } from '../../../common/kube/istio/gateway-schema.js';
 import type { GatewayServer } from '../../../common/kube/types.js';
 import { pack } from '../../../common/xds/any.js';
 import { TransportSocket } from '../../../proto/generated/envoy/config/core/v3/base.js';
-import { TlsParameters, TlsParameters_TlsProtocol } from '../../../proto/generated/envoy/extensions/transport_sockets/tls/v3/common.js';
+import { CertificateValidationContext_TrustChainVerification, TlsParameters, TlsParameters_TlsProtocol } from '../../../proto/generated/envoy/extensions/transport_sockets/tls/v3/common.js';
 import type { SdsSecretConfig } from '../../../proto/generated/envoy/extensions/transport_sockets/tls/v3/secret.js';
 import { CommonTlsContext, CommonTlsContext_CombinedCertificateValidationContext, DownstreamTlsContext } from '../../../proto/generated/envoy/extensions/transport_sockets/tls/v3/tls.js';
 import type { MeshConfig } from '../../model/mesh.js';
@@ -22,7 +23,7 @@ type ServerTls = NonNullable<GatewayServer['tls']>;
 
 /** @param isHttp whether HTTP is offered in the handshake */
 export function gatewayTls(tls: ServerTls, isHttp: boolean, mesh: MeshConfig): TransportSocket {
-  if (tls.mode === 'ISTIO_MUTUAL') return istioDownstreamTls(isHttp ? HTTP_ALPN : ['istio-peer-exchange', ...HTTP_ALPN], trustDomains(mesh), mesh.meshMtlsMinProtocolVersion);
+  if (tls.mode === 'ISTIO_MUTUAL') return istioDownstreamTls(isHttp ? HTTP_ALPN : ['istio-peer-exchange', ...HTTP_ALPN], trustDomains(mesh), mesh.meshMtlsMinProtocolVersion, tls.subjectAltNames);
   const parameters = tlsParameters(tls);
   const common = CommonTlsContext.fromPartial({
     alpn_protocols: isHttp ? HTTP_ALPN : [],
@@ -35,12 +36,13 @@ export function gatewayTls(tls: ServerTls, isHttp: boolean, mesh: MeshConfig): T
 }
 
 function clientValidation(tls: ServerTls): CommonTlsContext_CombinedCertificateValidationContext {
-  const { subjectAltNames = [], verifyCertificateSpki = [], verifyCertificateHash = [] } = tls;
+  const { subjectAltNames = [], verifyCertificateSpki = [], verifyCertificateHash = [], insecureSkipVerify = false } = tls;
   return CommonTlsContext_CombinedCertificateValidationContext.fromPartial({
     default_validation_context: {
       match_subject_alt_names: subjectAltNames.map((name) => ({ match_pattern: { $case: 'exact' as const, value: name } })),
       verify_certificate_spki: verifyCertificateSpki,
       verify_certificate_hash: verifyCertificateHash,
+      ...(insecureSkipVerify ? { trust_chain_verification: CertificateValidationContext_TrustChainVerification.ACCEPT_UNTRUSTED } : {}),
     },
     validation_context_sds_secret_config: authority(tls),
   });
@@ -70,10 +72,12 @@ const secretName = (credential: string): string => (/^[a-z-]+:\/\//.test(credent
 
 function tlsParameters({ minProtocolVersion, maxProtocolVersion, cipherSuites }: ServerTls): TlsParameters | undefined {
   const [min, max] = [minProtocolVersion && PROTOCOLS[minProtocolVersion], maxProtocolVersion && PROTOCOLS[maxProtocolVersion]];
-  if (!min && !max && !cipherSuites?.length) return undefined;
+  // For one that it does not know Envoy would refuse the whole listener.
+  const suites = [...new Set(cipherSuites ?? [])].filter(isCipherSuite);
+  if (!min && !max && suites.length === 0) return undefined;
   return TlsParameters.fromPartial({
     ...(min ? { tls_minimum_protocol_version: min } : {}),
     ...(max ? { tls_maximum_protocol_version: max } : {}),
-    cipher_suites: [...new Set(cipherSuites ?? [])],
+    cipher_suites: suites,
   });
 }

@@ -115,4 +115,4 @@ const networkFilter = <T>(name: string, codec: Parameters<typeof pack<T>>[0], me
 
 const httpRbac = (settings: Parameters<typeof HttpRbac.fromPartial>[0]): HttpFilter => httpFilter('envoy.filters.http.rbac', HttpRbac, HttpRbac.fromPartial(settings));
 
-const networkRbac = (settings: Parameters<typeof NetworkRbac.fromPartial>[0]): Filter => networkFilter('envoy.filters.network.rbac', NetworkRbac, NetworkRbac.fromPartial({ ...settings, stat_prefix: 'tcp.' }));
+export const networkRbac = (settings: Parameters<typeof NetworkRbac.fromPartial>[0]): Filter => networkFilter('envoy.filters.network.rbac', NetworkRbac, NetworkRbac.fromPartial({ ...settings, stat_prefix: 'tcp.' }));
