@@ -54,8 +54,8 @@ export class EnvoyFilters {
 
   invalidate(change: ChangeSet): void {
     if (change.touches(KIND, WASM)) this.#sets.clear();
-    // Labels choose filters, and where a plugin is fetched from depends on the services.
-    if (change.touches(KIND, WASM) || change.pods.size + change.services.size > 0) this.#ofProxy = new WeakMap();
+    // Labels choose filters, and where a plugin is fetched from depends on the services that the workload sees.
+    if (change.touches(KIND, WASM, 'Sidecar') || change.pods.size + change.services.size > 0) this.#ofProxy = new WeakMap();
   }
 
   /** Whether the filters that apply to this proxy may be others now. */
@@ -85,7 +85,7 @@ export class EnvoyFilters {
   #makeSet(proxy: Proxy): PatchSet {
     const target = policyTarget(this.model, proxy);
     const chosen = policiesFor<EnvoyFilter>(this.model, KIND, target).sort((a, b) => (a.object.spec.priority ?? 0) - (b.object.spec.priority ?? 0));
-    const wasm = this.#wasm.setFor(target);
+    const wasm = this.#wasm.setFor(target, this.model.scopeOf(proxy));
     if (chosen.length === 0 && wasm.filters.length === 0) return NONE;
     const all = chosen.flatMap((loaded) => this.#patchesOf(loaded));
     // Which of the patches are for this proxy is told by its version and its metadata.

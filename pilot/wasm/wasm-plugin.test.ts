@@ -84,7 +84,7 @@ test('WasmPlugin: a module over HTTP comes by checksum from a cluster; configura
   assert.equal(Cluster.decode(cluster.body.value).transport_socket?.name, 'envoy.transport_sockets.tls');
 });
 
-test('WasmPlugin: a module comes by the cluster of its service while there is one, and its proxies are told when that changes', () => {
+test('WasmPlugin: a module comes by the cluster of its service while the workload sees one, and its proxies are told when that changes', () => {
   const mesh = testMesh(WORLD + plugin('a', `url: "http://modules.tools.svc.cluster.local/p.wasm", sha256: ${SHA}`) + plugin('b', `url: "http://other.tools.svc.cluster.local/p.wasm", sha256: ${SHA}`));
   const sources = (): string[] =>
     managers(mesh, server, 'virtualInbound', 8080)[0]!.http_filters.flatMap(({ config_type }) => (config_type?.$case === 'typed_config' ? (unpack(Wasm, config_type.value) ?? []) : [])).flatMap(({ config }) => {
@@ -99,6 +99,9 @@ test('WasmPlugin: a module comes by the cluster of its service while there is on
   assert.deepEqual([sources(), clusters().sort()], [[own, other], [own, other]]);
   mesh.apply(serviceYaml('tools', 'modules', '10.96.0.5', [], 'name: http, port: 80'));
   assert.deepEqual(sources(), [service, other]);
+  const sidecar = mesh.apply('apiVersion: networking.istio.io/v1\nkind: Sidecar\nmetadata: {name: s, namespace: shop}\nspec: {egress: [{hosts: ["./*"]}]}\n');
+  assert.equal(mesh.generators.get(TYPE.listener)!.affected(server, sidecar, new Set()), 'all');
+  assert.deepEqual([sources(), clusters().sort()], [[own, other], [own, other]], 'a service that the workload does not see');
 });
 
 test('WasmPlugin: what stock Envoy can not run is refused by name', () => {

@@ -12,6 +12,7 @@ import type { PatchContext } from '../envoy-filter/types.js';
 import { clusterName } from '../generate/names.js';
 import { policiesFor, type PolicyTarget } from '../generate/security/targets.js';
 import type { Model } from '../model/model.js';
+import type { Scope } from '../model/scope.js';
 
 const KIND = 'WasmPlugin';
 const HTTP_FILTER = 'envoy.extensions.filters.network.http_connection_manager.v3.HttpFilter';
@@ -78,10 +79,11 @@ export class WasmPlugins {
   readonly #made = new WeakMap<LoadedObject, Map<string, WasmFilter>>();
   constructor(readonly model: Model) {}
 
-  setFor(target: PolicyTarget): WasmSet {
+  /** @param scope of the same workload */
+  setFor(target: PolicyTarget, scope: Scope): WasmSet {
     const chosen = policiesFor<WasmPlugin>(this.model, KIND, target).filter(({ object }) => checkWasmPlugin(object).length === 0);
     if (chosen.length === 0) return { key: '', filters: [] };
-    const filters = chosen.map((loaded) => this.#filterOf(loaded));
+    const filters = chosen.map((loaded) => this.#filterOf(loaded, scope));
     const key = createHash('sha1').update(JSON.stringify(chosen.map(({ key: name, object }, index) => [name, object.spec, filters[index]!.source]))).digest('base64url');
     // Of one phase the higher priority comes first.
     return { key, filters: filters.sort((a, b) => b.priority - a.priority) };
@@ -93,9 +95,9 @@ export class WasmPlugins {
     return namespaces.some((namespace) => this.model.configs.inNamespace<WasmPlugin>(KIND, namespace).some(({ object }) => hosts.has(parseUrl(object.spec.url)?.host ?? '')));
   }
 
-  #filterOf(loaded: LoadedObject<WasmPlugin>): WasmFilter {
+  #filterOf(loaded: LoadedObject<WasmPlugin>, scope: Scope): WasmFilter {
     const url = parseUrl(loaded.object.spec.url)!;
-    const source = url.scheme === 'file' ? undefined : fetchCluster(this.model, url);
+    const source = url.scheme === 'file' ? undefined : fetchCluster(scope, url);
     let made = this.#made.get(loaded);
     if (!made) this.#made.set(loaded, (made = new Map()));
     const key = source?.name ?? '';
@@ -145,9 +147,9 @@ interface FetchCluster {
   message: ReflectMessage | undefined;
 }
 
-/** A service of the mesh is reached by its own cluster, another host by one made for it. */
-function fetchCluster(model: Model, { scheme, host, port }: ModuleUrl): FetchCluster {
-  if (model.services.get(host)?.ports.some((candidate) => candidate.port === port)) return { name: clusterName(port, '', host), message: undefined };
+/** A service that the workload sees is reached by its own cluster, another host by one made for it. */
+function fetchCluster(scope: Scope, { scheme, host, port }: ModuleUrl): FetchCluster {
+  if (scope.service(host)?.ports.some((candidate) => candidate.port === port)) return { name: clusterName(port, '', host), message: undefined };
   const name = `wasm|${scheme}|${host}|${port}`;
   const tls = {
     name: 'envoy.transport_sockets.tls',
