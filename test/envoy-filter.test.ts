@@ -11,7 +11,8 @@ domain: ratelimit
 descriptors:
   - {key: PATH, value: /once-sidecar, rate_limit: {unit: day, requests_per_unit: 1}}
   - {key: PATH, value: /once-node, rate_limit: {unit: day, requests_per_unit: 1}}
-  - {key: PATH, value: /twice-inbound, rate_limit: {unit: day, requests_per_unit: 2}}
+  - {key: PATH, value: /twice-sidecar, rate_limit: {unit: day, requests_per_unit: 2}}
+  - {key: PATH, value: /twice-node, rate_limit: {unit: day, requests_per_unit: 2}}
   - {key: PATH, value: /twice-edge-sidecar, rate_limit: {unit: day, requests_per_unit: 2}}
   - {key: PATH, value: /twice-edge-node, rate_limit: {unit: day, requests_per_unit: 2}}
 `;
@@ -122,23 +123,40 @@ const fixed = async (yaml: string, mode: Mode): Promise<void> => {
   assert.deepEqual(await mesh.nacks(), []);
 };
 
-test('local rate limit of a workload: each of its proxies lets so many requests through, then answers 429', async () => {
-  await fixed(localPerWorkload('SIDECAR_INBOUND', 4), 'sidecar');
-  await limited('outside', 'http://web.sidecar/');
-  // Two servers with four each are empty after a while, whichever is chosen; another workload is not limited.
-  await waitFor('both to be empty', async () => (await statuses('outside', 'http://web.sidecar/', 10)).every((code) => code === 429), { timeoutMs: 15_000, everyMs: 20 });
-  assert.equal((await mesh.curl('outside', 'http://web.sidecar/')).headers['x-local-rate-limit'], 'true');
-  assert.deepEqual(await statuses('outside', 'http://other.sidecar/', 5), [200, 200, 200, 200, 200]);
-  await mesh.clear('sidecar');
-  await waitFor('the end of the limit', async () => (await status('outside', 'http://web.sidecar/')) === 200, { timeoutMs: 15_000, everyMs: 20 });
-});
+for (const mode of MODES) {
+  test(`local rate limit of a workload: each of its proxies lets so many requests through, then answers 429, to callers in the mesh and outside (${mode})`, async () => {
+    await fixed(localPerWorkload('SIDECAR_INBOUND', 4), mode);
+    for (const from of [mode, 'outside'] as const) {
+      const url = `http://web.${mode}/`;
+      await limited(from, url);
+      // Two servers with four each are empty after a while, whichever is chosen; another workload is not limited.
+      await waitFor('both to be empty', async () => (await statuses(from, url, 10)).every((code) => code === 429), { timeoutMs: 15_000, everyMs: 20 });
+      assert.equal((await mesh.curl(from, url)).headers['x-local-rate-limit'], 'true');
+      assert.deepEqual(await statuses(from, `http://other.${mode}/`, 5), [200, 200, 200, 200, 200]);
+    }
+    await mesh.clear(mode);
+    for (const from of [mode, 'outside'] as const) await waitFor('the end of the limit', async () => (await status(from, `http://web.${mode}/`)) === 200, { timeoutMs: 15_000, everyMs: 20 });
+  });
 
-test('global rate limit at the servers: all of them share what the service counts', async () => {
-  await fixed(global('SIDECAR_INBOUND'), 'sidecar');
-  await limited('outside', 'http://web.sidecar/twice-inbound');
-  assert.deepEqual(await statuses('outside', 'http://web.sidecar/twice-inbound', 4), [429, 429, 429, 429]);
-  assert.deepEqual(await statuses('outside', 'http://web.sidecar/unlimited', 4), [200, 200, 200, 200]);
-});
+  test(`global rate limit at the servers: all of them share what the service counts (${mode})`, async () => {
+    await fixed(global('SIDECAR_INBOUND'), mode);
+    const path = `/twice-${mode}`;
+    for (const from of [mode, 'outside'] as const) {
+      // Connections that a client had pooled to the servers go on without the filter for one more answer.
+      await waitFor('the limit', async () => (await statuses(from, `http://web.${mode}${path}`, 4)).every((code) => code === 429), { timeoutMs: 15_000, everyMs: 20 });
+      assert.deepEqual(await statuses(from, `http://web.${mode}/unlimited`, 4), [200, 200, 200, 200]);
+    }
+  });
+
+  test(`a patch of the servers' own routes alone has its effect (${mode})`, async () => {
+    await fixed(envoyFilter('answers', 'web', `
+    - applyTo: VIRTUAL_HOST
+      match: {context: SIDECAR_INBOUND}
+      patch: {operation: MERGE, value: {response_headers_to_add: [{header: {key: x-from-server, value: 'yes'}}]}}`), mode);
+    for (const from of [mode, 'outside'] as const) await waitFor('the header', async () => (await mesh.curl(from, `http://web.${mode}/`)).headers['x-from-server'] === 'yes', { timeoutMs: 15_000, everyMs: 20 });
+    await mesh.clear(mode);
+  });
+}
 
 for (const mode of MODES) {
   test(`global rate limit at an ingress gateway: of the host that is named all requests count, of others none (servers in mode ${mode})`, async () => {

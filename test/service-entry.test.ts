@@ -6,6 +6,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import type { Pod } from '../common/kube/types.js';
+import { waitFor } from '../common/retry.js';
 import { ServerCertificates } from '../lab/server-certificates.js';
 import { MeshWorld, MODES, type CurlOptions, type Mode } from './mesh/world.js';
 
@@ -183,23 +184,67 @@ test('Sidecar: the egress hosts are all that a sidecar is told of', async () => 
   assert.equal((await mesh.curl('sidecar', 'http://web/')).status, 200);
 });
 
-test('Sidecar: an egress listener that captures nothing is a socket of its own; an ingress listener delivers where it says', async () => {
-  const egress = sidecar('{workloadSelector: {labels: {app: client}}, egress: [{port: {number: 9000, protocol: TCP, name: tcp}, captureMode: NONE, hosts: ["./web.sidecar.svc.cluster.local"]}, {hosts: ["*/*"]}]}');
-  const ingress = sidecar('{workloadSelector: {labels: {app: other}}, ingress: [{port: {number: 8080, protocol: HTTP, name: http}, defaultEndpoint: "127.0.0.1:8080"}]}').replace('name: default', 'name: other');
-  await mesh.apply('sidecar', egress + ingress);
+test('Sidecar: an egress listener that captures nothing is a socket of its own; the node\'s Envoy has none, and says so', async () => {
+  const egress = (mode: Mode): string => sidecar(`{workloadSelector: {labels: {app: client}}, egress: [{port: {number: 9000, protocol: TCP, name: tcp}, captureMode: NONE, hosts: ["./web.${mode}.svc.cluster.local"]}, {hosts: ["*/*"]}]}`);
+  await mesh.apply('sidecar', egress('sidecar'));
   assert.deepEqual(await mesh.nacks(), []);
   assert.equal(await echoed('sidecar/client', '127.0.0.1', 9000), 'hello');
-  const { status, body } = await mesh.curl('sidecar', 'http://other/');
-  assert.deepEqual([status, String(body['local']).replace('::ffff:', '')], [200, '127.0.0.1:8080']);
+  await mesh.apply('node', egress('node'));
+  assert.match((await mesh.nacks()).join(), /LDS 127\.0\.0\.1_9000: a socket in the pod that programs are to dial/);
+  assert.equal((await mesh.curl('node', 'http://web/')).status, 200);
+  await mesh.clear('node');
+  assert.deepEqual(await mesh.nacks(), []);
 });
 
-test('Sidecar: an egress proxy gets what is no service', async () => {
-  await mesh.apply('sidecar', sidecar('{workloadSelector: {labels: {app: client}}, outboundTrafficPolicy: {mode: ALLOW_ANY, egressProxy: {host: other.sidecar.svc.cluster.local, port: {number: 80}}}}'));
-  assert.deepEqual(await mesh.nacks(), []);
-  const { status, body } = await mesh.curl('sidecar', 'http://stranger.example/', { args: ['--resolve', `stranger.example:80:${ip('outside/web')}`] });
-  assert.deepEqual([status, body['pod']], [200, 'other']);
-  assert.equal((await mesh.curl('sidecar', 'http://web/')).body['pod'].slice(0, 4), 'web-');
-});
+for (const mode of MODES) {
+  const ingress = (listeners: string): string => sidecar(`{workloadSelector: {labels: {app: other}}, ingress: [${listeners}]}`).replace('name: default', 'name: other');
+  test(`Sidecar: an ingress listener delivers where it says, whoever calls (${mode})`, async () => {
+    await mesh.apply(mode, ingress('{port: {number: 8080, protocol: HTTP, name: http}, defaultEndpoint: "127.0.0.1:8080"}'));
+    assert.deepEqual(await mesh.nacks(), []);
+    for (const from of [mode, 'outside'] as const) {
+      let local = '';
+      await waitFor('the listener', async () => (local = String((await mesh.curl(from, `http://other.${mode}/`)).body['local']).replace('::ffff:', '')) === '127.0.0.1:8080', { timeoutMs: 10_000, everyMs: 50 }).catch(() => assert.equal(local, '127.0.0.1:8080'));
+    }
+    // Its port need not be one that the application has.
+    const elsewhere = ip(`${mode}/other`);
+    await mesh.apply(mode, ingress('{port: {number: 8090, protocol: HTTP, name: http}, defaultEndpoint: "127.0.0.1:8080"}, {port: {number: 9090, protocol: TCP, name: tcp}, defaultEndpoint: "0.0.0.0:9000"}'));
+    await waitFor('the listeners', async () => (await mesh.tryCurl('outside', `http://${elsewhere}:8090/`)).answer?.status === 200 && (await echoed('outside/client', elsewhere, 9090)) === 'hello', { timeoutMs: 10_000, everyMs: 50 });
+    await mesh.clear(mode);
+  });
+
+  test(`Sidecar: an ingress listener with TLS of its own ends it where the mesh's is switched off, SIMPLE and MUTUAL (${mode})`, async () => {
+    const file = (name: string): string => join(folder, name);
+    const https = (tls: string): string => ingress(`{port: {number: 8443, protocol: HTTPS, name: https}, defaultEndpoint: "127.0.0.1:8080", tls: {serverCertificate: ${file('cert.pem')}, privateKey: ${file('key.pem')}, ${tls}}}`) + `---\napiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: other}\nspec: {selector: {matchLabels: {app: other}}, mtls: {mode: PERMISSIVE}, portLevelMtls: {8443: {mode: DISABLE}}}\n`;
+    const address = ip(`${mode}/other`);
+    const ask = async (from: Mode | 'outside', ...args: string[]): Promise<string> => {
+      const { code, answer } = await mesh.tryCurl(from, 'https://secure.example:8443/', { args: ['--resolve', `secure.example:8443:${address}`, '--cacert', file('ca.pem'), ...args] });
+      return answer ? `${answer.status} ${String(answer.body['local']).replace('::ffff:', '')}` : code > 0 ? 'refused' : '';
+    };
+    const both = async (...args: string[]): Promise<string[]> => [await ask(mode, ...args), await ask('outside', ...args)];
+    const becomes = async (expected: string[], get: () => Promise<string[]>): Promise<void> => {
+      let found: string[] = [];
+      await waitFor('TLS', async () => String((found = await get())) === String(expected), { timeoutMs: 10_000, everyMs: 50 }).catch(() => assert.deepEqual(found, expected));
+    };
+    await mesh.apply(mode, https('mode: SIMPLE'));
+    assert.deepEqual(await mesh.nacks(), []);
+    await becomes(['200 127.0.0.1:8080', '200 127.0.0.1:8080'], () => both());
+    await mesh.apply(mode, https(`mode: MUTUAL, caCertificates: ${file('ca.pem')}`));
+    await becomes(['refused', 'refused'], () => both());
+    await becomes(['200 127.0.0.1:8080', '200 127.0.0.1:8080'], () => both('--cert', file('client.pem'), '--key', file('client-key.pem')));
+    await mesh.clear(mode);
+  });
+}
+
+for (const mode of MODES) {
+  test(`Sidecar: an egress proxy gets what is no service (${mode})`, async () => {
+    await mesh.apply(mode, sidecar(`{workloadSelector: {labels: {app: client}}, outboundTrafficPolicy: {mode: ALLOW_ANY, egressProxy: {host: other.${mode}.svc.cluster.local, port: {number: 80}}}}`));
+    assert.deepEqual(await mesh.nacks(), []);
+    const { status, body } = await mesh.curl(mode, 'http://stranger.example/', { args: ['--resolve', `stranger.example:80:${ip('outside/web')}`] });
+    assert.deepEqual([status, body['pod']], [200, 'other']);
+    assert.equal((await mesh.curl(mode, 'http://web/')).body['pod'].slice(0, 4), 'web-');
+    await mesh.clear(mode);
+  });
+}
 
 test('DestinationRule: PROXY protocol and unusual balancers are taken by Envoy', async () => {
   const rules = ['{proxyProtocol: {version: V2}}', '{loadBalancer: {simple: PASSTHROUGH}}', '{loadBalancer: {simple: RANDOM, localityLbSetting: {failoverPriority: [topology.kubernetes.io/region, "version=v1"]}}, outlierDetection: {consecutive5xxErrors: 5}}', '{tls: {mode: ISTIO_MUTUAL}, loadBalancer: {consistentHash: {httpQueryParameterName: q, maglev: {tableSize: 101}}, localityLbSetting: {distribute: [{from: "*", to: {"*": 100}}]}}}'];

@@ -3,19 +3,18 @@
  * client pod's network namespace.
  */
 import { BindConfig, SocketAddress_Protocol } from '../../proto/generated/envoy/config/core/v3/address.js';
-import { DataSource, type TransportSocket } from '../../proto/generated/envoy/config/core/v3/base.js';
+import type { TransportSocket } from '../../proto/generated/envoy/config/core/v3/base.js';
 import type { TypedExtensionConfig } from '../../proto/generated/envoy/config/core/v3/extension.js';
 import { SocketOption, SocketOption_SocketState } from '../../proto/generated/envoy/config/core/v3/socket_option.js';
 import type { Cluster } from '../../proto/generated/envoy/config/cluster/v3/cluster.js';
 import { CaresDnsResolverConfig } from '../../proto/generated/envoy/extensions/network/dns_resolver/cares/v3/cares_dns_resolver.js';
-import { CertificateValidationContext, TlsCertificate } from '../../proto/generated/envoy/extensions/transport_sockets/tls/v3/common.js';
-import type { SdsSecretConfig } from '../../proto/generated/envoy/extensions/transport_sockets/tls/v3/secret.js';
 import { UpstreamTlsContext } from '../../proto/generated/envoy/extensions/transport_sockets/tls/v3/tls.js';
 import { Config as FilterStateOverride } from '../../proto/generated/envoy/extensions/local_address_selectors/filter_state_override/v3/config.js';
 import { pack, unpack } from '../../common/xds/any.js';
 import { canonical } from '../xds/resource-type.js';
 import type { EnvoyExtensions } from './extensions.js';
 import { foldAssignment } from './fold-endpoints.js';
+import { withFiles } from './fold-file-secrets.js';
 import { meshSockets, usesIdentity } from './fold-identity.js';
 import { keepExtension } from './stock.js';
 
@@ -66,44 +65,8 @@ function originatedTls(cluster: Cluster): TransportSocket | undefined {
   const anyEndpoint = cluster.transport_socket_matches.find(({ match }) => Object.keys(match ?? {}).length === 0)?.transport_socket;
   const socket = cluster.transport_socket ?? anyEndpoint;
   const tls = unpack(UpstreamTlsContext, socket?.config_type?.value);
-  return tls && !usesIdentity(tls.common_tls_context) ? withFiles(socket!, tls) : undefined;
-}
-
-/**
- * The shared Envoy has no secret server of the pod's: certificates that a DestinationRule names by path are read by it
- * itself, from the node's file system.
- */
-function withFiles(socket: TransportSocket, tls: UpstreamTlsContext): TransportSocket {
-  const common = tls.common_tls_context!;
-  const paths = (secret: SdsSecretConfig | undefined, kind: 'cert' | 'root'): string[] | undefined => (secret?.name.startsWith(`file-${kind}:`) ? secret.name.slice(`file-${kind}:`.length).split('~') : undefined);
-  const certificates = common.tls_certificate_sds_secret_configs.flatMap((secret) => {
-    const [certificate, key] = paths(secret, 'cert') ?? [];
-    return certificate && key ? [TlsCertificate.fromPartial({ certificate_chain: file(certificate), private_key: file(key) })] : [];
-  });
-  const validation = common.validation_context_type;
-  const [root] = (validation?.$case === 'combined_validation_context' && paths(validation.value.validation_context_sds_secret_config, 'root')) || [];
-  if (certificates.length === 0 && !root) return socket;
-  const context: UpstreamTlsContext = {
-    ...tls,
-    common_tls_context: {
-      ...common,
-      ...(certificates.length > 0 ? { tls_certificates: certificates, tls_certificate_sds_secret_configs: [] } : {}),
-      ...(root && validation?.$case === 'combined_validation_context'
-        ? { validation_context_type: { $case: 'validation_context', value: { ...CertificateValidationContext.fromPartial(validation.value.default_validation_context ?? {}), ...trusted(root) } } }
-        : {}),
-    },
-  };
-  return { ...socket, config_type: { $case: 'typed_config', value: pack(UpstreamTlsContext, context) } };
-}
-
-/** `system` is the trust store of the node; as for OpenSSL, `SSL_CERT_FILE` names another one. */
-function trusted(root: string): Pick<CertificateValidationContext, 'trusted_ca'> | Pick<CertificateValidationContext, 'system_root_certs'> {
-  const path = root === 'system' ? process.env['SSL_CERT_FILE'] : root;
-  return path ? { trusted_ca: file(path) } : { system_root_certs: {} };
-}
-
-function file(filename: string): DataSource {
-  return DataSource.fromPartial({ specifier: { $case: 'filename', value: filename } });
+  if (!tls || usesIdentity(tls.common_tls_context)) return undefined;
+  return { ...socket!, config_type: { $case: 'typed_config', value: pack(UpstreamTlsContext, { ...tls, common_tls_context: tls.common_tls_context && withFiles(tls.common_tls_context) }) } };
 }
 
 function podBindConfig(network_namespace_filepath = ''): BindConfig {

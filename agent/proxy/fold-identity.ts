@@ -13,6 +13,7 @@ import { DownstreamTlsContext, UpstreamTlsContext, type CommonTlsContext } from 
 import { WORKLOAD_SECRET } from '../../common/identity/secret-streams.js';
 import { pack, unpack } from '../../common/xds/any.js';
 import { mapEndpoints, SOCKET_MATCH } from './fold-endpoints.js';
+import { needsSecrets, withFiles } from './fold-file-secrets.js';
 
 /** Envoy takes no other clusters in while one waits for its certificate; after this its connections fail until it is there. */
 const FETCH_TIMEOUT_SECONDS = 2n;
@@ -38,6 +39,14 @@ export function meshSockets(cluster: Pick<Cluster, 'transport_socket' | 'transpo
   });
   // What is for whatever endpoint is not for those within the node.
   return sockets.some(({ match }) => Object.keys(match).length === 0) ? [{ name: 'direct', match: WITHIN_NODE, transport_socket: RAW_BUFFER }, ...sockets] : sockets;
+}
+
+/** A server's socket that ends TLS with a certificate of somebody's own, as a Sidecar's ingress listener may: by files. */
+export function ownServerSocket(socket: TransportSocket | undefined): { socket: TransportSocket; needsSecrets: boolean } | undefined {
+  const tls = unpack(DownstreamTlsContext, socket?.config_type?.value);
+  if (!tls?.common_tls_context || usesIdentity(tls.common_tls_context)) return undefined;
+  const common_tls_context = withFiles(tls.common_tls_context);
+  return { socket: { ...socket!, config_type: { $case: 'typed_config', value: pack(DownstreamTlsContext, { ...tls, common_tls_context }) } }, needsSecrets: needsSecrets(common_tls_context) };
 }
 
 /** A server's socket of the mesh's mutual TLS, with this account's certificate; undefined for any other socket. */

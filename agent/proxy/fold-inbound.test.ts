@@ -6,6 +6,8 @@ import { Cluster } from '../../proto/generated/envoy/config/cluster/v3/cluster.j
 import { ClusterLoadAssignment } from '../../proto/generated/envoy/config/endpoint/v3/endpoint.js';
 import { Listener } from '../../proto/generated/envoy/config/listener/v3/listener.js';
 import { FilterChain, type Filter } from '../../proto/generated/envoy/config/listener/v3/listener_components.js';
+import { RouteConfiguration } from '../../proto/generated/envoy/config/route/v3/route.js';
+import { DownstreamTlsContext } from '../../proto/generated/envoy/extensions/transport_sockets/tls/v3/tls.js';
 import { RBAC } from '../../proto/generated/envoy/extensions/filters/network/rbac/v3/rbac.js';
 import { RBAC as HttpRbac } from '../../proto/generated/envoy/extensions/filters/http/rbac/v3/rbac.js';
 import { HttpConnectionManager } from '../../proto/generated/envoy/extensions/filters/network/http_connection_manager/v3/http_connection_manager.js';
@@ -42,6 +44,43 @@ describe('a pod\'s inbound side', () => {
   it('stands in nobody\'s way where nothing decides who may call', () => {
     const folded = foldInbound(inbound(chain({ destination_port: 8080, transport_protocol: 'tls' }, [tcp], true), chain({ destination_port: 8080, transport_protocol: 'raw_buffer' }, [tcp])), extensions);
     assert.equal(folded.enforces, false);
+  });
+
+  it('stands in the way where requests are changed, or where more than one route leads on', () => {
+    const http = (routes: Parameters<typeof RouteConfiguration.fromPartial>[0]): Filter => filter('http', pack(HttpConnectionManager, HttpConnectionManager.fromPartial({ stat_prefix: 'x', route_specifier: { $case: 'route_config', value: routes } })));
+    const enforces = (routes: Parameters<typeof RouteConfiguration.fromPartial>[0]): boolean => foldInbound(inbound(chain({ destination_port: 8080 }, [http(routes)])), extensions).enforces;
+    const route = { name: 'default', match: { path_specifier: { $case: 'prefix' as const, value: '/' } }, decorator: { operation: 'web' }, action: { $case: 'route' as const, value: { cluster_specifier: { $case: 'cluster' as const, value: 'inbound|8080||' }, timeout: { seconds: 0n, nanos: 0 } } } };
+    const host = { name: 'inbound|http|80', domains: ['*'], routes: [route] };
+    assert.equal(enforces({ name: 'inbound', validate_clusters: false, virtual_hosts: [host] }), false);
+    const header = [{ header: { key: 'x', value: 'y' } }];
+    for (const virtual_host of [{ ...host, response_headers_to_add: header }, { ...host, routes: [{ ...route, request_headers_to_add: header }] }, { ...host, routes: [{ ...route, match: { path_specifier: { $case: 'prefix' as const, value: '/a' } } }, route] }]) {
+      assert.equal(enforces({ virtual_hosts: [virtual_host] }), true, JSON.stringify(virtual_host, (_, value: unknown) => (typeof value === 'bigint' ? Number(value) : value)));
+    }
+    assert.equal(enforces({ virtual_hosts: [host], response_headers_to_add: header }), true);
+  });
+
+  it('ends TLS with a certificate of the port\'s own, by files for all callers alike; one in a Secret lets nobody in, and is said', () => {
+    const own = (name: string): FilterChain => {
+      const context = DownstreamTlsContext.fromPartial({ common_tls_context: { tls_certificate_sds_secret_configs: [{ name }] } });
+      return { ...chain({ destination_port: 8443, transport_protocol: 'tls' }, [tcp]), transport_socket: { name: 'tls', config_type: { $case: 'typed_config', value: pack(DownstreamTlsContext, context) } } };
+    };
+    const files = foldInbound(inbound(own('file-cert:/c.pem~/k.pem')), extensions);
+    assert.deepEqual([files.enforces, files.refused], [true, []]);
+    for (const [, ends] of [files.direct, files.mesh]) {
+      const config = ends!.transport_socket?.config_type;
+      const [certificate] = (config?.$case === 'typed_config' && unpack(DownstreamTlsContext, config.value)?.common_tls_context?.tls_certificates) || [];
+      assert.deepEqual([certificate?.certificate_chain?.specifier?.value, certificate?.private_key?.specifier?.value, clusterOf(ends!)], ['/c.pem', '/k.pem', 'inbound|8080||']);
+    }
+    const secret = foldInbound(inbound(own('kubernetes://web')), extensions);
+    assert.match(secret.refused.join(), /certificate is in a Secret/);
+    for (const side of [secret.direct, secret.mesh]) assert.deepEqual(side.map(clusterOf), ['BlackHoleCluster', 'BlackHoleCluster']);
+  });
+
+  it('looks for HTTP in what is sent to a port only where a chain asks for it', () => {
+    const folded = foldInbound(inbound(chain({ destination_port: 9000, transport_protocol: 'tls', application_protocols: ['istio'] }, [tcp], true), chain({ destination_port: 9000, transport_protocol: 'raw_buffer' }, [rbac, tcp]), chain({ destination_port: 8080, application_protocols: ['http/1.1'] }, [rbac, tcp])), extensions);
+    const [direct] = inboundListeners({ uid: 'u', netnsPath: '/n', ipv6: false }, folded, (same) => same);
+    const disabled = Listener.decode(direct!.any.value).listener_filters.map(({ filter_disabled }) => [...(JSON.stringify(filter_disabled) ?? '').matchAll(/"start":(\d+)/g)].map((match) => Number(match[1])));
+    assert.deepEqual(disabled, [[], [8080, 15006], [9000, 15006]]);
   });
 
   it('refuses plaintext and certificates from the network where mutual TLS is a must, and takes the node\'s own pods', () => {

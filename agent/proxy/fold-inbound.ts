@@ -11,7 +11,6 @@ import { HeaderValueOption, HeaderValueOption_HeaderAppendAction, TrafficDirecti
 import type { ClusterLoadAssignment } from '../../proto/generated/envoy/config/endpoint/v3/endpoint.js';
 import { Listener } from '../../proto/generated/envoy/config/listener/v3/listener.js';
 import { FilterChainMatch, ListenerFilter, ListenerFilterChainMatchPredicate, type Filter, type FilterChain } from '../../proto/generated/envoy/config/listener/v3/listener_components.js';
-import { HTTPFault } from '../../proto/generated/envoy/extensions/filters/http/fault/v3/fault.js';
 import { RBAC as HttpRbac } from '../../proto/generated/envoy/extensions/filters/http/rbac/v3/rbac.js';
 import { HttpInspector } from '../../proto/generated/envoy/extensions/filters/listener/http_inspector/v3/http_inspector.js';
 import { OriginalDst } from '../../proto/generated/envoy/extensions/filters/listener/original_dst/v3/original_dst.js';
@@ -23,11 +22,12 @@ import type { Any } from '../../proto/generated/google/protobuf/any.js';
 import { pack, unpack } from '../../common/xds/any.js';
 import { contentHash } from '../xds/resource-type.js';
 import { byCallerAddress } from './caller-address.js';
-import { configType, type EnvoyExtensions } from './extensions.js';
+import type { EnvoyExtensions } from './extensions.js';
 import { acceptedAddress } from './filter-state.js';
 import { mapEndpoints, socketAddress, SOCKET_MATCH } from './fold-endpoints.js';
-import { RAW_BUFFER, serverSocket } from './fold-identity.js';
+import { ownServerSocket, RAW_BUFFER, serverSocket } from './fold-identity.js';
 import { blackHole, foldChain } from './fold-listeners.js';
+import { isNeutralChain } from './neutral-chain.js';
 import { PEER_PRINCIPAL, SOURCE_ADDRESS, type ListenerPod } from './pod-listener.js';
 import type { Entry } from './snapshot.js';
 import { unreadRules } from './unread-rules.js';
@@ -39,23 +39,13 @@ const TLS_INSPECTOR = 'envoy.filters.listener.tls_inspector';
 const HTTP_INSPECTOR = 'envoy.filters.listener.http_inspector';
 const PLAINTEXT_HTTP = ['http/1.0', 'http/1.1', 'h2c'];
 
-/** Filters of every workload's inbound side: they decide nothing about who may call, so they alone are no reason to stand in the way. */
-const NEUTRAL: ReadonlySet<string> = new Set([
-  'envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager', 'envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy',
-  'envoy.extensions.filters.network.set_filter_state.v3.Config', 'envoy.extensions.filters.network.mongo_proxy.v3.MongoProxy',
-  'envoy.extensions.filters.http.grpc_stats.v3.FilterConfig', 'envoy.extensions.filters.http.cors.v3.Cors', 'envoy.extensions.filters.http.router.v3.Router',
-  'stats.PluginConfig', 'io.istio.http.peer_metadata.Config', 'envoy.tcp.metadataexchange.config.MetadataExchange', 'istio.envoy.config.filter.http.alpn.v2alpha1.FilterConfig',
-]);
-
 export interface FoldedInbound {
-  /** Some policy has a say in who may call. */
+  /** Callers have to pass it: some policy has a say in who may call, or it does more than pass on what comes. */
   enforces: boolean;
   /** For what comes over the network. */
   direct: FilterChain[];
   /** For what comes from pods of this node, with their identity. */
   mesh: FilterChain[];
-  /** Ports that are not inspected, so that a server may speak first. */
-  silent: { direct: number[]; mesh: number[] };
   /** Chains that let nobody in, since their rules can't be enforced, and why. */
   refused: string[];
   hash: string;
@@ -78,24 +68,24 @@ export function foldInbound(listener: Listener, extensions: EnvoyExtensions, ide
   };
   const chains = [...listener.filter_chains, ...(listener.default_filter_chain ? [{ ...listener.default_filter_chain, filter_chain_match: undefined }] : [])]
     .filter((chain) => chain.filter_chain_match?.destination_port !== INBOUND_PORT)
-    .map((chain) => closedIfUnread(foldChain(chain, extensions)));
+    .map((chain) => closedIfUnread(withOwnTls(foldChain(chain, extensions), refused)));
   const groups = new Map<number, FilterChain[]>();
   for (const chain of chains) groups.set(portOf(chain), [...(groups.get(portOf(chain)) ?? []), chain]);
   const isStrict = [...groups.values()].some((group) => !group.some(takesPlaintext));
   const direct = chains.map((chain) => {
-    if (!chain.transport_socket) return chain;
-    const socket = identity === undefined ? undefined : serverSocket(chain.transport_socket, identity);
+    if (!endsMeshTls(chain)) return chain;
+    const socket = identity === undefined ? undefined : serverSocket(chain.transport_socket!, identity);
     return socket ? { ...chain, transport_socket: socket } : blackHole(chain.name, chain.filter_chain_match);
   });
   const mesh = [...groups.values()].flatMap(meshChains).map(byCallerAddress);
-  return finish(isStrict || refused.length > 0 || chains.some(decides), distinct(direct), distinct(mesh), [...new Set(refused)]);
+  return finish(isStrict || refused.length > 0 || !chains.every(isNeutralChain), distinct(direct), distinct(mesh), [...new Set(refused)]);
 }
 
 function finish(enforces: boolean, direct: FilterChain[], mesh: FilterChain[], refused: string[]): FoldedInbound {
   const loop = blackHole('loop', FilterChainMatch.fromPartial({ destination_port: INBOUND_PORT }));
   const all = { direct: [loop, ...direct], mesh: [loop, ...mesh] };
   const hash = contentHash(Listener, { ...Listener.fromPartial({}), filter_chains: [...all.direct, ...all.mesh] });
-  return { enforces, ...all, silent: { direct: silentPorts(direct), mesh: silentPorts(mesh) }, refused, hash };
+  return { enforces, ...all, refused, hash };
 }
 
 function portOf({ filter_chain_match }: FilterChain): number {
@@ -106,11 +96,24 @@ function takesPlaintext(chain: FilterChain): boolean {
   return !chain.transport_socket && chain.filter_chain_match?.transport_protocol !== 'tls';
 }
 
+function endsMeshTls(chain: FilterChain): boolean {
+  return chain.transport_socket !== undefined && !ownServerSocket(chain.transport_socket);
+}
+
+/** TLS that ends with a certificate of the workload's own, by files of the node; with secrets, which nobody serves here, it lets nobody in. */
+function withOwnTls(chain: FilterChain, refused: string[]): FilterChain {
+  const own = ownServerSocket(chain.transport_socket);
+  if (!own) return chain;
+  if (!own.needsSecrets) return { ...chain, transport_socket: own.socket };
+  refused.push(`chain "${chain.name}": its certificate is in a Secret; the node's Envoy reads files alone`);
+  return blackHole(chain.name, chain.filter_chain_match);
+}
+
 /** One port's chains as its node's own pods meet them: where mutual TLS is asked for, their identity is enough. */
 function meshChains(group: FilterChain[]): FilterChain[] {
-  const ends = group.filter((chain) => chain.transport_socket);
+  const ends = group.filter(endsMeshTls);
   if (ends.length === 0) return group;
-  const plain = group.filter((chain) => !chain.transport_socket);
+  const plain = group.filter((chain) => !endsMeshTls(chain));
   if (plain.some(takesPlaintext)) return plain.map(withCaller);
   const hasTcp = ends.some((chain) => !isHttp(chain));
   return ends.map((chain) => {
@@ -132,18 +135,6 @@ function distinct(chains: FilterChain[]): FilterChain[] {
 
 function isHttp(chain: FilterChain): boolean {
   return chain.filters.some(({ config_type }) => config_type?.$case === 'typed_config' && unpack(HttpConnectionManager, config_type.value));
-}
-
-function decides(chain: FilterChain): boolean {
-  return chain.filters.some(({ config_type }) => {
-    if (config_type?.$case !== 'typed_config') return true;
-    const manager = unpack(HttpConnectionManager, config_type.value);
-    return !isNeutral(config_type.value) || manager?.http_filters.some((filter) => filter.config_type?.$case === 'typed_config' && !isNeutral(filter.config_type.value));
-  });
-}
-
-function isNeutral(config: Any): boolean {
-  return NEUTRAL.has(configType(config)) || (unpack(HTTPFault, config) !== undefined && config.value.length === 0);
 }
 
 /** What looks for the caller's certificate looks for the identity that its listener gave the connection. */
@@ -195,10 +186,15 @@ function fromState(principal: Principal): Principal {
   }
 }
 
-/** Ports of which no chain asks what the client sent; 0 stands for all that are not named. */
-function silentPorts(chains: readonly FilterChain[]): number[] {
-  const asks = ({ filter_chain_match: match }: FilterChain): boolean => match?.transport_protocol === 'tls' || (match?.application_protocols.length ?? 0) > 0;
-  const asking = new Set(chains.filter(asks).map(portOf));
+type Asks = (match: FilterChainMatch) => boolean;
+
+const asksForTls: Asks = (match) => match.transport_protocol === 'tls';
+/** Of what is plaintext: names of protocols beside TLS are those that its handshake offers. */
+const asksForHttp: Asks = (match) => match.transport_protocol !== 'tls' && match.application_protocols.length > 0;
+
+/** Ports of which no chain asks for that: a client of theirs may be silent, or send what an inspector would wait for the rest of. */
+function silentPorts(chains: readonly FilterChain[], asks: Asks): number[] {
+  const asking = new Set(chains.filter(({ filter_chain_match: match }) => match && asks(match)).map(portOf));
   return [...new Set(chains.map(portOf))].filter((port) => port !== 0 && !asking.has(port)).sort((a, b) => a - b);
 }
 
@@ -209,11 +205,11 @@ function listenerFilter(name: string, value: Any, silent: readonly number[] = []
   return filter;
 }
 
-function listenerFilters(silent: readonly number[]): ListenerFilter[] {
+function listenerFilters(chains: readonly FilterChain[]): ListenerFilter[] {
   return [
     listenerFilter(ORIGINAL_DST, pack(OriginalDst, OriginalDst.fromPartial({}))),
-    listenerFilter(TLS_INSPECTOR, pack(TlsInspector, TlsInspector.fromPartial({})), silent),
-    listenerFilter(HTTP_INSPECTOR, pack(HttpInspector, HttpInspector.fromPartial({})), silent),
+    listenerFilter(TLS_INSPECTOR, pack(TlsInspector, TlsInspector.fromPartial({})), silentPorts(chains, asksForTls)),
+    listenerFilter(HTTP_INSPECTOR, pack(HttpInspector, HttpInspector.fromPartial({})), silentPorts(chains, asksForHttp)),
   ];
 }
 
@@ -245,10 +241,10 @@ export function inboundListeners(pod: ListenerPod, folded: FoldedInbound, rename
     address: socketAddress('0.0.0.0', INBOUND_PORT, pod.netnsPath),
     additional_addresses: pod.ipv6 ? [{ address: socketAddress('::', INBOUND_PORT, pod.netnsPath) }] : [],
   });
-  direct.listener_filters = listenerFilters(folded.silent.direct);
+  direct.listener_filters = listenerFilters(folded.direct);
   direct.filter_chains = folded.direct.map(rename);
   const mesh = Listener.fromPartial({ ...common, name: meshListenerName(pod.uid, folded), stat_prefix: `pod_${pod.uid}_inbound_mesh`, listener_specifier: { $case: 'internal_listener', value: {} } });
-  mesh.listener_filters = [acceptedAddress('underpass.source', `${ORIGINAL_DST}.remote_ip`, `%FILTER_STATE(${SOURCE_ADDRESS}:PLAIN)%`), ...listenerFilters(folded.silent.mesh)];
+  mesh.listener_filters = [acceptedAddress('underpass.source', `${ORIGINAL_DST}.remote_ip`, `%FILTER_STATE(${SOURCE_ADDRESS}:PLAIN)%`), ...listenerFilters(folded.mesh)];
   mesh.filter_chains = folded.mesh.map(rename);
   return [direct, mesh].map((listener) => ({ name: listener.name, version: contentHash(Listener, listener), any: pack(Listener, listener), needs: [] }));
 }

@@ -5,6 +5,7 @@
  */
 import { isIPv6 } from 'node:net';
 import type { AccessLog } from '../../proto/generated/envoy/config/accesslog/v3/accesslog.js';
+import { TrafficDirection } from '../../proto/generated/envoy/config/core/v3/base.js';
 import type { CidrRange } from '../../proto/generated/envoy/config/core/v3/address.js';
 import type { Listener } from '../../proto/generated/envoy/config/listener/v3/listener.js';
 import { FilterChain, type Filter, type FilterChainMatch } from '../../proto/generated/envoy/config/listener/v3/listener_components.js';
@@ -40,6 +41,11 @@ export interface FoldedListeners {
 /** Outbound listeners of their own; virtualOutbound is the frame around them, the rest is the pod's inbound side. */
 export function isOutboundListener(listener: Listener): boolean {
   return listener.name !== 'virtualOutbound' && listener.bind_to_port === false && listener.address?.address?.$case === 'socket_address';
+}
+
+/** Captures nothing: programs of the pod dial its port. */
+export function isSocketOfItsOwn(listener: Listener): boolean {
+  return listener.name !== 'virtualOutbound' && listener.traffic_direction === TrafficDirection.OUTBOUND && listener.bind_to_port !== false && listener.address?.address?.$case === 'socket_address';
 }
 
 /** @param foldOne folds one listener; a caller that keeps results gives its own */

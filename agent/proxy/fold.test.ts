@@ -172,6 +172,18 @@ describe('Folder: clusters and endpoints', () => {
     }
   });
 
+  it('has callers of a pod pass its inbound side where that delivers elsewhere than they meant; a Unix socket of the pod\'s is a problem that is said', () => {
+    const inbound = (address: Address['address']): FoldResult => {
+      const cluster = Cluster.fromPartial({ name: 'inbound|80||', load_assignment: { cluster_name: 'inbound|80||', endpoints: [{ lb_endpoints: [{ host_identifier: { $case: 'endpoint', value: { address: { address } } } }] }] } });
+      const listener = Listener.fromPartial({ ...Listener.decode(tcpListener('0.0.0.0', 15006, 'inbound|80||').value), name: 'virtualInbound' });
+      return fold(basic({ 'cds inbound|80||': pack(Cluster, cluster), 'lds virtualInbound': pack(Listener, listener) }));
+    };
+    assert.deepEqual([...fold(basic()).enforcing], []);
+    const elsewhere = inbound({ $case: 'socket_address', value: { address: '127.0.0.1', port_specifier: { $case: 'port_value', value: 8080 } } as SocketAddress });
+    assert.deepEqual([[...elsewhere.enforcing], elsewhere.problems], [['u1'], []]);
+    assert.match(inbound({ $case: 'pipe', value: { path: '/run/app.sock', mode: 0 } }).problems.map(({ resource, message }) => `${resource}: ${message}`).join(), /CDS inbound\|80\|\|: a Unix socket/);
+  });
+
   it('makes copies of requests from the first pod of the class: they carry no filter state that says from whose', () => {
     const mirrored = (): SidecarState => {
       const table = unpack(RouteConfiguration, routes(80, { web: WEB }))!;

@@ -14,7 +14,7 @@ import { calloutClusters } from './fold-callouts.js';
 import { boundTo, foldCluster, isFoldedCluster } from './fold-clusters.js';
 import { foldAssignment } from './fold-endpoints.js';
 import { directWithinNode } from './fold-identity.js';
-import { foldListener, foldListeners, isOutboundListener, listenerPort, passesThrough, renameInChain, type FoldedListeners } from './fold-listeners.js';
+import { foldListener, foldListeners, isOutboundListener, isSocketOfItsOwn, listenerPort, passesThrough, renameInChain, type FoldedListeners } from './fold-listeners.js';
 import { CLOSED, foldInbound, inboundListeners, isInboundCluster, meshListenerName, podClusterName, throughInbound, type FoldedInbound } from './fold-inbound.js';
 import { foldRoutes, mirrorClusterName, mirroredClusters, renameClusters } from './fold-routes.js';
 import { INSPECTION_KINDS, inspectionCluster, inspectionListener } from './inspection.js';
@@ -192,7 +192,10 @@ export class Folder {
     if (!source) return undefined;
     const folded = this.#good(`${key} LDS virtualInbound`, source, problems, key, (message) => foldInbound(message, this.extensions, certified ? identity : undefined), this.#inbound) ?? CLOSED;
     for (const message of folded.refused) problems.push({ classKey: key, resource: 'LDS virtualInbound', message });
-    return folded;
+    // A Sidecar's ingress listeners deliver where they say, not where the caller meant.
+    const delivered = [...state.clusters.values()].filter(({ name, message }) => isInboundCluster(name) && message.load_assignment);
+    for (const { name, message } of delivered) if (isOfSockets(message)) problems.push({ classKey: key, resource: `CDS ${name}`, message: "a Unix socket of the pod's, which the node's Envoy can't reach: requests get 503" });
+    return delivered.length > 0 && !folded.enforces ? { ...folded, enforces: true } : folded;
   }
 
   #addInbound(classes: readonly FoldClass[], pods: readonly FoldPod[], inbound: ReadonlyMap<string, FoldedInbound | undefined>, reached: ReadonlyMap<string, string>, names: Names, cds: Map<string, Entry>, lds: Map<string, Entry>): void {
@@ -273,6 +276,7 @@ export class Folder {
     const sources = [...state.listeners.values()].map((resource) => resource.message);
     const folded = foldListeners(sources, key, this.extensions, (listener, extensions, twin) => this.#foldListener(key, listener, extensions, twin, problems));
     for (const { listener, message } of folded.errors) problems.push({ classKey: key, resource: `LDS ${listener}`, message });
+    for (const { name } of sources.filter(isSocketOfItsOwn)) problems.push({ classKey: key, resource: `LDS ${name}`, message: 'a socket in the pod that programs are to dial (captureMode NONE), which the node\'s Envoy does not open: nobody listens there' });
     if (clusterNames.renames(key) || routeNames_.renames(key)) {
       const rename = (chain: FilterChain): FilterChain =>
         renameInChain(chain, (name) => clusterNames.of(key, name), (name) => routeNames_.of(key, name));
@@ -354,6 +358,10 @@ interface NodeView {
   throughPolicy: ReadonlyMap<string, string>;
   /** Addresses of the pods that this Envoy serves. */
   local: ReadonlySet<string>;
+}
+
+function isOfSockets({ load_assignment }: Cluster): boolean {
+  return load_assignment?.endpoints.some(({ lb_endpoints }) => lb_endpoints.some(({ host_identifier: host }) => host?.$case === 'endpoint' && host.value.address?.address?.$case === 'pipe')) ?? false;
 }
 
 function addCluster(name: string, folded: FoldedCluster, { eventDriven, throughPolicy, local }: NodeView, cds: Map<string, Entry>, eds: Map<string, Entry>): void {
