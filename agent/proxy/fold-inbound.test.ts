@@ -90,6 +90,24 @@ describe('a pod\'s inbound side', () => {
     assert.deepEqual(folded.mesh.map((item) => [item.filter_chain_match?.destination_port, item.filter_chain_match?.transport_protocol, item.transport_socket, clusterOf(item)]), [[15006, '', undefined, 'BlackHoleCluster'], [8080, '', undefined, 'inbound|8080||']]);
   });
 
+  it('ends mutual TLS of what comes over the network with the certificate of the pod\'s account, and no other TLS', () => {
+    const socket = (secret: string): FilterChain['transport_socket'] => ({ name: 'envoy.transport_sockets.tls', config_type: { $case: 'typed_config', value: pack(DownstreamTlsContext, DownstreamTlsContext.fromPartial({ require_client_certificate: true, common_tls_context: { tls_certificate_sds_secret_configs: [{ name: secret }], validation_context_type: { $case: 'combined_validation_context', value: { default_validation_context: {}, validation_context_sds_secret_config: { name: 'ROOTCA' } } } } })) } });
+    const listener = inbound(
+      { ...chain({ destination_port: 8080, transport_protocol: 'tls' }, [rbac, tcp]), transport_socket: socket('default') },
+      { ...chain({ destination_port: 8443, transport_protocol: 'tls' }, [tcp]), transport_socket: socket('file-cert:/a~/b') },
+    );
+    const folded = foldInbound(listener, extensions, 'spiffe://cluster.local/ns/shop/sa/web');
+    const [, own, other] = folded.direct;
+    const tls = unpack(DownstreamTlsContext, own?.transport_socket?.config_type?.value);
+    const validation = tls?.common_tls_context?.validation_context_type;
+    assert.deepEqual([tls?.require_client_certificate, tls?.common_tls_context?.tls_certificate_sds_secret_configs.map(({ name, sds_config }) => [name, sds_config?.config_source_specifier?.$case])], [true, [['spiffe://cluster.local/ns/shop/sa/web', 'ads']]]);
+    assert.deepEqual(validation?.$case === 'combined_validation_context' && validation.value.validation_context_sds_secret_config?.name, 'ROOTCA');
+    assert.match(rulesOf(own!), /"authenticated":/, 'the certificate says who calls');
+    assert.deepEqual([clusterOf(own!), clusterOf(other!), other!.transport_socket], ['inbound|8080||', 'BlackHoleCluster', undefined]);
+    const without = foldInbound(listener, extensions).direct.map(clusterOf);
+    assert.deepEqual(without, ['BlackHoleCluster', 'BlackHoleCluster', 'BlackHoleCluster']);
+  });
+
   it('knows the caller by its listener within the node, and by nothing else from outside', () => {
     const folded = foldInbound(inbound(chain({ destination_port: 8080, transport_protocol: 'tls' }, [rbac, tcp], true), chain({ destination_port: 8080, transport_protocol: 'raw_buffer' }, [rbac, tcp])), extensions);
     assert.equal(folded.enforces, true);
