@@ -69,9 +69,10 @@ export class GatewayWorld {
     return code === 0 ? stdout.trim() : 'refused';
   }
 
-  /** What comes back first for a line over TCP; `refused` when nothing does. */
-  async line(pod: GatewayPod, port: number, text = 'hello'): Promise<string> {
-    const { code, stdout } = await this.#run(`const s = require('node:net').connect(${port}, '${hostOf(pod)}', () => s.write('${text}\\n')); s.on('data', (d) => { console.log(String(d).trim()); s.destroy(); }).on('end', () => process.exit(1));`);
+  /** What comes back first for a line over TCP, or over TLS that asks for a name; `refused` when nothing does. */
+  async line(pod: GatewayPod, port: number, text = 'hello', name = ''): Promise<string> {
+    const connect = name ? `require('node:tls').connect({ servername: '${name}', rejectUnauthorized: false, ` : "require('node:net').connect({ ";
+    const { code, stdout } = await this.#run(`const s = ${connect}port: ${port}, host: '${hostOf(pod)}' }, () => s.write('${text}\\n')); s.on('data', (d) => { console.log(String(d).trim()); s.destroy(); }).on('end', () => process.exit(1));`);
     return code === 0 ? stdout.trim() : 'refused';
   }
 
