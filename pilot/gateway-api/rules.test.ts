@@ -29,6 +29,14 @@ test('a slash at the end of a prefix says nothing, in matches and in what replac
   assert.deepEqual(one({ matches: [{ path: { value: '/a/' } }], filters: [{ type: 'URLRewrite', urlRewrite: { path: { type: 'ReplacePrefixMatch', replacePrefixMatch: '/b/' } } }] }), { name: 'a.r.0', match: [{ uri: { prefix: '/a' } }], rewrite: { uri: '/b' }, route: [{ destination: { host: 'web', port: { number: 80 } } }] });
 });
 
+test('what leads nowhere: 500, of gRPC UNAVAILABLE, and copies are left out', () => {
+  const nowhere: ConversionContext = { resolve: () => 'BackendNotFound', unresolved: () => undefined };
+  const backendRefs = [{ name: 'gone', port: 80 }];
+  const status = (kind: string): unknown => convertRules({ ...route({ rules: [{ backendRefs }] }), kind } as GRPCRoute, nowhere)[0]!.route.directResponse?.status;
+  assert.deepEqual([status('HTTPRoute'), status('GRPCRoute')], [500, 503]);
+  assert.equal(convertRules(route({ rules: [{ filters: [{ type: 'RequestMirror', requestMirror: { backendRef: backendRefs[0]! } }], backendRefs }] }), nowhere)[0]!.route.mirrors, undefined);
+});
+
 test('precedence: exact paths, prefixes by length, regular expressions; what takes everything comes last', () => {
   const path = (type: 'Exact' | 'PathPrefix' | 'RegularExpression', value: string) => ({ path: { type, value } });
   const matches = [{}, path('RegularExpression', '/a.*'), { headers: [{ name: 'x', value: '1' }] }, path('PathPrefix', '/a'), { ...path('PathPrefix', '/b'), method: 'GET' }, path('PathPrefix', '/longer/'), path('Exact', '/')];

@@ -18,9 +18,10 @@ import type {
   StringMatch,
   TypedMatch,
 } from '../../common/kube/types.js';
+import type { GatewayHttpRoute } from '../generate/routes-http.js';
 import { namespaceOf } from './parents.js';
 
-/** A cluster of this host is never there: its share of the requests is answered with 500, as the Gateway API demands. */
+/** A cluster of this host is never there: its share of the requests is answered with 500, of gRPC with UNAVAILABLE, as the Gateway API demands. */
 export const INVALID_BACKEND_HOST = 'invalid-backend.invalid';
 
 export interface BackendTarget {
@@ -31,7 +32,7 @@ export interface BackendTarget {
 export type ResolveBackend = (reference: BackendObjectReference) => BackendTarget | 'RefNotPermitted' | 'BackendNotFound' | 'InvalidKind';
 
 export interface ConvertedRule {
-  route: HttpRoute;
+  route: GatewayHttpRoute;
   /** For the order between rules of one host: higher comes first, field by field. */
   precedence: readonly number[];
   createdAt: string;
@@ -144,7 +145,7 @@ function redirectOf({ scheme, hostname, path, port, statusCode = 302 }: NonNulla
 }
 
 /** The filters and backends of one rule. */
-function actionsOf(rule: HTTPRouteRule, context: ConversionContext): Partial<HttpRoute> {
+function actionsOf(rule: HTTPRouteRule, isGrpc: boolean, context: ConversionContext): Partial<GatewayHttpRoute> {
   const filters = rule.filters ?? [];
   const actions: Partial<HttpRoute> = { ...headersOf(filters) };
   for (const { type, requestRedirect, urlRewrite, requestMirror, cors } of filters) {
@@ -160,7 +161,8 @@ function actionsOf(rule: HTTPRouteRule, context: ConversionContext): Partial<Htt
     if (type === 'RequestMirror' && requestMirror) {
       const { backendRef, percent, fraction } = requestMirror;
       const value = fraction ? (100 * fraction.numerator) / (fraction.denominator ?? 100) : (percent ?? 100);
-      actions.mirrors = [...(actions.mirrors ?? []), { destination: destination(backendRef, context), percentage: { value } }];
+      const copies = destination(backendRef, context);
+      if (copies.host !== INVALID_BACKEND_HOST) actions.mirrors = [...(actions.mirrors ?? []), { destination: copies, percentage: { value } }];
     }
     if (type === 'CORS' && cors) {
       actions.corsPolicy = {
@@ -187,10 +189,8 @@ function actionsOf(rule: HTTPRouteRule, context: ConversionContext): Partial<Htt
   if (actions.redirect) return actions;
   const route = destinations(rule.backendRefs ?? [], context);
   // Nowhere to go is an error of the configuration, not a name that nobody serves.
-  if (route.length === 0) return { ...actions, directResponse: { status: 500 } };
-  // All shares of the requests lead nowhere.
-  if (route.every(({ destination: { host } }) => host === INVALID_BACKEND_HOST)) return { ...actions, directResponse: { status: 500 } };
-  return { ...actions, route };
+  if (route.every(({ destination: { host } }) => host === INVALID_BACKEND_HOST)) return { ...actions, directResponse: { status: isGrpc ? 503 : 500 } };
+  return { ...actions, route, ...(isGrpc ? { isGrpc } : {}) };
 }
 
 /** One VirtualService rule for each match, since each has a place of its own in the order. */
@@ -199,8 +199,9 @@ export function convertRules(route: HTTPRoute | GRPCRoute, context: ConversionCo
   const converted: ConvertedRule[] = [];
   (route.spec.rules ?? []).forEach((rule, index) => {
     // A path that an HTTPRoute leaves out is "/".
-    const written: HTTPRouteMatch[] = route.kind === 'GRPCRoute' ? (rule.matches as GRPCRouteMatch[] | undefined ?? []).map(grpcMatch) : ((rule.matches as HTTPRouteMatch[] | undefined) ?? []).map(({ path = {}, ...rest }) => ({ path, ...rest }));
-    const actions = actionsOf(rule as HTTPRouteRule, context);
+    const isGrpc = route.kind === 'GRPCRoute';
+    const written: HTTPRouteMatch[] = isGrpc ? (rule.matches as GRPCRouteMatch[] | undefined ?? []).map(grpcMatch) : ((rule.matches as HTTPRouteMatch[] | undefined) ?? []).map(({ path = {}, ...rest }) => ({ path, ...rest }));
+    const actions = actionsOf(rule as HTTPRouteRule, isGrpc, context);
     const matches = written.length > 0 ? written : [{}];
     matches.forEach((match, place) => {
       const own = httpMatch(match);

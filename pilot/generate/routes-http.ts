@@ -26,6 +26,12 @@ import { destinationHash, hashPolicy, serviceHash } from './routes-hash.js';
 import { retryPolicy } from './routes-retry.js';
 import { destinationCluster, httpSourceMatches, isCatchAll, routeMatch, type RouteSource } from './route-match.js';
 
+/** A rule of the Gateway API's routes. */
+export interface GatewayHttpRoute extends HttpRoute {
+  /** Of a GRPCRoute: what leads nowhere is UNAVAILABLE (503 to HTTP), where an HTTPRoute says 500. */
+  isGrpc?: true;
+}
+
 export interface RouteOptions {
   /** The listener terminates TLS: what a redirect's default port is. */
   tls?: boolean;
@@ -113,7 +119,7 @@ function routeAction(scope: Scope, source: RouteSource, http: HttpRoute, route: 
     ...timeouts(http.timeout),
     ...retries(scope, http, hash !== undefined),
     request_mirror_policies: mirrors(http, cluster),
-    ...(segments ? { cluster_not_found_response_code: RouteAction_ClusterNotFoundResponseCode.INTERNAL_SERVER_ERROR } : {}),
+    ...(segments && !(http as GatewayHttpRoute).isGrpc ? { cluster_not_found_response_code: RouteAction_ClusterNotFoundResponseCode.INTERNAL_SERVER_ERROR } : {}),
   });
   rewritePath(action, http, route.match!, segments);
   const host = http.rewrite?.authority || authority;

@@ -29,12 +29,19 @@ test('a port is plaintext or TLS, by the oldest Gateway: no listener that Envoy 
   assert.deepEqual(chains(gateway('new', 2, NAMED) + gateway('old', 1, TLS)), [['0.0.0.0_8443', [[[], true], [['a.example'], true]]]]);
 });
 
-test('servers on two addresses of one port: each has the routes of its own hosts alone', () => {
+test('servers on two addresses of one port: each has the routes of its own hosts alone; every address is one', () => {
   const bound = (name: string, day: number, address: string): string => gateway(name, day, `{port: {number: 8080, name: http, protocol: HTTP}, bind: ${address}, hosts: ["${name}.example"]}`);
   const route = (name: string): string => `\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: ${name}, namespace: shop}\nspec: {hosts: ["*"], gateways: [${name}], http: [{directResponse: {status: 204}}]}\n---`;
-  const { generators } = testMesh(serviceYaml('shop', 'a', '10.96.0.1', []) + bound('one', 1, '10.0.0.8') + bound('two', 2, '10.0.0.9') + route('one') + route('two'));
-  const domains = (name: string): string[] => unpack(RouteConfiguration, generators.get(TYPE.route)!.one(proxy, name)!.body)!.virtual_hosts.flatMap((host) => host.domains);
-  assert.deepEqual([domains('http.8080.10.0.0.8'), domains('http.8080.10.0.0.9')], [['one.example'], ['two.example']]);
+  const served = (first: string, second: string): Record<string, string[]> => {
+    const { generators } = testMesh(serviceYaml('shop', 'a', '10.96.0.1', []) + bound('one', 1, first) + bound('two', 2, second) + route('one') + route('two'));
+    const tables = generators.get(TYPE.listener)!.all(proxy).map(({ body }) => {
+      const specifier = unpack(HttpConnectionManager, unpack(Listener, body)!.filter_chains[0]!.filters[0]!.config_type?.value as Any)!.route_specifier;
+      return specifier?.$case === 'rds' ? specifier.value.route_config_name : '';
+    });
+    return Object.fromEntries(tables.map((name) => [name, unpack(RouteConfiguration, generators.get(TYPE.route)!.one(proxy, name)!.body)!.virtual_hosts.flatMap((host) => host.domains)]));
+  };
+  assert.deepEqual(served('10.0.0.8', '10.0.0.9'), { 'http.8080.10.0.0.8': ['one.example'], 'http.8080.10.0.0.9': ['two.example'] });
+  assert.deepEqual(served('0.0.0.0', '""'), { 'http.8080': ['one.example', 'two.example'] });
 });
 
 test('AUTO_PASSTHROUGH: only the mesh\'s own TLS goes through, by what the client offers', () => {

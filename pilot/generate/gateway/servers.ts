@@ -42,9 +42,12 @@ export function gatewayServers(model: Model, proxy: Proxy): BoundServer[] {
   return model.gateways.flatMap(({ object }) => {
     const namespace = object.metadata.namespace ?? 'default';
     if (!selects(object.spec.selector, labels) || (object.metadata.annotations?.[PROXY_NAMESPACE_ANNOTATION] ?? proxy.namespace) !== proxy.namespace) return [];
-    return (object.spec.servers ?? []).flatMap((server) => listenPorts(server.port.number).map((listenPort) => ({ gateway: `${namespace}/${object.metadata.name}`, namespace, server, listenPort })));
+    return (object.spec.servers ?? []).map(onAllAddresses).flatMap((server) => listenPorts(server.port.number).map((listenPort) => ({ gateway: `${namespace}/${object.metadata.name}`, namespace, server, listenPort })));
   });
 }
+
+/** A server that names every address is one of those that name none: two listeners could not have the port. */
+const onAllAddresses = (server: GatewayServer): GatewayServer => (server.bind === '0.0.0.0' || server.bind === '::' ? { ...server, bind: '' } : server);
 
 /** Of `ns/host` the host. */
 export const bareHost = (written: string): string => written.slice(written.indexOf('/') + 1);
