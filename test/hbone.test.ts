@@ -1,6 +1,6 @@
 // Two networks that meet at an east-west gateway alone: HBONE within HBONE from one to workloads of the other, ended by stock Envoys.
 import assert from 'node:assert/strict';
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
@@ -57,18 +57,8 @@ const FAR = [
   // Global, but its workload takes no HBONE.
   service('plain', 'istio.io/global: "true"', PORTS),
   'apiVersion: v1\nkind: Pod\nmetadata: {name: plain, namespace: shop, labels: {app: plain}}\nspec: {containers: [{name: echo, image: echo, ports: [{name: http, containerPort: 8080}]}]}\n',
-  `
-apiVersion: v1
-kind: Pod
-metadata: {name: eastwest, namespace: istio-system, labels: {gateway.networking.k8s.io/gateway-name: eastwest}}
-spec: {serviceAccountName: eastwest, containers: [{name: istio-proxy, image: auto, args: [proxy, router]}]}
----
-apiVersion: v1
-kind: Service
-metadata: {name: eastwest, namespace: istio-system, labels: {topology.istio.io/network: away}}
-spec: {type: LoadBalancer, selector: {gateway.networking.k8s.io/gateway-name: eastwest}, ports: [{name: mesh, port: 15008}]}
-`,
 ].join('---\n');
+/** Brings its proxy up, in the cluster whose lab reads what is provisioned. */
 const CONFIGURATION = `
 apiVersion: gateway.networking.k8s.io/v1
 kind: Gateway
@@ -94,16 +84,20 @@ before(async () => {
     return join(directory, name);
   };
   ca = await CertificateAuthority.create();
-  const common = { nodes: 1, discovery, ca, sidecarConcurrency: 1, watch: false };
-  near = await Lab.up({ ...common, name: NAMES.near, sources: [write('near.yaml', NEAR)], clusterId: 'near' });
-  far = await Lab.up({ ...common, name: NAMES.far, sources: [write('far.yaml', FAR)], clusterId: 'far', peers: [near], isolated: true });
+  const provisionDir = join(directory, 'provisioned');
+  mkdirSync(provisionDir);
+  const common = { nodes: 1, discovery, ca, sidecarConcurrency: 1 };
+  near = await Lab.up({ ...common, name: NAMES.near, sources: [write('near.yaml', NEAR)], clusterId: 'near', watch: false });
+  far = await Lab.up({ ...common, name: NAMES.far, sources: [write('far.yaml', FAR), provisionDir], clusterId: 'far', peers: [near], isolated: true });
   configuration = write('configuration.yaml', CONFIGURATION);
   pilot = new Pilot({
     sources: [`cluster=near,network=home:${near.objectsDir}`, `cluster=far,network=away:${far.objectsDir}`, configuration],
     listen: [discovery],
+    provisionDir,
     logger: logger('pilot'),
   });
   await pilot.start();
+  await waitFor('the proxy of the Gateway', () => far.pods().some(({ isGateway }) => isGateway), { timeoutMs: 20_000 });
   await far.whenReady({ sidecars: true, timeoutMs: 60_000 });
 });
 
@@ -140,6 +134,7 @@ const outer = (authority: string): Tunnel => ({ authorities: [authority] });
 /** Ends at the gateway's way to the service, and asks a workload of it for something else. */
 const inner = (authority: string): Tunnel => ({ authorities: [WEB, authority] });
 const bodyOf = ({ body = '' }: Outcome): { pod: string; headers: Record<string, string>; bodyBytes: number } => JSON.parse(body) as ReturnType<typeof bodyOf>;
+const gatewayPod = (): { name: string; ips: string[] } => far.pods().find(({ isGateway }) => isGateway)!;
 const webPods = (): string[] => far.pods().filter(({ name }) => name.startsWith('web')).map(({ name }) => name).sort();
 const answering = (outcomes: readonly Outcome[]): string[] => [...new Set(outcomes.map((outcome) => (outcome.http === 200 ? bodyOf(outcome).pod : JSON.stringify(outcome))))].sort();
 const repeated = <T>(count: number, item: T): T[] => Array.from({ length: count }, () => item);
@@ -153,7 +148,7 @@ async function until(what: string, tunnel: Tunnel, holds: (outcome: Outcome) => 
 
 /** Connections that the gateway has opened to anything but its control plane and agent. */
 async function opened(): Promise<number> {
-  const stats = await far.proxyAdmin('istio-system/eastwest', '/stats?filter=upstream_cx_total');
+  const stats = await far.proxyAdmin(`istio-system/${gatewayPod().name}`, '/stats?filter=upstream_cx_total');
   return [...stats.matchAll(/^cluster\.(?!xds-grpc|sds-grpc|admin)\S*upstream_cx_total: (\d+)$/gm)].reduce((sum, [, count]) => sum + Number(count), 0);
 }
 
@@ -181,7 +176,7 @@ test('the gateway chooses an endpoint for each tunnel', async () => {
 
 test('the gateway is no relay: whatever is not a global service of the mesh is refused with 404, and no connection is opened for it', async () => {
   const [pod] = far.pods().find(({ name }) => name.startsWith('web'))!.ips;
-  const [self] = far.pods().find(({ name }) => name === 'eastwest')!.ips;
+  const [self] = gatewayPod().ips;
   const [vip, node] = [far.cluster.services.get('shop/web')!.address!.ipv4, /address: (\S+)/.exec(readFileSync(join(far.objectsDir, 'nodes.yaml'), 'utf8'))![1]!];
   const authorities = [
     'hidden.shop.svc.cluster.local:80', 'nobody.shop.svc.cluster.local:80', 'web.shop.svc.cluster.local:81', 'web.shop.svc.cluster.local', 'web.shop:80', 'example.com:443', '*',
@@ -222,7 +217,7 @@ test('policies hold on both ends: the gateway\'s and the workload\'s, by who cal
   const ofWeb = (rest: string): string => policy('shop', 'app: web', rest);
   const ofGateway = (rest: string): string => policy('istio-system', 'gateway.networking.k8s.io/gateway-name: eastwest', rest);
   const from = (source: string): string => `rules: [{from: [{source: {${source}}}]}]`;
-  const [gateway] = far.pods().find(({ name }) => name === 'eastwest')!.ips;
+  const [gateway] = gatewayPod().ips;
   const tried: [string, (outcome: Outcome) => boolean][] = [
     [ofWeb(`action: ALLOW, ${from('principals: ["cluster.local/ns/shop/sa/other"]')}`), ({ http }) => http === 403],
     [ofWeb(`action: ALLOW, ${from('principals: ["cluster.local/ns/plain/sa/caller"]')}`), ({ http }) => http === 200],
@@ -290,7 +285,7 @@ test('a ztunnel of the other network is told by WDS where to go, whom it will me
 });
 
 test('an endpoint that takes no connection is passed over', async () => {
-  const tried = async (): Promise<boolean> => /^(inbound-vip\S+)::\S+::cx_connect_fail::[1-9]/m.test(await far.proxyAdmin('istio-system/eastwest', '/clusters'));
+  const tried = async (): Promise<boolean> => /^(inbound-vip\S+)::\S+::cx_connect_fail::[1-9]/m.test(await far.proxyAdmin(`istio-system/${gatewayPod().name}`, '/clusters'));
   await far.apply(web(1, 'broken', ''));
   await waitFor('the gateway to try it', async () => {
     assert.deepEqual(answering(await call(repeated(12, through(WEB)))).filter((pod) => !webPods().includes(pod)), []);
