@@ -1,5 +1,4 @@
 /** AuthorizationPolicies as proxies without HTTP get them, over six steps: pilot's answers against those of a recorded istiod. */
-import { TYPE } from './generate/resource.js';
 import { rewrite, testScenario, type Compared, type Json, type JsonObject } from './testing/istiod.js';
 
 testScenario({ scenario: 'authz-ambient', session: 'ztunnel-node-1' });
@@ -7,5 +6,4 @@ testScenario({ scenario: 'authz-ambient', session: 'ztunnel-node-1' });
 const byPeerAddress = (json: JsonObject, { name }: Compared): Json =>
   name === 'main_internal' ? rewrite(json, (object) => (object['$case'] === 'direct_remote_ip' ? { $case: 'filter_state', value: { key: 'underpass.peer_address', matcher: { $case: 'address_match', value: { ranges: [object['value'] as Json] } } } } : object)) : json;
 
-// Clusters and endpoints of pods in ambient mode are HBONE's, which sidecars of pilot do not originate.
-testScenario({ scenario: 'authz-ambient', session: 'web-v1-6d9f-hbone-delta', types: [TYPE.listener], istiod: byPeerAddress });
+testScenario({ scenario: 'authz-ambient', session: 'web-v1-6d9f-hbone-delta', istiod: byPeerAddress });

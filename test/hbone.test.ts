@@ -22,23 +22,24 @@ const CALLER = 'spiffe://cluster.local/ns/plain/sa/caller';
 const SERVER = 'URI:spiffe://cluster.local/ns/shop/sa/server';
 const GATEWAY = 'URI:spiffe://cluster.local/ns/istio-system/sa/eastwest';
 
-const NEAR = `
+const client = (namespace: string): string => `
 apiVersion: v1
 kind: Pod
-metadata: {name: client, namespace: plain}
+metadata: {name: client, namespace: ${namespace}}
 spec: {serviceAccountName: caller, containers: [{name: curl, image: curl}]}
 `;
+const TAKES = `proxy.istio.io/config: "proxyMetadata: {ISTIO_META_ENABLE_HBONE: 'true'}"`;
 /** @param annotations without the one that is there by default the pods say that they take HBONE, and do not */
-const web = (replicas: number, name = 'web', annotations = `proxy.istio.io/config: "proxyMetadata: {ISTIO_META_ENABLE_HBONE: 'true'}"`): string => `
+const web = (replicas: number, name = 'web', annotations = TAKES, labels = 'app: web'): string => `
 apiVersion: apps/v1
 kind: Deployment
 metadata: {name: ${name}, namespace: shop}
 spec:
   replicas: ${replicas}
-  selector: {matchLabels: {app: web, name: ${name}}}
+  selector: {matchLabels: {name: ${name}}}
   template:
     metadata:
-      labels: {app: web, name: ${name}, networking.istio.io/tunnel: http}
+      labels: {name: ${name}, networking.istio.io/tunnel: http, ${labels}}
       annotations: {${annotations}}
     spec: {serviceAccountName: server, containers: [{name: echo, image: echo, ports: [{name: http, containerPort: 8080}, {name: tcp-echo, containerPort: 9000}]}]}
 `;
@@ -46,7 +47,7 @@ const service = (name: string, labels: string, ports: string): string => `
 apiVersion: v1
 kind: Service
 metadata: {name: ${name}, namespace: shop, labels: {${labels}}}
-spec: {selector: {app: ${name === 'plain' ? 'plain' : 'web'}}, ports: [${ports}]}
+spec: {selector: {app: ${name === 'hidden' ? 'web' : name}}, ports: [${ports}]}
 `;
 const PORTS = '{name: http, port: 80, targetPort: 8080}, {name: tcp-echo, port: 9000}';
 const FAR = [
@@ -54,6 +55,10 @@ const FAR = [
   web(2),
   service('web', 'istio.io/global: "true"', PORTS),
   service('hidden', '', PORTS),
+  // Takes HBONE and no mutual TLS, as in ambient mode.
+  web(1, 'ambient', TAKES, 'app: ambient, security.istio.io/tlsMode: disabled'),
+  service('ambient', '', PORTS),
+  client('shop'),
   // Global, but its workload takes no HBONE.
   service('plain', 'istio.io/global: "true"', PORTS),
   'apiVersion: v1\nkind: Pod\nmetadata: {name: plain, namespace: shop, labels: {app: plain}}\nspec: {containers: [{name: echo, image: echo, ports: [{name: http, containerPort: 8080}]}]}\n',
@@ -87,7 +92,7 @@ before(async () => {
   const provisionDir = join(directory, 'provisioned');
   mkdirSync(provisionDir);
   const common = { nodes: 1, discovery, ca, sidecarConcurrency: 1 };
-  near = await Lab.up({ ...common, name: NAMES.near, sources: [write('near.yaml', NEAR)], clusterId: 'near', watch: false });
+  near = await Lab.up({ ...common, name: NAMES.near, sources: [write('near.yaml', client('plain'))], clusterId: 'near', watch: false });
   far = await Lab.up({ ...common, name: NAMES.far, sources: [write('far.yaml', FAR), provisionDir], clusterId: 'far', peers: [near], isolated: true });
   configuration = write('configuration.yaml', CONFIGURATION);
   pilot = new Pilot({
@@ -99,6 +104,8 @@ before(async () => {
   await pilot.start();
   await waitFor('the proxy of the Gateway', () => far.pods().some(({ isGateway }) => isGateway), { timeoutMs: 20_000 });
   await far.whenReady({ sidecars: true, timeoutMs: 60_000 });
+  // That pods are ready has yet to come back to the gateway.
+  await until('the service', through(WEB), ({ http }) => http === 200);
 });
 
 after(async () => {
@@ -282,6 +289,18 @@ test('a ztunnel of the other network is told by WDS where to go, whom it will me
   } finally {
     ztunnel.close();
   }
+});
+
+test('sidecars reach by HBONE what takes no mutual TLS: HTTP and TCP, and the caller is known', async () => {
+  const { name } = far.pods().find((pod) => pod.name.startsWith('ambient'))!;
+  const ended = async (): Promise<number> => Number(/^http\.connect_terminate\.downstream_rq_total: (\d+)$/m.exec(await far.proxyAdmin(`shop/${name}`, '/stats?filter=connect_terminate'))?.[1] ?? 0);
+  const before = await ended();
+  const { stdout, stderr } = await far.exec('shop/client', ['curl', '-sS', '--max-time', '5', 'http://ambient/']);
+  assert.ok(stdout, stderr);
+  assert.deepEqual([bodyOf({ statuses: [], peers: [], body: stdout }).headers['x-forwarded-client-cert'], bodyOf({ statuses: [], peers: [], body: stdout }).pod], ['URI=spiffe://cluster.local/ns/shop/sa/caller', name]);
+  const script = "const s = require('node:net').connect(9000, 'ambient', () => s.write('by hbone')); s.on('data', (d) => { console.log(String(d)); process.exit(0); }); setTimeout(() => process.exit(1), 5000);";
+  assert.equal((await far.exec('shop/client', [process.execPath, '-e', script])).stdout.trim(), 'by hbone');
+  assert.ok((await ended()) >= before + 2, 'both came by tunnels');
 });
 
 test('an endpoint that takes no connection is passed over', async () => {

@@ -13,9 +13,11 @@ import type { ClientTls } from '../../common/kube/types.js';
 import { pack } from '../../common/xds/any.js';
 import type { MeshPort, MeshService, Model } from '../model/model.js';
 import { takesMtls } from '../model/peer-authentication.js';
+import { isTunnelled } from '../model/pods.js';
 import type { PortPolicy } from '../model/traffic-policy.js';
 import type { UpstreamHttp } from './cluster-policy.js';
-import { adsSecret, istioUpstreamTls, rawBufferSocket, sdsSecret, spiffeId } from './envoy.js';
+import { adsSecret, exactNames, istioUpstreamTls, rawBufferSocket, sdsSecret, spiffeId } from './envoy.js';
+import { tunnelledMatch } from './hbone-originate.js';
 import { clusterSni } from './names.js';
 import { trustDomains } from './security/trust-domains.js';
 
@@ -57,6 +59,8 @@ export function applyTls(cluster: Cluster, http: UpstreamHttp, target: TlsTarget
   } else {
     cluster.transport_socket_matches = [{ name: 'tlsMode-istio', match: { tlsMode: 'istio' }, transport_socket: meshTls(target, http) }, plaintext];
   }
+  const isOwn = tls?.mode === 'SIMPLE' || tls?.mode === 'MUTUAL';
+  if (!originalDestination && model.hasTunnelled && model.endpoints(service).some(isTunnelled)) cluster.transport_socket_matches.unshift(tunnelledMatch((isOwn && cluster.transport_socket_matches[0]?.transport_socket) || rawBufferSocket));
   const version = policy.proxyProtocol && ProxyProtocolConfig_Version[policy.proxyProtocol.version ?? 'V1'];
   if (version === undefined) return;
   const wrapped = (socket: TransportSocket | undefined): TransportSocket => withProxyProtocol(socket ?? rawBufferSocket, version);
@@ -75,7 +79,7 @@ function meshTls({ model, service, port, subset }: TlsTarget, http: UpstreamHttp
   const accounts = new Set(model.endpoints(service).flatMap(({ serviceAccount, namespace }) => (serviceAccount ? domains.map((domain) => spiffeId(domain, namespace ?? service.namespace, serviceAccount)) : [])));
   const sans = tls?.subjectAltNames?.length ? tls.subjectAltNames : [...new Set([...accounts, ...service.subjectAltNames])].sort();
   const alpn = ['istio-peer-exchange', 'istio', ...(http.protocol === 'http2' ? ['h2'] : [])];
-  return istioUpstreamTls(tls?.sni || clusterSni(port.port, subset, service.host), alpn, sans);
+  return istioUpstreamTls(tls?.sni || clusterSni(port.port, subset, service.host), alpn, exactNames(sans));
 }
 
 /** SIMPLE and MUTUAL: certificates from a Secret (by the control plane) or from files (by the proxy's own secret server). */

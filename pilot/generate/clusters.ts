@@ -1,6 +1,5 @@
 /**
- * CDS. Shapes and names are istiod's, but for what stock Envoy lacks or this version does not use: the network filter
- * `istio.metadata_exchange`, the `hbone` transport socket match and the cluster `connect_originate`.
+ * CDS. Shapes and names are istiod's, but for what stock Envoy lacks: the network filter `istio.metadata_exchange`.
  */
 import { Cluster, Cluster_DiscoveryType, Cluster_DnsLookupFamily, Cluster_LbPolicy } from '../../proto/generated/envoy/config/cluster/v3/cluster.js';
 import { BindConfig } from '../../proto/generated/envoy/config/core/v3/address.js';
@@ -17,6 +16,7 @@ import { applyConnectionPool, applyLoadBalancer, applyOutlierDetection, httpProt
 import { applyTls } from './cluster-tls.js';
 import { clientKey, endpointGroups } from './endpoints.js';
 import { ads, circuit_breakers, endpointAddress, passthroughUpstream, seconds } from './envoy.js';
+import { originateCluster } from './hbone-originate.js';
 import { mainInternalCluster, takesTunnels } from './inbound-hbone.js';
 import { hasIpv4, hasIpv6, inboundPorts, type InboundPort } from './inbound-ports.js';
 import { localitySetting, weighsLocalities, type Whereabouts } from './locality.js';
@@ -191,6 +191,7 @@ function deliver(cluster: Cluster, target: string): void {
 export function proxyClusters(scope: Scope, proxy: Proxy): Resource[] {
   const { model } = scope;
   // A gateway captures nothing: there is nowhere to pass through to, and no application behind it.
-  if (proxy.type === 'router') return [blackHole];
-  return [blackHole, passthrough, inboundPassthrough(proxy), ...inboundPorts(model, proxy).map((port) => inboundCluster(scope, proxy, port)), ...(takesTunnels(proxy) ? [mainInternalCluster] : [])];
+  const originate = model.hasTunnelled ? [originateCluster(model.mesh)] : [];
+  if (proxy.type === 'router') return [blackHole, ...originate];
+  return [blackHole, passthrough, ...originate, inboundPassthrough(proxy), ...inboundPorts(model, proxy).map((port) => inboundCluster(scope, proxy, port)), ...(takesTunnels(proxy) ? [mainInternalCluster] : [])];
 }

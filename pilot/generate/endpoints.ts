@@ -7,10 +7,11 @@ import { HBONE_PORT } from '../../common/istio-iptables.js';
 import type { DestinationRule } from '../../common/kube/types.js';
 import type { Endpoint, MeshPort, MeshService, Model } from '../model/model.js';
 import { takesMtls } from '../model/peer-authentication.js';
-import { takesHbone } from '../model/pods.js';
+import { isTunnelled, takesHbone } from '../model/pods.js';
 import type { Scope } from '../model/scope.js';
 import { portPolicy } from '../model/traffic-policy.js';
 import { endpointAddress } from './envoy.js';
+import { tunnelledAddress } from './hbone-originate.js';
 import { balanceLocalities, dependsOnClient, localitySetting, whereaboutsKey, type LocalityGroup, type Whereabouts } from './locality.js';
 import { networkKey, reach, type Reached } from './networks.js';
 import { parseClusterName, type ClusterKey } from './names.js';
@@ -65,7 +66,7 @@ export function endpointGroups(model: Model, service: MeshService, port: MeshPor
       localities.set(id, (found = { locality: endpoint.locality, group, endpoints: [] }));
     }
     found.endpoints.push(endpoint.weight === place.weight ? endpoint : { ...endpoint, weight: place.weight });
-    found.group.lb_endpoints.push(lbEndpoint(model, place, mutual));
+    found.group.lb_endpoints.push(lbEndpoint(model, place, mutual, passes === undefined));
     found.group.load_balancing_weight! += place.weight;
   }
   const groups = [...localities.entries()].sort(([a], [b]) => (a < b ? -1 : 1)).map(([, group]) => group);
@@ -83,7 +84,8 @@ function hasLabels({ labels }: Endpoint, wanted: Readonly<Record<string, string>
   return Object.entries(wanted).every(([key, value]) => labels[key] === value);
 }
 
-function lbEndpoint(model: Model, { endpoint, port, weight, gateway }: Reached, mutual: boolean): LbEndpoint {
+/** @param mayTunnel not where the client's own tunnel or mutual TLS passes through */
+function lbEndpoint(model: Model, { endpoint, port, weight, gateway }: Reached, mutual: boolean, mayTunnel: boolean): LbEndpoint {
   const { pod, workloadName: entry, labels, ready } = endpoint;
   const filterMetadata: Record<string, Record<string, unknown>> = {};
   if (gateway || (mutual && takesMtls(model, endpoint, port))) filterMetadata['envoy.transport_socket_match'] = { tlsMode: 'istio' };
@@ -93,8 +95,10 @@ function lbEndpoint(model: Model, { endpoint, port, weight, gateway }: Reached, 
     const revision = (canonicalRevision(labels) ?? 'latest').replace(/^latest$/, '');
     filterMetadata['istio'] = { workload: [name, endpoint.namespace, canonicalName(labels, name), revision, endpoint.cluster].join(';') };
   }
+  const tunnel = mayTunnel && !gateway && isTunnelled(endpoint) ? tunnelledAddress(endpoint.address, port) : undefined;
+  Object.assign(filterMetadata, tunnel?.metadata);
   return LbEndpoint.fromPartial({
-    host_identifier: { $case: 'endpoint', value: { address: endpointAddress(endpoint.address, port) } },
+    host_identifier: { $case: 'endpoint', value: { address: tunnel?.address ?? endpointAddress(endpoint.address, port) } },
     // A pod that is not ready stays, so that Envoy keeps its statistics and connections.
     health_status: ready === undefined ? HealthStatus.UNKNOWN : ready ? HealthStatus.HEALTHY : HealthStatus.UNHEALTHY,
     load_balancing_weight: weight,

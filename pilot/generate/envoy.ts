@@ -10,7 +10,8 @@ import {
   DownstreamTlsContext,
   UpstreamTlsContext,
 } from '../../proto/generated/envoy/extensions/transport_sockets/tls/v3/tls.js';
-import { TlsParameters_TlsProtocol } from '../../proto/generated/envoy/extensions/transport_sockets/tls/v3/common.js';
+import { StringMatcher } from '../../proto/generated/envoy/type/matcher/v3/string.js';
+import { TlsParameters_TlsProtocol, type CertificateValidationContext } from '../../proto/generated/envoy/extensions/transport_sockets/tls/v3/common.js';
 import { RawBuffer } from '../../proto/generated/envoy/extensions/transport_sockets/raw_buffer/v3/raw_buffer.js';
 import { HttpProtocolOptions } from '../../proto/generated/envoy/extensions/upstreams/http/v3/http_protocol_options.js';
 import { TransportSocket } from '../../proto/generated/envoy/config/core/v3/base.js';
@@ -74,18 +75,23 @@ export const rawBufferSocket: TransportSocket = TransportSocket.fromPartial({
 
 const { TLSv1_2, TLSv1_3 } = TlsParameters_TlsProtocol;
 
-/** Istio's mutual TLS as a client: its workload certificate, the server's SPIFFE ids as listed (any of the mesh's when none). */
-export function istioUpstreamTls(sni: string, alpn: readonly string[], sans: readonly string[]): TransportSocket {
+/** Any of the mesh's when none is listed. */
+export function exactNames(sans: readonly string[]): Partial<CertificateValidationContext> {
+  return { match_subject_alt_names: sans.map((san) => StringMatcher.fromPartial({ match_pattern: { $case: 'exact', value: san } })) };
+}
+
+/** Istio's mutual TLS as a client: its workload certificate, and what is asked of the server's. */
+export function istioUpstreamTls(sni: string, alpn: readonly string[], names: Partial<CertificateValidationContext>, minVersion: 'TLSV1_2' | 'TLSV1_3' = 'TLSV1_2'): TransportSocket {
   const context = UpstreamTlsContext.fromPartial({
     sni,
     common_tls_context: CommonTlsContext.fromPartial({
       alpn_protocols: [...alpn],
-      tls_params: { tls_minimum_protocol_version: TLSv1_2, tls_maximum_protocol_version: TLSv1_3 },
+      tls_params: { tls_minimum_protocol_version: minVersion === 'TLSV1_3' ? TLSv1_3 : TLSv1_2, tls_maximum_protocol_version: TLSv1_3 },
       tls_certificate_sds_secret_configs: [sdsSecret('default')],
       validation_context_type: {
         $case: 'combined_validation_context',
         value: {
-          default_validation_context: { match_subject_alt_names: sans.map((san) => ({ match_pattern: { $case: 'exact' as const, value: san } })) },
+          default_validation_context: names,
           validation_context_sds_secret_config: sdsSecret('ROOTCA'),
         },
       },
@@ -135,6 +141,13 @@ const protocolOptions = (options: Parameters<typeof HttpProtocolOptions.fromPart
 export const http2Upstream = protocolOptions({
   upstream_protocol_options: { $case: 'explicit_http_config', value: { protocol_config: { $case: 'http2_protocol_options', value: {} } } },
 });
+
+/** Tunnels: each connection is a stream of few connections, which end when they have none for that long. */
+export const http2ConnectUpstream = (idleSeconds: number): Record<string, Any> =>
+  protocolOptions({
+    common_http_protocol_options: { idle_timeout: seconds(idleSeconds) },
+    upstream_protocol_options: { $case: 'explicit_http_config', value: { protocol_config: { $case: 'http2_protocol_options', value: { allow_connect: true } } } },
+  });
 
 /** The upstream is spoken to in the protocol that the client spoke. */
 export const downstreamProtocolUpstream = protocolOptions({

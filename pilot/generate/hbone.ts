@@ -4,7 +4,8 @@
  */
 import { pack } from '../../common/xds/any.js';
 import { Listener } from '../../proto/generated/envoy/config/listener/v3/listener.js';
-import { FilterChain, Filter } from '../../proto/generated/envoy/config/listener/v3/listener_components.js';
+import { OriginalDst } from '../../proto/generated/envoy/extensions/filters/listener/original_dst/v3/original_dst.js';
+import { FilterChain, Filter, ListenerFilter } from '../../proto/generated/envoy/config/listener/v3/listener_components.js';
 import { RouteConfiguration } from '../../proto/generated/envoy/config/route/v3/route.js';
 import { Route, VirtualHost } from '../../proto/generated/envoy/config/route/v3/route_components.js';
 import { Router } from '../../proto/generated/envoy/extensions/filters/http/router/v3/router.js';
@@ -17,6 +18,10 @@ import { trustDomains } from './security/trust-domains.js';
 
 /** Peers keep few connections, each with many streams: two of them are not to share a worker while another has none. */
 export const byConnection = Listener.fromPartial({ connection_balance_config: { balance_type: { $case: 'exact_balance', value: {} } } }).connection_balance_config;
+
+export const ORIGINAL_DST = 'envoy.filters.listener.original_dst';
+/** Gives a connection within Envoy the destination that it was meant for. */
+export const originalDstFilter: ListenerFilter = ListenerFilter.fromPartial({ name: ORIGINAL_DST, config_type: { $case: 'typed_config', value: pack(OriginalDst, OriginalDst.fromPartial({})) } });
 
 const CONNECT = 'CONNECT';
 

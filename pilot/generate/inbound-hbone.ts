@@ -9,17 +9,16 @@ import { HBONE_PORT } from '../../common/istio-iptables.js';
 import { Cluster, Cluster_DiscoveryType } from '../../proto/generated/envoy/config/cluster/v3/cluster.js';
 import { TrafficDirection } from '../../proto/generated/envoy/config/core/v3/base.js';
 import { Listener } from '../../proto/generated/envoy/config/listener/v3/listener.js';
-import { FilterChain, ListenerFilter } from '../../proto/generated/envoy/config/listener/v3/listener_components.js';
+import { FilterChain } from '../../proto/generated/envoy/config/listener/v3/listener_components.js';
 import { VirtualHost } from '../../proto/generated/envoy/config/route/v3/route_components.js';
 import { FilterStateValue, FilterStateValue_SharedWithUpstream } from '../../proto/generated/envoy/extensions/filters/common/set_filter_state/v3/value.js';
 import { Config as SetFilterState } from '../../proto/generated/envoy/extensions/filters/http/set_filter_state/v3/set_filter_state.js';
-import { OriginalDst } from '../../proto/generated/envoy/extensions/filters/listener/original_dst/v3/original_dst.js';
 import type { HttpFilter } from '../../proto/generated/envoy/extensions/filters/network/http_connection_manager/v3/http_connection_manager.js';
 import { InternalUpstreamTransport } from '../../proto/generated/envoy/extensions/transport_sockets/internal_upstream/v3/internal_upstream.js';
 import { targetPortOf, type Model } from '../model/model.js';
 import type { Proxy } from '../model/proxy.js';
 import { circuit_breakers, passthroughUpstream, rawBufferSocket, socketAddress } from './envoy.js';
-import { byConnection, connectHost, connectTable, hboneChain } from './hbone.js';
+import { byConnection, connectHost, connectTable, hboneChain, ORIGINAL_DST, originalDstFilter } from './hbone.js';
 import { hasIpv4, hasIpv6, podOf, proxyIps } from './inbound-ports.js';
 import { INBOUND_PORT, inboundChainSets, inspector } from './inbound.js';
 import { httpInspector, OUTBOUND_PORT, PLAINTEXT_HTTP } from './listeners.js';
@@ -28,7 +27,6 @@ import { makeResource, type Resource } from './resource.js';
 import { PEER_ADDRESS, PEER_PRINCIPAL } from './security/rules.js';
 import { policyTarget } from './security/targets.js';
 
-const ORIGINAL_DST = 'envoy.filters.listener.original_dst';
 /** Of a route: where a tunnel leads whose authority is a service's. */
 const DESTINATION = 'hbone_destination';
 
@@ -114,7 +112,7 @@ function mainInternal(model: Model, proxy: Proxy): Resource {
     traffic_direction: TrafficDirection.INBOUND,
     continue_on_listener_filters_timeout: true,
     listener_filters: [
-      ListenerFilter.fromPartial({ name: ORIGINAL_DST, config_type: { $case: 'typed_config', value: pack(OriginalDst, OriginalDst.fromPartial({})) } }),
+      originalDstFilter,
       ...inspector(httpInspector, sets, ({ application_protocols }) => application_protocols === PLAINTEXT_HTTP, []),
     ],
     filter_chains: sets.flatMap(({ port, ways, httpName, tcpName, http, tcp }) =>

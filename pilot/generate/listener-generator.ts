@@ -5,6 +5,7 @@ import type { Scope } from '../model/scope.js';
 import { gatewayChanged, inboundChanged, outboundChanged, policyChanged } from './affected.js';
 import { gatewayListeners } from './gateway/listeners.js';
 import type { Generator } from './generator.js';
+import { originateListener } from './hbone-originate.js';
 import { inboundKey, virtualInbound } from './inbound.js';
 import { hboneListeners, takesTunnels } from './inbound-hbone.js';
 import { hasIpv4, hasIpv6, proxyIps } from './inbound-ports.js';
@@ -22,12 +23,13 @@ export class ListenerGenerator implements Generator {
   constructor(readonly model: Model) {}
 
   all(proxy: Proxy): Resource[] {
-    if (proxy.type === 'router') return gatewayListeners(this.model, proxy);
+    const originate = this.model.hasTunnelled ? [originateListener] : [];
+    if (proxy.type === 'router') return [...gatewayListeners(this.model, proxy), ...originate];
     const scope = this.model.scopeOf(proxy);
     const key = this.#outboundKey(proxy, scope);
     let outbound = this.#outbound.get(key);
     if (!outbound) this.#outbound.set(key, (outbound = outboundListeners(scope, proxy)));
-    return [...outbound, this.#inboundOf(proxy), ...(takesTunnels(proxy) ? hboneListeners(this.model, proxy) : [])];
+    return [...outbound, ...originate, this.#inboundOf(proxy), ...(takesTunnels(proxy) ? hboneListeners(this.model, proxy) : [])];
   }
 
   #inboundOf(proxy: Proxy): Resource {

@@ -15,7 +15,7 @@ import { jwksSource } from './jwks.js';
 import { labelledLocality, NO_LOCALITY, parseLocality } from './locality.js';
 import { DEFAULT_MESH_CONFIG, type MeshConfig } from './mesh.js';
 import { selectorLabels } from './peer-authentication.js';
-import { isAlive, podIps, podName, PodsByNode } from './pods.js';
+import { hasTunnelled, isAlive, podIps, podName, PodsByNode } from './pods.js';
 import type { Proxy } from './proxy.js';
 import { DestinationRules } from './rules.js';
 import type { Scope } from './scope.js';
@@ -85,6 +85,8 @@ export class Model {
     podsOf: (namespace) => this.#podsByNamespace.get(namespace)?.values() ?? [],
     mesh: () => this.mesh,
   });
+  /** Keys of what takes HBONE and no mutual TLS. */
+  readonly #tunnelled = new Set<string>();
   #sorted: readonly MeshService[] | undefined;
   /** Addresses that a health check found unhealthy, by host. */
   readonly #health = new Map<string, Map<string, boolean>>();
@@ -114,6 +116,11 @@ export class Model {
     this.clusters.settingsChanged();
     const services = [...this.objects.values()].filter(({ object }) => object.kind === 'Service' || object.kind === 'ServiceEntry');
     return changed.merge(this.apply(services.map((loaded) => ({ key: loaded.key, loaded }))));
+  }
+
+  /** Something may have to be reached by HBONE: only then do clients learn how. */
+  get hasTunnelled(): boolean {
+    return this.#tunnelled.size > 0;
   }
 
   get jwks(): ReadonlyMap<string, string> {
@@ -147,6 +154,8 @@ export class Model {
       else this.objects.delete(key);
       const object = loaded?.object ?? old?.object;
       if (!object) continue;
+      if (loaded && hasTunnelled(loaded.object)) this.#tunnelled.add(key);
+      else this.#tunnelled.delete(key);
       if (isConfig(object)) {
         this.configs.set(object.kind, key, loaded);
         changed.addConfig(object.kind, object.metadata.namespace ?? '', object.metadata.name);

@@ -1,6 +1,7 @@
 /** What the mesh reads of a pod. */
 import { TLS_MODE_LABEL } from '../../common/identity/tls-mode.js';
-import type { Pod } from '../../common/kube/types.js';
+import { isIP } from 'node:net';
+import type { KubeObject, Pod, ServiceEntry, WorkloadEntry } from '../../common/kube/types.js';
 import { inCluster, type Clusters } from './clusters.js';
 import type { Endpoint, MeshPort } from './types.js';
 
@@ -78,6 +79,19 @@ export function hasOwnTunnel(labels: Readonly<Record<string, string>>): boolean 
 /** It is reached by HBONE on port 15008: its own proxy's, or its node's. */
 export function takesHbone({ labels, pod }: Pick<Endpoint, 'labels' | 'pod'>): boolean {
   return hasOwnTunnel(labels) || pod?.metadata.annotations?.[REDIRECTION_ANNOTATION] === 'enabled';
+}
+
+/** Sidecars and gateways reach it by HBONE: where mutual TLS would do as well it is that, as in Istio. */
+export function isTunnelled(endpoint: Pick<Endpoint, 'labels' | 'pod' | 'address'>): boolean {
+  return takesHbone(endpoint) && endpoint.labels[TLS_MODE_LABEL] !== 'istio' && isIP(endpoint.address) !== 0;
+}
+
+/** Whether the object may stand for such an endpoint. */
+export function hasTunnelled(object: KubeObject): boolean {
+  const labelled = (labels: Readonly<Record<string, string>> = {}, pod?: Pod): boolean => isTunnelled({ labels, pod, address: '::' });
+  if (object.kind === 'Pod') return labelled(object.metadata.labels, object as Pod);
+  if (object.kind === 'WorkloadEntry') return labelled({ ...object.metadata.labels, ...(object as WorkloadEntry).spec.labels });
+  return object.kind === 'ServiceEntry' && ((object as ServiceEntry).spec.endpoints ?? []).some(({ labels }) => labelled(labels));
 }
 
 /** What an endpoint has from the pod behind it. */
