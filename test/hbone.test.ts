@@ -29,7 +29,6 @@ metadata: {name: client, namespace: ${namespace}}
 spec: {serviceAccountName: caller, containers: [{name: curl, image: curl}]}
 `;
 const TAKES = `proxy.istio.io/config: "proxyMetadata: {ISTIO_META_ENABLE_HBONE: 'true'}"`;
-/** @param annotations without the one that is there by default the pods say that they take HBONE, and do not */
 const web = (replicas: number, name = 'web', annotations = TAKES, labels = 'app: web'): string => `
 apiVersion: apps/v1
 kind: Deployment
@@ -39,7 +38,7 @@ spec:
   selector: {matchLabels: {name: ${name}}}
   template:
     metadata:
-      labels: {name: ${name}, networking.istio.io/tunnel: http, ${labels}}
+      labels: {name: ${name}, ${labels}}
       annotations: {${annotations}}
     spec: {serviceAccountName: server, containers: [{name: echo, image: echo, ports: [{name: http, containerPort: 8080}, {name: tcp-echo, containerPort: 9000}]}]}
 `;
@@ -305,12 +304,13 @@ test('sidecars reach by HBONE what takes no mutual TLS: HTTP and TCP, and the ca
 
 test('an endpoint that takes no connection is passed over', async () => {
   const tried = async (): Promise<boolean> => /^(inbound-vip\S+)::\S+::cx_connect_fail::[1-9]/m.test(await far.proxyAdmin(`istio-system/${gatewayPod().name}`, '/clusters'));
-  await far.apply(web(1, 'broken', ''));
+  const broken = (replicas: number): Promise<string[]> => far.apply(web(replicas, 'broken', '', 'app: web, networking.istio.io/tunnel: http'));
+  await broken(1);
   await waitFor('the gateway to try it', async () => {
     assert.deepEqual(answering(await call(repeated(12, through(WEB)))).filter((pod) => !webPods().includes(pod)), []);
     return tried();
   }, { timeoutMs: 20_000 });
-  await far.apply(web(0, 'broken', ''));
+  await broken(0);
 });
 
 test('endpoints vanish and come: no tunnel that is opened meanwhile fails for one that has gone, and without any it is 503', async () => {

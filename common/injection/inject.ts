@@ -111,6 +111,8 @@ function scopeOf({ pod, namespace, config }: InjectionInput, templates: readonly
       config: JSON.stringify(settings),
       environment: Object.entries(metadata).map(([name, value]) => ({ name, value: String(value) })),
       interceptionMode,
+      // Others are to know that it takes HBONE.
+      tunnel: metadata['ISTIO_META_ENABLE_HBONE'] === 'true' ? (labels['networking.istio.io/tunnel'] ?? 'http') : undefined,
       logLevel: annotations['sidecar.istio.io/logLevel'] ?? values.logLevel,
       componentLogLevel: annotations['sidecar.istio.io/componentLogLevel'] ?? values.componentLogLevel,
       agentLogLevel: annotations['sidecar.istio.io/agentLogLevel'] ?? values.agentLogLevel,

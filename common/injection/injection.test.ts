@@ -82,6 +82,12 @@ test('injectPod: the traffic annotations are in the arguments, and those are wha
   });
 });
 
+test('injectPod: a sidecar that is to take HBONE is labelled as one that does', () => {
+  const tunnel = (enabled: string, labels = {}): string | undefined =>
+    injected(pod({ labels, annotations: { 'proxy.istio.io/config': `proxyMetadata: {ISTIO_META_ENABLE_HBONE: "${enabled}"}` } })).metadata.labels?.['networking.istio.io/tunnel'];
+  assert.deepEqual([tunnel('true'), tunnel('true', { 'networking.istio.io/tunnel': 'none' }), tunnel('false')], ['http', 'none', undefined]);
+});
+
 test('injectPod: proxy.istio.io/config, resources, image, user volumes, interception NONE and a proxy container of the user', () => {
   const result = injected(pod({
     annotations: {

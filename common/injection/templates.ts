@@ -67,6 +67,7 @@ const SIDECAR = `
 metadata:
   labels:
     security.istio.io/tlsMode: \${labels["security.istio.io/tlsMode"]|"istio"}
+    networking.istio.io/tunnel: \${proxy.tunnel}
     service.istio.io/canonical-name: \${canonical.name}
     service.istio.io/canonical-revision: \${canonical.revision}
   annotations:
