@@ -145,9 +145,10 @@ const webPods = (): string[] => far.pods().filter(({ name }) => name.startsWith(
 const answering = (outcomes: readonly Outcome[]): string[] => [...new Set(outcomes.map((outcome) => (outcome.http === 200 ? bodyOf(outcome).pod : JSON.stringify(outcome))))].sort();
 const repeated = <T>(count: number, item: T): T[] => Array.from({ length: count }, () => item);
 
+/** Of all workloads that a tunnel may lead to: they learn of changes one by one. */
 async function until(what: string, tunnel: Tunnel, holds: (outcome: Outcome) => boolean): Promise<void> {
-  let last: Outcome | undefined;
-  await waitFor(what, async () => holds((last = (await call([tunnel]))[0]!)), { timeoutMs: 20_000 }).catch((error: unknown) => {
+  let last: Outcome[] = [];
+  await waitFor(what, async () => (last = await call(repeated(6, tunnel))).every(holds), { timeoutMs: 20_000 }).catch((error: unknown) => {
     throw new Error(`${String(error)}: last ${JSON.stringify(last)}`);
   });
 }
@@ -224,20 +225,28 @@ test('policies hold on both ends: the gateway\'s and the workload\'s, by who cal
   const ofGateway = (rest: string): string => policy('istio-system', 'gateway.networking.k8s.io/gateway-name: eastwest', rest);
   const from = (source: string): string => `rules: [{from: [{source: {${source}}}]}]`;
   const [gateway] = gatewayPod().ips;
-  const tried: [string, (outcome: Outcome) => boolean][] = [
-    [ofWeb(`action: ALLOW, ${from('principals: ["cluster.local/ns/shop/sa/other"]')}`), ({ http }) => http === 403],
-    [ofWeb(`action: ALLOW, ${from('principals: ["cluster.local/ns/plain/sa/caller"]')}`), ({ http }) => http === 200],
-    [ofWeb(`action: DENY, ${from('namespaces: [plain]')}`), ({ http }) => http === 403],
-    [ofWeb(`action: DENY, ${from('ipBlocks: ["192.0.2.0/24"]')}`), ({ http }) => http === 200],
+  const tried: [string, 'gone through' | 'refused by the workload' | 'refused by the gateway'][] = [
+    [ofWeb(`action: ALLOW, ${from('principals: ["cluster.local/ns/shop/sa/other"]')}`), 'refused by the workload'],
+    [ofWeb(`action: ALLOW, ${from('principals: ["cluster.local/ns/plain/sa/caller"]')}`), 'gone through'],
+    [ofWeb(`action: DENY, ${from('namespaces: [plain]')}`), 'refused by the workload'],
+    [ofWeb(`action: DENY, ${from('ipBlocks: ["192.0.2.0/24"]')}`), 'gone through'],
     // The tunnel to the workload comes from the gateway.
-    [ofWeb(`action: DENY, ${from(`ipBlocks: ["${gateway}"]`)}`), ({ http }) => http === 403],
-    [ofGateway(`action: DENY, ${from('principals: ["cluster.local/ns/plain/sa/caller"]')}`), ({ statuses }) => statuses[0] === 403],
-    ['', ({ http }) => http === 200],
+    [ofWeb(`action: DENY, ${from(`ipBlocks: ["${gateway}"]`)}`), 'refused by the workload'],
+    [ofWeb(`action: DENY, ${from('remoteIpBlocks: ["192.0.2.0/24"]')}`), 'gone through'],
+    [ofWeb(`action: DENY, ${from(`remoteIpBlocks: ["${gateway}"]`)}`), 'refused by the workload'],
+    [ofGateway(`action: DENY, ${from('principals: ["cluster.local/ns/plain/sa/caller"]')}`), 'refused by the gateway'],
+    ['', 'gone through'],
   ];
+  const ends: Record<(typeof tried)[number][1], (outcome: Outcome) => boolean> = {
+    'gone through': ({ http }) => http === 200,
+    'refused by the workload': ({ http }) => http === 403,
+    'refused by the gateway': ({ statuses }) => statuses[0] === 403,
+  };
   try {
-    for (const [text, holds] of tried) {
+    for (const [text, end] of tried) {
       writeFileSync(configuration, CONFIGURATION + text);
-      await until(text || 'no policy', through(WEB), holds);
+      await until(`what is ${end}: ${text}`, through(WEB), ends[end]);
+      await until(`the same for TCP: ${text}`, { authorities: repeated(2, 'web.shop.svc.cluster.local:9000'), raw: 'x' }, ({ body }) => body === (end === 'gone through' ? 'x' : undefined));
     }
   } finally {
     writeFileSync(configuration, CONFIGURATION);
