@@ -4,9 +4,9 @@ import type { Model } from '../model/model.js';
 import type { Proxy } from '../model/proxy.js';
 import { authorization, authorizationNames } from './authorizations.js';
 import type { Generator, Names } from './generator.js';
+import { whereabouts } from './locality.js';
 import { TYPE, type Resource } from './resource.js';
 import { asSeen, splitAddress, splitNames } from './split-horizon.js';
-import { whereabouts } from './locality.js';
 import { addressNames, serviceNames, workloadAddress } from './workloads.js';
 
 /** `network/ip`: how an on-demand client asks for an address. */
@@ -23,13 +23,16 @@ export class AddressGenerator implements Generator {
   all(proxy: Proxy): Resource[] {
     const network = this.#network(proxy);
     const names = [...addressNames(this.model), ...(network ? splitNames(this.model, network, serviceNames(this.model)) : [])];
-    return names.flatMap((name) => this.one(proxy, name) ?? []);
+    return names.flatMap((name) => this.#from(network, name) ?? []);
   }
 
   one(proxy: Proxy, name: string): Resource | undefined {
+    return this.#from(this.#network(proxy), name);
+  }
+
+  #from(network: string, name: string): Resource | undefined {
     if (!this.#made.has(name)) this.#made.set(name, workloadAddress(this.model, name));
     const plain = this.#made.get(name);
-    const network = this.#network(proxy);
     if (!network) return plain;
     let seen = this.#seen.get(network);
     if (!seen) this.#seen.set(network, (seen = new Map()));

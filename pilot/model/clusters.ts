@@ -35,6 +35,12 @@ export interface NetworkGateway {
 /** The ports at which it is entered, as Istio has it: a gateway may have but one of them. */
 type GatewayPorts = Pick<NetworkGateway, 'port' | 'hbonePort'>;
 
+interface Gateways {
+  byNetwork: ReadonlyMap<string, readonly NetworkGateway[]>;
+  areForSni: boolean;
+  forHbone: readonly NetworkGateway[];
+}
+
 /** Empty: the config cluster. */
 export function clusterOf({ metadata }: KubeObject): string {
   return metadata.clusterName ?? '';
@@ -56,7 +62,7 @@ export class Clusters {
   readonly #labelled = new Map<string, string>();
   readonly #services = new Map<string, Service>();
   readonly #remotes = new Map<string, KubeGateway>();
-  #gateways: ReadonlyMap<string, readonly NetworkGateway[]> | undefined;
+  #gateways: Gateways | undefined;
   #blocks: { network: string; list: BlockList }[] | undefined;
 
   /** @param serviceOf for gateways that are named as a host of the mesh */
@@ -138,22 +144,22 @@ export class Clusters {
 
   /** Some network has a gateway for mutual TLS: only then are workloads of other networks reached in another way, as in Istio. */
   get severalNetworks(): boolean {
-    return [...this.#all().values()].some((list) => list.some(takesSni));
+    return this.#all().areForSni;
   }
 
   /** Of those that take mutual TLS the ones of the cluster that the workload is of, else all that its network has. */
   gateways(network: string, cluster: string): readonly NetworkGateway[] {
-    const all = (this.#all().get(network) ?? []).filter(takesSni);
+    const all = (this.#all().byNetwork.get(network) ?? []).filter(takesSni);
     const own = all.filter((gateway) => gateway.cluster === cluster);
     return own.length > 0 ? own : all;
   }
 
   /** The gateways that take HBONE, one a network: Istio's clients know no more either. */
   hboneGateways(): readonly NetworkGateway[] {
-    return [...this.#all().values()].flatMap((list) => list.find(({ hbonePort }) => hbonePort !== undefined) ?? []);
+    return this.#all().forHbone;
   }
 
-  #all(): ReadonlyMap<string, readonly NetworkGateway[]> {
+  #all(): Gateways {
     if (this.#gateways) return this.#gateways;
     const found = new Map<string, NetworkGateway[]>();
     const add = (gateway: NetworkGateway): void => {
@@ -184,7 +190,8 @@ export class Clusters {
       for (const { value = '' } of [...addresses, ...(gateway.status?.addresses ?? [])]) if (value) add({ network: gateway.metadata.labels![NETWORK_LABEL]!, cluster: this.idOf(''), address: value, port, hbonePort, source: gateway });
     }
     for (const list of found.values()) list.sort((a, b) => (`${a.address} ${a.port} ${a.hbonePort}` < `${b.address} ${b.port} ${b.hbonePort}` ? -1 : 1));
-    return (this.#gateways = found);
+    const lists = [...found.values()];
+    return (this.#gateways = { byNetwork: found, areForSni: lists.some((list) => list.some(takesSni)), forHbone: lists.flatMap((list) => list.find(({ hbonePort }) => hbonePort !== undefined) ?? []) });
   }
 
   /** Its endpoints are for clients of their own cluster alone: `clusterLocal` in serviceSettings, and what Kubernetes itself serves. */
