@@ -1,4 +1,5 @@
 /** Small pieces of Envoy configuration that all generators use. */
+import { isIP } from 'node:net';
 import { pack } from '../../common/xds/any.js';
 import { Address, type SocketAddress } from '../../proto/generated/envoy/config/core/v3/address.js';
 import { ApiConfigSource_ApiType, ApiVersion, ConfigSource } from '../../proto/generated/envoy/config/core/v3/config_source.js';
@@ -38,6 +39,14 @@ export function socketAddress(address: string, port: number): Address {
 const UNLIMITED = 0xffff_ffff;
 /** None; what is left out is 1,024. */
 export const circuit_breakers = { thresholds: [{ max_connections: UNLIMITED, max_pending_requests: UNLIMITED, max_requests: UNLIMITED, max_retries: UNLIMITED }] };
+
+/** As in `host:port`. */
+export const bracketed = (address: string): string => (isIP(address) === 6 ? `[${address}]` : address);
+
+/** Of a listener within Envoy. @param endpoint_id tells several endpoints apart that lead there */
+export function internalAddress(listener: string, endpoint_id = ''): Address {
+  return Address.fromPartial({ address: { $case: 'envoy_internal_address', value: { address_name_specifier: { $case: 'server_listener_name', value: listener }, endpoint_id } } });
+}
 
 export const ads: ConfigSource = ConfigSource.fromPartial({
   config_source_specifier: { $case: 'ads', value: {} },

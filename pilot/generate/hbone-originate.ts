@@ -6,7 +6,7 @@
 import { HBONE_PORT } from '../../common/istio-iptables.js';
 import { pack } from '../../common/xds/any.js';
 import { Cluster, Cluster_DiscoveryType, Cluster_LbPolicy, type Cluster_TransportSocketMatch } from '../../proto/generated/envoy/config/cluster/v3/cluster.js';
-import { Address } from '../../proto/generated/envoy/config/core/v3/address.js';
+import type { Address } from '../../proto/generated/envoy/config/core/v3/address.js';
 import type { TransportSocket } from '../../proto/generated/envoy/config/core/v3/base.js';
 import { Listener } from '../../proto/generated/envoy/config/listener/v3/listener.js';
 import { TcpProxy } from '../../proto/generated/envoy/extensions/filters/network/tcp_proxy/v3/tcp_proxy.js';
@@ -15,7 +15,7 @@ import { SubjectAltNameMatcher, SubjectAltNameMatcher_SanType } from '../../prot
 import { Memo } from '../../common/memo.js';
 import type { MeshConfig } from '../model/mesh.js';
 import { durationOf } from './cluster-policy.js';
-import { circuit_breakers, http2ConnectUpstream, istioUpstreamTls, seconds } from './envoy.js';
+import { bracketed, circuit_breakers, http2ConnectUpstream, internalAddress, istioUpstreamTls, seconds } from './envoy.js';
 import { ORIGINAL_DST, originalDstFilter } from './hbone.js';
 import { makeResource, type Resource } from './resource.js';
 import { trustDomains } from './security/trust-domains.js';
@@ -25,9 +25,9 @@ const IDLE_SECONDS = 3_600;
 
 /** In the place of the endpoint's own address; with the metadata that the other two read. */
 export function tunnelledAddress(address: string, port: number): { address: Address; metadata: Record<string, Record<string, string>> } {
-  const endpoint_id = `${address.includes(':') ? `[${address}]` : address}:${port}`;
+  const endpoint_id = `${bracketed(address)}:${port}`;
   return {
-    address: Address.fromPartial({ address: { $case: 'envoy_internal_address', value: { address_name_specifier: { $case: 'server_listener_name', value: CONNECT_ORIGINATE }, endpoint_id } } }),
+    address: internalAddress(CONNECT_ORIGINATE, endpoint_id),
     metadata: { [ORIGINAL_DST]: { local: endpoint_id }, 'envoy.transport_socket_match': { tunnel: 'http' } },
   };
 }

@@ -17,7 +17,7 @@ import type { HttpFilter } from '../../proto/generated/envoy/extensions/filters/
 import { InternalUpstreamTransport } from '../../proto/generated/envoy/extensions/transport_sockets/internal_upstream/v3/internal_upstream.js';
 import { targetPortOf, type Model } from '../model/model.js';
 import type { Proxy } from '../model/proxy.js';
-import { circuit_breakers, passthroughUpstream, rawBufferSocket, socketAddress } from './envoy.js';
+import { bracketed, circuit_breakers, internalAddress, passthroughUpstream, rawBufferSocket, socketAddress } from './envoy.js';
 import { byConnection, connectHost, connectTable, hboneChain, ORIGINAL_DST, originalDstFilter } from './hbone.js';
 import { hasIpv4, hasIpv6, podOf, proxyIps } from './inbound-ports.js';
 import { INBOUND_PORT, inboundChainSets, inspector } from './inbound.js';
@@ -37,8 +37,6 @@ export function takesTunnels({ type, metadata }: Proxy): boolean {
 export function hboneListeners(model: Model, proxy: Proxy): Resource[] {
   return [connectTerminate(model, proxy), mainInternal(model, proxy)];
 }
-
-const inBrackets = (ip: string): string => (ip.includes(':') ? `[${ip}]` : ip);
 
 function connectTerminate(model: Model, proxy: Proxy): Resource {
   const ips = proxyIps(model, proxy);
@@ -60,12 +58,12 @@ function authorities(model: Model, proxy: Proxy, ips: readonly string[]): Virtua
   for (const service of model.servicesSelecting(proxy.namespace, policyTarget(model, proxy).labels)) {
     for (const port of service.ports) {
       const target = targetPortOf(port, pod);
-      if (target !== undefined) services.set(`${service.host}:${port.port}`, `${inBrackets(proxy.ip)}:${target}`);
+      if (target !== undefined) services.set(`${service.host}:${port.port}`, `${bracketed(proxy.ip)}:${target}`);
     }
   }
-  const own = [OUTBOUND_PORT, INBOUND_PORT, HBONE_PORT].flatMap((port) => ips.map((ip) => `${inBrackets(ip)}:${port}`));
+  const own = [OUTBOUND_PORT, INBOUND_PORT, HBONE_PORT].flatMap((port) => ips.map((ip) => `${bracketed(ip)}:${port}`));
   return [
-    connectHost('workload', ips.map((ip) => `${inBrackets(ip)}:*`), MAIN_INTERNAL),
+    connectHost('workload', ips.map((ip) => `${bracketed(ip)}:*`), MAIN_INTERNAL),
     // The proxy's own ports are nobody's destination: it would lead to itself.
     VirtualHost.fromPartial({ name: 'proxy', domains: own }),
     ...[...services].map(([authority, address]) => connectHost(authority, [authority], MAIN_INTERNAL, { metadata: { filter_metadata: { istio: { [DESTINATION]: address } }, typed_filter_metadata: {} } })),
@@ -137,7 +135,7 @@ export const mainInternalCluster: Resource = makeResource(
     cluster_discovery_type: { $case: 'type', value: Cluster_DiscoveryType.STATIC },
     load_assignment: {
       cluster_name: MAIN_INTERNAL,
-      endpoints: [{ lb_endpoints: [{ host_identifier: { $case: 'endpoint', value: { address: { address: { $case: 'envoy_internal_address', value: { address_name_specifier: { $case: 'server_listener_name', value: MAIN_INTERNAL } } } } } } }] }],
+      endpoints: [{ lb_endpoints: [{ host_identifier: { $case: 'endpoint', value: { address: internalAddress(MAIN_INTERNAL) } } }] }],
     },
     circuit_breakers,
     typed_extension_protocol_options: passthroughUpstream,

@@ -4,6 +4,7 @@ import { podIps, targetPortOf, type MeshPort, type MeshService, type Model } fro
 import { inCluster } from '../model/clusters.js';
 import type { Proxy } from '../model/proxy.js';
 import type { Pod, ServerTls, SidecarIngress } from '../../common/kube/types.js';
+import { bracketed } from './envoy.js';
 import { protocolOf } from '../model/protocol.js';
 
 export interface InboundPort {
@@ -52,7 +53,7 @@ function ingressPort(services: readonly MeshService[], proxy: Proxy, { port, def
   // Where its TLS ends here, HTTPS is HTTP from there on.
   const isEnded = tls !== undefined && tls.mode !== 'PASSTHROUGH' && port.protocol?.toUpperCase() === 'HTTPS';
   const protocol = isEnded ? 'HTTP' : (protocolOf(port.protocol) ?? own?.protocol ?? 'auto');
-  const deliverTo = defaultEndpoint.replace(/^0\.0\.0\.0:|^\[::\]:/, `${proxy.ip.includes(':') ? `[${proxy.ip}]` : proxy.ip}:`);
+  const deliverTo = defaultEndpoint.replace(/^0\.0\.0\.0:|^\[::\]:/, `${bracketed(proxy.ip)}:`);
   return {
     service,
     port: { name: port.name ?? own?.name ?? '', port: own?.port ?? port.number, targetPort: port.number, protocol },

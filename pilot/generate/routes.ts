@@ -14,7 +14,7 @@ import { isHttp } from '../model/protocol.js';
 import type { Proxy } from '../model/proxy.js';
 import type { Scope } from '../model/scope.js';
 import { appliesToMesh, destinationsOf } from '../model/virtual-services.js';
-import { seconds } from './envoy.js';
+import { bracketed, seconds } from './envoy.js';
 import type { Resource } from './resource.js';
 import { encodedHost, generalHostsOnce, routeResource, serviceRoutesOnce, virtualHostOnce, virtualServiceRoutesOnce } from './route-cache.js';
 import { defaultRoute, virtualServiceRoutes } from './routes-http.js';
@@ -192,8 +192,6 @@ function makeDomains({ host, addresses, headless, object }: MeshService, namespa
   if (headless && object.kind === 'Service') forms.push(...forms.map((form) => `*.${form}`));
   return [...forms, ...addresses.map(bracketed)];
 }
-
-const bracketed = (address: string): string => (isIP(address) === 6 ? `[${address}]` : address);
 
 function serviceRoutes(scope: Scope, proxy: Proxy, service: MeshService, port: number): Route[] {
   for (const loaded of scope.virtualServicesFor(service.host)) {

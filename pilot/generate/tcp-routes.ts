@@ -1,5 +1,4 @@
 /** VirtualService `tcp` and `tls` routes as filter chains: which connections of a port's listener go to which clusters. */
-import { isIP } from 'node:net';
 import type { RouteDestination, VirtualService } from '../../common/kube/types.js';
 import { parseDurationMs } from '../../common/kube/schema.js';
 import type { LoadedObject } from '../../common/kube/yaml.js';
@@ -12,7 +11,7 @@ import type { MeshService } from '../model/model.js';
 import type { Scope } from '../model/scope.js';
 import { appliesToMesh } from '../model/virtual-services.js';
 import { configPath } from './clusters.js';
-import { millis } from './envoy.js';
+import { bracketed, millis } from './envoy.js';
 import { clusterName } from './names.js';
 import { destinationCluster, l4SourceMatches, type RouteSource } from './route-match.js';
 import { hashesSourceIp } from './routes-hash.js';
@@ -36,7 +35,7 @@ function connectionSettings(scope: Scope, host: string, subset: string | undefin
   const duration = (text: string): ReturnType<typeof millis> => millis(parseDurationMs(text) ?? 0);
   return {
     // The destination is an HTTP proxy that is asked for a connection to the target.
-    ...(tunnel ? { tunneling_config: TcpProxy_TunnelingConfig.fromPartial({ hostname: `${isIP(tunnel.targetHost) === 6 ? `[${tunnel.targetHost}]` : tunnel.targetHost}:${tunnel.targetPort}`, use_post: tunnel.protocol === 'POST' }) } : {}),
+    ...(tunnel ? { tunneling_config: TcpProxy_TunnelingConfig.fromPartial({ hostname: `${bracketed(tunnel.targetHost)}:${tunnel.targetPort}`, use_post: tunnel.protocol === 'POST' }) } : {}),
     ...(idleTimeout ? { idle_timeout: duration(idleTimeout) } : {}),
     ...(maxConnectionDuration ? { max_downstream_connection_duration: duration(maxConnectionDuration) } : {}),
     ...(hashesSourceIp(rule, subset) ? { hash_policy: [HashPolicy.fromPartial({ policy_specifier: { $case: 'source_ip', value: {} } })] } : {}),
