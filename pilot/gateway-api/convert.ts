@@ -30,6 +30,7 @@ export interface ConvertedGatewayApi {
 }
 
 const NOTHING: ConvertedGatewayApi = { gateways: [], virtualServices: [], status: { gateways: [], routes: [] } };
+
 type AnyRoute = HTTPRoute | GRPCRoute | TLSRoute | TCPRoute;
 const ROUTE_KINDS: readonly RouteKind[] = ['HTTPRoute', 'GRPCRoute', 'TLSRoute', 'TCPRoute'];
 

@@ -58,6 +58,17 @@ test('client certificates by Istio\'s option: asked for, or asked for and not ne
   assert.deepEqual(['MUTUAL', 'OPTIONAL_MUTUAL', 'SIMPLE'].map(modes), ['MUTUAL', 'OPTIONAL_MUTUAL', 'SIMPLE']);
 });
 
+test('TLS that passes through by SNI of the mesh\'s own clusters: by Istio\'s option, or on the port of a Gateway of a network', () => {
+  const modes = (labels: string): unknown[] => {
+    const passing = (name: string, port: number, options = ''): string => `{name: ${name}, port: ${port}, protocol: TLS, tls: {mode: Passthrough${options}}}`;
+    const yaml = gateway([passing('usual', 15443), passing('other', 16443), passing('asked', 17443, ', options: {gateway.istio.io/listener-protocol: auto-passthrough}')].join(', '));
+    return testMesh(yaml.replace('namespace: a}', `namespace: a, labels: {${labels}}}`)).model.gateways.map(({ object }) => object.spec.servers![0]).filter((server) => server!.tls!.mode === 'AUTO_PASSTHROUGH').map((server) => server!.port.number).sort();
+  };
+  assert.deepEqual(modes(''), [17443]);
+  assert.deepEqual(modes('topology.istio.io/network: one'), [15443, 17443]);
+  assert.deepEqual(modes('topology.istio.io/network: one, networking.istio.io/gatewayPort: "16443"'), [16443, 17443]);
+});
+
 test('a host goes to the nearest listener of the port alone', () => {
   const route = (name: string, more: string): string => `${API}\nkind: HTTPRoute\nmetadata: {name: ${name}, namespace: a}\nspec: {${more}, rules: [{backendRefs: [{name: web, port: 80}]}]}\n---\n`;
   const listeners = '{name: all, port: 80, protocol: HTTP}, {name: wild, port: 80, protocol: HTTP, hostname: "*.example"}, {name: own, port: 80, protocol: HTTP, hostname: a.example}, {name: other, port: 81, protocol: HTTP}';

@@ -205,7 +205,8 @@ export class Clusters {
 
 const takesSni = ({ port, address }: NetworkGateway): boolean => port !== undefined && isIP(address) !== 0;
 
-const sniPort = ({ metadata }: KubeObject): number => Number(metadata.labels?.[GATEWAY_PORT_LABEL]) || GATEWAY_PORT;
+/** Where what leads into a network passes the workloads' own TLS through. */
+export const sniPort = ({ metadata }: KubeObject): number => Number(metadata.labels?.[GATEWAY_PORT_LABEL]) || GATEWAY_PORT;
 
 function isRemoteGateway(object: KubeObject): object is KubeGateway {
   return object.kind === 'Gateway' && (object as KubeGateway).spec.gatewayClassName === REMOTE_CLASS && object.metadata.labels?.[NETWORK_LABEL] !== undefined;
