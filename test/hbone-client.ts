@@ -77,7 +77,6 @@ function secure(below: Duplex | undefined): Promise<TLSSocket> {
     socket.once('secureConnect', () => resolve(socket));
     socket.once('error', reject);
     socket.once('close', () => reject(new Error('closed')));
-    // A gateway tries an endpoint that is silent for the mesh's 10 s before it takes another.
     socket.setTimeout(25_000, () => socket.destroy(new Error('no answer in 25 s')));
   });
 }

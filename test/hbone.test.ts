@@ -70,6 +70,12 @@ metadata: {name: eastwest, namespace: istio-system, labels: {topology.istio.io/n
 spec:
   gatewayClassName: istio-east-west
   listeners: [{name: mesh, port: 15008, protocol: HBONE, tls: {mode: Terminate, options: {gateway.istio.io/tls-terminate-mode: ISTIO_MUTUAL}}}]
+---
+# A pod that has gone is silent: another endpoint is tried after that long.
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: istio, namespace: istio-system}
+data: {mesh: "connectTimeout: 1s"}
 `;
 
 let directory: string;
@@ -199,9 +205,11 @@ test('a workload is no relay either: its own addresses and services alone, and n
   const [one, other] = far.pods().filter(({ name }) => name.startsWith('web')).map(({ ips }) => ips[0]!);
   const refused = ['127.0.0.1:8080', '[::1]:8080', 'localhost:8080', 'plain.shop.svc.cluster.local:80', 'example.com:80', '10.96.0.1:443', ...[15_001, 15_006, 15_008].flatMap((port) => [`${one}:${port}`, `${other}:${port}`])];
   for (const [index, { statuses }] of (await call(refused.map(inner))).entries()) assert.deepEqual(statuses, [200, 404], refused[index]);
-  // Each of the two takes its own address.
-  const outcomes = await call(repeated(16, { ...inner(`${one}:8080`), path: '/' }));
-  assert.deepEqual([...new Set(outcomes.map(({ statuses }) => statuses[1]))].sort(), [200, 404]);
+  // Each of the two takes its own addresses, of either family.
+  for (const address of far.pods().find(({ ips }) => ips[0] === one)!.ips) {
+    const outcomes = await call(repeated(16, { ...inner(address.includes(':') ? `[${address}]:8080` : `${address}:8080`), path: '/' }));
+    assert.deepEqual([...new Set(outcomes.map(({ statuses, http }) => `${statuses[1]} ${http}`))].sort(), ['200 200', '404 undefined'], address);
+  }
 });
 
 test('a global service none of whose workloads takes HBONE is answered 503', async () => {
@@ -332,4 +340,9 @@ test('endpoints vanish and come: no tunnel that is opened meanwhile fails for on
   await until('no endpoint to be left', outer(WEB), ({ statuses }) => statuses[0] === 503);
   await far.apply(web(2));
   await waitFor('both endpoints', async () => answering(await call(repeated(12, through(WEB)))).join() === webPods().join() && webPods().length === 2, { timeoutMs: 40_000 });
+});
+
+test('no Envoy has refused anything of it', () => {
+  const { connections } = pilot.status().ads;
+  assert.deepEqual(connections.flatMap(({ node, types }) => Object.entries(types).flatMap(([type, { nack }]) => (nack ? [`${node}: ${type}: ${nack.message}`] : []))), []);
 });
