@@ -14,7 +14,7 @@ import { whereabouts } from './locality.js';
 import { ResourceLists, type ResourceList, type Whole } from './resource-list.js';
 import { TYPE, type Resource } from './resource.js';
 
-/** Lists of clusters that are kept for one scope. */
+/** Lists of clusters that are kept of what clients see. */
 const MAX_PLACES = 32;
 
 /** Clusters of a service differ between clients by the DestinationRule that applies, and where names are resolved by what the client can reach. */
@@ -23,7 +23,7 @@ export class ClusterGenerator implements Generator {
   readonly wildcard = true;
   /** By host, then by the service's own key and the rule that applies. */
   readonly #byHost = new Map<string, Map<string, Resource[]>>();
-  #outbound = new WeakMap<Scope, Map<string, ResourceList>>();
+  #outbound = new WeakMap<Scope['view'], Map<string, ResourceList>>();
   #lists = new ResourceLists();
   #eastWest = new WeakMap<Scope, Map<typeof sniClusters, readonly Resource[]>>();
   constructor(readonly model: Model) {}
@@ -38,15 +38,15 @@ export class ClusterGenerator implements Generator {
     return { shared: this.#outboundOf(scope, proxy), own: [...proxyClusters(scope, proxy), ...this.#passing(scope, proxy)] };
   }
 
-  /** Clients of one scope share their clusters; where some are resolved by name, which each does where it is, those of one place. */
+  /** Clients that see the same share their clusters; where some are resolved by name, which each does where it is, those of one place. */
   #outboundOf(scope: Scope, proxy: Proxy): ResourceList {
     const { type } = proxy;
     let variant: ClusterVariant | undefined;
     const variantOf = (): ClusterVariant => (variant ??= this.#variant(proxy));
     const places = scope.services.filter(({ resolution }) => resolution.startsWith('DNS')).map((service) => clusterClientKey(scope, service, variantOf));
     const key = `${type} ${places.join('|')}`;
-    let lists = this.#outbound.get(scope);
-    if (!lists) this.#outbound.set(scope, (lists = new Map()));
+    let lists = this.#outbound.get(scope.view);
+    if (!lists) this.#outbound.set(scope.view, (lists = new Map()));
     let list = lists.get(key);
     if (list) return list;
     list = this.#lists.intern(scope.services.flatMap((service) => this.#ofService(scope, proxy, service, variantOf)));

@@ -40,8 +40,8 @@ export class EndpointGenerator implements Generator {
   /** Every name that was ever asked for. */
   readonly #known = new Map<string, Known>();
   readonly #namesByHost = new Map<string, Set<string>>();
-  /** By the names that they are of; undefined: they depend on more of the client than its scope. */
-  #wholes = new WeakMap<Scope, WeakMap<SharedNames, Whole | undefined>>();
+  /** By the names that they are of; undefined: they depend on more of the client than what it sees. */
+  #wholes = new WeakMap<Scope['view'], WeakMap<SharedNames, Whole | undefined>>();
   #lists = new ResourceLists();
   constructor(readonly model: Model) {}
 
@@ -56,8 +56,8 @@ export class EndpointGenerator implements Generator {
   whole(proxy: Proxy, names: SharedNames | undefined): Whole | undefined {
     if (!names) return undefined;
     const scope = this.model.scopeOf(proxy);
-    let wholes = this.#wholes.get(scope);
-    if (!wholes) this.#wholes.set(scope, (wholes = new WeakMap()));
+    let wholes = this.#wholes.get(scope.view);
+    if (!wholes) this.#wholes.set(scope.view, (wholes = new WeakMap()));
     if (!wholes.has(names)) wholes.set(names, this.#wholeOf(scope, names, new Place(this.model, proxy)));
     return wholes.get(names);
   }

@@ -1,5 +1,6 @@
 /** One xDS resource, encoded once and sent to all who watch it. */
 import { createHash } from 'node:crypto';
+import { Memo } from '../../common/memo.js';
 import { pack, typeUrl } from '../../common/xds/any.js';
 import type { Any } from '../../proto/generated/google/protobuf/any.js';
 import { TypedExtensionConfig } from '../../proto/generated/envoy/config/core/v3/extension.js';
@@ -42,14 +43,15 @@ export function makeResource<T>(name: string, codec: Encoder<T>, message: T): Re
   return withVersion(name, pack(codec, message));
 }
 
+/** Of parts that many resources have. */
+const digests = new Memo<Uint8Array, string>();
+
 /** A resource of parts that others have as well: kept by reference, since a large mesh's route tables would not fit into memory. */
 class PartedResource implements Resource {
   readonly version: string;
 
   constructor(readonly name: string, readonly typeUrl: string, readonly parts: readonly Uint8Array[]) {
-    const hash = createHash('sha1');
-    for (const part of parts) hash.update(part);
-    this.version = hash.digest('base64url').slice(0, VERSION_LENGTH);
+    this.version = hashOf(parts.map((part) => digests.once(part, () => hashOf(part))).join(''));
   }
 
   get body(): Any {
@@ -64,6 +66,8 @@ export function makePartedResource<T>(name: string, codec: Encoder<T>, parts: re
 
 const VERSION_LENGTH = 16;
 
+const hashOf = (content: string | Uint8Array): string => createHash('sha1').update(content).digest('base64url').slice(0, VERSION_LENGTH);
+
 function withVersion(name: string, body: Any): Resource {
-  return { name, body, version: createHash('sha1').update(body.value).digest('base64url').slice(0, VERSION_LENGTH) };
+  return { name, body, version: hashOf(body.value) };
 }

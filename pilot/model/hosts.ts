@@ -45,6 +45,10 @@ export class HostIndex<T> {
     else map.set(pattern, [item]);
   }
 
+  patterns(): string[] {
+    return [...this.#exact.keys(), ...this.#wildcards.keys()];
+  }
+
   clear(): void {
     this.#exact.clear();
     this.#wildcards.clear();

@@ -58,3 +58,26 @@ test('portPolicy: a subset overrides field by field, a port level stands for its
   assert.deepEqual(portPolicy(object, 'v1', 81), { connectionPool: { tcp: { maxConnections: 1 } } });
   assert.deepEqual(portPolicy(object, 'v1', 82), { loadBalancer: { simple: 'ROUND_ROBIN' } });
 });
+
+test('views: namespaces share one as long as their clients obey the same rules for all services', () => {
+  const services = ['shop', 'bank', 'zoo'].map((namespace) => serviceYaml(namespace, 'web', '10.96.0.1', [])).join('\n');
+  const hosts = ['shop', 'bank', 'zoo'].map((namespace) => `web.${namespace}.svc.cluster.local`);
+  const clients = ['shop', 'bank', 'zoo', 'plain', 'empty', 'istio-system'];
+  /** Namespaces that have a view of their own; all that share one are looked at rule by rule. */
+  const apart = (yaml: string): string[] => {
+    const { model } = testMesh(`${services}\n${yaml}`);
+    const scope = (client: string) => model.scopeOf(testProxy('10.0.0.9', `x.${client}`, { app: 'front' }));
+    const plain = scope('plain');
+    const own = clients.filter((client) => scope(client).view !== plain.view);
+    for (const client of clients) if (!own.includes(client)) assert.deepEqual(hosts.map((host) => scope(client).rule(host)?.key), hosts.map((host) => plain.rule(host)?.key), client);
+    return own;
+  };
+  const everywhere = rule('shop', 'own', '{host: web}') + rule('bank', 'own', '{host: web, subsets: [{name: v1}]}') + rule('istio-system', 'root', '{host: "*.local"}');
+  assert.deepEqual(apart(everywhere), [], 'rules about services of their own, and of the whole mesh');
+  assert.deepEqual(apart(everywhere + rule('zoo', 'foreign', `{host: ${hosts[0]}}`)), ['zoo']);
+  assert.deepEqual(apart(everywhere + rule('empty', 'wide', '{host: "*.local"}')), ['empty']);
+  assert.deepEqual(apart(everywhere + rule('shop', 'private', '{host: web, exportTo: [.]}')), ['shop']);
+  assert.deepEqual(apart(everywhere + rule('shop', 'lent', '{host: web, exportTo: [bank]}')), ['shop', 'bank']);
+  assert.deepEqual(apart(everywhere + rule('bank', 'some', '{host: web, workloadSelector: {matchLabels: {app: front}}}')), ['bank']);
+  assert.deepEqual(apart(everywhere + rule('istio-system', 'root-only', `{host: ${hosts[2]}, exportTo: [.]}`)), ['istio-system']);
+});

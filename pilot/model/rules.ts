@@ -28,6 +28,8 @@ export class DestinationRules {
   readonly #byNamespace = new Map<string, HostIndex<MergedRule>>();
   /** By namespace: what its rules ask of a client's labels. */
   readonly #selectors = new Map<string, Labels[]>();
+  /** Some rule is exported to them by name, or is not exported from them, or selects among their clients. */
+  readonly #singledOut = new Set<string>();
 
   constructor(oldestFirst: readonly LoadedObject<DestinationRule>[], readonly mesh: MeshConfig) {
     const merged = new Map<string, MergedRule[]>();
@@ -37,6 +39,7 @@ export class DestinationRules {
       const host = resolveHost(spec.host, namespace, mesh.clusterDomain);
       const exportTo = parseExportTo(spec.exportTo, namespace, mesh.defaultDestinationRuleExportTo);
       const selector = spec.workloadSelector?.matchLabels;
+      if (exportTo !== 'all' || selector) for (const name of [namespace, ...(exportTo === 'all' ? [] : exportTo)]) this.#singledOut.add(name);
       const likeness = JSON.stringify([exportTo === 'all' ? exportTo : [...exportTo].sort(), selector ? Object.entries(selector).sort() : null]);
       const place = `${namespace}\0${host}`;
       const known = merged.get(place) ?? [];
@@ -61,6 +64,16 @@ export class DestinationRules {
   /** What tells clients of a namespace apart: which of its rules' workload selectors select them. */
   selectorKey(namespace: string, labels: Labels): string {
     return (this.#selectors.get(namespace) ?? []).map((selector) => (selects(selector, labels) ? '1' : '0')).join('');
+  }
+
+  /**
+   * Whether clients of this namespace obey the same rules for all services as clients of one that has no rules. Those of a
+   * namespace's own rules that are about its own services are obeyed by everybody.
+   */
+  isOrdinary(namespace: string, serviceOf: (host: string) => MeshService | undefined): boolean {
+    if (this.#singledOut.has(namespace)) return false;
+    if (namespace === this.mesh.rootNamespace) return true;
+    return (this.#byNamespace.get(namespace)?.patterns() ?? []).every((host) => !host.startsWith('*') && (serviceOf(host)?.namespace ?? namespace) === namespace);
   }
 
   /**

@@ -20,6 +20,8 @@ export class Scope {
     readonly egress: readonly EgressListener[] | undefined = undefined,
     /** Which DestinationRules' workload selectors select its clients: tells scopes of a namespace apart. */
     readonly selectors = '',
+    /** The same object for scopes that see the same services and obey the same rules for them: what is made of these alone is theirs together. */
+    readonly view: object = {},
   ) {}
 
   get namespace(): string {

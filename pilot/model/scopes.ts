@@ -15,6 +15,7 @@ export class Scopes {
   readonly #visibilities = new Map<string, Visibility>();
   readonly #egressViews = new Map<string, EgressView>();
   readonly #scopes = new Map<string, Scope>();
+  readonly #views = new Map<string, object>();
   readonly #byProxy = new WeakMap<Proxy, Scope>();
   /** Some service has other addresses in other clusters. */
   readonly #dependsOnCluster: boolean;
@@ -43,9 +44,17 @@ export class Scopes {
       const exported = cluster ? this.#visibility(`@${cluster} ${everywhere.id}`, (id) => withClusterAddresses(everywhere, id, cluster)) : everywhere;
       const all = dnsCapture ? this.#visibility(`${exported.id} dns`, (id) => withAutoAddresses(exported, id)) : exported;
       const view = this.#egressView(all, namespace, sidecar);
-      this.#scopes.set(key, (scope = new Scope(this.model, proxy, view?.visibility ?? all, sidecar, view?.listeners, selectors)));
+      const visibility = view?.visibility ?? all;
+      this.#scopes.set(key, (scope = new Scope(this.model, proxy, visibility, sidecar, view?.listeners, selectors, this.#viewOf(namespace, visibility, selectors))));
     }
     return scope;
+  }
+
+  #viewOf(namespace: string, visibility: Visibility, selectors: string): object {
+    const id = this.model.rules.isOrdinary(namespace, (host) => visibility.service(host)) ? visibility.id : `${visibility.id} ${namespace} ${selectors}`;
+    let view = this.#views.get(id);
+    if (!view) this.#views.set(id, (view = {}));
+    return view;
   }
 
   /** A Sidecar that selects the workload, else the namespace's own, else the root namespace's. */
