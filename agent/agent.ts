@@ -37,6 +37,8 @@ export interface AgentOptions {
   /** Where the shared Envoy runs and which DNS servers it asks, if not as this process does. */
   netnsPath?: string;
   dnsServers?: readonly string[];
+  /** What the node's proxies name as the cluster that they are in; default `Kubernetes`. */
+  clusterId?: string;
   /** Signs certificates for the service accounts of the node's pods; none by default, and then there is no mutual TLS. */
   ca?: NodeCaFactory;
   /** Default: what the control plane says of each workload. */
@@ -155,6 +157,7 @@ export class Agent {
       ...(this.#options.concurrency === undefined ? {} : { concurrency: this.#options.concurrency }),
       ...(this.#options.netnsPath === undefined ? {} : { netnsPath: this.#options.netnsPath }),
       ...(this.#options.dnsServers === undefined ? {} : { dnsServers: this.#options.dnsServers }),
+      ...(this.#options.clusterId === undefined ? {} : { clusterId: this.#options.clusterId }),
       ...(this.#options.ca === undefined ? {} : { ca: this.#options.ca }),
       ...(this.#options.trustDomain === undefined ? {} : { trustDomain: this.#options.trustDomain }),
     });

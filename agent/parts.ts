@@ -40,6 +40,7 @@ export interface ProxyOptions {
   concurrency?: number;
   netnsPath?: string;
   dnsServers?: readonly string[];
+  clusterId?: string;
   ca?: NodeCaFactory;
   trustDomain?: string;
   logger: Logger;

@@ -119,6 +119,7 @@ export async function runAgent(options: AgentCliOptions, run: RunOptions): Promi
       purpose: run.purpose,
       ...(options.concurrency === undefined ? {} : { concurrency: options.concurrency }),
       ...(node ? { netnsPath: node.netns, dnsServers: node.dns } : {}),
+      ...(run.lab.info ? { clusterId: run.lab.info.clusterId } : {}),
       ...(options.trustDomain === undefined ? {} : { trustDomain: options.trustDomain }),
       ...(run.ca === undefined ? {} : { ca: run.ca }),
       ...(companion ? { controlPlaneStatus: () => companion.status() } : {}),

@@ -61,6 +61,8 @@ export interface LabInfo {
   name: string;
   pid: number;
   startedAt: string;
+  /** What proxies name as the cluster that they are in. */
+  clusterId: string;
   nodes: NodeRecord[];
   /** Objects as the control plane would see them; give it to pilot as its last `--source`. */
   objectsDir: string;

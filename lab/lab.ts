@@ -226,7 +226,7 @@ export class Lab implements LabBackend {
     try {
       const name = placePod(desired, [...this.#nodes.keys()], [...this.#pods.values()], this.cluster);
       const node = this.#nodes.get(name) as LabNode;
-      const clusterId = this.#options.clusterId ?? DEFAULT_CLUSTER_ID;
+      const clusterId = this.#clusterId;
       const admitted = admit(desired, this.cluster.namespaceLabels(desired.namespace), labInjection(clusterId));
       pod = new Pod({
         desired: { ...desired, labels: { ...desired.labels } },
@@ -349,12 +349,17 @@ export class Lab implements LabBackend {
     return this.names.socket;
   }
 
+  get #clusterId(): string {
+    return this.#options.clusterId ?? DEFAULT_CLUSTER_ID;
+  }
+
   info(): LabInfo {
     const { name, pid, startedAt } = this.#lock.holder;
     return {
       name,
       pid,
       startedAt,
+      clusterId: this.#clusterId,
       nodes: this.#nodeStates(),
       objectsDir: this.objectsDir,
       sourceDirs: [...this.#options.sources],

@@ -80,6 +80,11 @@ export class NodeUnderTest {
     return JSON.parse(await askAgent(this.paths.adminSocket, '/v1/status')) as AgentStatus;
   }
 
+  /** What the shared Envoy's admin interface says. */
+  async proxyAdmin(path: string): Promise<string> {
+    return (await run('curl', ['-s', '--max-time', '10', '--unix-socket', join(this.paths.folder, 'envoy-admin.sock'), `http://envoy${path}`])).stdout;
+  }
+
   async counters(): Promise<Record<string, number>> {
     return (JSON.parse(await askAgent(this.paths.adminSocket, '/v1/counters')) as { node: Record<string, number> }).node;
   }
