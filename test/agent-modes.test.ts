@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import { spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
-import { existsSync, mkdtempSync, readdirSync, rmSync } from 'node:fs';
+import { existsSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
@@ -50,6 +50,20 @@ test('a pod with a sidecar is left alone in mode node, and the reason is shown',
   await node.label('legacy', { mode: 'node' });
   await node.podsAre('legacy', 'legacy to be left alone', (pod) => pod.mode === 'off' && /sidecar of its own/.test(pod.reason ?? ''));
   await node.label('legacy', { mode: 'off' });
+});
+
+test('with the embedded control plane the node\'s pods have certificates of the root that the lab\'s sidecars trust', async () => {
+  const policy = join(node.sourceDir, 'policy.yaml');
+  const strict = 'apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: default, namespace: legacy}\nspec: {mtls: {mode: STRICT}}\n';
+  writeFileSync(policy, `${strict}---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: shop, namespace: legacy}\nspec: {selector: {matchLabels: {app: nginx}}, rules: [{from: [{source: {principals: [cluster.local/ns/shop/sa/default]}}]}]}\n`);
+  const status = async (from: string): Promise<string> => (await node.lab.exec(from, ['curl', '-s', '-o', '/dev/null', '-w', '%{http_code}', '-m', '5', 'http://nginx.legacy/'])).stdout;
+  await waitFor('the policy to be in force', async () => (await status('shop/client')) === '200' && (await status('legacy/client')) === '403', { timeoutMs: 20_000 });
+  const { certificates } = (await node.status()).proxy;
+  assert.equal(certificates?.ca, 'the embedded control plane');
+  assert.ok(certificates.identities.some(({ id, notAfter }) => id === 'spiffe://cluster.local/ns/shop/sa/default' && notAfter !== undefined));
+  assert.match((await node.cli(['ps', '--instance', instance])).stdout, /^certificates {3}(\d+) of \1 from the embedded control plane$/m);
+  rmSync(policy);
+  await waitFor('the policy to be gone', async () => (await status('legacy/client')) === '200', { timeoutMs: 20_000 });
 });
 
 for (const way of ['bpf', 'iptables'] as const) {
@@ -199,6 +213,7 @@ test('agent and pilot run as two processes, and pods do not notice when pilot en
   try {
     node.start('agent', '--discovery', address);
     await node.podsAre('shop', 'shop to be enrolled', enrolled('bpf'));
+    assert.match((await node.status()).proxy.certificates?.ca ?? '', /^the lab at /);
     const some = node.load('shop/client');
     await some.run(50);
     pilot.kill('SIGKILL');
