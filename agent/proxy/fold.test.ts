@@ -259,7 +259,7 @@ describe('Folder: several classes', () => {
     const folder = new Folder(extensions);
     const other = basic({ [`eds ${WEB}`]: assignment(WEB, ['10.0.0.9:80']), 'lds 10.96.0.7_5432': tcpListener('10.96.0.7', 5432, WEB) });
     const { snapshot, split } = folder.fold([{ key: 'c1', state: basic() }, { key: 'c2', state: other }], [pod, second]);
-    assert.deepEqual([...split], [`CDS ${WEB}~c2`]);
+    assert.deepEqual([...split], [`CDS ${WEB}~c2`, 'RDS 80~c2']);
     const cluster = decode(Cluster, snapshot.get(CDS, `${WEB}~c2`)?.any);
     assert.deepEqual([cluster.name, cluster.alt_stat_name, cluster.eds_cluster_config?.service_name], [`${WEB}~c2`, WEB, `${WEB}~c2`]);
     assert.equal(decode(ClusterLoadAssignment, snapshot.get(EDS, `${WEB}~c2`)?.any).cluster_name, `${WEB}~c2`);
@@ -288,21 +288,41 @@ describe('Folder: several classes', () => {
     };
     const { snapshot, split } = folded(tls({}));
     const clusters = [...snapshot.entries(CDS).keys()].filter((name) => name.startsWith(WEB));
-    assert.deepEqual([clusters, [...split]], [[WEB, `${WEB}~c2`], []], 'accounts do not share, pods of one do, and nobody waits for that');
+    const [ALICE, BOB] = [`${WEB}~shop/alice`, `${WEB}~shop/bob`];
+    assert.deepEqual([clusters, [...split]], [[ALICE, BOB], []], 'accounts do not share, pods of one do, and nobody waits for that');
+    assert.deepEqual([...snapshot.entries(RDS).keys()], ['80~shop/alice', '80~shop/bob']);
     const secrets = (name: string, index = 0): unknown => {
       const socket = decode(Cluster, snapshot.get(CDS, name)?.any).transport_socket_matches[index]?.transport_socket;
       const common = unpack(UpstreamTlsContext, socket?.config_type?.value)?.common_tls_context;
       const validation = common?.validation_context_type;
       return [...common!.tls_certificate_sds_secret_configs, ...(validation?.$case === 'combined_validation_context' ? [validation.value.validation_context_sds_secret_config!] : [])].map((secret) => [secret.name, secret.sds_config?.config_source_specifier?.$case]);
     };
-    assert.deepEqual([secrets(WEB), secrets(`${WEB}~c2`)], [[[alice, 'ads'], ['ROOTCA', 'ads']], [[bob, 'ads'], ['ROOTCA', 'ads']]]);
-    const matches = ({ snapshot: of }: FoldResult): unknown => decode(ClusterLoadAssignment, of.get(EDS, WEB)?.any).endpoints[0]!.lb_endpoints.map(({ metadata }) => metadata?.filter_metadata['envoy.transport_socket_match']);
+    assert.deepEqual([secrets(ALICE), secrets(BOB)], [[[alice, 'ads'], ['ROOTCA', 'ads']], [[bob, 'ads'], ['ROOTCA', 'ads']]]);
+    const matches = ({ snapshot: of }: FoldResult): unknown => decode(ClusterLoadAssignment, of.get(EDS, ALICE)?.any).endpoints[0]!.lb_endpoints.map(({ metadata }) => metadata?.filter_metadata['envoy.transport_socket_match']);
     assert.deepEqual(matches({ snapshot } as FoldResult), [{ tlsMode: 'istio' }, { underpass: 'direct' }, { tlsMode: 'istio' }], 'a pod of this node is spoken to in plaintext');
     // ISTIO_MUTUAL asks it of whatever endpoint, but not within the node.
     const mutual = folded(tls({ match: undefined }));
-    assert.deepEqual(decode(Cluster, mutual.snapshot.get(CDS, WEB)?.any).transport_socket_matches.map(({ name, match }) => [name, match]), [['direct', { underpass: 'direct' }], ['tlsMode-istio', {}]]);
+    assert.deepEqual(decode(Cluster, mutual.snapshot.get(CDS, ALICE)?.any).transport_socket_matches.map(({ name, match }) => [name, match]), [['direct', { underpass: 'direct' }], ['tlsMode-istio', {}]]);
     const plain = folded(edsCluster(WEB));
     assert.deepEqual([...plain.snapshot.entries(CDS).keys()].filter((name) => name.startsWith(WEB)), [WEB]);
+  });
+
+  it('never gives a name that one account\'s requests may still be sent to over to another account', () => {
+    const context = UpstreamTlsContext.fromPartial({ sni: 'web', common_tls_context: { tls_certificate_sds_secret_configs: [{ name: 'default' }] } });
+    const transport_socket: TransportSocket = { name: 'envoy.transport_sockets.tls', config_type: { $case: 'typed_config', value: pack(UpstreamTlsContext, context) } };
+    const cluster = pack(Cluster, { ...Cluster.decode(edsCluster(WEB).value), transport_socket_matches: [{ name: 'tlsMode-istio', match: { tlsMode: 'istio' }, transport_socket }] });
+    const of = (key: string, name: string): { key: string; state: SidecarState; identity: string } => ({ key, state: basic({ [`cds ${WEB}`]: cluster, 'lds 10.96.0.7_5432': tcpListener('10.96.0.7', 5432, WEB) }), identity: `spiffe://cluster.local/ns/shop/sa/${name}` });
+    const folder = new Folder(extensions);
+    const [alice, bob] = [of('c1', 'alice'), of('c2', 'bob')];
+    const all = folder.fold([alice, bob], [pod, second]).snapshot;
+    // The senior class is gone, or of another key since its labels changed.
+    const later = folder.fold([bob, of('c3', 'alice')], [second, { ...pod, classKey: 'c3' }]).snapshot;
+    const versions = (snapshot: FoldResult['snapshot'], type: string): string[] => [...snapshot.entries(type).values()].filter(({ name }) => name.includes('~')).map(({ name, version }) => `${name} ${version}`).sort();
+    for (const type of [CDS, EDS, RDS]) {
+      assert.equal(versions(all, type).length, 2);
+      assert.deepEqual(versions(later, type), versions(all, type));
+    }
+    assert.ok(![...all.entries(CDS).keys(), ...all.entries(RDS).keys()].some((name) => name === WEB || name === '80'), 'nothing that bears an identity has the plain name');
   });
 
   it('gives the same versions whatever was folded before, so that a restarted agent resends nothing', () => {

@@ -5,6 +5,7 @@ import { ClusterLoadAssignment } from '../../proto/generated/envoy/config/endpoi
 import { Listener } from '../../proto/generated/envoy/config/listener/v3/listener.js';
 import type { FilterChain } from '../../proto/generated/envoy/config/listener/v3/listener_components.js';
 import { RouteConfiguration } from '../../proto/generated/envoy/config/route/v3/route.js';
+import { parseSpiffeId } from '../../common/identity/spiffe.js';
 import { pack } from '../../common/xds/any.js';
 import { contentHash, hashBytes, type XdsResource } from '../xds/resource-type.js';
 import { edsServiceName, routeNames } from '../xds/resource-types.js';
@@ -22,7 +23,7 @@ import { podListener, podListenerKey, type ListenerPod } from './pod-listener.js
 import { markEventDriven } from './pool-renewal.js';
 import { CDS, EDS, LDS, RDS, Snapshot, type Entry } from './snapshot.js';
 import { FoldError } from './stock.js';
-import { assignNames, type Names } from './variants.js';
+import { assignNames, Renamed, type Content, type Names } from './variants.js';
 
 export interface FoldClass {
   key: string;
@@ -56,12 +57,9 @@ export interface FoldResult {
   inbound: ReadonlyMap<string, string>;
 }
 
-interface FoldedCluster {
+interface FoldedCluster extends Content {
   cluster: Cluster;
   assignment: ClusterLoadAssignment | undefined;
-  hash: string;
-  /** The same for classes that differ in their identity alone. */
-  neutral: string;
 }
 
 interface InboundEntries {
@@ -72,11 +70,8 @@ interface InboundEntries {
   older: Entry | undefined;
 }
 
-interface FoldedRoutes {
+interface FoldedRoutes extends Content {
   routes: RouteConfiguration;
-  hash: string;
-  /** Whatever its clusters are called. */
-  neutral: string;
 }
 
 /** Keeps what it folded before, by resource object: an unchanged resource is folded once. */
@@ -85,6 +80,8 @@ export class Folder {
   readonly #assignments = new WeakMap<object, { assignment: ClusterLoadAssignment; hash: string }>();
   readonly #routes = new WeakMap<object, FoldedRoutes>();
   readonly #chains = new WeakMap<object, Map<boolean, FilterChain[]>>();
+  readonly #renamedRoutes = new Renamed<FoldedRoutes, FoldedRoutes>();
+  readonly #renamedChains = new Renamed<FilterChain, FilterChain>();
   #inbound = new WeakMap<object, FoldedInbound>();
   /** Of each class, as its resources were folded. */
   #identities: ReadonlyMap<string, string> = new Map();
@@ -175,13 +172,12 @@ export class Folder {
       if (!isFoldedCluster(source.name)) continue;
       const folded = this.#good(`${key} CDS ${source.name}`, source.message, problems, key, (message) => {
         const cluster = foldCluster(message, this.extensions, identity);
-        const hash = contentHash(ClusterCodec, cluster);
-        return { cluster, hash, neutral: cluster.transport_socket_matches.length > 0 ? contentHash(ClusterCodec, message) : hash };
+        return { cluster, hash: contentHash(ClusterCodec, cluster), ...(cluster.transport_socket_matches.length > 0 ? ofAccount(identity) : {}) };
       }, this.#clusters);
       if (!folded) continue;
       const service = edsServiceName(source.message);
       const found = service === undefined ? undefined : this.#foldAssignment(state.endpoints.get(service));
-      result.set(source.name, { cluster: folded.cluster, assignment: found?.assignment, hash: `${folded.hash}${found?.hash ?? ''}`, neutral: `${folded.neutral}${found?.hash ?? ''}` });
+      result.set(source.name, { ...folded, assignment: found?.assignment, hash: `${folded.hash}${found?.hash ?? ''}` });
     }
     return result;
   }
@@ -243,21 +239,24 @@ export class Folder {
     return found;
   }
 
-  #foldRoutes({ key, state }: FoldClass, clusterNames: Names, problems: FoldProblem[]): Map<string, FoldedRoutes> {
+  #foldRoutes({ key, state, identity }: FoldClass, clusterNames: Names, problems: FoldProblem[]): Map<string, FoldedRoutes> {
     const result = new Map<string, FoldedRoutes>();
+    const signature = clusterNames.signature(key);
     for (const source of state.routes.values()) {
       const folded = this.#good(`${key} RDS ${source.name}`, source.message, problems, key, (message) => {
         const routes = foldRoutes(message, this.extensions);
-        const hash = contentHash(RouteConfiguration, routes);
-        return { routes, hash, neutral: hash };
+        return { routes, hash: contentHash(RouteConfiguration, routes) };
       }, this.#routes);
       if (!folded) continue;
       if (!clusterNames.renames(key)) {
         result.set(source.name, folded);
         continue;
       }
-      const routes = renameClusters(folded.routes, (name) => clusterNames.of(key, name));
-      result.set(source.name, { routes, hash: contentHash(RouteConfiguration, routes), neutral: folded.neutral });
+      result.set(source.name, this.#renamedRoutes.get(folded, signature, () => {
+        const routes = renameClusters(folded.routes, (name) => clusterNames.of(key, name));
+        const hash = contentHash(RouteConfiguration, routes);
+        return { routes, hash, ...(hash === folded.hash ? {} : ofAccount(identity)) };
+      }));
     }
     // A listener waits for its routes: a name that the control plane does not know gets a table without routes.
     for (const listener of state.listeners.values()) {
@@ -265,8 +264,7 @@ export class Folder {
       for (const name of routeNames(listener.message)) {
         if (result.has(name)) continue;
         const routes = RouteConfiguration.fromPartial({ name, validate_clusters: false });
-        const hash = contentHash(RouteConfiguration, routes);
-        result.set(name, { routes, hash, neutral: hash });
+        result.set(name, { routes, hash: contentHash(RouteConfiguration, routes) });
       }
     }
     return result;
@@ -278,8 +276,9 @@ export class Folder {
     for (const { listener, message } of folded.errors) problems.push({ classKey: key, resource: `LDS ${listener}`, message });
     for (const { name } of sources.filter(isSocketOfItsOwn)) problems.push({ classKey: key, resource: `LDS ${name}`, message: 'a socket in the pod that programs are to dial (captureMode NONE), which the node\'s Envoy does not open: nobody listens there' });
     if (clusterNames.renames(key) || routeNames_.renames(key)) {
+      const signature = `${clusterNames.signature(key)} ${routeNames_.signature(key)}`;
       const rename = (chain: FilterChain): FilterChain =>
-        renameInChain(chain, (name) => clusterNames.of(key, name), (name) => routeNames_.of(key, name));
+        this.#renamedChains.get(chain, signature, () => renameInChain(chain, (name) => clusterNames.of(key, name), (name) => routeNames_.of(key, name)));
       folded.chains = folded.chains.map(rename);
       for (const kind of INSPECTION_KINDS) folded.inspected[kind] = folded.inspected[kind].map(rename);
       folded.defaultChain = rename(folded.defaultChain);
@@ -348,9 +347,14 @@ function withMirrors({ key, state }: FoldClass, clusters: Map<string, FoldedClus
     const folded = clusters.get(name);
     if (!folded) continue;
     const cluster = boundTo(netnsPath!, { ...folded.cluster, name: mirrorClusterName(name) });
-    clusters.set(cluster.name, { ...folded, cluster, hash: hashBytes(folded.hash, netnsPath!), neutral: hashBytes(folded.neutral, netnsPath!) });
+    clusters.set(cluster.name, { ...folded, cluster, hash: hashBytes(folded.hash, netnsPath!) });
   }
   return clusters;
+}
+
+function ofAccount(identity: string | undefined): { account?: string } {
+  const found = identity === undefined ? undefined : parseSpiffeId(identity);
+  return found ? { account: `${found.namespace}/${found.serviceAccount}` } : {};
 }
 
 interface NodeView {
