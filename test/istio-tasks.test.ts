@@ -185,7 +185,7 @@ for (const mode of MODES) describe(mode, () => {
     assert.equal(await through(80), 0);
     await mesh.apply('mesh', task('default', 'egress-gateway/service-entry', 'egress-gateway/http'));
     await becomes('the way through the gateway', [200, true], async () => [await status('http://edition.cnn.com/headers', { from }), (await through(80)) > 0]);
-    await mesh.apply('mesh', task('default', 'egress-gateway/service-entry', 'egress-gateway/https'));
+    await mesh.apply('mesh', task('default', 'egress-gateway/service-entry-tls', 'egress-gateway/https'));
     await becomes('the way through the gateway', [200, true], async () => [await status('https://edition.cnn.com/', { from, args: ['-k'] }), (await through(443)) > 0]);
   });
 
