@@ -6,6 +6,7 @@ import { chownSync, mkdirSync, writeFileSync } from 'node:fs';
 import { request } from 'node:http';
 import { join } from 'node:path';
 import type { CertificateAuthority } from '../common/identity/ca.js';
+import { UnderpassError } from '../common/errors.js';
 import { fileSecret } from '../common/identity/file-secrets.js';
 import { SdsServer } from '../common/identity/sds-server.js';
 import { PROXY_UID, type CaptureSettings } from '../common/istio-iptables.js';
@@ -19,6 +20,8 @@ import { runProbe } from './readiness.js';
 import { writeSidecarRules } from './sidecar-rules.js';
 
 const READY = { httpGet: { path: '/healthz/ready', port: HEALTH_PORT } };
+/** unix(7): 108, with the zero at the end. */
+const MAX_SOCKET_PATH_BYTES = 107;
 const READY_POLL_MS = 200;
 const READY_AGAIN_POLL_MS = 5_000;
 export const ISTIO_PROXY = 'istio-proxy';
@@ -65,6 +68,9 @@ export class EnvoyProxy implements Closable {
     this.name = options.container.name;
     this.#dir = join(options.dir, ISTIO_PROXY);
     this.adminSocket = join(this.#dir, 'admin.sock');
+    if (Buffer.byteLength(this.adminSocket) > MAX_SOCKET_PATH_BYTES) {
+      throw new UnderpassError('UNDERPASS_LAB_NAME', `placing the socket ${this.adminSocket}: a socket's path has ${MAX_SOCKET_PATH_BYTES} bytes at most; give the lab a shorter name`);
+    }
     this.#log = join(options.dir, 'logs', `${this.name}.log`);
   }
 

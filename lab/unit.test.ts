@@ -6,6 +6,7 @@ import { test } from 'node:test';
 import { nodeAddresses, PodAddresses, ServiceAddresses } from './addresses.js';
 import { applyWritten } from './cluster.js';
 import { resolve } from './dns.js';
+import { EnvoyProxy } from './envoy-proxy.js';
 import { ImageTable } from './images.js';
 import { podsOf, serviceFamilies, targetPort, type KubeObject } from './kube.js';
 import { LogFile } from './log-file.js';
@@ -187,6 +188,12 @@ test('parseAddress: host and port, IPv6, unix socket, nonsense', () => {
 test('LabNames: names that would leave the folder are refused', () => {
   for (const name of ['../x', 'a/b', '', '-a', 'A', 'a'.repeat(33)])
     assert.throws(() => new LabNames(name), /naming a lab/, name);
+});
+
+test('EnvoyProxy: a lab\'s name that is too long for its sockets is said, where Envoy would only end', () => {
+  const proxy = (name: string): EnvoyProxy => new EnvoyProxy({ dir: new LabNames(name).podDir('0'.repeat(36)), container: { name: 'istio-proxy' } } as never);
+  assert.throws(() => proxy('x'.repeat(32)), /a socket's path has 107 bytes at most; give the lab a shorter name/);
+  proxy('x'.repeat(20));
 });
 
 test('preflight: names what is missing and how to get it', () => {
