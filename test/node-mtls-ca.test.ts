@@ -3,6 +3,7 @@ import assert from 'node:assert/strict';
 import { once } from 'node:events';
 import { connect, createServer, type AddressInfo, type Server, type Socket } from 'node:net';
 import { after, before, test } from 'node:test';
+import { TLS_MODE_LABEL } from '../common/identity/tls-mode.js';
 import { waitFor } from '../common/retry.js';
 import { Load } from './load.js';
 import { MeshWorld } from './mesh/world.js';
@@ -132,7 +133,10 @@ test('a CA that goes away leaves what is there in use, and status and metrics sa
 });
 
 test('without a CA at the start the node\'s pods reach what asks for no certificate, and nothing is open that a certificate would guard', async () => {
+  const labelled = (): string[] => world.lab.records(NODE).filter(({ namespace, labels }) => namespace === 'node' && labels[TLS_MODE_LABEL] !== undefined).map(({ name }) => name).sort();
+  assert.deepEqual(labelled(), ['client', 'other', 'web-v1', 'web-v2']);
   await world.removeAgent(NODE);
+  assert.deepEqual(labelled(), [], 'a clean-up leaves nobody to speak mutual TLS to a pod that can not end it');
   isAway = true;
   await relay.close();
   await world.startAgent(NODE);
@@ -141,6 +145,7 @@ test('without a CA at the start the node\'s pods reach what asks for no certific
   await becomes('node/client', 'web.sidecar', '503');
   await becomes('sidecar/client', 'web.node', '503');
   await becomes('outside/client', 'web.node', 'refused');
+  assert.deepEqual(labelled(), []);
   await becomes('node/client', 'web.outside', 'nobody');
   await becomes('node/client', 'web.node', 'cluster.local/ns/node/sa/client');
   const { notReady } = await world.agentStatus(NODE);
