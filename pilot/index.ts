@@ -22,6 +22,7 @@ import { wantedKeys } from './model/jwks.js';
 import { AutoRegistration } from './model/auto-registration.js';
 import { Model } from './model/model.js';
 import { DEFAULT_DEBOUNCE, Debouncer, type DebounceOptions } from './push/debounce.js';
+import { encodeAhead } from './push/encode.js';
 import { PushMetrics } from './push/metrics.js';
 import { AdsServer, anonymous } from './push/server.js';
 import type { StreamLimits } from './push/stream-guard.js';
@@ -218,7 +219,7 @@ export class Pilot {
       await source.start();
       gateways?.reconcile(); // what an earlier run left and nobody wants any more goes
       await jwks.settled(FIRST_KEYS_MS);
-      await warm(this.#model, this.#generators, this.#stopping.signal, this.#notWarmed);
+      await this.#warm();
       // Nobody is connected yet: the first state needs no push.
       debouncer.flush();
       for (const address of this.#options.listen) {
@@ -306,15 +307,16 @@ export class Pilot {
     this.#version = `${new Date().toISOString().replace(/\.\d+Z$/, 'Z')}/${++this.#pushes}`;
   }
 
-  readonly #notWarmed = (error: unknown): void => {
-    this.#options.logger.error({ err: error }, 'making the common configuration beforehand failed; whoever needs it is told');
-  };
+  #warm(): Promise<void> {
+    const failed = (error: unknown): void => this.#options.logger.error({ err: error }, 'making the common configuration beforehand failed; whoever needs it is told');
+    return warm(this.#model, this.#generators, { signal: this.#stopping.signal, made: encodeAhead, failed });
+  }
 
   #push(change: ChangeSet): void {
     if (!change.full) return this.#send(change);
     // Everything is made anew: in slices, before clients ask for it all at once.
     this.#warming++;
-    void warm(this.#model, this.#generators, this.#stopping.signal, this.#notWarmed).then(() => {
+    void this.#warm().then(() => {
       this.#warming--;
       this.#send(change);
     });

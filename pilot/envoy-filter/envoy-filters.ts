@@ -216,8 +216,12 @@ export class FilteredGenerator implements Generator {
     return resource && this.filters.apply(proxy, set, this.typeUrl, resource);
   }
 
-  prepare(proxy: Proxy, service: MeshService): void {
-    this.inner.prepare?.(proxy, service);
+  prepare(proxy: Proxy, service: MeshService): readonly Resource[] {
+    return this.inner.prepare?.(proxy, service) ?? [];
+  }
+
+  isLarge(proxy: Proxy): boolean {
+    return this.inner.isLarge?.(proxy) ?? false;
   }
 
   affected(proxy: Proxy, change: ChangeSet, names: Names): 'all' | Iterable<string> {

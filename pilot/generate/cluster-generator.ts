@@ -74,9 +74,9 @@ export class ClusterGenerator implements Generator {
     return clusters;
   }
 
-  prepare(proxy: Proxy, service: MeshService): void {
-    if (service.resolution.startsWith('DNS')) return;
-    this.#ofService(this.model.scopeOf(proxy), proxy, service, () => this.#variant(proxy));
+  prepare(proxy: Proxy, service: MeshService): readonly Resource[] {
+    if (service.resolution.startsWith('DNS')) return [];
+    return this.#ofService(this.model.scopeOf(proxy), proxy, service, () => this.#variant(proxy));
   }
 
   #variant(proxy: Proxy): ClusterVariant {

@@ -39,10 +39,12 @@ export interface Generator {
    * list. Undefined: it is to be put together by all() and one().
    */
   whole?(proxy: Proxy, names: SharedNames | undefined): Whole | undefined;
+  /** Whether making one resource takes so long for this proxy that several in one turn of the event loop hold others up; they are kept then. */
+  isLarge?(proxy: Proxy): boolean;
   /** Which of the subscribed `names` a change may alter for this proxy; `all` when it can't be told by name. */
   affected(proxy: Proxy, change: ChangeSet, names: Names): 'all' | Iterable<string>;
-  /** Makes what is kept about one service, so that a client's request finds it. */
-  prepare?(proxy: Proxy, service: MeshService): void;
+  /** Makes what is kept about one service, so that a client's request finds it. @returns it */
+  prepare?(proxy: Proxy, service: MeshService): readonly Resource[];
   /** Forgets what `change` has made stale. Called once a change, before anything is generated from it. */
   invalidate(change: ChangeSet): void;
 }

@@ -29,6 +29,11 @@ export class RouteGenerator implements Generator {
     return resource;
   }
 
+  /** Of gateways they are made each time. */
+  isLarge({ type }: Proxy): boolean {
+    return type !== 'router';
+  }
+
   affected(proxy: Proxy, change: ChangeSet, names: Names): Iterable<string> {
     return outboundChanged(change) || gatewayChanged(proxy, change) || (proxy.type === 'router' && inboundChanged(this.model, proxy, change)) ? names : [];
   }

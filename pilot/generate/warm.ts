@@ -7,24 +7,31 @@ import type { Model } from '../model/model.js';
 import { parseProxy } from '../model/proxy.js';
 import type { Generators } from './generator.js';
 import { clusterName } from './names.js';
-import { TYPE } from './resource.js';
+import { TYPE, type Resource } from './resource.js';
 import { prepareVirtualHost } from './routes.js';
 
 const SLICE_MS = 8;
+
+export interface WarmOptions {
+  signal: AbortSignal;
+  /** Told of each resource, to make what else is kept with it. */
+  made(resource: Resource): void;
+  failed(error: unknown): void;
+}
 
 /**
  * Of the view that clients of most namespaces share. Never rejects: what can't be made beforehand fails for the client that
  * asks for it, and only for that.
  */
-export async function warm(model: Model, generators: Generators, signal: AbortSignal, failed: (error: unknown) => void): Promise<void> {
+export async function warm(model: Model, generators: Generators, { signal, made, failed }: WarmOptions): Promise<void> {
   try {
-    await make(model, generators, signal);
+    await make(model, generators, signal, made);
   } catch (error) {
     failed(error);
   }
 }
 
-async function make(model: Model, generators: Generators, signal: AbortSignal): Promise<void> {
+async function make(model: Model, generators: Generators, signal: AbortSignal, made: WarmOptions['made']): Promise<void> {
   const proxy = parseProxy('sidecar~127.0.0.1~none.-~-.svc.cluster.local');
   const [clusters, endpoints] = [generators.get(TYPE.cluster), generators.get(TYPE.endpoint)];
   let end = performance.now() + SLICE_MS;
@@ -39,10 +46,15 @@ async function make(model: Model, generators: Generators, signal: AbortSignal): 
     const scope = model.scopeOf(proxy);
     const service = scope.service(host);
     if (!service) continue;
-    clusters?.prepare?.(proxy, service);
+    for (const resource of clusters?.prepare?.(proxy, service) ?? []) made(resource);
     const subsets = ['', ...(scope.rule(host)?.object.spec.subsets ?? []).map(({ name }) => name)];
     for (const { port } of service.ports) {
-      if (service.resolution === 'EDS') for (const subset of subsets) endpoints?.one(proxy, clusterName(port, subset, host));
+      if (service.resolution === 'EDS') {
+        for (const subset of subsets) {
+          const resource = endpoints?.one(proxy, clusterName(port, subset, host));
+          if (resource) made(resource);
+        }
+      }
       prepareVirtualHost(scope, service, port);
     }
     await breathe();

@@ -10,6 +10,7 @@ export class SendBudget {
   /** Of this turn. */
   #spentMs = 0;
   #turnEnds = false;
+  #isRunning = false;
   readonly #waiting = new Set<() => void>();
   #scheduled = false;
 
@@ -32,9 +33,9 @@ export class SendBudget {
     this.#schedule();
   }
 
-  /** Runs `work` now, or in turn when there is room. The same function waits only once. */
+  /** Runs `work` now, or in turn when there is room; what other work asks for in its own course always waits. The same function waits only once. */
   whenFree(work: () => void): void {
-    if (this.isFree && this.#waiting.size === 0 && this.#spentMs < SLICE_MS) this.#run(work);
+    if (this.isFree && !this.#isRunning && this.#waiting.size === 0 && this.#spentMs < SLICE_MS) this.#run(work);
     else {
       this.#waiting.add(work);
       this.#schedule();
@@ -47,7 +48,12 @@ export class SendBudget {
 
   #run(work: () => void): void {
     const began = performance.now();
-    work();
+    this.#isRunning = true;
+    try {
+      work();
+    } finally {
+      this.#isRunning = false;
+    }
     this.#spentMs += performance.now() - began;
     if (this.#turnEnds) return;
     this.#turnEnds = true;
@@ -66,7 +72,7 @@ export class SendBudget {
       const [next] = this.#waiting;
       if (next && this.isFree) {
         this.#waiting.delete(next);
-        next();
+        this.#run(next);
       }
       this.#schedule();
     });

@@ -18,7 +18,7 @@ const turns = async (count = 50): Promise<void> => {
   for (let turn = 0; turn < count; turn++) await new Promise<void>((resolve) => setImmediate(resolve));
 };
 
-function open(bytes: number, throttle = new ConnectThrottle(16)): { call: TestStream; connection: DeltaConnection; budget: SendBudget; ask: (more?: Partial<DeltaDiscoveryRequest>) => void; bump: () => void } {
+function open(bytes: number, throttle = new ConnectThrottle(16)): { call: TestStream; connection: DeltaConnection; budget: SendBudget; generator: Generator; ask: (more?: Partial<DeltaDiscoveryRequest>) => void; bump: () => void } {
   let version = 1;
   const one = (_proxy: unknown, name: string): Resource => ({ name, version: `${version}`, body: { type_url: TYPE.endpoint, value: Buffer.alloc(bytes) } });
   const generator: Generator = { typeUrl: TYPE.endpoint, wildcard: false, all: (proxy) => [one(proxy, 'a'), one(proxy, 'b')], one, affected: () => ['a', 'b'], invalidate: () => undefined };
@@ -29,7 +29,7 @@ function open(bytes: number, throttle = new ConnectThrottle(16)): { call: TestSt
   const call = new TestStream();
   const connection = new DeltaConnection(context, call as unknown as DeltaConnection['call'], () => undefined, { identity: undefined, local: false });
   const ask = (more: Partial<DeltaDiscoveryRequest> = {}): void => void call.emit('data', DeltaDiscoveryRequest.fromPartial({ type_url: TYPE.endpoint, node: { id: NODE }, resource_names_subscribe: ['a'], ...more }));
-  return { call, connection, budget, ask, bump: () => void version++ };
+  return { call, connection, budget, generator, ask, bump: () => void version++ };
 }
 
 test('a client that asks and asks but does not read is made no more responses until it has read', async () => {
@@ -85,4 +85,22 @@ test('BudgetShare: what a stalled client has not read stops holding up the other
   share.give(100);
   share.release();
   assert.deepEqual([budget.inFlightBytes, share.unsentBytes], [0, 0]);
+});
+
+test('large resources of a request are made each in a turn of its own, and the answer has them all', async () => {
+  const { call, ask, generator } = open(10);
+  ask();
+  await turns();
+  const log: string[] = [];
+  const { one } = generator;
+  generator.isLarge = () => true;
+  generator.one = (proxy, name) => {
+    log.push(name);
+    setImmediate(() => log.push('turn'));
+    return one(proxy, name);
+  };
+  ask({ resource_names_subscribe: ['b', 'c', 'd'] });
+  await turns();
+  assert.deepEqual(log.slice(0, 6), ['b', 'turn', 'c', 'turn', 'd', 'turn']);
+  assert.deepEqual(call.read().at(-1)!.resources.map(({ name }) => name), ['b', 'c', 'd']);
 });

@@ -73,6 +73,8 @@ export abstract class Connection<Request> implements PushTarget {
   #blocked = false;
   #ended = false;
   readonly #inbox: Request[] = [];
+  /** Of what the oldest request asks for. */
+  #madeAhead = 0;
   /** When the oldest change was made that this client has not acknowledged yet. */
   #convergingSince: number | undefined;
   readonly #share: BudgetShare;
@@ -109,9 +111,14 @@ export abstract class Connection<Request> implements PushTarget {
   /** Answers the oldest request; called when there is room for a response. */
   readonly #next = (): void => {
     if (this.#ended || this.#isStuffed) return;
-    const request = this.#inbox.shift();
+    const [request] = this.#inbox;
     if (request === undefined) return;
     try {
+      if (this.#makeAhead(request)) {
+        this.context.budget.whenFree(this.#next);
+        return;
+      }
+      this.#inbox.shift();
       this.#receive(request);
     } catch (error) {
       if (error instanceof StreamRefusal) {
@@ -126,6 +133,19 @@ export abstract class Connection<Request> implements PushTarget {
     if (this.#inbox.length > 0) this.context.budget.whenFree(this.#next);
     else if (this.call.isPaused()) this.call.resume();
   };
+
+  /** Makes one more of the large resources that a request asks for, each in a turn of its own. @returns false when all are there */
+  #makeAhead(request: Request): boolean {
+    const { type, names } = this.wanted(request);
+    const generator = this.context.generators.get(type);
+    const name = names[this.#madeAhead++];
+    if (this.#proxy && name !== undefined && generator?.isLarge?.(this.#proxy)) {
+      generator.one(this.#proxy, name);
+      return true;
+    }
+    this.#madeAhead = 0;
+    return false;
+  }
 
   get #isStuffed(): boolean {
     return this.#share.unsentBytes > MAX_UNSENT_BYTES;
@@ -217,6 +237,7 @@ export abstract class Connection<Request> implements PushTarget {
   }
 
   protected abstract handle(request: Request, proxy: Proxy): void;
+  protected abstract wanted(request: Request): { type: string; names: readonly string[] };
   protected abstract nodeOf(request: Request): Node | undefined;
   protected abstract respond(watch: Watch, generator: Generator, proxy: Proxy, delta: Delta): void;
 

@@ -15,6 +15,10 @@ export class DeltaConnection extends Connection<DeltaDiscoveryRequest> {
     return request.node;
   }
 
+  protected override wanted({ type_url, resource_names_subscribe }: DeltaDiscoveryRequest): { type: string; names: readonly string[] } {
+    return { type: type_url, names: resource_names_subscribe };
+  }
+
   protected override handle(request: DeltaDiscoveryRequest, proxy: Proxy): void {
     const generator = this.context.generators.get(request.type_url);
     // As istiod: a type that is not served here gets no answer.

@@ -77,8 +77,13 @@ export function encodeSotw(head: { type_url: string; version_info: string; nonce
 
 function deltaParts(resources: readonly Resource[]): Parts {
   const parts = new Parts();
-  for (const resource of resources) addResource(parts, deltaFrames.once(resource, () => deltaFrame(resource)), resource);
+  for (const resource of resources) addResource(parts, encodeAhead(resource), resource);
   return parts;
+}
+
+/** What stands around the resource in incremental xDS: before the first client asks, it can be made in slices. */
+export function encodeAhead(resource: Resource): Buffer {
+  return deltaFrames.once(resource, () => deltaFrame(resource));
 }
 
 function addResource(parts: Parts, frame: Buffer, resource: Resource): void {

@@ -62,3 +62,18 @@ test('SendBudget: who comes when it is used up waits in line, the same work only
   assert.deepEqual(done, ['a', 'b']);
   assert.equal(budget.inFlightBytes, 0);
 });
+
+test('SendBudget: what work asks for in its own course has a turn of its own, so that nobody waits for a chain of it', async () => {
+  const budget = new SendBudget(100);
+  const log: string[] = [];
+  let left = 4;
+  const chain = (): void => {
+    log.push('work');
+    setImmediate(() => log.push('turn'));
+    if (--left > 0) budget.whenFree(chain);
+  };
+  budget.whenFree(chain);
+  assert.deepEqual(log, ['work']);
+  await sleep(50);
+  assert.deepEqual(log, Array.from({ length: 4 }, () => ['work', 'turn']).flat());
+});

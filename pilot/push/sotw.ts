@@ -18,6 +18,10 @@ export class SotwConnection extends Connection<DiscoveryRequest> {
     return request.node;
   }
 
+  protected override wanted({ type_url, resource_names }: DiscoveryRequest): { type: string; names: readonly string[] } {
+    return { type: type_url, names: resource_names };
+  }
+
   protected override handle(request: DiscoveryRequest, proxy: Proxy): void {
     const generator = this.context.generators.get(request.type_url);
     if (!generator) return;
