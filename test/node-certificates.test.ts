@@ -127,6 +127,15 @@ test('a CA that does not answer: none at the start, said so, and one as soon as 
   await waitFor('another certificate', () => certificates.secrets.get(WEB) !== first, { timeoutMs: 20_000, everyMs: 5 });
 });
 
+test('a certificate that nobody wants any more is not asked for again', async () => {
+  const gone = new AbortController();
+  let tries = 0;
+  const source = new CaIdentitySource({ address: 'localhost:1', rootPem: ca.rootPem, onError: () => tries++ === 1 && gone.abort(new Error('gone')), backoff: { initialMs: 5, maxMs: 5, factor: 1, jitter: 0 } });
+  await assert.rejects(source.issue({ trustDomain: 'cluster.local', namespace: 'shop', serviceAccount: 'web' }, gone.signal), /gone/);
+  assert.equal(tries, 2);
+  source.close();
+});
+
 test('other roots reach those who verify by them, without another certificate', async (context) => {
   const { certificates } = await stage(context);
   certificates.want(new Set([WEB]));

@@ -23,7 +23,8 @@ export interface NodeCa extends Closable {
   readonly description: string;
   /** All roots that count now. */
   readonly rootPem: string;
-  issue(identity: WorkloadIdentity): Promise<IssuedCertificate>;
+  /** @param signal nobody wants it any more */
+  issue(identity: WorkloadIdentity, signal: AbortSignal): Promise<IssuedCertificate>;
   /** Tells of other roots than before. @returns what ends it. */
   onRootChange(listener: () => void): () => void;
 }
@@ -107,7 +108,7 @@ export class NodeCertificates implements Closable {
 
   async #obtain(id: string, identity: WorkloadIdentity): Promise<void> {
     const issue = async (): Promise<IssuedCertificate> => {
-      const certificate = await this.#ca.issue(identity);
+      const certificate = await this.#ca.issue(identity, account.gone.signal);
       this.#problem = account.problem = undefined;
       return certificate;
     };

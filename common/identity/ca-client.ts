@@ -76,9 +76,10 @@ export class CaIdentitySource implements IdentitySource, Closable {
   /**
    * Tries until the CA answers.
    * @param impersonate as the option says, or another identity that a node's proxy asks for
+   * @param signal nobody wants it any more: it is not asked for again
    * @throws UnderpassError `UNDERPASS_CA_REFUSED` when it refuses, or when this was closed
    */
-  async issue(impersonate = this.#options.impersonate): Promise<IssuedCertificate> {
+  async issue(impersonate = this.#options.impersonate, signal?: AbortSignal): Promise<IssuedCertificate> {
     const { ttlMs } = this.#options;
     const { requestPem, privateKeyPem } = await createCertificateRequest(impersonate);
     const request = IstioCertificateRequest.fromPartial({
@@ -88,6 +89,7 @@ export class CaIdentitySource implements IdentitySource, Closable {
     });
     const backoff = new Backoff(this.#options.backoff ?? DEFAULT_BACKOFF);
     for (;;) {
+      signal?.throwIfAborted();
       try {
         return this.#accept(await this.#call(request), privateKeyPem);
       } catch (error) {
