@@ -86,6 +86,8 @@ export interface PilotStatus {
   /** Token issuers whose keys can't be fetched now. */
   jwksProblems: readonly string[];
   ads: ReturnType<AdsServer['status']>;
+  /** Whether of the pilots of a cluster this is the one that writes to it. */
+  isWriter: boolean;
   /** Every change that was read has been pushed, and all that was pushed was answered. */
   settled: boolean;
 }
@@ -109,6 +111,7 @@ export class Pilot {
   #jwks: JwksFetcher | undefined;
   #webhooks: Webhooks | undefined;
   #security: Security | undefined;
+  #writer: ClusterWriter | undefined;
   readonly #secureAddresses: string[] = [];
   #pushes = 0;
   #version = '';
@@ -179,7 +182,7 @@ export class Pilot {
     server.clients = registration;
     const jwks = new JwksFetcher({ logger: logger.child({ part: 'jwks' }), onKeys: (keysOf, keys) => changed(this.#model.setJwks(keysOf, keys)) });
     const gateways = this.#gatewayController(logger.child({ part: 'gateways' }));
-    const writer = this.#clusterWriter(logger.child({ part: 'cluster-writer' }));
+    const writer = (this.#writer = this.#clusterWriter(logger.child({ part: 'cluster-writer' })));
     let candidates: ReadonlyMap<string, LoadedObject> = new Map();
     const mesh = new LiveMeshConfig(this.#options.meshConfig ?? {}, this.#options.meshConfigFile, logger.child({ part: 'mesh-config' }), () => take(candidates, true));
     const take = (objects: ReadonlyMap<string, LoadedObject>, meshChanged = false): void => {
@@ -299,6 +302,7 @@ export class Pilot {
       meshConfigProblems: this.#meshConfig?.problems ?? [],
       jwksProblems: this.#jwks?.problems() ?? [],
       ads,
+      isWriter: this.#writer?.isLeader ?? false,
       settled: this.#debouncer?.isPending !== true && this.#warming === 0 && ads.queued === 0 && ads.connections.every(({ types }) => Object.values(types).every(({ isAnswered }) => isAnswered)),
     };
   }

@@ -13,6 +13,12 @@ export interface Resource {
   plural: string;
 }
 
+/** Plurals as all kinds that are asked for here form them. */
+export function resourceOf(apiVersion: string, kind: string): Resource {
+  const name = kind.toLowerCase();
+  return { apiVersion, kind, plural: /[^aeiou]y$/.test(name) ? `${name.slice(0, -1)}ies` : name.endsWith('s') ? `${name}es` : `${name}s` };
+}
+
 export interface ObjectPlace {
   namespace?: string | undefined;
   name?: string;

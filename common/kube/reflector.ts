@@ -12,8 +12,8 @@ import type { KubeObject } from './object.js';
 
 /** What is told of a kind. Items of lists do not say what they are: neither `apiVersion` nor `kind` can be relied on. */
 export interface Following {
-  /** A list begins. What `listed` is told of replaces all of before once `complete` is called; if it never is, all stays. */
-  begin(): { listed(object: KubeObject): void; complete(): void };
+  /** A list of that version of the kind begins. What `listed` is told of replaces all of before once `complete` is called; if it never is, all stays. */
+  begin(resource: Resource): { listed(object: KubeObject): void; complete(): void };
   changed(object: KubeObject): void;
   deleted(object: KubeObject): void;
   /** What went wrong last; it is tried again. */
@@ -22,7 +22,8 @@ export interface Following {
 
 export interface ReflectorOptions {
   client: KubeClient;
-  resource: Resource;
+  /** Versions of the kind, the preferred one first: what counts is the first that the server has. */
+  resources: readonly Resource[];
   /** Only objects that these match. */
   selectors?: { fieldSelector?: string; labelSelector?: string };
   following: Following;
@@ -50,13 +51,17 @@ interface Page {
 
 /** Until the signal aborts; never rejects. A kind that the server does not have (404) is an empty list. */
 export async function reflect(options: ReflectorOptions): Promise<void> {
-  const { resource, following, logger, signal, backoff = new Backoff() } = options;
+  const { resources, following, logger, signal, backoff = new Backoff() } = options;
   let version: string | undefined;
+  let index = 0;
+  let missing = 0;
   while (!signal.aborted) {
+    const resource = resources[index]!;
     let pauseMs: number;
     try {
-      version ??= await list(options);
-      await watch(options, version, (newest) => {
+      version ??= await list(options, resource);
+      missing = 0;
+      await watch(options, resource, version, (newest) => {
         version = newest;
         backoff.reset();
       });
@@ -66,8 +71,11 @@ export async function reflect(options: ReflectorOptions): Promise<void> {
       if (signal.aborted) return;
       if (isRefusal(error, 410, 404)) version = undefined;
       if (isRefusal(error, 404)) {
-        // The kind is not installed, or not any more.
-        following.begin().complete();
+        // The version, or the kind, is not installed, or not any more.
+        index = (index + 1) % resources.length;
+        if (++missing < resources.length) continue;
+        missing = 0;
+        following.begin(resource).complete();
         pauseMs = MISSING_RETRY_MS;
       } else {
         following.failed?.(error);
@@ -79,17 +87,17 @@ export async function reflect(options: ReflectorOptions): Promise<void> {
   }
 }
 
-function pathOf({ resource, selectors }: ReflectorOptions, query: Record<string, string>): string {
+function pathOf({ selectors }: ReflectorOptions, resource: Resource, query: Record<string, string>): string {
   return `${resourcePath(resource)}?${new URLSearchParams({ ...query, ...selectors })}`;
 }
 
 /** @returns the version to watch from */
-async function list(options: ReflectorOptions): Promise<string> {
+async function list(options: ReflectorOptions, resource: Resource): Promise<string> {
   const { client, following, signal, pageSize = PAGE_SIZE } = options;
-  const { listed, complete } = following.begin();
+  const { listed, complete } = following.begin(resource);
   let next = '';
   for (;;) {
-    const page: Page = await client.request('GET', pathOf(options, { limit: String(pageSize), ...(next ? { continue: next } : {}) }), { signal });
+    const page: Page = await client.request('GET', pathOf(options, resource, { limit: String(pageSize), ...(next ? { continue: next } : {}) }), { signal });
     for (const item of page.items ?? []) listed(item);
     next = page.metadata?.continue ?? '';
     if (next) continue;
@@ -99,10 +107,10 @@ async function list(options: ReflectorOptions): Promise<string> {
 }
 
 /** Until the server ends it. @param onVersion told of the newest version that was seen */
-async function watch(options: ReflectorOptions, from: string, onVersion: (version: string) => void): Promise<void> {
+async function watch(options: ReflectorOptions, resource: Resource, from: string, onVersion: (version: string) => void): Promise<void> {
   const { client, following, signal } = options;
   const seconds = Math.round(WATCH_SECONDS * (1 + Math.random()));
-  const response = await client.stream(pathOf(options, { watch: '1', allowWatchBookmarks: 'true', resourceVersion: from, timeoutSeconds: String(seconds) }), signal);
+  const response = await client.stream(pathOf(options, resource, { watch: '1', allowWatchBookmarks: 'true', resourceVersion: from, timeoutSeconds: String(seconds) }), signal);
   // A connection that died without a word would look like a cluster in which nothing happens.
   response.setTimeout(seconds * 1_000 + IDLE_GRACE_MS, () => response.destroy(new Error('the watch was silent for too long')));
   try {

@@ -1,11 +1,11 @@
 /** Bearer tokens that Kubernetes' API server is asked about (TokenReview): for clusters whose issuer publishes no keys. */
 import { decodeJwt } from 'jose';
 import { CA_AUDIENCE } from '../../common/identity/service-account-token.js';
-import { KubeApiError, resourcePath, type KubeClient } from '../../common/kube/client.js';
+import { KubeApiError, resourceOf, resourcePath, type KubeClient } from '../../common/kube/client.js';
 import { bearerToken, type AuthenticatedCall, type Authenticator } from './authenticate.js';
 import type { PeerIdentity } from './peer-identity.js';
 
-const RESOURCE = { apiVersion: 'authentication.k8s.io/v1', kind: 'TokenReview', plural: 'tokenreviews' };
+const RESOURCE = resourceOf('authentication.k8s.io/v1', 'TokenReview');
 const TIMEOUT_MS = 5_000;
 const POD_NAME = 'authentication.kubernetes.io/pod-name';
 const POD_UID = 'authentication.kubernetes.io/pod-uid';

@@ -4,9 +4,9 @@
  */
 import { randomUUID } from 'node:crypto';
 import { hostname } from 'node:os';
-import type { KubeClient, Resource } from '../../common/kube/client.js';
+import { resourceOf, type KubeClient } from '../../common/kube/client.js';
 import { reflect, type Following } from '../../common/kube/reflector.js';
-import { objectKey, type KubeObject } from '../../common/kube/types.js';
+import { objectKey } from '../../common/kube/types.js';
 import type { LoadedObject } from '../../common/kube/yaml.js';
 import type { Closable } from '../../common/lifecycle.js';
 import type { Logger } from '../../common/log.js';
@@ -20,11 +20,7 @@ import { concernsRootConfigMaps, writeRootConfigMaps } from './root-config-maps.
 import { WebhookCa } from './webhook-ca.js';
 
 const LEASE = 'underpass-pilot';
-const PROVISIONED: Record<string, Resource> = {
-  ServiceAccount: { apiVersion: 'v1', kind: 'ServiceAccount', plural: 'serviceaccounts' },
-  Deployment: { apiVersion: 'apps/v1', kind: 'Deployment', plural: 'deployments' },
-  Service: { apiVersion: 'v1', kind: 'Service', plural: 'services' },
-};
+const DEPLOYMENTS = resourceOf('apps/v1', 'Deployment');
 
 export interface ClusterWriterOptions {
   client: KubeClient;
@@ -117,13 +113,12 @@ export class ClusterWriter implements Closable {
       this.#webhookCa = new WebhookCa(client, ca.revision, logger);
       this.#webhookCa.follow(term, () => this.#webhooks.trigger());
     }
-    const resource = PROVISIONED['Deployment']!;
     const following: Following = {
       begin: () => ({ listed: () => undefined, complete: () => undefined }),
       changed: () => undefined,
-      deleted: ({ metadata }) => this.#gone(objectKey({ ...resource, metadata })),
+      deleted: ({ metadata }) => this.#gone(objectKey({ ...DEPLOYMENTS, metadata })),
     };
-    void reflect({ client, resource, selectors: { labelSelector: MANAGED_LABEL }, following, logger, signal: term });
+    void reflect({ client, resources: [DEPLOYMENTS], selectors: { labelSelector: MANAGED_LABEL }, following, logger, signal: term });
     this.#running = Promise.all([this.#roots, this.#status, this.#gateways, this.#webhooks].map((reconciler) => reconciler.run(term)));
   }
 
@@ -133,9 +128,11 @@ export class ClusterWriter implements Closable {
     const { wanted } = wantedProvisions(model.configs, provisionOptions);
     for (const owner of this.#provisioned.keys()) if (!wanted.has(owner)) this.#provisioned.delete(owner);
     return writeEach(wanted, signal, async ([owner, objects]) => {
+      // Of a file: there is no object in the cluster that could own them.
+      if (objects.some(({ metadata }) => metadata.ownerReferences?.some(({ uid }) => uid === undefined))) return;
       const text = JSON.stringify(objects);
       if (this.#provisioned.get(owner)?.text === text) return;
-      for (const object of objects) await client.apply<KubeObject>(PROVISIONED[object.kind]!, object, { signal });
+      for (const object of objects) await client.apply(resourceOf(object.apiVersion, object.kind), object, { signal });
       this.#provisioned.set(owner, { text, keys: new Set(objects.map(objectKey)) });
       logger.info({ gateway: owner, objects: objects.map(({ kind, metadata }) => `${kind} ${metadata.name}`) }, 'a gateway is brought up');
     });

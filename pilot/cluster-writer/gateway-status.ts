@@ -1,6 +1,6 @@
 /** The status of the Gateway API's objects in the cluster, as the model has it. What other controllers say there stays. */
 import { isDeepStrictEqual } from 'node:util';
-import type { KubeClient, Resource } from '../../common/kube/client.js';
+import { resourceOf, type KubeClient } from '../../common/kube/client.js';
 import type { Condition, GatewayClass, KubeGateway, KubeObject, RouteStatus, Service } from '../../common/kube/types.js';
 import type { LoadedObject } from '../../common/kube/yaml.js';
 import { CONTROLLER_NAME, type GatewayApiStatus } from '../gateway-api/status.js';
@@ -8,20 +8,9 @@ import { CONTROLLERS, deploymentName, isManaged } from '../gateway-controller/pr
 import { writeEach } from './reconciler.js';
 
 const GROUP = 'gateway.networking.k8s.io';
-const resource = (version: string, kind: string, plural: string): Resource => ({ apiVersion: `${GROUP}/${version}`, kind, plural });
-const CLASSES = resource('v1', 'GatewayClass', 'gatewayclasses');
-const GATEWAYS = resource('v1', 'Gateway', 'gateways');
-const ROUTES: Record<string, Resource> = {
-  HTTPRoute: resource('v1', 'HTTPRoute', 'httproutes'),
-  GRPCRoute: resource('v1', 'GRPCRoute', 'grpcroutes'),
-  TLSRoute: resource('v1alpha2', 'TLSRoute', 'tlsroutes'),
-  TCPRoute: resource('v1alpha2', 'TCPRoute', 'tcproutes'),
-};
-
 type Objects = ReadonlyMap<string, LoadedObject>;
 
 export interface StatusUpdate {
-  resource: Resource;
   /** As it is in the cluster, with the version that the new status is for. */
   object: KubeObject;
   status: object;
@@ -37,8 +26,9 @@ export function concernsGatewayStatus(key: string): boolean {
 /** What is to be written: only what differs from the status that is there. @param now ISO 8601, when a condition that changed did so */
 export function statusUpdates(objects: Objects, { gateways, routes }: GatewayApiStatus, clusterDomain: string, now: string): StatusUpdate[] {
   const updates: StatusUpdate[] = [];
-  const offer = (to: Resource, object: KubeObject & { status?: unknown }, status: object): void => {
-    if (!isDeepStrictEqual(without(object.status), without(status))) updates.push({ resource: to, object, status });
+  const offer = (object: KubeObject & { status?: unknown }, status: object): void => {
+    // One of a file has no version, and no status.
+    if (object.metadata.resourceVersion !== undefined && !isDeepStrictEqual(without(object.status), without(status))) updates.push({ object, status });
   };
   const wantedRoutes = new Map(routes.map(({ route, status }) => [route, status]));
   for (const [key, { object }] of objects) {
@@ -46,10 +36,9 @@ export function statusUpdates(objects: Objects, { gateways, routes }: GatewayApi
     const { generation = 0 } = object.metadata;
     if (object.kind === 'GatewayClass') {
       const { spec, status } = object as GatewayClass & { status?: { conditions?: Condition[] } };
-      if (CONTROLLERS.has(spec.controllerName)) offer(CLASSES, object, { ...status, conditions: conditions(status?.conditions, [{ type: 'Accepted', status: 'True', reason: 'Accepted', message: '' }], generation, now) });
+      if (CONTROLLERS.has(spec.controllerName)) offer(object, { ...status, conditions: conditions(status?.conditions, [{ type: 'Accepted', status: 'True', reason: 'Accepted', message: '' }], generation, now) });
     }
-    const route = ROUTES[object.kind];
-    if (route) {
+    if (object.kind.endsWith('Route')) {
       const { status } = object as KubeObject & { status?: RouteStatus };
       const present = status?.parents ?? [];
       const others = present.filter(({ controllerName }) => controllerName !== CONTROLLER_NAME);
@@ -58,22 +47,21 @@ export function statusUpdates(objects: Objects, { gateways, routes }: GatewayApi
         return { ...parent, conditions: conditions(before?.conditions, parent.conditions, generation, now) };
       });
       // A route that never was ours has no status from here.
-      if (own.length > 0 || others.length < present.length) offer(route, object, { parents: [...others, ...own] });
+      if (own.length > 0 || others.length < present.length) offer(object, { parents: [...others, ...own] });
     }
   }
   for (const { gateway, status } of gateways) {
     const object = objects.get(`${GROUP}/Gateway/${gateway}`)?.object as KubeGateway | undefined;
-    if (object) offer(GATEWAYS, object, gatewayStatus(object, status, objects, clusterDomain, now));
+    if (object) offer(object, gatewayStatus(object, status, objects, clusterDomain, now));
   }
   return updates;
 }
 
 /** One that has changed meanwhile (409) is refused, and looked at again. */
 export function writeStatuses(client: KubeClient, updates: readonly StatusUpdate[], signal: AbortSignal): Promise<void> {
-  return writeEach(updates, signal, ({ resource: of, object: { metadata }, status }) => {
-    const { namespace, name, resourceVersion } = metadata;
-    return client.merge(of, { ...(of === CLASSES ? {} : { namespace }), name, subresource: 'status' }, { metadata: { resourceVersion }, status }, signal);
-  });
+  return writeEach(updates, signal, ({ object: { apiVersion, kind, metadata: { namespace, name, resourceVersion } }, status }) =>
+    client.merge(resourceOf(apiVersion, kind), { namespace, name, subresource: 'status' }, { metadata: { resourceVersion }, status }, signal),
+  );
 }
 
 function gatewayStatus(gateway: KubeGateway, wanted: NonNullable<KubeGateway['status']>, objects: Objects, clusterDomain: string, now: string): NonNullable<KubeGateway['status']> {

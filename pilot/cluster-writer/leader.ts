@@ -3,13 +3,13 @@
  * machine's clock: a holder counts as gone when its Lease has not changed for the time that it says, seen from here.
  */
 import { errorMessage } from '../../common/errors.js';
-import { isRefusal, type KubeClient } from '../../common/kube/client.js';
+import { isRefusal, resourceOf, type KubeClient } from '../../common/kube/client.js';
 import type { KubeObject } from '../../common/kube/types.js';
 import type { Closable } from '../../common/lifecycle.js';
 import type { Logger } from '../../common/log.js';
 import { sleep } from '../../common/retry.js';
 
-const LEASE = { apiVersion: 'coordination.k8s.io/v1', kind: 'Lease', plural: 'leases' };
+const LEASE = resourceOf('coordination.k8s.io/v1', 'Lease');
 
 export interface LeaseTimes {
   /** How long the others wait for a holder that says nothing. */

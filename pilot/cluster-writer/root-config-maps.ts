@@ -1,11 +1,11 @@
 /** The mesh's roots in every namespace, as the ConfigMap that proxies mount to trust the control plane: Istio's name and shape. */
-import type { KubeClient } from '../../common/kube/client.js';
+import { resourceOf, type KubeClient } from '../../common/kube/client.js';
 import type { ConfigMap, KubeObject } from '../../common/kube/types.js';
 import type { LoadedObject } from '../../common/kube/yaml.js';
 import { clusterOf } from '../model/clusters.js';
 import { writeEach } from './reconciler.js';
 
-const CONFIG_MAPS = { apiVersion: 'v1', kind: 'ConfigMap', plural: 'configmaps' };
+const CONFIG_MAPS = resourceOf('v1', 'ConfigMap');
 const NAME = 'istio-ca-root-cert';
 const KEY = 'root-cert.pem';
 /** Kubernetes' own, where no workload of the mesh is; as istiod has it. */

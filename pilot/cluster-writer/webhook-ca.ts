@@ -1,5 +1,5 @@
 /** The CA in the webhooks' configurations, kept as it is: an API server that trusts another one calls no webhook. */
-import type { KubeClient, Resource } from '../../common/kube/client.js';
+import { resourceOf, type KubeClient, type Resource } from '../../common/kube/client.js';
 import { reflect } from '../../common/kube/reflector.js';
 import type { KubeObject } from '../../common/kube/types.js';
 import type { Logger } from '../../common/log.js';
@@ -24,8 +24,8 @@ export class WebhookCa {
   constructor(readonly client: KubeClient, revision: string, readonly logger: Logger) {
     const names = configurationNames(revision);
     this.#followed = [
-      { resource: { apiVersion: GROUP, kind: 'MutatingWebhookConfiguration', plural: 'mutatingwebhookconfigurations' }, name: names.mutating, present: undefined },
-      { resource: { apiVersion: GROUP, kind: 'ValidatingWebhookConfiguration', plural: 'validatingwebhookconfigurations' }, name: names.validating, present: undefined },
+      { resource: resourceOf(GROUP, 'MutatingWebhookConfiguration'), name: names.mutating, present: undefined },
+      { resource: resourceOf(GROUP, 'ValidatingWebhookConfiguration'), name: names.validating, present: undefined },
     ];
   }
 
@@ -38,7 +38,7 @@ export class WebhookCa {
       };
       void reflect({
         client: this.client,
-        resource: followed.resource,
+        resources: [followed.resource],
         selectors: { fieldSelector: `metadata.name=${followed.name}` },
         logger: this.logger,
         signal,

@@ -16,7 +16,7 @@ import { Backoff, waitFor } from '../../common/retry.js';
 import type { LoadedObject } from '../../common/kube/yaml.js';
 import type { KubeObject } from '../../common/kube/types.js';
 import { parseKubeconfig, readKubeconfig } from '../../common/kube/kubeconfig.js';
-import { KubernetesSource, WORKLOAD_RESOURCES } from './kubernetes.js';
+import { KubernetesSource, WORKLOAD_KINDS } from './kubernetes.js';
 import { planSources, Sources } from './sources.js';
 
 const logger = rootLogger.child({}, { level: 'silent' });
@@ -141,7 +141,7 @@ interface Followed {
 async function follow(t: TestContext, api: ApiStandIn, user: object, pageSize = 500): Promise<Followed> {
   const server = parseKubeconfig(kubeconfig(api, user), { place: 'test', folder });
   const followed = { latest: new Map<string, LoadedObject>() as ReadonlyMap<string, LoadedObject> } as Followed;
-  const source = new KubernetesSource({ server, cluster: 'east', resources: WORKLOAD_RESOURCES, logger, settleMs: 5, pageSize, backoff: FAST, onChange: (objects) => (followed.latest = objects) });
+  const source = new KubernetesSource({ server, cluster: 'east', kinds: WORKLOAD_KINDS, logger, settleMs: 5, pageSize, backoff: FAST, onChange: (objects) => (followed.latest = objects) });
   t.after(() => source.close());
   followed.source = source;
   followed.state = () => Object.fromEntries([...followed.latest.values()].map(({ object }) => [object.metadata.name, object.metadata.labels?.['v'] ?? '']));
@@ -229,7 +229,7 @@ test('KubernetesSource: a token is read from its file each time; without a good 
   writeFileSync(tokenFile, 'old\n');
   api.token = 'new';
   const server = parseKubeconfig(kubeconfig(api, { tokenFile }), { place: 'test', folder });
-  const source = new KubernetesSource({ server, cluster: 'east', resources: WORKLOAD_RESOURCES, logger, backoff: FAST, startMs: 200, onChange: () => undefined });
+  const source = new KubernetesSource({ server, cluster: 'east', kinds: WORKLOAD_KINDS, logger, backoff: FAST, startMs: 200, onChange: () => undefined });
   t.after(() => source.close());
   await assert.rejects(source.start(), { code: 'UNDERPASS_KUBERNETES', message: /401/ });
   writeFileSync(tokenFile, 'new\n');

@@ -1,41 +1,41 @@
 /** A Kubernetes API server as a source: all kinds that count, each followed. An object that is refused stays as it was. */
 import { setMaxListeners } from 'node:events';
 import { errorMessage, UnderpassError } from '../../common/errors.js';
-import { KubeClient, type Resource } from '../../common/kube/client.js';
+import { KubeClient, resourceOf, type Resource } from '../../common/kube/client.js';
+import { kinds } from '../../common/kube/kinds.js';
 import type { ApiServer } from '../../common/kube/kubeconfig.js';
-import type { KubeObject } from '../../common/kube/object.js';
-import { reflect, type Following } from '../../common/kube/reflector.js';
+import { reflect, type Following, type ReflectorOptions } from '../../common/kube/reflector.js';
+import { objectKey, type KubeObject } from '../../common/kube/types.js';
 import { loadValue, formatError, type LoadedObject, type ValidationError } from '../../common/kube/yaml.js';
 import type { Logger } from '../../common/log.js';
 import type { Backoff } from '../../common/retry.js';
 import type { Source } from './sources.js';
 
-const resources = (apiVersion: string, kinds: Record<string, string>): Resource[] => Object.entries(kinds).map(([kind, plural]) => ({ apiVersion, kind, plural }));
+/** A kind as it is read. */
+export interface FollowedKind {
+  /** Its versions, the preferred one first. */
+  resources: readonly Resource[];
+  selectors?: ReflectorOptions['selectors'];
+}
+
+const coreKinds = (...kinds: string[]): FollowedKind[] => kinds.map((kind) => ({ resources: [resourceOf('v1', kind)] }));
 
 /** Of every cluster. */
-export const WORKLOAD_RESOURCES: readonly Resource[] = [
-  ...resources('v1', { Namespace: 'namespaces', Node: 'nodes', ServiceAccount: 'serviceaccounts', Service: 'services', Pod: 'pods' }),
-  ...resources('discovery.k8s.io/v1', { EndpointSlice: 'endpointslices' }),
-];
+export const WORKLOAD_KINDS: readonly FollowedKind[] = [...coreKinds('Namespace', 'Node', 'ServiceAccount', 'Service', 'Pod'), { resources: [resourceOf('discovery.k8s.io/v1', 'EndpointSlice')] }];
 
 /** Of the config cluster besides. */
-export const CONFIG_RESOURCES: readonly Resource[] = [
-  ...resources('v1', { Secret: 'secrets', ConfigMap: 'configmaps' }),
-  ...resources('networking.istio.io/v1', { Gateway: 'gateways', VirtualService: 'virtualservices', DestinationRule: 'destinationrules', ServiceEntry: 'serviceentries', WorkloadEntry: 'workloadentries', WorkloadGroup: 'workloadgroups', Sidecar: 'sidecars' }),
-  ...resources('networking.istio.io/v1alpha3', { EnvoyFilter: 'envoyfilters' }),
-  ...resources('security.istio.io/v1', { AuthorizationPolicy: 'authorizationpolicies', PeerAuthentication: 'peerauthentications', RequestAuthentication: 'requestauthentications' }),
-  ...resources('telemetry.istio.io/v1', { Telemetry: 'telemetries' }),
-  ...resources('extensions.istio.io/v1alpha1', { WasmPlugin: 'wasmplugins' }),
-  ...resources('gateway.networking.k8s.io/v1', { GatewayClass: 'gatewayclasses', Gateway: 'gateways', HTTPRoute: 'httproutes', GRPCRoute: 'grpcroutes' }),
-  ...resources('gateway.networking.k8s.io/v1beta1', { ReferenceGrant: 'referencegrants' }),
-  ...resources('gateway.networking.k8s.io/v1alpha2', { TLSRoute: 'tlsroutes', TCPRoute: 'tcproutes' }),
+export const CONFIG_KINDS: readonly FollowedKind[] = [
+  ...coreKinds('ConfigMap'),
+  // These can be large and many, and hold nothing of the mesh's.
+  { resources: [resourceOf('v1', 'Secret')], selectors: { fieldSelector: 'type!=helm.sh/release.v1,type!=kubernetes.io/service-account-token' } },
+  ...kinds.filter(({ unserved }) => !unserved).map(({ group, kind, versions }) => ({ resources: versions.map((version) => resourceOf(`${group}/${version}`, kind)) })),
 ];
 
 export interface KubernetesSourceOptions {
   server: ApiServer;
   /** As objects' places name it, `kubernetes://CLUSTER/…`. */
   cluster: string;
-  resources: readonly Resource[];
+  kinds: readonly FollowedKind[];
   logger: Logger;
   /** Called with the full set whenever it changed. */
   onChange: (objects: ReadonlyMap<string, LoadedObject>) => void;
@@ -53,8 +53,8 @@ const START_MS = 30_000;
 export class KubernetesSource implements Source {
   readonly #options: KubernetesSourceOptions;
   readonly #client: KubeClient;
-  /** By resource, then by the object's key. */
-  readonly #objects = new Map<Resource, Map<string, LoadedObject>>();
+  /** By the object's key. */
+  readonly #objects = new Map<FollowedKind, Map<string, LoadedObject>>();
   readonly #errors = new Map<string, ValidationError[]>();
   readonly #stop = new AbortController();
   #timer: NodeJS.Timeout | undefined;
@@ -75,13 +75,13 @@ export class KubernetesSource implements Source {
 
   /** @throws UnderpassError `UNDERPASS_KUBERNETES` when not everything could be read in time; reading goes on until close() */
   async start(): Promise<void> {
-    const { resources: wanted, server, startMs = START_MS } = this.#options;
+    const { kinds: wanted, server, startMs = START_MS } = this.#options;
     let missing = wanted.length;
     await new Promise<void>((resolve, reject) => {
       const timer = setTimeout(() => reject(new UnderpassError('UNDERPASS_KUBERNETES', `reading ${server.url.href}: ${this.#lastProblem || `no answer in ${startMs} ms`}`)), startMs);
       this.#stop.signal.addEventListener('abort', () => (clearTimeout(timer), resolve()), { once: true });
-      this.#running = wanted.map((resource) =>
-        this.#follow(resource, () => {
+      this.#running = wanted.map((kind) =>
+        this.#follow(kind, () => {
           if (--missing > 0) return;
           clearTimeout(timer);
           this.#complete = true;
@@ -99,53 +99,55 @@ export class KubernetesSource implements Source {
     await Promise.all(this.#running);
   }
 
-  #follow(resource: Resource, onFirst: () => void): Promise<void> {
+  #follow(kind: FollowedKind, onFirst: () => void): Promise<void> {
     const { logger, pageSize, backoff } = this.#options;
     let isFirst = true;
+    let resource = kind.resources[0]!;
     const following: Following = {
-      begin: () => {
+      begin: (version) => {
         const found = new Map<string, LoadedObject>();
         return {
-          listed: (object) => this.#load(resource, object, found),
+          listed: (object) => this.#load(kind, version, object, found),
           complete: () => {
-            this.#replace(resource, found);
+            resource = version;
+            this.#replace(kind, found);
             if (isFirst) onFirst();
             isFirst = false;
           },
         };
       },
       changed: (object) => {
-        this.#load(resource, object, this.#objects.get(resource)!);
+        this.#load(kind, resource, object, this.#objects.get(kind)!);
         this.#later();
       },
       deleted: (object) => {
-        const key = keyOf(resource, object);
-        this.#objects.get(resource)!.delete(key);
+        const key = objectKey({ ...resource, metadata: object.metadata });
+        this.#objects.get(kind)!.delete(key);
         this.#errors.delete(key);
         this.#later();
       },
       failed: (error) => (this.#lastProblem = errorMessage(error)),
     };
-    return reflect({ client: this.#client, resource, following, logger, signal: this.#stop.signal, ...(pageSize === undefined ? {} : { pageSize }), ...(backoff ? { backoff: backoff() } : {}) });
+    return reflect({ ...kind, client: this.#client, following, logger, signal: this.#stop.signal, ...(pageSize === undefined ? {} : { pageSize }), ...(backoff ? { backoff: backoff() } : {}) });
   }
 
-  #load(resource: Resource, item: KubeObject, into: Map<string, LoadedObject>): void {
+  #load(of: FollowedKind, { apiVersion, kind }: Resource, item: KubeObject, into: Map<string, LoadedObject>): void {
     const { cluster, logger } = this.#options;
     // Items of lists do not say what they are; who changed which field is half of an object, and nothing to the mesh.
-    const object = { ...item, apiVersion: resource.apiVersion, kind: resource.kind, metadata: { ...item.metadata } } as KubeObject & { metadata: { managedFields?: unknown } };
+    const object = { ...item, apiVersion, kind, metadata: { ...item.metadata } } as KubeObject & { metadata: { managedFields?: unknown } };
     delete object.metadata.managedFields;
-    const key = keyOf(resource, item);
+    const key = objectKey(object);
     const { objects, errors } = loadValue(object, `kubernetes://${cluster}/${key.replace(/^\//, '')}`);
     this.#errors.delete(key);
     if (errors.length > 0) this.#errors.set(key, errors);
     for (const error of errors) logger[error.severity === 'error' ? 'error' : 'warn']({ file: error.file, field: error.field }, formatError(error));
-    const loaded = objects[0] ?? this.#objects.get(resource)?.get(key);
+    const loaded = objects[0] ?? this.#objects.get(of)?.get(key);
     if (loaded) into.set(key, loaded);
   }
 
-  #replace(resource: Resource, found: Map<string, LoadedObject>): void {
-    for (const key of this.#objects.get(resource)?.keys() ?? []) if (!found.has(key)) this.#errors.delete(key);
-    this.#objects.set(resource, found);
+  #replace(kind: FollowedKind, found: Map<string, LoadedObject>): void {
+    for (const key of this.#objects.get(kind)?.keys() ?? []) if (!found.has(key)) this.#errors.delete(key);
+    this.#objects.set(kind, found);
     this.#later();
   }
 
@@ -159,11 +161,7 @@ export class KubernetesSource implements Source {
 
   #tell(): void {
     const all = new Map<string, LoadedObject>();
-    for (const resource of this.#options.resources) for (const [key, loaded] of this.#objects.get(resource) ?? []) all.set(key, loaded);
+    for (const kind of this.#options.kinds) for (const [key, loaded] of this.#objects.get(kind) ?? []) all.set(key, loaded);
     this.#options.onChange(all);
   }
-}
-
-function keyOf({ apiVersion, kind }: Resource, { metadata }: KubeObject): string {
-  return `${apiVersion.includes('/') ? apiVersion.slice(0, apiVersion.indexOf('/')) : ''}/${kind}/${metadata.namespace ?? ''}/${metadata.name}`;
 }

@@ -11,7 +11,7 @@ import { Memo } from '../../common/memo.js';
 import { CLUSTER_KINDS, placedIn } from '../model/clusters.js';
 import { DirectorySource } from './directory.js';
 import { parseKubeconfig, type ApiServer } from '../../common/kube/kubeconfig.js';
-import { CONFIG_RESOURCES, KubernetesSource, WORKLOAD_RESOURCES } from './kubernetes.js';
+import { CONFIG_KINDS, KubernetesSource, WORKLOAD_KINDS } from './kubernetes.js';
 
 export interface ClusterSource {
   /** A directory, or a file, of YAML. */
@@ -120,7 +120,7 @@ export class Sources implements Source {
     const source: Source = new KubernetesSource({
       server,
       cluster: name,
-      resources: cluster === CONFIG_API ? [...WORKLOAD_RESOURCES, ...CONFIG_RESOURCES] : WORKLOAD_RESOURCES,
+      kinds: cluster === CONFIG_API ? [...WORKLOAD_KINDS, ...CONFIG_KINDS] : WORKLOAD_KINDS,
       logger: logger.child({ cluster: name }),
       // One that was taken away may still have something to tell.
       onChange: (objects) => this.#sources.get(cluster) === source && this.#take(cluster, objects),

@@ -102,9 +102,9 @@ test("without pilot no Pod starts half-captured: creation fails where injection 
   assert.ok(containers(created).includes('istio-proxy'));
 });
 
-async function ask(token: string): Promise<Outcome> {
+async function ask(token: string, impersonated?: string): Promise<Outcome> {
   const { requestPem } = await createCertificateRequest();
-  return createCertificate({ csr: requestPem }, { address: kube.pilot.secureAddresses[0]!.replace('127.0.0.1', 'localhost'), rootPem: kube.pilot.ca!.rootPem, metadata: bearer(token) });
+  return createCertificate({ csr: requestPem, ...(impersonated === undefined ? {} : { metadata: { ImpersonatedIdentity: impersonated } }) }, { address: kube.pilot.secureAddresses[0]!.replace('127.0.0.1', 'localhost'), rootPem: kube.pilot.ca!.rootPem, metadata: bearer(token) });
 }
 const isRefused = async (token: string): Promise<void> => assert.deepEqual((await ask(token)).error, { code: GrpcStatus.UNAUTHENTICATED, details: 'authentication failed' });
 
@@ -113,6 +113,22 @@ test("a Pod's projected token of audience istio-ca gets a certificate of its ser
   const { chain, error } = await ask(await cluster.token('plain', 'default', { audience: 'istio-ca', pod: bound }));
   assert.equal(error, undefined);
   assert.equal(new X509Certificate(chain![0]!).subjectAltName, 'URI:spiffe://cluster.local/ns/plain/sa/default');
+});
+
+test("a node's proxy gets certificates for the accounts of its own node's pods, by the token that the API server binds to its pod", async () => {
+  await cluster.apply('{apiVersion: v1, kind: ServiceAccount, metadata: {name: ztunnel, namespace: istio-system}}');
+  const on = (name: string, namespace: string, account: string, nodeName: string): string => stringify({ apiVersion: 'v1', kind: 'Pod', metadata: { name, namespace, labels: { 'sidecar.istio.io/inject': 'false' } }, spec: { serviceAccountName: account, nodeName, containers: [{ name: 'app', image: 'app' }] } });
+  for (const account of ['near', 'far']) await cluster.apply(`{apiVersion: v1, kind: ServiceAccount, metadata: {name: ${account}, namespace: plain}}`);
+  const proxy = await create(on('ztunnel-1', 'istio-system', 'ztunnel', 'node-1'));
+  await create(on('near', 'plain', 'near', 'node-1'));
+  await create(on('far', 'plain', 'far', 'node-2'));
+  await waitFor('the pods', () => kube.pilot.object('/Pod/istio-system/ztunnel-1') && kube.pilot.object('/Pod/plain/near') && kube.pilot.object('/Pod/plain/far'), WAIT);
+  const token = await cluster.token('istio-system', 'ztunnel', { audience: 'istio-ca', pod: proxy });
+  const { chain, error } = await ask(token, 'spiffe://cluster.local/ns/plain/sa/near');
+  assert.equal(error, undefined);
+  assert.equal(new X509Certificate(chain![0]!).subjectAltName, 'URI:spiffe://cluster.local/ns/plain/sa/near');
+  assert.equal((await ask(token, 'spiffe://cluster.local/ns/plain/sa/far')).error?.code, GrpcStatus.PERMISSION_DENIED);
+  assert.equal((await ask(await cluster.token('istio-system', 'ztunnel', { audience: 'istio-ca' }), 'spiffe://cluster.local/ns/plain/sa/near')).error?.code, GrpcStatus.PERMISSION_DENIED, 'a token of no pod');
 });
 
 test('tokens of another audience, of a Pod that is gone, that have expired, or that somebody else signed are refused, and are in no log', async () => {

@@ -13,7 +13,7 @@ import { join } from 'node:path';
 import { parseAllDocuments, stringify } from 'yaml';
 import { CertificateAuthority } from '../../common/identity/ca.js';
 import { issueServerCertificate } from '../../common/identity/server-certificate.js';
-import { isRefusal, KubeClient, resourcePath, type ObjectPlace, type Resource } from '../../common/kube/client.js';
+import { isRefusal, KubeClient, resourceOf, resourcePath, type ObjectPlace, type Resource } from '../../common/kube/client.js';
 import { parseKubeconfig } from '../../common/kube/kubeconfig.js';
 import type { Condition, KubeObject } from '../../common/kube/types.js';
 import { ClosableStore, type Closable } from '../../common/lifecycle.js';
@@ -157,10 +157,14 @@ export class KubeCluster implements Closable {
     return applied;
   }
 
-  /** Its `status`, which is a resource of its own. */
-  async setStatus(apiVersion: string, kind: string, place: ObjectPlace, status: object): Promise<void> {
+  async merge(apiVersion: string, kind: string, place: ObjectPlace, patch: object): Promise<void> {
     const { resource } = await this.#resourceOf({ apiVersion, kind });
-    await this.client.merge(resource, { ...place, subresource: 'status' }, { status });
+    await this.client.merge(resource, place, patch);
+  }
+
+  /** Its `status`, which is a resource of its own. */
+  setStatus(apiVersion: string, kind: string, place: ObjectPlace, status: object): Promise<void> {
+    return this.merge(apiVersion, kind, { ...place, subresource: 'status' }, { status });
   }
 
   async get<T extends KubeObject>(apiVersion: string, kind: string, place: ObjectPlace): Promise<T | undefined> {
@@ -184,7 +188,7 @@ export class KubeCluster implements Closable {
   /** TokenRequest, as kubelet makes it for a projected volume. @param seconds at least 600 */
   async token(namespace: string, name: string, { audience, seconds = 3600, pod }: { audience?: string; seconds?: number; pod?: KubeObject } = {}): Promise<string> {
     const spec = { ...(audience === undefined ? {} : { audiences: [audience] }), expirationSeconds: seconds, ...(pod ? { boundObjectRef: { apiVersion: 'v1', kind: 'Pod', name: pod.metadata.name, uid: pod.metadata.uid } } : {}) };
-    const path = resourcePath({ apiVersion: 'v1', kind: 'ServiceAccount', plural: 'serviceaccounts' }, { namespace, name, subresource: 'token' });
+    const path = resourcePath(resourceOf('v1', 'ServiceAccount'), { namespace, name, subresource: 'token' });
     const { status } = await this.client.request<{ status: { token: string } }>('POST', path, { body: { apiVersion: 'authentication.k8s.io/v1', kind: 'TokenRequest', spec } });
     return status.token;
   }
@@ -209,7 +213,7 @@ export class KubeCluster implements Closable {
   async installCrds(): Promise<void> {
     const folder = join(PARTS, 'crds');
     const all = (await Promise.all(readdirSync(folder).map((name) => this.apply(readFileSync(join(folder, name), 'utf8'))))).flat();
-    const resource = { apiVersion: 'apiextensions.k8s.io/v1', kind: 'CustomResourceDefinition', plural: 'customresourcedefinitions' };
+    const resource = resourceOf('apiextensions.k8s.io/v1', 'CustomResourceDefinition');
     await waitFor('the CRDs', async () => {
       const { items } = await this.client.request<{ items: { status?: { conditions?: Condition[] } }[] }>('GET', resourcePath(resource));
       return items.filter(({ status }) => status?.conditions?.some(({ type, status: is }) => type === 'Established' && is === 'True')).length === all.length;

@@ -10,6 +10,7 @@ import { CertificateAuthority } from '../../common/identity/ca.js';
 import { issueServerCertificate } from '../../common/identity/server-certificate.js';
 import { projectRoot } from '../../common/paths.js';
 import { waitFor } from '../../common/retry.js';
+import type { KubeObject } from '../../common/kube/types.js';
 import { TYPE } from '../../pilot/generate/resource.js';
 import { TestClient } from '../../pilot/testing/client.js';
 import { base64, kubeconfigText, KubeCluster } from './cluster.js';
@@ -199,6 +200,20 @@ test('a status or a version that changes alone is pushed to nobody', async () =>
   await waitFor('the later one', () => kube.pilot.object('gateway.networking.k8s.io/HTTPRoute/shop/later'), WAIT);
   await waitFor('quiet', () => kube.pilot.status().settled, WAIT);
   assert.equal(pushes() - before, 1);
+});
+
+test('a version of the API that the server has not, or has no more, is read in another one', async () => {
+  const crd = { name: 'virtualservices.networking.istio.io' };
+  const definition = (await cluster.get<KubeObject & { spec: { versions: { name: string; served: boolean }[] } }>('apiextensions.k8s.io/v1', 'CustomResourceDefinition', crd))!;
+  const serve = (...names: string[]): Promise<void> => cluster.merge('apiextensions.k8s.io/v1', 'CustomResourceDefinition', crd, { spec: { versions: definition.spec.versions.map((version) => ({ ...version, served: names.includes(version.name) })) } });
+  await serve('v1beta1');
+  await waitFor('the other version', () => kube.pilot.object('networking.istio.io/VirtualService/shop/web')?.apiVersion === 'networking.istio.io/v1beta1', WAIT);
+  await cluster.apply(virtualService(path('/five'), 'web', 'v1beta1'));
+  await waitFor('the change', () => view.routes().includes('"/five"'), WAIT);
+  await serve('v1', 'v1beta1', 'v1alpha3');
+  // The server takes a moment to serve it.
+  await waitFor('the newer version', () => cluster.apply(virtualService(path('/six'))).then(() => true, () => false), WAIT);
+  await waitFor('the change', () => view.routes().includes('"/six"'), WAIT);
 });
 
 test('the command line reads the API server of a kubeconfig; with no options, that of the cluster that it is a pod of', async () => {
