@@ -143,7 +143,7 @@ for (const mode of MODES) describe(mode, () => {
   /** Addresses that the client's Envoy balances between. */
   async function upstreams(from: Name): Promise<string[]> {
     const text = await (agents.get(from)?.proxyAdmin('/clusters') ?? lab(from).proxyAdmin('shop/client', '/clusters'));
-    const found = [...text.matchAll(/^outbound\|80\|\|web\.shop\.svc\.cluster\.local(?:~\w+)?::(?:envoy:\/\/.*\/)?([^:]+:\d+)::cx_active/gm)].map((match) => match[1]!);
+    const found = [...text.matchAll(/^outbound\|80\|\|web\.shop\.svc\.cluster\.local(?:~[^:]*)?::(?:envoy:\/\/.*\/)?([^:]+:\d+)::cx_active/gm)].map((match) => match[1]!);
     // The shared Envoy has a cluster for each account that calls.
     return [...new Set(found)].sort();
   }
