@@ -1,16 +1,20 @@
 // Certificates of a node's service accounts from a control plane's CA, over real gRPC.
 import assert from 'node:assert/strict';
 import { X509Certificate } from 'node:crypto';
+import { getEventListeners } from 'node:events';
 import { after, before, test } from 'node:test';
+import { Server, ServerCredentials } from '@grpc/grpc-js';
 import { pino } from 'pino';
 import { NodeCertificates } from '../agent/identity/certificates.js';
 import type { Entry } from '../agent/proxy/snapshot.js';
 import { ManualClock } from '../common/clock.js';
 import { CaIdentitySource } from '../common/identity/ca-client.js';
 import { CertificateAuthority } from '../common/identity/ca.js';
+import { issueServerCertificate } from '../common/identity/server-certificate.js';
 import { waitFor } from '../common/retry.js';
 import { securePilot, type SecurePilot } from '../pilot/ca/testing.js';
 import { Pilot } from '../pilot/index.js';
+import { IstioCertificateServiceService, type IstioCertificateServiceServer } from '../proto/generated/istio/v1/auth/ca.js';
 import { Secret } from '../proto/generated/envoy/extensions/transport_sockets/tls/v3/secret.js';
 
 const WEB = 'spiffe://cluster.local/ns/shop/sa/web';
@@ -134,6 +138,47 @@ test('a certificate that nobody wants any more is not asked for again', async ()
   await assert.rejects(source.issue({ trustDomain: 'cluster.local', namespace: 'shop', serviceAccount: 'web' }, gone.signal), /gone/);
   assert.equal(tries, 2);
   source.close();
+});
+
+test('a certificate of the agent itself, from a CA that knows nothing of its pods, is nobody\'s', async (context) => {
+  const server = new Server();
+  const { certificatePem, privateKeyPem } = await issueServerCertificate(ca, { dnsNames: ['localhost'], ips: ['127.0.0.1'] });
+  const answersForCaller: IstioCertificateServiceServer = {
+    createCertificate: (_call, callback) => void ca.issue({ namespace: 'underpass-system', serviceAccount: 'underpass' }).then(({ chainPem }) => callback(null, { cert_chain: [chainPem, ca.rootPem] })),
+  };
+  server.addService(IstioCertificateServiceService, answersForCaller);
+  const port = await new Promise<number>((resolve, reject) => server.bindAsync('127.0.0.1:0', ServerCredentials.createSsl(null, [{ cert_chain: Buffer.from(certificatePem), private_key: Buffer.from(privateKeyPem) }]), (error, bound) => (error ? reject(error) : resolve(bound))));
+  context.after(() => server.forceShutdown());
+  const { certificates } = await stage(context, { address: `127.0.0.1:${port}` });
+  certificates.want(new Set([WEB]));
+  await waitFor('the problem to be told', () => certificates.status().problem, { timeoutMs: 10_000, everyMs: 5 });
+  assert.match(certificates.status().problem!, /found one of URI:spiffe:\S+\/sa\/underpass, expected URI:spiffe:\S+\/sa\/web/);
+  assert.deepEqual([...certificates.secrets.keys()], ['ROOTCA']);
+});
+
+test('an account that is refused for long keeps nothing of the tries', async (context) => {
+  const clock = new ManualClock();
+  let signal: AbortSignal | undefined;
+  let tries = 0;
+  const certificates = new NodeCertificates({
+    ca: () => ({
+      description: 'none', rootPem: ca.rootPem, onRootChange: () => () => undefined, close: () => undefined,
+      issue: (_identity, gone) => {
+        signal = gone;
+        tries++;
+        return Promise.reject(new Error('refused'));
+      },
+    }),
+    onChange: () => undefined, logger: pino({ level: 'silent' }), rotation: { clock },
+  });
+  context.after(() => certificates.close());
+  certificates.want(new Set([WEB]));
+  for (let left = 20; left > 0; left--) {
+    await waitFor('the next try to be due', () => clock.nextMs !== undefined, { timeoutMs: 2_000, everyMs: 1 });
+    clock.advance(clock.nextMs!);
+  }
+  await waitFor('the last try to be over', () => clock.nextMs !== undefined, { timeoutMs: 2_000, everyMs: 1 });
+  assert.deepEqual([tries, getEventListeners(signal!, 'abort').length], [21, 1]);
 });
 
 test('other roots reach those who verify by them, without another certificate', async (context) => {

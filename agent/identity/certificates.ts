@@ -151,8 +151,13 @@ export class NodeCertificates implements Closable {
 
   #pause(ms: number, signal: AbortSignal): Promise<void> {
     return new Promise((resolve) => {
-      const cancel = this.#clock.after(ms, resolve);
-      signal.addEventListener('abort', () => (cancel(), resolve()), { once: true });
+      const done = (): void => {
+        cancel();
+        signal.removeEventListener('abort', done);
+        resolve();
+      };
+      const cancel = this.#clock.after(ms, done);
+      signal.addEventListener('abort', done, { once: true });
     });
   }
 

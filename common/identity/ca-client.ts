@@ -77,7 +77,7 @@ export class CaIdentitySource implements IdentitySource, Closable {
    * Tries until the CA answers.
    * @param impersonate as the option says, or another identity that a node's proxy asks for
    * @param signal nobody wants it any more: it is not asked for again
-   * @throws UnderpassError `UNDERPASS_CA_REFUSED` when it refuses, or when this was closed
+   * @throws UnderpassError `UNDERPASS_CA_REFUSED` when it refuses or answers for another identity, or when this was closed
    */
   async issue(impersonate = this.#options.impersonate, signal?: AbortSignal): Promise<IssuedCertificate> {
     const { ttlMs } = this.#options;
@@ -91,7 +91,7 @@ export class CaIdentitySource implements IdentitySource, Closable {
     for (;;) {
       signal?.throwIfAborted();
       try {
-        return this.#accept(await this.#call(request), privateKeyPem);
+        return this.#accept(await this.#call(request), privateKeyPem, impersonate);
       } catch (error) {
         const { code, details } = error as ServiceError;
         if (typeof code !== 'number' || this.#closed.signal.aborted) throw error;
@@ -103,11 +103,14 @@ export class CaIdentitySource implements IdentitySource, Closable {
     }
   }
 
-  #accept({ cert_chain: chain }: IstioCertificateResponse, privateKeyPem: string): IssuedCertificate {
+  /** A CA that knows nothing of impersonation answers with the caller's own identity, which is not a pod's to show. */
+  #accept({ cert_chain: chain }: IstioCertificateResponse, privateKeyPem: string, impersonate: WorkloadIdentity | undefined): IssuedCertificate {
     const [leaf, ...above] = chain;
     const rootPem = above.at(-1);
     if (!leaf || rootPem === undefined) throw new UnderpassError('UNDERPASS_CA_REFUSED', `asking ${this.#options.address} for a certificate: found ${chain.length} certificates, expected the leaf first and the root last`);
-    const { validFrom, validTo } = new X509Certificate(leaf);
+    const { validFrom, validTo, subjectAltName } = new X509Certificate(leaf);
+    const wanted = impersonate && `URI:${spiffeId(impersonate)}`;
+    if (wanted !== undefined && subjectAltName !== wanted) throw new UnderpassError('UNDERPASS_CA_REFUSED', `asking ${this.#options.address} for a certificate: found one of ${subjectAltName}, expected ${wanted}; does the CA let this account ask for its node's pods?`);
     if (!this.#subscribed) this.#setRoots(rootPem);
     return { chainPem: [leaf, ...above.slice(0, -1)].map((pem) => `${pem.trimEnd()}\n`).join(''), privateKeyPem, notBefore: new Date(validFrom), notAfter: new Date(validTo) };
   }
