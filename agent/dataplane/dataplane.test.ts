@@ -488,6 +488,21 @@ test('Dataplane: callers are told of mutual TLS when it can be had, and that it 
   await plane.stop();
 });
 
+test('Dataplane: mutual TLS that is over before its own label was seen is taken back all the same', async () => {
+  const world = new World();
+  const plane = await started(world, [pod(mode('node'))]);
+  const [none, own] = [new Set<string>(), new Set(['u1'])];
+  await settled(plane);
+  plane.setInbound({ wanted: own, ready: own, certified: own });
+  await settled(plane);
+  assert.deepEqual(world.labels, { [TLS_MODE]: 'istio' });
+  plane.setInbound({ wanted: none, ready: none, certified: none });
+  await settled(plane);
+  assert.deepEqual([world.labels, world.inbound.get('/pins/u1')], [{}, 'stopped']);
+  assert.equal(world.inboundAfterWithdrawal, 'active', 'callers have time to hear of it');
+  await plane.stop();
+});
+
 test('Dataplane: a pod that leaves says first that it takes no mutual TLS any more', async () => {
   const world = new World();
   const plane = await started(world, [pod(mode('node'))]);

@@ -22,6 +22,8 @@ export function saysMutualTls({ labels }: Pick<PodRecord, 'labels'>): boolean {
 export class MutualTlsLabel {
   /** When it was taken back, by the monotonic clock. */
   #withdrawnAt: number | undefined;
+  /** It was set here: what is known of the pod's labels may be older. */
+  #announced = false;
   #problem: string | undefined;
 
   constructor(readonly setLabels: SetPodLabels | undefined, readonly logger: Logger, readonly callersHearMs: number) {}
@@ -31,15 +33,17 @@ export class MutualTlsLabel {
     if (!this.setLabels || (saysMutualTls(pod) && this.#withdrawnAt === undefined)) return undefined;
     if (!(await this.#set(pod, TLS_MODE_ISTIO))) return RETRY_MS;
     this.#withdrawnAt = undefined;
+    this.#announced = true;
     return undefined;
   }
 
   /** @returns how many milliseconds callers may still come with mutual TLS; undefined when they do not */
   async withdraw(pod: PodRecord): Promise<number | undefined> {
-    if (!this.setLabels || (this.#withdrawnAt === undefined && !saysMutualTls(pod))) return undefined;
+    if (!this.setLabels || (this.#withdrawnAt === undefined && !this.#announced && !saysMutualTls(pod))) return undefined;
     if (this.#withdrawnAt === undefined) {
       if (!(await this.#set(pod, null))) return RETRY_MS;
       this.#withdrawnAt = performance.now();
+      this.#announced = false;
     }
     const leftMs = this.#withdrawnAt + this.callersHearMs - performance.now();
     if (leftMs > 0) return leftMs;
