@@ -15,7 +15,7 @@ import { canonical } from '../xds/resource-type.js';
 import type { EnvoyExtensions } from './extensions.js';
 import { foldAssignment } from './fold-endpoints.js';
 import { withFiles } from './fold-file-secrets.js';
-import { meshSockets, usesIdentity } from './fold-identity.js';
+import { meshSockets, refuseNamedIdentity, usesIdentity } from './fold-identity.js';
 import { keepExtension } from './stock.js';
 
 /** Filter state that `local_address_selectors.filter_state_override` reads. */
@@ -37,6 +37,7 @@ export function isFoldedCluster(name: string): boolean {
 export function foldCluster(source: Cluster, extensions: EnvoyExtensions, identity?: string): Cluster {
   const cluster = canonical(source) as Cluster;
   cluster.filters = cluster.filters.filter((filter) => keepExtension(extensions, 'filters', filter.name, filter.typed_config));
+  for (const socket of [cluster.transport_socket, ...cluster.transport_socket_matches.map((match) => match.transport_socket)]) refuseNamedIdentity(socket);
   const sockets = identity === undefined ? [] : meshSockets(cluster, identity);
   cluster.transport_socket = originatedTls(cluster);
   cluster.transport_socket_matches = sockets;

@@ -11,9 +11,11 @@ import { RawBuffer } from '../../proto/generated/envoy/extensions/transport_sock
 import { SdsSecretConfig } from '../../proto/generated/envoy/extensions/transport_sockets/tls/v3/secret.js';
 import { DownstreamTlsContext, UpstreamTlsContext, type CommonTlsContext } from '../../proto/generated/envoy/extensions/transport_sockets/tls/v3/tls.js';
 import { WORKLOAD_SECRET } from '../../common/identity/secret-streams.js';
+import { parseSpiffeId } from '../../common/identity/spiffe.js';
 import { pack, unpack } from '../../common/xds/any.js';
 import { mapEndpoints, SOCKET_MATCH } from './fold-endpoints.js';
 import { needsSecrets, withFiles } from './fold-file-secrets.js';
+import { FoldError } from './stock.js';
 
 /** Envoy takes no other clusters in while one waits for its certificate; after this its connections fail until it is there. */
 const FETCH_TIMEOUT_SECONDS = 2n;
@@ -25,6 +27,19 @@ export const RAW_BUFFER: TransportSocket = { name: 'envoy.transport_sockets.raw_
 /** Whether a TLS socket shows the workload's own certificate. */
 export function usesIdentity(common: CommonTlsContext | undefined): boolean {
   return common?.tls_certificate_sds_secret_configs.some(({ name }) => name === WORKLOAD_SECRET) ?? false;
+}
+
+/**
+ * Certificates are given out by SPIFFE id, and to whoever asks for one on Envoy's stream: what somebody wrote in an
+ * EnvoyFilter must not be that question.
+ * @throws FoldError when a socket names an account's certificate itself
+ */
+export function refuseNamedIdentity(socket: TransportSocket | undefined): void {
+  const config = socket?.config_type?.value;
+  const common = (unpack(UpstreamTlsContext, config) ?? unpack(DownstreamTlsContext, config))?.common_tls_context;
+  // Of a socket around another one it can't be told what an id in it is for.
+  const isNamed = common ? common.tls_certificate_sds_secret_configs.some(({ name }) => parseSpiffeId(name)) : config && Buffer.from(config.value).includes('spiffe://');
+  if (isNamed) throw new FoldError(`transport_socket "${socket!.name}": a certificate is not to be asked for by its SPIFFE id; expected "${WORKLOAD_SECRET}", the workload's own`);
 }
 
 /** The cluster's sockets of the mesh's mutual TLS, with this account's certificate; none if it has none. */

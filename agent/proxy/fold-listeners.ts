@@ -16,6 +16,7 @@ import { canonical } from '../xds/resource-type.js';
 import { deadEnds, narrowed } from './chain-match.js';
 import type { EnvoyExtensions } from './extensions.js';
 import { renameCallouts, renameManagerCallouts } from './fold-callouts.js';
+import { refuseNamedIdentity } from './fold-identity.js';
 import { foldRoutes, mirrorClusterName, renameClusters, type Rename } from './fold-routes.js';
 import { DIRECT_PORTS, inspectionChain, inspectionName, inspectionOf, type InspectionKind } from './inspection.js';
 import { FoldError, keepExtension, stockFactory } from './stock.js';
@@ -113,6 +114,7 @@ export function foldListener(listener: Listener, extensions: EnvoyExtensions, ha
 
 export function foldChain(source: FilterChain, extensions: EnvoyExtensions): FilterChain {
   const chain = canonical(source) as FilterChain;
+  refuseNamedIdentity(chain.transport_socket);
   chain.filters = chain.filters.map((filter) => foldFilter(filter, extensions)).filter((filter) => filter !== undefined);
   return chain;
 }

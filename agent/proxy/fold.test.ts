@@ -4,7 +4,7 @@ import { Cluster, type Cluster_TransportSocketMatch } from '../../proto/generate
 import { ClusterLoadAssignment } from '../../proto/generated/envoy/config/endpoint/v3/endpoint.js';
 import type { Address, SocketAddress } from '../../proto/generated/envoy/config/core/v3/address.js';
 import type { TransportSocket } from '../../proto/generated/envoy/config/core/v3/base.js';
-import { UpstreamTlsContext } from '../../proto/generated/envoy/extensions/transport_sockets/tls/v3/tls.js';
+import { DownstreamTlsContext, UpstreamTlsContext } from '../../proto/generated/envoy/extensions/transport_sockets/tls/v3/tls.js';
 import { Listener } from '../../proto/generated/envoy/config/listener/v3/listener.js';
 import { RouteConfiguration } from '../../proto/generated/envoy/config/route/v3/route.js';
 import { HttpConnectionManager } from '../../proto/generated/envoy/extensions/filters/network/http_connection_manager/v3/http_connection_manager.js';
@@ -305,6 +305,28 @@ describe('Folder: several classes', () => {
     assert.deepEqual(decode(Cluster, mutual.snapshot.get(CDS, ALICE)?.any).transport_socket_matches.map(({ name, match }) => [name, match]), [['direct', { underpass: 'direct' }], ['tlsMode-istio', {}]]);
     const plain = folded(edsCluster(WEB));
     assert.deepEqual([...plain.snapshot.entries(CDS).keys()].filter((name) => name.startsWith(WEB)), [WEB]);
+  });
+
+  it('gives nobody another account\'s certificate, whatever an EnvoyFilter asks for', () => {
+    const common_tls_context = { tls_certificate_sds_secret_configs: [{ name: 'spiffe://cluster.local/ns/shop/sa/bob', sds_config: { config_source_specifier: { $case: 'ads' as const, value: {} } } }] };
+    const upstream: TransportSocket = { name: 'envoy.transport_sockets.tls', config_type: { $case: 'typed_config', value: pack(UpstreamTlsContext, UpstreamTlsContext.fromPartial({ common_tls_context })) } };
+    const downstream: TransportSocket = { name: 'envoy.transport_sockets.tls', config_type: { $case: 'typed_config', value: pack(DownstreamTlsContext, DownstreamTlsContext.fromPartial({ common_tls_context })) } };
+    const wrapped: TransportSocket = { name: 'envoy.transport_sockets.starttls', config_type: { $case: 'typed_config', value: { type_url: 'type.googleapis.com/envoy.extensions.transport_sockets.starttls.v3.StartTlsConfig', value: Buffer.from(DownstreamTlsContext.encode(DownstreamTlsContext.fromPartial({ common_tls_context })).finish()) } } };
+    const listener = (transport_socket: TransportSocket): Any => {
+      const own = Listener.decode(tcpListener('10.96.0.7', 5432, WEB).value);
+      return pack(Listener, { ...own, filter_chains: own.filter_chains.map((chain) => ({ ...chain, transport_socket })) });
+    };
+    const states = [
+      basic({ [`cds ${WEB}`]: pack(Cluster, { ...Cluster.decode(edsCluster(WEB).value), transport_socket: upstream }) }),
+      basic({ [`cds ${WEB}`]: pack(Cluster, { ...Cluster.decode(edsCluster(WEB).value), transport_socket_matches: [{ name: 'x', match: {}, transport_socket: upstream }] }) }),
+      basic({ 'lds 10.96.0.7_5432': listener(downstream) }),
+      basic({ 'lds 10.96.0.7_5432': listener(wrapped) }),
+    ];
+    for (const state of states) {
+      const { snapshot, problems } = new Folder(extensions).fold([{ key: 'c1', state, identity: 'spiffe://cluster.local/ns/shop/sa/alice' }], [pod]);
+      assert.match(problems.map(({ message }) => message).join(), /not to be asked for by its SPIFFE id/);
+      for (const { name, any } of [CDS, LDS].flatMap((type) => [...snapshot.entries(type).values()])) assert.ok(!Buffer.from(any.value).includes('sa/bob'), name);
+    }
   });
 
   it('never gives a name that one account\'s requests may still be sent to over to another account', () => {
