@@ -45,7 +45,8 @@ export class LeaderElection implements Closable {
   #term: AbortController | undefined;
   /** The newest version that was seen, and when it was first seen. */
   #seen: { version: string; at: number } = { version: '', at: 0 };
-  #renewedAt = 0;
+  /** Ends the term that is not renewed in time, whatever a request to the API server waits for meanwhile. */
+  #expiry: NodeJS.Timeout | undefined;
   #saidProblem = '';
   #running: Promise<void> | undefined;
 
@@ -68,8 +69,7 @@ export class LeaderElection implements Closable {
       try {
         const at = performance.now();
         if (await this.#try()) {
-          this.#renewedAt = at;
-          this.#begin();
+          this.#begin(this.#times.renewMs - (performance.now() - at));
         } else {
           this.#end('another pilot holds the lease');
         }
@@ -78,7 +78,6 @@ export class LeaderElection implements Closable {
         if (signal.aborted) return;
         this.#say(errorMessage(error));
       }
-      if (this.#term && performance.now() - this.#renewedAt > this.#times.renewMs) this.#end('the lease could not be renewed');
       await sleep(this.#times.retryMs, signal).catch(() => undefined);
     }
   }
@@ -115,7 +114,10 @@ export class LeaderElection implements Closable {
     }
   }
 
-  #begin(): void {
+  /** Begins a term, or goes on with it. @param forMs from now on, unless it is renewed */
+  #begin(forMs: number): void {
+    clearTimeout(this.#expiry);
+    this.#expiry = setTimeout(() => this.#end('the lease could not be renewed'), forMs);
     if (this.#term) return;
     this.#term = new AbortController();
     this.#options.logger.info({ lease: this.#options.name, identity: this.#options.identity }, 'this pilot writes to the cluster from now on');
@@ -123,6 +125,7 @@ export class LeaderElection implements Closable {
   }
 
   #end(reason: string): void {
+    clearTimeout(this.#expiry);
     if (!this.#term) return;
     this.#term.abort();
     this.#term = undefined;
@@ -139,6 +142,7 @@ export class LeaderElection implements Closable {
   async close(): Promise<void> {
     this.#stop.abort();
     await this.#running;
+    clearTimeout(this.#expiry);
     if (!this.#term) return;
     this.#term.abort();
     this.#term = undefined;
