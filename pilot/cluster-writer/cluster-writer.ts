@@ -4,9 +4,9 @@
  */
 import { randomUUID } from 'node:crypto';
 import { hostname } from 'node:os';
-import { resourceOf, type KubeClient } from '../../common/kube/client.js';
+import { isRefusal, resourceOf, type KubeClient } from '../../common/kube/client.js';
 import { reflect, type Following } from '../../common/kube/reflector.js';
-import { objectKey } from '../../common/kube/types.js';
+import { objectKey, type KubeObject } from '../../common/kube/types.js';
 import type { LoadedObject } from '../../common/kube/yaml.js';
 import type { Closable } from '../../common/lifecycle.js';
 import type { Logger } from '../../common/log.js';
@@ -132,10 +132,25 @@ export class ClusterWriter implements Closable {
       if (objects.some(({ metadata }) => metadata.ownerReferences?.some(({ uid }) => uid === undefined))) return;
       const text = JSON.stringify(objects);
       if (this.#provisioned.get(owner)?.text === text) return;
-      for (const object of objects) await client.apply(resourceOf(object.apiVersion, object.kind), object, { signal });
+      for (const object of objects) if (await this.#mayWrite(owner, object, signal)) await client.apply(resourceOf(object.apiVersion, object.kind), object, { signal });
       this.#provisioned.set(owner, { text, keys: new Set(objects.map(objectKey)) });
       logger.info({ gateway: owner, objects: objects.map(({ kind, metadata }) => `${kind} ${metadata.name}`) }, 'a gateway is brought up');
     });
+  }
+
+  /** Whether it is not there, or this Gateway's already: a Gateway may be given any name, and what others made is not to become its own. */
+  async #mayWrite(owner: string, object: KubeObject, signal: AbortSignal): Promise<boolean> {
+    const { client, logger } = this.#options;
+    const { kind, apiVersion, metadata: { namespace, name, ownerReferences } } = object;
+    try {
+      const present = await client.get(resourceOf(apiVersion, kind), { namespace, name }, signal);
+      if (present.metadata.ownerReferences?.some(({ uid }) => ownerReferences?.some((wanted) => wanted.uid === uid))) return true;
+    } catch (error) {
+      if (isRefusal(error, 404)) return true;
+      throw error;
+    }
+    logger.warn({ gateway: owner, kind, name }, 'left alone what is there under the name of a part of the gateway, since it is not of this Gateway');
+    return false;
   }
 
   async close(): Promise<void> {

@@ -112,6 +112,19 @@ test('a Gateway brings up its ServiceAccount, Deployment and Service, owned by i
   }
 });
 
+test("what somebody else made under a name that a Gateway's proxy would have is left as it is, and its other parts come", async () => {
+  const place = { namespace: 'shop', name: 'theirs' };
+  await cluster.apply('apiVersion: v1\nkind: Service\nmetadata: {name: theirs, namespace: shop}\nspec: {selector: {app: theirs}, ports: [{name: http, port: 8080}]}\n');
+  await cluster.apply(GATEWAY.replace('name: web, namespace: shop', "name: greedy, namespace: shop, annotations: {gateway.istio.io/name-override: theirs}"));
+  await waitFor('the Deployment', () => cluster.get('apps/v1', 'Deployment', place), WAIT);
+  await waitFor('the words', () => kube.log.some((line) => line.includes('left alone what is there')), WAIT);
+  const service = await cluster.get<Service>('v1', 'Service', place);
+  assert.deepEqual([service?.spec.selector, service?.spec.ports?.map(({ port }) => port), service?.metadata.ownerReferences], [{ app: 'theirs' }, [8080], undefined]);
+  await cluster.delete(GATEWAY_API, 'Gateway', { namespace: 'shop', name: 'greedy' });
+  // No garbage collector runs here.
+  for (const [apiVersion, kind] of [['apps/v1', 'Deployment'], ['v1', 'ServiceAccount'], ['v1', 'Service']] as const) await cluster.delete(apiVersion, kind, place);
+});
+
 test("status of the Gateway API: class, Gateway with the load balancer's address, listeners, attached routes; a later change moves only what it changes", async () => {
   const gatewayConditions = async (): Promise<string | undefined> => conditionsOf((await gateway())?.status?.conditions)['Programmed'];
   await waitFor('no address yet', async () => (await gatewayConditions()) === 'False AddressNotAssigned', WAIT);
