@@ -14,3 +14,11 @@ test('ResourceLists: the same resources are one list, others and another order a
   assert.deepEqual(lists.intern([a, b, again]).resources, [again, b]);
   assert.deepEqual([...list.versions], [['a', '1'], ['b', '1']]);
 });
+
+test('ResourceLists: of lists without end the newest are kept', () => {
+  const lists = new ResourceLists();
+  const resources = Array.from({ length: 1_000 }, (_, index) => resource(`r${index}`, '1'));
+  const made = resources.map((one) => lists.intern([one]));
+  assert.equal(lists.intern([resources.at(-1)!]), made.at(-1));
+  assert.notEqual(lists.intern([resources[0]!]), made[0]);
+});

@@ -19,6 +19,9 @@ export interface Whole {
   own: readonly Resource[];
 }
 
+/** Clients may ask for as many different lists as they like: of these the newest are compared with. */
+const MAX_KNOWN = 64;
+
 /** Lists that hold the same resources become one, whoever made them. */
 export class ResourceLists {
   readonly #known: ResourceList[] = [];
@@ -27,8 +30,11 @@ export class ResourceLists {
   intern(made: readonly Resource[]): ResourceList {
     const resources = [...new Map(made.map((resource) => [resource.name, resource])).values()];
     const same = (list: ResourceList): boolean => list.resources.length === resources.length && list.resources.every((resource, index) => resource === resources[index]);
-    let list = this.#known.find(same);
-    if (!list) this.#known.push((list = new ResourceList(resources)));
+    const known = this.#known.find(same);
+    if (known) return known;
+    const list = new ResourceList(resources);
+    this.#known.push(list);
+    if (this.#known.length > MAX_KNOWN) this.#known.shift();
     return list;
   }
 }
