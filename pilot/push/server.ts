@@ -96,7 +96,7 @@ export class AdsServer {
         if (!identify) return begin(anonymous(call));
         void identify(call).then((identity) => {
           if (!identity) call.emit('error', { code: GrpcStatus.UNAUTHENTICATED, details: 'authentication failed' });
-          else if (!call.cancelled) begin({ local: false, identity });
+          else begin({ local: false, identity });
         });
       };
       server.addService(service, {

@@ -10,6 +10,7 @@ import { checkNames, DEFAULT_LIMITS, StreamGuard, StreamRefusal, type StreamLimi
 
 class Call extends EventEmitter {
   ended = false;
+  cancelled = false;
   error: { code: GrpcStatus; details: string } | undefined;
   constructor(readonly peer = '10.0.0.1:1234') {
     super();
@@ -61,6 +62,15 @@ test('a peer has so many streams, by its address or by who it is; one that ends 
   assert.equal(open(new Call('10.0.0.1:7')), false, 'a stream that ended is not counted off twice');
   for (let count = 0; count < 5; count++) assert.ok(open(new Call('unknown'), { identity: undefined, local: true }));
   assert.deepEqual(await refused(), { streams: 3 });
+});
+
+test('a stream that was cancelled before it is admitted does not begin, and takes no room', async () => {
+  const { guard: streams, refused } = guard({ streamsPerPeer: 1 });
+  const gone = new Call();
+  gone.cancelled = true;
+  assert.equal(streams.admit(gone, nobody), false);
+  assert.ok(streams.admit(new Call(), nobody));
+  assert.deepEqual(await refused(), {});
 });
 
 test('a stream ends without an error when it is old, a tenth sooner or later, and at once when its credentials expire', () => {

@@ -49,6 +49,7 @@ export interface Caller {
 
 /** A server's side of a stream, as far as it is needed here. */
 export interface GuardedCall {
+  readonly cancelled: boolean;
   getPeer(): string;
   end(): void;
   emit(event: 'error', error: object): boolean;
@@ -77,6 +78,8 @@ export class StreamGuard {
 
   /** Watches over a stream from here to its end. @returns whether it may begin; when not, it has been ended */
   admit(call: GuardedCall, caller: Caller): boolean {
+    // One that went while its caller was being recognized has told of its end already: it would be counted for ever.
+    if (call.cancelled) return false;
     const { limits, clock } = this.#options;
     const peer = peerOf(call, caller);
     const count = this.#open.get(peer) ?? 0;
