@@ -87,3 +87,23 @@ test('over the network debug pages are for proven callers of the root namespace;
     rmSync(folder, { recursive: true, force: true });
   }
 });
+
+test('redacted: headers that carry credentials in what requests are matched by, and in what the Gateway API sets', () => {
+  const MATCHES = `apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: v, namespace: shop}\nspec: {hosts: [web.shop.svc.cluster.local], http: [{match: [{headers: {x-api-key: {exact: ${SECRET}}, x-shown: {exact: shown}}, withoutHeaders: {authorization: {prefix: ${SECRET}}}}], route: [{destination: {host: web.shop.svc.cluster.local}}]}]}\n---\n`;
+  const POLICY = `apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p, namespace: shop}\nspec: {rules: [{when: [{key: "request.headers[x-api-key]", values: [${SECRET}]}, {key: "request.headers[x]", values: [shown]}]}]}\n---\n`;
+  const ROUTE = `apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: r, namespace: shop}\nspec: {rules: [{matches: [{headers: [{name: X-Api-Key, value: ${SECRET}}, {name: x, value: shown}]}], filters: [{type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: Authorization, value: ${SECRET}}]}}]}]}\n`;
+  const { objects } = parseYaml(MATCHES + POLICY + ROUTE, 'x');
+  assert.equal(objects.length, 3);
+  for (const { object } of objects) {
+    const shown = redactedObject(object);
+    isHidden(shown);
+    assert.match(JSON.stringify(shown), /"shown"/);
+    assert.match(JSON.stringify(shown), /x-api-key/i);
+  }
+  const { body } = testMesh(MATCHES + WORLD).generators.get(TYPE.route)!.one(client, '80')!;
+  assert.ok(Buffer.from(body.value).toString('latin1').includes(SECRET), 'what this is about');
+  const shown = redactedResource(body.type_url, body.value);
+  isHidden(shown);
+  assert.match(JSON.stringify(shown), /"name":"x-api-key".*"exact":"\[redacted\]"/);
+  assert.match(JSON.stringify(shown), /"exact":"shown"/);
+});

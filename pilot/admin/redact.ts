@@ -18,6 +18,10 @@ const ALSO_SENSITIVE: ReadonlySet<string> = new Set([
   'envoy.config.core.v3.GrpcService.GoogleGrpc.CallCredentials.ServiceAccountJWTAccessCredentials.json_key',
 ]);
 const SECRET_HEADER = /^(proxy-)?authorization$|^(set-)?cookie$|(api-?key|token|secret|password)$/i;
+/** Messages about a header, with the field that has its name. */
+const HEADER_NAMES: Readonly<Record<string, string>> = { 'envoy.config.core.v3.HeaderValue': 'key', 'envoy.config.route.v3.HeaderMatcher': 'name' };
+/** In conditions of an AuthorizationPolicy. */
+const HEADER_CONDITION = /^request\.headers\[(.*)\]$/;
 /** In a plugin's own configuration nothing is known but the names of keys. */
 const SECRET_KEY = /(password|passwd|secret|token|key)$/i;
 /** kubectl writes the whole object there once more. */
@@ -38,8 +42,9 @@ function redact(message: ReflectMessage): void {
   if (typeName === 'google.protobuf.Any') return redactAny(message.message as Any);
   // Free form, and nothing that Envoy reads a credential from.
   if (/^google\.protobuf\.(Struct|Value|ListValue)$/.test(typeName)) return;
-  if (typeName === 'envoy.config.core.v3.HeaderValue' && SECRET_HEADER.test((message.message as unknown as { key: string }).key)) {
-    for (const field of message.fields) if (field.name !== 'key' && message.isSet(field)) conceal(message, field);
+  const named = HEADER_NAMES[typeName];
+  if (named !== undefined && SECRET_HEADER.test((message.message as unknown as Record<string, string>)[named]!)) {
+    for (const field of message.fields) if (field.name !== named && message.isSet(field)) conceal(message, field);
     return;
   }
   for (const field of message.fields) {
@@ -110,10 +115,26 @@ export function redactedObject(object: KubeObject & { spec?: unknown }): unknown
     if (key === LAST_APPLIED) return undefined;
     if (key === 'pluginConfig') return redactedKeys(value, SECRET_KEY);
     if ((key === 'set' || key === 'add') && isRecord(value)) return redactedKeys(value, SECRET_HEADER);
+    // By name, matches of VirtualServices; in lists, those of the Gateway API and what it sets, and conditions.
+    if (HEADER_MATCHES.has(key) && isRecord(value)) return Object.fromEntries(Object.entries(value).map(([name, match]) => [name, SECRET_HEADER.test(name) ? allRedacted(match) : match]));
+    if (isRecord(value) && isSecretHeader(value)) return Object.fromEntries(Object.entries(value).map(([name, item]) => [name, HEADER_VALUES.has(name) ? allRedacted(item) : item]));
     if (key === 'env' && Array.isArray(value)) return value.map((entry: unknown) => (isRecord(entry) && 'value' in entry ? { ...entry, value: REDACTED } : entry));
     return value;
   });
   return JSON.parse(text);
+}
+
+const HEADER_MATCHES: ReadonlySet<string> = new Set(['headers', 'withoutHeaders']);
+const HEADER_VALUES: ReadonlySet<string> = new Set(['value', 'values', 'notValues']);
+
+function isSecretHeader({ name, key }: Record<string, unknown>): boolean {
+  const header = typeof key === 'string' ? HEADER_CONDITION.exec(key)?.[1] : name;
+  return typeof header === 'string' && SECRET_HEADER.test(header);
+}
+
+function allRedacted(value: unknown): unknown {
+  if (Array.isArray(value)) return value.map(allRedacted);
+  return isRecord(value) ? Object.fromEntries(Object.entries(value).map(([key, item]) => [key, allRedacted(item)])) : REDACTED;
 }
 
 function redactedPatches(spec: Patches | undefined): unknown {
