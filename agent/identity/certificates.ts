@@ -87,6 +87,7 @@ export class NodeCertificates implements Closable {
       this.#accounts.delete(id);
       account.gone.abort();
       account.rotation.close();
+      if (account.problem === this.#problem) this.#problem = undefined;
     }
     for (const id of ids) {
       const identity = parseSpiffeId(id);
@@ -121,8 +122,9 @@ export class NodeCertificates implements Closable {
     };
     const failed = (error: unknown): void => {
       if (account.gone.signal.aborted) return;
+      const before = account.problem;
       account.problem = errorMessage(error);
-      this.#failed(account.problem);
+      this.#failed(account.problem, before, { identity: id });
     };
     const rotation = new CertificateRotation({ ...this.#options.rotation, issue, onRenewed: take, onError: failed });
     const account: Account = { rotation, gone: new AbortController(), secret: undefined, notAfter: undefined, problem: undefined };
@@ -139,8 +141,9 @@ export class NodeCertificates implements Closable {
     }
   }
 
-  #failed(problem: string): void {
-    if (this.#problem !== problem) this.#options.logger.warn({ ca: this.#ca.description, reason: problem }, 'no certificate from the CA; those that are there stay in use');
+  /** Said once of each account, and once of the CA as a whole. */
+  #failed(problem: string, before = this.#problem, about: { identity?: string } = {}): void {
+    if (before !== problem) this.#options.logger.warn({ ca: this.#ca.description, ...about, reason: problem }, 'no certificate from the CA; those that are there stay in use');
     this.#problem = problem;
   }
 
