@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { Option, type Command } from 'commander';
 import { wholeNumber } from '../common/arguments.js';
 import { Agent, CALLERS_HEAR_MS, DEFAULT_INSTANCE, LabSource, cleanup, instancePaths, realCleanupParts, realParts, saysMutualTls, type NodeCaFactory } from '../agent/index.js';
-import { UnderpassError } from '../common/errors.js';
+import { UnderpassError, errorMessage } from '../common/errors.js';
 import type { CertificateAuthority } from '../common/identity/ca.js';
 import { TLS_MODE_LABEL } from '../common/identity/tls-mode.js';
 import { LabClient, labSocket, type LabInfo } from '../common/lab-api.js';
@@ -50,6 +50,8 @@ export function addAgentOptions(command: Command): Command {
     .option('--cleanup-on-exit', 'do that when the agent ends, instead of leaving Envoy and the kernel at work');
 }
 
+const LAB_TIMEOUT_MS = 5_000;
+
 export interface Lab {
   socketPath: string;
   /** Absent while the lab does not answer. */
@@ -60,7 +62,7 @@ export interface Lab {
 export async function findLab(options: AgentCliOptions): Promise<Lab> {
   const socketPath = options.labSocket ?? labSocket(options.lab, options.runDir);
   try {
-    return { socketPath, info: await new LabClient(socketPath).info(AbortSignal.timeout(5_000)), problem: undefined };
+    return { socketPath, info: await new LabClient(socketPath).info(AbortSignal.timeout(LAB_TIMEOUT_MS)), problem: undefined };
   } catch (problem) {
     return { socketPath, info: undefined, problem };
   }
@@ -83,12 +85,18 @@ export async function cleanInstance(options: AgentCliOptions): Promise<void> {
   await cleanup({ runDir: options.runDir, bpffsDir: options.bpffs, instance: options.instance, ...withdrawMutualTls, logger: logger('agent.cleanup') }, realCleanupParts);
 }
 
-/** Of pods that will not take mutual TLS any more; those of a lab that is gone went with it. */
-async function withdrawLabels(labSocket: string, uids: ReadonlySet<string>): Promise<void> {
+/**
+ * Of pods that will not take mutual TLS any more; those of a lab that is gone went with it. One that can't be told of leaves
+ * the others their time.
+ */
+export async function withdrawLabels(labSocket: string, uids: ReadonlySet<string>): Promise<void> {
   const lab = new LabClient(labSocket);
-  const pods = (await lab.pods().catch(() => [])).filter((pod) => uids.has(pod.uid) && saysMutualTls(pod));
-  for (const { namespace, name } of pods) await lab.label({ kind: 'Pod', namespace, name, labels: { [TLS_MODE_LABEL]: null } });
-  if (pods.length > 0) await sleep(CALLERS_HEAR_MS);
+  const pods = (await lab.pods(undefined, AbortSignal.timeout(LAB_TIMEOUT_MS)).catch(() => [])).filter((pod) => uids.has(pod.uid) && saysMutualTls(pod));
+  if (pods.length === 0) return;
+  const outcomes = await Promise.allSettled(pods.map(({ namespace, name }) => lab.label({ kind: 'Pod', namespace, name, labels: { [TLS_MODE_LABEL]: null } }, AbortSignal.timeout(LAB_TIMEOUT_MS))));
+  await sleep(CALLERS_HEAR_MS);
+  const problems = outcomes.flatMap((outcome) => (outcome.status === 'rejected' ? errorMessage(outcome.reason) : []));
+  if (problems.length > 0) throw new Error([...new Set(problems)].join('; '));
 }
 
 export interface RunOptions {
@@ -152,7 +160,7 @@ export async function labCa({ socketPath, info }: Lab): Promise<CertificateAutho
   if (!info) return undefined;
   // Certificates are for those who sign: `ps` and the like do without.
   const { CertificateAuthority: authority } = await import('../common/identity/ca.js');
-  return authority.from(await new LabClient(socketPath).ca(AbortSignal.timeout(5_000)), `lab ${socketPath}`);
+  return authority.from(await new LabClient(socketPath).ca(AbortSignal.timeout(LAB_TIMEOUT_MS)), `lab ${socketPath}`);
 }
 
 /** A CA of this very process. */
