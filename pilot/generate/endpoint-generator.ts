@@ -10,6 +10,9 @@ import { parseClusterName, type ClusterKey } from './names.js';
 import { ResourceLists, type Whole } from './resource-list.js';
 import { TYPE, type Resource } from './resource.js';
 
+/** Names are clients' own choice: beyond so many it is looked who still watches them. */
+const MAX_UNWATCHED = 100_000;
+
 /** A cluster's name that somebody asked for. */
 interface Known {
   cluster: ClusterKey | undefined;
@@ -37,13 +40,17 @@ class Place {
 export class EndpointGenerator implements Generator {
   readonly typeUrl = TYPE.endpoint;
   readonly wildcard = false;
-  /** Every name that was ever asked for. */
+  /** Every name that was asked for, and perhaps is no more. */
   readonly #known = new Map<string, Known>();
+  /** With more than that they are looked through. */
+  #mostKnown: number;
   readonly #namesByHost = new Map<string, Set<string>>();
   /** By the names that they are of; undefined: they depend on more of the client than what it sees. */
   #wholes = new WeakMap<Scope['view'], WeakMap<SharedNames, Whole | undefined>>();
   #lists = new ResourceLists();
-  constructor(readonly model: Model) {}
+  constructor(readonly model: Model, readonly maxUnwatched = MAX_UNWATCHED) {
+    this.#mostKnown = maxUnwatched;
+  }
 
   all(): Resource[] {
     return [];
@@ -102,6 +109,21 @@ export class EndpointGenerator implements Generator {
     const found: string[] = [];
     for (const host of this.#touchedHosts(change)) for (const name of this.#namesByHost.get(host) ?? []) if (names.has(name)) found.push(name);
     return found;
+  }
+
+  forget(watched: () => Iterable<Names>): void {
+    if (this.#known.size <= this.#mostKnown) return;
+    const wanted = new Set<string>();
+    for (const names of watched()) for (const name of names) wanted.add(name);
+    for (const [name, { cluster }] of this.#known) {
+      if (wanted.has(name)) continue;
+      this.#known.delete(name);
+      const host = cluster?.host ?? '';
+      const names = this.#namesByHost.get(host);
+      names?.delete(name);
+      if (names?.size === 0) this.#namesByHost.delete(host);
+    }
+    this.#mostKnown = 2 * this.#known.size + this.maxUnwatched;
   }
 
   invalidate(change: ChangeSet): void {

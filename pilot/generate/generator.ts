@@ -45,6 +45,8 @@ export interface Generator {
   affected(proxy: Proxy, change: ChangeSet, names: Names): 'all' | Iterable<string>;
   /** Makes what is kept about one service, so that a client's request finds it. @returns it */
   prepare?(proxy: Proxy, service: MeshService): readonly Resource[];
+  /** Streams are gone: forgets what is kept for names that nobody watches any more, if it is much. @param watched told only then, each set of names once */
+  forget?(watched: () => Iterable<Names>): void;
   /** Forgets what `change` has made stale. Called once a change, before anything is generated from it. */
   invalidate(change: ChangeSet): void;
 }

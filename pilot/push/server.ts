@@ -7,7 +7,7 @@ import { UnderpassError, errorCode, errorMessage } from '../../common/errors.js'
 import type { Logger } from '../../common/log.js';
 import { VERSION } from '../../common/version.js';
 import { AggregatedDiscoveryServiceService } from '../../proto/generated/envoy/service/discovery/v3/ads.js';
-import type { Generators } from '../generate/generator.js';
+import type { Generators, Names } from '../generate/generator.js';
 import type { ChangeSet } from '../model/changes.js';
 import type { Proxy } from '../model/proxy.js';
 import { status as GrpcStatus } from '@grpc/grpc-js';
@@ -87,6 +87,7 @@ export class AdsServer {
       this.#connections.delete(connection);
       metrics.connections.set({ version: VERSION }, this.#connections.size);
       this.#queue.remove(connection);
+      for (const typeUrl of connection.watches.keys()) generators.get(typeUrl)?.forget?.(() => this.#watched(typeUrl));
     };
     this.#serveOn = (server, identify) => {
       const open = <C extends AnyConnection>(call: C['call'], make: (caller: Caller) => C): void => {
@@ -168,6 +169,16 @@ export class AdsServer {
   watchedNames(id: string, typeUrl: string): Iterable<string> {
     const connection = [...this.#connections].find(({ proxy }) => proxy?.id === id);
     return connection?.watches.get(typeUrl)?.names ?? [];
+  }
+
+  #watched(typeUrl: string): Iterable<Names> {
+    // Thousands of streams watch the same names, which are held once.
+    const shared = new Map<unknown, Names>();
+    for (const { watches } of this.#connections) {
+      const names = watches.get(typeUrl)?.names;
+      if (names) shared.set(names.shared ?? names, names);
+    }
+    return shared.values();
   }
 
   async close(): Promise<void> {
