@@ -90,6 +90,8 @@ interface PolicyOptions {
 
 const policy = (name: string, spec: string, { kind = 'AuthorizationPolicy', namespace = '' }: PolicyOptions = {}): string =>
   `apiVersion: security.istio.io/v1\nkind: ${kind}\nmetadata: {name: ${name}${namespace ? `, namespace: ${namespace}` : ''}}\nspec: ${spec}\n`;
+/** For clients with an Envoy of their own, whose pools would keep connections on which older policies are in force. */
+const oneRequestEach = 'apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: one-request-each}\nspec: {host: web, trafficPolicy: {connectionPool: {http: {maxRequestsPerConnection: 1}}}}\n';
 const peers = (spec: string, more: PolicyOptions & { name?: string } = {}): string => policy(more.name ?? 'default', spec, { kind: 'PeerAuthentication', ...more });
 
 /** Stands for the Envoy of all pods in mode `node`. */
@@ -347,7 +349,7 @@ function policiesHold(mode: Mode): void {
 
   for (const provider of ['by-http', 'by-grpc']) {
     test(`AuthorizationPolicy CUSTOM: what it matches is decided ${provider.replace('-', ' ')}, before DENY and ALLOW, whatever the client's mode (${mode})`, async () => {
-      await policies(policy('ext', `{action: CUSTOM, provider: {name: ${provider}}, rules: [{to: [{operation: {paths: ["/guarded/*"]}}]}]}`), policy('deny', '{action: DENY, rules: [{to: [{operation: {paths: [/guarded/never]}}]}]}'));
+      await policies(policy('ext', `{action: CUSTOM, provider: {name: ${provider}}, rules: [{to: [{operation: {paths: ["/guarded/*"]}}]}]}`), policy('deny', '{action: DENY, rules: [{to: [{operation: {paths: [/guarded/never]}}]}]}'), oneRequestEach);
       const pass = ['-H', 'x-ext-authz: allow'];
       const other = mode === 'node' ? 'sidecar/client' : 'node/client';
       await becomes({
