@@ -150,7 +150,6 @@ export class Agent {
       runDir: this.folder,
       discoveryAddress: this.#options.discoveryAddress,
       logger: this.#component('agent.proxy'),
-      localPods: () => this.#dataplane?.localPods() ?? new Map(),
       onListenerPorts: (ports) => this.#kernel?.setListenerPorts(ports),
       onInbound: (pods) => this.#dataplane?.setInbound(pods),
       ...(proxyCgroup === undefined ? {} : { cgroupPath: proxyCgroup }),

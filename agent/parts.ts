@@ -44,7 +44,6 @@ export interface ProxyOptions {
   ca?: NodeCaFactory;
   trustDomain?: string;
   logger: Logger;
-  localPods: () => ReadonlyMap<string, { enrolled: boolean }>;
   /** The ports of all listeners that the control plane sent to any class; called on every change. */
   onListenerPorts: (ports: ListenerPorts) => void;
   /** The pods whose callers are to pass their inbound listeners; called on every change. */

@@ -172,16 +172,6 @@ export class Dataplane {
     }
   }
 
-  /** By address, for the proxy's choice of how to reach an endpoint. */
-  localPods(): ReadonlyMap<string, { enrolled: boolean }> {
-    const found = new Map<string, { enrolled: boolean }>();
-    for (const record of this.#records) {
-      const enrolled = this.#enrolment(record).mode === 'node';
-      for (const ip of record.ips) found.set(ip, { enrolled });
-    }
-    return found;
-  }
-
   status(): PodStatus[] {
     const rows: PodStatus[] = [];
     for (const record of this.#records) {

@@ -69,8 +69,6 @@ export interface NodeProxyOptions {
   dnsServers?: readonly string[];
   clusterId?: string;
   logger: Logger;
-  /** The node's pods by address; for choosing how endpoints are reached. */
-  localPods?: () => ReadonlyMap<string, { enrolled: boolean }>;
   /** With the first snapshot and on every change. */
   onListenerPorts?: (ports: ListenerPorts) => void;
   /** Which pods' connections are to be redirected to their inbound listeners; called on every change. */
