@@ -53,8 +53,8 @@ test('capture: a client that is bound to its own address or port', async () => {
   const address = await toProxy('127.0.0.1', '198.51.100.7', ['--bind', a.ipv4]);
   assert.equal(address['original4'], '198.51.100.7:80');
   assert.equal(address.ok, true);
-  const port = await toProxy('127.0.0.1', '198.51.100.7', ['--client-port', '40123']);
-  assert.equal(port['client_name'], `${a.ipv4}:40123`);
+  const port = await toProxy('127.0.0.1', '198.51.100.7', ['--client-port', '23457']);
+  assert.equal(port['client_name'], `${a.ipv4}:23457`);
 });
 
 test('capture: loopback and the pod\'s own addresses stay', async () => {
