@@ -7,6 +7,7 @@ import type { Cluster, Cluster_TransportSocketMatch } from '../../proto/generate
 import { ApiVersion } from '../../proto/generated/envoy/config/core/v3/config_source.js';
 import type { TransportSocket } from '../../proto/generated/envoy/config/core/v3/base.js';
 import type { ClusterLoadAssignment } from '../../proto/generated/envoy/config/endpoint/v3/endpoint.js';
+import { ProxyProtocolUpstreamTransport } from '../../proto/generated/envoy/extensions/transport_sockets/proxy_protocol/v3/upstream_proxy_protocol.js';
 import { RawBuffer } from '../../proto/generated/envoy/extensions/transport_sockets/raw_buffer/v3/raw_buffer.js';
 import { SdsSecretConfig } from '../../proto/generated/envoy/extensions/transport_sockets/tls/v3/secret.js';
 import { DownstreamTlsContext, UpstreamTlsContext, type CommonTlsContext } from '../../proto/generated/envoy/extensions/transport_sockets/tls/v3/tls.js';
@@ -36,8 +37,10 @@ export function usesIdentity(common: CommonTlsContext | undefined): boolean {
  */
 export function refuseNamedIdentity(socket: TransportSocket | undefined): void {
   const config = socket?.config_type?.value;
+  const around = unpack(ProxyProtocolUpstreamTransport, config);
+  if (around) return refuseNamedIdentity(around.transport_socket);
   const common = (unpack(UpstreamTlsContext, config) ?? unpack(DownstreamTlsContext, config))?.common_tls_context;
-  // Of a socket around another one it can't be told what an id in it is for.
+  // Of any other socket around a socket it can't be told what an id in it is for.
   const isNamed = common ? common.tls_certificate_sds_secret_configs.some(({ name }) => parseSpiffeId(name)) : config && Buffer.from(config.value).includes('spiffe://');
   if (isNamed) throw new FoldError(`transport_socket "${socket!.name}": a certificate is not to be asked for by its SPIFFE id; expected "${WORKLOAD_SECRET}", the workload's own`);
 }

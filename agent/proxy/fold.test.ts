@@ -4,6 +4,7 @@ import { Cluster, type Cluster_TransportSocketMatch } from '../../proto/generate
 import { ClusterLoadAssignment } from '../../proto/generated/envoy/config/endpoint/v3/endpoint.js';
 import type { Address, SocketAddress } from '../../proto/generated/envoy/config/core/v3/address.js';
 import type { TransportSocket } from '../../proto/generated/envoy/config/core/v3/base.js';
+import { ProxyProtocolUpstreamTransport } from '../../proto/generated/envoy/extensions/transport_sockets/proxy_protocol/v3/upstream_proxy_protocol.js';
 import { DownstreamTlsContext, UpstreamTlsContext } from '../../proto/generated/envoy/extensions/transport_sockets/tls/v3/tls.js';
 import { Listener } from '../../proto/generated/envoy/config/listener/v3/listener.js';
 import { RouteConfiguration } from '../../proto/generated/envoy/config/route/v3/route.js';
@@ -327,6 +328,23 @@ describe('Folder: several classes', () => {
       assert.match(problems.map(({ message }) => message).join(), /not to be asked for by its SPIFFE id/);
       for (const { name, any } of [CDS, LDS].flatMap((type) => [...snapshot.entries(type).values()])) assert.ok(!Buffer.from(any.value).includes('sa/bob'), name);
     }
+  });
+
+  it('knows whom a socket within the PROXY protocol may meet from whose certificate it asks for', () => {
+    const within = (name: string): Any => {
+      const context = UpstreamTlsContext.fromPartial({
+        common_tls_context: {
+          tls_certificate_sds_secret_configs: [{ name, sds_config: { config_source_specifier: { $case: 'ads', value: {} } } }],
+          validation_context_type: { $case: 'validation_context', value: { match_typed_subject_alt_names: [{ san_type: 3, matcher: { match_pattern: { $case: 'exact', value: 'spiffe://cluster.local/ns/shop/sa/web' } } }] } },
+        },
+      });
+      const inner: TransportSocket = { name: 'envoy.transport_sockets.tls', config_type: { $case: 'typed_config', value: pack(UpstreamTlsContext, context) } };
+      const outer: TransportSocket = { name: 'envoy.transport_sockets.upstream_proxy_protocol', config_type: { $case: 'typed_config', value: pack(ProxyProtocolUpstreamTransport, ProxyProtocolUpstreamTransport.fromPartial({ transport_socket: inner })) } };
+      return pack(Cluster, { ...Cluster.decode(edsCluster(WEB).value), transport_socket: outer });
+    };
+    const problemsOf = (name: string): string => new Folder(extensions).fold([{ key: 'c1', state: basic({ [`cds ${WEB}`]: within(name) }), identity: 'spiffe://cluster.local/ns/shop/sa/alice' }], [pod]).problems.map(({ message }) => message).join();
+    assert.equal(problemsOf('default'), '');
+    assert.match(problemsOf('spiffe://cluster.local/ns/shop/sa/bob'), /not to be asked for by its SPIFFE id/);
   });
 
   it('never gives a name that one account\'s requests may still be sent to over to another account', () => {
