@@ -2,6 +2,7 @@
  * Any values of xDS: packed from typed messages, and decoded only when somebody reads them.
  * The registry is filled by ts-proto: every generated message that was imported can be found by its type name.
  */
+import { BinaryWriter } from '@bufbuild/protobuf/wire';
 import { messageTypeRegistry, type MessageType, type UnknownMessage } from '../../proto/generated/typeRegistry.js';
 import { Any } from '../../proto/generated/google/protobuf/any.js';
 
@@ -9,7 +10,7 @@ const PREFIX = 'type.googleapis.com/';
 
 export interface Codec<T> {
   readonly $type: string;
-  encode(message: T): { finish(): Uint8Array };
+  encode(message: T, writer?: BinaryWriter): BinaryWriter;
   decode(input: Uint8Array): T;
   fromPartial(object: never): T;
 }
@@ -19,8 +20,24 @@ export function typeUrl(codec: { readonly $type: string }): string {
   return PREFIX + codec.$type;
 }
 
-export function pack<T>(codec: { readonly $type: string; encode(message: T): { finish(): Uint8Array } }, message: T): Any {
-  return { type_url: typeUrl(codec), value: Buffer.from(codec.encode(message).finish()) };
+type Encoder<T> = { encode(message: T, writer?: BinaryWriter): BinaryWriter };
+
+/** For all messages: its buffer has grown to the largest, and is not to be allocated for each. */
+let writer = new BinaryWriter();
+
+/** A message's bytes, in memory of their own. */
+export function encode<T>(codec: Encoder<T>, message: T): Uint8Array {
+  try {
+    return codec.encode(message, writer).finish();
+  } catch (error) {
+    // What it had written of a message with a field that can't be encoded is in it still.
+    writer = new BinaryWriter();
+    throw error;
+  }
+}
+
+export function pack<T>(codec: Encoder<T> & { readonly $type: string }, message: T): Any {
+  return { type_url: typeUrl(codec), value: Buffer.from(encode(codec, message)) };
 }
 
 /** Decodes an Any as `codec`'s message, or undefined when it holds another type. */

@@ -1,7 +1,7 @@
 /** One xDS resource, encoded once and sent to all who watch it. */
 import { createHash } from 'node:crypto';
 import { Memo } from '../../common/memo.js';
-import { pack, typeUrl } from '../../common/xds/any.js';
+import { pack, typeUrl, type Codec } from '../../common/xds/any.js';
 import type { Any } from '../../proto/generated/google/protobuf/any.js';
 import { TypedExtensionConfig } from '../../proto/generated/envoy/config/core/v3/extension.js';
 import { Secret } from '../../proto/generated/envoy/extensions/transport_sockets/tls/v3/secret.js';
@@ -20,6 +20,8 @@ export interface Resource {
   readonly body: Any;
   /** The body's bytes one after the other, where many resources have most of them in common and `body` is put together when it is asked for. */
   readonly parts?: readonly Uint8Array[];
+  /** The body's type, of a resource in parts. */
+  readonly typeUrl?: string;
 }
 
 export const TYPE = {
@@ -37,7 +39,7 @@ export const TYPE = {
 /** Clusters before what names them, routes last: a client never holds a reference to what it has not got. */
 export const PUSH_ORDER: readonly string[] = [TYPE.secret, TYPE.cluster, TYPE.endpoint, TYPE.listener, TYPE.route, TYPE.extensionConfig, TYPE.nameTable, TYPE.address, TYPE.authorization];
 
-type Encoder<T> = { readonly $type: string; encode(message: T): { finish(): Uint8Array } };
+type Encoder<T> = Pick<Codec<T>, '$type' | 'encode'>;
 
 export function makeResource<T>(name: string, codec: Encoder<T>, message: T): Resource {
   return withVersion(name, pack(codec, message));

@@ -5,6 +5,7 @@
 import type { VirtualService } from '../../common/kube/types.js';
 import type { LoadedObject } from '../../common/kube/yaml.js';
 import { Memo } from '../../common/memo.js';
+import { encode } from '../../common/xds/any.js';
 import { RouteConfiguration } from '../../proto/generated/envoy/config/route/v3/route.js';
 import { VirtualHost, type Route } from '../../proto/generated/envoy/config/route/v3/route_components.js';
 import type { MeshConfig } from '../model/mesh.js';
@@ -82,7 +83,7 @@ export function virtualHostOnce(routes: readonly Route[], domains: readonly stri
 
 export function encodedHost(host: VirtualHost): Buffer {
   return encodedHosts.once(host, () => {
-    const body = VirtualHost.encode(host).finish();
+    const body = encode(VirtualHost, host);
     const head = [VIRTUAL_HOSTS_TAG];
     for (let rest = body.length; ; rest >>>= 7) {
       head.push(rest > 127 ? (rest & 127) | 128 : rest);
@@ -94,5 +95,5 @@ export function encodedHost(host: VirtualHost): Buffer {
 
 /** A table put together from encoded virtual hosts; in protobuf the order of different fields does not count. */
 export function routeResource(name: string, table: RouteConfiguration, virtualHosts: readonly VirtualHost[]): Resource {
-  return makePartedResource(name, RouteConfiguration, [RouteConfiguration.encode({ ...table, virtual_hosts: [] }).finish(), ...virtualHosts.map(encodedHost)]);
+  return makePartedResource(name, RouteConfiguration, [encode(RouteConfiguration, { ...table, virtual_hosts: [] }), ...virtualHosts.map(encodedHost)]);
 }

@@ -4,6 +4,7 @@
  */
 import { DeltaDiscoveryResponse, DiscoveryResponse, Resource as ResourceMessage } from '../../proto/generated/envoy/service/discovery/v3/discovery.js';
 import { Memo } from '../../common/memo.js';
+import { encode } from '../../common/xds/any.js';
 import type { ResourceList } from '../generate/resource-list.js';
 import type { Resource } from '../generate/resource.js';
 
@@ -64,13 +65,13 @@ const deltaLists = new Memo<ResourceList, Parts>();
 /** @param shared goes before `resources` */
 export function encodeDelta(head: DeltaHead, resources: readonly Resource[], shared?: ResourceList): EncodedResponse {
   const first = new Parts();
-  first.add(DeltaDiscoveryResponse.encode(DeltaDiscoveryResponse.fromPartial({ ...head, control_plane })).finish());
+  first.add(encode(DeltaDiscoveryResponse, DeltaDiscoveryResponse.fromPartial({ ...head, control_plane })));
   return new EncodedResponse([first, ...(shared ? [deltaLists.once(shared, () => deltaParts(shared.resources))] : []), deltaParts(resources)]);
 }
 
 export function encodeSotw(head: { type_url: string; version_info: string; nonce: string }, resources: readonly Resource[]): EncodedResponse {
   const parts = new Parts();
-  parts.add(DiscoveryResponse.encode(DiscoveryResponse.fromPartial({ ...head, control_plane })).finish());
+  parts.add(encode(DiscoveryResponse, DiscoveryResponse.fromPartial({ ...head, control_plane })));
   for (const resource of resources) addResource(parts, sotwFrames.once(resource, () => sotwFrame(resource)), resource);
   return new EncodedResponse([parts]);
 }
@@ -93,23 +94,24 @@ function addResource(parts: Parts, frame: Buffer, resource: Resource): void {
 }
 
 /** All of a Resource up to the bytes of its body, which come last. */
-function deltaFrame({ name, version, body }: Resource): Buffer {
-  const named = ResourceMessage.encode(ResourceMessage.fromPartial({ name, version })).finish();
-  const { length } = body.value;
-  const any = anyFrame(body.type_url, length);
+function deltaFrame(resource: Resource): Buffer {
+  const { name, version } = resource;
+  const named = encode(ResourceMessage, ResourceMessage.fromPartial({ name, version }));
+  const { any, length } = anyFrame(resource);
   const bodyHead = [RESOURCE_BODY, ...varint(any.length + length)];
   return Buffer.from([RESOURCES, ...varint(named.length + bodyHead.length + any.length + length), ...named, ...bodyHead, ...any]);
 }
 
-function sotwFrame({ body }: Resource): Buffer {
-  const { length } = body.value;
-  const any = anyFrame(body.type_url, length);
+function sotwFrame(resource: Resource): Buffer {
+  const { any, length } = anyFrame(resource);
   return Buffer.from([RESOURCES, ...varint(any.length + length), ...any]);
 }
 
-function anyFrame(typeUrl: string, length: number): number[] {
-  const type = Buffer.from(typeUrl);
-  return [ANY_TYPE, ...varint(type.length), ...type, ANY_VALUE, ...varint(length)];
+/** All of an Any up to the bytes of its value, and their number; a body in parts is not put together for that. */
+function anyFrame(resource: Resource): { any: number[]; length: number } {
+  const length = resource.parts ? resource.parts.reduce((sum, part) => sum + part.length, 0) : resource.body.value.length;
+  const type = Buffer.from(resource.typeUrl ?? resource.body.type_url);
+  return { any: [ANY_TYPE, ...varint(type.length), ...type, ANY_VALUE, ...varint(length)], length };
 }
 
 export function varint(value: number): number[] {
