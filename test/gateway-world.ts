@@ -21,7 +21,8 @@ export const istioGateway = (name: string, ports: string): GatewayPod => ({ name
 /** The pod of the Gateway of the Gateway API that has this name. */
 export const kubeGateway = (name: string, ports: string): GatewayPod => ({ name, labels: `gateway.networking.k8s.io/gateway-name: ${name}`, ports });
 
-const podAndService = ({ name, labels, ports, metadata = {} }: GatewayPod): string => `---
+/** Its pod and its Service. */
+export const gatewayPodYaml = ({ name, labels, ports, metadata = {} }: GatewayPod): string => `---
 apiVersion: v1
 kind: Pod
 metadata: {name: ${name}, namespace: edge, labels: {${labels}, app: ${name}}}
@@ -42,7 +43,7 @@ export class GatewayWorld {
   /** Declares what is to be done before and after the tests of the file. */
   constructor(name: string, pods: readonly GatewayPod[], options: WorldOptions = {}) {
     const edge = 'apiVersion: v1\nkind: Namespace\nmetadata: {name: edge, labels: {team: edge}}\n';
-    this.mesh = new MeshWorld(name, { ...options, outside: edge + pods.map(podAndService).join('') + (options.outside ? `---\n${options.outside}` : '') });
+    this.mesh = new MeshWorld(name, { ...options, outside: edge + pods.map(gatewayPodYaml).join('') + (options.outside ? `---\n${options.outside}` : '') });
     before(async () => {
       this.certificates = await siteCertificates();
       await this.mesh.up();

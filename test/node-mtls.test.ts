@@ -6,6 +6,7 @@ import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
 import { isDeepStrictEqual } from 'node:util';
 import { waitFor } from '../common/retry.js';
+import { gatewayPodYaml, istioGateway } from './gateway-world.js';
 import { MeshWorld } from './mesh/world.js';
 
 const ECHO = 'name: echo, image: echo, ports: [{name: http, containerPort: 8080}, {name: tcp-echo, containerPort: 9000}]';
@@ -28,22 +29,11 @@ metadata: {name: ${name}, namespace: node, labels: {app: ${name}}}
 spec: {nodeName: ${node}, serviceAccountName: ${name}, containers: [{name: curl, image: curl}]}
 ---
 `;
-const INGRESS = `
-apiVersion: v1
-kind: Pod
-metadata: {name: ingress, namespace: edge, labels: {istio: ingress, app: ingress}}
-spec: {serviceAccountName: ingress, containers: [{name: istio-proxy, image: auto, args: [proxy, router]}]}
----
-apiVersion: v1
-kind: Service
-metadata: {name: ingress, namespace: edge}
-spec: {selector: {istio: ingress}, ports: [{name: http2, port: 80, targetPort: 8080}]}
----
-`;
+const INGRESS = gatewayPodYaml(istioGateway('ingress', '{name: http2, port: 80, targetPort: 8080}'));
 
 const world = new MeshWorld('mtls', {
   nodes: 2,
-  outside: `${INGRESS}${echo('near', 'node-1')}${echo('far', 'node-2')}${client('alice', 'node-1')}${client('bob', 'node-1')}${client('carol', 'node-2')}
+  outside: `${INGRESS}---${echo('near', 'node-1')}${echo('far', 'node-2')}${client('alice', 'node-1')}${client('bob', 'node-1')}${client('carol', 'node-2')}
 apiVersion: v1
 kind: Pod
 metadata: {name: dave, namespace: sidecar, labels: {app: dave}}

@@ -12,6 +12,7 @@ import { isDeepStrictEqual } from 'node:util';
 import { projectRoot } from '../common/paths.js';
 import { waitFor } from '../common/retry.js';
 import { Load } from './load.js';
+import { gatewayPodYaml, istioGateway } from './gateway-world.js';
 import { MeshWorld, type Mode } from './mesh/world.js';
 
 const PROVIDERS = [
@@ -51,19 +52,9 @@ spec: {serviceAccountName: guest, containers: [{name: curl, image: curl}]}
 /** The modes in which a server's policies are enforced. */
 const ENFORCING: readonly Mode[] = ['sidecar', 'node'];
 
-const INGRESS = `
-apiVersion: v1
-kind: Pod
-metadata: {name: ingress, namespace: edge, labels: {istio: ingress, app: ingress}}
-spec: {serviceAccountName: ingress, containers: [{name: istio-proxy, image: auto, args: [proxy, router]}]}
----
-apiVersion: v1
-kind: Service
-metadata: {name: ingress, namespace: edge}
-spec: {selector: {istio: ingress}, ports: [{name: http2, port: 80, targetPort: 8080}]}
-`;
+const INGRESS = gatewayPodYaml(istioGateway('ingress', '{name: http2, port: 80, targetPort: 8080}'));
 
-const mesh = new MeshWorld('security', { yaml: guest, outside: `${EXT_AUTHZ}---${INGRESS}`, pilot: { meshConfig: { extensionProviders: PROVIDERS } }, sidecarsOnly: !ENFORCING.includes('node') });
+const mesh = new MeshWorld('security', { yaml: guest, outside: `${EXT_AUTHZ}${INGRESS}`, pilot: { meshConfig: { extensionProviders: PROVIDERS } }, sidecarsOnly: !ENFORCING.includes('node') });
 before(() => mesh.up());
 after(() => mesh.down());
 

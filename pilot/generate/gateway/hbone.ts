@@ -4,16 +4,16 @@
  * port 15008 of an endpoint of this network that takes HBONE. Only global services are there: whatever else an authority
  * names has no route.
  */
-import { Cluster, Cluster_DiscoveryType } from '../../../proto/generated/envoy/config/cluster/v3/cluster.js';
+import { Cluster } from '../../../proto/generated/envoy/config/cluster/v3/cluster.js';
 import { RouteConfiguration } from '../../../proto/generated/envoy/config/route/v3/route.js';
 import type { Scope } from '../../model/scope.js';
 import { isGlobal } from '../../model/service-scope.js';
 import type { MeshService } from '../../model/types.js';
 import { applyConnectionPool, applyLoadBalancer } from '../cluster-policy.js';
-import { ads } from '../envoy.js';
 import { connectHost, connectTable } from '../hbone.js';
 import { hboneClusterName } from '../names.js';
 import { makeResource, type Resource } from '../resource.js';
+import { passthroughCluster } from './passthrough-cluster.js';
 
 function globalServices({ model, services }: Scope): MeshService[] {
   return services.filter((service) => service.resolution === 'EDS' && isGlobal(model, service));
@@ -24,14 +24,7 @@ export function hboneClusters(scope: Scope): Resource[] {
   return globalServices(scope).flatMap((service) =>
     service.ports.map(({ port }) => {
       const name = hboneClusterName(port, service.host);
-      const cluster = Cluster.fromPartial({
-        name,
-        alt_stat_name: `${name};`,
-        cluster_discovery_type: { $case: 'type', value: Cluster_DiscoveryType.EDS },
-        common_lb_config: { healthy_panic_threshold: {} },
-        eds_cluster_config: { eds_config: ads, service_name: name },
-        metadata: { filter_metadata: { istio: { services: [{ host: service.host, name: service.name, namespace: service.namespace }] } } },
-      });
+      const cluster = passthroughCluster(name, service);
       applyConnectionPool(cluster, {}, scope.model.mesh);
       applyLoadBalancer(cluster, undefined);
       return makeResource(name, Cluster, cluster);

@@ -4,7 +4,7 @@
  * set that it has, and a cluster that came later would wait for it.
  */
 import { pack } from '../../../common/xds/any.js';
-import { Cluster, Cluster_DiscoveryType } from '../../../proto/generated/envoy/config/cluster/v3/cluster.js';
+import { Cluster } from '../../../proto/generated/envoy/config/cluster/v3/cluster.js';
 import type { Filter, FilterChain, FilterChainMatch } from '../../../proto/generated/envoy/config/listener/v3/listener_components.js';
 import { RBAC as Rbac } from '../../../proto/generated/envoy/config/rbac/v3/rbac.js';
 import { SniCluster } from '../../../proto/generated/envoy/extensions/filters/network/sni_cluster/v3/sni_cluster.js';
@@ -12,12 +12,12 @@ import type { Scope } from '../../model/scope.js';
 import { portPolicy } from '../../model/traffic-policy.js';
 import { applyConnectionPool, applyLoadBalancer, applyOutlierDetection } from '../cluster-policy.js';
 import { configPath } from '../clusters.js';
-import { ads } from '../envoy.js';
 import { tcpProxy } from '../http-filters.js';
 import { ISTIO_ANY } from '../inbound.js';
 import { clusterSni, SNI_PREFIX } from '../names.js';
 import { makeResource, type Resource } from '../resource.js';
 import { networkRbac } from '../security/authorization.js';
+import { passthroughCluster } from './passthrough-cluster.js';
 
 const sniCluster: Filter = {
   name: 'envoy.filters.network.sni_cluster',
@@ -53,17 +53,7 @@ export function sniClusters(scope: Scope): Resource[] {
     return service.ports.flatMap(({ port }) =>
       ['', ...(rule?.spec.subsets ?? []).map(({ name }) => name)].map((subset) => {
         const name = clusterSni(port, subset, service.host);
-        const istio: Record<string, unknown> = { services: [{ host: service.host, name: service.name, namespace: service.namespace }] };
-        if (rule) istio['config'] = configPath(rule, 'destination-rule');
-        if (subset) istio['subset'] = subset;
-        const cluster = Cluster.fromPartial({
-          name,
-          alt_stat_name: `${name};`,
-          cluster_discovery_type: { $case: 'type', value: Cluster_DiscoveryType.EDS },
-          common_lb_config: { healthy_panic_threshold: {} },
-          eds_cluster_config: { eds_config: ads, service_name: name },
-          metadata: { filter_metadata: { istio } },
-        });
+        const cluster = passthroughCluster(name, service, { ...(rule ? { config: configPath(rule, 'destination-rule') } : {}), ...(subset ? { subset } : {}) });
         const policy = portPolicy(rule, subset, port);
         applyConnectionPool(cluster, policy, model.mesh);
         applyOutlierDetection(cluster, policy.outlierDetection);
