@@ -38,6 +38,8 @@ const MAX_SETTLE_ROUNDS = 25;
 export class DirectorySource {
   readonly #options: Required<DirectorySourceOptions>;
   readonly #files = new Map<string, FileState>();
+  /** The files in the order in which they override each other, until some come or go. */
+  #order: readonly string[] | undefined;
   readonly #watchers = new Map<string, FSWatcher>();
   #timer: NodeJS.Timeout | undefined;
   #rescan: NodeJS.Timeout | undefined;
@@ -161,7 +163,7 @@ export class DirectorySource {
       if (outcome === 'gone') {
         // With its directory, it is lost for the time being, not removed.
         const inDirectory = await stat(dirname(path)).then(() => true, () => false);
-        if (inDirectory) changed = this.#files.delete(path) || changed;
+        if (inDirectory) changed = this.#drop(path) || changed;
         else this.#lookAtAll = true;
       } else if (outcome === 'unsettled') {
         this.#dirty.add(path);
@@ -222,8 +224,7 @@ export class DirectorySource {
     }
     for (const file of this.#files.keys()) {
       if (found.has(file)) continue;
-      this.#files.delete(file);
-      changed = true;
+      changed = this.#drop(file);
     }
     this.#rounds = unsettled ? this.#rounds + 1 : 0;
     this.#lookAtAll ||= unsettled;
@@ -256,6 +257,7 @@ export class DirectorySource {
       objects.set(key, lastGood);
       stays.push(key);
     }
+    if (!old) this.#order = undefined;
     this.#files.set(file, { signature, objects, errors: result.errors });
     for (const error of result.errors) {
       const where = { file: error.file, line: error.line, column: error.column, field: error.field };
@@ -265,15 +267,22 @@ export class DirectorySource {
     if (stays.length > 0) this.#options.logger.warn({ file, objects: stays }, 'the last good version of these objects stays in force');
   }
 
+  #drop(file: string): boolean {
+    this.#order = undefined;
+    return this.#files.delete(file);
+  }
+
   #merged(): Map<string, LoadedObject> {
     const merged = new Map<string, LoadedObject>();
-    for (const directory of this.#options.directories) {
-      const inside = [...this.#files.entries()].filter(([file]) => file === directory || dirname(file) === stripSlash(directory));
-      for (const [, { objects }] of inside.sort(([a], [b]) => (basename(a) < basename(b) ? -1 : 1))) {
-        for (const [key, loaded] of objects) merged.set(key, loaded);
-      }
-    }
+    for (const file of (this.#order ??= this.#ordered())) for (const [key, loaded] of this.#files.get(file)!.objects) merged.set(key, loaded);
     return merged;
+  }
+
+  #ordered(): string[] {
+    return this.#options.directories.flatMap((directory) => {
+      const inside = [...this.#files.keys()].filter((file) => file === directory || dirname(file) === stripSlash(directory));
+      return inside.sort((a, b) => (basename(a) < basename(b) ? -1 : 1));
+    });
   }
 }
 
