@@ -6,6 +6,7 @@ import type { Generator, Generators } from '../generate/generator.js';
 import { TYPE, type Resource } from '../generate/resource.js';
 import { ChangeSet } from '../model/changes.js';
 import { TestStream } from '../testing/stream.js';
+import { Assembler } from './assembler.js';
 import { BudgetShare, SendBudget } from './budget.js';
 import { ConnectThrottle } from './connect-throttle.js';
 import type { ConnectionContext } from './connection.js';
@@ -25,7 +26,7 @@ function open(bytes: number, throttle = new ConnectThrottle(16)): { call: TestSt
   const generators = { get: () => generator } as unknown as Generators;
   const budget = new SendBudget(64 << 20);
   const logger = rootLogger.child({}, { level: 'silent' });
-  const context: ConnectionContext = { generators, logger, metrics: new PushMetrics(), budget, throttle, maps: new MapStore(), maxNames: 100, version: () => 'v', clients: () => undefined, wake: () => undefined };
+  const context: ConnectionContext = { generators, logger, metrics: new PushMetrics(), budget, throttle, assembler: new Assembler(), maps: new MapStore(), maxNames: 100, version: () => 'v', clients: () => undefined, wake: () => undefined };
   const call = new TestStream();
   const connection = new DeltaConnection(context, call as unknown as DeltaConnection['call'], () => undefined, { identity: undefined, local: false });
   const ask = (more: Partial<DeltaDiscoveryRequest> = {}): void => void call.emit('data', DeltaDiscoveryRequest.fromPartial({ type_url: TYPE.endpoint, node: { id: NODE }, resource_names_subscribe: ['a'], ...more }));
@@ -66,6 +67,7 @@ test('delta: after the wildcard is unsubscribed nothing is sent but what was sub
   ask({ resource_names_subscribe: [], resource_names_unsubscribe: ['*'] });
   await turns();
   assert.deepEqual([...connection.watches.get(TYPE.endpoint)!.sent], ['b']);
+  call.read();
   bump();
   connection.push(new ChangeSet());
   assert.equal(call.written.length, 2);
@@ -103,4 +105,23 @@ test('large resources of a request are made each in a turn of its own, and the a
   await turns();
   assert.deepEqual(log.slice(0, 6), ['b', 'turn', 'c', 'turn', 'd', 'turn']);
   assert.deepEqual(call.read().at(-1)!.resources.map(({ name }) => name), ['b', 'c', 'd']);
+});
+
+test('a request is worked off in steps that others get their turn between, and no push comes in the middle', async () => {
+  const { call, connection, ask, bump } = open(10);
+  ask();
+  assert.deepEqual([call.written.length, connection.ready], [0, false]);
+  bump();
+  await turns();
+  assert.deepEqual(call.read().map(({ resources }) => resources.map(({ name, version }) => `${name} ${version}`)), [['a 2']]);
+});
+
+test('of two responses the second is given to the stream when the first has been read', async () => {
+  const { call, ask } = open(10);
+  ask();
+  ask({ resource_names_subscribe: ['b'] });
+  await turns();
+  assert.equal(call.written.length, 1);
+  call.unread.shift()!();
+  assert.equal(call.written.length, 2);
 });

@@ -10,6 +10,7 @@ import type { ResourceList } from '../generate/resource-list.js';
 import { PUSH_ORDER, TYPE, type Resource } from '../generate/resource.js';
 import type { ChangeSet } from '../model/changes.js';
 import { parseProxy, type Proxy } from '../model/proxy.js';
+import type { Assembler } from './assembler.js';
 import { BudgetShare, type SendBudget } from './budget.js';
 import type { ConnectThrottle } from './connect-throttle.js';
 import type { EncodedResponse } from './encode.js';
@@ -35,6 +36,7 @@ export interface ConnectionContext {
   metrics: PushMetrics;
   budget: SendBudget;
   throttle: ConnectThrottle;
+  assembler: Assembler;
   maps: MapStore;
   /** Of one type, that a stream may subscribe to. */
   maxNames: number;
@@ -53,6 +55,9 @@ export interface Delta {
   shared?: ResourceList;
 }
 
+/** Work on a request, that others may get a turn in between of. */
+export type Steps = globalThis.Generator<void, void>;
+
 export interface ConnectionStatus {
   id: string;
   variant: 'delta' | 'sotw';
@@ -70,11 +75,12 @@ export abstract class Connection<Request> implements PushTarget {
   readonly id: string;
   readonly watches = new Map<string, Watch>();
   #proxy: Proxy | undefined;
-  #blocked = false;
   #ended = false;
   readonly #inbox: Request[] = [];
-  /** Of what the oldest request asks for. */
-  #madeAhead = 0;
+  /** What is left to do about the oldest request. */
+  #steps: Iterator<void> | undefined;
+  readonly #outbox: EncodedResponse[] = [];
+  #isSending = false;
   /** When the oldest change was made that this client has not acknowledged yet. */
   #convergingSince: number | undefined;
   readonly #share: BudgetShare;
@@ -82,10 +88,6 @@ export abstract class Connection<Request> implements PushTarget {
   constructor(readonly context: ConnectionContext, readonly call: ServerDuplexStream<Request, EncodedResponse>, readonly onEnd: () => void, readonly caller: Caller) {
     this.id = `${++connections}`;
     this.#share = new BudgetShare(context.budget);
-    call.on('drain', () => {
-      this.#blocked = false;
-      this.context.wake(this);
-    });
     call.on('end', () => {
       call.end();
       this.#end('client ended the stream');
@@ -108,43 +110,38 @@ export abstract class Connection<Request> implements PushTarget {
     });
   };
 
-  /** Answers the oldest request; called when there is room for a response. */
+  /** Does one more step of what the oldest request asks for; called when there is room for a response. */
   readonly #next = (): void => {
     if (this.#ended || this.#isStuffed) return;
     const [request] = this.#inbox;
     if (request === undefined) return;
+    const { budget, metrics, throttle } = this.context;
     try {
-      if (this.#makeAhead(request)) {
-        this.context.budget.whenFree(this.#next);
+      this.#steps ??= this.#receive(request);
+      if (!this.#steps.next().done) {
+        budget.whenFree(this.#next);
         return;
       }
-      this.#inbox.shift();
-      this.#receive(request);
     } catch (error) {
-      if (error instanceof StreamRefusal) {
-        this.context.metrics.refusedStreams.inc({ reason: error.reason });
-        this.fail(error.code, error.message);
-        return;
-      }
-      this.fail(GrpcStatus.INTERNAL, `answering it: ${errorMessage(error)}`, error);
-      return;
+      if (!(error instanceof StreamRefusal)) return this.fail(GrpcStatus.INTERNAL, `answering it: ${errorMessage(error)}`, error);
+      metrics.refusedStreams.inc({ reason: error.reason });
+      return this.fail(error.code, error.message);
     }
-    this.context.throttle.leave(this.#read);
-    if (this.#inbox.length > 0) this.context.budget.whenFree(this.#next);
+    this.#steps = undefined;
+    this.#inbox.shift();
+    throttle.leave(this.#read);
+    this.context.wake(this);
+    if (this.#inbox.length > 0) budget.whenFree(this.#next);
     else if (this.call.isPaused()) this.call.resume();
   };
 
-  /** Makes one more of the large resources that a request asks for, each in a turn of its own. @returns false when all are there */
-  #makeAhead(request: Request): boolean {
-    const { type, names } = this.wanted(request);
-    const generator = this.context.generators.get(type);
-    const name = names[this.#madeAhead++];
-    if (this.#proxy && name !== undefined && generator?.isLarge?.(this.#proxy)) {
-      generator.one(this.#proxy, name);
-      return true;
+  /** Makes the large ones of these resources, each in a turn of its own; they are kept and found there later. */
+  protected *makeAhead(generator: Generator, proxy: Proxy, names: Iterable<string>): Steps {
+    if (!generator.isLarge?.(proxy)) return;
+    for (const name of names) {
+      generator.one(proxy, name);
+      yield;
     }
-    this.#madeAhead = 0;
-    return false;
   }
 
   get #isStuffed(): boolean {
@@ -167,7 +164,7 @@ export abstract class Connection<Request> implements PushTarget {
 
   /** Every response of before is acknowledged and on its way: the client can take the next state. */
   get ready(): boolean {
-    if (this.#blocked || this.#isStuffed || this.#ended) return false;
+    if (this.#steps || this.#isStuffed || this.#ended) return false;
     for (const { inFlight } of this.watches.values()) if (inFlight !== undefined) return false;
     return true;
   }
@@ -236,8 +233,7 @@ export abstract class Connection<Request> implements PushTarget {
     return { changed: [...changed.values()], removed: [...removed] };
   }
 
-  protected abstract handle(request: Request, proxy: Proxy): void;
-  protected abstract wanted(request: Request): { type: string; names: readonly string[] };
+  protected abstract handle(request: Request, proxy: Proxy): Steps;
   protected abstract nodeOf(request: Request): Node | undefined;
   protected abstract respond(watch: Watch, generator: Generator, proxy: Proxy, delta: Delta): void;
 
@@ -271,22 +267,37 @@ export abstract class Connection<Request> implements PushTarget {
 
   protected write(typeUrl: string, response: EncodedResponse): void {
     if (this.#ended) return;
-    const { metrics, budget } = this.context;
-    const share = this.#share;
+    const { metrics } = this.context;
     const type = shortType(typeUrl);
     metrics.pushes.inc({ type });
     metrics.configSize.observe({ type }, response.byteLength);
-    share.take(response.byteLength);
-    const sent = (): void => {
+    this.#share.take(response.byteLength);
+    this.#outbox.push(response);
+    this.#sendNext();
+  }
+
+  /** One at a time: what waits is not copied before its turn. */
+  #sendNext(): void {
+    const [response] = this.#outbox;
+    if (this.#isSending || this.#ended || !response) return;
+    this.#isSending = true;
+    if (!response.hasManyPieces) this.#send(response);
+    else this.context.assembler.add({ response, isWanted: () => !this.#ended, done: (assembled) => this.#send(assembled) });
+  }
+
+  #send(response: EncodedResponse): void {
+    this.call.write(response, () => {
       // What was still under way when the stream ended was given back then.
       if (this.#ended) return;
+      this.#isSending = false;
+      this.#outbox.shift();
       const wasStuffed = this.#isStuffed;
-      share.give(response.byteLength);
+      this.#share.give(response.byteLength);
+      this.#sendNext();
       if (!wasStuffed || this.#isStuffed) return;
       this.context.wake(this);
-      if (this.#inbox.length > 0) budget.whenFree(this.#next);
-    };
-    if (!this.call.write(response, sent)) this.#blocked = true;
+      if (this.#inbox.length > 0) this.context.budget.whenFree(this.#next);
+    });
   }
 
   fail(code: GrpcStatus, details: string, error?: unknown): void {
@@ -296,7 +307,7 @@ export abstract class Connection<Request> implements PushTarget {
     this.#end(details);
   }
 
-  #receive(request: Request): void {
+  *#receive(request: Request): Steps {
     if (!this.#proxy) {
       const node = this.nodeOf(request);
       try {
@@ -312,14 +323,14 @@ export abstract class Connection<Request> implements PushTarget {
       this.context.logger.info({ node: this.#proxy.id, connection: this.id, variant: this.variant, peer: this.call.getPeer() }, 'client connected');
       this.context.clients()?.connected(this.#proxy);
     }
-    this.handle(request, this.#proxy);
-    this.context.wake(this);
+    yield* this.handle(request, this.#proxy);
   }
 
   #end(reason: string): void {
     if (this.#ended) return;
     this.#ended = true;
     this.#inbox.length = 0;
+    this.#outbox.length = 0;
     this.context.budget.forget(this.#next);
     this.context.throttle.leave(this.#read);
     this.#share.release();

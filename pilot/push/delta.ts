@@ -4,7 +4,7 @@ import type { Node } from '../../proto/generated/envoy/config/core/v3/base.js';
 import type { Generator } from '../generate/generator.js';
 import type { Resource } from '../generate/resource.js';
 import type { Proxy } from '../model/proxy.js';
-import { Connection, type Delta } from './connection.js';
+import { Connection, type Delta, type Steps } from './connection.js';
 import { encodeDelta } from './encode.js';
 import { Watch } from './watch.js';
 
@@ -15,15 +15,12 @@ export class DeltaConnection extends Connection<DeltaDiscoveryRequest> {
     return request.node;
   }
 
-  protected override wanted({ type_url, resource_names_subscribe }: DeltaDiscoveryRequest): { type: string; names: readonly string[] } {
-    return { type: type_url, names: resource_names_subscribe };
-  }
-
-  protected override handle(request: DeltaDiscoveryRequest, proxy: Proxy): void {
+  protected override *handle(request: DeltaDiscoveryRequest, proxy: Proxy): Steps {
     const generator = this.context.generators.get(request.type_url);
     // As istiod: a type that is not served here gets no answer.
     if (!generator) return;
     const { resource_names_subscribe: added, resource_names_unsubscribe: dropped } = request;
+    yield* this.makeAhead(generator, proxy, added);
     let watch = this.watches.get(request.type_url);
     if (!watch) {
       this.watches.set(request.type_url, (watch = new Watch(request.type_url, this.context.maps)));
@@ -31,8 +28,11 @@ export class DeltaConnection extends Connection<DeltaDiscoveryRequest> {
       watch.subscribe(added.filter((name) => name !== '*'), this.context.maxNames);
       const known = Object.entries(request.initial_resource_versions);
       watch.sent.setAll({ items: known, nameOf: ([name]) => name, versionOf: ([, version]) => version });
+      yield;
+      const whole = this.#shared(watch, generator, proxy) ?? this.everything(watch, generator, proxy);
+      yield;
       // Always answered, if with nothing: the client waits for this to know that it is up to date.
-      this.respond(watch, generator, proxy, this.#shared(watch, generator, proxy) ?? this.everything(watch, generator, proxy));
+      this.respond(watch, generator, proxy, whole);
       return;
     }
     if (request.response_nonce) this.acknowledge(watch, request.response_nonce, request.error_detail?.message ?? undefined);

@@ -25,14 +25,33 @@ export interface DeltaHead {
   removed_resources: string[];
 }
 
+/** Beyond so many, copying them takes noticeably long. */
+const MANY_PIECES = 2_000;
+
 /** Pieces of a response, each of which others may have as well. */
 class Parts {
-  readonly pieces: Uint8Array[] = [];
+  pieces: Uint8Array[] = [];
   byteLength = 0;
 
   add(piece: Uint8Array): void {
     this.pieces.push(piece);
     this.byteLength += piece.length;
+  }
+}
+
+/** So many bytes of lists that are sent again and again are held a second time, in one piece each. */
+const MAX_JOINED_BYTES = 64 << 20;
+let joinedBytes = 0;
+const forgotten = new FinalizationRegistry<number>((bytes) => (joinedBytes -= bytes));
+
+/** Of a list that many clients get. */
+class SharedParts extends Parts {
+  /** One piece instead of many. @param bytes all of it, in memory that is used otherwise later */
+  join(bytes: Uint8Array): void {
+    if (this.pieces.length <= MANY_PIECES || joinedBytes + bytes.length > MAX_JOINED_BYTES) return;
+    this.pieces = [Buffer.from(bytes)];
+    joinedBytes += bytes.length;
+    forgotten.register(this, bytes.length);
   }
 }
 
@@ -45,6 +64,29 @@ export class EncodedResponse {
 
   constructor(readonly parts: readonly Parts[]) {
     this.byteLength = parts.reduce((sum, part) => sum + part.byteLength, 0);
+  }
+
+  static of(bytes: Buffer): EncodedResponse {
+    const parts = new Parts();
+    parts.add(bytes);
+    return new EncodedResponse([parts]);
+  }
+
+  get hasManyPieces(): boolean {
+    return this.parts.reduce((sum, { pieces }) => sum + pieces.length, 0) > MANY_PIECES;
+  }
+
+  *pieces(): Generator<Uint8Array, undefined> {
+    for (const { pieces } of this.parts) yield* pieces;
+  }
+
+  /** Told of all its bytes in a row, so that what others get as well need not be put together for them. */
+  assembled(bytes: Uint8Array): void {
+    let at = 0;
+    for (const part of this.parts) {
+      if (part instanceof SharedParts) part.join(bytes.subarray(at, at + part.byteLength));
+      at += part.byteLength;
+    }
   }
 
   /** As Buffer.copy: writes all of it into `target`, from its byte `start` on. */
@@ -60,13 +102,13 @@ export class EncodedResponse {
   }
 }
 
-const deltaLists = new Memo<ResourceList, Parts>();
+const deltaLists = new Memo<ResourceList, SharedParts>();
 
 /** @param shared goes before `resources` */
 export function encodeDelta(head: DeltaHead, resources: readonly Resource[], shared?: ResourceList): EncodedResponse {
   const first = new Parts();
   first.add(encode(DeltaDiscoveryResponse, DeltaDiscoveryResponse.fromPartial({ ...head, control_plane })));
-  return new EncodedResponse([first, ...(shared ? [deltaLists.once(shared, () => deltaParts(shared.resources))] : []), deltaParts(resources)]);
+  return new EncodedResponse([first, ...(shared ? [deltaLists.once(shared, () => deltaParts(shared.resources, new SharedParts()))] : []), deltaParts(resources, new Parts())]);
 }
 
 export function encodeSotw(head: { type_url: string; version_info: string; nonce: string }, resources: readonly Resource[]): EncodedResponse {
@@ -76,8 +118,7 @@ export function encodeSotw(head: { type_url: string; version_info: string; nonce
   return new EncodedResponse([parts]);
 }
 
-function deltaParts(resources: readonly Resource[]): Parts {
-  const parts = new Parts();
+function deltaParts<P extends Parts>(resources: readonly Resource[], parts: P): P {
   for (const resource of resources) addResource(parts, encodeAhead(resource), resource);
   return parts;
 }

@@ -15,6 +15,7 @@ import type { AuthenticatedCall } from '../ca/authenticate.js';
 import type { PeerIdentity } from '../ca/peer-identity.js';
 import type { ClientListener, ConnectionContext, ConnectionStatus } from './connection.js';
 import { DeltaConnection } from './delta.js';
+import { Assembler } from './assembler.js';
 import { SendBudget } from './budget.js';
 import { ConnectThrottle } from './connect-throttle.js';
 import type { EncodedResponse } from './encode.js';
@@ -78,7 +79,7 @@ export class AdsServer {
     const budget = new SendBudget(SEND_BUDGET_BYTES);
     const failed = (target: PushTarget, error: unknown): void => (target as AnyConnection).fail(GrpcStatus.INTERNAL, `generating its resources: ${errorMessage(error)}`, error);
     this.#queue = new PushQueue(failed, { budget, waited: (ms) => metrics.queueTime.observe(ms / 1_000) });
-    const context: ConnectionContext = { generators, version, logger, metrics, budget, throttle: new ConnectThrottle(MAX_CONNECTING), maps: new MapStore(), maxNames: this.#guard.limits.namesPerType, clients: () => this.clients, wake: (target: PushTarget) => this.#queue.wake(target) };
+    const context: ConnectionContext = { generators, version, logger, metrics, budget, throttle: new ConnectThrottle(MAX_CONNECTING), assembler: new Assembler(), maps: new MapStore(), maxNames: this.#guard.limits.namesPerType, clients: () => this.clients, wake: (target: PushTarget) => this.#queue.wake(target) };
     const opened = (connection: AnyConnection): void => {
       this.#connections.add(connection);
       metrics.connections.set({ version: VERSION }, this.#connections.size);

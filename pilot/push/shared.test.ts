@@ -8,6 +8,7 @@ import { TYPE } from '../generate/resource.js';
 import { podYaml, serviceYaml, sliceYaml, type PodSpec } from '../testing/mesh.js';
 import { testMesh, type TestMesh } from '../testing/model.js';
 import { TestStream } from '../testing/stream.js';
+import { Assembler } from './assembler.js';
 import { SendBudget } from './budget.js';
 import { ConnectThrottle } from './connect-throttle.js';
 import { DeltaConnection } from './delta.js';
@@ -58,7 +59,7 @@ class Mesh {
       return this.shared || !generator ? generator : new Proxy(generator, { get: (target, key) => (key === 'whole' ? undefined : typeof target[key as keyof typeof target] === 'function' ? (target[key as 'all'] as () => unknown).bind(target) : target[key as keyof typeof target]) });
     };
     const logger = rootLogger.child({}, { level: 'silent' });
-    return { generators: { get } as Generators, logger, metrics: new PushMetrics(), budget: new SendBudget(64 << 20), throttle: new ConnectThrottle(16), maps: this.#maps, maxNames: 1_000, version: () => 'v', clients: () => undefined, wake: () => undefined };
+    return { generators: { get } as Generators, logger, metrics: new PushMetrics(), budget: new SendBudget(64 << 20), throttle: new ConnectThrottle(16), assembler: new Assembler(), maps: this.#maps, maxNames: 1_000, version: () => 'v', clients: () => undefined, wake: () => undefined };
   }
 }
 

@@ -4,7 +4,7 @@ import type { Node } from '../../proto/generated/envoy/config/core/v3/base.js';
 import type { Generator } from '../generate/generator.js';
 import { TYPE } from '../generate/resource.js';
 import type { Proxy } from '../model/proxy.js';
-import { Connection, type Delta } from './connection.js';
+import { Connection, type Delta, type Steps } from './connection.js';
 import { encodeSotw } from './encode.js';
 import { Watch } from './watch.js';
 
@@ -18,14 +18,11 @@ export class SotwConnection extends Connection<DiscoveryRequest> {
     return request.node;
   }
 
-  protected override wanted({ type_url, resource_names }: DiscoveryRequest): { type: string; names: readonly string[] } {
-    return { type: type_url, names: resource_names };
-  }
-
-  protected override handle(request: DiscoveryRequest, proxy: Proxy): void {
+  protected override *handle(request: DiscoveryRequest, proxy: Proxy): Steps {
     const generator = this.context.generators.get(request.type_url);
     if (!generator) return;
     const names = request.resource_names;
+    yield* this.makeAhead(generator, proxy, names);
     let watch = this.watches.get(request.type_url);
     const isNew = !watch || request.response_nonce === '';
     if (!watch) this.watches.set(request.type_url, (watch = new Watch(request.type_url, this.context.maps)));

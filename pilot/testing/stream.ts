@@ -5,12 +5,14 @@ import type { EncodedResponse } from '../push/encode.js';
 
 export class TestStream extends EventEmitter {
   readonly written: EncodedResponse[] = [];
+  readonly #bytes: Buffer[] = [];
   /** To be called when the client has read that response. */
   readonly unread: (() => void)[] = [];
   paused = false;
 
   write(response: EncodedResponse, sent: () => void): boolean {
     this.written.push(response);
+    this.#bytes.push(bytesOf(response));
     this.unread.push(sent);
     return true;
   }
@@ -22,8 +24,12 @@ export class TestStream extends EventEmitter {
 
   /** What has come since the last call, as a client of incremental xDS reads it. */
   read(): DeltaDiscoveryResponse[] {
-    const fresh = this.written.slice(-this.unread.length || this.written.length).map((response) => DeltaDiscoveryResponse.decode(bytesOf(response)));
-    for (const sent of this.unread.splice(0)) sent();
+    const fresh: DeltaDiscoveryResponse[] = [];
+    // One that has been read makes way for the next.
+    for (let sent = this.unread.shift(); sent; sent = this.unread.shift()) {
+      fresh.push(DeltaDiscoveryResponse.decode(this.#bytes.at(-1 - this.unread.length)!));
+      sent();
+    }
     return fresh;
   }
 }
