@@ -5,7 +5,7 @@
 import { Command } from 'commander';
 import { fork, spawn, type ChildProcess } from 'node:child_process';
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
-import { cpus, tmpdir, release } from 'node:os';
+import { cpus, setPriority, tmpdir, release } from 'node:os';
 import { join } from 'node:path';
 import { wholeNumber } from '../../common/arguments.js';
 import { projectRoot } from '../../common/paths.js';
@@ -22,6 +22,7 @@ interface Options {
   changes: number;
   out?: string;
   pilotFlags: string;
+  clientNice: number;
 }
 
 const options = new Command('bench-pilot')
@@ -34,6 +35,7 @@ const options = new Command('bench-pilot')
   .option('--changes <n>', 'endpoint changes to measure', wholeNumber(1, 100_000), 30)
   .option('--out <file>', 'also write the results as Markdown')
   .option('--pilot-flags <flags>', "Node's flags for pilot, such as --cpu-prof", '')
+  .option('--client-nice <n>', "the clients' niceness: in a cluster they are on other machines, and take no CPU from pilot", wholeNumber(0, 19), 10)
   .addHelpText('after', "\nExit codes: 0 measured, 1 could not be measured or a wrong option.")
   .parse()
   .opts<Options>();
@@ -75,13 +77,16 @@ interface PilotUsage {
   rssMiB: number;
   peakMiB: number;
   cpuSeconds: number;
+  /** That the event loop's thread was ready to run and another was on its CPU. */
+  waitedSeconds: number;
 }
 
 function usage(pid: number): PilotUsage {
   const status = readFileSync(`/proc/${pid}/status`, 'utf8');
   const kib = (name: string): number => Number(new RegExp(`^${name}:\\s+(\\d+)`, 'm').exec(status)?.[1] ?? 0);
   const fields = readFileSync(`/proc/${pid}/stat`, 'utf8').replace(/^.*\) /, '').split(' ');
-  return { rssMiB: Math.round(kib('VmRSS') / 1024), peakMiB: Math.round(kib('VmHWM') / 1024), cpuSeconds: (Number(fields[11]) + Number(fields[12])) / 100 };
+  const [, waited] = readFileSync(`/proc/${pid}/task/${pid}/schedstat`, 'utf8').split(' ').map(Number);
+  return { waitedSeconds: waited! / 1e9, rssMiB: Math.round(kib('VmRSS') / 1024), peakMiB: Math.round(kib('VmHWM') / 1024), cpuSeconds: (Number(fields[11]) + Number(fields[12])) / 100 };
 }
 
 async function metric(monitoring: string, name: string): Promise<number> {
@@ -118,6 +123,7 @@ async function main(): Promise<void> {
   const workers = groups.map(() => {
     const worker = fork(join(projectRoot, 'dist', 'pilot', 'bench', 'clients.js'), { execArgv: ['--max-old-space-size=4096'] });
     children.push(worker);
+    setPriority(worker.pid!, options.clientNice);
     return worker;
   });
   await metric(monitoring, 'nodejs_eventloop_lag_max_seconds');
@@ -127,7 +133,7 @@ async function main(): Promise<void> {
   const results = await Promise.all(synced);
   const bytes = results.reduce((sum, result) => sum + result.bytes!, 0);
   const afterFirst = usage(pilot.pid!);
-  note('first full push to all', `${((performance.now() - connecting) / 1000).toFixed(1)} s, ${(bytes / 1e6).toFixed(0)} MB, pilot's CPU ${(afterFirst.cpuSeconds - loaded.cpuSeconds).toFixed(1)} s`);
+  note('first full push to all', `${((performance.now() - connecting) / 1000).toFixed(1)} s, ${(bytes / 1e6).toFixed(0)} MB, pilot's CPU ${(afterFirst.cpuSeconds - loaded.cpuSeconds).toFixed(1)} s; its event loop waited ${(afterFirst.waitedSeconds - loaded.waitedSeconds).toFixed(1)} s for a CPU`);
   note('event loop blocked at most, first push', `${(1000 * (await metric(monitoring, 'nodejs_eventloop_lag_max_seconds'))).toFixed(0)} ms`);
   await sleep(2_000);
   await metric(monitoring, 'nodejs_eventloop_lag_max_seconds');
@@ -161,7 +167,7 @@ async function main(): Promise<void> {
   note("pilot's memory", `${after.rssMiB} MiB, peak ${after.peakMiB} MiB`);
   if (options.out) {
     const table = rows.map(([what, value]) => `| ${what} | ${value} |`).join('\n');
-    writeFileSync(options.out, `# The control plane at size\nMade by \`make bench-pilot\` on ${new Date().toISOString().slice(0, 10)}: ${cpus().length} CPUs (${cpus()[0]?.model.trim()}), Linux ${release().split('-')[0]}, Node ${process.version}. Pilot and ${processes} processes of delta ADS clients share these CPUs.\n\n| what | measured |\n|---|---|\n${table}\n`);
+    writeFileSync(options.out, `# The control plane at size\nMade by \`make bench-pilot\` on ${new Date().toISOString().slice(0, 10)}: ${cpus().length} CPUs (${cpus()[0]?.model.trim()}), Linux ${release().split('-')[0]}, Node ${process.version}. Pilot and ${processes} processes of delta ADS clients (niceness ${options.clientNice}) share these CPUs.\n\n| what | measured |\n|---|---|\n${table}\n`);
   }
 }
 
