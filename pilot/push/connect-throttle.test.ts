@@ -6,7 +6,7 @@ import { ConnectThrottle } from './connect-throttle.js';
 const NEVER_MS = 1 << 30;
 
 /** Clients that note when they are let in, and may speak at once. */
-function clients(throttle: ConnectThrottle, count: number, speak = false): { admitted: number[]; admits: (() => void)[] } {
+function clients(throttle: ConnectThrottle, count: number, speak = false, peer = 'peer'): { admitted: number[]; admits: (() => void)[] } {
   const admitted: number[] = [];
   const admits = Array.from({ length: count }, (_, index) => {
     const admit = (): void => {
@@ -15,7 +15,7 @@ function clients(throttle: ConnectThrottle, count: number, speak = false): { adm
     };
     return admit;
   });
-  for (const admit of admits) throttle.enter(admit);
+  for (const admit of admits) throttle.enter(admit, peer);
   return { admitted, admits };
 }
 
@@ -45,4 +45,17 @@ test('ConnectThrottle: clients that connect and say nothing keep nobody out, one
   assert.deepEqual([silent.admitted.length, late.admitted], [5, []], 'both places are of clients that wait for their answer');
   throttle.leave(first.admits[0]!);
   assert.deepEqual(late.admitted, [0]);
+});
+
+test('ConnectThrottle: a peer that opens many streams does not make another wait for all of them', () => {
+  const throttle = new ConnectThrottle(1, NEVER_MS);
+  const many = clients(throttle, 1_000, false, '10.0.0.1');
+  const other = clients(throttle, 2, false, '10.0.0.2');
+  throttle.leave(many.admits[0]!);
+  assert.deepEqual([many.admitted, other.admitted], [[0, 1], []]);
+  throttle.leave(many.admits[1]!);
+  assert.deepEqual([many.admitted, other.admitted], [[0, 1], [0]]);
+  throttle.leave(other.admits[0]!);
+  throttle.leave(many.admits[2]!);
+  assert.deepEqual([many.admitted, other.admitted], [[0, 1, 2], [0, 1]]);
 });

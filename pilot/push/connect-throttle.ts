@@ -8,15 +8,18 @@
 const SILENCE_MS = 500;
 
 export class ConnectThrottle {
-  readonly #waiting = new Set<() => void>();
+  /** By peer, the next one's turn first. */
+  readonly #waiting = new Map<string, Set<() => void>>();
   /** With the end of their patience, for those that have said nothing yet. */
   readonly #inside = new Map<() => void, NodeJS.Timeout | undefined>();
 
   constructor(readonly limit: number, readonly silenceMs = SILENCE_MS) {}
 
-  /** Calls `admit` now, or in turn: it stands for its client. */
-  enter(admit: () => void): void {
-    this.#waiting.add(admit);
+  /** Calls `admit` now, or in turn: it stands for a client of `peer`. */
+  enter(admit: () => void, peer: string): void {
+    const line = this.#waiting.get(peer);
+    if (line) line.add(admit);
+    else this.#waiting.set(peer, new Set([admit]));
     this.#next();
   }
 
@@ -27,15 +30,20 @@ export class ConnectThrottle {
 
   /** The client is answered, or gone. */
   leave(admit: () => void): void {
-    this.#waiting.delete(admit);
     this.heard(admit);
     if (this.#inside.delete(admit)) this.#next();
+    else for (const line of this.#waiting.values()) line.delete(admit);
   }
 
   #next(): void {
-    for (const admit of this.#waiting) {
+    for (const [peer, line] of this.#waiting) {
       if (this.#inside.size >= this.limit) return;
-      this.#waiting.delete(admit);
+      this.#waiting.delete(peer);
+      const [admit] = line;
+      if (!admit) continue;
+      line.delete(admit);
+      // To the end of those who wait; this very loop comes to it again.
+      if (line.size > 0) this.#waiting.set(peer, line);
       this.#inside.set(admit, setTimeout(() => this.leave(admit), this.silenceMs).unref());
       admit();
     }

@@ -17,7 +17,7 @@ import type { EncodedResponse } from './encode.js';
 import { shortType, type PushMetrics } from './metrics.js';
 import type { PushTarget } from './queue.js';
 import type { MapStore } from './shared-map.js';
-import { StreamRefusal, type Caller } from './stream-guard.js';
+import { peerOf, StreamRefusal, type Caller } from './stream-guard.js';
 import { Watch } from './watch.js';
 
 /** A client that sends so many requests without waiting for answers is read no further until they are answered. */
@@ -96,7 +96,7 @@ export abstract class Connection<Request> implements PushTarget {
     call.on('error', (error) => this.#end(errorMessage(error)));
     call.on('finish', () => this.#end('ended'));
     call.on('close', () => this.#end('closed'));
-    context.throttle.enter(this.#read);
+    context.throttle.enter(this.#read, peerOf(call, caller));
   }
 
   /** Lets requests in; called when the client's turn has come. */

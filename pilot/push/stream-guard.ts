@@ -139,7 +139,7 @@ export class StreamGuard {
 }
 
 /** A service account alone may be that of thousands of pods. */
-function peerOf(call: GuardedCall, { identity, local }: Caller): string {
+export function peerOf(call: Pick<GuardedCall, 'getPeer'>, { identity, local }: Caller): string {
   if (local) return 'a Unix socket';
   if (identity?.pod !== undefined) return `${identity.namespace}/${identity.pod}`;
   const peer = call.getPeer();
