@@ -56,6 +56,11 @@ function stage(context: TestContext, change: Partial<{ verdict: () => Promise<Se
         podCounters: () => new Map(),
         probation: () => [...probation],
         setGlobalAcceleration: (on: boolean) => void steps.push(`acceleration ${on}`),
+        setFlowLog: () => undefined,
+        flows: {
+          rttBoundsUs: [], settle: () => undefined, entries: () => [], take: () => undefined, retired: () => new Map(), retire: () => true,
+          dropRetired: () => undefined, onRecord: () => undefined,
+        },
         setListenerPorts: (ports: readonly number[]) => void steps.push(`ports ${ports.join()}`),
         close: () => void steps.push('kernel closed'),
       });
@@ -63,6 +68,7 @@ function stage(context: TestContext, change: Partial<{ verdict: () => Promise<Se
     detachKernel: (options) => (change.detachKernel ?? (() => Promise.resolve(0)))(options),
     selfTest: () => (change.verdict ?? (() => Promise.resolve(passed)))(),
     createProxy: ({ onListenerPorts }) => ({
+      workloads: { addresses: new Map(), synced: true, revision: 0 },
       setPods: (pods) => void steps.push(`setPods ${pods.length}`),
       setEventDriven: (endpoints) => void eventDriven.push([...endpoints]),
       start: async () => {

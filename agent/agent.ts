@@ -17,6 +17,7 @@ import { eventDrivenListeners } from './dataplane/event-driven.js';
 import { PinnedNamespaces } from './dataplane/namespaces.js';
 import type { NodeCaFactory } from './identity/certificates.js';
 import type { AgentKernel, AgentParts, AgentProxy, ProxyStatus, SelfTestVerdict } from './parts.js';
+import { FlowTelemetry } from './telemetry/flow-telemetry.js';
 import { metricsText, type Counters } from './telemetry/metrics.js';
 import type { EnrolmentDefaults } from './workloads/enrolment.js';
 import type { PodRecord, WorkloadSource } from './workloads/source.js';
@@ -45,6 +46,8 @@ export interface AgentOptions {
   trustDomain?: string;
   /** For the lock: which command this is. */
   purpose?: string;
+  /** Log a line for each connection that ends; default false. */
+  flowLog?: boolean;
   /** Shown in the status, e.g. the embedded control plane's own. */
   controlPlaneStatus?: () => unknown;
 }
@@ -95,6 +98,7 @@ export class Agent {
   #dataplane: Dataplane | undefined;
   #records: readonly PodRecord[] | undefined;
   #running: Promise<void> | undefined;
+  #flows: FlowTelemetry | undefined;
   #verdictTimer: NodeJS.Timeout | undefined;
   #verdictProblem: string | undefined;
   #stopped: Promise<void> | undefined;
@@ -138,7 +142,7 @@ export class Agent {
         },
         '/v1/status': () => ({ body: this.status() }),
         '/v1/counters': () => ({ body: this.counters() ?? { message: this.#kernelProblem } }),
-        '/metrics': () => ({ contentType: 'text/plain; version=0.0.4', body: metricsText(this.status(), this.counters()) }),
+        '/metrics': () => ({ contentType: 'text/plain; version=0.0.4', body: metricsText(this.status(), this.counters(), this.#flows) }),
       }),
     );
     logger.info({ instance: this.#paths.instance, node: nodeName, folder: this.folder, pods: this.#options.workloads.description, discovery: this.#options.discoveryAddress }, 'agent starts');
@@ -164,6 +168,7 @@ export class Agent {
     // Before its first word to Envoy: what a former agent told is told again, and Envoy has it.
     this.#tellVerdicts(this.#kernel, proxy);
     if (this.#kernel) this.#verdictTimer = setInterval(() => this.#tellVerdicts(this.#kernel, proxy), VERDICTS_EVERY_MS);
+    if (this.#kernel) this.#flows = this.#flowTelemetry(this.#kernel, proxy);
     const { workloads } = this.#options;
     const setLabels = workloads.setPodLabels && ((pod: PodRecord, labels: Record<string, string | null>) => workloads.setPodLabels!(pod, labels));
     this.#dataplane = new Dataplane({ kernel: this.#kernel, namespaces, proxy, defaults: this.#defaults, logger: this.#component('agent.dataplane'), ...(setLabels ? { setLabels } : {}) });
@@ -182,6 +187,7 @@ export class Agent {
     await this.#running?.catch(() => undefined);
     await this.#dataplane?.stop();
     await this.#proxy?.stop({ keepEnvoy });
+    this.#flows?.close();
     await this.#kernel?.close();
     await this.#store.close();
     this.#logger.info({ instance: this.#paths.instance }, 'agent stopped');
@@ -222,6 +228,22 @@ export class Agent {
       if (record) pods.push({ ...values, uid, pod: record.name, namespace: record.namespace } as Counters['pods'][number]);
     }
     return { node: this.#kernel.counters(), pods };
+  }
+
+  #flowTelemetry(kernel: AgentKernel, proxy: AgentProxy): FlowTelemetry {
+    const { flowLog, trustDomain } = this.#options;
+    return new FlowTelemetry({
+      kernel,
+      workloads: proxy.workloads,
+      podOf: (netnsCookie) => {
+        const uid = kernel.pods().find((pod) => pod.netnsCookie === netnsCookie)?.uid;
+        const record = uid === undefined ? undefined : this.#records?.find((candidate) => candidate.uid === uid);
+        return record && { netnsCookie, name: record.name, namespace: record.namespace };
+      },
+      logger: this.#component('agent.flows'),
+      ...(flowLog ? { log: this.#component('agent.flow-log') } : {}),
+      ...(trustDomain === undefined ? {} : { trustDomain }),
+    });
   }
 
   /** Returns the cgroup for Envoy, if this machine has cgroup v2. */

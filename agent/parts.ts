@@ -2,6 +2,8 @@
 import type { Logger } from '../common/log.js';
 import type { KernelPod, PodKernel, PodProxy } from './dataplane/collaborators.js';
 import type { PodCounters, ProbationEntry } from './dataplane/kernel.js';
+import type { KnownWorkloads } from './telemetry/flow-labels.js';
+import type { FlowKernel } from './telemetry/flow-telemetry.js';
 import type { SelfTestVerdict } from './dataplane/self-test.js';
 import type { NodeCaFactory } from './identity/certificates.js';
 import type { InboundPods } from './proxy/inbound-follower.js';
@@ -9,7 +11,7 @@ import type { ListenerPorts, NodeProxyStatus } from './proxy/node-proxy.js';
 
 export type { SelfTestVerdict };
 
-export interface AgentKernel extends PodKernel {
+export interface AgentKernel extends PodKernel, FlowKernel {
   pods(): KernelPod[];
   attachProxy(cgroupPath: string): void;
   counters(): Record<string, bigint>;
@@ -22,6 +24,8 @@ export interface AgentKernel extends PodKernel {
 }
 
 export interface AgentProxy extends PodProxy {
+  /** The workloads and services of the mesh. */
+  readonly workloads: KnownWorkloads;
   /** Local servers, as `10.0.0.1:80` or `[fd00::1]:80`, that are event-driven: pooled connections to a new one are renewed. */
   setEventDriven(endpoints: ReadonlySet<string>): void;
   start(signal: AbortSignal): Promise<void>;

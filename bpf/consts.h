@@ -46,4 +46,10 @@
 /* Connections between the first end's establishment and the second's, or the opener's first message. */
 #define MAX_ESTABLISHING 65536
 #define MAX_VERDICTS 16384
+/* Different client, server and service; and so many of them of one client. */
+#define MAX_FLOWS 16384
+#define FLOWS_PER_POD 512
+#define MAX_RETIRED_FLOWS 4096
+/* Ends of pairs that closed before the other one, while connections are logged. */
+#define MAX_FLOW_LEAVERS 16384
 #define MAX_LISTENER_PORTS 65536

@@ -34,6 +34,8 @@ int move_message(struct sk_msg_md *msg)
 		}
 		state->peer_sock = peer->sock;
 		state->peer_cookie = peer->cookie;
+		if (peer->reports)
+			state->flags |= SOCKET_PEER_REPORTS;
 		bpf_map_delete_elem(&peers, &cookie);
 	}
 	struct tcp_sock *self = bpf_skc_to_tcp_sock(sk);

@@ -202,7 +202,8 @@ static __always_inline int established_active(struct bpf_sock_ops *ops, bool pro
 		state->flags |= SOCKET_IN_MAP;
 		if (bpf_sock_hash_update(ops, &sockets, &state->cookie, BPF_NOEXIST)) {
 			state->flags &= ~SOCKET_IN_MAP;
-			map_full(COUNTER_CONNECTION_SOCKETS_FULL, state);
+			refusal = COUNTER_CONNECTION_SOCKETS_FULL;
+			map_full(refusal, state);
 		} else {
 			size_buffers(ops, tp);
 		}
@@ -211,7 +212,8 @@ static __always_inline int established_active(struct bpf_sock_ops *ops, bool pro
 		COUNT_POD(state, connections_plain, 1);
 	}
 	bool accelerated = state->flags & SOCKET_IN_MAP;
-	if (!captured && !accelerated)
+	__u32 tell = known ? flow_opened(sk, pod, state, own, other, refusal) : 0;
+	if (!captured && !accelerated && !tell)
 		return 1;
 	struct establishing entry = {
 		.cookie = state->cookie,
@@ -220,6 +222,7 @@ static __always_inline int established_active(struct bpf_sock_ops *ops, bool pro
 		.sequence = tp->write_seq,
 		.captured = captured,
 		.accelerated = accelerated,
+		.tell = tell,
 	};
 	if (bpf_map_update_elem(&establishing, &t, &entry, BPF_ANY))
 		map_full(COUNTER_CONNECTION_ESTABLISHING_FULL, state);
@@ -282,6 +285,7 @@ static __always_inline int established_passive(struct bpf_sock_ops *ops, bool pr
 		state->original = entry.original;
 	}
 	bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
+	flow_accepted(sk, pod, state, other, &entry, &mine);
 	if (!entry.accelerated) {
 		if (!proxy && pod->acceleration == ACCELERATION_L4 && listener_verdict(&state->listener) == MARK_NONE)
 			state->flags |= SOCKET_PROBED;
@@ -304,7 +308,7 @@ static __always_inline int established_passive(struct bpf_sock_ops *ops, bool pr
 	}
 	size_buffers(ops, tp);
 	/* Last: from here on the opener moves its messages. */
-	struct peer self = { .cookie = state->cookie, .sock = (__u64)tp, .netns_cookie = other };
+	struct peer self = { .cookie = state->cookie, .sock = (__u64)tp, .netns_cookie = other, .reports = flow_reports(sk) };
 	if (bpf_map_update_elem(&peers, &entry.cookie, &self, BPF_ANY)) {
 		map_full(COUNTER_CONNECTION_PEERS_FULL, state);
 	}
@@ -325,8 +329,10 @@ static __always_inline int closed(struct bpf_sock_ops *ops)
 	if (!state || !state->cookie)
 		return 1;
 	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
-	if (tp)
+	if (tp) {
 		count_tcp(state, tp);
+		flow_closed(sk, state, tp);
+	}
 	if (state->flags & SOCKET_COUNTED_LIVE)
 		COUNT_POD(state, captured_closed, 1);
 	if (!(state->flags & SOCKET_ACCEPTED)) {

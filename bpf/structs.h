@@ -62,14 +62,22 @@ struct establishing {
 	__u32 sequence; /* the opener's first sequence number: a leftover of another connection does not match */
 	__u8 captured;
 	__u8 accelerated;
-	__u16 reserved;
+	__u8 tell; /* enum tell */
+	__u8 reserved;
 	__u32 reserved2;
+};
+
+/* What the opener tells the accepting end for its telemetry. */
+enum tell {
+	TELL_DIRECT = 1,  /* no proxy stands between */
+	TELL_REPORTS = 2, /* the opener's side is reported */
 };
 
 struct peer {
 	__u64 cookie;
 	__u64 sock;
 	__u64 netns_cookie; /* of the client whose entry it is, so that a removed pod's leftovers can be found */
+	__u64 reports;      /* the accepting end's side is reported */
 };
 
 /* A client program: one executable in one container. */
@@ -133,6 +141,7 @@ enum socket_flag {
 	SOCKET_COUNTED_LIVE = 256,
 	SOCKET_CONNECTING = 512,    /* the connect hook saw it, not yet established */
 	SOCKET_TLS = 1024,          /* an upper layer protocol was seen: plain TCP from then on */
+	SOCKET_PEER_REPORTS = 2048, /* what is moved counts at the other end's side as well */
 };
 
 struct socket_state {
@@ -181,6 +190,7 @@ struct event {
 struct settings {
 	__u32 acceleration; /* 0: nothing is paired anew, and nothing paired is moved */
 	__u32 listener_ports_known; /* 0: listener_ports says nothing yet */
+	__u32 flow_log; /* 1: a record of each connection that ends */
 	__u32 layout;       /* of the structs in pinned maps, as user space's hash of them */
 };
 
@@ -228,6 +238,8 @@ enum counter {
 	COUNTER_VERDICTS_FULL,
 	COUNTER_VERDICTS_QUOTA, /* a pod has as many as one may have */
 	COUNTER_EVENTS_LOST,
+	COUNTER_FLOWS_FULL, /* connections counted under "other" */
+	COUNTER_FLOW_RECORDS_LOST,
 	COUNTERS
 };
 
@@ -242,4 +254,72 @@ struct pod_counters {
 	__u64 connections_plain; /* both ends on this node, but not short-circuited */
 	__u32 generation; /* of pod.generation: whose these are */
 	__u32 reserved;
+};
+
+/*
+ * Connections that are told apart in telemetry, by netns cookies. Ports in host order. Zero in all but `client`: all others of
+ * that client; zero in all: all others.
+ */
+struct flow_key {
+	__u64 client, server;
+	struct address service; /* that the client asked for; zero: the server's own address */
+	__u16 service_port, endpoint_port;
+	__u32 reserved;
+};
+
+enum flow_limit {
+	FLOW_RTT_BUCKETS = 16,  /* the last one has no bound */
+	FLOW_RTT_FIRST_US = 16, /* bound of the first one; each is twice the one before */
+};
+
+/* As Istio counts: `received` by the server, `sent` by it, at both sides. */
+struct flow_side {
+	__u64 opened, closed, received, sent;
+	__u64 rtt_sum_us;
+	__u64 rtt[FLOW_RTT_BUCKETS];
+};
+
+struct flow_totals {
+	struct flow_side source, destination;
+};
+
+/* What user space keeps of a side of entries whose pods are gone, by a hash of the labels that it had. */
+struct retired_key {
+	__u64 hash[2];
+};
+
+enum flow_flag {
+	FLOW_OPEN = 1,
+	FLOW_ACCEPTED = 2,
+	FLOW_REPORTS = 4, /* this end's side */
+	FLOW_LOGGED = 8,
+};
+
+/* A socket's part in it; the first three are what has been added so far. */
+struct flow {
+	__u64 in, out, moved;
+	struct flow_key key;
+	__u64 opened_ns;
+	__u64 rtt_ns; /* when it was last put into the histogram */
+	__u32 flags;
+	__u32 reason; /* counter: why it is not short-circuited */
+};
+
+enum flow_way {
+	FLOW_SHORT_CIRCUITED = 1,
+	FLOW_PLAIN = 2,
+	FLOW_PROXY = 3,
+};
+
+struct flow_record {
+	struct flow_key key;
+	struct address client, endpoint;
+	__u16 client_port;
+	__u16 reserved;
+	__u32 way;
+	__u32 reason; /* counter, COUNTERS: none */
+	__u32 rtt_us;
+	__u64 received, sent;
+	__u64 moved; /* of both */
+	__u64 duration_ns;
 };

@@ -21,9 +21,13 @@ const volatile enum acceleration acceleration_type;
 const volatile enum mark mark_type;
 const volatile enum clearance_kind clearance_kind_type;
 const volatile struct event event_type_layout;
+const volatile enum flow_limit flow_limit_type;
+const volatile enum flow_way flow_way_type;
+const volatile struct flow_record flow_record_layout;
 
 #include "helpers.h"
 #include "connect.h"
+#include "flow.h"
 #include "pair.h"
 #include "move.h"
 #include "probe.h"

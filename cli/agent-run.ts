@@ -26,6 +26,7 @@ export interface AgentCliOptions {
   acceleration: 'off' | 'l4' | 'force';
   concurrency?: number;
   trustDomain?: string;
+  flowLog?: boolean;
   cleanup?: boolean;
   cleanupOnExit?: boolean;
 }
@@ -46,6 +47,7 @@ export function addAgentOptions(command: Command): Command {
     .addOption(new Option('--acceleration <level>', 'for pods without a label of their own').choices(['off', 'l4', 'force']).default('l4'))
     .option('--concurrency <n>', 'worker threads of the shared Envoy (default: one a CPU)', wholeNumber(1, 1024))
     .option('--trust-domain <domain>', 'SPIFFE trust domain of the pods (default: what the control plane says of each)')
+    .option('--flow-log', 'log a line for each connection of a local pod that ends')
     .option('--cleanup', 'remove all that this instance\'s agents ever pinned, mounted, attached or wrote, and exit')
     .option('--cleanup-on-exit', 'do that when the agent ends, instead of leaving Envoy and the kernel at work');
 }
@@ -129,6 +131,7 @@ export async function runAgent(options: AgentCliOptions, run: RunOptions): Promi
       ...(node ? { netnsPath: node.netns, dnsServers: node.dns } : {}),
       ...(run.lab.info ? { clusterId: run.lab.info.clusterId } : {}),
       ...(options.trustDomain === undefined ? {} : { trustDomain: options.trustDomain }),
+      ...(options.flowLog ? { flowLog: true } : {}),
       ...(run.ca === undefined ? {} : { ca: run.ca }),
       ...(companion ? { controlPlaneStatus: () => companion.status() } : {}),
     },

@@ -209,13 +209,16 @@ test('the addon loads and works in worker threads, several at once, and closes w
     const map = object.map('pods');
     parentPort.postMessage({ programs: object.programs().length, entries: map.entries().length, cookie: await netnsCookie('/proc/self/ns/net') });
   `;
+  const own = BpfObject.open({ pinDir: null });
+  const programs = own.programs().length;
+  own.close();
   const before = bpfDescriptors();
   await Promise.all(
     [1, 2, 3].map(async () => {
       const worker = new Worker(new URL(`data:text/javascript,${encodeURIComponent(source)}`));
       const exit = once(worker, 'exit');
       const [message] = (await once(worker, 'message')) as [{ programs: number; entries: number; cookie: bigint }];
-      assert.equal(message.programs, 11);
+      assert.equal(message.programs, programs);
       assert.equal(message.entries, 0);
       const [code] = (await exit) as [number];
       assert.equal(code, 0);

@@ -135,6 +135,11 @@ export class BpfObject implements Closable {
     guarded(() => this.#raw.attachSkMsg(program, map));
   }
 
+  /** Runs an iterator program once over all elements of a map, and returns when it has seen them. */
+  runIterator(program: string, map: string): void {
+    guarded(() => this.#raw.runIterator(program, map));
+  }
+
   /** Calls back with a copy of each record; does not keep the process alive. */
   ringBuffer(map: string, callback: (record: Buffer) => void): Closable {
     const raw = guarded(() => this.#raw.ringBuffer(map, callback));

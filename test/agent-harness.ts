@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import { spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
-import { copyFileSync, mkdtempSync, rmSync } from 'node:fs';
+import { copyFileSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { askAgent, instancePaths, type AgentStatus, type PodStatus } from '../agent/index.js';
@@ -34,9 +34,10 @@ export class NodeUnderTest {
     return this.#sources;
   }
 
-  /** Starts a lab with these files of examples/canary. */
-  async up(files: readonly string[]): Promise<void> {
+  /** Starts a lab with these files of examples/canary, and with YAML of the test's own. */
+  async up(files: readonly string[], yaml?: string): Promise<void> {
     this.#sources = mkdtempSync(join(tmpdir(), `${this.instance}-`));
+    if (yaml !== undefined) writeFileSync(join(this.#sources, 'own.yaml'), yaml);
     for (const file of files) copyFileSync(join(projectRoot, 'examples', 'canary', file), join(this.#sources, file));
     const discovery = `unix:${join(this.paths.folder, 'pilot.sock')}`;
     this.lab = await Lab.up({ name: this.instance, sources: [this.#sources], watch: false, purpose: 'test', discovery, sidecarConcurrency: 1 });

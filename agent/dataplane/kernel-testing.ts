@@ -13,13 +13,13 @@ export class KernelWorld {
   private constructor(readonly world: TestWorld) {}
 
   /** Not pinned unless `pinned`; acceleration is on. */
-  static async create(area: string, options: { pods?: number; pinned?: boolean; maxEntries?: Record<string, number> } = {}): Promise<KernelWorld> {
+  static async create(area: string, options: { pods?: number; pinned?: boolean; maxEntries?: Record<string, number>; rodata?: Record<string, number> } = {}): Promise<KernelWorld> {
     const world = await TestWorld.create(area, options.pods ?? 2);
     const self = new KernelWorld(world);
     self.#store.add(world);
     try {
       if (options.pinned) self.#store.defer(() => Kernel.cleanup({ bpffsDir: TEST_BPFFS, instance: world.name }));
-      self.kernel = await self.open(options.pinned ? TEST_BPFFS : null, options.maxEntries);
+      self.kernel = await self.open(options.pinned ? TEST_BPFFS : null, options.maxEntries, options.rodata);
       self.kernel.setGlobalAcceleration(true);
       self.kernel.attachProxy(world.proxyCgroup);
     } catch (error) {
@@ -29,8 +29,8 @@ export class KernelWorld {
     return self;
   }
 
-  async open(bpffsDir: string | null, maxEntries?: Record<string, number>): Promise<Kernel> {
-    const kernel = await Kernel.open({ bpffsDir, instance: this.world.name, logger: logger('test.kernel'), ...(maxEntries ? { maxEntries } : {}) });
+  async open(bpffsDir: string | null, maxEntries?: Record<string, number>, rodata?: Record<string, number>): Promise<Kernel> {
+    const kernel = await Kernel.open({ bpffsDir, instance: this.world.name, logger: logger('test.kernel'), ...(maxEntries ? { maxEntries } : {}), ...(rodata ? { rodata } : {}) });
     this.#store.add(kernel);
     return kernel;
   }

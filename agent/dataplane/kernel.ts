@@ -8,6 +8,7 @@ import { BpfObject, cgroupId, type BpfLink, type BpfMap } from '../../native/ind
 import { ensureBpffsDir, pinName, removePins } from './bpffs.js';
 import { Clearance } from './kernel-clearance.js';
 import { KernelEvents } from './kernel-events.js';
+import { KernelFlows } from './kernel-flows.js';
 import { decodeAddress, encodeAddress, perCpu, StructCodec } from './kernel-codec.js';
 import { cgroupIds, kernelDevice } from './kernel-processes.js';
 import { Verdicts, type ListenerName, type ProbationEntry, type ProgramName, type Verdict } from './kernel-verdicts.js';
@@ -73,10 +74,13 @@ const ACCELERATIONS = { off: 'ACCELERATION_OFF', l4: 'ACCELERATION_L4', force: '
 /** Structs that live in pinned maps. */
 const PINNED_STRUCTS = [
   'pod', 'tuple', 'establishing', 'peer', 'socket_state', 'program_key', 'listener_key', 'verdict', 'clearance', 'verdict_quota', 'settings',
-  'pod_counters',
+  'pod_counters', 'flow_key', 'flow_totals', 'flow_side', 'flow',
 ];
 
 const TABLES = ['pods', 'netns_of_address', 'establishing', 'peers', 'sockets', 'client_verdicts', 'listener_verdicts', 'client_clearances', 'listener_clearances'];
+
+const SETTINGS = ['acceleration', 'listener_ports_known', 'flow_log'] as const;
+type Setting = (typeof SETTINGS)[number];
 
 interface Attached {
   pod: KernelPodState;
@@ -104,6 +108,8 @@ export class Kernel {
   readonly #constants: Record<'mode' | 'acceleration' | 'flag' | 'counter', Record<string, number>>;
   readonly #counterNames: string[];
   readonly #verdicts: Verdicts;
+  /** What connections without a proxy carried. */
+  readonly flows: KernelFlows;
   readonly #layout: number;
 
   /**
@@ -165,6 +171,7 @@ export class Kernel {
       .sort(([, a], [, b]) => a - b)
       .map(([name]) => name.slice('COUNTER_'.length).toLowerCase());
     this.#verdicts = new Verdicts(object);
+    this.flows = this.#store.add(new KernelFlows(object, this.#counterNames));
     this.#layout = fnv1a([...PINNED_STRUCTS.map((name) => codec(name).fingerprint()), ...this.#counterNames].join('\n'));
   }
 
@@ -255,6 +262,7 @@ export class Kernel {
       if (peer.bigint(value, 'netns_cookie') === cookie) this.#maps.peers.delete(key);
     }
     this.#verdicts.forgetNamespace(cookie);
+    this.flows.forgetNamespace(cookie);
   }
 
   /** The pods as the kernel has them, those of a former agent too. */
@@ -330,13 +338,16 @@ export class Kernel {
     this.#writeSettings({ listener_ports_known: 1 });
   }
 
-  #writeSettings(changes: { acceleration?: number; listener_ports_known?: number }): void {
+  /** Whether a record of each connection that ends is handed to `flows.onRecord`; of those that begin from now on. */
+  setFlowLog(on: boolean): void {
+    this.#writeSettings({ flow_log: on ? 1 : 0 });
+  }
+
+  #writeSettings(changes: Partial<Record<Setting, number>>): void {
     const { settings } = this.#codecs;
     const before = this.#maps.settings.get(u32(0));
-    const kept = (name: 'acceleration' | 'listener_ports_known'): number => (before ? settings.number(before, name) : 0);
-    this.#maps.settings.set(u32(0), settings.encode({
-      acceleration: kept('acceleration'), listener_ports_known: kept('listener_ports_known'), ...changes, layout: this.#layout,
-    }));
+    const kept = before ? Object.fromEntries(SETTINGS.map((name) => [name, settings.number(before, name)])) : {};
+    this.#maps.settings.set(u32(0), settings.encode({ ...kept, ...changes, layout: this.#layout }));
   }
 
   globalAcceleration(): boolean {
@@ -365,6 +376,7 @@ export class Kernel {
   #start(): void {
     this.#object.attachSkMsg('move_message', 'sockets');
     if (!this.#object.adopted) this.setGlobalAcceleration(false);
+    this.flows.start();
     const clearance = this.#store.add(new Clearance(this.#verdicts, (cookie) => this.#podOf(cookie), this.options.logger));
     this.#store.add(new KernelEvents(this.#object, this.options.logger, this.#counterNames, {
       verdicts: this.#verdicts,

@@ -1,6 +1,8 @@
-/** The agent's `/metrics`: names start with `underpass_`, units stand in the name. */
+/** The agent's `/metrics`: names start with `underpass_`, but for Istio's own; units stand in the name. */
 import type { AgentStatus } from '../admin/status.js';
 import type { PodCounters } from '../dataplane/kernel.js';
+import { addFlowMetrics } from './flow-metrics.js';
+import type { FlowTelemetry } from './flow-telemetry.js';
 import { PrometheusText } from './prometheus.js';
 
 export interface Counters {
@@ -8,7 +10,7 @@ export interface Counters {
   pods: (PodCounters & { uid: string; pod: string; namespace: string })[];
 }
 
-export function metricsText(status: AgentStatus, counters: Counters | undefined): string {
+export function metricsText(status: AgentStatus, counters: Counters | undefined, flows: Pick<FlowTelemetry, 'report' | 'logLost'> | undefined): string {
   const text = new PrometheusText();
   text.add('underpass_agent_ready', 'gauge', 'Whether the agent is ready.', Number(status.ready));
   text.add('underpass_agent_start_time_seconds', 'gauge', 'When the agent started, in seconds since the epoch.', Date.parse(status.since) / 1000);
@@ -43,6 +45,9 @@ export function metricsText(status: AgentStatus, counters: Counters | undefined)
       text.add(`underpass_pod_${metricName(name)}_total`, 'counter', 'Counted by the BPF programs, by pod.', value as bigint, { namespace, pod });
     }
   }
+  const report = flows?.report();
+  if (report) addFlowMetrics(text, report);
+  if (flows?.logLost !== undefined) text.add('underpass_flow_log_lines_lost_total', 'counter', 'Connections that ended and had no line in the flow log, since there were too many.', flows.logLost);
   return text.toString();
 }
 

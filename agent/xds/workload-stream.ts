@@ -25,6 +25,7 @@ export interface WorkloadStreamOptions {
 
 export class WorkloadStream implements Closable {
   readonly #stream: DeltaAdsStream;
+  #revision = 0;
 
   constructor(options: WorkloadStreamOptions) {
     const { nodeName, nodeAddress } = options;
@@ -35,7 +36,10 @@ export class WorkloadStream implements Closable {
         metadata: { NAMESPACE: 'istio-system', NAME: `underpass-${nodeName}`, NODE_NAME: nodeName, CLUSTER_ID: 'Kubernetes', SERVICE_ACCOUNT: 'underpass' },
       }),
       types: [addressType, authorizationType],
-      onChange: options.onChange ?? (() => undefined),
+      onChange: (change) => {
+        this.#revision++;
+        options.onChange?.(change);
+      },
       logger: options.logger,
       ...(options.backoff ? { backoff: options.backoff } : {}),
     });
@@ -48,6 +52,11 @@ export class WorkloadStream implements Closable {
 
   get authorizations(): ReadonlyMap<string, XdsResource<Authorization>> {
     return this.#stream.state(authorizationType).resources;
+  }
+
+  /** Grows with every change. */
+  get revision(): number {
+    return this.#revision;
   }
 
   get synced(): boolean {

@@ -189,6 +189,7 @@ Napi::Function BpfObjectHandle::define(Napi::Env env) {
       {InstanceMethod("programs", &BpfObjectHandle::programs), InstanceMethod("maps", &BpfObjectHandle::maps),
        InstanceMethod("map", &BpfObjectHandle::map), InstanceAccessor("adopted", &BpfObjectHandle::adopted, nullptr),
        InstanceMethod("attachCgroup", &BpfObjectHandle::attach_cgroup), InstanceMethod("replaceLink", &BpfObjectHandle::replace_link), InstanceMethod("attachSkMsg", &BpfObjectHandle::attach_sk_msg),
+       InstanceMethod("runIterator", &BpfObjectHandle::run_iterator),
        InstanceMethod("ringBuffer", &BpfObjectHandle::ring_buffer), InstanceMethod("layout", &BpfObjectHandle::layout),
        InstanceMethod("enumValues", &BpfObjectHandle::enum_values), InstanceMethod("close", &BpfObjectHandle::close)});
 }
@@ -346,6 +347,31 @@ void BpfObjectHandle::attach_sk_msg(const Napi::CallbackInfo &info) {
   const std::string map_name = string_of(env, info[1], "attachSkMsg: map");
   int failed = bpf_prog_attach(bpf_program__fd(program(env, name)), bpf_map__fd(find_map(env, map_name)), BPF_SK_MSG_VERDICT, 0);
   if (failed) throw syscall_error(env, "attaching " + name + " to map " + map_name, "bpf", errno);
+}
+
+// Runs an iterator program over a map's elements, once; what it prints is thrown away.
+void BpfObjectHandle::run_iterator(const Napi::CallbackInfo &info) {
+  Napi::Env env = info.Env();
+  LogCapture log;
+  const std::string name = string_of(env, info[0], "runIterator: program");
+  const std::string map_name = string_of(env, info[1], "runIterator: map");
+  const std::string action = "running " + name + " over map " + map_name;
+  bpf_iter_link_info target = {};
+  target.map.map_fd = static_cast<uint32_t>(bpf_map__fd(find_map(env, map_name)));
+  LIBBPF_OPTS(bpf_iter_attach_opts, options, .link_info = &target, .link_info_len = sizeof(target));
+  bpf_link *link = bpf_program__attach_iter(program(env, name), &options);
+  if (!link) throw syscall_error(env, action, "bpf", errno, log.tail(kVerifierLines));
+  int fd = bpf_iter_create(bpf_link__fd(link));
+  int error = errno;
+  bpf_link__destroy(link);
+  if (fd < 0) throw syscall_error(env, action, "bpf", error);
+  char output[4096];
+  ssize_t length;
+  // A long walk is cut into several reads; the first empty one is the end.
+  while ((length = read(fd, output, sizeof output)) > 0 || (length < 0 && (errno == EAGAIN || errno == EINTR))) continue;
+  error = errno;
+  ::close(fd);
+  if (length < 0) throw syscall_error(env, action, "read", error);
 }
 
 Napi::Value BpfObjectHandle::ring_buffer(const Napi::CallbackInfo &info) {

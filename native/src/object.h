@@ -100,6 +100,7 @@ class BpfObjectHandle : public Napi::ObjectWrap<BpfObjectHandle> {
   Napi::Value attach_cgroup(const Napi::CallbackInfo &info);
   Napi::Value replace_link(const Napi::CallbackInfo &info);
   void attach_sk_msg(const Napi::CallbackInfo &info);
+  void run_iterator(const Napi::CallbackInfo &info);
   Napi::Value ring_buffer(const Napi::CallbackInfo &info);
   Napi::Value layout(const Napi::CallbackInfo &info);
   Napi::Value enum_values(const Napi::CallbackInfo &info);

@@ -1,0 +1,265 @@
+/** Telemetry of connections without a proxy: what each side's totals say against what programs really sent. */
+import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { after, before, test } from 'node:test';
+import { run } from '../../common/process.js';
+import { waitFor } from '../../common/retry.js';
+import { socketProbe, type TestPod } from '../../native/testing.js';
+import type { FlowEntry, FlowRecord, FlowSideName } from './kernel-flows.js';
+import { KernelWorld } from './kernel-testing.js';
+import type { Kernel, KernelPod } from './kernel.js';
+
+let w: KernelWorld;
+let a: TestPod;
+let b: TestPod;
+before(async () => {
+  w = await KernelWorld.create('flows', { pinned: true });
+  [a, b] = [w.world.pod(0), w.world.pod(1)];
+});
+after(() => w.close());
+
+interface Sums {
+  opened: number;
+  closed: number;
+  received: number;
+  sent: number;
+  rtts: number;
+}
+
+function sums(kernel: Kernel, side: FlowSideName, of: (entry: FlowEntry) => boolean = () => true): Sums {
+  const all: Sums = { opened: 0, closed: 0, received: 0, sent: 0, rtts: 0 };
+  for (const entry of kernel.flows.entries().filter(of)) {
+    const { opened, closed, received, sent, rtt } = entry[side];
+    all.opened += Number(opened);
+    all.closed += Number(closed);
+    all.received += Number(received);
+    all.sent += Number(sent);
+    all.rtts += Number(rtt.reduce((sum, count) => sum + count, 0n));
+  }
+  return all;
+}
+
+const both = (kernel: Kernel): Record<FlowSideName, Sums> => ({ source: sums(kernel, 'source'), destination: sums(kernel, 'destination') });
+
+/** What both sides' totals grew by, read after `settle`, when as many connections were closed as were opened. */
+async function grownBy(body: () => Promise<unknown>): Promise<Record<FlowSideName, Sums>> {
+  w.kernel.flows.settle();
+  const start = both(w.kernel);
+  await body();
+  await waitFor('the connections to be closed', () => {
+    const now = both(w.kernel);
+    return now.source.opened === now.source.closed && now.destination.opened === now.destination.closed;
+  }, { timeoutMs: 10_000, everyMs: 5 });
+  w.kernel.flows.settle();
+  const end = both(w.kernel);
+  const difference = (side: FlowSideName): Sums => Object.fromEntries(Object.entries(end[side]).map(([name, value]) => [name, value - start[side][name as keyof Sums]])) as unknown as Sums;
+  return { source: difference('source'), destination: difference('destination') };
+}
+
+const probe = (which: string, args: readonly string[] = []): Promise<unknown> => w.world.probe(which, { pod: b, address: b.ipv4 }, { pod: a }, args);
+
+const WAYS: { name: string; pod: Partial<KernelPod> }[] = [
+  { name: 'short-circuited', pod: { acceleration: 'force' } },
+  { name: 'in probation', pod: { acceleration: 'l4' } },
+  { name: 'acceleration off', pod: { acceleration: 'off' } },
+];
+for (const { name, pod } of WAYS) {
+  test(`flows: ${name}: both sides say the bytes that were sent, while the walk runs all the time`, async () => {
+    w.put(pod);
+    const walk = setInterval(() => w.kernel.flows.settle(), 1);
+    try {
+      const pings = await grownBy(() => probe('ping-pong', ['--count', '500', '--size', '1000']));
+      const expected = { opened: 1, closed: 1, received: 500_000, sent: 500_000, rtts: 1 };
+      assert.deepEqual(pings, { source: expected, destination: expected });
+      const bulk = await grownBy(() => probe('order', ['--bytes', '3000000']));
+      const bytes = { ...expected, received: 3_000_000, sent: 3_000_000 };
+      assert.deepEqual(bulk, { source: bytes, destination: bytes });
+    } finally {
+      clearInterval(walk);
+    }
+  });
+
+  test(`flows: ${name}: half-closed connections and large answers before a close are counted to the last byte`, async () => {
+    w.put(pod);
+    const half = { opened: 20, closed: 20, received: 60, sent: 120, rtts: 20 };
+    assert.deepEqual(await grownBy(() => probe('half-close', ['--count', '20'])), { source: half, destination: half });
+    const large = { opened: 3, closed: 3, received: 3, sent: 900_000, rtts: 3 };
+    assert.deepEqual(await grownBy(() => probe('large-close', ['--count', '3', '--bytes', '300000'])), { source: large, destination: large });
+  });
+
+  test(`flows: ${name}: an open connection shows how far it is, and not again when it is closed`, async () => {
+    w.put(pod);
+    const start = both(w.kernel);
+    let open: Record<FlowSideName, Sums> | undefined;
+    const grown = await grownBy(async () => {
+      const running = probe('ping-pong', ['--count', '100', '--size', '1000', '--hold', '1000']);
+      await waitFor('all bytes while it is open', () => {
+        w.kernel.flows.settle();
+        const now = both(w.kernel);
+        if (now.source.received - start.source.received < 100_000 || now.destination.sent - start.destination.sent < 100_000) return false;
+        open = now;
+        return true;
+      }, { timeoutMs: 5_000, everyMs: 5 });
+      await running;
+    });
+    for (const side of ['source', 'destination'] as const) {
+      assert.equal(open![side].closed, start[side].closed, `${side}: still open`);
+      assert.deepEqual(grown[side], { opened: 1, closed: 1, received: 100_000, sent: 100_000, rtts: 1 });
+    }
+  });
+
+  test(`flows: ${name}: a killed client's connection is closed on both sides, with no byte more than arrived`, async () => {
+    w.put(pod);
+    const grown = await grownBy(async () => {
+      const child = spawn(socketProbe, ['slow-reader', '--server-netns', b.netns, '--server-cgroup', b.cgroup, '--client-netns', a.netns, '--client-cgroup', a.cgroup,
+        '--listen', b.ipv4, '--connect', b.ipv4, '--bytes', '200000000', '--delay', '300', '--timeout', '5'], { stdio: 'ignore', detached: true });
+      const start = sums(w.kernel, 'source').opened;
+      await waitFor('the connection', () => sums(w.kernel, 'source').opened > start, { timeoutMs: 5_000, everyMs: 2 });
+      process.kill(-child.pid!, 'SIGKILL');
+      await once(child, 'exit');
+    });
+    assert.deepEqual([grown.source.opened, grown.source.closed, grown.destination.opened, grown.destination.closed], [1, 1, 1, 1]);
+    assert.ok(grown.destination.received <= grown.source.received, JSON.stringify(grown));
+    assert.ok(grown.source.received < 200_000_000, JSON.stringify(grown));
+  });
+}
+
+test('flows: IPv6 and a mapped address are the same client and server', async () => {
+  w.put({ acceleration: 'force' });
+  const expected = { opened: 1, closed: 1, received: 1000, sent: 1000, rtts: 1 };
+  for (const address of [b.ipv6, `::ffff:${b.ipv4}`]) {
+    const listen = address === b.ipv6 ? address : '::';
+    const grown = await grownBy(() => w.world.probe('ping-pong', { pod: b, address: listen }, { pod: a, address }, ['--count', '1', '--size', '1000']));
+    assert.deepEqual(grown, { source: expected, destination: expected }, address);
+  }
+  const named = w.kernel.flows.entries().filter(({ key }) => key.client !== 0n);
+  assert.deepEqual(named.map(({ key }) => key), [{ client: a.netnsCookie, server: b.netnsCookie, service: undefined, endpointPort: 7777 }]);
+});
+
+test('flows: what is captured, what the shared proxy opens and what stays within a pod is not counted', async () => {
+  const none = { opened: 0, closed: 0, received: 0, sent: 0, rtts: 0 };
+  const exchange = ['--count', '10', '--size', '1000'];
+  for (const acceleration of ['force', 'off'] as const) {
+    w.put({ capture: true, acceleration });
+    const captured = await grownBy(() => w.world.probe('ping-pong', { pod: a, cgroup: w.world.proxyCgroup, address: '127.0.0.1' }, { pod: a, address: '198.51.100.7' }, ['--port', '15001', '--connect-port', '80', ...exchange]));
+    assert.deepEqual(captured, { source: none, destination: none }, `captured, ${acceleration}`);
+    w.put({ acceleration });
+    const upstream = await grownBy(() => w.world.probe('ping-pong', { pod: b, address: b.ipv4 }, { pod: a, cgroup: w.world.proxyCgroup }, exchange));
+    assert.deepEqual(upstream, { source: none, destination: none }, `opened by the proxy, ${acceleration}`);
+    for (const address of ['127.0.0.1', a.ipv4]) {
+      const own = await grownBy(() => w.world.probe('ping-pong', { pod: a, address }, { pod: a }, exchange));
+      assert.deepEqual(own, { source: none, destination: none }, `within the pod by ${address}, ${acceleration}`);
+    }
+  }
+});
+
+test('flows: towards a pod with a sidecar only the client\'s side is told, from one only the server\'s; moved bytes too', async () => {
+  const none = { opened: 0, closed: 0, received: 0, sent: 0, rtts: 0 };
+  const exchange = { opened: 1, closed: 1, received: 10_000, sent: 10_000, rtts: 1 };
+  w.put({ acceleration: 'force' }, [a]);
+  w.put({ acceleration: 'force', mode: 'sidecar' }, [b]);
+  const args = ['--count', '10', '--size', '1000'];
+  assert.deepEqual(await grownBy(() => probe('ping-pong', args)), { source: exchange, destination: none });
+  assert.deepEqual(await grownBy(() => w.world.probe('ping-pong', { pod: a, address: a.ipv4 }, { pod: b }, args)), { source: none, destination: exchange });
+  w.put();
+});
+
+test('flows: with Fast Open the server\'s side is silent, since nobody could tell it that no proxy opened the connection', async () => {
+  w.put({ acceleration: 'force' });
+  const [command, ...args] = w.world.inPod(b, ['sh', '-c', 'echo 3 > /proc/sys/net/ipv4/tcp_fastopen']) as [string, ...string[]];
+  await run(command, args);
+  const { result, counters } = await w.counted(async () => grownBy(() => probe('churn', ['--count', '20', '--fastopen', '--size', '100'])));
+  const fast = counters['connection_fast_open'] ?? 0;
+  assert.ok(fast > 0, JSON.stringify(counters));
+  assert.deepEqual(result.source, { opened: 20, closed: 20, received: 2000, sent: 2000, rtts: 20 });
+  assert.deepEqual([result.destination.opened, result.destination.received, result.destination.sent], [20 - fast, (20 - fast) * 100, (20 - fast) * 100]);
+});
+
+test('flows: totals stay over an agent\'s restart, and a connection that is open meanwhile is counted once', async () => {
+  w.put({ acceleration: 'force' });
+  const grown = await grownBy(async () => {
+    const running = probe('ping-pong', ['--count', '200', '--size', '1000', '--hold', '1500']);
+    const start = sums(w.kernel, 'source').opened;
+    await waitFor('the connection', () => sums(w.kernel, 'source').opened > start, { timeoutMs: 5_000, everyMs: 2 });
+    w.kernel.flows.settle();
+    const before = both(w.kernel);
+    await w.kernel.close();
+    w.kernel = await w.open('/sys/fs/bpf/underpass');
+    w.kernel.flows.settle();
+    const after = both(w.kernel);
+    for (const side of ['source', 'destination'] as const) {
+      assert.ok(after[side].received >= before[side].received && before[side].opened > 0, JSON.stringify([before, after]));
+    }
+    await running;
+  });
+  const expected = { opened: 1, closed: 1, received: 200_000, sent: 200_000, rtts: 1 };
+  assert.deepEqual(grown, { source: expected, destination: expected });
+});
+
+test('flows: with the table full all is counted under one entry', async () => {
+  const small = await KernelWorld.create('flowfull', { maxEntries: { flow_totals: 3 } });
+  try {
+    small.put({ acceleration: 'force' });
+    const [x, y] = [small.world.pod(0), small.world.pod(1)];
+    for (const port of [7001, 7002, 7003, 7004]) await small.world.probe('ping-pong', { pod: y, address: y.ipv4 }, { pod: x }, ['--port', String(port), '--count', '10', '--size', '1000']);
+    await waitFor('the connections to be closed', () => sums(small.kernel, 'destination').closed === 4, { timeoutMs: 5_000, everyMs: 5 });
+    const all = { opened: 4, closed: 4, received: 40_000, sent: 40_000, rtts: 4 };
+    assert.deepEqual(both(small.kernel), { source: all, destination: all });
+    const entries = small.kernel.flows.entries();
+    assert.equal(entries.length, 3);
+    const other = entries.find(({ key }) => key.client === 0n);
+    assert.deepEqual([other?.source.opened, other?.destination.sent], [2n, 20_000n]);
+    assert.ok((small.kernel.counters()['flows_full'] ?? 0n) >= 2n);
+  } finally {
+    await small.close();
+  }
+});
+
+test('flows: a client that took its part of the table has one entry for the rest, and room again when entries are taken out', async () => {
+  const small = await KernelWorld.create('flowpart', { rodata: { flows_per_pod: 2 } });
+  try {
+    small.put({ acceleration: 'off' });
+    const [x, y] = [small.world.pod(0), small.world.pod(1)];
+    const connect = (port: number): Promise<unknown> => small.world.probe('ping-pong', { pod: y, address: y.ipv4 }, { pod: x }, ['--port', String(port), '--count', '1', '--size', '100']);
+    const ports = (): number[] => small.kernel.flows.entries().filter(({ key }) => key.client === x.netnsCookie).map(({ key }) => key.endpointPort).sort();
+    for (const port of [7001, 7002, 7003, 7004]) await connect(port);
+    await waitFor('the connections to be closed', () => sums(small.kernel, 'destination').closed === 4, { timeoutMs: 5_000, everyMs: 5 });
+    assert.deepEqual(ports(), [0, 7001, 7002]);
+    const rest = small.kernel.flows.entries().find(({ key }) => key.client === x.netnsCookie && key.server === 0n)!;
+    assert.deepEqual([rest.source.opened, rest.source.closed, rest.destination.received], [2n, 2n, 200n]);
+    const first = small.kernel.flows.entries().find(({ key }) => key.endpointPort === 7001)!;
+    assert.equal(small.kernel.flows.take(first.id)?.source.sent, 100n);
+    assert.equal(small.kernel.flows.take(first.id), undefined);
+    await connect(7005);
+    assert.deepEqual(ports(), [0, 7002, 7005]);
+  } finally {
+    await small.close();
+  }
+});
+
+test('flow log: one record a connection, with its way, its reason and the bytes of both directions', async () => {
+  const records: FlowRecord[] = [];
+  w.kernel.flows.onRecord((record) => records.push(record));
+  w.kernel.setFlowLog(true);
+  const next = async (): Promise<FlowRecord> => {
+    await waitFor('a record', () => records.length > 0, { timeoutMs: 5_000, everyMs: 5 });
+    return records.shift()!;
+  };
+  const facts = ({ key, client, endpoint, way, reason, received, sent, moved }: FlowRecord): unknown => ({ service: key.service, endpointPort: key.endpointPort, client: client.address, endpoint, way, reason, received, sent, moved });
+  const exchange = ['--count', '10', '--size', '1000'];
+  const pair = { service: undefined, endpointPort: 7777, client: a.ipv4, endpoint: b.ipv4, received: 10_000n, sent: 10_000n };
+  w.put({ acceleration: 'force' });
+  await probe('ping-pong', exchange);
+  assert.deepEqual(facts(await next()), { ...pair, way: 'short-circuited', reason: undefined, moved: 20_000n });
+  w.put({ acceleration: 'off' });
+  await probe('ping-pong', exchange);
+  assert.deepEqual(facts(await next()), { ...pair, way: 'plain', reason: 'connection_pod_off', moved: 0n });
+  w.put({ capture: true, acceleration: 'force' });
+  await w.world.probe('ping-pong', { pod: a, cgroup: w.world.proxyCgroup, address: '127.0.0.1' }, { pod: a, address: '198.51.100.7' }, ['--port', '15001', '--connect-port', '80', ...exchange]);
+  assert.deepEqual(facts(await next()), { ...pair, service: { address: '198.51.100.7', port: 80 }, endpointPort: 0, client: '127.0.0.1', endpoint: '127.0.0.1', way: 'proxy', reason: undefined, moved: 20_000n });
+  w.kernel.setFlowLog(false);
+  await probe('ping-pong', exchange);
+  await run('sleep', ['0.1']);
+  assert.deepEqual(records, []);
+});

@@ -1,0 +1,225 @@
+/**
+ * Telemetry of connections that no proxy sees, as the BPF programs keep it (bpf/flow.h): totals by client, server and
+ * service, and a record of each connection that ends. The totals outlive the agent, so they are what everything is told from.
+ */
+import { UnderpassError } from '../../common/errors.js';
+import type { Closable } from '../../common/lifecycle.js';
+import type { BpfMap, BpfObject } from '../../native/index.js';
+import { decodeAddress, StructCodec } from './kernel-codec.js';
+
+export type FlowSideName = 'source' | 'destination';
+
+/** `received` by the server and `sent` by it, at both sides. */
+export interface FlowSide {
+  opened: bigint;
+  closed: bigint;
+  received: bigint;
+  sent: bigint;
+  rttSumUs: bigint;
+  /** Observations by bucket; FlowTotals.rttBoundsUs has the bounds, and the last bucket none. */
+  rtt: bigint[];
+}
+
+/** Pods by netns cookies. */
+export interface FlowKey {
+  /** 0: every client for which there was no room. */
+  client: bigint;
+  /** 0: every server and service for which the client had no room left, or a proxy. */
+  server: bigint;
+  /** What the client asked for; undefined: the server's own address. */
+  service: { address: string; port: number } | undefined;
+  endpointPort: number;
+}
+
+export interface FlowEntry extends Record<FlowSideName, FlowSide> {
+  /** For `take`. */
+  id: string;
+  key: FlowKey;
+}
+
+export type FlowWay = 'short-circuited' | 'plain' | 'proxy';
+
+export interface FlowRecord {
+  key: FlowKey;
+  client: { address: string; port: number };
+  endpoint: string;
+  way: FlowWay;
+  /** The counter that says why it was not short-circuited. */
+  reason: string | undefined;
+  received: bigint;
+  sent: bigint;
+  /** Of both directions: what was moved between the sockets. */
+  moved: bigint;
+  durationMs: number;
+  rttUs: number;
+}
+
+/** What telemetry needs of the kernel. */
+export interface Flows {
+  /** Upper bounds of all RTT buckets but the last, in microseconds. */
+  readonly rttBoundsUs: readonly number[];
+  /** Adds what open connections have carried by now. */
+  settle(): void;
+  entries(): FlowEntry[];
+  /** Ends an entry, and returns what it held last. */
+  take(id: string): FlowEntry | undefined;
+  /** Totals of sides whose entries are gone, by a hash of 16 bytes in hex. */
+  retired(): Map<string, FlowSide>;
+  /** Adds to one of these. False: there is no room. */
+  retire(hash: string, side: FlowSide): boolean;
+  dropRetired(hash: string): void;
+}
+
+const WAYS: Record<string, FlowWay> = { FLOW_SHORT_CIRCUITED: 'short-circuited', FLOW_PLAIN: 'plain', FLOW_PROXY: 'proxy' };
+const SIDES: readonly FlowSideName[] = ['source', 'destination'];
+
+export class KernelFlows implements Flows, Closable {
+  readonly rttBoundsUs: readonly number[];
+  readonly #object: BpfObject;
+  readonly #totals: BpfMap;
+  readonly #retired: BpfMap;
+  readonly #quotas: BpfMap;
+  readonly #key: StructCodec;
+  readonly #side: StructCodec;
+  readonly #value: StructCodec;
+  readonly #record: StructCodec;
+  readonly #ways: Map<number, FlowWay>;
+  #ring: Closable | undefined;
+
+  constructor(object: BpfObject, readonly counterNames: readonly string[]) {
+    this.#object = object;
+    this.#totals = object.map('flow_totals');
+    this.#retired = object.map('flow_retired');
+    this.#quotas = object.map('flow_quotas');
+    this.#key = new StructCodec(object, 'flow_key').check(this.#totals, 'key');
+    this.#value = new StructCodec(object, 'flow_totals').check(this.#totals, 'value');
+    this.#side = new StructCodec(object, 'flow_side').check(this.#retired, 'value');
+    this.#record = new StructCodec(object, 'flow_record');
+    const limits = object.enumValues('flow_limit');
+    const [buckets, first] = [limits['FLOW_RTT_BUCKETS'], limits['FLOW_RTT_FIRST_US']];
+    if (buckets === undefined || first === undefined) throw new UnderpassError('UNDERPASS_KERNEL_LAYOUT', 'reading the BPF object\'s constants: no FLOW_RTT_BUCKETS or FLOW_RTT_FIRST_US');
+    this.rttBoundsUs = Array.from({ length: buckets - 1 }, (_, index) => first * 2 ** index);
+    const ways = object.enumValues('flow_way');
+    this.#ways = new Map(Object.entries(WAYS).map(([name, way]) => [ways[name] ?? -1, way]));
+  }
+
+  /** The entry for all that finds no room has to be there before that. */
+  start(): void {
+    const all = Buffer.alloc(this.#key.sizeBytes);
+    if (!this.#totals.get(all)) this.#totals.set(all, Buffer.alloc(this.#value.sizeBytes));
+  }
+
+  settle(): void {
+    this.#object.runIterator('settle_flows', 'flows');
+  }
+
+  entries(): FlowEntry[] {
+    return this.#totals.entries().map(([key, value]) => this.#entry(key, value));
+  }
+
+  take(id: string): FlowEntry | undefined {
+    const key = Buffer.from(id, 'hex');
+    const value = this.#totals.get(key);
+    if (!value) return undefined;
+    // What a program adds between these two lines is lost: the ends of such an entry are gone.
+    this.#totals.delete(key);
+    const entry = this.#entry(key, value);
+    this.#release(entry.key.client);
+    return entry;
+  }
+
+  retired(): Map<string, FlowSide> {
+    return new Map(this.#retired.entries().map(([key, value]) => [key.toString('hex'), this.#decode(value, this.#side, '')]));
+  }
+
+  retire(hash: string, side: FlowSide): boolean {
+    const key = Buffer.from(hash, 'hex');
+    const before = this.#retired.get(key);
+    if (!before && this.#retired.entries().length >= this.#retired.maxEntries) return false;
+    const sum = before ? addSides(this.#decode(before, this.#side, ''), side) : side;
+    const rtt = Buffer.alloc(sum.rtt.length * 8);
+    sum.rtt.forEach((count, index) => rtt.writeBigUInt64LE(count, index * 8));
+    this.#retired.set(key, this.#side.encode({ opened: sum.opened, closed: sum.closed, received: sum.received, sent: sum.sent, rtt_sum_us: sum.rttSumUs, rtt }));
+    return true;
+  }
+
+  dropRetired(hash: string): void {
+    this.#retired.delete(Buffer.from(hash, 'hex'));
+  }
+
+  /** A pod that is gone will not need its quota. */
+  forgetNamespace(cookie: bigint): void {
+    this.#quotas.delete(u64(cookie));
+  }
+
+  /** Records come when the kernel's setting says so; without a reader they are lost, and counted. */
+  onRecord(callback: (record: FlowRecord) => void): void {
+    this.#ring ??= this.#object.ringBuffer('flow_records', (record) => callback(this.#flowRecord(record)));
+  }
+
+  close(): void {
+    void this.#ring?.close();
+  }
+
+  /** A race with a connection that begins makes it wrong by one: it is a bound, no count. */
+  #release(client: bigint): void {
+    const value = this.#quotas.get(u64(client));
+    if (!value || value.readUInt32LE() === 0) return;
+    const less = Buffer.alloc(4);
+    less.writeUInt32LE(value.readUInt32LE() - 1);
+    this.#quotas.set(u64(client), less);
+  }
+
+  #entry(key: Buffer, value: Buffer): FlowEntry {
+    const [source, destination] = SIDES.map((side) => this.#decode(value, this.#value, `${side}.`)) as [FlowSide, FlowSide];
+    return { id: key.toString('hex'), key: this.#flowKey(key), source, destination };
+  }
+
+  #flowKey(key: Buffer): FlowKey {
+    const address = this.#key.bytes(key, 'service');
+    return {
+      client: this.#key.bigint(key, 'client'),
+      server: this.#key.bigint(key, 'server'),
+      service: address.every((byte) => byte === 0) ? undefined : { address: decodeAddress(address), port: this.#key.number(key, 'service_port') },
+      endpointPort: this.#key.number(key, 'endpoint_port'),
+    };
+  }
+
+  #decode(value: Buffer, codec: StructCodec, prefix: string): FlowSide {
+    const number = (name: string): bigint => codec.bigint(value, prefix + name);
+    const rtt = codec.bytes(value, `${prefix}rtt`);
+    return {
+      opened: number('opened'), closed: number('closed'), received: number('received'), sent: number('sent'), rttSumUs: number('rtt_sum_us'),
+      rtt: Array.from({ length: rtt.length / 8 }, (_, index) => rtt.readBigUInt64LE(index * 8)),
+    };
+  }
+
+  #flowRecord(record: Buffer): FlowRecord {
+    const number = (name: string): number => this.#record.number(record, name);
+    return {
+      key: this.#flowKey(this.#record.bytes(record, 'key')),
+      client: { address: decodeAddress(this.#record.bytes(record, 'client')), port: number('client_port') },
+      endpoint: decodeAddress(this.#record.bytes(record, 'endpoint')),
+      way: this.#ways.get(number('way')) ?? 'plain',
+      reason: this.counterNames[number('reason')],
+      received: this.#record.bigint(record, 'received'),
+      sent: this.#record.bigint(record, 'sent'),
+      moved: this.#record.bigint(record, 'moved'),
+      durationMs: Number(this.#record.bigint(record, 'duration_ns')) / 1e6,
+      rttUs: number('rtt_us'),
+    };
+  }
+}
+
+export function addSides(a: FlowSide, b: FlowSide): FlowSide {
+  return {
+    opened: a.opened + b.opened, closed: a.closed + b.closed, received: a.received + b.received, sent: a.sent + b.sent,
+    rttSumUs: a.rttSumUs + b.rttSumUs, rtt: a.rtt.map((count, index) => count + (b.rtt[index] ?? 0n)),
+  };
+}
+
+function u64(value: bigint): Buffer {
+  const out = Buffer.alloc(8);
+  out.writeBigUInt64LE(value);
+  return out;
+}

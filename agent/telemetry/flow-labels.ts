@@ -1,0 +1,141 @@
+/**
+ * Istio's labels of its TCP metrics, from what the control plane says of workloads and services (WDS), as ztunnel makes
+ * them: https://github.com/istio/ztunnel/blob/master/src/proxy/metrics.rs. One label differs: ztunnel names the source's
+ * principal only where mutual TLS proved it, here the kernel knows whose socket it is.
+ */
+import type { Service, Workload } from '../../proto/generated/istio/workload/workload.js';
+import type { Address } from '../../proto/generated/istio/workload/workload.js';
+import { DEFAULT_TRUST_DOMAIN, spiffeId } from '../../common/identity/spiffe.js';
+import type { FlowKey, FlowSideName } from '../dataplane/kernel-flows.js';
+import { encodeAddress } from '../dataplane/kernel-codec.js';
+
+/** The part of the WDS stream that labels come from. */
+export interface KnownWorkloads {
+  readonly addresses: ReadonlyMap<string, { readonly message: Address }>;
+  readonly synced: boolean;
+  /** Grows with every change. */
+  readonly revision: number;
+}
+
+/** A pod of this node by its addresses. */
+export interface FlowPod {
+  netnsCookie: bigint;
+  addresses: readonly string[];
+}
+
+export type FlowLabels = Readonly<Record<string, string>>;
+
+export interface FlowEnds {
+  source: Workload | undefined;
+  destination: Workload | undefined;
+  /** That the client asked for; what a server that was asked for by its own address stands for is guessed by its port. */
+  service: Service | undefined;
+}
+
+const UNKNOWN = 'unknown';
+
+/** Looks workloads and services up by address; only those that flows name are kept. */
+export class FlowDirectory {
+  readonly #known: KnownWorkloads;
+  readonly #trustDomain: string | undefined;
+  #revision = -1;
+  #wanted = new Set<string>();
+  #workloads = new Map<string, Workload>();
+  #services = new Map<string, Service>();
+
+  constructor(known: KnownWorkloads, trustDomain?: string) {
+    this.#known = known;
+    this.#trustDomain = trustDomain;
+  }
+
+  get synced(): boolean {
+    return this.#known.synced;
+  }
+
+  /** Walks all workloads when they have changed, or other addresses are asked for, since it last did. */
+  prepare(addresses: Iterable<string>): void {
+    const wanted = new Set([...addresses].map(keyOf));
+    const isKnown = this.#revision === this.#known.revision && [...wanted].every((key) => this.#wanted.has(key));
+    if (isKnown) return;
+    this.#revision = this.#known.revision;
+    this.#wanted = wanted;
+    this.#workloads = new Map();
+    this.#services = new Map();
+    for (const { message } of this.#known.addresses.values()) {
+      if (message.type?.$case === 'workload') this.#add(this.#workloads, message.type.value, message.type.value.addresses);
+      else if (message.type?.$case === 'service') this.#add(this.#services, message.type.value, message.type.value.addresses.map(({ address }) => address));
+    }
+  }
+
+  workload(addresses: readonly string[]): Workload | undefined {
+    for (const address of addresses) {
+      const found = this.#workloads.get(keyOf(address));
+      if (found) return found;
+    }
+    return undefined;
+  }
+
+  service(address: string): Service | undefined {
+    return this.#services.get(keyOf(address));
+  }
+
+  /** The first service of its own namespace, else of any, that leads to this port of a workload. */
+  serviceOf(workload: Workload, port: number): Service | undefined {
+    const own = `${workload.namespace}/`;
+    const names = Object.keys(workload.services)
+      .filter((name) => workload.services[name]?.ports.some(({ target_port }) => target_port === port))
+      .sort((x, y) => Number(y.startsWith(own)) - Number(x.startsWith(own)) || (x < y ? -1 : 1));
+    for (const name of names) {
+      const found = this.#known.addresses.get(name)?.message.type;
+      if (found?.$case === 'service') return found.value;
+    }
+    return undefined;
+  }
+
+  labels(side: FlowSideName, { source, destination, service }: FlowEnds, key: FlowKey): FlowLabels {
+    // As in ztunnel: a client that asked for a pod's own address named no service, while its server knows which it serves.
+    const named = service ?? (side === 'destination' && destination && !key.service ? this.serviceOf(destination, key.endpointPort) : undefined);
+    return {
+      reporter: side,
+      ...workloadLabels('source', source, this.#trustDomain),
+      destination_service: named?.hostname || UNKNOWN,
+      destination_service_namespace: named?.namespace || UNKNOWN,
+      destination_service_name: named?.name || UNKNOWN,
+      ...workloadLabels('destination', destination, this.#trustDomain),
+      request_protocol: 'tcp',
+      response_flags: '-',
+      // Within the node nothing is encrypted, and so nobody is told that it is.
+      connection_security_policy: UNKNOWN,
+    };
+  }
+
+  #add<T>(to: Map<string, T>, value: T, addresses: readonly Uint8Array[]): void {
+    for (const address of addresses) {
+      const key = Buffer.from(address.buffer, address.byteOffset, address.byteLength).toString('hex');
+      const mapped = address.byteLength === 4 ? MAPPED + key : key;
+      if (this.#wanted.has(mapped) && !to.has(mapped)) to.set(mapped, value);
+    }
+  }
+}
+
+const MAPPED = '00000000000000000000ffff';
+
+function keyOf(address: string): string {
+  return encodeAddress(address).toString('hex');
+}
+
+function workloadLabels(end: FlowSideName, workload: Workload | undefined, trustDomain: string | undefined): Record<string, string> {
+  const principal = workload && spiffeId({
+    trustDomain: trustDomain ?? (workload.trust_domain || DEFAULT_TRUST_DOMAIN), namespace: workload.namespace, serviceAccount: workload.service_account || 'default',
+  });
+  return {
+    [`${end}_workload`]: workload?.workload_name || UNKNOWN,
+    [`${end}_canonical_service`]: workload?.canonical_name || UNKNOWN,
+    [`${end}_canonical_revision`]: workload?.canonical_revision || UNKNOWN,
+    [`${end}_workload_namespace`]: workload?.namespace || UNKNOWN,
+    [`${end}_principal`]: principal ?? UNKNOWN,
+    [`${end}_app`]: workload?.canonical_name || UNKNOWN,
+    [`${end}_version`]: workload?.canonical_revision || UNKNOWN,
+    [`${end}_cluster`]: workload?.cluster_id || UNKNOWN,
+  };
+}

@@ -1,0 +1,37 @@
+/** Istio's TCP metrics, and round-trip times, as Prometheus reads them. */
+import { addSides, type FlowSide } from '../dataplane/kernel-flows.js';
+import type { FlowLabels } from './flow-labels.js';
+import type { FlowReport } from './flow-series.js';
+import type { PrometheusText } from './prometheus.js';
+
+/** Names and help texts are Istio's: https://istio.io/latest/docs/reference/config/metrics/ */
+const COUNTERS: readonly { name: string; help: string; of: (totals: FlowSide) => bigint }[] = [
+  { name: 'istio_tcp_connections_opened_total', help: 'The total number of TCP connections opened.', of: ({ opened }) => opened },
+  { name: 'istio_tcp_connections_closed_total', help: 'The total number of TCP connections closed.', of: ({ closed }) => closed },
+  { name: 'istio_tcp_received_bytes_total', help: 'The total number of bytes received during requests: by the server.', of: ({ received }) => received },
+  { name: 'istio_tcp_sent_bytes_total', help: 'The total number of bytes sent during responses: by the server.', of: ({ sent }) => sent },
+];
+
+const RTT_LABELS = ['reporter', 'source_workload', 'source_workload_namespace', 'destination_workload', 'destination_workload_namespace'] as const;
+
+export function addFlowMetrics(text: PrometheusText, { series, held, dropped, rttBoundsUs }: FlowReport): void {
+  for (const { name, help, of } of COUNTERS) for (const { labels, totals } of series) text.add(name, 'counter', help, of(totals), labels);
+  const bounds = rttBoundsUs.map((us) => us / 1e6);
+  for (const { labels, totals } of roundTrips(series)) {
+    text.addHistogram('underpass_tcp_rtt_seconds', 'Smoothed round-trip times of connections without a proxy: each at its end, and once a minute while it is open.', bounds, totals.rtt, Number(totals.rttSumUs) / 1e6, labels);
+  }
+  text.add('underpass_tcp_entries_held', 'gauge', 'Kernel entries that are in no series yet, since the control plane has not named one of their workloads.', held);
+  text.add('underpass_tcp_retired_dropped_total', 'counter', 'Series that fell since there was no room to keep what pods that are gone had added.', dropped);
+}
+
+/** Fewer labels, so that there are fewer histograms. */
+function roundTrips(series: FlowReport['series']): { labels: FlowLabels; totals: FlowSide }[] {
+  const merged = new Map<string, { labels: FlowLabels; totals: FlowSide }>();
+  for (const { labels, totals } of series) {
+    const few = Object.fromEntries(RTT_LABELS.map((name) => [name, labels[name] ?? '']));
+    const key = JSON.stringify(few);
+    const before = merged.get(key);
+    merged.set(key, { labels: few, totals: before ? addSides(before.totals, totals) : totals });
+  }
+  return [...merged.values()];
+}

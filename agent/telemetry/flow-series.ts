@@ -1,0 +1,161 @@
+/**
+ * Istio's TCP series for connections that no proxy sees. The kernel counts by pods, series are by workloads: what pods that
+ * are gone had added is kept, in a kernel map as well, for as long as another pod's entry has the same labels, since a series
+ * that falls looks to Prometheus like one that began anew. With none left it is told once more, and dropped.
+ */
+import { createHash } from 'node:crypto';
+import type { FlowEntry, Flows, FlowSide, FlowSideName } from '../dataplane/kernel-flows.js';
+import { addSides } from '../dataplane/kernel-flows.js';
+import { FlowDirectory, type FlowLabels, type FlowPod, type KnownWorkloads } from './flow-labels.js';
+
+export interface FlowSeries {
+  labels: FlowLabels;
+  totals: FlowSide;
+}
+
+export interface FlowSeriesOptions {
+  flows: Flows;
+  /** The pods that the kernel knows. */
+  pods: () => readonly FlowPod[];
+  workloads: KnownWorkloads;
+  trustDomain?: string;
+  /** Milliseconds. */
+  now?: () => number;
+}
+
+export interface FlowReport {
+  series: FlowSeries[];
+  /** Entries that are not told yet: the control plane has not named the workload of one of their pods. */
+  held: number;
+  /** Sides of entries whose pods are gone that there was no room to keep. */
+  dropped: number;
+  rttBoundsUs: readonly number[];
+}
+
+const SIDES: readonly FlowSideName[] = ['source', 'destination'];
+/** How long an entry of a pod that is gone waits for the other end's connections to be closed. */
+const LAST_CLOSES_MS = 30_000;
+/** How long a series of pods that are gone waits for somebody to read it. */
+const UNREAD_MS = 300_000;
+
+export class FlowSeriesSource {
+  readonly #options: FlowSeriesOptions;
+  readonly #directory: FlowDirectory;
+  readonly #now: () => number;
+  /** Labels of both sides by entry, as they were last known: a pod that is gone has none any more. */
+  readonly #labels = new Map<string, Record<FlowSideName, FlowLabels>>();
+  readonly #goneSince = new Map<string, number>();
+  /** By hash: what was retired here, and when. What an earlier agent retired has a hash only. */
+  readonly #retired = new Map<string, { labels: FlowLabels; at: number }>();
+  /** Of the entries there are. */
+  #hashes: ReadonlySet<string> = new Set();
+  #dropped = 0;
+
+  constructor(options: FlowSeriesOptions) {
+    this.#options = options;
+    this.#directory = new FlowDirectory(options.workloads, options.trustDomain);
+    this.#now = options.now ?? (() => performance.now());
+  }
+
+  /** For a scrape: everything up to now. What is told for the last time is forgotten. */
+  report(): FlowReport {
+    const { flows } = this.#options;
+    flows.settle();
+    const { live, held } = this.#collect();
+    const retired = flows.retired();
+    for (const [hash, totals] of retired) {
+      const labels = live.get(hash)?.labels ?? this.#retired.get(hash)?.labels;
+      if (labels) add(live, hash, labels, totals);
+    }
+    const report = { series: [...live.values()], held, dropped: this.#dropped, rttBoundsUs: flows.rttBoundsUs };
+    this.#dropRetired(held, (hash) => !this.#isLive(hash));
+    return report;
+  }
+
+  /** Now and then, so that pods that live shortly leave their labels and those that are gone their place. */
+  sweep(): void {
+    const { held } = this.#collect();
+    const now = this.#now();
+    this.#dropRetired(held, (hash) => !this.#isLive(hash) && now - (this.#retired.get(hash)?.at ?? -Infinity) > UNREAD_MS);
+  }
+
+  #isLive(hash: string): boolean {
+    return this.#hashes.has(hash);
+  }
+
+  /** Without the whole picture nothing is dropped: what is held back may turn out to have the same labels. */
+  #dropRetired(held: number, isOver: (hash: string) => boolean): void {
+    if (held > 0 || !this.#directory.synced) return;
+    for (const hash of this.#options.flows.retired().keys()) {
+      if (!isOver(hash)) continue;
+      this.#options.flows.dropRetired(hash);
+      this.#retired.delete(hash);
+    }
+  }
+
+  #collect(): { live: Map<string, FlowSeries>; held: number } {
+    const live = new Map<string, FlowSeries>();
+    const { flows } = this.#options;
+    const pods = new Map(this.#options.pods().map((pod) => [pod.netnsCookie, pod]));
+    const entries = flows.entries();
+    const synced = this.#directory.synced;
+    if (synced) this.#directory.prepare([...[...pods.values()].flatMap(({ addresses }) => addresses), ...entries.flatMap(({ key }) => key.service?.address ?? [])]);
+    let held = 0;
+    for (const entry of entries) {
+      const isGone = [entry.key.client, entry.key.server].some((cookie) => cookie !== 0n && !pods.has(cookie));
+      const current = synced && !isGone ? this.#labelsOf(entry, pods) : undefined;
+      if (current) this.#labels.set(entry.id, current);
+      const labels = this.#labels.get(entry.id);
+      if (isGone && this.#retire(entry, labels)) continue;
+      if (!labels) {
+        if (!isGone) held++;
+        continue;
+      }
+      for (const side of SIDES) if (entry[side].opened > 0n) add(live, hashOf(labels[side]), labels[side], entry[side]);
+    }
+    const ids = new Set(entries.map(({ id }) => id));
+    for (const map of [this.#labels, this.#goneSince]) for (const id of map.keys()) if (!ids.has(id)) map.delete(id);
+    this.#hashes = new Set(live.keys());
+    return { live, held };
+  }
+
+  /** Undefined: a workload is not known yet. */
+  #labelsOf({ key }: FlowEntry, pods: ReadonlyMap<bigint, FlowPod>): Record<FlowSideName, FlowLabels> | undefined {
+    const workload = (cookie: bigint) => this.#directory.workload(pods.get(cookie)?.addresses ?? []);
+    const [source, destination] = [workload(key.client), workload(key.server)];
+    if ((!source && key.client !== 0n) || (!destination && key.server !== 0n)) return undefined;
+    const ends = { source, destination, service: key.service && this.#directory.service(key.service.address) };
+    return { source: this.#directory.labels('source', ends, key), destination: this.#directory.labels('destination', ends, key) };
+  }
+
+  /** False: the connections of the end that is left are not closed yet. */
+  #retire(entry: FlowEntry, labels: Record<FlowSideName, FlowLabels> | undefined): boolean {
+    const { flows } = this.#options;
+    const now = this.#now();
+    const since = this.#goneSince.get(entry.id) ?? now;
+    this.#goneSince.set(entry.id, since);
+    const isOpen = SIDES.some((side) => entry[side].opened !== entry[side].closed);
+    if (isOpen && now - since < LAST_CLOSES_MS) return false;
+    const last = flows.take(entry.id);
+    for (const side of SIDES) {
+      if (!last || !labels || last[side].opened === 0n) continue;
+      const hash = hashOf(labels[side]);
+      if (!flows.retire(hash, last[side])) {
+        this.#dropped++;
+        continue;
+      }
+      this.#retired.set(hash, { labels: labels[side], at: now });
+    }
+    return true;
+  }
+}
+
+function add(to: Map<string, FlowSeries>, hash: string, labels: FlowLabels, totals: FlowSide): void {
+  const before = to.get(hash);
+  to.set(hash, { labels, totals: before ? addSides(before.totals, totals) : totals });
+}
+
+/** 16 bytes in hex, equal in every agent. */
+export function hashOf(labels: FlowLabels): string {
+  return createHash('sha256').update(JSON.stringify(Object.entries(labels).sort(([x], [y]) => (x < y ? -1 : 1)))).digest('hex').slice(0, 32);
+}

@@ -1,0 +1,176 @@
+// Istio's TCP metrics of connections that no proxy sees, as a user reads them from a node agent beside a lab: real pods, BPF,
+// Envoy and xDS.
+import assert from 'node:assert/strict';
+import { after, before, test } from 'node:test';
+import { askAgent } from '../agent/index.js';
+import { waitFor } from '../common/retry.js';
+import { NodeUnderTest, enrolled } from './agent-harness.js';
+
+const node = new NodeUnderTest(`up-tcpm-${process.pid}`);
+
+/** Answers with as many bytes as it was sent, when the client has said that it is done. */
+const SERVER = `
+const { createServer } = require('node:net');
+for (const port of [9001, 9002]) createServer({ allowHalfOpen: true }, (s) => s.on('error', () => {}).on('data', (d) => s.write(d)).on('end', () => s.end())).listen(port, '0.0.0.0');`;
+
+/** ADDRESS PORT BYTES: sends as many, half-closes, and prints how many came back. */
+const CLIENT = `
+const [address, port, bytes] = process.argv.slice(1);
+let got = 0;
+const s = require('node:net').connect({ host: address, port: Number(port), allowHalfOpen: true }, () => s.end(Buffer.alloc(Number(bytes))));
+s.on('data', (d) => got += d.length).on('end', () => console.log(got));`;
+
+const deployment = (name: string, replicas: number, container: string): string => `---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: ${name}, namespace: flows}
+spec:
+  replicas: ${replicas}
+  selector: {matchLabels: {app: ${name}}}
+  template:
+    metadata: {labels: {app: ${name}, version: v3}}
+    spec:
+      serviceAccountName: ${name}
+      containers: [${container}]
+`;
+
+before(() => node.up([], `apiVersion: v1
+kind: Namespace
+metadata: {name: flows, labels: {underpass.io/mode: node}}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: vault, namespace: flows}
+spec: {selector: {app: vault}, ports: [{name: tcp, port: 9002}]}
+---
+# What has a route is Envoy's.
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: vault, namespace: flows}
+spec: {hosts: [vault], tcp: [{match: [{port: 9002}], route: [{destination: {host: vault, port: {number: 9002}}}]}]}
+${deployment('teller', 2, '{name: client, image: client}')}
+${deployment('vault', 1, `{name: server, image: node, command: [node, -e, ${JSON.stringify(SERVER)}], ports: [{name: tcp-a, containerPort: 9001}, {name: tcp-b, containerPort: 9002}]}`)}`));
+after(() => node.down());
+
+interface Sample {
+  name: string;
+  labels: Record<string, string>;
+  value: number;
+}
+
+async function samples(name: RegExp): Promise<Sample[]> {
+  const text = await askAgent(node.paths.adminSocket, '/metrics');
+  return text.split('\n').flatMap((line) => {
+    const [, metric = '', labels = '', value] = /^(\w+)\{(.*)\} (\S+)$/.exec(line) ?? [];
+    if (value === undefined || !name.test(metric)) return [];
+    return [{ name: metric, labels: Object.fromEntries([...labels.matchAll(/(\w+)="([^"]*)"/g)].map(([, key = '', text = '']) => [key, text])), value: Number(value) }];
+  });
+}
+
+/** `opened`, `closed`, `received` and `sent` of one reporter, summed. */
+async function totals(reporter: string): Promise<Record<string, number>> {
+  const sums: Record<string, number> = { opened: 0, closed: 0, received: 0, sent: 0 };
+  for (const { name, labels, value } of await samples(/^istio_tcp_/)) {
+    const what = /_(opened|closed|received|sent)_/.exec(name)?.[1] ?? assert.fail(name);
+    if (labels['reporter'] === reporter) sums[what] = (sums[what] ?? 0) + value;
+  }
+  return sums;
+}
+
+async function closed(opened: number): Promise<Record<string, number>[]> {
+  let now: Record<string, number>[] = [];
+  await waitFor(`${opened} closed connections`, async () => {
+    now = [await totals('source'), await totals('destination')];
+    return now.every((sums) => sums['closed'] === opened);
+  }, { timeoutMs: 15_000, everyMs: 50 }).catch((error: unknown) => assert.fail(`${String(error)}: ${JSON.stringify(now)}`));
+  return now;
+}
+
+async function send(from: string, address: string, port: number, bytes: number): Promise<void> {
+  const { stdout, stderr } = await node.lab.exec(`flows/${from}`, ['node', '-e', CLIENT, address, String(port), String(bytes)]);
+  assert.equal(stdout.trim(), String(bytes), stderr);
+}
+
+const pods = async () => {
+  const all = (await node.lab.pods()).filter(({ namespace }) => namespace === 'flows');
+  const tellers = all.filter(({ name }) => name.startsWith('teller')).map(({ name }) => name).sort();
+  const vault = all.find(({ name }) => name.startsWith('vault'));
+  return { tellers: tellers as [string, string], vault: vault!.ips[0]! };
+};
+
+test('TCP straight to a local pod: both sides\' bytes are those that were sent, under Istio\'s labels', async () => {
+  node.startAgent('--flow-log');
+  await node.podsAre('flows', 'flows to be enrolled', enrolled('bpf'));
+  const { tellers, vault } = await pods();
+  for (const [acceleration, from] of [['force', tellers[0]], ['off', tellers[1]]] as const) {
+    await node.label('flows', { acceleration });
+    await node.podsAre('flows', `acceleration ${acceleration}`, (pod) => enrolled('bpf')(pod) && pod.acceleration === acceleration);
+    await send(from, vault, 9001, 100_000);
+  }
+  const expected = { opened: 2, closed: 2, received: 200_000, sent: 200_000 };
+  assert.deepEqual(await closed(2), [expected, expected]);
+  const end = (side: string, workload: string): Record<string, string> => ({
+    [`${side}_workload`]: workload, [`${side}_canonical_service`]: workload, [`${side}_canonical_revision`]: 'v3', [`${side}_workload_namespace`]: 'flows',
+    [`${side}_principal`]: `spiffe://cluster.local/ns/flows/sa/${workload}`, [`${side}_app`]: workload, [`${side}_version`]: 'v3', [`${side}_cluster`]: 'Kubernetes',
+  });
+  const labels = {
+    ...end('source', 'teller'), ...end('destination', 'vault'),
+    destination_service: 'unknown', destination_service_namespace: 'unknown', destination_service_name: 'unknown',
+    request_protocol: 'tcp', response_flags: '-', connection_security_policy: 'unknown',
+  };
+  const opened = await samples(/^istio_tcp_connections_opened_total$/);
+  assert.deepEqual(opened.map((sample) => sample.labels).sort((x, y) => (x['reporter']! < y['reporter']! ? 1 : -1)), [{ reporter: 'source', ...labels }, { reporter: 'destination', ...labels }]);
+  const rtts = await samples(/^underpass_tcp_rtt_seconds_count$/);
+  assert.deepEqual(rtts.map(({ value }) => value), [2, 2]);
+});
+
+test('flow log: connections have a line each, with pods by name', async () => {
+  const { tellers, vault } = await pods();
+  const lines = () => node.log.split('\n').filter((line) => line.includes('"agent.flow-log"')).map((line) => JSON.parse(line) as Record<string, any>);
+  await waitFor('two lines', () => lines().length >= 2, { timeoutMs: 5_000, everyMs: 20 });
+  const facts = lines().map(({ verdict, way, reason, source, destination, bytesReceived, bytesSent }) => ({ verdict, way, reason, from: source.pod, to: [destination.address, destination.port], bytesReceived, bytesSent }));
+  const common = { verdict: 'allowed', to: [vault, 9001], bytesReceived: 100_000, bytesSent: 100_000 };
+  assert.deepEqual(facts, [
+    { ...common, way: 'short-circuited', reason: undefined, from: tellers[0] },
+    { ...common, way: 'plain', reason: 'connection_pod_off', from: tellers[1] },
+  ]);
+});
+
+test('what Envoy carries is not told a second time: its series are Envoy\'s', async () => {
+  const { tellers } = await pods();
+  await node.label('flows', { acceleration: 'force' });
+  await node.podsAre('flows', 'acceleration force', (pod) => enrolled('bpf')(pod) && pod.acceleration === 'force');
+  const before = [await totals('source'), await totals('destination')];
+  const captured = (await node.counters())['connections_captured'] ?? 0;
+  await send(tellers[0], 'vault.flows', 9002, 50_000);
+  assert.ok(((await node.counters())['connections_captured'] ?? 0) > captured, 'it went through Envoy');
+  assert.deepEqual([await totals('source'), await totals('destination')], before);
+});
+
+test('an agent\'s death neither resets nor doubles what was counted, and what comes meanwhile is counted', async () => {
+  const { tellers, vault } = await pods();
+  const before = await totals('source');
+  await node.endAgent('SIGKILL');
+  await send(tellers[0], vault, 9001, 70_000);
+  node.startAgent();
+  await node.podsAre('flows', 'flows to be enrolled again', enrolled('bpf'));
+  await waitFor('series', async () => ((await totals('source'))['opened'] ?? 0) > 0, { timeoutMs: 10_000, everyMs: 50 });
+  const [source, destination] = await closed(before['opened']! + 1);
+  assert.deepEqual(source, { opened: before['opened']! + 1, closed: before['closed']! + 1, received: before['received']! + 70_000, sent: before['sent']! + 70_000 });
+  assert.deepEqual(destination, source);
+});
+
+test('a pod that leaves takes nothing away from its workload\'s series; with the last one they are gone after one reading', async () => {
+  const { tellers } = await pods();
+  const before = await totals('source');
+  const off = (name: string): Promise<void> => node.lab.label({ kind: 'Pod', namespace: 'flows', name, labels: { 'underpass.io/mode': 'off' } });
+  const isOff = (name: string): Promise<void> => node.podsAre('flows', `${name} to be off`, (pod) => pod.name !== name || (pod.state === 'off' && pod.settled));
+  await off(tellers[0]);
+  await isOff(tellers[0]);
+  assert.deepEqual(await totals('source'), before);
+  assert.deepEqual(await totals('source'), before, 'and not after a reading either');
+  await off(tellers[1]);
+  await isOff(tellers[1]);
+  assert.deepEqual(await totals('source'), before, 'once more');
+  assert.deepEqual(await samples(/^istio_tcp_/), []);
+});
