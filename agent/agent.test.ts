@@ -61,6 +61,7 @@ function stage(context: TestContext, change: Partial<{ verdict: () => Promise<Se
           rttBoundsUs: [], settle: () => undefined, entries: () => [], take: () => undefined, retired: () => new Map(), retire: () => true,
           dropRetired: () => undefined, onRecord: () => undefined,
         },
+        setPolicies: () => undefined,
         setListenerPorts: (ports: readonly number[]) => void steps.push(`ports ${ports.join()}`),
         close: () => void steps.push('kernel closed'),
       });
@@ -69,6 +70,7 @@ function stage(context: TestContext, change: Partial<{ verdict: () => Promise<Se
     selfTest: () => (change.verdict ?? (() => Promise.resolve(passed)))(),
     createProxy: ({ onListenerPorts }) => ({
       workloads: { addresses: new Map(), synced: true, revision: 0 },
+      settled: true,
       setPods: (pods) => void steps.push(`setPods ${pods.length}`),
       setEventDriven: (endpoints) => void eventDriven.push([...endpoints]),
       start: async () => {

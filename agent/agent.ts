@@ -15,6 +15,7 @@ import type { AgentStatus } from './admin/status.js';
 import { Dataplane } from './dataplane/dataplane.js';
 import { eventDrivenListeners } from './dataplane/event-driven.js';
 import { PinnedNamespaces } from './dataplane/namespaces.js';
+import { PolicyEnforcer } from './dataplane/policy-enforcer.js';
 import type { NodeCaFactory } from './identity/certificates.js';
 import type { AgentKernel, AgentParts, AgentProxy, ProxyStatus, SelfTestVerdict } from './parts.js';
 import { FlowTelemetry } from './telemetry/flow-telemetry.js';
@@ -96,6 +97,7 @@ export class Agent {
   #proxy: AgentProxy | undefined;
   #proxyProblem: string | undefined = 'not started yet';
   #dataplane: Dataplane | undefined;
+  #policies: PolicyEnforcer | undefined;
   #records: readonly PodRecord[] | undefined;
   #running: Promise<void> | undefined;
   #flows: FlowTelemetry | undefined;
@@ -156,6 +158,7 @@ export class Agent {
       logger: this.#component('agent.proxy'),
       onListenerPorts: (ports) => this.#kernel?.setListenerPorts(ports),
       onInbound: (pods) => this.#dataplane?.setInbound(pods),
+      onWorkloads: (view) => this.#policies?.setWorkloads(view),
       ...(proxyCgroup === undefined ? {} : { cgroupPath: proxyCgroup }),
       ...(this.#options.concurrency === undefined ? {} : { concurrency: this.#options.concurrency }),
       ...(this.#options.netnsPath === undefined ? {} : { netnsPath: this.#options.netnsPath }),
@@ -169,9 +172,17 @@ export class Agent {
     this.#tellVerdicts(this.#kernel, proxy);
     if (this.#kernel) this.#verdictTimer = setInterval(() => this.#tellVerdicts(this.#kernel, proxy), VERDICTS_EVERY_MS);
     if (this.#kernel) this.#flows = this.#flowTelemetry(this.#kernel, proxy);
+    this.#policies = this.#kernel && this.#store.add(new PolicyEnforcer({
+      kernel: this.#kernel,
+      proxySettled: () => proxy.settled,
+      logger: this.#component('agent.policy'),
+      ...(proxyCgroup === undefined ? {} : { proxyCgroupPath: proxyCgroup }),
+      ...(this.#options.clusterId === undefined ? {} : { clusterId: this.#options.clusterId }),
+      ...(this.#options.trustDomain === undefined ? {} : { trustDomain: this.#options.trustDomain }),
+    }));
     const { workloads } = this.#options;
     const setLabels = workloads.setPodLabels && ((pod: PodRecord, labels: Record<string, string | null>) => workloads.setPodLabels!(pod, labels));
-    this.#dataplane = new Dataplane({ kernel: this.#kernel, namespaces, proxy, defaults: this.#defaults, logger: this.#component('agent.dataplane'), ...(setLabels ? { setLabels } : {}) });
+    this.#dataplane = new Dataplane({ kernel: this.#kernel, namespaces, proxy, defaults: this.#defaults, logger: this.#component('agent.dataplane'), setBehindProxy: (uid, isBehind) => this.#policies?.setBehindProxy(uid, isBehind), ...(setLabels ? { setLabels } : {}) });
     this.#running = this.#run(this.#dataplane, proxy);
   }
 
@@ -184,6 +195,7 @@ export class Agent {
   async #stop(keepEnvoy: boolean): Promise<void> {
     this.#abort.abort();
     clearInterval(this.#verdictTimer);
+    this.#policies?.close();
     await this.#running?.catch(() => undefined);
     await this.#dataplane?.stop();
     await this.#proxy?.stop({ keepEnvoy });
@@ -215,6 +227,7 @@ export class Agent {
       },
       pods: this.#dataplane?.status() ?? [],
       probation: this.#kernel?.probation() ?? [],
+      ...(this.#policies ? { policies: this.#policies.status() } : {}),
       ...(controlPlaneStatus ? { controlPlane: controlPlaneStatus() } : {}),
     };
   }
@@ -292,6 +305,7 @@ export class Agent {
       for await (const records of workloads.watch(signal)) {
         if (signal.aborted) break;
         this.#records = records;
+        this.#policies?.setPods(records);
         if (started) {
           dataplane.setPods(records);
           continue;

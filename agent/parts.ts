@@ -4,14 +4,16 @@ import type { KernelPod, PodKernel, PodProxy } from './dataplane/collaborators.j
 import type { PodCounters, ProbationEntry } from './dataplane/kernel.js';
 import type { KnownWorkloads } from './telemetry/flow-labels.js';
 import type { FlowKernel } from './telemetry/flow-telemetry.js';
+import type { PolicyKernel } from './dataplane/policy-enforcer.js';
 import type { SelfTestVerdict } from './dataplane/self-test.js';
 import type { NodeCaFactory } from './identity/certificates.js';
 import type { InboundPods } from './proxy/inbound-follower.js';
+import type { WorkloadView } from './policy/workload-policies.js';
 import type { ListenerPorts, NodeProxyStatus } from './proxy/node-proxy.js';
 
 export type { SelfTestVerdict };
 
-export interface AgentKernel extends PodKernel, FlowKernel {
+export interface AgentKernel extends PodKernel, FlowKernel, PolicyKernel {
   pods(): KernelPod[];
   attachProxy(cgroupPath: string): void;
   counters(): Record<string, bigint>;
@@ -26,6 +28,8 @@ export interface AgentKernel extends PodKernel, FlowKernel {
 export interface AgentProxy extends PodProxy {
   /** The workloads and services of the mesh. */
   readonly workloads: KnownWorkloads;
+  /** Envoy has, and has answered, all that the control plane said. */
+  readonly settled: boolean;
   /** Local servers, as `10.0.0.1:80` or `[fd00::1]:80`, that are event-driven: pooled connections to a new one are renewed. */
   setEventDriven(endpoints: ReadonlySet<string>): void;
   start(signal: AbortSignal): Promise<void>;
@@ -52,6 +56,8 @@ export interface ProxyOptions {
   onListenerPorts: (ports: ListenerPorts) => void;
   /** The pods whose callers are to pass their inbound listeners; called on every change. */
   onInbound: (pods: InboundPods) => void;
+  /** What the control plane says of workloads and their policies; called on every change. */
+  onWorkloads: (view: WorkloadView) => void;
 }
 
 export interface AgentParts {

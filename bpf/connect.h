@@ -4,7 +4,7 @@
  */
 #pragma once
 
-enum capture { CAPTURE_NO, CAPTURE_OUTBOUND, CAPTURE_INBOUND };
+enum capture { CAPTURE_NO, CAPTURE_OUTBOUND, CAPTURE_INBOUND, CAPTURE_REFUSED };
 
 /*
  * A local pod's own address on a port that no listener asks for: the proxy would only pass the bytes on, so the two
@@ -61,6 +61,9 @@ static __always_inline enum capture on_connect(struct bpf_sock_addr *ctx, const 
 		count(COUNTER_CONNECTION_BOUND_TO_DEVICE);
 		capture = CAPTURE_NO;
 	}
+	if (capture == CAPTURE_NO && !(pod->flags & POD_REDIRECTED) &&
+	    policy_refuses_connect(pod, netns_cookie, destination, bpf_ntohs(port_be)))
+		return CAPTURE_REFUSED;
 	bool sidecar = pod->mode == POD_MODE_SIDECAR && (__u32)bpf_get_current_uid_gid() == sidecar_uid;
 	bool redirected = (pod->flags & POD_REDIRECTED) && !sidecar;
 	if (capture == CAPTURE_NO && !redirected && !is_loopback(destination) &&
@@ -98,6 +101,13 @@ static __always_inline enum capture on_connect(struct bpf_sock_addr *ctx, const 
 	return capture;
 }
 
+/* As if nobody listened there. */
+static __always_inline int refuse_connect(void)
+{
+	bpf_set_retval(-ECONNREFUSED);
+	return CONNECT_REFUSE;
+}
+
 SEC("cgroup/connect4")
 int connect4(struct bpf_sock_addr *ctx)
 {
@@ -109,6 +119,8 @@ int connect4(struct bpf_sock_addr *ctx)
 		ctx->user_port = bpf_htons(OUTBOUND_PORT);
 	} else if (capture == CAPTURE_INBOUND) {
 		ctx->user_port = bpf_htons(INBOUND_PORT);
+	} else if (capture == CAPTURE_REFUSED) {
+		return refuse_connect();
 	}
 	return CONNECT_ALLOW;
 }
@@ -127,6 +139,8 @@ int connect6(struct bpf_sock_addr *ctx)
 		ctx->user_port = bpf_htons(OUTBOUND_PORT);
 	} else if (capture == CAPTURE_INBOUND) {
 		ctx->user_port = bpf_htons(INBOUND_PORT);
+	} else if (capture == CAPTURE_REFUSED) {
+		return refuse_connect();
 	}
 	return CONNECT_ALLOW;
 }

@@ -12,13 +12,17 @@
 #define SOL_TCP 6
 #define TCP_WINDOW_CLAMP 10
 #define TCP_NOTSENT_LOWAT 25
+#define ECONNREFUSED 111
 #define O_NONBLOCK 04000   /* 0x4000 on MIPS, which is not built for */
 
 /* What user space may turn a getsockopt buffer into at most; larger ones are passed through. */
 #define GETSOCKOPT_BUFFER_MAX 4096
 
 #define CONNECT_ALLOW 1
+#define CONNECT_REFUSE 0
 #define EGRESS_ALLOW 1
+#define INGRESS_ALLOW 1
+#define INGRESS_REFUSE 0
 
 /* A pod's sidecar in Istio's own layout: pkg/cmd/pilot-agent options and the injection template. */
 #define SIDECAR_UID 1337

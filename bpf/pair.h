@@ -4,26 +4,6 @@
  */
 #pragma once
 
-static __always_inline void read_tuple(struct bpf_sock_ops *ops, struct tuple *out)
-{
-	out->reserved = 0;
-	if (ops->family == AF_INET6) {
-		out->local.word[0] = ops->local_ip6[0];
-		out->local.word[1] = ops->local_ip6[1];
-		out->local.word[2] = ops->local_ip6[2];
-		out->local.word[3] = ops->local_ip6[3];
-		out->remote.word[0] = ops->remote_ip6[0];
-		out->remote.word[1] = ops->remote_ip6[1];
-		out->remote.word[2] = ops->remote_ip6[2];
-		out->remote.word[3] = ops->remote_ip6[3];
-	} else {
-		set_ipv4(&out->local, ops->local_ip4);
-		set_ipv4(&out->remote, ops->remote_ip4);
-	}
-	out->local_port = ops->local_port;
-	out->remote_port = bpf_ntohl(ops->remote_port);
-}
-
 /* The namespace at the other end; 0: not a pod of this node. A loopback address at either end means one's own. */
 static __always_inline __u64 peer_netns(const struct tuple *t, __u64 own)
 {
@@ -358,6 +338,8 @@ static __always_inline int closed(struct bpf_sock_ops *ops)
 static __always_inline int on_sockops(struct bpf_sock_ops *ops, bool proxy_cgroup)
 {
 	switch (ops->op) {
+	case BPF_SOCK_OPS_TCP_CONNECT_CB:
+		return policy_note_opening(ops);
 	case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
 		return established_active(ops, proxy_cgroup);
 	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:

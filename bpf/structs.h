@@ -166,6 +166,11 @@ struct socket_state {
 	__u32 reserved2;
 };
 
+enum policy_state {
+	POLICY_TERMS_DECIDE = 1,
+	POLICY_UNREADABLE = 2, /* nobody new is let in */
+};
+
 enum event_type {
 	EVENT_BLOCKING_CLIENT = 1,
 	EVENT_BLOCKING_LISTENER = 2,
@@ -234,6 +239,9 @@ enum counter {
 	COUNTER_MESSAGE_BLOCKING,
 	COUNTER_MESSAGE_UPPER_LAYER,
 	COUNTER_MESSAGE_REDIRECT_FAILED,
+	/* refused by policy */
+	COUNTER_POLICY_CONNECT_REFUSED, /* at connect(), between pods of this node */
+	COUNTER_POLICY_ARRIVAL_REFUSED, /* segments that would have opened a connection */
 	/* bookkeeping */
 	COUNTER_VERDICTS_FULL,
 	COUNTER_VERDICTS_QUOTA, /* a pod has as many as one may have */

@@ -20,12 +20,15 @@ const volatile enum pod_flag pod_flag_type;
 const volatile enum acceleration acceleration_type;
 const volatile enum mark mark_type;
 const volatile enum clearance_kind clearance_kind_type;
+const volatile enum policy_state policy_state_type;
 const volatile struct event event_type_layout;
 const volatile enum flow_limit flow_limit_type;
 const volatile enum flow_way flow_way_type;
 const volatile struct flow_record flow_record_layout;
 
 #include "helpers.h"
+#include "tuple.h"
+#include "policy.h"
 #include "connect.h"
 #include "flow.h"
 #include "pair.h"

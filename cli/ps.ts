@@ -46,9 +46,17 @@ export function render(status: AgentStatus, all: boolean): string {
     `acceleration   ${status.acceleration.on ? 'on' : `off - ${status.acceleration.reason ?? ''}`}`,
     `rejected       ${nacks.length === 0 ? 'nothing' : `${nacks.length} resources keep their last good version`}`,
     ...nacks,
+    ...policyLines(status.policies),
     ...problems.map((problem, index) => `${index === 0 ? 'configuration  ' : '               '}${formatError(problem)}`),
     '',
   ].join('\n');
+}
+
+/** Nothing when all is well. */
+function policyLines(policies: AgentStatus['policies']): string[] {
+  const lines = (policies?.unreadable ?? []).map(({ pod, reasons }) => `${pod} lets nobody new in without Envoy: ${reasons.join('; ')}`);
+  if (policies?.problem !== undefined) lines.push(policies.problem);
+  return lines.map((line, index) => `${index === 0 ? 'policies       ' : '               '}${line}`);
 }
 
 function certificateLines(certificates: AgentStatus['proxy']['certificates']): string[] {

@@ -19,6 +19,19 @@ export interface SocketOptions {
   ipv6Only?: boolean;
 }
 
+export interface TcpSocket {
+  listening: boolean;
+  /** 16 bytes, IPv4 in mapped form. */
+  local: Buffer;
+  remote: Buffer;
+  localPort: number;
+  remotePort: number;
+  /** Where the socket was made; 0 where the kernel does not say. */
+  cgroupId: bigint;
+  /** For destroyTcpSockets; of this very socket, whoever has its addresses later. */
+  id: Buffer;
+}
+
 export interface StructLayout {
   sizeBytes: number;
   fields: Record<string, { offset: number; sizeBytes: number }>;
@@ -62,6 +75,8 @@ export interface Addon {
   netnsCookie(path: string): Promise<bigint>;
   openSocket(options: SocketOptions): Promise<number>;
   createNetns(path: string): Promise<void>;
+  tcpSockets(netns: string): Promise<TcpSocket[]>;
+  destroyTcpSockets(netns: string, ids: readonly Buffer[]): Promise<number>;
   bindMount(source: string, target: string): void;
   unmount(path: string): void;
   mountBpffs(path: string): void;

@@ -3,10 +3,10 @@ import { statfsSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { UnderpassError } from '../common/errors.js';
 import type { Closable } from '../common/lifecycle.js';
-import { guarded, type RawLink, type RawMap, type RawObject, type SocketOptions, type StructLayout } from './addon.js';
+import { guarded, type RawLink, type RawMap, type RawObject, type SocketOptions, type StructLayout, type TcpSocket } from './addon.js';
 
 export { cgroup2Root } from '../common/cgroup.js';
-export { KernelError, type SocketOptions, type StructLayout } from './addon.js';
+export { KernelError, type SocketOptions, type StructLayout, type TcpSocket } from './addon.js';
 
 // linux/magic.h
 const CGROUP2_SUPER_MAGIC = 0x63677270n;
@@ -40,6 +40,20 @@ export function cgroupId(path: string): bigint {
 /** Makes a network namespace with its loopback up and keeps it by a bind mount on `path`, which must not exist. */
 export function createNetns(path: string): Promise<void> {
   return guarded((addon) => addon.createNetns(path));
+}
+
+/** Listening and connected TCP sockets of a network namespace, IPv4 and IPv6; none that only wait for their time-out. */
+export function tcpSockets(netnsPath: string): Promise<TcpSocket[]> {
+  return guarded((addon) => addon.tcpSockets(netnsPath));
+}
+
+/**
+ * Ends connections as by a reset at both ends (SOCK_DESTROY).
+ * @returns how many there still were
+ * @throws KernelError EOPNOTSUPP on a kernel without CONFIG_INET_DIAG_DESTROY
+ */
+export function destroyTcpSockets(netnsPath: string, ids: readonly Buffer[]): Promise<number> {
+  return guarded((addon) => addon.destroyTcpSockets(netnsPath, ids));
 }
 
 /** Bind-mounts a file or folder; a missing target becomes an empty file. */

@@ -1,6 +1,7 @@
 /** What `/v1/status` answers; `underpass ps` and scripts read it. */
 import type { PodStatus } from '../dataplane/dataplane.js';
 import type { ProbationEntry } from '../dataplane/kernel.js';
+import type { PolicyStatus } from '../dataplane/policy-enforcer.js';
 import type { ProxyStatus, SelfTestVerdict } from '../parts.js';
 
 export interface AgentStatus {
@@ -18,5 +19,7 @@ export interface AgentStatus {
   proxy: ProxyStatus & { problem?: string };
   pods: PodStatus[];
   probation: ProbationEntry[];
+  /** Policies in the kernel; absent without one. */
+  policies?: PolicyStatus;
   controlPlane?: unknown;
 }

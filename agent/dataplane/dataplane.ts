@@ -29,6 +29,8 @@ export interface DataplaneOptions {
   callersHearMs?: number;
   readyTimeoutMs?: number;
   backoff?: () => Backoff;
+  /** Told of every change of whether what comes to a pod over the network is led to the proxy. */
+  setBehindProxy?: (uid: string, isBehind: boolean) => void;
 }
 
 export interface PodStatus {
@@ -76,6 +78,7 @@ export class Dataplane {
       callersHearMs: options.callersHearMs ?? CALLERS_HEAR_MS,
       readyTimeoutMs: options.readyTimeoutMs ?? 20_000,
       backoff: options.backoff ?? (() => new Backoff({ initialMs: 500, maxMs: 30_000, factor: 1.6, jitter: 0.2 })),
+      ...(options.setBehindProxy ? { setBehindProxy: options.setBehindProxy } : {}),
       setListener: (uid, pod) => this.#setListener(uid, pod),
       proxy: {
         setPods: (pods) => proxy.setPods(pods),
@@ -116,6 +119,7 @@ export class Dataplane {
           actual.rules = actual.inbound = 'unknown';
           logger.warn({ pod: `${record.namespace}/${record.name}`, reason: errorMessage(error) }, "can't read the pod's iptables rules; they count as there");
         }
+        if (actual.inbound === 'active' || actual.inbound === 'unknown') this.#around.setBehindProxy?.(uid, true);
         this.#listeners.set(uid, listenerPod(record, path, actual.rules !== 'none', actual.inbound !== 'none'));
       }
       const controller = new PodController(this.#around, this.#targetOf(record ?? lost(uid)), actual);

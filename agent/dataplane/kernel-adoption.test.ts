@@ -48,7 +48,7 @@ test('programs are replaced in place: the links stay, with new programs', async 
     w.put();
     const folder = join(TEST_BPFFS, w.world.name, 'links', 'pods', readdirSync(join(TEST_BPFFS, w.world.name, 'links', 'pods'))[0] as string);
     const before = readdirSync(folder).map((name) => [name, linkInfo(join(folder, name))] as const);
-    assert.equal(before.length, 9);
+    assert.equal(before.length, 10);
     await w.kernel.close();
     w.kernel = await w.open(TEST_BPFFS);
     for (const [name, info] of before) {

@@ -27,6 +27,11 @@ export class StructCodec {
     return out;
   }
 
+  /** Bytes of one field. */
+  size(field: string): number {
+    return this.#field(field).sizeBytes;
+  }
+
   bytes(record: Buffer, field: string): Buffer {
     const { offset, sizeBytes } = this.#field(field);
     return record.subarray(offset, offset + sizeBytes);

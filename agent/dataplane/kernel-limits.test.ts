@@ -29,7 +29,7 @@ test('putPod: hooks that can\'t all be attached are taken off again, and the nex
     assert.deepEqual([pinned.kernel.pods(), pinned.kernel.tables()['netns_of_address']?.entries, pinned.kernel.podCounters().size], [[], 0, 0]);
     assert.deepEqual(readdirSync(links), []);
     pinned.kernel.putPod(record);
-    assert.equal(readdirSync(join(links, record.uid)).length, 9);
+    assert.equal(readdirSync(join(links, record.uid)).length, 10);
   } finally {
     await pinned.close();
   }

@@ -10,6 +10,7 @@ import { Clearance } from './kernel-clearance.js';
 import { KernelEvents } from './kernel-events.js';
 import { KernelFlows } from './kernel-flows.js';
 import { decodeAddress, encodeAddress, perCpu, StructCodec } from './kernel-codec.js';
+import { KernelPolicies, type PodPolicy } from './kernel-policies.js';
 import { cgroupIds, kernelDevice } from './kernel-processes.js';
 import { Verdicts, type ListenerName, type ProbationEntry, type ProgramName, type Verdict } from './kernel-verdicts.js';
 
@@ -64,7 +65,7 @@ export interface KernelOptions {
 
 /** Programs of a pod's cgroup, in the order in which they are attached: the sockets' state comes before capture. */
 const POD_PROGRAMS = [
-  'pod_sockops', 'probe_egress', 'getsockopt', 'getpeername4', 'getpeername6', 'getsockname4', 'getsockname6', 'connect4', 'connect6',
+  'pod_sockops', 'probe_egress', 'police_ingress', 'getsockopt', 'getpeername4', 'getpeername6', 'getsockname4', 'getsockname6', 'connect4', 'connect6',
 ] as const;
 const PROXY_PROGRAMS = ['proxy_sockops', 'probe_egress', 'getsockopt'] as const;
 
@@ -74,7 +75,7 @@ const ACCELERATIONS = { off: 'ACCELERATION_OFF', l4: 'ACCELERATION_L4', force: '
 /** Structs that live in pinned maps. */
 const PINNED_STRUCTS = [
   'pod', 'tuple', 'establishing', 'peer', 'socket_state', 'program_key', 'listener_key', 'verdict', 'clearance', 'verdict_quota', 'settings',
-  'pod_counters', 'flow_key', 'flow_totals', 'flow_side', 'flow',
+  'pod_counters', 'flow_key', 'flow_totals', 'flow_side', 'flow', 'policy', 'policy_term', 'policy_ports', 'policy_cidr', 'opening',
 ];
 
 const TABLES = ['pods', 'netns_of_address', 'establishing', 'peers', 'sockets', 'client_verdicts', 'listener_verdicts', 'client_clearances', 'listener_clearances'];
@@ -110,6 +111,7 @@ export class Kernel {
   readonly #verdicts: Verdicts;
   /** What connections without a proxy carried. */
   readonly flows: KernelFlows;
+  readonly #policies: KernelPolicies;
   readonly #layout: number;
 
   /**
@@ -172,6 +174,7 @@ export class Kernel {
       .map(([name]) => name.slice('COUNTER_'.length).toLowerCase());
     this.#verdicts = new Verdicts(object);
     this.flows = this.#store.add(new KernelFlows(object, this.#counterNames));
+    this.#policies = new KernelPolicies(object, () => this.#places());
     this.#layout = fnv1a([...PINNED_STRUCTS.map((name) => codec(name).fingerprint()), ...this.#counterNames].join('\n'));
   }
 
@@ -217,6 +220,7 @@ export class Kernel {
       }
       this.#maps.pods.set(u64(pod.netnsCookie), this.#encodePod(state, attached.slot));
       attached.pod = state;
+      this.#policies.refresh();
     } catch (error) {
       for (const [address, owner] of taken) {
         if (owner) this.#maps.addresses.set(encodeAddress(address), owner);
@@ -263,6 +267,8 @@ export class Kernel {
     }
     this.#verdicts.forgetNamespace(cookie);
     this.flows.forgetNamespace(cookie);
+    this.#policies.forget(cookie);
+    this.#policies.refresh();
   }
 
   /** The pods as the kernel has them, those of a former agent too. */
@@ -353,6 +359,15 @@ export class Kernel {
   globalAcceleration(): boolean {
     const value = this.#maps.settings.get(u32(0));
     return value !== undefined && this.#codecs.settings.number(value, 'acceleration') !== 0;
+  }
+
+  /** Who may open connections to which pod, by uid; the whole set. Until the first call what a former agent gave holds. */
+  setPolicies(policies: ReadonlyMap<string, PodPolicy | 'as it is'>): void {
+    this.#policies.set(policies);
+  }
+
+  #places(): { uid: string; netnsCookie: bigint; slot: number; isNode: boolean }[] {
+    return [...this.#pods.values()].map(({ pod, slot }) => ({ uid: pod.uid, netnsCookie: pod.netnsCookie, slot: slot.index, isNode: pod.mode === 'node' }));
   }
 
   /** Lets go of everything; pins, and so the data plane, stay. */

@@ -54,6 +54,8 @@ export interface Surroundings {
   kernel: PodKernel | undefined;
   namespaces: Namespaces;
   proxy: PodProxy;
+  /** Whether what comes to this pod over the network is led to the proxy's inbound listener. */
+  setBehindProxy?: (uid: string, isBehind: boolean) => void;
   /** Adds, changes or removes this pod in the set that the proxy is to serve. */
   setListener(uid: string, pod: ListenerPod | undefined): void;
   logger: Logger;
@@ -306,9 +308,11 @@ export class PodController {
       await rules.start();
       this.#actual.inbound = 'active';
     } else if (way === 'plain' && unheardMs === undefined && isActive({ rules: this.#actual.inbound })) {
+      this.#around.setBehindProxy?.(target.record.uid, false);
       await rules.stop();
       this.#actual.inbound = 'stopped';
     }
+    this.#around.setBehindProxy?.(target.record.uid, this.#actual.inbound === 'active');
     // Connections that were redirected need the listener for as long as they live.
     this.#around.setListener(target.record.uid, listenerPod(target.record, path, iptables, this.#actual.inbound !== 'none'));
     return mutualTls === 'taken' && this.#actual.inbound === 'active' ? this.#mutualTls.announce(this.#record) : unheardMs;
@@ -353,6 +357,7 @@ export class PodController {
     if (isActive({ rules: this.#actual.inbound })) {
       const unheardMs = await this.#mutualTls.withdraw(this.#record);
       if (unheardMs !== undefined) return unheardMs;
+      this.#around.setBehindProxy?.(uid, false);
       await namespaces.inboundRules(path).stop();
       this.#actual.inbound = 'stopped';
       stopped = true;

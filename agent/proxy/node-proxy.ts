@@ -73,6 +73,8 @@ export interface NodeProxyOptions {
   onListenerPorts?: (ports: ListenerPorts) => void;
   /** Which pods' connections are to be redirected to their inbound listeners; called on every change. */
   onInbound?: (pods: InboundPods) => void;
+  /** What the control plane says of workloads and their policies; called on every change. */
+  onWorkloads?: (view: WorkloadStream) => void;
   launcherPath?: string;
   /** After a start, how long to wait for the control plane before the saved state is used; default 5 s. */
   staleAfterMs?: number;
@@ -472,6 +474,7 @@ export class NodeProxy {
   }
 
   #workloadsChanged(): void {
+    this.#options.onWorkloads?.(this.#workloads);
     const now = JSON.stringify([...this.#pods.values()].map((pod) => this.#identity(pod)));
     if (now === this.#identities) return;
     this.#identities = now;

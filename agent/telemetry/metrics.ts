@@ -29,6 +29,11 @@ export function metricsText(status: AgentStatus, counters: Counters | undefined,
   if ('checks' in status.selfTest) {
     for (const check of status.selfTest.checks) text.add('underpass_self_test_passed', 'gauge', 'Whether this check of the self-test passed.', Number(check.ok), { check: check.name });
   }
+  if (status.policies) {
+    text.add('underpass_policy_pods', 'gauge', 'Pods of this node that an authorization policy holds for.', status.policies.pods);
+    text.add('underpass_policy_unreadable_pods', 'gauge', 'Pods whose policy can not be judged by: the kernel lets nobody new in.', status.policies.unreadable.length);
+    text.add('underpass_policy_connections_closed_total', 'counter', 'Connections that a change of policy ended.', status.policies.connectionsClosed);
+  }
   const pods = new Map<string, { labels: Record<string, string>; count: number }>();
   for (const { mode, way, state } of status.pods) {
     const key = `${mode} ${way} ${state}`;

@@ -15,6 +15,7 @@ import type { TransportSocket } from '../../proto/generated/envoy/config/core/v3
 import { Authorization } from '../../proto/generated/istio/security/authorization.js';
 import { Address } from '../../proto/generated/istio/workload/workload.js';
 import { typeUrl, unpack } from '../../common/xds/any.js';
+import { checkAuthorization } from '../policy/authorization.js';
 import { XdsResourceType, type MessageCodec } from './resource-type.js';
 
 type Report = (field: string, problem: string) => void;
@@ -171,7 +172,7 @@ export class AuthorizationType extends XdsResourceType<Authorization> {
   protected readonly codec: MessageCodec<Authorization> = Authorization;
 
   protected validate(policy: Authorization, _name: string, report: Report): void {
-    if (!policy.name) report('name', 'is empty');
+    checkAuthorization(policy, report);
   }
 }
 

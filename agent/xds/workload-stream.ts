@@ -59,6 +59,11 @@ export class WorkloadStream implements Closable {
     return this.#revision;
   }
 
+  /** Policies whose newest version was refused, and why; `authorizations` has the last good one. */
+  get rejectedAuthorizations(): ReadonlyMap<string, string> {
+    return this.#stream.state(authorizationType).rejected;
+  }
+
   get synced(): boolean {
     return this.#stream.state(addressType).answered && this.#stream.state(authorizationType).answered;
   }

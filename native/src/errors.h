@@ -42,6 +42,7 @@ inline Napi::Object object_of(Napi::Env env, const Napi::Value &value, const cha
 inline bool absent(const Napi::Value &value) { return value.IsUndefined() || value.IsNull(); }
 
 void init_system(Napi::Env env, Napi::Object exports);
+void init_socket_diag(Napi::Env env, Napi::Object exports);
 void init_object(Napi::Env env, Napi::Object exports);
 
 }  // namespace underpass

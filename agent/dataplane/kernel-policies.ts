@@ -1,0 +1,120 @@
+/** Pods' policies as bpf/policy.h has them: one map value a pod, replaced at once. */
+import type { BpfMap, BpfObject } from '../../native/index.js';
+import { UnderpassError } from '../../common/errors.js';
+import { isAllPorts, type Block, type PortRange } from '../policy/blocks.js';
+import { MAX_BLOCKS, MAX_PORT_RANGES, MAX_TERMS, type CompiledPolicy, type Term } from '../policy/compile.js';
+import { StructCodec } from './kernel-codec.js';
+
+export interface PodPolicy {
+  /** undefined: it can't be judged by, and nobody new is let in. */
+  compiled: CompiledPolicy | undefined;
+  /** What comes over the network is led to the proxy, which decides. */
+  behindProxy: boolean;
+}
+
+/** A pod's entry in the kernel's tables. */
+export interface Place {
+  uid: string;
+  netnsCookie: bigint;
+  slot: number;
+  /** Only these are protected; pods with a sidecar have their own proxy for that. */
+  isNode: boolean;
+}
+
+/** Whoever has a place and no class is not known to the policy: it lets nobody in whom it can't judge. */
+const UNKNOWN_CLASS = 255;
+
+export class KernelPolicies {
+  readonly #map: BpfMap;
+  readonly #codecs: Record<'policy' | 'term' | 'ports' | 'cidr', StructCodec>;
+  readonly #states: { decide: number; unreadable: number };
+  readonly #written = new Map<bigint, Buffer>();
+  readonly #places: () => Iterable<Place>;
+  /** undefined: what a former agent wrote holds. */
+  #wanted: ReadonlyMap<string, PodPolicy | 'as it is'> | undefined;
+
+  constructor(object: BpfObject, places: () => Iterable<Place>) {
+    this.#map = object.map('policies');
+    const codec = (name: string): StructCodec => new StructCodec(object, name);
+    this.#codecs = { policy: codec('policy').check(this.#map, 'value'), term: codec('policy_term'), ports: codec('policy_ports'), cidr: codec('policy_cidr') };
+    const states = object.enumValues('policy_state');
+    this.#states = { decide: states['POLICY_TERMS_DECIDE'] as number, unreadable: states['POLICY_UNREADABLE'] as number };
+    this.#places = places;
+    this.#checkSizes();
+  }
+
+  /** The whole set, by uid; pods that are not in it take all that comes. */
+  set(wanted: ReadonlyMap<string, PodPolicy | 'as it is'>): void {
+    this.#wanted = wanted;
+    this.refresh();
+  }
+
+  /** After a change of places. */
+  refresh(): void {
+    if (!this.#wanted) return;
+    const places = [...this.#places()];
+    const stale = new Set([...this.#map.entries()].map(([key]) => key.readBigUInt64LE()));
+    for (const { uid, netnsCookie, isNode } of places) {
+      const policy = isNode ? this.#wanted.get(uid) : undefined;
+      if (!policy) continue;
+      if (policy === 'as it is') {
+        stale.delete(netnsCookie);
+        continue;
+      }
+      const value = this.#encode(policy, places);
+      const same = stale.delete(netnsCookie) && this.#written.get(netnsCookie)?.equals(value);
+      if (!same) this.#map.set(keyOf(netnsCookie), value);
+      this.#written.set(netnsCookie, value);
+    }
+    for (const netnsCookie of stale) this.forget(netnsCookie);
+  }
+
+  forget(netnsCookie: bigint): void {
+    this.#written.delete(netnsCookie);
+    this.#map.delete(keyOf(netnsCookie));
+  }
+
+  #encode({ compiled, behindProxy }: PodPolicy, places: readonly Place[]): Buffer {
+    const { policy: codec } = this.#codecs;
+    const behind_proxy = behindProxy ? 1 : 0;
+    if (!compiled) return codec.encode({ state: this.#states.unreadable, behind_proxy });
+    const class_of = Buffer.alloc(codec.size('class_of'), UNKNOWN_CLASS);
+    for (const { uid, slot } of places) class_of[slot] = compiled.classes.get(uid) ?? UNKNOWN_CLASS;
+    const ports: Buffer[] = [];
+    const cidrs: Buffer[] = [];
+    const terms = compiled.terms.map((term) => this.#encodeTerm(term, ports, cidrs));
+    return codec.encode({
+      state: this.#states.decide, terms_used: terms.length, allow_by_default: compiled.allowByDefault ? 1 : 0, behind_proxy, class_of,
+      terms: Buffer.concat(terms), ports: Buffer.concat(ports), cidrs: Buffer.concat(cidrs),
+    });
+  }
+
+  #encodeTerm(term: Term, ports: Buffer[], cidrs: Buffer[]): Buffer {
+    const span = <T>(name: string, items: readonly T[], into: Buffer[], encode: (item: T) => Buffer): Record<string, number> => {
+      const at = into.push(...items.map(encode)) - items.length;
+      return { [`${name}.first`]: at, [`${name}.count`]: items.length };
+    };
+    const block = ({ address, mask, ipv4 }: Block): Buffer => this.#codecs.cidr.encode({ address, mask, ipv4: ipv4 ? 1 : 0 });
+    return this.#codecs.term.encode({
+      classes: term.classes,
+      deny: term.deny ? 1 : 0,
+      ...span('ports', isAllPorts(term.ports) ? [] : term.ports, ports, ([first, last]: PortRange) => this.#codecs.ports.encode({ first, last })),
+      ...span('sources', term.sources ?? [], cidrs, block),
+      ...span('not_sources', term.notSources, cidrs, block),
+      ...span('destinations', term.destinations ?? [], cidrs, block),
+      ...span('not_destinations', term.notDestinations, cidrs, block),
+    });
+  }
+
+  #checkSizes(): void {
+    const { policy, term, ports, cidr } = this.#codecs;
+    const sizes = [policy.size('terms') / term.sizeBytes, policy.size('ports') / ports.sizeBytes, policy.size('cidrs') / cidr.sizeBytes];
+    if (sizes.join() !== [MAX_TERMS, MAX_PORT_RANGES, MAX_BLOCKS].join()) throw new UnderpassError('UNDERPASS_KERNEL_LAYOUT', `struct policy holds ${sizes.join(', ')} terms, ranges and blocks, expected ${MAX_TERMS}, ${MAX_PORT_RANGES} and ${MAX_BLOCKS}`);
+  }
+}
+
+function keyOf(netnsCookie: bigint): Buffer {
+  const key = Buffer.alloc(8);
+  key.writeBigUInt64LE(netnsCookie);
+  return key;
+}

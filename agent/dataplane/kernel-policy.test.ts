@@ -1,0 +1,291 @@
+/** Authorization in the kernel, with real connections between pods: who gets in, who is refused, and what a change ends. */
+import assert from 'node:assert/strict';
+import { spawn, type ChildProcess } from 'node:child_process';
+import { once } from 'node:events';
+import { after, before, test } from 'node:test';
+import { Action, Authorization, Scope, type Match } from '../../proto/generated/istio/security/authorization.js';
+import { Address } from '../../proto/generated/istio/workload/workload.js';
+import type { PodRecord } from '../../common/lab-api.js';
+import { logger } from '../../common/log.js';
+import { run } from '../../common/process.js';
+import { waitFor } from '../../common/retry.js';
+import { pack } from '../../common/xds/any.js';
+import type { TestPod } from '../../native/testing.js';
+import type { PodPolicies, WorkloadView } from '../policy/workload-policies.js';
+import { AddressType, AuthorizationType } from '../xds/resource-types.js';
+import { KernelWorld, TEST_BPFFS } from './kernel-testing.js';
+import { narrows, PolicyEnforcer } from './policy-enforcer.js';
+
+/** `a` is alice, `b` the server, `c` bob, of another namespace, `d` is not in the mesh, `e` another server. */
+const ACCOUNTS: Record<string, { namespace: string; serviceAccount: string }> = {
+  a: { namespace: 'shop', serviceAccount: 'alice' }, b: { namespace: 'shop', serviceAccount: 'server' },
+  c: { namespace: 'bank', serviceAccount: 'bob' }, e: { namespace: 'shop', serviceAccount: 'other' },
+};
+
+let w: KernelWorld;
+let enforcer: PolicyEnforcer;
+let servers: ChildProcess[];
+let settled = true;
+before(async () => {
+  w = await KernelWorld.create('policy', { pods: 5 });
+  w.put({ acceleration: 'off' }, w.world.pods.filter(({ name }) => name in ACCOUNTS));
+  enforcer = new PolicyEnforcer({ kernel: w.kernel, proxySettled: () => settled, proxyFirstMs: 0, proxyCgroupPath: w.world.proxyCgroup, logger: logger('test.policy').child({}, { level: 'silent' }) });
+  enforcer.setPods(w.world.pods.filter(({ name }) => name in ACCOUNTS).map(record));
+  servers = await Promise.all([B(), E()].map((pod) => serve(pod)));
+});
+after(async () => {
+  enforcer.close();
+  for (const server of servers) server.kill('SIGKILL');
+  await Promise.all(servers.map((server) => server.exitCode ?? server.signalCode ?? once(server, 'exit')));
+  await w.close();
+});
+
+const byName = (name: string): TestPod => w.world.pods.find((pod) => pod.name === name)!;
+const [A, B, C, D, E] = ['a', 'b', 'c', 'd', 'e'].map((name) => () => byName(name)) as [() => TestPod, () => TestPod, () => TestPod, () => TestPod, () => TestPod];
+
+function record(pod: TestPod): PodRecord {
+  const { namespace, serviceAccount } = ACCOUNTS[pod.name]!;
+  return {
+    uid: `${w.world.name}-${pod.name}`, name: pod.name, namespace, serviceAccount, labels: {}, annotations: {}, namespaceLabels: {}, nodeName: 'n', ips: [pod.ipv4, pod.ipv6],
+    netns: pod.netns, cgroup: pod.cgroup, hostNetwork: false, phase: 'Running', ready: true, terminating: false, hasSidecar: false, containers: [],
+  };
+}
+
+/** Echoes on both ports, over both families. */
+async function serve(pod: TestPod): Promise<ChildProcess> {
+  const script = `
+const net = require('node:net');
+let open = 0;
+for (const port of [8080, 9000]) net.createServer((socket) => socket.on('error', () => {}).pipe(socket)).listen(port, '::', () => ++open === 2 && console.log('listening'));`;
+  const [command, ...args] = w.world.inPod(pod, [process.execPath, '-e', script]);
+  const child = spawn(command!, args, { stdio: ['ignore', 'pipe', 'inherit'] });
+  await once(child.stdout!, 'data');
+  return child;
+}
+
+const CLIENT = `
+const net = require('node:net');
+const [host, port, keep] = JSON.parse(process.argv[1]);
+const socket = net.connect({ host, port });
+const end = (word) => { console.log(word); if (!keep || word !== 'echoed') process.exit(); };
+const timer = setTimeout(() => end('silence'), 2500);
+socket.on('error', ({ code }) => end(code)).on('end', () => end('end')).on('connect', () => socket.write('ping'));
+socket.on('data', () => { clearTimeout(timer); end('echoed'); });`;
+
+/** `echoed`, the error's code, or `silence`. */
+async function call(from: TestPod, to: TestPod, port = 8080, family: 'ipv4' | 'ipv6' = 'ipv4'): Promise<string> {
+  const [command, ...args] = w.world.inPod(from, [process.execPath, '-e', CLIENT, JSON.stringify([to[family], port, false])]);
+  return (await run(command!, args, { timeoutMs: 20_000 })).stdout.trim();
+}
+
+interface Held {
+  words: string[];
+  ended: Promise<string>;
+  child: ChildProcess;
+}
+
+/** A connection that stays; what it is told afterwards. */
+async function hold(from: TestPod, to: TestPod, port = 8080, family: 'ipv4' | 'ipv6' = 'ipv4'): Promise<Held> {
+  const [command, ...args] = w.world.inPod(from, [process.execPath, '-e', CLIENT, JSON.stringify([to[family], port, true])]);
+  const child = spawn(command!, args, { stdio: ['ignore', 'pipe', 'inherit'] });
+  const words: string[] = [];
+  child.stdout!.on('data', (chunk: Buffer) => words.push(...chunk.toString().trim().split('\n')));
+  await waitFor('the connection to be there', () => words.length > 0, { timeoutMs: 10_000, everyMs: 5 });
+  return { words, child, ended: once(child, 'exit').then(() => words.at(-1)!) };
+}
+
+const match = (about: Partial<Match>): Match => ({
+  namespaces: [], not_namespaces: [], principals: [], not_principals: [], source_ips: [], not_source_ips: [], destination_ips: [], not_destination_ips: [],
+  destination_ports: [], not_destination_ports: [], service_accounts: [], not_service_accounts: [], ...about,
+});
+const exact = (value: string): Match['principals'][number] => ({ match_type: { $case: 'exact', value } });
+const PRESENT: Match['principals'][number] = { match_type: { $case: 'presence', value: {} } };
+const ALICE = match({ principals: [exact('cluster.local/ns/shop/sa/alice')] });
+const policy = (action: Action, ...matches: Match[]): Authorization => Authorization.fromPartial({ action, scope: Scope.WORKLOAD_SELECTOR, namespace: 'shop', groups: matches.map((one) => ({ rules: [{ matches: [one] }] })) });
+const allow = (...matches: Match[]): Authorization => policy(Action.ALLOW, ...matches);
+const deny = (...matches: Match[]): Authorization => policy(Action.DENY, ...matches);
+
+let versions = 0;
+
+/** What the control plane would have sent: these policies for `b`, none for others. */
+async function apply(policies: Authorization[], rejected: Record<string, string> = {}, to = enforcer): Promise<void> {
+  const named = policies.map((one, i) => new AuthorizationType().decode(`shop/p${i}`, `${++versions}`, pack(Authorization, { ...one, name: `p${i}` })));
+  const workload = new AddressType().decode('Kubernetes//Pod/shop/b', '', pack(Address, Address.fromPartial({ type: { $case: 'workload', value: { uid: 'Kubernetes//Pod/shop/b', name: 'b', namespace: 'shop', authorization_policies: [...named.map(({ name }) => name), ...Object.keys(rejected)] } } })));
+  const view = { addresses: new Map([[workload.name, workload]]), authorizations: new Map(named.map((one) => [one.name, one])), rejectedAuthorizations: new Map(Object.entries(rejected)), synced: true } as unknown as WorkloadView;
+  to.setWorkloads(view);
+  // The enforcer waits less for more of the same.
+  await new Promise((resolve) => setTimeout(resolve, 60));
+}
+
+const REFUSED = 'ECONNREFUSED';
+
+for (const family of ['ipv4', 'ipv6'] as const) {
+  test(`ALLOW by principal: its pod gets in, another is refused at connect(), who is not in the mesh gets no answer (${family})`, async () => {
+    await apply([allow(ALICE)]);
+    const { result, counters } = await w.counted(() => Promise.all([call(A(), B(), 8080, family), call(C(), B(), 8080, family), call(D(), B(), 8080, family)]));
+    assert.deepEqual(result, ['echoed', REFUSED, 'silence']);
+    assert.equal(counters['policy_connect_refused'], 1);
+    assert.ok((counters['policy_arrival_refused'] ?? 0) >= 1, JSON.stringify(counters));
+    assert.equal(await call(C(), E(), 8080, family), 'echoed', 'a pod without policy takes all');
+  });
+}
+
+test('DENY by namespace comes before ALLOW, and not-forms turn round', async () => {
+  await apply([allow(match({ principals: [PRESENT] })), deny(match({ namespaces: [exact('bank')] }))]);
+  assert.deepEqual(await Promise.all([call(A(), B()), call(C(), B())]), ['echoed', REFUSED]);
+  await apply([deny(match({ not_namespaces: [exact('bank')] }))]);
+  assert.deepEqual(await Promise.all([call(A(), B()), call(C(), B()), call(D(), B())]), [REFUSED, 'echoed', 'silence']);
+  await apply([deny(match({ not_principals: [PRESENT] }))]);
+  assert.deepEqual(await Promise.all([call(A(), B()), call(C(), B()), call(D(), B())]), ['echoed', 'echoed', 'silence'], 'STRICT: no identity, no way in');
+});
+
+test('ports and addresses are looked at for everybody, with identity or without', async () => {
+  await apply([allow(match({ destination_ports: [9000] }), match({ source_ips: [{ address: Buffer.from([10, 77, 0, 1]), length: 32 }] }))]);
+  assert.deepEqual(await Promise.all([call(A(), B(), 8080), call(C(), B(), 8080), call(C(), B(), 9000), call(D(), B(), 9000), call(D(), B(), 8080)]), ['echoed', REFUSED, 'echoed', 'echoed', 'silence']);
+  await apply([deny(match({ source_ips: [{ address: Buffer.from([10, 77, 0, 0]), length: 24 }], not_source_ips: [{ address: Buffer.from([10, 77, 0, 4]), length: 32 }], not_destination_ports: [9000] }))]);
+  assert.deepEqual(await Promise.all([call(A(), B()), call(D(), B()), call(A(), B(), 9000), call(A(), B(), 8080, 'ipv6')]), [REFUSED, 'echoed', 'echoed', 'echoed']);
+});
+
+test('an ALLOW without rules lets nobody in; without any policy all get in again', async () => {
+  await apply([allow()]);
+  assert.deepEqual(await Promise.all([call(A(), B()), call(C(), B()), call(B(), B())]), [REFUSED, REFUSED, 'echoed'], 'a pod talks to itself');
+  await apply([]);
+  assert.deepEqual(await Promise.all([call(A(), B()), call(D(), B())]), ['echoed', 'echoed']);
+});
+
+test('a policy that can not be read lets nobody new in and says so; connections that are there, and other pods, go on', async () => {
+  await apply([allow(ALICE)]);
+  const held = await hold(A(), B());
+  await apply([allow(ALICE)], { 'shop/broken': 'AUTHZ "shop/broken": action: is 7, expected 0 (allow) or 1 (deny)' });
+  assert.deepEqual(await Promise.all([call(A(), B()), call(D(), B()), call(A(), E())]), [REFUSED, 'silence', 'echoed']);
+  assert.deepEqual(enforcer.status().unreadable, [{ pod: 'shop/b', reasons: ['AUTHZ "shop/broken": action: is 7, expected 0 (allow) or 1 (deny)'] }]);
+  await apply([allow(ALICE)]);
+  assert.equal(await call(A(), B()), 'echoed');
+  assert.deepEqual(enforcer.status().unreadable, []);
+  assert.deepEqual(held.words, ['echoed']);
+  held.child.kill();
+  await held.ended;
+});
+
+test('a policy that the workload names and nobody sent counts as one that can not be read', async () => {
+  const workload = new AddressType().decode('Kubernetes//Pod/shop/b', '', pack(Address, Address.fromPartial({ type: { $case: 'workload', value: { uid: 'Kubernetes//Pod/shop/b', name: 'b', namespace: 'shop', authorization_policies: ['shop/gone'] } } })));
+  enforcer.setWorkloads({ addresses: new Map([[workload.name, workload]]), authorizations: new Map(), rejectedAuthorizations: new Map(), synced: true });
+  await waitFor('the policy to be missed', () => enforcer.status().unreadable.length === 1, { timeoutMs: 5_000, everyMs: 10 });
+  assert.match(enforcer.status().unreadable[0]!.reasons[0]!, /AUTHZ "shop\/gone": the workload has this policy, and the control plane did not send it/);
+  assert.equal(await call(A(), B()), REFUSED);
+  await apply([]);
+  assert.equal(await call(A(), B()), 'echoed');
+});
+
+for (const family of ['ipv4', 'ipv6'] as const) {
+  test(`what a change forbids is ended at once and counted, and nothing else (${family})`, async () => {
+    await apply([]);
+    const [alice, bob, stranger, elsewhere] = await Promise.all([hold(A(), B(), 8080, family), hold(C(), B(), 8080, family), hold(D(), B(), 8080, family), hold(C(), E(), 8080, family)]);
+    // A connection that the server's own pod opened is nobody's to judge.
+    const outgoing = await hold(B(), E(), 8080, family);
+    const before = enforcer.status().connectionsClosed;
+    await apply([allow(ALICE)]);
+    assert.deepEqual(await Promise.all([bob.ended, stranger.ended]), ['ECONNRESET', 'ECONNRESET']);
+    assert.equal(enforcer.status().connectionsClosed - before, 2);
+    await apply([deny(ALICE)]);
+    assert.equal(await alice.ended, 'ECONNRESET');
+    assert.equal(enforcer.status().connectionsClosed - before, 3);
+    for (const { words, child, ended } of [elsewhere, outgoing]) {
+      assert.deepEqual(words, ['echoed']);
+      child.kill();
+      await ended;
+    }
+  });
+}
+
+test('short-circuited connections end in the same way', async () => {
+  await apply([]);
+  w.put({ acceleration: 'force' }, [A(), B()]);
+  const { result: held, counters } = await w.counted(() => hold(A(), B()));
+  assert.equal(counters['connections_short_circuited'], 1);
+  await apply([deny(ALICE)]);
+  assert.equal(await held.ended, 'ECONNRESET');
+  w.put({ acceleration: 'off' }, [A(), B()]);
+});
+
+test('what the proxy holds open to a pod ends when a policy grows stricter and the proxy has it, and not when it grows wider', async () => {
+  await apply([allow(ALICE)]);
+  const proxy = await hold({ ...B(), cgroup: w.world.proxyCgroup }, B());
+  const before = enforcer.status().connectionsClosed;
+  await apply([allow(ALICE), allow(match({ namespaces: [exact('bank')] }))]);
+  settled = false;
+  await apply([allow(ALICE)]);
+  assert.deepEqual(proxy.words, ['echoed'], 'the proxy has not got the policy yet');
+  settled = true;
+  assert.equal(await proxy.ended, 'ECONNABORTED', 'it is the proxy\'s end that is taken away');
+  assert.equal(enforcer.status().connectionsClosed - before, 1);
+});
+
+test('a pod that gets its first policy is left as it is until the proxy has taken it over', async () => {
+  await apply([]);
+  const patient = new PolicyEnforcer({ kernel: w.kernel, proxySettled: () => settled, proxyFirstMs: 600_000, logger: logger('test.policy').child({}, { level: 'silent' }) });
+  patient.setPods(w.world.pods.filter(({ name }) => name in ACCOUNTS).map(record));
+  await apply([deny(ALICE)], {}, patient);
+  const held = await hold(A(), B());
+  patient.setBehindProxy(record(B()).uid, true);
+  assert.equal(await held.ended, 'ECONNRESET');
+  assert.equal(await call(A(), B()), 'silence');
+  patient.close();
+});
+
+test('a pod behind the proxy is left to it at connect(), and still refuses what reaches it without', async () => {
+  await apply([allow(match({ destination_ports: [9000] }))]);
+  const uid = record(B()).uid;
+  enforcer.setBehindProxy(uid, true);
+  const { result, counters } = await w.counted(() => call(A(), B()));
+  assert.equal(result, 'silence');
+  assert.equal(counters['policy_connect_refused'], undefined);
+  enforcer.setBehindProxy(uid, false);
+  assert.equal(await call(A(), B()), REFUSED);
+});
+
+test('a pod that comes later is judged by its own account from its first connection, and its place tells the next one nothing', async () => {
+  await apply([allow(ALICE)]);
+  const records = w.world.pods.filter(({ name }) => name in ACCOUNTS).map(record);
+  const newcomer = { ...record(A()), uid: `${w.world.name}-late`, name: 'late', ips: [D().ipv4, D().ipv6], netns: D().netns, cgroup: D().cgroup };
+  enforcer.setPods([...records, newcomer]);
+  w.put({ acceleration: 'off', uid: newcomer.uid }, [D()]);
+  assert.equal(await call(D(), B()), 'echoed');
+  w.kernel.removePod(newcomer.uid);
+  const stranger = { ...newcomer, uid: `${w.world.name}-stranger`, serviceAccount: 'mallory' };
+  w.put({ acceleration: 'off', uid: stranger.uid }, [D()]);
+  assert.equal(await call(D(), B()), REFUSED, 'of a pod that is not known yet nothing is taken');
+  enforcer.setPods([...records, stranger]);
+  assert.equal(await call(D(), B()), REFUSED);
+  w.kernel.removePod(stranger.uid);
+  assert.equal(await call(D(), B()), 'silence', 'a pod that left the mesh has no identity');
+  enforcer.setPods(records);
+});
+
+test('policies outlive the agent, and hold until the next one has heard of its own', async () => {
+  const pinned = await KernelWorld.create('policy', { pinned: true });
+  try {
+    const [client, server] = [pinned.world.pod(0), pinned.world.pod(1)];
+    pinned.put({ acceleration: 'off' });
+    pinned.kernel.setPolicies(new Map([[pinned.podRecord(server).uid, { compiled: undefined, behindProxy: false }]]));
+    await pinned.kernel.close();
+    pinned.kernel = await pinned.open(TEST_BPFFS);
+    pinned.put({ acceleration: 'off' });
+    const churn = async (): Promise<boolean> => (await pinned.world.probe('churn', { pod: server, address: server.ipv4 }, { pod: client }, ['--count', '3'])).ok;
+    assert.equal(await churn().catch(() => false), false);
+    pinned.kernel.setPolicies(new Map([[pinned.podRecord(server).uid, 'as it is']]));
+    assert.equal(await churn().catch(() => false), false);
+    pinned.kernel.setPolicies(new Map());
+    assert.equal(await churn(), true);
+  } finally {
+    await pinned.close();
+  }
+});
+
+test('which changes may forbid what was allowed', () => {
+  const of = (...policies: [name: string, action: Action][]): PodPolicies => ({ policies: policies.map(([name, action]) => ({ name, hash: name, message: { action } })) as never, problems: [] });
+  const [a, b, d]: readonly [[string, Action], [string, Action], [string, Action]] = [['a', Action.ALLOW], ['b', Action.ALLOW], ['d', Action.DENY]];
+  assert.deepEqual([narrows(of(), of(a)), narrows(of(a), of(a, b)), narrows(of(a, b), of(a)), narrows(of(a), of())], [true, false, true, false]);
+  assert.deepEqual([narrows(of(), of(d)), narrows(of(d), of()), narrows(of(a, d), of(a)), narrows(of(a), of(a, d)), narrows(of(a), of(b))], [true, false, false, true, true]);
+  assert.equal(narrows(of(a), { policies: [], problems: ['it can not be read'] }), false);
+});

@@ -1,0 +1,260 @@
+/**
+ * Keeps the kernel's policies as the control plane has them, and ends connections that a change forbids. What comes to a pod
+ * without a proxy's word is judged by the kernel; a policy that can't be read, or does not fit its tables, lets nobody new in.
+ */
+import { cgroupId, destroyTcpSockets, KernelError, tcpSockets, type TcpSocket } from '../../native/index.js';
+import { Action } from '../../proto/generated/istio/security/authorization.js';
+import { errorMessage } from '../../common/errors.js';
+import { DEFAULT_TRUST_DOMAIN } from '../../common/identity/spiffe.js';
+import type { PodRecord } from '../../common/lab-api.js';
+import type { Closable } from '../../common/lifecycle.js';
+import type { Logger } from '../../common/log.js';
+import { sleep } from '../../common/retry.js';
+import type { Identity } from '../policy/authorization.js';
+import { allows, compilePolicy, type CompiledPolicy } from '../policy/compile.js';
+import { policiesOf, type PodPolicies, type WorkloadView } from '../policy/workload-policies.js';
+import { encodeAddress } from './kernel-codec.js';
+import type { KernelPod } from './kernel.js';
+import type { PodPolicy } from './kernel-policies.js';
+import { forbiddenDirect, throughProxy, type SocketOwner } from './revocation.js';
+
+export interface PolicyKernel {
+  pods(): KernelPod[];
+  setPolicies(policies: ReadonlyMap<string, PodPolicy | 'as it is'>): void;
+}
+
+export interface PolicyEnforcerOptions {
+  kernel: PolicyKernel;
+  /** cgroup v2 folder of the shared proxy. */
+  proxyCgroupPath?: string;
+  /** The proxy has, and has acknowledged, all that the control plane said. */
+  proxySettled: () => boolean;
+  /**
+   * How long a pod that gets its first policy is left as it is, for the proxy to take over its callers: what HTTP policies say
+   * the proxy alone knows, and the kernel would refuse whom they allow. Default 500.
+   */
+  proxyFirstMs?: number;
+  clusterId?: string;
+  trustDomain?: string;
+  logger: Logger;
+}
+
+export interface PolicyStatus {
+  /** Pods of this node that some policy holds for. */
+  pods: number;
+  /** Pods that take nobody new except by the proxy's word, and why. */
+  unreadable: { pod: string; reasons: string[] }[];
+  /** Connections that a change of policy ended. */
+  connectionsClosed: number;
+  /** Why they could not be ended. */
+  problem?: string;
+}
+
+interface Governed {
+  policies: PodPolicies;
+  compiled: CompiledPolicy | undefined;
+  reasons: readonly string[];
+  key: string;
+  /** Until when the proxy may take over before the kernel enforces; undefined: it does. */
+  waitsUntil: number | undefined;
+}
+
+const NONE: PodPolicies = { policies: [], problems: [] };
+const SETTLE_MS = 20;
+/** A handshake that the kernel let through just before the change is a connection by then. */
+const LOOK_AGAIN_MS = 250;
+/** The proxy hears of policies on streams of its own, sooner or later than this does. */
+const PROXY_FOLLOWS_MS = 5_000;
+const PROXY_POLL_MS = 20;
+const PROXY_FIRST_MS = 500;
+
+export class PolicyEnforcer implements Closable {
+  readonly #options: PolicyEnforcerOptions;
+  readonly #abort = new AbortController();
+  readonly #behindProxy = new Set<string>();
+  #records: readonly PodRecord[] = [];
+  #view: WorkloadView | undefined;
+  #governed = new Map<string, Governed>();
+  #timer: NodeJS.Timeout | undefined;
+  #hasApplied = false;
+  /** Pods whose connections through the proxy end when that has followed, and until when it is waited for. */
+  readonly #awaitingProxy = new Map<string, number>();
+  #watching: Promise<void> | undefined;
+  #connectionsClosed = 0;
+  readonly #problems = new Map<'kernel' | 'connections', string>();
+
+  constructor(options: PolicyEnforcerOptions) {
+    this.#options = options;
+  }
+
+  /** The full current set of the node's pods; call it before the kernel is told of a new one. */
+  setPods(records: readonly PodRecord[]): void {
+    this.#records = records;
+    const present = new Set(records.map(({ uid }) => uid));
+    for (const uid of this.#behindProxy) if (!present.has(uid)) this.#behindProxy.delete(uid);
+    this.#apply();
+  }
+
+  /** Called on every change of what the view shows. */
+  setWorkloads(view: WorkloadView): void {
+    this.#view = view;
+    this.#timer ??= setTimeout(() => this.#apply(), SETTLE_MS);
+  }
+
+  /** Whether what comes to the pod over the network is led to the proxy. */
+  setBehindProxy(uid: string, isBehind: boolean): void {
+    if (this.#behindProxy.has(uid) === isBehind) return;
+    if (isBehind) this.#behindProxy.add(uid);
+    else this.#behindProxy.delete(uid);
+    this.#apply();
+  }
+
+  status(): PolicyStatus {
+    const unreadable = this.#records.flatMap(({ uid, namespace, name }) => {
+      const reasons = this.#governed.get(uid)?.reasons ?? [];
+      return reasons.length > 0 ? [{ pod: `${namespace}/${name}`, reasons: [...reasons] }] : [];
+    });
+    const problem = [...this.#problems.values()].join('; ');
+    return { pods: this.#governed.size, unreadable, connectionsClosed: this.#connectionsClosed, ...(problem === '' ? {} : { problem }) };
+  }
+
+  close(): void {
+    this.#abort.abort();
+    clearTimeout(this.#timer);
+  }
+
+  #apply(): void {
+    clearTimeout(this.#timer);
+    this.#timer = undefined;
+    const view = this.#view;
+    // Until all is known what a former agent wrote holds.
+    if (!view?.synced || this.#abort.signal.aborted) return;
+    const identities = new Map(this.#records.map((record) => [record.uid, this.#identity(view, record)]));
+    const before = this.#governed;
+    const governed = new Map<string, Governed>();
+    for (const record of this.#records) {
+      const found = this.#govern(view, record, identities, before.get(record.uid));
+      if (found) governed.set(record.uid, found);
+    }
+    this.#governed = governed;
+    try {
+      this.#options.kernel.setPolicies(new Map([...governed].map(([uid, { compiled, waitsUntil }]) => [uid, waitsUntil === undefined ? { compiled, behindProxy: this.#behindProxy.has(uid) } : 'as it is'])));
+      this.#problems.delete('kernel');
+    } catch (error) {
+      this.#report('kernel', `policies can't be written to the kernel: ${errorMessage(error)}`);
+    }
+    for (const [uid, { key, policies, waitsUntil }] of governed) {
+      const was = before.get(uid);
+      if (waitsUntil !== undefined || (was?.key === key && was.waitsUntil === undefined)) continue;
+      // What a former agent enforced is not known: its connections through the proxy had the proxy's word.
+      if (this.#hasApplied && narrows(was?.policies ?? NONE, policies)) this.#awaitProxy(uid);
+      this.#background(this.#revoke(uid));
+    }
+    this.#hasApplied = true;
+    if ([...governed.values()].some(({ waitsUntil }) => waitsUntil !== undefined)) this.#timer = setTimeout(() => this.#apply(), PROXY_POLL_MS);
+  }
+
+  #govern(view: WorkloadView, record: PodRecord, identities: ReadonlyMap<string, Identity>, before: Governed | undefined): Governed | undefined {
+    const policies = policiesOf(view, this.#workloadUid(record), record.namespace);
+    if (policies.policies.length === 0 && policies.problems.length === 0) return undefined;
+    const key = JSON.stringify([policies.policies.map(({ name, hash }) => [name, hash]), policies.problems]);
+    let compiled: CompiledPolicy | undefined;
+    let reasons = policies.problems;
+    try {
+      if (reasons.length === 0) compiled = compilePolicy(policies.policies.map(({ message }) => message), identities);
+    } catch (error) {
+      reasons = [errorMessage(error)];
+    }
+    if (reasons.length > 0 && before?.reasons.join() !== reasons.join()) this.#options.logger.error({ pod: `${record.namespace}/${record.name}`, reasons }, "the pod's policy can't be judged by: the kernel lets nobody new in");
+    return { policies, compiled, reasons, key, waitsUntil: this.#waitsUntil(record.uid, before) };
+  }
+
+  #waitsUntil(uid: string, before: Governed | undefined): number | undefined {
+    if (before && before.waitsUntil === undefined) return undefined;
+    const until = before?.waitsUntil ?? performance.now() + (this.#options.proxyFirstMs ?? PROXY_FIRST_MS);
+    const isTakenOver = this.#behindProxy.has(uid) && this.#options.proxySettled();
+    return isTakenOver || performance.now() >= until ? undefined : until;
+  }
+
+  #workloadUid({ namespace, name }: PodRecord): string {
+    return `${this.#options.clusterId ?? 'Kubernetes'}//Pod/${namespace}/${name}`;
+  }
+
+  #identity(view: WorkloadView, record: PodRecord): Identity {
+    const type = view.addresses.get(this.#workloadUid(record))?.message.type;
+    const trustDomain = this.#options.trustDomain ?? ((type?.$case === 'workload' && type.value.trust_domain) || DEFAULT_TRUST_DOMAIN);
+    return { trustDomain, namespace: record.namespace, serviceAccount: record.serviceAccount || 'default' };
+  }
+
+  async #revoke(uid: string): Promise<void> {
+    await this.#close(uid, false);
+    await sleep(LOOK_AGAIN_MS, this.#abort.signal);
+    await this.#close(uid, false);
+  }
+
+  /** Of connections through the proxy all end, when some may have to: who calls is known to the proxy alone. */
+  #awaitProxy(uid: string): void {
+    this.#awaitingProxy.set(uid, performance.now() + PROXY_FOLLOWS_MS);
+    if (this.#watching) return;
+    this.#watching = this.#watchProxy().finally(() => (this.#watching = undefined));
+    this.#background(this.#watching);
+  }
+
+  /** Each time that the proxy has followed, since it is not known which change was the one. */
+  async #watchProxy(): Promise<void> {
+    for (let wasSettled = false; this.#awaitingProxy.size > 0; await sleep(PROXY_POLL_MS, this.#abort.signal)) {
+      const isSettled = this.#options.proxySettled();
+      if (isSettled && !wasSettled) await Promise.all([...this.#awaitingProxy.keys()].map((uid) => this.#close(uid, true)));
+      wasSettled = isSettled;
+      for (const [uid, until] of this.#awaitingProxy) if (performance.now() > until) this.#awaitingProxy.delete(uid);
+    }
+  }
+
+  async #close(uid: string, includingProxys: boolean): Promise<void> {
+    const compiled = this.#governed.get(uid)?.compiled;
+    const record = this.#records.find((item) => item.uid === uid);
+    const pods = this.#options.kernel.pods();
+    // A pod with a sidecar has its own proxy, whose business this is.
+    if (!compiled || !record || pods.find((pod) => pod.uid === uid)?.mode !== 'node') return;
+    const owners = new Map(pods.flatMap((pod) => pod.addresses.map((address) => [encodeAddress(address).toString('hex'), pod.uid] as const)));
+    const owner: SocketOwner = { addresses: new Set(record.ips.map((ip) => encodeAddress(ip).toString('hex'))), proxyCgroupId: this.#proxyCgroupId() };
+    const sockets = await tcpSockets(record.netns);
+    const isAllowed = (source: Buffer, destination: Buffer, port: number): boolean => {
+      const caller = owners.get(source.toString('hex'));
+      return allows(compiled, { class: (caller !== undefined && compiled.classes.get(caller)) || 0, source, destination, port });
+    };
+    const ends: TcpSocket[] = [...forbiddenDirect(sockets, owner, isAllowed), ...(includingProxys ? throughProxy(sockets, owner) : [])];
+    if (ends.length === 0) return;
+    const closed = await destroyTcpSockets(record.netns, ends.map(({ id }) => id));
+    this.#connectionsClosed += closed;
+    this.#problems.delete('connections');
+    if (closed > 0) this.#options.logger.info({ pod: `${record.namespace}/${record.name}`, closed }, 'connections that policy no longer allows were ended');
+  }
+
+  #proxyCgroupId(): bigint | undefined {
+    const { proxyCgroupPath } = this.#options;
+    return proxyCgroupPath === undefined ? undefined : cgroupId(proxyCgroupPath);
+  }
+
+  #background(work: Promise<void>): void {
+    work.catch((error: unknown) => {
+      if (this.#abort.signal.aborted) return;
+      const reason = error instanceof KernelError && error.errnoName === 'EOPNOTSUPP' ? 'this kernel has no SOCK_DESTROY (CONFIG_INET_DIAG_DESTROY)' : errorMessage(error);
+      this.#report('connections', `connections that policy forbids go on: ${reason}`);
+    });
+  }
+
+  #report(what: 'kernel' | 'connections', problem: string): void {
+    if (problem !== this.#problems.get(what)) this.#options.logger.error({ reason: problem }, 'policy is not enforced in full');
+    this.#problems.set(what, problem);
+  }
+}
+
+/** Whether a connection that was allowed may be forbidden now. */
+export function narrows(before: PodPolicies, now: PodPolicies): boolean {
+  if (now.problems.length > 0) return false;
+  const enforced = ({ policies }: PodPolicies, action: Action): ReadonlySet<string> => new Set(policies.filter(({ message }) => message.action === action && !message.dry_run).map(({ name, hash }) => `${name} ${hash}`));
+  const [allowedBefore, allowedNow, deniedBefore, deniedNow] = [enforced(before, Action.ALLOW), enforced(now, Action.ALLOW), enforced(before, Action.DENY), enforced(now, Action.DENY)];
+  if ([...deniedNow].some((policy) => !deniedBefore.has(policy))) return true;
+  return allowedNow.size > 0 && (allowedBefore.size === 0 || [...allowedBefore].some((policy) => !allowedNow.has(policy)));
+}

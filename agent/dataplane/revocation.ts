@@ -1,0 +1,46 @@
+/** Connections that a pod's policies no longer allow, found among its sockets. */
+import type { TcpSocket } from '../../native/index.js';
+import { INBOUND_PORT, OUTBOUND_PORT } from './iptables.js';
+
+export interface SocketOwner {
+  /** The pod's own addresses, 16 bytes each in hex, IPv4 in mapped form. */
+  addresses: ReadonlySet<string>;
+  /** The shared proxy's sockets in the pod's namespace; undefined: there is none. */
+  proxyCgroupId: bigint | undefined;
+}
+
+export type Judge = (source: Buffer, destination: Buffer, port: number) => boolean;
+
+/**
+ * Connections that came over the network straight to a program of the pod, and may not. A socket whose port is listened on was
+ * accepted: the kernel gives no such port to a client. One whose listener is gone is not known from a client's, and stays.
+ */
+export function forbiddenDirect(sockets: readonly TcpSocket[], owner: SocketOwner, isAllowed: Judge): TcpSocket[] {
+  const listening = portsListenedOn(sockets);
+  return sockets.filter(
+    (socket) =>
+      !socket.listening && !isProxys(socket, owner) && socket.localPort !== INBOUND_PORT && socket.localPort !== OUTBOUND_PORT &&
+      listening.has(socket.localPort) && !isOwn(socket.remote, owner) && !isAllowed(socket.remote, socket.local, socket.localPort),
+  );
+}
+
+/** The proxy's connections to programs of the pod: whom they are for is not to be seen from here. */
+export function throughProxy(sockets: readonly TcpSocket[], owner: SocketOwner): TcpSocket[] {
+  const listening = portsListenedOn(sockets);
+  return sockets.filter((socket) => !socket.listening && isProxys(socket, owner) && isOwn(socket.remote, owner) && listening.has(socket.remotePort));
+}
+
+function portsListenedOn(sockets: readonly TcpSocket[]): ReadonlySet<number> {
+  return new Set(sockets.filter(({ listening }) => listening).map(({ localPort }) => localPort));
+}
+
+function isProxys({ cgroupId }: TcpSocket, { proxyCgroupId }: SocketOwner): boolean {
+  return proxyCgroupId !== undefined && cgroupId === proxyCgroupId;
+}
+
+const LOOPBACK = /^(0{30}01|0{20}ffff7f[0-9a-f]{6})$/;
+
+function isOwn(address: Buffer, { addresses }: SocketOwner): boolean {
+  const hex = address.toString('hex');
+  return LOOPBACK.test(hex) || addresses.has(hex);
+}

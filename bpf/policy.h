@@ -1,0 +1,271 @@
+/*
+ * L4 authorization: who may open a connection to a pod, by the opener's identity, its address, and the port. User space
+ * evaluates principals and namespaces into classes of identities; what is left of a pod's policies is one list of terms, of
+ * which the first that fits decides. The list is one map value, so that it changes at once.
+ */
+#pragma once
+
+#define POLICY_TERMS 64
+#define POLICY_PORTS 128
+#define POLICY_CIDRS 128
+/* Class 0: no identity. */
+#define POLICY_CLASSES 64
+#define POLICY_CLASS_UNKNOWN 255
+#define POLICY_PLACES (MAX_PODS + 1)
+/* Handshakes that are under way to pods with policy. What is pushed out has lost its identity, and is tried again. */
+#define MAX_OPENINGS 16384
+#define LOOPBACK_IFINDEX 1
+
+struct policy_ports {
+	__u16 first, last; /* host order, both included */
+};
+
+struct policy_cidr {
+	struct address address, mask;
+	__u32 ipv4; /* else IPv6: no block of one holds addresses of the other */
+};
+
+/* In one of the policy's two lists; no entries: the term does not ask. */
+struct policy_span {
+	__u16 first, count;
+};
+
+struct policy_term {
+	__u64 classes; /* bit by class */
+	struct policy_span ports, sources, not_sources, destinations, not_destinations;
+	__u32 deny;
+};
+
+struct policy {
+	__u32 state;
+	__u32 terms_used;
+	__u8 allow_by_default;
+	__u8 behind_proxy; /* what comes over the network is led to the proxy, which decides */
+	__u8 class_of[POLICY_PLACES]; /* by pod.slot */
+	__u8 reserved[5];
+	struct policy_term terms[POLICY_TERMS]; /* those that deny first */
+	struct policy_ports ports[POLICY_PORTS];
+	struct policy_cidr cidrs[POLICY_CIDRS];
+};
+
+/* By the network namespace that they protect. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, MAX_PODS);
+	__type(key, __u64);
+	__type(value, struct policy);
+} policies SEC(".maps");
+
+/* Who really opens a connection of this node: the kernel's own word at the far end, which no forged packet has. */
+struct opening {
+	__u64 netns_cookie;
+	__u32 slot;
+	__u32 generation;
+};
+
+/* The key's netns_cookie is the destination's. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, MAX_OPENINGS);
+	__type(key, struct tuple);
+	__type(value, struct opening);
+} openings SEC(".maps");
+
+struct policy_query {
+	struct address source, destination;
+	__u32 slot; /* of the opener; 0: it has no identity */
+	__u16 port; /* host order */
+	__u16 reserved;
+};
+
+/* Global functions: the verifier looks at each once, whatever calls it, and not once for each turn of a loop. */
+__noinline int policy_has_port(const struct policy *policy, __u32 first, __u32 count, __u32 port)
+{
+	if (!policy)
+		return 0;
+	for (__u32 i = 0; i < POLICY_PORTS; i++) {
+		if (i >= count)
+			break;
+		const struct policy_ports *range = &policy->ports[(first + i) & (POLICY_PORTS - 1)];
+		if (port >= range->first && port <= range->last)
+			return 1;
+	}
+	return 0;
+}
+
+__noinline int policy_has_address(const struct policy *policy, __u32 first, __u32 count, const struct address *address)
+{
+	if (!policy || !address)
+		return 0;
+	__u32 ipv4 = is_ipv4(address);
+	for (__u32 i = 0; i < POLICY_CIDRS; i++) {
+		if (i >= count)
+			break;
+		const struct policy_cidr *cidr = &policy->cidrs[(first + i) & (POLICY_CIDRS - 1)];
+		__u32 differs = cidr->ipv4 ^ ipv4;
+		differs |= (address->word[0] & cidr->mask.word[0]) ^ cidr->address.word[0];
+		differs |= (address->word[1] & cidr->mask.word[1]) ^ cidr->address.word[1];
+		differs |= (address->word[2] & cidr->mask.word[2]) ^ cidr->address.word[2];
+		differs |= (address->word[3] & cidr->mask.word[3]) ^ cidr->address.word[3];
+		if (!differs)
+			return 1;
+	}
+	return 0;
+}
+
+__noinline int policy_term_fits(const struct policy *policy, const struct policy_query *query, __u32 index)
+{
+	if (!policy || !query)
+		return 0;
+	const struct policy_term *term = &policy->terms[index & (POLICY_TERMS - 1)];
+	struct address source = query->source, destination = query->destination;
+	if (term->ports.count && !policy_has_port(policy, term->ports.first, term->ports.count, query->port))
+		return 0;
+	if (term->sources.count && !policy_has_address(policy, term->sources.first, term->sources.count, &source))
+		return 0;
+	if (term->not_sources.count && policy_has_address(policy, term->not_sources.first, term->not_sources.count, &source))
+		return 0;
+	if (term->destinations.count &&
+	    !policy_has_address(policy, term->destinations.first, term->destinations.count, &destination))
+		return 0;
+	if (term->not_destinations.count &&
+	    policy_has_address(policy, term->not_destinations.first, term->not_destinations.count, &destination))
+		return 0;
+	return 1;
+}
+
+/* Whether a pod's policy lets the connection in. What it can't judge it does not. */
+__noinline int policy_allows(const struct policy *policy, const struct policy_query *query)
+{
+	if (!policy || !query || policy->state != POLICY_TERMS_DECIDE)
+		return 0;
+	__u32 class = 0, slot = query->slot;
+	if (slot) {
+		if (slot >= POLICY_PLACES)
+			return 0;
+		class = policy->class_of[slot];
+		if (class >= POLICY_CLASSES)
+			return 0;
+	}
+	for (__u32 i = 0; i < POLICY_TERMS; i++) {
+		if (i >= policy->terms_used)
+			break;
+		const struct policy_term *term = &policy->terms[i];
+		if (!((term->classes >> class) & 1))
+			continue;
+		if (policy_term_fits(policy, query, i))
+			return !term->deny;
+	}
+	return policy->allow_by_default;
+}
+
+/* connect() of a pod straight to another pod of this node. */
+static __always_inline bool policy_refuses_connect(const struct pod *pod, __u64 netns_cookie, const struct address *destination,
+						   __u16 port)
+{
+	__u64 *target = bpf_map_lookup_elem(&netns_of_address, destination);
+	if (!target || *target == netns_cookie)
+		return false;
+	struct policy *policy = bpf_map_lookup_elem(&policies, target);
+	if (!policy || policy->behind_proxy)
+		return false;
+	struct policy_query query = {
+		.source = is_ipv4(destination) ? pod->ipv4 : pod->ipv6, .destination = *destination, .slot = pod->slot, .port = port,
+	};
+	if (policy_allows(policy, &query))
+		return false;
+	count(COUNTER_POLICY_CONNECT_REFUSED);
+	return true;
+}
+
+/* Before the SYN is sent: who opens this, for the hook of the pod that it reaches. */
+static __always_inline int policy_note_opening(struct bpf_sock_ops *ops)
+{
+	__u64 own = bpf_get_netns_cookie(ops);
+	struct pod *pod = bpf_map_lookup_elem(&pods, &own);
+	if (!pod)
+		return 1;
+	struct tuple key = {};
+	read_tuple(ops, &key);
+	__u64 *target = bpf_map_lookup_elem(&netns_of_address, &key.remote);
+	if (!target || *target == own || !bpf_map_lookup_elem(&policies, target))
+		return 1;
+	key.netns_cookie = *target;
+	struct opening opening = { .netns_cookie = own, .slot = pod->slot, .generation = pod->generation };
+	bpf_map_update_elem(&openings, &key, &opening, BPF_ANY);
+	return 1;
+}
+
+static __always_inline __u32 policy_opener(const struct tuple *key)
+{
+	struct opening *opening = bpf_map_lookup_elem(&openings, key);
+	if (!opening)
+		return 0;
+	__u64 cookie = opening->netns_cookie;
+	/* The note may be older than the address's present owner. */
+	__u64 *owner = bpf_map_lookup_elem(&netns_of_address, &key->local);
+	struct pod *pod = bpf_map_lookup_elem(&pods, &cookie);
+	if (!owner || *owner != cookie || !pod || pod->slot != opening->slot || pod->generation != opening->generation)
+		return 0;
+	return pod->slot;
+}
+
+/* Addresses and ports of a TCP segment, as its sender sees them. */
+static __always_inline bool policy_read_segment(struct __sk_buff *skb, struct tuple *out)
+{
+	__u8 first;
+	__u16 ports[2];
+	__u32 at;
+	if (bpf_skb_load_bytes(skb, 0, &first, sizeof(first)))
+		return false;
+	if (first >> 4 == 4) {
+		__u32 pair[2];
+		if (bpf_skb_load_bytes(skb, 12, pair, sizeof(pair)))
+			return false;
+		set_ipv4(&out->local, pair[0]);
+		set_ipv4(&out->remote, pair[1]);
+		at = (first & 15) * 4;
+	} else {
+		__u8 next;
+		if (bpf_skb_load_bytes(skb, 6, &next, sizeof(next)) || next != IPPROTO_TCP ||
+		    bpf_skb_load_bytes(skb, 8, &out->local, sizeof(out->local)) ||
+		    bpf_skb_load_bytes(skb, 24, &out->remote, sizeof(out->remote)))
+			return false;
+		at = 40;
+	}
+	if (bpf_skb_load_bytes(skb, at, ports, sizeof(ports)))
+		return false;
+	out->local_port = bpf_ntohs(ports[0]);
+	out->remote_port = bpf_ntohs(ports[1]);
+	return true;
+}
+
+/* What comes over the network to a program of the pod that listens: nobody else has judged it. */
+SEC("cgroup_skb/ingress")
+int police_ingress(struct __sk_buff *skb)
+{
+	struct bpf_sock *sk = skb->sk;
+	if (!sk || skb->ifindex == LOOPBACK_IFINDEX)
+		return INGRESS_ALLOW;
+	sk = bpf_sk_fullsock(sk);
+	if (!sk || sk->protocol != IPPROTO_TCP || sk->state != BPF_TCP_LISTEN)
+		return INGRESS_ALLOW;
+	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+	if (!tp)
+		return INGRESS_ALLOW;
+	struct tuple key = {};
+	key.netns_cookie = BPF_CORE_READ(tp, inet_conn.icsk_inet.sk.__sk_common.skc_net.net, net_cookie);
+	struct policy *policy = bpf_map_lookup_elem(&policies, &key.netns_cookie);
+	if (!policy)
+		return INGRESS_ALLOW;
+	if (policy_read_segment(skb, &key)) {
+		struct policy_query query = {
+			.source = key.local, .destination = key.remote, .slot = policy_opener(&key), .port = key.remote_port,
+		};
+		if (policy_allows(policy, &query))
+			return INGRESS_ALLOW;
+	}
+	count(COUNTER_POLICY_ARRIVAL_REFUSED);
+	return INGRESS_REFUSE;
+}

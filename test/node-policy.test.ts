@@ -1,0 +1,195 @@
+/**
+ * Policy in the kernel for pods that share their node's Envoy, with real traffic: what a change forbids is ended, whichever
+ * way it came, and where nothing leads a pod's callers to Envoy the kernel alone decides.
+ */
+import assert from 'node:assert/strict';
+import { mkdtempSync, readdirSync, rmSync, symlinkSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { after, before, describe, test } from 'node:test';
+import { isDeepStrictEqual } from 'node:util';
+import { waitFor } from '../common/retry.js';
+import { MeshWorld } from './mesh/world.js';
+
+const ECHO = 'name: echo, image: echo, ports: [{name: http, containerPort: 8080}, {name: tcp-echo, containerPort: 9000}]';
+const echo = (name: string): string => `
+apiVersion: v1
+kind: Pod
+metadata: {name: ${name}, namespace: node, labels: {app: ${name}}}
+spec: {serviceAccountName: ${name}, containers: [{${ECHO}}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: ${name}, namespace: node}
+spec: {selector: {app: ${name}}, ports: [{name: http, port: 80, targetPort: 8080}, {name: tcp-echo, port: 9000}]}
+---
+`;
+const client = (name: string): string => `
+apiVersion: v1
+kind: Pod
+metadata: {name: ${name}, namespace: node, labels: {app: ${name}}}
+spec: {serviceAccountName: ${name}, containers: [{name: curl, image: curl}]}
+---
+`;
+const PODS = `${echo('near')}${echo('aside')}${client('alice')}${client('bob')}apiVersion: v1
+kind: Namespace
+metadata: {name: outside}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: client, namespace: outside, labels: {app: client}}
+spec: {containers: [{name: curl, image: curl}]}
+`;
+const policy = (kind: string, name: string, spec: string): string => `apiVersion: security.istio.io/v1\nkind: ${kind}\nmetadata: {name: ${name}, namespace: node}\nspec: ${spec}\n`;
+const NEAR = 'selector: {matchLabels: {app: near}}';
+const STRICT = policy('PeerAuthentication', 'near', `{${NEAR}, mtls: {mode: STRICT}}`);
+const from = (action: string, pod: string): string => policy('AuthorizationPolicy', `${action.toLowerCase()}-${pod}`, `{${NEAR}, action: ${action}, rules: [{from: [{source: {principals: ["cluster.local/ns/node/sa/${pod}"]}}]}]}`);
+const [ALICE, BOB, STRANGER] = ['node/alice', 'node/bob', 'outside/client'] as const;
+
+/** A client that says a line ten times a second, until it has no connection any more or is told to stop. */
+const TALKER = `
+const net = require('node:net');
+const [host, port, seconds] = JSON.parse(process.argv[1]);
+const http = 'GET / HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n';
+let answers = 0;
+const socket = net.connect({ host, port });
+const end = (word) => { console.log(JSON.stringify({ word, answers, at: Date.now() })); process.exit(); };
+const talk = () => socket.write(port === 9000 ? 'ping\\n' : http);
+socket.on('connect', () => { talk(); setInterval(talk, 100); });
+socket.on('data', () => answers++).on('error', ({ code }) => end(code)).on('end', () => end('end'));
+setTimeout(() => end('open'), seconds * 1000);`;
+
+interface Talk {
+  /** `open` when it was there to the last; a connection that ends says `end` or an error's code. */
+  word: string;
+  answers: number;
+  /** When it ended, in milliseconds since the epoch. */
+  at: number;
+}
+
+class World extends MeshWorld {
+  address(name: string): string {
+    return this.lab.pod('node', name).ips[0]!;
+  }
+
+  async talk(pod: string, host: string, port: number, seconds: number): Promise<Talk> {
+    const { stdout, stderr } = await this.lab.exec(pod, [process.execPath, '-e', TALKER, JSON.stringify([host, port, seconds])], { timeoutMs: 60_000 });
+    assert.ok(stdout, stderr);
+    return JSON.parse(stdout) as Talk;
+  }
+
+  /** `echoed`; `refused`, at once; `silence`. */
+  async line(pod: string, host: string, port = 9000): Promise<string> {
+    const { word, answers } = await this.talk(pod, host, port, 2);
+    return answers > 0 ? 'echoed' : word === 'ECONNREFUSED' || word === 'ECONNRESET' || word === 'end' ? 'refused' : 'silence';
+  }
+
+  /** Waits until all say what is expected: Envoy hears of a policy later than the kernel. */
+  async becomes(expected: Record<string, [Promise<string> | (() => Promise<string>), string]>): Promise<void> {
+    const wanted = Object.fromEntries(Object.entries(expected).map(([name, [, answer]]) => [name, answer]));
+    let found: Record<string, string> = {};
+    const look = async (): Promise<boolean> => {
+      found = Object.fromEntries(await Promise.all(Object.entries(expected).map(async ([name, [probe]]) => [name, await (typeof probe === 'function' ? probe() : probe)] as const)));
+      return isDeepStrictEqual(found, wanted);
+    };
+    await waitFor('the policies to be in force', look, { timeoutMs: 30_000, everyMs: 100 }).catch(() => assert.deepEqual(found, wanted));
+  }
+
+  async closed(): Promise<number> {
+    return (await this.agentStatus()).policies!.connectionsClosed;
+  }
+}
+
+describe('with Envoy in the way', () => {
+  const world = new World('polenvoy', { bare: true, outside: PODS });
+  before(() => world.up());
+  after(() => world.down());
+
+  test('connections straight to a pod that are older than a policy go on if it allows them, end if not, and are counted', async (context) => {
+    await world.clear('mesh');
+    const before = await world.closed();
+    const near = world.address('near');
+    // Nothing listens for the mesh on 8080: these pass no proxy.
+    const talks = [world.talk(ALICE, near, 8080, 8), world.talk(BOB, near, 8080, 30), world.talk(STRANGER, near, 8080, 30), world.talk(BOB, world.address('aside'), 8080, 8)];
+    await new Promise((resolve) => setTimeout(resolve, 2_000));
+    const changedAt = Date.now();
+    await world.apply('mesh', from('ALLOW', 'alice'));
+    const [alice, bob, stranger, aside] = await Promise.all(talks);
+    assert.deepEqual([alice!.word, bob!.word, stranger!.word, aside!.word], ['open', 'ECONNRESET', 'ECONNRESET', 'open']);
+    context.diagnostic(`ended ${bob!.at - changedAt} and ${stranger!.at - changedAt} ms after the policy was written`);
+    assert.ok(talks.length === 4 && [alice, bob, stranger, aside].every((talk) => talk!.answers > 0), JSON.stringify([alice, bob, stranger, aside]));
+    assert.ok((await world.closed()) - before >= 2);
+    assert.match(await world.agentMetrics(), /^underpass_policy_connections_closed_total [1-9]/m);
+    await world.becomes({ bob: [() => world.line(BOB, 'near.node'), 'refused'], alice: [() => world.line(ALICE, 'near.node'), 'echoed'] });
+  });
+
+  test('a connection that Envoy passes on ends when a policy that forbids it comes; the workload beside it has its own', async (context) => {
+    await world.apply('mesh', from('ALLOW', 'alice') + '---\n' + from('ALLOW', 'bob'));
+    await world.becomes({ alice: [() => world.line(ALICE, 'near.node'), 'echoed'], bob: [() => world.line(BOB, 'near.node'), 'echoed'] });
+    const talks = [world.talk(BOB, 'near.node', 9000, 30), world.talk(BOB, 'aside.node', 9000, 8)];
+    await new Promise((resolve) => setTimeout(resolve, 2_000));
+    const changedAt = Date.now();
+    await world.apply('mesh', from('ALLOW', 'alice'));
+    const [bob, aside] = await Promise.all(talks);
+    context.diagnostic(`ended ${bob!.at - changedAt} ms after the policy was written`);
+    assert.notEqual(bob!.word, 'open');
+    assert.ok(bob!.answers > 0);
+    assert.equal(aside!.word, 'open');
+    await world.becomes({ alice: [() => world.line(ALICE, 'near.node'), 'echoed'], bob: [() => world.line(BOB, 'near.node'), 'refused'] });
+  });
+
+  test('STRICT ends the plaintext connections that outsiders had before it, and those alone', async (context) => {
+    await world.clear('mesh');
+    await world.becomes({ stranger: [() => world.line(STRANGER, 'near.node'), 'echoed'] });
+    const talks = [world.talk(STRANGER, 'near.node', 9000, 30), world.talk(ALICE, world.address('near'), 8080, 8)];
+    await new Promise((resolve) => setTimeout(resolve, 2_000));
+    const changedAt = Date.now();
+    await world.apply('mesh', STRICT);
+    const [stranger, alice] = await Promise.all(talks);
+    context.diagnostic(`ended ${stranger!.at - changedAt} ms after the policy was written`);
+    assert.deepEqual([stranger!.word, alice!.word], ['ECONNRESET', 'open']);
+    assert.ok(stranger!.answers > 0 && alice!.answers > 0);
+    await world.becomes({ stranger: [() => world.line(STRANGER, 'near.node'), 'refused'], alice: [() => world.line(ALICE, 'near.node'), 'echoed'] });
+    assert.deepEqual((await world.agentStatus()).policies!.unreadable, []);
+    assert.equal((await world.agentStatus()).policies!.problem, undefined);
+  });
+});
+
+describe('where no rules can lead a pod\'s callers to Envoy', () => {
+  /** All programs of this machine but those that make such rules. */
+  const folder = mkdtempSync(join(tmpdir(), 'up-policy-path-'));
+  for (const place of ['/usr/local/sbin', '/usr/local/bin', '/usr/sbin', '/usr/bin', '/sbin', '/bin']) {
+    for (const name of readdirSync(place)) {
+      if (/tables|^nft$/.test(name)) continue;
+      try {
+        symlinkSync(join(place, name), join(folder, name));
+      } catch {
+        // The same program at another place.
+      }
+    }
+  }
+  const world = new World('polbare', { bare: true, outside: PODS, agentEnv: { PATH: folder } });
+  before(() => world.up());
+  after(async () => {
+    await world.down();
+    rmSync(folder, { recursive: true, force: true });
+  });
+
+  const inForce = async (): Promise<void> => {
+    await waitFor('the kernel to have the policy', async () => (await world.agentStatus()).policies!.pods === 1, { timeoutMs: 20_000, everyMs: 50 });
+  };
+
+  test('the kernel decides who gets in: by principal between pods of the node, nobody without one', async () => {
+    await world.becomes({ bob: [() => world.line(BOB, world.address('near'), 8080), 'echoed'], stranger: [() => world.line(STRANGER, world.address('near'), 8080), 'echoed'] });
+    await world.apply('mesh', from('ALLOW', 'alice')).catch(() => undefined);
+    await inForce();
+    const near = world.address('near');
+    await world.becomes({
+      alice: [() => world.line(ALICE, near, 8080), 'echoed'], bob: [() => world.line(BOB, near, 8080), 'refused'], stranger: [() => world.line(STRANGER, near, 8080), 'silence'],
+      'alice by name': [() => world.line(ALICE, 'near.node'), 'echoed'], 'bob by name': [() => world.line(BOB, 'near.node'), 'refused'],
+      'another workload': [() => world.line(BOB, world.address('aside'), 8080), 'echoed'],
+    });
+    assert.match(await world.agentMetrics(), /^underpass_kernel_policy_connect_refused_total [1-9]/m);
+    assert.match(await world.agentMetrics(), /^underpass_kernel_policy_arrival_refused_total [1-9]/m);
+  });
+});
