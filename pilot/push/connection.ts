@@ -164,7 +164,10 @@ export abstract class Connection<Request> implements PushTarget {
 
   /** Every response of before is acknowledged and on its way: the client can take the next state. */
   get ready(): boolean {
-    if (this.#steps || this.#isStuffed || this.#ended) return false;
+    return !this.#steps && !this.#isStuffed && !this.#ended && this.#isAcknowledged;
+  }
+
+  get #isAcknowledged(): boolean {
     for (const { inFlight } of this.watches.values()) if (inFlight !== undefined) return false;
     return true;
   }
@@ -251,7 +254,7 @@ export abstract class Connection<Request> implements PushTarget {
     watch.inFlight = undefined;
     watch.acked = nonce;
     if (error === undefined) watch.nack = undefined;
-    if (this.#convergingSince !== undefined && this.ready) {
+    if (this.#convergingSince !== undefined && this.#isAcknowledged) {
       this.context.metrics.convergence.observe((performance.now() - this.#convergingSince) / 1_000);
       this.#convergingSince = undefined;
     }
