@@ -13,7 +13,7 @@ Q := @
 msg = @printf '  %-9s %s\n' $(1) "$(patsubst $(CURDIR)/%,%,$(2))";
 endif
 
-.PHONY: all setup build typescript native test test-kube demo bench bench-pilot lint clean distclean
+.PHONY: all setup build typescript native test test-kube demo bench bench-pilot bench-services lint clean distclean
 
 all: build
 
@@ -52,6 +52,10 @@ demo: build
 # BENCH_PILOT: options of its own, e.g. BENCH_PILOT='--services 1000 --endpoints 10000'.
 bench-pilot: build
 	$(Q)node dist/pilot/bench/run.js $(BENCH_PILOT)
+
+# BENCH_SERVICES: services, endpoints and changes, default 10000 100000 100.
+bench-services: build
+	$(Q)node dist/agent/bench/services.js $(BENCH_SERVICES)
 
 bench: build
 	$(Q)exec ./bin/underpass bench $(ARGS)

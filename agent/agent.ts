@@ -10,15 +10,17 @@ import { logger as defaultLogger, type Logger } from '../common/log.js';
 import { defaultBpffsDir, defaultRunDir } from '../common/paths.js';
 import { cgroup2Root } from '../common/cgroup.js';
 import { InstanceLock } from './admin/lock.js';
-import { AdminServer } from './admin/server.js';
+import { AdminServer, type AdminAnswer } from './admin/server.js';
 import type { AgentStatus } from './admin/status.js';
-import { Dataplane } from './dataplane/dataplane.js';
+import { Dataplane, type DataplaneOptions } from './dataplane/dataplane.js';
 import { eventDrivenListeners } from './dataplane/event-driven.js';
 import { PinnedNamespaces } from './dataplane/namespaces.js';
 import { PolicyEnforcer } from './dataplane/policy-enforcer.js';
 import type { NodeCaFactory } from './identity/certificates.js';
 import type { AgentKernel, AgentParts, AgentProxy, ProxyStatus, SelfTestVerdict } from './parts.js';
 import { FlowTelemetry } from './telemetry/flow-telemetry.js';
+import { explain, type LiveMaps } from './resolve/explain.js';
+import { ServiceResolver } from './resolve/service-resolver.js';
 import { metricsText, type Counters } from './telemetry/metrics.js';
 import type { EnrolmentDefaults } from './workloads/enrolment.js';
 import type { PodRecord, WorkloadSource } from './workloads/source.js';
@@ -94,6 +96,7 @@ export class Agent {
   #kernelProblem: string | undefined;
   #verdict: SelfTestVerdict | undefined;
   #selfTestProblem: string | undefined;
+  #resolver: ServiceResolver | undefined;
   #proxy: AgentProxy | undefined;
   #proxyProblem: string | undefined = 'not started yet';
   #dataplane: Dataplane | undefined;
@@ -143,6 +146,7 @@ export class Agent {
           return { status: missing.length === 0 ? 200 : 503, body: { ready: missing.length === 0, missing } };
         },
         '/v1/status': () => ({ body: this.status() }),
+        '/v1/explain': (query) => this.#explain(query),
         '/v1/counters': () => ({ body: this.counters() ?? { message: this.#kernelProblem } }),
         '/metrics': () => ({ contentType: 'text/plain; version=0.0.4', body: metricsText(this.status(), this.counters(), this.#flows) }),
       }),
@@ -150,6 +154,7 @@ export class Agent {
     logger.info({ instance: this.#paths.instance, node: nodeName, folder: this.folder, pods: this.#options.workloads.description, discovery: this.#options.discoveryAddress }, 'agent starts');
 
     const proxyCgroup = await this.#openKernel();
+    const kernel = this.#openResolver();
     const namespaces = new PinnedNamespaces(this.#paths.netnsFolder);
     const proxy = this.#parts.createProxy({
       nodeName,
@@ -158,7 +163,11 @@ export class Agent {
       logger: this.#component('agent.proxy'),
       onListenerPorts: (ports) => this.#kernel?.setListenerPorts(ports),
       onInbound: (pods) => this.#dataplane?.setInbound(pods),
-      onWorkloads: (view) => this.#policies?.setWorkloads(view),
+      onPlainPorts: (ports, behind) => this.#resolver?.portsChanged(ports, behind),
+      onWorkloads: (view, change) => {
+        this.#policies?.setWorkloads(view);
+        this.#resolver?.workloadsChanged(view.addresses, change, view.synced);
+      },
       ...(proxyCgroup === undefined ? {} : { cgroupPath: proxyCgroup }),
       ...(this.#options.concurrency === undefined ? {} : { concurrency: this.#options.concurrency }),
       ...(this.#options.netnsPath === undefined ? {} : { netnsPath: this.#options.netnsPath }),
@@ -182,7 +191,7 @@ export class Agent {
     }));
     const { workloads } = this.#options;
     const setLabels = workloads.setPodLabels && ((pod: PodRecord, labels: Record<string, string | null>) => workloads.setPodLabels!(pod, labels));
-    this.#dataplane = new Dataplane({ kernel: this.#kernel, namespaces, proxy, defaults: this.#defaults, logger: this.#component('agent.dataplane'), setBehindProxy: (uid, isBehind) => this.#policies?.setBehindProxy(uid, isBehind), ...(setLabels ? { setLabels } : {}) });
+    this.#dataplane = new Dataplane({ kernel, namespaces, proxy, defaults: this.#defaults, logger: this.#component('agent.dataplane'), setBehindProxy: (uid, isBehind) => this.#policies?.setBehindProxy(uid, isBehind), ...(setLabels ? { setLabels } : {}) });
     this.#running = this.#run(this.#dataplane, proxy);
   }
 
@@ -228,8 +237,23 @@ export class Agent {
       pods: this.#dataplane?.status() ?? [],
       probation: this.#kernel?.probation() ?? [],
       ...(this.#policies ? { policies: this.#policies.status() } : {}),
+      ...(this.#resolver ? { services: this.#resolver.status } : {}),
       ...(controlPlaneStatus ? { controlPlane: controlPlaneStatus() } : {}),
     };
+  }
+
+  #explain(query: URLSearchParams): AdminAnswer {
+    const [wanted, host, port] = [query.get('pod') ?? '', query.get('host') ?? '', Number(query.get('port'))];
+    const pod = this.#dataplane?.status().find(({ namespace, name }) => `${namespace}/${name}` === wanted);
+    if (!pod) return { status: 404, body: { message: `pod ${wanted}: not on this node` } };
+    const kernel = this.#kernel;
+    const maps: LiveMaps = { pods: () => kernel?.pods() ?? [], netnsOf: (address) => kernel?.netnsOf?.(address), isPlainPort: (each) => kernel?.isPlainPort?.(each) ?? false };
+    try {
+      return { body: explain(pod, host, port, maps, this.#resolver) };
+    } catch (error) {
+      if (!(error instanceof UnderpassError)) throw error;
+      return { status: 404, body: { message: error.message } };
+    }
   }
 
   counters(): Counters | undefined {
@@ -279,6 +303,26 @@ export class Agent {
       await this.#detachKernel();
     }
     return proxyCgroup;
+  }
+
+  /** The kernel as the pods' controllers see it: what they change, services that lead to the pods follow. */
+  #openResolver(): DataplaneOptions['kernel'] {
+    const kernel = this.#kernel;
+    if (!kernel?.services) return kernel;
+    const resolver = this.#store.add(new ServiceResolver({ nodeName: this.#options.nodeName, table: kernel.services, pods: () => kernel.pods(), logger: this.#component('agent.resolve') }));
+    this.#resolver = resolver;
+    return {
+      putPod: (pod) => {
+        kernel.putPod(pod);
+        resolver.podsChanged();
+      },
+      removePod: (uid) => {
+        kernel.removePod(uid);
+        resolver.podsChanged();
+      },
+      liveConnections: (uid) => kernel.liveConnections(uid),
+      pods: () => kernel.pods(),
+    };
   }
 
   /** Hooks of a former agent that this one can't drive would outlive the listeners that they lead to. */

@@ -2,6 +2,7 @@ export { Agent, DEFAULT_INSTANCE, instancePaths, instanceCgroup, type AgentOptio
 export { askAgent } from './admin/server.js';
 export { instanceHolder, type InstanceHolder } from './admin/lock.js';
 export type { AgentStatus } from './admin/status.js';
+export type { Explanation } from './resolve/explain.js';
 export type { PodStatus } from './dataplane/dataplane.js';
 export { cleanup, type CleanupParts } from './cleanup.js';
 export type { NodeCa, NodeCaFactory } from './identity/certificates.js';

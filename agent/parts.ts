@@ -9,7 +9,9 @@ import type { SelfTestVerdict } from './dataplane/self-test.js';
 import type { NodeCaFactory } from './identity/certificates.js';
 import type { InboundPods } from './proxy/inbound-follower.js';
 import type { WorkloadView } from './policy/workload-policies.js';
-import type { ListenerPorts, NodeProxyStatus } from './proxy/node-proxy.js';
+import type { ListenerPorts, NodeProxyOptions, NodeProxyStatus } from './proxy/node-proxy.js';
+import type { ServiceSink } from './resolve/service-resolver.js';
+import type { Change } from './xds/delta-stream.js';
 
 export type { SelfTestVerdict };
 
@@ -22,6 +24,10 @@ export interface AgentKernel extends PodKernel, FlowKernel, PolicyKernel {
   setGlobalAcceleration(on: boolean): void;
   /** TCP straight to a local pod's own address and a port that is not among these needs no proxy. */
   setListenerPorts(ports: ListenerPorts): void;
+  netnsOf?(address: string): bigint | undefined;
+  isPlainPort?(port: number): boolean;
+  /** What the connect hook decides by itself; absent where it can't. */
+  readonly services?: ServiceSink;
   close(): void | Promise<void>;
 }
 
@@ -56,8 +62,9 @@ export interface ProxyOptions {
   onListenerPorts: (ports: ListenerPorts) => void;
   /** The pods whose callers are to pass their inbound listeners; called on every change. */
   onInbound: (pods: InboundPods) => void;
+  onPlainPorts: NonNullable<NodeProxyOptions['onPlainPorts']>;
   /** What the control plane says of workloads and their policies; called on every change. */
-  onWorkloads: (view: WorkloadView) => void;
+  onWorkloads: (view: WorkloadView, change: Change) => void;
 }
 
 export interface AgentParts {

@@ -4,8 +4,6 @@
  */
 #pragma once
 
-enum capture { CAPTURE_NO, CAPTURE_OUTBOUND, CAPTURE_INBOUND, CAPTURE_REFUSED };
-
 /*
  * A local pod's own address on a port that no listener asks for: the proxy would only pass the bytes on, so the two
  * sockets are left to find each other. Any class's listener on the port counts, which errs towards the proxy.
@@ -44,8 +42,8 @@ static __always_inline enum capture capture_of(const struct pod *pod, __u64 netn
 	return CAPTURE_INBOUND;
 }
 
-/* Remembers in the socket who opens it and where to. */
-static __always_inline enum capture on_connect(struct bpf_sock_addr *ctx, const struct address *destination)
+/* Remembers in the socket who opens it and where to. `chosen` is where CAPTURE_RESOLVED leads. */
+static __always_inline enum capture on_connect(struct bpf_sock_addr *ctx, const struct address *destination, struct original_dst *chosen)
 {
 	struct bpf_sock *sk = ctx->sk;
 	if (!sk || ctx->protocol != IPPROTO_TCP)
@@ -61,6 +59,12 @@ static __always_inline enum capture on_connect(struct bpf_sock_addr *ctx, const 
 		count(COUNTER_CONNECTION_BOUND_TO_DEVICE);
 		capture = CAPTURE_NO;
 	}
+	if (capture == CAPTURE_OUTBOUND && pod->mode == POD_MODE_NODE)
+		capture = resolve(pod, destination, bpf_ntohs(port_be), chosen);
+	if (capture == CAPTURE_REFUSED)
+		return capture;
+	if (capture == CAPTURE_RESOLVED && policy_refuses_connect(pod, netns_cookie, &chosen->address, bpf_ntohs(chosen->port)))
+		return CAPTURE_REFUSED;
 	if (capture == CAPTURE_NO && !(pod->flags & POD_REDIRECTED) &&
 	    policy_refuses_connect(pod, netns_cookie, destination, bpf_ntohs(port_be)))
 		return CAPTURE_REFUSED;
@@ -94,14 +98,19 @@ static __always_inline enum capture on_connect(struct bpf_sock_addr *ctx, const 
 	state->pid = bpf_get_current_pid_tgid() >> 32;
 	if (sidecar)
 		state->flags |= SOCKET_PROXY;
-	if (capture != CAPTURE_NO) {
+	if (capture == CAPTURE_RESOLVED) {
+		count(COUNTER_CONNECTIONS_RESOLVED);
+		state->flags |= SOCKET_RESOLVED;
+		state->endpoint = chosen->address;
+		state->rewritten_port = chosen->port;
+	} else if (capture != CAPTURE_NO) {
 		state->flags |= SOCKET_CAPTURED;
 		state->rewritten_port = bpf_htons(capture == CAPTURE_OUTBOUND ? OUTBOUND_PORT : INBOUND_PORT);
 	}
 	return capture;
 }
 
-/* As if nobody listened there. */
+/* As if nobody listened there; without a value of its own the kernel's would be EPERM. */
 static __always_inline int refuse_connect(void)
 {
 	bpf_set_retval(-ECONNREFUSED);
@@ -113,12 +122,16 @@ int connect4(struct bpf_sock_addr *ctx)
 {
 	struct address destination;
 	set_ipv4(&destination, ctx->user_ip4);
-	enum capture capture = on_connect(ctx, &destination);
+	struct original_dst chosen = {};
+	enum capture capture = on_connect(ctx, &destination, &chosen);
 	if (capture == CAPTURE_OUTBOUND) {
 		ctx->user_ip4 = bpf_htonl(0x7f000001);
 		ctx->user_port = bpf_htons(OUTBOUND_PORT);
 	} else if (capture == CAPTURE_INBOUND) {
 		ctx->user_port = bpf_htons(INBOUND_PORT);
+	} else if (capture == CAPTURE_RESOLVED) {
+		ctx->user_ip4 = chosen.address.word[3];
+		ctx->user_port = chosen.port;
 	} else if (capture == CAPTURE_REFUSED) {
 		return refuse_connect();
 	}
@@ -129,7 +142,8 @@ SEC("cgroup/connect6")
 int connect6(struct bpf_sock_addr *ctx)
 {
 	struct address destination = { { ctx->user_ip6[0], ctx->user_ip6[1], ctx->user_ip6[2], ctx->user_ip6[3] } };
-	enum capture capture = on_connect(ctx, &destination);
+	struct original_dst chosen = {};
+	enum capture capture = on_connect(ctx, &destination, &chosen);
 	if (capture == CAPTURE_OUTBOUND) {
 		bool mapped = is_ipv4(&destination);
 		ctx->user_ip6[0] = 0;
@@ -139,20 +153,26 @@ int connect6(struct bpf_sock_addr *ctx)
 		ctx->user_port = bpf_htons(OUTBOUND_PORT);
 	} else if (capture == CAPTURE_INBOUND) {
 		ctx->user_port = bpf_htons(INBOUND_PORT);
+	} else if (capture == CAPTURE_RESOLVED) {
+		ctx->user_ip6[0] = chosen.address.word[0];
+		ctx->user_ip6[1] = chosen.address.word[1];
+		ctx->user_ip6[2] = chosen.address.word[2];
+		ctx->user_ip6[3] = chosen.address.word[3];
+		ctx->user_port = chosen.port;
 	} else if (capture == CAPTURE_REFUSED) {
 		return refuse_connect();
 	}
 	return CONNECT_ALLOW;
 }
 
-/* The state of a captured client, when `ctx` shows the address it was led to. */
+/* The state of a captured or resolved client, when `ctx` shows the address it was led to. */
 static __always_inline struct socket_state *captured_client(struct bpf_sock_addr *ctx)
 {
 	struct bpf_sock *sk = ctx->sk;
 	if (!sk || ctx->protocol != IPPROTO_TCP)
 		return 0;
 	struct socket_state *state = bpf_sk_storage_get(&socket_states, sk, 0, 0);
-	if (!state || !(state->flags & SOCKET_CAPTURED) || (state->flags & SOCKET_ACCEPTED))
+	if (!state || !(state->flags & (SOCKET_CAPTURED | SOCKET_RESOLVED)) || (state->flags & SOCKET_ACCEPTED))
 		return 0;
 	return state;
 }
@@ -214,7 +234,10 @@ int getsockname6(struct bpf_sock_addr *ctx)
 	return 1;
 }
 
-/* SO_ORIGINAL_DST of what a proxy accepted, as conntrack would answer after a REDIRECT. */
+/*
+ * SO_ORIGINAL_DST of what a proxy accepted, as conntrack would answer after a REDIRECT; and of a client's own socket whose
+ * service was resolved, as it would after a DNAT.
+ */
 SEC("cgroup/getsockopt")
 int getsockopt(struct bpf_sockopt *ctx)
 {
@@ -226,7 +249,9 @@ int getsockopt(struct bpf_sockopt *ctx)
 	}
 	struct bpf_sock *sk = ctx->sk;
 	struct socket_state *state = sk ? bpf_sk_storage_get(&socket_states, sk, 0, 0) : 0;
-	if (!state || !(state->flags & SOCKET_ACCEPTED) || !(state->flags & SOCKET_CAPTURED))
+	bool accepted = state && (state->flags & SOCKET_ACCEPTED) && (state->flags & SOCKET_CAPTURED);
+	bool opened = state && !(state->flags & SOCKET_ACCEPTED) && (state->flags & SOCKET_RESOLVED);
+	if (!accepted && !opened)
 		return 1;
 	struct original_dst original = state->original;
 	void *end = ctx->optval_end;

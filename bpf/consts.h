@@ -57,3 +57,12 @@
 /* Ends of pairs that closed before the other one, while connections are logged. */
 #define MAX_FLOW_LEAVERS 16384
 #define MAX_LISTENER_PORTS 65536
+/* A service has an entry for each of its addresses and ports. An update needs room for the old and the new endpoints. */
+#define MAX_SERVICES 65536
+#define MAX_ENDPOINTS 262144
+#define MAX_OUTLIERS 4096
+
+/* How long an endpoint that did not answer is left out, and how it is got round. */
+#define OUTLIER_NS 5000000000ull
+#define OUTLIER_DRAWS 4
+#define OUTLIER_SCAN 32

@@ -339,6 +339,7 @@ static __always_inline int on_sockops(struct bpf_sock_ops *ops, bool proxy_cgrou
 {
 	switch (ops->op) {
 	case BPF_SOCK_OPS_TCP_CONNECT_CB:
+		watch_opening(ops);
 		return policy_note_opening(ops);
 	case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
 		return established_active(ops, proxy_cgroup);
@@ -346,7 +347,10 @@ static __always_inline int on_sockops(struct bpf_sock_ops *ops, bool proxy_cgrou
 		return established_passive(ops, proxy_cgroup);
 	case BPF_SOCK_OPS_HDR_OPT_LEN_CB:
 		return sends_segment(ops);
+	case BPF_SOCK_OPS_RTO_CB:
+		return unanswered(ops);
 	case BPF_SOCK_OPS_STATE_CB:
+		opening_failed(ops);
 		return ops->args[1] == BPF_TCP_CLOSE ? closed(ops) : 1;
 	}
 	return 1;

@@ -25,6 +25,7 @@ enum pod_flag {
 	POD_REDIRECTED = 2, /* iptables redirect what it connects to, so tuples do not mirror */
 	POD_SPLICES = 4,    /* its label says so: none of its programs' sockets is short-circuited */
 	POD_SPLICES_NOT = 8, /* its label says so; for the agent that comes after */
+	POD_L7_AUTO = 64,    /* its HTTP that asks for nothing at L7 needs no proxy */
 };
 
 struct pod {
@@ -142,6 +143,7 @@ enum socket_flag {
 	SOCKET_CONNECTING = 512,    /* the connect hook saw it, not yet established */
 	SOCKET_TLS = 1024,          /* an upper layer protocol was seen: plain TCP from then on */
 	SOCKET_PEER_REPORTS = 2048, /* what is moved counts at the other end's side as well */
+	SOCKET_RESOLVED = 4096,     /* opened to a service, led to one of its endpoints */
 };
 
 struct socket_state {
@@ -153,8 +155,9 @@ struct socket_state {
 	__u64 bytes_moved;
 	__u64 bytes_tcp; /* counted so far */
 	struct original_dst original;
-	__u16 rewritten_port; /* network order; of a captured client */
+	__u16 rewritten_port; /* network order; of a captured or resolved client */
 	__u16 reserved;
+	struct address endpoint; /* of a resolved client: where it was led to */
 	struct program_key program; /* of the opener */
 	struct listener_key listener; /* of the accepting end */
 	struct tuple tuple; /* of the opener, for deleting leftovers */
@@ -169,6 +172,11 @@ struct socket_state {
 enum policy_state {
 	POLICY_TERMS_DECIDE = 1,
 	POLICY_UNREADABLE = 2, /* nobody new is let in */
+};
+
+enum service_kind {
+	SERVICE_TCP = 1,
+	SERVICE_HTTP = 2, /* for pods with POD_L7_AUTO alone */
 };
 
 enum event_type {
@@ -242,6 +250,11 @@ enum counter {
 	/* refused by policy */
 	COUNTER_POLICY_CONNECT_REFUSED, /* at connect(), between pods of this node */
 	COUNTER_POLICY_ARRIVAL_REFUSED, /* segments that would have opened a connection */
+	/* services decided at connect() */
+	COUNTER_CONNECTIONS_RESOLVED,
+	COUNTER_CONNECTIONS_WITHOUT_ENDPOINT, /* refused */
+	COUNTER_CONNECTION_ENDPOINT_GONE, /* the proxy's way instead */
+	COUNTER_ENDPOINTS_LEFT_OUT,
 	/* bookkeeping */
 	COUNTER_VERDICTS_FULL,
 	COUNTER_VERDICTS_QUOTA, /* a pod has as many as one may have */

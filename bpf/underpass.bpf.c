@@ -21,6 +21,7 @@ const volatile enum acceleration acceleration_type;
 const volatile enum mark mark_type;
 const volatile enum clearance_kind clearance_kind_type;
 const volatile enum policy_state policy_state_type;
+const volatile enum service_kind service_kind_type;
 const volatile struct event event_type_layout;
 const volatile enum flow_limit flow_limit_type;
 const volatile enum flow_way flow_way_type;
@@ -29,8 +30,13 @@ const volatile struct flow_record flow_record_layout;
 #include "helpers.h"
 #include "tuple.h"
 #include "policy.h"
+
+enum capture { CAPTURE_NO, CAPTURE_OUTBOUND, CAPTURE_INBOUND, CAPTURE_RESOLVED, CAPTURE_REFUSED };
+
+#include "resolve.h"
 #include "connect.h"
 #include "flow.h"
+#include "outlier.h"
 #include "pair.h"
 #include "move.h"
 #include "probe.h"

@@ -18,6 +18,7 @@ const commands: { name: string; summary: string; load: () => Promise<CommandModu
   { name: 'validate', summary: 'checks Kubernetes and Istio YAML: file, line, field, expectation', load: () => import('./validate.js') },
   { name: 'lab', summary: 'nodes and pods on this machine out of plain Kubernetes YAML', load: () => import('./lab.js') },
   { name: 'label', summary: 'sets or removes labels of a namespace or pod, e.g. underpass.io/mode=node', load: () => import('./label.js') },
+  { name: 'explain', summary: 'which way a pod\'s connection would take, and why', load: () => import('./explain.js') },
   { name: 'ps', summary: 'pods, their mode and way, and who is in sync', load: () => import('./ps.js') },
 ];
 

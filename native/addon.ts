@@ -46,6 +46,7 @@ export interface RawMap {
   readonly cpus: number;
   get(key: Buffer): Buffer | undefined;
   set(key: Buffer, value: Buffer, flags: number): void;
+  setMany(keys: Buffer, values: Buffer): void;
   delete(key: Buffer): boolean;
   entries(): [Buffer, Buffer][];
   close(): void;

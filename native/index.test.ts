@@ -129,6 +129,28 @@ test('cgroup2Root and cgroupId', () => {
   assert.equal(cgroupId(cgroup2Root()), 1n);
 });
 
+test('BpfMap.setMany writes more entries than one batch holds, and says when they do not fit', () => {
+  const object = BpfObject.open({ pinDir: null, maxEntries: { endpoints: 40_000, netns_of_address: 10 } });
+  const array = object.map('endpoints');
+  const count = array.maxEntries;
+  const keys = Buffer.alloc(count * 4);
+  const values = Buffer.alloc(count * array.valueSize);
+  for (let n = 0; n < count; n++) {
+    keys.writeUInt32LE(n, n * 4);
+    values.writeUInt32LE(n + 1, n * array.valueSize);
+  }
+  array.setMany(keys, values);
+  for (const n of [0, 16_383, 16_384, count - 1]) assert.equal(array.get(keys.subarray(n * 4, n * 4 + 4))?.readUInt32LE(), n + 1);
+  const counters = object.map('counters');
+  counters.setMany(keys.subarray(0, 8), Buffer.alloc(2 * counters.cpus * 8, 1));
+  assert.equal(counters.get(keys.subarray(4, 8))?.[0], 1, 'a per-CPU map goes entry by entry');
+  const hash = object.map('netns_of_address');
+  const many = Buffer.from(Array.from({ length: 20 }, (_, n) => n.toString(16).padStart(32, '0')).join(''), 'hex');
+  assert.throws(() => hash.setMany(many, Buffer.alloc(20 * 8)), { errnoName: 'E2BIG' });
+  assert.throws(() => hash.setMany(many, Buffer.alloc(8)), TypeError);
+  object.close();
+});
+
 test('BpfObject: maps, batches, layouts, and errors after close', () => {
   const object = BpfObject.open({ pinDir: null, maxEntries: { netns_of_address: 2000, sockets: 16 } });
   const map = object.map('netns_of_address');

@@ -207,6 +207,14 @@ export class BpfMap implements Closable {
     guarded(() => this.#raw.set(key, value, flags));
   }
 
+  /**
+   * Writes many entries, their keys and values one after the other in the two buffers, by batches where the kernel has them.
+   * @throws KernelError when one fails; those before it are written
+   */
+  setMany(keys: Buffer, values: Buffer): void {
+    guarded(() => this.#raw.setMany(keys, values));
+  }
+
   /** False when there was no such key. */
   delete(key: Buffer): boolean {
     return guarded(() => this.#raw.delete(key));

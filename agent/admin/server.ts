@@ -10,7 +10,7 @@ export interface AdminAnswer {
   body: unknown;
 }
 
-export type AdminRoutes = Record<string, () => AdminAnswer | Promise<AdminAnswer>>;
+export type AdminRoutes = Record<string, (query: URLSearchParams) => AdminAnswer | Promise<AdminAnswer>>;
 
 export class AdminServer implements Closable {
   readonly #server: Server;
@@ -23,7 +23,7 @@ export class AdminServer implements Closable {
   static async listen(socketPath: string, routes: AdminRoutes): Promise<AdminServer> {
     rmSync(socketPath, { force: true });
     const server = createServer((incoming, outgoing) => {
-      const path = (incoming.url ?? '/').split('?')[0] ?? '/';
+      const [path = '/', query = ''] = (incoming.url ?? '/').split('?', 2);
       const send = (status: number, contentType: string, body: string): void => {
         outgoing.writeHead(status, { 'content-type': contentType, 'content-length': Buffer.byteLength(body) });
         outgoing.end(incoming.method === 'HEAD' ? '' : body);
@@ -33,7 +33,7 @@ export class AdminServer implements Closable {
       if (incoming.method !== 'GET' && incoming.method !== 'HEAD') return send(405, 'application/json', json({ message: `${incoming.method}: only GET and HEAD` }));
       void (async () => {
         try {
-          const { status = 200, contentType = 'application/json', body } = await route();
+          const { status = 200, contentType = 'application/json', body } = await route(new URLSearchParams(query));
           send(status, contentType, typeof body === 'string' ? body : json(body));
         } catch (error) {
           send(500, 'application/json', json({ message: errorMessage(error) }));

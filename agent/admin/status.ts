@@ -3,6 +3,7 @@ import type { PodStatus } from '../dataplane/dataplane.js';
 import type { ProbationEntry } from '../dataplane/kernel.js';
 import type { PolicyStatus } from '../dataplane/policy-enforcer.js';
 import type { ProxyStatus, SelfTestVerdict } from '../parts.js';
+import type { ResolverStatus } from '../resolve/service-resolver.js';
 
 export interface AgentStatus {
   instance: string;
@@ -21,5 +22,7 @@ export interface AgentStatus {
   probation: ProbationEntry[];
   /** Policies in the kernel; absent without one. */
   policies?: PolicyStatus;
+  /** What the connect hook decides by itself. */
+  services?: ResolverStatus;
   controlPlane?: unknown;
 }

@@ -224,8 +224,8 @@ export class Dataplane {
     const { way, reason } = this.#way(enrolment);
     const why = enrolment.reason ?? reason ?? (enrolment.unknown.length > 0 ? enrolment.unknown.map(({ label, value }) => `${label}=${value} is unknown`).join('; ') : undefined);
     const mode = enrolment.mode === 'sidecar' && !this.#options.kernel ? 'off' : enrolment.mode;
-    const { acceleration, splices } = enrolment;
-    return { record, mode, acceleration, ...(splices === undefined ? {} : { splices }), way, mayFallBack: enrolment.redirection !== 'bpf', ...(why === undefined ? {} : { reason: why }) };
+    const { acceleration, splices, l7Auto } = enrolment;
+    return { record, mode, acceleration, ...(splices === undefined ? {} : { splices }), ...(l7Auto ? { l7Auto } : {}), way, mayFallBack: enrolment.redirection !== 'bpf', ...(why === undefined ? {} : { reason: why }) };
   }
 
   #way({ mode, redirection }: Enrolment): { way: Way; reason?: string } {

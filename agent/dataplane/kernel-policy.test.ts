@@ -146,6 +146,19 @@ test('ports and addresses are looked at for everybody, with identity or without'
   assert.deepEqual(await Promise.all([call(A(), B()), call(D(), B()), call(A(), B(), 9000), call(A(), B(), 8080, 'ipv6')]), [REFUSED, 'echoed', 'echoed', 'echoed']);
 });
 
+test('a service that is decided at connect() leads past no policy of the endpoint that is drawn', async () => {
+  const vip = { ipv4: '198.51.100.20', ipv6: '2001:db8::20' };
+  const enrolled = w.world.pods.filter(({ name }) => name in ACCOUNTS);
+  w.put({ acceleration: 'off', capture: true }, enrolled);
+  w.kernel.services.apply((['ipv4', 'ipv6'] as const).map((family) => ({ address: vip[family], port: 8080, entry: { kind: 'tcp', endpoints: [{ address: B()[family], port: 8080, weight: 1 }] } })));
+  await apply([allow(ALICE)]);
+  const to = { ...B(), ...vip };
+  const { result, counters } = await w.counted(() => Promise.all([call(A(), to), call(C(), to), call(A(), to, 8080, 'ipv6'), call(C(), to, 8080, 'ipv6')]));
+  assert.deepEqual(result, ['echoed', REFUSED, 'echoed', REFUSED]);
+  assert.deepEqual([counters['policy_connect_refused'], counters['connections_resolved']], [2, 2]);
+  w.put({ acceleration: 'off', capture: false }, enrolled);
+});
+
 test('an ALLOW without rules lets nobody in; without any policy all get in again', async () => {
   await apply([allow()]);
   assert.deepEqual(await Promise.all([call(A(), B()), call(C(), B()), call(B(), B())]), [REFUSED, REFUSED, 'echoed'], 'a pod talks to itself');

@@ -12,6 +12,7 @@ import { KernelFlows } from './kernel-flows.js';
 import { decodeAddress, encodeAddress, perCpu, StructCodec } from './kernel-codec.js';
 import { KernelPolicies, type PodPolicy } from './kernel-policies.js';
 import { cgroupIds, kernelDevice } from './kernel-processes.js';
+import { SERVICE_STRUCTS, ServiceTable } from './kernel-services.js';
 import { Verdicts, type ListenerName, type ProbationEntry, type ProgramName, type Verdict } from './kernel-verdicts.js';
 
 export type { ListenerName, ProbationEntry, ProgramName, Verdict } from './kernel-verdicts.js';
@@ -32,6 +33,8 @@ export interface KernelPod {
   acceleration: Acceleration;
   /** iptables redirect this pod's connections, so what its programs open never mirrors at the other end. */
   redirected?: boolean;
+  /** Its HTTP that asks for nothing at L7 is treated as TCP. */
+  l7Auto?: boolean;
   /** What its label says: true: none of its programs is short-circuited, false: none splices. undefined: each is looked at. */
   splices?: boolean;
 }
@@ -76,6 +79,7 @@ const ACCELERATIONS = { off: 'ACCELERATION_OFF', l4: 'ACCELERATION_L4', force: '
 const PINNED_STRUCTS = [
   'pod', 'tuple', 'establishing', 'peer', 'socket_state', 'program_key', 'listener_key', 'verdict', 'clearance', 'verdict_quota', 'settings',
   'pod_counters', 'flow_key', 'flow_totals', 'flow_side', 'flow', 'policy', 'policy_term', 'policy_ports', 'policy_cidr', 'opening',
+  ...SERVICE_STRUCTS,
 ];
 
 const TABLES = ['pods', 'netns_of_address', 'establishing', 'peers', 'sockets', 'client_verdicts', 'listener_verdicts', 'client_clearances', 'listener_clearances'];
@@ -112,6 +116,8 @@ export class Kernel {
   /** What connections without a proxy carried. */
   readonly flows: KernelFlows;
   readonly #policies: KernelPolicies;
+  /** What the connect hook decides by itself. */
+  readonly services: ServiceTable;
   readonly #layout: number;
 
   /**
@@ -175,6 +181,7 @@ export class Kernel {
     this.#verdicts = new Verdicts(object);
     this.flows = this.#store.add(new KernelFlows(object, this.#counterNames));
     this.#policies = new KernelPolicies(object, () => this.#places());
+    this.services = new ServiceTable(object);
     this.#layout = fnv1a([...PINNED_STRUCTS.map((name) => codec(name).fingerprint()), ...this.#counterNames].join('\n'));
   }
 
@@ -203,6 +210,7 @@ export class Kernel {
       capture: pod.capture,
       acceleration: pod.acceleration,
       redirected: pod.redirected ?? false,
+      ...(pod.l7Auto ? { l7Auto: true } : {}),
       ...(pod.splices === undefined ? {} : { splices: pod.splices }),
       cgroupId: id,
     };
@@ -349,6 +357,17 @@ export class Kernel {
     this.#writeSettings({ flow_log: on ? 1 : 0 });
   }
 
+  /** Whether a connection to a local pod's own address and this port is left alone, as the maps say now. */
+  isPlainPort(port: number): boolean {
+    const value = this.#maps.settings.get(u32(0));
+    return value !== undefined && this.#codecs.settings.number(value, 'listener_ports_known') !== 0 && this.#maps.listenerPorts.get(u16(port)) === undefined;
+  }
+
+  /** The namespace of the pod that has the address. */
+  netnsOf(address: string): bigint | undefined {
+    return this.#maps.addresses.get(encodeAddress(address))?.readBigUInt64LE();
+  }
+
   #writeSettings(changes: Partial<Record<Setting, number>>): void {
     const { settings } = this.#codecs;
     const before = this.#maps.settings.get(u32(0));
@@ -390,7 +409,8 @@ export class Kernel {
 
   #start(): void {
     this.#object.attachSkMsg('move_message', 'sockets');
-    if (!this.#object.adopted) this.setGlobalAcceleration(false);
+    if (this.#object.adopted) this.services.adopt();
+    else this.setGlobalAcceleration(false);
     this.flows.start();
     const clearance = this.#store.add(new Clearance(this.#verdicts, (cookie) => this.#podOf(cookie), this.options.logger));
     this.#store.add(new KernelEvents(this.#object, this.options.logger, this.#counterNames, {
@@ -450,7 +470,7 @@ export class Kernel {
       const found = pod.addresses.find((address) => address.includes(':') === (family === 'ipv6'));
       return found ? encodeAddress(found) : Buffer.alloc(16);
     };
-    const flags = (pod.capture ? need(flag, 'POD_CAPTURE') : 0) | (pod.redirected ? need(flag, 'POD_REDIRECTED') : 0) |
+    const flags = (pod.capture ? need(flag, 'POD_CAPTURE') : 0) | (pod.redirected ? need(flag, 'POD_REDIRECTED') : 0) | (pod.l7Auto ? need(flag, 'POD_L7_AUTO') : 0) |
       (pod.splices === undefined ? 0 : need(flag, pod.splices ? 'POD_SPLICES' : 'POD_SPLICES_NOT'));
     return this.#codecs.pod.encode({
       cgroup_id: pod.cgroupId,
@@ -488,6 +508,7 @@ export class Kernel {
       acceleration: nameOf(ACCELERATIONS, acceleration, pod.number(value, 'acceleration')),
       capture: has('POD_CAPTURE'),
       redirected: has('POD_REDIRECTED'),
+      ...(has('POD_L7_AUTO') ? { l7Auto: true } : {}),
       ...(has('POD_SPLICES') || has('POD_SPLICES_NOT') ? { splices: has('POD_SPLICES') } : {}),
       cgroupId: pod.bigint(value, 'cgroup_id'),
     };

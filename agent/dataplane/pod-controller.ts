@@ -20,6 +20,7 @@ export interface PodTarget {
   acceleration: Acceleration;
   /** What the splice label says, where there is one. */
   splices?: boolean;
+  l7Auto?: boolean;
   /** How a pod in mode `node` or `sidecar` is captured; `iptables` in mode `sidecar` means its own rules. */
   way: Way;
   /** A kernel that refuses this pod leaves it to iptables, instead of being asked for ever. */
@@ -509,7 +510,7 @@ function aborted(signal: AbortSignal): Promise<never> {
 function sameTarget(a: PodTarget | 'gone', b: PodTarget | 'gone'): boolean {
   if (a === 'gone' || b === 'gone') return a === b;
   return (
-    a.mode === b.mode && a.acceleration === b.acceleration && a.splices === b.splices && a.way === b.way && a.mayFallBack === b.mayFallBack && a.record.netns === b.record.netns &&
+    a.mode === b.mode && a.acceleration === b.acceleration && a.splices === b.splices && a.l7Auto === b.l7Auto && a.way === b.way && a.mayFallBack === b.mayFallBack && a.record.netns === b.record.netns &&
     a.record.cgroup === b.record.cgroup && a.record.serviceAccount === b.record.serviceAccount &&
     JSON.stringify([a.record.ips, otherLabels(a.record), a.record.annotations]) === JSON.stringify([b.record.ips, otherLabels(b.record), b.record.annotations])
   );
@@ -521,8 +522,8 @@ function otherLabels({ labels }: PodRecord): Record<string, string> {
   return others;
 }
 
-function kernelIdentity({ record, splices }: PodTarget, netnsCookie: bigint): Pick<KernelPod, 'uid' | 'netnsCookie' | 'cgroupPath' | 'addresses' | 'splices'> {
-  return { uid: record.uid, netnsCookie, cgroupPath: record.cgroup, addresses: record.ips, ...(splices === undefined ? {} : { splices }) };
+function kernelIdentity({ record, splices, l7Auto }: PodTarget, netnsCookie: bigint): Pick<KernelPod, 'uid' | 'netnsCookie' | 'cgroupPath' | 'addresses' | 'splices' | 'l7Auto'> {
+  return { uid: record.uid, netnsCookie, cgroupPath: record.cgroup, addresses: record.ips, ...(splices === undefined ? {} : { splices }), ...(l7Auto ? { l7Auto } : {}) };
 }
 
 export function listenerPod(record: PodRecord, netnsPath: string, iptables: boolean, redirected: boolean): ListenerPod {

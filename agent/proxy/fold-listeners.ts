@@ -187,7 +187,7 @@ export function listenerPort(listener: Listener): number {
   return addressOf(listener).port;
 }
 
-function addressOf(listener: Listener): { address: string; port: number } {
+export function addressOf(listener: Listener): { address: string; port: number } {
   const socket = listener.address?.address?.$case === 'socket_address' ? listener.address.address.value : undefined;
   return { address: socket?.address ?? '', port: socket?.port_specifier?.$case === 'port_value' ? socket.port_specifier.value : 0 };
 }

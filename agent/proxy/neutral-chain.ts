@@ -27,7 +27,7 @@ export function isNeutralChain({ filters }: FilterChain): boolean {
   });
 }
 
-function isNeutral(config: Any): boolean {
+export function isNeutral(config: Any): boolean {
   return NEUTRAL.has(configType(config)) || (unpack(HTTPFault, config) !== undefined && config.value.length === 0);
 }
 
@@ -39,14 +39,14 @@ function hasPlainRoutes({ route_specifier: specifier }: HttpConnectionManager): 
   return routes.virtual_hosts.every((host) => isEmpty(VirtualHost, { ...host, name: '', domains: [], routes: [] }) && host.routes.every(isPlainRoute));
 }
 
-function isPlainRoute(route: Route): boolean {
+export function isPlainRoute(route: Route): boolean {
   const { match, action } = route;
   if (!isEmpty(Route, { ...route, name: '', match: undefined, decorator: undefined, action: undefined })) return false;
   if (!match || !isEmpty(RouteMatch, { ...match, path_specifier: undefined }) || match.path_specifier?.$case !== 'prefix' || match.path_specifier.value !== '/') return false;
-  return action?.$case === 'route' && isEmpty(RouteAction, { ...action.value, cluster_specifier: undefined, timeout: undefined, max_stream_duration: undefined, retry_policy: undefined });
+  return action?.$case === 'route' && isEmpty(RouteAction, { ...action.value, cluster_specifier: undefined, timeout: undefined, max_grpc_timeout: undefined, max_stream_duration: undefined, retry_policy: undefined });
 }
 
 /** Nothing set, in fields that the protos here lack neither. */
-function isEmpty<T>(type: { encode(message: T): { finish(): Uint8Array } }, message: T): boolean {
+export function isEmpty<T>(type: { encode(message: T): { finish(): Uint8Array } }, message: T): boolean {
   return type.encode(message).finish().length === 0;
 }

@@ -15,6 +15,7 @@ import { NodeCertificates, type CertificatesStatus, type NodeCaFactory } from '.
 import { AdsChannel } from '../xds/channel.js';
 import { classKey, sidecarNode } from '../xds/config-class.js';
 import { SidecarStream, type SidecarState } from '../xds/sidecar-stream.js';
+import type { Change } from '../xds/delta-stream.js';
 import { WorkloadStream } from '../xds/workload-stream.js';
 import { AdsServer } from './ads-server.js';
 import { Envoy } from './envoy.js';
@@ -25,6 +26,7 @@ import { InboundFollower, type InboundPods } from './inbound-follower.js';
 import { HealthRelay } from './health-relay.js';
 import { INSPECTION_KINDS, inspectionName } from './inspection.js';
 import { podListenerName, podOfListener, podStatPrefix, type ListenerPod } from './pod-listener.js';
+import { PlainPorts } from './plain-ports.js';
 import { endpointKeys } from './pool-renewal.js';
 import { LDS, RDS, SDS, type Snapshot } from './snapshot.js';
 import { loadState, saveState, type SavedClass } from './xds-state.js';
@@ -74,7 +76,9 @@ export interface NodeProxyOptions {
   /** Which pods' connections are to be redirected to their inbound listeners; called on every change. */
   onInbound?: (pods: InboundPods) => void;
   /** What the control plane says of workloads and their policies; called on every change. */
-  onWorkloads?: (view: WorkloadStream) => void;
+  onWorkloads?: (view: WorkloadStream, change: Change) => void;
+  /** With every change of what the control plane sends: how ports are to be judged, and the pods that have a say in who calls them or of which it is not known. */
+  onPlainPorts?: (ports: PlainPorts, behind: ReadonlySet<string>) => void;
   launcherPath?: string;
   /** After a start, how long to wait for the control plane before the saved state is used; default 5 s. */
   staleAfterMs?: number;
@@ -158,7 +162,11 @@ export class NodeProxy {
     this.#logger = options.logger;
     this.#channel = new AdsChannel(options.discoveryAddress, options.credentials);
     this.#workloads = new WorkloadStream({
-      channel: this.#channel, nodeName: options.nodeName, nodeAddress: options.nodeAddress ?? '127.0.0.1', logger: options.logger, onChange: () => this.#workloadsChanged(),
+      channel: this.#channel, nodeName: options.nodeName, nodeAddress: options.nodeAddress ?? '127.0.0.1', logger: options.logger,
+      onChange: (change) => {
+        this.#workloadsChanged();
+        options.onWorkloads?.(this.#workloads, change);
+      },
     });
     this.envoy = new Envoy({ ...options, cgroupPath: options.cgroupPath });
     this.#healthRelay = new HealthRelay({
@@ -451,6 +459,9 @@ export class NodeProxy {
     this.#ads.setSnapshot(this.#snapshot);
     this.#inbound.follow(enforcing, inbound);
     this.#reportPorts(ports);
+    // Of an adopted Envoy's pods some may follow what nobody here has heard of yet.
+    const known = this.#unheard.size === 0 ? [...ready.values()].filter(({ key }) => pods.some(({ classKey: of }) => of === key)) : [];
+    this.#options.onPlainPorts?.(new PlainPorts(known), new Set([...enforcing, ...[...this.#pods.keys()].filter((uid) => !this.#folded.has(uid))]));
     this.#reconcileClasses();
     this.#saveTimer ??= setTimeout(() => void this.#save(), SAVE_DELAY_MS);
   }
@@ -474,7 +485,6 @@ export class NodeProxy {
   }
 
   #workloadsChanged(): void {
-    this.#options.onWorkloads?.(this.#workloads);
     const now = JSON.stringify([...this.#pods.values()].map((pod) => this.#identity(pod)));
     if (now === this.#identities) return;
     this.#identities = now;

@@ -34,6 +34,12 @@ export function metricsText(status: AgentStatus, counters: Counters | undefined,
     text.add('underpass_policy_unreadable_pods', 'gauge', 'Pods whose policy can not be judged by: the kernel lets nobody new in.', status.policies.unreadable.length);
     text.add('underpass_policy_connections_closed_total', 'counter', 'Connections that a change of policy ended.', status.policies.connectionsClosed);
   }
+  if (status.services) {
+    const { services, endpoints, refused } = status.services;
+    text.add('underpass_services', 'gauge', 'Addresses and ports of services that are decided at connect().', services);
+    text.add('underpass_service_endpoints', 'gauge', 'Endpoints in the table that connections are drawn from.', endpoints);
+    text.add('underpass_services_without_room', 'gauge', 'Addresses and ports of services that found no room in the tables and go through Envoy.', refused);
+  }
   const pods = new Map<string, { labels: Record<string, string>; count: number }>();
   for (const { mode, way, state } of status.pods) {
     const key = `${mode} ${way} ${state}`;

@@ -74,3 +74,14 @@ test('enrolmentOf: the splice label is yes, no, or for the agent to find out; th
   const unknown = of({ [label]: 'yes' });
   assert.deepEqual([unknown.splices, unknown.unknown.map(({ value, expected }) => [value, expected])], [undefined, [['yes', ['true', 'false']]]]);
 });
+
+test('enrolment: the l7 label is the pod\'s or its namespace\'s; without one, and with an unknown value, HTTP always has its proxy', () => {
+  const of = (labels: Record<string, string>, namespaceLabels: Record<string, string> = {}) => enrolmentOf(pod({ labels, namespaceLabels }), defaults);
+  const label = 'underpass.io/l7';
+  assert.equal(of({ [label]: 'auto' }).l7Auto, true);
+  assert.equal(of({}, { [label]: 'auto' }).l7Auto, true);
+  assert.equal(of({ [label]: 'always' }, { [label]: 'auto' }).l7Auto, undefined);
+  assert.equal(of({}).l7Auto, undefined);
+  const unknown = of({ [label]: 'sometimes' });
+  assert.deepEqual([unknown.l7Auto, unknown.unknown.map(({ value, usedInstead }) => [value, usedInstead])], [undefined, [['sometimes', 'always']]]);
+});

@@ -4,6 +4,7 @@ import type { PodRecord } from './source.js';
 export const MODE_LABEL = 'underpass.io/mode';
 export const ACCELERATION_LABEL = 'underpass.io/acceleration';
 export const REDIRECTION_LABEL = 'underpass.io/redirection';
+export const L7_LABEL = 'underpass.io/l7';
 export const SPLICE_LABEL = 'underpass.io/splice';
 
 export type Mode = 'node' | 'sidecar' | 'off';
@@ -30,6 +31,8 @@ export interface Enrolment {
   redirection: Redirection;
   /** Whether the pod's programs splice, where a label says so; nothing is short-circuited to or from one that does. */
   splices?: boolean;
+  /** HTTP that asks for nothing at L7 is treated as TCP: it meets no proxy where both pods are of this node. */
+  l7Auto?: boolean;
   /** Why the pod is left alone although a label asks for more; shown in the status. */
   reason?: string;
   unknown: UnknownLabel[];
@@ -38,6 +41,7 @@ export interface Enrolment {
 const MODES = { node: 'node', sidecar: 'sidecar', off: 'off' } as const satisfies Record<string, Mode>;
 // The HTTP fast path takes l7 as its own level; until it is there, sockets are what can be short-circuited.
 const ACCELERATIONS = { off: 'off', l4: 'l4', l7: 'l4', force: 'force' } as const satisfies Record<string, Acceleration>;
+const L7 = { auto: 'auto', always: 'always' } as const;
 const SPLICES = { true: 'true', false: 'false' } as const;
 const REDIRECTIONS = { auto: 'auto', bpf: 'bpf', iptables: 'iptables' } as const satisfies Record<string, Redirection>;
 
@@ -54,11 +58,13 @@ export function enrolmentOf(pod: PodRecord, defaults: EnrolmentDefaults): Enrolm
     return otherwise;
   };
   const splice = read<'true' | 'false' | 'found out'>(SPLICE_LABEL, SPLICES, 'found out');
+  const l7 = read<'auto' | 'always'>(L7_LABEL, L7, 'always');
   const enrolment: Enrolment = {
     mode: read<Mode>(MODE_LABEL, MODES, 'off'),
     acceleration: read<Acceleration>(ACCELERATION_LABEL, ACCELERATIONS, defaults.acceleration),
     redirection: read<Redirection>(REDIRECTION_LABEL, REDIRECTIONS, defaults.redirection),
     ...(splice === 'found out' ? {} : { splices: splice === 'true' }),
+    ...(l7 === 'auto' ? { l7Auto: true } : {}),
     unknown,
   };
   if (enrolment.mode !== 'off') {

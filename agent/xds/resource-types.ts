@@ -13,7 +13,7 @@ import { TypedStruct } from '../../proto/generated/xds/type/v3/typed_struct.js';
 import type { Any } from '../../proto/generated/google/protobuf/any.js';
 import type { TransportSocket } from '../../proto/generated/envoy/config/core/v3/base.js';
 import { Authorization } from '../../proto/generated/istio/security/authorization.js';
-import { Address } from '../../proto/generated/istio/workload/workload.js';
+import { Address, type Port } from '../../proto/generated/istio/workload/workload.js';
 import { typeUrl, unpack } from '../../common/xds/any.js';
 import { checkAuthorization } from '../policy/authorization.js';
 import { XdsResourceType, type MessageCodec } from './resource-type.js';
@@ -146,6 +146,14 @@ export class RouteType extends XdsResourceType<RouteConfiguration> {
   }
 }
 
+/** A target of 0 is a port that each workload names for itself. */
+function checkPorts(ports: readonly Port[], field: string, report: Report): void {
+  ports.forEach(({ service_port, target_port }, i) => {
+    if (service_port < 1 || service_port > 65_535) report(`${field}[${i}].service_port`, `is ${service_port}, expected 1 to 65535`);
+    if (target_port > 65_535) report(`${field}[${i}].target_port`, `is ${target_port}, expected at most 65535`);
+  });
+}
+
 /** Workloads and services, as ztunnel gets them. */
 export class AddressType extends XdsResourceType<Address> {
   readonly shortName = 'WDS';
@@ -160,8 +168,13 @@ export class AddressType extends XdsResourceType<Address> {
       type.value.addresses.forEach((bytes, i) => {
         if (bytes.length !== 4 && bytes.length !== 16) report(`workload.addresses[${i}]`, `has ${bytes.length} bytes, expected 4 or 16`);
       });
-    } else if (!type.value.hostname) {
-      report('service.hostname', 'is empty');
+      for (const [service, list] of Object.entries(type.value.services)) checkPorts(list.ports, `workload.services["${service}"].ports`, report);
+    } else {
+      if (!type.value.hostname) report('service.hostname', 'is empty');
+      type.value.addresses.forEach(({ address: bytes }, i) => {
+        if (bytes.length !== 4 && bytes.length !== 16) report(`service.addresses[${i}].address`, `has ${bytes.length} bytes, expected 4 or 16`);
+      });
+      checkPorts(type.value.ports, 'service.ports', report);
     }
   }
 }

@@ -1,6 +1,7 @@
 // Maps, links and ring buffers.
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstring>
 #include <vector>
 
@@ -11,6 +12,7 @@ namespace {
 
 // bpf(BPF_MAP_*_BATCH) came in 5.6 for hashes; other types and older kernels go entry by entry.
 constexpr uint32_t kBatch = 256;
+constexpr size_t kUpdateBatch = 16384;
 
 size_t padded(size_t size) { return (size + 7) / 8 * 8; }
 
@@ -24,7 +26,7 @@ Napi::Function BpfMapHandle::define(Napi::Env env) {
   };
   return DefineClass(env, "RawMap",
                      {property("name"), property("type"), property("keySize"), property("valueSize"), property("maxEntries"),
-                      property("cpus"), InstanceMethod("get", &BpfMapHandle::get), InstanceMethod("set", &BpfMapHandle::set),
+                      property("cpus"), InstanceMethod("get", &BpfMapHandle::get), InstanceMethod("set", &BpfMapHandle::set), InstanceMethod("setMany", &BpfMapHandle::set_many),
                       InstanceMethod("delete", &BpfMapHandle::remove), InstanceMethod("entries", &BpfMapHandle::entries),
                       InstanceMethod("close", &BpfMapHandle::close)});
 }
@@ -94,6 +96,28 @@ void BpfMapHandle::set(const Napi::CallbackInfo &info) {
   const uint8_t *value = bytes(env, info[1], "value", stored_size());
   uint64_t flags = absent(info[2]) ? 0 : integer_of(env, info[2], "set: flags", 0, 7);
   if (bpf_map_update_elem(map, key, value, flags)) throw syscall_error(env, "writing an entry of map " + name_, "bpf", errno);
+}
+
+// Keys and values one after the other. Where the kernel has no batches for this type of map, entry by entry.
+void BpfMapHandle::set_many(const Napi::CallbackInfo &info) {
+  Napi::Env env = info.Env();
+  int map = fd(env);
+  const size_t length = info[0].IsTypedArray() ? info[0].As<Napi::TypedArray>().ByteLength() / key_size_ : 0;
+  const uint8_t *keys = bytes(env, info[0], "keys", length * key_size_);
+  const uint8_t *values = bytes(env, info[1], "values", length * stored_size());
+  bool batches = !per_cpu();
+  for (size_t done = 0; done < length;) {
+    uint32_t count = static_cast<uint32_t>(std::min<size_t>(length - done, kUpdateBatch));
+    if (!batches) count = 1;
+    const uint8_t *key = keys + done * key_size_, *value = values + done * stored_size();
+    int failed = batches ? bpf_map_update_batch(map, key, value, &count, nullptr) : bpf_map_update_elem(map, key, value, BPF_ANY);
+    if (failed && batches && (errno == EINVAL || errno == ENOTSUP || errno == 524 /* ENOTSUPP */)) {
+      batches = false;
+      continue;
+    }
+    if (failed) throw syscall_error(env, "writing entries of map " + name_, "bpf", errno);
+    done += count;
+  }
 }
 
 Napi::Value BpfMapHandle::remove(const Napi::CallbackInfo &info) {

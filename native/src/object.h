@@ -42,6 +42,7 @@ class BpfMapHandle : public Napi::ObjectWrap<BpfMapHandle> {
   Napi::Value get_property(const Napi::CallbackInfo &info);
   Napi::Value get(const Napi::CallbackInfo &info);
   void set(const Napi::CallbackInfo &info);
+  void set_many(const Napi::CallbackInfo &info);
   Napi::Value remove(const Napi::CallbackInfo &info);
   Napi::Value entries(const Napi::CallbackInfo &info);
   void close(const Napi::CallbackInfo &info);

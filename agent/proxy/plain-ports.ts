@@ -1,0 +1,257 @@
+/**
+ * For which services' ports a proxy has nothing to do but to pass bytes to one of the service's own endpoints, so that the
+ * kernel can do without it. Judged from what the control plane sends the node's classes, all of them: where one class's
+ * proxy would do more, or where it can't be told, the port is the proxy's.
+ */
+import { isIPv6 } from 'node:net';
+import { Cluster, Cluster_CommonLbConfig, Cluster_DiscoveryType, Cluster_LbPolicy } from '../../proto/generated/envoy/config/cluster/v3/cluster.js';
+import type { TransportSocket } from '../../proto/generated/envoy/config/core/v3/base.js';
+import type { ClusterLoadAssignment } from '../../proto/generated/envoy/config/endpoint/v3/endpoint.js';
+import type { Listener } from '../../proto/generated/envoy/config/listener/v3/listener.js';
+import { FilterChain, FilterChainMatch, type Filter } from '../../proto/generated/envoy/config/listener/v3/listener_components.js';
+import { RouteConfiguration } from '../../proto/generated/envoy/config/route/v3/route.js';
+import { RetryPolicy, VirtualHost, type Route } from '../../proto/generated/envoy/config/route/v3/route_components.js';
+import { HttpConnectionManager } from '../../proto/generated/envoy/extensions/filters/network/http_connection_manager/v3/http_connection_manager.js';
+import { TcpProxy } from '../../proto/generated/envoy/extensions/filters/network/tcp_proxy/v3/tcp_proxy.js';
+import type { Duration } from '../../proto/generated/google/protobuf/duration.js';
+import { HttpProtocolOptions } from '../../proto/generated/envoy/extensions/upstreams/http/v3/http_protocol_options.js';
+import { unpack } from '../../common/xds/any.js';
+import { edsServiceName } from '../xds/resource-types.js';
+import type { SidecarState } from '../xds/sidecar-stream.js';
+import { configType } from './extensions.js';
+import { addressOf, isOutboundListener } from './fold-listeners.js';
+import { isEmpty, isNeutral, isPlainRoute } from './neutral-chain.js';
+
+/** `http`: only if HTTP that asks for nothing may be treated as TCP. */
+export type PortVerdict =
+  | { kind: 'tcp' | 'http'; assignments: readonly (ClusterLoadAssignment | undefined)[]; reason?: undefined }
+  | { kind?: undefined; reason: string };
+
+export interface PortJudge {
+  /** What the proxies would do with a connection to this address and port of the service. */
+  judge(address: string, port: number, hostname: string): PortVerdict;
+}
+
+const PASSTHROUGH = 'PassthroughCluster';
+const INSPECTORS: ReadonlySet<string> = new Set(['envoy.filters.listener.tls_inspector', 'envoy.filters.listener.http_inspector']);
+const UNLIMITED = 0xffff_ffff;
+
+/** Of one chain, whatever the service. */
+type Chain = { tcp: string } | { routes: string } | { reason: string };
+type Shape = { sniffs: boolean; chains: Chain[] } | { reason: string };
+/** By domain: the one cluster of all its requests, or why it is not so. */
+type Routes = ReadonlyMap<string, { cluster: string } | { reason: string }>;
+
+const shapes = new WeakMap<Listener, Shape>();
+const clusters = new WeakMap<Cluster, { reason: string | undefined }>();
+const tables = new WeakMap<RouteConfiguration, Routes>();
+
+export class PlainPorts implements PortJudge {
+  readonly #classes: readonly { key: string; state: SidecarState }[];
+  readonly #listeners = new Map<string, Map<string, Listener | 'several'>>();
+
+  constructor(classes: readonly { key: string; state: SidecarState }[]) {
+    this.#classes = classes;
+  }
+
+  judge(address: string, port: number, hostname: string): PortVerdict {
+    if (this.#classes.length === 0) return { reason: 'nothing is known of what the control plane asks for' };
+    let kind: 'tcp' | 'http' = 'tcp';
+    const assignments = new Set<ClusterLoadAssignment | undefined>();
+    for (const { key, state } of this.#classes) {
+      const found = this.#inClass(key, state, address, port, `outbound|${port}||${hostname}`, hostname);
+      if (found.reason !== undefined) return found;
+      if (found.kind === 'http') kind = 'http';
+      for (const each of found.assignments) assignments.add(each);
+    }
+    return { kind, assignments: [...assignments] };
+  }
+
+  #inClass(key: string, state: SidecarState, address: string, port: number, name: string, hostname: string): PortVerdict {
+    // It becomes the pods' listener's own.
+    if (state.listeners.get('virtualOutbound')?.message.access_log.length) return { reason: 'all connections are logged' };
+    const listener = this.#listenerOf(key, state, address, port);
+    if (listener === undefined) return { reason: 'a client\'s proxy has no listener for it' };
+    if (listener === 'several') return { reason: 'several listeners claim it' };
+    const shape = shapeOf(listener);
+    if ('reason' in shape) return shape;
+    const isHttp = shape.chains.some((chain) => 'routes' in chain);
+    for (const chain of shape.chains) {
+      if ('reason' in chain) return chain;
+      const target = 'tcp' in chain ? { cluster: chain.tcp } : routeOf(state, chain.routes, [hostname, address, `[${address}]`]);
+      if ('reason' in target) return target;
+      // What is not HTTP on an HTTP port is passed on to where it was going: the service.
+      if (target.cluster !== name && !(isHttp && 'tcp' in chain && chain.tcp === PASSTHROUGH)) return { reason: `it is led to ${target.cluster}` };
+    }
+    const cluster = state.clusters.get(name)?.message;
+    if (!cluster) return { reason: `there is no cluster ${name}` };
+    const reason = settingOf(cluster);
+    if (reason !== undefined) return { reason };
+    return { kind: isHttp || shape.sniffs ? 'http' : 'tcp', assignments: [state.endpoints.get(edsServiceName(cluster) ?? '')?.message] };
+  }
+
+  #listenerOf(key: string, state: SidecarState, address: string, port: number): Listener | 'several' | undefined {
+    let index = this.#listeners.get(key);
+    if (!index) this.#listeners.set(key, (index = indexOf(state)));
+    const wildcards = isIPv6(address) ? ['::', '0.0.0.0'] : ['0.0.0.0', '::'];
+    for (const each of [address, ...wildcards]) {
+      const found = index.get(`${each} ${port}`);
+      if (found) return found;
+    }
+    return undefined;
+  }
+}
+
+function indexOf({ listeners }: SidecarState): Map<string, Listener | 'several'> {
+  const index = new Map<string, Listener | 'several'>();
+  for (const { message } of listeners.values()) {
+    if (!isOutboundListener(message)) continue;
+    const { address, port } = addressOf(message);
+    const more = message.additional_addresses.flatMap(({ address: each }) => (each?.address?.$case === 'socket_address' ? [each.address.value.address] : []));
+    for (const each of new Set([address, ...more])) index.set(`${each} ${port}`, index.has(`${each} ${port}`) ? 'several' : message);
+  }
+  return index;
+}
+
+function shapeOf(listener: Listener): Shape {
+  let shape = shapes.get(listener);
+  if (!shape) shapes.set(listener, (shape = readShape(listener)));
+  return shape;
+}
+
+function readShape(listener: Listener): Shape {
+  if (listener.access_log.length > 0) return { reason: 'its listener has an access log' };
+  const foreign = listener.listener_filters.find(({ name }) => !INSPECTORS.has(name));
+  if (foreign) return { reason: `its listener has the filter ${foreign.name}` };
+  const fallback = listener.default_filter_chain;
+  const chains = [...listener.filter_chains, ...(fallback ? [fallback] : [])];
+  if (chains.length === 0) return { reason: 'its listener has no filter chain' };
+  return { sniffs: listener.listener_filters.length > 0, chains: chains.map(readChain) };
+}
+
+function readChain(chain: FilterChain): Chain {
+  const config = chain.metadata?.filter_metadata['istio']?.['config'];
+  if (config !== undefined) return { reason: `${String(config)} has routes for it` };
+  const { filter_chain_match: match } = chain;
+  if (match && !isEmpty(FilterChainMatch, { ...match, application_protocols: [], transport_protocol: '' })) return { reason: 'its listener tells connections apart by more than their protocol' };
+  const rest: FilterChain = { ...chain, name: '', filter_chain_match: undefined, filters: [], transport_socket_connect_timeout: undefined, metadata: undefined };
+  if (!isEmpty(FilterChain, rest)) return { reason: 'its filter chain has settings of its own' };
+  for (const filter of chain.filters.slice(0, -1)) {
+    const reason = asks(filter.name, filter.config_type);
+    if (reason !== undefined) return { reason };
+  }
+  const last = chain.filters.at(-1);
+  const value = last?.config_type?.$case === 'typed_config' ? last.config_type.value : undefined;
+  const tcp = unpack(TcpProxy, value);
+  if (tcp) return readTcp(tcp);
+  const manager = unpack(HttpConnectionManager, value);
+  return manager ? readManager(manager) : { reason: `its filter chain ends in ${last?.name ?? 'nothing'}` };
+}
+
+function readTcp(tcp: TcpProxy): Chain {
+  if (tcp.access_log.length > 0) return { reason: 'its connections are logged' };
+  if (tcp.cluster_specifier?.$case !== 'cluster') return { reason: 'its connections are shared out among several clusters' };
+  if (!isEmpty(TcpProxy, { ...tcp, stat_prefix: '', cluster_specifier: undefined })) return { reason: 'its connections have settings (time-outs, hashing or a tunnel)' };
+  return { tcp: tcp.cluster_specifier.value };
+}
+
+function readManager(manager: HttpConnectionManager): Chain {
+  if (manager.access_log.length > 0) return { reason: 'its requests are logged' };
+  // Sampled and yet sent nowhere is what Istio says by default.
+  if (manager.tracing?.provider) return { reason: 'its requests are traced' };
+  for (const filter of manager.http_filters) {
+    const reason = asks(filter.name, filter.config_type);
+    if (reason !== undefined) return { reason };
+  }
+  if (manager.route_specifier?.$case !== 'rds') return { reason: 'its routes stand in its listener' };
+  const upgrades = manager.upgrade_configs.some(({ upgrade_type, filters }) => upgrade_type !== 'websocket' || filters.length > 0);
+  const rest: HttpConnectionManager = {
+    ...manager, codec_type: 0, stat_prefix: '', route_specifier: undefined, http_filters: [], tracing: undefined, stream_idle_timeout: undefined, proxy_100_continue: false,
+    upgrade_configs: [], normalize_path: undefined, merge_slashes: false, path_with_escaped_slashes_action: 0, request_id_extension: undefined, use_remote_address: undefined,
+  };
+  if (upgrades || !isEmpty(HttpConnectionManager, rest)) return { reason: 'its requests have settings of their own' };
+  return { routes: manager.route_specifier.value.route_config_name };
+}
+
+/** Why a filter stands in the way, if it does. Statistics with settings are what a Telemetry resource asks for. */
+function asks(name: string, config: Filter['config_type']): string | undefined {
+  if (config?.$case !== 'typed_config' || !isNeutral(config.value)) return `the filter ${name} has a say`;
+  return configType(config.value) === 'stats.PluginConfig' && config.value.value.length > 0 ? 'its metrics are changed by a Telemetry resource' : undefined;
+}
+
+function routeOf({ routes }: SidecarState, name: string, domains: readonly string[]): { cluster: string } | { reason: string } {
+  const message = routes.get(name)?.message;
+  if (!message) return { reason: `its routes (${name}) are not there` };
+  let table = tables.get(message);
+  if (!table) tables.set(message, (table = readRoutes(message)));
+  const [host, ...others] = domains.map((domain) => (table as Routes).get(domain));
+  if (!host) return { reason: `no route of ${name} is for it` };
+  const other = others.find((each) => each !== undefined && (('reason' in each) !== ('reason' in host) || ('cluster' in each && 'cluster' in host && each.cluster !== host.cluster)));
+  return other ? { reason: 'its name and its address have different routes' } : host;
+}
+
+function readRoutes(routes: RouteConfiguration): Routes {
+  const rest: RouteConfiguration = { ...routes, name: '', virtual_hosts: [], validate_clusters: undefined, ignore_port_in_host_matching: false, max_direct_response_body_size_bytes: undefined };
+  const common = isEmpty(RouteConfiguration, rest) ? undefined : 'its routes have settings for all hosts';
+  const table = new Map<string, { cluster: string } | { reason: string }>();
+  for (const host of routes.virtual_hosts) {
+    const found = common === undefined ? readHost(host) : { reason: common };
+    for (const domain of host.domains) table.set(domain, found);
+  }
+  return table;
+}
+
+function readHost(host: VirtualHost): { cluster: string } | { reason: string } {
+  const [route, ...more] = host.routes;
+  const config = host.routes.map((each) => each.metadata?.filter_metadata['istio']?.['config']).find((each) => each !== undefined);
+  if (config !== undefined) return { reason: `${String(config)} has routes for it` };
+  if (!route || more.length > 0) return { reason: `it has ${host.routes.length} routes` };
+  const plain = isPlainRoute(route) && !hasTimeouts(route) && isEmpty(VirtualHost, { ...host, name: '', domains: [], routes: [], include_request_attempt_count: false });
+  const specifier = route.action?.$case === 'route' ? route.action.value.cluster_specifier : undefined;
+  if (!plain || specifier?.$case !== 'cluster') return { reason: 'its route has settings' };
+  return { cluster: specifier.value };
+}
+
+/** Istio's own are 0: none. What it retries by default it retries before a request was sent, or is a client's own to retry. */
+function hasTimeouts({ action }: Route): boolean {
+  if (action?.$case !== 'route') return true;
+  const { timeout, max_grpc_timeout, max_stream_duration, retry_policy: retry } = action.value;
+  const isSet = (duration: Duration | undefined): boolean => duration !== undefined && (duration.seconds !== 0n || duration.nanos !== 0);
+  if (isSet(timeout) || isSet(max_grpc_timeout) || max_stream_duration) return true;
+  return retry !== undefined && !isEmpty(RetryPolicy, { ...retry, retry_on: '', num_retries: undefined, retry_host_predicate: [], host_selection_retry_max_attempts: 0n, retriable_status_codes: [] });
+}
+
+function settingOf(cluster: Cluster): string | undefined {
+  let found = clusters.get(cluster);
+  if (!found) clusters.set(cluster, (found = { reason: readCluster(cluster) }));
+  return found.reason;
+}
+
+function readCluster(cluster: Cluster): string | undefined {
+  const config = cluster.metadata?.filter_metadata['istio']?.['config'];
+  if (config !== undefined) return `${String(config)} has settings for it`;
+  const type = cluster.cluster_discovery_type;
+  if (type?.$case !== 'type' || type.value !== Cluster_DiscoveryType.EDS) return 'its endpoints are not a list of addresses';
+  if (cluster.lb_policy !== Cluster_LbPolicy.LEAST_REQUEST && cluster.lb_policy !== Cluster_LbPolicy.ROUND_ROBIN) return 'its endpoints are chosen by more than weight';
+  const limits = (cluster.circuit_breakers?.thresholds ?? []).flatMap(({ max_connections, max_pending_requests, max_requests }) => [max_connections, max_pending_requests, max_requests]);
+  if (limits.some((limit) => limit !== undefined && limit < UNLIMITED) || cluster.circuit_breakers?.per_host_thresholds.length) return 'its connections or requests are limited';
+  const sockets = [cluster.transport_socket, ...cluster.transport_socket_matches.filter(({ match }) => Object.keys(match ?? {}).length === 0).map(({ transport_socket }) => transport_socket)];
+  if (sockets.some((socket) => socket && !isPlaintext(socket))) return 'TLS is originated for it';
+  const filter = cluster.filters.find(({ typed_config }) => !typed_config || !isNeutral(typed_config));
+  if (filter) return `the filter ${filter.name} has a say`;
+  const lb = cluster.common_lb_config;
+  if (lb && !isEmpty(Cluster_CommonLbConfig, { ...lb, healthy_panic_threshold: undefined, locality_config_specifier: undefined })) return 'its cluster has settings';
+  for (const value of Object.values(cluster.typed_extension_protocol_options)) {
+    const options = unpack(HttpProtocolOptions, value);
+    if (!options || !isEmpty(HttpProtocolOptions, { ...options, upstream_protocol_options: undefined })) return 'its requests have settings';
+  }
+  const rest: Cluster = {
+    ...cluster, name: '', alt_stat_name: '', cluster_discovery_type: undefined, eds_cluster_config: undefined, connect_timeout: undefined, lb_policy: 0, circuit_breakers: undefined, metadata: undefined,
+    transport_socket: undefined, transport_socket_matches: [], filters: [], common_lb_config: undefined, typed_extension_protocol_options: {}, dns_lookup_family: 0,
+  };
+  return isEmpty(Cluster, rest) ? undefined : 'its cluster has settings';
+}
+
+function isPlaintext({ config_type }: TransportSocket): boolean {
+  return config_type?.value.type_url.endsWith('.RawBuffer') ?? false;
+}

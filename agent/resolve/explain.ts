@@ -1,0 +1,85 @@
+/** Which way a connection of a pod would take, and why: the connect hook's own questions (bpf/connect.h), asked of the live maps. */
+import { isIP, isIPv6 } from 'node:net';
+import { UnderpassError } from '../../common/errors.js';
+import type { KernelPod } from '../dataplane/kernel.js';
+import type { LiveService } from '../dataplane/kernel-services.js';
+import type { ServiceResolver } from './service-resolver.js';
+
+/**
+ * `endpoint`: to one of the service's, without a proxy. `pod`: to the pod that has the address. `envoy`: through the node's.
+ * `sidecar`: through the pod's own. `refused`: ECONNREFUSED. `untouched`: as without a mesh.
+ */
+export type ConnectWay = 'endpoint' | 'pod' | 'envoy' | 'sidecar' | 'refused' | 'untouched';
+
+export interface ExplainedAddress {
+  address: string;
+  way: ConnectWay;
+  reasons: string[];
+  /** From which one is drawn. */
+  endpoints?: LiveService['endpoints'];
+}
+
+export interface Explanation {
+  pod: string;
+  host: string;
+  port: number;
+  /** One for each address of the host. */
+  addresses: ExplainedAddress[];
+}
+
+/** What the kernel's maps say. */
+export interface LiveMaps {
+  pods(): readonly KernelPod[];
+  /** The pod's that has the address. */
+  netnsOf(address: string): bigint | undefined;
+  /** Whether a connection to a local pod's own address and this port is left alone. */
+  isPlainPort(port: number): boolean;
+}
+
+export interface ExplainedPod {
+  uid: string;
+  name: string;
+  namespace: string;
+  /** Why it is not enrolled. */
+  reason?: string;
+}
+
+/** @throws UnderpassError `UNDERPASS_UNKNOWN_HOST` for a name that no service has */
+export function explain(pod: ExplainedPod, host: string, port: number, maps: LiveMaps, resolver: ServiceResolver | undefined): Explanation {
+  const addresses = addressesOf(host, pod.namespace, resolver);
+  return { pod: `${pod.namespace}/${pod.name}`, host, port, addresses: addresses.map((address) => ({ address, ...wayTo(pod, address, port, maps, resolver) })) };
+}
+
+function addressesOf(host: string, namespace: string, resolver: ServiceResolver | undefined): string[] {
+  if (isIP(host)) return [host];
+  const services = resolver?.decisions(host, 0, namespace).services ?? [];
+  if (services.length === 0) throw new UnderpassError('UNDERPASS_UNKNOWN_HOST', `explaining a connection to ${host}: expected an IP address, or a host name that WDS has a service for`);
+  const vips = [...new Set(services.flatMap((service) => resolver!.vips(service)))];
+  if (vips.length === 0) throw new UnderpassError('UNDERPASS_UNKNOWN_HOST', `explaining a connection to ${host}: the service has no address of its own, its name stands for its pods' addresses; ask for one of them`);
+  return vips;
+}
+
+function wayTo(pod: ExplainedPod, address: string, port: number, maps: LiveMaps, resolver: ServiceResolver | undefined): Omit<ExplainedAddress, 'address'> {
+  const own = maps.pods().find(({ uid }) => uid === pod.uid);
+  if (!own) return { way: 'untouched', reasons: [`the pod is not in the kernel's tables${pod.reason === undefined ? '' : `: ${pod.reason}`}`] };
+  if (!own.capture) return own.redirected ? { way: own.mode === 'node' ? 'envoy' : 'sidecar', reasons: ['iptables redirect the pod\'s connections'] } : { way: 'untouched', reasons: ['the pod\'s connections are not captured'] };
+  if (/^127\.|^::1$/.test(address) || own.addresses.includes(address)) return { way: 'untouched', reasons: ['the pod talks to itself'] };
+  if (isIPv6(address) && !own.addresses.some((each) => isIPv6(each))) return { way: 'untouched', reasons: ['the pod has no IPv6 address, and so Envoy no listener for it'] };
+  if (own.mode === 'sidecar') return { way: 'sidecar', reasons: ['its label is underpass.io/mode=sidecar'] };
+  const netns = maps.netnsOf(address);
+  if (netns !== undefined && maps.isPlainPort(port)) return { way: 'pod', reasons: [`it is an enrolled pod's own address, and no listener of the control plane asks for port ${port}`] };
+  return toService(own, pod, address, port, netns, resolver);
+}
+
+function toService(own: KernelPod, pod: ExplainedPod, address: string, port: number, netns: bigint | undefined, resolver: ServiceResolver | undefined): Omit<ExplainedAddress, 'address'> {
+  const live = resolver?.live({ address, port });
+  const { decisions = [], services = [] } = resolver?.decisions(address, port, pod.namespace) ?? {};
+  const names = services.map(({ namespace, hostname }) => `${namespace}/${hostname}`).join(', ');
+  if (live?.kind === 'http' && !own.l7Auto) return { way: 'envoy', reasons: [`${names}: HTTP that asks for nothing at L7, and the pod's label underpass.io/l7 is not auto`] };
+  if (live && live.endpoints.length === 0) return { way: 'refused', reasons: [`${names}: it has no endpoint`] };
+  if (live) return { way: 'endpoint', reasons: [`${names}: ${live.kind === 'http' ? 'HTTP' : 'TCP'} for which a proxy has nothing to do, and all its endpoints are pods of this node`], endpoints: live.endpoints };
+  const reasons = decisions.flatMap(({ address: of, service, reason }) => (of === address && reason !== undefined ? [`${service}: ${reason}`] : []));
+  if (reasons.length > 0) return { way: 'envoy', reasons };
+  if (services.length > 0) return { way: 'envoy', reasons: [`${names}: ${decisions.length > 0 ? 'the kernel has not been told of it, or has no room' : `it has no port ${port}, or not all is known yet`}`] };
+  return { way: 'envoy', reasons: [netns === undefined ? 'no service has this address: it is Envoy\'s to pass through or to refuse' : `it is an enrolled pod's own address, and a listener of the control plane asks for port ${port}`] };
+}

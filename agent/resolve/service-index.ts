@@ -1,0 +1,281 @@
+/**
+ * Services and workloads as WDS tells of them, and what of them the connect hook may decide: a pure table, with no kernel and
+ * no clock. What can't be decided here, for whatever reason, is the proxy's, and the reason is kept for whoever asks.
+ */
+import { isIPv6 } from 'node:net';
+import { LoadBalancing_HealthPolicy, LoadBalancing_Mode, LoadBalancing_Scope, WorkloadStatus, type Address, type LoadBalancing, type Service, type Workload } from '../../proto/generated/istio/workload/workload.js';
+import { decodeAddress } from '../dataplane/kernel-codec.js';
+import type { ServiceEndpoint, ServiceEntry, ServicePort } from '../dataplane/kernel-services.js';
+import { parseEndpointId } from '../proxy/fold-endpoints.js';
+import type { PortJudge } from '../proxy/plain-ports.js';
+
+/** What is known of this node, apart from WDS. */
+export interface NodeFacts {
+  ports: PortJudge;
+  /** Why connections to this address are not for the kernel to lead: it is no enrolled pod of this node, or has a say in who calls it. */
+  obstacle(address: string): string | undefined;
+}
+
+export interface Decision extends ServicePort {
+  service: string;
+  /** undefined: the proxy's way, and `reason` says why. */
+  entry: ServiceEntry | undefined;
+  reason?: string;
+}
+
+interface Candidate extends ServiceEndpoint {
+  workload: Workload;
+}
+
+/** Where the node is, by what its own workloads say. */
+type Place = Pick<Workload, 'network' | 'cluster_id' | 'node' | 'locality'>;
+
+export class ServiceIndex {
+  readonly #services = new Map<string, Service>();
+  readonly #workloads = new Map<string, Workload>();
+  /** Service → uids of its workloads. */
+  readonly #members = new Map<string, Set<string>>();
+  /** Address → uids: more than one is a conflict. */
+  readonly #byAddress = new Map<string, string | Set<string>>();
+  /** VIP → services. */
+  readonly #byVip = new Map<string, Set<string>>();
+  readonly #onNode = new Set<string>();
+
+  constructor(readonly nodeName: string) {}
+
+  get size(): { services: number; workloads: number } {
+    return { services: this.#services.size, workloads: this.#workloads.size };
+  }
+
+  serviceNames(): Iterable<string> {
+    return this.#services.keys();
+  }
+
+  /** Services that have this address, or this host name in full or shortened as seen from a namespace. */
+  find(host: string, namespace: string): Service[] {
+    const byVip = [...(this.#byVip.get(host) ?? [])].map((name) => this.#services.get(name) as Service);
+    if (byVip.length > 0) return byVip;
+    const [first = '', second, ...rest] = host.replace(/\.$/, '').split('.');
+    const short = second === undefined || rest.length === 0 || (rest.length === 1 && rest[0] === 'svc');
+    return [...this.#services.values()].filter((service) => service.hostname === host || (short && service.name === first && service.namespace === (second ?? namespace)));
+  }
+
+  /** Services that lead to one of these addresses. */
+  servicesAt(addresses: Iterable<string>): Set<string> {
+    const names = new Set<string>();
+    for (const address of addresses) this.#affectOwners(address, names);
+    return names;
+  }
+
+  /** @param address undefined: it is gone. @returns names of services whose decisions may be others now; `all`: those of every service */
+  update(name: string, address: Address | undefined): Set<string> | 'all' {
+    const type = address?.type;
+    const [oldWorkload, oldService] = [this.#workloads.get(name), this.#services.get(name)];
+    const affected = new Set<string>();
+    const before = this.#place();
+    // A name is one or the other for as long as it is there.
+    if (oldWorkload && type?.$case !== 'workload') this.#dropWorkload(name, oldWorkload, affected);
+    if (oldService && type?.$case !== 'service') this.#dropService(name, oldService, affected);
+    if (type?.$case === 'workload') this.#putWorkload(name, type.value, affected);
+    else if (type?.$case === 'service') this.#putService(name, type.value, affected);
+    return samePlace(before, this.#place()) ? affected : 'all';
+  }
+
+  /** Of each of its addresses and ports; none for a service that is unknown or headless. */
+  decide(name: string, facts: NodeFacts): Decision[] {
+    const service = this.#services.get(name);
+    if (!service) return [];
+    return this.vips(service).flatMap((address) => service.ports.map(({ service_port: port }) => {
+      const found = this.#decide(name, service, address, port, facts);
+      return typeof found === 'string' ? { service: name, address, port, entry: undefined, reason: found } : { service: name, address, port, entry: found };
+    }));
+  }
+
+  /** Its addresses on this node's network. */
+  vips({ addresses }: Service): string[] {
+    const network = this.#place()?.network ?? '';
+    return [...new Set(addresses.filter((each) => each.network === network).map(({ address }) => addressText(address)))];
+  }
+
+  /** What is known of an address that is no service's. */
+  workloadOf(address: string): Workload | undefined {
+    const uid = this.#byAddress.get(address);
+    return typeof uid === 'string' ? this.#workloads.get(uid) : undefined;
+  }
+
+  #decide(name: string, service: Service, address: string, port: number, facts: NodeFacts): ServiceEntry | string {
+    if (service.waypoint) return 'the service has a waypoint';
+    const twins = [...(this.#byVip.get(address) ?? [])].filter((other) => other !== name && this.#services.get(other)?.ports.some((each) => each.service_port === port));
+    if (twins.length > 0) return `${twins[0]} has the same address and port`;
+    const candidates = this.#candidates(name, service, address, port);
+    const chosen = this.#preferred(service.load_balancing, candidates);
+    if (typeof chosen === 'string') return chosen;
+    for (const { workload, address: own } of chosen) {
+      const reason = this.#obstacle(own, workload, facts);
+      if (reason !== undefined) return `endpoint ${own} (${workload.namespace}/${workload.name}): ${reason}`;
+    }
+    const verdict = facts.ports.judge(address, port, service.hostname);
+    if (verdict.reason !== undefined) return verdict.reason;
+    for (const assignment of verdict.assignments) {
+      if (!assignment) {
+        if (chosen.length === 0) return 'its endpoints have not been heard of yet';
+        continue;
+      }
+      for (const item of assignment.endpoints.flatMap(({ lb_endpoints }) => lb_endpoints)) {
+        if (chosen.length === 0) return 'a proxy knows endpoints of it that the list of workloads has not';
+        const known = endpointAddress(item.host_identifier);
+        const owner = known === undefined ? undefined : this.workloadOf(known);
+        if (!owner?.services[name]) return 'a proxy knows endpoints of it that the list of workloads has not';
+      }
+    }
+    return { kind: verdict.kind, endpoints: chosen.map(({ address: own, port: target, weight }) => ({ address: own, port: target, weight })) };
+  }
+
+  #obstacle(address: string, workload: Workload, facts: NodeFacts): string | undefined {
+    if (typeof this.#byAddress.get(address) !== 'string') return 'two workloads have this address';
+    if (workload.waypoint) return 'it has a waypoint';
+    if (workload.application_tunnel) return 'it takes connections in a tunnel';
+    return facts.obstacle(address);
+  }
+
+  /** All that could be drawn but for locality: of the address's family, with a port, weight and health. */
+  #candidates(name: string, service: Service, vip: string, port: number): Candidate[] {
+    const everyone = service.load_balancing?.health_policy === LoadBalancing_HealthPolicy.ALLOW_ALL;
+    const target = service.ports.find((each) => each.service_port === port)?.target_port ?? 0;
+    const found: Candidate[] = [];
+    for (const uid of this.#members.get(name) ?? []) {
+      const workload = this.#workloads.get(uid) as Workload;
+      const own = workload.services[name]?.ports.find((each) => each.service_port === port)?.target_port || target;
+      const weight = workload.capacity ?? 1;
+      if (own === 0 || weight === 0 || (!everyone && workload.status !== WorkloadStatus.HEALTHY)) continue;
+      const address = workload.addresses.map(addressText).find((each) => isIPv6(each) === isIPv6(vip));
+      if (address !== undefined) found.push({ address, port: own, weight, workload });
+    }
+    return found;
+  }
+
+  /** As ztunnel does: of those that share the most of the preferred scopes with this node, one after the other. */
+  #preferred(balancing: LoadBalancing | undefined, candidates: Candidate[]): Candidate[] | string {
+    const { mode = LoadBalancing_Mode.UNSPECIFIED_MODE, routing_preference: scopes = [] } = balancing ?? {};
+    if (mode === LoadBalancing_Mode.UNSPECIFIED_MODE || candidates.length === 0) return candidates;
+    if (mode !== LoadBalancing_Mode.FAILOVER && mode !== LoadBalancing_Mode.STRICT) return 'connections go to the address that they ask for';
+    const place = this.#place();
+    if (!place) return 'no workload tells where this node is';
+    const rank = ({ workload }: Candidate): number => {
+      const differs = scopes.findIndex((scope) => !sharesScope(scope, workload, place));
+      return differs < 0 ? scopes.length : differs;
+    };
+    const best = mode === LoadBalancing_Mode.STRICT ? scopes.length : Math.max(...candidates.map(rank));
+    return candidates.filter((candidate) => rank(candidate) === best);
+  }
+
+  #place(): Place | undefined {
+    for (const uid of this.#onNode) return this.#workloads.get(uid);
+    return undefined;
+  }
+
+  #putWorkload(uid: string, workload: Workload, affected: Set<string>): void {
+    const old = this.#workloads.get(uid);
+    if (old) this.#dropWorkload(uid, old, affected);
+    this.#workloads.set(uid, workload);
+    if (workload.node === this.nodeName && workload.node !== '') this.#onNode.add(uid);
+    for (const name of Object.keys(workload.services)) {
+      add(this.#members, name, uid);
+      affected.add(name);
+    }
+    for (const address of workload.addresses.map(addressText)) {
+      const owner = this.#byAddress.get(address);
+      this.#byAddress.set(address, owner === undefined ? uid : new Set([...(typeof owner === 'string' ? [owner] : owner), uid]));
+      this.#affectOwners(address, affected);
+    }
+  }
+
+  #dropWorkload(uid: string, workload: Workload, affected: Set<string>): void {
+    this.#workloads.delete(uid);
+    this.#onNode.delete(uid);
+    for (const name of Object.keys(workload.services)) {
+      affected.add(name);
+      drop(this.#members, name, uid);
+    }
+    for (const address of workload.addresses.map(addressText)) {
+      const owner = this.#byAddress.get(address);
+      if (typeof owner === 'string') this.#byAddress.delete(address);
+      else if (owner) {
+        owner.delete(uid);
+        const [only] = owner;
+        if (owner.size === 1) this.#byAddress.set(address, only as string);
+      }
+      this.#affectOwners(address, affected);
+    }
+  }
+
+  /** Whoever shares an address is concerned by its getting or losing another owner. */
+  #affectOwners(address: string, affected: Set<string>): void {
+    const owner = this.#byAddress.get(address);
+    for (const uid of owner === undefined ? [] : typeof owner === 'string' ? [owner] : owner) {
+      for (const name of Object.keys(this.#workloads.get(uid)?.services ?? {})) affected.add(name);
+    }
+  }
+
+  #putService(name: string, service: Service, affected: Set<string>): void {
+    const old = this.#services.get(name);
+    if (old) this.#dropService(name, old, affected);
+    this.#services.set(name, service);
+    for (const { address } of service.addresses) add(this.#byVip, addressText(address), name);
+    this.#affectTwins(service, affected);
+    affected.add(name);
+  }
+
+  #dropService(name: string, service: Service, affected: Set<string>): void {
+    this.#affectTwins(service, affected);
+    this.#services.delete(name);
+    for (const { address } of service.addresses) drop(this.#byVip, addressText(address), name);
+    affected.add(name);
+  }
+
+  #affectTwins({ addresses }: Service, affected: Set<string>): void {
+    for (const { address } of addresses) for (const name of this.#byVip.get(addressText(address)) ?? []) affected.add(name);
+  }
+}
+
+/** 4 or 16 bytes in network order. */
+export function addressText(bytes: Buffer): string {
+  return bytes.length === 4 ? bytes.join('.') : decodeAddress(bytes);
+}
+
+function endpointAddress(host: { $case: string; value: unknown } | undefined): string | undefined {
+  const address = host?.$case === 'endpoint' ? (host.value as { address?: { address?: { $case: string; value: { address?: string; endpoint_id?: string } } } }).address?.address : undefined;
+  if (address?.$case === 'socket_address') return address.value.address;
+  return address?.$case === 'envoy_internal_address' ? parseEndpointId(address.value.endpoint_id ?? '')?.address : undefined;
+}
+
+function sharesScope(scope: LoadBalancing_Scope, workload: Workload, place: Place): boolean {
+  const { REGION, ZONE, SUBZONE, NODE, CLUSTER, NETWORK } = LoadBalancing_Scope;
+  switch (scope) {
+    case REGION: return (workload.locality?.region ?? '') === (place.locality?.region ?? '');
+    case ZONE: return (workload.locality?.zone ?? '') === (place.locality?.zone ?? '');
+    case SUBZONE: return (workload.locality?.subzone ?? '') === (place.locality?.subzone ?? '');
+    case NODE: return workload.node === place.node;
+    case CLUSTER: return workload.cluster_id === place.cluster_id;
+    case NETWORK: return workload.network === place.network;
+    default: return false;
+  }
+}
+
+function samePlace(a: Place | undefined, b: Place | undefined): boolean {
+  if (a === b) return true;
+  if (!a || !b) return false;
+  return a.network === b.network && a.cluster_id === b.cluster_id && a.node === b.node && JSON.stringify(a.locality) === JSON.stringify(b.locality);
+}
+
+function add(index: Map<string, Set<string>>, key: string, value: string): void {
+  const found = index.get(key);
+  if (found) found.add(value);
+  else index.set(key, new Set([value]));
+}
+
+function drop(index: Map<string, Set<string>>, key: string, value: string): void {
+  const found = index.get(key);
+  found?.delete(value);
+  if (found?.size === 0) index.delete(key);
+}

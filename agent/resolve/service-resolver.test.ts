@@ -1,0 +1,126 @@
+import assert from 'node:assert/strict';
+import { afterEach, beforeEach, mock, test } from 'node:test';
+import { Address, Service, Workload } from '../../proto/generated/istio/workload/workload.js';
+import { logger } from '../../common/log.js';
+import type { XdsResource } from '../xds/resource-type.js';
+import type { KernelPod } from '../dataplane/kernel.js';
+import type { ServiceChange, ServicePort } from '../dataplane/kernel-services.js';
+import { ServiceResolver } from './service-resolver.js';
+
+const judge = { judge: () => ({ kind: 'tcp' as const, assignments: [] }) };
+const WDS = { shortName: 'WDS' };
+
+let addresses: Map<string, XdsResource<Address>>;
+/** Each call's changes, as `address:port endpoints`. */
+let applied: string[][];
+let left: ServicePort[];
+let fail: boolean;
+let pods: KernelPod[];
+let resolver: ServiceResolver;
+
+/** The kernel's table, since a refusing kernel can't be had otherwise. */
+const table = {
+  apply: (changes: Iterable<ServiceChange>): number => {
+    if (fail) throw new Error('no memory');
+    const list = [...changes];
+    if (list.length > 0) applied.push(list.map(({ address, port, entry }) => `${address}:${port} ${entry ? entry.endpoints.map((each) => each.address).join() : 'none'}`));
+    return 0;
+  },
+  retryRefused: () => 0,
+  ports: () => left,
+  live: () => undefined,
+  status: { services: 0, endpoints: 0, maxServices: 0, maxEndpoints: 0, refused: 0 },
+};
+
+function put(name: string, message: Address): void {
+  addresses.set(name, { message } as XdsResource<Address>);
+}
+
+function service(index: number): string {
+  const name = `ns/s${index}.example`;
+  put(name, Address.fromPartial({ type: { $case: 'service', value: Service.fromPartial({ namespace: 'ns', hostname: `s${index}.example`, addresses: [{ address: Buffer.from([10, 96, 0, index]) }], ports: [{ service_port: 80, target_port: 8080 }] }) } }));
+  return name;
+}
+
+function workload(uid: string, last: number, ...services: string[]): string {
+  put(uid, Address.fromPartial({ type: { $case: 'workload', value: Workload.fromPartial({ uid, name: uid, node: 'here', addresses: [Buffer.from([10, 0, 0, last])], services: Object.fromEntries(services.map((each) => [each, { ports: [{ service_port: 80, target_port: 8080 }] }])) }) } }));
+  return uid;
+}
+
+const pod = (last: number): KernelPod => ({ uid: `p${last}`, netnsCookie: BigInt(last), cgroupPath: '', addresses: [`10.0.0.${last}`], mode: 'node', capture: true, acceleration: 'l4' });
+const changed = (updated: string[], removed: string[] = [], complete = true): void => {
+  for (const name of removed) addresses.delete(name);
+  resolver.workloadsChanged(addresses, { type: WDS, updated, removed }, complete);
+};
+
+beforeEach(() => {
+  mock.timers.enable({ apis: ['setInterval'] });
+  [addresses, applied, left, fail, pods] = [new Map(), [], [], false, [pod(1), pod(2)]];
+  resolver = new ServiceResolver({ nodeName: 'here', table, pods: () => pods, logger: logger('test') });
+});
+afterEach(() => {
+  resolver.close();
+  mock.timers.reset();
+});
+
+test('nothing is decided before workloads and ports are known in full; then what a former agent left and nobody asks for goes', () => {
+  left = [{ address: '10.96.0.1', port: 80 }, { address: '10.96.0.99', port: 80 }];
+  changed([service(1), workload('a', 1, 'ns/s1.example')], [], false);
+  resolver.portsChanged(judge, new Set());
+  assert.deepEqual(applied, []);
+  changed([]);
+  assert.deepEqual(applied, [['10.96.0.1:80 10.0.0.1'], ['10.96.0.99:80 none']]);
+});
+
+test('a change of one endpoint writes its service alone', () => {
+  changed([service(1), service(2), workload('a', 1, 'ns/s1.example'), workload('b', 2, 'ns/s2.example')]);
+  resolver.portsChanged(judge, new Set());
+  applied.length = 0;
+  changed([workload('b', 2, 'ns/s1.example', 'ns/s2.example')]);
+  assert.deepEqual(applied, [['10.96.0.2:80 10.0.0.2', '10.96.0.1:80 10.0.0.1,10.0.0.2']]);
+  applied.length = 0;
+  changed([], ['b']);
+  assert.deepEqual(applied.flat().sort(), ['10.96.0.1:80 10.0.0.1', '10.96.0.2:80 ']);
+});
+
+test('pods that come, go, or get a say in who calls them concern their services alone', () => {
+  changed([service(1), service(2), workload('a', 1, 'ns/s1.example'), workload('b', 2, 'ns/s2.example')]);
+  resolver.portsChanged(judge, new Set());
+  applied.length = 0;
+  pods = [pod(1)];
+  resolver.podsChanged();
+  assert.deepEqual(applied, [['10.96.0.2:80 none']]);
+  applied.length = 0;
+  resolver.podsChanged();
+  assert.deepEqual(applied, []);
+  resolver.portsChanged(judge, new Set(['p1']));
+  assert.deepEqual(applied, [['10.96.0.1:80 none']]);
+});
+
+test('a service that goes, or whose address goes to another one, leaves no entry behind', () => {
+  changed([service(1), workload('a', 1, 'ns/s1.example')]);
+  resolver.portsChanged(judge, new Set());
+  applied.length = 0;
+  changed([], ['ns/s1.example']);
+  assert.deepEqual(applied, [['10.96.0.1:80 none']]);
+});
+
+test('what the kernel does not take is tried again', () => {
+  changed([service(1), workload('a', 1, 'ns/s1.example')]);
+  fail = true;
+  resolver.portsChanged(judge, new Set());
+  assert.equal(resolver.status.firstSyncMs, undefined);
+  fail = false;
+  mock.timers.tick(60_000);
+  assert.deepEqual(applied, [['10.96.0.1:80 10.0.0.1']]);
+  assert.notEqual(resolver.status.firstSyncMs, undefined);
+});
+
+test('policies that come on the same stream are no services that go', () => {
+  changed([service(1), workload('a', 1, 'ns/s1.example')]);
+  resolver.portsChanged(judge, new Set());
+  applied.length = 0;
+  resolver.workloadsChanged(addresses, { type: { shortName: 'AUTHZ' }, updated: ['ns/s1.example'], removed: ['a'] }, true);
+  assert.deepEqual(applied, []);
+  assert.deepEqual(resolver.status.known, { services: 1, workloads: 1 });
+});

@@ -1,0 +1,205 @@
+/**
+ * Keeps the connect hook's services what WDS, the control plane's listeners and the node's pods make of them. One endpoint's
+ * change is one service's: it is in the kernel within the turn of the event loop in which it arrived.
+ */
+import { errorMessage } from '../../common/errors.js';
+import type { Closable } from '../../common/lifecycle.js';
+import type { Logger } from '../../common/log.js';
+import type { Change } from '../xds/delta-stream.js';
+import type { XdsResource } from '../xds/resource-type.js';
+import type { Address, Service, Workload } from '../../proto/generated/istio/workload/workload.js';
+import type { KernelPod } from '../dataplane/kernel.js';
+import type { LiveService, ServiceChange, ServicePort, ServiceTableStatus } from '../dataplane/kernel-services.js';
+import type { PortJudge } from '../proxy/plain-ports.js';
+import { ServiceIndex, type Decision, type NodeFacts } from './service-index.js';
+
+/** What the kernel offers for it. */
+export interface ServiceSink {
+  apply(changes: Iterable<ServiceChange>): number;
+  retryRefused(): number;
+  ports(): ServicePort[];
+  live(port: ServicePort): LiveService | undefined;
+  readonly status: ServiceTableStatus;
+}
+
+export type WorkloadChange = Pick<Change, 'updated' | 'removed'> & { type: { shortName: string } };
+
+export interface ServiceResolverOptions {
+  nodeName: string;
+  table: ServiceSink;
+  /** The pods as the kernel has them. */
+  pods: () => readonly KernelPod[];
+  logger: Logger;
+}
+
+export interface ResolverStatus extends ServiceTableStatus {
+  /** Of WDS. */
+  known: { services: number; workloads: number };
+  /** How long it took to make the table what it should be when all was heard for the first time, in milliseconds. */
+  firstSyncMs?: number;
+}
+
+/** How often services that found no room are tried again, and said so. */
+const RETRY_MS = 60_000;
+
+export class ServiceResolver implements Closable {
+  readonly #options: ServiceResolverOptions;
+  readonly #index: ServiceIndex;
+  readonly #timer: NodeJS.Timeout;
+  #heard = false;
+  #ports: PortJudge | undefined;
+  #behind: ReadonlySet<string> = new Set();
+  /** Address → why the pod that has it is not to be led to. */
+  #pods = new Map<string, string | undefined>();
+  /** Service → the addresses and ports that it was given an entry for. */
+  readonly #given = new Map<string, readonly ServicePort[]>();
+  #synced = false;
+  #firstSyncMs: number | undefined;
+  #failed = false;
+  #lastWarnedMs = -Infinity;
+
+  constructor(options: ServiceResolverOptions) {
+    this.#options = options;
+    this.#index = new ServiceIndex(options.nodeName);
+    this.#timer = setInterval(() => this.#retry(), RETRY_MS);
+    this.#timer.unref();
+  }
+
+  get status(): ResolverStatus {
+    return { ...this.#options.table.status, known: this.#index.size, ...(this.#firstSyncMs === undefined ? {} : { firstSyncMs: this.#firstSyncMs }) };
+  }
+
+  /** @param complete whether the control plane has answered in full; before that nothing is decided */
+  workloadsChanged(addresses: ReadonlyMap<string, XdsResource<Address>>, change: WorkloadChange, complete: boolean): void {
+    let affected: Set<string> | 'all' = new Set<string>();
+    // Policies come on the same stream.
+    for (const name of change.type.shortName === 'WDS' ? [...change.removed, ...change.updated] : []) {
+      const found = this.#index.update(name, addresses.get(name)?.message);
+      if (found === 'all' || affected === 'all') affected = 'all';
+      else for (const each of found) affected.add(each);
+    }
+    const first = complete && !this.#heard;
+    this.#heard ||= complete;
+    if (first || affected === 'all') this.#decideAll();
+    else if (this.#synced) this.#decide(affected);
+  }
+
+  /** @param behind uids of pods that have a say in who calls them, or of which that is not known */
+  portsChanged(ports: PortJudge, behind: ReadonlySet<string>): void {
+    this.#ports = ports;
+    this.#behind = behind;
+    this.#pods = this.#standings();
+    this.#decideAll();
+  }
+
+  /** Decides again for the services of pods that came, went or stand otherwise. */
+  podsChanged(): void {
+    const [before, now] = [this.#pods, this.#standings()];
+    this.#pods = now;
+    const changed = [...new Set([...before.keys(), ...now.keys()])].filter((address) => before.has(address) !== now.has(address) || before.get(address) !== now.get(address));
+    if (this.#synced && changed.length > 0) this.#decide(this.#index.servicesAt(changed));
+  }
+
+  /** What was decided of a host and port, and why; and what is known of an address that is a pod's. */
+  decisions(host: string, port: number, namespace: string): { decisions: Decision[]; services: Service[]; workload: Workload | undefined } {
+    const services = this.#index.find(host, namespace);
+    const facts = this.#facts();
+    const decisions = services.flatMap((service) => (facts ? this.#index.decide(`${service.namespace}/${service.hostname}`, facts) : [])).filter((each) => each.port === port);
+    return { decisions, services, workload: this.#index.workloadOf(host) };
+  }
+
+  vips(service: Service): string[] {
+    return this.#index.vips(service);
+  }
+
+  live(port: ServicePort): LiveService | undefined {
+    return this.#options.table.live(port);
+  }
+
+  close(): void {
+    clearInterval(this.#timer);
+  }
+
+  #standings(): Map<string, string | undefined> {
+    return new Map(this.#options.pods().flatMap((pod) => pod.addresses.map((address) => [address, this.#obstacleOf(pod)] as const)));
+  }
+
+  #obstacleOf({ uid, mode, capture, redirected }: KernelPod): string | undefined {
+    if (mode !== 'node') return 'it keeps its own sidecar';
+    if (!capture && !redirected) return 'it is leaving the mesh';
+    return this.#behind.has(uid) ? 'its policy has a say in who calls it' : undefined;
+  }
+
+  #facts(): NodeFacts | undefined {
+    const ports = this.#ports;
+    if (!ports || !this.#heard) return undefined;
+    return { ports, obstacle: (address) => (this.#pods.has(address) ? this.#pods.get(address) : 'no enrolled pod of this node') };
+  }
+
+  #decideAll(): void {
+    if (!this.#facts()) return;
+    const startedMs = performance.now();
+    const gone = new Set(this.#given.keys());
+    for (const name of this.#index.serviceNames()) gone.delete(name);
+    const names = [...this.#index.serviceNames(), ...gone];
+    if (!this.#decide(names)) return;
+    if (!this.#synced) {
+      // What a former agent left and nobody gives an entry any more.
+      const given = new Set([...this.#given.values()].flat().map(({ address, port }) => `${address} ${port}`));
+      this.#apply(this.#options.table.ports().filter(({ address, port }) => !given.has(`${address} ${port}`)).map((port) => ({ ...port, entry: undefined })));
+      this.#synced = true;
+      this.#firstSyncMs = performance.now() - startedMs;
+      this.#options.logger.info({ ...this.status }, 'services are decided at connect()');
+    }
+  }
+
+  #decide(names: Iterable<string>): boolean {
+    const facts = this.#facts();
+    if (!facts) return false;
+    const changes: ServiceChange[] = [];
+    const given = new Map<string, readonly ServicePort[]>();
+    for (const name of names) {
+      const entries = this.#index.decide(name, facts).filter(({ entry }) => entry);
+      const before = this.#given.get(name) ?? [];
+      changes.push(...before.filter((old) => !entries.some(({ address, port }) => address === old.address && port === old.port)).map(({ address, port }) => ({ address, port, entry: undefined })));
+      changes.push(...entries.map(({ address, port, entry }) => ({ address, port, entry })));
+      given.set(name, entries.map(({ address, port }) => ({ address, port })));
+    }
+    // An address may go from one service to another: what is taken away must not come last.
+    changes.sort((a, b) => Number(a.entry !== undefined) - Number(b.entry !== undefined));
+    if (!this.#apply(changes)) return false;
+    for (const [name, ports] of given) {
+      if (ports.length > 0) this.#given.set(name, ports);
+      else this.#given.delete(name);
+    }
+    return true;
+  }
+
+  #apply(changes: readonly ServiceChange[]): boolean {
+    try {
+      const refused = this.#options.table.apply(changes);
+      if (refused > 0) this.#warnRefused();
+      this.#failed = false;
+      return true;
+    } catch (error) {
+      this.#options.logger.error({ reason: errorMessage(error) }, 'the kernel did not take changes of services; they are tried again');
+      this.#failed = true;
+      return false;
+    }
+  }
+
+  #retry(): void {
+    if (this.#failed) return this.#decideAll();
+    try {
+      if (this.#options.table.retryRefused() > 0) this.#warnRefused();
+    } catch (error) {
+      this.#options.logger.error({ reason: errorMessage(error) }, 'the kernel did not take services that had found no room');
+    }
+  }
+
+  #warnRefused(): void {
+    if (performance.now() - this.#lastWarnedMs < RETRY_MS) return;
+    this.#lastWarnedMs = performance.now();
+    this.#options.logger.warn({ ...this.#options.table.status }, 'the kernel has no room for all services; those without an entry go through Envoy');
+  }
+}

@@ -1,0 +1,50 @@
+/** `underpass explain`: which way a pod's connection would take, and why, from the live maps. */
+import { InvalidArgumentError, Option, type Command } from 'commander';
+import { askAgent, instancePaths, type Explanation } from '../agent/index.js';
+import { addInstanceOptions } from './agent-run.js';
+import { printTable } from './table.js';
+
+const WAYS: Record<Explanation['addresses'][number]['way'], string> = {
+  endpoint: 'to an endpoint, without a proxy',
+  pod: 'to the pod, without a proxy',
+  envoy: 'through the node\'s Envoy',
+  sidecar: 'through the pod\'s own sidecar',
+  refused: 'refused (ECONNREFUSED)',
+  untouched: 'untouched, as without a mesh',
+};
+
+interface Target {
+  host: string;
+  port: number;
+}
+
+export function configure(command: Command): void {
+  addInstanceOptions(command)
+    .argument('<pod>', 'POD of the namespace, or NAMESPACE/POD')
+    .argument('<host:port>', 'an address, or a service\'s name as the pod would write it; IPv6 as [ADDRESS]:PORT', readTarget)
+    .option('-n, --namespace <name>', 'the pod\'s namespace', 'default')
+    .addOption(new Option('-o, --output <format>', 'how to print').choices(['table', 'json']).default('table'))
+    .action(async (pod: string, { host, port }: Target, options: { runDir: string; instance: string; namespace: string; output: 'table' | 'json' }) => {
+      const query = new URLSearchParams({ pod: pod.includes('/') ? pod : `${options.namespace}/${pod}`, host, port: String(port) });
+      const text = await askAgent(instancePaths(options).adminSocket, `/v1/explain?${query.toString()}`);
+      if (options.output === 'json') process.stdout.write(text);
+      else render(JSON.parse(text) as Explanation);
+    });
+}
+
+export function readTarget(text: string): Target {
+  const match = /^(?:\[([0-9a-fA-F:.]+)\]|([^:\s]+)):(\d{1,5})$/.exec(text);
+  const port = Number(match?.[3]);
+  if (!match || port < 1 || port > 65_535) throw new InvalidArgumentError('expected HOST:PORT, or [IPV6]:PORT, with a port from 1 to 65535');
+  return { host: (match[1] ?? match[2]) as string, port };
+}
+
+function render({ pod, host, port, addresses }: Explanation): void {
+  for (const { address, way, reasons, endpoints } of addresses) {
+    process.stdout.write(`${pod} -> ${host === address ? '' : `${host} = `}${address.includes(':') ? `[${address}]` : address}:${port}\n  ${WAYS[way]}\n`);
+    for (const reason of reasons) process.stdout.write(`  because ${reason}\n`);
+    if (!endpoints) continue;
+    const rows = endpoints.map((each) => [`  ${each.address}`, String(each.port), `${(each.share * 100).toFixed(1)} %`, each.leftOut ? 'left out: it did not answer' : '']);
+    printTable(['  ENDPOINT', 'PORT', 'SHARE', 'NOTE'], rows);
+  }
+}

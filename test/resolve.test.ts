@@ -1,0 +1,271 @@
+// Services decided at connect(): a lab, an agent with its control plane, and programs that connect to Service VIPs.
+import assert from 'node:assert/strict';
+import { rmSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { after, before, test } from 'node:test';
+import type { Explanation } from '../agent/index.js';
+import { waitFor } from '../common/retry.js';
+import { NodeUnderTest, enrolled } from './agent-harness.js';
+
+const node = new NodeUnderTest(`up-resolve-${process.pid}`);
+
+/** Answers the first bytes of each connection with its pod's name, and closes. */
+const SERVER = "require('node:net').createServer((s) => { s.on('error', () => {}); s.once('data', () => s.end(require('node:os').hostname() + ' ' + process.env.POD)); }).listen(7000, '::')";
+const CLIENT = `
+const [, host, port, count] = process.argv;
+const once = () => new Promise((resolve) => {
+  const socket = require('node:net').connect({ host, port: +port, timeout: 3000 });
+  let text = '', peer = '', errno;
+  socket.on('connect', () => { peer = socket.remoteAddress + ':' + socket.remotePort; socket.write('hello'); });
+  socket.on('timeout', () => { errno = 'no answer'; socket.destroy(); });
+  socket.on('data', (chunk) => (text += chunk)); socket.on('error', (error) => (errno = error.code));
+  socket.on('close', () => resolve(errno ?? text.split(' ')[1] + ' ' + peer));
+});
+(async () => { const out = {}; for (let i = 0; i < +count; i++) { const key = await once(); out[key] = (out[key] ?? 0) + 1; } console.log(JSON.stringify(out)); })();`;
+
+const server = (name: string, labels: string, node_ = 'node-1'): string => `
+apiVersion: v1
+kind: Pod
+metadata: {name: ${name}, namespace: shop, labels: {${labels}}}
+spec:
+  nodeName: ${node_}
+  containers:
+    - name: server
+      image: curl
+      command: [${JSON.stringify(process.execPath)}, "-e", ${JSON.stringify(SERVER)}]
+      env: [{name: POD, value: ${name}}]
+      ports: [{name: tcp-db, containerPort: 7000}]
+      readinessProbe: {tcpSocket: {port: 7000}, periodSeconds: 1}
+`;
+
+const pod = (name: string, port: string): string => `
+apiVersion: v1
+kind: Pod
+metadata: {name: ${name}, namespace: shop, labels: {app: ${name}}}
+spec: {nodeName: node-1, containers: [{name: nginx, image: nginx, ports: [${port}]}]}
+`;
+
+const service = (name: string, selector: string, ports: string, more = ''): string => `
+apiVersion: v1
+kind: Service
+metadata: {name: ${name}, namespace: shop}
+spec: {selector: {${selector}}, ports: [${ports}]${more}}
+`;
+
+const WORLD = [
+  'apiVersion: v1\nkind: Namespace\nmetadata: {name: shop, labels: {underpass.io/mode: node}}\n',
+  'apiVersion: v1\nkind: Pod\nmetadata: {name: client, namespace: shop, labels: {app: client}}\nspec: {nodeName: node-1, containers: [{name: curl, image: curl}]}\n',
+  server('db-a', 'app: db, one: "true", wide: "true"'),
+  server('db-b', 'app: db'),
+  service('db', 'app: db', '{name: tcp, port: 5432, targetPort: tcp-db}'),
+  service('one', 'one: "true"', '{name: tcp, port: 6000, targetPort: 7000}'),
+  server('db-far', 'app: far, wide: "true"', 'node-2'),
+  service('wide', 'wide: "true"', '{name: tcp, port: 6100, targetPort: 7000}'),
+  service('near', 'wide: "true"', '{name: tcp, port: 6200, targetPort: 7000}', ', trafficDistribution: PreferSameNode'),
+  pod('web', '{name: http, containerPort: 80}'),
+  service('web', 'app: web', '{name: http, port: 80}'),
+  service('empty', 'app: nobody', '{name: tcp, port: 9000, targetPort: 9000}'),
+].join('---\n');
+
+const rule = (name: string, text: string): string => `apiVersion: networking.istio.io/v1\nkind: ${name}\n${text}`;
+
+before(async () => {
+  await node.up([], WORLD);
+  node.startAgent('--node', 'node-1');
+  await node.podsAre('shop', 'shop to be enrolled', enrolled('bpf'));
+});
+after(() => node.down());
+
+async function vip(name: string): Promise<string> {
+  const { stdout } = await node.lab.exec('shop/client', ['getent', 'hosts', `${name}.shop.svc.cluster.local`]);
+  return stdout.trim().split(/\s+/)[0] as string;
+}
+
+async function connects(host: string, port: number, count: number): Promise<Record<string, number>> {
+  const { stdout } = await node.lab.exec('shop/client', [process.execPath, '-e', CLIENT, host, String(port), String(count)]);
+  return JSON.parse(stdout) as Record<string, number>;
+}
+
+/** How many of 3 connections the hook decided. */
+async function resolved(host: string, port: number): Promise<number> {
+  const before_ = (await node.counters())['connections_resolved'] ?? 0;
+  await connects(host, port, 3);
+  return ((await node.counters())['connections_resolved'] ?? 0) - before_;
+}
+
+const until = (what: string, host: string, port: number, count: number) => waitFor(what, async () => (await resolved(host, port)) === count, { timeoutMs: 30_000, everyMs: 100 });
+
+test('connections to a TCP service reach all its pods without a proxy, and see the service as their peer', async () => {
+  await until('the service to be decided at connect()', 'db', 5432, 3);
+  const address = await vip('db');
+  const before_ = await node.counters();
+  const result = await connects('db', 5432, 300);
+  const after_ = await node.counters();
+  assert.deepEqual(Object.keys(result).sort(), [`db-a ${address}:5432`, `db-b ${address}:5432`]);
+  // Ten standard deviations of a fair draw among two.
+  assert.ok(Math.abs(result[`db-a ${address}:5432`]! - 150) < 87, JSON.stringify(result));
+  assert.equal(after_['connections_resolved']! - before_['connections_resolved']!, 300);
+  assert.equal(after_['connections_captured']! - before_['connections_captured']!, 0);
+});
+
+test('a service without endpoints refuses at once', async () => {
+  await waitFor('the refusal', async () => (await connects('empty', 9000, 1))['ECONNREFUSED'] === 1, { timeoutMs: 20_000 });
+  const before_ = (await node.counters())['connections_without_endpoint']!;
+  assert.deepEqual(await connects('empty', 9000, 2), { ECONNREFUSED: 2 });
+  assert.equal((await node.counters())['connections_without_endpoint']! - before_, 2);
+});
+
+test('a DestinationRule leads the service through Envoy for as long as it is there', async () => {
+  const file = join(node.sourceDir, 'rule.yaml');
+  writeFileSync(file, rule('DestinationRule', 'metadata: {name: db, namespace: shop}\nspec: {host: db, trafficPolicy: {connectionPool: {tcp: {maxConnections: 100}}}}\n'));
+  await until('Envoy to have the service', 'db', 5432, 0);
+  assert.equal(Object.values(await connects('db', 5432, 4)).reduce((sum, n) => sum + n, 0), 4);
+  rmSync(file);
+  await until('the kernel to have it again', 'db', 5432, 3);
+});
+
+test('a VirtualService leads the service through Envoy', async () => {
+  const file = join(node.sourceDir, 'route.yaml');
+  writeFileSync(file, rule('VirtualService', 'metadata: {name: db, namespace: shop}\nspec: {hosts: [db], tcp: [{match: [{port: 5432}], route: [{destination: {host: one, port: {number: 6000}}}]}]}\n'));
+  const address = await vip('db');
+  await waitFor('the route', async () => JSON.stringify(await connects('db', 5432, 10)) === JSON.stringify({ [`db-a ${address}:5432`]: 10 }), { timeoutMs: 20_000 });
+  assert.equal(await resolved('db', 5432), 0);
+  rmSync(file);
+  await until('the kernel to have it again', 'db', 5432, 3);
+});
+
+test('a pod whose policy has a say in who calls it is reached through Envoy, which holds to the policy', async () => {
+  const file = join(node.sourceDir, 'policy.yaml');
+  writeFileSync(file, 'apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: one, namespace: shop}\nspec: {selector: {matchLabels: {one: "true"}}, action: DENY, rules: [{from: [{source: {namespaces: [shop]}}]}]}\n');
+  const passes = async (): Promise<boolean> => Object.keys(await connects('one', 6000, 2)).some((key) => key.startsWith('db-a'));
+  await waitFor('the policy to be in force', async () => !(await passes()), { timeoutMs: 30_000 });
+  assert.equal(await resolved('one', 6000), 0);
+  assert.equal(await resolved('db', 5432), 0, 'one of its two endpoints has the policy');
+  rmSync(file);
+  await until('the kernel to have it again', 'one', 6000, 3);
+  assert.ok(await passes());
+});
+
+test('pods that ask their callers for mutual TLS are reached through Envoy', async () => {
+  const file = join(node.sourceDir, 'strict.yaml');
+  writeFileSync(file, 'apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: strict, namespace: shop}\nspec: {mtls: {mode: STRICT}}\n');
+  await until('Envoy to have the service', 'db', 5432, 0);
+  assert.equal(Object.keys(await connects('db', 5432, 2)).filter((key) => key.startsWith('db-')).length > 0, true);
+  rmSync(file);
+  await until('the kernel to have it again', 'db', 5432, 3);
+});
+
+test('a service with an endpoint on another node is Envoy\'s, one that prefers its own node is not', async () => {
+  await until('the near service to be decided at connect()', 'near', 6200, 3);
+  assert.deepEqual(Object.keys(await connects('near', 6200, 10)), [`db-a ${await vip('near')}:6200`]);
+  const before_ = await node.counters();
+  const result = await connects('wide', 6100, 20);
+  assert.equal((await node.counters())['connections_resolved'], before_['connections_resolved']);
+  const address = await vip('wide');
+  assert.deepEqual(Object.keys(result).sort(), [`db-a ${address}:6100`, `db-far ${address}:6100`]);
+});
+
+test('HTTP that asks for nothing is decided at connect() for pods whose label says so, and goes through Envoy when a route asks', async () => {
+  const get = async (): Promise<string> => (await node.lab.exec('shop/client', ['curl', '-s', '-o', '/dev/null', '-w', '%{http_code} %{remote_ip}', 'http://web/'])).stdout;
+  const decided = async (): Promise<[string, number]> => {
+    const before_ = (await node.counters())['connections_resolved']!;
+    return [await get(), (await node.counters())['connections_resolved']! - before_];
+  };
+  const address = await vip('web');
+  assert.deepEqual(await decided(), [`200 ${address}`, 0]);
+  await node.lab.label({ kind: 'Pod', namespace: 'shop', name: 'client', labels: { 'underpass.io/l7': 'auto' } });
+  await waitFor('HTTP to be decided at connect()', async () => (await decided())[1] === 1, { timeoutMs: 20_000 });
+  assert.deepEqual(await decided(), [`200 ${address}`, 1]);
+  const file = join(node.sourceDir, 'web.yaml');
+  writeFileSync(file, rule('VirtualService', 'metadata: {name: web, namespace: shop}\nspec: {hosts: [web], http: [{fault: {abort: {percentage: {value: 100}, httpStatus: 418}}, route: [{destination: {host: web}}]}]}\n'));
+  await waitFor('the route', async () => JSON.stringify(await decided()) === JSON.stringify([`418 ${address}`, 0]), { timeoutMs: 20_000 });
+  rmSync(file);
+  await waitFor('HTTP to be decided at connect() again', async () => (await decided())[1] === 1, { timeoutMs: 20_000 });
+  await node.lab.label({ kind: 'Pod', namespace: 'shop', name: 'client', labels: { 'underpass.io/l7': null } });
+});
+
+/** What became of one connection, by what the kernel counted. */
+async function wayTaken(host: string, port: number): Promise<string> {
+  const before_ = await node.counters();
+  const [result = ''] = Object.keys(await connects(host, port, 1));
+  const after_ = await node.counters();
+  const grew = (name: string): boolean => (after_[name] ?? 0) > (before_[name] ?? 0);
+  if (grew('connections_without_endpoint')) return 'refused';
+  if (grew('connections_resolved')) return 'endpoint';
+  if (grew('connections_captured')) return 'envoy';
+  return result.startsWith('db-') ? 'straight' : `untouched: ${result}`;
+}
+
+async function explained(host: string, port: number): Promise<Explanation['addresses'][number]> {
+  const { stdout } = await node.cli(['explain', 'client', `${host.includes(':') ? `[${host}]` : host}:${port}`, '-n', 'shop', '-o', 'json', '--instance', node.instance]);
+  const { addresses } = JSON.parse(stdout) as Explanation;
+  return addresses.find(({ address }) => !address.includes(':')) ?? addresses[0]!;
+}
+
+test('explain says which way a connection takes, and it takes that way', async () => {
+  const [own] = (await node.pod('shop', 'client')).ips;
+  const [other] = (await node.pod('shop', 'db-a')).ips;
+  const cases: [host: string, port: number, way: string, taken: string, why: RegExp][] = [
+    ['db', 5432, 'endpoint', 'endpoint', /shop\/db\.shop.*TCP for which a proxy has nothing to do/],
+    [await vip('db'), 5432, 'endpoint', 'endpoint', /all its endpoints are pods of this node/],
+    ['empty', 9000, 'refused', 'refused', /no endpoint/],
+    ['web', 80, 'envoy', 'envoy', /underpass\.io\/l7 is not auto/],
+    ['wide', 6100, 'envoy', 'envoy', /db-far\): no enrolled pod of this node/],
+    ['db', 5433, 'envoy', 'envoy', /no port 5433/],
+    [other!, 7000, 'pod', 'straight', /own address/],
+    [other!, 80, 'envoy', 'envoy', /a listener of the control plane asks for port 80/],
+    [own!, 7000, 'untouched', 'untouched: ECONNREFUSED', /talks to itself/],
+    ['198.51.100.1', 443, 'envoy', 'envoy', /no service has this address/],
+  ];
+  for (const [host, port, way, taken, why] of cases) {
+    const said = await explained(host, port);
+    assert.equal(said.way, way, `${host}:${port}: ${JSON.stringify(said)}`);
+    assert.match(said.reasons.join(), why, `${host}:${port}`);
+    assert.equal(await wayTaken(host, port), taken, `${host}:${port}`);
+  }
+  const { endpoints = [] } = await explained('db', 5432);
+  assert.deepEqual(endpoints.map(({ port, share, leftOut }) => [port, share, leftOut]), [[7000, 0.5, false], [7000, 0.5, false]]);
+});
+
+test('explain names the rule that leads a service through Envoy, and what it can\'t explain', async () => {
+  const file = join(node.sourceDir, 'rule.yaml');
+  writeFileSync(file, rule('DestinationRule', 'metadata: {name: db, namespace: shop}\nspec: {host: db, trafficPolicy: {connectionPool: {tcp: {maxConnections: 100}}}}\n'));
+  await until('Envoy to have the service', 'db', 5432, 0);
+  const { stdout } = await node.cli(['explain', 'shop/client', 'db:5432', '--instance', node.instance]);
+  assert.match(stdout, /through the node's Envoy\n {2}because shop\/db\.shop\.svc\.cluster\.local: .*destination-rule\/db has settings for it/);
+  assert.equal(await wayTaken('db', 5432), 'envoy');
+  rmSync(file);
+  await until('the kernel to have it again', 'db', 5432, 3);
+  for (const [args, why] of [[['shop/client', 'nobody.example:80'], /host name that WDS has a service for/], [['shop/nobody', 'db:5432'], /not on this node/], [['shop/client', 'db'], /HOST:PORT/]] as const) {
+    const { stderr, code } = await node.cli(['explain', ...args, '--instance', node.instance], [1, 2]);
+    assert.notEqual(code, 0);
+    assert.match(stderr, why);
+  }
+});
+
+test('a pod that leaves the mesh takes its services with it, and they come back with it', async () => {
+  const label = (mode: string | null) => node.lab.label({ kind: 'Pod', namespace: 'shop', name: 'db-b', labels: { 'underpass.io/mode': mode } });
+  await label('off');
+  await until('Envoy to have the service', 'db', 5432, 0);
+  assert.equal(await resolved('one', 6000), 3);
+  await label(null);
+  await until('the kernel to have it again', 'db', 5432, 3);
+});
+
+test('a restarted agent finds what was decided as it was, with no connection lost meanwhile', async () => {
+  let done = false;
+  const seen: Record<string, number> = {};
+  const load = (async () => {
+    while (!done) for (const [key, n] of Object.entries(await connects('db', 5432, 50))) seen[key] = (seen[key] ?? 0) + n;
+  })();
+  await node.endAgent('SIGKILL');
+  const address = await vip('db');
+  assert.deepEqual(Object.keys(await connects('db', 5432, 20)).sort(), [`db-a ${address}:5432`, `db-b ${address}:5432`]);
+  node.startAgent('--node', 'node-1');
+  await node.podsAre('shop', 'shop to be enrolled', enrolled('bpf'));
+  await waitFor('the services', async () => (await node.status()).services?.firstSyncMs !== undefined, { timeoutMs: 20_000 });
+  done = true;
+  await load;
+  assert.equal(await resolved('db', 5432), 3);
+  assert.deepEqual(Object.keys(seen).sort(), [`db-a ${address}:5432`, `db-b ${address}:5432`]);
+});
