@@ -2,7 +2,7 @@
  * The secure side of the control plane: its CA, who callers are, and what the TLS port serves besides ADS: certificates,
  * and the mesh's roots to whoever follows them (secret `ROOTCA`, no other).
  */
-import { status as GrpcStatus, type Server } from '@grpc/grpc-js';
+import { status as GrpcStatus } from '@grpc/grpc-js';
 import { readFile } from 'node:fs/promises';
 import { CertificateAuthority, DEFAULT_LEAF_TTL_MS, DEFAULT_MAX_LEAF_TTL_MS } from '../../common/identity/ca.js';
 import { FileRootStore } from '../../common/identity/root-store.js';
@@ -17,6 +17,7 @@ import { SecretDiscoveryServiceService } from '../../proto/generated/envoy/servi
 import { IstioCertificateServiceService } from '../../proto/generated/istio/v1/auth/ca.js';
 import type { ChangeSet } from '../model/changes.js';
 import type { Model } from '../model/model.js';
+import type { ServiceRegistry } from '../push/server-group.js';
 import type { GuardedCall, StreamGuard } from '../push/stream-guard.js';
 import { Authenticators, CertificateAuthenticator, JwtAuthenticator, parseJwks, type AuthenticatedCall, type Authenticator } from './authenticate.js';
 import { CACERTS, cacertsOf, CacertsWatcher, readCacerts } from './cacerts.js';
@@ -89,7 +90,7 @@ export class Security implements Closable {
   }
 
   /** Adds what the secure port serves besides ADS; its streams are held to the same limits. */
-  addServices(server: Server, guard: StreamGuard, health: HealthServer): void {
+  addServices(server: ServiceRegistry, guard: StreamGuard, health: HealthServer): void {
     const { ca, authenticators, logger, options, model } = this;
     const nodeProxies = new NodeProxies(new ModelNodes(model), options.nodeAccounts);
     const certificates = new CertificateService({ ca, authenticators, nodeProxies, logger });

@@ -2,7 +2,7 @@
  * Envoy's health discovery service: the Envoy of a node checks the endpoints on its node for services that ask for it, and
  * what it finds goes into everybody's endpoints. An Envoy that goes away leaves its last word in force for a while.
  */
-import { status as GrpcStatus, type Server, type ServerDuplexStream } from '@grpc/grpc-js';
+import { status as GrpcStatus, type ServerDuplexStream } from '@grpc/grpc-js';
 import type { Counter } from 'prom-client';
 import { errorMessage } from '../../common/errors.js';
 import type { Pod } from '../../common/kube/types.js';
@@ -19,6 +19,7 @@ import { clusterName, parseClusterName } from '../generate/names.js';
 import type { ChangeSet } from '../model/changes.js';
 import type { Model } from '../model/model.js';
 import type { MeshService } from '../model/types.js';
+import type { ServiceRegistry } from '../push/server-group.js';
 import { HEALTH_CHECK_ANNOTATION, readHealthCheck, type HealthCheckSpec } from './check.js';
 
 type Call = ServerDuplexStream<HealthCheckRequestOrEndpointHealthResponse, HealthCheckSpecifier>;
@@ -77,7 +78,7 @@ export class HealthServer {
     this.#options = { verdictTtlMs: VERDICT_TTL_MS, ...options };
   }
 
-  addTo(server: Server, enter: Enter): void {
+  addTo(server: ServiceRegistry, enter: Enter): void {
     server.addService(HealthDiscoveryServiceService, {
       streamHealthCheck: (call: Call) => void enter(call).then((caller) => caller && this.#accept(call, caller.node)),
       // As istiod: only streams are served.

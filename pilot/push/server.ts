@@ -2,7 +2,7 @@
 import { chmod, mkdir, rm, stat } from 'node:fs/promises';
 import { createConnection } from 'node:net';
 import { dirname } from 'node:path';
-import { Server, ServerCredentials } from '@grpc/grpc-js';
+import { status as GrpcStatus, ServerCredentials } from '@grpc/grpc-js';
 import { UnderpassError, errorCode, errorMessage } from '../../common/errors.js';
 import type { Logger } from '../../common/log.js';
 import { VERSION } from '../../common/version.js';
@@ -10,7 +10,6 @@ import { AggregatedDiscoveryServiceService } from '../../proto/generated/envoy/s
 import type { Generators, Names } from '../generate/generator.js';
 import type { ChangeSet } from '../model/changes.js';
 import type { Proxy } from '../model/proxy.js';
-import { status as GrpcStatus } from '@grpc/grpc-js';
 import type { AuthenticatedCall } from '../ca/authenticate.js';
 import type { PeerIdentity } from '../ca/peer-identity.js';
 import type { ClientListener, ConnectionContext, ConnectionStatus } from './connection.js';
@@ -21,6 +20,7 @@ import { ConnectThrottle } from './connect-throttle.js';
 import type { EncodedResponse } from './encode.js';
 import type { PushMetrics } from './metrics.js';
 import { PushQueue, type PushTarget } from './queue.js';
+import { ServerGroup, type ServiceRegistry } from './server-group.js';
 import { MapStore } from './shared-map.js';
 import { SotwConnection } from './sotw.js';
 import { DEFAULT_LIMITS, StreamGuard, type Caller, type StreamLimits } from './stream-guard.js';
@@ -36,10 +36,12 @@ const SEND_BUDGET_BYTES = 64 << 20;
 /** Clients that may be at their first request at once: more would wait for each other, with what they said in memory. */
 const MAX_CONNECTING = 16;
 
-const SERVER_OPTIONS = {
+/** A client that is gone without a word is noticed by this and the time-out together. */
+const KEEPALIVE_TIME_MS = 30_000;
+
+const CHANNEL_OPTIONS = {
   'grpc.max_receive_message_length': MAX_REQUEST_BYTES,
   'grpc.max_send_message_length': MAX_RESPONSE_BYTES,
-  'grpc.keepalive_time_ms': 30_000,
   'grpc.keepalive_timeout_ms': 10_000,
   'grpc.max_concurrent_streams': 10_000,
 };
@@ -51,7 +53,7 @@ export interface SecurePort {
   credentials: ServerCredentials;
   identify: Identify;
   /** What the port serves besides ADS. */
-  addServices?: (server: Server, guard: StreamGuard) => void;
+  addServices?: (server: ServiceRegistry, guard: StreamGuard) => void;
 }
 
 type AnyConnection = DeltaConnection | SotwConnection;
@@ -64,9 +66,9 @@ const service = {
 };
 
 export class AdsServer {
-  readonly #server = new Server(SERVER_OPTIONS);
-  readonly #secureServers: Server[] = [];
-  readonly #serveOn: (server: Server, identify?: Identify) => void;
+  readonly #server: ServerGroup;
+  readonly #secureServers: ServerGroup[] = [];
+  readonly #serveOn: (server: ServiceRegistry, identify?: Identify) => void;
   readonly #connections = new Set<AnyConnection>();
   readonly #queue: PushQueue;
   readonly #addresses: string[] = [];
@@ -114,16 +116,21 @@ export class AdsServer {
           }),
       });
     };
+    this.#server = this.#newServer();
     this.#serveOn(this.#server);
+  }
+
+  #newServer(): ServerGroup {
+    return new ServerGroup({ logger: this.logger, keepaliveTimeMs: KEEPALIVE_TIME_MS, stopGraceMs: STOP_GRACE_MS, channel: CHANNEL_OPTIONS });
   }
 
   /** Opens a TLS port of its own, whose callers have to prove who they are. @returns the address with its port filled in */
   async listenSecure(address: string, { credentials, identify, addServices }: SecurePort): Promise<string> {
-    const server = new Server(SERVER_OPTIONS);
+    const server = this.#newServer();
     this.#serveOn(server, identify);
     addServices?.(server, this.#guard);
     this.#secureServers.push(server);
-    const port = await bind(server, address, address, credentials);
+    const port = await bind(server, address, credentials);
     return `${address.slice(0, address.lastIndexOf(':'))}:${port}`;
   }
 
@@ -136,7 +143,7 @@ export class AdsServer {
   async listen(address: string): Promise<void> {
     const path = address.startsWith('unix:') ? address.slice('unix:'.length) : undefined;
     if (path) await clearSocket(path);
-    const port = await bind(this.#server, path ? `unix:${path}` : address, address, ServerCredentials.createInsecure());
+    const port = await bind(this.#server, address, ServerCredentials.createInsecure());
     if (path) {
       // Who may open it is trusted with the Secrets of the namespace that it names.
       await chmod(path, 0o600);
@@ -148,7 +155,7 @@ export class AdsServer {
   }
 
   /** Serves something else on the same addresses. Before the first listen(). */
-  register(add: (server: Server, guard: StreamGuard) => void): void {
+  register(add: (server: ServiceRegistry, guard: StreamGuard) => void): void {
     add(this.#server, this.#guard);
   }
 
@@ -184,29 +191,17 @@ export class AdsServer {
 
   async close(): Promise<void> {
     for (const connection of this.#connections) connection.call.end();
-    const shutDown = (server: Server): Promise<void> =>
-      new Promise<void>((resolve) => {
-        const force = setTimeout(() => {
-          server.forceShutdown();
-          resolve();
-        }, STOP_GRACE_MS);
-        server.tryShutdown(() => {
-          clearTimeout(force);
-          resolve();
-        });
-      });
-    await Promise.all([this.#server, ...this.#secureServers].map(shutDown));
+    await Promise.all([this.#server, ...this.#secureServers].map((server) => server.close()));
     for (const path of this.#sockets) await rm(path, { force: true });
   }
 }
 
-function bind(server: Server, target: string, address: string, credentials: ServerCredentials): Promise<number> {
-  return new Promise<number>((resolve, reject) => {
-    server.bindAsync(target, credentials, (error, bound) => {
-      if (error) reject(new UnderpassError('UNDERPASS_PILOT_LISTEN', `listening on ${address}: ${error.message}`, { cause: error, hint: 'is another pilot running there? choose another address' }));
-      else resolve(bound);
-    });
-  });
+async function bind(server: ServerGroup, address: string, credentials: ServerCredentials): Promise<number | undefined> {
+  try {
+    return await server.listen(address, credentials);
+  } catch (error) {
+    throw new UnderpassError('UNDERPASS_PILOT_LISTEN', `listening on ${address}: ${errorMessage(error)}`, { cause: error, hint: 'is another pilot running there? choose another address' });
+  }
 }
 
 /** The other end of a plaintext stream. A Unix socket's peer has no address. */
