@@ -5,6 +5,7 @@
 import { mkdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { UnderpassError, errorMessage } from '../common/errors.js';
+import type { PodMetadataPatch } from '../common/lab-api.js';
 import { ClosableStore } from '../common/lifecycle.js';
 import { logger as defaultLogger, type Logger } from '../common/log.js';
 import { defaultBpffsDir, defaultRunDir } from '../common/paths.js';
@@ -190,8 +191,8 @@ export class Agent {
       ...(this.#options.trustDomain === undefined ? {} : { trustDomain: this.#options.trustDomain }),
     }));
     const { workloads } = this.#options;
-    const setLabels = workloads.setPodLabels && ((pod: PodRecord, labels: Record<string, string | null>) => workloads.setPodLabels!(pod, labels));
-    this.#dataplane = new Dataplane({ kernel, namespaces, proxy, defaults: this.#defaults, logger: this.#component('agent.dataplane'), setBehindProxy: (uid, isBehind) => this.#policies?.setBehindProxy(uid, isBehind), ...(setLabels ? { setLabels } : {}) });
+    const setMetadata = workloads.setPodMetadata && ((pod: PodRecord, patch: PodMetadataPatch) => workloads.setPodMetadata!(pod, patch));
+    this.#dataplane = new Dataplane({ kernel, namespaces, proxy, defaults: this.#defaults, logger: this.#component('agent.dataplane'), setBehindProxy: (uid, isBehind) => this.#policies?.setBehindProxy(uid, isBehind), ...(setMetadata ? { setMetadata } : {}) });
     this.#running = this.#run(this.#dataplane, proxy);
   }
 

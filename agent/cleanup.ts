@@ -19,7 +19,7 @@ export interface CleanupOptions {
   bpffsDir?: string;
   instance?: string;
   /** Callers of these pods are told that mutual TLS is over, and have heard of it; nobody is told by default. */
-  withdrawMutualTls?: (uids: ReadonlySet<string>) => Promise<void>;
+  withdrawAnnouncements?: (uids: ReadonlySet<string>) => Promise<void>;
   logger: Logger;
 }
 
@@ -40,8 +40,8 @@ export async function cleanup(options: CleanupOptions, parts: CleanupParts): Pro
     }
   };
   try {
-    const { withdrawMutualTls } = options;
-    if (withdrawMutualTls && existsSync(paths.netnsFolder)) await step('labels of pods', () => withdrawMutualTls(new Set(new PinnedNamespaces(paths.netnsFolder).pinned())));
+    const { withdrawAnnouncements } = options;
+    if (withdrawAnnouncements && existsSync(paths.netnsFolder)) await step('labels and annotations of pods', () => withdrawAnnouncements(new Set(new PinnedNamespaces(paths.netnsFolder).pinned())));
     await step('BPF links and maps', () => parts.cleanKernel({ bpffsDir: paths.bpffsDir, instance: paths.instance }));
     if (existsSync(paths.netnsFolder)) {
       const namespaces = new PinnedNamespaces(paths.netnsFolder);

@@ -6,7 +6,7 @@ export type { Explanation } from './resolve/explain.js';
 export type { PodStatus } from './dataplane/dataplane.js';
 export { cleanup, type CleanupParts } from './cleanup.js';
 export type { NodeCa, NodeCaFactory } from './identity/certificates.js';
-export { CALLERS_HEAR_MS, saysMutualTls } from './dataplane/mutual-tls.js';
+export { CALLERS_HEAR_MS, silence } from './dataplane/announcement.js';
 export { LabSource } from './workloads/lab-source.js';
 export type { WorkloadSource } from './workloads/source.js';
 export type { AgentParts, SelfTestVerdict } from './parts.js';

@@ -4,10 +4,10 @@ import { hostname } from 'node:os';
 import { join } from 'node:path';
 import { Option, type Command } from 'commander';
 import { wholeNumber } from '../common/arguments.js';
-import { Agent, CALLERS_HEAR_MS, DEFAULT_INSTANCE, LabSource, cleanup, instancePaths, realCleanupParts, realParts, saysMutualTls, type NodeCaFactory } from '../agent/index.js';
+import { Agent, CALLERS_HEAR_MS, DEFAULT_INSTANCE, LabSource, cleanup, instancePaths, realCleanupParts, realParts, silence, type NodeCaFactory } from '../agent/index.js';
 import { UnderpassError, errorMessage } from '../common/errors.js';
 import type { CertificateAuthority } from '../common/identity/ca.js';
-import { TLS_MODE_LABEL } from '../common/identity/tls-mode.js';
+import { TLS_MODE_LABEL } from '../common/identity/announcements.js';
 import { LabClient, labSocket, type LabInfo } from '../common/lab-api.js';
 import { logger } from '../common/log.js';
 import { defaultBpffsDir, defaultRunDir } from '../common/paths.js';
@@ -83,19 +83,22 @@ export function nodeName(options: AgentCliOptions, lab: Lab): string {
 
 export async function cleanInstance(options: AgentCliOptions): Promise<void> {
   const labSocket = servedLab(instancePaths(options).folder);
-  const withdrawMutualTls = labSocket === undefined ? {} : { withdrawMutualTls: (uids: ReadonlySet<string>) => withdrawLabels(labSocket, uids) };
-  await cleanup({ runDir: options.runDir, bpffsDir: options.bpffs, instance: options.instance, ...withdrawMutualTls, logger: logger('agent.cleanup') }, realCleanupParts);
+  const withdrawAnnouncements = labSocket === undefined ? {} : { withdrawAnnouncements: (uids: ReadonlySet<string>) => silencePods(labSocket, uids) };
+  await cleanup({ runDir: options.runDir, bpffsDir: options.bpffs, instance: options.instance, ...withdrawAnnouncements, logger: logger('agent.cleanup') }, realCleanupParts);
 }
 
 /**
- * Of pods that will not take mutual TLS any more; those of a lab that is gone went with it. One that can't be told of leaves
- * the others their time.
+ * Of pods that will take neither mutual TLS nor HBONE any more; those of a lab that is gone went with it. One that can't be
+ * told of leaves the others their time.
  */
-export async function withdrawLabels(labSocket: string, uids: ReadonlySet<string>): Promise<void> {
+export async function silencePods(labSocket: string, uids: ReadonlySet<string>): Promise<void> {
   const lab = new LabClient(labSocket);
-  const pods = (await lab.pods(undefined, AbortSignal.timeout(LAB_TIMEOUT_MS)).catch(() => [])).filter((pod) => uids.has(pod.uid) && saysMutualTls(pod));
-  if (pods.length === 0) return;
-  const outcomes = await Promise.allSettled(pods.map(({ namespace, name }) => lab.label({ kind: 'Pod', namespace, name, labels: { [TLS_MODE_LABEL]: null } }, AbortSignal.timeout(LAB_TIMEOUT_MS))));
+  const patches = (await lab.pods(undefined, AbortSignal.timeout(LAB_TIMEOUT_MS)).catch(() => [])).flatMap((pod) => {
+    const patch = uids.has(pod.uid) ? silence(pod) : undefined;
+    return patch ? [{ kind: 'Pod' as const, namespace: pod.namespace, name: pod.name, ...patch }] : [];
+  });
+  if (patches.length === 0) return;
+  const outcomes = await Promise.allSettled(patches.map((patch) => lab.label(patch, AbortSignal.timeout(LAB_TIMEOUT_MS))));
   await sleep(CALLERS_HEAR_MS);
   const problems = outcomes.flatMap((outcome) => (outcome.status === 'rejected' ? errorMessage(outcome.reason) : []));
   if (problems.length > 0) throw new Error([...new Set(problems)].join('; '));

@@ -77,12 +77,17 @@ export interface ExecPlan {
   cwd?: string;
 }
 
-export interface LabelPatch {
+/** A null value removes the label or annotation. */
+export interface PodMetadataPatch {
+  labels?: Record<string, string | null>;
+  annotations?: Record<string, string | null>;
+}
+
+/** Annotations are a pod's alone. */
+export interface LabelPatch extends PodMetadataPatch {
   kind: 'Namespace' | 'Pod';
   namespace?: string;
   name: string;
-  /** A null value removes the label. */
-  labels: Record<string, string | null>;
 }
 
 export const DEFAULT_LAB_NAME = 'default';

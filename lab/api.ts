@@ -153,13 +153,20 @@ function checkedPatch(value: unknown): LabelPatch {
   if (typeof patch !== 'object' || patch === null) return wrong('expected an object');
   if (patch.kind !== 'Namespace' && patch.kind !== 'Pod') wrong(`kind ${JSON.stringify(patch.kind)}: expected Namespace or Pod`);
   if (typeof patch.name !== 'string' || patch.name === '') wrong('name: expected a string');
-  if (typeof patch.labels !== 'object' || patch.labels === null) wrong('labels: expected an object');
-  for (const [key, text] of Object.entries(patch.labels)) {
-    const [name, prefix, more] = key.split('/').reverse();
-    if (more !== undefined || !LABEL_NAME.test(name ?? '') || (prefix !== undefined && !LABEL_PREFIX.test(prefix)))
-      wrong(`${JSON.stringify(key)} is no label key: expected name or prefix/name`);
-    if (text !== null && (typeof text !== 'string' || (text !== '' && !LABEL_NAME.test(text))))
-      wrong(`${key}: ${JSON.stringify(text)} is no label value: expected at most 63 of A-Z, a-z, 0-9, -, _ and .`);
+  if (patch.labels === undefined && patch.annotations === undefined) wrong('labels: expected an object');
+  if (patch.kind === 'Namespace' && patch.annotations !== undefined) wrong('annotations: only those of a pod can be set');
+  for (const field of ['labels', 'annotations'] as const) {
+    const values = patch[field];
+    if (values === undefined) continue;
+    if (typeof values !== 'object' || values === null) wrong(`${field}: expected an object`);
+    for (const [key, text] of Object.entries(values)) {
+      const [name, prefix, more] = key.split('/').reverse();
+      if (more !== undefined || !LABEL_NAME.test(name ?? '') || (prefix !== undefined && !LABEL_PREFIX.test(prefix)))
+        wrong(`${JSON.stringify(key)} is no ${field.slice(0, -1)} key: expected name or prefix/name`);
+      if (text !== null && typeof text !== 'string') wrong(`${key}: ${JSON.stringify(text)}: expected a string, or null`);
+      if (field === 'labels' && text && !LABEL_NAME.test(text))
+        wrong(`${key}: ${JSON.stringify(text)} is no label value: expected at most 63 of A-Z, a-z, 0-9, -, _ and .`);
+    }
   }
   return patch;
 }

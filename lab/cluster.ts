@@ -149,7 +149,7 @@ export class Cluster {
     return this.namespaces.get(name)?.labels ?? {};
   }
 
-  patchNamespace({ name, labels }: LabelPatch): void {
+  patchNamespace({ name, labels = {} }: LabelPatch): void {
     const namespace = this.namespaces.get(name);
     if (!namespace) {
       throw new UnderpassError('UNDERPASS_LAB_NOT_FOUND', `labelling namespace ${name}: the lab has no such namespace`, {
@@ -229,8 +229,8 @@ export function isEndpoint(pod: Pod, service: ServiceState): boolean {
   return pod.ready || (service.object.spec.publishNotReadyAddresses === true && !pod.terminating);
 }
 
-/** A null value removes a label. */
-export function patchLabels(labels: Record<string, string>, patch: LabelPatch['labels']): void {
+/** Of labels or annotations; a null value removes one. */
+export function patchLabels(labels: Record<string, string>, patch: Readonly<Record<string, string | null>>): void {
   for (const [key, value] of Object.entries(patch)) {
     if (value === null) delete labels[key];
     else labels[key] = value;

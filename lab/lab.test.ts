@@ -255,6 +255,11 @@ test('LabClient: a label patch of a namespace and of a pod comes to watchers and
     await client.label({ kind: 'Pod', namespace: 'shop', name: 'client', labels: { extra: 'yes' } });
     assert.equal((await next()).find(({ name }) => name === 'client')?.labels['extra'], 'yes');
     assert.match(readFileSync(join(lab.objectsDir, 'namespaces.yaml'), 'utf8'), /underpass\.io\/mode: node/);
+    await client.label({ kind: 'Pod', namespace: 'shop', name: 'client', annotations: { 'example.com/note': 'any text: at all' } });
+    assert.equal((await next()).find(({ name }) => name === 'client')?.annotations['example.com/note'], 'any text: at all');
+    assert.match(readFileSync(join(lab.objectsDir, 'pods.yaml'), 'utf8'), /any text: at all/);
+    await client.label({ kind: 'Pod', namespace: 'shop', name: 'client', annotations: { 'example.com/note': null } });
+    assert.equal((await next()).find(({ name }) => name === 'client')?.annotations['example.com/note'], undefined);
     await client.label({ kind: 'Namespace', name: 'shop', labels: { 'underpass.io/mode': null, team: 'web' } });
     await client.label({ kind: 'Pod', namespace: 'shop', name: 'client', labels: { extra: null } });
   } finally {
@@ -264,6 +269,8 @@ test('LabClient: a label patch of a namespace and of a pod comes to watchers and
   assert.equal('extra' in lab.pod('shop', 'client').labels, false);
   await assert.rejects(client.label({ kind: 'Namespace', name: 'no-such', labels: { a: 'b' } }), /has no such namespace/);
   await assert.rejects(client.label({ kind: 'Namespace', name: 'shop', labels: { 'a b': 'c' } }), /is no label key/);
+  await assert.rejects(client.label({ kind: 'Namespace', name: 'shop', annotations: { a: 'b' } }), /only those of a pod/);
+  await assert.rejects(client.label({ kind: 'Pod', namespace: 'shop', name: 'client', annotations: { 'a b': 'c' } }), /is no annotation key/);
 });
 
 test('Lab.exec: exit codes, input, and a program that is not there', async () => {

@@ -453,7 +453,11 @@ export class Lab implements LabBackend {
 
   async label(patch: LabelPatch): Promise<void> {
     if (patch.kind === 'Namespace') this.cluster.patchNamespace(patch);
-    else patchLabels(this.#find(patch.namespace ?? 'default', patch.name).labels, patch.labels);
+    else {
+      const pod = this.#find(patch.namespace ?? 'default', patch.name);
+      patchLabels(pod.labels, patch.labels ?? {});
+      patchLabels(pod.annotations, patch.annotations ?? {});
+    }
     await this.#publish();
   }
 

@@ -11,6 +11,8 @@ export interface Input {
   cert?: string;
   key?: string;
   ca: string;
+  /** Default: 1.3 alone. */
+  tlsVersion?: 'TLSv1.2';
   /** Whoever ends the first tunnel. */
   address: string;
   port: number;
@@ -21,6 +23,10 @@ export interface Input {
     path?: string;
     /** Written into the last tunnel as it is; the answer is what comes back, as long as it. */
     raw?: string;
+    /** The client ends its side behind `raw`; the answer is all that comes until the other side ends too. */
+    end?: boolean;
+    /** Headers of each CONNECT beside its authority; in the place of those that it has. */
+    connect?: Record<string, string>;
     headers?: Record<string, string>;
     /** Bytes to be sent along, and to come back. */
     bytes?: number;
@@ -42,7 +48,7 @@ const input = JSON.parse(await read(process.stdin)) as Input;
 for (const tunnel of input.tunnels) process.stdout.write(`${JSON.stringify(await run(tunnel))}\n`);
 process.exit(0);
 
-async function run({ authorities, path, raw, headers = {}, bytes = 0 }: Input['tunnels'][number]): Promise<Outcome> {
+async function run({ authorities, path, raw, end = false, connect = {}, headers = {}, bytes = 0 }: Input['tunnels'][number]): Promise<Outcome> {
   const outcome: Outcome = { statuses: [], peers: [] };
   const sessions: ClientHttp2Session[] = [];
   try {
@@ -53,12 +59,12 @@ async function run({ authorities, path, raw, headers = {}, bytes = 0 }: Input['t
       const session = connectHttp2('https://tunnel', { createConnection: () => secured });
       session.on('error', () => undefined);
       sessions.unshift(session);
-      const { stream, status } = await tunnelTo(session, authority);
+      const { stream, status } = await tunnelTo(session, authority, connect);
       outcome.statuses.push(status);
       if (status !== 200) return outcome;
       below = stream;
     }
-    if (raw !== undefined) outcome.body = await exchange(below!, raw);
+    if (raw !== undefined) outcome.body = await exchange(below!, raw, end);
     if (path !== undefined) Object.assign(outcome, await ask(below!, path, headers, bytes));
   } catch (error) {
     outcome.error = (error as Error).message;
@@ -69,11 +75,11 @@ async function run({ authorities, path, raw, headers = {}, bytes = 0 }: Input['t
 }
 
 function secure(below: Duplex | undefined): Promise<TLSSocket> {
-  const { cert, key, ca, address, port } = input;
+  const { cert, key, ca, address, port, tlsVersion } = input;
   return new Promise((resolve, reject) => {
     const place = below ? { socket: below } : { host: address, port };
     // The peer has a SPIFFE id and no host name.
-    const socket = connectTls({ ...place, ...(cert && key ? { cert, key } : {}), ca, ALPNProtocols: ['h2'], minVersion: 'TLSv1.3', checkServerIdentity: () => undefined });
+    const socket = connectTls({ ...place, ...(cert && key ? { cert, key } : {}), ca, ALPNProtocols: ['h2'], ...(tlsVersion ? { minVersion: tlsVersion, maxVersion: tlsVersion } : { minVersion: 'TLSv1.3' as const }), checkServerIdentity: () => undefined });
     socket.once('secureConnect', () => resolve(socket));
     socket.once('error', reject);
     socket.once('close', () => reject(new Error('closed')));
@@ -81,26 +87,31 @@ function secure(below: Duplex | undefined): Promise<TLSSocket> {
   });
 }
 
-function tunnelTo(session: ClientHttp2Session, authority: string): Promise<{ stream: ClientHttp2Stream; status: number }> {
+function tunnelTo(session: ClientHttp2Session, authority: string, more: Record<string, string>): Promise<{ stream: ClientHttp2Stream; status: number }> {
   return new Promise((resolve, reject) => {
     // A client whose certificate is missing or wrong is told so after the handshake, from its point of view.
     session.once('error', reject);
     session.once('close', () => reject(new Error('closed')));
-    const stream = session.request({ ':method': 'CONNECT', ':authority': authority }, { endStream: false });
+    const stream = session.request({ ':method': 'CONNECT', ':authority': authority, ...more }, { endStream: false });
     stream.once('response', (headers) => resolve({ stream, status: Number(headers[constants.HTTP2_HEADER_STATUS]) }));
     stream.once('error', reject);
   });
 }
 
-function exchange(tunnel: Duplex, text: string): Promise<string> {
+function exchange(tunnel: Duplex, text: string, end: boolean): Promise<string> {
   return new Promise((resolve, reject) => {
     let answer = '';
+    // It may have come to its end together with the answer to CONNECT.
+    if (tunnel.destroyed) reject(new Error('closed'));
     tunnel.on('data', (chunk: Buffer) => {
       answer += chunk.toString('utf8');
-      if (answer.length >= text.length) resolve(answer);
+      if (!end && answer.length >= text.length) resolve(answer);
     });
+    tunnel.once('end', () => (end ? resolve(answer) : reject(new Error('ended'))));
     tunnel.once('error', reject);
-    tunnel.write(text);
+    tunnel.once('close', () => reject(new Error('closed')));
+    if (end) tunnel.end(text);
+    else tunnel.write(text);
   });
 }
 

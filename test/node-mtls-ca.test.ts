@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { once } from 'node:events';
 import { connect, createServer, type AddressInfo, type Server, type Socket } from 'node:net';
 import { after, before, test } from 'node:test';
-import { TLS_MODE_LABEL } from '../common/identity/tls-mode.js';
+import { TLS_MODE_LABEL } from '../common/identity/announcements.js';
 import { waitFor } from '../common/retry.js';
 import { Load } from './load.js';
 import { MeshWorld } from './mesh/world.js';

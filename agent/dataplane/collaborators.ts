@@ -27,7 +27,8 @@ export interface CaptureRules {
   start(): Promise<{ backend: string; notes: string[] }>;
   stop(): Promise<void>;
   remove(): Promise<void>;
-  state(): Promise<{ active: boolean; present: boolean }>;
+  /** `outdated`: other rules than `start` would make, as an agent of another version did. */
+  state(): Promise<{ active: boolean; present: boolean; outdated?: boolean }>;
 }
 
 export interface CapturedSockets {
@@ -49,6 +50,8 @@ export interface Namespaces {
   /** Those that send what comes for the pod to its inbound listener. */
   inboundRules(netnsPath: string): CaptureRules;
   capturedSockets(netnsPath: string): Promise<CapturedSockets>;
+  /** Whether any program listens on the port, at whatever address. */
+  hasListener(netnsPath: string, port: number): Promise<boolean>;
 }
 
 export type { Acceleration, InboundPods, KernelPod };

@@ -8,6 +8,7 @@ import type { KernelPod, ListenerPod } from './collaborators.js';
 import { Dataplane } from './dataplane.js';
 
 const logger = pino({ level: 'silent' });
+const NO_TUNNELS = { tunnelled: new Set<string>(), takingTunnels: new Set<string>() };
 
 class World {
   steps: string[] = [];
@@ -20,6 +21,9 @@ class World {
   listeners = new Map<string, ListenerPod>();
   ready = true;
   removable = true;
+  outdated = false;
+  /** A program of the pod's listens on port 15008. */
+  taken = false;
   live = 0;
   redirected = 0;
   failPut: string | undefined;
@@ -27,6 +31,7 @@ class World {
   failState: string | undefined;
   failLabels: string | undefined;
   labels: Record<string, string> = {};
+  annotations: Record<string, string> = {};
   /** The state of the rules when all that follows a withdrawn label at once was done. */
   inboundAfterWithdrawal: string | undefined;
 
@@ -41,14 +46,16 @@ class World {
       defaults: { acceleration: 'l4', redirection: 'auto' },
       drainPollMs: 5,
       callersHearMs: 20,
-      setLabels: ({ uid }, labels) => {
+      setMetadata: ({ uid }, { labels = {}, annotations = {} }) => {
         if (world.failLabels !== undefined) return Promise.reject(new Error(world.failLabels));
-        for (const [key, value] of Object.entries(labels)) {
-          if (value === null) {
-            delete world.labels[key];
-            setImmediate(() => (world.inboundAfterWithdrawal = world.inbound.get(`/pins/${uid}`)));
-          } else world.labels[key] = value;
-          world.step(`label ${uid} ${key}=${value}`);
+        for (const [what, said, values] of [['label', world.labels, labels], ['annotation', world.annotations, annotations]] as const) {
+          for (const [key, value] of Object.entries(values)) {
+            if (value === null) {
+              delete said[key];
+              setImmediate(() => (world.inboundAfterWithdrawal = world.inbound.get(`/pins/${uid}`)));
+            } else said[key] = value;
+            world.step(`${what} ${uid} ${key}=${value}`);
+          }
         }
         return Promise.resolve();
       },
@@ -100,6 +107,7 @@ class World {
         pinned: () => [...world.pins],
         path: (uid) => `/pins/${uid}`,
         cookie: () => Promise.resolve(7n),
+        hasListener: () => Promise.resolve(world.taken),
         capturedSockets: () => Promise.resolve({ total: world.redirected, redirected: world.redirected }),
         inboundRules: (path) => ({
           start() {
@@ -117,7 +125,7 @@ class World {
             world.step('inbound rules remove');
             return Promise.resolve();
           },
-          state: () => Promise.resolve({ active: world.inbound.get(path) === 'active', present: world.inbound.has(path) }),
+          state: () => Promise.resolve({ active: world.inbound.get(path) === 'active', present: world.inbound.has(path), outdated: world.outdated }),
         }),
         rules: (path) => ({
           start() {
@@ -436,17 +444,17 @@ test('Dataplane: callers of a pod pass its policy once its listener is there, an
   plane.setPods([pod(mode('node'))]);
   await settled(plane);
   const [none, wanted, uid] = [new Set<string>(), new Set(['u1']), 'u1'];
-  plane.setInbound({ wanted, ready: none, certified: undefined });
+  plane.setInbound({ ...NO_TUNNELS, wanted, ready: none, certified: undefined });
   await settled(plane);
   assert.equal(world.inbound.size, 0);
-  plane.setInbound({ wanted, ready: wanted, certified: undefined });
+  plane.setInbound({ ...NO_TUNNELS, wanted, ready: wanted, certified: undefined });
   await settled(plane);
   assert.equal(world.inbound.get('/pins/u1'), 'active');
   assert.equal(world.listeners.get(uid)?.redirected, true);
-  plane.setInbound({ wanted, ready: none, certified: undefined });
+  plane.setInbound({ ...NO_TUNNELS, wanted, ready: none, certified: undefined });
   await settled(plane);
   assert.equal(world.inbound.get('/pins/u1'), 'active');
-  plane.setInbound({ wanted: none, ready: none, certified: undefined });
+  plane.setInbound({ ...NO_TUNNELS, wanted: none, ready: none, certified: undefined });
   await settled(plane);
   assert.equal(world.inbound.get('/pins/u1'), 'stopped');
   assert.equal(world.listeners.get(uid)?.redirected, true, 'connections that were redirected keep their listener');
@@ -468,20 +476,20 @@ test('Dataplane: callers are told of mutual TLS when it can be had, and that it 
   await settled(plane);
   const [none, own] = [new Set<string>(), new Set(['u1'])];
   world.steps = [];
-  plane.setInbound({ wanted: own, ready: own, certified: none });
+  plane.setInbound({ ...NO_TUNNELS, wanted: own, ready: own, certified: none });
   await seen();
   const said = (): string[] => world.steps.filter((step) => /label|inbound/.test(step));
   assert.deepEqual([said(), world.labels], [['inbound rules start'], {}]);
-  plane.setInbound({ wanted: own, ready: own, certified: own });
+  plane.setInbound({ ...NO_TUNNELS, wanted: own, ready: own, certified: own });
   await seen();
   assert.deepEqual([world.steps.at(-1), world.labels], [`label u1 ${TLS_MODE}=istio`, { [TLS_MODE]: 'istio' }]);
   await seen();
   // An agent that has just started has not given Envoy its certificate yet; the one of before is there.
-  plane.setInbound({ wanted: own, ready: own, certified: none });
+  plane.setInbound({ ...NO_TUNNELS, wanted: own, ready: own, certified: none });
   await seen();
   assert.deepEqual(world.labels, { [TLS_MODE]: 'istio' });
   world.steps = [];
-  plane.setInbound({ wanted: none, ready: none, certified: none });
+  plane.setInbound({ ...NO_TUNNELS, wanted: none, ready: none, certified: none });
   await seen();
   assert.deepEqual([said(), world.inbound.get('/pins/u1')], [[`label u1 ${TLS_MODE}=null`, 'inbound rules stop'], 'stopped']);
   assert.equal(world.inboundAfterWithdrawal, 'active', 'callers have time to hear of it');
@@ -493,10 +501,10 @@ test('Dataplane: mutual TLS that is over before its own label was seen is taken 
   const plane = await started(world, [pod(mode('node'))]);
   const [none, own] = [new Set<string>(), new Set(['u1'])];
   await settled(plane);
-  plane.setInbound({ wanted: own, ready: own, certified: own });
+  plane.setInbound({ ...NO_TUNNELS, wanted: own, ready: own, certified: own });
   await settled(plane);
   assert.deepEqual(world.labels, { [TLS_MODE]: 'istio' });
-  plane.setInbound({ wanted: none, ready: none, certified: none });
+  plane.setInbound({ ...NO_TUNNELS, wanted: none, ready: none, certified: none });
   await settled(plane);
   assert.deepEqual([world.labels, world.inbound.get('/pins/u1')], [{}, 'stopped']);
   assert.equal(world.inboundAfterWithdrawal, 'active', 'callers have time to hear of it');
@@ -508,7 +516,7 @@ test('Dataplane: a pod that leaves says first that it takes no mutual TLS any mo
   const plane = await started(world, [pod(mode('node'))]);
   const own = new Set(['u1']);
   await settled(plane);
-  plane.setInbound({ wanted: own, ready: own, certified: own });
+  plane.setInbound({ ...NO_TUNNELS, wanted: own, ready: own, certified: own });
   await settled(plane);
   plane.setPods([pod(mode('node'), { labels: { ...world.labels } })]);
   await settled(plane);
@@ -526,7 +534,7 @@ test('Dataplane: while a label can not be set callers go on as they do, and it i
   const own = new Set(['u1']);
   await settled(plane);
   world.failLabels = 'no API server';
-  plane.setInbound({ wanted: own, ready: own, certified: own });
+  plane.setInbound({ ...NO_TUNNELS, wanted: own, ready: own, certified: own });
   await waitFor('the rules', () => world.inbound.get('/pins/u1') === 'active', { timeoutMs: 2_000, everyMs: 2 });
   assert.equal(status(plane).state, 'enrolled');
   world.failLabels = undefined;
@@ -546,4 +554,72 @@ test('Dataplane: an agent that takes over leaves policies in force until it has 
   await settled(plane);
   assert.equal(world.inbound.get('/pins/u1'), 'active');
   await plane.stop();
+});
+
+const REDIRECTION = 'ambient.istio.io/redirection';
+
+test('Dataplane: callers are told of HBONE when it ends here, and that it is over before the pod leaves its listener', async () => {
+  const world = new World();
+  const said = (): string[] => world.steps.filter((step) => /annotation|listener removed|unpin/.test(step));
+  const asSeen = (value: string): PodRecord => pod(mode(value), { annotations: { ...world.annotations } });
+  const plane = await started(world, [pod(mode('node'))]);
+  const [none, own] = [new Set<string>(), new Set(['u1'])];
+  const policy = { wanted: none, ready: none, certified: none };
+  await settled(plane);
+  plane.setInbound({ ...policy, tunnelled: own, takingTunnels: none });
+  await settled(plane);
+  assert.deepEqual(said(), []);
+  plane.setInbound({ ...policy, tunnelled: own, takingTunnels: own });
+  await settled(plane);
+  assert.deepEqual([said(), world.annotations], [[`annotation u1 ${REDIRECTION}=enabled`], { [REDIRECTION]: 'enabled' }]);
+  // An agent that has just started has not heard what its Envoy has.
+  plane.setPods([asSeen('node')]);
+  plane.setInbound({ ...policy, tunnelled: own, takingTunnels: none });
+  await settled(plane);
+  assert.deepEqual(world.annotations, { [REDIRECTION]: 'enabled' });
+  world.steps = [];
+  plane.setPods([asSeen('off')]);
+  await waitFor('the word', () => world.annotations[REDIRECTION] === undefined, { timeoutMs: 2_000, everyMs: 1 });
+  assert.ok(world.listeners.has('u1'), 'callers have time to hear of it');
+  plane.setPods([asSeen('off')]);
+  await settled(plane);
+  assert.deepEqual(said(), [`annotation u1 ${REDIRECTION}=null`, 'listener removed', 'unpin']);
+  await plane.stop();
+});
+
+test('Dataplane: what somebody else said of a pod that was never enrolled stays', async () => {
+  const world = new World();
+  const plane = await started(world, [pod(mode('off'), { annotations: { [REDIRECTION]: 'enabled' } })]);
+  plane.setInbound({ wanted: new Set(), ready: new Set(), certified: undefined, ...NO_TUNNELS });
+  await settled(plane);
+  assert.deepEqual(world.steps, []);
+  await plane.stop();
+});
+
+test('Dataplane: redirection that another version set up is made anew', async () => {
+  const world = new World();
+  world.pins.add('u1');
+  world.inbound.set('/pins/u1', 'active');
+  world.outdated = true;
+  const plane = world.dataplane();
+  await plane.adopt([pod(mode('node'))]);
+  const own = new Set(['u1']);
+  plane.start({ bpfProblem: undefined });
+  plane.setInbound({ wanted: own, ready: own, certified: undefined, ...NO_TUNNELS });
+  await settled(plane);
+  assert.deepEqual(world.steps.filter((step) => step.startsWith('inbound')), ['inbound rules start']);
+  await plane.stop();
+});
+
+test('Dataplane: where a program of the pod has the port of HBONE, the proxy is told before it tries to have it too', async () => {
+  for (const taken of [true, false]) {
+    const world = new World();
+    world.taken = taken;
+    const plane = await started(world, [pod(mode('node'))]);
+    plane.setInbound({ wanted: new Set(), ready: new Set(), certified: undefined, ...NO_TUNNELS });
+    await settled(plane);
+    assert.equal(world.listeners.get('u1')?.hbonePortFree, !taken);
+    assert.deepEqual(status(plane).notes, taken ? ["takes no HBONE, since port 15008 is a program's of its own"] : []);
+    await plane.stop();
+  }
 });

@@ -9,7 +9,7 @@ import { Backoff } from '../../common/retry.js';
 import { enrolmentOf, type Acceleration, type Enrolment, type EnrolmentDefaults, type Mode } from '../workloads/enrolment.js';
 import type { InboundPods, KernelPod, ListenerPod, Namespaces, PodKernel, PodProxy } from './collaborators.js';
 import { AS_IT_IS, PodController, listenerPod, type Actual, type PodState, type PodTarget, type Surroundings, type Way } from './pod-controller.js';
-import { CALLERS_HEAR_MS, type SetPodLabels } from './mutual-tls.js';
+import { CALLERS_HEAR_MS, type SetPodMetadata } from './announcement.js';
 
 export interface Capabilities {
   /** Why pods can't be captured by the BPF hooks; undefined when they can. */
@@ -24,8 +24,8 @@ export interface DataplaneOptions {
   logger: Logger;
   /** How often a pod that is let go of is asked for live connections. */
   drainPollMs?: number;
-  /** Absent where pods' labels can't be set: the mesh is not told which pods take mutual TLS. */
-  setLabels?: SetPodLabels;
+  /** Absent where pods' labels and annotations can't be set: the mesh is not told which pods take mutual TLS and HBONE. */
+  setMetadata?: SetPodMetadata;
   callersHearMs?: number;
   readyTimeoutMs?: number;
   backoff?: () => Backoff;
@@ -74,7 +74,7 @@ export class Dataplane {
       namespaces: options.namespaces,
       logger: options.logger,
       drainPollMs: options.drainPollMs ?? 500,
-      setLabels: options.setLabels,
+      setMetadata: options.setMetadata,
       callersHearMs: options.callersHearMs ?? CALLERS_HEAR_MS,
       readyTimeoutMs: options.readyTimeoutMs ?? 20_000,
       backoff: options.backoff ?? (() => new Backoff({ initialMs: 500, maxMs: 30_000, factor: 1.6, jitter: 0.2 })),
@@ -112,7 +112,7 @@ export class Dataplane {
         try {
           for (const [kind, rules] of [['rules', namespaces.rules(path)], ['inbound', namespaces.inboundRules(path)]] as const) {
             const state = await rules.state();
-            actual[kind] = state.active ? 'active' : state.present ? 'stopped' : 'none';
+            actual[kind] = state.active ? (state.outdated ? 'unknown' : 'active') : state.present ? 'stopped' : 'none';
           }
         } catch (error) {
           // Rules that are there and forgotten would redirect the pod to nobody once its listener is gone.
@@ -168,11 +168,12 @@ export class Dataplane {
 
   #tellInbound(): void {
     if (!this.#inbound) return;
-    const { wanted, ready, certified } = this.#inbound;
+    const { wanted, ready, certified, tunnelled, takingTunnels } = this.#inbound;
     for (const [uid, controller] of this.#controllers) {
       const isRedirected = ready.has(uid);
       const mutualTls = certified?.has(uid) ? 'taken' : isRedirected && certified ? 'as it is' : 'not taken';
-      controller.setInbound(isRedirected ? { way: 'redirected', mutualTls } : wanted.has(uid) ? AS_IT_IS : { way: 'plain', mutualTls: 'not taken' });
+      const tunnels = takingTunnels.has(uid) ? 'taken' : tunnelled.has(uid) ? 'as it is' : 'not taken';
+      controller.setInbound({ ...(isRedirected ? { way: 'redirected', mutualTls } : wanted.has(uid) ? AS_IT_IS : { way: 'plain', mutualTls: 'not taken' }), tunnels });
     }
   }
 

@@ -229,6 +229,19 @@ for (const backend of available) {
   });
 }
 
+test('IptablesCapture: HBONE is not redirected on its way in; rules of a version that had no word about it count as outdated, and a start completes them', async (context) => {
+  const netns = await namespace(context);
+  const inbound = new IptablesCapture(netns, { direction: 'inbound' });
+  const { backend } = await inbound.start();
+  const started = await tables(netns, [backend]);
+  assert.match(started, /-A UNDERPASS_INBOUND -p tcp -m tcp --dport 15008 -j RETURN\n-A UNDERPASS_INBOUND .*--to-ports 15006/);
+  for (const program of [`iptables-${backend}`, `ip6tables-${backend}`]) await inside(netns, program, '-t', 'nat', '-D', 'UNDERPASS_INBOUND', '-p', 'tcp', '--dport', '15008', '-j', 'RETURN');
+  assert.deepEqual(await inbound.state(), { active: true, present: true, outdated: true });
+  await inbound.start();
+  assert.equal(await tables(netns, [backend]), started);
+  await inbound.remove();
+});
+
 test('IptablesCapture: the two directions share a table, and the one that is left keeps its rules', async (context) => {
   const netns = await namespace(context);
   const before = (await tables(netns, ['nft'])) + (await raw(netns));

@@ -17,6 +17,7 @@
  */
 import { access, constants } from 'node:fs/promises';
 import { join } from 'node:path';
+import { HBONE_PORT } from '../../common/istio-iptables.js';
 import { UnderpassError, errorMessage } from '../../common/errors.js';
 import { buildDir } from '../../common/paths.js';
 import { run, type RunResult } from '../../common/process.js';
@@ -37,7 +38,7 @@ const CHAINS: Record<Direction, { chain: string; jump: string; port: number; pas
     // Loopback and the pod's own addresses: never the mesh's business.
     passes: [`-m mark --mark 0x${PROXY_MARK.toString(16)} -j RETURN`, '-o lo -j RETURN'],
   },
-  inbound: { chain: 'UNDERPASS_INBOUND', jump: 'PREROUTING -p tcp -j UNDERPASS_INBOUND', port: INBOUND_PORT, passes: ['-i lo -j RETURN'] },
+  inbound: { chain: 'UNDERPASS_INBOUND', jump: 'PREROUTING -p tcp -j UNDERPASS_INBOUND', port: INBOUND_PORT, passes: ['-i lo -j RETURN', `-p tcp -m tcp --dport ${HBONE_PORT} -j RETURN`] },
 };
 
 export type IptablesBackend = 'nft' | 'legacy';
@@ -49,6 +50,8 @@ export interface CaptureState {
   active: boolean;
   /** Something of ours is there: rules, or the table that we made. */
   present: boolean;
+  /** The rules are others than `start` makes: an agent of another version's. */
+  outdated?: true;
 }
 
 export interface IptablesNotes {
@@ -117,6 +120,7 @@ export class IptablesCapture {
     await this.#eachPresent((family, _backend, { rules, chains }) => {
       state.present ||= chains.includes(this.#way.chain) || (this.#way === CHAINS.outbound && chains.includes(TABLE_MARKER));
       if (family === 'ip') state.active ||= rules.includes(`-A ${this.#way.jump}`);
+      if (chains.includes(this.#way.chain) && !this.#isComplete(rules)) state.outdated = true;
       return Promise.resolve();
     });
     return state;
@@ -145,12 +149,15 @@ export class IptablesCapture {
     const lines: string[] = [];
     if (backend === 'nft' && before?.tableExists === false) lines.push(`:${TABLE_MARKER} - [0:0]`);
     const wanted = redirection(this.#way, this.options.port ?? this.#way.port);
-    const have = rules.filter((rule) => rule.startsWith(`-A ${this.#way.chain} `));
-    const complete = before?.chains.includes(this.#way.chain) === true && have.length === wanted.length;
+    const complete = before?.chains.includes(this.#way.chain) === true && this.#isComplete(rules);
     // Declaring a chain empties it: also what a start that was cut short needs.
     if (!complete) lines.push(`:${this.#way.chain} - [0:0]`, ...wanted.map((rule) => `-A ${this.#way.chain} ${rule}`));
     if (!rules.includes(`-A ${this.#way.jump}`)) lines.push(`-A ${this.#way.jump}`);
     if (lines.length > 0) await this.#commit(family, backend, lines);
+  }
+
+  #isComplete(rules: readonly string[]): boolean {
+    return rules.filter((rule) => rule.startsWith(`-A ${this.#way.chain} `)).length === redirection(this.#way, 0).length;
   }
 
   async #deleteTable(family: Family): Promise<void> {

@@ -51,20 +51,29 @@ export class PinnedNamespaces implements Namespaces {
   }
 
   async capturedSockets(netnsPath: string): Promise<CapturedSockets> {
+    const sockets = await this.#sockets(netnsPath);
+    const outbound = countCaptured(sockets, OUTBOUND_PORT);
+    return { ...outbound, total: outbound.total + countCaptured(sockets, INBOUND_PORT).total };
+  }
+
+  async hasListener(netnsPath: string, port: number): Promise<boolean> {
+    return hasListener(await this.#sockets(netnsPath), port);
+  }
+
+  async #sockets(netnsPath: string): Promise<string> {
     const files = ['/proc/self/net/tcp', '/proc/self/net/tcp6'];
     // A kernel without IPv6 has no tcp6: cat then exits 1 after printing the other.
-    const { stdout } = await run(this.execPath, ['--netns', netnsPath, '--', 'cat', ...files], { okCodes: [0, 1], timeoutMs: 10_000 });
-    const outbound = countCaptured(stdout, OUTBOUND_PORT);
-    return { ...outbound, total: outbound.total + countCaptured(stdout, INBOUND_PORT).total };
+    return (await run(this.execPath, ['--netns', netnsPath, '--', 'cat', ...files], { okCodes: [0, 1], timeoutMs: 10_000 })).stdout;
   }
 }
 
 // include/net/tcp_states.h; these hold no connection that anybody could still use.
-const DEAD_STATES = new Set(['06' /* TIME_WAIT */, '07' /* CLOSE */, '0A' /* LISTEN */]);
+const LISTEN = '0A';
+const DEAD_STATES = new Set(['06' /* TIME_WAIT */, '07' /* CLOSE */, LISTEN]);
 
 /** Counts in the text of /proc/net/tcp and tcp6, where addresses are 32-bit words in the machine's byte order. */
 export function countCaptured(text: string, port: number): CapturedSockets {
-  const local = `:${port.toString(16).toUpperCase().padStart(4, '0')}`;
+  const local = localPort(port);
   const found: CapturedSockets = { total: 0, redirected: 0 };
   for (const line of text.split('\n')) {
     const fields = line.trim().split(/\s+/);
@@ -75,6 +84,15 @@ export function countCaptured(text: string, port: number): CapturedSockets {
   }
   return found;
 }
+
+export function hasListener(text: string, port: number): boolean {
+  return text.split('\n').some((line) => {
+    const [, here, , state] = line.trim().split(/\s+/);
+    return here?.endsWith(localPort(port)) === true && state === LISTEN;
+  });
+}
+
+const localPort = (port: number): string => `:${port.toString(16).toUpperCase().padStart(4, '0')}`;
 
 function isLoopback(hex: string): boolean {
   // 127.0.0.0/8 alone or mapped, and ::1, little-endian: every platform that Envoy is released for.

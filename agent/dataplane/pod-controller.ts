@@ -4,11 +4,11 @@
  * they are gone. A step that fails leaves the pod as the steps before it left it; the whole is tried again later.
  */
 import { errorMessage } from '../../common/errors.js';
-import { TLS_MODE_LABEL } from '../../common/identity/tls-mode.js';
+import { HBONE_PORT } from '../../common/istio-iptables.js';
 import type { PodRecord } from '../../common/lab-api.js';
 import type { Logger } from '../../common/log.js';
 import type { Backoff } from '../../common/retry.js';
-import { MutualTlsLabel, type SetPodLabels } from './mutual-tls.js';
+import { Announcement, HBONE, MUTUAL_TLS, withoutAnnouncements, type SetPodMetadata } from './announcement.js';
 import type { CaptureRules, KernelPod, ListenerPod, Namespaces, PodKernel, PodProxy } from './collaborators.js';
 import type { Acceleration, Mode } from '../workloads/enrolment.js';
 
@@ -47,9 +47,11 @@ export interface InboundWish {
   way: 'redirected' | 'plain' | 'as it is';
   /** Whether Envoy can end mutual TLS for the pod. */
   mutualTls: 'taken' | 'not taken' | 'as it is';
+  /** Whether HBONE ends at Envoy for the pod. */
+  tunnels: 'taken' | 'not taken' | 'as it is';
 }
 
-export const AS_IT_IS: InboundWish = { way: 'as it is', mutualTls: 'as it is' };
+export const AS_IT_IS: InboundWish = { way: 'as it is', mutualTls: 'as it is', tunnels: 'as it is' };
 
 export interface Surroundings {
   kernel: PodKernel | undefined;
@@ -61,7 +63,7 @@ export interface Surroundings {
   setListener(uid: string, pod: ListenerPod | undefined): void;
   logger: Logger;
   drainPollMs: number;
-  setLabels: SetPodLabels | undefined;
+  setMetadata: SetPodMetadata | undefined;
   callersHearMs: number;
   readyTimeoutMs: number;
   backoff: () => Backoff;
@@ -75,7 +77,10 @@ export class PodController {
   #record: PodRecord;
   #actual: Actual;
   #inbound = AS_IT_IS;
-  readonly #mutualTls: MutualTlsLabel;
+  readonly #mutualTls: Announcement;
+  readonly #tunnels: Announcement;
+  /** Undefined until it was looked at. */
+  #hbonePortFree: boolean | undefined;
   #generation = 0;
   #wake: (() => void) | undefined;
   #running: Promise<void> | undefined;
@@ -92,7 +97,9 @@ export class PodController {
   constructor(around: Surroundings, target: PodTarget, actual: Actual) {
     this.#around = around;
     this.#backoff = around.backoff();
-    this.#mutualTls = new MutualTlsLabel(around.setLabels, around.logger, around.callersHearMs);
+    const { setMetadata, logger, callersHearMs } = around;
+    this.#mutualTls = new Announcement(MUTUAL_TLS, setMetadata, logger, callersHearMs);
+    this.#tunnels = new Announcement(HBONE, setMetadata, logger, callersHearMs);
     this.#target = target;
     this.#record = target.record;
     this.#actual = actual;
@@ -136,7 +143,7 @@ export class PodController {
   }
 
   setInbound(wish: InboundWish): void {
-    if (this.#inbound.way === wish.way && this.#inbound.mutualTls === wish.mutualTls) return;
+    if (this.#inbound.way === wish.way && this.#inbound.mutualTls === wish.mutualTls && this.#inbound.tunnels === wish.tunnels) return;
     this.#inbound = wish;
     this.#generation++;
     this.#settled = false;
@@ -172,7 +179,7 @@ export class PodController {
       way: this.way,
       acceleration: this.#actual.kernel?.acceleration ?? 'off',
       listener: this.#actual.listener,
-      notes: this.#notes,
+      notes: this.#hbonePortFree === false && this.#inbound.tunnels === 'not taken' ? [...this.#notes, `takes no HBONE, since port ${HBONE_PORT} is a program's of its own`] : this.#notes,
       ...(this.#error === undefined ? {} : { error: this.#error }),
       ...(reason === undefined ? {} : { reason }),
       ...(this.#connections === undefined ? {} : { drainingConnections: this.#connections }),
@@ -258,7 +265,9 @@ export class PodController {
     this.#actual.pinned = true;
 
     const keepsRedirected = way === 'iptables' || this.#actual.rules !== 'none';
-    this.#around.setListener(uid, listenerPod(target.record, path, keepsRedirected, this.#actual.inbound !== 'none'));
+    this.#hbonePortFree ??= await this.#isHbonePortFree(path);
+    this.#current(target);
+    this.#setListener(target, path, keepsRedirected);
     this.#actual.listener = true;
     await this.#bounded((signal) => proxy.whenReady(uid, signal));
     this.#current(target);
@@ -281,7 +290,7 @@ export class PodController {
       if (this.#refusal === undefined) this.#putPod(kernelPod(false, true));
       else this.#removeFromKernel(uid);
     }
-    const again = await this.#redirectInbound(target, path, keepsRedirected);
+    const again = soonest(await this.#redirectInbound(target, path, keepsRedirected), await this.#tellTunnels());
     if (way === 'iptables' || this.#actual.rules === 'none') {
       this.#state = 'enrolled';
       this.#connections = undefined;
@@ -296,8 +305,21 @@ export class PodController {
     await rules.remove();
     this.#actual.rules = 'none';
     this.#connections = undefined;
-    this.#around.setListener(uid, listenerPod(target.record, path, false, this.#actual.inbound !== 'none'));
+    this.#setListener(target, path, false);
     return again;
+  }
+
+  #setListener({ record }: PodTarget, path: string, iptables: boolean): void {
+    this.#around.setListener(record.uid, listenerPod(record, path, iptables, this.#actual.inbound !== 'none', this.#hbonePortFree));
+  }
+
+  async #isHbonePortFree(path: string): Promise<boolean> {
+    try {
+      return !(await this.#around.namespaces.hasListener(path, HBONE_PORT));
+    } catch (error) {
+      this.#around.logger.warn({ pod: this.#name(), reason: errorMessage(error) }, `who listens on port ${HBONE_PORT} of the pod can't be read; HBONE does not end there`);
+      return false;
+    }
   }
 
   /** Where a policy decides who may call, all that comes for the pod passes its inbound listener. */
@@ -315,8 +337,14 @@ export class PodController {
     }
     this.#around.setBehindProxy?.(target.record.uid, this.#actual.inbound === 'active');
     // Connections that were redirected need the listener for as long as they live.
-    this.#around.setListener(target.record.uid, listenerPod(target.record, path, iptables, this.#actual.inbound !== 'none'));
+    this.#setListener(target, path, iptables);
     return mutualTls === 'taken' && this.#actual.inbound === 'active' ? this.#mutualTls.announce(this.#record) : unheardMs;
+  }
+
+  /** Whether HBONE ends here depends on Envoy and the pod's certificate alone. */
+  async #tellTunnels(): Promise<number | undefined> {
+    if (this.#inbound.tunnels === 'as it is') return undefined;
+    return this.#inbound.tunnels === 'taken' ? this.#tunnels.announce(this.#record) : this.#tunnels.withdraw(this.#record);
   }
 
   async #enrolWithSidecar(target: PodTarget): Promise<number | undefined> {
@@ -355,9 +383,13 @@ export class PodController {
       await this.#stopRules(namespaces.rules(path));
       stopped = true;
     }
+    if (this.#actual.listener) {
+      // Said of both ways before callers are given time for either.
+      const unheardMs = await this.#tunnels.withdraw(this.#record);
+      const mutualTlsMs = isActive({ rules: this.#actual.inbound }) ? await this.#mutualTls.withdraw(this.#record) : undefined;
+      if (unheardMs !== undefined || mutualTlsMs !== undefined) return Math.max(unheardMs ?? 0, mutualTlsMs ?? 0);
+    }
     if (isActive({ rules: this.#actual.inbound })) {
-      const unheardMs = await this.#mutualTls.withdraw(this.#record);
-      if (unheardMs !== undefined) return unheardMs;
       this.#around.setBehindProxy?.(uid, false);
       await namespaces.inboundRules(path).stop();
       this.#actual.inbound = 'stopped';
@@ -384,6 +416,7 @@ export class PodController {
     this.#actual.inbound = 'none';
     if (this.#actual.pinned) namespaces.unpin(uid);
     this.#actual.pinned = false;
+    this.#hbonePortFree = undefined;
     this.#state = 'off';
     this.#notes = [];
     // A pod that changes between the modes leaves one first.
@@ -512,22 +545,22 @@ function sameTarget(a: PodTarget | 'gone', b: PodTarget | 'gone'): boolean {
   return (
     a.mode === b.mode && a.acceleration === b.acceleration && a.splices === b.splices && a.l7Auto === b.l7Auto && a.way === b.way && a.mayFallBack === b.mayFallBack && a.record.netns === b.record.netns &&
     a.record.cgroup === b.record.cgroup && a.record.serviceAccount === b.record.serviceAccount &&
-    JSON.stringify([a.record.ips, otherLabels(a.record), a.record.annotations]) === JSON.stringify([b.record.ips, otherLabels(b.record), b.record.annotations])
+    JSON.stringify([a.record.ips, withoutAnnouncements(a.record)]) === JSON.stringify([b.record.ips, withoutAnnouncements(b.record)])
   );
 }
 
-/** Without the one that is set here. */
-function otherLabels({ labels }: PodRecord): Record<string, string> {
-  const { [TLS_MODE_LABEL]: _, ...others } = labels;
-  return others;
+/** Of times after which to look again. */
+function soonest(...timesMs: (number | undefined)[]): number | undefined {
+  const known = timesMs.filter((ms) => ms !== undefined);
+  return known.length === 0 ? undefined : Math.min(...known);
 }
 
 function kernelIdentity({ record, splices, l7Auto }: PodTarget, netnsCookie: bigint): Pick<KernelPod, 'uid' | 'netnsCookie' | 'cgroupPath' | 'addresses' | 'splices' | 'l7Auto'> {
   return { uid: record.uid, netnsCookie, cgroupPath: record.cgroup, addresses: record.ips, ...(splices === undefined ? {} : { splices }), ...(l7Auto ? { l7Auto } : {}) };
 }
 
-export function listenerPod(record: PodRecord, netnsPath: string, iptables: boolean, redirected: boolean): ListenerPod {
+export function listenerPod(record: PodRecord, netnsPath: string, iptables: boolean, redirected: boolean, hbonePortFree?: boolean): ListenerPod {
   const { uid, name, namespace, labels, annotations, serviceAccount, ips } = record;
-  return { uid, name, namespace, labels, annotations, serviceAccount, ips, netnsPath, iptables, redirected };
+  return { uid, name, namespace, labels, annotations, serviceAccount, ips, netnsPath, iptables, redirected, ...(hbonePortFree === undefined ? {} : { hbonePortFree }) };
 }
 

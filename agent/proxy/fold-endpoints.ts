@@ -6,6 +6,8 @@ import { canonical } from '../xds/resource-type.js';
 
 /** Metadata that a cluster's transport socket is chosen by. */
 export const SOCKET_MATCH = 'envoy.transport_socket_match';
+/** Filter, and metadata of endpoints, that give a connection within Envoy the destination that it was meant for. */
+export const ORIGINAL_DST = 'envoy.filters.listener.original_dst';
 
 export function foldAssignment(source: ClusterLoadAssignment): ClusterLoadAssignment {
   const assignment = canonical(source) as ClusterLoadAssignment;
@@ -35,7 +37,7 @@ function foldEndpoint(endpoint: LbEndpoint): LbEndpoint | undefined {
   inner.address = socketAddress(target.address, target.port);
   // What the transport socket is chosen by, and what the internal listener would dial.
   delete metadata?.[SOCKET_MATCH];
-  delete metadata?.['envoy.filters.listener.original_dst'];
+  delete metadata?.[ORIGINAL_DST];
   return endpoint;
 }
 
@@ -63,6 +65,11 @@ export function parseEndpointId(id: string): { address: string; port: number } |
   const match = /^(?:\[([0-9a-fA-F:.]+)\]|(\d+\.\d+\.\d+\.\d+)):(\d+)$/.exec(id);
   if (!match) return undefined;
   return { address: (match[1] ?? match[2]) as string, port: Number(match[3]) };
+}
+
+/** Of a listener within this Envoy. @param endpoint_id tells several endpoints apart that lead there */
+export function internalAddress(listener: string, endpoint_id = ''): Address {
+  return { address: { $case: 'envoy_internal_address', value: { address_name_specifier: { $case: 'server_listener_name', value: listener }, endpoint_id } } };
 }
 
 export function socketAddress(address: string, port: number, netnsPath = ''): Address {

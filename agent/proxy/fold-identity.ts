@@ -9,9 +9,11 @@ import type { TransportSocket } from '../../proto/generated/envoy/config/core/v3
 import type { ClusterLoadAssignment } from '../../proto/generated/envoy/config/endpoint/v3/endpoint.js';
 import { ProxyProtocolUpstreamTransport } from '../../proto/generated/envoy/extensions/transport_sockets/proxy_protocol/v3/upstream_proxy_protocol.js';
 import { RawBuffer } from '../../proto/generated/envoy/extensions/transport_sockets/raw_buffer/v3/raw_buffer.js';
+import { SubjectAltNameMatcher_SanType, TlsParameters_TlsProtocol } from '../../proto/generated/envoy/extensions/transport_sockets/tls/v3/common.js';
 import { SdsSecretConfig } from '../../proto/generated/envoy/extensions/transport_sockets/tls/v3/secret.js';
-import { DownstreamTlsContext, UpstreamTlsContext, type CommonTlsContext } from '../../proto/generated/envoy/extensions/transport_sockets/tls/v3/tls.js';
-import { WORKLOAD_SECRET } from '../../common/identity/secret-streams.js';
+import { CommonTlsContext, DownstreamTlsContext, UpstreamTlsContext } from '../../proto/generated/envoy/extensions/transport_sockets/tls/v3/tls.js';
+import { StringMatcher } from '../../proto/generated/envoy/type/matcher/v3/string.js';
+import { ROOT_SECRET, WORKLOAD_SECRET } from '../../common/identity/secret-streams.js';
 import { parseSpiffeId } from '../../common/identity/spiffe.js';
 import { pack, unpack } from '../../common/xds/any.js';
 import { mapEndpoints, SOCKET_MATCH } from './fold-endpoints.js';
@@ -72,6 +74,37 @@ export function serverSocket(socket: TransportSocket, identity: string): Transpo
   const tls = unpack(DownstreamTlsContext, socket.config_type?.value);
   if (!tls || !usesIdentity(tls.common_tls_context)) return undefined;
   return { ...socket, config_type: { $case: 'typed_config', value: pack(DownstreamTlsContext, { ...tls, common_tls_context: named(tls.common_tls_context!, identity) }) } };
+}
+
+/** The names of peers that a server's socket of the mesh's mutual TLS takes. */
+export function peerNames(socket: TransportSocket | undefined): StringMatcher[] {
+  const validation = unpack(DownstreamTlsContext, socket?.config_type?.value)?.common_tls_context?.validation_context_type;
+  const names = validation?.$case === 'combined_validation_context' ? validation.value.default_validation_context?.match_typed_subject_alt_names : undefined;
+  return (names ?? []).flatMap(({ san_type, matcher }) => (san_type === SubjectAltNameMatcher_SanType.URI && matcher ? matcher : []));
+}
+
+/**
+ * Where HBONE ends: TLS 1.3 with this account's certificate, for peers that show one of the mesh.
+ * @param peers names that theirs may have; without any it is those of the account's own trust domain
+ */
+export function tunnelServerSocket(identity: string, peers: readonly StringMatcher[]): TransportSocket {
+  return tlsSocket(DownstreamTlsContext, DownstreamTlsContext.fromPartial({ require_client_certificate: true, common_tls_context: tunnelTls(identity, peers) }));
+}
+
+function tunnelTls(identity: string, peers: readonly StringMatcher[]): CommonTlsContext {
+  const ownDomain = StringMatcher.fromPartial({ match_pattern: { $case: 'prefix', value: `spiffe://${parseSpiffeId(identity)!.trustDomain}/` } });
+  const names = (peers.length > 0 ? peers : [ownDomain]).map((matcher) => ({ san_type: SubjectAltNameMatcher_SanType.URI, matcher }));
+  return CommonTlsContext.fromPartial({
+    alpn_protocols: ['h2'],
+    // The upstream default stops at 1.2.
+    tls_params: { tls_minimum_protocol_version: TlsParameters_TlsProtocol.TLSv1_3, tls_maximum_protocol_version: TlsParameters_TlsProtocol.TLSv1_3 },
+    tls_certificate_sds_secret_configs: [fromAgent(identity)],
+    validation_context_type: { $case: 'combined_validation_context', value: { default_validation_context: { match_typed_subject_alt_names: names }, validation_context_sds_secret_config: fromAgent(ROOT_SECRET) } },
+  });
+}
+
+function tlsSocket<T>(codec: Parameters<typeof pack<T>>[0], context: T): TransportSocket {
+  return { name: 'envoy.transport_sockets.tls', config_type: { $case: 'typed_config', value: pack(codec, context) } };
 }
 
 /** Pods that this Envoy itself serves are reached in plaintext: they know the caller by its listener. */

@@ -83,6 +83,13 @@ describe('a pod\'s inbound side', () => {
     assert.deepEqual(disabled, [[], [8080, 15006], [9000, 15006]]);
   });
 
+  it('looks into nothing that the node\'s own pods send to a port where TLS and other bytes lead the same way', () => {
+    const port = (second: Filter): FilterChain[] => ['tls', 'raw_buffer'].map((transport_protocol, index) => chain({ destination_port: 9000, transport_protocol }, index === 0 ? [rbac, tcp] : [second, tcp]));
+    const mesh = (second: Filter): [number, string][] => foldInbound(inbound(chain({ destination_port: 9000, transport_protocol: 'tls', application_protocols: ['istio'] }, [rbac, tcp], true), ...port(second)), extensions).mesh.slice(1).map(({ filter_chain_match: match }) => [match!.destination_port!, match!.transport_protocol]);
+    assert.deepEqual(mesh(rbac), [[9000, '']]);
+    assert.deepEqual(mesh(tcp), [[9000, 'tls'], [9000, 'raw_buffer']]);
+  });
+
   it('refuses plaintext and certificates from the network where mutual TLS is a must, and takes the node\'s own pods', () => {
     const folded = foldInbound(inbound(chain({ destination_port: 8080, transport_protocol: 'tls' }, [tcp], true)), extensions);
     assert.equal(folded.enforces, true);

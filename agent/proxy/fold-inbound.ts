@@ -10,7 +10,7 @@ import type { Cluster } from '../../proto/generated/envoy/config/cluster/v3/clus
 import { HeaderValueOption, HeaderValueOption_HeaderAppendAction, TrafficDirection } from '../../proto/generated/envoy/config/core/v3/base.js';
 import type { ClusterLoadAssignment } from '../../proto/generated/envoy/config/endpoint/v3/endpoint.js';
 import { Listener } from '../../proto/generated/envoy/config/listener/v3/listener.js';
-import { FilterChainMatch, ListenerFilter, ListenerFilterChainMatchPredicate, type Filter, type FilterChain } from '../../proto/generated/envoy/config/listener/v3/listener_components.js';
+import { FilterChain, FilterChainMatch, ListenerFilter, ListenerFilterChainMatchPredicate, type Filter } from '../../proto/generated/envoy/config/listener/v3/listener_components.js';
 import { RBAC as HttpRbac } from '../../proto/generated/envoy/extensions/filters/http/rbac/v3/rbac.js';
 import { HttpInspector } from '../../proto/generated/envoy/extensions/filters/listener/http_inspector/v3/http_inspector.js';
 import { OriginalDst } from '../../proto/generated/envoy/extensions/filters/listener/original_dst/v3/original_dst.js';
@@ -18,14 +18,15 @@ import { TlsInspector } from '../../proto/generated/envoy/extensions/filters/lis
 import { HttpConnectionManager } from '../../proto/generated/envoy/extensions/filters/network/http_connection_manager/v3/http_connection_manager.js';
 import { RBAC as NetworkRbac } from '../../proto/generated/envoy/extensions/filters/network/rbac/v3/rbac.js';
 import { InternalUpstreamTransport } from '../../proto/generated/envoy/extensions/transport_sockets/internal_upstream/v3/internal_upstream.js';
+import type { StringMatcher } from '../../proto/generated/envoy/type/matcher/v3/string.js';
 import type { Any } from '../../proto/generated/google/protobuf/any.js';
 import { pack, unpack } from '../../common/xds/any.js';
 import { contentHash } from '../xds/resource-type.js';
 import { byCallerAddress } from './caller-address.js';
 import type { EnvoyExtensions } from './extensions.js';
 import { acceptedAddress } from './filter-state.js';
-import { mapEndpoints, socketAddress, SOCKET_MATCH } from './fold-endpoints.js';
-import { ownServerSocket, RAW_BUFFER, serverSocket } from './fold-identity.js';
+import { internalAddress, mapEndpoints, ORIGINAL_DST, socketAddress, SOCKET_MATCH } from './fold-endpoints.js';
+import { ownServerSocket, peerNames, RAW_BUFFER, serverSocket } from './fold-identity.js';
 import { blackHole, foldChain } from './fold-listeners.js';
 import { isNeutralChain } from './neutral-chain.js';
 import { PEER_PRINCIPAL, SOURCE_ADDRESS, type ListenerPod } from './pod-listener.js';
@@ -34,7 +35,6 @@ import { unreadRules } from './unread-rules.js';
 
 /** Where a pod's rules redirect what arrives for it; a sidecar's number. */
 export const INBOUND_PORT = 15006;
-const ORIGINAL_DST = 'envoy.filters.listener.original_dst';
 const TLS_INSPECTOR = 'envoy.filters.listener.tls_inspector';
 const HTTP_INSPECTOR = 'envoy.filters.listener.http_inspector';
 const PLAINTEXT_HTTP = ['http/1.0', 'http/1.1', 'h2c'];
@@ -48,11 +48,13 @@ export interface FoldedInbound {
   mesh: FilterChain[];
   /** Chains that let nobody in, since their rules can't be enforced, and why. */
   refused: string[];
+  /** Names that the certificates of callers with mutual TLS may have; empty where it takes none. */
+  peers: StringMatcher[];
   hash: string;
 }
 
 /** Lets nobody in: for a listener that can't be folded. */
-export const CLOSED: FoldedInbound = finish(true, [], [], []);
+export const CLOSED: FoldedInbound = finish(true, [], [], [], []);
 
 /**
  * @param identity the pod's SPIFFE id, when there are certificates
@@ -77,15 +79,16 @@ export function foldInbound(listener: Listener, extensions: EnvoyExtensions, ide
     const socket = identity === undefined ? undefined : serverSocket(chain.transport_socket!, identity);
     return socket ? { ...chain, transport_socket: socket } : blackHole(chain.name, chain.filter_chain_match);
   });
-  const mesh = [...groups.values()].flatMap(meshChains).map(byCallerAddress);
-  return finish(isStrict || refused.length > 0 || !chains.every(isNeutralChain), distinct(direct), distinct(mesh), [...new Set(refused)]);
+  const mesh = [...groups.values()].flatMap((group) => withoutInspection(meshChains(group))).map(byCallerAddress);
+  const peers = chains.filter(endsMeshTls).map(({ transport_socket }) => peerNames(transport_socket)).find(({ length }) => length > 0) ?? [];
+  return finish(isStrict || refused.length > 0 || !chains.every(isNeutralChain), distinct(direct), distinct(mesh), [...new Set(refused)], peers);
 }
 
-function finish(enforces: boolean, direct: FilterChain[], mesh: FilterChain[], refused: string[]): FoldedInbound {
+function finish(enforces: boolean, direct: FilterChain[], mesh: FilterChain[], refused: string[], peers: StringMatcher[]): FoldedInbound {
   const loop = blackHole('loop', FilterChainMatch.fromPartial({ destination_port: INBOUND_PORT }));
   const all = { direct: [loop, ...direct], mesh: [loop, ...mesh] };
   const hash = contentHash(Listener, { ...Listener.fromPartial({}), filter_chains: [...all.direct, ...all.mesh] });
-  return { enforces, ...all, refused, hash };
+  return { enforces, ...all, refused, peers, hash };
 }
 
 function portOf({ filter_chain_match }: FilterChain): number {
@@ -122,6 +125,19 @@ function meshChains(group: FilterChain[]): FilterChain[] {
     match.destination_port = destination_port;
     return withCaller({ ...chain, transport_socket: undefined, filter_chain_match: match });
   });
+}
+
+/**
+ * TLS that the application ends itself is bytes like any others. A port where both lead the same way is not to be inspected:
+ * a caller that is silent, or sends less than a TLS record's head, would wait for ever.
+ */
+function withoutInspection(group: FilterChain[]): FilterChain[] {
+  const [first, second, more] = group;
+  if (!first || !second || more || first.transport_socket || second.transport_socket) return group;
+  const transports = new Set([first, second].map(({ filter_chain_match }) => filter_chain_match?.transport_protocol));
+  if (!transports.has('tls') || !transports.has('raw_buffer')) return group;
+  const [one, other] = [first, second].map((chain) => ({ ...chain, name: '', filter_chain_match: FilterChainMatch.fromPartial({ ...chain.filter_chain_match, transport_protocol: '' } as never) }));
+  return contentHash(FilterChain, one!) === contentHash(FilterChain, other!) ? [{ ...first, filter_chain_match: one!.filter_chain_match }] : group;
 }
 
 /** Of chains that match the same the first counts; Envoy refuses the second. */
@@ -226,11 +242,6 @@ export function isInboundCluster(name: string): boolean {
   return name.startsWith('inbound|') || name === 'InboundPassthroughCluster';
 }
 
-/** A pod's own: its connections are opened in its namespace. */
-export function podClusterName(uid: string, name: string): string {
-  return `pod/${uid}/${name}`;
-}
-
 /** @param rename gives the pod's chains their cluster names */
 export function inboundListeners(pod: ListenerPod, folded: FoldedInbound, rename: (chain: FilterChain) => FilterChain): Entry[] {
   const common = { traffic_direction: TrafficDirection.INBOUND, continue_on_listener_filters_timeout: true, listener_filters_timeout: { seconds: 0n, nanos: 0 } };
@@ -265,7 +276,7 @@ export function throughInbound(cluster: Cluster, assignment: ClusterLoadAssignme
       ...item,
       host_identifier: {
         $case: 'endpoint' as const,
-        value: { ...item.host_identifier.value, additional_addresses: [], address: { address: { $case: 'envoy_internal_address' as const, value: { address_name_specifier: { $case: 'server_listener_name' as const, value: listener }, endpoint_id: id } } } },
+        value: { ...item.host_identifier.value, additional_addresses: [], address: internalAddress(listener, id) },
       },
       metadata: { typed_filter_metadata: {}, ...item.metadata, filter_metadata: { ...item.metadata?.filter_metadata, [SOCKET_MATCH]: { underpass: 'inbound' }, [ORIGINAL_DST]: { local: id } } },
     };

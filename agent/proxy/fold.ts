@@ -16,10 +16,11 @@ import { boundTo, foldCluster, isFoldedCluster } from './fold-clusters.js';
 import { foldAssignment } from './fold-endpoints.js';
 import { directWithinNode } from './fold-identity.js';
 import { foldListener, foldListeners, isOutboundListener, isSocketOfItsOwn, listenerPort, passesThrough, renameInChain, type FoldedListeners } from './fold-listeners.js';
-import { CLOSED, foldInbound, inboundListeners, isInboundCluster, meshListenerName, podClusterName, throughInbound, type FoldedInbound } from './fold-inbound.js';
+import { CLOSED, foldInbound, inboundListeners, isInboundCluster, meshListenerName, throughInbound, type FoldedInbound } from './fold-inbound.js';
 import { foldRoutes, mirrorClusterName, mirroredClusters, renameClusters } from './fold-routes.js';
+import { canEndTunnels, hboneEntries } from './hbone-terminate.js';
 import { INSPECTION_KINDS, inspectionCluster, inspectionListener } from './inspection.js';
-import { podListener, podListenerKey, type ListenerPod } from './pod-listener.js';
+import { podClusterName, podListener, podListenerKey, type ListenerPod } from './pod-listener.js';
 import { markEventDriven } from './pool-renewal.js';
 import { CDS, EDS, LDS, RDS, Snapshot, type Entry } from './snapshot.js';
 import { FoldError } from './stock.js';
@@ -55,6 +56,8 @@ export interface FoldResult {
   enforcing: ReadonlySet<string>;
   /** They and those that are still redirected, and the names of their internal inbound listeners. */
   inbound: ReadonlyMap<string, string>;
+  /** Pods for which HBONE ends here. */
+  tunnelled: ReadonlySet<string>;
 }
 
 interface FoldedCluster extends Content {
@@ -68,6 +71,12 @@ interface InboundEntries {
   clusters: Entry[];
   /** The internal listener under the policies of before. */
   older: Entry | undefined;
+}
+
+interface TunnelEntries {
+  key: string;
+  listener: Entry;
+  cluster: Entry;
 }
 
 interface FoldedRoutes extends Content {
@@ -91,6 +100,7 @@ export class Folder {
   readonly #current = new Set<string>();
   #podEntries = new Map<string, { key: string; entry: Entry }>();
   #inboundEntries = new Map<string, InboundEntries>();
+  #tunnelEntries = new Map<string, TunnelEntries>();
 
   constructor(readonly extensions: EnvoyExtensions) {}
 
@@ -149,11 +159,12 @@ export class Folder {
     }
     this.#podEntries = podEntries;
     this.#addInbound(classes, pods, inbound, reached, clusterNames, cds, lds);
+    const tunnelled = this.#addTunnels(classes, pods, inbound, reached, cds, lds);
     for (const key of this.#lastGood.keys()) if (!this.#current.has(key)) this.#lastGood.delete(key);
     const split = new Set([...[...clusterNames.split].map((name) => `CDS ${name}`), ...[...routeNamesOf.split].map((name) => `RDS ${name}`)]);
     const ports = new Set(classes.flatMap(({ state }) => [...state.listeners.values()].flatMap(({ message }) => (isOutboundListener(message) ? [listenerPort(message)] : []))));
     const restricted = classes.some(({ state }) => !passesThrough([...state.listeners.values()].map(({ message }) => message)));
-    return { snapshot: new Snapshot([[CDS, cds], [EDS, eds], [LDS, lds], [RDS, rds]]), problems, split, ports: restricted ? 'all' : [...ports].sort((a, b) => a - b), enforcing: new Set(enforcing.map(({ uid }) => uid)), inbound: new Map(behind.map(({ uid, classKey }) => [uid, meshListenerName(uid, inbound.get(classKey) ?? CLOSED)])) };
+    return { snapshot: new Snapshot([[CDS, cds], [EDS, eds], [LDS, lds], [RDS, rds]]), problems, split, ports: restricted ? 'all' : [...ports].sort((a, b) => a - b), enforcing: new Set(enforcing.map(({ uid }) => uid)), inbound: new Map(behind.map(({ uid, classKey }) => [uid, meshListenerName(uid, inbound.get(classKey) ?? CLOSED)])), tunnelled };
   }
 
   /** What was folded with another identity is folded again. */
@@ -227,6 +238,25 @@ export class Folder {
       }
     }
     this.#inboundEntries = entries;
+  }
+
+  /** HBONE needs the pod's certificate, and a word of the control plane's about who may call. */
+  #addTunnels(classes: readonly FoldClass[], pods: readonly FoldPod[], inbound: ReadonlyMap<string, FoldedInbound | undefined>, reached: ReadonlyMap<string, string>, cds: Map<string, Entry>, lds: Map<string, Entry>): ReadonlySet<string> {
+    const entries = new Map<string, TunnelEntries>();
+    const certified = new Set(classes.filter((item) => item.certified).map(({ key }) => key));
+    for (const pod of pods) {
+      const folded = inbound.get(pod.classKey);
+      if (!folded || !certified.has(pod.classKey) || !canEndTunnels(pod)) continue;
+      const listener = folded.enforces ? (reached.get(pod.uid) ?? meshListenerName(pod.uid, folded)) : undefined;
+      const key = JSON.stringify([podListenerKey(pod), listener, folded.peers]);
+      const before = this.#tunnelEntries.get(pod.uid);
+      const known = before?.key === key ? before : { key, ...hboneEntries(pod, folded.peers, listener) };
+      entries.set(pod.uid, known);
+      cds.set(known.cluster.name, known.cluster);
+      lds.set(known.listener.name, known.listener);
+    }
+    this.#tunnelEntries = entries;
+    return new Set(entries.keys());
   }
 
   #foldAssignment(source: XdsResource<ClusterLoadAssignment> | undefined): { assignment: ClusterLoadAssignment; hash: string } | undefined {

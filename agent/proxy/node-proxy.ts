@@ -25,7 +25,7 @@ import { inboundListenerName } from './fold-inbound.js';
 import { InboundFollower, type InboundPods } from './inbound-follower.js';
 import { HealthRelay } from './health-relay.js';
 import { INSPECTION_KINDS, inspectionName } from './inspection.js';
-import { podListenerName, podOfListener, podStatPrefix, type ListenerPod } from './pod-listener.js';
+import { podHboneName, podListenerName, podOfListener, podStatPrefix, podTunnelStatPrefix, type ListenerPod } from './pod-listener.js';
 import { PlainPorts } from './plain-ports.js';
 import { endpointKeys } from './pool-renewal.js';
 import { LDS, RDS, SDS, type Snapshot } from './snapshot.js';
@@ -45,6 +45,8 @@ export interface ProxyPod {
   iptables: boolean;
   /** What arrives for it is redirected to its inbound listener, which has to stay for as long. */
   redirected?: boolean;
+  /** No program of the pod's listens where HBONE is to end; undefined while that is not known. */
+  hbonePortFree?: boolean;
 }
 
 /**
@@ -147,6 +149,8 @@ export class NodeProxy {
   #split: ReadonlySet<string> = new Set();
   /** Keys of the classes that the last snapshot was folded from. */
   #published: ReadonlySet<string> = new Set();
+  /** Pods for which HBONE ends at an adopted Envoy already. */
+  #heldTunnels: ReadonlySet<string> = new Set();
   /** Classes for which an adopted Envoy may hold what this agent has not heard of yet. */
   #unheard = new Set<string>();
   #savedClasses: SavedClass[];
@@ -186,6 +190,7 @@ export class NodeProxy {
       ads: this.#ads, stopping: this.#stopping.signal,
       news: (ms, signal) => this.#changedWithin(ms, signal),
       unknown: () => [...this.#pods.keys()].filter((uid) => !this.#folded.has(uid)),
+      untried: () => [...this.#pods.values()].flatMap(({ uid, hbonePortFree }) => (hbonePortFree === undefined ? uid : [])),
       ...(this.#certificates ? { hasCertificate: (uid) => this.#pods.has(uid) && this.#ads.status(SDS, this.#identity(this.#pods.get(uid)!)).acked } : {}),
       onReached: () => this.#schedule(),
       onInbound: (pods) => options.onInbound?.(pods),
@@ -306,11 +311,11 @@ export class NodeProxy {
     return this.#snapshot !== undefined && this.#dirtySince === undefined && this.#ads.idle && this.#inbound.settled;
   }
 
-  /** Connections from the pod's programs that Envoy holds now, those of a listener that drains included. */
+  /** Connections from the pod's programs that Envoy holds now, and tunnels that end at the pod, those of a listener that drains included. */
   async activeConnections(uid: string): Promise<number> {
-    const name = `listener.${podStatPrefix(uid)}.downstream_cx_active`;
-    const stats = await this.envoy.admin.stats(`^${name.replace(/[.]/g, '\\.')}$`);
-    return stats.get(name) ?? 0;
+    const names = [`listener.${podStatPrefix(uid)}.downstream_cx_active`, `http.${podTunnelStatPrefix(uid)}.downstream_rq_active`];
+    const stats = await this.envoy.admin.stats(`^(${names.join('|').replace(/[.]/g, '\\.')})$`);
+    return names.reduce((sum, name) => sum + (stats.get(name) ?? 0), 0);
   }
 
   status(): NodeProxyStatus {
@@ -432,6 +437,8 @@ export class NodeProxy {
     // Of an adopted Envoy it takes away only what is known to be gone: pods of a class without an answer go on as they are.
     if (this.#snapshot === undefined && this.envoy.status.adopted) this.#unheard = new Set(this.#classes.keys());
     for (const key of this.#unheard) if (ready.has(key) || !this.#classes.has(key)) this.#unheard.delete(key);
+    // Its own listeners are what keeps their ports from being free.
+    if (this.#snapshot === undefined && this.envoy.status.adopted) this.#heldTunnels = new Set([...this.#pods.keys()].filter((uid) => this.#ads.mayHold(LDS, podHboneName(uid))));
     const pods = [...this.#pods.values()].flatMap((pod) => {
       const own = classKey(pod);
       const key = ready.has(own) ? own : this.#folded.get(pod.uid);
@@ -442,7 +449,8 @@ export class NodeProxy {
     const fold = (): FoldResult => folder.fold(classes, pods, this.#eventDriven, this.#inbound.reached);
     // An adopted Envoy has the internal listeners of pods that are redirected: their endpoints go on leading there.
     if (this.#snapshot === undefined && this.envoy.status.adopted) this.#inbound.adopt(new Map([...fold().inbound].filter(([uid]) => this.#pods.get(uid)?.redirected)));
-    const { snapshot, problems, split, ports, enforcing, inbound } = fold();
+    const folded = fold();
+    const { snapshot, problems, split, ports } = folded;
     const waited = performance.now() - (this.#dirtySince ?? 0);
     const sameClasses = ready.size === this.#published.size && [...ready.keys()].every((key) => this.#published.has(key));
     if (sameClasses && waited < SPLIT_AFTER_MS && [...split].some((name) => !this.#split.has(name))) {
@@ -457,18 +465,19 @@ export class NodeProxy {
     this.#snapshot = this.#unheard.size === 0 ? whole : whole.keeping((type, name) => type !== LDS || !this.#isGonePod(name));
     this.#folded = new Map(pods.map((pod) => [pod.uid, pod.classKey]));
     this.#ads.setSnapshot(this.#snapshot);
-    this.#inbound.follow(enforcing, inbound);
+    this.#inbound.follow(folded);
     this.#reportPorts(ports);
     // Of an adopted Envoy's pods some may follow what nobody here has heard of yet.
     const known = this.#unheard.size === 0 ? [...ready.values()].filter(({ key }) => pods.some(({ classKey: of }) => of === key)) : [];
-    this.#options.onPlainPorts?.(new PlainPorts(known), new Set([...enforcing, ...[...this.#pods.keys()].filter((uid) => !this.#folded.has(uid))]));
+    this.#options.onPlainPorts?.(new PlainPorts(known), new Set([...folded.enforcing, ...[...this.#pods.keys()].filter((uid) => !this.#folded.has(uid))]));
     this.#reconcileClasses();
     this.#saveTimer ??= setTimeout(() => void this.#save(), SAVE_DELAY_MS);
   }
 
   #listenerPod(pod: ProxyPod): ListenerPod {
     const { uid, netnsPath, ips, redirected = false } = pod;
-    return { uid, netnsPath, ipv6: ips.some((ip) => isIPv6(ip)), addresses: [...ips].sort((a, b) => Number(isIPv6(a)) - Number(isIPv6(b))), identity: this.#identity(pod), redirected };
+    const endsTunnels = pod.hbonePortFree === true || this.#heldTunnels.has(uid);
+    return { endsTunnels, uid, netnsPath, ipv6: ips.some((ip) => isIPv6(ip)), addresses: [...ips].sort((a, b) => Number(isIPv6(a)) - Number(isIPv6(b))), identity: this.#identity(pod), redirected };
   }
 
   #identity({ name, namespace, serviceAccount }: ProxyPod): string {
@@ -523,7 +532,7 @@ export class NodeProxy {
   }
 
   async #removed(uid: string, given?: AbortSignal): Promise<void> {
-    const names = [podListenerName(uid), inboundListenerName(uid)];
+    const names = [podListenerName(uid), inboundListenerName(uid), podHboneName(uid)];
     const signal = given ? AbortSignal.any([given, this.#stopping.signal]) : this.#stopping.signal;
     for (;;) {
       // Nobody is told that an agent that stops has seen the end of the listener: its Envoy may still have it.

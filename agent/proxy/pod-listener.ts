@@ -23,6 +23,8 @@ export interface ListenerPod {
   identity?: string;
   /** Connections to it are redirected to its inbound listener, whether or not a policy still asks for that. */
   redirected?: boolean;
+  /** HBONE can end in its namespace. */
+  endsTunnels?: boolean;
 }
 
 /** Istio's name for a caller's SPIFFE id in filter state. */
@@ -33,13 +35,28 @@ export function podListenerName(uid: string): string {
   return `pod/${uid}/outbound`;
 }
 
+/** Where HBONE ends for the pod. */
+export function podHboneName(uid: string): string {
+  return `pod/${uid}/hbone`;
+}
+
 export function podOfListener(name: string): string | undefined {
-  return /^pod\/([^/]+)\/(?:outbound|inbound|inbound-mesh\/.+)$/.exec(name)?.[1];
+  return /^pod\/([^/]+)\/(?:outbound|inbound|inbound-mesh\/.+|hbone)$/.exec(name)?.[1];
+}
+
+/** A cluster of the pod's own: its connections are opened in the pod's namespace. */
+export function podClusterName(uid: string, name: string): string {
+  return `pod/${uid}/${name}`;
 }
 
 /** `listener.<this>.downstream_cx_active` counts the pod's connections. */
 export function podStatPrefix(uid: string): string {
   return `pod_${uid}`;
+}
+
+/** `http.<this>.downstream_rq_active` counts the tunnels that end at the pod. */
+export function podTunnelStatPrefix(uid: string): string {
+  return `pod_${uid}_hbone`;
 }
 
 export function podListenerKey(pod: ListenerPod): string {

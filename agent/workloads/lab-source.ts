@@ -1,5 +1,5 @@
 import { errorMessage } from '../../common/errors.js';
-import { LabClient, type PodRecord } from '../../common/lab-api.js';
+import { LabClient, type PodMetadataPatch, type PodRecord } from '../../common/lab-api.js';
 import type { Logger } from '../../common/log.js';
 import { newest } from './newest.js';
 import type { WorkloadSource } from './source.js';
@@ -25,8 +25,8 @@ export class LabSource implements WorkloadSource {
     return newest(this.#sets(signal));
   }
 
-  setPodLabels({ namespace, name }: PodRecord, labels: Record<string, string | null>): Promise<void> {
-    return this.#client.label({ kind: 'Pod', namespace, name, labels });
+  setPodMetadata({ namespace, name }: PodRecord, patch: PodMetadataPatch): Promise<void> {
+    return this.#client.label({ kind: 'Pod', namespace, name, ...patch });
   }
 
   async *#sets(signal: AbortSignal): AsyncGenerator<readonly PodRecord[], void> {

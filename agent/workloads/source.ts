@@ -1,4 +1,4 @@
-import type { PodRecord } from '../../common/lab-api.js';
+import type { PodMetadataPatch, PodRecord } from '../../common/lab-api.js';
 
 export type { PodRecord };
 
@@ -13,6 +13,6 @@ export interface WorkloadSource {
    * sets in between, never the newest. Reconnects by itself; ends when the signal aborts.
    */
   watch(signal: AbortSignal): AsyncIterable<readonly PodRecord[]>;
-  /** Sets labels of a pod for all to see; a null value removes one. Absent where nobody may. */
-  setPodLabels?(pod: PodRecord, labels: Record<string, string | null>): Promise<void>;
+  /** Sets labels and annotations of a pod for all to see. Absent where nobody may. */
+  setPodMetadata?(pod: PodRecord, patch: PodMetadataPatch): Promise<void>;
 }

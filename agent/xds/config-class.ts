@@ -4,7 +4,7 @@
  */
 import { createHash } from 'node:crypto';
 import { isIPv4 } from 'node:net';
-import { TLS_MODE_LABEL } from '../../common/identity/tls-mode.js';
+import { TLS_MODE_LABEL } from '../../common/identity/announcements.js';
 import { Node } from '../../proto/generated/envoy/config/core/v3/base.js';
 
 export interface ClassPod {

@@ -1,5 +1,5 @@
 /** What the mesh reads of a pod. */
-import { TLS_MODE_LABEL } from '../../common/identity/tls-mode.js';
+import { REDIRECTION_ANNOTATION, REDIRECTION_ENABLED, TLS_MODE_LABEL } from '../../common/identity/announcements.js';
 import { isIP } from 'node:net';
 import type { KubeObject, Pod, ServiceEntry, WorkloadEntry } from '../../common/kube/types.js';
 import { inCluster, type Clusters } from './clusters.js';
@@ -7,9 +7,6 @@ import type { Endpoint, MeshPort } from './types.js';
 
 export { TLS_MODE_LABEL };
 export const NETWORK_LABEL = 'topology.istio.io/network';
-
-/** Set by whoever redirects a pod's traffic to its node's proxy: such a pod takes HBONE. */
-const REDIRECTION_ANNOTATION = 'ambient.istio.io/redirection';
 
 /** `http` on a workload whose own proxy takes HBONE. */
 const TUNNEL_LABEL = 'networking.istio.io/tunnel';
@@ -78,7 +75,7 @@ export function hasOwnTunnel(labels: Readonly<Record<string, string>>): boolean 
 
 /** It is reached by HBONE on port 15008: its own proxy's, or its node's. */
 export function takesHbone({ labels, pod }: Pick<Endpoint, 'labels' | 'pod'>): boolean {
-  return hasOwnTunnel(labels) || pod?.metadata.annotations?.[REDIRECTION_ANNOTATION] === 'enabled';
+  return hasOwnTunnel(labels) || pod?.metadata.annotations?.[REDIRECTION_ANNOTATION] === REDIRECTION_ENABLED;
 }
 
 /** Sidecars and gateways reach it by HBONE: where mutual TLS would do as well it is that, as in Istio. */
