@@ -1,4 +1,4 @@
-# make demo: sets up, builds, shows the whole way once.   make test: sets up, builds, runs the tests but those of test-kube.
+# make demo: sets up, builds, shows the whole way once.   make test: sets up, builds, runs the tests but those of test-kube and test-kernels.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
@@ -13,7 +13,7 @@ Q := @
 msg = @printf '  %-9s %s\n' $(1) "$(patsubst $(CURDIR)/%,%,$(2))";
 endif
 
-.PHONY: all setup build typescript native test test-kube demo bench bench-pilot bench-services lint clean distclean
+.PHONY: all setup build typescript native test test-kube test-kernels demo bench bench-pilot bench-services lint clean distclean
 
 all: build
 
@@ -45,6 +45,11 @@ test: build
 test-kube: build
 	$(Q)./scripts/setup-kube.sh
 	$(Q)node test/run.mjs $(or $(ARGS),test/kube/)
+
+# Debian's 6.1 and 6.12 kernels in qemu; ARGS: see `node dist/test/kernels/run.js --help`.
+test-kernels: build
+	$(Q)./scripts/setup-kernels.sh
+	$(Q)node dist/test/kernels/run.js $(ARGS)
 
 demo: build
 	$(Q)exec ./bin/underpass demo $(ARGS)

@@ -197,6 +197,20 @@ test('BpfObject: unknown parameters and sizes are refused', () => {
   assert.throws(() => BpfObject.open({ pinDir: join(folder, 'no-bpffs') }), { code: 'UNDERPASS_KERNEL' });
 });
 
+test('BpfObject: of its programs only the wanted ones are loaded', () => {
+  const loaded = (programs?: string[]): number => {
+    const before = bpfDescriptors();
+    const object = BpfObject.open({ pinDir: null, ...(programs ? { programs } : {}) });
+    const descriptors = bpfDescriptors() - before;
+    object.close();
+    return descriptors;
+  };
+  const none = loaded([]);
+  assert.equal(loaded(['connect4', 'getsockopt']), none + 2);
+  assert.ok(loaded() > none + 2);
+  assert.throws(() => BpfObject.open({ pinDir: null, programs: ['no-such'] }), /no-such: not in the BPF object/);
+});
+
 test('opening and closing leaves no file descriptor behind', () => {
   const round = (): void => {
     const object = BpfObject.open({ pinDir: null });

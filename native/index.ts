@@ -86,6 +86,8 @@ export interface BpfObjectOptions {
   rodata?: Record<string, number | bigint>;
   /** By map name. A map that is taken over keeps its size. */
   maxEntries?: Record<string, number>;
+  /** Only these programs are loaded, to learn which of them a kernel refuses. Default: all. */
+  programs?: string[];
 }
 
 /** The loaded BPF object: one per agent. */
@@ -102,7 +104,7 @@ export class BpfObject implements Closable {
   static open(options: BpfObjectOptions): BpfObject {
     const rodata = Object.fromEntries(Object.entries(options.rodata ?? {}).map(([name, value]) => [name, BigInt(value)]));
     const pinDir = options.pinDir;
-    return new BpfObject(guarded((addon) => addon.openObject({ pinDir, rodata, maxEntries: options.maxEntries ?? {} })), pinDir);
+    return new BpfObject(guarded((addon) => addon.openObject({ pinDir, rodata, maxEntries: options.maxEntries ?? {}, ...(options.programs ? { programs: options.programs } : {}) })), pinDir);
   }
 
   /** Whether the maps are those of a former process. */

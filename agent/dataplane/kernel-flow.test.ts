@@ -52,12 +52,22 @@ test('slow reader: what the kernel takes for it stays bounded, and all of it arr
   const before = memory();
   let highest = 0;
   const sampler = setInterval(() => (highest = Math.max(highest, memory() - before)), 20);
-  const { result } = await w.counted(() => w.world.probe('slow-reader', server, client, ['--bytes', String(300 << 20), '--delay', '800']));
+  const { result } = await w.counted(() => w.world.probe('slow-reader', server, client, ['--bytes', String(300 << 20), '--delay', '400']));
   clearInterval(sampler);
   assert.equal(result.ok, true, JSON.stringify(result));
   assert.ok(Number(result.queued) <= MAX_QUEUED_BYTES, `${result.queued} bytes queued`);
   assert.ok(process.memoryUsage().rss < 1 << 30);
   assert.ok(highest < 128 << 20, `TCP memory grew by ${highest}`);
+});
+
+test('slow reader: where nothing bounds what is moved, the measurement sees all of it', async () => {
+  const { server, client } = ends();
+  // So large a buffer stands for a kernel that does not charge the receiver: there is always room.
+  const { result, counters } = await w.counted(() => w.world.probe('slow-reader', server, client, ['--bytes', String(48 << 20), '--delay', '150', '--rcvbuf', String(256 << 20)]));
+  assert.equal(result.ok, true, JSON.stringify(result));
+  assert.equal(result.queued, 48 << 20);
+  assert.equal(counters['bytes_short_circuited'], (48 << 20) + 1, 'with the answer');
+  assert.ok(Number(result['charged']) >= 48 << 20, JSON.stringify(result));
 });
 
 test('bulk: a receiver that falls behind makes the sender wait, and TCP never drops for want of room', async (t) => {

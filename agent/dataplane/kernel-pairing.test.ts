@@ -32,7 +32,11 @@ for (const [name, listen, connect] of [
     const churn = await w.counted(() => w.world.probe('churn', server, client, ['--count', '200']));
     assert.equal(churn.result.ok, true, JSON.stringify(churn.result));
     assert.equal(churn.counters['connections_short_circuited'], 200);
-    assert.equal(churn.counters['messages_short_circuited'], 400, 'the first message of each connection is moved as well');
+    // A first message that comes before the other end does goes by TCP: seen once in 2,000 where ksoftirqd had to run in between.
+    const plain = Object.entries(churn.counters).filter(([counter]) => counter.startsWith('message_')).reduce((sum, [, count]) => sum + count, 0);
+    const moved = churn.counters['messages_short_circuited'] ?? 0;
+    assert.equal(moved + plain, 400, `each message was moved or is counted with its reason: ${JSON.stringify(churn.counters)}`);
+    assert.ok(moved >= 380, `the first message of each connection is moved as well: ${moved} of 400`);
   });
 }
 

@@ -86,13 +86,16 @@ test('splice: the label "false" lets Go programs in, and is undone with what was
     const [a, b] = [w.world.pod(0), w.world.pod(1)];
     return w.counted(() => w.world.probe('churn', { pod: b, address: b.ipv4 }, { pod: a }, ['--count', '10', '--hold', hold], go));
   };
+  /** User space is asked about a program while it runs; on a slow machine it may be gone before it was looked at, so again. */
+  const judged = async (verdict: string): Promise<void> => {
+    for (let run = 0; run < 10 && Object.values(verdicts()).some((found) => found !== verdict); run++) await churn('300');
+    assert.deepEqual(verdicts(), { client: verdict, listener: verdict });
+  };
   w.put({ acceleration: 'l4', splices: false });
-  await churn('300');
-  assert.deepEqual(verdicts(), { client: 'event-driven', listener: 'event-driven' });
+  await judged('event-driven');
   assert.equal((await churn('0')).counters['connections_short_circuited'], 10);
   w.put({ acceleration: 'l4' });
-  await churn('300');
-  assert.deepEqual(verdicts(), { client: 'spliced', listener: 'spliced' });
+  await judged('spliced');
   assert.equal((await churn('0')).counters['connections_short_circuited'], undefined);
 });
 

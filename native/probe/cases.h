@@ -9,8 +9,20 @@ static void slow_server(int listener)
 {
 	static unsigned char input[BUFFER];
 	int fd = accept_one(listener);
-	usleep(opt.delay_ms * 1000);
+	/* Until the sender stands still, however slow the machine: what is in flight when time is up says nothing of a bound. */
+	long long before = -1;
+	for (uint64_t deadline = now_ns() + 1000000000ull * opt.timeout_s; now_ns() < deadline; before = shared->sent[0]) {
+		usleep(opt.delay_ms * 1000);
+		if (shared->sent[0] > 0 && shared->sent[0] == before)
+			break;
+	}
 	shared->queued = shared->sent[0];
+	uint32_t memory[SK_MEMINFO_VARS] = { 0 };
+	socklen_t size = sizeof memory;
+	if (!getsockopt(fd, SOL_SOCKET, SO_MEMINFO, memory, &size)) {
+		shared->charged = memory[SK_MEMINFO_RMEM_ALLOC];
+		shared->room = memory[SK_MEMINFO_RCVBUF];
+	}
 	uint64_t h = HASH_START;
 	long long got = 0;
 	while (got < opt.bytes) {

@@ -7,12 +7,13 @@
  *   [--listen ADDRESS] [--connect ADDRESS] [--port N] [--count N] [--bytes N] [--size N] [--blocking-server]
  *   [--blocking-client] [--timeout SECONDS] [--delay MS] [--warm N] [--client-port N] [--fastopen] [--bind ADDRESS]
  *   [--connect-port N] [--server-uid N] [--client-uid N] [--connect-timeout] [--hold MS] [--device NAME] [--seed N]
- *   [--mptcp] [--tls] [--zerocopy] [--warm-delay MS]
+ *   [--mptcp] [--tls] [--zerocopy] [--warm-delay MS] [--rcvbuf BYTES]
  *
  * Cases
  *   order       both ends send --bytes in writes of 1 B to 64 KiB and hash what arrives; ok: hashes equal both ways
- *   slow-reader the client sends up to --bytes while the server reads nothing for --delay ms, then reads all;
- *               `queued` is what the kernel took before the first read; ok: hash equal
+ *   slow-reader the client sends up to --bytes while the server reads nothing until no byte more is taken for --delay ms,
+ *               then reads all; `queued` is what the kernel took before the first read, `charged` how much of it, with
+ *               overhead, the receiver's buffer of `room` bytes was charged (SO_MEMINFO); ok: hash equal
  *   half-close  --count times: request, shutdown(WR), answer --delay ms later; counts ok, eagain, other
  *   large-close --count times: the server sends --bytes and closes at once, the client reads slowly; ok: all arrived
  *   fionread    --count times: ioctl(FIONREAD) must say --size once poll says readable
@@ -23,9 +24,11 @@
  *               IPv6 at the server), `server_peer`, `client_peer`, `client_name`; ok: one exchange went through
  * --connect-timeout: the client's socket is non-blocking while it connects and blocking afterwards, as many HTTP clients'.
  * --mptcp: both ends are MPTCP sockets. --tls: the client takes the kernel's TLS as upper layer protocol, with no keys.
- * --zerocopy: the client's sockets have SO_ZEROCOPY.
+ * --zerocopy: the client's sockets have SO_ZEROCOPY. --rcvbuf: the server's sockets have so large a receive buffer.
  * --warm-delay: each of those connections stays open for so long.
  * --hold: the client keeps its last connection open for so long (churn, ping-pong, addresses). --device: SO_BINDTODEVICE at the client.
+ * SOCKET_PROBE_SLOWNESS in the environment multiplies --hold and --warm-delay, for emulated machines: who looks at a program
+ * while it runs is as slow.
  * --warm opens that many connections first, with one small exchange each (probation).
  * Exit 0: the case ran (see `ok`); 2: usage or set-up failed, with a line on stderr.
  */
@@ -44,7 +47,7 @@ static void usage(const char *problem, const char *word)
 static const struct probe_case *parse(int argc, char **argv)
 {
 	enum { SERVER_NETNS = 256, SERVER_CGROUP, CLIENT_NETNS, CLIENT_CGROUP, BLOCKING_SERVER, BLOCKING_CLIENT, FASTOPEN, CLIENT_PORT,
-	       CONNECT_PORT, SERVER_UID, CLIENT_UID, CONNECT_TIMEOUT, HOLD, DEVICE, SEED, MPTCP, TLS, ZEROCOPY, WARM_DELAY };
+	       CONNECT_PORT, SERVER_UID, CLIENT_UID, CONNECT_TIMEOUT, HOLD, DEVICE, SEED, MPTCP, TLS, ZEROCOPY, WARM_DELAY, RCVBUF };
 	static const struct option options[] = {
 		{ "server-netns", 1, 0, SERVER_NETNS }, { "server-cgroup", 1, 0, SERVER_CGROUP },
 		{ "client-netns", 1, 0, CLIENT_NETNS }, { "client-cgroup", 1, 0, CLIENT_CGROUP },
@@ -55,7 +58,7 @@ static const struct probe_case *parse(int argc, char **argv)
 		{ "connect-port", 1, 0, CONNECT_PORT }, { "server-uid", 1, 0, SERVER_UID }, { "client-uid", 1, 0, CLIENT_UID },
 		{ "connect-timeout", 0, 0, CONNECT_TIMEOUT }, { "hold", 1, 0, HOLD }, { "device", 1, 0, DEVICE },
 		{ "seed", 1, 0, SEED }, { "mptcp", 0, 0, MPTCP }, { "tls", 0, 0, TLS }, { "zerocopy", 0, 0, ZEROCOPY },
-		{ "warm-delay", 1, 0, WARM_DELAY },
+		{ "warm-delay", 1, 0, WARM_DELAY }, { "rcvbuf", 1, 0, RCVBUF },
 		{ 0 } };
 	if (argc < 2)
 		usage("no case", "given");
@@ -91,6 +94,7 @@ static const struct probe_case *parse(int argc, char **argv)
 		case TLS: opt.tls = true; break;
 		case ZEROCOPY: opt.zerocopy = true; break;
 		case WARM_DELAY: opt.warm_delay_ms = atoi(optarg); break;
+		case RCVBUF: opt.rcvbuf = atoi(optarg); break;
 		case CLIENT_PORT: opt.client_port = atoi(optarg); break;
 		case 'l': opt.listen = optarg; break;
 		case 'c': opt.connect = optarg; break;
@@ -104,6 +108,11 @@ static const struct probe_case *parse(int argc, char **argv)
 		case 'w': opt.warm = atoi(optarg); break;
 		default: usage("unknown option", "above");
 		}
+	}
+	const char *slowness = getenv("SOCKET_PROBE_SLOWNESS");
+	if (slowness && atoi(slowness) > 1) {
+		opt.hold_ms *= atoi(slowness);
+		opt.warm_delay_ms *= atoi(slowness);
 	}
 	if (opt.size < (int)sizeof(int) || opt.size > BUFFER)
 		usage("--size must be 4 to 65536", "");
@@ -167,8 +176,8 @@ int main(int argc, char **argv)
 		       (char *)shared->client_peer, (char *)shared->client_name, (char *)shared->failure);
 		return 0;
 	}
-	printf("{\"case\":\"%s\",\"ok\":%s,\"good\":%d,\"eagain\":%d,\"other\":%d,\"sent\":[%lld,%lld],\"got\":[%lld,%lld],\"queued\":%lld,\"failure\":\"%s\"}\n",
+	printf("{\"case\":\"%s\",\"ok\":%s,\"good\":%d,\"eagain\":%d,\"other\":%d,\"sent\":[%lld,%lld],\"got\":[%lld,%lld],\"queued\":%lld,\"charged\":%lld,\"room\":%lld,\"failure\":\"%s\"}\n",
 	       probe->name, ok ? "true" : "false", shared->ok, shared->eagain, shared->other, shared->sent[0], shared->sent[1],
-	       shared->got[0], shared->got[1], shared->queued, (char *)shared->failure);
+	       shared->got[0], shared->got[1], shared->queued, shared->charged, shared->room, (char *)shared->failure);
 	return 0;
 }

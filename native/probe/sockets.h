@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
+#include <linux/sock_diag.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
@@ -41,7 +42,7 @@ struct side {
 static struct {
 	const char *listen, *connect, *bind;
 	const char *device;
-	int connect_port, hold_ms, seed;
+	int connect_port, hold_ms, seed, rcvbuf;
 	bool connect_timeout, mptcp, tls, zerocopy;
 	int port, client_port, count, size, warm, warm_delay_ms, delay_ms, timeout_s;
 	long long bytes;
@@ -54,7 +55,7 @@ static volatile struct shared {
 	int ready;
 	uint64_t sent_hash[2], got_hash[2]; /* 0: client to server, 1: server to client */
 	long long sent[2], got[2];
-	long long queued;
+	long long queued, charged, room;
 	int ok, eagain, other;
 	int failed;
 	char failure[200];
@@ -154,6 +155,8 @@ static int listen_socket(void)
 		int queue = 64;
 		setsockopt(fd, IPPROTO_TCP, TCP_FASTOPEN, &queue, sizeof queue);
 	}
+	if (opt.rcvbuf && setsockopt(fd, SOL_SOCKET, SO_RCVBUFFORCE, &opt.rcvbuf, sizeof opt.rcvbuf))
+		fail("setting the receive buffer");
 	if (fd < 0 || bind(fd, (void *)&a, size) || listen(fd, 1024))
 		fail("listening");
 	return fd;

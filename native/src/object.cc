@@ -103,6 +103,21 @@ void set_max_entries(Napi::Env env, bpf_object *object, Napi::Object sizes) {
   }
 }
 
+// Leaves out all programs but the named ones. The maps are made all the same.
+void choose_programs(Napi::Env env, bpf_object *object, const Napi::Value &wanted) {
+  if (absent(wanted)) return;
+  if (!wanted.IsArray()) throw Napi::TypeError::New(env, "open: programs: expected an array of names");
+  bpf_program *each;
+  bpf_object__for_each_program(each, object) bpf_program__set_autoload(each, false);
+  Napi::Array names = wanted.As<Napi::Array>();
+  for (uint32_t i = 0; i < names.Length(); i++) {
+    const std::string name = string_of(env, names.Get(i), "open: programs");
+    bpf_program *found = bpf_object__find_program_by_name(object, name.c_str());
+    if (!found) throw Napi::TypeError::New(env, "open: programs: " + name + ": not in the BPF object");
+    bpf_program__set_autoload(found, true);
+  }
+}
+
 // Takes over pinned maps when all that are there fit; when one does not, none is, since they refer to each other.
 // Returns whether maps were taken over.
 bool reuse_pins(Napi::Env env, bpf_object *object, const std::string &folder) {
@@ -205,6 +220,7 @@ void BpfObjectHandle::load(Napi::Env env, Napi::Object options) {
   bpf_object *object = loaded->object;
   set_rodata(env, object, object_of(env, options.Get("rodata"), "open: rodata"));
   set_max_entries(env, object, object_of(env, options.Get("maxEntries"), "open: maxEntries"));
+  choose_programs(env, object, options.Get("programs"));
   std::string folder;
   if (!absent(options.Get("pinDir"))) {
     folder = string_of(env, options.Get("pinDir"), "open: pinDir") + "/maps";
