@@ -20,13 +20,14 @@ static __always_inline bool flows_logged(void)
 	return s && s->flow_log;
 }
 
-static __always_inline bool take_flow_quota(__u64 client)
+/* `owner`: the pod that an entry is charged to, a netns cookie. */
+static __always_inline bool take_flow_quota(__u64 owner)
 {
 	__u32 none = 0;
-	__u32 *taken = bpf_map_lookup_elem(&flow_quotas, &client);
+	__u32 *taken = bpf_map_lookup_elem(&flow_quotas, &owner);
 	if (!taken) {
-		bpf_map_update_elem(&flow_quotas, &client, &none, BPF_NOEXIST);
-		taken = bpf_map_lookup_elem(&flow_quotas, &client);
+		bpf_map_update_elem(&flow_quotas, &owner, &none, BPF_NOEXIST);
+		taken = bpf_map_lookup_elem(&flow_quotas, &owner);
 	}
 	if (!taken || *taken >= flows_per_pod)
 		return false;
@@ -40,27 +41,29 @@ static __always_inline struct flow_totals *add_totals(const struct flow_key *key
 	return bpf_map_lookup_elem(&flow_totals, key);
 }
 
-/* The entry of this key; with none left for it the client's entry for all else, and then everybody's: `key` says which. */
+/* The entry of this key; with none left for it the pod's entry for all else, and then everybody's: `key` says which. */
 static __always_inline struct flow_totals *find_totals(struct flow_key *key)
 {
 	struct flow_totals *found = bpf_map_lookup_elem(&flow_totals, key);
 	if (found)
 		return found;
-	if (take_flow_quota(key->client)) {
+	__u64 client = key->client, server = client ? 0 : key->server;
+	if (take_flow_quota(client ? client : server)) {
 		found = add_totals(key);
 		if (found)
 			return found;
 	}
 	count(COUNTER_FLOWS_FULL);
-	__u64 client = key->client;
 	__builtin_memset(key, 0, sizeof(*key));
 	key->client = client;
+	key->server = server;
 	found = bpf_map_lookup_elem(&flow_totals, key);
 	if (!found)
 		found = add_totals(key);
 	if (found)
 		return found;
 	key->client = 0;
+	key->server = 0;
 	return bpf_map_lookup_elem(&flow_totals, key);
 }
 
@@ -102,12 +105,12 @@ static __always_inline __u64 tcp_sent(const struct tcp_sock *tp)
 	return tp->bytes_sent - tp->bytes_retrans;
 }
 
-/* Adds what the connection has carried since. `final`: its last time. */
+/* Adds what the connection has carried since. `final`: its last time. Without `state` it comes from elsewhere. */
 static __always_inline void settle(struct flow *flow, const struct socket_state *state, const struct tcp_sock *tp, bool final)
 {
 	bool accepted = flow->flags & FLOW_ACCEPTED;
 	bool reports = flow->flags & FLOW_REPORTS;
-	bool peer_reports = state->flags & SOCKET_PEER_REPORTS;
+	bool peer_reports = state && (state->flags & SOCKET_PEER_REPORTS);
 	if (!reports && !peer_reports)
 		return;
 	struct flow_key key = flow->key;
@@ -117,7 +120,7 @@ static __always_inline void settle(struct flow *flow, const struct socket_state 
 	struct flow_side *own = accepted ? &totals->destination : &totals->source;
 	struct flow_side *other = accepted ? &totals->source : &totals->destination;
 	/* Both sides learn of moved bytes from the sender: the receiver's socket does not count them. */
-	__u64 moved = advance(&flow->moved, state->bytes_moved);
+	__u64 moved = state ? advance(&flow->moved, state->bytes_moved) : 0;
 	if (moved && peer_reports)
 		__sync_fetch_and_add(accepted ? &other->sent : &other->received, moved);
 	if (!reports)
@@ -221,6 +224,18 @@ static __always_inline void flow_accepted(struct bpf_sock *sk, const struct pod 
 		   !entry->captured);
 }
 
+/* A connection from a client that is no pod of this node's mesh, accepted by a pod's own program. */
+static __always_inline bool flow_arrived(struct bpf_sock *sk, const struct pod *pod, __u64 own, const struct tuple *mine)
+{
+	if (pod->mode != POD_MODE_NODE)
+		return false;
+	struct flow_key key = { .server = own, .peer = mine->remote, .endpoint_port = mine->local_port };
+	struct flow *flow = start_flow(sk, &key, FLOW_ACCEPTED | FLOW_REPORTS | (flows_logged() ? FLOW_LOGGED : 0), true);
+	if (flow)
+		flow->reason = COUNTER_CONNECTION_NOT_LOCAL;
+	return flow;
+}
+
 static __always_inline bool flow_reports(struct bpf_sock *sk)
 {
 	struct flow *flow = bpf_sk_storage_get(&flows, sk, 0, 0);
@@ -250,19 +265,20 @@ static __always_inline void remote_address(const struct sock_common *common, str
 static __always_inline void log_flow(const struct flow *flow, const struct socket_state *state, const struct tcp_sock *tp)
 {
 	bool accepted = flow->flags & FLOW_ACCEPTED;
-	__u64 other_moved = 0, opener = accepted ? state->peer_cookie : state->cookie;
-	bool paired = state->peer_cookie || (!accepted && (state->flags & SOCKET_IN_MAP) && bpf_map_lookup_elem(&peers, &opener));
+	__u32 flags = state ? state->flags : 0;
+	__u64 moved = state ? state->bytes_moved : 0, partner = state ? state->peer_cookie : 0, other_moved = 0;
+	__u64 opener = accepted || !state ? partner : state->cookie;
+	bool paired = partner || (!accepted && (flags & SOCKET_IN_MAP) && bpf_map_lookup_elem(&peers, &opener));
 	if (paired) {
 		__u64 *left = bpf_map_lookup_elem(&flow_leavers, &opener);
 		if (!left) {
-			__u64 moved = state->bytes_moved;
 			bpf_map_update_elem(&flow_leavers, &opener, &moved, BPF_ANY);
 			return;
 		}
 		other_moved = *left;
 		bpf_map_delete_elem(&flow_leavers, &opener);
-	} else if (accepted) {
-		return;
+	} else if (accepted && state) {
+		return; /* the opener's to tell */
 	}
 	struct flow_record *record = bpf_ringbuf_reserve(&flow_records, sizeof(*record), 0);
 	if (!record) {
@@ -275,20 +291,20 @@ static __always_inline void log_flow(const struct flow *flow, const struct socke
 	local_address(common, accepted ? &record->endpoint : &record->client);
 	remote_address(common, accepted ? &record->client : &record->endpoint);
 	record->client_port = accepted ? bpf_ntohs(common->skc_dport) : common->skc_num;
-	record->way = state->flags & SOCKET_CAPTURED ? FLOW_PROXY : state->flags & SOCKET_IN_MAP ? FLOW_SHORT_CIRCUITED : FLOW_PLAIN;
+	record->way = flags & SOCKET_CAPTURED ? FLOW_PROXY : flags & SOCKET_IN_MAP ? FLOW_SHORT_CIRCUITED : FLOW_PLAIN;
 	record->reason = flow->reason;
-	if (state->flags & (SOCKET_BLOCKING | SOCKET_TLS))
-		record->reason = state->flags & SOCKET_TLS ? COUNTER_MESSAGE_UPPER_LAYER : COUNTER_MESSAGE_BLOCKING;
-	__u64 out = tcp_sent(tp) + state->bytes_moved, in = tcp_received(tp) + other_moved;
+	if (flags & (SOCKET_BLOCKING | SOCKET_TLS))
+		record->reason = flags & SOCKET_TLS ? COUNTER_MESSAGE_UPPER_LAYER : COUNTER_MESSAGE_BLOCKING;
+	__u64 out = tcp_sent(tp) + moved, in = tcp_received(tp) + other_moved;
 	record->received = accepted ? in : out;
 	record->sent = accepted ? out : in;
-	record->moved = state->bytes_moved + other_moved;
+	record->moved = moved + other_moved;
 	record->duration_ns = bpf_ktime_get_ns() - flow->opened_ns;
 	record->rtt_us = tp->srtt_us >> 3;
 	bpf_ringbuf_submit(record, 0);
 }
 
-/* Before the state forgets the connection. */
+/* Before the state, if there is one, forgets the connection. */
 static __always_inline void flow_closed(struct bpf_sock *sk, const struct socket_state *state, const struct tcp_sock *tp)
 {
 	struct flow *flow = bpf_sk_storage_get(&flows, sk, 0, 0);
@@ -310,7 +326,7 @@ int settle_flows(struct bpf_iter__bpf_sk_storage_map *ctx)
 	struct flow *flow = bpf_sk_storage_get(&flows, sk, 0, 0);
 	struct socket_state *state = bpf_sk_storage_get(&socket_states, sk, 0, 0);
 	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
-	if (flow && state && tp && (flow->flags & FLOW_OPEN))
+	if (flow && tp && (flow->flags & FLOW_OPEN))
 		settle(flow, state, tp, false);
 	return 0;
 }

@@ -132,7 +132,7 @@ struct {
 	__type(value, struct flow_totals);
 } flow_totals SEC(".maps");
 
-/* By netns cookie of the client. */
+/* By netns cookie of the client, or of the server of those from elsewhere. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, MAX_PODS);

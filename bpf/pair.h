@@ -221,8 +221,11 @@ static __always_inline int established_passive(struct bpf_sock_ops *ops, bool pr
 	struct tuple mine = { .netns_cookie = own };
 	read_tuple(ops, &mine);
 	__u64 other = peer_netns(&mine, own);
-	if (!other)
+	if (!other) {
+		if (!proxy_cgroup && flow_arrived(sk, pod, own, &mine))
+			bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
 		return 1;
+	}
 	struct tuple t = {
 		.netns_cookie = other,
 		.local = mine.remote, .remote = mine.local,
@@ -306,13 +309,14 @@ static __always_inline int closed(struct bpf_sock_ops *ops)
 {
 	struct bpf_sock *sk = ops->sk;
 	struct socket_state *state = sk ? bpf_sk_storage_get(&socket_states, sk, 0, 0) : 0;
-	if (!state || !state->cookie)
-		return 1;
-	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
-	if (tp) {
+	struct tcp_sock *tp = sk ? bpf_skc_to_tcp_sock(sk) : 0;
+	bool known = state && state->cookie;
+	if (tp && known)
 		count_tcp(state, tp);
-		flow_closed(sk, state, tp);
-	}
+	if (tp)
+		flow_closed(sk, known ? state : 0, tp);
+	if (!known)
+		return 1;
 	if (state->flags & SOCKET_COUNTED_LIVE)
 		COUNT_POD(state, captured_closed, 1);
 	if (!(state->flags & SOCKET_ACCEPTED)) {

@@ -279,10 +279,11 @@ struct pod_counters {
 
 /*
  * Connections that are told apart in telemetry, by netns cookies. Ports in host order. Zero in all but `client`: all others of
- * that client; zero in all: all others.
+ * that client; in all but `server`: all others that come to it from elsewhere; in all: all others.
  */
 struct flow_key {
 	__u64 client, server;
+	struct address peer;    /* of a client that is no pod of this node's mesh */
 	struct address service; /* that the client asked for; zero: the server's own address */
 	__u16 service_port, endpoint_port;
 	__u32 reserved;

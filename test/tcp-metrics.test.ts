@@ -43,14 +43,30 @@ kind: Service
 metadata: {name: vault, namespace: flows}
 spec: {selector: {app: vault}, ports: [{name: tcp, port: 9002}]}
 ---
+apiVersion: v1
+kind: Service
+metadata: {name: safe, namespace: flows}
+spec: {selector: {app: vault}, ports: [{name: tcp, port: 9003, targetPort: 9001}]}
+---
 # What has a route is Envoy's.
 apiVersion: networking.istio.io/v1
 kind: VirtualService
 metadata: {name: vault, namespace: flows}
 spec: {hosts: [vault], tcp: [{match: [{port: 9002}], route: [{destination: {host: vault, port: {number: 9002}}}]}]}
+---
+apiVersion: v1
+kind: Namespace
+metadata: {name: street}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: stranger, namespace: street, labels: {app: stranger}}
+spec: {containers: [{name: client, image: client}]}
 ${deployment('teller', 2, '{name: client, image: client}')}
 ${deployment('vault', 1, `{name: server, image: node, command: [node, -e, ${JSON.stringify(SERVER)}], ports: [{name: tcp-a, containerPort: 9001}, {name: tcp-b, containerPort: 9002}]}`)}`));
 after(() => node.down());
+
+const SAFE = { destination_service: 'safe.flows.svc.cluster.local', destination_service_namespace: 'flows', destination_service_name: 'safe' };
 
 interface Sample {
   name: string;
@@ -86,8 +102,8 @@ async function closed(opened: number): Promise<Record<string, number>[]> {
   return now;
 }
 
-async function send(from: string, address: string, port: number, bytes: number): Promise<void> {
-  const { stdout, stderr } = await node.lab.exec(`flows/${from}`, ['node', '-e', CLIENT, address, String(port), String(bytes)]);
+async function send(from: string, address: string, port: number, bytes: number, namespace = 'flows'): Promise<void> {
+  const { stdout, stderr } = await node.lab.exec(`${namespace}/${from}`, ['node', '-e', CLIENT, address, String(port), String(bytes)]);
   assert.equal(stdout.trim(), String(bytes), stderr);
 }
 
@@ -115,11 +131,12 @@ test('TCP straight to a local pod: both sides\' bytes are those that were sent, 
   });
   const labels = {
     ...end('source', 'teller'), ...end('destination', 'vault'),
-    destination_service: 'unknown', destination_service_namespace: 'unknown', destination_service_name: 'unknown',
     request_protocol: 'tcp', response_flags: '-', connection_security_policy: 'unknown',
   };
+  // Who asks for a pod's own address names no service; the pod knows what it serves.
+  const unnamed = { destination_service: 'unknown', destination_service_namespace: 'unknown', destination_service_name: 'unknown' };
   const opened = await samples(/^istio_tcp_connections_opened_total$/);
-  assert.deepEqual(opened.map((sample) => sample.labels).sort((x, y) => (x['reporter']! < y['reporter']! ? 1 : -1)), [{ reporter: 'source', ...labels }, { reporter: 'destination', ...labels }]);
+  assert.deepEqual(opened.map((sample) => sample.labels).sort((x, y) => (x['reporter']! < y['reporter']! ? 1 : -1)), [{ reporter: 'source', ...labels, ...unnamed }, { reporter: 'destination', ...labels, ...SAFE }]);
   const rtts = await samples(/^underpass_tcp_rtt_seconds_count$/);
   assert.deepEqual(rtts.map(({ value }) => value), [2, 2]);
 });
@@ -134,6 +151,20 @@ test('flow log: connections have a line each, with pods by name', async () => {
     { ...common, way: 'short-circuited', reason: undefined, from: tellers[0] },
     { ...common, way: 'plain', reason: 'connection_pod_off', from: tellers[1] },
   ]);
+});
+
+test('TCP to a Service that the kernel resolves is told under the Service by both sides', async () => {
+  const { tellers } = await pods();
+  const named = async (): Promise<Sample[]> => (await samples(/^istio_tcp_received_bytes_total$/)).filter(({ labels }) => labels['reporter'] === 'source' && labels['destination_service'] === SAFE.destination_service);
+  const before = await totals('destination');
+  await waitFor('a connection that the kernel resolved', async () => {
+    await send(tellers[0], 'safe.flows', 9003, 10_000);
+    return (await named()).length > 0;
+  }, { timeoutMs: 20_000, everyMs: 100 });
+  await send(tellers[1], 'safe.flows', 9003, 10_000);
+  const [source] = await named();
+  assert.deepEqual([source!.value, source!.labels], [20_000, { ...source!.labels, ...SAFE, source_workload: 'teller', destination_workload: 'vault' }]);
+  assert.equal((await totals('destination'))['received'], before['received']! + 20_000, 'and all else went through Envoy');
 });
 
 test('what Envoy carries is not told a second time: its series are Envoy\'s', async () => {
@@ -173,4 +204,15 @@ test('a pod that leaves takes nothing away from its workload\'s series; with the
   await isOff(tellers[1]);
   assert.deepEqual(await totals('source'), before, 'once more');
   assert.deepEqual(await samples(/^istio_tcp_/), []);
+});
+
+test('a pod outside of the mesh is told of by the server, as the workload that it is', async () => {
+  const { vault } = await pods();
+  const before = [await totals('source'), await totals('destination')];
+  await send('stranger', vault, 9001, 30_000, 'street');
+  await waitFor('the connection to be closed', async () => (await totals('destination'))['closed'] === before[1]!['closed']! + 1, { timeoutMs: 5_000, everyMs: 50 });
+  assert.deepEqual(await totals('source'), before[0]);
+  const [bytes] = (await samples(/^istio_tcp_received_bytes_total$/)).filter(({ labels }) => labels['source_workload'] === 'stranger');
+  const { reporter, source_workload_namespace: from, source_principal: principal, destination_workload: to } = bytes!.labels;
+  assert.deepEqual([bytes!.value, reporter, from, principal, to], [30_000, 'destination', 'street', 'unknown', 'vault']);
 });

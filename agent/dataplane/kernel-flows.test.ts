@@ -112,9 +112,9 @@ for (const { name, pod } of WAYS) {
   test(`flows: ${name}: a killed client's connection is closed on both sides, with no byte more than arrived`, async () => {
     w.put(pod);
     const grown = await grownBy(async () => {
+      const start = sums(w.kernel, 'source').opened;
       const child = spawn(socketProbe, ['slow-reader', '--server-netns', b.netns, '--server-cgroup', b.cgroup, '--client-netns', a.netns, '--client-cgroup', a.cgroup,
         '--listen', b.ipv4, '--connect', b.ipv4, '--bytes', '200000000', '--delay', '300', '--timeout', '5'], { stdio: 'ignore', detached: true });
-      const start = sums(w.kernel, 'source').opened;
       await waitFor('the connection', () => sums(w.kernel, 'source').opened > start, { timeoutMs: 5_000, everyMs: 2 });
       process.kill(-child.pid!, 'SIGKILL');
       await once(child, 'exit');
@@ -134,7 +134,7 @@ test('flows: IPv6 and a mapped address are the same client and server', async ()
     assert.deepEqual(grown, { source: expected, destination: expected }, address);
   }
   const named = w.kernel.flows.entries().filter(({ key }) => key.client !== 0n);
-  assert.deepEqual(named.map(({ key }) => key), [{ client: a.netnsCookie, server: b.netnsCookie, service: undefined, endpointPort: 7777 }]);
+  assert.deepEqual(named.map(({ key }) => key), [{ client: a.netnsCookie, server: b.netnsCookie, peer: undefined, service: undefined, endpointPort: 7777 }]);
 });
 
 test('flows: what is captured, what the shared proxy opens and what stays within a pod is not counted', async () => {
@@ -176,11 +176,37 @@ test('flows: with Fast Open the server\'s side is silent, since nobody could tel
   assert.deepEqual([result.destination.opened, result.destination.received, result.destination.sent], [20 - fast, (20 - fast) * 100, (20 - fast) * 100]);
 });
 
+test('flows: of a client that is no pod of this mesh the server\'s side is told, by the client\'s address, but not of what a proxy accepts', async () => {
+  const other = await KernelWorld.create('flowout', { pods: 2, rodata: { flows_per_pod: 2 } });
+  try {
+    const [x, y] = [other.world.pod(0), other.world.pod(1)];
+    other.put({ acceleration: 'force' }, [x]);
+    const records: FlowRecord[] = [];
+    other.kernel.flows.onRecord((record) => records.push(record));
+    other.kernel.setFlowLog(true);
+    const send = (address: string, port: number, cgroup = x.cgroup): Promise<unknown> =>
+      other.world.probe('ping-pong', { pod: x, cgroup, address }, { pod: y }, ['--port', String(port), '--count', '10', '--size', '1000']);
+    await send(x.ipv4, 7001, other.world.proxyCgroup);
+    await send(x.ipv4, 7001);
+    await send(x.ipv6, 7001);
+    await send(x.ipv4, 7002);
+    await waitFor('the connections to be closed', () => sums(other.kernel, 'destination').closed === 3, { timeoutMs: 5_000, everyMs: 5 });
+    assert.deepEqual(both(other.kernel), { source: { opened: 0, closed: 0, received: 0, sent: 0, rtts: 0 }, destination: { opened: 3, closed: 3, received: 30_000, sent: 30_000, rtts: 3 } });
+    const keys = other.kernel.flows.entries().filter(({ key }) => key.server !== 0n).map(({ key }) => [key.client, key.peer, key.endpointPort]);
+    assert.deepEqual(new Set(keys.map(String)), new Set([[0n, y.ipv4, 7001], [0n, y.ipv6, 7001], [0n, undefined, 0]].map(String)), 'the third has no room of its own');
+    await waitFor('records', () => records.length === 3, { timeoutMs: 5_000, everyMs: 5 });
+    const [first] = records;
+    assert.deepEqual([first?.way, first?.reason, first?.client.address, first?.endpoint, first?.received, first?.sent], ['plain', 'connection_not_local', y.ipv4, x.ipv4, 10_000n, 10_000n]);
+  } finally {
+    await other.close();
+  }
+});
+
 test('flows: totals stay over an agent\'s restart, and a connection that is open meanwhile is counted once', async () => {
   w.put({ acceleration: 'force' });
   const grown = await grownBy(async () => {
-    const running = probe('ping-pong', ['--count', '200', '--size', '1000', '--hold', '1500']);
     const start = sums(w.kernel, 'source').opened;
+    const running = probe('ping-pong', ['--count', '200', '--size', '1000', '--hold', '1500']);
     await waitFor('the connection', () => sums(w.kernel, 'source').opened > start, { timeoutMs: 5_000, everyMs: 2 });
     w.kernel.flows.settle();
     const before = both(w.kernel);

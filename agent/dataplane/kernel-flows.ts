@@ -22,10 +22,12 @@ export interface FlowSide {
 
 /** Pods by netns cookies. */
 export interface FlowKey {
-  /** 0: every client for which there was no room. */
+  /** 0: none of this node's mesh, or every one for which there was no room. */
   client: bigint;
   /** 0: every server and service for which the client had no room left, or a proxy. */
   server: bigint;
+  /** Address of a client that is no pod of this node's mesh. */
+  peer: string | undefined;
   /** What the client asked for; undefined: the server's own address. */
   service: { address: string; port: number } | undefined;
   endpointPort: number;
@@ -124,7 +126,7 @@ export class KernelFlows implements Flows, Closable {
     // What a program adds between these two lines is lost: the ends of such an entry are gone.
     this.#totals.delete(key);
     const entry = this.#entry(key, value);
-    this.#release(entry.key.client);
+    this.#release(entry.key.client || entry.key.server);
     return entry;
   }
 
@@ -162,12 +164,12 @@ export class KernelFlows implements Flows, Closable {
   }
 
   /** A race with a connection that begins makes it wrong by one: it is a bound, no count. */
-  #release(client: bigint): void {
-    const value = this.#quotas.get(u64(client));
+  #release(owner: bigint): void {
+    const value = this.#quotas.get(u64(owner));
     if (!value || value.readUInt32LE() === 0) return;
     const less = Buffer.alloc(4);
     less.writeUInt32LE(value.readUInt32LE() - 1);
-    this.#quotas.set(u64(client), less);
+    this.#quotas.set(u64(owner), less);
   }
 
   #entry(key: Buffer, value: Buffer): FlowEntry {
@@ -176,11 +178,16 @@ export class KernelFlows implements Flows, Closable {
   }
 
   #flowKey(key: Buffer): FlowKey {
-    const address = this.#key.bytes(key, 'service');
+    const address = (name: 'peer' | 'service'): string | undefined => {
+      const bytes = this.#key.bytes(key, name);
+      return bytes.every((byte) => byte === 0) ? undefined : decodeAddress(bytes);
+    };
+    const service = address('service');
     return {
       client: this.#key.bigint(key, 'client'),
       server: this.#key.bigint(key, 'server'),
-      service: address.every((byte) => byte === 0) ? undefined : { address: decodeAddress(address), port: this.#key.number(key, 'service_port') },
+      peer: address('peer'),
+      service: service === undefined ? undefined : { address: service, port: this.#key.number(key, 'service_port') },
       endpointPort: this.#key.number(key, 'endpoint_port'),
     };
   }

@@ -98,6 +98,8 @@ export class FlowDirectory {
     return {
       reporter: side,
       ...workloadLabels('source', source, this.#trustDomain),
+      // An address proves nothing.
+      ...(key.peer === undefined ? {} : { source_principal: UNKNOWN }),
       destination_service: named?.hostname || UNKNOWN,
       destination_service_namespace: named?.namespace || UNKNOWN,
       destination_service_name: named?.name || UNKNOWN,

@@ -7,7 +7,7 @@ import type { FlowRecord } from '../dataplane/kernel-flows.js';
 import { FlowLog } from './flow-log.js';
 
 const record: FlowRecord = {
-  key: { client: 1n, server: 2n, service: { address: '10.96.0.7', port: 80 }, endpointPort: 8080 },
+  key: { client: 1n, server: 2n, peer: undefined, service: { address: '10.96.0.7', port: 80 }, endpointPort: 8080 },
   client: { address: '10.0.0.1', port: 40000 }, endpoint: '10.0.0.2', way: 'plain', reason: 'connection_client_probation',
   received: 10n, sent: 20n, moved: 0n, durationMs: 1.23456, rttUs: 17,
 };
@@ -35,6 +35,12 @@ test('flow log: what a proxy took has no destination but the service, since the 
   const { log: flowLog, lines } = log(10);
   flowLog.write({ ...record, way: 'proxy', reason: undefined });
   assert.deepEqual(['destination' in lines[0]!, 'reason' in lines[0]!, lines[0]!['service']], [false, false, { address: '10.96.0.7', port: 80 }]);
+});
+
+test('flow log: a client from elsewhere is known by its address', () => {
+  const { log: flowLog, lines } = log(10);
+  flowLog.write({ ...record, key: { client: 0n, server: 1n, peer: '10.9.0.1', service: undefined, endpointPort: 80 }, client: { address: '10.9.0.1', port: 5 } });
+  assert.deepEqual([lines[0]!['source'], lines[0]!['destination']], [{ address: '10.9.0.1', port: 5 }, { pod: 'cart-1', namespace: 'shop', address: '10.0.0.2', port: 80 }]);
 });
 
 test('flow log: more lines in a second than there may be are lost and counted; the next second has room again', () => {

@@ -21,7 +21,7 @@ class Tables implements Flows {
   room = Infinity;
 
   put(id: string, key: Partial<FlowKey>, source: FlowSide, destination: FlowSide): void {
-    this.byId.set(id, { id, key: { client: 0n, server: 0n, service: undefined, endpointPort: 0, ...key }, source, destination });
+    this.byId.set(id, { id, key: { client: 0n, server: 0n, peer: undefined, service: undefined, endpointPort: 0, ...key }, source, destination });
   }
   settle(): void {}
   entries(): FlowEntry[] {
@@ -124,6 +124,48 @@ test('labels: what found no room has the client\'s labels, or none; a side that 
   w.tables.put('all', {}, side(5), side(7));
   const seen = w.source.report().series.map(({ labels, totals }) => [labels['reporter'], labels['source_workload'], labels['destination_workload'], totals.opened]);
   assert.deepEqual(seen, [['source', 'cart', 'unknown', 3n], ['source', 'unknown', 'unknown', 5n], ['destination', 'unknown', 'unknown', 7n]]);
+});
+
+test('labels: a client from elsewhere is a workload of another node by its address, with no principal, or unknown; its server\'s labels are whole', () => {
+  const w = new World();
+  const [name, resource] = workload('scout-1', '10.1.0.5', { node: 'other' });
+  w.addresses.set(name, resource);
+  w.tables.put('x', { server: 9n, peer: '10.1.0.5', endpointPort: 8080 }, side(0), side(1));
+  w.tables.put('y', { server: 9n, peer: '192.0.2.1', endpointPort: 8080 }, side(0), side(2));
+  w.tables.put('z', { server: 9n, peer: '192.0.2.2', endpointPort: 8080 }, side(0), side(3));
+  const seen = w.source.report().series.map(({ labels, totals }) => [labels['source_workload'], labels['source_principal'], labels['destination_workload'], labels['destination_service'], totals.opened]);
+  assert.deepEqual(seen, [
+    ['scout', 'unknown', 'store', 'store.backend.svc', 1n], ['unknown', 'unknown', 'store', 'store.backend.svc', 5n],
+  ]);
+});
+
+test('series: an address from elsewhere that changes hands takes nothing of its first owner\'s along', () => {
+  const w = new World();
+  const [name, resource] = workload('scout-1', '10.1.0.5');
+  w.addresses.set(name, resource);
+  w.tables.put('x', { server: 9n, peer: '10.1.0.5' }, side(0), side(4, 3));
+  const told = (): unknown => w.source.report().series.map(({ labels, totals }) => [labels['source_workload'], totals.opened]);
+  assert.deepEqual(told(), [['scout', 4n]]);
+  const [next, other] = workload('miner-1', '10.1.0.5');
+  w.addresses.delete(name);
+  w.addresses.set(next, other);
+  w.revision++;
+  assert.deepEqual(told(), [['scout', 4n]], 'a connection is still open');
+  w.tables.put('x', { server: 9n, peer: '10.1.0.5' }, side(0), side(4, 4));
+  assert.deepEqual(told(), [['scout', 4n]], 'for the last time');
+  w.tables.put('x', { server: 9n, peer: '10.1.0.5' }, side(0), side(1));
+  assert.deepEqual(told(), [['miner', 1n]]);
+});
+
+test('series: a client from elsewhere that has had no connection for five minutes makes room, and its workload\'s series stays while others are there', () => {
+  const w = new World();
+  w.tables.put('x', { server: 9n, peer: '192.0.2.1' }, side(0), side(1));
+  w.tables.put('y', { server: 9n, peer: '192.0.2.2' }, side(0), side(2, 1));
+  w.source.sweep();
+  w.nowMs += 301_000;
+  assert.deepEqual(opened(w.source.report().series, 'destination'), [3n]);
+  assert.deepEqual([...w.tables.byId.keys()], ['y']);
+  assert.deepEqual(opened(w.source.report().series, 'destination'), [3n]);
 });
 
 test('series: pods of one workload add up to one series', () => {

@@ -35,6 +35,8 @@ export interface FlowReport {
 const SIDES: readonly FlowSideName[] = ['source', 'destination'];
 /** How long an entry of a pod that is gone waits for the other end's connections to be closed. */
 const LAST_CLOSES_MS = 30_000;
+/** How long an entry of a client from elsewhere stays without a connection: their addresses change hands. */
+const IDLE_MS = 300_000;
 /** How long a series of pods that are gone waits for somebody to read it. */
 const UNREAD_MS = 300_000;
 
@@ -45,6 +47,8 @@ export class FlowSeriesSource {
   /** Labels of both sides by entry, as they were last known: a pod that is gone has none any more. */
   readonly #labels = new Map<string, Record<FlowSideName, FlowLabels>>();
   readonly #goneSince = new Map<string, number>();
+  /** Of entries of clients from elsewhere: how many connections there had been, and since when that is so. */
+  readonly #lastOpened = new Map<string, { opened: bigint; at: number }>();
   /** By hash: what was retired here, and when. What an earlier agent retired has a hash only. */
   readonly #retired = new Map<string, { labels: FlowLabels; at: number }>();
   /** Of the entries there are. */
@@ -99,12 +103,18 @@ export class FlowSeriesSource {
     const pods = new Map(this.#options.pods().map((pod) => [pod.netnsCookie, pod]));
     const entries = flows.entries();
     const synced = this.#directory.synced;
-    if (synced) this.#directory.prepare([...[...pods.values()].flatMap(({ addresses }) => addresses), ...entries.flatMap(({ key }) => key.service?.address ?? [])]);
+    if (synced) this.#directory.prepare([...[...pods.values()].flatMap(({ addresses }) => addresses), ...entries.flatMap(({ key }) => [key.service?.address ?? [], key.peer ?? []].flat())]);
     let held = 0;
     for (const entry of entries) {
       const isGone = [entry.key.client, entry.key.server].some((cookie) => cookie !== 0n && !pods.has(cookie));
       const current = synced && !isGone ? this.#labelsOf(entry, pods) : undefined;
-      if (current) this.#labels.set(entry.id, current);
+      const last = this.#labels.get(entry.id);
+      if (this.#isOver(entry, last, current)) {
+        this.#keep(entry, last);
+        continue;
+      }
+      // An address that changed hands is still who it was for as long as a connection of that time is open.
+      if (current && !(last && entry.key.peer)) this.#labels.set(entry.id, current);
       const labels = this.#labels.get(entry.id);
       if (isGone && this.#retire(entry, labels)) continue;
       if (!labels) {
@@ -114,7 +124,7 @@ export class FlowSeriesSource {
       for (const side of SIDES) if (entry[side].opened > 0n) add(live, hashOf(labels[side]), labels[side], entry[side]);
     }
     const ids = new Set(entries.map(({ id }) => id));
-    for (const map of [this.#labels, this.#goneSince]) for (const id of map.keys()) if (!ids.has(id)) map.delete(id);
+    for (const map of [this.#labels, this.#goneSince, this.#lastOpened]) for (const id of map.keys()) if (!ids.has(id)) map.delete(id);
     this.#hashes = new Set(live.keys());
     return { live, held };
   }
@@ -122,10 +132,20 @@ export class FlowSeriesSource {
   /** Undefined: a workload is not known yet. */
   #labelsOf({ key }: FlowEntry, pods: ReadonlyMap<bigint, FlowPod>): Record<FlowSideName, FlowLabels> | undefined {
     const workload = (cookie: bigint) => this.#directory.workload(pods.get(cookie)?.addresses ?? []);
-    const [source, destination] = [workload(key.client), workload(key.server)];
+    const source = key.peer ? this.#directory.workload([key.peer]) : workload(key.client);
+    const destination = workload(key.server);
     if ((!source && key.client !== 0n) || (!destination && key.server !== 0n)) return undefined;
     const ends = { source, destination, service: key.service && this.#directory.service(key.service.address) };
     return { source: this.#directory.labels('source', ends, key), destination: this.#directory.labels('destination', ends, key) };
+  }
+
+  /** Whether an entry of a client from elsewhere has had no connection for long, or has none and its address is another's now. */
+  #isOver({ id, key, destination: { opened, closed } }: FlowEntry, last: Record<FlowSideName, FlowLabels> | undefined, current: Record<FlowSideName, FlowLabels> | undefined): boolean {
+    if (!key.peer) return false;
+    const now = this.#now();
+    if (this.#lastOpened.get(id)?.opened !== opened) this.#lastOpened.set(id, { opened, at: now });
+    if (opened !== closed || !last) return false;
+    return now - this.#lastOpened.get(id)!.at > IDLE_MS || (current !== undefined && hashOf(current.destination) !== hashOf(last.destination));
   }
 
   /** False: the connections of the end that is left are not closed yet. */
@@ -136,7 +156,15 @@ export class FlowSeriesSource {
     this.#goneSince.set(entry.id, since);
     const isOpen = SIDES.some((side) => entry[side].opened !== entry[side].closed);
     if (isOpen && now - since < LAST_CLOSES_MS) return false;
-    const last = flows.take(entry.id);
+    this.#keep(entry, labels);
+    return true;
+  }
+
+  /** Moves an entry to what is retired. */
+  #keep({ id }: FlowEntry, labels: Record<FlowSideName, FlowLabels> | undefined): void {
+    const { flows } = this.#options;
+    const last = flows.take(id);
+    for (const map of [this.#labels, this.#goneSince, this.#lastOpened]) map.delete(id);
     for (const side of SIDES) {
       if (!last || !labels || last[side].opened === 0n) continue;
       const hash = hashOf(labels[side]);
@@ -144,9 +172,8 @@ export class FlowSeriesSource {
         this.#dropped++;
         continue;
       }
-      this.#retired.set(hash, { labels: labels[side], at: now });
+      this.#retired.set(hash, { labels: labels[side], at: this.#now() });
     }
-    return true;
   }
 }
 
