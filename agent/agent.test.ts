@@ -62,6 +62,7 @@ function stage(context: TestContext, change: Partial<{ verdict: () => Promise<Se
           dropRetired: () => undefined, onRecord: () => undefined,
         },
         setPolicies: () => undefined,
+        policyVersions: () => new Map(),
         setListenerPorts: (ports: readonly number[]) => void steps.push(`ports ${ports.join()}`),
         close: () => void steps.push('kernel closed'),
       });

@@ -166,7 +166,7 @@ export class Agent {
       onInbound: (pods) => this.#dataplane?.setInbound(pods),
       onPlainPorts: (ports, behind) => this.#resolver?.portsChanged(ports, behind),
       onWorkloads: (view, change) => {
-        this.#policies?.setWorkloads(view);
+        this.#policies?.setWorkloads(view, change);
         this.#resolver?.workloadsChanged(view.addresses, change, view.synced);
       },
       ...(proxyCgroup === undefined ? {} : { cgroupPath: proxyCgroup }),

@@ -39,6 +39,7 @@ struct policy_term {
 struct policy {
 	__u32 state;
 	__u32 terms_used;
+	__u64 version; /* for the agent that comes after the one that wrote it */
 	__u8 allow_by_default;
 	__u8 behind_proxy; /* what comes over the network is led to the proxy, which decides */
 	__u8 class_of[POLICY_PLACES]; /* by pod.slot */

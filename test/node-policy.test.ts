@@ -153,6 +153,29 @@ describe('with Envoy in the way', () => {
     assert.deepEqual((await world.agentStatus()).policies!.unreadable, []);
     assert.equal((await world.agentStatus()).policies!.problem, undefined);
   });
+
+  test('what a policy forbids that came while the agent was away ends when the next one hears of it, straight or through Envoy', async () => {
+    await world.clear('mesh');
+    await world.becomes({ bob: [() => world.line(BOB, world.address('near'), 8080), 'echoed'] });
+    const direct = [world.talk(BOB, world.address('near'), 8080, 45), world.talk(ALICE, world.address('near'), 8080, 20)];
+    await new Promise((resolve) => setTimeout(resolve, 2_000));
+    const both = `${from('ALLOW', 'alice')}---\n${from('ALLOW', 'bob')}`;
+    await world.apply('mesh', both);
+    await world.becomes({ bob: [() => world.line(BOB, 'near.node'), 'echoed'], stranger: [() => world.line(STRANGER, 'near.node'), 'refused'] });
+    const throughEnvoy = world.talk(BOB, 'near.node', 9000, 45);
+    await new Promise((resolve) => setTimeout(resolve, 2_000));
+    const node = world.lab.info().nodes[0]!.name;
+    await world.stopAgent(node);
+    // Nobody is there to acknowledge it.
+    await world.apply('mesh', from('ALLOW', 'alice')).catch(() => undefined);
+    await world.startAgent(node);
+    const [bob, alice, bobThroughEnvoy] = await Promise.all([...direct, throughEnvoy]);
+    assert.deepEqual([bob!.word, alice!.word], ['ECONNRESET', 'open']);
+    assert.notEqual(bobThroughEnvoy!.word, 'open');
+    assert.ok(bob!.answers > 20 && bobThroughEnvoy!.answers > 0, JSON.stringify([bob, bobThroughEnvoy]));
+    await world.enrolled();
+    await world.becomes({ alice: [() => world.line(ALICE, 'near.node'), 'echoed'], bob: [() => world.line(BOB, 'near.node'), 'refused'] });
+  });
 });
 
 describe('where no rules can lead a pod\'s callers to Envoy', () => {

@@ -6,6 +6,8 @@ import { MAX_BLOCKS, MAX_PORT_RANGES, MAX_TERMS, type CompiledPolicy, type Term 
 import { StructCodec } from './kernel-codec.js';
 
 export interface PodPolicy {
+  /** The same for the same policies, from one agent to the next. */
+  version: bigint;
   /** undefined: it can't be judged by, and nobody new is let in. */
   compiled: CompiledPolicy | undefined;
   /** What comes over the network is led to the proxy, which decides. */
@@ -49,6 +51,12 @@ export class KernelPolicies {
     this.refresh();
   }
 
+  /** Of what is in force, by uid. */
+  versions(): Map<string, bigint> {
+    const found = [...this.#places()].map(({ uid, netnsCookie }) => [uid, this.#map.get(keyOf(netnsCookie))] as const);
+    return new Map(found.flatMap(([uid, value]) => (value ? [[uid, this.#codecs.policy.bigint(value, 'version')]] : [])));
+  }
+
   /** After a change of places. */
   refresh(): void {
     if (!this.#wanted) return;
@@ -74,17 +82,17 @@ export class KernelPolicies {
     this.#map.delete(keyOf(netnsCookie));
   }
 
-  #encode({ compiled, behindProxy }: PodPolicy, places: readonly Place[]): Buffer {
+  #encode({ compiled, behindProxy, version }: PodPolicy, places: readonly Place[]): Buffer {
     const { policy: codec } = this.#codecs;
     const behind_proxy = behindProxy ? 1 : 0;
-    if (!compiled) return codec.encode({ state: this.#states.unreadable, behind_proxy });
+    if (!compiled) return codec.encode({ state: this.#states.unreadable, behind_proxy, version });
     const class_of = Buffer.alloc(codec.size('class_of'), UNKNOWN_CLASS);
     for (const { uid, slot } of places) class_of[slot] = compiled.classes.get(uid) ?? UNKNOWN_CLASS;
     const ports: Buffer[] = [];
     const cidrs: Buffer[] = [];
     const terms = compiled.terms.map((term) => this.#encodeTerm(term, ports, cidrs));
     return codec.encode({
-      state: this.#states.decide, terms_used: terms.length, allow_by_default: compiled.allowByDefault ? 1 : 0, behind_proxy, class_of,
+      state: this.#states.decide, terms_used: terms.length, allow_by_default: compiled.allowByDefault ? 1 : 0, behind_proxy, version, class_of,
       terms: Buffer.concat(terms), ports: Buffer.concat(ports), cidrs: Buffer.concat(cidrs),
     });
   }

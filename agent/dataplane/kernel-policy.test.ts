@@ -280,10 +280,11 @@ test('policies outlive the agent, and hold until the next one has heard of its o
   try {
     const [client, server] = [pinned.world.pod(0), pinned.world.pod(1)];
     pinned.put({ acceleration: 'off' });
-    pinned.kernel.setPolicies(new Map([[pinned.podRecord(server).uid, { compiled: undefined, behindProxy: false }]]));
+    pinned.kernel.setPolicies(new Map([[pinned.podRecord(server).uid, { compiled: undefined, behindProxy: false, version: 7n }]]));
     await pinned.kernel.close();
     pinned.kernel = await pinned.open(TEST_BPFFS);
     pinned.put({ acceleration: 'off' });
+    assert.deepEqual([...pinned.kernel.policyVersions()], [[pinned.podRecord(server).uid, 7n]]);
     const churn = async (): Promise<boolean> => (await pinned.world.probe('churn', { pod: server, address: server.ipv4 }, { pod: client }, ['--count', '3'])).ok;
     assert.equal(await churn().catch(() => false), false);
     pinned.kernel.setPolicies(new Map([[pinned.podRecord(server).uid, 'as it is']]));

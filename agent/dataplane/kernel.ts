@@ -385,6 +385,11 @@ export class Kernel {
     this.#policies.set(policies);
   }
 
+  /** Versions of the policies in force, by uid; those that a former agent gave, until the first call of `setPolicies`. */
+  policyVersions(): Map<string, bigint> {
+    return this.#policies.versions();
+  }
+
   #places(): { uid: string; netnsCookie: bigint; slot: number; isNode: boolean }[] {
     return [...this.#pods.values()].map(({ pod, slot }) => ({ uid: pod.uid, netnsCookie: pod.netnsCookie, slot: slot.index, isNode: pod.mode === 'node' }));
   }

@@ -13,6 +13,9 @@ import { sleep } from '../../common/retry.js';
 import type { Identity } from '../policy/authorization.js';
 import { allows, compilePolicy, type CompiledPolicy } from '../policy/compile.js';
 import { policiesOf, type PodPolicies, type WorkloadView } from '../policy/workload-policies.js';
+import type { Change } from '../xds/delta-stream.js';
+import { hashBytes } from '../xds/resource-type.js';
+import { AddressType } from '../xds/resource-types.js';
 import { encodeAddress } from './kernel-codec.js';
 import type { KernelPod } from './kernel.js';
 import type { PodPolicy } from './kernel-policies.js';
@@ -21,6 +24,8 @@ import { forbiddenDirect, throughProxy, type SocketOwner } from './revocation.js
 export interface PolicyKernel {
   pods(): KernelPod[];
   setPolicies(policies: ReadonlyMap<string, PodPolicy | 'as it is'>): void;
+  /** Of the policies in force, a former agent's too. */
+  policyVersions(): ReadonlyMap<string, bigint>;
 }
 
 export interface PolicyEnforcerOptions {
@@ -54,7 +59,7 @@ interface Governed {
   policies: PodPolicies;
   compiled: CompiledPolicy | undefined;
   reasons: readonly string[];
-  key: string;
+  version: bigint;
   /** Until when the proxy may take over before the kernel enforces; undefined: it does. */
   waitsUntil: number | undefined;
 }
@@ -73,10 +78,12 @@ export class PolicyEnforcer implements Closable {
   readonly #abort = new AbortController();
   readonly #behindProxy = new Set<string>();
   #records: readonly PodRecord[] = [];
+  #localUids: ReadonlySet<string> = new Set();
   #view: WorkloadView | undefined;
   #governed = new Map<string, Governed>();
   #timer: NodeJS.Timeout | undefined;
-  #hasApplied = false;
+  /** Of a former agent; undefined once this one's own are known. */
+  #versionsBefore: ReadonlyMap<string, bigint> | undefined;
   /** Pods whose connections through the proxy end when that has followed, and until when it is waited for. */
   readonly #awaitingProxy = new Map<string, number>();
   #watching: Promise<void> | undefined;
@@ -85,19 +92,24 @@ export class PolicyEnforcer implements Closable {
 
   constructor(options: PolicyEnforcerOptions) {
     this.#options = options;
+    this.#versionsBefore = options.kernel.policyVersions();
   }
 
   /** The full current set of the node's pods; call it before the kernel is told of a new one. */
   setPods(records: readonly PodRecord[]): void {
     this.#records = records;
+    this.#localUids = new Set(records.map((record) => this.#workloadUid(record)));
     const present = new Set(records.map(({ uid }) => uid));
     for (const uid of this.#behindProxy) if (!present.has(uid)) this.#behindProxy.delete(uid);
     this.#apply();
   }
 
-  /** Called on every change of what the view shows. */
-  setWorkloads(view: WorkloadView): void {
+  /** Called on every change of what the view shows; `change`: which, when that is known. */
+  setWorkloads(view: WorkloadView, change?: Change): void {
     this.#view = view;
+    // Most changes are of workloads elsewhere. Whom a policy that can't be read concerns may depend on any.
+    const isElsewhere = change?.type instanceof AddressType && !change.first && ![...change.updated, ...change.removed].some((uid) => this.#localUids.has(uid));
+    if (isElsewhere && view.rejectedAuthorizations.size === 0) return;
     this.#timer ??= setTimeout(() => this.#apply(), SETTLE_MS);
   }
 
@@ -138,26 +150,27 @@ export class PolicyEnforcer implements Closable {
     }
     this.#governed = governed;
     try {
-      this.#options.kernel.setPolicies(new Map([...governed].map(([uid, { compiled, waitsUntil }]) => [uid, waitsUntil === undefined ? { compiled, behindProxy: this.#behindProxy.has(uid) } : 'as it is'])));
+      this.#options.kernel.setPolicies(new Map([...governed].map(([uid, { compiled, version, waitsUntil }]) => [uid, waitsUntil === undefined ? { compiled, version, behindProxy: this.#behindProxy.has(uid) } : 'as it is'])));
       this.#problems.delete('kernel');
     } catch (error) {
       this.#report('kernel', `policies can't be written to the kernel: ${errorMessage(error)}`);
     }
-    for (const [uid, { key, policies, waitsUntil }] of governed) {
+    for (const [uid, { version, policies, waitsUntil }] of governed) {
       const was = before.get(uid);
-      if (waitsUntil !== undefined || (was?.key === key && was.waitsUntil === undefined)) continue;
-      // What a former agent enforced is not known: its connections through the proxy had the proxy's word.
-      if (this.#hasApplied && narrows(was?.policies ?? NONE, policies)) this.#awaitProxy(uid);
+      if (waitsUntil !== undefined || (was?.version === version && was.waitsUntil === undefined)) continue;
+      const isKnown = this.#versionsBefore?.get(uid) === version;
+      if (!isKnown && narrows(was?.waitsUntil === undefined ? (was?.policies ?? NONE) : NONE, policies)) this.#awaitProxy(uid);
       this.#background(this.#revoke(uid));
     }
-    this.#hasApplied = true;
-    if ([...governed.values()].some(({ waitsUntil }) => waitsUntil !== undefined)) this.#timer = setTimeout(() => this.#apply(), PROXY_POLL_MS);
+    const isWaiting = [...governed.values()].some(({ waitsUntil }) => waitsUntil !== undefined);
+    if (isWaiting) this.#timer = setTimeout(() => this.#apply(), PROXY_POLL_MS);
+    else this.#versionsBefore = undefined;
   }
 
   #govern(view: WorkloadView, record: PodRecord, identities: ReadonlyMap<string, Identity>, before: Governed | undefined): Governed | undefined {
     const policies = policiesOf(view, this.#workloadUid(record), record.namespace);
     if (policies.policies.length === 0 && policies.problems.length === 0) return undefined;
-    const key = JSON.stringify([policies.policies.map(({ name, hash }) => [name, hash]), policies.problems]);
+    const version = BigInt(`0x${hashBytes(JSON.stringify([policies.policies.map(({ name, hash }) => [name, hash]), policies.problems])).slice(0, 16)}`);
     let compiled: CompiledPolicy | undefined;
     let reasons = policies.problems;
     try {
@@ -166,7 +179,7 @@ export class PolicyEnforcer implements Closable {
       reasons = [errorMessage(error)];
     }
     if (reasons.length > 0 && before?.reasons.join() !== reasons.join()) this.#options.logger.error({ pod: `${record.namespace}/${record.name}`, reasons }, "the pod's policy can't be judged by: the kernel lets nobody new in");
-    return { policies, compiled, reasons, key, waitsUntil: this.#waitsUntil(record.uid, before) };
+    return { policies, compiled, reasons, version, waitsUntil: this.#waitsUntil(record.uid, before) };
   }
 
   #waitsUntil(uid: string, before: Governed | undefined): number | undefined {
