@@ -61,6 +61,7 @@ bench-pilot: build
 # BENCH_SERVICES: services, endpoints and changes, default 10000 100000 100.
 bench-services: build
 	$(Q)node dist/agent/bench/services.js $(BENCH_SERVICES)
+	$(Q)node dist/agent/bench/connects.js
 
 bench: build
 	$(Q)exec ./bin/underpass bench $(ARGS)

@@ -1,7 +1,7 @@
 /** One measurement: tcp-bench in the mode's client pod against its servers. */
 import { UnderpassError } from '../common/errors.js';
 import { cgroupsOf, cpuPerRequest, type CpuUser } from './cpu.js';
-import { CLIENT, HTTP_PORT, SERVERS, TCP_PORT, TCP_SERVER, tcpBench, type Mode } from './modes.js';
+import { CLIENT, HTTP_PORT, SERVERS, TCP_PORT, TCP_SERVER, TCP_SERVICE_PORT, tcpBench, type Mode } from './modes.js';
 import type { BenchPod, ByteCounters, World } from './world.js';
 
 export type WorkloadId = 'http' | 'tcp-64' | 'tcp-16k' | 'tcp-bulk';
@@ -64,7 +64,9 @@ export function siteOf(world: World, mode: Mode): Site {
   const names: readonly string[] = mode.protocol === 'tcp' ? [TCP_SERVER] : SERVERS;
   const servers = names.map((name) => world.pod(mode.namespace, name));
   const first = servers[0] as BenchPod;
-  const target = mode.target === 'service' ? `nginx:${HTTP_PORT}` : `${first.ip}:${mode.protocol === 'tcp' ? TCP_PORT : HTTP_PORT}`;
+  const isTcp = mode.protocol === 'tcp';
+  const service = isTcp ? `${TCP_SERVER}:${TCP_SERVICE_PORT}` : `nginx:${HTTP_PORT}`;
+  const target = mode.target === 'service' ? service : `${first.ip}:${isTcp ? TCP_PORT : HTTP_PORT}`;
   return { mode, client, servers, target, cgroups: cgroupsOf(client, servers, mode.sharedProxy ? world.proxyCgroup : undefined) };
 }
 

@@ -2,7 +2,7 @@
 import { join } from 'node:path';
 import { buildDir } from '../common/paths.js';
 
-export type ModeId = 'no-mesh' | 'sidecars' | 'sidecars-short-circuited' | 'shared-iptables' | 'shared-bpf' | 'tcp-no-mesh' | 'tcp-short-circuited';
+export type ModeId = 'no-mesh' | 'sidecars' | 'sidecars-short-circuited' | 'shared-iptables' | 'shared-bpf' | 'tcp-no-mesh' | 'tcp-short-circuited' | 'tcp-service';
 
 export interface Mode {
   id: ModeId;
@@ -20,6 +20,8 @@ export interface Mode {
 
 export const HTTP_PORT = 80;
 export const TCP_PORT = 9000;
+/** Not the servers' own: a port that a Service has is one for which Envoy is asked, whichever address is dialled. */
+export const TCP_SERVICE_PORT = 9100;
 export const CLIENT = 'client';
 export const SERVERS = ['nginx-v1', 'nginx-v2'] as const;
 export const TCP_SERVER = 'tcp-server';
@@ -96,6 +98,16 @@ export const MODES: readonly Mode[] = [
     namespaceLabels: { 'underpass.io/mode': 'node', 'underpass.io/redirection': 'bpf' },
     description: 'the same programs in enrolled pods: the two sockets are paired, no proxy is met',
   },
+  {
+    id: 'tcp-service',
+    title: 'TCP by a Service, short-circuited',
+    protocol: 'tcp',
+    namespace: 'tcp-service',
+    target: 'service',
+    sharedProxy: true,
+    namespaceLabels: { 'underpass.io/mode': 'node', 'underpass.io/redirection': 'bpf' },
+    description: 'the same by the Service\'s address: connect() draws the endpoint, no proxy is met',
+  },
 ];
 
 export function modeById(id: string): Mode | undefined {
@@ -120,6 +132,7 @@ export function modeObjects(mode: Mode): KubernetesObject[] {
   if (mode.protocol === 'tcp') {
     const ports = [{ name: 'tcp', containerPort: TCP_PORT }];
     objects.push(pod(mode, TCP_SERVER, { app: TCP_SERVER }, { name: 'server', image: 'underpass/tcp-bench', command: [tcpBench, 'server', '--port', String(TCP_PORT)], ports }));
+    if (mode.target === 'service') objects.push({ apiVersion: 'v1', kind: 'Service', metadata: { name: TCP_SERVER, namespace }, spec: { selector: { app: TCP_SERVER }, ports: [{ name: 'tcp', port: TCP_SERVICE_PORT, targetPort: TCP_PORT }] } });
     return objects;
   }
   for (const name of SERVERS) {

@@ -55,7 +55,7 @@ const report = (rates: Record<string, number>, more: Partial<Sample> = {}) =>
 
 test('buildReport: a row for each mode, workload and placement; ratios against their targets on one CPU only', () => {
   const { rows, ratios } = report({ 'tcp-no-mesh': 1000, 'tcp-short-circuited': 1700, sidecars: 1000, 'shared-bpf': 1300, 'sidecars-short-circuited': 1200 });
-  assert.equal(rows.length, 5 * 2 + 2 * 3 * 2);
+  assert.equal(rows.length, 5 * 2 + 3 * 3 * 2);
   assert.deepEqual(new Set(rows.map(({ mode }) => mode)), new Set(MODES.map(({ id }) => id)));
   const onOne = (id: string) => ratios.filter((ratio) => ratio.id === id && ratio.placement === 'one-cpu');
   assert.deepEqual(onOne('tcp-short-circuited').map(({ reached, workload }) => [workload, reached]), [['tcp-64', true], ['tcp-16k', true]]);
@@ -107,7 +107,8 @@ test('worldYaml: a namespace with a client for each mode; routes where a Service
   for (const mode of MODES) {
     const own = documents.filter(({ metadata }) => metadata.namespace === mode.namespace);
     assert.ok(own.some(({ kind, metadata }) => kind === 'Pod' && metadata.name === 'client'), mode.id);
-    assert.equal(own.some(({ kind }) => kind === 'VirtualService'), mode.target === 'service', mode.id);
+    assert.equal(own.some(({ kind }) => kind === 'VirtualService'), mode.target === 'service' && mode.protocol === 'http', mode.id);
+    assert.equal(own.some(({ kind }) => kind === 'Service'), mode.target === 'service', mode.id);
     assert.equal(own.some(({ metadata }) => metadata.annotations?.['lab.underpass.io/service-proxy'] === 'none'), mode.target === 'pod', mode.id);
   }
   assert.equal(modeById('shared-bpf')?.namespaceLabels['underpass.io/redirection'], 'bpf');

@@ -74,6 +74,7 @@ interface Comparison {
 
 export const COMPARISONS: readonly Comparison[] = [
   { id: 'tcp-short-circuited', title: 'plain TCP short-circuited : no mesh', of: 'tcp-short-circuited', to: 'tcp-no-mesh', workloads: ['tcp-64', 'tcp-16k'], target: 1.6 },
+  { id: 'tcp-service', title: 'TCP by a Service, short-circuited : no mesh', of: 'tcp-service', to: 'tcp-no-mesh', workloads: ['tcp-64', 'tcp-bulk'] },
   { id: 'tcp-bulk', title: 'one bulk stream short-circuited : no mesh', of: 'tcp-short-circuited', to: 'tcp-no-mesh', workloads: ['tcp-bulk'] },
   { id: 'shared-bpf', title: 'shared proxy by BPF : sidecars', of: 'shared-bpf', to: 'sidecars', workloads: ['http'], target: 1.35 },
   { id: 'shared-iptables', title: 'shared proxy by iptables : sidecars', of: 'shared-iptables', to: 'sidecars', workloads: ['http'] },
