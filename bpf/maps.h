@@ -123,7 +123,7 @@ struct {
 	__type(value, struct flow);
 } flows SEC(".maps");
 
-/* Not preallocated: what is deleted is not given to another key while a program still adds to it. */
+/* An entry's memory goes to the next key as soon as it is deleted; user space does so when its pods, and so its sockets, are gone. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);

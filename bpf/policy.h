@@ -37,6 +37,8 @@ struct policy_term {
 };
 
 struct policy {
+	__u64 write; /* no other write of any policy has this number */
+	__u64 netns_cookie; /* the key once more */
 	__u32 state;
 	__u32 terms_used;
 	__u64 version; /* for the agent that comes after the one that wrote it */
@@ -161,6 +163,33 @@ __noinline int policy_allows(const struct policy *policy, const struct policy_qu
 	return policy->allow_by_default;
 }
 
+enum policy_answer { POLICY_NONE, POLICY_LET_IN, POLICY_REFUSED };
+
+/*
+ * The kernel gives a value's memory to the next one that is written as soon as it is replaced, also while a program reads it,
+ * and a look-up can miss a key that is just then replaced: an answer counts only if it came out of one write of this pod's.
+ */
+static __always_inline enum policy_answer policy_answers(__u64 *netns_cookie, const struct policy_query *query, bool at_connect)
+{
+#pragma unroll
+	for (int attempt = 0; attempt < 3; attempt++) {
+		struct policy *policy = bpf_map_lookup_elem(&policies, netns_cookie);
+		if (!policy)
+			policy = bpf_map_lookup_elem(&policies, netns_cookie);
+		if (!policy)
+			return POLICY_NONE;
+		__u64 write = *(volatile __u64 *)&policy->write;
+		asm volatile("" ::: "memory");
+		enum policy_answer answer = at_connect && policy->behind_proxy      ? POLICY_NONE
+					    : policy_allows(policy, query) ? POLICY_LET_IN
+									   : POLICY_REFUSED;
+		asm volatile("" ::: "memory");
+		if (*(volatile __u64 *)&policy->write == write && *(volatile __u64 *)&policy->netns_cookie == *netns_cookie)
+			return answer;
+	}
+	return POLICY_REFUSED;
+}
+
 /* connect() of a pod straight to another pod of this node. */
 static __always_inline bool policy_refuses_connect(const struct pod *pod, __u64 netns_cookie, const struct address *destination,
 						   __u16 port)
@@ -168,13 +197,11 @@ static __always_inline bool policy_refuses_connect(const struct pod *pod, __u64 
 	__u64 *target = bpf_map_lookup_elem(&netns_of_address, destination);
 	if (!target || *target == netns_cookie)
 		return false;
-	struct policy *policy = bpf_map_lookup_elem(&policies, target);
-	if (!policy || policy->behind_proxy)
-		return false;
+	__u64 key = *target;
 	struct policy_query query = {
 		.source = is_ipv4(destination) ? pod->ipv4 : pod->ipv6, .destination = *destination, .slot = pod->slot, .port = port,
 	};
-	if (policy_allows(policy, &query))
+	if (policy_answers(&key, &query, true) != POLICY_REFUSED)
 		return false;
 	count(COUNTER_POLICY_CONNECT_REFUSED);
 	return true;
@@ -257,14 +284,14 @@ int police_ingress(struct __sk_buff *skb)
 		return INGRESS_ALLOW;
 	struct tuple key = {};
 	key.netns_cookie = BPF_CORE_READ(tp, inet_conn.icsk_inet.sk.__sk_common.skc_net.net, net_cookie);
-	struct policy *policy = bpf_map_lookup_elem(&policies, &key.netns_cookie);
-	if (!policy)
+	__u64 own = key.netns_cookie;
+	if (!bpf_map_lookup_elem(&policies, &own) && !bpf_map_lookup_elem(&policies, &own))
 		return INGRESS_ALLOW;
 	if (policy_read_segment(skb, &key)) {
 		struct policy_query query = {
 			.source = key.local, .destination = key.remote, .slot = policy_opener(&key), .port = key.remote_port,
 		};
-		if (policy_allows(policy, &query))
+		if (policy_answers(&own, &query, false) != POLICY_REFUSED)
 			return INGRESS_ALLOW;
 	}
 	count(COUNTER_POLICY_ARRIVAL_REFUSED);

@@ -1,4 +1,5 @@
 /** Pods' policies as bpf/policy.h has them: one map value a pod, replaced at once. */
+import { randomBytes } from 'node:crypto';
 import type { BpfMap, BpfObject } from '../../native/index.js';
 import { UnderpassError } from '../../common/errors.js';
 import { isAllPorts, type Block, type PortRange } from '../policy/blocks.js';
@@ -71,15 +72,36 @@ export class KernelPolicies {
       }
       const value = this.#encode(policy, places);
       const same = stale.delete(netnsCookie) && this.#written.get(netnsCookie)?.equals(value);
-      if (!same) this.#map.set(keyOf(netnsCookie), value);
+      if (!same) this.#write(netnsCookie, value);
       this.#written.set(netnsCookie, value);
     }
     for (const netnsCookie of stale) this.forget(netnsCookie);
   }
 
+  /** Before the place goes to another pod: values that are not written anew still know it as the former one's. */
+  forgetPlace(slot: number): void {
+    const { policy: codec } = this.#codecs;
+    for (const [key, value] of this.#map.entries()) {
+      const classes = codec.bytes(value, 'class_of');
+      if (classes[slot] === UNKNOWN_CLASS) continue;
+      classes[slot] = UNKNOWN_CLASS;
+      const netnsCookie = key.readBigUInt64LE();
+      this.#written.delete(netnsCookie);
+      this.#write(netnsCookie, value);
+    }
+  }
+
   forget(netnsCookie: bigint): void {
     this.#written.delete(netnsCookie);
     this.#map.delete(keyOf(netnsCookie));
+  }
+
+  #write(netnsCookie: bigint, value: Buffer): void {
+    const { policy: codec } = this.#codecs;
+    const marked = Buffer.from(value);
+    randomBytes(8).copy(codec.bytes(marked, 'write'));
+    keyOf(netnsCookie).copy(codec.bytes(marked, 'netns_cookie'));
+    this.#map.set(keyOf(netnsCookie), marked);
   }
 
   #encode({ compiled, behindProxy, version }: PodPolicy, places: readonly Place[]): Buffer {

@@ -2,6 +2,7 @@
 import assert from 'node:assert/strict';
 import { spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
+import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { Action, Authorization, Scope, type Match } from '../../proto/generated/istio/security/authorization.js';
 import { Address } from '../../proto/generated/istio/workload/workload.js';
@@ -10,10 +11,13 @@ import { logger } from '../../common/log.js';
 import { run } from '../../common/process.js';
 import { waitFor } from '../../common/retry.js';
 import { pack } from '../../common/xds/any.js';
+import { BpfObject, type BpfMap } from '../../native/index.js';
 import type { TestPod } from '../../native/testing.js';
+import { compilePolicy } from '../policy/compile.js';
 import type { PodPolicies, WorkloadView } from '../policy/workload-policies.js';
 import { AddressType, AuthorizationType } from '../xds/resource-types.js';
 import { KernelWorld, TEST_BPFFS } from './kernel-testing.js';
+import type { PodPolicy } from './kernel-policies.js';
 import { narrows, PolicyEnforcer } from './policy-enforcer.js';
 
 /** `a` is alice, `b` the server, `c` bob, of another namespace, `d` is not in the mesh, `e` another server. */
@@ -294,6 +298,62 @@ test('policies outlive the agent, and hold until the next one has heard of its o
   } finally {
     await pinned.close();
   }
+});
+
+/** Two servers that allow all and nobody; what a former agent left, and the map itself. */
+async function withPinnedPolicies(body: (pinned: KernelWorld, policies: BpfMap, call: (from: number, to: number) => Promise<boolean>) => Promise<void>): Promise<void> {
+  const pinned = await KernelWorld.create('policy', { pinned: true, pods: 4 });
+  try {
+    pinned.put({ acceleration: 'off' });
+    const object = BpfObject.open({ pinDir: join(TEST_BPFFS, pinned.world.name) });
+    const call = async (from: number, to: number): Promise<boolean> => {
+      const [client, server] = [pinned.world.pod(from), pinned.world.pod(to)];
+      return (await pinned.world.probe('churn', { pod: server, address: server.ipv4 }, { pod: client }, ['--count', '3']).catch(() => ({ ok: false }))).ok;
+    };
+    try {
+      await body(pinned, object.map('policies'), call);
+    } finally {
+      object.close();
+    }
+  } finally {
+    await pinned.close();
+  }
+}
+
+const cookieKey = (pod: TestPod): Buffer => {
+  const key = Buffer.alloc(8);
+  key.writeBigUInt64LE(pod.netnsCookie);
+  return key;
+};
+
+test('a value that was written for another pod is not judged by, whatever memory the kernel finds it in', async () => {
+  await withPinnedPolicies(async (pinned, policies, pass) => {
+    const [client, open, shut] = [0, 1, 2].map((i) => pinned.world.pod(i)) as [TestPod, TestPod, TestPod];
+    const identities = new Map([[pinned.podRecord(client).uid, { trustDomain: 't', namespace: 'n', serviceAccount: 'a' }]]);
+    const of = (...messages: Authorization[]): PodPolicy => ({ compiled: compilePolicy(messages, identities), behindProxy: false, version: 1n });
+    pinned.kernel.setPolicies(new Map([[pinned.podRecord(open).uid, of()], [pinned.podRecord(shut).uid, of(allow())]]));
+    assert.deepEqual([await pass(0, 1), await pass(0, 2)], [true, false]);
+    policies.set(cookieKey(shut), policies.get(cookieKey(open))!);
+    assert.equal(await pass(0, 2), false);
+  });
+});
+
+test('a pod that gets the place of a former one before policies are known again does not get its identity', async () => {
+  await withPinnedPolicies(async (pinned, _policies, pass) => {
+    const [server, alice] = [pinned.world.pod(1), pinned.world.pod(3)];
+    const [uid, former] = [pinned.podRecord(server).uid, pinned.podRecord(alice).uid];
+    const identities = new Map([[former, { trustDomain: 'cluster.local', namespace: 'shop', serviceAccount: 'alice' }]]);
+    pinned.kernel.setPolicies(new Map([[uid, { compiled: compilePolicy([allow(ALICE)], identities), behindProxy: false, version: 1n }]]));
+    assert.equal(await pass(3, 1), true);
+    // One agent sees the pod go, the next one another come, and neither hears from the control plane.
+    await pinned.kernel.close();
+    pinned.kernel = await pinned.open(TEST_BPFFS);
+    pinned.kernel.removePod(former);
+    await pinned.kernel.close();
+    pinned.kernel = await pinned.open(TEST_BPFFS);
+    pinned.put({ acceleration: 'off', uid: `${former}-mallory` }, [alice]);
+    assert.equal(await pass(3, 1), false);
+  });
 });
 
 test('which changes may forbid what was allowed', () => {

@@ -540,6 +540,7 @@ export class Kernel {
       const zero = codec.encode({ generation });
       const stride = current.length / parts.length;
       this.#maps.podCounters.set(u32(index), Buffer.concat(parts.map(() => Buffer.concat([zero, Buffer.alloc(stride - zero.length)]))));
+      this.#policies.forgetPlace(index);
       this.#lastSlot = index;
       return { index, generation };
     }
