@@ -44,6 +44,7 @@ export function render(status: AgentStatus, all: boolean): string {
     ...certificateLines(proxy.certificates),
     `redirection    ${status.redirection.default}${status.redirection.bpfProblem === undefined ? '' : ` - no BPF: ${status.redirection.bpfProblem}`}`,
     `acceleration   ${status.acceleration.on ? 'on' : `off - ${status.acceleration.reason ?? ''}`}`,
+    ...serviceLines(status.services),
     `rejected       ${nacks.length === 0 ? 'nothing' : `${nacks.length} resources keep their last good version`}`,
     ...nacks,
     ...policyLines(status.policies),
@@ -57,6 +58,11 @@ function policyLines(policies: AgentStatus['policies']): string[] {
   const lines = (policies?.unreadable ?? []).map(({ pod, reasons }) => `${pod} lets nobody new in without Envoy: ${reasons.join('; ')}`);
   if (policies?.problem !== undefined) lines.push(policies.problem);
   return lines.map((line, index) => `${index === 0 ? 'policies       ' : '               '}${line}`);
+}
+
+function serviceLines(services: AgentStatus['services']): string[] {
+  if (!services) return [];
+  return [`services       ${services.services} addresses and ports decided at connect()${services.refused === 0 ? '' : `, no room for ${services.refused} more, which go through Envoy`}`];
 }
 
 function certificateLines(certificates: AgentStatus['proxy']['certificates']): string[] {

@@ -106,6 +106,7 @@ test('connections to a TCP service reach all its pods without a proxy, and see t
   assert.ok(Math.abs(result[`db-a ${address}:5432`]! - 150) < 87, JSON.stringify(result));
   assert.equal(after_['connections_resolved']! - before_['connections_resolved']!, 300);
   assert.equal(after_['connections_captured']! - before_['connections_captured']!, 0);
+  assert.match((await node.cli(['ps', '--instance', node.instance])).stdout, /services +[1-9]\d* addresses and ports decided at connect\(\)\n/);
 });
 
 test('a service without endpoints refuses at once', async () => {
