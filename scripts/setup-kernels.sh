@@ -44,8 +44,8 @@ add_module() {
   number=$((number + 1))
 }
 
-# What an image without apt's lists would not find, and what has become newer since.
-[ -n "$(candidates "${series[0]}")" ] || apt-get update -qq
+# A list that is older than the archive names versions that are no longer there.
+[ -e "$out/${series[0]}.kernel/vmlinuz" ] || apt-get update -qq
 
 for each in "${series[@]}"; do
   into=$out/$each.kernel
@@ -59,8 +59,9 @@ for each in "${series[@]}"; do
   stamp="$package $version $(sha256sum scripts/setup-kernels.sh | cut -d' ' -f1)"
   [ "$(cat "$into/stamp" 2>/dev/null)" = "$stamp" ] && continue
   say KERNEL "$package $version"
-  part=$(mktemp -d "$out/part.XXXXXX")
-  trap 'rm -rf "$part"' EXIT
+  part=$PWD/$out/part
+  rm -rf "$part"
+  mkdir "$part"
   (cd "$part" && apt-get download -qq -o APT::Sandbox::User=root "$package=$version") >"$out/apt.log" 2>&1 || {
     tail -5 "$out/apt.log" >&2
     echo "setup: fetching $package $version failed" >&2

@@ -108,7 +108,7 @@ for (const series of wanted) {
   const judged = whole ? want : { ...want, atLeast: {}, exceptions: withRows(want, column) };
   problems.push(...deviations(column, judged).map((problem) => `${series}: ${problem}`));
 }
-rmSync(base);
+rmSync(base, { force: true });
 if (options.host) columns.push(await host());
 console.log(renderMatrix(columns));
 if (!columns.some((column) => column.series !== 'host' && column.rows.length > 1)) problems.push('no kernel was checked');
