@@ -9,8 +9,8 @@ cd "$(dirname "$0")/.."
 source scripts/common.sh
 
 series=(6.1 6.12)
-# Of pods' namespaces, kernel TLS, and iptables' redirection; what these depend on comes along.
-modules=(bridge veth tls crc32c_generic nft_compat nft_chain_nat xt_nat xt_REDIRECT xt_tcpudp xt_owner xt_mark xt_comment xt_addrtype xt_conntrack)
+# Of pods' namespaces, kernel TLS, ending sockets, and iptables' redirection; what these depend on comes along.
+modules=(bridge veth tls tcp_diag crc32c_generic nft_compat nft_chain_nat xt_nat xt_REDIRECT xt_tcpudp xt_owner xt_mark xt_comment xt_addrtype xt_conntrack)
 out=build/kernels
 
 install_packages qemu-system-x86 busybox-static cpio xz-utils

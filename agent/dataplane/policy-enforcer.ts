@@ -252,8 +252,7 @@ export class PolicyEnforcer implements Closable {
   #background(work: Promise<void>): void {
     work.catch((error: unknown) => {
       if (this.#abort.signal.aborted) return;
-      const reason = error instanceof KernelError && error.errnoName === 'EOPNOTSUPP' ? 'this kernel has no SOCK_DESTROY (CONFIG_INET_DIAG_DESTROY)' : errorMessage(error);
-      this.#report('connections', `connections that policy forbids go on: ${reason}`);
+      this.#report('connections', `connections that policy forbids go on: ${reasonOf(error)}`);
     });
   }
 
@@ -261,6 +260,14 @@ export class PolicyEnforcer implements Closable {
     if (problem !== this.#problems.get(what)) this.#options.logger.error({ reason: problem }, 'policy is not enforced in full');
     this.#problems.set(what, problem);
   }
+}
+
+/** What of the kernel is missing, where that is why connections can't be ended. */
+export function reasonOf(error: unknown): string {
+  if (!(error instanceof KernelError) || error.syscall !== 'sock_diag') return errorMessage(error);
+  if (error.errnoName === 'EOPNOTSUPP') return 'this kernel has no SOCK_DESTROY (CONFIG_INET_DIAG_DESTROY)';
+  if (error.errnoName === 'ENOENT') return 'this kernel lists no TCP sockets (CONFIG_INET_TCP_DIAG, often a module: modprobe tcp_diag)';
+  return errorMessage(error);
 }
 
 /** Whether a connection that was allowed may be forbidden now. */

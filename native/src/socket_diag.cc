@@ -57,7 +57,12 @@ class Netlink {
         return errno;
       }
       for (auto *message = reinterpret_cast<nlmsghdr *>(buffer.data()); NLMSG_OK(message, static_cast<size_t>(length)); message = NLMSG_NEXT(message, length)) {
-        if (message->nlmsg_type == NLMSG_DONE) return 0;
+        if (message->nlmsg_type == NLMSG_DONE) {
+          // A dump that fails, as where tcp_diag is not loaded, says so in its end.
+          int error = 0;
+          if (message->nlmsg_len >= NLMSG_LENGTH(sizeof(error))) memcpy(&error, NLMSG_DATA(message), sizeof(error));
+          return -error;
+        }
         if (message->nlmsg_type == NLMSG_ERROR) return -static_cast<nlmsgerr *>(NLMSG_DATA(message))->error;
         visit(message);
       }
