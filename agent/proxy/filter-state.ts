@@ -32,6 +32,12 @@ export function sharedStrings(name: string, values: Readonly<Record<string, stri
   return { name, config_type: { $case: 'typed_config', value: packSetFilterState(Config.fromPartial({ on_new_connection })) } };
 }
 
+/** A filter that gives its own connection a string, as Envoy's formatters make it, in the form that the key's reader expects. */
+export function connectionString(name: string, key: string, format: string): Filter {
+  const value = { key: { $case: 'object_key' as const, value: key }, value: { $case: 'format_string' as const, value: { format: { $case: 'text_format_source' as const, value: { specifier: { $case: 'inline_string' as const, value: format } } } } }, read_only: true };
+  return { name, config_type: { $case: 'typed_config', value: packSetFilterState(Config.fromPartial({ on_new_connection: [value] })) } };
+}
+
 /** A filter that hands addresses on to the next connection upstream, by their keys, as Envoy's formatters give them. */
 export function sharedAddress(name: string, addresses: Readonly<Record<string, string>>): Filter {
   const values = Object.entries(addresses).map(([key, format]) => ({

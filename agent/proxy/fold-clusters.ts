@@ -42,14 +42,23 @@ export function foldCluster(source: Cluster, extensions: EnvoyExtensions, identi
   cluster.transport_socket = originatedTls(cluster);
   cluster.transport_socket_matches = sockets;
   if (cluster.load_assignment) cluster.load_assignment = foldAssignment(cluster.load_assignment);
-  cluster.upstream_bind_config = podBindConfig();
   if (asksAnyResolver(cluster.typed_dns_resolver_config)) cluster.typed_dns_resolver_config = undefined;
-  return cluster;
+  return inCallersNamespace(cluster);
 }
 
 /** Istio gives each cluster a resolver that asks the servers of /etc/resolv.conf; which those are on this node Envoy's bootstrap says. */
 function asksAnyResolver(resolver: TypedExtensionConfig | undefined): boolean {
   return unpack(CaresDnsResolverConfig, resolver?.typed_config)?.resolvers.length === 0;
+}
+
+/** Every connection is opened in the network namespace that the caller's filter state names. */
+export function inCallersNamespace(cluster: Cluster): Cluster {
+  return { ...cluster, upstream_bind_config: podBindConfig() };
+}
+
+/** Not one of those for copies of requests and the like, with which no caller's identity goes. */
+export function opensForCallers({ upstream_bind_config }: Cluster): boolean {
+  return upstream_bind_config?.local_address_selector !== undefined;
 }
 
 /** For connections that no pod's filter state goes with: all are opened in one pod's network namespace. */
@@ -60,7 +69,7 @@ export function boundTo(netnsPath: string, cluster: Cluster): Cluster {
 
 /**
  * The socket for endpoints of any kind, if it originates TLS as a DestinationRule asks. Istio puts it beside HBONE into
- * transport_socket_matches, with an empty match. HBONE, chosen by endpoint metadata, is plaintext for now.
+ * transport_socket_matches, with an empty match.
  */
 function originatedTls(cluster: Cluster): TransportSocket | undefined {
   const anyEndpoint = cluster.transport_socket_matches.find(({ match }) => Object.keys(match ?? {}).length === 0)?.transport_socket;

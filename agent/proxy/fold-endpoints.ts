@@ -9,6 +9,9 @@ export const SOCKET_MATCH = 'envoy.transport_socket_match';
 /** Filter, and metadata of endpoints, that give a connection within Envoy the destination that it was meant for. */
 export const ORIGINAL_DST = 'envoy.filters.listener.original_dst';
 
+/** What an endpoint that HBONE reaches has; without such a socket in its cluster it is spoken to in plaintext. */
+const TUNNELLED = { tunnel: 'http' };
+
 export function foldAssignment(source: ClusterLoadAssignment): ClusterLoadAssignment {
   const assignment = canonical(source) as ClusterLoadAssignment;
   for (const locality of assignment.endpoints) {
@@ -35,10 +38,14 @@ function foldEndpoint(endpoint: LbEndpoint): LbEndpoint | undefined {
   const target = parseEndpointId(address.value.endpoint_id);
   if (!target) return undefined;
   inner.address = socketAddress(target.address, target.port);
-  // What the transport socket is chosen by, and what the internal listener would dial.
-  delete metadata?.[SOCKET_MATCH];
+  // What the internal listener of the control plane would dial.
   delete metadata?.[ORIGINAL_DST];
+  if (metadata) metadata[SOCKET_MATCH] = TUNNELLED;
   return endpoint;
+}
+
+export function isTunnelled({ metadata }: LbEndpoint): boolean {
+  return metadata?.filter_metadata?.[SOCKET_MATCH]?.['tunnel'] === TUNNELLED.tunnel;
 }
 
 /** A copy in which `change` has had its say on each endpoint that has an address and a port. */

@@ -91,6 +91,11 @@ export function tunnelServerSocket(identity: string, peers: readonly StringMatch
   return tlsSocket(DownstreamTlsContext, DownstreamTlsContext.fromPartial({ require_client_certificate: true, common_tls_context: tunnelTls(identity, peers) }));
 }
 
+/** The other side of it: where HBONE starts. */
+export function tunnelClientSocket(identity: string, peers: readonly StringMatcher[]): TransportSocket {
+  return tlsSocket(UpstreamTlsContext, UpstreamTlsContext.fromPartial({ common_tls_context: tunnelTls(identity, peers) }));
+}
+
 function tunnelTls(identity: string, peers: readonly StringMatcher[]): CommonTlsContext {
   const ownDomain = StringMatcher.fromPartial({ match_pattern: { $case: 'prefix', value: `spiffe://${parseSpiffeId(identity)!.trustDomain}/` } });
   const names = (peers.length > 0 ? peers : [ownDomain]).map((matcher) => ({ san_type: SubjectAltNameMatcher_SanType.URI, matcher }));

@@ -17,7 +17,6 @@ import { OriginalDst } from '../../proto/generated/envoy/extensions/filters/list
 import { TlsInspector } from '../../proto/generated/envoy/extensions/filters/listener/tls_inspector/v3/tls_inspector.js';
 import { HttpConnectionManager } from '../../proto/generated/envoy/extensions/filters/network/http_connection_manager/v3/http_connection_manager.js';
 import { RBAC as NetworkRbac } from '../../proto/generated/envoy/extensions/filters/network/rbac/v3/rbac.js';
-import { InternalUpstreamTransport } from '../../proto/generated/envoy/extensions/transport_sockets/internal_upstream/v3/internal_upstream.js';
 import type { StringMatcher } from '../../proto/generated/envoy/type/matcher/v3/string.js';
 import type { Any } from '../../proto/generated/google/protobuf/any.js';
 import { pack, unpack } from '../../common/xds/any.js';
@@ -25,9 +24,10 @@ import { contentHash } from '../xds/resource-type.js';
 import { byCallerAddress } from './caller-address.js';
 import type { EnvoyExtensions } from './extensions.js';
 import { acceptedAddress } from './filter-state.js';
-import { internalAddress, mapEndpoints, ORIGINAL_DST, socketAddress, SOCKET_MATCH } from './fold-endpoints.js';
-import { ownServerSocket, peerNames, RAW_BUFFER, serverSocket } from './fold-identity.js';
+import { ORIGINAL_DST, socketAddress } from './fold-endpoints.js';
+import { ownServerSocket, peerNames, serverSocket } from './fold-identity.js';
 import { blackHole, foldChain } from './fold-listeners.js';
+import { throughInternal } from './internal-endpoints.js';
 import { isNeutralChain } from './neutral-chain.js';
 import { PEER_PRINCIPAL, SOURCE_ADDRESS, type ListenerPod } from './pod-listener.js';
 import type { Entry } from './snapshot.js';
@@ -265,28 +265,5 @@ export function inboundListeners(pod: ListenerPod, folded: FoldedInbound, rename
  * @param inbound addresses of those pods, and the names of those listeners
  */
 export function throughInbound(cluster: Cluster, assignment: ClusterLoadAssignment | undefined, inbound: ReadonlyMap<string, string>): { cluster: Cluster; assignment: ClusterLoadAssignment | undefined } {
-  if (inbound.size === 0) return { cluster, assignment };
-  let found = false;
-  const change = (from: ClusterLoadAssignment): ClusterLoadAssignment => mapEndpoints(from, (item, { address, port }) => {
-    const listener = inbound.get(address);
-    if (listener === undefined || item.host_identifier?.$case !== 'endpoint') return item;
-    found = true;
-    const id = `${address.includes(':') ? `[${address}]` : address}:${port}`;
-    return {
-      ...item,
-      host_identifier: {
-        $case: 'endpoint' as const,
-        value: { ...item.host_identifier.value, additional_addresses: [], address: internalAddress(listener, id) },
-      },
-      metadata: { typed_filter_metadata: {}, ...item.metadata, filter_metadata: { ...item.metadata?.filter_metadata, [SOCKET_MATCH]: { underpass: 'inbound' }, [ORIGINAL_DST]: { local: id } } },
-    };
-  });
-  const changed = assignment && change(assignment);
-  const inline = cluster.load_assignment && change(cluster.load_assignment);
-  if (!found) return { cluster, assignment };
-  const transport_socket = cluster.transport_socket ?? RAW_BUFFER;
-  const transport = InternalUpstreamTransport.fromPartial({ passthrough_metadata: [{ kind: { kind: { $case: 'host', value: {} } }, name: ORIGINAL_DST }] });
-  transport.transport_socket = transport_socket;
-  const match = { name: 'inbound', match: { underpass: 'inbound' }, transport_socket: { name: 'envoy.transport_sockets.internal_upstream', config_type: { $case: 'typed_config' as const, value: pack(InternalUpstreamTransport, transport) } } };
-  return { cluster: { ...cluster, load_assignment: inline, transport_socket_matches: [match, ...cluster.transport_socket_matches] }, assignment: changed };
+  return inbound.size === 0 ? { cluster, assignment } : throughInternal(cluster, assignment, 'inbound', (address) => inbound.get(address));
 }

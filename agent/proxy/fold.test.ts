@@ -19,7 +19,7 @@ import { Recording } from '../testing/recording.js';
 import { assignment, blackHoleCluster, edsCluster, httpListener, passthroughCluster, routes, sniffedListener, tcpListener } from '../testing/resources.js';
 import { stockExtensions } from '../testing/stock-envoy.js';
 import { Folder, type FoldPod, type FoldResult } from './fold.js';
-import { CDS, EDS, LDS, RDS } from './snapshot.js';
+import { CDS, EDS, LDS, RDS, type Snapshot } from './snapshot.js';
 
 const extensions = stockExtensions();
 const pod: FoldPod = { uid: 'u1', netnsPath: '/run/underpass/default/netns/u1', ipv6: false, classKey: 'c1' };
@@ -143,21 +143,26 @@ describe('Folder: listeners', () => {
   });
 });
 
+/** Endpoints that HBONE reaches, as the control plane has them. */
+function tunnelled(...endpoint_ids: string[]): Any {
+  return pack(ClusterLoadAssignment, ClusterLoadAssignment.fromPartial({
+    cluster_name: WEB,
+    endpoints: [{ lb_endpoints: endpoint_ids.map((endpoint_id) => ({
+      host_identifier: { $case: 'endpoint' as const, value: { address: { address: { $case: 'envoy_internal_address' as const, value: { address_name_specifier: { $case: 'server_listener_name' as const, value: 'connect_originate' }, endpoint_id } } } } },
+      metadata: { filter_metadata: { 'envoy.transport_socket_match': { tunnel: 'http' }, 'envoy.filters.listener.original_dst': { local: endpoint_id }, istio: { workload: 'w' } } },
+    })) }],
+  }));
+}
+
 describe('Folder: clusters and endpoints', () => {
   it('opens connections in the pod\'s namespace, marked, in plaintext, straight to the pod behind an HBONE endpoint', () => {
-    const hbone = ClusterLoadAssignment.fromPartial({
-      cluster_name: WEB,
-      endpoints: [{ lb_endpoints: ['10.0.0.5:80', '[fd00::5]:80', 'gateway.example:15008'].map((endpoint_id) => ({
-        host_identifier: { $case: 'endpoint' as const, value: { address: { address: { $case: 'envoy_internal_address' as const, value: { address_name_specifier: { $case: 'server_listener_name' as const, value: 'connect_originate' }, endpoint_id } } } } },
-        metadata: { filter_metadata: { 'envoy.transport_socket_match': { tunnel: 'http' }, istio: { workload: 'w' } } },
-      })) }],
-    });
-    const { snapshot } = fold(basic({ [`eds ${WEB}`]: pack(ClusterLoadAssignment, hbone) }));
+    const { snapshot } = fold(basic({ [`eds ${WEB}`]: tunnelled('10.0.0.5:80', '[fd00::5]:80', 'gateway.example:15008') }));
     const folded = decode(ClusterLoadAssignment, snapshot.get(EDS, WEB)?.any);
     assert.deepEqual(folded.endpoints[0]?.lb_endpoints.map((endpoint) => {
       const socket = endpoint.host_identifier?.$case === 'endpoint' && endpoint.host_identifier.value.address?.address;
-      return [socket && socket.$case === 'socket_address' && [socket.value.address, socket.value.port_specifier?.value], Object.keys(endpoint.metadata?.filter_metadata ?? {})];
-    }), [[['10.0.0.5', 80], ['istio']], [['fd00::5', 80], ['istio']]]);
+      return [socket && socket.$case === 'socket_address' && [socket.value.address, socket.value.port_specifier?.value], Object.keys(endpoint.metadata?.filter_metadata ?? {}).sort()];
+    }), [[['10.0.0.5', 80], ['envoy.transport_socket_match', 'istio']], [['fd00::5', 80], ['envoy.transport_socket_match', 'istio']]]);
+    assert.deepEqual([snapshot.get(LDS, 'hbone'), decode(Cluster, snapshot.get(CDS, WEB)?.any).transport_socket_matches], [undefined, []], 'without certificates there is no HBONE');
     const cluster = decode(Cluster, snapshot.get(CDS, WEB)?.any);
     assert.equal(cluster.upstream_bind_config?.local_address_selector?.name, 'envoy.upstream.local_address_selector.filter_state_override');
     assert.deepEqual(cluster.upstream_bind_config?.socket_options.map(({ level, name, value }) => [level, name, value?.value]), [[1n, 36n, 1337n]]);
@@ -222,6 +227,26 @@ describe('Folder: clusters and endpoints', () => {
     const manager = listenerOf(fold(recording.state(recording.sidecars[0]))).filter_chains.flatMap((chain) => chain.filters)
       .map((filter) => filter.config_type?.$case === 'typed_config' && unpack(HttpConnectionManager, filter.config_type.value)).find((item) => item);
     assert.deepEqual(manager && manager.http_filters.map((filter) => filter.name), ['envoy.filters.http.grpc_stats', 'envoy.filters.http.fault', 'envoy.filters.http.cors', 'envoy.filters.http.router']);
+  });
+
+  it('reaches endpoints of other nodes that take HBONE through one listener, which leads to the cluster of the caller\'s identity', () => {
+    const identity = 'spiffe://cluster.local/ns/shop/sa/client';
+    const state = basic({ [`eds ${WEB}`]: tunnelled('10.0.0.5:80', '[fd00::5]:80') });
+    const own: FoldPod = { ...pod, addresses: ['10.0.0.5'] };
+    const folded = ({ certified }: { certified: boolean }): Snapshot => new Folder(extensions).fold([{ key: 'c1', state, identity, certified }], [own]).snapshot;
+    const snapshot = folded({ certified: true });
+    const cluster = decode(Cluster, snapshot.get(CDS, WEB)?.any);
+    assert.deepEqual(cluster.transport_socket_matches.map(({ match }) => match), [{ underpass: 'hbone' }]);
+    const [local, remote] = decode(ClusterLoadAssignment, snapshot.get(EDS, WEB)?.any).endpoints[0]!.lb_endpoints;
+    assert.equal(local!.host_identifier?.$case === 'endpoint' && local!.host_identifier.value.address?.address?.$case, 'socket_address', 'a pod of this node needs no tunnel');
+    const internal = remote!.host_identifier?.$case === 'endpoint' && remote!.host_identifier.value.address?.address;
+    assert.deepEqual(internal && internal.$case === 'envoy_internal_address' && [internal.value.address_name_specifier?.value, internal.value.endpoint_id], ['hbone', '[fd00::5]:80']);
+    assert.deepEqual([remote!.metadata?.filter_metadata['envoy.transport_socket_match'], remote!.metadata?.filter_metadata['envoy.filters.listener.original_dst']], [{ underpass: 'hbone' }, { local: '[fd00::5]:80' }]);
+    const ofAccount = decode(Cluster, snapshot.get(CDS, `hbone/${identity}`)?.any);
+    const tls = unpack(UpstreamTlsContext, ofAccount.transport_socket?.config_type?.value)?.common_tls_context;
+    assert.deepEqual([tls?.alpn_protocols, tls?.tls_certificate_sds_secret_configs.map(({ name }) => name)], [['h2'], [identity]]);
+    const without = folded({ certified: false });
+    assert.deepEqual([without.get(CDS, `hbone/${identity}`), without.get(EDS, WEB)?.version], [undefined, snapshot.get(EDS, WEB)?.version], 'what is not there yet is not made up for by plaintext');
   });
 
   it('keeps TLS that a DestinationRule originates, beside HBONE or alone, and drops the mesh\'s own', () => {

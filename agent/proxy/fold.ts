@@ -12,12 +12,13 @@ import { edsServiceName, routeNames } from '../xds/resource-types.js';
 import type { SidecarState } from '../xds/sidecar-stream.js';
 import type { EnvoyExtensions } from './extensions.js';
 import { calloutClusters } from './fold-callouts.js';
-import { boundTo, foldCluster, isFoldedCluster } from './fold-clusters.js';
+import { boundTo, foldCluster, isFoldedCluster, opensForCallers } from './fold-clusters.js';
 import { foldAssignment } from './fold-endpoints.js';
 import { directWithinNode } from './fold-identity.js';
 import { foldListener, foldListeners, isOutboundListener, isSocketOfItsOwn, listenerPort, passesThrough, renameInChain, type FoldedListeners } from './fold-listeners.js';
 import { CLOSED, foldInbound, inboundListeners, isInboundCluster, meshListenerName, throughInbound, type FoldedInbound } from './fold-inbound.js';
 import { foldRoutes, mirrorClusterName, mirroredClusters, renameClusters } from './fold-routes.js';
+import { originateCluster, originateListener, throughTunnels } from './hbone-originate.js';
 import { canEndTunnels, hboneEntries } from './hbone-terminate.js';
 import { INSPECTION_KINDS, inspectionCluster, inspectionListener } from './inspection.js';
 import { podClusterName, podListener, podListenerKey, type ListenerPod } from './pod-listener.js';
@@ -134,8 +135,10 @@ export class Folder {
     const behind = pods.filter((pod) => pod.redirected || inbound.get(pod.classKey)?.enforces);
     const throughPolicy = new Map(behind.flatMap(({ uid, addresses = [] }) => (reached.has(uid) ? addresses.map((address) => [address, reached.get(uid)!] as const) : [])));
     const local = new Set(pods.flatMap(({ addresses = [] }) => addresses));
+    const tunnels = classes.some(({ identity }) => identity !== undefined);
+    if (tunnels) lds.set(originateListener.name, originateListener);
     for (const { key } of classes) {
-      for (const [name, folded] of clusters.get(key) ?? []) addCluster(clusterNames.of(key, name), folded, { eventDriven, throughPolicy, local }, cds, eds);
+      for (const [name, folded] of clusters.get(key) ?? []) addCluster(clusterNames.of(key, name), folded, { eventDriven, throughPolicy, local, tunnels }, cds, eds);
       for (const [name, folded] of routes.get(key) ?? []) addRoutes(routeNamesOf.of(key, name), folded, rds);
     }
     const podEntries = new Map<string, { key: string; entry: Entry }>();
@@ -244,6 +247,11 @@ export class Folder {
   #addTunnels(classes: readonly FoldClass[], pods: readonly FoldPod[], inbound: ReadonlyMap<string, FoldedInbound | undefined>, reached: ReadonlyMap<string, string>, cds: Map<string, Entry>, lds: Map<string, Entry>): ReadonlySet<string> {
     const entries = new Map<string, TunnelEntries>();
     const certified = new Set(classes.filter((item) => item.certified).map(({ key }) => key));
+    for (const { key, identity } of classes) {
+      if (identity === undefined || !certified.has(key)) continue;
+      const cluster = originateCluster(identity, inbound.get(key)?.peers ?? []);
+      if (!cds.has(cluster.name)) cds.set(cluster.name, cluster);
+    }
     for (const pod of pods) {
       const folded = inbound.get(pod.classKey);
       if (!folded || !certified.has(pod.classKey) || !canEndTunnels(pod)) continue;
@@ -392,16 +400,19 @@ interface NodeView {
   throughPolicy: ReadonlyMap<string, string>;
   /** Addresses of the pods that this Envoy serves. */
   local: ReadonlySet<string>;
+  /** There are certificates: endpoints elsewhere that take HBONE are reached by it. */
+  tunnels: boolean;
 }
 
 function isOfSockets({ load_assignment }: Cluster): boolean {
   return load_assignment?.endpoints.some(({ lb_endpoints }) => lb_endpoints.some(({ host_identifier: host }) => host?.$case === 'endpoint' && host.value.address?.address?.$case === 'pipe')) ?? false;
 }
 
-function addCluster(name: string, folded: FoldedCluster, { eventDriven, throughPolicy, local }: NodeView, cds: Map<string, Entry>, eds: Map<string, Entry>): void {
+function addCluster(name: string, folded: FoldedCluster, { eventDriven, throughPolicy, local, tunnels }: NodeView, cds: Map<string, Entry>, eds: Map<string, Entry>): void {
   if (cds.has(name)) return;
   const direct = directWithinNode(markEventDriven(folded.cluster, folded.assignment, eventDriven), folded.assignment, local);
-  const { cluster, assignment } = throughInbound(direct.cluster, direct.assignment, throughPolicy);
+  const inbound = throughInbound(direct.cluster, direct.assignment, throughPolicy);
+  const { cluster, assignment } = tunnels && opensForCallers(folded.cluster) ? throughTunnels(inbound.cluster, inbound.assignment, local) : inbound;
   const renamed = { ...cluster, name };
   const isEds = edsServiceName(cluster) !== undefined;
   if (name !== cluster.name) renamed.alt_stat_name ||= cluster.name;

@@ -8,6 +8,7 @@
 import { isIPv6 } from 'node:net';
 import { Cluster, Cluster_DiscoveryType, Cluster_LbPolicy } from '../../proto/generated/envoy/config/cluster/v3/cluster.js';
 import { CircuitBreakers } from '../../proto/generated/envoy/config/cluster/v3/circuit_breaker.js';
+import { Http2ProtocolOptions } from '../../proto/generated/envoy/config/core/v3/protocol.js';
 import { TrafficDirection } from '../../proto/generated/envoy/config/core/v3/base.js';
 import { Listener } from '../../proto/generated/envoy/config/listener/v3/listener.js';
 import { RouteConfiguration } from '../../proto/generated/envoy/config/route/v3/route.js';
@@ -35,8 +36,16 @@ const CONNECTION_WINDOW_BYTES = 16 << 20;
 const MAX_STREAMS = 100;
 const HANDSHAKE_TIMEOUT_SECONDS = 15n;
 const HEADERS_TIMEOUT_SECONDS = 10n;
-const CONNECT_TIMEOUT_SECONDS = 5n;
+export const CONNECT_TIMEOUT_SECONDS = 5n;
 const UNLIMITED = 0xffff_ffff;
+
+/** Of both ends. */
+export const HTTP2 = Http2ProtocolOptions.fromPartial({
+  allow_connect: true, initial_stream_window_size: STREAM_WINDOW_BYTES, initial_connection_window_size: CONNECTION_WINDOW_BYTES,
+  // A connection without streams would outlive a peer that is gone.
+  connection_keepalive: { interval: { seconds: 10n, nanos: 0 }, timeout: { seconds: 20n, nanos: 0 } },
+});
+export const unlimited = CircuitBreakers.fromPartial({ thresholds: [{ max_connections: UNLIMITED, max_pending_requests: UNLIMITED, max_requests: UNLIMITED, max_retries: UNLIMITED }] });
 
 const CONNECT = 'CONNECT';
 const AUTHORITY = ':authority';
@@ -87,12 +96,7 @@ function manager(pod: TunnelledPod, cluster: string): HttpConnectionManager {
     stat_prefix: podTunnelStatPrefix(pod.uid),
     codec_type: HttpConnectionManager_CodecType.HTTP2,
     http_filters: [callerState, router],
-    http2_protocol_options: {
-      allow_connect: true, max_concurrent_streams: MAX_STREAMS,
-      initial_stream_window_size: STREAM_WINDOW_BYTES, initial_connection_window_size: CONNECTION_WINDOW_BYTES,
-      // A connection without streams would outlive a peer that is gone.
-      connection_keepalive: { interval: { seconds: 10n, nanos: 0 }, timeout: { seconds: 20n, nanos: 0 } },
-    },
+    http2_protocol_options: { ...HTTP2, max_concurrent_streams: MAX_STREAMS },
     request_headers_timeout: { seconds: HEADERS_TIMEOUT_SECONDS, nanos: 0 },
     stream_idle_timeout: { seconds: 0n, nanos: 0 },
     upgrade_configs: [{ upgrade_type: CONNECT }],
@@ -157,8 +161,6 @@ function state(key: string, format: string, factory_key = ''): FilterStateValue 
   });
 }
 
-const circuit_breakers = CircuitBreakers.fromPartial({ thresholds: [{ max_connections: UNLIMITED, max_pending_requests: UNLIMITED, max_requests: UNLIMITED, max_retries: UNLIMITED }] });
-
 function toApplication({ uid, netnsPath }: TunnelledPod): Cluster {
   return boundTo(netnsPath, Cluster.fromPartial({
     name: podClusterName(uid, 'hbone'),
@@ -167,7 +169,7 @@ function toApplication({ uid, netnsPath }: TunnelledPod): Cluster {
     // No other header counts: without a name of its own there is one that callers may set.
     lb_config: { $case: 'original_dst_lb_config', value: { use_http_header: true, http_header_name: AUTHORITY } },
     connect_timeout: { seconds: CONNECT_TIMEOUT_SECONDS, nanos: 0 },
-    circuit_breakers,
+    circuit_breakers: unlimited,
   }));
 }
 
@@ -181,7 +183,7 @@ function throughPolicy({ uid }: TunnelledPod, inbound: string): Cluster {
     cluster_discovery_type: { $case: 'type', value: Cluster_DiscoveryType.STATIC },
     load_assignment: { cluster_name: name, endpoints: [{ lb_endpoints: [{ host_identifier: { $case: 'endpoint', value: { address: internalAddress(inbound) } } }] }] },
     connect_timeout: { seconds: CONNECT_TIMEOUT_SECONDS, nanos: 0 },
-    circuit_breakers,
+    circuit_breakers: unlimited,
     transport_socket: { name: 'envoy.transport_sockets.internal_upstream', config_type: typed(pack(InternalUpstreamTransport, internal)) },
   });
 }

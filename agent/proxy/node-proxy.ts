@@ -24,6 +24,7 @@ import { Folder, type FoldProblem, type FoldResult } from './fold.js';
 import { inboundListenerName } from './fold-inbound.js';
 import { InboundFollower, type InboundPods } from './inbound-follower.js';
 import { HealthRelay } from './health-relay.js';
+import { tunnelHeaders } from './hbone-originate.js';
 import { INSPECTION_KINDS, inspectionName } from './inspection.js';
 import { podHboneName, podListenerName, podOfListener, podStatPrefix, podTunnelStatPrefix, type ListenerPod } from './pod-listener.js';
 import { PlainPorts } from './plain-ports.js';
@@ -477,7 +478,7 @@ export class NodeProxy {
   #listenerPod(pod: ProxyPod): ListenerPod {
     const { uid, netnsPath, ips, redirected = false } = pod;
     const endsTunnels = pod.hbonePortFree === true || this.#heldTunnels.has(uid);
-    return { endsTunnels, uid, netnsPath, ipv6: ips.some((ip) => isIPv6(ip)), addresses: [...ips].sort((a, b) => Number(isIPv6(a)) - Number(isIPv6(b))), identity: this.#identity(pod), redirected };
+    return { ...(this.#certificates ? tunnelHeaders(pod, this.#options.clusterId ?? 'Kubernetes') : {}), endsTunnels, uid, netnsPath, ipv6: ips.some((ip) => isIPv6(ip)), addresses: [...ips].sort((a, b) => Number(isIPv6(a)) - Number(isIPv6(b))), identity: this.#identity(pod), redirected };
   }
 
   #identity({ name, namespace, serviceAccount }: ProxyPod): string {

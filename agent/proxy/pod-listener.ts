@@ -25,11 +25,16 @@ export interface ListenerPod {
   redirected?: boolean;
   /** HBONE can end in its namespace. */
   endsTunnels?: boolean;
+  /** What tunnels of its say about it, in ztunnel's form, and the network that it is in. */
+  baggage?: string;
+  network?: string;
 }
 
 /** Istio's name for a caller's SPIFFE id in filter state. */
 export const PEER_PRINCIPAL = 'io.istio.peer_principal';
 export const SOURCE_ADDRESS = 'underpass.source_address';
+export const BAGGAGE = 'underpass.baggage';
+export const NETWORK = 'underpass.network';
 
 export function podListenerName(uid: string): string {
   return `pod/${uid}/outbound`;
@@ -60,7 +65,7 @@ export function podTunnelStatPrefix(uid: string): string {
 }
 
 export function podListenerKey(pod: ListenerPod): string {
-  return JSON.stringify([pod.uid, pod.netnsPath, pod.ipv6, pod.addresses, pod.identity]);
+  return JSON.stringify([pod.uid, pod.netnsPath, pod.ipv6, pod.addresses, pod.identity, pod.baggage, pod.network]);
 }
 
 /** @param needs RDS names that the chains refer to */
@@ -70,6 +75,8 @@ export function podListener(pod: ListenerPod, folded: FoldedListeners, needs: re
   const netns = sharedStrings('underpass.upstream_netns', {
     [NETNS_FILTER_STATE]: pod.netnsPath,
     ...(pod.identity === undefined ? {} : { [PEER_PRINCIPAL]: pod.identity }),
+    ...(pod.baggage === undefined ? {} : { [BAGGAGE]: pod.baggage }),
+    ...(pod.network === undefined ? {} : { [NETWORK]: pod.network }),
     ...(address === undefined ? {} : { [SOURCE_ADDRESS]: isIPv6(address) ? `[${address}]:0` : `${address}:0` }),
   });
   const inPod = (chain: FilterChain): FilterChain => ({ ...chain, filters: [netns, ...chain.filters] });

@@ -1,0 +1,134 @@
+/** HBONE of pods that share their node's Envoy: where tunnels start, towards an independent server and towards another node. */
+import assert from 'node:assert/strict';
+import { once } from 'node:events';
+import { join } from 'node:path';
+import { createInterface } from 'node:readline';
+import { after, before, test } from 'node:test';
+import { projectRoot } from '../common/paths.js';
+import { waitFor } from '../common/retry.js';
+import type { Keys, Seen } from './hbone-server.js';
+import { MeshWorld } from './mesh/world.js';
+
+const pod = (namespace: string, name: string, node: string, rest: string, container = 'name: curl, image: curl'): string => `
+apiVersion: v1
+kind: Pod
+metadata: {name: ${name}, namespace: ${namespace}, ${rest}}
+spec: {nodeName: ${node}, serviceAccountName: ${name}, containers: [{${container}}]}
+---`;
+const service = (namespace: string, name: string, ports: string): string => `
+apiVersion: v1
+kind: Service
+metadata: {name: ${name}, namespace: ${namespace}}
+spec: {selector: {app: ${name}}, ports: [${ports}]}
+---`;
+const LATE = "require('node:net').createServer({ allowHalfOpen: true }, (s) => { let all = ''; s.on('data', (d) => (all += d)).on('end', () => s.end(all.toUpperCase())); }).listen(7000, '::');";
+const world = new MeshWorld('hbone-out', {
+  nodes: 2,
+  bare: true,
+  outside: [
+    pod('node', 'alice', 'node-1', 'labels: {app: alice, version: v7, topology.istio.io/network: home}'),
+    pod('node', 'bob', 'node-1', 'labels: {app: bob}'),
+    pod('node', 'carol', 'node-2', 'labels: {app: carol}'),
+    pod('node', 'near', 'node-1', 'labels: {app: near}', 'name: echo, image: echo, ports: [{name: http, containerPort: 8080}, {name: tcp-echo, containerPort: 9000}]'),
+    pod('node', 'far', 'node-2', 'labels: {app: far}', 'name: echo, image: echo, ports: [{name: http, containerPort: 8080}, {name: tcp-echo, containerPort: 9000}]'),
+    pod('node', 'late', 'node-2', 'labels: {app: late}', `name: app, image: node, command: [node, -e, ${JSON.stringify(LATE)}]`),
+    ...['near', 'far'].map((name) => service('node', name, '{name: http, port: 80, targetPort: 8080}, {name: tcp-echo, port: 9000}')),
+    service('node', 'late', '{name: tcp-late, port: 7000}'),
+    // Not this product's: whoever reads the annotation takes it for a pod in ambient mode.
+    pod('outside', 'server', 'node-2', 'labels: {app: server}, annotations: {ambient.istio.io/redirection: enabled}', 'name: app, image: sleep'),
+    service('outside', 'server', '{name: tcp-echo, port: 9000}, {name: tcp-refused, port: 9001}'),
+  ].join(''),
+});
+
+const seen: Seen[] = [];
+before(async () => {
+  await world.up();
+  const server = world.lab.spawnIn('outside/server', [process.execPath, join(projectRoot, 'dist', 'test', 'hbone-server.js')], { stdio: ['pipe', 'pipe', 'inherit'] });
+  const { chainPem: cert, privateKeyPem: key } = await world.ca.issue({ namespace: 'outside', serviceAccount: 'server' });
+  server.stdin!.end(JSON.stringify({ cert, key, ca: world.ca.rootPem } satisfies Keys));
+  const lines = createInterface({ input: server.stdout! });
+  await once(lines, 'line');
+  lines.on('line', (line) => seen.push(JSON.parse(line) as Seen));
+  await waitFor('HBONE to be announced', () => ['near', 'far', 'late'].every((name) => world.lab.pod('node', name).annotations['ambient.istio.io/redirection'] === 'enabled'), { timeoutMs: 20_000 });
+  await world.enrolled();
+  await world.settled();
+});
+after(() => world.down());
+
+/** Opens connections at once, sends a line on each, and ends all when each has its answer: the answers, as text or error. */
+async function lines(from: string, host: string, port: number, count: number): Promise<string[]> {
+  const script = `
+const net = require('node:net');
+const one = (index) => new Promise((resolve) => { const s = net.connect(${port}, '${host}', () => s.write('line ' + index + '\\n')); let all = ''; s.setTimeout(15000, () => s.destroy(new Error('silent'))); s.on('data', (d) => { all += d; if (all.endsWith('\\n')) resolve([s, all.trim()]); }); s.on('error', (e) => resolve([s, e.code ?? e.message])); s.on('close', () => resolve([s, 'closed'])); });
+Promise.all(Array.from({ length: ${count} }, (_, index) => one(index))).then((all) => { for (const [s] of all) s.destroy(); console.log(JSON.stringify(all.map(([, text]) => text))); process.exit(0); });`;
+  const { stdout, stderr } = await world.lab.exec(from, [process.execPath, '-e', script], { timeoutMs: 60_000 });
+  assert.ok(stdout, stderr);
+  return JSON.parse(stdout) as string[];
+}
+const expected = (count: number): string[] => Array.from({ length: count }, (_, index) => `line ${index}`);
+const accountOf = (peer: string): string => peer.replace('URI:spiffe://cluster.local/ns/node/sa/', '');
+const podOf = ({ headers }: Seen): string => /k8s\.pod\.name=([^,]*)/.exec(headers['baggage'] ?? '')?.[1] ?? '';
+
+test('pods of one node call one server at once: each connection of theirs is a tunnel with its own account\'s certificate, pooled by account, from its own address', async () => {
+  const count = 40;
+  // Of connections to an address that Envoy has not met yet, those of one moment do not know of each other.
+  for (const from of ['node/alice', 'node/bob']) assert.deepEqual(await lines(from, 'server.outside', 9000, 1), expected(1));
+  for (let round = 0; round < 3; round++) {
+    assert.deepEqual(await Promise.all(['node/alice', 'node/bob'].map((from) => lines(from, 'server.outside', 9000, count))), [expected(count), expected(count)]);
+  }
+  assert.equal(seen.length, 2 + 6 * count);
+  assert.deepEqual(seen.filter((item) => accountOf(item.peer) !== podOf(item)), [], 'a pod is never taken for another');
+  const bySession = new Map(seen.map(({ session, peer }) => [session, accountOf(peer)]));
+  assert.deepEqual([...new Set(bySession.values())].sort(), ['alice', 'bob']);
+  assert.equal(bySession.size, 2, `${bySession.size} connections for ${seen.length} tunnels`);
+  for (const name of ['alice', 'bob']) {
+    const addresses = new Set(seen.filter(({ peer }) => accountOf(peer) === name).map(({ address }) => address.replace('::ffff:', '')));
+    assert.deepEqual([...addresses], [world.lab.pod('node', name).ips[0]]);
+  }
+});
+
+test('a tunnel looks like a ztunnel\'s: TLS 1.3, ALPN h2, the endpoint as authority, baggage, and the network of a pod that has one', async () => {
+  const [target] = world.lab.pod('outside', 'server').ips;
+  const of = (name: string): Seen => seen.find((item) => podOf(item) === name)!;
+  for (const name of ['alice', 'bob']) assert.deepEqual([of(name).tls, of(name).authority], ['TLSv1.3 h2', `${target}:9000`]);
+  const { clusterId } = world.lab.info();
+  assert.equal(of('alice').headers['baggage'], `k8s.cluster.name=${clusterId},k8s.namespace.name=node,k8s.pod.name=alice,service.name=alice,service.version=v7`);
+  assert.equal(of('bob').headers['baggage'], `k8s.cluster.name=${clusterId},k8s.namespace.name=node,k8s.pod.name=bob,service.name=bob,service.version=latest`);
+  assert.deepEqual([of('alice').headers['x-forwarded-network'], 'x-forwarded-network' in of('bob').headers], ['home', false]);
+});
+
+test('a tunnel that is refused ends its connection, and no other', async () => {
+  const before = seen.length;
+  assert.deepEqual(await lines('node/alice', 'server.outside', 9001, 3), ['closed', 'closed', 'closed']);
+  assert.deepEqual(await lines('node/alice', 'server.outside', 9000, 3), expected(3));
+  assert.equal(seen.length, before + 3);
+});
+
+const stat = async (node: string, name: string): Promise<number> => Number((await world.nodeProxyAdmin(`/stats?filter=${encodeURIComponent(`^${name}$`)}`, node)).split(': ')[1] ?? assert.fail(`Envoy has no ${name}`));
+const ended = (name: string): Promise<number> => stat('node-2', `http.pod_${world.lab.pod('node', name).uid}_hbone.downstream_rq_total`);
+
+test('from node to node everything goes by HBONE, HTTP and TCP, over one connection a pod and back; a half-closed connection has its answer', async () => {
+  const before = await ended('far');
+  const ask = async (from: string): Promise<string> => (await world.lab.exec(from, ['curl', '-sS', '--max-time', '10', 'http://far.node/'])).stdout;
+  for (const from of ['node/alice', 'node/bob']) {
+    for (let round = 0; round < 5; round++) assert.match(await ask(from), /"pod":"far"/);
+    assert.deepEqual(await lines(from, 'far.node', 9000, 10), expected(10));
+  }
+  assert.ok((await ended('far')) >= before + 22, 'two of HTTP, which pools, and twenty of TCP');
+  for (const name of ['alice', 'bob']) {
+    const connections = await stat('node-1', `cluster.hbone/spiffe_cluster.local/ns/node/sa/${name}.upstream_cx_total`);
+    // To the server of the tests above, and to this pod.
+    assert.ok(connections >= 2 && connections <= 4, `${name}: ${connections} connections`);
+  }
+  const half = "const s = require('node:net').connect({ port: 7000, host: 'late.node', allowHalfOpen: true }, () => s.end('the answer comes after the end')); let all = ''; s.on('data', (d) => (all += d)).on('end', () => console.log(all));";
+  assert.equal((await world.lab.exec('node/alice', [process.execPath, '-e', half])).stdout.trim(), 'THE ANSWER COMES AFTER THE END');
+  assert.match((await world.lab.exec('node/carol', ['curl', '-sS', '--max-time', '10', 'http://near.node/'])).stdout, /"pod":"near"/);
+  assert.deepEqual(await world.nacks(), []);
+});
+
+test('pods of the same node need no tunnel', async () => {
+  const name = `http.pod_${world.lab.pod('node', 'near').uid}_hbone.downstream_rq_total`;
+  const before = await stat('node-1', name);
+  assert.match((await world.lab.exec('node/alice', ['curl', '-sS', '--max-time', '10', 'http://near.node/'])).stdout, /"pod":"near"/);
+  assert.equal(await stat('node-1', name), before);
+});
