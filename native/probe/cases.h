@@ -279,21 +279,28 @@ static void name_address(char *out, const struct sockaddr_storage *a)
 	}
 }
 
-static void addresses_server(int listener)
+/* Of IPv4, then of IPv6. */
+static void name_original(int fd, volatile char (*out)[80])
 {
-	char byte;
 	struct sockaddr_storage a;
-	int fd = accept_one(listener);
 	const int levels[2] = { IPPROTO_IP, IPPROTO_IPV6 };
 	const socklen_t sizes[2] = { sizeof(struct sockaddr_in), sizeof(struct sockaddr_in6) };
 	for (int i = 0; i < 2; i++) {
 		socklen_t size = sizes[i];
 		memset(&a, 0, sizeof a);
 		if (getsockopt(fd, levels[i], 80 /* SO_ORIGINAL_DST, IP6T_SO_ORIGINAL_DST */, &a, &size))
-			snprintf((char *)shared->original[i], 80, "%s", strerrorname_np(errno));
+			snprintf((char *)out[i], 80, "%s", strerrorname_np(errno));
 		else
-			name_address((char *)shared->original[i], &a);
+			name_address((char *)out[i], &a);
 	}
+}
+
+static void addresses_server(int listener)
+{
+	char byte;
+	struct sockaddr_storage a;
+	int fd = accept_one(listener);
+	name_original(fd, shared->original);
 	socklen_t size = sizeof a;
 	if (!getpeername(fd, (void *)&a, &size))
 		name_address((char *)shared->server_peer, &a);
@@ -312,6 +319,7 @@ static void addresses_client(void)
 	size = sizeof a;
 	if (!getsockname(fd, (void *)&a, &size))
 		name_address((char *)shared->client_name, &a);
+	name_original(fd, shared->client_original);
 	write_all(fd, &byte, 1);
 	tally(read_all(fd, opt.client.blocking, &byte, 1), 1);
 	usleep(opt.hold_ms * 1000);

@@ -21,7 +21,8 @@
  *   ping-pong   --count exchanges of --size bytes on one connection; `p50_ns`, `p99_ns`, `per_second`
  *   churn       --count connections, one exchange of --size each, told apart by a number; ok: none got another's
  *   addresses   one connection; what each end is told about it: `original4` and `original6` (SO_ORIGINAL_DST of IPv4 and
- *               IPv6 at the server), `server_peer`, `client_peer`, `client_name`; ok: one exchange went through
+ *               IPv6 at the server), `server_peer`, `client_peer`, `client_name`, `client_original4` and `client_original6` (the
+ *               same at the client); ok: one exchange went through
  * --connect-timeout: the client's socket is non-blocking while it connects and blocking afterwards, as many HTTP clients'.
  * --mptcp: both ends are MPTCP sockets. --tls: the client takes the kernel's TLS as upper layer protocol, with no keys.
  * --zerocopy: the client's sockets have SO_ZEROCOPY. --rcvbuf: the server's sockets have so large a receive buffer.
@@ -171,9 +172,10 @@ int main(int argc, char **argv)
 	if ((probe->client == splice_client || probe->client == addresses_client) && shared->ok != 1)
 		ok = false;
 	if (probe->client == addresses_client) {
-		printf("{\"case\":\"addresses\",\"ok\":%s,\"original4\":\"%s\",\"original6\":\"%s\",\"server_peer\":\"%s\",\"client_peer\":\"%s\",\"client_name\":\"%s\",\"failure\":\"%s\"}\n",
+		printf("{\"case\":\"addresses\",\"ok\":%s,\"original4\":\"%s\",\"original6\":\"%s\",\"server_peer\":\"%s\",\"client_peer\":\"%s\",\"client_name\":\"%s\",\"client_original4\":\"%s\",\"client_original6\":\"%s\",\"failure\":\"%s\"}\n",
 		       ok ? "true" : "false", (char *)shared->original[0], (char *)shared->original[1], (char *)shared->server_peer,
-		       (char *)shared->client_peer, (char *)shared->client_name, (char *)shared->failure);
+		       (char *)shared->client_peer, (char *)shared->client_name, (char *)shared->client_original[0], (char *)shared->client_original[1],
+		       (char *)shared->failure);
 		return 0;
 	}
 	printf("{\"case\":\"%s\",\"ok\":%s,\"good\":%d,\"eagain\":%d,\"other\":%d,\"sent\":[%lld,%lld],\"got\":[%lld,%lld],\"queued\":%lld,\"charged\":%lld,\"room\":%lld,\"failure\":\"%s\"}\n",

@@ -59,7 +59,7 @@ static volatile struct shared {
 	int ok, eagain, other;
 	int failed;
 	char failure[200];
-	char original[2][80], server_peer[80], client_peer[80], client_name[80];
+	char original[2][80], server_peer[80], client_peer[80], client_name[80], client_original[2][80];
 } *shared;
 
 static void fail(const char *action)
