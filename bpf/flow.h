@@ -304,6 +304,27 @@ static __always_inline void log_flow(const struct flow *flow, const struct socke
 	bpf_ringbuf_submit(record, 0);
 }
 
+/* Policy refuses a connection. `client_port` 0: it has none yet. */
+static __always_inline void flow_denied(enum counter reason, const struct flow_key *key, const struct address *client, __u16 client_port,
+					const struct address *endpoint)
+{
+	if (!flows_logged())
+		return;
+	struct flow_record *record = bpf_ringbuf_reserve(&flow_records, sizeof(*record), 0);
+	if (!record) {
+		count(COUNTER_FLOW_RECORDS_LOST);
+		return;
+	}
+	__builtin_memset(record, 0, sizeof(*record));
+	record->key = *key;
+	record->client = *client;
+	record->client_port = client_port;
+	record->endpoint = *endpoint;
+	record->way = FLOW_DENIED;
+	record->reason = reason;
+	bpf_ringbuf_submit(record, 0);
+}
+
 /* Before the state, if there is one, forgets the connection. */
 static __always_inline void flow_closed(struct bpf_sock *sk, const struct socket_state *state, const struct tcp_sock *tp)
 {

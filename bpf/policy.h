@@ -204,6 +204,8 @@ static __always_inline bool policy_refuses_connect(const struct pod *pod, __u64 
 	if (policy_answers(&key, &query, true) != POLICY_REFUSED)
 		return false;
 	count(COUNTER_POLICY_CONNECT_REFUSED);
+	struct flow_key flow = { .client = netns_cookie, .server = key, .endpoint_port = port };
+	flow_denied(COUNTER_POLICY_CONNECT_REFUSED, &flow, &query.source, 0, destination);
 	return true;
 }
 
@@ -287,13 +289,18 @@ int police_ingress(struct __sk_buff *skb)
 	__u64 own = key.netns_cookie;
 	if (!bpf_map_lookup_elem(&policies, &own) && !bpf_map_lookup_elem(&policies, &own))
 		return INGRESS_ALLOW;
+	__u32 opener = 0;
 	if (policy_read_segment(skb, &key)) {
+		opener = policy_opener(&key);
 		struct policy_query query = {
-			.source = key.local, .destination = key.remote, .slot = policy_opener(&key), .port = key.remote_port,
+			.source = key.local, .destination = key.remote, .slot = opener, .port = key.remote_port,
 		};
 		if (policy_answers(&own, &query, false) != POLICY_REFUSED)
 			return INGRESS_ALLOW;
 	}
 	count(COUNTER_POLICY_ARRIVAL_REFUSED);
+	__u64 *client = opener ? bpf_map_lookup_elem(&netns_of_address, &key.local) : 0;
+	struct flow_key flow = { .client = client ? *client : 0, .server = key.netns_cookie, .endpoint_port = key.remote_port };
+	flow_denied(COUNTER_POLICY_ARRIVAL_REFUSED, &flow, &key.local, key.local_port, &key.remote);
 	return INGRESS_REFUSE;
 }

@@ -331,6 +331,7 @@ enum flow_way {
 	FLOW_SHORT_CIRCUITED = 1,
 	FLOW_PLAIN = 2,
 	FLOW_PROXY = 3,
+	FLOW_DENIED = 4, /* there is no connection */
 };
 
 struct flow_record {

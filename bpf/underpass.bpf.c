@@ -29,13 +29,13 @@ const volatile struct flow_record flow_record_layout;
 
 #include "helpers.h"
 #include "tuple.h"
+#include "flow.h"
 #include "policy.h"
 
 enum capture { CAPTURE_NO, CAPTURE_OUTBOUND, CAPTURE_INBOUND, CAPTURE_RESOLVED, CAPTURE_REFUSED };
 
 #include "resolve.h"
 #include "connect.h"
-#include "flow.h"
 #include "outlier.h"
 #include "pair.h"
 #include "move.h"

@@ -176,6 +176,30 @@ test('flows: with Fast Open the server\'s side is silent, since nobody could tel
   assert.deepEqual([result.destination.opened, result.destination.received, result.destination.sent], [20 - fast, (20 - fast) * 100, (20 - fast) * 100]);
 });
 
+test('flow log: what policy denies has a record, where a pod opens it and where it arrives', async () => {
+  const other = await KernelWorld.create('flowdeny', { pods: 3 });
+  try {
+    const [x, y, z] = other.world.pods as [TestPod, TestPod, TestPod];
+    other.put({ acceleration: 'off' }, [x, y]);
+    // Policies that can't be read let nobody in.
+    other.kernel.setPolicies(new Map([[other.podRecord(y).uid, { version: 1n, compiled: undefined, behindProxy: false }]]));
+    const records: FlowRecord[] = [];
+    other.kernel.flows.onRecord((record) => records.push(record));
+    other.kernel.setFlowLog(true);
+    const connect = async (from: TestPod): Promise<FlowRecord> => {
+      assert.equal((await other.world.probe('ping-pong', { pod: y, address: y.ipv4 }, { pod: from }, ['--timeout', '1'])).ok, false);
+      await waitFor('a record', () => records.length > 0, { timeoutMs: 5_000, everyMs: 5 });
+      return records.splice(0)[0]!;
+    };
+    const facts = ({ way, reason, key, client, endpoint }: FlowRecord): unknown => [way, reason, key.client, key.server, key.endpointPort, client.address, endpoint];
+    assert.deepEqual(facts(await connect(x)), ['denied', 'policy_connect_refused', x.netnsCookie, y.netnsCookie, 7777, x.ipv4, y.ipv4]);
+    assert.deepEqual(facts(await connect(z)), ['denied', 'policy_arrival_refused', 0n, y.netnsCookie, 7777, z.ipv4, y.ipv4]);
+    assert.deepEqual(sums(other.kernel, 'source').opened + sums(other.kernel, 'destination').opened, 0);
+  } finally {
+    await other.close();
+  }
+});
+
 test('flows: of a client that is no pod of this mesh the server\'s side is told, by the client\'s address, but not of what a proxy accepts', async () => {
   const other = await KernelWorld.create('flowout', { pods: 2, rodata: { flows_per_pod: 2 } });
   try {

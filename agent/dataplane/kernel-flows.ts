@@ -39,14 +39,16 @@ export interface FlowEntry extends Record<FlowSideName, FlowSide> {
   key: FlowKey;
 }
 
-export type FlowWay = 'short-circuited' | 'plain' | 'proxy';
+/** `denied`: policy refused it, and there never was a connection. */
+export type FlowWay = 'short-circuited' | 'plain' | 'proxy' | 'denied';
 
 export interface FlowRecord {
   key: FlowKey;
+  /** Port 0: it was denied before it had one. */
   client: { address: string; port: number };
   endpoint: string;
   way: FlowWay;
-  /** The counter that says why it was not short-circuited. */
+  /** The counter that says why it was not short-circuited, or where it was denied. */
   reason: string | undefined;
   received: bigint;
   sent: bigint;
@@ -72,7 +74,7 @@ export interface Flows {
   dropRetired(hash: string): void;
 }
 
-const WAYS: Record<string, FlowWay> = { FLOW_SHORT_CIRCUITED: 'short-circuited', FLOW_PLAIN: 'plain', FLOW_PROXY: 'proxy' };
+const WAYS: Record<string, FlowWay> = { FLOW_SHORT_CIRCUITED: 'short-circuited', FLOW_PLAIN: 'plain', FLOW_PROXY: 'proxy', FLOW_DENIED: 'denied' };
 const SIDES: readonly FlowSideName[] = ['source', 'destination'];
 
 export class KernelFlows implements Flows, Closable {

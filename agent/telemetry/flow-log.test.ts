@@ -43,6 +43,15 @@ test('flow log: a client from elsewhere is known by its address', () => {
   assert.deepEqual([lines[0]!['source'], lines[0]!['destination']], [{ address: '10.9.0.1', port: 5 }, { pod: 'cart-1', namespace: 'shop', address: '10.0.0.2', port: 80 }]);
 });
 
+test('flow log: what policy denied has a verdict and no way', () => {
+  const { log: flowLog, lines } = log(10);
+  flowLog.write({ ...record, key: { client: 1n, server: 2n, peer: undefined, service: undefined, endpointPort: 80 }, way: 'denied', reason: 'policy_connect_refused', client: { address: '10.0.0.1', port: 0 } });
+  const { level: _level, ...line } = lines[0]!;
+  assert.deepEqual(line, {
+    verdict: 'denied', reason: 'policy_connect_refused', source: { pod: 'cart-1', namespace: 'shop', address: '10.0.0.1' }, destination: { address: '10.0.0.2', port: 80 }, msg: 'connection denied',
+  });
+});
+
 test('flow log: more lines in a second than there may be are lost and counted; the next second has room again', () => {
   const { log: flowLog, lines, clock } = log(3);
   for (let i = 0; i < 5; i++) flowLog.write(record);

@@ -1,4 +1,4 @@
-/** A log line for each connection of a local pod that ended: who, whom, which way, how much. */
+/** A log line for each connection of a local pod that ended or was denied: who, whom, which way, how much. */
 import type { Logger } from '../../common/log.js';
 import type { FlowRecord } from '../dataplane/kernel-flows.js';
 
@@ -49,17 +49,16 @@ export class FlowLog {
       const pod = podOf(cookie);
       return pod ? { pod: pod.name, namespace: pod.namespace } : {};
     };
+    const isDenied = way === 'denied';
     logger.info({
-      // Only established connections come here; whoever was denied never was one.
-      verdict: 'allowed',
-      way,
+      verdict: isDenied ? 'denied' : 'allowed',
+      ...(isDenied ? {} : { way }),
       ...(reason === undefined ? {} : { reason }),
-      source: { ...end(key.client), address: client.address, port: client.port },
+      source: { ...end(key.client), address: client.address, ...(client.port === 0 ? {} : { port: client.port }) },
       ...(way === 'proxy' ? {} : { destination: { ...end(key.server), address: endpoint, port: key.endpointPort } }),
       ...(key.service ? { service: key.service } : {}),
-      bytesReceived: Number(received), bytesSent: Number(sent), bytesMoved: Number(moved),
-      durationMs: Math.round(durationMs * 1000) / 1000, rttUs,
-    }, 'connection ended');
+      ...(isDenied ? {} : { bytesReceived: Number(received), bytesSent: Number(sent), bytesMoved: Number(moved), durationMs: Math.round(durationMs * 1000) / 1000, rttUs }),
+    }, isDenied ? 'connection denied' : 'connection ended');
   }
 
   #take(): boolean {
