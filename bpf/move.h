@@ -1,4 +1,7 @@
-/* sk_msg: what a paired socket sends is moved into the other one's receive queue, as long as TCP could not tell. */
+/*
+ * sk_msg: what a paired socket sends is moved into the other one's receive queue, as long as TCP could not tell.
+ * sk_skb: what comes by TCP all the same goes into that queue too.
+ */
 #pragma once
 
 static __always_inline bool nonblocking(const struct tcp_sock *tp)
@@ -92,5 +95,15 @@ int move_message(struct sk_msg_md *msg)
 		__sync_fetch_and_add(&pod->messages_short_circuited, 1);
 		__sync_fetch_and_add(&pod->bytes_short_circuited, size);
 	}
+	return SK_PASS;
+}
+
+/*
+ * ioctl(FIONREAD) of a socket in a sockhash counts that queue alone. A server that goes by it, as nginx does, would wait for
+ * ever for bytes that TCP keeps in its own.
+ */
+SEC("sk_skb/stream_verdict")
+int keep_segment(struct __sk_buff *skb)
+{
 	return SK_PASS;
 }

@@ -64,7 +64,7 @@ export interface RawObject {
   readonly adopted: boolean;
   attachCgroup(program: string, cgroupPath: string, pinPath: string | null): RawLink;
   replaceLink(program: string, pinPath: string): RawLink | undefined;
-  attachSkMsg(program: string, map: string): void;
+  attachSockhash(program: string, map: string): void;
   runIterator(program: string, map: string): void;
   ringBuffer(map: string, callback: (record: Buffer) => void): RawLink;
   layout(structName: string): StructLayout;

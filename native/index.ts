@@ -147,8 +147,8 @@ export class BpfObject implements Closable {
   }
 
   /** Makes `program` the verdict of all sockets that enter the map from now on. */
-  attachSkMsg(program: string, map: string): void {
-    guarded(() => this.#raw.attachSkMsg(program, map));
+  attachSockhash(program: string, map: string): void {
+    guarded(() => this.#raw.attachSockhash(program, map));
   }
 
   /** Runs an iterator program once over all elements of a map, and returns when it has seen them. */

@@ -133,6 +133,13 @@ test('FIONREAD tells how much of a moved message there is to read', async () => 
   }
 });
 
+test('FIONREAD hides nothing of a stream that is moved in part and goes by TCP in part', async () => {
+  const { server, client } = ends();
+  const { result, counters } = await w.counted(() => w.world.probe('hidden', server, client, ['--bytes', '12000000', '--delay', '200', '--count', '1']));
+  assert.equal(result.ok, true, JSON.stringify(result));
+  assert.ok((counters['bytes_short_circuited'] ?? 0) > 0 && (counters['message_peer_full'] ?? 0) > 0 && (counters['bytes_tcp'] ?? 0) > 65_536, JSON.stringify(counters));
+});
+
 test('counters: every byte is accounted once, per pod and in all', async () => {
   const { server, client } = ends();
   const uid = (index: number): string => w.podRecord(w.world.pod(index)).uid;

@@ -413,7 +413,8 @@ export class Kernel {
   }
 
   #start(): void {
-    this.#object.attachSkMsg('move_message', 'sockets');
+    this.#object.attachSockhash('move_message', 'sockets');
+    this.#object.attachSockhash('keep_segment', 'sockets');
     if (this.#object.adopted) this.services.adopt();
     else this.setGlobalAcceleration(false);
     this.flows.start();

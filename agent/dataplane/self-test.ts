@@ -120,6 +120,7 @@ class SelfTest {
     await this.#moves(kernel, 'large-close', 'large-close', '127.0.0.1', ['--count', '3', '--bytes', '2000000']);
     // nginx, Java and .NET ask how much there is to read; some stable kernels answer 0 in a sockhash.
     await this.#moves(kernel, 'fionread', 'fionread', '127.0.0.1', ['--count', '10', '--size', '1000'], 'wrong: FIONREAD does not count what was moved, so a program that goes by it waits for ever');
+    await this.#moves(kernel, 'fionread-mixed', 'hidden', '127.0.0.1', ['--bytes', '6000000', '--delay', '100', '--count', '1'], 'wrong: FIONREAD does not count what came by TCP, so a program that goes by it waits for ever');
     await this.#moves(kernel, 'churn', 'churn', '127.0.0.1', ['--count', '100']);
     await this.#restriction('blocking-recv', 'half-close', ['--count', '40', '--delay', '1', '--blocking-client']);
     await this.#restriction('splice', 'splice', ['--bytes', '1000000', '--timeout', '1']);

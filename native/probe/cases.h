@@ -157,6 +157,42 @@ static void fionread_client(void)
 	}
 }
 
+static void hidden_server(int listener)
+{
+	static unsigned char output[BUFFER];
+	char request;
+	int fd = accept_one(listener);
+	read_all(fd, opt.server.blocking, &request, 1);
+	for (long long sent = 0; sent < opt.bytes; sent += BUFFER)
+		write_all(fd, output, opt.bytes - sent < BUFFER ? opt.bytes - sent : BUFFER);
+	read_all(fd, opt.server.blocking, &request, 1);
+}
+static void hidden_client(void)
+{
+	static unsigned char input[8192];
+	int fd = connect_one(), hidden = 0;
+	write_all(fd, "?", 1);
+	/* so long that the sender has to fall back to TCP */
+	usleep(opt.delay_ms * 1000);
+	for (long long got = 0; got < opt.bytes;) {
+		char peeked;
+		int pending = 0;
+		/* in this order: what is there to peek at stays there */
+		if (recv(fd, &peeked, 1, MSG_PEEK | MSG_DONTWAIT) == 1 && !ioctl(fd, FIONREAD, &pending) && !pending)
+			hidden++;
+		ssize_t n = recv(fd, input, sizeof input, MSG_DONTWAIT);
+		if (n == 0)
+			break;
+		if (n > 0)
+			got += n;
+		else if (errno == EAGAIN)
+			wait_for(fd, POLLIN);
+		else
+			fail("receiving");
+	}
+	tally(hidden, 0);
+}
+
 static void splice_server(int listener)
 {
 	static unsigned char output[BUFFER];
@@ -337,6 +373,7 @@ static const struct probe_case {
 	{ "half-close", half_server, half_client, { false, false }, true },
 	{ "large-close", large_server, large_client, { false, true }, true },
 	{ "fionread", fionread_server, fionread_client, { false, false }, true },
+	{ "hidden", hidden_server, hidden_client, { false, false }, true },
 	{ "splice", splice_server, splice_client, { false, false }, false },
 	{ "ping-pong", ping_server, ping_client, { false, false }, true },
 	{ "churn", churn_server, churn_client, { false, false }, true },

@@ -17,6 +17,8 @@
  *   half-close  --count times: request, shutdown(WR), answer --delay ms later; counts ok, eagain, other
  *   large-close --count times: the server sends --bytes and closes at once, the client reads slowly; ok: all arrived
  *   fionread    --count times: ioctl(FIONREAD) must say --size once poll says readable
+ *   hidden      the server sends --bytes while the client sleeps for --delay ms; then ioctl(FIONREAD) must not say 0 before
+ *               any of its reads of 8 KiB that finds something
  *   splice      the client reads --bytes by splice(2); ok: all arrived
  *   ping-pong   --count exchanges of --size bytes on one connection; `p50_ns`, `p99_ns`, `per_second`
  *   churn       --count connections, one exchange of --size each, told apart by a number; ok: none got another's

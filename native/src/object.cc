@@ -203,7 +203,7 @@ Napi::Function BpfObjectHandle::define(Napi::Env env) {
       env, "RawObject",
       {InstanceMethod("programs", &BpfObjectHandle::programs), InstanceMethod("maps", &BpfObjectHandle::maps),
        InstanceMethod("map", &BpfObjectHandle::map), InstanceAccessor("adopted", &BpfObjectHandle::adopted, nullptr),
-       InstanceMethod("attachCgroup", &BpfObjectHandle::attach_cgroup), InstanceMethod("replaceLink", &BpfObjectHandle::replace_link), InstanceMethod("attachSkMsg", &BpfObjectHandle::attach_sk_msg),
+       InstanceMethod("attachCgroup", &BpfObjectHandle::attach_cgroup), InstanceMethod("replaceLink", &BpfObjectHandle::replace_link), InstanceMethod("attachSockhash", &BpfObjectHandle::attach_sockhash),
        InstanceMethod("runIterator", &BpfObjectHandle::run_iterator),
        InstanceMethod("ringBuffer", &BpfObjectHandle::ring_buffer), InstanceMethod("layout", &BpfObjectHandle::layout),
        InstanceMethod("enumValues", &BpfObjectHandle::enum_values), InstanceMethod("close", &BpfObjectHandle::close)});
@@ -357,11 +357,13 @@ Napi::Value BpfObjectHandle::replace_link(const Napi::CallbackInfo &info) {
   return handle;
 }
 
-void BpfObjectHandle::attach_sk_msg(const Napi::CallbackInfo &info) {
+void BpfObjectHandle::attach_sockhash(const Napi::CallbackInfo &info) {
   Napi::Env env = info.Env();
-  const std::string name = string_of(env, info[0], "attachSkMsg: program");
-  const std::string map_name = string_of(env, info[1], "attachSkMsg: map");
-  int failed = bpf_prog_attach(bpf_program__fd(program(env, name)), bpf_map__fd(find_map(env, map_name)), BPF_SK_MSG_VERDICT, 0);
+  const std::string name = string_of(env, info[0], "attachSockhash: program");
+  const std::string map_name = string_of(env, info[1], "attachSockhash: map");
+  bpf_program *found = program(env, name);
+  const bpf_attach_type type = bpf_program__type(found) == BPF_PROG_TYPE_SK_SKB ? BPF_SK_SKB_STREAM_VERDICT : BPF_SK_MSG_VERDICT;
+  int failed = bpf_prog_attach(bpf_program__fd(found), bpf_map__fd(find_map(env, map_name)), type, 0);
   if (failed) throw syscall_error(env, "attaching " + name + " to map " + map_name, "bpf", errno);
 }
 
