@@ -1,4 +1,4 @@
-# make demo: sets up, builds, shows the whole way once.   make test: sets up, builds, runs the tests but those of test-kube and test-kernels.
+# make demo: sets up, builds, shows the whole way once.   make test: sets up, builds, runs all tests but those of the targets test-….
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
@@ -13,7 +13,7 @@ Q := @
 msg = @printf '  %-9s %s\n' $(1) "$(patsubst $(CURDIR)/%,%,$(2))";
 endif
 
-.PHONY: all setup build typescript native test test-kube test-kernels demo bench bench-pilot bench-services lint clean distclean
+.PHONY: all setup build typescript native test test-programs test-kube test-kernels demo bench bench-pilot bench-services lint clean distclean
 
 all: build
 
@@ -39,7 +39,13 @@ typescript: proto/generated/.stamp
 
 # ARGS: parts of test file names, e.g. `make test ARGS=pilot/`.
 test: build
+	$(Q)./scripts/setup-programs.sh
 	$(Q)node test/run.mjs $(ARGS)
+
+# Real programs with and without acceleration; those that `make test` runs, and programs in Go, which are built once.
+test-programs: build
+	$(Q)./scripts/setup-programs.sh go
+	$(Q)node test/run.mjs $(or $(ARGS),test/programs/ test/programs/go)
 
 # Against a real kube-apiserver, which is built once.
 test-kube: build

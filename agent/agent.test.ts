@@ -135,7 +135,10 @@ function stage(context: TestContext, change: Partial<{ verdict: () => Promise<Se
 
 test('Agent: the proxy hears which servers\' probation is over, before it starts and as it changes', async (context) => {
   const { agent, eventDriven, probation } = stage(context);
-  const entry = (key: string, verdict: ProbationEntry['verdict'] = 'event-driven', kind: ProbationEntry['kind'] = 'listener'): ProbationEntry => ({ kind, key, seen: 8, verdict });
+  const entry = (key: string, verdict: ProbationEntry['verdict'] = 'event-driven', kind: ProbationEntry['kind'] = 'listener'): ProbationEntry => {
+    const [, address = '', port, cookie] = /^\[?(.+?)\]?:(\d+)@(\d+)$/.exec(key) ?? [];
+    return { kind, key, netnsCookie: BigInt(cookie ?? 7), ...(kind === 'listener' ? { address, port: Number(port) } : {}), seen: 8, verdict, reason: '' };
+  };
   probation.push(entry('10.0.0.1:80@7'), entry('10.0.0.1:81@7', 'probation'), entry('10.0.0.1:82@7', 'blocking'));
   // Another pod's address in the pod's own namespace, the pod's address in another, loopback, a client.
   probation.push(entry('10.0.0.2:80@7'), entry('10.0.0.1:83@8'), entry('127.0.0.1:80@7'), entry('cgroup 7 exe 1:2', 'event-driven', 'client'));

@@ -17,6 +17,7 @@ import { Dataplane, type DataplaneOptions } from './dataplane/dataplane.js';
 import { eventDrivenListeners } from './dataplane/event-driven.js';
 import { PinnedNamespaces } from './dataplane/namespaces.js';
 import { PolicyEnforcer } from './dataplane/policy-enforcer.js';
+import { podProbation } from './dataplane/probation.js';
 import type { NodeCaFactory } from './identity/certificates.js';
 import type { AgentKernel, AgentParts, AgentProxy, ProxyStatus, SelfTestVerdict } from './parts.js';
 import { FlowTelemetry } from './telemetry/flow-telemetry.js';
@@ -236,7 +237,7 @@ export class Agent {
         ...(this.#proxyProblem === undefined ? {} : { problem: this.#proxyProblem }),
       },
       pods: this.#dataplane?.status() ?? [],
-      probation: this.#kernel?.probation() ?? [],
+      probation: this.#probation(),
       ...(this.#policies ? { policies: this.#policies.status() } : {}),
       ...(this.#resolver ? { services: this.#resolver.status } : {}),
       ...(controlPlaneStatus ? { controlPlane: controlPlaneStatus() } : {}),
@@ -255,6 +256,12 @@ export class Agent {
       if (!(error instanceof UnderpassError)) throw error;
       return { status: 404, body: { message: error.message } };
     }
+  }
+
+  #probation(): AgentStatus['probation'] {
+    if (!this.#kernel) return [];
+    const records = new Map((this.#records ?? []).map((record) => [record.uid, record]));
+    return podProbation(this.#kernel.probation(), this.#kernel.pods(), (uid) => records.get(uid));
   }
 
   counters(): Counters | undefined {

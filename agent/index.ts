@@ -4,6 +4,7 @@ export { instanceHolder, type InstanceHolder } from './admin/lock.js';
 export type { AgentStatus } from './admin/status.js';
 export type { Explanation } from './resolve/explain.js';
 export type { PodStatus } from './dataplane/dataplane.js';
+export { countProbation, probationOf, type PodProbation } from './dataplane/probation.js';
 export { cleanup, type CleanupParts } from './cleanup.js';
 export type { NodeCa, NodeCaFactory } from './identity/certificates.js';
 export { CALLERS_HEAR_MS, silence } from './dataplane/announcement.js';

@@ -1,18 +1,19 @@
 // Runs the compiled tests with node's own runner. File names are expanded here, since a quoted glob or a folder can find
 // nothing on Node 20 and still exit 0; a run in which no test was executed fails.
 //   node test/run.mjs [substring …]   only the files whose path holds one of the substrings
-// What needs a real API server (test/kube/) runs when it is asked for by that name: `make test-kube` brings the parts.
+// What needs more than `make test` brings runs when it is asked for by name: `make test-kube` and `make test-programs`.
 import { spawn } from 'node:child_process';
 import { readdirSync } from 'node:fs';
 import { join, relative } from 'node:path';
 
 const root = join(import.meta.dirname ?? new URL('.', import.meta.url).pathname, '..');
 const wanted = process.argv.slice(2);
-const KUBE = 'test/kube/';
+const ON_REQUEST = ['test/kube/', 'test/programs/go'];
+const asked = (name, part) => name.includes(part) && ON_REQUEST.every((own) => !name.includes(own) || part.includes(own));
 const files = readdirSync(join(root, 'dist'), { recursive: true })
   .map((name) => join('dist', String(name)))
   .filter((name) => name.endsWith('.test.js'))
-  .filter((name) => (wanted.length === 0 && !name.includes(KUBE)) || wanted.some((part) => name.includes(part) && (!name.includes(KUBE) || part.includes(KUBE))))
+  .filter((name) => (wanted.length > 0 ? wanted : ['']).some((part) => asked(name, part)))
   .sort();
 if (files.length === 0) {
   console.error(`no test file matches ${wanted.join(', ') || 'dist/**/*.test.js'}`);

@@ -1,7 +1,7 @@
 /** What `/v1/status` answers; `underpass ps` and scripts read it. */
 import type { PodStatus } from '../dataplane/dataplane.js';
-import type { ProbationEntry } from '../dataplane/kernel.js';
 import type { PolicyStatus } from '../dataplane/policy-enforcer.js';
+import type { PodProbation } from '../dataplane/probation.js';
 import type { ProxyStatus, SelfTestVerdict } from '../parts.js';
 import type { ResolverStatus } from '../resolve/service-resolver.js';
 
@@ -19,7 +19,8 @@ export interface AgentStatus {
   selfTest: SelfTestVerdict | { pending: true };
   proxy: ProxyStatus & { problem?: string };
   pods: PodStatus[];
-  probation: ProbationEntry[];
+  /** Listeners and client programs that the kernel has seen, and what it makes of them. */
+  probation: PodProbation[];
   /** Policies in the kernel; absent without one. */
   policies?: PolicyStatus;
   /** What the connect hook decides by itself. */

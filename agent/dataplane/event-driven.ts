@@ -6,10 +6,9 @@ import type { KernelPod, ProbationEntry } from './kernel.js';
 export function eventDrivenListeners(entries: readonly ProbationEntry[], pods: readonly KernelPod[]): Set<string> {
   const own = new Set(pods.flatMap(({ netnsCookie, addresses }) => addresses.map((address) => `${decodeAddress(encodeAddress(address))}@${netnsCookie}`)));
   const found = new Set<string>();
-  for (const { kind, key, verdict } of entries) {
-    if (kind !== 'listener' || verdict !== 'event-driven') continue;
-    const [, bracketed, plain, port, cookie] = /^(?:\[([^\]]+)\]|([^:]+)):(\d+)@(\d+)$/.exec(key) ?? [];
-    if (own.has(`${bracketed ?? plain}@${cookie}`)) found.add(bracketed === undefined ? `${plain}:${port}` : `[${bracketed}]:${port}`);
+  for (const { kind, address, port, netnsCookie, verdict } of entries) {
+    if (kind !== 'listener' || address === undefined || verdict !== 'event-driven') continue;
+    if (own.has(`${address}@${netnsCookie}`)) found.add(`${address.includes(':') ? `[${address}]` : address}:${port}`);
   }
   return found;
 }

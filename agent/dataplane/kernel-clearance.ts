@@ -6,9 +6,9 @@
 import { errorMessage } from '../../common/errors.js';
 import type { Closable } from '../../common/lifecycle.js';
 import type { Logger } from '../../common/log.js';
-import { judgeExecutable, type Judgement } from './kernel-executable.js';
+import { judgeExecutable } from './kernel-executable.js';
 import { Executable, listeningProcesses, podProcesses } from './kernel-processes.js';
-import type { Verdicts } from './kernel-verdicts.js';
+import type { LookedAt, Verdicts } from './kernel-verdicts.js';
 
 export interface PodOfProgram {
   cgroupPath: string;
@@ -16,9 +16,7 @@ export interface PodOfProgram {
   splices: boolean | undefined;
 }
 
-export type Newcomer =
-  | { kind: 'client'; netnsCookie: bigint; key: Buffer; pid: number }
-  | { kind: 'listener'; netnsCookie: bigint; key: Buffer };
+export type Newcomer = { netnsCookie: bigint; key: Buffer; /** Only its name is wanted. */ decided?: boolean } & ({ kind: 'client'; pid: number } | { kind: 'listener' });
 
 /** The kernel asks again for what is dropped. */
 const MAX_WAITING = 256;
@@ -41,6 +39,11 @@ export class Clearance implements Closable {
     // Copied: the record that the key is a part of does not outlive the callback.
     this.#waiting.set(name, { newcomer: { ...newcomer, key: Buffer.from(newcomer.key) }, executable });
     this.#working ??= this.#work().finally(() => (this.#working = undefined));
+  }
+
+  /** Looks again at what a former agent looked at: names are kept in memory. */
+  recall(): void {
+    for (const { kind, ...known } of this.verdicts.unnamed()) this.ask(kind === 'client' ? { ...known, kind, pid: 0 } : { ...known, kind });
   }
 
   async close(): Promise<void> {
@@ -68,47 +71,67 @@ export class Clearance implements Closable {
   async #decide(newcomer: Newcomer, executable: Executable | undefined): Promise<void> {
     const pod = this.podOf(newcomer.netnsCookie);
     if (!pod) return;
-    const judgement = pod.splices === undefined
-      ? await (newcomer.kind === 'client' ? this.#judgeClient(pod, newcomer, executable) : this.#judgeListener(pod, newcomer.key))
-      : { splices: pod.splices, reason: 'its label says so' };
+    if (newcomer.decided) {
+      const found = await this.#find(pod, newcomer, executable);
+      if (found && !this.#closed) this.verdicts.name(newcomer.kind, newcomer.key, found);
+      return;
+    }
+    const byLabel = pod.splices === undefined ? undefined : labelSays(pod.splices);
+    const judgement = byLabel ?? (await this.#find(pod, newcomer, executable));
     // The pod may have gone, or have got another label, meanwhile: then it is asked for anew.
     if (!judgement || this.#closed || this.podOf(newcomer.netnsCookie)?.splices !== pod.splices) return;
-    this.verdicts.clear(newcomer.kind, newcomer.key, newcomer.netnsCookie, judgement.splices);
-    if (!judgement.splices || pod.splices !== undefined) return;
+    this.verdicts.clear(newcomer.kind, newcomer.key, newcomer.netnsCookie, judgement);
+    if (byLabel) {
+      const program = (await this.#find(pod, newcomer, executable))?.program;
+      if (program !== undefined && !this.#closed) this.verdicts.name(newcomer.kind, newcomer.key, { ...byLabel, program });
+      return;
+    }
+    if (!judgement.splices) return;
     const text = newcomer.kind === 'client' ? this.verdicts.programText(newcomer.key) : this.verdicts.listenerText(newcomer.key);
     this.logger.info({ kind: newcomer.kind, key: text, reason: judgement.reason }, 'a program may splice: its connections stay plain TCP');
   }
 
+  #find(pod: PodOfProgram, newcomer: Newcomer, executable: Executable | undefined): Promise<LookedAt | undefined> {
+    return newcomer.kind === 'client' ? this.#judgeClient(pod, newcomer, executable) : this.#judgeListener(pod, newcomer.key);
+  }
+
   /** By the process that was seen, or any other of the pod that runs the same file. */
-  async #judgeClient(pod: PodOfProgram, { key, pid }: { key: Buffer; pid: number }, seen: Executable | undefined): Promise<Judgement | undefined> {
+  async #judgeClient(pod: PodOfProgram, { key, pid }: { key: Buffer; pid: number }, seen: Executable | undefined): Promise<LookedAt | undefined> {
     const program = this.verdicts.program(key);
     const pids = podProcesses(pod.cgroupPath) ?? [];
-    const judge = async (executable: Executable, trusted: boolean): Promise<Judgement | undefined> => {
+    const ofProgram = async (executable: Executable, trusted: boolean): Promise<LookedAt | undefined> => {
       const { path, device, inode, overlay } = await executable.identity();
       const same = (device === program.device && inode === program.inode) || (overlay && trusted);
-      return same ? judgeExecutable((position, length) => executable.read(position, length), path) : undefined;
+      return same ? judge(executable, path) : undefined;
     };
-    const first = seen && (await judge(seen, pids.includes(pid)));
+    const first = seen && (await ofProgram(seen, pids.includes(pid)));
     if (first) return first;
     for (const other of pids) {
-      const judgement = await withExecutable(other, (executable) => judge(executable, false));
+      const judgement = await withExecutable(other, (executable) => ofProgram(executable, false));
       if (judgement) return judgement;
     }
     return undefined;
   }
 
   /** By all that hold the listening socket: any one of them may be the one that accepts. */
-  async #judgeListener(pod: PodOfProgram, key: Buffer): Promise<Judgement | undefined> {
+  async #judgeListener(pod: PodOfProgram, key: Buffer): Promise<LookedAt | undefined> {
     const holders = await listeningProcesses(podProcesses(pod.cgroupPath) ?? [], this.verdicts.port(key));
-    let last: Judgement | undefined;
+    let last: LookedAt | undefined;
     for (const pid of holders) {
-      last = await withExecutable(pid, async (executable) =>
-        judgeExecutable((position, length) => executable.read(position, length), (await executable.identity()).path));
+      last = await withExecutable(pid, async (executable) => judge(executable, (await executable.identity()).path));
       // One that ended while it was looked at leaves the question open.
       if (!last || last.splices) return last;
     }
     return last;
   }
+}
+
+function labelSays(splices: boolean): LookedAt {
+  return { splices, reason: `the pod's label says that ${splices ? 'its programs splice' : 'none of its programs splices'}` };
+}
+
+async function judge(executable: Executable, path: string): Promise<LookedAt> {
+  return { program: path, ...(await judgeExecutable((position, length) => executable.read(position, length), path)) };
 }
 
 async function withExecutable<T>(pid: number, use: (executable: Executable) => Promise<T>): Promise<T | undefined> {

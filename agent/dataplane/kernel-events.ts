@@ -62,9 +62,10 @@ export class KernelEvents implements Closable {
     }
     const zeroCopy = type === this.#types['EVENT_ZERO_COPY_CLIENT'] || type === this.#types['EVENT_ZERO_COPY_LISTENER'];
     const client = type === this.#types['EVENT_BLOCKING_CLIENT'] || type === this.#types['EVENT_ZERO_COPY_CLIENT'];
-    const key = client
-      ? this.to.verdicts.programText(this.#event.bytes(record, 'program'))
-      : this.to.verdicts.listenerText(this.#event.bytes(record, 'listener'));
+    const bytes = this.#event.bytes(record, client ? 'program' : 'listener');
+    const key = client ? this.to.verdicts.programText(bytes) : this.to.verdicts.listenerText(bytes);
+    const decided = { netnsCookie: cookie, key: bytes, decided: true };
+    this.to.clearance.ask(client ? { ...decided, kind: 'client', pid: this.#event.number(record, 'pid') } : { ...decided, kind: 'listener' });
     const afterAcceleration = this.#event.number(record, 'after_acceleration') !== 0;
     if (!this.#isNew(key)) return;
     this.logger.info(

@@ -112,6 +112,22 @@ test('splice: with no agent nothing new is accelerated; the next one is asked', 
   await waitFor('both to be event-driven', () => Object.values(verdicts()).every((verdict) => verdict === 'event-driven'), { timeoutMs: 2_000 });
 });
 
+test('splice: what was seen is told with its program and reason, also by the agent after this one', async () => {
+  const [a, b] = [w.world.pod(0), w.world.pod(1)];
+  const told = (): string[] => w.kernel.probation().map(({ kind, verdict, reason, program }) => `${kind} ${verdict} ${program ?? ''} ${reason}`).sort();
+  // Alive beside the next agent: a name is found by a process.
+  const waiting = w.world.probe('churn', { pod: b, address: b.ipv4 }, { pod: a }, ['--count', '20', '--hold', '3000'], haproxy);
+  const expected = ['client', 'listener'].map((kind) => `${kind} spliced ${haproxy} haproxy is known to splice`);
+  await waitFor('both to be told', () => JSON.stringify(told()) === JSON.stringify(expected), { timeoutMs: 2_000 });
+  await w.kernel.close();
+  w.kernel = await w.open(TEST_BPFFS);
+  await waitFor('both to be told again', () => JSON.stringify(told()) === JSON.stringify(expected), { timeoutMs: 2_000 });
+  await waiting;
+  const blocking = () => w.world.probe('churn', { pod: b, address: b.ipv4 }, { pod: a }, ['--count', '2', '--hold', '300', '--blocking-client']);
+  await blocking();
+  assert.ok(told().includes(`client blocking ${socketProbe} it sent data on a blocking socket`), told().join('\n'));
+});
+
 test('judgeExecutable: real executables, and files that are none', async () => {
   const judge = async (path: string, as = path): Promise<boolean> => {
     const { readFileSync } = await import('node:fs');

@@ -2,6 +2,7 @@
 import { UnderpassError } from '../../common/errors.js';
 import type { BpfMap, BpfObject } from '../../native/index.js';
 import { decodeAddress, encodeAddress, StructCodec } from './kernel-codec.js';
+import type { Judgement } from './kernel-executable.js';
 
 export type Verdict = 'probation' | 'event-driven' | 'blocking' | 'spliced';
 
@@ -9,9 +10,23 @@ export interface ProbationEntry {
   kind: 'listener' | 'client';
   /** listener: `<address>:<port>@<netns cookie>`; client: `cgroup <id> exe <device>:<inode>`. */
   key: string;
+  /** Of the pod that it belongs to; 0: marked by hand, in any pod. */
+  netnsCookie: bigint;
+  /** Of a listener. */
+  address?: string;
+  port?: number;
+  /** Path of its executable, where that was found. */
+  program?: string;
   /** Connections that sent data without blocking. */
   seen: number;
   verdict: Verdict;
+  /** What led to the verdict, or what is missing for one. */
+  reason: string;
+}
+
+/** What user space found out about a program. */
+export interface LookedAt extends Judgement {
+  program?: string;
 }
 
 export interface ProgramName {
@@ -45,6 +60,8 @@ export class Verdicts {
   readonly #quotas: BpfMap;
   readonly #marks: Record<string, number>;
   readonly #clearances: Record<string, number>;
+  /** By kind and key in hex, beside the clearances; not kept over a restart. */
+  readonly #lookedAt = new Map<string, LookedAt>();
 
   constructor(object: BpfObject) {
     this.#clients = object.map('client_verdicts');
@@ -63,9 +80,24 @@ export class Verdicts {
 
   list(): ProbationEntry[] {
     return [
-      ...this.#listeners.entries().map(([key, value]) => this.#entry('listener', this.listenerText(key), value, this.#listenerClearances.get(key))),
-      ...this.#clients.entries().map(([key, value]) => this.#entry('client', this.programText(key), value, this.#clientClearances.get(key))),
+      ...this.#listeners.entries().map(([key, value]) => this.#entry('listener', key, value)),
+      ...this.#clients.entries().map(([key, value]) => this.#entry('client', key, value)),
     ];
+  }
+
+  /** Programs whose executables are not known, e.g. since a former agent looked at them; `decided`: a look changes nothing. */
+  unnamed(): { kind: 'client' | 'listener'; key: Buffer; netnsCookie: bigint; decided: boolean }[] {
+    const of = (kind: 'client' | 'listener', map: BpfMap) => map.entries()
+      .filter(([key]) => !this.#lookedAt.has(nameOf(kind, key)))
+      .map(([key, value]) => ({
+        kind, key, netnsCookie: this.#verdict.bigint(value, 'netns_cookie'), decided: this.#verdict.number(value, 'mark') !== this.#marks['MARK_NONE'],
+      }));
+    return [...of('listener', this.#listeners), ...of('client', this.#clients)];
+  }
+
+  /** What a program is that the kernel has already decided on. */
+  name(kind: 'client' | 'listener', key: Buffer, found: LookedAt): void {
+    if ((kind === 'client' ? this.#clients : this.#listeners).get(key)) this.#lookedAt.set(nameOf(kind, key), found);
   }
 
   /** `record` is a struct listener_key. */
@@ -92,24 +124,27 @@ export class Verdicts {
   }
 
   /** What is known about a program in probation: that it splices, or that it does not. */
-  clear(kind: 'client' | 'listener', key: Buffer, netnsCookie: bigint, splices: boolean): void {
+  clear(kind: 'client' | 'listener', key: Buffer, netnsCookie: bigint, found: LookedAt): void {
     const map = kind === 'client' ? this.#clientClearances : this.#listenerClearances;
-    const name = splices ? 'CLEARANCE_SPLICES' : 'CLEARANCE_GIVEN';
+    const name = found.splices ? 'CLEARANCE_SPLICES' : 'CLEARANCE_GIVEN';
+    this.#lookedAt.set(nameOf(kind, key), found);
     map.set(key, this.#clearance.encode({ netns_cookie: netnsCookie, kind: this.#clearances[name] as number }));
   }
 
   /** The pod's label has changed: its programs are looked at again. */
   forgetClearances(cookie: bigint): void {
-    for (const map of [this.#clientClearances, this.#listenerClearances]) this.#drop(map, (_, value) => this.#clearance.bigint(value, 'netns_cookie') === cookie);
+    const own = (_: Buffer, value: Buffer): boolean => this.#clearance.bigint(value, 'netns_cookie') === cookie;
+    this.#drop('client', this.#clientClearances, own);
+    this.#drop('listener', this.#listenerClearances, own);
   }
 
   /** Makes room in a pod's quota: what is still in probation, and programs of containers that are gone. */
   prune(cookie: bigint, liveCgroups: ReadonlySet<bigint>): void {
     const inProbation = (value: Buffer, clearance: Buffer | undefined): boolean => this.#verdictOf(value, clearance) === 'probation';
     const own = (value: Buffer): boolean => this.#verdict.bigint(value, 'netns_cookie') === cookie;
-    this.#drop(this.#clients, (key, value) => own(value) &&
+    this.#drop('client', this.#clients, (key, value) => own(value) &&
       (inProbation(value, this.#clientClearances.get(key)) || !liveCgroups.has(this.#program.bigint(key, 'cgroup_id'))), this.#clientClearances);
-    this.#drop(this.#listeners, (key, value) => own(value) && inProbation(value, this.#listenerClearances.get(key)), this.#listenerClearances);
+    this.#drop('listener', this.#listeners, (key, value) => own(value) && inProbation(value, this.#listenerClearances.get(key)), this.#listenerClearances);
     const left = (map: BpfMap): number => map.entries().filter(([, value]) => own(value)).length;
     const quota = this.#quotas.get(u64(cookie));
     if (quota) this.#quotas.set(u64(cookie), this.#quota.encode({
@@ -134,16 +169,19 @@ export class Verdicts {
 
   /** Drops what was learnt about the programs and listeners of a pod that is gone. */
   forgetNamespace(cookie: bigint): void {
-    for (const map of [this.#clients, this.#listeners]) this.#drop(map, (_, value) => this.#verdict.bigint(value, 'netns_cookie') === cookie);
+    const own = (_: Buffer, value: Buffer): boolean => this.#verdict.bigint(value, 'netns_cookie') === cookie;
+    this.#drop('client', this.#clients, own);
+    this.#drop('listener', this.#listeners, own);
     this.forgetClearances(cookie);
     this.#quotas.delete(u64(cookie));
   }
 
-  #drop(map: BpfMap, condition: (key: Buffer, value: Buffer) => boolean, along?: BpfMap): void {
+  #drop(kind: 'client' | 'listener', map: BpfMap, condition: (key: Buffer, value: Buffer) => boolean, along?: BpfMap): void {
     for (const [key, value] of map.entries()) {
       if (!condition(key, value)) continue;
       map.delete(key);
       along?.delete(key);
+      this.#lookedAt.delete(nameOf(kind, key));
     }
   }
 
@@ -157,8 +195,33 @@ export class Verdicts {
     map.set(key, this.#verdict.encode({ netns_cookie: netnsCookie, mark }));
   }
 
-  #entry(kind: 'listener' | 'client', key: string, value: Buffer, clearance: Buffer | undefined): ProbationEntry {
-    return { kind, key, seen: this.#verdict.number(value, 'seen'), verdict: this.#verdictOf(value, clearance) };
+  #entry(kind: 'listener' | 'client', key: Buffer, value: Buffer): ProbationEntry {
+    const clearance = (kind === 'client' ? this.#clientClearances : this.#listenerClearances).get(key);
+    const lookedAt = this.#lookedAt.get(nameOf(kind, key));
+    const seen = this.#verdict.number(value, 'seen');
+    const verdict = this.#verdictOf(value, clearance);
+    return {
+      kind,
+      key: kind === 'client' ? this.programText(key) : this.listenerText(key),
+      netnsCookie: this.#verdict.bigint(value, 'netns_cookie'),
+      ...(kind === 'client' ? {} : { address: decodeAddress(this.#listener.bytes(key, 'address')), port: this.port(key) }),
+      ...(lookedAt?.program === undefined ? {} : { program: lookedAt.program }),
+      seen,
+      verdict,
+      reason: this.#reason(verdict, seen, this.#verdict.number(value, 'mark') === this.#marks['MARK_NONE'], clearance !== undefined, lookedAt),
+    };
+  }
+
+  #reason(verdict: Verdict, seen: number, learnt: boolean, cleared: boolean, lookedAt: LookedAt | undefined): string {
+    const found = lookedAt?.reason ?? 'its executable was looked at by a former agent';
+    if (!learnt) {
+      return verdict === 'blocking' ? 'it sent data on a blocking socket' : verdict === 'spliced' ? 'it uses SO_ZEROCOPY, or was marked by hand' : 'it was marked by hand';
+    }
+    if (verdict === 'probation') {
+      const connections = `${seen} of ${PROBATION_CONNECTIONS} connections sent data without blocking`;
+      return cleared ? connections : `${seen >= PROBATION_CONNECTIONS ? '' : `${connections}, and `}its executable has not been found yet`;
+    }
+    return found;
   }
 
   /** As decided() in bpf/helpers.h. */
@@ -169,6 +232,11 @@ export class Verdicts {
     if (this.#clearance.number(clearance, 'kind') !== this.#clearances['CLEARANCE_GIVEN']) return 'spliced';
     return this.#verdict.number(value, 'seen') >= PROBATION_CONNECTIONS ? 'event-driven' : 'probation';
   }
+}
+
+/** For the table of what was looked at. */
+function nameOf(kind: 'client' | 'listener', key: Buffer): string {
+  return `${kind} ${key.toString('hex')}`;
 }
 
 function u64(value: bigint): Buffer {

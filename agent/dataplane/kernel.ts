@@ -433,6 +433,7 @@ export class Kernel {
       if (link) this.#proxyLinks.push(link);
     }
     this.#adoptPods(join(this.#pinDir, 'links', 'pods'));
+    clearance.recall();
   }
 
   #podOf(netnsCookie: bigint): { cgroupPath: string; splices: boolean | undefined } | undefined {

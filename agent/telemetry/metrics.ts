@@ -3,6 +3,7 @@ import type { AgentStatus } from '../admin/status.js';
 import type { PodCounters } from '../dataplane/kernel.js';
 import { addFlowMetrics } from './flow-metrics.js';
 import type { FlowTelemetry } from './flow-telemetry.js';
+import { countProbation } from '../dataplane/probation.js';
 import { PrometheusText } from './prometheus.js';
 
 export interface Counters {
@@ -48,6 +49,9 @@ export function metricsText(status: AgentStatus, counters: Counters | undefined,
     pods.set(key, row);
   }
   for (const { labels, count } of pods.values()) text.add('underpass_pods', 'gauge', 'Pods of this node by mode, the way of their new connections, and state.', count, labels);
+  for (const { kind, verdict, count } of countProbation(status.probation)) {
+    text.add('underpass_probation_programs', 'gauge', 'Listeners and client programs that the kernel has seen, by verdict; only those that are event-driven are short-circuited.', count, { kind, verdict });
+  }
   for (const [name, value] of Object.entries(counters?.node ?? {})) {
     text.add(`underpass_kernel_${metricName(name)}_total`, 'counter', 'Counted by the BPF programs of this node.', value);
   }

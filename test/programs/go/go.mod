@@ -1,0 +1,3 @@
+module underpass.io/test/programs
+
+go 1.19
