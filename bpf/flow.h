@@ -35,6 +35,13 @@ static __always_inline bool take_flow_quota(__u64 owner)
 	return true;
 }
 
+static __always_inline void give_flow_quota_back(__u64 owner)
+{
+	__u32 *taken = bpf_map_lookup_elem(&flow_quotas, &owner);
+	if (taken)
+		__sync_fetch_and_sub(taken, 1);
+}
+
 static __always_inline struct flow_totals *add_totals(const struct flow_key *key)
 {
 	bpf_map_update_elem(&flow_totals, key, (const void *)&no_totals, BPF_NOEXIST);
@@ -48,10 +55,12 @@ static __always_inline struct flow_totals *find_totals(struct flow_key *key)
 	if (found)
 		return found;
 	__u64 client = key->client, server = client ? 0 : key->server;
-	if (take_flow_quota(client ? client : server)) {
+	__u64 owner = client ? client : server;
+	if (take_flow_quota(owner)) {
 		found = add_totals(key);
 		if (found)
 			return found;
+		give_flow_quota_back(owner);
 	}
 	count(COUNTER_FLOWS_FULL);
 	__builtin_memset(key, 0, sizeof(*key));

@@ -266,6 +266,25 @@ test('flows: with the table full all is counted under one entry', async () => {
   }
 });
 
+test('flows: connections that found the whole table full take nothing of their client\'s part', async () => {
+  const small = await KernelWorld.create('flowgive', { pods: 3, maxEntries: { flow_totals: 3 }, rodata: { flows_per_pod: 2 } });
+  try {
+    small.put({ acceleration: 'off' });
+    const [x, y, late] = [small.world.pod(0), small.world.pod(1), small.world.pod(2)];
+    const connect = (client: TestPod, port: number): Promise<unknown> => small.world.probe('ping-pong', { pod: y, address: y.ipv4 }, { pod: client }, ['--port', String(port), '--count', '1', '--size', '100']);
+    const of = (client: TestPod): FlowEntry[] => small.kernel.flows.entries().filter(({ key }) => key.client === client.netnsCookie);
+    for (const port of [7001, 7002]) await connect(x, port);
+    for (const port of [7003, 7004]) await connect(late, port);
+    await waitFor('the connections to be closed', () => sums(small.kernel, 'destination').closed === 4, { timeoutMs: 5_000, everyMs: 5 });
+    assert.deepEqual([of(x).length, of(late).length], [2, 0]);
+    for (const { id } of of(x)) small.kernel.flows.take(id);
+    await connect(late, 7005);
+    assert.deepEqual(of(late).map(({ key }) => key.endpointPort), [7005]);
+  } finally {
+    await small.close();
+  }
+});
+
 test('flows: a client that took its part of the table has one entry for the rest, and room again when entries are taken out', async () => {
   const small = await KernelWorld.create('flowpart', { rodata: { flows_per_pod: 2 } });
   try {

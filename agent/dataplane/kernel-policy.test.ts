@@ -215,6 +215,56 @@ for (const family of ['ipv4', 'ipv6'] as const) {
   });
 }
 
+/** A connection from a port that the pod's own loopback listens on as well, after it was made. */
+const CLIENT_AND_LISTENER = `
+const net = require('node:net');
+const socket = net.connect({ host: process.argv[1], port: 8080 });
+socket.on('connect', () => net.createServer().listen({ host: '127.0.0.1', port: socket.localPort }, () => socket.write('ping')));
+socket.on('data', () => console.log('echoed')).on('error', ({ code }) => { console.log(code); process.exit(); });`;
+
+test('a connection that the pod itself opened goes on, also when its port is listened on at another address', async () => {
+  await apply([]);
+  const [command, ...args] = w.world.inPod(B(), [process.execPath, '-e', CLIENT_AND_LISTENER, E().ipv4]);
+  const child = spawn(command!, args, { stdio: ['ignore', 'pipe', 'inherit'] });
+  const words: string[] = [];
+  child.stdout!.on('data', (chunk: Buffer) => words.push(chunk.toString().trim()));
+  await waitFor('the connection', () => words.length > 0, { timeoutMs: 10_000, everyMs: 5 });
+  const held = await hold(C(), B());
+  await apply([allow()]);
+  await held.ended;
+  // The second look at the sockets comes a quarter of a second after the first.
+  await new Promise((resolve) => setTimeout(resolve, 500));
+  child.kill();
+  if (child.exitCode === null && child.signalCode === null) await once(child, 'exit');
+  assert.deepEqual(words, ['echoed']);
+  await apply([]);
+});
+
+test('policies that the kernel did not take are written again, and end what got in meanwhile', async () => {
+  await apply([]);
+  let failures = 1;
+  const flaky = new PolicyEnforcer({
+    kernel: {
+      pods: () => w.kernel.pods(),
+      policyVersions: () => w.kernel.policyVersions(),
+      setPolicies: (policies) => {
+        if (policies.size > 0 && failures-- > 0) throw new Error('no memory');
+        w.kernel.setPolicies(policies);
+      },
+    },
+    proxySettled: () => true, proxyFirstMs: 0, retryMs: 1_000, logger: logger('test.policy').child({}, { level: 'silent' }),
+  });
+  try {
+    flaky.setPods(w.world.pods.filter(({ name }) => name in ACCOUNTS).map(record));
+    await apply([deny(ALICE)], {}, flaky);
+    assert.match(flaky.status().problem ?? '', /no memory/);
+    await waitFor('the second try', () => flaky.status().problem === undefined, { timeoutMs: 10_000, everyMs: 10 });
+    assert.equal(await call(A(), B()), REFUSED);
+  } finally {
+    flaky.close();
+  }
+});
+
 test('short-circuited connections end in the same way', async () => {
   await apply([]);
   w.put({ acceleration: 'force' }, [A(), B()]);

@@ -39,6 +39,8 @@ export interface PolicyEnforcerOptions {
    * the proxy alone knows, and the kernel would refuse whom they allow. Default 500.
    */
   proxyFirstMs?: number;
+  /** How long after a failure policies are written to the kernel again. Default 1,000. */
+  retryMs?: number;
   clusterId?: string;
   trustDomain?: string;
   logger: Logger;
@@ -72,6 +74,7 @@ const LOOK_AGAIN_MS = 250;
 const PROXY_FOLLOWS_MS = 5_000;
 const PROXY_POLL_MS = 20;
 const PROXY_FIRST_MS = 500;
+const RETRY_MS = 1_000;
 
 export class PolicyEnforcer implements Closable {
   readonly #options: PolicyEnforcerOptions;
@@ -149,6 +152,7 @@ export class PolicyEnforcer implements Closable {
       if (found) governed.set(record.uid, found);
     }
     this.#governed = governed;
+    const isAgain = this.#problems.has('kernel');
     try {
       this.#options.kernel.setPolicies(new Map([...governed].map(([uid, { compiled, version, waitsUntil }]) => [uid, waitsUntil === undefined ? { compiled, version, behindProxy: this.#behindProxy.has(uid) } : 'as it is'])));
       this.#problems.delete('kernel');
@@ -157,14 +161,15 @@ export class PolicyEnforcer implements Closable {
     }
     for (const [uid, { version, policies, waitsUntil }] of governed) {
       const was = before.get(uid);
-      if (waitsUntil !== undefined || (was?.version === version && was.waitsUntil === undefined)) continue;
+      if (waitsUntil !== undefined || (was?.version === version && was.waitsUntil === undefined && !isAgain)) continue;
       const isKnown = this.#versionsBefore?.get(uid) === version;
       if (!isKnown && narrows(was?.waitsUntil === undefined ? (was?.policies ?? NONE) : NONE, policies)) this.#awaitProxy(uid);
       this.#background(this.#revoke(uid));
     }
     const isWaiting = [...governed.values()].some(({ waitsUntil }) => waitsUntil !== undefined);
-    if (isWaiting) this.#timer = setTimeout(() => this.#apply(), PROXY_POLL_MS);
-    else this.#versionsBefore = undefined;
+    const againMs = isWaiting ? PROXY_POLL_MS : this.#problems.has('kernel') ? (this.#options.retryMs ?? RETRY_MS) : undefined;
+    if (againMs !== undefined) this.#timer = setTimeout(() => this.#apply(), againMs);
+    if (!isWaiting) this.#versionsBefore = undefined;
   }
 
   #govern(view: WorkloadView, record: PodRecord, identities: ReadonlyMap<string, Identity>, before: Governed | undefined): Governed | undefined {

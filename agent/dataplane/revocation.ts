@@ -12,15 +12,16 @@ export interface SocketOwner {
 export type Judge = (source: Buffer, destination: Buffer, port: number) => boolean;
 
 /**
- * Connections that came over the network straight to a program of the pod, and may not. A socket whose port is listened on was
- * accepted: the kernel gives no such port to a client. One whose listener is gone is not known from a client's, and stays.
+ * Connections that came over the network straight to a program of the pod, and may not. A socket whose port is listened on at its
+ * address was accepted: the kernel gives no such port to a client. One whose listener is gone is not known from a client's, and stays.
  */
 export function forbiddenDirect(sockets: readonly TcpSocket[], owner: SocketOwner, isAllowed: Judge): TcpSocket[] {
-  const listening = portsListenedOn(sockets);
+  const listening = placesListenedAt(sockets);
+  const isAccepted = ({ local, localPort }: TcpSocket): boolean => listening.has(`any ${localPort}`) || listening.has(`${local.toString('hex')} ${localPort}`);
   return sockets.filter(
     (socket) =>
       !socket.listening && !isProxys(socket, owner) && socket.localPort !== INBOUND_PORT && socket.localPort !== OUTBOUND_PORT &&
-      listening.has(socket.localPort) && !isOwn(socket.remote, owner) && !isAllowed(socket.remote, socket.local, socket.localPort),
+      isAccepted(socket) && !isOwn(socket.remote, owner) && !isAllowed(socket.remote, socket.local, socket.localPort),
   );
 }
 
@@ -28,6 +29,15 @@ export function forbiddenDirect(sockets: readonly TcpSocket[], owner: SocketOwne
 export function throughProxy(sockets: readonly TcpSocket[], owner: SocketOwner): TcpSocket[] {
   const listening = portsListenedOn(sockets);
   return sockets.filter((socket) => !socket.listening && isProxys(socket, owner) && isOwn(socket.remote, owner) && listening.has(socket.remotePort));
+}
+
+const ANY = /^0{20}(0000|ffff)0{8}$/;
+
+function placesListenedAt(sockets: readonly TcpSocket[]): ReadonlySet<string> {
+  return new Set(sockets.filter(({ listening }) => listening).map(({ local, localPort }) => {
+    const hex = local.toString('hex');
+    return `${ANY.test(hex) ? 'any' : hex} ${localPort}`;
+  }));
 }
 
 function portsListenedOn(sockets: readonly TcpSocket[]): ReadonlySet<number> {

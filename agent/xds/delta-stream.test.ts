@@ -173,6 +173,20 @@ for (const transport of ['tcp', 'unix'] as const) {
       assert.match(open.nacks[0]?.message ?? '', /some\.Thing was not asked for/);
     });
 
+    it('what was refused on the last connection counts until the next one has answered, and then only if it is refused there too', async () => {
+      stream.start();
+      const open = await opened();
+      const undecodable = { type_url: CDS.typeUrl, value: Buffer.from([0x0a, 0xff]) };
+      await exchange(open, { type_url: CDS.typeUrl, resources: resources({ gone: undecodable, still: undecodable }) });
+      open.call.end();
+      const next = await opened(2);
+      assert.deepEqual([...stream.state(CDS).rejected.keys()], ['gone', 'still']);
+      await exchange(next, { type_url: CDS.typeUrl, resources: resources({ still: undecodable }) });
+      assert.deepEqual([...stream.state(CDS).rejected.keys()], ['still']);
+      await exchange(next, { type_url: CDS.typeUrl, resources: resources({ a: edsCluster('a') }) });
+      assert.deepEqual([...stream.state(CDS).rejected.keys()], ['still']);
+    });
+
     it('reconnects with the versions that it holds, a fresh node and fresh nonces; state stays meanwhile', async () => {
       stream.start();
       const open = await opened();

@@ -53,6 +53,8 @@ interface MutableState extends TypeState {
   /** Asked for on the connection that is up now. */
   requested: Set<string> | undefined;
   wanted: boolean;
+  /** Nothing was received of it on the connection that is up now. */
+  unheard: boolean;
 }
 
 export interface DeltaStreamOptions {
@@ -85,7 +87,7 @@ export class DeltaAdsStream implements Closable {
     for (const type of options.types) {
       this.#states.set(type.typeUrl, {
         type, resources: new Map(), names: new Set(), rejected: new Map(), absent: new Set(),
-        answered: false, requested: undefined, wanted: type.wildcard,
+        answered: false, requested: undefined, wanted: type.wildcard, unheard: true,
       });
     }
   }
@@ -148,7 +150,10 @@ export class DeltaAdsStream implements Closable {
     this.#stream = stream;
     this.#nodeSent = false;
     this.#status = { ...this.#status, connects: this.#status.connects + 1 };
-    for (const state of this.#states.values()) state.requested = undefined;
+    for (const state of this.#states.values()) {
+      state.requested = undefined;
+      state.unheard = true;
+    }
     const lost = (reason: string): void => {
       if (this.#stream === stream) this.#disconnect(reason, this.#backoff.next());
     };
@@ -218,6 +223,9 @@ export class DeltaAdsStream implements Closable {
       });
       return;
     }
+    // The control plane knows only what was accepted: of what was refused it sends what there still is, and tells no removal.
+    if (state.unheard && state.type.wildcard) state.rejected.clear();
+    state.unheard = false;
     const { updated, removed, errors } = this.#apply(state, response);
     if (errors.length > 0) {
       const message = errors.join('\n');
