@@ -30,7 +30,7 @@ async function repeat(body: (index: number) => Promise<unknown>): Promise<void> 
   for (let index = 0; index < TIMES; index++) await body(index);
 }
 
-/** What probation came to, on the accelerated side. */
+/** What probation came to, on the accelerated side. `again`: a program that blocks is named only if it lives for long enough to be looked at. */
 async function verdicts(side: Side, client: [PodNamed, string], server: [PodNamed, number], again: () => Promise<unknown>): Promise<string[]> {
   return [
     (await side.untilDecided(`${client[1]} in ${client[0]}`, isClient(...client), again)) ?? '',
@@ -68,7 +68,7 @@ test('nginx, which sends files, with curl and wget', async () => {
       await curl('payload', `got-${index}`);
     }));
     assert.equal(short, side.accelerated ? 2 * TIMES : 0);
-    const [wgets] = await verdicts(side, ['client', 'wget'], ['server', 8080], () => wget('payload', 'first'));
+    const [wgets] = await verdicts(side, ['client', 'wget'], ['server', 8080], () => side.run('client', [program('wget'), '-q', '-T', '30', '-t', '1', '-w', '0.5', '-O', side.path('first'), `${url}/payload`, `${url}/payload`]));
     if (side.accelerated) assert.equal(wgets, 'blocking');
     await repeat((index) => wget('payload', `wgot-${index}`));
     return Array.from({ length: TIMES }, (_, index) => [`nginx/files/put-${index}`, `got-${index}`, `wgot-${index}`].map((name) => fileHash(side.path(name))));
@@ -86,7 +86,7 @@ test('redis-server with redis-cli, redis-benchmark and a bulk load that does not
     // It asks for the server's settings on a connection that blocks.
     if (side.accelerated) assert.deepEqual([benchmarks, server], ['blocking', 'event-driven']);
     await benchmark();
-    const [clis] = await verdicts(side, ['client', 'redis-cli'], ['server', 6379], () => cli(['PING']));
+    const [clis] = await verdicts(side, ['client', 'redis-cli'], ['server', 6379], () => cli(['-r', '3', '-i', '0.2', 'PING']));
     if (side.accelerated) assert.equal(clis, 'blocking');
     await cli(['FLUSHALL']);
     await repeat(async (index) => {
