@@ -22,7 +22,7 @@ const program: Command = new Command('test-kernels')
   .argument('[parts...]', "only tests of the kernel side whose file's name holds one of these; `none` for no tests", ['kernel-'])
   .option('--series <list>', 'only these series of kernels, e.g. 6.1,6.12')
   .option('--no-host', 'without the column of the running kernel, which has no tests (`make test` runs them) and no expectation')
-  .option('--timeout <seconds>', 'the longest that a kernel may take from its start to power-off', wholeNumber(10, 7200), 900)
+  .option('--timeout <seconds>', 'the longest that a kernel may take from its start to power-off', wholeNumber(10, 7200), 1500)
   .addHelpText('after', '\nExit codes: 0 all as expected, 1 some kernel answers otherwise, or none was checked.')
   .parse();
 const options = program.opts<{ series?: string; host: boolean; timeout: number }>();
