@@ -36,7 +36,8 @@ export interface PolicyEnforcerOptions {
   proxySettled: () => boolean;
   /**
    * How long a pod that gets its first policy is left as it is, for the proxy to take over its callers: what HTTP policies say
-   * the proxy alone knows, and the kernel would refuse whom they allow. Default 500.
+   * the proxy alone knows, and the kernel would refuse whom they allow. A SYN that it drops never comes to the proxy: conntrack has
+   * decided by then that the connection is not redirected. Default 5,000.
    */
   proxyFirstMs?: number;
   /** How long after a failure policies are written to the kernel again. Default 1,000. */
@@ -73,7 +74,7 @@ const LOOK_AGAIN_MS = 250;
 /** The proxy hears of policies on streams of its own, sooner or later than this does. */
 const PROXY_FOLLOWS_MS = 5_000;
 const PROXY_POLL_MS = 20;
-const PROXY_FIRST_MS = 500;
+const PROXY_FIRST_MS = 5_000;
 const RETRY_MS = 1_000;
 
 export class PolicyEnforcer implements Closable {
