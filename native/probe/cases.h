@@ -157,7 +157,8 @@ static void fionread_client(void)
 	}
 }
 
-static void hidden_server(int listener)
+/* Sends opt.bytes to whoever asks first; the client asks once more when it has done. */
+static int answer_with_bytes(int listener)
 {
 	static unsigned char output[BUFFER];
 	char request;
@@ -165,6 +166,13 @@ static void hidden_server(int listener)
 	read_all(fd, opt.server.blocking, &request, 1);
 	for (long long sent = 0; sent < opt.bytes; sent += BUFFER)
 		write_all(fd, output, opt.bytes - sent < BUFFER ? opt.bytes - sent : BUFFER);
+	return fd;
+}
+
+static void hidden_server(int listener)
+{
+	char request;
+	int fd = answer_with_bytes(listener);
 	read_all(fd, opt.server.blocking, &request, 1);
 }
 static void hidden_client(void)
@@ -195,12 +203,8 @@ static void hidden_client(void)
 
 static void splice_server(int listener)
 {
-	static unsigned char output[BUFFER];
 	char request;
-	int fd = accept_one(listener);
-	read_all(fd, opt.server.blocking, &request, 1);
-	for (long long sent = 0; sent < opt.bytes; sent += BUFFER)
-		write_all(fd, output, opt.bytes - sent < BUFFER ? opt.bytes - sent : BUFFER);
+	int fd = answer_with_bytes(listener);
 	shutdown(fd, SHUT_WR);
 	read_all(fd, opt.server.blocking, &request, 1);
 }
