@@ -7,6 +7,7 @@ import { workloadLabels } from '../model/service-entries.js';
 import { policiesOfWorkload } from './authorizations.js';
 import { addressBytes } from './address-bytes.js';
 import { makeResource, type Resource } from './resource.js';
+import { gatewayAddress } from './waypoint-address.js';
 import { canonicalName, canonicalRevision } from './workload-names.js';
 
 const GROUP = 'networking.istio.io';
@@ -39,10 +40,11 @@ export function entryWorkload(model: Model, name: string): Resource | undefined 
     .flatMap((host) => model.serviceIn(namespace, host) ?? [])
     .flatMap((service) => model.endpoints(service).filter((endpoint) => endpoint.address === address && endpoint.workloadName === object).map((endpoint) => ({ service, endpoint })));
   const first = placed[0]?.endpoint;
-  return first && workloadResource(model, name, first, placed, first.weight > 1 ? first.weight : undefined);
+  const implicit = !model.serviceEntries.named(namespace, object)?.spec.endpoints?.length;
+  return first && workloadResource(model, name, first, placed, first.weight > 1 ? first.weight : undefined, implicit);
 }
 
-function workloadResource(model: Model, uid: string, endpoint: Endpoint, placed: readonly { service: MeshService; endpoint: Endpoint }[], weight: number | undefined): Resource | undefined {
+function workloadResource(model: Model, uid: string, endpoint: Endpoint, placed: readonly { service: MeshService; endpoint: Endpoint }[], weight: number | undefined, implicit = false): Resource | undefined {
   const { address, namespace = '', workloadName: name = '', labels } = endpoint;
   // A Unix socket is reached by one machine alone.
   if (address.startsWith('unix://')) return undefined;
@@ -69,6 +71,8 @@ function workloadResource(model: Model, uid: string, endpoint: Endpoint, placed:
     authorization_policies: policiesOfWorkload(model, namespace, labels),
     status: WorkloadStatus.HEALTHY,
     cluster_id: endpoint.cluster,
+    // A host that stands for itself has no labels that could name one.
+    waypoint: implicit ? undefined : gatewayAddress(model, model.waypoints.ofWorkload({ namespace, labels })),
     ...(region || zone || subzone ? { locality: { region, zone, subzone } } : {}),
     ...(weight ? { capacity: weight } : {}),
   });

@@ -7,6 +7,7 @@ import { clusterOf, inCluster } from '../model/clusters.js';
 import { hasOwnTunnel, NETWORK_LABEL, takesHbone } from '../model/pods.js';
 import type { Protocol } from '../model/protocol.js';
 import { addressBytes } from './address-bytes.js';
+import { gatewayAddress } from './waypoint-address.js';
 import { policiesOfWorkload } from './authorizations.js';
 import { entryNames, entryWorkload } from './entry-workloads.js';
 import { makeResource, type Resource } from './resource.js';
@@ -103,6 +104,7 @@ function workloadResource(model: Model, pod: Pod): Resource {
     network: pod.metadata.labels?.[NETWORK_LABEL] ?? model.clusters.networkOf(clusterOf(pod), podIps(pod)[0]),
     ...(region || zone || subzone ? { locality: { region, zone, subzone } } : {}),
     network_mode: pod.spec.hostNetwork ? NetworkMode.HOST_NETWORK : NetworkMode.STANDARD,
+    waypoint: gatewayAddress(model, model.waypoints.ofWorkload({ namespace: pod.metadata.namespace ?? 'default', labels })),
   });
   return makeResource(uid, Address, Address.fromPartial({ type: { $case: 'workload', value: message } }));
 }
@@ -159,6 +161,7 @@ function serviceResource(model: Model, service: MeshService): Resource {
     ip_families: isEntry ? IPFamilies.AUTOMATIC : families.length > 1 ? IPFamilies.DUAL : families[0] === 'IPv6' ? IPFamilies.IPV6_ONLY : IPFamilies.IPV4_ONLY,
     canonical: true,
     load_balancing: loadBalancing(service),
+    waypoint: gatewayAddress(model, model.waypoints.ofService({ namespace: service.namespace, labels: service.object.metadata.labels })),
   });
   return makeResource(`${service.namespace}/${service.host}`, Address, Address.fromPartial({ type: { $case: 'service', value: message } }));
 }

@@ -26,6 +26,7 @@ import { identityOf, shapeOf } from './shapes.js';
 import { EndpointSlices } from './slices.js';
 import type { Endpoint, Locality, MeshService } from './types.js';
 import { VirtualServiceResolver } from './virtual-services.js';
+import { Waypoints } from './waypoints.js';
 
 export { isAlive, podIps, podName, targetPortOf, TLS_MODE_LABEL } from './pods.js';
 export type { Endpoint, Locality, MeshPort, MeshService } from './types.js';
@@ -84,6 +85,12 @@ export class Model {
     localityOf: (node, zone, cluster, pod) => this.#endpointLocality(node, zone, cluster, pod),
     podsOf: (namespace) => this.#podsByNamespace.get(namespace)?.values() ?? [],
     mesh: () => this.mesh,
+  });
+  readonly waypoints = new Waypoints({
+    configs: this.configs,
+    clusterDomain: () => this.mesh.clusterDomain,
+    namespaceLabels: (namespace) => this.namespaces.get(namespace)?.metadata.labels ?? {},
+    hasService: (host) => this.services.has(host),
   });
   /** Keys of what takes HBONE and no mutual TLS. */
   readonly #tunnelled = new Set<string>();
@@ -148,6 +155,8 @@ export class Model {
       this.#endpoints.delete(host);
       changed.endpoints.add(host);
     };
+    const relabelled = new Set<string>();
+    let waypointsTouched = false;
     for (const { key, loaded } of changes) {
       const old = this.objects.get(key);
       if (loaded) this.objects.set(key, loaded);
@@ -161,6 +170,7 @@ export class Model {
         changed.addConfig(object.kind, object.metadata.namespace ?? '', object.metadata.name);
       }
       if (VIEW_KINDS.has(object.kind)) this.#forgetViews();
+      waypointsTouched ||= this.waypoints.concerns(object);
       switch (object.kind) {
         case 'Namespace':
           if (this.clusters.setNamespace(object as Namespace, loaded !== undefined)) {
@@ -169,6 +179,7 @@ export class Model {
           }
           if (clusterOf(object) !== '') break;
           replace(this.namespaces, object.metadata.name, loaded?.object as Namespace | undefined);
+          if (JSON.stringify(old?.object.metadata.labels) !== JSON.stringify(loaded?.object.metadata.labels)) relabelled.add(object.metadata.name);
           // Which services are global may be decided by their namespace's labels.
           if (this.mesh.serviceScopes.some(({ namespaceSelector }) => namespaceSelector) && JSON.stringify(old?.object.metadata.labels) !== JSON.stringify(loaded?.object.metadata.labels)) changed.full = true;
           // Listeners may take routes by their namespace's labels.
@@ -218,6 +229,8 @@ export class Model {
           break;
       }
     }
+    const waypoints = waypointsTouched ? this.waypoints.refresh() : new Set<string>();
+    if (waypoints.size > 0 || (relabelled.size > 0 && this.waypoints.all.size > 0)) this.#waypointsTouched(waypoints, relabelled, changed);
     for (const [host, identity] of before) {
       if (identityOf(this, this.#servicesByHost.get(host) ?? []) !== identity) changed.identities.add(host);
     }
@@ -394,7 +407,7 @@ export class Model {
     }
     for (const entry of this.serviceEntries.all()) {
       if (!everywhere && entry.metadata.namespace !== namespace) continue;
-      for (const address of this.serviceEntries.workloadNames(entry)) changed.addresses.add(`${this.mesh.clusterId}/networking.istio.io/ServiceEntry/${entry.metadata.namespace ?? 'default'}/${entry.metadata.name}/${address}`);
+      for (const name of this.#entryWorkloads(entry)) changed.addresses.add(name);
     }
     if (policy.kind !== 'PeerAuthentication') return;
     const services = everywhere ? [...this.#servicesByHost.values()].flat() : (this.#servicesByNamespace.get(namespace)?.values() ?? []);
@@ -443,6 +456,21 @@ export class Model {
     changed.addConfig('Gateway', '', metadata.name);
   }
 
+  /** WDS names the waypoint of each service and workload, which its own labels decide, or its namespace's. */
+  #waypointsTouched(waypoints: ReadonlySet<string>, namespaces: ReadonlySet<string>, changed: ChangeSet): void {
+    const concerned = (namespace: string, labels: Readonly<Record<string, string>> | undefined): boolean => namespaces.has(namespace) || waypoints.has(this.waypoints.named({ namespace, labels }) ?? '');
+    for (const { namespace, host, object } of this.allServices()) if (concerned(namespace, object.metadata.labels)) changed.addresses.add(`${namespace}/${host}`);
+    for (const pod of this.pods.values()) if (concerned(pod.metadata.namespace ?? 'default', pod.metadata.labels)) changed.addresses.add(this.workloadUid(pod));
+    for (const { spec, metadata } of this.serviceEntries.workloads()) if (concerned(metadata.namespace ?? 'default', workloadLabels(spec, metadata.labels))) changed.addresses.add(this.entryUid(metadata.namespace ?? 'default', metadata.name));
+    for (const entry of this.serviceEntries.all()) for (const name of this.#entryWorkloads(entry)) changed.addresses.add(name);
+  }
+
+  /** WDS names of a ServiceEntry's inline endpoints. */
+  #entryWorkloads(entry: ServiceEntry | undefined): string[] {
+    const { namespace = 'default', name } = entry?.metadata ?? { name: '' };
+    return this.serviceEntries.workloadNames(entry).map((address) => `${this.mesh.clusterId}/networking.istio.io/ServiceEntry/${namespace}/${name}/${address}`);
+  }
+
   /** Other clients' ways to the workloads of these networks are others now. */
   #networksTouched(networks: readonly string[], changed: ChangeSet): void {
     if (networks.length === 0) return;
@@ -470,8 +498,7 @@ export class Model {
       changed.inboundNamespaces.add(namespace);
       this.#forgetViews();
     }
-    const addressed = [old, loaded?.object].flatMap((version) => this.serviceEntries.workloadNames(version));
-    for (const address of addressed) changed.addresses.add(`${this.mesh.clusterId}/networking.istio.io/ServiceEntry/${namespace}/${name}/${address}`);
+    for (const version of [old, loaded?.object]) for (const name of this.#entryWorkloads(version)) changed.addresses.add(name);
     for (const version of [old, loaded?.object]) {
       const selector = version?.spec.workloadSelector;
       if (!selector) continue;
