@@ -6,6 +6,7 @@ import { removeCgroup } from '../common/cgroup.js';
 import { errorMessage } from '../common/errors.js';
 import type { ContainerRecord, ExecPlan, PodRecord } from '../common/lab-api.js';
 import { run } from '../common/process.js';
+import { sleep } from '../common/retry.js';
 import type { DualAddress, NodeAddresses } from './addresses.js';
 import { findCommand } from './builtin-images.js';
 import { ContainerProcess } from './container.js';
@@ -22,6 +23,8 @@ import { ServiceProxy, SERVICE_PROXY_ANNOTATION } from './service-proxy.js';
 import { Volumes } from './volumes.js';
 
 const STOP_GRACE_MS = 2_000;
+/** Between the end of a pod's programs and of its network; a kubelet and its container runtime take no less. */
+const SANDBOX_END_MS = 300;
 
 export interface PodOptions {
   desired: DesiredPod;
@@ -385,6 +388,7 @@ export class Pod {
     this.#options.onChange();
     // Rules that are being written go into a namespace that is still there.
     await this.#serviceProxy?.settled();
+    if (!options.now) await sleep(SANDBOX_END_MS);
     if (this.#netnsName) await network.removePod(this.nodeName, this.#netnsName);
     rmSync(this.dir, { recursive: true, force: true });
   }

@@ -4,8 +4,10 @@ import { once } from 'node:events';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { after, before, test } from 'node:test';
+import { encodeAddress } from '../agent/dataplane/kernel-codec.js';
 import { projectRoot } from '../common/paths.js';
 import { waitFor } from '../common/retry.js';
+import { tcpSockets } from '../native/index.js';
 import type { Keys, Seen } from './hbone-server.js';
 import { MeshWorld } from './mesh/world.js';
 
@@ -124,6 +126,16 @@ test('from node to node everything goes by HBONE, HTTP and TCP, over one connect
   assert.equal((await world.lab.exec('node/alice', [process.execPath, '-e', half])).stdout.trim(), 'THE ANSWER COMES AFTER THE END');
   assert.match((await world.lab.exec('node/carol', ['curl', '-sS', '--max-time', '10', 'http://near.node/'])).stdout, /"pod":"near"/);
   assert.deepEqual(await world.nacks(), []);
+});
+
+test("the end of a pod ends its callers' connections for tunnels", async () => {
+  const { netns } = world.lab.pod('node', 'alice');
+  const late = world.lab.pod('node', 'late').ips;
+  const addresses = late.map((ip) => encodeAddress(ip));
+  const connections = async (): Promise<number> => (await tcpSockets(netns)).filter(({ remote, remotePort }) => remotePort === 15_008 && addresses.some((address) => address.equals(remote))).length;
+  assert.ok((await connections()) > 0, 'that of the test above, which is pooled');
+  await world.lab.apply(pod('node', 'late', 'node-2', 'labels: {app: late}', `name: app, image: node, command: [node, -e, ${JSON.stringify(LATE + ' ')}]`));
+  await waitFor('the end of the connections', async () => (await connections()) === 0, { timeoutMs: 10_000 });
 });
 
 test('pods of the same node need no tunnel', async () => {

@@ -52,6 +52,8 @@ export interface Namespaces {
   capturedSockets(netnsPath: string): Promise<CapturedSockets>;
   /** Whether any program listens on the port, at whatever address. */
   hasListener(netnsPath: string, port: number): Promise<boolean>;
+  /** Resets every TCP connection there is, the shared proxy's too; how many. */
+  closeConnections(netnsPath: string): Promise<number>;
 }
 
 export type { Acceleration, InboundPods, KernelPod };

@@ -107,6 +107,10 @@ export class World {
         path: (uid) => `/pins/${uid}`,
         cookie: () => Promise.resolve(7n),
         hasListener: () => Promise.resolve(world.taken),
+        closeConnections() {
+          world.step('connections closed');
+          return Promise.resolve(0);
+        },
         capturedSockets: () => Promise.resolve({ total: world.redirected, redirected: world.redirected }),
         inboundRules: (path) => ({
           start() {

@@ -1,8 +1,10 @@
 import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
 import { existsSync, mkdtempSync, readFileSync, rmSync, statSync } from 'node:fs';
 import { createServer, connect } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { createInterface } from 'node:readline';
 import { test } from 'node:test';
 import { run } from '../../common/process.js';
 import { PinnedNamespaces, countCaptured } from './namespaces.js';
@@ -79,4 +81,30 @@ test('PinnedNamespaces: capturedSockets sees a real connection to the port', asy
   const during = await namespaces.capturedSockets('/proc/self/ns/net');
   assert.deepEqual(during, { total: before.total + 1, redirected: before.redirected });
   client.destroy();
+});
+
+test('PinnedNamespaces: closeConnections resets both ends of a connection in the namespace and leaves who listens', async (context) => {
+  const name = `up-agent-${process.pid}-close`;
+  const folder = mkdtempSync(join(tmpdir(), `up-agent-${process.pid}-`));
+  await run('ip', ['netns', 'add', name]);
+  const namespaces = new PinnedNamespaces(folder);
+  const path = namespaces.pin('u', `/run/netns/${name}`);
+  await run('ip', ['-n', name, 'link', 'set', 'lo', 'up']);
+  const program = `const net = require('node:net');
+    const reset = (socket) => new Promise((resolve) => socket.on('error', ({ code }) => resolve(code)).on('close', () => resolve('closed')));
+    const server = net.createServer((socket) => { console.log('connected'); Promise.all([reset(socket), reset(client)]).then((ends) => { console.log(ends.join()); process.exit(0); }); });
+    let client; server.listen(7000, '127.0.0.1', () => { client = net.connect(7000, '127.0.0.1'); });`;
+  const child = spawn('ip', ['netns', 'exec', name, process.execPath, '-e', program], { stdio: ['ignore', 'pipe', 'inherit'] });
+  context.after(async () => {
+    child.kill('SIGKILL');
+    namespaces.unpin('u');
+    rmSync(folder, { recursive: true, force: true });
+    await run('ip', ['netns', 'del', name]);
+  });
+  const lines = createInterface({ input: child.stdout })[Symbol.asyncIterator]();
+  assert.equal((await lines.next()).value, 'connected');
+  // The reset of the first may have ended the other.
+  assert.ok((await namespaces.closeConnections(path)) >= 1);
+  // SOCK_DESTROY tells the program itself ECONNABORTED, the other end hears a reset.
+  assert.match((await lines.next()).value as string, /^ECONN(ABORTED|RESET),ECONN(ABORTED|RESET)$/);
 });

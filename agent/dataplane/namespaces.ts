@@ -1,6 +1,6 @@
 import { mkdirSync, readdirSync, rmSync, statSync } from 'node:fs';
 import { join } from 'node:path';
-import { bindMount, netnsCookie, unmount } from '../../native/index.js';
+import { bindMount, destroyTcpSockets, netnsCookie, tcpSockets, unmount } from '../../native/index.js';
 import { UnderpassError, errorCode } from '../../common/errors.js';
 import { buildDir } from '../../common/paths.js';
 import { run } from '../../common/process.js';
@@ -58,6 +58,11 @@ export class PinnedNamespaces implements Namespaces {
 
   async hasListener(netnsPath: string, port: number): Promise<boolean> {
     return hasListener(await this.#sockets(netnsPath), port);
+  }
+
+  async closeConnections(netnsPath: string): Promise<number> {
+    const connections = (await tcpSockets(netnsPath)).filter(({ listening }) => !listening);
+    return destroyTcpSockets(netnsPath, connections.map(({ id }) => id));
   }
 
   async #sockets(netnsPath: string): Promise<string> {

@@ -440,10 +440,22 @@ export class PodController {
     this.#actual.inbound = 'none';
     this.#removeFromKernel(uid);
     if (this.#actual.listener) await this.#removeListener(uid, proxy);
-    if (this.#actual.pinned) namespaces.unpin(uid);
+    if (this.#actual.pinned) {
+      await this.#closeConnections(namespaces.path(uid));
+      namespaces.unpin(uid);
+    }
     this.#actual.pinned = false;
     this.#state = 'off';
     return undefined;
+  }
+
+  /** The shared proxy outlives the pod: callers that keep connections to it there would go on sending into nothing. */
+  async #closeConnections(path: string): Promise<void> {
+    try {
+      await this.#around.namespaces.closeConnections(path);
+    } catch (error) {
+      this.#around.logger.warn({ pod: this.#name(), reason: errorMessage(error) }, "the proxy's connections at a pod that is gone can't be closed; callers find out by their keepalives");
+    }
   }
 
   /** Connections that stay at all often stay for long: ask them less and less. */
