@@ -58,6 +58,7 @@ export interface RawLink {
 
 export interface RawObject {
   programs(): string[];
+  isLoaded(program: string): boolean;
   maps(): string[];
   map(name: string): RawMap;
   /** True when live maps of a former process were taken over, false when all were created. */

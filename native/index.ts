@@ -116,6 +116,11 @@ export class BpfObject implements Closable {
     return guarded(() => this.#raw.programs());
   }
 
+  /** False of a program that was left out, or that a kernel has no place for: one that refuses tracing has none for iterators. */
+  isLoaded(program: string): boolean {
+    return guarded(() => this.#raw.isLoaded(program));
+  }
+
   maps(): string[] {
     return guarded(() => this.#raw.maps());
   }

@@ -88,7 +88,8 @@ for (const { name, pod } of WAYS) {
     assert.deepEqual(await grownBy(() => probe('large-close', ['--count', '3', '--bytes', '300000'])), { source: large, destination: large });
   });
 
-  test(`flows: ${name}: an open connection shows how far it is, and not again when it is closed`, async () => {
+  test(`flows: ${name}: an open connection shows how far it is, and not again when it is closed`, async (t) => {
+    if (!w.kernel.flows.tellsOpen) return t.skip('this kernel refuses tracing programs, iterators among them');
     w.put(pod);
     const start = both(w.kernel);
     let open: Record<FlowSideName, Sums> | undefined;

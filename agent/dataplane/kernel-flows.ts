@@ -113,8 +113,13 @@ export class KernelFlows implements Flows, Closable {
     if (!this.#totals.get(all)) this.#totals.set(all, Buffer.alloc(this.#value.sizeBytes));
   }
 
+  /** Whether the bytes of open connections can be told; those that have closed always are. */
+  get tellsOpen(): boolean {
+    return this.#object.isLoaded('settle_flows');
+  }
+
   settle(): void {
-    this.#object.runIterator('settle_flows', 'flows');
+    if (this.tellsOpen) this.#object.runIterator('settle_flows', 'flows');
   }
 
   entries(): FlowEntry[] {

@@ -418,6 +418,7 @@ export class Kernel {
     if (this.#object.adopted) this.services.adopt();
     else this.setGlobalAcceleration(false);
     this.flows.start();
+    if (!this.flows.tellsOpen) this.options.logger.warn('this kernel refuses tracing programs: the bytes of a connection are told when it ends, and not before');
     const clearance = this.#store.add(new Clearance(this.#verdicts, (cookie) => this.#podOf(cookie), this.options.logger));
     this.#store.add(new KernelEvents(this.#object, this.options.logger, this.#counterNames, {
       verdicts: this.#verdicts,

@@ -118,6 +118,15 @@ void choose_programs(Napi::Env env, bpf_object *object, const Napi::Value &wante
   }
 }
 
+// Some kernels refuse every tracing program (as a distribution's or a cloud's hardening may): the rest does without them.
+void leave_out_tracing(bpf_object *object) {
+  if (libbpf_probe_bpf_prog_type(BPF_PROG_TYPE_TRACING, nullptr) != 0) return;
+  bpf_program *each;
+  bpf_object__for_each_program(each, object) {
+    if (bpf_program__type(each) == BPF_PROG_TYPE_TRACING) bpf_program__set_autoload(each, false);
+  }
+}
+
 // Takes over pinned maps when all that are there fit; when one does not, none is, since they refer to each other.
 // Returns whether maps were taken over.
 bool reuse_pins(Napi::Env env, bpf_object *object, const std::string &folder) {
@@ -201,7 +210,7 @@ BpfObjectHandle::BpfObjectHandle(const Napi::CallbackInfo &info) : Napi::ObjectW
 Napi::Function BpfObjectHandle::define(Napi::Env env) {
   return DefineClass(
       env, "RawObject",
-      {InstanceMethod("programs", &BpfObjectHandle::programs), InstanceMethod("maps", &BpfObjectHandle::maps),
+      {InstanceMethod("programs", &BpfObjectHandle::programs), InstanceMethod("isLoaded", &BpfObjectHandle::is_loaded), InstanceMethod("maps", &BpfObjectHandle::maps),
        InstanceMethod("map", &BpfObjectHandle::map), InstanceAccessor("adopted", &BpfObjectHandle::adopted, nullptr),
        InstanceMethod("attachCgroup", &BpfObjectHandle::attach_cgroup), InstanceMethod("replaceLink", &BpfObjectHandle::replace_link), InstanceMethod("attachSockhash", &BpfObjectHandle::attach_sockhash),
        InstanceMethod("runIterator", &BpfObjectHandle::run_iterator),
@@ -221,6 +230,7 @@ void BpfObjectHandle::load(Napi::Env env, Napi::Object options) {
   set_rodata(env, object, object_of(env, options.Get("rodata"), "open: rodata"));
   set_max_entries(env, object, object_of(env, options.Get("maxEntries"), "open: maxEntries"));
   choose_programs(env, object, options.Get("programs"));
+  leave_out_tracing(object);
   std::string folder;
   if (!absent(options.Get("pinDir"))) {
     folder = string_of(env, options.Get("pinDir"), "open: pinDir") + "/maps";
@@ -256,6 +266,11 @@ Napi::Value BpfObjectHandle::programs(const Napi::CallbackInfo &info) {
   bpf_program *each;
   bpf_object__for_each_program(each, object(info.Env())) names.Set(names.Length(), bpf_program__name(each));
   return names;
+}
+
+Napi::Value BpfObjectHandle::is_loaded(const Napi::CallbackInfo &info) {
+  Napi::Env env = info.Env();
+  return Napi::Boolean::New(env, bpf_program__fd(program(env, string_of(env, info[0], "isLoaded: program"))) >= 0);
 }
 
 Napi::Value BpfObjectHandle::maps(const Napi::CallbackInfo &info) {

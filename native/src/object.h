@@ -95,6 +95,7 @@ class BpfObjectHandle : public Napi::ObjectWrap<BpfObjectHandle> {
 
  private:
   Napi::Value programs(const Napi::CallbackInfo &info);
+  Napi::Value is_loaded(const Napi::CallbackInfo &info);
   Napi::Value maps(const Napi::CallbackInfo &info);
   Napi::Value map(const Napi::CallbackInfo &info);
   Napi::Value adopted(const Napi::CallbackInfo &info);
