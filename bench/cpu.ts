@@ -6,7 +6,7 @@ import type { BenchPod } from './world.js';
 export type CpuUser = 'client' | 'server' | 'sidecars' | 'shared proxy';
 
 /** Leaf cgroups of a mode, each with whose work it holds. tcp-bench reads them at the ends of its measured time. */
-export function cgroupsOf(client: BenchPod, servers: readonly BenchPod[], proxyCgroup: string | undefined): Map<string, CpuUser> {
+export function cgroupsOf(client: BenchPod, servers: readonly BenchPod[], proxyCgroups: readonly string[]): Map<string, CpuUser> {
   const found = new Map<string, CpuUser>();
   const add = (path: string, user: CpuUser): void => {
     if (existsSync(join(path, 'cpu.stat'))) found.set(path, user);
@@ -14,7 +14,7 @@ export function cgroupsOf(client: BenchPod, servers: readonly BenchPod[], proxyC
   add(join(client.cgroup, 'app'), 'client');
   for (const server of servers) add(join(server.cgroup, 'app'), 'server');
   for (const pod of [client, ...servers]) if (pod.hasSidecar) add(join(pod.cgroup, 'istio-proxy'), 'sidecars');
-  if (proxyCgroup !== undefined) add(proxyCgroup, 'shared proxy');
+  for (const path of proxyCgroups) add(path, 'shared proxy');
   return found;
 }
 

@@ -27,8 +27,8 @@ th { color: var(--soft); font-weight: 500; } .reached { color: var(--good); } .m
 `;
 
 function colourOf(row: Row): string {
-  if (row.mode === 'no-mesh' || row.mode === 'tcp-no-mesh') return 'base';
-  return row.mode === 'sidecars' ? 'sidecar' : 'ours';
+  if (['no-mesh', 'tcp-no-mesh', 'nodes-http', 'nodes-tcp'].includes(row.mode)) return 'base';
+  return ['sidecars', 'nodes-http-sidecars', 'nodes-tcp-sidecars'].includes(row.mode) ? 'sidecar' : 'ours';
 }
 
 const LABEL_WIDTH = 190;
@@ -151,7 +151,7 @@ export function renderHtml(report: BenchReport): string {
     const found = report.ratios.filter((ratio) => ratio.placement === placement);
     if (found.length === 0) return '';
     const classes = found.map(({ reached }) => (reached === undefined ? '' : reached ? 'reached' : 'missed'));
-    return `<h3>${placement === 'free' ? 'All CPUs free' : 'All processes on one CPU'}</h3>` + table(['', '', 'requests/s', 'less CPU per request', ''], found.map(ratioText), classes);
+    return `<h3>${placement === 'free' ? 'All CPUs free' : 'All processes on one CPU'}</h3>` + table(['', '', 'requests/s', 'less CPU per request', 'shorter p50', ''], found.map(ratioText), classes);
   };
   const workloads = (ids: readonly WorkloadId[]): string =>
     WORKLOADS.filter(({ id }) => ids.includes(id)).flatMap((workload) => [section(report, workload, 'one-cpu'), section(report, workload, 'free')]).join('\n');

@@ -1,7 +1,7 @@
 export { allowedCpus, lastCpu, setAffinity } from './affinity.js';
 export { renderHtml } from './html.js';
 export { parseLoadResult, type LoadResult } from './load.js';
-export { MODES, modeById, tcpBench, worldYaml, type Mode, type ModeId } from './modes.js';
+export { MODES, modeById, NODES, tcpBench, worldYaml, type Mode, type ModeId } from './modes.js';
 export { buildReport, type BenchReport, type Ratio, type Row } from './report.js';
 export { measure, type BenchOptions } from './runner.js';
 export { renderTable } from './table.js';

@@ -22,6 +22,11 @@ export const WORKLOADS: readonly Workload[] = [
   { id: 'tcp-bulk', title: 'TCP, one stream as fast as it goes', protocol: 'tcp', args: ['bulk', '--size', '65536'], bulk: true },
 ];
 
+/** Between nodes, two sizes of message say what the third would. */
+export function workloadsOf({ protocol, betweenNodes }: Mode): Workload[] {
+  return WORKLOADS.filter((workload) => workload.protocol === protocol && !(betweenNodes && workload.id === 'tcp-16k'));
+}
+
 /** What tcp-bench prints. */
 export interface LoadResult {
   connections: number;
@@ -67,7 +72,7 @@ export function siteOf(world: World, mode: Mode): Site {
   const isTcp = mode.protocol === 'tcp';
   const service = isTcp ? `${TCP_SERVER}:${TCP_SERVICE_PORT}` : `nginx:${HTTP_PORT}`;
   const target = mode.target === 'service' ? service : `${first.ip}:${isTcp ? TCP_PORT : HTTP_PORT}`;
-  return { mode, client, servers, target, cgroups: cgroupsOf(client, servers, mode.sharedProxy ? world.proxyCgroup : undefined) };
+  return { mode, client, servers, target, cgroups: cgroupsOf(client, servers, world.proxyCgroups(mode)) };
 }
 
 export interface LoadOptions {

@@ -27,9 +27,8 @@ export function parseSmaps(text: string): { rssBytes: number; pssBytes: number }
   return { rssBytes: kib('Rss') * 1024, pssBytes: kib('Pss') * 1024 };
 }
 
-export function proxyMemory(pods: readonly BenchPod[], proxyCgroup: string | undefined): ProxyMemory {
-  const cgroups = pods.filter((pod) => pod.hasSidecar).map((pod) => join(pod.cgroup, 'istio-proxy'));
-  if (proxyCgroup !== undefined) cgroups.push(proxyCgroup);
+export function proxyMemory(pods: readonly BenchPod[], proxyCgroups: readonly string[]): ProxyMemory {
+  const cgroups = [...pods.filter((pod) => pod.hasSidecar).map((pod) => join(pod.cgroup, 'istio-proxy')), ...proxyCgroups];
   const sum: ProxyMemory = { proxies: 0, rssBytes: 0, pssBytes: 0 };
   for (const pid of cgroups.flatMap((path) => cgroupProcesses(path))) {
     const memory = readMemory(pid);

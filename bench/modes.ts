@@ -2,7 +2,9 @@
 import { join } from 'node:path';
 import { buildDir } from '../common/paths.js';
 
-export type ModeId = 'no-mesh' | 'sidecars' | 'sidecars-short-circuited' | 'shared-iptables' | 'shared-bpf' | 'tcp-no-mesh' | 'tcp-short-circuited' | 'tcp-service';
+export type ModeId = 'no-mesh' | 'sidecars' | 'sidecars-short-circuited' | 'shared-iptables' | 'shared-bpf' | 'tcp-no-mesh' | 'tcp-short-circuited' | 'tcp-service' | NodesModeId;
+/** Client on one node, servers on another. */
+export type NodesModeId = 'nodes-http' | 'nodes-http-sidecars' | 'nodes-http-hbone' | 'nodes-tcp' | 'nodes-tcp-sidecars' | 'nodes-tcp-hbone';
 
 export interface Mode {
   id: ModeId;
@@ -11,8 +13,12 @@ export interface Mode {
   namespace: string;
   /** Whom the client asks: the Service by name, or one server pod by its address. */
   target: 'service' | 'pod';
-  /** Whether the node's shared Envoy takes part. */
+  /** Whether the shared Envoy of each node takes part. */
   sharedProxy: boolean;
+  /** The servers are on another node than the client. */
+  betweenNodes?: true;
+  /** What is measured has to go through tunnels. */
+  hbone?: true;
   namespaceLabels: Record<string, string>;
   /** One sentence for the report. */
   description: string;
@@ -26,6 +32,18 @@ export const CLIENT = 'client';
 export const SERVERS = ['nginx-v1', 'nginx-v2'] as const;
 export const TCP_SERVER = 'tcp-server';
 export const tcpBench = join(buildDir, 'tcp-bench');
+
+/** Plain, by sidecars and by HBONE, over the same network. */
+function betweenNodes(protocol: 'http' | 'tcp'): Mode[] {
+  const common = { protocol, betweenNodes: true } as const;
+  const what = protocol === 'http' ? 'HTTP' : 'TCP';
+  const by = protocol === 'http' ? 'Service and canary route' : 'Service';
+  return [
+    { ...common, id: `nodes-${protocol}`, title: `between nodes: ${what}, no mesh`, namespace: `nodes-${protocol}`, target: 'pod', sharedProxy: false, namespaceLabels: {}, description: `${what} straight to the address of a pod on another node` },
+    { ...common, id: `nodes-${protocol}-sidecars`, title: `between nodes: ${what}, sidecars`, namespace: `nodes-${protocol}-sidecars`, target: 'service', sharedProxy: false, namespaceLabels: { 'istio-injection': 'enabled' }, description: `the same by its ${by}: an Envoy in each pod, mutual TLS between them` },
+    { ...common, id: `nodes-${protocol}-hbone`, title: `between nodes: ${what}, HBONE`, namespace: `nodes-${protocol}-hbone`, target: 'service', sharedProxy: true, namespaceLabels: { 'underpass.io/mode': 'node', 'underpass.io/redirection': 'bpf' }, hbone: true, description: `the same by its ${by}: one Envoy on each node, HBONE between them` },
+  ];
+}
 
 export const MODES: readonly Mode[] = [
   {
@@ -108,6 +126,7 @@ export const MODES: readonly Mode[] = [
     namespaceLabels: { 'underpass.io/mode': 'node', 'underpass.io/redirection': 'bpf' },
     description: 'the same by the Service\'s address: connect() draws the endpoint, no proxy is met',
   },
+  ...(['http', 'tcp'] as const).flatMap(betweenNodes),
 ];
 
 export function modeById(id: string): Mode | undefined {
@@ -116,10 +135,12 @@ export function modeById(id: string): Mode | undefined {
 
 type KubernetesObject = Record<string, unknown>;
 
+export const NODES = ['node-1', 'node-2'] as const;
+
 function pod(mode: Mode, name: string, labels: Record<string, string>, container: KubernetesObject): KubernetesObject {
   // A pod that asks for addresses only meets no rule for Services on its way.
   const annotations = mode.target === 'pod' ? { 'lab.underpass.io/service-proxy': 'none' } : {};
-  return { apiVersion: 'v1', kind: 'Pod', metadata: { name, namespace: mode.namespace, labels, annotations }, spec: { containers: [container] } };
+  return { apiVersion: 'v1', kind: 'Pod', metadata: { name, namespace: mode.namespace, labels, annotations }, spec: { nodeName: NODES[mode.betweenNodes && name !== CLIENT ? 1 : 0], containers: [container] } };
 }
 
 /** One mode's namespace: a client, its servers, and the canary's routes where the mode asks a Service. */

@@ -4,7 +4,7 @@ import { parseAllDocuments } from 'yaml';
 import { allowedCpus, lastCpu } from './affinity.js';
 import { cpuPerRequest, total } from './cpu.js';
 import { escape, renderHtml } from './html.js';
-import { bytesBetween, parseLoadResult, WORKLOADS, type Site } from './load.js';
+import { bytesBetween, parseLoadResult, workloadsOf, type Site } from './load.js';
 import { parseSmaps, readMemory } from './memory.js';
 import { MODES, modeById, worldYaml } from './modes.js';
 import { buildReport } from './report.js';
@@ -34,7 +34,7 @@ function sample(requestsPerSecond: number, more: Partial<Sample> = {}): Sample {
 function measurements(rates: Record<string, number>, more: Partial<Sample> = {}): Measurements {
   const cells: Cell[] = [];
   for (const mode of MODES) {
-    for (const workload of WORKLOADS.filter(({ protocol }) => protocol === mode.protocol)) {
+    for (const workload of workloadsOf(mode)) {
       for (const placement of PLACEMENTS) {
         const rate = rates[mode.id] ?? 1000;
         const one = (factor: number): Sample => sample(rate * factor, workload.bulk ? { bitsPerSecond: rate * factor * 1e6, ...more } : more);
@@ -54,14 +54,16 @@ const report = (rates: Record<string, number>, more: Partial<Sample> = {}) =>
   buildReport(measurements(rates, more), options, { quick: true, startedAt: new Date(0), facts: { kernel: 'Linux <6>', Envoy: '1.40.0' } });
 
 test('buildReport: a row for each mode, workload and placement; ratios against their targets on one CPU only', () => {
-  const { rows, ratios } = report({ 'tcp-no-mesh': 1000, 'tcp-short-circuited': 1700, sidecars: 1000, 'shared-bpf': 1300, 'sidecars-short-circuited': 1200 });
-  assert.equal(rows.length, 5 * 2 + 3 * 3 * 2);
+  const { rows, ratios } = report({ 'tcp-no-mesh': 1000, 'tcp-short-circuited': 1700, sidecars: 1000, 'shared-bpf': 1300, 'sidecars-short-circuited': 1200, 'nodes-http-hbone': 1400, 'nodes-tcp-hbone': 1400 });
+  assert.equal(rows.length, 5 * 2 + 3 * 3 * 2 + 3 * 2 + 3 * 2 * 2);
   assert.deepEqual(new Set(rows.map(({ mode }) => mode)), new Set(MODES.map(({ id }) => id)));
   const onOne = (id: string) => ratios.filter((ratio) => ratio.id === id && ratio.placement === 'one-cpu');
   assert.deepEqual(onOne('tcp-short-circuited').map(({ reached, workload }) => [workload, reached]), [['tcp-64', true], ['tcp-16k', true]]);
   assert.deepEqual(onOne('shared-bpf').map(({ reached }) => reached), [false]);
   assert.deepEqual(onOne('sidecars-short-circuited').map(({ reached }) => reached), [true]);
   assert.ok(Math.abs((onOne('shared-bpf')[0]?.requestsPerSecond.median ?? 0) - 1.3) < 1e-9);
+  assert.deepEqual(onOne('hbone-http').map(({ reached, p50 }) => [reached, p50?.median]), [[false, 1]], 'p50 is no shorter');
+  assert.deepEqual(onOne('hbone-tcp').map(({ reached, p50 }) => [reached, p50?.median]), [[false, 1], [true, undefined]]);
   assert.ok(ratios.filter(({ placement }) => placement === 'free').every(({ reached, target }) => reached === undefined && target === undefined));
 });
 
@@ -103,10 +105,12 @@ test('renderHtml: one file that asks nobody for anything, with everything escape
 });
 
 test('worldYaml: a namespace with a client for each mode; routes where a Service is asked', () => {
-  const documents = parseAllDocuments(worldYaml(MODES)).map((document) => document.toJS() as { kind: string; metadata: { name: string; namespace?: string; annotations?: Record<string, string> } });
+  const documents = parseAllDocuments(worldYaml(MODES)).map((document) => document.toJS() as { kind: string; metadata: { name: string; namespace?: string; annotations?: Record<string, string> }; spec?: { nodeName?: string } });
   for (const mode of MODES) {
     const own = documents.filter(({ metadata }) => metadata.namespace === mode.namespace);
-    assert.ok(own.some(({ kind, metadata }) => kind === 'Pod' && metadata.name === 'client'), mode.id);
+    const nodeOf = (wanted: (name: string) => boolean) => [...new Set(own.flatMap(({ kind, metadata, spec }) => (kind === 'Pod' && wanted(metadata.name) ? [spec?.nodeName] : [])))];
+    assert.deepEqual(nodeOf((name) => name === 'client'), ['node-1'], mode.id);
+    assert.deepEqual(nodeOf((name) => name !== 'client'), [mode.betweenNodes ? 'node-2' : 'node-1'], mode.id);
     assert.equal(own.some(({ kind }) => kind === 'VirtualService'), mode.target === 'service' && mode.protocol === 'http', mode.id);
     assert.equal(own.some(({ kind }) => kind === 'Service'), mode.target === 'service', mode.id);
     assert.equal(own.some(({ metadata }) => metadata.annotations?.['lab.underpass.io/service-proxy'] === 'none'), mode.target === 'pod', mode.id);

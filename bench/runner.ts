@@ -4,7 +4,7 @@ import { UnderpassError } from '../common/errors.js';
 import { waitFor } from '../common/retry.js';
 import { allowedCpus, lastCpu, setAffinity } from './affinity.js';
 import { total, type CpuUser } from './cpu.js';
-import { bytesBetween, cpuOf, runLoad, siteOf, WORKLOADS, type LoadResult, type Shares, type Site, type Workload, type WorkloadId } from './load.js';
+import { bytesBetween, cpuOf, runLoad, siteOf, WORKLOADS, workloadsOf, type LoadResult, type Shares, type Site, type Workload, type WorkloadId } from './load.js';
 import { proxyMemory, type ProxyMemory } from './memory.js';
 import { HTTP_PORT, TCP_PORT, type Mode, type ModeId } from './modes.js';
 import type { World } from './world.js';
@@ -69,7 +69,7 @@ const READY_TIMEOUT_MS = 60_000;
 export async function measure(world: World, options: BenchOptions): Promise<Measurements> {
   const started = performance.now();
   const sites = options.modes.map((mode) => siteOf(world, mode));
-  const plan = sites.flatMap((site) => WORKLOADS.filter(({ protocol }) => protocol === site.mode.protocol).map((workload) => ({ site, workload })));
+  const plan = sites.flatMap((site) => workloadsOf(site.mode).map((workload) => ({ site, workload })));
   const cells = new Map<string, Cell>();
   const cpus = allowedCpus();
   const pinnedCpu = lastCpu(cpus);
@@ -101,7 +101,7 @@ export async function measure(world: World, options: BenchOptions): Promise<Meas
     await setAffinity([...new Set(everything())], cpus);
   }
   // After the load: a proxy that has served takes more than one that has just started.
-  const memory = new Map(sites.map((site) => [site.mode.id, proxyMemory([site.client, ...site.servers], site.mode.sharedProxy ? world.proxyCgroup : undefined)]));
+  const memory = new Map(sites.map((site) => [site.mode.id, proxyMemory([site.client, ...site.servers], world.proxyCgroups(site.mode))]));
   const order = (cell: Cell): number => options.modes.findIndex(({ id }) => id === cell.mode) * 100 + WORKLOADS.findIndex(({ id }) => id === cell.workload) * 10 + PLACEMENTS.indexOf(cell.placement);
   return { cells: [...cells.values()].sort((a, b) => order(a) - order(b)), memory, seconds: (performance.now() - started) / 1000, cpus, pinnedCpu };
 }
@@ -109,21 +109,24 @@ export async function measure(world: World, options: BenchOptions): Promise<Meas
 /** Answers without failure, then enough short connections that every listener and program has passed probation. */
 async function warmUp(world: World, site: Site, options: BenchOptions): Promise<void> {
   const { signal } = options;
-  const workload = WORKLOADS.find(({ protocol }) => protocol === site.mode.protocol) as Workload;
+  const workload = workloadsOf(site.mode)[0] as Workload;
   const common = signal ? { signal } : {};
   let last: LoadResult | undefined;
+  let tunnelled = !site.mode.hbone;
+  const tunnelsBefore = tunnelled ? 0 : await world.tunnels();
   try {
     await waitFor(
       `mode ${site.mode.id}`,
       async () => {
         last = await runLoad(world, site, workload, { connections: 1, count: 20, ...common });
-        return last.failed === 0 && last.requests === 20;
+        tunnelled ||= (await world.tunnels()) > tunnelsBefore;
+        return last.failed === 0 && last.requests === 20 && tunnelled;
       },
       { timeoutMs: READY_TIMEOUT_MS, everyMs: 250, ...common },
     );
   } catch (cause) {
     if (signal?.aborted || cause instanceof UnderpassError) throw cause;
-    throw new UnderpassError('UNDERPASS_BENCH_NOT_READY', `warming up mode ${site.mode.id}: ${last?.failed ?? 0} of ${(last?.failed ?? 0) + (last?.requests ?? 0)} requests fail after ${READY_TIMEOUT_MS / 1000} s: ${last?.first_failure ?? ''}`, { cause });
+    throw new UnderpassError('UNDERPASS_BENCH_NOT_READY', `warming up mode ${site.mode.id}: ${last?.failed ?? 0} of ${(last?.failed ?? 0) + (last?.requests ?? 0)} requests fail after ${READY_TIMEOUT_MS / 1000} s: ${tunnelled ? (last?.first_failure ?? '') : 'nothing takes a tunnel'}`, { cause });
   }
   const port = site.mode.protocol === 'http' ? HTTP_PORT : TCP_PORT;
   for (const server of site.servers) {

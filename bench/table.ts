@@ -38,7 +38,7 @@ export function ratioText(ratio: Ratio): string[] {
   const workload = { http: 'HTTP', 'tcp-64': '64 B', 'tcp-16k': '16 KiB', 'tcp-bulk': 'bulk' }[ratio.workload];
   const times = (summary: Summary): string => `${summary.median.toFixed(2)} × (${summary.q1.toFixed(2)}–${summary.q3.toFixed(2)})`;
   const target = ratio.target === undefined ? '' : `target ${ratio.target.toFixed(2)}: ${ratio.reached ? 'reached' : 'not reached'}`;
-  return [ratio.title, workload, times(ratio.requestsPerSecond), times(ratio.cpu), target];
+  return [ratio.title, workload, times(ratio.requestsPerSecond), times(ratio.cpu), ratio.p50 ? times(ratio.p50) : '', target];
 }
 
 export function crossCheckCells(checks: readonly CrossCheck[]): string[][] {
@@ -63,7 +63,7 @@ export function renderTable(report: BenchReport, options: { colour: boolean }): 
     const ratios = report.ratios.filter((ratio) => ratio.placement === placement);
     if (ratios.length === 0) continue;
     lines.push('', paint(BOLD, `Ratios, ${placement === 'free' ? 'all CPUs free' : 'on one CPU'}`));
-    const [first = '', ...rest] = columns([['', '', 'requests/s', 'less CPU per request', ''], ...ratios.map(ratioText)]);
+    const [first = '', ...rest] = columns([['', '', 'requests/s', 'less CPU per request', 'shorter p50', ''], ...ratios.map(ratioText)]);
     lines.push(paint(DIM, first), ...rest.map((line, index) => (ratios[index]?.reached === undefined ? line : paint(ratios[index]?.reached ? GREEN : RED, line))));
   }
   if (report.crossCheck) lines.push('', paint(BOLD, 'Cross-check by wrk, all CPUs free'), ...columns(crossCheckCells(report.crossCheck)));

@@ -1,5 +1,7 @@
 /** What a comparison runs in: pods that somebody made and programs that run in them. Who composes it is not bench's business. */
 
+import type { Mode } from './modes.js';
+
 export interface BenchPod {
   uid: string;
   namespace: string;
@@ -29,8 +31,10 @@ export interface World {
   run(pod: BenchPod, argv: readonly string[], options: { timeoutMs: number; signal?: AbortSignal }): Promise<CommandResult>;
   /** Makes an HTTP server end its idle connections, so that proxies open new ones to it. */
   renewConnections(server: BenchPod): Promise<void>;
-  /** cgroup of the node's shared Envoy. */
-  readonly proxyCgroup: string;
+  /** cgroups of the shared Envoys that take part in a mode, one a node. */
+  proxyCgroups(mode: Mode): readonly string[];
+  /** Tunnels that shared Envoys have ended so far, of all pods. */
+  tunnels(): Promise<number>;
   /** What BPF counted since the agent started, by pod uid; a pod that no program is attached to is absent. */
   byteCounters(): Promise<ReadonlyMap<string, ByteCounters>>;
   /** For the report's head. */

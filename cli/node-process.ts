@@ -1,4 +1,4 @@
-/** An `underpass node --embedded-pilot` as a process of its own: what the demo kills and starts again, and bench stands on. */
+/** A node's agent as a process of its own, with or without the control plane: what the demo kills and starts again, and bench stands on. */
 import { spawn, type ChildProcess } from 'node:child_process';
 import { closeSync, openSync, readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
@@ -21,6 +21,7 @@ export async function runUnderpass(args: readonly string[], signal?: AbortSignal
 export class NodeProcess implements Closable {
   readonly paths: ReturnType<typeof instancePaths>;
   readonly proxyCgroup: string;
+  readonly #command: readonly string[];
   #child: ChildProcess | undefined;
   #exit: Promise<void> = Promise.resolve();
 
@@ -30,9 +31,12 @@ export class NodeProcess implements Closable {
     readonly lab: string,
     readonly logPath: string,
     readonly args: readonly string[] = [],
+    /** The control plane of another such process, instead of one of its own. */
+    discovery?: string,
   ) {
     this.paths = instancePaths({ instance });
     this.proxyCgroup = join(instanceCgroup(instance), 'proxy');
+    this.#command = discovery === undefined ? ['node', '--embedded-pilot'] : ['agent', '--discovery', discovery];
   }
 
   /** Where sidecars find this process's control plane. */
@@ -47,7 +51,7 @@ export class NodeProcess implements Closable {
   start(): void {
     const log = openSync(this.logPath, 'a', 0o640);
     // A session of its own: Ctrl-C in the terminal is for us, and we end it in our order.
-    const child = spawn(process.execPath, ['--enable-source-maps', mainScript, 'node', '--embedded-pilot', '--lab', this.lab, '--instance', this.instance, ...this.args], {
+    const child = spawn(process.execPath, ['--enable-source-maps', mainScript, ...this.#command, '--lab', this.lab, '--instance', this.instance, ...this.args], {
       detached: true,
       stdio: ['ignore', log, log],
     });

@@ -23,15 +23,15 @@ function leftovers(pid: number | undefined): string[] {
 
 test('underpass bench: a row for each mode, requests counted, none failed, shares of bytes that add up, nothing left', async () => {
   const html = join(folder, 'report.html');
-  const child = spawn(underpass, ['bench', '--rounds', '1', '--duration', '0.1', '--connections', '4', '-o', 'json', '--html', html], { stdio: ['ignore', 'pipe', 'inherit'], timeout: 180_000 });
+  const child = spawn(underpass, ['bench', '--rounds', '1', '--duration', '0.1', '--connections', '4', '-o', 'json', '--html', html], { stdio: ['ignore', 'pipe', 'inherit'], timeout: 240_000 });
   let stdout = '';
   child.stdout.on('data', (chunk: Buffer) => (stdout += chunk.toString()));
   const [code] = (await once(child, 'close')) as [number];
   assert.equal(code, 0);
   const report = JSON.parse(stdout) as BenchReport;
-  for (const { id, protocol } of MODES) {
+  for (const { id, protocol, betweenNodes } of MODES) {
     const rows = report.rows.filter(({ mode }) => mode === id);
-    assert.equal(rows.length, protocol === 'http' ? 2 : 6, id);
+    assert.equal(rows.length, protocol === 'http' ? 2 : betweenNodes ? 4 : 6, id);
     for (const row of rows) {
       const where = `${id} ${row.workload} ${row.placement}`;
       assert.equal(row.failed, 0, `${where}: ${row.firstFailure}`);
@@ -50,6 +50,10 @@ test('underpass bench: a row for each mode, requests counted, none failed, share
   assert.equal(sidecars?.memory.proxies, 3);
   assert.ok((sidecars?.cpuByUser.sidecars ?? 0) > 0);
   assert.equal(report.rows.find(({ mode }) => mode === 'shared-bpf')?.memory.proxies, 1);
+  for (const mode of ['nodes-http-hbone', 'nodes-tcp-hbone']) {
+    const row = report.rows.find((item) => item.mode === mode);
+    assert.ok(row?.memory.proxies === 2 && (row.cpuByUser['shared proxy'] ?? 0) > 0, mode);
+  }
   assert.match(readFileSync(html, 'utf8'), /^<!doctype html>/);
   assert.deepEqual(leftovers(child.pid), []);
 });

@@ -2,7 +2,8 @@
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { cpus, release, tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { worldYaml, type BenchPod, type ByteCounters, type CommandResult, type Mode, type World } from '../../bench/index.js';
+import { EnvoyAdmin } from '../../agent/index.js';
+import { NODES, worldYaml, type BenchPod, type ByteCounters, type CommandResult, type Mode, type World } from '../../bench/index.js';
 import { UnderpassError } from '../../common/errors.js';
 import { ClosableStore, type Closable } from '../../common/lifecycle.js';
 import { sleep } from '../../common/retry.js';
@@ -18,7 +19,8 @@ export class LabWorld implements World, Closable {
 
   private constructor(
     readonly lab: Lab,
-    readonly node: NodeProcess,
+    /** The first one has the control plane. */
+    readonly nodes: readonly NodeProcess[],
   ) {}
 
   static async start(modes: readonly Mode[], options: { proxyWorkers: number; signal: AbortSignal; onProgress: (text: string) => void; onProblem: (error: unknown) => void }): Promise<LabWorld> {
@@ -29,19 +31,23 @@ export class LabWorld implements World, Closable {
     store.defer(() => rmSync(directory, { recursive: true, force: true }));
     try {
       writeFileSync(join(directory, 'world.yaml'), worldYaml(modes));
-      const logPath = join(directory, 'node.log');
-      const node = new NodeProcess(name, name, logPath, ['--concurrency', String(options.proxyWorkers)]);
+      const args = (node: string): string[] => ['--node', node, '--concurrency', String(options.proxyWorkers)];
+      const [firstNode, ...otherNodes] = modes.some(({ betweenNodes }) => betweenNodes) ? NODES : NODES.slice(0, 1);
+      const first = new NodeProcess(name, name, join(directory, 'node.log'), args(firstNode as string));
+      const nodes = [first, ...otherNodes.map((node) => new NodeProcess(`${name}-${node}`, name, join(directory, `${node}.log`), args(node), first.discovery))];
       onProgress('starting pods');
-      const lab = await Lab.up({ name, sources: [directory], discovery: node.discovery, purpose: 'bench', watch: false, sidecarConcurrency: options.proxyWorkers, onProblem: options.onProblem });
+      const lab = await Lab.up({ name, sources: [directory], discovery: first.discovery, purpose: 'bench', watch: false, sidecarConcurrency: options.proxyWorkers, onProblem: options.onProblem });
       store.defer(() => lab.down());
-      const world = new LabWorld(lab, node);
-      store.add(node);
+      const world = new LabWorld(lab, nodes);
+      for (const node of nodes) store.add(node);
       world.#store.add(store);
       signal.throwIfAborted();
       await lab.whenReady({ timeoutMs: START_TIMEOUT_MS, signal });
       onProgress('starting control plane, agent and Envoy');
-      node.start();
-      await node.waitFor('the agent and its pods', (status) => status.ready && status.pods.length > 0 && status.pods.every((pod) => pod.settled), { timeoutMs: START_TIMEOUT_MS, signal });
+      for (const node of nodes) {
+        node.start();
+        await node.waitFor('the agent and its pods', (status) => status.ready && status.pods.length > 0 && status.pods.every((pod) => pod.settled), { timeoutMs: START_TIMEOUT_MS, signal });
+      }
       await lab.whenReady({ timeoutMs: START_TIMEOUT_MS, signal, sidecars: true });
       return world;
     } catch (error) {
@@ -50,8 +56,13 @@ export class LabWorld implements World, Closable {
     }
   }
 
-  get proxyCgroup(): string {
-    return this.node.proxyCgroup;
+  proxyCgroups({ sharedProxy, betweenNodes }: Mode): readonly string[] {
+    return this.nodes.slice(0, !sharedProxy ? 0 : betweenNodes ? 2 : 1).map(({ proxyCgroup }) => proxyCgroup);
+  }
+
+  async tunnels(): Promise<number> {
+    const found = await Promise.all(this.nodes.map(({ paths }) => new EnvoyAdmin(join(paths.folder, 'envoy-admin.sock')).stats('^http\\.pod_.*_hbone\\.downstream_rq_total$')));
+    return found.flatMap((stats) => [...stats.values()]).reduce((sum, value) => sum + value, 0);
   }
 
   pod(namespace: string, name: string): BenchPod {
@@ -73,12 +84,12 @@ export class LabWorld implements World, Closable {
   }
 
   async byteCounters(): Promise<ReadonlyMap<string, ByteCounters>> {
-    const { pods } = await this.node.counters();
+    const pods = (await Promise.all(this.nodes.map((node) => node.counters()))).flatMap((counters) => counters.pods);
     return new Map(pods.map((pod) => [pod.uid, { shortCircuited: Number(pod['bytes_short_circuited'] ?? 0), tcp: Number(pod['bytes_tcp'] ?? 0) }]));
   }
 
   async facts(): Promise<Record<string, string>> {
-    const status = await this.node.status();
+    const status = await (this.nodes[0] as NodeProcess).status();
     const processors = cpus();
     return {
       kernel: `Linux ${release()}`,
