@@ -157,7 +157,8 @@ export class Agent {
 
     const proxyCgroup = await this.#openKernel();
     const kernel = this.#openResolver();
-    const namespaces = new PinnedNamespaces(this.#paths.netnsFolder);
+    const hostMatch = await this.#exemptNode(proxyCgroup);
+    const namespaces = new PinnedNamespaces(this.#paths.netnsFolder, hostMatch === undefined ? {} : { hostMatch });
     const proxy = this.#parts.createProxy({
       nodeName,
       runDir: this.folder,
@@ -311,6 +312,19 @@ export class Agent {
       await this.#detachKernel();
     }
     return proxyCgroup;
+  }
+
+  /** The kubelet's probes get to the pods whatever their policy says. Returns the program by which iptables know them. */
+  async #exemptNode(proxyCgroup: string | undefined): Promise<string | undefined> {
+    const host = this.#kernel?.host;
+    if (!host) return undefined;
+    try {
+      return await host.attach(this.#options.netnsPath ?? '/proc/self/ns/net', proxyCgroup);
+    } catch (error) {
+      this.#logger.warn({ reason: errorMessage(error) }, 'what the node itself opens to its pods, kubelet probes too, is not exempt from their policy');
+      host.detach();
+      return undefined;
+    }
   }
 
   /** The kernel as the pods' controllers see it: what they change, services that lead to the pods follow. */

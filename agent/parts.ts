@@ -18,6 +18,7 @@ export type { SelfTestVerdict };
 export interface AgentKernel extends PodKernel, FlowKernel, PolicyKernel {
   pods(): KernelPod[];
   attachProxy(cgroupPath: string): void;
+  readonly host?: NodeExemption;
   counters(): Record<string, bigint>;
   podCounters(): Map<string, PodCounters>;
   probation(): ProbationEntry[];
@@ -29,6 +30,13 @@ export interface AgentKernel extends PodKernel, FlowKernel, PolicyKernel {
   /** What the connect hook decides by itself; absent where it can't. */
   readonly services?: ServiceSink;
   close(): void | Promise<void>;
+}
+
+/** Lets what the node itself opens to its pods past their policy. */
+export interface NodeExemption extends NonNullable<PolicyKernel['host']> {
+  /** @returns the pinned program by which iptables rules know it, where there is one */
+  attach(netnsPath: string, proxyCgroupPath?: string): Promise<string | undefined>;
+  detach(): void;
 }
 
 export interface AgentProxy extends PodProxy {

@@ -13,6 +13,10 @@
 #define TCP_WINDOW_CLAMP 10
 #define TCP_NOTSENT_LOWAT 25
 #define ECONNREFUSED 111
+/* Of a TCP header: up to its flags, and two of these. */
+#define TCP_HEAD 14
+#define TCP_SYN 0x02
+#define TCP_SYN_ACK 0x12
 #define O_NONBLOCK 04000   /* 0x4000 on MIPS, which is not built for */
 
 /* What user space may turn a getsockopt buffer into at most; larger ones are passed through. */

@@ -63,8 +63,10 @@ struct {
 /* Who really opens a connection of this node: the kernel's own word at the far end, which no forged packet has. */
 struct opening {
 	__u64 netns_cookie;
-	__u32 slot;
+	__u32 slot; /* 0: the node itself */
 	__u32 generation;
+	__u32 sequence; /* of its SYN: a forged one with the addresses of a connection that there was has another */
+	__u32 reserved;
 };
 
 /* The key's netns_cookie is the destination's. */
@@ -74,6 +76,19 @@ struct {
 	__type(key, struct tuple);
 	__type(value, struct opening);
 } openings SEC(".maps");
+
+/* The node itself: what its processes open is exempt from policy and from redirection, but for the shared proxy's. */
+struct host {
+	__u64 netns_cookie; /* 0: not known */
+	__u64 proxy_cgroup;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct host);
+} hosts SEC(".maps");
 
 struct policy_query {
 	struct address source, destination;
@@ -209,6 +224,12 @@ static __always_inline bool policy_refuses_connect(const struct pod *pod, __u64 
 	return true;
 }
 
+static __always_inline struct tcp_sock *opening_socket(struct bpf_sock_ops *ops)
+{
+	struct bpf_sock *sk = ops->sk;
+	return sk ? bpf_skc_to_tcp_sock(sk) : 0;
+}
+
 /* Before the SYN is sent: who opens this, for the hook of the pod that it reaches. */
 static __always_inline int policy_note_opening(struct bpf_sock_ops *ops)
 {
@@ -222,14 +243,79 @@ static __always_inline int policy_note_opening(struct bpf_sock_ops *ops)
 	if (!target || *target == own || !bpf_map_lookup_elem(&policies, target))
 		return 1;
 	key.netns_cookie = *target;
-	struct opening opening = { .netns_cookie = own, .slot = pod->slot, .generation = pod->generation };
+	struct tcp_sock *tp = opening_socket(ops);
+	if (!tp)
+		return 1;
+	struct opening opening = { .netns_cookie = own, .slot = pod->slot, .generation = pod->generation, .sequence = tp->write_seq };
 	bpf_map_update_elem(&openings, &key, &opening, BPF_ANY);
 	return 1;
 }
 
-static __always_inline __u32 policy_opener(const struct tuple *key)
+static __always_inline struct host *this_host(void)
+{
+	__u32 zero = 0;
+	struct host *host = bpf_map_lookup_elem(&hosts, &zero);
+	return host && host->netns_cookie ? host : 0;
+}
+
+/*
+ * Of all sockets of the machine: those of the node's own namespace that open a connection to a pod leave a note, and take it away
+ * when they close. Nothing else is touched.
+ */
+SEC("sockops")
+int host_sockops(struct bpf_sock_ops *ops)
+{
+	bool opens = ops->op == BPF_SOCK_OPS_TCP_CONNECT_CB;
+	if (!opens && (ops->op != BPF_SOCK_OPS_STATE_CB || ops->args[1] != BPF_TCP_CLOSE))
+		return 1;
+	struct host *host = this_host();
+	__u64 own = bpf_get_netns_cookie(ops);
+	if (!host || host->netns_cookie != own)
+		return 1;
+	struct tuple key = {};
+	read_tuple(ops, &key);
+	__u64 *target = bpf_map_lookup_elem(&netns_of_address, &key.remote);
+	if (!target || *target == own)
+		return 1;
+	key.netns_cookie = *target;
+	if (!opens) {
+		struct opening *noted = bpf_map_lookup_elem(&openings, &key);
+		if (noted && noted->netns_cookie == own)
+			bpf_map_delete_elem(&openings, &key);
+		return 1;
+	}
+	struct tcp_sock *tp = opening_socket(ops);
+	if (!tp || BPF_CORE_READ(tp, inet_conn.icsk_inet.sk.sk_cgrp_data.cgroup, kn, id) == host->proxy_cgroup)
+		return 1;
+	struct opening opening = { .netns_cookie = own, .sequence = tp->write_seq };
+	if (!bpf_map_update_elem(&openings, &key, &opening, BPF_ANY))
+		bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
+	return 1;
+}
+
+/* A TCP segment: addresses and ports as its sender sees them. */
+struct segment {
+	__u32 sequence;
+	bool opens;
+};
+
+/* Past its SYN a connection is held together by what its listener answered. */
+static __always_inline struct opening *opening_of(const struct tuple *key, const struct segment *segment)
 {
 	struct opening *opening = bpf_map_lookup_elem(&openings, key);
+	return opening && (!segment->opens || opening->sequence == segment->sequence) ? opening : 0;
+}
+
+static __always_inline bool opened_by_host(const struct tuple *key, const struct segment *segment)
+{
+	struct host *host = this_host();
+	struct opening *opening = host ? opening_of(key, segment) : 0;
+	return opening && !opening->slot && opening->netns_cookie == host->netns_cookie;
+}
+
+static __always_inline __u32 policy_opener(const struct tuple *key, const struct segment *segment)
+{
+	struct opening *opening = opening_of(key, segment);
 	if (!opening)
 		return 0;
 	__u64 cookie = opening->netns_cookie;
@@ -241,11 +327,14 @@ static __always_inline __u32 policy_opener(const struct tuple *key)
 	return pod->slot;
 }
 
-/* Addresses and ports of a TCP segment, as its sender sees them. */
-static __always_inline bool policy_read_segment(struct __sk_buff *skb, struct tuple *out)
+static __always_inline bool policy_read_segment(struct __sk_buff *skb, struct tuple *out, struct segment *segment)
 {
 	__u8 first;
-	__u16 ports[2];
+	struct {
+		__u16 ports[2];
+		__u32 sequence, acknowledged;
+		__u8 offset, flags;
+	} tcp;
 	__u32 at;
 	if (bpf_skb_load_bytes(skb, 0, &first, sizeof(first)))
 		return false;
@@ -264,11 +353,34 @@ static __always_inline bool policy_read_segment(struct __sk_buff *skb, struct tu
 			return false;
 		at = 40;
 	}
-	if (bpf_skb_load_bytes(skb, at, ports, sizeof(ports)))
+	if (bpf_skb_load_bytes(skb, at, &tcp, TCP_HEAD))
 		return false;
-	out->local_port = bpf_ntohs(ports[0]);
-	out->remote_port = bpf_ntohs(ports[1]);
+	out->local_port = bpf_ntohs(tcp.ports[0]);
+	out->remote_port = bpf_ntohs(tcp.ports[1]);
+	segment->sequence = bpf_ntohl(tcp.sequence);
+	segment->opens = (tcp.flags & TCP_SYN_ACK) == TCP_SYN;
 	return true;
+}
+
+/* For `iptables -m bpf`, before a pod's connections are redirected: whether the node itself opens this one. */
+SEC("socket")
+int match_host(struct __sk_buff *skb)
+{
+	struct tuple key = {};
+	struct segment segment = {};
+	__u8 version, protocol;
+	if (bpf_skb_load_bytes(skb, 0, &version, sizeof(version)))
+		return 0;
+	/* IPv6 is looked at where its header is read. */
+	if (version >> 4 == 4 && (bpf_skb_load_bytes(skb, 9, &protocol, sizeof(protocol)) || protocol != IPPROTO_TCP))
+		return 0;
+	if (!policy_read_segment(skb, &key, &segment))
+		return 0;
+	__u64 *target = bpf_map_lookup_elem(&netns_of_address, &key.remote);
+	if (!target)
+		return 0;
+	key.netns_cookie = *target;
+	return opened_by_host(&key, &segment);
 }
 
 /* What comes over the network to a program of the pod that listens: nobody else has judged it. */
@@ -290,8 +402,13 @@ int police_ingress(struct __sk_buff *skb)
 	if (!bpf_map_lookup_elem(&policies, &own) && !bpf_map_lookup_elem(&policies, &own))
 		return INGRESS_ALLOW;
 	__u32 opener = 0;
-	if (policy_read_segment(skb, &key)) {
-		opener = policy_opener(&key);
+	struct segment segment = {};
+	if (policy_read_segment(skb, &key, &segment)) {
+		if (opened_by_host(&key, &segment)) {
+			count(COUNTER_POLICY_HOST_LET_IN);
+			return INGRESS_ALLOW;
+		}
+		opener = policy_opener(&key, &segment);
 		struct policy_query query = {
 			.source = key.local, .destination = key.remote, .slot = opener, .port = key.remote_port,
 		};

@@ -250,6 +250,7 @@ enum counter {
 	/* refused by policy */
 	COUNTER_POLICY_CONNECT_REFUSED, /* at connect(), between pods of this node */
 	COUNTER_POLICY_ARRIVAL_REFUSED, /* segments that would have opened a connection */
+	COUNTER_POLICY_HOST_LET_IN, /* segments of the node's own connections, whatever the policy says */
 	/* services decided at connect() */
 	COUNTER_CONNECTIONS_RESOLVED,
 	COUNTER_CONNECTIONS_WITHOUT_ENDPOINT, /* refused */

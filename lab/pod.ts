@@ -233,7 +233,7 @@ export class Pod {
       const tcpPorts = container.ports.filter((port) => (port.protocol ?? 'TCP') === 'TCP').map((port) => port.containerPort);
       const target = {
         container: { ...spec, ports: container.ports },
-        netns: this.netns,
+        netns: this.hasSidecar ? this.netns : netnsPath(this.#options.names.nodeNetns(this.nodeName)),
         address: this.ips[0] as string,
         ports: tcpPorts,
         pid: () => container.process?.pid,

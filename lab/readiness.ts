@@ -1,7 +1,7 @@
 /**
  * Readiness of a container: its probe; without one, its ports are listening; without ports, it runs. Probes go to the pod's
- * address from within its own namespace, so that they meet the application and no sidecar (Istio rewrites probes to
- * the same end).
+ * address from the node's namespace, as a kubelet's do. To a pod with a sidecar they go from within its own, so that they meet the
+ * application and no sidecar (Istio rewrites probes to the same end).
  */
 import { readFileSync } from 'node:fs';
 import { request } from 'node:http';
@@ -17,6 +17,7 @@ const LISTEN_GRACE_MS = 10_000;
 
 export interface ReadinessTarget {
   container: ContainerSpec;
+  /** Where its probes come from. */
   netns: string;
   address: string;
   /** TCP ports to look for when there is no probe. */

@@ -66,6 +66,7 @@ export interface RawObject {
   attachCgroup(program: string, cgroupPath: string, pinPath: string | null): RawLink;
   replaceLink(program: string, pinPath: string): RawLink | undefined;
   attachSockhash(program: string, map: string): void;
+  pinProgram(program: string, pinPath: string): void;
   runIterator(program: string, map: string): void;
   ringBuffer(map: string, callback: (record: Buffer) => void): RawLink;
   layout(structName: string): StructLayout;

@@ -151,6 +151,17 @@ export class BpfObject implements Closable {
     return raw ? new BpfLink(raw) : undefined;
   }
 
+  /**
+   * Pins a program below the object's folder, in the place of one that is pinned there.
+   * @returns the whole path
+   */
+  pinProgram(program: string, pinName: string): string {
+    if (this.#pinDir === null) throw new TypeError('pinProgram: the object has no pinDir');
+    const pin = join(this.#pinDir, pinName);
+    guarded(() => this.#raw.pinProgram(program, pin));
+    return pin;
+  }
+
   /** Makes `program` the verdict of all sockets that enter the map from now on. */
   attachSockhash(program: string, map: string): void {
     guarded(() => this.#raw.attachSockhash(program, map));

@@ -12,11 +12,13 @@ import { waitFor } from '../common/retry.js';
 import { MeshWorld } from './mesh/world.js';
 
 const ECHO = 'name: echo, image: echo, ports: [{name: http, containerPort: 8080}, {name: tcp-echo, containerPort: 9000}]';
+/** As a kubelet asks: from the node's namespace, over plain HTTP. */
+const PROBE = 'readinessProbe: {httpGet: {port: 8080, path: /healthz}, periodSeconds: 1, failureThreshold: 1}';
 const echo = (name: string): string => `
 apiVersion: v1
 kind: Pod
 metadata: {name: ${name}, namespace: node, labels: {app: ${name}}}
-spec: {serviceAccountName: ${name}, containers: [{${ECHO}}]}
+spec: {serviceAccountName: ${name}, containers: [{${ECHO}, ${PROBE}}]}
 ---
 apiVersion: v1
 kind: Service
@@ -95,6 +97,36 @@ class World extends MeshWorld {
     await waitFor('the policies to be in force', look, { timeoutMs: 30_000, everyMs: 100 }).catch(() => assert.deepEqual(found, wanted));
   }
 
+  /** The pod's probes get through and find it ready. */
+  async isProbed(): Promise<void> {
+    const count = async (): Promise<number> => Number(/^underpass_kernel_policy_host_let_in_total (\d+)/m.exec(await this.agentMetrics())![1]);
+    const [before, ready] = [await count(), new Set<boolean>()];
+    await waitFor('the probes of three periods', async () => {
+      ready.add(this.lab.pod('node', 'near').ready);
+      return (await count()) >= before + 6;
+    }, { timeoutMs: 20_000, everyMs: 100 });
+    assert.deepEqual([...ready], [true]);
+  }
+
+  /** What a pod hears that takes the node's address, and all that is answered to it. */
+  async asNode(pod: string): Promise<string> {
+    const [near, gateway, at] = [this.address('near'), this.lab.info().nodes[0]!.dns[0]!, { timeoutMs: 10_000 }];
+    const [{ address: mac }] = JSON.parse((await this.lab.exec(pod, ['ip', '-j', 'link', 'show', 'eth0'], at)).stdout) as [{ address: string }];
+    const run = async (where: string, ...args: string[]): Promise<void> => {
+      const { code, stderr } = await this.lab.exec(where, ['ip', ...args], at);
+      assert.equal(code, 0, stderr);
+    };
+    await run(pod, 'addr', 'add', `${gateway}/32`, 'dev', 'eth0');
+    await run('node/near', 'neigh', 'replace', gateway, 'lladdr', mac, 'dev', 'eth0', 'nud', 'permanent');
+    try {
+      const curl = await this.lab.exec(pod, ['curl', '-sSf', '-o', '/dev/null', '--interface', gateway, '--max-time', '2', `http://${near}:8080/healthz`], at);
+      return curl.code === 0 ? 'answered' : 'refused';
+    } finally {
+      await run('node/near', 'neigh', 'del', gateway, 'dev', 'eth0');
+      await run(pod, 'addr', 'del', `${gateway}/32`, 'dev', 'eth0');
+    }
+  }
+
   async closed(): Promise<number> {
     return (await this.agentStatus()).policies!.connectionsClosed;
   }
@@ -152,6 +184,18 @@ describe('with Envoy in the way', () => {
     await world.becomes({ stranger: [() => world.line(STRANGER, 'near.node'), 'refused'], alice: [() => world.line(ALICE, 'near.node'), 'echoed'] });
     assert.deepEqual((await world.agentStatus()).policies!.unreadable, []);
     assert.equal((await world.agentStatus()).policies!.problem, undefined);
+  });
+
+  test("a kubelet's probes pass STRICT and a policy by principal; a pod that takes the node's address does not", async () => {
+    await world.clear('mesh');
+    await world.becomes({ 'as the node': [() => world.asNode(STRANGER), 'answered'] });
+    for (const [name, policy, stranger] of [['STRICT', STRICT, 'refused'], ['ALLOW', from('ALLOW', 'alice'), 'refused']] as const) {
+      await world.apply('mesh', policy);
+      await world.becomes({ [name]: [() => world.line(STRANGER, world.address('near')), stranger] });
+      await world.isProbed();
+      assert.equal(await world.asNode(STRANGER), 'refused', name);
+    }
+    await world.isProbed();
   });
 
   test('what a policy forbids that came while the agent was away ends when the next one hears of it, straight or through Envoy', async () => {
@@ -214,5 +258,7 @@ describe('where no rules can lead a pod\'s callers to Envoy', () => {
     });
     assert.match(await world.agentMetrics(), /^underpass_kernel_policy_connect_refused_total [1-9]/m);
     assert.match(await world.agentMetrics(), /^underpass_kernel_policy_arrival_refused_total [1-9]/m);
+    await world.isProbed();
+    assert.equal(await world.asNode(STRANGER), 'refused');
   });
 });

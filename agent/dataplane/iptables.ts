@@ -72,7 +72,7 @@ export class IptablesCapture {
   readonly #exec: string;
   readonly #way: (typeof CHAINS)[Direction];
 
-  constructor(readonly netnsPath: string, readonly options: { execPath?: string; port?: number; signal?: AbortSignal; direction?: Direction } = {}) {
+  constructor(readonly netnsPath: string, readonly options: { execPath?: string; port?: number; signal?: AbortSignal; direction?: Direction; hostMatch?: string } = {}) {
     this.#exec = options.execPath ?? join(buildDir, 'underpass-exec');
     this.#way = CHAINS[options.direction ?? 'outbound'];
   }
@@ -81,13 +81,25 @@ export class IptablesCapture {
   async start(): Promise<IptablesNotes> {
     const backend = await this.backend();
     const notes: string[] = [];
-    await this.#startFamily('ip', backend);
+    await this.#startKnowingHost('ip', backend, notes);
     try {
-      await this.#startFamily('ip6', backend);
+      await this.#startKnowingHost('ip6', backend, notes);
     } catch (error) {
       notes.push(`IPv6 is not captured: ${errorMessage(error)}`);
     }
     return { backend, notes };
+  }
+
+  /** Where the kernel or iptables have no match by BPF program, the node's own connections are redirected like all others. */
+  async #startKnowingHost(family: Family, backend: IptablesBackend, notes: string[]): Promise<void> {
+    const { hostMatch } = this.options;
+    try {
+      return await this.#startFamily(family, backend, hostMatch);
+    } catch (error) {
+      if (hostMatch === undefined) throw error;
+      await this.#startFamily(family, backend);
+      notes.push(`${family === 'ip' ? 'IPv4' : 'IPv6'}: what the node itself opens to the pod, kubelet probes too, is redirected: ${errorMessage(error)}`);
+    }
   }
 
   /** New connections go their plain way; established redirected ones live on. */
@@ -143,21 +155,22 @@ export class IptablesCapture {
     });
   }
 
-  async #startFamily(family: Family, backend: IptablesBackend): Promise<void> {
+  async #startFamily(family: Family, backend: IptablesBackend, hostMatch?: string): Promise<void> {
     const before = await this.#read(family, backend);
     const rules = before?.rules ?? [];
     const lines: string[] = [];
     if (backend === 'nft' && before?.tableExists === false) lines.push(`:${TABLE_MARKER} - [0:0]`);
-    const wanted = redirection(this.#way, this.options.port ?? this.#way.port);
-    const complete = before?.chains.includes(this.#way.chain) === true && this.#isComplete(rules);
+    const wanted = redirection(this.#way, this.options.port ?? this.#way.port, hostMatch);
+    const complete = before?.chains.includes(this.#way.chain) === true && this.#isComplete(rules, hostMatch);
     // Declaring a chain empties it: also what a start that was cut short needs.
     if (!complete) lines.push(`:${this.#way.chain} - [0:0]`, ...wanted.map((rule) => `-A ${this.#way.chain} ${rule}`));
     if (!rules.includes(`-A ${this.#way.jump}`)) lines.push(`-A ${this.#way.jump}`);
     if (lines.length > 0) await this.#commit(family, backend, lines);
   }
 
-  #isComplete(rules: readonly string[]): boolean {
-    return rules.filter((rule) => rule.startsWith(`-A ${this.#way.chain} `)).length === redirection(this.#way, 0).length;
+  #isComplete(rules: readonly string[], hostMatch = this.options.hostMatch): boolean {
+    const ours = rules.filter((rule) => rule.startsWith(`-A ${this.#way.chain} `));
+    return ours.length === redirection(this.#way, 0, hostMatch).length && (hostMatch === undefined || ours.includes(`-A ${this.#way.chain} ${passesHost(hostMatch)}`));
   }
 
   async #deleteTable(family: Family): Promise<void> {
@@ -229,8 +242,10 @@ function program(family: Family, backend: IptablesBackend, verb: '' | '-save' | 
   return `${family === 'ip' ? 'iptables' : 'ip6tables'}-${backend}${verb}`;
 }
 
-function redirection({ passes }: { passes: readonly string[] }, port: number): string[] {
-  return [...passes, `-p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN -j REDIRECT --to-ports ${port}`];
+const passesHost = (program: string): string => `-m bpf --object-pinned ${program} -j RETURN`;
+
+function redirection({ passes }: { passes: readonly string[] }, port: number, hostMatch?: string): string[] {
+  return [...passes, ...(hostMatch === undefined ? [] : [passesHost(hostMatch)]), `-p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN -j REDIRECT --to-ports ${port}`];
 }
 
 /** The nat table out of `iptables-save`'s output. */

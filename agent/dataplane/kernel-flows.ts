@@ -5,7 +5,7 @@
 import { UnderpassError } from '../../common/errors.js';
 import type { Closable } from '../../common/lifecycle.js';
 import type { BpfMap, BpfObject } from '../../native/index.js';
-import { decodeAddress, StructCodec } from './kernel-codec.js';
+import { decodeAddress, StructCodec, u64 } from './kernel-codec.js';
 
 export type FlowSideName = 'source' | 'destination';
 
@@ -230,10 +230,4 @@ export function addSides(a: FlowSide, b: FlowSide): FlowSide {
     opened: a.opened + b.opened, closed: a.closed + b.closed, received: a.received + b.received, sent: a.sent + b.sent,
     rttSumUs: a.rttSumUs + b.rttSumUs, rtt: a.rtt.map((count, index) => count + (b.rtt[index] ?? 0n)),
   };
-}
-
-function u64(value: bigint): Buffer {
-  const out = Buffer.alloc(8);
-  out.writeBigUInt64LE(value);
-  return out;
 }

@@ -1,7 +1,7 @@
 /** Which listeners and client programs are known to be event-driven: DESIGN section 5, rule 11. */
 import { UnderpassError } from '../../common/errors.js';
 import type { BpfMap, BpfObject } from '../../native/index.js';
-import { decodeAddress, encodeAddress, StructCodec } from './kernel-codec.js';
+import { decodeAddress, encodeAddress, StructCodec, u64 } from './kernel-codec.js';
 import type { Judgement } from './kernel-executable.js';
 
 export type Verdict = 'probation' | 'event-driven' | 'blocking' | 'spliced';
@@ -237,10 +237,4 @@ export class Verdicts {
 /** For the table of what was looked at. */
 function nameOf(kind: 'client' | 'listener', key: Buffer): string {
   return `${kind} ${key.toString('hex')}`;
-}
-
-function u64(value: bigint): Buffer {
-  const out = Buffer.alloc(8);
-  out.writeBigUInt64LE(value);
-  return out;
 }

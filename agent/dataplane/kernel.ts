@@ -9,7 +9,8 @@ import { ensureBpffsDir, pinName, removePins } from './bpffs.js';
 import { Clearance } from './kernel-clearance.js';
 import { KernelEvents } from './kernel-events.js';
 import { KernelFlows } from './kernel-flows.js';
-import { decodeAddress, encodeAddress, perCpu, StructCodec } from './kernel-codec.js';
+import { KernelHost } from './kernel-host.js';
+import { decodeAddress, encodeAddress, fnv1a, perCpu, StructCodec, u16, u32, u64 } from './kernel-codec.js';
 import { KernelPolicies, type PodPolicy } from './kernel-policies.js';
 import { cgroupIds, kernelDevice } from './kernel-processes.js';
 import { SERVICE_STRUCTS, ServiceTable } from './kernel-services.js';
@@ -78,7 +79,7 @@ const ACCELERATIONS = { off: 'ACCELERATION_OFF', l4: 'ACCELERATION_L4', force: '
 /** Structs that live in pinned maps. */
 const PINNED_STRUCTS = [
   'pod', 'tuple', 'establishing', 'peer', 'socket_state', 'program_key', 'listener_key', 'verdict', 'clearance', 'verdict_quota', 'settings',
-  'pod_counters', 'flow_key', 'flow_totals', 'flow_side', 'flow', 'policy', 'policy_term', 'policy_ports', 'policy_cidr', 'opening',
+  'pod_counters', 'flow_key', 'flow_totals', 'flow_side', 'flow', 'policy', 'policy_term', 'policy_ports', 'policy_cidr', 'opening', 'host',
   ...SERVICE_STRUCTS,
 ];
 
@@ -116,6 +117,8 @@ export class Kernel {
   /** What connections without a proxy carried. */
   readonly flows: KernelFlows;
   readonly #policies: KernelPolicies;
+  /** What the node itself opens. */
+  readonly host: KernelHost;
   /** What the connect hook decides by itself. */
   readonly services: ServiceTable;
   readonly #layout: number;
@@ -183,6 +186,7 @@ export class Kernel {
     this.#policies = new KernelPolicies(object, () => this.#places());
     this.services = new ServiceTable(object);
     this.#layout = fnv1a([...PINNED_STRUCTS.map((name) => codec(name).fingerprint()), ...this.#counterNames].join('\n'));
+    this.host = this.#store.add(new KernelHost(object, this.#pinDir, this.#layout));
   }
 
   /** Envoy's cgroup: what it opens and accepts is a proxy's, and it learns original destinations. */
@@ -433,6 +437,7 @@ export class Kernel {
       const link = this.#object.replaceLink(program, `links/proxy/${program}`);
       if (link) this.#proxyLinks.push(link);
     }
+    this.host.adopt();
     this.#adoptPods(join(this.#pinDir, 'links', 'pods'));
     clearance.recall();
   }
@@ -572,29 +577,4 @@ function need(values: Record<string, number>, name: string): number {
   const value = values[name];
   if (value === undefined) throw new UnderpassError('UNDERPASS_KERNEL_LAYOUT', `reading the BPF object's constants: no ${name}`);
   return value;
-}
-
-function u16(value: number): Buffer {
-  const out = Buffer.alloc(2);
-  out.writeUInt16LE(value);
-  return out;
-}
-
-function u32(value: number): Buffer {
-  const out = Buffer.alloc(4);
-  out.writeUInt32LE(value);
-  return out;
-}
-
-function u64(value: bigint): Buffer {
-  const out = Buffer.alloc(8);
-  out.writeBigUInt64LE(value);
-  return out;
-}
-
-/** FNV-1a, 32 bits. */
-function fnv1a(text: string): number {
-  let hash = 0x811c9dc5;
-  for (const byte of Buffer.from(text)) hash = Math.imul(hash ^ byte, 0x01000193) >>> 0;
-  return hash;
 }

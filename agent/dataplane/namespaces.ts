@@ -9,7 +9,10 @@ import { INBOUND_PORT, IptablesCapture, OUTBOUND_PORT } from './iptables.js';
 
 /** Pins below `<run>/<instance>/netns/<uid>`: the paths that Envoy's listeners name. */
 export class PinnedNamespaces implements Namespaces {
-  constructor(readonly folder: string, readonly execPath = join(buildDir, 'underpass-exec')) {
+  readonly execPath = join(buildDir, 'underpass-exec');
+
+  /** @param options.hostMatch pinned BPF program that knows what the node itself opens */
+  constructor(readonly folder: string, readonly options: { hostMatch?: string } = {}) {
     mkdirSync(folder, { recursive: true, mode: 0o700 });
   }
 
@@ -47,7 +50,7 @@ export class PinnedNamespaces implements Namespaces {
   }
 
   inboundRules(netnsPath: string): IptablesCapture {
-    return new IptablesCapture(netnsPath, { execPath: this.execPath, direction: 'inbound' });
+    return new IptablesCapture(netnsPath, { execPath: this.execPath, direction: 'inbound', ...this.options });
   }
 
   async capturedSockets(netnsPath: string): Promise<CapturedSockets> {

@@ -90,6 +90,7 @@ export class PodController {
   /** Why the kernel's hooks are not for this pod, until its labels change. */
   #refusal: string | undefined;
   #notes: string[] = [];
+  #inboundNotes: string[] = [];
   #connections: number | undefined;
   #drainPolls = 0;
   #logged = 'off, plain, acceleration off';
@@ -179,7 +180,7 @@ export class PodController {
       way: this.way,
       acceleration: this.#actual.kernel?.acceleration ?? 'off',
       listener: this.#actual.listener,
-      notes: this.#hbonePortFree === false && this.#inbound.tunnels === 'not taken' ? [...this.#notes, `takes no HBONE, since port ${HBONE_PORT} is a program's of its own`] : this.#notes,
+      notes: [...this.#notes, ...(this.#actual.inbound === 'active' ? this.#inboundNotes : []), ...(this.#hbonePortFree === false && this.#inbound.tunnels === 'not taken' ? [`takes no HBONE, since port ${HBONE_PORT} is a program's of its own`] : [])],
       ...(this.#error === undefined ? {} : { error: this.#error }),
       ...(reason === undefined ? {} : { reason }),
       ...(this.#connections === undefined ? {} : { drainingConnections: this.#connections }),
@@ -328,7 +329,7 @@ export class PodController {
     const { way, mutualTls } = this.#inbound;
     const unheardMs = mutualTls === 'not taken' ? await this.#mutualTls.withdraw(this.#record) : undefined;
     if (way === 'redirected' && this.#actual.inbound !== 'active') {
-      await rules.start();
+      this.#inboundNotes = (await rules.start()).notes;
       this.#actual.inbound = 'active';
     } else if (way === 'plain' && unheardMs === undefined && isActive({ rules: this.#actual.inbound })) {
       this.#around.setBehindProxy?.(target.record.uid, false);

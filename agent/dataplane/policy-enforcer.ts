@@ -26,6 +26,13 @@ export interface PolicyKernel {
   setPolicies(policies: ReadonlyMap<string, PodPolicy | 'as it is'>): void;
   /** Of the policies in force, a former agent's too. */
   policyVersions(): ReadonlyMap<string, bigint>;
+  /** What the node itself opened, and what no policy is about. */
+  readonly host?: { opened(podCookie: bigint, remote: Place, local: Place): boolean };
+}
+
+interface Place {
+  address: Buffer;
+  port: number;
 }
 
 export interface PolicyEnforcerOptions {
@@ -232,13 +239,16 @@ export class PolicyEnforcer implements Closable {
   async #close(uid: string, includingProxys: boolean): Promise<void> {
     const compiled = this.#governed.get(uid)?.compiled;
     const record = this.#records.find((item) => item.uid === uid);
+    const { host } = this.#options.kernel;
     const pods = this.#options.kernel.pods();
+    const cookie = pods.find((pod) => pod.uid === uid)?.netnsCookie;
     // A pod with a sidecar has its own proxy, whose business this is.
     if (!compiled || !record || pods.find((pod) => pod.uid === uid)?.mode !== 'node') return;
     const owners = new Map(pods.flatMap((pod) => pod.addresses.map((address) => [encodeAddress(address).toString('hex'), pod.uid] as const)));
     const owner: SocketOwner = { addresses: new Set(record.ips.map((ip) => encodeAddress(ip).toString('hex'))), proxyCgroupId: this.#proxyCgroupId() };
     const sockets = await tcpSockets(record.netns);
-    const isAllowed = (source: Buffer, destination: Buffer, port: number): boolean => {
+    const isAllowed = (source: Buffer, destination: Buffer, port: number, sourcePort: number): boolean => {
+      if (cookie !== undefined && host?.opened(cookie, { address: source, port: sourcePort }, { address: destination, port })) return true;
       const caller = owners.get(source.toString('hex'));
       return allows(compiled, { class: (caller !== undefined && compiled.classes.get(caller)) || 0, source, destination, port });
     };

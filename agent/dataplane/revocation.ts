@@ -9,7 +9,7 @@ export interface SocketOwner {
   proxyCgroupId: bigint | undefined;
 }
 
-export type Judge = (source: Buffer, destination: Buffer, port: number) => boolean;
+export type Judge = (source: Buffer, destination: Buffer, port: number, sourcePort: number) => boolean;
 
 /**
  * Connections that came over the network straight to a program of the pod, and may not. A socket whose port is listened on at its
@@ -21,7 +21,7 @@ export function forbiddenDirect(sockets: readonly TcpSocket[], owner: SocketOwne
   return sockets.filter(
     (socket) =>
       !socket.listening && !isProxys(socket, owner) && socket.localPort !== INBOUND_PORT && socket.localPort !== OUTBOUND_PORT &&
-      isAccepted(socket) && !isOwn(socket.remote, owner) && !isAllowed(socket.remote, socket.local, socket.localPort),
+      isAccepted(socket) && !isOwn(socket.remote, owner) && !isAllowed(socket.remote, socket.local, socket.localPort, socket.remotePort),
   );
 }
 

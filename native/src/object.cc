@@ -212,7 +212,7 @@ Napi::Function BpfObjectHandle::define(Napi::Env env) {
       env, "RawObject",
       {InstanceMethod("programs", &BpfObjectHandle::programs), InstanceMethod("isLoaded", &BpfObjectHandle::is_loaded), InstanceMethod("maps", &BpfObjectHandle::maps),
        InstanceMethod("map", &BpfObjectHandle::map), InstanceAccessor("adopted", &BpfObjectHandle::adopted, nullptr),
-       InstanceMethod("attachCgroup", &BpfObjectHandle::attach_cgroup), InstanceMethod("replaceLink", &BpfObjectHandle::replace_link), InstanceMethod("attachSockhash", &BpfObjectHandle::attach_sockhash),
+       InstanceMethod("attachCgroup", &BpfObjectHandle::attach_cgroup), InstanceMethod("replaceLink", &BpfObjectHandle::replace_link), InstanceMethod("attachSockhash", &BpfObjectHandle::attach_sockhash), InstanceMethod("pinProgram", &BpfObjectHandle::pin_program),
        InstanceMethod("runIterator", &BpfObjectHandle::run_iterator),
        InstanceMethod("ringBuffer", &BpfObjectHandle::ring_buffer), InstanceMethod("layout", &BpfObjectHandle::layout),
        InstanceMethod("enumValues", &BpfObjectHandle::enum_values), InstanceMethod("close", &BpfObjectHandle::close)});
@@ -370,6 +370,17 @@ Napi::Value BpfObjectHandle::replace_link(const Napi::CallbackInfo &info) {
   Napi::Object handle = classes(env)->link.New({});
   BpfLinkHandle::Unwrap(handle)->open(link);
   return handle;
+}
+
+// Whoever opened what was pinned there before keeps that.
+void BpfObjectHandle::pin_program(const Napi::CallbackInfo &info) {
+  Napi::Env env = info.Env();
+  const std::string name = string_of(env, info[0], "pinProgram: program");
+  const std::string pin = string_of(env, info[1], "pinProgram: pinPath");
+  bpf_program *wanted = program(env, name);
+  make_folders(env, folder_of(pin));
+  if (unlink(pin.c_str()) && errno != ENOENT) throw syscall_error(env, "pinning " + name + " at " + pin, "unlink", errno);
+  if (bpf_obj_pin(bpf_program__fd(wanted), pin.c_str())) throw syscall_error(env, "pinning " + name + " at " + pin, "bpf", errno);
 }
 
 void BpfObjectHandle::attach_sockhash(const Napi::CallbackInfo &info) {

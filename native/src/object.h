@@ -102,6 +102,7 @@ class BpfObjectHandle : public Napi::ObjectWrap<BpfObjectHandle> {
   Napi::Value attach_cgroup(const Napi::CallbackInfo &info);
   Napi::Value replace_link(const Napi::CallbackInfo &info);
   void attach_sockhash(const Napi::CallbackInfo &info);
+  void pin_program(const Napi::CallbackInfo &info);
   void run_iterator(const Napi::CallbackInfo &info);
   Napi::Value ring_buffer(const Napi::CallbackInfo &info);
   Napi::Value layout(const Napi::CallbackInfo &info);
