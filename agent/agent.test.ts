@@ -72,6 +72,7 @@ function stage(context: TestContext, change: Partial<{ verdict: () => Promise<Se
     createProxy: ({ onListenerPorts }) => ({
       workloads: { addresses: new Map(), synced: true, revision: 0 },
       settled: true,
+      waypoints: { waypoints: {}, destinations: [] },
       setPods: (pods) => void steps.push(`setPods ${pods.length}`),
       setEventDriven: (endpoints) => void eventDriven.push([...endpoints]),
       start: async () => {

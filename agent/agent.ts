@@ -19,6 +19,7 @@ import { PinnedNamespaces } from './dataplane/namespaces.js';
 import { PolicyEnforcer } from './dataplane/policy-enforcer.js';
 import { podProbation } from './dataplane/probation.js';
 import type { NodeCaFactory } from './identity/certificates.js';
+import { NO_WAYPOINTS } from './proxy/waypoint-table.js';
 import type { AgentKernel, AgentParts, AgentProxy, ProxyStatus, SelfTestVerdict } from './parts.js';
 import { FlowTelemetry } from './telemetry/flow-telemetry.js';
 import { explain, type LiveMaps } from './resolve/explain.js';
@@ -250,7 +251,7 @@ export class Agent {
     const pod = this.#dataplane?.status().find(({ namespace, name }) => `${namespace}/${name}` === wanted);
     if (!pod) return { status: 404, body: { message: `pod ${wanted}: not on this node` } };
     const kernel = this.#kernel;
-    const maps: LiveMaps = { pods: () => kernel?.pods() ?? [], netnsOf: (address) => kernel?.netnsOf?.(address), isPlainPort: (each) => kernel?.isPlainPort?.(each) ?? false };
+    const maps: LiveMaps = { pods: () => kernel?.pods() ?? [], netnsOf: (address) => kernel?.netnsOf?.(address), isPlainPort: (each) => kernel?.isPlainPort?.(each) ?? false, waypoints: this.#proxy?.waypoints ?? NO_WAYPOINTS };
     try {
       return { body: explain(pod, host, port, maps, this.#resolver) };
     } catch (error) {

@@ -10,6 +10,7 @@ import type { NodeCaFactory } from './identity/certificates.js';
 import type { InboundPods } from './proxy/inbound-follower.js';
 import type { WorkloadView } from './policy/workload-policies.js';
 import type { ListenerPorts, NodeProxyOptions, NodeProxyStatus } from './proxy/node-proxy.js';
+import type { WaypointTable } from './proxy/waypoint-table.js';
 import type { ServiceSink } from './resolve/service-resolver.js';
 import type { Change } from './xds/delta-stream.js';
 
@@ -44,6 +45,8 @@ export interface AgentProxy extends PodProxy {
   readonly workloads: KnownWorkloads;
   /** Envoy has, and has answered, all that the control plane said. */
   readonly settled: boolean;
+  /** Which destinations are reached through a waypoint. */
+  readonly waypoints: WaypointTable;
   /** Local servers, as `10.0.0.1:80` or `[fd00::1]:80`, that are event-driven: pooled connections to a new one are renewed. */
   setEventDriven(endpoints: ReadonlySet<string>): void;
   start(signal: AbortSignal): Promise<void>;

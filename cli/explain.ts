@@ -8,6 +8,7 @@ const WAYS: Record<Explanation['addresses'][number]['way'], string> = {
   endpoint: 'to an endpoint, without a proxy',
   pod: 'to the pod, without a proxy',
   envoy: 'through the node\'s Envoy',
+  waypoint: 'through the node\'s Envoy to the destination\'s waypoint',
   sidecar: 'through the pod\'s own sidecar',
   refused: 'refused (ECONNREFUSED)',
   untouched: 'untouched, as without a mesh',

@@ -1,4 +1,4 @@
-/** HBONE of pods that share their node's Envoy: where tunnels start, towards an independent server and towards another node. */
+/** HBONE of pods that share their node's Envoy: where tunnels start, towards an independent server, another node and a waypoint. */
 import assert from 'node:assert/strict';
 import { once } from 'node:events';
 import { join } from 'node:path';
@@ -17,12 +17,20 @@ kind: Pod
 metadata: {name: ${name}, namespace: ${namespace}, ${rest}}
 spec: {nodeName: ${node}, serviceAccountName: ${name}, containers: [{${container}}]}
 ---`;
-const service = (namespace: string, name: string, ports: string): string => `
+const service = (namespace: string, name: string, ports: string, labels = '', app = name): string => `
 apiVersion: v1
 kind: Service
-metadata: {name: ${name}, namespace: ${namespace}}
-spec: {selector: {app: ${name}}, ports: [${ports}]}
+metadata: {name: ${name}, namespace: ${namespace}, labels: {${labels}}}
+spec: {selector: {app: ${app}}, ports: [${ports}]}
 ---`;
+const uses = (waypoint: string): string => `istio.io/use-waypoint: ${waypoint}, istio.io/use-waypoint-namespace: outside`;
+/** A waypoint that anybody runs: a Gateway, and a Service in front of a program that takes HBONE. */
+const waypoint = (name: string): string => `
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: ${name}, namespace: outside, labels: {istio.io/waypoint-for: all}}
+spec: {gatewayClassName: istio-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE, allowedRoutes: {namespaces: {from: All}}}]}
+---${service('outside', name, '{name: mesh, port: 15008, appProtocol: hbone}')}`;
 const LATE = "require('node:net').createServer({ allowHalfOpen: true }, (s) => { let all = ''; s.on('data', (d) => (all += d)).on('end', () => s.end(all.toUpperCase())); }).listen(7000, '::');";
 const world = new MeshWorld('hbone-out', {
   nodes: 2,
@@ -39,19 +47,39 @@ const world = new MeshWorld('hbone-out', {
     // Not this product's: whoever reads the annotation takes it for a pod in ambient mode.
     pod('outside', 'server', 'node-2', 'labels: {app: server}, annotations: {ambient.istio.io/redirection: enabled}', 'name: app, image: sleep'),
     service('outside', 'server', '{name: tcp-echo, port: 9000}, {name: tcp-refused, port: 9001}'),
+    ...['wp', 'forged'].map((name) => pod('outside', name, 'node-2', `labels: {app: ${name}}`, 'name: app, image: sleep')),
+    ...['wp', 'forged', 'absent'].map(waypoint),
+    service('node', 'shop', '{name: http, port: 80, targetPort: 8080}, {name: tcp-echo, port: 9000}', uses('wp'), 'far'),
+    service('node', 'stolen', '{name: http, port: 80, targetPort: 8080}, {name: tcp-echo, port: 9000}', uses('forged'), 'far'),
+    service('node', 'closed', '{name: http, port: 80, targetPort: 8080}, {name: tcp-echo, port: 9000}', uses('absent'), 'far'),
+    ...[1, 2].map((node) => pod('node', `owner-${node}`, `node-${node}`, `labels: {app: owner-${node}, ${uses('wp')}}`, 'name: echo, image: echo, ports: [{name: tcp-echo, containerPort: 9000}]')),
+    service('node', 'owner-1', '{name: tcp-echo, port: 9000}'),
   ].join(''),
 });
 
-const seen: Seen[] = [];
-before(async () => {
-  await world.up();
-  const server = world.lab.spawnIn('outside/server', [process.execPath, join(projectRoot, 'dist', 'test', 'hbone-server.js')], { stdio: ['pipe', 'pipe', 'inherit'] });
-  const { chainPem: cert, privateKeyPem: key } = await world.ca.issue({ namespace: 'outside', serviceAccount: 'server' });
-  server.stdin!.end(JSON.stringify({ cert, key, ca: world.ca.rootPem } satisfies Keys));
+/** An independent HBONE server in a pod. @param serviceAccount whose certificate it shows */
+async function serve(name: string, seen: Seen[], serviceAccount = name, forward: Keys['forward'] = {}): Promise<void> {
+  const server = world.lab.spawnIn(`outside/${name}`, [process.execPath, join(projectRoot, 'dist', 'test', 'hbone-server.js')], { stdio: ['pipe', 'pipe', 'inherit'] });
+  const { chainPem: cert, privateKeyPem: key } = await world.ca.issue({ namespace: 'outside', serviceAccount });
+  server.stdin!.end(JSON.stringify({ cert, key, ca: world.ca.rootPem, forward } satisfies Keys));
   const lines = createInterface({ input: server.stdout! });
   await once(lines, 'line');
   lines.on('line', (line) => seen.push(JSON.parse(line) as Seen));
-  await waitFor('HBONE to be announced', () => ['near', 'far', 'late'].every((name) => world.lab.pod('node', name).annotations['ambient.istio.io/redirection'] === 'enabled'), { timeoutMs: 20_000 });
+}
+
+const seen: Seen[] = [];
+/** By the waypoint, and by one with a certificate of another account. */
+const passed: Seen[] = [];
+const stolen: Seen[] = [];
+const ip = (name: string): string => world.lab.pod('node', name).ips[0]!;
+const vip = (name: string): string => (world.pilot.object(`/Service/node/${name}`) as unknown as { spec: { clusterIP: string } }).spec.clusterIP;
+before(async () => {
+  await world.up();
+  await serve('server', seen);
+  const onward = Object.fromEntries([[`${vip('shop')}:80`, `${ip('far')}:8080`], [`${vip('shop')}:9000`, `${ip('far')}:9000`], ...[1, 2].map((node) => [`${ip(`owner-${node}`)}:9000`, `${ip(`owner-${node}`)}:9000`])]) as Record<string, string>;
+  await serve('wp', passed, 'wp', onward);
+  await serve('forged', stolen, 'server', onward);
+  await waitFor('HBONE to be announced', () => ['near', 'far', 'late', 'owner-1', 'owner-2'].every((name) => world.lab.pod('node', name).annotations['ambient.istio.io/redirection'] === 'enabled'), { timeoutMs: 20_000 });
   await world.enrolled();
   await world.settled();
 });
@@ -143,4 +171,78 @@ test('pods of the same node need no tunnel', async () => {
   const before = await stat('node-1', name);
   assert.match((await world.lab.exec('node/alice', ['curl', '-sS', '--max-time', '10', 'http://near.node/'])).stdout, /"pod":"near"/);
   assert.equal(await stat('node-1', name), before);
+});
+
+const curl = async (from: string, url: string, ...args: string[]): Promise<{ status: string; text: string }> => {
+  const { stdout } = await world.lab.exec(from, ['curl', '-sS', '--max-time', '10', '-w', '\\n%{http_code}', ...args, url]);
+  const lines = stdout.trimEnd().split('\n');
+  return { status: lines.pop() ?? '', text: lines.join('\n') };
+};
+const explained = async (from: string, target: string, port: number): Promise<string> => {
+  const explanation = await world.explain(`node/${from}`, target, port);
+  return explanation.addresses.map(({ way, reasons }) => `${way}: ${reasons.join('; ')}`).join('\n');
+};
+
+test('what is for a service with a waypoint goes to the waypoint as it is: with the caller\'s certificate and address, the service\'s address as authority, and on from there', async () => {
+  for (const from of ['alice', 'bob']) {
+    const before = passed.length;
+    for (let round = 0; round < 3; round++) {
+      const { status, text } = await curl(`node/${from}`, 'http://shop.node/');
+      assert.equal(status, '200', text);
+      const { pod: name, headers } = JSON.parse(text) as { pod: string; headers: Record<string, string> };
+      // The pod hears of the waypoint alone, which is who opened the tunnel that it came by.
+      assert.deepEqual([name, headers['x-forwarded-client-cert']], ['far', undefined]);
+    }
+    assert.deepEqual(await lines(`node/${from}`, 'shop.node', 9000, 5), expected(5));
+    const own = passed.slice(before);
+    assert.deepEqual([...new Set(own.map(({ authority }) => authority))], [`${vip('shop')}:80`, `${vip('shop')}:9000`]);
+    assert.equal(own.length, 8, 'a tunnel for each of its connections');
+    assert.deepEqual([...new Set(own.map(accountAndAddress))], [`${from} ${ip(from)}`]);
+    assert.deepEqual([...new Set(own.map(podOf))], [from]);
+  }
+  const bySession = new Map(passed.map(({ session, peer }) => [session, accountOf(peer)]));
+  assert.deepEqual([...new Set(bySession.values())].sort(), ['alice', 'bob'], 'accounts share no connection');
+  assert.match(await explained('alice', 'shop', 80), /^waypoint: .*outside\/wp\.outside\.svc\.cluster\.local:15008; HBONE to one of [\d.]+:15008$/);
+  assert.deepEqual(await world.nacks(), []);
+});
+const accountAndAddress = ({ peer, address }: Seen): string => `${accountOf(peer)} ${address.replace('::ffff:', '')}`;
+
+test('nothing is routed on the way to a waypoint, which does that itself', async () => {
+  await world.apply('mesh', 'apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: shop, namespace: node}\nspec: {hosts: [shop], http: [{fault: {abort: {percentage: {value: 100}, httpStatus: 418}}, route: [{destination: {host: far}}]}]}\n');
+  const before = passed.length;
+  assert.equal((await curl('node/alice', 'http://shop.node/')).status, '200');
+  assert.equal(passed.length, before + 1);
+  await world.clear('mesh');
+});
+
+test('a waypoint that shows another account\'s certificate, or has no endpoint, ends the connection: nothing goes around it', async () => {
+  for (const name of ['stolen', 'closed']) {
+    assert.deepEqual(await lines('node/alice', `${name}.node`, 9000, 2), ['closed', 'closed'], name);
+    assert.equal((await curl('node/alice', `http://${name}.node/`)).status, '000', name);
+  }
+  assert.deepEqual(stolen, []);
+  assert.match(await explained('alice', 'closed', 9000), /^waypoint: .*no endpoint: none of its workloads is healthy and has its HBONE port; connections are closed/);
+});
+
+test('a workload\'s waypoint is passed by those that dial the workload, on this node and on another, not by those that dial a service', async () => {
+  const before = passed.length;
+  for (const name of ['owner-1', 'owner-2']) assert.deepEqual(await lines('node/alice', ip(name), 9000, 2), expected(2), name);
+  assert.deepEqual(passed.slice(before).map(({ authority, peer }) => `${accountOf(peer)} ${authority}`), ['owner-1', 'owner-1', 'owner-2', 'owner-2'].map((name) => `alice ${ip(name)}:9000`));
+  assert.match(await explained('alice', ip('owner-1'), 9000), /^waypoint: the workload has a waypoint/);
+  assert.deepEqual(await lines('node/alice', 'owner-1.node', 9000, 2), expected(2));
+  assert.equal(passed.length, before + 4);
+});
+
+test('labels decide at any time: a workload that ceases to have a waypoint is reached directly, and one that gets it back through it', async () => {
+  const label = (value: string | null): Promise<void> => world.lab.label({ kind: 'Pod', namespace: 'node', name: 'owner-2', labels: { 'istio.io/use-waypoint': value } });
+  const through = async (): Promise<boolean> => {
+    const before = passed.length;
+    assert.deepEqual(await lines('node/alice', ip('owner-2'), 9000, 1), expected(1));
+    return passed.length > before;
+  };
+  await label(null);
+  await waitFor('the way around the waypoint', async () => !(await through()), { timeoutMs: 10_000 });
+  await label('wp');
+  await waitFor('the way through it', through, { timeoutMs: 10_000 });
+  assert.deepEqual(await world.nacks(), []);
 });

@@ -13,7 +13,7 @@ import type { SidecarState } from '../xds/sidecar-stream.js';
 import type { EnvoyExtensions } from './extensions.js';
 import { calloutClusters } from './fold-callouts.js';
 import { boundTo, foldCluster, isFoldedCluster, opensForCallers } from './fold-clusters.js';
-import { foldAssignment } from './fold-endpoints.js';
+import { foldAssignment, parseEndpointId } from './fold-endpoints.js';
 import { directWithinNode } from './fold-identity.js';
 import { foldListener, foldListeners, isOutboundListener, isSocketOfItsOwn, listenerPort, passesThrough, renameInChain, type FoldedListeners } from './fold-listeners.js';
 import { CLOSED, foldInbound, inboundListeners, isInboundCluster, meshListenerName, throughInbound, type FoldedInbound } from './fold-inbound.js';
@@ -26,6 +26,8 @@ import { markEventDriven } from './pool-renewal.js';
 import { CDS, EDS, LDS, RDS, Snapshot, type Entry } from './snapshot.js';
 import { FoldError } from './stock.js';
 import { assignNames, Renamed, type Content, type Names } from './variants.js';
+import { NO_WAYPOINTS, type WaypointTable } from './waypoint-table.js';
+import { waypointEntries, withWaypoints } from './waypoints.js';
 
 export interface FoldClass {
   key: string;
@@ -114,9 +116,10 @@ export class Folder {
    * @param classes in order of seniority: where two disagree about a name, the first keeps the plain name
    * @param pods whose class is among `classes`; others get no listener
    * @param eventDriven keys of endpoints, see pool-renewal.ts
+   * @param waypoints which destinations are reached through one
    * @param reached pods that enforce policy, and which of their internal inbound listeners Envoy has: their endpoints lead there
    */
-  fold(classes: readonly FoldClass[], pods: readonly FoldPod[], eventDriven: ReadonlySet<string> = new Set(), reached: ReadonlyMap<string, string> = new Map()): FoldResult {
+  fold(classes: readonly FoldClass[], pods: readonly FoldPod[], eventDriven: ReadonlySet<string> = new Set(), reached: ReadonlyMap<string, string> = new Map(), waypoints: WaypointTable = NO_WAYPOINTS): FoldResult {
     const problems: FoldProblem[] = [];
     this.#current.clear();
     this.#followIdentities(classes);
@@ -145,7 +148,7 @@ export class Folder {
     for (const item of classes) {
       const own = pods.filter((pod) => pod.classKey === item.key);
       if (own.length === 0) continue;
-      const template = this.#template(item, clusterNames, routeNamesOf, problems);
+      const template = this.#template(item, { clusterNames, routeNamesOf, waypoints: isWaypoint(own, waypoints) ? NO_WAYPOINTS : waypoints }, problems);
       for (const kind of INSPECTION_KINDS) {
         const cluster = inspectionCluster(item.key, kind);
         const listener = inspectionListener(item.key, kind, template.folded, template.needs);
@@ -162,11 +165,13 @@ export class Folder {
     }
     this.#podEntries = podEntries;
     this.#addInbound(classes, pods, inbound, reached, clusterNames, cds, lds);
+    addWaypoints(classes, waypoints, cds, eds);
     const tunnelled = this.#addTunnels(classes, pods, inbound, reached, cds, lds);
     for (const key of this.#lastGood.keys()) if (!this.#current.has(key)) this.#lastGood.delete(key);
     const split = new Set([...[...clusterNames.split].map((name) => `CDS ${name}`), ...[...routeNamesOf.split].map((name) => `RDS ${name}`)]);
     const ports = new Set(classes.flatMap(({ state }) => [...state.listeners.values()].flatMap(({ message }) => (isOutboundListener(message) ? [listenerPort(message)] : []))));
-    const restricted = classes.some(({ state }) => !passesThrough([...state.listeners.values()].map(({ message }) => message)));
+    // A connection to a pod that has a waypoint is Envoy's, on whatever port.
+    const restricted = waypoints.destinations.some(({ ports: only, addresses }) => !only && addresses.some((address) => local.has(address))) || classes.some(({ state }) => !passesThrough([...state.listeners.values()].map(({ message }) => message)));
     return { snapshot: new Snapshot([[CDS, cds], [EDS, eds], [LDS, lds], [RDS, rds]]), problems, split, ports: restricted ? 'all' : [...ports].sort((a, b) => a - b), enforcing: new Set(enforcing.map(({ uid }) => uid)), inbound: new Map(behind.map(({ uid, classKey }) => [uid, meshListenerName(uid, inbound.get(classKey) ?? CLOSED)])), tunnelled };
   }
 
@@ -308,7 +313,7 @@ export class Folder {
     return result;
   }
 
-  #template({ key, state }: FoldClass, clusterNames: Names, routeNames_: Names, problems: FoldProblem[]): { folded: FoldedListeners; hash: string; needs: string[] } {
+  #template({ key, state, identity }: FoldClass, { clusterNames, routeNamesOf: routeNames_, waypoints }: { clusterNames: Names; routeNamesOf: Names; waypoints: WaypointTable }, problems: FoldProblem[]): { folded: FoldedListeners; hash: string; needs: string[] } {
     const sources = [...state.listeners.values()].map((resource) => resource.message);
     const folded = foldListeners(sources, key, this.extensions, (listener, extensions, twin) => this.#foldListener(key, listener, extensions, twin, problems));
     for (const { listener, message } of folded.errors) problems.push({ classKey: key, resource: `LDS ${listener}`, message });
@@ -326,8 +331,9 @@ export class Folder {
       if (source.bind_to_port !== false) continue;
       for (const name of routeNames(source)) needs.add(routeNames_.of(key, name));
     }
-    const probe = podListener({ uid: '', netnsPath: '', ipv6: true }, folded, []);
-    return { folded, hash: probe.version, needs: [...needs] };
+    const whole = withWaypoints(folded, waypoints, identity);
+    const probe = podListener({ uid: '', netnsPath: '', ipv6: true }, whole, []);
+    return { folded: whole, hash: probe.version, needs: [...needs] };
   }
 
   #foldListener(key: string, listener: Listener, extensions: EnvoyExtensions, twin: boolean, problems: FoldProblem[]): FilterChain[] {
@@ -388,6 +394,22 @@ function withMirrors({ key, state }: FoldClass, clusters: Map<string, FoldedClus
     clusters.set(cluster.name, { ...folded, cluster, hash: hashBytes(folded.hash, netnsPath!) });
   }
   return clusters;
+}
+
+/** Its own connections go on as they are: they would come back to it. */
+function isWaypoint(pods: readonly FoldPod[], { waypoints }: WaypointTable): boolean {
+  const addresses = new Set(pods.flatMap(({ addresses: own = [] }) => own));
+  return Object.values(waypoints).some(({ endpoints }) => endpoints.some((endpoint) => addresses.has(parseEndpointId(endpoint)?.address ?? '')));
+}
+
+function addWaypoints(classes: readonly FoldClass[], { waypoints }: WaypointTable, cds: Map<string, Entry>, eds: Map<string, Entry>): void {
+  for (const identity of new Set(classes.flatMap(({ identity: own, certified }) => (own !== undefined && certified ? own : [])))) {
+    for (const [name, waypoint] of Object.entries(waypoints)) {
+      const { cluster, assignment } = waypointEntries(name, waypoint, identity);
+      cds.set(cluster.name, cluster);
+      eds.set(assignment.name, assignment);
+    }
+  }
 }
 
 function ofAccount(identity: string | undefined): { account?: string } {

@@ -4,7 +4,7 @@
  * gave the connection, and each such cluster shows that account's certificate alone. Connections are opened in the caller's
  * network namespace and pooled by it, so that neither pods nor accounts ever share one.
  */
-import { Cluster, Cluster_DiscoveryType, Cluster_LbPolicy } from '../../proto/generated/envoy/config/cluster/v3/cluster.js';
+import { Cluster, Cluster_DiscoveryType, Cluster_LbPolicy, type Cluster as ClusterMessage } from '../../proto/generated/envoy/config/cluster/v3/cluster.js';
 import type { ClusterLoadAssignment } from '../../proto/generated/envoy/config/endpoint/v3/endpoint.js';
 import { Listener, type Listener as ListenerMessage } from '../../proto/generated/envoy/config/listener/v3/listener.js';
 import { ListenerFilter, type Filter } from '../../proto/generated/envoy/config/listener/v3/listener_components.js';
@@ -56,11 +56,12 @@ export function tunnelHeaders({ name, namespace, labels }: TunnelSource, cluster
 /** Filter state by which tcp_proxy finds its cluster; without an identity there is none of that name, and the connection ends. */
 const byIdentity: Filter = connectionString('underpass.hbone_identity', 'envoy.tcp_proxy.cluster', clusterName(`%FILTER_STATE(${PEER_PRINCIPAL}:PLAIN)%`));
 
-function tunnel(): Filter {
+/** Tunnels a connection to the destination that it was opened to. */
+export function tunnel({ cluster, statPrefix }: { cluster: string; statPrefix: string }): Filter {
   const header = (key: string, state: string) => ({ header: { key, value: `%FILTER_STATE(${state}:PLAIN)%` } });
   const proxy = TcpProxy.fromPartial({
-    stat_prefix: LISTENER,
-    cluster_specifier: { $case: 'cluster', value: 'BlackHoleCluster' },
+    stat_prefix: statPrefix,
+    cluster_specifier: { $case: 'cluster', value: cluster },
     idle_timeout: { seconds: 0n, nanos: 0 },
     // Names and forms are ztunnel's.
     tunneling_config: { hostname: '%DOWNSTREAM_LOCAL_ADDRESS%', headers_to_add: [header('baggage', BAGGAGE), header('x-forwarded-network', NETWORK)] },
@@ -74,23 +75,31 @@ const listener: ListenerMessage = Listener.fromPartial({
   listener_specifier: { $case: 'internal_listener', value: {} },
   listener_filters: [ListenerFilter.fromPartial({ name: ORIGINAL_DST, config_type: { $case: 'typed_config', value: pack(OriginalDst, OriginalDst.fromPartial({})) } })],
 });
-listener.filter_chains = [{ ...Listener.fromPartial({ filter_chains: [{ name: LISTENER }] }).filter_chains[0]!, filters: [byIdentity, tunnel()] }];
+listener.filter_chains = [{ ...Listener.fromPartial({ filter_chains: [{ name: LISTENER }] }).filter_chains[0]!, filters: [byIdentity, tunnel({ cluster: 'BlackHoleCluster', statPrefix: LISTENER })] }];
 
 export const originateListener: Entry = { name: LISTENER, version: contentHash(Listener, listener), any: pack(Listener, listener), needs: [] };
 
 /** @param peers names that the other ends' certificates may have; without any, those of the account's own trust domain */
 export function originateCluster(identity: string, peers: readonly StringMatcher[]): Entry {
-  const options = HttpProtocolOptions.fromPartial({ common_http_protocol_options: { idle_timeout: { seconds: IDLE_SECONDS, nanos: 0 } }, upstream_protocol_options: { $case: 'explicit_http_config', value: { protocol_config: { $case: 'http2_protocol_options', value: HTTP2 } } } });
-  const cluster = inCallersNamespace(Cluster.fromPartial({
-    name: clusterName(identity),
+  const cluster = tunnelCluster(clusterName(identity), identity, peers, {
     cluster_discovery_type: { $case: 'type', value: Cluster_DiscoveryType.ORIGINAL_DST },
     lb_policy: Cluster_LbPolicy.CLUSTER_PROVIDED,
     lb_config: { $case: 'original_dst_lb_config', value: { upstream_port_override: HBONE_PORT } },
     cleanup_interval: { seconds: 60n, nanos: 0 },
+  });
+  return { name: cluster.name, version: contentHash(Cluster, cluster), any: pack(Cluster, cluster), needs: [] };
+}
+
+/** Connections for tunnels, in the caller's network namespace and with the account's certificate. @param where its endpoints are found */
+export function tunnelCluster(name: string, identity: string, peers: readonly StringMatcher[], where: Parameters<typeof Cluster.fromPartial>[0]): ClusterMessage {
+  const options = HttpProtocolOptions.fromPartial({ common_http_protocol_options: { idle_timeout: { seconds: IDLE_SECONDS, nanos: 0 } }, upstream_protocol_options: { $case: 'explicit_http_config', value: { protocol_config: { $case: 'http2_protocol_options', value: HTTP2 } } } });
+  const cluster = inCallersNamespace(Cluster.fromPartial({
+    ...where,
+    name,
     connect_timeout: { seconds: CONNECT_TIMEOUT_SECONDS, nanos: 0 },
     circuit_breakers: unlimited,
     typed_extension_protocol_options: { [HTTP_PROTOCOL_OPTIONS]: pack(HttpProtocolOptions, options) },
   }));
   cluster.transport_socket = tunnelClientSocket(identity, peers);
-  return { name: cluster.name, version: contentHash(Cluster, cluster), any: pack(Cluster, cluster), needs: [] };
+  return cluster;
 }

@@ -30,6 +30,7 @@ import { podHboneName, podListenerName, podOfListener, podStatPrefix, podTunnelS
 import { PlainPorts } from './plain-ports.js';
 import { endpointKeys } from './pool-renewal.js';
 import { LDS, RDS, SDS, type Snapshot } from './snapshot.js';
+import { WaypointIndex, type WaypointTable } from './waypoint-table.js';
 import { loadState, saveState, type SavedClass } from './xds-state.js';
 
 export interface ProxyPod {
@@ -154,7 +155,11 @@ export class NodeProxy {
   #heldTunnels: ReadonlySet<string> = new Set();
   /** Classes for which an adopted Envoy may hold what this agent has not heard of yet. */
   #unheard = new Set<string>();
+  readonly #waypoints: WaypointIndex;
   #savedClasses: SavedClass[];
+  #savedWaypoints: WaypointTable;
+  /** Those of the last snapshot. */
+  #foldedWaypoints: WaypointTable | undefined;
   #staleAllowed = false;
   #timer: NodeJS.Timeout | undefined;
   #dirtySince: number | undefined;
@@ -169,7 +174,7 @@ export class NodeProxy {
     this.#workloads = new WorkloadStream({
       channel: this.#channel, nodeName: options.nodeName, nodeAddress: options.nodeAddress ?? '127.0.0.1', logger: options.logger,
       onChange: (change) => {
-        this.#workloadsChanged();
+        this.#workloadsChanged(change);
         options.onWorkloads?.(this.#workloads, change);
       },
     });
@@ -196,11 +201,17 @@ export class NodeProxy {
       onReached: () => this.#schedule(),
       onInbound: (pods) => options.onInbound?.(pods),
     });
-    this.#savedClasses = loadState(this.#statePath, (problem) => this.#logger.warn({ problem }, 'last good xDS state'));
+    this.#waypoints = new WaypointIndex(options.nodeName);
+    ({ classes: this.#savedClasses, waypoints: this.#savedWaypoints } = loadState(this.#statePath, (problem) => this.#logger.warn({ problem }, 'last good xDS state')));
   }
 
   get #statePath(): string {
     return join(this.#options.runDir, 'xds-state.bin');
+  }
+
+  /** Which destinations are reached through a waypoint; before the control plane has told, as it was last known. */
+  get waypoints(): WaypointTable {
+    return this.#workloads.synced ? this.#waypoints.table : this.#savedWaypoints;
   }
 
   /** The workloads and services of the mesh, from the WDS stream. */
@@ -433,8 +444,8 @@ export class NodeProxy {
       const state = item.stream.synced ? item.stream.state : this.#staleAllowed ? item.saved : undefined;
       if (state) ready.set(item.key, { key: item.key, state });
     }
-    // The first snapshot takes away what is not in it: it has to be whole.
-    if (this.#snapshot === undefined && ready.size < this.#classes.size && !this.#staleAllowed) return;
+    // The first snapshot takes away what is not in it: it has to be whole, and nothing may lead around a waypoint.
+    if (this.#snapshot === undefined && (ready.size < this.#classes.size || !this.#workloads.synced) && !this.#staleAllowed) return;
     // Of an adopted Envoy it takes away only what is known to be gone: pods of a class without an answer go on as they are.
     if (this.#snapshot === undefined && this.envoy.status.adopted) this.#unheard = new Set(this.#classes.keys());
     for (const key of this.#unheard) if (ready.has(key) || !this.#classes.has(key)) this.#unheard.delete(key);
@@ -447,7 +458,7 @@ export class NodeProxy {
     });
     const folder = this.#folder;
     const classes = this.#bySeniority(ready).map((item) => ({ ...item, ...this.#certificateOf(pods.find(({ classKey: of }) => of === item.key)?.identity) }));
-    const fold = (): FoldResult => folder.fold(classes, pods, this.#eventDriven, this.#inbound.reached);
+    const fold = (): FoldResult => folder.fold(classes, pods, this.#eventDriven, this.#inbound.reached, this.waypoints);
     // An adopted Envoy has the internal listeners of pods that are redirected: their endpoints go on leading there.
     if (this.#snapshot === undefined && this.envoy.status.adopted) this.#inbound.adopt(new Map([...fold().inbound].filter(([uid]) => this.#pods.get(uid)?.redirected)));
     const folded = fold();
@@ -459,6 +470,7 @@ export class NodeProxy {
       return;
     }
     this.#dirtySince = undefined;
+    this.#foldedWaypoints = this.waypoints;
     this.#split = split;
     this.#published = new Set(ready.keys());
     this.#reportProblems(problems);
@@ -494,7 +506,9 @@ export class NodeProxy {
     return { identity, certified: certificates.secrets.has(identity) || (this.envoy.status.adopted && this.#ads.mayHold(SDS, identity)) };
   }
 
-  #workloadsChanged(): void {
+  #workloadsChanged({ updated, removed }: Change): void {
+    this.#waypoints.update(this.#workloads.addresses, [...updated, ...removed]);
+    if (this.waypoints !== this.#foldedWaypoints) this.#schedule();
     const now = JSON.stringify([...this.#pods.values()].map((pod) => this.#identity(pod)));
     if (now === this.#identities) return;
     this.#identities = now;
@@ -564,7 +578,8 @@ export class NodeProxy {
     // Nothing heard from the control plane in this run: what an earlier run saved is still the best there is.
     if (classes.length === 0) return;
     this.#savedClasses = [...this.#savedClasses.filter((old) => this.#classes.has(old.key) && !classes.some((item) => item.key === old.key)), ...classes];
-    const snapshot = this.#savedClasses;
+    this.#savedWaypoints = this.waypoints;
+    const snapshot = { classes: this.#savedClasses, waypoints: this.#savedWaypoints };
     this.#saving = this.#saving
       .then(() => saveState(this.#statePath, snapshot))
       .catch((error: unknown) => this.#logger.warn({ error: errorMessage(error) }, `saving ${this.#statePath}`));

@@ -9,6 +9,9 @@ import { logger } from '../../common/log.js';
 import { envoyBinary } from '../../common/paths.js';
 import { isRunning, processStartTime } from '../../common/process-id.js';
 import { sleep, waitFor } from '../../common/retry.js';
+import { typeUrl, pack } from '../../common/xds/any.js';
+import type { Any } from '../../proto/generated/google/protobuf/any.js';
+import { Address } from '../../proto/generated/istio/workload/workload.js';
 import { echoServer, requests, type TestNetns } from '../testing/netns.js';
 import { ProxyWorld, SERVICE_CLUSTER, SERVICE_VIP } from '../testing/proxy-world.js';
 import { routes, tcpListener } from '../testing/resources.js';
@@ -40,6 +43,10 @@ describe('NodeProxy over restarts', () => {
   async function statuses(host = 'web'): Promise<number[]> {
     const answers = await a.netns.script<Answer[]>(requests([{ url: `http://${SERVICE_VIP}/`, headers: { host } }]));
     return answers.map((answer) => answer.status);
+  }
+  /** Whether anything answers a request for the one service there is. */
+  async function reached(vip: string): Promise<boolean> {
+    return a.netns.script<boolean>(`const s = require('net').connect(80, '${vip}', () => s.write('GET / HTTP/1.1\\r\\nhost: web\\r\\n\\r\\n')); const end = (is) => { console.log(is); process.exit(0); }; s.on('data', () => end(true)); s.on('error', () => end(false)); s.on('close', () => end(false));`);
   }
   async function podListeners(proxy: NodeProxy): Promise<string[]> {
     return (await proxy.envoy.admin.listeners()).map(({ name }) => name).filter((name) => name.startsWith('pod/'));
@@ -134,6 +141,13 @@ describe('NodeProxy over restarts', () => {
 
   it('goes on without a control plane, and starts without one from the saved state', async () => {
     const proxy = world.running;
+    // By its Host header it would be served; without a certificate for the way to its waypoint it is not.
+    const waypoint = { destination: { $case: 'hostname' as const, value: { namespace: 'shop', hostname: 'wp.shop.svc' } }, hbone_mtls_port: 15_008 };
+    const behind = (more: object): Any => pack(Address, Address.fromPartial({ type: { $case: 'service', value: { namespace: 'shop', hostname: 'behind.shop.svc', addresses: [{ address: Buffer.from([10, 96, 0, 66]) }], ports: [{ service_port: 80, target_port: 80 }], ...more } } }));
+    assert.equal(await reached('10.96.0.66'), true);
+    world.controlPlane.set(behind({ waypoint }), 'shop/behind.shop.svc');
+    world.controlPlane.push(typeUrl(Address));
+    await waitFor('the way to the waypoint to be the only one', async () => !(await reached('10.96.0.66')), { timeoutMs: 5_000 });
     await sleep(1_200); // the state is written a second after a change
     world.controlPlane.stop();
     await waitFor('the loss', () => !proxy.status().controlPlane.connected, { timeoutMs: 5_000 });
@@ -145,10 +159,13 @@ describe('NodeProxy over restarts', () => {
     await world.ready(a.pod);
     assert.deepEqual(await statuses(), [200]);
     assert.deepEqual(next.status().classes.map(({ synced, stale }) => ({ synced, stale })), [{ synced: false, stale: true }]);
+    assert.equal(await reached('10.96.0.66'), false, 'what has a waypoint still has it');
+    world.controlPlane.set(behind({}), 'shop/behind.shop.svc');
     // It is back: the streams find it by themselves, and changes arrive.
     world.controlPlane.set(routes(80, { web: SERVICE_CLUSTER, back: SERVICE_CLUSTER }), '80');
     await world.controlPlane.start();
     await waitFor('the control plane', async () => (await statuses('back'))[0] === 200, { timeoutMs: 20_000, everyMs: 100 });
+    await waitFor('the service to have no waypoint any more', () => reached('10.96.0.66'), { timeoutMs: 5_000 });
     world.controlPlane.set(tcpListener('10.96.5.5', 9000, SERVICE_CLUSTER), '10.96.5.5_9000');
     world.controlPlane.push(LDS);
     world.controlPlane.push(RDS);

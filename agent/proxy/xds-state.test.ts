@@ -11,6 +11,7 @@ import { pack } from '../../common/xds/any.js';
 import { Recording } from '../testing/recording.js';
 import { edsCluster, tcpListener } from '../testing/resources.js';
 import { sidecarTypes, type SidecarState } from '../xds/sidecar-stream.js';
+import { NO_WAYPOINTS } from './waypoint-table.js';
 import { loadState, saveState } from './xds-state.js';
 
 describe('saved xDS state', () => {
@@ -22,10 +23,12 @@ describe('saved xDS state', () => {
   after(() => rmSync(folder, { recursive: true }));
 
   it('comes back as it was, in order, readable by its owner only', async () => {
+    const waypoints = { waypoints: { 'shop/wp.shop.svc:15008': { endpoints: ['10.0.0.1:15008'], peers: ['spiffe://cluster.local/ns/shop/sa/wp'] } }, destinations: [{ addresses: ['10.96.0.1'], ports: [80], hostname: 'web.shop.svc', waypoint: 'shop/wp.shop.svc:15008' }] };
     const node = Node.fromPartial({ id: 'sidecar~1', metadata: { NAMESPACE: 'canary' } });
-    await saveState(path, [{ key: 'b', node, state }, { key: 'a', node, state }]);
+    await saveState(path, { classes: [{ key: 'b', node, state }, { key: 'a', node, state }], waypoints });
     assert.equal(statSync(path).mode & 0o777, 0o600);
-    const loaded = loadState(path, none);
+    const { classes: loaded, waypoints: known } = loadState(path, none);
+    assert.deepEqual(known, waypoints);
     assert.deepEqual(loaded.map((item) => [item.key, item.node.id]), [['b', 'sidecar~1'], ['a', 'sidecar~1']]);
     for (const kind of ['clusters', 'endpoints', 'listeners', 'routes'] as const) {
       const flat = (from: SidecarState): unknown[] => [...from[kind]].map(([name, { any }]) => [name, any.value]);
@@ -35,15 +38,15 @@ describe('saved xDS state', () => {
   });
 
   it('is ignored when damaged, cut short or missing', async () => {
-    await saveState(path, [{ key: 'a', node: Node.fromPartial({}), state }]);
+    await saveState(path, { classes: [{ key: 'a', node: Node.fromPartial({}), state }], waypoints: NO_WAYPOINTS });
     const bytes = readFileSync(path);
     for (const bad of [bytes.subarray(0, -1), Buffer.concat([bytes.subarray(0, 100), Buffer.from([bytes[100]! ^ 1]), bytes.subarray(101)]), Buffer.alloc(0), Buffer.from('something else')]) {
       writeFileSync(path, bad);
       const problems: string[] = [];
-      assert.deepEqual(loadState(path, (problem) => problems.push(problem)), []);
+      assert.deepEqual(loadState(path, (problem) => problems.push(problem)), { classes: [], waypoints: NO_WAYPOINTS });
       assert.equal(problems.length, 1);
     }
-    assert.deepEqual(loadState(join(folder, 'none'), none), []);
+    assert.deepEqual(loadState(join(folder, 'none'), none), { classes: [], waypoints: NO_WAYPOINTS });
   });
 
   it('never holds a private key', async () => {
@@ -56,8 +59,8 @@ describe('saved xDS state', () => {
     listener.filter_chains[0]!.transport_socket = { name: 'tls', config_type: { $case: 'typed_config', value: pack(DownstreamTlsContext, down) } };
     const listeners = new Map([[listener.name, sidecarTypes.listeners.decode(listener.name, '', pack(Listener, listener))]]);
     const clusters = new Map([[name, sidecarTypes.clusters.decode(name, '', pack(Cluster, cluster))]]);
-    await saveState(path, [{ key: 'a', node: Node.fromPartial({}), state: { clusters, endpoints: new Map(), listeners, routes: new Map() } }]);
+    await saveState(path, { classes: [{ key: 'a', node: Node.fromPartial({}), state: { clusters, endpoints: new Map(), listeners, routes: new Map() } }], waypoints: NO_WAYPOINTS });
     assert.ok(!readFileSync(path).includes('SECRET'));
-    assert.deepEqual([loadState(path, none)[0]?.state.clusters.size, loadState(path, none)[0]?.state.listeners.size], [0, 0]);
+    assert.deepEqual([loadState(path, none).classes[0]?.state.clusters.size, loadState(path, none).classes[0]?.state.listeners.size], [0, 0]);
   });
 });

@@ -1,8 +1,8 @@
 /**
  * The last good xDS state on disk, so that an Envoy can be set up again while no control plane answers. Resources that
  * hold a private key are left out.
- * Format: magic, then blocks of (u32 length, bytes): a JSON header, then for each resource one xDS `Resource`; last the
- * SHA-256 of all before.
+ * Format: magic, then blocks of (u32 length, bytes): the waypoints as JSON; for each class a JSON header, then for each
+ * resource one xDS `Resource`; last the SHA-256 of all before.
  */
 import { createHash } from 'node:crypto';
 import { readFileSync } from 'node:fs';
@@ -16,6 +16,13 @@ import type { Cluster } from '../../proto/generated/envoy/config/cluster/v3/clus
 import { unpack } from '../../common/xds/any.js';
 import type { AnyResourceType, XdsResource } from '../xds/resource-type.js';
 import { sidecarTypes, type SidecarState } from '../xds/sidecar-stream.js';
+import { NO_WAYPOINTS, type WaypointTable } from './waypoint-table.js';
+
+export interface SavedState {
+  classes: SavedClass[];
+  /** Without it what has a waypoint would be reached around it. */
+  waypoints: WaypointTable;
+}
 
 export interface SavedClass {
   key: string;
@@ -23,17 +30,19 @@ export interface SavedClass {
   state: SidecarState;
 }
 
-const MAGIC = Buffer.from('underpass-xds-1\n');
+const MAGIC = Buffer.from('underpass-xds-2\n');
 const DIGEST_BYTES = 32;
+const NOTHING: SavedState = { classes: [], waypoints: NO_WAYPOINTS };
 
 /** Writes all of it anew, atomically; mode 0600. */
-export async function saveState(path: string, classes: readonly SavedClass[]): Promise<void> {
+export async function saveState(path: string, { classes, waypoints }: SavedState): Promise<void> {
   const blocks: Buffer[] = [MAGIC];
   const add = (bytes: Uint8Array): void => {
     const length = Buffer.alloc(4);
     length.writeUInt32BE(bytes.length);
     blocks.push(length, Buffer.from(bytes));
   };
+  add(Buffer.from(JSON.stringify(waypoints)));
   for (const { key, node, state } of classes) {
     const resources = Object.values(state).flatMap((map: ReadonlyMap<string, XdsResource<unknown>>) => [...map.values()]).filter((item) => !holdsKey(item));
     add(Buffer.from(JSON.stringify({ key, node: Node.toJSON(node), resources: resources.length })));
@@ -50,17 +59,17 @@ export async function saveState(path: string, classes: readonly SavedClass[]): P
 }
 
 /** What was saved; nothing when there is no file, or it is damaged or of another version (`onProblem` says which). */
-export function loadState(path: string, onProblem: (problem: string) => void): SavedClass[] {
+export function loadState(path: string, onProblem: (problem: string) => void): SavedState {
   let file: Buffer;
   try {
     file = readFileSync(path);
   } catch {
-    return [];
+    return NOTHING;
   }
   const content = file.subarray(0, -DIGEST_BYTES);
   if (!content.subarray(0, MAGIC.length).equals(MAGIC) || !createHash('sha256').update(content).digest().equals(file.subarray(-DIGEST_BYTES))) {
     onProblem(`${path} is damaged or was written by another version`);
-    return [];
+    return NOTHING;
   }
   const classes: SavedClass[] = [];
   let offset = MAGIC.length;
@@ -70,6 +79,7 @@ export function loadState(path: string, onProblem: (problem: string) => void): S
     offset = end;
     return block;
   };
+  const waypoints = JSON.parse(next().toString('utf8')) as WaypointTable;
   while (offset < content.length) {
     const header = JSON.parse(next().toString('utf8')) as { key: string; node: unknown; resources: number };
     const state = { clusters: new Map(), endpoints: new Map(), listeners: new Map(), routes: new Map() };
@@ -87,7 +97,7 @@ export function loadState(path: string, onProblem: (problem: string) => void): S
     }
     classes.push({ key: header.key, node: Node.fromJSON(header.node), state });
   }
-  return classes;
+  return { classes, waypoints };
 }
 
 function holdsKey(resource: XdsResource<unknown>): boolean {

@@ -3,13 +3,15 @@ import { isIP, isIPv6 } from 'node:net';
 import { UnderpassError } from '../../common/errors.js';
 import type { KernelPod } from '../dataplane/kernel.js';
 import type { LiveService } from '../dataplane/kernel-services.js';
+import type { WaypointTable } from '../proxy/waypoint-table.js';
 import type { ServiceResolver } from './service-resolver.js';
 
 /**
  * `endpoint`: to one of the service's, without a proxy. `pod`: to the pod that has the address. `envoy`: through the node's.
- * `sidecar`: through the pod's own. `refused`: ECONNREFUSED. `untouched`: as without a mesh.
+ * `waypoint`:
+ * through Envoy to the destination's waypoint. `sidecar`: through the pod's own. `refused`: ECONNREFUSED. `untouched`: as without a mesh.
  */
-export type ConnectWay = 'endpoint' | 'pod' | 'envoy' | 'sidecar' | 'refused' | 'untouched';
+export type ConnectWay = 'endpoint' | 'pod' | 'envoy' | 'waypoint' | 'sidecar' | 'refused' | 'untouched';
 
 export interface ExplainedAddress {
   address: string;
@@ -34,6 +36,7 @@ export interface LiveMaps {
   netnsOf(address: string): bigint | undefined;
   /** Whether a connection to a local pod's own address and this port is left alone. */
   isPlainPort(port: number): boolean;
+  readonly waypoints: WaypointTable;
 }
 
 export interface ExplainedPod {
@@ -66,9 +69,20 @@ function wayTo(pod: ExplainedPod, address: string, port: number, maps: LiveMaps,
   if (/^127\.|^::1$/.test(address) || own.addresses.includes(address)) return { way: 'untouched', reasons: ['the pod talks to itself'] };
   if (isIPv6(address) && !own.addresses.some((each) => isIPv6(each))) return { way: 'untouched', reasons: ['the pod has no IPv6 address, and so Envoy no listener for it'] };
   if (own.mode === 'sidecar') return { way: 'sidecar', reasons: ['its label is underpass.io/mode=sidecar'] };
+  const waypoint = toWaypoint(address, maps.waypoints);
+  if (waypoint) return waypoint;
   const netns = maps.netnsOf(address);
   if (netns !== undefined && maps.isPlainPort(port)) return { way: 'pod', reasons: [`it is an enrolled pod's own address, and no listener of the control plane asks for port ${port}`] };
   return toService(own, pod, address, port, netns, resolver);
+}
+
+function toWaypoint(address: string, { waypoints, destinations }: WaypointTable): Omit<ExplainedAddress, 'address'> | undefined {
+  const found = destinations.find(({ addresses }) => addresses.includes(address));
+  if (!found) return undefined;
+  const { endpoints = [], problem = 'it is not known' } = waypoints[found.waypoint] ?? {};
+  const reasons = [`${found.hostname ?? 'the workload'} has a waypoint, ${found.waypoint}`];
+  if (endpoints.length === 0) return { way: 'waypoint', reasons: [...reasons, `the waypoint has no endpoint: ${problem}; connections are closed, nothing goes around it`] };
+  return { way: 'waypoint', reasons: [...reasons, `HBONE to one of ${endpoints.join(', ')}`] };
 }
 
 function toService(own: KernelPod, pod: ExplainedPod, address: string, port: number, netns: bigint | undefined, resolver: ServiceResolver | undefined): Omit<ExplainedAddress, 'address'> {

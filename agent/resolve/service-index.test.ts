@@ -128,11 +128,14 @@ test('what the proxies do more than pass bytes on is named', () => {
   workload('a', '10.0.0.1');
   verdict = { reason: '/apis/x has settings for it' };
   assert.equal(reason(), '/apis/x has settings for it');
-  service({ waypoint: { hbone_mtls_port: 15008 } });
-  assert.equal(reason(), 'the service has a waypoint');
+  const waypoint = { destination: { $case: 'hostname' as const, value: { namespace: 'shop', hostname: 'wp.shop.svc' } }, hbone_mtls_port: 15008 };
+  service({ waypoint });
+  assert.equal(reason(), 'it has a waypoint, shop/wp.shop.svc:15008');
   service();
-  workload('a', '10.0.0.1', { waypoint: { hbone_mtls_port: 15008 } });
-  assert.equal(reason(), 'endpoint 10.0.0.1 (shop/a): it has a waypoint');
+  verdict = { kind: 'tcp', assignments: [ClusterLoadAssignment.fromPartial({})] };
+  // A workload's waypoint is for those that dial the workload.
+  workload('a', '10.0.0.1', { waypoint });
+  assert.equal(reason(), undefined);
 });
 
 test('two workloads with one address leave their services to the proxy until one is gone', () => {

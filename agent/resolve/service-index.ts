@@ -3,11 +3,13 @@
  * no clock. What can't be decided here, for whatever reason, is the proxy's, and the reason is kept for whoever asks.
  */
 import { isIPv6 } from 'node:net';
-import { LoadBalancing_HealthPolicy, LoadBalancing_Mode, LoadBalancing_Scope, WorkloadStatus, type Address, type LoadBalancing, type Service, type Workload } from '../../proto/generated/istio/workload/workload.js';
-import { decodeAddress } from '../dataplane/kernel-codec.js';
+import { LoadBalancing_HealthPolicy, WorkloadStatus, type Address, type Service, type Workload } from '../../proto/generated/istio/workload/workload.js';
 import type { ServiceEndpoint, ServiceEntry, ServicePort } from '../dataplane/kernel-services.js';
 import { parseEndpointId } from '../proxy/fold-endpoints.js';
+import { waypointName } from '../proxy/waypoint-table.js';
 import type { PortJudge } from '../proxy/plain-ports.js';
+import { addressText } from '../workloads/address-text.js';
+import { preferred, type Place } from '../workloads/preference.js';
 
 /** What is known of this node, apart from WDS. */
 export interface NodeFacts {
@@ -26,9 +28,6 @@ export interface Decision extends ServicePort {
 interface Candidate extends ServiceEndpoint {
   workload: Workload;
 }
-
-/** Where the node is, by what its own workloads say. */
-type Place = Pick<Workload, 'network' | 'cluster_id' | 'node' | 'locality'>;
 
 export class ServiceIndex {
   readonly #services = new Map<string, Service>();
@@ -104,11 +103,11 @@ export class ServiceIndex {
   }
 
   #decide(name: string, service: Service, address: string, port: number, facts: NodeFacts): ServiceEntry | string {
-    if (service.waypoint) return 'the service has a waypoint';
+    if (service.waypoint) return `it has a waypoint, ${waypointName(service.waypoint)}`;
     const twins = [...(this.#byVip.get(address) ?? [])].filter((other) => other !== name && this.#services.get(other)?.ports.some((each) => each.service_port === port));
     if (twins.length > 0) return `${twins[0]} has the same address and port`;
     const candidates = this.#candidates(name, service, address, port);
-    const chosen = this.#preferred(service.load_balancing, candidates);
+    const chosen = preferred(service.load_balancing, candidates, this.#place());
     if (typeof chosen === 'string') return chosen;
     for (const { workload, address: own } of chosen) {
       const reason = this.#obstacle(own, workload, facts);
@@ -133,7 +132,6 @@ export class ServiceIndex {
 
   #obstacle(address: string, workload: Workload, facts: NodeFacts): string | undefined {
     if (typeof this.#byAddress.get(address) !== 'string') return 'two workloads have this address';
-    if (workload.waypoint) return 'it has a waypoint';
     if (workload.application_tunnel) return 'it takes connections in a tunnel';
     return facts.obstacle(address);
   }
@@ -152,21 +150,6 @@ export class ServiceIndex {
       if (address !== undefined) found.push({ address, port: own, weight, workload });
     }
     return found;
-  }
-
-  /** As ztunnel does: of those that share the most of the preferred scopes with this node, one after the other. */
-  #preferred(balancing: LoadBalancing | undefined, candidates: Candidate[]): Candidate[] | string {
-    const { mode = LoadBalancing_Mode.UNSPECIFIED_MODE, routing_preference: scopes = [] } = balancing ?? {};
-    if (mode === LoadBalancing_Mode.UNSPECIFIED_MODE || candidates.length === 0) return candidates;
-    if (mode !== LoadBalancing_Mode.FAILOVER && mode !== LoadBalancing_Mode.STRICT) return 'connections go to the address that they ask for';
-    const place = this.#place();
-    if (!place) return 'no workload tells where this node is';
-    const rank = ({ workload }: Candidate): number => {
-      const differs = scopes.findIndex((scope) => !sharesScope(scope, workload, place));
-      return differs < 0 ? scopes.length : differs;
-    };
-    const best = mode === LoadBalancing_Mode.STRICT ? scopes.length : Math.max(...candidates.map(rank));
-    return candidates.filter((candidate) => rank(candidate) === best);
   }
 
   #place(): Place | undefined {
@@ -238,28 +221,10 @@ export class ServiceIndex {
   }
 }
 
-/** 4 or 16 bytes in network order. */
-export function addressText(bytes: Buffer): string {
-  return bytes.length === 4 ? bytes.join('.') : decodeAddress(bytes);
-}
-
 function endpointAddress(host: { $case: string; value: unknown } | undefined): string | undefined {
   const address = host?.$case === 'endpoint' ? (host.value as { address?: { address?: { $case: string; value: { address?: string; endpoint_id?: string } } } }).address?.address : undefined;
   if (address?.$case === 'socket_address') return address.value.address;
   return address?.$case === 'envoy_internal_address' ? parseEndpointId(address.value.endpoint_id ?? '')?.address : undefined;
-}
-
-function sharesScope(scope: LoadBalancing_Scope, workload: Workload, place: Place): boolean {
-  const { REGION, ZONE, SUBZONE, NODE, CLUSTER, NETWORK } = LoadBalancing_Scope;
-  switch (scope) {
-    case REGION: return (workload.locality?.region ?? '') === (place.locality?.region ?? '');
-    case ZONE: return (workload.locality?.zone ?? '') === (place.locality?.zone ?? '');
-    case SUBZONE: return (workload.locality?.subzone ?? '') === (place.locality?.subzone ?? '');
-    case NODE: return workload.node === place.node;
-    case CLUSTER: return workload.cluster_id === place.cluster_id;
-    case NETWORK: return workload.network === place.network;
-    default: return false;
-  }
 }
 
 function samePlace(a: Place | undefined, b: Place | undefined): boolean {

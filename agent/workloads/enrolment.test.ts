@@ -52,6 +52,7 @@ const cases: [string, Partial<PodRecord>, 'node' | 'sidecar' | 'off'][] = [
   ['with its own sidecar in mode node', { namespaceLabels: node, hasSidecar: true }, 'off'],
   ['with its own sidecar in mode sidecar', { namespaceLabels: sidecar, hasSidecar: true }, 'sidecar'],
   ['that is a gateway in mode node', { namespaceLabels: node, isGateway: true }, 'off'],
+  ['that is a waypoint', { namespaceLabels: node, labels: { 'gateway.networking.k8s.io/gateway-name': 'wp' } }, 'off'],
   ['that is a gateway in mode sidecar', { namespaceLabels: sidecar, isGateway: true }, 'off'],
   ['without a sidecar in mode sidecar', { namespaceLabels: sidecar }, 'off'],
   ['not ready but running', { namespaceLabels: node, ready: false }, 'node'],

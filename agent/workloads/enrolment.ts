@@ -7,6 +7,9 @@ export const REDIRECTION_LABEL = 'underpass.io/redirection';
 export const L7_LABEL = 'underpass.io/l7';
 export const SPLICE_LABEL = 'underpass.io/splice';
 
+/** Of the pods of a Gateway, waypoints among them. */
+const GATEWAY_NAME_LABEL = 'gateway.networking.k8s.io/gateway-name';
+
 export type Mode = 'node' | 'sidecar' | 'off';
 export type Acceleration = 'off' | 'l4' | 'force';
 export type Redirection = 'auto' | 'bpf' | 'iptables';
@@ -79,7 +82,7 @@ function leftAlone(pod: PodRecord, mode: 'node' | 'sidecar'): string | undefined
   if (pod.phase === 'Succeeded' || pod.phase === 'Failed') return `it has ended (${pod.phase})`;
   if (pod.phase !== 'Running') return `it does not run yet (${pod.phase})`;
   if (pod.ips.length === 0) return 'it has no address yet';
-  if (pod.isGateway) return 'it is a gateway, which is a proxy itself';
+  if (pod.isGateway || pod.labels[GATEWAY_NAME_LABEL] !== undefined) return 'it is a gateway, which is a proxy itself';
   if (mode === 'node' && pod.hasSidecar) return 'it has a sidecar of its own: label it underpass.io/mode=sidecar, or start it without one';
   if (mode === 'sidecar' && !pod.hasSidecar) return 'it has no sidecar that could take its traffic';
   return undefined;

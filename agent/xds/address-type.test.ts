@@ -17,6 +17,8 @@ test('a service or workload with an address of the wrong length, or a port that 
     [service({ ports: [{ service_port: 0, target_port: 80 }] }), /service\.ports\[0\]\.service_port: is 0, expected 1 to 65535/],
     [service({ ports: [{ service_port: 80 }, { service_port: 70_000 }] }), /service\.ports\[1\]\.service_port: is 70000/],
     [service({ ports: [{ service_port: 80, target_port: 65_536 }] }), /service\.ports\[0\]\.target_port: is 65536/],
+    [service({ waypoint: { destination: { $case: 'address', value: { address: Buffer.alloc(5) } }, hbone_mtls_port: 15_008 } }), /service\.waypoint\.address\.address: has 5 bytes, expected 4 or 16/],
+    [workload({ waypoint: { hbone_mtls_port: 0 } }), /workload\.waypoint\.hbone_mtls_port: is 0, expected 1 to 65535/],
     [workload({ addresses: [Buffer.alloc(3)] }), /workload\.addresses\[0\]: has 3 bytes/],
     [workload({ services: { 'ns/a.example': { ports: [{ service_port: 80, target_port: 70_000 }] } } }), /workload\.services\["ns\/a\.example"\]\.ports\[0\]\.target_port: is 70000/],
   ];

@@ -13,7 +13,7 @@ import { TypedStruct } from '../../proto/generated/xds/type/v3/typed_struct.js';
 import type { Any } from '../../proto/generated/google/protobuf/any.js';
 import type { TransportSocket } from '../../proto/generated/envoy/config/core/v3/base.js';
 import { Authorization } from '../../proto/generated/istio/security/authorization.js';
-import { Address, type Port } from '../../proto/generated/istio/workload/workload.js';
+import { Address, type GatewayAddress, type Port } from '../../proto/generated/istio/workload/workload.js';
 import { typeUrl, unpack } from '../../common/xds/any.js';
 import { checkAuthorization } from '../policy/authorization.js';
 import { XdsResourceType, type MessageCodec } from './resource-type.js';
@@ -163,6 +163,7 @@ export class AddressType extends XdsResourceType<Address> {
   protected validate(address: Address, _name: string, report: Report): void {
     const type = address.type;
     if (!type) return report('type', 'is neither workload nor service');
+    checkWaypoint(type.value.waypoint, `${type.$case}.waypoint`, report);
     if (type.$case === 'workload') {
       if (!type.value.uid) report('workload.uid', 'is empty');
       type.value.addresses.forEach((bytes, i) => {
@@ -177,6 +178,13 @@ export class AddressType extends XdsResourceType<Address> {
       checkPorts(type.value.ports, 'service.ports', report);
     }
   }
+}
+
+function checkWaypoint(waypoint: GatewayAddress | undefined, field: string, report: Report): void {
+  if (!waypoint) return;
+  const { destination, hbone_mtls_port: port } = waypoint;
+  if (port < 1 || port > 65_535) report(`${field}.hbone_mtls_port`, `is ${port}, expected 1 to 65535`);
+  if (destination?.$case === 'address' && ![4, 16].includes(destination.value.address.length)) report(`${field}.address.address`, `has ${destination.value.address.length} bytes, expected 4 or 16`);
 }
 
 export class AuthorizationType extends XdsResourceType<Authorization> {

@@ -26,7 +26,7 @@ import { mkdirSync, mkdtempSync, readFileSync, renameSync, rmSync, writeFileSync
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { parseAllDocuments } from 'yaml';
-import { askAgent, instancePaths, type AgentStatus } from '../../agent/index.js';
+import { askAgent, instancePaths, type AgentStatus, type Explanation } from '../../agent/index.js';
 import { CertificateAuthority } from '../../common/identity/ca.js';
 import { TokenIssuer } from '../../common/identity/service-account-token.js';
 import type { ContainerRecord, PodRecord } from '../../common/lab-api.js';
@@ -235,6 +235,12 @@ export class MeshWorld {
 
   async agentStatus(node?: string): Promise<AgentStatus> {
     return JSON.parse(await askAgent(this.#agentOf(node).paths.adminSocket, '/v1/status')) as AgentStatus;
+  }
+
+  /** What the agent of the pod's node says of a connection of the pod (`namespace/name`). */
+  async explain(pod: string, host: string, port: number): Promise<Explanation> {
+    const query = new URLSearchParams({ pod, host, port: String(port) });
+    return JSON.parse(await askAgent(this.#agentOf(this.#record(pod).nodeName).paths.adminSocket, `/v1/explain?${query.toString()}`)) as Explanation;
   }
 
   async agentMetrics(node?: string): Promise<string> {

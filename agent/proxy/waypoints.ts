@@ -1,0 +1,91 @@
+/**
+ * The way to a waypoint: connections of a pod to a destination that has one are tunnelled to it as they are, by HBONE with the
+ * caller's identity and the destination that the caller dialled as `:authority`. Nothing is routed here, since the waypoint
+ * does it. A waypoint that can't be reached ends the connection: nothing goes around it.
+ */
+import { isIPv6 } from 'node:net';
+import { Cluster, Cluster_DiscoveryType } from '../../proto/generated/envoy/config/cluster/v3/cluster.js';
+import type { CidrRange } from '../../proto/generated/envoy/config/core/v3/address.js';
+import { ApiVersion } from '../../proto/generated/envoy/config/core/v3/config_source.js';
+import { ClusterLoadAssignment } from '../../proto/generated/envoy/config/endpoint/v3/endpoint.js';
+import { FilterChain } from '../../proto/generated/envoy/config/listener/v3/listener_components.js';
+import { StringMatcher } from '../../proto/generated/envoy/type/matcher/v3/string.js';
+import { pack } from '../../common/xds/any.js';
+import { contentHash } from '../xds/resource-type.js';
+import { narrowed } from './chain-match.js';
+import { parseEndpointId, socketAddress } from './fold-endpoints.js';
+import { OUTBOUND_PORT, blackHole, type FoldedListeners } from './fold-listeners.js';
+import { tunnel, tunnelCluster } from './hbone-originate.js';
+import type { Entry } from './snapshot.js';
+import type { Waypoint, WaypointTable } from './waypoint-table.js';
+
+export function waypointClusterName(waypoint: string, identity: string): string {
+  return `waypoint/${waypoint}/${identity}`;
+}
+
+/** @param identity whose certificate it shows. The assignment is apart, so that another endpoint ends no connection. */
+export function waypointEntries(name: string, { endpoints, peers }: Waypoint, identity: string): { cluster: Entry; assignment: Entry } {
+  const own = waypointClusterName(name, identity);
+  const names = peers.map((peer) => StringMatcher.fromPartial({ match_pattern: { $case: 'exact', value: peer } }));
+  const cluster = tunnelCluster(own, identity, names, {
+    cluster_discovery_type: { $case: 'type', value: Cluster_DiscoveryType.EDS },
+    eds_cluster_config: { eds_config: { config_source_specifier: { $case: 'ads', value: {} }, resource_api_version: ApiVersion.V3 }, service_name: own },
+  });
+  const assignment = ClusterLoadAssignment.fromPartial({
+    cluster_name: own,
+    endpoints: [{ lb_endpoints: endpoints.flatMap((each) => {
+      const found = parseEndpointId(each);
+      return found ? [{ host_identifier: { $case: 'endpoint' as const, value: { address: socketAddress(found.address, found.port) } } }] : [];
+    }) }],
+  });
+  return {
+    cluster: { name: own, version: contentHash(Cluster, cluster), any: pack(Cluster, cluster), needs: [own] },
+    assignment: { name: own, version: contentHash(ClusterLoadAssignment, assignment), any: pack(ClusterLoadAssignment, assignment), needs: [] },
+  };
+}
+
+/**
+ * The listeners of a class with its chains to waypoints before all others.
+ * @param identity of the class; without one nobody would know who calls, and such connections are closed
+ */
+export function withWaypoints(folded: FoldedListeners, { waypoints, destinations }: WaypointTable, identity: string | undefined): FoldedListeners {
+  if (destinations.length === 0) return folded;
+  const listened = [...new Set(folded.chains.flatMap(({ filter_chain_match: match }) => match?.destination_port ?? []))].filter((port) => port !== OUTBOUND_PORT);
+  /** By waypoint, then by port: 0 stands for all without a chain of their own. */
+  const wanted = new Map<string, Map<number, Set<string>>>();
+  const taken = new Map<string, string>();
+  for (const { addresses, ports, waypoint } of destinations) {
+    for (const port of [...(ports ?? listened), 0]) {
+      for (const address of addresses) {
+        // Of two that claim an address the first one counts: Envoy refuses chains that match the same.
+        const key = `${port} ${address}`;
+        if (port === OUTBOUND_PORT || (taken.get(key) ?? waypoint) !== waypoint) continue;
+        taken.set(key, waypoint);
+        const byPort = wanted.get(waypoint) ?? new Map<number, Set<string>>();
+        wanted.set(waypoint, byPort.set(port, (byPort.get(port) ?? new Set()).add(address)));
+      }
+    }
+  }
+  const chains = [...wanted].flatMap(([waypoint, byPort]) => [...byPort].map(([port, addresses]) => {
+    const name = `waypoint/${waypoint}/${port || 'others'}`;
+    const match = narrowed(undefined, port || undefined, [...addresses].map((address) => ({ address_prefix: address, prefix_len: isIPv6(address) ? 128 : 32 })));
+    if (identity === undefined || !waypoints[waypoint]) return blackHole(name, match);
+    const chain = FilterChain.fromPartial({ name, filters: [tunnel({ cluster: waypointClusterName(waypoint, identity), statPrefix: `waypoint/${waypoint}` })] });
+    chain.filter_chain_match = match;
+    return chain;
+  }));
+  return { ...folded, chains: [...chains, ...folded.chains.flatMap((chain) => without(chain, taken))] };
+}
+
+/** The chain without the addresses that are a waypoint's on its port; nothing, if it has no others. */
+function without(chain: FilterChain, taken: ReadonlyMap<string, string>): FilterChain[] {
+  const match = chain.filter_chain_match;
+  if (!match || match.prefix_ranges.length === 0) return [chain];
+  const left = match.prefix_ranges.filter((range) => !(isOne(range) && taken.has(`${match.destination_port ?? 0} ${range.address_prefix}`)));
+  if (left.length === match.prefix_ranges.length) return [chain];
+  return left.length === 0 ? [] : [{ ...chain, filter_chain_match: { ...match, prefix_ranges: left } }];
+}
+
+function isOne({ address_prefix, prefix_len }: CidrRange): boolean {
+  return prefix_len === (isIPv6(address_prefix) ? 128 : 32);
+}
