@@ -200,6 +200,39 @@ test('policies of the pod hold for what comes by HBONE, for HTTP and TCP, by the
   assert.deepEqual(await world.nacks(), []);
 });
 
+test('a pod is reached by the names of its own services, too, as what comes through an east-west gateway has no other: at its own port, under its policies', async () => {
+  const name = 'far.node.svc.cluster.local';
+  const [http, raw] = await call('far', [{ authorities: [`${name}:80`], path: '/' }, { authorities: [`${name}:9000`], raw: 'x' }]);
+  assert.deepEqual([http!.statuses, http!.http, bodyOf(http!).pod, raw!.body], [[200], 200, 'far', 'x']);
+  const before = await opened('far');
+  const refused = [`${name}:8080`, `${name}:81`, `${name}`, `${name}:`, `${name}.:80`, `x${name}:80`, name.replace('.svc', 'xsvc') + ':80', 'web.node.svc.cluster.local:80', 'far.node:80', 'far:80', `${name}:80,127.0.0.1:8080`];
+  assert.deepEqual((await call('far', refused.map((authority) => ({ authorities: [authority], raw: 'x' })))).flatMap(({ statuses, body }, index) => (statuses[0] === 403 || (statuses[0] === undefined && body === undefined) ? [] : [refused[index]])), []);
+  assert.equal(await opened('far'), before);
+  const deny = (port: number): string => `apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: by-port, namespace: node}\nspec: {selector: {matchLabels: {app: far}}, action: DENY, rules: [{to: [{operation: {ports: ["${port}"]}}]}]}\n`;
+  for (const [port, status] of [[8080, 403], [80, 200]] as const) {
+    await world.apply('mesh', deny(port));
+    await until(`${name}:80 to be answered ${status}`, { authorities: [`${name}:80`], path: '/' }, undefined, (outcome) => outcome.http === status);
+  }
+  await world.clear('mesh');
+});
+
+test('a service that begins to select a pod gives it a name, with no end of the tunnels that are open', async () => {
+  const late = 'late.node.svc.cluster.local';
+  assert.equal((await call('late', [{ authorities: [`${late}:70`], raw: 'x', end: true }]))[0]!.statuses[0], 403);
+  // Its version is the time of its last change, too.
+  const own = async (): Promise<string> => {
+    const text = await world.nodeProxyAdmin('/config_dump?resource=dynamic_listeners', 'node-2');
+    const found = (JSON.parse(text) as { configs: { name: string; active_state: { last_updated: string } }[] }).configs.find(({ name }) => name === `pod/${uid('late')}/hbone`);
+    return found?.active_state.last_updated ?? assert.fail(text);
+  };
+  const before = await own();
+  await world.apply('mesh', 'apiVersion: v1\nkind: Service\nmetadata: {name: late, namespace: node}\nspec: {clusterIP: None, selector: {app: late}, ports: [{name: tcp-late, port: 70, targetPort: 7000}]}\n');
+  await waitFor('the name to lead to the pod', async () => (await call('late', [{ authorities: [`${late}:70`], raw: 'x', end: true }]))[0]!.body === 'X', { timeoutMs: 10_000 });
+  await world.clear('mesh');
+  await waitFor('the name to be gone', async () => (await call('late', [{ authorities: [`${late}:70`], raw: 'x', end: true }]))[0]!.statuses[0] === 403, { timeoutMs: 10_000 });
+  assert.equal(await own(), before);
+});
+
 /** As a ztunnel sees it. */
 async function workloads(): Promise<Map<string, TunnelProtocol>> {
   const ztunnel = new TestClient(world.discovery, 'ztunnel~10.0.0.1~node.istio-system~istio-system.svc.cluster.local', {});

@@ -80,6 +80,7 @@ interface TunnelEntries {
   key: string;
   listener: Entry;
   cluster: Entry;
+  routes: Entry;
 }
 
 interface FoldedRoutes extends Content {
@@ -166,7 +167,7 @@ export class Folder {
     this.#podEntries = podEntries;
     this.#addInbound(classes, pods, inbound, reached, clusterNames, cds, lds);
     addWaypoints(classes, waypoints, cds, eds);
-    const tunnelled = this.#addTunnels(classes, pods, inbound, reached, cds, lds);
+    const tunnelled = this.#addTunnels(classes, pods, inbound, reached, { cds, lds, rds });
     for (const key of this.#lastGood.keys()) if (!this.#current.has(key)) this.#lastGood.delete(key);
     const split = new Set([...[...clusterNames.split].map((name) => `CDS ${name}`), ...[...routeNamesOf.split].map((name) => `RDS ${name}`)]);
     const ports = new Set(classes.flatMap(({ state }) => [...state.listeners.values()].flatMap(({ message }) => (isOutboundListener(message) ? [listenerPort(message)] : []))));
@@ -249,7 +250,7 @@ export class Folder {
   }
 
   /** HBONE needs the pod's certificate, and a word of the control plane's about who may call. */
-  #addTunnels(classes: readonly FoldClass[], pods: readonly FoldPod[], inbound: ReadonlyMap<string, FoldedInbound | undefined>, reached: ReadonlyMap<string, string>, cds: Map<string, Entry>, lds: Map<string, Entry>): ReadonlySet<string> {
+  #addTunnels(classes: readonly FoldClass[], pods: readonly FoldPod[], inbound: ReadonlyMap<string, FoldedInbound | undefined>, reached: ReadonlyMap<string, string>, { cds, lds, rds }: Record<'cds' | 'lds' | 'rds', Map<string, Entry>>): ReadonlySet<string> {
     const entries = new Map<string, TunnelEntries>();
     const certified = new Set(classes.filter((item) => item.certified).map(({ key }) => key));
     for (const { key, identity } of classes) {
@@ -261,12 +262,13 @@ export class Folder {
       const folded = inbound.get(pod.classKey);
       if (!folded || !certified.has(pod.classKey) || !canEndTunnels(pod)) continue;
       const listener = folded.enforces ? (reached.get(pod.uid) ?? meshListenerName(pod.uid, folded)) : undefined;
-      const key = JSON.stringify([podListenerKey(pod), listener, folded.peers]);
+      const key = JSON.stringify([podListenerKey(pod), listener, folded.peers, pod.services]);
       const before = this.#tunnelEntries.get(pod.uid);
       const known = before?.key === key ? before : { key, ...hboneEntries(pod, folded.peers, listener) };
       entries.set(pod.uid, known);
       cds.set(known.cluster.name, known.cluster);
       lds.set(known.listener.name, known.listener);
+      rds.set(known.routes.name, known.routes);
     }
     this.#tunnelEntries = entries;
     return new Set(entries.keys());

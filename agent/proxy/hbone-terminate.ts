@@ -10,9 +10,10 @@ import { Cluster, Cluster_DiscoveryType, Cluster_LbPolicy } from '../../proto/ge
 import { CircuitBreakers } from '../../proto/generated/envoy/config/cluster/v3/circuit_breaker.js';
 import { Http2ProtocolOptions } from '../../proto/generated/envoy/config/core/v3/protocol.js';
 import { TrafficDirection } from '../../proto/generated/envoy/config/core/v3/base.js';
+import { ApiVersion } from '../../proto/generated/envoy/config/core/v3/config_source.js';
 import { Listener } from '../../proto/generated/envoy/config/listener/v3/listener.js';
 import { RouteConfiguration } from '../../proto/generated/envoy/config/route/v3/route.js';
-import { Route, RouteMatch } from '../../proto/generated/envoy/config/route/v3/route_components.js';
+import { Route, RouteAction, RouteMatch } from '../../proto/generated/envoy/config/route/v3/route_components.js';
 import { FilterStateValue, FilterStateValue_SharedWithUpstream } from '../../proto/generated/envoy/extensions/filters/common/set_filter_state/v3/value.js';
 import { Router } from '../../proto/generated/envoy/extensions/filters/http/router/v3/router.js';
 import { Config as HttpSetFilterState } from '../../proto/generated/envoy/extensions/filters/http/set_filter_state/v3/set_filter_state.js';
@@ -51,7 +52,10 @@ const CONNECT = 'CONNECT';
 const AUTHORITY = ':authority';
 /** 1 to 65535, without leading zeros. */
 const PORT = '(?:[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])';
-const OWN_PORTS = `(?:${OUTBOUND_PORT}|${INBOUND_PORT}|${HBONE_PORT})`;
+const OWN_PORT_NUMBERS: readonly number[] = [OUTBOUND_PORT, INBOUND_PORT, HBONE_PORT];
+const OWN_PORTS = `(?:${OWN_PORT_NUMBERS.join('|')})`;
+/** Goes before what a header says, in a cluster of the kind ORIGINAL_DST. */
+const DESTINATION_STATE = 'envoy.network.transport_socket.original_dst_address';
 
 export interface TunnelledPod extends ListenerPod {
   identity: string;
@@ -70,7 +74,7 @@ export function canEndTunnels(pod: ListenerPod): pod is TunnelledPod {
  * @param peers names that callers' certificates may have
  * @param inbound the internal listener that stands for the pod's policy; undefined when nothing has a say in who calls
  */
-export function hboneEntries(pod: TunnelledPod, peers: readonly StringMatcher[], inbound: string | undefined): { listener: Entry; cluster: Entry } {
+export function hboneEntries(pod: TunnelledPod, peers: readonly StringMatcher[], inbound: string | undefined): { listener: Entry; cluster: Entry; routes: Entry } {
   const cluster = inbound === undefined ? toApplication(pod) : throughPolicy(pod, inbound);
   const listener = Listener.fromPartial({
     name: podHboneName(pod.uid),
@@ -80,18 +84,20 @@ export function hboneEntries(pod: TunnelledPod, peers: readonly StringMatcher[],
     traffic_direction: TrafficDirection.INBOUND,
     // Peers keep few connections, each with many streams: two of them are not to share a worker while another has none.
     connection_balance_config: { balance_type: { $case: 'exact_balance', value: {} } },
-    filter_chains: [{ name: 'hbone', filters: [{ name: 'envoy.filters.network.http_connection_manager', config_type: typed(pack(HttpConnectionManager, manager(pod, cluster.name))) }], transport_socket_connect_timeout: { seconds: HANDSHAKE_TIMEOUT_SECONDS, nanos: 0 } }],
+    filter_chains: [{ name: 'hbone', filters: [{ name: 'envoy.filters.network.http_connection_manager', config_type: typed(pack(HttpConnectionManager, manager(pod))) }], transport_socket_connect_timeout: { seconds: HANDSHAKE_TIMEOUT_SECONDS, nanos: 0 } }],
   });
   listener.filter_chains[0]!.transport_socket = tunnelServerSocket(pod.identity, peers);
+  const routes = authorities(pod, cluster.name);
   return {
-    listener: { name: listener.name, version: contentHash(Listener, listener), any: pack(Listener, listener), needs: [] },
+    routes: { name: routes.name, version: contentHash(RouteConfiguration, routes), any: pack(RouteConfiguration, routes), needs: [] },
+    listener: { name: listener.name, version: contentHash(Listener, listener), any: pack(Listener, listener), needs: [routes.name] },
     cluster: { name: cluster.name, version: contentHash(Cluster, cluster), any: pack(Cluster, cluster), needs: [] },
   };
 }
 
 const typed = (value: Any) => ({ $case: 'typed_config' as const, value });
 
-function manager(pod: TunnelledPod, cluster: string): HttpConnectionManager {
+function manager(pod: TunnelledPod): HttpConnectionManager {
   return HttpConnectionManager.fromPartial({
     stat_prefix: podTunnelStatPrefix(pod.uid),
     codec_type: HttpConnectionManager_CodecType.HTTP2,
@@ -102,17 +108,20 @@ function manager(pod: TunnelledPod, cluster: string): HttpConnectionManager {
     upgrade_configs: [{ upgrade_type: CONNECT }],
     use_remote_address: false,
     generate_request_id: false,
-    route_specifier: { $case: 'route_config', value: authorities(pod, cluster) },
+    // Apart from the listener, whose tunnels a change of the pod's services would end.
+    route_specifier: { $case: 'rds', value: { route_config_name: podHboneName(pod.uid), config_source: { config_source_specifier: { $case: 'ads', value: {} }, resource_api_version: ApiVersion.V3, initial_fetch_timeout: { seconds: 0n, nanos: 0 } } } },
   });
 }
 
-function authorities({ uid, addresses }: TunnelledPod, cluster: string): RouteConfiguration {
+function authorities({ uid, addresses, services = [] }: TunnelledPod, cluster: string): RouteConfiguration {
   const own = `(?:${addresses.map((address) => (isIPv6(address) ? `\\[${address}\\]` : address.replaceAll('.', '\\.'))).join('|')})`;
   const refused = { $case: 'direct_response' as const, value: { status: 403 } };
-  const tunnel = Route.fromPartial({
-    match: connectTo(`${own}:${PORT}`),
-    action: { $case: 'route', value: { cluster_specifier: { $case: 'cluster', value: cluster }, timeout: { seconds: 0n, nanos: 0 }, upgrade_configs: [{ upgrade_type: CONNECT, connect_config: {} }] } },
-  });
+  const onward: Route['action'] = { $case: 'route', value: RouteAction.fromPartial({ cluster_specifier: { $case: 'cluster', value: cluster }, timeout: { seconds: 0n, nanos: 0 }, upgrade_configs: [{ upgrade_type: CONNECT, connect_config: {} }] }) };
+  const named = services.filter(({ port }) => !OWN_PORT_NUMBERS.includes(port)).map(({ authority, port }) => Route.fromPartial({
+    match: connectTo(authority.replaceAll(/[^A-Za-z0-9:-]/g, '\\$&')),
+    action: onward,
+    typed_per_filter_config: { [callerState.name]: toldWhere(`${isIPv6(addresses[0]!) ? `[${addresses[0]}]` : addresses[0]}:${port}`) },
+  }));
   return RouteConfiguration.fromPartial({
     name: podHboneName(uid),
     validate_clusters: false,
@@ -122,7 +131,8 @@ function authorities({ uid, addresses }: TunnelledPod, cluster: string): RouteCo
       routes: [
         // The proxy's own ports are nobody's destination: it would lead to itself.
         { match: connectTo(`${own}:${OWN_PORTS}`), action: refused },
-        tunnel,
+        { match: connectTo(`${own}:${PORT}`), action: onward },
+        ...named,
         { match: connectTo('.*'), action: refused },
         { match: { path_specifier: { $case: 'prefix', value: '/' } }, action: refused },
       ],
@@ -140,16 +150,22 @@ function connectTo(regex: string): RouteMatch {
 const router: HttpFilter = { name: 'envoy.filters.http.router', is_optional: false, disabled: false, config_type: typed(pack(Router, Router.fromPartial({}))) };
 
 /** What the pod's inbound listener is told: where the connection was to go, who opened it, and from where. */
-const callerState: HttpFilter = {
-  name: 'underpass.hbone_caller', is_optional: false, disabled: false,
-  config_type: typed(pack(HttpSetFilterState, HttpSetFilterState.fromPartial({
+const callerState: HttpFilter = { name: 'underpass.hbone_caller', is_optional: false, disabled: false, config_type: typed(told([state(`${ORIGINAL_DST}.local_ip`, `%REQ(${AUTHORITY})%`)])) };
+
+/** The same for an authority that is a service's name: the pod's own address and port stand in its place. */
+function toldWhere(destination: string): Any {
+  return told([state(`${ORIGINAL_DST}.local_ip`, destination), state(DESTINATION_STATE, destination)]);
+}
+
+function told(where: readonly FilterStateValue[]): Any {
+  return pack(HttpSetFilterState, HttpSetFilterState.fromPartial({
     on_request_headers: [
-      state(`${ORIGINAL_DST}.local_ip`, `%REQ(${AUTHORITY})%`),
+      ...where,
       state(PEER_PRINCIPAL, '%DOWNSTREAM_PEER_URI_SAN%', 'envoy.hashable_string'),
       state(SOURCE_ADDRESS, '%DOWNSTREAM_REMOTE_ADDRESS%', 'envoy.string'),
     ],
-  }))),
-};
+  }));
+}
 
 function state(key: string, format: string, factory_key = ''): FilterStateValue {
   return FilterStateValue.fromPartial({

@@ -6,7 +6,7 @@ import type { AdsServer } from './ads-server.js';
 import { inboundListenerName } from './fold-inbound.js';
 import type { FoldResult } from './fold.js';
 import { podHboneName } from './pod-listener.js';
-import { LDS } from './snapshot.js';
+import { LDS, RDS } from './snapshot.js';
 
 export interface InboundPods {
   /** Pods whose policy has a say in who calls them, and pods of which it is not known. */
@@ -70,12 +70,12 @@ export class InboundFollower {
 
   /** Whether Envoy can end them, or will not as long as nothing changes. */
   #isTunnelDecided(uid: string): boolean {
-    return this.#takesTunnels(uid) || this.#options.ads.status(LDS, podHboneName(uid)).nack !== undefined;
+    return this.#takesTunnels(uid) || [LDS, RDS].some((type) => this.#options.ads.status(type, podHboneName(uid)).nack !== undefined);
   }
 
   #takesTunnels(uid: string): boolean {
     const { ads, hasCertificate } = this.#options;
-    return ads.status(LDS, podHboneName(uid)).acked && hasCertificate?.(uid) === true;
+    return ads.status(LDS, podHboneName(uid)).acked && ads.status(RDS, podHboneName(uid)).acked && hasCertificate?.(uid) === true;
   }
 
   /** @param reached what an adopted Envoy has */

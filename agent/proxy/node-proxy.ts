@@ -29,6 +29,7 @@ import { INSPECTION_KINDS, inspectionName } from './inspection.js';
 import { podHboneName, podListenerName, podOfListener, podStatPrefix, podTunnelStatPrefix, type ListenerPod } from './pod-listener.js';
 import { PlainPorts } from './plain-ports.js';
 import { endpointKeys } from './pool-renewal.js';
+import { serviceAuthorities } from './service-authorities.js';
 import { LDS, RDS, SDS, type Snapshot } from './snapshot.js';
 import { WaypointIndex, type WaypointTable } from './waypoint-table.js';
 import { loadState, saveState, type SavedClass } from './xds-state.js';
@@ -144,7 +145,8 @@ export class NodeProxy {
   #started = false;
   #listenerPorts: ListenerPorts = [];
   #reportedPorts = false;
-  #identities = '';
+  /** By WDS, as far as it counts here. */
+  #saidOfPods = '';
   #folder: Folder | undefined;
   #snapshot: Snapshot | undefined;
   #problems: FoldProblem[] = [];
@@ -490,11 +492,16 @@ export class NodeProxy {
   #listenerPod(pod: ProxyPod): ListenerPod {
     const { uid, netnsPath, ips, redirected = false } = pod;
     const endsTunnels = pod.hbonePortFree === true || this.#heldTunnels.has(uid);
-    return { ...(this.#certificates ? tunnelHeaders(pod, this.#options.clusterId ?? 'Kubernetes') : {}), endsTunnels, uid, netnsPath, ipv6: ips.some((ip) => isIPv6(ip)), addresses: [...ips].sort((a, b) => Number(isIPv6(a)) - Number(isIPv6(b))), identity: this.#identity(pod), redirected };
+    return { ...(this.#certificates ? tunnelHeaders(pod, this.#options.clusterId ?? 'Kubernetes') : {}), endsTunnels, uid, netnsPath, ipv6: ips.some((ip) => isIPv6(ip)), addresses: [...ips].sort((a, b) => Number(isIPv6(a)) - Number(isIPv6(b))), identity: this.#identity(pod), redirected, ...(endsTunnels && this.#certificates ? { services: serviceAuthorities(this.#workloads.addresses, this.#workloadUid(pod)) } : {}) };
+  }
+
+  /** In WDS. */
+  #workloadUid({ name, namespace }: Pick<ProxyPod, 'name' | 'namespace'>): string {
+    return `${this.#options.clusterId ?? 'Kubernetes'}//Pod/${namespace}/${name}`;
   }
 
   #identity({ name, namespace, serviceAccount }: ProxyPod): string {
-    const address = this.#workloads.addresses.get(`${this.#options.clusterId ?? 'Kubernetes'}//Pod/${namespace}/${name}`)?.message.type;
+    const address = this.#workloads.addresses.get(this.#workloadUid({ name, namespace }))?.message.type;
     const trustDomain = this.#options.trustDomain ?? ((address?.$case === 'workload' && address.value.trust_domain) || DEFAULT_TRUST_DOMAIN);
     return spiffeId({ trustDomain, namespace, serviceAccount: serviceAccount || 'default' });
   }
@@ -509,9 +516,9 @@ export class NodeProxy {
   #workloadsChanged({ updated, removed }: Change): void {
     this.#waypoints.update(this.#workloads.addresses, [...updated, ...removed]);
     if (this.waypoints !== this.#foldedWaypoints) this.#schedule();
-    const now = JSON.stringify([...this.#pods.values()].map((pod) => this.#identity(pod)));
-    if (now === this.#identities) return;
-    this.#identities = now;
+    const now = JSON.stringify([...this.#pods.values()].map((pod) => [this.#identity(pod), ...(this.#certificates ? serviceAuthorities(this.#workloads.addresses, this.#workloadUid(pod)) : [])]));
+    if (now === this.#saidOfPods) return;
+    this.#saidOfPods = now;
     this.#wantCertificates();
     this.#schedule();
   }

@@ -10,6 +10,7 @@ import { NETNS_FILTER_STATE } from './fold-clusters.js';
 import { socketAddress } from './fold-endpoints.js';
 import { OUTBOUND_PORT, type FoldedListeners } from './fold-listeners.js';
 import { DIRECT_TIMEOUT_MS, directInspection } from './inspection.js';
+import type { ServiceAuthority } from './service-authorities.js';
 import type { Entry } from './snapshot.js';
 
 export interface ListenerPod {
@@ -25,6 +26,8 @@ export interface ListenerPod {
   redirected?: boolean;
   /** HBONE can end in its namespace. */
   endsTunnels?: boolean;
+  /** Of services that it serves: by these names HBONE reaches it, too. */
+  services?: readonly ServiceAuthority[];
   /** What tunnels of its say about it, in ztunnel's form, and the network that it is in. */
   baggage?: string;
   network?: string;
