@@ -117,6 +117,13 @@ test('IptablesCapture: a start that was cut short is completed by the next', asy
   await inside(netns, `iptables-${backend}`, '-t', 'nat', '-D', 'OUTPUT', '-p', 'tcp', '-j', 'UNDERPASS_OUTPUT');
   await capture.start();
   assert.equal(await tables(netns, [backend]), whole);
+  // One family at a time: an end between the two leaves one of them behind.
+  for (const program of [`iptables-${backend}`, `ip6tables-${backend}`]) {
+    await inside(netns, program, '-t', 'nat', '-D', 'OUTPUT', '-p', 'tcp', '-j', 'UNDERPASS_OUTPUT');
+    assert.deepEqual(await capture.state(), { active: true, present: true, outdated: true });
+    await capture.start();
+    assert.deepEqual([await tables(netns, [backend]), await capture.state()], [whole, { active: true, present: true }]);
+  }
 });
 
 test('IptablesCapture: without ip6tables IPv4 is captured all the same, with a note', async (context) => {

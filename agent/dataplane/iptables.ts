@@ -129,12 +129,16 @@ export class IptablesCapture {
 
   async state(): Promise<CaptureState> {
     const state: CaptureState = { active: false, present: false };
+    const active = new Set<Family>();
     await this.#eachPresent((family, _backend, { rules, chains }) => {
       state.present ||= chains.includes(this.#way.chain) || (this.#way === CHAINS.outbound && chains.includes(TABLE_MARKER));
-      if (family === 'ip') state.active ||= rules.includes(`-A ${this.#way.jump}`);
+      if (rules.includes(`-A ${this.#way.jump}`)) active.add(family);
       if (chains.includes(this.#way.chain) && !this.#isComplete(rules)) state.outdated = true;
       return Promise.resolve();
     });
+    state.active = active.size > 0;
+    // Whoever started or stopped them ended between the two families, where both can be had.
+    for (const family of FAMILIES) if (state.active && !active.has(family) && (await this.#read(family, 'nft'))) state.outdated = true;
     return state;
   }
 

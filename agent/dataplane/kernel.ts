@@ -11,6 +11,7 @@ import { KernelEvents } from './kernel-events.js';
 import { KernelFlows } from './kernel-flows.js';
 import { KernelHost } from './kernel-host.js';
 import { decodeAddress, encodeAddress, fnv1a, perCpu, StructCodec, u16, u32, u64 } from './kernel-codec.js';
+import { lostNamespaces } from './kernel-leftovers.js';
 import { KernelPolicies, type PodPolicy } from './kernel-policies.js';
 import { cgroupIds, kernelDevice } from './kernel-processes.js';
 import { SERVICE_STRUCTS, ServiceTable } from './kernel-services.js';
@@ -264,22 +265,14 @@ export class Kernel {
   removePod(uid: string): void {
     const attached = this.#pods.get(uid);
     if (!attached) return;
-    this.#pods.delete(uid);
-    for (const link of attached.links) link.close();
+    attached.complete = false;
+    for (const link of attached.links.splice(0)) link.close();
     if (this.#pinDir !== null) rmSync(join(this.#pinDir, 'links', 'pods', pinName(uid)), { recursive: true, force: true });
     const cookie = attached.pod.netnsCookie;
     this.#maps.pods.delete(u64(cookie));
-    for (const address of attached.pod.addresses) this.#forgetAddress(address, cookie);
-    const { tuple, peer } = this.#codecs;
-    for (const [key] of this.#maps.establishing.entries()) {
-      if (tuple.bigint(key, 'netns_cookie') === cookie) this.#maps.establishing.delete(key);
-    }
-    for (const [key, value] of this.#maps.peers.entries()) {
-      if (peer.bigint(value, 'netns_cookie') === cookie) this.#maps.peers.delete(key);
-    }
-    this.#verdicts.forgetNamespace(cookie);
-    this.flows.forgetNamespace(cookie);
-    this.#policies.forget(cookie);
+    this.#forgetNamespace(cookie, attached.pod.addresses);
+    // Last: what fails before is tried again.
+    this.#pods.delete(uid);
     this.#policies.refresh();
   }
 
@@ -475,6 +468,19 @@ export class Kernel {
     for (const name of existsSync(folder) ? readdirSync(folder) : []) {
       if (!known.has(name)) rmSync(join(folder, name), { recursive: true, force: true });
     }
+    for (const cookie of lostNamespaces(this.#object, new Set(this.pods().map((pod) => pod.netnsCookie)))) this.#forgetNamespace(cookie, addresses.get(cookie) ?? []);
+  }
+
+  #forgetNamespace(cookie: bigint, addresses: readonly string[]): void {
+    for (const address of addresses) this.#forgetAddress(address, cookie);
+    const { tuple, peer } = this.#codecs;
+    for (const [key] of this.#maps.establishing.entries()) if (tuple.bigint(key, 'netns_cookie') === cookie) this.#maps.establishing.delete(key);
+    for (const [key, value] of this.#maps.peers.entries()) {
+      if (peer.bigint(value, 'netns_cookie') === cookie) this.#maps.peers.delete(key);
+    }
+    this.#verdicts.forgetNamespace(cookie);
+    this.flows.forgetNamespace(cookie);
+    this.#policies.forget(cookie);
   }
 
   #encodePod(pod: KernelPodState, slot: Slot): Buffer {
