@@ -215,6 +215,26 @@ test('nothing is routed on the way to a waypoint, which does that itself', async
   await world.clear('mesh');
 });
 
+test('what is led to a service with a waypoint by a Host header, or by the route of another service, goes through its waypoint all the same', async () => {
+  const through = async (url: string, ...args: string[]): Promise<[string, string | undefined]> => {
+    const before = passed.length;
+    const { status } = await curl('node/bob', url, ...args);
+    return [status, passed.slice(before).map((item) => `${accountAndAddress(item)} ${item.authority}`).join()];
+  };
+  const passes: [string, string] = ['200', `bob ${ip('bob')} ${vip('shop')}:80`];
+  assert.deepEqual(await through('http://far.node/', '-H', 'Host: shop.node'), passes);
+  assert.equal((await curl('node/bob', 'http://far.node/', '-H', 'Host: closed.node')).status, '503');
+  assert.deepEqual(await through('http://near.node/'), ['200', '']);
+  await world.apply('mesh', 'apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: near, namespace: node}\nspec: {hosts: [near], http: [{route: [{destination: {host: shop}}]}], tcp: [{match: [{port: 9000}], route: [{destination: {host: shop, port: {number: 9000}}}]}]}\n');
+  // Of HTTP the connection that is there already serves again.
+  assert.deepEqual(await through('http://near.node/'), ['200', '']);
+  const before = passed.length;
+  assert.deepEqual(await lines('node/bob', 'near.node', 9000, 2), expected(2));
+  assert.deepEqual(passed.slice(before).map(({ authority }) => authority), [`${vip('shop')}:9000`, `${vip('shop')}:9000`]);
+  await world.clear('mesh');
+  assert.deepEqual(await world.nacks(), []);
+});
+
 test('a waypoint that shows another account\'s certificate, or has no endpoint, ends the connection: nothing goes around it', async () => {
   for (const name of ['stolen', 'closed']) {
     assert.deepEqual(await lines('node/alice', `${name}.node`, 9000, 2), ['closed', 'closed'], name);

@@ -27,7 +27,7 @@ import { CDS, EDS, LDS, RDS, Snapshot, type Entry } from './snapshot.js';
 import { FoldError } from './stock.js';
 import { assignNames, Renamed, type Content, type Names } from './variants.js';
 import { NO_WAYPOINTS, type WaypointTable } from './waypoint-table.js';
-import { waypointEntries, withWaypoints } from './waypoints.js';
+import { WaypointClusters, waypointEntries, withWaypoints } from './waypoints.js';
 
 export interface FoldClass {
   key: string;
@@ -141,8 +141,10 @@ export class Folder {
     const local = new Set(pods.flatMap(({ addresses = [] }) => addresses));
     const tunnels = classes.some(({ identity }) => identity !== undefined);
     if (tunnels) lds.set(originateListener.name, originateListener);
+    const behindWaypoints = new WaypointClusters(waypoints);
+    for (const entry of behindWaypoints.listeners()) lds.set(entry.name, entry);
     for (const { key } of classes) {
-      for (const [name, folded] of clusters.get(key) ?? []) addCluster(clusterNames.of(key, name), folded, { eventDriven, throughPolicy, local, tunnels }, cds, eds);
+      for (const [name, folded] of clusters.get(key) ?? []) addCluster(clusterNames.of(key, name), folded, { eventDriven, throughPolicy, local, tunnels, waypoints: behindWaypoints }, cds, eds);
       for (const [name, folded] of routes.get(key) ?? []) addRoutes(routeNamesOf.of(key, name), folded, rds);
     }
     const podEntries = new Map<string, { key: string; entry: Entry }>();
@@ -426,17 +428,17 @@ interface NodeView {
   local: ReadonlySet<string>;
   /** There are certificates: endpoints elsewhere that take HBONE are reached by it. */
   tunnels: boolean;
+  waypoints: WaypointClusters;
 }
 
 function isOfSockets({ load_assignment }: Cluster): boolean {
   return load_assignment?.endpoints.some(({ lb_endpoints }) => lb_endpoints.some(({ host_identifier: host }) => host?.$case === 'endpoint' && host.value.address?.address?.$case === 'pipe')) ?? false;
 }
 
-function addCluster(name: string, folded: FoldedCluster, { eventDriven, throughPolicy, local, tunnels }: NodeView, cds: Map<string, Entry>, eds: Map<string, Entry>): void {
+function addCluster(name: string, folded: FoldedCluster, view: NodeView, cds: Map<string, Entry>, eds: Map<string, Entry>): void {
   if (cds.has(name)) return;
-  const direct = directWithinNode(markEventDriven(folded.cluster, folded.assignment, eventDriven), folded.assignment, local);
-  const inbound = throughInbound(direct.cluster, direct.assignment, throughPolicy);
-  const { cluster, assignment } = tunnels && opensForCallers(folded.cluster) ? throughTunnels(inbound.cluster, inbound.assignment, local) : inbound;
+  const through = view.waypoints.replace(folded.cluster);
+  const { cluster, assignment } = through ? { cluster: through, assignment: undefined } : asReached(folded, view);
   const renamed = { ...cluster, name };
   const isEds = edsServiceName(cluster) !== undefined;
   if (name !== cluster.name) renamed.alt_stat_name ||= cluster.name;
@@ -446,6 +448,12 @@ function addCluster(name: string, folded: FoldedCluster, { eventDriven, throughP
   if (!isEds) return;
   const own = assignment ? { ...assignment, cluster_name: name } : ClusterLoadAssignment.fromPartial({ cluster_name: name });
   eds.set(name, { name, version: contentHash(ClusterLoadAssignment, own), any: pack(ClusterLoadAssignment, own), needs: [] });
+}
+
+function asReached(folded: FoldedCluster, { eventDriven, throughPolicy, local, tunnels }: NodeView): { cluster: Cluster; assignment: ClusterLoadAssignment | undefined } {
+  const direct = directWithinNode(markEventDriven(folded.cluster, folded.assignment, eventDriven), folded.assignment, local);
+  const inbound = throughInbound(direct.cluster, direct.assignment, throughPolicy);
+  return tunnels && opensForCallers(folded.cluster) ? throughTunnels(inbound.cluster, inbound.assignment, local) : inbound;
 }
 
 function addRoutes(name: string, { routes, hash }: FoldedRoutes, rds: Map<string, Entry>): void {

@@ -54,7 +54,7 @@ export function tunnelHeaders({ name, namespace, labels }: TunnelSource, cluster
 }
 
 /** Filter state by which tcp_proxy finds its cluster; without an identity there is none of that name, and the connection ends. */
-const byIdentity: Filter = connectionString('underpass.hbone_identity', 'envoy.tcp_proxy.cluster', clusterName(`%FILTER_STATE(${PEER_PRINCIPAL}:PLAIN)%`));
+const byIdentity = (clusterOf: (identity: string) => string): Filter => connectionString('underpass.hbone_identity', 'envoy.tcp_proxy.cluster', clusterOf(`%FILTER_STATE(${PEER_PRINCIPAL}:PLAIN)%`));
 
 /** Tunnels a connection to the destination that it was opened to. */
 export function tunnel({ cluster, statPrefix }: { cluster: string; statPrefix: string }): Filter {
@@ -69,15 +69,19 @@ export function tunnel({ cluster, statPrefix }: { cluster: string; statPrefix: s
   return { name: 'envoy.filters.network.tcp_proxy', config_type: { $case: 'typed_config', value: pack(TcpProxy, proxy) } };
 }
 
-const listener: ListenerMessage = Listener.fromPartial({
-  name: LISTENER,
-  stat_prefix: LISTENER,
-  listener_specifier: { $case: 'internal_listener', value: {} },
-  listener_filters: [ListenerFilter.fromPartial({ name: ORIGINAL_DST, config_type: { $case: 'typed_config', value: pack(OriginalDst, OriginalDst.fromPartial({})) } })],
-});
-listener.filter_chains = [{ ...Listener.fromPartial({ filter_chains: [{ name: LISTENER }] }).filter_chains[0]!, filters: [byIdentity, tunnel({ cluster: 'BlackHoleCluster', statPrefix: LISTENER })] }];
+/** An internal listener: connections that come to it are tunnelled by the cluster of their caller's identity. */
+export function tunnelListener(name: string, clusterOf: (identity: string) => string): Entry {
+  const listener: ListenerMessage = Listener.fromPartial({
+    name,
+    stat_prefix: name,
+    listener_specifier: { $case: 'internal_listener', value: {} },
+    listener_filters: [ListenerFilter.fromPartial({ name: ORIGINAL_DST, config_type: { $case: 'typed_config', value: pack(OriginalDst, OriginalDst.fromPartial({})) } })],
+  });
+  listener.filter_chains = [{ ...Listener.fromPartial({ filter_chains: [{ name }] }).filter_chains[0]!, filters: [byIdentity(clusterOf), tunnel({ cluster: 'BlackHoleCluster', statPrefix: name })] }];
+  return { name, version: contentHash(Listener, listener), any: pack(Listener, listener), needs: [] };
+}
 
-export const originateListener: Entry = { name: LISTENER, version: contentHash(Listener, listener), any: pack(Listener, listener), needs: [] };
+export const originateListener: Entry = tunnelListener(LISTENER, clusterName);
 
 /** @param peers names that the other ends' certificates may have; without any, those of the account's own trust domain */
 export function originateCluster(identity: string, peers: readonly StringMatcher[]): Entry {

@@ -1,5 +1,6 @@
 /** Endpoints behind listeners within this Envoy, which are told by the endpoint's metadata where a connection was to go. */
 import type { Cluster } from '../../proto/generated/envoy/config/cluster/v3/cluster.js';
+import type { TransportSocket } from '../../proto/generated/envoy/config/core/v3/base.js';
 import type { ClusterLoadAssignment } from '../../proto/generated/envoy/config/endpoint/v3/endpoint.js';
 import type { LbEndpoint } from '../../proto/generated/envoy/config/endpoint/v3/endpoint_components.js';
 import { InternalUpstreamTransport } from '../../proto/generated/envoy/extensions/transport_sockets/internal_upstream/v3/internal_upstream.js';
@@ -28,8 +29,13 @@ export function throughInternal(cluster: Cluster, assignment: ClusterLoadAssignm
   const changed = assignment && change(assignment);
   const inline = cluster.load_assignment && change(cluster.load_assignment);
   if (!found) return { cluster, assignment };
-  const transport = InternalUpstreamTransport.fromPartial({ passthrough_metadata: [{ kind: { kind: { $case: 'host', value: {} } }, name: ORIGINAL_DST }] });
-  transport.transport_socket = cluster.transport_socket ?? RAW_BUFFER;
-  const match = { name: kind, match: { underpass: kind }, transport_socket: { name: 'envoy.transport_sockets.internal_upstream', config_type: { $case: 'typed_config' as const, value: pack(InternalUpstreamTransport, transport) } } };
+  const match = { name: kind, match: { underpass: kind }, transport_socket: internalSocket(cluster.transport_socket ?? RAW_BUFFER) };
   return { cluster: { ...cluster, load_assignment: inline, transport_socket_matches: [match, ...cluster.transport_socket_matches] }, assignment: changed };
+}
+
+/** Hands on where the connection was to go. @param within what is spoken through the connection */
+export function internalSocket(within: TransportSocket): TransportSocket {
+  const transport = InternalUpstreamTransport.fromPartial({ passthrough_metadata: [{ kind: { kind: { $case: 'host', value: {} } }, name: ORIGINAL_DST }] });
+  transport.transport_socket = within;
+  return { name: 'envoy.transport_sockets.internal_upstream', config_type: { $case: 'typed_config', value: pack(InternalUpstreamTransport, transport) } };
 }

@@ -1,7 +1,8 @@
 /**
  * The way to a waypoint: connections of a pod to a destination that has one are tunnelled to it as they are, by HBONE with the
  * caller's identity and the destination that the caller dialled as `:authority`. Nothing is routed here, since the waypoint
- * does it. A waypoint that can't be reached ends the connection: nothing goes around it.
+ * does it. What a route of another destination leads to a service that has one goes there, too, and so does a request that names
+ * the service by its Host header. A waypoint that can't be reached ends the connection: nothing goes around it.
  */
 import { isIPv6 } from 'node:net';
 import { Cluster, Cluster_DiscoveryType } from '../../proto/generated/envoy/config/cluster/v3/cluster.js';
@@ -13,9 +14,13 @@ import { StringMatcher } from '../../proto/generated/envoy/type/matcher/v3/strin
 import { pack } from '../../common/xds/any.js';
 import { contentHash } from '../xds/resource-type.js';
 import { narrowed } from './chain-match.js';
-import { parseEndpointId, socketAddress } from './fold-endpoints.js';
+import { inCallersNamespace, opensForCallers } from './fold-clusters.js';
+import { internalAddress, ORIGINAL_DST, parseEndpointId, socketAddress } from './fold-endpoints.js';
+import { RAW_BUFFER } from './fold-identity.js';
 import { OUTBOUND_PORT, blackHole, type FoldedListeners } from './fold-listeners.js';
-import { tunnel, tunnelCluster } from './hbone-originate.js';
+import { tunnel, tunnelCluster, tunnelListener } from './hbone-originate.js';
+import { unlimited } from './hbone-terminate.js';
+import { internalSocket } from './internal-endpoints.js';
 import type { Entry } from './snapshot.js';
 import type { Waypoint, WaypointTable } from './waypoint-table.js';
 
@@ -88,4 +93,46 @@ function without(chain: FilterChain, taken: ReadonlyMap<string, string>): Filter
 
 function isOne({ address_prefix, prefix_len }: CidrRange): boolean {
   return prefix_len === (isIPv6(address_prefix) ? 128 : 32);
+}
+
+/** Clusters that lead to a service by their names, in the place of those that would lead around its waypoint. */
+export class WaypointClusters {
+  readonly #byHost = new Map<string, { address: string; waypoint: string }>();
+
+  constructor(readonly table: WaypointTable) {
+    for (const { hostname, addresses, waypoint } of table.destinations) {
+      const address = addresses.find((each) => !isIPv6(each)) ?? addresses[0];
+      if (hostname !== undefined && address !== undefined && !this.#byHost.has(hostname)) this.#byHost.set(hostname, { address, waypoint });
+    }
+  }
+
+  listeners(): Entry[] {
+    return Object.keys(this.table.waypoints).map((waypoint) => tunnelListener(waypointListenerName(waypoint), (identity) => waypointClusterName(waypoint, identity)));
+  }
+
+  /** @param cluster `outbound|PORT|SUBSET|HOST`, with connections of its own for each caller. Undefined: it is not for a waypoint. */
+  replace(cluster: Cluster): Cluster | undefined {
+    const [direction, port = '', , host = ''] = cluster.name.split('|');
+    const found = direction === 'outbound' && opensForCallers(cluster) ? this.#byHost.get(host) : undefined;
+    if (!found) return undefined;
+    const { address, waypoint } = found;
+    const id = `${isIPv6(address) ? `[${address}]` : address}:${port}`;
+    // Which endpoint it is, how it is found and spoken to is the waypoint's to say.
+    const through = Cluster.fromPartial({
+      name: cluster.name,
+      cluster_discovery_type: { $case: 'type', value: Cluster_DiscoveryType.STATIC },
+      load_assignment: { cluster_name: cluster.name, endpoints: [{ lb_endpoints: [{ host_identifier: { $case: 'endpoint', value: { address: internalAddress(waypointListenerName(waypoint), id) } } }] }] },
+      circuit_breakers: unlimited,
+    });
+    through.load_assignment!.endpoints[0]!.lb_endpoints[0]!.metadata = { typed_filter_metadata: {}, filter_metadata: { [ORIGINAL_DST]: { local: id } } };
+    through.transport_socket = internalSocket(RAW_BUFFER);
+    through.connect_timeout = cluster.connect_timeout;
+    through.typed_extension_protocol_options = cluster.typed_extension_protocol_options;
+    through.metadata = cluster.metadata;
+    return inCallersNamespace(through);
+  }
+}
+
+function waypointListenerName(waypoint: string): string {
+  return `waypoint/${waypoint}`;
 }
