@@ -251,7 +251,14 @@ export class Agent {
     const pod = this.#dataplane?.status().find(({ namespace, name }) => `${namespace}/${name}` === wanted);
     if (!pod) return { status: 404, body: { message: `pod ${wanted}: not on this node` } };
     const kernel = this.#kernel;
-    const maps: LiveMaps = { pods: () => kernel?.pods() ?? [], netnsOf: (address) => kernel?.netnsOf?.(address), isPlainPort: (each) => kernel?.isPlainPort?.(each) ?? false, waypoints: this.#proxy?.waypoints ?? NO_WAYPOINTS };
+    const maps: LiveMaps = {
+      pods: () => kernel?.pods() ?? [], netnsOf: (address) => kernel?.netnsOf?.(address), isPlainPort: (each) => kernel?.isPlainPort?.(each) ?? false,
+      waypoints: this.#proxy?.waypoints ?? NO_WAYPOINTS,
+      judge: (...query) => kernel?.policies?.judge(...query),
+      policyOf: (uid, term) => this.#policies?.policyOf(uid, term),
+      nameOf: (uid) => this.#records?.find((record) => record.uid === uid),
+      probation: () => this.#probation(),
+    };
     try {
       return { body: explain(pod, host, port, maps, this.#resolver) };
     } catch (error) {

@@ -1,6 +1,7 @@
 /** The agent's big parts as the composition sees them, so that it can be read, and tried, without any of them. */
 import type { Logger } from '../common/log.js';
 import type { KernelPod, PodKernel, PodProxy } from './dataplane/collaborators.js';
+import type { KernelPolicies } from './dataplane/kernel-policies.js';
 import type { PodCounters, ProbationEntry } from './dataplane/kernel.js';
 import type { KnownWorkloads } from './telemetry/flow-labels.js';
 import type { FlowKernel } from './telemetry/flow-telemetry.js';
@@ -28,6 +29,8 @@ export interface AgentKernel extends PodKernel, FlowKernel, PolicyKernel {
   setListenerPorts(ports: ListenerPorts): void;
   netnsOf?(address: string): bigint | undefined;
   isPlainPort?(port: number): boolean;
+  /** Judges a connection as the kernel would. */
+  readonly policies?: Pick<KernelPolicies, 'judge'>;
   /** What the connect hook decides by itself; absent where it can't. */
   readonly services?: ServiceSink;
   close(): void | Promise<void>;

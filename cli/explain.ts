@@ -14,6 +14,8 @@ const WAYS: Record<Explanation['addresses'][number]['way'], string> = {
   untouched: 'untouched, as without a mesh',
 };
 
+type Destination = NonNullable<Explanation['addresses'][number]['destinations']>[number];
+
 interface Target {
   host: string;
   port: number;
@@ -41,11 +43,25 @@ export function readTarget(text: string): Target {
 }
 
 function render({ pod, host, port, addresses }: Explanation): void {
-  for (const { address, way, reasons, endpoints } of addresses) {
+  for (const { address, way, reasons, endpoints, destinations = [] } of addresses) {
     process.stdout.write(`${pod} -> ${host === address ? '' : `${host} = `}${address.includes(':') ? `[${address}]` : address}:${port}\n  ${WAYS[way]}\n`);
     for (const reason of reasons) process.stdout.write(`  because ${reason}\n`);
-    if (!endpoints) continue;
-    const rows = endpoints.map((each) => [`  ${each.address}`, String(each.port), `${(each.share * 100).toFixed(1)} %`, each.leftOut ? 'left out: it did not answer' : '']);
-    printTable(['  ENDPOINT', 'PORT', 'SHARE', 'NOTE'], rows);
+    if (endpoints) {
+      const rows = endpoints.map((each) => [`  ${each.address}`, String(each.port), `${(each.share * 100).toFixed(1)} %`, each.leftOut ? 'left out: it did not answer' : '']);
+      printTable(['  ENDPOINT', 'PORT', 'SHARE', 'NOTE'], rows);
+    }
+    for (const destination of destinations) renderDestination(destination);
   }
+}
+
+const ANSWERS: Record<Destination['policy']['answer'], string> = { none: 'no policy', allow: 'allowed', deny: 'denied' };
+
+function renderDestination({ pod, address, port, policy, probation }: Destination): void {
+  const judge = policy.judge === 'envoy' ? '; the node\'s Envoy judges, by these policies and those of L7' : '';
+  process.stdout.write(`  ${pod} ${address.includes(':') ? `[${address}]` : address}:${port}\n    ${ANSWERS[policy.answer]}: ${policy.reason}${judge}\n`);
+  if (!probation) return;
+  const { listener, clients } = probation;
+  process.stdout.write(`    server: ${listener ? `${listener.verdict} (${listener.reason})` : 'nothing has answered there yet'}\n`);
+  if (clients.length === 0) process.stdout.write('    client: no program of the pod has been seen yet\n');
+  for (const client of clients) process.stdout.write(`    client ${client.program ?? client.key}: ${client.verdict} (${client.reason})\n`);
 }

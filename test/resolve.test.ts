@@ -228,6 +228,56 @@ test('explain says which way a connection takes, and it takes that way', async (
   assert.deepEqual(endpoints.map(({ port, share, leftOut }) => [port, share, leftOut]), [[7000, 0.5, false], [7000, 0.5, false]]);
 });
 
+test('explain says what the policy of the pod that is reached makes of the caller, and so it is', async () => {
+  const [address] = (await node.pod('shop', 'db-a')).ips;
+  const policyOf = async (host: string, port: number): Promise<string> => {
+    const { destinations = [] } = await explained(host, port);
+    const found = destinations.find(({ pod }) => pod === 'shop/db-a');
+    return found ? `${found.policy.answer} by ${found.policy.judge}: ${found.policy.reason}` : 'no destination';
+  };
+  const passes = async (host: string, port: number): Promise<boolean> => Object.keys(await connects(host, port, 1)).some((key) => key.startsWith('db-a'));
+  const rules = (action: string, text: string): string => `apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: one, namespace: shop}\nspec: {selector: {matchLabels: {one: "true"}}, action: ${action}, rules: [${text}]}\n`;
+  const strict = 'apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: strict, namespace: shop}\nspec: {mtls: {mode: STRICT}}\n';
+  const file = join(node.sourceDir, 'policy.yaml');
+  assert.equal(await policyOf(address!, 7000), 'none by kernel: it takes all that comes');
+  assert.equal(await policyOf('one', 6000), 'none by kernel: it takes all that comes');
+  const cases: [yaml: string, said: RegExp][] = [
+    [rules('DENY', '{from: [{source: {namespaces: [shop]}}]}'), /^deny by envoy: shop\/one fits$/],
+    [rules('DENY', '{from: [{source: {namespaces: [elsewhere]}}]}'), /^allow by envoy: no DENY policy fits, and there is no ALLOW policy$/],
+    [rules('ALLOW', '{from: [{source: {principals: ["*"]}}], to: [{operation: {ports: ["7000"]}}]}'), /^allow by envoy: shop\/one fits$/],
+    [rules('ALLOW', '{to: [{operation: {ports: ["7001"]}}]}'), /^deny by envoy: no ALLOW policy fits$/],
+    [strict, /^allow by envoy: no DENY policy fits, and there is no ALLOW policy$/],
+  ];
+  for (const [yaml, said] of cases) {
+    writeFileSync(file, yaml);
+    let last: unknown;
+    await waitFor(`explain to say ${said}`, async () => said.test((last = await policyOf('one', 6000)) as string), { timeoutMs: 20_000 }).catch((error: unknown) => assert.fail(`${String(error)}: ${String(last)}`));
+    // By the service it comes with the caller's identity, by the pod's own address without one.
+    for (const [host, port] of [['one', 6000], [address!, 7000]] as const) {
+      await waitFor(`${host} to be as explain says`, async () => {
+        const [answer, isIn] = [await policyOf(host, port), await passes(host, port)];
+        last = { answer, isIn };
+        return answer.startsWith(isIn ? 'allow' : 'deny');
+      }, { timeoutMs: 20_000 }).catch((error: unknown) => assert.fail(`${yaml}: ${String(error)}: ${JSON.stringify(last)}`));
+    }
+  }
+  assert.match(await policyOf(address!, 7000), /^deny by envoy: PeerAuthentication STRICT \(istio-system\/istio_converted_static_strict\): .*without an identity\)$/);
+  rmSync(file);
+  await until('the kernel to have it again', 'one', 6000, 3);
+  assert.equal(await policyOf('one', 6000), 'none by kernel: it takes all that comes');
+});
+
+test('explain shows the probation of both ends of a connection that no proxy is between', async () => {
+  await connects('db', 5432, 40);
+  const { destinations = [] } = await explained('db', 5432);
+  assert.deepEqual(destinations.map(({ pod, port, probation }) => [pod, port, probation?.listener?.verdict]).sort(), [['shop/db-a', 7000, 'event-driven'], ['shop/db-b', 7000, 'event-driven']]);
+  assert.ok(destinations.every(({ probation }) => probation!.clients.some(({ verdict }) => verdict === 'event-driven')), JSON.stringify(destinations));
+  const { stdout } = await node.cli(['explain', 'client', 'db:5432', '-n', 'shop', '--instance', node.instance]);
+  assert.match(stdout, /\n {2}shop\/db-a [\d.]+:7000\n {4}no policy: it takes all that comes\n {4}server: event-driven \(.+\)\n {4}client .+: event-driven \(.+\)\n/);
+  const throughEnvoy = await explained('wide', 6100);
+  assert.deepEqual(throughEnvoy.destinations?.map(({ pod, probation }) => [pod, probation]), [['shop/db-a', undefined]]);
+});
+
 test('explain names the rule that leads a service through Envoy, and what it can\'t explain', async () => {
   const file = join(node.sourceDir, 'rule.yaml');
   writeFileSync(file, rule('DestinationRule', 'metadata: {name: db, namespace: shop}\nspec: {host: db, trafficPolicy: {connectionPool: {tcp: {maxConnections: 100}}}}\n'));

@@ -2,15 +2,25 @@
 import { randomBytes } from 'node:crypto';
 import type { BpfMap, BpfObject } from '../../native/index.js';
 import { UnderpassError } from '../../common/errors.js';
-import { isAllPorts, type Block, type PortRange } from '../policy/blocks.js';
-import { MAX_BLOCKS, MAX_PORT_RANGES, MAX_TERMS, type CompiledPolicy, type Term } from '../policy/compile.js';
-import { StructCodec } from './kernel-codec.js';
+import { ALL_PORTS, isAllPorts, type Block, type PortRange } from '../policy/blocks.js';
+import { decidingTerm, MAX_BLOCKS, MAX_CLASSES, MAX_PORT_RANGES, MAX_TERMS, type CompiledPolicy, type Term } from '../policy/compile.js';
+import { encodeAddress, StructCodec } from './kernel-codec.js';
 
 export interface PodPolicy {
   /** The same for the same policies, from one agent to the next. */
   version: bigint;
   /** undefined: it can't be judged by, and nobody new is let in. */
   compiled: CompiledPolicy | undefined;
+  /** What comes over the network is led to the proxy, which decides. */
+  behindProxy: boolean;
+}
+
+/** How the policy that is in the kernel judges one connection. */
+export interface PolicyAnswer {
+  allowed: boolean;
+  /** Of the deciding term; -1: none fits, and the default decides. undefined: it can't be judged by, or does not know the caller. */
+  term: number | undefined;
+  version: bigint;
   /** What comes over the network is led to the proxy, which decides. */
   behindProxy: boolean;
 }
@@ -56,6 +66,24 @@ export class KernelPolicies {
   versions(): Map<string, bigint> {
     const found = [...this.#places()].map(({ uid, netnsCookie }) => [uid, this.#map.get(keyOf(netnsCookie))] as const);
     return new Map(found.flatMap(([uid, value]) => (value ? [[uid, this.#codecs.policy.bigint(value, 'version')]] : [])));
+  }
+
+  /**
+   * What `policy_allows` in bpf/policy.h would say, asked of the map's own value.
+   * @param from the caller's uid
+   * @returns undefined: the pod takes all that comes
+   */
+  judge(from: string, to: bigint, source: string, destination: string, port: number): PolicyAnswer | undefined {
+    const { policy: codec } = this.#codecs;
+    const value = this.#map.get(keyOf(to));
+    if (!value) return undefined;
+    const common = { version: codec.bigint(value, 'version'), behindProxy: codec.number(value, 'behind_proxy') !== 0 };
+    const slot = [...this.#places()].find(({ uid }) => uid === from)?.slot;
+    const number = slot === undefined ? 0 : (codec.bytes(value, 'class_of')[slot] ?? UNKNOWN_CLASS);
+    if (codec.number(value, 'state') !== this.#states.decide || codec.bigint(value, 'netns_cookie') !== to || number >= MAX_CLASSES) return { ...common, allowed: false, term: undefined };
+    const terms = this.#decodeTerms(value);
+    const term = decidingTerm(terms, { class: number, source: encodeAddress(source), destination: encodeAddress(destination), port });
+    return { ...common, allowed: term < 0 ? codec.number(value, 'allow_by_default') !== 0 : !terms[term]!.deny, term };
   }
 
   /** After a change of places. */
@@ -133,6 +161,25 @@ export class KernelPolicies {
       ...span('not_sources', term.notSources, cidrs, block),
       ...span('destinations', term.destinations ?? [], cidrs, block),
       ...span('not_destinations', term.notDestinations, cidrs, block),
+    });
+  }
+
+  #decodeTerms(value: Buffer): Omit<Term, 'policy'>[] {
+    const { policy, term: codec, ports, cidr } = this.#codecs;
+    const items = <T>(term: Buffer, span: string, list: string, of: StructCodec, decode: (item: Buffer) => T): T[] =>
+      Array.from({ length: codec.number(term, `${span}.count`) }, (_, index) => {
+        const at = (codec.number(term, `${span}.first`) + index) * of.sizeBytes;
+        return decode(policy.bytes(value, list).subarray(at, at + of.sizeBytes));
+      });
+    return Array.from({ length: policy.number(value, 'terms_used') }, (_, index) => {
+      const term = policy.bytes(value, 'terms').subarray(index * codec.sizeBytes, (index + 1) * codec.sizeBytes);
+      const blocks = (span: string): Block[] => items(term, span, 'cidrs', cidr, (item) => ({ address: cidr.bytes(item, 'address'), mask: cidr.bytes(item, 'mask'), ipv4: cidr.number(item, 'ipv4') !== 0 }));
+      const or = <T>(found: T[]): T[] | undefined => (found.length > 0 ? found : undefined);
+      return {
+        deny: codec.number(term, 'deny') !== 0, classes: codec.bigint(term, 'classes'),
+        ports: or(items(term, 'ports', 'ports', ports, (item): PortRange => [ports.number(item, 'first'), ports.number(item, 'last')])) ?? ALL_PORTS,
+        sources: or(blocks('sources')), notSources: blocks('not_sources'), destinations: or(blocks('destinations')), notDestinations: blocks('not_destinations'),
+      };
     });
   }
 

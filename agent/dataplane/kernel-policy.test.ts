@@ -4,6 +4,7 @@ import { spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
+import { inspect } from 'node:util';
 import { Action, Authorization, Scope, type Match } from '../../proto/generated/istio/security/authorization.js';
 import { Address } from '../../proto/generated/istio/workload/workload.js';
 import type { PodRecord } from '../../common/lab-api.js';
@@ -17,7 +18,7 @@ import { compilePolicy } from '../policy/compile.js';
 import type { PodPolicies, WorkloadView } from '../policy/workload-policies.js';
 import { AddressType, AuthorizationType } from '../xds/resource-types.js';
 import { KernelWorld, TEST_BPFFS } from './kernel-testing.js';
-import type { PodPolicy } from './kernel-policies.js';
+import type { PodPolicy, PolicyAnswer } from './kernel-policies.js';
 import { narrows, PolicyEnforcer } from './policy-enforcer.js';
 
 /** `a` is alice, `b` the server, `c` bob, of another namespace, `d` is not in the mesh, `e` another server. */
@@ -76,10 +77,14 @@ const timer = setTimeout(() => end('silence'), 2500);
 socket.on('error', ({ code }) => end(code)).on('end', () => end('end')).on('connect', () => socket.write('ping'));
 socket.on('data', () => { clearTimeout(timer); end('echoed'); });`;
 
-/** `echoed`, the error's code, or `silence`. */
+/** `echoed`, the error's code, or `silence`; what the kernel's own table says when it is asked from here must be the same. */
 async function call(from: TestPod, to: TestPod, port = 8080, family: 'ipv4' | 'ipv6' = 'ipv4'): Promise<string> {
   const [command, ...args] = w.world.inPod(from, [process.execPath, '-e', CLIENT, JSON.stringify([to[family], port, false])]);
-  return (await run(command!, args, { timeoutMs: 20_000 })).stdout.trim();
+  const caller = w.kernel.pods().find(({ netnsCookie }) => netnsCookie === from.netnsCookie)?.uid ?? '';
+  const said = w.kernel.policies.judge(caller, to.netnsCookie, from[family], to[family], port);
+  const word = (await run(command!, args, { timeoutMs: 20_000 })).stdout.trim();
+  if (from !== to) assert.equal(word === 'echoed', said?.allowed ?? true, `${word}, and judged from here: ${inspect(said)}`);
+  return word;
 }
 
 interface Held {
@@ -131,6 +136,10 @@ for (const family of ['ipv4', 'ipv6'] as const) {
     assert.equal(counters['policy_connect_refused'], 1);
     assert.ok((counters['policy_arrival_refused'] ?? 0) >= 1, JSON.stringify(counters));
     assert.equal(await call(C(), E(), 8080, family), 'echoed', 'a pod without policy takes all');
+    const judged = (from: TestPod): PolicyAnswer | undefined => w.kernel.policies.judge(record(from).uid, B().netnsCookie, from[family], B()[family], 8080);
+    assert.deepEqual([A(), C()].map((pod) => judged(pod)!.term), [0, -1]);
+    assert.equal(enforcer.policyOf(record(B()).uid, { version: judged(A())!.version, term: 0 }), 'shop/p0');
+    assert.equal(enforcer.policyOf(record(B()).uid, { version: 1n, term: 0 }), undefined, 'of another version nothing is known');
   });
 }
 

@@ -117,7 +117,7 @@ export class Kernel {
   readonly #verdicts: Verdicts;
   /** What connections without a proxy carried. */
   readonly flows: KernelFlows;
-  readonly #policies: KernelPolicies;
+  readonly policies: KernelPolicies;
   /** What the node itself opens. */
   readonly host: KernelHost;
   /** What the connect hook decides by itself. */
@@ -184,7 +184,7 @@ export class Kernel {
       .map(([name]) => name.slice('COUNTER_'.length).toLowerCase());
     this.#verdicts = new Verdicts(object);
     this.flows = this.#store.add(new KernelFlows(object, this.#counterNames));
-    this.#policies = new KernelPolicies(object, () => this.#places());
+    this.policies = new KernelPolicies(object, () => this.#places());
     this.services = new ServiceTable(object);
     this.#layout = fnv1a([...PINNED_STRUCTS.map((name) => codec(name).fingerprint()), ...this.#counterNames].join('\n'));
     this.host = this.#store.add(new KernelHost(object, this.#pinDir, this.#layout));
@@ -233,7 +233,7 @@ export class Kernel {
       }
       this.#maps.pods.set(u64(pod.netnsCookie), this.#encodePod(state, attached.slot));
       attached.pod = state;
-      this.#policies.refresh();
+      this.policies.refresh();
     } catch (error) {
       for (const [address, owner] of taken) {
         if (owner) this.#maps.addresses.set(encodeAddress(address), owner);
@@ -273,7 +273,7 @@ export class Kernel {
     this.#forgetNamespace(cookie, attached.pod.addresses);
     // Last: what fails before is tried again.
     this.#pods.delete(uid);
-    this.#policies.refresh();
+    this.policies.refresh();
   }
 
   /** The pods as the kernel has them, those of a former agent too. */
@@ -379,12 +379,12 @@ export class Kernel {
 
   /** Who may open connections to which pod, by uid; the whole set. Until the first call what a former agent gave holds. */
   setPolicies(policies: ReadonlyMap<string, PodPolicy | 'as it is'>): void {
-    this.#policies.set(policies);
+    this.policies.set(policies);
   }
 
   /** Versions of the policies in force, by uid; those that a former agent gave, until the first call of `setPolicies`. */
   policyVersions(): Map<string, bigint> {
-    return this.#policies.versions();
+    return this.policies.versions();
   }
 
   #places(): { uid: string; netnsCookie: bigint; slot: number; isNode: boolean }[] {
@@ -480,7 +480,7 @@ export class Kernel {
     }
     this.#verdicts.forgetNamespace(cookie);
     this.flows.forgetNamespace(cookie);
-    this.#policies.forget(cookie);
+    this.policies.forget(cookie);
   }
 
   #encodePod(pod: KernelPodState, slot: Slot): Buffer {
@@ -554,7 +554,7 @@ export class Kernel {
       const zero = codec.encode({ generation });
       const stride = current.length / parts.length;
       this.#maps.podCounters.set(u32(index), Buffer.concat(parts.map(() => Buffer.concat([zero, Buffer.alloc(stride - zero.length)]))));
-      this.#policies.forgetPlace(index);
+      this.policies.forgetPlace(index);
       this.#lastSlot = index;
       return { index, generation };
     }

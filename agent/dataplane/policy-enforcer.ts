@@ -141,6 +141,12 @@ export class PolicyEnforcer implements Closable {
     return { pods: this.#governed.size, unreadable, connectionsClosed: this.#connectionsClosed, ...(problem === '' ? {} : { problem }) };
   }
 
+  /** Which policy a term of the kernel's is of, by its index; undefined when what the kernel has is not what this enforcer knows. */
+  policyOf(uid: string, { version, term }: { version: bigint; term: number }): string | undefined {
+    const governed = this.#governed.get(uid);
+    return governed?.version === version ? governed.compiled?.terms[term]?.policy : undefined;
+  }
+
   close(): void {
     this.#abort.abort();
     clearTimeout(this.#timer);

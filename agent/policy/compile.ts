@@ -16,6 +16,8 @@ export const MAX_CLASSES = 64;
 
 export interface Term {
   deny: boolean;
+  /** The policy that it comes from, `namespace/name`; the kernel's tables have no place for it. */
+  policy: string;
   /** Bit by class. */
   classes: bigint;
   ports: readonly PortRange[];
@@ -64,7 +66,7 @@ export function compilePolicy(policies: readonly Authorization[], identities: Re
   }
   const enforced = policies.filter(({ dry_run }) => !dry_run);
   const drafts = [true, false].flatMap((deny) =>
-    enforced.filter(({ action }) => (action === Action.DENY) === deny).flatMap(({ groups }) => groups.flatMap(({ rules }) => termsOf(rules.map(({ matches }) => matches), deny, callers))),
+    enforced.filter(({ action }) => (action === Action.DENY) === deny).flatMap(({ groups, namespace, name }) => groups.flatMap(({ rules }) => termsOf(rules.map(({ matches }) => matches), { deny, policy: `${namespace}/${name}` }, callers))),
   );
   bounded('terms', drafts.length, MAX_TERMS);
   bounded('ranges of ports', drafts.reduce((sum, { ports }) => sum + (isAllPorts(ports) ? 0 : ports.length), 0), MAX_PORT_RANGES);
@@ -79,38 +81,43 @@ export function compilePolicy(policies: readonly Authorization[], identities: Re
 }
 
 /** What the kernel answers to the same question. */
-export function allows({ terms, allowByDefault }: CompiledPolicy, { class: number, source, destination, port }: Query): boolean {
-  const found = terms.find(
+export function allows(compiled: Pick<CompiledPolicy, 'terms' | 'allowByDefault'>, query: Query): boolean {
+  const found = compiled.terms[decidingTerm(compiled.terms, query)];
+  return found ? !found.deny : compiled.allowByDefault;
+}
+
+/** @returns its index; -1: none fits, and the default decides */
+export function decidingTerm(terms: readonly Omit<Term, 'policy'>[], { class: number, source, destination, port }: Query): number {
+  return terms.findIndex(
     (term) =>
       (term.classes >> BigInt(number)) & 1n && term.ports.some(([first, last]) => port >= first && port <= last) &&
       (!term.sources || hasAddress(term.sources, source)) && !hasAddress(term.notSources, source) &&
       (!term.destinations || hasAddress(term.destinations, destination)) && !hasAddress(term.notDestinations, destination),
   );
-  return found ? !found.deny : allowByDefault;
 }
 
-export function blocksOf({ sources = [], notSources, destinations = [], notDestinations }: Omit<Term, 'classes'>): Block[] {
+export function blocksOf({ sources = [], notSources, destinations = [], notDestinations }: Pick<Term, 'sources' | 'notSources' | 'destinations' | 'notDestinations'>): Block[] {
   return [...sources, ...notSources, ...destinations, ...notDestinations];
 }
 
 /** One term for each way in which one match of every clause can hold. */
-function termsOf(clauses: readonly (readonly Match[])[], deny: boolean, callers: readonly (Identity | undefined)[]): Draft[] {
-  const everything: Draft = { deny, fits: callers.map(() => true), ports: ALL_PORTS, sources: undefined, notSources: [], destinations: undefined, notDestinations: [] };
+function termsOf(clauses: readonly (readonly Match[])[], of: Pick<Term, 'deny' | 'policy'>, callers: readonly (Identity | undefined)[]): Draft[] {
+  const everything: Draft = { ...of, fits: callers.map(() => true), ports: ALL_PORTS, sources: undefined, notSources: [], destinations: undefined, notDestinations: [] };
   let terms = [everything];
   for (const matches of clauses) {
     // A clause of no matches asks nothing.
     if (matches.length === 0) continue;
-    const alternatives = matches.filter((match) => deny || !isEmptyMatch(match)).map((match) => draftOf(match, deny, callers));
+    const alternatives = matches.filter((match) => of.deny || !isEmptyMatch(match)).map((match) => draftOf(match, of, callers));
     terms = terms.flatMap((term) => alternatives.map((alternative) => both(term, alternative)).filter(isPossible));
     bounded('terms', terms.length, MAX_TERMS);
   }
   return terms;
 }
 
-function draftOf(match: Match, deny: boolean, callers: readonly (Identity | undefined)[]): Draft {
+function draftOf(match: Match, of: Pick<Term, 'deny' | 'policy'>, callers: readonly (Identity | undefined)[]): Draft {
   const blocks = (addresses: Match['source_ips']): Block[] => addresses.map(({ address, length }) => blockOf(address, length));
   return {
-    deny,
+    ...of,
     fits: callers.map((identity) => fitsIdentity(match, identity)),
     ports: portsOf(match.destination_ports, match.not_destination_ports),
     sources: match.source_ips.length > 0 ? blocks(match.source_ips) : undefined,
@@ -124,6 +131,7 @@ function both(a: Draft, b: Draft): Draft {
   const common = (left: readonly Block[] | undefined, right: readonly Block[] | undefined): readonly Block[] | undefined => (left && right ? commonBlocks(left, right) : left ?? right);
   return {
     deny: a.deny,
+    policy: a.policy,
     fits: a.fits.map((fits, i) => fits && (b.fits[i] as boolean)),
     ports: commonPorts(a.ports, b.ports),
     sources: common(a.sources, b.sources),

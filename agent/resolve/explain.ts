@@ -2,8 +2,10 @@
 import { isIP, isIPv6 } from 'node:net';
 import { UnderpassError } from '../../common/errors.js';
 import type { KernelPod } from '../dataplane/kernel.js';
+import type { PolicyAnswer } from '../dataplane/kernel-policies.js';
 import type { LiveService } from '../dataplane/kernel-services.js';
 import type { WaypointTable } from '../proxy/waypoint-table.js';
+import { probationOf, type PodName, type PodProbation } from '../dataplane/probation.js';
 import type { ServiceResolver } from './service-resolver.js';
 
 /**
@@ -19,6 +21,26 @@ export interface ExplainedAddress {
   reasons: string[];
   /** From which one is drawn. */
   endpoints?: LiveService['endpoints'];
+  /** Of pods of this node that it may lead to: what they make of the caller. */
+  destinations?: ExplainedDestination[];
+}
+
+export interface ExplainedDestination {
+  /** `namespace/name` */
+  pod: string;
+  address: string;
+  port: number;
+  policy: ExplainedPolicy;
+  /** Whether the two sockets are moved by the kernel once they are connected; absent where a proxy is between them. */
+  probation?: { listener: PodProbation | undefined; clients: PodProbation[] };
+}
+
+export interface ExplainedPolicy {
+  /** `none`: the kernel has no policy for the pod. */
+  answer: 'none' | 'allow' | 'deny';
+  reason: string;
+  /** Who is asked. What comes by the node's Envoy, or is led to it on arrival, it judges by the same policies, and by those of L7. */
+  judge: 'kernel' | 'envoy';
 }
 
 export interface Explanation {
@@ -37,12 +59,19 @@ export interface LiveMaps {
   /** Whether a connection to a local pod's own address and this port is left alone. */
   isPlainPort(port: number): boolean;
   readonly waypoints: WaypointTable;
+  /** undefined: no policy. */
+  judge(from: string, to: bigint, source: string, destination: string, port: number): PolicyAnswer | undefined;
+  /** The policy that the deciding term is of, if that is known. */
+  policyOf(uid: string, term: { version: bigint; term: number }): string | undefined;
+  nameOf(uid: string): PodName | undefined;
+  probation(): readonly PodProbation[];
 }
 
 export interface ExplainedPod {
   uid: string;
   name: string;
   namespace: string;
+  ips: readonly string[];
   /** Why it is not enrolled. */
   reason?: string;
 }
@@ -50,7 +79,49 @@ export interface ExplainedPod {
 /** @throws UnderpassError `UNDERPASS_UNKNOWN_HOST` for a name that no service has */
 export function explain(pod: ExplainedPod, host: string, port: number, maps: LiveMaps, resolver: ServiceResolver | undefined): Explanation {
   const addresses = addressesOf(host, pod.namespace, resolver);
-  return { pod: `${pod.namespace}/${pod.name}`, host, port, addresses: addresses.map((address) => ({ address, ...wayTo(pod, address, port, maps, resolver) })) };
+  return { pod: `${pod.namespace}/${pod.name}`, host, port, addresses: addresses.map((address) => withDestinations(pod, port, { address, ...wayTo(pod, address, port, maps, resolver) }, maps, resolver)) };
+}
+
+/** A pod's policy may refuse what its way leads to, and its probation keep what is let in from being moved by the kernel. */
+function withDestinations(pod: ExplainedPod, port: number, explained: ExplainedAddress, maps: LiveMaps, resolver: ServiceResolver | undefined): ExplainedAddress {
+  const { address, way, endpoints } = explained;
+  // A waypoint judges its callers, and comes to the pods as itself.
+  if (way === 'refused' || way === 'waypoint') return explained;
+  const services = way === 'envoy' ? (resolver?.decisions(address, port, pod.namespace).services ?? []) : [];
+  const targets = endpoints ?? (services.length > 0 ? resolver!.endpoints(services, address, port) : [{ address, port }]);
+  const destinations = targets.flatMap((target) => destinationOf(pod, target, way, maps) ?? []);
+  if (destinations.length === 0) return explained;
+  const [only] = destinations;
+  const isRefused = way === 'pod' && only!.policy.answer === 'deny' && only!.policy.judge === 'kernel';
+  return isRefused ? { ...explained, way: 'refused', reasons: [`the policy of ${only!.pod}: ${only!.policy.reason}`], destinations } : { ...explained, destinations };
+}
+
+function destinationOf(pod: ExplainedPod, { address, port }: { address: string; port: number }, way: ConnectWay, maps: LiveMaps): ExplainedDestination | undefined {
+  const netns = maps.netnsOf(address);
+  const owner = netns === undefined ? undefined : maps.pods().find(({ netnsCookie }) => netnsCookie === netns);
+  const name = owner && maps.nameOf(owner.uid);
+  const source = pod.ips.find((ip) => isIPv6(ip) === isIPv6(address));
+  if (!owner || !name || owner.uid === pod.uid || source === undefined) return undefined;
+  const own = maps.judge(pod.uid, owner.netnsCookie, source, address, port);
+  // What is opened straight to the pod and led to its proxy there arrives as plaintext from an address: without an identity.
+  const isAnonymous = way !== 'envoy' && own?.behindProxy === true;
+  const answer = isAnonymous ? maps.judge('', owner.netnsCookie, source, address, port) : own;
+  const policy: ExplainedPolicy = answer
+    ? { answer: answer.allowed ? 'allow' : 'deny', reason: `${reasonOf(answer, owner.uid, maps)}${isAnonymous ? ' (the caller arrives in plaintext, and so without an identity)' : ''}`, judge: way === 'envoy' || answer.behindProxy ? 'envoy' : 'kernel' }
+    : { answer: 'none', reason: 'it takes all that comes', judge: 'kernel' };
+  const isDirect = way === 'endpoint' || way === 'pod';
+  return { pod: `${name.namespace}/${name.name}`, address, port, policy, ...(isDirect ? { probation: probationOf(maps.probation(), pod, { ...name, address, port }) } : {}) };
+}
+
+/** Istio's names for what istiod and pilot make of a PeerAuthentication that says STRICT. */
+const STRICT_POLICY = /\/(?:istio_converted_static_strict|converted_peer_authentication_.+)$/;
+
+function reasonOf({ term, version, allowed }: PolicyAnswer, uid: string, maps: LiveMaps): string {
+  if (term === undefined) return 'it can\'t be judged by, or does not know the caller yet: nobody new is let in';
+  if (term < 0) return allowed ? 'no DENY policy fits, and there is no ALLOW policy' : 'no ALLOW policy fits';
+  const name = maps.policyOf(uid, { version, term });
+  if (name === undefined) return 'by a policy that is just being replaced';
+  return STRICT_POLICY.test(name) ? `PeerAuthentication STRICT (${name}): callers without an identity of the mesh are refused` : `${name} fits`;
 }
 
 function addressesOf(host: string, namespace: string, resolver: ServiceResolver | undefined): string[] {

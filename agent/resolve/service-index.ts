@@ -96,6 +96,12 @@ export class ServiceIndex {
     return [...new Set(addresses.filter((each) => each.network === network).map(({ address }) => addressText(address)))];
   }
 
+  /** Those of its endpoints at this address and port that are reachable by their own address, wherever they are. */
+  endpoints(name: string, address: string, port: number): { address: string; port: number }[] {
+    const service = this.#services.get(name);
+    return service ? this.#candidates(name, service, address, port).map(({ address: own, port: target }) => ({ address: own, port: target })) : [];
+  }
+
   /** What is known of an address that is no service's. */
   workloadOf(address: string): Workload | undefined {
     const uid = this.#byAddress.get(address);

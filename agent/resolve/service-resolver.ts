@@ -108,6 +108,11 @@ export class ServiceResolver implements Closable {
     return { decisions, services, workload: this.#index.workloadOf(host) };
   }
 
+  /** All that the services with this address and port can lead to. */
+  endpoints(services: readonly Service[], address: string, port: number): { address: string; port: number }[] {
+    return services.flatMap(({ namespace, hostname }) => this.#index.endpoints(`${namespace}/${hostname}`, address, port));
+  }
+
   vips(service: Service): string[] {
     return this.#index.vips(service);
   }
