@@ -1,6 +1,6 @@
 /** The agent's big parts as the composition sees them, so that it can be read, and tried, without any of them. */
 import type { Logger } from '../common/log.js';
-import type { KernelPod, PodKernel, PodProxy } from './dataplane/collaborators.js';
+import type { InboundSteering, KernelPod, PodKernel, PodProxy } from './dataplane/collaborators.js';
 import type { KernelPolicies } from './dataplane/kernel-policies.js';
 import type { PodCounters, ProbationEntry } from './dataplane/kernel.js';
 import type { KnownWorkloads } from './telemetry/flow-labels.js';
@@ -21,6 +21,7 @@ export interface AgentKernel extends PodKernel, FlowKernel, PolicyKernel {
   pods(): KernelPod[];
   attachProxy(cgroupPath: string): void;
   readonly host?: NodeExemption;
+  readonly steering?: InboundSteering;
   counters(): Record<string, bigint>;
   podCounters(): Map<string, PodCounters>;
   probation(): ProbationEntry[];

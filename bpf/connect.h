@@ -238,8 +238,24 @@ int getsockname6(struct bpf_sock_addr *ctx)
  * SO_ORIGINAL_DST of what a proxy accepted, as conntrack would answer after a REDIRECT; and of a client's own socket whose
  * service was resolved, as it would after a DNAT.
  */
-SEC("cgroup/getsockopt")
-int getsockopt(struct bpf_sockopt *ctx)
+/* A connection that was steered to a proxy's listener has kept its addresses. */
+static __always_inline bool read_steered(const struct bpf_sock *sk, struct original_dst *out)
+{
+	__u32 port = sk->src_port;
+	if (port == OUTBOUND_PORT || port == INBOUND_PORT || port == HBONE_PORT)
+		return false;
+	struct address own = { { sk->src_ip6[0], sk->src_ip6[1], sk->src_ip6[2], sk->src_ip6[3] } };
+	__u32 ipv4 = sk->src_ip4;
+	/* Read in two branches the two become one by a computed pointer, which the verifier refuses. */
+	asm volatile("" : "+r"(ipv4), "+r"(own.word[3])::"memory");
+	if (sk->family == AF_INET)
+		set_ipv4(&own, ipv4);
+	out->address = own;
+	out->port = bpf_htons(port);
+	return !is_loopback(&out->address);
+}
+
+static __always_inline int on_getsockopt(struct bpf_sockopt *ctx, bool proxy_cgroup)
 {
 	bool v4 = ctx->level == SOL_IP, v6 = ctx->level == SOL_IPV6;
 	if (ctx->optname != SO_ORIGINAL_DST || !(v4 || v6)) {
@@ -248,12 +264,16 @@ int getsockopt(struct bpf_sockopt *ctx)
 		return 1;
 	}
 	struct bpf_sock *sk = ctx->sk;
-	struct socket_state *state = sk ? bpf_sk_storage_get(&socket_states, sk, 0, 0) : 0;
+	if (!sk)
+		return 1;
+	struct socket_state *state = bpf_sk_storage_get(&socket_states, sk, 0, 0);
 	bool accepted = state && (state->flags & SOCKET_ACCEPTED) && (state->flags & SOCKET_CAPTURED);
 	bool opened = state && !(state->flags & SOCKET_ACCEPTED) && (state->flags & SOCKET_RESOLVED);
-	if (!accepted && !opened)
+	struct original_dst original = {};
+	if (accepted || opened)
+		original = state->original;
+	else if (!proxy_cgroup || !read_steered(sk, &original))
 		return 1;
-	struct original_dst original = state->original;
 	void *end = ctx->optval_end;
 	if (v4) {
 		struct sockaddr_in *out = ctx->optval;
@@ -281,4 +301,16 @@ int getsockopt(struct bpf_sockopt *ctx)
 	asm volatile("" ::: "memory");
 	ctx->retval = 0;
 	return 1;
+}
+
+SEC("cgroup/getsockopt")
+int getsockopt(struct bpf_sockopt *ctx)
+{
+	return on_getsockopt(ctx, false);
+}
+
+SEC("cgroup/getsockopt")
+int proxy_getsockopt(struct bpf_sockopt *ctx)
+{
+	return on_getsockopt(ctx, true);
 }

@@ -32,6 +32,7 @@
 #define SIDECAR_UID 1337
 #define OUTBOUND_PORT 15001
 #define INBOUND_PORT 15006
+#define HBONE_PORT 15008
 /* Ports that Istio's inbound rules exempt: prometheus 15090, health 15021, HBONE 15008, agent 15020. */
 #define INBOUND_EXEMPT(port) ((port) == 15008 || (port) == 15020 || (port) == 15021 || (port) == 15090)
 

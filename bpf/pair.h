@@ -345,6 +345,8 @@ static __always_inline int on_sockops(struct bpf_sock_ops *ops, bool proxy_cgrou
 	case BPF_SOCK_OPS_TCP_CONNECT_CB:
 		watch_opening(ops);
 		return policy_note_opening(ops);
+	case BPF_SOCK_OPS_TCP_LISTEN_CB:
+		return proxy_cgroup ? note_listener(ops) : 1;
 	case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
 		return established_active(ops, proxy_cgroup);
 	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:

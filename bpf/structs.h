@@ -251,6 +251,9 @@ enum counter {
 	COUNTER_POLICY_CONNECT_REFUSED, /* at connect(), between pods of this node */
 	COUNTER_POLICY_ARRIVAL_REFUSED, /* segments that would have opened a connection */
 	COUNTER_POLICY_HOST_LET_IN, /* segments of the node's own connections, whatever the policy says */
+	/* looked up in the namespace of a pod whose callers go to the proxy */
+	COUNTER_INBOUND_STEERED,
+	COUNTER_INBOUND_UNSERVED, /* refused: the proxy does not listen there */
 	/* services decided at connect() */
 	COUNTER_CONNECTIONS_RESOLVED,
 	COUNTER_CONNECTIONS_WITHOUT_ENDPOINT, /* refused */

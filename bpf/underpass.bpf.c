@@ -31,6 +31,7 @@ const volatile struct flow_record flow_record_layout;
 #include "tuple.h"
 #include "flow.h"
 #include "policy.h"
+#include "steer.h"
 
 enum capture { CAPTURE_NO, CAPTURE_OUTBOUND, CAPTURE_INBOUND, CAPTURE_RESOLVED, CAPTURE_REFUSED };
 

@@ -64,6 +64,7 @@ export interface RawObject {
   /** True when live maps of a former process were taken over, false when all were created. */
   readonly adopted: boolean;
   attachCgroup(program: string, cgroupPath: string, pinPath: string | null): RawLink;
+  attachNetns(program: string, netnsPath: string, pinPath: string | null): RawLink;
   replaceLink(program: string, pinPath: string): RawLink | undefined;
   attachSockhash(program: string, map: string): void;
   pinProgram(program: string, pinPath: string): void;

@@ -135,9 +135,19 @@ export class BpfObject implements Closable {
    * of its old one, with no moment without.
    */
   attachCgroup(program: string, cgroupPath: string, pinName: string | null): BpfLink {
-    if (pinName !== null && this.#pinDir === null) throw new TypeError(`attachCgroup: pinName ${pinName} given, but the object has no pinDir`);
-    const pin = pinName === null ? null : join(this.#pinDir as string, pinName);
+    const pin = this.#pin('attachCgroup', pinName);
     return new BpfLink(guarded(() => this.#raw.attachCgroup(program, cgroupPath, pin)));
+  }
+
+  /** The same for a network namespace, by its path. Such a link ends with its namespace. */
+  attachNetns(program: string, netnsPath: string, pinName: string | null): BpfLink {
+    const pin = this.#pin('attachNetns', pinName);
+    return new BpfLink(guarded(() => this.#raw.attachNetns(program, netnsPath, pin)));
+  }
+
+  #pin(action: string, name: string | null): string | null {
+    if (name !== null && this.#pinDir === null) throw new TypeError(`${action}: pinName ${name} given, but the object has no pinDir`);
+    return name === null ? null : join(this.#pinDir as string, name);
   }
 
   /**

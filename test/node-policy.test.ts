@@ -1,6 +1,6 @@
 /**
  * Policy in the kernel for pods that share their node's Envoy, with real traffic: what a change forbids is ended, whichever
- * way it came, and where nothing leads a pod's callers to Envoy the kernel alone decides.
+ * way it came, a kubelet's probes get through, and pods are steered to Envoy where there is no iptables.
  */
 import assert from 'node:assert/strict';
 import { mkdtempSync, readdirSync, rmSync, symlinkSync } from 'node:fs';
@@ -182,6 +182,8 @@ describe('with Envoy in the way', () => {
     assert.deepEqual([stranger!.word, alice!.word], ['ECONNRESET', 'open']);
     assert.ok(stranger!.answers > 0 && alice!.answers > 0);
     await world.becomes({ stranger: [() => world.line(STRANGER, 'near.node'), 'refused'], alice: [() => world.line(ALICE, 'near.node'), 'echoed'] });
+    assert.match(await world.agentMetrics(), /^underpass_kernel_inbound_steered_total [1-9]/m, 'Envoy refused, and no rule led there');
+    assert.deepEqual((await world.lab.exec('node/near', ['iptables-nft-save', '-t', 'nat'])).stdout.match(/UNDERPASS_INBOUND/g), null);
     assert.deepEqual((await world.agentStatus()).policies!.unreadable, []);
     assert.equal((await world.agentStatus()).policies!.problem, undefined);
   });
@@ -195,6 +197,24 @@ describe('with Envoy in the way', () => {
       await world.isProbed();
       assert.equal(await world.asNode(STRANGER), 'refused', name);
     }
+    await world.isProbed();
+  });
+
+  test('Envoy is killed: a pod whose callers are steered to it lets nobody in meanwhile, and finds the next one', async () => {
+    await world.apply('mesh', from('ALLOW', 'alice'));
+    const near = world.address('near');
+    await world.becomes({ stranger: [() => world.line(STRANGER, near), 'refused'], alice: [() => world.line(ALICE, 'near.node'), 'echoed'] });
+    const steered = async (): Promise<number> => Number(/^underpass_kernel_inbound_steered_total (\d+)/m.exec(await world.agentMetrics())![1]);
+    const { pid } = (await world.agentStatus()).proxy.envoy;
+    process.kill(pid!, 'SIGKILL');
+    const [before, heard] = [await steered(), new Set<string>()];
+    await waitFor('the next Envoy to be asked', async () => {
+      heard.add(await world.line(STRANGER, near));
+      return (await steered()) > before;
+    }, { timeoutMs: 30_000, everyMs: 1 });
+    assert.deepEqual([...heard], ['refused']);
+    assert.notEqual((await world.agentStatus()).proxy.envoy.pid, pid);
+    await world.becomes({ alice: [() => world.line(ALICE, 'near.node'), 'echoed'] });
     await world.isProbed();
   });
 
@@ -222,7 +242,7 @@ describe('with Envoy in the way', () => {
   });
 });
 
-describe('where no rules can lead a pod\'s callers to Envoy', () => {
+describe('on a node without iptables', () => {
   /** All programs of this machine but those that make such rules. */
   const folder = mkdtempSync(join(tmpdir(), 'up-policy-path-'));
   for (const place of ['/usr/local/sbin', '/usr/local/bin', '/usr/sbin', '/usr/bin', '/sbin', '/bin']) {
@@ -242,22 +262,16 @@ describe('where no rules can lead a pod\'s callers to Envoy', () => {
     rmSync(folder, { recursive: true, force: true });
   });
 
-  const inForce = async (): Promise<void> => {
-    await waitFor('the kernel to have the policy', async () => (await world.agentStatus()).policies!.pods === 1, { timeoutMs: 20_000, everyMs: 50 });
-  };
-
-  test('the kernel decides who gets in: by principal between pods of the node, nobody without one', async () => {
-    await world.becomes({ bob: [() => world.line(BOB, world.address('near'), 8080), 'echoed'], stranger: [() => world.line(STRANGER, world.address('near'), 8080), 'echoed'] });
-    await world.apply('mesh', from('ALLOW', 'alice')).catch(() => undefined);
-    await inForce();
+  test('a pod\'s callers are led to Envoy all the same, which decides by principal; the node\'s probes are not', async () => {
     const near = world.address('near');
+    await world.becomes({ bob: [() => world.line(BOB, near), 'echoed'], stranger: [() => world.line(STRANGER, near), 'echoed'] });
+    await world.apply('mesh', from('ALLOW', 'alice'));
     await world.becomes({
-      alice: [() => world.line(ALICE, near, 8080), 'echoed'], bob: [() => world.line(BOB, near, 8080), 'refused'], stranger: [() => world.line(STRANGER, near, 8080), 'silence'],
+      bob: [() => world.line(BOB, near), 'refused'], stranger: [() => world.line(STRANGER, near), 'refused'],
       'alice by name': [() => world.line(ALICE, 'near.node'), 'echoed'], 'bob by name': [() => world.line(BOB, 'near.node'), 'refused'],
       'another workload': [() => world.line(BOB, world.address('aside'), 8080), 'echoed'],
     });
-    assert.match(await world.agentMetrics(), /^underpass_kernel_policy_connect_refused_total [1-9]/m);
-    assert.match(await world.agentMetrics(), /^underpass_kernel_policy_arrival_refused_total [1-9]/m);
+    assert.match(await world.agentMetrics(), /^underpass_kernel_inbound_steered_total [1-9]/m);
     await world.isProbed();
     assert.equal(await world.asNode(STRANGER), 'refused');
   });

@@ -31,6 +31,15 @@ export interface CaptureRules {
   state(): Promise<{ active: boolean; present: boolean; outdated?: boolean }>;
 }
 
+/** Leads what comes to pods to their inbound listeners without NAT, where the kernel can. */
+export interface InboundSteering {
+  start(pod: { uid: string; netnsPath: string; netnsCookie: bigint; ipv6: boolean }): Promise<void>;
+  stop(uid: string): void;
+  /** No connection is left that was steered. */
+  forget(uid: string): void;
+  state(uid: string): 'none' | 'active' | 'stopped';
+}
+
 export interface CapturedSockets {
   /** Accepted at the proxy's ports in this namespace, whichever way they came. */
   total: number;

@@ -32,6 +32,47 @@ test('Dataplane: callers of a pod pass its policy once its listener is there, an
   await plane.stop();
 });
 
+test('Dataplane: where the kernel can, callers are steered and no rule is made; a former agent\'s rules end once they are', async () => {
+  const world = new World();
+  world.steered = new Set();
+  world.pins.add('u1');
+  world.inbound.set('/pins/u1', 'active');
+  const plane = await started(world, [pod(mode('node'))]);
+  await settled(plane);
+  const [none, wanted] = [new Set<string>(), new Set(['u1'])];
+  plane.setInbound({ ...NO_TUNNELS, wanted, ready: wanted, certified: undefined });
+  await settled(plane);
+  assert.deepEqual([[...world.steered], world.inbound.get('/pins/u1'), status(plane).notes], [['u1'], 'stopped', []]);
+  assert.deepEqual(world.steps.filter((step) => /steering|inbound/.test(step)), ['steering start', 'inbound rules stop']);
+  // Its label asks for rules.
+  plane.setPods([pod(mode('node', { 'underpass.io/redirection': 'iptables' }))]);
+  await settled(plane);
+  assert.deepEqual(world.steps.filter((step) => /steering|inbound/.test(step)).slice(2), ['inbound rules start', 'steering stop']);
+  plane.setPods([pod(mode('node'))]);
+  plane.setInbound({ ...NO_TUNNELS, wanted: none, ready: none, certified: undefined });
+  await settled(plane);
+  assert.deepEqual([world.steered.size, world.inbound.get('/pins/u1'), world.listeners.get('u1')?.redirected], [0, 'stopped', true]);
+  await plane.stop();
+});
+
+test('Dataplane: a pod that the kernel does not steer is redirected by rules, its notes say why, and the agent that comes next tries again', async () => {
+  const world = new World();
+  world.steered = new Set();
+  world.failSteering = 'nobody listens';
+  const plane = await started(world, [pod(mode('node'))]);
+  const wanted = new Set(['u1']);
+  plane.setInbound({ ...NO_TUNNELS, wanted, ready: wanted, certified: undefined });
+  await settled(plane);
+  assert.deepEqual([world.inbound.get('/pins/u1'), status(plane).notes], ['active', ['what comes to the pod is redirected by iptables: nobody listens']]);
+  await plane.stop();
+  world.failSteering = undefined;
+  const next = await started(world, [pod(mode('node'))]);
+  next.setInbound({ ...NO_TUNNELS, wanted, ready: wanted, certified: undefined });
+  await settled(next);
+  assert.deepEqual([[...world.steered], world.inbound.get('/pins/u1'), status(next).notes], [['u1'], 'stopped', []]);
+  await next.stop();
+});
+
 const TLS_MODE = 'security.istio.io/tlsMode';
 
 test('Dataplane: callers are told of mutual TLS when it can be had, and that it is over before it is', async () => {

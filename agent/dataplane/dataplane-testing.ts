@@ -29,6 +29,9 @@ export class World {
   failRules: string | undefined;
   failState: string | undefined;
   failLabels: string | undefined;
+  /** Pods that are steered; undefined: this node can't. */
+  steered: Set<string> | undefined;
+  failSteering: string | undefined;
   labels: Record<string, string> = {};
   annotations: Record<string, string> = {};
   /** The state of the rules when all that follows a withdrawn label at once was done. */
@@ -59,6 +62,22 @@ export class World {
         return Promise.resolve();
       },
       readyTimeoutMs: 60,
+      ...(world.steered === undefined ? {} : {
+        steering: {
+          start({ uid }) {
+            if (world.failSteering !== undefined) return Promise.reject(new Error(world.failSteering));
+            world.steered!.add(uid);
+            world.step('steering start');
+            return Promise.resolve();
+          },
+          stop(uid) {
+            world.steered!.delete(uid);
+            world.step('steering stop');
+          },
+          forget: (uid) => void world.steered!.delete(uid),
+          state: (uid) => (world.steered!.has(uid) ? 'active' : 'none'),
+        },
+      }),
       backoff: () => new Backoff({ initialMs: 5, maxMs: 20, factor: 2, jitter: 0 }),
       kernel:
         options.kernel === false

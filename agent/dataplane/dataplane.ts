@@ -7,8 +7,9 @@ import type { PodRecord } from '../../common/lab-api.js';
 import type { Logger } from '../../common/log.js';
 import { Backoff } from '../../common/retry.js';
 import { enrolmentOf, type Acceleration, type Enrolment, type EnrolmentDefaults, type Mode } from '../workloads/enrolment.js';
-import type { InboundPods, KernelPod, ListenerPod, Namespaces, PodKernel, PodProxy } from './collaborators.js';
+import type { InboundPods, InboundSteering, KernelPod, ListenerPod, Namespaces, PodKernel, PodProxy } from './collaborators.js';
 import { AS_IT_IS, PodController, listenerPod, type Actual, type PodState, type PodTarget, type Surroundings, type Way } from './pod-controller.js';
+import { InboundWay } from './inbound-way.js';
 import { CALLERS_HEAR_MS, type SetPodMetadata } from './announcement.js';
 
 export interface Capabilities {
@@ -31,6 +32,8 @@ export interface DataplaneOptions {
   backoff?: () => Backoff;
   /** Told of every change of whether what comes to a pod over the network is led to the proxy. */
   setBehindProxy?: (uid: string, isBehind: boolean) => void;
+  /** Absent where the kernel side can't be used. */
+  steering?: InboundSteering;
 }
 
 export interface PodStatus {
@@ -79,6 +82,7 @@ export class Dataplane {
       readyTimeoutMs: options.readyTimeoutMs ?? 20_000,
       backoff: options.backoff ?? (() => new Backoff({ initialMs: 500, maxMs: 30_000, factor: 1.6, jitter: 0.2 })),
       ...(options.setBehindProxy ? { setBehindProxy: options.setBehindProxy } : {}),
+      ...(options.steering ? { steering: options.steering } : {}),
       setListener: (uid, pod) => this.#setListener(uid, pod),
       proxy: {
         setPods: (pods) => proxy.setPods(pods),
@@ -106,21 +110,21 @@ export class Dataplane {
     const known = new Map(records.map((record) => [record.uid, record]));
     for (const uid of new Set([...pinned, ...inKernel.keys()])) {
       const record = known.get(uid);
-      const actual: Actual = { pinned: pinned.has(uid), listener: pinned.has(uid), kernel: inKernel.get(uid), rules: 'none', inbound: 'none' };
+      const actual: Actual = { pinned: pinned.has(uid), listener: pinned.has(uid), kernel: inKernel.get(uid), rules: 'none', inbound: { rules: 'none', steered: this.#options.steering?.state(uid) ?? 'none' } };
       if (record && actual.pinned) {
         const path = namespaces.path(uid);
         try {
-          for (const [kind, rules] of [['rules', namespaces.rules(path)], ['inbound', namespaces.inboundRules(path)]] as const) {
+          for (const [target, rules] of [[actual, namespaces.rules(path)], [actual.inbound, namespaces.inboundRules(path)]] as const) {
             const state = await rules.state();
-            actual[kind] = state.active ? (state.outdated ? 'unknown' : 'active') : state.present ? 'stopped' : 'none';
+            target.rules = state.active ? (state.outdated ? 'unknown' : 'active') : state.present ? 'stopped' : 'none';
           }
         } catch (error) {
           // Rules that are there and forgotten would redirect the pod to nobody once its listener is gone.
-          actual.rules = actual.inbound = 'unknown';
+          actual.rules = actual.inbound.rules = 'unknown';
           logger.warn({ pod: `${record.namespace}/${record.name}`, reason: errorMessage(error) }, "can't read the pod's iptables rules; they count as there");
         }
-        if (actual.inbound === 'active' || actual.inbound === 'unknown') this.#around.setBehindProxy?.(uid, true);
-        this.#listeners.set(uid, listenerPod(record, path, actual.rules !== 'none', actual.inbound !== 'none'));
+        if (new InboundWay(undefined, actual.inbound).isActive) this.#around.setBehindProxy?.(uid, true);
+        this.#listeners.set(uid, listenerPod(record, path, actual.rules !== 'none', new InboundWay(undefined, actual.inbound).isPresent));
       }
       const controller = new PodController(this.#around, this.#targetOf(record ?? lost(uid)), actual);
       if (!record) controller.setTarget('gone');
@@ -154,7 +158,7 @@ export class Dataplane {
       const target = this.#targetOf(record);
       const controller = this.#controllers.get(record.uid);
       if (controller) controller.setTarget(target);
-      else this.#controllers.set(record.uid, new PodController(this.#around, target, { pinned: false, listener: false, kernel: undefined, rules: 'none', inbound: 'none' }));
+      else this.#controllers.set(record.uid, new PodController(this.#around, target, { pinned: false, listener: false, kernel: undefined, rules: 'none', inbound: { rules: 'none', steered: 'none' } }));
     }
     this.#tellInbound();
     for (const controller of this.#controllers.values()) controller.start();

@@ -15,6 +15,7 @@ import { lostNamespaces } from './kernel-leftovers.js';
 import { KernelPolicies, type PodPolicy } from './kernel-policies.js';
 import { cgroupIds, kernelDevice } from './kernel-processes.js';
 import { SERVICE_STRUCTS, ServiceTable } from './kernel-services.js';
+import { KernelSteering } from './kernel-steering.js';
 import { Verdicts, type ListenerName, type ProbationEntry, type ProgramName, type Verdict } from './kernel-verdicts.js';
 
 export type { ListenerName, ProbationEntry, ProgramName, Verdict } from './kernel-verdicts.js';
@@ -72,7 +73,7 @@ export interface KernelOptions {
 const POD_PROGRAMS = [
   'pod_sockops', 'probe_egress', 'police_ingress', 'getsockopt', 'getpeername4', 'getpeername6', 'getsockname4', 'getsockname6', 'connect4', 'connect6',
 ] as const;
-const PROXY_PROGRAMS = ['proxy_sockops', 'probe_egress', 'getsockopt'] as const;
+const PROXY_PROGRAMS = ['proxy_sockops', 'probe_egress', 'proxy_getsockopt'] as const;
 
 const MODES = { node: 'POD_MODE_NODE', sidecar: 'POD_MODE_SIDECAR' } as const;
 const ACCELERATIONS = { off: 'ACCELERATION_OFF', l4: 'ACCELERATION_L4', force: 'ACCELERATION_FORCE' } as const;
@@ -80,7 +81,7 @@ const ACCELERATIONS = { off: 'ACCELERATION_OFF', l4: 'ACCELERATION_L4', force: '
 /** Structs that live in pinned maps. */
 const PINNED_STRUCTS = [
   'pod', 'tuple', 'establishing', 'peer', 'socket_state', 'program_key', 'listener_key', 'verdict', 'clearance', 'verdict_quota', 'settings',
-  'pod_counters', 'flow_key', 'flow_totals', 'flow_side', 'flow', 'policy', 'policy_term', 'policy_ports', 'policy_cidr', 'opening', 'host',
+  'pod_counters', 'flow_key', 'flow_totals', 'flow_side', 'flow', 'policy', 'policy_term', 'policy_ports', 'policy_cidr', 'opening', 'host', 'inbound_key',
   ...SERVICE_STRUCTS,
 ];
 
@@ -120,6 +121,8 @@ export class Kernel {
   readonly policies: KernelPolicies;
   /** What the node itself opens. */
   readonly host: KernelHost;
+  /** What comes to pods over the network. */
+  readonly steering: KernelSteering;
   /** What the connect hook decides by itself. */
   readonly services: ServiceTable;
   readonly #layout: number;
@@ -188,6 +191,7 @@ export class Kernel {
     this.services = new ServiceTable(object);
     this.#layout = fnv1a([...PINNED_STRUCTS.map((name) => codec(name).fingerprint()), ...this.#counterNames].join('\n'));
     this.host = this.#store.add(new KernelHost(object, this.#pinDir, this.#layout));
+    this.steering = this.#store.add(new KernelSteering(object, this.#pinDir));
   }
 
   /** Envoy's cgroup: what it opens and accepts is a proxy's, and it learns original destinations. */
@@ -265,6 +269,7 @@ export class Kernel {
   removePod(uid: string): void {
     const attached = this.#pods.get(uid);
     if (!attached) return;
+    this.steering.forget(uid);
     attached.complete = false;
     for (const link of attached.links.splice(0)) link.close();
     if (this.#pinDir !== null) rmSync(join(this.#pinDir, 'links', 'pods', pinName(uid)), { recursive: true, force: true });
@@ -432,6 +437,7 @@ export class Kernel {
     }
     this.host.adopt();
     this.#adoptPods(join(this.#pinDir, 'links', 'pods'));
+    this.steering.adopt([...this.#pods.keys()]);
     clearance.recall();
   }
 

@@ -9,7 +9,8 @@ import type { PodRecord } from '../../common/lab-api.js';
 import type { Logger } from '../../common/log.js';
 import type { Backoff } from '../../common/retry.js';
 import { Announcement, HBONE, MUTUAL_TLS, withoutAnnouncements, type SetPodMetadata } from './announcement.js';
-import type { CaptureRules, KernelPod, ListenerPod, Namespaces, PodKernel, PodProxy } from './collaborators.js';
+import type { CaptureRules, InboundSteering, KernelPod, ListenerPod, Namespaces, PodKernel, PodProxy } from './collaborators.js';
+import { InboundWay, type InboundState } from './inbound-way.js';
 import type { Acceleration, Mode } from '../workloads/enrolment.js';
 
 export type Way = 'bpf' | 'iptables';
@@ -38,8 +39,8 @@ export interface Actual {
   kernel: KernelPod | undefined;
   /** `unknown`: they could not be read, so whatever relies on them makes them, and whoever leaves takes them away. */
   rules: 'none' | 'active' | 'stopped' | 'unknown';
-  /** The same of those for what comes to the pod. */
-  inbound: 'none' | 'active' | 'stopped' | 'unknown';
+  /** What leads to the proxy what comes to the pod. */
+  inbound: InboundState;
 }
 
 /** What the pod's policy asks: its callers go through the proxy, no longer do so, or stay as they are until that is known. */
@@ -57,6 +58,8 @@ export interface Surroundings {
   kernel: PodKernel | undefined;
   namespaces: Namespaces;
   proxy: PodProxy;
+  /** Absent where rules have to do it. */
+  steering?: InboundSteering;
   /** Whether what comes to this pod over the network is led to the proxy's inbound listener. */
   setBehindProxy?: (uid: string, isBehind: boolean) => void;
   /** Adds, changes or removes this pod in the set that the proxy is to serve. */
@@ -90,7 +93,7 @@ export class PodController {
   /** Why the kernel's hooks are not for this pod, until its labels change. */
   #refusal: string | undefined;
   #notes: string[] = [];
-  #inboundNotes: string[] = [];
+  readonly #arrivals: InboundWay;
   #connections: number | undefined;
   #drainPolls = 0;
   #logged = 'off, plain, acceleration off';
@@ -104,6 +107,7 @@ export class PodController {
     this.#target = target;
     this.#record = target.record;
     this.#actual = actual;
+    this.#arrivals = new InboundWay(around.steering, actual.inbound);
   }
 
   get record(): PodRecord {
@@ -138,6 +142,7 @@ export class PodController {
     this.#generation++;
     this.#drainPolls = 0;
     this.#refusal = undefined;
+    this.#arrivals.tryAgain();
     this.#settled = false;
     this.#backoff.reset();
     this.#wakeUp();
@@ -180,7 +185,7 @@ export class PodController {
       way: this.way,
       acceleration: this.#actual.kernel?.acceleration ?? 'off',
       listener: this.#actual.listener,
-      notes: [...this.#notes, ...(this.#actual.inbound === 'active' ? this.#inboundNotes : []), ...(this.#hbonePortFree === false && this.#inbound.tunnels === 'not taken' ? [`takes no HBONE, since port ${HBONE_PORT} is a program's of its own`] : [])],
+      notes: [...this.#notes, ...this.#arrivals.notes, ...(this.#hbonePortFree === false && this.#inbound.tunnels === 'not taken' ? [`takes no HBONE, since port ${HBONE_PORT} is a program's of its own`] : [])],
       ...(this.#error === undefined ? {} : { error: this.#error }),
       ...(reason === undefined ? {} : { reason }),
       ...(this.#connections === undefined ? {} : { drainingConnections: this.#connections }),
@@ -311,7 +316,7 @@ export class PodController {
   }
 
   #setListener({ record }: PodTarget, path: string, iptables: boolean): void {
-    this.#around.setListener(record.uid, listenerPod(record, path, iptables, this.#actual.inbound !== 'none', this.#hbonePortFree));
+    this.#around.setListener(record.uid, listenerPod(record, path, iptables, this.#arrivals.isPresent, this.#hbonePortFree));
   }
 
   async #isHbonePortFree(path: string): Promise<boolean> {
@@ -325,21 +330,23 @@ export class PodController {
 
   /** Where a policy decides who may call, all that comes for the pod passes its inbound listener. */
   async #redirectInbound(target: PodTarget, path: string, iptables: boolean): Promise<number | undefined> {
-    const rules = this.#around.namespaces.inboundRules(path);
+    const { namespaces, logger } = this.#around;
+    const rules = namespaces.inboundRules(path);
+    const { uid, ips } = target.record;
     const { way, mutualTls } = this.#inbound;
     const unheardMs = mutualTls === 'not taken' ? await this.#mutualTls.withdraw(this.#record) : undefined;
-    if (way === 'redirected' && this.#actual.inbound !== 'active') {
-      this.#inboundNotes = (await rules.start()).notes;
-      this.#actual.inbound = 'active';
-    } else if (way === 'plain' && unheardMs === undefined && isActive({ rules: this.#actual.inbound })) {
-      this.#around.setBehindProxy?.(target.record.uid, false);
-      await rules.stop();
-      this.#actual.inbound = 'stopped';
+    if (way === 'redirected') {
+      const maySteer = target.way === 'bpf' && this.#refusal === undefined;
+      const reason = await this.#arrivals.lead({ uid, netnsPath: path, ips, cookie: () => namespaces.cookie(path), rules, maySteer });
+      if (reason !== undefined) logger.warn({ pod: this.#name(), reason }, 'the pod is not steered');
+    } else if (way === 'plain' && unheardMs === undefined && this.#arrivals.isActive) {
+      this.#around.setBehindProxy?.(uid, false);
+      await this.#arrivals.stop(uid, rules);
     }
-    this.#around.setBehindProxy?.(target.record.uid, this.#actual.inbound === 'active');
+    this.#around.setBehindProxy?.(uid, this.#arrivals.isActive);
     // Connections that were redirected need the listener for as long as they live.
     this.#setListener(target, path, iptables);
-    return mutualTls === 'taken' && this.#actual.inbound === 'active' ? this.#mutualTls.announce(this.#record) : unheardMs;
+    return mutualTls === 'taken' && this.#arrivals.isActive ? this.#mutualTls.announce(this.#record) : unheardMs;
   }
 
   /** Whether HBONE ends here depends on Envoy and the pod's certificate alone. */
@@ -387,13 +394,12 @@ export class PodController {
     if (this.#actual.listener) {
       // Said of both ways before callers are given time for either.
       const unheardMs = await this.#tunnels.withdraw(this.#record);
-      const mutualTlsMs = isActive({ rules: this.#actual.inbound }) ? await this.#mutualTls.withdraw(this.#record) : undefined;
+      const mutualTlsMs = this.#arrivals.isActive ? await this.#mutualTls.withdraw(this.#record) : undefined;
       if (unheardMs !== undefined || mutualTlsMs !== undefined) return Math.max(unheardMs ?? 0, mutualTlsMs ?? 0);
     }
-    if (isActive({ rules: this.#actual.inbound })) {
+    if (this.#arrivals.isActive) {
       this.#around.setBehindProxy?.(uid, false);
-      await namespaces.inboundRules(path).stop();
-      this.#actual.inbound = 'stopped';
+      await this.#arrivals.stop(uid, namespaces.inboundRules(path));
       stopped = true;
     }
     if (this.#actual.pinned || was) {
@@ -413,8 +419,7 @@ export class PodController {
     this.#removeFromKernel(uid);
     if (this.#actual.rules !== 'none') await namespaces.rules(path).remove();
     this.#actual.rules = 'none';
-    if (this.#actual.inbound !== 'none') await namespaces.inboundRules(path).remove();
-    this.#actual.inbound = 'none';
+    await this.#arrivals.remove(uid, namespaces.inboundRules(path));
     if (this.#actual.pinned) namespaces.unpin(uid);
     this.#actual.pinned = false;
     this.#hbonePortFree = undefined;
@@ -438,7 +443,7 @@ export class PodController {
       }
     }
     this.#actual.rules = 'none';
-    this.#actual.inbound = 'none';
+    this.#arrivals.forget(uid);
     this.#removeFromKernel(uid);
     if (this.#actual.listener) await this.#removeListener(uid, proxy);
     if (this.#actual.pinned) {

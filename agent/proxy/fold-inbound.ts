@@ -29,7 +29,7 @@ import { ownServerSocket, peerNames, serverSocket } from './fold-identity.js';
 import { blackHole, foldChain } from './fold-listeners.js';
 import { throughInternal } from './internal-endpoints.js';
 import { isNeutralChain } from './neutral-chain.js';
-import { PEER_PRINCIPAL, SOURCE_ADDRESS, type ListenerPod } from './pod-listener.js';
+import { PEER_PRINCIPAL, podStatPrefix, SOURCE_ADDRESS, type ListenerPod } from './pod-listener.js';
 import type { Entry } from './snapshot.js';
 import { unreadRules } from './unread-rules.js';
 
@@ -233,6 +233,10 @@ export function inboundListenerName(uid: string): string {
   return `pod/${uid}/inbound`;
 }
 
+export function inboundStatPrefix(uid: string): string {
+  return `${podStatPrefix(uid)}_inbound`;
+}
+
 /** Named by its content: connections that were pooled under older policies lead to another listener, and end. */
 export function meshListenerName(uid: string, { hash }: Pick<FoldedInbound, 'hash'>): string {
   return `pod/${uid}/inbound-mesh/${hash.slice(0, 12)}`;
@@ -248,7 +252,7 @@ export function inboundListeners(pod: ListenerPod, folded: FoldedInbound, rename
   const direct = Listener.fromPartial({
     ...common,
     name: inboundListenerName(pod.uid),
-    stat_prefix: `pod_${pod.uid}_inbound`,
+    stat_prefix: inboundStatPrefix(pod.uid),
     address: socketAddress('0.0.0.0', INBOUND_PORT, pod.netnsPath),
     additional_addresses: pod.ipv6 ? [{ address: socketAddress('::', INBOUND_PORT, pod.netnsPath) }] : [],
   });

@@ -21,7 +21,7 @@ import { AdsServer } from './ads-server.js';
 import { Envoy } from './envoy.js';
 import { EnvoyExtensions } from './extensions.js';
 import { Folder, type FoldProblem, type FoldResult } from './fold.js';
-import { inboundListenerName } from './fold-inbound.js';
+import { inboundListenerName, inboundStatPrefix } from './fold-inbound.js';
 import { InboundFollower, type InboundPods } from './inbound-follower.js';
 import { HealthRelay } from './health-relay.js';
 import { tunnelHeaders } from './hbone-originate.js';
@@ -327,7 +327,7 @@ export class NodeProxy {
 
   /** Connections from the pod's programs that Envoy holds now, and tunnels that end at the pod, those of a listener that drains included. */
   async activeConnections(uid: string): Promise<number> {
-    const names = [`listener.${podStatPrefix(uid)}.downstream_cx_active`, `http.${podTunnelStatPrefix(uid)}.downstream_rq_active`];
+    const names = [`listener.${podStatPrefix(uid)}.downstream_cx_active`, `listener.${inboundStatPrefix(uid)}.downstream_cx_active`, `http.${podTunnelStatPrefix(uid)}.downstream_rq_active`];
     const stats = await this.envoy.admin.stats(`^(${names.join('|').replace(/[.]/g, '\\.')})$`);
     return names.reduce((sum, name) => sum + (stats.get(name) ?? 0), 0);
   }

@@ -12,6 +12,7 @@
 
 #include "../../bpf/structs.h"  // the skeleton names its types
 #include "underpass.skel.h"
+#include "worker.h"
 
 namespace underpass {
 namespace {
@@ -212,7 +213,7 @@ Napi::Function BpfObjectHandle::define(Napi::Env env) {
       env, "RawObject",
       {InstanceMethod("programs", &BpfObjectHandle::programs), InstanceMethod("isLoaded", &BpfObjectHandle::is_loaded), InstanceMethod("maps", &BpfObjectHandle::maps),
        InstanceMethod("map", &BpfObjectHandle::map), InstanceAccessor("adopted", &BpfObjectHandle::adopted, nullptr),
-       InstanceMethod("attachCgroup", &BpfObjectHandle::attach_cgroup), InstanceMethod("replaceLink", &BpfObjectHandle::replace_link), InstanceMethod("attachSockhash", &BpfObjectHandle::attach_sockhash), InstanceMethod("pinProgram", &BpfObjectHandle::pin_program),
+       InstanceMethod("attachCgroup", &BpfObjectHandle::attach_cgroup), InstanceMethod("attachNetns", &BpfObjectHandle::attach_netns), InstanceMethod("replaceLink", &BpfObjectHandle::replace_link), InstanceMethod("attachSockhash", &BpfObjectHandle::attach_sockhash), InstanceMethod("pinProgram", &BpfObjectHandle::pin_program),
        InstanceMethod("runIterator", &BpfObjectHandle::run_iterator),
        InstanceMethod("ringBuffer", &BpfObjectHandle::ring_buffer), InstanceMethod("layout", &BpfObjectHandle::layout),
        InstanceMethod("enumValues", &BpfObjectHandle::enum_values), InstanceMethod("close", &BpfObjectHandle::close)});
@@ -295,58 +296,71 @@ Napi::Value BpfObjectHandle::adopted(const Napi::CallbackInfo &info) {
   return Napi::Boolean::New(info.Env(), loaded_->adopted);
 }
 
+// A link that is pinned at `pin` already, and is `same`, gets the program in place of its old one; another is replaced.
+static bpf_link *attach_pinned(Napi::Env env, const std::string &action, const bpf_program *wanted, const std::string &pin,
+                               const std::function<bool(const bpf_link_info &)> &same, const std::function<bpf_link *()> &attach) {
+  LogCapture log;
+  bpf_link *link = pin.empty() ? nullptr : bpf_link__open(pin.c_str());
+  if (link) {
+    bpf_link_info link_info = {};
+    uint32_t length = sizeof(link_info);
+    bool fits = !bpf_obj_get_info_by_fd(bpf_link__fd(link), &link_info, &length) && same(link_info);
+    if (fits && !bpf_link__update_program(link, const_cast<bpf_program *>(wanted))) return link;
+    bpf_link__destroy(link);
+    unlink(pin.c_str());
+  }
+  link = attach();
+  if (!link) throw syscall_error(env, action, "bpf", errno, log.tail(kVerifierLines));
+  if (pin.empty()) return link;
+  try {
+    make_folders(env, folder_of(pin));
+  } catch (...) {
+    bpf_link__destroy(link);
+    throw;
+  }
+  if (int failed = bpf_link__pin(link, pin.c_str())) {
+    bpf_link__destroy(link);
+    throw syscall_error(env, "pinning link " + pin, "bpf", -failed);
+  }
+  return link;
+}
+
 Napi::Value BpfObjectHandle::attach_cgroup(const Napi::CallbackInfo &info) {
   Napi::Env env = info.Env();
-  LogCapture log;
   const std::string name = string_of(env, info[0], "attachCgroup: program");
   const std::string cgroup = string_of(env, info[1], "attachCgroup: cgroupPath");
   const std::string pin = absent(info[2]) ? "" : string_of(env, info[2], "attachCgroup: pinPath");
   const std::string action = "attaching " + name + " to cgroup " + cgroup;
   bpf_program *wanted = program(env, name);
-  int fd = ::open(cgroup.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (fd < 0) throw syscall_error(env, action, "open", errno);
+  Fd fd(::open(cgroup.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (fd.get() < 0) throw syscall_error(env, action, "open", errno);
   struct stat identity = {};
-  fstat(fd, &identity);
-  bpf_link *link = nullptr;
-  if (!pin.empty()) {
-    link = bpf_link__open(pin.c_str());
-    if (link) {
-      bpf_link_info link_info = {};
-      uint32_t length = sizeof(link_info);
-      // A cgroup's id is its inode number; a link whose cgroup is gone has id 0.
-      bool same = !bpf_obj_get_info_by_fd(bpf_link__fd(link), &link_info, &length) && link_info.type == BPF_LINK_TYPE_CGROUP &&
-                  link_info.cgroup.cgroup_id == identity.st_ino &&
-                  link_info.cgroup.attach_type == static_cast<uint32_t>(bpf_program__expected_attach_type(wanted));
-      if (!same || bpf_link__update_program(link, wanted)) {
-        bpf_link__destroy(link);
-        link = nullptr;
-        unlink(pin.c_str());
-      }
-    }
-  }
-  if (!link) {
-    link = bpf_program__attach_cgroup(wanted, fd);
-    int error = errno;
-    if (!link) {
-      ::close(fd);
-      throw syscall_error(env, action, "bpf", error, log.tail(kVerifierLines));
-    }
-    if (!pin.empty()) {
-      try {
-        make_folders(env, folder_of(pin));
-      } catch (...) {
-        bpf_link__destroy(link);
-        ::close(fd);
-        throw;
-      }
-      if (int failed = bpf_link__pin(link, pin.c_str())) {
-        bpf_link__destroy(link);
-        ::close(fd);
-        throw syscall_error(env, "pinning link " + pin, "bpf", -failed);
-      }
-    }
-  }
-  ::close(fd);
+  fstat(fd.get(), &identity);
+  // A cgroup's id is its inode number; a link whose cgroup is gone has id 0.
+  auto same = [&](const bpf_link_info &link) {
+    return link.type == BPF_LINK_TYPE_CGROUP && link.cgroup.cgroup_id == identity.st_ino &&
+           link.cgroup.attach_type == static_cast<uint32_t>(bpf_program__expected_attach_type(wanted));
+  };
+  bpf_link *link = attach_pinned(env, action, wanted, pin, same, [&] { return bpf_program__attach_cgroup(wanted, fd.get()); });
+  Napi::Object handle = classes(env)->link.New({});
+  BpfLinkHandle::Unwrap(handle)->open(link);
+  return handle;
+}
+
+Napi::Value BpfObjectHandle::attach_netns(const Napi::CallbackInfo &info) {
+  Napi::Env env = info.Env();
+  const std::string name = string_of(env, info[0], "attachNetns: program");
+  const std::string netns = string_of(env, info[1], "attachNetns: netnsPath");
+  const std::string pin = absent(info[2]) ? "" : string_of(env, info[2], "attachNetns: pinPath");
+  const std::string action = "attaching " + name + " to network namespace " + netns;
+  bpf_program *wanted = program(env, name);
+  Fd fd(::open(netns.c_str(), O_RDONLY | O_CLOEXEC));
+  if (fd.get() < 0) throw syscall_error(env, action, "open", errno);
+  struct stat identity = {};
+  fstat(fd.get(), &identity);
+  // Of a link whose namespace is gone it is 0.
+  auto same = [&](const bpf_link_info &link) { return link.type == BPF_LINK_TYPE_NETNS && link.netns.netns_ino == identity.st_ino; };
+  bpf_link *link = attach_pinned(env, action, wanted, pin, same, [&] { return bpf_program__attach_netns(wanted, fd.get()); });
   Napi::Object handle = classes(env)->link.New({});
   BpfLinkHandle::Unwrap(handle)->open(link);
   return handle;

@@ -100,6 +100,7 @@ class BpfObjectHandle : public Napi::ObjectWrap<BpfObjectHandle> {
   Napi::Value map(const Napi::CallbackInfo &info);
   Napi::Value adopted(const Napi::CallbackInfo &info);
   Napi::Value attach_cgroup(const Napi::CallbackInfo &info);
+  Napi::Value attach_netns(const Napi::CallbackInfo &info);
   Napi::Value replace_link(const Napi::CallbackInfo &info);
   void attach_sockhash(const Napi::CallbackInfo &info);
   void pin_program(const Napi::CallbackInfo &info);

@@ -1,0 +1,158 @@
+/** What comes to a pod over the network gets to the proxy's listeners there, with the addresses that it was sent to. */
+import assert from 'node:assert/strict';
+import { spawn, type ChildProcess } from 'node:child_process';
+import { once } from 'node:events';
+import { after, before, test } from 'node:test';
+import { run } from '../../common/process.js';
+import { waitFor } from '../../common/retry.js';
+import type { TestPod } from '../../native/testing.js';
+import { KernelWorld, TEST_BPFFS } from './kernel-testing.js';
+
+/** `a` is steered, `b` another pod, `c` the node. */
+let w: KernelWorld;
+const children = new Set<ChildProcess>();
+const [A, B, NODE] = [0, 1, 2].map((i) => () => w.world.pod(i)) as [() => TestPod, () => TestPod, () => TestPod];
+
+/**
+ * A server of several sockets on one port, each of which says its number, the address that the connection was accepted at, and
+ * what SO_ORIGINAL_DST says: for IPv4 at level 0, for IPv6 at level 41.
+ */
+const SERVER = `
+import json, select, socket, struct, sys
+port, count, name = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+listeners = []
+for i in range(count):
+    for family, any in ((socket.AF_INET, '0.0.0.0'), (socket.AF_INET6, '::')):
+        s = socket.socket(family)
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if count > 1: s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if family == socket.AF_INET6: s.setsockopt(41, 26, 1)
+        s.bind((any, port)); s.listen(64); listeners.append((i, family, s))
+print('listening', flush=True)
+while True:
+    for s in select.select([l[2] for l in listeners], [], [])[0]:
+        i, family, _ = next(l for l in listeners if l[2] is s)
+        c, peer = s.accept()
+        try:
+            raw = c.getsockopt(0 if family == socket.AF_INET else 41, 80, 16 if family == socket.AF_INET else 28)
+            original = [socket.inet_ntop(family, raw[4:8] if family == socket.AF_INET else raw[8:24]), struct.unpack('!H', raw[2:4])[0]]
+        except OSError: original = None
+        try: c.sendall(json.dumps({'name': name, 'socket': i, 'at': list(c.getsockname()[:2]), 'peer': peer[0], 'original': original}).encode())
+        except OSError: pass
+        c.close()
+`;
+
+interface Said {
+  name: string;
+  socket: number;
+  at: [string, number];
+  peer: string;
+  original: [string, number] | null;
+}
+
+async function serve(cgroup: string, port: number, count: number, name: string): Promise<ChildProcess> {
+  const [command, ...args] = w.world.inPod({ ...A(), cgroup }, ['python3', '-c', SERVER, String(port), String(count), name]);
+  const child = spawn(command!, args, { stdio: ['ignore', 'pipe', 'inherit'] });
+  children.add(child);
+  await once(child.stdout!, 'data');
+  return child;
+}
+
+async function end(child: ChildProcess): Promise<void> {
+  children.delete(child);
+  child.kill('SIGKILL');
+  if (child.exitCode === null && child.signalCode === null) await once(child, 'exit');
+}
+
+const CLIENT = `
+import socket, sys
+s = socket.socket(socket.AF_INET6 if ':' in sys.argv[1] else socket.AF_INET); s.settimeout(3)
+try:
+    s.connect((sys.argv[1], int(sys.argv[2]))); text = b''
+    while True:
+        more = s.recv(4096)
+        if not more: break
+        text += more
+    print(text.decode())
+except OSError as error: print(type(error).__name__)
+`;
+
+async function call(from: TestPod, address: string, port = 8080): Promise<Said | string> {
+  const [command, ...args] = w.world.inPod(from, ['python3', '-c', CLIENT, address, String(port)]);
+  const text = (await run(command!, args, { timeoutMs: 20_000 })).stdout.trim();
+  return text.startsWith('{') ? (JSON.parse(text) as Said) : text;
+}
+
+const steered = (): { uid: string; netnsPath: string; netnsCookie: bigint; ipv6: boolean } => ({ uid: w.podRecord(A()).uid, netnsPath: A().netns, netnsCookie: A().netnsCookie, ipv6: true });
+
+let proxy: ChildProcess;
+before(async () => {
+  w = await KernelWorld.create('steer', { pods: 3, pinned: true });
+  w.put({ acceleration: 'off' }, [A(), B()]);
+  await w.kernel.host.attach(NODE().netns, w.world.proxyCgroup);
+  await serve(A().cgroup, 8080, 1, 'app');
+  await serve(A().cgroup, 15008, 1, 'tunnels');
+});
+after(async () => {
+  await Promise.all([...children].map(end));
+  await w.close();
+});
+
+test('a pod whose proxy does not listen is not steered, and the reason names the namespace', async () => {
+  await assert.rejects(w.kernel.steering.start(steered()), (error: Error) => error.message.includes(A().netns));
+  assert.equal(((await call(B(), A().ipv4)) as Said).name, 'app');
+});
+
+for (const family of ['ipv4', 'ipv6'] as const) {
+  test(`what comes over the network gets to the proxy at the address and port that it was sent to; loopback, HBONE and the node do not (${family})`, async () => {
+    proxy ??= await serve(w.world.proxyCgroup, 15006, 3, 'proxy');
+    await w.kernel.steering.start(steered());
+    const address = A()[family];
+    const { result, counters } = await w.counted(() => call(B(), address));
+    const { socket: _, ...said } = result as Said;
+    assert.deepEqual(said, { name: 'proxy', at: [address, 8080], peer: B()[family], original: [address, 8080] });
+    assert.equal(counters['inbound_steered'], 1, 'once a connection: what follows its SYN finds its socket');
+    // A port that nothing listens on is the proxy's to answer for too.
+    assert.deepEqual(((await call(B(), address, 9)) as Said).original, [address, 9]);
+    const names = await Promise.all([call(A(), address), call(A(), family === 'ipv4' ? '127.0.0.1' : '::1'), call(B(), address, 15008), call(NODE(), address)]);
+    assert.deepEqual(names.map((each) => (each as Said).name), ['app', 'app', 'tunnels', 'app']);
+  });
+}
+
+test('of several sockets on the port each gets connections, as their SO_REUSEPORT says', async () => {
+  const sockets = new Set<number>();
+  for (let i = 0; i < 40 && sockets.size < 3; i++) sockets.add(((await call(B(), A().ipv4)) as Said).socket);
+  assert.deepEqual([...sockets].sort(), [0, 1, 2]);
+});
+
+test('the agent is replaced: nobody notices, and the next one knows', async () => {
+  await w.kernel.close();
+  assert.equal(((await call(B(), A().ipv4)) as Said).name, 'proxy');
+  w.kernel = await w.open(TEST_BPFFS);
+  assert.equal(w.kernel.steering.state(steered().uid), 'active');
+  assert.equal(((await call(B(), A().ipv4)) as Said).name, 'proxy');
+});
+
+test('without its proxy a pod refuses at once, and one that comes again is found', async () => {
+  await end(proxy);
+  const { result, counters } = await w.counted(() => Promise.all([call(B(), A().ipv4), call(B(), A().ipv6), call(NODE(), A().ipv4)]));
+  assert.deepEqual(result.map((each) => (typeof each === 'string' ? each : each.name)), ['ConnectionRefusedError', 'ConnectionRefusedError', 'app']);
+  assert.equal(counters['inbound_unserved'], 2);
+  proxy = await serve(w.world.proxyCgroup, 15006, 2, 'proxy again');
+  await waitFor('the new proxy', async () => ((await call(B(), A().ipv4)) as Said).name === 'proxy again', { timeoutMs: 5_000, everyMs: 50 });
+});
+
+test('when steering ends all is as it was', async () => {
+  w.kernel.steering.stop(steered().uid);
+  assert.equal(((await call(B(), A().ipv4)) as Said).name, 'app');
+  const { result } = await w.counted(() => call(B(), A().ipv4, 9));
+  assert.equal(result, 'ConnectionRefusedError');
+  // An application that asks for an original destination is told by the kernel that there is none.
+  assert.equal(((await call(B(), A().ipv4)) as Said).original, null);
+  // The agent that comes next knows that connections may be left that need the listener.
+  await w.kernel.close();
+  w.kernel = await w.open(TEST_BPFFS);
+  assert.equal(w.kernel.steering.state(steered().uid), 'stopped');
+  w.kernel.removePod(steered().uid);
+  assert.equal(w.kernel.steering.state(steered().uid), 'none');
+});

@@ -1,0 +1,113 @@
+/** Leads what comes to a pod over the network to the proxy's listener in its namespace, without NAT: bpf/steer.h. */
+import { mkdirSync, readdirSync, rmSync } from 'node:fs';
+import { join } from 'node:path';
+import { UnderpassError, errorCode } from '../../common/errors.js';
+import type { Closable } from '../../common/lifecycle.js';
+import { waitFor } from '../../common/retry.js';
+import type { BpfLink, BpfMap, BpfObject } from '../../native/index.js';
+import { pinName } from './bpffs.js';
+import { StructCodec } from './kernel-codec.js';
+
+const PROGRAM = 'steer_inbound';
+const FOLDER = 'links/steering';
+/** Empty folders: pods that were steered, for the agent that comes next. */
+const FORMER = 'links/steered';
+const AF_INET = 2;
+const AF_INET6 = 10;
+/** Envoy listens before it says that it has the listener. */
+const LISTENING_MS = 2_000;
+
+export interface SteeredPod {
+  uid: string;
+  netnsPath: string;
+  netnsCookie: bigint;
+  /** Whether the proxy listens for IPv6 too. */
+  ipv6: boolean;
+}
+
+export class KernelSteering implements Closable {
+  readonly #object: BpfObject;
+  readonly #pinDir: string | null;
+  readonly #listeners: BpfMap;
+  readonly #key: StructCodec;
+  readonly #links = new Map<string, BpfLink>();
+  readonly #former = new Set<string>();
+
+  constructor(object: BpfObject, pinDir: string | null) {
+    this.#object = object;
+    this.#pinDir = pinDir;
+    this.#listeners = object.map('inbound_listeners');
+    this.#key = new StructCodec(object, 'inbound_key').check(this.#listeners, 'key');
+  }
+
+  /**
+   * From now on whoever comes to the pod over the network gets to the proxy, and is refused when it does not listen.
+   * @throws UnderpassError `UNDERPASS_NO_LISTENER` when it does not yet, KernelError when the kernel refuses
+   */
+  async start(pod: SteeredPod): Promise<void> {
+    const { uid, netnsPath, netnsCookie, ipv6 } = pod;
+    const families = ipv6 ? [AF_INET, AF_INET6] : [AF_INET];
+    const missing = (): number | undefined => families.find((family) => this.#listeners.get(this.#key.encode({ netns_cookie: netnsCookie, family })) === undefined);
+    await waitFor("the proxy's inbound listener", () => missing() === undefined, { timeoutMs: LISTENING_MS, everyMs: 20 }).catch(() => {
+      throw new UnderpassError('UNDERPASS_NO_LISTENER', `steering to the proxy's listener in ${netnsPath}: the kernel's programs have not seen it listen${missing() === AF_INET6 ? ' for IPv6' : ''}`);
+    });
+    const link = this.#object.attachNetns(PROGRAM, netnsPath, this.#pinDir === null ? null : join(FOLDER, pinName(uid)));
+    this.#links.get(uid)?.close();
+    this.#links.set(uid, link);
+  }
+
+  /** New connections go to the pod's programs; those that are there stay with the proxy. */
+  stop(uid: string): void {
+    if (!this.#links.has(uid)) return;
+    this.#former.add(uid);
+    if (this.#pinDir !== null) mkdirSync(join(this.#pinDir, FORMER, pinName(uid)), { recursive: true });
+    this.#detach(uid);
+  }
+
+  /** The pod has no connection any more that was steered. */
+  forget(uid: string): void {
+    this.#detach(uid);
+    this.#former.delete(uid);
+    if (this.#pinDir !== null) rmSync(join(this.#pinDir, FORMER, pinName(uid)), { recursive: true, force: true });
+  }
+
+  state(uid: string): 'none' | 'active' | 'stopped' {
+    return this.#links.has(uid) ? 'active' : this.#former.has(uid) ? 'stopped' : 'none';
+  }
+
+  #detach(uid: string): void {
+    this.#links.get(uid)?.close();
+    this.#links.delete(uid);
+    if (this.#pinDir !== null) rmSync(join(this.#pinDir, FOLDER, pinName(uid)), { force: true });
+  }
+
+  /** Takes over what a former agent attached; links of other pods than these, and of namespaces that are gone, are removed. */
+  adopt(uids: readonly string[]): void {
+    if (this.#pinDir === null) return;
+    const known = new Map(uids.map((uid) => [pinName(uid), uid]));
+    for (const name of names(join(this.#pinDir, FOLDER))) {
+      const uid = known.get(name);
+      const link = uid === undefined ? undefined : this.#object.replaceLink(PROGRAM, join(FOLDER, name));
+      if (uid !== undefined && link) this.#links.set(uid, link);
+      else rmSync(join(this.#pinDir, FOLDER, name), { force: true });
+    }
+    for (const name of names(join(this.#pinDir, FORMER))) {
+      const uid = known.get(name);
+      if (uid !== undefined) this.#former.add(uid);
+      else rmSync(join(this.#pinDir, FORMER, name), { recursive: true, force: true });
+    }
+  }
+
+  close(): void {
+    for (const link of this.#links.values()) link.close();
+  }
+}
+
+function names(folder: string): string[] {
+  try {
+    return readdirSync(folder);
+  } catch (error) {
+    if (errorCode(error) === 'ENOENT') return [];
+    throw error;
+  }
+}
