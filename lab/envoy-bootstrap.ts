@@ -2,7 +2,7 @@
  * The static configuration of a pod's Envoy, sidecar or gateway, as Istio's agent writes it: node and metadata, clusters for
  * control plane, certificates and its own admin interface, the two ports for statistics and health; all else by delta ADS.
  */
-export type ProxyRole = 'sidecar' | 'router';
+export type ProxyRole = 'sidecar' | 'router' | 'waypoint';
 
 /** Of Istio's ports: merged statistics, and health for the kubelet. */
 export const PROMETHEUS_PORT = 15090;

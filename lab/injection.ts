@@ -59,12 +59,14 @@ function withoutAgentVolumes(spec: PodSpec): PodSpec {
   return { ...spec, containers, ...(spec.volumes ? { volumes: spec.volumes.filter(({ name }) => !AGENT_VOLUMES.has(name)) } : {}) };
 }
 
-/** Injected or written so by the user, a proxy is started as `proxy sidecar` or `proxy router`. */
+const ROLES = ['router', 'waypoint'] as const;
+
+/** Injected or written so by the user, a proxy is started as `proxy sidecar`, `proxy router` or `proxy waypoint`. */
 function proxyPlan(spec: PodSpec): ProxyPlan | undefined {
   // A native sidecar is an init container that goes on running.
   const lasting = (spec.initContainers ?? []).filter(({ restartPolicy }) => restartPolicy === 'Always');
   const container = [...spec.containers, ...lasting].find(({ name, image, args }) => (name === PROXY_CONTAINER || (image !== undefined && PROXY_IMAGES.has(imageName(image)))) && args?.[0] === 'proxy');
   if (!container) return undefined;
   const init = spec.initContainers?.find(({ name }) => name === INIT_CONTAINER);
-  return { role: container.args?.[1] === 'router' ? 'router' : 'sidecar', container, ...(init ? { capture: parseIstioInit(init.args ?? []).capture } : {}) };
+  return { role: ROLES.find((role) => role === container.args?.[1]) ?? 'sidecar', container, ...(init ? { capture: parseIstioInit(init.args ?? []).capture } : {}) };
 }

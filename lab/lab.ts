@@ -252,7 +252,7 @@ export class Lab implements LabBackend {
       });
       this.#pods.set(key, pod);
       await pod.start();
-      this.#progress(`pod ${key} on ${node.name}: ${pod.ips.join(', ')}${admitted.proxy ? (admitted.proxy.role === 'router' ? ', a gateway' : ', with a sidecar') : ''}`);
+      this.#progress(`pod ${key} on ${node.name}: ${pod.ips.join(', ')}${admitted.proxy ? ({ router: ', a gateway', waypoint: ', a waypoint', sidecar: ', with a sidecar' }[admitted.proxy.role]) : ''}`);
     } catch (error) {
       this.#problem(error);
       if (pod) await this.#end(pod).catch((cause: unknown) => this.#problem(cause));

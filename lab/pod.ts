@@ -112,7 +112,7 @@ export class Pod {
   }
 
   get isGateway(): boolean {
-    return this.#proxy?.role === 'router';
+    return this.#proxy !== undefined && this.#proxy.role !== 'sidecar';
   }
 
   get proxy(): EnvoyProxy | undefined {

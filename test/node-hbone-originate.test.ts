@@ -8,6 +8,7 @@ import { encodeAddress } from '../agent/dataplane/kernel-codec.js';
 import { projectRoot } from '../common/paths.js';
 import { waitFor } from '../common/retry.js';
 import { tcpSockets } from '../native/index.js';
+import type { Input, Outcome } from './hbone-client.js';
 import type { Keys, Seen } from './hbone-server.js';
 import { MeshWorld } from './mesh/world.js';
 
@@ -48,7 +49,9 @@ const world = new MeshWorld('hbone-out', {
     pod('outside', 'server', 'node-2', 'labels: {app: server}, annotations: {ambient.istio.io/redirection: enabled}', 'name: app, image: sleep'),
     service('outside', 'server', '{name: tcp-echo, port: 9000}, {name: tcp-refused, port: 9001}'),
     ...['wp', 'forged'].map((name) => pod('outside', name, 'node-2', `labels: {app: ${name}}`, 'name: app, image: sleep')),
-    ...['wp', 'forged', 'absent'].map(waypoint),
+    ...['wp', 'forged', 'absent', 'real'].map(waypoint),
+    pod('outside', 'real', 'node-2', 'labels: {app: real, gateway.networking.k8s.io/gateway-name: real}', 'name: istio-proxy, image: auto, args: [proxy, waypoint]'),
+    service('node', 'routed', '{name: http, port: 80, targetPort: 8080}, {name: tcp-echo, port: 9000}, {name: sniffed, port: 81, targetPort: 8080}', uses('real'), 'far'),
     service('node', 'shop', '{name: http, port: 80, targetPort: 8080}, {name: tcp-echo, port: 9000}', uses('wp'), 'far'),
     service('node', 'stolen', '{name: http, port: 80, targetPort: 8080}, {name: tcp-echo, port: 9000}', uses('forged'), 'far'),
     service('node', 'closed', '{name: http, port: 80, targetPort: 8080}, {name: tcp-echo, port: 9000}', uses('absent'), 'far'),
@@ -253,6 +256,49 @@ test('a workload\'s waypoint is passed by those that dial the workload, on this 
   assert.equal(passed.length, before + 4);
 });
 
+test('Envoy as a waypoint of this control plane: its routes and policies count for what is for the service, which goes on by HBONE under the waypoint\'s name', async () => {
+  const about = 'apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n';
+  const statusOf = async (from: string, ...args: string[]): Promise<string> => (await curl(`node/${from}`, 'http://routed.node/', ...args)).status;
+  assert.equal(await statusOf('alice'), '200');
+  assert.equal((await curl('node/alice', 'http://routed.node:81/')).status, '200');
+  assert.deepEqual(await lines('node/alice', 'routed.node', 9000, 3), expected(3));
+  await world.apply('mesh', `
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: routed, namespace: node}
+spec: {hosts: [routed], http: [{match: [{uri: {prefix: /near}}], route: [{destination: {host: near}}]}, {headers: {request: {add: {x-routed: "once"}}}, route: [{destination: {host: routed}}]}]}
+---
+${about}metadata: {name: routed, namespace: node}
+spec: {targetRefs: [{kind: Service, group: "", name: routed}], action: ALLOW, rules: [{from: [{source: {principals: ["cluster.local/ns/node/sa/alice"]}}], to: [{operation: {methods: [GET]}}]}, {to: [{operation: {ports: ["9000"]}}]}]}
+---
+${about}metadata: {name: far, namespace: node}
+spec: {selector: {matchLabels: {app: far}}, action: ALLOW, rules: [{from: [{source: {principals: ["cluster.local/ns/outside/sa/real"]}}]}]}`);
+  const asked = async (path: string): Promise<[string, string | undefined, string | undefined]> => {
+    const { status, text } = await curl('node/alice', `http://routed.node${path}`);
+    assert.equal(status, '200', text);
+    const { pod: name, headers } = JSON.parse(text) as { pod: string; headers: Record<string, string> };
+    return [name, headers['x-routed'], headers['x-forwarded-client-cert']];
+  };
+  await waitFor('the policy of the pod', async () => (await curl('node/alice', 'http://far.node/')).status === '403', { timeoutMs: 10_000 });
+  assert.deepEqual(await asked('/'), ['far', 'once', 'URI=spiffe://cluster.local/ns/outside/sa/real']);
+  assert.deepEqual((await asked('/near')).slice(0, 2), ['near', undefined]);
+  assert.deepEqual([await statusOf('alice', '-X', 'POST'), await statusOf('bob'), await statusOf('bob', '-H', 'x-forwarded-client-cert: URI=spiffe://cluster.local/ns/node/sa/alice')], ['403', '403', '403']);
+  // A rule without HTTP in it holds for TCP, by the port that was dialled.
+  assert.deepEqual(await lines('node/bob', 'routed.node', 9000, 2), expected(2));
+  await world.clear('mesh');
+  await waitFor('no policy', async () => (await statusOf('bob')) === '200', { timeoutMs: 10_000 });
+  assert.deepEqual(await world.nacks(), []);
+});
+
+test('a waypoint is no relay: what is not for one of its services or workloads is answered 404, whoever asks', async () => {
+  const { chainPem: cert, privateKeyPem: key } = await world.ca.issue({ namespace: 'node', serviceAccount: 'alice' });
+  const authorities = [`${vip('routed')}:80`, `${vip('routed')}:82`, `${vip('far')}:80`, `${ip('far')}:8080`, `${ip('owner-2')}:9000`, '127.0.0.1:15000', `${world.lab.pod('outside', 'real').ips[0]}:15008`, 'routed.node.svc.cluster.local:80', 'example.com:80'];
+  const input: Input = { cert, key, ca: world.ca.rootPem, address: world.lab.pod('outside', 'real').ips[0]!, port: 15_008, tunnels: authorities.map((authority) => ({ authorities: [authority], path: '/' })) };
+  const { stdout, stderr } = await world.lab.exec('outside/server', [process.execPath, join(projectRoot, 'dist', 'test', 'hbone-client.js')], { input: JSON.stringify(input), timeoutMs: 60_000 });
+  const statuses = stdout.trim().split('\n').map((line) => (JSON.parse(line) as Outcome).statuses[0]);
+  assert.deepEqual(statuses, [200, ...authorities.slice(1).map(() => 404)], stderr);
+});
+
 test('labels decide at any time: a workload that ceases to have a waypoint is reached directly, and one that gets it back through it', async () => {
   const label = (value: string | null): Promise<void> => world.lab.label({ kind: 'Pod', namespace: 'node', name: 'owner-2', labels: { 'istio.io/use-waypoint': value } });
   const through = async (): Promise<boolean> => {
@@ -264,5 +310,10 @@ test('labels decide at any time: a workload that ceases to have a waypoint is re
   await waitFor('the way around the waypoint', async () => !(await through()), { timeoutMs: 10_000 });
   await label('wp');
   await waitFor('the way through it', through, { timeoutMs: 10_000 });
+  await label('real');
+  const tunnels = async (): Promise<number> => Number(/encap.*upstream_cx_total: (\d+)/.exec(await world.proxyAdmin('outside/real', '/stats?filter=encap'))?.[1] ?? 0);
+  // It may be told of what it is to take after those who send it there.
+  await waitFor('the way through another', async () => !(await through().catch(() => true)) && (await tunnels()) > 0, { timeoutMs: 10_000 });
+  await label('wp');
   assert.deepEqual(await world.nacks(), []);
 });

@@ -83,6 +83,8 @@ export class EnvoyFilters {
   }
 
   #makeSet(proxy: Proxy): PatchSet {
+    // A context of its own, which no patch has.
+    if (proxy.type === 'waypoint') return NONE;
     const target = policyTarget(this.model, proxy);
     const chosen = policiesFor<EnvoyFilter>(this.model, KIND, target).sort((a, b) => (a.object.spec.priority ?? 0) - (b.object.spec.priority ?? 0));
     const wasm = this.#wasm.setFor(target, this.model.scopeOf(proxy));

@@ -89,7 +89,7 @@ test('a patch for waypoints is left out, and the others of its object work', () 
   const { objects, errors } = parseYaml(filter('- {applyTo: HTTP_FILTER, match: {context: WAYPOINT}, patch: {operation: ADD, value: {name: x}}}\n- {applyTo: CLUSTER, patch: {operation: ADD, value: {name: extra, type: STATIC, connect_timeout: 1s}}}'), 'x.yaml');
   const found = [...errors, ...objects.flatMap((loaded) => new References(objects, 'cluster.local').check(loaded))].map(({ severity, message }) => [severity, message]);
   assert.deepEqual(found.filter(([severity]) => severity === 'error'), []);
-  assert.match(found.join(), /no waypoints/);
+  assert.match(found.join(), /waypoints take no patches/);
 });
 
 test('MERGE of filters comes after all other operations, and leaves filters of another type alone', () => {

@@ -28,6 +28,11 @@ export function policyChanged(model: Model, proxy: Proxy, change: ChangeSet): bo
   return change.touchesIn([proxy.namespace, model.mesh.rootNamespace], ...SECURITY_KINDS);
 }
 
+/** What a waypoint is there for, and what its services' routes and policies say: WDS's names tell of the first. */
+export function waypointChanged(proxy: Proxy, change: ChangeSet): boolean {
+  return proxy.type === 'waypoint' && (outboundChanged(change) || change.addresses.size > 0 || change.touches('Gateway', 'GatewayClass', ...SECURITY_KINDS));
+}
+
 /** The servers of a gateway's proxy. */
 export function gatewayChanged(proxy: Proxy, change: ChangeSet): boolean {
   return proxy.type === 'router' && change.touches('Gateway', 'GatewayClass', 'HTTPRoute', 'GRPCRoute', 'TLSRoute', 'TCPRoute', 'ReferenceGrant');

@@ -3,7 +3,7 @@ import { hostMatches } from '../model/hosts.js';
 import type { MeshService, Model } from '../model/model.js';
 import type { Proxy } from '../model/proxy.js';
 import type { Scope } from '../model/scope.js';
-import { gatewayChanged, inboundChanged, outboundChanged } from './affected.js';
+import { gatewayChanged, inboundChanged, outboundChanged, waypointChanged } from './affected.js';
 import { clusterClientKey, proxyClusters, serviceClusters, type ClusterVariant } from './clusters.js';
 import { gatewayServers, isAutoPassthrough, isHbone } from './gateway/servers.js';
 import { hboneClusters } from './gateway/hbone.js';
@@ -13,6 +13,7 @@ import { hasIpv4, hasIpv6, proxyIps } from './inbound-ports.js';
 import { whereabouts } from './locality.js';
 import { ResourceLists, type ResourceList, type Whole } from './resource-list.js';
 import { TYPE, type Resource } from './resource.js';
+import { waypointClusters } from './waypoint/clusters.js';
 
 /** Lists of clusters that are kept of what clients see. */
 const MAX_PLACES = 32;
@@ -35,6 +36,7 @@ export class ClusterGenerator implements Generator {
 
   whole(proxy: Proxy): Whole {
     const scope = this.model.scopeOf(proxy);
+    if (proxy.type === 'waypoint') return { shared: this.#lists.intern([]), own: waypointClusters(scope, proxy, () => this.#variant(proxy)) };
     return { shared: this.#outboundOf(scope, proxy), own: [...proxyClusters(scope, proxy), ...this.#passing(scope, proxy)] };
   }
 
@@ -89,7 +91,7 @@ export class ClusterGenerator implements Generator {
   }
 
   affected(proxy: Proxy, change: ChangeSet): 'all' | Iterable<string> {
-    return outboundChanged(change) || inboundChanged(this.model, proxy, change) || gatewayChanged(proxy, change) ? 'all' : [];
+    return outboundChanged(change) || inboundChanged(this.model, proxy, change) || gatewayChanged(proxy, change) || waypointChanged(proxy, change) ? 'all' : [];
   }
 
   invalidate(change: ChangeSet): void {

@@ -9,6 +9,8 @@ import { whereabouts, type Whereabouts } from './locality.js';
 import { parseClusterName, type ClusterKey } from './names.js';
 import { ResourceLists, type Whole } from './resource-list.js';
 import { TYPE, type Resource } from './resource.js';
+import { waypointChanged } from './affected.js';
+import { waypointEndpoints } from './waypoint/clusters.js';
 
 /** Names are clients' own choice: beyond so many it is looked who still watches them. */
 const MAX_UNWATCHED = 100_000;
@@ -57,11 +59,16 @@ export class EndpointGenerator implements Generator {
   }
 
   one(proxy: Proxy, name: string): Resource {
+    if (proxy.type === 'waypoint' && name.startsWith('inbound-vip|')) {
+      // So that a change of the host's endpoints finds the name.
+      this.#knownAs(name);
+      return waypointEndpoints(this.model.scopeOf(proxy), name, whereabouts(this.model, proxy));
+    }
     return this.#of(this.model.scopeOf(proxy), name, new Place(this.model, proxy));
   }
 
   whole(proxy: Proxy, names: SharedNames | undefined): Whole | undefined {
-    if (!names) return undefined;
+    if (!names || proxy.type === 'waypoint') return undefined;
     const scope = this.model.scopeOf(proxy);
     let wholes = this.#wholes.get(scope.view);
     if (!wholes) this.#wholes.set(scope.view, (wholes = new WeakMap()));
@@ -105,6 +112,7 @@ export class EndpointGenerator implements Generator {
 
   affected(proxy: Proxy, change: ChangeSet, names: Names): 'all' | Iterable<string> {
     // What a client sees may be something else now.
+    if (waypointChanged(proxy, change)) return names;
     if (change.touches('Sidecar') || (change.touches('VirtualService') && this.model.scopeOf(proxy).egress)) return names;
     const found: string[] = [];
     for (const host of this.#touchedHosts(change)) for (const name of this.#namesByHost.get(host) ?? []) if (names.has(name)) found.push(name);

@@ -39,8 +39,11 @@ export function clientKey(scope: Scope, service: MeshService, key: ClusterKey, c
   return network ? `${place} via ${network}` : place;
 }
 
-/** The endpoints of one port, or of a subset of it, by locality. */
-export function endpointGroups(model: Model, service: MeshService, port: MeshPort, rule: DestinationRule | undefined, subset: string, client: Whereabouts, passes?: ClusterKey['passes']): LocalityLbEndpoints[] {
+/**
+ * The endpoints of one port, or of a subset of it, by locality.
+ * @param tunnels which of them are reached by HBONE
+ */
+export function endpointGroups(model: Model, service: MeshService, port: MeshPort, rule: DestinationRule | undefined, subset: string, client: Whereabouts, passes?: ClusterKey['passes'], tunnels = isTunnelled): LocalityLbEndpoints[] {
   const policy = portPolicy(rule, subset, port.port);
   const wanted = subset ? subsetLabels(rule, subset) : {};
   const mode = policy.tls?.mode;
@@ -66,7 +69,7 @@ export function endpointGroups(model: Model, service: MeshService, port: MeshPor
       localities.set(id, (found = { locality: endpoint.locality, group, endpoints: [] }));
     }
     found.endpoints.push(endpoint.weight === place.weight ? endpoint : { ...endpoint, weight: place.weight });
-    found.group.lb_endpoints.push(lbEndpoint(model, place, mutual, passes === undefined));
+    found.group.lb_endpoints.push(lbEndpoint(model, place, mutual, passes === undefined ? tunnels : () => false));
     found.group.load_balancing_weight! += place.weight;
   }
   const groups = [...localities.entries()].sort(([a], [b]) => (a < b ? -1 : 1)).map(([, group]) => group);
@@ -84,18 +87,19 @@ function hasLabels({ labels }: Endpoint, wanted: Readonly<Record<string, string>
   return Object.entries(wanted).every(([key, value]) => labels[key] === value);
 }
 
-/** @param mayTunnel not where the client's own tunnel or mutual TLS passes through */
-function lbEndpoint(model: Model, { endpoint, port, weight, gateway }: Reached, mutual: boolean, mayTunnel: boolean): LbEndpoint {
+/** @param tunnels which endpoints HBONE reaches: none where the client's own tunnel or mutual TLS passes through */
+function lbEndpoint(model: Model, { endpoint, port, weight, gateway }: Reached, mutual: boolean, tunnels: typeof isTunnelled): LbEndpoint {
   const { pod, workloadName: entry, labels, ready } = endpoint;
   const filterMetadata: Record<string, Record<string, unknown>> = {};
-  if (gateway || (mutual && takesMtls(model, endpoint, port))) filterMetadata['envoy.transport_socket_match'] = { tlsMode: 'istio' };
+  const isBehindTunnel = !gateway && tunnels(endpoint);
+  if (gateway || (mutual && !isBehindTunnel && takesMtls(model, endpoint, port))) filterMetadata['envoy.transport_socket_match'] = { tlsMode: 'istio' };
   const name = pod ? workloadName(pod) : entry;
   if (name !== undefined) {
     // The revision that a workload has by default is left out, as istiod does.
     const revision = (canonicalRevision(labels) ?? 'latest').replace(/^latest$/, '');
     filterMetadata['istio'] = { workload: [name, endpoint.namespace, canonicalName(labels, name), revision, endpoint.cluster].join(';') };
   }
-  const tunnel = mayTunnel && !gateway && isTunnelled(endpoint) ? tunnelledAddress(endpoint.address, port) : undefined;
+  const tunnel = isBehindTunnel ? tunnelledAddress(endpoint.address, port) : undefined;
   Object.assign(filterMetadata, tunnel?.metadata);
   return LbEndpoint.fromPartial({
     host_identifier: { $case: 'endpoint', value: { address: tunnel?.address ?? endpointAddress(endpoint.address, port) } },

@@ -20,7 +20,7 @@ import { ORIGINAL_DST, originalDstFilter } from './hbone.js';
 import { makeResource, type Resource } from './resource.js';
 import { trustDomains } from './security/trust-domains.js';
 
-const CONNECT_ORIGINATE = 'connect_originate';
+export const CONNECT_ORIGINATE = 'connect_originate';
 const IDLE_SECONDS = 3_600;
 
 /** In the place of the endpoint's own address; with the metadata that the other two read. */

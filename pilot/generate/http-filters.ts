@@ -106,6 +106,20 @@ export function gatewayHttp({ pathNormalization }: MeshConfig, listener: string,
   );
 }
 
+/** Of a waypoint: behind the end of a tunnel, where filter state has who is calling. */
+export function waypointHttp({ pathNormalization }: MeshConfig, statPrefix: string, routeName: string, policies: readonly HttpFilter[]): Filter {
+  return managerFilter(
+    HttpConnectionManager.fromPartial({
+      ...common,
+      ...NORMALIZATION[pathNormalization],
+      http_filters: [...policies, ...http_filters],
+      stat_prefix: `${statPrefix};`,
+      server_name: 'istio-envoy',
+      route_specifier: { $case: 'rds', value: { route_config_name: routeName, config_source: ads } },
+    }),
+  );
+}
+
 export function tcpProxy(cluster: string): Filter {
   const config = TcpProxy.fromPartial({ stat_prefix: cluster, cluster_specifier: { $case: 'cluster', value: cluster } });
   return Filter.fromPartial({ name: 'envoy.filters.network.tcp_proxy', config_type: { $case: 'typed_config', value: pack(TcpProxy, config) } });

@@ -71,7 +71,7 @@ function authorities(model: Model, proxy: Proxy, ips: readonly string[]): Virtua
 }
 
 /** What the internal connection is told: where it was to go, and who has sent it. Of what is given twice the last that has a value counts. */
-const peerState: HttpFilter = {
+export const peerState: HttpFilter = {
   name: 'connect_authority',
   is_optional: false,
   disabled: false,

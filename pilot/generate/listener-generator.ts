@@ -2,7 +2,7 @@ import type { ChangeSet } from '../model/changes.js';
 import type { Model } from '../model/model.js';
 import type { Proxy } from '../model/proxy.js';
 import type { Scope } from '../model/scope.js';
-import { gatewayChanged, inboundChanged, outboundChanged, policyChanged } from './affected.js';
+import { gatewayChanged, inboundChanged, outboundChanged, policyChanged, waypointChanged } from './affected.js';
 import { gatewayListeners } from './gateway/listeners.js';
 import type { Generator } from './generator.js';
 import { originateListener } from './hbone-originate.js';
@@ -13,6 +13,7 @@ import { outboundListeners } from './listeners.js';
 import { TYPE, type Resource } from './resource.js';
 import { SECURITY_KINDS } from './security/filters.js';
 import { sourceKey } from './route-match.js';
+import { waypointListeners } from './waypoint/listeners.js';
 
 /** Outbound listeners are shared by all clients that see the same, the inbound one by workloads with the same ports and policies. */
 export class ListenerGenerator implements Generator {
@@ -23,6 +24,7 @@ export class ListenerGenerator implements Generator {
   constructor(readonly model: Model) {}
 
   all(proxy: Proxy): Resource[] {
+    if (proxy.type === 'waypoint') return waypointListeners(this.model, proxy);
     const originate = this.model.hasTunnelled ? [originateListener] : [];
     if (proxy.type === 'router') return [...gatewayListeners(this.model, proxy), ...originate];
     const scope = this.model.scopeOf(proxy);
@@ -51,7 +53,7 @@ export class ListenerGenerator implements Generator {
   }
 
   affected(proxy: Proxy, change: ChangeSet): 'all' | Iterable<string> {
-    return outboundChanged(change) || inboundChanged(this.model, proxy, change) || policyChanged(this.model, proxy, change) || gatewayChanged(proxy, change) ? 'all' : [];
+    return outboundChanged(change) || inboundChanged(this.model, proxy, change) || policyChanged(this.model, proxy, change) || gatewayChanged(proxy, change) || waypointChanged(proxy, change) ? 'all' : [];
   }
 
   invalidate(change: ChangeSet): void {

@@ -155,6 +155,7 @@ export class Model {
       this.#endpoints.delete(host);
       changed.endpoints.add(host);
     };
+    this.waypoints.modelChanged();
     const relabelled = new Set<string>();
     let waypointsTouched = false;
     for (const { key, loaded } of changes) {

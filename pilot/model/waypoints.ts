@@ -48,12 +48,25 @@ export interface Labelled {
 
 export class Waypoints {
   #known: ReadonlyMap<string, Waypoint> | undefined;
+  /** Until anything changes. */
+  readonly #made = new Map<string, unknown>();
 
   constructor(readonly sources: WaypointSources) {}
 
   /** By `namespace/name`: those that have an address. */
   get all(): ReadonlyMap<string, Waypoint> {
     return (this.#known ??= this.#find());
+  }
+
+  /** What is made of the whole mesh for a waypoint: once, until the model changes. */
+  once<T>(waypoint: Waypoint, what: string, make: () => T): T {
+    const key = `${waypoint.namespace}/${waypoint.name} ${what}`;
+    if (!this.#made.has(key)) this.#made.set(key, make());
+    return this.#made.get(key) as T;
+  }
+
+  modelChanged(): void {
+    this.#made.clear();
   }
 
   /** @returns whether any may be another now: asked of what was changed, when all changes are in */

@@ -105,7 +105,7 @@ function withoutMeant(json: Json): Json {
     if (typeof object['name'] === 'string' && ISTIO_ONLY_FILTERS.has(object['name'])) return undefined;
     // For Istio's own filters.
     delete object['disable_mx'];
-    // There are no waypoints here to lead a tunnel to.
+    // Sidecars here lead no tunnel to a waypoint.
     if ('upstream_port_override' in object) delete object['metadata_key'];
     // No tracing provider is configured; its tags would make listeners differ by workload.
     if ('tracing' in object) delete object['tracing'];

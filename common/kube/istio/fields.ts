@@ -64,10 +64,9 @@ export const policySelector = selectorLabels('matchLabels');
 
 const TARGETS = ['Service', 'networking.istio.io/ServiceEntry', 'gateway.networking.k8s.io/Gateway', 'gateway.networking.k8s.io/GatewayClass'];
 
-export const targetRef: Schema = withCheck<{ group?: string; kind: string; namespace?: string }>(object({ group: text, kind: word, name: word, namespace: text }, ['kind', 'name']), (value, report, warn) => {
+export const targetRef: Schema = withCheck<{ group?: string; kind: string; namespace?: string }>(object({ group: text, kind: word, name: word, namespace: text }, ['kind', 'name']), (value, report) => {
   const target = value.group && value.group !== 'core' ? `${value.group}/${value.kind}` : value.kind;
   if (!TARGETS.includes(target)) report(`found ${target}, expected one of ${TARGETS.join(', ')}`, ['kind']);
-  else if (!target.startsWith('gateway.')) warn(`found ${target}, on which only waypoint proxies act: nothing enforces it here`, ['kind']);
   if (value.namespace) report(`found "${value.namespace}", expected nothing: a policy is about objects of its own namespace`, ['namespace']);
 });
 

@@ -8,7 +8,7 @@ import type { Model } from '../../model/model.js';
 import type { Proxy } from '../../model/proxy.js';
 import { authorizationFilters } from './authorization.js';
 import { jwtFilter } from './jwt.js';
-import { policyTarget } from './targets.js';
+import { policyTarget, type PolicyTarget } from './targets.js';
 
 export interface SecurityFilters {
   custom: readonly HttpFilter[];
@@ -23,9 +23,12 @@ export interface SecurityFilters {
  * @param hbone of those of a sidecar's that follow the end of a tunnel
  */
 export function securityFilters(model: Model, proxy: Proxy, hbone = false): SecurityFilters {
-  const target = policyTarget(model, proxy);
+  return targetFilters(model, policyTarget(model, proxy), proxy.type === 'sidecar', hbone);
+}
+
+export function targetFilters(model: Model, target: PolicyTarget, isSidecar: boolean, hbone: boolean): SecurityFilters {
   const { customHttp, http, network } = authorizationFilters(model, target, hbone);
-  const jwt = jwtFilter(model, target, proxy.type !== 'sidecar');
+  const jwt = jwtFilter(model, target, !isSidecar);
   return { custom: customHttp, authentication: jwt ? [jwt] : [], authorization: http, network };
 }
 
