@@ -71,3 +71,5 @@
 #define OUTLIER_NS 5000000000ull
 #define OUTLIER_DRAWS 4
 #define OUTLIER_SCAN 32
+/* Endpoints among which a client's own is looked for. */
+#define AFFINITY_SCAN 256

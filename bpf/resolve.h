@@ -12,8 +12,11 @@ struct service_key {
 
 /*
  * `block` is what an update replaces, in one word, so that no reader sees half of it: where the endpoints begin in the low
- * 32 bits, how many they are in the next 24, the kind in the last 8. None: connect() is refused.
+ * 32 bits, how many they are in the next 23, whether clients keep to one of them in one, the kind in the last 8. No endpoints:
+ * connect() is refused.
  */
+#define SERVICE_AFFINITY (1ULL << 55)
+
 struct service {
 	__u64 block;
 	struct address address; /* whose it is: a reader may come with an index that was given away meanwhile */
@@ -113,6 +116,46 @@ static __always_inline struct endpoint *pick(__u32 first, __u32 count)
 	return drawn;
 }
 
+static __always_inline __u32 mix(__u32 value)
+{
+	value ^= value >> 16;
+	value *= 0x7feb352d;
+	value ^= value >> 15;
+	value *= 0x846ca68b;
+	return value ^ (value >> 16);
+}
+
+/*
+ * `best`, or what the client and this endpoint come to, in its high half, with the endpoint's index, if that is more. A global
+ * function, so that the verifier looks at it once, and has no branches to follow in the loop that calls it.
+ */
+__noinline __u64 affinity_better(__u64 best, __u32 client, __u32 index)
+{
+	struct endpoint *endpoint = endpoint_at(index);
+	if (!endpoint || is_outlier(endpoint))
+		return best;
+	__u64 number = mix(mix(client ^ endpoint->address.word[3]) ^ endpoint->address.word[2] ^ endpoint->port) | 1;
+	__u64 own = number << 32 | index;
+	return own > best ? own : best;
+}
+
+/*
+ * The client's own endpoint: that with the highest number (rendezvous hashing, Thaler and Ravishankar 1998), so that a client
+ * changes over only when its endpoint goes or does not answer, or a new one is more its own. Weights do not count.
+ */
+__noinline __u32 affinity_index(__u32 client, __u32 first, __u32 count)
+{
+	__u64 best = first;
+	/* Of more than can be looked at each client has a stretch of its own. */
+	__u32 start = count > AFFINITY_SCAN ? mix(client) : 0;
+	for (__u32 i = 0; i < AFFINITY_SCAN; i++) {
+		if (i >= count)
+			break;
+		best = affinity_better(best, client, first + (start + i) % count);
+	}
+	return best;
+}
+
 /* What is known of a destination; NULL: nothing, so it is the proxy's. */
 static __always_inline struct service *service_of(const struct address *destination, __u16 port)
 {
@@ -131,14 +174,17 @@ static __always_inline enum capture resolve(const struct pod *pod, const struct 
 	if (!service)
 		return CAPTURE_OUTBOUND;
 	__u64 block = *(volatile __u64 *)&service->block;
-	__u32 first = block, count_ = (block >> 32) & 0xffffff;
+	__u32 first = block, count_ = (block >> 32) & 0x7fffff;
 	if (block >> 56 == SERVICE_HTTP && !(pod->flags & POD_L7_AUTO))
 		return CAPTURE_OUTBOUND;
 	if (!count_) {
 		count(COUNTER_CONNECTIONS_WITHOUT_ENDPOINT);
 		return CAPTURE_REFUSED;
 	}
-	struct endpoint *endpoint = pick(first, count_);
+	struct endpoint *endpoint =
+		block & SERVICE_AFFINITY
+			? endpoint_at(affinity_index(pod->ipv4.word[3] ^ pod->ipv6.word[2] ^ pod->ipv6.word[3], first, count_))
+			: pick(first, count_);
 	__u64 *netns = endpoint ? bpf_map_lookup_elem(&netns_of_address, &endpoint->address) : 0;
 	struct pod *server = netns ? bpf_map_lookup_elem(&pods, netns) : 0;
 	/* It left since user space looked. */

@@ -59,6 +59,7 @@ const WORLD = [
   server('db-b', 'app: db'),
   service('db', 'app: db', '{name: tcp, port: 5432, targetPort: tcp-db}'),
   service('one', 'one: "true"', '{name: tcp, port: 6000, targetPort: 7000}'),
+  service('sticky', 'app: db', '{name: tcp, port: 5500, targetPort: 7000}', ', sessionAffinity: ClientIP'),
   server('db-far', 'app: far, wide: "true"', 'node-2'),
   service('wide', 'wide: "true"', '{name: tcp, port: 6100, targetPort: 7000}'),
   service('near', 'wide: "true"', '{name: tcp, port: 6200, targetPort: 7000}', ', trafficDistribution: PreferSameNode'),
@@ -107,6 +108,14 @@ test('connections to a TCP service reach all its pods without a proxy, and see t
   assert.equal(after_['connections_resolved']! - before_['connections_resolved']!, 300);
   assert.equal(after_['connections_captured']! - before_['connections_captured']!, 0);
   assert.match((await node.cli(['ps', '--instance', node.instance])).stdout, /services +[1-9]\d* addresses and ports decided at connect\(\)\n/);
+});
+
+test('with sessionAffinity ClientIP a pod keeps to one endpoint of the service', async () => {
+  await until('the service to be decided at connect()', 'sticky', 5500, 3);
+  const [first, ...others] = Object.keys(await connects('sticky', 5500, 30));
+  assert.deepEqual([first?.startsWith('db-'), others], [true, []]);
+  assert.match((await explained('sticky', 5500)).reasons.join(), /its sessionAffinity is ClientIP: a pod keeps to one of them/);
+  assert.deepEqual(Object.keys(await connects('sticky', 5500, 3)), [first]);
 });
 
 test('a service without endpoints refuses at once', async () => {

@@ -111,6 +111,30 @@ test('connections reach endpoints in proportion to their weights', async () => {
   assert.ok(Math.abs(first - 450) < 64, `${first} of ${count}`);
 });
 
+test('with affinity a client keeps to one endpoint while others come and go, and changes over when its own is gone or dead', async () => {
+  const keep = (endpoints: readonly ServiceEndpoint[]): void => void w.kernel.services.apply([{ address: VIP, port: PORT, entry: { kind: 'tcp', affinity: true, endpoints } }]);
+  const drawn = async (): Promise<string> => {
+    const found = Object.keys(await connects(client, VIP, PORT, 12));
+    assert.equal(found.length, 1, `12 connections went to ${found.join(' and ')}`);
+    return found[0]!;
+  };
+  keep([endpoint(one), endpoint(two, 1000)]);
+  assert.equal(w.kernel.services.live({ address: VIP, port: PORT })!.affinity, true);
+  const own = await drawn();
+  keep([endpoint(two), endpoint(one, 1000)]);
+  assert.equal(await drawn(), own, 'whatever the order and the weights');
+  const [mine, other] = own === seen(one, `${VIP} ${PORT}`) ? [one, two] : [two, one];
+  keep([endpoint(other)]);
+  assert.equal(await drawn(), seen(other, `${VIP} ${PORT}`));
+  keep([endpoint(other), endpoint(mine)]);
+  assert.equal(await drawn(), own, 'it comes back to its own');
+  // Dead ones are tried once each at most, until one answers.
+  keep([...Array.from({ length: 8 }, (_, index) => endpoint(one, 1, 9_001 + index)), endpoint(two)]);
+  const result = await connects(client, VIP, PORT, 20);
+  assert.ok((result['ECONNREFUSED'] ?? 0) <= 8, JSON.stringify(result));
+  assert.equal((result['ECONNREFUSED'] ?? 0) + result[seen(two, `${VIP} ${PORT}`)]!, 20, JSON.stringify(result));
+});
+
 test('a pod may be drawn by a connection of its own', async () => {
   service([endpoint(one)]);
   assert.deepEqual(await connects(one, VIP, PORT, 2), { [seen(one, `${VIP} ${PORT}`)]: 2 });

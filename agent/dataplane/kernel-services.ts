@@ -22,6 +22,8 @@ export interface ServiceEndpoint extends ServicePort {
 export interface ServiceEntry {
   /** `http`: only for pods whose label says that HTTP that asks for nothing needs no proxy. */
   kind: 'tcp' | 'http';
+  /** A client keeps to one of the endpoints, whatever their weights. */
+  affinity?: boolean;
   /** None: connections are refused. */
   endpoints: readonly ServiceEndpoint[];
 }
@@ -34,6 +36,8 @@ export interface ServiceChange extends ServicePort {
 /** An entry as the kernel has it. */
 export interface LiveService {
   kind: 'tcp' | 'http';
+  /** A client keeps to one of the endpoints; shares are those of all clients together. */
+  affinity: boolean;
   /** `leftOut`: it did not answer lately. `share` of connections, between 0 and 1, were none left out. */
   endpoints: (ServicePort & { share: number; leftOut: boolean })[];
 }
@@ -55,13 +59,15 @@ const KINDS = { tcp: 'SERVICE_TCP', http: 'SERVICE_HTTP' } as const;
 /** In the block's word. */
 const COUNT_SHIFT = 32n;
 const KIND_SHIFT = 56n;
-const COUNT_MASK = 0xff_ffffn;
+const AFFINITY = 1n << 55n;
+const COUNT_MASK = 0x7f_ffffn;
 
 interface Known {
   key: Buffer;
   index: number;
   first: number;
   kind: ServiceEntry['kind'];
+  affinity: boolean;
   /** The endpoints as they were encoded. */
   rows: Buffer;
 }
@@ -92,7 +98,7 @@ export class ServiceTable {
     for (const [key, value] of this.#maps.indexes.entries()) {
       const index = value.readUInt32LE();
       const service = this.#maps.services.get(value);
-      const { kind, first, count } = this.#block(service);
+      const { kind, affinity, first, count } = this.#block(service);
       const rows = kind && this.#rows(first, count);
       if (!rows || !this.#indexes.claim(index, 1)) {
         this.#maps.indexes.delete(key);
@@ -103,7 +109,7 @@ export class ServiceTable {
         this.#indexes.give(index, 1);
         continue;
       }
-      this.#known.set(key.toString('latin1'), { key, index, first, kind, rows });
+      this.#known.set(key.toString('latin1'), { key, index, first, kind, affinity, rows });
     }
   }
 
@@ -134,7 +140,7 @@ export class ServiceTable {
         continue;
       }
       const rows = this.#encodeRows(change.entry.endpoints);
-      if (before && before.kind === change.entry.kind && before.rows.equals(rows)) continue;
+      if (before && before.kind === change.entry.kind && before.affinity === (change.entry.affinity ?? false) && before.rows.equals(rows)) continue;
       const next = this.#place(key, change.entry, rows, before);
       if (next) {
         staged.push({ name, next, before });
@@ -156,7 +162,7 @@ export class ServiceTable {
   /** What the kernel has for an address and port now. */
   live(port: ServicePort): LiveService | undefined {
     const index = this.#maps.indexes.get(this.#encodeKey(port));
-    const { kind, first, count } = this.#block(index && this.#maps.services.get(index));
+    const { kind, affinity, first, count } = this.#block(index && this.#maps.services.get(index));
     const rows = kind && this.#rows(first, count);
     if (!kind || !rows) return undefined;
     const { endpoint, key } = this.#codecs;
@@ -168,20 +174,21 @@ export class ServiceTable {
       shares[at]! += own / count;
       shares[endpoint.number(row(at), 'alias')]! += (1 - own) / count;
     }
+    if (affinity) shares.fill(1 / count);
     const endpoints = shares.map((share, at) => {
       const [address, target] = [endpoint.bytes(row(at), 'address'), endpoint.number(row(at), 'port')];
       const until = this.#maps.outliers.get(key.encode({ address, port: target }))?.readBigUInt64LE();
       return { address: decodeAddress(address), port: target, share, leftOut: until !== undefined && now < until };
     });
-    return { kind, endpoints };
+    return { kind, affinity, endpoints };
   }
 
   #place(key: Buffer, entry: ServiceEntry, rows: Buffer, before: Known | undefined): Known | undefined {
-    const { endpoints, kind } = entry;
+    const { endpoints, kind, affinity = false } = entry;
     const first = endpoints.length > 0 ? this.#slots.take(endpoints.length) : 0;
     if (first === undefined) return undefined;
     const index = before?.index ?? this.#indexes.take(1);
-    if (index !== undefined) return { key, index, first, kind, rows };
+    if (index !== undefined) return { key, index, first, kind, affinity, rows };
     if (endpoints.length > 0) this.#slots.give(first, endpoints.length);
     return undefined;
   }
@@ -195,8 +202,8 @@ export class ServiceTable {
       if (filled.length > 0) {
         this.#maps.endpoints.setMany(u32s(filled.flatMap(({ first, rows }) => Array.from({ length: rows.length / endpoint.sizeBytes }, (_, at) => first + at))), Buffer.concat(filled.map(({ rows }) => rows)));
       }
-      this.#maps.services.setMany(u32s(all.map(({ index }) => index)), Buffer.concat(all.map(({ key, kind, first, rows }) => service.encode({
-        block: BigInt(first) | (BigInt(rows.length / endpoint.sizeBytes) << COUNT_SHIFT) | (BigInt(this.#kind(kind)) << KIND_SHIFT),
+      this.#maps.services.setMany(u32s(all.map(({ index }) => index)), Buffer.concat(all.map(({ key, kind, affinity, first, rows }) => service.encode({
+        block: BigInt(first) | (BigInt(rows.length / endpoint.sizeBytes) << COUNT_SHIFT) | (affinity ? AFFINITY : 0n) | (BigInt(this.#kind(kind)) << KIND_SHIFT),
         address: this.#codecs.key.bytes(key, 'address'), port: this.#codecs.key.number(key, 'port'),
       }))));
       const fresh = staged.filter(({ before }) => !before).map(({ next }) => next);
@@ -244,10 +251,10 @@ export class ServiceTable {
     return value;
   }
 
-  #block(service: Buffer | undefined): { kind: ServiceEntry['kind'] | undefined; first: number; count: number } {
+  #block(service: Buffer | undefined): { kind: ServiceEntry['kind'] | undefined; affinity: boolean; first: number; count: number } {
     const block = service ? this.#codecs.service.bigint(service, 'block') : 0n;
     const kind = (['tcp', 'http'] as const).find((each) => BigInt(this.#kind(each)) === block >> KIND_SHIFT);
-    return { kind, first: Number(block & 0xffff_ffffn), count: Number((block >> COUNT_SHIFT) & COUNT_MASK) };
+    return { kind, affinity: (block & AFFINITY) !== 0n, first: Number(block & 0xffff_ffffn), count: Number((block >> COUNT_SHIFT) & COUNT_MASK) };
   }
 
   #rows(first: number, count: number): Buffer | undefined {

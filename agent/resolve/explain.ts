@@ -162,7 +162,7 @@ function toService(own: KernelPod, pod: ExplainedPod, address: string, port: num
   const names = services.map(({ namespace, hostname }) => `${namespace}/${hostname}`).join(', ');
   if (live?.kind === 'http' && !own.l7Auto) return { way: 'envoy', reasons: [`${names}: HTTP that asks for nothing at L7, and the pod's label underpass.io/l7 is not auto`] };
   if (live && live.endpoints.length === 0) return { way: 'refused', reasons: [`${names}: it has no endpoint`] };
-  if (live) return { way: 'endpoint', reasons: [`${names}: ${live.kind === 'http' ? 'HTTP' : 'TCP'} for which a proxy has nothing to do, and all its endpoints are pods of this node`], endpoints: live.endpoints };
+  if (live) return { way: 'endpoint', reasons: [`${names}: ${live.kind === 'http' ? 'HTTP' : 'TCP'} for which a proxy has nothing to do, and all its endpoints are pods of this node`, ...(live.affinity ? ['its sessionAffinity is ClientIP: a pod keeps to one of them'] : [])], endpoints: live.endpoints };
   const reasons = decisions.flatMap(({ address: of, service, reason }) => (of === address && reason !== undefined ? [`${service}: ${reason}`] : []));
   if (reasons.length > 0) return { way: 'envoy', reasons };
   if (services.length > 0) return { way: 'envoy', reasons: [`${names}: ${decisions.length > 0 ? 'the kernel has not been told of it, or has no room' : `it has no port ${port}, or not all is known yet`}`] };

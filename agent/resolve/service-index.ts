@@ -3,6 +3,7 @@
  * no clock. What can't be decided here, for whatever reason, is the proxy's, and the reason is kept for whoever asks.
  */
 import { isIPv6 } from 'node:net';
+import { hasClientAffinity } from '../../common/xds/session-affinity.js';
 import { LoadBalancing_HealthPolicy, WorkloadStatus, type Address, type Service, type Workload } from '../../proto/generated/istio/workload/workload.js';
 import type { ServiceEndpoint, ServiceEntry, ServicePort } from '../dataplane/kernel-services.js';
 import { parseEndpointId } from '../proxy/fold-endpoints.js';
@@ -133,7 +134,7 @@ export class ServiceIndex {
         if (!owner?.services[name]) return 'a proxy knows endpoints of it that the list of workloads has not';
       }
     }
-    return { kind: verdict.kind, endpoints: chosen.map(({ address: own, port: target, weight }) => ({ address: own, port: target, weight })) };
+    return { kind: verdict.kind, ...(hasClientAffinity(service.extensions) ? { affinity: true } : {}), endpoints: chosen.map(({ address: own, port: target, weight }) => ({ address: own, port: target, weight })) };
   }
 
   #obstacle(address: string, workload: Workload, facts: NodeFacts): string | undefined {

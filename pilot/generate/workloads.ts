@@ -2,6 +2,7 @@
 import { isIP } from 'node:net';
 import { Address, AppProtocol, IPFamilies, LoadBalancing, LoadBalancing_HealthPolicy, LoadBalancing_Mode, LoadBalancing_Scope, Service, TunnelProtocol, Workload, WorkloadStatus, WorkloadType, NetworkMode } from '../../proto/generated/istio/workload/workload.js';
 import type { Service as KubeService, Pod } from '../../common/kube/types.js';
+import { clientAffinity } from '../../common/xds/session-affinity.js';
 import { isAlive, podIps, targetPortOf, type MeshPort, type MeshService, type Model } from '../model/model.js';
 import { clusterOf, inCluster } from '../model/clusters.js';
 import { hasOwnTunnel, NETWORK_LABEL, takesHbone } from '../model/pods.js';
@@ -141,6 +142,9 @@ function networked(model: Model, { clusterAddresses, object }: MeshService, addr
   return byCluster.flatMap(([cluster, list]) => list.map((address) => ({ network: model.clusters.networkOf(cluster), address: addressBytes(address) })));
 }
 
+/** Kubernetes'. */
+const DEFAULT_AFFINITY_SECONDS = 10_800;
+
 function serviceResource(model: Model, service: MeshService): Resource {
   const isEntry = service.object.kind === 'ServiceEntry';
   const { spec } = service.object as KubeService;
@@ -161,6 +165,7 @@ function serviceResource(model: Model, service: MeshService): Resource {
     ip_families: isEntry ? IPFamilies.AUTOMATIC : families.length > 1 ? IPFamilies.DUAL : families[0] === 'IPv6' ? IPFamilies.IPV6_ONLY : IPFamilies.IPV4_ONLY,
     canonical: true,
     load_balancing: loadBalancing(service),
+    extensions: !isEntry && spec.sessionAffinity === 'ClientIP' ? [clientAffinity(spec.sessionAffinityConfig?.clientIP?.timeoutSeconds ?? DEFAULT_AFFINITY_SECONDS)] : [],
     waypoint: gatewayAddress(model, model.waypoints.ofService({ namespace: service.namespace, labels: service.object.metadata.labels })),
   });
   return makeResource(`${service.namespace}/${service.host}`, Address, Address.fromPartial({ type: { $case: 'service', value: message } }));
