@@ -48,6 +48,33 @@ export function isTunnelled({ metadata }: LbEndpoint): boolean {
   return metadata?.filter_metadata?.[SOCKET_MATCH]?.['tunnel'] === TUNNELLED.tunnel;
 }
 
+/** An endpoint that Istio's mutual TLS is for. */
+export function hasTlsMode({ metadata }: LbEndpoint): boolean {
+  return metadata?.filter_metadata?.[SOCKET_MATCH]?.['tlsMode'] !== undefined;
+}
+
+export interface SocketEndpoint {
+  item: LbEndpoint;
+  address: string;
+  port: number;
+}
+
+const socketEndpointsOf = new WeakMap<ClusterLoadAssignment, SocketEndpoint[]>();
+
+/** Those that have an address and a port; kept for as long as the assignment is. */
+export function socketEndpoints(assignment: ClusterLoadAssignment | undefined): readonly SocketEndpoint[] {
+  if (!assignment) return [];
+  let found = socketEndpointsOf.get(assignment);
+  if (!found) {
+    found = assignment.endpoints.flatMap(({ lb_endpoints }) => lb_endpoints.flatMap((item) => {
+      const target = targetOf(item);
+      return target ? { item, ...target } : [];
+    }));
+    socketEndpointsOf.set(assignment, found);
+  }
+  return found;
+}
+
 /** A copy in which `change` has had its say on each endpoint that has an address and a port. */
 export function mapEndpoints(from: ClusterLoadAssignment, change: (item: LbEndpoint, target: { address: string; port: number }) => LbEndpoint): ClusterLoadAssignment {
   return {
@@ -55,12 +82,16 @@ export function mapEndpoints(from: ClusterLoadAssignment, change: (item: LbEndpo
     endpoints: from.endpoints.map((locality) => ({
       ...locality,
       lb_endpoints: locality.lb_endpoints.map((item) => {
-        const address = item.host_identifier?.$case === 'endpoint' ? item.host_identifier.value.address?.address : undefined;
-        const target = address?.$case === 'socket_address' ? hostPort(address.value) : undefined;
+        const target = targetOf(item);
         return target ? change(item, target) : item;
       }),
     })),
   };
+}
+
+function targetOf({ host_identifier }: LbEndpoint): { address: string; port: number } | undefined {
+  const address = host_identifier?.$case === 'endpoint' ? host_identifier.value.address?.address : undefined;
+  return address?.$case === 'socket_address' ? hostPort(address.value) : undefined;
 }
 
 function hostPort({ address, port_specifier }: SocketAddress): { address: string; port: number } | undefined {

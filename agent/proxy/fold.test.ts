@@ -268,6 +268,13 @@ describe('Folder: clusters and endpoints', () => {
   });
 });
 
+/** The mesh's mutual TLS is for this endpoint. */
+function withTls(endpoint: string): Any {
+  const endpoints = ClusterLoadAssignment.decode(assignment(WEB, [endpoint]).value);
+  for (const item of endpoints.endpoints[0]!.lb_endpoints) item.metadata = { typed_filter_metadata: {}, filter_metadata: { 'envoy.transport_socket_match': { tlsMode: 'istio' } } };
+  return pack(ClusterLoadAssignment, endpoints);
+}
+
 describe('Folder: several classes', () => {
   const second: FoldPod = { ...pod, uid: 'u2', classKey: 'c2', netnsPath: '/run/underpass/default/netns/u2' };
 
@@ -376,7 +383,7 @@ describe('Folder: several classes', () => {
     const context = UpstreamTlsContext.fromPartial({ sni: 'web', common_tls_context: { tls_certificate_sds_secret_configs: [{ name: 'default' }] } });
     const transport_socket: TransportSocket = { name: 'envoy.transport_sockets.tls', config_type: { $case: 'typed_config', value: pack(UpstreamTlsContext, context) } };
     const cluster = pack(Cluster, { ...Cluster.decode(edsCluster(WEB).value), transport_socket_matches: [{ name: 'tlsMode-istio', match: { tlsMode: 'istio' }, transport_socket }] });
-    const of = (key: string, name: string): { key: string; state: SidecarState; identity: string } => ({ key, state: basic({ [`cds ${WEB}`]: cluster, 'lds 10.96.0.7_5432': tcpListener('10.96.0.7', 5432, WEB) }), identity: `spiffe://cluster.local/ns/shop/sa/${name}` });
+    const of = (key: string, name: string): { key: string; state: SidecarState; identity: string } => ({ key, state: basic({ [`cds ${WEB}`]: cluster, [`eds ${WEB}`]: withTls('10.0.0.5:80'), 'lds 10.96.0.7_5432': tcpListener('10.96.0.7', 5432, WEB) }), identity: `spiffe://cluster.local/ns/shop/sa/${name}` });
     const folder = new Folder(extensions);
     const [alice, bob] = [of('c1', 'alice'), of('c2', 'bob')];
     const all = folder.fold([alice, bob], [pod, second]).snapshot;
@@ -388,6 +395,36 @@ describe('Folder: several classes', () => {
       assert.deepEqual(versions(later, type), versions(all, type));
     }
     assert.ok(![...all.entries(CDS).keys(), ...all.entries(RDS).keys()].some((name) => name === WEB || name === '80'), 'nothing that bears an identity has the plain name');
+  });
+
+  it('has one cluster for all accounts until an endpoint elsewhere asks for the mesh\'s mutual TLS, and from then on one for each', () => {
+    const context = UpstreamTlsContext.fromPartial({ sni: 'web', common_tls_context: { tls_certificate_sds_secret_configs: [{ name: 'default' }] } });
+    const transport_socket: TransportSocket = { name: 'envoy.transport_sockets.tls', config_type: { $case: 'typed_config', value: pack(UpstreamTlsContext, context) } };
+    const cluster = pack(Cluster, { ...Cluster.decode(edsCluster(WEB).value), transport_socket_matches: [{ name: 'tlsMode-istio', match: { tlsMode: 'istio' }, transport_socket }] });
+    const of = (endpoints: Any) => ['alice', 'bob'].map((name, index) => ({ key: `c${index + 1}`, state: basic({ [`cds ${WEB}`]: cluster, [`eds ${WEB}`]: endpoints }), identity: `spiffe://cluster.local/ns/shop/sa/${name}` }));
+    const folder = new Folder(extensions);
+    const names = (endpoints: Any): string[] => [...folder.fold(of(endpoints), [{ ...pod, addresses: ['10.0.0.6'] }, second]).snapshot.entries(CDS).keys()].filter((name) => name.startsWith(WEB));
+    const routes = (endpoints: Any): string[] => [...folder.fold(of(endpoints), [pod, second]).snapshot.entries(RDS).keys()];
+    assert.deepEqual(names(assignment(WEB, ['10.0.0.5:80'])), [WEB]);
+    assert.deepEqual(routes(assignment(WEB, ['10.0.0.5:80'])), ['80'], 'nor are routes told apart');
+    assert.deepEqual(names(withTls('10.0.0.6:80')), [WEB], 'a pod of this node is spoken to in plaintext');
+    assert.deepEqual(names(withTls('10.0.0.5:80')), [`${WEB}~shop/alice`, `${WEB}~shop/bob`]);
+    assert.deepEqual(names(assignment(WEB, ['10.0.0.5:80'])), [`${WEB}~shop/alice`, `${WEB}~shop/bob`], 'a name that comes and goes would end connections each time');
+  });
+
+  it('folds again only what has changed: entries of before are the same objects', () => {
+    const folder = new Folder(extensions);
+    const OTHER = 'outbound|80||other';
+    const states = ['c1', 'c2'].map((key) => ({ key, state: basic({ [`cds ${OTHER}`]: edsCluster(OTHER), [`eds ${OTHER}`]: assignment(OTHER, ['10.0.0.9:80']) }) }));
+    const before = folder.fold(states, [pod, second]).snapshot;
+    const changed = states.map(({ key, state }) => ({ key, state: { ...state, endpoints: new Map([...state.endpoints, [WEB, basic({ [`eds ${WEB}`]: assignment(WEB, ['10.0.0.8:80']) }).endpoints.get(WEB)!]]) } }));
+    const after_ = folder.fold(changed, [pod, second]).snapshot;
+    for (const type of [CDS, LDS, RDS]) for (const [name, entry] of after_.entries(type)) {
+      assert.equal(entry.version, before.get(type, name)?.version, name);
+      if (!name.startsWith('inspect/') && name !== WEB) assert.ok(entry.any === before.get(type, name)?.any, name);
+    }
+    assert.ok(after_.get(EDS, OTHER) === before.get(EDS, OTHER));
+    assert.notEqual(after_.get(EDS, WEB)?.version, before.get(EDS, WEB)?.version);
   });
 
   it('gives the same versions whatever was folded before, so that a restarted agent resends nothing', () => {

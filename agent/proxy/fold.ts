@@ -5,24 +5,24 @@ import { ClusterLoadAssignment } from '../../proto/generated/envoy/config/endpoi
 import { Listener } from '../../proto/generated/envoy/config/listener/v3/listener.js';
 import type { FilterChain } from '../../proto/generated/envoy/config/listener/v3/listener_components.js';
 import { RouteConfiguration } from '../../proto/generated/envoy/config/route/v3/route.js';
+import type { Any } from '../../proto/generated/google/protobuf/any.js';
 import { parseSpiffeId } from '../../common/identity/spiffe.js';
-import { pack } from '../../common/xds/any.js';
+import { encode, pack } from '../../common/xds/any.js';
 import { contentHash, hashBytes, type XdsResource } from '../xds/resource-type.js';
 import { edsServiceName, routeNames } from '../xds/resource-types.js';
 import type { SidecarState } from '../xds/sidecar-stream.js';
 import type { EnvoyExtensions } from './extensions.js';
 import { calloutClusters } from './fold-callouts.js';
-import { boundTo, foldCluster, isFoldedCluster, opensForCallers } from './fold-clusters.js';
+import { asksForMeshTls, ClusterEntries } from './cluster-entries.js';
+import { boundTo, foldCluster, isFoldedCluster } from './fold-clusters.js';
 import { foldAssignment, parseEndpointId } from './fold-endpoints.js';
-import { directWithinNode } from './fold-identity.js';
 import { foldListener, foldListeners, isOutboundListener, isSocketOfItsOwn, listenerPort, passesThrough, renameInChain, type FoldedListeners } from './fold-listeners.js';
-import { CLOSED, foldInbound, inboundListeners, isInboundCluster, meshListenerName, throughInbound, type FoldedInbound } from './fold-inbound.js';
+import { CLOSED, foldInbound, inboundListeners, isInboundCluster, meshListenerName, type FoldedInbound } from './fold-inbound.js';
 import { foldRoutes, mirrorClusterName, mirroredClusters, renameClusters } from './fold-routes.js';
-import { originateCluster, originateListener, throughTunnels } from './hbone-originate.js';
+import { originateCluster, originateListener } from './hbone-originate.js';
 import { canEndTunnels, hboneEntries } from './hbone-terminate.js';
 import { INSPECTION_KINDS, inspectionCluster, inspectionListener } from './inspection.js';
 import { podClusterName, podListener, podListenerKey, type ListenerPod } from './pod-listener.js';
-import { markEventDriven } from './pool-renewal.js';
 import { CDS, EDS, LDS, RDS, Snapshot, type Entry } from './snapshot.js';
 import { FoldError } from './stock.js';
 import { assignNames, Renamed, type Content, type Names } from './variants.js';
@@ -85,23 +85,50 @@ interface TunnelEntries {
 
 interface FoldedRoutes extends Content {
   routes: RouteConfiguration;
+  any: Any;
+}
+
+/** A class's clusters, as they were folded from these objects. */
+interface ClusterSet {
+  clusters: object;
+  endpoints: object;
+  as: string;
+  result: Map<string, FoldedCluster>;
+  problems: FoldProblem[];
+}
+
+/** What a class's pods' listeners have in common, as it was folded from this object. */
+interface Template {
+  listeners: object;
+  names: string;
+  waypoints: WaypointTable;
+  folded: FoldedListeners;
+  hash: string;
+  needs: string[];
+  problems: FoldProblem[];
 }
 
 /** Keeps what it folded before, by resource object: an unchanged resource is folded once. */
 export class Folder {
-  #clusters = new WeakMap<object, Omit<FoldedCluster, 'assignment'>>();
+  /** By identity, '' for none. */
+  readonly #clusters = new Map<string, WeakMap<object, Omit<FoldedCluster, 'assignment'>>>();
+  /** By class. */
+  readonly #clusterSets = new Map<string, ClusterSet>();
+  readonly #clusterEntries = new ClusterEntries();
+  readonly #templates = new Map<string, Template>();
+  /** Clusters that have had an endpoint for the mesh's mutual TLS: they stay an account's own, since a change of a cluster's name ends connections. */
+  readonly #withTls = new Set<string>();
+  #clusterNames: { of: readonly { key: string; contents: ReadonlyMap<string, Content> | undefined }[]; names: Names } | undefined;
   readonly #assignments = new WeakMap<object, { assignment: ClusterLoadAssignment; hash: string }>();
   readonly #routes = new WeakMap<object, FoldedRoutes>();
   readonly #chains = new WeakMap<object, Map<boolean, FilterChain[]>>();
   readonly #renamedRoutes = new Renamed<FoldedRoutes, FoldedRoutes>();
   readonly #renamedChains = new Renamed<FilterChain, FilterChain>();
-  #inbound = new WeakMap<object, FoldedInbound>();
-  /** Of each class, as its resources were folded. */
-  #identities: ReadonlyMap<string, string> = new Map();
-  /** Class and resource name → the last version of it that could be folded. */
-  readonly #lastGood = new Map<string, object>();
-  /** Keys of the fold under way: what is not among them afterwards is forgotten. */
-  readonly #current = new Set<string>();
+  readonly #inbound = new Map<string, WeakMap<object, FoldedInbound>>();
+  /** By class and type, then by name: the last version that could be folded. */
+  #lastGood: ReadonlyMap<string, ReadonlyMap<string, object>> = new Map();
+  /** The same of the fold under way: what is not in it is forgotten. */
+  #nextGood = new Map<string, Map<string, object>>();
   #podEntries = new Map<string, { key: string; entry: Entry }>();
   #inboundEntries = new Map<string, InboundEntries>();
   #tunnelEntries = new Map<string, TunnelEntries>();
@@ -110,7 +137,7 @@ export class Folder {
 
   /** How many resources are remembered by their last good version. */
   get remembered(): number {
-    return this.#lastGood.size;
+    return [...this.#lastGood.values()].reduce((sum, { size }) => sum + size, 0);
   }
 
   /**
@@ -122,10 +149,11 @@ export class Folder {
    */
   fold(classes: readonly FoldClass[], pods: readonly FoldPod[], eventDriven: ReadonlySet<string> = new Set(), reached: ReadonlyMap<string, string> = new Map(), waypoints: WaypointTable = NO_WAYPOINTS): FoldResult {
     const problems: FoldProblem[] = [];
-    this.#current.clear();
-    this.#followIdentities(classes);
-    const clusters = new Map(classes.map((item) => [item.key, withMirrors(item, this.#foldClusters(item, problems), pods)]));
-    const clusterNames = assignNames(classes.map(({ key }) => ({ key, contents: clusters.get(key) })));
+    this.#nextGood = new Map();
+    for (const cache of [this.#clusters, this.#inbound]) for (const key of cache.keys()) if (key !== '' && !classes.some(({ identity }) => identity === key)) cache.delete(key);
+    const local = new Set(pods.flatMap(({ addresses = [] }) => addresses));
+    const clusters = new Map(classes.map((item) => [item.key, withMirrors(item, this.#foldClusters(item, local, problems), pods)]));
+    const clusterNames = this.#namesOf(classes.map(({ key }) => ({ key, contents: clusters.get(key) })));
     const routes = new Map(classes.map((item) => [item.key, this.#foldRoutes(item, clusterNames, problems)]));
     const routeNamesOf = assignNames(classes.map(({ key }) => ({ key, contents: routes.get(key) })));
 
@@ -138,13 +166,13 @@ export class Folder {
     // Whoever is redirected is reached by its internal listener, so that no caller of this node meets the redirection.
     const behind = pods.filter((pod) => pod.redirected || inbound.get(pod.classKey)?.enforces);
     const throughPolicy = new Map(behind.flatMap(({ uid, addresses = [] }) => (reached.has(uid) ? addresses.map((address) => [address, reached.get(uid)!] as const) : [])));
-    const local = new Set(pods.flatMap(({ addresses = [] }) => addresses));
     const tunnels = classes.some(({ identity }) => identity !== undefined);
     if (tunnels) lds.set(originateListener.name, originateListener);
     const behindWaypoints = new WaypointClusters(waypoints);
     for (const entry of behindWaypoints.listeners()) lds.set(entry.name, entry);
+    this.#clusterEntries.begin();
     for (const { key } of classes) {
-      for (const [name, folded] of clusters.get(key) ?? []) addCluster(clusterNames.of(key, name), folded, { eventDriven, throughPolicy, local, tunnels, waypoints: behindWaypoints }, cds, eds);
+      for (const [name, folded] of clusters.get(key) ?? []) this.#clusterEntries.add(clusterNames.of(key, name), folded, { eventDriven, throughPolicy, local, tunnels, waypoints: behindWaypoints }, cds, eds);
       for (const [name, folded] of routes.get(key) ?? []) addRoutes(routeNamesOf.of(key, name), folded, rds);
     }
     const podEntries = new Map<string, { key: string; entry: Entry }>();
@@ -170,7 +198,8 @@ export class Folder {
     this.#addInbound(classes, pods, inbound, reached, clusterNames, cds, lds);
     addWaypoints(classes, waypoints, cds, eds);
     const tunnelled = this.#addTunnels(classes, pods, inbound, reached, { cds, lds, rds });
-    for (const key of this.#lastGood.keys()) if (!this.#current.has(key)) this.#lastGood.delete(key);
+    this.#lastGood = this.#nextGood;
+    for (const byClass of [this.#clusterSets, this.#templates]) for (const key of byClass.keys()) if (!clusters.has(key)) byClass.delete(key);
     const split = new Set([...[...clusterNames.split].map((name) => `CDS ${name}`), ...[...routeNamesOf.split].map((name) => `RDS ${name}`)]);
     const ports = new Set(classes.flatMap(({ state }) => [...state.listeners.values()].flatMap(({ message }) => (isOutboundListener(message) ? [listenerPort(message)] : []))));
     // A connection to a pod that has a waypoint is Envoy's, on whatever port.
@@ -178,37 +207,57 @@ export class Folder {
     return { snapshot: new Snapshot([[CDS, cds], [EDS, eds], [LDS, lds], [RDS, rds]]), problems, split, ports: restricted ? 'all' : [...ports].sort((a, b) => a - b), enforcing: new Set(enforcing.map(({ uid }) => uid)), inbound: new Map(behind.map(({ uid, classKey }) => [uid, meshListenerName(uid, inbound.get(classKey) ?? CLOSED)])), tunnelled };
   }
 
-  /** What was folded with another identity is folded again. */
-  #followIdentities(classes: readonly FoldClass[]): void {
-    const now = new Map(classes.map(({ key, identity = '', certified = false }) => [key, `${identity} ${certified}`]));
-    const changed = [...now].some(([key, as]) => (this.#identities.get(key) ?? as) !== as);
-    this.#identities = now;
-    if (!changed) return;
-    this.#clusters = new WeakMap();
-    this.#inbound = new WeakMap();
+  /** The same object for as long as the classes have the same. */
+  #namesOf(of: readonly { key: string; contents: ReadonlyMap<string, Content> | undefined }[]): Names {
+    const before = this.#clusterNames;
+    if (before?.of.length === of.length && of.every(({ key, contents }, index) => before.of[index]!.key === key && before.of[index]!.contents === contents)) return before.names;
+    const names = assignNames(of);
+    this.#clusterNames = { of, names };
+    return names;
   }
 
-  #foldClusters({ key, state, identity }: FoldClass, problems: FoldProblem[]): Map<string, FoldedCluster> {
-    const result = new Map<string, FoldedCluster>();
-    for (const source of state.clusters.values()) {
-      if (!isFoldedCluster(source.name)) continue;
-      const folded = this.#good(`${key} CDS ${source.name}`, source.message, problems, key, (message) => {
-        const cluster = foldCluster(message, this.extensions, identity);
-        return { cluster, hash: contentHash(ClusterCodec, cluster), ...(cluster.transport_socket_matches.length > 0 ? ofAccount(identity) : {}) };
-      }, this.#clusters);
-      if (!folded) continue;
-      const service = edsServiceName(source.message);
-      const found = service === undefined ? undefined : this.#foldAssignment(state.endpoints.get(service));
-      result.set(source.name, { ...folded, assignment: found?.assignment, hash: `${folded.hash}${found?.hash ?? ''}` });
+  #foldClusters({ key, state, identity }: FoldClass, local: ReadonlySet<string>, problems: FoldProblem[]): Map<string, FoldedCluster> {
+    const as = `${identity ?? ''} ${[...local].join()}`;
+    const before = this.#clusterSets.get(key);
+    if (before?.clusters === state.clusters && before.endpoints === state.endpoints && before.as === as) {
+      this.#keepGood(`${key} CDS`);
+      problems.push(...before.problems);
+      return before.result;
     }
+    const found: FoldProblem[] = [];
+    const result = new Map<string, FoldedCluster>();
+    for (const { name, message } of state.clusters.values()) {
+      if (!isFoldedCluster(name)) continue;
+      const service = edsServiceName(message);
+      const endpoints = service === undefined ? undefined : this.#foldAssignment(state.endpoints.get(service));
+      const account = identity !== undefined && this.#asksForMeshTls(name, message, endpoints?.assignment, local) ? identity : undefined;
+      const base = this.#good(`${key} CDS`, key, `CDS ${name}`, name, message, found, () => {
+        const cluster = foldCluster(message, this.extensions, account);
+        return { cluster, hash: hashBytes(encode(ClusterCodec, cluster)), ...(cluster.transport_socket_matches.length > 0 ? ofAccount(account) : {}) };
+      }, cacheOf(this.#clusters, account));
+      if (!base) continue;
+      const old = before?.result.get(name);
+      const same = old?.cluster === base.cluster && old.assignment === endpoints?.assignment;
+      result.set(name, same ? old : { ...base, assignment: endpoints?.assignment, hash: `${base.hash}${endpoints?.hash ?? ''}` });
+    }
+    this.#clusterSets.set(key, { clusters: state.clusters, endpoints: state.endpoints, as, result, problems: found });
+    problems.push(...found);
     return result;
+  }
+
+  /** One that asks for no account's certificate is one cluster for all accounts, of which a node may have many. */
+  #asksForMeshTls(name: string, message: Cluster, assignment: ClusterLoadAssignment | undefined, local: ReadonlySet<string>): boolean {
+    if (this.#withTls.has(name)) return true;
+    const asks = asksForMeshTls(message, assignment, local);
+    if (asks) this.#withTls.add(name);
+    return asks;
   }
 
   /** What a class's pods ask of their callers; one that can't be folded, and never could, lets nobody in. */
   #foldInbound({ key, state, identity, certified }: FoldClass, problems: FoldProblem[]): FoldedInbound | undefined {
     const source = state.listeners.get('virtualInbound')?.message;
     if (!source) return undefined;
-    const folded = this.#good(`${key} LDS virtualInbound`, source, problems, key, (message) => foldInbound(message, this.extensions, certified ? identity : undefined), this.#inbound) ?? CLOSED;
+    const folded = this.#good(`${key} inbound`, key, 'LDS virtualInbound', 'virtualInbound', source, problems, (message) => foldInbound(message, this.extensions, certified ? identity : undefined), cacheOf(this.#inbound, certified ? identity : undefined)) ?? CLOSED;
     for (const message of folded.refused) problems.push({ classKey: key, resource: 'LDS virtualInbound', message });
     // A Sidecar's ingress listeners deliver where they say, not where the caller meant.
     const delivered = [...state.clusters.values()].filter(({ name, message }) => isInboundCluster(name) && message.load_assignment);
@@ -290,19 +339,15 @@ export class Folder {
     const result = new Map<string, FoldedRoutes>();
     const signature = clusterNames.signature(key);
     for (const source of state.routes.values()) {
-      const folded = this.#good(`${key} RDS ${source.name}`, source.message, problems, key, (message) => {
-        const routes = foldRoutes(message, this.extensions);
-        return { routes, hash: contentHash(RouteConfiguration, routes) };
-      }, this.#routes);
+      const folded = this.#good(`${key} RDS`, key, `RDS ${source.name}`, source.name, source.message, problems, (message) => packedRoutes(foldRoutes(message, this.extensions)), this.#routes);
       if (!folded) continue;
       if (!clusterNames.renames(key)) {
         result.set(source.name, folded);
         continue;
       }
       result.set(source.name, this.#renamedRoutes.get(folded, signature, () => {
-        const routes = renameClusters(folded.routes, (name) => clusterNames.of(key, name));
-        const hash = contentHash(RouteConfiguration, routes);
-        return { routes, hash, ...(hash === folded.hash ? {} : ofAccount(identity)) };
+        const renamed = packedRoutes(renameClusters(folded.routes, (name) => clusterNames.of(key, name)));
+        return { ...renamed, ...(renamed.hash === folded.hash ? {} : ofAccount(identity)) };
       }));
     }
     // A listener waits for its routes: a name that the control plane does not know gets a table without routes.
@@ -310,14 +355,24 @@ export class Folder {
       if (listener.message.bind_to_port !== false) continue;
       for (const name of routeNames(listener.message)) {
         if (result.has(name)) continue;
-        const routes = RouteConfiguration.fromPartial({ name, validate_clusters: false });
-        result.set(name, { routes, hash: contentHash(RouteConfiguration, routes) });
+        result.set(name, packedRoutes(RouteConfiguration.fromPartial({ name, validate_clusters: false })));
       }
     }
     return result;
   }
 
-  #template({ key, state, identity }: FoldClass, { clusterNames, routeNamesOf: routeNames_, waypoints }: { clusterNames: Names; routeNamesOf: Names; waypoints: WaypointTable }, problems: FoldProblem[]): { folded: FoldedListeners; hash: string; needs: string[] } {
+  #template(item: FoldClass, { clusterNames, routeNamesOf, waypoints }: { clusterNames: Names; routeNamesOf: Names; waypoints: WaypointTable }, problems: FoldProblem[]): Template {
+    const { key, identity = '', state: { listeners } } = item;
+    const names = [identity, ...[clusterNames, routeNamesOf].map((each) => (each.renames(key) ? each.signature(key) : ''))].join();
+    let template = this.#templates.get(key);
+    if (template?.listeners === listeners && template.names === names && template.waypoints === waypoints) this.#keepGood(`${key} LDS`);
+    else this.#templates.set(key, (template = { ...this.#makeTemplate(item, clusterNames, routeNamesOf, waypoints), listeners, names, waypoints }));
+    problems.push(...template.problems);
+    return template;
+  }
+
+  #makeTemplate({ key, state, identity }: FoldClass, clusterNames: Names, routeNames_: Names, waypoints: WaypointTable): Omit<Template, 'listeners' | 'names' | 'waypoints'> {
+    const problems: FoldProblem[] = [];
     const sources = [...state.listeners.values()].map((resource) => resource.message);
     const folded = foldListeners(sources, key, this.extensions, (listener, extensions, twin) => this.#foldListener(key, listener, extensions, twin, problems));
     for (const { listener, message } of folded.errors) problems.push({ classKey: key, resource: `LDS ${listener}`, message });
@@ -337,25 +392,25 @@ export class Folder {
     }
     const whole = withWaypoints(folded, waypoints, identity);
     const probe = podListener({ uid: '', netnsPath: '', ipv6: true }, whole, []);
-    return { folded: whole, hash: probe.version, needs: [...needs] };
+    return { folded: whole, hash: probe.version, needs: [...needs], problems };
   }
 
   #foldListener(key: string, listener: Listener, extensions: EnvoyExtensions, twin: boolean, problems: FoldProblem[]): FilterChain[] {
     const cached = this.#chains.get(listener)?.get(twin);
-    const name = `${key} LDS ${listener.name}`;
-    this.#current.add(name);
+    const good = this.#goodOf(`${key} LDS`);
     if (cached) {
-      this.#lastGood.set(name, listener);
+      good.set(listener.name, listener);
       return cached;
     }
     try {
       const chains = foldListener(listener, extensions, twin);
       const byTwin = this.#chains.get(listener) ?? new Map<boolean, FilterChain[]>();
       this.#chains.set(listener, byTwin.set(twin, chains));
-      this.#lastGood.set(name, listener);
+      good.set(listener.name, listener);
       return chains;
     } catch (error) {
-      const last = this.#lastGood.get(name);
+      const last = this.#lastGood.get(`${key} LDS`)?.get(listener.name);
+      if (last) good.set(listener.name, last);
       const chains = last && this.#chains.get(last)?.get(twin);
       if (!(error instanceof FoldError) || !chains) throw error;
       problems.push({ classKey: key, resource: `LDS ${listener.name}`, message: error.message });
@@ -363,23 +418,47 @@ export class Folder {
     }
   }
 
-  /** The folded form of `source`, or the last good one with a problem noted, or none. */
-  #good<S extends object, F>(name: string, source: S, problems: FoldProblem[], classKey: string, fold: (source: S) => F, cache: WeakMap<object, F>): F | undefined {
+  #goodOf(group: string): Map<string, object> {
+    let found = this.#nextGood.get(group);
+    if (!found) this.#nextGood.set(group, (found = new Map()));
+    return found;
+  }
+
+  #keepGood(group: string): void {
+    const good = this.#lastGood.get(group);
+    if (good) this.#nextGood.set(group, good as Map<string, object>);
+  }
+
+  /** The folded form of `source`, or the last good one with a problem noted, or none. @param group class and type */
+  #good<S extends object, F>(group: string, classKey: string, resource: string, name: string, source: S, problems: FoldProblem[], fold: (source: S) => F, cache: WeakMap<object, F>): F | undefined {
+    const good = this.#goodOf(group);
     let found = cache.get(source);
-    this.#current.add(name);
     if (!found) {
       try {
         cache.set(source, (found = fold(source)));
       } catch (error) {
         if (!(error instanceof FoldError)) throw error;
-        problems.push({ classKey, resource: name.slice(classKey.length + 1), message: error.message });
-        const last = this.#lastGood.get(name);
+        problems.push({ classKey, resource, message: error.message });
+        const last = this.#lastGood.get(group)?.get(name);
+        if (last) good.set(name, last);
         return last && cache.get(last);
       }
     }
-    this.#lastGood.set(name, source);
+    good.set(name, source);
     return found;
   }
+}
+
+function cacheOf<F>(caches: Map<string, WeakMap<object, F>>, identity = ''): WeakMap<object, F> {
+  let found = caches.get(identity);
+  if (!found) caches.set(identity, (found = new WeakMap()));
+  return found;
+}
+
+/** Folded messages have their maps in order, so that equal ones have equal bytes. */
+function packedRoutes(routes: RouteConfiguration): FoldedRoutes {
+  const any = pack(RouteConfiguration, routes);
+  return { routes, any, hash: hashBytes(any.value) };
 }
 
 /**
@@ -390,14 +469,15 @@ function withMirrors({ key, state }: FoldClass, clusters: Map<string, FoldedClus
   const mirrored = new Set([...state.routes.values()].flatMap(({ message }) => [...mirroredClusters(message)]));
   for (const { message } of state.listeners.values()) for (const name of calloutClusters(message)) mirrored.add(name);
   if (mirrored.size === 0) return clusters;
+  const result = new Map(clusters);
   const [netnsPath] = pods.filter((pod) => pod.classKey === key).map((pod) => pod.netnsPath).sort();
   for (const name of netnsPath === undefined ? [] : mirrored) {
     const folded = clusters.get(name);
     if (!folded) continue;
     const cluster = boundTo(netnsPath!, { ...folded.cluster, name: mirrorClusterName(name) });
-    clusters.set(cluster.name, { ...folded, cluster, hash: hashBytes(folded.hash, netnsPath!) });
+    result.set(cluster.name, { ...folded, cluster, hash: hashBytes(folded.hash, netnsPath!) });
   }
-  return clusters;
+  return result;
 }
 
 /** Its own connections go on as they are: they would come back to it. */
@@ -421,41 +501,16 @@ function ofAccount(identity: string | undefined): { account?: string } {
   return found ? { account: `${found.namespace}/${found.serviceAccount}` } : {};
 }
 
-interface NodeView {
-  eventDriven: ReadonlySet<string>;
-  throughPolicy: ReadonlyMap<string, string>;
-  /** Addresses of the pods that this Envoy serves. */
-  local: ReadonlySet<string>;
-  /** There are certificates: endpoints elsewhere that take HBONE are reached by it. */
-  tunnels: boolean;
-  waypoints: WaypointClusters;
-}
-
 function isOfSockets({ load_assignment }: Cluster): boolean {
   return load_assignment?.endpoints.some(({ lb_endpoints }) => lb_endpoints.some(({ host_identifier: host }) => host?.$case === 'endpoint' && host.value.address?.address?.$case === 'pipe')) ?? false;
 }
 
-function addCluster(name: string, folded: FoldedCluster, view: NodeView, cds: Map<string, Entry>, eds: Map<string, Entry>): void {
-  if (cds.has(name)) return;
-  const through = view.waypoints.replace(folded.cluster);
-  const { cluster, assignment } = through ? { cluster: through, assignment: undefined } : asReached(folded, view);
-  const renamed = { ...cluster, name };
-  const isEds = edsServiceName(cluster) !== undefined;
-  if (name !== cluster.name) renamed.alt_stat_name ||= cluster.name;
-  // Under its own name, so that two clusters that ask for one service can still differ by class.
-  if (isEds) renamed.eds_cluster_config = { ...cluster.eds_cluster_config, eds_config: cluster.eds_cluster_config?.eds_config, service_name: name };
-  cds.set(name, { name, version: contentHash(ClusterCodec, renamed), any: pack(ClusterCodec, renamed), needs: isEds ? [name] : [] });
-  if (!isEds) return;
-  const own = assignment ? { ...assignment, cluster_name: name } : ClusterLoadAssignment.fromPartial({ cluster_name: name });
-  eds.set(name, { name, version: contentHash(ClusterLoadAssignment, own), any: pack(ClusterLoadAssignment, own), needs: [] });
+/** The same message with another name, which is its field 1 and so comes first: a mesh's routes are large, and not to be encoded for each class. */
+function underName({ type_url, value }: Any, before: string, name: string): Any {
+  const head = (of: string): Uint8Array => encode(RouteConfiguration, RouteConfiguration.fromPartial({ name: of }));
+  return { type_url, value: Buffer.concat([head(name), value.subarray(head(before).length)]) };
 }
 
-function asReached(folded: FoldedCluster, { eventDriven, throughPolicy, local, tunnels }: NodeView): { cluster: Cluster; assignment: ClusterLoadAssignment | undefined } {
-  const direct = directWithinNode(markEventDriven(folded.cluster, folded.assignment, eventDriven), folded.assignment, local);
-  const inbound = throughInbound(direct.cluster, direct.assignment, throughPolicy);
-  return tunnels && opensForCallers(folded.cluster) ? throughTunnels(inbound.cluster, inbound.assignment, local) : inbound;
-}
-
-function addRoutes(name: string, { routes, hash }: FoldedRoutes, rds: Map<string, Entry>): void {
-  if (!rds.has(name)) rds.set(name, { name, version: hashBytes(name, hash), any: pack(RouteConfiguration, { ...routes, name }), needs: [] });
+function addRoutes(name: string, { routes, any, hash }: FoldedRoutes, rds: Map<string, Entry>): void {
+  if (!rds.has(name)) rds.set(name, { name, version: hashBytes(name, hash), any: name === routes.name ? any : underName(any, routes.name, name), needs: [] });
 }

@@ -121,6 +121,8 @@ const SETTLE_MS = 25;
 /** How long classes may disagree about a resource that they shared before it is split in two. */
 const SPLIT_AFTER_MS = 400;
 const SAVE_DELAY_MS = 1_000;
+/** Of the time that the last saving took: one that takes long is rare. */
+const SAVE_DELAY_FACTOR = 20;
 const READY_POLL_MS = 10;
 const REMOVED_POLL_MS = 250;
 
@@ -167,6 +169,7 @@ export class NodeProxy {
   #dirtySince: number | undefined;
   #saveTimer: NodeJS.Timeout | undefined;
   #staleTimer: NodeJS.Timeout | undefined;
+  #saveTookMs = 0;
   #saving: Promise<void> = Promise.resolve();
 
   constructor(options: NodeProxyOptions) {
@@ -486,7 +489,7 @@ export class NodeProxy {
     const known = this.#unheard.size === 0 ? [...ready.values()].filter(({ key }) => pods.some(({ classKey: of }) => of === key)) : [];
     this.#options.onPlainPorts?.(new PlainPorts(known), new Set([...folded.enforcing, ...[...this.#pods.keys()].filter((uid) => !this.#folded.has(uid))]));
     this.#reconcileClasses();
-    this.#saveTimer ??= setTimeout(() => void this.#save(), SAVE_DELAY_MS);
+    this.#saveTimer ??= setTimeout(() => void this.#save(), Math.max(SAVE_DELAY_MS, SAVE_DELAY_FACTOR * this.#saveTookMs));
   }
 
   #listenerPod(pod: ProxyPod): ListenerPod {
@@ -587,8 +590,10 @@ export class NodeProxy {
     this.#savedClasses = [...this.#savedClasses.filter((old) => this.#classes.has(old.key) && !classes.some((item) => item.key === old.key)), ...classes];
     this.#savedWaypoints = this.waypoints;
     const snapshot = { classes: this.#savedClasses, waypoints: this.#savedWaypoints };
+    const began = performance.now();
     this.#saving = this.#saving
       .then(() => saveState(this.#statePath, snapshot))
+      .then(() => void (this.#saveTookMs = performance.now() - began))
       .catch((error: unknown) => this.#logger.warn({ error: errorMessage(error) }, `saving ${this.#statePath}`));
     await this.#saving;
   }

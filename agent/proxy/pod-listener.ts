@@ -4,7 +4,7 @@ import { Listener } from '../../proto/generated/envoy/config/listener/v3/listene
 import type { FilterChain } from '../../proto/generated/envoy/config/listener/v3/listener_components.js';
 import { TrafficDirection } from '../../proto/generated/envoy/config/core/v3/base.js';
 import { pack } from '../../common/xds/any.js';
-import { contentHash } from '../xds/resource-type.js';
+import { hashBytes } from '../xds/resource-type.js';
 import { sharedStrings } from './filter-state.js';
 import { NETNS_FILTER_STATE } from './fold-clusters.js';
 import { socketAddress } from './fold-endpoints.js';
@@ -96,5 +96,7 @@ export function podListener(pod: ListenerPod, folded: FoldedListeners, needs: re
   listener.filter_chains = folded.chains.map(inPod);
   listener.default_filter_chain = inPod(folded.defaultChain);
   listener.access_log = folded.accessLog;
-  return { name, version: contentHash(Listener, listener), any: pack(Listener, listener), needs };
+  // Folded chains have their maps in order, so that equal listeners have equal bytes.
+  const any = pack(Listener, listener);
+  return { name, version: hashBytes(any.value), any, needs };
 }

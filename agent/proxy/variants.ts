@@ -45,10 +45,15 @@ export function assignNames(classes: readonly { key: string; contents: ReadonlyM
       names.set(name, chosen);
     }
   }
+  const signatures = new Map<string, string>();
   return {
     of: (key, name) => renamed.get(key)?.get(name) ?? name,
     renames: (key) => renamed.has(key),
-    signature: (key) => hashBytes(JSON.stringify([...(renamed.get(key) ?? [])])),
+    signature: (key) => {
+      let found = signatures.get(key);
+      if (found === undefined) signatures.set(key, (found = hashBytes(JSON.stringify([...(renamed.get(key) ?? [])]))));
+      return found;
+    },
     split,
   };
 }

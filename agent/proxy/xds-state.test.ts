@@ -35,6 +35,10 @@ describe('saved xDS state', () => {
       assert.ok(flat(state).length > 0);
       assert.deepEqual(flat(loaded[0]!.state), flat(state));
     }
+    const once = statSync(path).size;
+    await saveState(path, { classes: [...'abcdefgh'].map((key) => ({ key, node, state })), waypoints });
+    assert.ok(statSync(path).size < 2 * once, 'what classes share is there once');
+    assert.deepEqual(loadState(path, none).classes.map(({ state: { clusters } }) => clusters.size), Array(8).fill(state.clusters.size));
   });
 
   it('is ignored when damaged, cut short or missing', async () => {

@@ -1,14 +1,15 @@
 /**
  * The last good xDS state on disk, so that an Envoy can be set up again while no control plane answers. Resources that
- * hold a private key are left out.
- * Format: magic, then blocks of (u32 length, bytes): the waypoints as JSON; for each class a JSON header, then for each
- * resource one xDS `Resource`; last the SHA-256 of all before.
+ * hold a private key are left out. What several classes have is there once.
+ * Format: magic, then blocks of (u32 length, bytes): a JSON header, then for each resource a JSON [name, type URL] and its bytes;
+ * last the SHA-256 of all before.
  */
 import { createHash } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import { open, rename } from 'node:fs/promises';
+import { setImmediate as nextTurn } from 'node:timers/promises';
+import type { Any } from '../../proto/generated/google/protobuf/any.js';
 import { Node } from '../../proto/generated/envoy/config/core/v3/base.js';
-import { Resource } from '../../proto/generated/envoy/service/discovery/v3/discovery.js';
 import { DownstreamTlsContext, UpstreamTlsContext } from '../../proto/generated/envoy/extensions/transport_sockets/tls/v3/tls.js';
 import type { TransportSocket } from '../../proto/generated/envoy/config/core/v3/base.js';
 import type { Listener } from '../../proto/generated/envoy/config/listener/v3/listener.js';
@@ -30,28 +31,69 @@ export interface SavedClass {
   state: SidecarState;
 }
 
-const MAGIC = Buffer.from('underpass-xds-2\n');
+interface Header {
+  waypoints: WaypointTable;
+  versions: string[];
+  /** Indexes of resources, and of each one's version. */
+  classes: { key: string; node: unknown; resources: number[]; versions: number[] }[];
+}
+
+const MAGIC = Buffer.from('underpass-xds-3\n');
 const DIGEST_BYTES = 32;
 const NOTHING: SavedState = { classes: [], waypoints: NO_WAYPOINTS };
+/** Written at a time, so that the rest of the process has its turns. */
+const CHUNK_BYTES = 1 << 20;
 
 /** Writes all of it anew, atomically; mode 0600. */
 export async function saveState(path: string, { classes, waypoints }: SavedState): Promise<void> {
-  const blocks: Buffer[] = [MAGIC];
-  const add = (bytes: Uint8Array): void => {
-    const length = Buffer.alloc(4);
-    length.writeUInt32BE(bytes.length);
-    blocks.push(length, Buffer.from(bytes));
-  };
-  add(Buffer.from(JSON.stringify(waypoints)));
+  const resources = new Map<Any, XdsResource<unknown>>();
+  const indexes = new Map<Any, number>();
+  const versions = new Map<string, number>();
+  const header: Header = { waypoints, versions: [], classes: [] };
   for (const { key, node, state } of classes) {
-    const resources = Object.values(state).flatMap((map: ReadonlyMap<string, XdsResource<unknown>>) => [...map.values()]).filter((item) => !holdsKey(item));
-    add(Buffer.from(JSON.stringify({ key, node: Node.toJSON(node), resources: resources.length })));
-    for (const { name, version, any } of resources) add(Resource.encode(Resource.fromPartial({ name, version, resource: any })).finish());
+    const own: Header['classes'][number] = { key, node: Node.toJSON(node), resources: [], versions: [] };
+    for (const map of Object.values(state) as ReadonlyMap<string, XdsResource<unknown>>[]) {
+      for (const resource of map.values()) {
+        if (holdsKey(resource)) continue;
+        if (!indexes.has(resource.any)) {
+          indexes.set(resource.any, indexes.size);
+          resources.set(resource.any, resource);
+        }
+        if (!versions.has(resource.version)) versions.set(resource.version, versions.size);
+        own.resources.push(indexes.get(resource.any)!);
+        own.versions.push(versions.get(resource.version)!);
+      }
+    }
+    header.classes.push(own);
+    await nextTurn();
   }
-  const content = Buffer.concat(blocks);
+  header.versions = [...versions.keys()];
   const file = await open(`${path}.new`, 'w', 0o600);
   try {
-    await file.writeFile(Buffer.concat([content, createHash('sha256').update(content).digest()]));
+    const digest = createHash('sha256');
+    let pending: Uint8Array[] = [MAGIC];
+    let size = 0;
+    const flush = async (): Promise<void> => {
+      const chunk = Buffer.concat(pending);
+      pending = [];
+      size = 0;
+      digest.update(chunk);
+      await file.writeFile(chunk);
+    };
+    const add = (bytes: Uint8Array): void => {
+      const length = Buffer.alloc(4);
+      length.writeUInt32BE(bytes.length);
+      pending.push(length, bytes);
+      size += bytes.length;
+    };
+    add(Buffer.from(JSON.stringify(header)));
+    for (const { name, any } of resources.values()) {
+      add(Buffer.from(JSON.stringify([name, any.type_url])));
+      add(any.value);
+      if (size > CHUNK_BYTES) await flush();
+    }
+    await flush();
+    await file.writeFile(digest.digest());
   } finally {
     await file.close();
   }
@@ -71,7 +113,6 @@ export function loadState(path: string, onProblem: (problem: string) => void): S
     onProblem(`${path} is damaged or was written by another version`);
     return NOTHING;
   }
-  const classes: SavedClass[] = [];
   let offset = MAGIC.length;
   const next = (): Buffer => {
     const end = offset + 4 + content.readUInt32BE(offset);
@@ -79,28 +120,41 @@ export function loadState(path: string, onProblem: (problem: string) => void): S
     offset = end;
     return block;
   };
-  const waypoints = JSON.parse(next().toString('utf8')) as WaypointTable;
+  const { waypoints, versions, classes } = JSON.parse(next().toString('utf8')) as Header;
+  const resources: { name: string; any: Any }[] = [];
   while (offset < content.length) {
-    const header = JSON.parse(next().toString('utf8')) as { key: string; node: unknown; resources: number };
+    const [name, type_url] = JSON.parse(next().toString('utf8')) as [string, string];
+    resources.push({ name, any: { type_url, value: next() } });
+  }
+  const loaded = classes.map(({ key, node, resources: own, versions: ofOwn }) => {
     const state = { clusters: new Map(), endpoints: new Map(), listeners: new Map(), routes: new Map() };
-    for (let index = 0; index < header.resources; index++) {
-      const { name, version, resource } = Resource.decode(next());
+    own.forEach((index, at) => {
+      const { name, any } = resources[index]!;
       for (const kind of Object.keys(sidecarTypes) as (keyof typeof sidecarTypes)[]) {
         const type: AnyResourceType = sidecarTypes[kind];
-        if (type.typeUrl !== resource?.type_url) continue;
+        if (type.typeUrl !== any.type_url) continue;
         try {
-          state[kind].set(name, type.decode(name, version, resource));
+          state[kind].set(name, type.decode(name, versions[ofOwn[at]!]!, any));
         } catch (error) {
           onProblem(`${path}: ${(error as Error).message}`);
         }
       }
-    }
-    classes.push({ key: header.key, node: Node.fromJSON(header.node), state });
-  }
-  return { classes, waypoints };
+    });
+    return { key, node: Node.fromJSON(node), state };
+  });
+  return { classes: loaded, waypoints };
 }
 
+const keyHolders = new WeakMap<object, boolean>();
+
 function holdsKey(resource: XdsResource<unknown>): boolean {
+  const message = resource.message as object;
+  let found = keyHolders.get(message);
+  if (found === undefined) keyHolders.set(message, (found = looksForKey(resource)));
+  return found;
+}
+
+function looksForKey(resource: XdsResource<unknown>): boolean {
   return transportSockets(resource).some((socket) => {
     const any = socket?.config_type?.value;
     const tls = unpack(UpstreamTlsContext, any) ?? unpack(DownstreamTlsContext, any);

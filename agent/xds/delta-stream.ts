@@ -11,7 +11,7 @@ import type { Closable } from '../../common/lifecycle.js';
 import type { Logger } from '../../common/log.js';
 import { Backoff } from '../../common/retry.js';
 import type { AdsChannel, DeltaStream } from './channel.js';
-import { ResourceError, type AnyResourceType, type XdsResource, type XdsResourceType } from './resource-type.js';
+import { ResourceError, withVersion, type AnyResourceType, type XdsResource, type XdsResourceType } from './resource-type.js';
 
 /** A type's share of a stream. `T` is the decoded message. */
 export interface TypeState<T = unknown> {
@@ -279,10 +279,6 @@ export class DeltaAdsStream implements Closable {
     }
     return { updated, removed, errors };
   }
-}
-
-function withVersion(resource: XdsResource<unknown>, version: string): XdsResource<unknown> {
-  return Object.create(resource, { version: { value: version, enumerable: true } }) as XdsResource<unknown>;
 }
 
 function versions(state: MutableState): Record<string, string> {

@@ -4,6 +4,8 @@
  * somebody reads it.
  */
 import { createHash } from 'node:crypto';
+import type { BinaryWriter } from '@bufbuild/protobuf/wire';
+import { encode } from '../../common/xds/any.js';
 import type { Any } from '../../proto/generated/google/protobuf/any.js';
 
 export interface FieldError {
@@ -35,7 +37,7 @@ type Report = (field: string, problem: string) => void;
 export interface MessageCodec<T> {
   readonly $type: string;
   decode(input: Uint8Array): T;
-  encode(message: T): { finish(): Uint8Array };
+  encode(message: T, writer?: BinaryWriter): BinaryWriter;
 }
 
 export abstract class XdsResourceType<T> {
@@ -45,6 +47,13 @@ export abstract class XdsResourceType<T> {
   abstract readonly wildcard: boolean;
   protected abstract readonly codec: MessageCodec<T>;
   protected abstract validate(message: T, name: string, report: Report): void;
+  /**
+   * Streams that are sent equal bytes under one name get one object for them, for as long as anybody holds it: of a mesh's
+   * resources most are the same for all kinds of pods, and whatever is computed from one is computed once.
+   */
+  protected readonly shared: boolean = false;
+  readonly #known = new Map<string, WeakRef<XdsResource<T>>[]>();
+  readonly #gone = new FinalizationRegistry<string>((name) => this.#forget(name));
 
   get typeUrl(): string {
     return `type.googleapis.com/${this.codec.$type}`;
@@ -57,9 +66,13 @@ export abstract class XdsResourceType<T> {
     };
     if (!any) return fail([{ field: 'resource', problem: 'is missing' }]);
     if (any.type_url !== this.typeUrl) return fail([{ field: 'resource.type_url', problem: `is ${any.type_url}, expected ${this.typeUrl}` }]);
+    const known = this.#find(name, any.value);
+    if (known) return known.version === version ? known : withVersion(known, version);
+    // What is kept for long, and by many, must not keep all of the response that it came in.
+    const own = this.shared ? { ...any, value: Buffer.from(any.value) } : any;
     let message: T;
     try {
-      message = this.codec.decode(any.value);
+      message = this.codec.decode(own.value);
     } catch (error) {
       return fail([{ field: '', problem: `does not decode: ${(error as Error).message}` }]);
     }
@@ -68,7 +81,30 @@ export abstract class XdsResourceType<T> {
     if (errors.length > 0) return fail(errors);
     const { codec } = this;
     let hash: string | undefined;
-    return { name, version, any, message, get hash() { return (hash ??= contentHash(codec, message)); } };
+    const resource: XdsResource<T> = { name, version, any: own, message, get hash() { return (hash ??= contentHash(codec, message)); } };
+    if (this.shared) this.#remember(resource);
+    return resource;
+  }
+
+  #find(name: string, bytes: Uint8Array): XdsResource<T> | undefined {
+    for (const ref of this.#known.get(name) ?? []) {
+      const resource = ref.deref();
+      if (resource && Buffer.compare(resource.any.value, bytes) === 0) return resource;
+    }
+    return undefined;
+  }
+
+  #remember(resource: XdsResource<T>): void {
+    const refs = this.#known.get(resource.name);
+    if (refs) refs.push(new WeakRef(resource));
+    else this.#known.set(resource.name, [new WeakRef(resource)]);
+    this.#gone.register(resource, resource.name);
+  }
+
+  #forget(name: string): void {
+    const left = (this.#known.get(name) ?? []).filter((ref) => ref.deref() !== undefined);
+    if (left.length > 0) this.#known.set(name, left);
+    else this.#known.delete(name);
   }
 
   /** Equal content: equal bytes, or bytes that differ only in the order of maps. */
@@ -77,9 +113,20 @@ export abstract class XdsResourceType<T> {
   }
 }
 
+const originals = new WeakMap<object, XdsResource<any>>();
+
+/** The same content under another version: its objects, and with them whatever was computed from them, stay. */
+export function withVersion<T>(resource: XdsResource<T>, version: string): XdsResource<T> {
+  const original: XdsResource<T> = originals.get(resource) ?? resource;
+  const { name, any, message } = original;
+  const same: XdsResource<T> = { name, version, any, message, get hash() { return original.hash; } };
+  originals.set(same, original);
+  return same;
+}
+
 /** SHA-256 (hex, 32 digits) of a message in canonical form. */
-export function contentHash<T>(codec: { encode(message: T): { finish(): Uint8Array } }, message: T): string {
-  return hashBytes(codec.encode(canonical(message) as T).finish());
+export function contentHash<T>(codec: Parameters<typeof encode<T>>[0], message: T): string {
+  return hashBytes(encode(codec, canonical(message) as T));
 }
 
 export function hashBytes(...parts: (Uint8Array | string)[]): string {

@@ -82,6 +82,7 @@ export class ClusterType extends XdsResourceType<Cluster> {
   readonly shortName = 'CDS';
   readonly wildcard = true;
   protected readonly codec: MessageCodec<Cluster> = Cluster;
+  protected override readonly shared = true;
 
   protected validate(cluster: Cluster, name: string, report: Report): void {
     expectName(cluster.name, name, 'name', report);
@@ -98,6 +99,7 @@ export class EndpointType extends XdsResourceType<ClusterLoadAssignment> {
   readonly shortName = 'EDS';
   readonly wildcard = false;
   protected readonly codec: MessageCodec<ClusterLoadAssignment> = ClusterLoadAssignment;
+  protected override readonly shared = true;
 
   protected validate(assignment: ClusterLoadAssignment, name: string, report: Report): void {
     expectName(assignment.cluster_name, name, 'cluster_name', report);
@@ -115,6 +117,7 @@ export class ListenerType extends XdsResourceType<Listener> {
   readonly shortName = 'LDS';
   readonly wildcard = true;
   protected readonly codec: MessageCodec<Listener> = Listener;
+  protected override readonly shared = true;
 
   protected validate(listener: Listener, name: string, report: Report): void {
     expectName(listener.name, name, 'name', report);
@@ -131,6 +134,7 @@ export class RouteType extends XdsResourceType<RouteConfiguration> {
   readonly shortName = 'RDS';
   readonly wildcard = false;
   protected readonly codec: MessageCodec<RouteConfiguration> = RouteConfiguration;
+  protected override readonly shared = true;
 
   protected validate(routes: RouteConfiguration, name: string, report: Report): void {
     expectName(routes.name, name, 'name', report);

@@ -52,6 +52,8 @@ export class SidecarStream implements Closable {
   #dangling: ReadonlySet<string> = new Set();
   /** What was there when it was last whole. */
   #whole: SidecarState | undefined;
+  /** What has changed since. */
+  readonly #changedKinds = new Set<keyof SidecarState>();
 
   constructor(options: SidecarStreamOptions) {
     this.#options = options;
@@ -126,6 +128,12 @@ export class SidecarStream implements Closable {
 
   #changed(change: Change): void {
     const { clusters, listeners, endpoints, routes } = sidecarTypes;
+    if (change.updated.length > 0 || change.removed.length > 0) {
+      // What is named no longer goes with what named it.
+      if (change.type === clusters) this.#changedKinds.add('clusters').add('endpoints');
+      else if (change.type === listeners) this.#changedKinds.add('listeners').add('routes');
+      else this.#changedKinds.add(change.type === endpoints ? 'endpoints' : 'routes');
+    }
     if (change.type === clusters) this.#stream.setNames(endpoints, this.#endpointNames());
     if (change.type === listeners) this.#stream.setNames(routes, this.#routeNames());
     if (!this.#stream.state(clusters).answered || !this.#stream.state(listeners).answered) return;
@@ -161,8 +169,12 @@ export class SidecarStream implements Closable {
   #take(): void {
     clearTimeout(this.#timer);
     this.#timer = undefined;
-    const { clusters, endpoints, listeners, routes } = this.#now;
-    this.#whole = { clusters: new Map(clusters), endpoints: new Map(endpoints), listeners: new Map(listeners), routes: new Map(routes) };
+    const now = this.#now;
+    const { clusters, listeners, routes } = now;
+    // A map that is the same object has the same in it.
+    const taken = <K extends keyof SidecarState>(kind: K): SidecarState[K] => (this.#whole && !this.#changedKinds.has(kind) ? this.#whole[kind] : (new Map(now[kind] as ReadonlyMap<string, unknown>) as unknown as SidecarState[K]));
+    this.#whole = { clusters: taken('clusters'), endpoints: taken('endpoints'), listeners: taken('listeners'), routes: taken('routes') };
+    this.#changedKinds.clear();
     this.#dangling = new Set([...references(listeners, routes)].filter((name) => !clusters.has(name)));
     this.#options.onUpdate();
   }
