@@ -13,7 +13,7 @@ Q := @
 msg = @printf '  %-9s %s\n' $(1) "$(patsubst $(CURDIR)/%,%,$(2))";
 endif
 
-.PHONY: all setup build typescript native test test-programs test-kube test-kernels demo bench bench-pilot bench-services lint clean distclean
+.PHONY: all setup build typescript native test test-programs test-kube test-kernels demo bench bench-pilot bench-services bench-dataplane lint clean distclean
 
 all: build
 
@@ -68,6 +68,10 @@ bench-pilot: build
 bench-services: build
 	$(Q)node dist/agent/bench/services.js $(BENCH_SERVICES)
 	$(Q)node dist/agent/bench/connects.js
+
+# BENCH_DATAPLANE: options of its own, e.g. BENCH_DATAPLANE='--services 1000 --pods 20'.
+bench-dataplane: build
+	$(Q)node dist/cli/bench/at-size.js $(BENCH_DATAPLANE)
 
 bench: build
 	$(Q)exec ./bin/underpass bench $(ARGS)

@@ -4,6 +4,7 @@ export { parseLoadResult, type LoadResult } from './load.js';
 export { MODES, modeById, NODES, tcpBench, worldYaml, type Mode, type ModeId } from './modes.js';
 export { buildReport, type BenchReport, type Ratio, type Row } from './report.js';
 export { measure, type BenchOptions } from './runner.js';
+export { quantile } from './statistics.js';
 export { renderTable } from './table.js';
 export { crossCheck } from './wrk.js';
 export type { BenchPod, ByteCounters, CommandResult, World } from './world.js';
