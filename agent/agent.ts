@@ -195,7 +195,7 @@ export class Agent {
     }));
     const { workloads } = this.#options;
     const setMetadata = workloads.setPodMetadata && ((pod: PodRecord, patch: PodMetadataPatch) => workloads.setPodMetadata!(pod, patch));
-    this.#dataplane = new Dataplane({ kernel, namespaces, proxy, defaults: this.#defaults, logger: this.#component('agent.dataplane'), setBehindProxy: (uid, isBehind) => this.#policies?.setBehindProxy(uid, isBehind), ...(this.#kernel?.steering ? { steering: this.#kernel.steering } : {}), ...(setMetadata ? { setMetadata } : {}) });
+    this.#dataplane = new Dataplane({ kernel, namespaces, proxy, defaults: this.#defaults, logger: this.#component('agent.dataplane'), setBehindProxy: (uid, isBehind) => this.#policies?.setBehindProxy(uid, isBehind), ...(this.#kernel?.steering ? { steering: this.#kernel.steering } : {}), ...(this.#policies ? { policiesKnown: (uid: string, signal: AbortSignal) => this.#policies!.whenKnown(uid, signal) } : {}), ...(setMetadata ? { setMetadata } : {}) });
     this.#running = this.#run(this.#dataplane, proxy);
   }
 

@@ -24,6 +24,8 @@ export class World {
   /** A program of the pod's listens on port 15008. */
   taken = false;
   live = 0;
+  /** The control plane has said which policies hold. */
+  policiesKnown = true;
   redirected = 0;
   failPut: string | undefined;
   failRules: string | undefined;
@@ -78,6 +80,7 @@ export class World {
           state: (uid) => (world.steered!.has(uid) ? 'active' : 'none'),
         },
       }),
+      policiesKnown: async (_, signal) => void (await waitFor('policies', () => world.policiesKnown, { timeoutMs: 1_000, everyMs: 2, signal })),
       backoff: () => new Backoff({ initialMs: 5, maxMs: 20, factor: 2, jitter: 0 }),
       kernel:
         options.kernel === false

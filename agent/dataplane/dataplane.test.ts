@@ -24,6 +24,25 @@ test('Dataplane: enrolling pins, waits for the listener, then captures; leaving 
   await plane.stop();
 });
 
+test('Dataplane: a pod comes into the mesh when its policies are known, says what it waits for, and one that is in it goes on', async () => {
+  const world = new World();
+  world.policiesKnown = false;
+  const plane = world.dataplane();
+  await plane.adopt([pod(mode('node'))]);
+  plane.start({ bpfProblem: undefined });
+  await waitFor('the reason', () => status(plane).error !== undefined, { timeoutMs: 2_000, everyMs: 2 });
+  assert.match(status(plane).error ?? '', /stays outside of the mesh: the control plane did not say which policies hold for it/);
+  assert.deepEqual([status(plane).way, world.kernelPods.size], ['plain', 0]);
+  world.policiesKnown = true;
+  await settled(plane);
+  assert.deepEqual([status(plane).way, status(plane).error], ['bpf', undefined]);
+  world.policiesKnown = false;
+  plane.setPods([pod(mode('node', { 'underpass.io/acceleration': 'off' }))]);
+  await settled(plane);
+  assert.equal(world.kernelPods.get('u1')?.acceleration, 'off');
+  await plane.stop();
+});
+
 test('Dataplane: back to node while draining captures again without taking anything down', async () => {
   const world = new World();
   const plane = await started(world, [pod(mode('node'))]);

@@ -29,6 +29,8 @@ export interface DataplaneOptions {
   setMetadata?: SetPodMetadata;
   callersHearMs?: number;
   readyTimeoutMs?: number;
+  /** Resolves when it is known which policies hold for a pod: none comes into the mesh before. Absent: nobody enforces any. */
+  policiesKnown?: (uid: string, signal: AbortSignal) => Promise<void>;
   backoff?: () => Backoff;
   /** Told of every change of whether what comes to a pod over the network is led to the proxy. */
   setBehindProxy?: (uid: string, isBehind: boolean) => void;
@@ -81,6 +83,7 @@ export class Dataplane {
       callersHearMs: options.callersHearMs ?? CALLERS_HEAR_MS,
       readyTimeoutMs: options.readyTimeoutMs ?? 20_000,
       backoff: options.backoff ?? (() => new Backoff({ initialMs: 500, maxMs: 30_000, factor: 1.6, jitter: 0.2 })),
+      ...(options.policiesKnown ? { policiesKnown: options.policiesKnown } : {}),
       ...(options.setBehindProxy ? { setBehindProxy: options.setBehindProxy } : {}),
       ...(options.steering ? { steering: options.steering } : {}),
       setListener: (uid, pod) => this.#setListener(uid, pod),

@@ -352,6 +352,27 @@ test('policies outlive the agent, and hold until the next one has heard of its o
     assert.equal(await churn().catch(() => false), false);
     pinned.kernel.setPolicies(new Map([[pinned.podRecord(server).uid, 'as it is']]));
     assert.equal(await churn().catch(() => false), false);
+    const next = new PolicyEnforcer({ kernel: pinned.kernel, proxySettled: () => true, proxyFirstMs: 0, logger: logger('test.policy').child({}, { level: 'silent' }) });
+    try {
+      const pod = { ...record(B()), uid: pinned.podRecord(server).uid, netns: server.netns, ips: [server.ipv4, server.ipv6] };
+      next.setPods([pod]);
+      let known = false;
+      void next.whenKnown(pod.uid, AbortSignal.timeout(30_000)).then(() => (known = true));
+      const hear = async (workload: boolean, ...policies: Authorization[]): Promise<void> => {
+        await apply(policies, {}, { setWorkloads: (view: WorkloadView) => next.setWorkloads(workload ? view : { ...view, addresses: new Map() }) } as PolicyEnforcer);
+      };
+      await hear(false);
+      assert.deepEqual([await churn().catch(() => false), known], [false, false], 'the control plane has not named the pod: what held holds');
+      await hear(true);
+      assert.deepEqual([await churn(), known], [true, true]);
+      await hear(true, allow());
+      assert.equal(await churn().catch(() => false), false);
+      await hear(false, allow());
+      assert.equal(await churn().catch(() => false), false, 'its workload is taken away: it keeps what that named last');
+      await hear(true);
+    } finally {
+      next.close();
+    }
     pinned.kernel.setPolicies(new Map());
     assert.equal(await churn(), true);
   } finally {

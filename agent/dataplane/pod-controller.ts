@@ -69,6 +69,7 @@ export interface Surroundings {
   setMetadata: SetPodMetadata | undefined;
   callersHearMs: number;
   readyTimeoutMs: number;
+  policiesKnown?: (uid: string, signal: AbortSignal) => Promise<void>;
   backoff: () => Backoff;
 }
 
@@ -275,7 +276,10 @@ export class PodController {
     this.#current(target);
     this.#setListener(target, path, keepsRedirected);
     this.#actual.listener = true;
-    await this.#bounded((signal) => proxy.whenReady(uid, signal));
+    await this.#bounded((signal) => proxy.whenReady(uid, signal), 'Envoy did not acknowledge the listener');
+    this.#current(target);
+    const { policiesKnown } = this.#around;
+    if (policiesKnown && this.way === 'plain') await this.#bounded((signal) => policiesKnown(uid, signal), 'the pod stays outside of the mesh: the control plane did not say which policies hold for it');
     this.#current(target);
 
     const cookie = kernel ? await namespaces.cookie(path) : undefined;
@@ -471,7 +475,7 @@ export class PodController {
 
   async #removeListener(uid: string, proxy: PodProxy): Promise<void> {
     this.#around.setListener(uid, undefined);
-    await this.#bounded((signal) => proxy.whenRemoved(uid, signal));
+    await this.#bounded((signal) => proxy.whenRemoved(uid, signal), 'Envoy did not acknowledge that the listener is gone');
     this.#actual.listener = false;
   }
 
@@ -513,7 +517,7 @@ export class PodController {
   }
 
   /** A wait that ends with the controller, with a new target, or after its time. */
-  async #bounded(wait: (signal: AbortSignal) => Promise<void>): Promise<void> {
+  async #bounded(wait: (signal: AbortSignal) => Promise<void>, otherwise: string): Promise<void> {
     const superseded = new AbortController();
     const generation = this.#generation;
     this.#wake = () => this.#generation !== generation && superseded.abort();
@@ -522,7 +526,7 @@ export class PodController {
     try {
       await Promise.race([wait(signal), aborted(signal)]);
     } catch (error) {
-      if (timeout.aborted) throw new Error(`Envoy did not acknowledge the listener within ${this.#around.readyTimeoutMs} ms`);
+      if (timeout.aborted) throw new Error(`${otherwise} within ${this.#around.readyTimeoutMs} ms`);
       throw error;
     } finally {
       this.#wake = undefined;

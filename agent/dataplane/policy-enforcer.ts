@@ -12,7 +12,7 @@ import type { Logger } from '../../common/log.js';
 import { sleep } from '../../common/retry.js';
 import type { Identity } from '../policy/authorization.js';
 import { allows, compilePolicy, type CompiledPolicy } from '../policy/compile.js';
-import { policiesOf, type PodPolicies, type WorkloadView } from '../policy/workload-policies.js';
+import { policiesNamed, policiesOf, type PodPolicies, type WorkloadView } from '../policy/workload-policies.js';
 import type { Change } from '../xds/delta-stream.js';
 import { hashBytes } from '../xds/resource-type.js';
 import { AddressType } from '../xds/resource-types.js';
@@ -70,10 +70,12 @@ interface Governed {
   compiled: CompiledPolicy | undefined;
   reasons: readonly string[];
   version: bigint;
-  /** Until when the proxy may take over before the kernel enforces; undefined: it does. */
+  /** Until when the proxy may take over before the kernel enforces; undefined: it does. UNHEARD: what a former agent enforced holds. */
   waitsUntil: number | undefined;
 }
 
+/** The control plane has not named the pod's workload since this agent started. */
+const UNHEARD = Infinity;
 const NONE: PodPolicies = { policies: [], problems: [] };
 const SETTLE_MS = 20;
 /** A handshake that the kernel let through just before the change is a connection by then. */
@@ -94,7 +96,10 @@ export class PolicyEnforcer implements Closable {
   #governed = new Map<string, Governed>();
   #timer: NodeJS.Timeout | undefined;
   /** Of a former agent; undefined once this one's own are known. */
-  #versionsBefore: ReadonlyMap<string, bigint> | undefined;
+  #versionsBefore: Map<string, bigint> | undefined;
+  /** What the workloads of pods named last: a pod that runs on keeps it, also when its workload is taken away. */
+  readonly #named = new Map<string, readonly string[]>();
+  readonly #awaitingWorkload = new Set<() => void>();
   /** Pods whose connections through the proxy end when that has followed, and until when it is waited for. */
   readonly #awaitingProxy = new Map<string, number>();
   #watching: Promise<void> | undefined;
@@ -103,7 +108,7 @@ export class PolicyEnforcer implements Closable {
 
   constructor(options: PolicyEnforcerOptions) {
     this.#options = options;
-    this.#versionsBefore = options.kernel.policyVersions();
+    this.#versionsBefore = new Map(options.kernel.policyVersions());
   }
 
   /** The full current set of the node's pods; call it before the kernel is told of a new one. */
@@ -112,12 +117,34 @@ export class PolicyEnforcer implements Closable {
     this.#localUids = new Set(records.map((record) => this.#workloadUid(record)));
     const present = new Set(records.map(({ uid }) => uid));
     for (const uid of this.#behindProxy) if (!present.has(uid)) this.#behindProxy.delete(uid);
+    for (const uid of this.#named.keys()) if (!present.has(uid)) this.#named.delete(uid);
     this.#apply();
+  }
+
+  /** Resolves when the control plane has said which policies hold for the pod. */
+  whenKnown(uid: string, signal: AbortSignal): Promise<void> {
+    const isKnown = (): boolean => {
+      const record = this.#records.find((item) => item.uid === uid);
+      return record !== undefined && this.#view?.synced === true && policiesNamed(this.#view, this.#workloadUid(record)) !== undefined;
+    };
+    return new Promise((resolve, reject) => {
+      const look = (): void => {
+        if (!signal.aborted && !isKnown()) return;
+        this.#awaitingWorkload.delete(look);
+        signal.removeEventListener('abort', look);
+        if (signal.aborted) reject(signal.reason as Error);
+        else resolve();
+      };
+      this.#awaitingWorkload.add(look);
+      signal.addEventListener('abort', look);
+      look();
+    });
   }
 
   /** Called on every change of what the view shows; `change`: which, when that is known. */
   setWorkloads(view: WorkloadView, change?: Change): void {
     this.#view = view;
+    for (const look of [...this.#awaitingWorkload]) look();
     // Most changes are of workloads elsewhere. Whom a policy that can't be read concerns may depend on any.
     const isElsewhere = change?.type instanceof AddressType && !change.first && ![...change.updated, ...change.removed].some((uid) => this.#localUids.has(uid));
     if (isElsewhere && view.rejectedAuthorizations.size === 0) return;
@@ -178,16 +205,25 @@ export class PolicyEnforcer implements Closable {
       if (waitsUntil !== undefined || (was?.version === version && was.waitsUntil === undefined && !isAgain)) continue;
       const isKnown = this.#versionsBefore?.get(uid) === version;
       if (!isKnown && narrows(was?.waitsUntil === undefined ? (was?.policies ?? NONE) : NONE, policies)) this.#awaitProxy(uid);
+      this.#versionsBefore?.delete(uid);
       this.#background(this.#revoke(uid));
     }
     const isWaiting = [...governed.values()].some(({ waitsUntil }) => waitsUntil !== undefined);
-    const againMs = isWaiting ? PROXY_POLL_MS : this.#problems.has('kernel') ? (this.#options.retryMs ?? RETRY_MS) : undefined;
+    const isWaitingForProxy = [...governed.values()].some(({ waitsUntil }) => waitsUntil !== undefined && waitsUntil !== UNHEARD);
+    const againMs = isWaitingForProxy ? PROXY_POLL_MS : this.#problems.has('kernel') ? (this.#options.retryMs ?? RETRY_MS) : undefined;
     if (againMs !== undefined) this.#timer = setTimeout(() => this.#apply(), againMs);
     if (!isWaiting) this.#versionsBefore = undefined;
   }
 
   #govern(view: WorkloadView, record: PodRecord, identities: ReadonlyMap<string, Identity>, before: Governed | undefined): Governed | undefined {
-    const policies = policiesOf(view, this.#workloadUid(record), record.namespace);
+    const named = policiesNamed(view, this.#workloadUid(record));
+    if (named) this.#named.set(record.uid, named);
+    const former = this.#versionsBefore?.get(record.uid);
+    if (!this.#named.has(record.uid) && former !== undefined) {
+      if (!before) this.#options.logger.warn({ pod: `${record.namespace}/${record.name}` }, 'the control plane has not named this pod yet: the policies that a former agent enforced hold');
+      return { policies: NONE, compiled: undefined, reasons: [], version: former, waitsUntil: UNHEARD };
+    }
+    const policies = policiesOf(view, this.#workloadUid(record), record.namespace, this.#named.get(record.uid));
     if (policies.policies.length === 0 && policies.problems.length === 0) return undefined;
     const version = BigInt(`0x${hashBytes(JSON.stringify([policies.policies.map(({ name, hash }) => [name, hash]), policies.problems])).slice(0, 16)}`);
     let compiled: CompiledPolicy | undefined;
@@ -203,7 +239,8 @@ export class PolicyEnforcer implements Closable {
 
   #waitsUntil(uid: string, before: Governed | undefined): number | undefined {
     if (before && before.waitsUntil === undefined) return undefined;
-    const until = before?.waitsUntil ?? performance.now() + (this.#options.proxyFirstMs ?? PROXY_FIRST_MS);
+    const waited = before?.waitsUntil === UNHEARD ? undefined : before?.waitsUntil;
+    const until = waited ?? performance.now() + (this.#options.proxyFirstMs ?? PROXY_FIRST_MS);
     const isTakenOver = this.#behindProxy.has(uid) && this.#options.proxySettled();
     return isTakenOver || performance.now() >= until ? undefined : until;
   }

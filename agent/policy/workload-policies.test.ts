@@ -4,7 +4,7 @@ import { Action, Authorization, Scope } from '../../proto/generated/istio/securi
 import { Address } from '../../proto/generated/istio/workload/workload.js';
 import { pack } from '../../common/xds/any.js';
 import { AddressType, AuthorizationType } from '../xds/resource-types.js';
-import { policiesOf, type WorkloadView } from './workload-policies.js';
+import { policiesNamed, policiesOf, type WorkloadView } from './workload-policies.js';
 
 const workload = (name: string, namespace: string, ...authorization_policies: string[]) => {
   const uid = `Kubernetes//Pod/${namespace}/${name}`;
@@ -31,6 +31,14 @@ test('a pod has the policies that its workload names, those of its namespace and
   assert.deepEqual(of(all, 'db', 'shop'), [['istio-system/mesh', 'shop/all'], []]);
   assert.deepEqual(of(all, 'atm', 'bank'), [['istio-system/mesh'], []]);
   assert.deepEqual(of(all, 'unheard', 'shop'), [['istio-system/mesh', 'shop/all'], []], 'of a pod that is not known yet, what holds without its workload');
+});
+
+test('a pod whose workload is taken away keeps the policies that it named', () => {
+  const without = view([workload('db', 'shop')], POLICIES);
+  const names = (lastNamed: string[]): string[] => policiesOf(without, 'Kubernetes//Pod/shop/web', 'shop', lastNamed).policies.map(({ name }) => name);
+  assert.deepEqual(names(['shop/own']), ['istio-system/mesh', 'shop/all', 'shop/own']);
+  assert.deepEqual(policiesOf(without, 'Kubernetes//Pod/shop/web', 'shop', ['shop/gone']).problems.length, 1, 'and lets nobody in by one that went with it');
+  assert.deepEqual([policiesNamed(without, 'Kubernetes//Pod/shop/web'), policiesNamed(without, 'Kubernetes//Pod/shop/db')], [undefined, []]);
 });
 
 test('a policy that can not be read concerns those whom its last good version did', () => {

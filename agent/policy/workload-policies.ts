@@ -22,10 +22,18 @@ export interface PodPolicies {
 /** Istio's default; policies there hold for the whole mesh. */
 const ROOT_NAMESPACE = 'istio-system';
 
-/** @param uid the workload's, e.g. `Kubernetes//Pod/default/web-0` */
-export function policiesOf(view: WorkloadView, uid: string, namespace: string): PodPolicies {
+/** The policies that a workload names; undefined while the control plane has no such workload. */
+export function policiesNamed(view: WorkloadView, uid: string): readonly string[] | undefined {
   const type = view.addresses.get(uid)?.message.type;
-  const named = new Set(type?.$case === 'workload' ? type.value.authorization_policies : []);
+  return type?.$case === 'workload' ? type.value.authorization_policies : undefined;
+}
+
+/**
+ * @param uid the workload's, e.g. `Kubernetes//Pod/default/web-0`
+ * @param lastNamed what it named before it was taken away: a pod that runs on without its workload keeps them
+ */
+export function policiesOf(view: WorkloadView, uid: string, namespace: string, lastNamed: readonly string[] = []): PodPolicies {
+  const named = new Set(policiesNamed(view, uid) ?? lastNamed);
   const policies: XdsResource<Authorization>[] = [];
   for (const [name, resource] of view.authorizations) {
     if (view.rejectedAuthorizations.has(name)) continue;
