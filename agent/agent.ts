@@ -351,6 +351,7 @@ export class Agent {
         resolver.podsChanged();
       },
       liveConnections: (uid) => kernel.liveConnections(uid),
+      keepFormer: (uids) => kernel.keepFormer?.(uids),
       pods: () => kernel.pods(),
     };
   }

@@ -22,7 +22,7 @@ const name = `up-steps-${process.pid}`;
 const paths = instancePaths({ instance: name });
 const pinDir = join(paths.bpffsDir, name);
 /** As many pods as there are steps, and some with which the process gets to the end; by iptables one for each step that the others have not. */
-const BPF = Array.from({ length: 40 }, (_, index) => `bpf-${index}`);
+const BPF = Array.from({ length: 48 }, (_, index) => `bpf-${index}`);
 const RULES = ['start outbound rules', 'set pods', 'start inbound rules', 'stop outbound rules', 'stop inbound rules', 'remove outbound rules', 'remove inbound rules', 'unpin namespace'];
 const IPTABLES = RULES.map((_, index) => `iptables-${index}`);
 const WAYS = { bpf: BPF, iptables: IPTABLES };
@@ -115,6 +115,7 @@ async function state(): Promise<State> {
     const pins = join(pinDir, 'links', 'pods', uid);
     const { stdout } = await lab.exec(`${namespace}/${pod}`, ['nft', '--stateless', 'list', 'ruleset']);
     return [
+      ...['steering', 'steered'].filter((kind) => existsSync(join(pinDir, 'links', kind, uid))),
       ...(existsSync(pins) ? ['folder of pins', ...readdirSync(pins).map((hook) => `hook ${hook}`)] : []),
       ...(mounts.includes(join(paths.netnsFolder, uid)) ? ['namespace mounted'] : []),
       ...(existsSync(join(paths.netnsFolder, uid)) ? ['namespace'] : []),
@@ -137,9 +138,8 @@ async function isWhole(): Promise<void> {
   const { pods, maps } = await state();
   for (const names of Object.values(WAYS)) for (const pod of names) assert.deepEqual(pods[pod], pods[names.at(-1)!], `${pod} is in the mesh like one that was not interrupted`);
   assert.equal(pods['bpf-0']!.filter((part) => part.startsWith('hook')).length, 10);
-  for (const part of ['namespace mounted', 'listeners']) assert.ok(pods['bpf-0']!.includes(part), part);
-  assert.ok(pods['bpf-0']!.some((part) => part.includes('UNDERPASS_INBOUND')), 'callers are led to the proxy');
-  assert.ok(pods['iptables-0']!.length > pods['bpf-0']!.length, 'and by iptables its own connections, too');
+  for (const part of ['namespace mounted', 'listeners', 'steering']) assert.ok(pods['bpf-0']!.includes(part), part);
+  for (const chain of ['UNDERPASS_OUTPUT', 'UNDERPASS_INBOUND']) assert.ok(pods['iptables-0']!.some((part) => part.includes(chain)), chain);
   assert.deepEqual([maps['pods'], maps['netns_of_address'], maps['policies']], [everyPod.length, everyPod.length * 2, everyPod.length]);
 }
 

@@ -13,6 +13,7 @@ import { basename, join } from 'node:path';
 import { Agent, LabSource, realParts, type WorkloadSource } from '../agent/index.js';
 import { IptablesCapture } from '../agent/dataplane/iptables.js';
 import { Kernel } from '../agent/dataplane/kernel.js';
+import { KernelSteering } from '../agent/dataplane/kernel-steering.js';
 import { pinName } from '../agent/dataplane/bpffs.js';
 import { PinnedNamespaces } from '../agent/dataplane/namespaces.js';
 import { NodeProxy } from '../agent/proxy/node-proxy.js';
@@ -86,6 +87,7 @@ fs.rmSync = (path, more) => {
 syncBuiltinESMExports();
 for (const name of ['pin', 'unpin'] as const) wrap(PinnedNamespaces.prototype, name, (_, [uid], go) => (step(uid as string, `${name} namespace`), go()));
 for (const name of ['start', 'stop', 'remove'] as const) wrap(IptablesCapture.prototype, name, (rules: IptablesCapture, _, go) => (step(basename(rules.netnsPath), `${name} ${rules.options.direction ?? 'outbound'} rules`), go()));
+for (const name of ['start', 'stop', 'forget'] as const) wrap(KernelSteering.prototype, name, (_, [pod], go) => (step(typeof pod === 'string' ? pod : (pod as { uid: string }).uid, `${name} steering`), go()));
 for (const name of ['whenReady', 'whenRemoved'] as const) {
   wrap(NodeProxy.prototype, name, async (_, [uid], go) => {
     step(uid as string, name === 'whenReady' ? 'listener sent' : 'removal of the listener sent');

@@ -8,6 +8,8 @@ export interface PodKernel {
   removePod(uid: string): void;
   /** Captured connections of this pod that still exist. */
   liveConnections(uid: string): number;
+  /** The pods that are to stay in the mesh: what an agent of another version enforced for others ends. */
+  keepFormer?(uids: ReadonlySet<string>): void;
 }
 
 /** A pod for which the shared Envoy has a listener in the pod's namespace. */

@@ -163,6 +163,7 @@ export class Dataplane {
       if (controller) controller.setTarget(target);
       else this.#controllers.set(record.uid, new PodController(this.#around, target, { pinned: false, listener: false, kernel: undefined, rules: 'none', inbound: { rules: 'none', steered: 'none' } }));
     }
+    this.#options.kernel?.keepFormer?.(new Set([...this.#controllers].flatMap(([uid, { target }]) => (target !== 'gone' && target.mode === 'node' ? [uid] : []))));
     this.#tellInbound();
     for (const controller of this.#controllers.values()) controller.start();
   }

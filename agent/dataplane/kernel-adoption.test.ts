@@ -1,10 +1,13 @@
 /** DESIGN section 5, rule 9: the agent may die, restart and be upgraded while traffic flows. */
 import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
 import { existsSync, readdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
+import { run } from '../../common/process.js';
 import { sleep } from '../../common/retry.js';
-import { linkInfo } from '../../native/index.js';
+import { BpfObject, linkInfo } from '../../native/index.js';
 import { Kernel } from './kernel.js';
 import { KernelWorld, TEST_BPFFS } from './kernel-testing.js';
 
@@ -84,6 +87,55 @@ test('2,000 connections opened and closed while agents come and go', async () =>
     }
     const tables = w.kernel.tables();
     assert.deepEqual([tables['establishing']?.entries, tables['peers']?.entries, tables['sockets']?.entries], [0, 0, 0]);
+  } finally {
+    await w.close();
+  }
+});
+
+test('maps of another layout: what a pod\'s policy refused stays refused until the new agent has hooks and policies for it', async () => {
+  const w = await KernelWorld.create('adopt', { pinned: true });
+  try {
+    const [client, server] = [w.world.pod(0), w.world.pod(1)];
+    const [caller, called] = [w.podRecord(client).uid, w.podRecord(server).uid];
+    const pins = join(TEST_BPFFS, w.world.name);
+    const hooksOf = (uid: string): string[] => (existsSync(join(pins, 'links', 'pods', uid)) ? readdirSync(join(pins, 'links', 'pods', uid)).sort() : []);
+    const [listen, ...rest] = w.world.inPod(server, [process.execPath, '-e', "require('node:net').createServer((socket) => socket.end()).listen(8080, () => console.log('listening'))"]);
+    const listener = spawn(listen!, rest, { stdio: ['ignore', 'pipe', 'inherit'] });
+    await once(listener.stdout!, 'data');
+    const getsIn = async (): Promise<boolean> => {
+      const script = `setTimeout(() => process.exit(), 700); require('node:net').connect(8080, '${server.ipv4}').once('connect', () => { console.log('in'); process.exit(); }).once('error', () => process.exit());`;
+      const [command, ...args] = w.world.inPod(client, [process.execPath, '-e', script]);
+      return (await run(command!, args)).stdout.includes('in');
+    };
+    assert.equal(await getsIn(), true);
+    const nobody = new Map([[called, { compiled: undefined, behindProxy: false, version: 7n }]]);
+    w.put({ capture: true });
+    w.kernel.setPolicies(nobody);
+    await w.kernel.close();
+    const object = BpfObject.open({ pinDir: pins });
+    const settings = object.map('settings');
+    const layout = settings.get(Buffer.alloc(4))!;
+    const offset = object.layout('settings').fields['layout']!.offset;
+    layout.writeUInt32LE((layout.readUInt32LE(offset) ^ 1) >>> 0, offset);
+    settings.set(Buffer.alloc(4), layout);
+    object.close();
+    w.kernel = await w.open(TEST_BPFFS);
+    assert.deepEqual([w.kernel.pods(), w.kernel.isFormer(called), hooksOf(called)], [[], true, ['pod_sockops', 'police_ingress'].sort()]);
+    assert.equal(await getsIn(), false, 'the former agent\'s policy holds');
+    // And one that dies before it has put the pods.
+    await w.kernel.close();
+    w.kernel = await w.open(TEST_BPFFS);
+    assert.equal(await getsIn(), false);
+    w.kernel.setPolicies(nobody);
+    w.put({ capture: true }, [server]);
+    assert.deepEqual([w.kernel.isFormer(called), w.kernel.isFormer(caller), hooksOf(called).length], [false, true, 10]);
+    assert.equal(await getsIn(), false, 'the new agent\'s policy does');
+    w.kernel.keepFormer(new Set([called]));
+    assert.deepEqual([w.kernel.isFormer(caller), hooksOf(caller)], [false, []]);
+    w.kernel.setPolicies(new Map());
+    assert.equal(await getsIn(), true);
+    listener.kill('SIGKILL');
+    await once(listener, 'exit');
   } finally {
     await w.close();
   }

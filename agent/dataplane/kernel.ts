@@ -1,5 +1,5 @@
 /** The typed face of the BPF side: pods in, counters and verdicts out. Everything live is in pinned maps. */
-import { existsSync, readdirSync, rmSync, statSync } from 'node:fs';
+import { rmSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { UnderpassError } from '../../common/errors.js';
 import { ClosableStore } from '../../common/lifecycle.js';
@@ -11,6 +11,7 @@ import { KernelEvents } from './kernel-events.js';
 import { KernelFlows } from './kernel-flows.js';
 import { KernelHost } from './kernel-host.js';
 import { decodeAddress, encodeAddress, fnv1a, perCpu, StructCodec, u16, u32, u64 } from './kernel-codec.js';
+import { FormerHooks } from './kernel-former.js';
 import { lostNamespaces } from './kernel-leftovers.js';
 import { KernelPolicies, type PodPolicy } from './kernel-policies.js';
 import { cgroupIds, kernelDevice } from './kernel-processes.js';
@@ -110,6 +111,7 @@ export class Kernel {
   readonly #pinDir: string | null;
   readonly #pods = new Map<string, Attached>();
   #lastSlot = 0;
+  #former: FormerHooks | undefined;
   readonly #proxyLinks: BpfLink[] = [];
   readonly #maps: Record<'pods' | 'addresses' | 'settings' | 'listenerPorts' | 'counters' | 'podCounters' | 'establishing' | 'peers', BpfMap>;
   readonly #codecs: Record<'pod' | 'settings' | 'podCounters' | 'establishing' | 'tuple' | 'peer', StructCodec>;
@@ -139,7 +141,7 @@ export class Kernel {
       // Another version's maps: it is safe to leave them to the connections that use them, but not to read them.
       options.logger.warn({ instance: options.instance }, 'pinned maps have another layout, starting with new ones');
       await kernel.close();
-      rmSync(join(options.bpffsDir, pinName(options.instance)), { recursive: true, force: true });
+      rmSync(join(options.bpffsDir, pinName(options.instance), 'maps'), { recursive: true, force: true });
       kernel = new Kernel(options);
     }
     kernel.#start();
@@ -228,6 +230,8 @@ export class Kernel {
     const taken: [address: string, owner: Buffer | undefined][] = [];
     this.#pods.set(pod.uid, attached);
     try {
+      // Whom its policies forbid finds no moment between hooks and policies.
+      if (!before) this.policies.refresh();
       // The hooks do nothing for a namespace that is in no map, so all of them begin at the same moment.
       if (!attached.complete || before?.cgroupId !== id) this.#attach(attached, state);
       for (const address of state.addresses) {
@@ -238,6 +242,7 @@ export class Kernel {
       this.#maps.pods.set(u64(pod.netnsCookie), this.#encodePod(state, attached.slot));
       attached.pod = state;
       this.policies.refresh();
+      this.#former?.taken(pod.uid);
     } catch (error) {
       for (const [address, owner] of taken) {
         if (owner) this.#maps.addresses.set(encodeAddress(address), owner);
@@ -280,6 +285,10 @@ export class Kernel {
     this.#pods.delete(uid);
     this.policies.refresh();
   }
+
+  /** Whether what an agent of another version enforced for the pod still holds; `keepFormer` ends that for all other pods. */
+  readonly isFormer = (uid: string): boolean => this.#former?.has(uid) ?? false;
+  readonly keepFormer = (uids: ReadonlySet<string>): void => this.#former?.keep(uids);
 
   /** The pods as the kernel has them, those of a former agent too. */
   pods(): KernelPodState[] {
@@ -469,11 +478,8 @@ export class Kernel {
       this.#pods.set(state.uid, { pod: state, slot, complete: false, links });
       this.#lastSlot = Math.max(this.#lastSlot, slot.index);
     }
-    // Links of a pod that is in no map: an agent died between the two.
-    const known = new Set([...this.#pods.keys()].map(pinName));
-    for (const name of existsSync(folder) ? readdirSync(folder) : []) {
-      if (!known.has(name)) rmSync(join(folder, name), { recursive: true, force: true });
-    }
+    // Links of a pod that is in no map: an agent died between the two, or the maps are not what it wrote.
+    this.#former = new FormerHooks(folder, new Set([...this.#pods.keys()].map(pinName)), !this.#object.adopted);
     for (const cookie of lostNamespaces(this.#object, new Set(this.pods().map((pod) => pod.netnsCookie)))) this.#forgetNamespace(cookie, addresses.get(cookie) ?? []);
   }
 

@@ -26,6 +26,8 @@ export interface PolicyKernel {
   setPolicies(policies: ReadonlyMap<string, PodPolicy | 'as it is'>): void;
   /** Of the policies in force, a former agent's too. */
   policyVersions(): ReadonlyMap<string, bigint>;
+  /** An agent of another version enforced the pod's policies, and they hold until this one's do. */
+  isFormer?(uid: string): boolean;
   /** What the node itself opened, and what no policy is about. */
   readonly host?: { opened(podCookie: bigint, remote: Place, local: Place): boolean };
 }
@@ -121,12 +123,9 @@ export class PolicyEnforcer implements Closable {
     this.#apply();
   }
 
-  /** Resolves when the control plane has said which policies hold for the pod. */
+  /** Resolves when the control plane has said which policies hold for the pod, and the kernel is told of them with the pod. */
   whenKnown(uid: string, signal: AbortSignal): Promise<void> {
-    const isKnown = (): boolean => {
-      const record = this.#records.find((item) => item.uid === uid);
-      return record !== undefined && this.#view?.synced === true && policiesNamed(this.#view, this.#workloadUid(record)) !== undefined;
-    };
+    const isKnown = (): boolean => this.#named.has(uid) && !this.#problems.has('kernel');
     return new Promise((resolve, reject) => {
       const look = (): void => {
         if (!signal.aborted && !isKnown()) return;
@@ -144,7 +143,6 @@ export class PolicyEnforcer implements Closable {
   /** Called on every change of what the view shows; `change`: which, when that is known. */
   setWorkloads(view: WorkloadView, change?: Change): void {
     this.#view = view;
-    for (const look of [...this.#awaitingWorkload]) look();
     // Most changes are of workloads elsewhere. Whom a policy that can't be read concerns may depend on any.
     const isElsewhere = change?.type instanceof AddressType && !change.first && ![...change.updated, ...change.removed].some((uid) => this.#localUids.has(uid));
     if (isElsewhere && view.rejectedAuthorizations.size === 0) return;
@@ -208,6 +206,7 @@ export class PolicyEnforcer implements Closable {
       this.#versionsBefore?.delete(uid);
       this.#background(this.#revoke(uid));
     }
+    for (const look of [...this.#awaitingWorkload]) look();
     const isWaiting = [...governed.values()].some(({ waitsUntil }) => waitsUntil !== undefined);
     const isWaitingForProxy = [...governed.values()].some(({ waitsUntil }) => waitsUntil !== undefined && waitsUntil !== UNHEARD);
     const againMs = isWaitingForProxy ? PROXY_POLL_MS : this.#problems.has('kernel') ? (this.#options.retryMs ?? RETRY_MS) : undefined;
@@ -238,7 +237,7 @@ export class PolicyEnforcer implements Closable {
   }
 
   #waitsUntil(uid: string, before: Governed | undefined): number | undefined {
-    if (before && before.waitsUntil === undefined) return undefined;
+    if ((before && before.waitsUntil === undefined) || this.#options.kernel.isFormer?.(uid)) return undefined;
     const waited = before?.waitsUntil === UNHEARD ? undefined : before?.waitsUntil;
     const until = waited ?? performance.now() + (this.#options.proxyFirstMs ?? PROXY_FIRST_MS);
     const isTakenOver = this.#behindProxy.has(uid) && this.#options.proxySettled();
