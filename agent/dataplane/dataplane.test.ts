@@ -149,7 +149,7 @@ test('Dataplane: a pod that is gone is buried without waiting for connections, i
   world.live = 5;
   plane.setPods([]);
   await waitFor('unpinned', () => world.pins.size === 0, { timeoutMs: 1_000, everyMs: 2 });
-  assert.deepEqual(world.steps, ['kernel removed', 'listeners 0', 'listener removed', 'connections closed', 'unpin']);
+  assert.deepEqual(world.steps, ['connections closed', 'kernel removed', 'listeners 0', 'listener removed', 'connections closed', 'unpin']);
   await plane.stop();
 });
 
@@ -269,7 +269,7 @@ test('Dataplane: the rules of a pod that is gone are stopped before its listener
   world.steps = [];
   plane.setPods([]);
   await waitFor('the pin to go', () => world.pins.size === 0, { timeoutMs: 2_000, everyMs: 2 });
-  assert.deepEqual(world.steps, ['rules stop', 'kernel removed', 'listeners 0', 'listener removed', 'connections closed', 'unpin']);
+  assert.deepEqual(world.steps, ['connections closed', 'rules stop', 'kernel removed', 'listeners 0', 'listener removed', 'connections closed', 'unpin']);
   await plane.stop();
 });
 

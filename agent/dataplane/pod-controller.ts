@@ -438,6 +438,8 @@ export class PodController {
     const { namespaces, proxy } = this.#around;
     const { uid } = this.#record;
     this.#state = 'draining';
+    // At once, while the pod's network is still there to carry the resets, and once more when nobody can come any more.
+    if (this.#actual.pinned) await this.#closeConnections(namespaces.path(uid));
     // Whoever still is in the namespace must not be sent to a listener that is about to go.
     if (isActive(this.#actual)) {
       try {
