@@ -35,7 +35,7 @@ export interface CaptureRules {
 
 /** Leads what comes to pods to their inbound listeners without NAT, where the kernel can. */
 export interface InboundSteering {
-  start(pod: { uid: string; netnsPath: string; netnsCookie: bigint; ipv6: boolean }): Promise<void>;
+  start(pod: { uid: string; netnsPath: string; netnsCookie: bigint; ipv6: boolean }, mayWait?: boolean): Promise<void>;
   stop(uid: string): void;
   /** No connection is left that was steered. */
   forget(uid: string): void;

@@ -1,6 +1,7 @@
 /** A node whose kernel, namespaces, rules and proxy note what a Dataplane asks of them, for its tests. */
 import assert from 'node:assert/strict';
 import { pino } from 'pino';
+import { UnderpassError } from '../../common/errors.js';
 import type { PodRecord } from '../../common/lab-api.js';
 import { Backoff, waitFor } from '../../common/retry.js';
 import type { KernelPod, ListenerPod } from './collaborators.js';
@@ -67,7 +68,7 @@ export class World {
       ...(world.steered === undefined ? {} : {
         steering: {
           start({ uid }) {
-            if (world.failSteering !== undefined) return Promise.reject(new Error(world.failSteering));
+            if (world.failSteering !== undefined) return Promise.reject(new UnderpassError('UNDERPASS_NO_LISTENER', world.failSteering));
             world.steered!.add(uid);
             world.step('steering start');
             return Promise.resolve();

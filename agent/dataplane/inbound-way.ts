@@ -2,7 +2,7 @@
  * How what comes to one pod over the network is led to its inbound listener: by the kernel's look-up of listening sockets, and by
  * rules where that can't be. One begins before the other ends.
  */
-import { errorMessage } from '../../common/errors.js';
+import { errorCode, errorMessage } from '../../common/errors.js';
 import type { CaptureRules, InboundSteering } from './collaborators.js';
 
 export interface InboundState {
@@ -25,8 +25,10 @@ export class InboundWay {
   readonly #steering: InboundSteering | undefined;
   #state: InboundState;
   #ruleNotes: string[] = [];
-  /** Why it is rules: asked again when the pod's labels change. */
+  /** Why it is rules. */
   #problem: string | undefined;
+  /** The proxy may listen for it to be seen at the next look; else it is asked again when the pod's labels change. */
+  #mayPass = false;
 
   constructor(steering: InboundSteering | undefined, state: InboundState) {
     this.#steering = steering;
@@ -56,12 +58,16 @@ export class InboundWay {
   async lead({ uid, netnsPath, ips, cookie, rules, maySteer }: InboundPlace): Promise<string | undefined> {
     let news: string | undefined;
     const steering = maySteer ? this.#steering : undefined;
-    if (steering && this.#problem === undefined && this.#state.steered !== 'active') {
+    if (steering && (this.#problem === undefined || this.#mayPass) && this.#state.steered !== 'active') {
       try {
-        await steering.start({ uid, netnsPath, netnsCookie: await cookie(), ipv6: ips.some((address) => address.includes(':')) });
+        await steering.start({ uid, netnsPath, netnsCookie: await cookie(), ipv6: ips.some((address) => address.includes(':')) }, this.#problem === undefined);
         this.#state.steered = 'active';
+        this.#problem = undefined;
       } catch (error) {
-        news = this.#problem = `what comes to the pod is redirected by iptables: ${errorMessage(error)}`;
+        this.#mayPass = errorCode(error) === 'UNDERPASS_NO_LISTENER';
+        const problem = `what comes to the pod is redirected by iptables: ${errorMessage(error)}`;
+        if (problem !== this.#problem) news = problem;
+        this.#problem = problem;
       }
     }
     if (steering && this.#state.steered === 'active') {

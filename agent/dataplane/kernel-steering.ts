@@ -42,15 +42,16 @@ export class KernelSteering implements Closable {
 
   /**
    * From now on whoever comes to the pod over the network gets to the proxy, and is refused when it does not listen.
-   * @throws UnderpassError `UNDERPASS_NO_LISTENER` when it does not yet, KernelError when the kernel refuses
+   * @param mayWait for the proxy to listen
+   * @throws UnderpassError `UNDERPASS_NO_LISTENER` when it does not, KernelError when the kernel refuses
    */
-  async start(pod: SteeredPod): Promise<void> {
+  async start(pod: SteeredPod, mayWait = true): Promise<void> {
     const { uid, netnsPath, netnsCookie, ipv6 } = pod;
     const families = ipv6 ? [AF_INET, AF_INET6] : [AF_INET];
     const missing = (): number | undefined => families.find((family) => this.#listeners.get(this.#key.encode({ netns_cookie: netnsCookie, family })) === undefined);
-    await waitFor("the proxy's inbound listener", () => missing() === undefined, { timeoutMs: LISTENING_MS, everyMs: 20 }).catch(() => {
-      throw new UnderpassError('UNDERPASS_NO_LISTENER', `steering to the proxy's listener in ${netnsPath}: the kernel's programs have not seen it listen${missing() === AF_INET6 ? ' for IPv6' : ''}`);
-    });
+    if (mayWait) await waitFor("the proxy's inbound listener", () => missing() === undefined, { timeoutMs: LISTENING_MS, everyMs: 20 }).catch(() => undefined);
+    const family = missing();
+    if (family !== undefined) throw new UnderpassError('UNDERPASS_NO_LISTENER', `steering to the proxy's listener in ${netnsPath}: the kernel's programs have not seen it listen${family === AF_INET6 ? ' for IPv6' : ''}`);
     const link = this.#object.attachNetns(PROGRAM, netnsPath, this.#pinDir === null ? null : join(FOLDER, pinName(uid)));
     this.#links.get(uid)?.close();
     this.#links.set(uid, link);
