@@ -86,24 +86,32 @@ export class KernelPolicies {
     return { ...common, allowed: term < 0 ? codec.number(value, 'allow_by_default') !== 0 : !terms[term]!.deny, term };
   }
 
-  /** After a change of places. */
+  /**
+   * After a change of places.
+   * @throws KernelError of the first that the kernel does not take, when all others are written
+   */
   refresh(): void {
     if (!this.#wanted) return;
     const places = [...this.#places()];
-    const stale = new Set([...this.#map.entries()].map(([key]) => key.readBigUInt64LE()));
-    for (const { uid, netnsCookie, isNode } of places) {
-      const policy = isNode ? this.#wanted.get(uid) : undefined;
-      if (!policy) continue;
-      if (policy === 'as it is') {
-        stale.delete(netnsCookie);
-        continue;
-      }
+    const governed = new Map(places.flatMap(({ uid, netnsCookie, isNode }) => {
+      const policy = isNode ? this.#wanted!.get(uid) : undefined;
+      return policy ? [[netnsCookie, policy] as const] : [];
+    }));
+    // First, since it makes room.
+    const present = new Set([...this.#map.entries()].map(([key]) => key.readBigUInt64LE()));
+    for (const netnsCookie of present) if (!governed.has(netnsCookie)) this.forget(netnsCookie);
+    const failures: unknown[] = [];
+    for (const [netnsCookie, policy] of governed) {
+      if (policy === 'as it is') continue;
       const value = this.#encode(policy, places);
-      const same = stale.delete(netnsCookie) && this.#written.get(netnsCookie)?.equals(value);
-      if (!same) this.#write(netnsCookie, value);
-      this.#written.set(netnsCookie, value);
+      try {
+        if (!present.has(netnsCookie) || !this.#written.get(netnsCookie)?.equals(value)) this.#write(netnsCookie, value);
+        this.#written.set(netnsCookie, value);
+      } catch (error) {
+        failures.push(error);
+      }
     }
-    for (const netnsCookie of stale) this.forget(netnsCookie);
+    if (failures.length > 0) throw failures[0];
   }
 
   /** Before the place goes to another pod: values that are not written anew still know it as the former one's. */

@@ -70,16 +70,16 @@ for (const port of [8080, 9000]) net.createServer((socket) => socket.on('error',
 
 const CLIENT = `
 const net = require('node:net');
-const [host, port, keep] = JSON.parse(process.argv[1]);
-const socket = net.connect({ host, port });
+const [host, port, keep, localPort] = JSON.parse(process.argv[1]);
+const socket = net.connect({ host, port, localPort });
 const end = (word) => { console.log(word); if (!keep || word !== 'echoed') process.exit(); };
 const timer = setTimeout(() => end('silence'), 2500);
 socket.on('error', ({ code }) => end(code)).on('end', () => end('end')).on('connect', () => socket.write('ping'));
 socket.on('data', () => { clearTimeout(timer); end('echoed'); });`;
 
 /** `echoed`, the error's code, or `silence`; what the kernel's own table says when it is asked from here must be the same. */
-async function call(from: TestPod, to: TestPod, port = 8080, family: 'ipv4' | 'ipv6' = 'ipv4'): Promise<string> {
-  const [command, ...args] = w.world.inPod(from, [process.execPath, '-e', CLIENT, JSON.stringify([to[family], port, false])]);
+async function call(from: TestPod, to: TestPod, port = 8080, family: 'ipv4' | 'ipv6' = 'ipv4', localPort?: number): Promise<string> {
+  const [command, ...args] = w.world.inPod(from, [process.execPath, '-e', CLIENT, JSON.stringify([to[family], port, false, ...(localPort === undefined ? [] : [localPort])])]);
   const caller = w.kernel.pods().find(({ netnsCookie }) => netnsCookie === from.netnsCookie)?.uid ?? '';
   const said = w.kernel.policies.judge(caller, to.netnsCookie, from[family], to[family], port);
   const word = (await run(command!, args, { timeoutMs: 20_000 })).stdout.trim();
@@ -318,6 +318,33 @@ test('a pod behind the proxy is left to it at connect(), and still refuses what 
   assert.equal(counters['policy_connect_refused'], undefined);
   enforcer.setBehindProxy(uid, false);
   assert.equal(await call(A(), B()), REFUSED);
+});
+
+test('pods that call from one and the same port are told apart, at connect() and at arrival', async () => {
+  await apply([allow(ALICE)]);
+  const both = (localPort: number): Promise<string[]> => Promise.all([call(A(), B(), 8080, 'ipv4', localPort), call(C(), B(), 8080, 'ipv4', localPort), call(A(), B(), 8080, 'ipv6', localPort)]);
+  assert.deepEqual(await both(40_001), ['echoed', REFUSED, 'echoed']);
+  const uid = record(B()).uid;
+  enforcer.setBehindProxy(uid, true);
+  assert.deepEqual(await both(40_002), ['echoed', 'silence', 'echoed']);
+  enforcer.setBehindProxy(uid, false);
+});
+
+test('a policy that the kernel has no room for is an error, and keeps no other from being in force', async () => {
+  const small = await KernelWorld.create('policy', { pods: 3, maxEntries: { policies: 1 } });
+  try {
+    const [, first, second] = small.world.pods.map((pod) => small.podRecord(pod).uid) as [string, string, string];
+    const nobody = (version: bigint): PodPolicy => ({ compiled: undefined, behindProxy: false, version });
+    small.put({ acceleration: 'off' });
+    small.kernel.setPolicies(new Map([[second, nobody(1n)]]));
+    assert.throws(() => small.kernel.setPolicies(new Map([[first, nobody(2n)], [second, nobody(3n)]])), /E2BIG|no space|too/i);
+    assert.deepEqual([...small.kernel.policyVersions()], [[second, 3n]]);
+    small.kernel.setPolicies(new Map([[first, nobody(4n)]]));
+  } catch (error) {
+    await small.close();
+    throw error;
+  }
+  await small.close();
 });
 
 test('a pod that comes later is judged by its own account from its first connection, and its place tells the next one nothing', async () => {
