@@ -8,8 +8,8 @@ import { waitFor } from '../common/retry.js';
 import { Load } from './load.js';
 import { MeshWorld } from './mesh/world.js';
 
-/** Certificates are dated back by two minutes, so these are at half of their life after four seconds. */
-const LEAF_TTL_MS = 128_000;
+/** Certificates are dated back by two minutes, so these are at half of their life after six seconds. */
+const LEAF_TTL_MS = 132_000;
 const NODE = 'node-1';
 
 /** The CA's port, which can go away and come back. */
