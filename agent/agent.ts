@@ -167,6 +167,7 @@ export class Agent {
       logger: this.#component('agent.proxy'),
       onListenerPorts: (ports) => this.#kernel?.setListenerPorts(ports),
       onInbound: (pods) => this.#dataplane?.setInbound(pods),
+      onInboundNeeds: (needs) => this.#policies?.setInboundNeeds(needs),
       onPlainPorts: (ports, behind) => this.#resolver?.portsChanged(ports, behind),
       onWorkloads: (view, change) => {
         this.#policies?.setWorkloads(view, change);
@@ -188,6 +189,7 @@ export class Agent {
     this.#policies = this.#kernel && this.#store.add(new PolicyEnforcer({
       kernel: this.#kernel,
       proxySettled: () => proxy.settled,
+      onJudged: () => this.#resolver?.judgedChanged(),
       logger: this.#component('agent.policy'),
       ...(proxyCgroup === undefined ? {} : { proxyCgroupPath: proxyCgroup }),
       ...(this.#options.clusterId === undefined ? {} : { clusterId: this.#options.clusterId }),
@@ -195,7 +197,7 @@ export class Agent {
     }));
     const { workloads } = this.#options;
     const setMetadata = workloads.setPodMetadata && ((pod: PodRecord, patch: PodMetadataPatch) => workloads.setPodMetadata!(pod, patch));
-    this.#dataplane = new Dataplane({ kernel, namespaces, proxy, defaults: this.#defaults, logger: this.#component('agent.dataplane'), setBehindProxy: (uid, isBehind) => this.#policies?.setBehindProxy(uid, isBehind), ...(this.#kernel?.steering ? { steering: this.#kernel.steering } : {}), ...(this.#policies ? { policiesKnown: (uid: string, signal: AbortSignal) => this.#policies!.whenKnown(uid, signal) } : {}), ...(setMetadata ? { setMetadata } : {}) });
+    this.#dataplane = new Dataplane({ kernel, namespaces, proxy, defaults: this.#defaults, logger: this.#component('agent.dataplane'), setBehindProxy: (uid, isBehind, isPassable) => this.#policies?.setBehindProxy(uid, isBehind, isPassable), ...(this.#kernel?.steering ? { steering: this.#kernel.steering } : {}), ...(this.#policies ? { policiesKnown: (uid: string, signal: AbortSignal) => this.#policies!.whenKnown(uid, signal) } : {}), ...(setMetadata ? { setMetadata } : {}) });
     this.#running = this.#run(this.#dataplane, proxy);
   }
 
@@ -255,6 +257,7 @@ export class Agent {
       pods: () => kernel?.pods() ?? [], netnsOf: (address) => kernel?.netnsOf?.(address), isPlainPort: (each) => kernel?.isPlainPort?.(each) ?? false,
       waypoints: this.#proxy?.waypoints ?? NO_WAYPOINTS,
       judge: (...query) => kernel?.policies?.judge(...query),
+      isJudged: (uid, at) => this.#policies?.isJudged(uid, at) ?? false,
       policyOf: (uid, term) => this.#policies?.policyOf(uid, term),
       nameOf: (uid) => this.#records?.find((record) => record.uid === uid),
       probation: () => this.#probation(),
@@ -339,7 +342,7 @@ export class Agent {
   #openResolver(): DataplaneOptions['kernel'] {
     const kernel = this.#kernel;
     if (!kernel?.services) return kernel;
-    const resolver = this.#store.add(new ServiceResolver({ nodeName: this.#options.nodeName, table: kernel.services, pods: () => kernel.pods(), logger: this.#component('agent.resolve') }));
+    const resolver = this.#store.add(new ServiceResolver({ nodeName: this.#options.nodeName, table: kernel.services, pods: () => kernel.pods(), judge: { isRedirected: (uid) => this.#policies?.isBehindProxy(uid) ?? false, isJudged: (uid, port) => this.#policies?.isJudged(uid, port) ?? false, whyProxy: (uid, port) => this.#policies?.whyProxy(uid, port) }, logger: this.#component('agent.resolve') }));
     this.#resolver = resolver;
     return {
       putPod: (pod) => {

@@ -77,6 +77,7 @@ export interface ProxyOptions {
   onListenerPorts: (ports: ListenerPorts) => void;
   /** The pods whose callers are to pass their inbound listeners; called on every change. */
   onInbound: (pods: InboundPods) => void;
+  onInboundNeeds: NonNullable<NodeProxyOptions['onInboundNeeds']>;
   onPlainPorts: NonNullable<NodeProxyOptions['onPlainPorts']>;
   /** What the control plane says of workloads and their policies; called on every change. */
   onWorkloads: (view: WorkloadView, change: Change) => void;

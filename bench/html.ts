@@ -170,7 +170,7 @@ ${ratios('free')}
 ${workloads(['http'])}
 ${checks}
 <h2>Plain TCP</h2>
-${workloads(['tcp-64', 'tcp-16k', 'tcp-bulk'])}
+${workloads(['tcp-64', 'tcp-16k', 'tcp-bulk', 'tcp-connect'])}
 <h2>The modes</h2>
 <ul>${report.modes.map((mode) => `<li><b>${escape(mode.title)}</b>: ${escape(mode.description)}.</li>`).join('\n')}</ul>
 <h2>What the figures are about</h2>

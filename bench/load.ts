@@ -4,7 +4,7 @@ import { cgroupsOf, cpuPerRequest, type CpuUser } from './cpu.js';
 import { CLIENT, HTTP_PORT, SERVERS, TCP_PORT, TCP_SERVER, TCP_SERVICE_PORT, tcpBench, type Mode } from './modes.js';
 import type { BenchPod, ByteCounters, World } from './world.js';
 
-export type WorkloadId = 'http' | 'tcp-64' | 'tcp-16k' | 'tcp-bulk';
+export type WorkloadId = 'http' | 'tcp-64' | 'tcp-16k' | 'tcp-bulk' | 'tcp-connect';
 
 export interface Workload {
   id: WorkloadId;
@@ -20,11 +20,12 @@ export const WORKLOADS: readonly Workload[] = [
   { id: 'tcp-64', title: 'TCP, 64 bytes there and back', protocol: 'tcp', args: ['ping-pong', '--size', '64'] },
   { id: 'tcp-16k', title: 'TCP, 16 KiB there and back', protocol: 'tcp', args: ['ping-pong', '--size', '16384'] },
   { id: 'tcp-bulk', title: 'TCP, one stream as fast as it goes', protocol: 'tcp', args: ['bulk', '--size', '65536'], bulk: true },
+  { id: 'tcp-connect', title: 'TCP, a connection for each 64 bytes there and back', protocol: 'tcp', args: ['ping-pong', '--size', '64', '--new-connection-each'] },
 ];
 
-/** Between nodes, two sizes of message say what the third would. */
+/** Between nodes, two sizes of message say what the third would; and connections are pooled there, or none is like another. */
 export function workloadsOf({ protocol, betweenNodes }: Mode): Workload[] {
-  return WORKLOADS.filter((workload) => workload.protocol === protocol && !(betweenNodes && workload.id === 'tcp-16k'));
+  return WORKLOADS.filter((workload) => workload.protocol === protocol && !(betweenNodes && (workload.id === 'tcp-16k' || workload.id === 'tcp-connect')));
 }
 
 /** What tcp-bench prints. */

@@ -2,7 +2,7 @@
 import { join } from 'node:path';
 import { buildDir } from '../common/paths.js';
 
-export type ModeId = 'no-mesh' | 'sidecars' | 'sidecars-short-circuited' | 'shared-iptables' | 'shared-bpf' | 'tcp-no-mesh' | 'tcp-short-circuited' | 'tcp-service' | NodesModeId;
+export type ModeId = 'no-mesh' | 'sidecars' | 'sidecars-short-circuited' | 'shared-iptables' | 'shared-bpf' | 'tcp-no-mesh' | 'tcp-short-circuited' | 'tcp-service' | 'tcp-policy' | NodesModeId;
 /** Client on one node, servers on another. */
 export type NodesModeId = 'nodes-http' | 'nodes-http-sidecars' | 'nodes-http-hbone' | 'nodes-tcp' | 'nodes-tcp-sidecars' | 'nodes-tcp-hbone';
 
@@ -19,6 +19,8 @@ export interface Mode {
   betweenNodes?: true;
   /** What is measured has to go through tunnels. */
   hbone?: true;
+  /** An AuthorizationPolicy lets the client's service account in, and nobody else. */
+  allowed?: true;
   namespaceLabels: Record<string, string>;
   /** One sentence for the report. */
   description: string;
@@ -126,6 +128,17 @@ export const MODES: readonly Mode[] = [
     namespaceLabels: { 'underpass.io/mode': 'node', 'underpass.io/redirection': 'bpf' },
     description: 'the same by the Service\'s address: connect() draws the endpoint, no proxy is met',
   },
+  {
+    id: 'tcp-policy',
+    title: 'TCP by a Service with an ALLOW policy',
+    protocol: 'tcp',
+    namespace: 'tcp-policy',
+    target: 'service',
+    sharedProxy: true,
+    allowed: true,
+    namespaceLabels: { 'underpass.io/mode': 'node', 'underpass.io/redirection': 'bpf' },
+    description: 'the same, and the server lets in the client\'s service account alone: the kernel judges it at connect()',
+  },
   ...(['http', 'tcp'] as const).flatMap(betweenNodes),
 ];
 
@@ -137,9 +150,13 @@ type KubernetesObject = Record<string, unknown>;
 
 export const NODES = ['node-1', 'node-2'] as const;
 
+function isResolved({ protocol, sharedProxy, betweenNodes }: Mode): boolean {
+  return protocol === 'tcp' && sharedProxy && !betweenNodes;
+}
+
 function pod(mode: Mode, name: string, labels: Record<string, string>, container: KubernetesObject): KubernetesObject {
-  // A pod that asks for addresses only meets no rule for Services on its way.
-  const annotations = mode.target === 'pod' ? { 'lab.underpass.io/service-proxy': 'none' } : {};
+  // A pod that asks for addresses only, or whose Services are decided at connect(), meets no rule for Services on its way.
+  const annotations = mode.target === 'pod' || isResolved(mode) ? { 'lab.underpass.io/service-proxy': 'none' } : {};
   return { apiVersion: 'v1', kind: 'Pod', metadata: { name, namespace: mode.namespace, labels, annotations }, spec: { nodeName: NODES[mode.betweenNodes && name !== CLIENT ? 1 : 0], containers: [container] } };
 }
 
@@ -154,6 +171,8 @@ export function modeObjects(mode: Mode): KubernetesObject[] {
     const ports = [{ name: 'tcp', containerPort: TCP_PORT }];
     objects.push(pod(mode, TCP_SERVER, { app: TCP_SERVER }, { name: 'server', image: 'underpass/tcp-bench', command: [tcpBench, 'server', '--port', String(TCP_PORT)], ports }));
     if (mode.target === 'service') objects.push({ apiVersion: 'v1', kind: 'Service', metadata: { name: TCP_SERVER, namespace }, spec: { selector: { app: TCP_SERVER }, ports: [{ name: 'tcp', port: TCP_SERVICE_PORT, targetPort: TCP_PORT }] } });
+    const principals = [`cluster.local/ns/${namespace}/sa/default`];
+    if (mode.allowed) objects.push({ apiVersion: 'security.istio.io/v1', kind: 'AuthorizationPolicy', metadata: { name: TCP_SERVER, namespace }, spec: { selector: { matchLabels: { app: TCP_SERVER } }, action: 'ALLOW', rules: [{ from: [{ source: { principals } }] }] } });
     return objects;
   }
   for (const name of SERVERS) {

@@ -55,7 +55,7 @@ const report = (rates: Record<string, number>, more: Partial<Sample> = {}) =>
 
 test('buildReport: a row for each mode, workload and placement; ratios against their targets on one CPU only', () => {
   const { rows, ratios } = report({ 'tcp-no-mesh': 1000, 'tcp-short-circuited': 1700, sidecars: 1000, 'shared-bpf': 1300, 'sidecars-short-circuited': 1200, 'nodes-http-hbone': 1400, 'nodes-tcp-hbone': 1400 });
-  assert.equal(rows.length, 5 * 2 + 3 * 3 * 2 + 3 * 2 + 3 * 2 * 2);
+  assert.equal(rows.length, 5 * 2 + 4 * 4 * 2 + 3 * 2 + 3 * 2 * 2);
   assert.deepEqual(new Set(rows.map(({ mode }) => mode)), new Set(MODES.map(({ id }) => id)));
   const onOne = (id: string) => ratios.filter((ratio) => ratio.id === id && ratio.placement === 'one-cpu');
   assert.deepEqual(onOne('tcp-short-circuited').map(({ reached, workload }) => [workload, reached]), [['tcp-64', true], ['tcp-16k', true]]);
@@ -113,7 +113,7 @@ test('worldYaml: a namespace with a client for each mode; routes where a Service
     assert.deepEqual(nodeOf((name) => name !== 'client'), [mode.betweenNodes ? 'node-2' : 'node-1'], mode.id);
     assert.equal(own.some(({ kind }) => kind === 'VirtualService'), mode.target === 'service' && mode.protocol === 'http', mode.id);
     assert.equal(own.some(({ kind }) => kind === 'Service'), mode.target === 'service', mode.id);
-    assert.equal(own.some(({ metadata }) => metadata.annotations?.['lab.underpass.io/service-proxy'] === 'none'), mode.target === 'pod', mode.id);
+    assert.equal(own.some(({ metadata }) => metadata.annotations?.['lab.underpass.io/service-proxy'] === 'none'), mode.target === 'pod' || ['tcp-service', 'tcp-policy'].includes(mode.id), mode.id);
   }
   assert.equal(modeById('shared-bpf')?.namespaceLabels['underpass.io/redirection'], 'bpf');
   assert.equal(modeById('nothing'), undefined);

@@ -78,7 +78,10 @@ interface Comparison {
 
 export const COMPARISONS: readonly Comparison[] = [
   { id: 'tcp-short-circuited', title: 'plain TCP short-circuited : no mesh', of: 'tcp-short-circuited', to: 'tcp-no-mesh', workloads: ['tcp-64', 'tcp-16k'], target: 1.6 },
-  { id: 'tcp-service', title: 'TCP by a Service, short-circuited : no mesh', of: 'tcp-service', to: 'tcp-no-mesh', workloads: ['tcp-64', 'tcp-bulk'] },
+  { id: 'tcp-service', title: 'TCP by a Service, short-circuited : no mesh', of: 'tcp-service', to: 'tcp-no-mesh', workloads: ['tcp-64', 'tcp-bulk', 'tcp-connect'] },
+  { id: 'tcp-policy', title: 'the same with an ALLOW policy : no mesh', of: 'tcp-policy', to: 'tcp-no-mesh', workloads: ['tcp-64'], target: 1.8 },
+  { id: 'tcp-policy-bulk', title: 'the same with an ALLOW policy : no mesh', of: 'tcp-policy', to: 'tcp-no-mesh', workloads: ['tcp-bulk'], target: 1.5 },
+  { id: 'tcp-policy-connect', title: 'the same with an ALLOW policy : no mesh', of: 'tcp-policy', to: 'tcp-no-mesh', workloads: ['tcp-connect'], target: 0.9 },
   { id: 'tcp-bulk', title: 'one bulk stream short-circuited : no mesh', of: 'tcp-short-circuited', to: 'tcp-no-mesh', workloads: ['tcp-bulk'] },
   { id: 'shared-bpf', title: 'shared proxy by BPF : sidecars', of: 'shared-bpf', to: 'sidecars', workloads: ['http'], target: 1.35 },
   { id: 'shared-iptables', title: 'shared proxy by iptables : sidecars', of: 'shared-iptables', to: 'sidecars', workloads: ['http'] },

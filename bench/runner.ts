@@ -128,6 +128,8 @@ async function warmUp(world: World, site: Site, options: BenchOptions): Promise<
     if (signal?.aborted || cause instanceof UnderpassError) throw cause;
     throw new UnderpassError('UNDERPASS_BENCH_NOT_READY', `warming up mode ${site.mode.id}: ${last?.failed ?? 0} of ${(last?.failed ?? 0) + (last?.requests ?? 0)} requests fail after ${READY_TIMEOUT_MS / 1000} s: ${tunnelled ? (last?.first_failure ?? '') : 'nothing takes a tunnel'}`, { cause });
   }
+  // Connections that ended take their ports with them for a minute, else.
+  if (workloadsOf(site.mode).some(({ id }) => id === 'tcp-connect')) await world.run(site.client, ['sh', '-c', 'echo 1 > /proc/sys/net/ipv4/tcp_tw_reuse && echo 1024 65535 > /proc/sys/net/ipv4/ip_local_port_range'], { timeoutMs: 5_000, ...common });
   const port = site.mode.protocol === 'http' ? HTTP_PORT : TCP_PORT;
   for (const server of site.servers) {
     await runLoad(world, site, workload, { connections: 1, count: WARM_CONNECTIONS, newConnectionEach: true, target: `${server.ip}:${port}`, ...common });

@@ -35,7 +35,7 @@ function rowCells(row: Row): string[] {
 }
 
 export function ratioText(ratio: Ratio): string[] {
-  const workload = { http: 'HTTP', 'tcp-64': '64 B', 'tcp-16k': '16 KiB', 'tcp-bulk': 'bulk' }[ratio.workload];
+  const workload = { http: 'HTTP', 'tcp-64': '64 B', 'tcp-16k': '16 KiB', 'tcp-bulk': 'bulk', 'tcp-connect': 'connect' }[ratio.workload];
   const times = (summary: Summary): string => `${summary.median.toFixed(2)} × (${summary.q1.toFixed(2)}–${summary.q3.toFixed(2)})`;
   const target = ratio.target === undefined ? '' : `target ${ratio.target.toFixed(2)}: ${ratio.reached ? 'reached' : 'not reached'}`;
   return [ratio.title, workload, times(ratio.requestsPerSecond), times(ratio.cpu), ratio.p50 ? times(ratio.p50) : '', target];

@@ -63,11 +63,18 @@ static __always_inline enum capture on_connect(struct bpf_sock_addr *ctx, const 
 		capture = resolve(pod, destination, bpf_ntohs(port_be), chosen);
 	if (capture == CAPTURE_REFUSED)
 		return capture;
-	if (capture == CAPTURE_RESOLVED && policy_refuses_connect(pod, netns_cookie, &chosen->address, bpf_ntohs(chosen->port)))
+	enum policy_answer answer = POLICY_NONE;
+	if (capture == CAPTURE_RESOLVED || (capture == CAPTURE_NO && !(pod->flags & POD_REDIRECTED))) {
+		struct original_dst target = { .address = *destination, .port = port_be };
+		if (capture == CAPTURE_RESOLVED)
+			target = *chosen;
+		answer = policy_at_connect(pod, netns_cookie, &target.address, bpf_ntohs(target.port));
+	}
+	if (answer == POLICY_REFUSED)
 		return CAPTURE_REFUSED;
-	if (capture == CAPTURE_NO && !(pod->flags & POD_REDIRECTED) &&
-	    policy_refuses_connect(pod, netns_cookie, destination, bpf_ntohs(port_be)))
-		return CAPTURE_REFUSED;
+	/* What the proxy knows of this endpoint came since user space listed it. */
+	if (answer == POLICY_PROXYS && capture == CAPTURE_RESOLVED)
+		capture = CAPTURE_OUTBOUND;
 	bool sidecar = pod->mode == POD_MODE_SIDECAR && (__u32)bpf_get_current_uid_gid() == sidecar_uid;
 	bool redirected = (pod->flags & POD_REDIRECTED) && !sidecar;
 	if (capture == CAPTURE_NO && !redirected && !is_loopback(destination) &&
@@ -98,6 +105,8 @@ static __always_inline enum capture on_connect(struct bpf_sock_addr *ctx, const 
 	state->pid = bpf_get_current_pid_tgid() >> 32;
 	if (sidecar)
 		state->flags |= SOCKET_PROXY;
+	if (answer == POLICY_LET_PAST)
+		state->flags |= SOCKET_LET_PAST;
 	if (capture == CAPTURE_RESOLVED) {
 		count(COUNTER_CONNECTIONS_RESOLVED);
 		state->flags |= SOCKET_RESOLVED;

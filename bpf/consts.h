@@ -17,6 +17,8 @@
 #define TCP_HEAD 14
 #define TCP_SYN 0x02
 #define TCP_SYN_ACK 0x12
+/* What connect() judged so lately is not judged again as it arrives; less than LOOK_AGAIN_MS of agent/dataplane/policy-enforcer.ts. */
+#define JUDGED_NS 200000000ull
 #define O_NONBLOCK 04000   /* 0x4000 on MIPS, which is not built for */
 
 /* What user space may turn a getsockopt buffer into at most; larger ones are passed through. */

@@ -46,6 +46,7 @@ struct policy {
 	__u8 behind_proxy; /* what comes over the network is led to the proxy, which decides */
 	__u8 class_of[POLICY_PLACES]; /* by pod.slot */
 	__u8 reserved[5];
+	struct policy_span judged; /* ports (none: no port) of which this list says all that the proxy would, of callers of this node */
 	struct policy_term terms[POLICY_TERMS]; /* those that deny first */
 	struct policy_ports ports[POLICY_PORTS];
 	struct policy_cidr cidrs[POLICY_CIDRS];
@@ -67,6 +68,7 @@ struct opening {
 	__u32 generation;
 	__u32 sequence; /* of its SYN: a forged one with the addresses of a connection that there was has another */
 	__u32 reserved;
+	__u64 judged_ns; /* when connect() let it past the proxy; 0: it did not */
 };
 
 /* The key's netns_cookie is the destination's. */
@@ -178,13 +180,40 @@ __noinline int policy_allows(const struct policy *policy, const struct policy_qu
 	return policy->allow_by_default;
 }
 
-enum policy_answer { POLICY_NONE, POLICY_LET_IN, POLICY_REFUSED };
+enum policy_answer {
+	POLICY_NONE,
+	POLICY_LET_IN,
+	POLICY_LET_PAST, /* the proxy that others are led to */
+	POLICY_PROXYS,   /* the proxy decides */
+	POLICY_REFUSED,
+};
+
+enum policy_asker { POLICY_ASKED_AT_ARRIVAL, POLICY_ASKED_BY_NODE_POD, POLICY_ASKED_BY_OTHER_POD };
+
+static __always_inline bool policy_judges(const struct policy *policy, __u16 port)
+{
+	return policy->judged.count && policy_has_port(policy, policy->judged.first, policy->judged.count, port);
+}
+
+static __always_inline enum policy_answer policy_answer_of(const struct policy *policy, const struct policy_query *query,
+							   enum policy_asker asker)
+{
+	bool past = false;
+	if (asker != POLICY_ASKED_AT_ARRIVAL && policy->behind_proxy) {
+		/* A sidecar speaks its mutual TLS with the proxy. */
+		past = asker == POLICY_ASKED_BY_NODE_POD && policy_judges(policy, query->port);
+		if (!past)
+			return POLICY_PROXYS;
+	}
+	return !policy_allows(policy, query) ? POLICY_REFUSED : past ? POLICY_LET_PAST : POLICY_LET_IN;
+}
 
 /*
  * The kernel gives a value's memory to the next one that is written as soon as it is replaced, also while a program reads it,
  * and a look-up can miss a key that is just then replaced: an answer counts only if it came out of one write of this pod's.
  */
-static __always_inline enum policy_answer policy_answers(__u64 *netns_cookie, const struct policy_query *query, bool at_connect)
+static __always_inline enum policy_answer policy_answers(__u64 *netns_cookie, const struct policy_query *query,
+							 enum policy_asker asker)
 {
 #pragma unroll
 	for (int attempt = 0; attempt < 3; attempt++) {
@@ -195,9 +224,7 @@ static __always_inline enum policy_answer policy_answers(__u64 *netns_cookie, co
 			return POLICY_NONE;
 		__u64 write = *(volatile __u64 *)&policy->write;
 		asm volatile("" ::: "memory");
-		enum policy_answer answer = at_connect && policy->behind_proxy      ? POLICY_NONE
-					    : policy_allows(policy, query) ? POLICY_LET_IN
-									   : POLICY_REFUSED;
+		enum policy_answer answer = policy_answer_of(policy, query, asker);
 		asm volatile("" ::: "memory");
 		if (*(volatile __u64 *)&policy->write == write && *(volatile __u64 *)&policy->netns_cookie == *netns_cookie)
 			return answer;
@@ -205,23 +232,27 @@ static __always_inline enum policy_answer policy_answers(__u64 *netns_cookie, co
 	return POLICY_REFUSED;
 }
 
-/* connect() of a pod straight to another pod of this node. */
-static __always_inline bool policy_refuses_connect(const struct pod *pod, __u64 netns_cookie, const struct address *destination,
-						   __u16 port)
+/* connect() of a pod straight to another pod of this node. `port` in host order. */
+static __always_inline enum policy_answer policy_at_connect(const struct pod *pod, __u64 netns_cookie,
+							    const struct address *destination, __u16 port)
 {
 	__u64 *target = bpf_map_lookup_elem(&netns_of_address, destination);
 	if (!target || *target == netns_cookie)
-		return false;
+		return POLICY_NONE;
 	__u64 key = *target;
 	struct policy_query query = {
 		.source = is_ipv4(destination) ? pod->ipv4 : pod->ipv6, .destination = *destination, .slot = pod->slot, .port = port,
 	};
-	if (policy_answers(&key, &query, true) != POLICY_REFUSED)
-		return false;
+	enum policy_answer answer =
+		policy_answers(&key, &query, pod->mode == POD_MODE_NODE ? POLICY_ASKED_BY_NODE_POD : POLICY_ASKED_BY_OTHER_POD);
+	if (answer == POLICY_LET_PAST)
+		count(COUNTER_POLICY_CONNECT_LET_PAST);
+	if (answer != POLICY_REFUSED)
+		return answer;
 	count(COUNTER_POLICY_CONNECT_REFUSED);
 	struct flow_key flow = { .client = netns_cookie, .server = key, .endpoint_port = port };
 	flow_denied(COUNTER_POLICY_CONNECT_REFUSED, &flow, &query.source, 0, destination);
-	return true;
+	return answer;
 }
 
 static __always_inline struct tcp_sock *opening_socket(struct bpf_sock_ops *ops)
@@ -247,6 +278,10 @@ static __always_inline int policy_note_opening(struct bpf_sock_ops *ops)
 	if (!tp)
 		return 1;
 	struct opening opening = { .netns_cookie = own, .slot = pod->slot, .generation = pod->generation, .sequence = tp->write_seq };
+	struct bpf_sock *sk = ops->sk;
+	struct socket_state *state = sk ? bpf_sk_storage_get(&socket_states, sk, 0, 0) : 0;
+	if (state && (state->flags & SOCKET_CONNECTING) && (state->flags & SOCKET_LET_PAST))
+		opening.judged_ns = bpf_ktime_get_ns();
 	bpf_map_update_elem(&openings, &key, &opening, BPF_ANY);
 	return 1;
 }
@@ -313,18 +348,40 @@ static __always_inline bool opened_by_host(const struct tuple *key, const struct
 	return opening && !opening->slot && opening->netns_cookie == host->netns_cookie;
 }
 
-static __always_inline __u32 policy_opener(const struct tuple *key, const struct segment *segment)
+static __always_inline bool is_freshly_judged(const struct opening *opening)
 {
+	return opening->judged_ns && bpf_ktime_get_ns() - opening->judged_ns < JUDGED_NS;
+}
+
+/* Whether the proxy's place is passed: the pod's policy at this moment, or that of connect() a moment ago, judges instead. */
+static __always_inline bool is_judged(const struct opening *opening, const struct tuple *key)
+{
+	if (!opening->judged_ns)
+		return false;
+	__u64 own = key->netns_cookie;
+	struct policy *policy = bpf_map_lookup_elem(&policies, &own);
+	return is_freshly_judged(opening) || (policy && policy_judges(policy, key->remote_port));
+}
+
+struct opener {
+	__u32 slot; /* 0: no identity */
+	bool fresh; /* judged at connect() a moment ago */
+};
+
+static __always_inline struct opener policy_opener(const struct tuple *key, const struct segment *segment)
+{
+	struct opener none = {};
 	struct opening *opening = opening_of(key, segment);
 	if (!opening)
-		return 0;
+		return none;
 	__u64 cookie = opening->netns_cookie;
 	/* The note may be older than the address's present owner. */
 	__u64 *owner = bpf_map_lookup_elem(&netns_of_address, &key->local);
 	struct pod *pod = bpf_map_lookup_elem(&pods, &cookie);
 	if (!owner || *owner != cookie || !pod || pod->slot != opening->slot || pod->generation != opening->generation)
-		return 0;
-	return pod->slot;
+		return none;
+	struct opener found = { .slot = pod->slot, .fresh = is_freshly_judged(opening) };
+	return found;
 }
 
 static __always_inline bool policy_read_segment(struct __sk_buff *skb, struct tuple *out, struct segment *segment)
@@ -401,7 +458,7 @@ int police_ingress(struct __sk_buff *skb)
 	__u64 own = key.netns_cookie;
 	if (!bpf_map_lookup_elem(&policies, &own) && !bpf_map_lookup_elem(&policies, &own))
 		return INGRESS_ALLOW;
-	__u32 opener = 0;
+	struct opener opener = {};
 	struct segment segment = {};
 	if (policy_read_segment(skb, &key, &segment)) {
 		if (opened_by_host(&key, &segment)) {
@@ -409,14 +466,17 @@ int police_ingress(struct __sk_buff *skb)
 			return INGRESS_ALLOW;
 		}
 		opener = policy_opener(&key, &segment);
+		/* What changed since is for whoever ends connections that it forbids: dropped, this one would hang. Its ACK comes here, too. */
+		if (opener.fresh)
+			return INGRESS_ALLOW;
 		struct policy_query query = {
-			.source = key.local, .destination = key.remote, .slot = opener, .port = key.remote_port,
+			.source = key.local, .destination = key.remote, .slot = opener.slot, .port = key.remote_port,
 		};
-		if (policy_answers(&own, &query, false) != POLICY_REFUSED)
+		if (policy_answers(&own, &query, POLICY_ASKED_AT_ARRIVAL) != POLICY_REFUSED)
 			return INGRESS_ALLOW;
 	}
 	count(COUNTER_POLICY_ARRIVAL_REFUSED);
-	__u64 *client = opener ? bpf_map_lookup_elem(&netns_of_address, &key.local) : 0;
+	__u64 *client = opener.slot ? bpf_map_lookup_elem(&netns_of_address, &key.local) : 0;
 	struct flow_key flow = { .client = client ? *client : 0, .server = key.netns_cookie, .endpoint_port = key.remote_port };
 	flow_denied(COUNTER_POLICY_ARRIVAL_REFUSED, &flow, &key.local, key.local_port, &key.remote);
 	return INGRESS_REFUSE;

@@ -29,12 +29,14 @@ static __always_inline int note_listener(struct bpf_sock_ops *ops)
 	return 1;
 }
 
-/* Who goes to the application itself: the node. */
+/* Who goes to the application itself: the node, and whom the kernel judges instead of the proxy. */
 static __always_inline bool passes_proxy(const struct tuple *key)
 {
 	struct host *host = this_host();
 	struct opening *opening = bpf_map_lookup_elem(&openings, key);
-	return host && opening && !opening->slot && opening->netns_cookie == host->netns_cookie;
+	if (!opening)
+		return false;
+	return (host && !opening->slot && opening->netns_cookie == host->netns_cookie) || is_judged(opening, key);
 }
 
 /* Attached only to namespaces of pods that need it; what it drops is answered with a reset. */

@@ -144,6 +144,7 @@ enum socket_flag {
 	SOCKET_TLS = 1024,          /* an upper layer protocol was seen: plain TCP from then on */
 	SOCKET_PEER_REPORTS = 2048, /* what is moved counts at the other end's side as well */
 	SOCKET_RESOLVED = 4096,     /* opened to a service, led to one of its endpoints */
+	SOCKET_LET_PAST = 8192,     /* the proxy that others are led to, by the kernel's judgement of its policy */
 };
 
 struct socket_state {
@@ -249,6 +250,7 @@ enum counter {
 	COUNTER_MESSAGE_REDIRECT_FAILED,
 	/* refused by policy */
 	COUNTER_POLICY_CONNECT_REFUSED, /* at connect(), between pods of this node */
+	COUNTER_POLICY_CONNECT_LET_PAST, /* not refused: judged at connect(), so that no proxy has to */
 	COUNTER_POLICY_ARRIVAL_REFUSED, /* segments that would have opened a connection */
 	COUNTER_POLICY_HOST_LET_IN, /* segments of the node's own connections, whatever the policy says */
 	/* looked up in the namespace of a pod whose callers go to the proxy */

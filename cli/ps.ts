@@ -55,10 +55,14 @@ export function render(status: AgentStatus, all: boolean): string {
   ].join('\n');
 }
 
-/** Nothing when all is well. */
+/** What is wrong, and who decides which ports' callers. */
 function policyLines(policies: AgentStatus['policies']): string[] {
   const lines = (policies?.unreadable ?? []).map(({ pod, reasons }) => `${pod} lets nobody new in without Envoy: ${reasons.join('; ')}`);
   if (policies?.problem !== undefined) lines.push(policies.problem);
+  for (const { pod, kernel, envoy } of policies?.inbound ?? []) {
+    const rest = Object.entries(envoy).map(([port, why]) => `${port} by Envoy, since ${why}`);
+    if (kernel.length + rest.length > 0) lines.push(`${pod}: ${[...(kernel.length > 0 ? [`${kernel.join(', ')} by the kernel for pods of this node`] : []), ...rest].join('; ')}`);
+  }
   return lines.map((line, index) => `${index === 0 ? 'policies       ' : '               '}${line}`);
 }
 

@@ -31,7 +31,7 @@ test('underpass bench: a row for each mode, requests counted, none failed, share
   const report = JSON.parse(stdout) as BenchReport;
   for (const { id, protocol, betweenNodes } of MODES) {
     const rows = report.rows.filter(({ mode }) => mode === id);
-    assert.equal(rows.length, protocol === 'http' ? 2 : betweenNodes ? 4 : 6, id);
+    assert.equal(rows.length, protocol === 'http' ? 2 : betweenNodes ? 4 : 8, id);
     for (const row of rows) {
       const where = `${id} ${row.workload} ${row.placement}`;
       assert.equal(row.failed, 0, `${where}: ${row.firstFailure}`);
@@ -44,7 +44,7 @@ test('underpass bench: a row for each mode, requests counted, none failed, share
   for (const mode of ['no-mesh', 'sidecars']) for (const bytes of shares(mode, 'http')) assert.deepEqual(bytes, { shortCircuited: 0, tcp: 1, counted: false }, mode);
   if (report.facts['acceleration'] === 'on') {
     for (const mode of ['shared-bpf', 'sidecars-short-circuited']) for (const bytes of shares(mode, 'http')) assert.ok(bytes.counted && bytes.shortCircuited > 0.5, `${mode}: ${JSON.stringify(bytes)}`);
-    for (const mode of ['tcp-short-circuited', 'tcp-service']) for (const bytes of shares(mode, 'tcp-64')) assert.ok(bytes.shortCircuited > 0.5, JSON.stringify(bytes));
+    for (const mode of ['tcp-short-circuited', 'tcp-service', 'tcp-policy']) for (const bytes of shares(mode, 'tcp-64')) assert.ok(bytes.shortCircuited > 0.5, JSON.stringify(bytes));
   }
   const sidecars = report.rows.find(({ mode }) => mode === 'sidecars');
   assert.equal(sidecars?.memory.proxies, 3);

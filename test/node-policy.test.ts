@@ -8,6 +8,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import { isDeepStrictEqual } from 'node:util';
+import type { Explanation } from '../agent/index.js';
 import { waitFor } from '../common/retry.js';
 import { MeshWorld } from './mesh/world.js';
 
@@ -29,7 +30,7 @@ spec: {selector: {app: ${name}}, ports: [{name: http, port: 80, targetPort: 8080
 const client = (name: string): string => `
 apiVersion: v1
 kind: Pod
-metadata: {name: ${name}, namespace: node, labels: {app: ${name}}}
+metadata: {name: ${name}, namespace: node, labels: {app: ${name}, underpass.io/l7: auto}, annotations: {lab.underpass.io/service-proxy: none}}
 spec: {serviceAccountName: ${name}, containers: [{name: curl, image: curl}]}
 ---
 `;
@@ -60,6 +61,17 @@ const talk = () => socket.write(port === 9000 ? 'ping\\n' : http);
 socket.on('connect', () => { talk(); setInterval(talk, 100); });
 socket.on('data', () => answers++).on('error', ({ code }) => end(code)).on('end', () => end('end'));
 setTimeout(() => end('open'), seconds * 1000);`;
+
+/** Connections one after the other, each with one request, for so long; how often each answer came: a status, or an error's code. */
+const CALLER = `
+const http = require('node:http');
+const net = require('node:net');
+const [host, port, seconds, path] = JSON.parse(process.argv[1]);
+const until = Date.now() + seconds * 1000;
+const counts = {};
+const ask = () => new Promise((resolve) => http.get({ host, port, path, agent: false, timeout: 5000 }, (answer) => answer.resume().on('end', () => resolve(answer.statusCode))).on('timeout', function () { this.destroy(new Error('silence')); }).on('error', (error) => resolve(error.code ?? error.message)));
+const say = () => new Promise((resolve) => { const socket = net.connect({ host, port, timeout: 5000 }, () => socket.write('ping\\n')); socket.on('data', () => { resolve('echoed'); socket.destroy(); }).on('timeout', () => { resolve('silence'); socket.destroy(); }).on('error', ({ code }) => resolve(code)).on('end', () => resolve('end')); });
+(async () => { while (Date.now() < until) { const answer = await (path === null ? say() : ask()); counts[answer] = (counts[answer] ?? 0) + 1; } console.log(JSON.stringify(counts)); })();`;
 
 interface Talk {
   /** `open` when it was there to the last; a connection that ends says `end` or an error's code. */
@@ -125,6 +137,22 @@ class World extends MeshWorld {
       await run('node/near', 'neigh', 'del', gateway, 'dev', 'eth0');
       await run(pod, 'addr', 'del', `${gateway}/32`, 'dev', 'eth0');
     }
+  }
+
+  /** @param path null: TCP alone */
+  async calls(pod: string, host: string, port: number, seconds: number, path: string | null = null): Promise<Record<string, number>> {
+    const { stdout, stderr } = await this.lab.exec(pod, [process.execPath, '-e', CALLER, JSON.stringify([host, port, seconds, path])], { timeoutMs: 60_000 });
+    assert.ok(stdout, stderr);
+    return JSON.parse(stdout) as Record<string, number>;
+  }
+
+  async explained(pod: string, host: string, port: number): Promise<Explanation['addresses'][number]> {
+    const [found] = (await this.explain(pod, host, port)).addresses;
+    return found!;
+  }
+
+  async counter(name: string): Promise<number> {
+    return Number(new RegExp(`^underpass_kernel_${name}_total (\\d+)`, 'm').exec(await this.agentMetrics())?.[1]);
   }
 
   async closed(): Promise<number> {
@@ -239,6 +267,70 @@ describe('with Envoy in the way', () => {
     assert.ok(bob!.answers > 20 && bobThroughEnvoy!.answers > 0, JSON.stringify([bob, bobThroughEnvoy]));
     await world.enrolled();
     await world.becomes({ alice: [() => world.line(ALICE, 'near.node'), 'echoed'], bob: [() => world.line(BOB, 'near.node'), 'refused'] });
+  });
+});
+
+describe('what the kernel judges whole', () => {
+  const world = new World('poljudged', { bare: true, outside: PODS });
+  before(() => world.up());
+  after(() => world.down());
+  const TCP = ['near.node', 9000] as const;
+  const HTTP = ['near.node', 80] as const;
+
+  test('an ALLOW by principal is judged at connect(): whom it names is short-circuited past Envoy, nobody else gets in', async () => {
+    await world.apply('mesh', from('ALLOW', 'alice'));
+    await world.becomes({ alice: [async () => (await world.explained(ALICE, ...TCP)).way, 'endpoint'], bob: [async () => (await world.explained(BOB, ...TCP)).way, 'refused'] });
+    assert.deepEqual((await world.explained(ALICE, ...TCP)).destinations?.map(({ pod, port, policy: { answer, judge } }) => [pod, port, answer, judge]), [['node/near', 9000, 'allow', 'kernel']]);
+    assert.match((await world.explained(BOB, ...TCP)).reasons.join('\n'), /the policy of node\/near: no ALLOW policy fits/);
+    assert.match((await world.explained(ALICE, ...HTTP)).reasons.join('\n'), /its requests are judged or changed one by one/);
+    const [near] = (await world.agentStatus()).policies!.inbound;
+    assert.deepEqual([near?.pod, near?.kernel, Object.keys(near!.envoy)], ['node/near', [9000], ['8080']]);
+    const names = ['policy_connect_let_past', 'connections_resolved', 'connections_captured', 'connections_short_circuited'];
+    const counters = async (): Promise<number[]> => Promise.all(names.map((name) => world.counter(name)));
+    const before_ = await counters();
+    const [alice, bob, stranger] = await Promise.all([world.calls(ALICE, ...TCP, 2), world.calls(BOB, ...TCP, 2), world.calls(STRANGER, ...TCP, 2)]);
+    const [past, resolved, captured, short] = (await counters()).map((value, index) => value - before_[index]!);
+    assert.deepEqual(Object.keys(alice), ['echoed']);
+    assert.deepEqual(Object.keys(bob), ['ECONNREFUSED']);
+    assert.equal(stranger['echoed'], undefined, JSON.stringify(stranger));
+    assert.deepEqual([past, resolved, captured], [alice['echoed'], alice['echoed'], 0]);
+    // All but those that both programs' probation takes.
+    assert.ok(alice['echoed']! > 40 && short! >= alice['echoed']! - 20, `${short} of ${alice['echoed']}`);
+  });
+
+  test('other policies of the same kind are the kernel\'s from one moment to the next; who is in none of them never gets a byte', async () => {
+    const outsiders = [world.calls(STRANGER, ...TCP, 8), world.calls(STRANGER, world.address('near'), 9000, 8)];
+    const alice = world.calls(ALICE, ...TCP, 8);
+    await world.apply('mesh', from('ALLOW', 'alice') + '---\n' + from('ALLOW', 'bob'));
+    await world.becomes({ bob: [() => world.line(BOB, ...TCP), 'echoed'] });
+    await world.apply('mesh', from('ALLOW', 'alice'));
+    await world.becomes({ bob: [() => world.line(BOB, ...TCP), 'refused'], alice: [async () => (await world.explained(ALICE, ...TCP)).way, 'endpoint'] });
+    for (const answers of await Promise.all(outsiders)) assert.equal(answers['echoed'], undefined, JSON.stringify(answers));
+    assert.deepEqual(Object.keys(await alice), ['echoed']);
+  });
+
+  test('a rule about HTTP brings Envoy back without an open moment, and its end the kernel; connections that Envoy has go on', async () => {
+    await world.apply('mesh', STRICT);
+    await world.becomes({ bob: [async () => (await world.explained(BOB, ...HTTP)).way, 'endpoint'] });
+    const stranger = world.calls(STRANGER, ...HTTP, 16, '/');
+    const alice = world.calls(ALICE, ...HTTP, 16, '/open');
+    const http = policy('AuthorizationPolicy', 'open', `{${NEAR}, action: ALLOW, rules: [{to: [{operation: {paths: ["/open"]}}]}]}`);
+    await world.apply('mesh', `${STRICT}---\n${http}`);
+    await world.becomes({ bob: [async () => JSON.stringify(await world.calls(BOB, ...HTTP, 0.01, '/')), '{"403":1}'] });
+    assert.match((await world.explained(BOB, ...HTTP)).reasons.join('\n'), /its requests are judged or changed one by one/);
+    const [refused, direct] = await Promise.all([world.calls(BOB, ...HTTP, 2, '/'), world.calls(BOB, world.address('near'), 8080, 2, '/')]);
+    assert.deepEqual([Object.keys(refused), direct['200']], [['403'], undefined], JSON.stringify(direct));
+    const throughEnvoy = world.talk(ALICE, 'near.node', 80, 8);
+    await new Promise((resolve) => setTimeout(resolve, 1_000));
+    await world.apply('mesh', STRICT);
+    await world.becomes({ bob: [async () => (await world.explained(BOB, ...HTTP)).way, 'endpoint'] });
+    assert.deepEqual(Object.keys(await world.calls(BOB, ...HTTP, 1, '/')), ['200']);
+    assert.equal((await throughEnvoy).word, 'open');
+    // A request that Envoy has under way as a policy grows stricter is ended with its connection to the pod.
+    const { 200: answered = 0, 503: ended = 0, ...others } = await alice;
+    assert.ok(answered > 100 && ended <= 3, `${answered} answered, ${ended} ended`);
+    assert.deepEqual(others, {});
+    assert.equal((await stranger)['200'], undefined);
   });
 });
 

@@ -144,24 +144,43 @@ test('a VirtualService leads the service through Envoy', async () => {
   await until('the kernel to have it again', 'db', 5432, 3);
 });
 
-test('a pod whose policy has a say in who calls it is reached through Envoy, which holds to the policy', async () => {
-  const file = join(node.sourceDir, 'policy.yaml');
-  writeFileSync(file, 'apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: one, namespace: shop}\nspec: {selector: {matchLabels: {one: "true"}}, action: DENY, rules: [{from: [{source: {namespaces: [shop]}}]}]}\n');
+test('a pod whose policy only the proxy can judge is reached through Envoy, which holds to the policy', async () => {
+  const files = ['policy.yaml', 'peer.yaml'].map((name) => join(node.sourceDir, name));
+  // Nobody has an identity where no mutual TLS is taken: WDS says so of nobody.
+  writeFileSync(files[1]!, 'apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: one, namespace: shop}\nspec: {selector: {matchLabels: {one: "true"}}, mtls: {mode: DISABLE}}\n');
+  writeFileSync(files[0]!, 'apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: one, namespace: shop}\nspec: {selector: {matchLabels: {one: "true"}}, action: ALLOW, rules: [{from: [{source: {namespaces: [shop]}}]}]}\n');
   const passes = async (): Promise<boolean> => Object.keys(await connects('one', 6000, 2)).some((key) => key.startsWith('db-a'));
   await waitFor('the policy to be in force', async () => !(await passes()), { timeoutMs: 30_000 });
   assert.equal(await resolved('one', 6000), 0);
   assert.equal(await resolved('db', 5432), 0, 'one of its two endpoints has the policy');
-  rmSync(file);
+  assert.match((await explained('one', 6000)).reasons.join(), /its policy has a say in who calls it, and not the kernel's alone: it takes no mutual TLS/);
+  for (const file of files) rmSync(file);
   await until('the kernel to have it again', 'one', 6000, 3);
   assert.ok(await passes());
 });
 
-test('pods that ask their callers for mutual TLS are reached through Envoy', async () => {
+test('a pod whose policy the kernel judges is decided at connect() all the same, and refuses there whom the policy denies', async () => {
+  const file = join(node.sourceDir, 'policy.yaml');
+  writeFileSync(file, 'apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: one, namespace: shop}\nspec: {selector: {matchLabels: {one: "true"}}, action: DENY, rules: [{from: [{source: {namespaces: [shop]}}]}]}\n');
+  await waitFor('the kernel to judge', async () => (await explained('one', 6000)).way === 'refused', { timeoutMs: 30_000 });
+  const before_ = (await node.counters())['policy_connect_refused'] ?? 0;
+  assert.deepEqual(await connects('one', 6000, 3), { ECONNREFUSED: 3 });
+  assert.equal((await node.counters())['policy_connect_refused'], before_ + 3);
+  assert.match((await node.cli(['ps', '--instance', node.instance])).stdout, /shop\/db-a: 7000 by the kernel for pods of this node/);
+  rmSync(file);
+  await until('the kernel to have it again', 'one', 6000, 3);
+});
+
+test('pods that ask their callers for mutual TLS are decided at connect() for the node\'s own pods, whose identity is known', async () => {
   const file = join(node.sourceDir, 'strict.yaml');
   writeFileSync(file, 'apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: strict, namespace: shop}\nspec: {mtls: {mode: STRICT}}\n');
-  await until('Envoy to have the service', 'db', 5432, 0);
+  await waitFor('the kernel to judge', async () => judged(await explained('db', 5432)) === 'allow kernel,allow kernel', { timeoutMs: 30_000 });
+  const before_ = (await node.counters())['policy_connect_let_past'] ?? 0;
+  assert.equal(await resolved('db', 5432), 3);
+  assert.equal((await node.counters())['policy_connect_let_past'], before_ + 3);
   assert.equal(Object.keys(await connects('db', 5432, 2)).filter((key) => key.startsWith('db-')).length > 0, true);
   rmSync(file);
+  await waitFor('the pods to have no policy', async () => judged(await explained('db', 5432)) === 'none kernel,none kernel', { timeoutMs: 30_000 });
   await until('the kernel to have it again', 'db', 5432, 3);
 });
 
@@ -205,6 +224,8 @@ async function wayTaken(host: string, port: number): Promise<string> {
   if (grew('connections_captured')) return 'envoy';
   return result.startsWith('db-') ? 'straight' : `untouched: ${result}`;
 }
+
+const judged = ({ destinations = [] }: Explanation['addresses'][number]): string => destinations.map(({ policy: { answer, judge } }) => `${answer} ${judge}`).join();
 
 async function explained(host: string, port: number): Promise<Explanation['addresses'][number]> {
   const { stdout } = await node.cli(['explain', 'client', `${host.includes(':') ? `[${host}]` : host}:${port}`, '-n', 'shop', '-o', 'json', '--instance', node.instance]);
@@ -251,17 +272,17 @@ test('explain says what the policy of the pod that is reached makes of the calle
   assert.equal(await policyOf(address!, 7000), 'none by kernel: it takes all that comes');
   assert.equal(await policyOf('one', 6000), 'none by kernel: it takes all that comes');
   const cases: [yaml: string, said: RegExp][] = [
-    [rules('DENY', '{from: [{source: {namespaces: [shop]}}]}'), /^deny by envoy: shop\/one fits$/],
-    [rules('DENY', '{from: [{source: {namespaces: [elsewhere]}}]}'), /^allow by envoy: no DENY policy fits, and there is no ALLOW policy$/],
-    [rules('ALLOW', '{from: [{source: {principals: ["*"]}}], to: [{operation: {ports: ["7000"]}}]}'), /^allow by envoy: shop\/one fits$/],
-    [rules('ALLOW', '{to: [{operation: {ports: ["7001"]}}]}'), /^deny by envoy: no ALLOW policy fits$/],
-    [strict, /^allow by envoy: no DENY policy fits, and there is no ALLOW policy$/],
+    [rules('DENY', '{from: [{source: {namespaces: [shop]}}]}'), /^deny by kernel: shop\/one fits$/],
+    [rules('DENY', '{from: [{source: {namespaces: [elsewhere]}}]}'), /^allow by kernel: no DENY policy fits, and there is no ALLOW policy$/],
+    [rules('ALLOW', '{from: [{source: {principals: ["*"]}}], to: [{operation: {ports: ["7000"]}}]}'), /^allow by kernel: shop\/one fits$/],
+    [rules('ALLOW', '{to: [{operation: {ports: ["7001"]}}]}'), /^deny by kernel: no ALLOW policy fits$/],
+    [strict, /^allow by kernel: no DENY policy fits, and there is no ALLOW policy$/],
   ];
   for (const [yaml, said] of cases) {
     writeFileSync(file, yaml);
     let last: unknown;
     await waitFor(`explain to say ${said}`, async () => said.test((last = await policyOf('one', 6000)) as string), { timeoutMs: 20_000 }).catch((error: unknown) => assert.fail(`${String(error)}: ${String(last)}`));
-    // By the service it comes with the caller's identity, by the pod's own address without one.
+    // By the service and by the pod's own address alike it comes with the caller's identity.
     for (const [host, port] of [['one', 6000], [address!, 7000]] as const) {
       await waitFor(`${host} to be as explain says`, async () => {
         const [answer, isIn] = [await policyOf(host, port), await passes(host, port)];
@@ -270,7 +291,12 @@ test('explain says what the policy of the pod that is reached makes of the calle
       }, { timeoutMs: 20_000 }).catch((error: unknown) => assert.fail(`${yaml}: ${String(error)}: ${JSON.stringify(last)}`));
     }
   }
-  assert.match(await policyOf(address!, 7000), /^deny by envoy: PeerAuthentication STRICT \(istio-system\/istio_converted_static_strict\): .*without an identity\)$/);
+  assert.match(await policyOf(address!, 7000), /^allow by kernel: no DENY policy fits/);
+  // A log of connections is Envoy's to write: what is not led there by the service arrives without an identity.
+  writeFileSync(file, `${strict}---\napiVersion: telemetry.istio.io/v1\nkind: Telemetry\nmetadata: {name: log, namespace: shop}\nspec: {accessLogging: [{providers: [{name: envoy}]}]}\n`);
+  const anonymous = /^deny by envoy: PeerAuthentication STRICT \(istio-system\/istio_converted_static_strict\): .*without an identity\)$/;
+  await waitFor('Envoy to judge', async () => anonymous.test(await policyOf(address!, 7000)), { timeoutMs: 20_000 });
+  assert.match(await policyOf('one', 6000), /^allow by envoy: /);
   rmSync(file);
   await until('the kernel to have it again', 'one', 6000, 3);
   assert.equal(await policyOf('one', 6000), 'none by kernel: it takes all that comes');

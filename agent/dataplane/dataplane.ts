@@ -33,7 +33,7 @@ export interface DataplaneOptions {
   policiesKnown?: (uid: string, signal: AbortSignal) => Promise<void>;
   backoff?: () => Backoff;
   /** Told of every change of whether what comes to a pod over the network is led to the proxy. */
-  setBehindProxy?: (uid: string, isBehind: boolean) => void;
+  setBehindProxy?: (uid: string, isBehind: boolean, isPassable?: boolean) => void;
   /** Absent where the kernel side can't be used. */
   steering?: InboundSteering;
 }
@@ -126,7 +126,8 @@ export class Dataplane {
           actual.rules = actual.inbound.rules = 'unknown';
           logger.warn({ pod: `${record.namespace}/${record.name}`, reason: errorMessage(error) }, "can't read the pod's iptables rules; they count as there");
         }
-        if (new InboundWay(undefined, actual.inbound).isActive) this.#around.setBehindProxy?.(uid, true);
+        const { isActive, isPassable } = new InboundWay(undefined, actual.inbound);
+        if (isActive) this.#around.setBehindProxy?.(uid, true, isPassable);
         this.#listeners.set(uid, listenerPod(record, path, actual.rules !== 'none', new InboundWay(undefined, actual.inbound).isPresent));
       }
       const controller = new PodController(this.#around, this.#targetOf(record ?? lost(uid)), actual);

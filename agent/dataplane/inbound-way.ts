@@ -40,6 +40,11 @@ export class InboundWay {
     return this.#state.steered === 'active' || this.#state.rules === 'active' || this.#state.rules === 'unknown';
   }
 
+  /** But for those that the kernel has judged at connect(): rules know none of these. */
+  get isPassable(): boolean {
+    return this.#state.steered === 'active' && this.#state.rules !== 'active' && this.#state.rules !== 'unknown';
+  }
+
   /** Connections that were led there may be left, and need the listener. */
   get isPresent(): boolean {
     return this.#state.steered !== 'none' || this.#state.rules !== 'none';

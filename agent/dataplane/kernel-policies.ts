@@ -13,6 +13,8 @@ export interface PodPolicy {
   compiled: CompiledPolicy | undefined;
   /** What comes over the network is led to the proxy, which decides. */
   behindProxy: boolean;
+  /** Of which the kernel's word is enough all the same, for callers of this node; ascending. */
+  judgedPorts?: readonly number[];
 }
 
 /** How the policy that is in the kernel judges one connection. */
@@ -140,7 +142,7 @@ export class KernelPolicies {
     this.#map.set(keyOf(netnsCookie), marked);
   }
 
-  #encode({ compiled, behindProxy, version }: PodPolicy, places: readonly Place[]): Buffer {
+  #encode({ compiled, behindProxy, version, judgedPorts = [] }: PodPolicy, places: readonly Place[]): Buffer {
     const { policy: codec } = this.#codecs;
     const behind_proxy = behindProxy ? 1 : 0;
     if (!compiled) return codec.encode({ state: this.#states.unreadable, behind_proxy, version });
@@ -149,7 +151,12 @@ export class KernelPolicies {
     const ports: Buffer[] = [];
     const cidrs: Buffer[] = [];
     const terms = compiled.terms.map((term) => this.#encodeTerm(term, ports, cidrs));
+    // Where there is no room they are all the proxy's.
+    const judged = rangesOf(judgedPorts).map(([first, last]) => this.#codecs.ports.encode({ first, last }));
+    const room = ports.length + judged.length <= MAX_PORT_RANGES ? judged : [];
+    const first = ports.push(...room) - room.length;
     return codec.encode({
+      'judged.first': first, 'judged.count': room.length,
       state: this.#states.decide, terms_used: terms.length, allow_by_default: compiled.allowByDefault ? 1 : 0, behind_proxy, version, class_of,
       terms: Buffer.concat(terms), ports: Buffer.concat(ports), cidrs: Buffer.concat(cidrs),
     });
@@ -196,6 +203,17 @@ export class KernelPolicies {
     const sizes = [policy.size('terms') / term.sizeBytes, policy.size('ports') / ports.sizeBytes, policy.size('cidrs') / cidr.sizeBytes];
     if (sizes.join() !== [MAX_TERMS, MAX_PORT_RANGES, MAX_BLOCKS].join()) throw new UnderpassError('UNDERPASS_KERNEL_LAYOUT', `struct policy holds ${sizes.join(', ')} terms, ranges and blocks, expected ${MAX_TERMS}, ${MAX_PORT_RANGES} and ${MAX_BLOCKS}`);
   }
+}
+
+/** @param ports ascending */
+function rangesOf(ports: readonly number[]): PortRange[] {
+  const ranges: [number, number][] = [];
+  for (const port of ports) {
+    const last = ranges.at(-1);
+    if (last && last[1] === port - 1) last[1] = port;
+    else ranges.push([port, port]);
+  }
+  return ranges;
 }
 
 function keyOf(netnsCookie: bigint): Buffer {

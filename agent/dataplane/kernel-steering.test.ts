@@ -7,6 +7,8 @@ import { after, before, test } from 'node:test';
 import { run } from '../../common/process.js';
 import { waitFor } from '../../common/retry.js';
 import type { TestPod } from '../../native/testing.js';
+import { Action, Authorization, Scope } from '../../proto/generated/istio/security/authorization.js';
+import { compilePolicy } from '../policy/compile.js';
 import { KernelWorld, TEST_BPFFS } from './kernel-testing.js';
 
 /** `a` is steered, `b` another pod, `c` the node. */
@@ -124,6 +126,36 @@ for (const family of ['ipv4', 'ipv6'] as const) {
     assert.deepEqual(names.map((each) => (each as Said).name), ['app', 'app', 'tunnels', 'app']);
   });
 }
+
+test('a port that the kernel judges passes the proxy for pods of the node that its policy lets in, and for nobody else', async () => {
+  const uids = [A(), B()].map((pod) => w.podRecord(pod).uid) as [string, string];
+  const identities = new Map(uids.map((uid, i) => [uid, { trustDomain: 'cluster.local', namespace: 'shop', serviceAccount: ['a', 'b'][i]! }]));
+  const judge = (account: string, judgedPorts: number[]): void => {
+    const groups = [{ rules: [{ matches: [{ principals: [{ match_type: { $case: 'exact' as const, value: `cluster.local/ns/shop/sa/${account}` } }] }] }] }];
+    const compiled = compilePolicy([Authorization.fromPartial({ name: 'p', namespace: 'shop', scope: Scope.NAMESPACE, action: Action.ALLOW, groups })], identities);
+    w.kernel.setPolicies(new Map([[uids[0], { version: 1n, compiled, behindProxy: true, judgedPorts }]]));
+  };
+  const nameOf = (said: Said | string): string => (typeof said === 'string' ? said : said.name);
+  try {
+    for (const family of ['ipv4', 'ipv6'] as const) {
+      judge('b', [8080]);
+      const { result, counters } = await w.counted(() => call(B(), A()[family]));
+      assert.deepEqual([nameOf(result), counters['policy_connect_let_past'], counters['inbound_steered']], ['app', 1, undefined], family);
+      assert.equal(nameOf(await call(B(), A()[family], 9)), 'proxy', 'of another port the proxy knows more');
+      judge('b', []);
+      assert.equal(nameOf(await call(B(), A()[family])), 'proxy');
+      judge('a', [8080]);
+      const refused = await w.counted(() => call(B(), A()[family]));
+      assert.deepEqual([nameOf(refused.result), refused.counters['policy_connect_refused']], ['ECONNREFUSED', 1]);
+    }
+    // Who has left the mesh has no identity, and is not asked at connect(): the proxy is.
+    w.kernel.removePod(uids[1]);
+    assert.equal(nameOf(await call(B(), A().ipv4)), 'proxy');
+  } finally {
+    w.kernel.setPolicies(new Map());
+    w.put({ acceleration: 'off' }, [B()]);
+  }
+});
 
 test('the agent is replaced: nobody notices, and the next one knows', async () => {
   await w.kernel.close();

@@ -60,8 +60,8 @@ export interface Surroundings {
   proxy: PodProxy;
   /** Absent where rules have to do it. */
   steering?: InboundSteering;
-  /** Whether what comes to this pod over the network is led to the proxy's inbound listener. */
-  setBehindProxy?: (uid: string, isBehind: boolean) => void;
+  /** Whether what comes to this pod over the network is led to the proxy's inbound listener, and passes it where the kernel has judged. */
+  setBehindProxy?: (uid: string, isBehind: boolean, isPassable?: boolean) => void;
   /** Adds, changes or removes this pod in the set that the proxy is to serve. */
   setListener(uid: string, pod: ListenerPod | undefined): void;
   logger: Logger;
@@ -347,7 +347,7 @@ export class PodController {
       this.#around.setBehindProxy?.(uid, false);
       await this.#arrivals.stop(uid, rules);
     }
-    this.#around.setBehindProxy?.(uid, this.#arrivals.isActive);
+    this.#around.setBehindProxy?.(uid, this.#arrivals.isActive, this.#arrivals.isPassable);
     // Connections that were redirected need the listener for as long as they live.
     this.#setListener(target, path, iptables);
     return mutualTls === 'taken' && this.#arrivals.isActive ? this.#mutualTls.announce(this.#record) : unheardMs;

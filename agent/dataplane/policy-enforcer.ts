@@ -12,7 +12,9 @@ import type { Logger } from '../../common/log.js';
 import { sleep } from '../../common/retry.js';
 import type { Identity } from '../policy/authorization.js';
 import { allows, compilePolicy, type CompiledPolicy } from '../policy/compile.js';
+import { judgedPorts, type JudgedPorts } from '../policy/judged-ports.js';
 import { policiesNamed, policiesOf, type PodPolicies, type WorkloadView } from '../policy/workload-policies.js';
+import type { InboundNeeds } from '../proxy/inbound-needs.js';
 import type { Change } from '../xds/delta-stream.js';
 import { hashBytes } from '../xds/resource-type.js';
 import { AddressType } from '../xds/resource-types.js';
@@ -53,7 +55,18 @@ export interface PolicyEnforcerOptions {
   retryMs?: number;
   clusterId?: string;
   trustDomain?: string;
+  /** Other pods are behind the proxy than before, or the kernel judges other ports of theirs. */
+  onJudged?: () => void;
   logger: Logger;
+}
+
+/** Who says whether a connection that is led to the proxy may come. */
+export interface InboundDecision {
+  pod: string;
+  /** Of pods of this node: at connect(), without the proxy. */
+  kernel: readonly number[];
+  /** Why others are the proxy's; a port that is in neither has nothing of its own in its rules, and is the proxy's. */
+  envoy: Record<number, string>;
 }
 
 export interface PolicyStatus {
@@ -61,6 +74,8 @@ export interface PolicyStatus {
   pods: number;
   /** Pods that take nobody new except by the proxy's word, and why. */
   unreadable: { pod: string; reasons: string[] }[];
+  /** Of pods that are behind the proxy. */
+  inbound: InboundDecision[];
   /** Connections that a change of policy ended. */
   connectionsClosed: number;
   /** Why they could not be ended. */
@@ -72,6 +87,7 @@ interface Governed {
   compiled: CompiledPolicy | undefined;
   reasons: readonly string[];
   version: bigint;
+  judged: JudgedPorts;
   /** Until when the proxy may take over before the kernel enforces; undefined: it does. UNHEARD: what a former agent enforced holds. */
   waitsUntil: number | undefined;
 }
@@ -79,6 +95,7 @@ interface Governed {
 /** The control plane has not named the pod's workload since this agent started. */
 const UNHEARD = Infinity;
 const NONE: PodPolicies = { policies: [], problems: [] };
+const NO_PORTS: JudgedPorts = { ports: [], reasons: new Map() };
 const SETTLE_MS = 20;
 /** A handshake that the kernel let through just before the change is a connection by then. */
 const LOOK_AGAIN_MS = 250;
@@ -92,6 +109,9 @@ export class PolicyEnforcer implements Closable {
   readonly #options: PolicyEnforcerOptions;
   readonly #abort = new AbortController();
   readonly #behindProxy = new Set<string>();
+  /** Those of them where what the kernel has judged passes the proxy. */
+  readonly #passable = new Set<string>();
+  #needs: ReadonlyMap<string, InboundNeeds> = new Map();
   #records: readonly PodRecord[] = [];
   #localUids: ReadonlySet<string> = new Set();
   #view: WorkloadView | undefined;
@@ -118,7 +138,7 @@ export class PolicyEnforcer implements Closable {
     this.#records = records;
     this.#localUids = new Set(records.map((record) => this.#workloadUid(record)));
     const present = new Set(records.map(({ uid }) => uid));
-    for (const uid of this.#behindProxy) if (!present.has(uid)) this.#behindProxy.delete(uid);
+    for (const uids of [this.#behindProxy, this.#passable]) for (const uid of uids) if (!present.has(uid)) uids.delete(uid);
     for (const uid of this.#named.keys()) if (!present.has(uid)) this.#named.delete(uid);
     this.#apply();
   }
@@ -149,12 +169,39 @@ export class PolicyEnforcer implements Closable {
     this.#timer ??= setTimeout(() => this.#apply(), SETTLE_MS);
   }
 
-  /** Whether what comes to the pod over the network is led to the proxy. */
-  setBehindProxy(uid: string, isBehind: boolean): void {
-    if (this.#behindProxy.has(uid) === isBehind) return;
-    if (isBehind) this.#behindProxy.add(uid);
-    else this.#behindProxy.delete(uid);
+  /**
+   * Whether what comes to the pod over the network is led to the proxy.
+   * @param isPassable but for what the kernel has judged at connect()
+   */
+  setBehindProxy(uid: string, isBehind: boolean, isPassable = isBehind): void {
+    if (this.#behindProxy.has(uid) === isBehind && this.#passable.has(uid) === isPassable) return;
+    for (const [uids, has] of [[this.#behindProxy, isBehind], [this.#passable, isPassable]] as const) {
+      if (has) uids.add(uid);
+      else uids.delete(uid);
+    }
     this.#apply();
+    this.#options.onJudged?.();
+  }
+
+  isBehindProxy(uid: string): boolean {
+    return this.#behindProxy.has(uid);
+  }
+
+  /** By uid, what the pods' proxies ask of callers; pods that are not in it are the proxy's on all ports. */
+  setInboundNeeds(needs: ReadonlyMap<string, InboundNeeds>): void {
+    const before = this.#needs;
+    this.#needs = needs;
+    if (needs.size !== before.size || [...needs].some(([uid, each]) => before.get(uid) !== each)) this.#apply();
+  }
+
+  /** Whether the kernel's word is enough for callers of this node. */
+  isJudged(uid: string, port: number): boolean {
+    return this.#governed.get(uid)?.judged.ports.includes(port) ?? false;
+  }
+
+  /** Why it is not; undefined when nothing is known of the port. */
+  whyProxy(uid: string, port: number): string | undefined {
+    return this.#governed.get(uid)?.judged.reasons.get(port);
   }
 
   status(): PolicyStatus {
@@ -162,8 +209,12 @@ export class PolicyEnforcer implements Closable {
       const reasons = this.#governed.get(uid)?.reasons ?? [];
       return reasons.length > 0 ? [{ pod: `${namespace}/${name}`, reasons: [...reasons] }] : [];
     });
+    const inbound = this.#records.flatMap(({ uid, namespace, name }): InboundDecision[] => {
+      const governed = this.#governed.get(uid);
+      return governed && this.#behindProxy.has(uid) ? [{ pod: `${namespace}/${name}`, kernel: governed.judged.ports, envoy: Object.fromEntries(governed.judged.reasons) }] : [];
+    });
     const problem = [...this.#problems.values()].join('; ');
-    return { pods: this.#governed.size, unreadable, connectionsClosed: this.#connectionsClosed, ...(problem === '' ? {} : { problem }) };
+    return { pods: this.#governed.size, unreadable, inbound, connectionsClosed: this.#connectionsClosed, ...(problem === '' ? {} : { problem }) };
   }
 
   /** Which policy a term of the kernel's is of, by its index; undefined when what the kernel has is not what this enforcer knows. */
@@ -193,8 +244,9 @@ export class PolicyEnforcer implements Closable {
     this.#governed = governed;
     const isAgain = this.#problems.has('kernel');
     try {
-      this.#options.kernel.setPolicies(new Map([...governed].map(([uid, { compiled, version, waitsUntil }]) => [uid, waitsUntil === undefined ? { compiled, version, behindProxy: this.#behindProxy.has(uid) } : 'as it is'])));
+      this.#options.kernel.setPolicies(new Map([...governed].map(([uid, { compiled, version, waitsUntil, judged }]) => [uid, waitsUntil === undefined ? { compiled, version, behindProxy: this.#behindProxy.has(uid), judgedPorts: judged.ports } : 'as it is'])));
       this.#problems.delete('kernel');
+      if ([...new Set([...before.keys(), ...governed.keys()])].some((uid) => String(before.get(uid)?.judged.ports ?? []) !== String(governed.get(uid)?.judged.ports ?? []))) this.#options.onJudged?.();
     } catch (error) {
       this.#report('kernel', `policies can't be written to the kernel: ${errorMessage(error)}`);
     }
@@ -220,7 +272,7 @@ export class PolicyEnforcer implements Closable {
     const former = this.#versionsBefore?.get(record.uid);
     if (!this.#named.has(record.uid) && former !== undefined) {
       if (!before) this.#options.logger.warn({ pod: `${record.namespace}/${record.name}` }, 'the control plane has not named this pod yet: the policies that a former agent enforced hold');
-      return { policies: NONE, compiled: undefined, reasons: [], version: former, waitsUntil: UNHEARD };
+      return { policies: NONE, compiled: undefined, reasons: [], version: former, judged: NO_PORTS, waitsUntil: UNHEARD };
     }
     const policies = policiesOf(view, this.#workloadUid(record), record.namespace, this.#named.get(record.uid));
     if (policies.policies.length === 0 && policies.problems.length === 0) return undefined;
@@ -233,7 +285,13 @@ export class PolicyEnforcer implements Closable {
       reasons = [errorMessage(error)];
     }
     if (reasons.length > 0 && before?.reasons.join() !== reasons.join()) this.#options.logger.error({ pod: `${record.namespace}/${record.name}`, reasons }, "the pod's policy can't be judged by: the kernel lets nobody new in");
-    return { policies, compiled, reasons, version, waitsUntil: this.#waitsUntil(record.uid, before) };
+    const waitsUntil = this.#waitsUntil(record.uid, before);
+    return { policies, compiled, reasons, version, waitsUntil, judged: compiled && waitsUntil === undefined ? this.#judged(record.uid, policies, identities) : NO_PORTS };
+  }
+
+  #judged(uid: string, { policies }: PodPolicies, identities: ReadonlyMap<string, Identity>): JudgedPorts {
+    const needs = this.#needs.get(uid);
+    return needs && this.#passable.has(uid) ? judgedPorts(needs, policies.map(({ message }) => message), identities.values()) : NO_PORTS;
   }
 
   #waitsUntil(uid: string, before: Governed | undefined): number | undefined {
@@ -279,16 +337,18 @@ export class PolicyEnforcer implements Closable {
   }
 
   async #close(uid: string, includingProxys: boolean): Promise<void> {
-    const compiled = this.#governed.get(uid)?.compiled;
     const record = this.#records.find((item) => item.uid === uid);
     const { host } = this.#options.kernel;
     const pods = this.#options.kernel.pods();
     const cookie = pods.find((pod) => pod.uid === uid)?.netnsCookie;
     // A pod with a sidecar has its own proxy, whose business this is.
-    if (!compiled || !record || pods.find((pod) => pod.uid === uid)?.mode !== 'node') return;
+    if (!record || pods.find((pod) => pod.uid === uid)?.mode !== 'node') return;
     const owners = new Map(pods.flatMap((pod) => pod.addresses.map((address) => [encodeAddress(address).toString('hex'), pod.uid] as const)));
     const owner: SocketOwner = { addresses: new Set(record.ips.map((ip) => encodeAddress(ip).toString('hex'))), proxyCgroupId: this.#proxyCgroupId() };
     const sockets = await tcpSockets(record.netns);
+    // Of this moment: what the policy before it forbade may have been allowed, and opened, meanwhile.
+    const compiled = this.#governed.get(uid)?.compiled;
+    if (!compiled) return;
     const isAllowed = (source: Buffer, destination: Buffer, port: number, sourcePort: number): boolean => {
       if (cookie !== undefined && host?.opened(cookie, { address: source, port: sourcePort }, { address: destination, port })) return true;
       const caller = owners.get(source.toString('hex'));

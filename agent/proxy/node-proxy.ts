@@ -22,6 +22,7 @@ import { Envoy } from './envoy.js';
 import { EnvoyExtensions } from './extensions.js';
 import { Folder, type FoldProblem, type FoldResult } from './fold.js';
 import { inboundListenerName, inboundStatPrefix } from './fold-inbound.js';
+import { needsOfPods, type InboundNeeds } from './inbound-needs.js';
 import { InboundFollower, type InboundPods } from './inbound-follower.js';
 import { HealthRelay } from './health-relay.js';
 import { tunnelHeaders } from './hbone-originate.js';
@@ -82,6 +83,8 @@ export interface NodeProxyOptions {
   onInbound?: (pods: InboundPods) => void;
   /** What the control plane says of workloads and their policies; called on every change. */
   onWorkloads?: (view: WorkloadStream, change: Change) => void;
+  /** By uid, before Envoy is told: for which ports it has no more to say of callers than L4 policies do. */
+  onInboundNeeds?: (needs: ReadonlyMap<string, InboundNeeds>) => void;
   /** With every change of what the control plane sends: how ports are to be judged, and the pods that have a say in who calls them or of which it is not known. */
   onPlainPorts?: (ports: PlainPorts, behind: ReadonlySet<string>) => void;
   launcherPath?: string;
@@ -481,6 +484,7 @@ export class NodeProxy {
     this.#reportProblems(problems);
     const whole = this.#certificates ? snapshot.with(SDS, this.#certificates.secrets) : snapshot;
     this.#snapshot = this.#unheard.size === 0 ? whole : whole.keeping((type, name) => type !== LDS || !this.#isGonePod(name));
+    this.#options.onInboundNeeds?.(needsOfPods(pods, (of) => ready.get(of)?.state));
     this.#folded = new Map(pods.map((pod) => [pod.uid, pod.classKey]));
     this.#ads.setSnapshot(this.#snapshot);
     this.#inbound.follow(folded);

@@ -59,6 +59,8 @@ export interface LiveMaps {
   /** Whether a connection to a local pod's own address and this port is left alone. */
   isPlainPort(port: number): boolean;
   readonly waypoints: WaypointTable;
+  /** Whether the kernel judges callers of this node for a pod that is behind its proxy. */
+  isJudged(uid: string, port: number): boolean;
   /** undefined: no policy. */
   judge(from: string, to: bigint, source: string, destination: string, port: number): PolicyAnswer | undefined;
   /** The policy that the deciding term is of, if that is known. */
@@ -92,7 +94,7 @@ function withDestinations(pod: ExplainedPod, port: number, explained: ExplainedA
   const destinations = targets.flatMap((target) => destinationOf(pod, target, way, maps) ?? []);
   if (destinations.length === 0) return explained;
   const [only] = destinations;
-  const isRefused = way === 'pod' && only!.policy.answer === 'deny' && only!.policy.judge === 'kernel';
+  const isRefused = (way === 'pod' || way === 'endpoint') && destinations.length === targets.length && destinations.every(({ policy }) => policy.answer === 'deny' && policy.judge === 'kernel');
   return isRefused ? { ...explained, way: 'refused', reasons: [`the policy of ${only!.pod}: ${only!.policy.reason}`], destinations } : { ...explained, destinations };
 }
 
@@ -104,10 +106,11 @@ function destinationOf(pod: ExplainedPod, { address, port }: { address: string; 
   if (!owner || !name || owner.uid === pod.uid || source === undefined) return undefined;
   const own = maps.judge(pod.uid, owner.netnsCookie, source, address, port);
   // What is opened straight to the pod and led to its proxy there arrives as plaintext from an address: without an identity.
-  const isAnonymous = way !== 'envoy' && own?.behindProxy === true;
+  const isJudged = way !== 'envoy' && maps.isJudged(owner.uid, port);
+  const isAnonymous = way !== 'envoy' && own?.behindProxy === true && !isJudged;
   const answer = isAnonymous ? maps.judge('', owner.netnsCookie, source, address, port) : own;
   const policy: ExplainedPolicy = answer
-    ? { answer: answer.allowed ? 'allow' : 'deny', reason: `${reasonOf(answer, owner.uid, maps)}${isAnonymous ? ' (the caller arrives in plaintext, and so without an identity)' : ''}`, judge: way === 'envoy' || answer.behindProxy ? 'envoy' : 'kernel' }
+    ? { answer: answer.allowed ? 'allow' : 'deny', reason: `${reasonOf(answer, owner.uid, maps)}${isAnonymous ? ' (the caller arrives in plaintext, and so without an identity)' : ''}`, judge: way === 'envoy' || (answer.behindProxy && !isJudged) ? 'envoy' : 'kernel' }
     : { answer: 'none', reason: 'it takes all that comes', judge: 'kernel' };
   const isDirect = way === 'endpoint' || way === 'pod';
   return { pod: `${name.namespace}/${name.name}`, address, port, policy, ...(isDirect ? { probation: probationOf(maps.probation(), pod, { ...name, address, port }) } : {}) };

@@ -16,7 +16,7 @@ import { preferred, type Place } from '../workloads/preference.js';
 export interface NodeFacts {
   ports: PortJudge;
   /** Why connections to this address are not for the kernel to lead: it is no enrolled pod of this node, or has a say in who calls it. */
-  obstacle(address: string): string | undefined;
+  obstacle(address: string, port: number): string | undefined;
 }
 
 export interface Decision extends ServicePort {
@@ -116,8 +116,8 @@ export class ServiceIndex {
     const candidates = this.#candidates(name, service, address, port);
     const chosen = preferred(service.load_balancing, candidates, this.#place());
     if (typeof chosen === 'string') return chosen;
-    for (const { workload, address: own } of chosen) {
-      const reason = this.#obstacle(own, workload, facts);
+    for (const { workload, address: own, port: at } of chosen) {
+      const reason = this.#obstacle(own, at, workload, facts);
       if (reason !== undefined) return `endpoint ${own} (${workload.namespace}/${workload.name}): ${reason}`;
     }
     const verdict = facts.ports.judge(address, port, service.hostname);
@@ -137,10 +137,10 @@ export class ServiceIndex {
     return { kind: verdict.kind, ...(hasClientAffinity(service.extensions) ? { affinity: true } : {}), endpoints: chosen.map(({ address: own, port: target, weight }) => ({ address: own, port: target, weight })) };
   }
 
-  #obstacle(address: string, workload: Workload, facts: NodeFacts): string | undefined {
+  #obstacle(address: string, port: number, workload: Workload, facts: NodeFacts): string | undefined {
     if (typeof this.#byAddress.get(address) !== 'string') return 'two workloads have this address';
     if (workload.application_tunnel) return 'it takes connections in a tunnel';
-    return facts.obstacle(address);
+    return facts.obstacle(address, port);
   }
 
   /** All that could be drawn but for locality: of the address's family, with a port, weight and health. */

@@ -22,6 +22,16 @@ export interface ServiceSink {
   readonly status: ServiceTableStatus;
 }
 
+/** Of pods that have a say in who calls them. */
+export interface InboundJudge {
+  /** What comes to the pod is led to the proxy, also when nothing asks for that any more. */
+  isRedirected(uid: string): boolean;
+  /** The kernel says it at connect(). */
+  isJudged(uid: string, port: number): boolean;
+  /** Why the proxy has to. */
+  whyProxy(uid: string, port: number): string | undefined;
+}
+
 export type WorkloadChange = Pick<Change, 'updated' | 'removed'> & { type: { shortName: string } };
 
 export interface ServiceResolverOptions {
@@ -29,6 +39,8 @@ export interface ServiceResolverOptions {
   table: ServiceSink;
   /** The pods as the kernel has them. */
   pods: () => readonly KernelPod[];
+  /** Absent: always the proxy. */
+  judge?: InboundJudge;
   logger: Logger;
 }
 
@@ -37,6 +49,13 @@ export interface ResolverStatus extends ServiceTableStatus {
   known: { services: number; workloads: number };
   /** How long it took to make the table what it should be when all was heard for the first time, in milliseconds. */
   firstSyncMs?: number;
+}
+
+interface Standing {
+  uid: string;
+  /** It has a say in who calls it. */
+  isBehind: boolean;
+  obstacle: string | undefined;
 }
 
 /** How often services that found no room are tried again, and said so. */
@@ -49,8 +68,8 @@ export class ServiceResolver implements Closable {
   #heard = false;
   #ports: PortJudge | undefined;
   #behind: ReadonlySet<string> = new Set();
-  /** Address → why the pod that has it is not to be led to. */
-  #pods = new Map<string, string | undefined>();
+  /** Address → the pod that has it, and why it is not to be led to. */
+  #pods = new Map<string, Standing>();
   /** Service → the addresses and ports that it was given an entry for. */
   readonly #given = new Map<string, readonly ServicePort[]>();
   #synced = false;
@@ -96,8 +115,13 @@ export class ServiceResolver implements Closable {
   podsChanged(): void {
     const [before, now] = [this.#pods, this.#standings()];
     this.#pods = now;
-    const changed = [...new Set([...before.keys(), ...now.keys()])].filter((address) => before.has(address) !== now.has(address) || before.get(address) !== now.get(address));
+    const changed = [...new Set([...before.keys(), ...now.keys()])].filter((address) => !sameStanding(before.get(address), now.get(address)));
     if (this.#synced && changed.length > 0) this.#decide(this.#index.servicesAt(changed));
+  }
+
+  /** Decides again for services of the node's pods: what the judge says of some has changed. */
+  judgedChanged(): void {
+    if (this.#synced) this.#decide(this.#index.servicesAt(this.#pods.keys()));
   }
 
   /** What was decided of a host and port, and why; and what is known of an address that is a pod's. */
@@ -125,20 +149,30 @@ export class ServiceResolver implements Closable {
     clearInterval(this.#timer);
   }
 
-  #standings(): Map<string, string | undefined> {
-    return new Map(this.#options.pods().flatMap((pod) => pod.addresses.map((address) => [address, this.#obstacleOf(pod)] as const)));
+  #standings(): Map<string, Standing> {
+    return new Map(this.#options.pods().flatMap((pod) => pod.addresses.map((address) => [address, this.#standingOf(pod)] as const)));
   }
 
-  #obstacleOf({ uid, mode, capture, redirected }: KernelPod): string | undefined {
-    if (mode !== 'node') return 'it keeps its own sidecar';
-    if (!capture && !redirected) return 'it is leaving the mesh';
-    return this.#behind.has(uid) ? 'its policy has a say in who calls it' : undefined;
+  #standingOf({ uid, mode, capture, redirected }: KernelPod): Standing {
+    const obstacle = mode !== 'node' ? 'it keeps its own sidecar' : !capture && !redirected ? 'it is leaving the mesh' : undefined;
+    return { uid, isBehind: this.#behind.has(uid), obstacle };
+  }
+
+  #obstacle(address: string, port: number): string | undefined {
+    const standing = this.#pods.get(address);
+    if (!standing) return 'no enrolled pod of this node';
+    const { uid, isBehind, obstacle } = standing;
+    const { judge } = this.#options;
+    if (obstacle !== undefined || judge?.isJudged(uid, port)) return obstacle;
+    if (!isBehind) return judge?.isRedirected(uid) ? 'its callers are led to Envoy for a moment yet' : undefined;
+    const why = judge?.whyProxy(uid, port);
+    return `its policy has a say in who calls it${why === undefined ? '' : `, and not the kernel's alone: ${why}`}`;
   }
 
   #facts(): NodeFacts | undefined {
     const ports = this.#ports;
     if (!ports || !this.#heard) return undefined;
-    return { ports, obstacle: (address) => (this.#pods.has(address) ? this.#pods.get(address) : 'no enrolled pod of this node') };
+    return { ports, obstacle: (address, port) => this.#obstacle(address, port) };
   }
 
   #decideAll(): void {
@@ -207,4 +241,8 @@ export class ServiceResolver implements Closable {
     this.#lastWarnedMs = performance.now();
     this.#options.logger.warn({ ...this.#options.table.status }, 'the kernel has no room for all services; those without an entry go through Envoy');
   }
+}
+
+function sameStanding(a: Standing | undefined, b: Standing | undefined): boolean {
+  return a?.uid === b?.uid && a?.isBehind === b?.isBehind && a?.obstacle === b?.obstacle;
 }
