@@ -83,7 +83,9 @@ export class InboundWay {
       this.#ruleNotes = (await rules.start()).notes;
       this.#state.rules = 'active';
     }
-    this.#stopSteering(uid);
+    // Also what an agent of another version attached.
+    if (this.#state.steered !== 'none') this.#steering?.stop(uid);
+    if (this.#state.steered === 'active') this.#state.steered = 'stopped';
     return news;
   }
 

@@ -3,9 +3,11 @@ import assert from 'node:assert/strict';
 import { spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
 import { existsSync } from 'node:fs';
+import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { run } from '../../common/process.js';
 import { waitFor } from '../../common/retry.js';
+import { BpfObject } from '../../native/index.js';
 import type { TestPod } from '../../native/testing.js';
 import { Action, Authorization, Scope } from '../../proto/generated/istio/security/authorization.js';
 import { compilePolicy } from '../policy/compile.js';
@@ -163,6 +165,38 @@ test('the agent is replaced: nobody notices, and the next one knows', async () =
   w.kernel = await w.open(TEST_BPFFS);
   assert.equal(w.kernel.steering.state(steered().uid), 'active');
   assert.equal(((await call(B(), A().ipv4)) as Said).name, 'proxy');
+});
+
+test('maps of another layout: the former agent\'s steering holds until the next one has its own, or knows that the pod is gone', async () => {
+  const pins = join(TEST_BPFFS, w.world.name);
+  const { uid } = steered();
+  await w.kernel.close();
+  const object = BpfObject.open({ pinDir: pins });
+  const settings = object.map('settings');
+  const layout = settings.get(Buffer.alloc(4))!;
+  const { offset } = object.layout('settings').fields['layout']!;
+  layout.writeUInt32LE((layout.readUInt32LE(offset) ^ 1) >>> 0, offset);
+  settings.set(Buffer.alloc(4), layout);
+  object.close();
+  // And one that dies before it has put the pods.
+  for (let i = 0; i < 2; i++) {
+    w.kernel = await w.open(TEST_BPFFS);
+    assert.deepEqual([w.kernel.steering.state(uid), ((await call(B(), A().ipv4)) as Said).name], ['stopped', 'proxy']);
+    if (i === 0) await w.kernel.close();
+  }
+  w.kernel.attachProxy(w.world.proxyCgroup);
+  w.put({ acceleration: 'off' }, [A(), B()]);
+  await w.kernel.host.attach(NODE().netns, w.world.proxyCgroup);
+  // The new maps have seen no listener, so that nothing is changed.
+  await assert.rejects(w.kernel.steering.start(steered(), false));
+  w.kernel.keepFormer(new Set([uid]));
+  assert.equal(((await call(B(), A().ipv4)) as Said).name, 'proxy');
+  w.kernel.keepFormer(new Set());
+  assert.deepEqual([w.kernel.steering.state(uid), ((await call(B(), A().ipv4)) as Said).name], ['none', 'app']);
+  await end(proxy);
+  proxy = await serve(w.world.proxyCgroup, 15006, 'proxy');
+  await w.kernel.steering.start(steered());
+  assert.deepEqual([w.kernel.steering.state(uid), ((await call(B(), A().ipv4)) as Said).name], ['active', 'proxy']);
 });
 
 test('without its proxy a pod refuses at once, and one that comes again is found', async () => {

@@ -32,6 +32,8 @@ export class KernelSteering implements Closable {
   readonly #key: StructCodec;
   readonly #links = new Map<string, BpfLink>();
   readonly #former = new Set<string>();
+  /** Names of pins of an agent whose maps are not these: its program goes on until this one's takes its place. */
+  readonly #kept = new Set<string>();
 
   constructor(object: BpfObject, pinDir: string | null) {
     this.#object = object;
@@ -53,13 +55,14 @@ export class KernelSteering implements Closable {
     const family = missing();
     if (family !== undefined) throw new UnderpassError('UNDERPASS_NO_LISTENER', `steering to the proxy's listener in ${netnsPath}: the kernel's programs have not seen it listen${family === AF_INET6 ? ' for IPv6' : ''}`);
     const link = this.#object.attachNetns(PROGRAM, netnsPath, this.#pinDir === null ? null : join(FOLDER, pinName(uid)));
+    this.#kept.delete(pinName(uid));
     this.#links.get(uid)?.close();
     this.#links.set(uid, link);
   }
 
   /** New connections go to the pod's programs; those that are there stay with the proxy. */
   stop(uid: string): void {
-    if (!this.#links.has(uid)) return;
+    if (!this.#links.has(uid) && !this.#kept.has(pinName(uid))) return;
     this.#former.add(uid);
     if (this.#pinDir !== null) mkdirSync(join(this.#pinDir, FORMER, pinName(uid)), { recursive: true });
     this.#detach(uid);
@@ -73,29 +76,44 @@ export class KernelSteering implements Closable {
   }
 
   state(uid: string): 'none' | 'active' | 'stopped' {
-    return this.#links.has(uid) ? 'active' : this.#former.has(uid) ? 'stopped' : 'none';
+    return this.#links.has(uid) ? 'active' : this.#former.has(uid) || this.#kept.has(pinName(uid)) ? 'stopped' : 'none';
   }
 
   #detach(uid: string): void {
     this.#links.get(uid)?.close();
     this.#links.delete(uid);
+    this.#kept.delete(pinName(uid));
     if (this.#pinDir !== null) rmSync(join(this.#pinDir, FOLDER, pinName(uid)), { force: true });
   }
 
-  /** Takes over what a former agent attached; links of other pods than these, and of namespaces that are gone, are removed. */
+  /** Takes over what a former agent attached to these pods; that of others is another version's, see `keep`. */
   adopt(uids: readonly string[]): void {
     if (this.#pinDir === null) return;
     const known = new Map(uids.map((uid) => [pinName(uid), uid]));
     for (const name of names(join(this.#pinDir, FOLDER))) {
       const uid = known.get(name);
-      const link = uid === undefined ? undefined : this.#object.replaceLink(PROGRAM, join(FOLDER, name));
-      if (uid !== undefined && link) this.#links.set(uid, link);
+      if (uid === undefined) {
+        this.#kept.add(name);
+        continue;
+      }
+      const link = this.#object.replaceLink(PROGRAM, join(FOLDER, name));
+      if (link) this.#links.set(uid, link);
       else rmSync(join(this.#pinDir, FOLDER, name), { force: true });
     }
     for (const name of names(join(this.#pinDir, FORMER))) {
       const uid = known.get(name);
       if (uid !== undefined) this.#former.add(uid);
       else rmSync(join(this.#pinDir, FORMER, name), { recursive: true, force: true });
+    }
+  }
+
+  /** What another version attached to pods that are not among these is removed: they are gone, or no longer in the mesh. */
+  keep(uids: ReadonlySet<string>): void {
+    const wanted = new Set([...uids].map(pinName));
+    for (const name of this.#kept) {
+      if (wanted.has(name)) continue;
+      this.#kept.delete(name);
+      rmSync(join(this.#pinDir!, FOLDER, name), { force: true });
     }
   }
 

@@ -288,7 +288,7 @@ export class Kernel {
 
   /** Whether what an agent of another version enforced for the pod still holds; `keepFormer` ends that for all other pods. */
   readonly isFormer = (uid: string): boolean => this.#former?.has(uid) ?? false;
-  readonly keepFormer = (uids: ReadonlySet<string>): void => this.#former?.keep(uids);
+  readonly keepFormer = (uids: ReadonlySet<string>): void => [this.#former, this.steering].forEach((each) => each?.keep(uids));
 
   /** The pods as the kernel has them, those of a former agent too. */
   pods(): KernelPodState[] {
