@@ -25,16 +25,24 @@ import { SetFilterState, packSetFilterState } from './filter-state.js';
 /** Where captured connections arrive; the same port as a sidecar's, so that rules and tools that know it fit. */
 export const OUTBOUND_PORT = 15001;
 
+/**
+ * Plain TCP beyond this many chains is handed on to an internal listener of the class: each pod's listener has its own copy of
+ * its chains, here and in Envoy, and a mesh may have thousands of TCP services.
+ */
+export const MANY_PLAIN_CHAINS = 64;
+
 const PASSTHROUGH = 'PassthroughCluster';
 
 export interface FoldedListeners {
   /** Of the pods' listeners. */
   chains: FilterChain[];
-  /** Of the class's two listeners that inspect what is sent to them. */
+  /** Of the class's internal listeners, that inspect what is sent to them, or do not. */
   inspected: Record<InspectionKind, FilterChain[]>;
   /** What matched no service: passthrough, or refusal in REGISTRY_ONLY. */
   defaultChain: FilterChain;
   accessLog: AccessLog[];
+  /** Plain TCP is handed on. */
+  handsOn: boolean;
   /** Listeners that were left out, and why. */
   errors: { listener: string; message: string }[];
 }
@@ -49,16 +57,22 @@ export function isSocketOfItsOwn(listener: Listener): boolean {
   return listener.name !== 'virtualOutbound' && listener.traffic_direction === TrafficDirection.OUTBOUND && listener.bind_to_port !== false && listener.address?.address?.$case === 'socket_address';
 }
 
-/** @param foldOne folds one listener; a caller that keeps results gives its own */
-export function foldListeners(listeners: Iterable<Listener>, classKey: string, extensions: EnvoyExtensions, foldOne = foldListener): FoldedListeners {
+/**
+ * @param foldOne folds one listener; a caller that keeps results gives its own
+ * @param handsOn plain TCP, however few chains it has: a chain that moves to another listener ends its connections
+ */
+export function foldListeners(listeners: Iterable<Listener>, classKey: string, extensions: EnvoyExtensions, foldOne = foldListener, handsOn = false): FoldedListeners {
   const sorted = [...listeners].sort((a, b) => (a.name < b.name ? -1 : 1));
   const outbound = sorted.filter(isOutboundListener);
   const frame = sorted.find((listener) => listener.name === 'virtualOutbound');
   const v6Wildcards = new Set(outbound.filter((listener) => addressOf(listener).address === '::').map((listener) => addressOf(listener).port));
   const folded: FoldedListeners = {
     chains: [blackHole('loop', narrowed(undefined, OUTBOUND_PORT, []))], defaultChain: passthrough(),
-    inspected: { http: [], unknown: [] }, accessLog: [], errors: [],
+    inspected: { http: [], unknown: [], plain: [] }, accessLog: [], handsOn, errors: [],
   };
+  /** By port. */
+  const plain = new Map<number, FilterChain[]>();
+  const wildcards = new Set<number>();
   for (const listener of outbound) {
     const { port } = addressOf(listener);
     // The port of this very listener: whatever is said about it, it stays refused.
@@ -72,8 +86,11 @@ export function foldListeners(listeners: Iterable<Listener>, classKey: string, e
       continue;
     }
     const kind = inspectionOf(listener);
+    if (prefixRanges(listener, v6Wildcards.has(port)).every(({ prefix_len: length }) => length === 0)) wildcards.add(port);
     if (!kind) {
-      folded.chains.push(...chains);
+      const known = plain.get(port);
+      if (known) known.push(...chains);
+      else plain.set(port, [...chains]);
       continue;
     }
     folded.inspected[kind].push(...chains);
@@ -85,6 +102,16 @@ export function foldListeners(listeners: Iterable<Listener>, classKey: string, e
     // What shows itself at once is served here; what does not is inspected for longer.
     const own = listener.filter_chains.length;
     folded.chains.push(...chains.slice(0, own), ...chains.slice(own).map((end) => toInspection(end.name, end.filter_chain_match)));
+  }
+  folded.handsOn ||= [...plain.values()].reduce((sum, { length }) => sum + length, 0) > MANY_PLAIN_CHAINS;
+  for (const [port, chains] of plain) {
+    // Where one listener takes all addresses of the port there is a chain for that already.
+    if (!folded.handsOn || wildcards.has(port)) {
+      folded.chains.push(...chains);
+      continue;
+    }
+    folded.inspected.plain.push(...chains);
+    folded.chains.push(inspectionChain(`plain/${port}`, inspectionName(classKey, 'plain'), narrowed(undefined, port, [])));
   }
   if (frame) {
     const unmatched = unmatchedChain(frame);

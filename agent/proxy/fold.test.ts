@@ -83,6 +83,31 @@ describe('Folder: listeners', () => {
     ]);
   });
 
+  it('hands plain TCP of many services on to a listener of the class, so that no pod has a copy of it', () => {
+    const many = (count: number): Record<string, Any> => Object.fromEntries(Array.from({ length: count }, (_, i) => [`lds 10.97.${i >> 8}.${i & 255}_5432`, tcpListener(`10.97.${i >> 8}.${i & 255}`, 5432, `outbound|5432||db-${i}`)]));
+    const folder = new Folder(extensions);
+    const result = (state: SidecarState): FoldResult => folder.fold([{ key: 'c1', state }], [pod]);
+    const chosen = ({ snapshot }: FoldResult, address: string, port: number): string => {
+      const first = listenerOf({ snapshot } as FoldResult);
+      const target = targetOf(chooseChain(first.filter_chains, first.default_filter_chain, connection({ address, port })));
+      if (target !== 'cluster inspect/c1/plain' && target !== 'inspect/c1/plain') return target;
+      const inner = decode(Listener, snapshot.get(LDS, 'inspect/c1/plain')?.any);
+      assert.deepEqual(inner.listener_filters.map(({ name }) => name), ['envoy.filters.listener.original_dst'], 'nobody waits for what a client may send');
+      return `handed on: ${targetOf(chooseChain(inner.filter_chains, inner.default_filter_chain, connection({ address, port })))}`;
+    };
+    const few = result(basic(many(3)));
+    const expected = chosen(few, '10.97.0.2', 5432);
+    assert.ok(expected.includes('db-2') && !expected.startsWith('handed on'), expected);
+    const all = result(basic({ ...many(300), 'lds 0.0.0.0_6000': tcpListener('0.0.0.0', 6000, 'outbound|6000||any'), 'lds 10.97.9.9_6000': tcpListener('10.97.9.9', 6000, 'outbound|6000||one') }));
+    assert.ok(listenerOf(all).filter_chains.length < 10, `${listenerOf(all).filter_chains.length} chains`);
+    assert.equal(chosen(all, '10.97.0.2', 5432), `handed on: ${expected}`);
+    assert.match(chosen(all, '10.97.1.40', 5432), /^handed on: .*db-296/);
+    assert.equal(chosen(all, '10.99.0.1', 5432), `handed on: ${chosen(few, '10.99.0.1', 5432)}`, 'what is no service\'s passes as it would');
+    assert.match(chosen(all, '10.97.9.9', 6000), /outbound\|6000\|\|one/);
+    assert.match(chosen(all, '10.99.0.1', 6000), /outbound\|6000\|\|any/, 'a port that one listener takes all addresses of is not handed on');
+    assert.equal(chosen(result(basic(many(3))), '10.97.0.2', 5432), `handed on: ${expected}`, 'chains do not move back and forth');
+  });
+
   it('hands on what has to be inspected: declared HTTP without a time-out, unknown protocols with one', () => {
     const result = fold(basic({ 'lds 0.0.0.0_8081': httpListener(8081), 'lds 10.96.0.8_7000': sniffedListener('10.96.0.8', 7000, WEB), 'lds 10.96.0.7_5432': tcpListener('10.96.0.7', 5432, WEB) }));
     const listener = listenerOf(result);

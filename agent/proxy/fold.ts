@@ -374,7 +374,7 @@ export class Folder {
   #makeTemplate({ key, state, identity }: FoldClass, clusterNames: Names, routeNames_: Names, waypoints: WaypointTable): Omit<Template, 'listeners' | 'names' | 'waypoints'> {
     const problems: FoldProblem[] = [];
     const sources = [...state.listeners.values()].map((resource) => resource.message);
-    const folded = foldListeners(sources, key, this.extensions, (listener, extensions, twin) => this.#foldListener(key, listener, extensions, twin, problems));
+    const folded = foldListeners(sources, key, this.extensions, (listener, extensions, twin) => this.#foldListener(key, listener, extensions, twin, problems), this.#templates.get(key)?.folded.handsOn);
     for (const { listener, message } of folded.errors) problems.push({ classKey: key, resource: `LDS ${listener}`, message });
     for (const { name } of sources.filter(isSocketOfItsOwn)) problems.push({ classKey: key, resource: `LDS ${name}`, message: 'a socket in the pod that programs are to dial (captureMode NONE), which the node\'s Envoy does not open: nobody listens there' });
     if (clusterNames.renames(key) || routeNames_.renames(key)) {

@@ -20,9 +20,12 @@ import { sharedAddress } from './filter-state.js';
 import type { FoldedListeners } from './fold-listeners.js';
 import type { Entry } from './snapshot.js';
 
-/** `http`: declared as HTTP, so the client speaks first, however late. `unknown`: it may be the server that does. */
-export type InspectionKind = 'http' | 'unknown';
-export const INSPECTION_KINDS: readonly InspectionKind[] = ['http', 'unknown'];
+/**
+ * `http`: declared as HTTP, so the client speaks first, however late. `unknown`: it may be the server that does. `plain`: not
+ * inspected at all, see MANY_PLAIN_CHAINS in fold-listeners.ts.
+ */
+export type InspectionKind = 'http' | 'unknown' | 'plain';
+export const INSPECTION_KINDS: readonly InspectionKind[] = ['http', 'unknown', 'plain'];
 
 /** Inspected in the pods' own listeners, which saves the way through an internal one: where HTTP and TLS usually are. */
 export const DIRECT_PORTS: readonly number[] = [80, 443, 8080];
@@ -98,10 +101,10 @@ export function inspectionListener(classKey: string, kind: InspectionKind, folde
     listener_specifier: { $case: 'internal_listener', value: {} },
     traffic_direction: TrafficDirection.OUTBOUND,
     // 0: for as long as it takes.
-    listener_filters_timeout: { seconds: BigInt(kind === 'http' ? 0 : UNKNOWN_TIMEOUT_SECONDS), nanos: 0 },
+    listener_filters_timeout: { seconds: BigInt(kind === 'unknown' ? UNKNOWN_TIMEOUT_SECONDS : 0), nanos: 0 },
     continue_on_listener_filters_timeout: true,
   });
-  listener.listener_filters = inspectors();
+  listener.listener_filters = inspectors().slice(0, kind === 'plain' ? 1 : undefined);
   listener.filter_chains = folded.inspected[kind];
   listener.default_filter_chain = folded.defaultChain;
   return { name, version: contentHash(Listener, listener), any: pack(Listener, listener), needs };

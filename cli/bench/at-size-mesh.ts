@@ -19,6 +19,8 @@ export interface NodeSize {
 
 export const CLIENT = 'ns-0/client';
 export const WEB = 'web.ns-0';
+/** Where the servers echo, by TCP. */
+export const TCP_PORT = 9_100;
 export const VERSIONS = ['v1', 'v2'] as const;
 /** The client, and one server of each version. */
 export const LEAST_PODS = 1 + VERSIONS.length;
@@ -38,7 +40,7 @@ export function worldYaml({ pods, classes }: NodeSize): string {
     pod('ns-0', 'client', 'client', 'app: client', 'curl'),
     ...VERSIONS.map((version) => pod('ns-0', `web-${version}`, 'web', `app: web, version: ${version}`, 'echo')),
     // Beside the addresses that the mesh's services have.
-    'apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: ns-0}\nspec: {clusterIP: 10.100.0.1, selector: {app: web}, ports: [{name: http, port: 80, targetPort: 8080}]}\n',
+    `apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: ns-0}\nspec: {clusterIP: 10.100.0.1, selector: {app: web}, ports: [{name: http, port: 80, targetPort: 8080}, {name: tcp, port: ${TCP_PORT}}]}\n`,
   );
   for (let index = 0; index < pods - LEAST_PODS; index++) {
     const of = index % classes;

@@ -7,18 +7,18 @@ import { run } from '../../common/process.js';
 const bench = (args: readonly string[], okCodes: readonly number[] = [0]) => run(process.execPath, [join(projectRoot, 'dist', 'cli', 'bench', 'at-size.js'), ...args], { timeoutMs: 240_000, okCodes });
 
 test('bench-dataplane measures a node with few pods and services: each figure is there, and the node has what it was to have', async () => {
-  const { stdout } = await bench(['--services', '40', '--endpoints', '40', '--routes', '8', '--pods', '5', '--classes', '2', '--changes', '2', '--requests', '40', '--rounds', '1']);
-  const rows = new Map(stdout.trim().split('\n').map((line) => [line.slice(0, line.indexOf(': ')), line.slice(line.indexOf(': ') + 2).split(' | ')] as const));
+  const { stdout } = await bench(['--services', '400', '--endpoints', '400', '--routes', '8', '--pods', '5', '--classes', '2', '--changes', '2', '--requests', '40', '--rounds', '1']);
+  const rows = new Map(stdout.trim().split('\n').map((line) => [line.slice(0, line.lastIndexOf(': ')), line.slice(line.lastIndexOf(': ') + 2).split(' | ')] as const));
   const of = (start: string): string[] => [...rows].find(([what]) => what.startsWith(start))?.[1] ?? assert.fail(`no row ${start} in\n${stdout}`);
   const numbers = (start: string, column = 1): number[] => of(start)[column]!.match(/\d+(\.\d+)?/g)!.map(Number);
-  assert.deepEqual(of('mesh'), ['10 services, 20 endpoints elsewhere, 5 routes', '40 services, 40 endpoints elsewhere, 8 routes']);
+  assert.deepEqual(of('mesh'), ['10 services, 20 endpoints elsewhere, 5 routes', '400 services, 400 endpoints elsewhere, 8 routes']);
   // The client's, each server's, and those of two more.
   assert.deepEqual(of('node'), ['5 pods of 5 kinds', '5 pods of 5 kinds']);
-  assert.deepEqual(of('addresses and ports in the kernel'), ['1', '4'], 'a tenth of the services leads to pods of the node');
+  assert.deepEqual(of('addresses and ports in the kernel'), ['1', '40'], 'a tenth of the services leads to pods of the node');
   const [[few = 0] = [], [many = 0] = []] = [numbers('a kind of pods is sent', 0), numbers('a kind of pods is sent')];
-  assert.ok(many >= few + 30, `${few} clusters with 10 services, ${many} with 40`);
+  assert.ok(many >= few + 390, `${few} clusters with 10 services, ${many} with 400`);
   for (const [what, [small, large]] of rows) for (const value of [small, large]) assert.ok(!/NaN|Infinity|undefined/.test(value!), `${what}: ${value}`);
-  for (const start of ['agent: RSS', 'Envoy: RSS', 'from nothing', 'one route changes: file to the first', 'request through Envoy, kept', 'request through Envoy, new']) assert.ok(numbers(start).every((value) => value > 0), `${start}: ${of(start)[1]}`);
+  for (const start of ['agent: RSS', 'Envoy: RSS', 'from nothing', 'one route changes: file to the first', 'request through Envoy, kept', 'request through Envoy, new', '64 bytes there and back by TCP']) assert.ok(numbers(start).every((value) => value > 0), `${start}: ${of(start)[1]}`);
   assert.ok(numbers('one route changes: file to the last')[1]! >= numbers('one route changes: file to the first')[1]!, 'what is old is answered no longer once what is new is, and not before');
 });
 

@@ -18,7 +18,7 @@ import { projectRoot } from '../../common/paths.js';
 import { run } from '../../common/process.js';
 import { sleep, waitFor } from '../../common/retry.js';
 import { Lab } from '../../lab/index.js';
-import { CLIENT, LEAST_PODS, VERSIONS, WEB, worldYaml, writeRoute, writeServices, type DataplaneSize, type NodeSize } from './at-size-mesh.js';
+import { CLIENT, LEAST_PODS, TCP_PORT, VERSIONS, WEB, worldYaml, writeRoute, writeServices, type DataplaneSize, type NodeSize } from './at-size-mesh.js';
 
 interface Options extends DataplaneSize, NodeSize {
   changes: number;
@@ -106,6 +106,7 @@ interface Measured {
   longestWait: number;
   kept: LoadResult[];
   fresh: LoadResult[];
+  tcp: LoadResult[];
 }
 
 async function cleanUp(): Promise<void> {
@@ -166,8 +167,8 @@ async function measureChanges(lab: Lab, source: string, agentPid: number, envoyP
   }
 }
 
-async function load(lab: Lab, ...more: string[]): Promise<LoadResult> {
-  const { code, stdout, stderr } = await lab.exec(CLIENT, [tcpBench, 'http', '--connect', `${WEB}:80`, '--connections', '1', '--count', String(options.requests), ...more], { timeoutMs: 300_000 });
+async function load(lab: Lab, kind: 'http' | 'ping-pong', ...more: string[]): Promise<LoadResult> {
+  const { code, stdout, stderr } = await lab.exec(CLIENT, [tcpBench, kind, '--connect', `${WEB}:${kind === 'http' ? 80 : TCP_PORT}`, '--connections', '1', '--count', String(options.requests), ...more], { timeoutMs: 300_000 });
   if (code !== 0) throw new Error(`the load: exit ${code}: ${stderr}`);
   const result = parseLoadResult(stdout);
   if (result.failed > 0) throw new Error(`the load: ${result.failed} requests failed: ${result.first_failure}`);
@@ -208,14 +209,16 @@ async function scenario(name: string, lab: Lab, world: string, size: DataplaneSi
       progress(`${name}: in force after ${startSeconds.toFixed(1)} s; changes of a route`);
       const changes = await measureChanges(lab, route, agentPid, envoyPid);
       progress(`${name}: requests`);
-      const [kept, fresh]: LoadResult[][] = [[], []];
+      const [kept, fresh, tcp]: LoadResult[][] = [[], [], []];
       for (let round = 0; round < options.rounds; round++) {
-        kept!.push(await load(lab));
-        fresh!.push(await load(lab, '--new-connection-each'));
+        kept!.push(await load(lab, 'http'));
+        fresh!.push(await load(lab, 'http', '--new-connection-each'));
+        // Its DestinationRule leads TCP through Envoy, too.
+        tcp!.push(await load(lab, 'ping-pong', '--size', '64'));
       }
       return {
         counts: { pods: pods.length, classes: proxy.classes.length, clusters: Math.max(...proxy.classes.map(({ clusters }) => clusters)), listeners: Math.max(...proxy.classes.map(({ listeners }) => listeners)), serviceEntries: services?.services ?? 0 },
-        startSeconds, agentStartCpuSeconds, agent: mebibytes(agentPid), envoy: mebibytes(envoyPid), ...changes, kept: kept!, fresh: fresh!,
+        startSeconds, agentStartCpuSeconds, agent: mebibytes(agentPid), envoy: mebibytes(envoyPid), ...changes, kept: kept!, fresh: fresh!, tcp: tcp!,
       };
     } finally {
       await agent.end();
@@ -245,6 +248,7 @@ function table(columns: readonly { size: DataplaneSize; measured: Measured }[]):
     row("one route changes: agent's event loop busy at most (ms)", ({ longestWait }) => String(longestWait)),
     row('request through Envoy, kept connection: p50, p99 (µs)', ({ kept }) => `${latency(kept, 'p50')}, ${latency(kept, 'p99')}`),
     row('request through Envoy, new connection: p50, p99 (µs)', ({ fresh }) => `${latency(fresh, 'p50')}, ${latency(fresh, 'p99')}`),
+    row('64 bytes there and back by TCP through Envoy: p50, p99 (µs)', ({ tcp }) => `${latency(tcp, 'p50')}, ${latency(tcp, 'p99')}`),
   ];
 }
 
@@ -256,6 +260,10 @@ async function main(): Promise<void> {
   const lab = await Lab.up({ name: instance, sources: [world], watch: false, purpose: 'bench', discovery: `unix:${join(paths.folder, 'pilot.sock')}` });
   store.defer(() => lab.down());
   await lab.whenReady({ timeoutMs: 120_000 });
+  for (const version of VERSIONS) {
+    const server = lab.spawnIn(`ns-0/web-${version}`, [tcpBench, 'server', '--port', String(TCP_PORT)], { stdio: 'ignore' });
+    store.defer(() => void server.kill('SIGKILL'));
+  }
   const columns: { size: DataplaneSize; measured: Measured }[] = [];
   for (const [name, size] of [['small', SMALL], ['large', options]] as const) columns.push({ size, measured: await scenario(name, lab, world, size) });
   const rows = table(columns);
