@@ -1,8 +1,12 @@
 /** The certificates of a node's pods while they are renewed, the agent is exchanged, and the CA is away, with real traffic. */
 import assert from 'node:assert/strict';
+import { generateKeyPairSync } from 'node:crypto';
 import { once } from 'node:events';
+import { readFileSync, readdirSync } from 'node:fs';
 import { connect, createServer, type AddressInfo, type Server, type Socket } from 'node:net';
+import { join } from 'node:path';
 import { after, before, test } from 'node:test';
+import { instancePaths } from '../agent/index.js';
 import { TLS_MODE_LABEL } from '../common/identity/announcements.js';
 import { waitFor } from '../common/retry.js';
 import { Load } from './load.js';
@@ -117,6 +121,18 @@ test('an agent that ends and starts again interrupts no mutual TLS, also while t
     await waitFor('the agent to be ready', ready, { timeoutMs: 20_000, everyMs: 50 });
     await waitFor('new certificates', async () => (await serials()) !== before, { timeoutMs: 20_000, everyMs: 50 });
   });
+});
+
+test('certificates are of the accounts of the node\'s pods alone, and no file of the agent\'s or Envoy\'s has a key', async () => {
+  const { identities } = (await world.agentStatus(NODE)).proxy.certificates!;
+  assert.deepEqual(identities.map(({ id }) => id).sort(), ['client', 'other', 'web'].map((account) => `spiffe://cluster.local/ns/node/sa/${account}`));
+  const { folder } = instancePaths({ instance: world.name });
+  const files = readdirSync(folder, { recursive: true, withFileTypes: true }).filter((entry) => entry.isFile() && !entry.parentPath.endsWith('/netns')).map(({ parentPath, name }) => join(parentPath, name));
+  assert.ok(files.some((file) => file.endsWith('envoy.json')), files.join());
+  // PEM, PKCS #8 in base64, and PKCS #8 of P-256 as it is.
+  const isKey = (content: Buffer): boolean => /PRIVATE KEY|MIGHAgEA/.test(content.toString('latin1')) || content.includes(Buffer.from('308187020100', 'hex'));
+  assert.ok(isKey(Buffer.from(generateKeyPairSync('ec', { namedCurve: 'P-256' }).privateKey.export({ type: 'pkcs8', format: 'pem' }))));
+  assert.deepEqual(files.filter((file) => isKey(readFileSync(file))), []);
 });
 
 test('a CA that goes away leaves what is there in use, and status and metrics say so', async () => {
