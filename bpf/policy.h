@@ -239,6 +239,9 @@ static __always_inline enum policy_answer policy_at_connect(const struct pod *po
 	__u64 *target = bpf_map_lookup_elem(&netns_of_address, destination);
 	if (!target || *target == netns_cookie)
 		return POLICY_NONE;
+	/* Which of its addresses the connection gets is known once there is a route: it is judged where it arrives. */
+	if (pod->flags & (is_ipv4(destination) ? POD_SEVERAL_IPV4 : POD_SEVERAL_IPV6))
+		return POLICY_NONE;
 	__u64 key = *target;
 	struct policy_query query = {
 		.source = is_ipv4(destination) ? pod->ipv4 : pod->ipv6, .destination = *destination, .slot = pod->slot, .port = port,

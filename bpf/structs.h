@@ -26,6 +26,8 @@ enum pod_flag {
 	POD_SPLICES = 4,    /* its label says so: none of its programs' sockets is short-circuited */
 	POD_SPLICES_NOT = 8, /* its label says so; for the agent that comes after */
 	POD_L7_AUTO = 64,    /* its HTTP that asks for nothing at L7 needs no proxy */
+	POD_SEVERAL_IPV4 = 16, /* it has more addresses than the first */
+	POD_SEVERAL_IPV6 = 32,
 };
 
 struct pod {

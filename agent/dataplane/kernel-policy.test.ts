@@ -17,6 +17,7 @@ import type { TestPod } from '../../native/testing.js';
 import { compilePolicy } from '../policy/compile.js';
 import type { PodPolicies, WorkloadView } from '../policy/workload-policies.js';
 import { AddressType, AuthorizationType } from '../xds/resource-types.js';
+import { encodeAddress } from './kernel-codec.js';
 import { KernelWorld, TEST_BPFFS } from './kernel-testing.js';
 import type { PodPolicy, PolicyAnswer } from './kernel-policies.js';
 import { narrows, PolicyEnforcer } from './policy-enforcer.js';
@@ -70,18 +71,18 @@ for (const port of [8080, 9000]) net.createServer((socket) => socket.on('error',
 
 const CLIENT = `
 const net = require('node:net');
-const [host, port, keep, localPort] = JSON.parse(process.argv[1]);
-const socket = net.connect({ host, port, localPort });
+const [host, port, keep, local] = JSON.parse(process.argv[1]);
+const socket = net.connect({ host, port, ...local });
 const end = (word) => { console.log(word); if (!keep || word !== 'echoed') process.exit(); };
 const timer = setTimeout(() => end('silence'), 2500);
 socket.on('error', ({ code }) => end(code)).on('end', () => end('end')).on('connect', () => socket.write('ping'));
 socket.on('data', () => { clearTimeout(timer); end('echoed'); });`;
 
 /** `echoed`, the error's code, or `silence`; what the kernel's own table says when it is asked from here must be the same. */
-async function call(from: TestPod, to: TestPod, port = 8080, family: 'ipv4' | 'ipv6' = 'ipv4', localPort?: number): Promise<string> {
-  const [command, ...args] = w.world.inPod(from, [process.execPath, '-e', CLIENT, JSON.stringify([to[family], port, false, ...(localPort === undefined ? [] : [localPort])])]);
+async function call(from: TestPod, to: TestPod, port = 8080, family: 'ipv4' | 'ipv6' = 'ipv4', local: { localPort?: number; localAddress?: string } = {}): Promise<string> {
+  const [command, ...args] = w.world.inPod(from, [process.execPath, '-e', CLIENT, JSON.stringify([to[family], port, false, local])]);
   const caller = w.kernel.pods().find(({ netnsCookie }) => netnsCookie === from.netnsCookie)?.uid ?? '';
-  const said = w.kernel.policies.judge(caller, to.netnsCookie, from[family], to[family], port);
+  const said = w.kernel.policies.judge(caller, to.netnsCookie, local.localAddress ?? from[family], to[family], port);
   const word = (await run(command!, args, { timeoutMs: 20_000 })).stdout.trim();
   if (from !== to) assert.equal(word === 'echoed', said?.allowed ?? true, `${word}, and judged from here: ${inspect(said)}`);
   return word;
@@ -322,12 +323,35 @@ test('a pod behind the proxy is left to it at connect(), and still refuses what 
 
 test('pods that call from one and the same port are told apart, at connect() and at arrival', async () => {
   await apply([allow(ALICE)]);
-  const both = (localPort: number): Promise<string[]> => Promise.all([call(A(), B(), 8080, 'ipv4', localPort), call(C(), B(), 8080, 'ipv4', localPort), call(A(), B(), 8080, 'ipv6', localPort)]);
+  const both = (localPort: number): Promise<string[]> => Promise.all([call(A(), B(), 8080, 'ipv4', { localPort }), call(C(), B(), 8080, 'ipv4', { localPort }), call(A(), B(), 8080, 'ipv6', { localPort })]);
   assert.deepEqual(await both(40_001), ['echoed', REFUSED, 'echoed']);
   const uid = record(B()).uid;
   enforcer.setBehindProxy(uid, true);
   assert.deepEqual(await both(40_002), ['echoed', 'silence', 'echoed']);
   enforcer.setBehindProxy(uid, false);
+});
+
+test('a pod with several addresses of a family is judged by the one that it calls from, and by its account from each', async () => {
+  const more = { ipv4: '10.77.0.77', ipv6: 'fd77::77' };
+  for (const [family, address] of [['ipv4', `${more.ipv4}/32`], ['ipv6', `${more.ipv6}/128`]] as const) {
+    const [command, ...args] = w.world.inPod(A(), ['ip', 'address', 'add', address, 'dev', 'lo', ...(family === 'ipv6' ? ['nodad'] : [])]);
+    await run(command!, args);
+    const [back, ...rest] = w.world.inPod(B(), ['ip', 'route', 'add', address, 'via', A()[family]]);
+    await run(back!, rest);
+  }
+  w.put({ acceleration: 'off', addresses: [A().ipv4, A().ipv6, more.ipv4, more.ipv6] }, [A()]);
+  for (const family of ['ipv4', 'ipv6'] as const) {
+    const block = (address: string, length: number): Match['source_ips'] => [{ address: encodeAddress(address).subarray(family === 'ipv4' ? 12 : 0), length }];
+    const length = family === 'ipv4' ? 32 : 128;
+    const calls = (): Promise<string[]> => Promise.all([call(A(), B(), 8080, family), call(A(), B(), 8080, family, { localAddress: more[family] })]);
+    await apply([deny(match({ source_ips: block(A()[family], length) }))]);
+    assert.deepEqual(await calls(), ['silence', 'echoed'], family);
+    await apply([deny(match({ source_ips: block(more[family], length) }))]);
+    assert.deepEqual(await calls(), ['echoed', 'silence'], family);
+    await apply([allow(ALICE)]);
+    assert.deepEqual(await calls(), ['echoed', 'echoed'], family);
+  }
+  w.put({ acceleration: 'off' }, [A()]);
 });
 
 test('a policy that the kernel has no room for is an error, and keeps no other from being in force', async () => {
