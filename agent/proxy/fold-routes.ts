@@ -11,7 +11,15 @@ export type Rename = (name: string) => string;
 export const mirrorClusterName: Rename = (name) => `${name}~mirror`;
 
 /** The clusters that copies of requests go to. */
-export function mirroredClusters({ virtual_hosts }: RouteConfiguration): Set<string> {
+export function mirroredClusters(message: RouteConfiguration): ReadonlySet<string> {
+  let found = mirrored.get(message);
+  if (!found) mirrored.set(message, (found = findMirrored(message)));
+  return found;
+}
+
+const mirrored = new WeakMap<RouteConfiguration, ReadonlySet<string>>();
+
+function findMirrored({ virtual_hosts }: RouteConfiguration): Set<string> {
   return new Set(virtual_hosts.flatMap(({ routes }) => routes.flatMap((route) => routeAction(route)?.request_mirror_policies.map(({ cluster }) => cluster) ?? [])));
 }
 

@@ -84,7 +84,8 @@ interface TunnelEntries {
 }
 
 interface FoldedRoutes extends Content {
-  routes: RouteConfiguration;
+  name: string;
+  /** Its bytes alone: decoded, a mesh's routes are ten times as large. */
   any: Any;
 }
 
@@ -105,6 +106,8 @@ interface Template {
   folded: FoldedListeners;
   hash: string;
   needs: string[];
+  /** The class's internal listeners. */
+  inner: { cluster: Entry; listener: Entry }[];
   problems: FoldProblem[];
 }
 
@@ -180,9 +183,7 @@ export class Folder {
       const own = pods.filter((pod) => pod.classKey === item.key);
       if (own.length === 0) continue;
       const template = this.#template(item, { clusterNames, routeNamesOf, waypoints: isWaypoint(own, waypoints) ? NO_WAYPOINTS : waypoints }, problems);
-      for (const kind of INSPECTION_KINDS) {
-        const cluster = inspectionCluster(item.key, kind);
-        const listener = inspectionListener(item.key, kind, template.folded, template.needs);
+      for (const { cluster, listener } of template.inner) {
         cds.set(cluster.name, cluster);
         lds.set(listener.name, listener);
       }
@@ -346,7 +347,7 @@ export class Folder {
         continue;
       }
       result.set(source.name, this.#renamedRoutes.get(folded, signature, () => {
-        const renamed = packedRoutes(renameClusters(folded.routes, (name) => clusterNames.of(key, name)));
+        const renamed = packedRoutes(renameClusters(RouteConfiguration.decode(folded.any.value), (name) => clusterNames.of(key, name)));
         return { ...renamed, ...(renamed.hash === folded.hash ? {} : ofAccount(identity)) };
       }));
     }
@@ -392,7 +393,8 @@ export class Folder {
     }
     const whole = withWaypoints(folded, waypoints, identity);
     const probe = podListener({ uid: '', netnsPath: '', ipv6: true }, whole, []);
-    return { folded: whole, hash: probe.version, needs: [...needs], problems };
+    const inner = INSPECTION_KINDS.map((kind) => ({ cluster: inspectionCluster(key, kind), listener: inspectionListener(key, kind, whole, [...needs]) }));
+    return { folded: whole, hash: probe.version, needs: [...needs], inner, problems };
   }
 
   #foldListener(key: string, listener: Listener, extensions: EnvoyExtensions, twin: boolean, problems: FoldProblem[]): FilterChain[] {
@@ -458,7 +460,7 @@ function cacheOf<F>(caches: Map<string, WeakMap<object, F>>, identity = ''): Wea
 /** Folded messages have their maps in order, so that equal ones have equal bytes. */
 function packedRoutes(routes: RouteConfiguration): FoldedRoutes {
   const any = pack(RouteConfiguration, routes);
-  return { routes, any, hash: hashBytes(any.value) };
+  return { name: routes.name, any, hash: hashBytes(any.value) };
 }
 
 /**
@@ -511,6 +513,6 @@ function underName({ type_url, value }: Any, before: string, name: string): Any 
   return { type_url, value: Buffer.concat([head(name), value.subarray(head(before).length)]) };
 }
 
-function addRoutes(name: string, { routes, any, hash }: FoldedRoutes, rds: Map<string, Entry>): void {
-  if (!rds.has(name)) rds.set(name, { name, version: hashBytes(name, hash), any: name === routes.name ? any : underName(any, routes.name, name), needs: [] });
+function addRoutes(name: string, { name: own, any, hash }: FoldedRoutes, rds: Map<string, Entry>): void {
+  if (!rds.has(name)) rds.set(name, { name, version: hashBytes(name, hash), any: name === own ? any : underName(any, own, name), needs: [] });
 }

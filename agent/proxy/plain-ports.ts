@@ -45,6 +45,7 @@ type Routes = ReadonlyMap<string, { cluster: string } | { reason: string }>;
 const shapes = new WeakMap<Listener, Shape>();
 const clusters = new WeakMap<Cluster, { reason: string | undefined }>();
 const tables = new WeakMap<RouteConfiguration, Routes>();
+const indexes = new WeakMap<SidecarState['listeners'], Map<string, Listener | 'several'>>();
 
 export class PlainPorts implements PortJudge {
   readonly #classes: readonly { key: string; state: SidecarState }[];
@@ -92,7 +93,11 @@ export class PlainPorts implements PortJudge {
 
   #listenerOf(key: string, state: SidecarState, address: string, port: number): Listener | 'several' | undefined {
     let index = this.#listeners.get(key);
-    if (!index) this.#listeners.set(key, (index = indexOf(state)));
+    if (!index) {
+      index = indexes.get(state.listeners) ?? indexOf(state);
+      indexes.set(state.listeners, index);
+      this.#listeners.set(key, index);
+    }
     const wildcards = isIPv6(address) ? ['::', '0.0.0.0'] : ['0.0.0.0', '::'];
     for (const each of [address, ...wildcards]) {
       const found = index.get(`${each} ${port}`);

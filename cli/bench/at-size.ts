@@ -43,7 +43,7 @@ const options = new Command('bench-dataplane')
   .option('--changes <n>', 'changes of one route to measure', wholeNumber(1, 10_000), 20)
   .option('--requests <n>', 'requests of each kind to measure in each round', wholeNumber(1, 1_000_000), 2_000)
   .option('--rounds <n>', 'rounds of requests; the medians count', wholeNumber(1, 100), 5)
-  .option('--start-timeout <s>', 'for the agent to have everything in force', wholeNumber(1, 3_600), 600)
+  .option('--start-timeout <s>', 'how long to wait for everything to be in force, at the start and after a change', wholeNumber(1, 3_600), 600)
   .option('--out <file>', 'also write the results as Markdown')
   .option('--agent-flags <flags>', "Node's flags for the agent, such as --cpu-prof", '')
   .addHelpText('after', '\nExit codes: 0 measured, 1 could not be measured or a wrong option.')
@@ -138,7 +138,7 @@ async function measureChanges(lab: Lab, source: string, agentPid: number, envoyP
   const lines = createInterface({ input: client.stdout! });
   try {
     const until = async (version: string): Promise<{ first: number; steady: number }> => {
-      const line = once(lines, 'line', { signal: AbortSignal.timeout(120_000) }) as Promise<[string]>;
+      const line = once(lines, 'line', { signal: AbortSignal.timeout(options.startTimeout * 1_000) }) as Promise<[string]>;
       client.stdin!.write(`${version}\n`);
       return JSON.parse((await line)[0]) as { first: number; steady: number };
     };
