@@ -361,9 +361,11 @@ static __always_inline bool is_judged(const struct opening *opening, const struc
 {
 	if (!opening->judged_ns)
 		return false;
+	if (is_freshly_judged(opening))
+		return true;
 	__u64 own = key->netns_cookie;
 	struct policy *policy = bpf_map_lookup_elem(&policies, &own);
-	return is_freshly_judged(opening) || (policy && policy_judges(policy, key->remote_port));
+	return policy && policy_judges(policy, key->remote_port);
 }
 
 struct opener {

@@ -291,7 +291,9 @@ export class PolicyEnforcer implements Closable {
 
   #judged(uid: string, { policies }: PodPolicies, identities: ReadonlyMap<string, Identity>): JudgedPorts {
     const needs = this.#needs.get(uid);
-    return needs && this.#passable.has(uid) ? judgedPorts(needs, policies.map(({ message }) => message), identities.values()) : NO_PORTS;
+    if (!needs) return NO_PORTS;
+    if (!this.#passable.has(uid)) return { ports: [], reasons: new Map([...needs.keys()].map((port) => [port, 'rules redirect what comes to the pod, and know of no judgement'])) };
+    return judgedPorts(needs, policies.map(({ message }) => message), identities.values());
   }
 
   #waitsUntil(uid: string, before: Governed | undefined): number | undefined {
