@@ -90,9 +90,10 @@ export class KernelPolicies {
 
   /**
    * After a change of places.
+   * @param about whose policy it is about; others' are tried again by whoever sets them
    * @throws KernelError of the first that the kernel does not take, when all others are written
    */
-  refresh(): void {
+  refresh(about?: bigint): void {
     if (!this.#wanted) return;
     const places = [...this.#places()];
     const governed = new Map(places.flatMap(({ uid, netnsCookie, isNode }) => {
@@ -110,7 +111,7 @@ export class KernelPolicies {
         if (!present.has(netnsCookie) || !this.#written.get(netnsCookie)?.equals(value)) this.#write(netnsCookie, value);
         this.#written.set(netnsCookie, value);
       } catch (error) {
-        failures.push(error);
+        if (about === undefined || about === netnsCookie) failures.push(error);
       }
     }
     if (failures.length > 0) throw failures[0];

@@ -357,12 +357,18 @@ test('a pod with several addresses of a family is judged by the one that it call
 test('a policy that the kernel has no room for is an error, and keeps no other from being in force', async () => {
   const small = await KernelWorld.create('policy', { pods: 3, maxEntries: { policies: 1 } });
   try {
-    const [, first, second] = small.world.pods.map((pod) => small.podRecord(pod).uid) as [string, string, string];
+    const [other, first, second] = small.world.pods.map((pod) => small.podRecord(pod).uid) as [string, string, string];
     const nobody = (version: bigint): PodPolicy => ({ compiled: undefined, behindProxy: false, version });
     small.put({ acceleration: 'off' });
     small.kernel.setPolicies(new Map([[second, nobody(1n)]]));
     assert.throws(() => small.kernel.setPolicies(new Map([[first, nobody(2n)], [second, nobody(3n)]])), /E2BIG|no space|too/i);
     assert.deepEqual([...small.kernel.policyVersions()], [[second, 3n]]);
+    for (const uid of [other, first]) small.kernel.removePod(uid);
+    small.put({ acceleration: 'off' }, [small.world.pod(0)]);
+    assert.throws(() => small.put({ acceleration: 'off' }, [small.world.pod(1)]), /E2BIG/);
+    assert.deepEqual(small.kernel.pods().map(({ uid }) => uid).sort(), [other, second].sort(), 'who has no policy comes in, who can not have its own does not');
+    small.kernel.setPolicies(new Map());
+    small.put({ acceleration: 'off' });
     small.kernel.setPolicies(new Map([[first, nobody(4n)]]));
   } catch (error) {
     await small.close();

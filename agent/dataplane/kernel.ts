@@ -231,7 +231,7 @@ export class Kernel {
     this.#pods.set(pod.uid, attached);
     try {
       // Whom its policies forbid finds no moment between hooks and policies.
-      if (!before) this.policies.refresh();
+      if (!before) this.policies.refresh(pod.netnsCookie);
       // The hooks do nothing for a namespace that is in no map, so all of them begin at the same moment.
       if (!attached.complete || before?.cgroupId !== id) this.#attach(attached, state);
       for (const address of state.addresses) {
@@ -241,7 +241,7 @@ export class Kernel {
       }
       this.#maps.pods.set(u64(pod.netnsCookie), this.#encodePod(state, attached.slot));
       attached.pod = state;
-      this.policies.refresh();
+      this.policies.refresh(pod.netnsCookie);
       this.#former?.taken(pod.uid);
     } catch (error) {
       for (const [address, owner] of taken) {
@@ -283,7 +283,7 @@ export class Kernel {
     this.#forgetNamespace(cookie, attached.pod.addresses);
     // Last: what fails before is tried again.
     this.#pods.delete(uid);
-    this.policies.refresh();
+    this.policies.refresh(cookie);
   }
 
   /** Whether what an agent of another version enforced for the pod still holds; `keepFormer` ends that for all other pods. */

@@ -145,7 +145,7 @@ export class PolicyEnforcer implements Closable {
 
   /** Resolves when the control plane has said which policies hold for the pod, and the kernel is told of them with the pod. */
   whenKnown(uid: string, signal: AbortSignal): Promise<void> {
-    const isKnown = (): boolean => this.#named.has(uid) && !this.#problems.has('kernel');
+    const isKnown = (): boolean => this.#named.has(uid);
     return new Promise((resolve, reject) => {
       const look = (): void => {
         if (!signal.aborted && !isKnown()) return;
