@@ -246,6 +246,7 @@ export class Lab implements LabBackend {
           ca: this.#ca,
           onError: (error: unknown) => this.#problem(new Error(`pod ${key}: ${errorMessage(error)}`)),
         },
+        serviceRules: () => serviceRules(this.cluster.virtualAddresses(this.#sortedPods())),
         onChange: () => this.#publishSoon(),
         onError: (error) =>
           this.#problem(error instanceof UnderpassError ? error : new Error(`pod ${key}: ${errorMessage(error)}`)),

@@ -39,6 +39,8 @@ export interface PodOptions {
   config: ConfigLookup;
   /** What a pod's Envoy needs to know. */
   proxy: Pick<EnvoyProxyOptions, 'envoy' | 'concurrency' | 'clusterId' | 'discoverySocket' | 'ca' | 'onError'>;
+  /** Those of this moment. */
+  serviceRules: () => string;
   onChange: () => void;
   onError: (error: unknown) => void;
 }
@@ -135,6 +137,8 @@ export class Pod {
     this.refreshVolumes();
     if (!this.hostNetwork && this.annotations[SERVICE_PROXY_ANNOTATION] !== 'none') {
       this.#serviceProxy = new ServiceProxy(this.netns, this.#options.onError);
+      // As on a node, whose rules are there before the pod: its programs may call a service first of all.
+      await this.setServiceRules(this.#options.serviceRules());
     }
     const { spec: admittedSpec, proxy } = this.#options.admitted;
     if (proxy) await this.#startProxy(proxy);
