@@ -1,7 +1,11 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { KernelError } from '../../native/index.js';
-import { reasonOf } from './policy-enforcer.js';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { logger } from '../../common/log.js';
+import type { WorkloadView } from '../policy/workload-policies.js';
+import { pod } from './dataplane-testing.js';
+import { PolicyEnforcer, reasonOf } from './policy-enforcer.js';
 
 const failed = (syscall: string, errnoName: string): KernelError => new KernelError(Object.assign(new Error(`listing sockets: ${syscall}: ${errnoName}`), { syscall, errnoName }));
 
@@ -11,3 +15,25 @@ test('reasonOf: names what of the kernel is missing, and leaves other failures a
   assert.equal(reasonOf(failed('open', 'ENOENT')), 'listing sockets: open: ENOENT');
   assert.equal(reasonOf(new Error('other')), 'other');
 });
+
+for (const synced of [false, true]) {
+  test(`whenKnown: a control plane that ${synced ? 'has not named the pod yet is waited for' : 'serves no workloads keeps no pod out of the mesh'}`, async (t) => {
+    const enforcer = new PolicyEnforcer({
+      kernel: { pods: () => [], setPolicies: () => undefined, policyVersions: () => new Map() },
+      proxySettled: () => true, workloadsMs: 50, logger: logger('test.policy').child({}, { level: 'silent' }),
+    });
+    t.after(() => enforcer.close());
+    const record = pod({});
+    enforcer.setPods([record]);
+    const view = { addresses: new Map(), authorizations: new Map(), rejectedAuthorizations: new Map(), synced } as WorkloadView;
+    enforcer.setWorkloads(view);
+    let isKnown = false;
+    const ended = new AbortController();
+    const waiting = enforcer.whenKnown(record.uid, ended.signal).then(() => (isKnown = true), () => undefined);
+    if (!synced) return waiting.then(() => assert.equal(isKnown, true));
+    await sleep(150);
+    assert.equal(isKnown, false);
+    ended.abort();
+    await waiting;
+  });
+}

@@ -51,6 +51,8 @@ export interface PolicyEnforcerOptions {
    * decided by then that the connection is not redirected. Default 5,000.
    */
   proxyFirstMs?: number;
+  /** How long to wait for a first answer about workloads. */
+  workloadsMs?: number;
   /** How long after a failure policies are written to the kernel again. Default 1,000. */
   retryMs?: number;
   clusterId?: string;
@@ -104,6 +106,7 @@ const PROXY_FOLLOWS_MS = 5_000;
 const PROXY_POLL_MS = 20;
 const PROXY_FIRST_MS = 5_000;
 const RETRY_MS = 1_000;
+const WORKLOADS_MS = 5_000;
 
 export class PolicyEnforcer implements Closable {
   readonly #options: PolicyEnforcerOptions;
@@ -122,6 +125,8 @@ export class PolicyEnforcer implements Closable {
   /** What the workloads of pods named last: a pod that runs on keeps it, also when its workload is taken away. */
   readonly #named = new Map<string, readonly string[]>();
   readonly #awaitingWorkload = new Set<() => void>();
+  #servesNoWorkloads = false;
+  #noWorkloadsTimer: NodeJS.Timeout | undefined;
   /** Pods whose connections through the proxy end when that has followed, and until when it is waited for. */
   readonly #awaitingProxy = new Map<string, number>();
   #watching: Promise<void> | undefined;
@@ -143,12 +148,15 @@ export class PolicyEnforcer implements Closable {
     this.#apply();
   }
 
-  /** Resolves when the control plane has said which policies hold for the pod, and the kernel is told of them with the pod. */
+  /**
+   * Resolves when the control plane has said which policies hold for the pod and the kernel is told of them with it, or when it turns out to serve no workloads at
+   * all, as istiod without ambient mode: then policy is the proxy's alone, and a pod outside of the mesh would have none.
+   */
   whenKnown(uid: string, signal: AbortSignal): Promise<void> {
     const isKnown = (): boolean => this.#named.has(uid);
     return new Promise((resolve, reject) => {
       const look = (): void => {
-        if (!signal.aborted && !isKnown()) return;
+        if (!signal.aborted && !isKnown() && !this.#servesNoWorkloads) return;
         this.#awaitingWorkload.delete(look);
         signal.removeEventListener('abort', look);
         if (signal.aborted) reject(signal.reason as Error);
@@ -156,8 +164,16 @@ export class PolicyEnforcer implements Closable {
       };
       this.#awaitingWorkload.add(look);
       signal.addEventListener('abort', look);
+      this.#noWorkloadsTimer ??= setTimeout(() => this.#giveUpWorkloads(), this.#options.workloadsMs ?? WORKLOADS_MS);
       look();
     });
+  }
+
+  #giveUpWorkloads(): void {
+    if (this.#view?.synced) return;
+    this.#servesNoWorkloads = true;
+    this.#options.logger.warn('the control plane serves no workloads (WDS): the kernel enforces no policy, which is left to Envoy');
+    for (const look of [...this.#awaitingWorkload]) look();
   }
 
   /** Called on every change of what the view shows; `change`: which, when that is known. */
@@ -226,6 +242,7 @@ export class PolicyEnforcer implements Closable {
   close(): void {
     this.#abort.abort();
     clearTimeout(this.#timer);
+    clearTimeout(this.#noWorkloadsTimer);
   }
 
   #apply(): void {
@@ -258,6 +275,7 @@ export class PolicyEnforcer implements Closable {
       this.#versionsBefore?.delete(uid);
       this.#background(this.#revoke(uid));
     }
+    if (view.synced) this.#servesNoWorkloads = false;
     for (const look of [...this.#awaitingWorkload]) look();
     const isWaiting = [...governed.values()].some(({ waitsUntil }) => waitsUntil !== undefined);
     const isWaitingForProxy = [...governed.values()].some(({ waitsUntil }) => waitsUntil !== undefined && waitsUntil !== UNHEARD);
