@@ -19,11 +19,11 @@ import { MeshWorld } from './mesh/world.js';
 const ECHO = 'name: echo, image: echo, ports: [{name: http, containerPort: 8080}, {name: tcp-echo, containerPort: 9000}]';
 /** Answers what it was sent, in capitals, when the other side has ended; listens on loopback alone with another port, too. */
 const LATE = "const net = require('node:net'); const late = (s) => { let all = ''; s.on('data', (d) => (all += d)).on('end', () => s.end(all.toUpperCase())); }; net.createServer({ allowHalfOpen: true }, late).listen(7000, '::'); net.createServer({ allowHalfOpen: true }, late).listen(9999, '127.0.0.1');";
-const HAS_PORT = "require('node:net').createServer((s) => s.end('own')).listen(15008, '0.0.0.0');";
-const program = (name: string, source: string): string => `
+const hasPorts = (...ports: number[]): string => `for (const port of ${JSON.stringify(ports)}) require('node:net').createServer((s) => s.end('own')).listen(port, '0.0.0.0');`;
+const program = (name: string, source: string, namespace = 'node'): string => `
 apiVersion: v1
 kind: Pod
-metadata: {name: ${name}, namespace: node, labels: {app: ${name}}}
+metadata: {name: ${name}, namespace: ${namespace}, labels: {app: ${name}}}
 spec: {nodeName: node-2, serviceAccountName: ${name}, containers: [{name: app, image: node, command: [node, -e, ${JSON.stringify(source)}]}]}
 ---
 `;
@@ -40,7 +40,7 @@ kind: Service
 metadata: {name: far, namespace: node}
 spec: {selector: {app: far}, ports: [{name: http, port: 80, targetPort: 8080}, {name: tcp-echo, port: 9000}]}
 ---
-${program('late', LATE)}${program('taken', HAS_PORT)}
+${program('late', LATE)}${program('taken', hasPorts(15008))}${program('inbound-taken', hasPorts(15006, 7000), 'outside')}${program('outbound-taken', hasPorts(15001, 7000), 'outside')}
 apiVersion: v1
 kind: Pod
 metadata: {name: near, namespace: outside, labels: {app: near}}
@@ -256,13 +256,19 @@ test('WDS names HBONE for the pods where it ends, and for no others', async () =
   assert.deepEqual(['node/taken', 'outside/near', 'sidecar/caller', 'sidecar/web-v1'].map(by), [TunnelProtocol.NONE, TunnelProtocol.NONE, TunnelProtocol.NONE, TunnelProtocol.NONE]);
 });
 
+/** After a failed bind in a pod's namespace Envoy's main thread would stay there. */
+async function envoyIsAtHome(): Promise<void> {
+  const { nacks, envoy } = (await world.agentStatus('node-2')).proxy;
+  assert.deepEqual(nacks, []);
+  assert.equal(readlinkSync(`/proc/${envoy.pid}/ns/net`), `net:[${statSync(world.lab.info().nodes[1]!.netns).ino}]`, 'Envoy has not stayed in the namespace of a pod');
+}
+
 test('a pod whose own program has port 15008 keeps it: nobody is told of HBONE, and it is in the mesh as before', async () => {
   assert.equal(takesHbone('taken'), false);
   const status = await world.agentStatus('node-2');
   const taken = status.pods.find(({ name }) => name === 'taken');
   assert.deepEqual([taken?.state, taken?.notes, status.proxy.nacks], ['enrolled', ["takes no HBONE, since port 15008 is a program's of its own"], []]);
-  const { pid } = status.proxy.envoy;
-  assert.equal(readlinkSync(`/proc/${pid}/ns/net`), `net:[${statSync(world.lab.info().nodes[1]!.netns).ino}]`, 'Envoy has not stayed in the namespace of a pod');
+  await envoyIsAtHome();
   const { stdout } = await world.lab.exec('outside/near', ['bash', '-c', `exec 3<>/dev/tcp/${ips('taken')[0]}/15008 && cat <&3`]);
   assert.equal(stdout, 'own');
 });
@@ -326,4 +332,42 @@ test('an agent that is stopped leaves tunnels open and new ones possible, and th
   assert.equal((await call('far', [{ authorities: [at('far', 8080)], path: '/' }]))[0]!.http, 200);
   assert.equal(await listeners(), before);
   assert.equal((await world.agentStatus('node-2')).proxy.envoy.adopted, true);
+});
+
+/** What a pod outside of the mesh is answered; nothing where the kernel drops what it sends. */
+const dial = async (address: string, port: number): Promise<string> => (await world.lab.exec('outside/near', ['timeout', '2', 'bash', '-c', `exec 3<>/dev/tcp/${address}/${port} && cat <&3`])).stdout;
+
+test('a pod whose own program has port 15001 is not captured and says why; Envoy does not try', async () => {
+  const key = { kind: 'Pod', namespace: 'outside', name: 'outbound-taken' } as const;
+  const now = async () => (await world.agentStatus('node-2')).pods.find(({ name }) => name === 'outbound-taken');
+  await world.lab.label({ ...key, labels: { 'underpass.io/mode': 'node' } });
+  try {
+    await waitFor('the pod to say why', async () => (await now())?.state === 'failed', { timeoutMs: 20_000 });
+    assert.equal((await now())?.error, "port 15001 of the pod, where the proxy has to listen, is a program's of its own");
+    await envoyIsAtHome();
+    assert.equal(await dial(world.lab.pod('outside', 'outbound-taken').ips[0]!, 7000), 'own', 'it goes on without the mesh');
+  } finally {
+    await world.lab.label({ ...key, labels: { 'underpass.io/mode': null } });
+  }
+  await waitFor('the pod to be left alone', async () => (await now())?.state === 'off', { timeoutMs: 10_000 });
+});
+
+test('a pod whose own program has port 15006 keeps it: its callers are never led there, and whom its policy leaves to Envoy is refused', async () => {
+  const key = { kind: 'Pod', namespace: 'outside', name: 'inbound-taken' } as const;
+  const address = world.lab.pod('outside', 'inbound-taken').ips[0]!;
+  await world.lab.label({ ...key, labels: { 'underpass.io/mode': 'node' } });
+  await waitFor('the pod to be enrolled', async () => (await world.agentStatus('node-2')).pods.find(({ name }) => name === 'inbound-taken')?.state === 'enrolled', { timeoutMs: 20_000 });
+  assert.equal(await dial(address, 7000), 'own');
+  await world.apply('mesh', 'apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: inbound-taken, namespace: outside}\nspec: {selector: {matchLabels: {app: inbound-taken}}, mtls: {mode: STRICT}}\n');
+  await waitFor('the caller in plaintext to be refused', async () => (await dial(address, 7000)) === '', { timeoutMs: 20_000 });
+  await world.stopAgent('node-2');
+  await world.startAgent('node-2');
+  await world.enrolled();
+  await world.settled();
+  await envoyIsAtHome();
+  assert.equal(await dial(address, 7000), '', 'nor after a restart of the agent');
+  const now = (await world.agentStatus('node-2')).pods.find(({ name }) => name === 'inbound-taken');
+  assert.deepEqual([now?.state, now?.notes], ['enrolled', ["callers that its policy leaves to the proxy are refused, since port 15006 is a program's of its own"]]);
+  await world.clear('mesh');
+  await waitFor('the caller to be let in again', async () => (await dial(address, 7000)) === 'own', { timeoutMs: 20_000 });
 });

@@ -61,8 +61,8 @@ export interface Namespaces {
   /** Those that send what comes for the pod to its inbound listener. */
   inboundRules(netnsPath: string): CaptureRules;
   capturedSockets(netnsPath: string): Promise<CapturedSockets>;
-  /** Whether any program listens on the port, at whatever address. */
-  hasListener(netnsPath: string, port: number): Promise<boolean>;
+  /** Whether any program listens on the port, at whatever address; `loopback`: where one on a loopback address has no room. */
+  hasListener(netnsPath: string, port: number, where?: 'loopback'): Promise<boolean>;
   /** Resets every TCP connection there is, the shared proxy's too; how many. */
   closeConnections(netnsPath: string): Promise<number>;
 }

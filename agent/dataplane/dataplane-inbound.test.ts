@@ -219,15 +219,30 @@ test('Dataplane: redirection that another version set up is made anew', async ()
   await plane.stop();
 });
 
-test('Dataplane: where a program of the pod has the port of HBONE, the proxy is told before it tries to have it too', async () => {
+test('Dataplane: where a program of the pod has the port of HBONE or of redirected callers, the proxy is told before it tries to have it too', async () => {
   for (const taken of [true, false]) {
     const world = new World();
-    world.taken = taken;
+    if (taken) world.taken.add(15008).add(15006);
     const plane = await started(world, [pod(mode('node'))]);
     plane.setInbound({ wanted: new Set(), ready: new Set(), certified: undefined, ...NO_TUNNELS });
     await settled(plane);
-    assert.equal(world.listeners.get('u1')?.hbonePortFree, !taken);
+    assert.deepEqual([world.listeners.get('u1')?.hbonePortFree, world.listeners.get('u1')?.inboundPortFree], [!taken, !taken]);
     assert.deepEqual(status(plane).notes, taken ? ["takes no HBONE, since port 15008 is a program's of its own"] : []);
     await plane.stop();
   }
+});
+
+test('Dataplane: a pod that has the port of the proxy is not tried, and is told so; it is captured when the port is free', async () => {
+  const world = new World();
+  world.taken.add(15001);
+  const plane = world.dataplane();
+  await plane.adopt([]);
+  plane.start({ bpfProblem: undefined });
+  plane.setPods([pod(mode('node'))]);
+  await waitFor('the failure', () => status(plane).state === 'failed', { timeoutMs: 5_000, everyMs: 5 });
+  assert.equal(status(plane).error, "port 15001 of the pod, where the proxy has to listen, is a program's of its own");
+  assert.deepEqual([[...world.pins], world.listeners.size], [[], 0]);
+  world.taken.clear();
+  await waitFor('the capture', () => status(plane).state === 'enrolled', { timeoutMs: 10_000, everyMs: 5 });
+  await plane.stop();
 });

@@ -22,8 +22,8 @@ export class World {
   ready = true;
   removable = true;
   outdated = false;
-  /** A program of the pod's listens on port 15008. */
-  taken = false;
+  /** Ports that programs of the pod's listen on. */
+  taken = new Set<number>();
   live = 0;
   /** The control plane has said which policies hold. */
   policiesKnown = true;
@@ -129,7 +129,7 @@ export class World {
         pinned: () => [...world.pins],
         path: (uid) => `/pins/${uid}`,
         cookie: () => Promise.resolve(7n),
-        hasListener: () => Promise.resolve(world.taken),
+        hasListener: (_netns, port) => Promise.resolve(world.taken.has(port)),
         closeConnections() {
           world.step('connections closed');
           return Promise.resolve(0);

@@ -128,7 +128,7 @@ export class Dataplane {
         }
         const { isActive, isPassable } = new InboundWay(undefined, actual.inbound);
         if (isActive) this.#around.setBehindProxy?.(uid, true, isPassable);
-        this.#listeners.set(uid, listenerPod(record, path, actual.rules !== 'none', new InboundWay(undefined, actual.inbound).isPresent));
+        this.#listeners.set(uid, listenerPod(record, path, actual.rules !== 'none', new InboundWay(undefined, actual.inbound).isPresent, undefined, false));
       }
       const controller = new PodController(this.#around, this.#targetOf(record ?? lost(uid)), actual);
       if (!record) controller.setTarget('gone');

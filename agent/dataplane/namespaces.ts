@@ -59,8 +59,8 @@ export class PinnedNamespaces implements Namespaces {
     return { ...outbound, total: outbound.total + countCaptured(sockets, INBOUND_PORT).total };
   }
 
-  async hasListener(netnsPath: string, port: number): Promise<boolean> {
-    return hasListener(await this.#sockets(netnsPath), port);
+  async hasListener(netnsPath: string, port: number, where?: 'loopback'): Promise<boolean> {
+    return hasListener(await this.#sockets(netnsPath), port, where);
   }
 
   async closeConnections(netnsPath: string): Promise<number> {
@@ -93,10 +93,12 @@ export function countCaptured(text: string, port: number): CapturedSockets {
   return found;
 }
 
-export function hasListener(text: string, port: number): boolean {
+export function hasListener(text: string, port: number, where?: 'loopback'): boolean {
   return text.split('\n').some((line) => {
     const [, here, , state] = line.trim().split(/\s+/);
-    return here?.endsWith(localPort(port)) === true && state === LISTEN;
+    if (here?.endsWith(localPort(port)) !== true || state !== LISTEN) return false;
+    const address = here.slice(0, here.indexOf(':'));
+    return where === undefined || /^0+$/.test(address) || isLoopback(address);
   });
 }
 

@@ -4,7 +4,7 @@
  * they are gone. A step that fails leaves the pod as the steps before it left it; the whole is tried again later.
  */
 import { errorMessage } from '../../common/errors.js';
-import { HBONE_PORT } from '../../common/istio-iptables.js';
+import { HBONE_PORT, INBOUND_PORT, OUTBOUND_PORT } from '../../common/istio-iptables.js';
 import type { PodRecord } from '../../common/lab-api.js';
 import type { Logger } from '../../common/log.js';
 import type { Backoff } from '../../common/retry.js';
@@ -83,8 +83,9 @@ export class PodController {
   #inbound = AS_IT_IS;
   readonly #mutualTls: Announcement;
   readonly #tunnels: Announcement;
-  /** Undefined until it was looked at. */
+  /** Undefined until they were looked at. */
   #hbonePortFree: boolean | undefined;
+  #inboundPortFree: boolean | undefined;
   #generation = 0;
   #wake: (() => void) | undefined;
   #running: Promise<void> | undefined;
@@ -186,7 +187,7 @@ export class PodController {
       way: this.way,
       acceleration: this.#actual.kernel?.acceleration ?? 'off',
       listener: this.#actual.listener,
-      notes: [...this.#notes, ...this.#arrivals.notes, ...(this.#hbonePortFree === false && this.#inbound.tunnels === 'not taken' ? [`takes no HBONE, since port ${HBONE_PORT} is a program's of its own`] : [])],
+      notes: [...this.#notes, ...this.#arrivals.notes, ...(this.#hbonePortFree === false && this.#inbound.tunnels === 'not taken' ? [`takes no HBONE, since port ${HBONE_PORT} is a program's of its own`] : []), ...(this.#inboundPortFree === false && this.#inbound.way === 'as it is' ? [`callers that its policy leaves to the proxy are refused, since port ${INBOUND_PORT} is a program's of its own`] : [])],
       ...(this.#error === undefined ? {} : { error: this.#error }),
       ...(reason === undefined ? {} : { reason }),
       ...(this.#connections === undefined ? {} : { drainingConnections: this.#connections }),
@@ -268,11 +269,15 @@ export class PodController {
     const { uid, netns } = target.record;
     const way = this.#refusal === undefined ? target.way : 'iptables';
     if (this.way !== way) this.#state = 'enrolling';
+    // After a failed bind Envoy's main thread would stay in the pod's namespace; without this listener there is no capture.
+    if (!this.#actual.listener && (await namespaces.hasListener(netns, OUTBOUND_PORT, 'loopback'))) throw new Error(`port ${OUTBOUND_PORT} of the pod, where the proxy has to listen, is a program's of its own`);
+    this.#current(target);
     const path = namespaces.pin(uid, netns);
     this.#actual.pinned = true;
 
     const keepsRedirected = way === 'iptables' || this.#actual.rules !== 'none';
-    this.#hbonePortFree ??= await this.#isHbonePortFree(path);
+    this.#hbonePortFree ??= await this.#isPortFree(path, HBONE_PORT, 'HBONE does not end there');
+    this.#inboundPortFree ??= await this.#isPortFree(path, INBOUND_PORT, 'nobody is led to the proxy there');
     this.#current(target);
     this.#setListener(target, path, keepsRedirected);
     this.#actual.listener = true;
@@ -320,14 +325,14 @@ export class PodController {
   }
 
   #setListener({ record }: PodTarget, path: string, iptables: boolean): void {
-    this.#around.setListener(record.uid, listenerPod(record, path, iptables, this.#arrivals.isPresent, this.#hbonePortFree));
+    this.#around.setListener(record.uid, listenerPod(record, path, iptables, this.#arrivals.isPresent, this.#hbonePortFree, this.#inboundPortFree));
   }
 
-  async #isHbonePortFree(path: string): Promise<boolean> {
+  async #isPortFree(path: string, port: number, outcome: string): Promise<boolean> {
     try {
-      return !(await this.#around.namespaces.hasListener(path, HBONE_PORT));
+      return !(await this.#around.namespaces.hasListener(path, port));
     } catch (error) {
-      this.#around.logger.warn({ pod: this.#name(), reason: errorMessage(error) }, `who listens on port ${HBONE_PORT} of the pod can't be read; HBONE does not end there`);
+      this.#around.logger.warn({ pod: this.#name(), reason: errorMessage(error) }, `who listens on port ${port} of the pod can't be read; ${outcome}`);
       return false;
     }
   }
@@ -427,6 +432,7 @@ export class PodController {
     if (this.#actual.pinned) namespaces.unpin(uid);
     this.#actual.pinned = false;
     this.#hbonePortFree = undefined;
+    this.#inboundPortFree = undefined;
     this.#state = 'off';
     this.#notes = [];
     // A pod that changes between the modes leaves one first.
@@ -583,8 +589,8 @@ function kernelIdentity({ record, splices, l7Auto }: PodTarget, netnsCookie: big
   return { uid: record.uid, netnsCookie, cgroupPath: record.cgroup, addresses: record.ips, ...(splices === undefined ? {} : { splices }), ...(l7Auto ? { l7Auto } : {}) };
 }
 
-export function listenerPod(record: PodRecord, netnsPath: string, iptables: boolean, redirected: boolean, hbonePortFree?: boolean): ListenerPod {
+export function listenerPod(record: PodRecord, netnsPath: string, iptables: boolean, redirected: boolean, hbonePortFree?: boolean, inboundPortFree?: boolean): ListenerPod {
   const { uid, name, namespace, labels, annotations, serviceAccount, ips } = record;
-  return { uid, name, namespace, labels, annotations, serviceAccount, ips, netnsPath, iptables, redirected, ...(hbonePortFree === undefined ? {} : { hbonePortFree }) };
+  return { uid, name, namespace, labels, annotations, serviceAccount, ips, netnsPath, iptables, redirected, ...(hbonePortFree === undefined ? {} : { hbonePortFree }), ...(inboundPortFree === undefined ? {} : { inboundPortFree }) };
 }
 

@@ -261,7 +261,8 @@ export function inboundListeners(pod: ListenerPod, folded: FoldedInbound, rename
   const mesh = Listener.fromPartial({ ...common, name: meshListenerName(pod.uid, folded), stat_prefix: `pod_${pod.uid}_inbound_mesh`, listener_specifier: { $case: 'internal_listener', value: {} } });
   mesh.listener_filters = [acceptedAddress('underpass.source', `${ORIGINAL_DST}.remote_ip`, `%FILTER_STATE(${SOURCE_ADDRESS}:PLAIN)%`), ...listenerFilters(folded.mesh)];
   mesh.filter_chains = folded.mesh.map(rename);
-  return [direct, mesh].map((listener) => ({ name: listener.name, version: contentHash(Listener, listener), any: pack(Listener, listener), needs: [] }));
+  // A failed bind would leave Envoy's main thread in the pod's namespace; without the listener nobody is redirected, and the kernel refuses whom Envoy would have to judge.
+  return [...(pod.canRedirect === false ? [] : [direct]), mesh].map((listener) => ({ name: listener.name, version: contentHash(Listener, listener), any: pack(Listener, listener), needs: [] }));
 }
 
 /**

@@ -278,7 +278,7 @@ export class Folder {
       const template = folded ?? CLOSED;
       const common = contentHash(Listener, { ...Listener.fromPartial({}), filter_chains: template.direct.map((chain) => rename(chain, '')) });
       for (const pod of own) {
-        const key = [common, template.hash, podListenerKey(pod), ...sources.map(({ name, version }) => `${name} ${version}`)].join();
+        const key = [common, template.hash, podListenerKey(pod), String(pod.canRedirect), ...sources.map(({ name, version }) => `${name} ${version}`)].join();
         const before = this.#inboundEntries.get(pod.uid);
         let known = before;
         if (known?.key !== key) {

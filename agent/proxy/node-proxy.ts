@@ -49,8 +49,8 @@ export interface ProxyPod {
   iptables: boolean;
   /** What arrives for it is redirected to its inbound listener, which has to stay for as long. */
   redirected?: boolean;
-  /** No program of the pod's listens where HBONE is to end; undefined while that is not known. */
-  hbonePortFree?: boolean;
+  /** No program of the pod's listens where HBONE is to end, and where callers are redirected to; after a restart undefined and false until that is known. */
+  hbonePortFree?: boolean; inboundPortFree?: boolean;
 }
 
 /**
@@ -158,8 +158,8 @@ export class NodeProxy {
   #split: ReadonlySet<string> = new Set();
   /** Keys of the classes that the last snapshot was folded from. */
   #published: ReadonlySet<string> = new Set();
-  /** Pods for which HBONE ends at an adopted Envoy already. */
-  #heldTunnels: ReadonlySet<string> = new Set();
+  /** Listeners that an adopted Envoy has on pods' ports of HBONE and of redirected callers. */
+  #held: ReadonlySet<string> = new Set();
   /** Classes for which an adopted Envoy may hold what this agent has not heard of yet. */
   #unheard = new Set<string>();
   readonly #waypoints: WaypointIndex;
@@ -458,7 +458,7 @@ export class NodeProxy {
     if (this.#snapshot === undefined && this.envoy.status.adopted) this.#unheard = new Set(this.#classes.keys());
     for (const key of this.#unheard) if (ready.has(key) || !this.#classes.has(key)) this.#unheard.delete(key);
     // Its own listeners are what keeps their ports from being free.
-    if (this.#snapshot === undefined && this.envoy.status.adopted) this.#heldTunnels = new Set([...this.#pods.keys()].filter((uid) => this.#ads.mayHold(LDS, podHboneName(uid))));
+    if (this.#snapshot === undefined && this.envoy.status.adopted) this.#held = new Set([...this.#pods.keys()].flatMap((uid) => [podHboneName(uid), inboundListenerName(uid)]).filter((name) => this.#ads.mayHold(LDS, name)));
     const pods = [...this.#pods.values()].flatMap((pod) => {
       const own = classKey(pod);
       const key = ready.has(own) ? own : this.#folded.get(pod.uid);
@@ -498,8 +498,8 @@ export class NodeProxy {
 
   #listenerPod(pod: ProxyPod): ListenerPod {
     const { uid, netnsPath, ips, redirected = false } = pod;
-    const endsTunnels = pod.hbonePortFree === true || this.#heldTunnels.has(uid);
-    return { ...(this.#certificates ? tunnelHeaders(pod, this.#options.clusterId ?? 'Kubernetes') : {}), endsTunnels, uid, netnsPath, ipv6: ips.some((ip) => isIPv6(ip)), addresses: [...ips].sort((a, b) => Number(isIPv6(a)) - Number(isIPv6(b))), identity: this.#identity(pod), redirected, ...(endsTunnels && this.#certificates ? { services: serviceAuthorities(this.#workloads.addresses, this.#workloadUid(pod)) } : {}) };
+    const [endsTunnels, canRedirect] = [pod.hbonePortFree === true || this.#held.has(podHboneName(uid)), pod.inboundPortFree !== false || this.#held.has(inboundListenerName(uid))];
+    return { ...(this.#certificates ? tunnelHeaders(pod, this.#options.clusterId ?? 'Kubernetes') : {}), endsTunnels, canRedirect, uid, netnsPath, ipv6: ips.some((ip) => isIPv6(ip)), addresses: [...ips].sort((a, b) => Number(isIPv6(a)) - Number(isIPv6(b))), identity: this.#identity(pod), redirected, ...(endsTunnels && this.#certificates ? { services: serviceAuthorities(this.#workloads.addresses, this.#workloadUid(pod)) } : {}) };
   }
 
   /** In WDS. */

@@ -24,6 +24,8 @@ export interface ListenerPod {
   identity?: string;
   /** Connections to it are redirected to its inbound listener, whether or not a policy still asks for that. */
   redirected?: boolean;
+  /** False where a program of the pod's has the port that its callers would be redirected to. */
+  canRedirect?: boolean;
   /** HBONE can end in its namespace. */
   endsTunnels?: boolean;
   /** Of services that it serves: by these names HBONE reaches it, too. */
