@@ -120,7 +120,7 @@ export class Folder {
   readonly #clusterEntries = new ClusterEntries();
   readonly #templates = new Map<string, Template>();
   /** Clusters that have had an endpoint for the mesh's mutual TLS: they stay an account's own, since a change of a cluster's name ends connections. */
-  readonly #withTls = new Set<string>();
+  readonly accountClusters: Set<string>;
   #clusterNames: { of: readonly { key: string; contents: ReadonlyMap<string, Content> | undefined }[]; names: Names } | undefined;
   readonly #assignments = new WeakMap<object, { assignment: ClusterLoadAssignment; hash: string }>();
   readonly #routes = new WeakMap<object, FoldedRoutes>();
@@ -136,7 +136,10 @@ export class Folder {
   #inboundEntries = new Map<string, InboundEntries>();
   #tunnelEntries = new Map<string, TunnelEntries>();
 
-  constructor(readonly extensions: EnvoyExtensions) {}
+  /** @param accountClusters of a former agent */
+  constructor(readonly extensions: EnvoyExtensions, accountClusters: Iterable<string> = []) {
+    this.accountClusters = new Set(accountClusters);
+  }
 
   /** How many resources are remembered by their last good version. */
   get remembered(): number {
@@ -248,9 +251,9 @@ export class Folder {
 
   /** One that asks for no account's certificate is one cluster for all accounts, of which a node may have many. */
   #asksForMeshTls(name: string, message: Cluster, assignment: ClusterLoadAssignment | undefined, local: ReadonlySet<string>): boolean {
-    if (this.#withTls.has(name)) return true;
+    if (this.accountClusters.has(name)) return true;
     const asks = asksForMeshTls(message, assignment, local);
-    if (asks) this.#withTls.add(name);
+    if (asks) this.accountClusters.add(name);
     return asks;
   }
 

@@ -33,7 +33,7 @@ import { endpointKeys } from './pool-renewal.js';
 import { serviceAuthorities } from './service-authorities.js';
 import { LDS, RDS, SDS, type Snapshot } from './snapshot.js';
 import { WaypointIndex, type WaypointTable } from './waypoint-table.js';
-import { loadState, saveState, type SavedClass } from './xds-state.js';
+import { StateFile } from './xds-state.js';
 
 export interface ProxyPod {
   uid: string;
@@ -163,8 +163,7 @@ export class NodeProxy {
   /** Classes for which an adopted Envoy may hold what this agent has not heard of yet. */
   #unheard = new Set<string>();
   readonly #waypoints: WaypointIndex;
-  #savedClasses: SavedClass[];
-  #savedWaypoints: WaypointTable;
+  readonly #file: StateFile;
   /** Those of the last snapshot. */
   #foldedWaypoints: WaypointTable | undefined;
   #staleAllowed = false;
@@ -172,8 +171,6 @@ export class NodeProxy {
   #dirtySince: number | undefined;
   #saveTimer: NodeJS.Timeout | undefined;
   #staleTimer: NodeJS.Timeout | undefined;
-  #saveTookMs = 0;
-  #saving: Promise<void> = Promise.resolve();
 
   constructor(options: NodeProxyOptions) {
     this.#options = options;
@@ -210,16 +207,12 @@ export class NodeProxy {
       onInbound: (pods) => options.onInbound?.(pods),
     });
     this.#waypoints = new WaypointIndex(options.nodeName);
-    ({ classes: this.#savedClasses, waypoints: this.#savedWaypoints } = loadState(this.#statePath, (problem) => this.#logger.warn({ problem }, 'last good xDS state')));
-  }
-
-  get #statePath(): string {
-    return join(this.#options.runDir, 'xds-state.bin');
+    this.#file = new StateFile(join(options.runDir, 'xds-state.bin'), this.#logger);
   }
 
   /** Which destinations are reached through a waypoint; before the control plane has told, as it was last known. */
   get waypoints(): WaypointTable {
-    return this.#workloads.synced ? this.#waypoints.table : this.#savedWaypoints;
+    return this.#workloads.synced ? this.#waypoints.table : this.#file.saved.waypoints;
   }
 
   /** The workloads and services of the mesh, from the WDS stream. */
@@ -414,7 +407,7 @@ export class NodeProxy {
   #openClass(key: string, pod: ProxyPod): ConfigClass {
     const node = sidecarNode(pod, this.#options);
     const stream = new SidecarStream({ channel: this.#channel, node, logger: this.#logger, onUpdate: () => this.#schedule() });
-    const saved = this.#savedClasses.find((item) => item.key === key)?.state;
+    const saved = this.#file.saved.classes.find((item) => item.key === key)?.state;
     if (saved) stream.preload(saved);
     stream.start();
     return { key, node, representative: pod.uid, stream, saved };
@@ -424,7 +417,7 @@ export class NodeProxy {
     if (!this.#folder) {
       const extensions = new EnvoyExtensions(node.extensions);
       this.#logger.info({ extensions: extensions.size }, 'Envoy connected');
-      this.#folder = new Folder(extensions);
+      this.#folder = new Folder(extensions, this.#file.saved.accountClusters);
     }
     this.#schedule();
   }
@@ -493,7 +486,7 @@ export class NodeProxy {
     const known = this.#unheard.size === 0 ? [...ready.values()].filter(({ key }) => pods.some(({ classKey: of }) => of === key)) : [];
     this.#options.onPlainPorts?.(new PlainPorts(known), new Set([...folded.enforcing, ...[...this.#pods.keys()].filter((uid) => !this.#folded.has(uid))]));
     this.#reconcileClasses();
-    this.#saveTimer ??= setTimeout(() => void this.#save(), Math.max(SAVE_DELAY_MS, SAVE_DELAY_FACTOR * this.#saveTookMs));
+    this.#saveTimer ??= setTimeout(() => void this.#save(), Math.max(SAVE_DELAY_MS, SAVE_DELAY_FACTOR * this.#file.tookMs));
   }
 
   #listenerPod(pod: ProxyPod): ListenerPod {
@@ -541,7 +534,7 @@ export class NodeProxy {
 
   /** Classes of an earlier run first, in their old order: names in an adopted Envoy stay as they are. */
   #bySeniority<T extends { key: string }>(classes: ReadonlyMap<string, T>): T[] {
-    const order = new Map(this.#savedClasses.map((item, index) => [item.key, index]));
+    const order = new Map(this.#file.saved.classes.map((item, index) => [item.key, index]));
     return [...classes.values()].sort((a, b) => (order.get(a.key) ?? Infinity) - (order.get(b.key) ?? Infinity) || 0);
   }
 
@@ -591,14 +584,7 @@ export class NodeProxy {
       .map(({ key, node, stream }) => ({ key, node, state: stream.state }));
     // Nothing heard from the control plane in this run: what an earlier run saved is still the best there is.
     if (classes.length === 0) return;
-    this.#savedClasses = [...this.#savedClasses.filter((old) => this.#classes.has(old.key) && !classes.some((item) => item.key === old.key)), ...classes];
-    this.#savedWaypoints = this.waypoints;
-    const snapshot = { classes: this.#savedClasses, waypoints: this.#savedWaypoints };
-    const began = performance.now();
-    this.#saving = this.#saving
-      .then(() => saveState(this.#statePath, snapshot))
-      .then(() => void (this.#saveTookMs = performance.now() - began))
-      .catch((error: unknown) => this.#logger.warn({ error: errorMessage(error) }, `saving ${this.#statePath}`));
-    await this.#saving;
+    const former = this.#file.saved.classes.filter((old) => this.#classes.has(old.key) && !classes.some((item) => item.key === old.key));
+    await this.#file.save({ classes: [...former, ...classes], waypoints: this.waypoints, accountClusters: [...(this.#folder?.accountClusters ?? this.#file.saved.accountClusters)] });
   }
 }

@@ -25,10 +25,10 @@ describe('saved xDS state', () => {
   it('comes back as it was, in order, readable by its owner only', async () => {
     const waypoints = { waypoints: { 'shop/wp.shop.svc:15008': { endpoints: ['10.0.0.1:15008'], peers: ['spiffe://cluster.local/ns/shop/sa/wp'] } }, destinations: [{ addresses: ['10.96.0.1'], ports: [80], hostname: 'web.shop.svc', waypoint: 'shop/wp.shop.svc:15008' }] };
     const node = Node.fromPartial({ id: 'sidecar~1', metadata: { NAMESPACE: 'canary' } });
-    await saveState(path, { classes: [{ key: 'b', node, state }, { key: 'a', node, state }], waypoints });
+    await saveState(path, { classes: [{ key: 'b', node, state }, { key: 'a', node, state }], waypoints, accountClusters: ['outbound|80||web.shop.svc'] });
     assert.equal(statSync(path).mode & 0o777, 0o600);
-    const { classes: loaded, waypoints: known } = loadState(path, none);
-    assert.deepEqual(known, waypoints);
+    const { classes: loaded, ...known } = loadState(path, none);
+    assert.deepEqual(known, { waypoints, accountClusters: ['outbound|80||web.shop.svc'] });
     assert.deepEqual(loaded.map((item) => [item.key, item.node.id]), [['b', 'sidecar~1'], ['a', 'sidecar~1']]);
     for (const kind of ['clusters', 'endpoints', 'listeners', 'routes'] as const) {
       const flat = (from: SidecarState): unknown[] => [...from[kind]].map(([name, { any }]) => [name, any.value]);
@@ -36,21 +36,21 @@ describe('saved xDS state', () => {
       assert.deepEqual(flat(loaded[0]!.state), flat(state));
     }
     const once = statSync(path).size;
-    await saveState(path, { classes: [...'abcdefgh'].map((key) => ({ key, node, state })), waypoints });
+    await saveState(path, { classes: [...'abcdefgh'].map((key) => ({ key, node, state })), waypoints, accountClusters: ['outbound|80||web.shop.svc'] });
     assert.ok(statSync(path).size < 2 * once, 'what classes share is there once');
     assert.deepEqual(loadState(path, none).classes.map(({ state: { clusters } }) => clusters.size), Array(8).fill(state.clusters.size));
   });
 
   it('is ignored when damaged, cut short or missing', async () => {
-    await saveState(path, { classes: [{ key: 'a', node: Node.fromPartial({}), state }], waypoints: NO_WAYPOINTS });
+    await saveState(path, { classes: [{ key: 'a', node: Node.fromPartial({}), state }], waypoints: NO_WAYPOINTS, accountClusters: [] });
     const bytes = readFileSync(path);
     for (const bad of [bytes.subarray(0, -1), Buffer.concat([bytes.subarray(0, 100), Buffer.from([bytes[100]! ^ 1]), bytes.subarray(101)]), Buffer.alloc(0), Buffer.from('something else')]) {
       writeFileSync(path, bad);
       const problems: string[] = [];
-      assert.deepEqual(loadState(path, (problem) => problems.push(problem)), { classes: [], waypoints: NO_WAYPOINTS });
+      assert.deepEqual(loadState(path, (problem) => problems.push(problem)), { classes: [], waypoints: NO_WAYPOINTS, accountClusters: [] });
       assert.equal(problems.length, 1);
     }
-    assert.deepEqual(loadState(join(folder, 'none'), none), { classes: [], waypoints: NO_WAYPOINTS });
+    assert.deepEqual(loadState(join(folder, 'none'), none), { classes: [], waypoints: NO_WAYPOINTS, accountClusters: [] });
   });
 
   it('never holds a private key', async () => {
@@ -63,7 +63,7 @@ describe('saved xDS state', () => {
     listener.filter_chains[0]!.transport_socket = { name: 'tls', config_type: { $case: 'typed_config', value: pack(DownstreamTlsContext, down) } };
     const listeners = new Map([[listener.name, sidecarTypes.listeners.decode(listener.name, '', pack(Listener, listener))]]);
     const clusters = new Map([[name, sidecarTypes.clusters.decode(name, '', pack(Cluster, cluster))]]);
-    await saveState(path, { classes: [{ key: 'a', node: Node.fromPartial({}), state: { clusters, endpoints: new Map(), listeners, routes: new Map() } }], waypoints: NO_WAYPOINTS });
+    await saveState(path, { classes: [{ key: 'a', node: Node.fromPartial({}), state: { clusters, endpoints: new Map(), listeners, routes: new Map() } }], waypoints: NO_WAYPOINTS, accountClusters: [] });
     assert.ok(!readFileSync(path).includes('SECRET'));
     assert.deepEqual([loadState(path, none).classes[0]?.state.clusters.size, loadState(path, none).classes[0]?.state.listeners.size], [0, 0]);
   });

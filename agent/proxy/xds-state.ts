@@ -14,6 +14,8 @@ import { DownstreamTlsContext, UpstreamTlsContext } from '../../proto/generated/
 import type { TransportSocket } from '../../proto/generated/envoy/config/core/v3/base.js';
 import type { Listener } from '../../proto/generated/envoy/config/listener/v3/listener.js';
 import type { Cluster } from '../../proto/generated/envoy/config/cluster/v3/cluster.js';
+import { errorMessage } from '../../common/errors.js';
+import type { Logger } from '../../common/log.js';
 import { unpack } from '../../common/xds/any.js';
 import type { AnyResourceType, XdsResource } from '../xds/resource-type.js';
 import { sidecarTypes, type SidecarState } from '../xds/sidecar-stream.js';
@@ -23,6 +25,8 @@ export interface SavedState {
   classes: SavedClass[];
   /** Without it what has a waypoint would be reached around it. */
   waypoints: WaypointTable;
+  /** Clusters of which each account has its own: without it their names would change, which ends connections. */
+  accountClusters: readonly string[];
 }
 
 export interface SavedClass {
@@ -33,23 +37,48 @@ export interface SavedClass {
 
 interface Header {
   waypoints: WaypointTable;
+  accountClusters: readonly string[];
   versions: string[];
   /** Indexes of resources, and of each one's version. */
   classes: { key: string; node: unknown; resources: number[]; versions: number[] }[];
 }
 
-const MAGIC = Buffer.from('underpass-xds-3\n');
+const MAGIC = Buffer.from('underpass-xds-4\n');
 const DIGEST_BYTES = 32;
-const NOTHING: SavedState = { classes: [], waypoints: NO_WAYPOINTS };
+const NOTHING: SavedState = { classes: [], waypoints: NO_WAYPOINTS, accountClusters: [] };
 /** Written at a time, so that the rest of the process has its turns. */
 const CHUNK_BYTES = 1 << 20;
 
+/** The state's file while an agent runs. */
+export class StateFile {
+  /** What is on disk, or about to be. */
+  saved: SavedState;
+  /** The last write, of this many milliseconds. */
+  tookMs = 0;
+  #saving: Promise<void> = Promise.resolve();
+
+  constructor(readonly path: string, readonly logger: Logger) {
+    this.saved = loadState(path, (problem) => logger.warn({ problem }, 'last good xDS state'));
+  }
+
+  /** One write at a time; a failure is logged. */
+  save(state: SavedState): Promise<void> {
+    this.saved = state;
+    const began = performance.now();
+    this.#saving = this.#saving
+      .then(() => saveState(this.path, state))
+      .then(() => void (this.tookMs = performance.now() - began))
+      .catch((error: unknown) => this.logger.warn({ error: errorMessage(error) }, `saving ${this.path}`));
+    return this.#saving;
+  }
+}
+
 /** Writes all of it anew, atomically; mode 0600. */
-export async function saveState(path: string, { classes, waypoints }: SavedState): Promise<void> {
+export async function saveState(path: string, { classes, waypoints, accountClusters }: SavedState): Promise<void> {
   const resources = new Map<Any, XdsResource<unknown>>();
   const indexes = new Map<Any, number>();
   const versions = new Map<string, number>();
-  const header: Header = { waypoints, versions: [], classes: [] };
+  const header: Header = { waypoints, accountClusters, versions: [], classes: [] };
   for (const { key, node, state } of classes) {
     const own: Header['classes'][number] = { key, node: Node.toJSON(node), resources: [], versions: [] };
     for (const map of Object.values(state) as ReadonlyMap<string, XdsResource<unknown>>[]) {
@@ -120,7 +149,7 @@ export function loadState(path: string, onProblem: (problem: string) => void): S
     offset = end;
     return block;
   };
-  const { waypoints, versions, classes } = JSON.parse(next().toString('utf8')) as Header;
+  const { waypoints, accountClusters, versions, classes } = JSON.parse(next().toString('utf8')) as Header;
   const resources: { name: string; any: Any }[] = [];
   while (offset < content.length) {
     const [name, type_url] = JSON.parse(next().toString('utf8')) as [string, string];
@@ -142,7 +171,7 @@ export function loadState(path: string, onProblem: (problem: string) => void): S
     });
     return { key, node: Node.fromJSON(node), state };
   });
-  return { classes: loaded, waypoints };
+  return { classes: loaded, waypoints, accountClusters };
 }
 
 const keyHolders = new WeakMap<object, boolean>();
