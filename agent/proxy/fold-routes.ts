@@ -1,6 +1,6 @@
 /** Route configurations and cluster references: what this Envoy lacks goes, clusters get the names they have here. */
 import type { RouteConfiguration } from '../../proto/generated/envoy/config/route/v3/route.js';
-import type { Route, RouteAction } from '../../proto/generated/envoy/config/route/v3/route_components.js';
+import type { Route, RouteAction, VirtualHost } from '../../proto/generated/envoy/config/route/v3/route_components.js';
 import { canonical } from '../xds/resource-type.js';
 import type { EnvoyExtensions } from './extensions.js';
 import { keepOverrides } from './stock.js';
@@ -24,43 +24,80 @@ function findMirrored({ virtual_hosts }: RouteConfiguration): Set<string> {
 }
 
 export function foldRoutes(source: RouteConfiguration, extensions: EnvoyExtensions): RouteConfiguration {
-  const routes = canonical(source) as RouteConfiguration;
+  return { ...foldTable(source, extensions), virtual_hosts: source.virtual_hosts.map((host) => foldHost(host, extensions)) };
+}
+
+/** A table without its virtual hosts. */
+export function foldTable(source: RouteConfiguration, extensions: EnvoyExtensions): RouteConfiguration {
+  const routes = canonical({ ...source, virtual_hosts: [] }) as RouteConfiguration;
   // Routes and clusters come from one place but not in one message: a route to a cluster that is not there yet must not
   // be refused, it answers 503 until the cluster is.
   routes.validate_clusters ??= false;
   routes.typed_per_filter_config = keepOverrides(extensions, routes.typed_per_filter_config);
-  for (const host of routes.virtual_hosts) {
-    host.typed_per_filter_config = keepOverrides(extensions, host.typed_per_filter_config);
-    for (const route of host.routes) {
-      route.typed_per_filter_config = keepOverrides(extensions, route.typed_per_filter_config);
-      const action = routeAction(route);
-      for (const mirror of action?.request_mirror_policies ?? []) mirror.cluster = mirrorClusterName(mirror.cluster);
-      if (action?.cluster_specifier?.$case === 'weighted_clusters') {
-        for (const weight of action.cluster_specifier.value.clusters) {
-          weight.typed_per_filter_config = keepOverrides(extensions, weight.typed_per_filter_config);
-        }
+  return routes;
+}
+
+export function foldHost(source: VirtualHost, extensions: EnvoyExtensions): VirtualHost {
+  const host = canonical(source) as VirtualHost;
+  host.typed_per_filter_config = keepOverrides(extensions, host.typed_per_filter_config);
+  for (const route of host.routes) {
+    route.typed_per_filter_config = keepOverrides(extensions, route.typed_per_filter_config);
+    const action = routeAction(route);
+    for (const mirror of action?.request_mirror_policies ?? []) mirror.cluster = mirrorClusterName(mirror.cluster);
+    if (action?.cluster_specifier?.$case === 'weighted_clusters') {
+      for (const weight of action.cluster_specifier.value.clusters) {
+        weight.typed_per_filter_config = keepOverrides(extensions, weight.typed_per_filter_config);
       }
     }
   }
-  return routes;
+  return host;
 }
 
 /** A copy whose routes lead to the renamed clusters. */
 export function renameClusters(source: RouteConfiguration, rename: Rename): RouteConfiguration {
   const routes = canonical(source) as RouteConfiguration;
-  for (const host of routes.virtual_hosts) {
-    for (const mirror of host.request_mirror_policies) mirror.cluster = rename(mirror.cluster);
-    for (const route of host.routes) {
-      const action = routeAction(route);
-      if (!action) continue;
-      const specifier = action.cluster_specifier;
-      if (specifier?.$case === 'cluster') specifier.value = rename(specifier.value);
-      if (specifier?.$case === 'weighted_clusters') for (const weight of specifier.value.clusters) weight.name = rename(weight.name);
-      for (const mirror of action.request_mirror_policies) mirror.cluster = rename(mirror.cluster);
-    }
-  }
+  return { ...renameInTable(routes, rename), virtual_hosts: routes.virtual_hosts.map((host) => renameInHost(host, rename)) };
+}
+
+/** In place; its virtual hosts are left out. */
+export function renameInTable(routes: RouteConfiguration, rename: Rename): RouteConfiguration {
   for (const mirror of routes.request_mirror_policies) mirror.cluster = rename(mirror.cluster);
   return routes;
+}
+
+/** In place. */
+export function renameInHost(host: VirtualHost, rename: Rename): VirtualHost {
+  for (const mirror of host.request_mirror_policies) mirror.cluster = rename(mirror.cluster);
+  for (const route of host.routes) {
+    const action = routeAction(route);
+    if (!action) continue;
+    const specifier = action.cluster_specifier;
+    if (specifier?.$case === 'cluster') specifier.value = rename(specifier.value);
+    if (specifier?.$case === 'weighted_clusters') for (const weight of specifier.value.clusters) weight.name = rename(weight.name);
+    for (const mirror of action.request_mirror_policies) mirror.cluster = rename(mirror.cluster);
+  }
+  return host;
+}
+
+const clustersOf = new WeakMap<VirtualHost, readonly string[]>();
+
+/** All names that `renameInHost` may change in a folded host. */
+export function hostClusters(source: VirtualHost): readonly string[] {
+  let names = clustersOf.get(source);
+  if (!names) clustersOf.set(source, (names = readClusters(source)));
+  return names;
+}
+
+function readClusters({ routes, request_mirror_policies }: VirtualHost): string[] {
+  const found = new Set(request_mirror_policies.map(({ cluster }) => cluster));
+  for (const route of routes) {
+    const action = routeAction(route);
+    const specifier = action?.cluster_specifier;
+    if (specifier?.$case === 'cluster') found.add(specifier.value);
+    if (specifier?.$case === 'weighted_clusters') for (const { name } of specifier.value.clusters) found.add(name);
+    for (const { cluster } of action?.request_mirror_policies ?? []) found.add(mirrorClusterName(cluster));
+  }
+  return [...found];
 }
 
 function routeAction(route: Route): RouteAction | undefined {

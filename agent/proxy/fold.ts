@@ -18,7 +18,8 @@ import { boundTo, foldCluster, isFoldedCluster } from './fold-clusters.js';
 import { foldAssignment, parseEndpointId } from './fold-endpoints.js';
 import { foldListener, foldListeners, isOutboundListener, isSocketOfItsOwn, listenerPort, passesThrough, renameInChain, type FoldedListeners } from './fold-listeners.js';
 import { CLOSED, foldInbound, inboundListeners, isInboundCluster, meshListenerName, type FoldedInbound } from './fold-inbound.js';
-import { foldRoutes, mirrorClusterName, mirroredClusters, renameClusters } from './fold-routes.js';
+import { mirrorClusterName, mirroredClusters } from './fold-routes.js';
+import { RouteTables, type FoldedRoutes } from './route-tables.js';
 import { originateCluster, originateListener } from './hbone-originate.js';
 import { canEndTunnels, hboneEntries } from './hbone-terminate.js';
 import { INSPECTION_KINDS, inspectionCluster, inspectionListener } from './inspection.js';
@@ -83,12 +84,6 @@ interface TunnelEntries {
   routes: Entry;
 }
 
-interface FoldedRoutes extends Content {
-  name: string;
-  /** Its bytes alone: decoded, a mesh's routes are ten times as large. */
-  any: Any;
-}
-
 /** A class's clusters, as they were folded from these objects. */
 interface ClusterSet {
   clusters: object;
@@ -123,6 +118,7 @@ export class Folder {
   readonly accountClusters: Set<string>;
   #clusterNames: { of: readonly { key: string; contents: ReadonlyMap<string, Content> | undefined }[]; names: Names } | undefined;
   readonly #assignments = new WeakMap<object, { assignment: ClusterLoadAssignment; hash: string }>();
+  readonly #routeTables: RouteTables;
   readonly #routes = new WeakMap<object, FoldedRoutes>();
   readonly #chains = new WeakMap<object, Map<boolean, FilterChain[]>>();
   readonly #renamedRoutes = new Renamed<FoldedRoutes, FoldedRoutes>();
@@ -139,6 +135,7 @@ export class Folder {
   /** @param accountClusters of a former agent */
   constructor(readonly extensions: EnvoyExtensions, accountClusters: Iterable<string> = []) {
     this.accountClusters = new Set(accountClusters);
+    this.#routeTables = new RouteTables(extensions);
   }
 
   /** How many resources are remembered by their last good version. */
@@ -343,14 +340,14 @@ export class Folder {
     const result = new Map<string, FoldedRoutes>();
     const signature = clusterNames.signature(key);
     for (const source of state.routes.values()) {
-      const folded = this.#good(`${key} RDS`, key, `RDS ${source.name}`, source.name, source.message, problems, (message) => packedRoutes(foldRoutes(message, this.extensions)), this.#routes);
+      const folded = this.#good(`${key} RDS`, key, `RDS ${source.name}`, source.name, source.message, problems, (message) => this.#routeTables.fold(message), this.#routes);
       if (!folded) continue;
       if (!clusterNames.renames(key)) {
         result.set(source.name, folded);
         continue;
       }
       result.set(source.name, this.#renamedRoutes.get(folded, signature, () => {
-        const renamed = packedRoutes(renameClusters(RouteConfiguration.decode(folded.any.value), (name) => clusterNames.of(key, name)));
+        const renamed = this.#routeTables.renamed(folded.source, (name) => clusterNames.of(key, name));
         return { ...renamed, ...(renamed.hash === folded.hash ? {} : ofAccount(identity)) };
       }));
     }
@@ -359,7 +356,7 @@ export class Folder {
       if (listener.message.bind_to_port !== false) continue;
       for (const name of routeNames(listener.message)) {
         if (result.has(name)) continue;
-        result.set(name, packedRoutes(RouteConfiguration.fromPartial({ name, validate_clusters: false })));
+        result.set(name, this.#routeTables.fold(RouteConfiguration.fromPartial({ name })));
       }
     }
     return result;
@@ -458,12 +455,6 @@ function cacheOf<F>(caches: Map<string, WeakMap<object, F>>, identity = ''): Wea
   let found = caches.get(identity);
   if (!found) caches.set(identity, (found = new WeakMap()));
   return found;
-}
-
-/** Folded messages have their maps in order, so that equal ones have equal bytes. */
-function packedRoutes(routes: RouteConfiguration): FoldedRoutes {
-  const any = pack(RouteConfiguration, routes);
-  return { name: routes.name, any, hash: hashBytes(any.value) };
 }
 
 /**

@@ -45,6 +45,7 @@ type Routes = ReadonlyMap<string, { cluster: string } | { reason: string }>;
 const shapes = new WeakMap<Listener, Shape>();
 const clusters = new WeakMap<Cluster, { reason: string | undefined }>();
 const tables = new WeakMap<RouteConfiguration, Routes>();
+const hosts = new WeakMap<VirtualHost, { cluster: string } | { reason: string }>();
 const indexes = new WeakMap<SidecarState['listeners'], Map<string, Listener | 'several'>>();
 
 export class PlainPorts implements PortJudge {
@@ -200,10 +201,16 @@ function readRoutes(routes: RouteConfiguration): Routes {
   const common = isEmpty(RouteConfiguration, rest) ? undefined : 'its routes have settings for all hosts';
   const table = new Map<string, { cluster: string } | { reason: string }>();
   for (const host of routes.virtual_hosts) {
-    const found = common === undefined ? readHost(host) : { reason: common };
+    const found = common === undefined ? hostOf(host) : { reason: common };
     for (const domain of host.domains) table.set(domain, found);
   }
   return table;
+}
+
+function hostOf(host: VirtualHost): { cluster: string } | { reason: string } {
+  let found = hosts.get(host);
+  if (!found) hosts.set(host, (found = readHost(host)));
+  return found;
 }
 
 function readHost(host: VirtualHost): { cluster: string } | { reason: string } {

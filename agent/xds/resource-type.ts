@@ -52,6 +52,11 @@ export abstract class XdsResourceType<T> {
    * resources most are the same for all kinds of pods, and whatever is computed from one is computed once.
    */
   protected readonly shared: boolean = false;
+  /** Equal for equal content. */
+  protected hashOf(message: T): string {
+    return contentHash(this.codec, message);
+  }
+
   readonly #known = new Map<string, WeakRef<XdsResource<T>>[]>();
   readonly #gone = new FinalizationRegistry<string>((name) => this.#forget(name));
 
@@ -79,9 +84,9 @@ export abstract class XdsResourceType<T> {
     const errors: FieldError[] = [];
     this.validate(message, name, (field, problem) => errors.push({ field, problem }));
     if (errors.length > 0) return fail(errors);
-    const { codec } = this;
     let hash: string | undefined;
-    const resource: XdsResource<T> = { name, version, any: own, message, get hash() { return (hash ??= contentHash(codec, message)); } };
+    const hashNow = (): string => (hash ??= this.hashOf(message));
+    const resource: XdsResource<T> = { name, version, any: own, message, get hash() { return hashNow(); } };
     if (this.shared) this.#remember(resource);
     return resource;
   }

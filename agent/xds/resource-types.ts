@@ -3,7 +3,8 @@ import { Cluster, Cluster_DiscoveryType } from '../../proto/generated/envoy/conf
 import { ClusterLoadAssignment } from '../../proto/generated/envoy/config/endpoint/v3/endpoint.js';
 import { Listener } from '../../proto/generated/envoy/config/listener/v3/listener.js';
 import type { FilterChain } from '../../proto/generated/envoy/config/listener/v3/listener_components.js';
-import { RouteConfiguration } from '../../proto/generated/envoy/config/route/v3/route.js';
+import type { RouteConfiguration } from '../../proto/generated/envoy/config/route/v3/route.js';
+import type { VirtualHost } from '../../proto/generated/envoy/config/route/v3/route_components.js';
 import { HttpConnectionManager } from '../../proto/generated/envoy/extensions/filters/network/http_connection_manager/v3/http_connection_manager.js';
 import { Config as SetFilterState } from '../../proto/generated/envoy/extensions/filters/network/set_filter_state/v3/set_filter_state.js';
 import { TcpProxy } from '../../proto/generated/envoy/extensions/filters/network/tcp_proxy/v3/tcp_proxy.js';
@@ -17,6 +18,7 @@ import { Address, type GatewayAddress, type Port } from '../../proto/generated/i
 import { typeUrl, unpack } from '../../common/xds/any.js';
 import { checkAuthorization } from '../policy/authorization.js';
 import { XdsResourceType, type MessageCodec } from './resource-type.js';
+import { routeTableHash, RouteTable } from './route-codec.js';
 
 type Report = (field: string, problem: string) => void;
 
@@ -50,15 +52,17 @@ function checkOverrides(overrides: Readonly<Record<string, Any>>, field: string,
 
 function checkRoutes(routes: RouteConfiguration, prefix: string, report: Report): void {
   checkOverrides(routes.typed_per_filter_config, `${prefix}route_config`, report);
-  routes.virtual_hosts.forEach((host, i) => {
-    checkOverrides(host.typed_per_filter_config, `${prefix}virtual_hosts[${i}]`, report);
-    host.routes.forEach((route, j) => {
-      const field = `${prefix}virtual_hosts[${i}].routes[${j}]`;
-      checkOverrides(route.typed_per_filter_config, field, report);
-      const specifier = route.action?.$case === 'route' ? route.action.value.cluster_specifier : undefined;
-      if (specifier?.$case !== 'weighted_clusters') return;
-      specifier.value.clusters.forEach((weight, k) => checkOverrides(weight.typed_per_filter_config, `${field}.route.weighted_clusters.clusters[${k}]`, report));
-    });
+  routes.virtual_hosts.forEach((host, i) => checkHost(host, `${prefix}virtual_hosts[${i}]`, report));
+}
+
+function checkHost(host: VirtualHost, prefix: string, report: Report): void {
+  checkOverrides(host.typed_per_filter_config, prefix, report);
+  host.routes.forEach((route, j) => {
+    const field = `${prefix}.routes[${j}]`;
+    checkOverrides(route.typed_per_filter_config, field, report);
+    const specifier = route.action?.$case === 'route' ? route.action.value.cluster_specifier : undefined;
+    if (specifier?.$case !== 'weighted_clusters') return;
+    specifier.value.clusters.forEach((weight, k) => checkOverrides(weight.typed_per_filter_config, `${field}.route.weighted_clusters.clusters[${k}]`, report));
   });
 }
 
@@ -130,23 +134,38 @@ export class ListenerType extends XdsResourceType<Listener> {
   }
 }
 
+/** In which no fault was found. */
+const soundHosts = new WeakSet<VirtualHost>();
+
 export class RouteType extends XdsResourceType<RouteConfiguration> {
   readonly shortName = 'RDS';
   readonly wildcard = false;
-  protected readonly codec: MessageCodec<RouteConfiguration> = RouteConfiguration;
+  protected readonly codec = RouteTable;
   protected override readonly shared = true;
+
+  protected override hashOf(message: RouteConfiguration): string {
+    return routeTableHash(message);
+  }
 
   protected validate(routes: RouteConfiguration, name: string, report: Report): void {
     expectName(routes.name, name, 'name', report);
+    checkOverrides(routes.typed_per_filter_config, 'route_config', report);
     routes.virtual_hosts.forEach((host, i) => {
-      if (host.domains.length === 0) report(`virtual_hosts[${i}].domains`, 'is empty');
+      if (soundHosts.has(host)) return;
+      let isSound = true;
+      const reportHost: Report = (field, problem) => {
+        isSound = false;
+        report(field, problem);
+      };
+      if (host.domains.length === 0) reportHost(`virtual_hosts[${i}].domains`, 'is empty');
       host.routes.forEach((route, j) => {
         const field = `virtual_hosts[${i}].routes[${j}]`;
-        if (!route.match?.path_specifier) report(`${field}.match`, 'has no path specifier');
-        if (!route.action) report(field, 'has no action');
+        if (!route.match?.path_specifier) reportHost(`${field}.match`, 'has no path specifier');
+        if (!route.action) reportHost(field, 'has no action');
       });
+      checkHost(host, `virtual_hosts[${i}]`, reportHost);
+      if (isSound) soundHosts.add(host);
     });
-    checkRoutes(routes, '', report);
   }
 }
 
