@@ -431,7 +431,9 @@ describe('Folder: several classes', () => {
     const names = (endpoints: Any): string[] => [...folder.fold(of(endpoints), [{ ...pod, addresses: ['10.0.0.6'] }, second]).snapshot.entries(CDS).keys()].filter((name) => name.startsWith(WEB));
     const routes = (endpoints: Any): string[] => [...folder.fold(of(endpoints), [pod, second]).snapshot.entries(RDS).keys()];
     assert.deepEqual(names(assignment(WEB, ['10.0.0.5:80'])), [WEB]);
-    assert.deepEqual(routes(assignment(WEB, ['10.0.0.5:80'])), ['80'], 'nor are routes told apart');
+    assert.deepEqual(routes(assignment(WEB, ['10.0.0.5:80'])), ['80~shop/alice', '80~shop/bob'], 'tables of routes are an account\'s own all the same');
+    const bobsAlone = folder.fold(of(assignment(WEB, ['10.0.0.5:80'])).slice(1), [second]).snapshot;
+    assert.deepEqual([...bobsAlone.entries(RDS).keys()], ['80~shop/bob'], 'and keep their name when the others leave');
     assert.deepEqual(names(withTls('10.0.0.6:80')), [WEB], 'a pod of this node is spoken to in plaintext');
     assert.deepEqual(names(withTls('10.0.0.5:80')), [`${WEB}~shop/alice`, `${WEB}~shop/bob`]);
     assert.deepEqual(names(assignment(WEB, ['10.0.0.5:80'])), [`${WEB}~shop/alice`, `${WEB}~shop/bob`], 'a name that comes and goes would end connections each time');

@@ -336,27 +336,22 @@ export class Folder {
     return found;
   }
 
+  /** Each account has tables of its own: where they were shared, a listener's would have another name when the other account's pods leave. */
   #foldRoutes({ key, state, identity }: FoldClass, clusterNames: Names, problems: FoldProblem[]): Map<string, FoldedRoutes> {
     const result = new Map<string, FoldedRoutes>();
     const signature = clusterNames.signature(key);
     for (const source of state.routes.values()) {
       const folded = this.#good(`${key} RDS`, key, `RDS ${source.name}`, source.name, source.message, problems, (message) => this.#routeTables.fold(message), this.#routes);
       if (!folded) continue;
-      if (!clusterNames.renames(key)) {
-        result.set(source.name, folded);
-        continue;
-      }
-      result.set(source.name, this.#renamedRoutes.get(folded, signature, () => {
-        const renamed = this.#routeTables.renamed(folded.source, (name) => clusterNames.of(key, name));
-        return { ...renamed, ...(renamed.hash === folded.hash ? {} : ofAccount(identity)) };
-      }));
+      const own = clusterNames.renames(key) ? this.#renamedRoutes.get(folded, signature, () => this.#routeTables.renamed(folded.source, (name) => clusterNames.of(key, name))) : folded;
+      result.set(source.name, { ...own, ...ofAccount(identity) });
     }
     // A listener waits for its routes: a name that the control plane does not know gets a table without routes.
     for (const listener of state.listeners.values()) {
       if (listener.message.bind_to_port !== false) continue;
       for (const name of routeNames(listener.message)) {
         if (result.has(name)) continue;
-        result.set(name, this.#routeTables.fold(RouteConfiguration.fromPartial({ name })));
+        result.set(name, { ...this.#routeTables.fold(RouteConfiguration.fromPartial({ name })), ...ofAccount(identity) });
       }
     }
     return result;
