@@ -1,6 +1,7 @@
 /** Route configurations and cluster references: what this Envoy lacks goes, clusters get the names they have here. */
 import type { RouteConfiguration } from '../../proto/generated/envoy/config/route/v3/route.js';
 import type { Route, RouteAction, VirtualHost } from '../../proto/generated/envoy/config/route/v3/route_components.js';
+import { hostTargets } from '../xds/references.js';
 import { canonical } from '../xds/resource-type.js';
 import type { EnvoyExtensions } from './extensions.js';
 import { keepOverrides } from './stock.js';
@@ -20,7 +21,7 @@ export function mirroredClusters(message: RouteConfiguration): ReadonlySet<strin
 const mirrored = new WeakMap<RouteConfiguration, ReadonlySet<string>>();
 
 function findMirrored({ virtual_hosts }: RouteConfiguration): Set<string> {
-  return new Set(virtual_hosts.flatMap(({ routes }) => routes.flatMap((route) => routeAction(route)?.request_mirror_policies.map(({ cluster }) => cluster) ?? [])));
+  return new Set(virtual_hosts.flatMap((host) => hostTargets(host).mirrors));
 }
 
 export function foldRoutes(source: RouteConfiguration, extensions: EnvoyExtensions): RouteConfiguration {
@@ -79,25 +80,10 @@ export function renameInHost(host: VirtualHost, rename: Rename): VirtualHost {
   return host;
 }
 
-const clustersOf = new WeakMap<VirtualHost, readonly string[]>();
-
-/** All names that `renameInHost` may change in a folded host. */
-export function hostClusters(source: VirtualHost): readonly string[] {
-  let names = clustersOf.get(source);
-  if (!names) clustersOf.set(source, (names = readClusters(source)));
-  return names;
-}
-
-function readClusters({ routes, request_mirror_policies }: VirtualHost): string[] {
-  const found = new Set(request_mirror_policies.map(({ cluster }) => cluster));
-  for (const route of routes) {
-    const action = routeAction(route);
-    const specifier = action?.cluster_specifier;
-    if (specifier?.$case === 'cluster') found.add(specifier.value);
-    if (specifier?.$case === 'weighted_clusters') for (const { name } of specifier.value.clusters) found.add(name);
-    for (const { cluster } of action?.request_mirror_policies ?? []) found.add(mirrorClusterName(cluster));
-  }
-  return [...found];
+/** All names that `renameInHost` may change once the host is folded. */
+export function foldedClusters(source: VirtualHost): readonly string[] {
+  const { clusters, mirrors } = hostTargets(source);
+  return [...source.request_mirror_policies.map(({ cluster }) => cluster), ...clusters, ...mirrors.map(mirrorClusterName)];
 }
 
 function routeAction(route: Route): RouteAction | undefined {

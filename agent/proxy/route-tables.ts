@@ -5,7 +5,7 @@ import type { Any } from '../../proto/generated/google/protobuf/any.js';
 import { encode, typeUrl } from '../../common/xds/any.js';
 import { hashBytes } from '../xds/resource-type.js';
 import type { EnvoyExtensions } from './extensions.js';
-import { foldHost, foldTable, hostClusters, renameInHost, renameInTable, type Rename } from './fold-routes.js';
+import { foldedClusters, foldHost, foldTable, renameInHost, renameInTable, type Rename } from './fold-routes.js';
 import type { Content } from './variants.js';
 
 export interface FoldedRoutes extends Content {
@@ -47,7 +47,7 @@ export class RouteTables {
 
   #renamed(source: VirtualHost, rename: Rename): Part {
     const { part, renamed } = this.#host(source);
-    const names = hostClusters(source);
+    const names = foldedClusters(source);
     const others = names.map(rename);
     if (others.every((name, index) => name === names[index])) return part;
     const key = others.join('\0');

@@ -1,23 +1,43 @@
 /** Which clusters routes and listeners lead to. */
 import type { Listener } from '../../proto/generated/envoy/config/listener/v3/listener.js';
 import type { RouteConfiguration } from '../../proto/generated/envoy/config/route/v3/route.js';
+import type { VirtualHost } from '../../proto/generated/envoy/config/route/v3/route_components.js';
 import { TcpProxy } from '../../proto/generated/envoy/extensions/filters/network/tcp_proxy/v3/tcp_proxy.js';
 import { unpack } from '../../common/xds/any.js';
 
+/** What a virtual host's routes lead to, each once. */
+export interface HostTargets {
+  clusters: readonly string[];
+  /** Of its routes' copies of requests. */
+  mirrors: readonly string[];
+}
+
+const ofHosts = new WeakMap<VirtualHost, HostTargets>();
 const ofRoutes = new WeakMap<RouteConfiguration, readonly string[]>();
 const ofListeners = new WeakMap<Listener, readonly string[]>();
+
+/** Found once for each host, of which tables share most. */
+export function hostTargets(host: VirtualHost): HostTargets {
+  let targets = ofHosts.get(host);
+  if (!targets) {
+    const [clusters, mirrors] = [new Set<string>(), new Set<string>()];
+    for (const route of host.routes) {
+      if (route.action?.$case !== 'route') continue;
+      const { cluster_specifier: specifier, request_mirror_policies } = route.action.value;
+      if (specifier?.$case === 'cluster') clusters.add(specifier.value);
+      if (specifier?.$case === 'weighted_clusters') for (const { name } of specifier.value.clusters) clusters.add(name);
+      for (const { cluster } of request_mirror_policies) mirrors.add(cluster);
+    }
+    ofHosts.set(host, (targets = { clusters: [...clusters], mirrors: [...mirrors] }));
+  }
+  return targets;
+}
 
 export function routeClusters(routes: RouteConfiguration): readonly string[] {
   let names = ofRoutes.get(routes);
   if (!names) {
     const found = new Set<string>();
-    for (const route of routes.virtual_hosts.flatMap((host) => host.routes)) {
-      if (route.action?.$case !== 'route') continue;
-      const { cluster_specifier: specifier, request_mirror_policies: mirrors } = route.action.value;
-      if (specifier?.$case === 'cluster') found.add(specifier.value);
-      if (specifier?.$case === 'weighted_clusters') for (const { name } of specifier.value.clusters) found.add(name);
-      for (const { cluster } of mirrors) found.add(cluster);
-    }
+    for (const { clusters, mirrors } of routes.virtual_hosts.map(hostTargets)) for (const name of [...clusters, ...mirrors]) found.add(name);
     found.delete('');
     ofRoutes.set(routes, (names = [...found]));
   }
