@@ -243,10 +243,6 @@ int getsockname6(struct bpf_sock_addr *ctx)
 	return 1;
 }
 
-/*
- * SO_ORIGINAL_DST of what a proxy accepted, as conntrack would answer after a REDIRECT; and of a client's own socket whose
- * service was resolved, as it would after a DNAT.
- */
 /* A connection that was steered to a proxy's listener has kept its addresses. */
 static __always_inline bool read_steered(const struct bpf_sock *sk, struct original_dst *out)
 {
@@ -264,6 +260,10 @@ static __always_inline bool read_steered(const struct bpf_sock *sk, struct origi
 	return !is_loopback(&out->address);
 }
 
+/*
+ * SO_ORIGINAL_DST of what a proxy accepted, as conntrack would answer after a REDIRECT; and of a client's own socket whose
+ * service was resolved, as it would after a DNAT.
+ */
 static __always_inline int on_getsockopt(struct bpf_sockopt *ctx, bool proxy_cgroup)
 {
 	bool v4 = ctx->level == SOL_IP, v6 = ctx->level == SOL_IPV6;
