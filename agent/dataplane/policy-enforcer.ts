@@ -149,8 +149,9 @@ export class PolicyEnforcer implements Closable {
   }
 
   /**
-   * Resolves when the control plane has said which policies hold for the pod and the kernel is told of them with it, or when it turns out to serve no workloads at
-   * all, as istiod without ambient mode: then policy is the proxy's alone, and a pod outside of the mesh would have none.
+   * Resolves when the control plane has said which policies hold for the pod, and the kernel is told of them with it; or when
+   * there are no workloads to be had, as from istiod without ambient mode: then policy is the proxy's alone, and a pod outside
+   * of the mesh would have none.
    */
   whenKnown(uid: string, signal: AbortSignal): Promise<void> {
     const isKnown = (): boolean => this.#named.has(uid);
@@ -172,7 +173,7 @@ export class PolicyEnforcer implements Closable {
   #giveUpWorkloads(): void {
     if (this.#view?.synced) return;
     this.#servesNoWorkloads = true;
-    this.#options.logger.warn('the control plane serves no workloads (WDS): the kernel enforces no policy, which is left to Envoy');
+    this.#options.logger.warn('the control plane has served no workloads (WDS) so far: the kernel enforces no policy of pods that come in now, Envoy does');
     for (const look of [...this.#awaitingWorkload]) look();
   }
 
