@@ -60,6 +60,8 @@ before(async () => {
   await world.apply('mesh', ['sidecar', 'node'].map((namespace) => `apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: default, namespace: ${namespace}}\nspec: {mtls: {mode: STRICT}}\n`).join('---\n'));
   await becomes('node/client', 'web.sidecar', 'cluster.local/ns/node/sa/client');
   await becomes('sidecar/client', 'web.node', 'cluster.local/ns/sidecar/sa/client');
+  // Until then what Envoy has open to a pod may be ended for the new policy's sake.
+  await waitFor('the policy to be in force everywhere', async () => ((await world.agentStatus(NODE)).policies?.settling ?? 0) === 0, { timeoutMs: 20_000 });
 });
 after(async () => {
   await world.down();

@@ -249,6 +249,12 @@ describe('with Envoy in the way', () => {
   test('what a policy forbids that came while the agent was away ends when the next one hears of it, straight or through Envoy', async () => {
     await world.clear('mesh');
     await world.becomes({ bob: [() => world.line(BOB, world.address('near'), 8080), 'echoed'] });
+    const straight = async (): Promise<boolean> => {
+      const steered = await world.counter('inbound_steered');
+      await world.line(BOB, world.address('near'), 8080);
+      return (await world.counter('inbound_steered')) === steered;
+    };
+    await waitFor('the end of the steering', straight, { timeoutMs: 20_000 });
     const direct = [world.talk(BOB, world.address('near'), 8080, 45), world.talk(ALICE, world.address('near'), 8080, 20)];
     await new Promise((resolve) => setTimeout(resolve, 2_000));
     const both = `${from('ALLOW', 'alice')}---\n${from('ALLOW', 'bob')}`;

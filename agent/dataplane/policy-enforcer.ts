@@ -80,6 +80,8 @@ export interface PolicyStatus {
   inbound: InboundDecision[];
   /** Connections that a change of policy ended. */
   connectionsClosed: number;
+  /** Pods whose policy has just changed: it may not be in force everywhere, and connections that it forbids may still end. */
+  settling: number;
   /** Why they could not be ended. */
   problem?: string;
 }
@@ -231,7 +233,9 @@ export class PolicyEnforcer implements Closable {
       return governed && this.#behindProxy.has(uid) ? [{ pod: `${namespace}/${name}`, kernel: governed.judged.ports, envoy: Object.fromEntries(governed.judged.reasons) }] : [];
     });
     const problem = [...this.#problems.values()].join('; ');
-    return { pods: this.#governed.size, unreadable, inbound, connectionsClosed: this.#connectionsClosed, ...(problem === '' ? {} : { problem }) };
+    const settling = new Set(this.#awaitingProxy.keys());
+    for (const [uid, { waitsUntil }] of this.#governed) if (waitsUntil !== undefined) settling.add(uid);
+    return { pods: this.#governed.size, unreadable, inbound, settling: settling.size, connectionsClosed: this.#connectionsClosed, ...(problem === '' ? {} : { problem }) };
   }
 
   /** Which policy a term of the kernel's is of, by its index; undefined when what the kernel has is not what this enforcer knows. */
