@@ -189,6 +189,12 @@ static __always_inline struct socket_state *captured_client(struct bpf_sock_addr
 SEC("cgroup/getpeername4")
 int getpeername4(struct bpf_sock_addr *ctx)
 {
+	struct address source;
+	if (find_source(ctx, &source)) {
+		if (is_ipv4(&source))
+			ctx->user_ip4 = source.word[3];
+		return 1;
+	}
 	struct socket_state *state = captured_client(ctx);
 	if (state && (__u16)ctx->user_port == state->rewritten_port) {
 		ctx->user_ip4 = state->original.address.word[3];
@@ -200,6 +206,11 @@ int getpeername4(struct bpf_sock_addr *ctx)
 SEC("cgroup/getpeername6")
 int getpeername6(struct bpf_sock_addr *ctx)
 {
+	struct address source;
+	if (find_source(ctx, &source)) {
+		show_address6(ctx, &source);
+		return 1;
+	}
 	struct socket_state *state = captured_client(ctx);
 	if (state && (__u16)ctx->user_port == state->rewritten_port) {
 		ctx->user_ip6[0] = state->original.address.word[0];

@@ -134,6 +134,7 @@ static __always_inline int established_active(struct bpf_sock_ops *ops, bool pro
 	read_tuple(ops, &t);
 	struct socket_state *state = bpf_sk_storage_get(&socket_states, sk, 0, 0);
 	bool known = state && (state->flags & SOCKET_CONNECTING);
+	__u32 sourced = proxy_cgroup && state ? state->flags & SOCKET_SOURCED : 0;
 	__u64 other = peer_netns(&t, own);
 	if (!known && !(other && proxy_cgroup)) {
 		/* A pod's own connection without state leaves the node, or is older than its hooks: left alone. */
@@ -147,7 +148,7 @@ static __always_inline int established_active(struct bpf_sock_ops *ops, bool pro
 			count(COUNTER_CONNECTION_STORAGE_FAILED);
 			return 1;
 		}
-		state->flags = SOCKET_PROXY;
+		state->flags = SOCKET_PROXY | sourced;
 		state->netns_cookie = own;
 		state->slot = pod->slot;
 		state->generation = pod->generation;
@@ -193,7 +194,7 @@ static __always_inline int established_active(struct bpf_sock_ops *ops, bool pro
 	}
 	bool accelerated = state->flags & SOCKET_IN_MAP;
 	__u32 tell = known ? flow_opened(sk, pod, state, own, other, refusal) : 0;
-	if (!captured && !accelerated && !tell)
+	if (!captured && !accelerated && !tell && !sourced)
 		return 1;
 	struct establishing entry = {
 		.cookie = state->cookie,
@@ -204,6 +205,8 @@ static __always_inline int established_active(struct bpf_sock_ops *ops, bool pro
 		.accelerated = accelerated,
 		.tell = tell,
 	};
+	if (sourced)
+		entry.source = state->source;
 	if (bpf_map_update_elem(&establishing, &t, &entry, BPF_ANY))
 		map_full(COUNTER_CONNECTION_ESTABLISHING_FULL, state);
 	return 1;
@@ -266,6 +269,10 @@ static __always_inline int established_passive(struct bpf_sock_ops *ops, bool pr
 	if (entry.captured) {
 		state->flags |= SOCKET_CAPTURED;
 		state->original = entry.original;
+	}
+	if (!is_unset(&entry.source)) {
+		state->flags |= SOCKET_SOURCED;
+		state->source = entry.source;
 	}
 	bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
 	flow_accepted(sk, pod, state, other, &entry, &mine);

@@ -62,6 +62,7 @@ struct establishing {
 	__u64 cookie;
 	__u64 sock;
 	struct original_dst original;
+	struct address source; /* for whom a proxy opens it; all zero: nobody else */
 	__u32 sequence; /* the opener's first sequence number: a leftover of another connection does not match */
 	__u8 captured;
 	__u8 accelerated;
@@ -147,6 +148,7 @@ enum socket_flag {
 	SOCKET_PEER_REPORTS = 2048, /* what is moved counts at the other end's side as well */
 	SOCKET_RESOLVED = 4096,     /* opened to a service, led to one of its endpoints */
 	SOCKET_LET_PAST = 8192,     /* the proxy that others are led to, by the kernel's judgement of its policy */
+	SOCKET_SOURCED = 16384,     /* opened by a proxy for somebody else: `source` */
 };
 
 struct socket_state {
@@ -161,6 +163,7 @@ struct socket_state {
 	__u16 rewritten_port; /* network order; of a captured or resolved client */
 	__u16 reserved;
 	struct address endpoint; /* of a resolved client: where it was led to */
+	struct address source; /* of both ends of what a proxy opened for somebody: who that is */
 	struct program_key program; /* of the opener */
 	struct listener_key listener; /* of the accepting end */
 	struct tuple tuple; /* of the opener, for deleting leftovers */

@@ -36,6 +36,7 @@ const volatile struct flow_record flow_record_layout;
 enum capture { CAPTURE_NO, CAPTURE_OUTBOUND, CAPTURE_INBOUND, CAPTURE_RESOLVED, CAPTURE_REFUSED };
 
 #include "resolve.h"
+#include "source.h"
 #include "connect.h"
 #include "outlier.h"
 #include "pair.h"

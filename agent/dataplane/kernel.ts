@@ -74,7 +74,7 @@ export interface KernelOptions {
 const POD_PROGRAMS = [
   'pod_sockops', 'probe_egress', 'police_ingress', 'getsockopt', 'getpeername4', 'getpeername6', 'getsockname4', 'getsockname6', 'connect4', 'connect6',
 ] as const;
-const PROXY_PROGRAMS = ['proxy_sockops', 'probe_egress', 'proxy_getsockopt'] as const;
+const PROXY_PROGRAMS = ['proxy_sockops', 'probe_egress', 'proxy_getsockopt', 'bind4', 'bind6'] as const;
 
 const MODES = { node: 'POD_MODE_NODE', sidecar: 'POD_MODE_SIDECAR' } as const;
 const ACCELERATIONS = { off: 'ACCELERATION_OFF', l4: 'ACCELERATION_L4', force: 'ACCELERATION_FORCE' } as const;

@@ -340,12 +340,16 @@ static void addresses_server(int listener)
 	char byte;
 	struct sockaddr_storage a;
 	int fd = accept_one(listener);
+	name_address((char *)shared->server_accepted, &accepted_from);
 	name_original(fd, shared->original);
 	socklen_t size = sizeof a;
 	if (!getpeername(fd, (void *)&a, &size))
 		name_address((char *)shared->server_peer, &a);
 	if (read_all(fd, opt.server.blocking, &byte, 1) == 1)
 		write_all(fd, &byte, 1);
+	size = sizeof a;
+	if (!getpeername(fd, (void *)&a, &size))
+		name_address((char *)shared->server_later, &a);
 	read_all(fd, opt.server.blocking, &byte, 1);
 }
 static void addresses_client(void)

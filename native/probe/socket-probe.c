@@ -23,8 +23,8 @@
  *   ping-pong   --count exchanges of --size bytes on one connection; `p50_ns`, `p99_ns`, `per_second`
  *   churn       --count connections, one exchange of --size each, told apart by a number; ok: none got another's
  *   addresses   one connection; what each end is told about it: `original4` and `original6` (SO_ORIGINAL_DST of IPv4 and
- *               IPv6 at the server), `server_peer`, `client_peer`, `client_name`, `client_original4` and `client_original6` (the
- *               same at the client); ok: one exchange went through
+ *               IPv6 at the server), `server_accepted`, `server_peer` and, after the exchange, `server_later`; `client_peer`,
+ *               `client_name`, `client_original4` and `client_original6` (the same at the client); ok: one exchange went through
  * --connect-timeout: the client's socket is non-blocking while it connects and blocking afterwards, as many HTTP clients'.
  * --mptcp: both ends are MPTCP sockets. --tls: the client takes the kernel's TLS as upper layer protocol, with no keys.
  * --zerocopy: the client's sockets have SO_ZEROCOPY. --rcvbuf: the server's sockets have so large a receive buffer.
@@ -174,8 +174,8 @@ int main(int argc, char **argv)
 	if ((probe->client == splice_client || probe->client == addresses_client) && shared->ok != 1)
 		ok = false;
 	if (probe->client == addresses_client) {
-		printf("{\"case\":\"addresses\",\"ok\":%s,\"original4\":\"%s\",\"original6\":\"%s\",\"server_peer\":\"%s\",\"client_peer\":\"%s\",\"client_name\":\"%s\",\"client_original4\":\"%s\",\"client_original6\":\"%s\",\"failure\":\"%s\"}\n",
-		       ok ? "true" : "false", (char *)shared->original[0], (char *)shared->original[1], (char *)shared->server_peer,
+		printf("{\"case\":\"addresses\",\"ok\":%s,\"original4\":\"%s\",\"original6\":\"%s\",\"server_accepted\":\"%s\",\"server_peer\":\"%s\",\"server_later\":\"%s\",\"client_peer\":\"%s\",\"client_name\":\"%s\",\"client_original4\":\"%s\",\"client_original6\":\"%s\",\"failure\":\"%s\"}\n",
+		       ok ? "true" : "false", (char *)shared->original[0], (char *)shared->original[1], (char *)shared->server_accepted, (char *)shared->server_peer, (char *)shared->server_later,
 		       (char *)shared->client_peer, (char *)shared->client_name, (char *)shared->client_original[0], (char *)shared->client_original[1],
 		       (char *)shared->failure);
 		return 0;

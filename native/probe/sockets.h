@@ -59,7 +59,7 @@ static volatile struct shared {
 	int ok, eagain, other;
 	int failed;
 	char failure[200];
-	char original[2][80], server_peer[80], client_peer[80], client_name[80], client_original[2][80];
+	char original[2][80], server_peer[80], server_accepted[80], server_later[80], client_peer[80], client_name[80], client_original[2][80];
 } *shared;
 
 static void fail(const char *action)
@@ -162,10 +162,14 @@ static int listen_socket(void)
 	return fd;
 }
 
+/* What accept4() said of the last one. */
+static struct sockaddr_storage accepted_from;
+
 static int accept_one(int listener)
 {
+	socklen_t size = sizeof accepted_from;
 	wait_for(listener, POLLIN);
-	int fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC | (opt.server.blocking ? 0 : SOCK_NONBLOCK));
+	int fd = accept4(listener, (void *)&accepted_from, &size, SOCK_CLOEXEC | (opt.server.blocking ? 0 : SOCK_NONBLOCK));
 	if (fd < 0)
 		fail("accepting");
 	struct timeval limit = { .tv_sec = opt.timeout_s };
