@@ -19,7 +19,7 @@ static __always_inline bool is_plain_port(__u16 port)
 static __always_inline enum capture capture_of(const struct pod *pod, __u64 netns_cookie, const struct address *destination,
 					       __u16 port)
 {
-	if (!(pod->flags & POD_CAPTURE) || is_loopback(destination) || is_unset(destination))
+	if (!(pod->flags & POD_CAPTURE) || is_loopback(destination) || is_unset(destination) || is_link_local(destination))
 		return CAPTURE_NO;
 	__u64 *target = bpf_map_lookup_elem(&netns_of_address, destination);
 	if (target && *target == netns_cookie)
@@ -272,8 +272,8 @@ static __always_inline bool read_steered(const struct bpf_sock *sk, struct origi
 }
 
 /*
- * SO_ORIGINAL_DST of what a proxy accepted, as conntrack would answer after a REDIRECT; and of a client's own socket whose
- * service was resolved, as it would after a DNAT.
+ * SO_ORIGINAL_DST of what a proxy accepted, as conntrack would answer after a REDIRECT; and of a client's own socket that was
+ * led to a proxy or to an endpoint, as it would after a DNAT.
  */
 static __always_inline int on_getsockopt(struct bpf_sockopt *ctx, bool proxy_cgroup)
 {
@@ -288,7 +288,7 @@ static __always_inline int on_getsockopt(struct bpf_sockopt *ctx, bool proxy_cgr
 		return 1;
 	struct socket_state *state = bpf_sk_storage_get(&socket_states, sk, 0, 0);
 	bool accepted = state && (state->flags & SOCKET_ACCEPTED) && (state->flags & SOCKET_CAPTURED);
-	bool opened = state && !(state->flags & SOCKET_ACCEPTED) && (state->flags & SOCKET_RESOLVED);
+	bool opened = state && !(state->flags & SOCKET_ACCEPTED) && (state->flags & (SOCKET_CAPTURED | SOCKET_RESOLVED));
 	struct original_dst original = {};
 	if (accepted || opened)
 		original = state->original;

@@ -40,9 +40,16 @@ static __always_inline bool is_ipv4(const struct address *a)
 	return !a->word[0] && !a->word[1] && a->word[2] == bpf_htonl(0xffff);
 }
 
+/* Also 0.0.0.0, to which connect() is one to loopback. */
 static __always_inline bool is_unset(const struct address *a)
 {
-	return !(a->word[0] | a->word[1] | a->word[2] | a->word[3]);
+	return !(a->word[0] | a->word[1] | a->word[3]) && (!a->word[2] || a->word[2] == bpf_htonl(0xffff));
+}
+
+/* fe80::/10: means something together with an interface alone, which no proxy is told. */
+static __always_inline bool is_link_local(const struct address *a)
+{
+	return (bpf_ntohl(a->word[0]) & 0xffc00000) == 0xfe800000;
 }
 
 static __always_inline bool same_address(const struct address *a, const struct address *b)

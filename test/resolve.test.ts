@@ -329,6 +329,15 @@ test('explain names the rule that leads a service through Envoy, and what it can
   }
 });
 
+test('explain reads an address as the hooks do, however it is written, and a name as a resolver does', async () => {
+  const address = await vip('db');
+  const told = async (host: string): Promise<{ address: string; way: string; reasons: string[] }[]> => JSON.parse((await node.cli(['explain', 'shop/client', `${host.includes(':') ? `[${host}]` : host}:5432`, '--instance', node.instance, '-o', 'json'])).stdout).addresses;
+  const [plain] = await told(address);
+  const [a, b, c, d] = address.split('.').map(Number) as [number, number, number, number];
+  for (const same of [`::ffff:${address}`, `::FFFF:${((a << 8) | b).toString(16)}:${((c << 8) | d).toString(16)}`, 'DB', 'db.shop.svc.cluster.local.']) assert.deepEqual((await told(same))[0], plain, same);
+  for (const own of ['0.0.0.0', '::', '::ffff:127.0.0.1', '0:0::1']) assert.equal((await told(own))[0]!.way, 'untouched', own);
+});
+
 test('a pod that leaves the mesh takes its services with it, and they come back with it', async () => {
   const label = (mode: string | null) => node.lab.label({ kind: 'Pod', namespace: 'shop', name: 'db-b', labels: { 'underpass.io/mode': mode } });
   await label('off');

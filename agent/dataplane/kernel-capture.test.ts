@@ -1,6 +1,7 @@
 /** DESIGN section 4: who is led to which proxy, and what each end is told about it. */
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
+import { run } from '../../common/process.js';
 import type { TestPod } from '../../native/testing.js';
 import { KernelWorld } from './kernel-testing.js';
 
@@ -31,7 +32,7 @@ test('capture: the proxy learns where an IPv4 connection was going, the client s
     const result = await toProxy('127.0.0.1', '198.51.100.7');
     assert.equal(result.ok, true, JSON.stringify(result));
     assert.equal(result['original4'], '198.51.100.7:80');
-    assert.equal(result['client_peer'], '198.51.100.7:80');
+    assert.deepEqual([result['client_peer'], result['client_original4']], ['198.51.100.7:80', '198.51.100.7:80']);
     assert.match(String(result['client_name']), new RegExp(`^${a.ipv4.replaceAll('.', '\\.')}:\\d+$`));
   }
 });
@@ -40,11 +41,11 @@ test('capture: IPv6 and mapped addresses', async () => {
   w.put({ capture: true });
   const v6 = await toProxy('::1', '2001:db8::7');
   assert.equal(v6['original6'], '[2001:db8::7]:80');
-  assert.equal(v6['client_peer'], '[2001:db8::7]:80');
+  assert.deepEqual([v6['client_peer'], v6['client_original6']], ['[2001:db8::7]:80', '[2001:db8::7]:80']);
   assert.match(String(v6['client_name']), new RegExp(`^\\[${a.ipv6}\\]:\\d+$`));
   const mapped = await toProxy('127.0.0.1', '::ffff:198.51.100.7');
   assert.equal(mapped['original4'], '198.51.100.7:80');
-  assert.equal(mapped['client_peer'], '[::ffff:198.51.100.7]:80');
+  assert.deepEqual([mapped['client_peer'], mapped['client_original4']], ['[::ffff:198.51.100.7]:80', '198.51.100.7:80']);
   assert.match(String(mapped['client_name']), new RegExp(`^\\[::ffff:${a.ipv4}\\]:\\d+$`));
 });
 
@@ -57,13 +58,23 @@ test('capture: a client that is bound to its own address or port', async () => {
   assert.equal(port['client_name'], `${a.ipv4}:23457`);
 });
 
-test('capture: loopback and the pod\'s own addresses stay', async () => {
+test('capture: loopback, the unset address that stands for it, and the pod\'s own addresses stay', async () => {
   w.put({ capture: true });
-  for (const address of ['127.0.0.1', '127.0.0.9', '::1', a.ipv4, a.ipv6]) {
+  for (const address of ['127.0.0.1', '127.0.0.9', '::1', '0.0.0.0', '::', '::ffff:0.0.0.0', '::ffff:127.0.0.1', a.ipv4, a.ipv6]) {
     const { result, counters } = await w.counted(() => w.world.probe('addresses', { pod: a, address }, { pod: a }));
     assert.equal(result.ok, true, `${address}: ${JSON.stringify(result)}`);
     assert.equal(counters['connections_captured'], undefined, address);
   }
+});
+
+test('capture: a link-local address, which means something with its interface alone, is left alone', async () => {
+  w.put({ capture: true });
+  const { stdout } = await run('nsenter', [`--net=${b.netns}`, 'ip', '-6', '-o', 'address', 'show', 'dev', 'eth0', 'scope', 'link']);
+  const [own] = /fe80::[0-9a-f:]+/.exec(stdout) as unknown as [string];
+  const { result, counters } = await w.counted(() => w.world.probe('addresses', { pod: b, address: '::' }, { pod: a, address: `${own}%eth0` }));
+  assert.equal(result.ok, true, JSON.stringify(result));
+  assert.match(String(result['client_peer']), new RegExp(`${own}.*7777$`));
+  assert.equal(counters['connections_captured'], undefined);
 });
 
 test('capture: off, a connection goes where it says', async () => {

@@ -2,6 +2,7 @@
 import { isIP, isIPv6 } from 'node:net';
 import { UnderpassError } from '../../common/errors.js';
 import type { KernelPod } from '../dataplane/kernel.js';
+import { decodeAddress, encodeAddress } from '../dataplane/kernel-codec.js';
 import type { PolicyAnswer } from '../dataplane/kernel-policies.js';
 import type { LiveService } from '../dataplane/kernel-services.js';
 import type { WaypointTable } from '../proxy/waypoint-table.js';
@@ -78,7 +79,7 @@ export interface ExplainedPod {
   reason?: string;
 }
 
-/** @throws UnderpassError `UNDERPASS_UNKNOWN_HOST` for a name that no service has */
+/** @throws UnderpassError `UNDERPASS_UNKNOWN_HOST` for a name that no service has, `UNDERPASS_BAD_ADDRESS` for an address with a zone */
 export function explain(pod: ExplainedPod, host: string, port: number, maps: LiveMaps, resolver: ServiceResolver | undefined): Explanation {
   const addresses = addressesOf(host, pod.namespace, resolver);
   return { pod: `${pod.namespace}/${pod.name}`, host, port, addresses: addresses.map((address) => withDestinations(pod, port, { address, ...wayTo(pod, address, port, maps, resolver) }, maps, resolver)) };
@@ -128,7 +129,8 @@ function reasonOf({ term, version, allowed }: PolicyAnswer, uid: string, maps: L
 }
 
 function addressesOf(host: string, namespace: string, resolver: ServiceResolver | undefined): string[] {
-  if (isIP(host)) return [host];
+  // In the spelling that the tables have, mapped IPv4 as IPv4: so the hooks see it.
+  if (isIP(host)) return [decodeAddress(encodeAddress(host))];
   const services = resolver?.decisions(host, 0, namespace).services ?? [];
   if (services.length === 0) throw new UnderpassError('UNDERPASS_UNKNOWN_HOST', `explaining a connection to ${host}: expected an IP address, or a host name that WDS has a service for`);
   const vips = [...new Set(services.flatMap((service) => resolver!.vips(service)))];
@@ -140,7 +142,7 @@ function wayTo(pod: ExplainedPod, address: string, port: number, maps: LiveMaps,
   const own = maps.pods().find(({ uid }) => uid === pod.uid);
   if (!own) return { way: 'untouched', reasons: [`the pod is not in the kernel's tables${pod.reason === undefined ? '' : `: ${pod.reason}`}`] };
   if (!own.capture) return own.redirected ? { way: own.mode === 'node' ? 'envoy' : 'sidecar', reasons: ['iptables redirect the pod\'s connections'] } : { way: 'untouched', reasons: ['the pod\'s connections are not captured'] };
-  if (/^127\.|^::1$/.test(address) || own.addresses.includes(address)) return { way: 'untouched', reasons: ['the pod talks to itself'] };
+  if (/^127\.|^::1$|^0\.0\.0\.0$|^::$/.test(address) || own.addresses.includes(address)) return { way: 'untouched', reasons: ['the pod talks to itself'] };
   if (isIPv6(address) && !own.addresses.some((each) => isIPv6(each))) return { way: 'untouched', reasons: ['the pod has no IPv6 address, and so Envoy no listener for it'] };
   if (own.mode === 'sidecar') return { way: 'sidecar', reasons: ['its label is underpass.io/mode=sidecar'] };
   const waypoint = toWaypoint(address, maps.waypoints);

@@ -172,7 +172,7 @@ test('find: by address, by host name in full, and shortened as a program of a na
   service();
   service({ addresses: [vip('10.96.0.6')] }, 'prod/db.prod.svc.cluster.local');
   const found = (host: string, namespace = 'shop') => index.find(host, namespace).map((each) => each.hostname);
-  for (const host of [VIP, 'db', 'db.shop', 'db.shop.svc', 'db.shop.svc.cluster.local']) assert.deepEqual(found(host), ['db.shop.svc.cluster.local'], host);
+  for (const host of [VIP, 'db', 'db.shop', 'db.shop.svc', 'db.shop.svc.cluster.local', 'db.shop.svc.cluster.local.', 'DB', 'Db.Shop.svc.Cluster.Local']) assert.deepEqual(found(host), ['db.shop.svc.cluster.local'], host);
   assert.deepEqual(found('db', 'prod'), ['db.prod.svc.cluster.local']);
   assert.deepEqual(found('nobody'), []);
 });

@@ -55,9 +55,10 @@ export class ServiceIndex {
   find(host: string, namespace: string): Service[] {
     const byVip = [...(this.#byVip.get(host) ?? [])].map((name) => this.#services.get(name) as Service);
     if (byVip.length > 0) return byVip;
-    const [first = '', second, ...rest] = host.replace(/\.$/, '').split('.');
+    const name = host.replace(/\.$/, '').toLowerCase();
+    const [first = '', second, ...rest] = name.split('.');
     const short = second === undefined || rest.length === 0 || (rest.length === 1 && rest[0] === 'svc');
-    return [...this.#services.values()].filter((service) => service.hostname === host || (short && service.name === first && service.namespace === (second ?? namespace)));
+    return [...this.#services.values()].filter((service) => service.hostname.toLowerCase() === name || (short && service.name === first && service.namespace === (second ?? namespace)));
   }
 
   /** Services that lead to one of these addresses. */

@@ -7,6 +7,7 @@
 #include <fcntl.h>
 #include <getopt.h>
 #include <linux/sock_diag.h>
+#include <net/if.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
@@ -124,7 +125,12 @@ static socklen_t address_of(const char *text, int port, struct sockaddr_storage 
 		v4->sin_port = htons(port);
 		return sizeof *v4;
 	}
-	if (inet_pton(AF_INET6, text, &v6->sin6_addr) != 1) {
+	char bare[INET6_ADDRSTRLEN];
+	const char *zone = strchr(text, '%');
+	snprintf(bare, sizeof bare, "%.*s", zone ? (int)(zone - text) : (int)sizeof bare - 1, text);
+	if (zone)
+		v6->sin6_scope_id = if_nametoindex(zone + 1);
+	if (inet_pton(AF_INET6, bare, &v6->sin6_addr) != 1) {
 		errno = EINVAL;
 		fail("reading an address");
 	}
