@@ -65,10 +65,10 @@ static __always_inline enum capture on_connect(struct bpf_sock_addr *ctx, const 
 		return capture;
 	enum policy_answer answer = POLICY_NONE;
 	if (capture == CAPTURE_RESOLVED || (capture == CAPTURE_NO && !(pod->flags & POD_REDIRECTED))) {
-		struct original_dst target = { .address = *destination, .port = port_be };
+		struct original_dst asked = { .address = *destination, .port = port_be }, target = asked;
 		if (capture == CAPTURE_RESOLVED)
 			target = *chosen;
-		answer = policy_at_connect(pod, netns_cookie, &target.address, bpf_ntohs(target.port));
+		answer = policy_at_connect(pod, netns_cookie, &asked, &target.address, bpf_ntohs(target.port));
 	}
 	if (answer == POLICY_REFUSED)
 		return CAPTURE_REFUSED;

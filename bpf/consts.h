@@ -12,6 +12,7 @@
 #define SOL_TCP 6
 #define TCP_WINDOW_CLAMP 10
 #define TCP_NOTSENT_LOWAT 25
+#define ECONNABORTED 103
 #define ECONNREFUSED 111
 /* Of a TCP header: up to its flags, and two of these. */
 #define TCP_HEAD 14
@@ -63,6 +64,7 @@
 #define MAX_RETIRED_FLOWS 4096
 /* Ends of pairs that closed before the other one, while connections are logged. */
 #define MAX_FLOW_LEAVERS 16384
+#define MAX_REFUSALS 4096
 #define MAX_LISTENER_PORTS 65536
 /* A service has an entry for each of its addresses and ports. An update needs room for the old and the new endpoints. */
 #define MAX_SERVICES 65536

@@ -21,7 +21,7 @@ static __always_inline bool flows_logged(void)
 }
 
 /* `owner`: the pod that an entry is charged to, a netns cookie. */
-static __always_inline bool take_flow_quota(__u64 owner)
+static __always_inline bool take_flow_quota(__u64 owner, __u32 most)
 {
 	__u32 none = 0;
 	__u32 *taken = bpf_map_lookup_elem(&flow_quotas, &owner);
@@ -29,7 +29,7 @@ static __always_inline bool take_flow_quota(__u64 owner)
 		bpf_map_update_elem(&flow_quotas, &owner, &none, BPF_NOEXIST);
 		taken = bpf_map_lookup_elem(&flow_quotas, &owner);
 	}
-	if (!taken || *taken >= flows_per_pod)
+	if (!taken || *taken >= most)
 		return false;
 	__sync_fetch_and_add(taken, 1);
 	return true;
@@ -49,14 +49,14 @@ static __always_inline struct flow_totals *add_totals(const struct flow_key *key
 }
 
 /* The entry of this key; with none left for it the pod's entry for all else, and then everybody's: `key` says which. */
-static __always_inline struct flow_totals *find_totals(struct flow_key *key)
+static __always_inline struct flow_totals *find_totals(struct flow_key *key, __u32 most)
 {
 	struct flow_totals *found = bpf_map_lookup_elem(&flow_totals, key);
 	if (found)
 		return found;
 	__u64 client = key->client, server = client ? 0 : key->server;
 	__u64 owner = client ? client : server;
-	if (take_flow_quota(owner)) {
+	if (take_flow_quota(owner, most)) {
 		found = add_totals(key);
 		if (found)
 			return found;
@@ -101,11 +101,25 @@ static __always_inline void observe_rtt(struct flow_side *side, __u32 microsecon
 	__sync_fetch_and_add(&side->rtt_sum_us, microseconds);
 }
 
+static __always_inline bool has_sock_flag(const struct tcp_sock *tp, __u64 flag)
+{
+	return tp->inet_conn.icsk_inet.sk.__sk_common.skc_flags & (1UL << flag);
+}
+
+/*
+ * Nothing but SOCK_DESTROY sets this error: the agent ends what a policy forbids at the end that the policy protects. What the
+ * application has closed already is left over of a pod that is gone.
+ */
+static __always_inline bool ended_by_agent(const struct tcp_sock *tp)
+{
+	return tp->inet_conn.icsk_inet.sk.sk_err == ECONNABORTED && !has_sock_flag(tp, bpf_core_enum_value(enum sock_flags, SOCK_DEAD));
+}
+
 /* Payload that arrived by TCP. A FIN counts as a byte there. */
 static __always_inline __u64 tcp_received(const struct tcp_sock *tp)
 {
 	__u64 received = tp->bytes_received;
-	bool fin = tp->inet_conn.icsk_inet.sk.__sk_common.skc_flags & (1UL << bpf_core_enum_value(enum sock_flags, SOCK_DONE));
+	bool fin = has_sock_flag(tp, bpf_core_enum_value(enum sock_flags, SOCK_DONE));
 	return fin && received ? received - 1 : received;
 }
 
@@ -141,7 +155,7 @@ static __always_inline void settle(struct flow *flow, const struct socket_state 
 	if (in)
 		__sync_fetch_and_add(accepted ? &own->received : &own->sent, in);
 	if (final)
-		__sync_fetch_and_add(&own->closed, 1);
+		__sync_fetch_and_add(accepted && ended_by_agent(tp) ? &own->denied : &own->closed, 1);
 	__u32 rtt = tp->srtt_us >> 3;
 	if (!tp->srtt_us)
 		return;
@@ -172,7 +186,7 @@ static __always_inline struct flow *start_flow(struct bpf_sock *sk, struct flow_
 		count(COUNTER_CONNECTION_STORAGE_FAILED);
 		return 0;
 	}
-	struct flow_totals *totals = counted ? find_totals(key) : 0;
+	struct flow_totals *totals = counted ? find_totals(key, flows_per_pod) : 0;
 	if (!totals)
 		flags &= ~FLOW_REPORTS;
 	flow->key = *key;
@@ -313,7 +327,41 @@ static __always_inline void log_flow(const struct flow *flow, const struct socke
 	bpf_ringbuf_submit(record, 0);
 }
 
-/* Policy refuses a connection. `client_port` 0: it has none yet. */
+static __always_inline bool is_told(__u64 netns_cookie)
+{
+	struct pod *pod = bpf_map_lookup_elem(&pods, &netns_cookie);
+	return pod && pod->mode == POD_MODE_NODE;
+}
+
+/*
+ * A connection that never was. As between two ztunnels the source knows only that it failed, the destination why: policy, or that
+ * nobody listens. `destination` false: it has seen nothing of it. A global function, which the verifier looks at once.
+ */
+__noinline int flow_refused(const struct flow_key *asked, __u32 by_policy, __u32 destination)
+{
+	if (!asked)
+		return 0;
+	struct flow_key key = *asked;
+	bool source = key.client && is_told(key.client);
+	destination = destination && is_told(key.server);
+	if (!source && !destination)
+		return 0;
+	/* Anybody can send a SYN from any address: those that came to a connection are to keep room. */
+	struct flow_totals *totals = find_totals(&key, key.client ? flows_per_pod : flows_per_pod / 2);
+	if (!totals)
+		return 0;
+	if (source) {
+		__sync_fetch_and_add(&totals->source.opened, 1);
+		__sync_fetch_and_add(&totals->source.failed, 1);
+	}
+	if (destination) {
+		__sync_fetch_and_add(&totals->destination.opened, 1);
+		__sync_fetch_and_add(by_policy ? &totals->destination.denied : &totals->destination.failed, 1);
+	}
+	return 0;
+}
+
+/* The log's line of it. `client_port` 0: it has none yet. */
 static __always_inline void flow_denied(enum counter reason, const struct flow_key *key, const struct address *client, __u16 client_port,
 					const struct address *endpoint)
 {

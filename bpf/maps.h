@@ -148,6 +148,14 @@ struct {
 	__type(value, struct flow_side);
 } flow_retired SEC(".maps");
 
+/* A SYN that policy drops comes again until its sender gives up: the sequence number of the one that was told last. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, MAX_REFUSALS);
+	__type(key, struct tuple);
+	__type(value, __u32);
+} refusals SEC(".maps");
+
 /* The opener's cookie -> what the end that closed first had moved. An end whose partner never closes falls out. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);

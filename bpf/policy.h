@@ -232,8 +232,8 @@ static __always_inline enum policy_answer policy_answers(__u64 *netns_cookie, co
 	return POLICY_REFUSED;
 }
 
-/* connect() of a pod straight to another pod of this node. `port` in host order. */
-static __always_inline enum policy_answer policy_at_connect(const struct pod *pod, __u64 netns_cookie,
+/* connect() of a pod straight to another pod of this node, which it `asked` for by a service or as itself. `port` in host order. */
+static __always_inline enum policy_answer policy_at_connect(const struct pod *pod, __u64 netns_cookie, const struct original_dst *asked,
 							    const struct address *destination, __u16 port)
 {
 	__u64 *target = bpf_map_lookup_elem(&netns_of_address, destination);
@@ -253,7 +253,9 @@ static __always_inline enum policy_answer policy_at_connect(const struct pod *po
 	if (answer != POLICY_REFUSED)
 		return answer;
 	count(COUNTER_POLICY_CONNECT_REFUSED);
-	struct flow_key flow = { .client = netns_cookie, .server = key, .endpoint_port = port };
+	struct flow_key flow = {};
+	name_flow(&flow, netns_cookie, key, asked, destination, port);
+	flow_refused(&flow, true, true);
 	flow_denied(COUNTER_POLICY_CONNECT_REFUSED, &flow, &query.source, 0, destination);
 	return answer;
 }
@@ -445,6 +447,19 @@ int match_host(struct __sk_buff *skb)
 	return opened_by_host(&key, &segment);
 }
 
+/* Of a SYN that is sent again and again. What was no readable segment has no tuple either. */
+static __always_inline bool is_first_refusal(const struct tuple *key, const struct segment *segment)
+{
+	if (!segment->opens)
+		return false;
+	__u32 sequence = segment->sequence;
+	__u32 *told = bpf_map_lookup_elem(&refusals, key);
+	if (told && *told == sequence)
+		return false;
+	bpf_map_update_elem(&refusals, key, &sequence, BPF_ANY);
+	return true;
+}
+
 /* What comes over the network to a program of the pod that listens: nobody else has judged it. */
 SEC("cgroup_skb/ingress")
 int police_ingress(struct __sk_buff *skb)
@@ -483,6 +498,10 @@ int police_ingress(struct __sk_buff *skb)
 	count(COUNTER_POLICY_ARRIVAL_REFUSED);
 	__u64 *client = opener.slot ? bpf_map_lookup_elem(&netns_of_address, &key.local) : 0;
 	struct flow_key flow = { .client = client ? *client : 0, .server = key.netns_cookie, .endpoint_port = key.remote_port };
+	if (!flow.client)
+		flow.peer = key.local;
+	if (is_first_refusal(&key, &segment))
+		flow_refused(&flow, true, true);
 	flow_denied(COUNTER_POLICY_ARRIVAL_REFUSED, &flow, &key.local, key.local_port, &key.remote);
 	return INGRESS_REFUSE;
 }

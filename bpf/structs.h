@@ -305,9 +305,14 @@ enum flow_limit {
 	FLOW_RTT_FIRST_US = 16, /* bound of the first one; each is twice the one before */
 };
 
-/* As Istio counts: `received` by the server, `sent` by it, at both sides. */
+/*
+ * As Istio counts: `received` by the server, `sent` by it, at both sides. What policy forbids, or nobody answers, is opened and
+ * closed at once, as ztunnel tells it: what is open is `opened` without the three others.
+ */
 struct flow_side {
 	__u64 opened, closed, received, sent;
+	__u64 denied; /* closed since policy forbids it: before it was established, or by user space */
+	__u64 failed; /* closed without ever being established */
 	__u64 rtt_sum_us;
 	__u64 rtt[FLOW_RTT_BUCKETS];
 };

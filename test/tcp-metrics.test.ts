@@ -1,6 +1,8 @@
 // Istio's TCP metrics of connections that no proxy sees, as a user reads them from a node agent beside a lab: real pods, BPF,
 // Envoy and xDS.
 import assert from 'node:assert/strict';
+import { writeFileSync } from 'node:fs';
+import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { askAgent } from '../agent/index.js';
 import { waitFor } from '../common/retry.js';
@@ -35,6 +37,10 @@ spec:
 `;
 
 before(() => node.up([], `apiVersion: v1
+kind: Node
+metadata: {name: node-1, labels: {topology.kubernetes.io/region: north, topology.kubernetes.io/zone: north-1}}
+---
+apiVersion: v1
 kind: Namespace
 metadata: {name: flows, labels: {underpass.io/mode: node}}
 ---
@@ -67,6 +73,19 @@ ${deployment('vault', 1, `{name: server, image: node, command: [node, -e, ${JSON
 after(() => node.down());
 
 const SAFE = { destination_service: 'safe.flows.svc.cluster.local', destination_service_namespace: 'flows', destination_service_name: 'safe' };
+
+const POLICY = `apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: nobody, namespace: flows}
+spec: {selector: {matchLabels: {app: vault}}, action: DENY, rules: [{from: [{source: {principals: ["cluster.local/ns/flows/sa/teller"]}}]}]}
+`;
+
+/** ADDRESS PORT: says a word each 50 ms until the connection ends, and prints how that was. */
+const TALKER = `
+const [address, port] = process.argv.slice(1);
+const s = require('node:net').connect({ host: address, port: Number(port) }, () => setInterval(() => s.write('word'), 50));
+const end = (word) => { console.log(word); process.exit(); };
+s.on('error', ({ code }) => end(code)).on('close', () => end('closed')).on('data', () => {});`;
 
 interface Sample {
   name: string;
@@ -128,6 +147,7 @@ test('TCP straight to a local pod: both sides\' bytes are those that were sent, 
   const end = (side: string, workload: string): Record<string, string> => ({
     [`${side}_workload`]: workload, [`${side}_canonical_service`]: workload, [`${side}_canonical_revision`]: 'v3', [`${side}_workload_namespace`]: 'flows',
     [`${side}_principal`]: `spiffe://cluster.local/ns/flows/sa/${workload}`, [`${side}_app`]: workload, [`${side}_version`]: 'v3', [`${side}_cluster`]: 'Kubernetes',
+    [`${side}_region`]: 'north', [`${side}_zone`]: 'north-1',
   });
   const labels = {
     ...end('source', 'teller'), ...end('destination', 'vault'),
@@ -215,4 +235,34 @@ test('a pod outside of the mesh is told of by the server, as the workload that i
   const [bytes] = (await samples(/^istio_tcp_received_bytes_total$/)).filter(({ labels }) => labels['source_workload'] === 'stranger');
   const { reporter, source_workload_namespace: from, source_principal: principal, destination_workload: to } = bytes!.labels;
   assert.deepEqual([bytes!.value, reporter, from, principal, to], [30_000, 'destination', 'street', 'unknown', 'vault']);
+});
+
+test('what a policy denies is in the metrics as ztunnel tells it: a connection that it ends, and one that it refuses at connect()', async () => {
+  const { tellers, vault } = await pods();
+  const [teller] = tellers;
+  const label = (mode: string): Promise<void> => node.lab.label({ kind: 'Pod', namespace: 'flows', name: teller, labels: { 'underpass.io/mode': mode } });
+  await label('node');
+  await node.podsAre('flows', `${teller} to be enrolled`, (pod) => pod.name !== teller || enrolled('bpf')(pod));
+  const talking = node.lab.exec(`flows/${teller}`, ['node', '-e', TALKER, vault, '9001']);
+  const direct = async (): Promise<Sample[]> => (await samples(/^istio_tcp_connections_opened_total$/)).filter(({ labels }) => labels['source_workload'] === 'teller' && labels['reporter'] === 'destination');
+  await waitFor('the connection', async () => (await direct()).length > 0, { timeoutMs: 10_000, everyMs: 50 });
+  writeFileSync(join(node.sourceDir, 'policy.yaml'), POLICY);
+  assert.match((await talking).stdout, /ECONNRESET/);
+  await waitFor('the policy to be the kernel\'s to judge', async () => (await node.lab.exec(`flows/${teller}`, ['node', '-e', TALKER, 'safe.flows', '9003'])).stdout.trim() === 'ECONNREFUSED', { timeoutMs: 20_000, everyMs: 200 });
+  const failed = async (): Promise<Record<string, number>> => {
+    const all = await samples(/^istio_tcp_connections_(failed|closed)_total$/);
+    return Object.fromEntries(all.filter(({ labels }) => labels['response_flags'] !== '-').map(({ name, labels, value }) => {
+      const { reporter, source_workload: from, destination_service_name: service, response_flags: flag } = labels;
+      return [`${/(failed|closed)/.exec(name)![1]} ${reporter} ${from} ${service} ${flag}`, value];
+    }).sort());
+  };
+  const before = await failed();
+  const refused = await node.lab.exec(`flows/${teller}`, ['node', '-e', TALKER, 'safe.flows', '9003']);
+  assert.equal(refused.stdout.trim(), 'ECONNREFUSED');
+  const now = await failed();
+  const grown = Object.fromEntries(Object.entries(now).map(([key, value]) => [key, value - (before[key] ?? 0)]).filter(([, value]) => value !== 0));
+  assert.deepEqual(grown, {
+    'closed source teller safe CONNECT': 1, 'failed source teller safe CONNECT': 1, 'closed destination teller safe DENY': 1, 'failed destination teller safe DENY': 1,
+  });
+  assert.ok((before['closed destination teller safe DENY'] ?? 0) >= 2, `the connection that was ended, and one that found out: ${JSON.stringify(before)}`);
 });

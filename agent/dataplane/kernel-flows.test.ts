@@ -5,8 +5,9 @@ import { once } from 'node:events';
 import { after, before, test } from 'node:test';
 import { run } from '../../common/process.js';
 import { waitFor } from '../../common/retry.js';
+import { destroyTcpSockets, tcpSockets } from '../../native/index.js';
 import { socketProbe, type TestPod } from '../../native/testing.js';
-import type { FlowEntry, FlowRecord, FlowSideName } from './kernel-flows.js';
+import { openOf, type FlowEntry, type FlowRecord, type FlowSide, type FlowSideName } from './kernel-flows.js';
 import { KernelWorld } from './kernel-testing.js';
 import type { Kernel, KernelPod } from './kernel.js';
 
@@ -47,10 +48,8 @@ async function grownBy(body: () => Promise<unknown>): Promise<Record<FlowSideNam
   w.kernel.flows.settle();
   const start = both(w.kernel);
   await body();
-  await waitFor('the connections to be closed', () => {
-    const now = both(w.kernel);
-    return now.source.opened === now.source.closed && now.destination.opened === now.destination.closed;
-  }, { timeoutMs: 10_000, everyMs: 5 });
+  const open = (): bigint => w.kernel.flows.entries().reduce((sum, { source, destination }) => sum + openOf(source) + openOf(destination), 0n);
+  await waitFor('the connections to be closed', () => open() === 0n, { timeoutMs: 10_000, everyMs: 5 });
   w.kernel.flows.settle();
   const end = both(w.kernel);
   const difference = (side: FlowSideName): Sums => Object.fromEntries(Object.entries(end[side]).map(([name, value]) => [name, value - start[side][name as keyof Sums]])) as unknown as Sums;
@@ -195,10 +194,106 @@ test('flow log: what policy denies has a record, where a pod opens it and where 
     const facts = ({ way, reason, key, client, endpoint }: FlowRecord): unknown => [way, reason, key.client, key.server, key.endpointPort, client.address, endpoint];
     assert.deepEqual(facts(await connect(x)), ['denied', 'policy_connect_refused', x.netnsCookie, y.netnsCookie, 7777, x.ipv4, y.ipv4]);
     assert.deepEqual(facts(await connect(z)), ['denied', 'policy_arrival_refused', 0n, y.netnsCookie, 7777, z.ipv4, y.ipv4]);
-    assert.deepEqual(sums(other.kernel, 'source').opened + sums(other.kernel, 'destination').opened, 0);
   } finally {
     await other.close();
   }
+});
+
+/** `[opened, closed, denied, failed]` of both sides, by who calls. */
+const ends = (kernel: Kernel): Record<string, Record<FlowSideName, number[]>> => Object.fromEntries(kernel.flows.entries().filter(({ key }) => key.server !== 0n).map((entry) => {
+  const { client, peer, service, endpointPort } = entry.key;
+  const of = ({ opened, closed, denied, failed }: FlowSide): number[] => [opened, closed, denied, failed].map(Number);
+  return [[peer ?? client, ...(service ? [service.address] : []), endpointPort].join(' '), { source: of(entry.source), destination: of(entry.destination) }];
+}));
+
+test('flows: what policy denies is told as ztunnel tells it: denied at the destination, failed at the source, opened and closed at once', async () => {
+  const other = await KernelWorld.create('flowpol', { pods: 3, rodata: { flows_per_pod: 4 } });
+  try {
+    const [x, y, z] = other.world.pods as [TestPod, TestPod, TestPod];
+    other.put({ acceleration: 'off' }, [x, y]);
+    // Policies that can't be read let nobody in.
+    other.kernel.setPolicies(new Map([[other.podRecord(y).uid, { version: 1n, compiled: undefined, behindProxy: false }]]));
+    const connect = async (from: TestPod, address = y.ipv4, timeout = '1'): Promise<void> => {
+      const { ok } = await other.world.probe('ping-pong', { pod: y, address: y.ipv4 }, { pod: from, address }, ['--timeout', timeout]);
+      assert.equal(ok, false);
+    };
+    await connect(x);
+    assert.deepEqual(ends(other.kernel), { [`${x.netnsCookie} 7777`]: { source: [1, 0, 0, 1], destination: [1, 0, 1, 0] } });
+    // Three seconds hold the first SYN and its repetitions after one second and, on some kernels, more.
+    const before = other.kernel.counters()['policy_arrival_refused'] ?? 0n;
+    await connect(z, y.ipv4, '3');
+    assert.ok((other.kernel.counters()['policy_arrival_refused'] ?? 0n) - before >= 2n, 'its SYN came again');
+    assert.deepEqual(ends(other.kernel)[`${z.ipv4} 7777`], { source: [0, 0, 0, 0], destination: [1, 0, 1, 0] });
+    other.put({ acceleration: 'off', mode: 'sidecar' }, [x]);
+    await connect(x);
+    assert.deepEqual(ends(other.kernel)[`${x.netnsCookie} 7777`], { source: [1, 0, 0, 1], destination: [2, 0, 2, 0] }, 'a pod with a sidecar has its own telemetry');
+  } finally {
+    await other.close();
+  }
+});
+
+test('flows: clients that policy refuses on arrival take at most half of a pod\'s room', async () => {
+  const other = await KernelWorld.create('flowhalf', { pods: 4, rodata: { flows_per_pod: 2 } });
+  try {
+    const [x, y, z, later] = other.world.pods as [TestPod, TestPod, TestPod, TestPod];
+    other.put({ acceleration: 'off' }, [x]);
+    other.kernel.setPolicies(new Map([[other.podRecord(x).uid, { version: 1n, compiled: undefined, behindProxy: false }]]));
+    for (const from of [y, z]) await other.world.probe('ping-pong', { pod: x, address: x.ipv4 }, { pod: from }, ['--timeout', '1']);
+    other.kernel.setPolicies(new Map());
+    assert.equal((await other.world.probe('ping-pong', { pod: x, address: x.ipv4 }, { pod: later }, ['--count', '1'])).ok, true);
+    await waitFor('it to be closed', () => ends(other.kernel)[`${later.ipv4} 7777`]?.destination[1] === 1, { timeoutMs: 5_000, everyMs: 5 });
+    assert.deepEqual(ends(other.kernel), {
+      [`${y.ipv4} 7777`]: { source: [0, 0, 0, 0], destination: [1, 0, 1, 0] }, '0 0': { source: [0, 0, 0, 0], destination: [1, 0, 1, 0] },
+      [`${later.ipv4} 7777`]: { source: [0, 0, 0, 0], destination: [1, 1, 0, 0] },
+    });
+  } finally {
+    await other.close();
+  }
+});
+
+test('flows: where nobody listens both sides say that it failed, by the service that was asked for; in silence the source alone', async () => {
+  const other = await KernelWorld.create('flowfail', { pods: 2 });
+  try {
+    const [x, y] = [other.world.pod(0), other.world.pod(1)];
+    other.put({ acceleration: 'force', capture: true });
+    const connect = async (address: string, port: number): Promise<string> => {
+      const script = `require('node:net').connect({ host: '${address}', port: ${port} }).on('error', ({ code }) => console.log(code)).on('connect', () => console.log('connected'))`;
+      const [command, ...args] = other.world.inPod(x, [process.execPath, '-e', script]);
+      return (await run(command!, args)).stdout.trim();
+    };
+    other.kernel.setListenerPorts([]);
+    for (const address of [y.ipv4, y.ipv6]) assert.equal(await connect(address, 7001), 'ECONNREFUSED');
+    other.kernel.services.apply([{ address: '10.96.0.7', port: 80, entry: { kind: 'tcp', endpoints: [{ address: y.ipv4, port: 7002, weight: 1 }] } }]);
+    assert.equal(await connect('10.96.0.7', 80), 'ECONNREFUSED');
+    const cookie = String(x.netnsCookie);
+    assert.deepEqual(ends(other.kernel), {
+      [`${cookie} 7001`]: { source: [2, 0, 0, 2], destination: [2, 0, 0, 2] }, [`${cookie} 10.96.0.7 7002`]: { source: [1, 0, 0, 1], destination: [1, 0, 0, 1] },
+    });
+    const [sysctl, ...args] = other.world.inPod(x, ['sh', '-c', 'cd /proc/sys/net/ipv4 && echo 1 > tcp_syn_retries && { [ ! -e tcp_syn_linear_timeouts ] || echo 0 > tcp_syn_linear_timeouts; }']) as [string, ...string[]];
+    await run(sysctl, args);
+    const [drop, ...rest] = other.world.inPod(y, ['ip', 'route', 'add', 'blackhole', `${x.ipv4}/32`]) as [string, ...string[]];
+    await run(drop, rest);
+    assert.equal(await connect(y.ipv4, 7003), 'ETIMEDOUT');
+    assert.deepEqual(ends(other.kernel)[`${cookie} 7003`], { source: [1, 0, 0, 1], destination: [0, 0, 0, 0] });
+  } finally {
+    await other.close();
+  }
+});
+
+test('flows: a connection that the agent ends is denied at the end that it ended, and closed at the other', async () => {
+  w.put({ acceleration: 'force' });
+  const start = both(w.kernel);
+  const denied = (): number => w.kernel.flows.entries().reduce((sum, { destination }) => sum + Number(destination.denied), 0);
+  assert.equal(denied(), 0);
+  const running = probe('ping-pong', ['--count', '200', '--size', '1000', '--hold', '3000']);
+  await waitFor('the connection', () => sums(w.kernel, 'destination').opened > start.destination.opened, { timeoutMs: 5_000, everyMs: 2 });
+  await waitFor('an ended socket', async () => {
+    const accepted = (await tcpSockets(b.netns)).filter(({ listening, localPort }) => !listening && localPort === 7777);
+    return (await destroyTcpSockets(b.netns, accepted.map(({ id }) => id))) === 1;
+  }, { timeoutMs: 5_000, everyMs: 5 });
+  await running;
+  await waitFor('both to be told', () => denied() === 1 && sums(w.kernel, 'source').closed === start.source.closed + 1, { timeoutMs: 5_000, everyMs: 5 });
+  assert.equal(sums(w.kernel, 'destination').closed, start.destination.closed);
 });
 
 test('flows: of a client that is no pod of this mesh the server\'s side is told, by the client\'s address, but not of what a proxy accepts', async () => {

@@ -12,7 +12,12 @@ export type FlowSideName = 'source' | 'destination';
 /** `received` by the server and `sent` by it, at both sides. */
 export interface FlowSide {
   opened: bigint;
+  /** Of these three each connection adds to one. */
   closed: bigint;
+  /** Closed since policy forbids it, before it was established or later. */
+  denied: bigint;
+  /** Closed without ever being established. */
+  failed: bigint;
   received: bigint;
   sent: bigint;
   rttSumUs: bigint;
@@ -148,7 +153,7 @@ export class KernelFlows implements Flows, Closable {
     const sum = before ? addSides(this.#decode(before, this.#side, ''), side) : side;
     const rtt = Buffer.alloc(sum.rtt.length * 8);
     sum.rtt.forEach((count, index) => rtt.writeBigUInt64LE(count, index * 8));
-    this.#retired.set(key, this.#side.encode({ opened: sum.opened, closed: sum.closed, received: sum.received, sent: sum.sent, rtt_sum_us: sum.rttSumUs, rtt }));
+    this.#retired.set(key, this.#side.encode({ opened: sum.opened, closed: sum.closed, denied: sum.denied, failed: sum.failed, received: sum.received, sent: sum.sent, rtt_sum_us: sum.rttSumUs, rtt }));
     return true;
   }
 
@@ -203,7 +208,8 @@ export class KernelFlows implements Flows, Closable {
     const number = (name: string): bigint => codec.bigint(value, prefix + name);
     const rtt = codec.bytes(value, `${prefix}rtt`);
     return {
-      opened: number('opened'), closed: number('closed'), received: number('received'), sent: number('sent'), rttSumUs: number('rtt_sum_us'),
+      opened: number('opened'), closed: number('closed'), denied: number('denied'), failed: number('failed'),
+      received: number('received'), sent: number('sent'), rttSumUs: number('rtt_sum_us'),
       rtt: Array.from({ length: rtt.length / 8 }, (_, index) => rtt.readBigUInt64LE(index * 8)),
     };
   }
@@ -225,9 +231,14 @@ export class KernelFlows implements Flows, Closable {
   }
 }
 
+/** Connections that there are. */
+export function openOf({ opened, closed, denied, failed }: FlowSide): bigint {
+  return opened - closed - denied - failed;
+}
+
 export function addSides(a: FlowSide, b: FlowSide): FlowSide {
   return {
-    opened: a.opened + b.opened, closed: a.closed + b.closed, received: a.received + b.received, sent: a.sent + b.sent,
+    opened: a.opened + b.opened, closed: a.closed + b.closed, denied: a.denied + b.denied, failed: a.failed + b.failed, received: a.received + b.received, sent: a.sent + b.sent,
     rttSumUs: a.rttSumUs + b.rttSumUs, rtt: a.rtt.map((count, index) => count + (b.rtt[index] ?? 0n)),
   };
 }

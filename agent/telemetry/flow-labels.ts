@@ -1,7 +1,8 @@
 /**
  * Istio's labels of its TCP metrics, from what the control plane says of workloads and services (WDS), as ztunnel makes
  * them: https://github.com/istio/ztunnel/blob/master/src/proxy/metrics.rs. One label differs: ztunnel names the source's
- * principal only where mutual TLS proved it, here the kernel knows whose socket it is.
+ * principal only where mutual TLS proved it, here the kernel knows whose socket it is. `response_flags` is what an open
+ * connection has; how it ended is told by flow-metrics.ts.
  */
 import type { Service, Workload } from '../../proto/generated/istio/workload/workload.js';
 import type { Address } from '../../proto/generated/istio/workload/workload.js';
@@ -108,6 +109,8 @@ export class FlowDirectory {
       response_flags: '-',
       // Within the node nothing is encrypted, and so nobody is told that it is.
       connection_security_policy: UNKNOWN,
+      // Of both ends as soon as one is known; ztunnel has no subzone.
+      ...(source || destination ? { ...localityLabels('source', source), ...localityLabels('destination', destination) } : {}),
     };
   }
 
@@ -124,6 +127,10 @@ const MAPPED = '00000000000000000000ffff';
 
 function keyOf(address: string): string {
   return encodeAddress(address).toString('hex');
+}
+
+function localityLabels(end: FlowSideName, workload: Workload | undefined): Record<string, string> {
+  return { [`${end}_region`]: workload?.locality?.region || UNKNOWN, [`${end}_zone`]: workload?.locality?.zone || UNKNOWN };
 }
 
 function workloadLabels(end: FlowSideName, workload: Workload | undefined, trustDomain: string | undefined): Record<string, string> {

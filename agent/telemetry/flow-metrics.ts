@@ -4,10 +4,18 @@ import type { FlowLabels } from './flow-labels.js';
 import type { FlowReport } from './flow-series.js';
 import type { PrometheusText } from './prometheus.js';
 
+/** ztunnel's, where a connection came to another end than a close: https://github.com/istio/ztunnel/blob/master/src/proxy/metrics.rs */
+const FLAGS: readonly { flag: string; of: (totals: FlowSide) => bigint }[] = [
+  { flag: 'DENY', of: ({ denied }) => denied },
+  { flag: 'CONNECT', of: ({ failed }) => failed },
+];
+const CLOSED = { name: 'istio_tcp_connections_closed_total', help: 'The total number of TCP connections closed.' };
+const FAILED = { name: 'istio_tcp_connections_failed_total', help: 'The total number of TCP connections that failed to establish, or that policy ended.' };
+
 /** Names and help texts are Istio's: https://istio.io/latest/docs/reference/config/metrics/ */
 const COUNTERS: readonly { name: string; help: string; of: (totals: FlowSide) => bigint }[] = [
   { name: 'istio_tcp_connections_opened_total', help: 'The total number of TCP connections opened.', of: ({ opened }) => opened },
-  { name: 'istio_tcp_connections_closed_total', help: 'The total number of TCP connections closed.', of: ({ closed }) => closed },
+  { ...CLOSED, of: ({ closed }) => closed },
   { name: 'istio_tcp_received_bytes_total', help: 'The total number of bytes received during requests: by the server.', of: ({ received }) => received },
   { name: 'istio_tcp_sent_bytes_total', help: 'The total number of bytes sent during responses: by the server.', of: ({ sent }) => sent },
 ];
@@ -16,6 +24,9 @@ const RTT_LABELS = ['reporter', 'source_workload', 'source_workload_namespace', 
 
 export function addFlowMetrics(text: PrometheusText, { series, held, dropped, rttBoundsUs }: FlowReport): void {
   for (const { name, help, of } of COUNTERS) for (const { labels, totals } of series) text.add(name, 'counter', help, of(totals), labels);
+  for (const { name, help } of [CLOSED, FAILED]) {
+    for (const { labels, totals } of series) for (const { flag, of } of FLAGS) if (of(totals) > 0n) text.add(name, 'counter', help, of(totals), { ...labels, response_flags: flag });
+  }
   const bounds = rttBoundsUs.map((us) => us / 1e6);
   for (const { labels, totals } of roundTrips(series)) {
     text.addHistogram('underpass_tcp_rtt_seconds', 'Smoothed round-trip times of connections without a proxy: each at its end, and once a minute while it is open.', bounds, totals.rtt, Number(totals.rttSumUs) / 1e6, labels);

@@ -10,7 +10,7 @@ import type { FlowPod } from './flow-labels.js';
 import { PrometheusText } from './prometheus.js';
 
 const side = (opened: number, closed = opened, received = 0, sent = 0): FlowSide => ({
-  opened: BigInt(opened), closed: BigInt(closed), received: BigInt(received), sent: BigInt(sent), rttSumUs: BigInt(opened) * 20n, rtt: [0n, BigInt(opened), 0n],
+  opened: BigInt(opened), closed: BigInt(closed), denied: 0n, failed: 0n, received: BigInt(received), sent: BigInt(sent), rttSumUs: BigInt(opened) * 20n, rtt: [0n, BigInt(opened), 0n],
 });
 
 /** The kernel's tables as plain data: what is tried here is the arithmetic above them. */
@@ -62,6 +62,8 @@ function service(hostname: string, address: string): [string, { message: Address
   return [`${namespace}/${hostname}`, { message: Address.fromPartial({ type: { $case: 'service', value } }) }];
 }
 
+const NORTH: Partial<Workload> = { locality: { region: 'north', zone: 'north-1', subzone: 'rack' } };
+
 class World {
   readonly tables = new Tables();
   readonly addresses = new Map<string, { message: Address }>();
@@ -73,7 +75,7 @@ class World {
 
   constructor() {
     for (const [name, resource] of [
-      workload('cart-1', '10.0.0.1'), workload('cart-2', '10.0.0.2'),
+      workload('cart-1', '10.0.0.1', NORTH), workload('cart-2', '10.0.0.2', NORTH),
       workload('store-1', '10.0.0.9', {
         namespace: 'backend', service_account: 'seller', canonical_revision: 'v2', trust_domain: '',
         services: { 'a-other/store.a-other.svc': { ports: [{ service_port: 80, target_port: 8080, app_protocol: 0 }] }, 'backend/store.backend.svc': { ports: [{ service_port: 80, target_port: 8080, app_protocol: 0 }] } },
@@ -106,6 +108,7 @@ test('labels: a connection to a Service has the labels that Istio prints, at bot
     destination_workload: 'store', destination_canonical_service: 'store', destination_canonical_revision: 'v2', destination_workload_namespace: 'backend',
     destination_principal: 'spiffe://cluster.local/ns/backend/sa/seller', destination_app: 'store', destination_version: 'v2', destination_cluster: 'Kubernetes',
     request_protocol: 'tcp', response_flags: '-', connection_security_policy: 'unknown',
+    source_region: 'north', source_zone: 'north-1', destination_region: 'unknown', destination_zone: 'unknown',
   };
   assert.deepEqual(series.map(({ labels }) => labels), [{ reporter: 'source', ...common }, { reporter: 'destination', ...common }]);
   assert.equal(held, 0);
@@ -260,6 +263,33 @@ test('series: nothing that was kept is dropped while a workload is not named yet
   w.revision++;
   w.source.sweep();
   assert.equal(w.tables.kept.size, 0);
+});
+
+test('series: an entry whose client is gone does not wait for what never was, or was ended by policy', () => {
+  const w = new World();
+  w.tables.put('x', { client: 1n, server: 9n }, { ...side(2, 1), failed: 1n }, { ...side(3, 1), denied: 1n, failed: 1n });
+  w.source.sweep();
+  w.leave(1n);
+  w.source.sweep();
+  assert.equal(w.tables.byId.size, 0);
+  const { series } = w.source.report();
+  assert.deepEqual(series.map(({ labels, totals }) => [labels['reporter'], totals.opened, totals.closed, totals.denied, totals.failed]), [['source', 2n, 1n, 0n, 1n], ['destination', 3n, 1n, 1n, 1n]]);
+});
+
+test('metrics: what policy denied and what was not reached is closed under ztunnel\'s response flags, and failed', () => {
+  const w = new World();
+  w.tables.put('x', { client: 1n, server: 9n }, { ...side(9, 2), failed: 4n }, { ...side(9, 2), denied: 3n, failed: 1n });
+  w.tables.put('y', { client: 1n }, side(1), side(0));
+  const text = new PrometheusText();
+  addFlowMetrics(text, w.source.report());
+  const lines = text.toString().split('\n').filter((line) => /^istio_tcp_connections_(closed|failed)_total\{/.test(line));
+  const facts = lines.map((line) => [/connections_(\w+)_total/, /reporter="(\w+)"/, /destination_workload="(\w+)"/, /response_flags="([^"]+)"/, /(\d+)$/].map((part) => part.exec(line)?.[1]).join(' '));
+  assert.deepEqual(facts, [
+    'closed source store - 2', 'closed destination store - 2', 'closed source unknown - 1',
+    'closed source store CONNECT 4', 'closed destination store DENY 3', 'closed destination store CONNECT 1',
+    'failed source store CONNECT 4', 'failed destination store DENY 3', 'failed destination store CONNECT 1',
+  ]);
+  assert.equal(text.toString().split('\n').filter((line) => line.startsWith('# TYPE istio_tcp_connections_closed_total')).length, 1);
 });
 
 test('metrics: four counters with Istio\'s names, and round-trip times as a histogram whose buckets add up', () => {

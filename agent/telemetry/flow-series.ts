@@ -5,7 +5,7 @@
  */
 import { createHash } from 'node:crypto';
 import type { FlowEntry, Flows, FlowSide, FlowSideName } from '../dataplane/kernel-flows.js';
-import { addSides } from '../dataplane/kernel-flows.js';
+import { addSides, openOf } from '../dataplane/kernel-flows.js';
 import { FlowDirectory, type FlowLabels, type FlowPod, type KnownWorkloads } from './flow-labels.js';
 
 export interface FlowSeries {
@@ -140,11 +140,11 @@ export class FlowSeriesSource {
   }
 
   /** Whether an entry of a client from elsewhere has had no connection for long, or has none and its address is another's now. */
-  #isOver({ id, key, destination: { opened, closed } }: FlowEntry, last: Record<FlowSideName, FlowLabels> | undefined, current: Record<FlowSideName, FlowLabels> | undefined): boolean {
+  #isOver({ id, key, destination }: FlowEntry, last: Record<FlowSideName, FlowLabels> | undefined, current: Record<FlowSideName, FlowLabels> | undefined): boolean {
     if (!key.peer) return false;
     const now = this.#now();
-    if (this.#lastOpened.get(id)?.opened !== opened) this.#lastOpened.set(id, { opened, at: now });
-    if (opened !== closed || !last) return false;
+    if (this.#lastOpened.get(id)?.opened !== destination.opened) this.#lastOpened.set(id, { opened: destination.opened, at: now });
+    if (openOf(destination) !== 0n || !last) return false;
     return now - this.#lastOpened.get(id)!.at > IDLE_MS || (current !== undefined && hashOf(current.destination) !== hashOf(last.destination));
   }
 
@@ -154,7 +154,7 @@ export class FlowSeriesSource {
     const now = this.#now();
     const since = this.#goneSince.get(entry.id) ?? now;
     this.#goneSince.set(entry.id, since);
-    const isOpen = SIDES.some((side) => entry[side].opened !== entry[side].closed);
+    const isOpen = SIDES.some((side) => openOf(entry[side]) !== 0n);
     if (isOpen && now - since < LAST_CLOSES_MS) return false;
     this.#keep(entry, labels);
     return true;
