@@ -53,6 +53,13 @@
 #define PAIRED_WINDOW (128 << 10)
 #define PAIRED_NOTSENT (16 << 10)
 
+/* What is brief, and how soon the next has to end for both to be in a row; bpf/brief.h. The number of places is a power of two. */
+#define BRIEF_STREAK 64
+#define BRIEF_MESSAGES 3
+#define BRIEF_BYTES (16 << 10)
+#define BRIEF_GAP_NS 10000000ull
+#define BRIEF_PLACES 4096
+
 #define MAX_PODS 1024
 #define MAX_CONNECTIONS 131072
 /* Connections between the first end's establishment and the second's, or the opener's first message. */

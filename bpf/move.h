@@ -88,6 +88,7 @@ int move_message(struct sk_msg_md *msg)
 		return SK_PASS;
 	}
 	state->bytes_moved += size;
+	state->messages_moved++;
 	count(COUNTER_MESSAGES_SHORT_CIRCUITED);
 	count_n(COUNTER_BYTES_SHORT_CIRCUITED, size);
 	struct pod_counters *pod = counters_of_slot(state->slot, state->generation);

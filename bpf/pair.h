@@ -41,6 +41,14 @@ static __always_inline enum counter foreign_hands(const struct tcp_sock *tp)
 	return COUNTERS;
 }
 
+static __always_inline enum counter refuse_listener(__u64 other, const struct tuple *t)
+{
+	struct listener_key listener;
+	name_listener(&listener, other, &t->remote, t->remote_port);
+	__u32 verdict = listener_verdict(&listener);
+	return verdict == MARK_EVENT_DRIVEN ? COUNTERS : listener_reason(verdict);
+}
+
 /* Whether the opener may enter the map; COUNTERS: yes, otherwise why not. */
 static __always_inline enum counter refuse_active(const struct pod *pod, struct socket_state *state, const struct tuple *t,
 						  __u64 own, __u64 other, const struct tcp_sock *tp)
@@ -79,12 +87,14 @@ static __always_inline enum counter refuse_active(const struct pod *pod, struct 
 		}
 	}
 	/* The other end of a captured connection is an Envoy. */
-	if (captured || remote->acceleration == ACCELERATION_FORCE)
-		return COUNTERS;
-	struct listener_key listener;
-	name_listener(&listener, other, &t->remote, t->remote_port);
-	__u32 verdict = listener_verdict(&listener);
-	return verdict == MARK_EVENT_DRIVEN ? COUNTERS : listener_reason(verdict);
+	if (!captured && remote->acceleration != ACCELERATION_FORCE) {
+		enum counter refusal = refuse_listener(other, t);
+		if (refusal != COUNTERS)
+			return refusal;
+	}
+	/* A proxy's programs are not told apart, and pool their connections. */
+	bool counts = pod->acceleration != ACCELERATION_FORCE && !(state->flags & SOCKET_PROXY);
+	return counts && will_be_brief(state) ? COUNTER_CONNECTION_BRIEF : COUNTERS;
 }
 
 /*
@@ -162,6 +172,8 @@ static __always_inline int established_active(struct bpf_sock_ops *ops, bool pro
 	state->cookie = bpf_get_socket_cookie(ops);
 	state->sock = (__u64)tp;
 	state->bytes_moved = 0;
+	state->messages_moved = 0;
+	state->brevity = 0;
 	state->bytes_tcp = 0;
 	state->data_segments = 0;
 	state->tuple = t;
@@ -191,10 +203,12 @@ static __always_inline int established_active(struct bpf_sock_ops *ops, bool pro
 	} else {
 		count(refusal);
 		COUNT_POD(state, connections_plain, 1);
+		if (refusal == COUNTER_CONNECTION_BRIEF)
+			state->flags |= SOCKET_BRIEF;
 	}
 	bool accelerated = state->flags & SOCKET_IN_MAP;
 	__u32 tell = known ? flow_opened(sk, pod, state, own, other, refusal) : 0;
-	if (!captured && !accelerated && !tell && !sourced)
+	if (!captured && !accelerated && !tell && !sourced && refusal != COUNTER_CONNECTION_BRIEF)
 		return 1;
 	struct establishing entry = {
 		.cookie = state->cookie,
@@ -204,6 +218,8 @@ static __always_inline int established_active(struct bpf_sock_ops *ops, bool pro
 		.captured = captured,
 		.accelerated = accelerated,
 		.tell = tell,
+		.brief = refusal == COUNTER_CONNECTION_BRIEF,
+		.brevity = state->brevity,
 	};
 	if (sourced)
 		entry.source = state->source;
@@ -263,6 +279,8 @@ static __always_inline int established_passive(struct bpf_sock_ops *ops, bool pr
 	state->sock = (__u64)tp;
 	state->peer_cookie = 0;
 	state->bytes_moved = 0;
+	state->messages_moved = 0;
+	state->brevity = entry.brevity;
 	state->bytes_tcp = 0;
 	state->data_segments = 0;
 	name_listener(&state->listener, own, &mine.local, mine.local_port);
@@ -276,8 +294,10 @@ static __always_inline int established_passive(struct bpf_sock_ops *ops, bool pr
 	}
 	bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
 	flow_accepted(sk, pod, state, other, &entry, &mine);
+	if (entry.brief)
+		state->flags |= SOCKET_BRIEF;
 	if (!entry.accelerated) {
-		if (!proxy && pod->acceleration == ACCELERATION_L4 && listener_verdict(&state->listener) == MARK_NONE)
+		if (!entry.brief && !proxy && pod->acceleration == ACCELERATION_L4 && listener_verdict(&state->listener) == MARK_NONE)
 			state->flags |= SOCKET_PROBED;
 		return 1;
 	}
@@ -324,6 +344,8 @@ static __always_inline int closed(struct bpf_sock_ops *ops)
 		flow_closed(sk, known ? state : 0, tp);
 	if (!known)
 		return 1;
+	if (tp)
+		brief_closed(state, tp);
 	if (state->flags & SOCKET_COUNTED_LIVE)
 		COUNT_POD(state, captured_closed, 1);
 	if (!(state->flags & SOCKET_ACCEPTED)) {

@@ -20,6 +20,7 @@ int probe_egress(struct __sk_buff *skb)
 	if (!tp)
 		return EGRESS_ALLOW;
 	count_tcp(state, tp);
+	brief_goes_on(state, tp);
 	if (!(state->flags & SOCKET_PROBED))
 		return EGRESS_ALLOW;
 	__u32 data_segments = tp->data_segs_out;

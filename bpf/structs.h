@@ -67,8 +67,9 @@ struct establishing {
 	__u8 captured;
 	__u8 accelerated;
 	__u8 tell; /* enum tell */
-	__u8 reserved;
-	__u32 reserved2;
+	__u8 brief; /* not accelerated for that alone */
+	__u32 reserved;
+	__u64 brevity;
 };
 
 /* What the opener tells the accepting end for its telemetry. */
@@ -149,6 +150,7 @@ enum socket_flag {
 	SOCKET_RESOLVED = 4096,     /* opened to a service, led to one of its endpoints */
 	SOCKET_LET_PAST = 8192,     /* the proxy that others are led to, by the kernel's judgement of its policy */
 	SOCKET_SOURCED = 16384,     /* opened by a proxy for somebody else: `source` */
+	SOCKET_BRIEF = 32768,       /* not joined, since it is expected to be brief, and so far it is */
 };
 
 struct socket_state {
@@ -159,6 +161,7 @@ struct socket_state {
 	__u64 peer_sock;
 	__u64 bytes_moved;
 	__u64 bytes_tcp; /* counted so far */
+	__u64 brevity; /* whose place among the brief ones this connection counts at; 0: none */
 	struct original_dst original;
 	__u16 rewritten_port; /* network order; of a captured or resolved client */
 	__u16 reserved;
@@ -172,7 +175,15 @@ struct socket_state {
 	__u32 generation;
 	__u32 data_segments; /* sent when egress last looked */
 	__u32 pid; /* of the opener, as the initial namespace counts */
-	__u32 reserved2;
+	__u32 messages_moved;
+};
+
+/* How the latest connections of one program to one destination ended. */
+struct brevity {
+	__u64 name;
+	__u64 ended_ns;
+	__u32 streak; /* so many were brief, one soon after the other */
+	__u32 reserved;
 };
 
 enum policy_state {
@@ -217,6 +228,7 @@ struct settings {
 enum counter {
 	COUNTER_CONNECTIONS_CAPTURED,
 	COUNTER_CONNECTIONS_SHORT_CIRCUITED,
+	COUNTER_CONNECTIONS_OUTLASTED, /* ends of connections that were expected to be brief, and are not */
 	COUNTER_MESSAGES_SHORT_CIRCUITED,
 	COUNTER_BYTES_SHORT_CIRCUITED,
 	COUNTER_BYTES_TCP,
@@ -237,6 +249,7 @@ enum counter {
 	COUNTER_CONNECTION_FOREIGN_PSOCK,
 	COUNTER_CONNECTION_ZERO_COPY, /* SO_ZEROCOPY: completions would never come */
 	COUNTER_CONNECTION_FAST_OPEN,
+	COUNTER_CONNECTION_BRIEF, /* as those of its program to this destination were */
 	COUNTER_CONNECTION_BOUND_TO_DEVICE, /* not captured either */
 	COUNTER_CONNECTION_IPV6_NOT_CAPTURED, /* the pod has no IPv6 address, and so the proxy no listener on [::1] */
 	COUNTER_CONNECTION_STALE_TUPLE,

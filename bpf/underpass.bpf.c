@@ -29,6 +29,7 @@ const volatile struct flow_record flow_record_layout;
 
 #include "helpers.h"
 #include "tuple.h"
+#include "brief.h"
 #include "flow.h"
 #include "policy.h"
 #include "steer.h"

@@ -81,7 +81,7 @@ const ACCELERATIONS = { off: 'ACCELERATION_OFF', l4: 'ACCELERATION_L4', force: '
 
 /** Structs that live in pinned maps. */
 const PINNED_STRUCTS = [
-  'pod', 'tuple', 'establishing', 'peer', 'socket_state', 'program_key', 'listener_key', 'verdict', 'clearance', 'verdict_quota', 'settings',
+  'pod', 'tuple', 'establishing', 'peer', 'socket_state', 'program_key', 'listener_key', 'brevity', 'verdict', 'clearance', 'verdict_quota', 'settings',
   'pod_counters', 'flow_key', 'flow_totals', 'flow_side', 'flow', 'policy', 'policy_term', 'policy_ports', 'policy_cidr', 'opening', 'host', 'inbound_key',
   ...SERVICE_STRUCTS,
 ];
