@@ -11,6 +11,7 @@ import { throughInbound } from './fold-inbound.js';
 import { throughTunnels } from './hbone-originate.js';
 import { endpointKey, markEventDriven } from './pool-renewal.js';
 import type { Entry } from './snapshot.js';
+import type { Names } from './variants.js';
 import type { WaypointClusters } from './waypoints.js';
 
 export interface NodeView {
@@ -34,28 +35,55 @@ interface Made extends ClusterSource {
   eds: Entry | undefined;
 }
 
+export interface ClassClusters {
+  key: string;
+  clusters: ReadonlyMap<string, ClusterSource>;
+}
+
+interface MadeEntries {
+  cds: ReadonlyMap<string, Entry>;
+  eds: ReadonlyMap<string, Entry>;
+}
+
 export class ClusterEntries {
   #made = new Map<string, Made>();
-  #next = new Map<string, Made>();
+  #all: (MadeEntries & { of: readonly ClassClusters[]; names: Names; view: NodeView }) | undefined;
 
-  /** What is not added between two calls of this is forgotten. */
-  begin(): void {
-    this.#made = this.#next;
-    this.#next = new Map();
+  /** Of all classes; a name's first cluster counts. The same maps for as long as the clusters, their names and the view are the same. */
+  all(classes: readonly ClassClusters[], names: Names, view: NodeView): MadeEntries {
+    const before = this.#all;
+    const isSame = before?.names === names && before.of.length === classes.length && sameView(before.view, view) && classes.every(({ key, clusters }, index) => before.of[index]!.key === key && before.of[index]!.clusters === clusters);
+    if (isSame) return before;
+    const next = new Map<string, Made>();
+    const [cds, eds] = [new Map<string, Entry>(), new Map<string, Entry>()];
+    for (const { key, clusters } of classes) {
+      for (const [name, source] of clusters) {
+        const called = names.of(key, name);
+        if (next.has(called)) continue;
+        const made = this.#make(called, source, view);
+        next.set(called, made);
+        cds.set(called, made.cds);
+        if (made.eds) eds.set(called, made.eds);
+      }
+    }
+    this.#made = next;
+    this.#all = { of: classes, names, view, cds, eds };
+    return this.#all;
   }
 
-  /** A name's first one counts. */
-  add(name: string, source: ClusterSource, view: NodeView, cds: Map<string, Entry>, eds: Map<string, Entry>): void {
-    if (cds.has(name)) return;
+  #make(name: string, source: ClusterSource, view: NodeView): Made {
     const through = view.waypoints.replace(source.cluster);
     const seen = through ? 'waypoint' : viewOf(source, view);
     const before = this.#made.get(name);
     const isSame = !through && before?.cluster === source.cluster && before.assignment === source.assignment && before.view === seen;
-    const made = isSame ? before : make(name, source, through ? { cluster: through, assignment: undefined } : asReached(source, view), seen);
-    this.#next.set(name, made);
-    cds.set(name, made.cds);
-    if (made.eds) eds.set(name, made.eds);
+    return isSame ? before : make(name, source, through ? { cluster: through, assignment: undefined } : asReached(source, view), seen);
   }
+}
+
+function sameView(a: NodeView, b: NodeView): boolean {
+  const sameSet = (one: ReadonlySet<string>, other: ReadonlySet<string>): boolean => one === other || (one.size === other.size && [...one].every((each) => other.has(each)));
+  return a.tunnels === b.tunnels && a.waypoints.table === b.waypoints.table && sameSet(a.eventDriven, b.eventDriven) && sameSet(a.local, b.local) &&
+    a.throughPolicy.size === b.throughPolicy.size && [...a.throughPolicy].every(([address, listener]) => b.throughPolicy.get(address) === listener);
 }
 
 /** All of the node's view that what is made depends on. */

@@ -9,14 +9,13 @@ import type { Any } from '../../proto/generated/google/protobuf/any.js';
 import { parseSpiffeId } from '../../common/identity/spiffe.js';
 import { encode, pack } from '../../common/xds/any.js';
 import { contentHash, hashBytes, type XdsResource } from '../xds/resource-type.js';
-import { edsServiceName, routeNames } from '../xds/resource-types.js';
+import { edsServiceName } from '../xds/resource-types.js';
 import type { SidecarState } from '../xds/sidecar-stream.js';
 import type { EnvoyExtensions } from './extensions.js';
-import { calloutClusters } from './fold-callouts.js';
 import { asksForMeshTls, ClusterEntries } from './cluster-entries.js';
 import { boundTo, foldCluster, isFoldedCluster } from './fold-clusters.js';
 import { foldAssignment, parseEndpointId } from './fold-endpoints.js';
-import { foldListener, foldListeners, isOutboundListener, isSocketOfItsOwn, listenerPort, passesThrough, renameInChain, type FoldedListeners } from './fold-listeners.js';
+import { foldListener, foldListeners, isSocketOfItsOwn, renameInChain, type FoldedListeners } from './fold-listeners.js';
 import { CLOSED, foldInbound, inboundListeners, isInboundCluster, meshListenerName, type FoldedInbound } from './fold-inbound.js';
 import { mirrorClusterName, mirroredClusters } from './fold-routes.js';
 import { RouteTables, type FoldedRoutes } from './route-tables.js';
@@ -25,6 +24,7 @@ import { canEndTunnels, hboneEntries } from './hbone-terminate.js';
 import { INSPECTION_KINDS, inspectionCluster, inspectionListener } from './inspection.js';
 import { podClusterName, podListener, podListenerKey, type ListenerPod } from './pod-listener.js';
 import { CDS, EDS, LDS, RDS, Snapshot, type Entry } from './snapshot.js';
+import { inboundClusters, listenerFacts } from './state-facts.js';
 import { FoldError } from './stock.js';
 import { assignNames, Renamed, type Content, type Names } from './variants.js';
 import { NO_WAYPOINTS, type WaypointTable } from './waypoint-table.js';
@@ -112,6 +112,8 @@ export class Folder {
   readonly #clusters = new Map<string, WeakMap<object, Omit<FoldedCluster, 'assignment'>>>();
   /** By class. */
   readonly #clusterSets = new Map<string, ClusterSet>();
+  /** By class: with the clusters for what Envoy sends by itself. */
+  readonly #mirrors = new Map<string, { clusters: object; as: string; result: Map<string, FoldedCluster> }>();
   readonly #clusterEntries = new ClusterEntries();
   readonly #templates = new Map<string, Template>();
   /** Clusters that have had an endpoint for the mesh's mutual TLS: they stay an account's own, since a change of a cluster's name ends connections. */
@@ -155,13 +157,11 @@ export class Folder {
     this.#nextGood = new Map();
     for (const cache of [this.#clusters, this.#inbound]) for (const key of cache.keys()) if (key !== '' && !classes.some(({ identity }) => identity === key)) cache.delete(key);
     const local = new Set(pods.flatMap(({ addresses = [] }) => addresses));
-    const clusters = new Map(classes.map((item) => [item.key, withMirrors(item, this.#foldClusters(item, local, problems), pods)]));
+    const clusters = new Map(classes.map((item) => [item.key, this.#withMirrors(item, this.#foldClusters(item, local, problems), pods)]));
     const clusterNames = this.#namesOf(classes.map(({ key }) => ({ key, contents: clusters.get(key) })));
     const routes = new Map(classes.map((item) => [item.key, this.#foldRoutes(item, clusterNames, problems)]));
     const routeNamesOf = assignNames(classes.map(({ key }) => ({ key, contents: routes.get(key) })));
 
-    const cds = new Map<string, Entry>();
-    const eds = new Map<string, Entry>();
     const rds = new Map<string, Entry>();
     const lds = new Map<string, Entry>();
     const inbound = new Map(classes.map((item) => [item.key, this.#foldInbound(item, problems)]));
@@ -173,11 +173,9 @@ export class Folder {
     if (tunnels) lds.set(originateListener.name, originateListener);
     const behindWaypoints = new WaypointClusters(waypoints);
     for (const entry of behindWaypoints.listeners()) lds.set(entry.name, entry);
-    this.#clusterEntries.begin();
-    for (const { key } of classes) {
-      for (const [name, folded] of clusters.get(key) ?? []) this.#clusterEntries.add(clusterNames.of(key, name), folded, { eventDriven, throughPolicy, local, tunnels, waypoints: behindWaypoints }, cds, eds);
-      for (const [name, folded] of routes.get(key) ?? []) addRoutes(routeNamesOf.of(key, name), folded, rds);
-    }
+    const made = this.#clusterEntries.all(classes.map(({ key }) => ({ key, clusters: clusters.get(key)! })), clusterNames, { eventDriven, throughPolicy, local, tunnels, waypoints: behindWaypoints });
+    const [cds, eds] = [new Map(made.cds), new Map(made.eds)];
+    for (const { key } of classes) for (const [name, folded] of routes.get(key) ?? []) addRoutes(routeNamesOf.of(key, name), folded, rds);
     const podEntries = new Map<string, { key: string; entry: Entry }>();
     for (const item of classes) {
       const own = pods.filter((pod) => pod.classKey === item.key);
@@ -200,11 +198,11 @@ export class Folder {
     addWaypoints(classes, waypoints, cds, eds);
     const tunnelled = this.#addTunnels(classes, pods, inbound, reached, { cds, lds, rds });
     this.#lastGood = this.#nextGood;
-    for (const byClass of [this.#clusterSets, this.#templates]) for (const key of byClass.keys()) if (!clusters.has(key)) byClass.delete(key);
+    for (const byClass of [this.#clusterSets, this.#mirrors, this.#templates]) for (const key of byClass.keys()) if (!clusters.has(key)) byClass.delete(key);
     const split = new Set([...[...clusterNames.split].map((name) => `CDS ${name}`), ...[...routeNamesOf.split].map((name) => `RDS ${name}`)]);
-    const ports = new Set(classes.flatMap(({ state }) => [...state.listeners.values()].flatMap(({ message }) => (isOutboundListener(message) ? [listenerPort(message)] : []))));
+    const ports = new Set(classes.flatMap(({ state }) => listenerFacts(state.listeners).ports));
     // A connection to a pod that has a waypoint is Envoy's, on whatever port.
-    const restricted = waypoints.destinations.some(({ ports: only, addresses }) => !only && addresses.some((address) => local.has(address))) || classes.some(({ state }) => !passesThrough([...state.listeners.values()].map(({ message }) => message)));
+    const restricted = waypoints.destinations.some(({ ports: only, addresses }) => !only && addresses.some((address) => local.has(address))) || classes.some(({ state }) => !listenerFacts(state.listeners).passesThrough);
     return { snapshot: new Snapshot([[CDS, cds], [EDS, eds], [LDS, lds], [RDS, rds]]), problems, split, ports: restricted ? 'all' : [...ports].sort((a, b) => a - b), enforcing: new Set(enforcing.map(({ uid }) => uid)), inbound: new Map(behind.map(({ uid, classKey }) => [uid, meshListenerName(uid, inbound.get(classKey) ?? CLOSED)])), tunnelled };
   }
 
@@ -246,6 +244,32 @@ export class Folder {
     return result;
   }
 
+  /**
+   * Adds what a class's routes mirror to, and its listeners send spans to: made from the first of its pods, since all of them
+   * have one identity and neither Envoy's copies of requests nor its spans say which pod asked.
+   */
+  #withMirrors({ key, state }: FoldClass, clusters: Map<string, FoldedCluster>, pods: readonly FoldPod[]): Map<string, FoldedCluster> {
+    const mirrored = new Set(listenerFacts(state.listeners).callouts);
+    for (const { message } of state.routes.values()) for (const name of mirroredClusters(message)) mirrored.add(name);
+    const [netnsPath] = mirrored.size === 0 ? [] : pods.filter((pod) => pod.classKey === key).map((pod) => pod.netnsPath).sort();
+    if (netnsPath === undefined) {
+      this.#mirrors.delete(key);
+      return clusters;
+    }
+    const as = [netnsPath, ...[...mirrored].sort()].join();
+    const before = this.#mirrors.get(key);
+    if (before?.clusters === clusters && before.as === as) return before.result;
+    const result = new Map(clusters);
+    for (const name of mirrored) {
+      const folded = clusters.get(name);
+      if (!folded) continue;
+      const cluster = boundTo(netnsPath, { ...folded.cluster, name: mirrorClusterName(name) });
+      result.set(cluster.name, { ...folded, cluster, hash: hashBytes(folded.hash, netnsPath) });
+    }
+    this.#mirrors.set(key, { clusters, as, result });
+    return result;
+  }
+
   /** One that asks for no account's certificate is one cluster for all accounts, of which a node may have many. */
   #asksForMeshTls(name: string, message: Cluster, assignment: ClusterLoadAssignment | undefined, local: ReadonlySet<string>): boolean {
     if (this.accountClusters.has(name)) return true;
@@ -261,7 +285,7 @@ export class Folder {
     const folded = this.#good(`${key} inbound`, key, 'LDS virtualInbound', 'virtualInbound', source, problems, (message) => foldInbound(message, this.extensions, certified ? identity : undefined), cacheOf(this.#inbound, certified ? identity : undefined)) ?? CLOSED;
     for (const message of folded.refused) problems.push({ classKey: key, resource: 'LDS virtualInbound', message });
     // A Sidecar's ingress listeners deliver where they say, not where the caller meant.
-    const delivered = [...state.clusters.values()].filter(({ name, message }) => isInboundCluster(name) && message.load_assignment);
+    const delivered = inboundClusters(state.clusters).filter(({ message }) => message.load_assignment);
     for (const { name, message } of delivered) if (isOfSockets(message)) problems.push({ classKey: key, resource: `CDS ${name}`, message: "a Unix socket of the pod's, which the node's Envoy can't reach: requests get 503" });
     return delivered.length > 0 && !folded.enforces ? { ...folded, enforces: true } : folded;
   }
@@ -272,7 +296,7 @@ export class Folder {
       const folded = inbound.get(classKey);
       const own = pods.filter((pod) => pod.classKey === classKey && (folded?.enforces || pod.redirected));
       if (own.length === 0) continue;
-      const sources = [...state.clusters.values()].filter(({ name }) => isInboundCluster(name));
+      const sources = inboundClusters(state.clusters);
       const rename = (chain: FilterChain, uid: string): FilterChain => renameInChain(chain, (name) => (isInboundCluster(name) ? podClusterName(uid, name) : names.of(classKey, name)), (name) => name);
       // Of a control plane that has no inbound side for it nobody knows what the pod would let in.
       const template = folded ?? CLOSED;
@@ -347,12 +371,8 @@ export class Folder {
       result.set(source.name, { ...own, ...ofAccount(identity) });
     }
     // A listener waits for its routes: a name that the control plane does not know gets a table without routes.
-    for (const listener of state.listeners.values()) {
-      if (listener.message.bind_to_port !== false) continue;
-      for (const name of routeNames(listener.message)) {
-        if (result.has(name)) continue;
-        result.set(name, { ...this.#routeTables.fold(RouteConfiguration.fromPartial({ name })), ...ofAccount(identity) });
-      }
+    for (const name of listenerFacts(state.listeners).routeNames) {
+      if (!result.has(name)) result.set(name, { ...this.#routeTables.fold(RouteConfiguration.fromPartial({ name })), ...ofAccount(identity) });
     }
     return result;
   }
@@ -381,11 +401,7 @@ export class Folder {
       for (const kind of INSPECTION_KINDS) folded.inspected[kind] = folded.inspected[kind].map(rename);
       folded.defaultChain = rename(folded.defaultChain);
     }
-    const needs = new Set<string>();
-    for (const source of sources) {
-      if (source.bind_to_port !== false) continue;
-      for (const name of routeNames(source)) needs.add(routeNames_.of(key, name));
-    }
+    const needs = new Set(listenerFacts(state.listeners).routeNames.map((name) => routeNames_.of(key, name)));
     const whole = withWaypoints(folded, waypoints, identity);
     const probe = podListener({ uid: '', netnsPath: '', ipv6: true }, whole, []);
     const inner = INSPECTION_KINDS.map((kind) => ({ cluster: inspectionCluster(key, kind), listener: inspectionListener(key, kind, whole, [...needs]) }));
@@ -450,25 +466,6 @@ function cacheOf<F>(caches: Map<string, WeakMap<object, F>>, identity = ''): Wea
   let found = caches.get(identity);
   if (!found) caches.set(identity, (found = new WeakMap()));
   return found;
-}
-
-/**
- * Adds what a class's routes mirror to, and its listeners send spans to: made from the first of its pods, since all of them
- * have one identity and neither Envoy's copies of requests nor its spans say which pod asked.
- */
-function withMirrors({ key, state }: FoldClass, clusters: Map<string, FoldedCluster>, pods: readonly FoldPod[]): Map<string, FoldedCluster> {
-  const mirrored = new Set([...state.routes.values()].flatMap(({ message }) => [...mirroredClusters(message)]));
-  for (const { message } of state.listeners.values()) for (const name of calloutClusters(message)) mirrored.add(name);
-  if (mirrored.size === 0) return clusters;
-  const result = new Map(clusters);
-  const [netnsPath] = pods.filter((pod) => pod.classKey === key).map((pod) => pod.netnsPath).sort();
-  for (const name of netnsPath === undefined ? [] : mirrored) {
-    const folded = clusters.get(name);
-    if (!folded) continue;
-    const cluster = boundTo(netnsPath!, { ...folded.cluster, name: mirrorClusterName(name) });
-    result.set(cluster.name, { ...folded, cluster, hash: hashBytes(folded.hash, netnsPath!) });
-  }
-  return result;
 }
 
 /** Its own connections go on as they are: they would come back to it. */

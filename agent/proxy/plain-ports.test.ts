@@ -64,6 +64,12 @@ const stats = { name: 'istio.stats', config_type: { $case: 'typed_config' as con
 const accessLog = { name: 'envoy.access_loggers.stdout', filter: undefined, config_type: undefined };
 const foreign = { name: 'wasm', config_type: { $case: 'typed_config' as const, value: { type_url: 'type.googleapis.com/envoy.extensions.filters.http.wasm.v3.Wasm', value: Buffer.alloc(0) } } };
 
+/** Pseudo-random numbers from 0 to 1, the same each time (a linear congruence of Numerical Recipes). */
+function generator(seed: number): () => number {
+  let at = seed;
+  return () => (at = (Math.imul(at, 1_664_525) + 1_013_904_223) >>> 0) / 2 ** 32;
+}
+
 describe('PlainPorts', () => {
   it('finds TCP and HTTP plain as the control plane sends them for a service that asks for nothing', () => {
     const tcp = judge(5432, state());
@@ -119,6 +125,56 @@ describe('PlainPorts', () => {
   for (const [what, [parts, reason]] of Object.entries(httpCases)) {
     it(`leaves HTTP with ${what} to the proxy`, () => assert.match(judge(80, state(parts)).reason ?? 'plain', reason));
   }
+
+  it('names what it may judge otherwise than before: all else is judged the same, whatever has changed', () => {
+    const random = generator(11);
+    const any = (below: number): number => Math.floor(random() * below);
+    const services = Array.from({ length: 12 }, (_, index) => ({ host: `s${index}.shop.svc.cluster.local`, vip: `10.96.1.${index}`, port: index % 2 === 0 ? 80 : 5432 }));
+    const clusterOf = ({ host, port }: { host: string; port: number }): string => `outbound|${port}||${host}`;
+    const decode = (kind: keyof SidecarState, name: string, resource: Any): unknown => sidecarTypes[kind].decode(name, '1', resource);
+    const table = (lead: (service: (typeof services)[number]) => string | undefined): Any => routes(80, Object.fromEntries(services.flatMap((each) => (each.port === 80 ? [[each.host, lead(each) ?? clusterOf(each)]] : []))));
+    const first = (): SidecarState => ({
+      clusters: new Map(services.map((each) => [clusterOf(each), decode('clusters', clusterOf(each), edsCluster(clusterOf(each)))])),
+      endpoints: new Map(services.map((each) => [clusterOf(each), decode('endpoints', clusterOf(each), assignment(clusterOf(each), ['10.0.0.1:1']))])),
+      listeners: new Map([['0.0.0.0_80', decode('listeners', '0.0.0.0_80', httpListener(80))], ...services.flatMap((each) => (each.port === 80 ? [] : [[`${each.vip}_5432`, decode('listeners', `${each.vip}_5432`, tcpListener(each.vip, 5432, clusterOf(each)))] as const]))]),
+      routes: new Map([['80', decode('routes', '80', table(() => undefined))]]),
+    }) as unknown as SidecarState;
+    const change = (state: SidecarState): SidecarState => {
+      const service = services[any(services.length)]!;
+      const name = clusterOf(service);
+      const next = { ...state } as unknown as Record<keyof SidecarState, Map<string, unknown>>;
+      const put = (kind: keyof SidecarState, key: string, value: unknown): void => void (next[kind] = new Map(next[kind]).set(key, value));
+      const kind = any(6);
+      if (kind === 0) put('clusters', name, decode('clusters', name, random() < 0.5 ? edsCluster(name) : changed(Cluster, edsCluster(name), (each) => (each.lb_policy = 2))));
+      else if (kind === 1) put('endpoints', name, decode('endpoints', name, assignment(name, [`10.0.0.${any(3)}:1`])));
+      else if (kind === 2 && service.port !== 80) put('listeners', `${service.vip}_5432`, decode('listeners', `${service.vip}_5432`, tcpListener(service.vip, 5432, random() < 0.5 ? name : 'elsewhere')));
+      else if (kind === 3) (next.clusters = new Map(next.clusters)).delete(name);
+      else put('routes', '80', decode('routes', '80', table((each) => (random() < 0.15 ? `outbound|80|v2|${each.host}` : undefined))));
+      return next as unknown as SidecarState;
+    };
+    let states = [first(), first()];
+    let before = new PlainPorts(states.map((state, index) => ({ key: `c${index}`, state })));
+    const judged = (ports: PlainPorts, { host, vip, port }: (typeof services)[number]) => ports.judge(vip, port, host);
+    let kept = services.map((each) => judged(before, each));
+    let left = 0;
+    for (let step = 0; step < 400; step++) {
+      states = states.map((state) => (random() < 0.6 ? change(state) : state));
+      const now = new PlainPorts(states.map((state, index) => ({ key: `c${index}`, state })));
+      const concerned = now.changedSince(before);
+      assert.ok(concerned, 'nothing that could not be told');
+      kept = services.map((each, index) => (concerned.has(each.host) || concerned.has(each.vip) ? judged(now, each) : kept[index]!));
+      left += services.filter((each) => !concerned.has(each.host) && !concerned.has(each.vip)).length;
+      // From scratch: with nothing that was kept of earlier tables.
+      const anew = new PlainPorts(states.map((state, index) => ({ key: `c${index}`, state: { ...state, routes: new Map([...state.routes].map(([name, { any: bytes }]) => [name, { ...state.routes.get(name)!, message: RouteConfiguration.decode(bytes.value) }])) } })));
+      assert.deepEqual(kept, services.map((each) => judged(anew, each)), `step ${step}`);
+      before = now;
+    }
+    assert.ok(left > 400, `${left} times something was left as it was`);
+    const frame = changed(Listener, tcpListener('0.0.0.0', 15001, 'PassthroughCluster'), (each) => void (each.name = 'virtualOutbound'));
+    const all = new PlainPorts([{ key: 'c0', state: { ...states[0]!, listeners: new Map([...states[0]!.listeners, ['virtualOutbound', sidecarTypes.listeners.decode('virtualOutbound', '1', frame)]]) } }, { key: 'c1', state: states[1]! }]);
+    assert.equal(all.changedSince(before), undefined, 'the frame of all listeners');
+    assert.equal(new PlainPorts([]).changedSince(before), undefined, 'other classes');
+  });
 
   it('judges what istiod was recorded to serve', (context) => {
     if (!Recording.open('service-kinds') || !Recording.open('base-world')) return context.skip('the shared recordings are not there');

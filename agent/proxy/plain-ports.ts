@@ -9,18 +9,17 @@ import type { TransportSocket } from '../../proto/generated/envoy/config/core/v3
 import type { ClusterLoadAssignment } from '../../proto/generated/envoy/config/endpoint/v3/endpoint.js';
 import type { Listener } from '../../proto/generated/envoy/config/listener/v3/listener.js';
 import { FilterChain, FilterChainMatch, type Filter } from '../../proto/generated/envoy/config/listener/v3/listener_components.js';
-import { RouteConfiguration } from '../../proto/generated/envoy/config/route/v3/route.js';
-import { RetryPolicy, VirtualHost, type Route } from '../../proto/generated/envoy/config/route/v3/route_components.js';
 import { HttpConnectionManager } from '../../proto/generated/envoy/extensions/filters/network/http_connection_manager/v3/http_connection_manager.js';
 import { TcpProxy } from '../../proto/generated/envoy/extensions/filters/network/tcp_proxy/v3/tcp_proxy.js';
-import type { Duration } from '../../proto/generated/google/protobuf/duration.js';
 import { HttpProtocolOptions } from '../../proto/generated/envoy/extensions/upstreams/http/v3/http_protocol_options.js';
 import { unpack } from '../../common/xds/any.js';
 import { edsServiceName } from '../xds/resource-types.js';
 import type { SidecarState } from '../xds/sidecar-stream.js';
 import { configType } from './extensions.js';
 import { addressOf, isOutboundListener } from './fold-listeners.js';
-import { isEmpty, isNeutral, isPlainRoute } from './neutral-chain.js';
+import { isEmpty, isNeutral } from './neutral-chain.js';
+import { changesBetween } from './plain-changes.js';
+import { routeOf } from './plain-routes.js';
 
 /** `http`: only if HTTP that asks for nothing may be treated as TCP. */
 export type PortVerdict =
@@ -30,6 +29,11 @@ export type PortVerdict =
 export interface PortJudge {
   /** What the proxies would do with a connection to this address and port of the service. */
   judge(address: string, port: number, hostname: string): PortVerdict;
+  /**
+   * Host names and addresses of services of which it may judge otherwise than `before` did; undefined: of any. What it does not
+   * name is judged the same.
+   */
+  changedSince?(before: PortJudge): ReadonlySet<string> | undefined;
 }
 
 const PASSTHROUGH = 'PassthroughCluster';
@@ -39,13 +43,9 @@ const UNLIMITED = 0xffff_ffff;
 /** Of one chain, whatever the service. */
 type Chain = { tcp: string } | { routes: string } | { reason: string };
 type Shape = { sniffs: boolean; chains: Chain[] } | { reason: string };
-/** By domain: the one cluster of all its requests, or why it is not so. */
-type Routes = ReadonlyMap<string, { cluster: string } | { reason: string }>;
 
 const shapes = new WeakMap<Listener, Shape>();
 const clusters = new WeakMap<Cluster, { reason: string | undefined }>();
-const tables = new WeakMap<RouteConfiguration, Routes>();
-const hosts = new WeakMap<VirtualHost, { cluster: string } | { reason: string }>();
 const indexes = new WeakMap<SidecarState['listeners'], Map<string, Listener | 'several'>>();
 
 export class PlainPorts implements PortJudge {
@@ -67,6 +67,10 @@ export class PlainPorts implements PortJudge {
       for (const each of found.assignments) assignments.add(each);
     }
     return { kind, assignments: [...assignments] };
+  }
+
+  changedSince(before: PortJudge): ReadonlySet<string> | undefined {
+    return before instanceof PlainPorts && before.#classes.length === this.#classes.length && before.#classes.every(({ key }, index) => this.#classes[index]!.key === key) ? changesBetween(before.#classes.map(({ state }) => state), this.#classes.map(({ state }) => state)) : undefined;
   }
 
   #inClass(key: string, state: SidecarState, address: string, port: number, name: string, hostname: string): PortVerdict {
@@ -183,54 +187,6 @@ function readManager(manager: HttpConnectionManager): Chain {
 function asks(name: string, config: Filter['config_type']): string | undefined {
   if (config?.$case !== 'typed_config' || !isNeutral(config.value)) return `the filter ${name} has a say`;
   return configType(config.value) === 'stats.PluginConfig' && config.value.value.length > 0 ? 'its metrics are changed by a Telemetry resource' : undefined;
-}
-
-function routeOf({ routes }: SidecarState, name: string, domains: readonly string[]): { cluster: string } | { reason: string } {
-  const message = routes.get(name)?.message;
-  if (!message) return { reason: `its routes (${name}) are not there` };
-  let table = tables.get(message);
-  if (!table) tables.set(message, (table = readRoutes(message)));
-  const [host, ...others] = domains.map((domain) => (table as Routes).get(domain));
-  if (!host) return { reason: `no route of ${name} is for it` };
-  const other = others.find((each) => each !== undefined && (('reason' in each) !== ('reason' in host) || ('cluster' in each && 'cluster' in host && each.cluster !== host.cluster)));
-  return other ? { reason: 'its name and its address have different routes' } : host;
-}
-
-function readRoutes(routes: RouteConfiguration): Routes {
-  const rest: RouteConfiguration = { ...routes, name: '', virtual_hosts: [], validate_clusters: undefined, ignore_port_in_host_matching: false, max_direct_response_body_size_bytes: undefined };
-  const common = isEmpty(RouteConfiguration, rest) ? undefined : 'its routes have settings for all hosts';
-  const table = new Map<string, { cluster: string } | { reason: string }>();
-  for (const host of routes.virtual_hosts) {
-    const found = common === undefined ? hostOf(host) : { reason: common };
-    for (const domain of host.domains) table.set(domain, found);
-  }
-  return table;
-}
-
-function hostOf(host: VirtualHost): { cluster: string } | { reason: string } {
-  let found = hosts.get(host);
-  if (!found) hosts.set(host, (found = readHost(host)));
-  return found;
-}
-
-function readHost(host: VirtualHost): { cluster: string } | { reason: string } {
-  const [route, ...more] = host.routes;
-  const config = host.routes.map((each) => each.metadata?.filter_metadata['istio']?.['config']).find((each) => each !== undefined);
-  if (config !== undefined) return { reason: `${String(config)} has routes for it` };
-  if (!route || more.length > 0) return { reason: `it has ${host.routes.length} routes` };
-  const plain = isPlainRoute(route) && !hasTimeouts(route) && isEmpty(VirtualHost, { ...host, name: '', domains: [], routes: [], include_request_attempt_count: false });
-  const specifier = route.action?.$case === 'route' ? route.action.value.cluster_specifier : undefined;
-  if (!plain || specifier?.$case !== 'cluster') return { reason: 'its route has settings' };
-  return { cluster: specifier.value };
-}
-
-/** Istio's own are 0: none. What it retries by default it retries before a request was sent, or is a client's own to retry. */
-function hasTimeouts({ action }: Route): boolean {
-  if (action?.$case !== 'route') return true;
-  const { timeout, max_grpc_timeout, max_stream_duration, retry_policy: retry } = action.value;
-  const isSet = (duration: Duration | undefined): boolean => duration !== undefined && (duration.seconds !== 0n || duration.nanos !== 0);
-  if (isSet(timeout) || isSet(max_grpc_timeout) || max_stream_duration) return true;
-  return retry !== undefined && !isEmpty(RetryPolicy, { ...retry, retry_on: '', num_retries: undefined, retry_host_predicate: [], host_selection_retry_max_attempts: 0n, retriable_status_codes: [] });
 }
 
 function settingOf(cluster: Cluster): string | undefined {

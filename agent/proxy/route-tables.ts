@@ -69,5 +69,5 @@ function partOf(host: VirtualHost): Part {
 function assemble(source: RouteConfiguration, table: RouteConfiguration, parts: readonly Part[]): FoldedRoutes {
   const head = encode(RouteConfiguration, table);
   const any = { type_url: typeUrl(RouteConfiguration), value: Buffer.concat([head, ...parts.map(({ bytes }) => bytes)]) };
-  return { name: source.name, any, hash: hashBytes(head, ...parts.map(({ hash }) => hash)), source };
+  return { name: source.name, any, hash: hashBytes(head, parts.map(({ hash }) => hash).join('')), source };
 }

@@ -39,6 +39,8 @@ export class ServiceIndex {
   readonly #byAddress = new Map<string, string | Set<string>>();
   /** VIP → services. */
   readonly #byVip = new Map<string, Set<string>>();
+  /** Host name → services, of several namespaces. */
+  readonly #byHost = new Map<string, Set<string>>();
   readonly #onNode = new Set<string>();
 
   constructor(readonly nodeName: string) {}
@@ -66,6 +68,13 @@ export class ServiceIndex {
     const names = new Set<string>();
     for (const address of addresses) this.#affectOwners(address, names);
     return names;
+  }
+
+  /** Services with one of these host names or addresses of their own. */
+  servicesCalled(names: Iterable<string>): Set<string> {
+    const found = new Set<string>();
+    for (const each of names) for (const index of [this.#byHost, this.#byVip]) for (const name of index.get(each) ?? []) found.add(name);
+    return found;
   }
 
   /** @param address undefined: it is gone. @returns names of services whose decisions may be others now; `all`: those of every service */
@@ -213,6 +222,7 @@ export class ServiceIndex {
     if (old) this.#dropService(name, old, affected);
     this.#services.set(name, service);
     for (const { address } of service.addresses) add(this.#byVip, addressText(address), name);
+    add(this.#byHost, service.hostname, name);
     this.#affectTwins(service, affected);
     affected.add(name);
   }
@@ -221,6 +231,7 @@ export class ServiceIndex {
     this.#affectTwins(service, affected);
     this.#services.delete(name);
     for (const { address } of service.addresses) drop(this.#byVip, addressText(address), name);
+    drop(this.#byHost, service.hostname, name);
     affected.add(name);
   }
 

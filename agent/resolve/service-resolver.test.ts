@@ -97,6 +97,18 @@ test('pods that come, go, or get a say in who calls them concern their services 
   assert.deepEqual(applied, [['10.96.0.1:80 none']]);
 });
 
+test('what the proxies would do with some services concerns these alone, by host name or address', () => {
+  changed([service(1), service(2), service(3), workload('a', 1, 'ns/s1.example', 'ns/s2.example', 'ns/s3.example')]);
+  resolver.portsChanged(judge, new Set());
+  applied.length = 0;
+  const proxys = (...names: string[]) => ({ judge: () => ({ reason: 'it has routes' }), changedSince: (before: unknown) => (before === undefined ? undefined : new Set(names)) });
+  resolver.portsChanged(proxys('s2.example', '10.96.0.3', 'unknown.example'), new Set());
+  assert.deepEqual(applied, [['10.96.0.2:80 none', '10.96.0.3:80 none']]);
+  applied.length = 0;
+  resolver.portsChanged({ ...proxys(), changedSince: () => undefined }, new Set());
+  assert.deepEqual(applied, [['10.96.0.1:80 none']], 'where it can not be told all are asked about');
+});
+
 test('a service that goes, or whose address goes to another one, leaves no entry behind', () => {
   changed([service(1), workload('a', 1, 'ns/s1.example')]);
   resolver.portsChanged(judge, new Set());

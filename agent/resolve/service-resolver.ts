@@ -105,17 +105,20 @@ export class ServiceResolver implements Closable {
 
   /** @param behind uids of pods that have a say in who calls them, or of which that is not known */
   portsChanged(ports: PortJudge, behind: ReadonlySet<string>): void {
+    const [before, pods] = [this.#ports, this.#pods];
     this.#ports = ports;
     this.#behind = behind;
     this.#pods = this.#standings();
-    this.#decideAll();
+    const changed = this.#synced && !this.#failed && before ? ports.changedSince?.(before) : undefined;
+    if (changed) this.#decide(new Set([...this.#index.servicesAt(moved(pods, this.#pods)), ...this.#index.servicesCalled(changed)]));
+    else this.#decideAll();
   }
 
   /** Decides again for the services of pods that came, went or stand otherwise. */
   podsChanged(): void {
     const [before, now] = [this.#pods, this.#standings()];
     this.#pods = now;
-    const changed = [...new Set([...before.keys(), ...now.keys()])].filter((address) => !sameStanding(before.get(address), now.get(address)));
+    const changed = moved(before, now);
     if (this.#synced && changed.length > 0) this.#decide(this.#index.servicesAt(changed));
   }
 
@@ -241,6 +244,11 @@ export class ServiceResolver implements Closable {
     this.#lastWarnedMs = performance.now();
     this.#options.logger.warn({ ...this.#options.table.status }, 'the kernel has no room for all services; those without an entry go through Envoy');
   }
+}
+
+/** Addresses that stand otherwise than before. */
+function moved(before: ReadonlyMap<string, Standing>, now: ReadonlyMap<string, Standing>): string[] {
+  return [...new Set([...before.keys(), ...now.keys()])].filter((address) => !sameStanding(before.get(address), now.get(address)));
 }
 
 function sameStanding(a: Standing | undefined, b: Standing | undefined): boolean {

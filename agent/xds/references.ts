@@ -13,7 +13,6 @@ export interface HostTargets {
 }
 
 const ofHosts = new WeakMap<VirtualHost, HostTargets>();
-const ofRoutes = new WeakMap<RouteConfiguration, readonly string[]>();
 const ofListeners = new WeakMap<Listener, readonly string[]>();
 
 /** Found once for each host, of which tables share most. */
@@ -33,15 +32,13 @@ export function hostTargets(host: VirtualHost): HostTargets {
   return targets;
 }
 
-export function routeClusters(routes: RouteConfiguration): readonly string[] {
-  let names = ofRoutes.get(routes);
-  if (!names) {
-    const found = new Set<string>();
-    for (const { clusters, mirrors } of routes.virtual_hosts.map(hostTargets)) for (const name of [...clusters, ...mirrors]) found.add(name);
-    found.delete('');
-    ofRoutes.set(routes, (names = [...found]));
+/** Calls `visit` with what routes lead to, a name perhaps more than once. */
+export function visitRouteClusters({ virtual_hosts }: RouteConfiguration, visit: (name: string) => void): void {
+  for (const host of virtual_hosts) {
+    const { clusters, mirrors } = hostTargets(host);
+    for (const name of clusters) if (name !== '') visit(name);
+    for (const name of mirrors) if (name !== '') visit(name);
   }
-  return names;
 }
 
 /** Of an outbound listener's TCP chains; a pod's inbound side is not looked at. */

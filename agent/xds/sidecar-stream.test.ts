@@ -7,7 +7,7 @@ import { sleep, waitFor } from '../../common/retry.js';
 import { TestControlPlane, type TestStream } from '../testing/control-plane.js';
 import { assignment, edsCluster, httpListener, routes } from '../testing/resources.js';
 import { AdsChannel } from './channel.js';
-import { routeClusters } from './references.js';
+import { visitRouteClusters } from './references.js';
 import { SidecarStream, sidecarTypes } from './sidecar-stream.js';
 
 const { clusters: CDS, endpoints: EDS, listeners: LDS, routes: RDS } = sidecarTypes;
@@ -36,7 +36,11 @@ describe('SidecarStream', () => {
     const open: TestStream = server.stream;
     await open.answered(open.send({ type_url: type.typeUrl, resources: Object.entries(items).map(([name, resource]) => ({ name, resource, version: '' }) as never), removed_resources: removed }));
   }
-  const references = (): readonly string[] => routeClusters(stream.state.routes.get('80')!.message);
+  const references = (): readonly string[] => {
+    const names = new Set<string>();
+    visitRouteClusters(stream.state.routes.get('80')!.message, (name) => names.add(name));
+    return [...names];
+  };
   const subscribed = (type: { typeUrl: string }): string[] => [...(server.stream.subscribed.get(type.typeUrl) ?? [])];
 
   it('asks for what clusters and listeners name, and is synced when all of it was answered', async () => {

@@ -12,7 +12,7 @@ import type { Logger } from '../../common/log.js';
 import type { Backoff } from '../../common/retry.js';
 import type { AdsChannel } from './channel.js';
 import { DeltaAdsStream, type Change, type StreamStatus, type TypeState } from './delta-stream.js';
-import { listenerClusters, routeClusters } from './references.js';
+import { listenerClusters, visitRouteClusters } from './references.js';
 import { ClusterType, EndpointType, ListenerType, RouteType, edsServiceName, routeNames } from './resource-types.js';
 import type { AnyResourceType, XdsResource } from './resource-type.js';
 
@@ -153,10 +153,18 @@ export class SidecarStream implements Closable {
 
   /** Whether anything now leads to a cluster that is not there, but did not before: the other half of a push is on its way. */
   #dangles(): boolean {
-    if (!this.#whole) return false;
+    const whole = this.#whole;
+    if (!whole) return false;
     const { clusters, listeners, routes } = this.#now;
-    for (const name of references(listeners, routes)) if (!clusters.has(name) && !this.#dangling.has(name)) return true;
-    return false;
+    let found = false;
+    const look = (name: string): void => {
+      found ||= !clusters.has(name) && !this.#dangling.has(name);
+    };
+    // What was looked at when it was taken leads to clusters that are still there, unless these have changed.
+    const isKnown = !this.#changedKinds.has('clusters');
+    for (const [name, { message }] of routes) if (!isKnown || whole.routes.get(name)?.message !== message) visitRouteClusters(message, look);
+    for (const [name, { message }] of listeners) if (!isKnown || whole.listeners.get(name)?.message !== message) for (const cluster of listenerClusters(message)) look(cluster);
+    return found;
   }
 
   /** A connected control plane that does not answer for a name will not: on without it. */
@@ -175,7 +183,13 @@ export class SidecarStream implements Closable {
     const taken = <K extends keyof SidecarState>(kind: K): SidecarState[K] => (this.#whole && !this.#changedKinds.has(kind) ? this.#whole[kind] : (new Map(now[kind] as ReadonlyMap<string, unknown>) as unknown as SidecarState[K]));
     this.#whole = { clusters: taken('clusters'), endpoints: taken('endpoints'), listeners: taken('listeners'), routes: taken('routes') };
     this.#changedKinds.clear();
-    this.#dangling = new Set([...references(listeners, routes)].filter((name) => !clusters.has(name)));
+    const dangling = new Set<string>();
+    const look = (name: string): void => {
+      if (!clusters.has(name)) dangling.add(name);
+    };
+    for (const { message } of routes.values()) visitRouteClusters(message, look);
+    for (const { message } of listeners.values()) listenerClusters(message).forEach(look);
+    this.#dangling = dangling;
     this.#options.onUpdate();
   }
 
@@ -197,16 +211,14 @@ export class SidecarStream implements Closable {
   }
 }
 
-function references(listeners: SidecarState['listeners'], routes: SidecarState['routes']): Set<string> {
-  const names = new Set<string>();
-  for (const { message } of routes.values()) for (const name of routeClusters(message)) names.add(name);
-  for (const { message } of listeners.values()) for (const name of listenerClusters(message)) names.add(name);
-  return names;
-}
+/** Names that were all answered for; what the control plane takes away it answers for, too. */
+const answered = new WeakSet<ReadonlySet<string>>();
 
 /** How many of the subscribed names have no answer yet. */
 function missing(state: TypeState): number {
+  if (answered.has(state.names)) return 0;
   let count = 0;
   for (const name of state.names) if (!state.resources.has(name) && !state.absent.has(name) && !state.rejected.has(name)) count++;
+  if (count === 0) answered.add(state.names);
   return count;
 }

@@ -27,6 +27,7 @@ interface Options extends DataplaneSize, NodeSize {
   startTimeout: number;
   out?: string;
   agentFlags: string;
+  pilotFlags: string;
 }
 
 const SMALL: DataplaneSize = { services: 10, endpoints: 20, routes: 5 };
@@ -46,6 +47,7 @@ const options = new Command('bench-dataplane')
   .option('--start-timeout <s>', 'how long to wait for everything to be in force, at the start and after a change', wholeNumber(1, 3_600), 600)
   .option('--out <file>', 'also write the results as Markdown')
   .option('--agent-flags <flags>', "Node's flags for the agent, such as --cpu-prof", '')
+  .option('--pilot-flags <flags>', "Node's flags for the control plane", '')
   .addHelpText('after', '\nExit codes: 0 measured, 1 could not be measured or a wrong option.')
   .parse()
   .opts<Options>();
@@ -175,6 +177,8 @@ async function load(lab: Lab, kind: 'http' | 'ping-pong', ...more: string[]): Pr
   return result;
 }
 
+const flagsOf = (text: string): string[] => text.split(' ').filter((flag) => flag !== '');
+
 async function scenario(name: string, lab: Lab, world: string, size: DataplaneSize): Promise<Measured> {
   const source = join(folder, `mesh-${name}`);
   writeServices(source, size, options);
@@ -183,13 +187,12 @@ async function scenario(name: string, lab: Lab, world: string, size: DataplaneSi
   const socket = join(paths.folder, 'pilot.sock');
   mkdirSync(paths.folder, { recursive: true });
   progress(`${name}: control plane reads ${size.services} services and ${size.routes} routes`);
-  const pilot = start('pilot', ['pilot', ...[world, lab.objectsDir, source, route].flatMap((each) => ['--source', each]), '--listen', `unix:${socket}`, '--monitoring-listen', 'none']);
-  const flags = options.agentFlags.split(' ').filter((flag) => flag !== '');
+  const pilot = start('pilot', ['pilot', ...[world, lab.objectsDir, source, route].flatMap((each) => ['--source', each]), '--listen', `unix:${socket}`, '--monitoring-listen', 'none'], flagsOf(options.pilotFlags));
   try {
     await waitFor('pilot to be ready', () => pilot.log().includes('"pilot is ready"') || (pilot.child.exitCode !== null && Promise.reject(new Error(`pilot ended: ${pilot.log().slice(-2000)}`))), { timeoutMs: 600_000, everyMs: 100 });
     progress(`${name}: the agent starts`);
     const began = performance.now();
-    const agent = start('agent', ['agent', '--discovery', `unix:${socket}`, '--lab-socket', lab.socket, '--node', 'node-1', '--instance', instance, '--concurrency', '1'], flags);
+    const agent = start('agent', ['agent', '--discovery', `unix:${socket}`, '--lab-socket', lab.socket, '--node', 'node-1', '--instance', instance, '--concurrency', '1'], flagsOf(options.agentFlags));
     try {
       const isUp = ({ ready, pods, proxy, services }: AgentStatus): boolean => ready && pods.length === options.pods && pods.every(({ state, settled }) => state === 'enrolled' && settled) && proxy.settled && services?.firstSyncMs !== undefined;
       let last: AgentStatus | undefined;
