@@ -30,8 +30,8 @@ export class AdsServer implements Closable {
   readonly #server = new Server({ 'grpc.max_receive_message_length': -1, 'grpc.max_send_message_length': -1 });
   #session: AdsSession | undefined;
   #snapshot: Snapshot | undefined;
-  /** type + name → the newest version that an Envoy accepted, for an Envoy that starts anew while the wanted one is refused. */
-  readonly #good = new Map<string, Entry>();
+  /** By type and name the newest version that an Envoy accepted, for an Envoy that starts anew while the wanted one is refused. */
+  readonly #good = new Map<string, Map<string, Entry>>();
   readonly #nacks = new Map<string, Nack>();
   readonly #waiters = new Set<() => void>();
 
@@ -68,11 +68,12 @@ export class AdsServer implements Closable {
 
   /** Until the first call nothing at all is sent, so that an Envoy that runs keeps what it has. */
   setSnapshot(snapshot: Snapshot): void {
+    const before = this.#snapshot;
     this.#snapshot = snapshot;
     for (const [key, nack] of this.#nacks) if (snapshot.get(nack.type, nack.name)?.version !== nack.version) this.#nacks.delete(key);
-    for (const [key, entry] of this.#good) {
-      const type = key.slice(0, key.indexOf(' '));
-      if (!snapshot.get(type, entry.name)) this.#good.delete(key);
+    for (const [type, good] of this.#good) {
+      const entries = snapshot.entries(type);
+      if (entries !== before?.entries(type)) for (const name of good.keys()) if (!entries.has(name)) good.delete(name);
     }
     this.#session?.push();
   }
@@ -154,20 +155,20 @@ export class AdsServer implements Closable {
     const wanted = this.#snapshot;
     if (!wanted || this.#nacks.size === 0) return wanted;
     const types = new Map(Object.keys(SHORT_NAMES).map((type) => [type, new Map(wanted.entries(type))] as const));
-    for (const [key, nack] of this.#nacks) {
+    for (const nack of this.#nacks.values()) {
       const entries = types.get(nack.type);
-      const good = this.#good.get(key);
+      const good = this.#good.get(nack.type)?.get(nack.name);
       if (good) entries?.set(nack.name, good);
     }
     return new Snapshot(types, wanted.keeps);
   }
 
   #acked(type: string, name: string, version: string | undefined): void {
-    const key = `${type} ${name}`;
     const wanted = this.#snapshot?.get(type, name);
     if (wanted && wanted.version === version) {
-      this.#good.set(key, wanted);
-      this.#nacks.delete(key);
+      const good = this.#good.get(type) ?? new Map<string, Entry>();
+      this.#good.set(type, good.set(name, wanted));
+      this.#nacks.delete(`${type} ${name}`);
     }
     this.#notify();
   }

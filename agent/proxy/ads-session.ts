@@ -2,10 +2,11 @@
  * One Envoy's delta ADS stream. A snapshot is rolled out make-before-break: new clusters and their endpoints, then
  * listeners, then routes, each acknowledged before what refers to it goes out; clusters are taken away last.
  */
+import { setImmediate as nextTurn } from 'node:timers/promises';
 import type { ServerDuplexStream } from '@grpc/grpc-js';
 import { DeltaDiscoveryResponse, type DeltaDiscoveryRequest } from '../../proto/generated/envoy/service/discovery/v3/discovery.js';
 import type { Logger } from '../../common/log.js';
-import { CDS, EDS, LDS, RDS, SDS, SHORT_NAMES, type Entry, type Snapshot } from './snapshot.js';
+import { CDS, EDS, LDS, RDS, SDS, SHORT_NAMES, type Entries, type Entry, type Snapshot } from './snapshot.js';
 
 export type AdsCall = ServerDuplexStream<DeltaDiscoveryRequest, DeltaDiscoveryResponse>;
 
@@ -36,6 +37,9 @@ interface TypeSubscription {
   absent: Set<string>;
   /** Whether anything was answered: a wildcard subscription waits for a first answer, be it empty. */
   answered: boolean;
+  /** All of these were sent, and what is not among them was taken away, as far as Envoy asked for them; undefined after a question of Envoy's. */
+  sentAll: Entries | undefined;
+  removedAll: { entries: Entries; keeps: Snapshot['keeps'] } | undefined;
 }
 
 interface Pending {
@@ -47,6 +51,8 @@ interface Pending {
 
 /** A phase that Envoy does not acknowledge in time holds up the later ones no longer. */
 const PHASE_TIMEOUT_MS = 5_000;
+/** Of routes: so many bytes at once are many to build. */
+const LARGE_BYTES = 1 << 20;
 
 export class AdsSession {
   readonly #call: AdsCall;
@@ -100,7 +106,7 @@ export class AdsSession {
     if (!subscription) {
       const isWildcard = request.type_url === CDS || request.type_url === LDS;
       const known = Object.entries(request.initial_resource_versions);
-      subscription = { wildcard: isWildcard, names: new Set(), sent: new Map(known), acked: new Map(known), absent: new Set(), answered: known.length > 0 };
+      subscription = { wildcard: isWildcard, names: new Set(), sent: new Map(known), acked: new Map(known), absent: new Set(), answered: known.length > 0, sentAll: undefined, removedAll: undefined };
       this.#types.set(request.type_url, subscription);
       for (const [name, version] of known) this.#host.acked(request.type_url, name, version);
     }
@@ -116,6 +122,7 @@ export class AdsSession {
       subscription.sent.delete(name);
       subscription.acked.delete(name);
     }
+    if (fresh.length + request.resource_names_unsubscribe.length > 0) [subscription.sentAll, subscription.removedAll] = [undefined, undefined];
     if (!subscription.wildcard && fresh.length > 0) this.#answerNames(request.type_url, subscription, fresh, isFirst);
     this.#wake();
     if (isFirst) this.push();
@@ -147,7 +154,7 @@ export class AdsSession {
   }
 
   async #rollOut(target: Snapshot): Promise<void> {
-    const warm = new Set(this.#types.get(EDS)?.sent.keys());
+    const warm = target.entries(CDS) === this.#types.get(CDS)?.sentAll ? new Set<string>() : new Set(this.#types.get(EDS)?.sent.keys());
     const { sent: clusters, done } = this.#upsert(CDS, target);
     // A changed cluster is warmed up again: it waits for its endpoints even when they are as before, and Envoy does not
     // acknowledge CDS while a cluster warms up.
@@ -172,20 +179,26 @@ export class AdsSession {
     const nothing = { sent: [], done: Promise.resolve() };
     const subscription = this.#types.get(type);
     if (!subscription || this.#closed) return nothing;
+    const entries = target.entries(type);
+    if (subscription.sentAll === entries && force.size === 0) return nothing;
     const wanted = subscription.wildcard
       ? [...target.entries(type).values()]
       : [...subscription.names].map((name) => target.get(type, name)).filter((entry) => entry !== undefined);
     const changed = wanted.filter((entry) => force.has(entry.name) || subscription.sent.get(entry.name) !== entry.version);
     const missing = [...subscription.names].filter((name) => !target.get(type, name) && !subscription.sent.has(name) && !subscription.absent.has(name));
+    if (subscription.answered || !subscription.wildcard || changed.length > 0) subscription.sentAll = entries;
     if (changed.length + missing.length === 0 && (subscription.answered || !subscription.wildcard)) return nothing;
-    return { sent: changed, done: this.#bounded(this.#send(type, changed, missing), `${SHORT_NAMES[type] ?? type} to be acknowledged`) };
+    return { sent: changed, done: this.#bounded(this.#sendInParts(type, changed, missing), `${SHORT_NAMES[type] ?? type} to be acknowledged`) };
   }
 
   /** Of a wildcard type; endpoints and routes go when Envoy unsubscribes, with the cluster or listener that needed them. */
   async #remove(type: string, target: Snapshot): Promise<void> {
     const subscription = this.#types.get(type);
     if (!subscription || this.#closed) return;
-    const names = [...subscription.sent.keys()].filter((name) => !target.get(type, name) && !target.keeps(type, name));
+    const [entries, { keeps }] = [target.entries(type), target];
+    if (subscription.removedAll?.entries === entries && subscription.removedAll.keeps === keeps) return;
+    subscription.removedAll = { entries, keeps };
+    const names = [...subscription.sent.keys()].filter((name) => !entries.has(name) && !keeps(type, name));
     if (names.length > 0) await this.#bounded(this.#send(type, [], names), `${SHORT_NAMES[type] ?? type} removals to be acknowledged`);
   }
 
@@ -210,6 +223,20 @@ export class AdsSession {
     const found = names.map((name) => target.get(type, name) ?? this.#previous?.get(type, name)).filter((entry) => entry !== undefined);
     const missing = names.filter((name) => !found.some((entry) => entry.name === name));
     if (found.length + missing.length > 0) void this.#send(type, found, missing);
+  }
+
+  /**
+   * Tables of routes of a large mesh go one by one, as they are built in Envoy one by one: what the first leads to need not wait
+   * for the others, and the rest of the process has its turns in between.
+   */
+  async #sendInParts(type: string, entries: readonly Entry[], removed: readonly string[]): Promise<void> {
+    if (type !== RDS || entries.reduce((sum, { any }) => sum + any.value.length, 0) < LARGE_BYTES) return this.#send(type, entries, removed);
+    const sent = removed.length > 0 ? [this.#send(type, [], removed)] : [];
+    for (const entry of entries) {
+      sent.push(this.#send(type, [entry], []));
+      await nextTurn();
+    }
+    await Promise.all(sent);
   }
 
   #send(type: string, entries: readonly Entry[], removed: readonly string[]): Promise<void> {

@@ -454,14 +454,69 @@ describe('Folder: several classes', () => {
     assert.notEqual(after_.get(EDS, WEB)?.version, before.get(EDS, WEB)?.version);
   });
 
-  it('gives the same versions whatever was folded before, so that a restarted agent resends nothing', () => {
+  it('gives the same versions as the agent before did, if it knows that one\'s names, so that a restarted agent resends nothing', () => {
     const classes = (): { key: string; state: SidecarState }[] => [{ key: 'c1', state: basic() }, { key: 'c2', state: basic({ [`eds ${WEB}`]: assignment(WEB, []) }) }];
-    const folder = new Folder(extensions);
-    folder.fold([{ key: 'c2', state: basic() }], [second]);
     const versions = (result: FoldResult): string[] => [CDS, EDS, LDS, RDS].flatMap((type) => [...result.snapshot.entries(type).values()].map(({ name, version }) => `${name} ${version}`)).sort();
-    assert.deepEqual(versions(folder.fold(classes(), [pod, second])), versions(new Folder(extensions).fold(classes(), [second, pod])));
+    const folder = new Folder(extensions);
+    folder.fold([{ key: 'c2', state: basic({ [`eds ${WEB}`]: assignment(WEB, []) }) }], [second]);
+    const both = versions(folder.fold(classes(), [pod, second]));
+    const next = (): Folder => new Folder(extensions, JSON.parse(JSON.stringify({ accountClusters: [...folder.accountClusters], names: folder.names })) as ConstructorParameters<typeof Folder>[1]);
+    assert.deepEqual(versions(next().fold(classes(), [second, pod])), both);
+    const bobsAlone = versions(folder.fold(classes().slice(1), [second]));
+    assert.deepEqual(versions(next().fold(classes().slice(1), [second])), bobsAlone);
+    assert.deepEqual(bobsAlone.filter((entry) => !both.includes(entry)), [], 'who stays keeps all as it was');
+  });
+
+  it('keeps everything of the pods that stay as it is when the class leaves whose versions have the plain names', () => {
+    const folder = new Folder(extensions);
+    const of = (key: string, ...endpoints: string[]) => ({ key, state: basic({ [`eds ${WEB}`]: assignment(WEB, endpoints) }) });
+    const third: FoldPod = { ...second, uid: 'u3', classKey: 'c3' };
+    const all = folder.fold([of('c1', '10.0.0.5:80'), of('c2', '10.0.0.6:80'), of('c3', '10.0.0.6:80')], [pod, second, third]).snapshot;
+    for (const [left, pods] of [[[of('c2', '10.0.0.6:80'), of('c3', '10.0.0.6:80')], [second, third]], [[of('c3', '10.0.0.6:80')], [third]]] as const) {
+      const { snapshot } = folder.fold(left, pods);
+      for (const type of [CDS, EDS, LDS, RDS]) for (const [name, { version }] of snapshot.entries(type)) assert.equal(version, all.get(type, name)?.version, name);
+    }
+  });
+
+  it('folded step by step is what is folded from scratch, whatever changes, comes and goes', () => {
+    const random = generator(3);
+    const any = (below: number): number => Math.floor(random() * below);
+    const names = Array.from({ length: 6 }, (_, index) => `outbound|80||s${index}.shop.svc.cluster.local`);
+    const fresh = (): Record<string, Any> => Object.fromEntries([
+      ...names.flatMap((name) => (random() < 0.8 ? [[`cds ${name}`, edsCluster(name)], [`eds ${name}`, assignment(name, [`10.0.0.${any(3)}:80`])]] : [])),
+      ['rds 80', routes(80, Object.fromEntries(names.map((name) => [name.split('||')[1]!, random() < 0.1 ? names[any(6)]! : name])))],
+      ...(random() < 0.5 ? [['lds 10.96.0.7_5432', tcpListener('10.96.0.7', 5432, names[any(6)]!)]] : []),
+    ] as [string, Any][]);
+    let classes = Array.from({ length: 3 }, (_, index) => ({ key: `c${index}`, state: basic(fresh()) }));
+    const folder = new Folder(extensions);
+    let came = 3;
+    for (let step = 0; step < 150; step++) {
+      const names = structuredClone(folder.names);
+      const change = any(5);
+      if (change === 0 && classes.length > 1) classes = classes.toSpliced(any(classes.length), 1);
+      else if (change === 1 && classes.length < 5) classes = classes.toSpliced(any(classes.length + 1), 0, { key: `c${came++}`, state: basic(fresh()) });
+      else if (change === 2) {
+        // What one class is sent all are.
+        const { state } = { state: basic(fresh()) };
+        classes = classes.map(({ key, state: own }) => ({ key, state: { ...own, routes: state.routes } }));
+      } else {
+        const [at, kind] = [any(classes.length), (['clusters', 'endpoints', 'listeners', 'routes'] as const)[any(4)]!];
+        classes = classes.with(at, { ...classes[at]!, state: { ...classes[at]!.state, [kind]: basic(fresh())[kind] } });
+      }
+      const pods = classes.flatMap(({ key }, index) => [{ ...pod, uid: `${key}-a`, classKey: key, addresses: [`10.0.0.${any(3)}`] }, { ...pod, uid: `${key}-b`, classKey: key, ipv6: index % 2 === 0 }]);
+      const driven = new Set(random() < 0.3 ? ['10.0.0.1:80'] : []);
+      const [stepped, scratch] = [folder.fold(classes, pods, driven), new Folder(extensions, { names, accountClusters: [...folder.accountClusters] }).fold(classes, pods, driven)];
+      for (const type of [CDS, EDS, LDS, RDS]) assert.deepEqual([...stepped.snapshot.entries(type)], [...scratch.snapshot.entries(type)], `step ${step}`);
+      assert.deepEqual([stepped.problems, stepped.split, stepped.ports], [scratch.problems, scratch.split, scratch.ports]);
+    }
   });
 });
+
+/** Pseudo-random numbers from 0 to 1, the same each time (a linear congruence of Numerical Recipes). */
+function generator(seed: number): () => number {
+  let at = seed;
+  return () => (at = (Math.imul(at, 1_664_525) + 1_013_904_223) >>> 0) / 2 ** 32;
+}
 
 describe('folded listeners send each connection where the sidecar\'s listeners would', () => {
   for (const scenario of ['canary', 'base-world', 'match-kinds', 'timeout-retry-fault', 'tcp-tls-routes', 'service-entry', 'service-kinds', 'sidecar-scope', 'delegate', 'node-streams']) {

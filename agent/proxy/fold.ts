@@ -23,10 +23,10 @@ import { originateCluster, originateListener } from './hbone-originate.js';
 import { canEndTunnels, hboneEntries } from './hbone-terminate.js';
 import { INSPECTION_KINDS, inspectionCluster, inspectionListener } from './inspection.js';
 import { podClusterName, podListener, podListenerKey, type ListenerPod } from './pod-listener.js';
-import { CDS, EDS, LDS, RDS, Snapshot, type Entry } from './snapshot.js';
+import { CDS, EDS, LDS, RDS, sameOrNew, Snapshot, type Entry } from './snapshot.js';
 import { inboundClusters, listenerFacts } from './state-facts.js';
 import { FoldError } from './stock.js';
-import { assignNames, Renamed, type Content, type Names } from './variants.js';
+import { NameBook, Renamed, type Content, type GivenNames, type Names } from './variants.js';
 import { NO_WAYPOINTS, type WaypointTable } from './waypoint-table.js';
 import { WaypointClusters, waypointEntries, withWaypoints } from './waypoints.js';
 
@@ -62,6 +62,12 @@ export interface FoldResult {
   inbound: ReadonlyMap<string, string>;
   /** Pods for which HBONE ends here. */
   tunnelled: ReadonlySet<string>;
+}
+
+/** Names that are not the plain ones, to go on with after a restart. */
+export interface FoldedNames {
+  clusters: GivenNames;
+  routes: GivenNames;
 }
 
 interface FoldedCluster extends Content {
@@ -118,6 +124,8 @@ export class Folder {
   readonly #templates = new Map<string, Template>();
   /** Clusters that have had an endpoint for the mesh's mutual TLS: they stay an account's own, since a change of a cluster's name ends connections. */
   readonly accountClusters: Set<string>;
+  readonly #clusterBook: NameBook;
+  readonly #routeBook: NameBook;
   #clusterNames: { of: readonly { key: string; contents: ReadonlyMap<string, Content> | undefined }[]; names: Names } | undefined;
   readonly #assignments = new WeakMap<object, { assignment: ClusterLoadAssignment; hash: string }>();
   readonly #routeTables: RouteTables;
@@ -130,14 +138,22 @@ export class Folder {
   #lastGood: ReadonlyMap<string, ReadonlyMap<string, object>> = new Map();
   /** The same of the fold under way: what is not in it is forgotten. */
   #nextGood = new Map<string, Map<string, object>>();
+  /** The last one. */
+  #snapshot = new Snapshot();
   #podEntries = new Map<string, { key: string; entry: Entry }>();
   #inboundEntries = new Map<string, InboundEntries>();
   #tunnelEntries = new Map<string, TunnelEntries>();
 
-  /** @param accountClusters of a former agent */
-  constructor(readonly extensions: EnvoyExtensions, accountClusters: Iterable<string> = []) {
+  /** @param former what an agent before this one had decided, whose Envoy may be taken over */
+  constructor(readonly extensions: EnvoyExtensions, { accountClusters = [], names }: { accountClusters?: Iterable<string>; names?: FoldedNames } = {}) {
     this.accountClusters = new Set(accountClusters);
+    this.#clusterBook = new NameBook(names?.clusters);
+    this.#routeBook = new NameBook(names?.routes);
     this.#routeTables = new RouteTables(extensions);
+  }
+
+  get names(): FoldedNames {
+    return { clusters: this.#clusterBook.given, routes: this.#routeBook.given };
   }
 
   /** How many resources are remembered by their last good version. */
@@ -160,7 +176,7 @@ export class Folder {
     const clusters = new Map(classes.map((item) => [item.key, this.#withMirrors(item, this.#foldClusters(item, local, problems), pods)]));
     const clusterNames = this.#namesOf(classes.map(({ key }) => ({ key, contents: clusters.get(key) })));
     const routes = new Map(classes.map((item) => [item.key, this.#foldRoutes(item, clusterNames, problems)]));
-    const routeNamesOf = assignNames(classes.map(({ key }) => ({ key, contents: routes.get(key) })));
+    const routeNamesOf = this.#routeBook.assign(classes.map(({ key }) => ({ key, contents: routes.get(key) })));
 
     const rds = new Map<string, Entry>();
     const lds = new Map<string, Entry>();
@@ -175,7 +191,7 @@ export class Folder {
     for (const entry of behindWaypoints.listeners()) lds.set(entry.name, entry);
     const made = this.#clusterEntries.all(classes.map(({ key }) => ({ key, clusters: clusters.get(key)! })), clusterNames, { eventDriven, throughPolicy, local, tunnels, waypoints: behindWaypoints });
     const [cds, eds] = [new Map(made.cds), new Map(made.eds)];
-    for (const { key } of classes) for (const [name, folded] of routes.get(key) ?? []) addRoutes(routeNamesOf.of(key, name), folded, rds);
+    for (const { key } of classes) for (const [name, folded] of routes.get(key) ?? []) this.#addRoutes(routeNamesOf.of(key, name), folded, rds);
     const podEntries = new Map<string, { key: string; entry: Entry }>();
     for (const item of classes) {
       const own = pods.filter((pod) => pod.classKey === item.key);
@@ -203,14 +219,15 @@ export class Folder {
     const ports = new Set(classes.flatMap(({ state }) => listenerFacts(state.listeners).ports));
     // A connection to a pod that has a waypoint is Envoy's, on whatever port.
     const restricted = waypoints.destinations.some(({ ports: only, addresses }) => !only && addresses.some((address) => local.has(address))) || classes.some(({ state }) => !listenerFacts(state.listeners).passesThrough);
-    return { snapshot: new Snapshot([[CDS, cds], [EDS, eds], [LDS, lds], [RDS, rds]]), problems, split, ports: restricted ? 'all' : [...ports].sort((a, b) => a - b), enforcing: new Set(enforcing.map(({ uid }) => uid)), inbound: new Map(behind.map(({ uid, classKey }) => [uid, meshListenerName(uid, inbound.get(classKey) ?? CLOSED)])), tunnelled };
+    this.#snapshot = new Snapshot(([[CDS, cds], [EDS, eds], [LDS, lds], [RDS, rds]] as const).map(([type, entries]) => [type, sameOrNew(this.#snapshot.entries(type), entries)] as const));
+    return { snapshot: this.#snapshot, problems, split, ports: restricted ? 'all' : [...ports].sort((a, b) => a - b), enforcing: new Set(enforcing.map(({ uid }) => uid)), inbound: new Map(behind.map(({ uid, classKey }) => [uid, meshListenerName(uid, inbound.get(classKey) ?? CLOSED)])), tunnelled };
   }
 
   /** The same object for as long as the classes have the same. */
   #namesOf(of: readonly { key: string; contents: ReadonlyMap<string, Content> | undefined }[]): Names {
     const before = this.#clusterNames;
     if (before?.of.length === of.length && of.every(({ key, contents }, index) => before.of[index]!.key === key && before.of[index]!.contents === contents)) return before.names;
-    const names = assignNames(of);
+    const names = this.#clusterBook.assign(of);
     this.#clusterNames = { of, names };
     return names;
   }
@@ -377,6 +394,13 @@ export class Folder {
     return result;
   }
 
+  #addRoutes(name: string, { name: own, any, hash }: FoldedRoutes, rds: Map<string, Entry>): void {
+    if (rds.has(name)) return;
+    const version = hashBytes(name, hash);
+    const before = this.#snapshot.get(RDS, name);
+    rds.set(name, before?.version === version ? before : { name, version, any: name === own ? any : underName(any, own, name), needs: [] });
+  }
+
   #template(item: FoldClass, { clusterNames, routeNamesOf, waypoints }: { clusterNames: Names; routeNamesOf: Names; waypoints: WaypointTable }, problems: FoldProblem[]): Template {
     const { key, identity = '', state: { listeners } } = item;
     const names = [identity, ...[clusterNames, routeNamesOf].map((each) => (each.renames(key) ? each.signature(key) : ''))].join();
@@ -497,8 +521,4 @@ function isOfSockets({ load_assignment }: Cluster): boolean {
 function underName({ type_url, value }: Any, before: string, name: string): Any {
   const head = (of: string): Uint8Array => encode(RouteConfiguration, RouteConfiguration.fromPartial({ name: of }));
   return { type_url, value: Buffer.concat([head(name), value.subarray(head(before).length)]) };
-}
-
-function addRoutes(name: string, { name: own, any, hash }: FoldedRoutes, rds: Map<string, Entry>): void {
-  if (!rds.has(name)) rds.set(name, { name, version: hashBytes(name, hash), any: name === own ? any : underName(any, own, name), needs: [] });
 }

@@ -417,7 +417,7 @@ export class NodeProxy {
     if (!this.#folder) {
       const extensions = new EnvoyExtensions(node.extensions);
       this.#logger.info({ extensions: extensions.size }, 'Envoy connected');
-      this.#folder = new Folder(extensions, this.#file.saved.accountClusters);
+      this.#folder = new Folder(extensions, this.#file.saved);
     }
     this.#schedule();
   }
@@ -585,6 +585,6 @@ export class NodeProxy {
     // Nothing heard from the control plane in this run: what an earlier run saved is still the best there is.
     if (classes.length === 0) return;
     const former = this.#file.saved.classes.filter((old) => this.#classes.has(old.key) && !classes.some((item) => item.key === old.key));
-    await this.#file.save({ classes: [...former, ...classes], waypoints: this.waypoints, accountClusters: [...(this.#folder?.accountClusters ?? this.#file.saved.accountClusters)] });
+    await this.#file.save({ classes: [...former, ...classes], waypoints: this.waypoints, accountClusters: [...(this.#folder?.accountClusters ?? this.#file.saved.accountClusters)], ...(this.#folder ? { names: this.#folder.names } : this.#file.saved.names ? { names: this.#file.saved.names } : {}) });
   }
 }

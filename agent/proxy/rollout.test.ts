@@ -85,6 +85,21 @@ describe('roll-out of changes to a running Envoy', () => {
     assert.deepEqual([await status(a), await status(b)], [200, 200]);
   });
 
+  it('drains no listener and makes no cluster anew when the class leaves whose versions have the plain names', async () => {
+    const name = 'outbound|80|v11|web.shop.svc.cluster.local';
+    send(streamOf('pod-b'), EDS, { [name]: assignment(name, [`${ENDPOINT}:80`, '10.0.0.99:80']) });
+    await waitFor('a cluster of its own', async () => (await world.running.envoy.admin.get('/clusters')).includes(`${name}~`), { timeoutMs: 5_000 });
+    await world.settled();
+    const counted = async (): Promise<Record<string, number>> => Object.fromEntries([...(await world.running.envoy.admin.stats('^(cluster_manager\\.cluster_(added|modified)|listener_manager\\.(listener_added|listener_modified|listener_in_place_updated|total_filter_chains_draining))$'))].filter(([, value]) => value !== undefined));
+    const before = await counted();
+    assert.equal(Object.keys(before).length, 6, JSON.stringify(before));
+    world.running.setPods([b.pod]);
+    await world.running.whenRemoved('pod-a', AbortSignal.timeout(10_000));
+    await waitFor('what was the other class\'s alone to go', async () => !new RegExp(`^${name.replace(/[|.]/g, '\\$&')}::`, 'm').test(await world.running.envoy.admin.get('/clusters')), { timeoutMs: 5_000 });
+    await world.settled();
+    assert.deepEqual(await counted(), before);
+  });
+
   async function added(): Promise<number> {
     return (await world.running.envoy.admin.stats('^cluster_manager\\.cluster_added$')).get('cluster_manager.cluster_added') ?? 0;
   }

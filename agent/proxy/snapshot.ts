@@ -26,11 +26,18 @@ export interface Entry {
 
 export type Entries = ReadonlyMap<string, Entry>;
 
+/** The same object as before where nothing has changed, so that nobody has to look for what has. */
+export function sameOrNew(before: Entries, now: Entries): Entries {
+  if (before.size !== now.size) return now;
+  for (const [name, entry] of now) if (before.get(name) !== entry) return now;
+  return before;
+}
+
 export class Snapshot {
   readonly #types: ReadonlyMap<string, Entries>;
 
   /** @param keeps whether Envoy keeps what it has under a name that is not in here */
-  constructor(types: Iterable<readonly [string, Entries]> = [], readonly keeps: (type: string, name: string) => boolean = () => false) {
+  constructor(types: Iterable<readonly [string, Entries]> = [], readonly keeps: (type: string, name: string) => boolean = never) {
     this.#types = new Map(types);
   }
 
@@ -52,3 +59,6 @@ export class Snapshot {
 }
 
 const NONE: Entries = new Map();
+function never(): boolean {
+  return false;
+}

@@ -3,6 +3,9 @@
  * first class's keeps the plain name and the others carry the suffix of the first class that has that content. What bears a
  * service account's identity, or leads to such, has that account in its name: while Envoy changes over from one snapshot to
  * the next, what an older listener or route still refers to must never be another account's.
+ *
+ * A name stays as it was given when the class that it came from leaves: another one would drain listeners and close pools of
+ * pods that nothing happened to. It becomes the plain one again when the contents are equal again.
  */
 import { hashBytes } from '../xds/resource-type.js';
 
@@ -23,28 +26,109 @@ export interface Content {
   account?: string;
 }
 
-/** @param classes per class, in order of seniority: its contents by name */
-export function assignNames(classes: readonly { key: string; contents: ReadonlyMap<string, Content> | undefined }[]): Names {
-  const owners = new Map<string, Map<string, string>>();
-  const renamed = new Map<string, Map<string, string>>();
-  const split = new Set<string>();
-  for (const { key, contents: own } of classes) {
-    for (const [name, { hash, account }] of own ?? []) {
-      const plain = account === undefined ? name : `${name}~${account}`;
-      let contents = owners.get(plain);
-      if (!contents) owners.set(plain, (contents = new Map()));
-      let chosen = contents.get(hash);
-      if (chosen === undefined) {
-        chosen = contents.size === 0 ? plain : `${plain}~${key}`;
-        if (chosen !== plain) split.add(chosen);
-        contents.set(hash, chosen);
+/** By class, then by the control plane's name: what was given instead of which plain name. A class with nothing of the kind is in it all the same. */
+export type GivenNames = Record<string, Record<string, readonly [plain: string, given: string]>>;
+
+type NamedClass = { key: string; contents: ReadonlyMap<string, Content> | undefined };
+
+/** Of one plain name. */
+interface Variants {
+  /** What has the plain name. */
+  plain: string | undefined;
+  /** Content by each other name that was given, and the first name that each content was given. */
+  byName: Map<string, string> | undefined;
+  byHash: Map<string, string> | undefined;
+}
+
+export class NameBook {
+  #given: GivenNames;
+
+  /** @param given by a former agent, whose Envoy has these names */
+  constructor(given: GivenNames = {}) {
+    this.#given = given;
+  }
+
+  /** To be kept for the next agent. */
+  get given(): GivenNames {
+    return this.#given;
+  }
+
+  /** @param classes per class, in order of seniority: its contents by name */
+  assign(classes: readonly NamedClass[]): Names {
+    const before = this.#given;
+    const variants = new Map<string, Variants>();
+    const renamed = new Map<string, Map<string, string>>();
+    const split = new Set<string>();
+    const given: GivenNames = Object.fromEntries(classes.map(({ key }) => [key, {}]));
+    const of = (plain: string): Variants => {
+      let found = variants.get(plain);
+      if (!found) variants.set(plain, (found = { plain: undefined, byName: undefined, byHash: undefined }));
+      return found;
+    };
+    const give = (key: string, name: string, plain: string, hash: string, chosen: string): void => {
+      const known = of(plain);
+      if (chosen === plain) known.plain = hash;
+      else {
+        split.add(chosen);
+        (known.byName ??= new Map()).set(chosen, hash);
+        if (!known.byHash?.has(hash)) (known.byHash ??= new Map()).set(hash, chosen);
+        given[key]![name] = [plain, chosen];
       }
-      if (chosen === name) continue;
+      if (chosen === name) return;
       let names = renamed.get(key);
       if (!names) renamed.set(key, (names = new Map()));
       names.set(name, chosen);
+    };
+    const left: { key: string; name: string; plain: string; hash: string }[] = [];
+    const kept: (typeof left[number] & { chosen: string })[] = [];
+    // First who has the plain name, then who has another one, then who has none yet.
+    for (const isKnown of [true, false]) {
+      for (const { key, contents } of classes) {
+        const own = before[key];
+        if ((own !== undefined) !== isKnown) continue;
+        for (const [name, { hash, account }] of contents ?? []) {
+          const plain = account === undefined ? name : `${name}~${account}`;
+          if (!isKnown) {
+            left.push({ key, name, plain, hash });
+            continue;
+          }
+          const [from, chosen] = own![name] ?? [];
+          if (from === plain && chosen !== undefined) {
+            kept.push({ key, name, plain, hash, chosen });
+            continue;
+          }
+          const known = of(plain);
+          if (known.plain === undefined || known.plain === hash) give(key, name, plain, hash, plain);
+          else left.push({ key, name, plain, hash });
+        }
+      }
+      if (!isKnown) continue;
+      const others = left.splice(0);
+      for (const item of kept) {
+        const { key, name, plain, hash, chosen } = item;
+        const known = of(plain);
+        if (known.plain === hash) give(key, name, plain, hash, plain);
+        else if ((known.byName?.get(chosen) ?? hash) === hash) give(key, name, plain, hash, chosen);
+        else left.push(item);
+      }
+      left.unshift(...others);
     }
+    for (const { key, name, plain, hash } of left) {
+      const known = of(plain);
+      let chosen = known.plain === hash || known.plain === undefined && !known.byHash?.has(hash) ? plain : known.byHash?.get(hash);
+      // The class's own suffix may be another's by now: it was there before, and left.
+      for (let turn = 1; chosen === undefined; turn++) {
+        const candidate: string = turn === 1 ? `${plain}~${key}` : `${plain}~${key}~${turn}`;
+        if (!known.byName?.has(candidate)) chosen = candidate;
+      }
+      give(key, name, plain, hash, chosen);
+    }
+    this.#given = given;
+    return namesOf(renamed, split);
   }
+}
+
+function namesOf(renamed: ReadonlyMap<string, ReadonlyMap<string, string>>, split: ReadonlySet<string>): Names {
   const signatures = new Map<string, string>();
   return {
     of: (key, name) => renamed.get(key)?.get(name) ?? name,

@@ -19,6 +19,7 @@ import type { Logger } from '../../common/log.js';
 import { unpack } from '../../common/xds/any.js';
 import type { AnyResourceType, XdsResource } from '../xds/resource-type.js';
 import { sidecarTypes, type SidecarState } from '../xds/sidecar-stream.js';
+import type { FoldedNames } from './fold.js';
 import { NO_WAYPOINTS, type WaypointTable } from './waypoint-table.js';
 
 export interface SavedState {
@@ -27,6 +28,8 @@ export interface SavedState {
   waypoints: WaypointTable;
   /** Clusters of which each account has its own: without it their names would change, which ends connections. */
   accountClusters: readonly string[];
+  /** Of resources that classes have in several versions: without it they would change, too. */
+  names?: FoldedNames;
 }
 
 export interface SavedClass {
@@ -38,6 +41,7 @@ export interface SavedClass {
 interface Header {
   waypoints: WaypointTable;
   accountClusters: readonly string[];
+  names?: FoldedNames;
   versions: string[];
   /** Indexes of resources, and of each one's version. */
   classes: { key: string; node: unknown; resources: number[]; versions: number[] }[];
@@ -74,11 +78,11 @@ export class StateFile {
 }
 
 /** Writes all of it anew, atomically; mode 0600. */
-export async function saveState(path: string, { classes, waypoints, accountClusters }: SavedState): Promise<void> {
+export async function saveState(path: string, { classes, waypoints, accountClusters, names }: SavedState): Promise<void> {
   const resources = new Map<Any, XdsResource<unknown>>();
   const indexes = new Map<Any, number>();
   const versions = new Map<string, number>();
-  const header: Header = { waypoints, accountClusters, versions: [], classes: [] };
+  const header: Header = { waypoints, accountClusters, ...(names ? { names } : {}), versions: [], classes: [] };
   for (const { key, node, state } of classes) {
     const own: Header['classes'][number] = { key, node: Node.toJSON(node), resources: [], versions: [] };
     for (const map of Object.values(state) as ReadonlyMap<string, XdsResource<unknown>>[]) {
@@ -149,7 +153,7 @@ export function loadState(path: string, onProblem: (problem: string) => void): S
     offset = end;
     return block;
   };
-  const { waypoints, accountClusters, versions, classes } = JSON.parse(next().toString('utf8')) as Header;
+  const { waypoints, accountClusters, names, versions, classes } = JSON.parse(next().toString('utf8')) as Header;
   const resources: { name: string; any: Any }[] = [];
   while (offset < content.length) {
     const [name, type_url] = JSON.parse(next().toString('utf8')) as [string, string];
@@ -171,7 +175,7 @@ export function loadState(path: string, onProblem: (problem: string) => void): S
     });
     return { key, node: Node.fromJSON(node), state };
   });
-  return { classes: loaded, waypoints, accountClusters };
+  return { classes: loaded, waypoints, accountClusters, ...(names ? { names } : {}) };
 }
 
 const keyHolders = new WeakMap<object, boolean>();
