@@ -24,6 +24,7 @@ kind: Service
 metadata: {name: ${name}, namespace: ${namespace}, labels: {${labels}}}
 spec: {selector: {app: ${app}}, ports: [${ports}]}
 ---`;
+const headless = (yaml: string): string => yaml.replace('spec: {', 'spec: {clusterIP: None, ');
 const uses = (waypoint: string): string => `istio.io/use-waypoint: ${waypoint}, istio.io/use-waypoint-namespace: outside`;
 /** A waypoint that anybody runs: a Gateway, and a Service in front of a program that takes HBONE. */
 const waypoint = (name: string): string => `
@@ -48,6 +49,8 @@ const world = new MeshWorld('hbone-out', {
     // Not this product's: whoever reads the annotation takes it for a pod in ambient mode.
     pod('outside', 'server', 'node-2', 'labels: {app: server}, annotations: {ambient.istio.io/redirection: enabled}', 'name: app, image: sleep'),
     service('outside', 'server', '{name: tcp-echo, port: 9000}, {name: tcp-refused, port: 9001}'),
+    headless(service('outside', 'heads', '{name: tcp-echo, port: 9000}', '', 'server')),
+    headless(service('node', 'near-heads', '{name: tcp-echo, port: 9000}', '', 'near')),
     ...['wp', 'forged'].map((name) => pod('outside', name, 'node-2', `labels: {app: ${name}}`, 'name: app, image: sleep')),
     ...['wp', 'forged', 'absent', 'real'].map(waypoint),
     pod('outside', 'real', 'node-2', 'labels: {app: real, gateway.networking.k8s.io/gateway-name: real}', 'name: istio-proxy, image: auto, args: [proxy, waypoint]'),
@@ -130,6 +133,17 @@ test('a tunnel looks like a ztunnel\'s: TLS 1.3, ALPN h2, the endpoint as author
   assert.deepEqual([of('alice').headers['x-forwarded-network'], 'x-forwarded-network' in of('bob').headers], ['home', false]);
 });
 
+test('a headless service\'s pods are reached by HBONE, too, each as its own authority; those of this node directly', async () => {
+  const before = seen.length;
+  const [target] = world.lab.pod('outside', 'server').ips;
+  for (const from of ['alice', 'bob']) assert.deepEqual(await lines(`node/${from}`, 'heads.outside', 9000, 3), expected(3));
+  assert.deepEqual(seen.slice(before).map((item) => `${accountAndAddress(item)} ${item.authority} ${podOf(item)}`), ['alice', 'bob'].flatMap((name) => Array.from({ length: 3 }, () => `${name} ${ip(name)} ${target}:9000 ${name}`)));
+  const tunnels = await ended('near', 'node-1');
+  assert.deepEqual(await lines('node/alice', 'near-heads.node', 9000, 3), expected(3));
+  assert.equal(await ended('near', 'node-1'), tunnels);
+  assert.deepEqual(await world.nacks(), []);
+});
+
 test('a tunnel that is refused ends its connection, and no other', async () => {
   const before = seen.length;
   assert.deepEqual(await lines('node/alice', 'server.outside', 9001, 3), ['closed', 'closed', 'closed']);
@@ -138,7 +152,7 @@ test('a tunnel that is refused ends its connection, and no other', async () => {
 });
 
 const stat = async (node: string, name: string): Promise<number> => Number((await world.nodeProxyAdmin(`/stats?filter=${encodeURIComponent(`^${name}$`)}`, node)).split(': ')[1] ?? assert.fail(`Envoy has no ${name}`));
-const ended = (name: string): Promise<number> => stat('node-2', `http.pod_${world.lab.pod('node', name).uid}_hbone.downstream_rq_total`);
+const ended = (name: string, node = 'node-2'): Promise<number> => stat(node, `http.pod_${world.lab.pod('node', name).uid}_hbone.downstream_rq_total`);
 
 test('from node to node everything goes by HBONE, HTTP and TCP, over one connection a pod and back; a half-closed connection has its answer', async () => {
   const before = await ended('far');

@@ -20,6 +20,7 @@ import { CLOSED, foldInbound, inboundListeners, isInboundCluster, meshListenerNa
 import { mirrorClusterName, mirroredClusters } from './fold-routes.js';
 import { RouteTables, type FoldedRoutes } from './route-tables.js';
 import { originateCluster, originateListener } from './hbone-originate.js';
+import { withHeadless } from './headless.js';
 import { canEndTunnels, hboneEntries } from './hbone-terminate.js';
 import { INSPECTION_KINDS, inspectionCluster, inspectionListener } from './inspection.js';
 import { podClusterName, podListener, podListenerKey, type ListenerPod } from './pod-listener.js';
@@ -414,7 +415,9 @@ export class Folder {
   #makeTemplate({ key, state, identity }: FoldClass, clusterNames: Names, routeNames_: Names, waypoints: WaypointTable): Omit<Template, 'listeners' | 'names' | 'waypoints'> {
     const problems: FoldProblem[] = [];
     const sources = [...state.listeners.values()].map((resource) => resource.message);
-    const folded = foldListeners(sources, key, this.extensions, (listener, extensions, twin) => this.#foldListener(key, listener, extensions, twin, problems), this.#templates.get(key)?.folded.handsOn);
+    const asSent = foldListeners(sources, key, this.extensions, (listener, extensions, twin) => this.#foldListener(key, listener, extensions, twin, problems), this.#templates.get(key)?.folded.handsOn);
+    // Whether a cluster is a headless service's changes with the listeners.
+    const folded = withHeadless(asSent, waypoints.headless ?? [], identity, (name) => state.clusters.get(name)?.message);
     for (const { listener, message } of folded.errors) problems.push({ classKey: key, resource: `LDS ${listener}`, message });
     for (const { name } of sources.filter(isSocketOfItsOwn)) problems.push({ classKey: key, resource: `LDS ${name}`, message: 'a socket in the pod that programs are to dial (captureMode NONE), which the node\'s Envoy does not open: nobody listens there' });
     if (clusterNames.renames(key) || routeNames_.renames(key)) {

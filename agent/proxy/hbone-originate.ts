@@ -29,7 +29,8 @@ const LISTENER = 'hbone';
 const IDLE_SECONDS = 300n;
 const HTTP_PROTOCOL_OPTIONS = 'envoy.extensions.upstreams.http.v3.HttpProtocolOptions';
 
-const clusterName = (identity: string): string => `${LISTENER}/${identity}`;
+/** Leads to port 15008 of wherever a connection was to go. */
+export const originateClusterName = (identity: string): string => `${LISTENER}/${identity}`;
 
 /** @param local addresses of pods that this Envoy serves itself */
 export function throughTunnels(cluster: Cluster, assignment: ClusterLoadAssignment | undefined, local: ReadonlySet<string>): { cluster: Cluster; assignment: ClusterLoadAssignment | undefined } {
@@ -56,16 +57,17 @@ export function tunnelHeaders({ name, namespace, labels }: TunnelSource, cluster
 /** Filter state by which tcp_proxy finds its cluster; without an identity there is none of that name, and the connection ends. */
 const byIdentity = (clusterOf: (identity: string) => string): Filter => connectionString('underpass.hbone_identity', 'envoy.tcp_proxy.cluster', clusterOf(`%FILTER_STATE(${PEER_PRINCIPAL}:PLAIN)%`));
 
+/** Makes of a tcp_proxy one that tunnels a connection to the destination that it was opened to. */
+export function tunnelling(): Pick<TcpProxy, 'tunneling_config'> {
+  const header = (key: string, state: string) => ({ header: { key, value: `%FILTER_STATE(${state}:PLAIN)%` } });
+  // Names and forms are ztunnel's.
+  const { tunneling_config } = TcpProxy.fromPartial({ tunneling_config: { hostname: '%DOWNSTREAM_LOCAL_ADDRESS%', headers_to_add: [header('baggage', BAGGAGE), header('x-forwarded-network', NETWORK)] } });
+  return { tunneling_config };
+}
+
 /** Tunnels a connection to the destination that it was opened to. */
 export function tunnel({ cluster, statPrefix }: { cluster: string; statPrefix: string }): Filter {
-  const header = (key: string, state: string) => ({ header: { key, value: `%FILTER_STATE(${state}:PLAIN)%` } });
-  const proxy = TcpProxy.fromPartial({
-    stat_prefix: statPrefix,
-    cluster_specifier: { $case: 'cluster', value: cluster },
-    idle_timeout: { seconds: 0n, nanos: 0 },
-    // Names and forms are ztunnel's.
-    tunneling_config: { hostname: '%DOWNSTREAM_LOCAL_ADDRESS%', headers_to_add: [header('baggage', BAGGAGE), header('x-forwarded-network', NETWORK)] },
-  });
+  const proxy = TcpProxy.fromPartial({ stat_prefix: statPrefix, cluster_specifier: { $case: 'cluster', value: cluster }, idle_timeout: { seconds: 0n, nanos: 0 }, ...tunnelling() });
   return { name: 'envoy.filters.network.tcp_proxy', config_type: { $case: 'typed_config', value: pack(TcpProxy, proxy) } };
 }
 
@@ -81,11 +83,11 @@ export function tunnelListener(name: string, clusterOf: (identity: string) => st
   return { name, version: contentHash(Listener, listener), any: pack(Listener, listener), needs: [] };
 }
 
-export const originateListener: Entry = tunnelListener(LISTENER, clusterName);
+export const originateListener: Entry = tunnelListener(LISTENER, originateClusterName);
 
 /** @param peers names that the other ends' certificates may have; without any, those of the account's own trust domain */
 export function originateCluster(identity: string, peers: readonly StringMatcher[]): Entry {
-  const cluster = tunnelCluster(clusterName(identity), identity, peers, {
+  const cluster = tunnelCluster(originateClusterName(identity), identity, peers, {
     cluster_discovery_type: { $case: 'type', value: Cluster_DiscoveryType.ORIGINAL_DST },
     lb_policy: Cluster_LbPolicy.CLUSTER_PROVIDED,
     lb_config: { $case: 'original_dst_lb_config', value: { upstream_port_override: HBONE_PORT } },

@@ -1,7 +1,7 @@
 /** WaypointIndex: which destinations have a waypoint and where it is, by what WDS says. */
 import assert from 'node:assert/strict';
 import { beforeEach, test } from 'node:test';
-import { Address, LoadBalancing_Mode, LoadBalancing_Scope, Service, Workload, WorkloadStatus } from '../../proto/generated/istio/workload/workload.js';
+import { Address, LoadBalancing_Mode, LoadBalancing_Scope, Service, TunnelProtocol, Workload, WorkloadStatus } from '../../proto/generated/istio/workload/workload.js';
 import { pack } from '../../common/xds/any.js';
 import { AddressType } from '../xds/resource-types.js';
 import type { XdsResource } from '../xds/resource-type.js';
@@ -81,4 +81,27 @@ test('what has to do with no waypoint changes nothing, and what says the same ma
   assert.equal(index.table, before);
   service('web', '10.96.0.2', { ports: [{ service_port: 80, target_port: 8080 }] });
   assert.deepEqual(index.table, { waypoints: {}, destinations: [] });
+});
+
+test('a headless service leads to those of its workloads that are of other nodes and take HBONE, whichever WDS tells first', () => {
+  const of = (...names: string[]) => ({ node: 'node-2', tunnel_protocol: TunnelProtocol.HBONE, services: Object.fromEntries(names.map((name) => [`shop/${name}.shop.svc`, { ports: [] }])) });
+  pod('db-a', '10.0.0.20', of('db'));
+  pod('db-b', '10.0.0.21', { ...of('db'), tunnel_protocol: TunnelProtocol.NONE });
+  pod('db-c', '10.0.0.22', { ...of('db'), node: 'node-1' });
+  pod('web-a', '10.0.0.23', of('web'));
+  assert.equal(index.table.headless, undefined);
+  service('db', '', { addresses: [] });
+  assert.deepEqual(index.table.headless, ['10.0.0.20']);
+  pod('db-d', '10.0.0.19', of('web', 'db'));
+  assert.deepEqual(index.table.headless, ['10.0.0.19', '10.0.0.20']);
+  const before = index.table;
+  pod('web-b', '10.0.0.24', of('web'));
+  pod('db-a', '10.0.0.20', { ...of('db'), status: WorkloadStatus.UNHEALTHY });
+  assert.equal(index.table, before);
+  put('db-d', undefined);
+  pod('db-b', '10.0.0.21', of('db'));
+  assert.deepEqual(index.table.headless, ['10.0.0.20', '10.0.0.21']);
+  service('db', '10.96.0.20');
+  assert.equal(index.table.headless, undefined);
+  assert.equal(index.table.destinations.length, 1, 'waypoints are as they were');
 });

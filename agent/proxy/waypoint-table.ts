@@ -7,6 +7,7 @@ import { isIPv6 } from 'node:net';
 import { isDeepStrictEqual } from 'node:util';
 import { DEFAULT_TRUST_DOMAIN, spiffeId } from '../../common/identity/spiffe.js';
 import { LoadBalancing_HealthPolicy, WorkloadStatus, type Address, type GatewayAddress, type Service, type Workload } from '../../proto/generated/istio/workload/workload.js';
+import { HeadlessIndex } from './headless-index.js';
 import { addressText } from '../workloads/address-text.js';
 import { preferred, type Place } from '../workloads/preference.js';
 import type { XdsResource } from '../xds/resource-type.js';
@@ -33,6 +34,8 @@ export interface WaypointTable {
   /** By name, `namespace/host:port` or `address:port`. */
   waypoints: Readonly<Record<string, Waypoint>>;
   destinations: readonly WaypointDestination[];
+  /** Pods of other nodes that are their own waypoint, so to speak: they take HBONE, and headless services lead to them. */
+  headless?: readonly string[];
 }
 
 export const NO_WAYPOINTS: WaypointTable = { waypoints: {}, destinations: [] };
@@ -47,26 +50,30 @@ export function waypointName({ destination, hbone_mtls_port: port }: GatewayAddr
 /** Keeps the table; looks through all addresses only after a change that may matter. */
 export class WaypointIndex {
   #table: WaypointTable = NO_WAYPOINTS;
+  readonly #headless: HeadlessIndex;
   /** Resources that have, or are part of, a waypoint. */
   readonly #concerned = new Set<string>();
   /** Services and addresses that are waypoints, by what others say of them. */
   readonly #wantedServices = new Set<string>();
   readonly #wantedAddresses = new Set<string>();
 
-  constructor(readonly nodeName: string) {}
+  constructor(readonly nodeName: string) {
+    this.#headless = new HeadlessIndex(nodeName);
+  }
 
   get table(): WaypointTable {
     return this.#table;
   }
 
   /** @param names of what changed. The table is another object only when it says something else. */
-  update(addresses: Addresses, names: Iterable<string>): void {
-    for (const name of names) {
-      if (!this.#matters(name, addresses.get(name)?.message)) continue;
-      const table = this.#make(addresses);
-      if (!isDeepStrictEqual(table, this.#table)) this.#table = table;
-      return;
-    }
+  update(addresses: Addresses, names: readonly string[]): void {
+    const before = this.#headless.addresses;
+    this.#headless.update(addresses, names);
+    const matters = [...names].some((name) => this.#matters(name, addresses.get(name)?.message));
+    if (!matters && this.#headless.addresses === before) return;
+    const { waypoints, destinations } = matters ? this.#make(addresses) : this.#table;
+    const table = { waypoints, destinations, ...(this.#headless.addresses.length > 0 ? { headless: this.#headless.addresses } : {}) };
+    if (!isDeepStrictEqual(table, this.#table)) this.#table = table;
   }
 
   #matters(name: string, address: Address | undefined): boolean {
