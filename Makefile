@@ -13,7 +13,7 @@ Q := @
 msg = @printf '  %-9s %s\n' $(1) "$(patsubst $(CURDIR)/%,%,$(2))";
 endif
 
-.PHONY: all setup build typescript native test test-programs test-kube test-kernels demo bench bench-pilot bench-services bench-dataplane lint clean distclean
+.PHONY: all setup build typescript native test test-programs test-kube test-ztunnel test-kernels demo bench bench-pilot bench-services bench-dataplane lint clean distclean
 
 all: build
 
@@ -51,6 +51,10 @@ test-programs: build
 test-kube: build
 	$(Q)./scripts/setup-kube.sh
 	$(Q)node test/run.mjs $(or $(ARGS),test/kube/)
+
+# Against a real ztunnel, which nothing here brings: ZTUNNEL_BIN is its path.
+test-ztunnel: build
+	$(Q)node test/run.mjs $(or $(ARGS),test/ztunnel/)
 
 # Debian's 6.1 and 6.12 kernels in qemu; ARGS: see `node dist/test/kernels/run.js --help`.
 test-kernels: build

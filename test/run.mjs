@@ -1,14 +1,14 @@
 // Runs the compiled tests with node's own runner. File names are expanded here, since a quoted glob or a folder can find
 // nothing on Node 20 and still exit 0; a run in which no test was executed fails.
 //   node test/run.mjs [substring …]   only the files whose path holds one of the substrings
-// What needs more than `make test` brings runs when it is asked for by name: `make test-kube` and `make test-programs`.
+// What needs more than `make test` brings runs when it is asked for by name: `make test-kube`, `make test-programs` and `make test-ztunnel`.
 import { spawn } from 'node:child_process';
 import { readdirSync } from 'node:fs';
 import { join, relative } from 'node:path';
 
 const root = join(import.meta.dirname ?? new URL('.', import.meta.url).pathname, '..');
 const wanted = process.argv.slice(2);
-const ON_REQUEST = ['test/kube/', 'test/programs/go'];
+const ON_REQUEST = ['test/kube/', 'test/programs/go', 'test/ztunnel/'];
 const asked = (name, part) => name.includes(part) && ON_REQUEST.every((own) => !name.includes(own) || part.includes(own));
 const files = readdirSync(join(root, 'dist'), { recursive: true })
   .map((name) => join('dist', String(name)))

@@ -28,7 +28,7 @@ import { join } from 'node:path';
 import { parseAllDocuments } from 'yaml';
 import { askAgent, instancePaths, type AgentStatus, type Explanation } from '../../agent/index.js';
 import { CertificateAuthority } from '../../common/identity/ca.js';
-import { TokenIssuer } from '../../common/identity/service-account-token.js';
+import { TokenIssuer, type TokenSubject } from '../../common/identity/service-account-token.js';
 import type { ContainerRecord, PodRecord } from '../../common/lab-api.js';
 import { logger } from '../../common/log.js';
 import { run, type RunResult } from '../../common/process.js';
@@ -69,6 +69,8 @@ export interface WorldOptions {
   outside?: string;
   pilot?: Partial<PilotOptions>;
   nodes?: number;
+  /** Those with this product's agent; default: all. Pods of the others are somebody else's to serve. */
+  agentNodes?: readonly string[];
   /** Without the node agent: only the sidecars' mode is there. */
   sidecarsOnly?: boolean;
   /** Without the pods and Services of its own. */
@@ -159,7 +161,7 @@ export class MeshWorld {
     const { pilot = {} } = this.options;
     this.pilot = new Pilot({ sources: [world, this.lab.objectsDir, this.configDir], logger: logger('pilot').child({}, { level: 'warn' }), debounce: { quietMs: 20 }, security: { listen: ['127.0.0.1:0'], hosts: ['localhost'], ca: this.ca, tokenJwks: join(this.#folder, 'jwks.json') }, ...pilot, listen: [this.discovery, ...(pilot.listen ?? [])] });
     await this.pilot.start();
-    if (!this.options.sidecarsOnly) for (const { name } of this.lab.info().nodes) await this.startAgent(name);
+    if (!this.options.sidecarsOnly) for (const name of this.options.agentNodes ?? this.lab.info().nodes.map((node) => node.name)) await this.startAgent(name);
     await this.lab.whenReady({ sidecars: true, timeoutMs: READY_TIMEOUT_MS });
     if (!this.options.sidecarsOnly) await this.enrolled();
     await this.settled();
@@ -204,6 +206,11 @@ export class MeshWorld {
     const agent: NodeAgent = { child, paths: instancePaths({ instance }), isFirst: before?.isFirst ?? this.#agents.size === 0, log: before?.log ?? '' };
     for (const stream of [child.stdout, child.stderr]) stream.on('data', (chunk: Buffer) => (agent.log += chunk.toString()));
     this.#agents.set(node, agent);
+  }
+
+  /** What a service account proves itself to pilot with. */
+  token(subject: TokenSubject): Promise<string> {
+    return this.#tokens.issue(subject);
   }
 
   /** Ends a node's agent; its Envoy and the kernel go on. */
