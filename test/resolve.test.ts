@@ -302,6 +302,27 @@ test('explain says what the policy of the pod that is reached makes of the calle
   assert.equal(await policyOf('one', 6000), 'none by kernel: it takes all that comes');
 });
 
+test('explain says of a caller that rules redirect what comes of it: an identity by a service, none by a pod\'s own address', async () => {
+  const [address] = (await node.pod('shop', 'db-a')).ips;
+  const label = (value: string | null) => node.lab.label({ kind: 'Pod', namespace: 'shop', name: 'client', labels: { 'underpass.io/redirection': value } });
+  const file = join(node.sourceDir, 'policy.yaml');
+  writeFileSync(file, 'apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: one, namespace: shop}\nspec: {selector: {matchLabels: {one: "true"}}, action: DENY, rules: [{from: [{source: {namespaces: [shop]}}]}]}\n');
+  await label('iptables');
+  let last: unknown;
+  for (const [host, port, said] of [['one', 6000, 'deny envoy'], [address!, 7000, 'allow envoy']] as const) {
+    await waitFor(`${host} to be as explain says`, async () => {
+      const [found, isIn] = [await explained(host, port), Object.keys(await connects(host, port, 1)).some((key) => key.startsWith('db-a'))];
+      last = { found, isIn };
+      return found.way === 'envoy' && judged(found) === said && isIn === said.startsWith('allow');
+    }, { timeoutMs: 20_000 }).catch((error: unknown) => assert.fail(`${String(error)}: ${JSON.stringify(last)}`));
+  }
+  for (const own of ['127.0.0.1', '0.0.0.0']) assert.equal((await explained(own, 7000)).way, 'untouched', own);
+  await label(null);
+  rmSync(file);
+  await node.podsAre('shop', 'the client to be captured by BPF', enrolled('bpf'));
+  await until('the kernel to have it again', 'one', 6000, 3);
+});
+
 test('explain shows the probation of both ends of a connection that no proxy is between', async () => {
   await connects('db', 5432, 40);
   const { destinations = [] } = await explained('db', 5432);
@@ -335,7 +356,7 @@ test('explain reads an address as the hooks do, however it is written, and a nam
   const [plain] = await told(address);
   const [a, b, c, d] = address.split('.').map(Number) as [number, number, number, number];
   for (const same of [`::ffff:${address}`, `::FFFF:${((a << 8) | b).toString(16)}:${((c << 8) | d).toString(16)}`, 'DB', 'db.shop.svc.cluster.local.']) assert.deepEqual((await told(same))[0], plain, same);
-  for (const own of ['0.0.0.0', '::', '::ffff:127.0.0.1', '0:0::1']) assert.equal((await told(own))[0]!.way, 'untouched', own);
+  for (const own of ['0.0.0.0', '::', '::ffff:127.0.0.1', '0:0::1', 'FE80::1']) assert.equal((await told(own))[0]!.way, 'untouched', own);
 });
 
 test('a pod that leaves the mesh takes its services with it, and they come back with it', async () => {

@@ -9,6 +9,7 @@ import { createInterface } from 'node:readline';
 import { after, test, type TestContext } from 'node:test';
 import { buildDir } from '../../common/paths.js';
 import { run } from '../../common/process.js';
+import { waitFor } from '../../common/retry.js';
 import { IptablesCapture, parseSave } from './iptables.js';
 
 const exec = join(buildDir, 'underpass-exec');
@@ -95,6 +96,20 @@ for (const backend of available) {
     assert.equal(await tables(netns, [backend]), before);
   });
 }
+
+test('IptablesCapture: a link-local address, which means something with its interface alone, is not redirected', async (context) => {
+  const [netns, peer] = [await namespace(context), await namespace(context)];
+  await inside(netns, 'ip', 'link', 'add', 'eth0', 'type', 'veth', 'peer', 'name', 'eth0', 'netns', peer.slice('/run/netns/'.length));
+  for (const each of [netns, peer]) await inside(each, 'sh', '-ec', 'echo 0 > /proc/sys/net/ipv6/conf/eth0/accept_dad; ip link set eth0 up');
+  const address = async (): Promise<string | undefined> => /fe80::[0-9a-f:]+/.exec(await inside(peer, 'ip', '-6', '-o', 'address', 'show', 'dev', 'eth0', 'scope', 'link'))?.[0];
+  await waitFor('an address', async () => (await address()) !== undefined, { timeoutMs: 5_000 });
+  const server = spawn(exec, ['--netns', peer, '--', process.execPath, '-e', "require('node:net').createServer((s) => s.end('there')).listen(7000, '::', () => console.log('up'))"], { stdio: ['ignore', 'pipe', 'inherit'] });
+  context.after(() => server.kill());
+  await once(server.stdout, 'data');
+  await new IptablesCapture(netns).start();
+  const connect = `require('node:net').connect(7000, '${await address()}%eth0').on('data', (d) => process.stdout.write(d)).on('error', (e) => process.stdout.write(e.code))`;
+  assert.equal(await inside(netns, process.execPath, '-e', connect), 'there');
+});
 
 test('IptablesCapture: a table that somebody else began to use meanwhile is left to them', async (context) => {
   if (!available.includes('nft')) return context.skip('no nft');

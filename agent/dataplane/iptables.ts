@@ -32,11 +32,13 @@ const TABLE_MARKER = 'UNDERPASS_TABLE';
 
 /** `outbound`: what the pod's programs open; `inbound`: what comes for them over the network. */
 export type Direction = 'outbound' | 'inbound';
-const CHAINS: Record<Direction, { chain: string; jump: string; port: number; passes: readonly string[] }> = {
+const CHAINS: Record<Direction, { chain: string; jump: string; port: number; passes: readonly string[]; passes6?: readonly string[] }> = {
   outbound: {
     chain: 'UNDERPASS_OUTPUT', jump: 'OUTPUT -p tcp -j UNDERPASS_OUTPUT', port: OUTBOUND_PORT,
     // Loopback and the pod's own addresses: never the mesh's business.
     passes: [`-m mark --mark 0x${PROXY_MARK.toString(16)} -j RETURN`, '-o lo -j RETURN'],
+    // Means something together with an interface alone, which the proxy is not told.
+    passes6: ['-d fe80::/10 -j RETURN'],
   },
   inbound: { chain: 'UNDERPASS_INBOUND', jump: 'PREROUTING -p tcp -j UNDERPASS_INBOUND', port: INBOUND_PORT, passes: ['-i lo -j RETURN', `-p tcp -m tcp --dport ${HBONE_PORT} -j RETURN`] },
 };
@@ -133,7 +135,7 @@ export class IptablesCapture {
     await this.#eachPresent((family, _backend, { rules, chains }) => {
       state.present ||= chains.includes(this.#way.chain) || (this.#way === CHAINS.outbound && chains.includes(TABLE_MARKER));
       if (rules.includes(`-A ${this.#way.jump}`)) active.add(family);
-      if (chains.includes(this.#way.chain) && !this.#isComplete(rules)) state.outdated = true;
+      if (chains.includes(this.#way.chain) && !this.#isComplete(family, rules)) state.outdated = true;
       return Promise.resolve();
     });
     state.active = active.size > 0;
@@ -164,17 +166,17 @@ export class IptablesCapture {
     const rules = before?.rules ?? [];
     const lines: string[] = [];
     if (backend === 'nft' && before?.tableExists === false) lines.push(`:${TABLE_MARKER} - [0:0]`);
-    const wanted = redirection(this.#way, this.options.port ?? this.#way.port, hostMatch);
-    const complete = before?.chains.includes(this.#way.chain) === true && this.#isComplete(rules, hostMatch);
+    const wanted = redirection(this.#way, family, this.options.port ?? this.#way.port, hostMatch);
+    const complete = before?.chains.includes(this.#way.chain) === true && this.#isComplete(family, rules, hostMatch);
     // Declaring a chain empties it: also what a start that was cut short needs.
     if (!complete) lines.push(`:${this.#way.chain} - [0:0]`, ...wanted.map((rule) => `-A ${this.#way.chain} ${rule}`));
     if (!rules.includes(`-A ${this.#way.jump}`)) lines.push(`-A ${this.#way.jump}`);
     if (lines.length > 0) await this.#commit(family, backend, lines);
   }
 
-  #isComplete(rules: readonly string[], hostMatch = this.options.hostMatch): boolean {
+  #isComplete(family: Family, rules: readonly string[], hostMatch = this.options.hostMatch): boolean {
     const ours = rules.filter((rule) => rule.startsWith(`-A ${this.#way.chain} `));
-    return ours.length === redirection(this.#way, 0, hostMatch).length && (hostMatch === undefined || ours.includes(`-A ${this.#way.chain} ${passesHost(hostMatch)}`));
+    return ours.length === redirection(this.#way, family, 0, hostMatch).length && (hostMatch === undefined || ours.includes(`-A ${this.#way.chain} ${passesHost(hostMatch)}`));
   }
 
   async #deleteTable(family: Family): Promise<void> {
@@ -248,8 +250,8 @@ function program(family: Family, backend: IptablesBackend, verb: '' | '-save' | 
 
 const passesHost = (program: string): string => `-m bpf --object-pinned ${program} -j RETURN`;
 
-function redirection({ passes }: { passes: readonly string[] }, port: number, hostMatch?: string): string[] {
-  return [...passes, ...(hostMatch === undefined ? [] : [passesHost(hostMatch)]), `-p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN -j REDIRECT --to-ports ${port}`];
+function redirection({ passes, passes6 = [] }: { passes: readonly string[]; passes6?: readonly string[] }, family: Family, port: number, hostMatch?: string): string[] {
+  return [...passes, ...(family === 'ip6' ? passes6 : []), ...(hostMatch === undefined ? [] : [passesHost(hostMatch)]), `-p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN -j REDIRECT --to-ports ${port}`];
 }
 
 /** The nat table out of `iptables-save`'s output. */

@@ -34,6 +34,8 @@ export interface PortJudge {
    * name is judged the same.
    */
   changedSince?(before: PortJudge): ReadonlySet<string> | undefined;
+  /** Whether they all have a listener for this very address, and not for the port alone. */
+  isNamed(address: string, port: number): boolean;
 }
 
 const PASSTHROUGH = 'PassthroughCluster';
@@ -96,19 +98,28 @@ export class PlainPorts implements PortJudge {
     return { kind: isHttp || shape.sniffs ? 'http' : 'tcp', assignments: [state.endpoints.get(edsServiceName(cluster) ?? '')?.message] };
   }
 
+  isNamed(address: string, port: number): boolean {
+    return this.#classes.length > 0 && this.#classes.every(({ key, state }) => this.#indexOf(key, state).has(`${address} ${port}`));
+  }
+
   #listenerOf(key: string, state: SidecarState, address: string, port: number): Listener | 'several' | undefined {
-    let index = this.#listeners.get(key);
-    if (!index) {
-      index = indexes.get(state.listeners) ?? indexOf(state);
-      indexes.set(state.listeners, index);
-      this.#listeners.set(key, index);
-    }
+    const index = this.#indexOf(key, state);
     const wildcards = isIPv6(address) ? ['::', '0.0.0.0'] : ['0.0.0.0', '::'];
     for (const each of [address, ...wildcards]) {
       const found = index.get(`${each} ${port}`);
       if (found) return found;
     }
     return undefined;
+  }
+
+  #indexOf(key: string, state: SidecarState): Map<string, Listener | 'several'> {
+    let index = this.#listeners.get(key);
+    if (!index) {
+      index = indexes.get(state.listeners) ?? indexOf(state);
+      indexes.set(state.listeners, index);
+      this.#listeners.set(key, index);
+    }
+    return index;
   }
 }
 

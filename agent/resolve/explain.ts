@@ -92,14 +92,16 @@ function withDestinations(pod: ExplainedPod, port: number, explained: ExplainedA
   if (way === 'refused' || way === 'waypoint') return explained;
   const services = way === 'envoy' ? (resolver?.decisions(address, port, pod.namespace).services ?? []) : [];
   const targets = endpoints ?? (services.length > 0 ? resolver!.endpoints(services, address, port) : [{ address, port }]);
-  const destinations = targets.flatMap((target) => destinationOf(pod, target, way, maps) ?? []);
+  // What rules lead to Envoy and no service has is passed on as it is.
+  const isPassedOn = way === 'envoy' && services.length === 0 && maps.pods().some(({ uid, redirected }) => uid === pod.uid && redirected) && !resolver?.isNamed(address, port);
+  const destinations = targets.flatMap((target) => destinationOf(pod, target, isPassedOn ? 'passed-on' : way, maps) ?? []);
   if (destinations.length === 0) return explained;
   const [only] = destinations;
   const isRefused = (way === 'pod' || way === 'endpoint') && destinations.length === targets.length && destinations.every(({ policy }) => policy.answer === 'deny' && policy.judge === 'kernel');
   return isRefused ? { ...explained, way: 'refused', reasons: [`the policy of ${only!.pod}: ${only!.policy.reason}`], destinations } : { ...explained, destinations };
 }
 
-function destinationOf(pod: ExplainedPod, { address, port }: { address: string; port: number }, way: ConnectWay, maps: LiveMaps): ExplainedDestination | undefined {
+function destinationOf(pod: ExplainedPod, { address, port }: { address: string; port: number }, way: ConnectWay | 'passed-on', maps: LiveMaps): ExplainedDestination | undefined {
   const netns = maps.netnsOf(address);
   const owner = netns === undefined ? undefined : maps.pods().find(({ netnsCookie }) => netnsCookie === netns);
   const name = owner && maps.nameOf(owner.uid);
@@ -107,7 +109,7 @@ function destinationOf(pod: ExplainedPod, { address, port }: { address: string; 
   if (!owner || !name || owner.uid === pod.uid || source === undefined) return undefined;
   const own = maps.judge(pod.uid, owner.netnsCookie, source, address, port);
   // What is opened straight to the pod and led to its proxy there arrives as plaintext from an address: without an identity.
-  const isJudged = way !== 'envoy' && maps.isJudged(owner.uid, port);
+  const isJudged = way !== 'envoy' && way !== 'passed-on' && maps.isJudged(owner.uid, port);
   const isAnonymous = way !== 'envoy' && own?.behindProxy === true && !isJudged;
   const answer = isAnonymous ? maps.judge('', owner.netnsCookie, source, address, port) : own;
   const policy: ExplainedPolicy = answer
@@ -141,8 +143,9 @@ function addressesOf(host: string, namespace: string, resolver: ServiceResolver 
 function wayTo(pod: ExplainedPod, address: string, port: number, maps: LiveMaps, resolver: ServiceResolver | undefined): Omit<ExplainedAddress, 'address'> {
   const own = maps.pods().find(({ uid }) => uid === pod.uid);
   if (!own) return { way: 'untouched', reasons: [`the pod is not in the kernel's tables${pod.reason === undefined ? '' : `: ${pod.reason}`}`] };
-  if (!own.capture) return own.redirected ? { way: own.mode === 'node' ? 'envoy' : 'sidecar', reasons: ['iptables redirect the pod\'s connections'] } : { way: 'untouched', reasons: ['the pod\'s connections are not captured'] };
   if (/^127\.|^::1$|^0\.0\.0\.0$|^::$/.test(address) || own.addresses.includes(address)) return { way: 'untouched', reasons: ['the pod talks to itself'] };
+  if (/^fe[89ab]/.test(address)) return { way: 'untouched', reasons: ['it is a link-local address, which means something with its interface alone'] };
+  if (!own.capture) return own.redirected ? { way: own.mode === 'node' ? 'envoy' : 'sidecar', reasons: ['iptables redirect the pod\'s connections'] } : { way: 'untouched', reasons: ['the pod\'s connections are not captured'] };
   if (isIPv6(address) && !own.addresses.some((each) => isIPv6(each))) return { way: 'untouched', reasons: ['the pod has no IPv6 address, and so Envoy no listener for it'] };
   if (own.mode === 'sidecar') return { way: 'sidecar', reasons: ['its label is underpass.io/mode=sidecar'] };
   const waypoint = toWaypoint(address, maps.waypoints);

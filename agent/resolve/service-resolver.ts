@@ -140,6 +140,11 @@ export class ServiceResolver implements Closable {
     return services.flatMap(({ namespace, hostname }) => this.#index.endpoints(`${namespace}/${hostname}`, address, port));
   }
 
+  /** Whether the proxies have a service, a headless one as a rule, for a pod's own address and port. */
+  isNamed(address: string, port: number): boolean {
+    return this.#ports?.isNamed(address, port) ?? false;
+  }
+
   vips(service: Service): string[] {
     return this.#index.vips(service);
   }
