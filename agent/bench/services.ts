@@ -35,7 +35,7 @@ const pods = Array.from({ length: Math.ceil(endpoints / perPod) }, (_, index): K
   addresses: Array.from({ length: perPod }, (_unused, each) => [11, ((index * perPod + each) >> 16) & 255, ((index * perPod + each) >> 8) & 255, (index * perPod + each) & 255].join('.')),
 }));
 const resolver = new ServiceResolver({ nodeName: 'here', table: kernel.services, pods: () => pods, logger: quiet });
-resolver.portsChanged({ judge: () => ({ kind: 'tcp', assignments: [] }), isNamed: () => false }, new Set());
+resolver.portsChanged({ judge: () => ({ kind: 'tcp', assignments: [] }) }, new Set());
 
 let arrivedNs = 0n;
 let appliedNs = 0n;

@@ -35,7 +35,7 @@ export interface PortJudge {
    */
   changedSince?(before: PortJudge): ReadonlySet<string> | undefined;
   /** Whether they all have a listener for this very address, and not for the port alone. */
-  isNamed(address: string, port: number): boolean;
+  isNamed?(address: string, port: number): boolean;
 }
 
 const PASSTHROUGH = 'PassthroughCluster';

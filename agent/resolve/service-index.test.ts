@@ -17,7 +17,7 @@ const vip = (text: string, network = '') => ({ network, address: bytes(text) });
 let index: ServiceIndex;
 let verdict: PortVerdict;
 let obstacles: Map<string, string>;
-const facts: NodeFacts = { ports: { judge: () => verdict, isNamed: () => false }, obstacle: (address) => obstacles.get(address) };
+const facts: NodeFacts = { ports: { judge: () => verdict }, obstacle: (address) => obstacles.get(address) };
 
 function service(more: Message<typeof Service> = {}, name = NAME) {
   const [namespace, hostname] = name.split('/') as [string, string];

@@ -7,7 +7,7 @@ import type { KernelPod } from '../dataplane/kernel.js';
 import type { ServiceChange, ServicePort } from '../dataplane/kernel-services.js';
 import { ServiceResolver } from './service-resolver.js';
 
-const judge = { judge: () => ({ kind: 'tcp' as const, assignments: [] }), isNamed: () => false };
+const judge = { judge: () => ({ kind: 'tcp' as const, assignments: [] }) };
 const WDS = { shortName: 'WDS' };
 
 let addresses: Map<string, XdsResource<Address>>;

@@ -142,7 +142,7 @@ export class ServiceResolver implements Closable {
 
   /** Whether the proxies have a service, a headless one as a rule, for a pod's own address and port. */
   isNamed(address: string, port: number): boolean {
-    return this.#ports?.isNamed(address, port) ?? false;
+    return this.#ports?.isNamed?.(address, port) ?? false;
   }
 
   vips(service: Service): string[] {

@@ -17,8 +17,9 @@ export class AdsChannel implements Closable {
    * @param channelCredentials plaintext unless given (TLS: one channel an identity)
    */
   constructor(readonly address: string, channelCredentials: ChannelCredentials = credentials.createInsecure()) {
-    if (!/^unix:.+|^.+:\d+$/.test(address)) {
-      throw new UnderpassError('UNDERPASS_BAD_ADDRESS', `connecting to the control plane: "${address}" is neither host:port nor unix:/path`);
+    const port = Number(/^.+:(\d{1,5})$/.exec(address)?.[1]);
+    if (!/^unix:./.test(address) && !(port >= 1 && port <= 65_535)) {
+      throw new UnderpassError('UNDERPASS_BAD_ADDRESS', `connecting to the control plane: "${address}" is neither host:port, with a port from 1 to 65535, nor unix:/path`);
     }
     this.#client = new AggregatedDiscoveryServiceClient(address, channelCredentials, {
       // A push of a large mesh is far beyond gRPC's default of 4 MB.

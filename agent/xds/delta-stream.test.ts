@@ -251,8 +251,9 @@ for (const transport of ['tcp', 'unix'] as const) {
 }
 
 describe('AdsChannel', () => {
-  it('rejects an address that is neither host:port nor unix:/path', () => {
-    assert.throws(() => new AdsChannel('istiod'), { code: 'UNDERPASS_BAD_ADDRESS' });
+  it('rejects an address that is neither host:port nor unix:/path, and a port that is none', () => {
+    for (const address of ['istiod', '127.0.0.1:0', '127.0.0.1:70000', '127.0.0.1:x', ':15010', 'unix:']) assert.throws(() => new AdsChannel(address), { code: 'UNDERPASS_BAD_ADDRESS', message: /with a port from 1 to 65535, nor unix/ }, address);
+    for (const address of ['127.0.0.1:15010', 'istiod.istio-system:65535', '[::1]:1', 'unix:/run/pilot.sock']) new AdsChannel(address).close();
   });
 });
 
