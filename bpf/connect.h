@@ -42,6 +42,29 @@ static __always_inline enum capture capture_of(const struct pod *pod, __u64 netn
 	return CAPTURE_INBOUND;
 }
 
+/* What `call_pod` is told of the caller: its pod's flags, and these. */
+#define CALLER_CANT_BE_LED (1u << 31)
+
+/*
+ * The own address of a pod whose policy the proxy judges. Left alone, the connection would arrive there in plaintext, and the
+ * proxy could not say whose it is; so it is led to the caller's own side of the proxy, whatever its port, as if it were a
+ * service's. A policy that could not be read, and a socket that can't be led there, are refused. A global function, so that the
+ * verifier looks at it once. Returns CAPTURE_NO where nothing is to be done.
+ */
+__noinline int call_pod(const struct address *to, __u64 netns_cookie, __u32 port, __u32 caller)
+{
+	if (!to || !(caller & POD_CAPTURE) || !(caller & POD_CALLS_PODS) || port == INBOUND_PORT || port == HBONE_PORT)
+		return CAPTURE_NO;
+	struct address destination = *to;
+	enum policy_answer judge = policy_judge_of(netns_cookie, &destination, port);
+	if (judge == POLICY_NONE)
+		return CAPTURE_NO;
+	if (judge == POLICY_PROXYS && !(caller & CALLER_CANT_BE_LED))
+		return CAPTURE_POD;
+	count(COUNTER_POLICY_CONNECT_REFUSED);
+	return CAPTURE_REFUSED;
+}
+
 /* Remembers in the socket who opens it and where to. `chosen` is where CAPTURE_RESOLVED leads. */
 static __always_inline enum capture on_connect(struct bpf_sock_addr *ctx, const struct address *destination, struct original_dst *chosen)
 {
@@ -58,6 +81,14 @@ static __always_inline enum capture on_connect(struct bpf_sock_addr *ctx, const 
 	if (capture == CAPTURE_OUTBOUND && sk->bound_dev_if) {
 		count(COUNTER_CONNECTION_BOUND_TO_DEVICE);
 		capture = CAPTURE_NO;
+	}
+	if (capture != CAPTURE_INBOUND) {
+		bool led = !sk->bound_dev_if && (is_ipv4(destination) || !is_unset(&pod->ipv6));
+		int called = call_pod(destination, netns_cookie, bpf_ntohs(port_be), pod->flags | (led ? 0 : CALLER_CANT_BE_LED));
+		if (called == CAPTURE_POD)
+			capture = CAPTURE_POD;
+		else if (called != CAPTURE_NO)
+			return CAPTURE_REFUSED;
 	}
 	if (capture == CAPTURE_OUTBOUND && pod->mode == POD_MODE_NODE)
 		capture = resolve(pod, destination, bpf_ntohs(port_be), chosen);
@@ -114,7 +145,11 @@ static __always_inline enum capture on_connect(struct bpf_sock_addr *ctx, const 
 		state->rewritten_port = chosen->port;
 	} else if (capture != CAPTURE_NO) {
 		state->flags |= SOCKET_CAPTURED;
-		state->rewritten_port = bpf_htons(capture == CAPTURE_OUTBOUND ? OUTBOUND_PORT : INBOUND_PORT);
+		state->rewritten_port = bpf_htons(capture == CAPTURE_INBOUND ? INBOUND_PORT : OUTBOUND_PORT);
+	}
+	if (capture == CAPTURE_POD) {
+		state->flags |= SOCKET_CALLS_POD;
+		return CAPTURE_OUTBOUND;
 	}
 	return capture;
 }

@@ -131,6 +131,21 @@ static __always_inline int sends_segment(struct bpf_sock_ops *ops)
 	return 1;
 }
 
+/*
+ * What the proxy is told of where a call of a pod's own address goes: by the addresses' form, since that is all that
+ * SO_ORIGINAL_DST can say. Nobody captured asks for either form: 127.0.0.0/8 with the last three bytes of the address,
+ * 100::/64 (RFC 6666) with the last eight; agent/proxy/pod-calls.ts knows whose they are.
+ */
+static __always_inline void mark_pod(struct address *address)
+{
+	if (is_ipv4(address)) {
+		address->word[3] = bpf_htonl(0x7f000000) | (address->word[3] & bpf_htonl(0x00ffffff));
+	} else {
+		address->word[0] = bpf_htonl(0x01000000);
+		address->word[1] = 0;
+	}
+}
+
 static __always_inline int established_active(struct bpf_sock_ops *ops, bool proxy_cgroup)
 {
 	struct bpf_sock *sk = ops->sk;
@@ -223,6 +238,8 @@ static __always_inline int established_active(struct bpf_sock_ops *ops, bool pro
 	};
 	if (sourced)
 		entry.source = state->source;
+	if (state->flags & SOCKET_CALLS_POD)
+		mark_pod(&entry.original.address);
 	if (bpf_map_update_elem(&establishing, &t, &entry, BPF_ANY))
 		map_full(COUNTER_CONNECTION_ESTABLISHING_FULL, state);
 	return 1;

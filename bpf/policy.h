@@ -188,7 +188,7 @@ enum policy_answer {
 	POLICY_REFUSED,
 };
 
-enum policy_asker { POLICY_ASKED_AT_ARRIVAL, POLICY_ASKED_BY_NODE_POD, POLICY_ASKED_BY_OTHER_POD };
+enum policy_asker { POLICY_ASKED_AT_ARRIVAL, POLICY_ASKED_BY_NODE_POD, POLICY_ASKED_BY_OTHER_POD, POLICY_ASKED_WHO_JUDGES };
 
 static __always_inline bool policy_judges(const struct policy *policy, __u16 port)
 {
@@ -199,6 +199,8 @@ static __always_inline enum policy_answer policy_answer_of(const struct policy *
 							   enum policy_asker asker)
 {
 	bool past = false;
+	if (asker == POLICY_ASKED_WHO_JUDGES)
+		return policy->behind_proxy && !policy_judges(policy, query->port) ? POLICY_PROXYS : POLICY_NONE;
 	if (asker != POLICY_ASKED_AT_ARRIVAL && policy->behind_proxy) {
 		/* A sidecar speaks its mutual TLS with the proxy. */
 		past = asker == POLICY_ASKED_BY_NODE_POD && policy_judges(policy, query->port);
@@ -230,6 +232,17 @@ static __always_inline enum policy_answer policy_answers(__u64 *netns_cookie, co
 			return answer;
 	}
 	return POLICY_REFUSED;
+}
+
+/* Who judges what a pod in mode `node` opens to another pod of this node: POLICY_PROXYS, or not the proxy. `port` in host order. */
+static __always_inline enum policy_answer policy_judge_of(__u64 netns_cookie, const struct address *destination, __u16 port)
+{
+	__u64 *target = bpf_map_lookup_elem(&netns_of_address, destination);
+	if (!target || *target == netns_cookie)
+		return POLICY_NONE;
+	__u64 key = *target;
+	struct policy_query query = { .destination = *destination, .port = port };
+	return policy_answers(&key, &query, POLICY_ASKED_WHO_JUDGES);
 }
 
 /* connect() of a pod straight to another pod of this node, which it `asked` for by a service or as itself. `port` in host order. */

@@ -28,6 +28,7 @@ enum pod_flag {
 	POD_L7_AUTO = 64,    /* its HTTP that asks for nothing at L7 needs no proxy */
 	POD_SEVERAL_IPV4 = 16, /* it has more addresses than the first */
 	POD_SEVERAL_IPV6 = 32,
+	POD_CALLS_PODS = 128, /* its listener at the proxy takes marked addresses, see mark_pod */
 };
 
 struct pod {
@@ -151,6 +152,7 @@ enum socket_flag {
 	SOCKET_LET_PAST = 8192,     /* the proxy that others are led to, by the kernel's judgement of its policy */
 	SOCKET_SOURCED = 16384,     /* opened by a proxy for somebody else: `source` */
 	SOCKET_BRIEF = 32768,       /* not joined, since it is expected to be brief, and so far it is */
+	SOCKET_CALLS_POD = 65536,   /* captured on the way to the own address of a pod whose policy the proxy judges */
 };
 
 struct socket_state {

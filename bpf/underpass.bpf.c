@@ -34,7 +34,7 @@ const volatile struct flow_record flow_record_layout;
 #include "policy.h"
 #include "steer.h"
 
-enum capture { CAPTURE_NO, CAPTURE_OUTBOUND, CAPTURE_INBOUND, CAPTURE_RESOLVED, CAPTURE_REFUSED };
+enum capture { CAPTURE_NO, CAPTURE_OUTBOUND, CAPTURE_INBOUND, CAPTURE_RESOLVED, CAPTURE_REFUSED, CAPTURE_POD };
 
 #include "resolve.h"
 #include "source.h"

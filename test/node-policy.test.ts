@@ -338,6 +338,32 @@ describe('what the kernel judges whole', () => {
     assert.deepEqual(others, {});
     assert.equal((await stranger)['200'], undefined);
   });
+
+  test('a DENY of requests by principal is not got round by the address of the pod, whatever listens for its port, nor by a bound device', async () => {
+    const near = world.address('near');
+    const deny = policy('AuthorizationPolicy', 'deny-get', `{${NEAR}, action: DENY, rules: [{from: [{source: {principals: ["cluster.local/ns/node/sa/alice"]}}], to: [{operation: {methods: [GET], ports: ["8080"]}}]}]}`);
+    const asked = async (pod: string, ...to: [string, number]): Promise<string> => Object.keys(await world.calls(pod, ...to, 0.01, '/')).join();
+    const other = 'apiVersion: v1\nkind: Service\nmetadata: {name: other, namespace: node}\nspec: {selector: {app: aside}, ports: [{name: http, port: 8080}]}\n';
+    for (const [name, more] of [['no listener of the mesh asks for the port', ''], ['HTTP of another service has the port', `---\n${other}`]] as const) {
+      await world.apply('mesh', `${deny}${more}`);
+      await world.becomes({ alice: [() => asked(ALICE, ...HTTP), '403'], bob: [() => asked(BOB, ...HTTP), '200'], 'alice by address': [() => asked(ALICE, near, 8080), '403'], 'bob by address': [() => asked(BOB, near, 8080), '200'] });
+      const [alice, bob] = await Promise.all([world.calls(ALICE, near, 8080, 2, '/'), world.calls(BOB, near, 8080, 2, '/')]);
+      assert.deepEqual([Object.keys(alice), Object.keys(bob)], [['403'], ['200']], name);
+      const explained = await Promise.all([ALICE, BOB].map((pod) => world.explained(pod, near, 8080)));
+      assert.deepEqual(explained.map(({ way, destinations }) => [way, destinations?.[0]?.policy.judge]), [['envoy', 'envoy'], ['envoy', 'envoy']], name);
+      assert.match(explained[0]!.reasons.join(), /whose policy Envoy judges/);
+      // Where no hook can lead it to Envoy it is refused.
+      const bound = await world.lab.exec(ALICE, ['curl', '-sS', '-o', '/dev/null', '-w', '%{http_code}', '--interface', 'if!eth0', '--max-time', '3', `http://${near}:8080/`]);
+      assert.notEqual(bound.code, 0, bound.stdout);
+    }
+    await world.apply('mesh', `${STRICT}---\n${deny}`);
+    await world.becomes({ 'a stranger': [async () => String((await world.calls(STRANGER, near, 8080, 0.01, '/'))['200']), 'undefined'], alice: [() => asked(ALICE, near, 8080), '403'], bob: [() => asked(BOB, near, 8080), '200'] });
+    const allow = policy('AuthorizationPolicy', 'allow-get', `{${NEAR}, action: ALLOW, rules: [{from: [{source: {principals: ["cluster.local/ns/node/sa/alice"]}}], to: [{operation: {methods: [GET]}}]}]}`);
+    await world.apply('mesh', allow);
+    await world.becomes({ alice: [() => asked(ALICE, near, 8080), '200'], bob: [() => asked(BOB, near, 8080), '403'] });
+    await world.clear('mesh');
+    await world.becomes({ alice: [async () => (await world.explained(ALICE, near, 8080)).way, 'pod'] });
+  });
 });
 
 describe('on a node without iptables', () => {

@@ -3,6 +3,8 @@ import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
 import { run } from '../../common/process.js';
 import type { TestPod } from '../../native/testing.js';
+import { compilePolicy } from '../policy/compile.js';
+import { markedAddress } from '../proxy/pod-calls.js';
 import { KernelWorld } from './kernel-testing.js';
 
 const OUTBOUND = '15001';
@@ -213,4 +215,30 @@ test('capture: switching acceleration keeps the known listener ports', async () 
   const { result, counters } = await w.counted(() => w.world.probe('addresses', { pod: b, address: b.ipv4 }, { pod: a }));
   assert.equal(result.ok, true);
   assert.equal(counters['connections_captured'], undefined);
+});
+
+test('capture: the own address of a pod whose policy the proxy judges is led to it on every port, marked as such; what can not be led is refused', async () => {
+  w.put({ capture: true });
+  w.kernel.setListenerPorts([80]);
+  const behind = (behindProxy: boolean): void => w.kernel.setPolicies(new Map([[w.podRecord(b).uid, { compiled: compilePolicy([], new Map([[w.podRecord(a).uid, { trustDomain: 'cluster.local', namespace: 'shop', serviceAccount: 'a' }]])), behindProxy, version: 1n }]]));
+  const toPod = (listen: string, address: string, port: number, args: string[] = []) => w.counted(() => w.world.probe('addresses', { pod: a, cgroup: w.world.proxyCgroup, address: listen }, { pod: a, address }, ['--port', OUTBOUND, '--connect-port', String(port), ...args]));
+  behind(true);
+  for (const port of [80, 7777]) {
+    const v4 = await toPod('127.0.0.1', b.ipv4, port);
+    assert.deepEqual([v4.result['original4'], v4.result['client_peer']], [`${markedAddress(b.ipv4)}:${port}`, `${b.ipv4}:${port}`]);
+    const v6 = await toPod('::1', b.ipv6, port);
+    assert.deepEqual([v6.result['original6'], v6.result['client_peer']], [`[${markedAddress(b.ipv6)}]:${port}`, `[${b.ipv6}]:${port}`]);
+    const mapped = await toPod('127.0.0.1', `::ffff:${b.ipv4}`, port);
+    assert.deepEqual([mapped.result['original4'], mapped.result['client_peer']], [`${markedAddress(b.ipv4)}:${port}`, `[::ffff:${b.ipv4}]:${port}`]);
+  }
+  const { result, counters } = await w.counted(() => w.world.probe('addresses', { pod: b, address: b.ipv4 }, { pod: a }, ['--device', 'eth0']).catch(String));
+  assert.match(JSON.stringify(result), /ECONNREFUSED|refused/i);
+  assert.ok(counters['policy_connect_refused']! >= 1, JSON.stringify(counters));
+  // Who comes there with a certificate is known by it.
+  const tunnel = await w.counted(() => w.world.probe('addresses', { pod: b, address: b.ipv4 }, { pod: a }, ['--port', '15008']));
+  assert.deepEqual([tunnel.result.ok, tunnel.counters['connections_captured']], [true, undefined]);
+  behind(false);
+  const direct = await w.counted(() => w.world.probe('addresses', { pod: b, address: b.ipv4 }, { pod: a }));
+  assert.deepEqual([direct.result.ok, direct.counters['connections_captured']], [true, undefined]);
+  w.kernel.setPolicies(new Map());
 });

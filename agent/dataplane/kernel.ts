@@ -502,7 +502,7 @@ export class Kernel {
       return found ? encodeAddress(found) : Buffer.alloc(16);
     };
     const several = (family: 4 | 6): boolean => pod.addresses.filter((address) => address.includes(':') === (family === 6)).length > 1;
-    const flags = (several(4) ? need(flag, 'POD_SEVERAL_IPV4') : 0) | (several(6) ? need(flag, 'POD_SEVERAL_IPV6') : 0) | (pod.capture ? need(flag, 'POD_CAPTURE') : 0) | (pod.redirected ? need(flag, 'POD_REDIRECTED') : 0) | (pod.l7Auto ? need(flag, 'POD_L7_AUTO') : 0) |
+    const flags = (several(4) ? need(flag, 'POD_SEVERAL_IPV4') : 0) | (several(6) ? need(flag, 'POD_SEVERAL_IPV6') : 0) | (pod.capture ? need(flag, 'POD_CAPTURE') : 0) | (pod.capture && pod.mode === 'node' ? need(flag, 'POD_CALLS_PODS') : 0) | (pod.redirected ? need(flag, 'POD_REDIRECTED') : 0) | (pod.l7Auto ? need(flag, 'POD_L7_AUTO') : 0) |
       (pod.splices === undefined ? 0 : need(flag, pod.splices ? 'POD_SPLICES' : 'POD_SPLICES_NOT'));
     return this.#codecs.pod.encode({
       cgroup_id: pod.cgroupId,

@@ -23,13 +23,14 @@ import { originateCluster, originateListener } from './hbone-originate.js';
 import { withHeadless } from './headless.js';
 import { canEndTunnels, hboneEntries } from './hbone-terminate.js';
 import { INSPECTION_KINDS, inspectionCluster, inspectionListener } from './inspection.js';
+import { podCallEntries, withPodCalls, type CalledPod, type PodCalls } from './pod-calls.js';
 import { podClusterName, podListener, podListenerKey, type ListenerPod } from './pod-listener.js';
 import { CDS, EDS, LDS, RDS, sameOrNew, Snapshot, type Entry } from './snapshot.js';
 import { inboundClusters, listenerFacts } from './state-facts.js';
 import { FoldError } from './stock.js';
 import { NameBook, Renamed, type Content, type GivenNames, type Names } from './variants.js';
 import { NO_WAYPOINTS, type WaypointTable } from './waypoint-table.js';
-import { WaypointClusters, waypointEntries, withWaypoints } from './waypoints.js';
+import { WaypointClusters, waypointEntries, waypointListenerName, withWaypoints } from './waypoints.js';
 
 export interface FoldClass {
   key: string;
@@ -144,6 +145,7 @@ export class Folder {
   #podEntries = new Map<string, { key: string; entry: Entry }>();
   #inboundEntries = new Map<string, InboundEntries>();
   #tunnelEntries = new Map<string, TunnelEntries>();
+  #podCalls: { key: string; entries: PodCalls } | undefined;
 
   /** @param former what an agent before this one had decided, whose Envoy may be taken over */
   constructor(readonly extensions: EnvoyExtensions, { accountClusters = [], names }: { accountClusters?: Iterable<string>; names?: FoldedNames } = {}) {
@@ -197,7 +199,7 @@ export class Folder {
     for (const item of classes) {
       const own = pods.filter((pod) => pod.classKey === item.key);
       if (own.length === 0) continue;
-      const template = this.#template(item, { clusterNames, routeNamesOf, waypoints: isWaypoint(own, waypoints) ? NO_WAYPOINTS : waypoints }, problems);
+      const template = this.#template(item, { clusterNames, routeNamesOf, waypoints: isWaypoint(own, waypoints) ? OF_A_WAYPOINT : waypoints }, problems);
       for (const { cluster, listener } of template.inner) {
         cds.set(cluster.name, cluster);
         lds.set(listener.name, listener);
@@ -213,6 +215,9 @@ export class Folder {
     this.#podEntries = podEntries;
     this.#addInbound(classes, pods, inbound, reached, clusterNames, cds, lds);
     addWaypoints(classes, waypoints, cds, eds);
+    const calls = this.#callsOf(behind.map(({ uid, addresses, classKey }) => ({ uid, addresses, inbound: reached.get(uid) ?? meshListenerName(uid, inbound.get(classKey) ?? CLOSED), waypoint: waypointOf(addresses, waypoints) })), classes.some(({ key }) => isWaypoint(pods.filter(({ classKey }) => classKey === key), waypoints)));
+    for (const entry of calls.listeners) lds.set(entry.name, entry);
+    for (const entry of calls.clusters) cds.set(entry.name, entry);
     const tunnelled = this.#addTunnels(classes, pods, inbound, reached, { cds, lds, rds });
     this.#lastGood = this.#nextGood;
     for (const byClass of [this.#clusterSets, this.#mirrors, this.#templates]) for (const key of byClass.keys()) if (!clusters.has(key)) byClass.delete(key);
@@ -222,6 +227,12 @@ export class Folder {
     const restricted = waypoints.destinations.some(({ ports: only, addresses }) => !only && addresses.some((address) => local.has(address))) || classes.some(({ state }) => !listenerFacts(state.listeners).passesThrough);
     this.#snapshot = new Snapshot(([[CDS, cds], [EDS, eds], [LDS, lds], [RDS, rds]] as const).map(([type, entries]) => [type, sameOrNew(this.#snapshot.entries(type), entries)] as const));
     return { snapshot: this.#snapshot, problems, split, ports: restricted ? 'all' : [...ports].sort((a, b) => a - b), enforcing: new Set(enforcing.map(({ uid }) => uid)), inbound: new Map(behind.map(({ uid, classKey }) => [uid, meshListenerName(uid, inbound.get(classKey) ?? CLOSED)])), tunnelled };
+  }
+
+  #callsOf(pods: readonly CalledPod[], fromWaypoints: boolean): PodCalls {
+    const key = JSON.stringify([pods, fromWaypoints]);
+    if (this.#podCalls?.key !== key) this.#podCalls = { key, entries: podCallEntries(pods, fromWaypoints) };
+    return this.#podCalls.entries;
   }
 
   /** The same object for as long as the classes have the same. */
@@ -429,7 +440,7 @@ export class Folder {
       folded.defaultChain = rename(folded.defaultChain);
     }
     const needs = new Set(listenerFacts(state.listeners).routeNames.map((name) => routeNames_.of(key, name)));
-    const whole = withWaypoints(folded, waypoints, identity);
+    const whole = withPodCalls(withWaypoints(folded, waypoints, identity), waypoints === OF_A_WAYPOINT);
     const probe = podListener({ uid: '', netnsPath: '', ipv6: true }, whole, []);
     const inner = INSPECTION_KINDS.map((kind) => ({ cluster: inspectionCluster(key, kind), listener: inspectionListener(key, kind, whole, [...needs]) }));
     return { folded: whole, hash: probe.version, needs: [...needs], inner, problems };
@@ -495,10 +506,18 @@ function cacheOf<F>(caches: Map<string, WeakMap<object, F>>, identity = ''): Wea
   return found;
 }
 
-/** Its own connections go on as they are: they would come back to it. */
+/** For a waypoint's own connections: they go on as they are, since they would come back to it. */
+const OF_A_WAYPOINT: WaypointTable = { waypoints: {}, destinations: [] };
+
 function isWaypoint(pods: readonly FoldPod[], { waypoints }: WaypointTable): boolean {
   const addresses = new Set(pods.flatMap(({ addresses: own = [] }) => own));
   return Object.values(waypoints).some(({ endpoints }) => endpoints.some((endpoint) => addresses.has(parseEndpointId(endpoint)?.address ?? '')));
+}
+
+/** The internal listener that leads to a pod's waypoint. */
+function waypointOf(addresses: readonly string[] = [], { destinations }: WaypointTable): string | undefined {
+  const found = destinations.find(({ ports, addresses: own }) => !ports && own.some((address) => addresses.includes(address)));
+  return found && waypointListenerName(found.waypoint);
 }
 
 function addWaypoints(classes: readonly FoldClass[], { waypoints }: WaypointTable, cds: Map<string, Entry>, eds: Map<string, Entry>): void {

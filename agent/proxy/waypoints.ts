@@ -133,6 +133,6 @@ export class WaypointClusters {
   }
 }
 
-function waypointListenerName(waypoint: string): string {
+export function waypointListenerName(waypoint: string): string {
   return `waypoint/${waypoint}`;
 }

@@ -151,8 +151,16 @@ function wayTo(pod: ExplainedPod, address: string, port: number, maps: LiveMaps,
   const waypoint = toWaypoint(address, maps.waypoints);
   if (waypoint) return waypoint;
   const netns = maps.netnsOf(address);
+  if (isProxys(pod, address, port, maps)) return { way: 'envoy', reasons: ['it is the own address of an enrolled pod whose policy Envoy judges: the connection is led there with the caller\'s identity, and no route is applied to it'] };
   if (netns !== undefined && maps.isPlainPort(port)) return { way: 'pod', reasons: [`it is an enrolled pod's own address, and no listener of the control plane asks for port ${port}`] };
   return toService(own, pod, address, port, netns, resolver);
+}
+
+/** Whether it is a pod of this node whose callers, also those of this node, Envoy judges. */
+function isProxys(pod: ExplainedPod, address: string, port: number, maps: LiveMaps): boolean {
+  const netns = maps.netnsOf(address);
+  const owner = netns === undefined ? undefined : maps.pods().find(({ netnsCookie }) => netnsCookie === netns);
+  return owner !== undefined && owner.uid !== pod.uid && maps.judge(pod.uid, owner.netnsCookie, address, address, port)?.behindProxy === true && !maps.isJudged(owner.uid, port);
 }
 
 function toWaypoint(address: string, { waypoints, destinations }: WaypointTable): Omit<ExplainedAddress, 'address'> | undefined {
