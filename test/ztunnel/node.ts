@@ -63,6 +63,8 @@ export interface Access {
   error?: string;
 }
 
+export type ZtunnelWorld = Pick<MeshWorld, 'lab' | 'ca' | 'pilot' | 'token'>;
+
 export class ZtunnelNode {
   readonly #folder = mkdtempSync(join(tmpdir(), 'up-ztunnel-'));
   readonly #children: ChildProcess[] = [];
@@ -73,7 +75,8 @@ export class ZtunnelNode {
   log = '';
   readonly accesses: Access[] = [];
 
-  constructor(readonly world: MeshWorld, readonly node: string) {}
+  /** @param network that its pods are on */
+  constructor(readonly world: ZtunnelWorld, readonly node: string, readonly network = '') {}
 
   static binary(): string {
     const path = process.env['ZTUNNEL_BIN'] ?? '';
@@ -96,7 +99,7 @@ export class ZtunnelNode {
     await this.#workloads.answers.next();
     const address = 'https://localhost:15012';
     const env = {
-      XDS_ADDRESS: address, CA_ADDRESS: address, XDS_ROOT_CA: root, CA_ROOT_CA: root, AUTH_TOKEN: token, INPOD_UDS: zds, NODE_NAME: this.node, CLUSTER_ID: lab.info().clusterId,
+      XDS_ADDRESS: address, CA_ADDRESS: address, XDS_ROOT_CA: root, CA_ROOT_CA: root, AUTH_TOKEN: token, INPOD_UDS: zds, NODE_NAME: this.node, NETWORK: this.network, CLUSTER_ID: lab.info().clusterId,
       POD_NAME: 'ztunnel', POD_NAMESPACE: 'istio-system', SERVICE_ACCOUNT: 'ztunnel', INSTANCE_IP: lab.pod('istio-system', 'ztunnel').ips[0]!, ZTUNNEL_WORKER_THREADS: '1', LOG_FORMAT: 'json',
     };
     const ztunnel = this.#keep(lab.spawnIn(ZTUNNEL_POD, [ZtunnelNode.binary()], { env, stdio: ['ignore', 'pipe', 'pipe'] }));
