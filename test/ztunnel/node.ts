@@ -30,7 +30,7 @@ const RELAY = "const net = require('node:net'); net.createServer((inner) => { co
  * As Istio's CNI agent writes them into a pod (https://github.com/istio/istio/blob/master/architecture/ambient/ztunnel-cni-lifecycle.md):
  * 0x539 marks ztunnel's own packets, 0x111 the connections that it opens with a caller's address, whose answers are for it.
  */
-const RULES = `*mangle
+const rules = (loopback: string): string => `*mangle
 :ISTIO_OUTPUT - [0:0]
 :ISTIO_PRERT - [0:0]
 -A PREROUTING -j ISTIO_PRERT
@@ -45,9 +45,9 @@ COMMIT
 -A OUTPUT -j ISTIO_OUTPUT
 -A ISTIO_OUTPUT ! -o lo -p udp -m mark ! --mark 0x539/0xfff -m udp --dport 53 -j REDIRECT --to-ports 15053
 -A ISTIO_OUTPUT -p tcp -m mark --mark 0x111/0xfff -j ACCEPT
--A ISTIO_OUTPUT ! -d 127.0.0.1/32 -o lo -j ACCEPT
--A ISTIO_OUTPUT ! -d 127.0.0.1/32 -p tcp -m mark ! --mark 0x539/0xfff -j REDIRECT --to-ports 15001
--A ISTIO_PRERT ! -d 127.0.0.1/32 -p tcp ! --dport 15008 -m mark ! --mark 0x539/0xfff -j REDIRECT --to-ports 15006
+-A ISTIO_OUTPUT ! -d ${loopback} -o lo -j ACCEPT
+-A ISTIO_OUTPUT ! -d ${loopback} -p tcp -m mark ! --mark 0x539/0xfff -j REDIRECT --to-ports 15001
+-A ISTIO_PRERT ! -d ${loopback} -p tcp ! --dport 15008 -m mark ! --mark 0x539/0xfff -j REDIRECT --to-ports 15006
 COMMIT
 `;
 
@@ -141,9 +141,11 @@ export class ZtunnelNode {
       const [namespace = '', name = ''] = pod.split('/');
       const { uid, netns } = this.world.lab.pod(namespace, name);
       await this.#tell({ add: uid, netns, name, namespace, serviceAccount: name });
-      await this.#inPod(pod, ['iptables-restore', '--noflush'], RULES);
-      await this.#inPod(pod, ['ip', 'rule', 'add', 'fwmark', '0x111/0xfff', 'pref', '32764', 'lookup', '100']);
-      await this.#inPod(pod, ['ip', 'route', 'add', 'local', '0.0.0.0/0', 'dev', 'lo', 'table', '100']);
+      for (const [family, restore, loopback, all] of [['-4', 'iptables-restore', '127.0.0.1/32', '0.0.0.0/0'], ['-6', 'ip6tables-restore', '::1/128', '::/0']] as const) {
+        await this.#inPod(pod, [restore, '--noflush'], rules(loopback));
+        await this.#inPod(pod, ['ip', family, 'rule', 'add', 'fwmark', '0x111/0xfff', 'pref', '32764', 'lookup', '100']);
+        await this.#inPod(pod, ['ip', family, 'route', 'add', 'local', all, 'dev', 'lo', 'table', '100']);
+      }
     }
   }
 

@@ -57,6 +57,7 @@ const world = new MeshWorld('ztunnel', {
       pod(side, 'echo', side === 'ambient' ? CAPTURED : '', ECHO),
       pod(side, 'late', side === 'ambient' ? CAPTURED : '', `name: app, image: node, command: [node, -e, ${JSON.stringify(LATE)}]`),
       service(side, 'echo', ECHO_PORTS),
+      service(side, 'six', '{name: tcp-echo, port: 9000}', '', 'echo').replace('spec: {', 'spec: {ipFamilyPolicy: SingleStack, ipFamilies: [IPv6], '),
       service(side, 'late', LATE_PORTS),
       service(side, 'heads', '{name: tcp-echo, port: 9000}', '', 'echo').replace('spec: {', 'spec: {clusterIP: None, '),
       service(side, 'routed', ECHO_PORTS, WAYPOINT, 'echo'),
@@ -169,6 +170,18 @@ for (const side of SIDES) {
     const before = await tunnelsInto('echo');
     assert.deepEqual(await Promise.all([one, two].map((caller) => lines(`${side}/${caller}`, target, 9000, 200))), [expected(200), expected(200)]);
     if (side === 'ambient') assert.equal(await tunnelsInto('echo'), before + 400);
+  });
+
+  test(`by IPv6: ${there}`, async () => {
+    const address = world.lab.pod(other(side), 'echo').ips.find((each) => each.includes(':'))!;
+    const since = ztunnel.accesses.length;
+    const before = await tunnelsInto('echo');
+    const vip = (world.pilot.object(`/Service/${other(side)}/six`) as unknown as { spec: { clusterIP: string } }).spec.clusterIP;
+    assert.match(vip, /:/);
+    assert.deepEqual(await lines(from, vip, 9000, 3), expected(3));
+    const logged = await ztunnel.logged(since, 3, (access) => (side === 'node' ? inbound : outbound)(access) && access['dst.hbone_addr']?.startsWith('[') === true);
+    assert.deepEqual([...new Set(logged.map((access) => `${access['src.identity']} ${access['dst.addr']} ${access['dst.hbone_addr']} ${access.error ?? 'ok'}`))], [`${spiffe(side, one)} [${address}]:15008 [${address}]:9000 ok`]);
+    if (side === 'ambient') assert.equal(await tunnelsInto('echo'), before + 3);
   });
 
   test(`48 MiB there, and 48 MiB back on the half-closed connection, arrive as they were sent: ${there}`, async () => {
