@@ -74,6 +74,7 @@ function serviceLines(services: AgentStatus['services']): string[] {
 function certificateLines(certificates: AgentStatus['proxy']['certificates']): string[] {
   if (!certificates) return ['certificates   none: no CA is named, so there is no mutual TLS'];
   const { ca, problem, identities } = certificates;
-  const missing = identities.filter(({ notAfter }) => notAfter === undefined);
-  return [`certificates   ${identities.length - missing.length} of ${identities.length} from ${ca}${problem === undefined ? '' : ` - ${problem}`}`];
+  const valid = identities.filter(({ notAfter, expired }) => notAfter !== undefined && !expired);
+  const expired = identities.filter((identity) => identity.expired);
+  return [`certificates   ${valid.length} of ${identities.length} from ${ca}${expired.length === 0 ? '' : `, ${expired.map(({ id, notAfter }) => `that of ${id} expired at ${notAfter}`).join(', ')}: its new connections are refused`}${problem === undefined ? '' : ` - ${problem}`}`];
 }

@@ -1,9 +1,7 @@
 /** The certificates of a node's pods while they are renewed, the agent is exchanged, and the CA is away, with real traffic. */
 import assert from 'node:assert/strict';
 import { generateKeyPairSync } from 'node:crypto';
-import { once } from 'node:events';
 import { readFileSync, readdirSync } from 'node:fs';
-import { connect, createServer, type AddressInfo, type Server, type Socket } from 'node:net';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { instancePaths } from '../agent/index.js';
@@ -11,46 +9,11 @@ import { TLS_MODE_LABEL } from '../common/identity/announcements.js';
 import { waitFor } from '../common/retry.js';
 import { Load } from './load.js';
 import { MeshWorld } from './mesh/world.js';
+import { Relay } from './relay.js';
 
 /** Certificates are dated back by two minutes, so these are at half of their life after six seconds. */
 const LEAF_TTL_MS = 132_000;
 const NODE = 'node-1';
-
-/** The CA's port, which can go away and come back. */
-class Relay {
-  readonly #sockets = new Set<Socket>();
-  #server: Server | undefined;
-  #port = 0;
-  #target = 0;
-
-  async open(target = this.#target): Promise<string> {
-    this.#target = target;
-    if (!this.#server) {
-      this.#server = createServer((socket) => {
-        const to = connect(this.#target, '127.0.0.1');
-        for (const end of [socket, to]) {
-          this.#sockets.add(end);
-          end.on('error', () => undefined).on('close', () => this.#sockets.delete(end));
-        }
-        socket.pipe(to).pipe(socket);
-      }).listen(this.#port, '127.0.0.1');
-      await once(this.#server, 'listening');
-      this.#port = (this.#server.address() as AddressInfo).port;
-    }
-    return `localhost:${this.#port}`;
-  }
-
-  async close(): Promise<void> {
-    for (const socket of this.#sockets) socket.destroy();
-    const server = this.#server;
-    this.#server = undefined;
-    if (server) await new Promise((done) => server.close(done));
-  }
-
-  get address(): string {
-    return `localhost:${this.#port}`;
-  }
-}
 
 const relay = new Relay();
 let isAway = false;

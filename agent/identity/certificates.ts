@@ -1,7 +1,8 @@
 /**
  * The certificates of the node's pods: one for each service account that a pod here runs under, in memory alone, renewed at
  * half of its life, given up with the account's last pod. While the CA does not answer what is there goes on being used; an
- * account that never had a certificate has none, and Envoy refuses the connections that would need it.
+ * account that never had a certificate has none, and Envoy refuses the connections that would need it. One that has expired
+ * stays with Envoy: whoever is shown it ends the handshake, while without it the pod would be offered to plaintext.
  */
 import { systemClock, type Clock } from '../../common/clock.js';
 import { errorMessage } from '../../common/errors.js';
@@ -36,8 +37,8 @@ export interface CertificatesStatus {
   ca: string;
   /** Why the CA's last answer was none. */
   problem?: string;
-  /** By SPIFFE id. `notAfter` is in ISO 8601, and absent while there is no certificate. */
-  identities: { id: string; notAfter?: string; problem?: string }[];
+  /** By SPIFFE id. `notAfter` is in ISO 8601, and absent while there is no certificate; `expired` when it has passed. */
+  identities: { id: string; notAfter?: string; expired?: true; problem?: string }[];
 }
 
 export interface NodeCertificatesOptions {
@@ -56,6 +57,9 @@ interface Account {
   readonly gone: AbortController;
   secret: Entry | undefined;
   notAfter: Date | undefined;
+  expired: boolean;
+  /** Of the look whether it has. */
+  cancelExpiry: (() => void) | undefined;
   problem: string | undefined;
 }
 
@@ -87,6 +91,7 @@ export class NodeCertificates implements Closable {
       this.#accounts.delete(id);
       account.gone.abort();
       account.rotation.close();
+      account.cancelExpiry?.();
       if (account.problem === this.#problem) this.#problem = undefined;
     }
     for (const id of ids) {
@@ -103,7 +108,7 @@ export class NodeCertificates implements Closable {
   }
 
   status(): CertificatesStatus {
-    const identities = [...this.#accounts].map(([id, { notAfter, problem }]) => ({ id, ...(notAfter ? { notAfter: notAfter.toISOString() } : {}), ...(problem === undefined ? {} : { problem }) }));
+    const identities = [...this.#accounts].map(([id, { notAfter, expired, problem }]) => ({ id, ...(notAfter ? { notAfter: notAfter.toISOString() } : {}), ...(expired ? { expired } : {}), ...(problem === undefined ? {} : { problem }) }));
     return { ca: this.#ca.description, ...(this.#problem === undefined ? {} : { problem: this.#problem }), identities };
   }
 
@@ -115,7 +120,10 @@ export class NodeCertificates implements Closable {
     };
     const take = (certificate: IssuedCertificate): void => {
       if (account.gone.signal.aborted) return;
+      if (account.expired) this.#options.logger.info({ ca: this.#ca.description, identity: id }, 'a certificate again after one that had expired');
       account.notAfter = certificate.notAfter;
+      account.expired = false;
+      this.#watchExpiry(id, account);
       // A hash of what is public, since versions are shown.
       account.secret = entry(certificateSecret(id, certificate), certificate.chainPem);
       this.#options.onChange();
@@ -127,7 +135,7 @@ export class NodeCertificates implements Closable {
       this.#failed(account.problem, before, { identity: id });
     };
     const rotation = new CertificateRotation({ ...this.#options.rotation, issue, onRenewed: take, onError: failed });
-    const account: Account = { rotation, gone: new AbortController(), secret: undefined, notAfter: undefined, problem: undefined };
+    const account: Account = { rotation, gone: new AbortController(), secret: undefined, notAfter: undefined, expired: false, cancelExpiry: undefined, problem: undefined };
     this.#accounts.set(id, account);
     const backoff = new Backoff(REFUSED_BACKOFF);
     while (!account.gone.signal.aborted) {
@@ -139,6 +147,17 @@ export class NodeCertificates implements Closable {
         await this.#pause(backoff.next(), account.gone.signal);
       }
     }
+  }
+
+  #watchExpiry(id: string, account: Account): void {
+    account.cancelExpiry?.();
+    const leftMs = account.notAfter!.getTime() - this.#clock.now();
+    if (leftMs > 0) {
+      account.cancelExpiry = this.#clock.after(leftMs, () => this.#watchExpiry(id, account));
+      return;
+    }
+    account.expired = true;
+    this.#options.logger.error({ ca: this.#ca.description, identity: id, notAfter: account.notAfter, ...(account.problem === undefined ? {} : { reason: account.problem }) }, 'a certificate has expired before the CA gave another one: its new connections are refused by the other end, those that are open go on');
   }
 
   /** Said once of each account, and once of the CA as a whole. */

@@ -21,8 +21,9 @@ export function metricsText(status: AgentStatus, counters: Counters | undefined,
   const { certificates } = status.proxy;
   if (certificates) {
     text.add('underpass_ca_up', 'gauge', 'Whether the CA gave a certificate when it was last asked.', Number(certificates.problem === undefined));
-    for (const { id, notAfter } of certificates.identities) {
+    for (const { id, notAfter, expired } of certificates.identities) {
       text.add('underpass_certificate_expiry_timestamp_seconds', 'gauge', 'When the certificate of a service account of this node expires, in seconds since the epoch; 0: there is none.', notAfter === undefined ? 0 : Date.parse(notAfter) / 1000, { identity: id });
+      text.add('underpass_certificate_expired', 'gauge', 'Whether the certificate of a service account of this node has expired, so that its new connections are refused.', Number(expired === true), { identity: id });
     }
   }
   text.add('underpass_workloads_connected', 'gauge', 'Whether the source of pods is connected.', Number(status.workloads.problem === undefined));

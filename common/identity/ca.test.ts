@@ -108,10 +108,16 @@ test('FileRootStore: a root and an exchange under way survive a restart, readabl
 });
 
 test('renewalDelayMs: at half of the life, earlier by chance, never later', () => {
-  const certificate = { notBefore: new Date(0), notAfter: new Date(1000) };
-  assert.equal(renewalDelayMs(certificate, 0, 0.1, () => 0), 500);
-  assert.equal(renewalDelayMs(certificate, 0, 0.1, () => 1), 450);
-  assert.equal(renewalDelayMs(certificate, 800, 0.1, () => 0), 0);
+  const certificate = { notBefore: new Date(0), notAfter: new Date(100_000) };
+  assert.equal(renewalDelayMs(certificate, 0, 0.1, () => 0), 50_000);
+  assert.equal(renewalDelayMs(certificate, 0, 0.1, () => 1), 45_000);
+});
+
+test('renewalDelayMs: a life that is more than half over when it comes is renewed at half of what is left, and never in a loop', () => {
+  const certificate = { notBefore: new Date(-120_000), notAfter: new Date(20_000) };
+  assert.equal(renewalDelayMs(certificate, 0, 0.1, () => 0), 10_000);
+  assert.equal(renewalDelayMs(certificate, 19_900, 0.1, () => 0), 1_000);
+  assert.equal(renewalDelayMs(certificate, 30_000, 0.1, () => 0), 1_000);
 });
 
 test('CertificateRotation: renews by its clock, tries again after a failure, keeps the old one meanwhile, ends when closed', async () => {

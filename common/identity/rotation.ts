@@ -8,6 +8,8 @@ import type { Closable } from '../lifecycle.js';
 import type { IssuedCertificate } from './ca.js';
 
 const RETRY_MS = 10_000;
+/** A CA whose clock is behind may give what has expired already. */
+const LEAST_RENEWAL_MS = 1_000;
 const DEFAULT_JITTER = 0.1;
 
 export interface RotationOptions {
@@ -23,10 +25,14 @@ export interface CertificateRotationOptions extends RotationOptions {
   onError: (error: Error) => void;
 }
 
-/** Milliseconds from now until the certificate is to be renewed. */
+/**
+ * Milliseconds from now, when it came, until the certificate is to be renewed. CAs date back, by minutes, so that a short life
+ * may be more than half over when it begins: then at half of what is left.
+ */
 export function renewalDelayMs({ notBefore, notAfter }: Pick<IssuedCertificate, 'notBefore' | 'notAfter'>, now: number, jitter: number, random: () => number): number {
   const toHalfLifeMs = (notBefore.getTime() + notAfter.getTime()) / 2 - now;
-  return Math.max(0, toHalfLifeMs * (1 - jitter * random()));
+  const untilMs = toHalfLifeMs > 0 ? toHalfLifeMs : (notAfter.getTime() - now) / 2;
+  return Math.max(LEAST_RENEWAL_MS, untilMs * (1 - jitter * random()));
 }
 
 export class CertificateRotation implements Closable {
