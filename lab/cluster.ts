@@ -17,6 +17,7 @@ import {
   type ServicePort,
   type ServiceSpec,
 } from './kube.js';
+import { familiesOf, type Family } from './families.js';
 import type { Pod } from './pod.js';
 import type { VirtualAddress } from './service-proxy.js';
 
@@ -145,6 +146,11 @@ export class Cluster {
     return { 'kubernetes.io/hostname': name, 'kubernetes.io/os': 'linux', ...given };
   }
 
+  /** Of the node's own addresses. */
+  nodeFamilies(name: string): readonly Family[] {
+    return familiesOf(this.nodeObjects.find(({ metadata }) => metadata.name === name)?.metadata.annotations ?? {});
+  }
+
   namespaceLabels(name: string): Record<string, string> {
     return this.namespaces.get(name)?.labels ?? {};
   }
@@ -209,13 +215,14 @@ export class Cluster {
       if (!service.address) continue;
       const behind = this.endpoints(service, pods).filter(({ pod }) => isEndpoint(pod, service));
       for (const [family, address] of [service.address, service.external ?? []].flat().flatMap((address) => service.families.map((family) => [family, address] as const))) {
-        const [ip, position] = family === 'IPv4' ? [address.ipv4, 0] : [address.ipv6, 1];
+        const ip = family === 'IPv4' ? address.ipv4 : address.ipv6;
         for (const port of service.object.spec.ports ?? []) {
           const protocol = (port.protocol ?? 'TCP').toLowerCase();
           if (protocol !== 'tcp' && protocol !== 'udp') continue;
           const endpoints = behind.flatMap(({ pod, ports }) => {
             const number = ports.find((candidate) => candidate.port === port)?.number;
-            return number === undefined ? [] : [{ ip: pod.ips[position] as string, port: number }];
+            const own = pod.ips.find((each) => each.includes(':') === (family === 'IPv6'));
+            return number === undefined || own === undefined ? [] : [{ ip: own, port: number }];
           });
           found.push({ service: `${key}:${port.name ?? port.port}`, ip, port: port.port, protocol, endpoints, ...(address === service.external ? { external: true } : {}) });
         }

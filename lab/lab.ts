@@ -22,6 +22,7 @@ import { keyOf, type DesiredPod, type KubeObject } from './kube.js';
 import { LabLock } from './lock.js';
 import { DEFAULT_DISCOVERY, LabNames, netnsPath } from './names.js';
 import { LabNetwork } from './network.js';
+import { BOTH_FAMILIES, type Family } from './families.js';
 import { ObjectsDir } from './objects.js';
 import type { ExecOptions, LabOptions, PodReference } from './options.js';
 import { placePod } from './placement.js';
@@ -171,9 +172,10 @@ export class Lab implements LabBackend {
     for (const name of wanted) {
       if (this.#nodes.has(name)) continue;
       const addresses = this.#network.nodeAddresses();
-      await this.#network.addNode(name, addresses);
+      const families = this.cluster.nodeFamilies(name);
+      await this.#network.addNode(name, addresses, families);
       const dns = this.#closables.add(
-        await DnsServer.listen(netnsPath(this.names.nodeNetns(name)), this.#present(addresses.bridge)),
+        await DnsServer.listen(netnsPath(this.names.nodeNetns(name)), this.#present(addresses.bridge, families)),
       );
       const balancers = new ServiceProxy(netnsPath(this.names.nodeNetns(name)), (error) => this.#problem(error));
       this.#nodes.set(name, { name, addresses, pods: new PodAddresses(addresses), dns, balancers });
@@ -181,8 +183,8 @@ export class Lab implements LabBackend {
     }
   }
 
-  #present({ ipv4, ipv6 }: DualAddress): string[] {
-    return this.#ipv6 ? [ipv4, ipv6] : [ipv4];
+  #present({ ipv4, ipv6 }: DualAddress, families: readonly Family[] = BOTH_FAMILIES): string[] {
+    return [...(families.includes('IPv4') ? [ipv4] : []), ...(families.includes('IPv6') && this.#ipv6 ? [ipv6] : [])];
   }
 
   /** Brings the pods to what the objects say; resolves when all that is new was started and all that is old was ended. */
@@ -233,6 +235,7 @@ export class Lab implements LabBackend {
         admitted,
         nodeName: node.name,
         node: node.addresses,
+        nodeFamilies: this.cluster.nodeFamilies(name),
         address: node.pods.allocate(),
         names: this.names,
         network: this.#network,
@@ -335,9 +338,9 @@ export class Lab implements LabBackend {
   #nodeStates(): NodeRecord[] {
     return [...this.#nodes.values()].map(({ name, addresses: { node, podCidrs, bridge } }) => ({
       name,
-      ips: this.#present(node),
+      ips: this.#present(node, this.cluster.nodeFamilies(name)),
       podCidrs: this.#present(podCidrs),
-      dns: this.#present(bridge),
+      dns: this.#present(bridge, this.cluster.nodeFamilies(name)),
       netns: netnsPath(this.names.nodeNetns(name)),
     }));
   }

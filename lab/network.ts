@@ -7,9 +7,16 @@ import { createHash } from 'node:crypto';
 import { errorCode, UnderpassError } from '../common/errors.js';
 import { run } from '../common/process.js';
 import { loadBalancerCidrs, MAX_CLUSTERS, NODES_PER_CLUSTER, nodeAddresses, type DualAddress, type NodeAddresses } from './addresses.js';
+import { BOTH_FAMILIES, type Family } from './families.js';
 import { NETNS_DIR, netnsPath, type LabNames } from './names.js';
 
 const BRIDGE = 'cni0';
+
+/** On each node's bridge, and on its uplink: what leads to a pod whose family the node itself does not have. */
+const LINK_LOCAL_GATEWAY = 'fe80::1';
+const linkLocal = ({ index }: NodeAddresses): string => `fe80::${(index + 2).toString(16)}`;
+/** The same for IPv4: what the node's own programs, which probe, call IPv4 pods from, and nobody's beyond the node. */
+const LINK_LOCAL_GATEWAY4 = '169.254.1.1';
 
 // The lab gives out each address once: no second's wait for duplicate address detection.
 const IPV6_SYSCTLS = `
@@ -24,6 +31,11 @@ const NODE_SYSCTLS = `
 echo 1 >/proc/sys/net/ipv4/ip_forward
 [ ! -e /proc/sys/net/ipv6 ] || echo 1 >/proc/sys/net/ipv6/conf/all/forwarding
 for f in /proc/sys/net/bridge/bridge-nf-call-*; do [ ! -e $f ] || echo 0 >$f; done
+`;
+
+const NO_IPV6_SYSCTLS = `
+echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6
+echo 1 >/proc/sys/net/ipv6/conf/default/disable_ipv6
 `;
 
 // As container runtimes do: a pod may bind low ports without being root.
@@ -96,6 +108,8 @@ export interface JoinedNetworks {
 
 export class LabNetwork {
   readonly #nodes = new Map<string, NodeAddresses>();
+  /** Of nodes that have one only. */
+  readonly #families = new Map<string, readonly Family[]>();
   /** Position among the clusters of a mesh: each has addresses of its own. */
   readonly index: number;
 
@@ -144,7 +158,8 @@ export class LabNetwork {
     await this.#ip(fabric, ['link set lo up', 'link add br0 type bridge', 'link set br0 up']);
   }
 
-  async addNode(name: string, addresses: NodeAddresses): Promise<void> {
+  /** @param families of the node's own addresses; its pods' are theirs, whatever the node has */
+  async addNode(name: string, addresses: NodeAddresses, families: readonly Family[] = BOTH_FAMILIES): Promise<void> {
     const netns = this.names.nodeNetns(name);
     const fabric = this.#fabric;
     await this.#make(netns, NODE_SYSCTLS);
@@ -156,18 +171,25 @@ export class LabNetwork {
     await this.#ip(netns, [
       'link set lo up',
       `link add ${BRIDGE} address ${macAddress(addresses.bridge.ipv4)} type bridge`,
-      `addr add ${addresses.bridge.ipv4}/24 dev ${BRIDGE}`,
-      `addr add ${addresses.bridge.ipv6}/64 dev ${BRIDGE} nodad`,
+      ...(families.includes('IPv4') ? [`addr add ${addresses.bridge.ipv4}/24 dev ${BRIDGE}`, `addr add ${addresses.node.ipv4}/24 dev eth0`] : []),
+      ...(families.includes('IPv6') ? [`addr add ${addresses.bridge.ipv6}/64 dev ${BRIDGE} nodad`, `addr add ${addresses.node.ipv6}/64 dev eth0 nodad`] : []),
+      `addr add ${LINK_LOCAL_GATEWAY}/64 dev ${BRIDGE} nodad`,
+      `addr add ${linkLocal(addresses)}/64 dev eth0 nodad`,
       `link set ${BRIDGE} up`,
-      `addr add ${addresses.node.ipv4}/24 dev eth0`,
-      `addr add ${addresses.node.ipv6}/64 dev eth0 nodad`,
       'link set eth0 up',
-      ...[...this.#nodes.values()].flatMap((other) => routesTo(other)),
+      ...(families.includes('IPv4') ? [] : [`addr add ${LINK_LOCAL_GATEWAY4}/32 dev ${BRIDGE}`, `route add ${addresses.podCidrs.ipv4} dev ${BRIDGE} src ${LINK_LOCAL_GATEWAY4}`]),
+      ...(families.includes('IPv6') ? [] : [`route add ${addresses.podCidrs.ipv6} dev ${BRIDGE}`]),
+      ...[...this.#nodes].flatMap(([other, its]) => routesTo(its, this.#common(other, families))),
     ]);
-    for (const other of this.#nodes.keys()) await this.#ip(this.names.nodeNetns(other), routesTo(addresses));
+    for (const other of this.#nodes.keys()) await this.#ip(this.names.nodeNetns(other), routesTo(addresses, this.#common(other, families)));
+    if (families.length < 2) this.#families.set(name, families);
     if (this.joined.peers.length > 0) await masqueradeUplink(netns);
     for (const peer of this.joined.peers) await this.#link(peer, netns, addresses);
     this.#nodes.set(name, addresses);
+  }
+
+  #common(node: string, families: readonly Family[]): readonly Family[] {
+    return families.filter((family) => (this.#families.get(node) ?? BOTH_FAMILIES).includes(family));
   }
 
   /** Routes between a new node and another cluster's: to its load balancers always, to its pods when there is one network. */
@@ -184,11 +206,12 @@ export class LabNetwork {
   }
 
   /** @returns the name of the pod's namespace */
-  async addPod(node: string, namespace: string, pod: string, address: DualAddress): Promise<string> {
+  async addPod(node: string, namespace: string, pod: string, address: DualAddress, families: readonly Family[] = BOTH_FAMILIES): Promise<string> {
     const netns = this.names.podNetns(namespace, pod);
     const gateway = this.#nodes.get(node)?.bridge;
+    const nodes = this.#families.get(node) ?? BOTH_FAMILIES;
     if (!gateway) throw new Error(`adding pod ${namespace}/${pod}: there is no node ${node}`);
-    await this.#make(netns, POD_SYSCTLS);
+    await this.#make(netns, families.includes('IPv6') ? POD_SYSCTLS : POD_SYSCTLS + (this.ipv6 ? NO_IPV6_SYSCTLS : ''));
     const host = linkName('veth', netns);
     await this.#ip(this.names.nodeNetns(node), [
       `link add ${host} type veth peer name eth0 address ${macAddress(address.ipv4)} netns ${netns}`,
@@ -196,11 +219,11 @@ export class LabNetwork {
     ]);
     await this.#ip(netns, [
       'link set lo up',
-      `addr add ${address.ipv4}/24 dev eth0`,
-      `addr add ${address.ipv6}/64 dev eth0 nodad`,
+      ...(families.includes('IPv4') ? [`addr add ${address.ipv4}/24 dev eth0`] : []),
+      ...(families.includes('IPv6') ? [`addr add ${address.ipv6}/64 dev eth0 nodad`] : []),
       'link set eth0 up',
-      `route add default via ${gateway.ipv4}`,
-      `route add default via ${gateway.ipv6}`,
+      ...(families.includes('IPv4') ? defaultRoute4(nodes.includes('IPv4'), gateway) : []),
+      ...(families.includes('IPv6') ? [nodes.includes('IPv6') ? `route add default via ${gateway.ipv6}` : `route add default via ${LINK_LOCAL_GATEWAY} dev eth0`] : []),
     ]);
     return netns;
   }
@@ -212,8 +235,18 @@ export class LabNetwork {
   }
 }
 
-function routesTo(node: NodeAddresses): string[] {
-  return routesVia(node.podCidrs, node);
+function defaultRoute4(nodeHasIt: boolean, { ipv4 }: DualAddress): string[] {
+  if (nodeHasIt) return [`route add default via ${ipv4}`];
+  return [`route add ${LINK_LOCAL_GATEWAY4} dev eth0`, `route add default via ${LINK_LOCAL_GATEWAY4} dev eth0`];
+}
+
+/** @param families that both nodes have */
+function routesTo(node: NodeAddresses, families: readonly Family[] = BOTH_FAMILIES): string[] {
+  const [ipv4, ipv6] = routesVia(node.podCidrs, node) as [string, string];
+  return [
+    families.includes('IPv4') ? ipv4 : `route replace ${node.podCidrs.ipv4} via inet6 ${linkLocal(node)} dev eth0`,
+    families.includes('IPv6') ? ipv6 : `route replace ${node.podCidrs.ipv6} via ${linkLocal(node)} dev eth0`,
+  ];
 }
 
 /** `replace`: a lab of the same place may have come and gone. */

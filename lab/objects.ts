@@ -191,8 +191,8 @@ function endpointSlices(cluster: Cluster, service: ServiceState, pods: readonly 
           protocol: port.protocol ?? 'TCP',
           ...(port.appProtocol ? { appProtocol: port.appProtocol } : {}),
         })),
-        endpoints: behind.map(({ pod }) => ({
-          addresses: pod.ips.filter((ip) => ip.includes(':') === (family === 'IPv6')),
+        endpoints: behind.map(({ pod }) => ({ pod, addresses: pod.ips.filter((ip) => ip.includes(':') === (family === 'IPv6')) })).filter(({ addresses }) => addresses.length > 0).map(({ pod, addresses }) => ({
+          addresses,
           conditions: { ready: isEndpoint(pod, service), serving: pod.ready, terminating: pod.terminating },
           nodeName: pod.nodeName,
           ...(cluster.nodeLabels(pod.nodeName)['topology.kubernetes.io/zone']

@@ -13,6 +13,7 @@ import { ContainerProcess } from './container.js';
 import { CLUSTER_DOMAIN } from './dns.js';
 import { expand, podEnvironment, type ConfigLookup } from './environment.js';
 import { EnvoyProxy, ISTIO_PROXY, type EnvoyProxyOptions } from './envoy-proxy.js';
+import { familiesOf, type Family } from './families.js';
 import type { ImageTable } from './images.js';
 import type { AdmittedPod, ProxyPlan } from './injection.js';
 import type { ContainerSpec, DesiredPod } from './kube.js';
@@ -32,6 +33,7 @@ export interface PodOptions {
   admitted: AdmittedPod;
   nodeName: string;
   node: NodeAddresses;
+  nodeFamilies: readonly Family[];
   address: DualAddress & { host: number };
   names: LabNames;
   network: LabNetwork;
@@ -102,7 +104,12 @@ export class Pod {
 
   get ips(): string[] {
     const { ipv4, ipv6 } = this.hostNetwork ? this.#options.node.node : this.#options.address;
-    return this.#options.network.ipv6 ? [ipv4, ipv6] : [ipv4];
+    const families = this.hostNetwork ? this.#options.nodeFamilies : this.#families;
+    return [...(families.includes('IPv4') ? [ipv4] : []), ...(families.includes('IPv6') && this.#options.network.ipv6 ? [ipv6] : [])];
+  }
+
+  get #families(): readonly Family[] {
+    return familiesOf(this.#options.desired.annotations);
   }
 
   get netns(): string {
@@ -131,7 +138,7 @@ export class Pod {
     mkdirSync(join(this.cgroup, 'app'), { recursive: true });
     if (!this.hostNetwork) {
       this.#netnsName = names.podNetns(desired.namespace, desired.name);
-      await network.addPod(nodeName, desired.namespace, desired.name, address);
+      await network.addPod(nodeName, desired.namespace, desired.name, address, this.#families);
     }
     this.#writeFiles();
     this.refreshVolumes();
@@ -185,7 +192,7 @@ export class Pod {
     const search = [`${desired.namespace}.svc.${CLUSTER_DOMAIN}`, `svc.${CLUSTER_DOMAIN}`, CLUSTER_DOMAIN];
     writeFileSync(
       join(this.dir, 'resolv.conf'),
-      `search ${search.join(' ')}\nnameserver ${node.bridge.ipv4}\noptions ndots:5 timeout:2\n`,
+      `search ${search.join(' ')}\nnameserver ${this.#families.includes('IPv4') ? node.bridge.ipv4 : node.bridge.ipv6}\noptions ndots:5 timeout:2\n`,
     );
     const hosts = [
       '127.0.0.1 localhost',
@@ -211,7 +218,7 @@ export class Pod {
         ports: container.ports,
         env: container.env,
         dir,
-        ipv6: this.#options.network.ipv6,
+        ipv6: this.#options.network.ipv6 && this.#families.includes('IPv6'),
       };
       const usual = spec.command ? image?.(context) : images.require(spec.image ?? '')(context);
       const entrypoint = spec.command ?? usual?.entrypoint ?? [];

@@ -483,7 +483,7 @@ export class NodeProxy {
     this.#inbound.follow(folded);
     this.#reportPorts(ports);
     // Of an adopted Envoy's pods some may follow what nobody here has heard of yet.
-    const known = this.#unheard.size === 0 ? [...ready.values()].filter(({ key }) => pods.some(({ classKey: of }) => of === key)) : [];
+    const known = this.#unheard.size === 0 ? [...ready.values()].flatMap(({ key }) => pods.find(({ classKey: of }) => of === key) ?? []).map(({ classKey: key, addresses = [] }) => ({ key, state: ready.get(key)!.state, addresses })) : [];
     this.#options.onPlainPorts?.(new PlainPorts(known), new Set([...folded.enforcing, ...[...this.#pods.keys()].filter((uid) => !this.#folded.has(uid))]));
     this.#reconcileClasses();
     this.#saveTimer ??= setTimeout(() => void this.#save(), Math.max(SAVE_DELAY_MS, SAVE_DELAY_FACTOR * this.#file.tookMs));

@@ -188,4 +188,12 @@ describe('PlainPorts', () => {
     assert.equal(of('service-kinds', '10.96.75.6', 27017, 'mongo.kinds.svc.cluster.local'), 'tcp');
     assert.match(of('base-world', '10.96.2.30', 6379, 'redis.ambient.svc.cluster.local'), /logged/);
   });
+
+  it('asks only classes whose pods have the address\'s family', () => {
+    const six = { key: 'six', state: state({ listeners: [] }), addresses: ['fd00::1'] };
+    const four = { key: 'four', state: state(), addresses: ['10.0.0.9'] };
+    assert.equal(new PlainPorts([four, six]).judge(VIP, 5432, HOST).kind, 'tcp');
+    assert.equal(new PlainPorts([four, { ...six, addresses: ['fd00::1', '10.0.0.8'] }]).judge(VIP, 5432, HOST).reason, "a client's proxy has no listener for it");
+    assert.equal(new PlainPorts([six]).judge(VIP, 5432, HOST).reason, 'no pod of this node has an address of its family');
+  });
 });

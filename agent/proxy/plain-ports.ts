@@ -50,11 +50,18 @@ const shapes = new WeakMap<Listener, Shape>();
 const clusters = new WeakMap<Cluster, { reason: string | undefined }>();
 const indexes = new WeakMap<SidecarState['listeners'], Map<string, Listener | 'several'>>();
 
+export interface PlainClass {
+  key: string;
+  state: SidecarState;
+  /** Of one of its pods: all have the same families. Without any it is asked about every address. */
+  addresses?: readonly string[];
+}
+
 export class PlainPorts implements PortJudge {
-  readonly #classes: readonly { key: string; state: SidecarState }[];
+  readonly #classes: readonly PlainClass[];
   readonly #listeners = new Map<string, Map<string, Listener | 'several'>>();
 
-  constructor(classes: readonly { key: string; state: SidecarState }[]) {
+  constructor(classes: readonly PlainClass[]) {
     this.#classes = classes;
   }
 
@@ -62,7 +69,10 @@ export class PlainPorts implements PortJudge {
     if (this.#classes.length === 0) return { reason: 'nothing is known of what the control plane asks for' };
     let kind: 'tcp' | 'http' = 'tcp';
     const assignments = new Set<ClusterLoadAssignment | undefined>();
-    for (const { key, state } of this.#classes) {
+    // Whose pods do not have the address's family never get there, and have no listener for it.
+    const asked = this.#classes.filter(({ addresses = [] }) => addresses.length === 0 || addresses.some((own) => isIPv6(own) === isIPv6(address)));
+    if (asked.length === 0) return { reason: 'no pod of this node has an address of its family' };
+    for (const { key, state } of asked) {
       const found = this.#inClass(key, state, address, port, `outbound|${port}||${hostname}`, hostname);
       if (found.reason !== undefined) return found;
       if (found.kind === 'http') kind = 'http';

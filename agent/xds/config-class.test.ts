@@ -6,8 +6,13 @@ const pod: ClassPod = { name: 'web-1', namespace: 'shop', serviceAccount: 'web',
 
 describe('classKey', () => {
   it('is the same for pods that differ in name, address and roll-out labels, and for any order of labels', () => {
-    const other: ClassPod = { ...pod, name: 'web-2', ips: ['10.0.0.2'], labels: { version: 'v1', app: 'web', 'pod-template-hash': 'x', 'controller-revision-hash': 'y', 'underpass.io/mode': 'node' } };
+    const other: ClassPod = { ...pod, name: 'web-2', ips: ['10.0.0.2', 'fd00::2'], labels: { version: 'v1', app: 'web', 'pod-template-hash': 'x', 'controller-revision-hash': 'y', 'underpass.io/mode': 'node' } };
     assert.equal(classKey(other), classKey(pod));
+  });
+
+  it('differs with the families of addresses that the pod has', () => {
+    const keys = [pod.ips, ['10.0.0.2'], ['fd00::2']].map((ips) => classKey({ ...pod, ips }));
+    assert.equal(new Set(keys).size, keys.length);
   });
 
   it('differs with namespace, service account and every other label', () => {

@@ -1,9 +1,10 @@
 /**
  * Pods that get the same outbound configuration share one stream: istiod and pilot look at a client's namespace, service
- * account and labels (Sidecar, DestinationRule and policy selectors, tracing tags), never at its address.
+ * account and labels (Sidecar, DestinationRule and policy selectors, tracing tags), never at its address, but at the families of
+ * addresses that it has: listeners and endpoints are of these.
  */
 import { createHash } from 'node:crypto';
-import { isIPv4 } from 'node:net';
+import { isIPv4, isIPv6 } from 'node:net';
 import { TLS_MODE_LABEL } from '../../common/identity/announcements.js';
 import { Node } from '../../proto/generated/envoy/config/core/v3/base.js';
 
@@ -39,7 +40,8 @@ export function relevantLabels(labels: Readonly<Record<string, string>>): Record
 
 /** The class's id: 8 hex digits, the same after a restart. */
 export function classKey(pod: ClassPod): string {
-  const identity = [pod.namespace, pod.serviceAccount, relevantLabels(pod.labels)];
+  const families = [pod.ips.some((ip) => isIPv4(ip)) ? '4' : '', pod.ips.some((ip) => isIPv6(ip)) ? '6' : ''].join('');
+  const identity = [pod.namespace, pod.serviceAccount, relevantLabels(pod.labels), ...(families === '46' ? [] : [families])];
   return createHash('sha256').update(JSON.stringify(identity)).digest('hex').slice(0, 8);
 }
 

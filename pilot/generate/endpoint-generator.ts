@@ -3,9 +3,9 @@ import { hostMatches } from '../model/hosts.js';
 import type { Model } from '../model/model.js';
 import type { Proxy } from '../model/proxy.js';
 import type { Scope } from '../model/scope.js';
-import { clientKey, clusterEndpoints } from './endpoints.js';
+import { clientKey, clusterEndpoints, hasBothFamilies } from './endpoints.js';
 import type { Generator, Names, SharedNames } from './generator.js';
-import { whereabouts, type Whereabouts } from './locality.js';
+import { onlyFamily, whereabouts, type Whereabouts } from './locality.js';
 import { parseClusterName, type ClusterKey } from './names.js';
 import { ResourceLists, type Whole } from './resource-list.js';
 import { TYPE, type Resource } from './resource.js';
@@ -26,7 +26,13 @@ interface Known {
 class Place {
   wasAsked = false;
   #where: Whereabouts | undefined;
+  #family: { of: Whereabouts['family'] } | undefined;
   constructor(readonly model: Model, readonly proxy: Proxy) {}
+
+  /** For whom resources are the same is known without a look at it: see `wholes`. */
+  get family(): Whereabouts['family'] {
+    return (this.#family ??= { of: onlyFamily(this.model, this.proxy) }).of;
+  }
 
   get where(): Whereabouts {
     return (this.#where ??= whereabouts(this.model, this.proxy));
@@ -47,8 +53,8 @@ export class EndpointGenerator implements Generator {
   /** With more than that they are looked through. */
   #mostKnown: number;
   readonly #namesByHost = new Map<string, Set<string>>();
-  /** By the names that they are of; undefined: they depend on more of the client than what it sees. */
-  #wholes = new WeakMap<Scope['view'], WeakMap<SharedNames, Whole | undefined>>();
+  /** By the names that they are of, and the client's one family; undefined: they depend on more of the client than what it sees. */
+  #wholes = new WeakMap<Scope['view'], WeakMap<SharedNames, Map<Whereabouts['family'], Whole | undefined>>>();
   #lists = new ResourceLists();
   constructor(readonly model: Model, readonly maxUnwatched = MAX_UNWATCHED) {
     this.#mostKnown = maxUnwatched;
@@ -72,8 +78,11 @@ export class EndpointGenerator implements Generator {
     const scope = this.model.scopeOf(proxy);
     let wholes = this.#wholes.get(scope.view);
     if (!wholes) this.#wholes.set(scope.view, (wholes = new WeakMap()));
-    if (!wholes.has(names)) wholes.set(names, this.#wholeOf(scope, names, new Place(this.model, proxy)));
-    return wholes.get(names);
+    let ofNames = wholes.get(names);
+    if (!ofNames) wholes.set(names, (ofNames = new Map()));
+    const place = new Place(this.model, proxy);
+    if (!ofNames.has(place.family)) ofNames.set(place.family, this.#wholeOf(scope, names, place));
+    return ofNames.get(place.family);
   }
 
   #wholeOf(scope: Scope, names: SharedNames, place: Place): Whole | undefined {
@@ -92,7 +101,7 @@ export class EndpointGenerator implements Generator {
     const { clusters, mesh } = this.model;
     // Most services are the same wherever the client is, and are found to be so at no cost.
     const dependent = cluster && service && (rule || service.trafficDistribution || mesh.localityLbSetting.distribute || clusters.several || clusters.severalNetworks || cluster.passes);
-    const key = `${service?.key ?? ''} ${rule?.key ?? ''} ${dependent ? clientKey(scope, service, cluster, place.ask) : ''}`;
+    const key = `${service?.key ?? ''} ${rule?.key ?? ''} ${dependent ? clientKey(scope, service, cluster, place.ask) : ''} ${service && hasBothFamilies(this.model, service) ? (place.family ?? '') : ''}`;
     let resource = made.get(key);
     if (!resource) made.set(key, (resource = clusterEndpoints(scope, name, place.where)));
     return resource;

@@ -30,6 +30,21 @@ export function clusterEndpoints(scope: Scope, name: string, client: Whereabouts
   return makeResource(name, ClusterLoadAssignment, assignment);
 }
 
+const families = new WeakMap<readonly Endpoint[], boolean>();
+
+/**
+ * Whether a client that has one family gets other endpoints than one that has both: a pod of both families has an endpoint for
+ * each, and drawing the one that the client can't reach ends its connection. What has only the other family stays as it is.
+ */
+export function hasBothFamilies(model: Model, service: MeshService): boolean {
+  // Behind a gateway it is the gateway's address that counts.
+  if (model.clusters.several || model.clusters.severalNetworks) return false;
+  const endpoints = model.endpoints(service);
+  let both = families.get(endpoints);
+  if (both === undefined) families.set(endpoints, (both = [4, 6].every((family) => endpoints.some(({ address }) => isIP(address) === family))));
+  return both;
+}
+
 /** What of the client the endpoints of a cluster depend on; the empty string: of nothing, they are the same for all. */
 export function clientKey(scope: Scope, service: MeshService, key: ClusterKey, client: () => Whereabouts): string {
   const { loadBalancer, outlierDetection } = portPolicy(scope.rule(key.host)?.object, key.subset, key.port);
@@ -48,12 +63,14 @@ export function endpointGroups(model: Model, service: MeshService, port: MeshPor
   const wanted = subset ? subsetLabels(rule, subset) : {};
   const mode = policy.tls?.mode;
   const mutual = !policy.tls || mode === 'ISTIO_MUTUAL';
+  const family = client.family !== undefined && !passes && hasBothFamilies(model, service) ? client.family : undefined;
   const usable: { endpoint: Endpoint; port: number; mutual: boolean }[] = [];
   for (const endpoint of model.endpoints(service)) {
     const number = endpoint.ports.get(port.name);
     if (number === undefined || !hasLabels(endpoint, wanted)) continue;
     // A name can't be looked up by who gets endpoints by EDS.
     if (service.resolution === 'EDS' && !endpoint.pod && isIP(endpoint.address) === 0 && !endpoint.address.startsWith('unix://')) continue;
+    if (family !== undefined && isIP(endpoint.address) !== 0 && isIP(endpoint.address) !== family) continue;
     const isHbone = passes === 'hbone';
     usable.push({ endpoint, port: isHbone ? HBONE_PORT : number, mutual: isHbone ? takesHbone(endpoint) : mutual && takesMtls(model, endpoint, number) });
   }

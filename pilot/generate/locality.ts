@@ -9,7 +9,7 @@ import { labelledLocality, parseLocality } from '../model/locality.js';
 import type { Model } from '../model/model.js';
 import type { Proxy } from '../model/proxy.js';
 import type { Endpoint, Locality, MeshService } from '../model/types.js';
-import { podOf } from './inbound-ports.js';
+import { hasIpv4, hasIpv6, podOf, proxyIps } from './inbound-ports.js';
 
 export const REGION_LABEL = 'topology.kubernetes.io/region';
 export const ZONE_LABEL = 'topology.kubernetes.io/zone';
@@ -26,6 +26,8 @@ export interface Whereabouts {
   /** Empty: it reaches all. */
   network: string;
   cluster: string;
+  /** The one family of addresses that it has; undefined: both, or none that is known. */
+  family?: 4 | 6;
 }
 
 export interface LocalitySetting extends LocalityLbSetting {
@@ -50,7 +52,13 @@ export function whereabouts(model: Model, proxy: Proxy): Whereabouts {
   const nodeName = pod?.spec.nodeName ?? proxy.nodeName;
   const locality = proxy.locality ?? (written ? parseLocality(written) : model.localityOf(nodeName, undefined, cluster));
   const labels = { ...(nodeName ? { [HOSTNAME_LABEL]: nodeName } : {}), [NETWORK_LABEL]: network, [CLUSTER_LABEL]: model.clusters.idOf(cluster), ...(pod?.metadata.labels ?? {}), ...proxy.labels };
-  return { locality, labels, network, cluster: model.clusters.idOf(cluster) };
+  const family = onlyFamily(model, proxy);
+  return { locality, labels, network, cluster: model.clusters.idOf(cluster), ...(family === undefined ? {} : { family }) };
+}
+
+export function onlyFamily(model: Model, proxy: Proxy): Whereabouts['family'] {
+  const ips = proxyIps(model, proxy);
+  return hasIpv4({ ips }) === hasIpv6({ ips }) ? undefined : hasIpv4({ ips }) ? 4 : 6;
 }
 
 /** The DestinationRule's setting, else what the Service asks for, else the mesh's; undefined where it is switched off. */
