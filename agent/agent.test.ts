@@ -26,6 +26,8 @@ interface Stage {
   steps: string[];
   /** What the proxy was told, in order. */
   eventDriven: string[][];
+  /** Whether the proxy that was created may bind to callers' addresses. */
+  showsCallers: boolean[];
   /** What the kernel says; to be changed. */
   probation: ProbationEntry[];
   status(): Promise<AgentStatus>;
@@ -38,6 +40,7 @@ let counter = 0;
 function stage(context: TestContext, change: Partial<{ verdict: () => Promise<SelfTestVerdict>; openKernel: () => never; detachKernel: AgentParts['detachKernel']; instance: string; bpffsDir: string; startProxy: () => Promise<void> }> = {}): Stage {
   const steps: string[] = [];
   const eventDriven: string[][] = [];
+  const shown: boolean[] = [];
   const probation: ProbationEntry[] = [];
   const runDir = mkdtempSync(join(tmpdir(), `up-agent-${process.pid}-`));
   const instance = change.instance ?? `up-agentt-${process.pid}-${counter++}`;
@@ -69,7 +72,7 @@ function stage(context: TestContext, change: Partial<{ verdict: () => Promise<Se
     },
     detachKernel: (options) => (change.detachKernel ?? (() => Promise.resolve(0)))(options),
     selfTest: () => (change.verdict ?? (() => Promise.resolve(passed)))(),
-    createProxy: ({ onListenerPorts }) => ({
+    createProxy: ({ onListenerPorts, showsCallers }) => (shown.push(showsCallers), {
       workloads: { addresses: new Map(), synced: true, revision: 0 },
       settled: true,
       waypoints: { waypoints: {}, destinations: [] },
@@ -124,6 +127,7 @@ function stage(context: TestContext, change: Partial<{ verdict: () => Promise<Se
     agent,
     steps,
     eventDriven,
+    showsCallers: shown,
     probation,
     get: (path) => askAgent(adminSocket, path, { okStatus: [200, 503] }),
     status: async () => JSON.parse(await askAgent(adminSocket, '/v1/status')) as AgentStatus,
@@ -135,7 +139,7 @@ function stage(context: TestContext, change: Partial<{ verdict: () => Promise<Se
 }
 
 test('Agent: the proxy hears which servers\' probation is over, before it starts and as it changes', async (context) => {
-  const { agent, eventDriven, probation } = stage(context);
+  const { agent, eventDriven, showsCallers, probation } = stage(context);
   const entry = (key: string, verdict: ProbationEntry['verdict'] = 'event-driven', kind: ProbationEntry['kind'] = 'listener'): ProbationEntry => {
     const [, address = '', port, cookie] = /^\[?(.+?)\]?:(\d+)@(\d+)$/.exec(key) ?? [];
     return { kind, key, netnsCookie: BigInt(cookie ?? 7), ...(kind === 'listener' ? { address, port: Number(port) } : {}), seen: 8, verdict, reason: '' };
@@ -145,6 +149,7 @@ test('Agent: the proxy hears which servers\' probation is over, before it starts
   probation.push(entry('10.0.0.2:80@7'), entry('10.0.0.1:83@8'), entry('127.0.0.1:80@7'), entry('cgroup 7 exe 1:2', 'event-driven', 'client'));
   await agent.start();
   assert.deepEqual(eventDriven, [['10.0.0.1:80']]);
+  assert.deepEqual(showsCallers, [true]);
   probation.push(entry('[fd00::1]:80@7'));
   await waitFor('the next look', () => eventDriven.at(-1)?.length === 2, { timeoutMs: 5_000 });
   assert.deepEqual(eventDriven.at(-1), ['10.0.0.1:80', '[fd00::1]:80']);
@@ -195,7 +200,7 @@ test('Agent: a self-test that can not be run counts as failed', async (context) 
 });
 
 test('Agent: without BPF it goes on, and says so in one line', async (context) => {
-  const { agent, steps, status, get, pods } = stage(context, {
+  const { agent, steps, showsCallers, status, get, pods } = stage(context, {
     openKernel: () => {
       throw new Error('loading: EPERM\nlibbpf: many\nlines');
     },
@@ -205,6 +210,7 @@ test('Agent: without BPF it goes on, and says so in one line', async (context) =
   await waitFor('readiness', async () => (await status()).ready, { timeoutMs: 2_000, everyMs: 5 });
   assert.equal((await status()).redirection.bpfProblem, "the kernel's BPF side is not usable: loading: EPERM");
   assert.ok(steps.includes('proxy start'));
+  assert.deepEqual(showsCallers, [false], 'no hook keeps an address that Envoy binds to');
   assert.match(await get('/v1/counters'), /not usable/);
 });
 

@@ -174,6 +174,7 @@ export class Agent {
         this.#resolver?.workloadsChanged(view.addresses, change, view.synced);
       },
       ...(proxyCgroup === undefined ? {} : { cgroupPath: proxyCgroup }),
+      showsCallers: this.#kernel !== undefined,
       ...(this.#options.concurrency === undefined ? {} : { concurrency: this.#options.concurrency }),
       ...(this.#options.netnsPath === undefined ? {} : { netnsPath: this.#options.netnsPath }),
       ...(this.#options.dnsServers === undefined ? {} : { dnsServers: this.#options.dnsServers }),
@@ -319,7 +320,7 @@ export class Agent {
       this.#kernel = undefined;
       // Libbpf's and the verifier's own lines are for the log.
       this.#kernelProblem = `the kernel's BPF side is not usable: ${errorMessage(error).split('\n')[0]}`;
-      logger.warn({ reason: errorMessage(error) }, 'no BPF: pods are redirected by iptables and nothing is short-circuited');
+      logger.warn({ reason: errorMessage(error) }, 'no BPF: pods are redirected by iptables, nothing is short-circuited, and programs see their own pod\'s address of what the proxy passes on');
       await this.#detachKernel();
     }
     return proxyCgroup;

@@ -66,6 +66,8 @@ export interface ProxyOptions {
   discoveryAddress: string;
   /** Absent without cgroup v2. */
   cgroupPath?: string;
+  /** Programs can be told whom Envoy calls for. */
+  showsCallers: boolean;
   concurrency?: number;
   netnsPath?: string;
   dnsServers?: readonly string[];

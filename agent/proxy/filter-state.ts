@@ -51,9 +51,9 @@ export function sharedAddress(name: string, addresses: Readonly<Record<string, s
   return { name, config_type: { $case: 'typed_config', value: packSetFilterState(Config.fromPartial({ on_new_connection: values })) } };
 }
 
-/** A listener filter that gives a connection addresses, by their keys, as Envoy's formatters give them. */
+/** A listener filter that gives a connection addresses, by their keys, as Envoy's formatters give them; what there is nothing for is left out. */
 export function acceptedAddress(name: string, key: string, format: string): ListenerFilter {
-  const value = { $case: 'format_string' as const, value: { format: { $case: 'text_format_source' as const, value: { specifier: { $case: 'inline_string' as const, value: format } } } } };
+  const value = { $case: 'format_string' as const, value: { format: { $case: 'text_format_source' as const, value: { specifier: { $case: 'inline_string' as const, value: format } } }, omit_empty_values: true } };
   const config = Config.fromPartial({ on_new_connection: [{ key: { $case: 'object_key', value: key }, value }] });
   // The listener filter's message has the network filter's one field, under another name.
   return ListenerFilter.fromPartial({ name, config_type: { $case: 'typed_config', value: { ...packSetFilterState(config), type_url: LISTENER_SET_FILTER_STATE } } });

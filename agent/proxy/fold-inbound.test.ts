@@ -83,6 +83,17 @@ describe('a pod\'s inbound side', () => {
     assert.deepEqual(disabled, [[], [8080, 15006], [9000, 15006]]);
   });
 
+  it('binds what it opens to the caller only where programs can be told, and not on ports that lead elsewhere than the caller meant', () => {
+    const folded = foldInbound(inbound(chain({ destination_port: 8080 }, [rbac, tcp])), extensions);
+    const names = (showsCallers: boolean): string[][] => inboundListeners({ uid: 'u', netnsPath: '/n', ipv6: false, showsCallers }, folded, (same) => same, [8081]).map(({ any }) => Listener.decode(any.value).listener_filters.map(({ name, filter_disabled }) => `${name.replace('envoy.filters.listener.', '')}${/"start":8081/.test(JSON.stringify(filter_disabled) ?? '') ? ' but 8081' : ''}`));
+    assert.deepEqual(names(false), [['original_dst', 'tls_inspector', 'http_inspector'], ['underpass.source', 'original_dst', 'tls_inspector', 'http_inspector']]);
+    // The inner one's remote address is for policies and logs again when its chain is looked for.
+    assert.deepEqual(names(true), [
+      ['original_dst', 'original_src but 8081', 'tls_inspector', 'http_inspector'],
+      ['underpass.shown_source.ipv4', 'underpass.shown_source.ipv6', 'original_dst', 'original_src but 8081', 'underpass.source', 'original_dst', 'tls_inspector', 'http_inspector'],
+    ]);
+  });
+
   it('looks into nothing that the node\'s own pods send to a port where TLS and other bytes lead the same way', () => {
     const port = (second: Filter): FilterChain[] => ['tls', 'raw_buffer'].map((transport_protocol, index) => chain({ destination_port: 9000, transport_protocol }, index === 0 ? [rbac, tcp] : [second, tcp]));
     const mesh = (second: Filter): [number, string][] => foldInbound(inbound(chain({ destination_port: 9000, transport_protocol: 'tls', application_protocols: ['istio'] }, [rbac, tcp], true), ...port(second)), extensions).mesh.slice(1).map(({ filter_chain_match: match }) => [match!.destination_port!, match!.transport_protocol]);
@@ -172,7 +183,7 @@ it('endpoints of pods that enforce policy lead to their internal listeners, all 
   const changed = throughInbound(Cluster.fromPartial({ name: 'c' }), assignment, new Map([['10.0.0.2', 'pod/u/inbound-mesh/1']]));
   const [first, second] = changed.assignment!.endpoints[0]!.lb_endpoints;
   assert.deepEqual(first, assignment.endpoints[0]!.lb_endpoints[0]);
-  assert.deepEqual(second!.metadata?.filter_metadata, { 'envoy.transport_socket_match': { underpass: 'inbound' }, 'envoy.filters.listener.original_dst': { local: '10.0.0.2:80' } });
+  assert.deepEqual(second!.metadata?.filter_metadata, { 'envoy.transport_socket_match': { underpass: 'inbound' }, 'envoy.filters.listener.original_dst': { local: '10.0.0.2:80', called_by_ipv4: 'x' } });
   assert.equal(changed.cluster.transport_socket_matches.length, 1);
   assert.equal(throughInbound(Cluster.fromPartial({ name: 'c' }), assignment, new Map([['10.0.0.9', 'x']])).assignment, assignment);
 });

@@ -13,6 +13,7 @@ import { Listener } from '../../proto/generated/envoy/config/listener/v3/listene
 import { FilterChain, FilterChainMatch, ListenerFilter, ListenerFilterChainMatchPredicate, type Filter } from '../../proto/generated/envoy/config/listener/v3/listener_components.js';
 import { RBAC as HttpRbac } from '../../proto/generated/envoy/extensions/filters/http/rbac/v3/rbac.js';
 import { HttpInspector } from '../../proto/generated/envoy/extensions/filters/listener/http_inspector/v3/http_inspector.js';
+import { OriginalSrc } from '../../proto/generated/envoy/extensions/filters/listener/original_src/v3/original_src.js';
 import { OriginalDst } from '../../proto/generated/envoy/extensions/filters/listener/original_dst/v3/original_dst.js';
 import { TlsInspector } from '../../proto/generated/envoy/extensions/filters/listener/tls_inspector/v3/tls_inspector.js';
 import { HttpConnectionManager } from '../../proto/generated/envoy/extensions/filters/network/http_connection_manager/v3/http_connection_manager.js';
@@ -29,7 +30,7 @@ import { ownServerSocket, peerNames, serverSocket } from './fold-identity.js';
 import { blackHole, foldChain } from './fold-listeners.js';
 import { throughInternal } from './internal-endpoints.js';
 import { isNeutralChain } from './neutral-chain.js';
-import { PEER_PRINCIPAL, podStatPrefix, SOURCE_ADDRESS, type ListenerPod } from './pod-listener.js';
+import { PEER_PRINCIPAL, podStatPrefix, SHOWN_SOURCE, SOURCE_ADDRESS, type ListenerPod } from './pod-listener.js';
 import type { Entry } from './snapshot.js';
 import { unreadRules } from './unread-rules.js';
 
@@ -37,6 +38,11 @@ import { unreadRules } from './unread-rules.js';
 export const INBOUND_PORT = 15006;
 const TLS_INSPECTOR = 'envoy.filters.listener.tls_inspector';
 const HTTP_INSPECTOR = 'envoy.filters.listener.http_inspector';
+const ORIGINAL_SRC = 'envoy.filters.listener.original_src';
+const REMOTE_ADDRESS = `${ORIGINAL_DST}.remote_ip`;
+type Family = keyof typeof SHOWN_SOURCE;
+/** Metadata of endpoints of the other family: with it the format of this one's source gives no address. */
+const CALLED_BY_OTHER: Readonly<Record<Family, string>> = { ipv4: 'called_by_ipv6', ipv6: 'called_by_ipv4' };
 const PLAINTEXT_HTTP = ['http/1.0', 'http/1.1', 'h2c'];
 
 export interface FoldedInbound {
@@ -221,9 +227,21 @@ function listenerFilter(name: string, value: Any, silent: readonly number[] = []
   return filter;
 }
 
-function listenerFilters(chains: readonly FilterChain[]): ListenerFilter[] {
+const originalDestination = (): ListenerFilter => listenerFilter(ORIGINAL_DST, pack(OriginalDst, OriginalDst.fromPartial({})));
+/** What is opened upstream is bound to the connection's remote address: see bpf/source.h. */
+const originalSource = (without: readonly number[]): ListenerFilter => listenerFilter(ORIGINAL_SRC, pack(OriginalSrc, OriginalSrc.fromPartial({})), without);
+
+/**
+ * For the time of one filter the connection's remote address is the one to be shown, of the family of the address that is
+ * called: none where the caller has none of it. After that it is the caller's, as policies and logs mean it.
+ */
+function shownSource(without: readonly number[]): ListenerFilter[] {
+  const shown = (family: Family): ListenerFilter => acceptedAddress(`underpass.shown_source.${family}`, REMOTE_ADDRESS, `%FILTER_STATE(${SHOWN_SOURCE[family]}:PLAIN)%%DYNAMIC_METADATA(${ORIGINAL_DST}:${CALLED_BY_OTHER[family]})%`);
+  return [shown('ipv4'), shown('ipv6'), originalDestination(), originalSource(without)];
+}
+
+function inspectors(chains: readonly FilterChain[]): ListenerFilter[] {
   return [
-    listenerFilter(ORIGINAL_DST, pack(OriginalDst, OriginalDst.fromPartial({}))),
     listenerFilter(TLS_INSPECTOR, pack(TlsInspector, TlsInspector.fromPartial({})), silentPorts(chains, asksForTls)),
     listenerFilter(HTTP_INSPECTOR, pack(HttpInspector, HttpInspector.fromPartial({})), silentPorts(chains, asksForHttp)),
   ];
@@ -246,8 +264,11 @@ export function isInboundCluster(name: string): boolean {
   return name.startsWith('inbound|') || name === 'InboundPassthroughCluster';
 }
 
-/** @param rename gives the pod's chains their cluster names */
-export function inboundListeners(pod: ListenerPod, folded: FoldedInbound, rename: (chain: FilterChain) => FilterChain): Entry[] {
+/**
+ * @param rename gives the pod's chains their cluster names
+ * @param delivered ports that lead where the control plane says, and not where the caller meant: perhaps by another family
+ */
+export function inboundListeners(pod: ListenerPod, folded: FoldedInbound, rename: (chain: FilterChain) => FilterChain, delivered: readonly number[] = []): Entry[] {
   const common = { traffic_direction: TrafficDirection.INBOUND, continue_on_listener_filters_timeout: true, listener_filters_timeout: { seconds: 0n, nanos: 0 } };
   const direct = Listener.fromPartial({
     ...common,
@@ -256,10 +277,10 @@ export function inboundListeners(pod: ListenerPod, folded: FoldedInbound, rename
     address: socketAddress('0.0.0.0', INBOUND_PORT, pod.netnsPath),
     additional_addresses: pod.ipv6 ? [{ address: socketAddress('::', INBOUND_PORT, pod.netnsPath) }] : [],
   });
-  direct.listener_filters = listenerFilters(folded.direct);
+  direct.listener_filters = [originalDestination(), ...(pod.showsCallers ? [originalSource(delivered)] : []), ...inspectors(folded.direct)];
   direct.filter_chains = folded.direct.map(rename);
   const mesh = Listener.fromPartial({ ...common, name: meshListenerName(pod.uid, folded), stat_prefix: `pod_${pod.uid}_inbound_mesh`, listener_specifier: { $case: 'internal_listener', value: {} } });
-  mesh.listener_filters = [acceptedAddress('underpass.source', `${ORIGINAL_DST}.remote_ip`, `%FILTER_STATE(${SOURCE_ADDRESS}:PLAIN)%`), ...listenerFilters(folded.mesh)];
+  mesh.listener_filters = [...(pod.showsCallers ? shownSource(delivered) : []), acceptedAddress('underpass.source', REMOTE_ADDRESS, `%FILTER_STATE(${SOURCE_ADDRESS}:PLAIN)%`), originalDestination(), ...inspectors(folded.mesh)];
   mesh.filter_chains = folded.mesh.map(rename);
   // A failed bind would leave Envoy's main thread in the pod's namespace; without the listener nobody is redirected, and the kernel refuses whom Envoy would have to judge.
   return [...(pod.canRedirect === false ? [] : [direct]), mesh].map((listener) => ({ name: listener.name, version: contentHash(Listener, listener), any: pack(Listener, listener), needs: [] }));
@@ -270,5 +291,5 @@ export function inboundListeners(pod: ListenerPod, folded: FoldedInbound, rename
  * @param inbound addresses of those pods, and the names of those listeners
  */
 export function throughInbound(cluster: Cluster, assignment: ClusterLoadAssignment | undefined, inbound: ReadonlyMap<string, string>): { cluster: Cluster; assignment: ClusterLoadAssignment | undefined } {
-  return inbound.size === 0 ? { cluster, assignment } : throughInternal(cluster, assignment, 'inbound', (address) => inbound.get(address));
+  return inbound.size === 0 ? { cluster, assignment } : throughInternal(cluster, assignment, 'inbound', (address) => inbound.get(address), (address) => ({ [CALLED_BY_OTHER[address.includes(':') ? 'ipv4' : 'ipv6']]: 'x' }));
 }

@@ -25,6 +25,7 @@ import { canEndTunnels, hboneEntries } from './hbone-terminate.js';
 import { INSPECTION_KINDS, inspectionCluster, inspectionListener } from './inspection.js';
 import { podCallEntries, withPodCalls, type CalledPod, type PodCalls } from './pod-calls.js';
 import { podClusterName, podListener, podListenerKey, type ListenerPod } from './pod-listener.js';
+import { endingIdle, portsTo } from './shown-callers.js';
 import { CDS, EDS, LDS, RDS, sameOrNew, Snapshot, type Entry } from './snapshot.js';
 import { inboundClusters, listenerFacts } from './state-facts.js';
 import { FoldError } from './stock.js';
@@ -327,6 +328,7 @@ export class Folder {
       if (own.length === 0) continue;
       const sources = inboundClusters(state.clusters);
       const rename = (chain: FilterChain, uid: string): FilterChain => renameInChain(chain, (name) => (isInboundCluster(name) ? podClusterName(uid, name) : names.of(classKey, name)), (name) => name);
+      const delivered = new Set(sources.flatMap(({ name, message }) => (message.load_assignment ? [name] : [])));
       // Of a control plane that has no inbound side for it nobody knows what the pod would let in.
       const template = folded ?? CLOSED;
       const common = contentHash(Listener, { ...Listener.fromPartial({}), filter_chains: template.direct.map((chain) => rename(chain, '')) });
@@ -336,11 +338,12 @@ export class Folder {
         let known = before;
         if (known?.key !== key) {
           const clusters = sources.map(({ name, message }): Entry => {
-            const cluster = boundTo(pod.netnsPath, { ...foldCluster(message, this.extensions), name: podClusterName(pod.uid, name) });
+            const inner = foldCluster(message, this.extensions);
+            const cluster = boundTo(pod.netnsPath, { ...(pod.showsCallers ? endingIdle(inner) : inner), name: podClusterName(pod.uid, name) });
             cluster.alt_stat_name ||= cluster.name;
             return { name: cluster.name, version: contentHash(ClusterCodec, cluster), any: pack(ClusterCodec, cluster), needs: [] };
           });
-          known = { key, clusters, listeners: inboundListeners(pod, template, (chain) => rename(chain, pod.uid)), older: undefined };
+          known = { key, clusters, listeners: inboundListeners(pod, template, (chain) => rename(chain, pod.uid), portsTo(delivered, template)), older: undefined };
         }
         // Until Envoy has the new one endpoints lead to the old one.
         const inUse = reached.get(pod.uid);

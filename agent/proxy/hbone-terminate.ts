@@ -11,23 +11,25 @@ import { CircuitBreakers } from '../../proto/generated/envoy/config/cluster/v3/c
 import { Http2ProtocolOptions } from '../../proto/generated/envoy/config/core/v3/protocol.js';
 import { TrafficDirection } from '../../proto/generated/envoy/config/core/v3/base.js';
 import { ApiVersion } from '../../proto/generated/envoy/config/core/v3/config_source.js';
+import { FilterChain, FilterChainMatch } from '../../proto/generated/envoy/config/listener/v3/listener_components.js';
 import { Listener } from '../../proto/generated/envoy/config/listener/v3/listener.js';
 import { RouteConfiguration } from '../../proto/generated/envoy/config/route/v3/route.js';
-import { Route, RouteAction, RouteMatch } from '../../proto/generated/envoy/config/route/v3/route_components.js';
+import { FilterConfig, Route, RouteAction, RouteMatch } from '../../proto/generated/envoy/config/route/v3/route_components.js';
 import { FilterStateValue, FilterStateValue_SharedWithUpstream } from '../../proto/generated/envoy/extensions/filters/common/set_filter_state/v3/value.js';
+import { OriginalSrc } from '../../proto/generated/envoy/extensions/filters/http/original_src/v3/original_src.js';
 import { Router } from '../../proto/generated/envoy/extensions/filters/http/router/v3/router.js';
 import { Config as HttpSetFilterState } from '../../proto/generated/envoy/extensions/filters/http/set_filter_state/v3/set_filter_state.js';
 import { HttpConnectionManager, HttpConnectionManager_CodecType, type HttpFilter } from '../../proto/generated/envoy/extensions/filters/network/http_connection_manager/v3/http_connection_manager.js';
 import { InternalUpstreamTransport } from '../../proto/generated/envoy/extensions/transport_sockets/internal_upstream/v3/internal_upstream.js';
 import type { StringMatcher } from '../../proto/generated/envoy/type/matcher/v3/string.js';
-import type { Any } from '../../proto/generated/google/protobuf/any.js';
+import { Any } from '../../proto/generated/google/protobuf/any.js';
 import { HBONE_PORT, INBOUND_PORT, OUTBOUND_PORT } from '../../common/istio-iptables.js';
 import { pack } from '../../common/xds/any.js';
 import { contentHash } from '../xds/resource-type.js';
 import { boundTo } from './fold-clusters.js';
 import { internalAddress, ORIGINAL_DST, socketAddress } from './fold-endpoints.js';
 import { RAW_BUFFER, tunnelServerSocket } from './fold-identity.js';
-import { PEER_PRINCIPAL, podClusterName, podHboneName, podTunnelStatPrefix, SOURCE_ADDRESS, type ListenerPod } from './pod-listener.js';
+import { PEER_PRINCIPAL, podClusterName, podHboneName, podTunnelStatPrefix, SHOWN_SOURCE, SOURCE_ADDRESS, type ListenerPod } from './pod-listener.js';
 import type { Entry } from './snapshot.js';
 
 /** Of one tunnel and of one peer: what may be under way towards a reader that is slower than the network. */
@@ -84,10 +86,10 @@ export function hboneEntries(pod: TunnelledPod, peers: readonly StringMatcher[],
     traffic_direction: TrafficDirection.INBOUND,
     // Peers keep few connections, each with many streams: two of them are not to share a worker while another has none.
     connection_balance_config: { balance_type: { $case: 'exact_balance', value: {} } },
-    filter_chains: [{ name: 'hbone', filters: [{ name: 'envoy.filters.network.http_connection_manager', config_type: typed(pack(HttpConnectionManager, manager(pod))) }], transport_socket_connect_timeout: { seconds: HANDSHAKE_TIMEOUT_SECONDS, nanos: 0 } }],
+    filter_chains: pod.showsCallers ? FAMILIES.map((family) => chain(pod, family)) : [chain(pod)],
   });
-  listener.filter_chains[0]!.transport_socket = tunnelServerSocket(pod.identity, peers);
-  const routes = authorities(pod, cluster.name);
+  for (const item of listener.filter_chains) item.transport_socket = tunnelServerSocket(pod.identity, peers);
+  const routes = authorities(pod, cluster.name, inbound === undefined ? BIND : SHOW);
   return {
     routes: { name: routes.name, version: contentHash(RouteConfiguration, routes), any: pack(RouteConfiguration, routes), needs: [] },
     listener: { name: listener.name, version: contentHash(Listener, listener), any: pack(Listener, listener), needs: [routes.name] },
@@ -97,30 +99,46 @@ export function hboneEntries(pod: TunnelledPod, peers: readonly StringMatcher[],
 
 const typed = (value: Any) => ({ $case: 'typed_config' as const, value });
 
-function manager(pod: TunnelledPod): HttpConnectionManager {
+/** Of callers of one family, so that a route to an address of the same can show them to the application; undefined: of all. */
+function chain(pod: TunnelledPod, family?: Family): FilterChain {
+  const found = FilterChain.fromPartial({
+    name: family === undefined ? 'hbone' : `hbone-${family}`,
+    filters: [{ name: 'envoy.filters.network.http_connection_manager', config_type: typed(pack(HttpConnectionManager, manager(pod, family))) }],
+    transport_socket_connect_timeout: { seconds: HANDSHAKE_TIMEOUT_SECONDS, nanos: 0 },
+  });
+  if (family !== undefined) found.filter_chain_match = FilterChainMatch.fromPartial({ source_prefix_ranges: [{ address_prefix: family === 'ipv6' ? '::' : '0.0.0.0', prefix_len: 0 }] });
+  return found;
+}
+
+function manager(pod: TunnelledPod, family?: Family): HttpConnectionManager {
   return HttpConnectionManager.fromPartial({
     stat_prefix: podTunnelStatPrefix(pod.uid),
     codec_type: HttpConnectionManager_CodecType.HTTP2,
-    http_filters: [callerState, router],
+    http_filters: [callerState, ...(family === undefined ? [] : [bindsToCaller(family), showsCaller(family)]), router],
     http2_protocol_options: { ...HTTP2, max_concurrent_streams: MAX_STREAMS },
     request_headers_timeout: { seconds: HEADERS_TIMEOUT_SECONDS, nanos: 0 },
     stream_idle_timeout: { seconds: 0n, nanos: 0 },
     upgrade_configs: [{ upgrade_type: CONNECT }],
-    use_remote_address: false,
+    // Else a header of the peer's would say from where it calls.
+    use_remote_address: true,
+    skip_xff_append: true,
     generate_request_id: false,
     // Apart from the listener, whose tunnels a change of the pod's services would end.
     route_specifier: { $case: 'rds', value: { route_config_name: podHboneName(pod.uid), config_source: { config_source_specifier: { $case: 'ads', value: {} }, resource_api_version: ApiVersion.V3, initial_fetch_timeout: { seconds: 0n, nanos: 0 } } } },
   });
 }
 
-function authorities({ uid, addresses, services = [] }: TunnelledPod, cluster: string): RouteConfiguration {
-  const own = `(?:${addresses.map((address) => (isIPv6(address) ? `\\[${address}\\]` : address.replaceAll('.', '\\.'))).join('|')})`;
+/** @param shows which of the filters for it shows the caller to the application */
+function authorities({ uid, addresses, showsCallers, services = [] }: TunnelledPod, cluster: string, shows: string): RouteConfiguration {
+  const anyOf = (some: readonly string[]): string => `(?:${some.map((address) => (isIPv6(address) ? `\\[${address}\\]` : address.replaceAll('.', '\\.'))).join('|')})`;
+  const own = anyOf(addresses);
+  const families = showsCallers ? FAMILIES.map((family) => ({ of: addresses.filter((address) => familyOf(address) === family), enabled: { [`${shows}.${family}`]: ENABLED } })) : [{ of: addresses, enabled: {} }];
   const refused = { $case: 'direct_response' as const, value: { status: 403 } };
   const onward: Route['action'] = { $case: 'route', value: RouteAction.fromPartial({ cluster_specifier: { $case: 'cluster', value: cluster }, timeout: { seconds: 0n, nanos: 0 }, upgrade_configs: [{ upgrade_type: CONNECT, connect_config: {} }] }) };
   const named = services.filter(({ port }) => !OWN_PORT_NUMBERS.includes(port)).map(({ authority, port }) => Route.fromPartial({
     match: connectTo(authority.replaceAll(/[^A-Za-z0-9:-]/g, '\\$&')),
     action: onward,
-    typed_per_filter_config: { [callerState.name]: toldWhere(`${isIPv6(addresses[0]!) ? `[${addresses[0]}]` : addresses[0]}:${port}`) },
+    typed_per_filter_config: { [callerState.name]: toldWhere(`${isIPv6(addresses[0]!) ? `[${addresses[0]}]` : addresses[0]}:${port}`), ...(showsCallers ? { [`${shows}.${familyOf(addresses[0]!)}`]: ENABLED } : {}) },
   }));
   return RouteConfiguration.fromPartial({
     name: podHboneName(uid),
@@ -131,7 +149,7 @@ function authorities({ uid, addresses, services = [] }: TunnelledPod, cluster: s
       routes: [
         // The proxy's own ports are nobody's destination: it would lead to itself.
         { match: connectTo(`${own}:${OWN_PORTS}`), action: refused },
-        { match: connectTo(`${own}:${PORT}`), action: onward },
+        ...families.filter(({ of }) => of.length > 0).map(({ of, enabled }) => ({ match: connectTo(`${anyOf(of)}:${PORT}`), action: onward, typed_per_filter_config: enabled })),
         ...named,
         { match: connectTo('.*'), action: refused },
         { match: { path_specifier: { $case: 'prefix', value: '/' } }, action: refused },
@@ -149,6 +167,17 @@ function connectTo(regex: string): RouteMatch {
 
 const router: HttpFilter = { name: 'envoy.filters.http.router', is_optional: false, disabled: false, config_type: typed(pack(Router, Router.fromPartial({}))) };
 
+type Family = keyof typeof SHOWN_SOURCE;
+const FAMILIES: readonly Family[] = ['ipv4', 'ipv6'];
+const familyOf = (address: string): Family => (isIPv6(address) ? 'ipv6' : 'ipv4');
+
+/** Filters that are off but where a route, of an address of the callers' own family, enables one: straight to the application, or by way of the pod's inbound listener. */
+const BIND = 'underpass.bind_to_caller';
+const SHOW = 'underpass.show_caller';
+const ENABLED = pack(FilterConfig, FilterConfig.fromPartial({ config: Any.fromPartial({}) }));
+const bindsToCaller = (family: Family): HttpFilter => ({ name: `${BIND}.${family}`, is_optional: false, disabled: true, config_type: typed(pack(OriginalSrc, OriginalSrc.fromPartial({}))) });
+const showsCaller = (family: Family): HttpFilter => ({ name: `${SHOW}.${family}`, is_optional: false, disabled: true, config_type: typed(pack(HttpSetFilterState, HttpSetFilterState.fromPartial({ on_request_headers: [state(SHOWN_SOURCE[family], '%DOWNSTREAM_REMOTE_ADDRESS%', 'envoy.string')] }))) });
+
 /** What the pod's inbound listener is told: where the connection was to go, who opened it, and from where. */
 const callerState: HttpFilter = { name: 'underpass.hbone_caller', is_optional: false, disabled: false, config_type: typed(told([state(`${ORIGINAL_DST}.local_ip`, `%REQ(${AUTHORITY})%`)])) };
 
@@ -162,7 +191,8 @@ function told(where: readonly FilterStateValue[]): Any {
     on_request_headers: [
       ...where,
       state(PEER_PRINCIPAL, '%DOWNSTREAM_PEER_URI_SAN%', 'envoy.hashable_string'),
-      state(SOURCE_ADDRESS, '%DOWNSTREAM_REMOTE_ADDRESS%', 'envoy.string'),
+      // Hashed, so that callers of one account do not share what is opened for one of them.
+      state(SOURCE_ADDRESS, '%DOWNSTREAM_REMOTE_ADDRESS%', 'envoy.hashable_string'),
     ],
   }));
 }

@@ -12,8 +12,9 @@ import { RAW_BUFFER } from './fold-identity.js';
  * The cluster and assignment with some of their endpoints behind internal listeners.
  * @param kind of endpoint: what its transport socket is chosen by
  * @param listenerOf the listener for an endpoint's address; undefined: it stays as it is
+ * @param told what the listener is told of the address beside it
  */
-export function throughInternal(cluster: Cluster, assignment: ClusterLoadAssignment | undefined, kind: string, listenerOf: (address: string, item: LbEndpoint) => string | undefined): { cluster: Cluster; assignment: ClusterLoadAssignment | undefined } {
+export function throughInternal(cluster: Cluster, assignment: ClusterLoadAssignment | undefined, kind: string, listenerOf: (address: string, item: LbEndpoint) => string | undefined, told: (address: string) => Readonly<Record<string, string>> = () => ({})): { cluster: Cluster; assignment: ClusterLoadAssignment | undefined } {
   let found = false;
   const change = (from: ClusterLoadAssignment): ClusterLoadAssignment => mapEndpoints(from, (item, { address, port }) => {
     const listener = listenerOf(address, item);
@@ -23,7 +24,7 @@ export function throughInternal(cluster: Cluster, assignment: ClusterLoadAssignm
     return {
       ...item,
       host_identifier: { $case: 'endpoint' as const, value: { ...item.host_identifier.value, additional_addresses: [], address: internalAddress(listener, id) } },
-      metadata: { typed_filter_metadata: {}, ...item.metadata, filter_metadata: { ...item.metadata?.filter_metadata, [SOCKET_MATCH]: { underpass: kind }, [ORIGINAL_DST]: { local: id } } },
+      metadata: { typed_filter_metadata: {}, ...item.metadata, filter_metadata: { ...item.metadata?.filter_metadata, [SOCKET_MATCH]: { underpass: kind }, [ORIGINAL_DST]: { local: id, ...told(address) } } },
     };
   });
   const changed = assignment && change(assignment);

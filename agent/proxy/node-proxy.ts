@@ -90,6 +90,8 @@ export interface NodeProxyOptions {
   launcherPath?: string;
   /** After a start, how long to wait for the control plane before the saved state is used; default 5 s. */
   staleAfterMs?: number;
+  /** The kernel's hooks are on Envoy's cgroup: programs are told whom it calls for. */
+  showsCallers?: boolean;
   /** Signs the certificates of the pods' service accounts; without it there is no mutual TLS. */
   ca?: NodeCaFactory;
   /** Default: what the control plane says of each workload. */
@@ -492,7 +494,7 @@ export class NodeProxy {
   #listenerPod(pod: ProxyPod): ListenerPod {
     const { uid, netnsPath, ips, redirected = false } = pod;
     const [endsTunnels, canRedirect] = [pod.hbonePortFree === true || this.#held.has(podHboneName(uid)), pod.inboundPortFree !== false || this.#held.has(inboundListenerName(uid))];
-    return { ...(this.#certificates ? tunnelHeaders(pod, this.#options.clusterId ?? 'Kubernetes') : {}), endsTunnels, canRedirect, uid, netnsPath, ipv6: ips.some((ip) => isIPv6(ip)), addresses: [...ips].sort((a, b) => Number(isIPv6(a)) - Number(isIPv6(b))), identity: this.#identity(pod), redirected, ...(endsTunnels && this.#certificates ? { services: serviceAuthorities(this.#workloads.addresses, this.#workloadUid(pod)) } : {}) };
+    return { ...(this.#certificates ? tunnelHeaders(pod, this.#options.clusterId ?? 'Kubernetes') : {}), endsTunnels, canRedirect, showsCallers: this.#options.showsCallers === true, uid, netnsPath, ipv6: ips.some((ip) => isIPv6(ip)), addresses: [...ips].sort((a, b) => Number(isIPv6(a)) - Number(isIPv6(b))), identity: this.#identity(pod), redirected, ...(endsTunnels && this.#certificates ? { services: serviceAuthorities(this.#workloads.addresses, this.#workloadUid(pod)) } : {}) };
   }
 
   /** In WDS. */

@@ -26,6 +26,8 @@ export interface ListenerPod {
   redirected?: boolean;
   /** False where a program of the pod's has the port that its callers would be redirected to. */
   canRedirect?: boolean;
+  /** The hooks are there that tell its programs whom this Envoy calls for. */
+  showsCallers?: boolean;
   /** HBONE can end in its namespace. */
   endsTunnels?: boolean;
   /** Of services that it serves: by these names HBONE reaches it, too. */
@@ -38,6 +40,8 @@ export interface ListenerPod {
 /** Istio's name for a caller's SPIFFE id in filter state. */
 export const PEER_PRINCIPAL = 'io.istio.peer_principal';
 export const SOURCE_ADDRESS = 'underpass.source_address';
+/** The same for the caller's address of each family: what the application is to see where it is reached by that family. */
+export const SHOWN_SOURCE = { ipv4: 'underpass.shown_source.ipv4', ipv6: 'underpass.shown_source.ipv6' } as const;
 export const BAGGAGE = 'underpass.baggage';
 export const NETWORK = 'underpass.network';
 
@@ -70,7 +74,7 @@ export function podTunnelStatPrefix(uid: string): string {
 }
 
 export function podListenerKey(pod: ListenerPod): string {
-  return JSON.stringify([pod.uid, pod.netnsPath, pod.ipv6, pod.addresses, pod.identity, pod.baggage, pod.network]);
+  return JSON.stringify([pod.uid, pod.netnsPath, pod.ipv6, pod.addresses, pod.identity, pod.baggage, pod.network, pod.showsCallers]);
 }
 
 /** @param needs RDS names that the chains refer to */
@@ -82,7 +86,8 @@ export function podListener(pod: ListenerPod, folded: FoldedListeners, needs: re
     ...(pod.identity === undefined ? {} : { [PEER_PRINCIPAL]: pod.identity }),
     ...(pod.baggage === undefined ? {} : { [BAGGAGE]: pod.baggage }),
     ...(pod.network === undefined ? {} : { [NETWORK]: pod.network }),
-    ...(address === undefined ? {} : { [SOURCE_ADDRESS]: isIPv6(address) ? `[${address}]:0` : `${address}:0` }),
+    ...(address === undefined ? {} : { [SOURCE_ADDRESS]: withPort(address) }),
+    ...(pod.showsCallers ? shownSources(pod.addresses ?? []) : {}),
   });
   const inPod = (chain: FilterChain): FilterChain => ({ ...chain, filters: [netns, ...chain.filters] });
   const listener = Listener.fromPartial({
@@ -101,4 +106,14 @@ export function podListener(pod: ListenerPod, folded: FoldedListeners, needs: re
   // Folded chains have their maps in order, so that equal listeners have equal bytes.
   const any = pack(Listener, listener);
   return { name, version: hashBytes(any.value), any, needs };
+}
+
+function withPort(address: string): string {
+  return isIPv6(address) ? `[${address}]:0` : `${address}:0`;
+}
+
+function shownSources(addresses: readonly string[]): Record<string, string> {
+  const first = (six: boolean): string | undefined => addresses.find((address) => isIPv6(address) === six);
+  const [ipv4, ipv6] = [first(false), first(true)];
+  return { ...(ipv4 === undefined ? {} : { [SHOWN_SOURCE.ipv4]: withPort(ipv4) }), ...(ipv6 === undefined ? {} : { [SHOWN_SOURCE.ipv6]: withPort(ipv6) }) };
 }
