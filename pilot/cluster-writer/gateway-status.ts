@@ -4,7 +4,7 @@ import { resourceOf, type KubeClient } from '../../common/kube/client.js';
 import type { Condition, GatewayClass, KubeGateway, KubeObject, RouteStatus, Service } from '../../common/kube/types.js';
 import type { LoadedObject } from '../../common/kube/yaml.js';
 import { CONTROLLER_NAME, type GatewayApiStatus } from '../gateway-api/status.js';
-import { CONTROLLERS, deploymentName, isManaged } from '../gateway-controller/provision.js';
+import { CONTROLLERS, deploymentName, isManaged, isWaypointClass } from '../gateway-controller/provision.js';
 import { writeEach } from './reconciler.js';
 
 const GROUP = 'gateway.networking.k8s.io';
@@ -36,7 +36,7 @@ export function statusUpdates(objects: Objects, { gateways, routes }: GatewayApi
     const { generation = 0 } = object.metadata;
     if (object.kind === 'GatewayClass') {
       const { spec, status } = object as GatewayClass & { status?: { conditions?: Condition[] } };
-      if (CONTROLLERS.has(spec.controllerName)) offer(object, { ...status, conditions: conditions(status?.conditions, [{ type: 'Accepted', status: 'True', reason: 'Accepted', message: '' }], generation, now) });
+      if (CONTROLLERS.has(spec.controllerName) || isWaypointClass(object as GatewayClass)) offer(object, { ...status, conditions: conditions(status?.conditions, [{ type: 'Accepted', status: 'True', reason: 'Accepted', message: '' }], generation, now) });
     }
     if (object.kind.endsWith('Route')) {
       const { status } = object as KubeObject & { status?: RouteStatus };

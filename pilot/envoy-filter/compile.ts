@@ -30,7 +30,7 @@ const FILTERS: readonly EnvoyFilterApplyTo[] = ['NETWORK_FILTER', 'HTTP_FILTER',
 const ORDERED: readonly EnvoyFilterApplyTo[] = [...FILTERS, 'HTTP_ROUTE'];
 const REPLACEABLE: readonly EnvoyFilterApplyTo[] = [...FILTERS, 'VIRTUAL_HOST'];
 const OPERATIONS: readonly EnvoyFilterOperation[] = ['ADD', 'REMOVE', 'MERGE', 'MERGE_AND_REPLACE_LIST', 'INSERT_BEFORE', 'INSERT_AFTER', 'INSERT_FIRST', 'REPLACE'];
-const ALL_CONTEXTS: readonly PatchContext[] = ['SIDECAR_INBOUND', 'SIDECAR_OUTBOUND', 'GATEWAY'];
+const ALL_CONTEXTS: readonly PatchContext[] = ['SIDECAR_INBOUND', 'SIDECAR_OUTBOUND', 'GATEWAY', 'WAYPOINT'];
 
 export interface CompileResult {
   patches: CompiledPatch[];
@@ -53,8 +53,6 @@ export function compilePatches(written: readonly EnvoyFilterPatch[], path: reado
 }
 
 function compileOne({ applyTo, match = {}, patch = {} }: EnvoyFilterPatch, path: readonly (string | number)[], problems: Problem[]): CompiledPatch | undefined {
-  // There are none here, which is a warning.
-  if (match.context === 'WAYPOINT') return undefined;
   const before = problems.length;
   const wrong = (below: (string | number)[], message: string): void => void problems.push({ path: [...path, ...below], severity: 'error', message });
   const name = valueMessageOf(applyTo);
@@ -88,6 +86,8 @@ function compileOne({ applyTo, match = {}, patch = {} }: EnvoyFilterPatch, path:
   }
   if (problems.length > before) return undefined;
   const context = match.context ?? 'ANY';
+  // A waypoint's listeners and routes are told apart by the services' ports alone.
+  const { waypoint } = match;
   return {
     applyTo,
     operation: operation.startsWith('INSERT_') && !ORDERED.includes(applyTo) ? 'ADD' : operation,
@@ -95,8 +95,8 @@ function compileOne({ applyTo, match = {}, patch = {} }: EnvoyFilterPatch, path:
     contexts: new Set(context === 'ANY' ? ALL_CONTEXTS : [context]),
     proxyVersion: versionPattern,
     proxyMetadata: match.proxy?.metadata ?? {},
-    listener: match.listener ?? {},
-    route: match.routeConfiguration ?? {},
+    listener: match.listener ?? (waypoint && { portNumber: waypoint.portNumber, ...(waypoint.filter ? { filterChain: { filter: waypoint.filter } } : {}) }) ?? {},
+    route: match.routeConfiguration ?? (waypoint && { portNumber: waypoint.portNumber, ...(waypoint.route ? { vhost: { route: waypoint.route } } : {}) }) ?? {},
     cluster: match.cluster ?? {},
     value,
   };

@@ -11,14 +11,16 @@ import type { ChangeSet } from '../model/changes.js';
 import type { MeshService, Model } from '../model/model.js';
 import type { Proxy } from '../model/proxy.js';
 import type { Generator, Names, SharedNames } from '../generate/generator.js';
-import { CONNECT_TERMINATE, isInboundListener } from '../generate/names.js';
+import { CONNECT_TERMINATE, isInboundListener, MAIN_INTERNAL } from '../generate/names.js';
 import type { Whole } from '../generate/resource-list.js';
 import { TYPE, type Resource } from '../generate/resource.js';
 import { gatewayServers } from '../generate/gateway/servers.js';
 import { inboundHosts, podOf } from '../generate/inbound-ports.js';
-import { policiesFor, policyTarget } from '../generate/security/targets.js';
+import { policiesFor, policyTarget, type PolicyTarget } from '../generate/security/targets.js';
+import { waypointChanged } from '../generate/affected.js';
+import { attachedServices, waypointTarget } from '../generate/waypoint/attached.js';
 import { compilePatches } from './compile.js';
-import { WasmPlugins, type WasmFilter } from '../wasm/wasm-plugins.js';
+import { WasmPlugins, type WasmFilter, type WasmSet } from '../wasm/wasm-plugins.js';
 import { clusterPatches, patchCluster } from './patch-cluster.js';
 import { insertPlugins, patchListener } from './patch-listener.js';
 import { patchRouteConfiguration, portOf } from './patch-routes.js';
@@ -55,12 +57,14 @@ export class EnvoyFilters {
   invalidate(change: ChangeSet): void {
     if (change.touches(KIND, WASM)) this.#sets.clear();
     // Labels choose filters, and where a plugin is fetched from depends on the services that the workload sees.
-    if (change.touches(KIND, WASM, 'Sidecar') || change.pods.size + change.services.size > 0) this.#ofProxy = new WeakMap();
+    if (change.touches(KIND, WASM, 'Sidecar', 'Gateway', 'GatewayClass') || change.pods.size + change.services.size + change.addresses.size > 0) this.#ofProxy = new WeakMap();
   }
 
   /** Whether the filters that apply to this proxy may be others now. */
   affects(proxy: Proxy, change: ChangeSet): boolean {
     const namespaces = [proxy.namespace, this.model.mesh.rootNamespace];
+    // Its services are of other namespaces, and have plugins there; which they are may change, too.
+    if (proxy.type === 'waypoint' && (change.touches(KIND, WASM) || (waypointChanged(proxy, change) && this.model.configs.all(WASM).length > 0))) return true;
     return change.touchesIn(namespaces, KIND, WASM) || this.#isRelabelled(proxy, change) || this.#wasm.fetchesFrom(namespaces, change.services);
   }
 
@@ -83,11 +87,10 @@ export class EnvoyFilters {
   }
 
   #makeSet(proxy: Proxy): PatchSet {
-    // A context of its own, which no patch has.
-    if (proxy.type === 'waypoint') return NONE;
-    const target = policyTarget(this.model, proxy);
+    // A waypoint has those that name its Gateway, or its class, and none by its labels.
+    const target = { ...policyTarget(this.model, proxy), ...(proxy.type === 'waypoint' ? { waypoint: {} } : {}) };
     const chosen = policiesFor<EnvoyFilter>(this.model, KIND, target).sort((a, b) => (a.object.spec.priority ?? 0) - (b.object.spec.priority ?? 0));
-    const wasm = this.#wasm.setFor(target, this.model.scopeOf(proxy));
+    const wasm = this.#wasmOf(proxy, target);
     if (chosen.length === 0 && wasm.filters.length === 0) return NONE;
     const all = chosen.flatMap((loaded) => this.#patchesOf(loaded));
     // Which of the patches are for this proxy is told by its version and its metadata.
@@ -99,6 +102,14 @@ export class EnvoyFilters {
       this.#sets.set(key, (set = { key: `${contents} ${fitting} ${wasm.key}`, patches: all.filter((_patch, index) => fitting[index] === '1'), plugins: wasm.filters }));
     }
     return set;
+  }
+
+  #wasmOf(proxy: Proxy, target: PolicyTarget): WasmSet {
+    const scope = this.model.scopeOf(proxy);
+    const own = this.#wasm.setFor(target, scope);
+    if (proxy.type !== 'waypoint' || this.model.configs.all(WASM).length === 0) return own;
+    const services = this.#wasm.ofServices(attachedServices(this.model, proxy).map((service) => [service.host, waypointTarget(this.model, proxy, service)] as const), scope);
+    return services.filters.length === 0 ? own : { key: `${own.key} ${services.key}`, filters: [...own.filters, ...services.filters].sort((a, b) => b.priority - a.priority) };
   }
 
   /** What could not be compiled was refused by validation; the rest of such an object's patches work. */
@@ -131,7 +142,7 @@ export class EnvoyFilters {
   /** What the proxy's patches add beside the generated; of several under one name the first. */
   additions(proxy: Proxy, set: PatchSet, type: string): Resource[] {
     const applyTo = type === TYPE.listener ? 'LISTENER' : type === TYPE.cluster ? 'CLUSTER' : undefined;
-    const adds = set.patches.filter((patch) => patch.applyTo === applyTo && patch.operation === 'ADD' && [...patch.contexts].some((context) => (proxy.type === 'router' ? context === 'GATEWAY' : context !== 'GATEWAY')));
+    const adds = set.patches.filter((patch) => patch.applyTo === applyTo && patch.operation === 'ADD' && [...patch.contexts].some((context) => (proxy.type === 'router' ? context === 'GATEWAY' : proxy.type === 'waypoint' ? context === 'WAYPOINT' : context.startsWith('SIDECAR_'))));
     const sources = type === TYPE.cluster ? set.plugins.flatMap(({ cluster }) => (cluster ? [resourceOf(type, cluster)] : [])) : [];
     const unique = new Map<string, Resource>();
     for (const resource of [...sources, ...adds.map(({ value }) => resourceOf(type, value!))]) if (!unique.has(resource.name)) unique.set(resource.name, resource);
@@ -152,6 +163,7 @@ function fits({ proxyVersion, proxyMetadata }: CompiledPatch, proxy: Proxy): boo
 
 function contextOf(proxy: Proxy, type: string, name: string): PatchContext {
   if (proxy.type === 'router') return 'GATEWAY';
+  if (proxy.type === 'waypoint') return 'WAYPOINT';
   if (type === TYPE.listener) return isInboundListener(name) ? 'SIDECAR_INBOUND' : 'SIDECAR_OUTBOUND';
   if (type === TYPE.cluster) return name.startsWith('inbound|') || name === 'InboundPassthroughCluster' ? 'SIDECAR_INBOUND' : 'SIDECAR_OUTBOUND';
   return 'SIDECAR_OUTBOUND';
@@ -174,6 +186,8 @@ function patchResource(type: string, resource: Resource, { patches, plugins }: P
   if (type === TYPE.cluster) {
     if (!patchCluster(message, ofCluster)) return undefined;
   } else if (type === TYPE.listener) {
+    // Of a waypoint's the one that tunnels lead to is what its services are served by.
+    if (place.context === 'WAYPOINT' && resource.name !== MAIN_INTERNAL) return resource;
     // Requests are what is inside of tunnels.
     if (plugins.length > 0 && resource.name !== CONNECT_TERMINATE) insertPlugins(message, plugins, place.context);
     if (!patchListener(message, patches, place)) return undefined;

@@ -85,11 +85,15 @@ test('ADD under the name of what is there already changes nothing; once that is 
   assert.deepEqual(all(`${add}\n- {applyTo: CLUSTER, match: {cluster: {name: PassthroughCluster}}, patch: {operation: REMOVE}}`), [77]);
 });
 
-test('a patch for waypoints is left out, and the others of its object work', () => {
-  const { objects, errors } = parseYaml(filter('- {applyTo: HTTP_FILTER, match: {context: WAYPOINT}, patch: {operation: ADD, value: {name: x}}}\n- {applyTo: CLUSTER, patch: {operation: ADD, value: {name: extra, type: STATIC, connect_timeout: 1s}}}'), 'x.yaml');
-  const found = [...errors, ...objects.flatMap((loaded) => new References(objects, 'cluster.local').check(loaded))].map(({ severity, message }) => [severity, message]);
-  assert.deepEqual(found.filter(([severity]) => severity === 'error'), []);
-  assert.match(found.join(), /waypoints take no patches/);
+test('a waypoint match goes with context WAYPOINT, whose patches work nowhere else', () => {
+  const check = (match: string): string[] => {
+    const { objects, errors } = parseYaml(filter(`- {applyTo: HTTP_FILTER, match: {${match}}, patch: {operation: ADD, value: ${lua('x')}}}`), 'x.yaml');
+    return [...errors, ...objects.flatMap((loaded) => new References(objects, 'cluster.local').check(loaded))].map(({ message }) => message);
+  };
+  const waypoint = `waypoint: {portNumber: 80, filter: {name: ${MANAGER}}}`;
+  assert.deepEqual(check(`context: WAYPOINT, ${waypoint}`), []);
+  assert.match(check(waypoint).join(), /expected context WAYPOINT/);
+  assert.deepEqual(outboundFilters(httpFilter('INSERT_FIRST', lua('a')).replace('SIDECAR_OUTBOUND', 'WAYPOINT')), [BASE]);
 });
 
 test('MERGE of filters comes after all other operations, and leaves filters of another type alone', () => {

@@ -14,7 +14,9 @@ interface PlainCluster {
 
 /** The cluster's patches; empty: it stays as it is. */
 export function clusterPatches(name: string, patches: readonly CompiledPatch[], { context, hosts }: Place): CompiledPatch[] {
-  const [direction, port, subset = '', host = ''] = name.split('|');
+  const [direction, port, part = '', host = ''] = name.split('|');
+  // A waypoint's has its protocol before the subset.
+  const subset = direction === 'inbound-vip' ? part.replace(/^(?:http|tcp)\/?/, '') : part;
   // An inbound cluster's name has no host, and the port that the workload listens on.
   const served = direction === 'inbound' ? hosts : [host];
   return patches.filter(({ applyTo, operation, contexts, cluster }) => {

@@ -58,7 +58,7 @@ function destinationPort(chain: PlainChain): number | undefined {
 }
 
 /** These take in all ports: what is said about a port's listener is about the chains for that port. */
-const VIRTUAL: ReadonlySet<string> = new Set(['virtualInbound', 'virtualOutbound']);
+const VIRTUAL: ReadonlySet<string> = new Set(['virtualInbound', 'virtualOutbound', 'main_internal']);
 
 function matchesListener({ applyTo, listener: match }: CompiledPatch, listener: PlainListener): boolean {
   if (match.name && match.name !== listener.name) return false;
@@ -88,8 +88,8 @@ const PHASE_AFTER: Record<Phase, readonly string[] | undefined> = {
 export function insertPlugins(message: ReflectMessage, plugins: readonly WasmFilter[], context: PatchContext): void {
   const listener = plain<PlainListener>(message);
   for (const chain of [...listener.filterChains, ...(listener.defaultFilterChain ? [listener.defaultFilterChain] : [])]) {
-    const port = context === 'SIDECAR_INBOUND' ? destinationPort(chain) : listenerPort(listener);
-    const here = plugins.filter((plugin) => worksOn(plugin, context, port));
+    const port = context === 'SIDECAR_INBOUND' || context === 'WAYPOINT' ? destinationPort(chain) : listenerPort(listener);
+    const here = plugins.filter((plugin) => worksOn(plugin, context, port) && (plugin.host === undefined || chain.name.endsWith(`|http|${plugin.host}`)));
     if (here.length === 0) continue;
     for (const filter of chain.filters) {
       const any = filter.configType.value;

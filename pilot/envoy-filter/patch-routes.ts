@@ -21,7 +21,7 @@ interface PlainConfiguration {
 
 /** The port that a route configuration is about: `80`, `host:80`, `http.8080`, `https.443.name.gateway.ns`. */
 export function portOf(name: string): number | undefined {
-  const found = /^(\d+)$/.exec(name) ?? /:(\d+)$/.exec(name) ?? /^https?\.(\d+)(\.|$)/.exec(name) ?? /^inbound\|(\d+)\|/.exec(name);
+  const found = /^(\d+)$/.exec(name) ?? /:(\d+)$/.exec(name) ?? /^https?\.(\d+)(\.|$)/.exec(name) ?? /^inbound(?:-vip)?\|(\d+)\|/.exec(name);
   return found ? Number(found[1]) : undefined;
 }
 

@@ -4,7 +4,7 @@ import type { RE2JS } from 're2js';
 import type { EnvoyClusterMatch, EnvoyFilterApplyTo, EnvoyFilterOperation, EnvoyListenerMatch, EnvoyRouteConfigurationMatch } from '../../common/kube/types.js';
 
 export type FilterClass = 'AUTHN' | 'AUTHZ' | 'STATS';
-export type PatchContext = 'SIDECAR_INBOUND' | 'SIDECAR_OUTBOUND' | 'GATEWAY';
+export type PatchContext = 'SIDECAR_INBOUND' | 'SIDECAR_OUTBOUND' | 'GATEWAY' | 'WAYPOINT';
 
 /** Where a resource stands, beside its name: what patches may ask for. */
 export interface Place {

@@ -27,6 +27,14 @@ test('listeners that can not be told apart: none of them is served, others are',
   assert.deepEqual([conditions![0]!.status, conditions![0]!.reason, conditions![0]!.message], ['True', 'ListenersNotValid', 'listeners that are not accepted: a, b, d, e, f, g']);
 });
 
+test('a waypoint is programmed by its HBONE listener alone, and has no servers', () => {
+  const mesh = testMesh(gateway('{name: mesh, port: 15008, protocol: HBONE}, {name: http, port: 80, protocol: HTTP}').replace('gatewayClassName: istio,', 'gatewayClassName: istio-waypoint,'));
+  assert.deepEqual([amiss(mesh), served(mesh)], [{ mesh: [], http: ['Accepted=UnsupportedProtocol', 'Programmed=Invalid'] }, []]);
+  assert.deepEqual(mesh.model.gatewayApi.status.gateways[0]!.status.conditions!.map(({ type, status }) => [type, status]), [['Accepted', 'True'], ['Programmed', 'True']]);
+  const alone = testMesh(gateway('{name: http, port: 80, protocol: HTTP}').replace('gatewayClassName: istio,', 'gatewayClassName: istio-waypoint,'));
+  assert.deepEqual(alone.model.gatewayApi.status.gateways[0]!.status.conditions!.map(({ type, status }) => [type, status]), [['Accepted', 'False'], ['Programmed', 'False']]);
+});
+
 test('a listener is served once a certificate of its is there, and says what is missing until then', () => {
   const mesh = testMesh(gateway('{name: https, port: 443, protocol: HTTPS, tls: {certificateRefs: [{name: one}, {name: two}]}}'));
   assert.deepEqual([amiss(mesh), served(mesh)], [{ https: ['ResolvedRefs=InvalidCertificateRef', 'Programmed=Invalid'] }, []]);

@@ -2,7 +2,7 @@
 import { apiGroup, type Gateway, type GatewayClass, type GatewayListener, type GatewayServer, type KubeGateway, type KubeObject, type Secret } from '../../common/kube/types.js';
 import { HBONE_PORT } from '../../common/istio-iptables.js';
 import type { LoadedObject } from '../../common/kube/yaml.js';
-import { GATEWAY_NAME_LABEL, isEastWest, isOurs } from '../gateway-controller/provision.js';
+import { GATEWAY_NAME_LABEL, isEastWest, isOurs, isWaypoint } from '../gateway-controller/provision.js';
 import { certificateProblem } from '../generate/secret-generator.js';
 import { sniPort } from '../model/clusters.js';
 import type { Configs } from '../model/configs.js';
@@ -44,6 +44,11 @@ export function internalName({ metadata }: KubeObject, { name }: GatewayListener
 /** @param report told of every listener, served or not */
 export function gatewaysOf(sources: ListenerSources, loaded: LoadedObject<KubeGateway>, report: (listener: GatewayListener, findings: ListenerFindings) => void): LoadedObject<Gateway>[] {
   const { object } = loaded;
+  if (isWaypoint(object)) {
+    // What it is for is said by labels; it has no servers, and no routes.
+    for (const listener of object.spec.listeners) report(listener, listener.protocol === 'HBONE' && listener.port === HBONE_PORT ? { isProgrammed: true } : { isProgrammed: false, isUnsupported: true });
+    return [];
+  }
   const namespace = namespaceOf(object);
   const selector = selectorOf(sources, object);
   const conflicts = conflictsOf(object.spec.listeners);

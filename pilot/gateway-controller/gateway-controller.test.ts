@@ -51,6 +51,20 @@ test('provision: an east-west gateway has its Gateway\'s own name, and the label
   assert.ok(isOurs(gateway('g', {}, { gatewayClassName: 'istio-east-west' }), new Map()));
 });
 
+test('provision: a waypoint has its Gateway\'s own name, a Service within the cluster, and is of no mesh itself', () => {
+  const waypoint = gateway('wp', { labels: { 'istio.io/waypoint-for': 'all' } }, { gatewayClassName: 'istio-waypoint', listeners: [listener('mesh', 15008, 'HBONE')] });
+  assert.ok(isOurs(waypoint, new Map()));
+  const objects = provision(waypoint, OPTIONS);
+  assert.deepEqual(objects.map(({ kind, metadata }) => [kind, metadata.name]), [['ServiceAccount', 'wp'], ['Deployment', 'wp'], ['Service', 'wp']]);
+  const { template } = made(objects, 'Deployment').spec;
+  assert.deepEqual(template.spec.containers[0]?.args.slice(0, 2), ['proxy', 'waypoint']);
+  assert.equal(template.metadata.labels['istio.io/dataplane-mode'], 'none');
+  const { metadata, spec } = made(objects, 'Service') as Made & { spec: { ports: { name: string; port: number; appProtocol: string }[] } };
+  assert.deepEqual([spec.type, spec.ports.map(({ name, port, appProtocol }) => [name, port, appProtocol])], ['ClusterIP', [['status-port', 15021, 'tcp'], ['mesh', 15008, 'hbone']]]);
+  assert.deepEqual([metadata.labels?.['gateway.istio.io/managed'], metadata.annotations?.['networking.istio.io/traffic-distribution']], ['istio.io-mesh-controller', 'PreferClose']);
+  for (const object of objects) assert.deepEqual(checkObject(object).filter(({ severity }) => severity === 'error'), [], object.kind);
+});
+
 test('provision: overrides of name, account, type, address and infrastructure; a network of its own', () => {
   const objects = provision(
     gateway('web', { annotations: { 'gateway.istio.io/name-override': 'edge-proxy', 'gateway.istio.io/service-account': 'robot', 'networking.istio.io/service-type': 'ClusterIP' }, labels: { ignored: 'yes' } },
@@ -80,7 +94,6 @@ test('isOurs and isManaged: classes by controller or well-known name; host names
   assert.ok(!isOurs(mine, controlledBy('example.com/other')));
   assert.ok(!isOurs(mine, new Map()));
   assert.ok(isOurs(gateway('g', {}, { gatewayClassName: 'underpass' }), new Map()));
-  assert.ok(!isOurs(gateway('g', {}, { gatewayClassName: 'istio-waypoint' }), new Map()));
   assert.ok(!isManaged(gateway('g', {}, { addresses: [{ type: 'Hostname', value: 'ingress.istio-gateways.svc' }] })));
   assert.ok(!isManaged(gateway('g', {}, { addresses: [{ value: '10.0.0.1' }, { value: '10.0.0.2' }] })));
 });

@@ -7,7 +7,9 @@ import type { GatewayClass, KubeGateway, KubeObject } from '../../common/kube/ty
 
 /** Classes that are there without a GatewayClass object. */
 const EAST_WEST_CLASS = 'istio-east-west';
-export const BUILTIN_CLASSES: ReadonlySet<string> = new Set(['istio', 'underpass', EAST_WEST_CLASS]);
+const WAYPOINT_CLASS = 'istio-waypoint';
+const WAYPOINT_CONTROLLER = 'istio.io/mesh-controller';
+export const BUILTIN_CLASSES: ReadonlySet<string> = new Set(['istio', 'underpass', EAST_WEST_CLASS, WAYPOINT_CLASS]);
 export const CONTROLLERS: ReadonlySet<string> = new Set(['istio.io/gateway-controller', 'underpass.io/gateway-controller', 'istio.io/eastwest-controller']);
 export const GATEWAY_NAME_LABEL = 'gateway.networking.k8s.io/gateway-name';
 const GATEWAY_CLASS_LABEL = 'gateway.networking.k8s.io/gateway-class-name';
@@ -26,7 +28,18 @@ const OWN_ANNOTATIONS: ReadonlySet<string> = new Set(['kubectl.kubernetes.io/las
 export function isOurs(gateway: KubeGateway, classes: ReadonlyMap<string, GatewayClass>): boolean {
   const name = gateway.spec.gatewayClassName;
   const given = classes.get(name);
-  return given ? CONTROLLERS.has(given.spec.controllerName) : BUILTIN_CLASSES.has(name);
+  if (!given) return BUILTIN_CLASSES.has(name);
+  return CONTROLLERS.has(given.spec.controllerName) || isWaypointClass(given);
+}
+
+/** Of the controller's other classes waypoints are run by others. */
+export function isWaypointClass({ metadata, spec }: GatewayClass): boolean {
+  return metadata.name === WAYPOINT_CLASS && spec.controllerName === WAYPOINT_CONTROLLER;
+}
+
+/** Services and workloads are reached through it. */
+export function isWaypoint({ spec }: KubeGateway): boolean {
+  return spec.gatewayClassName === WAYPOINT_CLASS;
 }
 
 /** It takes HBONE from other networks. */
@@ -45,7 +58,7 @@ export function isManaged({ spec }: KubeGateway): boolean {
 
 export function deploymentName(gateway: KubeGateway): string {
   const { metadata, spec } = gateway;
-  return metadata.annotations?.[NAME_OVERRIDE] ?? (isEastWest(gateway) ? metadata.name : `${metadata.name}-${spec.gatewayClassName}`);
+  return metadata.annotations?.[NAME_OVERRIDE] ?? (isEastWest(gateway) || isWaypoint(gateway) ? metadata.name : `${metadata.name}-${spec.gatewayClassName}`);
 }
 
 interface ServicePort {
@@ -88,21 +101,22 @@ export function provision(gateway: KubeGateway, { values, revision }: ProvisionO
   const annotations = without(given ? (given.annotations ?? {}) : (metadata.annotations ?? {}), (key) => OWN_ANNOTATIONS.has(key));
   const infrastructure = without(given ? (given.labels ?? {}) : (metadata.labels ?? {}), (key) => key === 'istio.io/rev');
   const labels = { ...infrastructure, [GATEWAY_NAME_LABEL]: metadata.name, [GATEWAY_CLASS_LABEL]: spec.gatewayClassName };
-  const managed = { ...labels, [MANAGED_LABEL]: isEastWest(gateway) ? 'istio.io-eastwest-controller' : 'istio.io-gateway-controller' };
+  const waypoint = isWaypoint(gateway);
+  const managed = { ...labels, [MANAGED_LABEL]: waypoint ? 'istio.io-mesh-controller' : isEastWest(gateway) ? 'istio.io-eastwest-controller' : 'istio.io-gateway-controller' };
   const selector = { [GATEWAY_NAME_LABEL]: metadata.name };
   const ownerReferences = [{ apiVersion: gateway.apiVersion, kind: 'Gateway', name: metadata.name, ...(metadata.uid ? { uid: metadata.uid } : {}), controller: true }];
   const meta = (own: string, more: Record<string, string>): KubeObject['metadata'] => ({ name: own, namespace, labels: more, ...(Object.keys(annotations).length ? { annotations } : {}), ownerReferences });
-  const type = (metadata.annotations ?? {})[SERVICE_TYPE] ?? given?.annotations?.[SERVICE_TYPE] ?? 'LoadBalancer';
+  const type = (metadata.annotations ?? {})[SERVICE_TYPE] ?? given?.annotations?.[SERVICE_TYPE] ?? (waypoint ? 'ClusterIP' : 'LoadBalancer');
   const address = spec.addresses?.[0]?.value;
   const template = {
     metadata: {
-      labels: { 'sidecar.istio.io/inject': 'false', 'service.istio.io/canonical-name': name, 'service.istio.io/canonical-revision': 'latest', ...managed, [OLD_NAME_LABEL]: metadata.name },
+      labels: { 'sidecar.istio.io/inject': 'false', 'service.istio.io/canonical-name': name, 'service.istio.io/canonical-revision': 'latest', ...managed, [OLD_NAME_LABEL]: metadata.name, ...(waypoint ? { 'istio.io/dataplane-mode': 'none' } : {}) },
       annotations: { ...annotations, 'istio.io/rev': revision },
     },
     spec: {
       serviceAccountName: account,
       securityContext: { sysctls: [{ name: 'net.ipv4.ip_unprivileged_port_start', value: '0' }] },
-      containers: [proxyContainer(name, namespace, values, infrastructure['topology.istio.io/network'])],
+      containers: [proxyContainer(waypoint ? 'waypoint' : 'router', name, namespace, values, infrastructure['topology.istio.io/network'])],
       volumes: proxyVolumes(values),
     },
   };
@@ -110,13 +124,18 @@ export function provision(gateway: KubeGateway, { values, revision }: ProvisionO
   const objects = [
     { apiVersion: 'v1', kind: 'ServiceAccount', metadata: meta(account, labels) },
     { apiVersion: 'apps/v1', kind: 'Deployment', metadata: meta(name, managed), spec: { selector: { matchLabels: selector }, template } },
-    { apiVersion: 'v1', kind: 'Service', metadata: meta(name, labels), spec: service },
+    { apiVersion: 'v1', kind: 'Service', metadata: waypoint ? nearby(meta(name, managed)) : meta(name, labels), spec: service },
   ];
   // An account that the Gateway names is somebody else's.
   return metadata.annotations?.[ACCOUNT_OVERRIDE] === undefined ? objects : objects.slice(1);
 }
 
-function proxyContainer(name: string, namespace: string, values: InjectionValues, ownNetwork: string | undefined): object {
+/** Clients go to the waypoints of their zone first, as Istio has it. */
+function nearby(metadata: KubeObject['metadata']): KubeObject['metadata'] {
+  return { ...metadata, annotations: { 'networking.istio.io/traffic-distribution': 'PreferClose', ...metadata.annotations } };
+}
+
+function proxyContainer(role: 'router' | 'waypoint', name: string, namespace: string, values: InjectionValues, ownNetwork: string | undefined): object {
   const field = (variable: string, fieldPath: string): object => ({ name: variable, valueFrom: { fieldRef: { fieldPath } } });
   const network = ownNetwork ?? values.network;
   const health = { httpGet: { path: '/healthz/ready', port: STATUS_PORT, scheme: 'HTTP' }, successThreshold: 1, timeoutSeconds: 1 };
@@ -128,7 +147,7 @@ function proxyContainer(name: string, namespace: string, values: InjectionValues
       { name: 'status-port', containerPort: STATUS_PORT, protocol: 'TCP' },
       { name: 'http-envoy-prom', containerPort: 15090, protocol: 'TCP' },
     ],
-    args: ['proxy', 'router', '--domain', `$(POD_NAMESPACE).svc.${values.clusterDomain}`, '--proxyLogLevel', values.logLevel, '--proxyComponentLogLevel', values.componentLogLevel, '--log_output_level', values.agentLogLevel],
+    args: ['proxy', role, '--domain', `$(POD_NAMESPACE).svc.${values.clusterDomain}`, '--proxyLogLevel', values.logLevel, '--proxyComponentLogLevel', values.componentLogLevel, '--log_output_level', values.agentLogLevel],
     env: [
       { name: 'PILOT_CERT_PROVIDER', value: 'istiod' },
       { name: 'CA_ADDR', value: values.caAddress },

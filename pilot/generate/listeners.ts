@@ -31,7 +31,7 @@ export const httpInspector: ListenerFilter = ListenerFilter.fromPartial({
 
 export const OUTBOUND_PORT = 15_001;
 
-const tlsInspector: ListenerFilter = ListenerFilter.fromPartial({
+export const tlsInspector: ListenerFilter = ListenerFilter.fromPartial({
   name: 'envoy.filters.listener.tls_inspector',
   config_type: { $case: 'typed_config', value: pack(TlsInspector, TlsInspector.fromPartial({ initial_read_buffer_size: 512 })) },
 });

@@ -10,7 +10,7 @@ import type { LoadedObject } from '../../common/kube/yaml.js';
 import { parse } from '../envoy-filter/registry.js';
 import type { PatchContext } from '../envoy-filter/types.js';
 import { clusterName } from '../generate/names.js';
-import { policiesFor, type PolicyTarget } from '../generate/security/targets.js';
+import { policiesFor, targetRefsOf, type PolicyTarget } from '../generate/security/targets.js';
 import type { Model } from '../model/model.js';
 import type { Scope } from '../model/scope.js';
 
@@ -28,6 +28,8 @@ export interface WasmFilter {
   message: ReflectMessage;
   /** On which side of which ports it works; no entry: everywhere. */
   match: readonly { mode: string; ports: readonly number[] }[];
+  /** At a waypoint: the service whose requests it is for; undefined: those of all. */
+  host?: string;
   /** The name of the cluster from which the module is fetched, if it is. */
   source: string | undefined;
   /** That cluster, where it is one of the plugin's own. */
@@ -89,6 +91,17 @@ export class WasmPlugins {
     return { key, filters: filters.sort((a, b) => b.priority - a.priority) };
   }
 
+  /** Of a waypoint those that name a service of it. @param targets of its services, by host */
+  ofServices(targets: Iterable<readonly [string, PolicyTarget]>, scope: Scope): WasmSet {
+    const sets = [...targets].flatMap(([host, target]) => {
+      const own = policiesFor<WasmPlugin>(this.model, KIND, target).filter(({ object }) => namesService(object) && checkWasmPlugin(object).length === 0);
+      return own.length > 0 ? [{ host, own }] : [];
+    });
+    const filters = sets.flatMap(({ host, own }) => own.map((loaded) => ({ ...this.#filterOf(loaded, scope), host })));
+    const key = sets.map(({ host, own }) => `${host} ${JSON.stringify(own.map(({ key: name, object }) => [name, object.spec]))}`).join();
+    return { key: key && createHash('sha1').update(`${key} ${filters.map(({ source }) => source).join()}`).digest('base64url'), filters: filters.sort((a, b) => b.priority - a.priority) };
+  }
+
   /** Whether modules of plugins in these namespaces come from one of these hosts. */
   fetchesFrom(namespaces: readonly string[], hosts: ReadonlySet<string>): boolean {
     if (hosts.size === 0) return false;
@@ -105,6 +118,10 @@ export class WasmPlugins {
     if (!filter) made.set(key, (filter = makeFilter(loaded.object, url, source)));
     return filter;
   }
+}
+
+function namesService(object: WasmPlugin): boolean {
+  return targetRefsOf(object).some(({ kind }) => kind === 'Service' || kind === 'ServiceEntry');
 }
 
 function makeFilter({ spec, metadata }: WasmPlugin, url: ModuleUrl, source: FetchCluster | undefined): WasmFilter {
@@ -172,6 +189,6 @@ function fetchCluster(scope: Scope, { scheme, host, port }: ModuleUrl): FetchClu
 /** Whether a plugin works on this side of this port. */
 export function worksOn({ match }: WasmFilter, context: PatchContext, port: number | undefined): boolean {
   if (match.length === 0) return true;
-  const side = context === 'SIDECAR_INBOUND' ? 'SERVER' : 'CLIENT';
+  const side = context === 'SIDECAR_INBOUND' || context === 'WAYPOINT' ? 'SERVER' : 'CLIENT';
   return match.some(({ mode, ports }) => (mode === side || mode === 'CLIENT_AND_SERVER' || mode === 'UNDEFINED') && (ports.length === 0 || (port !== undefined && ports.includes(port))));
 }

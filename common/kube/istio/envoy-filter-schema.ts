@@ -26,7 +26,7 @@ const match = object({
     vhost: object({ name: text, domainName: text, route: object({ name: text, action: choice('ANY', 'ROUTE', 'REDIRECT', 'DIRECT_RESPONSE') }) }),
   }),
   cluster: object({ portNumber: ANY_PORT, service: text, subset: text, name: text }),
-  waypoint: ignored(object({ portNumber: port, route: object({ name: text }), filter: filterMatch }), "this control plane's waypoints take no patches"),
+  waypoint: object({ portNumber: port, route: object({ name: text }), filter: filterMatch }),
 });
 const exclusiveMatch: Schema = { ...match, atMostOne: [['listener', 'routeConfiguration', 'cluster', 'waypoint']] } as Schema;
 
@@ -39,8 +39,7 @@ const MATCH_OF: Record<string, 'listener' | 'routeConfiguration' | 'cluster'> = 
 };
 
 function checkPatch({ applyTo, match: where, patch }: EnvoyFilterPatch, report: Report, warn: Report): void {
-  if (where?.context === 'WAYPOINT') return warn("found WAYPOINT: this control plane's waypoints take no patches", ['match', 'context']);
-  if (where?.waypoint) report('found a waypoint match, expected context WAYPOINT with it', ['match', 'waypoint']);
+  if (where?.waypoint && where.context !== 'WAYPOINT') report('found a waypoint match, expected context WAYPOINT with it', ['match', 'waypoint']);
   if (patch?.operation !== 'REMOVE' && !patch?.value) report('found nothing, this field is required unless the operation is REMOVE', ['patch', 'value']);
   const expected = MATCH_OF[applyTo ?? ''];
   for (const kind of ['listener', 'routeConfiguration', 'cluster'] as const) {

@@ -19,12 +19,13 @@ import { originateListener } from '../hbone-originate.js';
 import { tcpProxy, waypointHttp } from '../http-filters.js';
 import { peerState } from '../inbound-hbone.js';
 import { hasIpv4, hasIpv6, proxyIps } from '../inbound-ports.js';
-import { httpInspector, PLAINTEXT_HTTP } from '../listeners.js';
+import { httpInspector, PLAINTEXT_HTTP, tlsInspector } from '../listeners.js';
 import { CONNECT_TERMINATE, MAIN_INTERNAL } from '../names.js';
 import { makeResource, type Resource } from '../resource.js';
 import { targetFilters } from '../security/filters.js';
 import { addressesOf, attachedServices, attachedWorkloads, spokenOn, waypointClusterName, waypointTarget } from './attached.js';
 import { ENCAP } from './clusters.js';
+import { tcpWays } from './tcp.js';
 
 export function waypointListeners(model: Model, proxy: Proxy): Resource[] {
   return [connectTerminate(model, proxy), mainInternal(model, proxy), originateListener];
@@ -47,8 +48,10 @@ const prefixes = (addresses: readonly string[]) => addresses.map((address) => ({
 
 function mainInternal(model: Model, proxy: Proxy): Resource {
   const taken = new Set<string>();
-  const sniffed = new Set<number>();
-  const chains = attachedServices(model, proxy).flatMap((service) => serviceChains(model, proxy, service, taken, sniffed));
+  const looks: Looks = { http: new Set(), tls: new Set() };
+  const attached = attachedServices(model, proxy);
+  const own = new Set(attached.map(({ host }) => host));
+  const chains = attached.flatMap((service) => serviceChains(model, proxy, service, own, taken, looks));
   const workloads = attachedWorkloads(model, proxy);
   if (workloads.length > 0) {
     const { network } = targetFilters(model, waypointTarget(model, proxy), false, true);
@@ -63,37 +66,48 @@ function mainInternal(model: Model, proxy: Proxy): Resource {
     listener_specifier: { $case: 'internal_listener', value: {} },
     traffic_direction: TrafficDirection.INBOUND,
     continue_on_listener_filters_timeout: true,
-    listener_filters: [originalDstFilter, ...inspection(sniffed)],
+    listener_filters: [originalDstFilter, ...inspection(tlsInspector, looks.tls), ...inspection(httpInspector, looks.http)],
     filter_chains: chains,
   });
   return makeResource(listener.name, Listener, listener);
 }
 
-function serviceChains(model: Model, proxy: Proxy, service: MeshService, taken: Set<string>, sniffed: Set<number>): FilterChain[] {
+/** Ports on which a connection's first bytes are looked at. */
+interface Looks {
+  http: Set<number>;
+  tls: Set<number>;
+}
+
+/** @param hosts of all services that are reached through this waypoint */
+function serviceChains(model: Model, proxy: Proxy, service: MeshService, hosts: ReadonlySet<string>, taken: Set<string>, looks: Looks): FilterChain[] {
   const { custom, authentication, authorization, network } = targetFilters(model, waypointTarget(model, proxy, service), false, true);
-  return service.ports.flatMap(({ port, protocol }) => {
+  return service.ports.flatMap((servicePort) => {
+    const { port, protocol } = servicePort;
     // Two services with one address: as in the table of authorities.
-    const own = addressesOf(service).filter((address) => taken.size < taken.add(`${address} ${port}`).size);
-    if (own.length === 0) return [];
+    const addresses = addressesOf(service).filter((address) => taken.size < taken.add(`${address} ${port}`).size);
+    if (addresses.length === 0) return [];
     const spoken = spokenOn(protocol);
-    if (spoken.length > 1) sniffed.add(port);
-    return spoken.map((kind) => {
+    if (spoken.length > 1) looks.http.add(port);
+    return spoken.flatMap((kind): FilterChain[] => {
       const name = waypointClusterName({ port, spoken: kind, subset: '', host: service.host });
-      return FilterChain.fromPartial({
-        name,
-        filter_chain_match: { destination_port: port, prefix_ranges: prefixes(own), ...(kind === 'http' && spoken.length > 1 ? { application_protocols: PLAINTEXT_HTTP } : {}) },
-        filters: kind === 'http' ? [waypointHttp(model.mesh, `inbound_0.0.0.0_${port}`, name, [...custom, ...authentication, ...authorization])] : [...network, tcpProxy(name)],
+      if (kind === 'http') {
+        const filter_chain_match = { destination_port: port, prefix_ranges: prefixes(addresses), ...(spoken.length > 1 ? { application_protocols: PLAINTEXT_HTTP } : {}) };
+        return [FilterChain.fromPartial({ name, filter_chain_match, filters: [waypointHttp(model.mesh, `inbound_0.0.0.0_${port}`, name, [...custom, ...authentication, ...authorization])] })];
+      }
+      return tcpWays(model.scopeOf(proxy), proxy, service, servicePort, addresses, hosts).map(({ addresses: own, serverNames, filters }, index) => {
+        if (serverNames.length > 0) looks.tls.add(port);
+        return FilterChain.fromPartial({ name: index === 0 ? name : `${name}/${index}`, filter_chain_match: { destination_port: port, prefix_ranges: prefixes(own), server_names: [...serverNames] }, filters: [...network, ...filters] });
       });
     });
   });
 }
 
-/** Only where it is not known what is spoken: a server that speaks first would wait for its client. */
-function inspection(ports: ReadonlySet<number>): ListenerFilter[] {
+/** Only where the first bytes decide: a server that speaks first would wait for its client. */
+function inspection(inspector: ListenerFilter, ports: ReadonlySet<number>): ListenerFilter[] {
   if (ports.size === 0) return [];
   const rules = [...ports].sort((a, b) => a - b).map((port) => ListenerFilterChainMatchPredicate.fromPartial({ rule: { $case: 'destination_port_range', value: { start: port, end: port + 1 } } }));
   const asked = rules.length === 1 ? rules[0]! : ListenerFilterChainMatchPredicate.fromPartial({ rule: { $case: 'or_match', value: { rules } } });
-  return [{ ...httpInspector, filter_disabled: ListenerFilterChainMatchPredicate.fromPartial({ rule: { $case: 'not_match', value: asked } }) }];
+  return [{ ...inspector, filter_disabled: ListenerFilterChainMatchPredicate.fromPartial({ rule: { $case: 'not_match', value: asked } }) }];
 }
 
 /** The next connection within Envoy is to go where this one was to. */

@@ -14,6 +14,7 @@ import { CONNECT_TERMINATE, MAIN_INTERNAL, parseClusterName } from '../names.js'
 import { makeResource, type Resource } from '../resource.js';
 import { meshSource } from '../route-match.js';
 import { defaultRoute, virtualServiceRoutes } from '../routes-http.js';
+import { tcpClusters } from './tcp.js';
 import { addressesOf, attachedServices, attachedWorkloads, parseWaypointCluster, spokenOn, waypointClusterName } from './attached.js';
 
 const MAX_DIRECT_RESPONSE_BYTES = 1_048_576;
@@ -68,9 +69,12 @@ function led(route: Route, own: ReadonlySet<string>): Route {
 /** Clusters of other services that routes lead to. */
 export function referencedElsewhere(scope: Scope, proxy: Proxy, attached: readonly MeshService[]): Set<string> {
   const found = new Set<string>();
+  const hosts = new Set(attached.map(({ host }) => host));
   for (const service of attached) {
     if (scope.virtualServicesFor(service.host).length === 0) continue;
-    for (const { port, protocol } of service.ports) {
+    for (const servicePort of service.ports) {
+      const { port, protocol } = servicePort;
+      if (spokenOn(protocol).includes('tcp')) for (const name of tcpClusters(scope, proxy, service, servicePort)) if (!hosts.has(name.split('|')[3]!)) found.add(name);
       if (!spokenOn(protocol).includes('http')) continue;
       for (const { action } of portRoutes(scope, proxy, service, port, attached)) {
         if (action?.$case !== 'route') continue;
