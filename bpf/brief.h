@@ -40,7 +40,7 @@ static __always_inline struct brevity *brevity_of(__u64 name)
 	return bpf_map_lookup_elem(&brevities, &place);
 }
 
-/* At establishment of an opener that would be joined. */
+/* At establishment of an opener, unless it is a proxy's: those are not told apart, and pool their connections. */
 static __always_inline bool will_be_brief(struct socket_state *state)
 {
 	if (!brief_streak)

@@ -14,6 +14,9 @@
 #define TCP_NOTSENT_LOWAT 25
 #define ECONNABORTED 103
 #define ECONNREFUSED 111
+#define ETH_P_IPV6 0x86dd
+#define IPV4_HEADER 20 /* without options */
+#define IPV6_HEADER 40
 /* Of a TCP header: up to its flags, and two of these. */
 #define TCP_HEAD 14
 #define TCP_SYN 0x02

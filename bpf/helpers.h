@@ -222,11 +222,10 @@ static __always_inline bool sends_zero_copy(unsigned long sk_flags)
 /* What the current task runs, for the connect hooks. */
 static __always_inline void current_program(struct program_key *out)
 {
-	struct task_struct *task = (void *)bpf_get_current_task();
-	struct file *exe = BPF_CORE_READ(task, mm, exe_file);
+	struct inode *inode = bpf_get_current_task_btf()->mm->exe_file->f_inode;
 	out->cgroup_id = bpf_get_current_cgroup_id();
-	out->inode = BPF_CORE_READ(exe, f_inode, i_ino);
-	out->device = BPF_CORE_READ(exe, f_inode, i_sb, s_dev);
+	out->inode = inode->i_ino;
+	out->device = inode->i_sb->s_dev;
 	out->reserved = 0;
 }
 

@@ -41,14 +41,6 @@ static __always_inline enum counter foreign_hands(const struct tcp_sock *tp)
 	return COUNTERS;
 }
 
-static __always_inline enum counter refuse_listener(__u64 other, const struct tuple *t)
-{
-	struct listener_key listener;
-	name_listener(&listener, other, &t->remote, t->remote_port);
-	__u32 verdict = listener_verdict(&listener);
-	return verdict == MARK_EVENT_DRIVEN ? COUNTERS : listener_reason(verdict);
-}
-
 /* Whether the opener may enter the map; COUNTERS: yes, otherwise why not. */
 static __always_inline enum counter refuse_active(const struct pod *pod, struct socket_state *state, const struct tuple *t,
 						  __u64 own, __u64 other, const struct tcp_sock *tp)
@@ -79,6 +71,9 @@ static __always_inline enum counter refuse_active(const struct pod *pod, struct 
 	if (pod->acceleration == ACCELERATION_FORCE) {
 		state->flags |= SOCKET_FORCED;
 	} else if (!(state->flags & SOCKET_PROXY)) {
+		/* A row of brief ones begins with verdicts that let them be joined. */
+		if (will_be_brief(state))
+			return COUNTER_CONNECTION_BRIEF;
 		__u32 verdict = client_verdict(&state->program);
 		if (verdict != MARK_EVENT_DRIVEN) {
 			if (verdict == MARK_NONE)
@@ -87,14 +82,12 @@ static __always_inline enum counter refuse_active(const struct pod *pod, struct 
 		}
 	}
 	/* The other end of a captured connection is an Envoy. */
-	if (!captured && remote->acceleration != ACCELERATION_FORCE) {
-		enum counter refusal = refuse_listener(other, t);
-		if (refusal != COUNTERS)
-			return refusal;
-	}
-	/* A proxy's programs are not told apart, and pool their connections. */
-	bool counts = pod->acceleration != ACCELERATION_FORCE && !(state->flags & SOCKET_PROXY);
-	return counts && will_be_brief(state) ? COUNTER_CONNECTION_BRIEF : COUNTERS;
+	if (captured || remote->acceleration == ACCELERATION_FORCE)
+		return COUNTERS;
+	struct listener_key listener;
+	name_listener(&listener, other, &t->remote, t->remote_port);
+	__u32 verdict = listener_verdict(&listener);
+	return verdict == MARK_EVENT_DRIVEN ? COUNTERS : listener_reason(verdict);
 }
 
 /*
@@ -220,6 +213,8 @@ static __always_inline int established_active(struct bpf_sock_ops *ops, bool pro
 		COUNT_POD(state, connections_plain, 1);
 		if (refusal == COUNTER_CONNECTION_BRIEF)
 			state->flags |= SOCKET_BRIEF;
+		else
+			state->brevity = 0;
 	}
 	bool accelerated = state->flags & SOCKET_IN_MAP;
 	__u32 tell = known ? flow_opened(sk, pod, state, own, other, refusal) : 0;

@@ -4,6 +4,13 @@
  */
 #pragma once
 
+/* TCP's own: no payload. Most packets of a short connection are, and looking up a socket's state costs more than this. */
+static __always_inline bool is_bare(const struct __sk_buff *skb, const struct tcp_sock *tp)
+{
+	__u32 headers = (skb->protocol == bpf_htons(ETH_P_IPV6) ? IPV6_HEADER : IPV4_HEADER) + tp->tcp_header_len;
+	return skb->len <= headers;
+}
+
 SEC("cgroup_skb/egress")
 int probe_egress(struct __sk_buff *skb)
 {
@@ -13,11 +20,11 @@ int probe_egress(struct __sk_buff *skb)
 	sk = bpf_sk_fullsock(sk);
 	if (!sk)
 		return EGRESS_ALLOW;
+	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
+	if (!tp || is_bare(skb, tp))
+		return EGRESS_ALLOW;
 	struct socket_state *state = bpf_sk_storage_get(&socket_states, sk, 0, 0);
 	if (!state || !state->cookie)
-		return EGRESS_ALLOW;
-	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
-	if (!tp)
 		return EGRESS_ALLOW;
 	count_tcp(state, tp);
 	brief_goes_on(state, tp);
