@@ -179,13 +179,8 @@ static __always_inline void name_flow(struct flow_key *key, __u64 client, __u64 
 	key->service_port = bpf_ntohs(asked->port);
 }
 
-static __always_inline struct flow *start_flow(struct bpf_sock *sk, struct flow_key *key, __u32 flags, bool counted)
+static __always_inline void start_flow(struct flow *flow, struct flow_key *key, __u32 flags, bool counted)
 {
-	struct flow *flow = bpf_sk_storage_get(&flows, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
-	if (!flow) {
-		count(COUNTER_CONNECTION_STORAGE_FAILED);
-		return 0;
-	}
 	struct flow_totals *totals = counted ? find_totals(key, flows_per_pod) : 0;
 	if (!totals)
 		flags &= ~FLOW_REPORTS;
@@ -199,14 +194,13 @@ static __always_inline struct flow *start_flow(struct bpf_sock *sk, struct flow_
 	flow->flags = flags | FLOW_OPEN;
 	if (totals && (flags & FLOW_REPORTS))
 		__sync_fetch_and_add(flags & FLOW_ACCEPTED ? &totals->destination.opened : &totals->source.opened, 1);
-	return flow;
 }
 
 /*
  * The opener's end is established; its state is complete. Returns what the accepting end has to know (enum tell). A captured
  * connection is the proxy's to report, what the shared proxy opens too, and what iptables lead there.
  */
-static __always_inline __u32 flow_opened(struct bpf_sock *sk, const struct pod *pod, struct socket_state *state, __u64 own, __u64 other,
+static __always_inline __u32 flow_opened(const struct pod *pod, struct socket_state *state, __u64 own, __u64 other,
 					 enum counter refusal)
 {
 	bool captured = state->flags & SOCKET_CAPTURED, proxy = state->flags & SOCKET_PROXY, logged = flows_logged();
@@ -221,15 +215,14 @@ static __always_inline __u32 flow_opened(struct bpf_sock *sk, const struct pod *
 	name_flow(&key, own, captured ? 0 : other, &state->original, &state->tuple.remote, state->tuple.remote_port);
 	if (captured)
 		key.endpoint_port = 0;
-	struct flow *flow = start_flow(sk, &key, (reports ? FLOW_REPORTS : 0) | (logged ? FLOW_LOGGED : 0), !captured);
-	if (!flow)
-		return 0;
+	struct flow *flow = &state->flow;
+	start_flow(flow, &key, (reports ? FLOW_REPORTS : 0) | (logged ? FLOW_LOGGED : 0), !captured);
 	flow->reason = refusal;
 	return (captured ? 0 : TELL_DIRECT) | (flow->flags & FLOW_REPORTS ? TELL_REPORTS : 0);
 }
 
 /* The accepting end is established. Whom nobody told that the opener is no proxy stays silent: better that than told twice. */
-static __always_inline void flow_accepted(struct bpf_sock *sk, const struct pod *pod, struct socket_state *state, __u64 other,
+static __always_inline void flow_accepted(const struct pod *pod, struct socket_state *state, __u64 other,
 					  const struct establishing *entry, const struct tuple *mine)
 {
 	if (entry->tell & TELL_REPORTS)
@@ -243,7 +236,7 @@ static __always_inline void flow_accepted(struct bpf_sock *sk, const struct pod 
 	name_flow(&key, other, entry->captured ? 0 : state->netns_cookie, &entry->original, &mine->local, mine->local_port);
 	if (entry->captured)
 		key.endpoint_port = 0;
-	start_flow(sk, &key, FLOW_ACCEPTED | (reports ? FLOW_REPORTS : 0) | (entry->accelerated && flows_logged() ? FLOW_LOGGED : 0),
+	start_flow(&state->flow, &key, FLOW_ACCEPTED | (reports ? FLOW_REPORTS : 0) | (entry->accelerated && flows_logged() ? FLOW_LOGGED : 0),
 		   !entry->captured);
 }
 
@@ -253,16 +246,14 @@ static __always_inline bool flow_arrived(struct bpf_sock *sk, const struct pod *
 	if (pod->mode != POD_MODE_NODE)
 		return false;
 	struct flow_key key = { .server = own, .peer = mine->remote, .endpoint_port = mine->local_port };
-	struct flow *flow = start_flow(sk, &key, FLOW_ACCEPTED | FLOW_REPORTS | (flows_logged() ? FLOW_LOGGED : 0), true);
-	if (flow)
-		flow->reason = COUNTER_CONNECTION_NOT_LOCAL;
-	return flow;
-}
-
-static __always_inline bool flow_reports(struct bpf_sock *sk)
-{
-	struct flow *flow = bpf_sk_storage_get(&flows, sk, 0, 0);
-	return flow && (flow->flags & FLOW_REPORTS);
+	struct socket_state *state = bpf_sk_storage_get(&socket_states, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!state) {
+		count(COUNTER_CONNECTION_STORAGE_FAILED);
+		return false;
+	}
+	start_flow(&state->flow, &key, FLOW_ACCEPTED | FLOW_REPORTS | (flows_logged() ? FLOW_LOGGED : 0), true);
+	state->flow.reason = COUNTER_CONNECTION_NOT_LOCAL;
+	return true;
 }
 
 static __always_inline void local_address(const struct sock_common *common, struct address *out)
@@ -382,11 +373,12 @@ static __always_inline void flow_denied(enum counter reason, const struct flow_k
 	bpf_ringbuf_submit(record, 0);
 }
 
-/* Before the state, if there is one, forgets the connection. */
-static __always_inline void flow_closed(struct bpf_sock *sk, const struct socket_state *state, const struct tcp_sock *tp)
+/* Before the rest of its state, if it is `known`, forgets the connection. */
+static __always_inline void flow_closed(struct socket_state *holder, bool known, const struct tcp_sock *tp)
 {
-	struct flow *flow = bpf_sk_storage_get(&flows, sk, 0, 0);
-	if (!flow || !(flow->flags & FLOW_OPEN))
+	struct flow *flow = &holder->flow;
+	const struct socket_state *state = known ? holder : 0;
+	if (!(flow->flags & FLOW_OPEN))
 		return;
 	settle(flow, state, tp, true);
 	if (flow->flags & FLOW_LOGGED)
@@ -401,10 +393,9 @@ int settle_flows(struct bpf_iter__bpf_sk_storage_map *ctx)
 	struct sock *sk = ctx->sk;
 	if (!sk || !ctx->value)
 		return 0;
-	struct flow *flow = bpf_sk_storage_get(&flows, sk, 0, 0);
 	struct socket_state *state = bpf_sk_storage_get(&socket_states, sk, 0, 0);
 	struct tcp_sock *tp = bpf_skc_to_tcp_sock(sk);
-	if (flow && tp && (flow->flags & FLOW_OPEN))
-		settle(flow, state, tp, false);
+	if (state && tp && (state->flow.flags & FLOW_OPEN))
+		settle(&state->flow, state, tp, false);
 	return 0;
 }

@@ -116,13 +116,6 @@ struct {
 	__uint(max_entries, 64 * 1024);
 } events SEC(".maps");
 
-struct {
-	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, int);
-	__type(value, struct flow);
-} flows SEC(".maps");
-
 /* An entry's memory goes to the next key as soon as it is deleted; user space does so when its pods, and so its sockets, are gone. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);

@@ -217,7 +217,7 @@ static __always_inline int established_active(struct bpf_sock_ops *ops, bool pro
 			state->brevity = 0;
 	}
 	bool accelerated = state->flags & SOCKET_IN_MAP;
-	__u32 tell = known ? flow_opened(sk, pod, state, own, other, refusal) : 0;
+	__u32 tell = known ? flow_opened(pod, state, own, other, refusal) : 0;
 	if (!captured && !accelerated && !tell && !sourced && refusal != COUNTER_CONNECTION_BRIEF)
 		return 1;
 	struct establishing entry = {
@@ -305,7 +305,7 @@ static __always_inline int established_passive(struct bpf_sock_ops *ops, bool pr
 		state->source = entry.source;
 	}
 	bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
-	flow_accepted(sk, pod, state, other, &entry, &mine);
+	flow_accepted(pod, state, other, &entry, &mine);
 	if (entry.brief)
 		state->flags |= SOCKET_BRIEF;
 	if (!entry.accelerated) {
@@ -330,7 +330,7 @@ static __always_inline int established_passive(struct bpf_sock_ops *ops, bool pr
 	}
 	size_buffers(ops, tp);
 	/* Last: from here on the opener moves its messages. */
-	struct peer self = { .cookie = state->cookie, .sock = (__u64)tp, .netns_cookie = other, .reports = flow_reports(sk) };
+	struct peer self = { .cookie = state->cookie, .sock = (__u64)tp, .netns_cookie = other, .reports = !!(state->flow.flags & FLOW_REPORTS) };
 	if (bpf_map_update_elem(&peers, &entry.cookie, &self, BPF_ANY)) {
 		map_full(COUNTER_CONNECTION_PEERS_FULL, state);
 	}
@@ -352,8 +352,8 @@ static __always_inline int closed(struct bpf_sock_ops *ops)
 	bool known = state && state->cookie;
 	if (tp && known)
 		count_tcp(state, tp);
-	if (tp)
-		flow_closed(sk, known ? state : 0, tp);
+	if (tp && state)
+		flow_closed(state, known, tp);
 	if (!known)
 		return 1;
 	if (tp)

@@ -155,6 +155,28 @@ enum socket_flag {
 	SOCKET_CALLS_POD = 65536,   /* captured on the way to the own address of a pod whose policy the proxy judges */
 };
 
+/*
+ * Connections that are told apart in telemetry, by netns cookies. Ports in host order. Zero in all but `client`: all others of
+ * that client; in all but `server`: all others that come to it from elsewhere; in all: all others.
+ */
+struct flow_key {
+	__u64 client, server;
+	struct address peer;    /* of a client that is no pod of this node's mesh */
+	struct address service; /* that the client asked for; zero: the server's own address */
+	__u16 service_port, endpoint_port;
+	__u32 reserved;
+};
+
+/* A socket's part in it; the first three are what has been added so far. */
+struct flow {
+	__u64 in, out, moved;
+	struct flow_key key;
+	__u64 opened_ns;
+	__u64 rtt_ns; /* when it was last put into the histogram */
+	__u32 flags;
+	__u32 reason; /* counter: why it is not short-circuited */
+};
+
 struct socket_state {
 	__u64 cookie;
 	__u64 netns_cookie;
@@ -178,6 +200,7 @@ struct socket_state {
 	__u32 data_segments; /* sent when egress last looked */
 	__u32 pid; /* of the opener, as the initial namespace counts */
 	__u32 messages_moved;
+	struct flow flow;
 };
 
 /* How the latest connections of one program to one destination ended. */
@@ -303,18 +326,6 @@ struct pod_counters {
 	__u32 reserved;
 };
 
-/*
- * Connections that are told apart in telemetry, by netns cookies. Ports in host order. Zero in all but `client`: all others of
- * that client; in all but `server`: all others that come to it from elsewhere; in all: all others.
- */
-struct flow_key {
-	__u64 client, server;
-	struct address peer;    /* of a client that is no pod of this node's mesh */
-	struct address service; /* that the client asked for; zero: the server's own address */
-	__u16 service_port, endpoint_port;
-	__u32 reserved;
-};
-
 enum flow_limit {
 	FLOW_RTT_BUCKETS = 16,  /* the last one has no bound */
 	FLOW_RTT_FIRST_US = 16, /* bound of the first one; each is twice the one before */
@@ -346,16 +357,6 @@ enum flow_flag {
 	FLOW_ACCEPTED = 2,
 	FLOW_REPORTS = 4, /* this end's side */
 	FLOW_LOGGED = 8,
-};
-
-/* A socket's part in it; the first three are what has been added so far. */
-struct flow {
-	__u64 in, out, moved;
-	struct flow_key key;
-	__u64 opened_ns;
-	__u64 rtt_ns; /* when it was last put into the histogram */
-	__u32 flags;
-	__u32 reason; /* counter: why it is not short-circuited */
 };
 
 enum flow_way {

@@ -124,7 +124,7 @@ export class KernelFlows implements Flows, Closable {
   }
 
   settle(): void {
-    if (this.tellsOpen) this.#object.runIterator('settle_flows', 'flows');
+    if (this.tellsOpen) this.#object.runIterator('settle_flows', 'socket_states');
   }
 
   entries(): FlowEntry[] {
