@@ -47,7 +47,7 @@ static __always_inline bool will_be_brief(struct socket_state *state)
 		return false;
 	state->brevity = brevity_name(state);
 	struct brevity *known = brevity_of(state->brevity);
-	return known && known->name == state->brevity && known->streak >= brief_streak && bpf_ktime_get_ns() - known->ended_ns < brief_gap_ns;
+	return known && known->name == state->brevity && known->streak >= brief_streak && bpf_ktime_get_coarse_ns() - known->ended_ns < brief_gap_ns;
 }
 
 /* By what this end sent. */
@@ -77,7 +77,7 @@ static __always_inline void brief_closed(const struct socket_state *state, const
 	struct brevity *known = brevity_of(state->brevity);
 	if (!known)
 		return;
-	__u64 now = bpf_ktime_get_ns();
+	__u64 now = bpf_ktime_get_coarse_ns();
 	bool paused = now - known->ended_ns >= brief_gap_ns;
 	if (known->name != state->brevity) {
 		if (!paused)

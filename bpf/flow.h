@@ -159,11 +159,12 @@ static __always_inline void settle(struct flow *flow, const struct socket_state 
 	__u32 rtt = tp->srtt_us >> 3;
 	if (!tp->srtt_us)
 		return;
-	__u64 now = bpf_ktime_get_ns(), last = flow->rtt_ns;
-	if (!final && now - last < FLOW_RTT_AGAIN_NS)
-		return;
-	if (__sync_val_compare_and_swap(&flow->rtt_ns, last, now) == last || final)
-		observe_rtt(own, rtt);
+	if (!final) {
+		__u64 now = bpf_ktime_get_ns(), last = flow->rtt_ns;
+		if (now - last < FLOW_RTT_AGAIN_NS || __sync_val_compare_and_swap(&flow->rtt_ns, last, now) != last)
+			return;
+	}
+	observe_rtt(own, rtt);
 }
 
 /* Both ends by what the client asked for; nothing in `service` when that is the accepting end itself. */

@@ -230,6 +230,7 @@ static __always_inline int established_active(struct bpf_sock_ops *ops, bool pro
 		.tell = tell,
 		.brief = refusal == COUNTER_CONNECTION_BRIEF,
 		.brevity = state->brevity,
+		.noted = !!(state->flags & SOCKET_NOTED),
 	};
 	if (sourced)
 		entry.source = state->source;
@@ -273,6 +274,8 @@ static __always_inline int established_passive(struct bpf_sock_ops *ops, bool pr
 		if (entry.sequence != tp->copied_seq) {
 			count(COUNTER_CONNECTION_STALE_TUPLE);
 			__builtin_memset(&entry, 0, sizeof(entry));
+		} else if (entry.noted) {
+			policy_forget_opening(&t, own, entry.sequence);
 		}
 	}
 	bool proxy = proxy_cgroup || (pod->mode == POD_MODE_SIDECAR &&

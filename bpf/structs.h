@@ -69,7 +69,8 @@ struct establishing {
 	__u8 accelerated;
 	__u8 tell; /* enum tell */
 	__u8 brief; /* not accelerated for that alone */
-	__u32 reserved;
+	__u8 noted;
+	__u8 reserved[3];
 	__u64 brevity;
 };
 
@@ -153,6 +154,7 @@ enum socket_flag {
 	SOCKET_SOURCED = 16384,     /* opened by a proxy for somebody else: `source` */
 	SOCKET_BRIEF = 32768,       /* not joined, since it is expected to be brief, and so far it is */
 	SOCKET_CALLS_POD = 65536,   /* captured on the way to the own address of a pod whose policy the proxy judges */
+	SOCKET_NOTED = 131072,      /* who opens this stands in `openings` */
 };
 
 /*
