@@ -63,6 +63,7 @@
 #define BRIEF_GAP_NS 10000000ull
 #define BRIEF_PLACES 4096
 
+#define KERNEL_6_2 (6 << 16 | 2 << 8)
 #define MAX_PODS 1024
 #define MAX_CONNECTIONS 131072
 /* Connections between the first end's establishment and the second's, or the opener's first message. */

@@ -11,6 +11,39 @@ static __always_inline bool nonblocking(const struct tcp_sock *tp)
 	return !file || (file->f_flags & O_NONBLOCK);
 }
 
+extern int LINUX_KERNEL_VERSION __kconfig;
+extern void *bpf_rdonly_cast(const void *object, __u32 type) __ksym __weak;
+
+/* What a message asks of the other end. */
+struct receiver {
+	const void *ulp;
+	__u32 copied_seq, rcv_wup, rcv_wnd, rcv_nxt, queued, room;
+};
+
+/* Freed while we look it is still memory of the same kind, and then the redirect below finds no socket. */
+static __always_inline void read_receiver(__u64 sock, struct receiver *out)
+{
+	if (LINUX_KERNEL_VERSION >= KERNEL_6_2) {
+		const struct tcp_sock *tp = bpf_rdonly_cast((void *)sock, bpf_core_type_id_kernel(struct tcp_sock));
+		out->ulp = tp->inet_conn.icsk_ulp_ops;
+		out->copied_seq = tp->copied_seq;
+		out->rcv_wup = tp->rcv_wup;
+		out->rcv_wnd = tp->rcv_wnd;
+		out->rcv_nxt = tp->rcv_nxt;
+		out->queued = tp->inet_conn.icsk_inet.sk.sk_backlog.rmem_alloc.counter;
+		out->room = tp->inet_conn.icsk_inet.sk.sk_rcvbuf;
+		return;
+	}
+	const struct tcp_sock *tp = (void *)sock;
+	out->ulp = BPF_CORE_READ(tp, inet_conn.icsk_ulp_ops);
+	out->copied_seq = BPF_CORE_READ(tp, copied_seq);
+	out->rcv_wup = BPF_CORE_READ(tp, rcv_wup);
+	out->rcv_wnd = BPF_CORE_READ(tp, rcv_wnd);
+	out->rcv_nxt = BPF_CORE_READ(tp, rcv_nxt);
+	out->queued = BPF_CORE_READ(tp, inet_conn.icsk_inet.sk.sk_backlog.rmem_alloc.counter);
+	out->room = BPF_CORE_READ(tp, inet_conn.icsk_inet.sk.sk_rcvbuf);
+}
+
 SEC("sk_msg")
 int move_message(struct sk_msg_md *msg)
 {
@@ -54,16 +87,16 @@ int move_message(struct sk_msg_md *msg)
 	/* Too late for this connection, in time for the program's next. */
 	if (sends_zero_copy(self->inet_conn.icsk_inet.sk.__sk_common.skc_flags))
 		mark_program(state, MARK_SPLICED);
-	/* Freed while we look it is still memory of the same kind, and then the redirect below finds no socket. */
-	struct tcp_sock *other = (void *)state->peer_sock;
+	struct receiver other;
+	read_receiver(state->peer_sock, &other);
 	/* Rule 8: kTLS may have been switched on since, at either end. */
-	if (self->inet_conn.icsk_ulp_ops || BPF_CORE_READ(other, inet_conn.icsk_ulp_ops)) {
+	if (self->inet_conn.icsk_ulp_ops || other.ulp) {
 		state->flags |= SOCKET_TLS;
 		count(COUNTER_MESSAGE_UPPER_LAYER);
 		return SK_PASS;
 	}
 	/* Rule 2: moved bytes are read before TCP's, so all that went by TCP must have been read. */
-	if (self->write_seq != BPF_CORE_READ(other, copied_seq)) {
+	if (self->write_seq != other.copied_seq) {
 		count(COUNTER_MESSAGE_NOT_DRAINED);
 		return SK_PASS;
 	}
@@ -73,12 +106,10 @@ int move_message(struct sk_msg_md *msg)
 	 * and its window holds the sender back.
 	 */
 	__u32 size = msg->size;
-	__s32 window = BPF_CORE_READ(other, rcv_wup) + BPF_CORE_READ(other, rcv_wnd) - BPF_CORE_READ(other, rcv_nxt);
+	__s32 window = other.rcv_wup + other.rcv_wnd - other.rcv_nxt;
 	if (window < 0)
 		window = 0;
-	__u32 queued = BPF_CORE_READ(other, inet_conn.icsk_inet.sk.sk_backlog.rmem_alloc.counter);
-	__u32 room = BPF_CORE_READ(other, inet_conn.icsk_inet.sk.sk_rcvbuf);
-	if (queued + size + (__u32)(window + window / 4) > room) {
+	if (other.queued + size + (__u32)(window + window / 4) > other.room) {
 		count(COUNTER_MESSAGE_PEER_FULL);
 		return SK_PASS;
 	}
