@@ -54,11 +54,11 @@ function render({ pod, host, port, addresses }: Explanation): void {
   }
 }
 
-const ANSWERS: Record<Destination['policy']['answer'], string> = { none: 'no policy', allow: 'allowed', deny: 'denied' };
+const ANSWERS: Record<Destination['policy']['answer'], string> = { none: 'no policy', allow: 'allowed', deny: 'denied', unknown: 'not known here' };
 
 function renderDestination({ pod, address, port, policy, probation }: Destination): void {
-  const judge = policy.judge === 'envoy' ? '; the node\'s Envoy judges, by these policies and those of L7' : '';
-  process.stdout.write(`  ${pod} ${address.includes(':') ? `[${address}]` : address}:${port}\n    ${ANSWERS[policy.answer]}: ${policy.reason}${judge}\n`);
+  const [at, judge] = policy.judge === 'envoy' ? ['at L4 ', '; the node\'s Envoy judges, by these policies and by those of L7, which may say otherwise of a request'] : ['', ''];
+  process.stdout.write(`  ${pod} ${address.includes(':') ? `[${address}]` : address}:${port}\n    ${at}${ANSWERS[policy.answer]}: ${policy.reason}${judge}\n`);
   if (!probation) return;
   const { listener, clients } = probation;
   process.stdout.write(`    server: ${listener ? `${listener.verdict} (${listener.reason})` : 'nothing has answered there yet'}\n`);

@@ -297,6 +297,13 @@ test('explain says what the policy of the pod that is reached makes of the calle
   const anonymous = /^deny by envoy: PeerAuthentication STRICT \(istio-system\/istio_converted_static_strict\): .*without an identity\)$/;
   await waitFor('Envoy to judge', async () => anonymous.test(await policyOf(address!, 7000)), { timeoutMs: 20_000 });
   assert.match(await policyOf('one', 6000), /^allow by envoy: /);
+  // More than the kernel's tables hold: Envoy has them all, and lets in whom they allow.
+  const mine = (await node.pod('shop', 'client')).ips[0]!;
+  writeFileSync(file, rules('ALLOW', `{from: [{source: {ipBlocks: [${Array.from({ length: 130 }, (_, i) => `"192.0.2.${i}"`).join()}, "${mine}"]}}]}`));
+  await waitFor('Envoy alone to judge', async () => (await policyOf('one', 6000)).startsWith('unknown by envoy: the kernel has no room'), { timeoutMs: 20_000 });
+  await waitFor('Envoy to let in', async () => (await passes('one', 6000)) && (await passes(address!, 7000)), { timeoutMs: 20_000 });
+  assert.match((await node.cli(['explain', 'shop/client', 'one:6000', '--instance', node.instance])).stdout, /\n {4}at L4 not known here: the kernel has no room .*; the node's Envoy judges/);
+  assert.match((await node.cli(['ps', '--instance', node.instance])).stdout, /shop\/db-a lets nobody new in without Envoy: its policies come to 131 blocks of addresses, the kernel's tables hold 128/);
   rmSync(file);
   await until('the kernel to have it again', 'one', 6000, 3);
   assert.equal(await policyOf('one', 6000), 'none by kernel: it takes all that comes');

@@ -307,7 +307,7 @@ export class PolicyEnforcer implements Closable {
     } catch (error) {
       reasons = [errorMessage(error)];
     }
-    if (reasons.length > 0 && before?.reasons.join() !== reasons.join()) this.#options.logger.error({ pod: `${record.namespace}/${record.name}`, reasons }, "the pod's policy can't be judged by: the kernel lets nobody new in");
+    if (reasons.length > 0 && before?.reasons.join() !== reasons.join()) this.#options.logger.error({ pod: `${record.namespace}/${record.name}`, reasons }, "the pod's policy can't be judged by: the kernel lets nobody new in but by the node's Envoy");
     const waitsUntil = this.#waitsUntil(record.uid, before);
     return { policies, compiled, reasons, version, waitsUntil, judged: compiled && waitsUntil === undefined ? this.#judged(record.uid, policies, identities) : NO_PORTS };
   }

@@ -37,8 +37,8 @@ export interface ExplainedDestination {
 }
 
 export interface ExplainedPolicy {
-  /** `none`: the kernel has no policy for the pod. */
-  answer: 'none' | 'allow' | 'deny';
+  /** `none`: the kernel has no policy for the pod. `unknown`: it can't judge by the pod's, and Envoy does. */
+  answer: 'none' | 'allow' | 'deny' | 'unknown';
   reason: string;
   /** Who is asked. What comes by the node's Envoy, or is led to it on arrival, it judges by the same policies, and by those of L7. */
   judge: 'kernel' | 'envoy';
@@ -112,11 +112,15 @@ function destinationOf(pod: ExplainedPod, { address, port }: { address: string; 
   const isJudged = way !== 'envoy' && way !== 'passed-on' && maps.isJudged(owner.uid, port);
   const isAnonymous = way !== 'envoy' && own?.behindProxy === true && !isJudged;
   const answer = isAnonymous ? maps.judge('', owner.netnsCookie, source, address, port) : own;
-  const policy: ExplainedPolicy = answer
-    ? { answer: answer.allowed ? 'allow' : 'deny', reason: `${reasonOf(answer, owner.uid, maps)}${isAnonymous ? ' (the caller arrives in plaintext, and so without an identity)' : ''}`, judge: way === 'envoy' || (answer.behindProxy && !isJudged) ? 'envoy' : 'kernel' }
-    : { answer: 'none', reason: 'it takes all that comes', judge: 'kernel' };
+  const policy = policyOf(answer, way === 'envoy' || (answer?.behindProxy && !isJudged) ? 'envoy' : 'kernel', isAnonymous, owner.uid, maps);
   const isDirect = way === 'endpoint' || way === 'pod';
   return { pod: `${name.namespace}/${name.name}`, address, port, policy, ...(isDirect ? { probation: probationOf(maps.probation(), pod, { ...name, address, port }) } : {}) };
+}
+
+function policyOf(answer: PolicyAnswer | undefined, judge: ExplainedPolicy['judge'], isAnonymous: boolean, uid: string, maps: LiveMaps): ExplainedPolicy {
+  if (!answer) return { answer: 'none', reason: 'it takes all that comes', judge: 'kernel' };
+  if (answer.term === undefined && judge === 'envoy') return { answer: 'unknown', reason: 'the kernel has no room for its policies, can\'t read them, or does not know the caller yet', judge };
+  return { answer: answer.allowed ? 'allow' : 'deny', reason: `${reasonOf(answer, uid, maps)}${isAnonymous ? ' (the caller arrives in plaintext, and so without an identity)' : ''}`, judge };
 }
 
 /** Istio's names for what istiod and pilot make of a PeerAuthentication that says STRICT. */
