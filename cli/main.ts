@@ -48,4 +48,8 @@ export async function main(argv: readonly string[]): Promise<number> {
   }
 }
 
+// Who reads, as `head` does, may have seen enough: the rest is for nobody, and no failure.
+process.stdout.on('error', (error: NodeJS.ErrnoException) => {
+  if (error.code !== 'EPIPE') throw error;
+});
 process.exitCode = await main(process.argv.slice(2));

@@ -40,6 +40,14 @@ test('validate: exit 1, file, line, column and field, in text and as JSON', asyn
   assert.deepEqual([problems[0]!.line, problems[0]!.field], [7, 'spec.http[0].rout']);
 });
 
+test('a reader that has seen enough ends no command with an error', async () => {
+  const child = spawn(process.execPath, [cli, 'validate', join(folder, 'good.yaml')], { stdio: ['ignore', 'pipe', 'pipe'] });
+  child.stdout.destroy();
+  let stderr = '';
+  child.stderr.on('data', (chunk: Buffer) => (stderr += chunk.toString()));
+  assert.deepEqual([...(await once(child, 'close')), stderr], [0, null, '']);
+});
+
 test('validate: every kind is looked at, and what objects refer to; --help says so', async () => {
   const mixed = join(folder, 'mixed');
   mkdirSync(mixed);
