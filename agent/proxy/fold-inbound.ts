@@ -286,10 +286,15 @@ export function inboundListeners(pod: ListenerPod, folded: FoldedInbound, rename
   return [...(pod.canRedirect === false ? [] : [direct]), mesh].map((listener) => ({ name: listener.name, version: contentHash(Listener, listener), any: pack(Listener, listener), needs: [] }));
 }
 
+/** What an endpoint's metadata tells a pod's internal listener: the family of the address that is called. */
+export function calledBy(address: string): Record<string, string> {
+  return { [CALLED_BY_OTHER[address.includes(':') ? 'ipv4' : 'ipv6']]: 'x' };
+}
+
 /**
  * The cluster and endpoints with pods that enforce policy behind their internal listeners.
  * @param inbound addresses of those pods, and the names of those listeners
  */
 export function throughInbound(cluster: Cluster, assignment: ClusterLoadAssignment | undefined, inbound: ReadonlyMap<string, string>): { cluster: Cluster; assignment: ClusterLoadAssignment | undefined } {
-  return inbound.size === 0 ? { cluster, assignment } : throughInternal(cluster, assignment, 'inbound', (address) => inbound.get(address), (address) => ({ [CALLED_BY_OTHER[address.includes(':') ? 'ipv4' : 'ipv6']]: 'x' }));
+  return inbound.size === 0 ? { cluster, assignment } : throughInternal(cluster, assignment, 'inbound', (address) => inbound.get(address), calledBy);
 }

@@ -12,8 +12,9 @@ const led = (calls: PodCalls, address: string, name?: string): string => {
   const listener = listenerOf(calls, name);
   return targetOf(chooseChain(listener.filter_chains, undefined, { address, port: 8080, serverName: '', transport: 'raw_buffer', protocol: '' }));
 };
-const endpoint = ({ clusters }: PodCalls, name: string): unknown => {
-  const host = Cluster.decode(clusters.find((entry) => entry.name === name)!.any.value).load_assignment?.endpoints[0]?.lb_endpoints[0]?.host_identifier;
+const item = ({ clusters }: PodCalls, name: string) => Cluster.decode(clusters.find((entry) => entry.name === name)!.any.value).load_assignment?.endpoints[0]?.lb_endpoints[0];
+const endpoint = (calls: PodCalls, name: string): unknown => {
+  const host = item(calls, name)?.host_identifier;
   const address = host?.$case === 'endpoint' ? host.value.address?.address : undefined;
   return address?.$case === 'envoy_internal_address' ? address.value.address_name_specifier?.value : undefined;
 };
@@ -25,9 +26,15 @@ describe('calls of pods by their own addresses', () => {
 
   it('lead to the inbound chains of the pod whose address it is', () => {
     const calls = podCallEntries([pod('u1', '10.1.2.3', 'fd00::3'), pod('u2', '10.1.2.4')], false);
-    assert.deepEqual(['127.1.2.3', '100::3', '127.1.2.4'].map((address) => led(calls, address)), ['cluster pod/u1/calls', 'cluster pod/u1/calls', 'cluster pod/u2/calls']);
-    assert.equal(endpoint(calls, 'pod/u1/calls'), 'pod/u1/inbound-mesh/1');
+    assert.deepEqual(['127.1.2.3', '100::3', '127.1.2.4'].map((address) => led(calls, address)), ['cluster pod/u1/calls', 'cluster pod/u1/calls-ipv6', 'cluster pod/u2/calls']);
+    for (const name of ['pod/u1/calls', 'pod/u1/calls-ipv6']) assert.equal(endpoint(calls, name), 'pod/u1/inbound-mesh/1');
     assert.equal(led(calls, '127.1.2.5'), 'closed');
+  });
+
+  it('tell the pod\'s listener by which family it is called: else it shows the caller\'s address of the other, and can\'t bind to it', () => {
+    const calls = podCallEntries([pod('u1', '10.1.2.3', 'fd00::3')], false);
+    const told = (name: string): unknown => item(calls, name)?.metadata?.filter_metadata['envoy.filters.listener.original_dst'];
+    assert.deepEqual([told('pod/u1/calls'), told('pod/u1/calls-ipv6')], [{ called_by_ipv4: 'x' }, { called_by_ipv6: 'x' }]);
   });
 
   it('of two pods that look alike lead to neither', () => {

@@ -16,6 +16,7 @@ import { contentHash } from '../xds/resource-type.js';
 import { narrowed } from './chain-match.js';
 import { sharedAddress } from './filter-state.js';
 import { internalAddress, ORIGINAL_DST } from './fold-endpoints.js';
+import { calledBy } from './fold-inbound.js';
 import { blackHole, OUTBOUND_PORT, type FoldedListeners } from './fold-listeners.js';
 import { unlimited } from './hbone-terminate.js';
 import { inspectionChain } from './inspection.js';
@@ -71,12 +72,22 @@ export function podCallEntries(pods: readonly CalledPod[], fromWaypoints: boolea
   const entries = [LISTENER, ...(fromWaypoints ? [FROM_WAYPOINTS] : [])].map((name) => ({ listener: callsListener(name, pods, ({ waypoint }) => name === LISTENER && waypoint !== undefined), cluster: toListener(name, name) }));
   return {
     listeners: entries.map(({ listener }) => listener),
-    clusters: [...entries.map(({ cluster }) => cluster), ...pods.flatMap(({ uid, inbound, waypoint }) => [toListener(callCluster(uid, false), inbound), ...(waypoint === undefined ? [] : [toListener(callCluster(uid, true), waypoint)])])],
+    clusters: [...entries.map(({ cluster }) => cluster), ...pods.flatMap(({ uid, addresses = [], inbound, waypoint }) => [...directCalls(uid, addresses, inbound), ...(waypoint === undefined ? [] : [toListener(throughWaypoint(uid), waypoint)])])],
   };
 }
 
-function callCluster(uid: string, throughWaypoint: boolean): string {
-  return podClusterName(uid, throughWaypoint ? 'calls-through-waypoint' : 'calls');
+/** A pod's listener is told by which family it is called, and shows its program the caller's address of that one. */
+function directCalls(uid: string, addresses: readonly string[], inbound: string): Entry[] {
+  const byName = new Map(addresses.map((address) => [callCluster(uid, address), address]));
+  return [...byName].map(([name, address]) => toListener(name, inbound, calledBy(address)));
+}
+
+function callCluster(uid: string, address: string): string {
+  return podClusterName(uid, isIPv6(address) ? 'calls-ipv6' : 'calls');
+}
+
+function throughWaypoint(uid: string): string {
+  return podClusterName(uid, 'calls-through-waypoint');
 }
 
 function callsListener(name: string, pods: readonly CalledPod[], isThroughWaypoint: (pod: CalledPod) => boolean): Entry {
@@ -93,7 +104,7 @@ function callsListener(name: string, pods: readonly CalledPod[], isThroughWaypoi
     const { address, pod } = found;
     const match = narrowed(undefined, undefined, [{ address_prefix: mark, prefix_len: isIPv6(mark) ? 128 : 32 }]);
     const meant = sharedAddress('underpass.original_dst', { [`${ORIGINAL_DST}.local_ip`]: `${isIPv6(address) ? `[${address}]` : address}:%DOWNSTREAM_LOCAL_PORT%` });
-    const proxy = TcpProxy.fromPartial({ stat_prefix: name, cluster_specifier: { $case: 'cluster', value: callCluster(pod.uid, isThroughWaypoint(pod)) }, idle_timeout: { seconds: 0n, nanos: 0 } });
+    const proxy = TcpProxy.fromPartial({ stat_prefix: name, cluster_specifier: { $case: 'cluster', value: isThroughWaypoint(pod) ? throughWaypoint(pod.uid) : callCluster(pod.uid, address) }, idle_timeout: { seconds: 0n, nanos: 0 } });
     const chain = FilterChain.fromPartial({ name: `${pod.uid}/${address}`, filters: [meant, { name: 'envoy.filters.network.tcp_proxy', config_type: { $case: 'typed_config', value: pack(TcpProxy, proxy) } }] });
     return [{ ...chain, filter_chain_match: match }];
   });
@@ -108,13 +119,13 @@ function callsListener(name: string, pods: readonly CalledPod[], isThroughWaypoi
   return { name, version: contentHash(Listener, listener), any: pack(Listener, listener), needs: [] };
 }
 
-function toListener(name: string, listener: string): Entry {
+function toListener(name: string, listener: string, told: Readonly<Record<string, string>> = {}): Entry {
   const cluster = Cluster.fromPartial({
     name,
     cluster_discovery_type: { $case: 'type', value: Cluster_DiscoveryType.STATIC },
     connect_timeout: { seconds: 5n, nanos: 0 },
     circuit_breakers: unlimited,
-    load_assignment: { cluster_name: name, endpoints: [{ lb_endpoints: [{ host_identifier: { $case: 'endpoint', value: { address: internalAddress(listener) } } }] }] },
+    load_assignment: { cluster_name: name, endpoints: [{ lb_endpoints: [{ host_identifier: { $case: 'endpoint', value: { address: internalAddress(listener) } }, metadata: { filter_metadata: { [ORIGINAL_DST]: told } } }] }] },
   });
   cluster.transport_socket = internalSocket(RAW_BUFFER);
   return { name, version: contentHash(Cluster, cluster), any: pack(Cluster, cluster), needs: [] };
