@@ -25,7 +25,7 @@ export class ClusterGenerator implements Generator {
   /** By host, then by the service's own key and the rule that applies. */
   readonly #byHost = new Map<string, Map<string, Resource[]>>();
   #outbound = new WeakMap<Scope['view'], Map<string, ResourceList>>();
-  #lists = new ResourceLists();
+  readonly #lists = new ResourceLists();
   #eastWest = new WeakMap<Scope, Map<typeof sniClusters, readonly Resource[]>>();
   constructor(readonly model: Model) {}
 
@@ -95,7 +95,11 @@ export class ClusterGenerator implements Generator {
   }
 
   invalidate(change: ChangeSet): void {
-    if (outboundChanged(change)) [this.#outbound, this.#lists, this.#eastWest] = [new WeakMap(), new ResourceLists(), new WeakMap()];
+    if (outboundChanged(change)) {
+      [this.#outbound, this.#eastWest] = [new WeakMap(), new WeakMap()];
+      // A route's change leaves clusters as they are: clients that have them need not be compared with them one by one.
+      this.#lists.renew();
+    }
     if (change.full) this.#byHost.clear();
     for (const host of [...change.services, ...change.identities]) this.#byHost.delete(host);
     for (const pattern of change.rules) {

@@ -22,3 +22,14 @@ test('ResourceLists: of lists without end the newest are kept', () => {
   assert.equal(lists.intern([resources.at(-1)!]), made.at(-1));
   assert.notEqual(lists.intern([resources[0]!]), made[0]);
 });
+
+test('ResourceLists: after a change the same resources are the same list; one that was not made again since is forgotten', () => {
+  const lists = new ResourceLists();
+  const [a, b] = [resource('a', '1'), resource('b', '1')];
+  const list = lists.intern([a, b]);
+  lists.renew();
+  assert.equal(lists.intern([a, b]), list);
+  lists.renew();
+  lists.renew();
+  assert.notEqual(lists.intern([a, b]), list);
+});

@@ -25,6 +25,12 @@ const MAX_KNOWN = 64;
 /** Lists that hold the same resources become one, whoever made them. */
 export class ResourceLists {
   readonly #known: ResourceList[] = [];
+  #before: readonly ResourceList[] = [];
+
+  /** Something has changed: what is made again and is the same is the same list, and lists that nobody has made since the last time are forgotten. */
+  renew(): void {
+    this.#before = this.#known.splice(0);
+  }
 
   /** Of several with one name the last counts. */
   intern(made: readonly Resource[]): ResourceList {
@@ -32,7 +38,7 @@ export class ResourceLists {
     const same = (list: ResourceList): boolean => list.resources.length === resources.length && list.resources.every((resource, index) => resource === resources[index]);
     const known = this.#known.find(same);
     if (known) return known;
-    const list = new ResourceList(resources);
+    const list = this.#before.find(same) ?? new ResourceList(resources);
     this.#known.push(list);
     if (this.#known.length > MAX_KNOWN) this.#known.shift();
     return list;

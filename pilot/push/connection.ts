@@ -6,7 +6,7 @@ import type { Logger } from '../../common/log.js';
 import type { Node } from '../../proto/generated/envoy/config/core/v3/base.js';
 import { nodeIdRefusal, type PeerIdentity } from '../ca/peer-identity.js';
 import type { Generator, Generators } from '../generate/generator.js';
-import type { ResourceList } from '../generate/resource-list.js';
+import type { ResourceList, Whole } from '../generate/resource-list.js';
 import { PUSH_ORDER, TYPE, type Resource } from '../generate/resource.js';
 import type { ChangeSet } from '../model/changes.js';
 import { parseProxy, type Proxy } from '../model/proxy.js';
@@ -53,6 +53,8 @@ export interface Delta {
   removed: string[];
   /** Goes before `changed`. */
   shared?: ResourceList;
+  /** What the client has once this was sent. */
+  whole?: Whole;
 }
 
 /** Work on a request, that others may get a turn in between of. */
@@ -215,13 +217,16 @@ export abstract class Connection<Request> implements PushTarget {
 
   /** The difference between all that the watch covers and what was sent. */
   protected everything(watch: Watch, generator: Generator, proxy: Proxy): Delta {
+    const whole = watch.wildcard && watch.names.size === 0 ? generator.whole?.(proxy, undefined) : undefined;
+    const few = whole && watch.changesFrom(whole);
+    if (few) return few;
     const current = new Map<string, Resource>();
-    if (watch.wildcard) for (const resource of generator.all(proxy)) current.set(resource.name, resource);
+    if (watch.wildcard) for (const resource of whole ? [...whole.shared.resources, ...whole.own] : generator.all(proxy)) current.set(resource.name, resource);
     for (const name of watch.names) {
       const resource = current.get(name) ?? generator.one(proxy, name);
       if (resource) current.set(resource.name, resource);
     }
-    return { changed: [...current.values()].filter(watch.isUnsent), removed: [...watch.sent.keys()].filter((name) => !current.has(name)) };
+    return { changed: [...current.values()].filter(watch.isUnsent), removed: [...watch.sent.keys()].filter((name) => !current.has(name)), ...(whole ? { whole } : {}) };
   }
 
   #some(watch: Watch, generator: Generator, proxy: Proxy, names: Iterable<string>): Delta {

@@ -72,9 +72,10 @@ export class DeltaConnection extends Connection<DeltaDiscoveryRequest> {
     return whole && { changed: whole.own, removed: [], shared: whole.shared };
   }
 
-  protected override respond(watch: Watch, _generator: Generator, _proxy: Proxy, { changed, removed, shared }: Delta): void {
+  protected override respond(watch: Watch, _generator: Generator, _proxy: Proxy, { changed, removed, shared, whole }: Delta): void {
     watch.noteSent(changed, shared);
     for (const name of removed) watch.sent.delete(name);
+    if (whole) watch.noteWhole(whole);
     const head = { type_url: watch.typeUrl, system_version_info: this.context.version(), nonce: this.nextNonce(watch), removed_resources: removed };
     this.write(watch.typeUrl, encodeDelta(head, changed, shared));
   }

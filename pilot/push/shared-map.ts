@@ -140,6 +140,11 @@ export class SharedMap {
     return this.#differences.size === 0 ? this.#base : undefined;
   }
 
+  /** What it has otherwise than `base` (undefined: not there), if it is `base` that it shares; undefined: it is not. */
+  differencesFrom(base: ReadonlyMap<string, string>): ReadonlyMap<string, string | undefined> | undefined {
+    return this.#base === base ? this.#differences : undefined;
+  }
+
   /** Sets many at once. */
   setAll<T>(list: VersionList<T>): void {
     const { items, nameOf, versionOf } = list;

@@ -1,7 +1,7 @@
 /** What one stream watches of one resource type, and what it has been sent: the bookkeeping of both protocol variants. */
 import { Memo } from '../../common/memo.js';
 import type { Resource } from '../generate/resource.js';
-import type { ResourceList } from '../generate/resource-list.js';
+import type { ResourceList, Whole } from '../generate/resource-list.js';
 import { checkNames } from './stream-guard.js';
 import { entryHash, SharedMap, type MapStore } from './shared-map.js';
 
@@ -45,6 +45,27 @@ export class Watch {
   noteSent(resources: readonly Resource[], shared?: ResourceList): void {
     if (shared) this.sent.begin(shared.versions);
     this.sent.setAll({ items: resources, nameOf: ({ name }) => name, versionOf: ({ version }) => version, hashOf: resourceHash });
+  }
+
+  /** The client holds all of this and nothing else. */
+  noteWhole({ shared, own }: Whole): void {
+    this.sent.begin(shared.versions);
+    for (const { name, version } of own) this.sent.set(name, version);
+  }
+
+  /** What of all this is to be sent, and taken away, of a client that was sent the same list before; undefined: it has to be compared in full. */
+  changesFrom({ shared, own }: Whole): { changed: Resource[]; removed: string[] } | undefined {
+    const { versions } = shared;
+    const differences = this.sent.differencesFrom(versions);
+    if (!differences) return undefined;
+    const names = new Set(own.map(({ name }) => name));
+    const removed: string[] = [];
+    for (const [name, version] of differences) {
+      if (names.has(name)) continue;
+      if (versions.has(name)) return undefined;
+      if (version !== undefined) removed.push(name);
+    }
+    return { changed: own.filter(this.isUnsent), removed };
   }
 
   isUnsent = ({ name, version }: Resource): boolean => this.sent.get(name) !== version;
