@@ -6,6 +6,7 @@ import type { Node } from '../../proto/generated/envoy/config/core/v3/base.js';
 import { UnderpassError, errorMessage } from '../../common/errors.js';
 import type { Closable } from '../../common/lifecycle.js';
 import type { Logger } from '../../common/log.js';
+import { encodeResponse } from './ads-encode.js';
 import { AdsSession, type AdsCall, type Nack } from './ads-session.js';
 import { Snapshot, SHORT_NAMES, type Entry } from './snapshot.js';
 
@@ -42,7 +43,7 @@ export class AdsServer implements Closable {
   async start(): Promise<void> {
     const { socketPath } = this.#options;
     rmSync(socketPath, { force: true });
-    this.#server.addService(AggregatedDiscoveryServiceService, {
+    this.#server.addService({ ...AggregatedDiscoveryServiceService, deltaAggregatedResources: { ...AggregatedDiscoveryServiceService.deltaAggregatedResources, responseSerialize: encodeResponse } }, {
       deltaAggregatedResources: (call: AdsCall) => this.#accept(call),
       streamAggregatedResources: (call: { emit(event: 'error', error: Error): void }) =>
         call.emit('error', Object.assign(new Error('only delta ADS is served here'), { code: 12 })),

@@ -2,6 +2,7 @@
 import { RouteConfiguration } from '../../proto/generated/envoy/config/route/v3/route.js';
 import { RetryPolicy, VirtualHost, type Route } from '../../proto/generated/envoy/config/route/v3/route_components.js';
 import type { Duration } from '../../proto/generated/google/protobuf/duration.js';
+import { changedHosts } from '../xds/route-codec.js';
 import type { SidecarState } from '../xds/sidecar-stream.js';
 import { isEmpty, isPlainRoute } from './neutral-chain.js';
 
@@ -21,8 +22,8 @@ const MOST_DEPTH = 16;
 const tables = new WeakMap<RouteConfiguration, Routes>();
 const hosts = new WeakMap<VirtualHost, Target>();
 const commons = new WeakMap<RouteConfiguration, { reason: string | undefined }>();
-/** By the later table. */
-const differences = new WeakMap<RouteConfiguration, { before: RouteConfiguration; domains: readonly string[] | undefined }>();
+/** By the later table, which must not keep all of before. */
+const differences = new WeakMap<RouteConfiguration, { before: WeakRef<RouteConfiguration>; domains: readonly string[] | undefined }>();
 
 export function routeOf({ routes }: SidecarState, name: string, domains: readonly string[]): Target {
   const message = routes.get(name)?.message;
@@ -43,16 +44,14 @@ function find(table: Routes, domain: string): Target | undefined {
 /** Domains whose target may be another one than in the table of before; undefined: any. */
 export function changedDomains(before: RouteConfiguration, now: RouteConfiguration): readonly string[] | undefined {
   const found = differences.get(now);
-  if (found?.before === before) return found.domains;
+  if (found?.before.deref() === before) return found.domains;
   const domains = commonOf(before) === commonOf(now) ? compare(before, now) : undefined;
-  differences.set(now, { before, domains });
+  differences.set(now, { before: new WeakRef(before), domains });
   return domains;
 }
 
 function compare(before: RouteConfiguration, now: RouteConfiguration): readonly string[] {
-  const [old, own] = [new Set(before.virtual_hosts), new Set(now.virtual_hosts)];
-  const gone = before.virtual_hosts.filter((host) => !own.has(host));
-  const added = now.virtual_hosts.filter((host) => !old.has(host));
+  const { gone, added } = changedHosts(before, now);
   const earlier = tables.get(before);
   if (earlier && earlier.depth < MOST_DEPTH && !tables.has(now)) {
     const changes: Routes['own'] = new Map();

@@ -32,9 +32,9 @@ export function hostTargets(host: VirtualHost): HostTargets {
   return targets;
 }
 
-/** Calls `visit` with what routes lead to, a name perhaps more than once. */
-export function visitRouteClusters({ virtual_hosts }: RouteConfiguration, visit: (name: string) => void): void {
-  for (const host of virtual_hosts) {
+/** Calls `visit` with what virtual hosts' routes lead to, a name perhaps more than once. */
+export function visitRouteClusters(hosts: readonly VirtualHost[], visit: (name: string) => void): void {
+  for (const host of hosts) {
     const { clusters, mirrors } = hostTargets(host);
     for (const name of clusters) if (name !== '') visit(name);
     for (const name of mirrors) if (name !== '') visit(name);

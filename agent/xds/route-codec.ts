@@ -147,6 +147,20 @@ function hostOf(bytes: Uint8Array): VirtualHost {
   return host;
 }
 
+/** By the later table, which must not keep all of before. */
+const differences = new WeakMap<RouteConfiguration, { before: WeakRef<RouteConfiguration>; gone: readonly VirtualHost[]; added: readonly VirtualHost[] }>();
+
+/** The virtual hosts that only one of two tables has: of a large one that has changed they are few. */
+export function changedHosts(before: RouteConfiguration, now: RouteConfiguration): { gone: readonly VirtualHost[]; added: readonly VirtualHost[] } {
+  let found = differences.get(now);
+  if (found?.before.deref() !== before) {
+    const [old, own] = [new Set(before.virtual_hosts), new Set(now.virtual_hosts)];
+    found = { before: new WeakRef(before), gone: before.virtual_hosts.filter((host) => !own.has(host)), added: now.virtual_hosts.filter((host) => !old.has(host)) };
+    differences.set(now, found);
+  }
+  return found!;
+}
+
 /** As contentHash tells contents apart. */
 export function routeTableHash(routes: RouteConfiguration): string {
   const ofHosts = routes.virtual_hosts.map((host) => {

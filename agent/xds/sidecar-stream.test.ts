@@ -38,7 +38,7 @@ describe('SidecarStream', () => {
   }
   const references = (): readonly string[] => {
     const names = new Set<string>();
-    visitRouteClusters(stream.state.routes.get('80')!.message, (name) => names.add(name));
+    visitRouteClusters(stream.state.routes.get('80')!.message.virtual_hosts, (name) => names.add(name));
     return [...names];
   };
   const subscribed = (type: { typeUrl: string }): string[] => [...(server.stream.subscribed.get(type.typeUrl) ?? [])];

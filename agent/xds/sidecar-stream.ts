@@ -13,6 +13,7 @@ import type { Backoff } from '../../common/retry.js';
 import type { AdsChannel } from './channel.js';
 import { DeltaAdsStream, type Change, type StreamStatus, type TypeState } from './delta-stream.js';
 import { listenerClusters, visitRouteClusters } from './references.js';
+import { changedHosts } from './route-codec.js';
 import { ClusterType, EndpointType, ListenerType, RouteType, edsServiceName, routeNames } from './resource-types.js';
 import type { AnyResourceType, XdsResource } from './resource-type.js';
 
@@ -153,18 +154,23 @@ export class SidecarStream implements Closable {
 
   /** Whether anything now leads to a cluster that is not there, but did not before: the other half of a push is on its way. */
   #dangles(): boolean {
-    const whole = this.#whole;
-    if (!whole) return false;
-    const { clusters, listeners, routes } = this.#now;
+    if (!this.#whole) return false;
+    const { clusters } = this.#now;
     let found = false;
-    const look = (name: string): void => {
+    this.#visitReferences(this.#changedKinds.has('clusters') ? undefined : this.#whole, (name) => {
       found ||= !clusters.has(name) && !this.#dangling.has(name);
-    };
-    // What was looked at when it was taken leads to clusters that are still there, unless these have changed.
-    const isKnown = !this.#changedKinds.has('clusters');
-    for (const [name, { message }] of routes) if (!isKnown || whole.routes.get(name)?.message !== message) visitRouteClusters(message, look);
-    for (const [name, { message }] of listeners) if (!isKnown || whole.listeners.get(name)?.message !== message) for (const cluster of listenerClusters(message)) look(cluster);
+    });
     return found;
+  }
+
+  /** What is led to now. @param known what this state leads to is left out */
+  #visitReferences(known: SidecarState | undefined, visit: (name: string) => void): void {
+    const { listeners, routes } = this.#now;
+    for (const [name, { message }] of routes) {
+      const before = known?.routes.get(name)?.message;
+      if (before !== message) visitRouteClusters(before ? changedHosts(before, message).added : message.virtual_hosts, visit);
+    }
+    for (const [name, { message }] of listeners) if (known?.listeners.get(name)?.message !== message) listenerClusters(message).forEach(visit);
   }
 
   /** A connected control plane that does not answer for a name will not: on without it. */
@@ -178,17 +184,16 @@ export class SidecarStream implements Closable {
     clearTimeout(this.#timer);
     this.#timer = undefined;
     const now = this.#now;
-    const { clusters, listeners, routes } = now;
+    // Where all that was led to was there and still is, only what is new can dangle.
+    const known = this.#changedKinds.has('clusters') || this.#dangling.size > 0 ? undefined : this.#whole;
     // A map that is the same object has the same in it.
     const taken = <K extends keyof SidecarState>(kind: K): SidecarState[K] => (this.#whole && !this.#changedKinds.has(kind) ? this.#whole[kind] : (new Map(now[kind] as ReadonlyMap<string, unknown>) as unknown as SidecarState[K]));
     this.#whole = { clusters: taken('clusters'), endpoints: taken('endpoints'), listeners: taken('listeners'), routes: taken('routes') };
     this.#changedKinds.clear();
     const dangling = new Set<string>();
-    const look = (name: string): void => {
-      if (!clusters.has(name)) dangling.add(name);
-    };
-    for (const { message } of routes.values()) visitRouteClusters(message, look);
-    for (const { message } of listeners.values()) listenerClusters(message).forEach(look);
+    this.#visitReferences(known, (name) => {
+      if (!now.clusters.has(name)) dangling.add(name);
+    });
     this.#dangling = dangling;
     this.#options.onUpdate();
   }
