@@ -144,6 +144,7 @@ export class NodeProxy {
   readonly #classes = new Map<string, ConfigClass>();
   readonly #removals = new Map<string, Promise<void>>();
   readonly #stopping = new AbortController();
+  #listed: Promise<ReadonlySet<string>> | undefined;
   #pods = new Map<string, ProxyPod>();
   /** The class that each pod's listener was last made from: it stays until the pod's new class is synced. */
   #folded = new Map<string, string>();
@@ -291,17 +292,22 @@ export class NodeProxy {
         const { acked, nack } = this.#ads.status(LDS, name);
         const inner = INSPECTION_KINDS.map((kind) => inspectionName(this.#folded.get(uid) ?? '', kind));
         if (acked && entry.needs.every((route) => this.#ads.status(RDS, route).acked || this.#ads.status(RDS, route).nack)) {
-          const listening = new Set((await this.envoy.admin.listeners(any).catch(() => [])).map((listener) => listener.name));
+          const listening = await this.#listening();
           const refused = (listener: string): boolean => this.#ads.status(LDS, listener).nack !== undefined;
           if (listening.has(name) && inner.every((listener) => listening.has(listener) || refused(listener))) return;
         } else if (nack !== undefined) {
-          const older = (await this.envoy.admin.listeners(any).catch(() => [])).some((listener) => listener.name === name);
-          if (older) return;
+          if ((await this.#listening()).has(name)) return;
           throw new UnderpassError('UNDERPASS_ENVOY_REFUSED', `waiting for the listener of pod ${uid}: Envoy refuses it: ${nack}`);
         }
       }
       await this.#changedWithin(READY_POLL_MS, any);
     }
+  }
+
+  /** Names of the listeners that listen. Envoy is asked once for all who ask meanwhile: of many pods each asks again and again. */
+  #listening(): Promise<ReadonlySet<string>> {
+    this.#listed ??= this.envoy.admin.listeners(this.#stopping.signal).then((all) => new Set(all.map(({ name }) => name)), () => new Set<string>()).finally(() => (this.#listed = undefined));
+    return this.#listed;
   }
 
   /**

@@ -5,6 +5,7 @@
  */
 import { credentials, Metadata, status as GrpcStatus, type ChannelCredentials, type ClientDuplexStream, type ServiceError } from '@grpc/grpc-js';
 import { X509Certificate } from 'node:crypto';
+import { setMaxListeners } from 'node:events';
 import { Secret } from '../../proto/generated/envoy/extensions/transport_sockets/tls/v3/secret.js';
 import { DeltaDiscoveryRequest, type DeltaDiscoveryResponse } from '../../proto/generated/envoy/service/discovery/v3/discovery.js';
 import { SecretDiscoveryServiceClient } from '../../proto/generated/envoy/service/secret/v3/sds.js';
@@ -58,6 +59,8 @@ export class CaIdentitySource implements IdentitySource, Closable {
 
   constructor(options: CaClientOptions) {
     this.#options = options;
+    // One for each account that is asked for, and gone with the answer: of a node with many accounts that is no leak.
+    setMaxListeners(0, this.#closed.signal);
     this.#clock = options.clock ?? systemClock;
     this.#rootPem = options.rootPem;
     this.#bundleBackoff = new Backoff(options.backoff ?? DEFAULT_BACKOFF);
