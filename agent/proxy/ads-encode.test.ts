@@ -1,7 +1,8 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { DeltaDiscoveryResponse } from '../../proto/generated/envoy/service/discovery/v3/discovery.js';
+import { DeltaDiscoveryResponse, Resource } from '../../proto/generated/envoy/service/discovery/v3/discovery.js';
 import { encodeResponse } from './ads-encode.js';
+import { PartedAny } from './route-tables.js';
 
 test('encodeResponse writes what the generated code reads as the same response, of whatever size', () => {
   for (const sizes of [[], [0], [1, 127, 128], [16_383, 16_384, 70_000], [3 << 20]]) {
@@ -12,6 +13,9 @@ test('encodeResponse writes what the generated code reads as the same response, 
     const decoded = DeltaDiscoveryResponse.decode(encodeResponse(response));
     assert.deepEqual({ ...decoded, resources: decoded.resources.map((item) => ({ ...item, resource: item.resource && { ...item.resource, value: Buffer.from(item.resource.value) } })) }, response);
   }
+  const [part, more] = [Buffer.alloc(70_000, 1), Buffer.alloc(200, 2)];
+  const [parted] = DeltaDiscoveryResponse.decode(encodeResponse({ ...DeltaDiscoveryResponse.fromPartial({}), resources: [{ ...Resource.fromPartial({ name: 'n' }), resource: new PartedAny('t', [part, more]) }] })).resources;
+  assert.deepEqual([parted?.name, parted?.resource?.type_url, Buffer.from(parted!.resource!.value)], ['n', 't', Buffer.concat([part, more])]);
   const bare = DeltaDiscoveryResponse.fromPartial({ resources: [{ name: 'none' }] });
   assert.deepEqual(DeltaDiscoveryResponse.decode(encodeResponse(bare)), bare);
 });

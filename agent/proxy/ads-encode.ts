@@ -4,6 +4,7 @@
  */
 import { DeltaDiscoveryResponse, Resource } from '../../proto/generated/envoy/service/discovery/v3/discovery.js';
 import { encode } from '../../common/xds/any.js';
+import { PartedAny } from './route-tables.js';
 
 /** Field numbers with wire type 2: of DeltaDiscoveryResponse.resources, Resource.resource, Any.type_url and Any.value. */
 const RESOURCES = 0x12;
@@ -17,10 +18,12 @@ export function encodeResponse(response: DeltaDiscoveryResponse): Buffer {
     const named = encode(Resource, { ...item, resource: undefined });
     const head: Uint8Array[] = [];
     if (item.resource) {
-      const { type_url, value } = item.resource;
+      const { type_url } = item.resource;
+      const parts = item.resource instanceof PartedAny ? item.resource.parts : [item.resource.value];
+      const size = parts.reduce((sum, part) => sum + part.length, 0);
       const type = Buffer.from(type_url);
-      const before = Buffer.concat([Buffer.of(ANY_TYPE), varint(type.length), type, Buffer.of(ANY_VALUE), varint(value.length)]);
-      head.push(Buffer.concat([Buffer.of(RESOURCE_BODY), varint(before.length + value.length), before]), value);
+      const before = Buffer.concat([Buffer.of(ANY_TYPE), varint(type.length), type, Buffer.of(ANY_VALUE), varint(size)]);
+      head.push(Buffer.concat([Buffer.of(RESOURCE_BODY), varint(before.length + size), before]), ...parts);
     }
     const length = named.length + head.reduce((sum, { length: each }) => sum + each, 0);
     pieces.push(Buffer.concat([Buffer.of(RESOURCES), varint(length), named]), ...head);

@@ -4,7 +4,7 @@
  */
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import type { ServerDuplexStream } from '@grpc/grpc-js';
-import { DeltaDiscoveryResponse, type DeltaDiscoveryRequest } from '../../proto/generated/envoy/service/discovery/v3/discovery.js';
+import { DeltaDiscoveryResponse, Resource, type DeltaDiscoveryRequest } from '../../proto/generated/envoy/service/discovery/v3/discovery.js';
 import type { Logger } from '../../common/log.js';
 import { CDS, EDS, LDS, RDS, SDS, SHORT_NAMES, type Entries, type Entry, type Snapshot } from './snapshot.js';
 
@@ -51,8 +51,6 @@ interface Pending {
 
 /** A phase that Envoy does not acknowledge in time holds up the later ones no longer. */
 const PHASE_TIMEOUT_MS = 5_000;
-/** Of routes: so many bytes at once are many to build. */
-const LARGE_BYTES = 1 << 20;
 
 export class AdsSession {
   readonly #call: AdsCall;
@@ -230,7 +228,7 @@ export class AdsSession {
    * for the others, and the rest of the process has its turns in between.
    */
   async #sendInParts(type: string, entries: readonly Entry[], removed: readonly string[]): Promise<void> {
-    if (type !== RDS || entries.reduce((sum, { any }) => sum + any.value.length, 0) < LARGE_BYTES) return this.#send(type, entries, removed);
+    if (type !== RDS || entries.length < 2) return this.#send(type, entries, removed);
     const sent = removed.length > 0 ? [this.#send(type, [], removed)] : [];
     for (const entry of entries) {
       sent.push(this.#send(type, [entry], []));
@@ -255,12 +253,11 @@ export class AdsSession {
     return new Promise((done) => {
       this.#pending.set(nonce, { type, entries, removed, done });
       this.#call.write(
-        DeltaDiscoveryResponse.fromPartial({
-          type_url: type,
-          nonce,
-          resources: entries.map((entry) => ({ name: entry.name, version: entry.version, resource: entry.any })),
-          removed_resources: [...removed],
-        }),
+        {
+          ...DeltaDiscoveryResponse.fromPartial({ type_url: type, nonce, removed_resources: [...removed] }),
+          // As they are: their bytes are large.
+          resources: entries.map(({ name, version, any: resource }) => ({ ...Resource.fromPartial({ name, version }), resource })),
+        },
       );
     });
   }

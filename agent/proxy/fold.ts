@@ -115,6 +115,8 @@ interface Template {
   problems: FoldProblem[];
 }
 
+const MOST_ACCOUNTS = 4_096;
+
 /** Keeps what it folded before, by resource object: an unchanged resource is folded once. */
 export class Folder {
   /** By identity, '' for none. */
@@ -409,11 +411,11 @@ export class Folder {
     return result;
   }
 
-  #addRoutes(name: string, { name: own, any, hash }: FoldedRoutes, rds: Map<string, Entry>): void {
+  #addRoutes(name: string, { as, hash }: FoldedRoutes, rds: Map<string, Entry>): void {
     if (rds.has(name)) return;
     const version = hashBytes(name, hash);
     const before = this.#snapshot.get(RDS, name);
-    rds.set(name, before?.version === version ? before : { name, version, any: name === own ? any : underName(any, own, name), needs: [] });
+    rds.set(name, before?.version === version ? before : { name, version, any: as(name), needs: [] });
   }
 
   #template(item: FoldClass, { clusterNames, routeNamesOf, waypoints }: { clusterNames: Names; routeNamesOf: Names; waypoints: WaypointTable }, problems: FoldProblem[]): Template {
@@ -533,17 +535,20 @@ function addWaypoints(classes: readonly FoldClass[], { waypoints }: WaypointTabl
   }
 }
 
+const accounts = new Map<string, { account?: string }>();
+
 function ofAccount(identity: string | undefined): { account?: string } {
-  const found = identity === undefined ? undefined : parseSpiffeId(identity);
-  return found ? { account: `${found.namespace}/${found.serviceAccount}` } : {};
+  if (identity === undefined) return {};
+  let found = accounts.get(identity);
+  if (!found) {
+    const parsed = parseSpiffeId(identity);
+    // A node has few at a time.
+    if (accounts.size > MOST_ACCOUNTS) accounts.clear();
+    accounts.set(identity, (found = parsed ? { account: `${parsed.namespace}/${parsed.serviceAccount}` } : {}));
+  }
+  return found;
 }
 
 function isOfSockets({ load_assignment }: Cluster): boolean {
   return load_assignment?.endpoints.some(({ lb_endpoints }) => lb_endpoints.some(({ host_identifier: host }) => host?.$case === 'endpoint' && host.value.address?.address?.$case === 'pipe')) ?? false;
-}
-
-/** The same message with another name, which is its field 1 and so comes first: a mesh's routes are large, and not to be encoded for each class. */
-function underName({ type_url, value }: Any, before: string, name: string): Any {
-  const head = (of: string): Uint8Array => encode(RouteConfiguration, RouteConfiguration.fromPartial({ name: of }));
-  return { type_url, value: Buffer.concat([head(name), value.subarray(head(before).length)]) };
 }

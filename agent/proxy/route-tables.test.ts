@@ -73,8 +73,9 @@ test('routeTableHash tells contents apart as the whole message\'s hash does', ()
 test('RouteTables puts together what folding and renaming the whole table gives', () => {
   const folding = new RouteTables(extensions);
   for (const { message } of tables) {
-    assert.deepEqual(RouteConfiguration.decode(folding.fold(message).any.value), RouteConfiguration.decode(RouteConfiguration.encode(foldRoutes(message, extensions)).finish()));
-    assert.deepEqual(RouteConfiguration.decode(folding.renamed(message, rename).any.value), RouteConfiguration.decode(RouteConfiguration.encode(renameClusters(foldRoutes(message, extensions), rename)).finish()));
+    assert.deepEqual(RouteConfiguration.decode(folding.fold(message).as(message.name).value), RouteConfiguration.decode(RouteConfiguration.encode(foldRoutes(message, extensions)).finish()));
+    assert.deepEqual(RouteConfiguration.decode(folding.renamed(message, rename).as(message.name).value), RouteConfiguration.decode(RouteConfiguration.encode(renameClusters(foldRoutes(message, extensions), rename)).finish()));
+    assert.deepEqual(RouteConfiguration.decode(folding.fold(message).as('other').value), { ...RouteConfiguration.decode(folding.fold(message).as(message.name).value), name: 'other' });
     assert.equal(folding.renamed(message, (name) => name).hash, folding.fold(message).hash);
   }
 });

@@ -10,9 +10,19 @@ import type { Content } from './variants.js';
 
 export interface FoldedRoutes extends Content {
   name: string;
-  any: Any;
+  /** Under a name that it has in Envoy. */
+  as(name: string): Any;
   /** What it was folded from. */
   source: RouteConfiguration;
+}
+
+/** Bytes that many tables have in common are there once, and put together when they are sent. */
+export class PartedAny implements Any {
+  constructor(readonly type_url: string, readonly parts: readonly Uint8Array[]) {}
+
+  get value(): Buffer {
+    return Buffer.concat(this.parts);
+  }
 }
 
 interface Part {
@@ -68,6 +78,7 @@ function partOf(host: VirtualHost): Part {
 
 function assemble(source: RouteConfiguration, table: RouteConfiguration, parts: readonly Part[]): FoldedRoutes {
   const head = encode(RouteConfiguration, table);
-  const any = { type_url: typeUrl(RouteConfiguration), value: Buffer.concat([head, ...parts.map(({ bytes }) => bytes)]) };
-  return { name: source.name, any, hash: hashBytes(head, parts.map(({ hash }) => hash).join('')), source };
+  const hosts = parts.map(({ bytes }) => bytes);
+  const as = (name: string): Any => new PartedAny(typeUrl(RouteConfiguration), [name === source.name ? head : encode(RouteConfiguration, { ...table, name }), ...hosts]);
+  return { name: source.name, as, hash: hashBytes(head, parts.map(({ hash }) => hash).join('')), source };
 }

@@ -135,7 +135,7 @@ function namesOf(renamed: ReadonlyMap<string, ReadonlyMap<string, string>>, spli
     renames: (key) => renamed.has(key),
     signature: (key) => {
       let found = signatures.get(key);
-      if (found === undefined) signatures.set(key, (found = hashBytes(JSON.stringify([...(renamed.get(key) ?? [])]))));
+      if (found === undefined) signatures.set(key, (found = hashBytes(JSON.stringify([...(renamed.get(key) ?? [])].sort(([a], [b]) => (a < b ? -1 : 1))))));
       return found;
     },
     split,
