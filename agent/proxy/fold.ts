@@ -5,7 +5,6 @@ import { ClusterLoadAssignment } from '../../proto/generated/envoy/config/endpoi
 import { Listener } from '../../proto/generated/envoy/config/listener/v3/listener.js';
 import type { FilterChain } from '../../proto/generated/envoy/config/listener/v3/listener_components.js';
 import { RouteConfiguration } from '../../proto/generated/envoy/config/route/v3/route.js';
-import type { Any } from '../../proto/generated/google/protobuf/any.js';
 import { parseSpiffeId } from '../../common/identity/spiffe.js';
 import { encode, pack } from '../../common/xds/any.js';
 import { contentHash, hashBytes, type XdsResource } from '../xds/resource-type.js';
