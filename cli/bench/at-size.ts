@@ -37,7 +37,7 @@ const clientScript = join(projectRoot, 'dist', 'cli', 'bench', 'at-size-client.j
 const options = new Command('bench-dataplane')
   .description('measures the node agent, its Envoy and the kernel tables at size, with pods of a lab')
   .option('--services <n>', 'Services; a tenth of them leads to pods of the node by TCP', wholeNumber(10, 60_000), 10_000)
-  .option('--endpoints <n>', 'endpoints of all Services elsewhere together', wholeNumber(10, 10_000_000), 20_000)
+  .option('--endpoints <n>', 'endpoints of all Services elsewhere together', wholeNumber(10, 10_000_000), 100_000)
   .option('--routes <n>', 'VirtualServices, each with a DestinationRule and two subsets', wholeNumber(1, 60_000), 5_000)
   .option('--pods <n>', 'pods on the node', wholeNumber(LEAST_PODS, 240), 100)
   .option('--classes <n>', 'namespaces and service accounts that the pods are spread over', wholeNumber(1, 100), 10)
