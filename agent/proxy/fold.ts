@@ -148,6 +148,8 @@ export class Folder {
   #inboundEntries = new Map<string, InboundEntries>();
   #tunnelEntries = new Map<string, TunnelEntries>();
   #podCalls: { key: string; entries: PodCalls } | undefined;
+  /** By account and peers. */
+  #originates: ReadonlyMap<string, Entry> = new Map();
 
   /** @param former what an agent before this one had decided, whose Envoy may be taken over */
   constructor(readonly extensions: EnvoyExtensions, { accountClusters = [], names }: { accountClusters?: Iterable<string>; names?: FoldedNames } = {}) {
@@ -362,9 +364,13 @@ export class Folder {
   #addTunnels(classes: readonly FoldClass[], pods: readonly FoldPod[], inbound: ReadonlyMap<string, FoldedInbound | undefined>, reached: ReadonlyMap<string, string>, { cds, lds, rds }: Record<'cds' | 'lds' | 'rds', Map<string, Entry>>): ReadonlySet<string> {
     const entries = new Map<string, TunnelEntries>();
     const certified = new Set(classes.filter((item) => item.certified).map(({ key }) => key));
+    const originates = new Map<string, Entry>();
     for (const { key, identity } of classes) {
       if (identity === undefined || !certified.has(key)) continue;
-      const cluster = originateCluster(identity, inbound.get(key)?.peers ?? []);
+      const peers = inbound.get(key)?.peers ?? [];
+      const as = JSON.stringify([identity, peers]);
+      const cluster = originates.get(as) ?? this.#originates.get(as) ?? originateCluster(identity, peers);
+      originates.set(as, cluster);
       if (!cds.has(cluster.name)) cds.set(cluster.name, cluster);
     }
     for (const pod of pods) {
@@ -380,6 +386,7 @@ export class Folder {
       rds.set(known.routes.name, known.routes);
     }
     this.#tunnelEntries = entries;
+    this.#originates = originates;
     return new Set(entries.keys());
   }
 
