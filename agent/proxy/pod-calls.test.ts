@@ -29,6 +29,8 @@ describe('calls of pods by their own addresses', () => {
     assert.deepEqual(['127.1.2.3', '100::3', '127.1.2.4'].map((address) => led(calls, address)), ['cluster pod/u1/calls', 'cluster pod/u1/calls-ipv6', 'cluster pod/u2/calls']);
     for (const name of ['pod/u1/calls', 'pod/u1/calls-ipv6']) assert.equal(endpoint(calls, name), 'pod/u1/inbound-mesh/1');
     assert.equal(led(calls, '127.1.2.5'), 'closed');
+    const turned = podCallEntries([pod('u2', '10.1.2.4'), pod('u1', '10.1.2.3', 'fd00::3')], false);
+    assert.deepEqual(turned.listeners.map(({ version }) => version), calls.listeners.map(({ version }) => version), 'the next agent may hear of them in another order');
   });
 
   it('tell the pod\'s listener by which family it is called: else it shows the caller\'s address of the other, and can\'t bind to it', () => {

@@ -68,7 +68,9 @@ export interface PodCalls {
 }
 
 /** Where the calls go. @param fromWaypoints some of the callers are waypoints */
-export function podCallEntries(pods: readonly CalledPod[], fromWaypoints: boolean): PodCalls {
+export function podCallEntries(given: readonly CalledPod[], fromWaypoints: boolean): PodCalls {
+  // In whatever order an agent hears of them: the next one's listeners are to have the same bytes.
+  const pods = [...given].sort((a, b) => (a.uid < b.uid ? -1 : 1));
   const entries = [LISTENER, ...(fromWaypoints ? [FROM_WAYPOINTS] : [])].map((name) => ({ listener: callsListener(name, pods, ({ waypoint }) => name === LISTENER && waypoint !== undefined), cluster: toListener(name, name) }));
   return {
     listeners: entries.map(({ listener }) => listener),
