@@ -49,7 +49,8 @@ static __always_inline enum capture capture_of(const struct pod *pod, __u64 netn
  * The own address of a pod whose policy the proxy judges. Left alone, the connection would arrive there in plaintext, and the
  * proxy could not say whose it is; so it is led to the caller's own side of the proxy, whatever its port, as if it were a
  * service's. A policy that could not be read, and a socket that can't be led there, are refused. A global function, so that the
- * verifier looks at it once. Returns CAPTURE_NO where nothing is to be done.
+ * verifier looks at it once. Returns CAPTURE_NO where nothing is to be done, and CAPTURE_RESOLVED where the kernel judges: passed on
+ * by the proxy it would arrive without an identity, so the connection goes straight there.
  */
 __noinline int call_pod(const struct address *to, __u64 netns_cookie, __u32 port, __u32 caller)
 {
@@ -59,6 +60,8 @@ __noinline int call_pod(const struct address *to, __u64 netns_cookie, __u32 port
 	enum policy_answer judge = policy_judge_of(netns_cookie, &destination, port);
 	if (judge == POLICY_NONE)
 		return CAPTURE_NO;
+	if (judge == POLICY_LET_PAST)
+		return CAPTURE_RESOLVED;
 	if (judge == POLICY_PROXYS && !(caller & CALLER_CANT_BE_LED))
 		return CAPTURE_POD;
 	count(COUNTER_POLICY_CONNECT_REFUSED);
@@ -87,6 +90,8 @@ static __always_inline enum capture on_connect(struct bpf_sock_addr *ctx, const 
 		int called = call_pod(destination, netns_cookie, bpf_ntohs(port_be), pod->flags | (led ? 0 : CALLER_CANT_BE_LED));
 		if (called == CAPTURE_POD)
 			capture = CAPTURE_POD;
+		else if (called == CAPTURE_RESOLVED)
+			capture = CAPTURE_NO;
 		else if (called != CAPTURE_NO)
 			return CAPTURE_REFUSED;
 	}

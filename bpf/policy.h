@@ -200,7 +200,7 @@ static __always_inline enum policy_answer policy_answer_of(const struct policy *
 {
 	bool past = false;
 	if (asker == POLICY_ASKED_WHO_JUDGES)
-		return policy->behind_proxy && !policy_judges(policy, query->port) ? POLICY_PROXYS : POLICY_NONE;
+		return policy->behind_proxy && !policy_judges(policy, query->port) ? POLICY_PROXYS : POLICY_LET_PAST;
 	if (asker != POLICY_ASKED_AT_ARRIVAL && policy->behind_proxy) {
 		/* A sidecar speaks its mutual TLS with the proxy. */
 		past = asker == POLICY_ASKED_BY_NODE_POD && policy_judges(policy, query->port);
@@ -234,7 +234,7 @@ static __always_inline enum policy_answer policy_answers(__u64 *netns_cookie, co
 	return POLICY_REFUSED;
 }
 
-/* Who judges what a pod in mode `node` opens to another pod of this node: POLICY_PROXYS, or not the proxy. `port` in host order. */
+/* Who judges what a pod in mode `node` opens to another pod of this node: POLICY_PROXYS; POLICY_LET_PAST: the kernel; POLICY_NONE: nobody. `port` in host order. */
 static __always_inline enum policy_answer policy_judge_of(__u64 netns_cookie, const struct address *destination, __u16 port)
 {
 	__u64 *target = bpf_map_lookup_elem(&netns_of_address, destination);

@@ -2,6 +2,7 @@
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
 import { run } from '../../common/process.js';
+import { Action, Authorization } from '../../proto/generated/istio/security/authorization.js';
 import type { TestPod } from '../../native/testing.js';
 import { compilePolicy } from '../policy/compile.js';
 import { markedAddress } from '../proxy/pod-calls.js';
@@ -240,5 +241,22 @@ test('capture: the own address of a pod whose policy the proxy judges is led to 
   behind(false);
   const direct = await w.counted(() => w.world.probe('addresses', { pod: b, address: b.ipv4 }, { pod: a }));
   assert.deepEqual([direct.result.ok, direct.counters['connections_captured']], [true, undefined]);
+  w.kernel.setPolicies(new Map());
+});
+
+test('capture: the own address of a pod is not led to the proxy on a port whose policy the kernel judges, also where a listener asks for the port: passed on it would have no identity', async () => {
+  w.put({ capture: true });
+  w.kernel.setListenerPorts([7777]);
+  const callers = new Map([[w.podRecord(a).uid, { trustDomain: 'cluster.local', namespace: 'shop', serviceAccount: 'a' }]]);
+  const deny = (namespace: string): Authorization => Authorization.fromPartial({ name: 'p', namespace: 'shop', action: Action.DENY, groups: [{ rules: [{ matches: [{ namespaces: [{ match_type: { $case: 'exact', value: namespace } }] }] }] }] });
+  const tried = async (namespace: string, behindProxy: boolean) => {
+    w.kernel.setPolicies(new Map([[w.podRecord(b).uid, { compiled: compilePolicy([deny(namespace)], callers), behindProxy, judgedPorts: [7777], version: 1n }]]));
+    const { result, counters } = await w.counted(() => w.world.probe('addresses', { pod: b, address: b.ipv4 }, { pod: a }).catch(String));
+    return [typeof result === 'string' ? /refused/i.test(result) : result.ok, counters['connections_captured'], counters['policy_connect_refused']];
+  };
+  for (const behindProxy of [true, false]) {
+    assert.deepEqual(await tried('elsewhere', behindProxy), [true, undefined, undefined]);
+    assert.equal((await tried('shop', behindProxy))[2], 1);
+  }
   w.kernel.setPolicies(new Map());
 });

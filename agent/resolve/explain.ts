@@ -156,6 +156,7 @@ function wayTo(pod: ExplainedPod, address: string, port: number, maps: LiveMaps,
   if (waypoint) return waypoint;
   const netns = maps.netnsOf(address);
   if (isProxys(pod, address, port, maps)) return { way: 'envoy', reasons: ['it is the own address of an enrolled pod whose policy Envoy judges: the connection is led there with the caller\'s identity, and no route is applied to it'] };
+  if (netns !== undefined && isKernels(pod, netns, address, port, maps)) return { way: 'pod', reasons: ['it is the own address of an enrolled pod whose policy the kernel judges'] };
   if (netns !== undefined && maps.isPlainPort(port)) return { way: 'pod', reasons: [`it is an enrolled pod's own address, and no listener of the control plane asks for port ${port}`] };
   return toService(own, pod, address, port, netns, resolver);
 }
@@ -165,6 +166,13 @@ function isProxys(pod: ExplainedPod, address: string, port: number, maps: LiveMa
   const netns = maps.netnsOf(address);
   const owner = netns === undefined ? undefined : maps.pods().find(({ netnsCookie }) => netnsCookie === netns);
   return owner !== undefined && owner.uid !== pod.uid && maps.judge(pod.uid, owner.netnsCookie, address, address, port)?.behindProxy === true && !maps.isJudged(owner.uid, port);
+}
+
+/** Whether it is a pod of this node with a policy, and the kernel judges its callers of this node. */
+function isKernels(pod: ExplainedPod, netns: bigint, address: string, port: number, maps: LiveMaps): boolean {
+  const owner = maps.pods().find(({ netnsCookie }) => netnsCookie === netns);
+  const answer = owner && owner.uid !== pod.uid ? maps.judge(pod.uid, owner.netnsCookie, address, address, port) : undefined;
+  return answer !== undefined && (!answer.behindProxy || maps.isJudged(owner!.uid, port));
 }
 
 function toWaypoint(address: string, { waypoints, destinations }: WaypointTable): Omit<ExplainedAddress, 'address'> | undefined {
