@@ -167,6 +167,8 @@ export class Agent {
       logger: this.#component('agent.proxy'),
       onListenerPorts: (ports) => this.#kernel?.setListenerPorts(ports),
       onInbound: (pods) => this.#dataplane?.setInbound(pods),
+      onNarrowing: (uid, side) => this.#policies?.proxyNarrows(uid, side) ?? Promise.resolve(),
+      onNarrowed: (uid, http) => this.#policies?.proxyNarrowed(uid, http),
       onInboundNeeds: (needs) => this.#policies?.setInboundNeeds(needs),
       onPlainPorts: (ports, behind) => this.#resolver?.portsChanged(ports, behind),
       onWorkloads: (view, change) => {

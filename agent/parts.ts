@@ -79,6 +79,8 @@ export interface ProxyOptions {
   onListenerPorts: (ports: ListenerPorts) => void;
   /** The pods whose callers are to pass their inbound listeners; called on every change. */
   onInbound: (pods: InboundPods) => void;
+  onNarrowing: NonNullable<NodeProxyOptions['onNarrowing']>;
+  onNarrowed: NonNullable<NodeProxyOptions['onNarrowed']>;
   onInboundNeeds: NonNullable<NodeProxyOptions['onInboundNeeds']>;
   onPlainPorts: NonNullable<NodeProxyOptions['onPlainPorts']>;
   /** What the control plane says of workloads and their policies; called on every change. */

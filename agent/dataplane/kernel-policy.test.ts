@@ -285,17 +285,39 @@ test('short-circuited connections end in the same way', async () => {
   w.put({ acceleration: 'off' }, [A(), B()]);
 });
 
-test('what the proxy holds open to a pod ends when a policy grows stricter and the proxy has it, and not when it grows wider', async () => {
+const proxyHolds = (port = 8080): Promise<Held> => hold({ ...B(), cgroup: w.world.proxyCgroup }, B(), port);
+
+test('what the proxy holds open to a pod ends once, when nothing is led to the former policy any more; what it opens after that goes on', async () => {
   await apply([allow(ALICE)]);
-  const proxy = await hold({ ...B(), cgroup: w.world.proxyCgroup }, B());
+  const { uid } = record(B());
   const before = enforcer.status().connectionsClosed;
-  await apply([allow(ALICE), allow(match({ namespaces: [exact('bank')] }))]);
+  const old = await proxyHolds();
   settled = false;
-  await apply([allow(ALICE)]);
-  assert.deepEqual(proxy.words, ['echoed'], 'the proxy has not got the policy yet');
+  await apply([allow(match({ namespaces: [exact('bank')] }))]);
+  await enforcer.proxyNarrows(uid, 'opened');
   settled = true;
-  assert.equal(await proxy.ended, 'ECONNABORTED', 'it is the proxy\'s end that is taken away');
+  assert.deepEqual(old.words, ['echoed'], 'callers are not led to the new policy yet');
+  const http = await proxyHolds(9000);
+  enforcer.proxyNarrowed(uid, new Set([9000]));
+  assert.equal(await old.ended, 'ECONNABORTED', 'it is the proxy\'s end that is taken away');
+  await waitFor('the end of it', () => enforcer.status().settling === 0, { timeoutMs: 10_000 });
+  assert.deepEqual(http.words, ['echoed'], 'requests that came meanwhile met the new policy');
+  const later = await proxyHolds();
+  for (settled of [false, true]) await new Promise((resolve) => setTimeout(resolve, 300));
+  assert.deepEqual([later.words, http.words], [['echoed'], ['echoed']], 'the proxy takes something else in');
   assert.equal(enforcer.status().connectionsClosed - before, 1);
+  for (const { child } of [later, http]) child.kill();
+});
+
+test('requests of the former policy have time to end; what may not be requests has none', async () => {
+  await apply([allow(ALICE)]);
+  const { uid } = record(B());
+  const [request, other] = await Promise.all([proxyHolds(9000), proxyHolds(8080)]);
+  await enforcer.proxyNarrows(uid, 'opened');
+  enforcer.proxyNarrowed(uid, new Set([9000]));
+  await other.ended;
+  assert.deepEqual(request.words, ['echoed']);
+  assert.equal(await request.ended, 'ECONNABORTED');
 });
 
 test('a pod that gets its first policy is left as it is until the proxy has taken it over', async () => {

@@ -21,7 +21,7 @@ import { AddressType } from '../xds/resource-types.js';
 import { encodeAddress } from './kernel-codec.js';
 import type { KernelPod } from './kernel.js';
 import type { PodPolicy } from './kernel-policies.js';
-import { forbiddenDirect, throughProxy, type SocketOwner } from './revocation.js';
+import { forbiddenDirect, throughProxy, type ProxysSocket, type SocketOwner } from './revocation.js';
 
 export interface PolicyKernel {
   pods(): KernelPod[];
@@ -103,8 +103,13 @@ const NO_PORTS: JudgedPorts = { ports: [], reasons: new Map() };
 const SETTLE_MS = 20;
 /** A handshake that the kernel let through just before the change is a connection by then. */
 const LOOK_AGAIN_MS = 250;
-/** The proxy hears of policies on streams of its own, sooner or later than this does. */
+/** The proxy hears of policies on streams of its own, sooner or later than this does: for the status, how long it is given. */
+const PROXY_HEARS_MS = 1_000;
 const PROXY_FOLLOWS_MS = 5_000;
+/** The proxy's threads take what it has acknowledged one after the other. */
+const PROXY_THREADS_MS = 100;
+/** Requests that are under way when a policy changes have this long. */
+const REQUESTS_END_MS = 500;
 const PROXY_POLL_MS = 20;
 const PROXY_FIRST_MS = 5_000;
 const RETRY_MS = 1_000;
@@ -129,9 +134,11 @@ export class PolicyEnforcer implements Closable {
   readonly #awaitingWorkload = new Set<() => void>();
   #servesNoWorkloads = false;
   #noWorkloadsTimer: NodeJS.Timeout | undefined;
-  /** Pods whose connections through the proxy end when that has followed, and until when it is waited for. */
-  readonly #awaitingProxy = new Map<string, number>();
-  #watching: Promise<void> | undefined;
+  /** Pods whose policy let in more a moment ago, and since when. */
+  readonly #narrowed = new Map<string, number>();
+  /** Connections through the proxy that end when nothing is led to the former policy any more. */
+  readonly #doomed = new Map<string, ProxysSocket[]>();
+  readonly #ending = new Map<string, number>();
   #connectionsClosed = 0;
   readonly #problems = new Map<'kernel' | 'connections', string>();
 
@@ -146,7 +153,7 @@ export class PolicyEnforcer implements Closable {
     this.#localUids = new Set(records.map((record) => this.#workloadUid(record)));
     const present = new Set(records.map(({ uid }) => uid));
     for (const uids of [this.#behindProxy, this.#passable]) for (const uid of uids) if (!present.has(uid)) uids.delete(uid);
-    for (const uid of this.#named.keys()) if (!present.has(uid)) this.#named.delete(uid);
+    for (const each of [this.#named, this.#narrowed, this.#doomed]) for (const uid of each.keys()) if (!present.has(uid)) each.delete(uid);
     this.#apply();
   }
 
@@ -233,7 +240,8 @@ export class PolicyEnforcer implements Closable {
       return governed && this.#behindProxy.has(uid) ? [{ pod: `${namespace}/${name}`, kernel: governed.judged.ports, envoy: Object.fromEntries(governed.judged.reasons) }] : [];
     });
     const problem = [...this.#problems.values()].join('; ');
-    const settling = new Set(this.#awaitingProxy.keys());
+    const settling = new Set([...this.#narrowed.keys()].filter((uid) => this.#isSettling(uid)));
+    for (const uid of [...this.#doomed.keys(), ...this.#ending.keys()]) settling.add(uid);
     for (const [uid, { waitsUntil }] of this.#governed) if (waitsUntil !== undefined) settling.add(uid);
     return { pods: this.#governed.size, unreadable, inbound, settling: settling.size, connectionsClosed: this.#connectionsClosed, ...(problem === '' ? {} : { problem }) };
   }
@@ -276,7 +284,7 @@ export class PolicyEnforcer implements Closable {
       const was = before.get(uid);
       if (waitsUntil !== undefined || (was?.version === version && was.waitsUntil === undefined && !isAgain)) continue;
       const isKnown = this.#versionsBefore?.get(uid) === version;
-      if (!isKnown && narrows(was?.waitsUntil === undefined ? (was?.policies ?? NONE) : NONE, policies)) this.#awaitProxy(uid);
+      if (!isKnown && narrows(was?.waitsUntil === undefined ? (was?.policies ?? NONE) : NONE, policies)) this.#narrowed.set(uid, performance.now());
       this.#versionsBefore?.delete(uid);
       this.#background(this.#revoke(uid));
     }
@@ -338,38 +346,77 @@ export class PolicyEnforcer implements Closable {
   }
 
   async #revoke(uid: string): Promise<void> {
-    await this.#close(uid, false);
+    await this.#close(uid);
     await sleep(LOOK_AGAIN_MS, this.#abort.signal);
-    await this.#close(uid, false);
+    await this.#close(uid);
   }
 
-  /** Of connections through the proxy all end, when some may have to: who calls is known to the proxy alone. */
-  #awaitProxy(uid: string): void {
-    this.#awaitingProxy.set(uid, performance.now() + PROXY_FOLLOWS_MS);
-    if (this.#watching) return;
-    this.#watching = this.#watchProxy().finally(() => (this.#watching = undefined));
-    this.#background(this.#watching);
+  #isSettling(uid: string): boolean {
+    const forMs = performance.now() - this.#narrowed.get(uid)!;
+    const isSettling = forMs < PROXY_HEARS_MS || (forMs < PROXY_FOLLOWS_MS && !this.#options.proxySettled());
+    if (!isSettling) this.#narrowed.delete(uid);
+    return isSettling;
   }
 
-  /** Each time that the proxy has followed, since it is not known which change was the one. */
-  async #watchProxy(): Promise<void> {
-    for (let wasSettled = false; this.#awaitingProxy.size > 0; await sleep(PROXY_POLL_MS, this.#abort.signal)) {
-      const isSettled = this.#options.proxySettled();
-      if (isSettled && !wasSettled) await Promise.all([...this.#awaitingProxy.keys()].map((uid) => this.#close(uid, true)));
-      wasSettled = isSettled;
-      for (const [uid, until] of this.#awaitingProxy) if (performance.now() > until) this.#awaitingProxy.delete(uid);
+  /** What the proxy accepts for the pod from now on, or opens to it, is under a policy that lets fewer in; what is there is not. */
+  async proxyNarrows(uid: string, side: ProxysSocket['side']): Promise<void> {
+    try {
+      const sockets = (await this.#throughProxy(uid))?.sockets.filter((each) => each.side === side) ?? [];
+      this.#doomed.set(uid, [...(this.#doomed.get(uid) ?? []), ...sockets]);
+    } catch (error) {
+      this.#report('connections', `connections that policy forbids go on: ${reasonOf(error)}`);
     }
   }
 
-  async #close(uid: string, includingProxys: boolean): Promise<void> {
-    const record = this.#records.find((item) => item.uid === uid);
+  /**
+   * Nothing is led to the former policy any more, and what the proxy holds for the pod's callers ends once: whom a connection is
+   * for is known to the proxy alone. Requests are given time, and new ones have connections of their own by now.
+   * @param http ports on which all is HTTP
+   */
+  proxyNarrowed(uid: string, http: ReadonlySet<number>): void {
+    const old = this.#doomed.get(uid) ?? [];
+    this.#doomed.delete(uid);
+    this.#ending.set(uid, (this.#ending.get(uid) ?? 0) + 1);
+    const ended = this.#endThroughProxy(uid, old, http).finally(() => {
+      const left = this.#ending.get(uid)! - 1;
+      if (left > 0) this.#ending.set(uid, left);
+      else this.#ending.delete(uid);
+    });
+    this.#background(ended);
+  }
+
+  async #endThroughProxy(uid: string, old: readonly ProxysSocket[], http: ReadonlySet<number>): Promise<void> {
+    await sleep(PROXY_THREADS_MS, this.#abort.signal);
+    const found = await this.#throughProxy(uid);
+    if (!found) return;
+    const isRequests = ({ port }: ProxysSocket): boolean => port === undefined || http.has(port);
+    // What came meanwhile may have met the former policy; of requests it is known that they go by connections that are new.
+    await this.#end(found.record, [...old, ...found.sockets].filter((each) => !isRequests(each)).map(({ socket }) => socket));
+    await sleep(REQUESTS_END_MS, this.#abort.signal);
+    await this.#end(found.record, old.filter(isRequests).map(({ socket }) => socket));
+  }
+
+  async #throughProxy(uid: string): Promise<{ record: PodRecord; sockets: ProxysSocket[] } | undefined> {
+    const record = this.#governedRecord(uid);
+    return record && { record, sockets: throughProxy(await tcpSockets(record.netns), this.#owner(record)) };
+  }
+
+  /** A pod with a sidecar has its own proxy, whose business this is. */
+  #governedRecord(uid: string): PodRecord | undefined {
+    return this.#options.kernel.pods().find((pod) => pod.uid === uid)?.mode === 'node' ? this.#records.find((item) => item.uid === uid) : undefined;
+  }
+
+  #owner({ ips }: PodRecord): SocketOwner {
+    return { addresses: new Set(ips.map((ip) => encodeAddress(ip).toString('hex'))), proxyCgroupId: this.#proxyCgroupId() };
+  }
+
+  async #close(uid: string): Promise<void> {
+    const record = this.#governedRecord(uid);
+    if (!record) return;
     const { host } = this.#options.kernel;
     const pods = this.#options.kernel.pods();
     const cookie = pods.find((pod) => pod.uid === uid)?.netnsCookie;
-    // A pod with a sidecar has its own proxy, whose business this is.
-    if (!record || pods.find((pod) => pod.uid === uid)?.mode !== 'node') return;
     const owners = new Map(pods.flatMap((pod) => pod.addresses.map((address) => [encodeAddress(address).toString('hex'), pod.uid] as const)));
-    const owner: SocketOwner = { addresses: new Set(record.ips.map((ip) => encodeAddress(ip).toString('hex'))), proxyCgroupId: this.#proxyCgroupId() };
     const sockets = await tcpSockets(record.netns);
     // Of this moment: what the policy before it forbade may have been allowed, and opened, meanwhile.
     const compiled = this.#governed.get(uid)?.compiled;
@@ -379,9 +426,13 @@ export class PolicyEnforcer implements Closable {
       const caller = owners.get(source.toString('hex'));
       return allows(compiled, { class: (caller !== undefined && compiled.classes.get(caller)) || 0, source, destination, port });
     };
-    const ends: TcpSocket[] = [...forbiddenDirect(sockets, owner, isAllowed), ...(includingProxys ? throughProxy(sockets, owner) : [])];
-    if (ends.length === 0) return;
-    const closed = await destroyTcpSockets(record.netns, ends.map(({ id }) => id));
+    await this.#end(record, forbiddenDirect(sockets, this.#owner(record), isAllowed));
+  }
+
+  async #end(record: PodRecord, sockets: readonly TcpSocket[]): Promise<void> {
+    const ends = new Map(sockets.map((socket) => [socket.id.toString('hex'), socket]));
+    if (ends.size === 0) return;
+    const closed = await destroyTcpSockets(record.netns, [...ends.values()].map(({ id }) => id));
     this.#connectionsClosed += closed;
     this.#problems.delete('connections');
     if (closed > 0) this.#options.logger.info({ pod: `${record.namespace}/${record.name}`, closed }, 'connections that policy no longer allows were ended');

@@ -1,5 +1,6 @@
 /** Connections that a pod's policies no longer allow, found among its sockets. */
 import type { TcpSocket } from '../../native/index.js';
+import { HBONE_PORT } from '../../common/istio-iptables.js';
 import { INBOUND_PORT, OUTBOUND_PORT } from './iptables.js';
 
 export interface SocketOwner {
@@ -25,10 +26,26 @@ export function forbiddenDirect(sockets: readonly TcpSocket[], owner: SocketOwne
   );
 }
 
-/** The proxy's connections to programs of the pod: whom they are for is not to be seen from here. */
-export function throughProxy(sockets: readonly TcpSocket[], owner: SocketOwner): TcpSocket[] {
-  const listening = portsListenedOn(sockets);
-  return sockets.filter((socket) => !socket.listening && isProxys(socket, owner) && isOwn(socket.remote, owner) && listening.has(socket.remotePort));
+export interface ProxysSocket {
+  socket: TcpSocket;
+  side: 'accepted' | 'opened';
+  /** Of the pod, that the caller asked for; undefined where rules have led it to the proxy's, and of tunnels. */
+  port: number | undefined;
+}
+
+/**
+ * What the proxy holds for callers of the pod: connections that it accepted for it, and those that it opened to the pod's
+ * programs. Who calls is not to be seen from here.
+ */
+export function throughProxy(sockets: readonly TcpSocket[], owner: SocketOwner): ProxysSocket[] {
+  const ofPrograms = sockets.filter((socket) => socket.listening && !isProxys(socket, owner));
+  const listening = portsListenedOn(ofPrograms);
+  const proxys = sockets.filter((socket) => !socket.listening && isProxys(socket, owner));
+  return proxys.flatMap((socket) => {
+    if (isOwn(socket.remote, owner)) return listening.has(socket.remotePort) ? { socket, side: 'opened' as const, port: socket.remotePort } : [];
+    if (socket.localPort === INBOUND_PORT || socket.localPort === HBONE_PORT) return { socket, side: 'accepted' as const, port: undefined };
+    return listening.has(socket.localPort) ? { socket, side: 'accepted' as const, port: socket.localPort } : [];
+  });
 }
 
 const ANY = /^0{20}(0000|ffff)0{8}$/;

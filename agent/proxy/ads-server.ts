@@ -22,6 +22,8 @@ export interface AdsServerOptions {
   logger: Logger;
   /** An Envoy connected and said who it is; called before anything is sent to it. */
   onNode?: (node: Node) => void;
+  /** Before Envoy is sent listeners that changed. */
+  beforeListeners?: (names: readonly string[]) => Promise<void>;
   /** Other services for Envoy on the same socket. */
   register?: (server: Server) => void;
 }
@@ -31,6 +33,10 @@ export class AdsServer implements Closable {
   readonly #server = new Server({ 'grpc.max_receive_message_length': -1, 'grpc.max_send_message_length': -1 });
   #session: AdsSession | undefined;
   #snapshot: Snapshot | undefined;
+  /** Snapshots have numbers; what is made of one where Envoy refused a part of it has the same. */
+  #number = 0;
+  readonly #numbers = new WeakMap<Snapshot, number>();
+  #rolledOut = 0;
   /** By type and name the newest version that an Envoy accepted, for an Envoy that starts anew while the wanted one is refused. */
   readonly #good = new Map<string, Map<string, Entry>>();
   readonly #nacks = new Map<string, Nack>();
@@ -67,16 +73,23 @@ export class AdsServer implements Closable {
     return [...this.#nacks.values()].map((nack) => ({ ...nack, type: SHORT_NAMES[nack.type] ?? nack.type }));
   }
 
-  /** Until the first call nothing at all is sent, so that an Envoy that runs keeps what it has. */
-  setSnapshot(snapshot: Snapshot): void {
+  /** Of the newest snapshot that Envoy was sent, and has answered, in full. */
+  get rolledOut(): number {
+    return this.#rolledOut;
+  }
+
+  /** Until the first call nothing at all is sent, so that an Envoy that runs keeps what it has. @returns the snapshot's number */
+  setSnapshot(snapshot: Snapshot): number {
     const before = this.#snapshot;
     this.#snapshot = snapshot;
+    this.#numbers.set(snapshot, ++this.#number);
     for (const [key, nack] of this.#nacks) if (snapshot.get(nack.type, nack.name)?.version !== nack.version) this.#nacks.delete(key);
     for (const [type, good] of this.#good) {
       const entries = snapshot.entries(type);
       if (entries !== before?.entries(type)) for (const name of good.keys()) if (!entries.has(name)) good.delete(name);
     }
     this.#session?.push();
+    return this.#number;
   }
 
   status(type: string, name: string): ResourceStatus {
@@ -126,6 +139,11 @@ export class AdsServer implements Closable {
     let isFirst = true;
     const session = new AdsSession(call, {
       target: () => this.#target(),
+      ...(this.#options.beforeListeners ? { beforeListeners: this.#options.beforeListeners } : {}),
+      rolledOut: (target) => {
+        this.#rolledOut = this.#numbers.get(target) ?? this.#rolledOut;
+        this.#notify();
+      },
       acked: (type, name, version) => this.#acked(type, name, version),
       nacked: (nack) => this.#nacked(nack),
       logger: this.#options.logger,
@@ -161,7 +179,9 @@ export class AdsServer implements Closable {
       const good = this.#good.get(nack.type)?.get(nack.name);
       if (good) entries?.set(nack.name, good);
     }
-    return new Snapshot(types, wanted.keeps);
+    const target = new Snapshot(types, wanted.keeps);
+    this.#numbers.set(target, this.#number);
+    return target;
   }
 
   #acked(type: string, name: string, version: string | undefined): void {

@@ -21,6 +21,10 @@ export interface Nack {
 export interface SessionHost {
   /** What to roll out now, bad versions already replaced by good ones; undefined: be silent. */
   target(): Snapshot | undefined;
+  /** Before listeners that changed are sent. */
+  beforeListeners?(names: readonly string[]): Promise<void>;
+  /** All of the newest target was sent, and answered or waited for in vain. */
+  rolledOut?(target: Snapshot): void;
   acked(type: string, name: string, version: string | undefined): void;
   nacked(nack: Nack): void;
   logger: Logger;
@@ -148,6 +152,7 @@ export class AdsSession {
       if (target !== this.#current) this.#previous = this.#current;
       this.#current = target;
       await this.#rollOut(target);
+      if (!this.#closed && this.#types.has(LDS)) this.#host.rolledOut?.(target);
     }
   }
 
@@ -161,6 +166,7 @@ export class AdsSession {
     await this.#settled(EDS, clusters, target);
     // Nothing refers to a listener, and its address may have gone to another one.
     await this.#remove(LDS, target);
+    if (this.#host.beforeListeners) await this.#bounded(this.#host.beforeListeners(this.#changedListeners(target)), 'its connections to be listed');
     const { sent: listeners, done: listening } = this.#upsert(LDS, target);
     await listening;
     await this.#upsert(RDS, target).done;
@@ -187,6 +193,11 @@ export class AdsSession {
     if (subscription.answered || !subscription.wildcard || changed.length > 0) subscription.sentAll = entries;
     if (changed.length + missing.length === 0 && (subscription.answered || !subscription.wildcard)) return nothing;
     return { sent: changed, done: this.#bounded(this.#sendInParts(type, changed, missing), `${SHORT_NAMES[type] ?? type} to be acknowledged`) };
+  }
+
+  #changedListeners(target: Snapshot): string[] {
+    const sent = this.#types.get(LDS)?.sent;
+    return sent ? [...target.entries(LDS).values()].flatMap(({ name, version }) => (sent.get(name) === version ? [] : name)) : [];
   }
 
   /** Of a wildcard type; endpoints and routes go when Envoy unsubscribes, with the cluster or listener that needed them. */

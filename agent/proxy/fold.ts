@@ -23,6 +23,7 @@ import { withHeadless } from './headless.js';
 import { canEndTunnels, hboneEntries } from './hbone-terminate.js';
 import { INSPECTION_KINDS, inspectionCluster, inspectionListener } from './inspection.js';
 import { podCallEntries, withPodCalls, type CalledPod, type PodCalls } from './pod-calls.js';
+import { markPolicy } from './pool-renewal.js';
 import { podClusterName, podListener, podListenerKey, type ListenerPod } from './pod-listener.js';
 import { endingIdle, portsTo } from './shown-callers.js';
 import { CDS, EDS, LDS, RDS, sameOrNew, Snapshot, type Entry } from './snapshot.js';
@@ -336,20 +337,20 @@ export class Folder {
       const template = folded ?? CLOSED;
       const common = contentHash(Listener, { ...Listener.fromPartial({}), filter_chains: template.direct.map((chain) => rename(chain, '')) });
       for (const pod of own) {
-        const key = [common, template.hash, podListenerKey(pod), String(pod.canRedirect), ...sources.map(({ name, version }) => `${name} ${version}`)].join();
+        const inUse = reached.get(pod.uid);
+        const key = [common, template.hash, inUse, podListenerKey(pod), String(pod.canRedirect), ...sources.map(({ name, version }) => `${name} ${version}`)].join();
         const before = this.#inboundEntries.get(pod.uid);
         let known = before;
         if (known?.key !== key) {
           const clusters = sources.map(({ name, message }): Entry => {
             const inner = foldCluster(message, this.extensions);
-            const cluster = boundTo(pod.netnsPath, { ...(pod.showsCallers ? endingIdle(inner) : inner), name: podClusterName(pod.uid, name) });
+            const cluster = markPolicy(boundTo(pod.netnsPath, { ...(pod.showsCallers ? endingIdle(inner) : inner), name: podClusterName(pod.uid, name) }), inUse);
             cluster.alt_stat_name ||= cluster.name;
             return { name: cluster.name, version: contentHash(ClusterCodec, cluster), any: pack(ClusterCodec, cluster), needs: [] };
           });
           known = { key, clusters, listeners: inboundListeners(pod, template, (chain) => rename(chain, pod.uid), portsTo(delivered, template)), older: undefined };
         }
         // Until Envoy has the new one endpoints lead to the old one.
-        const inUse = reached.get(pod.uid);
         const older = known.listeners.some(({ name }) => name === inUse) ? undefined : [...(before?.listeners ?? []), ...(before?.older ? [before.older] : [])].find(({ name }) => name === inUse);
         known = { ...known, older };
         entries.set(pod.uid, known);

@@ -86,7 +86,8 @@ export function hboneEntries(pod: TunnelledPod, peers: readonly StringMatcher[],
     traffic_direction: TrafficDirection.INBOUND,
     // Peers keep few connections, each with many streams: two of them are not to share a worker while another has none.
     connection_balance_config: { balance_type: { $case: 'exact_balance', value: {} } },
-    filter_chains: pod.showsCallers ? FAMILIES.map((family) => chain(pod, family)) : [chain(pod)],
+    // Named by the policy: peers are told to open anew what they have under another one.
+    filter_chains: pod.showsCallers ? FAMILIES.map((family) => chain(pod, inbound, family)) : [chain(pod, inbound)],
   });
   for (const item of listener.filter_chains) item.transport_socket = tunnelServerSocket(pod.identity, peers);
   const routes = authorities(pod, cluster.name, inbound === undefined ? BIND : SHOW);
@@ -100,9 +101,9 @@ export function hboneEntries(pod: TunnelledPod, peers: readonly StringMatcher[],
 const typed = (value: Any) => ({ $case: 'typed_config' as const, value });
 
 /** Of callers of one family, so that a route to an address of the same can show them to the application; undefined: of all. */
-function chain(pod: TunnelledPod, family?: Family): FilterChain {
+function chain(pod: TunnelledPod, inbound: string | undefined, family?: Family): FilterChain {
   const found = FilterChain.fromPartial({
-    name: family === undefined ? 'hbone' : `hbone-${family}`,
+    name: `hbone${family === undefined ? '' : `-${family}`}${inbound === undefined ? '' : `/${inbound}`}`,
     filters: [{ name: 'envoy.filters.network.http_connection_manager', config_type: typed(pack(HttpConnectionManager, manager(pod, family))) }],
     transport_socket_connect_timeout: { seconds: HANDSHAKE_TIMEOUT_SECONDS, nanos: 0 },
   });

@@ -32,7 +32,8 @@ export interface InboundFollowerOptions {
   untried(): readonly string[];
   /** Whether Envoy has the certificate of the pod's account; absent without a CA. */
   hasCertificate?: (uid: string) => boolean;
-  /** Endpoints lead elsewhere from now on. */
+  /** Endpoints lead elsewhere from now on: once before that, with the pods concerned, and then. */
+  beforeReached(uids: readonly string[]): Promise<void>;
   onReached(): void;
   onInbound(pods: InboundPods): void;
 }
@@ -94,7 +95,7 @@ export class InboundFollower {
   }
 
   async #follow(signal: AbortSignal): Promise<void> {
-    const { hasCertificate, unknown, untried, onReached, news } = this.#options;
+    const { hasCertificate, unknown, untried, beforeReached, onReached, news } = this.#options;
     while (!signal.aborted) {
       const enforcing = [...this.#enforcing];
       const ready = new Set(enforcing.filter((uid) => this.#ready.has(uid) || this.#answered(inboundListenerName(uid))));
@@ -104,6 +105,8 @@ export class InboundFollower {
         if (now !== undefined) reached.set(uid, now);
       }
       const changed = JSON.stringify([...reached]) !== JSON.stringify([...this.#reached]);
+      if (changed) await beforeReached([...reached].flatMap(([uid, name]) => (this.#reached.get(uid) === name ? [] : uid)));
+      if (signal.aborted) return;
       this.#reached = reached;
       this.#ready = ready;
       const certified = hasCertificate && new Set([...ready].filter(hasCertificate));

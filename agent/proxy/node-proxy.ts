@@ -28,6 +28,7 @@ import { HealthRelay } from './health-relay.js';
 import { tunnelHeaders } from './hbone-originate.js';
 import { INSPECTION_KINDS, inspectionName } from './inspection.js';
 import { podHboneName, podListenerName, podOfListener, podStatPrefix, podTunnelStatPrefix, type ListenerPod } from './pod-listener.js';
+import { NarrowingFollower, policiesOfPods, savedPolicies, type NarrowingOptions } from './narrowing.js';
 import { PlainPorts } from './plain-ports.js';
 import { endpointKeys } from './pool-renewal.js';
 import { serviceAuthorities } from './service-authorities.js';
@@ -59,7 +60,7 @@ export interface ProxyPod {
  */
 export type ListenerPorts = readonly number[] | 'all';
 
-export interface NodeProxyOptions {
+export interface NodeProxyOptions extends Pick<NarrowingOptions, 'onNarrowing' | 'onNarrowed'> {
   nodeName: string;
   /** The node's address, for the WDS stream's node id; default 127.0.0.1. */
   nodeAddress?: string;
@@ -141,6 +142,7 @@ export class NodeProxy {
   readonly #healthRelay: HealthRelay;
   readonly #certificates: NodeCertificates | undefined;
   readonly #inbound: InboundFollower;
+  readonly #narrowing: NarrowingFollower;
   readonly #classes = new Map<string, ConfigClass>();
   readonly #removals = new Map<string, Promise<void>>();
   readonly #stopping = new AbortController();
@@ -167,6 +169,7 @@ export class NodeProxy {
   #unheard = new Set<string>();
   readonly #waypoints: WaypointIndex;
   readonly #file: StateFile;
+  readonly #formerPolicies: ReturnType<typeof savedPolicies>;
   /** Those of the last snapshot. */
   #foldedWaypoints: WaypointTable | undefined;
   #staleAllowed = false;
@@ -197,20 +200,24 @@ export class NodeProxy {
       socketPath: this.envoy.adsSocketPath,
       logger: options.logger,
       onNode: (node) => this.#envoyConnected(node),
+      beforeListeners: (names) => this.#narrowing.beforeListeners(names),
       register: (server) => this.#healthRelay.addTo(server),
     });
     this.#certificates = options.ca && new NodeCertificates({ ca: options.ca, onChange: () => this.#schedule(), logger: options.logger });
+    const envoysAnswers = { ads: this.#ads, stopping: this.#stopping.signal, news: (ms: number, signal: AbortSignal) => this.#changedWithin(ms, signal) };
+    this.#narrowing = new NarrowingFollower({ ...envoysAnswers, ...options });
     this.#inbound = new InboundFollower({
-      ads: this.#ads, stopping: this.#stopping.signal,
-      news: (ms, signal) => this.#changedWithin(ms, signal),
+      ...envoysAnswers,
       unknown: () => [...this.#pods.keys()].filter((uid) => !this.#folded.has(uid)),
       untried: () => [...this.#pods.values()].flatMap(({ uid, hbonePortFree }) => (hbonePortFree === undefined ? uid : [])),
       ...(this.#certificates ? { hasCertificate: (uid) => this.#pods.has(uid) && this.#ads.status(SDS, this.#identity(this.#pods.get(uid)!)).acked } : {}),
+      beforeReached: (uids) => this.#narrowing.before(uids),
       onReached: () => this.#schedule(),
       onInbound: (pods) => options.onInbound?.(pods),
     });
     this.#waypoints = new WaypointIndex(options.nodeName);
     this.#file = new StateFile(join(options.runDir, 'xds-state.bin'), this.#logger);
+    this.#formerPolicies = savedPolicies(this.#file.saved.classes);
   }
 
   /** Which destinations are reached through a waypoint; before the control plane has told, as it was last known. */
@@ -470,6 +477,7 @@ export class NodeProxy {
     const fold = (): FoldResult => folder.fold(classes, pods, this.#eventDriven, this.#inbound.reached, this.waypoints);
     // An adopted Envoy has the internal listeners of pods that are redirected: their endpoints go on leading there.
     if (this.#snapshot === undefined && this.envoy.status.adopted) this.#inbound.adopt(new Map([...fold().inbound].filter(([uid]) => this.#pods.get(uid)?.redirected)));
+    const reached = this.#inbound.reached;
     const folded = fold();
     const { snapshot, problems, split, ports } = folded;
     const waited = performance.now() - (this.#dirtySince ?? 0);
@@ -487,7 +495,8 @@ export class NodeProxy {
     this.#snapshot = this.#unheard.size === 0 ? whole : whole.keeping((type, name) => type !== LDS || !this.#isGonePod(name));
     this.#options.onInboundNeeds?.(needsOfPods(pods, (of) => ready.get(of)?.state));
     this.#folded = new Map(pods.map((pod) => [pod.uid, pod.classKey]));
-    this.#ads.setSnapshot(this.#snapshot);
+    const rollout = this.#ads.setSnapshot(this.#snapshot);
+    this.#narrowing.follow(policiesOfPods(pods, (of) => ready.get(of)?.state), folded.inbound, reached, rollout, (uid) => (this.envoy.status.adopted ? this.#formerPolicies.get(this.#folded.get(uid)!) : undefined));
     this.#inbound.follow(folded);
     this.#reportPorts(ports);
     // Of an adopted Envoy's pods some may follow what nobody here has heard of yet.

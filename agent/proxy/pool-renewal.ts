@@ -2,7 +2,8 @@
  * Connections that Envoy pooled towards a server in probation stay plain TCP for as long as they live, and a busy pool
  * never closes them. So a cluster says which of its endpoints are known to be event-driven: when that changes, Envoy takes
  * the cluster for a changed one, drains its pools once, and the new connections pair. It is a hash and not a count, so that
- * the next agent arrives at the same one and sends an adopted Envoy nothing.
+ * the next agent arrives at the same one and sends an adopted Envoy nothing. A pod's own clusters are renewed in the same way
+ * when its policy changes.
  */
 import { SocketAddress, isIPv6 } from 'node:net';
 import type { Cluster } from '../../proto/generated/envoy/config/cluster/v3/cluster.js';
@@ -36,8 +37,15 @@ export function markEventDriven(cluster: Cluster, assignment: ClusterLoadAssignm
       if (eventDriven.has(key)) known.add(key);
     }
   }
-  if (known.size === 0) return cluster;
+  return known.size === 0 ? cluster : marked(cluster, { event_driven: hashBytes([...known].sort().join()).slice(0, 16) });
+}
+
+/** A pod's own cluster, marked with the policy that its callers are led to: what is pooled under another one is not used any more. */
+export function markPolicy(cluster: Cluster, listener: string | undefined): Cluster {
+  return listener === undefined ? cluster : marked(cluster, { policy: listener });
+}
+
+function marked(cluster: Cluster, own: Record<string, string>): Cluster {
   const { filter_metadata = {}, ...rest } = cluster.metadata ?? {};
-  const own = { event_driven: hashBytes([...known].sort().join()).slice(0, 16) };
   return { ...cluster, metadata: Metadata.fromPartial({ ...rest, filter_metadata: { ...filter_metadata, [RENEWAL_METADATA]: own } }) };
 }
