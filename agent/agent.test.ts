@@ -81,7 +81,7 @@ function stage(context: TestContext, change: Partial<{ verdict: () => Promise<Se
       start: async () => {
         steps.push('proxy start');
         await change.startProxy?.();
-        onListenerPorts([80, 443]);
+        onListenerPorts([80, 443], []);
       },
       whenReady: () => Promise.resolve(),
       whenRemoved: () => Promise.resolve(),

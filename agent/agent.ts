@@ -165,7 +165,7 @@ export class Agent {
       runDir: this.folder,
       discoveryAddress: this.#options.discoveryAddress,
       logger: this.#component('agent.proxy'),
-      onListenerPorts: (ports) => this.#kernel?.setListenerPorts(ports),
+      onListenerPorts: (ports, proxied) => this.#kernel?.setListenerPorts(ports, proxied),
       onInbound: (pods) => this.#dataplane?.setInbound(pods),
       onNarrowing: (uid, side) => this.#policies?.proxyNarrows(uid, side) ?? Promise.resolve(),
       onNarrowed: (uid, http) => this.#policies?.proxyNarrowed(uid, http),
@@ -257,7 +257,7 @@ export class Agent {
     if (!pod) return { status: 404, body: { message: `pod ${wanted}: not on this node` } };
     const kernel = this.#kernel;
     const maps: LiveMaps = {
-      pods: () => kernel?.pods() ?? [], netnsOf: (address) => kernel?.netnsOf?.(address), isPlainPort: (each) => kernel?.isPlainPort?.(each) ?? false,
+      pods: () => kernel?.pods() ?? [], netnsOf: (address) => kernel?.netnsOf?.(address), isPlain: (address, port) => kernel?.isPlain?.(address, port) ?? false,
       waypoints: this.#proxy?.waypoints ?? NO_WAYPOINTS,
       judge: (...query) => kernel?.policies?.judge(...query),
       isJudged: (uid, at) => this.#policies?.isJudged(uid, at) ?? false,

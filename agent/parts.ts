@@ -27,9 +27,9 @@ export interface AgentKernel extends PodKernel, FlowKernel, PolicyKernel {
   probation(): ProbationEntry[];
   setGlobalAcceleration(on: boolean): void;
   /** TCP straight to a local pod's own address and a port that is not among these needs no proxy. */
-  setListenerPorts(ports: ListenerPorts): void;
+  setListenerPorts(ports: ListenerPorts, proxied: readonly string[]): void;
   netnsOf?(address: string): bigint | undefined;
-  isPlainPort?(port: number): boolean;
+  isPlain?(address: string, port: number): boolean;
   /** Judges a connection as the kernel would. */
   readonly policies?: Pick<KernelPolicies, 'judge'>;
   /** What the connect hook decides by itself; absent where it can't. */
@@ -76,7 +76,7 @@ export interface ProxyOptions {
   trustDomain?: string;
   logger: Logger;
   /** The ports of all listeners that the control plane sent to any class; called on every change. */
-  onListenerPorts: (ports: ListenerPorts) => void;
+  onListenerPorts: NonNullable<NodeProxyOptions['onListenerPorts']>;
   /** The pods whose callers are to pass their inbound listeners; called on every change. */
   onInbound: (pods: InboundPods) => void;
   onNarrowing: NonNullable<NodeProxyOptions['onNarrowing']>;

@@ -8,11 +8,12 @@
  * A local pod's own address on a port that no listener asks for: the proxy would only pass the bytes on, so the two
  * sockets are left to find each other. Any class's listener on the port counts, which errs towards the proxy.
  */
-static __always_inline bool is_plain_port(__u16 port)
+static __always_inline bool is_plain(const struct address *destination, __u16 port)
 {
 	__u32 zero = 0;
 	struct settings *s = bpf_map_lookup_elem(&settings, &zero);
-	return s && s->listener_ports_known && !bpf_map_lookup_elem(&listener_ports, &port);
+	return s && s->listener_ports_known && !bpf_map_lookup_elem(&listener_ports, &port) &&
+	       !bpf_map_lookup_elem(&proxied_addresses, destination);
 }
 
 /* DESIGN section 4: who is led to which proxy. `destination` in mapped form, `port` in host order. */
@@ -30,7 +31,7 @@ static __always_inline enum capture capture_of(const struct pod *pod, __u64 netn
 		return CAPTURE_NO;
 	}
 	if (pod->mode == POD_MODE_NODE)
-		return target && is_plain_port(port) ? CAPTURE_NO : CAPTURE_OUTBOUND;
+		return target && is_plain(destination, port) ? CAPTURE_NO : CAPTURE_OUTBOUND;
 	if ((__u32)bpf_get_current_uid_gid() != sidecar_uid)
 		return CAPTURE_OUTBOUND;
 	/* The sidecar itself, towards another pod's sidecar. */
@@ -50,7 +51,7 @@ static __always_inline enum capture capture_of(const struct pod *pod, __u64 netn
  * proxy could not say whose it is; so it is led to the caller's own side of the proxy, whatever its port, as if it were a
  * service's. A policy that could not be read, and a socket that can't be led there, are refused. A global function, so that the
  * verifier looks at it once. Returns CAPTURE_NO where nothing is to be done, and CAPTURE_RESOLVED where the kernel judges: passed on
- * by the proxy it would arrive without an identity, so the connection goes straight there.
+ * by the proxy it would arrive without an identity, so the connection goes straight there, but never past a waypoint.
  */
 __noinline int call_pod(const struct address *to, __u64 netns_cookie, __u32 port, __u32 caller)
 {
@@ -61,7 +62,7 @@ __noinline int call_pod(const struct address *to, __u64 netns_cookie, __u32 port
 	if (judge == POLICY_NONE)
 		return CAPTURE_NO;
 	if (judge == POLICY_LET_PAST)
-		return CAPTURE_RESOLVED;
+		return bpf_map_lookup_elem(&proxied_addresses, to) ? CAPTURE_NO : CAPTURE_RESOLVED;
 	if (judge == POLICY_PROXYS && !(caller & CALLER_CANT_BE_LED))
 		return CAPTURE_POD;
 	count(COUNTER_POLICY_CONNECT_REFUSED);
@@ -96,7 +97,7 @@ static __always_inline enum capture on_connect(struct bpf_sock_addr *ctx, const 
 			return CAPTURE_REFUSED;
 	}
 	if (capture == CAPTURE_OUTBOUND && pod->mode == POD_MODE_NODE)
-		capture = resolve(pod, destination, bpf_ntohs(port_be), chosen);
+		capture = resolve(pod, netns_cookie, destination, bpf_ntohs(port_be), chosen);
 	if (capture == CAPTURE_REFUSED)
 		return capture;
 	enum policy_answer answer = POLICY_NONE;

@@ -96,6 +96,15 @@ struct {
 	__type(value, __u8);
 } listener_ports SEC(".maps");
 
+/* Local pods' own addresses that are the proxy's on every port, whatever listener_ports says. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, MAX_PODS * 4);
+	__type(key, struct address);
+	__type(value, __u8);
+} proxied_addresses SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, COUNTERS);

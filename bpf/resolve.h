@@ -58,6 +58,15 @@ struct {
 	__type(value, struct endpoint);
 } endpoints SEC(".maps");
 
+/* Pods, by netns cookie, to which a service's address may mean something else than `services` says: theirs is the proxy's way. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, MAX_PODS);
+	__type(key, __u64);
+	__type(value, __u8);
+} foreign_pods SEC(".maps");
+
 /* Endpoints that did not answer, and until when (bpf_ktime_get_ns) they are left out. An entry lost is one more try. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -168,10 +177,11 @@ static __always_inline struct service *service_of(const struct address *destinat
 }
 
 /* Fills in `chosen` for CAPTURE_RESOLVED; CAPTURE_OUTBOUND is the proxy's way. */
-static __always_inline enum capture resolve(const struct pod *pod, const struct address *destination, __u16 port, struct original_dst *chosen)
+static __always_inline enum capture resolve(const struct pod *pod, __u64 netns_cookie, const struct address *destination, __u16 port,
+					    struct original_dst *chosen)
 {
 	struct service *service = service_of(destination, port);
-	if (!service)
+	if (!service || bpf_map_lookup_elem(&foreign_pods, &netns_cookie))
 		return CAPTURE_OUTBOUND;
 	__u64 block = *(volatile __u64 *)&service->block;
 	__u32 first = block, count_ = (block >> 32) & 0x7fffff;

@@ -270,6 +270,14 @@ test('a workload\'s waypoint is passed by those that dial the workload, on this 
   assert.equal(passed.length, before + 4);
 });
 
+test('a pod with a waypoint is its own affair: other pods of its node are dialled past Envoy on ports that no listener asks for', async () => {
+  const captured = async (): Promise<number> => Number(/^underpass_kernel_connections_captured_total (\d+)/m.exec(await world.agentMetrics('node-1'))![1]);
+  const before = await captured();
+  const direct = await world.lab.exec('node/alice', ['curl', '-sS', '-o', '/dev/null', '-w', '%{http_code}', `http://${ip('near')}:8080/`], { timeoutMs: 20_000 });
+  assert.deepEqual([direct.stdout, await captured()], ['200', before]);
+  assert.match(await explained('alice', ip('near'), 8080), /^pod: /);
+});
+
 test('Envoy as a waypoint of this control plane: its routes and policies count for what is for the service, which goes on by HBONE under the waypoint\'s name', async () => {
   const about = 'apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n';
   const statusOf = async (from: string, ...args: string[]): Promise<string> => (await curl(`node/${from}`, 'http://routed.node/', ...args)).status;

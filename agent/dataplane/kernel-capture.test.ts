@@ -208,6 +208,21 @@ test('capture: a local pod\'s own address is left alone on ports that no listene
   assert.equal(service['original4'], '198.51.100.7:80');
 });
 
+test('capture: a local pod whose address is the proxy\'s is led there on every port, and no other pod', async () => {
+  w.put({ capture: true });
+  w.kernel.setListenerPorts([80], [b.ipv4]);
+  assert.deepEqual([b.ipv4, b.ipv6].map((address) => w.kernel.isPlain(address, 7777)), [false, true]);
+  const led = await w.counted(() =>
+    w.world.probe('addresses', { pod: a, cgroup: w.world.proxyCgroup, address: '127.0.0.1' }, { pod: a, address: b.ipv4 }, ['--port', OUTBOUND, '--connect-port', '7777']),
+  );
+  assert.equal(led.counters['connections_captured'], 1);
+  const other = await w.counted(() => w.world.probe('addresses', { pod: a, address: a.ipv4 }, { pod: b }));
+  assert.deepEqual([other.result.ok, other.counters['connections_captured']], [true, undefined]);
+  w.kernel.setListenerPorts([80]);
+  const plain = await w.counted(() => w.world.probe('addresses', { pod: b, address: b.ipv4 }, { pod: a }));
+  assert.deepEqual([plain.result.ok, plain.counters['connections_captured']], [true, undefined]);
+});
+
 test('capture: switching acceleration keeps the known listener ports', async () => {
   w.put({ capture: true });
   w.kernel.setListenerPorts([80]);
@@ -258,5 +273,13 @@ test('capture: the own address of a pod is not led to the proxy on a port whose 
     assert.deepEqual(await tried('elsewhere', behindProxy), [true, undefined, undefined]);
     assert.equal((await tried('shop', behindProxy))[2], 1);
   }
+  // But never past a waypoint.
+  w.kernel.setPolicies(new Map([[w.podRecord(b).uid, { compiled: compilePolicy([deny('elsewhere')], callers), behindProxy: false, judgedPorts: [7777], version: 2n }]]));
+  w.kernel.setListenerPorts([80], [b.ipv4]);
+  const led = await w.counted(() =>
+    w.world.probe('addresses', { pod: a, cgroup: w.world.proxyCgroup, address: '127.0.0.1' }, { pod: a, address: b.ipv4 }, ['--port', OUTBOUND, '--connect-port', '7777']),
+  );
+  assert.equal(led.counters['connections_captured'], 1);
+  w.kernel.setListenerPorts([80]);
   w.kernel.setPolicies(new Map());
 });

@@ -82,6 +82,19 @@ test('a connection to a service goes to an endpoint of it, and the client sees t
   assert.equal(counters['connections_captured'], undefined);
 });
 
+test('of a pod that services are not decided for the connection is the proxy\'s, of others it is not', async () => {
+  service([endpoint(one)]);
+  const cookie = w.kernel.pods().find(({ addresses }) => addresses.includes(client.ipv4))!.netnsCookie;
+  w.kernel.services.setForeign(new Set([cookie]));
+  const { result, counters } = await w.counted(() => connects(client, VIP, PORT, 2));
+  // Nothing listens for the proxy here.
+  assert.deepEqual([result, counters['connections_resolved']], [{ ECONNREFUSED: 2 }, undefined]);
+  assert.deepEqual(await connects(two, VIP, PORT, 2), { [seen(one, `${VIP} ${PORT}`)]: 2 });
+  w.kernel.services.setForeign(new Set());
+  assert.equal(w.kernel.services.isForeign(cookie), false);
+  assert.deepEqual(await connects(client, VIP, PORT, 2), { [seen(one, `${VIP} ${PORT}`)]: 2 });
+});
+
 test('the same for IPv6, and for an IPv4 service asked for by a mapped address', async () => {
   service([endpoint(two, 1, 8080, two.ipv6)], 'tcp', VIP6);
   assert.deepEqual(await connects(client, VIP6, PORT, 2), { [`${two.ipv6} 8080 as ${VIP6} ${PORT}`]: 2 });

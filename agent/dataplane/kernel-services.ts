@@ -5,7 +5,7 @@
 import { UnderpassError } from '../../common/errors.js';
 import type { BpfMap, BpfObject } from '../../native/index.js';
 import { aliasTable } from './alias-table.js';
-import { decodeAddress, encodeAddress, StructCodec } from './kernel-codec.js';
+import { decodeAddress, encodeAddress, StructCodec, u64 } from './kernel-codec.js';
 import { SlotRanges } from './slot-ranges.js';
 
 /** An address and port that programs connect to. */
@@ -73,7 +73,7 @@ interface Known {
 }
 
 export class ServiceTable {
-  readonly #maps: Record<'indexes' | 'services' | 'endpoints' | 'outliers', BpfMap>;
+  readonly #maps: Record<'indexes' | 'services' | 'endpoints' | 'outliers' | 'foreign', BpfMap>;
   readonly #codecs: Record<'key' | 'service' | 'endpoint', StructCodec>;
   readonly #kinds: Record<string, number>;
   readonly #known = new Map<string, Known>();
@@ -82,7 +82,7 @@ export class ServiceTable {
   readonly #slots: SlotRanges;
 
   constructor(object: BpfObject, now?: () => number) {
-    this.#maps = { indexes: object.map('service_indexes'), services: object.map('services'), endpoints: object.map('endpoints'), outliers: object.map('outliers') };
+    this.#maps = { indexes: object.map('service_indexes'), services: object.map('services'), endpoints: object.map('endpoints'), outliers: object.map('outliers'), foreign: object.map('foreign_pods') };
     this.#codecs = {
       key: new StructCodec(object, 'service_key').check(this.#maps.indexes, 'key'),
       service: new StructCodec(object, 'service').check(this.#maps.services, 'value'),
@@ -111,6 +111,16 @@ export class ServiceTable {
       }
       this.#known.set(key.toString('latin1'), { key, index, first, kind, affinity, rows });
     }
+  }
+
+  /** Pods, by netns cookie, for which no service is decided. */
+  setForeign(cookies: ReadonlySet<bigint>): void {
+    for (const cookie of cookies) this.#maps.foreign.set(u64(cookie), Buffer.from([1]));
+    for (const [key] of this.#maps.foreign.entries()) if (!cookies.has(key.readBigUInt64LE())) this.#maps.foreign.delete(key);
+  }
+
+  isForeign(cookie: bigint): boolean {
+    return this.#maps.foreign.get(u64(cookie)) !== undefined;
   }
 
   /** All addresses and ports that have an entry. */

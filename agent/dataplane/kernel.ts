@@ -8,6 +8,7 @@ import { BpfObject, cgroupId, type BpfLink, type BpfMap } from '../../native/ind
 import { ensureBpffsDir, pinName, removePins } from './bpffs.js';
 import { Clearance } from './kernel-clearance.js';
 import { KernelEvents } from './kernel-events.js';
+import { DirectConnections } from './kernel-direct.js';
 import { KernelFlows } from './kernel-flows.js';
 import { KernelHost } from './kernel-host.js';
 import { decodeAddress, encodeAddress, fnv1a, perCpu, StructCodec, u16, u32, u64 } from './kernel-codec.js';
@@ -113,10 +114,11 @@ export class Kernel {
   #lastSlot = 0;
   #former: FormerHooks | undefined;
   readonly #proxyLinks: BpfLink[] = [];
-  readonly #maps: Record<'pods' | 'addresses' | 'settings' | 'listenerPorts' | 'counters' | 'podCounters' | 'establishing' | 'peers', BpfMap>;
+  readonly #maps: Record<'pods' | 'addresses' | 'settings' | 'counters' | 'podCounters' | 'establishing' | 'peers', BpfMap>;
   readonly #codecs: Record<'pod' | 'settings' | 'podCounters' | 'establishing' | 'tuple' | 'peer', StructCodec>;
   readonly #constants: Record<'mode' | 'acceleration' | 'flag' | 'counter', Record<string, number>>;
   readonly #counterNames: string[];
+  readonly #direct: DirectConnections;
   readonly #verdicts: Verdicts;
   /** What connections without a proxy carried. */
   readonly flows: KernelFlows;
@@ -163,7 +165,6 @@ export class Kernel {
       pods: object.map('pods'),
       addresses: object.map('netns_of_address'),
       settings: object.map('settings'),
-      listenerPorts: object.map('listener_ports'),
       counters: object.map('counters'),
       podCounters: object.map('pod_counters'),
       establishing: object.map('establishing'),
@@ -187,6 +188,7 @@ export class Kernel {
       .filter(([name]) => name.startsWith('COUNTER_'))
       .sort(([, a], [, b]) => a - b)
       .map(([name]) => name.slice('COUNTER_'.length).toLowerCase());
+    this.#direct = new DirectConnections(object);
     this.#verdicts = new Verdicts(object);
     this.flows = this.#store.add(new KernelFlows(object, this.#counterNames));
     this.policies = new KernelPolicies(object, () => this.#places());
@@ -351,16 +353,11 @@ export class Kernel {
   /**
    * The ports that the control plane has outbound listeners for. From the first call on, a connection of a `node` pod
    * to a local pod's own address on any other port is not captured: the proxy would only pass its bytes on. `all`: every
-   * port is captured.
+   * port is captured; `proxied`: every port of these addresses.
    */
-  setListenerPorts(ports: readonly number[] | 'all'): void {
-    if (ports === 'all') return this.#writeSettings({ listener_ports_known: 0 });
-    const wanted = new Set(ports);
-    for (const port of wanted) this.#maps.listenerPorts.set(u16(port), Buffer.from([1]));
-    for (const [key] of this.#maps.listenerPorts.entries()) {
-      if (!wanted.has(key.readUInt16LE())) this.#maps.listenerPorts.delete(key);
-    }
-    this.#writeSettings({ listener_ports_known: 1 });
+  setListenerPorts(ports: readonly number[] | 'all', proxied: readonly string[] = []): void {
+    if (ports !== 'all') this.#direct.set(ports, proxied);
+    this.#writeSettings({ listener_ports_known: ports === 'all' ? 0 : 1 });
   }
 
   /** Whether a record of each connection that ends is handed to `flows.onRecord`; of those that begin from now on. */
@@ -368,10 +365,10 @@ export class Kernel {
     this.#writeSettings({ flow_log: on ? 1 : 0 });
   }
 
-  /** Whether a connection to a local pod's own address and this port is left alone, as the maps say now. */
-  isPlainPort(port: number): boolean {
+  /** Whether a connection to this address, a local pod's own, and port is left alone, as the maps say now. */
+  isPlain(address: string, port: number): boolean {
     const value = this.#maps.settings.get(u32(0));
-    return value !== undefined && this.#codecs.settings.number(value, 'listener_ports_known') !== 0 && this.#maps.listenerPorts.get(u16(port)) === undefined;
+    return value !== undefined && this.#codecs.settings.number(value, 'listener_ports_known') !== 0 && !this.#direct.isProxys(address, port);
   }
 
   /** The namespace of the pod that has the address. */

@@ -59,6 +59,8 @@ export interface FoldResult {
   split: ReadonlySet<string>;
   /** Destination ports for which any class has a listener, ascending; `all` when a class has a say in every connection. */
   ports: readonly number[] | 'all';
+  /** Addresses of the node's pods that have a waypoint as workloads: what goes there is Envoy's on whatever port. */
+  proxied: readonly string[];
   /** Pods whose own policy has a say in who calls them. */
   enforcing: ReadonlySet<string>;
   /** They and those that are still redirected, and the names of their internal inbound listeners. */
@@ -228,10 +230,10 @@ export class Folder {
     for (const byClass of [this.#clusterSets, this.#mirrors, this.#templates]) for (const key of byClass.keys()) if (!clusters.has(key)) byClass.delete(key);
     const split = new Set([...[...clusterNames.split].map((name) => `CDS ${name}`), ...[...routeNamesOf.split].map((name) => `RDS ${name}`)]);
     const ports = new Set(classes.flatMap(({ state }) => listenerFacts(state.listeners).ports));
-    // A connection to a pod that has a waypoint is Envoy's, on whatever port.
-    const restricted = waypoints.destinations.some(({ ports: only, addresses }) => !only && addresses.some((address) => local.has(address))) || classes.some(({ state }) => !listenerFacts(state.listeners).passesThrough);
+    const proxied = [...new Set(waypoints.destinations.flatMap(({ ports: only, addresses }) => (only ? [] : addresses.filter((address) => local.has(address)))))].sort();
+    const restricted = classes.some(({ state }) => !listenerFacts(state.listeners).passesThrough);
     this.#snapshot = new Snapshot(([[CDS, cds], [EDS, eds], [LDS, lds], [RDS, rds]] as const).map(([type, entries]) => [type, sameOrNew(this.#snapshot.entries(type), entries)] as const));
-    return { snapshot: this.#snapshot, problems, split, ports: restricted ? 'all' : [...ports].sort((a, b) => a - b), enforcing: new Set(enforcing.map(({ uid }) => uid)), inbound: new Map(behind.map(({ uid, classKey }) => [uid, meshListenerName(uid, inbound.get(classKey) ?? CLOSED)])), tunnelled };
+    return { snapshot: this.#snapshot, problems, split, ports: restricted ? 'all' : [...ports].sort((a, b) => a - b), proxied, enforcing: new Set(enforcing.map(({ uid }) => uid)), inbound: new Map(behind.map(({ uid, classKey }) => [uid, meshListenerName(uid, inbound.get(classKey) ?? CLOSED)])), tunnelled };
   }
 
   #callsOf(pods: readonly CalledPod[], fromWaypoints: boolean): PodCalls {

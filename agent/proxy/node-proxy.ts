@@ -78,8 +78,8 @@ export interface NodeProxyOptions extends Pick<NarrowingOptions, 'onNarrowing' |
   dnsServers?: readonly string[];
   clusterId?: string;
   logger: Logger;
-  /** With the first snapshot and on every change. */
-  onListenerPorts?: (ports: ListenerPorts) => void;
+  /** With the first snapshot and on every change. @param proxied local pods' own addresses that are the proxy's on every port */
+  onListenerPorts?: (ports: ListenerPorts, proxied: readonly string[]) => void;
   /** Which pods' connections are to be redirected to their inbound listeners; called on every change. */
   onInbound?: (pods: InboundPods) => void;
   /** What the control plane says of workloads and their policies; called on every change. */
@@ -154,7 +154,7 @@ export class NodeProxy {
   #eventDriven: ReadonlySet<string> = new Set();
   #started = false;
   #listenerPorts: ListenerPorts = [];
-  #reportedPorts = false;
+  #reportedPorts: string | undefined;
   /** By WDS, as far as it counts here. */
   #saidOfPods = '';
   #folder: Folder | undefined;
@@ -479,7 +479,7 @@ export class NodeProxy {
     if (this.#snapshot === undefined && this.envoy.status.adopted) this.#inbound.adopt(new Map([...fold().inbound].filter(([uid]) => this.#pods.get(uid)?.redirected)));
     const reached = this.#inbound.reached;
     const folded = fold();
-    const { snapshot, problems, split, ports } = folded;
+    const { snapshot, problems, split, ports, proxied } = folded;
     const waited = performance.now() - (this.#dirtySince ?? 0);
     const sameClasses = ready.size === this.#published.size && [...ready.keys()].every((key) => this.#published.has(key));
     if (sameClasses && waited < SPLIT_AFTER_MS && [...split].some((name) => !this.#split.has(name))) {
@@ -498,7 +498,7 @@ export class NodeProxy {
     const rollout = this.#ads.setSnapshot(this.#snapshot);
     this.#narrowing.follow(policiesOfPods(pods, (of) => ready.get(of)?.state), folded.inbound, reached, rollout, (uid) => (this.envoy.status.adopted ? this.#formerPolicies.get(this.#folded.get(uid)!) : undefined));
     this.#inbound.follow(folded);
-    this.#reportPorts(ports);
+    this.#reportPorts(ports, proxied);
     // Of an adopted Envoy's pods some may follow what nobody here has heard of yet.
     const known = this.#unheard.size === 0 ? [...ready.values()].flatMap(({ key }) => pods.find(({ classKey: of }) => of === key) ?? []).map(({ classKey: key, addresses = [] }) => ({ key, state: ready.get(key)!.state, addresses })) : [];
     this.#options.onPlainPorts?.(new PlainPorts(known), new Set([...folded.enforcing, ...[...this.#pods.keys()].filter((uid) => !this.#folded.has(uid))]));
@@ -555,11 +555,10 @@ export class NodeProxy {
     return [...classes.values()].sort((a, b) => (order.get(a.key) ?? Infinity) - (order.get(b.key) ?? Infinity) || 0);
   }
 
-  #reportPorts(ports: ListenerPorts): void {
-    if (this.#reportedPorts && String(ports) === String(this.#listenerPorts)) return;
-    this.#reportedPorts = true;
+  #reportPorts(ports: ListenerPorts, proxied: readonly string[]): void {
+    if (this.#reportedPorts === (this.#reportedPorts = `${ports} ${proxied}`)) return;
     this.#listenerPorts = ports;
-    this.#options.onListenerPorts?.(ports);
+    this.#options.onListenerPorts?.(ports, proxied);
   }
 
   #reportProblems(problems: FoldProblem[]): void {

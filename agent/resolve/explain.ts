@@ -57,8 +57,8 @@ export interface LiveMaps {
   pods(): readonly KernelPod[];
   /** The pod's that has the address. */
   netnsOf(address: string): bigint | undefined;
-  /** Whether a connection to a local pod's own address and this port is left alone. */
-  isPlainPort(port: number): boolean;
+  /** Whether a connection to this address, a local pod's own, and port is left alone. */
+  isPlain(address: string, port: number): boolean;
   readonly waypoints: WaypointTable;
   /** Whether the kernel judges callers of this node for a pod that is behind its proxy. */
   isJudged(uid: string, port: number): boolean;
@@ -81,7 +81,7 @@ export interface ExplainedPod {
 
 /** @throws UnderpassError `UNDERPASS_UNKNOWN_HOST` for a name that no service has, `UNDERPASS_BAD_ADDRESS` for an address with a zone */
 export function explain(pod: ExplainedPod, host: string, port: number, maps: LiveMaps, resolver: ServiceResolver | undefined): Explanation {
-  const addresses = addressesOf(host, pod.namespace, resolver);
+  const addresses = addressesOf(host, pod, resolver);
   return { pod: `${pod.namespace}/${pod.name}`, host, port, addresses: addresses.map((address) => withDestinations(pod, port, { address, ...wayTo(pod, address, port, maps, resolver) }, maps, resolver)) };
 }
 
@@ -134,12 +134,12 @@ function reasonOf({ term, version, allowed }: PolicyAnswer, uid: string, maps: L
   return STRICT_POLICY.test(name) ? `PeerAuthentication STRICT (${name}): callers without an identity of the mesh are refused` : `${name} fits`;
 }
 
-function addressesOf(host: string, namespace: string, resolver: ServiceResolver | undefined): string[] {
+function addressesOf(host: string, { namespace, ips }: ExplainedPod, resolver: ServiceResolver | undefined): string[] {
   // In the spelling that the tables have, mapped IPv4 as IPv4: so the hooks see it.
   if (isIP(host)) return [decodeAddress(encodeAddress(host))];
   const services = resolver?.decisions(host, 0, namespace).services ?? [];
   if (services.length === 0) throw new UnderpassError('UNDERPASS_UNKNOWN_HOST', `explaining a connection to ${host}: expected an IP address, or a host name that WDS has a service for`);
-  const vips = [...new Set(services.flatMap((service) => resolver!.vips(service)))];
+  const vips = [...new Set(services.flatMap((service) => resolver!.vips(service, ips)))];
   if (vips.length === 0) throw new UnderpassError('UNDERPASS_UNKNOWN_HOST', `explaining a connection to ${host}: the service has no address of its own, its name stands for its pods' addresses; ask for one of them`);
   return vips;
 }
@@ -157,7 +157,7 @@ function wayTo(pod: ExplainedPod, address: string, port: number, maps: LiveMaps,
   const netns = maps.netnsOf(address);
   if (isProxys(pod, address, port, maps)) return { way: 'envoy', reasons: ['it is the own address of an enrolled pod whose policy Envoy judges: the connection is led there with the caller\'s identity, and no route is applied to it'] };
   if (netns !== undefined && isKernels(pod, netns, address, port, maps)) return { way: 'pod', reasons: ['it is the own address of an enrolled pod whose policy the kernel judges'] };
-  if (netns !== undefined && maps.isPlainPort(port)) return { way: 'pod', reasons: [`it is an enrolled pod's own address, and no listener of the control plane asks for port ${port}`] };
+  if (netns !== undefined && maps.isPlain(address, port)) return { way: 'pod', reasons: [`it is an enrolled pod's own address, and no listener of the control plane asks for port ${port}`] };
   return toService(own, pod, address, port, netns, resolver);
 }
 
@@ -188,6 +188,8 @@ function toService(own: KernelPod, pod: ExplainedPod, address: string, port: num
   const live = resolver?.live({ address, port });
   const { decisions = [], services = [] } = resolver?.decisions(address, port, pod.namespace) ?? {};
   const names = services.map(({ namespace, hostname }) => `${namespace}/${hostname}`).join(', ');
+  const foreign = services.length > 0 ? resolver?.whyForeign(own) : undefined;
+  if (foreign !== undefined) return { way: 'envoy', reasons: [foreign] };
   if (live?.kind === 'http' && !own.l7Auto) return { way: 'envoy', reasons: [`${names}: HTTP that asks for nothing at L7, and the pod's label underpass.io/l7 is not auto`] };
   if (live && live.endpoints.length === 0) return { way: 'refused', reasons: [`${names}: it has no endpoint`] };
   if (live) return { way: 'endpoint', reasons: [`${names}: ${live.kind === 'http' ? 'HTTP' : 'TCP'} for which a proxy has nothing to do, and all its endpoints are pods of this node`, ...(live.affinity ? ['its sessionAffinity is ClientIP: a pod keeps to one of them'] : [])], endpoints: live.endpoints };

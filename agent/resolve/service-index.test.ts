@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { beforeEach, test } from 'node:test';
 import { ClusterLoadAssignment } from '../../proto/generated/envoy/config/endpoint/v3/endpoint.js';
-import { Address, LoadBalancing_HealthPolicy, LoadBalancing_Mode, LoadBalancing_Scope, Service, Workload, WorkloadStatus } from '../../proto/generated/istio/workload/workload.js';
+import { Address, LoadBalancing_HealthPolicy, LoadBalancing_Mode, LoadBalancing_Scope, NetworkMode, Service, Workload, WorkloadStatus } from '../../proto/generated/istio/workload/workload.js';
 import { encodeAddress } from '../dataplane/kernel-codec.js';
 import type { PortVerdict } from '../proxy/plain-ports.js';
 import { ServiceIndex, type NodeFacts } from './service-index.js';
@@ -110,6 +110,30 @@ test('a headless service, and an address of another network, have no entry', () 
   assert.deepEqual(decide(), []);
 });
 
+test('the network of most of the node\'s pods counts, whichever came first; for the others nothing is decided', () => {
+  service({ addresses: [vip(VIP, 'net1'), vip('10.97.0.9', 'net2')] });
+  workload('0', '10.0.0.2', { network: 'net2', services: {} });
+  assert.deepEqual(decide().map(({ address }) => address), ['10.97.0.9']);
+  assert.equal(workload('a', '10.0.0.1', { network: 'net1' }), 'all');
+  workload('b', '10.0.0.3', { network: 'net1' });
+  // Neither has a say: another node's, and those that are in no pod's network.
+  for (const name of ['c', 'd', 'e']) workload(name, `10.0.1.${name.charCodeAt(0)}`, { network: 'net2', node: 'there', services: {} });
+  for (const name of ['f', 'g', 'h']) workload(name, `192.0.2.${name.charCodeAt(0)}`, { network: 'net2', network_mode: NetworkMode.HOST_NETWORK, services: {} });
+  assert.deepEqual(decide().map(({ address, entry }) => [address, entry?.endpoints.length]), [[VIP, 2]]);
+  assert.deepEqual(['10.0.0.1', '10.0.0.2', '10.9.9.9'].map((address) => index.isForeign([address])), [false, true, true]);
+  index.update('0', undefined);
+  assert.deepEqual(['10.0.0.1', '10.9.9.9'].map((address) => index.isForeign([address])), [false, false]);
+});
+
+test('pods of the node in several localities: only a service that prefers some is not decided', () => {
+  workload('a', '10.0.0.1', { locality: { region: 'r', zone: 'z1' } });
+  workload('b', '10.0.0.2', { locality: { region: 'r', zone: 'z2' } });
+  service();
+  assert.deepEqual(endpoints(), ['10.0.0.1:7000*1', '10.0.0.2:7000*1']);
+  service({ load_balancing: { mode: LoadBalancing_Mode.FAILOVER, routing_preference: [LoadBalancing_Scope.ZONE] } });
+  assert.equal(reason(), 'the node\'s pods are of several localities: r/z1/, r/z2/');
+});
+
 test('a service without endpoints is refused only when the proxies know of none either', () => {
   service();
   assert.deepEqual(endpoints(), []);
@@ -164,7 +188,7 @@ test('a change concerns the services that a workload was and is an endpoint of',
   const moved = workload('a', '10.0.0.1', { services: { 'shop/new.host': { ports: [] } } });
   assert.deepEqual(moved, new Set([NAME, 'shop/new.host']));
   assert.deepEqual(endpoints(), []);
-  // The first workload of the node says which network and locality the node is in: that concerns all.
+  // The node's last workload, which said where the node is: that concerns all.
   assert.equal(index.update('a', undefined), 'all');
 });
 

@@ -10,7 +10,8 @@ import { parseEndpointId } from '../proxy/fold-endpoints.js';
 import { waypointName } from '../proxy/waypoint-table.js';
 import type { PortJudge } from '../proxy/plain-ports.js';
 import { addressText } from '../workloads/address-text.js';
-import { preferred, type Place } from '../workloads/preference.js';
+import { preferred } from '../workloads/preference.js';
+import { NodePlace } from './node-place.js';
 
 /** What is known of this node, apart from WDS. */
 export interface NodeFacts {
@@ -41,9 +42,11 @@ export class ServiceIndex {
   readonly #byVip = new Map<string, Set<string>>();
   /** Host name → services, of several namespaces. */
   readonly #byHost = new Map<string, Set<string>>();
-  readonly #onNode = new Set<string>();
+  readonly #node: NodePlace;
 
-  constructor(readonly nodeName: string) {}
+  constructor(nodeName: string) {
+    this.#node = new NodePlace(nodeName);
+  }
 
   get size(): { services: number; workloads: number } {
     return { services: this.#services.size, workloads: this.#workloads.size };
@@ -82,13 +85,13 @@ export class ServiceIndex {
     const type = address?.type;
     const [oldWorkload, oldService] = [this.#workloads.get(name), this.#services.get(name)];
     const affected = new Set<string>();
-    const before = this.#place();
+    const before = this.#node.key;
     // A name is one or the other for as long as it is there.
     if (oldWorkload && type?.$case !== 'workload') this.#dropWorkload(name, oldWorkload, affected);
     if (oldService && type?.$case !== 'service') this.#dropService(name, oldService, affected);
     if (type?.$case === 'workload') this.#putWorkload(name, type.value, affected);
     else if (type?.$case === 'service') this.#putService(name, type.value, affected);
-    return samePlace(before, this.#place()) ? affected : 'all';
+    return before === this.#node.key ? affected : 'all';
   }
 
   /** Of each of its addresses and ports; none for a service that is unknown or headless. */
@@ -101,10 +104,33 @@ export class ServiceIndex {
     }));
   }
 
-  /** Its addresses on this node's network. */
-  vips({ addresses }: Service): string[] {
-    const network = this.#place()?.network ?? '';
-    return [...new Set(addresses.filter((each) => each.network === network).map(({ address }) => addressText(address)))];
+  /** The one that services are decided for: most of this node's pods are on it. */
+  get network(): string {
+    return this.#node.network;
+  }
+
+  /** Of the pod with these addresses; undefined when that is not known. */
+  networkOf(addresses: readonly string[]): string | undefined {
+    for (const address of addresses) {
+      const workload = this.workloadOf(address);
+      if (workload) return workload.network;
+    }
+    return undefined;
+  }
+
+  /** All pods of the node are on one. */
+  get isOneNetwork(): boolean {
+    return this.#node.isOneNetwork;
+  }
+
+  /** The kernel has one table for all pods of the node: to this one an address in it may mean something else. */
+  isForeign(addresses: readonly string[]): boolean {
+    return !this.isOneNetwork && this.networkOf(addresses) !== this.network;
+  }
+
+  /** Its addresses on that network. */
+  vips({ addresses }: Service, own = this.network): string[] {
+    return [...new Set(addresses.filter(({ network }) => network === own).map(({ address }) => addressText(address)))];
   }
 
   /** Those of its endpoints at this address and port that are reachable by their own address, wherever they are. */
@@ -124,7 +150,7 @@ export class ServiceIndex {
     const twins = [...(this.#byVip.get(address) ?? [])].filter((other) => other !== name && this.#services.get(other)?.ports.some((each) => each.service_port === port));
     if (twins.length > 0) return `${twins[0]} has the same address and port`;
     const candidates = this.#candidates(name, service, address, port);
-    const chosen = preferred(service.load_balancing, candidates, this.#place());
+    const chosen = preferred(service.load_balancing, candidates, this.#node.place, this.#node.disagreement);
     if (typeof chosen === 'string') return chosen;
     for (const { workload, address: own, port: at } of chosen) {
       const reason = this.#obstacle(own, at, workload, facts);
@@ -169,16 +195,11 @@ export class ServiceIndex {
     return found;
   }
 
-  #place(): Place | undefined {
-    for (const uid of this.#onNode) return this.#workloads.get(uid);
-    return undefined;
-  }
-
   #putWorkload(uid: string, workload: Workload, affected: Set<string>): void {
     const old = this.#workloads.get(uid);
     if (old) this.#dropWorkload(uid, old, affected);
     this.#workloads.set(uid, workload);
-    if (workload.node === this.nodeName && workload.node !== '') this.#onNode.add(uid);
+    this.#node.set(uid, workload);
     for (const name of Object.keys(workload.services)) {
       add(this.#members, name, uid);
       affected.add(name);
@@ -192,7 +213,7 @@ export class ServiceIndex {
 
   #dropWorkload(uid: string, workload: Workload, affected: Set<string>): void {
     this.#workloads.delete(uid);
-    this.#onNode.delete(uid);
+    this.#node.delete(uid);
     for (const name of Object.keys(workload.services)) {
       affected.add(name);
       drop(this.#members, name, uid);
@@ -244,12 +265,6 @@ function endpointAddress(host: { $case: string; value: unknown } | undefined): s
   const address = host?.$case === 'endpoint' ? (host.value as { address?: { address?: { $case: string; value: { address?: string; endpoint_id?: string } } } }).address?.address : undefined;
   if (address?.$case === 'socket_address') return address.value.address;
   return address?.$case === 'envoy_internal_address' ? parseEndpointId(address.value.endpoint_id ?? '')?.address : undefined;
-}
-
-function samePlace(a: Place | undefined, b: Place | undefined): boolean {
-  if (a === b) return true;
-  if (!a || !b) return false;
-  return a.network === b.network && a.cluster_id === b.cluster_id && a.node === b.node && JSON.stringify(a.locality) === JSON.stringify(b.locality);
 }
 
 function add(index: Map<string, Set<string>>, key: string, value: string): void {

@@ -15,6 +15,7 @@ let addresses: Map<string, XdsResource<Address>>;
 let applied: string[][];
 let left: ServicePort[];
 let fail: boolean;
+let foreign: ReadonlySet<bigint>;
 let pods: KernelPod[];
 let resolver: ServiceResolver;
 
@@ -28,6 +29,11 @@ const table = {
   },
   retryRefused: () => 0,
   ports: () => left,
+  setForeign: (cookies: ReadonlySet<bigint>): void => {
+    if (cookies.size + foreign.size > 0) applied.push([`foreign ${[...cookies].join()}`]);
+    foreign = cookies;
+  },
+  isForeign: (cookie: bigint) => foreign.has(cookie),
   live: () => undefined,
   status: { services: 0, endpoints: 0, maxServices: 0, maxEndpoints: 0, refused: 0 },
 };
@@ -55,7 +61,7 @@ const changed = (updated: string[], removed: string[] = [], complete = true): vo
 
 beforeEach(() => {
   mock.timers.enable({ apis: ['setInterval'] });
-  [addresses, applied, left, fail, pods] = [new Map(), [], [], false, [pod(1), pod(2)]];
+  [addresses, applied, left, fail, foreign, pods] = [new Map(), [], [], false, new Set(), [pod(1), pod(2)]];
   resolver = new ServiceResolver({ nodeName: 'here', table, pods: () => pods, logger: logger('test') });
 });
 afterEach(() => {
@@ -70,6 +76,26 @@ test('nothing is decided before workloads and ports are known in full; then what
   assert.deepEqual(applied, []);
   changed([]);
   assert.deepEqual(applied, [['10.96.0.1:80 10.0.0.1'], ['10.96.0.99:80 none']]);
+});
+
+test('pods on another network than most: nothing is decided for them before an address of theirs could be taken for another, and why is said', () => {
+  pods = [pod(1), pod(2), pod(3)];
+  const on = (uid: string, last: number, network: string): string => {
+    put(uid, Address.fromPartial({ type: { $case: 'workload', value: Workload.fromPartial({ uid, name: uid, node: 'here', network, addresses: [Buffer.from([10, 0, 0, last])], services: {} }) } }));
+    return uid;
+  };
+  put('ns/s1.example', Address.fromPartial({ type: { $case: 'service', value: Service.fromPartial({ namespace: 'ns', hostname: 's1.example', addresses: [{ network: 'a', address: Buffer.from([10, 96, 0, 1]) }, { network: 'b', address: Buffer.from([10, 96, 0, 2]) }], ports: [{ service_port: 80, target_port: 8080 }] }) } }));
+  changed(['ns/s1.example', on('0', 1, 'b'), on('1', 2, 'a'), on('2', 3, 'a')]);
+  resolver.portsChanged(judge, new Set());
+  assert.deepEqual(applied, [['foreign 1'], ['10.96.0.1:80 ']]);
+  assert.equal(resolver.whyForeign(pod(1)), 'the pod is on the network "b"; services are decided at connect() for those on "a", as most of this node\'s pods are');
+  assert.equal(resolver.whyForeign(pod(2)), undefined);
+  applied.length = 0;
+  changed([on('2', 3, 'b')]);
+  assert.deepEqual(applied, [['foreign 1,2'], ['10.96.0.1:80 none', '10.96.0.2:80 '], ['foreign 2']]);
+  applied.length = 0;
+  changed([on('1', 2, 'b')]);
+  assert.deepEqual(applied, [['10.96.0.2:80 '], ['foreign ']]);
 });
 
 test('a change of one endpoint writes its service alone', () => {

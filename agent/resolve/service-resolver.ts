@@ -18,6 +18,9 @@ export interface ServiceSink {
   apply(changes: Iterable<ServiceChange>): number;
   retryRefused(): number;
   ports(): ServicePort[];
+  /** Pods, by netns cookie, for which no service is decided. */
+  setForeign(cookies: ReadonlySet<bigint>): void;
+  isForeign(cookie: bigint): boolean;
   live(port: ServicePort): LiveService | undefined;
   readonly status: ServiceTableStatus;
 }
@@ -72,6 +75,8 @@ export class ServiceResolver implements Closable {
   #pods = new Map<string, Standing>();
   /** Service → the addresses and ports that it was given an entry for. */
   readonly #given = new Map<string, readonly ServicePort[]>();
+  /** Pods that are on another network than services are decided for, as the kernel knows them. */
+  #foreign: ReadonlySet<bigint> | undefined;
   #synced = false;
   #firstSyncMs: number | undefined;
   #failed = false;
@@ -99,8 +104,10 @@ export class ServiceResolver implements Closable {
     }
     const first = complete && !this.#heard;
     this.#heard ||= complete;
+    const release = this.#setForeign();
     if (first || affected === 'all') this.#decideAll();
     else if (this.#synced) this.#decide(affected);
+    release();
   }
 
   /** @param behind uids of pods that have a say in who calls them, or of which that is not known */
@@ -119,7 +126,31 @@ export class ServiceResolver implements Closable {
     const [before, now] = [this.#pods, this.#standings()];
     this.#pods = now;
     const changed = moved(before, now);
+    this.#setForeign()();
     if (this.#synced && changed.length > 0) this.#decide(this.#index.servicesAt(changed));
+  }
+
+  /** Why no service is decided for the pod. */
+  whyForeign({ netnsCookie, addresses }: KernelPod): string | undefined {
+    if (!this.#options.table.isForeign(netnsCookie)) return undefined;
+    const own = this.#index.networkOf(addresses);
+    return `the pod is on the network ${quoted(own)}; services are decided at connect() for those on ${quoted(this.#index.network)}, as most of this node's pods are`;
+  }
+
+  /** Those that are foreign now are so before anything is decided; the rest when what is returned is called, after that. */
+  #setForeign(): () => void {
+    const { table, pods, logger } = this.#options;
+    if (!this.#heard || (this.#foreign?.size === 0 && this.#index.isOneNetwork)) return () => undefined;
+    const now = new Set(pods().flatMap((pod) => (this.#index.isForeign(pod.addresses) ? pod.netnsCookie : [])));
+    if (now.size === this.#foreign?.size && [...now].every((cookie) => this.#foreign!.has(cookie))) return () => undefined;
+    const set = (cookies: ReadonlySet<bigint>): void => {
+      table.setForeign(cookies);
+      this.#foreign = cookies;
+    };
+    if (now.size > 0) logger.warn({ pods: now.size, network: this.#index.network }, 'pods of this node are on another network than most: what they open to services is Envoy\'s');
+    const either = new Set([...(this.#foreign ?? []), ...now]);
+    if (either.size !== this.#foreign?.size) set(either);
+    return () => (either.size === now.size ? undefined : set(now));
   }
 
   /** Decides again for services of the node's pods: what the judge says of some has changed. */
@@ -145,8 +176,10 @@ export class ServiceResolver implements Closable {
     return this.#ports?.isNamed?.(address, port) ?? false;
   }
 
-  vips(service: Service): string[] {
-    return this.#index.vips(service);
+  /** Its addresses on the network of the pod with these addresses; without any there, on that of most. */
+  vips(service: Service, pod: readonly string[]): string[] {
+    const own = this.#index.vips(service, this.#index.networkOf(pod));
+    return own.length > 0 ? own : this.#index.vips(service);
   }
 
   live(port: ServicePort): LiveService | undefined {
@@ -254,6 +287,10 @@ export class ServiceResolver implements Closable {
 /** Addresses that stand otherwise than before. */
 function moved(before: ReadonlyMap<string, Standing>, now: ReadonlyMap<string, Standing>): string[] {
   return [...new Set([...before.keys(), ...now.keys()])].filter((address) => !sameStanding(before.get(address), now.get(address)));
+}
+
+function quoted(network: string | undefined): string {
+  return network === undefined ? '(unknown)' : `"${network}"`;
 }
 
 function sameStanding(a: Standing | undefined, b: Standing | undefined): boolean {

@@ -4,12 +4,12 @@ import { LoadBalancing_Mode, LoadBalancing_Scope, type LoadBalancing, type Workl
 /** Where the node is, by what its own workloads say. */
 export type Place = Pick<Workload, 'network' | 'cluster_id' | 'node' | 'locality'>;
 
-/** Those that share the most of the preferred scopes with this node, one after the other; or why nobody chooses. */
-export function preferred<T extends { workload: Place }>(balancing: LoadBalancing | undefined, candidates: T[], place: Place | undefined): T[] | string {
+/** Those that share the most of the preferred scopes with this node, one after the other; or why nobody chooses. @param unplaced why there is no place */
+export function preferred<T extends { workload: Place }>(balancing: LoadBalancing | undefined, candidates: T[], place: Place | undefined, unplaced = 'no workload tells where this node is'): T[] | string {
   const { mode = LoadBalancing_Mode.UNSPECIFIED_MODE, routing_preference: scopes = [] } = balancing ?? {};
   if (mode === LoadBalancing_Mode.UNSPECIFIED_MODE || candidates.length === 0) return candidates;
   if (mode !== LoadBalancing_Mode.FAILOVER && mode !== LoadBalancing_Mode.STRICT) return 'connections go to the address that they ask for';
-  if (!place) return 'no workload tells where this node is';
+  if (!place) return unplaced;
   const rank = ({ workload }: T): number => {
     const differs = scopes.findIndex((scope) => !sharesScope(scope, workload, place));
     return differs < 0 ? scopes.length : differs;
