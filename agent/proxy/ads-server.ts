@@ -6,6 +6,7 @@ import type { Node } from '../../proto/generated/envoy/config/core/v3/base.js';
 import { UnderpassError, errorMessage } from '../../common/errors.js';
 import type { Closable } from '../../common/lifecycle.js';
 import type { Logger } from '../../common/log.js';
+import { sleep } from '../../common/retry.js';
 import { encodeResponse } from './ads-encode.js';
 import { AdsSession, type AdsCall, type Nack } from './ads-session.js';
 import { Snapshot, SHORT_NAMES, type Entry } from './snapshot.js';
@@ -120,6 +121,14 @@ export class AdsServer implements Closable {
       signal?.addEventListener('abort', aborted, { once: true });
       this.#waiters.add(waiter);
     });
+  }
+
+  /** Waits for a change of anybody's status, or `ms` (milliseconds), or until `signal` aborts. */
+  async changedWithin(ms: number, signal: AbortSignal): Promise<void> {
+    const over = new AbortController();
+    const either = AbortSignal.any([over.signal, signal]);
+    await Promise.race([this.changed(either), sleep(ms, either)]).catch(() => undefined);
+    over.abort();
   }
 
   /** All that should be sent was sent and answered. */

@@ -22,10 +22,8 @@ export interface InboundPods {
 }
 
 export interface InboundFollowerOptions {
-  ads: Pick<AdsServer, 'status'>;
+  ads: Pick<AdsServer, 'status' | 'changedWithin'>;
   stopping: AbortSignal;
-  /** Waits for news from Envoy, or `ms`. */
-  news(ms: number, signal: AbortSignal): Promise<void>;
   /** Pods that were not folded yet. */
   unknown(): readonly string[];
   /** Pods of which it is not known yet whether HBONE can end there. */
@@ -95,7 +93,7 @@ export class InboundFollower {
   }
 
   async #follow(signal: AbortSignal): Promise<void> {
-    const { hasCertificate, unknown, untried, beforeReached, onReached, news } = this.#options;
+    const { hasCertificate, unknown, untried, beforeReached, onReached, ads } = this.#options;
     while (!signal.aborted) {
       const enforcing = [...this.#enforcing];
       const ready = new Set(enforcing.filter((uid) => this.#ready.has(uid) || this.#answered(inboundListenerName(uid))));
@@ -114,7 +112,7 @@ export class InboundFollower {
       this.#report({ wanted: new Set([...enforcing, ...unknown()]), ready, certified, tunnelled: new Set([...this.#tunnelled, ...unknown(), ...untried()]), takingTunnels });
       if (changed) onReached();
       if (ready.size === enforcing.length && this.settled && (!certified || certified.size === ready.size) && [...this.#tunnelled].every((uid) => this.#isTunnelDecided(uid))) return;
-      await news(LOOK_AGAIN_MS, signal);
+      await ads.changedWithin(LOOK_AGAIN_MS, signal);
     }
   }
 

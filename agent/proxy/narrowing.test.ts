@@ -9,9 +9,9 @@ const policy = (...barriers: string[]): InboundPolicy => new Map([[80, { takesPl
 
 function follower(former: InboundPolicy | undefined = undefined) {
   const told: string[] = [];
-  const ads = { rolledOut: 0 };
+  const ads = { rolledOut: 0, changedWithin: (): Promise<void> => sleep(1) };
   const it = new NarrowingFollower({
-    ads, stopping: new AbortController().signal, news: () => sleep(1),
+    ads, stopping: new AbortController().signal,
     onNarrowing: async (uid, side) => void told.push(`${side} ${uid}`),
     onNarrowed: (uid, http) => told.push(`narrowed ${uid} ${[...http].join()}`),
   });

@@ -5,15 +5,14 @@
  * This tells of both steps, and of their end, once for each change.
  */
 import type { SidecarState } from '../xds/sidecar-stream.js';
+import type { AdsServer } from './ads-server.js';
 import { inboundListenerName } from './fold-inbound.js';
 import { httpPorts, inboundPolicy, narrowsInbound, type InboundPolicy } from './inbound-policy.js';
 import { podOfListener } from './pod-listener.js';
 
 export interface NarrowingOptions {
-  ads: { readonly rolledOut: number };
+  ads: Pick<AdsServer, 'rolledOut' | 'changedWithin'>;
   stopping: AbortSignal;
-  /** Waits for news from Envoy, or `ms`. */
-  news(ms: number, signal: AbortSignal): Promise<void>;
   /** Before what Envoy accepts for the pod from now on, or opens to it, is under the new policy. */
   onNarrowing?: (uid: string, side: 'accepted' | 'opened') => Promise<void>;
   /** Nothing is led to the old policy any more. @param http ports on which all is HTTP */
@@ -94,7 +93,7 @@ export class NarrowingFollower {
     await narrowing.begun;
     while (this.#options.ads.rolledOut < rollout) {
       this.#options.stopping.throwIfAborted();
-      await this.#options.news(LOOK_AGAIN_MS, this.#options.stopping);
+      await this.#options.ads.changedWithin(LOOK_AGAIN_MS, this.#options.stopping);
     }
     if (this.#narrowing.get(uid) === narrowing) this.#narrowing.delete(uid);
     this.#options.onNarrowed?.(uid, narrowing.http);

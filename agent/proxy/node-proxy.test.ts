@@ -39,7 +39,7 @@ describe('NodeProxy with two pods on one node', () => {
 
   before(async () => {
     await world.start();
-    a = await world.pod('pod-a');
+    a = await world.pod('pod-a', { ips: ['10.0.1.1', 'fd00::1'] });
     b = await world.pod('pod-b', { ips: ['10.0.1.2', 'fd00::2'] });
     for (const { netns, pod } of [a, b]) await netns.serve(echoServer(80).replace('path: req.url', `path: '${pod.uid}'`));
     world.running.setPods([a.pod, b.pod]);
@@ -80,10 +80,10 @@ describe('NodeProxy with two pods on one node', () => {
     await waitFor('its end to be counted', async () => (await world.running.activeConnections('pod-a')) === 0, { timeoutMs: 5_000 });
   });
 
-  it('listens on ::1 in a pod with an IPv6 address only', async () => {
+  it('listens on ::1 too in a pod that has an IPv6 address', async () => {
     const listeners = await podListeners();
     assert.deepEqual(listeners.map(({ name, addresses }) => [name, addresses]).sort(), [
-      ['pod/pod-a/outbound', ['127.0.0.1:15001']],
+      ['pod/pod-a/outbound', ['127.0.0.1:15001', '::1:15001']],
       ['pod/pod-b/outbound', ['127.0.0.1:15001', '::1:15001']],
     ]);
   });
@@ -155,6 +155,7 @@ describe('NodeProxy with two pods on one node', () => {
     world.running.setPods([a.pod, b.pod, c.pod]);
     await world.ready(c.pod);
     assert.equal(world.running.status().classes.length, 2);
+    assert.deepEqual((await podListeners()).find(({ name }) => name === 'pod/pod-c/outbound')?.addresses, ['127.0.0.1:15001'], 'it has no IPv6 address');
     // An invalid connection manager: our own checks do not look that deep, Envoy's do.
     const good = httpListener(80);
     const bad = Listener.decode(httpListener(8080).value);

@@ -9,7 +9,6 @@ import type { ChannelCredentials } from '@grpc/grpc-js';
 import type { Node } from '../../proto/generated/envoy/config/core/v3/base.js';
 import { UnderpassError, errorMessage } from '../../common/errors.js';
 import type { Logger } from '../../common/log.js';
-import { sleep } from '../../common/retry.js';
 import { DEFAULT_TRUST_DOMAIN, spiffeId } from '../../common/identity/spiffe.js';
 import { NodeCertificates, type CertificatesStatus, type NodeCaFactory } from '../identity/certificates.js';
 import { AdsChannel } from '../xds/channel.js';
@@ -204,7 +203,7 @@ export class NodeProxy {
       register: (server) => this.#healthRelay.addTo(server),
     });
     this.#certificates = options.ca && new NodeCertificates({ ca: options.ca, onChange: () => this.#schedule(), logger: options.logger });
-    const envoysAnswers = { ads: this.#ads, stopping: this.#stopping.signal, news: (ms: number, signal: AbortSignal) => this.#changedWithin(ms, signal) };
+    const envoysAnswers = { ads: this.#ads, stopping: this.#stopping.signal };
     this.#narrowing = new NarrowingFollower({ ...envoysAnswers, ...options });
     this.#inbound = new InboundFollower({
       ...envoysAnswers,
@@ -307,7 +306,7 @@ export class NodeProxy {
           throw new UnderpassError('UNDERPASS_ENVOY_REFUSED', `waiting for the listener of pod ${uid}: Envoy refuses it: ${nack}`);
         }
       }
-      await this.#changedWithin(READY_POLL_MS, any);
+      await this.#ads.changedWithin(READY_POLL_MS, any);
     }
   }
 
@@ -581,16 +580,8 @@ export class NodeProxy {
         if (!this.envoy.running && !this.#ads.connected) return;
         if (this.#ads.connected && !names.some((name) => this.#ads.mayHold(LDS, name))) return;
       }
-      await this.#changedWithin(REMOVED_POLL_MS, signal);
+      await this.#ads.changedWithin(REMOVED_POLL_MS, signal);
     }
-  }
-
-  /** Waits for news from Envoy, or `ms`. */
-  async #changedWithin(ms: number, signal: AbortSignal): Promise<void> {
-    const over = new AbortController();
-    const either = AbortSignal.any([over.signal, signal]);
-    await Promise.race([this.#ads.changed(either), sleep(ms, either)]).catch(() => undefined);
-    over.abort();
   }
 
   async #save(): Promise<void> {
