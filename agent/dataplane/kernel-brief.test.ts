@@ -31,6 +31,8 @@ after(() => w.close());
 
 interface Run {
   result: ProbeResult;
+  /** What changed, to be read when a test fails. */
+  counters: string;
   joined: number;
   brief: number;
   outlasted: number;
@@ -38,7 +40,7 @@ interface Run {
 async function run(which: string, args: readonly string[], server = b, address = server.ipv4): Promise<Run> {
   const { result, counters } = await w.counted(() => w.world.probe(which, { pod: server, address }, { pod: a }, args));
   assert.equal(result.ok, true, JSON.stringify(result));
-  return { result, joined: counters['connections_short_circuited'] ?? 0, brief: counters['connection_brief'] ?? 0, outlasted: counters['connections_outlasted'] ?? 0 };
+  return { result, counters: JSON.stringify(counters), joined: counters['connections_short_circuited'] ?? 0, brief: counters['connection_brief'] ?? 0, outlasted: counters['connections_outlasted'] ?? 0 };
 }
 const churn = (count: number, size = 64, server = b, address = server.ipv4): Promise<Run> => run('churn', ['--count', String(count), '--size', String(size)], server, address);
 /** A connection's end is seen when both ends have closed it; by then the next one, or two, may be open. */
@@ -85,7 +87,16 @@ test('brief: connections of one large message each, either way, are joined', asy
 
 test('brief: one connection at a time with several messages each is joined', async () => {
   await churn(STREAK - 1);
-  for (let i = 0; i < 3; i++) assert.equal((await run('ping-pong', ['--count', '8', '--size', '64'])).joined, 1, `connection ${i}`);
+  // Any other doubt about a connection may leave one plain.
+  let joined = 0;
+  const seen: string[] = [];
+  for (let i = 0; i < 8; i++) {
+    const one = await run('ping-pong', ['--count', '8', '--size', '64']);
+    assert.equal(one.brief, 0, `connection ${i}: ${one.counters}`);
+    joined += one.joined;
+    if (!one.joined) seen.push(one.counters);
+  }
+  assert.ok(joined >= 7, `${joined} of 8 joined; the others: ${seen.join(' ')}`);
 });
 
 test('brief: thousands of connections around the limits, joined and not by turns: every byte is right, and nothing is left', async () => {
