@@ -62,7 +62,7 @@ __noinline int call_pod(const struct address *to, __u64 netns_cookie, __u32 port
 	if (judge == POLICY_NONE)
 		return CAPTURE_NO;
 	if (judge == POLICY_LET_PAST)
-		return bpf_map_lookup_elem(&proxied_addresses, to) ? CAPTURE_NO : CAPTURE_RESOLVED;
+		return bpf_map_lookup_elem(&proxied_addresses, &destination) ? CAPTURE_NO : CAPTURE_RESOLVED;
 	if (judge == POLICY_PROXYS && !(caller & CALLER_CANT_BE_LED))
 		return CAPTURE_POD;
 	count(COUNTER_POLICY_CONNECT_REFUSED);
