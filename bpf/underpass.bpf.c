@@ -7,6 +7,7 @@
 
 #include "consts.h"
 #include "structs.h"
+#include "http-structs.h"
 #include "maps.h"
 
 /* Set before loading. */

@@ -1,0 +1,234 @@
+/*
+ * The HTTP fast path: what user space writes for it and what it keeps by itself; docs/http-fast-path.md. Text in these structs
+ * is padded with zeros. Rows of the tables are never changed in place while a program may be led to them: user space writes
+ * new ones and then the one word that leads there.
+ */
+#pragma once
+
+#define HTTP_HEAD_MAX 2048     /* longer heads are Envoy's */
+#define HTTP_LINES_MAX 48      /* of a head, its first line included */
+#define HTTP_HOST_MAX 64
+#define HTTP_PATH_MAX 64       /* of a rule */
+#define HTTP_NAME_MAX 32       /* of a header that a rule asks for */
+#define HTTP_VALUE_MAX 40
+#define HTTP_CONDITIONS 3      /* of a rule */
+#define HTTP_RULES_EACH 64     /* of a virtual host, or of a policy */
+#define HTTP_SPLITS 8          /* destinations of a route */
+#define HTTP_LEARNT 16         /* servers of one client connection */
+#define HTTP_REQUEST_BODY_MAX (64 << 10)
+#define HTTP_ANSWER_MAX (1 << 20)
+#define HTTP_PIPELINED 8
+#define HTTP_WEIGHT_TEXT 32
+#define HTTP_ENDPOINT_TEXT 96
+#define HTTP_BUCKETS 20        /* of durations: Istio's */
+
+#define MAX_HTTP_CLASSES 4096
+#define MAX_HTTP_RULES 16384
+#define MAX_HTTP_HOSTS 32768
+#define MAX_HTTP_VHOSTS 8192
+#define MAX_HTTP_PORTS 16384
+#define MAX_HTTP_CLUSTERS 8192
+#define MAX_HTTP_ENDPOINTS 32768
+#define MAX_HTTP_LOADS 8192
+#define MAX_HTTP_POLICIES 4096
+#define MAX_HTTP_CHANNELS 65536
+#define MAX_HTTP_TOTALS 16384
+
+enum http_method {
+	HTTP_GET = 1,
+	HTTP_HEAD = 2,
+	HTTP_POST = 3,
+	HTTP_PUT = 4,
+	HTTP_DELETE = 5,
+	HTTP_PATCH = 6,
+	HTTP_OPTIONS = 7,
+};
+
+enum http_path_kind {
+	HTTP_PATH_ANY = 0,
+	HTTP_PATH_EXACT = 1,
+	HTTP_PATH_PREFIX = 2,
+	HTTP_PATH_SEPARATED = 3, /* Envoy's path_separated_prefix: the prefix itself, or followed by a slash */
+};
+
+enum http_value_kind {
+	HTTP_VALUE_PRESENT = 0,
+	HTTP_VALUE_EXACT = 1,
+	HTTP_VALUE_PREFIX = 2,
+};
+
+/* Of a header, or of the host when it has no name. A header that comes twice leads to Envoy whatever is asked of it. */
+struct http_condition {
+	__u8 kind;
+	__u8 inverted;     /* an absent header fulfils an inverted condition, as Envoy's invert_match with present_match; else see compile.ts */
+	__u8 name_length;
+	__u8 value_length;
+	__u32 reserved;
+	__u8 name[HTTP_NAME_MAX];   /* each byte | 0x20, which makes letters small and '_' 0x7f */
+	__u8 value[HTTP_VALUE_MAX]; /* of the host: small letters */
+};
+
+/* All that is asked has to hold. */
+struct http_rule {
+	__u8 path_kind;
+	__u8 path_length;
+	__u8 conditions_used;
+	__u8 path_inverted;
+	__u16 methods; /* bits 1 << http_method; 0: any */
+	__u16 reserved;
+	__u32 verdict; /* of a virtual host: index in http_classes; of a policy: enum http_judgement */
+	__u32 reserved2;
+	__u8 path[HTTP_PATH_MAX];
+	struct http_condition conditions[HTTP_CONDITIONS];
+};
+
+enum http_judgement {
+	HTTP_ALLOWED = 1,
+	HTTP_TO_ENVOY = 2, /* denied, or not to be judged here: Envoy says so */
+};
+
+/* A list of rules of which the first that holds counts. */
+struct http_list {
+	__u32 first;
+	__u32 count;
+	__u32 otherwise; /* of a virtual host: a class, or 0xffffffff: Envoy's; of a policy: enum http_judgement */
+	__u32 reserved;
+};
+
+enum http_pod_state {
+	HTTP_POD_OFF = 0,
+	HTTP_POD_SUSPENDED = 1, /* all goes through Envoy, undrawn and untaught; what is under way ends */
+	HTTP_POD_LIVE = 2,
+};
+
+/* By netns cookie of the client. */
+struct http_pod {
+	__u32 table; /* whose ports and hosts are its own */
+	__u32 state;
+};
+
+struct http_port_key {
+	__u32 table;
+	__u16 port; /* host order */
+	__u16 reserved;
+	struct address address; /* that was asked for; all zero: any that has no entry of its own */
+};
+
+struct http_port {
+	__u32 routes; /* whose hosts are looked up; never reused */
+	__u32 reserved;
+};
+
+/* Exact names as Envoy's domains, with a port where the domain has one; "*" for any other host. */
+struct http_host_key {
+	__u32 routes;
+	__u8 host[HTTP_HOST_MAX];
+};
+
+struct http_split {
+	__u32 until;   /* a draw below this, and not below the one before, is this one's */
+	__u32 cluster; /* index in http_clusters */
+	__u8 text[HTTP_WEIGHT_TEXT]; /* a whole header line that makes Envoy choose the same */
+};
+
+enum http_class_flag {
+	HTTP_CLASS_FAST = 1, /* else Envoy's, and drawn by it */
+	HTTP_CLASS_REQUEST_ID = 2, /* x-request-id is wanted: not implemented by insertion, such a class is Envoy's */
+};
+
+struct http_class {
+	__u32 generation; /* together with the index the name that Envoy teaches it by; never reused. 0: no class */
+	__u32 flags;
+	__u32 splits_used;
+	__u32 total; /* of weights: the last `until` */
+	__u32 sampled; /* of 2^32: so many are given to Envoy to be traced */
+	__u32 reserved;
+	__u64 envoy_until_ns; /* the kernel's own: bounded answers, 5xx */
+	struct http_split splits[HTTP_SPLITS];
+};
+
+enum http_balance {
+	HTTP_LEAST_REQUEST = 1, /* of two drawn by weight the one with fewer under way */
+	HTTP_RANDOM = 2,
+};
+
+struct http_cluster {
+	__u32 first; /* index in http_endpoints */
+	__u32 count; /* 0: Envoy's to refuse */
+	__u32 balance;
+	__u32 reserved;
+};
+
+/* A row of an alias table, as struct endpoint of resolve.h: row i is taken if a random number is below `keep`, else row `alias`. */
+struct http_endpoint {
+	struct address address;
+	__u16 port;      /* network order */
+	__u16 reserved;
+	__u32 load;      /* index in http_loads: one for each address and port, whichever clusters it is in */
+	__u32 policy;    /* index in http_policies; 0: always allowed; 0xffffffff: always Envoy's */
+	__u32 keep;
+	__u32 alias;     /* relative to the cluster's first */
+	__u32 teachable; /* on this node, event-driven, and taught of: else always Envoy's */
+	__u8 text[HTTP_ENDPOINT_TEXT]; /* a whole header line that makes Envoy choose the same */
+};
+
+struct http_load {
+	__u32 under_way;
+	__u32 failures; /* 5xx and failed exchanges, in a row */
+	__u64 out_until_ns;
+};
+
+/* What the kernel keeps. */
+enum http_channel_state {
+	HTTP_IDLE = 0,
+	HTTP_FAST = 1,  /* exchanges with one server under way, the kernel's */
+	HTTP_ENVOY = 2, /* an exchange under way, Envoy's */
+	HTTP_LOST = 3,  /* Envoy's for good */
+};
+
+struct http_learnt {
+	__u64 cookie;      /* of the server's socket; 0: none */
+	__u64 sock;        /* struct tcp_sock * of it, read by probing only */
+	__u64 proxy_sock;  /* of its TCP peer, which is Envoy's */
+	__u32 class;
+	__u32 generation;
+	__u32 endpoint;    /* index in http_endpoints */
+	__u32 load;
+	__u32 busy;        /* Envoy has a request under way there, or it is not to be used any more */
+	__u32 reserved;
+};
+
+struct http_client_key {
+	__u64 netns_cookie;
+	__u32 port; /* of the captured client's socket, host order */
+	__u32 reserved;
+};
+
+enum http_end {
+	HTTP_END_CLIENT = 1, /* the server ended in the middle of an answer: the client's connection is to end */
+	HTTP_END_SERVER = 2, /* the client ended in the middle of an exchange: the server's is to */
+};
+
+/* Through the ring buffer `http_events`. */
+struct http_event {
+	__u32 type;
+	__u32 orderly; /* all that the server sent has been moved, and it had ended by a FIN */
+	__u64 cookie;  /* of the socket that is to be ended */
+	__u64 netns_cookie;
+	struct tuple tuple; /* as that socket has it: local, remote */
+};
+
+struct http_total_key {
+	__u64 client, server; /* netns cookies */
+	__u32 class;
+	__u32 generation;
+	__u32 endpoint_load;
+	__u32 status;
+};
+
+struct http_total {
+	__u64 requests;
+	__u64 request_bytes, answer_bytes; /* heads and bodies */
+	__u64 duration_us;
+	__u64 duration[HTTP_BUCKETS];
+};
