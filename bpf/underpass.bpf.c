@@ -9,6 +9,7 @@
 #include "structs.h"
 #include "http-structs.h"
 #include "maps.h"
+#include "http-maps.h"
 
 /* Set before loading. */
 const volatile __u32 sidecar_uid = SIDECAR_UID;
@@ -27,6 +28,13 @@ const volatile struct event event_type_layout;
 const volatile enum flow_limit flow_limit_type;
 const volatile enum flow_way flow_way_type;
 const volatile struct flow_record flow_record_layout;
+const volatile enum http_method http_method_type;
+const volatile enum http_path_kind http_path_kind_type;
+const volatile enum http_value_kind http_value_kind_type;
+const volatile enum http_judgement http_judgement_type;
+const volatile enum http_pod_state http_pod_state_type;
+const volatile enum http_class_flag http_class_flag_type;
+const volatile enum http_balance http_balance_type;
 
 #include "helpers.h"
 #include "tuple.h"

@@ -36,7 +36,7 @@ $(BPF_SKELETON): $(BPF_OBJECT)
 	$(call msg,GEN-SKEL,$@)
 	$(Q)$(BPFTOOL) gen skeleton $< name underpass_bpf > $@
 
-build/native/%.o: native/src/%.cc $(wildcard native/src/*.h) bpf/structs.h $(BPF_SKELETON)
+build/native/%.o: native/src/%.cc $(wildcard native/src/*.h) bpf/structs.h bpf/http-structs.h $(BPF_SKELETON)
 	$(call msg,CXX,$@)
 	$(Q)mkdir -p $(@D) && $(CXX) $(ADDON_CXXFLAGS) -c $< -o $@
 

@@ -11,6 +11,9 @@
 #include <vector>
 
 #include "../../bpf/structs.h"  // the skeleton names its types
+#define class route_class  // a field's name there
+#include "../../bpf/http-structs.h"
+#undef class
 #include "underpass.skel.h"
 #include "worker.h"
 

@@ -1,0 +1,80 @@
+/* The tables of the HTTP fast path, which the agent writes (agent/dataplane/kernel-http.ts) and programs read. */
+#pragma once
+
+/* By netns cookie of the client. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, MAX_PODS);
+	__type(key, __u64);
+	__type(value, struct http_pod);
+} http_pods SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, MAX_HTTP_PORTS);
+	__type(key, struct http_port_key);
+	__type(value, struct http_port);
+} http_ports SEC(".maps");
+
+/* -> index in http_vhosts */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, MAX_HTTP_HOSTS);
+	__type(key, struct http_host_key);
+	__type(value, __u32);
+} http_hosts SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, MAX_HTTP_VHOSTS);
+	__type(key, __u32);
+	__type(value, struct http_list);
+} http_vhosts SEC(".maps");
+
+/* 0 is never used: it means allowed. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, MAX_HTTP_POLICIES);
+	__type(key, __u32);
+	__type(value, struct http_list);
+} http_policies SEC(".maps");
+
+/* Of virtual hosts and of policies. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, MAX_HTTP_RULES);
+	__type(key, __u32);
+	__type(value, struct http_rule);
+} http_rules SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, MAX_HTTP_CLASSES);
+	__type(key, __u32);
+	__type(value, struct http_class);
+} http_classes SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, MAX_HTTP_CLUSTERS);
+	__type(key, __u32);
+	__type(value, struct http_cluster);
+} http_clusters SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, MAX_HTTP_ENDPOINTS);
+	__type(key, __u32);
+	__type(value, struct http_endpoint);
+} http_endpoints SEC(".maps");
+
+/* The agent hands out places, programs count in them. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, MAX_HTTP_LOADS);
+	__type(key, __u32);
+	__type(value, struct http_load);
+} http_loads SEC(".maps");
