@@ -78,3 +78,59 @@ struct {
 	__type(key, __u32);
 	__type(value, struct http_load);
 } http_loads SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct http_control);
+} http_control SEC(".maps");
+
+/* Kept by the programs. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, MAX_PODS);
+	__type(key, __u64);
+	__type(value, struct http_activity);
+} http_activity SEC(".maps");
+
+/* By the client socket's cookie. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, MAX_HTTP_CHANNELS);
+	__type(key, __u64);
+	__type(value, struct http_channel);
+} http_channels SEC(".maps");
+
+/* To the client socket's cookie. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, MAX_HTTP_CHANNELS);
+	__type(key, struct http_client_key);
+	__type(value, __u64);
+} http_clients SEC(".maps");
+
+/* A taught server's socket -> the client's. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, MAX_HTTP_CHANNELS * 2);
+	__type(key, __u64);
+	__type(value, __u64);
+} http_servers SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, MAX_HTTP_TOTALS);
+	__type(key, struct http_total_key);
+	__type(value, struct http_total);
+} http_totals SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 64 * 1024);
+} http_events SEC(".maps");

@@ -34,6 +34,14 @@
 #define MAX_HTTP_CHANNELS 65536
 #define MAX_HTTP_TOTALS 16384
 
+/* SO_MARK of what Envoy opens by a taught cluster. */
+#define HTTP_TAUGHT_MARK 0x756e6474
+
+/* The agent writes its heartbeat more often than this; without it nothing new is fast. */
+#define HTTP_HEARTBEAT_NS 1000000000ull
+/* For so long a class is Envoy's after an answer that can't be bounded, or says that its server fails. */
+#define HTTP_ENVOY_NS 10000000000ull
+
 enum http_method {
 	HTTP_GET = 1,
 	HTTP_HEAD = 2,
@@ -190,18 +198,56 @@ struct http_learnt {
 	__u64 cookie;      /* of the server's socket; 0: none */
 	__u64 sock;        /* struct tcp_sock * of it, read by probing only */
 	__u64 proxy_sock;  /* of its TCP peer, which is Envoy's */
+	__u64 netns_cookie; /* of the server */
 	__u32 class;
 	__u32 generation;
 	__u32 endpoint;    /* index in http_endpoints */
-	__u32 load;
-	__u32 busy;        /* Envoy has a request under way there, or it is not to be used any more */
-	__u32 reserved;
+	__u32 busy;        /* enum http_use */
+	struct tuple tuple; /* as Envoy's end has it */
+};
+
+enum http_use {
+	HTTP_FREE = 0,
+	HTTP_ENVOYS = 1,  /* Envoy has a request under way there */
+	HTTP_CLOSING = 2, /* not to be used any more */
+};
+
+/* By the cookie of the client's socket. */
+struct http_channel {
+	struct bpf_spin_lock lock; /* for all that follows */
+	__u32 state;               /* enum http_channel_state */
+	__u64 sock, proxy_sock;    /* the client's struct tcp_sock *, and its TCP peer's */
+	__u64 used_ns;             /* when the last exchange began or ended */
+	__u64 started_ns;          /* of the exchange under way */
+	__u64 server;              /* cookie, while FAST */
+	__u64 request_bytes, answer_bytes;
+	__u32 open;                /* the request under way has not been sent whole */
+	__u32 to_head;             /* and is HEAD */
+	__u32 class, generation;   /* of it; generation 0: not known, nothing is to be learnt */
+	__u32 endpoint;            /* drawn */
+	__u32 load;                /* counted there; 0xffffffff: nowhere */
+	__u32 next;                /* entry of `learnt` to be given away */
+	__u32 unknown;             /* the answer's end can't be told */
+	struct tuple tuple;        /* as the client's end has it */
+	struct http_learnt learnt[HTTP_LEARNT];
 };
 
 struct http_client_key {
 	__u64 netns_cookie;
 	__u32 port; /* of the captured client's socket, host order */
 	__u32 reserved;
+};
+
+/* By netns cookie of the client: what the kernel itself has under way, and had. */
+struct http_activity {
+	__u64 under_way;
+	__u64 started;
+};
+
+struct http_control {
+	__u64 heartbeat_ns; /* CLOCK_MONOTONIC */
+	__u32 on;
+	__u32 lost_events;  /* raised by the kernel */
 };
 
 enum http_end {
