@@ -312,7 +312,7 @@ static __always_inline int established_passive(struct bpf_sock_ops *ops, bool pr
 	if (entry.brief)
 		state->flags |= SOCKET_BRIEF;
 	if (!entry.accelerated) {
-		if (!entry.brief && !proxy && pod->acceleration == ACCELERATION_L4 && listener_verdict(&state->listener) == MARK_NONE)
+		if (!entry.brief && !proxy && pod->acceleration != ACCELERATION_OFF && pod->acceleration != ACCELERATION_FORCE && listener_verdict(&state->listener) == MARK_NONE)
 			state->flags |= SOCKET_PROBED;
 		return 1;
 	}

@@ -18,6 +18,7 @@ enum acceleration {
 	ACCELERATION_OFF = 0,
 	ACCELERATION_L4 = 1,
 	ACCELERATION_FORCE = 2,
+	ACCELERATION_L7 = 3, /* as L4, and the HTTP fast path */
 };
 
 enum pod_flag {

@@ -23,7 +23,7 @@ export interface AgentCliOptions {
   bpffs: string;
   instance: string;
   redirection: 'auto' | 'bpf' | 'iptables';
-  acceleration: 'off' | 'l4' | 'force';
+  acceleration: 'off' | 'l4' | 'l7' | 'force';
   concurrency?: number;
   trustDomain?: string;
   flowLog?: boolean;
@@ -44,7 +44,7 @@ export function addAgentOptions(command: Command): Command {
     .option('--lab-socket <path>', 'take the pods from the lab behind this socket')
     .option('--bpffs <dir>', 'where BPF links and maps are pinned', defaultBpffsDir)
     .addOption(new Option('--redirection <way>', 'for pods without a label of their own').choices(['auto', 'bpf', 'iptables']).default('auto'))
-    .addOption(new Option('--acceleration <level>', 'for pods without a label of their own').choices(['off', 'l4', 'force']).default('l4'))
+    .addOption(new Option('--acceleration <level>', 'for pods without a label of their own; l7: the HTTP fast path too').choices(['off', 'l4', 'l7', 'force']).default('l4'))
     .option('--concurrency <n>', 'worker threads of the shared Envoy (default: one a CPU)', wholeNumber(1, 1024))
     .option('--trust-domain <domain>', 'SPIFFE trust domain of the pods (default: what the control plane says of each)')
     .option('--flow-log', 'log a line for each connection of a local pod that ends')

@@ -26,7 +26,9 @@ function verdict(kind: 'listener' | 'client') {
   return w.kernel.probation().find((entry) => entry.kind === kind);
 }
 
-test('probation: after 8 connections that sent without blocking, both ends are accelerated', async () => {
+for (const acceleration of ['l4', 'l7'] as const) test(`probation: after 8 connections that sent without blocking, both ends are accelerated (${acceleration})`, async () => {
+  w.put({ acceleration });
+  assert.ok(w.kernel.pods().every((pod) => pod.acceleration === acceleration));
   const first = await run('churn', WARM);
   assert.equal(first.result.ok, true);
   assert.equal(first.counters['connections_short_circuited'], undefined);

@@ -22,8 +22,8 @@ import { Verdicts, type ListenerName, type ProbationEntry, type ProgramName, typ
 
 export type { ListenerName, ProbationEntry, ProgramName, Verdict } from './kernel-verdicts.js';
 
-/** `l4`: after probation; `force`: without. */
-export type Acceleration = 'off' | 'l4' | 'force';
+/** `l4`: after probation; `l7`: the HTTP fast path too; `force`: `l4` without probation. */
+export type Acceleration = 'off' | 'l4' | 'l7' | 'force';
 
 export interface KernelPod {
   uid: string;
@@ -78,7 +78,7 @@ const POD_PROGRAMS = [
 const PROXY_PROGRAMS = ['proxy_sockops', 'probe_egress', 'proxy_getsockopt', 'bind4', 'bind6'] as const;
 
 const MODES = { node: 'POD_MODE_NODE', sidecar: 'POD_MODE_SIDECAR' } as const;
-const ACCELERATIONS = { off: 'ACCELERATION_OFF', l4: 'ACCELERATION_L4', force: 'ACCELERATION_FORCE' } as const;
+const ACCELERATIONS = { off: 'ACCELERATION_OFF', l4: 'ACCELERATION_L4', l7: 'ACCELERATION_L7', force: 'ACCELERATION_FORCE' } as const;
 
 /** Structs that live in pinned maps. */
 const PINNED_STRUCTS = [

@@ -24,8 +24,9 @@ test('enrolmentOf: the namespace enrols, the pod\'s own label beats it', () => {
   assert.deepEqual(enrolmentOf(pod({ namespaceLabels, labels }), defaults), { mode: 'off', acceleration: 'force', redirection: 'bpf', unknown: [] });
 });
 
-test('enrolmentOf: l7 counts as l4', () => {
-  assert.equal(enrolmentOf(pod({ labels: { 'underpass.io/acceleration': 'l7' } }), { ...defaults, acceleration: 'off' }).acceleration, 'l4');
+test('enrolmentOf: l7 is a level of its own, by label and as the default', () => {
+  assert.equal(enrolmentOf(pod({ labels: { 'underpass.io/acceleration': 'l7' } }), { ...defaults, acceleration: 'off' }).acceleration, 'l7');
+  assert.equal(enrolmentOf(pod(), { ...defaults, acceleration: 'l7' }).acceleration, 'l7');
 });
 
 test('enrolmentOf: unknown values are reported and count as off or as the default, also when they name a property of objects', () => {

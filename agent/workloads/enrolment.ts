@@ -11,7 +11,7 @@ export const SPLICE_LABEL = 'underpass.io/splice';
 const GATEWAY_NAME_LABEL = 'gateway.networking.k8s.io/gateway-name';
 
 export type Mode = 'node' | 'sidecar' | 'off';
-export type Acceleration = 'off' | 'l4' | 'force';
+export type Acceleration = 'off' | 'l4' | 'l7' | 'force';
 export type Redirection = 'auto' | 'bpf' | 'iptables';
 
 export interface EnrolmentDefaults {
@@ -42,8 +42,7 @@ export interface Enrolment {
 }
 
 const MODES = { node: 'node', sidecar: 'sidecar', off: 'off' } as const satisfies Record<string, Mode>;
-// The HTTP fast path takes l7 as its own level; until it is there, sockets are what can be short-circuited.
-const ACCELERATIONS = { off: 'off', l4: 'l4', l7: 'l4', force: 'force' } as const satisfies Record<string, Acceleration>;
+const ACCELERATIONS = { off: 'off', l4: 'l4', l7: 'l7', force: 'force' } as const satisfies Record<string, Acceleration>;
 const L7 = { auto: 'auto', always: 'always' } as const;
 const SPLICES = { true: 'true', false: 'false' } as const;
 const REDIRECTIONS = { auto: 'auto', bpf: 'bpf', iptables: 'iptables' } as const satisfies Record<string, Redirection>;
