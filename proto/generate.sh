@@ -19,6 +19,11 @@ filter_state=$tree/envoy/type/matcher/v3/filter_state.proto
 sed -i 's/^    StringMatcher string_match = 2;/&\n    AddressMatcher address_match = 3;/; s/^import "envoy\/type\/matcher\/v3\/string.proto";/import "envoy\/type\/matcher\/v3\/address.proto";\n&/' "$filter_state"
 grep -q 'address_match = 3' "$filter_state" && grep -q 'v3/address.proto' "$filter_state"
 
+# RouteMatch.filter_state: routes that only connections with some filter state match.
+routes=$tree/envoy/config/route/v3/route_components.proto
+sed -i 's/^  repeated type.matcher.v3.MetadataMatcher dynamic_metadata = 13;/&\n  repeated type.matcher.v3.FilterStateMatcher filter_state = 16;/; s/^import "envoy\/type\/matcher\/v3\/metadata.proto";/import "envoy\/type\/matcher\/v3\/filter_state.proto";\n&/' "$routes"
+grep -q 'filter_state = 16' "$routes" && grep -q 'v3/filter_state.proto' "$routes"
+
 # The package's copy of validate.proto is older than the Envoy protos beside it; only the names matter here.
 for rules in StringRules:26 BytesRules:14 RepeatedRules:5 MapRules:6 UInt32Rules:8 UInt64Rules:8 DoubleRules:8; do
   sed -i "s/^message ${rules%:*} {/&\n  optional bool ignore_empty = ${rules#*:};/" "$tree/validate/validate.proto"

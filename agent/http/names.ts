@@ -1,0 +1,43 @@
+/** What the two halves of the HTTP fast path, Envoy's configuration and the kernel's tables, call the same things; docs/http-fast-path.md. */
+
+/** SO_MARK of the sockets that Envoy opens for taught clusters: of others the kernel learns nothing. */
+export const TAUGHT_MARK = 0x756e_6474;
+export const CLASS_HEADER = 'x-underpass-class';
+export const LESSON_HEADER = 'x-underpass-lesson';
+
+/**
+ * The class that a route has in its client's table, 16 hexadecimal digits; undefined for routes that are not taught.
+ * @param routeConfigName as the control plane calls it
+ * @param routeIndex in the virtual host, as the control plane has it
+ */
+export type ClassOf = (routeConfigName: string, virtualHostName: string, routeIndex: number) => string | undefined;
+
+/** By which Envoy is told what was drawn: names of headers in small letters, of which nothing leaves it. */
+export interface DrawHeaders {
+  /** A number that chooses among weighted clusters, see `weightDraw`. */
+  weight: string;
+  /** An endpoint, see `endpointDraw`. */
+  endpoint: string;
+}
+
+export interface Teaching {
+  headers: DrawHeaders;
+  /** Changes with any class of any table. */
+  version: string;
+  /** @param classKey config class of the client's pod */
+  of(classKey: string): ClassOf | undefined;
+}
+
+/** Value of the weight header that leads to the destination whose weights begin behind `before` of the route's sum. */
+export function weightDraw(before: number): string {
+  return `${before}`;
+}
+
+/**
+ * Value of the endpoint header.
+ * @param listener the internal listener that the endpoint's pod is reached by, where its inbound chains are passed
+ */
+export function endpointDraw(address: string, port: number, listener?: string): string {
+  const endpoint = `${address.includes(':') ? `[${address}]` : address}:${port}`;
+  return listener === undefined ? endpoint : `envoy_internal://${listener}/${endpoint}`;
+}
