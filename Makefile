@@ -27,6 +27,7 @@ build: setup
 -include native/build.mk
 -include bench/build.mk
 -include test/wasm/build.mk
+-include test/fuzz/build.mk
 
 PROTO_SOURCES := $(shell find proto -name '*.proto' -not -path 'proto/generated/*') proto/roots.txt proto/generate.sh
 proto/generated/.stamp: $(PROTO_SOURCES) package-lock.json
@@ -85,7 +86,7 @@ docs: typescript
 	$(Q)node dist/pilot/validation/api-table.js
 
 clean:
-	$(Q)rm -rf dist proto/generated build/bpf build/proto-tree build/proto-out build/*.node build/underpass-exec build/socket-probe build/tcp-bench build/test-plugin.wasm
+	$(Q)rm -rf dist proto/generated build/bpf build/proto-tree build/proto-out build/*.node build/underpass-exec build/socket-probe build/tcp-bench build/test-plugin.wasm build/http-parse
 
 distclean: clean
 	$(Q)rm -rf build node_modules
