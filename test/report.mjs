@@ -1,37 +1,4 @@
-// Which test files can't touch the machine, and the reports of two runs of node's test runner told as one.
-import { existsSync, readFileSync } from 'node:fs';
-import { dirname, isAbsolute, join, resolve } from 'node:path';
-
-// Who has none of these, in any module that it loads, makes no process, namespace, cgroup or BPF object. `module` is for
-// createRequire: what that loads isn't seen here.
-const TOUCHES = /^(?:node:)?(?:child_process|cluster|module)$|\/dist\/native\//;
-
-/** Packages by name, modules by path. What a test only quotes may look like an import, too: at worst its file isn't there. */
-const importsOf = (file) =>
-  [...readFileSync(file, 'utf8').matchAll(/\b(?:from|import)\s*\(?\s*(['"`])([^'"`]+)\1/g)].flatMap(([, , name]) => {
-    if (!name.startsWith('.')) return isAbsolute(name) ? [] : [name];
-    const path = resolve(dirname(file), name);
-    return existsSync(path) ? [path] : [];
-  });
-
-/** @returns {{machine: string[], units: string[]}} `files`, in their order: those that could touch the machine, and the others */
-export function lanesOf(root, files) {
-  const imports = new Map();
-  const touches = (entry) => {
-    const seen = new Set([entry]);
-    for (const name of seen) {
-      if (TOUCHES.test(name)) return true;
-      if (!isAbsolute(name)) continue;
-      if (!imports.has(name)) imports.set(name, importsOf(name));
-      for (const next of imports.get(name)) seen.add(next);
-    }
-    return false;
-  };
-  const lanes = { machine: [], units: [] };
-  for (const file of files) lanes[touches(join(root, file)) ? 'machine' : 'units'].push(file);
-  return lanes;
-}
-
+// The reports of several runs of node's test runner, told as one.
 const COUNTS = ['tests', 'suites', 'pass', 'fail', 'cancelled', 'skipped', 'todo'];
 
 /** What a run writes (reporter `spec`): lines of tests, then counts, then the failing tests once more. */
