@@ -28,8 +28,16 @@ export interface TcpSocket {
   remotePort: number;
   /** Where the socket was made; 0 where the kernel does not say. */
   cgroupId: bigint;
+  /** Never given to another socket. */
+  cookie: bigint;
   /** For destroyTcpSockets; of this very socket, whoever has its addresses later. */
   id: Buffer;
+}
+
+/** A connected socket by its addresses, 16 bytes each, IPv4 in mapped form. */
+export interface TcpSocketName extends Pick<TcpSocket, 'local' | 'remote' | 'localPort' | 'remotePort'> {
+  /** Absent: whichever has these addresses. */
+  cookie?: bigint;
 }
 
 export interface StructLayout {
@@ -80,6 +88,8 @@ export interface Addon {
   openSocket(options: SocketOptions): Promise<number>;
   createNetns(path: string): Promise<void>;
   tcpSockets(netns: string): Promise<TcpSocket[]>;
+  tcpSocketId(socket: TcpSocketName): Buffer;
+  shutdownTcpSocket(netns: string, id: Buffer, pid: number): Promise<boolean>;
   destroyTcpSockets(netns: string, ids: readonly Buffer[]): Promise<number>;
   bindMount(source: string, target: string): void;
   unmount(path: string): void;

@@ -3,10 +3,10 @@ import { statfsSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { UnderpassError } from '../common/errors.js';
 import type { Closable } from '../common/lifecycle.js';
-import { guarded, type RawLink, type RawMap, type RawObject, type SocketOptions, type StructLayout, type TcpSocket } from './addon.js';
+import { guarded, type RawLink, type RawMap, type RawObject, type SocketOptions, type StructLayout, type TcpSocket, type TcpSocketName } from './addon.js';
 
 export { cgroup2Root } from '../common/cgroup.js';
-export { KernelError, type SocketOptions, type StructLayout, type TcpSocket } from './addon.js';
+export { KernelError, type SocketOptions, type StructLayout, type TcpSocket, type TcpSocketName } from './addon.js';
 
 // linux/magic.h
 const CGROUP2_SUPER_MAGIC = 0x63677270n;
@@ -54,6 +54,20 @@ export function tcpSockets(netnsPath: string): Promise<TcpSocket[]> {
  */
 export function destroyTcpSockets(netnsPath: string, ids: readonly Buffer[]): Promise<number> {
   return guarded((addon) => addon.destroyTcpSockets(netnsPath, ids));
+}
+
+/** What names a socket for `destroyTcpSockets` and `shutdownTcpSocket`. */
+export function tcpSocketId(socket: TcpSocketName): Buffer {
+  return guarded((addon) => addon.tcpSocketId(socket));
+}
+
+/**
+ * Ends what another process's socket sends, after what it has sent (SHUT_WR), as that process would.
+ * @returns false when there is no such socket any more, or the process does not have it
+ * @throws KernelError, also where the kernel has no pidfd_getfd (before 5.6)
+ */
+export function shutdownTcpSocket(netnsPath: string, id: Buffer, pid: number): Promise<boolean> {
+  return guarded((addon) => addon.shutdownTcpSocket(netnsPath, id, pid));
 }
 
 /** Bind-mounts a file or folder; a missing target becomes an empty file. */

@@ -4,8 +4,12 @@
 #include <linux/sock_diag.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <dirent.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
 
+#include <cstdlib>
 #include <cstring>
 #include <vector>
 
@@ -47,8 +51,9 @@ class Netlink {
     return sendto(fd_->get(), &message, sizeof(message), 0, reinterpret_cast<sockaddr *>(&kernel), sizeof(kernel)) < 0 ? errno : 0;
   }
 
-  // Calls back with each message until the answer is complete; the errno it ended with.
-  int receive(const std::function<void(const nlmsghdr *)> &visit) {
+  // Calls back with each message until the answer is complete, or has so many; the errno it ended with. What is asked for one
+  // socket alone is answered by one message, with nothing after it.
+  int receive(const std::function<void(const nlmsghdr *)> &visit, size_t most = SIZE_MAX) {
     std::vector<char> buffer(1 << 16);
     for (;;) {
       ssize_t length = recv(fd_->get(), buffer.data(), buffer.size(), 0);
@@ -65,6 +70,7 @@ class Netlink {
         }
         if (message->nlmsg_type == NLMSG_ERROR) return -static_cast<nlmsgerr *>(NLMSG_DATA(message))->error;
         visit(message);
+        if (--most == 0) return 0;
       }
     }
   }
@@ -133,6 +139,7 @@ class ListWorker : public PromiseWorker {
       row.Set("remote", address_of(env, each.family, each.id.idiag_dst));
       row.Set("localPort", ntohs(each.id.idiag_sport));
       row.Set("remotePort", ntohs(each.id.idiag_dport));
+      row.Set("cookie", Napi::BigInt::New(env, each.id.idiag_cookie[0] | static_cast<uint64_t>(each.id.idiag_cookie[1]) << 32));
       row.Set("cgroupId", Napi::BigInt::New(env, each.cgroup));
       uint8_t id[1 + sizeof(each.id)];
       id[0] = each.family;
@@ -181,24 +188,124 @@ Napi::Value tcp_sockets(const Napi::CallbackInfo &info) {
   return start(new ListWorker(info.Env(), string_of(info.Env(), info[0], "tcpSockets: netns")));
 }
 
+// A socket that another process has, by a descriptor of its own (pidfd_getfd, Linux 5.6).
+class ShutdownWorker : public PromiseWorker {
+ public:
+  ShutdownWorker(Napi::Env env, std::string path, inet_diag_req_v2 request, pid_t pid)
+      : PromiseWorker(env), path_(std::move(path)), request_(request), pid_(pid) {}
+
+ protected:
+  bool work(Failure *failure) override {
+    const std::string action = "ending what a socket of process " + std::to_string(pid_) + " sends";
+    uint32_t inode = 0;
+    int error = 0;
+    bool ok = in_netns(path_, failure, [&] {
+      Netlink netlink;
+      if (!netlink.open(action, failure)) return false;
+      error = netlink.send_request(SOCK_DIAG_BY_FAMILY, 0, request_);
+      if (!error) error = netlink.receive([&](const nlmsghdr *message) { inode = static_cast<const inet_diag_msg *>(NLMSG_DATA(message))->idiag_inode; }, 1);
+      return !error || error == ENOENT || error == ESTALE || failure->set(action, "sock_diag", error);
+    });
+    if (!ok || inode == 0) return ok;
+    Fd process(static_cast<int>(syscall(SYS_pidfd_open, pid_, 0)));
+    if (process.get() < 0) return errno == ESRCH || failure->set(action, "pidfd_open");
+    Fd socket(descriptor(process.get(), inode));
+    if (socket.get() < 0) return true;
+    if (!shutdown(socket.get(), SHUT_WR)) done_ = true;
+    return done_ || errno == ENOTCONN || failure->set(action, "shutdown");
+  }
+  Napi::Value result(Napi::Env env) override { return Napi::Boolean::New(env, done_); }
+
+ private:
+  // A copy of the process's descriptor of the socket with this inode and the cookie that was asked for; -1: it has none.
+  int descriptor(int process, uint32_t inode) const {
+    const std::string folder = "/proc/" + std::to_string(pid_) + "/fd", wanted = "socket:[" + std::to_string(inode) + "]";
+    std::unique_ptr<DIR, int (*)(DIR *)> entries(opendir(folder.c_str()), closedir);
+    if (!entries) return -1;
+    while (const dirent *entry = readdir(entries.get())) {
+      char target[64];
+      ssize_t length = readlinkat(dirfd(entries.get()), entry->d_name, target, sizeof(target));
+      if (length != static_cast<ssize_t>(wanted.size()) || memcmp(target, wanted.data(), wanted.size())) continue;
+      int fd = static_cast<int>(syscall(SYS_pidfd_getfd, process, atoi(entry->d_name), 0));
+      if (fd < 0) continue;
+      // The number may be another file's by now.
+      uint64_t cookie = 0, asked = request_.id.idiag_cookie[0] | static_cast<uint64_t>(request_.id.idiag_cookie[1]) << 32;
+      socklen_t size = sizeof(cookie);
+      struct stat status = {};
+      if (!fstat(fd, &status) && status.st_ino == inode && !getsockopt(fd, SOL_SOCKET, SO_COOKIE, &cookie, &size) && (asked == ~0ull || asked == cookie)) return fd;
+      close(fd);
+    }
+    return -1;
+  }
+
+  std::string path_;
+  inet_diag_req_v2 request_;
+  pid_t pid_;
+  bool done_ = false;
+};
+
+inet_diag_req_v2 request_of(Napi::Env env, const Napi::Value &value, const char *name) {
+  inet_diag_req_v2 request = {};
+  if (!value.IsBuffer() || value.As<Napi::Buffer<uint8_t>>().Length() != 1 + sizeof(request.id)) {
+    throw Napi::TypeError::New(env, std::string(name) + ": expected what tcpSockets or tcpSocketId gave");
+  }
+  const uint8_t *bytes = value.As<Napi::Buffer<uint8_t>>().Data();
+  request.sdiag_family = bytes[0];
+  request.sdiag_protocol = IPPROTO_TCP;
+  request.idiag_states = kAllStates;
+  memcpy(&request.id, bytes + 1, sizeof(request.id));
+  return request;
+}
+
+Napi::Value tcp_socket_id(const Napi::CallbackInfo &info) {
+  Napi::Env env = info.Env();
+  Napi::Object tuple = object_of(env, info[0], "tcpSocketId: socket");
+  inet_diag_sockid id = {};
+  uint8_t family = AF_INET;
+  auto address = [&](const char *name, __be32 *words) {
+    Napi::Value value = tuple.Get(name);
+    if (!value.IsBuffer() || value.As<Napi::Buffer<uint8_t>>().Length() != 16) {
+      throw Napi::TypeError::New(env, std::string("tcpSocketId: ") + name + ": expected 16 bytes");
+    }
+    memcpy(words, value.As<Napi::Buffer<uint8_t>>().Data(), 16);
+    static const uint8_t mapped[12] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff};
+    if (memcmp(words, mapped, sizeof(mapped))) family = AF_INET6;
+  };
+  address("local", id.idiag_src);
+  address("remote", id.idiag_dst);
+  if (family == AF_INET) {
+    for (auto *words : {id.idiag_src, id.idiag_dst}) words[0] = words[3], words[1] = words[2] = words[3] = 0;
+  }
+  id.idiag_sport = htons(integer_of(env, tuple.Get("localPort"), "tcpSocketId: localPort", 0, 65535));
+  id.idiag_dport = htons(integer_of(env, tuple.Get("remotePort"), "tcpSocketId: remotePort", 0, 65535));
+  uint64_t cookie = ~0ull;
+  if (!absent(tuple.Get("cookie"))) {
+    bool lossless = false;
+    if (tuple.Get("cookie").IsBigInt()) cookie = tuple.Get("cookie").As<Napi::BigInt>().Uint64Value(&lossless);
+    if (!lossless) throw Napi::TypeError::New(env, "tcpSocketId: cookie: expected a bigint of 64 bits");
+  }
+  id.idiag_cookie[0] = static_cast<uint32_t>(cookie);
+  id.idiag_cookie[1] = static_cast<uint32_t>(cookie >> 32);
+  uint8_t bytes[1 + sizeof(id)];
+  bytes[0] = family;
+  memcpy(bytes + 1, &id, sizeof(id));
+  return Napi::Buffer<uint8_t>::Copy(env, bytes, sizeof(bytes));
+}
+
+Napi::Value shutdown_tcp_socket(const Napi::CallbackInfo &info) {
+  Napi::Env env = info.Env();
+  const std::string path = string_of(env, info[0], "shutdownTcpSocket: netns");
+  const inet_diag_req_v2 request = request_of(env, info[1], "shutdownTcpSocket: id");
+  return start(new ShutdownWorker(env, path, request, integer_of(env, info[2], "shutdownTcpSocket: pid", 1, INT32_MAX)));
+}
+
 Napi::Value destroy_tcp_sockets(const Napi::CallbackInfo &info) {
   Napi::Env env = info.Env();
   const std::string path = string_of(env, info[0], "destroyTcpSockets: netns");
   if (!info[1].IsArray()) throw Napi::TypeError::New(env, "destroyTcpSockets: ids: expected an array");
   Napi::Array ids = info[1].As<Napi::Array>();
   std::vector<inet_diag_req_v2> requests;
-  for (uint32_t i = 0; i < ids.Length(); i++) {
-    inet_diag_req_v2 request = {};
-    Napi::Value value = ids.Get(i);
-    if (!value.IsBuffer() || value.As<Napi::Buffer<uint8_t>>().Length() != 1 + sizeof(request.id)) {
-      throw Napi::TypeError::New(env, "destroyTcpSockets: ids: expected those that tcpSockets gave");
-    }
-    const uint8_t *bytes = value.As<Napi::Buffer<uint8_t>>().Data();
-    request.sdiag_family = bytes[0];
-    request.sdiag_protocol = IPPROTO_TCP;
-    memcpy(&request.id, bytes + 1, sizeof(request.id));
-    requests.push_back(request);
-  }
+  for (uint32_t i = 0; i < ids.Length(); i++) requests.push_back(request_of(env, ids.Get(i), "destroyTcpSockets: ids"));
   return start(new DestroyWorker(env, path, std::move(requests)));
 }
 
@@ -206,6 +313,8 @@ Napi::Value destroy_tcp_sockets(const Napi::CallbackInfo &info) {
 
 void init_socket_diag(Napi::Env env, Napi::Object exports) {
   exports.Set("tcpSockets", Napi::Function::New(env, tcp_sockets, "tcpSockets"));
+  exports.Set("tcpSocketId", Napi::Function::New(env, tcp_socket_id, "tcpSocketId"));
+  exports.Set("shutdownTcpSocket", Napi::Function::New(env, shutdown_tcp_socket, "shutdownTcpSocket"));
   exports.Set("destroyTcpSockets", Napi::Function::New(env, destroy_tcp_sockets, "destroyTcpSockets"));
 }
 
