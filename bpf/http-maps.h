@@ -79,9 +79,10 @@ struct {
 	__type(value, struct http_load);
 } http_loads SEC(".maps");
 
+/* The agent writes the first whole, again and again; the second is the programs'. Off while the two differ in `lost_events`. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
+	__uint(max_entries, 2);
 	__type(key, __u32);
 	__type(value, struct http_control);
 } http_control SEC(".maps");

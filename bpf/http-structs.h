@@ -247,7 +247,7 @@ struct http_activity {
 struct http_control {
 	__u64 heartbeat_ns; /* CLOCK_MONOTONIC */
 	__u32 on;
-	__u32 lost_events;  /* raised by the kernel */
+	__u32 lost_events;  /* raised by the kernel, in the second entry of the map; in the first: those that the agent knows of */
 };
 
 enum http_end {

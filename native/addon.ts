@@ -88,6 +88,7 @@ export interface Addon {
   openSocket(options: SocketOptions): Promise<number>;
   createNetns(path: string): Promise<void>;
   tcpSockets(netns: string): Promise<TcpSocket[]>;
+  findTcpSocket(netns: string, id: Buffer): Promise<TcpSocket | undefined>;
   tcpSocketId(socket: TcpSocketName): Buffer;
   shutdownTcpSocket(netns: string, id: Buffer, pid: number): Promise<boolean>;
   destroyTcpSockets(netns: string, ids: readonly Buffer[]): Promise<number>;

@@ -56,7 +56,12 @@ export function destroyTcpSockets(netnsPath: string, ids: readonly Buffer[]): Pr
   return guarded((addon) => addon.destroyTcpSockets(netnsPath, ids));
 }
 
-/** What names a socket for `destroyTcpSockets` and `shutdownTcpSocket`. */
+/** A socket of a network namespace that is not closed. */
+export function findTcpSocket(netnsPath: string, id: Buffer): Promise<TcpSocket | undefined> {
+  return guarded((addon) => addon.findTcpSocket(netnsPath, id));
+}
+
+/** What names a socket for the functions that take an id. */
 export function tcpSocketId(socket: TcpSocketName): Buffer {
   return guarded((addon) => addon.tcpSocketId(socket));
 }

@@ -5,7 +5,7 @@ import { once } from 'node:events';
 import { createServer, type AddressInfo, type Server, type Socket } from 'node:net';
 import { after, before, test } from 'node:test';
 import { waitFor } from '../common/retry.js';
-import { destroyTcpSockets, shutdownTcpSocket, tcpSocketId, tcpSockets, type TcpSocket } from './index.js';
+import { destroyTcpSockets, findTcpSocket, shutdownTcpSocket, tcpSocketId, tcpSockets, type TcpSocket } from './index.js';
 
 const OWN = '/proc/self/ns/net';
 let server: Server;
@@ -40,6 +40,8 @@ test('shutdownTcpSocket: the other end sees an end of stream, and the process ca
   const { pid, accepted, theirs, heard, end } = await client();
   try {
     const { cookie, local, remote, localPort, remotePort } = theirs;
+    const byAddresses = await findTcpSocket(OWN, tcpSocketId({ local: remote, remote: local, localPort: remotePort, remotePort: localPort }));
+    assert.deepEqual([byAddresses?.localPort, byAddresses?.remotePort, byAddresses?.cookie === cookie], [port, localPort, false], 'the other end');
     const id = tcpSocketId({ cookie, local, remote, localPort, remotePort });
     assert.ok(id.subarray(0, 37).equals(theirs.id.subarray(0, 37)), 'the id that the list gives, but for the interface');
     assert.equal(await shutdownTcpSocket(OWN, tcpSocketId({ ...theirs, cookie: cookie + 1n }), pid), false, 'the addresses of another socket');
@@ -65,6 +67,7 @@ test('destroyTcpSockets by addresses and cookie: both ends are reset, and anothe
     assert.equal((await reset)[0].code, 'ECONNRESET');
     assert.equal(await destroyTcpSockets(OWN, [tcpSocketId(theirs)]), 0, 'it is gone');
     assert.equal(await shutdownTcpSocket(OWN, tcpSocketId(theirs), process.pid), false);
+    assert.equal(await findTcpSocket(OWN, theirs.id), undefined);
     await waitFor('the process to hear of it', () => heard() === 'ECONNABORTED', { timeoutMs: 10_000, everyMs: 5 });
   } finally {
     await end();

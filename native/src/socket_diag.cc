@@ -106,6 +106,22 @@ Napi::Value address_of(Napi::Env env, uint8_t family, const __be32 *words) {
   return Napi::Buffer<uint8_t>::Copy(env, bytes, sizeof(bytes));
 }
 
+Napi::Value row_of(Napi::Env env, const TcpSocket &each) {
+  Napi::Object row = Napi::Object::New(env);
+  row.Set("listening", Napi::Boolean::New(env, each.state == TCP_LISTEN));
+  row.Set("local", address_of(env, each.family, each.id.idiag_src));
+  row.Set("remote", address_of(env, each.family, each.id.idiag_dst));
+  row.Set("localPort", ntohs(each.id.idiag_sport));
+  row.Set("remotePort", ntohs(each.id.idiag_dport));
+  row.Set("cookie", Napi::BigInt::New(env, each.id.idiag_cookie[0] | static_cast<uint64_t>(each.id.idiag_cookie[1]) << 32));
+  row.Set("cgroupId", Napi::BigInt::New(env, each.cgroup));
+  uint8_t id[1 + sizeof(each.id)];
+  id[0] = each.family;
+  memcpy(id + 1, &each.id, sizeof(each.id));
+  row.Set("id", Napi::Buffer<uint8_t>::Copy(env, id, sizeof(id)));
+  return row;
+}
+
 class ListWorker : public PromiseWorker {
  public:
   ListWorker(Napi::Env env, std::string path) : PromiseWorker(env), path_(std::move(path)) {}
@@ -132,20 +148,7 @@ class ListWorker : public PromiseWorker {
   Napi::Value result(Napi::Env env) override {
     Napi::Array out = Napi::Array::New(env, found_.size());
     for (uint32_t i = 0; i < found_.size(); i++) {
-      const TcpSocket &each = found_[i];
-      Napi::Object row = Napi::Object::New(env);
-      row.Set("listening", Napi::Boolean::New(env, each.state == TCP_LISTEN));
-      row.Set("local", address_of(env, each.family, each.id.idiag_src));
-      row.Set("remote", address_of(env, each.family, each.id.idiag_dst));
-      row.Set("localPort", ntohs(each.id.idiag_sport));
-      row.Set("remotePort", ntohs(each.id.idiag_dport));
-      row.Set("cookie", Napi::BigInt::New(env, each.id.idiag_cookie[0] | static_cast<uint64_t>(each.id.idiag_cookie[1]) << 32));
-      row.Set("cgroupId", Napi::BigInt::New(env, each.cgroup));
-      uint8_t id[1 + sizeof(each.id)];
-      id[0] = each.family;
-      memcpy(id + 1, &each.id, sizeof(each.id));
-      row.Set("id", Napi::Buffer<uint8_t>::Copy(env, id, sizeof(id)));
-      out.Set(i, row);
+      out.Set(i, row_of(env, found_[i]));
     }
     return out;
   }
@@ -153,6 +156,35 @@ class ListWorker : public PromiseWorker {
  private:
   std::string path_;
   std::vector<TcpSocket> found_;
+};
+
+class FindWorker : public PromiseWorker {
+ public:
+  FindWorker(Napi::Env env, std::string path, inet_diag_req_v2 request) : PromiseWorker(env), path_(std::move(path)), request_(request) {}
+
+ protected:
+  bool work(Failure *failure) override {
+    const std::string action = "looking for a TCP socket of " + path_;
+    return in_netns(path_, failure, [&] {
+      Netlink netlink;
+      if (!netlink.open(action, failure)) return false;
+      int error = netlink.send_request(SOCK_DIAG_BY_FAMILY, 0, request_);
+      if (!error) {
+        error = netlink.receive([&](const nlmsghdr *message) {
+          socket_ = socket_of(message);
+          found_ = true;
+        }, 1);
+      }
+      return !error || error == ENOENT || error == ESTALE || failure->set(action, "sock_diag", error);
+    });
+  }
+  Napi::Value result(Napi::Env env) override { return found_ ? row_of(env, socket_) : env.Undefined(); }
+
+ private:
+  std::string path_;
+  inet_diag_req_v2 request_;
+  TcpSocket socket_;
+  bool found_ = false;
 };
 
 class DestroyWorker : public PromiseWorker {
@@ -292,6 +324,12 @@ Napi::Value tcp_socket_id(const Napi::CallbackInfo &info) {
   return Napi::Buffer<uint8_t>::Copy(env, bytes, sizeof(bytes));
 }
 
+Napi::Value find_tcp_socket(const Napi::CallbackInfo &info) {
+  Napi::Env env = info.Env();
+  const std::string path = string_of(env, info[0], "findTcpSocket: netns");
+  return start(new FindWorker(env, path, request_of(env, info[1], "findTcpSocket: id")));
+}
+
 Napi::Value shutdown_tcp_socket(const Napi::CallbackInfo &info) {
   Napi::Env env = info.Env();
   const std::string path = string_of(env, info[0], "shutdownTcpSocket: netns");
@@ -313,6 +351,7 @@ Napi::Value destroy_tcp_sockets(const Napi::CallbackInfo &info) {
 
 void init_socket_diag(Napi::Env env, Napi::Object exports) {
   exports.Set("tcpSockets", Napi::Function::New(env, tcp_sockets, "tcpSockets"));
+  exports.Set("findTcpSocket", Napi::Function::New(env, find_tcp_socket, "findTcpSocket"));
   exports.Set("tcpSocketId", Napi::Function::New(env, tcp_socket_id, "tcpSocketId"));
   exports.Set("shutdownTcpSocket", Napi::Function::New(env, shutdown_tcp_socket, "shutdownTcpSocket"));
   exports.Set("destroyTcpSockets", Napi::Function::New(env, destroy_tcp_sockets, "destroyTcpSockets"));

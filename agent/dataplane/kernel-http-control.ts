@@ -1,0 +1,125 @@
+/**
+ * What the agent and the programs of the HTTP fast path tell each other while it runs: that the agent lives, which pods' tables
+ * hold, what is under way, and which connections are to end. bpf/http-structs.h; docs/http-fast-path.md.
+ */
+import type { Closable } from '../../common/lifecycle.js';
+import type { BpfMap, BpfObject, TcpSocketName } from '../../native/index.js';
+import { StructCodec, u32, u64 } from './kernel-codec.js';
+
+/** `suspended`: all goes through Envoy, which teaches nothing; what is under way ends. */
+export type HttpPodState = 'off' | 'suspended' | 'live';
+
+export interface HttpPod {
+  /** The table whose ports and hosts hold; 0: none. */
+  table: number;
+  state: HttpPodState;
+}
+
+export interface HttpActivity {
+  /** Exchanges that the kernel has under way for the pod's clients, and those that it has begun. */
+  underWay: bigint;
+  started: bigint;
+}
+
+/** A connection that is to end, since its other half has. */
+export interface HttpEnd {
+  side: 'client' | 'server';
+  /** All that the server sent has been moved, and it had ended by a FIN. */
+  orderly: boolean;
+  netnsCookie: bigint;
+  /** Without a cookie: whichever has these addresses. */
+  socket: TcpSocketName;
+}
+
+/** In pinned maps. */
+export const HTTP_CONTROL_STRUCTS = ['http_control', 'http_pod', 'http_activity', 'http_event'];
+
+const STATES = { off: 'HTTP_POD_OFF', suspended: 'HTTP_POD_SUSPENDED', live: 'HTTP_POD_LIVE' } as const;
+/** Of the two entries of `http_control`. */
+const AGENTS = u32(0);
+const KERNELS = u32(1);
+
+export class KernelHttpControl implements Closable {
+  readonly #object: BpfObject;
+  readonly #maps: Record<'control' | 'pods' | 'activity', BpfMap>;
+  readonly #codecs: Record<'control' | 'pod' | 'activity' | 'event' | 'tuple', StructCodec>;
+  readonly #states: Record<HttpPodState, number>;
+  readonly #endOfClient: number;
+  #ring: Closable | undefined;
+
+  constructor(object: BpfObject) {
+    this.#object = object;
+    this.#maps = { control: object.map('http_control'), pods: object.map('http_pods'), activity: object.map('http_activity') };
+    this.#codecs = {
+      control: new StructCodec(object, 'http_control').check(this.#maps.control, 'value'),
+      pod: new StructCodec(object, 'http_pod').check(this.#maps.pods, 'value'),
+      activity: new StructCodec(object, 'http_activity').check(this.#maps.activity, 'value'),
+      event: new StructCodec(object, 'http_event'),
+      tuple: new StructCodec(object, 'tuple'),
+    };
+    const states = object.enumValues('http_pod_state');
+    this.#states = { off: states[STATES.off]!, suspended: states[STATES.suspended]!, live: states[STATES.live]! };
+    this.#endOfClient = object.enumValues('http_end')['HTTP_END_CLIENT']!;
+  }
+
+  /**
+   * Says that the agent lives, and ends what is to be ended; for a second what is taught may be repeated, if `on`.
+   * CLOCK_MONOTONIC, as bpf_ktime_get_ns() has it.
+   * @param knownLost see `lostEnds`: while there are others nothing new is fast, whatever `on` says
+   */
+  beat(on: boolean, knownLost: number): void {
+    this.#maps.control.set(AGENTS, this.#codecs.control.encode({ heartbeat_ns: process.hrtime.bigint(), on: Number(on), lost_events: knownLost }));
+  }
+
+  /** Ends that the ring buffer had no room for, since the maps were made. */
+  lostEnds(): number {
+    const value = this.#maps.control.get(KERNELS);
+    return value ? this.#codecs.control.number(value, 'lost_events') : 0;
+  }
+
+  setPod(netnsCookie: bigint, { table, state }: HttpPod): void {
+    this.#maps.pods.set(u64(netnsCookie), this.#codecs.pod.encode({ table, state: this.#states[state] }));
+  }
+
+  /** Nothing of the pod is fast any more. */
+  removePod(netnsCookie: bigint): void {
+    this.#maps.pods.delete(u64(netnsCookie));
+  }
+
+  forgetActivity(netnsCookie: bigint): void {
+    this.#maps.activity.delete(u64(netnsCookie));
+  }
+
+  pods(): Map<bigint, HttpPod> {
+    const nameOf = (value: number): HttpPodState => (value === this.#states.live ? 'live' : value === this.#states.suspended ? 'suspended' : 'off');
+    const { pod } = this.#codecs;
+    return new Map(this.#maps.pods.entries().map(([key, value]) => [key.readBigUInt64LE(), { table: pod.number(value, 'table'), state: nameOf(pod.number(value, 'state')) }]));
+  }
+
+  activity(netnsCookie: bigint): HttpActivity {
+    const value = this.#maps.activity.get(u64(netnsCookie));
+    if (!value) return { underWay: 0n, started: 0n };
+    return { underWay: BigInt.asIntN(64, this.#codecs.activity.bigint(value, 'under_way')), started: this.#codecs.activity.bigint(value, 'started') };
+  }
+
+  /** From now on ends are told; those that a former agent did not come to, too. */
+  listen(onEnd: (end: HttpEnd) => void): void {
+    const { event, tuple } = this.#codecs;
+    this.#ring ??= this.#object.ringBuffer('http_events', (record) => {
+      const [of, cookie] = [event.bytes(record, 'tuple'), event.bigint(record, 'cookie')];
+      onEnd({
+        side: event.number(record, 'type') === this.#endOfClient ? 'client' : 'server',
+        orderly: event.number(record, 'orderly') !== 0,
+        netnsCookie: event.bigint(record, 'netns_cookie'),
+        socket: {
+          ...(cookie === 0n ? {} : { cookie }), local: tuple.bytes(of, 'local'), remote: tuple.bytes(of, 'remote'),
+          localPort: tuple.number(of, 'local_port'), remotePort: tuple.number(of, 'remote_port'),
+        },
+      });
+    });
+  }
+
+  close(): void {
+    void this.#ring?.close();
+  }
+}
