@@ -4,6 +4,10 @@
 export const TAUGHT_MARK = 0x756e_6474;
 export const CLASS_HEADER = 'x-underpass-class';
 export const LESSON_HEADER = 'x-underpass-lesson';
+/** Filter state of connections with HTTP of a taught pod: its netns cookie in 16 hexadecimal digits, `-`, the client's port. */
+export const CLIENT_STATE = 'underpass.client';
+/** Of endpoints and routes, in Envoy. */
+export const TEACH_METADATA = 'underpass';
 
 /**
  * The class that a route has in its client's table, 16 hexadecimal digits; undefined for routes that are not taught.

@@ -4,6 +4,7 @@ import { ClusterLoadAssignment } from '../../proto/generated/envoy/config/endpoi
 import { pack } from '../../common/xds/any.js';
 import { hashBytes } from '../xds/resource-type.js';
 import { edsServiceName } from '../xds/resource-types.js';
+import { markTeachable, taughtName } from '../http/taught-clusters.js';
 import { opensForCallers } from './fold-clusters.js';
 import { hasTlsMode, socketEndpoints } from './fold-endpoints.js';
 import { directWithinNode, meshSockets } from './fold-identity.js';
@@ -38,6 +39,8 @@ interface Made extends ClusterSource {
 export interface ClassClusters {
   key: string;
   clusters: ReadonlyMap<string, ClusterSource>;
+  /** Copies of some of them for pods that the kernel learns from, under the same names. */
+  taught?: ReadonlyMap<string, Cluster>;
 }
 
 interface MadeEntries {
@@ -52,31 +55,32 @@ export class ClusterEntries {
   /** Of all classes; a name's first cluster counts. The same maps for as long as the clusters, their names and the view are the same. */
   all(classes: readonly ClassClusters[], names: Names, view: NodeView): MadeEntries {
     const before = this.#all;
-    const isSame = before?.names === names && before.of.length === classes.length && sameView(before.view, view) && classes.every(({ key, clusters }, index) => before.of[index]!.key === key && before.of[index]!.clusters === clusters);
+    const isSame = before?.names === names && before.of.length === classes.length && sameView(before.view, view) && classes.every(({ key, clusters, taught }, index) => before.of[index]!.key === key && before.of[index]!.clusters === clusters && before.of[index]!.taught === taught);
     if (isSame) return before;
     const next = new Map<string, Made>();
     const [cds, eds] = [new Map<string, Entry>(), new Map<string, Entry>()];
-    for (const { key, clusters } of classes) {
-      for (const [name, source] of clusters) {
-        const called = names.of(key, name);
-        if (next.has(called)) continue;
-        const made = this.#make(called, source, view);
-        next.set(called, made);
-        cds.set(called, made.cds);
-        if (made.eds) eds.set(called, made.eds);
-      }
+    const add = (called: string, source: ClusterSource, isTaught: boolean): void => {
+      if (next.has(called)) return;
+      const made = this.#make(called, source, view, isTaught);
+      next.set(called, made);
+      cds.set(called, made.cds);
+      if (made.eds) eds.set(called, made.eds);
+    };
+    for (const { key, clusters, taught = [] } of classes) {
+      for (const [name, source] of clusters) add(names.of(key, name), source, false);
+      for (const [name, cluster] of taught) add(taughtName(names.of(key, name)), { cluster, assignment: clusters.get(name)?.assignment }, true);
     }
     this.#made = next;
     this.#all = { of: classes, names, view, cds, eds };
     return this.#all;
   }
 
-  #make(name: string, source: ClusterSource, view: NodeView): Made {
+  #make(name: string, source: ClusterSource, view: NodeView, isTaught: boolean): Made {
     const through = view.waypoints.replace(source.cluster);
     const seen = through ? 'waypoint' : viewOf(source, view);
     const before = this.#made.get(name);
     const isSame = !through && before?.cluster === source.cluster && before.assignment === source.assignment && before.view === seen;
-    return isSame ? before : make(name, source, through ? { cluster: through, assignment: undefined } : asReached(source, view), seen);
+    return isSame ? before : make(name, source, through ? { cluster: through, assignment: undefined } : asReached(isTaught ? markTeachable(source.cluster, source.assignment, view) : source, view), seen);
   }
 }
 

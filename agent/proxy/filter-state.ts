@@ -38,6 +38,17 @@ export function connectionString(name: string, key: string, format: string): Fil
   return { name, config_type: { $case: 'typed_config', value: packSetFilterState(Config.fromPartial({ on_new_connection: [value] })) } };
 }
 
+/** A filter that gives its connection, and the next one upstream, a string as Envoy's formatters make it; pools are not told apart by it. */
+export function handedOn(name: string, key: string, format: string): Filter {
+  const value = {
+    key: { $case: 'object_key' as const, value: key },
+    factory_key: 'envoy.string',
+    value: { $case: 'format_string' as const, value: { format: { $case: 'text_format_source' as const, value: { specifier: { $case: 'inline_string' as const, value: format } } } } },
+    shared_with_upstream: FilterStateValue_SharedWithUpstream.ONCE,
+  };
+  return { name, config_type: { $case: 'typed_config', value: packSetFilterState(Config.fromPartial({ on_new_connection: [value] })) } };
+}
+
 /** A filter that hands addresses on to the next connection upstream, by their keys, as Envoy's formatters give them. */
 export function sharedAddress(name: string, addresses: Readonly<Record<string, string>>): Filter {
   const values = Object.entries(addresses).map(([key, format]) => ({

@@ -92,12 +92,18 @@ function podBindConfig(network_namespace_filepath = ''): BindConfig {
   });
 }
 
-export function markOption(): SocketOption {
+/** The cluster with another mark on its connections. */
+export function markedWith(cluster: Cluster, mark: number): Cluster {
+  const bind = cluster.upstream_bind_config;
+  return bind ? { ...cluster, upstream_bind_config: { ...bind, socket_options: [...bind.socket_options.filter(({ level, name }) => level !== BigInt(SOL_SOCKET) || name !== BigInt(SO_MARK)), markOption(mark)] } } : cluster;
+}
+
+export function markOption(mark = PROXY_MARK): SocketOption {
   return SocketOption.fromPartial({
     description: 'SO_MARK',
     level: BigInt(SOL_SOCKET),
     name: BigInt(SO_MARK),
-    value: { $case: 'int_value', value: BigInt(PROXY_MARK) },
+    value: { $case: 'int_value', value: BigInt(mark) },
     state: SocketOption_SocketState.STATE_PREBIND,
   });
 }

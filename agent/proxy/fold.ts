@@ -10,6 +10,8 @@ import { encode, pack } from '../../common/xds/any.js';
 import { contentHash, hashBytes, type XdsResource } from '../xds/resource-type.js';
 import { edsServiceName } from '../xds/resource-types.js';
 import type { SidecarState } from '../xds/sidecar-stream.js';
+import type { Teaching } from '../http/names.js';
+import { canBeTaughtOf, TaughtFold, taughtOfPod } from '../http/teach.js';
 import type { EnvoyExtensions } from './extensions.js';
 import { asksForMeshTls, ClusterEntries } from './cluster-entries.js';
 import { boundTo, foldCluster, isFoldedCluster } from './fold-clusters.js';
@@ -136,6 +138,7 @@ export class Folder {
   #clusterNames: { of: readonly { key: string; contents: ReadonlyMap<string, Content> | undefined }[]; names: Names } | undefined;
   readonly #assignments = new WeakMap<object, { assignment: ClusterLoadAssignment; hash: string }>();
   readonly #routeTables: RouteTables;
+  readonly #taught: TaughtFold;
   readonly #routes = new WeakMap<object, FoldedRoutes>();
   readonly #chains = new WeakMap<object, Map<boolean, FilterChain[]>>();
   readonly #renamedRoutes = new Renamed<FoldedRoutes, FoldedRoutes>();
@@ -160,6 +163,7 @@ export class Folder {
     this.#clusterBook = new NameBook(names?.clusters);
     this.#routeBook = new NameBook(names?.routes);
     this.#routeTables = new RouteTables(extensions);
+    this.#taught = new TaughtFold(extensions);
   }
 
   get names(): FoldedNames {
@@ -176,11 +180,14 @@ export class Folder {
    * @param pods whose class is among `classes`; others get no listener
    * @param eventDriven keys of endpoints, see pool-renewal.ts
    * @param waypoints which destinations are reached through one
+   * @param teaching without it no pod is taught, whatever it says itself
    * @param reached pods that enforce policy, and which of their internal inbound listeners Envoy has: their endpoints lead there
    */
-  fold(classes: readonly FoldClass[], pods: readonly FoldPod[], eventDriven: ReadonlySet<string> = new Set(), reached: ReadonlyMap<string, string> = new Map(), waypoints: WaypointTable = NO_WAYPOINTS): FoldResult {
+  fold(classes: readonly FoldClass[], given: readonly FoldPod[], eventDriven: ReadonlySet<string> = new Set(), reached: ReadonlyMap<string, string> = new Map(), waypoints: WaypointTable = NO_WAYPOINTS, teaching?: Teaching): FoldResult {
     const problems: FoldProblem[] = [];
     this.#nextGood = new Map();
+    const teaches = teaching && this.#taught.possible && given.some(({ taught }) => taught) ? teaching : undefined;
+    const pods = teaches ? given : given.map((pod) => (pod.taught ? { ...pod, taught: undefined } : pod));
     for (const cache of [this.#clusters, this.#inbound]) for (const key of cache.keys()) if (key !== '' && !classes.some(({ identity }) => identity === key)) cache.delete(key);
     const local = new Set(pods.flatMap(({ addresses = [] }) => addresses));
     const clusters = new Map(classes.map((item) => [item.key, this.#withMirrors(item, this.#foldClusters(item, local, problems), pods)]));
@@ -190,7 +197,7 @@ export class Folder {
 
     const rds = new Map<string, Entry>();
     const lds = new Map<string, Entry>();
-    const inbound = new Map(classes.map((item) => [item.key, this.#foldInbound(item, problems)]));
+    const inbound = new Map(classes.map((item) => [item.key, this.#foldInbound(item, problems, teaches !== undefined)]));
     const enforcing = pods.filter(({ classKey }) => inbound.get(classKey)?.enforces);
     // Whoever is redirected is reached by its internal listener, so that no caller of this node meets the redirection.
     const behind = pods.filter((pod) => pod.redirected || inbound.get(pod.classKey)?.enforces);
@@ -199,7 +206,10 @@ export class Folder {
     if (tunnels) lds.set(originateListener.name, originateListener);
     const behindWaypoints = new WaypointClusters(waypoints);
     for (const entry of behindWaypoints.listeners()) lds.set(entry.name, entry);
-    const made = this.#clusterEntries.all(classes.map(({ key }) => ({ key, clusters: clusters.get(key)! })), clusterNames, { eventDriven, throughPolicy, local, tunnels, waypoints: behindWaypoints });
+    const learners = new Set(pods.flatMap(({ classKey, taught }) => (taught ? classKey : [])));
+    const taught = new Map(classes.flatMap(({ key }) => (teaches && learners.has(key) ? [[key, this.#taught.routes({ key, clusters: clusters.get(key)!, routes: routes.get(key)!, clusterNames, routeNames: routeNamesOf, leadsAway: (cluster) => behindWaypoints.replace(cluster) !== undefined }, teaches)] as const] : [])));
+    for (const { tables } of taught.values()) for (const entry of tables) rds.set(entry.name, entry);
+    const made = this.#clusterEntries.all(classes.map(({ key }) => ({ key, clusters: clusters.get(key)!, taught: taught.get(key)?.clusters })), clusterNames, { eventDriven, throughPolicy, local, tunnels, waypoints: behindWaypoints });
     const [cds, eds] = [new Map(made.cds), new Map(made.eds)];
     for (const { key } of classes) for (const [name, folded] of routes.get(key) ?? []) this.#addRoutes(routeNamesOf.of(key, name), folded, rds);
     const podEntries = new Map<string, { key: string; entry: Entry }>();
@@ -207,20 +217,22 @@ export class Folder {
       const own = pods.filter((pod) => pod.classKey === item.key);
       if (own.length === 0) continue;
       const template = this.#template(item, { clusterNames, routeNamesOf, waypoints: isWaypoint(own, waypoints) ? OF_A_WAYPOINT : waypoints }, problems);
-      for (const { cluster, listener } of template.inner) {
+      const ofTaught = taught.has(item.key) ? this.#taught.listeners(item.key, template) : undefined;
+      for (const { cluster, listener } of [...template.inner, ...(ofTaught?.inner ?? [])]) {
         cds.set(cluster.name, cluster);
         lds.set(listener.name, listener);
       }
       for (const pod of own) {
-        const key = `${template.hash} ${podListenerKey(pod)}`;
+        const { hash, folded, needs } = (pod.taught && ofTaught) || template;
+        const key = `${hash} ${podListenerKey(pod)}`;
         const known = this.#podEntries.get(pod.uid);
-        const entry = known?.key === key ? known.entry : podListener(pod, template.folded, template.needs);
+        const entry = known?.key === key ? known.entry : podListener(pod, folded, needs);
         podEntries.set(pod.uid, { key, entry });
         lds.set(entry.name, entry);
       }
     }
     this.#podEntries = podEntries;
-    this.#addInbound(classes, pods, inbound, reached, clusterNames, cds, lds);
+    this.#addInbound(classes, pods, inbound, reached, clusterNames, cds, lds, teaches !== undefined);
     addWaypoints(classes, waypoints, cds, eds);
     const calls = this.#callsOf(behind.map(({ uid, addresses, classKey }) => ({ uid, addresses, inbound: reached.get(uid) ?? meshListenerName(uid, inbound.get(classKey) ?? CLOSED), waypoint: waypointOf(addresses, waypoints) })), classes.some(({ key }) => isWaypoint(pods.filter(({ classKey }) => classKey === key), waypoints)));
     for (const entry of calls.listeners) lds.set(entry.name, entry);
@@ -228,6 +240,7 @@ export class Folder {
     const tunnelled = this.#addTunnels(classes, pods, inbound, reached, { cds, lds, rds });
     this.#lastGood = this.#nextGood;
     for (const byClass of [this.#clusterSets, this.#mirrors, this.#templates]) for (const key of byClass.keys()) if (!clusters.has(key)) byClass.delete(key);
+    this.#taught.keep(new Set(clusters.keys()));
     const split = new Set([...[...clusterNames.split].map((name) => `CDS ${name}`), ...[...routeNamesOf.split].map((name) => `RDS ${name}`)]);
     const ports = new Set(classes.flatMap(({ state }) => listenerFacts(state.listeners).ports));
     const proxied = [...new Set(waypoints.destinations.flatMap(({ ports: only, addresses }) => (only ? [] : addresses.filter((address) => local.has(address)))))].sort();
@@ -315,7 +328,7 @@ export class Folder {
   }
 
   /** What a class's pods ask of their callers; one that can't be folded, and never could, lets nobody in. */
-  #foldInbound({ key, state, identity, certified }: FoldClass, problems: FoldProblem[]): FoldedInbound | undefined {
+  #foldInbound({ key, state, identity, certified }: FoldClass, problems: FoldProblem[], teaches: boolean): FoldedInbound | undefined {
     const source = state.listeners.get('virtualInbound')?.message;
     if (!source) return undefined;
     const folded = this.#good(`${key} inbound`, key, 'LDS virtualInbound', 'virtualInbound', source, problems, (message) => foldInbound(message, this.extensions, certified ? identity : undefined), cacheOf(this.#inbound, certified ? identity : undefined)) ?? CLOSED;
@@ -323,10 +336,11 @@ export class Folder {
     // A Sidecar's ingress listeners deliver where they say, not where the caller meant.
     const delivered = inboundClusters(state.clusters).filter(({ message }) => message.load_assignment);
     for (const { name, message } of delivered) if (isOfSockets(message)) problems.push({ classKey: key, resource: `CDS ${name}`, message: "a Unix socket of the pod's, which the node's Envoy can't reach: requests get 503" });
-    return delivered.length > 0 && !folded.enforces ? { ...folded, enforces: true } : folded;
+    const whole = delivered.length > 0 && !folded.enforces ? { ...folded, enforces: true } : folded;
+    return teaches ? this.#taught.inbound(key, whole, inboundClusters(state.clusters)) : whole;
   }
 
-  #addInbound(classes: readonly FoldClass[], pods: readonly FoldPod[], inbound: ReadonlyMap<string, FoldedInbound | undefined>, reached: ReadonlyMap<string, string>, names: Names, cds: Map<string, Entry>, lds: Map<string, Entry>): void {
+  #addInbound(classes: readonly FoldClass[], pods: readonly FoldPod[], inbound: ReadonlyMap<string, FoldedInbound | undefined>, reached: ReadonlyMap<string, string>, names: Names, cds: Map<string, Entry>, lds: Map<string, Entry>, teaches: boolean): void {
     const entries = new Map<string, InboundEntries>();
     for (const { key: classKey, state } of classes) {
       const folded = inbound.get(classKey);
@@ -340,15 +354,16 @@ export class Folder {
       const common = contentHash(Listener, { ...Listener.fromPartial({}), filter_chains: template.direct.map((chain) => rename(chain, '')) });
       for (const pod of own) {
         const inUse = reached.get(pod.uid);
-        const key = [common, template.hash, inUse, podListenerKey(pod), String(pod.canRedirect), ...sources.map(({ name, version }) => `${name} ${version}`)].join();
+        const key = [common, template.hash, inUse, String(teaches), podListenerKey(pod), String(pod.canRedirect), ...sources.map(({ name, version }) => `${name} ${version}`)].join();
         const before = this.#inboundEntries.get(pod.uid);
         let known = before;
         if (known?.key !== key) {
-          const clusters = sources.map(({ name, message }): Entry => {
-            const inner = foldCluster(message, this.extensions);
-            const cluster = markPolicy(boundTo(pod.netnsPath, { ...(pod.showsCallers ? endingIdle(inner) : inner), name: podClusterName(pod.uid, name) }), inUse);
+          const clusters = sources.flatMap(({ name, message }): Entry[] => {
+            const inner = { ...foldCluster(message, this.extensions), name: podClusterName(pod.uid, name) };
+            const cluster = boundTo(pod.netnsPath, pod.showsCallers ? endingIdle(inner) : inner);
             cluster.alt_stat_name ||= cluster.name;
-            return { name: cluster.name, version: contentHash(ClusterCodec, cluster), any: pack(ClusterCodec, cluster), needs: [] };
+            const all = [cluster, ...(teaches && canBeTaughtOf(name, message) ? [taughtOfPod(pod.netnsPath, inner)] : [])].map((each) => markPolicy(each, inUse));
+            return all.map((each) => ({ name: each.name, version: contentHash(ClusterCodec, each), any: pack(ClusterCodec, each), needs: [] }));
           });
           known = { key, clusters, listeners: inboundListeners(pod, template, (chain) => rename(chain, pod.uid), portsTo(delivered, template)), older: undefined };
         }

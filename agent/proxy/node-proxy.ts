@@ -16,6 +16,8 @@ import { classKey, sidecarNode } from '../xds/config-class.js';
 import { SidecarStream, type SidecarState } from '../xds/sidecar-stream.js';
 import type { Change } from '../xds/delta-stream.js';
 import { WorkloadStream } from '../xds/workload-stream.js';
+import type { Teaching } from '../http/names.js';
+import { taughtName } from '../http/taught-clusters.js';
 import { AdsServer } from './ads-server.js';
 import { Envoy } from './envoy.js';
 import { EnvoyExtensions } from './extensions.js';
@@ -29,29 +31,14 @@ import { INSPECTION_KINDS, inspectionName } from './inspection.js';
 import { podHboneName, podListenerName, podOfListener, podStatPrefix, podTunnelStatPrefix, type ListenerPod } from './pod-listener.js';
 import { NarrowingFollower, policiesOfPods, savedPolicies, type NarrowingOptions } from './narrowing.js';
 import { PlainPorts } from './plain-ports.js';
+import type { ProxyPod } from './proxy-pod.js';
 import { endpointKeys } from './pool-renewal.js';
 import { serviceAuthorities } from './service-authorities.js';
 import { LDS, RDS, SDS, type Snapshot } from './snapshot.js';
 import { WaypointIndex, type WaypointTable } from './waypoint-table.js';
 import { StateFile } from './xds-state.js';
 
-export interface ProxyPod {
-  uid: string;
-  name: string;
-  namespace: string;
-  labels: Record<string, string>;
-  annotations: Record<string, string>;
-  serviceAccount: string;
-  ips: string[];
-  /** Pinned path of the pod's network namespace; it must exist until `whenRemoved`. */
-  netnsPath: string;
-  /** Its connections are redirected by rules rather than by BPF; the listener is the same either way. */
-  iptables: boolean;
-  /** What arrives for it is redirected to its inbound listener, which has to stay for as long. */
-  redirected?: boolean;
-  /** No program of the pod's listens where HBONE is to end, and where callers are redirected to; after a restart undefined and false until that is known. */
-  hbonePortFree?: boolean; inboundPortFree?: boolean;
-}
+export type { ProxyPod } from './proxy-pod.js';
 
 /**
  * Ports of all outbound listeners of all classes, ascending; `all` when a class refuses what matches no service
@@ -151,6 +138,7 @@ export class NodeProxy {
   #folded = new Map<string, string>();
   #podsGiven = false;
   #eventDriven: ReadonlySet<string> = new Set();
+  #teaching: Teaching | undefined;
   #started = false;
   #listenerPorts: ListenerPorts = [];
   #reportedPorts: string | undefined;
@@ -284,6 +272,13 @@ export class NodeProxy {
     this.#schedule();
   }
 
+  /** The classes of the routes of pods that the kernel learns from; another `version` means others. Without it nobody is taught. */
+  setTeaching(teaching: Teaching | undefined): void {
+    if (teaching?.version === this.#teaching?.version) return;
+    this.#teaching = teaching;
+    this.#schedule();
+  }
+
   /**
    * Resolves when Envoy acknowledged the pod's listener and it listens, with its routes.
    * @throws UnderpassError `UNDERPASS_ENVOY_REFUSED` when Envoy refuses it and has no older one
@@ -296,7 +291,8 @@ export class NodeProxy {
       const entry = this.#snapshot?.get(LDS, name);
       if (entry && this.#pods.has(uid)) {
         const { acked, nack } = this.#ads.status(LDS, name);
-        const inner = INSPECTION_KINDS.map((kind) => inspectionName(this.#folded.get(uid) ?? '', kind));
+        const key = this.#folded.get(uid) ?? '';
+        const inner = [key, taughtName(key)].flatMap((own) => INSPECTION_KINDS.map((kind) => inspectionName(own, kind))).filter((listener) => this.#snapshot?.get(LDS, listener));
         if (acked && entry.needs.every((route) => this.#ads.status(RDS, route).acked || this.#ads.status(RDS, route).nack)) {
           const listening = await this.#listening();
           const refused = (listener: string): boolean => this.#ads.status(LDS, listener).nack !== undefined;
@@ -473,7 +469,7 @@ export class NodeProxy {
     });
     const folder = this.#folder;
     const classes = this.#bySeniority(ready).map((item) => ({ ...item, ...this.#certificateOf(pods.find(({ classKey: of }) => of === item.key)?.identity) }));
-    const fold = (): FoldResult => folder.fold(classes, pods, this.#eventDriven, this.#inbound.reached, this.waypoints);
+    const fold = (): FoldResult => folder.fold(classes, pods, this.#eventDriven, this.#inbound.reached, this.waypoints, this.#teaching);
     // An adopted Envoy has the internal listeners of pods that are redirected: their endpoints go on leading there.
     if (this.#snapshot === undefined && this.envoy.status.adopted) this.#inbound.adopt(new Map([...fold().inbound].filter(([uid]) => this.#pods.get(uid)?.redirected)));
     const reached = this.#inbound.reached;
@@ -508,7 +504,7 @@ export class NodeProxy {
   #listenerPod(pod: ProxyPod): ListenerPod {
     const { uid, netnsPath, ips, redirected = false } = pod;
     const [endsTunnels, canRedirect] = [pod.hbonePortFree === true || this.#held.has(podHboneName(uid)), pod.inboundPortFree !== false || this.#held.has(inboundListenerName(uid))];
-    return { ...(this.#certificates ? tunnelHeaders(pod, this.#options.clusterId ?? 'Kubernetes') : {}), endsTunnels, canRedirect, showsCallers: this.#options.showsCallers === true, uid, netnsPath, ipv6: ips.some((ip) => isIPv6(ip)), addresses: [...ips].sort((a, b) => Number(isIPv6(a)) - Number(isIPv6(b))), identity: this.#identity(pod), redirected, ...(endsTunnels && this.#certificates ? { services: serviceAuthorities(this.#workloads.addresses, this.#workloadUid(pod)) } : {}) };
+    return { ...(pod.taught ? { taught: pod.taught } : {}), ...(this.#certificates ? tunnelHeaders(pod, this.#options.clusterId ?? 'Kubernetes') : {}), endsTunnels, canRedirect, showsCallers: this.#options.showsCallers === true, uid, netnsPath, ipv6: ips.some((ip) => isIPv6(ip)), addresses: [...ips].sort((a, b) => Number(isIPv6(a)) - Number(isIPv6(b))), identity: this.#identity(pod), redirected, ...(endsTunnels && this.#certificates ? { services: serviceAuthorities(this.#workloads.addresses, this.#workloadUid(pod)) } : {}) };
   }
 
   /** In WDS. */

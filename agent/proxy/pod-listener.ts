@@ -5,6 +5,7 @@ import type { FilterChain } from '../../proto/generated/envoy/config/listener/v3
 import { TrafficDirection } from '../../proto/generated/envoy/config/core/v3/base.js';
 import { pack } from '../../common/xds/any.js';
 import { hashBytes } from '../xds/resource-type.js';
+import { ofClient, type TaughtPod } from '../http/taught-listeners.js';
 import { sharedStrings } from './filter-state.js';
 import { NETNS_FILTER_STATE } from './fold-clusters.js';
 import { socketAddress } from './fold-endpoints.js';
@@ -35,6 +36,8 @@ export interface ListenerPod {
   /** What tunnels of its say about it, in ztunnel's form, and the network that it is in. */
   baggage?: string;
   network?: string;
+  /** The kernel is to learn from its requests; docs/http-fast-path.md. */
+  taught?: TaughtPod;
 }
 
 /** Istio's name for a caller's SPIFFE id in filter state. */
@@ -74,7 +77,7 @@ export function podTunnelStatPrefix(uid: string): string {
 }
 
 export function podListenerKey(pod: ListenerPod): string {
-  return JSON.stringify([pod.uid, pod.netnsPath, pod.ipv6, pod.addresses, pod.identity, pod.baggage, pod.network, pod.showsCallers]);
+  return JSON.stringify([pod.uid, pod.netnsPath, pod.ipv6, pod.addresses, pod.identity, pod.baggage, pod.network, pod.showsCallers, `${pod.taught?.netnsCookie ?? ''}`]);
 }
 
 /** @param needs RDS names that the chains refer to */
@@ -89,7 +92,10 @@ export function podListener(pod: ListenerPod, folded: FoldedListeners, needs: re
     ...(address === undefined ? {} : { [SOURCE_ADDRESS]: withPort(address) }),
     ...(pod.showsCallers ? shownSources(pod.addresses ?? []) : {}),
   });
-  const inPod = (chain: FilterChain): FilterChain => ({ ...chain, filters: [netns, ...chain.filters] });
+  const inPod = (chain: FilterChain): FilterChain => {
+    const own = pod.taught ? ofClient(chain, pod.taught) : chain;
+    return { ...own, filters: [netns, ...own.filters] };
+  };
   const listener = Listener.fromPartial({
     name,
     stat_prefix: podStatPrefix(pod.uid),

@@ -1,0 +1,109 @@
+// What a fold makes for pods that the kernel learns from, and that it changes nothing for others.
+import assert from 'node:assert/strict';
+import { describe, it } from 'node:test';
+import { Cluster, Cluster_LbPolicy } from '../../proto/generated/envoy/config/cluster/v3/cluster.js';
+import { ClusterLoadAssignment } from '../../proto/generated/envoy/config/endpoint/v3/endpoint.js';
+import { RouteConfiguration } from '../../proto/generated/envoy/config/route/v3/route.js';
+import { LeastRequest } from '../../proto/generated/envoy/extensions/load_balancing_policies/least_request/v3/least_request.js';
+import { OverrideHost } from '../../proto/generated/envoy/extensions/load_balancing_policies/override_host/v3/override_host.js';
+import { HttpProtocolOptions } from '../../proto/generated/envoy/extensions/upstreams/http/v3/http_protocol_options.js';
+import type { Any } from '../../proto/generated/google/protobuf/any.js';
+import { pack, unpack } from '../../common/xds/any.js';
+import { Folder, type FoldPod, type FoldResult } from '../proxy/fold.js';
+import { CDS, EDS, LDS, RDS } from '../proxy/snapshot.js';
+import { assignment, blackHoleCluster, edsCluster, httpListener, passthroughCluster, routes } from '../testing/resources.js';
+import { stockExtensions } from '../testing/stock-envoy.js';
+import { ClusterType, EndpointType, ListenerType, RouteType } from '../xds/resource-types.js';
+import type { AnyResourceType } from '../xds/resource-type.js';
+import type { SidecarState } from '../xds/sidecar-stream.js';
+import { TAUGHT_MARK, type Teaching } from './names.js';
+import { canBeTaught } from './taught-clusters.js';
+
+const WEB = 'outbound|80||web.shop.svc.cluster.local';
+const MARK = [1n, 36n, BigInt(TAUGHT_MARK)];
+const teaching = (version: string): Teaching => ({ version, headers: { weight: 'x-w', endpoint: 'x-e' }, of: () => (table, host, index) => (table === '80' && host === 'web:80' && index === 0 ? `00000001${version.padStart(8, '0')}` : undefined) });
+
+function state(change: Readonly<Record<string, Any>> = {}): SidecarState {
+  const resources: Record<string, Any> = { [`cds ${WEB}`]: edsCluster(WEB), 'cds PassthroughCluster': passthroughCluster(), 'cds BlackHoleCluster': blackHoleCluster(), [`eds ${WEB}`]: assignment(WEB, ['10.0.0.5:80', '10.0.0.6:80', '10.0.9.9:80']), 'lds 0.0.0.0_80': httpListener(80), 'rds 80': routes(80, { web: WEB, other: WEB }), ...change };
+  const result = { clusters: new Map(), endpoints: new Map(), listeners: new Map(), routes: new Map() };
+  const types: [keyof SidecarState, AnyResourceType][] = [['clusters', new ClusterType()], ['endpoints', new EndpointType()], ['listeners', new ListenerType()], ['routes', new RouteType()]];
+  for (const [key, any] of Object.entries(resources)) {
+    const name = key.slice(key.indexOf(' ') + 1);
+    for (const [kind, type] of types) if (type.typeUrl === any.type_url) result[kind].set(name, type.decode(name, '', any));
+  }
+  return result;
+}
+
+const plain: FoldPod = { uid: 'u1', netnsPath: '/netns/u1', ipv6: false, classKey: 'c1', addresses: ['10.0.0.5'] };
+const taught: FoldPod = { ...plain, uid: 'u2', netnsPath: '/netns/u2', addresses: ['10.0.1.2'], taught: { netnsCookie: 7n } };
+const eventDriven = new Set(['10.0.0.5:80', '10.0.9.9:80']);
+
+function fold(folder: Folder, pods: readonly FoldPod[], how?: Teaching, of = STATE): FoldResult {
+  return folder.fold([{ key: 'c1', state: of }], pods, eventDriven, new Map(), undefined, how);
+}
+const STATE = state();
+const all = ({ snapshot }: FoldResult): Map<string, string> => new Map([CDS, EDS, LDS, RDS].flatMap((type) => [...snapshot.entries(type)].map(([name, { version }]) => [`${type} ${name}`, version] as const)));
+const decode = <T>(codec: { decode(bytes: Uint8Array): T }, result: FoldResult, type: string, name: string): T => codec.decode(result.snapshot.get(type, name)?.any.value ?? assert.fail(name));
+
+describe('Folder: pods that the kernel learns from', () => {
+  it('is the same as ever without them, or without anything to teach; and beside them for other pods', () => {
+    const before = all(fold(new Folder(stockExtensions()), [plain]));
+    assert.deepEqual(all(fold(new Folder(stockExtensions()), [plain], teaching('1'))), before);
+    assert.deepEqual(all(fold(new Folder(stockExtensions()), [plain, { ...taught, taught: undefined }], teaching('1'))), all(fold(new Folder(stockExtensions()), [plain, taught])));
+    const beside = all(fold(new Folder(stockExtensions()), [plain, taught], teaching('1')));
+    for (const [name, version] of all(fold(new Folder(stockExtensions()), [plain, { ...taught, taught: undefined }]))) if (!name.includes('u2')) assert.equal(beside.get(name), version, name);
+    assert.deepEqual([...beside.keys()].filter((name) => name.includes('~taught')).map((name) => name.replace(/^.*\.v3\./, '')).sort(), [`Cluster ${WEB}~taught`, `ClusterLoadAssignment ${WEB}~taught`, 'Cluster inspect/c1~taught/http', 'Cluster inspect/c1~taught/unknown', 'Listener inspect/c1~taught/http', 'Listener inspect/c1~taught/unknown', 'RouteConfiguration 80~taught~c1'].sort());
+  });
+
+  it('gives a route its class and its taught cluster, and takes the headers from the others', () => {
+    const result = fold(new Folder(stockExtensions()), [plain, taught], teaching('1'));
+    const table = decode(RouteConfiguration, result, RDS, '80~taught~c1');
+    assert.deepEqual(table.request_headers_to_remove, ['x-underpass-lesson', 'x-underpass-class']);
+    assert.deepEqual(table.virtual_hosts.map(({ name, routes: [route] }) => [name, route!.action?.$case === 'route' && route!.action.value.cluster_specifier?.value, route!.metadata?.filter_metadata['underpass'], route!.request_headers_to_remove]), [
+      ['web:80', `${WEB}~taught`, { class: '0000000100000001' }, []],
+      ['other:80', WEB, undefined, ['x-w', 'x-e']],
+    ]);
+    assert.deepEqual(result.snapshot.get(LDS, 'pod/u2/outbound')?.needs, ['80~taught~c1']);
+    const cluster = decode(Cluster, result, CDS, `${WEB}~taught`);
+    assert.deepEqual([cluster.alt_stat_name, cluster.connection_pool_per_downstream_connection, cluster.eds_cluster_config?.service_name], [WEB, true, `${WEB}~taught`]);
+    assert.deepEqual(cluster.upstream_bind_config?.socket_options.map(({ level, name, value }) => [level, name, value?.value]), [MARK]);
+    assert.deepEqual(decode(ClusterLoadAssignment, result, EDS, `${WEB}~taught`).endpoints[0]!.lb_endpoints.map(({ metadata }) => metadata?.filter_metadata['underpass']), [{ teach: 'direct' }, undefined, undefined], 'of this node, and event-driven');
+  });
+
+  it('changes the table alone when there are other classes, and nothing when there are not', () => {
+    const folder = new Folder(stockExtensions());
+    const first = fold(folder, [plain, taught], teaching('1'));
+    assert.ok([CDS, EDS, LDS, RDS].every((type) => fold(folder, [plain, taught], teaching('1')).snapshot.entries(type) === first.snapshot.entries(type)), 'the same objects');
+    const [before, after] = [all(first), all(fold(folder, [plain, taught], teaching('2')))];
+    assert.deepEqual([...after].filter(([name, version]) => before.get(name) !== version).map(([name]) => name), [`${RDS} 80~taught~c1`]);
+    assert.ok(![...all(fold(folder, [plain, { ...taught, taught: undefined }], teaching('2'))).keys()].some((name) => name.includes('~taught')));
+  });
+
+  it('leaves routes untaught that copy requests, or whose cluster can\'t be copied', () => {
+    const mirrored = unpack(RouteConfiguration, routes(80, { web: WEB }))!;
+    const { action } = mirrored.virtual_hosts[0]!.routes[0]!;
+    if (action?.$case === 'route') action.value.request_mirror_policies.push({ cluster: WEB } as never);
+    const http2 = HttpProtocolOptions.fromPartial({ upstream_protocol_options: { $case: 'explicit_http_config', value: { protocol_config: { $case: 'http2_protocol_options', value: {} } } } });
+    const changed: Record<string, Any>[] = [
+      { 'rds 80': pack(RouteConfiguration, mirrored) },
+      { [`cds ${WEB}`]: pack(Cluster, { ...Cluster.decode(edsCluster(WEB).value), typed_extension_protocol_options: { 'envoy.extensions.upstreams.http.v3.HttpProtocolOptions': pack(HttpProtocolOptions, http2) } }) },
+    ];
+    for (const change of changed) {
+      const result = fold(new Folder(stockExtensions()), [plain, taught], teaching('1'), state(change));
+      assert.equal(result.snapshot.get(CDS, `${WEB}~taught`), undefined);
+      assert.deepEqual(decode(RouteConfiguration, result, RDS, '80~taught~c1').virtual_hosts[0]!.routes[0]!.request_headers_to_remove, ['x-w', 'x-e']);
+    }
+  });
+
+  it('keeps how a cluster chooses where no endpoint is drawn', () => {
+    const weighed = Cluster.fromPartial({ ...Cluster.decode(edsCluster(WEB).value), lb_policy: Cluster_LbPolicy.LEAST_REQUEST, lb_config: { $case: 'least_request_lb_config', value: { choice_count: 5 } }, common_lb_config: { healthy_panic_threshold: { value: 0 }, locality_config_specifier: { $case: 'locality_weighted_lb_config', value: {} } } } as never);
+    const cluster = decode(Cluster, fold(new Folder(stockExtensions()), [plain, taught], teaching('1'), state({ [`cds ${WEB}`]: pack(Cluster, weighed) })), CDS, `${WEB}~taught`);
+    const policy = unpack(OverrideHost, cluster.load_balancing_policy?.policies[0]?.typed_extension_config?.typed_config)!;
+    assert.deepEqual(policy.override_host_sources.map(({ header }) => header), ['x-e']);
+    const least = unpack(LeastRequest, policy.fallback_policy?.policies[0]?.typed_extension_config?.typed_config)!;
+    assert.deepEqual([least.choice_count, least.locality_lb_config?.locality_config_specifier?.$case, cluster.common_lb_config?.healthy_panic_threshold?.value, cluster.common_lb_config?.locality_config_specifier], [5, 'locality_weighted_lb_config', 0, undefined]);
+    const hashed = decode(Cluster, fold(new Folder(stockExtensions()), [plain, taught], teaching('1'), state({ [`cds ${WEB}`]: pack(Cluster, { ...weighed, lb_policy: Cluster_LbPolicy.RING_HASH, lb_config: undefined }) })), CDS, `${WEB}~taught`);
+    assert.equal(hashed.load_balancing_policy, undefined);
+    assert.equal(canBeTaught(weighed), false, 'what opens connections for no caller in particular is not for callers');
+  });
+});

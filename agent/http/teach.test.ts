@@ -1,0 +1,254 @@
+// What a real Envoy says to servers, and does not, about clients that the kernel learns from.
+import assert from 'node:assert/strict';
+import { after, before, describe, it } from 'node:test';
+import { Cluster } from '../../proto/generated/envoy/config/cluster/v3/cluster.js';
+import { Listener } from '../../proto/generated/envoy/config/listener/v3/listener.js';
+import { RouteConfiguration } from '../../proto/generated/envoy/config/route/v3/route.js';
+import type { Any } from '../../proto/generated/google/protobuf/any.js';
+import { pack } from '../../common/xds/any.js';
+import { waitFor } from '../../common/retry.js';
+import type { ProxyPod } from '../proxy/node-proxy.js';
+import type { TestNetns } from '../testing/netns.js';
+import { ENDPOINT, ProxyWorld, SERVICE_CLUSTER, SERVICE_VIP } from '../testing/proxy-world.js';
+import { assignment, edsCluster, httpListener, tcpListener } from '../testing/resources.js';
+import { CLASS_HEADER, endpointDraw, LESSON_HEADER, TAUGHT_MARK, weightDraw, type Teaching } from './names.js';
+
+const [CANARY, FAR, GUARDED] = ['10.0.0.6', '10.0.0.9', '10.0.0.7'];
+const COOKIE = 0x1234_5678_9abcn;
+const HEADERS = { weight: 'x-w-3f9a', endpoint: 'x-e-3f9a' };
+const FORGED = { [CLASS_HEADER]: '0000000f0000000f', [LESSON_HEADER]: '0000000f0000000f-000000000000000f-9' };
+/** By index of route. */
+const PATHS = ['/a', '/b', '/w', '/many', '/far', '/guarded', '/plain', '/retry'] as const;
+const classes = PATHS.map((path, index) => (path === '/plain' ? undefined : `${(index + 1).toString(16).padStart(8, '0')}00000007`));
+const teaching: Teaching = { headers: HEADERS, version: '1', of: () => (table, host, index) => (['80', '8081'].includes(table) && host.startsWith('web') ? classes[index] : undefined) };
+
+interface Seen {
+  /** Whom the request came to: address and port. */
+  server: string;
+  /** Of the server's, over all of its addresses. */
+  connection: number;
+  lines: string[];
+  /** The client's own port. */
+  port: number;
+}
+
+/** Says what it has read: heads as they are, without bodies. @param failing address that answers 503 */
+function rawServer(failing: string): string {
+  return `let count = 0;
+    require('net').createServer((socket) => {
+      const connection = ++count; let text = '';
+      const server = socket.localAddress.replace('::ffff:', '');
+      socket.on('error', () => {});
+      socket.on('data', (data) => {
+        text += data;
+        for (let end; (end = text.indexOf('\\r\\n\\r\\n')) >= 0; text = text.slice(end + 4)) {
+          const lines = text.slice(0, end).split('\\r\\n');
+          const fails = server === '${failing}' && lines[0].includes('/retry');
+          const body = JSON.stringify({ server, connection, lines });
+          socket.write('HTTP/1.1 ' + (fails ? '503 No' : '200 OK') + '\\r\\ncontent-length: ' + Buffer.byteLength(body) + '\\r\\n\\r\\n' + body);
+        }
+      });
+    }).listen(80, () => console.log('ready'));`;
+}
+
+type Request = { path: string; headers?: Record<string, string> };
+
+/** Each list of requests over a connection of its own; all connections are open before the first request. */
+function rawClient(lists: readonly (readonly Request[])[], to: { address: string; port: number }): string {
+  return `(async () => {
+    const lists = ${JSON.stringify(lists)};
+    const sockets = await Promise.all(lists.map(() => new Promise((resolve, reject) => { const s = require('net').connect(${to.port}, '${to.address}', () => resolve(s)); s.on('error', reject); })));
+    const results = await Promise.all(lists.map(async (list, index) => {
+      const socket = sockets[index]; const found = []; let text = ''; let wake = () => {};
+      socket.on('data', (data) => { text += data; wake(); });
+      for (const { path, headers = {} } of list) {
+        socket.write('GET ' + path + ' HTTP/1.1\\r\\nhost: web\\r\\n' + Object.entries(headers).map(([k, v]) => k + ': ' + v + '\\r\\n').join('') + '\\r\\n');
+        for (;;) {
+          const end = text.indexOf('\\r\\n\\r\\n');
+          const length = end < 0 ? NaN : Number(/content-length: (\\d+)/i.exec(text)?.[1] ?? 0);
+          if (end >= 0 && text.length >= end + 4 + length) {
+            const body = text.slice(end + 4, end + 4 + length); text = text.slice(end + 4 + length);
+            try { found.push({ ...JSON.parse(body), port: socket.localPort }); } catch { found.push({ server: body, lines: [], port: socket.localPort }); }
+            break;
+          }
+          await new Promise((resolve) => { wake = resolve; });
+        }
+      }
+      return found;
+    }));
+    console.log(JSON.stringify(results)); for (const s of sockets) s.destroy();
+  })();`;
+}
+
+function table(name: string, clusters: Readonly<Record<'web' | 'canary' | 'many' | 'far' | 'guarded', string>>): Any {
+  const to = (cluster: string): object => ({ cluster });
+  const actions: Record<(typeof PATHS)[number], object> = {
+    '/a': to(clusters.web), '/b': to(clusters.web), '/plain': to(clusters.many), '/many': to(clusters.many), '/far': to(clusters.far), '/guarded': to(clusters.guarded),
+    '/w': { weighted_clusters: { clusters: [{ name: clusters.web, weight: 99 }, { name: clusters.canary, weight: 1 }] } },
+    '/retry': { cluster: clusters.many, retry_policy: { retry_on: '5xx', num_retries: 2 } },
+  };
+  return pack(RouteConfiguration, RouteConfiguration.fromJSON({ name, virtual_hosts: [{ name: 'web:80', domains: ['*'], routes: PATHS.map((prefix) => ({ match: { prefix }, route: actions[prefix] })) }] }));
+}
+
+/** A pod's inbound side that decides nothing. */
+function virtualInbound(): Any {
+  const manager = {
+    '@type': 'type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager', stat_prefix: 'inbound',
+    route_config: { name: 'inbound|80||', validate_clusters: false, virtual_hosts: [{ name: 'inbound|http|80', domains: ['*'], routes: [{ match: { prefix: '/' }, route: { cluster: 'inbound|80||' } }] }] },
+    http_filters: [{ name: 'envoy.filters.http.router', typed_config: { '@type': 'type.googleapis.com/envoy.extensions.filters.http.router.v3.Router' } }],
+  };
+  return pack(Listener, Listener.fromJSON({
+    name: 'virtualInbound', address: { socket_address: { address: '0.0.0.0', port_value: 15006 } }, traffic_direction: 'INBOUND',
+    filter_chains: [{ filter_chain_match: { destination_port: 80 }, filters: [{ name: 'envoy.filters.network.http_connection_manager', typed_config: manager }] }],
+  }));
+}
+
+describe('Envoy teaches', () => {
+  const world = new ProxyWorld();
+  let a: { pod: ProxyPod; netns: TestNetns };
+  let plain: { pod: ProxyPod; netns: TestNetns };
+  let guarded: { pod: ProxyPod; netns: TestNetns };
+  let servers: { pod: ProxyPod; netns: TestNetns };
+
+  before(async () => {
+    const { controlPlane } = world;
+    const names = { web: SERVICE_CLUSTER, canary: 'outbound|80||canary', many: 'outbound|80||many', far: 'outbound|80||far', guarded: 'outbound|80||guarded' };
+    for (const [name, addresses] of [[names.canary, [CANARY]], [names.many, [ENDPOINT, CANARY, FAR]], [names.far, [FAR]], [names.guarded, [GUARDED]]] as const) {
+      controlPlane.set(edsCluster(name), name);
+      controlPlane.set(assignment(name, addresses.map((address) => `${address}:80`)), name);
+    }
+    await world.start({ showsCallers: false });
+    for (const port of ['80', '8081']) controlPlane.set(table(port, names), port);
+    controlPlane.set(httpListener(8081), '0.0.0.0_8081');
+    controlPlane.set(tcpListener('10.96.0.11', 9000, names.guarded), '10.96.0.11_9000');
+    controlPlane.set(pack(Cluster, Cluster.fromJSON({ name: 'inbound|80||', type: 'ORIGINAL_DST', lb_policy: 'CLUSTER_PROVIDED', connect_timeout: { seconds: '1' } })), 'inbound|80||');
+    controlPlane.set(virtualInbound(), 'virtualInbound');
+    a = await world.pod('pod-a', { taught: { netnsCookie: COOKIE } });
+    plain = await world.pod('pod-plain', { ips: ['10.0.1.2'] });
+    guarded = await world.pod('pod-guarded', { ips: [GUARDED], redirected: true });
+    // Of what is not behind an inbound chain the servers are in the namespaces of those who call.
+    servers = await world.pod('pod-servers', { ips: [ENDPOINT, CANARY] });
+    for (const { netns } of [a, plain, guarded]) {
+      for (const address of [CANARY, FAR, GUARDED]) await netns.ip('addr', 'add', `${address}/32`, 'dev', 'lo');
+      await netns.serve(rawServer(CANARY));
+    }
+    world.running.setTeaching(teaching);
+    world.running.setEventDriven(new Set([ENDPOINT, CANARY, FAR, GUARDED].map((address) => `${address}:80`)));
+    world.running.setPods([a.pod, plain.pod, guarded.pod, servers.pod]);
+    await world.ready(a.pod, plain.pod, guarded.pod);
+    await world.settled();
+  });
+  after(() => world.close());
+
+  const call = (netns: TestNetns, lists: readonly (readonly Request[])[], port = 80, address = SERVICE_VIP): Promise<Seen[][]> => netns.script<Seen[][]>(rawClient(lists, { address, port }));
+  const header = (seen: Seen | undefined, name: string): string[] => (seen?.lines ?? []).filter((line) => line.toLowerCase().startsWith(`${name}:`)).map((line) => line.slice(name.length + 2));
+  const lesson = (path: (typeof PATHS)[number], port: number): string => `${classes[PATHS.indexOf(path)]}-${COOKIE.toString(16).padStart(16, '0')}-${port}`;
+
+  const draws = (path: string, headers: Record<string, string>, count: number): Request[] => Array.from({ length: count }, () => ({ path, headers }));
+  /** Nothing of the fast path but the lesson, and that not as the first header. */
+  const assertClean = (seen: Seen, lessons: readonly string[]): void => {
+    assert.deepEqual(header(seen, LESSON_HEADER), lessons, seen.lines.join('\n'));
+    if (lessons.length > 0) assert.ok(!seen.lines[1]!.startsWith(LESSON_HEADER), 'its line is blanked together with the end of the line before it');
+    for (const name of [CLASS_HEADER, HEADERS.weight, HEADERS.endpoint]) assert.deepEqual(header(seen, name), [], name);
+  };
+
+  it('tells a server class, namespace and port of each request, over one upstream connection for each of the client\'s', async () => {
+    assert.deepEqual(world.running.status().nacks, []);
+    const paths = ['/a', '/b', '/a', '/b'] as const;
+    const results = await call(a.netns, Array.from({ length: 4 }, () => paths.map((path) => ({ path }))));
+    for (const seen of results) {
+      seen.forEach((each, index) => assertClean(each, [lesson(paths[index]!, each.port)]));
+      assert.equal(new Set(seen.map(({ connection }) => connection)).size, 1);
+    }
+    assert.equal(new Set(results.flat().map(({ connection }) => connection)).size, 4, 'no two of the client\'s connections share one');
+    assert.equal(new Set(results.flat().map(({ port }) => port)).size, 4);
+  });
+
+  it('tells the same of a port that is inspected in another listener', async () => {
+    const [seen] = await call(a.netns, [[{ path: '/a' }, { path: '/b' }]], 8081);
+    seen!.forEach((each, index) => assertClean(each, [lesson((['/a', '/b'] as const)[index]!, each.port)]));
+  });
+
+  it('lets nothing through that a client writes itself, on taught and untaught routes', async () => {
+    for (const port of [80, 8081]) {
+      const [seen] = await call(a.netns, [PATHS.map((path) => ({ path, headers: { ...FORGED, [HEADERS.weight]: 'x', [HEADERS.endpoint]: 'nobody' } }))], port);
+      PATHS.forEach((path, index) => {
+        const each = seen![index]!;
+        assertClean(each, path !== '/plain' && path !== '/far' && each.server !== FAR ? [lesson(path, each.port)] : []);
+      });
+    }
+  });
+
+  it('says nothing to endpoints elsewhere', async () => {
+    const [seen] = await call(a.netns, [draws('/far', {}, 3)]);
+    for (const each of seen!) {
+      assert.equal(each.server, FAR);
+      assertClean(each, []);
+    }
+  });
+
+  it('obeys the draw of a destination, be it one of a hundred', async () => {
+    const [rare] = await call(a.netns, [draws('/w', { [HEADERS.weight]: weightDraw(99) }, 100)]);
+    assert.deepEqual([...new Set(rare!.map(({ server }) => server))], [CANARY]);
+    for (const each of rare!) assertClean(each, [lesson('/w', each.port)]);
+    const [usual] = await call(a.netns, [draws('/w', { [HEADERS.weight]: weightDraw(0) }, 20)]);
+    assert.deepEqual([...new Set(usual!.map(({ server }) => server))], [ENDPOINT]);
+  });
+
+  it('obeys the draw of an endpoint, and chooses by itself when there is none of that name', async () => {
+    for (const address of [CANARY, FAR, ENDPOINT]) {
+      const [seen] = await call(a.netns, [draws('/many', { [HEADERS.endpoint]: endpointDraw(address, 80) }, 20)]);
+      assert.deepEqual([...new Set(seen!.map(({ server }) => server))], [address]);
+      for (const each of seen!) assertClean(each, address === FAR ? [] : [lesson('/many', each.port)]);
+    }
+    const [others] = await call(a.netns, [draws('/many', { [HEADERS.endpoint]: endpointDraw('10.0.0.77', 80) }, 40)]);
+    assert.ok(new Set(others!.map(({ server }) => server)).size > 1);
+  });
+
+  it('writes the lesson anew for a second try, and none where that goes elsewhere', async () => {
+    const [seen] = await call(a.netns, [draws('/retry', { [HEADERS.endpoint]: endpointDraw(CANARY, 80) }, 30)]);
+    const servers_ = new Set(seen!.filter(({ lines }) => lines.length > 0).map(({ server }) => server));
+    assert.ok(servers_.has(ENDPOINT) && servers_.has(FAR), [...servers_].join());
+    for (const each of seen!) assertClean(each, each.server === FAR ? [] : [lesson('/retry', each.port)]);
+  });
+
+  it('has the lesson written by a pod\'s own inbound chain where callers pass it', async () => {
+    await waitFor('the inbound side', async () => (await call(a.netns, [[{ path: '/guarded' }]]))[0]![0]!.server === GUARDED && world.running.settled, { timeoutMs: 10_000 });
+    const listener = (await world.running.envoy.admin.listeners()).find(({ name }) => name.startsWith('pod/pod-guarded/inbound-mesh/'))!.name;
+    const requests = [...draws('/guarded', {}, 3), { path: '/guarded', headers: { ...FORGED } }, { path: '/guarded', headers: { [HEADERS.endpoint]: endpointDraw(GUARDED, 80, listener) } }];
+    const results = await call(a.netns, [requests, requests]);
+    for (const seen of results) {
+      for (const each of seen) assertClean(each, [lesson('/guarded', each.port)]);
+      assert.equal(new Set(seen.map(({ connection }) => connection)).size, 1);
+    }
+    assert.notEqual(results[0]![0]!.connection, results[1]![0]!.connection);
+  });
+
+  it('lets nobody but taught clients\' HTTP make a lesson in an inbound chain', async () => {
+    const forged = { path: '/guarded', headers: FORGED };
+    // Another pod, the taught pod's own TCP, and what comes to the redirected port from outside.
+    const [other] = await call(plain.netns, [[forged]]);
+    const [tcp] = await call(a.netns, [[forged]], 9000, '10.96.0.11');
+    const redirected = ['OUTPUT', '-p', 'tcp', '-d', GUARDED, '-m', 'mark', '!', '--mark', '1337', '-j', 'REDIRECT', '--to-ports', '15006'];
+    await guarded.netns.exec('iptables', '-t', 'nat', '-A', ...redirected);
+    const [outside] = await call(guarded.netns, [[forged]], 80, GUARDED);
+    await guarded.netns.exec('iptables', '-t', 'nat', '-D', ...redirected);
+    assert.ok(header(outside![0], 'x-request-id').length > 0, 'it passed Envoy');
+    for (const seen of [other, tcp, outside]) {
+      assert.equal(seen![0]!.server, GUARDED);
+      assertClean(seen![0]!, []);
+    }
+  });
+
+  it('marks the sockets that may teach, and no others', async () => {
+    const held = await a.netns.serve(`const s = require('net').connect(80, '${SERVICE_VIP}'); const next = ['/a', '/plain']; s.on('data', () => (next.length ? ask() : console.log('ready'))); function ask() { s.write('GET ' + next.shift() + ' HTTP/1.1\r\nhost: web\r\n\r\n'); } ask();`.replaceAll('\r\n', '\\r\\n'));
+    const marks = (await a.netns.exec('ss', '-Htne', 'state', 'established', '( dport = :80 )')).split('\n').flatMap((line) => /fwmark:(0x[0-9a-f]+)/.exec(line)?.[1] ?? []);
+    held.kill('SIGKILL');
+    assert.ok(marks.includes(`0x${TAUGHT_MARK.toString(16)}`) && marks.includes('0x539'), marks.join());
+  });
+
+  it('leaves pods that are not taught as they are', async () => {
+    const [one, two] = await call(plain.netns, [draws('/a', {}, 2), draws('/b', {}, 2)]);
+    for (const each of [...one!, ...two!]) assertClean(each, []);
+  });
+});

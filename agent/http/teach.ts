@@ -1,0 +1,158 @@
+/**
+ * The part of a fold that is for pods that the kernel learns from ("Envoy teaches"; docs/http-fast-path.md), kept from one fold
+ * to the next where nothing of it has changed.
+ */
+import type { Cluster } from '../../proto/generated/envoy/config/cluster/v3/cluster.js';
+import type { RouteConfiguration } from '../../proto/generated/envoy/config/route/v3/route.js';
+import type { EnvoyExtensions } from '../proxy/extensions.js';
+import { boundTo } from '../proxy/fold-clusters.js';
+import type { FoldedInbound } from '../proxy/fold-inbound.js';
+import type { FoldedListeners } from '../proxy/fold-listeners.js';
+import { inspectionCluster, inspectionListener } from '../proxy/inspection.js';
+import { podListener } from '../proxy/pod-listener.js';
+import type { Entry } from '../proxy/snapshot.js';
+import type { Names } from '../proxy/variants.js';
+import type { Teaching } from './names.js';
+import { canBeTaught, speaksHttp1, taughtCluster, taughtInboundCluster, taughtName } from './taught-clusters.js';
+import { taughtInbound } from './taught-inbound.js';
+import { TAUGHT_KINDS, taughtListeners } from './taught-listeners.js';
+import { taughtTable, taughtTableEntry, taughtTableName } from './taught-routes.js';
+
+/** Without one of these nobody is taught. */
+const EXTENSIONS = ['envoy.built_in_formatters.cel', 'envoy.filters.http.header_mutation', 'envoy.filters.http.upstream_codec', 'envoy.load_balancing_policies.override_host'];
+
+export interface ClassSource {
+  key: string;
+  clusters: ReadonlyMap<string, { cluster: Cluster }>;
+  routes: ReadonlyMap<string, { source: RouteConfiguration }>;
+  clusterNames: Names;
+  routeNames: Names;
+  /** Of clusters that lead to a waypoint, which is not in this Envoy. */
+  leadsAway(cluster: Cluster): boolean;
+}
+
+export interface TaughtClass {
+  /** Taught copies by the control plane's names. */
+  clusters: ReadonlyMap<string, Cluster>;
+  tables: readonly Entry[];
+}
+
+export interface SharedListeners {
+  folded: FoldedListeners;
+  hash: string;
+  needs: readonly string[];
+  inner: readonly { cluster: Entry; listener: Entry }[];
+}
+
+interface KnownTable {
+  as: string;
+  teachable: ReadonlySet<string>;
+  clusters: ReadonlySet<string>;
+  entry: Entry;
+}
+
+interface KnownClass {
+  teachable: ReadonlySet<string>;
+  tables: WeakMap<RouteConfiguration, KnownTable>;
+  result: TaughtClass | undefined;
+  template: { of: SharedListeners; result: SharedListeners } | undefined;
+}
+
+export class TaughtFold {
+  readonly #classes = new Map<string, KnownClass>();
+  readonly #can = new WeakMap<Cluster, boolean>();
+  readonly #copies = new WeakMap<Cluster, { headers: string; copy: Cluster }>();
+  readonly #inbound = new Map<string, { as: string; result: FoldedInbound }>();
+
+  constructor(readonly extensions: EnvoyExtensions) {}
+
+  /** Whether this Envoy can teach. */
+  get possible(): boolean {
+    return EXTENSIONS.every((name) => this.extensions.hasName(name));
+  }
+
+  /** Forgets all other classes. */
+  keep(classKeys: ReadonlySet<string>): void {
+    for (const key of this.#classes.keys()) if (!classKeys.has(key)) this.#classes.delete(key);
+    for (const key of this.#inbound.keys()) if (!classKeys.has(key)) this.#inbound.delete(key);
+  }
+
+  routes({ key, clusters, routes, clusterNames, routeNames, leadsAway }: ClassSource, teaching: Teaching): TaughtClass {
+    const known = this.#of(key);
+    const teachable = new Set([...clusters].flatMap(([name, { cluster }]) => (this.#canTeach(cluster) && !leadsAway(cluster) ? name : [])));
+    if (!sameSet(known.teachable, teachable)) known.teachable = teachable;
+    const as = [teaching.version, JSON.stringify(teaching.headers), clusterNames.signature(key)].join();
+    const classOf = teaching.of(key) ?? (() => undefined);
+    const tables: Entry[] = [];
+    const used = new Map<string, Cluster>();
+    for (const [name, { source }] of routes) {
+      const called = taughtTableName(routeNames.of(key, name), key);
+      let table = known.tables.get(source);
+      if (table?.as !== as || table.teachable !== known.teachable || table.entry.name !== called) {
+        const made = taughtTable(source, this.extensions, (cluster) => clusterNames.of(key, cluster), { classOf, headers: teaching.headers, canTeach: (cluster) => known.teachable.has(cluster) });
+        known.tables.set(source, (table = { as, teachable: known.teachable, clusters: made.clusters, entry: taughtTableEntry(called, made.table) }));
+      }
+      tables.push(table.entry);
+      for (const cluster of table.clusters) used.set(cluster, this.#copyOf(clusters.get(cluster)!.cluster, teaching));
+    }
+    const before = known.result;
+    const isSame = before && before.clusters.size === used.size && [...used].every(([name, cluster]) => before.clusters.get(name) === cluster);
+    return (known.result = { clusters: isSame ? before.clusters : used, tables });
+  }
+
+  listeners(key: string, shared: SharedListeners): SharedListeners {
+    const known = this.#of(key);
+    if (known.template?.of === shared) return known.template.result;
+    const folded = taughtListeners(shared.folded, key);
+    const needs = shared.needs.map((name) => taughtTableName(name, key));
+    const own = taughtName(key);
+    const inner = TAUGHT_KINDS.map((kind) => ({ cluster: inspectionCluster(own, kind), listener: inspectionListener(own, kind, folded, needs) }));
+    const result = { folded, hash: podListener({ uid: '', netnsPath: '', ipv6: true }, folded, []).version, needs, inner };
+    known.template = { of: shared, result };
+    return result;
+  }
+
+  /** @param clusters the class's own ones, as the control plane sent them */
+  inbound(key: string, folded: FoldedInbound, clusters: readonly { name: string; message: Cluster }[]): FoldedInbound {
+    const can = new Set(clusters.flatMap(({ name, message }) => (canBeTaughtOf(name, message) ? name : [])));
+    const as = JSON.stringify([folded.hash, folded.enforces, [...can].sort()]);
+    const known = this.#inbound.get(key);
+    if (known?.as === as) return known.result;
+    const result = taughtInbound(folded, (name) => can.has(name));
+    this.#inbound.set(key, { as, result });
+    return result;
+  }
+
+  #of(key: string): KnownClass {
+    let known = this.#classes.get(key);
+    if (!known) this.#classes.set(key, (known = { teachable: new Set(), tables: new WeakMap(), result: undefined, template: undefined }));
+    return known;
+  }
+
+  #canTeach(cluster: Cluster): boolean {
+    let can = this.#can.get(cluster);
+    if (can === undefined) this.#can.set(cluster, (can = canBeTaught(cluster)));
+    return can;
+  }
+
+  #copyOf(cluster: Cluster, { headers }: Teaching): Cluster {
+    const as = JSON.stringify(headers);
+    let known = this.#copies.get(cluster);
+    if (known?.headers !== as) this.#copies.set(cluster, (known = { headers: as, copy: taughtCluster(cluster, headers) }));
+    return known.copy;
+  }
+}
+
+/** Whether a cluster of a pod's inbound side has a taught copy. */
+export function canBeTaughtOf(name: string, message: Cluster): boolean {
+  return name.startsWith('inbound|') && !message.transport_socket && speaksHttp1(message);
+}
+
+/** The copy of a pod's own cluster, as it stands in the pod's namespace. */
+export function taughtOfPod(netnsPath: string, cluster: Cluster): Cluster {
+  return taughtInboundCluster(boundTo(netnsPath, { ...cluster, name: taughtName(cluster.name), alt_stat_name: cluster.alt_stat_name || cluster.name }));
+}
+
+function sameSet(a: ReadonlySet<string>, b: ReadonlySet<string>): boolean {
+  return a.size === b.size && [...a].every((each) => b.has(each));
+}
