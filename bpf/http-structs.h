@@ -19,7 +19,7 @@
 #define HTTP_ANSWER_MAX (1 << 20)
 #define HTTP_PIPELINED 8
 #define HTTP_WEIGHT_TEXT 32
-#define HTTP_ENDPOINT_TEXT 96
+#define HTTP_ENDPOINT_TEXT 160
 #define HTTP_BUCKETS 20        /* of durations: Istio's */
 
 #define MAX_HTTP_CLASSES 4096

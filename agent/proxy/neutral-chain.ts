@@ -32,7 +32,7 @@ export function isNeutral(config: Any): boolean {
 }
 
 /** One route for all requests, with nothing but names and time-outs. */
-function hasPlainRoutes({ route_specifier: specifier }: HttpConnectionManager): boolean {
+export function hasPlainRoutes({ route_specifier: specifier }: Pick<HttpConnectionManager, 'route_specifier'>): boolean {
   if (specifier?.$case !== 'route_config') return specifier === undefined;
   const routes = specifier.value;
   if (!isEmpty(RouteConfiguration, { ...routes, name: '', validate_clusters: undefined, virtual_hosts: [] })) return false;
