@@ -57,6 +57,7 @@ struct http_scratch {
 	__u32 end;     /* of the head; 0: not found */
 	__u32 doubt;
 	__u32 answer;  /* this is one, not a request */
+	__u32 trusted; /* by Envoy: only what says where it ends counts */
 	__u32 seen;    /* HTTP_SEEN_ */
 	__u32 close;
 	__u64 carry;   /* what the word before left for this one's first bytes */
@@ -257,7 +258,7 @@ HTTP_INLINE __u32 http_judge(struct http_scratch *s, __u32 line, __u32 name, __u
 {
 	enum { NOTHING, HOST, LENGTH, CODING, CONNECTION, TE, SPECIAL, CONTENT_TYPE, PARENT, B3, UNSAMPLED, REQUEST_ID, TRACED } is = NOTHING;
 	__u32 at = 0, length = 0;
-	if (first == HTTP_WORD("x-envoy-", 0) || (first == HTTP_WORD("x-underp", 0) && http_folded(s, name + 8, 4) == HTTP_WORD("ass-", 0)))
+	if (!s->trusted && (first == HTTP_WORD("x-envoy-", 0) || (first == HTTP_WORD("x-underp", 0) && http_folded(s, name + 8, 4) == HTTP_WORD("ass-", 0))))
 		return HTTP_RESERVED;
 	switch (name_length) {
 	case 2:
@@ -305,7 +306,7 @@ HTTP_INLINE __u32 http_judge(struct http_scratch *s, __u32 line, __u32 name, __u
 		is = HTTP_NAMED("x-datadog-sampling-prior") && http_folded(s, name + 24, 3) == HTTP_WORD("ity", 0) ? TRACED : NOTHING;
 		break;
 	}
-	if (is == NOTHING || (s->answer && is >= CONTENT_TYPE))
+	if (is == NOTHING || (s->answer && is >= CONTENT_TYPE) || (s->trusted && is != HOST && is != LENGTH && is != CODING && is != CONNECTION))
 		return 0;
 	if (is == TRACED)
 		return HTTP_TRACED;
@@ -428,10 +429,10 @@ static long http_read_target(__u32 i, struct http_pass *p)
 	return 0;
 }
 
-/* 0, or enum http_doubt: why it is Envoy's. */
-HTTP_FUNCTION int http_read_request(struct http_scratch *s, struct http_request *out)
+HTTP_INLINE int http_read_any_request(struct http_scratch *s, struct http_request *out, bool trusted)
 {
 	struct http_pass pass = { s };
+	s->trusted = trusted;
 	__u32 doubt = http_scan(s, false);
 	if (doubt)
 		return doubt;
@@ -484,9 +485,22 @@ HTTP_FUNCTION int http_read_request(struct http_scratch *s, struct http_request 
 	return 0;
 }
 
+/* 0, or enum http_doubt: why it is Envoy's. */
+HTTP_FUNCTION int http_read_request(struct http_scratch *s, struct http_request *out)
+{
+	return http_read_any_request(s, out, false);
+}
+
+/* One that Envoy wrote: headers that a client may not send are nothing special in it. */
+HTTP_FUNCTION int http_read_envoys_request(struct http_scratch *s, struct http_request *out)
+{
+	return http_read_any_request(s, out, true);
+}
+
 /* 0, or enum http_doubt. `to_head`: it answers a HEAD request. */
 HTTP_FUNCTION int http_read_answer(struct http_scratch *s, bool to_head, struct http_answer *out)
 {
+	s->trusted = 0;
 	__u32 doubt = http_scan(s, true);
 	if (doubt)
 		return doubt;

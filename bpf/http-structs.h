@@ -17,9 +17,11 @@
 #define HTTP_LEARNT 16         /* servers of one client connection */
 #define HTTP_REQUEST_BODY_MAX (64 << 10)
 #define HTTP_ANSWER_MAX (1 << 20)
-#define HTTP_PIPELINED 8
+#define HTTP_ANSWER_CAP (4 << 20) /* of one that turned out longer, and of what its reader has not read */
+#define HTTP_BLANKS 96
 #define HTTP_WEIGHT_TEXT 32
 #define HTTP_ENDPOINT_TEXT 160
+#define HTTP_DRAW_TEXT (HTTP_WEIGHT_TEXT + HTTP_ENDPOINT_TEXT)
 #define HTTP_BUCKETS 20        /* of durations: Istio's */
 
 #define MAX_HTTP_CLASSES 4096
@@ -202,14 +204,21 @@ struct http_learnt {
 	__u32 class;
 	__u32 generation;
 	__u32 endpoint;    /* index in http_endpoints */
-	__u32 busy;        /* enum http_use */
+	__u32 busy;        /* enum http_use; 0: free */
 	struct tuple tuple; /* as Envoy's end has it */
 };
 
+/* Bits. */
 enum http_use {
-	HTTP_FREE = 0,
-	HTTP_ENVOYS = 1,  /* Envoy has a request under way there */
-	HTTP_CLOSING = 2, /* not to be used any more */
+	HTTP_ENVOY_ASKS = 1,   /* Envoy has not sent its request whole */
+	HTTP_ENVOY_AWAITS = 2, /* its answer is not complete */
+	HTTP_CLOSING = 4,      /* not to be used any more */
+};
+
+/* Why an answer's end can't be told. */
+enum http_unknown {
+	HTTP_UNKNOWN_UNTIL_CLOSE = 1,
+	HTTP_UNKNOWN_LOST = 2,
 };
 
 /* By the cookie of the client's socket. */
@@ -219,7 +228,7 @@ struct http_channel {
 	__u64 sock, proxy_sock;    /* the client's struct tcp_sock *, and its TCP peer's */
 	__u64 used_ns;             /* when the last exchange began or ended */
 	__u64 started_ns;          /* of the exchange under way */
-	__u64 server;              /* cookie, while FAST */
+	__u64 server, server_netns; /* cookies, while FAST */
 	__u64 request_bytes, answer_bytes;
 	__u32 open;                /* the request under way has not been sent whole */
 	__u32 to_head;             /* and is HEAD */

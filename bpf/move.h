@@ -44,15 +44,39 @@ static __always_inline void read_receiver(__u64 sock, struct receiver *out)
 	out->room = BPF_CORE_READ(tp, inet_conn.icsk_inet.sk.sk_rcvbuf);
 }
 
-SEC("sk_msg")
-int move_message(struct sk_msg_md *msg)
+/* The partner, which the opener learns of at its first message. */
+static __always_inline bool find_peer(struct socket_state *state)
 {
-	struct bpf_sock *sk = msg->sk;
-	struct socket_state *state = sk ? bpf_sk_storage_get(&socket_states, sk, 0, 0) : 0;
-	if (!state) {
-		count(COUNTER_MESSAGE_NO_STATE);
-		return SK_PASS;
+	if (state->peer_cookie)
+		return true;
+	__u64 cookie = state->cookie;
+	struct peer *peer = bpf_map_lookup_elem(&peers, &cookie);
+	if (!peer)
+		return false;
+	state->peer_sock = peer->sock;
+	state->peer_cookie = peer->cookie;
+	if (peer->reports)
+		state->flags |= SOCKET_PEER_REPORTS;
+	bpf_map_delete_elem(&peers, &cookie);
+	return true;
+}
+
+static __always_inline void count_moved(struct socket_state *state, __u32 size)
+{
+	state->bytes_moved += size;
+	state->messages_moved++;
+	count(COUNTER_MESSAGES_SHORT_CIRCUITED);
+	count_n(COUNTER_BYTES_SHORT_CIRCUITED, size);
+	struct pod_counters *pod = counters_of_slot(state->slot, state->generation);
+	if (pod) {
+		__sync_fetch_and_add(&pod->messages_short_circuited, 1);
+		__sync_fetch_and_add(&pod->bytes_short_circuited, size);
 	}
+}
+
+/* Into the partner, if TCP could not tell; else by TCP. */
+static __always_inline int move(struct sk_msg_md *msg, struct bpf_sock *sk, struct socket_state *state)
+{
 	if (state->flags & (SOCKET_BLOCKING | SOCKET_TLS)) {
 		count(state->flags & SOCKET_TLS ? COUNTER_MESSAGE_UPPER_LAYER : COUNTER_MESSAGE_BLOCKING);
 		return SK_PASS;
@@ -61,18 +85,9 @@ int move_message(struct sk_msg_md *msg)
 		count(COUNTER_MESSAGE_SWITCHED_OFF);
 		return SK_PASS;
 	}
-	if (!state->peer_cookie) {
-		__u64 cookie = state->cookie;
-		struct peer *peer = bpf_map_lookup_elem(&peers, &cookie);
-		if (!peer) {
-			count(COUNTER_MESSAGE_NO_PEER);
-			return SK_PASS;
-		}
-		state->peer_sock = peer->sock;
-		state->peer_cookie = peer->cookie;
-		if (peer->reports)
-			state->flags |= SOCKET_PEER_REPORTS;
-		bpf_map_delete_elem(&peers, &cookie);
+	if (!find_peer(state)) {
+		count(COUNTER_MESSAGE_NO_PEER);
+		return SK_PASS;
 	}
 	struct tcp_sock *self = bpf_skc_to_tcp_sock(sk);
 	if (!self)
@@ -118,15 +133,7 @@ int move_message(struct sk_msg_md *msg)
 		count(COUNTER_MESSAGE_REDIRECT_FAILED);
 		return SK_PASS;
 	}
-	state->bytes_moved += size;
-	state->messages_moved++;
-	count(COUNTER_MESSAGES_SHORT_CIRCUITED);
-	count_n(COUNTER_BYTES_SHORT_CIRCUITED, size);
-	struct pod_counters *pod = counters_of_slot(state->slot, state->generation);
-	if (pod) {
-		__sync_fetch_and_add(&pod->messages_short_circuited, 1);
-		__sync_fetch_and_add(&pod->bytes_short_circuited, size);
-	}
+	count_moved(state, size);
 	return SK_PASS;
 }
 

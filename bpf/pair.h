@@ -232,6 +232,11 @@ static __always_inline int established_active(struct bpf_sock_ops *ops, bool pro
 		.brevity = state->brevity,
 		.noted = !!(state->flags & SOCKET_NOTED),
 	};
+	/* Both ends in the map, or neither. */
+	if (accelerated && (captured ? pod->acceleration == ACCELERATION_L7 && !(state->flags & SOCKET_CALLS_POD) : proxy_cgroup && sk->mark == HTTP_TAUGHT_MARK)) {
+		state->flags |= SOCKET_HTTP;
+		entry.http = 1;
+	}
 	if (sourced)
 		entry.source = state->source;
 	if (state->flags & SOCKET_CALLS_POD)
@@ -325,7 +330,7 @@ static __always_inline int established_passive(struct bpf_sock_ops *ops, bool pr
 		state->flags |= SOCKET_FORCED;
 	state->peer_cookie = entry.cookie;
 	state->peer_sock = entry.sock;
-	state->flags |= SOCKET_IN_MAP;
+	state->flags |= SOCKET_IN_MAP | (entry.http ? SOCKET_HTTP : 0);
 	if (bpf_sock_hash_update(ops, &sockets, &state->cookie, BPF_NOEXIST)) {
 		state->flags &= ~SOCKET_IN_MAP;
 		map_full(COUNTER_CONNECTION_SOCKETS_FULL, state);
@@ -383,6 +388,15 @@ static __always_inline int closed(struct bpf_sock_ops *ops)
 	return 1;
 }
 
+/* Before `closed`, which forgets the socket. */
+static __always_inline void http_state_changed(struct bpf_sock_ops *ops)
+{
+	struct bpf_sock *sk = ops->sk;
+	struct socket_state *state = sk ? bpf_sk_storage_get(&socket_states, sk, 0, 0) : 0;
+	if (state && state->cookie && (state->flags & SOCKET_HTTP))
+		http_socket_state(state, ops->args[1]);
+}
+
 static __always_inline int on_sockops(struct bpf_sock_ops *ops, bool proxy_cgroup)
 {
 	switch (ops->op) {
@@ -401,6 +415,7 @@ static __always_inline int on_sockops(struct bpf_sock_ops *ops, bool proxy_cgrou
 		return unanswered(ops);
 	case BPF_SOCK_OPS_STATE_CB:
 		opening_failed(ops);
+		http_state_changed(ops);
 		return ops->args[1] == BPF_TCP_CLOSE ? closed(ops) : 1;
 	}
 	return 1;

@@ -71,7 +71,8 @@ struct establishing {
 	__u8 tell; /* enum tell */
 	__u8 brief; /* not accelerated for that alone */
 	__u8 noted;
-	__u8 reserved[3];
+	__u8 http; /* SOCKET_HTTP for the other end */
+	__u8 reserved[2];
 	__u64 brevity;
 };
 
@@ -156,6 +157,7 @@ enum socket_flag {
 	SOCKET_BRIEF = 32768,       /* not joined, since it is expected to be brief, and so far it is */
 	SOCKET_CALLS_POD = 65536,   /* captured on the way to the own address of a pod whose policy the proxy judges */
 	SOCKET_NOTED = 131072,      /* who opens this stands in `openings` */
+	SOCKET_HTTP = 262144,       /* takes part in the fast path: a captured client's, one that Envoy opens by a taught cluster, and their other ends */
 };
 
 /*
@@ -307,6 +309,47 @@ enum counter {
 	COUNTER_CONNECTIONS_WITHOUT_ENDPOINT, /* refused */
 	COUNTER_CONNECTION_ENDPOINT_GONE, /* the proxy's way instead */
 	COUNTER_ENDPOINTS_LEFT_OUT,
+	/* the HTTP fast path: requests that were moved past Envoy, that it was told where to send, and that it had to itself */
+	COUNTER_HTTP_REQUESTS_FAST,
+	COUNTER_HTTP_REQUESTS_DRAWN,
+	COUNTER_HTTP_REQUESTS_ENVOY,
+	COUNTER_HTTP_ANSWERS_FAST,
+	/* why not */
+	COUNTER_HTTP_SWITCHED_OFF,
+	COUNTER_HTTP_POD_OFF,
+	COUNTER_HTTP_NO_ROUTES,
+	COUNTER_HTTP_NO_HOST,
+	COUNTER_HTTP_NO_CLASS,
+	COUNTER_HTTP_CLASS_ENVOY,
+	COUNTER_HTTP_CLASS_PAUSED,
+	COUNTER_HTTP_NO_ENDPOINT,
+	COUNTER_HTTP_POLICY_ENVOY,
+	COUNTER_HTTP_BODY,
+	COUNTER_HTTP_CLOSE,
+	COUNTER_HTTP_SAMPLED,
+	COUNTER_HTTP_NOT_TEACHABLE,
+	COUNTER_HTTP_NOT_LEARNT,
+	COUNTER_HTTP_BUSY,
+	COUNTER_HTTP_NOT_DRAINED,
+	COUNTER_HTTP_REDIRECT_FAILED,
+	/* connections that are Envoy's for good */
+	COUNTER_HTTP_CHANNELS,
+	COUNTER_HTTP_CHANNELS_FULL,
+	COUNTER_HTTP_CHANNELS_LOST,
+	COUNTER_HTTP_LOST_DOUBT,
+	COUNTER_HTTP_LOST_PIPELINED,
+	COUNTER_HTTP_LOST_BLOCKING,
+	COUNTER_HTTP_LOST_ANSWER,
+	COUNTER_HTTP_LOST_ENVOY_FIRST, /* Envoy answered what was not asked, or before it was asked whole */
+	/* what ended in the middle */
+	COUNTER_HTTP_CLIENTS_RESET,
+	COUNTER_HTTP_CLIENTS_CLOSED,
+	COUNTER_HTTP_SERVERS_RESET,
+	COUNTER_HTTP_ANSWERS_UNBOUNDED,
+	/* what Envoy taught */
+	COUNTER_HTTP_LESSONS,
+	COUNTER_HTTP_LESSONS_REFUSED,
+	COUNTER_HTTP_TOTALS_FULL,
 	/* bookkeeping */
 	COUNTER_VERDICTS_FULL,
 	COUNTER_VERDICTS_QUOTA, /* a pod has as many as one may have */

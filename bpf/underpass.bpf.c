@@ -50,9 +50,12 @@ enum capture { CAPTURE_NO, CAPTURE_OUTBOUND, CAPTURE_INBOUND, CAPTURE_RESOLVED, 
 #include "resolve.h"
 #include "source.h"
 #include "connect.h"
+#include "http-parse.h"
+#include "http-channel.h"
 #include "outlier.h"
 #include "pair.h"
 #include "move.h"
+#include "http.h"
 #include "probe.h"
 
 char _license[] SEC("license") = "GPL";

@@ -1,0 +1,264 @@
+/*
+ * What the kernel knows of one client connection of the fast path, and how its exchanges begin and end. docs/http-fast-path.md
+ * has the names: C the client's socket, D and U Envoy's, S the server's.
+ */
+#pragma once
+
+#define HTTP_NOWHERE 0xffffffffu
+
+/* Of one socket: where it is in what it sends. */
+struct http_socket {
+	struct http_scratch scratch;
+	struct http_request request;
+	struct http_answer answer;
+	struct http_body body;
+	__u64 channel; /* cookie of C; of C itself: 0 */
+	__u64 sent;    /* bytes of the message under way */
+	__u8 begun;    /* its head has been read, and it goes on */
+	__u8 lost;     /* nobody knows any more where messages begin */
+	__u8 reserved[2];
+	/* What C's request at hand is led to. */
+	__u32 vhost;
+	__u32 class, generation;
+	__u32 endpoint;
+	__u32 load;
+	struct http_host_key host, any; /* of `any` only the first byte of the name is ever set */
+	struct http_port_key port;
+	__u8 text[HTTP_DRAW_TEXT]; /* what Envoy is told of the draw */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct http_socket);
+} http_sockets SEC(".maps");
+
+/* What a new channel starts with; too large for the stack. */
+const volatile struct http_channel no_channel;
+
+static __always_inline bool http_on(void)
+{
+	__u32 zero = 0;
+	struct http_control *control = bpf_map_lookup_elem(&http_control, &zero);
+	return control && control->on && !control->lost_events && acceleration_on() &&
+	       bpf_ktime_get_ns() - control->heartbeat_ns < HTTP_HEARTBEAT_NS;
+}
+
+static __always_inline void http_report(__u32 type, bool orderly, __u64 cookie, __u64 netns_cookie, const struct tuple *of_peer)
+{
+	struct http_event *event = bpf_ringbuf_reserve(&http_events, sizeof(*event), 0);
+	if (!event) {
+		__u32 zero = 0;
+		struct http_control *control = bpf_map_lookup_elem(&http_control, &zero);
+		if (control)
+			__sync_fetch_and_add(&control->lost_events, 1);
+		return;
+	}
+	event->type = type;
+	event->orderly = orderly;
+	event->cookie = cookie;
+	event->netns_cookie = netns_cookie;
+	event->tuple.netns_cookie = netns_cookie;
+	event->tuple.local = of_peer->remote;
+	event->tuple.remote = of_peer->local;
+	event->tuple.local_port = of_peer->remote_port;
+	event->tuple.remote_port = of_peer->local_port;
+	event->tuple.reserved = 0;
+	bpf_ringbuf_submit(event, 0);
+}
+
+/* C's connection is to end, from Envoy's side of it: D is found by its addresses. */
+static __always_inline void http_end_client(const struct http_channel *ch, bool orderly)
+{
+	count(orderly ? COUNTER_HTTP_CLIENTS_CLOSED : COUNTER_HTTP_CLIENTS_RESET);
+	http_report(HTTP_END_CLIENT, orderly, 0, ch->tuple.netns_cookie, &ch->tuple);
+}
+
+static __always_inline void http_load_add(__u32 index, __s32 n)
+{
+	struct http_load *load = index == HTTP_NOWHERE ? 0 : bpf_map_lookup_elem(&http_loads, &index);
+	if (load)
+		__sync_fetch_and_add(&load->under_way, n);
+}
+
+static __always_inline void http_activity_add(__u64 netns_cookie, __s64 n)
+{
+	struct http_activity *activity = bpf_map_lookup_elem(&http_activity, &netns_cookie);
+	if (!activity) {
+		struct http_activity none = {};
+		bpf_map_update_elem(&http_activity, &netns_cookie, &none, BPF_NOEXIST);
+		activity = bpf_map_lookup_elem(&http_activity, &netns_cookie);
+	}
+	if (!activity)
+		return;
+	__sync_fetch_and_add(&activity->under_way, n);
+	if (n > 0)
+		__sync_fetch_and_add(&activity->started, n);
+}
+
+/* What was under way, as it was when it ended. */
+struct http_ended {
+	__u64 server, started_ns, netns_cookie, server_netns, request_bytes, answer_bytes;
+	__u32 state, load, class, generation;
+};
+
+/* With the lock held. `state`: what the channel is from now on. */
+static __always_inline void http_take(struct http_channel *ch, struct http_ended *out, __u32 state)
+{
+	out->state = ch->state;
+	out->server = ch->server;
+	out->started_ns = ch->started_ns;
+	out->netns_cookie = ch->tuple.netns_cookie;
+	out->server_netns = ch->server_netns;
+	out->load = ch->load;
+	out->class = ch->class;
+	out->generation = ch->generation;
+	out->request_bytes = ch->request_bytes;
+	out->answer_bytes = ch->answer_bytes;
+	ch->state = state;
+	ch->load = HTTP_NOWHERE;
+	ch->generation = 0;
+	ch->server = 0;
+	ch->unknown = 0;
+	ch->open = 0;
+}
+
+static __always_inline void http_settle(const struct http_ended *ended)
+{
+	if (ended->state == HTTP_FAST)
+		http_activity_add(ended->netns_cookie, -1);
+	http_load_add(ended->load, -1);
+}
+
+/* From here on all that C sends is Envoy's; what the kernel had under way can't be ended well. */
+static __always_inline void http_lose(struct http_channel *ch, enum counter why)
+{
+	struct http_ended ended = {};
+	bpf_spin_lock(&ch->lock);
+	http_take(ch, &ended, HTTP_LOST);
+	bpf_spin_unlock(&ch->lock);
+	if (ended.state == HTTP_LOST)
+		return;
+	count(why);
+	count(COUNTER_HTTP_CHANNELS_LOST);
+	http_settle(&ended);
+	if (ended.state == HTTP_FAST)
+		http_end_client(ch, false);
+}
+
+/* No entry that leads to this socket is used again; with 0 in `bits` those are all free of it. */
+static __always_inline void http_mark_server(struct http_channel *ch, __u64 cookie, __u32 set, __u32 clear)
+{
+	bpf_spin_lock(&ch->lock);
+#pragma unroll
+	for (int i = 0; i < HTTP_LEARNT; i++)
+		if (ch->learnt[i].cookie == cookie)
+			ch->learnt[i].busy = (ch->learnt[i].busy | set) & ~clear;
+	bpf_spin_unlock(&ch->lock);
+}
+
+/* For a while requests of this class go through Envoy. */
+static __always_inline void http_class_to_envoy(__u32 index, __u32 generation)
+{
+	struct http_class *class = generation ? bpf_map_lookup_elem(&http_classes, &index) : 0;
+	if (class && class->generation == generation)
+		class->envoy_until_ns = bpf_ktime_get_ns() + HTTP_ENVOY_NS;
+}
+
+/* The channel of C, at its first message. */
+static __always_inline struct http_channel *http_open(const struct socket_state *state)
+{
+	__u64 cookie = state->cookie;
+	struct http_client_key key = { .netns_cookie = state->netns_cookie, .port = state->tuple.local_port };
+	if (bpf_map_update_elem(&http_channels, &cookie, (const void *)&no_channel, BPF_NOEXIST)) {
+		count(COUNTER_HTTP_CHANNELS_FULL);
+		return 0;
+	}
+	struct http_channel *ch = bpf_map_lookup_elem(&http_channels, &cookie);
+	if (!ch)
+		return 0;
+	ch->sock = state->sock;
+	ch->proxy_sock = state->peer_sock;
+	ch->tuple = state->tuple;
+	ch->load = HTTP_NOWHERE;
+	if (bpf_map_update_elem(&http_clients, &key, &cookie, BPF_ANY)) {
+		bpf_map_delete_elem(&http_channels, &cookie);
+		count(COUNTER_HTTP_CHANNELS_FULL);
+		return 0;
+	}
+	return ch;
+}
+
+/* C or S goes; from sockops, with `state` still as it was. `closed`: nothing is left of it. */
+static __always_inline void http_client_closing(struct socket_state *state, bool closed)
+{
+	__u64 cookie = state->cookie;
+	struct http_channel *ch = bpf_map_lookup_elem(&http_channels, &cookie);
+	if (!ch)
+		return;
+	struct http_ended ended = {};
+	struct tuple tuple = {};
+	__u64 netns_cookie = 0;
+	bpf_spin_lock(&ch->lock);
+#pragma unroll
+	for (int i = 0; i < HTTP_LEARNT; i++)
+		if (ch->server && ch->learnt[i].cookie == ch->server) {
+			tuple = ch->learnt[i].tuple;
+			netns_cookie = ch->learnt[i].netns_cookie;
+		}
+	http_take(ch, &ended, HTTP_LOST);
+	bpf_spin_unlock(&ch->lock);
+	http_settle(&ended);
+	if (ended.state == HTTP_FAST) {
+		count(COUNTER_HTTP_SERVERS_RESET);
+		http_report(HTTP_END_SERVER, false, ended.server, netns_cookie, &tuple);
+	}
+	if (!closed)
+		return;
+	struct http_client_key key = { .netns_cookie = state->netns_cookie, .port = state->tuple.local_port };
+	__u64 *known = bpf_map_lookup_elem(&http_clients, &key);
+	if (known && *known == cookie)
+		bpf_map_delete_elem(&http_clients, &key);
+	bpf_map_delete_elem(&http_channels, &cookie);
+}
+
+/* `orderly`: the server has ended its side by a FIN, and all that it wrote has been moved. */
+static __always_inline void http_server_closing(struct socket_state *state, bool orderly, bool closed)
+{
+	__u64 cookie = state->cookie;
+	__u64 *client = bpf_map_lookup_elem(&http_servers, &cookie);
+	if (!client)
+		return;
+	__u64 of = *client;
+	struct http_channel *ch = bpf_map_lookup_elem(&http_channels, &of);
+	if (ch) {
+		struct http_ended ended = {};
+		bool until_close = false;
+		http_mark_server(ch, cookie, HTTP_CLOSING, 0);
+		bpf_spin_lock(&ch->lock);
+		if (ch->state == HTTP_FAST && ch->server == cookie) {
+			until_close = ch->unknown == HTTP_UNKNOWN_UNTIL_CLOSE;
+			http_take(ch, &ended, HTTP_LOST);
+		}
+		bpf_spin_unlock(&ch->lock);
+		if (ended.state == HTTP_FAST) {
+			http_settle(&ended);
+			http_end_client(ch, orderly && until_close);
+		}
+	}
+	if (closed)
+		bpf_map_delete_elem(&http_servers, &cookie);
+}
+
+/* From sockops, of a socket with SOCKET_HTTP. */
+static __always_inline void http_socket_state(struct socket_state *state, __u32 next)
+{
+	bool accepted = state->flags & SOCKET_ACCEPTED, proxy = state->flags & SOCKET_PROXY, closed = next == BPF_TCP_CLOSE;
+	if (proxy || next == BPF_TCP_ESTABLISHED)
+		return;
+	if (!accepted)
+		http_client_closing(state, closed);
+	else
+		http_server_closing(state, next == BPF_TCP_FIN_WAIT1 || next == BPF_TCP_LAST_ACK, closed);
+}

@@ -1,0 +1,351 @@
+/* What C sends: each request to whoever is to have it. */
+#pragma once
+
+/* The message's first bytes, for the parser. */
+static __always_inline bool http_copy_head(struct sk_msg_md *msg, struct http_scratch *s)
+{
+	__u32 n = msg->size;
+	if (n > HTTP_HEAD_MAX)
+		n = HTTP_HEAD_MAX;
+	if (bpf_msg_pull_data(msg, 0, n, 0))
+		return false;
+	/* Zeros behind what is not a whole word. */
+	__u32 last = (n >> 3) & (HTTP_HEAD_MAX / 8 * 2 - 1);
+	if (last > HTTP_HEAD_MAX / 8)
+		return false;
+	s->words[last] = 0;
+	s->words[last + 1] = 0;
+	s->length = n;
+	return !bpf_probe_read_kernel(s->words, n, msg->data);
+}
+
+struct http_following {
+	struct sk_msg_md *msg;
+	struct http_body *body;
+	__u32 at, size;
+	__s32 doubt;
+	__u32 reserved;
+	__u8 window[HTTP_WINDOW];
+};
+
+#define HTTP_STEPS 256 /* of a chunked body in one message */
+
+static long http_follow_step(__u32 i, struct http_following *f)
+{
+	__u32 at = f->at, rest = f->size - at, n = rest < HTTP_WINDOW ? rest : HTTP_WINDOW;
+	if (!n || http_body_done(f->body))
+		return 1;
+	if (f->body->state != HTTP_BODY_DATA) {
+		if (bpf_msg_pull_data(f->msg, at, at + n, 0) || bpf_probe_read_kernel(f->window, n, f->msg->data)) {
+			f->doubt = -HTTP_INCOMPLETE;
+			return 1;
+		}
+	}
+	int taken = http_body_advance(f->body, f->window, n, rest);
+	if (taken <= 0) {
+		f->doubt = taken ? taken : -HTTP_BAD_CHUNK;
+		return 1;
+	}
+	f->at = at + taken;
+	return 0;
+}
+
+/* Goes over the message from `at` on. Where the body ends in it, or its size; negative: a doubt. */
+static __always_inline int http_follow(struct sk_msg_md *msg, struct http_body *body, __u32 at)
+{
+	__u32 size = msg->size;
+	if (body->framing == HTTP_LENGTH) {
+		__u32 taken = size - at;
+		if (taken > body->left)
+			taken = body->left;
+		body->left -= taken;
+		if (!body->left)
+			body->state = HTTP_BODY_DONE;
+		return at + taken;
+	}
+	if (body->framing != HTTP_CHUNKED)
+		return at;
+	struct http_following f = { .msg = msg, .body = body, .at = at, .size = size };
+	bpf_loop(HTTP_STEPS, http_follow_step, &f, 0);
+	if (f.doubt)
+		return f.doubt;
+	return f.at < size && !http_body_done(body) ? -HTTP_BAD_CHUNK : f.at;
+}
+
+static __always_inline __u32 written(__u64 sock)
+{
+	if (LINUX_KERNEL_VERSION >= KERNEL_6_2) {
+		const struct tcp_sock *tp = bpf_rdonly_cast((void *)sock, bpf_core_type_id_kernel(struct tcp_sock));
+		return tp->write_seq;
+	}
+	return BPF_CORE_READ((const struct tcp_sock *)sock, write_seq);
+}
+
+/* Rule 2: nothing that went by TCP to `sock` is still to be read there. */
+static __always_inline bool http_drained(__u64 sock, __u64 its_peer)
+{
+	struct receiver other;
+	read_receiver(sock, &other);
+	return !other.ulp && written(its_peer) == other.copied_seq;
+}
+
+/* Copies the two lines that tell Envoy of the draw. */
+static __always_inline void http_draw_text(struct http_socket *hs, const struct http_split *split, const struct http_endpoint *endpoint)
+{
+	__builtin_memcpy(hs->text, split->text, HTTP_WEIGHT_TEXT);
+	__builtin_memcpy(hs->text + HTTP_WEIGHT_TEXT, endpoint->text, HTTP_ENDPOINT_TEXT);
+}
+
+/*
+ * What the tables say of the request in hs. COUNTERS: it may be fast, by the class and endpoint in hs; anything else is why
+ * not, and `drawn` whether Envoy is to be told of the draw.
+ */
+static __always_inline enum counter http_decide(struct socket_state *state, struct http_socket *hs, bool *drawn)
+{
+	__u64 netns_cookie = state->netns_cookie;
+	*drawn = false;
+	hs->generation = 0;
+	hs->load = HTTP_NOWHERE;
+	if (!http_on())
+		return COUNTER_HTTP_SWITCHED_OFF;
+	struct http_pod *pod = bpf_map_lookup_elem(&http_pods, &netns_cookie);
+	if (!pod || pod->state != HTTP_POD_LIVE)
+		return COUNTER_HTTP_POD_OFF;
+	enum counter reason = http_find_host(state, hs, pod);
+	if (reason != COUNTERS)
+		return reason;
+	struct http_list *vhost = bpf_map_lookup_elem(&http_vhosts, &hs->vhost);
+	if (!vhost)
+		return COUNTER_HTTP_NO_HOST;
+	__u32 index = http_search_list(hs, vhost);
+	struct http_class *class = index == HTTP_NOWHERE ? 0 : bpf_map_lookup_elem(&http_classes, &index);
+	if (!class || !class->generation)
+		return COUNTER_HTTP_NO_CLASS;
+	if (!(class->flags & HTTP_CLASS_FAST))
+		return COUNTER_HTTP_CLASS_ENVOY;
+	hs->class = index;
+	hs->generation = class->generation;
+	const struct http_split *split = http_draw_split(class);
+	__u32 cluster_index = split ? split->cluster : HTTP_NOWHERE;
+	struct http_cluster *cluster = split ? bpf_map_lookup_elem(&http_clusters, &cluster_index) : 0;
+	struct http_endpoint *endpoint = cluster ? http_draw_endpoint(cluster, &hs->endpoint) : 0;
+	if (!endpoint)
+		return COUNTER_HTTP_NO_ENDPOINT;
+	http_draw_text(hs, split, endpoint);
+	hs->load = endpoint->load;
+	*drawn = true;
+	if (!http_allowed(hs, endpoint))
+		return COUNTER_HTTP_POLICY_ENVOY;
+	if (!endpoint->teachable)
+		return COUNTER_HTTP_NOT_TEACHABLE;
+	if (class->envoy_until_ns && class->envoy_until_ns > bpf_ktime_get_ns())
+		return COUNTER_HTTP_CLASS_PAUSED;
+	if (hs->request.framing == HTTP_CHUNKED || hs->request.body_length > HTTP_REQUEST_BODY_MAX)
+		return COUNTER_HTTP_BODY;
+	if (hs->request.close)
+		return COUNTER_HTTP_CLOSE;
+	if (class->sampled && bpf_get_prandom_u32() < class->sampled)
+		return COUNTER_HTTP_SAMPLED;
+	return COUNTERS;
+}
+
+/* Puts the draw's lines behind the request line. */
+static __always_inline bool http_push_draw(struct sk_msg_md *msg, struct http_socket *hs)
+{
+	__u32 at = hs->scratch.line_at[1];
+	if (bpf_msg_push_data(msg, at, HTTP_DRAW_TEXT, 0) || bpf_msg_pull_data(msg, at, at + HTTP_DRAW_TEXT, 0))
+		return false;
+	__u64 *to = msg->data, *end = msg->data_end;
+	const __u64 *from = (const void *)hs->text;
+	if (to + HTTP_DRAW_TEXT / 8 > end)
+		return false;
+#pragma unroll
+	for (int i = 0; i < HTTP_DRAW_TEXT / 8; i++)
+		to[i] = from[i];
+	return true;
+}
+
+/* To Envoy, as the exchange that it has under way. */
+static __always_inline int http_to_envoy(struct sk_msg_md *msg, struct bpf_sock *sk, struct socket_state *state, struct http_socket *hs,
+					 struct http_channel *ch, bool drawn, enum counter why)
+{
+	bool open = hs->begun, taken = false;
+	count(why);
+	if (drawn && !http_push_draw(msg, hs)) {
+		drawn = false;
+		hs->generation = 0;
+	}
+	count(drawn ? COUNTER_HTTP_REQUESTS_DRAWN : COUNTER_HTTP_REQUESTS_ENVOY);
+	__u32 load = drawn ? hs->load : HTTP_NOWHERE;
+	__u64 now = bpf_ktime_get_ns();
+	bpf_spin_lock(&ch->lock);
+	if (ch->state == HTTP_IDLE) {
+		taken = true;
+		ch->state = HTTP_ENVOY;
+		ch->server = 0;
+		ch->class = hs->class;
+		ch->generation = drawn ? hs->generation : 0;
+		ch->endpoint = hs->endpoint;
+		ch->load = load;
+		ch->open = open;
+		ch->to_head = hs->request.method == HTTP_HEAD;
+		ch->started_ns = now;
+		ch->used_ns = now;
+	}
+	bpf_spin_unlock(&ch->lock);
+	if (taken)
+		http_load_add(load, 1);
+	return move(msg, sk, state);
+}
+
+/* Index of the learnt server; HTTP_LEARNT: none. */
+static __always_inline __u32 http_find_learnt(const struct http_channel *ch, const struct http_socket *hs, bool *busy)
+{
+	__u32 found = HTTP_LEARNT;
+#pragma unroll
+	for (int i = 0; i < HTTP_LEARNT; i++) {
+		const struct http_learnt *each = &ch->learnt[i];
+		if (!each->cookie || each->class != hs->class || each->generation != hs->generation || each->endpoint != hs->endpoint ||
+		    each->busy & HTTP_CLOSING)
+			continue;
+		if (each->busy)
+			*busy = true;
+		else
+			found = i;
+	}
+	return found;
+}
+
+SEC("sk_msg")
+int http_client(struct sk_msg_md *msg)
+{
+	struct bpf_sock *sk = msg->sk;
+	struct socket_state *state = sk ? bpf_sk_storage_get(&socket_states, sk, 0, 0) : 0;
+	if (!state)
+		return SK_PASS;
+	struct http_socket *hs = bpf_sk_storage_get(&http_sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!hs || hs->lost || !find_peer(state))
+		return move(msg, sk, state);
+	__u64 cookie = state->cookie;
+	struct http_channel *ch = bpf_map_lookup_elem(&http_channels, &cookie);
+	if (!ch) {
+		ch = http_open(state);
+		if (!ch) {
+			hs->lost = 1;
+			return move(msg, sk, state);
+		}
+		count(COUNTER_HTTP_CHANNELS);
+	}
+	struct tcp_sock *self = bpf_skc_to_tcp_sock(sk);
+	if (!self || (state->flags & (SOCKET_BLOCKING | SOCKET_TLS)) || (!(state->flags & SOCKET_FORCED) && !nonblocking(self))) {
+		hs->lost = 1;
+		http_lose(ch, COUNTER_HTTP_LOST_BLOCKING);
+		return move(msg, sk, state);
+	}
+	__u32 owner = ch->state, size = msg->size;
+	if (hs->begun) {
+		int end = http_follow(msg, &hs->body, 0);
+		if (end < 0 || (__u32)end != size) {
+			hs->lost = 1;
+			http_lose(ch, end < 0 ? COUNTER_HTTP_LOST_DOUBT : COUNTER_HTTP_LOST_PIPELINED);
+			return move(msg, sk, state);
+		}
+		if (http_body_done(&hs->body)) {
+			hs->begun = 0;
+			bpf_spin_lock(&ch->lock);
+			ch->open = 0;
+			bpf_spin_unlock(&ch->lock);
+		}
+		if (owner != HTTP_FAST)
+			return move(msg, sk, state);
+		__u64 server = ch->server;
+		ch->request_bytes += size;
+		if (!server || bpf_msg_redirect_hash(msg, &sockets, &server, BPF_F_INGRESS) != SK_PASS) {
+			hs->lost = 1;
+			http_lose(ch, COUNTER_HTTP_REDIRECT_FAILED);
+			return SK_PASS;
+		}
+		count_moved(state, size);
+		return SK_PASS;
+	}
+	/* A request before the answer to the one before it. */
+	if (owner == HTTP_FAST || owner == HTTP_ENVOY) {
+		hs->lost = 1;
+		http_lose(ch, COUNTER_HTTP_LOST_PIPELINED);
+		return move(msg, sk, state);
+	}
+	if (owner == HTTP_LOST) {
+		hs->lost = 1;
+		return move(msg, sk, state);
+	}
+	int doubt = http_copy_head(msg, &hs->scratch) ? http_read_request(&hs->scratch, &hs->request) : HTTP_INCOMPLETE;
+	int end = -1;
+	if (!doubt) {
+		http_body_begin(&hs->body, hs->request.framing, hs->request.body_length);
+		end = http_follow(msg, &hs->body, hs->request.end);
+	}
+	if (end < 0 || (__u32)end != size) {
+		hs->lost = 1;
+		http_lose(ch, end < 0 ? COUNTER_HTTP_LOST_DOUBT : COUNTER_HTTP_LOST_PIPELINED);
+		return move(msg, sk, state);
+	}
+	hs->begun = !http_body_done(&hs->body);
+	bool drawn = false, busy = false, taken = false;
+	enum counter why = http_decide(state, hs, &drawn);
+	if (why != COUNTERS)
+		return http_to_envoy(msg, sk, state, hs, ch, drawn, why);
+	__u32 index = http_find_learnt(ch, hs, &busy);
+	if (index >= HTTP_LEARNT)
+		return http_to_envoy(msg, sk, state, hs, ch, true, busy ? COUNTER_HTTP_BUSY : COUNTER_HTTP_NOT_LEARNT);
+	struct http_learnt *learnt = &ch->learnt[index & (HTTP_LEARNT - 1)];
+	__u64 target = learnt->cookie, netns_cookie = state->netns_cookie, now = bpf_ktime_get_ns();
+	if (!http_drained(learnt->sock, learnt->proxy_sock))
+		return http_to_envoy(msg, sk, state, hs, ch, true, COUNTER_HTTP_NOT_DRAINED);
+	/* User space suspends a pod and then looks whether anything is under way: count first, then look. */
+	http_activity_add(netns_cookie, 1);
+	struct http_pod *pod = bpf_map_lookup_elem(&http_pods, &netns_cookie);
+	if (!pod || pod->state != HTTP_POD_LIVE) {
+		http_activity_add(netns_cookie, -1);
+		hs->generation = 0;
+		return http_to_envoy(msg, sk, state, hs, ch, false, COUNTER_HTTP_POD_OFF);
+	}
+	bpf_spin_lock(&ch->lock);
+	if (ch->state == HTTP_IDLE && learnt->cookie == target && !learnt->busy) {
+		taken = true;
+		ch->state = HTTP_FAST;
+		ch->server = target;
+		ch->server_netns = learnt->netns_cookie;
+		ch->class = hs->class;
+		ch->generation = hs->generation;
+		ch->endpoint = hs->endpoint;
+		ch->load = hs->load;
+		ch->open = hs->begun;
+		ch->to_head = hs->request.method == HTTP_HEAD;
+		ch->unknown = 0;
+		ch->request_bytes = size;
+		ch->answer_bytes = 0;
+		ch->started_ns = now;
+		ch->used_ns = now;
+	}
+	bpf_spin_unlock(&ch->lock);
+	if (!taken) {
+		http_activity_add(netns_cookie, -1);
+		return http_to_envoy(msg, sk, state, hs, ch, true, COUNTER_HTTP_BUSY);
+	}
+	http_load_add(hs->load, 1);
+	if (bpf_msg_redirect_hash(msg, &sockets, &target, BPF_F_INGRESS) != SK_PASS) {
+		struct http_ended ended = {};
+		bpf_spin_lock(&ch->lock);
+		if (ch->state == HTTP_FAST)
+			http_take(ch, &ended, HTTP_IDLE);
+		bpf_spin_unlock(&ch->lock);
+		if (ended.state != HTTP_FAST)
+			return SK_PASS;
+		http_settle(&ended);
+		http_mark_server(ch, target, HTTP_CLOSING, 0);
+		return http_to_envoy(msg, sk, state, hs, ch, true, COUNTER_HTTP_REDIRECT_FAILED);
+	}
+	count(COUNTER_HTTP_REQUESTS_FAST);
+	count_moved(state, size);
+	return SK_PASS;
+}

@@ -1,0 +1,185 @@
+/* The tables of the fast path: from a request's head to its class, its destination and that one's verdict. */
+#pragma once
+
+struct http_matching {
+	struct http_socket *hs;
+	__u32 first;
+	__u32 verdict;
+	__u32 found;
+	__u32 doubt; /* a header that counts came twice */
+};
+
+static __always_inline bool http_host_is(const struct http_socket *hs, const struct http_condition *asked)
+{
+	const __u64 *have = (const void *)hs->host.host, *want = (const void *)asked->value;
+	__u32 length = asked->value_length;
+	if (asked->kind == HTTP_VALUE_EXACT ? hs->request.host_length != length : hs->request.host_length < length)
+		return false;
+#pragma unroll
+	for (int i = 0; i < HTTP_VALUE_MAX / 8; i++) {
+		__u32 at = i * 8;
+		if (at >= length)
+			break;
+		__u64 mask = length - at >= 8 ? ~0ull : (1ull << (8 * ((length - at) & 7))) - 1;
+		if ((have[i] ^ want[i]) & mask)
+			return false;
+	}
+	return true;
+}
+
+/* 1: holds, 0: not, -1: not to be judged here. */
+static __always_inline int http_condition_holds(struct http_socket *hs, const struct http_condition *asked)
+{
+	bool holds;
+	if (!asked->name_length) {
+		holds = asked->kind == HTTP_VALUE_PRESENT || http_host_is(hs, asked);
+	} else {
+		__u16 at = 0, length = 0;
+		__u32 want = asked->value_length;
+		if (want > HTTP_VALUE_MAX)
+			return -1;
+		int found = http_find_header(&hs->scratch, (const __u64 *)asked->name, asked->name_length, &at, &length);
+		if (found > 1)
+			return -1;
+		holds = found && (asked->kind == HTTP_VALUE_PRESENT ||
+				  ((asked->kind == HTTP_VALUE_EXACT ? length == want : length >= want) &&
+				   http_same(&hs->scratch, at, (const __u64 *)asked->value, want)));
+	}
+	return holds != asked->inverted;
+}
+
+static __always_inline bool http_path_holds(struct http_socket *hs, const struct http_rule *rule)
+{
+	__u32 length = rule->path_length, have = hs->request.path_length, at = hs->request.target_at;
+	if (rule->path_kind == HTTP_PATH_ANY)
+		return true;
+	if (rule->path_kind == HTTP_PATH_EXACT ? have != length : have < length)
+		return false;
+	if (!http_same(&hs->scratch, at, (const __u64 *)rule->path, length))
+		return false;
+	return rule->path_kind != HTTP_PATH_SEPARATED || have == length || (http_at(&hs->scratch, at + length) & 0xff) == '/';
+}
+
+static long http_try_rule(__u32 i, struct http_matching *search)
+{
+	struct http_socket *hs = search->hs;
+	__u32 index = search->first + i;
+	const struct http_rule *rule = bpf_map_lookup_elem(&http_rules, &index);
+	if (!rule)
+		return 1;
+	if (rule->methods && !((rule->methods >> (hs->request.method & 15)) & 1))
+		return 0;
+	if (http_path_holds(hs, rule) == !!rule->path_inverted)
+		return 0;
+#pragma unroll
+	for (int n = 0; n < HTTP_CONDITIONS; n++) {
+		if (n >= rule->conditions_used)
+			break;
+		int holds = http_condition_holds(hs, &rule->conditions[n]);
+		if (holds < 0) {
+			search->doubt = 1;
+			return 1;
+		}
+		if (!holds)
+			return 0;
+	}
+	search->verdict = rule->verdict;
+	search->found = 1;
+	return 1;
+}
+
+/* The first rule's verdict that holds; HTTP_NOWHERE: none is to be told here. */
+static __noinline __u32 http_search_list(struct http_socket *hs, const struct http_list *list)
+{
+	struct http_matching search = { .hs = hs, .first = list->first };
+	__u32 count = list->count;
+	if (count > HTTP_RULES_EACH)
+		return HTTP_NOWHERE;
+	bpf_loop(count, http_try_rule, &search, 0);
+	return search.doubt ? HTTP_NOWHERE : search.found ? search.verdict : list->otherwise;
+}
+
+/* The virtual host of a request. COUNTERS: found, as hs->vhost. */
+static __always_inline enum counter http_find_host(struct socket_state *state, struct http_socket *hs, const struct http_pod *pod)
+{
+	hs->port.table = pod->table;
+	hs->port.port = bpf_ntohs(state->original.port);
+	hs->port.reserved = 0;
+	hs->port.address = state->original.address;
+	struct http_port *port = bpf_map_lookup_elem(&http_ports, &hs->port);
+	if (!port) {
+		__builtin_memset(&hs->port.address, 0, sizeof(hs->port.address));
+		port = bpf_map_lookup_elem(&http_ports, &hs->port);
+	}
+	if (!port)
+		return COUNTER_HTTP_NO_ROUTES;
+	hs->host.routes = port->routes;
+	if (hs->request.host_length > HTTP_HOST_MAX)
+		return COUNTER_HTTP_NO_HOST;
+	http_copy_host(&hs->scratch, &hs->request, (void *)hs->host.host);
+	__u32 *vhost = bpf_map_lookup_elem(&http_hosts, &hs->host);
+	if (!vhost) {
+		hs->any.routes = port->routes;
+		hs->any.host[0] = '*';
+		vhost = bpf_map_lookup_elem(&http_hosts, &hs->any);
+	}
+	if (!vhost)
+		return COUNTER_HTTP_NO_HOST;
+	hs->vhost = *vhost;
+	return COUNTERS;
+}
+
+static __always_inline struct http_endpoint *http_draw_row(const struct http_cluster *cluster, __u32 *index)
+{
+	__u32 rows = cluster->count, at = cluster->first + (__u32)(((__u64)bpf_get_prandom_u32() * rows) >> 32);
+	struct http_endpoint *row = bpf_map_lookup_elem(&http_endpoints, &at);
+	if (row && bpf_get_prandom_u32() >= row->keep && row->keep != 0xffffffff) {
+		at = cluster->first + row->alias;
+		row = bpf_map_lookup_elem(&http_endpoints, &at);
+	}
+	*index = at;
+	return row;
+}
+
+/* One of the cluster's endpoints, by weight; of two drawn the one with fewer requests under way. */
+static __always_inline struct http_endpoint *http_draw_endpoint(const struct http_cluster *cluster, __u32 *index)
+{
+	if (!cluster->count)
+		return 0;
+	struct http_endpoint *one = http_draw_row(cluster, index);
+	if (!one || cluster->balance != HTTP_LEAST_REQUEST || cluster->count < 2)
+		return one;
+	__u32 other_index = 0;
+	struct http_endpoint *other = http_draw_row(cluster, &other_index);
+	if (!other || other->load == one->load)
+		return one;
+	__u32 a = one->load, b = other->load;
+	struct http_load *load = bpf_map_lookup_elem(&http_loads, &a), *other_load = bpf_map_lookup_elem(&http_loads, &b);
+	if (!load || !other_load || other_load->under_way >= load->under_way)
+		return one;
+	*index = other_index;
+	return other;
+}
+
+static __always_inline const struct http_split *http_draw_split(const struct http_class *class)
+{
+	__u32 drawn = (__u32)(((__u64)bpf_get_prandom_u32() * class->total) >> 32);
+#pragma unroll
+	for (__u32 i = 0; i < HTTP_SPLITS; i++) {
+		if (i >= class->splits_used)
+			break;
+		if (drawn < class->splits[i].until)
+			return &class->splits[i];
+	}
+	return 0;
+}
+
+/* Whether the drawn endpoint's own policy lets this request of this client in. */
+static __always_inline bool http_allowed(struct http_socket *hs, const struct http_endpoint *endpoint)
+{
+	__u32 policy = endpoint->policy;
+	if (!policy)
+		return true;
+	struct http_list *list = policy == HTTP_NOWHERE ? 0 : bpf_map_lookup_elem(&http_policies, &policy);
+	return list && http_search_list(hs, list) == HTTP_ALLOWED;
+}

@@ -1,0 +1,187 @@
+/* What S sends: to C when it answers what the kernel brought, else to Envoy. */
+#pragma once
+
+/* Upper bounds in milliseconds, as Istio's histogram of durations has them; the last bucket has none. */
+static const __u32 http_bounds_ms[HTTP_BUCKETS - 1] = { 1, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000, 30000, 60000, 300000, 600000, 1800000, 3600000, 0xffffffff };
+
+const volatile struct http_total no_http_total;
+
+static __always_inline void http_total_add(const struct http_ended *ended, __u32 status)
+{
+	struct http_total_key key = {
+		.client = ended->netns_cookie, .server = ended->server_netns,
+		.class = ended->class, .generation = ended->generation, .endpoint_load = ended->load, .status = status,
+	};
+	struct http_total *total = bpf_map_lookup_elem(&http_totals, &key);
+	if (!total) {
+		bpf_map_update_elem(&http_totals, &key, (const void *)&no_http_total, BPF_NOEXIST);
+		total = bpf_map_lookup_elem(&http_totals, &key);
+	}
+	if (!total) {
+		count(COUNTER_HTTP_TOTALS_FULL);
+		return;
+	}
+	__u64 us = (bpf_ktime_get_ns() - ended->started_ns) / 1000;
+	__u32 bucket = 0;
+	if (us > 1000) {
+		__u32 ms = us / 1000 + !!(us % 1000);
+		bucket = 1;
+		for (int i = 1; i < HTTP_BUCKETS - 1; i++)
+			if (ms > http_bounds_ms[i])
+				bucket = i + 1;
+	}
+	__sync_fetch_and_add(&total->requests, 1);
+	__sync_fetch_and_add(&total->request_bytes, ended->request_bytes);
+	__sync_fetch_and_add(&total->answer_bytes, ended->answer_bytes);
+	__sync_fetch_and_add(&total->duration_us, us);
+	if (bucket < HTTP_BUCKETS)
+		__sync_fetch_and_add(&total->duration[bucket], 1);
+}
+
+/* An answer that Envoy asked for: only followed, for what it tells of its class and when S is free again. */
+static __always_inline void http_follow_envoys(struct sk_msg_md *msg, struct socket_state *state, struct http_socket *hs, struct http_channel *ch)
+{
+	__u64 cookie = state->cookie;
+	int end = 0;
+	bool bounded = true;
+	if (hs->lost)
+		return;
+	if (!hs->begun) {
+		int doubt = http_copy_head(msg, &hs->scratch) ? http_read_answer(&hs->scratch, ch->to_head, &hs->answer) : HTTP_INCOMPLETE;
+		if (doubt) {
+			end = -1;
+		} else {
+			end = hs->answer.end;
+			hs->sent = 0;
+			http_body_begin(&hs->body, hs->answer.framing, hs->answer.body_length);
+			bounded = hs->answer.framing != HTTP_UNTIL_CLOSE && hs->answer.body_length <= HTTP_ANSWER_MAX;
+			end = hs->answer.framing == HTTP_UNTIL_CLOSE ? -1 : http_follow(msg, &hs->body, end);
+		}
+	} else {
+		end = http_follow(msg, &hs->body, 0);
+	}
+	hs->sent += msg->size;
+	if (hs->sent > HTTP_ANSWER_MAX)
+		bounded = false;
+	if (!bounded || end < 0)
+		http_class_to_envoy(ch->class, ch->generation);
+	if (end < 0 || (__u32)end != msg->size) {
+		hs->lost = 1;
+		http_mark_server(ch, cookie, HTTP_CLOSING, 0);
+		return;
+	}
+	hs->begun = !http_body_done(&hs->body) || hs->answer.status < 200;
+	if (hs->answer.status < 200) {
+		hs->begun = 0;
+		return;
+	}
+	if (hs->answer.status >= 500)
+		http_class_to_envoy(ch->class, ch->generation);
+	if (!hs->begun)
+		http_mark_server(ch, cookie, hs->answer.close ? HTTP_CLOSING : 0, HTTP_ENVOY_AWAITS);
+}
+
+SEC("sk_msg")
+int http_server(struct sk_msg_md *msg)
+{
+	struct bpf_sock *sk = msg->sk;
+	struct socket_state *state = sk ? bpf_sk_storage_get(&socket_states, sk, 0, 0) : 0;
+	if (!state)
+		return SK_PASS;
+	struct http_socket *hs = bpf_sk_storage_get(&http_sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!hs)
+		return move(msg, sk, state);
+	__u64 cookie = state->cookie;
+	if (!hs->channel) {
+		__u64 *client = bpf_map_lookup_elem(&http_servers, &cookie);
+		if (!client)
+			return move(msg, sk, state);
+		hs->channel = *client;
+	}
+	__u64 client = hs->channel;
+	struct http_channel *ch = bpf_map_lookup_elem(&http_channels, &client);
+	if (!ch)
+		return move(msg, sk, state);
+	if (ch->state != HTTP_FAST || ch->server != cookie) {
+		http_follow_envoys(msg, state, hs, ch);
+		return move(msg, sk, state);
+	}
+	__u32 size = msg->size, status = hs->answer.status;
+	int end = 0;
+	bool done = false, unbounded = false;
+	if (!ch->unknown) {
+		if (!hs->begun) {
+			int doubt = hs->lost ? HTTP_INCOMPLETE : http_copy_head(msg, &hs->scratch) ? http_read_answer(&hs->scratch, ch->to_head, &hs->answer) : HTTP_INCOMPLETE;
+			if (!doubt) {
+				hs->sent = 0;
+				status = hs->answer.status;
+				http_body_begin(&hs->body, hs->answer.framing, hs->answer.body_length);
+				unbounded = hs->answer.framing == HTTP_UNTIL_CLOSE || hs->answer.body_length > HTTP_ANSWER_MAX;
+				end = hs->answer.framing == HTTP_UNTIL_CLOSE ? (int)size : http_follow(msg, &hs->body, hs->answer.end);
+				/* An interim answer: the other one follows, perhaps at once. */
+				if (status < 200 && (__u32)end != size)
+					end = -1;
+			} else {
+				end = -1;
+			}
+		} else {
+			end = http_follow(msg, &hs->body, 0);
+		}
+		hs->sent += size;
+		unbounded |= hs->sent > HTTP_ANSWER_MAX || end < 0 || (__u32)end != size;
+		if (unbounded) {
+			count(COUNTER_HTTP_ANSWERS_UNBOUNDED);
+			http_class_to_envoy(ch->class, ch->generation);
+		}
+		if (end < 0 || (__u32)end != size || hs->answer.framing == HTTP_UNTIL_CLOSE) {
+			/* Moved all the same; what comes after it can't be told apart, so nothing does. */
+			hs->lost = 1;
+			http_mark_server(ch, cookie, HTTP_CLOSING, 0);
+			ch->unknown = end >= 0 && hs->answer.framing == HTTP_UNTIL_CLOSE ? HTTP_UNKNOWN_UNTIL_CLOSE : HTTP_UNKNOWN_LOST;
+		} else {
+			done = http_body_done(&hs->body) && status >= 200;
+			hs->begun = !http_body_done(&hs->body);
+		}
+	} else {
+		hs->sent += size;
+	}
+	/* There is no way back by TCP: what its reader leaves is held here, up to a bound. */
+	struct receiver other;
+	read_receiver(ch->sock, &other);
+	bool fits = hs->sent <= HTTP_ANSWER_CAP && other.queued <= HTTP_ANSWER_CAP;
+	if (!fits || written(ch->proxy_sock) != other.copied_seq || bpf_msg_redirect_hash(msg, &sockets, &client, BPF_F_INGRESS) != SK_PASS) {
+		hs->lost = 1;
+		http_mark_server(ch, cookie, HTTP_CLOSING, 0);
+		http_lose(ch, COUNTER_HTTP_LOST_ANSWER);
+		return move(msg, sk, state);
+	}
+	count_moved(state, size);
+	ch->answer_bytes += size;
+	if (!done)
+		return SK_PASS;
+	struct http_ended ended = {};
+	bool lost = false;
+	__u64 now = bpf_ktime_get_ns();
+	bpf_spin_lock(&ch->lock);
+	if (ch->state == HTTP_FAST && ch->server == cookie) {
+		/* Answered before it was asked whole: nobody knows what becomes of the rest. */
+		lost = ch->open;
+		ch->used_ns = now;
+		http_take(ch, &ended, lost ? HTTP_LOST : HTTP_IDLE);
+	}
+	bpf_spin_unlock(&ch->lock);
+	if (ended.state != HTTP_FAST)
+		return SK_PASS;
+	count(COUNTER_HTTP_ANSWERS_FAST);
+	http_total_add(&ended, status);
+	http_settle(&ended);
+	if (status >= 500)
+		http_class_to_envoy(ended.class, ended.generation);
+	if (lost)
+		http_end_client(ch, false);
+	else if (hs->answer.close) {
+		http_mark_server(ch, cookie, HTTP_CLOSING, 0);
+		http_end_client(ch, true);
+	}
+	return SK_PASS;
+}
