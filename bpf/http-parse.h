@@ -250,8 +250,8 @@ HTTP_INLINE __u32 http_read_host(struct http_scratch *s, __u32 at, __u32 length)
 }
 
 #define HTTP_NAMED(text) (first == HTTP_WORD(text, 0) && \
-	(sizeof(text) <= 9 || http_folded(s, name + 8, sizeof(text) - 9) == HTTP_WORD(text, 8)) && \
-	(sizeof(text) <= 17 || http_folded(s, name + 16, sizeof(text) - 17) == HTTP_WORD(text, 16)))
+	(sizeof(text) <= 9 || http_folded(s, name + 8, (__u32)(sizeof(text) - 9)) == HTTP_WORD(text, 8)) && \
+	(sizeof(text) <= 17 || http_folded(s, name + 16, (__u32)(sizeof(text) - 17)) == HTTP_WORD(text, 16)))
 
 /* A header that means something to more than its reader; `name` is where it begins, of `name_length` bytes. */
 HTTP_INLINE __u32 http_judge(struct http_scratch *s, __u32 line, __u32 name, __u32 name_length, __u64 first)
