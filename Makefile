@@ -13,7 +13,7 @@ Q := @
 msg = @printf '  %-9s %s\n' $(1) "$(patsubst $(CURDIR)/%,%,$(2))";
 endif
 
-.PHONY: all setup build typescript native test test-programs test-kube test-ztunnel test-kernels demo bench bench-pilot bench-services bench-dataplane lint clean distclean
+.PHONY: all setup build typescript native test test-programs test-kube test-ztunnel test-kernels fuzz demo bench bench-pilot bench-services bench-dataplane lint clean distclean
 
 all: build
 
@@ -41,6 +41,8 @@ typescript: proto/generated/.stamp
 # ARGS: parts of test file names, e.g. `make test ARGS=pilot/`.
 test: build
 	$(Q)./scripts/setup-programs.sh
+	$(Q)./scripts/setup-fuzz.sh
+	$(Q)$(MAKE) build/http-fuzz
 	$(Q)node test/run.mjs $(ARGS)
 
 # Real programs with and without acceleration; those that `make test` runs, and programs in Go, which are built once.
@@ -61,6 +63,12 @@ test-ztunnel: build
 test-kernels: build
 	$(Q)./scripts/setup-kernels.sh
 	$(Q)node dist/test/kernels/run.js $(ARGS)
+
+# The HTTP parser beside Envoy for FUZZ_SECONDS, default 300; what came of it goes into docs/results/fuzz.md.
+fuzz: build
+	$(Q)./scripts/setup-fuzz.sh
+	$(Q)$(MAKE) build/http-fuzz
+	$(Q)CLANG=$(CLANG) node dist/test/fuzz/run.js $(FUZZ_SECONDS)
 
 demo: build
 	$(Q)exec ./bin/underpass demo $(ARGS)
@@ -86,7 +94,7 @@ docs: typescript
 	$(Q)node dist/pilot/validation/api-table.js
 
 clean:
-	$(Q)rm -rf dist proto/generated build/bpf build/proto-tree build/proto-out build/*.node build/underpass-exec build/socket-probe build/tcp-bench build/test-plugin.wasm build/http-parse
+	$(Q)rm -rf dist proto/generated build/bpf build/proto-tree build/proto-out build/*.node build/underpass-exec build/socket-probe build/tcp-bench build/test-plugin.wasm build/http-parse build/http-fuzz
 
 distclean: clean
 	$(Q)rm -rf build node_modules

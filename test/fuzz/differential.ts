@@ -81,8 +81,8 @@ function bodyOf({ text }: Message, { end, framing, length }: Reading): string {
 }
 
 /** Runs build/http-fuzz with these arguments; all that the parser takes goes to Envoy, at whose pace the fuzzer runs. */
-export async function fuzz(args: readonly string[], folder: string, envoy: EnvoyReader, tally: Tally): Promise<{ log: string; code: number | null }> {
-  const child = spawn(join(buildDir, 'http-fuzz'), args, { stdio: ['ignore', 'ignore', 'pipe', 'pipe'], cwd: folder, env: { ...process.env, FUZZ_OUT: '3', LLVM_PROFILE_FILE: join(folder, 'coverage.profraw') } });
+export async function fuzz(args: readonly string[], folder: string, envoy: EnvoyReader, tally: Tally, profile = join(folder, 'coverage.profraw')): Promise<{ log: string; code: number | null }> {
+  const child = spawn(join(buildDir, 'http-fuzz'), args, { stdio: ['ignore', 'ignore', 'pipe', 'pipe'], cwd: folder, env: { ...process.env, FUZZ_OUT: '3', LLVM_PROFILE_FILE: profile } });
   const parts: Buffer[] = [];
   child.stderr?.on('data', (part: Buffer) => parts.push(part));
   const closed = once(child, 'close') as Promise<[number | null]>;

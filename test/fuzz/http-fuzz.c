@@ -102,6 +102,25 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	uint8_t framing = kind < 2 ? r.request.framing : r.answer.framing;
 	uint64_t length = kind < 2 ? r.request.body_length : r.answer.body_length;
 
+	/* Readers of the same scratch stay inside what was read, and see the target as it is. */
+	const __u64 name = 0x702d78; /* x-p */
+	__u64 text[8] = { 0 }, names[HTTP_NAME_MAX / 8] = { name };
+	uint16_t value_at = 0, value_length = 0;
+	if (http_find_header(&s, names, 3, &value_at, &value_length) == 1 && value_at + value_length + 4u > end)
+		abort();
+	if (kind < 2) {
+		size_t target = r.request.target_length < sizeof text ? r.request.target_length : sizeof text;
+		http_copy_host(&s, &r.request, text);
+		if (strnlen((char *)text, sizeof text) != r.request.host_length)
+			abort();
+		memset(text, 0, sizeof text);
+		memcpy(text, message + r.request.target_at, target);
+		bool same = http_same(&s, r.request.target_at, text, target);
+		((char *)text)[target - 1] ^= 1;
+		if (!same || http_same(&s, r.request.target_at, text, target))
+			abort();
+	}
+
 	/* A beginning of it is not yet one, and what follows has no say. */
 	if (end < 4 || end > n || read_head(&other, kind, message, end - 1 - message[end / 2] % 4).doubt == 0)
 		abort();
