@@ -20,8 +20,13 @@ export type ClassOf = (routeConfigName: string, virtualHostName: string, routeIn
 export interface DrawHeaders {
   /** A number that chooses among weighted clusters, see `weightDraw`. */
   weight: string;
-  /** An endpoint, see `endpointDraw`. */
+  /**
+   * An endpoint, see `endpointDraw`. A request that has it goes by connections of its client's own, which outlive the client
+   * unless somebody ends them.
+   */
   endpoint: string;
+  /** The same for an endpoint of which nothing is to be learnt: by connections that all of the pod's clients share. */
+  other?: string;
 }
 
 export interface Teaching {

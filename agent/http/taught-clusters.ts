@@ -30,6 +30,11 @@ export function taughtName(name: string): string {
   return `${name}~taught`;
 }
 
+/** The copy for requests of taught pods of which nothing is to be learnt, but that obey the draw. */
+export function drawnName(name: string): string {
+  return `${name}~drawn`;
+}
+
 /** Metadata of endpoints that are taught of: `direct`, or `inbound` where the pod's own chain writes the lesson. */
 export type TeachableAs = 'direct' | 'inbound';
 
@@ -76,23 +81,34 @@ export function speaksHttp1(cluster: Cluster): boolean {
   return protocol?.$case === 'use_downstream_protocol_config' || (protocol?.$case === 'explicit_http_config' && protocol.value.protocol_config?.$case === 'http_protocol_options');
 }
 
-/** @param cluster for which `canBeTaught` says so; its name stays, see `taughtName` */
-export function taughtCluster(cluster: Cluster, headers: DrawHeaders): Cluster {
+export interface TaughtCopies {
+  taught: Cluster;
+  drawn: Cluster | undefined;
+}
+
+/** @param cluster for which `canBeTaught` says so; its name stays, see `taughtName` and `drawnName` */
+export function taughtCopies(cluster: Cluster, headers: DrawHeaders): TaughtCopies {
+  const { other } = headers;
+  const none = [LESSON_HEADER, CLASS_HEADER, headers.weight, headers.endpoint, ...(other === undefined ? [] : [other])].map(remove);
   const taught = forOneClient(cluster, [
-    ...[LESSON_HEADER, CLASS_HEADER, headers.weight, headers.endpoint].map(remove),
     // Of a try before this one another endpoint may have had the lesson.
+    ...none,
     write(LESSON_HEADER, AppendAction.OVERWRITE_IF_EXISTS_OR_ADD, `${where('direct', CLASS_OF_ROUTE)}${where('direct', "'-'")}${where('direct', `filter_state['${CLIENT_STATE}']`)}`),
     write(CLASS_HEADER, AppendAction.OVERWRITE_IF_EXISTS_OR_ADD, where('inbound', CLASS_OF_ROUTE)),
   ]);
+  return { taught: obeying(taught, headers.endpoint), drawn: other === undefined ? undefined : obeying(mutating(cluster, none), other) };
+}
+
+function obeying(cluster: Cluster, header: string): Cluster {
   const fallback = balancing(cluster);
-  if (!fallback) return taught;
-  const policy = OverrideHost.fromPartial({ override_host_sources: [{ header: headers.endpoint }] });
+  if (!fallback) return cluster;
+  const policy = OverrideHost.fromPartial({ override_host_sources: [{ header }] });
   policy.fallback_policy = fallback;
   return {
-    ...taught,
+    ...cluster,
     load_balancing_policy: policies('envoy.load_balancing_policies.override_host', pack(OverrideHost, policy)),
     // Envoy refuses these beside a policy.
-    common_lb_config: taught.common_lb_config && { ...taught.common_lb_config, locality_config_specifier: undefined },
+    common_lb_config: cluster.common_lb_config && { ...cluster.common_lb_config, locality_config_specifier: undefined },
   };
 }
 
@@ -120,19 +136,18 @@ function write(key: string, append_action: AppendAction, value: string): Mutatio
 }
 
 function forOneClient(cluster: Cluster, request_mutations: Mutation[]): Cluster {
+  // Envoy does not see what the kernel moves over the connection, so to it a busy one is idle.
+  return { ...markedWith(mutating(cluster, request_mutations, { idle_timeout: NEVER }), TAUGHT_MARK), connection_pool_per_downstream_connection: true };
+}
+
+function mutating(cluster: Cluster, request_mutations: Mutation[], common: { idle_timeout?: typeof NEVER } = {}): Cluster {
   const given = unpack(HttpProtocolOptions, cluster.typed_extension_protocol_options[HTTP_PROTOCOL_OPTIONS]);
   const options = given ?? HttpProtocolOptions.fromPartial({ upstream_protocol_options: { $case: 'explicit_http_config', value: { protocol_config: { $case: 'http_protocol_options', value: {} } } } });
-  const mutation = HeaderMutation.fromPartial({});
-  mutation.mutations = { request_mutations, response_mutations: [] } as unknown as typeof mutation.mutations;
+  const mutation = HeaderMutation.fromPartial({ mutations: { request_mutations } } as never);
   const filter = (name: string, value: Any): HttpFilter => HttpFilter.fromPartial({ name, config_type: { $case: 'typed_config', value } });
-  // Envoy does not see what the kernel moves over the connection, so to it a busy one is idle.
-  const taught = HttpProtocolOptions.fromPartial({ ...options, common_http_protocol_options: { ...options.common_http_protocol_options, idle_timeout: NEVER } } as never);
-  taught.http_filters = [filter('underpass.lesson', pack(HeaderMutation, mutation)), filter('envoy.filters.http.upstream_codec', pack(UpstreamCodec, UpstreamCodec.fromPartial({})))];
-  return {
-    ...markedWith(cluster, TAUGHT_MARK),
-    connection_pool_per_downstream_connection: true,
-    typed_extension_protocol_options: { ...cluster.typed_extension_protocol_options, [HTTP_PROTOCOL_OPTIONS]: pack(HttpProtocolOptions, taught) },
-  };
+  const changed = HttpProtocolOptions.fromPartial({ ...options, common_http_protocol_options: { ...options.common_http_protocol_options, ...common } } as never);
+  changed.http_filters = [filter('underpass.lesson', pack(HeaderMutation, mutation)), filter('envoy.filters.http.upstream_codec', pack(UpstreamCodec, UpstreamCodec.fromPartial({})))];
+  return { ...cluster, typed_extension_protocol_options: { ...cluster.typed_extension_protocol_options, [HTTP_PROTOCOL_OPTIONS]: pack(HttpProtocolOptions, changed) } };
 }
 
 /** How a cluster chooses among its endpoints, as a policy; undefined: by a hash, which no draw is to override. */

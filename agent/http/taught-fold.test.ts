@@ -21,7 +21,7 @@ import { canBeTaught } from './taught-clusters.js';
 
 const WEB = 'outbound|80||web.shop.svc.cluster.local';
 const MARK = [1n, 36n, BigInt(TAUGHT_MARK)];
-const teaching = (version: string): Teaching => ({ version, headers: { weight: 'x-w', endpoint: 'x-e' }, of: () => (table, host, index) => (table === '80' && host === 'web:80' && index === 0 ? `00000001${version.padStart(8, '0')}` : undefined) });
+const teaching = (version: string): Teaching => ({ version, headers: { weight: 'x-w', endpoint: 'x-e', other: 'x-o' }, of: () => (table, host, index) => (table === '80' && host === 'web:80' && index === 0 ? `00000001${version.padStart(8, '0')}` : undefined) });
 
 function state(change: Readonly<Record<string, Any>> = {}): SidecarState {
   const resources: Record<string, Any> = { [`cds ${WEB}`]: edsCluster(WEB), 'cds PassthroughCluster': passthroughCluster(), 'cds BlackHoleCluster': blackHoleCluster(), [`eds ${WEB}`]: assignment(WEB, ['10.0.0.5:80', '10.0.0.6:80', '10.0.9.9:80']), 'lds 0.0.0.0_80': httpListener(80), 'rds 80': routes(80, { web: WEB, other: WEB }), ...change };
@@ -52,17 +52,19 @@ describe('Folder: pods that the kernel learns from', () => {
     assert.deepEqual(all(fold(new Folder(stockExtensions()), [plain, { ...taught, taught: undefined }], teaching('1'))), all(fold(new Folder(stockExtensions()), [plain, taught])));
     const beside = all(fold(new Folder(stockExtensions()), [plain, taught], teaching('1')));
     for (const [name, version] of all(fold(new Folder(stockExtensions()), [plain, { ...taught, taught: undefined }]))) if (!name.includes('u2')) assert.equal(beside.get(name), version, name);
-    assert.deepEqual([...beside.keys()].filter((name) => name.includes('~taught')).map((name) => name.replace(/^.*\.v3\./, '')).sort(), [`Cluster ${WEB}~taught`, `ClusterLoadAssignment ${WEB}~taught`, 'Cluster inspect/c1~taught/http', 'Cluster inspect/c1~taught/unknown', 'Listener inspect/c1~taught/http', 'Listener inspect/c1~taught/unknown', 'RouteConfiguration 80~taught~c1'].sort());
+    assert.deepEqual([...beside.keys()].filter((name) => /~(taught|drawn)/.test(name)).map((name) => name.replace(/^.*\.v3\./, '')).sort(), [...['~taught', '~drawn'].flatMap((suffix) => [`Cluster ${WEB}${suffix}`, `ClusterLoadAssignment ${WEB}${suffix}`]), 'Cluster inspect/c1~taught/http', 'Cluster inspect/c1~taught/unknown', 'Listener inspect/c1~taught/http', 'Listener inspect/c1~taught/unknown', 'RouteConfiguration 80~taught~c1'].sort());
   });
 
   it('gives a route its class and its taught cluster, and takes the headers from the others', () => {
     const result = fold(new Folder(stockExtensions()), [plain, taught], teaching('1'));
     const table = decode(RouteConfiguration, result, RDS, '80~taught~c1');
     assert.deepEqual(table.request_headers_to_remove, ['x-underpass-lesson', 'x-underpass-class']);
-    assert.deepEqual(table.virtual_hosts.map(({ name, routes: [route] }) => [name, route!.action?.$case === 'route' && route!.action.value.cluster_specifier?.value, route!.metadata?.filter_metadata['underpass'], route!.request_headers_to_remove]), [
-      ['web:80', `${WEB}~taught`, { class: '0000000100000001' }, []],
-      ['other:80', WEB, undefined, ['x-w', 'x-e']],
+    assert.deepEqual(table.virtual_hosts.map(({ name, routes: all }) => [name, ...all.map(({ action, metadata, match, request_headers_to_remove: removed }) => [action?.$case === 'route' && action.value.cluster_specifier?.value, match?.headers.map((header) => header.name), metadata?.filter_metadata['underpass'], removed])]), [
+      ['web:80', [`${WEB}~taught`, ['x-e'], { class: '0000000100000001' }, []], [`${WEB}~drawn`, [], undefined, []]],
+      ['other:80', [WEB, [], undefined, ['x-w', 'x-e', 'x-o']]],
     ]);
+    const drawn = decode(Cluster, result, CDS, `${WEB}~drawn`);
+    assert.deepEqual([drawn.alt_stat_name, drawn.connection_pool_per_downstream_connection, drawn.upstream_bind_config?.socket_options.map(({ value }) => value?.value)], [WEB, false, [1337n]], 'connections as ever');
     assert.deepEqual(result.snapshot.get(LDS, 'pod/u2/outbound')?.needs, ['80~taught~c1']);
     const cluster = decode(Cluster, result, CDS, `${WEB}~taught`);
     assert.deepEqual([cluster.alt_stat_name, cluster.connection_pool_per_downstream_connection, cluster.eds_cluster_config?.service_name], [WEB, true, `${WEB}~taught`]);
@@ -76,7 +78,7 @@ describe('Folder: pods that the kernel learns from', () => {
     assert.ok([CDS, EDS, LDS, RDS].every((type) => fold(folder, [plain, taught], teaching('1')).snapshot.entries(type) === first.snapshot.entries(type)), 'the same objects');
     const [before, after] = [all(first), all(fold(folder, [plain, taught], teaching('2')))];
     assert.deepEqual([...after].filter(([name, version]) => before.get(name) !== version).map(([name]) => name), [`${RDS} 80~taught~c1`]);
-    assert.ok(![...all(fold(folder, [plain, { ...taught, taught: undefined }], teaching('2'))).keys()].some((name) => name.includes('~taught')));
+    assert.ok(![...all(fold(folder, [plain, { ...taught, taught: undefined }], teaching('2'))).keys()].some((name) => /~(taught|drawn)/.test(name)));
   });
 
   it('leaves routes untaught that copy requests, or whose cluster can\'t be copied', () => {
@@ -91,7 +93,7 @@ describe('Folder: pods that the kernel learns from', () => {
     for (const change of changed) {
       const result = fold(new Folder(stockExtensions()), [plain, taught], teaching('1'), state(change));
       assert.equal(result.snapshot.get(CDS, `${WEB}~taught`), undefined);
-      assert.deepEqual(decode(RouteConfiguration, result, RDS, '80~taught~c1').virtual_hosts[0]!.routes[0]!.request_headers_to_remove, ['x-w', 'x-e']);
+      assert.deepEqual(decode(RouteConfiguration, result, RDS, '80~taught~c1').virtual_hosts[0]!.routes[0]!.request_headers_to_remove, ['x-w', 'x-e', 'x-o']);
     }
   });
 

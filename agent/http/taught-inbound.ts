@@ -11,13 +11,12 @@ import { contentHash } from '../xds/resource-type.js';
 import type { FoldedInbound } from '../proxy/fold-inbound.js';
 import { CLASS_HEADER, CLIENT_STATE, LESSON_HEADER } from './names.js';
 import { taughtName } from './taught-clusters.js';
-import { changeManager, lasting } from './taught-listeners.js';
+import { changeManager } from './taught-listeners.js';
 
 /** @param canTeach whether there is a taught copy of one of the pod's own clusters */
 export function taughtInbound(folded: FoldedInbound, canTeach: (cluster: string) => boolean): FoldedInbound {
   const mesh = folded.mesh.map((chain): FilterChain => changeManager(chain, (manager) => {
     if (manager.route_specifier?.$case !== 'route_config') return;
-    manager.common_http_protocol_options = lasting(manager);
     const table = manager.route_specifier.value;
     table.request_headers_to_remove.push(LESSON_HEADER);
     for (const host of table.virtual_hosts) host.routes = host.routes.flatMap((route) => [...taughtRoute(route, canTeach), { ...route, request_headers_to_remove: [...route.request_headers_to_remove, CLASS_HEADER] }]);

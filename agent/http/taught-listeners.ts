@@ -66,7 +66,7 @@ function taughtChain(chain: FilterChain): FilterChain {
 }
 
 /** Envoy does not see what the kernel moves: to it a busy connection is idle. */
-export function lasting({ common_http_protocol_options: given }: HttpConnectionManager): HttpConnectionManager['common_http_protocol_options'] {
+function lasting({ common_http_protocol_options: given }: HttpConnectionManager): HttpConnectionManager['common_http_protocol_options'] {
   const options = given ?? HttpConnectionManager.fromPartial({ common_http_protocol_options: {} }).common_http_protocol_options!;
   return { ...options, idle_timeout: NEVER, max_connection_duration: undefined, max_requests_per_connection: undefined };
 }

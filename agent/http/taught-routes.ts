@@ -4,14 +4,14 @@
  */
 import { Metadata } from '../../proto/generated/envoy/config/core/v3/base.js';
 import { RouteConfiguration } from '../../proto/generated/envoy/config/route/v3/route.js';
-import type { Route, RouteAction } from '../../proto/generated/envoy/config/route/v3/route_components.js';
+import { HeaderMatcher, type Route, type RouteAction } from '../../proto/generated/envoy/config/route/v3/route_components.js';
 import { pack } from '../../common/xds/any.js';
 import { hashBytes } from '../xds/resource-type.js';
 import type { EnvoyExtensions } from '../proxy/extensions.js';
 import { foldRoutes, renameClusters, type Rename } from '../proxy/fold-routes.js';
 import type { Entry } from '../proxy/snapshot.js';
 import { CLASS_HEADER, LESSON_HEADER, TEACH_METADATA, type ClassOf, type DrawHeaders } from './names.js';
-import { taughtName } from './taught-clusters.js';
+import { drawnName, taughtName } from './taught-clusters.js';
 
 /** Classes may see different tables under one name, and have classes of their own in any case. */
 export function taughtTableName(name: string, classKey: string): string {
@@ -34,17 +34,20 @@ export function taughtTable(source: RouteConfiguration, extensions: EnvoyExtensi
   const clusters = new Set<string>();
   const table = renameClusters(foldRoutes(source, extensions), rename);
   table.request_headers_to_remove = [...table.request_headers_to_remove, LESSON_HEADER, CLASS_HEADER];
-  table.virtual_hosts.forEach((host, hostIndex) => host.routes.forEach((route, index) => {
-    const original = actionOf(source.virtual_hosts[hostIndex]!.routes[index]!);
-    const name = classOf(source.name, host.name, index);
-    const targets = original && targetsOf(original);
-    if (name === undefined || !targets || host.request_mirror_policies.length > 0 || table.request_mirror_policies.length > 0 || !targets.every(canTeach)) {
-      route.request_headers_to_remove = [...route.request_headers_to_remove, headers.weight, headers.endpoint];
-      return;
-    }
-    for (const target of targets) clusters.add(target);
-    teach(route, name, headers);
-  }));
+  const draws = [headers.weight, headers.endpoint, ...(headers.other === undefined ? [] : [headers.other])];
+  table.virtual_hosts.forEach((host, hostIndex) => {
+    const mayBe = host.request_mirror_policies.length === 0 && table.request_mirror_policies.length === 0;
+    host.routes = host.routes.flatMap((route, index): Route[] => {
+      const original = actionOf(source.virtual_hosts[hostIndex]!.routes[index]!);
+      const name = classOf(source.name, host.name, index);
+      const targets = original && targetsOf(original);
+      const untaught = { ...route, request_headers_to_remove: [...route.request_headers_to_remove, ...draws] };
+      if (name === undefined || !targets || !mayBe || !targets.every(canTeach)) return [untaught];
+      for (const target of targets) clusters.add(target);
+      // What the kernel has drawn no endpoint for that it could learn of is as it would be without it.
+      return [taughtRoute(route, name, headers), headers.other === undefined ? untaught : drawing(route, headers, drawnName)];
+    });
+  });
   return { table, clusters };
 }
 
@@ -65,13 +68,22 @@ function targetsOf({ cluster_specifier: specifier, request_mirror_policies }: Ro
   return specifier.value.clusters.map(({ name }) => name);
 }
 
-/** In place. The draw's headers stay until the endpoint is chosen, which is after a route removes headers. */
-function teach(route: Route, name: string, headers: DrawHeaders): void {
+function taughtRoute(route: Route, name: string, headers: DrawHeaders): Route {
   const { filter_metadata = {}, ...rest } = route.metadata ?? {};
-  route.metadata = Metadata.fromPartial({ ...rest, filter_metadata: { ...filter_metadata, [TEACH_METADATA]: { class: name } } });
-  const specifier = actionOf(route)?.cluster_specifier;
-  if (specifier?.$case === 'cluster') specifier.value = taughtName(specifier.value);
-  if (specifier?.$case !== 'weighted_clusters') return;
-  specifier.value.random_value_specifier = { $case: 'header_name', value: headers.weight };
-  for (const weight of specifier.value.clusters) weight.name = taughtName(weight.name);
+  const isDrawn = HeaderMatcher.fromPartial({ name: headers.endpoint, header_match_specifier: { $case: 'present_match', value: true } });
+  return {
+    ...drawing(route, headers, taughtName),
+    match: route.match && { ...route.match, headers: [...route.match.headers, isDrawn] },
+    metadata: Metadata.fromPartial({ ...rest, filter_metadata: { ...filter_metadata, [TEACH_METADATA]: { class: name } } }),
+  };
+}
+
+/** To copies of its clusters. The draw's headers stay until the endpoint is chosen, which is after a route removes headers. */
+function drawing(route: Route, { weight: header }: DrawHeaders, copyName: Rename): Route {
+  const action = actionOf(route)!;
+  const specifier = action.cluster_specifier;
+  if (specifier?.$case === 'cluster') return { ...route, action: { $case: 'route', value: { ...action, cluster_specifier: { ...specifier, value: copyName(specifier.value) } } } };
+  if (specifier?.$case !== 'weighted_clusters') return route;
+  const value = { ...specifier.value, random_value_specifier: { $case: 'header_name' as const, value: header }, clusters: specifier.value.clusters.map((weight) => ({ ...weight, name: copyName(weight.name) })) };
+  return { ...route, action: { $case: 'route', value: { ...action, cluster_specifier: { ...specifier, value } } } };
 }

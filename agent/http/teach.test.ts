@@ -15,7 +15,9 @@ import { CLASS_HEADER, endpointDraw, LESSON_HEADER, TAUGHT_MARK, weightDraw, typ
 
 const [CANARY, FAR, GUARDED] = ['10.0.0.6', '10.0.0.9', '10.0.0.7'];
 const COOKIE = 0x1234_5678_9abcn;
-const HEADERS = { weight: 'x-w-3f9a', endpoint: 'x-e-3f9a' };
+const HEADERS = { weight: 'x-w-3f9a', endpoint: 'x-e-3f9a', other: 'x-o-3f9a' };
+/** What the kernel writes for an endpoint that it may learn of. */
+const to = (address: string, listener?: string): Record<string, string> => ({ [HEADERS.endpoint]: endpointDraw(address, 80, listener) });
 const FORGED = { [CLASS_HEADER]: '0000000f0000000f', [LESSON_HEADER]: '0000000f0000000f-000000000000000f-9' };
 /** By index of route. */
 const PATHS = ['/a', '/b', '/w', '/many', '/far', '/guarded', '/plain', '/retry'] as const;
@@ -81,9 +83,9 @@ function rawClient(lists: readonly (readonly Request[])[], to: { address: string
 }
 
 function table(name: string, clusters: Readonly<Record<'web' | 'canary' | 'many' | 'far' | 'guarded', string>>): Any {
-  const to = (cluster: string): object => ({ cluster });
+  const by = (cluster: string): object => ({ cluster });
   const actions: Record<(typeof PATHS)[number], object> = {
-    '/a': to(clusters.web), '/b': to(clusters.web), '/plain': to(clusters.many), '/many': to(clusters.many), '/far': to(clusters.far), '/guarded': to(clusters.guarded),
+    '/a': by(clusters.web), '/b': by(clusters.web), '/plain': by(clusters.many), '/many': by(clusters.many), '/far': by(clusters.far), '/guarded': by(clusters.guarded),
     '/w': { weighted_clusters: { clusters: [{ name: clusters.web, weight: 99 }, { name: clusters.canary, weight: 1 }] } },
     '/retry': { cluster: clusters.many, retry_policy: { retry_on: '5xx', num_retries: 2 } },
   };
@@ -149,13 +151,13 @@ describe('Envoy teaches', () => {
   const assertClean = (seen: Seen, lessons: readonly string[]): void => {
     assert.deepEqual(header(seen, LESSON_HEADER), lessons, seen.lines.join('\n'));
     if (lessons.length > 0) assert.ok(!seen.lines[1]!.startsWith(LESSON_HEADER), 'its line is blanked together with the end of the line before it');
-    for (const name of [CLASS_HEADER, HEADERS.weight, HEADERS.endpoint]) assert.deepEqual(header(seen, name), [], name);
+    for (const name of [CLASS_HEADER, ...Object.values(HEADERS)]) assert.deepEqual(header(seen, name), [], name);
   };
 
   it('tells a server class, namespace and port of each request, over one upstream connection for each of the client\'s', async () => {
     assert.deepEqual(world.running.status().nacks, []);
     const paths = ['/a', '/b', '/a', '/b'] as const;
-    const results = await call(a.netns, Array.from({ length: 4 }, () => paths.map((path) => ({ path }))));
+    const results = await call(a.netns, Array.from({ length: 4 }, () => paths.map((path) => ({ path, headers: to(ENDPOINT) }))));
     for (const seen of results) {
       seen.forEach((each, index) => assertClean(each, [lesson(paths[index]!, each.port)]));
       assert.equal(new Set(seen.map(({ connection }) => connection)).size, 1);
@@ -165,22 +167,39 @@ describe('Envoy teaches', () => {
   });
 
   it('tells the same of a port that is inspected in another listener', async () => {
-    const [seen] = await call(a.netns, [[{ path: '/a' }, { path: '/b' }]], 8081);
+    const [seen] = await call(a.netns, [[{ path: '/a', headers: to(ENDPOINT) }, { path: '/b', headers: to(ENDPOINT) }]], 8081);
     seen!.forEach((each, index) => assertClean(each, [lesson((['/a', '/b'] as const)[index]!, each.port)]));
   });
 
   it('lets nothing through that a client writes itself, on taught and untaught routes', async () => {
     for (const port of [80, 8081]) {
-      const [seen] = await call(a.netns, [PATHS.map((path) => ({ path, headers: { ...FORGED, [HEADERS.weight]: 'x', [HEADERS.endpoint]: 'nobody' } }))], port);
-      PATHS.forEach((path, index) => {
-        const each = seen![index]!;
-        assertClean(each, path !== '/plain' && path !== '/far' && each.server !== FAR ? [lesson(path, each.port)] : []);
-      });
+      // Without what the kernel writes, with it, and as somebody may write it who knows the names.
+      for (const headers of [FORGED, { ...FORGED, ...to(ENDPOINT) }, { ...FORGED, [HEADERS.weight]: 'x', [HEADERS.endpoint]: 'nobody', [HEADERS.other]: 'nobody' }]) {
+        const [seen] = await call(a.netns, [PATHS.map((path) => ({ path, headers }))], port);
+        PATHS.forEach((path, index) => {
+          const each = seen![index]!;
+          assertClean(each, HEADERS.endpoint in headers && path !== '/plain' && each.server !== FAR ? [lesson(path, each.port)] : []);
+        });
+      }
+    }
+  });
+
+  it('is as it would be without the kernel where no endpoint is drawn that it could learn of: connections are shared, nothing is said', async () => {
+    for (const [drawn, server] of [[{}, undefined], [{ [HEADERS.other]: endpointDraw(FAR, 80) }, FAR], [{ [HEADERS.other]: endpointDraw(CANARY, 80) }, CANARY]] as const) {
+      const known = new Set<string>();
+      for (let round = 0; round < 5; round++) {
+        for (const each of (await call(a.netns, [draws('/many', drawn, 4)]))[0]!) {
+          assertClean(each, []);
+          if (server !== undefined) assert.equal(each.server, server);
+          known.add(`${each.server} ${each.connection}`);
+        }
+      }
+      assert.ok(known.size <= 3, `the connections of five clients, one after another: ${[...known].join()}`);
     }
   });
 
   it('says nothing to endpoints elsewhere', async () => {
-    const [seen] = await call(a.netns, [draws('/far', {}, 3)]);
+    const [seen] = await call(a.netns, [draws('/far', to(FAR), 3)]);
     for (const each of seen!) {
       assert.equal(each.server, FAR);
       assertClean(each, []);
@@ -188,25 +207,27 @@ describe('Envoy teaches', () => {
   });
 
   it('obeys the draw of a destination, be it one of a hundred', async () => {
-    const [rare] = await call(a.netns, [draws('/w', { [HEADERS.weight]: weightDraw(99) }, 100)]);
+    const [rare] = await call(a.netns, [draws('/w', { [HEADERS.weight]: weightDraw(99), ...to(CANARY) }, 100)]);
     assert.deepEqual([...new Set(rare!.map(({ server }) => server))], [CANARY]);
     for (const each of rare!) assertClean(each, [lesson('/w', each.port)]);
-    const [usual] = await call(a.netns, [draws('/w', { [HEADERS.weight]: weightDraw(0) }, 20)]);
+    const [usual] = await call(a.netns, [draws('/w', { [HEADERS.weight]: weightDraw(0), ...to(ENDPOINT) }, 20)]);
     assert.deepEqual([...new Set(usual!.map(({ server }) => server))], [ENDPOINT]);
+    const [elsewhere] = await call(a.netns, [draws('/w', { [HEADERS.weight]: weightDraw(99), [HEADERS.other]: endpointDraw(CANARY, 80) }, 20)]);
+    assert.deepEqual([...new Set(elsewhere!.map(({ server }) => server))], [CANARY]);
   });
 
   it('obeys the draw of an endpoint, and chooses by itself when there is none of that name', async () => {
     for (const address of [CANARY, FAR, ENDPOINT]) {
-      const [seen] = await call(a.netns, [draws('/many', { [HEADERS.endpoint]: endpointDraw(address, 80) }, 20)]);
+      const [seen] = await call(a.netns, [draws('/many', to(address), 20)]);
       assert.deepEqual([...new Set(seen!.map(({ server }) => server))], [address]);
       for (const each of seen!) assertClean(each, address === FAR ? [] : [lesson('/many', each.port)]);
     }
-    const [others] = await call(a.netns, [draws('/many', { [HEADERS.endpoint]: endpointDraw('10.0.0.77', 80) }, 40)]);
+    const [others] = await call(a.netns, [draws('/many', to('10.0.0.77'), 40)]);
     assert.ok(new Set(others!.map(({ server }) => server)).size > 1);
   });
 
   it('writes the lesson anew for a second try, and none where that goes elsewhere', async () => {
-    const [seen] = await call(a.netns, [draws('/retry', { [HEADERS.endpoint]: endpointDraw(CANARY, 80) }, 30)]);
+    const [seen] = await call(a.netns, [draws('/retry', to(CANARY), 30)]);
     const servers_ = new Set(seen!.filter(({ lines }) => lines.length > 0).map(({ server }) => server));
     assert.ok(servers_.has(ENDPOINT) && servers_.has(FAR), [...servers_].join());
     for (const each of seen!) assertClean(each, each.server === FAR ? [] : [lesson('/retry', each.port)]);
@@ -215,13 +236,15 @@ describe('Envoy teaches', () => {
   it('has the lesson written by a pod\'s own inbound chain where callers pass it', async () => {
     await waitFor('the inbound side', async () => (await call(a.netns, [[{ path: '/guarded' }]]))[0]![0]!.server === GUARDED && world.running.settled, { timeoutMs: 10_000 });
     const listener = (await world.running.envoy.admin.listeners()).find(({ name }) => name.startsWith('pod/pod-guarded/inbound-mesh/'))!.name;
-    const requests = [...draws('/guarded', {}, 3), { path: '/guarded', headers: { ...FORGED } }, { path: '/guarded', headers: { [HEADERS.endpoint]: endpointDraw(GUARDED, 80, listener) } }];
+    const requests = draws('/guarded', { ...FORGED, ...to(GUARDED, listener) }, 3);
     const results = await call(a.netns, [requests, requests]);
     for (const seen of results) {
       for (const each of seen) assertClean(each, [lesson('/guarded', each.port)]);
       assert.equal(new Set(seen.map(({ connection }) => connection)).size, 1);
     }
     assert.notEqual(results[0]![0]!.connection, results[1]![0]!.connection);
+    const [undrawn] = await call(a.netns, [draws('/guarded', FORGED, 3)]);
+    for (const each of undrawn!) assertClean(each, []);
   });
 
   it('lets nobody but taught clients\' HTTP make a lesson in an inbound chain', async () => {
@@ -241,7 +264,7 @@ describe('Envoy teaches', () => {
   });
 
   it('marks the sockets that may teach, and no others', async () => {
-    const held = await a.netns.serve(`const s = require('net').connect(80, '${SERVICE_VIP}'); const next = ['/a', '/plain']; s.on('data', () => (next.length ? ask() : console.log('ready'))); function ask() { s.write('GET ' + next.shift() + ' HTTP/1.1\r\nhost: web\r\n\r\n'); } ask();`.replaceAll('\r\n', '\\r\\n'));
+    const held = await a.netns.serve(`const s = require('net').connect(80, '${SERVICE_VIP}'); const next = [['/a', ['x-e-3f9a: ${ENDPOINT}:80', '']], ['/plain', ['']]]; s.on('data', () => (next.length ? ask() : console.log('ready'))); function ask() { const [path, lines] = next.shift(); s.write(['GET ' + path + ' HTTP/1.1', 'host: web', ...lines, ''].join('\r\n')); } ask();`.replaceAll('\r\n', '\\r\\n'));
     const marks = (await a.netns.exec('ss', '-Htne', 'state', 'established', '( dport = :80 )')).split('\n').flatMap((line) => /fwmark:(0x[0-9a-f]+)/.exec(line)?.[1] ?? []);
     held.kill('SIGKILL');
     assert.ok(marks.includes(`0x${TAUGHT_MARK.toString(16)}`) && marks.includes('0x539'), marks.join());

@@ -13,7 +13,7 @@ import { podListener } from '../proxy/pod-listener.js';
 import type { Entry } from '../proxy/snapshot.js';
 import type { Names } from '../proxy/variants.js';
 import type { Teaching } from './names.js';
-import { canBeTaught, speaksHttp1, taughtCluster, taughtInboundCluster, taughtName } from './taught-clusters.js';
+import { canBeTaught, speaksHttp1, taughtCopies, taughtInboundCluster, taughtName, type TaughtCopies } from './taught-clusters.js';
 import { taughtInbound } from './taught-inbound.js';
 import { TAUGHT_KINDS, taughtListeners } from './taught-listeners.js';
 import { taughtTable, taughtTableEntry, taughtTableName } from './taught-routes.js';
@@ -32,8 +32,8 @@ export interface ClassSource {
 }
 
 export interface TaughtClass {
-  /** Taught copies by the control plane's names. */
-  clusters: ReadonlyMap<string, Cluster>;
+  /** Copies by the control plane's names. */
+  clusters: ReadonlyMap<string, TaughtCopies>;
   tables: readonly Entry[];
 }
 
@@ -61,7 +61,7 @@ interface KnownClass {
 export class TaughtFold {
   readonly #classes = new Map<string, KnownClass>();
   readonly #can = new WeakMap<Cluster, boolean>();
-  readonly #copies = new WeakMap<Cluster, { headers: string; copy: Cluster }>();
+  readonly #copies = new WeakMap<Cluster, { headers: string; copies: TaughtCopies }>();
   readonly #inbound = new Map<string, { as: string; result: FoldedInbound }>();
 
   constructor(readonly extensions: EnvoyExtensions) {}
@@ -84,7 +84,7 @@ export class TaughtFold {
     const as = [teaching.version, JSON.stringify(teaching.headers), clusterNames.signature(key)].join();
     const classOf = teaching.of(key) ?? (() => undefined);
     const tables: Entry[] = [];
-    const used = new Map<string, Cluster>();
+    const used = new Map<string, TaughtCopies>();
     for (const [name, { source }] of routes) {
       const called = taughtTableName(routeNames.of(key, name), key);
       let table = known.tables.get(source);
@@ -93,10 +93,10 @@ export class TaughtFold {
         known.tables.set(source, (table = { as, teachable: known.teachable, clusters: made.clusters, entry: taughtTableEntry(called, made.table) }));
       }
       tables.push(table.entry);
-      for (const cluster of table.clusters) used.set(cluster, this.#copyOf(clusters.get(cluster)!.cluster, teaching));
+      for (const cluster of table.clusters) used.set(cluster, this.#copiesOf(clusters.get(cluster)!.cluster, teaching));
     }
     const before = known.result;
-    const isSame = before && before.clusters.size === used.size && [...used].every(([name, cluster]) => before.clusters.get(name) === cluster);
+    const isSame = before && before.clusters.size === used.size && [...used].every(([name, copies]) => before.clusters.get(name) === copies);
     return (known.result = { clusters: isSame ? before.clusters : used, tables });
   }
 
@@ -135,11 +135,11 @@ export class TaughtFold {
     return can;
   }
 
-  #copyOf(cluster: Cluster, { headers }: Teaching): Cluster {
+  #copiesOf(cluster: Cluster, { headers }: Teaching): TaughtCopies {
     const as = JSON.stringify(headers);
     let known = this.#copies.get(cluster);
-    if (known?.headers !== as) this.#copies.set(cluster, (known = { headers: as, copy: taughtCluster(cluster, headers) }));
-    return known.copy;
+    if (known?.headers !== as) this.#copies.set(cluster, (known = { headers: as, copies: taughtCopies(cluster, headers) }));
+    return known.copies;
   }
 }
 

@@ -4,7 +4,7 @@ import { ClusterLoadAssignment } from '../../proto/generated/envoy/config/endpoi
 import { pack } from '../../common/xds/any.js';
 import { hashBytes } from '../xds/resource-type.js';
 import { edsServiceName } from '../xds/resource-types.js';
-import { markTeachable, taughtName } from '../http/taught-clusters.js';
+import { drawnName, markTeachable, taughtName, type TaughtCopies } from '../http/taught-clusters.js';
 import { opensForCallers } from './fold-clusters.js';
 import { hasTlsMode, socketEndpoints } from './fold-endpoints.js';
 import { directWithinNode, meshSockets } from './fold-identity.js';
@@ -40,7 +40,7 @@ export interface ClassClusters {
   key: string;
   clusters: ReadonlyMap<string, ClusterSource>;
   /** Copies of some of them for pods that the kernel learns from, under the same names. */
-  taught?: ReadonlyMap<string, Cluster>;
+  taught?: ReadonlyMap<string, TaughtCopies>;
 }
 
 interface MadeEntries {
@@ -68,7 +68,11 @@ export class ClusterEntries {
     };
     for (const { key, clusters, taught = [] } of classes) {
       for (const [name, source] of clusters) add(names.of(key, name), source, false);
-      for (const [name, cluster] of taught) add(taughtName(names.of(key, name)), { cluster, assignment: clusters.get(name)?.assignment }, true);
+      for (const [name, copies] of taught) {
+        const [called, assignment] = [names.of(key, name), clusters.get(name)?.assignment];
+        add(taughtName(called), { cluster: copies.taught, assignment }, true);
+        if (copies.drawn) add(drawnName(called), { cluster: copies.drawn, assignment }, false);
+      }
     }
     this.#made = next;
     this.#all = { of: classes, names, view, cds, eds };
