@@ -106,8 +106,15 @@ struct http_pass {
 /* The eight bytes at any offset. */
 HTTP_INLINE __u64 http_at(const struct http_scratch *s, __u32 offset)
 {
+	HTTP_FORGET(offset);
 	__u32 i = (offset & (HTTP_HEAD_MAX - 1)) >> 3, shift = (offset & 7) * 8;
 	return (s->words[i] >> shift) | ((s->words[i + 1] << 1) << (63 - shift));
+}
+
+HTTP_INLINE __u32 http_slot(__u32 line)
+{
+	HTTP_FORGET(line);
+	return line & (HTTP_LINE_SLOTS - 1);
 }
 
 /* Up to eight of a name's bytes, or of a value to be compared with small letters. */
@@ -148,7 +155,7 @@ static long http_scan_word(__u32 i, struct http_pass *p)
 		}
 		s->lines = lines;
 		s->start = at + 1;
-		s->line_at[lines & (HTTP_LINE_SLOTS - 1)] = at + 1;
+		s->line_at[http_slot(lines)] = at + 1;
 		lf &= lf - 1;
 	}
 	if (!bad)
@@ -188,8 +195,8 @@ HTTP_INLINE __u32 http_scan(struct http_scratch *s, bool answer)
 /* A header's value without the blanks around it. More than seven blanks at an end are not looked behind: false. */
 HTTP_INLINE bool http_value(const struct http_scratch *s, __u32 line, __u32 *value_at, __u32 *value_length)
 {
-	__u32 at = s->line_at[line & (HTTP_LINE_SLOTS - 1)] + s->name_length[line & (HTTP_LINE_SLOTS - 1)] + 1;
-	__u32 end = s->line_at[(line + 1) & (HTTP_LINE_SLOTS - 1)] - 2;
+	__u32 at = s->line_at[http_slot(line)] + s->name_length[http_slot(line)] + 1;
+	__u32 end = s->line_at[http_slot(line + 1)] - 2;
 	__u64 w = http_at(s, at), other = ~(http_equal(w, ' ') | http_equal(w, '\t')) & HTTP_HIGH;
 	if (!other || end < 8)
 		return false;
@@ -356,7 +363,7 @@ static long http_read_header(__u32 i, struct http_pass *p)
 	__u32 line = i + 1;
 	if (line >= s->lines)
 		return 1;
-	line &= HTTP_LINE_SLOTS - 1;
+	line = http_slot(line);
 	__u32 at = s->line_at[line], length = 0;
 	__u64 first = 0, colon = 0;
 	for (__u32 k = 0; k < HTTP_NAME_WORDS; k++) {
@@ -535,70 +542,5 @@ HTTP_FUNCTION int http_read_answer(struct http_scratch *s, bool to_head, struct 
 	return 0;
 }
 
-/* Whether the n bytes at `at` are those of `text`, which is padded with zeros; n <= 64. */
-HTTP_FUNCTION bool http_same(const struct http_scratch *s, __u32 at, const __u64 *text, __u32 n)
-{
-	for (__u32 k = 0; k < 8; k++) {
-		if (8 * k >= n)
-			return true;
-		if ((http_at(s, at + 8 * k) ^ text[k]) & http_mask(n - 8 * k))
-			return false;
-	}
-	return n <= 64;
-}
-
-struct http_search {
-	struct http_scratch *s;
-	const __u64 *name;
-	__u32 length;
-};
-
-static long http_try_header(__u32 i, struct http_search *p)
-{
-	struct http_scratch *s = p->s;
-	__u32 line = i + 1, slot = line & (HTTP_LINE_SLOTS - 1);
-	if (line >= s->lines)
-		return 1;
-	if (s->name_length[slot] != p->length || s->first_word[slot] != p->name[0])
-		return 0;
-	for (__u32 k = 1; k < HTTP_NAME_MAX / 8; k++) {
-		if (8 * k >= p->length)
-			break;
-		if (http_folded(s, s->line_at[slot] + 8 * k, p->length - 8 * k) != p->name[k])
-			return 0;
-	}
-	s->found_line = line;
-	return ++s->found > 1;
-}
-
-/*
- * A header by its folded name (struct http_condition), HTTP_NAME_MAX bytes padded with zeros. 0: absent; 1: found, where its
- * value is, without the blanks around it; 2: found more than once, or among so many blanks that it is Envoy's to read.
- */
-HTTP_FUNCTION int http_find_header(struct http_scratch *s, const __u64 *name, __u32 name_length, __u16 *at, __u16 *length)
-{
-	struct http_search search = { s, name, name_length };
-	__u32 value_at = 0, value_length = 0;
-	s->found = 0;
-	http_loop(HTTP_LINES_MAX, http_try_header, &search);
-	if (s->found != 1)
-		return s->found ? 2 : 0;
-	if (!http_value(s, s->found_line, &value_at, &value_length))
-		return 2;
-	*at = value_at;
-	*length = value_length;
-	return 1;
-}
-
-/* In small letters and padded, as keys have it. */
-HTTP_FUNCTION int http_copy_host(const struct http_scratch *s, const struct http_request *r, __u64 *out)
-{
-	__u32 at = r->host_at, length = r->host_length;
-	for (__u32 k = 0; k < HTTP_HOST_MAX / 8; k++) {
-		__u64 w = http_at(s, at + 8 * k) & (8 * k < length ? http_mask(length - 8 * k) : 0);
-		out[k] = w | (http_between(w, 'A', 'Z') >> 2);
-	}
-	return 0;
-}
-
+#include "http-lookup.h"
 #include "http-body.h"
