@@ -39,9 +39,9 @@ const volatile struct http_channel no_channel;
 
 static __always_inline bool http_on(void)
 {
-	__u32 zero = 0;
-	struct http_control *control = bpf_map_lookup_elem(&http_control, &zero);
-	return control && control->on && !control->lost_events && acceleration_on() &&
+	__u32 agents = 0, own = 1;
+	struct http_control *control = bpf_map_lookup_elem(&http_control, &agents), *ours = bpf_map_lookup_elem(&http_control, &own);
+	return control && ours && control->on && control->lost_events == ours->lost_events && acceleration_on() &&
 	       bpf_ktime_get_ns() - control->heartbeat_ns < HTTP_HEARTBEAT_NS;
 }
 
@@ -49,8 +49,8 @@ static __always_inline void http_report(__u32 type, bool orderly, __u64 cookie, 
 {
 	struct http_event *event = bpf_ringbuf_reserve(&http_events, sizeof(*event), 0);
 	if (!event) {
-		__u32 zero = 0;
-		struct http_control *control = bpf_map_lookup_elem(&http_control, &zero);
+		__u32 own = 1;
+		struct http_control *control = bpf_map_lookup_elem(&http_control, &own);
 		if (control)
 			__sync_fetch_and_add(&control->lost_events, 1);
 		return;
