@@ -18,6 +18,7 @@ import { eventDrivenListeners } from './dataplane/event-driven.js';
 import { PinnedNamespaces } from './dataplane/namespaces.js';
 import { PolicyEnforcer } from './dataplane/policy-enforcer.js';
 import { podProbation } from './dataplane/probation.js';
+import { AgentFastPath } from './http/agent-fast-path.js';
 import type { NodeCaFactory } from './identity/certificates.js';
 import { NO_WAYPOINTS } from './proxy/waypoint-table.js';
 import type { AgentKernel, AgentParts, AgentProxy, ProxyStatus, SelfTestVerdict } from './parts.js';
@@ -54,6 +55,8 @@ export interface AgentOptions {
   purpose?: string;
   /** Log a line for each connection that ends; default false. */
   flowLog?: boolean;
+  /** Whether the HTTP fast path is on from the start, for pods whose acceleration is l7; default true. */
+  httpFastPath?: boolean;
   /** Shown in the status, e.g. the embedded control plane's own. */
   controlPlaneStatus?: () => unknown;
 }
@@ -104,6 +107,7 @@ export class Agent {
   #proxyProblem: string | undefined = 'not started yet';
   #dataplane: Dataplane | undefined;
   #policies: PolicyEnforcer | undefined;
+  #fastPath: AgentFastPath | undefined;
   #records: readonly PodRecord[] | undefined;
   #running: Promise<void> | undefined;
   #flows: FlowTelemetry | undefined;
@@ -151,15 +155,17 @@ export class Agent {
         '/v1/status': () => ({ body: this.status() }),
         '/v1/explain': (query) => this.#explain(query),
         '/v1/counters': () => ({ body: this.counters() ?? { message: this.#kernelProblem } }),
+        '/v1/http-fast-path': () => this.#switchFastPath(new URLSearchParams()),
         '/metrics': () => ({ contentType: 'text/plain; version=0.0.4', body: metricsText(this.status(), this.counters(), this.#flows) }),
-      }),
+      }, { '/v1/http-fast-path': (query) => this.#switchFastPath(query) }),
     );
     logger.info({ instance: this.#paths.instance, node: nodeName, folder: this.folder, pods: this.#options.workloads.description, discovery: this.#options.discoveryAddress }, 'agent starts');
 
     const proxyCgroup = await this.#openKernel();
-    const kernel = this.#openResolver();
     const hostMatch = await this.#exemptNode(proxyCgroup);
     const namespaces = new PinnedNamespaces(this.#paths.netnsFolder, hostMatch === undefined ? {} : { hostMatch });
+    this.#fastPath = this.#openFastPath(namespaces);
+    const kernel = this.#openResolver();
     const proxy = this.#parts.createProxy({
       nodeName,
       runDir: this.folder,
@@ -183,6 +189,7 @@ export class Agent {
       ...(this.#options.clusterId === undefined ? {} : { clusterId: this.#options.clusterId }),
       ...(this.#options.ca === undefined ? {} : { ca: this.#options.ca }),
       ...(this.#options.trustDomain === undefined ? {} : { trustDomain: this.#options.trustDomain }),
+      ...(this.#fastPath ? { fastPath: this.#fastPath } : {}),
     });
     this.#proxy = proxy;
     // Before its first word to Envoy: what a former agent told is told again, and Envoy has it.
@@ -216,6 +223,9 @@ export class Agent {
     this.#policies?.close();
     await this.#running?.catch(() => undefined);
     await this.#dataplane?.stop();
+    // Envoy does not see what the kernel has under way on its connections.
+    if (!keepEnvoy) await this.#fastPath?.repeater.drain();
+    this.#fastPath?.close();
     await this.#proxy?.stop({ keepEnvoy });
     this.#flows?.close();
     await this.#kernel?.close();
@@ -247,6 +257,7 @@ export class Agent {
       probation: this.#probation(),
       ...(this.#policies ? { policies: this.#policies.status() } : {}),
       ...(this.#resolver ? { services: this.#resolver.status } : {}),
+      ...(this.#fastPath ? { httpFastPath: this.#fastPath.status } : {}),
       ...(controlPlaneStatus ? { controlPlane: controlPlaneStatus() } : {}),
     };
   }
@@ -271,6 +282,15 @@ export class Agent {
       if (!(error instanceof UnderpassError)) throw error;
       return { status: 404, body: { message: error.message } };
     }
+  }
+
+  /** `?on=true` and `?on=false` switch it. */
+  #switchFastPath(query: URLSearchParams): AdminAnswer {
+    if (!this.#fastPath) return { status: 404, body: { message: `there is no HTTP fast path: ${this.#kernelProblem ?? 'the kernel side is not open yet'}` } };
+    const on = query.get('on');
+    if (on !== null && on !== 'true' && on !== 'false') return { status: 400, body: { message: `on=${on}: expected true or false` } };
+    if (on !== null) this.#fastPath.repeater.setOn(on === 'true');
+    return { body: this.#fastPath.status };
   }
 
   #probation(): AgentStatus['probation'] {
@@ -341,7 +361,15 @@ export class Agent {
     }
   }
 
-  /** The kernel as the pods' controllers see it: what they change, services that lead to the pods follow. */
+  #openFastPath(namespaces: PinnedNamespaces): AgentFastPath | undefined {
+    const kernel = this.#kernel;
+    return kernel?.http && new AgentFastPath({
+      kernel: kernel.http, pods: () => kernel.pods(), netnsPath: (uid) => namespaces.path(uid), proxyPid: () => this.#proxy?.status().envoy.pid,
+      problem: () => this.#accelerationProblem(), on: this.#options.httpFastPath ?? true, logger: this.#component('agent.http'),
+    });
+  }
+
+  /** The kernel as the pods' controllers see it: what they change, services that lead to the pods follow, and the fast path. */
   #openResolver(): DataplaneOptions['kernel'] {
     const kernel = this.#kernel;
     if (!kernel?.services) return kernel;
@@ -351,10 +379,12 @@ export class Agent {
       putPod: (pod) => {
         kernel.putPod(pod);
         resolver.podsChanged();
+        this.#fastPath?.repeater.podsChanged();
       },
       removePod: (uid) => {
         kernel.removePod(uid);
         resolver.podsChanged();
+        this.#fastPath?.repeater.podsChanged();
       },
       liveConnections: (uid) => kernel.liveConnections(uid),
       keepFormer: (uids) => kernel.keepFormer?.(uids),

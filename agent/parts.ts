@@ -7,6 +7,7 @@ import type { KnownWorkloads } from './telemetry/flow-labels.js';
 import type { FlowKernel } from './telemetry/flow-telemetry.js';
 import type { PolicyKernel } from './dataplane/policy-enforcer.js';
 import type { SelfTestVerdict } from './dataplane/self-test.js';
+import type { HttpKernel } from './http/agent-fast-path.js';
 import type { NodeCaFactory } from './identity/certificates.js';
 import type { InboundPods } from './proxy/inbound-follower.js';
 import type { WorkloadView } from './policy/workload-policies.js';
@@ -34,6 +35,8 @@ export interface AgentKernel extends PodKernel, FlowKernel, PolicyKernel {
   readonly policies?: Pick<KernelPolicies, 'judge'>;
   /** What the connect hook decides by itself; absent where it can't. */
   readonly services?: ServiceSink;
+  /** The HTTP fast path; absent where there is none. */
+  readonly http?: HttpKernel;
   close(): void | Promise<void>;
 }
 
@@ -74,6 +77,8 @@ export interface ProxyOptions {
   clusterId?: string;
   ca?: NodeCaFactory;
   trustDomain?: string;
+  /** What the kernel repeats of HTTP; absent: nothing, and no pod is taught. */
+  fastPath?: NonNullable<NodeProxyOptions['fastPath']>;
   logger: Logger;
   /** The ports of all listeners that the control plane sent to any class; called on every change. */
   onListenerPorts: NonNullable<NodeProxyOptions['onListenerPorts']>;

@@ -27,6 +27,7 @@ export interface AgentCliOptions {
   concurrency?: number;
   trustDomain?: string;
   flowLog?: boolean;
+  httpFastPath: 'on' | 'off';
   cleanup?: boolean;
   cleanupOnExit?: boolean;
 }
@@ -47,6 +48,7 @@ export function addAgentOptions(command: Command): Command {
     .addOption(new Option('--acceleration <level>', 'for pods without a label of their own; l7: the HTTP fast path too').choices(['off', 'l4', 'l7', 'force']).default('l4'))
     .option('--concurrency <n>', 'worker threads of the shared Envoy (default: one a CPU)', wholeNumber(1, 1024))
     .option('--trust-domain <domain>', 'SPIFFE trust domain of the pods (default: what the control plane says of each)')
+    .addOption(new Option('--http-fast-path <on|off>', 'at the start, for pods whose acceleration is l7; `underpass fast-path` switches it').choices(['on', 'off']).default('on'))
     .option('--flow-log', 'log a line for each connection of a local pod that ends')
     .option('--cleanup', 'remove all that this instance\'s agents ever pinned, mounted, attached or wrote, and exit')
     .option('--cleanup-on-exit', 'do that when the agent ends, instead of leaving Envoy and the kernel at work');
@@ -135,6 +137,7 @@ export async function runAgent(options: AgentCliOptions, run: RunOptions): Promi
       ...(run.lab.info ? { clusterId: run.lab.info.clusterId } : {}),
       ...(options.trustDomain === undefined ? {} : { trustDomain: options.trustDomain }),
       ...(options.flowLog ? { flowLog: true } : {}),
+      httpFastPath: options.httpFastPath === 'on',
       ...(run.ca === undefined ? {} : { ca: run.ca }),
       ...(companion ? { controlPlaneStatus: () => companion.status() } : {}),
     },

@@ -20,6 +20,7 @@ const commands: { name: string; summary: string; load: () => Promise<CommandModu
   { name: 'label', summary: 'sets or removes labels of a namespace or pod, e.g. underpass.io/mode=node', load: () => import('./label.js') },
   { name: 'explain', summary: 'which way a pod\'s connection would take, and why', load: () => import('./explain.js') },
   { name: 'ps', summary: 'pods, their mode and way, and who is in sync', load: () => import('./ps.js') },
+  { name: 'fast-path', summary: 'the HTTP fast path of this node: how it is, and its switch', load: () => import('./fast-path.js') },
   { name: 'probation', summary: 'which programs were seen to be event-driven, and so are short-circuited', load: () => import('./probation.js') },
 ];
 

@@ -2,6 +2,7 @@ import { Option, type Command } from 'commander';
 import { askAgent, instancePaths, type AgentStatus } from '../agent/index.js';
 import { formatError, type ValidationError } from '../common/kube/yaml.js';
 import { addInstanceOptions } from './agent-run.js';
+import { fastPathLine } from './fast-path.js';
 import { summary } from './probation.js';
 import { printTable } from './table.js';
 
@@ -45,6 +46,7 @@ export function render(status: AgentStatus, all: boolean): string {
     ...certificateLines(proxy.certificates),
     `redirection    ${status.redirection.default}${status.redirection.bpfProblem === undefined ? '' : ` - no BPF: ${status.redirection.bpfProblem}`}`,
     `acceleration   ${status.acceleration.on ? 'on' : `off - ${status.acceleration.reason ?? ''}`}`,
+    ...(status.httpFastPath ? [`HTTP fast path ${fastPathLine(status.httpFastPath)}`] : []),
     `probation      ${summary(status.probation)}`,
     ...serviceLines(status.services),
     `rejected       ${nacks.length === 0 ? 'nothing' : `${nacks.length} resources keep their last good version`}`,

@@ -15,11 +15,14 @@ test('AdminServer: answers over a socket of mode 0600, with typed errors, and ta
     '/healthz': () => ({ contentType: 'text/plain', body: 'ok\n' }),
     '/readyz': () => ({ status: 503, body: { missing: ['pods'] } }),
     '/broken': () => Promise.reject(new Error('the reason')),
-  });
+  }, { '/readyz': (query) => ({ body: { set: query.get('on') } }) });
   assert.equal(statSync(path).mode & 0o777, 0o600);
   assert.equal(await askAgent(path, '/healthz'), 'ok\n');
   assert.match(await askAgent(path, '/readyz?x=1', { okStatus: [503] }), /pods/);
   await assert.rejects(askAgent(path, '/broken'), { code: 'UNDERPASS_AGENT_REQUEST', message: /500.*the reason/s });
+  assert.deepEqual(JSON.parse(await askAgent(path, '/readyz?on=true', { method: 'POST' })), { set: 'true' });
+  await assert.rejects(askAgent(path, '/healthz', { method: 'POST' }), /405/);
+  await assert.rejects(askAgent(path, '/nowhere', { method: 'POST' }), /404/);
   await assert.rejects(askAgent(path, '/toString'), /404.*\/healthz, \/readyz, \/broken/s);
   await server.close();
   assert.equal(existsSync(path), false);

@@ -19,8 +19,11 @@ export class AdminServer implements Closable {
     this.#server = server;
   }
 
-  /** Replaces the socket of a former agent: whoever listens holds the instance's lock. */
-  static async listen(socketPath: string, routes: AdminRoutes): Promise<AdminServer> {
+  /**
+   * Replaces the socket of a former agent: whoever listens holds the instance's lock.
+   * @param changes what is asked for by POST, its parameters in the query too
+   */
+  static async listen(socketPath: string, routes: AdminRoutes, changes: AdminRoutes = {}): Promise<AdminServer> {
     rmSync(socketPath, { force: true });
     const server = createServer((incoming, outgoing) => {
       const [path = '/', query = ''] = (incoming.url ?? '/').split('?', 2);
@@ -28,9 +31,10 @@ export class AdminServer implements Closable {
         outgoing.writeHead(status, { 'content-type': contentType, 'content-length': Buffer.byteLength(body) });
         outgoing.end(incoming.method === 'HEAD' ? '' : body);
       };
-      const route = Object.hasOwn(routes, path) ? routes[path] : undefined;
-      if (!route) return send(404, 'application/json', json({ message: `${path}: there is ${Object.keys(routes).join(', ')}` }));
-      if (incoming.method !== 'GET' && incoming.method !== 'HEAD') return send(405, 'application/json', json({ message: `${incoming.method}: only GET and HEAD` }));
+      const wanted = incoming.method === 'POST' ? changes : routes;
+      const route = Object.hasOwn(wanted, path) ? wanted[path] : undefined;
+      if (!route && !Object.hasOwn(routes, path)) return send(404, 'application/json', json({ message: `${path}: there is ${Object.keys(routes).join(', ')}` }));
+      if (!route || !['GET', 'HEAD', 'POST'].includes(incoming.method ?? '')) return send(405, 'application/json', json({ message: `${incoming.method}: only GET and HEAD` }));
       void (async () => {
         try {
           const { status = 200, contentType = 'application/json', body } = await route(new URLSearchParams(query));
@@ -74,10 +78,10 @@ export function json(value: unknown): string {
  * Asks a running agent.
  * @throws UnderpassError `UNDERPASS_AGENT_NOT_RUNNING` when nobody listens
  */
-export async function askAgent(socketPath: string, path: string, options: { timeoutMs?: number; okStatus?: readonly number[] } = {}): Promise<string> {
+export async function askAgent(socketPath: string, path: string, options: { timeoutMs?: number; okStatus?: readonly number[]; method?: 'GET' | 'POST' } = {}): Promise<string> {
   const timeoutMs = options.timeoutMs ?? 10_000;
   const { status, text } = await new Promise<{ status: number; text: string }>((resolve, reject) => {
-    const outgoing = request({ socketPath, path, agent: false, timeout: timeoutMs }, (response) => {
+    const outgoing = request({ socketPath, path, method: options.method ?? 'GET', agent: false, timeout: timeoutMs }, (response) => {
       const chunks: Buffer[] = [];
       response.on('data', (chunk: Buffer) => chunks.push(chunk));
       response.once('error', reject);

@@ -2,6 +2,7 @@
 import type { PodStatus } from '../dataplane/dataplane.js';
 import type { PolicyStatus } from '../dataplane/policy-enforcer.js';
 import type { PodProbation } from '../dataplane/probation.js';
+import type { AgentFastPathStatus } from '../http/agent-fast-path.js';
 import type { ProxyStatus, SelfTestVerdict } from '../parts.js';
 import type { ResolverStatus } from '../resolve/service-resolver.js';
 
@@ -25,5 +26,7 @@ export interface AgentStatus {
   policies?: PolicyStatus;
   /** What the connect hook decides by itself. */
   services?: ResolverStatus;
+  /** Absent without the kernel side. */
+  httpFastPath?: AgentFastPathStatus;
   controlPlane?: unknown;
 }

@@ -2,6 +2,7 @@
  * All pods of this node: one controller each, the set of listeners that the proxy is to serve, and what a former agent
  * left in place, taken over as it is.
  */
+import { isDeepStrictEqual } from 'node:util';
 import { errorMessage } from '../../common/errors.js';
 import type { PodRecord } from '../../common/lab-api.js';
 import type { Logger } from '../../common/log.js';
@@ -128,7 +129,7 @@ export class Dataplane {
         }
         const { isActive, isPassable } = new InboundWay(undefined, actual.inbound);
         if (isActive) this.#around.setBehindProxy?.(uid, true, isPassable);
-        this.#listeners.set(uid, listenerPod(record, path, actual.rules !== 'none', new InboundWay(undefined, actual.inbound).isPresent, undefined, false));
+        this.#listeners.set(uid, listenerPod(record, path, actual.rules !== 'none', new InboundWay(undefined, actual.inbound).isPresent, undefined, false, taughtCookie(actual)));
       }
       const controller = new PodController(this.#around, this.#targetOf(record ?? lost(uid)), actual);
       if (!record) controller.setTarget('gone');
@@ -248,7 +249,7 @@ export class Dataplane {
   }
 
   #setListener(uid: string, pod: ListenerPod | undefined): void {
-    if (pod && JSON.stringify(this.#listeners.get(uid)) === JSON.stringify(pod)) return;
+    if (pod && isDeepStrictEqual(this.#listeners.get(uid), pod)) return;
     if (!pod && !this.#listeners.has(uid)) return;
     if (pod) this.#listeners.set(uid, pod);
     else this.#listeners.delete(uid);
@@ -258,6 +259,11 @@ export class Dataplane {
       this.#options.proxy.setPods([...this.#listeners.values()]);
     });
   }
+}
+
+/** Of a pod that the kernel learns from. */
+function taughtCookie({ kernel, rules }: Pick<Actual, 'kernel' | 'rules'>): bigint | undefined {
+  return kernel?.mode === 'node' && kernel.capture && kernel.acceleration === 'l7' && rules === 'none' ? kernel.netnsCookie : undefined;
 }
 
 /** Stands for a pod of which only a pin or a kernel entry is left. */

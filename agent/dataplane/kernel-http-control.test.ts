@@ -50,8 +50,8 @@ test('pods: their table and state, and what they have under way', () => {
 test('Kernel: a new one has no heartbeat, so that nothing is fast before an agent says so', async () => {
   const kernel = await Kernel.open({ bpffsDir: null, instance: 'http-control', logger: logger('test') });
   try {
-    assert.equal(kernel.http.lostEnds(), 0);
-    assert.equal(kernel.http.pods().size, 0);
+    assert.equal(kernel.http.control.lostEnds(), 0);
+    assert.equal(kernel.http.control.pods().size, 0);
   } finally {
     await kernel.close();
   }

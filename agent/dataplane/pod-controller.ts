@@ -86,6 +86,8 @@ export class PodController {
   /** Undefined until they were looked at. */
   #hbonePortFree: boolean | undefined;
   #inboundPortFree: boolean | undefined;
+  /** Of its network namespace. */
+  #cookie: bigint | undefined;
   #generation = 0;
   #wake: (() => void) | undefined;
   #running: Promise<void> | undefined;
@@ -276,6 +278,7 @@ export class PodController {
     this.#actual.pinned = true;
 
     const keepsRedirected = way === 'iptables' || this.#actual.rules !== 'none';
+    this.#cookie = kernel ? await namespaces.cookie(path) : undefined;
     this.#hbonePortFree ??= await this.#isPortFree(path, HBONE_PORT, 'HBONE does not end there');
     this.#inboundPortFree ??= await this.#isPortFree(path, INBOUND_PORT, 'nobody is led to the proxy there');
     this.#current(target);
@@ -287,8 +290,7 @@ export class PodController {
     if (policiesKnown && this.way === 'plain') await this.#bounded((signal) => policiesKnown(uid, signal), 'the pod stays outside of the mesh: the control plane did not say which policies hold for it');
     this.#current(target);
 
-    const cookie = kernel ? await namespaces.cookie(path) : undefined;
-    this.#current(target);
+    const cookie = this.#cookie;
     const rules = namespaces.rules(path);
     const kernelPod = (capture: boolean, redirected: boolean): KernelPod | undefined =>
       cookie === undefined ? undefined : { ...kernelIdentity(target, cookie), mode: 'node', capture, redirected, acceleration: target.acceleration };
@@ -324,8 +326,9 @@ export class PodController {
     return again;
   }
 
-  #setListener({ record }: PodTarget, path: string, iptables: boolean): void {
-    this.#around.setListener(record.uid, listenerPod(record, path, iptables, this.#arrivals.isPresent, this.#hbonePortFree, this.#inboundPortFree));
+  #setListener({ record, acceleration }: PodTarget, path: string, iptables: boolean): void {
+    const netnsCookie = iptables || acceleration !== 'l7' ? undefined : this.#cookie;
+    this.#around.setListener(record.uid, listenerPod(record, path, iptables, this.#arrivals.isPresent, this.#hbonePortFree, this.#inboundPortFree, netnsCookie));
   }
 
   async #isPortFree(path: string, port: number, outcome: string): Promise<boolean> {
@@ -589,8 +592,8 @@ function kernelIdentity({ record, splices, l7Auto }: PodTarget, netnsCookie: big
   return { uid: record.uid, netnsCookie, cgroupPath: record.cgroup, addresses: record.ips, ...(splices === undefined ? {} : { splices }), ...(l7Auto ? { l7Auto } : {}) };
 }
 
-export function listenerPod(record: PodRecord, netnsPath: string, iptables: boolean, redirected: boolean, hbonePortFree?: boolean, inboundPortFree?: boolean): ListenerPod {
+export function listenerPod(record: PodRecord, netnsPath: string, iptables: boolean, redirected: boolean, hbonePortFree?: boolean, inboundPortFree?: boolean, taughtCookie?: bigint): ListenerPod {
   const { uid, name, namespace, labels, annotations, serviceAccount, ips } = record;
-  return { uid, name, namespace, labels, annotations, serviceAccount, ips, netnsPath, iptables, redirected, ...(hbonePortFree === undefined ? {} : { hbonePortFree }), ...(inboundPortFree === undefined ? {} : { inboundPortFree }) };
+  return { uid, name, namespace, labels, annotations, serviceAccount, ips, netnsPath, iptables, redirected, ...(hbonePortFree === undefined ? {} : { hbonePortFree }), ...(inboundPortFree === undefined ? {} : { inboundPortFree }), ...(taughtCookie === undefined ? {} : { taught: { netnsCookie: taughtCookie } }) };
 }
 

@@ -233,10 +233,10 @@ class Compiler {
     const { local, teachable, tunnels, headers } = this.input;
     const pod = local.get(address);
     const listener = pod ? pod.listener : isTunnelled ? tunnels : undefined;
-    const text = headerLine(headers.endpoint, endpointDraw(address, port, listener), HTTP_ENDPOINT_TEXT);
-    if (text === undefined) return undefined;
     const isTaught = pod !== undefined && teachable.has(endpointKey(address, port));
-    return { address, port, weight, policy: pod && isTaught ? this.#policy(pod, address, port) : 'envoy', teachable: isTaught, text };
+    const policy = pod && isTaught ? this.#policy(pod, address, port) : 'envoy';
+    const text = headerLine(policy === 'envoy' ? (headers.other ?? headers.endpoint) : headers.endpoint, endpointDraw(address, port, listener), HTTP_ENDPOINT_TEXT);
+    return text === undefined ? undefined : { address, port, weight, policy, teachable: isTaught, text };
   }
 
   #policy(pod: LocalPod, address: string, port: number): Policy {

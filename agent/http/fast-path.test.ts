@@ -54,6 +54,15 @@ class World {
     return this.path;
   }
 
+  wanted: RepeatedClasses<string> = new Map();
+  suspend(wanted: RepeatedClasses<string>): Promise<void> | undefined {
+    return this.path.suspend((this.wanted = wanted));
+  }
+  /** Envoy has all pods of these classes. */
+  repeat(...keys: string[]): void {
+    this.path.repeat(new Map(keys.map((key) => [key, this.wanted.get(key)!.uids])));
+  }
+
   taken(): string[] {
     return this.steps.splice(0);
   }
@@ -68,19 +77,19 @@ afterEach(() => world?.path.close());
 test('FastPath: a change suspends its pods at once, waits for what is under way, and they are live again when Envoy has it', async () => {
   world = new World();
   const path = world.open();
-  assert.equal(path.suspend(classes({ a: ['1', 'p1', 'p2'], b: ['1', 'p3'] })), undefined, 'nothing was fast');
-  path.repeat(['a', 'b']);
+  assert.equal(world.suspend(classes({ a: ['1', 'p1', 'p2'], b: ['1', 'p3'] })), undefined, 'nothing was fast');
+  world.repeat('a', 'b');
   assert.deepEqual(world.taken(), ['table a1', 'table b1', '1 live', '2 live', '3 live']);
   world.underWay.set(2n, 3n);
   let isDrained = false;
-  const drained = path.suspend(classes({ a: ['2', 'p1', 'p2'], b: ['1', 'p3'] }))!.then(() => (isDrained = true));
+  const drained = world.suspend(classes({ a: ['2', 'p1', 'p2'], b: ['1', 'p3'] }))!.then(() => (isDrained = true));
   assert.deepEqual(world.taken(), ['1 suspended', '2 suspended'], 'the other class goes on');
   await new Promise((resolve) => setTimeout(resolve, 60));
   assert.equal(isDrained, false);
   world.underWay.set(2n, 0n);
   await drained;
   assert.deepEqual(world.taken(), []);
-  path.repeat(['a', 'b']);
+  world.repeat('a', 'b');
   assert.deepEqual(world.taken(), ['table a2', '1 live', '2 live']);
   assert.deepEqual(path.status, { on: true, pods: { live: 3, suspended: 0 }, classes: 2, cutDrains: 0, lostEnds: 0, problems: [] });
 });
@@ -88,30 +97,30 @@ test('FastPath: a change suspends its pods at once, waits for what is under way,
 test('FastPath: nothing that is fast changes: nobody waits, and a class that is not acknowledged stays Envoy\'s', () => {
   world = new World();
   const path = world.open();
-  path.suspend(classes({ a: ['1', 'p1'], b: ['1', 'p3'] }));
-  path.repeat(['a']);
+  world.suspend(classes({ a: ['1', 'p1'], b: ['1', 'p3'] }));
+  world.repeat('a');
   world.taken();
-  assert.equal(path.suspend(classes({ a: ['1', 'p1'], b: ['2', 'p3'] })), undefined);
+  assert.equal(world.suspend(classes({ a: ['1', 'p1'], b: ['2', 'p3'] })), undefined);
   assert.deepEqual(world.taken(), []);
 });
 
 test('FastPath: what does not end in time is not waited for for ever', async () => {
   world = new World();
   const path = world.open({ drainMs: 30 });
-  path.suspend(classes({ a: ['1', 'p1'] }));
-  path.repeat(['a']);
+  world.suspend(classes({ a: ['1', 'p1'] }));
+  world.repeat('a');
   world.underWay.set(1n, 1n);
-  await path.suspend(classes({ a: ['2', 'p1'] }));
+  await world.suspend(classes({ a: ['2', 'p1'] }));
   assert.equal(path.status.cutDrains, 1);
   assert.equal(world.rows.get(1n)?.state, 'suspended');
-  assert.equal(path.suspend(classes({ a: ['3', 'p1'] })), undefined, 'nor again');
+  assert.equal(world.suspend(classes({ a: ['3', 'p1'] })), undefined, 'nor again');
 });
 
 test('FastPath: pods that leave, come, or have another label or class', async () => {
   world = new World();
   const path = world.open();
-  path.suspend(classes({ a: ['1', 'p1', 'p2'], b: ['1', 'p3'] }));
-  path.repeat(['a', 'b']);
+  world.suspend(classes({ a: ['1', 'p1', 'p2'], b: ['1', 'p3'] }));
+  world.repeat('a', 'b');
   world.taken();
   world.pods = [pod(1, { acceleration: 'l4' }), pod(2, { capture: false }), pod(3)];
   path.podsChanged();
@@ -121,11 +130,11 @@ test('FastPath: pods that leave, come, or have another label or class', async ()
   assert.deepEqual(world.taken(), ['1 live']);
   assert.deepEqual([...world.rows.keys()], [1n, 3n]);
   // To another class, whose table is there: not before Envoy has its listener as that class's.
-  await path.suspend(classes({ a: ['1', 'p4'], b: ['1', 'p3', 'p1'] }));
+  await world.suspend(classes({ a: ['1', 'p4'], b: ['1', 'p3', 'p1'] }));
   assert.deepEqual(world.taken(), ['1 suspended']);
   path.podsChanged();
   assert.deepEqual(world.taken(), []);
-  path.repeat(['a', 'b']);
+  world.repeat('a', 'b');
   assert.deepEqual(world.taken(), ['1 live', '4 live']);
 });
 
@@ -135,7 +144,7 @@ test('FastPath: a former agent\'s live pods are suspended, and waited for before
   const path = world.open();
   assert.deepEqual(world.taken(), ['1 suspended', '9 suspended']);
   world.underWay.set(1n, 1n);
-  const drained = path.suspend(classes({ a: ['1', 'p1'] }));
+  const drained = world.suspend(classes({ a: ['1', 'p1'] }));
   assert.ok(drained);
   assert.deepEqual([...world.rows.keys()], [1n], 'of a pod that is gone nothing stays');
   world.underWay.set(1n, 0n);
@@ -146,13 +155,13 @@ test('FastPath: a table that does not fit leaves its pods to Envoy, with the rea
   world = new World();
   world.room = 1;
   const path = world.open();
-  path.suspend(classes({ a: ['1', 'p1'], b: ['1', 'p3'] }));
-  path.repeat(['a', 'b']);
+  world.suspend(classes({ a: ['1', 'p1'], b: ['1', 'p3'] }));
+  world.repeat('a', 'b');
   assert.deepEqual(world.taken(), ['table a1', '1 live']);
   assert.deepEqual(path.status.problems, [{ class: 'b', reason: 'no room' }]);
   world.room = 2;
-  path.suspend(classes({ a: ['1', 'p1'], b: ['2', 'p3'] }));
-  path.repeat(['a', 'b']);
+  world.suspend(classes({ a: ['1', 'p1'], b: ['2', 'p3'] }));
+  world.repeat('a', 'b');
   assert.deepEqual(world.taken(), ['table b2', '3 live']);
 });
 

@@ -115,15 +115,15 @@ export class FastPath<Table> implements Closable {
     return this.#draining.size === 0 ? undefined : this.#drain(new Set(this.#draining));
   }
 
-  /** Envoy has acknowledged all that these classes' pods need. */
-  repeat(classKeys: Iterable<string>): void {
+  /** Envoy has acknowledged all that these pods need, by class. */
+  repeat(ready: ReadonlyMap<string, ReadonlySet<string>>): void {
     const { tables, logger } = this.#options;
-    for (const key of classKeys) {
+    for (const [key, uids] of ready) {
       const wanted = this.#wanted.get(key);
       if (!wanted || this.#problems.has(key)) continue;
       try {
         if (!this.#repeated.has(key)) this.#repeated.set(key, { version: wanted.version, table: tables.write(key, wanted.table) });
-        for (const uid of wanted.uids) this.#confirmed.set(uid, key);
+        for (const uid of uids) if (wanted.uids.has(uid)) this.#confirmed.set(uid, key);
       } catch (error) {
         const reason = errorMessage(error);
         this.#problems.set(key, { version: wanted.version, reason });

@@ -1,5 +1,7 @@
 /** What the two halves of the HTTP fast path, Envoy's configuration and the kernel's tables, call the same things; docs/http-fast-path.md. */
 
+import type { TaughtView } from './taught-tables.js';
+
 /** SO_MARK of the sockets that Envoy opens for taught clusters: of others the kernel learns nothing. */
 export const TAUGHT_MARK = 0x756e_6474;
 export const CLASS_HEADER = 'x-underpass-class';
@@ -30,9 +32,11 @@ export interface DrawHeaders {
 }
 
 export interface Teaching {
-  headers: DrawHeaders;
-  /** Changes with any class of any table. */
-  version: string;
+  readonly headers: DrawHeaders;
+  /** Before it is asked for classes: what they are made from. */
+  compile?(view: TaughtView): void;
+  /** Changes with any class of the table of this config class. */
+  versionOf(classKey: string): string;
   /** @param classKey config class of the client's pod */
   of(classKey: string): ClassOf | undefined;
 }

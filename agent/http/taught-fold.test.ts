@@ -21,7 +21,7 @@ import { canBeTaught } from './taught-clusters.js';
 
 const WEB = 'outbound|80||web.shop.svc.cluster.local';
 const MARK = [1n, 36n, BigInt(TAUGHT_MARK)];
-const teaching = (version: string): Teaching => ({ version, headers: { weight: 'x-w', endpoint: 'x-e', other: 'x-o' }, of: () => (table, host, index) => (table === '80' && host === 'web:80' && index === 0 ? `00000001${version.padStart(8, '0')}` : undefined) });
+const teaching = (version: string): Teaching => ({ versionOf: () => version, headers: { weight: 'x-w', endpoint: 'x-e', other: 'x-o' }, of: () => (table, host, index) => (table === '80' && host === 'web:80' && index === 0 ? `00000001${version.padStart(8, '0')}` : undefined) });
 
 function state(change: Readonly<Record<string, Any>> = {}): SidecarState {
   const resources: Record<string, Any> = { [`cds ${WEB}`]: edsCluster(WEB), 'cds PassthroughCluster': passthroughCluster(), 'cds BlackHoleCluster': blackHoleCluster(), [`eds ${WEB}`]: assignment(WEB, ['10.0.0.5:80', '10.0.0.6:80', '10.0.9.9:80']), 'lds 0.0.0.0_80': httpListener(80), 'rds 80': routes(80, { web: WEB, other: WEB }), ...change };

@@ -22,7 +22,7 @@ const FORGED = { [CLASS_HEADER]: '0000000f0000000f', [LESSON_HEADER]: '0000000f0
 /** By index of route. */
 const PATHS = ['/a', '/b', '/w', '/many', '/far', '/guarded', '/plain', '/retry'] as const;
 const classes = PATHS.map((path, index) => (path === '/plain' ? undefined : `${(index + 1).toString(16).padStart(8, '0')}00000007`));
-const teaching: Teaching = { headers: HEADERS, version: '1', of: () => (table, host, index) => (['80', '8081'].includes(table) && host.startsWith('web') ? classes[index] : undefined) };
+const teaching: Teaching = { headers: HEADERS, versionOf: () => '1', of: () => (table, host, index) => (['80', '8081'].includes(table) && host.startsWith('web') ? classes[index] : undefined) };
 
 interface Seen {
   /** Whom the request came to: address and port. */
@@ -119,7 +119,7 @@ describe('Envoy teaches', () => {
       controlPlane.set(edsCluster(name), name);
       controlPlane.set(assignment(name, addresses.map((address) => `${address}:80`)), name);
     }
-    await world.start({ showsCallers: false });
+    await world.start({ showsCallers: false, fastPath: { tables: { ...teaching, table: () => undefined, renew: () => undefined }, repeater: { suspend: () => undefined, repeat: () => undefined } } });
     for (const port of ['80', '8081']) controlPlane.set(table(port, names), port);
     controlPlane.set(httpListener(8081), '0.0.0.0_8081');
     controlPlane.set(tcpListener('10.96.0.11', 9000, names.guarded), '10.96.0.11_9000');
@@ -134,7 +134,6 @@ describe('Envoy teaches', () => {
       for (const address of [CANARY, FAR, GUARDED]) await netns.ip('addr', 'add', `${address}/32`, 'dev', 'lo');
       await netns.serve(rawServer(CANARY));
     }
-    world.running.setTeaching(teaching);
     world.running.setEventDriven(new Set([ENDPOINT, CANARY, FAR, GUARDED].map((address) => `${address}:80`)));
     world.running.setPods([a.pod, plain.pod, guarded.pod, servers.pod]);
     await world.ready(a.pod, plain.pod, guarded.pod);

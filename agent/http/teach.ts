@@ -12,8 +12,12 @@ import { inspectionCluster, inspectionListener } from '../proxy/inspection.js';
 import { podListener } from '../proxy/pod-listener.js';
 import type { Entry } from '../proxy/snapshot.js';
 import type { Names } from '../proxy/variants.js';
+import { originateListener } from '../proxy/hbone-originate.js';
+import type { FoldPod } from '../proxy/fold.js';
+import type { LocalPod } from './compile.js';
 import type { Teaching } from './names.js';
 import { canBeTaught, speaksHttp1, taughtCopies, taughtInboundCluster, taughtName, type TaughtCopies } from './taught-clusters.js';
+import type { TaughtSource, TaughtView } from './taught-tables.js';
 import { taughtInbound } from './taught-inbound.js';
 import { TAUGHT_KINDS, taughtListeners } from './taught-listeners.js';
 import { taughtTable, taughtTableEntry, taughtTableName } from './taught-routes.js';
@@ -29,6 +33,21 @@ export interface ClassSource {
   routeNames: Names;
   /** Of clusters that lead to a waypoint, which is not in this Envoy. */
   leadsAway(cluster: Cluster): boolean;
+}
+
+export interface TableClass extends Pick<TaughtSource, 'key' | 'state' | 'clusters'> {}
+
+export interface TableSurroundings extends Pick<ClassSource, 'leadsAway'> {
+  /** By class: what its pods ask of their callers. */
+  judged: ReadonlyMap<string, FoldedInbound | undefined>;
+  /** By uid, the internal listener that callers are led to. */
+  reached: ReadonlyMap<string, string>;
+  /** Pods whose callers pass such a listener. */
+  behind: ReadonlySet<FoldPod>;
+  teachable: ReadonlySet<string>;
+  tunnels: boolean;
+  /** That `leadsAway` is of. */
+  waypoints: unknown;
 }
 
 export interface TaughtClass {
@@ -77,11 +96,30 @@ export class TaughtFold {
     for (const key of this.#inbound.keys()) if (!classKeys.has(key)) this.#inbound.delete(key);
   }
 
+  /** What classes' tables are made from. */
+  view(classes: readonly TableClass[], pods: readonly FoldPod[], { judged, reached, behind, teachable, tunnels, leadsAway, waypoints }: TableSurroundings): TaughtView {
+    const local = new Map<string, LocalPod>();
+    const localAs: string[] = [];
+    for (const pod of pods) {
+      const [chains, listener] = [judged.get(pod.classKey), reached.get(pod.uid)];
+      const of: LocalPod = !behind.has(pod) ? {} : !chains || listener === undefined ? { reason: 'its inbound side is not at Envoy yet' } : { inbound: chains.mesh, listener };
+      for (const address of pod.addresses ?? []) local.set(address, of);
+      localAs.push(JSON.stringify([pod.addresses, of.listener, of.reason, of.inbound && chains?.hash]));
+    }
+    return {
+      local, localAs: localAs.sort().join(), teachable, tunnels: tunnels ? originateListener.name : undefined,
+      classes: classes.map(({ key, state, clusters }) => ({
+        key, state, clusters, reasons: waypoints, reasonOf: (cluster) => (leadsAway(cluster) ? 'it leads to a waypoint' : this.#canTeach(cluster) ? undefined : 'Envoy can not teach of it'),
+        caller: { identity: pods.find(({ classKey }) => classKey === key)?.identity, addresses: pods.flatMap(({ classKey, taught, addresses = [] }) => (taught && classKey === key ? addresses : [])) },
+      })),
+    };
+  }
+
   routes({ key, clusters, routes, clusterNames, routeNames, leadsAway }: ClassSource, teaching: Teaching): TaughtClass {
     const known = this.#of(key);
     const teachable = new Set([...clusters].flatMap(([name, { cluster }]) => (this.#canTeach(cluster) && !leadsAway(cluster) ? name : [])));
     if (!sameSet(known.teachable, teachable)) known.teachable = teachable;
-    const as = [teaching.version, JSON.stringify(teaching.headers), clusterNames.signature(key)].join();
+    const as = [teaching.versionOf(key), JSON.stringify(teaching.headers), clusterNames.signature(key)].join();
     const classOf = teaching.of(key) ?? (() => undefined);
     const tables: Entry[] = [];
     const used = new Map<string, TaughtCopies>();

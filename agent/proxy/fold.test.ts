@@ -330,12 +330,12 @@ describe('Folder: several classes', () => {
     assert.deepEqual([cluster.name, cluster.alt_stat_name, cluster.eds_cluster_config?.service_name], [`${WEB}~c2`, WEB, `${WEB}~c2`]);
     assert.equal(decode(ClusterLoadAssignment, snapshot.get(EDS, `${WEB}~c2`)?.any).cluster_name, `${WEB}~c2`);
     assert.ok(JSON.stringify(RouteConfiguration.toJSON(decode(RouteConfiguration, snapshot.get(RDS, '80~c2')?.any))).includes(`${WEB}~c2`));
-    const listener = listenerOf({ snapshot, problems: [], split, ports: [], proxied: [], enforcing: new Set<string>(), inbound: new Map<string, string>(), tunnelled: new Set<string>() }, 'u2');
+    const listener = listenerOf({ snapshot, problems: [], split, ports: [], proxied: [], enforcing: new Set<string>(), inbound: new Map<string, string>(), tunnelled: new Set<string>(), repeated: new Map() }, 'u2');
     const at = (port: number, address = '10.96.0.7', protocol: Connection['protocol'] = ''): string =>
       targetOf(chooseChain(listener.filter_chains, listener.default_filter_chain, connection({ address, port, protocol })));
     assert.deepEqual([at(5432), at(80, '10.96.0.10', 'http/1.1'), at(81)], [`cluster ${WEB}~c2`, 'route 80~c2', 'cluster PassthroughCluster']);
     assert.deepEqual(snapshot.get(LDS, 'pod/u2/outbound')?.needs, ['80~c2']);
-    const first = listenerOf({ snapshot, problems: [], split, ports: [], proxied: [], enforcing: new Set<string>(), inbound: new Map<string, string>(), tunnelled: new Set<string>() }, 'u1');
+    const first = listenerOf({ snapshot, problems: [], split, ports: [], proxied: [], enforcing: new Set<string>(), inbound: new Map<string, string>(), tunnelled: new Set<string>(), repeated: new Map() }, 'u1');
     assert.ok(!JSON.stringify(Listener.toJSON(first)).includes('~c2'));
   });
 

@@ -11,6 +11,7 @@ import { contentHash, hashBytes, type XdsResource } from '../xds/resource-type.j
 import { edsServiceName } from '../xds/resource-types.js';
 import type { SidecarState } from '../xds/sidecar-stream.js';
 import type { Teaching } from '../http/names.js';
+import { taughtName } from '../http/taught-clusters.js';
 import { canBeTaughtOf, TaughtFold, taughtOfPod } from '../http/teach.js';
 import type { EnvoyExtensions } from './extensions.js';
 import { asksForMeshTls, ClusterEntries } from './cluster-entries.js';
@@ -26,7 +27,7 @@ import { canEndTunnels, hboneEntries } from './hbone-terminate.js';
 import { INSPECTION_KINDS, inspectionCluster, inspectionListener } from './inspection.js';
 import { podCallEntries, withPodCalls, type CalledPod, type PodCalls } from './pod-calls.js';
 import { markPolicy } from './pool-renewal.js';
-import { podClusterName, podListener, podListenerKey, type ListenerPod } from './pod-listener.js';
+import { podClusterName, podListener, podListenerKey, podListenerName, type ListenerPod } from './pod-listener.js';
 import { endingIdle, portsTo } from './shown-callers.js';
 import { CDS, EDS, LDS, RDS, sameOrNew, Snapshot, type Entry } from './snapshot.js';
 import { inboundClusters, listenerFacts } from './state-facts.js';
@@ -54,6 +55,15 @@ export interface FoldProblem {
   message: string;
 }
 
+/** Names of Envoy's resources. */
+export interface RepeatedSources {
+  /** Pods' own listeners, by uid. */
+  pods: ReadonlyMap<string, string>;
+  listeners: readonly string[];
+  routes: readonly string[];
+  clusters: readonly string[];
+}
+
 export interface FoldResult {
   snapshot: Snapshot;
   problems: FoldProblem[];
@@ -69,6 +79,8 @@ export interface FoldResult {
   inbound: ReadonlyMap<string, string>;
   /** Pods for which HBONE ends here. */
   tunnelled: ReadonlySet<string>;
+  /** By class, what pods of its that are taught need at Envoy. */
+  repeated: ReadonlyMap<string, RepeatedSources>;
 }
 
 /** Names that are not the plain ones, to go on with after a restart. */
@@ -197,7 +209,8 @@ export class Folder {
 
     const rds = new Map<string, Entry>();
     const lds = new Map<string, Entry>();
-    const inbound = new Map(classes.map((item) => [item.key, this.#foldInbound(item, problems, teaches !== undefined)]));
+    const judged = new Map(classes.map((item) => [item.key, this.#foldInbound(item, problems)]));
+    const inbound = teaches ? new Map(classes.map(({ key, state }) => [key, judged.get(key) && this.#taught.inbound(key, judged.get(key)!, inboundClusters(state.clusters))])) : judged;
     const enforcing = pods.filter(({ classKey }) => inbound.get(classKey)?.enforces);
     // Whoever is redirected is reached by its internal listener, so that no caller of this node meets the redirection.
     const behind = pods.filter((pod) => pod.redirected || inbound.get(pod.classKey)?.enforces);
@@ -207,12 +220,16 @@ export class Folder {
     const behindWaypoints = new WaypointClusters(waypoints);
     for (const entry of behindWaypoints.listeners()) lds.set(entry.name, entry);
     const learners = new Set(pods.flatMap(({ classKey, taught }) => (taught ? classKey : [])));
-    const taught = new Map(classes.flatMap(({ key }) => (teaches && learners.has(key) ? [[key, this.#taught.routes({ key, clusters: clusters.get(key)!, routes: routes.get(key)!, clusterNames, routeNames: routeNamesOf, leadsAway: (cluster) => behindWaypoints.replace(cluster) !== undefined }, teaches)] as const] : [])));
+    const leadsAway = (cluster: Cluster): boolean => behindWaypoints.replace(cluster) !== undefined;
+    const isLearner = ({ key }: FoldClass): boolean => teaches !== undefined && learners.has(key);
+    teaches?.compile?.(this.#taught.view(classes.filter(isLearner).map((item) => ({ ...item, clusters: clusters.get(item.key)! })), pods, { judged, reached, behind: new Set(behind), teachable: eventDriven, tunnels, leadsAway, waypoints }));
+    const taught = new Map(classes.filter(isLearner).map(({ key }) => [key, this.#taught.routes({ key, clusters: clusters.get(key)!, routes: routes.get(key)!, clusterNames, routeNames: routeNamesOf, leadsAway }, teaches!)] as const));
     for (const { tables } of taught.values()) for (const entry of tables) rds.set(entry.name, entry);
     const made = this.#clusterEntries.all(classes.map(({ key }) => ({ key, clusters: clusters.get(key)!, taught: taught.get(key)?.clusters })), clusterNames, { eventDriven, throughPolicy, local, tunnels, waypoints: behindWaypoints });
     const [cds, eds] = [new Map(made.cds), new Map(made.eds)];
     for (const { key } of classes) for (const [name, folded] of routes.get(key) ?? []) this.#addRoutes(routeNamesOf.of(key, name), folded, rds);
     const podEntries = new Map<string, { key: string; entry: Entry }>();
+    const repeated = new Map<string, RepeatedSources>();
     for (const item of classes) {
       const own = pods.filter((pod) => pod.classKey === item.key);
       if (own.length === 0) continue;
@@ -230,6 +247,7 @@ export class Folder {
         podEntries.set(pod.uid, { key, entry });
         lds.set(entry.name, entry);
       }
+      if (ofTaught) repeated.set(item.key, { pods: new Map(own.flatMap(({ uid, taught: isTaught }) => (isTaught ? [[uid, podListenerName(uid)] as const] : []))), listeners: ofTaught.inner.map(({ listener }) => listener.name), routes: ofTaught.needs, clusters: [...taught.get(item.key)!.clusters.keys()].map((name) => taughtName(clusterNames.of(item.key, name))) });
     }
     this.#podEntries = podEntries;
     this.#addInbound(classes, pods, inbound, reached, clusterNames, cds, lds, teaches !== undefined);
@@ -246,7 +264,7 @@ export class Folder {
     const proxied = [...new Set(waypoints.destinations.flatMap(({ ports: only, addresses }) => (only ? [] : addresses.filter((address) => local.has(address)))))].sort();
     const restricted = classes.some(({ state }) => !listenerFacts(state.listeners).passesThrough);
     this.#snapshot = new Snapshot(([[CDS, cds], [EDS, eds], [LDS, lds], [RDS, rds]] as const).map(([type, entries]) => [type, sameOrNew(this.#snapshot.entries(type), entries)] as const));
-    return { snapshot: this.#snapshot, problems, split, ports: restricted ? 'all' : [...ports].sort((a, b) => a - b), proxied, enforcing: new Set(enforcing.map(({ uid }) => uid)), inbound: new Map(behind.map(({ uid, classKey }) => [uid, meshListenerName(uid, inbound.get(classKey) ?? CLOSED)])), tunnelled };
+    return { snapshot: this.#snapshot, problems, split, ports: restricted ? 'all' : [...ports].sort((a, b) => a - b), proxied, enforcing: new Set(enforcing.map(({ uid }) => uid)), inbound: new Map(behind.map(({ uid, classKey }) => [uid, meshListenerName(uid, inbound.get(classKey) ?? CLOSED)])), tunnelled, repeated };
   }
 
   #callsOf(pods: readonly CalledPod[], fromWaypoints: boolean): PodCalls {
@@ -328,7 +346,7 @@ export class Folder {
   }
 
   /** What a class's pods ask of their callers; one that can't be folded, and never could, lets nobody in. */
-  #foldInbound({ key, state, identity, certified }: FoldClass, problems: FoldProblem[], teaches: boolean): FoldedInbound | undefined {
+  #foldInbound({ key, state, identity, certified }: FoldClass, problems: FoldProblem[]): FoldedInbound | undefined {
     const source = state.listeners.get('virtualInbound')?.message;
     if (!source) return undefined;
     const folded = this.#good(`${key} inbound`, key, 'LDS virtualInbound', 'virtualInbound', source, problems, (message) => foldInbound(message, this.extensions, certified ? identity : undefined), cacheOf(this.#inbound, certified ? identity : undefined)) ?? CLOSED;
@@ -336,8 +354,7 @@ export class Folder {
     // A Sidecar's ingress listeners deliver where they say, not where the caller meant.
     const delivered = inboundClusters(state.clusters).filter(({ message }) => message.load_assignment);
     for (const { name, message } of delivered) if (isOfSockets(message)) problems.push({ classKey: key, resource: `CDS ${name}`, message: "a Unix socket of the pod's, which the node's Envoy can't reach: requests get 503" });
-    const whole = delivered.length > 0 && !folded.enforces ? { ...folded, enforces: true } : folded;
-    return teaches ? this.#taught.inbound(key, whole, inboundClusters(state.clusters)) : whole;
+    return delivered.length > 0 && !folded.enforces ? { ...folded, enforces: true } : folded;
   }
 
   #addInbound(classes: readonly FoldClass[], pods: readonly FoldPod[], inbound: ReadonlyMap<string, FoldedInbound | undefined>, reached: ReadonlyMap<string, string>, names: Names, cds: Map<string, Entry>, lds: Map<string, Entry>, teaches: boolean): void {

@@ -10,13 +10,12 @@ import type { Node } from '../../proto/generated/envoy/config/core/v3/base.js';
 import { UnderpassError, errorMessage } from '../../common/errors.js';
 import type { Logger } from '../../common/log.js';
 import { DEFAULT_TRUST_DOMAIN, spiffeId } from '../../common/identity/spiffe.js';
-import { NodeCertificates, type CertificatesStatus, type NodeCaFactory } from '../identity/certificates.js';
+import { NodeCertificates, type NodeCaFactory } from '../identity/certificates.js';
 import { AdsChannel } from '../xds/channel.js';
 import { classKey, sidecarNode } from '../xds/config-class.js';
 import { SidecarStream, type SidecarState } from '../xds/sidecar-stream.js';
 import type { Change } from '../xds/delta-stream.js';
 import { WorkloadStream } from '../xds/workload-stream.js';
-import type { Teaching } from '../http/names.js';
 import { taughtName } from '../http/taught-clusters.js';
 import { AdsServer } from './ads-server.js';
 import { Envoy } from './envoy.js';
@@ -32,6 +31,8 @@ import { podHboneName, podListenerName, podOfListener, podStatPrefix, podTunnelS
 import { NarrowingFollower, policiesOfPods, savedPolicies, type NarrowingOptions } from './narrowing.js';
 import { PlainPorts } from './plain-ports.js';
 import type { ProxyPod } from './proxy-pod.js';
+import type { NodeProxyStatus } from './proxy-status.js';
+import { RepeatFollower, type RepeatFollowerOptions } from './repeat-follower.js';
 import { endpointKeys } from './pool-renewal.js';
 import { serviceAuthorities } from './service-authorities.js';
 import { LDS, RDS, SDS, type Snapshot } from './snapshot.js';
@@ -39,6 +40,7 @@ import { WaypointIndex, type WaypointTable } from './waypoint-table.js';
 import { StateFile } from './xds-state.js';
 
 export type { ProxyPod } from './proxy-pod.js';
+export type { NodeProxyStatus } from './proxy-status.js';
 
 /**
  * Ports of all outbound listeners of all classes, ascending; `all` when a class refuses what matches no service
@@ -83,19 +85,8 @@ export interface NodeProxyOptions extends Pick<NarrowingOptions, 'onNarrowing' |
   ca?: NodeCaFactory;
   /** Default: what the control plane says of each workload. */
   trustDomain?: string;
-}
-
-export interface NodeProxyStatus {
-  envoy: { pid: number | undefined; version: string | undefined; adopted: boolean; restarts: number; connected: boolean };
-  controlPlane: { address: string; connected: boolean; streams: number; lastError: string | undefined };
-  classes: { key: string; node: string; pods: string[]; synced: boolean; stale: boolean; clusters: number; listeners: number; routes: number; rejected: string[] }[];
-  workloads: { addresses: number; authorizations: number; synced: boolean };
-  /** Absent without a CA. */
-  certificates?: CertificatesStatus;
-  /** What Envoy refused, or what could not be folded for it; the last good version is in force. */
-  nacks: { type: string; name: string; message: string }[];
-  /** Everything that was heard from the control plane has been folded, sent to Envoy and answered by it. */
-  settled: boolean;
+  /** What the kernel repeats for pods that are taught; without it nobody is. */
+  fastPath?: Pick<RepeatFollowerOptions, 'repeater' | 'tables'>;
 }
 
 interface ConfigClass {
@@ -138,7 +129,9 @@ export class NodeProxy {
   #folded = new Map<string, string>();
   #podsGiven = false;
   #eventDriven: ReadonlySet<string> = new Set();
-  #teaching: Teaching | undefined;
+  readonly #repeat: RepeatFollower | undefined;
+  /** Until it is over Envoy has the snapshot before. */
+  #holding: Promise<void> | undefined;
   #started = false;
   #listenerPorts: ListenerPorts = [];
   #reportedPorts: string | undefined;
@@ -192,6 +185,7 @@ export class NodeProxy {
     });
     this.#certificates = options.ca && new NodeCertificates({ ca: options.ca, onChange: () => this.#schedule(), logger: options.logger });
     const envoysAnswers = { ads: this.#ads, stopping: this.#stopping.signal };
+    this.#repeat = options.fastPath && new RepeatFollower({ ...envoysAnswers, ...options.fastPath });
     this.#narrowing = new NarrowingFollower({ ...envoysAnswers, ...options });
     this.#inbound = new InboundFollower({
       ...envoysAnswers,
@@ -272,13 +266,6 @@ export class NodeProxy {
     this.#schedule();
   }
 
-  /** The classes of the routes of pods that the kernel learns from; another `version` means others. Without it nobody is taught. */
-  setTeaching(teaching: Teaching | undefined): void {
-    if (teaching?.version === this.#teaching?.version) return;
-    this.#teaching = teaching;
-    this.#schedule();
-  }
-
   /**
    * Resolves when Envoy acknowledged the pod's listener and it listens, with its routes.
    * @throws UnderpassError `UNDERPASS_ENVOY_REFUSED` when Envoy refuses it and has no older one
@@ -331,7 +318,7 @@ export class NodeProxy {
 
   /** Everything that was heard from the control plane has been folded, sent and answered by Envoy. */
   get settled(): boolean {
-    return this.#snapshot !== undefined && this.#dirtySince === undefined && this.#ads.idle && this.#inbound.settled;
+    return this.#snapshot !== undefined && this.#dirtySince === undefined && !this.#holding && this.#ads.idle && this.#inbound.settled;
   }
 
   /** Connections from the pod's programs that Envoy holds now, and tunnels that end at the pod, those of a listener that drains included. */
@@ -440,6 +427,8 @@ export class NodeProxy {
   }
 
   #publish(): void {
+    // Again when Envoy has what is held back.
+    if (this.#holding) return;
     try {
       this.#publishNow();
     } catch (error) {
@@ -469,12 +458,13 @@ export class NodeProxy {
     });
     const folder = this.#folder;
     const classes = this.#bySeniority(ready).map((item) => ({ ...item, ...this.#certificateOf(pods.find(({ classKey: of }) => of === item.key)?.identity) }));
-    const fold = (): FoldResult => folder.fold(classes, pods, this.#eventDriven, this.#inbound.reached, this.waypoints, this.#teaching);
+    const fold = (): FoldResult => folder.fold(classes, pods, this.#eventDriven, this.#inbound.reached, this.waypoints, this.#repeat?.tables);
     // An adopted Envoy has the internal listeners of pods that are redirected: their endpoints go on leading there.
     if (this.#snapshot === undefined && this.envoy.status.adopted) this.#inbound.adopt(new Map([...fold().inbound].filter(([uid]) => this.#pods.get(uid)?.redirected)));
     const reached = this.#inbound.reached;
-    const folded = fold();
-    const { snapshot, problems, split, ports, proxied } = folded;
+    let folded = fold();
+    if (this.#repeat?.renews(folded, this.#snapshot)) folded = fold();
+    const { problems, split } = folded;
     const waited = performance.now() - (this.#dirtySince ?? 0);
     const sameClasses = ready.size === this.#published.size && [...ready.keys()].every((key) => this.#published.has(key));
     if (sameClasses && waited < SPLIT_AFTER_MS && [...split].some((name) => !this.#split.has(name))) {
@@ -486,6 +476,19 @@ export class NodeProxy {
     this.#split = split;
     this.#published = new Set(ready.keys());
     this.#reportProblems(problems);
+    const give = (): void => this.#give(folded, { pods, ready, reached });
+    const held = this.#repeat?.before(folded);
+    if (!held) return give();
+    this.#holding = held.finally(() => (this.#holding = undefined)).then(() => {
+      if (this.#stopping.signal.aborted) return;
+      give();
+      if (this.#dirtySince !== undefined) this.#schedule();
+    }).catch((error: unknown) => this.#logger.error({ error: errorMessage(error) }, 'the configuration could not be given to Envoy'));
+  }
+
+  /** What was folded, to Envoy and to all that follow it. */
+  #give(folded: FoldResult, { pods, ready, reached }: { pods: readonly (ListenerPod & { classKey: string })[]; ready: ReadonlyMap<string, { key: string; state: SidecarState }>; reached: ReadonlyMap<string, string> }): void {
+    const { snapshot, ports, proxied } = folded;
     const whole = this.#certificates ? snapshot.with(SDS, this.#certificates.secrets) : snapshot;
     this.#snapshot = this.#unheard.size === 0 ? whole : whole.keeping((type, name) => type !== LDS || !this.#isGonePod(name));
     this.#options.onInboundNeeds?.(needsOfPods(pods, (of) => ready.get(of)?.state));
@@ -493,6 +496,7 @@ export class NodeProxy {
     const rollout = this.#ads.setSnapshot(this.#snapshot);
     this.#narrowing.follow(policiesOfPods(pods, (of) => ready.get(of)?.state), folded.inbound, reached, rollout, (uid) => (this.envoy.status.adopted ? this.#formerPolicies.get(this.#folded.get(uid)!) : undefined));
     this.#inbound.follow(folded);
+    this.#repeat?.follow(folded, rollout);
     this.#reportPorts(ports, proxied);
     // Of an adopted Envoy's pods some may follow what nobody here has heard of yet.
     const known = this.#unheard.size === 0 ? [...ready.values()].flatMap(({ key }) => pods.find(({ classKey: of }) => of === key) ?? []).map(({ classKey: key, addresses = [] }) => ({ key, state: ready.get(key)!.state, addresses })) : [];

@@ -1,0 +1,64 @@
+/** The parts of the HTTP fast path that belong to an agent, put together. */
+import type { Closable } from '../../common/lifecycle.js';
+import type { Logger } from '../../common/log.js';
+import { HttpEndingQueue, type HttpEndings } from '../dataplane/http-endings.js';
+import type { KernelHttpControl } from '../dataplane/kernel-http-control.js';
+import type { HttpTables, HttpTablesStatus } from '../dataplane/kernel-http.js';
+import type { KernelPod } from '../dataplane/kernel.js';
+import { FastPath, type FastPathStatus } from './fast-path.js';
+import type { Finding, HttpTable } from './table.js';
+import { TaughtTables, type TableStore } from './taught-tables.js';
+
+export interface HttpKernel {
+  readonly control: KernelHttpControl;
+  readonly tables: TableStore & Pick<HttpTables, 'status'>;
+}
+
+export interface AgentFastPathOptions {
+  kernel: HttpKernel;
+  pods(): readonly KernelPod[];
+  netnsPath(uid: string): string;
+  proxyPid(): number | undefined;
+  problem(): string | undefined;
+  on: boolean;
+  logger: Logger;
+}
+
+export interface AgentFastPathStatus extends FastPathStatus {
+  endings: HttpEndings;
+  tables: HttpTablesStatus;
+}
+
+export class AgentFastPath implements Closable {
+  readonly tables: TaughtTables;
+  readonly repeater: FastPath<HttpTable>;
+  readonly #kernel: HttpKernel;
+  readonly #endings: HttpEndingQueue;
+
+  constructor({ kernel, pods, netnsPath, proxyPid, problem, on, logger }: AgentFastPathOptions) {
+    this.#kernel = kernel;
+    this.tables = new TaughtTables(kernel.tables);
+    this.#endings = new HttpEndingQueue({
+      netnsPathOf: (cookie) => {
+        const uid = pods().find(({ netnsCookie }) => netnsCookie === cookie)?.uid;
+        return uid === undefined ? undefined : netnsPath(uid);
+      },
+      proxyPid, logger,
+    });
+    kernel.control.listen(this.#endings.end);
+    this.repeater = new FastPath({ kernel: kernel.control, pods, tables: this.tables, problem, on, logger });
+  }
+
+  get status(): AgentFastPathStatus {
+    return { ...this.repeater.status, endings: { ...this.#endings.count }, tables: this.#kernel.tables.status };
+  }
+
+  /** What became of the routes that pods of a class have; undefined: nothing is repeated for it. */
+  findings(classKey: string): readonly Finding[] | undefined {
+    return this.tables.table(classKey)?.findings;
+  }
+
+  close(): void {
+    this.repeater.close();
+  }
+}

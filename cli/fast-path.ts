@@ -1,0 +1,29 @@
+import { Argument, Option, type Command } from 'commander';
+import { askAgent, instancePaths, type AgentFastPathStatus } from '../agent/index.js';
+import { addInstanceOptions } from './agent-run.js';
+
+export function configure(command: Command): void {
+  addInstanceOptions(command)
+    .addArgument(new Argument('[state]', 'switches it, until the agent ends; without: says how it is').choices(['on', 'off']))
+    .addOption(new Option('-o, --output <format>', 'json: all that is known, for scripts').choices(['text', 'json']).default('text'))
+    .addHelpText('after', '\nOff, all requests go through Envoy; nothing that is under way is cut. For a namespace or a pod:\nunderpass label NAMESPACE underpass.io/acceleration=l4. See docs/http-fast-path.md.')
+    .action(async (state: 'on' | 'off' | undefined, options: { runDir: string; instance: string; output: 'text' | 'json' }) => {
+      const text = await askAgent(instancePaths(options).adminSocket, `/v1/http-fast-path${state === undefined ? '' : `?on=${state === 'on'}`}`, { method: state === undefined ? 'GET' : 'POST' });
+      process.stdout.write(options.output === 'json' ? text : `${render(JSON.parse(text) as AgentFastPathStatus)}\n`);
+    });
+}
+
+/** `on, 4 pods live, 1 waiting for Envoy; 2 classes` */
+export function fastPathLine({ on, reason, pods, classes }: AgentFastPathStatus): string {
+  return `${on ? 'on' : `off - ${reason ?? ''}`}; ${pods.live} pods live, ${pods.suspended} waiting for Envoy; ${classes} ${classes === 1 ? 'table' : 'tables'}`;
+}
+
+function render(status: AgentFastPathStatus): string {
+  const { clientsEnded, clientsReset, serversReset, failed } = status.endings;
+  return [
+    `HTTP fast path ${fastPathLine(status)}`,
+    `ended          ${clientsEnded} clients as their server did, ${clientsReset} reset in the middle of an answer, ${serversReset} servers whose client went${failed > 0 ? `; ${failed} could not be` : ''}`,
+    `changes        ${status.cutDrains} did not wait for all that was under way${status.lostEnds > 0 ? `; ${status.lostEnds} ends of connections were lost` : ''}`,
+    ...status.problems.map(({ class: key, reason }) => `Envoy's        ${key}: ${reason}`),
+  ].join('\n');
+}
