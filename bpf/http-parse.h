@@ -505,9 +505,9 @@ HTTP_FUNCTION int http_read_envoys_request(struct http_scratch *s, struct http_r
 }
 
 /* 0, or enum http_doubt. `to_head`: it answers a HEAD request. */
-HTTP_FUNCTION int http_read_answer(struct http_scratch *s, bool to_head, struct http_answer *out)
+HTTP_INLINE int http_read_any_answer(struct http_scratch *s, bool to_head, struct http_answer *out, bool trusted)
 {
-	s->trusted = 0;
+	s->trusted = trusted;
 	__u32 doubt = http_scan(s, true);
 	if (doubt)
 		return doubt;
@@ -540,6 +540,17 @@ HTTP_FUNCTION int http_read_answer(struct http_scratch *s, bool to_head, struct 
 	} else
 		out->framing = HTTP_UNTIL_CLOSE;
 	return 0;
+}
+
+HTTP_FUNCTION int http_read_answer(struct http_scratch *s, bool to_head, struct http_answer *out)
+{
+	return http_read_any_answer(s, to_head, out, false);
+}
+
+/* What Envoy answers: it tells clients of itself in headers that are nobody else's. */
+HTTP_FUNCTION int http_read_envoys_answer(struct http_scratch *s, bool to_head, struct http_answer *out)
+{
+	return http_read_any_answer(s, to_head, out, true);
 }
 
 #include "http-lookup.h"

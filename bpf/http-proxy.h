@@ -20,7 +20,7 @@ int http_downstream(struct sk_msg_md *msg)
 	int end = -1;
 	if (hs->begun) {
 		end = http_follow(msg, &hs->body, 0);
-	} else if (http_copy_head(msg, &hs->scratch) && !http_read_answer(&hs->scratch, ch->to_head, &hs->answer) &&
+	} else if (http_copy_head(msg, &hs->scratch) && !http_read_envoys_answer(&hs->scratch, ch->to_head, &hs->answer) &&
 		   hs->answer.framing != HTTP_UNTIL_CLOSE) {
 		http_body_begin(&hs->body, hs->answer.framing, hs->answer.body_length);
 		end = http_follow(msg, &hs->body, hs->answer.end);
