@@ -277,7 +277,11 @@ export class Agent {
       probation: () => this.#probation(),
     };
     try {
-      return { body: explain(pod, host, port, maps, this.#resolver) };
+      const explained = explain(pod, host, port, maps, this.#resolver);
+      if (!this.#fastPath || !explained.addresses.some(({ way }) => way === 'envoy')) return { body: explained };
+      const addresses = explained.addresses.map(({ address }) => address);
+      const hostnames = addresses.flatMap((address) => this.#resolver?.decisions(address, port, pod.namespace).services.map(({ hostname }) => hostname) ?? []);
+      return { body: { ...explained, http: this.#fastPath.explain(pod.uid, addresses, port, hostnames) } };
     } catch (error) {
       if (!(error instanceof UnderpassError)) throw error;
       return { status: 404, body: { message: error.message } };

@@ -42,7 +42,7 @@ export function readTarget(text: string): Target {
   return { host: (match[1] ?? match[2]) as string, port };
 }
 
-function render({ pod, host, port, addresses }: Explanation): void {
+function render({ pod, host, port, addresses, http }: Explanation): void {
   for (const { address, way, reasons, endpoints, destinations = [] } of addresses) {
     process.stdout.write(`${pod} -> ${host === address ? '' : `${host} = `}${address.includes(':') ? `[${address}]` : address}:${port}\n  ${WAYS[way]}\n`);
     for (const reason of reasons) process.stdout.write(`  because ${reason}\n`);
@@ -52,6 +52,12 @@ function render({ pod, host, port, addresses }: Explanation): void {
     }
     for (const destination of destinations) renderDestination(destination);
   }
+  if (http) renderHttp(http);
+}
+
+function renderHttp({ isLive, reason, routes }: NonNullable<Explanation['http']>): void {
+  process.stdout.write(`  HTTP fast path: ${isLive ? 'on' : `off, since ${reason ?? ''}`}\n`);
+  for (const { name, isFast, reason: why } of routes) process.stdout.write(`    ${name}: ${isFast ? 'repeated by the kernel once Envoy has shown the way' : `Envoy's: ${why ?? ''}`}\n`);
 }
 
 const ANSWERS: Record<Destination['policy']['answer'], string> = { none: 'no policy', allow: 'allowed', deny: 'denied', unknown: 'not known here' };

@@ -6,7 +6,8 @@ import type { KernelHttpControl } from '../dataplane/kernel-http-control.js';
 import type { HttpTables, HttpTablesStatus } from '../dataplane/kernel-http.js';
 import type { KernelPod } from '../dataplane/kernel.js';
 import { FastPath, type FastPathStatus } from './fast-path.js';
-import type { Finding, HttpTable } from './table.js';
+import { explainHttp, type ExplainedHttp } from './explain-http.js';
+import type { HttpTable } from './table.js';
 import { TaughtTables, type TableStore } from './taught-tables.js';
 
 export interface HttpKernel {
@@ -53,9 +54,11 @@ export class AgentFastPath implements Closable {
     return { ...this.repeater.status, endings: { ...this.#endings.count }, tables: this.#kernel.tables.status };
   }
 
-  /** What became of the routes that pods of a class have; undefined: nothing is repeated for it. */
-  findings(classKey: string): readonly Finding[] | undefined {
-    return this.tables.table(classKey)?.findings;
+  /** @param hostnames of the services at these addresses */
+  explain(uid: string, addresses: readonly string[], port: number, hostnames: readonly string[]): ExplainedHttp {
+    const { classKey, reason } = this.repeater.stateOf(uid);
+    const table = classKey === undefined ? undefined : this.tables.table(classKey);
+    return { isLive: reason === undefined, ...(reason === undefined ? {} : { reason }), routes: table ? explainHttp(table, addresses, port, hostnames) : [] };
   }
 
   close(): void {

@@ -16,6 +16,8 @@ export interface RepeatedClass<Table> {
   version: string;
   uids: ReadonlySet<string>;
   table: Table;
+  /** There is nothing in it that the kernel could do. */
+  isEmpty?: boolean;
 }
 
 export type RepeatedClasses<Table> = ReadonlyMap<string, RepeatedClass<Table>>;
@@ -120,7 +122,7 @@ export class FastPath<Table> implements Closable {
     const { tables, logger } = this.#options;
     for (const [key, uids] of ready) {
       const wanted = this.#wanted.get(key);
-      if (!wanted || this.#problems.has(key)) continue;
+      if (!wanted || wanted.isEmpty || this.#problems.has(key)) continue;
       try {
         if (!this.#repeated.has(key)) this.#repeated.set(key, { version: wanted.version, table: tables.write(key, wanted.table) });
         for (const uid of uids) if (wanted.uids.has(uid)) this.#confirmed.set(uid, key);
@@ -137,6 +139,18 @@ export class FastPath<Table> implements Closable {
   /** Pods came, went, or have another acceleration. */
   podsChanged(): void {
     this.#apply();
+  }
+
+  /** What of a pod's is repeated now; the reason why nothing is. */
+  stateOf(uid: string): { classKey?: string; reason?: string } {
+    const classKey = [...this.#wanted].find(([, { uids }]) => uids.has(uid))?.[0];
+    const pod = this.#options.pods().find((each) => each.uid === uid);
+    if (!pod || pod.acceleration !== 'l7') return { reason: 'the label underpass.io/acceleration of the pod, or of its namespace, is not l7' };
+    if (classKey === undefined) return { reason: 'Envoy can not teach, or the control plane has not said what its routes are' };
+    if (this.#wanted.get(classKey)!.isEmpty) return { classKey, reason: "all of its routes are Envoy's" };
+    const row = this.#rows.get(pod.netnsCookie);
+    const reason = this.#reason() ?? this.#problems.get(classKey)?.reason ?? (row?.state === 'live' ? undefined : 'Envoy has not acknowledged its newest routes yet');
+    return { classKey, ...(reason === undefined ? {} : { reason }) };
   }
 
   get status(): FastPathStatus {

@@ -67,7 +67,7 @@ export class RepeatFollower {
     const { repeater, tables } = this.#options;
     return repeater.suspend(new Map([...repeated].flatMap(([key, { pods }]) => {
       const table = tables.table(key);
-      return table && table.classes.length > 0 ? [[key, { version: tables.versionOf(key), uids: new Set(pods.keys()), table }] as const] : [];
+      return table ? [[key, { version: tables.versionOf(key), uids: new Set(pods.keys()), table, isEmpty: table.classes.length === 0 }] as const] : [];
     })));
   }
 

@@ -5,6 +5,7 @@ import type { KernelPod } from '../dataplane/kernel.js';
 import { decodeAddress, encodeAddress } from '../dataplane/kernel-codec.js';
 import type { PolicyAnswer } from '../dataplane/kernel-policies.js';
 import type { LiveService } from '../dataplane/kernel-services.js';
+import type { ExplainedHttp } from '../http/explain-http.js';
 import type { WaypointTable } from '../proxy/waypoint-table.js';
 import { probationOf, type PodName, type PodProbation } from '../dataplane/probation.js';
 import type { ServiceResolver } from './service-resolver.js';
@@ -50,6 +51,8 @@ export interface Explanation {
   port: number;
   /** One for each address of the host. */
   addresses: ExplainedAddress[];
+  /** Of its HTTP, where the way is Envoy's: what the kernel repeats; absent without the HTTP fast path. */
+  http?: ExplainedHttp;
 }
 
 /** What the kernel's maps say. */
