@@ -5,8 +5,9 @@ import { once } from 'node:events';
 import { copyFileSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { askAgent, instancePaths, type AgentStatus, type PodStatus } from '../agent/index.js';
+import { askAgent, cleanup, instancePaths, realCleanupParts, type AgentStatus, type PodStatus } from '../agent/index.js';
 import { projectRoot } from '../common/paths.js';
+import { logger } from '../common/log.js';
 import { run, type RunResult } from '../common/process.js';
 import { waitFor } from '../common/retry.js';
 import { Lab } from '../lab/index.js';
@@ -47,8 +48,9 @@ export class NodeUnderTest {
   async down(): Promise<void> {
     for (const { child } of this.#loads) child.kill('SIGKILL');
     await this.endAgent('SIGKILL');
-    await this.cli(['agent', '--cleanup', '--instance', this.instance], [0, 1]);
+    // Before the agent's leftovers, as nobody is there any more who would have to hear that its pods take no mutual TLS.
     await (this.lab as Lab | undefined)?.down();
+    await cleanup({ instance: this.instance, logger: logger('test.cleanup').child({}, { level: 'warn' }) }, realCleanupParts);
     rmSync(this.#sources, { recursive: true, force: true });
   }
 

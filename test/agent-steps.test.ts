@@ -9,13 +9,12 @@ import { existsSync, mkdtempSync, readFileSync, readdirSync, rmSync, writeFileSy
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
-import { instancePaths } from '../agent/index.js';
+import { cleanup, instancePaths, realCleanupParts } from '../agent/index.js';
 import { logger } from '../common/log.js';
 import { run } from '../common/process.js';
 import { BpfObject } from '../native/index.js';
 import { Lab } from '../lab/index.js';
 import { Pilot } from '../pilot/index.js';
-import { CLI } from './agent-harness.js';
 import type { StepOptions } from './step-agent.js';
 
 const name = `up-steps-${process.pid}`;
@@ -49,9 +48,9 @@ before(async () => {
 });
 after(async () => {
   await kill();
-  await run(process.execPath, [CLI, 'agent', '--cleanup', '--instance', name], { okCodes: [0, 1], timeoutMs: 30_000 });
   await pilot?.stop();
   await lab?.down();
+  await cleanup({ instance: name, logger: logger('test.cleanup').child({}, { level: 'warn' }) }, realCleanupParts);
   rmSync(sources, { recursive: true, force: true });
 });
 

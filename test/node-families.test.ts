@@ -4,7 +4,7 @@
  */
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
-import { waitFor } from '../common/retry.js';
+import { sleep, waitFor } from '../common/retry.js';
 import { FAMILIES_ANNOTATION } from '../lab/families.js';
 import { MeshWorld } from './mesh/world.js';
 
@@ -22,7 +22,7 @@ const one = ([host, port]) => new Promise((resolve) => {
   s.on('connect', () => { peer = s.remoteAddress; s.write('hello'); }).on('timeout', () => { error = 'silence'; s.destroy(); });
   s.on('data', (d) => (text += d)).on('error', ({ code }) => (error = code)).on('close', () => resolve(error ?? (text ? text + ' ' + peer : 'closed')));
 });
-(async () => { const out = []; for (const each of JSON.parse(process.argv[1])) out.push(await one(each)); console.log(JSON.stringify(out)); })();`;
+Promise.all(JSON.parse(process.argv[1]).map(one)).then((out) => console.log(JSON.stringify(out)));`;
 
 type Kind = 'four' | 'six' | 'dual';
 const FAMILIES: Record<Kind, string[]> = { four: ['IPv4'], six: ['IPv6'], dual: ['IPv4', 'IPv6'] };
@@ -104,16 +104,17 @@ test('the lab: pods and nodes have the families that they are given, and no othe
     const { stdout } = await world.lab.exec(where, ['ip', '-j', 'addr', 'show', 'dev', 'eth0', 'scope', 'global']);
     return (JSON.parse(stdout) as { addr_info?: { local?: string }[] }[]).flatMap(({ addr_info = [] }) => addr_info.flatMap(({ local }) => local ?? []));
   };
-  for (const name of NAMES) {
+  const seen = await Promise.all(NAMES.map((name) => global(`node/${name}`)));
+  NAMES.forEach((name, index) => {
     assert.deepEqual(ips(name).map((address) => (isSix(address) ? 'IPv6' : 'IPv4')), FAMILIES[kindOf(name)], name);
-    assert.deepEqual(await global(`node/${name}`), ips(name), name);
-  }
+    assert.deepEqual(seen[index], ips(name), name);
+  });
   assert.deepEqual(world.lab.info().nodes.map((node) => node.ips.map(isSix)), [[false], [true]]);
 });
 
 for (const node of [1, 2]) {
   test(`pods of node ${node} reach each pod with which they share a family, by its address and by its service, from their own address, within the node and by HBONE`, async () => {
-    for (const from of NAMES.filter((name) => nodeOf(name) === `node-${node}`)) {
+    const all = async (from: string): Promise<void> => {
       const targets = NAMES.filter((name) => name !== from).flatMap((to) => [
         ...shared(ips(to), from).map((address) => ({ to, address, port: PORT })), ...shared(vips(to), from).map((address) => ({ to, address, port: 80 })),
       ]);
@@ -126,22 +127,24 @@ for (const node of [1, 2]) {
         return typeof answer !== 'string' && nodeOf(to) !== nodeOf(from) && ips(from).includes(answer.caller) ? { ...answer, caller: own(from, address) } : answer;
       });
       assert.deepEqual(seen.map((answer, index) => [from, targets[index]!.address, answer]), expected.map((answer, index) => [from, targets[index]!.address, answer]));
-    }
+    };
+    await Promise.all(NAMES.filter((name) => nodeOf(name) === `node-${node}`).map(all));
   });
 }
 
 test('a service of one family leads to endpoints of that family, one of both to what the client can reach, and to the own node where it prefers that', async () => {
-  for (const from of NAMES) {
-    for (const name of ['all4', 'all6', 'all', 'near']) {
-      for (const vip of shared(vips(name), from)) {
-        const answers = await ask(from, Array.from({ length: 12 }, () => [vip, 80] as const));
-        // What has the kernel's decision is of the address's own family; Envoy has one cluster for both.
-        const families = name === 'all' ? ips(from) : [vip];
-        const wanted = NAMES.filter((to) => shared(families, to).length > 0 && (name !== 'near' || nodeOf(to) === nodeOf(from)));
-        for (const answer of answers) assert.ok(typeof answer !== 'string' && wanted.includes(answer.pod), `${from} by ${name} ${vip}: ${JSON.stringify(answer)}, expected one of ${wanted.join()}`);
-      }
+  const all = async (from: string): Promise<void> => {
+    const targets = ['all4', 'all6', 'all', 'near'].flatMap((name) => shared(vips(name), from).flatMap((vip) => Array.from({ length: 12 }, () => ({ name, vip }))));
+    const answers = await ask(from, targets.map(({ vip }) => [vip, 80] as const));
+    for (const [index, { name, vip }] of targets.entries()) {
+      const answer = answers[index]!;
+      // What has the kernel's decision is of the address's own family; Envoy has one cluster for both.
+      const families = name === 'all' ? ips(from) : [vip];
+      const wanted = NAMES.filter((to) => shared(families, to).length > 0 && (name !== 'near' || nodeOf(to) === nodeOf(from)));
+      assert.ok(typeof answer !== 'string' && wanted.includes(answer.pod), `${from} by ${name} ${vip}: ${JSON.stringify(answer)}, expected one of ${wanted.join()}`);
     }
-  }
+  };
+  await Promise.all(NAMES.map(all));
 });
 
 test('what a service prefers to have on the node is decided by the kernel for each family', async () => {
@@ -154,24 +157,24 @@ test('what a service prefers to have on the node is decided by the kernel for ea
 });
 
 test('an address of a family that the pod does not have is out of its reach at once, as it is without a mesh', async () => {
-  for (const [from, to] of [['four-1', 'six-2'], ['six-1', 'four-2'], ['four-2', 'six-2'], ['six-2', 'four-2']] as const) {
+  await Promise.all(([['four-1', 'six-2'], ['six-1', 'four-2'], ['four-2', 'six-2'], ['six-2', 'four-2']] as const).map(async ([from, to]) => {
     const answers = await ask(from, [[ips(to)[0]!, PORT], [vips(to)[0]!, 80]]);
     for (const answer of answers) assert.ok(typeof answer === 'string' && answer !== 'silence', `${from} to ${to}: ${JSON.stringify(answer)}`);
-  }
+  }));
 });
 
 test('under STRICT probes of a node that has not the pod\'s family pass, strangers are refused in both, and pods go on', async () => {
   await world.apply('mesh', 'apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: default, namespace: node}\nspec: {mtls: {mode: STRICT}}\n');
   for (const node of ['node-1', 'node-2']) await waitFor('the policy to be in force', async () => ((await world.agentStatus(node)).policies?.settling ?? 0) === 0, { timeoutMs: 20_000 });
-  for (const stranger of ['outside/dual-1', 'outside/dual-2']) {
-    const targets = NAMES.flatMap((to) => ips(to).map((address) => [address, PORT] as const));
-    const answers = await ask(stranger, targets);
+  // Three of the probe's periods, and the tries that it may fail.
+  const probed = sleep(5_000);
+  await Promise.all(['outside/dual-1', 'outside/dual-2'].map(async (stranger) => {
+    const answers = await ask(stranger, NAMES.flatMap((to) => ips(to).map((address) => [address, PORT] as const)));
     assert.deepEqual(answers.filter((answer) => typeof answer !== 'string'), [], `${stranger}: ${JSON.stringify(answers)}`);
-  }
+  }));
   const [from, to] = ['dual-1', 'dual-2'];
   const answers = await ask(from, [...vips(to).map((address) => [address, 80] as const), ...[...ips('six-1'), ...ips('four-1')].map((address) => [address, PORT] as const)]);
   assert.deepEqual(answers.filter((answer) => typeof answer === 'string'), []);
-  // Three of the probe's periods, and the tries that it may fail.
-  await new Promise((resolve) => setTimeout(resolve, 5_000));
+  await probed;
   assert.deepEqual(NAMES.map((name) => [name, world.lab.pod('node', name).ready]), NAMES.map((name) => [name, true]));
 });

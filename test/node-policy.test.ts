@@ -49,17 +49,17 @@ const STRICT = policy('PeerAuthentication', 'near', `{${NEAR}, mtls: {mode: STRI
 const from = (action: string, pod: string): string => policy('AuthorizationPolicy', `${action.toLowerCase()}-${pod}`, `{${NEAR}, action: ${action}, rules: [{from: [{source: {principals: ["cluster.local/ns/node/sa/${pod}"]}}]}]}`);
 const [ALICE, BOB, STRANGER] = ['node/alice', 'node/bob', 'outside/client'] as const;
 
-/** A client that says a line ten times a second, until it has no connection any more or is told to stop. */
+/** A client that says a line ten times a second, until it has no connection any more, or so many answers, or is told to stop. */
 const TALKER = `
 const net = require('node:net');
-const [host, port, seconds] = JSON.parse(process.argv[1]);
+const [host, port, seconds, enough] = JSON.parse(process.argv[1]);
 const http = 'GET / HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n';
 let answers = 0;
 const socket = net.connect({ host, port });
 const end = (word) => { console.log(JSON.stringify({ word, answers, at: Date.now() })); process.exit(); };
 const talk = () => socket.write(port === 9000 ? 'ping\\n' : http);
 socket.on('connect', () => { talk(); setInterval(talk, 100); });
-socket.on('data', () => answers++).on('error', ({ code }) => end(code)).on('end', () => end('end'));
+socket.on('data', () => ++answers === enough && end('open')).on('error', ({ code }) => end(code)).on('end', () => end('end'));
 setTimeout(() => end('open'), seconds * 1000);`;
 
 /** Connections one after the other, each with one request, for so long; how often each answer came: a status, or an error's code. */
@@ -108,15 +108,15 @@ class World extends MeshWorld {
     return this.lab.pod('node', name).ips[0]!;
   }
 
-  async talk(pod: string, host: string, port: number, seconds: number): Promise<Talk> {
-    const { stdout, stderr } = await this.lab.exec(pod, [process.execPath, '-e', TALKER, JSON.stringify([host, port, seconds])], { timeoutMs: 60_000 });
+  async talk(pod: string, host: string, port: number, seconds: number, enough?: number): Promise<Talk> {
+    const { stdout, stderr } = await this.lab.exec(pod, [process.execPath, '-e', TALKER, JSON.stringify([host, port, seconds, enough])], { timeoutMs: 60_000 });
     assert.ok(stdout, stderr);
     return JSON.parse(stdout) as Talk;
   }
 
   /** `echoed`; `refused`, at once; `silence`. */
   async line(pod: string, host: string, port = 9000): Promise<string> {
-    const { word, answers } = await this.talk(pod, host, port, 2);
+    const { word, answers } = await this.talk(pod, host, port, 2, 1);
     return answers > 0 ? 'echoed' : word === 'ECONNREFUSED' || word === 'ECONNRESET' || word === 'end' ? 'refused' : 'silence';
   }
 
@@ -134,6 +134,8 @@ class World extends MeshWorld {
   /** The pod's probes get through and find it ready. */
   async isProbed(): Promise<void> {
     const count = async (): Promise<number> => Number(/^underpass_kernel_policy_host_let_in_total (\d+)/m.exec(await this.agentMetrics())![1]);
+    // Who took the node's address had the answers to its probes.
+    await waitFor('the pod to be ready', () => this.lab.pod('node', 'near').ready, { timeoutMs: 10_000, everyMs: 20 });
     const [before, ready] = [await count(), new Set<boolean>()];
     await waitFor('the probes of three periods', async () => {
       ready.add(this.lab.pod('node', 'near').ready);
@@ -190,6 +192,15 @@ class World extends MeshWorld {
     return Number(new RegExp(`^underpass_kernel_${name}_total (\\d+)`, 'm').exec(await this.agentMetrics())?.[1]);
   }
 
+  /** Waits until callers of the pod's address are not led to Envoy any more. */
+  async straight(pod: string): Promise<void> {
+    const look = async (): Promise<boolean> => {
+      const steered = await this.counter('inbound_steered');
+      return (await this.line(pod, this.address('near'), 8080)) === 'echoed' && (await this.counter('inbound_steered')) === steered;
+    };
+    await waitFor('the end of the steering', look, { timeoutMs: 20_000 });
+  }
+
   async closed(): Promise<number> {
     return (await this.agentStatus()).policies!.connectionsClosed;
   }
@@ -236,6 +247,7 @@ describe('with Envoy in the way', () => {
   test('STRICT ends the plaintext connections that outsiders had before it, and those alone', async (context) => {
     await world.clear('mesh');
     await world.becomes({ stranger: [() => world.line(STRANGER, 'near.node'), 'echoed'] });
+    await world.straight(ALICE);
     const talks = [world.talk(STRANGER, 'near.node', 9000, 30), world.talk(ALICE, world.address('near'), 8080, 8)];
     await new Promise((resolve) => setTimeout(resolve, 2_000));
     const changedAt = Date.now();
@@ -284,12 +296,7 @@ describe('with Envoy in the way', () => {
   test('what a policy forbids that came while the agent was away ends when the next one hears of it, straight or through Envoy', async () => {
     await world.clear('mesh');
     await world.becomes({ bob: [() => world.line(BOB, world.address('near'), 8080), 'echoed'] });
-    const straight = async (): Promise<boolean> => {
-      const steered = await world.counter('inbound_steered');
-      await world.line(BOB, world.address('near'), 8080);
-      return (await world.counter('inbound_steered')) === steered;
-    };
-    await waitFor('the end of the steering', straight, { timeoutMs: 20_000 });
+    await world.straight(BOB);
     const direct = [world.talk(BOB, world.address('near'), 8080, 45), world.talk(ALICE, world.address('near'), 8080, 20)];
     await new Promise((resolve) => setTimeout(resolve, 2_000));
     const both = `${from('ALLOW', 'alice')}---\n${from('ALLOW', 'bob')}`;

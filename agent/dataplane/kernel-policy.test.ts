@@ -71,18 +71,23 @@ for (const port of [8080, 9000]) net.createServer((socket) => socket.on('error',
 
 const CLIENT = `
 const net = require('node:net');
-const [host, port, keep, local] = JSON.parse(process.argv[1]);
+const [host, port, waitMs, keep, local] = JSON.parse(process.argv[1]);
 const socket = net.connect({ host, port, ...local });
 const end = (word) => { console.log(word); if (!keep || word !== 'echoed') process.exit(); };
-const timer = setTimeout(() => end('silence'), 2500);
+const timer = setTimeout(() => end('silence'), waitMs);
 socket.on('error', ({ code }) => end(code)).on('end', () => end('end')).on('connect', () => socket.write('ping'));
 socket.on('data', () => { clearTimeout(timer); end('echoed'); });`;
 
+/** Of whom no answer is expected: long enough for the SYN that is sent again after a second. */
+const SILENT_MS = 1_300;
+const ANSWER_MS = 10_000;
+
 /** `echoed`, the error's code, or `silence`; what the kernel's own table says when it is asked from here must be the same. */
 async function call(from: TestPod, to: TestPod, port = 8080, family: 'ipv4' | 'ipv6' = 'ipv4', local: { localPort?: number; localAddress?: string } = {}): Promise<string> {
-  const [command, ...args] = w.world.inPod(from, [process.execPath, '-e', CLIENT, JSON.stringify([to[family], port, false, local])]);
   const caller = w.kernel.pods().find(({ netnsCookie }) => netnsCookie === from.netnsCookie)?.uid ?? '';
   const said = w.kernel.policies.judge(caller, to.netnsCookie, local.localAddress ?? from[family], to[family], port);
+  const waitMs = said?.allowed === false ? SILENT_MS : ANSWER_MS;
+  const [command, ...args] = w.world.inPod(from, [process.execPath, '-e', CLIENT, JSON.stringify([to[family], port, waitMs, false, local])]);
   const word = (await run(command!, args, { timeoutMs: 20_000 })).stdout.trim();
   if (from !== to) assert.equal(word === 'echoed', said?.allowed ?? true, `${word}, and judged from here: ${inspect(said)}`);
   return word;
@@ -96,7 +101,7 @@ interface Held {
 
 /** A connection that stays; what it is told afterwards. */
 async function hold(from: TestPod, to: TestPod, port = 8080, family: 'ipv4' | 'ipv6' = 'ipv4'): Promise<Held> {
-  const [command, ...args] = w.world.inPod(from, [process.execPath, '-e', CLIENT, JSON.stringify([to[family], port, true])]);
+  const [command, ...args] = w.world.inPod(from, [process.execPath, '-e', CLIENT, JSON.stringify([to[family], port, ANSWER_MS, true])]);
   const child = spawn(command!, args, { stdio: ['ignore', 'pipe', 'inherit'] });
   const words: string[] = [];
   child.stdout!.on('data', (chunk: Buffer) => words.push(...chunk.toString().trim().split('\n')));

@@ -26,7 +26,7 @@ import { mkdirSync, mkdtempSync, readFileSync, renameSync, rmSync, writeFileSync
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { parseAllDocuments } from 'yaml';
-import { askAgent, instancePaths, type AgentStatus, type Explanation } from '../../agent/index.js';
+import { askAgent, cleanup, instancePaths, realCleanupParts, type AgentStatus, type Explanation } from '../../agent/index.js';
 import { CertificateAuthority } from '../../common/identity/ca.js';
 import { TokenIssuer, type TokenSubject } from '../../common/identity/service-account-token.js';
 import type { ContainerRecord, PodRecord } from '../../common/lab-api.js';
@@ -406,9 +406,11 @@ const one = () => new Promise((resolve) => {
   }
 
   async down(): Promise<void> {
-    for (const node of this.#agents.keys()) await this.removeAgent(node);
+    await Promise.all([...this.#agents.keys()].map((node) => this.stopAgent(node)));
     await (this.pilot as Pilot | undefined)?.stop();
+    // Before the agents' leftovers, as nobody is there any more who would have to hear that their pods take no mutual TLS.
     await (this.lab as Lab | undefined)?.down();
+    for (const { paths: { instance } } of this.#agents.values()) await cleanup({ instance, logger: logger('test.cleanup').child({}, { level: 'warn' }) }, realCleanupParts);
     if (this.#folder) rmSync(this.#folder, { recursive: true, force: true });
   }
 }
