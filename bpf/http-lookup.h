@@ -4,6 +4,7 @@
 /* Whether the n bytes at `at` are those of `text`, which is padded with zeros; n <= 64. */
 HTTP_FUNCTION bool http_same(const struct http_scratch *s, __u32 at, const __u64 *text, __u32 n)
 {
+	HTTP_UNROLL
 	for (__u32 k = 0; k < 8; k++) {
 		if (8 * k >= n)
 			return true;
@@ -27,6 +28,7 @@ static long http_try_header(__u32 i, struct http_search *p)
 		return 1;
 	if (s->name_length[slot] != p->length || s->first_word[slot] != p->name[0])
 		return 0;
+	HTTP_UNROLL
 	for (__u32 k = 1; k < HTTP_NAME_MAX / 8; k++) {
 		if (8 * k >= p->length)
 			break;

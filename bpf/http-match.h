@@ -36,10 +36,11 @@ static __always_inline int http_condition_holds(struct http_socket *hs, const st
 	} else {
 		__u16 at = 0, length = 0;
 		__u32 want = asked->value_length;
-		if (want > HTTP_VALUE_MAX)
-			return -1;
 		int found = http_find_header(&hs->scratch, (const __u64 *)asked->name, asked->name_length, &at, &length);
 		if (found > 1)
+			return -1;
+		HTTP_FORGET(want);
+		if (want > HTTP_VALUE_MAX)
 			return -1;
 		holds = found && (asked->kind == HTTP_VALUE_PRESENT ||
 				  ((asked->kind == HTTP_VALUE_EXACT ? length == want : length >= want) &&
