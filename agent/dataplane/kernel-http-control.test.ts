@@ -50,8 +50,10 @@ test('pods: their table and state, and what they have under way', () => {
 test('Kernel: a new one has no heartbeat, so that nothing is fast before an agent says so', async () => {
   const kernel = await Kernel.open({ bpffsDir: null, instance: 'http-control', logger: logger('test') });
   try {
-    assert.equal(kernel.http.control.lostEnds(), 0);
-    assert.equal(kernel.http.control.pods().size, 0);
+    const { control } = kernel.http;
+    assert.deepEqual([control.lostEnds(), control.pods().size, control.lastBeat()], [0, 0, { at: 0n, on: false }]);
+    control.beat(true, 0);
+    assert.ok(control.lastBeat().on && control.lastBeat().at > 0n);
   } finally {
     await kernel.close();
   }

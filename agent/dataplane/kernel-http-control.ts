@@ -75,6 +75,12 @@ export class KernelHttpControl implements Closable {
     this.#maps.control.set(AGENTS, this.#codecs.control.encode({ heartbeat_ns: process.hrtime.bigint(), on: Number(on), lost_events: knownLost }));
   }
 
+  /** By CLOCK_MONOTONIC, in nanoseconds; 0: never. */
+  lastBeat(): { at: bigint; on: boolean } {
+    const value = this.#maps.control.get(AGENTS)!;
+    return { at: this.#codecs.control.bigint(value, 'heartbeat_ns'), on: this.#codecs.control.number(value, 'on') !== 0 };
+  }
+
   /** Ends that the ring buffer had no room for, since the maps were made. */
   lostEnds(): number {
     const value = this.#maps.control.get(KERNELS);

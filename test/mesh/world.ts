@@ -214,10 +214,10 @@ export class MeshWorld {
   }
 
   /** Ends a node's agent; its Envoy and the kernel go on. */
-  async stopAgent(node: string): Promise<void> {
+  async stopAgent(node: string, signal: NodeJS.Signals = 'SIGTERM'): Promise<void> {
     const { child } = this.#agentOf(node);
     if (child.exitCode !== null || child.signalCode !== null) return;
-    child.kill('SIGTERM');
+    child.kill(signal);
     const timer = setTimeout(() => child.kill('SIGKILL'), 10_000);
     await once(child, 'exit');
     clearTimeout(timer);

@@ -1,0 +1,328 @@
+/**
+ * The HTTP fast path as a user has it: a namespace with acceleration l7, a canary by header and by weight. Requests are answered as
+ * Envoy would, most of them without it; its switches work on live traffic; and while routes change each answer is of the old
+ * configuration or of the new one.
+ */
+import assert from 'node:assert/strict';
+import type { ChildProcess } from 'node:child_process';
+import { once } from 'node:events';
+import { after, before, test } from 'node:test';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { askAgent, instancePaths, type AgentFastPathStatus } from '../agent/index.js';
+import { run } from '../common/process.js';
+import { waitFor } from '../common/retry.js';
+import { CLI } from './agent-harness.js';
+import { MeshWorld } from './mesh/world.js';
+
+/** UNDERPASS_ROUTE_CHANGES: 200 for a release. */
+const CHANGES = Number(process.env['UNDERPASS_ROUTE_CHANGES'] ?? 50);
+
+const pod = (name: string, labels: string, container: string): string => `apiVersion: v1
+kind: Pod
+metadata: {name: ${name}, namespace: fast, labels: {${labels}}}
+spec: {serviceAccountName: ${name.replace(/-v\d$/, '')}, containers: [{${container}}]}
+---
+`;
+const ECHO = 'name: echo, image: echo, ports: [{name: http, containerPort: 8080}]';
+const WORLD = `apiVersion: v1
+kind: Namespace
+metadata: {name: fast, labels: {underpass.io/mode: node, underpass.io/acceleration: l7}}
+---
+${pod('client', 'app: client', 'name: curl, image: curl')}${pod('web-v1', 'app: web, version: v1', ECHO)}${pod('web-v2', 'app: web, version: v2', ECHO)}apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: fast}
+spec:
+  selector: {app: web}
+  ports: [{name: http, port: 80, targetPort: 8080}]
+`;
+const SUBSETS = `apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: web, namespace: fast}
+spec:
+  host: web
+  subsets: [{name: v1, labels: {version: v1}}, {name: v2, labels: {version: v2}}]
+---
+`;
+
+/** By the header `x-canary: yes` to one version, others by weight. */
+const routed = (canary: string, weights: Record<string, number>): string => `${SUBSETS}apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: web, namespace: fast}
+spec:
+  hosts: [web]
+  http:
+  - name: canary
+    match: [{headers: {x-canary: {exact: "yes"}}}]
+    route: [{destination: {host: web, subset: ${canary}}}]
+  - name: rest
+    route: [${Object.entries(weights).map(([subset, weight]) => `{destination: {host: web, subset: ${subset}}, weight: ${weight}}`).join(', ')}]
+`;
+
+const world = new MeshWorld('http-fast', { bare: true, outside: WORLD });
+const socket = (): string => instancePaths({ instance: world.name }).adminSocket;
+const counters = async (): Promise<Record<string, number>> => (JSON.parse(await askAgent(socket(), '/v1/counters')) as { node: Record<string, number> }).node;
+const fastPath = async (): Promise<AgentFastPathStatus> => JSON.parse(await askAgent(socket(), '/v1/http-fast-path')) as AgentFastPathStatus;
+const switchTo = (on: boolean): Promise<string> => askAgent(socket(), `/v1/http-fast-path?on=${on}`, { method: 'POST' });
+
+interface Result {
+  versions: Record<string, number>;
+  statuses: Record<string, number>;
+}
+
+/** Requests one after the other, over one connection unless `connections` says more. */
+async function load(count: number, options: { headers?: Record<string, string>; fresh?: boolean } = {}): Promise<Result> {
+  const { versions, statuses } = await world.load('outside', 'http://web/', count, { from: 'fast/client', headers: options.headers ?? {}, keepAlive: !options.fresh });
+  return { versions, statuses };
+}
+
+async function counted(body: () => Promise<Result>): Promise<Result & { counters: Record<string, number> }> {
+  const start = await counters();
+  const result = await body();
+  const end = await counters();
+  return { ...result, counters: Object.fromEntries(Object.entries(end).flatMap(([name, value]) => (name.startsWith('http_') && value !== start[name] ? [[name, value - (start[name] ?? 0)] as const] : []))) };
+}
+
+/** Those that were not, since this process had no turn for a second, are none of the fast path's. */
+const fastOf = (grown: Record<string, number>): number => (grown['http_requests_fast'] ?? 0) + (grown['http_switched_off'] ?? 0);
+
+const live = (pods: number): Promise<unknown> => waitFor('the pods to be live', async () => {
+  const status = await fastPath();
+  return status.on && status.pods.live >= pods && status.pods.suspended === 0;
+}, { timeoutMs: 20_000, everyMs: 20 }).catch(async (error: unknown) => {
+  throw new Error(`${String(error)} ${JSON.stringify(await fastPath())} ${JSON.stringify((await world.agentStatus()).pods)}\n${world.agentLog().slice(-3000)}`);
+});
+
+before(async () => {
+  await world.up();
+  await world.apply('mesh', routed('v2', { v1: 100 }));
+  // Probation: eight connections of the client's program and to each server, here past Envoy, which would pool them.
+  for (const name of ['web-v1', 'web-v2']) await world.load('outside', `http://${world.lab.pod('fast', name).ips[0]}:8080/`, 12, { from: 'fast/client', keepAlive: false });
+  await waitFor('the servers to be known as event-driven', async () => (await world.agentStatus()).probation.filter(({ kind, verdict }) => kind === 'listener' && verdict === 'event-driven').length >= 2, { timeoutMs: 20_000, everyMs: 100 }).catch(async (error: unknown) => {
+    throw new Error(`${String(error)} ${JSON.stringify((await world.agentStatus()).probation)}`);
+  });
+  await sleep(1_500);
+  await world.settled();
+  await live(3);
+});
+after(() => world.down());
+
+test('requests go where the routes say, most of them without Envoy', async () => {
+  const rest = await counted(() => load(200));
+  assert.deepEqual([rest.statuses, rest.versions], [{ 200: 200 }, { v1: 200 }]);
+  const message = JSON.stringify([rest.counters, await fastPath()]);
+  assert.ok(fastOf(rest.counters) >= 190, message);
+  const canary = await counted(() => load(200, { headers: { 'x-canary': 'yes' } }));
+  assert.deepEqual([canary.statuses, canary.versions], [{ 200: 200 }, { v2: 200 }]);
+  assert.ok(fastOf(canary.counters) >= 190, JSON.stringify(canary.counters));
+});
+
+test('explain says of each route whether the kernel repeats it, and ps and the metrics how the whole is', async () => {
+  const { http } = await world.explain('fast/client', 'web', 80);
+  assert.equal(http?.isLive, true, JSON.stringify(http));
+  assert.deepEqual(http?.routes.map(({ name, isFast }) => [/#\d (\w+)$/.exec(name)?.[1], isFast]), [['canary', true], ['rest', true]], JSON.stringify(http));
+  const { stdout } = await run(process.execPath, [CLI, 'ps', '--instance', world.name]);
+  assert.match(stdout, /^HTTP fast path on; 3 pods live/m);
+  assert.match(stdout, / client .* l7 /);
+  const metrics = await world.agentMetrics();
+  assert.match(metrics, /^underpass_http_fast_path_on 1$/m);
+  assert.match(metrics, /^underpass_kernel_http_requests_fast_total [1-9]/m);
+});
+
+test('a canary by weight gets its share, of requests that the kernel draws', async () => {
+  await world.apply('mesh', routed('v2', { v1: 75, v2: 25 }));
+  await live(3);
+  const { statuses, versions, counters: grown } = await counted(() => load(2_000));
+  assert.deepEqual(statuses, { 200: 2_000 });
+  // Five standard deviations of a binomial distribution.
+  assert.ok(Math.abs((versions['v2'] ?? 0) - 500) < 5 * Math.sqrt(2_000 * 0.25 * 0.75), JSON.stringify(versions));
+  assert.ok(fastOf(grown) >= 1_900, JSON.stringify(grown));
+});
+
+test('switches: for all by the agent, for a pod by its label, on a connection that lives on', async () => {
+  await world.apply('mesh', routed('v2', { v1: 100 }));
+  await live(3);
+  const stream = await Stream.start();
+  try {
+    await stream.fast(true);
+    await switchTo(false);
+    assert.deepEqual({ ...(await fastPath()), pods: undefined }.on, false);
+    await stream.fast(false);
+    await switchTo(true);
+    await stream.fast(true);
+    await world.lab.label({ kind: 'Pod', namespace: 'fast', name: 'client', labels: { 'underpass.io/acceleration': 'l4' } });
+    await waitFor('the label to be in force', async () => (await world.agentStatus()).pods.some(({ name, acceleration, settled }) => name === 'client' && acceleration === 'l4' && settled), { timeoutMs: 20_000, everyMs: 50 });
+    await stream.fast(false);
+    await world.lab.label({ kind: 'Pod', namespace: 'fast', name: 'client', labels: { 'underpass.io/acceleration': null } });
+    await live(3);
+    await stream.fast(true);
+  } finally {
+    const { versions, failed } = await stream.stop();
+    assert.deepEqual([Object.keys(versions), failed], [['v1'], []]);
+  }
+});
+
+test(`${CHANGES} changes of a route under load: each answer is of the configuration before or after, none fails, and none is late`, async () => {
+  await live(3);
+  const stream = await Stream.start({ 'x-canary': 'yes' });
+  let now = 'v2';
+  const { http_requests_fast: before = 0 } = await counters();
+  try {
+    await stream.fast(true);
+    for (let change = 0; change < CHANGES; change++) {
+      now = now === 'v2' ? 'v1' : 'v2';
+      const from = stream.marked();
+      await world.apply('mesh', routed(now, { v1: 100 }));
+      // All proxies have acknowledged it: from the second request on, since one may have been under way, all answers are new.
+      const done = stream.marked();
+      await stream.more(20);
+      assert.deepEqual(stream.versions(done + 1), [now], `change ${change}: ${stream.versions(from).join()}`);
+    }
+    await live(3);
+    await stream.fast(true);
+    const { http_requests_fast: end = 0 } = await counters();
+    assert.ok(end - before >= CHANGES, `${end - before} fast requests while routes changed`);
+  } finally {
+    const { failed } = await stream.stop();
+    assert.deepEqual(failed, []);
+  }
+});
+
+test('a policy that forbids a path takes effect on the next request of a connection that was fast, and one that allows it again too', async () => {
+  await world.apply('mesh', routed('v2', { v1: 100 }));
+  await live(3);
+  const stream = await Stream.start({}, '/secret');
+  const policy = `---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: secret, namespace: fast}
+spec:
+  selector: {matchLabels: {app: web}}
+  action: DENY
+  rules: [{to: [{operation: {paths: ["/secret"]}}]}]
+`;
+  try {
+    await stream.fast(true);
+    await world.apply('mesh', routed('v2', { v1: 100 }) + policy);
+    await waitFor('callers to be led through the policy', async () => {
+      const from = stream.marked();
+      await stream.more(5);
+      return stream.versions(from + 1).join() === '403';
+    }, { timeoutMs: 20_000, everyMs: 5 });
+    const from = stream.marked();
+    await stream.more(300);
+    assert.deepEqual(stream.versions(from), ['403']);
+    // What it does not forbid goes on without Envoy.
+    await live(3);
+    const open = await Stream.start({}, '/open');
+    try {
+      await open.fast(true);
+    } finally {
+      assert.deepEqual((await open.stop()).failed, []);
+    }
+    await world.apply('mesh', routed('v2', { v1: 100 }));
+    await stream.fast(true);
+  } finally {
+    assert.deepEqual((await stream.stop()).failed, []);
+  }
+});
+
+test('an agent that is killed: requests go on, by Envoy after a second, and are fast again with the next agent', async () => {
+  await live(3);
+  const stream = await Stream.start();
+  try {
+    await stream.fast(true);
+    await world.stopAgent('node-1', 'SIGKILL');
+    await sleep(1_500);
+    await stream.more(200);
+    await world.startAgent('node-1');
+    await world.enrolled();
+    await live(3);
+    await stream.fast(true);
+  } finally {
+    const { failed, versions } = await stream.stop();
+    assert.deepEqual([failed, Object.keys(versions)], [[], ['v1']]);
+  }
+});
+
+test('a server that closes its connection instead of a fast answer: its client hears of it, though Envoy does not see it', async () => {
+  await world.apply('mesh', routed('v2', { v1: 100 }));
+  await live(3);
+  const { stdout } = await world.lab.exec('fast/client', [process.execPath, '-e', `
+    const http = require('node:http'); const agent = new http.Agent({ keepAlive: true, maxSockets: 1 });
+    const get = (path) => new Promise((resolve) => { const started = Date.now(); const r = http.get('http://web' + path, { agent }, (a) => { a.on('error', (e) => resolve(e.code)); a.resume().on('end', () => resolve(a.statusCode)); }); r.on('error', (e) => resolve(e.code)); });
+    (async () => { for (let i = 0; i < 20; i++) await get('/'); console.log(JSON.stringify(await get('/reset'))); process.exit(); })();`], { timeoutMs: 30_000 });
+  assert.equal(JSON.parse(stdout), 'ECONNRESET');
+  const { endings } = await fastPath();
+  assert.ok(endings.clientsReset >= 1, JSON.stringify(endings));
+});
+
+/** Requests over one connection after another as long as it lives, one at a time. */
+class Stream {
+  readonly #answers: { version: string; at: number }[] = [];
+  readonly #failed: string[] = [];
+  #text = '';
+
+  private constructor(readonly child: ChildProcess) {
+    child.stdout!.on('data', (data: Buffer) => {
+      const lines = (this.#text + data.toString()).split('\n');
+      this.#text = lines.pop() ?? '';
+      for (const line of lines) {
+        if (line.startsWith('!')) this.#failed.push(line.slice(1));
+        else this.#answers.push({ version: line, at: performance.now() });
+      }
+    });
+  }
+
+  static async start(headers: Record<string, string> = {}, path = '/'): Promise<Stream> {
+    const script = `const http = require('node:http'); const agent = new http.Agent({ keepAlive: true, maxSockets: 1 });
+      const one = () => new Promise((resolve) => {
+        const request = http.get('http://web${path}', { agent, headers: ${JSON.stringify(headers)}, timeout: 10000 }, (answer) => {
+          answer.on('error', (error) => { console.log('!' + error.code); resolve(); });
+          answer.resume().on('end', () => { console.log(answer.statusCode === 200 ? answer.headers['x-version'] : answer.statusCode === 403 ? '403' : '!' + answer.statusCode); resolve(); });
+        });
+        request.on('timeout', () => request.destroy(new Error('timeout'))).on('error', (error) => { console.log('!' + (error.code ?? error.message)); resolve(); });
+      });
+      (async () => { for (;;) { await one(); await new Promise((r) => setTimeout(r, 1)); } })();`;
+    const stream = new Stream(world.lab.spawnIn('fast/client', [process.execPath, '-e', script], { stdio: ['ignore', 'pipe', 'inherit'] }));
+    await stream.more(1);
+    return stream;
+  }
+
+  marked(): number {
+    return this.#answers.length;
+  }
+
+  versions(from: number): string[] {
+    return [...new Set(this.#answers.slice(from).map(({ version }) => version))];
+  }
+
+  async more(count: number): Promise<void> {
+    const wanted = this.#answers.length + count;
+    await waitFor(`${count} more answers`, () => this.#answers.length >= wanted, { timeoutMs: 20_000, everyMs: 2 }).catch((error: unknown) => {
+      throw new Error(`${String(error)}: ${this.#failed.join()}`);
+    });
+  }
+
+  /** Until requests are fast, or until none is any more. */
+  async fast(wanted: boolean): Promise<void> {
+    let last: unknown;
+    await waitFor(`requests ${wanted ? '' : 'not '}to be fast`, async () => {
+      const { counters: grown } = await counted(async () => {
+        await this.more(30);
+        return { versions: {}, statuses: {} };
+      });
+      last = grown;
+      return wanted ? (grown['http_requests_fast'] ?? 0) >= 25 : grown['http_requests_fast'] === undefined;
+    }, { timeoutMs: 20_000, everyMs: 1 }).catch(async (error: unknown) => {
+      throw new Error(`${String(error)} ${JSON.stringify(last)} ${JSON.stringify(await fastPath())}`);
+    });
+  }
+
+  async stop(): Promise<{ versions: Record<string, number>; failed: string[] }> {
+    this.child.kill('SIGKILL');
+    await once(this.child, 'exit');
+    const versions: Record<string, number> = {};
+    for (const { version } of this.#answers) versions[version] = (versions[version] ?? 0) + 1;
+    return { versions, failed: this.#failed };
+  }
+}
