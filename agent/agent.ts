@@ -225,7 +225,7 @@ export class Agent {
     await this.#dataplane?.stop();
     // Envoy does not see what the kernel has under way on its connections.
     if (!keepEnvoy) await this.#fastPath?.repeater.drain();
-    this.#fastPath?.close();
+    await this.#fastPath?.close();
     await this.#proxy?.stop({ keepEnvoy });
     this.#flows?.close();
     await this.#kernel?.close();

@@ -90,7 +90,7 @@ export interface Addon {
   tcpSockets(netns: string): Promise<TcpSocket[]>;
   findTcpSocket(netns: string, id: Buffer): Promise<TcpSocket | undefined>;
   tcpSocketId(socket: TcpSocketName): Buffer;
-  shutdownTcpSocket(netns: string, id: Buffer, pid: number): Promise<boolean>;
+  shutdownTcpSockets(netns: string, ids: readonly Buffer[], pid: number): Promise<number>;
   destroyTcpSockets(netns: string, ids: readonly Buffer[]): Promise<number>;
   bindMount(source: string, target: string): void;
   unmount(path: string): void;

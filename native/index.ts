@@ -67,12 +67,12 @@ export function tcpSocketId(socket: TcpSocketName): Buffer {
 }
 
 /**
- * Ends what another process's socket sends, after what it has sent (SHUT_WR), as that process would.
- * @returns false when there is no such socket any more, or the process does not have it
+ * Ends what another process's sockets send, after what they have sent (SHUT_WR), as that process would.
+ * @returns how many there still were, and are that process's
  * @throws KernelError, also where the kernel has no pidfd_getfd (before 5.6)
  */
-export function shutdownTcpSocket(netnsPath: string, id: Buffer, pid: number): Promise<boolean> {
-  return guarded((addon) => addon.shutdownTcpSocket(netnsPath, id, pid));
+export function shutdownTcpSockets(netnsPath: string, ids: readonly Buffer[], pid: number): Promise<number> {
+  return guarded((addon) => addon.shutdownTcpSockets(netnsPath, ids, pid));
 }
 
 /** Bind-mounts a file or folder; a missing target becomes an empty file. */

@@ -5,7 +5,7 @@ import { once } from 'node:events';
 import { createServer, type AddressInfo, type Server, type Socket } from 'node:net';
 import { after, before, test } from 'node:test';
 import { waitFor } from '../common/retry.js';
-import { destroyTcpSockets, findTcpSocket, shutdownTcpSocket, tcpSocketId, tcpSockets, type TcpSocket } from './index.js';
+import { destroyTcpSockets, findTcpSocket, shutdownTcpSockets, tcpSocketId, tcpSockets, type TcpSocket } from './index.js';
 
 const OWN = '/proc/self/ns/net';
 let server: Server;
@@ -36,7 +36,7 @@ async function client(): Promise<{ pid: number; accepted: Socket; theirs: TcpSoc
   return { pid: child.pid!, accepted, theirs, heard: () => text, end };
 }
 
-test('shutdownTcpSocket: the other end sees an end of stream, and the process can still be sent to', async () => {
+test('shutdownTcpSockets: the other end sees an end of stream, and the process can still be sent to', async () => {
   const { pid, accepted, theirs, heard, end } = await client();
   try {
     const { cookie, local, remote, localPort, remotePort } = theirs;
@@ -44,11 +44,11 @@ test('shutdownTcpSocket: the other end sees an end of stream, and the process ca
     assert.deepEqual([byAddresses?.localPort, byAddresses?.remotePort, byAddresses?.cookie === cookie], [port, localPort, false], 'the other end');
     const id = tcpSocketId({ cookie, local, remote, localPort, remotePort });
     assert.ok(id.subarray(0, 37).equals(theirs.id.subarray(0, 37)), 'the id that the list gives, but for the interface');
-    assert.equal(await shutdownTcpSocket(OWN, tcpSocketId({ ...theirs, cookie: cookie + 1n }), pid), false, 'the addresses of another socket');
-    assert.equal(await shutdownTcpSocket(OWN, id, process.pid), false, 'not a socket of this process');
+    assert.equal(await shutdownTcpSockets(OWN, [tcpSocketId({ ...theirs, cookie: cookie + 1n })], pid), 0, 'the addresses of another socket');
+    assert.equal(await shutdownTcpSockets(OWN, [id], process.pid), 0, 'not a socket of this process');
     const ended = once(accepted, 'end');
     accepted.resume();
-    assert.equal(await shutdownTcpSocket(OWN, id, pid), true);
+    assert.equal(await shutdownTcpSockets(OWN, [id], pid), 1);
     await ended;
     accepted.end('after the end');
     await waitFor('the process to have it', () => heard() === 'after the end', { timeoutMs: 10_000, everyMs: 5 });
@@ -66,7 +66,7 @@ test('destroyTcpSockets by addresses and cookie: both ends are reset, and anothe
     assert.equal(await destroyTcpSockets(OWN, [tcpSocketId(theirs)]), 1);
     assert.equal((await reset)[0].code, 'ECONNRESET');
     assert.equal(await destroyTcpSockets(OWN, [tcpSocketId(theirs)]), 0, 'it is gone');
-    assert.equal(await shutdownTcpSocket(OWN, tcpSocketId(theirs), process.pid), false);
+    assert.equal(await shutdownTcpSockets(OWN, [tcpSocketId(theirs)], process.pid), 0);
     assert.equal(await findTcpSocket(OWN, theirs.id), undefined);
     await waitFor('the process to hear of it', () => heard() === 'ECONNABORTED', { timeoutMs: 10_000, everyMs: 5 });
   } finally {
@@ -88,12 +88,12 @@ test('tcpSocketId without a cookie is whichever socket has the addresses; IPv6 t
   assert.equal(await destroyTcpSockets(OWN, [tcpSocketId(v6)]), 0);
 });
 
-test('tcpSocketId and shutdownTcpSocket: bad arguments throw a TypeError', () => {
+test('tcpSocketId and shutdownTcpSockets: bad arguments throw a TypeError', () => {
   const bytes = Buffer.alloc(16);
   const good = { local: bytes, remote: bytes, localPort: 1, remotePort: 2 };
   for (const change of [{ local: Buffer.alloc(4) }, { remote: undefined }, { localPort: -1 }, { remotePort: 65536 }, { cookie: 5 }, { cookie: 1n << 64n }, { cookie: -1n }]) {
     assert.throws(() => tcpSocketId({ ...good, ...change } as never), TypeError);
   }
-  for (const id of [undefined, 'x', Buffer.alloc(3)]) assert.throws(() => shutdownTcpSocket(OWN, id as never, 1), TypeError);
-  for (const pid of [0, -1, 2 ** 31, 'x']) assert.throws(() => shutdownTcpSocket(OWN, tcpSocketId(good), pid as never), TypeError);
+  for (const id of [undefined, 'x', Buffer.alloc(3)]) assert.throws(() => shutdownTcpSockets(OWN, [id] as never, 1), TypeError);
+  for (const pid of [0, -1, 2 ** 31, 'x']) assert.throws(() => shutdownTcpSockets(OWN, [tcpSocketId(good)], pid as never), TypeError);
 });

@@ -11,6 +11,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { askAgent, instancePaths, type AgentFastPathStatus } from '../agent/index.js';
 import { run } from '../common/process.js';
 import { waitFor } from '../common/retry.js';
+import { tcpSockets } from '../native/index.js';
 import { CLI } from './agent-harness.js';
 import { MeshWorld } from './mesh/world.js';
 
@@ -224,6 +225,18 @@ spec:
   } finally {
     assert.deepEqual((await stream.stop()).failed, []);
   }
+});
+
+test('upstream connections end with their client, although Envoy keeps them for ever', async () => {
+  await world.apply('mesh', routed('v2', { v1: 100 }));
+  await live(3);
+  const atServer = async (): Promise<number> => (await tcpSockets(world.lab.pod('fast', 'web-v1').netns)).filter(({ listening, localPort }) => !listening && localPort === 8080).length;
+  const { statuses } = await load(60, { fresh: true });
+  assert.deepEqual(statuses, { 200: 60 });
+  await waitFor('the connections of clients that are gone to end', async () => (await atServer()) <= 8, { timeoutMs: 20_000, everyMs: 100 }).catch(async (error: unknown) => {
+    throw new Error(`${String(error)}: ${await atServer()} ${JSON.stringify(await fastPath())}`);
+  });
+  assert.ok((await fastPath()).upstreamsEnded >= 40, JSON.stringify(await fastPath()));
 });
 
 test('an agent that is killed: requests go on, by Envoy after a second, and are fast again with the next agent', async () => {

@@ -6,7 +6,7 @@
 import { errorMessage } from '../../common/errors.js';
 import { OUTBOUND_PORT } from '../../common/istio-iptables.js';
 import type { Logger } from '../../common/log.js';
-import { destroyTcpSockets, findTcpSocket, shutdownTcpSocket, tcpSocketId, type TcpSocket, type TcpSocketName } from '../../native/index.js';
+import { destroyTcpSockets, findTcpSocket, shutdownTcpSockets, tcpSocketId, type TcpSocket, type TcpSocketName } from '../../native/index.js';
 import type { HttpEnd } from './kernel-http-control.js';
 
 export interface HttpEndingsOptions {
@@ -87,7 +87,7 @@ export class HttpEndingQueue {
     const pid = this.#options.proxyPid();
     if (pid === undefined) return false;
     try {
-      return await shutdownTcpSocket(path, id, pid);
+      return (await shutdownTcpSockets(path, [id], pid)) === 1;
     } catch (error) {
       this.#warn(error, 'a connection could not be ended as its server did; it is reset instead');
       return false;

@@ -42,7 +42,7 @@ const KERNELS = u32(1);
 
 export class KernelHttpControl implements Closable {
   readonly #object: BpfObject;
-  readonly #maps: Record<'control' | 'pods' | 'activity', BpfMap>;
+  readonly #maps: Record<'control' | 'pods' | 'activity' | 'clients' | 'servers', BpfMap>;
   readonly #codecs: Record<'control' | 'pod' | 'activity' | 'event' | 'tuple', StructCodec>;
   readonly #states: Record<HttpPodState, number>;
   readonly #endOfClient: number;
@@ -52,7 +52,7 @@ export class KernelHttpControl implements Closable {
 
   constructor(object: BpfObject) {
     this.#object = object;
-    this.#maps = { control: object.map('http_control'), pods: object.map('http_pods'), activity: object.map('http_activity') };
+    this.#maps = { control: object.map('http_control'), pods: object.map('http_pods'), activity: object.map('http_activity'), clients: object.map('http_clients'), servers: object.map('http_servers') };
     this.#codecs = {
       control: new StructCodec(object, 'http_control').check(this.#maps.control, 'value'),
       pod: new StructCodec(object, 'http_pod').check(this.#maps.pods, 'value'),
@@ -110,6 +110,14 @@ export class KernelHttpControl implements Closable {
     const value = this.#maps.activity.get(u64(netnsCookie));
     if (!value) return { underWay: 0n, started: 0n };
     return { underWay: BigInt.asIntN(64, this.#codecs.activity.bigint(value, 'under_way')), started: this.#codecs.activity.bigint(value, 'started') };
+  }
+
+  /** Cookies of servers' sockets that belong to a client connection that is gone. */
+  orphans(): bigint[] {
+    // In this order: a client is listed before a server is learnt for it.
+    const servers = this.#maps.servers.entries();
+    const clients = new Set(servers.length === 0 ? [] : this.#maps.clients.entries().map(([, cookie]) => cookie.readBigUInt64LE()));
+    return servers.flatMap(([server, client]) => (clients.has(client.readBigUInt64LE()) ? [] : server.readBigUInt64LE()));
   }
 
   /** From now on ends are told; those that a former agent did not come to, too. */

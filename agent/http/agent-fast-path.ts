@@ -2,6 +2,7 @@
 import type { Closable } from '../../common/lifecycle.js';
 import type { Logger } from '../../common/log.js';
 import { HttpEndingQueue, type HttpEndings } from '../dataplane/http-endings.js';
+import { HttpOrphans } from '../dataplane/http-orphans.js';
 import type { KernelHttpControl } from '../dataplane/kernel-http-control.js';
 import type { HttpTables, HttpTablesStatus } from '../dataplane/kernel-http.js';
 import type { KernelPod } from '../dataplane/kernel.js';
@@ -27,6 +28,8 @@ export interface AgentFastPathOptions {
 
 export interface AgentFastPathStatus extends FastPathStatus {
   endings: HttpEndings;
+  /** Upstream connections that were ended since their client was gone. */
+  upstreamsEnded: number;
   tables: HttpTablesStatus;
 }
 
@@ -35,6 +38,7 @@ export class AgentFastPath implements Closable {
   readonly repeater: FastPath<HttpTable>;
   readonly #kernel: HttpKernel;
   readonly #endings: HttpEndingQueue;
+  readonly #orphans: HttpOrphans;
 
   constructor({ kernel, pods, netnsPath, proxyPid, problem, on, logger }: AgentFastPathOptions) {
     this.#kernel = kernel;
@@ -47,11 +51,12 @@ export class AgentFastPath implements Closable {
       proxyPid, logger,
     });
     kernel.control.listen(this.#endings.end);
+    this.#orphans = new HttpOrphans({ orphans: () => kernel.control.orphans(), pods, netnsPath, proxyPid, logger });
     this.repeater = new FastPath({ kernel: kernel.control, pods, tables: this.tables, problem, on, logger });
   }
 
   get status(): AgentFastPathStatus {
-    return { ...this.repeater.status, endings: { ...this.#endings.count }, tables: this.#kernel.tables.status };
+    return { ...this.repeater.status, endings: { ...this.#endings.count }, upstreamsEnded: this.#orphans.ended, tables: this.#kernel.tables.status };
   }
 
   /** @param hostnames of the services at these addresses */
@@ -61,7 +66,8 @@ export class AgentFastPath implements Closable {
     return { isLive: reason === undefined, ...(reason === undefined ? {} : { reason }), routes: table ? explainHttp(table, addresses, port, hostnames) : [] };
   }
 
-  close(): void {
+  async close(): Promise<void> {
     this.repeater.close();
+    await this.#orphans.close();
   }
 }

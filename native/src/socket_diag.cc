@@ -11,6 +11,7 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <unordered_map>
 #include <vector>
 
 #include "worker.h"
@@ -220,60 +221,64 @@ Napi::Value tcp_sockets(const Napi::CallbackInfo &info) {
   return start(new ListWorker(info.Env(), string_of(info.Env(), info[0], "tcpSockets: netns")));
 }
 
-// A socket that another process has, by a descriptor of its own (pidfd_getfd, Linux 5.6).
+// Sockets that another process has, by descriptors of its own (pidfd_getfd, Linux 5.6).
 class ShutdownWorker : public PromiseWorker {
  public:
-  ShutdownWorker(Napi::Env env, std::string path, inet_diag_req_v2 request, pid_t pid)
-      : PromiseWorker(env), path_(std::move(path)), request_(request), pid_(pid) {}
+  ShutdownWorker(Napi::Env env, std::string path, std::vector<inet_diag_req_v2> requests, pid_t pid)
+      : PromiseWorker(env), path_(std::move(path)), requests_(std::move(requests)), pid_(pid) {}
 
  protected:
   bool work(Failure *failure) override {
-    const std::string action = "ending what a socket of process " + std::to_string(pid_) + " sends";
-    uint32_t inode = 0;
-    int error = 0;
-    bool ok = in_netns(path_, failure, [&] {
+    const std::string action = "ending what sockets of process " + std::to_string(pid_) + " send";
+    std::unordered_map<std::string, const inet_diag_req_v2 *> wanted;
+    const bool ok = in_netns(path_, failure, [&] {
       Netlink netlink;
       if (!netlink.open(action, failure)) return false;
-      error = netlink.send_request(SOCK_DIAG_BY_FAMILY, 0, request_);
-      if (!error) error = netlink.receive([&](const nlmsghdr *message) { inode = static_cast<const inet_diag_msg *>(NLMSG_DATA(message))->idiag_inode; }, 1);
-      return !error || error == ENOENT || error == ESTALE || failure->set(action, "sock_diag", error);
+      for (const inet_diag_req_v2 &request : requests_) {
+        uint32_t inode = 0;
+        int error = netlink.send_request(SOCK_DIAG_BY_FAMILY, 0, request);
+        if (!error) error = netlink.receive([&](const nlmsghdr *message) { inode = static_cast<const inet_diag_msg *>(NLMSG_DATA(message))->idiag_inode; }, 1);
+        if (error && error != ENOENT && error != ESTALE) return failure->set(action, "sock_diag", error);
+        if (inode) wanted.emplace("socket:[" + std::to_string(inode) + "]", &request);
+      }
+      return true;
     });
-    if (!ok || inode == 0) return ok;
+    if (!ok || wanted.empty()) return ok;
     Fd process(static_cast<int>(syscall(SYS_pidfd_open, pid_, 0)));
     if (process.get() < 0) return errno == ESRCH || failure->set(action, "pidfd_open");
-    Fd socket(descriptor(process.get(), inode));
-    if (socket.get() < 0) return true;
-    if (!shutdown(socket.get(), SHUT_WR)) done_ = true;
-    return done_ || errno == ENOTCONN || failure->set(action, "shutdown");
-  }
-  Napi::Value result(Napi::Env env) override { return Napi::Boolean::New(env, done_); }
-
- private:
-  // A copy of the process's descriptor of the socket with this inode and the cookie that was asked for; -1: it has none.
-  int descriptor(int process, uint32_t inode) const {
-    const std::string folder = "/proc/" + std::to_string(pid_) + "/fd", wanted = "socket:[" + std::to_string(inode) + "]";
+    const std::string folder = "/proc/" + std::to_string(pid_) + "/fd";
     std::unique_ptr<DIR, int (*)(DIR *)> entries(opendir(folder.c_str()), closedir);
-    if (!entries) return -1;
+    if (!entries) return errno == ENOENT || failure->set(action, "opendir");
     while (const dirent *entry = readdir(entries.get())) {
       char target[64];
       ssize_t length = readlinkat(dirfd(entries.get()), entry->d_name, target, sizeof(target));
-      if (length != static_cast<ssize_t>(wanted.size()) || memcmp(target, wanted.data(), wanted.size())) continue;
-      int fd = static_cast<int>(syscall(SYS_pidfd_getfd, process, atoi(entry->d_name), 0));
-      if (fd < 0) continue;
+      auto found = length < 0 ? wanted.end() : wanted.find(std::string(target, static_cast<size_t>(length)));
+      if (found == wanted.end()) continue;
+      Fd socket(static_cast<int>(syscall(SYS_pidfd_getfd, process.get(), atoi(entry->d_name), 0)));
+      if (socket.get() < 0 && errno != EBADF) return failure->set(action, "pidfd_getfd");
       // The number may be another file's by now.
-      uint64_t cookie = 0, asked = request_.id.idiag_cookie[0] | static_cast<uint64_t>(request_.id.idiag_cookie[1]) << 32;
-      socklen_t size = sizeof(cookie);
-      struct stat status = {};
-      if (!fstat(fd, &status) && status.st_ino == inode && !getsockopt(fd, SOL_SOCKET, SO_COOKIE, &cookie, &size) && (asked == ~0ull || asked == cookie)) return fd;
-      close(fd);
+      if (socket.get() < 0 || !is_asked_for(socket.get(), found->first, *found->second)) continue;
+      wanted.erase(found);
+      if (!shutdown(socket.get(), SHUT_WR)) done_++;
+      if (wanted.empty()) break;
     }
-    return -1;
+    return true;
+  }
+  Napi::Value result(Napi::Env env) override { return Napi::Number::New(env, done_); }
+
+ private:
+  static bool is_asked_for(int fd, const std::string &name, const inet_diag_req_v2 &request) {
+    uint64_t cookie = 0, asked = request.id.idiag_cookie[0] | static_cast<uint64_t>(request.id.idiag_cookie[1]) << 32;
+    socklen_t size = sizeof(cookie);
+    struct stat status = {};
+    if (fstat(fd, &status) || "socket:[" + std::to_string(status.st_ino) + "]" != name) return false;
+    return !getsockopt(fd, SOL_SOCKET, SO_COOKIE, &cookie, &size) && (asked == ~0ull || asked == cookie);
   }
 
   std::string path_;
-  inet_diag_req_v2 request_;
+  std::vector<inet_diag_req_v2> requests_;
   pid_t pid_;
-  bool done_ = false;
+  uint32_t done_ = 0;
 };
 
 inet_diag_req_v2 request_of(Napi::Env env, const Napi::Value &value, const char *name) {
@@ -330,20 +335,25 @@ Napi::Value find_tcp_socket(const Napi::CallbackInfo &info) {
   return start(new FindWorker(env, path, request_of(env, info[1], "findTcpSocket: id")));
 }
 
-Napi::Value shutdown_tcp_socket(const Napi::CallbackInfo &info) {
+std::vector<inet_diag_req_v2> requests_of(Napi::Env env, const Napi::Value &value, const char *name) {
+  if (!value.IsArray()) throw Napi::TypeError::New(env, std::string(name) + ": expected an array");
+  Napi::Array ids = value.As<Napi::Array>();
+  std::vector<inet_diag_req_v2> requests;
+  for (uint32_t i = 0; i < ids.Length(); i++) requests.push_back(request_of(env, ids.Get(i), name));
+  return requests;
+}
+
+Napi::Value shutdown_tcp_sockets(const Napi::CallbackInfo &info) {
   Napi::Env env = info.Env();
-  const std::string path = string_of(env, info[0], "shutdownTcpSocket: netns");
-  const inet_diag_req_v2 request = request_of(env, info[1], "shutdownTcpSocket: id");
-  return start(new ShutdownWorker(env, path, request, integer_of(env, info[2], "shutdownTcpSocket: pid", 1, INT32_MAX)));
+  const std::string path = string_of(env, info[0], "shutdownTcpSockets: netns");
+  std::vector<inet_diag_req_v2> requests = requests_of(env, info[1], "shutdownTcpSockets: ids");
+  return start(new ShutdownWorker(env, path, std::move(requests), integer_of(env, info[2], "shutdownTcpSockets: pid", 1, INT32_MAX)));
 }
 
 Napi::Value destroy_tcp_sockets(const Napi::CallbackInfo &info) {
   Napi::Env env = info.Env();
   const std::string path = string_of(env, info[0], "destroyTcpSockets: netns");
-  if (!info[1].IsArray()) throw Napi::TypeError::New(env, "destroyTcpSockets: ids: expected an array");
-  Napi::Array ids = info[1].As<Napi::Array>();
-  std::vector<inet_diag_req_v2> requests;
-  for (uint32_t i = 0; i < ids.Length(); i++) requests.push_back(request_of(env, ids.Get(i), "destroyTcpSockets: ids"));
+  std::vector<inet_diag_req_v2> requests = requests_of(env, info[1], "destroyTcpSockets: ids");
   return start(new DestroyWorker(env, path, std::move(requests)));
 }
 
@@ -353,7 +363,7 @@ void init_socket_diag(Napi::Env env, Napi::Object exports) {
   exports.Set("tcpSockets", Napi::Function::New(env, tcp_sockets, "tcpSockets"));
   exports.Set("findTcpSocket", Napi::Function::New(env, find_tcp_socket, "findTcpSocket"));
   exports.Set("tcpSocketId", Napi::Function::New(env, tcp_socket_id, "tcpSocketId"));
-  exports.Set("shutdownTcpSocket", Napi::Function::New(env, shutdown_tcp_socket, "shutdownTcpSocket"));
+  exports.Set("shutdownTcpSockets", Napi::Function::New(env, shutdown_tcp_sockets, "shutdownTcpSockets"));
   exports.Set("destroyTcpSockets", Napi::Function::New(env, destroy_tcp_sockets, "destroyTcpSockets"));
 }
 
