@@ -47,6 +47,24 @@ test('pods: their table and state, and what they have under way', () => {
   assert.deepEqual(http.activity(8n), { underWay: 0n, started: 0n });
 });
 
+test('orphans and idle clients: what belongs to nobody any more, and what has long not been used', () => {
+  const socket = (ip: number, port: number) => Buffer.concat([Buffer.from('00000000000000000000ffff7f0000', 'hex'), Buffer.from([ip]), Buffer.from([port])]).subarray(0, 16);
+  const tuple = new StructCodec(object, 'tuple').encode({ netns_cookie: 5n, local: socket(1, 0), remote: socket(2, 0), local_port: 4000, remote_port: 15001 });
+  const channel = new StructCodec(object, 'http_channel');
+  const states = object.enumValues('http_channel_state');
+  const hourAgo = process.hrtime.bigint() - 3_600_000_000_000n;
+  for (const [cookie, state, used] of [[11n, 'HTTP_IDLE', hourAgo], [12n, 'HTTP_IDLE', process.hrtime.bigint()], [13n, 'HTTP_LOST', hourAgo], [14n, 'HTTP_FAST', hourAgo], [15n, 'HTTP_IDLE', 0n]] as const) {
+    object.map('http_channels').set(u64(cookie), channel.encode({ state: states[state]!, used_ns: used, tuple }));
+  }
+  const [idle, ...others] = http.idleClients(60_000);
+  assert.deepEqual([idle?.socket.cookie, idle?.netnsCookie, idle?.socket.localPort, idle?.socket.remotePort, others], [11n, 5n, 4000, 15001, []]);
+  assert.deepEqual(http.orphans(), []);
+  object.map('http_clients').set(new StructCodec(object, 'http_client_key').encode({ netns_cookie: 5n, port: 4000 }), u64(11n));
+  object.map('http_servers').set(u64(21n), u64(11n));
+  object.map('http_servers').set(u64(22n), u64(10n));
+  assert.deepEqual(http.orphans(), [22n]);
+});
+
 test('Kernel: a new one has no heartbeat, so that nothing is fast before an agent says so', async () => {
   const kernel = await Kernel.open({ bpffsDir: null, instance: 'http-control', logger: logger('test') });
   try {

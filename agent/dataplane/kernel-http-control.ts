@@ -42,27 +42,30 @@ const KERNELS = u32(1);
 
 export class KernelHttpControl implements Closable {
   readonly #object: BpfObject;
-  readonly #maps: Record<'control' | 'pods' | 'activity' | 'clients' | 'servers', BpfMap>;
-  readonly #codecs: Record<'control' | 'pod' | 'activity' | 'event' | 'tuple', StructCodec>;
+  readonly #maps: Record<'control' | 'pods' | 'activity' | 'clients' | 'servers' | 'channels', BpfMap>;
+  readonly #codecs: Record<'control' | 'pod' | 'activity' | 'event' | 'tuple' | 'channel', StructCodec>;
   readonly #states: Record<HttpPodState, number>;
   readonly #endOfClient: number;
+  readonly #idle: number;
   #ring: Closable | undefined;
   /** What pods may repeat. */
   readonly tables: HttpTables;
 
   constructor(object: BpfObject) {
     this.#object = object;
-    this.#maps = { control: object.map('http_control'), pods: object.map('http_pods'), activity: object.map('http_activity'), clients: object.map('http_clients'), servers: object.map('http_servers') };
+    this.#maps = { control: object.map('http_control'), pods: object.map('http_pods'), activity: object.map('http_activity'), clients: object.map('http_clients'), servers: object.map('http_servers'), channels: object.map('http_channels') };
     this.#codecs = {
       control: new StructCodec(object, 'http_control').check(this.#maps.control, 'value'),
       pod: new StructCodec(object, 'http_pod').check(this.#maps.pods, 'value'),
       activity: new StructCodec(object, 'http_activity').check(this.#maps.activity, 'value'),
       event: new StructCodec(object, 'http_event'),
+      channel: new StructCodec(object, 'http_channel').check(this.#maps.channels, 'value'),
       tuple: new StructCodec(object, 'tuple'),
     };
     const states = object.enumValues('http_pod_state');
     this.#states = { off: states[STATES.off]!, suspended: states[STATES.suspended]!, live: states[STATES.live]! };
     this.tables = new HttpTables(object);
+    this.#idle = object.enumValues('http_channel_state')['HTTP_IDLE']!;
     this.#endOfClient = object.enumValues('http_end')['HTTP_END_CLIENT']!;
   }
 
@@ -112,6 +115,23 @@ export class KernelHttpControl implements Closable {
     return { underWay: BigInt.asIntN(64, this.#codecs.activity.bigint(value, 'under_way')), started: this.#codecs.activity.bigint(value, 'started') };
   }
 
+  /** Clients' connections on which nothing has been under way for so long, in milliseconds, and that are not Envoy's for good. Walks a large map. */
+  idleClients(idleMs: number): HttpEnd[] {
+    const before = process.hrtime.bigint() - BigInt(idleMs) * 1_000_000n;
+    const { channel } = this.#codecs;
+    return this.#maps.channels.entries().flatMap(([key, value]): HttpEnd[] => {
+      const usedNs = channel.bigint(value, 'used_ns');
+      if (channel.number(value, 'state') !== this.#idle || usedNs === 0n || usedNs > before) return [];
+      const of = channel.bytes(value, 'tuple');
+      return [{ side: 'client', orderly: true, netnsCookie: this.#codecs.tuple.bigint(of, 'netns_cookie'), socket: { ...this.#socket(of), cookie: key.readBigUInt64LE() } }];
+    });
+  }
+
+  #socket(of: Buffer): Omit<TcpSocketName, 'cookie'> {
+    const { tuple } = this.#codecs;
+    return { local: tuple.bytes(of, 'local'), remote: tuple.bytes(of, 'remote'), localPort: tuple.number(of, 'local_port'), remotePort: tuple.number(of, 'remote_port') };
+  }
+
   /** Cookies of servers' sockets that belong to a client connection that is gone. */
   orphans(): bigint[] {
     // In this order: a client is listed before a server is learnt for it.
@@ -122,17 +142,14 @@ export class KernelHttpControl implements Closable {
 
   /** From now on ends are told; those that a former agent did not come to, too. */
   listen(onEnd: (end: HttpEnd) => void): void {
-    const { event, tuple } = this.#codecs;
+    const { event } = this.#codecs;
     this.#ring ??= this.#object.ringBuffer('http_events', (record) => {
       const [of, cookie] = [event.bytes(record, 'tuple'), event.bigint(record, 'cookie')];
       onEnd({
         side: event.number(record, 'type') === this.#endOfClient ? 'client' : 'server',
         orderly: event.number(record, 'orderly') !== 0,
         netnsCookie: event.bigint(record, 'netns_cookie'),
-        socket: {
-          ...(cookie === 0n ? {} : { cookie }), local: tuple.bytes(of, 'local'), remote: tuple.bytes(of, 'remote'),
-          localPort: tuple.number(of, 'local_port'), remotePort: tuple.number(of, 'remote_port'),
-        },
+        socket: { ...this.#socket(of), ...(cookie === 0n ? {} : { cookie }) },
       });
     });
   }

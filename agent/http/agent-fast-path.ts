@@ -1,4 +1,5 @@
 /** The parts of the HTTP fast path that belong to an agent, put together. */
+import { errorMessage } from '../../common/errors.js';
 import type { Closable } from '../../common/lifecycle.js';
 import type { Logger } from '../../common/log.js';
 import { HttpEndingQueue, type HttpEndings } from '../dataplane/http-endings.js';
@@ -10,6 +11,10 @@ import { FastPath, type FastPathStatus } from './fast-path.js';
 import { explainHttp, type ExplainedHttp } from './explain-http.js';
 import type { HttpTable } from './table.js';
 import { TaughtTables, type TableStore } from './taught-tables.js';
+
+/** Envoy's own time for connections that are idle, which it is not to count by itself; and how often such are looked for. */
+const IDLE_MS = 3_600_000;
+const IDLE_EVERY_MS = 300_000;
 
 export interface HttpKernel {
   readonly control: KernelHttpControl;
@@ -39,6 +44,7 @@ export class AgentFastPath implements Closable {
   readonly #kernel: HttpKernel;
   readonly #endings: HttpEndingQueue;
   readonly #orphans: HttpOrphans;
+  readonly #idleTimer: NodeJS.Timeout;
 
   constructor({ kernel, pods, netnsPath, proxyPid, problem, on, logger }: AgentFastPathOptions) {
     this.#kernel = kernel;
@@ -51,6 +57,13 @@ export class AgentFastPath implements Closable {
       proxyPid, logger,
     });
     kernel.control.listen(this.#endings.end);
+    this.#idleTimer = setInterval(() => {
+      try {
+        for (const idle of kernel.control.idleClients(IDLE_MS)) this.#endings.end(idle);
+      } catch (error) {
+        logger.warn({ reason: errorMessage(error) }, 'connections that are idle can not be looked for: they stay');
+      }
+    }, IDLE_EVERY_MS);
     this.#orphans = new HttpOrphans({ orphans: () => kernel.control.orphans(), pods, netnsPath, proxyPid, logger });
     this.repeater = new FastPath({ kernel: kernel.control, pods, tables: this.tables, problem, on, logger });
   }
@@ -68,6 +81,7 @@ export class AgentFastPath implements Closable {
 
   async close(): Promise<void> {
     this.repeater.close();
+    clearInterval(this.#idleTimer);
     await this.#orphans.close();
   }
 }
