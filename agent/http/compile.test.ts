@@ -345,3 +345,9 @@ describe('routes', () => {
     assert.match(found(table, '#69')[0]!.reason!, /more than 64 rules/);
   });
 });
+
+it('the line of a draw has another name where nothing is to be learnt', () => {
+  const lines = (headers: typeof HEADERS & { other?: string }): string[] => worldTable((world) => Object.assign(world.input, { headers, teachable: new Set(['10.244.0.5:8080']) })).clusters[0]!.endpoints.map(({ text }) => text.replace(/\s+/g, ' ').trim());
+  assert.deepEqual(lines({ ...HEADERS, other: 'x-up-o' }), ['x-up-e: 10.244.0.5:8080', 'x-up-o: 10.244.0.6:8080']);
+  assert.deepEqual(lines(HEADERS), ['x-up-e: 10.244.0.5:8080', 'x-up-e: 10.244.0.6:8080']);
+});

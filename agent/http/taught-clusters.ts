@@ -70,7 +70,7 @@ export function canBeTaught(cluster: Cluster): boolean {
 
 /** A request over HTTP/2 gets no lesson even where the protocol is the client's choice. */
 export function speaksHttp1(cluster: Cluster): boolean {
-  if (cluster.http_protocol_options || cluster.http2_protocol_options || cluster.common_http_protocol_options || cluster.upstream_http_protocol_options) return false;
+  if (cluster.max_requests_per_connection !== undefined || cluster.http_protocol_options || cluster.http2_protocol_options || cluster.common_http_protocol_options || cluster.upstream_http_protocol_options) return false;
   const any = cluster.typed_extension_protocol_options[HTTP_PROTOCOL_OPTIONS];
   if (!any) return true;
   const options = unpack(HttpProtocolOptions, any);

@@ -16,8 +16,8 @@ import { CLASS_HEADER, endpointDraw, LESSON_HEADER, TAUGHT_MARK, weightDraw, typ
 const [CANARY, FAR, GUARDED] = ['10.0.0.6', '10.0.0.9', '10.0.0.7'];
 const COOKIE = 0x1234_5678_9abcn;
 const HEADERS = { weight: 'x-w-3f9a', endpoint: 'x-e-3f9a', other: 'x-o-3f9a' };
-/** What the kernel writes for an endpoint that it may learn of. */
-const to = (address: string, listener?: string): Record<string, string> => ({ [HEADERS.endpoint]: endpointDraw(address, 80, listener) });
+/** What the kernel writes for an endpoint that it may learn of, with the blanks that make all lines as long. */
+const to = (address: string, listener?: string): Record<string, string> => ({ [HEADERS.endpoint]: endpointDraw(address, 80, listener).padEnd(140) });
 const FORGED = { [CLASS_HEADER]: '0000000f0000000f', [LESSON_HEADER]: '0000000f0000000f-000000000000000f-9' };
 /** By index of route. */
 const PATHS = ['/a', '/b', '/w', '/many', '/far', '/guarded', '/plain', '/retry'] as const;
@@ -206,7 +206,7 @@ describe('Envoy teaches', () => {
   });
 
   it('obeys the draw of a destination, be it one of a hundred', async () => {
-    const [rare] = await call(a.netns, [draws('/w', { [HEADERS.weight]: weightDraw(99), ...to(CANARY) }, 100)]);
+    const [rare] = await call(a.netns, [draws('/w', { [HEADERS.weight]: weightDraw(99).padEnd(20), ...to(CANARY) }, 100)]);
     assert.deepEqual([...new Set(rare!.map(({ server }) => server))], [CANARY]);
     for (const each of rare!) assertClean(each, [lesson('/w', each.port)]);
     const [usual] = await call(a.netns, [draws('/w', { [HEADERS.weight]: weightDraw(0), ...to(ENDPOINT) }, 20)]);
