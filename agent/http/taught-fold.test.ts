@@ -3,7 +3,9 @@ import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
 import { Cluster, Cluster_LbPolicy } from '../../proto/generated/envoy/config/cluster/v3/cluster.js';
 import { ClusterLoadAssignment } from '../../proto/generated/envoy/config/endpoint/v3/endpoint.js';
+import { Listener } from '../../proto/generated/envoy/config/listener/v3/listener.js';
 import { RouteConfiguration } from '../../proto/generated/envoy/config/route/v3/route.js';
+import { HttpConnectionManager } from '../../proto/generated/envoy/extensions/filters/network/http_connection_manager/v3/http_connection_manager.js';
 import { LeastRequest } from '../../proto/generated/envoy/extensions/load_balancing_policies/least_request/v3/least_request.js';
 import { OverrideHost } from '../../proto/generated/envoy/extensions/load_balancing_policies/override_host/v3/override_host.js';
 import { HttpProtocolOptions } from '../../proto/generated/envoy/extensions/upstreams/http/v3/http_protocol_options.js';
@@ -11,6 +13,7 @@ import type { Any } from '../../proto/generated/google/protobuf/any.js';
 import { pack, unpack } from '../../common/xds/any.js';
 import { Folder, type FoldPod, type FoldResult } from '../proxy/fold.js';
 import { CDS, EDS, LDS, RDS } from '../proxy/snapshot.js';
+import { Recording } from '../testing/recording.js';
 import { assignment, blackHoleCluster, edsCluster, httpListener, passthroughCluster, routes } from '../testing/resources.js';
 import { stockExtensions } from '../testing/stock-envoy.js';
 import { ClusterType, EndpointType, ListenerType, RouteType } from '../xds/resource-types.js';
@@ -107,5 +110,30 @@ describe('Folder: pods that the kernel learns from', () => {
     const hashed = decode(Cluster, fold(new Folder(stockExtensions()), [plain, taught], teaching('1'), state({ [`cds ${WEB}`]: pack(Cluster, { ...weighed, lb_policy: Cluster_LbPolicy.RING_HASH, lb_config: undefined }) })), CDS, `${WEB}~taught`);
     assert.equal(hashed.load_balancing_policy, undefined);
     assert.equal(canBeTaught(weighed), false, 'what opens connections for no caller in particular is not for callers');
+  });
+
+  it('has a pod\'s own chains, as istiod makes them, lead taught requests apart, behind the same filters', () => {
+    const recording = Recording.open('authz-sidecar')!;
+    const server: FoldPod = { ...plain, uid: 's', addresses: ['10.0.0.5'] };
+    const classesOf = [{ key: 'c1', state: recording.state(recording.sidecars[0]!, 1) }, { key: 'c2', state: STATE }];
+    const client = { ...taught, classKey: 'c2' };
+    const folded = (pods: readonly FoldPod[], reached = new Map<string, string>()): FoldResult => new Folder(stockExtensions()).fold(classesOf, pods, eventDriven, reached, undefined, teaching('1'));
+    const before = folded([server, { ...client, taught: undefined }]).inbound.get('s')!;
+    const name = folded([server, client]).inbound.get('s')!;
+    assert.notEqual(before, name, 'another listener, so that connections pooled towards the former are not used');
+    const result = folded([server, client], new Map([['s', name]]));
+    const managers = (listener: string): HttpConnectionManager[] => decode(Listener, result, LDS, listener).filter_chains.flatMap(({ filters }) => filters.flatMap(({ config_type }) => (config_type?.$case === 'typed_config' && unpack(HttpConnectionManager, config_type.value)) || []));
+    const tables = managers(name).map((manager) => [manager.http_filters.map((filter) => filter.name), manager.route_specifier?.$case === 'route_config' ? manager.route_specifier.value : assert.fail()] as const);
+    const own = tables.find(([, { virtual_hosts: hosts }]) => hosts[0]!.name === 'inbound|http|80') ?? assert.fail();
+    assert.ok(own[0].includes('envoy.filters.http.rbac'), own[0].join());
+    assert.deepEqual(own[1].virtual_hosts[0]!.routes.map(({ match, action, request_headers_to_remove: removed }) => [action?.$case === 'route' && action.value.cluster_specifier?.value, match?.headers.map((header) => header.name), match?.filter_state.map(({ key }) => key), removed]), [
+      ['pod/s/inbound|80||~taught', ['x-underpass-class'], ['underpass.client'], []],
+      ['pod/s/inbound|80||', [], [], ['x-underpass-class']],
+    ]);
+    for (const [, table] of tables) assert.ok(table.request_headers_to_remove.includes('x-underpass-lesson'));
+    for (const { route_specifier: specifier } of managers('pod/s/inbound')) assert.ok(specifier?.$case === 'route_config' && ['x-underpass-lesson', 'x-underpass-class'].every((header) => specifier.value.request_headers_to_remove.includes(header)));
+    const cluster = decode(Cluster, result, CDS, 'pod/s/inbound|80||~taught');
+    assert.deepEqual([cluster.connection_pool_per_downstream_connection, cluster.upstream_bind_config?.source_address?.network_namespace_filepath, cluster.upstream_bind_config?.socket_options.map(({ level, name: option, value }) => [level, option, value?.value])], [true, '/netns/u1', [MARK]]);
+    assert.deepEqual(decode(ClusterLoadAssignment, result, EDS, `${WEB}~taught`).endpoints[0]!.lb_endpoints.map(({ metadata }) => metadata?.filter_metadata['underpass']), [{ teach: 'inbound' }, undefined, undefined]);
   });
 });

@@ -9,6 +9,7 @@ import { waitFor } from '../../common/retry.js';
 import { TestControlPlane } from '../testing/control-plane.js';
 import { echoServer, requests, TestNetns } from '../testing/netns.js';
 import { Recording } from '../testing/recording.js';
+import type { Teaching } from '../http/names.js';
 import { NodeProxy, type ProxyPod } from './node-proxy.js';
 
 /** The recording's addresses: the service, its first two pods, and the one that step 5 adds. */
@@ -22,7 +23,10 @@ interface Answer {
   body: { server: string; client: string; headers: Record<string, string> };
 }
 
-describe('replay of canary through the agent into Envoy', () => {
+/** With a class for every route. */
+const teaching: Teaching = { versionOf: () => '1', headers: { weight: 'x-w', endpoint: 'x-e', other: 'x-o' }, of: () => () => '0000000100000001' };
+
+for (const taught of [false, true]) describe(`replay of canary through the agent into Envoy${taught ? ', for a pod that the kernel learns from' : ''}`, () => {
   const recording = Recording.open('canary');
   assert.ok(recording);
   const session = recording.sidecars[0];
@@ -43,10 +47,15 @@ describe('replay of canary through the agent into Envoy', () => {
     await controlPlane.start();
     pod = {
       uid: 'b2f1', name: session.metadata.NAME, namespace: session.metadata.NAMESPACE, labels: session.metadata.LABELS, annotations: {},
-      serviceAccount: session.metadata.SERVICE_ACCOUNT, ips: ['10.244.1.70'], netnsPath: netns.path, iptables: true,
+      serviceAccount: session.metadata.SERVICE_ACCOUNT, ips: ['10.244.1.70'], netnsPath: netns.path, iptables: true, ...(taught ? { taught: { netnsCookie: 5n } } : {}),
     };
-    proxy = new NodeProxy({ nodeName: 'node-1', runDir: join(folder, 'run'), discoveryAddress: controlPlane.address, envoyPath: envoyBinary(), concurrency: 1, logger: rootLogger });
+    proxy = new NodeProxy({ nodeName: 'node-1', runDir: join(folder, 'run'), discoveryAddress: controlPlane.address, envoyPath: envoyBinary(), concurrency: 1, logger: rootLogger, ...(taught ? { fastPath: { tables: { ...teaching, table: () => undefined, renew: () => undefined }, repeater: { suspend: () => undefined, repeat: () => undefined } } } : {}) });
     await proxy.start();
+    // Its endpoints are the pod's own, so that they are of this node.
+    if (taught) {
+      pod.ips.push(V1, V2, V2_NEW);
+      proxy.setEventDriven(new Set([V1, V2].map((address) => `${address}:80`)));
+    }
     proxy.setPods([pod]);
   });
 
@@ -70,6 +79,13 @@ describe('replay of canary through the agent into Envoy', () => {
     return shares;
   }
 
+  /** What a server is told of 5 requests with this draw. */
+  async function drawn(draw: Record<string, string>): Promise<string[]> {
+    const answers = await netns.script<Answer[]>(requests(Array.from({ length: 5 }, () => ({ url: `http://${SERVICE_ADDRESS}/`, headers: { host: 'canary', ...draw } }))));
+    for (const { body } of answers) assert.deepEqual(Object.keys(body.headers).filter((name) => /^x-[weo]$/.test(name)), []);
+    return [...new Set(answers.map(({ status, body }) => `${status} ${body.server} ${(body.headers['x-underpass-lesson'] ?? '').replace(/\d+$/, 'PORT')}`))];
+  }
+
   it('takes every step without a NACK on either side, and routes as that step says', async () => {
     const routed: Record<number, () => Promise<void>> = {
       0: async () => assert.deepEqual(Object.keys(await call(40)).sort(), [V1, V2]),
@@ -81,6 +97,11 @@ describe('replay of canary through the agent into Envoy', () => {
       3: async () => {
         const { [V1]: first = 0, [V2]: second = 0 } = await call(400);
         assert.ok(first > 260 && second > 60, `75/25 gave ${first}/${second}`);
+        if (!taught) return;
+        const lesson = '0000000100000001-0000000000000005-PORT';
+        assert.deepEqual(await drawn({ 'x-w': '75', 'x-e': `${V2}:80` }), [`200 ${V2} ${lesson}`]);
+        assert.deepEqual(await drawn({ 'x-w': '74', 'x-e': `${V1}:80` }), [`200 ${V1} ${lesson}`]);
+        assert.deepEqual(await drawn({ 'x-w': '75', 'x-o': `${V2}:80` }), [`200 ${V2} `]);
       },
       4: async () => {
         const { [V1]: first = 0, [V2]: second = 0 } = await call(400);
