@@ -257,6 +257,30 @@ test('an agent that is killed: requests go on, by Envoy after a second, and are 
   }
 });
 
+test('an Envoy that dies: connections are opened anew, and fast again with the next one', async () => {
+  await world.apply('mesh', routed('v2', { v1: 100 }));
+  await live(3);
+  const streams = await Promise.all(Array.from({ length: 6 }, (_, index) => Stream.start(index % 2 === 0 ? {} : { 'x-canary': 'yes' })));
+  try {
+    for (const stream of streams) await stream.fast(true);
+    const { pid } = (await world.agentStatus()).proxy.envoy;
+    process.kill(pid!, 'SIGKILL');
+    await waitFor('another Envoy', async () => {
+      const { envoy } = (await world.agentStatus()).proxy;
+      return envoy.pid !== undefined && envoy.pid !== pid && envoy.connected;
+    }, { timeoutMs: 30_000, everyMs: 50 });
+    await world.settled();
+    await live(3);
+    for (const stream of streams) await stream.fast(true);
+  } finally {
+    const results = await Promise.all(streams.map((stream) => stream.stop()));
+    results.forEach(({ versions, failed }, index) => {
+      assert.deepEqual(Object.keys(versions), [index % 2 === 0 ? 'v1' : 'v2'], 'nobody is answered for another route');
+      assert.ok(failed.every((code) => ['ECONNRESET', 'ECONNREFUSED', 'EPIPE', 'ECONNABORTED', '503'].includes(code)), failed.join());
+    });
+  }
+});
+
 test('a server that closes its connection instead of a fast answer: its client hears of it, though Envoy does not see it', async () => {
   await world.apply('mesh', routed('v2', { v1: 100 }));
   await live(3);
