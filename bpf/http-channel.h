@@ -252,13 +252,16 @@ static __always_inline void http_server_closing(struct socket_state *state, bool
 }
 
 /* From sockops, of a socket with SOCKET_HTTP. */
-static __always_inline void http_socket_state(struct socket_state *state, __u32 next)
+HTTP_GLOBAL int http_socket_state(struct socket_state *state, __u32 next)
 {
+	if (!state)
+		return 0;
 	bool accepted = state->flags & SOCKET_ACCEPTED, proxy = state->flags & SOCKET_PROXY, closed = next == BPF_TCP_CLOSE;
 	if (proxy || next == BPF_TCP_ESTABLISHED)
-		return;
+		return 0;
 	if (!accepted)
 		http_client_closing(state, closed);
 	else
 		http_server_closing(state, next == BPF_TCP_FIN_WAIT1 || next == BPF_TCP_LAST_ACK, closed);
+	return 0;
 }

@@ -1,6 +1,14 @@
 /* What C sends: each request to whoever is to have it. */
 #pragma once
 
+/* As any other message goes on. */
+HTTP_GLOBAL int http_pass_on(struct sk_msg_md *msg)
+{
+	struct bpf_sock *sk = msg->sk;
+	struct socket_state *state = sk ? bpf_sk_storage_get(&socket_states, sk, 0, 0) : 0;
+	return state ? move(msg, sk, state) : SK_PASS;
+}
+
 /* The message's first bytes, for the parser. */
 static __always_inline bool http_copy_head(struct sk_msg_md *msg, struct http_scratch *s)
 {
@@ -169,8 +177,7 @@ static __always_inline bool http_push_draw(struct sk_msg_md *msg, struct http_so
 }
 
 /* To Envoy, as the exchange that it has under way. */
-static __always_inline int http_to_envoy(struct sk_msg_md *msg, struct bpf_sock *sk, struct socket_state *state, struct http_socket *hs,
-					 struct http_channel *ch, bool drawn, enum counter why)
+static __always_inline int http_to_envoy(struct sk_msg_md *msg, struct http_socket *hs, struct http_channel *ch, bool drawn, enum counter why)
 {
 	bool open = hs->begun, taken = false;
 	count(why);
@@ -198,7 +205,7 @@ static __always_inline int http_to_envoy(struct sk_msg_md *msg, struct bpf_sock 
 	bpf_spin_unlock(&ch->lock);
 	if (taken)
 		http_load_add(load, 1);
-	return move(msg, sk, state);
+	return http_pass_on(msg);
 }
 
 /* Index of the learnt server; HTTP_LEARNT: none. */
@@ -228,14 +235,14 @@ int http_client(struct sk_msg_md *msg)
 		return SK_PASS;
 	struct http_socket *hs = bpf_sk_storage_get(&http_sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!hs || hs->lost || !find_peer(state))
-		return move(msg, sk, state);
+		return http_pass_on(msg);
 	__u64 cookie = state->cookie;
 	struct http_channel *ch = bpf_map_lookup_elem(&http_channels, &cookie);
 	if (!ch) {
 		ch = http_open(state);
 		if (!ch) {
 			hs->lost = 1;
-			return move(msg, sk, state);
+			return http_pass_on(msg);
 		}
 		count(COUNTER_HTTP_CHANNELS);
 	}
@@ -243,7 +250,7 @@ int http_client(struct sk_msg_md *msg)
 	if (!self || (state->flags & (SOCKET_BLOCKING | SOCKET_TLS)) || (!(state->flags & SOCKET_FORCED) && !nonblocking(self))) {
 		hs->lost = 1;
 		http_lose(ch, COUNTER_HTTP_LOST_BLOCKING);
-		return move(msg, sk, state);
+		return http_pass_on(msg);
 	}
 	__u32 owner = ch->state, size = msg->size;
 	if (hs->begun) {
@@ -251,7 +258,7 @@ int http_client(struct sk_msg_md *msg)
 		if (end < 0 || (__u32)end != size) {
 			hs->lost = 1;
 			http_lose(ch, end < 0 ? COUNTER_HTTP_LOST_DOUBT : COUNTER_HTTP_LOST_PIPELINED);
-			return move(msg, sk, state);
+			return http_pass_on(msg);
 		}
 		if (http_body_done(&hs->body)) {
 			hs->begun = 0;
@@ -260,7 +267,7 @@ int http_client(struct sk_msg_md *msg)
 			bpf_spin_unlock(&ch->lock);
 		}
 		if (owner != HTTP_FAST)
-			return move(msg, sk, state);
+			return http_pass_on(msg);
 		__u64 server = ch->server;
 		ch->request_bytes += size;
 		if (!server || bpf_msg_redirect_hash(msg, &sockets, &server, BPF_F_INGRESS) != SK_PASS) {
@@ -275,11 +282,11 @@ int http_client(struct sk_msg_md *msg)
 	if (owner == HTTP_FAST || owner == HTTP_ENVOY) {
 		hs->lost = 1;
 		http_lose(ch, COUNTER_HTTP_LOST_PIPELINED);
-		return move(msg, sk, state);
+		return http_pass_on(msg);
 	}
 	if (owner == HTTP_LOST) {
 		hs->lost = 1;
-		return move(msg, sk, state);
+		return http_pass_on(msg);
 	}
 	int doubt = http_copy_head(msg, &hs->scratch) ? http_read_request(&hs->scratch, &hs->request) : HTTP_INCOMPLETE;
 	int end = -1;
@@ -290,27 +297,27 @@ int http_client(struct sk_msg_md *msg)
 	if (end < 0 || (__u32)end != size) {
 		hs->lost = 1;
 		http_lose(ch, end < 0 ? COUNTER_HTTP_LOST_DOUBT : COUNTER_HTTP_LOST_PIPELINED);
-		return move(msg, sk, state);
+		return http_pass_on(msg);
 	}
 	hs->begun = !http_body_done(&hs->body);
 	bool drawn = false, busy = false, taken = false;
 	enum counter why = http_decide(state, hs, &drawn);
 	if (why != COUNTERS)
-		return http_to_envoy(msg, sk, state, hs, ch, drawn, why);
+		return http_to_envoy(msg, hs, ch, drawn, why);
 	__u32 index = http_find_learnt(ch, hs, &busy);
 	if (index >= HTTP_LEARNT)
-		return http_to_envoy(msg, sk, state, hs, ch, true, busy ? COUNTER_HTTP_BUSY : COUNTER_HTTP_NOT_LEARNT);
+		return http_to_envoy(msg, hs, ch, true, busy ? COUNTER_HTTP_BUSY : COUNTER_HTTP_NOT_LEARNT);
 	struct http_learnt *learnt = &ch->learnt[index & (HTTP_LEARNT - 1)];
 	__u64 target = learnt->cookie, netns_cookie = state->netns_cookie, now = bpf_ktime_get_ns();
 	if (!http_drained(learnt->sock, learnt->proxy_sock))
-		return http_to_envoy(msg, sk, state, hs, ch, true, COUNTER_HTTP_NOT_DRAINED);
+		return http_to_envoy(msg, hs, ch, true, COUNTER_HTTP_NOT_DRAINED);
 	/* User space suspends a pod and then looks whether anything is under way: count first, then look. */
 	http_activity_add(netns_cookie, 1);
 	struct http_pod *pod = bpf_map_lookup_elem(&http_pods, &netns_cookie);
 	if (!pod || pod->state != HTTP_POD_LIVE) {
 		http_activity_add(netns_cookie, -1);
 		hs->generation = 0;
-		return http_to_envoy(msg, sk, state, hs, ch, false, COUNTER_HTTP_POD_OFF);
+		return http_to_envoy(msg, hs, ch, false, COUNTER_HTTP_POD_OFF);
 	}
 	bpf_spin_lock(&ch->lock);
 	if (ch->state == HTTP_IDLE && learnt->cookie == target && !learnt->busy) {
@@ -333,7 +340,7 @@ int http_client(struct sk_msg_md *msg)
 	bpf_spin_unlock(&ch->lock);
 	if (!taken) {
 		http_activity_add(netns_cookie, -1);
-		return http_to_envoy(msg, sk, state, hs, ch, true, COUNTER_HTTP_BUSY);
+		return http_to_envoy(msg, hs, ch, true, COUNTER_HTTP_BUSY);
 	}
 	http_load_add(hs->load, 1);
 	if (bpf_msg_redirect_hash(msg, &sockets, &target, BPF_F_INGRESS) != SK_PASS) {
@@ -346,7 +353,7 @@ int http_client(struct sk_msg_md *msg)
 			return SK_PASS;
 		http_settle(&ended);
 		http_mark_server(ch, target, HTTP_CLOSING, 0);
-		return http_to_envoy(msg, sk, state, hs, ch, true, COUNTER_HTTP_REDIRECT_FAILED);
+		return http_to_envoy(msg, hs, ch, true, COUNTER_HTTP_REDIRECT_FAILED);
 	}
 	count(COUNTER_HTTP_REQUESTS_FAST);
 	count_moved(state, size);

@@ -90,8 +90,10 @@ static long http_try_rule(__u32 i, struct http_matching *search)
 }
 
 /* The first rule's verdict that holds; HTTP_NOWHERE: none is to be told here. */
-static __noinline __u32 http_search_list(struct http_socket *hs, const struct http_list *list)
+HTTP_GLOBAL __u32 http_search_list(struct http_socket *hs, const struct http_list *list)
 {
+	if (!hs || !list)
+		return HTTP_NOWHERE;
 	struct http_matching search = { .hs = hs, .first = list->first };
 	__u32 count = list->count;
 	if (count > HTTP_RULES_EACH)

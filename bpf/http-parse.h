@@ -436,8 +436,10 @@ static long http_read_target(__u32 i, struct http_pass *p)
 	return 0;
 }
 
-HTTP_INLINE int http_read_any_request(struct http_scratch *s, struct http_request *out, bool trusted)
+HTTP_GLOBAL int http_read_any_request(struct http_scratch *s, struct http_request *out, bool trusted)
 {
+	if (!s || !out)
+		return HTTP_INCOMPLETE;
 	struct http_pass pass = { s };
 	s->trusted = trusted;
 	__u32 doubt = http_scan(s, false);
@@ -493,20 +495,22 @@ HTTP_INLINE int http_read_any_request(struct http_scratch *s, struct http_reques
 }
 
 /* 0, or enum http_doubt: why it is Envoy's. */
-HTTP_FUNCTION int http_read_request(struct http_scratch *s, struct http_request *out)
+HTTP_INLINE int http_read_request(struct http_scratch *s, struct http_request *out)
 {
 	return http_read_any_request(s, out, false);
 }
 
 /* One that Envoy wrote: headers that a client may not send are nothing special in it. */
-HTTP_FUNCTION int http_read_envoys_request(struct http_scratch *s, struct http_request *out)
+HTTP_INLINE int http_read_envoys_request(struct http_scratch *s, struct http_request *out)
 {
 	return http_read_any_request(s, out, true);
 }
 
 /* 0, or enum http_doubt. `to_head`: it answers a HEAD request. */
-HTTP_INLINE int http_read_any_answer(struct http_scratch *s, bool to_head, struct http_answer *out, bool trusted)
+HTTP_GLOBAL int http_read_any_answer(struct http_scratch *s, bool to_head, struct http_answer *out, bool trusted)
 {
+	if (!s || !out)
+		return HTTP_INCOMPLETE;
 	s->trusted = trusted;
 	__u32 doubt = http_scan(s, true);
 	if (doubt)

@@ -11,11 +11,11 @@ int http_downstream(struct sk_msg_md *msg)
 	__u64 client = state->peer_cookie;
 	struct http_channel *ch = bpf_map_lookup_elem(&http_channels, &client);
 	if (!ch || ch->state == HTTP_LOST)
-		return move(msg, sk, state);
+		return http_pass_on(msg);
 	struct http_socket *hs = bpf_sk_storage_get(&http_sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!hs || hs->lost || ch->state != HTTP_ENVOY) {
 		http_lose(ch, COUNTER_HTTP_LOST_ENVOY_FIRST);
-		return move(msg, sk, state);
+		return http_pass_on(msg);
 	}
 	int end = -1;
 	if (hs->begun) {
@@ -28,14 +28,14 @@ int http_downstream(struct sk_msg_md *msg)
 	if (end < 0 || (__u32)end != msg->size) {
 		hs->lost = 1;
 		http_lose(ch, COUNTER_HTTP_LOST_ANSWER);
-		return move(msg, sk, state);
+		return http_pass_on(msg);
 	}
 	hs->begun = !http_body_done(&hs->body);
 	if (hs->begun || hs->answer.status < 200)
-		return move(msg, sk, state);
+		return http_pass_on(msg);
 	if (ch->open || hs->answer.close) {
 		http_lose(ch, ch->open ? COUNTER_HTTP_LOST_ENVOY_FIRST : COUNTER_HTTP_LOST_ANSWER);
-		return move(msg, sk, state);
+		return http_pass_on(msg);
 	}
 	struct http_ended ended = {};
 	__u64 now = bpf_ktime_get_ns();
@@ -46,7 +46,7 @@ int http_downstream(struct sk_msg_md *msg)
 	}
 	bpf_spin_unlock(&ch->lock);
 	http_settle(&ended);
-	return move(msg, sk, state);
+	return http_pass_on(msg);
 }
 
 #define HTTP_LESSON_LENGTH 34 /* of the fixed part: class, '-', netns cookie, '-' */
@@ -138,7 +138,7 @@ int http_upstream(struct sk_msg_md *msg)
 		return SK_PASS;
 	struct http_socket *hs = bpf_sk_storage_get(&http_sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!hs || hs->lost || !find_peer(state))
-		return move(msg, sk, state);
+		return http_pass_on(msg);
 	__u64 server = state->peer_cookie, client = hs->channel;
 	struct http_channel *ch = client ? bpf_map_lookup_elem(&http_channels, &client) : 0;
 	int end = -1;
@@ -154,13 +154,13 @@ int http_upstream(struct sk_msg_md *msg)
 		hs->lost = 1;
 		if (ch)
 			http_mark_server(ch, server, HTTP_CLOSING, 0);
-		return move(msg, sk, state);
+		return http_pass_on(msg);
 	}
 	hs->begun = !http_body_done(&hs->body);
 	if (!first) {
 		if (ch && !hs->begun)
 			http_mark_server(ch, server, 0, HTTP_ENVOY_ASKS);
-		return move(msg, sk, state);
+		return http_pass_on(msg);
 	}
 	__u32 busy = HTTP_ENVOY_AWAITS | (hs->begun ? HTTP_ENVOY_ASKS : 0);
 	if (ch)
@@ -169,7 +169,7 @@ int http_upstream(struct sk_msg_md *msg)
 	static const __u64 name[HTTP_NAME_MAX / 8] = { HTTP_WORD("x-underp", 0), HTTP_WORD("ass-less", 0), HTTP_WORD("on", 0), 0 };
 	int found = http_find_header(&hs->scratch, name, sizeof("x-underpass-lesson") - 1, &at, &length);
 	if (!found)
-		return move(msg, sk, state);
+		return http_pass_on(msg);
 	struct http_lesson lesson = {};
 	struct http_channel *taught = 0;
 	__u64 taught_client = 0;
@@ -182,12 +182,12 @@ int http_upstream(struct sk_msg_md *msg)
 		count(COUNTER_HTTP_LESSONS_REFUSED);
 		if (taught && ch)
 			http_mark_server(ch, server, HTTP_CLOSING, 0);
-		return move(msg, sk, state);
+		return http_pass_on(msg);
 	}
 	if (!client) {
 		if (bpf_map_update_elem(&http_servers, &server, &taught_client, BPF_NOEXIST)) {
 			count(COUNTER_HTTP_LESSONS_REFUSED);
-			return move(msg, sk, state);
+			return http_pass_on(msg);
 		}
 		hs->channel = taught_client;
 	}
@@ -223,5 +223,5 @@ int http_upstream(struct sk_msg_md *msg)
 	}
 	bpf_spin_unlock(&taught->lock);
 	count(learnt ? COUNTER_HTTP_LESSONS : COUNTER_HTTP_LESSONS_REFUSED);
-	return move(msg, sk, state);
+	return http_pass_on(msg);
 }

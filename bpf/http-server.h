@@ -90,21 +90,21 @@ int http_server(struct sk_msg_md *msg)
 		return SK_PASS;
 	struct http_socket *hs = bpf_sk_storage_get(&http_sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!hs)
-		return move(msg, sk, state);
+		return http_pass_on(msg);
 	__u64 cookie = state->cookie;
 	if (!hs->channel) {
 		__u64 *client = bpf_map_lookup_elem(&http_servers, &cookie);
 		if (!client)
-			return move(msg, sk, state);
+			return http_pass_on(msg);
 		hs->channel = *client;
 	}
 	__u64 client = hs->channel;
 	struct http_channel *ch = bpf_map_lookup_elem(&http_channels, &client);
 	if (!ch)
-		return move(msg, sk, state);
+		return http_pass_on(msg);
 	if (ch->state != HTTP_FAST || ch->server != cookie) {
 		http_follow_envoys(msg, state, hs, ch);
-		return move(msg, sk, state);
+		return http_pass_on(msg);
 	}
 	__u32 size = msg->size, status = hs->answer.status;
 	int end = 0;
@@ -153,7 +153,7 @@ int http_server(struct sk_msg_md *msg)
 		hs->lost = 1;
 		http_mark_server(ch, cookie, HTTP_CLOSING, 0);
 		http_lose(ch, COUNTER_HTTP_LOST_ANSWER);
-		return move(msg, sk, state);
+		return http_pass_on(msg);
 	}
 	count_moved(state, size);
 	ch->answer_bytes += size;

@@ -12,7 +12,10 @@
 #define HTTP_UNROLL _Pragma("clang loop unroll(full)")
 #define HTTP_FUNCTION static __noinline __attribute__((unused))
 #define HTTP_INLINE static __always_inline
+/* Verified once, not again for each program and place that calls it. */
+#define HTTP_GLOBAL __attribute__((noinline))
 #else
+#define HTTP_GLOBAL static __attribute__((unused))
 #define HTTP_FORGET(x)
 #define HTTP_UNROLL
 #define HTTP_FUNCTION static __attribute__((unused))

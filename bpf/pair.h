@@ -415,7 +415,8 @@ static __always_inline int on_sockops(struct bpf_sock_ops *ops, bool proxy_cgrou
 		return unanswered(ops);
 	case BPF_SOCK_OPS_STATE_CB:
 		opening_failed(ops);
-		http_state_changed(ops);
+		if (!proxy_cgroup)
+			http_state_changed(ops);
 		return ops->args[1] == BPF_TCP_CLOSE ? closed(ops) : 1;
 	}
 	return 1;
