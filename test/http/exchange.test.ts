@@ -1,0 +1,506 @@
+/**
+ * One client connection of the fast path, step by step: a client, the node's Envoy and two servers are processes that send, close
+ * and reset when the test says, so that every point of an exchange can be stopped at. Real sockets, real programs and tables; who
+ * plays Envoy writes what Envoy writes (test/http/fast-path.test.ts has the real one).
+ */
+import assert from 'node:assert/strict';
+import { after, before, beforeEach, test } from 'node:test';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { TAUGHT_MARK } from '../../agent/http/names.js';
+import { className, ENVOY, type HttpClass, type HttpTable } from '../../agent/http/table.js';
+import { KernelWorld } from '../../agent/dataplane/kernel-testing.js';
+import { HttpEndingQueue } from '../../agent/dataplane/http-endings.js';
+import { logger } from '../../common/log.js';
+import type { HttpEnd } from '../../agent/dataplane/kernel-http-control.js';
+import { Ends, type Answer } from './ends.js';
+
+const VIP = '10.96.0.9';
+let w: KernelWorld;
+let client: Ends, envoy: Ends, server: Ends;
+let table: HttpTable, tableId: number;
+const ends: HttpEnd[] = [];
+let beat: NodeJS.Timeout;
+
+/** Two classes: /a to the first server's port 80, all else to its port 81. Class 2 is Envoy's. */
+function tableOf(): HttpTable {
+  const classes: HttpClass[] = [0, 1].map((cluster) => ({ ...w.kernel.http.tables.takeName()!, splits: [{ until: 1, cluster, text: line('x-weight', '0', 32) }] }));
+  const anyPath = { kind: 'any', value: '', inverted: false } as const;
+  return {
+    ports: [{ address: undefined, port: 80, routes: 0 }],
+    routes: [{ name: '80', hosts: [{ host: 'shop', virtualHost: 0 }] }],
+    virtualHosts: [{
+      rules: [
+        { path: { kind: 'prefix', value: '/a', inverted: false }, methods: undefined, headers: [], verdict: 0 },
+        { path: { kind: 'exact', value: '/envoys', inverted: false }, methods: undefined, headers: [], verdict: ENVOY },
+        { path: anyPath, methods: undefined, headers: [{ name: 'x-version', kind: 'exact', value: 'v2', inverted: false }], verdict: 1 },
+        { path: anyPath, methods: undefined, headers: [], verdict: 1 },
+      ],
+      otherwise: ENVOY,
+    }],
+    classes,
+    clusters: [80, 81].map((port) => ({
+      name: `shop-${port}`, balance: 'least-request',
+      endpoints: [{ address: w.world.pod(1).ipv4, port, policy: port === 80 ? 0 : 'open', weight: 1, teachable: true, text: line('x-endpoint', `${w.world.pod(1).ipv4}:${port}`, 160) }],
+    })),
+    policies: [{ rules: [{ path: { kind: 'prefix', value: '/a/secret', inverted: false }, methods: undefined, headers: [], verdict: 'envoy' }], otherwise: 'allowed' }],
+    findings: [],
+    classOf: () => undefined,
+  };
+}
+
+function line(name: string, value: string, length: number): string {
+  return `${`${name}: ${value}`.padEnd(length - 2)}\r\n`;
+}
+
+const request = (path: string, more = '', body = ''): string => `GET ${path} HTTP/1.1\r\nHost: shop\r\n${more}\r\n${body}`;
+const answer = (body: string, more = ''): string => `HTTP/1.1 200 OK\r\nContent-Length: ${body.length}\r\n${more}\r\n${body}`;
+const DRAWN = 192;
+
+before(async () => {
+  w = await KernelWorld.create('http', { pods: 2 });
+  w.put({ capture: true, acceleration: 'l7' }, [w.world.pod(0)]);
+  w.put({ acceleration: 'force' }, [w.world.pod(1)]);
+  client = new Ends(w.world, w.world.pod(0));
+  envoy = new Ends(w.world, w.world.pod(0), w.world.proxyCgroup);
+  server = new Ends(w.world, w.world.pod(1));
+  await envoy.do('listen', 'listener', '127.0.0.1', 15001);
+  for (const port of [80, 81]) await server.do('listen', `listener${port}`, w.world.pod(1).ipv4, port);
+  table = tableOf();
+  tableId = w.kernel.http.tables.write('class', table);
+  const endings = new HttpEndingQueue({ netnsPathOf: (cookie) => w.world.pods.find(({ netnsCookie }) => netnsCookie === cookie)?.netns, proxyPid: () => envoy.pid, logger: logger('test.endings') });
+  w.kernel.http.control.listen((end) => {
+    ends.push(end);
+    endings.end(end);
+  });
+  startBeat();
+  // The client's program is on probation first.
+  for (let i = 0; i < 40; i++) {
+    await connection();
+    await client.do('send', 'c', 'x');
+    await envoy.do('receive', 'd', 1);
+    await closeAll();
+    if (i > 8 && w.kernel.probation().some(({ verdict }) => verdict === 'event-driven')) break;
+    await sleep(20);
+  }
+});
+after(async () => {
+  clearInterval(beat);
+  for (const each of [client, envoy, server]) await each?.close();
+  await w?.close();
+});
+beforeEach(async () => {
+  await closeAll();
+  ends.length = 0;
+  w.kernel.http.control.setPod(w.world.pod(0).netnsCookie, { table: tableId, state: 'live' });
+});
+
+function startBeat(): void {
+  const tick = (): void => w.kernel.http.control.beat(true, w.kernel.http.control.lostEnds());
+  tick();
+  beat = setInterval(tick, 200);
+}
+
+/** The same routes as new classes. */
+async function anew(): Promise<void> {
+  table = tableOf();
+  tableId = w.kernel.http.tables.write('class', table);
+  w.kernel.http.control.setPod(w.world.pod(0).netnsCookie, { table: tableId, state: 'live' });
+}
+
+async function connection(): Promise<number> {
+  const { port, error } = await client.do('connect', 'c', VIP, 80);
+  assert.equal(error, undefined);
+  await envoy.do('accept', 'd', 'listener');
+  return port!;
+}
+
+const opened = new Set<string>();
+async function closeAll(): Promise<void> {
+  await client.do('close', 'c').catch(() => undefined);
+  await envoy.do('close', 'd').catch(() => undefined);
+  for (const name of opened) {
+    await envoy.do('close', `u${name}`).catch(() => undefined);
+    await server.do('close', `s${name}`).catch(() => undefined);
+  }
+  opened.clear();
+}
+
+/** Envoy's connection to a server, and the server's end of it. */
+async function upstream(port: number, mark: number | null = TAUGHT_MARK, name = `${port}`): Promise<void> {
+  const { error } = await envoy.do('connect', `u${name}`, w.world.pod(1).ipv4, port, ...(mark === null ? [] : [mark]));
+  assert.equal(error, undefined);
+  await server.do('accept', `s${name}`, `listener${port}`);
+  opened.add(name);
+}
+
+function lesson(of: number, clientPort: number): string {
+  const { netnsCookie } = w.world.pod(0);
+  return `${className(table.classes[of]!)}-${netnsCookie.toString(16).padStart(16, '0')}-${clientPort}`;
+}
+
+const text = ({ data = '' }: Answer): string => data;
+
+/** The first exchange of a class: by Envoy, which teaches. */
+async function taught(path: string, port: number, clientPort: number, options: { mark?: number | null; lesson?: string; connect?: boolean } = {}): Promise<void> {
+  if (options.connect !== false) await upstream(port, options.mark === undefined ? TAUGHT_MARK : options.mark);
+  const sent = request(path);
+  await client.do('send', 'c', sent);
+  const atEnvoy = text(await envoy.do('receive', 'd', sent.length + DRAWN));
+  assert.match(atEnvoy, /^GET [^\r]+\r\nx-weight: 0 *\r\nx-endpoint: [\d.:]+ *\r\nHost: shop\r\n\r\n$/);
+  const passedOn = `GET ${path} HTTP/1.1\r\nhost: shop\r\nx-request-id: 1\r\nx-underpass-lesson: ${options.lesson ?? lesson(port - 80, clientPort)}\r\nx-last: 1\r\n\r\n`;
+  await envoy.do('send', `u${port}`, passedOn);
+  const atServer = text(await server.do('receive', `s${port}`, passedOn.length));
+  assert.doesNotMatch(atServer, /lesson/);
+  assert.match(atServer, /^GET [^\r]+\r\nhost: shop\r\nx-request-id: 1 +\r\nx-last: 1\r\n\r\n$/);
+  await server.do('send', `s${port}`, answer('taught'));
+  assert.equal(text(await envoy.do('receive', `u${port}`, answer('taught').length)), answer('taught'));
+  await envoy.do('send', 'd', answer('taught'));
+  assert.equal(text(await client.do('receive', 'c', answer('taught').length)), answer('taught'));
+}
+
+/** An exchange that the kernel carries: Envoy has no part in it. */
+async function fast(path: string, port: number, body = 'fast'): Promise<void> {
+  const { counters } = await w.counted(async () => {
+    await client.do('send', 'c', request(path));
+    assert.equal(text(await server.do('receive', `s${port}`, request(path).length)), request(path));
+    await server.do('send', `s${port}`, answer(body));
+    assert.equal(text(await client.do('receive', 'c', answer(body).length)), answer(body));
+  });
+  assert.deepEqual([counters['http_requests_fast'], counters['http_answers_fast']], [1, 1], JSON.stringify(counters));
+}
+
+/** A request that has to be at Envoy; answers whether the kernel told it of its draw. */
+async function byEnvoy(sent: string, back: string | null = answer('by Envoy')): Promise<boolean> {
+  await client.do('send', 'c', sent);
+  const got = text(await envoy.do('receive', 'd', sent.length));
+  const isDrawn = got.includes('\r\nx-weight: 0 ');
+  const all = isDrawn ? got + text(await envoy.do('receive', 'd', DRAWN)) : got;
+  assert.equal(isDrawn ? all.slice(0, sent.indexOf('\r\n') + 2) + all.slice(sent.indexOf('\r\n') + 2 + DRAWN) : all, sent);
+  if (back === null) return isDrawn;
+  await envoy.do('send', 'd', back);
+  assert.equal(text(await client.do('receive', 'c', back.length)), back);
+  return isDrawn;
+}
+
+/** Waits until the kernel has counted so many of these. */
+async function untilEnded(count: number): Promise<void> {
+  for (let i = 0; i < 100 && ends.length < count; i++) await sleep(10);
+  assert.equal(ends.length, count);
+}
+
+test('after Envoy has taught, requests go from the client\'s socket to the server\'s, and answers back', async () => {
+  const port = await connection();
+  const { counters } = await w.counted(() => taught('/a', 80, port));
+  assert.deepEqual([counters['http_lessons'], counters['http_requests_drawn'], counters['http_requests_fast']], [1, 1, undefined], JSON.stringify(counters));
+  for (let i = 0; i < 5; i++) await fast(`/a/${i}`, 80, `answer ${i}`);
+  const { underWay } = w.kernel.http.control.activity(w.world.pod(0).netnsCookie);
+  assert.equal(underWay, 0n);
+  await closeAll();
+});
+
+test('two classes of one connection: each to its own server, none to the other\'s', async () => {
+  const port = await connection();
+  await taught('/a', 80, port);
+  await taught('/b', 81, port);
+  for (let i = 0; i < 10; i++) {
+    await fast(`/a/${i}`, 80, `a${i}`);
+    await fast(`/b/${i}`, 81, `b${i}`);
+  }
+  await closeAll();
+});
+
+for (const [what, options] of Object.entries<{ mark?: null; lesson?: (port: number) => string }>({
+  'from a connection that Envoy did not open by a taught cluster': { mark: null },
+  'of another class than the request has': { lesson: (port) => lesson(1, port) },
+  'of a generation that is over': { lesson: (port) => lesson(0, port).replace(/^(.{8})(.{8})/, (_, index: string, generation: string) => index + (parseInt(generation, 16) + 1).toString(16).padStart(8, '0')) },
+  'for another port': { lesson: (port) => lesson(0, port === 65_535 ? port - 1 : port + 1) },
+  'for another namespace': { lesson: (port) => lesson(0, port).replace(/-.*-/, `-${w.world.pod(1).netnsCookie.toString(16).padStart(16, '0')}-`) },
+  'that is none': { lesson: () => 'zzzzzzzzzzzzzzzz-0000000000000000-1' },
+  'without a port': { lesson: (port) => lesson(0, port).replace(/-\d+$/, '-') },
+})) {
+  test(`a lesson ${what} is not learnt`, async () => {
+    const port = await connection();
+    const { counters } = await w.counted(async () => {
+      if (options.mark === null) {
+        await upstream(80, null);
+        await byEnvoy(request('/a'), null);
+        await envoy.do('send', 'u80', `GET /a HTTP/1.1\r\nhost: shop\r\nx-underpass-lesson: ${lesson(0, port)}\r\n\r\n`);
+        await envoy.do('send', 'd', answer('x'));
+        await client.do('receive', 'c', answer('x').length);
+      } else {
+        await taught('/a', 80, port, { lesson: options.lesson!(port) });
+      }
+      assert.equal(await byEnvoy(request('/a/again')), true);
+    });
+    assert.equal(counters['http_lessons'], undefined, JSON.stringify(counters));
+    assert.equal(counters['http_requests_fast'], undefined);
+    await closeAll();
+  });
+}
+
+test('a lesson counts only where a request begins: neither in a body nor where the server is not the one that was drawn', async () => {
+  const port = await connection();
+  const head = `GET /a HTTP/1.1\r\nhost: shop\r\nx-underpass-lesson: ${lesson(0, port)}\r\n\r\n`;
+  await upstream(80);
+  await upstream(81);
+  const { counters } = await w.counted(async () => {
+    await byEnvoy(request('/a'), null);
+    await envoy.do('send', 'u80', `POST /a HTTP/1.1\r\nhost: shop\r\ncontent-length: ${head.length}\r\n\r\n`);
+    await envoy.do('send', 'u80', head);
+    await envoy.do('send', 'u81', head);
+    // What can't be delimited, and then what looks like a head.
+    await upstream(80, TAUGHT_MARK, '80b');
+    await envoy.do('send', 'u80b', 'GET /a HTTP/1.1\r\nhost: sh');
+    await envoy.do('send', 'u80b', head);
+    await envoy.do('send', 'd', answer('x'));
+    await client.do('receive', 'c', answer('x').length);
+    assert.equal(await byEnvoy(request('/a/again')), true);
+  });
+  assert.equal(counters['http_lessons'], undefined, JSON.stringify(counters));
+  await closeAll();
+});
+
+test('a lesson for a client that has nothing under way is not learnt; nor one by a connection that another client has been taught', async () => {
+  const port = await connection();
+  await taught('/a', 80, port);
+  const { counters } = await w.counted(async () => {
+    await envoy.do('send', 'u80', `GET /a HTTP/1.1\r\nhost: shop\r\nx-underpass-lesson: ${lesson(0, port)}\r\n\r\n`);
+  });
+  assert.deepEqual([counters['http_lessons'], counters['http_lessons_refused']], [undefined, 1]);
+  // Envoy has a request of its own there now: not for the kernel until it is answered.
+  assert.equal(await byEnvoy(request('/a/busy'), null), true);
+  await closeAll();
+
+  const first = await connection();
+  await taught('/a', 80, first);
+  const { port: second } = await client.do('connect', 'c2', VIP, 80);
+  await envoy.do('accept', 'd2', 'listener');
+  await client.do('send', 'c2', request('/a'));
+  await envoy.do('receive', 'd2', request('/a').length + DRAWN);
+  const { counters: after } = await w.counted(() => envoy.do('send', 'u80', `GET /a HTTP/1.1\r\nhost: shop\r\nx-underpass-lesson: ${lesson(0, second!)}\r\n\r\n`));
+  assert.deepEqual([after['http_lessons'], after['http_lessons_refused']], [undefined, 1]);
+  await client.do('close', 'c2');
+  await envoy.do('close', 'd2');
+  await closeAll();
+});
+
+test('a policy of the endpoint sends what it does not plainly allow to Envoy, with the draw; what it allows stays fast', async () => {
+  const port = await connection();
+  await taught('/a', 80, port);
+  await fast('/a/public', 80);
+  assert.equal(await byEnvoy(request('/a/secret/1')), true);
+  await fast('/a/public', 80);
+  await closeAll();
+});
+
+test('a route that is Envoy\'s gets no draw, and so does a host that is not known; a header twice that a route asks for leads to Envoy', async () => {
+  const port = await connection();
+  await taught('/a', 80, port);
+  await taught('/b', 81, port);
+  assert.equal(await byEnvoy(request('/envoys')), false);
+  assert.equal(await byEnvoy('GET /a HTTP/1.1\r\nHost: other\r\n\r\n'), false);
+  assert.equal(await byEnvoy(request('/c', 'x-version: v2\r\nx-version: v1\r\n')), false);
+  await fast('/c', 81);
+  await fast('/a', 80);
+  await closeAll();
+});
+
+test('suspended: all goes to Envoy, undrawn and untaught, and nothing is counted as under way', async () => {
+  const port = await connection();
+  await taught('/a', 80, port);
+  const { netnsCookie } = w.world.pod(0);
+  w.kernel.http.control.setPod(netnsCookie, { table: tableId, state: 'suspended' });
+  assert.equal(await byEnvoy(request('/a')), false);
+  assert.equal(w.kernel.http.control.activity(netnsCookie).underWay, 0n);
+  w.kernel.http.control.setPod(netnsCookie, { table: tableId, state: 'live' });
+  await fast('/a', 80);
+  w.kernel.http.control.removePod(netnsCookie);
+  assert.equal(await byEnvoy(request('/a')), false);
+  w.kernel.http.control.setPod(netnsCookie, { table: tableId, state: 'live' });
+  await fast('/a', 80);
+  await closeAll();
+});
+
+test('bodies of requests: in one write, in several, by chunks; all of it arrives, and once', async () => {
+  const port = await connection();
+  await taught('/a', 80, port);
+  const body = 'b'.repeat(5_000);
+  for (const parts of [[request('/a', `Content-Length: ${body.length}\r\n`, body)], [request('/a', `Content-Length: ${body.length}\r\n`), body.slice(0, 2_000), body.slice(2_000)]]) {
+    parts[0] = parts[0]!.replace('GET', 'POST');
+    const sent = parts.join('');
+    for (const part of parts) await client.do('send', 'c', part);
+    assert.equal(text(await server.do('receive', 's80', sent.length)), sent);
+    await server.do('send', 's80', answer('ok'));
+    assert.equal(text(await client.do('receive', 'c', answer('ok').length)), answer('ok'));
+  }
+  // By chunks it is Envoy's, that connection goes on.
+  const chunked = `POST /a HTTP/1.1\r\nHost: shop\r\nTransfer-Encoding: chunked\r\n\r\n`;
+  await client.do('send', 'c', chunked);
+  assert.match(text(await envoy.do('receive', 'd', chunked.length + DRAWN)), /x-weight/);
+  for (const part of ['5\r\nhel', 'lo\r\n0', '\r\n\r\n']) await client.do('send', 'c', part);
+  assert.equal(text(await envoy.do('receive', 'd', 15)), '5\r\nhello\r\n0\r\n\r\n');
+  await envoy.do('send', 'd', answer('ok'));
+  await client.do('receive', 'c', answer('ok').length);
+  await fast('/a', 80);
+  await closeAll();
+});
+
+test('answers: HEAD, 204, 304, without a body, interim ones, by chunks, in several writes', async () => {
+  const port = await connection();
+  await taught('/a', 80, port);
+  const cases: [method: string, ...parts: string[]][] = [
+    ['HEAD', 'HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n'],
+    ['GET', 'HTTP/1.1 204 No Content\r\n\r\n'],
+    ['GET', 'HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n'],
+    ['GET', 'HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n'],
+    ['GET', 'HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n', answer('after hints')],
+    ['GET', 'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n'],
+    ['GET', 'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n', '5\r', '\nhel', 'lo\r\n1', '0\r\n0123456789abcdef\r\n', '0\r\n', '\r\n'],
+    ['GET', 'HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n', 'abc', 'def'],
+  ];
+  for (const [method, ...parts] of cases) {
+    const sent = request('/a').replace('GET', method);
+    const { counters } = await w.counted(async () => {
+      await client.do('send', 'c', sent);
+      assert.equal(text(await server.do('receive', 's80', sent.length)), sent);
+      for (const part of parts) await server.do('send', 's80', part);
+      assert.equal(text(await client.do('receive', 'c', parts.join('').length)), parts.join(''));
+    });
+    assert.deepEqual([counters['http_requests_fast'], counters['http_answers_fast']], [1, 1], JSON.stringify([method, parts, counters]));
+  }
+  await fast('/a', 80);
+  await closeAll();
+});
+
+test('more than one request in a write, a head in two writes, what is no HTTP: Envoy\'s, from then on for good', async () => {
+  for (const parts of [[request('/a') + request('/a')], ['GET /a HTTP/1.1\r\nHo', 'st: shop\r\n\r\n'], ['PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n'], [request('/a').replace('\r\n\r\n', '\r\n x\r\n\r\n')], [request('/a/../b')]]) {
+    const port = await connection();
+    await taught('/a', 80, port);
+    const { counters } = await w.counted(async () => {
+      for (const part of parts) await client.do('send', 'c', part);
+      assert.equal(text(await envoy.do('receive', 'd', parts.join('').length)), parts.join(''));
+      await client.do('send', 'c', request('/a'));
+      assert.equal(text(await envoy.do('receive', 'd', request('/a').length)), request('/a'));
+    });
+    assert.deepEqual([counters['http_channels_lost'], counters['http_requests_fast']], [1, undefined], JSON.stringify([parts, counters]));
+    await closeAll();
+  }
+  assert.deepEqual(ends, []);
+});
+
+test('a second request while Envoy has one under way is Envoy\'s; while the kernel has one, the connection is reset', async () => {
+  await taught('/a', 80, await connection());
+  assert.equal(await byEnvoy(request('/envoys'), null), false);
+  await client.do('send', 'c', request('/a'));
+  assert.equal(text(await envoy.do('receive', 'd', request('/a').length)), request('/a'));
+  await closeAll();
+  await taught('/a', 80, await connection());
+  await client.do('send', 'c', request('/a'));
+  await server.do('receive', 's80', request('/a').length);
+  await client.do('send', 'c', request('/a/2'));
+  await untilEnded(1);
+  assert.match(String((await client.do('receive', 'c', 1)).error), /reset/);
+  // Nobody is left to whom the late answer could go.
+  await server.do('send', 's80', answer('late'));
+  await closeAll();
+  assert.equal(w.kernel.http.control.activity(w.world.pod(0).netnsCookie).underWay, 0n);
+});
+
+test('the server ends in the middle: the client is told within a second, as it would be without a mesh', async () => {
+  for (const [how, before, isOrderly] of [['reset', '', false], ['close', '', false], ['reset', 'HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc', false], ['close', 'HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc', false], ['close', 'HTTP/1.1 200 OK\r\n\r\nuntil close', true], ['close', 'HTTP/1.1 200 OK\r\nContent-Length: 3\r\nConnection: close\r\n\r\nabc', true]] as const) {
+    await taught('/a', 80, await connection());
+    await client.do('send', 'c', request('/a'));
+    await server.do('receive', 's80', request('/a').length);
+    if (before) await server.do('send', 's80', before);
+    await server.do(how, 's80');
+    const got = await client.do('receive', 'c', 100_000, 1);
+    assert.equal(got.timeout, undefined, `${how} after ${JSON.stringify(before)}`);
+    if (isOrderly) assert.deepEqual([got.data, got.end], [before, true]);
+    else assert.ok(before.startsWith(got.data!) && /reset/.test(String(got.error)), JSON.stringify([how, before, got]));
+    assert.equal(ends.length, 1, how);
+    await closeAll();
+    ends.length = 0;
+    await sleep(0);
+    // Answers without an end put the class aside for a while: a class of its own for each turn.
+    await anew();
+  }
+});
+
+test('a server that ends between two exchanges ends nobody\'s connection: the next request is Envoy\'s', async () => {
+  for (const how of ['close', 'reset']) {
+    await taught('/a', 80, await connection());
+    await fast('/a', 80);
+    await server.do(how, 's80');
+    await sleep(20);
+    assert.equal(await byEnvoy(request('/a')), true, how);
+    assert.deepEqual(ends, []);
+    await closeAll();
+  }
+});
+
+test('the client ends in the middle: the server\'s connection is reset, and a late answer meets nobody', async () => {
+  for (const how of ['close', 'reset', 'shutdown']) {
+    await taught('/a', 80, await connection());
+    await client.do('send', 'c', request('/a'));
+    await server.do('receive', 's80', request('/a').length);
+    await client.do(how, 'c');
+    await untilEnded(1);
+    const got = await server.do('receive', 's80', 1, 1);
+    assert.equal(got.timeout, undefined, how);
+    ends.length = 0;
+    await closeAll();
+    assert.equal(w.kernel.http.control.activity(w.world.pod(0).netnsCookie).underWay, 0n);
+  }
+});
+
+test('Envoy speaks although the kernel has the exchange: the connection is reset', async () => {
+  await taught('/a', 80, await connection());
+  await client.do('send', 'c', request('/a'));
+  await server.do('receive', 's80', request('/a').length);
+  await envoy.do('send', 'd', answer('whose?'));
+  await untilEnded(1);
+  await closeAll();
+});
+
+test('an answer of 5xx, or a long one, puts its class aside; one that is too long by far ends its client\'s connection', async () => {
+  await taught('/a', 80, await connection());
+  const failed = 'HTTP/1.1 503 Unavailable\r\nContent-Length: 0\r\n\r\n';
+  await client.do('send', 'c', request('/a'));
+  await server.do('receive', 's80', request('/a').length);
+  await server.do('send', 's80', failed);
+  assert.equal(text(await client.do('receive', 'c', failed.length)), failed);
+  assert.equal(await byEnvoy(request('/a')), true);
+  await closeAll();
+  await anew();
+  await taught('/a', 80, await connection());
+  const long = answer('l'.repeat(2 << 20));
+  await client.do('send', 'c', request('/a'));
+  await server.do('receive', 's80', request('/a').length);
+  await server.do('send', 's80', long);
+  assert.equal(text(await client.do('receive', 'c', long.length)), long);
+  assert.equal(await byEnvoy(request('/a')), true);
+  await closeAll();
+  await anew();
+  await taught('/a', 80, await connection());
+  await client.do('send', 'c', request('/a'));
+  await server.do('receive', 's80', request('/a').length);
+  await server.do('send', 's80', `HTTP/1.1 200 OK\r\nContent-Length: ${8 << 20}\r\n\r\n`);
+  for (let i = 0; i < 32 && ends.length === 0; i++) await server.do('send', 's80', 'x'.repeat(1 << 18));
+  await untilEnded(1);
+  await closeAll();
+  await anew();
+});
+
+test('without a heartbeat nothing new is fast; what is under way ends well', async () => {
+  await taught('/a', 80, await connection());
+  await client.do('send', 'c', request('/a'));
+  await server.do('receive', 's80', request('/a').length);
+  clearInterval(beat);
+  await sleep(1_300);
+  await server.do('send', 's80', answer('still'));
+  assert.equal(text(await client.do('receive', 'c', answer('still').length)), answer('still'));
+  assert.equal(await byEnvoy(request('/a')), false);
+  startBeat();
+  await fast('/a', 80);
+  await closeAll();
+});
