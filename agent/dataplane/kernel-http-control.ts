@@ -5,7 +5,6 @@
 import type { Closable } from '../../common/lifecycle.js';
 import type { BpfMap, BpfObject, TcpSocketName } from '../../native/index.js';
 import { StructCodec, u32, u64 } from './kernel-codec.js';
-import { HTTP_TABLE_STRUCTS, HttpTables } from './kernel-http.js';
 
 /** `suspended`: all goes through Envoy, which teaches nothing; what is under way ends. */
 export type HttpPodState = 'off' | 'suspended' | 'live';
@@ -33,7 +32,7 @@ export interface HttpEnd {
 }
 
 /** In pinned maps. */
-export const HTTP_CONTROL_STRUCTS = ['http_control', 'http_pod', 'http_activity', 'http_event', ...HTTP_TABLE_STRUCTS];
+export const HTTP_CONTROL_STRUCTS = ['http_control', 'http_pod', 'http_activity', 'http_event'];
 
 const STATES = { off: 'HTTP_POD_OFF', suspended: 'HTTP_POD_SUSPENDED', live: 'HTTP_POD_LIVE' } as const;
 /** Of the two entries of `http_control`. */
@@ -48,8 +47,6 @@ export class KernelHttpControl implements Closable {
   readonly #endOfClient: number;
   readonly #idle: number;
   #ring: Closable | undefined;
-  /** What pods may repeat. */
-  readonly tables: HttpTables;
 
   constructor(object: BpfObject) {
     this.#object = object;
@@ -64,7 +61,6 @@ export class KernelHttpControl implements Closable {
     };
     const states = object.enumValues('http_pod_state');
     this.#states = { off: states[STATES.off]!, suspended: states[STATES.suspended]!, live: states[STATES.live]! };
-    this.tables = new HttpTables(object);
     this.#idle = object.enumValues('http_channel_state')['HTTP_IDLE']!;
     this.#endOfClient = object.enumValues('http_end')['HTTP_END_CLIENT']!;
   }

@@ -31,8 +31,16 @@ export function tableReason(routes: RouteConfiguration): string | undefined {
   return isEmpty(RouteConfiguration, rest) ? undefined : 'its routes have settings for all hosts';
 }
 
+const hosts = new WeakMap<VirtualHost, { reason: string | undefined }>();
+
 /** Why no request to a virtual host is the kernel's. */
 export function hostReason(host: VirtualHost): string | undefined {
+  let found = hosts.get(host);
+  if (!found) hosts.set(host, (found = { reason: readHost(host) }));
+  return found.reason;
+}
+
+function readHost(host: VirtualHost): string | undefined {
   if (host.matcher) return 'its routes are a tree of matchers';
   if (host.require_tls !== 0) return 'it asks for TLS';
   if (host.rate_limits.length > 0) return 'its rate is limited';

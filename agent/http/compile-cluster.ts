@@ -31,8 +31,17 @@ export interface Draw {
 
 const UNLIMITED = 0xffff_ffff;
 
+const draws = new WeakMap<Cluster, { assignment: ClusterLoadAssignment | undefined; draw: Draw | Reason }>();
+
 export function drawOf({ cluster, assignment, reason }: ClusterView): Draw | Reason {
-  const why = reason ?? clusterReason(cluster);
+  if (reason !== undefined) return { reason };
+  let found = draws.get(cluster);
+  if (!found || found.assignment !== assignment) draws.set(cluster, (found = { assignment, draw: readDraw(cluster, assignment) }));
+  return found.draw;
+}
+
+function readDraw(cluster: Cluster, assignment: ClusterLoadAssignment | undefined): Draw | Reason {
+  const why = clusterReason(cluster);
   if (why !== undefined) return { reason: why };
   const endpoints = endpointsOf(assignment ?? cluster.load_assignment, cluster.common_lb_config);
   if ('reason' in endpoints) return endpoints;

@@ -178,6 +178,8 @@ describe('policy of a destination', () => {
       [chain([http({ action: 'LOG' })]), /logged/],
       [chain([http({}, { matcher: {} })]), /tree of matchers/],
       [chain([], [], { route_config: { virtual_hosts: [{ name: 'a', domains: ['*'], routes: [{ match: { prefix: '/' }, redirect: {} }] }] } }), /routes with settings/],
+      [chain([], [], { early_header_mutation_extensions: [{ name: 'a' }] }), /settings of their own/],
+      [chain([], [], { http_filters: [{ ...router, typed_config: { ...router.typed_config, suppress_envoy_headers: true } }] }), /filters have settings/],
       [chain([], [], { tracing: { provider: { name: 'zipkin' } } }), /traced/],
     ];
     for (const [each, reason] of cases) assert.match(judged([each], get('/')), reason);

@@ -17,6 +17,7 @@ import { hasPlainRoutes, isEmpty, isNeutral } from '../proxy/neutral-chain.js';
 import { PEER_PRINCIPAL } from '../proxy/pod-listener.js';
 import type { Reason } from './compile-action.js';
 import { headerCondition, pathTextCondition } from './compile-match.js';
+import { managerReason } from './compile-ports.js';
 import { alternatives, isAlways, type Alternative, type Condition } from './conditions.js';
 import { HTTP_RULES_EACH } from './limits.js';
 import type { Judgement, RuleList } from './table.js';
@@ -77,17 +78,17 @@ function chainPolicy(chain: FilterChain, caller: Caller, called: Called): Verdic
   for (const { name, config_type } of chain.filters) {
     if (config_type?.$case !== 'typed_config') return { reason: `the filter ${name} has a say in who may call` };
     const manager = unpack(HttpConnectionManager, config_type.value);
-    const reason = manager ? managerReason(manager, take) : take(name, config_type.value);
+    const reason = manager ? httpReason(manager, take) : take(name, config_type.value);
     if (reason !== undefined) return { reason };
   }
   return listOf(denied, allowed);
 }
 
-function managerReason(manager: HttpConnectionManager, take: (name: string, config: Any) => string | undefined): string | undefined {
-  if (manager.access_log.length > 0) return 'requests to it are logged';
-  if (manager.tracing?.provider) return 'requests to it are traced';
-  for (const { name, config_type, disabled } of manager.http_filters) {
-    const reason = config_type?.$case !== 'typed_config' || disabled ? `the filter ${name} has a say in who may call` : take(name, config_type.value);
+function httpReason(manager: HttpConnectionManager, take: (name: string, config: Any) => string | undefined): string | undefined {
+  const settings = managerReason(manager);
+  if (settings !== undefined) return `where it is called ${settings}`;
+  for (const { name, config_type } of manager.http_filters) {
+    const reason = config_type?.$case !== 'typed_config' ? `the filter ${name} has a say in who may call` : take(name, config_type.value);
     if (reason !== undefined) return reason;
   }
   const specifier = manager.route_specifier;

@@ -83,21 +83,30 @@ function readChain(chain: FilterChain, manager: HttpConnectionManager): { routes
   return { routes: manager.route_specifier.value.route_config_name };
 }
 
-/** Why requests have to pass a client's HTTP connection manager. What it does to paths it does to none that the kernel reads. */
+/** Why requests have to pass a client's HTTP connection manager. */
 function reasonOf(manager: HttpConnectionManager): string | undefined {
-  if (manager.access_log.length > 0) return 'its requests are logged';
-  // Sampled and yet sent nowhere is what Istio says by default.
-  if (manager.tracing?.provider) return 'its requests are traced';
   for (const { name, config_type } of manager.http_filters) {
     if (config_type?.$case !== 'typed_config' || !isNeutral(config_type.value)) return `the filter ${name} has a say`;
     if (configType(config_type.value) === 'stats.PluginConfig' && config_type.value.value.length > 0) return 'its metrics are changed by a Telemetry resource';
   }
+  return managerReason(manager);
+}
+
+const ROUTER = 'envoy.extensions.filters.http.router.v3.Router';
+
+/** Why requests have to pass a HTTP connection manager, whatever its filters and routes are. What it does to paths it does to none that the kernel reads. */
+export function managerReason(manager: HttpConnectionManager): string | undefined {
+  if (manager.access_log.length > 0) return 'requests are logged';
+  // Sampled and yet sent nowhere is what Istio says by default.
+  if (manager.tracing?.provider) return 'requests are traced';
+  if (manager.http_filters.some(({ config_type, disabled }) => disabled || (config_type?.$case === 'typed_config' && configType(config_type.value) === ROUTER && config_type.value.value.length > 0))) return 'its filters have settings';
   const { stream_idle_timeout: idle } = manager;
-  if (idle && (idle.seconds !== 0n || idle.nanos !== 0)) return 'its requests may be silent for a limited time only';
-  if (manager.upgrade_configs.some(({ upgrade_type, filters }) => upgrade_type !== 'websocket' || filters.length > 0)) return 'its requests may be upgraded';
+  if (idle && (idle.seconds !== 0n || idle.nanos !== 0)) return 'requests may be silent for a limited time only';
+  if (manager.upgrade_configs.some(({ upgrade_type, filters }) => upgrade_type !== 'websocket' || filters.length > 0)) return 'requests may be upgraded';
   const rest: HttpConnectionManager = {
     ...manager, codec_type: 0, stat_prefix: '', route_specifier: undefined, http_filters: [], tracing: undefined, stream_idle_timeout: undefined, proxy_100_continue: false,
     upgrade_configs: [], normalize_path: undefined, merge_slashes: false, path_with_escaped_slashes_action: 0, request_id_extension: undefined, use_remote_address: undefined,
+    server_name: '', server_header_transformation: 0, forward_client_cert_details: 0, set_current_client_cert_details: undefined,
   };
-  return isEmpty(HttpConnectionManager, rest) ? undefined : 'its requests have settings of their own';
+  return isEmpty(HttpConnectionManager, rest) ? undefined : 'requests have settings of their own';
 }

@@ -7,12 +7,12 @@ import type { FilterChain } from '../../proto/generated/envoy/config/listener/v3
 import type { RouteConfiguration } from '../../proto/generated/envoy/config/route/v3/route.js';
 import type { Route, VirtualHost } from '../../proto/generated/envoy/config/route/v3/route_components.js';
 import { endpointKey } from '../proxy/pool-renewal.js';
-import { destinationsOf, hostReason, tableReason, type Reason } from './compile-action.js';
-import { drawOf, type ClusterView, type DrawnEndpoint } from './compile-cluster.js';
+import { destinationsOf, hostReason, tableReason, type Destinations, type Reason } from './compile-action.js';
+import { drawOf, type ClusterView, type Draw, type DrawnEndpoint } from './compile-cluster.js';
 import { routeCondition } from './compile-match.js';
 import { policyOf, type Caller } from './compile-policy.js';
 import { routedPorts } from './compile-ports.js';
-import { alternatives, isAlways } from './conditions.js';
+import { alternatives, isAlways, type Alternatives } from './conditions.js';
 import { HTTP_ENDPOINT_TEXT, HTTP_HOST_MAX, HTTP_RULES_EACH, HTTP_WEIGHT_TEXT } from './limits.js';
 import { endpointDraw, weightDraw, type DrawHeaders } from './names.js';
 import { className, ENVOY, type ClassIndex, type Finding, type HttpClass, type HttpCluster, type HttpEndpoint, type HttpPort, type HttpRoutes, type HttpRule, type HttpSplit, type HttpTable, type Judgement, type RuleList } from './table.js';
@@ -54,6 +54,20 @@ type Policy = HttpEndpoint['policy'];
 
 const WITH_PORT = /^(?:[^:]+|\[.*\]):\d+$/;
 
+/** Of a route, whatever else there is. */
+interface ReadRoute {
+  matched: Alternatives | undefined;
+  destinations: Destinations | Reason;
+}
+
+const readRoutes = new WeakMap<Route, ReadRoute>();
+
+function readRoute(route: Route): ReadRoute {
+  let found = readRoutes.get(route);
+  if (!found) readRoutes.set(route, (found = { matched: alternatives(routeCondition(route.match), 'over'), destinations: destinationsOf(route) }));
+  return found;
+}
+
 class Compiler {
   readonly #classes: HttpClass[] = [];
   readonly #clusters: HttpCluster[] = [];
@@ -62,7 +76,8 @@ class Compiler {
   readonly #findings: Finding[] = [];
   readonly #names = new Map<string, string>();
   /** By name: what there is to draw from, or why it is Envoy's. */
-  readonly #drawn = new Map<string, HttpCluster | Reason>();
+  readonly #draws = new Map<string, Draw | Reason>();
+  readonly #made = new Map<string, HttpCluster | Reason>();
   readonly #judged = new Map<string, Policy>();
   readonly #lists = new Map<string, number>();
 
@@ -167,9 +182,9 @@ class Compiler {
         this.#findings.push({ kind: 'route', name, reason: isFull ? `its host has more than ${HTTP_RULES_EACH} rules` : last!.verdict === ENVOY ? 'a route before it may be meant instead' : 'a route before it takes all requests' });
         return;
       }
-      const matched = alternatives(routeCondition(route.match), 'over');
+      const { matched, destinations } = readRoute(route);
       isFull = matched === undefined || rules.length + matched.terms.length > HTTP_RULES_EACH - 1;
-      const verdict = isFull ? { reason: `its host has more than ${HTTP_RULES_EACH} rules` } : matched!.inexact === undefined ? this.#class(route) : { reason: matched!.inexact };
+      const verdict = isFull ? { reason: `its host has more than ${HTTP_RULES_EACH} rules` } : matched!.inexact === undefined ? this.#class(destinations) : { reason: matched!.inexact };
       if (typeof verdict === 'number') {
         const named = className(this.#classes[verdict]!);
         this.#names.set(JSON.stringify([config.name, host.name, at]), named);
@@ -182,15 +197,21 @@ class Compiler {
     return { rules, otherwise: ENVOY };
   }
 
-  #class(route: Route): ClassIndex | Reason {
-    const destinations = destinationsOf(route);
+  #class(destinations: Destinations | Reason): ClassIndex | Reason {
     if ('reason' in destinations) return destinations;
-    const clusters = destinations.map(({ cluster }) => this.#cluster(cluster));
-    const drawn = clusters.filter((each) => 'endpoints' in each);
-    const refused = clusters.findIndex((each) => 'reason' in each);
-    if (refused >= 0) return { reason: `${destinations[refused]!.cluster}: ${(clusters[refused] as Reason).reason}` };
-    const isTaught = drawn.some(({ endpoints }) => endpoints.some(({ teachable, policy }) => teachable && policy !== 'envoy'));
+    const draws = destinations.map(({ cluster }) => this.#draw(cluster));
+    const refusal = (of: readonly (object | Reason)[]): Reason | undefined => {
+      const at = of.findIndex((each) => 'reason' in each);
+      return at < 0 ? undefined : { reason: `${destinations[at]!.cluster}: ${(of[at] as Reason).reason}` };
+    };
+    const refused = refusal(draws);
+    if (refused) return refused;
+    const isTaught = draws.some((draw) => 'endpoints' in draw && draw.endpoints.some(({ address, port }) => this.#policyOf(address, port) !== 'envoy'));
     if (!isTaught) return { reason: 'no endpoint of it is on this node, known to be event-driven, and open to its requests' };
+    // Rows are made of those alone that lead somewhere.
+    const clusters = destinations.map(({ cluster }, at) => this.#cluster(cluster, draws[at] as Draw));
+    const unnamed = refusal(clusters);
+    if (unnamed) return unnamed;
     const name = this.input.takeName();
     if (!name) return { reason: 'the kernel has no room for more classes' };
     let until = 0;
@@ -198,7 +219,7 @@ class Compiler {
       const text = headerLine(this.input.headers.weight, weightDraw(until), HTTP_WEIGHT_TEXT);
       if (text === undefined) throw new RangeError(`the header ${this.input.headers.weight} does not fit ${HTTP_WEIGHT_TEXT} bytes with its value`);
       until += weight;
-      return { until, cluster: this.#clusterIndex(drawn[at]!), text };
+      return { until, cluster: this.#clusterIndex(clusters[at] as HttpCluster), text };
     });
     this.#classes.push({ ...name, splits });
     return this.#classes.length - 1;
@@ -209,38 +230,39 @@ class Compiler {
     return index >= 0 ? index : this.#clusters.push(cluster) - 1;
   }
 
-  #cluster(name: string): HttpCluster | Reason {
-    let found = this.#drawn.get(name);
-    if (found === undefined) this.#drawn.set(name, (found = this.#makeCluster(name)));
+  #draw(name: string): Draw | Reason {
+    let found = this.#draws.get(name);
+    if (found === undefined) {
+      const view = this.input.clusters.get(name);
+      this.#draws.set(name, (found = view ? drawOf(view) : { reason: 'there is no such cluster' }));
+    }
     return found;
   }
 
-  #makeCluster(name: string): HttpCluster | Reason {
-    const view = this.input.clusters.get(name);
-    if (!view) return { reason: 'there is no such cluster' };
-    const draw = drawOf(view);
-    if ('reason' in draw) return draw;
-    const endpoints: HttpEndpoint[] = [];
-    for (const each of draw.endpoints) {
-      const endpoint = this.#endpoint(each);
-      if (!endpoint) return { reason: 'one of its endpoints has a name that is too long for a draw' };
-      endpoints.push(endpoint);
+  #cluster(name: string, { balance, endpoints }: Draw): HttpCluster | Reason {
+    let found = this.#made.get(name);
+    if (found === undefined) {
+      const rows = endpoints.map((each) => this.#endpoint(each));
+      const isWhole = (row: HttpEndpoint | undefined): row is HttpEndpoint => row !== undefined;
+      this.#made.set(name, (found = rows.every(isWhole) ? { name, balance, endpoints: rows } : { reason: 'one of its endpoints has a name that is too long for a draw' }));
     }
-    return { name, balance: draw.balance, endpoints };
+    return found;
   }
 
   #endpoint({ address, port, isTunnelled, weight }: DrawnEndpoint): HttpEndpoint | undefined {
     const { local, teachable, tunnels, headers } = this.input;
     const pod = local.get(address);
     const listener = pod ? pod.listener : isTunnelled ? tunnels : undefined;
-    const isTaught = pod !== undefined && teachable.has(endpointKey(address, port));
-    const policy = pod && isTaught ? this.#policy(pod, address, port) : 'envoy';
+    const policy = this.#policyOf(address, port);
     const text = headerLine(policy === 'envoy' ? (headers.other ?? headers.endpoint) : headers.endpoint, endpointDraw(address, port, listener), HTTP_ENDPOINT_TEXT);
-    return text === undefined ? undefined : { address, port, weight, policy, teachable: isTaught, text };
+    return text === undefined ? undefined : { address, port, weight, policy, teachable: pod !== undefined && teachable.has(endpointKey(address, port)), text };
   }
 
-  #policy(pod: LocalPod, address: string, port: number): Policy {
+  #policyOf(address: string, port: number): Policy {
+    const pod = this.input.local.get(address);
+    if (!pod) return 'envoy';
     const key = endpointKey(address, port);
+    if (!this.input.teachable.has(key)) return 'envoy';
     let found = this.#judged.get(key);
     if (found !== undefined) return found;
     const verdict = pod.reason !== undefined ? { reason: pod.reason } : pod.inbound ? policyOf(pod.inbound, this.input.caller, { address, port }) : 'open';
