@@ -120,6 +120,13 @@ describe('policy of a destination', () => {
     assert.match(judged(chains, get('/'), { ...CALLER, identity: 'spiffe://cluster.local/ns/other/sa/client' }), /allows no request/);
   });
 
+  it('a connection has no path and no headers', () => {
+    for (const permission of [method('GET'), path({ prefix: '/' }), { not_rule: method('PUT') }]) {
+      assert.match(judged([chain([], [network({ permissions: [permission] })])], get('/')), /asks a connection/);
+      assert.match(judged([chain([], [network({ action: 'DENY', permissions: [permission] })])], get('/')), /asks a connection/);
+    }
+  });
+
   it('two ALLOW policies that both look at requests', () => {
     const chains = [chain([http({ permissions: [method('GET'), method('PUT')] }), http({ permissions: [path({ prefix: '/a' }), path({ prefix: '/b' })] })])];
     assert.equal(judged(chains, get('/a', 'PUT')), 'allowed');

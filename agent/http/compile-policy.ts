@@ -60,7 +60,6 @@ function managerOf({ filters }: FilterChain): HttpConnectionManager | undefined 
 function chainPolicy(chain: FilterChain, caller: Caller, called: Called): Verdict {
   const denied: Condition[] = [];
   const allowed: Condition[] = [];
-  const judge = new Static(caller, called);
   const take = (name: string, config: Any): string | undefined => {
     const network = unpack(NetworkRbac, config);
     const rbac = network ?? unpack(HttpRbac, config);
@@ -71,6 +70,7 @@ function chainPolicy(chain: FilterChain, caller: Caller, called: Called): Verdic
     if (!rbac.rules) return undefined;
     if (rbac.rules.action === RBAC_Action.LOG) return 'its policy decides on what is logged';
     if (!isEmpty(Rules, { ...rbac.rules, action: 0, policies: {} })) return 'its policy is audited';
+    const judge = new Static(caller, called, network === undefined);
     const either = { or: Object.values(rbac.rules.policies).map((policy) => judge.policy(policy)) };
     (rbac.rules.action === RBAC_Action.DENY ? denied : allowed).push(either);
     return undefined;
@@ -117,7 +117,8 @@ function listOf(denied: readonly Condition[], allowed: readonly Condition[]): Ve
 
 /** Rules with what is known of the client and the destination in its place. */
 class Static {
-  constructor(readonly caller: Caller, readonly called: Called) {}
+  /** @param seesRequests else rules about requests are asked of a connection, which has no headers */
+  constructor(readonly caller: Caller, readonly called: Called, readonly seesRequests: boolean) {}
 
   policy({ permissions, principals, condition, checked_condition }: Policy): Condition {
     const parts: Condition[] = [{ or: permissions.map((each) => this.#permission(each)) }, { or: principals.map((each) => this.#principal(each)) }];
@@ -136,9 +137,9 @@ class Static {
       case 'not_rule':
         return { not: this.#permission(rule.value) };
       case 'header':
-        return headerCondition(rule.value);
+        return this.#ofRequest(headerCondition(rule.value));
       case 'url_path':
-        return pathTextCondition(rule.value.rule?.value);
+        return this.#ofRequest(pathTextCondition(rule.value.rule?.value));
       case 'destination_port':
         return rule.value === this.called.port;
       case 'destination_port_range':
@@ -161,9 +162,9 @@ class Static {
       case 'not_id':
         return { not: this.#principal(identifier.value) };
       case 'header':
-        return headerCondition(identifier.value);
+        return this.#ofRequest(headerCondition(identifier.value));
       case 'url_path':
-        return pathTextCondition(identifier.value.rule?.value);
+        return this.#ofRequest(pathTextCondition(identifier.value.rule?.value));
       case 'authenticated':
         return identifier.value.principal_name ? this.#identity(identifier.value.principal_name) : this.caller.identity !== undefined || { unknown: "the client's identity is not known" };
       case 'filter_state': {
@@ -180,6 +181,10 @@ class Static {
       default:
         return { unknown: 'it asks for nothing that is known here' };
     }
+  }
+
+  #ofRequest(condition: Condition): Condition {
+    return this.seesRequests ? condition : { unknown: 'it asks a connection for what requests have' };
   }
 
   #identity(matcher: StringMatcher): Condition {
