@@ -1,4 +1,5 @@
 /** Whether the kernel can draw a cluster's endpoints as Envoy does, and with which shares. */
+import { isIP } from 'node:net';
 import { Cluster, Cluster_CommonLbConfig, Cluster_DiscoveryType, Cluster_LbPolicy } from '../../proto/generated/envoy/config/cluster/v3/cluster.js';
 import { HealthStatus } from '../../proto/generated/envoy/config/core/v3/health_check.js';
 import type { ClusterLoadAssignment } from '../../proto/generated/envoy/config/endpoint/v3/endpoint.js';
@@ -119,7 +120,7 @@ function endpointsOf(assignment: ClusterLoadAssignment | undefined, common: Clus
     const sum = locality.lb_endpoints.reduce((total, each) => total + weightOf(each), 0);
     for (const item of locality.lb_endpoints.filter(isHealthy)) {
       const target = targets.get(item);
-      if (!target) return { reason: 'one of its endpoints is no address and port' };
+      if (!target || isIP(target.address) === 0) return { reason: 'one of its endpoints is no address and port' };
       const { address, port } = target;
       drawn.push({ address, port, isTunnelled: isTunnelled(item), weight: share === undefined ? weightOf(item) : (share * weightOf(item)) / sum });
     }

@@ -143,7 +143,7 @@ class Compiler {
           if (isFast(list)) this.#findings.push({ kind: 'host', name: `${name} ${domain}`, reason: 'hosts are matched by a part of their name' });
           continue;
         }
-        if (domain.length > HTTP_HOST_MAX) {
+        if (Buffer.byteLength(domain) > HTTP_HOST_MAX) {
           this.#findings.push({ kind: 'host', name: `${name} ${domain}`, reason: `it has more than ${HTTP_HOST_MAX} bytes` });
           continue;
         }
@@ -151,7 +151,7 @@ class Compiler {
         if (config.ignore_port_in_host_matching && WITH_PORT.test(domain)) continue;
         hosts.set(domain, this.#listIndex(list));
         if (!config.ignore_port_in_host_matching || domain === '*') continue;
-        for (const port of ports) if (`${domain}:${port}`.length <= HTTP_HOST_MAX) hosts.set(`${domain}:${port}`, this.#listIndex(list));
+        for (const port of ports) if (Buffer.byteLength(`${domain}:${port}`) <= HTTP_HOST_MAX) hosts.set(`${domain}:${port}`, this.#listIndex(list));
       }
     });
     return [...hosts].map(([host, virtualHost]) => ({ host, virtualHost }));
