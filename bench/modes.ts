@@ -2,7 +2,7 @@
 import { join } from 'node:path';
 import { buildDir } from '../common/paths.js';
 
-export type ModeId = 'no-mesh' | 'sidecars' | 'sidecars-short-circuited' | 'shared-iptables' | 'shared-bpf' | 'tcp-no-mesh' | 'tcp-short-circuited' | 'tcp-service' | 'tcp-policy' | NodesModeId;
+export type ModeId = 'no-mesh' | 'sidecars' | 'sidecars-short-circuited' | 'shared-iptables' | 'shared-bpf' | 'fast-path' | 'tcp-no-mesh' | 'tcp-short-circuited' | 'tcp-service' | 'tcp-policy' | NodesModeId;
 /** Client on one node, servers on another. */
 export type NodesModeId = 'nodes-http' | 'nodes-http-sidecars' | 'nodes-http-hbone' | 'nodes-tcp' | 'nodes-tcp-sidecars' | 'nodes-tcp-hbone';
 
@@ -99,6 +99,17 @@ export const MODES: readonly Mode[] = [
     description: 'one Envoy for the node, reached by BPF, both hops short-circuited; the same routes',
   },
   {
+    id: 'fast-path',
+    title: 'HTTP fast path',
+    protocol: 'http',
+    namespace: 'fast-path',
+    target: 'service',
+    sharedProxy: true,
+    allowed: true,
+    namespaceLabels: { 'underpass.io/mode': 'node', 'underpass.io/redirection': 'bpf', 'underpass.io/acceleration': 'l7' },
+    description: 'the same routes, and the servers let in the client\'s service account and paths below / alone: what Envoy has shown the way of once, the kernel moves from the client\'s socket into the server\'s (underpass.io/acceleration=l7)',
+  },
+  {
     id: 'tcp-no-mesh',
     title: 'plain TCP, no mesh',
     protocol: 'tcp',
@@ -160,6 +171,12 @@ function pod(mode: Mode, name: string, labels: Record<string, string>, container
   return { apiVersion: 'v1', kind: 'Pod', metadata: { name, namespace: mode.namespace, labels, annotations }, spec: { nodeName: NODES[mode.betweenNodes && name !== CLIENT ? 1 : 0], containers: [container] } };
 }
 
+/** Who else calls pods of this app is refused. */
+function allowing({ namespace }: Mode, app: string, more: KubernetesObject = {}): KubernetesObject {
+  const principals = [`cluster.local/ns/${namespace}/sa/default`];
+  return { apiVersion: 'security.istio.io/v1', kind: 'AuthorizationPolicy', metadata: { name: app, namespace }, spec: { selector: { matchLabels: { app } }, action: 'ALLOW', rules: [{ from: [{ source: { principals } }], ...more }] } };
+}
+
 /** One mode's namespace: a client, its servers, and the canary's routes where the mode asks a Service. */
 export function modeObjects(mode: Mode): KubernetesObject[] {
   const { namespace } = mode;
@@ -171,8 +188,7 @@ export function modeObjects(mode: Mode): KubernetesObject[] {
     const ports = [{ name: 'tcp', containerPort: TCP_PORT }];
     objects.push(pod(mode, TCP_SERVER, { app: TCP_SERVER }, { name: 'server', image: 'underpass/tcp-bench', command: [tcpBench, 'server', '--port', String(TCP_PORT)], ports }));
     if (mode.target === 'service') objects.push({ apiVersion: 'v1', kind: 'Service', metadata: { name: TCP_SERVER, namespace }, spec: { selector: { app: TCP_SERVER }, ports: [{ name: 'tcp', port: TCP_SERVICE_PORT, targetPort: TCP_PORT }] } });
-    const principals = [`cluster.local/ns/${namespace}/sa/default`];
-    if (mode.allowed) objects.push({ apiVersion: 'security.istio.io/v1', kind: 'AuthorizationPolicy', metadata: { name: TCP_SERVER, namespace }, spec: { selector: { matchLabels: { app: TCP_SERVER } }, action: 'ALLOW', rules: [{ from: [{ source: { principals } }] }] } });
+    if (mode.allowed) objects.push(allowing(mode, TCP_SERVER));
     return objects;
   }
   for (const name of SERVERS) {
@@ -180,6 +196,7 @@ export function modeObjects(mode: Mode): KubernetesObject[] {
     objects.push(pod(mode, name, { app: 'nginx', version }, { name: 'nginx', image: 'nginx', ports: [{ name: 'http', containerPort: HTTP_PORT }] }));
   }
   if (mode.target === 'pod') return objects;
+  if (mode.allowed) objects.push(allowing(mode, 'nginx', { to: [{ operation: { paths: ['/*'] } }] }));
   const route = (subset: string, weight?: number): KubernetesObject => ({ destination: { host: 'nginx', subset }, ...(weight === undefined ? {} : { weight }) });
   objects.push(
     {

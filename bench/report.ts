@@ -87,6 +87,8 @@ export const COMPARISONS: readonly Comparison[] = [
   { id: 'shared-iptables', title: 'shared proxy by iptables : sidecars', of: 'shared-iptables', to: 'sidecars', workloads: ['http'] },
   { id: 'sidecars-short-circuited', title: 'short-circuited sidecars : sidecars', of: 'sidecars-short-circuited', to: 'sidecars', workloads: ['http'], target: 1.1 },
   { id: 'mesh-cost', title: 'shared proxy by BPF : no mesh', of: 'shared-bpf', to: 'no-mesh', workloads: ['http'] },
+  { id: 'fast-path', title: 'HTTP fast path : no mesh', of: 'fast-path', to: 'no-mesh', workloads: ['http'], target: 1.3 },
+  { id: 'fast-path-sidecars', title: 'HTTP fast path : sidecars', of: 'fast-path', to: 'sidecars', workloads: ['http'], target: 7 },
   { id: 'hbone-http', title: 'HBONE : sidecars, between nodes', of: 'nodes-http-hbone', to: 'nodes-http-sidecars', workloads: ['http'], target: 1.3, p50: true },
   { id: 'hbone-tcp', title: 'HBONE : sidecars, between nodes', of: 'nodes-tcp-hbone', to: 'nodes-tcp-sidecars', workloads: ['tcp-64', 'tcp-bulk'], target: 1.3, p50: true },
   { id: 'hbone-http-cost', title: 'HBONE : no mesh, between nodes', of: 'nodes-http-hbone', to: 'nodes-http', workloads: ['http'] },

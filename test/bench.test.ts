@@ -43,7 +43,7 @@ test('underpass bench: a row for each mode, requests counted, none failed, share
   const shares = (mode: string, workload: string) => report.rows.filter((row) => row.mode === mode && row.workload === workload).map(({ bytes }) => bytes);
   for (const mode of ['no-mesh', 'sidecars']) for (const bytes of shares(mode, 'http')) assert.deepEqual(bytes, { shortCircuited: 0, tcp: 1, counted: false }, mode);
   if (report.facts['acceleration'] === 'on') {
-    for (const mode of ['shared-bpf', 'sidecars-short-circuited']) for (const bytes of shares(mode, 'http')) assert.ok(bytes.counted && bytes.shortCircuited > 0.5, `${mode}: ${JSON.stringify(bytes)}`);
+    for (const mode of ['shared-bpf', 'fast-path', 'sidecars-short-circuited']) for (const bytes of shares(mode, 'http')) assert.ok(bytes.counted && bytes.shortCircuited > 0.5, `${mode}: ${JSON.stringify(bytes)}`);
     for (const mode of ['tcp-short-circuited', 'tcp-service', 'tcp-policy']) for (const bytes of shares(mode, 'tcp-64')) assert.ok(bytes.shortCircuited > 0.5, JSON.stringify(bytes));
   }
   const sidecars = report.rows.find(({ mode }) => mode === 'sidecars');
