@@ -68,11 +68,11 @@ static __always_inline void http_report(__u32 type, bool orderly, __u64 cookie, 
 	bpf_ringbuf_submit(event, 0);
 }
 
-/* C's connection is to end, from Envoy's side of it: D is found by its addresses. */
+/* C's connection is to end, from Envoy's side of it. */
 static __always_inline void http_end_client(const struct http_channel *ch, bool orderly)
 {
 	count(orderly ? COUNTER_HTTP_CLIENTS_CLOSED : COUNTER_HTTP_CLIENTS_RESET);
-	http_report(HTTP_END_CLIENT, orderly, 0, ch->tuple.netns_cookie, &ch->tuple);
+	http_report(HTTP_END_CLIENT, orderly, ch->proxy_cookie, ch->tuple.netns_cookie, &ch->tuple);
 }
 
 static __always_inline void http_load_add(__u32 index, __s32 n)
@@ -180,6 +180,7 @@ static __always_inline struct http_channel *http_open(const struct socket_state 
 		return 0;
 	ch->sock = state->sock;
 	ch->proxy_sock = state->peer_sock;
+	ch->proxy_cookie = state->peer_cookie;
 	ch->tuple = state->tuple;
 	ch->load = HTTP_NOWHERE;
 	if (bpf_map_update_elem(&http_clients, &key, &cookie, BPF_ANY)) {

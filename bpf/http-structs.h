@@ -226,6 +226,7 @@ struct http_channel {
 	struct bpf_spin_lock lock; /* for all that follows */
 	__u32 state;               /* enum http_channel_state */
 	__u64 sock, proxy_sock;    /* the client's struct tcp_sock *, and its TCP peer's */
+	__u64 proxy_cookie;        /* of the latter */
 	__u64 used_ns;             /* when the last exchange began or ended */
 	__u64 started_ns;          /* of the exchange under way */
 	__u64 server, server_netns; /* cookies, while FAST */

@@ -14,20 +14,13 @@ enum http_role {
 	HTTP_ROLES,
 };
 
-/* Programs of their own, so that none is too large for the verifier. */
+/* Programs of their own, so that none is too large for the verifier; filled by native/src/object.cc. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
 	__uint(max_entries, HTTP_ROLES);
 	__uint(key_size, sizeof(__u32));
-	__array(values, int(void *));
-} http_programs SEC(".maps") = {
-	.values = {
-		[HTTP_ROLE_CLIENT] = (void *)&http_client,
-		[HTTP_ROLE_DOWNSTREAM] = (void *)&http_downstream,
-		[HTTP_ROLE_UPSTREAM] = (void *)&http_upstream,
-		[HTTP_ROLE_SERVER] = (void *)&http_server,
-	},
-};
+	__uint(value_size, sizeof(__u32));
+} http_programs SEC(".maps");
 
 static __always_inline __u32 http_role(const struct socket_state *state)
 {

@@ -95,7 +95,7 @@ export interface Addon {
   bindMount(source: string, target: string): void;
   unmount(path: string): void;
   mountBpffs(path: string): void;
-  openObject(options: { pinDir: string | null; rodata: Record<string, bigint>; maxEntries: Record<string, number>; programs?: string[] }): RawObject;
+  openObject(options: { pinDir: string | null; rodata: Record<string, bigint>; maxEntries: Record<string, number>; programs?: string[]; without?: string[] }): RawObject;
   linkInfo(pinPath: string): { cgroupId: bigint; programId: number; attachType: number };
 }
 

@@ -107,6 +107,8 @@ export interface BpfObjectOptions {
   maxEntries?: Record<string, number>;
   /** Only these programs are loaded, to learn which of them a kernel refuses. Default: all. */
   programs?: string[];
+  /** These are not. */
+  without?: readonly string[];
 }
 
 /** The loaded BPF object: one per agent. */
@@ -123,7 +125,7 @@ export class BpfObject implements Closable {
   static open(options: BpfObjectOptions): BpfObject {
     const rodata = Object.fromEntries(Object.entries(options.rodata ?? {}).map(([name, value]) => [name, BigInt(value)]));
     const pinDir = options.pinDir;
-    return new BpfObject(guarded((addon) => addon.openObject({ pinDir, rodata, maxEntries: options.maxEntries ?? {}, ...(options.programs ? { programs: options.programs } : {}) })), pinDir);
+    return new BpfObject(guarded((addon) => addon.openObject({ pinDir, rodata, maxEntries: options.maxEntries ?? {}, ...(options.programs ? { programs: options.programs } : {}), ...(options.without ? { without: [...options.without] } : {}) })), pinDir);
   }
 
   /** Whether the maps are those of a former process. */

@@ -13,7 +13,7 @@ import type { LookedAt, Verdicts } from './kernel-verdicts.js';
 export interface PodOfProgram {
   cgroupPath: string;
   /** What its label says; undefined: find out. */
-  splices: boolean | undefined;
+  splices?: boolean | undefined;
 }
 
 export type Newcomer = { netnsCookie: bigint; key: Buffer; /** Only its name is wanted. */ decided?: boolean } & ({ kind: 'client'; pid: number } | { kind: 'listener' });

@@ -10,12 +10,12 @@ export class KernelWorld {
   readonly #store = new ClosableStore();
   kernel!: Kernel;
 
-  private constructor(readonly world: TestWorld) {}
+  private constructor(readonly world: TestWorld, private readonly http: boolean) {}
 
-  /** Not pinned unless `pinned`; acceleration is on. */
-  static async create(area: string, options: { pods?: number; pinned?: boolean; maxEntries?: Record<string, number>; rodata?: Record<string, number> } = {}): Promise<KernelWorld> {
+  /** Not pinned unless `pinned`, and without the HTTP fast path unless `http`; acceleration is on. */
+  static async create(area: string, options: { pods?: number; pinned?: boolean; http?: boolean; maxEntries?: Record<string, number>; rodata?: Record<string, number> } = {}): Promise<KernelWorld> {
     const world = await TestWorld.create(area, options.pods ?? 2);
-    const self = new KernelWorld(world);
+    const self = new KernelWorld(world, options.http === true);
     self.#store.add(world);
     try {
       if (options.pinned) self.#store.defer(() => Kernel.cleanup({ bpffsDir: TEST_BPFFS, instance: world.name }));
@@ -30,7 +30,7 @@ export class KernelWorld {
   }
 
   async open(bpffsDir: string | null, maxEntries?: Record<string, number>, rodata?: Record<string, number>): Promise<Kernel> {
-    const kernel = await Kernel.open({ bpffsDir, instance: this.world.name, logger: logger('test.kernel'), ...(maxEntries ? { maxEntries } : {}), ...(rodata ? { rodata } : {}) });
+    const kernel = await Kernel.open({ bpffsDir, instance: this.world.name, logger: logger('test.kernel'), ...(maxEntries ? { maxEntries } : {}), ...(rodata ? { rodata } : {}), ...(this.http ? {} : { httpFastPath: false }) });
     this.#store.add(kernel);
     return kernel;
   }

@@ -11,7 +11,7 @@ import { KernelEvents } from './kernel-events.js';
 import { DirectConnections } from './kernel-direct.js';
 import { KernelFlows } from './kernel-flows.js';
 import { KernelHost } from './kernel-host.js';
-import { HTTP_TABLE_STRUCTS, HttpTables } from './kernel-http.js';
+import { HTTP_PROGRAMS, HTTP_TABLE_STRUCTS, HttpTables } from './kernel-http.js';
 import { HTTP_CONTROL_STRUCTS, KernelHttpControl } from './kernel-http-control.js';
 import { decodeAddress, encodeAddress, fnv1a, perCpu, StructCodec, u16, u32, u64 } from './kernel-codec.js';
 import { FormerHooks } from './kernel-former.js';
@@ -71,6 +71,8 @@ export interface KernelOptions {
   maxEntries?: Record<string, number>;
   /** Parameters of the programs, by their names in bpf/underpass.bpf.c. */
   rodata?: Record<string, number | bigint>;
+  /** False: without the programs of the HTTP fast path, which take the kernel as long to judge as half of the others. */
+  httpFastPath?: false;
 }
 
 /** Programs of a pod's cgroup, in the order in which they are attached: the sockets' state comes before capture. */
@@ -160,6 +162,7 @@ export class Kernel {
         pinDir: this.#pinDir,
         ...(options.rodata ? { rodata: options.rodata } : {}),
         ...(options.maxEntries ? { maxEntries: options.maxEntries } : {}),
+        ...(options.httpFastPath === false ? { without: HTTP_PROGRAMS } : {}),
       }),
     );
     this.#object = object;
@@ -451,11 +454,8 @@ export class Kernel {
     clearance.recall();
   }
 
-  #podOf(netnsCookie: bigint): { cgroupPath: string; splices: boolean | undefined } | undefined {
-    for (const { pod } of this.#pods.values()) {
-      if (pod.netnsCookie === netnsCookie) return { cgroupPath: pod.cgroupPath, splices: pod.splices };
-    }
-    return undefined;
+  #podOf(netnsCookie: bigint): KernelPodState | undefined {
+    return [...this.#pods.values()].find(({ pod }) => pod.netnsCookie === netnsCookie)?.pod;
   }
 
   #pin(name: string): string | null {

@@ -97,7 +97,7 @@ class SelfTest {
     this.#proxyCgroup = join(group, 'proxy');
     for (const path of [this.#podCgroup, this.#proxyCgroup]) mkdirSync(path, { recursive: true });
 
-    const kernel = await Kernel.open({ bpffsDir: null, instance: 'self-test', logger: this.logger, maxEntries: SMALL_MAPS });
+    const kernel = await Kernel.open({ bpffsDir: null, instance: 'self-test', logger: this.logger, maxEntries: SMALL_MAPS, httpFastPath: false });
     this.#store.add(kernel);
     kernel.setGlobalAcceleration(true);
     kernel.attachProxy(this.#proxyCgroup);

@@ -122,6 +122,32 @@ void choose_programs(Napi::Env env, bpf_object *object, const Napi::Value &wante
   }
 }
 
+// Leaves out the named ones.
+void leave_out(Napi::Env env, bpf_object *object, const Napi::Value &unwanted) {
+  if (absent(unwanted)) return;
+  if (!unwanted.IsArray()) throw Napi::TypeError::New(env, "open: without: expected an array of names");
+  Napi::Array names = unwanted.As<Napi::Array>();
+  for (uint32_t i = 0; i < names.Length(); i++) {
+    const std::string name = string_of(env, names.Get(i), "open: without");
+    bpf_program *found = bpf_object__find_program_by_name(object, name.c_str());
+    if (!found) throw Napi::TypeError::New(env, "open: without: " + name + ": not in the BPF object");
+    bpf_program__set_autoload(found, false);
+  }
+}
+
+// libbpf's own way of it fails when one of them is not loaded. In the order of enum http_role.
+void fill_http_programs(Napi::Env env, bpf_object *object) {
+  static const char *const kPrograms[] = {"http_client", "http_downstream", "http_upstream", "http_server"};
+  bpf_map *map = bpf_object__find_map_by_name(object, "http_programs");
+  if (!map) throw Napi::TypeError::New(env, "http_programs: no such map in the BPF object");
+  for (uint32_t role = 0; role < sizeof(kPrograms) / sizeof(*kPrograms); role++) {
+    bpf_program *program = bpf_object__find_program_by_name(object, kPrograms[role]);
+    if (!program) throw Napi::TypeError::New(env, std::string("program ") + kPrograms[role] + ": not in the BPF object");
+    const int fd = bpf_program__fd(program);
+    if (fd >= 0 && bpf_map_update_elem(bpf_map__fd(map), &role, &fd, BPF_ANY)) throw syscall_error(env, "setting http_programs", "bpf_map_update_elem", errno);
+  }
+}
+
 // Some kernels refuse every tracing program (as a distribution's or a cloud's hardening may): the rest does without them.
 void leave_out_tracing(bpf_object *object) {
   if (libbpf_probe_bpf_prog_type(BPF_PROG_TYPE_TRACING, nullptr) != 0) return;
@@ -234,6 +260,7 @@ void BpfObjectHandle::load(Napi::Env env, Napi::Object options) {
   set_rodata(env, object, object_of(env, options.Get("rodata"), "open: rodata"));
   set_max_entries(env, object, object_of(env, options.Get("maxEntries"), "open: maxEntries"));
   choose_programs(env, object, options.Get("programs"));
+  leave_out(env, object, options.Get("without"));
   leave_out_tracing(object);
   std::string folder;
   if (!absent(options.Get("pinDir"))) {
@@ -244,6 +271,7 @@ void BpfObjectHandle::load(Napi::Env env, Napi::Object options) {
   if (int failed = bpf_object__load(object)) {
     throw syscall_error(env, "loading the BPF object", "bpf_object__load", -failed, log.tail(kVerifierLines));
   }
+  fill_http_programs(env, object);
   if (!folder.empty() && !loaded->adopted) pin_maps(env, object, folder);
   loaded_ = std::move(loaded);
 }

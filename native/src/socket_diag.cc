@@ -172,6 +172,8 @@ class FindWorker : public PromiseWorker {
       int error = netlink.send_request(SOCK_DIAG_BY_FAMILY, 0, request_);
       if (!error) {
         error = netlink.receive([&](const nlmsghdr *message) {
+          // Where nothing has both addresses the kernel answers with what listens at the first of them.
+          if (static_cast<const inet_diag_msg *>(NLMSG_DATA(message))->id.idiag_dport != request_.id.idiag_dport) return;
           socket_ = socket_of(message);
           found_ = true;
         }, 1);

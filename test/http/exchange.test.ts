@@ -20,6 +20,7 @@ let client: Ends, envoy: Ends, server: Ends;
 let table: HttpTable, tableId: number;
 const ends: HttpEnd[] = [];
 let beat: NodeJS.Timeout;
+let endings: HttpEndingQueue;
 
 /** Two classes: /a to the first server's port 80, all else to its port 81. Class 2 is Envoy's. */
 function tableOf(): HttpTable {
@@ -57,7 +58,7 @@ const answer = (body: string, more = ''): string => `HTTP/1.1 200 OK\r\nContent-
 const DRAWN = 192;
 
 before(async () => {
-  w = await KernelWorld.create('http', { pods: 2 });
+  w = await KernelWorld.create('http', { pods: 2, http: true });
   w.put({ capture: true, acceleration: 'l7' }, [w.world.pod(0)]);
   w.put({ acceleration: 'force' }, [w.world.pod(1)]);
   client = new Ends(w.world, w.world.pod(0));
@@ -67,7 +68,7 @@ before(async () => {
   for (const port of [80, 81]) await server.do('listen', `listener${port}`, w.world.pod(1).ipv4, port);
   table = tableOf();
   tableId = w.kernel.http.tables.write('class', table);
-  const endings = new HttpEndingQueue({ netnsPathOf: (cookie) => w.world.pods.find(({ netnsCookie }) => netnsCookie === cookie)?.netns, proxyPid: () => envoy.pid, logger: logger('test.endings') });
+  endings = new HttpEndingQueue({ netnsPathOf: (cookie) => w.world.pods.find(({ netnsCookie }) => netnsCookie === cookie)?.netns, proxyPid: () => envoy.pid, logger: logger('test.endings') });
   w.kernel.http.control.listen((end) => {
     ends.push(end);
     endings.end(end);
@@ -451,6 +452,23 @@ test('the client ends in the middle: the server\'s connection is reset, and a la
     await closeAll();
     assert.equal(w.kernel.http.control.activity(w.world.pod(0).netnsCookie).underWay, 0n);
   }
+});
+
+test('a client\'s connection that is told to end when it has ended by itself: what listens for others stays', async () => {
+  await taught('/a', 80, await connection());
+  await client.do('send', 'c', request('/a'));
+  await server.do('receive', 's80', request('/a').length);
+  await server.do('reset', 's80');
+  await untilEnded(1);
+  await endings.idle();
+  await closeAll();
+  for (const { cookie, ...socket } of [ends[0]!.socket]) {
+    assert.ok(cookie, 'the kernel says which');
+    endings.end({ ...ends[0]!, socket });
+    endings.end(ends[0]!);
+  }
+  await endings.idle();
+  await connection();
 });
 
 test('Envoy speaks although the kernel has the exchange: the connection is reset', async () => {
