@@ -16,7 +16,8 @@ struct http_socket {
 	__u64 sent;    /* bytes of the message under way */
 	__u8 begun;    /* its head has been read, and it goes on */
 	__u8 lost;     /* nobody knows any more where messages begin */
-	__u8 reserved[2];
+	__u8 fast;     /* of C: what goes on was begun with a server, and is none of Envoy's */
+	__u8 reserved;
 	/* What C's request at hand is led to. */
 	__u32 vhost;
 	__u32 class, generation;
@@ -103,8 +104,8 @@ struct http_ended {
 	__u32 state, load, class, generation;
 };
 
-/* With the lock held. `state`: what the channel is from now on. */
-static __always_inline void http_take(struct http_channel *ch, struct http_ended *out, __u32 state)
+/* With the lock held. */
+static __always_inline void http_copy(const struct http_channel *ch, struct http_ended *out)
 {
 	out->state = ch->state;
 	out->server = ch->server;
@@ -116,11 +117,18 @@ static __always_inline void http_take(struct http_channel *ch, struct http_ended
 	out->generation = ch->generation;
 	out->request_bytes = ch->request_bytes;
 	out->answer_bytes = ch->answer_bytes;
+}
+
+/* With the lock held. `state`: what the channel is from now on. */
+static __always_inline void http_take(struct http_channel *ch, struct http_ended *out, __u32 state)
+{
+	http_copy(ch, out);
+	/* Its connection is to end. Envoy has not seen how the request began, nor is it to answer another in place of it. */
+	ch->unknown = state == HTTP_LOST && (ch->state == HTTP_FAST || ch->unknown == HTTP_CUT) ? HTTP_CUT : 0;
 	ch->state = state;
 	ch->load = HTTP_NOWHERE;
 	ch->generation = 0;
 	ch->server = 0;
-	ch->unknown = 0;
 	ch->open = 0;
 }
 
@@ -239,7 +247,7 @@ static __always_inline void http_server_closing(struct socket_state *state, bool
 		http_mark_server(ch, cookie, HTTP_CLOSING, 0);
 		bpf_spin_lock(&ch->lock);
 		if (ch->state == HTTP_FAST && ch->server == cookie) {
-			until_close = ch->unknown == HTTP_UNKNOWN_UNTIL_CLOSE;
+			until_close = ch->unknown == HTTP_UNKNOWN_UNTIL_CLOSE || ch->unknown == HTTP_ANSWERED;
 			http_take(ch, &ended, HTTP_LOST);
 		}
 		bpf_spin_unlock(&ch->lock);

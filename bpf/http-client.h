@@ -226,6 +226,21 @@ static __always_inline __u32 http_find_learnt(const struct http_channel *ch, con
 	return found;
 }
 
+/* A request that the kernel has under way has been sent whole: the exchange's end, if it has been answered before. */
+static __always_inline void http_asked_whole(struct http_channel *ch)
+{
+	struct http_ended ended = {};
+	bpf_spin_lock(&ch->lock);
+	if (ch->state == HTTP_FAST) {
+		ch->open = 0;
+		if (ch->unknown == HTTP_ANSWERED)
+			http_take(ch, &ended, HTTP_IDLE);
+	}
+	bpf_spin_unlock(&ch->lock);
+	if (ended.state == HTTP_FAST)
+		http_settle(&ended);
+}
+
 SEC("sk_msg")
 int http_client(struct sk_msg_md *msg)
 {
@@ -234,10 +249,12 @@ int http_client(struct sk_msg_md *msg)
 	if (!state)
 		return SK_PASS;
 	struct http_socket *hs = bpf_sk_storage_get(&http_sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
-	if (!hs || hs->lost || !find_peer(state))
-		return http_pass_on(msg);
 	__u64 cookie = state->cookie;
 	struct http_channel *ch = bpf_map_lookup_elem(&http_channels, &cookie);
+	if (ch && ch->unknown == HTTP_CUT)
+		return SK_DROP;
+	if (!hs || hs->lost || !find_peer(state))
+		return http_pass_on(msg);
 	if (!ch) {
 		ch = http_open(state);
 		if (!ch) {
@@ -258,31 +275,36 @@ int http_client(struct sk_msg_md *msg)
 		if (end < 0 || (__u32)end != size) {
 			hs->lost = 1;
 			http_lose(ch, end < 0 ? COUNTER_HTTP_LOST_DOUBT : COUNTER_HTTP_LOST_PIPELINED);
-			return http_pass_on(msg);
+			return hs->fast ? SK_DROP : http_pass_on(msg);
 		}
-		if (http_body_done(&hs->body)) {
+		bool whole = http_body_done(&hs->body);
+		if (whole)
 			hs->begun = 0;
-			bpf_spin_lock(&ch->lock);
-			ch->open = 0;
-			bpf_spin_unlock(&ch->lock);
-		}
-		if (owner != HTTP_FAST)
+		if (!hs->fast) {
+			if (whole) {
+				bpf_spin_lock(&ch->lock);
+				ch->open = 0;
+				bpf_spin_unlock(&ch->lock);
+			}
 			return http_pass_on(msg);
+		}
 		__u64 server = ch->server;
 		ch->request_bytes += size;
-		if (!server || bpf_msg_redirect_hash(msg, &sockets, &server, BPF_F_INGRESS) != SK_PASS) {
+		if (owner != HTTP_FAST || !server || bpf_msg_redirect_hash(msg, &sockets, &server, BPF_F_INGRESS) != SK_PASS) {
 			hs->lost = 1;
 			http_lose(ch, COUNTER_HTTP_REDIRECT_FAILED);
-			return SK_PASS;
+			return SK_DROP;
 		}
 		count_moved(state, size);
+		if (whole)
+			http_asked_whole(ch);
 		return SK_PASS;
 	}
 	/* A request before the answer to the one before it. */
 	if (owner == HTTP_FAST || owner == HTTP_ENVOY) {
 		hs->lost = 1;
 		http_lose(ch, COUNTER_HTTP_LOST_PIPELINED);
-		return http_pass_on(msg);
+		return ch->unknown == HTTP_CUT ? SK_DROP : http_pass_on(msg);
 	}
 	if (owner == HTTP_LOST) {
 		hs->lost = 1;
@@ -300,6 +322,7 @@ int http_client(struct sk_msg_md *msg)
 		return http_pass_on(msg);
 	}
 	hs->begun = !http_body_done(&hs->body);
+	hs->fast = 0;
 	bool drawn = false, busy = false, taken = false;
 	enum counter why = http_decide(state, hs, &drawn);
 	if (why != COUNTERS)
@@ -343,6 +366,7 @@ int http_client(struct sk_msg_md *msg)
 		return http_to_envoy(msg, hs, ch, true, COUNTER_HTTP_BUSY);
 	}
 	http_load_add(hs->load, 1);
+	hs->fast = 1;
 	if (bpf_msg_redirect_hash(msg, &sockets, &target, BPF_F_INGRESS) != SK_PASS) {
 		struct http_ended ended = {};
 		bpf_spin_lock(&ch->lock);
@@ -350,7 +374,8 @@ int http_client(struct sk_msg_md *msg)
 			http_take(ch, &ended, HTTP_IDLE);
 		bpf_spin_unlock(&ch->lock);
 		if (ended.state != HTTP_FAST)
-			return SK_PASS;
+			return SK_DROP;
+		hs->fast = 0;
 		http_settle(&ended);
 		http_mark_server(ch, target, HTTP_CLOSING, 0);
 		return http_to_envoy(msg, hs, ch, true, COUNTER_HTTP_REDIRECT_FAILED);

@@ -148,7 +148,7 @@ int http_server(struct sk_msg_md *msg)
 	/* There is no way back by TCP: what its reader leaves is held here, up to a bound. */
 	struct receiver other;
 	read_receiver(ch->sock, &other);
-	bool fits = hs->sent <= HTTP_ANSWER_CAP && other.queued <= HTTP_ANSWER_CAP;
+	bool fits = ch->unknown != HTTP_ANSWERED && hs->sent <= HTTP_ANSWER_CAP && other.queued <= HTTP_ANSWER_CAP;
 	if (!fits || written(ch->proxy_sock) != other.copied_seq || bpf_msg_redirect_hash(msg, &sockets, &client, BPF_F_INGRESS) != SK_PASS) {
 		hs->lost = 1;
 		http_mark_server(ch, cookie, HTTP_CLOSING, 0);
@@ -160,26 +160,30 @@ int http_server(struct sk_msg_md *msg)
 	if (!done)
 		return SK_PASS;
 	struct http_ended ended = {};
-	bool lost = false;
+	bool early = false;
 	__u64 now = bpf_ktime_get_ns();
 	bpf_spin_lock(&ch->lock);
 	if (ch->state == HTTP_FAST && ch->server == cookie) {
-		/* Answered before it was asked whole: nobody knows what becomes of the rest. */
-		lost = ch->open;
 		ch->used_ns = now;
-		http_take(ch, &ended, lost ? HTTP_LOST : HTTP_IDLE);
+		/* Answered before it was asked whole: what is still to come of the request goes to this server alone. */
+		early = ch->open;
+		if (early) {
+			http_copy(ch, &ended);
+			ch->unknown = HTTP_ANSWERED;
+		} else {
+			http_take(ch, &ended, HTTP_IDLE);
+		}
 	}
 	bpf_spin_unlock(&ch->lock);
 	if (ended.state != HTTP_FAST)
 		return SK_PASS;
 	count(COUNTER_HTTP_ANSWERS_FAST);
 	http_total_add(&ended, status);
-	http_settle(&ended);
+	if (!early)
+		http_settle(&ended);
 	if (status >= 500)
 		http_class_to_envoy(ended.class, ended.generation);
-	if (lost)
-		http_end_client(ch, false);
-	else if (hs->answer.close) {
+	if (hs->answer.close) {
 		http_mark_server(ch, cookie, HTTP_CLOSING, 0);
 		http_end_client(ch, true);
 	}

@@ -215,10 +215,12 @@ enum http_use {
 	HTTP_CLOSING = 4,      /* not to be used any more */
 };
 
-/* Why an answer's end can't be told. */
+/* Why an answer's end can't be told, or is not waited for. */
 enum http_unknown {
 	HTTP_UNKNOWN_UNTIL_CLOSE = 1,
 	HTTP_UNKNOWN_LOST = 2,
+	HTTP_ANSWERED = 3, /* it has come, whole, before the request was sent whole: the rest of that is still the server's */
+	HTTP_CUT = 4,      /* while LOST: the connection is about to be ended, and nothing more of what the client sends goes anywhere */
 };
 
 /* By the cookie of the client's socket. */
@@ -237,7 +239,7 @@ struct http_channel {
 	__u32 endpoint;            /* drawn */
 	__u32 load;                /* counted there; 0xffffffff: nowhere */
 	__u32 next;                /* entry of `learnt` to be given away */
-	__u32 unknown;             /* the answer's end can't be told */
+	__u32 unknown;             /* enum http_unknown; 0: the answer's end is to come */
 	struct tuple tuple;        /* as the client's end has it */
 	struct http_learnt learnt[HTTP_LEARNT];
 };

@@ -407,6 +407,35 @@ test('a second request while Envoy has one under way is Envoy\'s; while the kern
   assert.equal(w.kernel.http.control.activity(w.world.pod(0).netnsCookie).underWay, 0n);
 });
 
+test('a request that is answered before it was sent whole: the rest is that server\'s, and never a request of its own to Envoy', async () => {
+  const post = `POST /a HTTP/1.1\r\nHost: shop\r\nContent-Length: 33\r\n\r\n`;
+  const smuggled = 'GET /b HTTP/1.1\r\nHost: shop\r\n\r\n'.padEnd(33, ' ').slice(0, 33);
+  await taught('/a', 80, await connection());
+  await client.do('send', 'c', post);
+  await server.do('receive', 's80', post.length);
+  await server.do('send', 's80', answer('early'));
+  assert.equal(text(await client.do('receive', 'c', answer('early').length)), answer('early'));
+  for (const part of [smuggled.slice(0, 7), smuggled.slice(7)]) await client.do('send', 'c', part);
+  assert.equal(text(await server.do('receive', 's80', 33)), smuggled);
+  assert.equal((await envoy.do('receive', 'd', 1, 0.05)).timeout, true);
+  assert.equal(w.kernel.http.control.activity(w.world.pod(0).netnsCookie).underWay, 0n);
+  await fast('/a', 80);
+  assert.deepEqual(ends, []);
+  await closeAll();
+  // A server that is gone, and one request behind another: whatever comes after that, Envoy has not seen how it began.
+  for (const how of ['reset', 'close', 'pipelined'] as const) {
+    await taught('/a', 80, await connection());
+    await client.do('send', 'c', how === 'pipelined' ? request('/a') : post);
+    await server.do('receive', 's80', how === 'pipelined' ? request('/a').length : post.length);
+    if (how !== 'pipelined') await server.do(how, 's80');
+    for (let i = 0; i < 3; i++) await client.do('send', 'c', smuggled);
+    assert.equal((await envoy.do('receive', 'd', 1, 0.05)).data || undefined, undefined, how);
+    await untilEnded(1);
+    ends.length = 0;
+    await closeAll();
+  }
+});
+
 test('the server ends in the middle: the client is told within a second, as it would be without a mesh', async () => {
   for (const [how, before, isOrderly] of [['reset', '', false], ['close', '', false], ['reset', 'HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc', false], ['close', 'HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc', false], ['close', 'HTTP/1.1 200 OK\r\n\r\nuntil close', true], ['close', 'HTTP/1.1 200 OK\r\nContent-Length: 3\r\nConnection: close\r\n\r\nabc', true]] as const) {
     await taught('/a', 80, await connection());
