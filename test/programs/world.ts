@@ -32,7 +32,8 @@ const MAX_SAID = 2_000;
 
 const unpacked = join(projectRoot, 'build', 'programs');
 const FOLDERS = ['usr/bin', 'usr/sbin', 'bin', 'sbin', 'usr/lib/postgresql/15/bin', 'usr/lib/openssh', 'go'];
-const libraries = join(unpacked, 'usr', 'lib', 'x86_64-linux-gnu');
+/** Of what it brought. */
+export const libraries = join(unpacked, 'usr', 'lib', 'x86_64-linux-gnu');
 
 /** A program that scripts/setup-programs.sh brought, or else one of this machine. */
 export function program(name: string): string {
