@@ -54,12 +54,13 @@ const report = (rates: Record<string, number>, more: Partial<Sample> = {}) =>
   buildReport(measurements(rates, more), options, { quick: true, startedAt: new Date(0), facts: { kernel: 'Linux <6>', Envoy: '1.40.0' } });
 
 test('buildReport: a row for each mode, workload and placement; ratios against their targets on one CPU only', () => {
-  const { rows, ratios } = report({ 'tcp-no-mesh': 1000, 'tcp-short-circuited': 1700, sidecars: 1000, 'shared-bpf': 1300, 'sidecars-short-circuited': 1200, 'nodes-http-hbone': 1400, 'nodes-tcp-hbone': 1400 });
-  assert.equal(rows.length, 5 * 2 + 4 * 4 * 2 + 3 * 2 + 3 * 2 * 2);
+  const { rows, ratios } = report({ 'tcp-no-mesh': 1000, 'tcp-short-circuited': 1700, sidecars: 1000, 'shared-bpf': 1300, 'fast-path': 7500, 'no-mesh': 5000, 'sidecars-short-circuited': 1200, 'nodes-http-hbone': 1400, 'nodes-tcp-hbone': 1400 });
+  assert.equal(rows.length, 6 * 2 + 4 * 4 * 2 + 3 * 2 + 3 * 2 * 2);
   assert.deepEqual(new Set(rows.map(({ mode }) => mode)), new Set(MODES.map(({ id }) => id)));
   const onOne = (id: string) => ratios.filter((ratio) => ratio.id === id && ratio.placement === 'one-cpu');
   assert.deepEqual(onOne('tcp-short-circuited').map(({ reached, workload }) => [workload, reached]), [['tcp-64', true], ['tcp-16k', true]]);
   assert.deepEqual(onOne('shared-bpf').map(({ reached }) => reached), [false]);
+  assert.deepEqual([...onOne('fast-path'), ...onOne('fast-path-sidecars')].map(({ reached }) => reached), [true, true]);
   assert.deepEqual(onOne('sidecars-short-circuited').map(({ reached }) => reached), [true]);
   assert.ok(Math.abs((onOne('shared-bpf')[0]?.requestsPerSecond.median ?? 0) - 1.3) < 1e-9);
   assert.deepEqual(onOne('hbone-http').map(({ reached, p50 }) => [reached, p50?.median]), [[false, 1]], 'p50 is no shorter');

@@ -19,12 +19,15 @@ struct http_socket {
 	__u8 fast;     /* of C: what goes on was begun with a server, and is none of Envoy's */
 	__u8 reserved;
 	/* What C's request at hand is led to. */
-	__u32 vhost;
+	__u32 table; /* whose routes these are; 0: not looked up yet */
+	__u32 routes, vhost;
 	__u32 class, generation;
+	__u32 split; /* of the class */
 	__u32 endpoint;
 	__u32 load;
 	struct http_host_key host, any; /* of `any` only the first byte of the name is ever set */
 	struct http_port_key port;
+	__u64 known_host[HTTP_HOST_MAX / 8]; /* whose vhost that is */
 	__u8 text[HTTP_DRAW_TEXT]; /* what Envoy is told of the draw */
 };
 
@@ -43,7 +46,7 @@ static __always_inline bool http_on(void)
 	__u32 agents = 0, own = 1;
 	struct http_control *control = bpf_map_lookup_elem(&http_control, &agents), *ours = bpf_map_lookup_elem(&http_control, &own);
 	return control && ours && control->on && control->lost_events == ours->lost_events && acceleration_on() &&
-	       bpf_ktime_get_ns() - control->heartbeat_ns < HTTP_HEARTBEAT_NS;
+	       (__s64)(bpf_ktime_get_coarse_ns() - control->heartbeat_ns) < (__s64)HTTP_HEARTBEAT_NS;
 }
 
 static __always_inline void http_report(__u32 type, bool orderly, __u64 cookie, __u64 netns_cookie, const struct tuple *of_peer)
@@ -137,6 +140,12 @@ static __always_inline void http_settle(const struct http_ended *ended)
 	if (ended->state == HTTP_FAST)
 		http_activity_add(ended->netns_cookie, -1);
 	http_load_add(ended->load, -1);
+}
+
+/* The first of two places for what is learnt of an endpoint: one look, not sixteen. */
+static __always_inline __u32 http_place(__u32 class, __u32 endpoint)
+{
+	return (class * 2 + endpoint) & (HTTP_LEARNT - 1);
 }
 
 /* From here on all that C sends is Envoy's; what the kernel had under way can't be ended well. */

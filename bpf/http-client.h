@@ -100,11 +100,17 @@ static __always_inline bool http_drained(__u64 sock, __u64 its_peer)
 	return !other.ulp && written(its_peer) == other.copied_seq;
 }
 
-/* Copies the two lines that tell Envoy of the draw. */
-static __always_inline void http_draw_text(struct http_socket *hs, const struct http_split *split, const struct http_endpoint *endpoint)
+/* The two lines that tell Envoy of the draw. */
+static __always_inline bool http_draw_text(struct http_socket *hs)
 {
-	__builtin_memcpy(hs->text, split->text, HTTP_WEIGHT_TEXT);
+	__u32 index = hs->class, at = hs->endpoint, split = hs->split;
+	const struct http_class *class = bpf_map_lookup_elem(&http_classes, &index);
+	const struct http_endpoint *endpoint = bpf_map_lookup_elem(&http_endpoints, &at);
+	if (!class || !endpoint || class->generation != hs->generation || split >= HTTP_SPLITS)
+		return false;
+	__builtin_memcpy(hs->text, class->splits[split].text, HTTP_WEIGHT_TEXT);
 	__builtin_memcpy(hs->text + HTTP_WEIGHT_TEXT, endpoint->text, HTTP_ENDPOINT_TEXT);
+	return true;
 }
 
 /*
@@ -136,13 +142,12 @@ static __always_inline enum counter http_decide(struct socket_state *state, stru
 		return COUNTER_HTTP_CLASS_ENVOY;
 	hs->class = index;
 	hs->generation = class->generation;
-	const struct http_split *split = http_draw_split(class);
+	const struct http_split *split = http_draw_split(class, &hs->split);
 	__u32 cluster_index = split ? split->cluster : HTTP_NOWHERE;
 	struct http_cluster *cluster = split ? bpf_map_lookup_elem(&http_clusters, &cluster_index) : 0;
 	struct http_endpoint *endpoint = cluster ? http_draw_endpoint(cluster, &hs->endpoint) : 0;
 	if (!endpoint)
 		return COUNTER_HTTP_NO_ENDPOINT;
-	http_draw_text(hs, split, endpoint);
 	hs->load = endpoint->load;
 	*drawn = true;
 	if (!http_allowed(hs, endpoint))
@@ -164,7 +169,7 @@ static __always_inline enum counter http_decide(struct socket_state *state, stru
 static __always_inline bool http_push_draw(struct sk_msg_md *msg, struct http_socket *hs)
 {
 	__u32 at = hs->scratch.line_at[1];
-	if (bpf_msg_push_data(msg, at, HTTP_DRAW_TEXT, 0) || bpf_msg_pull_data(msg, at, at + HTTP_DRAW_TEXT, 0))
+	if (!http_draw_text(hs) || bpf_msg_push_data(msg, at, HTTP_DRAW_TEXT, 0) || bpf_msg_pull_data(msg, at, at + HTTP_DRAW_TEXT, 0))
 		return false;
 	__u64 *to = msg->data, *end = msg->data_end;
 	const __u64 *from = (const void *)hs->text;
@@ -211,19 +216,18 @@ static __always_inline int http_to_envoy(struct sk_msg_md *msg, struct http_sock
 /* Index of the learnt server; HTTP_LEARNT: none. */
 static __always_inline __u32 http_find_learnt(const struct http_channel *ch, const struct http_socket *hs, bool *busy)
 {
-	__u32 found = HTTP_LEARNT;
+	__u32 place = http_place(hs->class, hs->endpoint);
 #pragma unroll
-	for (int i = 0; i < HTTP_LEARNT; i++) {
-		const struct http_learnt *each = &ch->learnt[i];
+	for (int i = 0; i < 2; i++, place ^= 1) {
+		const struct http_learnt *each = &ch->learnt[place & (HTTP_LEARNT - 1)];
 		if (!each->cookie || each->class != hs->class || each->generation != hs->generation || each->endpoint != hs->endpoint ||
 		    each->busy & HTTP_CLOSING)
 			continue;
-		if (each->busy)
-			*busy = true;
-		else
-			found = i;
+		if (!each->busy)
+			return place;
+		*busy = true;
 	}
-	return found;
+	return HTTP_LEARNT;
 }
 
 /* A request that the kernel has under way has been sent whole: the exchange's end, if it has been answered before. */

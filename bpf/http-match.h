@@ -102,10 +102,27 @@ HTTP_GLOBAL __u32 http_search_list(struct http_socket *hs, const struct http_lis
 	return search.doubt ? HTTP_NOWHERE : search.found ? search.verdict : list->otherwise;
 }
 
-/* The virtual host of a request. COUNTERS: found, as hs->vhost. */
+static __always_inline bool http_host_is_known(const struct http_socket *hs)
+{
+	const __u64 *host = (const void *)hs->host.host;
+	__u64 differs = 0;
+#pragma unroll
+	for (int i = 0; i < HTTP_HOST_MAX / 8; i++)
+		differs |= host[i] ^ hs->known_host[i];
+	return !differs;
+}
+
+/* The virtual host of a request, which for one socket is mostly the one before. COUNTERS: found, as hs->vhost. */
 static __always_inline enum counter http_find_host(struct socket_state *state, struct http_socket *hs, const struct http_pod *pod)
 {
-	hs->port.table = pod->table;
+	if (hs->request.host_length > HTTP_HOST_MAX)
+		return COUNTER_HTTP_NO_HOST;
+	http_copy_host(&hs->scratch, &hs->request, (void *)hs->host.host);
+	__u32 table = pod->table;
+	if (table && hs->table == table && http_host_is_known(hs))
+		return COUNTERS;
+	hs->table = 0;
+	hs->port.table = table;
 	hs->port.port = bpf_ntohs(state->original.port);
 	hs->port.reserved = 0;
 	hs->port.address = state->original.address;
@@ -117,9 +134,6 @@ static __always_inline enum counter http_find_host(struct socket_state *state, s
 	if (!port)
 		return COUNTER_HTTP_NO_ROUTES;
 	hs->host.routes = port->routes;
-	if (hs->request.host_length > HTTP_HOST_MAX)
-		return COUNTER_HTTP_NO_HOST;
-	http_copy_host(&hs->scratch, &hs->request, (void *)hs->host.host);
 	__u32 *vhost = bpf_map_lookup_elem(&http_hosts, &hs->host);
 	if (!vhost) {
 		hs->any.routes = port->routes;
@@ -129,6 +143,8 @@ static __always_inline enum counter http_find_host(struct socket_state *state, s
 	if (!vhost)
 		return COUNTER_HTTP_NO_HOST;
 	hs->vhost = *vhost;
+	__builtin_memcpy(hs->known_host, hs->host.host, HTTP_HOST_MAX);
+	hs->table = table;
 	return COUNTERS;
 }
 
@@ -164,13 +180,14 @@ static __always_inline struct http_endpoint *http_draw_endpoint(const struct htt
 	return other;
 }
 
-static __always_inline const struct http_split *http_draw_split(const struct http_class *class)
+static __always_inline const struct http_split *http_draw_split(const struct http_class *class, __u32 *index)
 {
 	__u32 drawn = (__u32)(((__u64)bpf_get_prandom_u32() * class->total) >> 32);
 #pragma unroll
 	for (__u32 i = 0; i < HTTP_SPLITS; i++) {
 		if (i >= class->splits_used)
 			break;
+		*index = i;
 		if (drawn < class->splits[i].until)
 			return &class->splits[i];
 	}

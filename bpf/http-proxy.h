@@ -197,19 +197,18 @@ int http_upstream(struct sk_msg_md *msg)
 	bool learnt = false;
 	bpf_spin_lock(&taught->lock);
 	if (taught->state == HTTP_ENVOY && taught->generation == lesson.generation && taught->class == lesson.class) {
-		__u32 slot = taught->next & (HTTP_LEARNT - 1), closing = 0, known = 0;
+		__u32 slot = http_place(lesson.class, taught->endpoint), closing = 0;
+		const struct http_learnt *held = &taught->learnt[slot & (HTTP_LEARNT - 1)], *other = &taught->learnt[(slot ^ 1) & (HTTP_LEARNT - 1)];
+		bool is_held = held->cookie && !(held->class == lesson.class && held->endpoint == taught->endpoint);
+		bool is_others = other->class == lesson.class && other->generation == lesson.generation && other->endpoint == taught->endpoint;
+		/* What is there is kept if the other place is free, or this one's already; else the two take turns. */
+		if (is_held && (!other->cookie || is_others || (taught->next++ & 1)))
+			slot ^= 1;
+		slot &= HTTP_LEARNT - 1;
 #pragma unroll
-		for (int i = 0; i < HTTP_LEARNT; i++) {
+		for (int i = 0; i < HTTP_LEARNT; i++)
 			if (taught->learnt[i].cookie == server)
 				closing |= taught->learnt[i].busy & HTTP_CLOSING;
-			if (taught->learnt[i].class == lesson.class && taught->learnt[i].generation == lesson.generation &&
-			    taught->learnt[i].endpoint == taught->endpoint) {
-				slot = i;
-				known = 1;
-			}
-		}
-		if (!known)
-			taught->next++;
 		taught->learnt[slot].cookie = server;
 		taught->learnt[slot].sock = peer;
 		taught->learnt[slot].proxy_sock = own;

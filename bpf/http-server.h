@@ -6,7 +6,7 @@ static const __u32 http_bounds_ms[HTTP_BUCKETS - 1] = { 1, 5, 10, 25, 50, 100, 2
 
 const volatile struct http_total no_http_total;
 
-static __always_inline void http_total_add(const struct http_ended *ended, __u32 status)
+static __always_inline void http_total_add(const struct http_ended *ended, __u32 status, __u64 now)
 {
 	struct http_total_key key = {
 		.client = ended->netns_cookie, .server = ended->server_netns,
@@ -21,7 +21,7 @@ static __always_inline void http_total_add(const struct http_ended *ended, __u32
 		count(COUNTER_HTTP_TOTALS_FULL);
 		return;
 	}
-	__u64 us = (bpf_ktime_get_ns() - ended->started_ns) / 1000;
+	__u64 us = (now - ended->started_ns) / 1000;
 	__u32 bucket = 0;
 	if (us > 1000) {
 		__u32 ms = us / 1000 + !!(us % 1000);
@@ -178,7 +178,7 @@ int http_server(struct sk_msg_md *msg)
 	if (ended.state != HTTP_FAST)
 		return SK_PASS;
 	count(COUNTER_HTTP_ANSWERS_FAST);
-	http_total_add(&ended, status);
+	http_total_add(&ended, status, now);
 	if (!early)
 		http_settle(&ended);
 	if (status >= 500)

@@ -238,7 +238,7 @@ struct http_channel {
 	__u32 class, generation;   /* of it; generation 0: not known, nothing is to be learnt */
 	__u32 endpoint;            /* drawn */
 	__u32 load;                /* counted there; 0xffffffff: nowhere */
-	__u32 next;                /* entry of `learnt` to be given away */
+	__u32 next;                /* which of two places is given away */
 	__u32 unknown;             /* enum http_unknown; 0: the answer's end is to come */
 	struct tuple tuple;        /* as the client's end has it */
 	struct http_learnt learnt[HTTP_LEARNT];
