@@ -27,6 +27,55 @@ static __always_inline bool http_copy_head(struct sk_msg_md *msg, struct http_sc
 	return !bpf_probe_read_kernel(s->words, n, msg->data);
 }
 
+/* Set before loading: 0, and every head is read, also one that is the same as the one before. */
+const volatile __u32 http_compares_heads = 1;
+
+enum http_reader { HTTP_READS_REQUEST = 1, HTTP_READS_ENVOYS_REQUEST, HTTP_READS_ANSWER, HTTP_READS_ENVOYS_ANSWER, HTTP_READS_TO_HEAD = 8 };
+
+/*
+ * Whether the message begins with the very head that this socket's scratch holds, read in the same way: then all that is known
+ * of that one holds for this one. Most of what a connection asks, and is answered, differs little or not at all.
+ */
+static __always_inline bool http_is_same_head(struct sk_msg_md *msg, const struct http_socket *hs, __u32 reader)
+{
+	const struct http_scratch *s = &hs->scratch;
+	__u32 end = s->end;
+	if (!http_compares_heads || hs->reader != reader || end < 16 || end > HTTP_SAME_HEAD_MAX || msg->size < end || bpf_msg_pull_data(msg, 0, end, 0))
+		return false;
+	const __u8 *data = msg->data, *data_end = msg->data_end;
+	for (__u32 i = 0; i < HTTP_SAME_HEAD_MAX / 8; i++) {
+		if (8 * i + 8 > end)
+			break;
+		if (data + 8 * i + 8 > data_end || *(const __u64 *)(data + 8 * i) != s->words[i])
+			return false;
+	}
+	/* The last eight bytes, of which some have been compared already. */
+	__u32 at = end - 8;
+	HTTP_FORGET(at);
+	if (at > HTTP_SAME_HEAD_MAX)
+		return false;
+	const __u8 *tail = data + at;
+	return tail + 8 <= data_end && *(const __u64 *)tail == http_at(s, at);
+}
+
+/* Reads the head that the message begins with, into hs->request or hs->answer. 0, or enum http_doubt. */
+static __always_inline int http_read_head(struct sk_msg_md *msg, struct http_socket *hs, enum http_reader kind, bool to_head)
+{
+	__u32 reader = kind | (to_head ? HTTP_READS_TO_HEAD : 0);
+	if (http_is_same_head(msg, hs, reader))
+		return 0;
+	hs->reader = 0;
+	if (!http_copy_head(msg, &hs->scratch))
+		return HTTP_INCOMPLETE;
+	int doubt = kind == HTTP_READS_REQUEST ? http_read_request(&hs->scratch, &hs->request)
+		    : kind == HTTP_READS_ENVOYS_REQUEST ? http_read_envoys_request(&hs->scratch, &hs->request)
+		    : kind == HTTP_READS_ANSWER ? http_read_answer(&hs->scratch, to_head, &hs->answer)
+						: http_read_envoys_answer(&hs->scratch, to_head, &hs->answer);
+	if (!doubt)
+		hs->reader = reader;
+	return doubt;
+}
+
 struct http_following {
 	struct sk_msg_md *msg;
 	struct http_body *body;
@@ -314,7 +363,7 @@ int http_client(struct sk_msg_md *msg)
 		hs->lost = 1;
 		return http_pass_on(msg);
 	}
-	int doubt = http_copy_head(msg, &hs->scratch) ? http_read_request(&hs->scratch, &hs->request) : HTTP_INCOMPLETE;
+	int doubt = http_read_head(msg, hs, HTTP_READS_REQUEST, false);
 	int end = -1;
 	if (!doubt) {
 		http_body_begin(&hs->body, hs->request.framing, hs->request.body_length);

@@ -20,7 +20,7 @@ int http_downstream(struct sk_msg_md *msg)
 	int end = -1;
 	if (hs->begun) {
 		end = http_follow(msg, &hs->body, 0);
-	} else if (http_copy_head(msg, &hs->scratch) && !http_read_envoys_answer(&hs->scratch, ch->to_head, &hs->answer) &&
+	} else if (!http_read_head(msg, hs, HTTP_READS_ENVOYS_ANSWER, ch->to_head) &&
 		   hs->answer.framing != HTTP_UNTIL_CLOSE) {
 		http_body_begin(&hs->body, hs->answer.framing, hs->answer.body_length);
 		end = http_follow(msg, &hs->body, hs->answer.end);
@@ -145,7 +145,7 @@ int http_upstream(struct sk_msg_md *msg)
 	bool first = !hs->begun;
 	if (!first) {
 		end = http_follow(msg, &hs->body, 0);
-	} else if (http_copy_head(msg, &hs->scratch) && !http_read_envoys_request(&hs->scratch, &hs->request)) {
+	} else if (!http_read_head(msg, hs, HTTP_READS_ENVOYS_REQUEST, false)) {
 		http_body_begin(&hs->body, hs->request.framing, hs->request.body_length);
 		end = http_follow(msg, &hs->body, hs->request.end);
 	}

@@ -47,7 +47,7 @@ static __always_inline void http_follow_envoys(struct sk_msg_md *msg, struct soc
 	if (hs->lost)
 		return;
 	if (!hs->begun) {
-		int doubt = http_copy_head(msg, &hs->scratch) ? http_read_answer(&hs->scratch, ch->to_head, &hs->answer) : HTTP_INCOMPLETE;
+		int doubt = http_read_head(msg, hs, HTTP_READS_ANSWER, ch->to_head);
 		if (doubt) {
 			end = -1;
 		} else {
@@ -111,7 +111,7 @@ int http_server(struct sk_msg_md *msg)
 	bool done = false, unbounded = false;
 	if (!ch->unknown) {
 		if (!hs->begun) {
-			int doubt = hs->lost ? HTTP_INCOMPLETE : http_copy_head(msg, &hs->scratch) ? http_read_answer(&hs->scratch, ch->to_head, &hs->answer) : HTTP_INCOMPLETE;
+			int doubt = hs->lost ? HTTP_INCOMPLETE : http_read_head(msg, hs, HTTP_READS_ANSWER, ch->to_head);
 			if (!doubt) {
 				hs->sent = 0;
 				status = hs->answer.status;

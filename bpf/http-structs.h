@@ -6,6 +6,7 @@
 #pragma once
 
 #define HTTP_HEAD_MAX 2048     /* longer heads are Envoy's */
+#define HTTP_SAME_HEAD_MAX 512 /* that are compared with the one before, and not read */
 #define HTTP_LINES_MAX 48      /* of a head, its first line included */
 #define HTTP_HOST_MAX 64
 #define HTTP_PATH_MAX 64       /* of a rule */

@@ -306,6 +306,36 @@ test('a route that is Envoy\'s gets no draw, and so does a host that is not know
   await closeAll();
 });
 
+test('a head that differs from the one before in a single byte is read anew, wherever that byte is', async () => {
+  const port = await connection();
+  await taught('/a', 80, port);
+  const head = (path: string, value: string, host: string): string => `GET ${path} HTTP/1.1\r\nX-Value: ${value}\r\nHost: ${host}\r\n\r\n`;
+  const usual = head('/a/public', '1', 'shop');
+  const viaKernel = async (sent: string): Promise<void> => {
+    await client.do('send', 'c', sent);
+    assert.equal(text(await server.do('receive', 's80', sent.length)), sent);
+    await server.do('send', 's80', answer('ok'));
+    assert.equal(text(await client.do('receive', 'c', answer('ok').length)), answer('ok'));
+  };
+  await viaKernel(usual);
+  await viaKernel(usual);
+  await viaKernel(head('/a/public', '2', 'shop'));
+  await viaKernel(usual);
+  for (const other of [head('/a/public', '1', 'shoq'), head('/a/public', '1', 'chop'), head('/envoys', '123', 'shop'), head('/a/secret', '1', 'shop')]) {
+    assert.equal(other.length, usual.length);
+    await byEnvoy(other);
+    await viaKernel(usual);
+  }
+  // A length that differs, in answers as well.
+  for (const body of ['1234567', '12345678', 'abcdefgh', '', '1']) {
+    await client.do('send', 'c', usual);
+    await server.do('receive', 's80', usual.length);
+    await server.do('send', 's80', answer(body));
+    assert.equal(text(await client.do('receive', 'c', answer(body).length)), answer(body));
+  }
+  await viaKernel(usual);
+});
+
 test('suspended: all goes to Envoy, undrawn and untaught, and nothing is counted as under way', async () => {
   const port = await connection();
   await taught('/a', 80, port);
