@@ -13,7 +13,7 @@ Q := @
 msg = @printf '  %-9s %s\n' $(1) "$(patsubst $(CURDIR)/%,%,$(2))";
 endif
 
-.PHONY: all setup build typescript native test test-programs test-kube test-ztunnel test-kernels fuzz demo bench bench-pilot bench-services bench-dataplane lint clean distclean
+.PHONY: all setup build typescript native test test-programs test-kube test-ztunnel test-kernels fuzz soak demo bench bench-pilot bench-services bench-dataplane lint clean distclean
 
 all: build
 
@@ -69,6 +69,11 @@ fuzz: build
 	$(Q)./scripts/setup-fuzz.sh
 	$(Q)$(MAKE) build/http-fuzz
 	$(Q)CLANG=$(CLANG) node dist/test/fuzz/run.js $(FUZZ_SECONDS)
+
+# Real programs through the HTTP fast path for SOAK_SECONDS, default 600; what came of it goes into docs/results/soak.md.
+soak: build
+	$(Q)./scripts/setup-programs.sh
+	$(Q)node dist/test/http/programs/run-soak.js $(SOAK_SECONDS)
 
 demo: build
 	$(Q)exec ./bin/underpass demo $(ARGS)

@@ -57,6 +57,8 @@ export class HttpPrograms {
   readonly world: MeshWorld;
   readonly folder = mkdtempSync(join(tmpdir(), 'up-http-programs-'));
   readonly #children = new Set<ChildProcess>();
+  /** Programs that keep connections as long as they run. */
+  proxies: ChildProcess[] = [];
   #number = 1_000;
   #files = 0;
 
@@ -79,7 +81,7 @@ ${servers.join('')}${clients.join('')}${service('both', 'group: echo')}`.replace
     await this.#start('s-threads', [...peerPy, 'serve-threads', String(PORT)]);
     await this.#start('s-nginx', [program('nginx'), '-c', this.#nginxServer(), '-e', 'stderr']);
     const proxies = [['nginx-proxy', [program('nginx'), '-c', this.#nginxProxy(), '-e', 'stderr']], ['haproxy-proxy', [program('haproxy'), '-db', '-f', this.#haproxy()]]] as const;
-    let running = await Promise.all(proxies.map(([name, argv]) => this.#start(`c-${name}`, argv)));
+    this.proxies = await Promise.all(proxies.map(([name, argv]) => this.#start(`c-${name}`, argv)));
     for (const name of Object.keys(SERVERS)) await this.#listens(`s-${name}`, PORT);
     const proxying = (): Promise<unknown> => Promise.all(proxies.map(([name]) => this.#listens(`c-${name}`, this.#proxyPort('node'))));
     await proxying();
@@ -97,8 +99,8 @@ ${servers.join('')}${clients.join('')}${service('both', 'group: echo')}`.replace
     }
     assert.deepEqual(undecided, [], JSON.stringify(await probation()));
     // Connections that they opened on probation stay Envoy's, and they keep them.
-    for (const child of running) await ended(child);
-    running = await Promise.all(proxies.map(([name, argv]) => this.#start(`c-${name}`, argv)));
+    for (const child of this.proxies) await ended(child);
+    this.proxies = await Promise.all(proxies.map(([name, argv]) => this.#start(`c-${name}`, argv)));
     await proxying();
     await waitFor('the servers to be known', async () => (await probation()).filter(({ kind, pod: of, verdict }) => kind === 'listener' && of?.startsWith('s-') === true && verdict !== 'probation').length >= Object.keys(SERVERS).length, { timeoutMs: 20_000, everyMs: 100 }).catch(async (error: unknown) => {
       throw new Error(`${String(error)} ${JSON.stringify(await probation())}`);
@@ -218,10 +220,11 @@ ${servers.join('')}${clients.join('')}${service('both', 'group: echo')}`.replace
   }
 
   async #reports(of: string, argv: readonly string[]): Promise<Reported[]> {
-    return (await this.#output(of, argv)).trim().split('\n').filter((line) => line !== '').map((line) => JSON.parse(line) as Reported);
+    return (await this.run(of, argv)).trim().split('\n').filter((line) => line !== '').map((line) => JSON.parse(line) as Reported);
   }
 
-  async #output(of: string, argv: readonly string[], env: Record<string, string> = {}): Promise<string> {
+  /** @returns what it wrote, with a report of its failure behind it */
+  async run(of: string, argv: readonly string[], env: Record<string, string> = {}): Promise<string> {
     const child = this.spawn(of, argv, env);
     let [out, err] = ['', ''];
     child.stdout?.on('data', (data: Buffer) => (out += data.toString()));
@@ -248,7 +251,7 @@ ${servers.join('')}${clients.join('')}${service('both', 'group: echo')}`.replace
       return lines.join('\n');
     });
     writeFileSync(`${folder}/config`, `silent\n${config.join('\nnext\n')}\n`);
-    const out = await this.#output('c-curl', ['curl', '-K', `${folder}/config`]);
+    const out = await this.run('c-curl', ['curl', '-K', `${folder}/config`]);
     const reports = out.split('\n').filter((line) => /^\d+ /.test(line)).map((line): Reported => {
       const [first = '', said = ''] = line.split('|');
       const [n = '', status = '', number = '', path = '', method = '', via = '', ...error] = first.split(' ');
@@ -268,7 +271,7 @@ ${servers.join('')}${clients.join('')}${service('both', 'group: echo')}`.replace
 
   /** wrk for so many seconds; its script looks at the answers. */
   async wrk(server: string, seconds: number, connections = 4, url = `http://${server}/`): Promise<{ right: number; wrong: number; fast: number; errors: number; said: string }> {
-    const out = await this.#output('c-wrk', ['wrk', '-t1', `-c${connections}`, `-d${seconds}s`, '-s', join(projectRoot, 'test/http/programs/answers.lua'), url], { FIRST: String(this.#next(1_000_000)) });
+    const out = await this.run('c-wrk', ['wrk', '-t1', `-c${connections}`, `-d${seconds}s`, '-s', join(projectRoot, 'test/http/programs/answers.lua'), url], { FIRST: String(this.#next(1_000_000)) });
     return JSON.parse(out.trim().split('\n').filter((line) => line.startsWith('{')).at(-1) ?? assert.fail(out)) as Awaited<ReturnType<HttpPrograms['wrk']>>;
   }
 
