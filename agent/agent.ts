@@ -319,6 +319,7 @@ export class Agent {
     return new FlowTelemetry({
       kernel,
       workloads: proxy.workloads,
+      ...(kernel.http ? { requests: kernel.http.totals } : {}),
       podOf: (netnsCookie) => {
         const uid = kernel.pods().find((pod) => pod.netnsCookie === netnsCookie)?.uid;
         const record = uid === undefined ? undefined : this.#records?.find((candidate) => candidate.uid === uid);

@@ -25,7 +25,7 @@ struct http_socket {
 	__u32 class, generation;
 	__u32 split; /* of the class */
 	__u32 endpoint;
-	__u32 load;
+	__u32 load, service;
 	struct http_host_key host, any; /* of `any` only the first byte of the name is ever set */
 	struct http_port_key port;
 	__u64 known_host[HTTP_HOST_MAX / 8]; /* whose vhost that is */
@@ -105,7 +105,8 @@ static __always_inline void http_activity_add(__u64 netns_cookie, __s64 n)
 /* What was under way, as it was when it ended. */
 struct http_ended {
 	__u64 server, started_ns, netns_cookie, server_netns, request_bytes, answer_bytes;
-	__u32 state, load, class, generation;
+	__u32 state, load, class, generation, service, status;
+	bool counted; /* when its answer came, before the request was whole */
 };
 
 /* With the lock held. */
@@ -119,6 +120,9 @@ static __always_inline void http_copy(const struct http_channel *ch, struct http
 	out->load = ch->load;
 	out->class = ch->class;
 	out->generation = ch->generation;
+	out->service = ch->service;
+	out->status = ch->status;
+	out->counted = ch->unknown == HTTP_ANSWERED;
 	out->request_bytes = ch->request_bytes;
 	out->answer_bytes = ch->answer_bytes;
 }
@@ -149,6 +153,59 @@ static __always_inline __u32 http_place(__u32 class, __u32 endpoint)
 	return (class * 2 + endpoint) & (HTTP_LEARNT - 1);
 }
 
+/* Upper bounds in thousandths, of milliseconds as of bytes, as Envoy's histograms have them; the last bucket has none. */
+static const __u32 http_bounds[HTTP_BUCKETS - 1] = {
+	500, 1000, 5000, 10000, 25000, 50000, 100000, 250000, 500000, 1000000, 2500000, 5000000, 10000000, 30000000, 60000000, 300000000, 600000000, 1800000000, 3600000000u,
+};
+
+const volatile struct http_total no_http_total;
+
+HTTP_GLOBAL int http_bucket(__u64 thousandths)
+{
+	for (int i = 0; i < HTTP_BUCKETS - 1; i++)
+		if (thousandths <= http_bounds[i])
+			return i;
+	return HTTP_BUCKETS - 1;
+}
+
+static __always_inline void http_observe(__u64 *buckets, __u64 thousandths)
+{
+	__u32 bucket = http_bucket(thousandths);
+	if (bucket < HTTP_BUCKETS)
+		__sync_fetch_and_add(&buckets[bucket], 1);
+}
+
+/* `how`: status << 32 | ending << 48 | service; `bytes`: request << 32 | answer, which are bounded far below that. */
+HTTP_GLOBAL int http_total_add(__u64 client, __u64 server, __u64 how, __u64 us, __u64 bytes)
+{
+	struct http_total_key key = { .client = client, .server = server, .service = (__u32)how, .status = (__u16)(how >> 32), .ending = (__u16)(how >> 48) };
+	struct http_total *total = bpf_map_lookup_elem(&http_totals, &key);
+	if (!total) {
+		bpf_map_update_elem(&http_totals, &key, (const void *)&no_http_total, BPF_NOEXIST);
+		total = bpf_map_lookup_elem(&http_totals, &key);
+	}
+	if (!total) {
+		count(COUNTER_HTTP_TOTALS_FULL);
+		return 0;
+	}
+	__u64 request = bytes >> 32, answer = (__u32)bytes;
+	__sync_fetch_and_add(&total->requests, 1);
+	__sync_fetch_and_add(&total->request_bytes, request);
+	__sync_fetch_and_add(&total->answer_bytes, answer);
+	__sync_fetch_and_add(&total->duration_us, us);
+	http_observe(total->duration, us);
+	http_observe(total->request, request * 1000);
+	http_observe(total->answer, answer * 1000);
+	return 0;
+}
+
+/* An exchange that was the kernel's. Numbers go over, since a pointer would keep all of `ended` on the stack. */
+static __always_inline void http_total(const struct http_ended *ended, __u64 now, __u32 status, __u32 ending)
+{
+	http_total_add(ended->netns_cookie, ended->server_netns, ended->service | (__u64)status << 32 | (__u64)ending << 48, (now - ended->started_ns) / 1000,
+	               ended->request_bytes << 32 | (__u32)ended->answer_bytes);
+}
+
 /* From here on all that C sends is Envoy's; what the kernel had under way can't be ended well. */
 static __always_inline void http_lose(struct http_channel *ch, enum counter why)
 {
@@ -161,8 +218,11 @@ static __always_inline void http_lose(struct http_channel *ch, enum counter why)
 	count(why);
 	count(COUNTER_HTTP_CHANNELS_LOST);
 	http_settle(&ended);
-	if (ended.state == HTTP_FAST)
-		http_end_client(ch, false);
+	if (ended.state != HTTP_FAST)
+		return;
+	if (!ended.counted)
+		http_total(&ended, bpf_ktime_get_ns(), ended.status, HTTP_RESET_HERE);
+	http_end_client(ch, false);
 }
 
 /* No entry that leads to this socket is used again; with 0 in `bits` those are all free of it. */
@@ -209,13 +269,18 @@ static __always_inline struct http_channel *http_open(const struct socket_state 
 	return ch;
 }
 
-/* C or S goes; from sockops, with `state` still as it was. `closed`: nothing is left of it. */
-static __always_inline void http_client_closing(struct socket_state *state, bool closed)
+/*
+ * C or S goes; from sockops, with `state` still as it was. Functions of their own, one after the other, since sockops leaves
+ * little of the stack. What they return: 1 + enum http_ending of the exchange that ended by it; 0: none.
+ */
+HTTP_GLOBAL int http_client_closing(struct socket_state *state)
 {
+	if (!state)
+		return 0;
 	__u64 cookie = state->cookie;
 	struct http_channel *ch = bpf_map_lookup_elem(&http_channels, &cookie);
 	if (!ch)
-		return;
+		return 0;
 	struct http_ended ended = {};
 	struct tuple tuple = {};
 	__u64 netns_cookie = 0;
@@ -229,45 +294,43 @@ static __always_inline void http_client_closing(struct socket_state *state, bool
 	http_take(ch, &ended, HTTP_LOST);
 	bpf_spin_unlock(&ch->lock);
 	http_settle(&ended);
-	if (ended.state == HTTP_FAST) {
-		count(COUNTER_HTTP_SERVERS_RESET);
-		http_report(HTTP_END_SERVER, false, ended.server, netns_cookie, &tuple);
-	}
-	if (!closed)
-		return;
-	struct http_client_key key = { .netns_cookie = state->netns_cookie, .port = state->tuple.local_port };
-	__u64 *known = bpf_map_lookup_elem(&http_clients, &key);
-	if (known && *known == cookie)
-		bpf_map_delete_elem(&http_clients, &key);
-	bpf_map_delete_elem(&http_channels, &cookie);
+	if (ended.state != HTTP_FAST)
+		return 0;
+	count(COUNTER_HTTP_SERVERS_RESET);
+	http_report(HTTP_END_SERVER, false, ended.server, netns_cookie, &tuple);
+	return ended.counted ? 0 : 1 + HTTP_DOWNSTREAM_ENDED;
 }
 
 /* `orderly`: the server has ended its side by a FIN, and all that it wrote has been moved. */
-static __always_inline void http_server_closing(struct socket_state *state, bool orderly, bool closed)
+HTTP_GLOBAL int http_server_closing(__u64 cookie, __u64 client, bool orderly)
 {
-	__u64 cookie = state->cookie;
-	__u64 *client = bpf_map_lookup_elem(&http_servers, &cookie);
-	if (!client)
-		return;
-	__u64 of = *client;
-	struct http_channel *ch = bpf_map_lookup_elem(&http_channels, &of);
-	if (ch) {
-		struct http_ended ended = {};
-		bool until_close = false;
-		http_mark_server(ch, cookie, HTTP_CLOSING, 0);
-		bpf_spin_lock(&ch->lock);
-		if (ch->state == HTTP_FAST && ch->server == cookie) {
-			until_close = ch->unknown == HTTP_UNKNOWN_UNTIL_CLOSE || ch->unknown == HTTP_ANSWERED;
-			http_take(ch, &ended, HTTP_LOST);
-		}
-		bpf_spin_unlock(&ch->lock);
-		if (ended.state == HTTP_FAST) {
-			http_settle(&ended);
-			http_end_client(ch, orderly && until_close);
-		}
+	struct http_channel *ch = bpf_map_lookup_elem(&http_channels, &client);
+	if (!ch)
+		return 0;
+	struct http_ended ended = {};
+	bool until_close = false;
+	http_mark_server(ch, cookie, HTTP_CLOSING, 0);
+	bpf_spin_lock(&ch->lock);
+	if (ch->state == HTTP_FAST && ch->server == cookie) {
+		until_close = ch->unknown == HTTP_UNKNOWN_UNTIL_CLOSE || ch->unknown == HTTP_ANSWERED;
+		http_take(ch, &ended, HTTP_LOST);
 	}
-	if (closed)
-		bpf_map_delete_elem(&http_servers, &cookie);
+	bpf_spin_unlock(&ch->lock);
+	if (ended.state != HTTP_FAST)
+		return 0;
+	http_settle(&ended);
+	http_end_client(ch, orderly && until_close);
+	return ended.counted ? 0 : 1 + (orderly && until_close ? HTTP_WHOLE : HTTP_UPSTREAM_ENDED);
+}
+
+/* The last exchange of a channel that is LOST by its end: nobody writes there any more. */
+HTTP_GLOBAL int http_total_last(__u64 client, __u32 ending)
+{
+	struct http_channel *ch = bpf_map_lookup_elem(&http_channels, &client);
+	if (ch)
+		http_total_add(ch->tuple.netns_cookie, ch->server_netns, ch->service | (__u64)ch->status << 32 | (__u64)ending << 48, (bpf_ktime_get_ns() - ch->started_ns) / 1000,
+		               ch->request_bytes << 32 | (__u32)ch->answer_bytes);
+	return 0;
 }
 
 /* From sockops, of a socket with SOCKET_HTTP. */
@@ -278,9 +341,31 @@ HTTP_GLOBAL int http_socket_state(struct socket_state *state, __u32 next)
 	bool accepted = state->flags & SOCKET_ACCEPTED, proxy = state->flags & SOCKET_PROXY, closed = next == BPF_TCP_CLOSE;
 	if (proxy || next == BPF_TCP_ESTABLISHED)
 		return 0;
-	if (!accepted)
-		http_client_closing(state, closed);
-	else
-		http_server_closing(state, next == BPF_TCP_FIN_WAIT1 || next == BPF_TCP_LAST_ACK, closed);
+	__u64 cookie = state->cookie, client = cookie;
+	int ended;
+	if (!accepted) {
+		ended = http_client_closing(state);
+	} else {
+		__u64 *known = bpf_map_lookup_elem(&http_servers, &cookie);
+		if (!known)
+			return 0;
+		client = *known;
+		ended = http_server_closing(cookie, client, next == BPF_TCP_FIN_WAIT1 || next == BPF_TCP_LAST_ACK);
+	}
+	if (ended > 0)
+		http_total_last(client, ended - 1);
+	if (!closed)
+		return 0;
+	if (accepted) {
+		bpf_map_delete_elem(&http_servers, &cookie);
+		return 0;
+	}
+	if (!bpf_map_lookup_elem(&http_channels, &cookie))
+		return 0;
+	struct http_client_key key = { .netns_cookie = state->netns_cookie, .port = state->tuple.local_port };
+	__u64 *known = bpf_map_lookup_elem(&http_clients, &key);
+	if (known && *known == cookie)
+		bpf_map_delete_elem(&http_clients, &key);
+	bpf_map_delete_elem(&http_channels, &cookie);
 	return 0;
 }

@@ -198,6 +198,7 @@ static __always_inline enum counter http_decide(struct socket_state *state, stru
 	if (!endpoint)
 		return COUNTER_HTTP_NO_ENDPOINT;
 	hs->load = endpoint->load;
+	hs->service = split->service;
 	*drawn = true;
 	if (!http_allowed(hs, endpoint))
 		return COUNTER_HTTP_POLICY_ENVOY;
@@ -408,6 +409,8 @@ int http_client(struct sk_msg_md *msg)
 		ch->open = hs->begun;
 		ch->to_head = hs->request.method == HTTP_HEAD;
 		ch->unknown = 0;
+		ch->service = hs->service;
+		ch->status = 0;
 		ch->request_bytes = size;
 		ch->answer_bytes = 0;
 		ch->started_ns = now;

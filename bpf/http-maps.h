@@ -131,6 +131,24 @@ struct {
 	__type(value, struct http_total);
 } http_totals SEC(".maps");
 
+/* The agent's. Keys are given to one service only for as long as an entry of http_totals, or a class, has them. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, MAX_HTTP_SERVICES);
+	__type(key, __u32);
+	__type(value, struct http_service);
+} http_services SEC(".maps");
+
+/* The agent's: what pods that are gone had added, by a hash of its labels. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, MAX_HTTP_TOTALS);
+	__type(key, struct retired_key);
+	__type(value, struct http_total);
+} http_retired SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 64 * 1024);

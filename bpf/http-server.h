@@ -1,43 +1,6 @@
 /* What S sends: to C when it answers what the kernel brought, else to Envoy. */
 #pragma once
 
-/* Upper bounds in milliseconds, as Istio's histogram of durations has them; the last bucket has none. */
-static const __u32 http_bounds_ms[HTTP_BUCKETS - 1] = { 1, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000, 30000, 60000, 300000, 600000, 1800000, 3600000, 0xffffffff };
-
-const volatile struct http_total no_http_total;
-
-static __always_inline void http_total_add(const struct http_ended *ended, __u32 status, __u64 now)
-{
-	struct http_total_key key = {
-		.client = ended->netns_cookie, .server = ended->server_netns,
-		.class = ended->class, .generation = ended->generation, .endpoint_load = ended->load, .status = status,
-	};
-	struct http_total *total = bpf_map_lookup_elem(&http_totals, &key);
-	if (!total) {
-		bpf_map_update_elem(&http_totals, &key, (const void *)&no_http_total, BPF_NOEXIST);
-		total = bpf_map_lookup_elem(&http_totals, &key);
-	}
-	if (!total) {
-		count(COUNTER_HTTP_TOTALS_FULL);
-		return;
-	}
-	__u64 us = (now - ended->started_ns) / 1000;
-	__u32 bucket = 0;
-	if (us > 1000) {
-		__u32 ms = us / 1000 + !!(us % 1000);
-		bucket = 1;
-		for (int i = 1; i < HTTP_BUCKETS - 1; i++)
-			if (ms > http_bounds_ms[i])
-				bucket = i + 1;
-	}
-	__sync_fetch_and_add(&total->requests, 1);
-	__sync_fetch_and_add(&total->request_bytes, ended->request_bytes);
-	__sync_fetch_and_add(&total->answer_bytes, ended->answer_bytes);
-	__sync_fetch_and_add(&total->duration_us, us);
-	if (bucket < HTTP_BUCKETS)
-		__sync_fetch_and_add(&total->duration[bucket], 1);
-}
-
 /* An answer that Envoy asked for: only followed, for what it tells of its class and when S is free again. */
 static __always_inline void http_follow_envoys(struct sk_msg_md *msg, struct socket_state *state, struct http_socket *hs, struct http_channel *ch)
 {
@@ -115,6 +78,7 @@ int http_server(struct sk_msg_md *msg)
 			if (!doubt) {
 				hs->sent = 0;
 				status = hs->answer.status;
+				ch->status = status;
 				http_body_begin(&hs->body, hs->answer.framing, hs->answer.body_length);
 				unbounded = hs->answer.framing == HTTP_UNTIL_CLOSE || hs->answer.body_length > HTTP_ANSWER_MAX;
 				end = hs->answer.framing == HTTP_UNTIL_CLOSE ? (int)size : http_follow(msg, &hs->body, hs->answer.end);
@@ -178,7 +142,7 @@ int http_server(struct sk_msg_md *msg)
 	if (ended.state != HTTP_FAST)
 		return SK_PASS;
 	count(COUNTER_HTTP_ANSWERS_FAST);
-	http_total_add(&ended, status, now);
+	http_total(&ended, now, status, HTTP_WHOLE);
 	if (!early)
 		http_settle(&ended);
 	if (status >= 500)

@@ -23,7 +23,8 @@
 #define HTTP_WEIGHT_TEXT 32
 #define HTTP_ENDPOINT_TEXT 160
 #define HTTP_DRAW_TEXT (HTTP_WEIGHT_TEXT + HTTP_ENDPOINT_TEXT)
-#define HTTP_BUCKETS 20        /* of durations: Istio's */
+#define HTTP_BUCKETS 20        /* of histograms: Envoy's, and so Istio's */
+#define HTTP_SERVICE_TEXT 384
 
 #define MAX_HTTP_CLASSES 4096
 #define MAX_HTTP_RULES 16384
@@ -36,6 +37,7 @@
 #define MAX_HTTP_POLICIES 4096
 #define MAX_HTTP_CHANNELS 65536
 #define MAX_HTTP_TOTALS 16384
+#define MAX_HTTP_SERVICES 16384
 
 /* SO_MARK of what Envoy opens by a taught cluster. */
 #define HTTP_TAUGHT_MARK 0x756e6474
@@ -139,6 +141,8 @@ struct http_host_key {
 struct http_split {
 	__u32 until;   /* a draw below this, and not below the one before, is this one's */
 	__u32 cluster; /* index in http_clusters */
+	__u32 service; /* key in http_services; 0: none that has a name */
+	__u32 reserved;
 	__u8 text[HTTP_WEIGHT_TEXT]; /* a whole header line that makes Envoy choose the same */
 };
 
@@ -241,6 +245,8 @@ struct http_channel {
 	__u32 load;                /* counted there; 0xffffffff: nowhere */
 	__u32 next;                /* which of two places is given away */
 	__u32 unknown;             /* enum http_unknown; 0: the answer's end is to come */
+	__u32 service;             /* of the split that was drawn */
+	__u32 status;              /* of the answer under way; 0: none has begun */
 	struct tuple tuple;        /* as the client's end has it */
 	struct http_learnt learnt[HTTP_LEARNT];
 };
@@ -277,17 +283,33 @@ struct http_event {
 	struct tuple tuple; /* as that socket has it: local, remote */
 };
 
-struct http_total_key {
-	__u64 client, server; /* netns cookies */
-	__u32 class;
-	__u32 generation;
-	__u32 endpoint_load;
-	__u32 status;
+/* How an exchange ended, in Envoy's response flags: https://www.envoyproxy.io/docs/envoy/v1.40.0/configuration/observability/access_log/usage */
+enum http_ending {
+	HTTP_WHOLE = 0,            /* it was answered */
+	HTTP_DOWNSTREAM_ENDED = 1, /* DC */
+	HTTP_UPSTREAM_ENDED = 2,   /* UC */
+	HTTP_RESET_HERE = 3,       /* LR: what came can't be moved on */
 };
 
+/* Of nothing that a change of routes makes anew: the sums of a class go on in the class that takes its place. */
+struct http_total_key {
+	__u64 client, server; /* netns cookies */
+	__u32 service;        /* key in http_services */
+	__u16 status;         /* 0: no answer had begun */
+	__u16 ending;         /* enum http_ending */
+};
+
+/* Buckets are not cumulative; http_bounds has where they end. */
 struct http_total {
 	__u64 requests;
-	__u64 request_bytes, answer_bytes; /* heads and bodies */
+	__u64 request_bytes, answer_bytes; /* heads and bodies, as far as they came */
 	__u64 duration_us;
 	__u64 duration[HTTP_BUCKETS];
+	__u64 request[HTTP_BUCKETS];
+	__u64 answer[HTTP_BUCKETS];
+};
+
+/* `NAMESPACE/NAME/HOSTNAME`, written by the agent. */
+struct http_service {
+	__u8 text[HTTP_SERVICE_TEXT];
 };

@@ -34,6 +34,7 @@ const volatile enum http_value_kind http_value_kind_type;
 const volatile enum http_judgement http_judgement_type;
 const volatile enum http_pod_state http_pod_state_type;
 const volatile enum http_end http_end_type;
+const volatile enum http_ending http_ending_type;
 const volatile enum http_channel_state http_channel_state_type;
 const volatile struct http_event http_event_layout;
 const volatile enum http_class_flag http_class_flag_type;

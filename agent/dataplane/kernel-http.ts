@@ -8,6 +8,7 @@ import { HTTP_METHODS } from '../http/limits.js';
 import { ENVOY, type ClassIndex, type HeaderTest, type HttpClass, type HttpCluster, type HttpEndpoint, type HttpRule, type HttpTable, type Judgement, type RuleList } from '../http/table.js';
 import { aliasTable } from './alias-table.js';
 import { encodeAddress, StructCodec, u32 } from './kernel-codec.js';
+import { HttpServices } from './kernel-http-totals.js';
 import { SlotRanges } from './slot-ranges.js';
 
 export const HTTP_PROGRAMS = ['http_client', 'http_downstream', 'http_upstream', 'http_server'] as const;
@@ -47,12 +48,16 @@ interface Written {
   hosts: Buffer[];
   /** Endpoints' keys, one for each use. */
   loads: string[];
+  /** Keys in `http_services`. */
+  services: Set<number>;
 }
 
 /** Rows of one array, by place. */
 type Rows = Map<number, Buffer>;
 
 export class HttpTables {
+  /** What classes call the services that they lead to. */
+  readonly services: HttpServices;
   readonly #maps: Record<ArrayName | HashName, BpfMap>;
   readonly #slots: Record<ArrayName, SlotRanges>;
   readonly #loadSlots: SlotRanges;
@@ -69,6 +74,7 @@ export class HttpTables {
   #refused = 0;
 
   constructor(object: BpfObject, now?: () => number) {
+    this.services = new HttpServices(object);
     const map = (name: string): BpfMap => object.map(name);
     this.#maps = {
       rules: map(ARRAYS.rules), virtualHosts: map(ARRAYS.virtualHosts), policies: map(ARRAYS.policies), classes: map(ARRAYS.classes), clusters: map(ARRAYS.clusters), endpoints: map(ARRAYS.endpoints),
@@ -110,7 +116,7 @@ export class HttpTables {
    */
   write(classKey: string, table: HttpTable): number {
     this.#start();
-    const written: Written = { id: this.#nextTable++, ranges: table.classes.map(({ index }) => ({ array: 'classes', first: index, count: 1 })), ports: [], hosts: [], loads: [] };
+    const written: Written = { id: this.#nextTable++, ranges: table.classes.map(({ index }) => ({ array: 'classes', first: index, count: 1 })), ports: [], hosts: [], loads: [], services: new Set() };
     try {
       this.#write(table, written);
     } catch (error) {
@@ -167,7 +173,7 @@ export class HttpTables {
     const virtualHosts = this.#lists('virtualHosts', table.virtualHosts, classVerdict, rows, written);
     const clusters = this.#take(written, 'clusters', table.clusters.length);
     table.clusters.forEach((cluster, at) => rows.clusters.set(clusters + at, this.#cluster(cluster, policies, rows, written)));
-    for (const each of table.classes) rows.classes.set(each.index, class_.encode(this.#class(each, clusters)));
+    for (const each of table.classes) rows.classes.set(each.index, class_.encode(this.#class(each, clusters, table, written)));
     const routes = table.routes.map(() => this.#nextRoutes++);
     const hosts = table.routes.flatMap((each, at) => each.hosts.map(({ host, virtualHost }) => ({ key: this.#codecs.hostKey.encode({ routes: routes[at]!, host: Buffer.from(host) }), value: u32(virtualHosts + virtualHost) })));
     const ports = table.ports.map(({ address, port, routes: index }) => ({
@@ -206,8 +212,8 @@ export class HttpTables {
     return this.#codecs.cluster.encode({ first, count: endpoints.length, balance: this.#constant('balance', balance === 'random' ? 'HTTP_RANDOM' : 'HTTP_LEAST_REQUEST') });
   }
 
-  #class({ generation, splits }: HttpClass, clusters: number): Record<string, number | Buffer> {
-    const encoded = splits.map(({ until, cluster, text }) => this.#codecs.split.encode({ until, cluster: clusters + cluster, text: Buffer.from(text, 'latin1') }));
+  #class({ generation, splits }: HttpClass, clusters: number, table: HttpTable, written: Written): Record<string, number | Buffer> {
+    const encoded = splits.map(({ until, cluster, text }) => this.#codecs.split.encode({ until, cluster: clusters + cluster, service: this.#service(table.clusters[cluster]!, written), text: Buffer.from(text, 'latin1') }));
     return { generation, flags: this.#constant('flag', 'HTTP_CLASS_FAST'), splits_used: splits.length, total: splits.at(-1)!.until, splits: Buffer.concat(encoded) };
   }
 
@@ -237,6 +243,12 @@ export class HttpTables {
     load.uses++;
     written.loads.push(key);
     return load.index;
+  }
+
+  #service({ service }: HttpCluster, written: Written): number {
+    const key = this.services.keyOf(service, () => [...written.services, ...[...this.#written.values()].flatMap(({ services }) => [...services])]);
+    written.services.add(key);
+    return key;
   }
 
   #take(written: Written, array: ArrayName, count: number): number {

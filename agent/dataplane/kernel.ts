@@ -12,6 +12,7 @@ import { DirectConnections } from './kernel-direct.js';
 import { KernelFlows } from './kernel-flows.js';
 import { KernelHost } from './kernel-host.js';
 import { HTTP_PROGRAMS, HTTP_TABLE_STRUCTS, HttpTables } from './kernel-http.js';
+import { HTTP_TOTAL_STRUCTS, KernelHttpTotals } from './kernel-http-totals.js';
 import { HTTP_CONTROL_STRUCTS, KernelHttpControl } from './kernel-http-control.js';
 import { decodeAddress, encodeAddress, fnv1a, perCpu, StructCodec, u16, u32, u64 } from './kernel-codec.js';
 import { FormerHooks } from './kernel-former.js';
@@ -88,7 +89,7 @@ const ACCELERATIONS = { off: 'ACCELERATION_OFF', l4: 'ACCELERATION_L4', l7: 'ACC
 const PINNED_STRUCTS = [
   'pod', 'tuple', 'establishing', 'peer', 'socket_state', 'program_key', 'listener_key', 'brevity', 'verdict', 'clearance', 'verdict_quota', 'settings',
   'pod_counters', 'flow_key', 'flow_totals', 'flow_side', 'flow', 'policy', 'policy_term', 'policy_ports', 'policy_cidr', 'opening', 'host', 'inbound_key',
-  ...SERVICE_STRUCTS, ...HTTP_CONTROL_STRUCTS, ...HTTP_TABLE_STRUCTS,
+  ...SERVICE_STRUCTS, ...HTTP_CONTROL_STRUCTS, ...HTTP_TABLE_STRUCTS, ...HTTP_TOTAL_STRUCTS,
 ];
 
 const TABLES = ['pods', 'netns_of_address', 'establishing', 'peers', 'sockets', 'client_verdicts', 'listener_verdicts', 'client_clearances', 'listener_clearances'];
@@ -133,7 +134,7 @@ export class Kernel {
   readonly steering: KernelSteering;
   /** What the connect hook decides by itself. */
   readonly services: ServiceTable;
-  readonly http: { control: KernelHttpControl; tables: HttpTables };
+  readonly http: { control: KernelHttpControl; tables: HttpTables; totals: KernelHttpTotals };
   readonly #layout: number;
 
   /**
@@ -199,7 +200,8 @@ export class Kernel {
     this.flows = this.#store.add(new KernelFlows(object, this.#counterNames));
     this.policies = new KernelPolicies(object, () => this.#places());
     this.services = new ServiceTable(object);
-    this.http = { control: this.#store.add(new KernelHttpControl(object)), tables: new HttpTables(object) };
+    const tables = new HttpTables(object);
+    this.http = { control: this.#store.add(new KernelHttpControl(object)), tables, totals: new KernelHttpTotals(object, tables.services) };
     this.#layout = fnv1a([...PINNED_STRUCTS.map((name) => codec(name).fingerprint()), ...this.#counterNames].join('\n'));
     this.host = this.#store.add(new KernelHost(object, this.#pinDir, this.#layout));
     this.steering = this.#store.add(new KernelSteering(object, this.#pinDir));

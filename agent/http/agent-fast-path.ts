@@ -6,6 +6,7 @@ import { HttpEndingQueue, type HttpEndings } from '../dataplane/http-endings.js'
 import { HttpOrphans } from '../dataplane/http-orphans.js';
 import type { KernelHttpControl } from '../dataplane/kernel-http-control.js';
 import type { HttpTables, HttpTablesStatus } from '../dataplane/kernel-http.js';
+import type { HttpRequests } from '../dataplane/kernel-http-totals.js';
 import type { KernelPod } from '../dataplane/kernel.js';
 import { FastPath, type FastPathStatus } from './fast-path.js';
 import { explainHttp, type ExplainedHttp } from './explain-http.js';
@@ -19,6 +20,7 @@ const IDLE_EVERY_MS = 300_000;
 export interface HttpKernel {
   readonly control: KernelHttpControl;
   readonly tables: TableStore & Pick<HttpTables, 'status'>;
+  readonly totals: HttpRequests;
 }
 
 export interface AgentFastPathOptions {

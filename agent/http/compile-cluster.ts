@@ -9,6 +9,7 @@ import { unpack } from '../../common/xds/any.js';
 import { isTunnelled, socketEndpoints } from '../proxy/fold-endpoints.js';
 import { isEmpty, isNeutral } from '../proxy/neutral-chain.js';
 import type { Reason } from './compile-action.js';
+import type { HttpService } from './table.js';
 
 /** A folded cluster, as the control plane calls it; `reason`: why it is Envoy's in any case. */
 export interface ClusterView {
@@ -47,6 +48,15 @@ function readDraw(cluster: Cluster, assignment: ClusterLoadAssignment | undefine
   const endpoints = endpointsOf(assignment ?? cluster.load_assignment, cluster.common_lb_config);
   if ('reason' in endpoints) return endpoints;
   return { balance: cluster.lb_policy === Cluster_LbPolicy.LEAST_REQUEST ? 'least-request' : 'random', endpoints: endpoints.drawn };
+}
+
+/** From Istio's metadata of clusters, else from the name `outbound|PORT|SUBSET|HOST`. */
+export function serviceOf(name: string, view: ClusterView | undefined): HttpService | undefined {
+  const services = view?.cluster.metadata?.filter_metadata['istio']?.['services'] as { host?: string; name?: string; namespace?: string }[] | undefined;
+  const { host = /^outbound\|\d+\|[^|]*\|(.+)$/.exec(name)?.[1], name: own, namespace } = services?.[0] ?? {};
+  if (host === undefined) return undefined;
+  const [first = host, second = ''] = /^[^.]+\.[^.]+\.svc\./.test(host) ? host.split('.') : [host];
+  return { hostname: host, name: own ?? first, namespace: namespace ?? second };
 }
 
 function clusterReason(cluster: Cluster): string | undefined {

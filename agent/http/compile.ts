@@ -8,7 +8,7 @@ import type { RouteConfiguration } from '../../proto/generated/envoy/config/rout
 import type { Route, VirtualHost } from '../../proto/generated/envoy/config/route/v3/route_components.js';
 import { endpointKey } from '../proxy/pool-renewal.js';
 import { destinationsOf, hostReason, tableReason, type Destinations, type Reason } from './compile-action.js';
-import { drawOf, type ClusterView, type Draw, type DrawnEndpoint } from './compile-cluster.js';
+import { drawOf, serviceOf, type ClusterView, type Draw, type DrawnEndpoint } from './compile-cluster.js';
 import { routeCondition } from './compile-match.js';
 import { policyOf, type Caller } from './compile-policy.js';
 import { routedPorts } from './compile-ports.js';
@@ -244,7 +244,8 @@ class Compiler {
     if (found === undefined) {
       const rows = endpoints.map((each) => this.#endpoint(each));
       const isWhole = (row: HttpEndpoint | undefined): row is HttpEndpoint => row !== undefined;
-      this.#made.set(name, (found = rows.every(isWhole) ? { name, balance, endpoints: rows } : { reason: 'one of its endpoints has a name that is too long for a draw' }));
+      const service = serviceOf(name, this.input.clusters.get(name));
+      this.#made.set(name, (found = rows.every(isWhole) ? { name, ...(service ? { service } : {}), balance, endpoints: rows } : { reason: 'one of its endpoints has a name that is too long for a draw' }));
     }
     return found;
   }

@@ -71,8 +71,17 @@ export interface HttpEndpoint {
   text: string;
 }
 
+/** As Istio's labels call it. */
+export interface HttpService {
+  hostname: string;
+  name: string;
+  namespace: string;
+}
+
 export interface HttpCluster {
   name: string;
+  /** Undefined: the control plane does not say. */
+  service?: HttpService;
   balance: 'least-request' | 'random';
   endpoints: readonly HttpEndpoint[];
 }

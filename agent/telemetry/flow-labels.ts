@@ -1,5 +1,5 @@
 /**
- * Istio's labels of its TCP metrics, from what the control plane says of workloads and services (WDS), as ztunnel makes
+ * Istio's labels of its metrics, from what the control plane says of workloads and services (WDS), as ztunnel makes
  * them: https://github.com/istio/ztunnel/blob/master/src/proxy/metrics.rs. One label differs: ztunnel names the source's
  * principal only where mutual TLS proved it, here the kernel knows whose socket it is. `response_flags` is what an open
  * connection has; how it ended is told by flow-metrics.ts.
@@ -8,6 +8,7 @@ import type { Service, Workload } from '../../proto/generated/istio/workload/wor
 import type { Address } from '../../proto/generated/istio/workload/workload.js';
 import { DEFAULT_TRUST_DOMAIN, spiffeId } from '../../common/identity/spiffe.js';
 import type { FlowKey, FlowSideName } from '../dataplane/kernel-flows.js';
+import type { HttpService } from '../http/table.js';
 import { encodeAddress } from '../dataplane/kernel-codec.js';
 
 /** The part of the WDS stream that labels come from. */
@@ -111,6 +112,21 @@ export class FlowDirectory {
       connection_security_policy: UNKNOWN,
       // Of both ends as soon as one is known; ztunnel has no subzone.
       ...(source || destination ? { ...localityLabels('source', source), ...localityLabels('destination', destination) } : {}),
+    };
+  }
+
+  /** Of HTTP requests, but for the reporter. What the route led to is known, so the service is no guess. */
+  requestLabels({ source, destination, service }: { source: Workload; destination: Workload; service: HttpService | undefined }, status: number, flags: string): FlowLabels {
+    return {
+      ...workloadLabels('source', source, this.#trustDomain),
+      destination_service: service?.hostname || UNKNOWN,
+      destination_service_namespace: service?.namespace || UNKNOWN,
+      destination_service_name: service?.name || UNKNOWN,
+      ...workloadLabels('destination', destination, this.#trustDomain),
+      request_protocol: 'http',
+      response_code: `${status}`,
+      response_flags: flags,
+      connection_security_policy: UNKNOWN,
     };
   }
 

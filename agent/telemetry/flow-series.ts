@@ -61,6 +61,10 @@ export class FlowSeriesSource {
     this.#now = options.now ?? (() => performance.now());
   }
 
+  get directory(): FlowDirectory {
+    return this.#directory;
+  }
+
   /** For a scrape: everything up to now. What is told for the last time is forgotten. */
   report(): FlowReport {
     const { flows } = this.#options;
