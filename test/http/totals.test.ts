@@ -48,7 +48,7 @@ const answer = (body: string, status = '200 OK'): string => `HTTP/1.1 ${status}\
 const text = ({ data = '' }: Answer): string => data;
 
 before(async () => {
-  w = await KernelWorld.create('totals', { pods: 2 });
+  w = await KernelWorld.create('totals', { pods: 2, http: true });
   w.put({ capture: true, acceleration: 'l7' }, [w.world.pod(0)]);
   w.put({ acceleration: 'force' }, [w.world.pod(1)]);
   client = new Ends(w.world, w.world.pod(0));
