@@ -105,7 +105,7 @@ describe('tables of the HTTP fast path', () => {
   const open = (): HttpTables => (tables = new HttpTables(object, () => nowMs));
 
   before(() => {
-    object = BpfObject.open({ pinDir: null, maxEntries: { http_rules: 24, http_vhosts: 8, http_policies: 8, http_classes: 6, http_clusters: 8, http_endpoints: 16, http_loads: 5, http_hosts: 9, http_ports: 9 } });
+    object = BpfObject.open({ pinDir: null, maxEntries: { http_rules: 24, http_vhosts: 8, http_policies: 8, http_classes: 6, http_clusters: 8, http_endpoints: 16, http_loads: 5, http_hosts: 9, http_ports: 9, http_services: 3 } });
     maps = new Maps(object);
   });
   after(() => object.close());
@@ -207,5 +207,33 @@ describe('tables of the HTTP fast path', () => {
     assert.ok(Math.min(...own.map(({ generation }) => generation)) > Math.max(...given.map(({ generation }) => generation)));
     assert.equal(maps.host(former, '10.96.0.1', 80, 'web'), undefined);
     assert.ok(tables.write('a', example(own)) > former);
+  });
+
+  it('services have keys that outlive classes and agents; one without a class that counts nothing gives its own away when there is no room', () => {
+    const service = (name: string) => ({ hostname: `${name}.shop.svc.cluster.local`, name, namespace: 'shop' });
+    const keyOf = (name: string, inUse: number[] = []): number => tables.services.keyOf(service(name), () => inUse);
+    open();
+    const [one, two] = [keyOf('one'), keyOf('two')];
+    assert.ok(one > 0 && two > one);
+    assert.equal(tables.services.keyOf(undefined, () => []), 0);
+    open();
+    assert.deepEqual([keyOf('one'), tables.services.of(two)], [one, service('two')]);
+    const three = keyOf('three');
+    assert.equal(keyOf('four', [one, two, three]), 0, 'no room');
+    const total = maps.codec('http_total_key').encode({ client: 1n, server: 2n, service: two });
+    object.map('http_totals').set(total, Buffer.alloc(object.map('http_totals').valueSize));
+    const four = keyOf('four', [one]);
+    assert.ok(four > three);
+    assert.deepEqual([tables.services.of(one), tables.services.of(two), tables.services.of(three)], [service('one'), service('two'), undefined]);
+    assert.equal(keyOf('four'), four);
+    object.map('http_totals').delete(total);
+    const table = example(names());
+    table.clusters.forEach((cluster, at) => Object.assign(cluster, at === 0 ? { service: service('one') } : {}));
+    const written = tables.write('services', table);
+    const splits = maps.row('http_classes', table.classes[0]!.index);
+    const [split, class_] = [maps.codec('http_split'), maps.codec('http_class')];
+    const rows = class_.bytes(splits, 'splits');
+    assert.deepEqual([0, 1].map((at) => split.number(rows.subarray(at * split.sizeBytes), 'service')), [one, 0]);
+    assert.ok(written > 0);
   });
 });
