@@ -261,7 +261,11 @@ static __always_inline struct http_channel *http_open(const struct socket_state 
 	ch->proxy_cookie = state->peer_cookie;
 	ch->tuple = state->tuple;
 	ch->load = HTTP_NOWHERE;
-	if (bpf_map_update_elem(&http_clients, &key, &cookie, BPF_ANY)) {
+	/* Sockets of two local addresses may share a port, and lessons name the port alone: the first one's. An entry of this very address is of one that is gone. */
+	__u64 *known = bpf_map_lookup_elem(&http_clients, &key), of = known ? *known : 0;
+	struct http_channel *other = known ? bpf_map_lookup_elem(&http_channels, &of) : 0;
+	bool foreign = other && of != cookie && !same_address(&other->tuple.local, &state->tuple.local);
+	if (foreign || bpf_map_update_elem(&http_clients, &key, &cookie, known ? BPF_ANY : BPF_NOEXIST)) {
 		bpf_map_delete_elem(&http_channels, &cookie);
 		count(COUNTER_HTTP_CHANNELS_FULL);
 		return 0;

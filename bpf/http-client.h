@@ -9,13 +9,13 @@ HTTP_GLOBAL int http_pass_on(struct sk_msg_md *msg)
 	return state ? move(msg, sk, state) : SK_PASS;
 }
 
-/* The message's first bytes, for the parser. */
-static __always_inline bool http_copy_head(struct sk_msg_md *msg, struct http_scratch *s)
+/* The message's bytes from `at` on, for the parser. */
+static __always_inline bool http_copy_head(struct sk_msg_md *msg, struct http_scratch *s, __u32 at)
 {
-	__u32 n = msg->size;
+	__u32 n = msg->size - at;
 	if (n > HTTP_HEAD_MAX)
 		n = HTTP_HEAD_MAX;
-	if (bpf_msg_pull_data(msg, 0, n, 0))
+	if (bpf_msg_pull_data(msg, at, at + n, 0))
 		return false;
 	/* Zeros behind what is not a whole word. */
 	__u32 last = (n >> 3) & (HTTP_HEAD_MAX / 8 * 2 - 1);
@@ -58,19 +58,15 @@ static __always_inline bool http_is_same_head(struct sk_msg_md *msg, const struc
 	return tail + 8 <= data_end && *(const __u64 *)tail == http_at(s, at);
 }
 
-/* Reads the head that the message begins with, into hs->request or hs->answer. 0, or enum http_doubt. */
-static __always_inline int http_read_head(struct sk_msg_md *msg, struct http_socket *hs, enum http_reader kind, bool to_head)
+/* Reads the request's head that the message begins with, into hs->request. 0, or enum http_doubt. */
+static __always_inline int http_read_head(struct sk_msg_md *msg, struct http_socket *hs, enum http_reader reader)
 {
-	__u32 reader = kind | (to_head ? HTTP_READS_TO_HEAD : 0);
 	if (http_is_same_head(msg, hs, reader))
 		return 0;
 	hs->reader = 0;
-	if (!http_copy_head(msg, &hs->scratch))
+	if (!http_copy_head(msg, &hs->scratch, 0))
 		return HTTP_INCOMPLETE;
-	int doubt = kind == HTTP_READS_REQUEST ? http_read_request(&hs->scratch, &hs->request)
-		    : kind == HTTP_READS_ENVOYS_REQUEST ? http_read_envoys_request(&hs->scratch, &hs->request)
-		    : kind == HTTP_READS_ANSWER ? http_read_answer(&hs->scratch, to_head, &hs->answer)
-						: http_read_envoys_answer(&hs->scratch, to_head, &hs->answer);
+	int doubt = reader == HTTP_READS_REQUEST ? http_read_request(&hs->scratch, &hs->request) : http_read_envoys_request(&hs->scratch, &hs->request);
 	if (!doubt)
 		hs->reader = reader;
 	return doubt;
@@ -85,7 +81,7 @@ struct http_following {
 	__u8 window[HTTP_WINDOW];
 };
 
-#define HTTP_STEPS 256 /* of a chunked body in one message */
+#define HTTP_STEPS 16384 /* of a chunked body in one message: servers gather what they write by bits; a byte at least is a step */
 
 static long http_follow_step(__u32 i, struct http_following *f)
 {
@@ -231,12 +227,21 @@ static __always_inline bool http_push_draw(struct sk_msg_md *msg, struct http_so
 	return true;
 }
 
+/* What Envoy and the node's settings add to a head: one that gets longer than what is read of it would bring its lesson to the server. */
+#define HTTP_HEAD_ADDED 512
+#define HTTP_LINES_ADDED 12
+
+static __always_inline bool http_has_room(const struct http_socket *hs)
+{
+	return hs->request.end <= HTTP_HEAD_MAX - HTTP_HEAD_ADDED && hs->scratch.lines <= HTTP_LINES_MAX - HTTP_LINES_ADDED;
+}
+
 /* To Envoy, as the exchange that it has under way. */
 static __always_inline int http_to_envoy(struct sk_msg_md *msg, struct http_socket *hs, struct http_channel *ch, bool drawn, enum counter why)
 {
 	bool open = hs->begun, taken = false;
 	count(why);
-	if (drawn && !http_push_draw(msg, hs)) {
+	if (drawn && ((why != COUNTER_HTTP_NOT_TEACHABLE && !http_has_room(hs)) || !http_push_draw(msg, hs))) {
 		drawn = false;
 		hs->generation = 0;
 	}
@@ -321,7 +326,7 @@ int http_client(struct sk_msg_md *msg)
 	if (!self || (state->flags & (SOCKET_BLOCKING | SOCKET_TLS)) || (!(state->flags & SOCKET_FORCED) && !nonblocking(self))) {
 		hs->lost = 1;
 		http_lose(ch, COUNTER_HTTP_LOST_BLOCKING);
-		return http_pass_on(msg);
+		return ch->unknown == HTTP_CUT ? SK_DROP : http_pass_on(msg);
 	}
 	__u32 owner = ch->state, size = msg->size;
 	if (hs->begun) {
@@ -364,7 +369,7 @@ int http_client(struct sk_msg_md *msg)
 		hs->lost = 1;
 		return http_pass_on(msg);
 	}
-	int doubt = http_read_head(msg, hs, HTTP_READS_REQUEST, false);
+	int doubt = http_read_head(msg, hs, HTTP_READS_REQUEST);
 	int end = -1;
 	if (!doubt) {
 		http_body_begin(&hs->body, hs->request.framing, hs->request.body_length);
@@ -386,7 +391,8 @@ int http_client(struct sk_msg_md *msg)
 		return http_to_envoy(msg, hs, ch, true, busy ? COUNTER_HTTP_BUSY : COUNTER_HTTP_NOT_LEARNT);
 	struct http_learnt *learnt = &ch->learnt[index & (HTTP_LEARNT - 1)];
 	__u64 target = learnt->cookie, netns_cookie = state->netns_cookie, now = bpf_ktime_get_ns();
-	if (!http_drained(learnt->sock, learnt->proxy_sock))
+	/* The answer is moved into C: what Envoy answered before has to be read there, too. */
+	if (!http_drained(learnt->sock, learnt->proxy_sock) || written(state->peer_sock) != self->copied_seq)
 		return http_to_envoy(msg, hs, ch, true, COUNTER_HTTP_NOT_DRAINED);
 	/* User space suspends a pod and then looks whether anything is under way: count first, then look. */
 	http_activity_add(netns_cookie, 1);

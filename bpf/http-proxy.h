@@ -10,20 +10,23 @@ int http_downstream(struct sk_msg_md *msg)
 		return SK_PASS;
 	__u64 client = state->peer_cookie;
 	struct http_channel *ch = bpf_map_lookup_elem(&http_channels, &client);
+	/* It would be taken for an answer to what the kernel had under way. */
+	if (ch && ch->unknown == HTTP_CUT)
+		return SK_DROP;
 	if (!ch || ch->state == HTTP_LOST)
 		return http_pass_on(msg);
 	struct http_socket *hs = bpf_sk_storage_get(&http_sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!hs || hs->lost || ch->state != HTTP_ENVOY) {
 		http_lose(ch, COUNTER_HTTP_LOST_ENVOY_FIRST);
-		return http_pass_on(msg);
+		return ch->unknown == HTTP_CUT ? SK_DROP : http_pass_on(msg);
 	}
 	int end = -1;
 	if (hs->begun) {
 		end = http_follow(msg, &hs->body, 0);
-	} else if (!http_read_head(msg, hs, HTTP_READS_ENVOYS_ANSWER, ch->to_head) &&
-		   hs->answer.framing != HTTP_UNTIL_CLOSE) {
-		http_body_begin(&hs->body, hs->answer.framing, hs->answer.body_length);
-		end = http_follow(msg, &hs->body, hs->answer.end);
+	} else {
+		end = http_begin_answer(msg, hs, ch->to_head, true);
+		if (end >= 0 && hs->answer.framing == HTTP_UNTIL_CLOSE)
+			end = -1;
 	}
 	if (end < 0 || (__u32)end != msg->size) {
 		hs->lost = 1;
@@ -145,7 +148,7 @@ int http_upstream(struct sk_msg_md *msg)
 	bool first = !hs->begun;
 	if (!first) {
 		end = http_follow(msg, &hs->body, 0);
-	} else if (!http_read_head(msg, hs, HTTP_READS_ENVOYS_REQUEST, false)) {
+	} else if (!http_read_head(msg, hs, HTTP_READS_ENVOYS_REQUEST)) {
 		http_body_begin(&hs->body, hs->request.framing, hs->request.body_length);
 		end = http_follow(msg, &hs->body, hs->request.end);
 	}
@@ -162,7 +165,7 @@ int http_upstream(struct sk_msg_md *msg)
 			http_mark_server(ch, server, 0, HTTP_ENVOY_ASKS);
 		return http_pass_on(msg);
 	}
-	__u32 busy = HTTP_ENVOY_AWAITS | (hs->begun ? HTTP_ENVOY_ASKS : 0);
+	__u32 busy = HTTP_ENVOY_AWAITS | (hs->begun ? HTTP_ENVOY_ASKS : 0) | (hs->request.method == HTTP_HEAD ? HTTP_ENVOY_HEAD : 0);
 	if (ch)
 		http_mark_server(ch, server, busy, 0);
 	__u16 at = 0, length = 0;

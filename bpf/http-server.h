@@ -1,6 +1,45 @@
 /* What S sends: to C when it answers what the kernel brought, else to Envoy. */
 #pragma once
 
+/*
+ * The answer that the message begins with, or the one behind an interim one. Where it ends in the message, or the message's
+ * size; negative: a doubt.
+ */
+HTTP_GLOBAL int http_begin_answer(struct sk_msg_md *msg, struct http_socket *hs, bool to_head, bool trusted)
+{
+	if (!hs)
+		return -HTTP_INCOMPLETE;
+	__u32 at = 0, reader = (trusted ? HTTP_READS_ENVOYS_ANSWER : HTTP_READS_ANSWER) | (to_head ? HTTP_READS_TO_HEAD : 0);
+	if (http_is_same_head(msg, hs, reader)) {
+		at = hs->answer.end;
+	} else {
+		hs->reader = 0;
+		for (int i = 0; i < 2; i++) {
+			if (!http_copy_head(msg, &hs->scratch, at) || http_read_any_answer(&hs->scratch, to_head, &hs->answer, trusted))
+				return -HTTP_INCOMPLETE;
+			at += hs->answer.end;
+			if (hs->answer.status >= 200 || at >= msg->size)
+				break;
+		}
+		/* Not one that an interim one preceded: it is not where messages begin. */
+		if (at == hs->answer.end && hs->answer.status >= 200)
+			hs->reader = reader;
+	}
+	http_body_begin(&hs->body, hs->answer.framing, hs->answer.body_length);
+	return hs->answer.framing == HTTP_UNTIL_CLOSE ? (int)msg->size : http_follow(msg, &hs->body, at);
+}
+
+/* Whether what Envoy asked of S is HEAD: of S, since the channel's own exchange may be another one by now. */
+static __always_inline bool http_envoys_head(const struct http_channel *ch, __u64 cookie)
+{
+	__u32 busy = 0;
+#pragma unroll
+	for (int i = 0; i < HTTP_LEARNT; i++)
+		if (ch->learnt[i].cookie == cookie)
+			busy |= ch->learnt[i].busy;
+	return busy & HTTP_ENVOY_HEAD;
+}
+
 /* An answer that Envoy asked for: only followed, for what it tells of its class and when S is free again. */
 static __always_inline void http_follow_envoys(struct sk_msg_md *msg, struct socket_state *state, struct http_socket *hs, struct http_channel *ch)
 {
@@ -10,15 +49,12 @@ static __always_inline void http_follow_envoys(struct sk_msg_md *msg, struct soc
 	if (hs->lost)
 		return;
 	if (!hs->begun) {
-		int doubt = http_read_head(msg, hs, HTTP_READS_ANSWER, ch->to_head);
-		if (doubt) {
-			end = -1;
-		} else {
-			end = hs->answer.end;
-			hs->sent = 0;
-			http_body_begin(&hs->body, hs->answer.framing, hs->answer.body_length);
+		hs->sent = 0;
+		end = http_begin_answer(msg, hs, http_envoys_head(ch, cookie), false);
+		if (end >= 0) {
 			bounded = hs->answer.framing != HTTP_UNTIL_CLOSE && hs->answer.body_length <= HTTP_ANSWER_MAX;
-			end = hs->answer.framing == HTTP_UNTIL_CLOSE ? -1 : http_follow(msg, &hs->body, end);
+			if (hs->answer.framing == HTTP_UNTIL_CLOSE)
+				end = -1;
 		}
 	} else {
 		end = http_follow(msg, &hs->body, 0);
@@ -41,7 +77,7 @@ static __always_inline void http_follow_envoys(struct sk_msg_md *msg, struct soc
 	if (hs->answer.status >= 500)
 		http_class_to_envoy(ch->class, ch->generation);
 	if (!hs->begun)
-		http_mark_server(ch, cookie, hs->answer.close ? HTTP_CLOSING : 0, HTTP_ENVOY_AWAITS);
+		http_mark_server(ch, cookie, hs->answer.close ? HTTP_CLOSING : 0, HTTP_ENVOY_AWAITS | HTTP_ENVOY_HEAD);
 }
 
 SEC("sk_msg")
@@ -74,19 +110,12 @@ int http_server(struct sk_msg_md *msg)
 	bool done = false, unbounded = false;
 	if (!ch->unknown) {
 		if (!hs->begun) {
-			int doubt = hs->lost ? HTTP_INCOMPLETE : http_read_head(msg, hs, HTTP_READS_ANSWER, ch->to_head);
-			if (!doubt) {
+			end = hs->lost ? -HTTP_INCOMPLETE : http_begin_answer(msg, hs, ch->to_head, false);
+			if (end >= 0) {
 				hs->sent = 0;
 				status = hs->answer.status;
 				ch->status = status;
-				http_body_begin(&hs->body, hs->answer.framing, hs->answer.body_length);
 				unbounded = hs->answer.framing == HTTP_UNTIL_CLOSE || hs->answer.body_length > HTTP_ANSWER_MAX;
-				end = hs->answer.framing == HTTP_UNTIL_CLOSE ? (int)size : http_follow(msg, &hs->body, hs->answer.end);
-				/* An interim answer: the other one follows, perhaps at once. */
-				if (status < 200 && (__u32)end != size)
-					end = -1;
-			} else {
-				end = -1;
 			}
 		} else {
 			end = http_follow(msg, &hs->body, 0);

@@ -218,6 +218,7 @@ enum http_use {
 	HTTP_ENVOY_ASKS = 1,   /* Envoy has not sent its request whole */
 	HTTP_ENVOY_AWAITS = 2, /* its answer is not complete */
 	HTTP_CLOSING = 4,      /* not to be used any more */
+	HTTP_ENVOY_HEAD = 8,   /* Envoy's request is HEAD */
 };
 
 /* Why an answer's end can't be told, or is not waited for. */
@@ -225,7 +226,7 @@ enum http_unknown {
 	HTTP_UNKNOWN_UNTIL_CLOSE = 1,
 	HTTP_UNKNOWN_LOST = 2,
 	HTTP_ANSWERED = 3, /* it has come, whole, before the request was sent whole: the rest of that is still the server's */
-	HTTP_CUT = 4,      /* while LOST: the connection is about to be ended, and nothing more of what the client sends goes anywhere */
+	HTTP_CUT = 4,      /* while LOST: the connection is about to be ended, and nothing more of what the client or Envoy sends on it goes anywhere */
 };
 
 /* By the cookie of the client's socket. */

@@ -1,10 +1,11 @@
 """Sockets by command, one JSON line each, for tests that step through exchanges: what is sent, when and by whom is the test's.
 
 All sockets are non-blocking, as event-driven programs have them; waiting is done by select. Answers are JSON lines too.
-  listen NAME ADDRESS PORT | accept NAME FROM | connect NAME ADDRESS PORT [mark] | send NAME DATA | receive NAME COUNT [seconds]
-  close NAME | shutdown NAME | reset NAME | buffer NAME BYTES
+  listen NAME ADDRESS PORT | accept NAME FROM | connect NAME ADDRESS PORT [mark] [[from address, port]] | send NAME DATA [more] | receive NAME COUNT [seconds]
+  empty NAME | blocking NAME YES | again NAME ADDRESS PORT | close NAME | port NAME | shutdown NAME | reset NAME
 DATA is latin-1. `receive` ends at COUNT bytes, at the end of the stream, at an error, or after `seconds`.
 """
+import ctypes
 import json
 import select
 import socket
@@ -47,8 +48,10 @@ def accept(name, origin, seconds=5):
     return {'peer': peer[0], 'port': peer[1]}
 
 
-def connect(name, address, port, mark=None):
+def connect(name, address, port, mark=None, origin=None):
     made = make(address)
+    if origin is not None:
+        made.bind(tuple(origin))
     if mark is not None:
         made.setsockopt(socket.SOL_SOCKET, SO_MARK, mark)
     sockets[name] = made
@@ -62,12 +65,12 @@ def connect(name, address, port, mark=None):
     return {'error': error} if error else {'port': made.getsockname()[1]}
 
 
-def send(name, data):
+def send(name, data, more=False):
     left = data.encode('latin-1')
     end = time.monotonic() + 5
     while left and time.monotonic() < end:
         try:
-            left = left[sockets[name].send(left):]
+            left = left[sockets[name].send(left, socket.MSG_MORE if more else 0):]
         except BlockingIOError:
             wait(sockets[name], True, 1)
         except OSError as error:
@@ -99,6 +102,31 @@ def close(name):
     return {}
 
 
+def empty(name):
+    return {'sent': sockets[name].send(b'')}
+
+
+def blocking(name, is_blocking):
+    sockets[name].setblocking(is_blocking)
+    return {}
+
+
+def again(name, address, port):
+    """connect(AF_UNSPEC), then to another: the same socket."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.connect(sockets[name].fileno(), bytes(16), 16):
+        return {'error': ctypes.get_errno()}
+    try:
+        sockets[name].connect((address, port))
+    except BlockingIOError:
+        pass
+    return {} if wait(sockets[name], True, 5) else {'error': 'timeout'}
+
+
+def port(name):
+    return {'port': sockets[name].getsockname()[1]}
+
+
 def shutdown(name):
     sockets[name].shutdown(socket.SHUT_WR)
     return {}
@@ -109,7 +137,7 @@ def reset(name):
     return close(name)
 
 
-commands = {f.__name__: f for f in (listen, accept, connect, send, receive, close, shutdown, reset)}
+commands = {f.__name__: f for f in (listen, accept, connect, send, receive, empty, blocking, again, close, port, shutdown, reset)}
 for line in sys.stdin:
     command, *arguments = json.loads(line)
     try:
