@@ -211,20 +211,24 @@ static __always_inline enum counter http_decide(struct socket_state *state, stru
 	return COUNTERS;
 }
 
+enum http_pushed { HTTP_PUSHED, HTTP_NOT_PUSHED, HTTP_PUSHED_NOTHING /* room is made, and nothing stands there */ };
+
 /* Puts the draw's lines behind the request line. */
-static __always_inline bool http_push_draw(struct sk_msg_md *msg, struct http_socket *hs)
+static __always_inline enum http_pushed http_push_draw(struct sk_msg_md *msg, struct http_socket *hs)
 {
 	__u32 at = hs->scratch.line_at[1];
-	if (!http_draw_text(hs) || bpf_msg_push_data(msg, at, HTTP_DRAW_TEXT, 0) || bpf_msg_pull_data(msg, at, at + HTTP_DRAW_TEXT, 0))
-		return false;
+	if (!http_draw_text(hs) || bpf_msg_push_data(msg, at, HTTP_DRAW_TEXT, 0))
+		return HTTP_NOT_PUSHED;
+	if (bpf_msg_pull_data(msg, at, at + HTTP_DRAW_TEXT, 0))
+		return HTTP_PUSHED_NOTHING;
 	__u64 *to = msg->data, *end = msg->data_end;
 	const __u64 *from = (const void *)hs->text;
 	if (to + HTTP_DRAW_TEXT / 8 > end)
-		return false;
+		return HTTP_PUSHED_NOTHING;
 #pragma unroll
 	for (int i = 0; i < HTTP_DRAW_TEXT / 8; i++)
 		to[i] = from[i];
-	return true;
+	return HTTP_PUSHED;
 }
 
 /* What Envoy and the node's settings add to a head: one that gets longer than what is read of it would bring its lesson to the server. */
@@ -241,9 +245,19 @@ static __always_inline int http_to_envoy(struct sk_msg_md *msg, struct http_sock
 {
 	bool open = hs->begun, taken = false;
 	count(why);
-	if (drawn && ((why != COUNTER_HTTP_NOT_TEACHABLE && !http_has_room(hs)) || !http_push_draw(msg, hs))) {
-		drawn = false;
-		hs->generation = 0;
+	if (drawn) {
+		enum http_pushed pushed = why != COUNTER_HTTP_NOT_TEACHABLE && !http_has_room(hs) ? HTTP_NOT_PUSHED : http_push_draw(msg, hs);
+		if (pushed == HTTP_PUSHED_NOTHING) {
+			/* The kernel's memory is nobody's to read. */
+			hs->lost = 1;
+			http_lose(ch, COUNTER_HTTP_REDIRECT_FAILED);
+			http_end_client(ch, false);
+			return SK_DROP;
+		}
+		if (pushed == HTTP_NOT_PUSHED) {
+			drawn = false;
+			hs->generation = 0;
+		}
 	}
 	count(drawn ? COUNTER_HTTP_REQUESTS_DRAWN : COUNTER_HTTP_REQUESTS_ENVOY);
 	__u32 load = drawn ? hs->load : HTTP_NOWHERE;
