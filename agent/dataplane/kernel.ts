@@ -460,9 +460,7 @@ export class Kernel {
     return [...this.#pods.values()].find(({ pod }) => pod.netnsCookie === netnsCookie)?.pod;
   }
 
-  #pin(name: string): string | null {
-    return this.#pinDir === null ? null : name;
-  }
+  readonly #pin = (name: string): string | null => (this.#pinDir === null ? null : name);
 
   #adoptPods(folder: string): void {
     const addresses = new Map<bigint, string[]>();

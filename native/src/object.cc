@@ -107,32 +107,25 @@ void set_max_entries(Napi::Env env, bpf_object *object, Napi::Object sizes) {
   }
 }
 
-// Leaves out all programs but the named ones. The maps are made all the same.
-void choose_programs(Napi::Env env, bpf_object *object, const Napi::Value &wanted) {
-  if (absent(wanted)) return;
-  if (!wanted.IsArray()) throw Napi::TypeError::New(env, "open: programs: expected an array of names");
-  bpf_program *each;
-  bpf_object__for_each_program(each, object) bpf_program__set_autoload(each, false);
-  Napi::Array names = wanted.As<Napi::Array>();
+// Whether the named programs are loaded, if any are named.
+void set_autoload(Napi::Env env, bpf_object *object, const Napi::Value &list, const std::string &field, bool load) {
+  if (absent(list)) return;
+  if (!list.IsArray()) throw Napi::TypeError::New(env, field + ": expected an array of names");
+  Napi::Array names = list.As<Napi::Array>();
   for (uint32_t i = 0; i < names.Length(); i++) {
-    const std::string name = string_of(env, names.Get(i), "open: programs");
+    const std::string name = string_of(env, names.Get(i), field.c_str());
     bpf_program *found = bpf_object__find_program_by_name(object, name.c_str());
-    if (!found) throw Napi::TypeError::New(env, "open: programs: " + name + ": not in the BPF object");
-    bpf_program__set_autoload(found, true);
+    if (!found) throw Napi::TypeError::New(env, field + ": " + name + ": not in the BPF object");
+    bpf_program__set_autoload(found, load);
   }
 }
 
-// Leaves out the named ones.
-void leave_out(Napi::Env env, bpf_object *object, const Napi::Value &unwanted) {
-  if (absent(unwanted)) return;
-  if (!unwanted.IsArray()) throw Napi::TypeError::New(env, "open: without: expected an array of names");
-  Napi::Array names = unwanted.As<Napi::Array>();
-  for (uint32_t i = 0; i < names.Length(); i++) {
-    const std::string name = string_of(env, names.Get(i), "open: without");
-    bpf_program *found = bpf_object__find_program_by_name(object, name.c_str());
-    if (!found) throw Napi::TypeError::New(env, "open: without: " + name + ": not in the BPF object");
-    bpf_program__set_autoload(found, false);
-  }
+// Leaves out all programs but the named ones. The maps are made all the same.
+void choose_programs(Napi::Env env, bpf_object *object, const Napi::Value &wanted) {
+  if (absent(wanted)) return;
+  bpf_program *each;
+  bpf_object__for_each_program(each, object) bpf_program__set_autoload(each, false);
+  set_autoload(env, object, wanted, "open: programs", true);
 }
 
 // libbpf's own way of it fails when one of them is not loaded. In the order of enum http_role.
@@ -260,7 +253,7 @@ void BpfObjectHandle::load(Napi::Env env, Napi::Object options) {
   set_rodata(env, object, object_of(env, options.Get("rodata"), "open: rodata"));
   set_max_entries(env, object, object_of(env, options.Get("maxEntries"), "open: maxEntries"));
   choose_programs(env, object, options.Get("programs"));
-  leave_out(env, object, options.Get("without"));
+  set_autoload(env, object, options.Get("without"), "open: without", false);
   leave_out_tracing(object);
   std::string folder;
   if (!absent(options.Get("pinDir"))) {

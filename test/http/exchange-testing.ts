@@ -1,7 +1,7 @@
 /**
  * One client connection of the fast path, step by step: a client, the node's Envoy and two servers are processes that send, close
  * and reset when the test says, so that every point of an exchange can be stopped at. Real sockets, real programs and tables; who
- * plays Envoy writes what Envoy writes (test/http/fast-path.test.ts has the real one).
+ * plays Envoy writes what Envoy writes (test/http-fast-path.test.ts has the real one).
  */
 import assert from 'node:assert/strict';
 import { after, before, beforeEach } from 'node:test';
@@ -19,6 +19,7 @@ export let w: KernelWorld;
 export let client: Ends, envoy: Ends, server: Ends;
 export let tableId: number;
 let table: HttpTable;
+let makeTable: () => HttpTable;
 export const ends: HttpEnd[] = [];
 let beat: NodeJS.Timeout;
 export let endings: HttpEndingQueue;
@@ -50,7 +51,7 @@ function tableOf(): HttpTable {
   };
 }
 
-function line(name: string, value: string, length: number): string {
+export function line(name: string, value: string, length: number): string {
   return `${`${name}: ${value}`.padEnd(length - 2)}\r\n`;
 }
 
@@ -58,8 +59,13 @@ export const request = (path: string, more = '', body = ''): string => `GET ${pa
 export const answer = (body: string, more = ''): string => `HTTP/1.1 200 OK\r\nContent-Length: ${body.length}\r\n${more}\r\n${body}`;
 export const DRAWN = 192;
 
-/** The sockets and programs, for the tests of one file. `act`: whether connections that are to end are ended, as the agent does. */
-export function exchanges(act: () => boolean = () => true): void {
+/**
+ * The sockets and programs, for the tests of one file.
+ * @param act whether connections that are to end are ended, as the agent does
+ * @param tables makes the client's table, of one class for each of the server's ports 80 and 81
+ */
+export function exchanges(act: () => boolean = () => true, tables = tableOf): void {
+  makeTable = tables;
   before(async () => {
     w = await KernelWorld.create('http', { pods: 2, http: true });
     w.put({ capture: true, acceleration: 'l7' }, [w.world.pod(0)]);
@@ -69,7 +75,7 @@ export function exchanges(act: () => boolean = () => true): void {
     server = new Ends(w.world, w.world.pod(1));
     await envoy.do('listen', 'listener', '127.0.0.1', 15001);
     for (const port of [80, 81]) await server.do('listen', `listener${port}`, w.world.pod(1).ipv4, port);
-    table = tableOf();
+    table = makeTable();
     tableId = w.kernel.http.tables.write('class', table);
     endings = new HttpEndingQueue({ netnsPathOf: (cookie) => w.world.pods.find(({ netnsCookie }) => netnsCookie === cookie)?.netns, proxyPid: () => envoy.pid, logger: logger('test.endings') });
     w.kernel.http.control.listen((end) => {
@@ -111,7 +117,7 @@ export function stopBeat(): void {
 
 /** The same routes as new classes. */
 export async function anew(): Promise<void> {
-  table = tableOf();
+  table = makeTable();
   tableId = w.kernel.http.tables.write('class', table);
   w.kernel.http.control.setPod(w.world.pod(0).netnsCookie, { table: tableId, state: 'live' });
 }

@@ -1,32 +1,23 @@
 /** What the kernel counts of the requests that it moves, against what was sent, and the series that become of it: real sockets, programs and maps. */
 import assert from 'node:assert/strict';
-import { after, before, beforeEach, test } from 'node:test';
+import { beforeEach, test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { TAUGHT_MARK } from '../../agent/http/names.js';
-import { className, type HttpService, type HttpTable } from '../../agent/http/table.js';
-import { KernelWorld } from '../../agent/dataplane/kernel-testing.js';
+import type { HttpService, HttpTable } from '../../agent/http/table.js';
 import { encodeAddress } from '../../agent/dataplane/kernel-codec.js';
-import { HttpEndingQueue } from '../../agent/dataplane/http-endings.js';
 import type { HttpEnding, HttpTotalEntry } from '../../agent/dataplane/kernel-http-totals.js';
 import { FlowDirectory } from '../../agent/telemetry/flow-labels.js';
 import { addHttpMetrics, HTTP_BOUNDS } from '../../agent/telemetry/http-metrics.js';
 import { HttpSeriesSource } from '../../agent/telemetry/http-series.js';
 import { PrometheusText } from '../../agent/telemetry/prometheus.js';
-import { logger } from '../../common/log.js';
 import { Address, Workload } from '../../proto/generated/istio/workload/workload.js';
-import { Ends, type Answer } from './ends.js';
+import { anew, client, closeAll, connection, envoy, exchanges, line, server, taught as teach, text, w } from './exchange-testing.js';
 
-const VIP = '10.96.0.9';
 const service = (name: string): HttpService => ({ hostname: `${name}.shop.svc.cluster.local`, name, namespace: 'shop' });
-let w: KernelWorld;
-let client: Ends, envoy: Ends, server: Ends;
-let table: HttpTable;
-let beat: NodeJS.Timeout;
 
 /** /a leads to the service a on port 80, all else to the service b on port 81. */
-function write(): void {
+function tableOf(): HttpTable {
   const rule = (value: string, verdict: number) => ({ path: { kind: 'prefix', value, inverted: false } as const, methods: undefined, headers: [], verdict });
-  table = {
+  return {
     ports: [{ address: undefined, port: 80, routes: 0 }], routes: [{ name: '80', hosts: [{ host: 'shop', virtualHost: 0 }] }],
     virtualHosts: [{ rules: [rule('/a', 0), rule('/', 1)], otherwise: -1 }],
     classes: [0, 1].map((cluster) => ({ ...w.kernel.http.tables.takeName()!, splits: [{ until: 1, cluster, text: line('x-weight', '0', 32) }] })),
@@ -36,78 +27,21 @@ function write(): void {
     })),
     policies: [], findings: [], classOf: () => undefined,
   };
-  w.kernel.http.control.setPod(w.world.pod(0).netnsCookie, { table: w.kernel.http.tables.write('class', table), state: 'live' });
-}
-
-function line(name: string, value: string, length: number): string {
-  return `${`${name}: ${value}`.padEnd(length - 2)}\r\n`;
 }
 
 const request = (path: string, body = ''): string => `${body ? 'POST' : 'GET'} ${path} HTTP/1.1\r\nHost: shop\r\n${body ? `Content-Length: ${body.length}\r\n` : ''}\r\n${body}`;
 const answer = (body: string, status = '200 OK'): string => `HTTP/1.1 ${status}\r\nContent-Length: ${body.length}\r\n\r\n${body}`;
-const text = ({ data = '' }: Answer): string => data;
 
-before(async () => {
-  w = await KernelWorld.create('totals', { pods: 2, http: true });
-  w.put({ capture: true, acceleration: 'l7' }, [w.world.pod(0)]);
-  w.put({ acceleration: 'force' }, [w.world.pod(1)]);
-  client = new Ends(w.world, w.world.pod(0));
-  envoy = new Ends(w.world, w.world.pod(0), w.world.proxyCgroup);
-  server = new Ends(w.world, w.world.pod(1));
-  await envoy.do('listen', 'listener', '127.0.0.1', 15001);
-  for (const port of [80, 81]) await server.do('listen', `listener${port}`, w.world.pod(1).ipv4, port);
-  const endings = new HttpEndingQueue({ netnsPathOf: (cookie) => w.world.pods.find(({ netnsCookie }) => netnsCookie === cookie)?.netns, proxyPid: () => envoy.pid, logger: logger('test.endings') });
-  w.kernel.http.control.listen(endings.end);
-  const tick = (): void => w.kernel.http.control.beat(true, w.kernel.http.control.lostEnds());
-  tick();
-  beat = setInterval(tick, 200);
-  // The client's program is on probation first.
-  for (let i = 0; i < 40; i++) {
-    await client.do('connect', 'c', VIP, 80);
-    await envoy.do('accept', 'd', 'listener');
-    await client.do('send', 'c', 'x');
-    await envoy.do('receive', 'd', 1);
-    await closeAll();
-    if (i > 8 && w.kernel.probation().some(({ verdict }) => verdict === 'event-driven')) break;
-    await sleep(20);
-  }
-});
-after(async () => {
-  clearInterval(beat);
-  for (const each of [client, envoy, server]) await each?.close();
-  await w?.close();
-});
+exchanges(() => true, tableOf);
 beforeEach(async () => {
-  await closeAll();
   for (const { id } of w.kernel.http.totals.entries()) w.kernel.http.totals.take(id);
-  write();
+  await anew();
 });
-
-async function closeAll(): Promise<void> {
-  await client.do('close', 'c').catch(() => undefined);
-  for (const name of ['d', 'u80', 'u81']) await envoy.do('close', name).catch(() => undefined);
-  for (const name of ['s80', 's81']) await server.do('close', name).catch(() => undefined);
-}
 
 /** A connection of the client's; or one more server that it is taught. None of it is the kernel's to count. */
 async function taught(path: string, port: number, ofClient?: number): Promise<number> {
-  let clientPort = ofClient;
-  if (clientPort === undefined) {
-    clientPort = (await client.do('connect', 'c', VIP, 80)).port!;
-    await envoy.do('accept', 'd', 'listener');
-  }
-  await envoy.do('connect', `u${port}`, w.world.pod(1).ipv4, port, TAUGHT_MARK);
-  await server.do('accept', `s${port}`, `listener${port}`);
-  await client.do('send', 'c', request(path));
-  await envoy.do('receive', 'd', request(path).length + 192);
-  const lesson = `${className(table.classes[port - 80]!)}-${w.world.pod(0).netnsCookie.toString(16).padStart(16, '0')}-${clientPort}`;
-  const passedOn = `GET ${path} HTTP/1.1\r\nhost: shop\r\nx-underpass-lesson: ${lesson}\r\n\r\n`;
-  await envoy.do('send', `u${port}`, passedOn);
-  await server.do('receive', `s${port}`, passedOn.length);
-  await server.do('send', `s${port}`, answer('taught'));
-  await envoy.do('receive', `u${port}`, answer('taught').length);
-  await envoy.do('send', 'd', answer('taught'));
-  await client.do('receive', 'c', answer('taught').length);
+  const clientPort = ofClient ?? (await connection());
+  await teach(path, port, clientPort);
   return clientPort;
 }
 
@@ -194,7 +128,7 @@ test('how an exchange ends: an answer that the end of the connection delimits is
   for (const [before, status] of [['', 0], ['HTTP/1.1 201 Created\r\nContent-Length: 10\r\n\r\nabc', 201]] as const) {
     for (const who of ['server', 'client'] as const) {
       await closeAll();
-      write();
+      await anew();
       await taught('/a', 80);
       const known = counted().length;
       await client.do('send', 'c', request('/a'));
@@ -213,7 +147,7 @@ test('a class whose place another takes keeps its sums', async () => {
   const clientPort = await taught('/a', 80);
   await exchange(80, request('/a'), answer('before'));
   const [{ id }] = w.kernel.http.totals.entries() as [HttpTotalEntry];
-  write();
+  await anew();
   await envoy.do('close', 'u80');
   await server.do('close', 's80');
   await taught('/a', 80, clientPort);
