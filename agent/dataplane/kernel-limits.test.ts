@@ -94,7 +94,8 @@ test('verdicts: a pod with many executables and listeners takes no room from oth
         await churn(8000 + index, program);
       }
     });
-    assert.ok((counters['verdicts_quota'] ?? 0) >= 2, JSON.stringify(counters));
+    // Of programs or of listeners: room is made for both as soon as the first of either did not fit.
+    assert.ok((counters['verdicts_quota'] ?? 0) >= 1, JSON.stringify(counters));
     assert.equal(counters['verdicts_full'], undefined);
     const own = (): number => w.kernel.probation().filter(({ key }) => key.endsWith(`@${a.netnsCookie}`)).length;
     // What was in probation only made room when the first one did not fit.
