@@ -71,8 +71,8 @@ interface Result {
 }
 
 /** Requests one after the other, over one connection unless `connections` says more. */
-async function load(count: number, options: { headers?: Record<string, string>; fresh?: boolean } = {}): Promise<Result> {
-  const { versions, statuses } = await world.load('outside', 'http://web/', count, { from: 'fast/client', headers: options.headers ?? {}, keepAlive: !options.fresh });
+async function load(count: number, options: { headers?: Record<string, string>; fresh?: boolean; each?: number } = {}): Promise<Result> {
+  const { versions, statuses } = await world.load('outside', 'http://web/', count, { from: 'fast/client', headers: options.headers ?? {}, keepAlive: !options.fresh, ...(options.each ? { each: options.each } : {}) });
   return { versions, statuses };
 }
 
@@ -137,6 +137,24 @@ test('a canary by weight gets its share, of requests that the kernel draws', asy
   // Five standard deviations of a binomial distribution.
   assert.ok(Math.abs((versions['v2'] ?? 0) - 500) < 5 * Math.sqrt(2_000 * 0.25 * 0.75), JSON.stringify(versions));
   assert.ok(fastOf(grown) >= 1_900, JSON.stringify(grown));
+});
+
+test('a canary of 1 % gets 1 %, however many requests a connection has: 5, 50 or 5,000', async (t) => {
+  await world.apply('mesh', routed('v2', { v1: 99, v2: 1 }));
+  await live(3);
+  for (const [each, count] of [[5, 3_000], [50, 4_000], [5_000, 5_000]] as const) {
+    // The bounds of 99.9 % of a binomial distribution; one run in a thousand is outside by chance, two in a row are not.
+    const [mean, bound] = [count * 0.01, 3.29 * Math.sqrt(count * 0.01 * 0.99)];
+    const tries: unknown[] = [];
+    for (let attempt = 0; attempt < 2; attempt++) {
+      const { statuses, versions, counters: grown } = await counted(() => load(count, { each }));
+      assert.deepEqual(statuses, { 200: count });
+      tries.push([versions, grown]);
+      if (Math.abs((versions['v2'] ?? 0) - mean) <= bound) break;
+      assert.equal(attempt, 0, JSON.stringify(tries));
+    }
+    t.diagnostic(`${each} requests a connection: ${JSON.stringify(tries)}`);
+  }
 });
 
 test('switches: for all by the agent, for a pod by its label, on a connection that lives on', async () => {

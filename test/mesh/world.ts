@@ -376,12 +376,12 @@ export class MeshWorld {
   }
 
   /** `count` requests, each over a connection of its own unless `keepAlive`; how many had each status and version. */
-  async load(mode: Mode | 'outside', url: string, count: number, options: CurlOptions & { keepAlive?: boolean } = {}): Promise<{ statuses: Record<string, number>; versions: Record<string, number>; pods: Record<string, number> }> {
-    const { from = `${mode}/client`, headers = {}, keepAlive = true } = options;
+  async load(mode: Mode | 'outside', url: string, count: number, options: CurlOptions & { keepAlive?: boolean; /** Requests of one connection; default: all. */ each?: number } = {}): Promise<{ statuses: Record<string, number>; versions: Record<string, number>; pods: Record<string, number> }> {
+    const { from = `${mode}/client`, headers = {}, keepAlive = true, each = count } = options;
     const script = `
 const http = require('node:http');
-const [url, count, headers, keepAlive] = JSON.parse(process.argv[1]);
-const agent = new http.Agent({ keepAlive, maxSockets: 1 });
+const [url, count, headers, keepAlive, each] = JSON.parse(process.argv[1]);
+let agent = new http.Agent({ keepAlive, maxSockets: 1 });
 const result = { statuses: {}, versions: {}, pods: {} };
 const add = (table, key) => (table[key] = (table[key] ?? 0) + 1);
 const one = () => new Promise((resolve) => {
@@ -399,8 +399,17 @@ const one = () => new Promise((resolve) => {
   request.on('timeout', () => request.destroy(new Error('timeout'))).on('error', (error) => { add(result.statuses, error.code ?? error.message); resolve(); });
   request.end();
 });
-(async () => { for (let i = 0; i < count; i++) await one(); agent.destroy(); console.log(JSON.stringify(result)); })();`;
-    const { code, stdout, stderr } = await this.lab.exec(from, [process.execPath, '-e', script, JSON.stringify([url, count, headers, keepAlive])], { timeoutMs: 60_000 });
+(async () => {
+  for (let i = 0; i < count; i++) {
+    if (i > 0 && i % each === 0) {
+      agent.destroy();
+      agent = new http.Agent({ keepAlive, maxSockets: 1 });
+    }
+    await one();
+  }
+  agent.destroy(); console.log(JSON.stringify(result));
+})();`;
+    const { code, stdout, stderr } = await this.lab.exec(from, [process.execPath, '-e', script, JSON.stringify([url, count, headers, keepAlive, each])], { timeoutMs: 60_000 });
     assert.equal(code, 0, stderr);
     return JSON.parse(stdout) as Awaited<ReturnType<MeshWorld['load']>>;
   }
