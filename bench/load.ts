@@ -89,6 +89,8 @@ export interface LoadOptions {
   cpu?: number;
   /** Default: the site's own. */
   target?: string;
+  /** Of HTTP requests; default `/`. */
+  path?: string;
   signal?: AbortSignal;
 }
 
@@ -102,7 +104,7 @@ export async function runLoad(world: World, site: Site, workload: Workload, opti
   if (options.newConnectionEach) argv.push('--new-connection-each');
   for (const header of options.headers ?? []) argv.push('--header', header);
   if (options.cpu !== undefined) argv.push('--cpu', String(options.cpu));
-  if (workload.protocol === 'http') argv.push('--tally', 'header:x-version');
+  if (workload.protocol === 'http') argv.push('--tally', 'header:x-version', '--path', options.path ?? '/');
   for (const path of site.cgroups.keys()) argv.push('--cgroup', path);
   const timeoutMs = 1000 * ((options.durationS ?? 10) + (options.warmUpS ?? 0)) + 30_000;
   const { code, stdout, stderr } = await world.run(site.client, argv, { timeoutMs, ...(options.signal ? { signal: options.signal } : {}) });

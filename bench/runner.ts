@@ -19,6 +19,8 @@ export interface BenchOptions {
   durationS: number;
   /** Connections of the load that measures throughput and CPU; latency is measured with one. */
   connections: number;
+  /** What HTTP requests ask for; default `/`. */
+  path?: string;
   signal?: AbortSignal;
   onProgress?: (text: string, done: number, of: number) => void;
 }
@@ -140,12 +142,12 @@ async function warmUp(world: World, site: Site, options: BenchOptions): Promise<
     await runLoad(world, site, workload, { connections: Math.max(options.connections, WARM_CONNECTIONS), durationS: 0.15, ...common });
     if (site.mode.protocol === 'http') for (const server of site.servers) await world.renewConnections(server);
   }
-  await runLoad(world, site, workload, { connections: options.connections, durationS: 0.2, ...common });
+  await runLoad(world, site, workload, { connections: options.connections, durationS: 0.2, ...common, ...(options.path === undefined ? {} : { path: options.path }) });
 }
 
 async function measureOnce(world: World, site: Site, workload: Workload, options: BenchOptions, cpu: number | undefined): Promise<Sample> {
   const { durationS, signal } = options;
-  const common = { durationS, warmUpS: durationS * WARM_UP_SHARE, ...(cpu === undefined ? {} : { cpu }), ...(signal ? { signal } : {}) };
+  const common = { durationS, warmUpS: durationS * WARM_UP_SHARE, ...(cpu === undefined ? {} : { cpu }), ...(options.path === undefined ? {} : { path: options.path }), ...(signal ? { signal } : {}) };
   const before = await world.byteCounters();
   const loaded = await runLoad(world, site, workload, { ...common, connections: workload.bulk ? 1 : options.connections });
   const after = await world.byteCounters();

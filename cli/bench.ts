@@ -17,6 +17,7 @@ interface Options {
   output: 'table' | 'json';
   html?: string;
   modes?: string;
+  path?: string;
   crossCheck?: boolean;
 }
 
@@ -28,6 +29,7 @@ export function configure(command: Command): void {
     .option('--connections <n>', 'for throughput and CPU; latency is measured with one', wholeNumber(1, 10_000), DEFAULT_CONNECTIONS)
     .option('--proxy-workers <n>', 'worker threads of every Envoy, the shared one and the sidecars alike', wholeNumber(1, 64), DEFAULT_PROXY_WORKERS)
     .option('--modes <ids>', 'only these, separated by commas')
+    .option('--path <path>', 'what HTTP requests ask for: / (a small answer), /bytes/16384 or /bytes/262144')
     .option('--cross-check', 'measure the HTTP modes by wrk, too')
     .option('--html <file>', 'also write the report as one HTML file with plots')
     .addOption(new Option('-o, --output <format>', 'how to print').choices(['table', 'json']).default('table'))
@@ -48,7 +50,7 @@ async function bench(options: Options): Promise<void> {
   const progress = new ProgressLine();
   try {
     const report = await runBench(
-      { quick, modes, rounds: options.rounds, durationS: options.duration ?? (quick ? QUICK_DURATION_S : DEFAULT_DURATION_S), connections: options.connections, proxyWorkers: options.proxyWorkers, crossCheck: options.crossCheck ?? false },
+      { quick, modes, rounds: options.rounds, durationS: options.duration ?? (quick ? QUICK_DURATION_S : DEFAULT_DURATION_S), connections: options.connections, proxyWorkers: options.proxyWorkers, crossCheck: options.crossCheck ?? false, ...(options.path === undefined ? {} : { path: options.path }) },
       { signal: signals.signal, onProgress: (text, done, of) => progress.show(of > 1 ? `[${Math.floor((100 * done) / of)} %] ${text}` : text) },
     );
     progress.clear();

@@ -3,7 +3,7 @@ import { chmodSync, existsSync, mkdirSync, writeFileSync } from 'node:fs';
 import { basename, dirname, isAbsolute, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import type { Image, ImageContext, ImageRun } from './images.js';
-import { nginxConfig } from './images/nginx.js';
+import { NGINX_BYTES, nginxConfig } from './images/nginx.js';
 
 const program = (name: string): string => join(dirname(fileURLToPath(import.meta.url)), 'images', `${name}.js`);
 
@@ -34,6 +34,8 @@ const sleeping: Image = () => ({ entrypoint: [], args: ['sleep', 'infinity'], po
 const nginx: Image = (context) => {
   const ports = tcpPorts(context, [80]);
   for (const folder of ['body', 'proxy', 'fastcgi', 'uwsgi', 'scgi']) mkdirSync(join(context.dir, folder), { recursive: true });
+  mkdirSync(join(context.dir, 'bytes'), { recursive: true });
+  for (const size of NGINX_BYTES) writeFileSync(join(context.dir, 'bytes', String(size)), 'x'.repeat(size));
   const file = join(context.dir, 'nginx.conf');
   const workers = Number(context.env['NGINX_WORKERS'] ?? 1);
   const { dir, ipv6, podName: pod, namespace } = context;

@@ -11,6 +11,8 @@ export interface BenchSettings {
   /** Worker threads of every Envoy, the shared one and the sidecars alike. */
   proxyWorkers: number;
   modes: readonly Mode[];
+  /** What HTTP requests ask for; default `/`. */
+  path?: string;
   /** Run wrk, too. */
   crossCheck?: boolean;
 }
@@ -45,8 +47,8 @@ export async function runBench(settings: BenchSettings, options: { signal: Abort
   });
   let report: BenchReport;
   try {
-    const benchOptions = { modes: settings.modes, rounds: settings.rounds, durationS: settings.durationS, connections: settings.connections, signal: options.signal, onProgress: options.onProgress };
-    const facts = { ...(await world.facts()), 'workers of each Envoy': String(settings.proxyWorkers) };
+    const benchOptions = { modes: settings.modes, rounds: settings.rounds, durationS: settings.durationS, connections: settings.connections, ...(settings.path === undefined ? {} : { path: settings.path }), signal: options.signal, onProgress: options.onProgress };
+    const facts = { ...(await world.facts()), 'workers of each Envoy': String(settings.proxyWorkers), ...(settings.path === undefined ? {} : { path: settings.path }) };
     const measured = await measure(world, benchOptions);
     report = buildReport(measured, benchOptions, { quick: settings.quick, startedAt, facts });
     if (settings.crossCheck) report.crossCheck = await crossCheck(world, benchOptions);

@@ -1,4 +1,7 @@
-/** The `nginx` image: Debian's nginx, one worker, answers from memory so that a benchmark measures the way there. */
+/** The `nginx` image: Debian's nginx, one worker, answers from memory so that a benchmark measures the way there; `/bytes/N` are files. */
+/** Sizes of the files. */
+export const NGINX_BYTES = [16_384, 262_144] as const;
+
 export interface NginxOptions {
   /** A directory of its own for temporary files. */
   dir: string;
@@ -38,6 +41,9 @@ ${ports.flatMap((port) => [`    listen ${port} backlog=4096;`, ...(options.ipv6 
     add_header x-version "${version}" always;
     location / {
       return 200 '${body},"method":"$request_method","path":"$uri"}\\n';
+    }
+    location /bytes/ {
+      root ${dir};
     }
     location = /healthz {
       return 200 'ok\\n';
