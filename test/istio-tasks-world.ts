@@ -120,7 +120,11 @@ export async function tasksWorld(mode: Mode): Promise<TasksWorld> {
   // The shared Envoy has the node's trust store, not the pod's.
   const mesh = new MeshWorld(`tasks-${mode}`, { bare: true, outside, sidecarsOnly: mode === 'sidecar', agentEnv: { SSL_CERT_FILE: join(folder, 'ca.crt') } });
   const { token, restore } = issuer();
-  await mesh.up();
+  // What was begun would keep this process, and so the whole run, from ending.
+  await mesh.up().catch(async (error: unknown) => {
+    await mesh.down();
+    throw error;
+  });
   return {
     mesh,
     folder,

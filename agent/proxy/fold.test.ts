@@ -339,6 +339,13 @@ describe('Folder: several classes', () => {
     assert.ok(!JSON.stringify(Listener.toJSON(first)).includes('~c2'));
   });
 
+  it('waits for the table that an internal listener asks for now, when two classes\' tables are equal again', () => {
+    const folder = new Folder(extensions);
+    const inspected = (host: string): SidecarState => basic({ 'lds 0.0.0.0_8081': httpListener(8081), 'rds 8081': routes(8081, { [host]: WEB }) });
+    const needs = (host: string): string[] => [...folder.fold([{ key: 'c1', state: inspected('web') }, { key: 'c2', state: inspected(host) }], [pod, second]).snapshot.get(LDS, 'pod/u2/outbound')!.needs].sort();
+    assert.deepEqual([needs('other'), needs('web')], [['80', '8081~c2'], ['80', '8081']]);
+  });
+
   it('has a cluster for each identity where the mesh\'s mutual TLS may be used, each with that account\'s certificate, and one for all elsewhere', () => {
     const tls = (change: Partial<Cluster_TransportSocketMatch>): Any => {
       const context = UpstreamTlsContext.fromPartial({ sni: 'web', common_tls_context: { tls_certificate_sds_secret_configs: [{ name: 'default' }], validation_context_type: { $case: 'combined_validation_context', value: { default_validation_context: {}, validation_context_sds_secret_config: { name: 'ROOTCA' } } } } });
