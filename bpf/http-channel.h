@@ -225,7 +225,7 @@ static __always_inline void http_lose(struct http_channel *ch, enum counter why)
 	http_end_client(ch, false);
 }
 
-/* No entry that leads to this socket is used again; with 0 in `bits` those are all free of it. */
+/* Sets and clears bits of enum http_use in all entries that lead to this socket. */
 static __always_inline void http_mark_server(struct http_channel *ch, __u64 cookie, __u32 set, __u32 clear)
 {
 	bpf_spin_lock(&ch->lock);
