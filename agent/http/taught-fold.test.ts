@@ -14,10 +14,8 @@ import { pack, unpack } from '../../common/xds/any.js';
 import { Folder, type FoldPod, type FoldResult } from '../proxy/fold.js';
 import { CDS, EDS, LDS, RDS } from '../proxy/snapshot.js';
 import { Recording } from '../testing/recording.js';
-import { assignment, blackHoleCluster, edsCluster, httpListener, passthroughCluster, routes } from '../testing/resources.js';
+import { assignment, blackHoleCluster, edsCluster, httpListener, passthroughCluster, routes, sidecarState } from '../testing/resources.js';
 import { stockExtensions } from '../testing/stock-envoy.js';
-import { ClusterType, EndpointType, ListenerType, RouteType } from '../xds/resource-types.js';
-import type { AnyResourceType } from '../xds/resource-type.js';
 import type { SidecarState } from '../xds/sidecar-stream.js';
 import { TAUGHT_MARK, type Teaching } from './names.js';
 import { canBeTaught } from './taught-clusters.js';
@@ -27,14 +25,7 @@ const MARK = [1n, 36n, BigInt(TAUGHT_MARK)];
 const teaching = (version: string): Teaching => ({ versionOf: () => version, headers: { weight: 'x-w', endpoint: 'x-e', other: 'x-o' }, of: () => (table, host, index) => (table === '80' && host === 'web:80' && index === 0 ? `00000001${version.padStart(8, '0')}` : undefined) });
 
 function state(change: Readonly<Record<string, Any>> = {}): SidecarState {
-  const resources: Record<string, Any> = { [`cds ${WEB}`]: edsCluster(WEB), 'cds PassthroughCluster': passthroughCluster(), 'cds BlackHoleCluster': blackHoleCluster(), [`eds ${WEB}`]: assignment(WEB, ['10.0.0.5:80', '10.0.0.6:80', '10.0.9.9:80']), 'lds 0.0.0.0_80': httpListener(80), 'rds 80': routes(80, { web: WEB, other: WEB }), ...change };
-  const result = { clusters: new Map(), endpoints: new Map(), listeners: new Map(), routes: new Map() };
-  const types: [keyof SidecarState, AnyResourceType][] = [['clusters', new ClusterType()], ['endpoints', new EndpointType()], ['listeners', new ListenerType()], ['routes', new RouteType()]];
-  for (const [key, any] of Object.entries(resources)) {
-    const name = key.slice(key.indexOf(' ') + 1);
-    for (const [kind, type] of types) if (type.typeUrl === any.type_url) result[kind].set(name, type.decode(name, '', any));
-  }
-  return result;
+  return sidecarState({ [`cds ${WEB}`]: edsCluster(WEB), 'cds PassthroughCluster': passthroughCluster(), 'cds BlackHoleCluster': blackHoleCluster(), [`eds ${WEB}`]: assignment(WEB, ['10.0.0.5:80', '10.0.0.6:80', '10.0.9.9:80']), 'lds 0.0.0.0_80': httpListener(80), 'rds 80': routes(80, { web: WEB, other: WEB }), ...change });
 }
 
 const plain: FoldPod = { uid: 'u1', netnsPath: '/netns/u1', ipv6: false, classKey: 'c1', addresses: ['10.0.0.5'] };

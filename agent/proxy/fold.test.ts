@@ -11,12 +11,10 @@ import { RouteConfiguration } from '../../proto/generated/envoy/config/route/v3/
 import { HttpConnectionManager } from '../../proto/generated/envoy/extensions/filters/network/http_connection_manager/v3/http_connection_manager.js';
 import type { Any } from '../../proto/generated/google/protobuf/any.js';
 import { pack, unpack } from '../../common/xds/any.js';
-import { ClusterType, EndpointType, ListenerType, RouteType } from '../xds/resource-types.js';
-import type { AnyResourceType } from '../xds/resource-type.js';
 import type { SidecarState } from '../xds/sidecar-stream.js';
 import { chooseChain, chooseListener, targetOf, type Connection } from '../testing/chain-choice.js';
 import { Recording } from '../testing/recording.js';
-import { assignment, blackHoleCluster, edsCluster, httpListener, passthroughCluster, routes, sniffedListener, tcpListener } from '../testing/resources.js';
+import { assignment, blackHoleCluster, edsCluster, httpListener, passthroughCluster, routes, sidecarState, sniffedListener, tcpListener } from '../testing/resources.js';
 import { stockExtensions } from '../testing/stock-envoy.js';
 import { Folder, type FoldPod, type FoldResult } from './fold.js';
 import { CDS, EDS, LDS, RDS, type Snapshot } from './snapshot.js';
@@ -24,19 +22,9 @@ import { CDS, EDS, LDS, RDS, type Snapshot } from './snapshot.js';
 const extensions = stockExtensions();
 const pod: FoldPod = { uid: 'u1', netnsPath: '/run/underpass/default/netns/u1', ipv6: false, classKey: 'c1' };
 
-function state(resources: Readonly<Record<string, Any>>): SidecarState {
-  const result = { clusters: new Map(), endpoints: new Map(), listeners: new Map(), routes: new Map() };
-  const types: [keyof SidecarState, AnyResourceType][] = [['clusters', new ClusterType()], ['endpoints', new EndpointType()], ['listeners', new ListenerType()], ['routes', new RouteType()]];
-  for (const [key, any] of Object.entries(resources)) {
-    const name = key.slice(key.indexOf(' ') + 1);
-    for (const [kind, type] of types) if (type.typeUrl === any.type_url) result[kind].set(name, type.decode(name, '', any));
-  }
-  return result;
-}
-
 const WEB = 'outbound|80||web.shop.svc.cluster.local';
 const basic = (change: Readonly<Record<string, Any>> = {}): SidecarState =>
-  state({
+  sidecarState({
     [`cds ${WEB}`]: edsCluster(WEB), 'cds PassthroughCluster': passthroughCluster(), 'cds BlackHoleCluster': blackHoleCluster(),
     [`eds ${WEB}`]: assignment(WEB, ['10.0.0.5:80']), 'lds 0.0.0.0_80': httpListener(80), 'rds 80': routes(80, { web: WEB }), ...change,
   });

@@ -12,6 +12,20 @@ import '../../proto/generated/envoy/extensions/filters/network/http_connection_m
 import '../../proto/generated/envoy/extensions/filters/network/tcp_proxy/v3/tcp_proxy.js';
 import type { Any } from '../../proto/generated/google/protobuf/any.js';
 import { pack } from '../../common/xds/any.js';
+import type { AnyResourceType } from '../xds/resource-type.js';
+import { ClusterType, EndpointType, ListenerType, RouteType } from '../xds/resource-types.js';
+import type { SidecarState } from '../xds/sidecar-stream.js';
+
+/** What a class was sent, by `kind name`, e.g. `cds outbound|80||web`; what kind each is says its type. */
+export function sidecarState(resources: Readonly<Record<string, Any>>): SidecarState {
+  const result = { clusters: new Map(), endpoints: new Map(), listeners: new Map(), routes: new Map() };
+  const types: [keyof SidecarState, AnyResourceType][] = [['clusters', new ClusterType()], ['endpoints', new EndpointType()], ['listeners', new ListenerType()], ['routes', new RouteType()]];
+  for (const [key, any] of Object.entries(resources)) {
+    const name = key.slice(key.indexOf(' ') + 1);
+    for (const [kind, type] of types) if (type.typeUrl === any.type_url) result[kind].set(name, type.decode(name, '', any));
+  }
+  return result;
+}
 
 export function edsCluster(name: string): Any {
   return pack(Cluster, Cluster.fromJSON({ name, type: 'EDS', eds_cluster_config: { eds_config: { ads: {}, resource_api_version: 'V3' }, service_name: name }, connect_timeout: { seconds: '1' } }));
