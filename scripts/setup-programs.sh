@@ -7,9 +7,10 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/common.sh
 
-packages=(haproxy netcat-openbsd openssh-client openssh-server postgresql-15 postgresql-client-15 redis-server redis-tools rsync wget)
+packages=(haproxy netcat-openbsd openssh-client openssh-server postgresql-15 postgresql-client-15 python3-gevent python3-gunicorn redis-server redis-tools rsync wget)
 commands=(usr/sbin/haproxy bin/nc.openbsd usr/bin/ssh usr/sbin/sshd usr/lib/postgresql/15/bin/postgres
   usr/lib/postgresql/15/bin/psql usr/bin/redis-server usr/bin/redis-cli usr/bin/rsync usr/bin/wget)
+modules=(gevent gunicorn)
 out=build/programs
 
 stamp=$(sha256sum <scripts/setup-programs.sh | cut -d' ' -f1)
@@ -28,6 +29,9 @@ if [ "$(cat "$out/stamp" 2>/dev/null)" != "$stamp" ]; then
   rm -rf "$out/archives"
   for command in "${commands[@]}"; do
     [ -x "$out/$command" ] || { echo "setup: Debian's packages brought no $command" >&2; exit 1; }
+  done
+  for module in "${modules[@]}"; do
+    [ -d "$out/usr/lib/python3/dist-packages/$module" ] || { echo "setup: Debian's packages brought no $module for Python" >&2; exit 1; }
   done
   echo "$stamp" >"$out/stamp"
 fi

@@ -34,6 +34,7 @@ const unpacked = join(projectRoot, 'build', 'programs');
 const FOLDERS = ['usr/bin', 'usr/sbin', 'bin', 'sbin', 'usr/lib/postgresql/15/bin', 'usr/lib/openssh', 'go'];
 /** Of what it brought. */
 export const libraries = join(unpacked, 'usr', 'lib', 'x86_64-linux-gnu');
+export const pythonModules = join(unpacked, 'usr', 'lib', 'python3', 'dist-packages');
 
 /** A program that scripts/setup-programs.sh brought, or else one of this machine. */
 export function program(name: string): string {

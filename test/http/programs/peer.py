@@ -192,22 +192,27 @@ async def main_asyncio(host, port, plan, at_once, keep):
     await asyncio.gather(*(rude(host, port, plan) if sys.argv[1] == "rude" else by_asyncio(host, port, plan, keep) for _ in range(at_once)))
 
 
-what = sys.argv[1]
-if what == "serve-asyncio":
-    asyncio.run(serve_asyncio(int(sys.argv[2])))
-elif what == "serve-threads":
-    http.server.ThreadingHTTPServer(("0.0.0.0", int(sys.argv[2])), Handler).serve_forever()
-else:
-    host, _, port = sys.argv[2].removeprefix("http://").partition(":")
-    with open(sys.argv[3]) as file:
-        plan = json.load(file)
-    at_once, keep = int(sys.argv[4]), sys.argv[5] == "keep"
-    if what == "client":
-        lock = threading.Lock()
-        threads = [threading.Thread(target=by_http_client, args=(host, int(port or 80), plan, lock, keep)) for _ in range(at_once)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+def main():
+    what = sys.argv[1]
+    if what == "serve-asyncio":
+        asyncio.run(serve_asyncio(int(sys.argv[2])))
+    elif what == "serve-threads":
+        http.server.ThreadingHTTPServer(("0.0.0.0", int(sys.argv[2])), Handler).serve_forever()
     else:
-        asyncio.run(main_asyncio(host, int(port or 80), plan, at_once, keep))
+        host, _, port = sys.argv[2].removeprefix("http://").partition(":")
+        with open(sys.argv[3]) as file:
+            plan = json.load(file)
+        at_once, keep = int(sys.argv[4]), sys.argv[5] == "keep"
+        if what == "client":
+            lock = threading.Lock()
+            threads = [threading.Thread(target=by_http_client, args=(host, int(port or 80), plan, lock, keep)) for _ in range(at_once)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        else:
+            asyncio.run(main_asyncio(host, int(port or 80), plan, at_once, keep))
+
+
+if __name__ == "__main__":
+    main()

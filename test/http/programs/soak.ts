@@ -3,7 +3,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { waitFor } from '../../../common/retry.js';
 import { tcpSockets } from '../../../native/index.js';
 import { wasFast } from './plan.js';
-import { CLIENTS, SERVERS, ended, type HttpPrograms } from './world.js';
+import { ended, type HttpPrograms } from './world.js';
 
 export interface Soaked {
   seconds: number;
@@ -42,7 +42,7 @@ const WEIGHTS = [100, 50, 0, 90];
 
 /** @param say is told how it stands, every now and then */
 export async function soak(programs: HttpPrograms, seconds: number, say: (text: string) => void = () => undefined): Promise<Soaked> {
-  const { world } = programs;
+  const { world, battery } = programs;
   await world.apply('mesh', route(50));
   await programs.live();
   const before = await programs.counters();
@@ -51,8 +51,8 @@ export async function soak(programs: HttpPrograms, seconds: number, say: (text: 
   const loop = async (body: (turn: number) => Promise<void>): Promise<void> => {
     for (let turn = 0; performance.now() < until; turn++) await body(turn);
   };
-  const clients = Object.entries(CLIENTS).map(([client, { proxy }], index) => loop(async (turn) => {
-    const servers = proxy ? ['node', 'nginx', 'asyncio'] : ['both', 'nginx', 'both', 'asyncio', 'both', 'threads'];
+  const clients = Object.entries(battery.clients).map(([client, { proxy }], index) => loop(async (turn) => {
+    const servers = proxy ? ['node', 'nginx', 'asyncio'] : ['both', 'nginx', 'both', 'gunicorn-gevent', 'both', 'threads'];
     const server = servers[(turn + index) % servers.length]!;
     const plan = programs.plan(server === 'threads' ? 30 : PLAN);
     const { reports, wrong } = await programs.work(client, server, plan);
@@ -85,7 +85,7 @@ export async function soak(programs: HttpPrograms, seconds: number, say: (text: 
     soaked.entries.left = await programs.entries();
     return Object.values(soaked.entries.left).every((count) => count === 0);
   }, { timeoutMs: LEFT_TIMEOUT_MS, everyMs: 200 }).catch(() => undefined);
-  for (const name of Object.keys(SERVERS)) {
+  for (const name of Object.keys(battery.servers)) {
     soaked.serversConnections[name] = (await tcpSockets(world.lab.pod('fast', `s-${name}`).netns)).filter(({ listening, localPort }) => !listening && localPort === 8080).length;
   }
   const after = await programs.counters();

@@ -11,18 +11,10 @@ import { projectRoot } from '../../../common/paths.js';
 import { run } from '../../../common/process.js';
 import { waitFor } from '../../../common/retry.js';
 import { MeshWorld } from '../../mesh/world.js';
-import { libraries, program } from '../../programs/world.js';
+import { libraries, program, pythonModules } from '../../programs/world.js';
+import { PROGRAMS, type Battery, type Peer } from './battery.js';
 import { ANSWERS, bodyOf, fileOf, hashOf, planOf, wrongIn, type Kind, type Planned, type Reported } from './plan.js';
 
-/** `blocking`: its accepted sockets are, so that all of it stays with Envoy. */
-export const SERVERS: Readonly<Record<string, { kind: Kind; blocking?: true }>> = {
-  node: { kind: 'echo' }, asyncio: { kind: 'echo' }, nginx: { kind: 'nginx' }, threads: { kind: 'echo', blocking: true },
-};
-/** What works through a plan. `proxy`: Node behind it, in its pod. */
-export const CLIENTS: Readonly<Record<string, { atOnce: number; blocking?: true; proxy?: true }>> = {
-  curl: { atOnce: 2 }, http: { atOnce: 3 }, fetch: { atOnce: 3 }, 'http-client': { atOnce: 2, blocking: true }, asyncio: { atOnce: 3 },
-  'nginx-proxy': { atOnce: 3, proxy: true }, 'haproxy-proxy': { atOnce: 3, proxy: true },
-};
 const PORT = 8080;
 const NAMESPACE = 'fast';
 /** Probation asks for eight, on connections that live for long enough to be looked at. */
@@ -31,7 +23,10 @@ const ROUNDS = 12;
 const PLAN_TIMEOUT_MS = 60_000;
 
 const peerJs = [process.execPath, join(projectRoot, 'dist', 'test', 'http', 'programs', 'peer.js')];
-const peerPy = ['python3', '-u', join(projectRoot, 'test', 'http', 'programs', 'peer.py')];
+const HERE = join(projectRoot, 'test', 'http', 'programs');
+const peerPy = ['python3', '-u', join(HERE, 'peer.py')];
+/** Whose modules are Debian's. */
+const DEBIANS_PYTHON = '/usr/bin/python3';
 
 const pod = (name: string, labels: string): string => `apiVersion: v1
 kind: Pod
@@ -62,9 +57,10 @@ export class HttpPrograms {
   #number = 1_000;
   #files = 0;
 
-  constructor(area: string) {
-    const servers = Object.keys(SERVERS).map((name) => pod(`s-${name}`, `app: ${name}, version: ${name}, group: ${SERVERS[name]!.kind}`) + service(name, `app: ${name}`));
-    const clients = [...Object.keys(CLIENTS), 'wrk', 'rude'].map((name) => pod(`c-${name}`, `app: c-${name}, underpass.io/splice: "false"`));
+  constructor(area: string, readonly battery: Battery = PROGRAMS) {
+    const label = ({ cleared }: Peer): string => (cleared ? ', underpass.io/splice: "false"' : '');
+    const servers = Object.entries(battery.servers).map(([name, server]) => pod(`s-${name}`, `app: ${name}, version: ${name}, group: ${server.kind}${label(server)}`) + service(name, `app: ${name}`));
+    const clients = Object.entries({ ...battery.clients, wrk: { cleared: true }, rude: { cleared: true } } satisfies Record<string, Peer>).map(([name, client]) => pod(`c-${name}`, `app: c-${name}${label(client)}`));
     // `both`: two servers whose answers are alike, for routes.
     const outside = `apiVersion: v1
 kind: Namespace
@@ -76,38 +72,37 @@ ${servers.join('')}${clients.join('')}${service('both', 'group: echo')}`.replace
 
   async up(): Promise<void> {
     await this.world.up();
-    await this.#start('s-node', [...peerJs, 'serve', String(PORT)]);
-    await this.#start('s-asyncio', [...peerPy, 'serve-asyncio', String(PORT)]);
-    await this.#start('s-threads', [...peerPy, 'serve-threads', String(PORT)]);
-    await this.#start('s-nginx', [program('nginx'), '-c', this.#nginxServer(), '-e', 'stderr']);
-    const proxies = [['nginx-proxy', [program('nginx'), '-c', this.#nginxProxy(), '-e', 'stderr']], ['haproxy-proxy', [program('haproxy'), '-db', '-f', this.#haproxy()]]] as const;
+    const { servers, clients } = this.battery;
+    for (const name of Object.keys(servers)) await this.#start(`s-${name}`, ...this.#server(name));
+    const proxies = Object.entries(clients).filter(([, { proxy }]) => proxy).map(([name]) => [name, this.#proxy(name)] as const);
     this.proxies = await Promise.all(proxies.map(([name, argv]) => this.#start(`c-${name}`, argv)));
-    for (const name of Object.keys(SERVERS)) await this.#listens(`s-${name}`, PORT);
-    const proxying = (): Promise<unknown> => Promise.all(proxies.map(([name]) => this.#listens(`c-${name}`, this.#proxyPort('node'))));
+    for (const name of Object.keys(servers)) await this.#listens(`s-${name}`, PORT);
+    const [first = ''] = Object.keys(servers);
+    const proxying = (): Promise<unknown> => Promise.all(proxies.map(([name]) => this.#listens(`c-${name}`, this.#proxyPort(first))));
     await proxying();
     // Each program to some server past Envoy, which would pool connections: probation looks at those.
     const probation = async (): Promise<PodProbation[]> => (await this.world.agentStatus()).probation;
-    let undecided = [...Object.keys(CLIENTS), 'wrk'];
+    let undecided = [...Object.keys(clients), 'wrk'];
     for (let round = 0; undecided.length > 0 && round < ROUNDS; round++) {
       await Promise.all(undecided.map((client, i) => {
-        const server = Object.keys(SERVERS)[(i + round) % Object.keys(SERVERS).length]!;
-        if (client === 'wrk') return this.wrk('node', 1, WARM, `http://${this.address('node')}:${PORT}/`);
-        return this.work(client, server, this.plan(WARM), { keep: false, ...(CLIENTS[client]!.proxy ? {} : { base: `http://${this.address(server)}:${PORT}` }) });
+        const server = Object.keys(servers)[(i + round) % Object.keys(servers).length]!;
+        if (client === 'wrk') return this.wrk(first, 1, WARM, `http://${this.address(first)}:${PORT}/`);
+        return this.work(client, server, this.plan(WARM), { keep: false, ...(clients[client]!.proxy ? {} : { base: `http://${this.address(server)}:${PORT}` }) });
       }));
       const decided = (await probation()).filter(({ kind, verdict }) => kind === 'client' && verdict !== 'probation');
-      undecided = undecided.filter((client) => !decided.some(({ pod: of, program: by = '' }) => of === `c-${client}` && (!CLIENTS[client]?.proxy || by.includes(client.replace('-proxy', '')))));
+      undecided = undecided.filter((client) => !decided.some(({ pod: of, program: by = '' }) => of === `c-${client}` && (!clients[client]?.proxy || by.includes(client.replace('-proxy', '')))));
     }
     assert.deepEqual(undecided, [], JSON.stringify(await probation()));
     // Connections that they opened on probation stay Envoy's, and they keep them.
     for (const child of this.proxies) await ended(child);
     this.proxies = await Promise.all(proxies.map(([name, argv]) => this.#start(`c-${name}`, argv)));
     await proxying();
-    await waitFor('the servers to be known', async () => (await probation()).filter(({ kind, pod: of, verdict }) => kind === 'listener' && of?.startsWith('s-') === true && verdict !== 'probation').length >= Object.keys(SERVERS).length, { timeoutMs: 20_000, everyMs: 100 }).catch(async (error: unknown) => {
+    await waitFor('the servers to be known', async () => (await probation()).filter(({ kind, pod: of, verdict }) => kind === 'listener' && of?.startsWith('s-') === true && verdict !== 'probation').length >= Object.keys(servers).length, { timeoutMs: 20_000, everyMs: 100 }).catch(async (error: unknown) => {
       throw new Error(`${String(error)} ${JSON.stringify(await probation())}`);
     });
-    for (const { kind, pod: of, verdict } of await probation()) {
-      const server = of?.replace(/^s-/, '') ?? '';
-      if (kind === 'listener' && SERVERS[server]) assert.equal(verdict, SERVERS[server].blocking ? 'blocking' : 'event-driven', `port of ${of}`);
+    for (const { kind, pod: of, port, verdict } of await probation()) {
+      const server = servers[of?.replace(/^s-/, '') ?? ''];
+      if (kind === 'listener' && server && port === PORT) assert.equal(verdict, server.slow ?? 'event-driven', `port of ${of}`);
     }
     await sleep(1_500);
     await this.world.settled();
@@ -141,7 +136,7 @@ ${servers.join('')}${clients.join('')}${service('both', 'group: echo')}`.replace
     await waitFor('the pods to be live', async () => {
       const status = await this.fastPath();
       last = status;
-      return status.on && status.pods.suspended === 0 && status.pods.live > Object.keys(CLIENTS).length;
+      return status.on && status.pods.suspended === 0 && status.pods.live > Object.keys(this.battery.clients).length;
     }, { timeoutMs: 20_000, everyMs: 20 }).catch((error: unknown) => {
       throw new Error(`${String(error)} ${JSON.stringify(last)}`);
     });
@@ -174,8 +169,8 @@ ${servers.join('')}${clients.join('')}${service('both', 'group: echo')}`.replace
     return child;
   }
 
-  async #start(of: string, argv: readonly string[]): Promise<ChildProcess> {
-    const child = this.spawn(of, argv, argv[0]!.endsWith('haproxy') ? { LD_LIBRARY_PATH: libraries } : {});
+  async #start(of: string, argv: readonly string[], env: Record<string, string> = {}): Promise<ChildProcess> {
+    const child = this.spawn(of, argv, { LD_LIBRARY_PATH: libraries, ...env });
     child.stdout?.resume();
     child.stderr?.on('data', (data: Buffer) => (this.said = (this.said + `${of}: ${data.toString()}`).slice(-4_000)));
     return child;
@@ -192,16 +187,17 @@ ${servers.join('')}${clients.join('')}${service('both', 'group: echo')}`.replace
 
   /** A client works through a plan. @param base default: the server's Service */
   async work(client: string, server: string, plan: readonly Planned[], { keep = true, base = `http://${server}` }: { keep?: boolean; base?: string } = {}): Promise<Outcome> {
-    const { atOnce, proxy } = CLIENTS[client]!;
+    const { atOnce, proxy } = this.battery.clients[client]!;
     const at = proxy ? `http://127.0.0.1:${this.#proxyPort(server)}` : base;
     const reports = client === 'curl'
       ? (await Promise.all(Array.from({ length: atOnce }, (_, i) => this.#curl(at, plan.filter((__, index) => index % atOnce === i), keep)))).flat()
       : await this.#reports(`c-${client}`, this.argv(client, at, this.planFile(plan), atOnce, keep));
-    return { reports, wrong: this.check(plan, SERVERS[server]?.kind ?? 'echo', reports) };
+    return { reports, wrong: this.check(plan, this.battery.servers[server]?.kind ?? 'echo', reports) };
   }
 
   argv(client: string, base: string, planFile: string, atOnce: number, keep = true): string[] {
     const end = [base, planFile, String(atOnce), keep ? 'keep' : 'close'];
+    if (client.startsWith('go')) return [program('http-peer'), 'client', ...end];
     if (client === 'http-client') return [...peerPy, 'client', ...end];
     if (client === 'asyncio' || client === 'rude') return [...peerPy, client, ...end];
     return [...peerJs, client === 'fetch' ? 'fetch' : 'http', ...end];
@@ -271,12 +267,26 @@ ${servers.join('')}${clients.join('')}${service('both', 'group: echo')}`.replace
 
   /** wrk for so many seconds; its script looks at the answers. */
   async wrk(server: string, seconds: number, connections = 4, url = `http://${server}/`): Promise<{ right: number; wrong: number; fast: number; errors: number; said: string }> {
-    const out = await this.run('c-wrk', ['wrk', '-t1', `-c${connections}`, `-d${seconds}s`, '-s', join(projectRoot, 'test/http/programs/answers.lua'), url], { FIRST: String(this.#next(1_000_000)) });
+    const out = await this.run('c-wrk', ['wrk', '-t1', `-c${connections}`, `-d${seconds}s`, '-s', join(HERE, 'answers.lua'), url], { FIRST: String(this.#next(1_000_000)) });
     return JSON.parse(out.trim().split('\n').filter((line) => line.startsWith('{')).at(-1) ?? assert.fail(out)) as Awaited<ReturnType<HttpPrograms['wrk']>>;
   }
 
+  #server(name: string): [argv: string[], env?: Record<string, string>] {
+    if (name === 'node') return [[...peerJs, 'serve', String(PORT)]];
+    if (name === 'nginx') return [[program('nginx'), '-c', this.#nginxServer(), '-e', 'stderr']];
+    if (name.startsWith('go')) return [[program('http-peer'), 'serve', String(PORT)]];
+    if (!name.startsWith('gunicorn-')) return [[...peerPy, `serve-${name}`, String(PORT)]];
+    // Its connections last as long as those of the others: the race between a server's end and a request is not what is tried here.
+    const options = ['-b', `0.0.0.0:${PORT}`, '-k', name.slice('gunicorn-'.length), '-w', '2', '--keep-alive', '75', '--log-level', 'warning'];
+    return [[DEBIANS_PYTHON, '-m', 'gunicorn', ...options, 'wsgi:application'], { PYTHONPATH: `${pythonModules}:${HERE}`, PYTHONDONTWRITEBYTECODE: '1' }];
+  }
+
+  #proxy(name: string): string[] {
+    return name === 'nginx-proxy' ? [program('nginx'), '-c', this.#nginxProxy(), '-e', 'stderr'] : [program('haproxy'), '-db', '-f', this.#haproxy()];
+  }
+
   #proxyPort(server: string): number {
-    return 9_100 + Object.keys(SERVERS).indexOf(server);
+    return 9_100 + Object.keys(this.battery.servers).indexOf(server);
   }
 
   #nginxBase(name: string): { dir: string; head: string } {
@@ -313,7 +323,7 @@ ${servers.join('')}${clients.join('')}${service('both', 'group: echo')}`.replace
 
   #nginxProxy(): string {
     const { dir, head } = this.#nginxBase('nginx-proxy');
-    const servers = Object.keys(SERVERS).map((name) => `  upstream ${name} { server ${name}:80; keepalive 3; }
+    const servers = Object.keys(this.battery.servers).map((name) => `  upstream ${name} { server ${name}:80; keepalive 3; }
   server {
     listen 127.0.0.1:${this.#proxyPort(name)};
     location / { proxy_pass http://${name}; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_set_header Host ${name}; proxy_next_upstream off; }
@@ -324,7 +334,7 @@ ${servers.join('')}${clients.join('')}${service('both', 'group: echo')}`.replace
   }
 
   #haproxy(): string {
-    const parts = Object.keys(SERVERS).map((name) => `listen ${name}
+    const parts = Object.keys(this.battery.servers).map((name) => `listen ${name}
   bind 127.0.0.1:${this.#proxyPort(name)}
   http-request set-header host ${name}
   server ${name} ${name}:80 pool-max-conn 3
