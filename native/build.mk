@@ -11,7 +11,7 @@ BTF ?= /sys/kernel/btf/vmlinux
 
 BPF_OBJECT := build/bpf/underpass.bpf.o
 BPF_SKELETON := build/bpf/underpass.skel.h
-NATIVE_TARGETS := build/underpass.node build/underpass-exec build/socket-probe
+NATIVE_TARGETS := build/underpass.node build/underpass-exec build/socket-probe build/socket-ends
 
 BPF_CFLAGS := -g -O2 -target bpf -mcpu=v3 -D__TARGET_ARCH_$(BPF_ARCH) -Wall -Wextra -Werror -Wno-unused-parameter -Ibuild/bpf
 ADDON_CXXFLAGS := -std=c++17 -O2 -g -fPIC -fvisibility=hidden -Wall -Wextra -Wno-unused-parameter \
@@ -51,3 +51,7 @@ build/underpass-exec: native/exec/underpass-exec.c
 build/socket-probe: native/probe/socket-probe.c native/probe/sockets.h native/probe/cases.h
 	$(call msg,CC,$@)
 	$(Q)mkdir -p $(@D) && $(CC) -O2 -g -Wall -Wextra -pthread $< -o $@.tmp && mv $@.tmp $@
+
+build/socket-ends: native/probe/socket-ends.c native/probe/sockets.h
+	$(call msg,CC,$@)
+	$(Q)mkdir -p $(@D) && $(CC) -O2 -g -Wall -Wextra -Wno-unused-function $< -o $@.tmp && mv $@.tmp $@

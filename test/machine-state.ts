@@ -35,7 +35,7 @@ function processes(): string[] {
   for (const pid of readdirSync('/proc').filter((name) => /^\d+$/.test(name))) {
     try {
       const command = readFileSync(`/proc/${pid}/cmdline`, 'utf8').replaceAll('\0', ' ').trim();
-      if (Number(pid) !== process.pid && /envoy|cli\/main\.js|nginx|underpass-exec|socket-probe|tcp-bench/.test(command)) found.push(`${pid} ${command}`);
+      if (Number(pid) !== process.pid && /envoy|cli\/main\.js|nginx|underpass-exec|socket-probe|socket-ends|tcp-bench/.test(command)) found.push(`${pid} ${command}`);
     } catch {
       // ended meanwhile
     }
