@@ -154,6 +154,8 @@ static __always_inline bool http_draw_text(struct http_socket *hs)
 	if (!class || !endpoint || class->generation != hs->generation || split >= HTTP_SPLITS)
 		return false;
 	__builtin_memcpy(hs->text, class->splits[split].text, HTTP_WEIGHT_TEXT);
+	if (hs->trace == HTTP_TRACE_ASKED)
+		hs->text[HTTP_SAMPLED_AT] = HTTP_SAMPLED;
 	__builtin_memcpy(hs->text + HTTP_WEIGHT_TEXT, endpoint->text, HTTP_ENDPOINT_TEXT);
 	return true;
 }
@@ -167,6 +169,7 @@ static __always_inline enum counter http_decide(struct socket_state *state, stru
 	__u64 netns_cookie = state->netns_cookie;
 	*drawn = false;
 	hs->generation = 0;
+	hs->trace = 0;
 	hs->load = HTTP_NOWHERE;
 	if (!http_on())
 		return COUNTER_HTTP_SWITCHED_OFF;
@@ -185,8 +188,13 @@ static __always_inline enum counter http_decide(struct socket_state *state, stru
 		return COUNTER_HTTP_NO_CLASS;
 	if (!(class->flags & HTTP_CLASS_FAST))
 		return COUNTER_HTTP_CLASS_ENVOY;
+	__u32 kind = class->trace, context = hs->request.trace;
+	if (kind && context & (kind << 2 | HTTP_TRACE_ASKED))
+		return COUNTER_HTTP_TRACED;
 	hs->class = index;
 	hs->generation = class->generation;
+	/* Before anything else that leads to Envoy, which is told of it with the draw. */
+	hs->trace = context & kind ? 0 : class->sampled && bpf_get_prandom_u32() < class->sampled ? HTTP_TRACE_ASKED : kind;
 	const struct http_split *split = http_draw_split(class, &hs->split);
 	__u32 cluster_index = split ? split->cluster : HTTP_NOWHERE;
 	struct http_cluster *cluster = split ? bpf_map_lookup_elem(&http_clusters, &cluster_index) : 0;
@@ -206,29 +214,72 @@ static __always_inline enum counter http_decide(struct socket_state *state, stru
 		return COUNTER_HTTP_BODY;
 	if (hs->request.close)
 		return COUNTER_HTTP_CLOSE;
-	if (class->sampled && bpf_get_prandom_u32() < class->sampled)
+	if (hs->trace == HTTP_TRACE_ASKED)
 		return COUNTER_HTTP_SAMPLED;
 	return COUNTERS;
 }
 
-enum http_pushed { HTTP_PUSHED, HTTP_NOT_PUSHED, HTTP_PUSHED_NOTHING /* room is made, and nothing stands there */ };
+enum http_pushed { HTTP_PUSHED, HTTP_NOT_PUSHED, HTTP_PUSHED_NOTHING /* room is made, and nothing stands there: the kernel's memory is nobody's to read */ };
 
-/* Puts the draw's lines behind the request line. */
-static __always_inline enum http_pushed http_push_draw(struct sk_msg_md *msg, struct http_socket *hs)
+/* Puts so many bytes of hs->text behind the request line. */
+static __always_inline enum http_pushed http_push(struct sk_msg_md *msg, struct http_socket *hs, const __u32 bytes)
 {
 	__u32 at = hs->scratch.line_at[1];
-	if (!http_draw_text(hs) || bpf_msg_push_data(msg, at, HTTP_DRAW_TEXT, 0))
+	if (bpf_msg_push_data(msg, at, bytes, 0))
 		return HTTP_NOT_PUSHED;
-	if (bpf_msg_pull_data(msg, at, at + HTTP_DRAW_TEXT, 0))
+	if (bpf_msg_pull_data(msg, at, at + bytes, 0))
 		return HTTP_PUSHED_NOTHING;
 	__u64 *to = msg->data, *end = msg->data_end;
 	const __u64 *from = (const void *)hs->text;
-	if (to + HTTP_DRAW_TEXT / 8 > end)
+	if (to + bytes / 8 > end)
 		return HTTP_PUSHED_NOTHING;
 #pragma unroll
-	for (int i = 0; i < HTTP_DRAW_TEXT / 8; i++)
+	for (__u32 i = 0; i < bytes / 8; i++)
 		to[i] = from[i];
 	return HTTP_PUSHED;
+}
+
+/* A random number in hexadecimal digits. */
+static __always_inline __u64 http_random_digits(void)
+{
+	__u64 x = bpf_get_prandom_u32();
+	x = (x | x << 16) & 0x0000ffff0000ffffull;
+	x = (x | x << 8) & 0x00ff00ff00ff00ffull;
+	x = (x | x << 4) & (HTTP_ONES * 0x0f);
+	return x + HTTP_ONES * '0' + (((x + HTTP_ONES * 6) >> 4) & HTTP_ONES) * ('a' - '0' - 10);
+}
+
+/*
+ * What Envoy would have told the server: not to be traced. Else whoever the server calls next would draw anew, and most traces
+ * would begin in the middle.
+ */
+static __always_inline enum http_pushed http_tell_untraced(struct sk_msg_md *msg, struct http_socket *hs)
+{
+	__u64 *text = (void *)hs->text;
+	if (hs->trace == HTTP_TRACE_B3) {
+		text[0] = HTTP_WORD("x-b3-sam", 0);
+		text[1] = HTTP_WORD("pled: 0 ", 0);
+		text[2] = HTTP_WORD("      \r\n", 0);
+		return http_push(msg, hs, 24);
+	}
+	/* Of a trace that nobody writes; it has to have a name all the same. */
+	__u64 first = http_random_digits(), second = http_random_digits();
+	text[0] = HTTP_WORD("tracepar", 0);
+	text[1] = HTTP_WORD("ent: 00-", 0);
+	for (int i = 2; i < 6; i++)
+		text[i] = http_random_digits();
+	text[6] = '-' | first << 8;
+	text[7] = first >> 56 | second << 8;
+	text[8] = second >> 56 | HTTP_WORD("-00  \r\n", 0) << 8;
+	return http_push(msg, hs, 72);
+}
+
+static __always_inline int http_drop(struct http_socket *hs, struct http_channel *ch)
+{
+	hs->lost = 1;
+	http_lose(ch, COUNTER_HTTP_REDIRECT_FAILED);
+	http_end_client(ch, false);
+	return SK_DROP;
 }
 
 /* What Envoy and the node's settings add to a head: one that gets longer than what is read of it would bring its lesson to the server. */
@@ -246,14 +297,9 @@ static __always_inline int http_to_envoy(struct sk_msg_md *msg, struct http_sock
 	bool open = hs->begun, taken = false;
 	count(why);
 	if (drawn) {
-		enum http_pushed pushed = why != COUNTER_HTTP_NOT_TEACHABLE && !http_has_room(hs) ? HTTP_NOT_PUSHED : http_push_draw(msg, hs);
-		if (pushed == HTTP_PUSHED_NOTHING) {
-			/* The kernel's memory is nobody's to read. */
-			hs->lost = 1;
-			http_lose(ch, COUNTER_HTTP_REDIRECT_FAILED);
-			http_end_client(ch, false);
-			return SK_DROP;
-		}
+		enum http_pushed pushed = (why != COUNTER_HTTP_NOT_TEACHABLE && !http_has_room(hs)) || !http_draw_text(hs) ? HTTP_NOT_PUSHED : http_push(msg, hs, HTTP_DRAW_TEXT);
+		if (pushed == HTTP_PUSHED_NOTHING)
+			return http_drop(hs, ch);
 		if (pushed == HTTP_NOT_PUSHED) {
 			drawn = false;
 			hs->generation = 0;
@@ -415,6 +461,11 @@ int http_client(struct sk_msg_md *msg)
 		http_activity_add(netns_cookie, -1);
 		hs->generation = 0;
 		return http_to_envoy(msg, hs, ch, false, COUNTER_HTTP_POD_OFF);
+	}
+	enum http_pushed told = hs->trace ? http_tell_untraced(msg, hs) : HTTP_PUSHED;
+	if (told != HTTP_PUSHED) {
+		http_activity_add(netns_cookie, -1);
+		return told == HTTP_NOT_PUSHED ? http_to_envoy(msg, hs, ch, true, COUNTER_HTTP_REDIRECT_FAILED) : http_drop(hs, ch);
 	}
 	bpf_spin_lock(&ch->lock);
 	if (ch->state == HTTP_IDLE && learnt->cookie == target && !learnt->busy) {

@@ -43,9 +43,8 @@ enum http_doubt {
 	HTTP_BAD_CONNECTION = 15, /* other than one `keep-alive` or `close` */
 	HTTP_SPECIAL = 16,        /* a header that asks something of a proxy */
 	HTTP_RESERVED = 17,       /* x-envoy-…, x-underpass-… */
-	HTTP_TRACED = 18,         /* a trace context that is sampled, or not plainly unsampled */
-	HTTP_BAD_STATUS = 19,     /* also: 101 */
-	HTTP_BAD_CHUNK = 20,      /* also: extensions and trailers */
+	HTTP_BAD_STATUS = 18,     /* also: 101 */
+	HTTP_BAD_CHUNK = 19,      /* also: extensions and trailers */
 };
 
 struct http_scratch {
@@ -68,6 +67,8 @@ struct http_scratch {
 	__u16 host_at, host_length;
 	__u16 path_length;
 	__u16 found_line;
+	__u32 trace;   /* enum http_trace */
+	__u32 reserved;
 	__u64 first_word[HTTP_LINE_SLOTS]; /* of the name, folded and padded */
 	__u16 line_at[HTTP_LINE_SLOTS];
 	__u16 name_length[HTTP_LINE_SLOTS];
@@ -83,7 +84,7 @@ struct http_request {
 	__u16 host_at, host_length;
 	__u16 reserved;
 	__u32 close;       /* Connection: close */
-	__u32 reserved2;
+	__u32 trace;       /* enum http_trace */
 	__u64 body_length;
 };
 
@@ -172,7 +173,7 @@ HTTP_INLINE __u32 http_scan(struct http_scratch *s, bool answer)
 	__u32 length = s->length, last = length >> 3;
 	if (length > HTTP_HEAD_MAX)
 		return HTTP_TOO_LONG;
-	s->lines = s->start = s->end = s->doubt = s->seen = s->close = 0;
+	s->lines = s->start = s->end = s->doubt = s->seen = s->close = s->trace = 0;
 	s->carry = s->body_length = 0;
 	s->answer = answer;
 	s->line_at[0] = 0;
@@ -263,16 +264,13 @@ HTTP_INLINE __u32 http_read_host(struct http_scratch *s, __u32 at, __u32 length)
 /* A header that means something to more than its reader; `name` is where it begins, of `name_length` bytes. */
 HTTP_INLINE __u32 http_judge(struct http_scratch *s, __u32 line, __u32 name, __u32 name_length, __u64 first)
 {
-	enum { NOTHING, HOST, LENGTH, CODING, CONNECTION, TE, SPECIAL, CONTENT_TYPE, PARENT, B3, UNSAMPLED, REQUEST_ID, TRACED } is = NOTHING;
+	enum { NOTHING, HOST, LENGTH, CODING, CONNECTION, TE, SPECIAL, CONTENT_TYPE, PARENT, B3, B3_SAMPLED, REQUEST_ID, TRACE_ID } is = NOTHING;
 	__u32 at = 0, length = 0;
 	if (!s->trusted && (first == HTTP_WORD("x-envoy-", 0) || (first == HTTP_WORD("x-underp", 0) && http_folded(s, name + 8, 4) == HTTP_WORD("ass-", 0))))
 		return HTTP_RESERVED;
 	switch (name_length) {
 	case 2:
 		is = HTTP_NAMED("te") ? TE : HTTP_NAMED("b3") ? B3 : NOTHING;
-		break;
-	case 3:
-		is = HTTP_NAMED("sw8") ? TRACED : NOTHING;
 		break;
 	case 4:
 		is = HTTP_NAMED("host") ? HOST : NOTHING;
@@ -284,14 +282,13 @@ HTTP_INLINE __u32 http_judge(struct http_scratch *s, __u32 line, __u32 name, __u
 		is = HTTP_NAMED("upgrade") || HTTP_NAMED("trailer") ? SPECIAL : NOTHING;
 		break;
 	case 10:
-		is = HTTP_NAMED("connection") ? CONNECTION : HTTP_NAMED("x-b3-flags") ? UNSAMPLED : HTTP_NAMED("keep-alive") && !s->answer ? SPECIAL
-			: HTTP_NAMED("early-data") ? SPECIAL : NOTHING;
+		is = HTTP_NAMED("connection") ? CONNECTION : HTTP_NAMED("early-data") || (HTTP_NAMED("keep-alive") && !s->answer) ? SPECIAL : NOTHING;
 		break;
 	case 11:
 		is = HTTP_NAMED("traceparent") ? PARENT : NOTHING;
 		break;
 	case 12:
-		is = HTTP_NAMED("content-type") ? CONTENT_TYPE : HTTP_NAMED("x-request-id") ? REQUEST_ID : HTTP_NAMED("x-b3-sampled") ? UNSAMPLED
+		is = HTTP_NAMED("content-type") ? CONTENT_TYPE : HTTP_NAMED("x-request-id") ? REQUEST_ID : HTTP_NAMED("x-b3-sampled") ? B3_SAMPLED
 			: HTTP_NAMED("grpc-timeout") ? SPECIAL : NOTHING;
 		break;
 	case 14:
@@ -301,7 +298,7 @@ HTTP_INLINE __u32 http_judge(struct http_scratch *s, __u32 line, __u32 name, __u
 		is = HTTP_NAMED("proxy-connection") ? SPECIAL : NOTHING;
 		break;
 	case 17:
-		is = HTTP_NAMED("transfer-encoding") ? CODING : HTTP_NAMED("x-client-trace-id") || HTTP_NAMED("x-ot-span-context") ? TRACED : NOTHING;
+		is = HTTP_NAMED("transfer-encoding") ? CODING : HTTP_NAMED("x-client-trace-id") ? TRACE_ID : NOTHING;
 		break;
 	case 19:
 		is = HTTP_NAMED("proxy-authorization") ? SPECIAL : NOTHING;
@@ -309,14 +306,9 @@ HTTP_INLINE __u32 http_judge(struct http_scratch *s, __u32 line, __u32 name, __u
 	case 23: /* which Envoy takes away as a rule: its sender may say anything */
 		is = HTTP_NAMED("x-forwarded-client-cert") ? SPECIAL : NOTHING;
 		break;
-	case 27:
-		is = HTTP_NAMED("x-datadog-sampling-prior") && http_folded(s, name + 24, 3) == HTTP_WORD("ity", 0) ? TRACED : NOTHING;
-		break;
 	}
 	if (is == NOTHING || (s->answer && is >= CONTENT_TYPE) || (s->trusted && is != HOST && is != LENGTH && is != CODING && is != CONNECTION))
 		return 0;
-	if (is == TRACED)
-		return HTTP_TRACED;
 	if (is == SPECIAL || !http_value(s, line, &at, &length))
 		return HTTP_SPECIAL;
 	switch (is) {
@@ -339,19 +331,26 @@ HTTP_INLINE __u32 http_judge(struct http_scratch *s, __u32 line, __u32 name, __u
 		return HTTP_VALUE_IS("trailers") ? 0 : HTTP_SPECIAL;
 	case CONTENT_TYPE: /* gRPC has time limits and statistics of its own at Envoy */
 		return http_folded(s, at, 8) == HTTP_WORD("applicat", 0) && http_folded(s, at + 8, 8) == HTTP_WORD("ion/grpc", 0) ? HTTP_SPECIAL : 0;
-	case PARENT: /* W3C trace context: 00-<32>-<16>-<flags>, of which bit 0 is "sampled" */
-		return length == 55 && (http_at(s, at) & 0xffffff) == HTTP_WORD("00-", 0) && !((http_at(s, at + 54) & 0xff) & 1)
-			&& http_hex_bytes(http_at(s, at + 54)) & 0x80 && (http_at(s, at + 54) & 0xff) < 'a' ? 0 : HTTP_TRACED;
+	case PARENT: { /* W3C trace context: 00-<32>-<16>-<flags>, of which bit 0 is "sampled" */
+		__u8 last = http_at(s, at + 54);
+		s->trace |= length == 55 && (http_at(s, at) & 0xffffff) == HTTP_WORD("00-", 0) && last >= '0' && last <= '9' && !(last & 1) ? HTTP_TRACE_W3C : HTTP_TRACE_W3C_ASKED;
+		return 0;
+	}
 	case B3: /* of one header: "0", or <trace>-<span>-0 with a trace id of 64 or 128 bits */
-		if ((length == 35 || length == 51) && (http_at(s, at + length - 2) & 0xffff) == HTTP_WORD("-0", 0))
-			return 0;
-		return length == 1 && (http_at(s, at) & 0xff) == '0' ? 0 : HTTP_TRACED;
-	case UNSAMPLED:
-		return length == 1 && (http_at(s, at) & 0xff) == '0' ? 0 : HTTP_TRACED;
+		s->trace |= HTTP_VALUE_IS("0") || ((length == 35 || length == 51) && (http_at(s, at + length - 2) & 0xffff) == HTTP_WORD("-0", 0)) ? HTTP_TRACE_B3 : HTTP_TRACE_B3_ASKED;
+		return 0;
+	case B3_SAMPLED:
+		s->trace |= HTTP_VALUE_IS("0") ? HTTP_TRACE_B3 : HTTP_TRACE_B3_ASKED;
+		return 0;
 	case REQUEST_ID: { /* Envoy keeps why it traces in a UUID's version: source/extensions/request_id/uuid/config.cc */
 		__u8 version = http_at(s, at + 14);
-		return length == 36 && (version == '9' || (version | 0x20) == 'a' || (version | 0x20) == 'b') ? HTTP_TRACED : 0;
+		if (length == 36 && (version == '9' || (version | 0x20) == 'a' || (version | 0x20) == 'b'))
+			s->trace |= HTTP_TRACE_ASKED;
+		return 0;
 	}
+	case TRACE_ID:
+		s->trace |= HTTP_TRACE_ASKED;
+		return 0;
 	default:
 		return 0;
 	}
@@ -489,6 +488,7 @@ HTTP_GLOBAL int http_read_any_request(struct http_scratch *s, struct http_reques
 	out->host_at = s->host_at;
 	out->host_length = s->host_length;
 	out->close = s->close;
+	out->trace = s->trace;
 	out->body_length = s->body_length;
 	out->framing = s->seen & HTTP_SEEN_CODING ? HTTP_CHUNKED : s->body_length ? HTTP_LENGTH : HTTP_NO_BODY;
 	return 0;

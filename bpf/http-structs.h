@@ -22,6 +22,9 @@
 #define HTTP_BLANKS 96
 #define HTTP_WEIGHT_TEXT 32
 #define HTTP_ENDPOINT_TEXT 160
+/* Where the name of a split's line has another letter if Envoy is to trace the request; agent/http/names.ts. */
+#define HTTP_SAMPLED_AT 2
+#define HTTP_SAMPLED 's'
 #define HTTP_DRAW_TEXT (HTTP_WEIGHT_TEXT + HTTP_ENDPOINT_TEXT)
 #define HTTP_BUCKETS 20        /* of histograms: Envoy's, and so Istio's */
 #define HTTP_SERVICE_TEXT 384
@@ -143,7 +146,19 @@ struct http_split {
 	__u32 cluster; /* index in http_clusters */
 	__u32 service; /* key in http_services; 0: none that has a name */
 	__u32 reserved;
-	__u8 text[HTTP_WEIGHT_TEXT]; /* a whole header line that makes Envoy choose the same */
+	__u8 text[HTTP_WEIGHT_TEXT]; /* a whole header line that makes Envoy choose the same; HTTP_SAMPLED_AT */
+};
+
+/*
+ * What a request's headers say of being traced, in the kinds that a tracer may read: bits. Of a class: the kind that its own
+ * reads, 0 being none.
+ */
+enum http_trace {
+	HTTP_TRACE_B3 = 1, /* plainly "not sampled" */
+	HTTP_TRACE_W3C = 2,
+	HTTP_TRACE_B3_ASKED = HTTP_TRACE_B3 << 2, /* anything else */
+	HTTP_TRACE_W3C_ASKED = HTTP_TRACE_W3C << 2,
+	HTTP_TRACE_ASKED = 16, /* asked of Envoy, whatever the kind */
 };
 
 enum http_class_flag {
@@ -157,7 +172,7 @@ struct http_class {
 	__u32 splits_used;
 	__u32 total; /* of weights: the last `until` */
 	__u32 sampled; /* of 2^32: so many are given to Envoy to be traced */
-	__u32 reserved;
+	__u32 trace;   /* enum http_trace */
 	__u64 envoy_until_ns; /* the kernel's own: bounded answers, 5xx */
 	struct http_split splits[HTTP_SPLITS];
 };

@@ -38,6 +38,7 @@ const volatile enum http_ending http_ending_type;
 const volatile enum http_channel_state http_channel_state_type;
 const volatile struct http_event http_event_layout;
 const volatile enum http_class_flag http_class_flag_type;
+const volatile enum http_trace http_trace_type;
 const volatile enum http_balance http_balance_type;
 
 #include "helpers.h"

@@ -27,7 +27,7 @@ const ARRAYS = { rules: 'http_rules', virtualHosts: 'http_vhosts', policies: 'ht
 const HASHES = { ports: 'http_ports', hosts: 'http_hosts' } as const;
 type ArrayName = keyof typeof ARRAYS;
 type HashName = keyof typeof HASHES;
-type Constants = 'method' | 'path' | 'value' | 'judgement' | 'flag' | 'balance';
+type Constants = 'method' | 'path' | 'value' | 'judgement' | 'flag' | 'balance' | 'trace';
 
 export type HttpTablesStatus = Record<ArrayName | HashName | 'loads', { used: number; size: number }> & {
   tables: number;
@@ -89,7 +89,7 @@ export class HttpTables {
       rule: codec('http_rule', 'rules'), condition: codec('http_condition'), class: codec('http_class', 'classes'), split: codec('http_split'), cluster: codec('http_cluster', 'clusters'), endpoint: codec('http_endpoint', 'endpoints'),
     };
     const values = (name: string): Record<string, number> => object.enumValues(name);
-    this.#constants = { method: values('http_method'), path: values('http_path_kind'), value: values('http_value_kind'), judgement: values('http_judgement'), flag: values('http_class_flag'), balance: values('http_balance') };
+    this.#constants = { method: values('http_method'), path: values('http_path_kind'), value: values('http_value_kind'), judgement: values('http_judgement'), flag: values('http_class_flag'), balance: values('http_balance'), trace: values('http_trace') };
     const slots = (name: ArrayName): SlotRanges => new SlotRanges(this.#maps[name].maxEntries, GRACE_MS, now);
     this.#slots = { rules: slots('rules'), virtualHosts: slots('virtualHosts'), policies: slots('policies'), classes: slots('classes'), clusters: slots('clusters'), endpoints: slots('endpoints') };
     // Policy 0 is none.
@@ -212,9 +212,12 @@ export class HttpTables {
     return this.#codecs.cluster.encode({ first, count: endpoints.length, balance: this.#constant('balance', balance === 'random' ? 'HTTP_RANDOM' : 'HTTP_LEAST_REQUEST') });
   }
 
-  #class({ generation, splits }: HttpClass, clusters: number, table: HttpTable, written: Written): Record<string, number | Buffer> {
+  #class({ generation, splits, trace }: HttpClass, clusters: number, table: HttpTable, written: Written): Record<string, number | Buffer> {
     const encoded = splits.map(({ until, cluster, text }) => this.#codecs.split.encode({ until, cluster: clusters + cluster, service: this.#service(table.clusters[cluster]!, written), text: Buffer.from(text, 'latin1') }));
-    return { generation, flags: this.#constant('flag', 'HTTP_CLASS_FAST'), splits_used: splits.length, total: splits.at(-1)!.until, splits: Buffer.concat(encoded) };
+    return {
+      generation, flags: this.#constant('flag', 'HTTP_CLASS_FAST'), splits_used: splits.length, total: splits.at(-1)!.until, splits: Buffer.concat(encoded),
+      ...(trace && { trace: this.#constant('trace', `HTTP_TRACE_${trace.kind.toUpperCase()}`), sampled: Math.round(trace.sampled * 2 ** 32) }),
+    };
   }
 
   #rule({ path, methods = [], headers }: HttpRule<unknown>, verdict: number): Buffer {

@@ -20,7 +20,7 @@ export type ClassOf = (routeConfigName: string, virtualHostName: string, routeIn
 
 /** By which Envoy is told what was drawn: names of headers in small letters, of which nothing leaves it. */
 export interface DrawHeaders {
-  /** A number that chooses among weighted clusters, see `weightDraw`. */
+  /** A number that chooses among weighted clusters, see `weightDraw`; `sampledName` where the request is to be traced. */
   weight: string;
   /**
    * An endpoint, see `endpointDraw`. A request that has it goes by connections of its client's own, which outlive the client
@@ -37,6 +37,8 @@ export interface Teaching {
   compile?(view: TaughtView): void;
   /** Changes with any class of the table of this config class. */
   versionOf(classKey: string): string;
+  /** Whether the kernel draws which of a class's requests are traced. */
+  isTraced?(classKey: string): boolean;
   /** @param classKey config class of the client's pod */
   of(classKey: string): ClassOf | undefined;
 }
@@ -44,6 +46,11 @@ export interface Teaching {
 /** Value of the weight header that leads to the destination whose weights begin behind `before` of the route's sum. */
 export function weightDraw(before: number): string {
   return `${before}`;
+}
+
+/** Name of the weight header in requests that the kernel has drawn to be traced: it writes another letter (HTTP_SAMPLED_AT in bpf/http-structs.h). */
+export function sampledName({ weight }: Pick<DrawHeaders, 'weight'>): string {
+  return `${weight.slice(0, 2)}s${weight.slice(3)}`;
 }
 
 /**

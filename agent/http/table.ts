@@ -53,10 +53,19 @@ export interface HttpSplit {
   text: string;
 }
 
+/** How a class's requests are traced. */
+export interface HttpTrace {
+  /** What its tracer reads, and tells: headers of B3, or of W3C's trace context. */
+  kind: 'b3' | 'w3c';
+  /** Share of the requests that say nothing of being traced, below 1. */
+  sampled: number;
+}
+
 export interface HttpClass {
   index: number;
   generation: number;
   splits: readonly HttpSplit[];
+  trace?: HttpTrace;
 }
 
 export interface HttpEndpoint {
@@ -107,6 +116,8 @@ export interface Finding {
   name: string;
   /** As Envoy is taught it. */
   class?: string;
+  /** Share of the class's requests that are Envoy's to trace. */
+  sampled?: number;
   reason?: string;
 }
 
@@ -118,6 +129,8 @@ export interface HttpTable {
   clusters: readonly HttpCluster[];
   policies: readonly RuleList<Judgement>[];
   findings: readonly Finding[];
+  /** Its classes are traced. */
+  isTraced?: boolean;
   /** The class of a route, by the control plane's names, see names.ts. */
   classOf(routeConfigName: string, virtualHostName: string, routeIndex: number): string | undefined;
 }

@@ -27,7 +27,7 @@ static const char *const doubts[] = {
 #define NAME(x) [HTTP_##x] = #x
 	NAME(PLAIN), NAME(INCOMPLETE), NAME(TOO_LONG), NAME(TOO_MANY_LINES), NAME(BAD_BYTE), NAME(BAD_LINE_END), NAME(BAD_METHOD),
 	NAME(BAD_VERSION), NAME(BAD_TARGET), NAME(BAD_NAME), NAME(BAD_HOST), NAME(BAD_LENGTH), NAME(BAD_CODING), NAME(BOTH_FRAMINGS),
-	NAME(BODY_NOT_ALLOWED), NAME(BAD_CONNECTION), NAME(SPECIAL), NAME(RESERVED), NAME(TRACED), NAME(BAD_STATUS), NAME(BAD_CHUNK),
+	NAME(BODY_NOT_ALLOWED), NAME(BAD_CONNECTION), NAME(SPECIAL), NAME(RESERVED), NAME(BAD_STATUS), NAME(BAD_CHUNK),
 };
 
 static struct http_parse_bpf *kernel;
@@ -93,8 +93,8 @@ static void head(const char *kind, char *rest, __u32 times)
 	}
 	printf("doubt=%s", doubts[p.doubt]);
 	if (!p.doubt && p.kind == PROBE_REQUEST) {
-		printf(" end=%u method=%u framing=%u close=%u length=%llu same=%u", p.request.end, p.request.method, p.request.framing,
-			p.request.close, (unsigned long long)p.request.body_length, p.same);
+		printf(" end=%u method=%u framing=%u close=%u trace=%u length=%llu same=%u", p.request.end, p.request.method, p.request.framing,
+			p.request.close, p.request.trace, (unsigned long long)p.request.body_length, p.same);
 		show("target", bytes + p.request.target_at, p.request.target_length);
 		show("path", bytes + p.request.target_at, p.request.path_length);
 		show("host", p.host, 64);

@@ -1,7 +1,7 @@
 // What bpf/http-parse.h accepts and refuses, in user space and by the BPF program that has the same text.
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { ask, hex, read, readBodies, type Question, type Reading, type Where } from './parser.js';
+import { ask, hex, read, readBodies, TRACE, type Question, type Reading, type Where } from './parser.js';
 
 const request = (line: string, ...headers: string[]): string => [line, ...headers, '', ''].join('\r\n');
 /** A plain request with these headers. */
@@ -10,6 +10,19 @@ const post = (...headers: string[]): string => request('POST / HTTP/1.1', 'Host:
 const target = (path: string): string => request(`GET ${path} HTTP/1.1`, 'Host: a');
 const answer = (status: string, ...headers: string[]): string => [`HTTP/1.1 ${status}`, ...headers, '', ''].join('\r\n');
 const trace = `00-${'a'.repeat(32)}-${'b'.repeat(16)}`;
+/** What headers say of being traced. */
+const traces: [header: string, trace: number][] = [
+  ['X: y', 0],
+  ...[`${trace}-00`, `${trace}-02`, `${trace}-08`].map((value): [string, number] => [`traceparent: ${value}`, TRACE.w3c]),
+  ...[`${trace}-01`, `${trace}-03`, `${trace}-0x`, `${trace}-0e`, trace, `01${trace.slice(2)}-00`, `${trace}-00-00`, ''].map((value): [string, number] => [`TraceParent: ${value}`, TRACE.w3cAsked]),
+  ...['0', `${'a'.repeat(16)}-${'b'.repeat(16)}-0`, `${'a'.repeat(32)}-${'b'.repeat(16)}-0`].map((value): [string, number] => [`b3: ${value}`, TRACE.b3]),
+  ...['1', 'd', '', '00', `${'a'.repeat(32)}-${'b'.repeat(16)}-1`, `${'a'.repeat(32)}-${'b'.repeat(16)}`].map((value): [string, number] => [`B3: ${value}`, TRACE.b3Asked]),
+  ['x-b3-sampled: 0', TRACE.b3],
+  ...['1', 'true', 'd', '', '00'].map((value): [string, number] => [`X-B3-Sampled: ${value}`, TRACE.b3Asked]),
+  ['x-client-trace-id: 1', TRACE.asked],
+  ['x-request-id: 0aa5d0b4-4a3e-4e0e-9e6e-1f1f1f1f1f1f', 0],
+  ...['9', 'a', 'B'].map((version): [string, number] => [`x-request-id: 0aa5d0b4-4a3e-${version}e0e-9e6e-1f1f1f1f1f1f`, TRACE.asked]),
+];
 const long = (n: number): string => get(`X: ${'v'.repeat(n - get('X: ').length)}`);
 
 const accepted: [name: string, question: Question, expected: Partial<Reading>][] = [
@@ -23,10 +36,8 @@ const accepted: [name: string, question: Question, expected: Partial<Reading>][]
   ['Connection: Close', { kind: 'request', head: get('Connection: Close') }, { close: true }],
   ['Connection: Keep-Alive', { kind: 'request', head: get('connection:Keep-Alive\t') }, { close: false }],
   ['TE: trailers', { kind: 'request', head: get('te: trailers') }, {}],
-  ['an unsampled traceparent', { kind: 'request', head: get(`traceparent: ${trace}-00`) }, {}],
-  ['unsampled b3', { kind: 'request', head: get('b3: 0', 'x-b3-sampled: 0') }, {}],
-  ['unsampled b3 with ids', { kind: 'request', head: get(`b3: ${'a'.repeat(32)}-${'b'.repeat(16)}-0`) }, {}],
-  ['an unsampled request id', { kind: 'request', head: get('x-request-id: 0aa5d0b4-4a3e-4e0e-9e6e-1f1f1f1f1f1f') }, {}],
+  ...traces.map(([header, trace]): [string, Question, Partial<Reading>] => [header, { kind: 'request', head: get(header) }, { trace }]),
+  ['two trace contexts', { kind: 'request', head: get('b3: 0', 'x-b3-sampled: 1', `traceparent: ${trace}-00`) }, { trace: TRACE.b3 | TRACE.b3Asked | TRACE.w3c }],
   ['a request id that is no UUID', { kind: 'request', head: get('x-request-id: 0123456789abcd9') }, {}],
   ['a query with a slash and a dot behind', { kind: 'request', head: target('/a?b//c/../d') }, { path: '/a' }],
   ['a path of its other bytes', { kind: 'request', head: target("/-._~!$&'()*+,;=:@aZ09/z") }, { path: "/-._~!$&'()*+,;=:@aZ09/z" }],
@@ -78,7 +89,6 @@ const refused: [doubt: string, kind: Question['kind'], ...heads: string[]][] = [
   ['SPECIAL', 'request', ...['Expect: 100-continue', 'Upgrade: websocket', 'Trailer: x', 'TE: gzip', 'Keep-Alive: 1', 'Proxy-Connection: close', 'Proxy-Authorization: x', 'HTTP2-Settings: x', 'Early-Data: 1', 'grpc-timeout: 1S', 'Content-Type: Application/GRPC-web', 'x-forwarded-client-cert: a', `TE:${' '.repeat(9)}trailers`].map((header) => get(header))],
   ['RESERVED', 'request', get('x-envoy-foo: 1'), get('X-Envoy-: 1'), get('X-UNDERPASS-class: 1')],
   ['RESERVED', 'answer', answer('200 OK', 'x-envoy-overloaded: 1')],
-  ['TRACED', 'request', ...[`traceparent: ${trace}-01`, `traceparent: ${trace}-03`, `traceparent: ${trace}-0x`, `traceparent: ${trace}`, 'b3: 1', 'b3: d', `b3: ${'a'.repeat(32)}-${'b'.repeat(16)}-1`, 'X-B3-Sampled: 1', 'x-b3-flags: 1', 'sw8: 0-x', 'x-client-trace-id: 1', 'x-ot-span-context: 1', 'x-datadog-sampling-priority: 1', 'x-request-id: 0aa5d0b4-4a3e-9e0e-9e6e-1f1f1f1f1f1f', 'x-request-id: 0aa5d0b4-4a3e-ae0e-9e6e-1f1f1f1f1f1f'].map((header) => get(header))],
   ['BAD_VERSION', 'answer', 'HTTP/1.0 200 OK\r\n\r\n', 'HTTP/2 200 OK\r\n\r\n', 'ICY 200 OK\r\n\r\n', ' HTTP/1.1 200 OK\r\n\r\n'],
   ['BAD_STATUS', 'answer', answer('101 Switching'), answer('200'), answer('20 OK'), answer('2000 OK'), answer('600 X'), answer('099 X'), answer(' 200 OK'), answer('2x0 OK'), answer('')],
   ['BAD_CODING', 'answer', answer('200 OK', 'transfer-encoding: gzip, chunked')],

@@ -6,6 +6,8 @@ import { buildDir } from '../../common/paths.js';
 
 export type Where = 'user space' | 'kernel';
 export const framings = ['none', 'length', 'chunked', 'until close'] as const;
+/** enum http_trace. */
+export const TRACE = { b3: 1, w3c: 2, b3Asked: 4, w3cAsked: 8, asked: 16 } as const;
 export const methods = ['', 'GET', 'HEAD', 'POST', 'PUT', 'DELETE', 'PATCH', 'OPTIONS'] as const;
 
 export interface Question {
@@ -25,6 +27,8 @@ export interface Reading {
   readonly method: string;
   readonly framing: (typeof framings)[number];
   readonly close: boolean;
+  /** Bits of TRACE. */
+  readonly trace: number;
   readonly length: number;
   readonly status: number;
   readonly target: string;
@@ -56,7 +60,7 @@ export async function read(questions: readonly Question[], where: Where): Promis
     const number = (key: string): number => Number(got.get(key) ?? 0);
     return {
       doubt: got.get('doubt') ?? '', end: number('end'), method: methods[number('method')] ?? '', framing: framings[number('framing')] ?? 'none',
-      close: number('close') === 1, length: number('length'), status: number('status'), target: text(got.get('target')), path: text(got.get('path')),
+      close: number('close') === 1, trace: number('trace'), length: number('length'), status: number('status'), target: text(got.get('target')), path: text(got.get('path')),
       host: text(got.get('host')).replace(/\0+$/, ''), same: number('same') === 1, found: number('found'), value: text(got.get('value')),
     };
   });

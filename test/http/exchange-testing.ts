@@ -7,7 +7,7 @@ import assert from 'node:assert/strict';
 import { after, before, beforeEach } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { TAUGHT_MARK } from '../../agent/http/names.js';
-import { className, ENVOY, type HttpClass, type HttpTable } from '../../agent/http/table.js';
+import { className, ENVOY, type HttpClass, type HttpTable, type HttpTrace } from '../../agent/http/table.js';
 import { KernelWorld } from '../../agent/dataplane/kernel-testing.js';
 import { HttpEndingQueue } from '../../agent/dataplane/http-endings.js';
 import { logger } from '../../common/log.js';
@@ -25,8 +25,8 @@ let beat: NodeJS.Timeout;
 export let endings: HttpEndingQueue;
 
 /** Two classes: /a to the first server's port 80, all else to its port 81. Class 2 is Envoy's. */
-function tableOf(): HttpTable {
-  const classes: HttpClass[] = [0, 1].map((cluster) => ({ ...w.kernel.http.tables.takeName()!, splits: [{ until: 1, cluster, text: line('x-weight', '0', 32) }] }));
+export function tableOf(traces: readonly HttpTrace[] = []): HttpTable {
+  const classes: HttpClass[] = [0, 1].map((cluster) => ({ ...w.kernel.http.tables.takeName()!, ...(traces[cluster] && { trace: traces[cluster] }), splits: [{ until: 1, cluster, text: line('x-weight', '0', 32) }] }));
   const anyPath = { kind: 'any', value: '', inverted: false } as const;
   return {
     ports: [{ address: undefined, port: 80, routes: 0 }],
@@ -64,7 +64,7 @@ export const DRAWN = 192;
  * @param act whether connections that are to end are ended, as the agent does
  * @param tables makes the client's table, of one class for each of the server's ports 80 and 81
  */
-export function exchanges(act: () => boolean = () => true, tables = tableOf): void {
+export function exchanges(act: () => boolean = () => true, tables: () => HttpTable = tableOf): void {
   makeTable = tables;
   before(async () => {
     w = await KernelWorld.create('http', { pods: 2, http: true });

@@ -124,6 +124,18 @@ test('a route that is Envoy\'s gets no draw, and so does a host that is not know
   await closeAll();
 });
 
+test('a trace context is nothing to a class that is not traced: what has one is fast, and goes on as it is', async () => {
+  const port = await connection();
+  await taught('/a', 80, port);
+  for (const more of ['x-b3-sampled: 1\r\n', 'b3: 1\r\n', 'traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01\r\n', 'x-request-id: 0aa5d0b4-4a3e-9e0e-9e6e-1f1f1f1f1f1f\r\n', 'x-client-trace-id: 1\r\n']) {
+    await client.do('send', 'c', request('/a', more));
+    assert.equal(text(await server.do('receive', 's80', request('/a', more).length)), request('/a', more));
+    await server.do('send', 's80', answer('fast'));
+    assert.equal(text(await client.do('receive', 'c', answer('fast').length)), answer('fast'));
+  }
+  await closeAll();
+});
+
 test('a head that differs from the one before in a single byte is read anew, wherever that byte is', async () => {
   const port = await connection();
   await taught('/a', 80, port);
