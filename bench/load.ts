@@ -33,6 +33,8 @@ export interface LoadResult {
   connections: number;
   seconds: number;
   requests: number;
+  /** Also those that were under way at the end of the measured time. */
+  requests_begun: number;
   requests_per_second: number;
   bytes_sent: number;
   bytes_received: number;

@@ -147,6 +147,48 @@ test('http: headers and host reach the server; a connection for each request say
   assert.equal(result.failed, 0, result.first_failure);
 });
 
+test('http: bodies arrive whole; heads are numbered for each connection; each Nth request asks for the other path', async (context) => {
+  const seen: string[] = [];
+  const bodies = new Set<string>();
+  const target = await listen(context, createHttpServer((request, response) => {
+    let body = '';
+    request.on('data', (chunk: Buffer) => (body += chunk.toString())).on('end', () => {
+      bodies.add(`${request.method} ${request.headers['content-length']} ${body === 'x'.repeat(1024)}`);
+      seen.push(`${request.socket.remotePort} ${request.headers['x-request-number'] as string}`);
+      response.end(request.url);
+    });
+  }));
+  const result = await here(['http', '--connect', target, '--method', 'POST', '--body', '1024', '--vary', '--other-path', '/other', '--other-each', '5', '--count', '40', '--connections', '2', '--tally', 'body']);
+  assert.equal(result.failed, 0, result.first_failure);
+  assert.deepEqual([...bodies], ['POST 1024 true']);
+  assert.equal(new Set(seen).size, 40, 'no connection sends a head twice');
+  assert.ok(seen.every((each) => /^\d+ \d{10}$/.test(each)), seen[0]);
+  assert.deepEqual([result.tally['/other'], result.tally['/']], [8, 32]);
+});
+
+test('http: connections of so many requests each; warm ones have all been answered; what is measured begins when its input has ended', async (context) => {
+  let answered = 0;
+  const perConnection = new Map<Socket, number>();
+  const target = await listen(context, createHttpServer((request, response) => {
+    perConnection.set(request.socket, (perConnection.get(request.socket) ?? 0) + 1);
+    answered++;
+    response.end('ok');
+  }));
+  const child = spawn(tcpBench, ['http', '--connect', target, '--count', '60', '--connections', '3', '--requests-per-connection', '7', '--warm-requests', '20', '--wait'], { stdio: ['pipe', 'pipe', 'inherit'] });
+  let output = '';
+  child.stdout.on('data', (chunk: Buffer) => (output += chunk.toString()));
+  await once(child.stdout, 'data');
+  assert.deepEqual(JSON.parse(output), { final: false, warm: true });
+  const before = answered;
+  assert.ok(before >= 60, String(before));
+  child.stdin.end();
+  await once(child, 'close');
+  const result = parseLoadResult(output);
+  assert.equal(result.failed, 0, result.first_failure);
+  assert.deepEqual([result.requests, result.requests_begun, answered - before], [60, 60, 60]);
+  assert.equal(Math.max(...perConnection.values()), 7);
+});
+
 test('http: what fails is counted by its kind, and nothing is tried twice', async (context) => {
   const ok = 'HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok';
   const cases: [string, (socket: Socket, text: string) => void, string][] = [
@@ -208,6 +250,9 @@ test('wrong usage: exit 2, one line that names the argument, and the usage', asy
     [['ping-pong', '--connect', 'x:1', '--connections', '0'], '--connections'],
     [['ping-pong', '--connect', 'x:1', '--size', '3'], '--size'],
     [['http', '--connect', 'x:1', '--header', 'nocolon'], 'nocolon'],
+    [['http', '--connect', 'x:1', '--other-each', '3'], 'belong together'],
+    [['ping-pong', '--connect', 'x:1', '--vary'], 'are of http'],
+    [['bulk', '--connect', 'x:1', '--wait'], 'bulk has neither'],
     [['http', '--connect', 'x:1', 'more'], 'unexpected argument more'],
     [['http', '--connect', '127.0.0.1:no-such-service'], 'resolving 127.0.0.1 port no-such-service'],
   ] as const) {

@@ -164,18 +164,34 @@ bool http_response_end(const struct http_response *r)
 	return r->part == HTTP_UNTIL_CLOSE;
 }
 
-char *http_request_head(size_t *size)
+#define NUMBER_DIGITS 10
+
+void http_request_make(struct http_request *r, const char *path)
 {
-	char *text = NULL;
-	FILE *f = open_memstream(&text, size);
+	FILE *f = open_memstream(&r->text, &r->size);
 	if (!f)
 		die("allocating", "the request");
-	fprintf(f, "%s %s HTTP/1.1\r\nHost: %s\r\nUser-Agent: underpass-bench\r\nAccept: */*\r\n", options.method, options.path, options.authority);
+	fprintf(f, "%s %s HTTP/1.1\r\nHost: %s\r\nUser-Agent: underpass-bench\r\nAccept: */*\r\n", options.method, path, options.authority);
+	if (options.vary) {
+		fprintf(f, "x-request-number: ");
+		fflush(f);
+		r->number_at = r->size;
+		fprintf(f, "%0*d\r\n", NUMBER_DIGITS, 0);
+	}
 	for (int i = 0; i < options.header_count; i++)
 		fprintf(f, "%s\r\n", options.headers[i]);
+	if (options.body_bytes)
+		fprintf(f, "Content-Length: %llu\r\n", (unsigned long long)options.body_bytes);
 	if (options.new_connection_each)
 		fprintf(f, "Connection: close\r\n");
 	fprintf(f, "\r\n");
+	for (uint64_t i = 0; i < options.body_bytes; i++)
+		fputc('x', f);
 	fclose(f);
-	return text;
+}
+
+void http_request_number(const struct http_request *r, unsigned char *copy, uint64_t number)
+{
+	for (int i = NUMBER_DIGITS; i--; number /= 10)
+		copy[r->number_at + i] = '0' + number % 10;
 }

@@ -22,5 +22,12 @@ void http_response_start(struct http_response *r, const char *tally_header, bool
 enum http_progress http_response_parse(struct http_response *r, const unsigned char *data, size_t size);
 /* Whether an orderly end of stream completes the answer. */
 bool http_response_end(const struct http_response *r);
-/* The request that the options describe, one for all. */
-char *http_request_head(size_t *size);
+
+struct http_request {
+	char *text;
+	size_t size, number_at; /* where the digits of --vary are */
+};
+/* Head and body as the options describe them. */
+void http_request_make(struct http_request *r, const char *path);
+/* Writes the number into a copy of the text, where --vary asks for it. */
+void http_request_number(const struct http_request *r, unsigned char *copy, uint64_t number);

@@ -23,11 +23,14 @@ struct connection {
 	enum state state;
 	bool want_write, drop_after;
 	uint64_t started, deadline, resume;
+	/* Requests begun and answered in all, and answered since it was opened. */
+	uint64_t sequence, answered, answered_here;
 	const unsigned char *out;
 	size_t out_left;
+	/* ping-pong: hello, then one request; HTTP: with --vary, the request under way */
+	unsigned char *request;
 	/* ping-pong */
-	unsigned char *request; /* hello, then one request */
-	uint64_t sequence, response_got;
+	uint64_t response_got;
 	bool greeted, wrong;
 	/* HTTP */
 	struct http_response response;
@@ -37,8 +40,7 @@ static int epoll_fd, active;
 static struct sockaddr_storage target;
 static socklen_t target_size;
 static unsigned char *in;
-static char *http_request;
-static size_t http_request_size;
+static struct http_request http_usual, http_other;
 static struct connection *all;
 static int all_count;
 
@@ -46,6 +48,9 @@ static int all_count;
 static struct {
 	uint64_t left; /* requests that may still begin */
 	bool counted, new_connection_each, draining;
+	/* Connections without their --warm-requests, and whether they are waited for. */
+	int cold;
+	bool warming;
 } phase;
 
 static void set_events(struct connection *c, bool want_write)
@@ -85,12 +90,26 @@ static void failed(struct connection *c, enum failure kind, const char *what, in
 	c->resume = now_ns() + 10000000; /* a server that is gone shall not make a busy loop of us */
 }
 
+/* Connections do not ask for the other path in step. */
+static const struct http_request *next_http_request(const struct connection *c)
+{
+	return options.other_each && (c->sequence + (c - all)) % options.other_each == 0 ? &http_other : &http_usual;
+}
+
 static void begin(struct connection *c)
 {
+	results.requests_begun++;
 	if (options.mode == MODE_HTTP) {
+		const struct http_request *r = next_http_request(c);
 		http_response_start(&c->response, options.tally_header, options.tally_body, !strcmp(options.method, "HEAD"));
-		c->out = (unsigned char *)http_request;
-		c->out_left = http_request_size;
+		c->out = (unsigned char *)r->text;
+		c->out_left = r->size;
+		c->sequence++;
+		if (options.vary) {
+			memcpy(c->request, r->text, r->size);
+			http_request_number(r, c->request, c->sequence);
+			c->out = c->request;
+		}
 	} else {
 		uint64_t tag = ++c->sequence << 16 | (uint64_t)(c - all);
 		unsigned char *body = c->request + sizeof(struct hello);
@@ -153,6 +172,7 @@ static void next_request(struct connection *c)
 	epoll_ctl(epoll_fd, EPOLL_CTL_ADD, c->fd, &event);
 	c->want_write = true;
 	c->drop_after = false;
+	c->answered_here = 0;
 	c->state = CONNECTING;
 	results.connections_opened++;
 	if (connect(c->fd, (struct sockaddr *)&target, target_size) && errno != EINPROGRESS)
@@ -197,9 +217,12 @@ static void completed(struct connection *c)
 	}
 	active--;
 	c->state = PAUSED;
+	c->answered_here++;
+	if (++c->answered == options.warm_requests)
+		phase.cold--;
 	if (c->drop_after && !phase.new_connection_each)
 		results.closed_by_server++;
-	if (c->drop_after || phase.new_connection_each) {
+	if (c->drop_after || phase.new_connection_each || c->answered_here == options.requests_per_connection) {
 		c->state = PAUSED;
 		close_connection(c);
 	}
@@ -293,7 +316,7 @@ static void run_until(uint64_t until)
 	bool pausing = options.pause_s > 0;
 	for (;;) {
 		uint64_t now = now_ns();
-		if (now >= until || (phase.draining ? !active : stop_requested) || (!phase.left && !active))
+		if (now >= until || (phase.draining ? !active : stop_requested) || (!phase.left && !active) || (phase.warming && phase.cold <= 0))
 			return;
 		if (now >= next_scan) {
 			next_scan = now + (pausing ? 1000000 : 20000000);
@@ -340,6 +363,17 @@ static void drain(void)
 {
 	phase.draining = true;
 	run_until(now_ns() + (uint64_t)(options.timeout_s * 1e9) + 50000000);
+}
+
+/* Says that it is warm, and goes on when the other side has closed its end. */
+static void wait_for_input(void)
+{
+	char bytes[64];
+	drain();
+	printf("{\"final\":false,\"warm\":true}\n");
+	fflush(stdout);
+	while (!stop_requested && read(0, bytes, sizeof bytes) > 0)
+		;
 }
 
 static uint64_t cgroup_usec(const char *path)
@@ -393,17 +427,23 @@ void run_load(void)
 	all = calloc(options.connections, sizeof *all);
 	if (!in || !all)
 		die("allocating", "connections");
+	size_t own_request_size = sizeof hello + options.request_bytes;
+	if (options.mode == MODE_HTTP) {
+		http_request_make(&http_usual, options.path);
+		if (options.other_path)
+			http_request_make(&http_other, options.other_path);
+		own_request_size = !options.vary ? 0 : http_usual.size > http_other.size ? http_usual.size : http_other.size;
+	}
 	for (int i = 0; i < options.connections; i++) {
 		all[i].fd = -1;
-		if (options.mode == MODE_HTTP)
+		if (!own_request_size)
 			continue;
-		all[i].request = calloc(1, sizeof hello + options.request_bytes);
+		all[i].request = calloc(1, own_request_size);
 		if (!all[i].request)
 			die("allocating", "requests");
-		memcpy(all[i].request, &hello, sizeof hello);
+		if (options.mode != MODE_HTTP)
+			memcpy(all[i].request, &hello, sizeof hello);
 	}
-	if (options.mode == MODE_HTTP)
-		http_request = http_request_head(&http_request_size);
 	uint64_t limit = UINT64_MAX;
 
 	if (options.warm_connections) {
@@ -411,12 +451,21 @@ void run_load(void)
 		run_until(now_ns() + 10000000000ull);
 		drain();
 	}
-	if (options.warm_up_s > 0) {
+	if (options.warm_up_s > 0 || options.warm_requests) {
+		phase.cold = 0;
+		for (int i = 0; i < options.connections; i++)
+			phase.cold += all[i].answered < options.warm_requests;
 		start_phase(0, false, options.new_connection_each, options.connections);
 		run_until(now_ns() + (uint64_t)(options.warm_up_s * 1e9));
-		/* What is under way is not waited for: the measured part shall begin under load. */
+		phase.warming = options.warm_requests;
+		if (phase.warming)
+			run_until(now_ns() + (uint64_t)(options.timeout_s * 1e9));
+		phase.warming = false;
+		/* Without --wait, what is under way is not waited for: the measured part shall begin under load. */
 	}
-	results.bytes_sent = results.bytes_received = results.connections_opened = results.closed_by_server = 0;
+	if (options.wait)
+		wait_for_input();
+	results.bytes_sent = results.bytes_received = results.connections_opened = results.closed_by_server = results.requests_begun = 0;
 	read_cpu_start();
 	uint64_t from = now_ns();
 	if (options.duration_s > 0)

@@ -33,11 +33,17 @@ static const char usage_text[] =
 	"tcp-bench ping-pong --connect HOST:PORT [--size BYTES] [--response-size BYTES]\n"
 	"tcp-bench bulk      --connect HOST:PORT [--size BYTES]\n"
 	"tcp-bench http      --connect HOST:PORT [--path P] [--host NAME] [--method M] [--header 'N: V']...\n"
-	"                    [--new-connection-each] [--tally body|header:NAME]\n"
-	"Clients: [--connections N] [--duration S] [--count N] [--warm-connections N] [--warm-up S] [--timeout S]\n"
-	"         [--pause S] [--progress S] [--cgroup PATH]...   All: [--cpu N]\n"
+	"                    [--body BYTES] [--vary] [--other-path P --other-each N] [--tally body|header:NAME]\n"
+	"Clients: [--connections N] [--new-connection-each | --requests-per-connection N] [--duration S] [--count N]\n"
+	"         [--warm-connections N] [--warm-up S] [--warm-requests N] [--wait] [--timeout S] [--pause S] [--progress S]\n"
+	"         [--cgroup PATH]...   All: [--cpu N]\n"
+	"  --body              of each request, with its Content-Length\n"
+	"  --vary              numbers each connection's requests in a header, so that no head is like the one before\n"
+	"  --other-path        what each Nth request of a connection asks for instead\n"
 	"  --warm-connections  opens that many short connections first, one exchange each\n"
 	"  --warm-up           then runs so long without counting\n"
+	"  --warm-requests     and until each connection has had so many answers, or for the length of --timeout\n"
+	"  --wait              then lets what is under way end, writes a line of JSON, and measures after the end of its input\n"
 	"  --pause             between an answer and the next request of the same connection\n"
 	"  --progress          a line of JSON every so often\n"
 	"  --cgroup            CPU time that this cgroup used while measuring\n"
@@ -118,12 +124,14 @@ static void split_target(char *text)
 
 static void parse(int argc, char **argv)
 {
-	enum { CONNECT = 256, LISTEN, PORT, SIZE, RESPONSE_SIZE, PATH, HOST, METHOD, HEADER, NEW_EACH, TALLY, CONNECTIONS, DURATION, COUNT,
-	       WARM_CONNECTIONS, WARM_UP, TIMEOUT, PAUSE, PROGRESS, CGROUP, CPU, HELP };
+	enum { CONNECT = 256, LISTEN, PORT, SIZE, RESPONSE_SIZE, PATH, HOST, METHOD, HEADER, BODY, VARY, OTHER_PATH, OTHER_EACH, NEW_EACH, REQUESTS_EACH, TALLY,
+	       CONNECTIONS, DURATION, COUNT, WARM_REQUESTS, WAIT, WARM_CONNECTIONS, WARM_UP, TIMEOUT, PAUSE, PROGRESS, CGROUP, CPU, HELP };
 	static const struct option known[] = {
 		{ "connect", 1, 0, CONNECT }, { "listen", 1, 0, LISTEN }, { "port", 1, 0, PORT }, { "size", 1, 0, SIZE },
 		{ "response-size", 1, 0, RESPONSE_SIZE }, { "path", 1, 0, PATH }, { "host", 1, 0, HOST }, { "method", 1, 0, METHOD },
 		{ "header", 1, 0, HEADER }, { "new-connection-each", 0, 0, NEW_EACH }, { "tally", 1, 0, TALLY },
+		{ "body", 1, 0, BODY }, { "vary", 0, 0, VARY }, { "other-path", 1, 0, OTHER_PATH }, { "other-each", 1, 0, OTHER_EACH },
+		{ "requests-per-connection", 1, 0, REQUESTS_EACH }, { "warm-requests", 1, 0, WARM_REQUESTS }, { "wait", 0, 0, WAIT },
 		{ "connections", 1, 0, CONNECTIONS }, { "duration", 1, 0, DURATION }, { "count", 1, 0, COUNT },
 		{ "warm-connections", 1, 0, WARM_CONNECTIONS }, { "warm-up", 1, 0, WARM_UP }, { "timeout", 1, 0, TIMEOUT },
 		{ "pause", 1, 0, PAUSE }, { "progress", 1, 0, PROGRESS }, { "cgroup", 1, 0, CGROUP }, { "cpu", 1, 0, CPU },
@@ -159,6 +167,13 @@ static void parse(int argc, char **argv)
 				usage("too many headers, or one without a colon:", optarg);
 			options.headers[options.header_count++] = optarg;
 			break;
+		case BODY: options.body_bytes = number("--body", optarg, 1, 1 << 20); break;
+		case VARY: options.vary = true; break;
+		case OTHER_PATH: options.other_path = optarg; break;
+		case OTHER_EACH: options.other_each = number("--other-each", optarg, 2, 1e6); break;
+		case REQUESTS_EACH: options.requests_per_connection = number("--requests-per-connection", optarg, 1, 1e9); break;
+		case WARM_REQUESTS: options.warm_requests = number("--warm-requests", optarg, 0, 1e6); break;
+		case WAIT: options.wait = true; break;
 		case NEW_EACH: options.new_connection_each = true; break;
 		case TALLY:
 			if (!strcmp(optarg, "body"))
@@ -190,6 +205,12 @@ static void parse(int argc, char **argv)
 		usage("unexpected argument", argv[1 + optind]);
 	if (mode == MODE_SERVER ? !options.port : !options.host)
 		usage(mode == MODE_SERVER ? "--port is missing" : "--connect is missing", NULL);
+	if (!options.other_path != !options.other_each)
+		usage("--other-path and --other-each belong together", NULL);
+	if (mode != MODE_HTTP && (options.body_bytes || options.vary || options.other_path))
+		usage("--body, --vary and --other-path are of http", NULL);
+	if (mode == MODE_BULK && (options.wait || options.warm_requests || options.requests_per_connection))
+		usage("bulk has neither --wait nor numbers of requests", NULL);
 	if (!options.response_bytes)
 		options.response_bytes = options.request_bytes;
 	if (authority)
@@ -234,8 +255,9 @@ static void print_results(void)
 	const struct histogram *h = &results.latency;
 	const char *separator = "";
 	double seconds = results.seconds > 0 ? results.seconds : 1e-9;
-	printf("{\"final\":true,\"mode\":\"%s\",\"connections\":%d,\"seconds\":%.6f,\"requests\":%llu,\"requests_per_second\":%.1f",
-	       modes[options.mode], options.connections, results.seconds, (unsigned long long)results.requests, results.requests / seconds);
+	printf("{\"final\":true,\"mode\":\"%s\",\"connections\":%d,\"seconds\":%.6f,\"requests\":%llu,\"requests_begun\":%llu,\"requests_per_second\":%.1f",
+	       modes[options.mode], options.connections, results.seconds, (unsigned long long)results.requests,
+	       (unsigned long long)results.requests_begun, results.requests / seconds);
 	printf(",\"bytes_sent\":%llu,\"bytes_received\":%llu,\"connections_opened\":%llu,\"closed_by_server\":%llu",
 	       (unsigned long long)results.bytes_sent, (unsigned long long)results.bytes_received, (unsigned long long)results.connections_opened,
 	       (unsigned long long)results.closed_by_server);

@@ -30,10 +30,10 @@ struct options {
 	const char *listen, *host, *port, *path, *authority, *method;
 	const char *headers[MAX_HEADERS];
 	int header_count;
-	bool new_connection_each, tally_body;
-	const char *tally_header;
+	bool new_connection_each, tally_body, vary, wait;
+	const char *tally_header, *other_path;
 	int connections, warm_connections, cpu;
-	uint64_t request_bytes, response_bytes, count;
+	uint64_t request_bytes, response_bytes, count, body_bytes, other_each, warm_requests, requests_per_connection;
 	double duration_s, warm_up_s, timeout_s, pause_s, progress_s;
 	const char *cgroups[MAX_CGROUPS];
 	int cgroup_count;
@@ -45,6 +45,8 @@ enum failure { FAILED_CONNECT, FAILED_CLOSED, FAILED_TIMEOUT, FAILED_STATUS, FAI
 struct results {
 	struct histogram latency;
 	uint64_t requests, bytes_sent, bytes_received, connections_opened, closed_by_server;
+	/* Also those that were under way at the end of the measured time. */
+	uint64_t requests_begun;
 	uint64_t failures[FAILURES];
 	uint64_t statuses[600];
 	char first_failure[256];
