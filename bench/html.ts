@@ -1,9 +1,9 @@
 /** The report as one HTML file that needs nothing else: inline style, inline SVG, no script; readable in light and dark. */
-import { WORKLOADS, type WorkloadId } from './load.js';
 import type { BenchReport, Row } from './report.js';
 import type { Placement } from './runner.js';
-import { significant, type Summary } from './statistics.js';
-import { crossCheckCells, mebibytes, percent, ratioText } from './table.js';
+import { percent, significant, type Summary } from './statistics.js';
+import { crossCheckCells, mebibytes, ratioText, shareLines } from './table.js';
+import { WORKLOADS, type Workload } from './workloads.js';
 
 export function escape(text: string): string {
   return text.replace(/[&<>"']/g, (character) => `&#${character.charCodeAt(0)};`);
@@ -128,7 +128,7 @@ function table(header: readonly string[], lines: readonly (readonly string[])[],
   return `<div class="wide"><table><thead><tr>${cells('th', header)}</tr></thead><tbody>${lines.map((line, index) => `<tr${classes[index] ? ` class="${classes[index]}"` : ''}>${cells('td', line)}</tr>`).join('')}</tbody></table></div>`;
 }
 
-function section(report: BenchReport, workload: (typeof WORKLOADS)[number], placement: Placement): string {
+function section(report: BenchReport, workload: Workload, placement: Placement): string {
   const rows = report.rows.filter((row) => row.workload === workload.id && row.placement === placement);
   if (rows.length === 0) return '';
   const where = placement === 'free' ? 'all CPUs free' : 'all processes on one CPU';
@@ -138,7 +138,7 @@ function section(report: BenchReport, workload: (typeof WORKLOADS)[number], plac
   parts.push(bars(rows.map((row) => ({ label: row.title, css: colourOf(row), summary: rate(row), title: `${significant(rate(row).median)}, ${row.rounds} rounds` })), `${unit}, ${where}; more is better`));
   parts.push(bars(rows.map((row) => ({ label: row.title, css: colourOf(row), summary: row.cpuUsecPerRequest, title: Object.entries(row.cpuByUser).map(([user, value]) => `${user} ${significant(value)}`).join(', ') })), `CPU time in µs per ${workload.bulk ? '64 KiB' : 'request'}, all processes; less is better`));
   if (!workload.bulk) parts.push(latencies(rows, 'Latency with one connection: p50 (large), p90 and p99 (small); further left is better'));
-  parts.push(rowsTable(rows, workload.bulk === true));
+  parts.push(rowsTable(rows, workload.bulk === true), ...shareLines(rows).map((line) => `<p>${escape(line)}.</p>`));
   return parts.join('\n');
 }
 
@@ -153,8 +153,8 @@ export function renderHtml(report: BenchReport): string {
     const classes = found.map(({ reached }) => (reached === undefined ? '' : reached ? 'reached' : 'missed'));
     return `<h3>${placement === 'free' ? 'All CPUs free' : 'All processes on one CPU'}</h3>` + table(['', '', 'requests/s', 'less CPU per request', 'shorter p50', ''], found.map(ratioText), classes);
   };
-  const workloads = (ids: readonly WorkloadId[]): string =>
-    WORKLOADS.filter(({ id }) => ids.includes(id)).flatMap((workload) => [section(report, workload, 'one-cpu'), section(report, workload, 'free')]).join('\n');
+  const workloads = (protocol: Workload['protocol']): string =>
+    WORKLOADS.filter((workload) => workload.protocol === protocol).flatMap((workload) => [section(report, workload, 'one-cpu'), section(report, workload, 'free')]).join('\n');
   const [checkHeader = [], ...checkLines] = crossCheckCells(report.crossCheck ?? []);
   const checks = checkLines.length === 0 ? '' : `<h3>Cross-check by wrk, all CPUs free</h3>${table(checkHeader, checkLines)}`;
   const { options } = report;
@@ -167,10 +167,10 @@ export function renderHtml(report: BenchReport): string {
 ${ratios('one-cpu')}
 ${ratios('free')}
 <h2>HTTP</h2>
-${workloads(['http'])}
+${workloads('http')}
 ${checks}
 <h2>Plain TCP</h2>
-${workloads(['tcp-64', 'tcp-16k', 'tcp-bulk', 'tcp-connect'])}
+${workloads('tcp')}
 <h2>The modes</h2>
 <ul>${report.modes.map((mode) => `<li><b>${escape(mode.title)}</b>: ${escape(mode.description)}.</li>`).join('\n')}</ul>
 <h2>What the figures are about</h2>

@@ -6,5 +6,7 @@ export { buildReport, type BenchReport, type Ratio, type Row } from './report.js
 export { measure, type BenchOptions } from './runner.js';
 export { quantile } from './statistics.js';
 export { renderTable } from './table.js';
+export { ASK_COLLECTOR, COLLECTOR } from './traces.js';
+export { parseWorkloads, WORKLOADS, workloadsOf, type Workload } from './workloads.js';
 export { crossCheck } from './wrk.js';
-export type { BenchPod, ByteCounters, CommandResult, World } from './world.js';
+export type { BenchPod, CommandResult, Counters, World } from './world.js';

@@ -2,31 +2,8 @@
 import { UnderpassError } from '../common/errors.js';
 import { cgroupsOf, cpuPerRequest, type CpuUser } from './cpu.js';
 import { CLIENT, HTTP_PORT, SERVERS, TCP_PORT, TCP_SERVER, TCP_SERVICE_PORT, tcpBench, type Mode } from './modes.js';
+import { namespaceOf, type Variant, type Workload } from './workloads.js';
 import type { BenchPod, ByteCounters, World } from './world.js';
-
-export type WorkloadId = 'http' | 'tcp-64' | 'tcp-16k' | 'tcp-bulk' | 'tcp-connect';
-
-export interface Workload {
-  id: WorkloadId;
-  title: string;
-  protocol: 'http' | 'tcp';
-  /** Arguments of tcp-bench before the target. */
-  args: readonly string[];
-  bulk?: true;
-}
-
-export const WORKLOADS: readonly Workload[] = [
-  { id: 'http', title: 'HTTP GET, keep-alive, small answer', protocol: 'http', args: ['http'] },
-  { id: 'tcp-64', title: 'TCP, 64 bytes there and back', protocol: 'tcp', args: ['ping-pong', '--size', '64'] },
-  { id: 'tcp-16k', title: 'TCP, 16 KiB there and back', protocol: 'tcp', args: ['ping-pong', '--size', '16384'] },
-  { id: 'tcp-bulk', title: 'TCP, one stream as fast as it goes', protocol: 'tcp', args: ['bulk', '--size', '65536'], bulk: true },
-  { id: 'tcp-connect', title: 'TCP, a connection for each 64 bytes there and back', protocol: 'tcp', args: ['ping-pong', '--size', '64', '--new-connection-each'] },
-];
-
-/** Between nodes, two sizes of message say what the third would; and connections are pooled there, or none is like another. */
-export function workloadsOf({ protocol, betweenNodes }: Mode): Workload[] {
-  return WORKLOADS.filter((workload) => workload.protocol === protocol && !(betweenNodes && (workload.id === 'tcp-16k' || workload.id === 'tcp-connect')));
-}
 
 /** What tcp-bench prints. */
 export interface LoadResult {
@@ -67,10 +44,11 @@ export interface Site {
   cgroups: ReadonlyMap<string, CpuUser>;
 }
 
-export function siteOf(world: World, mode: Mode): Site {
-  const client = world.pod(mode.namespace, CLIENT);
+export function siteOf(world: World, mode: Mode, variant?: Variant): Site {
+  const namespace = namespaceOf(mode, variant);
+  const client = world.pod(namespace, CLIENT);
   const names: readonly string[] = mode.protocol === 'tcp' ? [TCP_SERVER] : SERVERS;
-  const servers = names.map((name) => world.pod(mode.namespace, name));
+  const servers = names.map((name) => world.pod(namespace, name));
   const first = servers[0] as BenchPod;
   const isTcp = mode.protocol === 'tcp';
   const service = isTcp ? `${TCP_SERVER}:${TCP_SERVICE_PORT}` : `nginx:${HTTP_PORT}`;
@@ -84,15 +62,16 @@ export interface LoadOptions {
   durationS?: number;
   count?: number;
   warmUpS?: number;
-  warmConnections?: number;
+  /** Answers that each connection has had before it is measured. */
+  warmRequests?: number;
   newConnectionEach?: boolean;
   headers?: readonly string[];
   /** Bind the client to this CPU. */
   cpu?: number;
   /** Default: the site's own. */
   target?: string;
-  /** Of HTTP requests; default `/`. */
-  path?: string;
+  /** Called between warm-up and measured time, while nothing is under way. */
+  onWarm?: () => Promise<void>;
   signal?: AbortSignal;
 }
 
@@ -102,14 +81,15 @@ export async function runLoad(world: World, site: Site, workload: Workload, opti
   if (options.durationS !== undefined) argv.push('--duration', String(options.durationS));
   if (options.count !== undefined) argv.push('--count', String(options.count));
   if (options.warmUpS) argv.push('--warm-up', String(options.warmUpS));
-  if (options.warmConnections) argv.push('--warm-connections', String(options.warmConnections));
+  if (options.warmRequests) argv.push('--warm-requests', String(options.warmRequests));
+  if (options.onWarm) argv.push('--wait');
   if (options.newConnectionEach) argv.push('--new-connection-each');
   for (const header of options.headers ?? []) argv.push('--header', header);
   if (options.cpu !== undefined) argv.push('--cpu', String(options.cpu));
-  if (workload.protocol === 'http') argv.push('--tally', 'header:x-version', '--path', options.path ?? '/');
+  if (workload.protocol === 'http') argv.push('--tally', 'header:x-version');
   for (const path of site.cgroups.keys()) argv.push('--cgroup', path);
   const timeoutMs = 1000 * ((options.durationS ?? 10) + (options.warmUpS ?? 0)) + 30_000;
-  const { code, stdout, stderr } = await world.run(site.client, argv, { timeoutMs, ...(options.signal ? { signal: options.signal } : {}) });
+  const { code, stdout, stderr } = await world.run(site.client, argv, { timeoutMs, ...(options.onWarm ? { onOutput: options.onWarm } : {}), ...(options.signal ? { signal: options.signal } : {}) });
   if (code !== 0) throw new UnderpassError('UNDERPASS_BENCH_LOAD', `running the load of mode ${site.mode.id} against ${options.target ?? site.target}: exit ${code}: ${stderr.trim().split('\n').at(-1) ?? ''}`);
   return parseLoadResult(stdout);
 }

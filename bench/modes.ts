@@ -1,6 +1,8 @@
 /** The worlds that are compared, as plain Kubernetes and Istio YAML. */
 import { join } from 'node:path';
 import { buildDir } from '../common/paths.js';
+import { collectorObjects, tracing } from './traces.js';
+import { namespaceOf, REWRITTEN_PATH, workloadsOf, type Variant, type Workload } from './workloads.js';
 
 export type ModeId = 'no-mesh' | 'sidecars' | 'sidecars-short-circuited' | 'shared-iptables' | 'shared-bpf' | 'fast-path' | 'tcp-no-mesh' | 'tcp-short-circuited' | 'tcp-service' | 'tcp-policy' | NodesModeId;
 /** Client on one node, servers on another. */
@@ -177,8 +179,8 @@ function allowing({ namespace }: Mode, app: string, more: KubernetesObject = {})
   return { apiVersion: 'security.istio.io/v1', kind: 'AuthorizationPolicy', metadata: { name: app, namespace }, spec: { selector: { matchLabels: { app } }, action: 'ALLOW', rules: [{ from: [{ source: { principals } }], ...more }] } };
 }
 
-/** One mode's namespace: a client, its servers, and the canary's routes where the mode asks a Service. */
-export function modeObjects(mode: Mode): KubernetesObject[] {
+/** One namespace of a mode: a client, its servers, and the canary's routes where the mode asks a Service. */
+export function modeObjects(mode: Mode, variant?: Variant): KubernetesObject[] {
   const { namespace } = mode;
   const objects: KubernetesObject[] = [
     { apiVersion: 'v1', kind: 'Namespace', metadata: { name: namespace, labels: mode.namespaceLabels } },
@@ -197,7 +199,9 @@ export function modeObjects(mode: Mode): KubernetesObject[] {
   }
   if (mode.target === 'pod') return objects;
   if (mode.allowed) objects.push(allowing(mode, 'nginx', { to: [{ operation: { paths: ['/*'] } }] }));
+  if (variant === 'traced') objects.push(tracing(namespace));
   const route = (subset: string, weight?: number): KubernetesObject => ({ destination: { host: 'nginx', subset }, ...(weight === undefined ? {} : { weight }) });
+  const canary = [route('v1', 75), route('v2', 25)];
   objects.push(
     {
       apiVersion: 'v1',
@@ -213,7 +217,8 @@ export function modeObjects(mode: Mode): KubernetesObject[] {
         hosts: ['nginx'],
         http: [
           { name: 'jesse', match: [{ headers: { user: { exact: 'jesse' } } }], route: [route('v2')] },
-          { name: 'canary', route: [route('v1', 75), route('v2', 25)] },
+          ...(variant === 'mixed' ? [{ name: 'rewritten', match: [{ uri: { prefix: REWRITTEN_PATH } }], rewrite: { uri: '/' }, route: canary }] : []),
+          { name: 'canary', route: canary },
         ],
       },
     },
@@ -227,7 +232,10 @@ export function modeObjects(mode: Mode): KubernetesObject[] {
   return objects;
 }
 
-/** JSON is YAML: one document an object. */
-export function worldYaml(modes: readonly Mode[]): string {
-  return modes.flatMap(modeObjects).map((object) => `---\n${JSON.stringify(object, null, 2)}\n`).join('');
+/** What the loads of these modes need. JSON is YAML: one document an object. */
+export function worldYaml(modes: readonly Mode[], workloads: readonly Workload[]): string {
+  const namespaces = new Map(modes.flatMap((mode) => workloadsOf(mode, workloads).map(({ variant }) => [namespaceOf(mode, variant), { mode, variant }] as const)));
+  const objects = [...namespaces].flatMap(([namespace, { mode, variant }]) => modeObjects({ ...mode, namespace }, variant));
+  if ([...namespaces.values()].some(({ variant }) => variant === 'traced')) objects.push(...collectorObjects(NODES[0]));
+  return objects.map((object) => `---\n${JSON.stringify(object, null, 2)}\n`).join('');
 }

@@ -4,15 +4,17 @@ import { parseAllDocuments } from 'yaml';
 import { allowedCpus, lastCpu } from './affinity.js';
 import { cpuPerRequest, total } from './cpu.js';
 import { escape, renderHtml } from './html.js';
-import { bytesBetween, parseLoadResult, workloadsOf, type Site } from './load.js';
+import { bytesBetween, parseLoadResult, type Site } from './load.js';
 import { parseSmaps, readMemory } from './memory.js';
 import { MODES, modeById, worldYaml } from './modes.js';
 import { buildReport } from './report.js';
 import { PLACEMENTS, type BenchOptions, type Cell, type Measurements, type Sample } from './runner.js';
+import { COLLECTOR } from './traces.js';
 import { renderTable } from './table.js';
+import { parseWorkloads, WORKLOADS, workloadsOf } from './workloads.js';
 import { parseWrk } from './wrk.js';
 
-const options: BenchOptions = { modes: MODES, rounds: 3, durationS: 1, connections: 16 };
+const options: BenchOptions = { modes: MODES, workloads: WORKLOADS, rounds: 3, durationS: 1, connections: 16 };
 
 function sample(requestsPerSecond: number, more: Partial<Sample> = {}): Sample {
   return {
@@ -34,7 +36,7 @@ function sample(requestsPerSecond: number, more: Partial<Sample> = {}): Sample {
 function measurements(rates: Record<string, number>, more: Partial<Sample> = {}): Measurements {
   const cells: Cell[] = [];
   for (const mode of MODES) {
-    for (const workload of workloadsOf(mode)) {
+    for (const workload of workloadsOf(mode, WORKLOADS)) {
       for (const placement of PLACEMENTS) {
         const rate = rates[mode.id] ?? 1000;
         const one = (factor: number): Sample => sample(rate * factor, workload.bulk ? { bitsPerSecond: rate * factor * 1e6, ...more } : more);
@@ -55,7 +57,7 @@ const report = (rates: Record<string, number>, more: Partial<Sample> = {}) =>
 
 test('buildReport: a row for each mode, workload and placement; ratios against their targets on one CPU only', () => {
   const { rows, ratios } = report({ 'tcp-no-mesh': 1000, 'tcp-short-circuited': 1700, sidecars: 1000, 'shared-bpf': 1300, 'fast-path': 7500, 'no-mesh': 5000, 'sidecars-short-circuited': 1200, 'nodes-http-hbone': 1400, 'nodes-tcp-hbone': 1400 });
-  assert.equal(rows.length, 6 * 2 + 4 * 4 * 2 + 3 * 2 + 3 * 2 * 2);
+  assert.equal(rows.length, 6 * 9 * 2 + 4 * 4 * 2 + 3 * 2 + 3 * 2 * 2);
   assert.deepEqual(new Set(rows.map(({ mode }) => mode)), new Set(MODES.map(({ id }) => id)));
   const onOne = (id: string) => ratios.filter((ratio) => ratio.id === id && ratio.placement === 'one-cpu');
   assert.deepEqual(onOne('tcp-short-circuited').map(({ reached, workload }) => [workload, reached]), [['tcp-64', true], ['tcp-16k', true]]);
@@ -65,6 +67,9 @@ test('buildReport: a row for each mode, workload and placement; ratios against t
   assert.ok(Math.abs((onOne('shared-bpf')[0]?.requestsPerSecond.median ?? 0) - 1.3) < 1e-9);
   assert.deepEqual(onOne('hbone-http').map(({ reached, p50 }) => [reached, p50?.median]), [[false, 1]], 'p50 is no shorter');
   assert.deepEqual(onOne('hbone-tcp').map(({ reached, p50 }) => [reached, p50?.median]), [[false, 1], [true, undefined]]);
+  const heads = ratios.find(({ id, placement }) => id === 'fast-path-heads' && placement === 'one-cpu');
+  assert.deepEqual([heads?.workload, heads?.toWorkload, heads?.requestsPerSecond.median], ['http-differing-heads', 'http', 1]);
+  assert.deepEqual(onOne('fast-path-loads').map(({ workload, target }) => [workload, target]), WORKLOADS.filter(({ extra }) => extra).map(({ id }) => [id, undefined]), 'a promise is made of the main row alone');
   assert.ok(ratios.filter(({ placement }) => placement === 'free').every(({ reached, target }) => reached === undefined && target === undefined));
 });
 
@@ -106,7 +111,7 @@ test('renderHtml: one file that asks nobody for anything, with everything escape
 });
 
 test('worldYaml: a namespace with a client for each mode; routes where a Service is asked', () => {
-  const documents = parseAllDocuments(worldYaml(MODES)).map((document) => document.toJS() as { kind: string; metadata: { name: string; namespace?: string; annotations?: Record<string, string> }; spec?: { nodeName?: string } });
+  const documents = parseAllDocuments(worldYaml(MODES, parseWorkloads(undefined))).map((document) => document.toJS() as { kind: string; metadata: { name: string; namespace?: string; annotations?: Record<string, string> }; spec?: { nodeName?: string } });
   for (const mode of MODES) {
     const own = documents.filter(({ metadata }) => metadata.namespace === mode.namespace);
     const nodeOf = (wanted: (name: string) => boolean) => [...new Set(own.flatMap(({ kind, metadata, spec }) => (kind === 'Pod' && wanted(metadata.name) ? [spec?.nodeName] : [])))];
@@ -118,6 +123,34 @@ test('worldYaml: a namespace with a client for each mode; routes where a Service
   }
   assert.equal(modeById('shared-bpf')?.namespaceLabels['underpass.io/redirection'], 'bpf');
   assert.equal(modeById('nothing'), undefined);
+});
+
+test('worldYaml: a mix and tracing have namespaces of their own, and the main load\'s has neither', () => {
+  const documents = parseAllDocuments(worldYaml([modeById('no-mesh'), modeById('fast-path')].flatMap((mode) => mode ?? []), WORKLOADS)).map((document) => document.toJS() as { kind: string; metadata: { name: string; namespace?: string }; spec?: { http?: { name: string }[]; rules?: unknown } });
+  const kinds = (namespace: string) => documents.filter(({ metadata }) => metadata.namespace === namespace).map(({ kind }) => kind);
+  const routes = (namespace: string) => documents.find(({ kind, metadata }) => kind === 'VirtualService' && metadata.namespace === namespace)?.spec?.http?.map(({ name }) => name);
+  assert.deepEqual(documents.filter(({ kind }) => kind === 'Namespace').map(({ metadata }) => metadata.name), ['no-mesh', 'fast-path', 'fast-path-mixed', 'fast-path-traced', COLLECTOR.namespace]);
+  assert.deepEqual([routes('fast-path'), routes('fast-path-mixed'), routes('fast-path-traced')], [['jesse', 'canary'], ['jesse', 'rewritten', 'canary'], ['jesse', 'canary']]);
+  assert.ok(kinds('fast-path-traced').includes('Telemetry') && !kinds('fast-path').includes('Telemetry'));
+  const policy = documents.find(({ kind, metadata }) => kind === 'AuthorizationPolicy' && metadata.namespace === 'fast-path-mixed');
+  assert.match(JSON.stringify(policy), /ns\/fast-path-mixed\/sa\/default/);
+});
+
+test('parseWorkloads: without a choice as ever, all, or those that are named; others are refused with those that there are', () => {
+  assert.deepEqual(parseWorkloads(undefined).map(({ id }) => id), ['http', 'tcp-64', 'tcp-16k', 'tcp-bulk', 'tcp-connect']);
+  assert.deepEqual(parseWorkloads('all'), WORKLOADS);
+  assert.deepEqual(parseWorkloads('http-mix, http').map(({ id }) => id), ['http', 'http-mix']);
+  assert.throws(() => parseWorkloads('http,htttp'), ({ message, hint }: { message: string; hint: string }) => message.includes('"htttp"') && hint.includes('http-256-new-connections'));
+});
+
+test('buildReport: requests are told apart by who had them, in words, on the terminal and in the page', () => {
+  const mixed = report({}, { requestsBy: { fast: 1795, envoy: { 'its route is Envoy\'s': 202, 'not learnt yet': 3 } } });
+  const { requestsBy } = mixed.rows[0] ?? {};
+  assert.ok(requestsBy && Math.abs(requestsBy.fast + Object.values(requestsBy.envoy).reduce((sum, share) => sum + share, 0) - 1) < 1e-9);
+  const text = 'HTTP fast path: fast 89.8 %; through Envoy: its route is Envoy\'s 10.1 %, not learnt yet 0.15 %';
+  assert.ok(renderTable(mixed, { colour: false }).includes(text));
+  assert.ok(renderHtml(mixed).includes(escape(text)));
+  assert.ok(!renderTable(report({}), { colour: false }).includes('through Envoy:'));
 });
 
 test('parseLoadResult: takes the final line, and refuses output without one', () => {

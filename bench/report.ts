@@ -1,10 +1,11 @@
 /** What a run has found, ready to print: one row a mode, workload and placement; ratios; what the figures are about. */
 import type { CpuUser } from './cpu.js';
-import { WORKLOADS, type WorkloadId } from './load.js';
 import type { ProxyMemory } from './memory.js';
 import { MODES, type Mode, type ModeId } from './modes.js';
+import { sharesOf, type RequestShares } from './requests.js';
 import type { BenchOptions, Cell, Measurements, Placement } from './runner.js';
 import { median, ratioPerRound, summarise, type Summary } from './statistics.js';
+import { workloadById, type WorkloadId } from './workloads.js';
 import type { CrossCheck } from './wrk.js';
 
 export interface Row {
@@ -25,6 +26,8 @@ export interface Row {
   memory: ProxyMemory;
   /** Shares of the payload that this mode's pods (and the proxy for them) moved; they add up to 1. */
   bytes: { shortCircuited: number; tcp: number; counted: boolean };
+  /** Shares of the measured requests, of many connections: what the kernel moved past Envoy, and why not the others. Absent where the fast path has no part. */
+  requestsBy?: RequestShares;
   requests: number;
   failed: number;
   firstFailure?: string;
@@ -37,12 +40,14 @@ export interface Ratio {
   of: ModeId;
   to: ModeId;
   workload: WorkloadId;
+  /** What it is compared with, where that is another load of the same mode. */
+  toWorkload?: WorkloadId;
   placement: Placement;
   /** How many times the requests/s. */
   requestsPerSecond: Summary;
   /** How many times less CPU time a request takes. */
   cpu: Summary;
-  /** How many times shorter the median request of one connection is; absent for bulk. */
+  /** How many times shorter the median request of one connection is; absent for bulk and where it was not measured. */
   p50?: Summary;
   /** What these are expected to reach (p50 between nodes only); only on one CPU, where CPUs that wake each other do not decide. */
   target?: number;
@@ -52,11 +57,13 @@ export interface Ratio {
 export interface BenchReport {
   startedAt: string;
   seconds: number;
-  options: { rounds: number; durationS: number; connections: number; pinnedCpu: number; cpus: string; quick: boolean };
+  options: { loads: WorkloadId[]; rounds: number; durationS: number; connections: number; pinnedCpu: number; cpus: string; quick: boolean };
   facts: Record<string, string>;
   modes: Pick<Mode, 'id' | 'title' | 'description'>[];
   rows: Row[];
   ratios: Ratio[];
+  /** That came to the collector of the load with tracing. */
+  traces?: number;
   /** CPUs that others kept busy while it was measured: the more, the less the figures say. */
   foreignCpus: Summary;
   crossCheck?: CrossCheck[];
@@ -71,10 +78,13 @@ interface Comparison {
   of: ModeId;
   to: ModeId;
   workloads: readonly WorkloadId[];
+  toWorkload?: WorkloadId;
   target?: number;
   /** The target is that of p50, too. */
   p50?: true;
 }
+
+const MORE_HTTP: readonly WorkloadId[] = ['http-differing-heads', 'http-post', 'http-16k', 'http-256k', 'http-256-connections', 'http-256-new-connections', 'http-mix', 'http-tracing'];
 
 export const COMPARISONS: readonly Comparison[] = [
   { id: 'tcp-short-circuited', title: 'plain TCP short-circuited : no mesh', of: 'tcp-short-circuited', to: 'tcp-no-mesh', workloads: ['tcp-64', 'tcp-16k'], target: 1.6 },
@@ -89,6 +99,11 @@ export const COMPARISONS: readonly Comparison[] = [
   { id: 'mesh-cost', title: 'shared proxy by BPF : no mesh', of: 'shared-bpf', to: 'no-mesh', workloads: ['http'] },
   { id: 'fast-path', title: 'HTTP fast path : no mesh', of: 'fast-path', to: 'no-mesh', workloads: ['http'], target: 1.3 },
   { id: 'fast-path-sidecars', title: 'HTTP fast path : sidecars', of: 'fast-path', to: 'sidecars', workloads: ['http'], target: 7 },
+  { id: 'fast-path-loads', title: 'HTTP fast path : no mesh', of: 'fast-path', to: 'no-mesh', workloads: MORE_HTTP },
+  { id: 'fast-path-sidecars-loads', title: 'HTTP fast path : sidecars', of: 'fast-path', to: 'sidecars', workloads: MORE_HTTP },
+  { id: 'mesh-cost-loads', title: 'shared proxy by BPF : no mesh', of: 'shared-bpf', to: 'no-mesh', workloads: MORE_HTTP },
+  { id: 'fast-path-heads', title: 'HTTP fast path, to heads that are alike', of: 'fast-path', to: 'fast-path', workloads: ['http-differing-heads'], toWorkload: 'http' },
+  { id: 'fast-path-tracing', title: 'HTTP fast path, to no tracing', of: 'fast-path', to: 'fast-path', workloads: ['http-tracing'], toWorkload: 'http' },
   { id: 'hbone-http', title: 'HBONE : sidecars, between nodes', of: 'nodes-http-hbone', to: 'nodes-http-sidecars', workloads: ['http'], target: 1.3, p50: true },
   { id: 'hbone-tcp', title: 'HBONE : sidecars, between nodes', of: 'nodes-tcp-hbone', to: 'nodes-tcp-sidecars', workloads: ['tcp-64', 'tcp-bulk'], target: 1.3, p50: true },
   { id: 'hbone-http-cost', title: 'HBONE : no mesh, between nodes', of: 'nodes-http-hbone', to: 'nodes-http', workloads: ['http'] },
@@ -128,6 +143,8 @@ function rowOf(cell: Cell, memory: ProxyMemory): Row {
   if (loadedLatency) row.loadedLatency = loadedLatency;
   if (bits.length > 0) row.bitsPerSecond = required(bits);
   if (firstFailure !== undefined) row.firstFailure = firstFailure;
+  const requestsBy = sharesOf(samples.flatMap((sample) => sample.requestsBy ?? []));
+  if (requestsBy) row.requestsBy = requestsBy;
   return row;
 }
 
@@ -135,14 +152,15 @@ function ratiosOf(cells: readonly Cell[]): Ratio[] {
   const ratios: Ratio[] = [];
   const find = (mode: ModeId, workload: WorkloadId, placement: Placement): Cell | undefined => cells.find((cell) => cell.mode === mode && cell.workload === workload && cell.placement === placement);
   for (const placement of ['one-cpu', 'free'] as const) {
-    for (const { id, title, of, to, workloads, target, p50: judgesP50 } of COMPARISONS) {
+    for (const { id, title, of, to, workloads, toWorkload, target, p50: judgesP50 } of COMPARISONS) {
       for (const workload of workloads) {
-        const [a, b] = [find(of, workload, placement), find(to, workload, placement)];
+        const [a, b] = [find(of, workload, placement), find(to, toWorkload ?? workload, placement)];
         if (!a || !b) continue;
         const requestsPerSecond = workload === 'tcp-bulk' ? ratioPerRound(a.samples.map(bits), b.samples.map(bits)) : ratioPerRound(a.samples.map((sample) => sample.requestsPerSecond), b.samples.map((sample) => sample.requestsPerSecond));
         const cpu = ratioPerRound(b.samples.map((sample) => sample.cpuUsecPerRequest), a.samples.map((sample) => sample.cpuUsecPerRequest));
         if (!requestsPerSecond || !cpu) continue;
         const ratio: Ratio = { id, title, of, to, workload, placement, requestsPerSecond, cpu };
+        if (toWorkload !== undefined) ratio.toWorkload = toWorkload;
         const p50 = ratioPerRound(b.samples.map(p50Of), a.samples.map(p50Of));
         if (p50) ratio.p50 = p50;
         if (target !== undefined && placement === 'one-cpu') {
@@ -166,33 +184,36 @@ export function buildReport(measured: Measurements, options: BenchOptions, more:
   return {
     startedAt: more.startedAt.toISOString(),
     seconds: measured.seconds,
-    options: { rounds: options.rounds, durationS: options.durationS, connections: options.connections, pinnedCpu: measured.pinnedCpu, cpus: measured.cpus, quick: more.quick },
+    options: { loads: options.workloads.map(({ id }) => id), rounds: options.rounds, durationS: options.durationS, connections: options.connections, pinnedCpu: measured.pinnedCpu, cpus: measured.cpus, quick: more.quick },
     facts: more.facts,
     modes: options.modes.map(({ id, title, description }) => ({ id, title, description })),
     rows,
     ratios: ratiosOf(measured.cells),
+    ...(measured.traces === undefined ? {} : { traces: measured.traces }),
     foreignCpus,
-    notes: notesOf(rows, options, more.quick, foreignCpus.median),
+    notes: notesOf(rows, options, more.quick, foreignCpus.median, measured.traces),
   };
 }
 
 /** More than this, and a proxy's caches are cold each time that it is woken. */
 const QUIET_CPUS = 0.15;
 
-function notesOf(rows: readonly Row[], options: BenchOptions, quick: boolean, foreignCpus: number): string[] {
+function notesOf(rows: readonly Row[], options: BenchOptions, quick: boolean, foreignCpus: number, traces: number | undefined): string[] {
   const notes = [
     'Client, servers and proxies are on one node, but for the rows between nodes, whose two nodes are two bridges of this machine: each has a shared Envoy of its own, and a packet between them takes no wire.',
     'Traffic in the two modes "no mesh" goes straight to a pod\'s address, past Service translation: the comparison is against the cheapest path, so that the mesh looks no better than it is.',
-    `Throughput and CPU are from ${options.connections} connections that each send the next request when they have the answer; latency is from one connection. Figures are medians of ${options.rounds} interleaved rounds, with the quartiles as spread; ratios are taken within each round.`,
+    `Throughput and CPU are from ${options.connections} connections (where a load does not say another number) that each send the next request when they have the answer; latency is from one connection. Figures are medians of ${options.rounds} interleaved rounds, with the quartiles as spread; ratios are taken within each round.`,
     'CPU per request is the time that the cgroups of client, servers and proxies used (cpu.stat); the kernel\'s work on packets is in it as far as it runs in these processes\' context.',
     'On one CPU all processes of all modes are held on the same CPU: what remains is the cost of the work itself, without waking processes on other CPUs.',
     'The share of bytes counts the payload that pods with BPF programs moved on each of their connections, the proxy\'s part for them included; where none is attached everything went by TCP.',
     "Measured is the steady state: after probation the HTTP servers were made to end their connections once, since those that a sidecar opens towards its own app during probation stay on plain TCP for as long as its pool keeps them (the shared proxy's pools are renewed by the agent).",
     'With sidecars, memory is that of the client\'s and both servers\' sidecars and grows with each pod; the shared proxy\'s is the node\'s whole Envoy, serving every enrolled pod of this run.',
   ];
+  if (rows.some(({ requestsBy }) => requestsBy)) notes.push('Fast is the share of the measured requests that the kernel moved past Envoy, by its own counters, read while nothing is under way before and after; what a connection has to learn it has learnt before, but for the load of new ones. Only HTTP/1.1 between event-driven programs of one node can be fast; all other HTTP goes through the shared proxy, at the cost of its rows.');
+  if (traces !== undefined) notes.push(`Tracing is Istio's with a provider named and no percentage, which is 1 %; the collector is a pod of its own that is not held on the CPU of the others. ${traces} traces have come to it, warm-ups included.`);
   if (foreignCpus > QUIET_CPUS) notes.push(`The machine was not quiet: ${foreignCpus.toFixed(2)} CPUs were busy with something else (median). Ratios hold better than absolute figures.`);
   if (quick) notes.push('A quick run: short rounds. For figures to rely on, run `underpass bench`.');
   const failed = rows.filter((row) => row.failed > 0);
-  for (const row of failed) notes.push(`${row.title} (${WORKLOADS.find(({ id }) => id === row.workload)?.title ?? row.workload}): ${row.failed} failed requests, first: ${row.firstFailure ?? 'unknown'}.`);
+  for (const row of failed) notes.push(`${row.title} (${workloadById(row.workload).title}): ${row.failed} failed requests, first: ${row.firstFailure ?? 'unknown'}.`);
   return notes;
 }

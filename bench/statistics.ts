@@ -53,3 +53,7 @@ export function significant(value: number): string {
   if (size >= 100) return value.toFixed(0);
   return size >= 10 ? value.toFixed(1) : value.toFixed(2);
 }
+
+export function percent(share: number): string {
+  return share > 0 && share < 0.001 ? '<0.1 %' : `${(share * 100).toFixed(share > 0.1 && share < 0.9995 ? 1 : share === 0 || share === 1 ? 0 : 2)} %`;
+}

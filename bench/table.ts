@@ -1,7 +1,8 @@
 /** A report as text for a terminal. */
-import { WORKLOADS } from './load.js';
 import type { BenchReport, Ratio, Row } from './report.js';
-import { significant, type Summary } from './statistics.js';
+import { sharesText } from './requests.js';
+import { percent, significant, type Summary } from './statistics.js';
+import { workloadById, WORKLOADS } from './workloads.js';
 import type { CrossCheck } from './wrk.js';
 
 const BOLD = '\u001b[1m';
@@ -9,10 +10,6 @@ const DIM = '\u001b[2m';
 const GREEN = '\u001b[32m';
 const RED = '\u001b[31m';
 const RESET = '\u001b[0m';
-
-export function percent(share: number): string {
-  return share > 0 && share < 0.001 ? '<0.1 %' : `${(share * 100).toFixed(share > 0.1 && share < 0.9995 ? 1 : share === 0 || share === 1 ? 0 : 2)} %`;
-}
 
 function columns(lines: readonly (readonly string[])[]): string[] {
   const widths = (lines[0] ?? []).map((_, column) => Math.max(...lines.map((line) => (line[column] ?? '').length)));
@@ -34,11 +31,15 @@ function rowCells(row: Row): string[] {
   return [row.title, throughput, withSpread(row.cpuUsecPerRequest), ...latency, memory, percent(row.bytes.shortCircuited), percent(row.bytes.tcp), row.failed === 0 ? '0' : String(row.failed)];
 }
 
+/** For each row in which the fast path has a part. */
+export function shareLines(rows: readonly Row[]): string[] {
+  return rows.flatMap(({ title, requestsBy }) => (requestsBy ? [`${title}: ${sharesText(requestsBy)}`] : []));
+}
+
 export function ratioText(ratio: Ratio): string[] {
-  const workload = { http: 'HTTP', 'tcp-64': '64 B', 'tcp-16k': '16 KiB', 'tcp-bulk': 'bulk', 'tcp-connect': 'connect' }[ratio.workload];
   const times = (summary: Summary): string => `${summary.median.toFixed(2)} × (${summary.q1.toFixed(2)}–${summary.q3.toFixed(2)})`;
   const target = ratio.target === undefined ? '' : `target ${ratio.target.toFixed(2)}: ${ratio.reached ? 'reached' : 'not reached'}`;
-  return [ratio.title, workload, times(ratio.requestsPerSecond), times(ratio.cpu), ratio.p50 ? times(ratio.p50) : '', target];
+  return [ratio.title, workloadById(ratio.workload).short, times(ratio.requestsPerSecond), times(ratio.cpu), ratio.p50 ? times(ratio.p50) : '', target];
 }
 
 export function crossCheckCells(checks: readonly CrossCheck[]): string[][] {
@@ -56,7 +57,7 @@ export function renderTable(report: BenchReport, options: { colour: boolean }): 
       lines.push('', paint(BOLD, `${workload.title}, ${placement === 'free' ? 'all CPUs free' : 'all processes on one CPU'}`));
       const header = ['mode', workload.bulk ? 'throughput' : 'requests/s (quartiles)', workload.bulk ? 'CPU µs/64 KiB' : 'CPU µs/request', 'p50 µs', 'p90', 'p99', 'proxy memory', 'short-circuited', 'TCP', 'failed'];
       const [first = '', ...rest] = columns([header, ...rows.map(rowCells)]);
-      lines.push(paint(DIM, first), ...rest);
+      lines.push(paint(DIM, first), ...rest, ...shareLines(rows));
     }
   }
   for (const placement of ['one-cpu', 'free'] as const) {

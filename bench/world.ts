@@ -18,6 +18,13 @@ export interface ByteCounters {
   tcp: number;
 }
 
+export interface Counters {
+  /** Since the agent started, by pod uid; a pod that no program is attached to is absent. */
+  bytes: ReadonlyMap<string, ByteCounters>;
+  /** Those of the HTTP fast path, by the kernel's names, of all nodes. */
+  http: Readonly<Record<string, number>>;
+}
+
 export interface CommandResult {
   code: number;
   stdout: string;
@@ -27,16 +34,18 @@ export interface CommandResult {
 export interface World {
   /** The pod, or the first one of the workload of this name. */
   pod(namespace: string, name: string): BenchPod;
-  /** Runs a program in a pod's first container, in its namespaces and its cgroup. */
-  run(pod: BenchPod, argv: readonly string[], options: { timeoutMs: number; signal?: AbortSignal }): Promise<CommandResult>;
+  /** Runs a program in a pod's first container, in its namespaces and its cgroup. Its input ends when `onOutput`, called at its first output, has. */
+  run(pod: BenchPod, argv: readonly string[], options: { timeoutMs: number; onOutput?: () => Promise<void>; signal?: AbortSignal }): Promise<CommandResult>;
   /** Makes an HTTP server end its idle connections, so that proxies open new ones to it. */
   renewConnections(server: BenchPod): Promise<void>;
   /** cgroups of the shared Envoys that take part in a mode, one a node. */
   proxyCgroups(mode: Mode): readonly string[];
   /** Tunnels that shared Envoys have ended so far, of all pods. */
   tunnels(): Promise<number>;
-  /** What BPF counted since the agent started, by pod uid; a pod that no program is attached to is absent. */
-  byteCounters(): Promise<ReadonlyMap<string, ByteCounters>>;
+  /** What BPF has counted. */
+  counters(): Promise<Counters>;
+  /** Traces that have come to the collector; undefined where there is none. */
+  traces(): Promise<number | undefined>;
   /** For the report's head. */
   facts(): Promise<Record<string, string>>;
 }

@@ -2,7 +2,7 @@
 import { writeFileSync } from 'node:fs';
 import { InvalidArgumentError, Option, type Command } from 'commander';
 import { wholeNumber } from '../common/arguments.js';
-import { renderHtml, renderTable } from '../bench/index.js';
+import { parseWorkloads, renderHtml, renderTable, WORKLOADS } from '../bench/index.js';
 import { UnderpassError, errorMessage } from '../common/errors.js';
 import { DEFAULT_CONNECTIONS, DEFAULT_DURATION_S, DEFAULT_PROXY_WORKERS, DEFAULT_ROUNDS, isLeftBehind, leftBehind, parseModes, QUICK_DURATION_S, runBench } from './bench/run.js';
 import { ProgressLine } from './progress.js';
@@ -17,7 +17,7 @@ interface Options {
   output: 'table' | 'json';
   html?: string;
   modes?: string;
-  path?: string;
+  loads?: string;
   crossCheck?: boolean;
 }
 
@@ -29,11 +29,11 @@ export function configure(command: Command): void {
     .option('--connections <n>', 'for throughput and CPU; latency is measured with one', wholeNumber(1, 10_000), DEFAULT_CONNECTIONS)
     .option('--proxy-workers <n>', 'worker threads of every Envoy, the shared one and the sidecars alike', wholeNumber(1, 64), DEFAULT_PROXY_WORKERS)
     .option('--modes <ids>', 'only these, separated by commas')
-    .option('--path <path>', 'what HTTP requests ask for: / (a small answer), /bytes/16384 or /bytes/262144')
+    .option('--loads <ids>', 'what is asked, separated by commas; all for everything (default: http and the TCP loads)')
     .option('--cross-check', 'measure the HTTP modes by wrk, too')
     .option('--html <file>', 'also write the report as one HTML file with plots')
     .addOption(new Option('-o, --output <format>', 'how to print').choices(['table', 'json']).default('table'))
-    .addHelpText('after', '\nMakes pods of its own on this machine, an agent and a control plane for them, and removes all of it at the end.\nExit codes: 0 measured, 1 could not be measured, 3 measured, but requests failed, 130 interrupted.')
+    .addHelpText('after', `\nLoads:\n${WORKLOADS.map(({ id, title }) => `  ${id.padEnd(26)}${title}`).join('\n')}\n\nMakes pods of its own on this machine, an agent and a control plane for them, and removes all of it at the end.\nExit codes: 0 measured, 1 could not be measured, 3 measured, but requests failed, 130 interrupted.`)
     .action(bench);
 }
 
@@ -45,12 +45,12 @@ function seconds(text: string): number {
 
 async function bench(options: Options): Promise<void> {
   const quick = options.quick ?? false;
-  const modes = parseModes(options.modes);
+  const [modes, workloads] = [parseModes(options.modes), parseWorkloads(options.loads)];
   const signals = followSignals();
   const progress = new ProgressLine();
   try {
     const report = await runBench(
-      { quick, modes, rounds: options.rounds, durationS: options.duration ?? (quick ? QUICK_DURATION_S : DEFAULT_DURATION_S), connections: options.connections, proxyWorkers: options.proxyWorkers, crossCheck: options.crossCheck ?? false, ...(options.path === undefined ? {} : { path: options.path }) },
+      { quick, modes, workloads, rounds: options.rounds, durationS: options.duration ?? (quick ? QUICK_DURATION_S : DEFAULT_DURATION_S), connections: options.connections, proxyWorkers: options.proxyWorkers, crossCheck: options.crossCheck ?? false },
       { signal: signals.signal, onProgress: (text, done, of) => progress.show(of > 1 ? `[${Math.floor((100 * done) / of)} %] ${text}` : text) },
     );
     progress.clear();

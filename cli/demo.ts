@@ -3,7 +3,7 @@ import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync
 import { tmpdir } from 'node:os';
 import { dirname, join, resolve } from 'node:path';
 import type { Command } from 'commander';
-import { renderHtml, renderTable, MODES } from '../bench/index.js';
+import { parseWorkloads, renderHtml, renderTable, MODES } from '../bench/index.js';
 import { UnderpassError, errorMessage } from '../common/errors.js';
 import { ClosableStore } from '../common/lifecycle.js';
 import { buildDir, projectRoot } from '../common/paths.js';
@@ -117,7 +117,7 @@ async function showBench(options: Options, narrator: Narrator, signal: AbortSign
   await attempt(narrator, signal, 6, 'Compared with sidecars', async () => {
     narrator.command(`underpass bench --quick --html ${options.html}`);
     const report = await runBench(
-      { quick: true, modes: MODES.filter(({ betweenNodes }) => !betweenNodes), rounds: DEFAULT_ROUNDS, durationS: QUICK_DURATION_S, connections: DEFAULT_CONNECTIONS, proxyWorkers: DEFAULT_PROXY_WORKERS },
+      { quick: true, modes: MODES.filter(({ betweenNodes }) => !betweenNodes), workloads: parseWorkloads(undefined), rounds: DEFAULT_ROUNDS, durationS: QUICK_DURATION_S, connections: DEFAULT_CONNECTIONS, proxyWorkers: DEFAULT_PROXY_WORKERS },
       { signal, onProgress: (text, done, of) => narrator.progress(of > 1 ? `[${Math.floor((100 * done) / of)} %] ${text}` : text) },
     );
     narrator.text(renderTable(report, { colour: process.stdout.isTTY === true && !process.env['NO_COLOR'] }));

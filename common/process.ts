@@ -8,6 +8,8 @@ export interface RunOptions {
   cwd?: string;
   timeoutMs?: number;
   signal?: AbortSignal;
+  /** Called once, when the program has written something; the program's input ends when this has. A failure of it ends the program, and is thrown. */
+  onOutput?: () => Promise<void>;
   /** Exit codes that are not failures; default [0]. */
   okCodes?: readonly number[];
   maxOutputBytes?: number;
@@ -43,13 +45,27 @@ export async function run(command: string, args: readonly string[], options: Run
   const out = collect(child.stdout);
   const err = collect(child.stderr);
   child.stdin?.on('error', () => undefined); // a program that exits without reading its input is not our failure
-  child.stdin?.end(options.input ?? '');
+  let failure: unknown;
+  const { onOutput } = options;
+  if (onOutput && child.stdout) {
+    child.stdin?.write(options.input ?? '');
+    child.stdout.once('data', () => {
+      onOutput().then(
+        () => child.stdin?.end(),
+        (error: unknown) => {
+          failure = error;
+          child.kill('SIGKILL');
+        },
+      );
+    });
+  } else child.stdin?.end(options.input ?? '');
   const code = await new Promise<number>((resolve, reject) => {
     child.once('error', (cause) =>
       reject(new UnderpassError('UNDERPASS_COMMAND_FAILED', `running ${command}: ${cause.message}`, { cause })),
     );
     child.once('close', (exit, killedBy) => resolve(exit ?? (killedBy ? 128 : 1)));
   });
+  if (failure !== undefined) throw failure;
   const result = { code, stdout: out.text(), stderr: err.text() };
   if (!(options.okCodes ?? [0]).includes(code)) {
     const tail = result.stderr.trim().split('\n').slice(-5).join('\n');

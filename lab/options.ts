@@ -45,6 +45,8 @@ export interface ExecOptions {
   timeoutMs?: number;
   signal?: AbortSignal;
   cpu?: number;
+  /** As in `common/process.ts`. */
+  onOutput?: () => Promise<void>;
 }
 
 /** A pod by `name` in `default`, by `namespace/name`, or by its record. */

@@ -18,6 +18,7 @@ import type { ImageTable } from './images.js';
 import type { AdmittedPod, ProxyPlan } from './injection.js';
 import type { ContainerSpec, DesiredPod } from './kube.js';
 import { execHelper, netnsPath, type LabNames } from './names.js';
+import type { ExecOptions } from './options.js';
 import type { LabNetwork } from './network.js';
 import { ReadinessCheck } from './readiness.js';
 import { ServiceProxy, SERVICE_PROXY_ANNOTATION } from './service-proxy.js';
@@ -299,7 +300,7 @@ export class Pod {
 
   async run(
     argv: readonly string[],
-    options: { container?: string; timeoutMs?: number; input?: string | Uint8Array; signal?: AbortSignal; cpu?: number } = {},
+    options: ExecOptions = {},
   ): Promise<{ code: number; stdout: string; stderr: string }> {
     const plan = this.execPlan(options.container, [
       '--die-with-parent',
@@ -314,6 +315,7 @@ export class Pod {
       ...(options.input === undefined ? {} : { input: options.input }),
       ...(options.timeoutMs === undefined ? {} : { timeoutMs: options.timeoutMs }),
       ...(options.signal ? { signal: options.signal } : {}),
+      ...(options.onOutput ? { onOutput: options.onOutput } : {}),
     });
   }
 

@@ -172,7 +172,8 @@ static void next_request(struct connection *c)
 	epoll_ctl(epoll_fd, EPOLL_CTL_ADD, c->fd, &event);
 	c->want_write = true;
 	c->drop_after = false;
-	c->answered_here = 0;
+	/* Of those that are opened at the beginning some end sooner, or all would always be opened at once. */
+	c->answered_here = c->sequence ? 0 : (c - all) * options.requests_per_connection / options.connections;
 	c->state = CONNECTING;
 	results.connections_opened++;
 	if (connect(c->fd, (struct sockaddr *)&target, target_size) && errno != EINPROGRESS)

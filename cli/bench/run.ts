@@ -1,5 +1,5 @@
 /** One comparison from start to report; `underpass bench` and the demo's last step. */
-import { buildReport, crossCheck, measure, MODES, modeById, type BenchReport, type Mode } from '../../bench/index.js';
+import { buildReport, crossCheck, measure, MODES, modeById, workloadsOf, type BenchReport, type Mode, type Workload } from '../../bench/index.js';
 import { UnderpassError, errorMessage } from '../../common/errors.js';
 import { LabWorld } from './world.js';
 
@@ -11,8 +11,7 @@ export interface BenchSettings {
   /** Worker threads of every Envoy, the shared one and the sidecars alike. */
   proxyWorkers: number;
   modes: readonly Mode[];
-  /** What HTTP requests ask for; default `/`. */
-  path?: string;
+  workloads: readonly Workload[];
   /** Run wrk, too. */
   crossCheck?: boolean;
 }
@@ -37,9 +36,12 @@ export async function runBench(settings: BenchSettings, options: { signal: Abort
   if (process.getuid?.() !== 0) {
     throw new UnderpassError('UNDERPASS_NOT_ROOT', 'starting the comparison: it needs root for pods\' namespaces and BPF', { hint: 'run it with sudo; `underpass doctor` works for any user' });
   }
+  const { workloads } = settings;
+  const modes = settings.modes.filter((mode) => workloadsOf(mode, workloads).length > 0);
+  if (modes.length === 0) throw new UnderpassError('UNDERPASS_BAD_OPTION', `--modes ${settings.modes.map(({ id }) => id).join(',')}: none of them has a load ${workloads.map(({ id }) => id).join(', ')}`);
   const startedAt = new Date();
   const problems: string[] = [];
-  const world = await LabWorld.start(settings.modes, {
+  const world = await LabWorld.start(modes, workloads, {
     proxyWorkers: settings.proxyWorkers,
     signal: options.signal,
     onProgress: (text) => options.onProgress(text, 0, 1),
@@ -47,8 +49,8 @@ export async function runBench(settings: BenchSettings, options: { signal: Abort
   });
   let report: BenchReport;
   try {
-    const benchOptions = { modes: settings.modes, rounds: settings.rounds, durationS: settings.durationS, connections: settings.connections, ...(settings.path === undefined ? {} : { path: settings.path }), signal: options.signal, onProgress: options.onProgress };
-    const facts = { ...(await world.facts()), 'workers of each Envoy': String(settings.proxyWorkers), ...(settings.path === undefined ? {} : { path: settings.path }) };
+    const benchOptions = { modes, workloads, rounds: settings.rounds, durationS: settings.durationS, connections: settings.connections, signal: options.signal, onProgress: options.onProgress };
+    const facts = { ...(await world.facts()), 'workers of each Envoy': String(settings.proxyWorkers) };
     const measured = await measure(world, benchOptions);
     report = buildReport(measured, benchOptions, { quick: settings.quick, startedAt, facts });
     if (settings.crossCheck) report.crossCheck = await crossCheck(world, benchOptions);

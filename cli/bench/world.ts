@@ -3,7 +3,7 @@ import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { cpus, release, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { EnvoyAdmin } from '../../agent/index.js';
-import { NODES, worldYaml, type BenchPod, type ByteCounters, type CommandResult, type Mode, type World } from '../../bench/index.js';
+import { ASK_COLLECTOR, COLLECTOR, NODES, worldYaml, type BenchPod, type CommandResult, type Counters, type Mode, type Workload, type World } from '../../bench/index.js';
 import { UnderpassError } from '../../common/errors.js';
 import { ClosableStore, type Closable } from '../../common/lifecycle.js';
 import { sleep } from '../../common/retry.js';
@@ -13,6 +13,8 @@ import { NodeProcess } from '../node-process.js';
 const START_TIMEOUT_MS = 60_000;
 /** nginx forks its new worker and lets the old one go. */
 const RELOAD_MS = 200;
+/** Envoy's Zipkin tracer sends what it has every five seconds. */
+const SPANS_MS = 5_500;
 
 export class LabWorld implements World, Closable {
   readonly #store = new ClosableStore();
@@ -23,14 +25,14 @@ export class LabWorld implements World, Closable {
     readonly nodes: readonly NodeProcess[],
   ) {}
 
-  static async start(modes: readonly Mode[], options: { proxyWorkers: number; signal: AbortSignal; onProgress: (text: string) => void; onProblem: (error: unknown) => void }): Promise<LabWorld> {
+  static async start(modes: readonly Mode[], workloads: readonly Workload[], options: { proxyWorkers: number; signal: AbortSignal; onProgress: (text: string) => void; onProblem: (error: unknown) => void }): Promise<LabWorld> {
     const { signal, onProgress } = options;
     const name = `bench-${process.pid}`;
     const store = new ClosableStore();
     const directory = mkdtempSync(join(tmpdir(), `underpass-${name}-`));
     store.defer(() => rmSync(directory, { recursive: true, force: true }));
     try {
-      writeFileSync(join(directory, 'world.yaml'), worldYaml(modes));
+      writeFileSync(join(directory, 'world.yaml'), worldYaml(modes, workloads));
       const args = (node: string): string[] => ['--node', node, '--concurrency', String(options.proxyWorkers)];
       const [firstNode, ...otherNodes] = modes.some(({ betweenNodes }) => betweenNodes) ? NODES : NODES.slice(0, 1);
       const first = new NodeProcess(name, name, join(directory, 'node.log'), args(firstNode as string));
@@ -72,7 +74,7 @@ export class LabWorld implements World, Closable {
     return { uid: record.uid, namespace, name: record.name, ip, cgroup: record.cgroup, hasSidecar: record.hasSidecar };
   }
 
-  run(pod: BenchPod, argv: readonly string[], options: { timeoutMs: number; signal?: AbortSignal }): Promise<CommandResult> {
+  run(pod: BenchPod, argv: readonly string[], options: { timeoutMs: number; onOutput?: () => Promise<void>; signal?: AbortSignal }): Promise<CommandResult> {
     return this.lab.exec(pod, argv, options);
   }
 
@@ -83,9 +85,20 @@ export class LabWorld implements World, Closable {
     await sleep(RELOAD_MS);
   }
 
-  async byteCounters(): Promise<ReadonlyMap<string, ByteCounters>> {
-    const pods = (await Promise.all(this.nodes.map((node) => node.counters()))).flatMap((counters) => counters.pods);
-    return new Map(pods.map((pod) => [pod.uid, { shortCircuited: Number(pod['bytes_short_circuited'] ?? 0), tcp: Number(pod['bytes_tcp'] ?? 0) }]));
+  async counters(): Promise<Counters> {
+    const all = await Promise.all(this.nodes.map((node) => node.counters()));
+    const http: Record<string, number> = {};
+    for (const [name, value] of all.flatMap(({ node }) => Object.entries(node))) if (name.startsWith('http_')) http[name] = (http[name] ?? 0) + value;
+    const bytes = new Map(all.flatMap(({ pods }) => pods.map((pod) => [pod.uid, { shortCircuited: Number(pod['bytes_short_circuited'] ?? 0), tcp: Number(pod['bytes_tcp'] ?? 0) }])));
+    return { bytes, http };
+  }
+
+  async traces(): Promise<number | undefined> {
+    if (!this.lab.pods().some(({ namespace }) => namespace === COLLECTOR.namespace)) return undefined;
+    await sleep(SPANS_MS);
+    const { code, stdout, stderr } = await this.lab.exec(COLLECTOR, ASK_COLLECTOR, { timeoutMs: 10_000 });
+    if (code !== 0) throw new UnderpassError('UNDERPASS_BENCH_NOT_READY', `asking the collector for its traces: exit ${code}: ${stderr.trim()}`);
+    return Number(stdout);
   }
 
   async facts(): Promise<Record<string, string>> {
