@@ -37,7 +37,7 @@ int http_downstream(struct sk_msg_md *msg)
 	if (hs->begun || hs->answer.status < 200)
 		return http_pass_on(msg);
 	if (ch->open || hs->answer.close) {
-		http_lose(ch, ch->open ? COUNTER_HTTP_LOST_ENVOY_FIRST : COUNTER_HTTP_LOST_ANSWER);
+		http_lose(ch, ch->open ? COUNTER_HTTP_LOST_ENVOY_FIRST : COUNTER_HTTP_LOST_CLOSE);
 		return http_pass_on(msg);
 	}
 	struct http_ended ended = {};

@@ -340,7 +340,8 @@ enum counter {
 	COUNTER_HTTP_LOST_DOUBT,
 	COUNTER_HTTP_LOST_PIPELINED,
 	COUNTER_HTTP_LOST_BLOCKING,
-	COUNTER_HTTP_LOST_ANSWER,
+	COUNTER_HTTP_LOST_ANSWER, /* whose end can't be told, or that can't be moved */
+	COUNTER_HTTP_LOST_CLOSE, /* Envoy said `Connection: close`, as it had been asked to or by itself */
 	COUNTER_HTTP_LOST_ENVOY_FIRST, /* Envoy answered what was not asked, or before it was asked whole */
 	/* what ended in the middle */
 	COUNTER_HTTP_CLIENTS_RESET,

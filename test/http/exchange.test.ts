@@ -398,6 +398,33 @@ test('an answer of 5xx, or a long one, puts its class aside; one that is too lon
   await anew();
 });
 
+test('what Envoy answers: a connection stays the kernel\'s to look at unless the answer ends it, or its own end can\'t be told; each has its counter', async () => {
+  const closing = answer('x', 'Connection: close\r\n');
+  const cases: [asked: string, pieces: string[], lost: Record<string, number>][] = [
+    ['Connection: close\r\n', [closing], { http_lost_close: 1 }],
+    ['', [closing], { http_lost_close: 1 }],
+    ['', ['HTTP/1.1 200 OK\r\n\r\nx'], { http_lost_answer: 1 }],
+    ['', ['HTTP/1.1 200 OK\r\nContent-Le', 'ngth: 1\r\n\r\nx'], { http_lost_answer: 1 }],
+    ['', ['HTTP/1.1 100 Continue\r\n\r\n', answer('x')], {}],
+    ['', [`HTTP/1.1 103 Early Hints\r\n\r\n${answer('x')}`], {}],
+    ['', ['HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n', '1\r\nx\r\n0\r\n\r\n'], {}],
+  ];
+  for (const [asked, pieces, expected] of cases) {
+    await connection();
+    const { counters } = await w.counted(async () => {
+      await byEnvoy(request('/a', asked), null);
+      for (const piece of pieces) {
+        await envoy.do('send', 'd', piece);
+        assert.equal(text(await client.do('receive', 'c', piece.length)), piece);
+      }
+    });
+    const lost = Object.fromEntries(Object.entries(counters).filter(([name]) => name.startsWith('http_lost_')));
+    assert.deepEqual(lost, expected, JSON.stringify(pieces));
+    assert.equal(await byEnvoy(request('/a')), Object.keys(expected).length === 0, JSON.stringify(pieces));
+    await closeAll();
+  }
+});
+
 test('without a heartbeat nothing new is fast; what is under way ends well', async () => {
   await taught('/a', 80, await connection());
   await client.do('send', 'c', request('/a'));
