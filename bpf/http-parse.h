@@ -336,9 +336,11 @@ HTTP_INLINE __u32 http_judge(struct http_scratch *s, __u32 line, __u32 name, __u
 		s->trace |= length == 55 && (http_at(s, at) & 0xffffff) == HTTP_WORD("00-", 0) && last >= '0' && last <= '9' && !(last & 1) ? HTTP_TRACE_W3C : HTTP_TRACE_W3C_ASKED;
 		return 0;
 	}
-	case B3: /* of one header: "0", or <trace>-<span>-0 with a trace id of 64 or 128 bits */
-		s->trace |= HTTP_VALUE_IS("0") || ((length == 35 || length == 51) && (http_at(s, at + length - 2) & 0xffff) == HTTP_WORD("-0", 0)) ? HTTP_TRACE_B3 : HTTP_TRACE_B3_ASKED;
+	case B3: { /* of one header: "0", or <trace>-<span>-0, or <trace>-<span>-0-<parent>, with a trace id of 64 or 128 bits */
+		__u32 sampled = length == 35 || length == 52 ? 33 : length == 51 || length == 68 ? 49 : 0;
+		s->trace |= HTTP_VALUE_IS("0") || (sampled && (http_at(s, at + sampled) & 0xffff) == HTTP_WORD("-0", 0)) ? HTTP_TRACE_B3 : HTTP_TRACE_B3_ASKED;
 		return 0;
+	}
 	case B3_SAMPLED:
 		s->trace |= HTTP_VALUE_IS("0") ? HTTP_TRACE_B3 : HTTP_TRACE_B3_ASKED;
 		return 0;

@@ -60,7 +60,7 @@ export function destinationsOf(route: Route): Destinations | Reason {
   if (action?.$case !== 'route') return { reason: 'it forwards nothing' };
   const common = editReason(route) ?? overrideReason(route.typed_per_filter_config);
   if (common !== undefined) return { reason: common };
-  const rest: Route = { ...withoutEdits(route), name: '', match: undefined, action: undefined, decorator: undefined, metadata: undefined, typed_per_filter_config: {} };
+  const rest: Route = { ...withoutEdits(route), name: '', match: undefined, action: undefined, decorator: undefined, metadata: undefined, typed_per_filter_config: {}, tracing: undefined };
   if (!isEmpty(Route, rest)) return { reason: 'it has settings of its own' };
   const reason = actionReason(action.value);
   return reason === undefined ? clustersOf(action.value) : { reason };

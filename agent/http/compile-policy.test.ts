@@ -10,7 +10,7 @@ import '../../proto/generated/envoy/extensions/filters/network/tcp_proxy/v3/tcp_
 import { foldInbound } from '../proxy/fold-inbound.js';
 import { stockExtensions } from '../testing/stock-envoy.js';
 import { policyOf, type Caller } from './compile-policy.js';
-import { compiled, found, recorded } from './compile-testing.js';
+import { compiled, found, OTEL, recorded, ZIPKIN } from './compile-testing.js';
 import { judge, type HttpRequest } from './interpret.js';
 import { HTTP_RULES_EACH } from './limits.js';
 
@@ -190,6 +190,14 @@ describe('policy of a destination', () => {
       [chain([], [], { tracing: { provider: { name: 'zipkin' } } }), /traced/],
     ];
     for (const [each, reason] of cases) assert.match(judged([each], get('/')), reason);
+  });
+
+  it('where requests are traced, the client\'s side has to tell what it drew by the same headers', () => {
+    const traced = (provider: object): FilterChain[] => [chain([], [], { tracing: { provider, random_sampling: { value: 50 } } })];
+    assert.equal(policyOf(traced(ZIPKIN), CALLER, CALLED, 'b3'), 'open');
+    assert.equal(policyOf(traced(OTEL), CALLER, CALLED, 'w3c'), 'open');
+    assert.equal(policyOf([chain([])], CALLER, CALLED, 'b3'), 'open');
+    for (const kind of ['w3c', undefined] as const) assert.match((policyOf(traced(ZIPKIN), CALLER, CALLED, kind) as { reason: string }).reason, /where it is called requests are traced, and here not/);
   });
 
   it('the port\'s own chains count, and those for plaintext', () => {

@@ -18,9 +18,10 @@ import { PEER_PRINCIPAL } from '../proxy/pod-listener.js';
 import type { Reason } from './compile-action.js';
 import { headerCondition, pathTextCondition } from './compile-match.js';
 import { managerReason } from './compile-ports.js';
+import { tracedAs } from './compile-tracing.js';
 import { alternatives, isAlways, type Alternative, type Condition } from './conditions.js';
 import { HTTP_RULES_EACH } from './limits.js';
-import type { Judgement, RuleList } from './table.js';
+import type { HttpTrace, Judgement, RuleList } from './table.js';
 
 /** Whose requests are judged: all pods of a class. */
 export interface Caller {
@@ -39,13 +40,16 @@ type Verdict = RuleList<Judgement> | 'open' | Reason;
 
 const XFCC = 'x-forwarded-client-cert';
 
-/** @param chains of the pod's inbound side, as its node's own pods meet them */
-export function policyOf(chains: readonly FilterChain[], caller: Caller, called: Called): Verdict {
+/**
+ * @param chains of the pod's inbound side, as its node's own pods meet them
+ * @param traced what the client's side tells of being traced, on which the inbound side then relies
+ */
+export function policyOf(chains: readonly FilterChain[], caller: Caller, called: Called, traced?: HttpTrace['kind']): Verdict {
   const own = chains.filter(({ filter_chain_match: match }) => match?.destination_port === called.port);
   const group = (own.length > 0 ? own : chains.filter(({ filter_chain_match: match }) => match?.destination_port === undefined)).filter(({ filter_chain_match: match }) => match?.transport_protocol !== 'tls');
   if (group.some(({ filter_chain_match: match }) => match && (match.server_names.length > 0 || match.source_prefix_ranges.length > 0 || match.direct_source_prefix_ranges.length > 0 || match.source_ports.length > 0 || match.source_type !== 0))) return { reason: 'its inbound side tells callers apart by more than their protocol' };
   const http = group.filter((chain) => managerOf(chain));
-  const judged = (http.length > 0 ? http : group).map((chain) => chainPolicy(chain, caller, called));
+  const judged = (http.length > 0 ? http : group).map((chain) => chainPolicy(chain, caller, called, traced));
   const [first, ...others] = judged;
   if (!first) return { reason: 'its inbound side has nothing for this port' };
   const same = JSON.stringify(first);
@@ -57,7 +61,7 @@ function managerOf({ filters }: FilterChain): HttpConnectionManager | undefined 
   return last?.$case === 'typed_config' ? unpack(HttpConnectionManager, last.value) : undefined;
 }
 
-function chainPolicy(chain: FilterChain, caller: Caller, called: Called): Verdict {
+function chainPolicy(chain: FilterChain, caller: Caller, called: Called, traced: HttpTrace['kind'] | undefined): Verdict {
   const denied: Condition[] = [];
   const allowed: Condition[] = [];
   const take = (name: string, config: Any): string | undefined => {
@@ -78,14 +82,15 @@ function chainPolicy(chain: FilterChain, caller: Caller, called: Called): Verdic
   for (const { name, config_type } of chain.filters) {
     if (config_type?.$case !== 'typed_config') return { reason: `the filter ${name} has a say in who may call` };
     const manager = unpack(HttpConnectionManager, config_type.value);
-    const reason = manager ? httpReason(manager, take) : take(name, config_type.value);
+    const reason = manager ? httpReason(manager, traced, take) : take(name, config_type.value);
     if (reason !== undefined) return { reason };
   }
   return listOf(denied, allowed);
 }
 
-function httpReason(manager: HttpConnectionManager, take: (name: string, config: Any) => string | undefined): string | undefined {
-  const settings = managerReason(manager);
+function httpReason(manager: HttpConnectionManager, traced: HttpTrace['kind'] | undefined, take: (name: string, config: Any) => string | undefined): string | undefined {
+  const tracing = tracedAs(manager);
+  const settings = managerReason(manager) ?? (!tracing ? undefined : 'reason' in tracing ? tracing.reason : tracing.kind === traced ? undefined : 'requests are traced, and here not, or not by the same headers');
   if (settings !== undefined) return `where it is called ${settings}`;
   for (const { name, config_type } of manager.http_filters) {
     const reason = config_type?.$case !== 'typed_config' ? `the filter ${name} has a say in who may call` : take(name, config_type.value);

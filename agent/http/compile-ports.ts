@@ -7,13 +7,14 @@ import { configType } from '../proxy/extensions.js';
 import { addressOf, isOutboundListener } from '../proxy/fold-listeners.js';
 import { inspectionOf } from '../proxy/inspection.js';
 import { isEmpty, isNeutral } from '../proxy/neutral-chain.js';
+import { tracedAs, type Traced } from './compile-tracing.js';
 
 export interface RoutedPort {
   /** undefined: any that has no entry of its own. */
   address: string | undefined;
   port: number;
   /** `tcp`: no HTTP. */
-  leads: { routes: string } | { reason: string } | 'tcp';
+  leads: { routes: string; traced?: Traced } | { reason: string } | 'tcp';
 }
 
 type Leads = RoutedPort['leads'];
@@ -55,14 +56,15 @@ function read(listener: Listener): Leads {
   if (http.length === 0) return 'tcp';
   // Of a client that is silent at first Envoy takes what follows for plain TCP.
   if (inspectionOf(listener) === 'unknown') return { reason: "its protocol is not declared, so it is the client's first bytes that decide" };
-  const names = new Set<string>();
+  const found: Extract<Leads, { routes: string }>[] = [];
   for (const { chain, manager } of http) {
-    const routes = readChain(chain, manager!);
-    if ('reason' in routes) return routes;
-    names.add(routes.routes);
+    const leads = readChain(chain, manager!);
+    if ('reason' in leads) return leads;
+    found.push(leads);
   }
-  const [name, ...others] = names;
-  return name === undefined || others.length > 0 ? { reason: 'its listener has several tables of routes' } : { routes: name };
+  const [first, ...others] = found;
+  if (!first || others.some(({ routes }) => routes !== first.routes)) return { reason: 'its listener has several tables of routes' };
+  return others.every((each) => isSame(each, first)) ? first : { reason: 'its listener traces requests in several ways' };
 }
 
 function managerOf({ filters }: FilterChain): HttpConnectionManager | undefined {
@@ -70,7 +72,7 @@ function managerOf({ filters }: FilterChain): HttpConnectionManager | undefined 
   return last?.$case === 'typed_config' ? unpack(HttpConnectionManager, last.value) : undefined;
 }
 
-function readChain(chain: FilterChain, manager: HttpConnectionManager): { routes: string } | { reason: string } {
+function readChain(chain: FilterChain, manager: HttpConnectionManager): Exclude<Leads, 'tcp'> {
   const { filter_chain_match: match } = chain;
   if (chain.transport_socket) return { reason: 'TLS ends in its listener' };
   if (match && !isEmpty(FilterChainMatch, { ...match, application_protocols: [], transport_protocol: '' })) return { reason: 'its listener tells connections apart by more than their protocol' };
@@ -80,7 +82,9 @@ function readChain(chain: FilterChain, manager: HttpConnectionManager): { routes
   const reason = reasonOf(manager);
   if (reason !== undefined) return { reason };
   if (manager.route_specifier?.$case !== 'rds') return { reason: 'its routes stand in its listener' };
-  return { routes: manager.route_specifier.value.route_config_name };
+  const traced = tracedAs(manager);
+  if (traced && 'reason' in traced) return traced;
+  return { routes: manager.route_specifier.value.route_config_name, ...(traced && { traced }) };
 }
 
 /** Why requests have to pass a client's HTTP connection manager. */
@@ -94,11 +98,9 @@ function reasonOf(manager: HttpConnectionManager): string | undefined {
 
 const ROUTER = 'envoy.extensions.filters.http.router.v3.Router';
 
-/** Why requests have to pass a HTTP connection manager, whatever its filters and routes are. What it does to paths it does to none that the kernel reads. */
+/** Why requests have to pass a HTTP connection manager, whatever its filters and routes are, and however it traces. What it does to paths it does to none that the kernel reads. */
 export function managerReason(manager: HttpConnectionManager): string | undefined {
   if (manager.access_log.length > 0) return 'requests are logged';
-  // Sampled and yet sent nowhere is what Istio says by default.
-  if (manager.tracing?.provider) return 'requests are traced';
   if (manager.http_filters.some(({ config_type, disabled }) => disabled || (config_type?.$case === 'typed_config' && configType(config_type.value) === ROUTER && config_type.value.value.length > 0))) return 'its filters have settings';
   const { stream_idle_timeout: idle } = manager;
   if (idle && (idle.seconds !== 0n || idle.nanos !== 0)) return 'requests may be silent for a limited time only';

@@ -10,6 +10,9 @@ import { compileTable, type CompileInput, type LocalPod } from './compile.js';
 import type { ClusterView } from './compile-cluster.js';
 import type { Finding, HttpTable } from './table.js';
 
+export const ZIPKIN = { name: 'envoy.tracers.zipkin', typed_config: { '@type': 'type.googleapis.com/envoy.config.trace.v3.ZipkinConfig', collector_cluster: 'zipkin', collector_endpoint: '/api/v2/spans', collector_endpoint_version: 'HTTP_JSON' } };
+export const OTEL = { name: 'envoy.tracers.opentelemetry', typed_config: { '@type': 'type.googleapis.com/envoy.config.trace.v3.OpenTelemetryConfig', service_name: 'a', grpc_service: { envoy_grpc: { cluster_name: 'otel' } } } };
+
 export const HEADERS = { weight: 'x-up-w', endpoint: 'x-up-e' };
 export const CALLER = { identity: 'spiffe://cluster.local/ns/default/sa/client', addresses: ['10.244.0.9'] };
 

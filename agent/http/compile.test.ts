@@ -3,6 +3,7 @@ import { describe, it, type TestContext } from 'node:test';
 import { Cluster } from '../../proto/generated/envoy/config/cluster/v3/cluster.js';
 import { ClusterLoadAssignment } from '../../proto/generated/envoy/config/endpoint/v3/endpoint.js';
 import { Listener } from '../../proto/generated/envoy/config/listener/v3/listener.js';
+import { FilterChain } from '../../proto/generated/envoy/config/listener/v3/listener_components.js';
 import { RouteConfiguration } from '../../proto/generated/envoy/config/route/v3/route.js';
 import '../../proto/generated/envoy/extensions/filters/http/fault/v3/fault.js';
 import '../../proto/generated/envoy/extensions/filters/http/lua/v3/lua.js';
@@ -14,7 +15,7 @@ import { pack } from '../../common/xds/any.js';
 import { httpListener, sniffedListener, tcpListener } from '../testing/resources.js';
 import { Recording } from '../testing/recording.js';
 import { compileTable, type CompileInput, type LocalPod } from './compile.js';
-import { CALLER, compiled, found, HEADERS, names, recorded } from './compile-testing.js';
+import { CALLER, compiled, found, HEADERS, names, OTEL, recorded, ZIPKIN } from './compile-testing.js';
 import { classOfRequest, type HttpRequest } from './interpret.js';
 import { HTTP_RULES_EACH } from './limits.js';
 import { ENVOY, type HttpTable } from './table.js';
@@ -224,14 +225,53 @@ describe('what is Envoy\'s', () => {
   }
 });
 
-function withManager(change: object): Listener {
-  const listener = Listener.decode(httpListener(80).value);
+function withManager(change: object, port = 80): Listener {
+  const listener = Listener.decode(httpListener(port).value);
   const [filter] = listener.filter_chains[0]!.filters;
   const { value } = filter!.config_type as { value: Any };
   const manager = HttpConnectionManager.toJSON(HttpConnectionManager.decode(value.value)) as object;
   filter!.config_type = { $case: 'typed_config', value: pack(HttpConnectionManager, HttpConnectionManager.fromJSON({ ...manager, ...change })) };
   return listener;
 }
+
+describe('tracing', () => {
+  const traced = (value: number, provider: object = ZIPKIN, port = 80): Listener => withManager({ tracing: { provider, random_sampling: { value } } }, port);
+  const tableOf = (listeners: Listener[], change: (world: World) => void = () => {}): HttpTable => worldTable((world) => {
+    world.listeners = listeners;
+    change(world);
+  });
+
+  it('a share of a class\'s requests is Envoy\'s to trace, which explain says; a route of its own may say another', () => {
+    const table = tableOf([traced(1)]);
+    assert.deepEqual([table.isTraced, table.classes.map(({ trace }) => trace), table.findings], [true, [{ kind: 'b3', sampled: 0.01 }], [{ kind: 'route', name: '80 web:80 #0', class: '0000000000000001', sampled: 0.01 }]]);
+    assert.deepEqual(tableOf([traced(1, OTEL)], ({ route }) => (route['tracing'] = { random_sampling: { numerator: 20 } })).classes.map(({ trace }) => trace), [{ kind: 'w3c', sampled: 0.2 }]);
+  });
+
+  it('without a provider there is no trace, whatever a route says', () => {
+    const table = worldTable(({ route }) => (route['tracing'] = { random_sampling: { numerator: 20 } }));
+    assert.deepEqual([table.isTraced, table.classes.map(({ trace }) => trace)], [undefined, [undefined]]);
+  });
+
+  it('a route all of whose requests are traced is Envoy\'s', () => {
+    const table = tableOf([traced(100)]);
+    assert.equal(drawn(table, get('web')), 'envoy');
+    assert.match(found(table, '80 web:80')[0]!.reason!, /all of its requests are traced/);
+  });
+
+  it('a port that is traced in another way than the first is Envoy\'s', () => {
+    for (const other of [traced(2, ZIPKIN, 81), traced(1, OTEL, 81), Listener.decode(httpListener(81).value)]) {
+      const table = tableOf([traced(1), other]);
+      assert.deepEqual(drawn(table, get('web')), { web: 1 });
+      assert.match(found(table, '*:81')[0]!.reason!, /traced in another way/);
+    }
+  });
+
+  it('an endpoint whose inbound side is traced, and the client\'s is not, is Envoy\'s', () => {
+    const inbound = [FilterChain.fromPartial({ filters: traced(1).filter_chains[0]!.filters })];
+    const local = new Map(['10.244.0.5', '10.244.0.6'].map((address): [string, LocalPod] => [address, { inbound, listener: 'in' }]));
+    assert.match(worldTable(({ input }) => (input.local = local)).findings.map(({ reason }) => reason).join(), /requests are traced, and here not/);
+  });
+});
 
 describe('addresses and hosts', () => {
   it('a listener of one address keeps that address from the port\'s routes', () => {

@@ -11,7 +11,8 @@ import { destinationsOf, hostReason, tableReason, type Destinations, type Reason
 import { drawOf, serviceOf, type ClusterView, type Draw, type DrawnEndpoint } from './compile-cluster.js';
 import { routeCondition } from './compile-match.js';
 import { policyOf, type Caller } from './compile-policy.js';
-import { routedPorts } from './compile-ports.js';
+import { routedPorts, type RoutedPort } from './compile-ports.js';
+import { tracedRoute, type Traced } from './compile-tracing.js';
 import { alternatives, isAlways, type Alternatives } from './conditions.js';
 import { HTTP_ENDPOINT_TEXT, HTTP_HOST_MAX, HTTP_RULES_EACH, HTTP_WEIGHT_TEXT } from './limits.js';
 import { endpointDraw, weightDraw, type DrawHeaders } from './names.js';
@@ -80,6 +81,7 @@ class Compiler {
   readonly #made = new Map<string, HttpCluster | Reason>();
   readonly #judged = new Map<string, Policy>();
   readonly #lists = new Map<string, number>();
+  #traced: Traced | undefined;
 
   constructor(readonly input: CompileInput) {}
 
@@ -94,13 +96,13 @@ class Compiler {
       routes.push({ name, hosts });
     }
     return {
-      ports: this.#keys(ports, indexes), routes, virtualHosts: this.#virtualHosts, classes: this.#classes, clusters: this.#clusters, policies: this.#policies, findings: this.#findings,
+      ports: this.#keys(ports, indexes), routes, virtualHosts: this.#virtualHosts, classes: this.#classes, clusters: this.#clusters, policies: this.#policies, findings: this.#findings, ...(this.#traced && { isTraced: true }),
       classOf: (...route) => this.#names.get(JSON.stringify(route)),
     };
   }
 
-  #ports(): { ports: ReturnType<typeof routedPorts>; portsOf: Map<string, Set<number>> } {
-    const ports = routedPorts(this.input.listeners);
+  #ports(): { ports: RoutedPort[]; portsOf: Map<string, Set<number>> } {
+    const ports = this.#tracedAlike(routedPorts(this.input.listeners));
     const portsOf = new Map<string, Set<number>>();
     for (const { address = '*', port, leads } of ports) {
       if (leads === 'tcp') continue;
@@ -110,8 +112,19 @@ class Compiler {
     return { ports, portsOf };
   }
 
+  /** One tracer for all of a client's requests is what Istio has; a destination's inbound side relies on it. */
+  #tracedAlike(ports: RoutedPort[]): RoutedPort[] {
+    let first: RoutedPort | undefined;
+    return ports.map((each) => {
+      const { leads } = each;
+      if (leads === 'tcp' || 'reason' in leads) return each;
+      if (!first) [first, this.#traced] = [each, leads.traced];
+      return JSON.stringify(leads.traced) === JSON.stringify(this.#traced) ? each : { ...each, leads: { reason: `its requests are traced in another way than those to port ${first.port}` } };
+    });
+  }
+
   /** An address with a listener of its own needs a key of its own where other addresses of its port have routes. */
-  #keys(ports: ReturnType<typeof routedPorts>, indexes: ReadonlyMap<string, number>): HttpPort[] {
+  #keys(ports: readonly RoutedPort[], indexes: ReadonlyMap<string, number>): HttpPort[] {
     const keys = ports.map(({ address, port, leads }): HttpPort => ({ address, port, routes: typeof leads === 'object' && 'routes' in leads ? indexes.get(leads.routes) : undefined }));
     const shared = new Set(keys.filter(({ address, routes }) => address === undefined && routes !== undefined).map(({ port }) => port));
     const own = keys.filter(({ address, port, routes }) => routes !== undefined || (address !== undefined && shared.has(port)));
@@ -184,11 +197,12 @@ class Compiler {
       }
       const { matched, destinations } = readRoute(route);
       isFull = matched === undefined || rules.length + matched.terms.length > HTTP_RULES_EACH - 1;
-      const verdict = isFull ? { reason: `its host has more than ${HTTP_RULES_EACH} rules` } : matched!.inexact === undefined ? this.#class(destinations) : { reason: matched!.inexact };
+      const verdict = isFull ? { reason: `its host has more than ${HTTP_RULES_EACH} rules` } : matched!.inexact === undefined ? this.#class(destinations, route) : { reason: matched!.inexact };
       if (typeof verdict === 'number') {
         const named = className(this.#classes[verdict]!);
+        const { trace } = this.#classes[verdict]!;
         this.#names.set(JSON.stringify([config.name, host.name, at]), named);
-        this.#findings.push({ kind: 'route', name, class: named });
+        this.#findings.push({ kind: 'route', name, class: named, ...(trace && { sampled: trace.sampled }) });
       } else this.#findings.push({ kind: 'route', name, reason: verdict.reason });
       const terms = isFull ? [] : matched!.terms;
       for (const term of terms) rules.push({ ...term, verdict: typeof verdict === 'number' ? verdict : ENVOY });
@@ -197,8 +211,10 @@ class Compiler {
     return { rules, otherwise: ENVOY };
   }
 
-  #class(destinations: Destinations | Reason): ClassIndex | Reason {
+  #class(destinations: Destinations | Reason, { tracing }: Route): ClassIndex | Reason {
     if ('reason' in destinations) return destinations;
+    const trace = this.#traced && tracedRoute(this.#traced, tracing);
+    if (trace && 'reason' in trace) return trace;
     const draws = destinations.map(({ cluster }) => this.#draw(cluster));
     const refusal = (of: readonly (object | Reason)[]): Reason | undefined => {
       const at = of.findIndex((each) => 'reason' in each);
@@ -221,7 +237,7 @@ class Compiler {
       until += weight;
       return { until, cluster: this.#clusterIndex(clusters[at] as HttpCluster), text };
     });
-    this.#classes.push({ ...name, splits });
+    this.#classes.push({ ...name, splits, ...(trace && { trace }) });
     return this.#classes.length - 1;
   }
 
@@ -266,7 +282,7 @@ class Compiler {
     if (!this.input.teachable.has(key)) return 'envoy';
     let found = this.#judged.get(key);
     if (found !== undefined) return found;
-    const verdict = pod.reason !== undefined ? { reason: pod.reason } : pod.inbound ? policyOf(pod.inbound, this.input.caller, { address, port }) : 'open';
+    const verdict = pod.reason !== undefined ? { reason: pod.reason } : pod.inbound ? policyOf(pod.inbound, this.input.caller, { address, port }, this.#traced?.kind) : 'open';
     if (typeof verdict === 'string') found = verdict;
     else if ('reason' in verdict) {
       this.#findings.push({ kind: 'endpoint', name: key, reason: verdict.reason });

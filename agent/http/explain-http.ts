@@ -17,6 +17,8 @@ export interface ExplainedRoute {
   isFast: boolean;
   /** Why it is Envoy's. */
   reason?: string;
+  /** Share of the requests that are Envoy's to trace, of those that come without a trace context. */
+  sampled?: number;
 }
 
 /** @param hostnames of the services that are asked for; none: any */
@@ -29,7 +31,7 @@ export function explainHttp(table: HttpTable, addresses: readonly string[], port
   const names = entry?.routes === undefined ? [String(port)] : [table.routes[entry.routes]!.name];
   const ofRoutes = table.findings.filter(({ kind, name }) => (kind === 'routes' && names.includes(name)) || ((kind === 'host' || kind === 'route') && names.some((routes) => name.startsWith(`${routes} `)) && (hostnames.length === 0 || hostnames.some((hostname) => isOfHost(name, hostname)))));
   const found = [...(entry?.routes === undefined ? ofPort : []), ...ofRoutes];
-  return found.map(({ kind, name, class: taught, reason }: Finding) => ({ name: kind === 'port' ? name : name.slice(name.indexOf(' ') + 1), isFast: taught !== undefined, ...(reason === undefined ? {} : { reason }) }));
+  return found.map(({ kind, name, class: taught, reason, sampled }: Finding) => ({ name: kind === 'port' ? name : name.slice(name.indexOf(' ') + 1), isFast: taught !== undefined, ...(reason === undefined ? {} : { reason }), ...(sampled === undefined ? {} : { sampled }) }));
 }
 
 /** A virtual host of a service is called by its name, with or without the port. */

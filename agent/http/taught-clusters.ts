@@ -21,7 +21,7 @@ import { pack, unpack } from '../../common/xds/any.js';
 import { markedWith, opensForCallers } from '../proxy/fold-clusters.js';
 import { mapEndpoints } from '../proxy/fold-endpoints.js';
 import { endpointKey } from '../proxy/pool-renewal.js';
-import { CLASS_HEADER, CLIENT_STATE, LESSON_HEADER, TAUGHT_MARK, TEACH_METADATA, type DrawHeaders } from './names.js';
+import { CLASS_HEADER, CLIENT_STATE, LESSON_HEADER, sampledName, TAUGHT_MARK, TEACH_METADATA, type DrawHeaders } from './names.js';
 
 const HTTP_PROTOCOL_OPTIONS = 'envoy.extensions.upstreams.http.v3.HttpProtocolOptions';
 const NEVER = { seconds: 0n, nanos: 0 };
@@ -89,7 +89,7 @@ export interface TaughtCopies {
 /** @param cluster for which `canBeTaught` says so; its name stays, see `taughtName` and `drawnName` */
 export function taughtCopies(cluster: Cluster, headers: DrawHeaders): TaughtCopies {
   const { other } = headers;
-  const none = [LESSON_HEADER, CLASS_HEADER, headers.weight, headers.endpoint, ...(other === undefined ? [] : [other])].map(remove);
+  const none = [LESSON_HEADER, CLASS_HEADER, headers.weight, sampledName(headers), headers.endpoint, ...(other === undefined ? [] : [other])].map(remove);
   const taught = forOneClient(cluster, [
     // Of a try before this one another endpoint may have had the lesson.
     ...none,

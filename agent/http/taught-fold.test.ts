@@ -55,7 +55,7 @@ describe('Folder: pods that the kernel learns from', () => {
     assert.deepEqual(table.request_headers_to_remove, ['x-underpass-lesson', 'x-underpass-class']);
     assert.deepEqual(table.virtual_hosts.map(({ name, routes: all }) => [name, ...all.map(({ action, metadata, match, request_headers_to_remove: removed }) => [action?.$case === 'route' && action.value.cluster_specifier?.value, match?.headers.map((header) => header.name), metadata?.filter_metadata['underpass'], removed])]), [
       ['web:80', [`${WEB}~taught`, ['x-e'], { class: '0000000100000001' }, []], [`${WEB}~drawn`, [], undefined, []]],
-      ['other:80', [WEB, [], undefined, ['x-w', 'x-e', 'x-o']]],
+      ['other:80', [WEB, [], undefined, ['x-w', 'x-s', 'x-e', 'x-o']]],
     ]);
     const drawn = decode(Cluster, result, CDS, `${WEB}~drawn`);
     assert.deepEqual([drawn.alt_stat_name, drawn.connection_pool_per_downstream_connection, drawn.upstream_bind_config?.socket_options.map(({ value }) => value?.value)], [WEB, false, [1337n]], 'connections as ever');
@@ -64,6 +64,23 @@ describe('Folder: pods that the kernel learns from', () => {
     assert.deepEqual([cluster.alt_stat_name, cluster.connection_pool_per_downstream_connection, cluster.eds_cluster_config?.service_name], [WEB, true, `${WEB}~taught`]);
     assert.deepEqual(cluster.upstream_bind_config?.socket_options.map(({ level, name, value }) => [level, name, value?.value]), [MARK]);
     assert.deepEqual(decode(ClusterLoadAssignment, result, EDS, `${WEB}~taught`).endpoints[0]!.lb_endpoints.map(({ metadata }) => metadata?.filter_metadata['underpass']), [{ teach: 'direct' }, undefined, undefined], 'of this node, and event-driven');
+  });
+
+  it('where the kernel draws what is traced, a route is there for each outcome of the draw, and as it is for what comes without one', () => {
+    const weighted = RouteConfiguration.fromJSON({ name: '80', virtual_hosts: [{ name: 'web:80', domains: ['web'], routes: [{ match: { prefix: '/', headers: [{ name: 'x-own', present_match: true }] }, route: { weighted_clusters: { clusters: [{ name: WEB, weight: 1 }] } }, tracing: { random_sampling: { numerator: 7 }, custom_tags: [{ tag: 'a', literal: { value: 'b' } }] } }] }] });
+    const result = fold(new Folder(stockExtensions()), [plain, taught], { ...teaching('1'), isTraced: (key) => key === 'c1' }, state({ 'rds 80': pack(RouteConfiguration, weighted) }));
+    const [web] = decode(RouteConfiguration, result, RDS, '80~taught~c1').virtual_hosts;
+    const told = web!.routes.map(({ action, match, metadata, tracing }) => {
+      const specifier = action?.$case === 'route' && action.value.cluster_specifier?.$case === 'weighted_clusters' ? action.value.cluster_specifier.value : undefined;
+      return [specifier?.clusters[0]?.name.replace(WEB, ''), specifier?.random_value_specifier?.value, match?.headers.map(({ name }) => name).join(), tracing?.random_sampling?.numerator, tracing?.custom_tags.length, metadata?.filter_metadata['underpass'] !== undefined];
+    });
+    assert.deepEqual(told, [
+      ['~taught', 'x-s', 'x-own,x-e,x-s', 100, 1, true],
+      ['~taught', 'x-w', 'x-own,x-e', 0, 1, true],
+      ['~drawn', 'x-s', 'x-own,x-o,x-s', 100, 1, false],
+      ['~drawn', 'x-w', 'x-own,x-o', 0, 1, false],
+      ['~drawn', 'x-w', 'x-own', 7, 1, false],
+    ]);
   });
 
   it('changes the table alone when there are other classes, and nothing when there are not', () => {
@@ -87,7 +104,7 @@ describe('Folder: pods that the kernel learns from', () => {
     for (const change of changed) {
       const result = fold(new Folder(stockExtensions()), [plain, taught], teaching('1'), state(change));
       assert.equal(result.snapshot.get(CDS, `${WEB}~taught`), undefined);
-      assert.deepEqual(decode(RouteConfiguration, result, RDS, '80~taught~c1').virtual_hosts[0]!.routes[0]!.request_headers_to_remove, ['x-w', 'x-e', 'x-o']);
+      assert.deepEqual(decode(RouteConfiguration, result, RDS, '80~taught~c1').virtual_hosts[0]!.routes[0]!.request_headers_to_remove, ['x-w', 'x-s', 'x-e', 'x-o']);
     }
   });
 

@@ -4,13 +4,14 @@
  */
 import { Metadata } from '../../proto/generated/envoy/config/core/v3/base.js';
 import { RouteConfiguration } from '../../proto/generated/envoy/config/route/v3/route.js';
-import { HeaderMatcher, type Route, type RouteAction } from '../../proto/generated/envoy/config/route/v3/route_components.js';
+import { HeaderMatcher, Tracing, type Route, type RouteAction } from '../../proto/generated/envoy/config/route/v3/route_components.js';
 import { pack } from '../../common/xds/any.js';
 import { hashBytes } from '../xds/resource-type.js';
 import type { EnvoyExtensions } from '../proxy/extensions.js';
 import { foldRoutes, renameClusters, type Rename } from '../proxy/fold-routes.js';
 import type { Entry } from '../proxy/snapshot.js';
-import { CLASS_HEADER, LESSON_HEADER, TEACH_METADATA, type ClassOf, type DrawHeaders } from './names.js';
+import { FractionalPercent_DenominatorType as Denominator } from '../../proto/generated/envoy/type/v3/percent.js';
+import { CLASS_HEADER, LESSON_HEADER, sampledName, TEACH_METADATA, type ClassOf, type DrawHeaders } from './names.js';
 import { drawnName, taughtName } from './taught-clusters.js';
 
 /** Classes may see different tables under one name, and have classes of their own in any case. */
@@ -28,13 +29,14 @@ export interface TaughtTable {
  * @param source as the control plane sent it
  * @param rename gives clusters the names that they have in this Envoy
  * @param canTeach whether there is a taught copy of a cluster of the control plane's
+ * @param isTraced whether the kernel draws which requests are traced
  * @throws FoldError when Envoy lacks what a route needs
  */
-export function taughtTable(source: RouteConfiguration, extensions: EnvoyExtensions, rename: Rename, { classOf, headers, canTeach }: { classOf: ClassOf; headers: DrawHeaders; canTeach: (cluster: string) => boolean }): TaughtTable {
+export function taughtTable(source: RouteConfiguration, extensions: EnvoyExtensions, rename: Rename, { classOf, headers, canTeach, isTraced = false }: { classOf: ClassOf; headers: DrawHeaders; canTeach: (cluster: string) => boolean; isTraced?: boolean }): TaughtTable {
   const clusters = new Set<string>();
   const table = renameClusters(foldRoutes(source, extensions), rename);
   table.request_headers_to_remove = [...table.request_headers_to_remove, LESSON_HEADER, CLASS_HEADER];
-  const draws = [headers.weight, headers.endpoint, ...(headers.other === undefined ? [] : [headers.other])];
+  const draws = [headers.weight, sampledName(headers), headers.endpoint, ...(headers.other === undefined ? [] : [headers.other])];
   table.virtual_hosts.forEach((host, hostIndex) => {
     const mayBe = host.request_mirror_policies.length === 0 && table.request_mirror_policies.length === 0;
     host.routes = host.routes.flatMap((route, index): Route[] => {
@@ -45,7 +47,10 @@ export function taughtTable(source: RouteConfiguration, extensions: EnvoyExtensi
       if (name === undefined || !targets || !mayBe || !targets.every(canTeach)) return [untaught];
       for (const target of targets) clusters.add(target);
       // What the kernel has drawn no endpoint for that it could learn of is as it would be without it.
-      return [taughtRoute(route, name, headers), headers.other === undefined ? untaught : drawing(route, headers, drawnName)];
+      const ordinary = headers.other === undefined ? untaught : drawing(route, headers, drawnName);
+      if (!isTraced) return [taughtRoute(route, name, headers), ordinary];
+      const drawn = headers.other === undefined ? [] : decided((weight) => matching(drawing(route, weight, drawnName), headers.other!), headers);
+      return [...decided((weight) => taughtRoute(route, name, weight), headers), ...drawn, ordinary];
     });
   });
   return { table, clusters };
@@ -68,12 +73,25 @@ function targetsOf({ cluster_specifier: specifier, request_mirror_policies }: Ro
   return specifier.value.clusters.map(({ name }) => name);
 }
 
+/** Of a request that comes with a draw the kernel has decided whether it is traced; of all others Envoy does. */
+function decided(copy: (headers: DrawHeaders) => Route, headers: DrawHeaders): Route[] {
+  const traced = copy({ ...headers, weight: sampledName(headers) });
+  return [traces(matching(traced, sampledName(headers)), 100), traces(copy(headers), 0)];
+}
+
+function traces(route: Route, percent: number): Route {
+  return { ...route, tracing: Tracing.fromPartial({ random_sampling: { numerator: percent, denominator: Denominator.HUNDRED }, custom_tags: route.tracing?.custom_tags ?? [] }) };
+}
+
+function matching(route: Route, header: string): Route {
+  const isThere = HeaderMatcher.fromPartial({ name: header, header_match_specifier: { $case: 'present_match', value: true } });
+  return { ...route, match: route.match && { ...route.match, headers: [...route.match.headers, isThere] } };
+}
+
 function taughtRoute(route: Route, name: string, headers: DrawHeaders): Route {
   const { filter_metadata = {}, ...rest } = route.metadata ?? {};
-  const isDrawn = HeaderMatcher.fromPartial({ name: headers.endpoint, header_match_specifier: { $case: 'present_match', value: true } });
   return {
-    ...drawing(route, headers, taughtName),
-    match: route.match && { ...route.match, headers: [...route.match.headers, isDrawn] },
+    ...matching(drawing(route, headers, taughtName), headers.endpoint),
     metadata: Metadata.fromPartial({ ...rest, filter_metadata: { ...filter_metadata, [TEACH_METADATA]: { class: name } } }),
   };
 }

@@ -102,6 +102,10 @@ export class TaughtTables implements TableKeeper, TableWriter<HttpTable> {
     return this.table(classKey)?.classOf;
   }
 
+  isTraced(classKey: string): boolean {
+    return this.table(classKey)?.isTraced ?? false;
+  }
+
   #compileClass({ key, state, clusters, reasonOf, reasons, caller }: TaughtSource, { local, localAs, teachable, tunnels }: TaughtView): void {
     const before = this.#compiled.get(key);
     const isRenewed = this.#renewed.has(key);

@@ -127,7 +127,7 @@ export class TaughtFold {
       const called = taughtTableName(routeNames.of(key, name), key);
       let table = known.tables.get(source);
       if (table?.as !== as || table.teachable !== known.teachable || table.entry.name !== called) {
-        const made = taughtTable(source, this.extensions, (cluster) => clusterNames.of(key, cluster), { classOf, headers: teaching.headers, canTeach: (cluster) => known.teachable.has(cluster) });
+        const made = taughtTable(source, this.extensions, (cluster) => clusterNames.of(key, cluster), { classOf, headers: teaching.headers, canTeach: (cluster) => known.teachable.has(cluster), isTraced: teaching.isTraced?.(key) ?? false });
         known.tables.set(source, (table = { as, teachable: known.teachable, clusters: made.clusters, entry: taughtTableEntry(called, made.table) }));
       }
       tables.push(table.entry);
