@@ -1,16 +1,13 @@
 // What a real Envoy makes of messages that the parser took: requests by a Lua filter that answers with what it was given,
 // answers by a server behind Envoy. Each message is followed by another on the same connection, so an end that is seen
 // elsewhere shows as an answer that isn't that one's.
-import { spawn, type ChildProcess } from 'node:child_process';
+import type { ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
-import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { Agent, request as httpRequest } from 'node:http';
 import { createServer, Socket, type Server } from 'node:net';
 import { join } from 'node:path';
-import { setTimeout as sleep } from 'node:timers/promises';
-import { envoyBinary } from '../../common/paths.js';
+import { cluster, listener, lua, startEnvoy, stopEnvoy } from './envoy-process.js';
 
-const START_TIMEOUT_MS = 20_000;
 /** Of no progress at all; Envoy answers each within microseconds. */
 const SILENCE_MS = 5_000;
 /** Connections at a time. */
@@ -105,16 +102,12 @@ export class EnvoyReader {
   /** @throws Error with the end of Envoy's log if it does not come up. */
   static async start(folder: string): Promise<EnvoyReader> {
     const path = (name: string): string => join(folder, name);
-    const config = path('envoy.json');
-    writeFileSync(config, JSON.stringify(bootstrap(path)));
     const server = createServer({ allowHalfOpen: false });
     server.listen(path('server'));
     await once(server, 'listening');
-    const child = spawn(envoyBinary(), ['-c', config, '--concurrency', '1', '--use-dynamic-base-id', '--log-level', 'warn', '--log-path', path('log')], { stdio: 'ignore' });
+    const listeners = [listener(path('requests'), 'requests', { direct_response: { status: 500 } }, [lua(SCRIPT)], NORMALISING), listener(path('answers'), 'answers', { route: { cluster: 'server', timeout: '0s' } }, [], NORMALISING)];
+    const child = await startEnvoy(folder, 'reader', { listeners, clusters: [cluster(path('server'), 'server')] }, [path('requests'), path('answers')]);
     const reader = new EnvoyReader(child, server, folder);
-    for (const end = Date.now() + START_TIMEOUT_MS; !existsSync(path('requests')) || !existsSync(path('answers')); await sleep(50)) {
-      if (Date.now() > end || child.exitCode !== null) throw new Error(`Envoy did not come up: ${readFileSync(path('log'), 'utf8').slice(-2000)}`);
-    }
     return reader;
   }
 
@@ -122,10 +115,7 @@ export class EnvoyReader {
     this.agent.destroy();
     this.server.close();
     for (const socket of this.connections.keys()) socket.destroy();
-    if (this.child.exitCode === null && this.child.signalCode === null) {
-      this.child.kill();
-      await once(this.child, 'exit');
-    }
+    await stopEnvoy(this.child);
   }
 
   /**
@@ -200,33 +190,4 @@ export class EnvoyReader {
 }
 
 /** All normalisation that Istio can ask for is on: a path that comes out as it went in is the same to every setting. */
-function bootstrap(path: (name: string) => string): object {
-  const typed = (type: string, rest: object): object => ({ '@type': `type.googleapis.com/envoy.extensions.${type}`, ...rest });
-  const router = { name: 'router', typed_config: typed('filters.http.router.v3.Router', {}) };
-  const listener = (name: string, action: object, filters: readonly object[]): object => ({
-    name,
-    address: { pipe: { path: path(name) } },
-    filter_chains: [{
-      filters: [{
-        name: 'http',
-        typed_config: typed('filters.network.http_connection_manager.v3.HttpConnectionManager', {
-          stat_prefix: name, codec_type: 'HTTP1', normalize_path: true, merge_slashes: true, path_with_escaped_slashes_action: 'UNESCAPE_AND_FORWARD', generate_request_id: false,
-          route_config: { virtual_hosts: [{ name: 'all', domains: ['*'], routes: [{ match: { prefix: '/' }, ...action }] }] },
-          http_filters: [...filters, router],
-        }),
-      }],
-    }],
-  });
-  return {
-    static_resources: {
-      listeners: [
-        listener('requests', { direct_response: { status: 500 } }, [{ name: 'lua', typed_config: typed('filters.http.lua.v3.Lua', { default_source_code: { inline_string: SCRIPT } }) }]),
-        listener('answers', { route: { cluster: 'server', timeout: '0s' } }, []),
-      ],
-      clusters: [{
-        name: 'server', connect_timeout: '5s', connection_pool_per_downstream_connection: true,
-        load_assignment: { cluster_name: 'server', endpoints: [{ lb_endpoints: [{ endpoint: { address: { pipe: { path: path('server') } } } }] }] },
-      }],
-    },
-  };
-}
+const NORMALISING = { normalize_path: true, merge_slashes: true, path_with_escaped_slashes_action: 'UNESCAPE_AND_FORWARD' };

@@ -1,8 +1,10 @@
 /*
  * libFuzzer target: heads and bodies for bpf/http-parse.h. An input is a byte that says what it is (a request, an answer, an
  * answer to HEAD) and a message. What the parser accepts is completed by a body of the length that it read and written, once
- * each, to descriptor FUZZ_OUT: "KIND HEX", KIND as the driver has it, for Envoy to read the same.
+ * each, to descriptor FUZZ_OUT: "KIND HEX", KIND as the driver has it, for Envoy to read the same. With FUZZ_HOSTILE in the
+ * environment everything that has an empty line in it is written instead, whatever the parser says: for Envoy to pass on.
  */
+#define _GNU_SOURCE
 #include <linux/bpf.h>
 #include <linux/types.h>
 #include <stdbool.h>
@@ -20,6 +22,7 @@
 
 static const char *const kinds[] = { "request", "request", "answer", "answer-to-head" };
 static FILE *out;
+static bool hostile;
 static uint8_t *seen;
 
 #define COUNT(a) (sizeof(a) / sizeof *(a))
@@ -28,6 +31,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
 {
 	const char *fd = getenv("FUZZ_OUT");
 	(void)argc, (void)argv;
+	hostile = getenv("FUZZ_HOSTILE") != 0;
 	seen = calloc(1, (1 << SEEN_BITS) / 8);
 	out = fd ? fdopen(atoi(fd), "w") : 0;
 	if (out)
@@ -52,7 +56,8 @@ struct reading {
 	struct http_answer answer;
 };
 
-static struct reading read_head(struct http_scratch *s, unsigned kind, const uint8_t *message, size_t size)
+/* `trusted`: as what Envoy wrote. */
+static struct reading read_head(struct http_scratch *s, unsigned kind, const uint8_t *message, size_t size, bool trusted)
 {
 	struct reading r;
 	memset(&r, 0, sizeof r);
@@ -60,7 +65,7 @@ static struct reading read_head(struct http_scratch *s, unsigned kind, const uin
 	memset(s->words, 0, sizeof s->words);
 	s->length = size < HTTP_HEAD_MAX ? size : HTTP_HEAD_MAX;
 	memcpy(s->words, message, s->length);
-	r.doubt = kind < 2 ? http_read_request(s, &r.request) : http_read_answer(s, kind == 3, &r.answer);
+	r.doubt = kind < 2 ? http_read_any_request(s, &r.request, trusted) : http_read_any_answer(s, kind == 3, &r.answer, trusted);
 	return r;
 }
 
@@ -86,6 +91,21 @@ static long read_body(uint8_t framing, uint64_t length, const uint8_t *message, 
 	return at;
 }
 
+static void write_once(unsigned kind, const uint8_t *message, size_t size)
+{
+	if (!out || !is_new(message, size, kind < 2 ? 0 : kind))
+		return;
+	fprintf(out, "%s ", kinds[kind]);
+	for (size_t i = 0; i < size; i++)
+		fprintf(out, "%02x", message[i]);
+	fputc('\n', out);
+}
+
+static bool has_empty_line(const uint8_t *message, size_t size)
+{
+	return memmem(message, size, "\r\n\r\n", 4) || memmem(message, size, "\n\n", 2);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	static struct http_scratch s, other;
@@ -95,9 +115,17 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	unsigned kind = data[0] & 3;
 	const uint8_t *message = data + 1;
 	size_t n = size - 1;
-	struct reading r = read_head(&s, kind, message, n);
+	struct reading r = read_head(&s, kind, message, n, false), trusted = read_head(&other, kind, message, n, true);
+	if (hostile) {
+		if (has_empty_line(message, n))
+			write_once(kind, message, n);
+		return 0;
+	}
 	if (r.doubt)
 		return 0;
+	/* Whoever wrote it, a head that is taken means the same. */
+	if (memcmp(&trusted, &r, sizeof r))
+		abort();
 	size_t end = kind < 2 ? r.request.end : r.answer.end;
 	uint8_t framing = kind < 2 ? r.request.framing : r.answer.framing;
 	uint64_t length = kind < 2 ? r.request.body_length : r.answer.body_length;
@@ -122,11 +150,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	}
 
 	/* A beginning of it is not yet one, and what follows has no say. */
-	if (end < 4 || end > n || read_head(&other, kind, message, end - 1 - message[end / 2] % 4).doubt == 0)
+	if (end < 4 || end > n || read_head(&other, kind, message, end - 1 - message[end / 2] % 4, false).doubt == 0)
 		abort();
 	memcpy(whole, message, end);
 	memset(whole + end, 0, 64);
-	struct reading again = read_head(&other, kind, whole, end + 64 < HTTP_HEAD_MAX ? end + 64 : end);
+	struct reading again = read_head(&other, kind, whole, end + 64 < HTTP_HEAD_MAX ? end + 64 : end, false);
 	if (memcmp(&again, &r, sizeof r))
 		abort();
 
@@ -150,12 +178,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		body = n - end < BODY_MAX ? n - end : BODY_MAX;
 		memcpy(whole + end, message + end, body);
 	}
-	if (!out || !is_new(whole, end + body, kind < 2 ? 0 : kind))
-		return 0;
-	fprintf(out, "%s ", kinds[kind]);
-	for (size_t i = 0; i < end + body; i++)
-		fprintf(out, "%02x", whole[i]);
-	fputc('\n', out);
+	write_once(kind, whole, end + body);
 	return 0;
 }
 

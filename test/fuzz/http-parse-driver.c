@@ -3,6 +3,7 @@
  * A line each of standard input, fields apart by blanks, bytes in hexadecimal, "-" for none:
  *   request HEAD NAME PREFIX      NAME: a header to find; PREFIX: to compare the target with
  *   answer HEAD NAME, answer-to-head HEAD NAME
+ *   envoys-request …, envoys-answer …, envoys-answer-to-head …   the same, as what Envoy wrote
  *   body FRAMING LENGTH MESSAGE…  always here
  *   time HEAD TIMES               nanoseconds for one reading
  * and answers each by one line of key=value.
@@ -80,7 +81,12 @@ static void head(const char *kind, char *rest, __u32 times)
 	memset(&p.scratch, 0xa5, sizeof p.scratch); /* what another head left */
 	memset(p.scratch.words, 0, sizeof p.scratch.words);
 	p.scratch.length = unhex(text, bytes, HTTP_HEAD_MAX);
+	bool envoys = !strncmp(kind, "envoys-", 7);
+	if (envoys)
+		kind += 7;
 	p.kind = !strcmp(kind, "answer") ? PROBE_ANSWER : !strcmp(kind, "answer-to-head") ? PROBE_ANSWER_TO_HEAD : PROBE_REQUEST;
+	bool request = p.kind == PROBE_REQUEST;
+	p.kind |= envoys ? PROBE_ENVOYS : 0;
 	p.times = times ? times : 1;
 	p.name_length = times ? 0 : unhex(name, (unsigned char *)p.name, HTTP_NAME_MAX);
 	for (__u32 i = 0; i < p.name_length; i++)
@@ -92,7 +98,7 @@ static void head(const char *kind, char *rest, __u32 times)
 		return;
 	}
 	printf("doubt=%s", doubts[p.doubt]);
-	if (!p.doubt && p.kind == PROBE_REQUEST) {
+	if (!p.doubt && request) {
 		printf(" end=%u method=%u framing=%u close=%u trace=%u length=%llu same=%u", p.request.end, p.request.method, p.request.framing,
 			p.request.close, p.request.trace, (unsigned long long)p.request.body_length, p.same);
 		show("target", bytes + p.request.target_at, p.request.target_length);

@@ -3,6 +3,7 @@ import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { join } from 'node:path';
 import { buildDir } from '../../common/paths.js';
+import type { Kind } from './corpus.js';
 
 export type Where = 'user space' | 'kernel';
 export const framings = ['none', 'length', 'chunked', 'until close'] as const;
@@ -11,7 +12,8 @@ export const TRACE = { b3: 1, w3c: 2, b3Asked: 4, w3cAsked: 8, asked: 16 } as co
 export const methods = ['', 'GET', 'HEAD', 'POST', 'PUT', 'DELETE', 'PATCH', 'OPTIONS'] as const;
 
 export interface Question {
-  readonly kind: 'request' | 'answer' | 'answer-to-head';
+  /** `envoys-…`: as what Envoy wrote. */
+  readonly kind: Kind | `envoys-${Kind}`;
   /** As latin1: one character a byte. */
   readonly head: string;
   /** A header to find. */

@@ -1,7 +1,7 @@
 /* What the test's driver asks of the parser, in the kernel or beside it. */
 #pragma once
 
-enum probe_kind { PROBE_REQUEST = 0, PROBE_ANSWER = 1, PROBE_ANSWER_TO_HEAD = 2 };
+enum probe_kind { PROBE_REQUEST = 0, PROBE_ANSWER = 1, PROBE_ANSWER_TO_HEAD = 2, PROBE_ENVOYS = 4 /* and: Envoy wrote it */ };
 
 struct parse_probe {
 	struct http_scratch scratch;
@@ -21,13 +21,14 @@ struct parse_probe {
 
 static __attribute__((noinline)) int probe_run(struct parse_probe *p)
 {
-	if (p->kind == PROBE_REQUEST)
-		p->doubt = http_read_request(&p->scratch, &p->request);
+	__u32 kind = p->kind & ~PROBE_ENVOYS;
+	if (kind == PROBE_REQUEST)
+		p->doubt = http_read_any_request(&p->scratch, &p->request, p->kind & PROBE_ENVOYS);
 	else
-		p->doubt = http_read_answer(&p->scratch, p->kind == PROBE_ANSWER_TO_HEAD, &p->answer);
+		p->doubt = http_read_any_answer(&p->scratch, kind == PROBE_ANSWER_TO_HEAD, &p->answer, p->kind & PROBE_ENVOYS);
 	if (p->doubt)
 		return 0;
-	if (p->kind == PROBE_REQUEST) {
+	if (kind == PROBE_REQUEST) {
 		http_copy_host(&p->scratch, &p->request, p->host);
 		p->same = http_same(&p->scratch, p->request.target_at, p->prefix, p->prefix_length);
 	}
