@@ -156,7 +156,7 @@ export class Agent {
         '/v1/explain': (query) => this.#explain(query),
         '/v1/counters': () => ({ body: this.counters() ?? { message: this.#kernelProblem } }),
         '/v1/http-fast-path': () => this.#switchFastPath(new URLSearchParams()),
-        '/metrics': () => ({ contentType: 'text/plain; version=0.0.4', body: metricsText(this.status(), this.counters(), this.#flows) }),
+        '/metrics': async () => ({ contentType: 'text/plain; version=0.0.4', pieces: await metricsText(this.status(), this.counters(), this.#flows) }),
       }, { '/v1/http-fast-path': (query) => this.#switchFastPath(query) }),
     );
     logger.info({ instance: this.#paths.instance, node: nodeName, folder: this.folder, pods: this.#options.workloads.description, discovery: this.#options.discoveryAddress }, 'agent starts');
@@ -195,7 +195,7 @@ export class Agent {
     // Before its first word to Envoy: what a former agent told is told again, and Envoy has it.
     this.#tellVerdicts(this.#kernel, proxy);
     if (this.#kernel) this.#verdictTimer = setInterval(() => this.#tellVerdicts(this.#kernel, proxy), VERDICTS_EVERY_MS);
-    if (this.#kernel) this.#flows = this.#flowTelemetry(this.#kernel, proxy);
+    this.#flows = await this.#flowTelemetry(this.#kernel, proxy).open();
     this.#policies = this.#kernel && this.#store.add(new PolicyEnforcer({
       kernel: this.#kernel,
       proxySettled: () => proxy.settled,
@@ -226,8 +226,9 @@ export class Agent {
     // Envoy does not see what the kernel has under way on its connections.
     if (!keepEnvoy) await this.#fastPath?.repeater.drain();
     await this.#fastPath?.close();
+    // While Envoy still says what it has counted.
+    await this.#flows?.close();
     await this.#proxy?.stop({ keepEnvoy });
-    this.#flows?.close();
     await this.#kernel?.close();
     await this.#store.close();
     this.#logger.info({ instance: this.#paths.instance }, 'agent stopped');
@@ -314,14 +315,15 @@ export class Agent {
     return { node: this.#kernel.counters(), pods };
   }
 
-  #flowTelemetry(kernel: AgentKernel, proxy: AgentProxy): FlowTelemetry {
+  #flowTelemetry(kernel: AgentKernel | undefined, proxy: AgentProxy): FlowTelemetry {
     const { flowLog, trustDomain } = this.#options;
     return new FlowTelemetry({
-      kernel,
+      ...(kernel ? { kernel } : {}),
       workloads: proxy.workloads,
-      ...(kernel.http ? { requests: kernel.http.totals } : {}),
+      ...(kernel?.http ? { requests: kernel.http.totals } : {}),
+      ...(proxy.requests ? { envoy: { view: proxy.requests, path: join(this.folder, 'request-sums.jsonl') } } : {}),
       podOf: (netnsCookie) => {
-        const uid = kernel.pods().find((pod) => pod.netnsCookie === netnsCookie)?.uid;
+        const uid = kernel?.pods().find((pod) => pod.netnsCookie === netnsCookie)?.uid;
         const record = uid === undefined ? undefined : this.#records?.find((candidate) => candidate.uid === uid);
         return record && { netnsCookie, name: record.name, namespace: record.namespace };
       },

@@ -12,6 +12,7 @@ import type { NodeCaFactory } from './identity/certificates.js';
 import type { InboundPods } from './proxy/inbound-follower.js';
 import type { WorkloadView } from './policy/workload-policies.js';
 import type { ListenerPorts, NodeProxyOptions, NodeProxyStatus } from './proxy/node-proxy.js';
+import type { RequestView } from './proxy/request-view.js';
 import type { WaypointTable } from './proxy/waypoint-table.js';
 import type { ServiceSink } from './resolve/service-resolver.js';
 import type { Change } from './xds/delta-stream.js';
@@ -50,6 +51,8 @@ export interface NodeExemption extends NonNullable<PolicyKernel['host']> {
 export interface AgentProxy extends PodProxy {
   /** The workloads and services of the mesh. */
   readonly workloads: KnownWorkloads;
+  /** What Envoy counts of requests; absent: nothing. */
+  readonly requests?: RequestView;
   /** Envoy has, and has answered, all that the control plane said. */
   readonly settled: boolean;
   /** Which destinations are reached through a waypoint. */

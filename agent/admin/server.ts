@@ -1,13 +1,17 @@
 /** The agent's admin API: HTTP/1.1 over a Unix socket that only root can open. */
 import { chmodSync, rmSync } from 'node:fs';
 import { createServer, request, type Server } from 'node:http';
+import { Readable } from 'node:stream';
+import { pipeline } from 'node:stream/promises';
 import { UnderpassError, errorCode, errorMessage } from '../../common/errors.js';
 import type { Closable } from '../../common/lifecycle.js';
 
 export interface AdminAnswer {
   status?: number;
   contentType?: string;
-  body: unknown;
+  body?: unknown;
+  /** In place of a body: text that is long, sent piece by piece as it is read. */
+  pieces?: Iterable<string>;
 }
 
 export type AdminRoutes = Record<string, (query: URLSearchParams) => AdminAnswer | Promise<AdminAnswer>>;
@@ -37,9 +41,15 @@ export class AdminServer implements Closable {
       if (!route || !['GET', 'HEAD', 'POST'].includes(incoming.method ?? '')) return send(405, 'application/json', json({ message: `${incoming.method}: only GET and HEAD` }));
       void (async () => {
         try {
-          const { status = 200, contentType = 'application/json', body } = await route(new URLSearchParams(query));
+          const { status = 200, contentType = 'application/json', body, pieces } = await route(new URLSearchParams(query));
+          if (pieces) {
+            outgoing.writeHead(status, { 'content-type': contentType });
+            await pipeline(Readable.from(incoming.method === 'HEAD' ? [] : pieces), outgoing);
+            return;
+          }
           send(status, contentType, typeof body === 'string' ? body : json(body));
         } catch (error) {
+          if (outgoing.headersSent) return void outgoing.destroy();
           send(500, 'application/json', json({ message: errorMessage(error) }));
         }
       })();

@@ -9,7 +9,7 @@ import { StructCodec, u32 } from './kernel-codec.js';
 /** In pinned maps. */
 export const HTTP_TOTAL_STRUCTS = ['http_total_key', 'http_total', 'http_service'] as const;
 
-/** Buckets are not cumulative; HTTP_BOUNDS of telemetry/http-metrics.ts has where they end. */
+/** Buckets are not cumulative; HTTP_BOUNDS of telemetry/http-bounds.ts has where they end. */
 export interface HttpTotals {
   requests: bigint;
   requestBytes: bigint;

@@ -11,6 +11,7 @@ import { directWithinNode, meshSockets } from './fold-identity.js';
 import { throughInbound } from './fold-inbound.js';
 import { throughTunnels } from './hbone-originate.js';
 import { endpointKey, markEventDriven } from './pool-renewal.js';
+import { markPlaces } from './request-log.js';
 import type { Entry } from './snapshot.js';
 import type { Names } from './variants.js';
 import type { WaypointClusters } from './waypoints.js';
@@ -107,7 +108,8 @@ function viewOf({ cluster, assignment }: ClusterSource, { eventDriven, throughPo
 }
 
 function asReached(source: ClusterSource, { eventDriven, throughPolicy, local, tunnels }: NodeView): ClusterSource {
-  const direct = directWithinNode(markEventDriven(source.cluster, source.assignment, eventDriven), source.assignment, local);
+  const placed = markPlaces(markEventDriven(source.cluster, source.assignment, eventDriven), source.assignment, local, throughPolicy);
+  const direct = directWithinNode(placed.cluster, placed.assignment, local);
   const inbound = throughInbound(direct.cluster, direct.assignment, throughPolicy);
   return tunnels && opensForCallers(source.cluster) ? throughTunnels(inbound.cluster, inbound.assignment, local) : inbound;
 }

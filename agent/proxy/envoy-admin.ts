@@ -53,28 +53,55 @@ export class EnvoyAdmin {
     return JSON.parse(await this.get('/config_dump?include_eds', signal));
   }
 
-  get(path: string, signal?: AbortSignal): Promise<string> {
-    return this.#send('GET', path, signal);
+  async get(path: string, signal?: AbortSignal): Promise<string> {
+    return this.#whole('GET', path, signal);
   }
 
-  post(path: string, signal?: AbortSignal): Promise<string> {
-    return this.#send('POST', path, signal);
+  async post(path: string, signal?: AbortSignal): Promise<string> {
+    return this.#whole('POST', path, signal);
   }
 
-  #send(method: string, path: string, signal?: AbortSignal): Promise<string> {
+  /**
+   * An answer that may be long, piece by piece.
+   * @throws UnderpassError `UNDERPASS_ENVOY_ADMIN` also when it is longer than `maxBytes`, or `onText` throws
+   */
+  async read(path: string, onText: (text: string) => void, { maxBytes, signal }: { maxBytes: number; signal?: AbortSignal }): Promise<void> {
+    const decoder = new TextDecoder();
+    let size = 0;
+    await this.#send('GET', path, signal, (chunk) => {
+      size += chunk.length;
+      if (size > maxBytes) throw new Error(`its answer is longer than ${maxBytes} bytes`);
+      onText(decoder.decode(chunk, { stream: true }));
+    });
+  }
+
+  async #whole(method: string, path: string, signal?: AbortSignal): Promise<string> {
+    const chunks: Buffer[] = [];
+    await this.#send(method, path, signal, (chunk) => chunks.push(chunk));
+    return Buffer.concat(chunks).toString('utf8');
+  }
+
+  #send(method: string, path: string, signal: AbortSignal | undefined, onChunk: (chunk: Buffer) => void): Promise<void> {
     const failed = (cause: unknown): UnderpassError =>
       new UnderpassError('UNDERPASS_ENVOY_ADMIN', `asking Envoy's admin interface (${this.socketPath}) for ${path}: ${errorMessage(cause)}`, { cause });
     return new Promise((resolve, reject) => {
       const outgoing = request(
         { socketPath: this.socketPath, method, path, timeout: this.timeoutMs, agent: false, ...(signal ? { signal } : {}) },
         (response) => {
-          const chunks: Buffer[] = [];
-          response.on('data', (chunk: Buffer) => chunks.push(chunk));
+          const refusal: Buffer[] = [];
+          response.on('data', (chunk: Buffer) => {
+            if (response.statusCode !== 200) return void refusal.push(chunk);
+            try {
+              onChunk(chunk);
+            } catch (error) {
+              outgoing.destroy();
+              reject(failed(error));
+            }
+          });
           response.on('error', (error) => reject(failed(error)));
           response.on('end', () => {
-            const body = Buffer.concat(chunks).toString('utf8');
-            if (response.statusCode === 200) resolve(body);
-            else reject(failed(new Error(`status ${response.statusCode}: ${body.slice(0, 200)}`)));
+            if (response.statusCode === 200) resolve();
+            else reject(failed(new Error(`status ${response.statusCode}: ${Buffer.concat(refusal).toString('utf8').slice(0, 200)}`)));
           });
         },
       );

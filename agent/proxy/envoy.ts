@@ -87,6 +87,11 @@ export class Envoy implements Closable {
     return this.#process !== undefined && isRunning(this.#process);
   }
 
+  /** Of the process that answers, for good; undefined while there is none. */
+  get identity(): string | undefined {
+    return this.#process && `${this.#process.pid} ${this.#process.startTime}`;
+  }
+
   get logPath(): string {
     return join(this.#options.runDir, 'envoy.log');
   }

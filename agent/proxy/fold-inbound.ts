@@ -265,10 +265,10 @@ export function isInboundCluster(name: string): boolean {
 }
 
 /**
- * @param rename gives the pod's chains their cluster names
+ * @param rename gives the pod's chains, for callers from this node or over the network, their cluster names
  * @param delivered ports that lead where the control plane says, and not where the caller meant: perhaps by another family
  */
-export function inboundListeners(pod: ListenerPod, folded: FoldedInbound, rename: (chain: FilterChain) => FilterChain, delivered: readonly number[] = []): Entry[] {
+export function inboundListeners(pod: ListenerPod, folded: FoldedInbound, rename: (chain: FilterChain, from: 'node' | 'network') => FilterChain, delivered: readonly number[] = []): Entry[] {
   const common = { traffic_direction: TrafficDirection.INBOUND, continue_on_listener_filters_timeout: true, listener_filters_timeout: { seconds: 0n, nanos: 0 } };
   const direct = Listener.fromPartial({
     ...common,
@@ -278,10 +278,10 @@ export function inboundListeners(pod: ListenerPod, folded: FoldedInbound, rename
     additional_addresses: pod.ipv6 ? [{ address: socketAddress('::', INBOUND_PORT, pod.netnsPath) }] : [],
   });
   direct.listener_filters = [originalDestination(), ...(pod.showsCallers ? [originalSource(delivered)] : []), ...inspectors(folded.direct)];
-  direct.filter_chains = folded.direct.map(rename);
+  direct.filter_chains = folded.direct.map((chain) => rename(chain, 'network'));
   const mesh = Listener.fromPartial({ ...common, name: meshListenerName(pod.uid, folded), stat_prefix: `pod_${pod.uid}_inbound_mesh`, listener_specifier: { $case: 'internal_listener', value: {} } });
   mesh.listener_filters = [...(pod.showsCallers ? shownSource(delivered) : []), acceptedAddress('underpass.source', REMOTE_ADDRESS, `%FILTER_STATE(${SOURCE_ADDRESS}:PLAIN)%`), originalDestination(), ...inspectors(folded.mesh)];
-  mesh.filter_chains = folded.mesh.map(rename);
+  mesh.filter_chains = folded.mesh.map((chain) => rename(chain, 'node'));
   // A failed bind would leave Envoy's main thread in the pod's namespace; without the listener nobody is redirected, and the kernel refuses whom Envoy would have to judge.
   return [...(pod.canRedirect === false ? [] : [direct]), mesh].map((listener) => ({ name: listener.name, version: contentHash(Listener, listener), any: pack(Listener, listener), needs: [] }));
 }

@@ -19,6 +19,7 @@ import { renameCallouts, renameManagerCallouts } from './fold-callouts.js';
 import { refuseNamedIdentity } from './fold-identity.js';
 import { foldRoutes, mirrorClusterName, renameClusters, type Rename } from './fold-routes.js';
 import { DIRECT_PORTS, inspectionChain, inspectionName, inspectionOf, type InspectionKind } from './inspection.js';
+import { countingRequests } from './request-log.js';
 import { FoldError, keepExtension, stockFactory } from './stock.js';
 import { SetFilterState, packSetFilterState } from './filter-state.js';
 
@@ -126,13 +127,13 @@ export function foldListener(listener: Listener, extensions: EnvoyExtensions, ha
   const { port } = addressOf(listener);
   const prefixes = prefixRanges(listener, hasV6Twin);
   const chains = listener.filter_chains.map((chain, index) => ({
-    ...foldChain(chain, extensions),
+    ...countingRequests(foldChain(chain, extensions), extensions, 'outbound'),
     name: `${listener.name}/${chain.name || index}`,
     filter_chain_match: narrowed(chain.filter_chain_match, port, prefixes),
   }));
   const matches = chains.map((chain) => chain.filter_chain_match);
   // Without a default, what reaches this listener and matches none of its chains is closed.
-  const fallback = listener.default_filter_chain ? foldChain(listener.default_filter_chain, extensions) : undefined;
+  const fallback = listener.default_filter_chain ? countingRequests(foldChain(listener.default_filter_chain, extensions), extensions, 'outbound') : undefined;
   const ends = deadEnds(matches, port, prefixes).map((match, index) =>
     fallback ? { ...fallback, name: `${listener.name}/default/${index}`, filter_chain_match: match } : blackHole(`${listener.name}/closed/${index}`, match),
   );

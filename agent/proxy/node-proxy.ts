@@ -32,6 +32,7 @@ import { NarrowingFollower, policiesOfPods, savedPolicies, type NarrowingOptions
 import { PlainPorts } from './plain-ports.js';
 import type { ProxyPod } from './proxy-pod.js';
 import type { NodeProxyStatus } from './proxy-status.js';
+import { proxyRequests, type RequestView } from './request-view.js';
 import { RepeatFollower, type RepeatFollowerOptions } from './repeat-follower.js';
 import { endpointKeys } from './pool-renewal.js';
 import { serviceAuthorities } from './service-authorities.js';
@@ -210,6 +211,8 @@ export class NodeProxy {
   get workloads(): WorkloadStream {
     return this.#workloads;
   }
+
+  readonly requests: RequestView = proxyRequests(() => (this.#snapshot ? this.envoy : undefined), () => this.#pods, (pod) => [...this.#classes.values()].flatMap(({ key, stream }) => (!pod || classKey(pod) === key ? stream.state : [])));
 
   /**
    * Opens the streams and the ADS server, adopts or starts Envoy. Returns as soon as Envoy runs; it gets its first

@@ -34,7 +34,16 @@ export interface FlowEnds {
   service: Service | undefined;
 }
 
-const UNKNOWN = 'unknown';
+export interface RequestFacts {
+  status: number;
+  flags: string;
+  protocol?: string;
+  security?: string;
+  /** In place of others, or beside them. */
+  more?: Record<string, string>;
+}
+
+export const UNKNOWN = 'unknown';
 
 /** Looks workloads and services up by address; only those that flows name are kept. */
 export class FlowDirectory {
@@ -42,8 +51,10 @@ export class FlowDirectory {
   readonly #trustDomain: string | undefined;
   #revision = -1;
   #wanted = new Set<string>();
+  #wantedNames: ReadonlySet<string> = new Set();
   #workloads = new Map<string, Workload>();
   #services = new Map<string, Service>();
+  readonly #named = new Map<string, Workload>();
 
   constructor(known: KnownWorkloads, trustDomain?: string) {
     this.#known = known;
@@ -54,17 +65,25 @@ export class FlowDirectory {
     return this.#known.synced;
   }
 
-  /** Walks all workloads when they have changed, or other addresses are asked for, since it last did. */
-  prepare(addresses: Iterable<string>): void {
+  /**
+   * Walks all workloads when they have changed, or others are asked for, since it last did.
+   * @param names of workloads, see `named`
+   */
+  prepare(addresses: Iterable<string>, names: ReadonlySet<string> = new Set()): void {
     const wanted = new Set([...addresses].map(keyOf));
-    const isKnown = this.#revision === this.#known.revision && [...wanted].every((key) => this.#wanted.has(key));
+    const isKnown = this.#revision === this.#known.revision && [...wanted].every((key) => this.#wanted.has(key)) && [...names].every((name) => this.#wantedNames.has(name));
     if (isKnown) return;
     this.#revision = this.#known.revision;
     this.#wanted = wanted;
+    this.#wantedNames = names;
+    this.#named.clear();
     this.#workloads = new Map();
     this.#services = new Map();
     for (const { message } of this.#known.addresses.values()) {
-      if (message.type?.$case === 'workload') this.#add(this.#workloads, message.type.value, message.type.value.addresses);
+      if (message.type?.$case === 'workload') {
+        this.#add(this.#workloads, message.type.value, message.type.value.addresses);
+        if (names.size > 0) this.#addName(message.type.value);
+      }
       else if (message.type?.$case === 'service') this.#add(this.#services, message.type.value, message.type.value.addresses.map(({ address }) => address));
     }
   }
@@ -75,6 +94,14 @@ export class FlowDirectory {
       if (found) return found;
     }
     return undefined;
+  }
+
+  /**
+   * @param name `workload;namespace;canonical name;canonical revision;cluster`, as Istio has it in the metadata of endpoints, where
+   * the revision that a workload has by default is left out
+   */
+  named(name: string): Workload | undefined {
+    return this.#named.get(withRevision(name));
   }
 
   service(address: string): Service | undefined {
@@ -116,18 +143,24 @@ export class FlowDirectory {
   }
 
   /** Of HTTP requests, but for the reporter. What the route led to is known, so the service is no guess. */
-  requestLabels({ source, destination, service }: { source: Workload; destination: Workload; service: HttpService | undefined }, status: number, flags: string): FlowLabels {
+  requestLabels({ source, destination, service }: { source: Workload | undefined; destination: Workload | undefined; service: HttpService | undefined }, { status, flags, protocol = 'http', security = UNKNOWN, more = {} }: RequestFacts): FlowLabels {
     return {
       ...workloadLabels('source', source, this.#trustDomain),
       destination_service: service?.hostname || UNKNOWN,
       destination_service_namespace: service?.namespace || UNKNOWN,
       destination_service_name: service?.name || UNKNOWN,
       ...workloadLabels('destination', destination, this.#trustDomain),
-      request_protocol: 'http',
+      request_protocol: protocol,
       response_code: `${status}`,
       response_flags: flags,
-      connection_security_policy: UNKNOWN,
+      connection_security_policy: security,
+      ...more,
     };
+  }
+
+  #addName(workload: Workload): void {
+    const name = withRevision([workload.workload_name, workload.namespace, workload.canonical_name, workload.canonical_revision, workload.cluster_id].join(';'));
+    if (!this.#named.has(name)) this.#named.set(name, workload);
   }
 
   #add<T>(to: Map<string, T>, value: T, addresses: readonly Uint8Array[]): void {
@@ -137,6 +170,12 @@ export class FlowDirectory {
       if (this.#wanted.has(mapped) && !to.has(mapped)) to.set(mapped, value);
     }
   }
+}
+
+function withRevision(name: string): string {
+  const parts = name.split(';');
+  parts[3] ||= 'latest';
+  return parts.join(';');
 }
 
 const MAPPED = '00000000000000000000ffff';

@@ -1,13 +1,10 @@
-/** Istio's HTTP metrics of the kernel's part of the requests, as Prometheus reads them. */
-import type { HttpTotals } from '../dataplane/kernel-http-totals.js';
-import type { HttpReport } from './http-series.js';
-import type { PrometheusText } from './prometheus.js';
-
-/**
- * Upper bounds of all buckets but the last, which Envoy has for milliseconds and bytes alike and Istio leaves as they are:
- * https://github.com/envoyproxy/envoy/blob/v1.40.0/source/common/stats/histogram_impl.cc. The kernel's http_bounds are these.
- */
-export const HTTP_BOUNDS: readonly number[] = [0.5, 1, 5, 10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 30_000, 60_000, 300_000, 600_000, 1_800_000, 3_600_000];
+/** Istio's HTTP metrics, each series the sum of the kernel's part of the requests and of Envoy's, as Prometheus reads them. */
+import { addTotals, type HttpTotals } from '../dataplane/kernel-http-totals.js';
+import { MAX_REQUEST_KEYS } from '../proxy/request-log.js';
+import { HTTP_BOUNDS } from './http-bounds.js';
+import type { RequestReport } from './flow-telemetry.js';
+import type { FlowLabels } from './flow-labels.js';
+import { labelText, type PrometheusText } from './prometheus.js';
 
 /** https://istio.io/latest/docs/reference/config/metrics/ */
 const HISTOGRAMS: readonly { name: string; help: string; counts: (totals: HttpTotals) => bigint[]; sum: (totals: HttpTotals) => number }[] = [
@@ -16,14 +13,47 @@ const HISTOGRAMS: readonly { name: string; help: string; counts: (totals: HttpTo
   { name: 'istio_response_bytes', help: 'The size of answers, heads and bodies.', counts: ({ answer }) => answer, sum: ({ answerBytes }) => Number(answerBytes) },
 ];
 
-export function addHttpMetrics(text: PrometheusText, { series, held, dropped }: HttpReport): void {
-  for (const { labels, totals } of series) {
-    for (const reporter of ['source', 'destination']) {
-      const all = { reporter, ...labels };
-      text.add('istio_requests_total', 'counter', 'The total number of requests: of those that the kernel moved past Envoy.', totals.requests, all);
-      for (const { name, help, counts, sum } of HISTOGRAMS) text.addHistogram(name, help, HTTP_BOUNDS, counts(totals), sum(totals), all);
-    }
+const REPORTERS = ['source', 'destination'] as const;
+/** Series that are told between two turns of everybody else. */
+const SERIES_A_TURN = 128;
+
+/** As `addHttpMetrics`, at once. */
+export function addHttpMetrics(text: PrometheusText, report: RequestReport): void {
+  for (const _ of httpMetrics(text, report));
+}
+
+/** Takes several turns: there may be thousands of series. */
+export async function addHttpMetricsInTurns(text: PrometheusText, report: RequestReport): Promise<void> {
+  for (const _ of httpMetrics(text, report)) await new Promise(setImmediate);
+}
+
+function* httpMetrics(text: PrometheusText, { kernel, envoy }: RequestReport): Generator<void> {
+  let count = 0;
+  for (const { reporter, labels, totals } of sums({ kernel, envoy })) {
+    const all = labelText({ reporter, ...labels });
+    text.addLabelled('istio_requests_total', 'counter', 'The total number of requests.', totals.requests, all);
+    for (const { name, help, counts, sum } of HISTOGRAMS) text.addHistogram(name, help, HTTP_BOUNDS, counts(totals), sum(totals), all);
+    if (++count % SERIES_A_TURN === 0) yield;
   }
-  text.add('underpass_http_entries_held', 'gauge', 'Kernel entries of requests that are in no series yet, since the control plane has not named one of their workloads.', held);
-  text.add('underpass_http_retired_dropped_total', 'counter', 'Series of requests that fell since there was no room to keep what pods that are gone had added.', dropped);
+  if (kernel) {
+    text.add('underpass_http_entries_held', 'gauge', 'Kernel entries of requests that are in no series yet, since the control plane has not named one of their workloads.', kernel.held);
+    text.add('underpass_http_retired_dropped_total', 'counter', 'Series of requests that fell since there was no room to keep what pods that are gone had added.', kernel.dropped);
+  }
+  if (envoy) {
+    text.add('underpass_envoy_requests_read', 'gauge', "Whether Envoy said how many requests it had had when it was last asked; if not, its part of the series of requests is what it was before.", Number(envoy.isRead));
+    text.add('underpass_envoy_request_keys', 'gauge', `Combinations of pods, services and answers by which Envoy counts requests; at ${MAX_REQUEST_KEYS} it counts none of others.`, envoy.keys);
+    text.add('underpass_envoy_request_keys_held', 'gauge', "Such combinations that are in no series yet, since the control plane has not named one of their workloads.", envoy.held);
+    text.add('underpass_envoy_requests_lost_total', 'counter', 'Requests of Envoy\'s that are in no series: there was no room for another, or nobody knew any more whose they were.', envoy.lost);
+  }
+}
+
+/** The kernel counts for both reporters. */
+function sums({ kernel, envoy }: RequestReport): Iterable<{ reporter: string; labels: FlowLabels; totals: HttpTotals }> {
+  const all = new Map<string, { reporter: string; labels: FlowLabels; totals: HttpTotals }>();
+  for (const { hash, labels, totals } of kernel?.series ?? []) for (const reporter of REPORTERS) all.set(`${reporter} ${hash}`, { reporter, labels, totals });
+  for (const { reporter, hash, labels, totals } of envoy?.sums ?? []) {
+    const before = all.get(`${reporter} ${hash}`);
+    all.set(`${reporter} ${hash}`, { reporter, labels, totals: before ? addTotals(before.totals, totals) : totals });
+  }
+  return all.values();
 }

@@ -9,6 +9,8 @@ import type { FlowDirectory, FlowLabels, FlowPod } from './flow-labels.js';
 import { hashOf } from './flow-series.js';
 
 export interface HttpSeries {
+  /** Of the labels. */
+  hash: string;
   /** But for the reporter. */
   labels: FlowLabels;
   totals: HttpTotals;
@@ -16,6 +18,8 @@ export interface HttpSeries {
 
 export interface HttpReport {
   series: HttpSeries[];
+  /** Hashes of the series to which an entry of the kernel's may still add. */
+  live: ReadonlySet<string>;
   /** Entries that are not told yet: the control plane has not named the workload of one of their pods. */
   held: number;
   /** Entries whose pods are gone that there was no room to keep. */
@@ -27,6 +31,8 @@ export interface HttpSeriesOptions {
   /** The pods that the kernel knows. */
   pods: () => readonly FlowPod[];
   directory: FlowDirectory;
+  /** Labels, by their hash, of series that Envoy's part keeps: what was retired of them stays. */
+  others?: (hash: string) => FlowLabels | undefined;
   /** Milliseconds. */
   now?: () => number;
 }
@@ -47,29 +53,40 @@ export class HttpSeriesSource {
   /** By hash: what was retired here, and when. What an earlier agent retired has a hash only. */
   readonly #retired = new Map<string, { labels: FlowLabels; at: number }>();
   #dropped = 0;
+  /** Of the last report. */
+  #told: { live: ReadonlySet<string>; held: number } = { live: new Set(), held: 0 };
 
   constructor(options: HttpSeriesOptions) {
     this.#options = options;
     this.#now = options.now ?? (() => performance.now());
   }
 
-  /** For a scrape: everything up to now. What is told for the last time is forgotten. */
+  /** For a scrape: everything up to now. */
   report(): HttpReport {
     const { live, held } = this.#collect();
-    const hashes = new Set(live.keys());
+    this.#told = { live: new Set(live.keys()), held };
     for (const [hash, totals] of this.#options.requests.retired()) {
-      const labels = live.get(hash)?.labels ?? this.#retired.get(hash)?.labels;
+      const labels = live.get(hash)?.labels ?? this.#retired.get(hash)?.labels ?? this.#options.others?.(hash);
       if (labels) add(live, hash, labels, totals);
     }
-    this.#dropRetired(held, (hash) => !hashes.has(hash));
-    return { series: [...live.values()], held, dropped: this.#dropped };
+    return { series: [...live.values()], live: this.#told.live, held, dropped: this.#dropped };
   }
 
-  /** Now and then, so that pods that live shortly leave their labels and those that are gone their place. */
-  sweep(): void {
+  /** After a report: what was told for the last time is forgotten. */
+  forgetTold(): void {
+    const { live, held } = this.#told;
+    this.#dropRetired(held, (hash) => !live.has(hash));
+  }
+
+  /**
+   * Now and then, so that pods that live shortly leave their labels and those that are gone their place.
+   * @returns series to which an entry may still add, by hash
+   */
+  sweep(): ReadonlyMap<string, HttpSeries> {
     const { live, held } = this.#collect();
     const now = this.#now();
     this.#dropRetired(held, (hash) => !live.has(hash) && now - (this.#retired.get(hash)?.at ?? -Infinity) > UNREAD_MS);
+    return live;
   }
 
   /** Without the whole picture nothing is dropped: what is held back may turn out to have the same labels. */
@@ -77,7 +94,7 @@ export class HttpSeriesSource {
     const { requests, directory } = this.#options;
     if (held > 0 || !directory.synced) return;
     for (const hash of requests.retired().keys()) {
-      if (!isOver(hash)) continue;
+      if (!isOver(hash) || this.#options.others?.(hash)) continue;
       requests.dropRetired(hash);
       this.#retired.delete(hash);
     }
@@ -110,7 +127,7 @@ export class HttpSeriesSource {
   #labelsOf({ service, status, ending }: HttpTotalEntry, client: FlowPod, server: FlowPod): FlowLabels | undefined {
     const { directory } = this.#options;
     const [source, destination] = [client, server].map(({ addresses }) => directory.workload(addresses));
-    return source && destination && directory.requestLabels({ source, destination, service }, status, FLAGS[ending]);
+    return source && destination && directory.requestLabels({ source, destination, service }, { status, flags: FLAGS[ending] });
   }
 
   /** False: it waits. */
@@ -133,5 +150,5 @@ export class HttpSeriesSource {
 
 function add(to: Map<string, HttpSeries>, hash: string, labels: FlowLabels, totals: HttpTotals): void {
   const before = to.get(hash);
-  to.set(hash, { labels, totals: before ? addTotals(before.totals, totals) : totals });
+  to.set(hash, { hash, labels, totals: before ? addTotals(before.totals, totals) : totals });
 }

@@ -2,7 +2,7 @@
 import type { AgentStatus } from '../admin/status.js';
 import type { PodCounters } from '../dataplane/kernel.js';
 import { addFlowMetrics } from './flow-metrics.js';
-import { addHttpMetrics } from './http-metrics.js';
+import { addHttpMetricsInTurns } from './http-metrics.js';
 import type { FlowTelemetry } from './flow-telemetry.js';
 import { countProbation } from '../dataplane/probation.js';
 import { PrometheusText } from './prometheus.js';
@@ -12,7 +12,9 @@ export interface Counters {
   pods: (PodCounters & { uid: string; pod: string; namespace: string })[];
 }
 
-export function metricsText(status: AgentStatus, counters: Counters | undefined, flows: Pick<FlowTelemetry, 'report' | 'httpReport' | 'logLost'> | undefined): string {
+/** The answer to a scrape, in pieces. */
+export async function metricsText(status: AgentStatus, counters: Counters | undefined, flows: Pick<FlowTelemetry, 'refresh' | 'report' | 'httpReport' | 'logLost'> | undefined): Promise<Iterable<string>> {
+  await flows?.refresh();
   const text = new PrometheusText();
   text.add('underpass_agent_ready', 'gauge', 'Whether the agent is ready.', Number(status.ready));
   text.add('underpass_agent_start_time_seconds', 'gauge', 'When the agent started, in seconds since the epoch.', Date.parse(status.since) / 1000);
@@ -75,10 +77,9 @@ export function metricsText(status: AgentStatus, counters: Counters | undefined,
   }
   const report = flows?.report();
   if (report) addFlowMetrics(text, report);
-  const requests = flows?.httpReport();
-  if (requests) addHttpMetrics(text, requests);
+  if (flows) await addHttpMetricsInTurns(text, flows.httpReport());
   if (flows?.logLost !== undefined) text.add('underpass_flow_log_lines_lost_total', 'counter', 'Connections that ended and had no line in the flow log, since there were too many.', flows.logLost);
-  return text.toString();
+  return text.pieces();
 }
 
 function metricName(name: string): string {

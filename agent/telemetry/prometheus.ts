@@ -1,44 +1,72 @@
 /** Prometheus' text format, version 0.0.4: https://prometheus.io/docs/instrumenting/exposition_formats/ */
 export type MetricType = 'counter' | 'gauge' | 'histogram';
 
+/** Written when they are read: a histogram has some twenty lines, and there may be thousands of them. */
+type Sample = () => string;
+
+const PIECE_CHARS = 65_536;
+
 export class PrometheusText {
-  readonly #families = new Map<string, { help: string; type: MetricType; lines: string[] }>();
+  readonly #families = new Map<string, { help: string; type: MetricType; samples: Sample[] }>();
 
   add(name: string, type: MetricType, help: string, value: number | bigint, labels: Readonly<Record<string, string>> = {}): this {
-    this.#family(name, type, help).push(line(name, value, labels));
+    return this.addLabelled(name, type, help, value, labelText(labels));
+  }
+
+  /** As `add`. @param labels as `labelText` has them */
+  addLabelled(name: string, type: MetricType, help: string, value: number | bigint, labels: string): this {
+    this.#family(name, type, help).push(() => line(name, value, labels));
     return this;
   }
 
-  /** `counts` has one more than `bounds`: what is above the last. */
-  addHistogram(name: string, help: string, bounds: readonly number[], counts: readonly bigint[], sum: number, labels: Readonly<Record<string, string>> = {}): this {
-    const lines = this.#family(name, 'histogram', help);
-    let below = 0n;
-    counts.forEach((count, index) => {
-      below += count;
-      lines.push(line(`${name}_bucket`, below, { ...labels, le: bounds[index] === undefined ? '+Inf' : String(bounds[index]) }));
+  /** `counts` has one more than `bounds`: what is above the last. @param labels as `labelText` has them, or as they are */
+  addHistogram(name: string, help: string, bounds: readonly number[], counts: readonly bigint[], sum: number, labels: Readonly<Record<string, string>> | string = ''): this {
+    const text = typeof labels === 'string' ? labels : labelText(labels);
+    const more = text === '' ? '' : `${text},`;
+    this.#family(name, 'histogram', help).push(() => {
+      let below = 0n;
+      const lines = counts.map((count, index) => {
+        below += count;
+        return line(`${name}_bucket`, below, `${more}le="${bounds[index] === undefined ? '+Inf' : bounds[index]}"`);
+      });
+      return [...lines, line(`${name}_sum`, sum, text), line(`${name}_count`, below, text)].join('\n');
     });
-    lines.push(line(`${name}_sum`, sum, labels), line(`${name}_count`, below, labels));
     return this;
   }
 
-  #family(name: string, type: MetricType, help: string): string[] {
+  #family(name: string, type: MetricType, help: string): Sample[] {
     let family = this.#families.get(name);
-    if (!family) this.#families.set(name, (family = { help, type, lines: [] }));
-    return family.lines;
+    if (!family) this.#families.set(name, (family = { help, type, samples: [] }));
+    return family.samples;
+  }
+
+  /** Of some ten thousand characters. */
+  *pieces(): Generator<string> {
+    let text = '';
+    for (const [name, { help, type, samples }] of this.#families) {
+      text += `# HELP ${name} ${help.replaceAll('\\', '\\\\').replaceAll('\n', '\\n')}\n# TYPE ${name} ${type}\n`;
+      for (const sample of samples) {
+        text += `${sample()}\n`;
+        if (text.length < PIECE_CHARS) continue;
+        yield text;
+        text = '';
+      }
+    }
+    yield text;
   }
 
   toString(): string {
-    let text = '';
-    for (const [name, { help, type, lines }] of this.#families) {
-      text += `# HELP ${name} ${help.replaceAll('\\', '\\\\').replaceAll('\n', '\\n')}\n# TYPE ${name} ${type}\n${lines.join('\n')}\n`;
-    }
-    return text;
+    return [...this.pieces()].join('');
   }
 }
 
-function line(name: string, value: number | bigint, labels: Readonly<Record<string, string>>): string {
-  const pairs = Object.entries(labels).map(([key, text]) => `${key}="${escapeLabel(text)}"`);
-  return `${name}${pairs.length > 0 ? `{${pairs.join(',')}}` : ''} ${value}`;
+/** `a="b",c="d"` */
+export function labelText(labels: Readonly<Record<string, string>>): string {
+  return Object.entries(labels).map(([key, text]) => `${key}="${escapeLabel(text)}"`).join();
+}
+
+function line(name: string, value: number | bigint, labels: string): string {
+  return `${name}${labels === '' ? '' : `{${labels}}`} ${value}`;
 }
 
 function escapeLabel(text: string): string {

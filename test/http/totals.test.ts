@@ -6,7 +6,8 @@ import type { HttpService, HttpTable } from '../../agent/http/table.js';
 import { encodeAddress } from '../../agent/dataplane/kernel-codec.js';
 import type { HttpEnding, HttpTotalEntry } from '../../agent/dataplane/kernel-http-totals.js';
 import { FlowDirectory } from '../../agent/telemetry/flow-labels.js';
-import { addHttpMetrics, HTTP_BOUNDS } from '../../agent/telemetry/http-metrics.js';
+import { HTTP_BOUNDS } from '../../agent/telemetry/http-bounds.js';
+import { addHttpMetrics } from '../../agent/telemetry/http-metrics.js';
 import { HttpSeriesSource } from '../../agent/telemetry/http-series.js';
 import { PrometheusText } from '../../agent/telemetry/prometheus.js';
 import { Address, Workload } from '../../proto/generated/istio/workload/workload.js';
@@ -170,7 +171,8 @@ test('series: what a scrape reads is what was sent, at both reporters; it stays 
   const source = new HttpSeriesSource({ requests: w.kernel.http.totals, pods: () => pods, directory: new FlowDirectory(known), now: () => nowMs });
   const scrape = (): string[] => {
     const out = new PrometheusText();
-    addHttpMetrics(out, source.report());
+    addHttpMetrics(out, { kernel: source.report(), envoy: undefined });
+    source.forgetTold();
     return out.toString().split('\n').filter((each) => each.startsWith('istio_'));
   };
   await taught('/a', 80);

@@ -1,0 +1,90 @@
+// Real Envoys count requests by keys that are what they say, and by nothing that a client or server can choose freely.
+import assert from 'node:assert/strict';
+import { after, before, describe, it } from 'node:test';
+import { ClusterLoadAssignment } from '../../proto/generated/envoy/config/endpoint/v3/endpoint.js';
+import { pack, unpack } from '../../common/xds/any.js';
+import { waitFor } from '../../common/retry.js';
+import { REQUEST_STATS_PATH, RequestStatsReader } from '../telemetry/envoy-stats.js';
+import { requests, type TestNetns } from '../testing/netns.js';
+import { ENDPOINT, ProxyWorld, SERVICE_CLUSTER, SERVICE_VIP } from '../testing/proxy-world.js';
+import { assignment } from '../testing/resources.js';
+import type { ProxyPod } from './proxy-pod.js';
+import { KEY_SEPARATOR } from './request-log.js';
+
+const WORKLOAD = 'web-v1;shop;web;v1;Kubernetes';
+/** Any status, any grpc-status, that the request asks for. */
+const SERVER = `require('http').createServer((q, r) => { const { status, grpc } = q.headers; q.resume().on('end', () => { r.writeHead(Number(status ?? 200), grpc === undefined ? {} : { 'content-type': 'application/grpc', 'grpc-status': grpc }); r.end('hello'); }); }).listen(80, () => console.log('ready'));`;
+
+describe('requests as Envoy counts them', () => {
+  const world = new ProxyWorld();
+  let pod: ProxyPod;
+  let netns: TestNetns;
+
+  before(async () => {
+    await world.start();
+    const endpoints = unpack(ClusterLoadAssignment, assignment(SERVICE_CLUSTER, [`${ENDPOINT}:80`]))!;
+    for (const { lb_endpoints } of endpoints.endpoints) for (const each of lb_endpoints) each.metadata = { filter_metadata: { istio: { workload: WORKLOAD } }, typed_filter_metadata: {} };
+    world.controlPlane.set(pack(ClusterLoadAssignment, endpoints), SERVICE_CLUSTER);
+    // The endpoint is this very pod: a pod of the node.
+    ({ pod, netns } = await world.pod('pod-a', { ips: ['10.0.1.1', ENDPOINT] }));
+    await netns.serve(SERVER);
+    world.running.setPods([pod]);
+    await world.ready(pod);
+    await world.settled();
+  });
+  after(() => world.close());
+
+  async function counted(): Promise<Map<string, number>> {
+    const reader = new RequestStatsReader();
+    await world.running.envoy.admin.read(REQUEST_STATS_PATH, (text) => reader.read(text), { maxBytes: 1 << 20 });
+    return new Map([...reader.end()].map(([key, { requests: count }]) => [key, Number(count)]));
+  }
+
+  const outbound = (...rest: string[]): string => ['s', pod.netnsPath, ...rest].join(KEY_SEPARATOR);
+
+  it('by client, cluster, workload, place, status, flags and protocol', async () => {
+    const ask = (headers: Record<string, string>, count = 1) => Array.from({ length: count }, () => ({ url: `http://${SERVICE_VIP}/`, headers: { host: 'web', ...headers } }));
+    await netns.script(requests([
+      ...ask({}, 3), ...ask({ status: '404' }, 2), ...ask({ host: 'nobody' }),
+      ...ask({ 'content-type': 'application/grpc', grpc: '5' }), ...ask({ 'content-type': 'application/grpc+proto', grpc: '0' }), ...ask({ 'content-type': 'application/grpc', grpc: '4242' }),
+      // Of what it likes.
+      ...ask({ 'content-type': 'a\\tb', 'x-envoy-x': 'y', 'user-agent': 'z' }, 2),
+    ]));
+    const of = (status: string, protocol: string, grpc: string): string => outbound(SERVICE_CLUSTER, WORKLOAD, 'node', status, '-', protocol, grpc);
+    const wanted = new Map([
+      [of('200', 'http', ''), 5], [of('404', 'http', ''), 2], [of('200', 'grpc', '5'), 1], [of('200', 'grpc', '0'), 1], [of('200', 'grpc', ''), 1],
+      [outbound('', '', '', '404', 'NR', 'http', ''), 1],
+    ]);
+    let found = new Map<string, number>();
+    await waitFor('Envoy to merge what its threads counted', async () => {
+      found = await counted();
+      return [...found.values()].reduce((sum, count) => sum + count, 0) >= 11;
+    }, { timeoutMs: 15_000, everyMs: 200 }).catch(() => undefined);
+    assert.deepEqual([...found].sort(), [...wanted].sort());
+  });
+
+  it('with their sizes, heads and bodies, and in buckets', async () => {
+    const reader = new RequestStatsReader();
+    await world.running.envoy.admin.read(REQUEST_STATS_PATH, (text) => reader.read(text), { maxBytes: 1 << 20 });
+    const totals = reader.end().get(outbound(SERVICE_CLUSTER, WORKLOAD, 'node', '404', '-', 'http', ''))!;
+    for (const buckets of [totals.duration, totals.request, totals.answer]) assert.equal(buckets.reduce((sum, count) => sum + count, 0n), 2n);
+    assert.ok(totals.requestBytes > 60n && totals.requestBytes < 1_000n && totals.answerBytes > 60n && totals.answerBytes < 1_000n, JSON.stringify([`${totals.requestBytes}`, `${totals.answerBytes}`]));
+    // Each is of 51 to 250 bytes.
+    assert.equal(totals.answer[6]! + totals.answer[7]!, 2n);
+  });
+
+  it('an answer that is longer than the bound is an error, not memory', async () => {
+    await assert.rejects(world.running.envoy.admin.read(REQUEST_STATS_PATH, () => undefined, { maxBytes: 100 }), /longer than 100 bytes/);
+  });
+
+  it("a listener's new version goes on with what the one before had counted", async () => {
+    const start = await counted();
+    pod = { ...pod, labels: { app: 'other' } };
+    world.running.setPods([pod]);
+    await world.ready(pod);
+    await world.settled();
+    await netns.script(requests([{ url: `http://${SERVICE_VIP}/`, headers: { host: 'web' } }]));
+    const key = outbound(SERVICE_CLUSTER, WORKLOAD, 'node', '200', '-', 'http', '');
+    await waitFor('one more', async () => (await counted()).get(key) === start.get(key)! + 1, { timeoutMs: 15_000, everyMs: 200 });
+  });
+});

@@ -1,0 +1,107 @@
+/**
+ * What the shared Envoy counts of each HTTP request, by its own access logger for statistics. Envoy's formatters can't say Istio's
+ * labels, and a change of workloads must not change a listener: so Envoy counts by a key of what it knows for certain, and the
+ * agent makes labels of it (agent/telemetry/envoy-requests.ts). Nothing that a client or server can choose freely is in a key.
+ */
+import { AccessLog, type AccessLogFilter } from '../../proto/generated/envoy/config/accesslog/v3/accesslog.js';
+import type { FilterChain } from '../../proto/generated/envoy/config/listener/v3/listener_components.js';
+import { Config, Config_Histogram_Unit } from '../../proto/generated/envoy/extensions/access_loggers/stats/v3/stats.js';
+import { HttpConnectionManager } from '../../proto/generated/envoy/extensions/filters/network/http_connection_manager/v3/http_connection_manager.js';
+import type { Cluster } from '../../proto/generated/envoy/config/cluster/v3/cluster.js';
+import type { ClusterLoadAssignment } from '../../proto/generated/envoy/config/endpoint/v3/endpoint.js';
+import { pack, unpack } from '../../common/xds/any.js';
+import type { EnvoyExtensions } from './extensions.js';
+import { NETNS_FILTER_STATE } from './fold-clusters.js';
+import { mapEndpoints } from './fold-endpoints.js';
+import { PEER_PRINCIPAL } from './pod-listener.js';
+
+/** Names of Envoy's histograms begin so; behind it come the quantity, `.k.` and the key. */
+export const REQUEST_STATS = 'underpass_requests';
+/** Of a key's parts: no name, address or path of this project's has one. */
+export const KEY_SEPARATOR = '\t';
+/** What is counted, by the name that its histogram has. */
+export const REQUEST_QUANTITIES = ['duration', 'request', 'answer'] as const;
+export type RequestQuantity = (typeof REQUEST_QUANTITIES)[number];
+/** Keys that Envoy counts by at a time. */
+export const MAX_REQUEST_KEYS = 4_096;
+/** Metadata of endpoints that are pods of this node and have no inbound chain at Envoy: nobody but the client's side counts what they serve. */
+const PLACE_METADATA = 'underpass.place';
+
+/** `outbound`: where a pod's requests leave it. Otherwise where they come in, of the pod with this uid. */
+export type CountedSide = 'outbound' | { inbound: string; from: 'node' | 'network' };
+
+/**
+ * The parts of a key, in their order.
+ * - outbound: `s`, the client's namespace path, cluster, workload of the endpoint as Istio writes it, `node` where that is in this
+ *   Envoy's charge alone, status, flags, protocol, status of gRPC
+ * - inbound: `d`, the client's namespace path if it is a pod of this node, cluster, uid of the pod, the caller's principal, and the same
+ */
+function keyFormat(side: CountedSide, protocol: 'http' | 'grpc', grpcStatus: string): string {
+  const own = side === 'outbound'
+    ? ['s', `%FILTER_STATE(${NETNS_FILTER_STATE}:PLAIN)%`, '%UPSTREAM_CLUSTER_RAW%', '%UPSTREAM_METADATA(istio:workload)%', `%UPSTREAM_METADATA(${PLACE_METADATA}:at)%`]
+    : ['d', side.from === 'node' ? `%FILTER_STATE(${NETNS_FILTER_STATE}:PLAIN)%` : '', '%UPSTREAM_CLUSTER_RAW%', side.inbound, side.from === 'node' ? `%FILTER_STATE(${PEER_PRINCIPAL}:PLAIN)%` : '%DOWNSTREAM_PEER_URI_SAN%'];
+  return [...own, '%RESPONSE_CODE%', '%RESPONSE_FLAGS%', protocol, grpcStatus].join(KEY_SEPARATOR);
+}
+
+/** As Istio's metrics are measured: https://github.com/istio/proxy/blob/master/source/extensions/filters/http/istio_stats/istio_stats.cc */
+const VALUES: Record<RequestQuantity, { format: string; unit: Config_Histogram_Unit }> = {
+  duration: { format: '%DURATION%', unit: Config_Histogram_Unit.Milliseconds },
+  request: { format: '%DOWNSTREAM_WIRE_BYTES_RECEIVED%', unit: Config_Histogram_Unit.Bytes },
+  answer: { format: '%DOWNSTREAM_WIRE_BYTES_SENT%', unit: Config_Histogram_Unit.Bytes },
+};
+
+function logger(key: string, filter: AccessLogFilter): AccessLog {
+  const config = Config.fromPartial({
+    histograms: REQUEST_QUANTITIES.map((name) => ({ stat: { name, tags: [{ name: 'k', value_format: key }] }, unit: VALUES[name].unit, value_format: VALUES[name].format })),
+    // One for all listeners: what it holds outlives each of them. What was not counted up for an interval is dropped, see bootstrap.ts.
+    stats_scope: { prefix: REQUEST_STATS, sharing_name: REQUEST_STATS, enable_eviction: true, max_histograms: MAX_REQUEST_KEYS * REQUEST_QUANTITIES.length },
+  });
+  return { ...AccessLog.fromPartial({ name: 'underpass.requests', config_type: { $case: 'typed_config', value: pack(Config, config) } }), filter };
+}
+
+type Filter = NonNullable<AccessLogFilter['filter_specifier']>;
+const filter = (specifier: Filter): AccessLogFilter => ({ filter_specifier: specifier, _unknownFields: {} });
+const both = (...filters: AccessLogFilter[]): AccessLogFilter => filter({ $case: 'and_filter', value: { filters, _unknownFields: {} } });
+
+/** Istio's word for it, too: what says so in its content type. */
+const isGrpc = (inverted: boolean): AccessLogFilter => AccessLog.fromPartial({ filter: { filter_specifier: { $case: 'header_filter', value: { header: {
+  name: 'content-type', invert_match: inverted, treat_missing_header_as_empty: true,
+  header_match_specifier: { $case: 'string_match', value: { match_pattern: { $case: 'prefix', value: 'application/grpc' } } },
+} } } } }).filter!;
+
+/** Servers may make up any status: only those that gRPC has are in keys. */
+const GRPC_STATUSES = Array.from({ length: 17 }, (_, status) => status);
+const hasKnownStatus = (exclude: boolean): AccessLogFilter => AccessLog.fromPartial({ filter: { filter_specifier: { $case: 'grpc_status_filter', value: { statuses: GRPC_STATUSES, exclude } } } }).filter!;
+
+function loggers(side: CountedSide): AccessLog[] {
+  return [
+    logger(keyFormat(side, 'http', ''), isGrpc(true)),
+    logger(keyFormat(side, 'grpc', '%GRPC_STATUS_NUMBER%'), both(isGrpc(false), hasKnownStatus(false))),
+    logger(keyFormat(side, 'grpc', ''), both(isGrpc(false), hasKnownStatus(true))),
+  ];
+}
+
+const EXTENSION = 'envoy.access_loggers.stats';
+
+/** The chain, with its requests counted; itself when it has no HTTP, or this Envoy can't count. */
+export function countingRequests(chain: FilterChain, extensions: EnvoyExtensions, side: CountedSide): FilterChain {
+  if (!extensions.hasName(EXTENSION)) return chain;
+  let found = false;
+  const filters = chain.filters.map((each) => {
+    const manager = each.config_type?.$case === 'typed_config' ? unpack(HttpConnectionManager, each.config_type.value) : undefined;
+    if (!manager) return each;
+    found = true;
+    manager.access_log.push(...loggers(side));
+    return { ...each, config_type: { $case: 'typed_config' as const, value: pack(HttpConnectionManager, manager) } };
+  });
+  return found ? { ...chain, filters } : chain;
+}
+
+/** The cluster and assignment with those endpoints marked that no inbound chain of this Envoy stands before, and that are its own pods'. */
+export function markPlaces(cluster: Cluster, assignment: ClusterLoadAssignment | undefined, local: ReadonlySet<string>, behindChain: ReadonlyMap<string, string>): { cluster: Cluster; assignment: ClusterLoadAssignment | undefined } {
+  const change = (from: ClusterLoadAssignment): ClusterLoadAssignment => mapEndpoints(from, (item, { address }) => {
+    if (!local.has(address) || behindChain.has(address)) return item;
+    return { ...item, metadata: { typed_filter_metadata: {}, ...item.metadata, filter_metadata: { ...item.metadata?.filter_metadata, [PLACE_METADATA]: { at: 'node' } } } };
+  });
+  return { cluster: cluster.load_assignment ? { ...cluster, load_assignment: change(cluster.load_assignment) } : cluster, assignment: assignment && change(assignment) };
+}
