@@ -6,6 +6,10 @@
 
 #define HTTP_NOWHERE 0xffffffffu
 
+struct http_whole {
+	__u32 status, bytes, close;
+};
+
 /* Of one socket: where it is in what it sends. */
 struct http_socket {
 	struct http_scratch scratch;
@@ -19,6 +23,9 @@ struct http_socket {
 	__u8 fast;     /* of C: what goes on was begun with a server, and is none of Envoy's */
 	__u8 trace;    /* of C's request at hand, enum http_trace: drawn to be traced, or the kind in which it is to be said that it was not */
 	__u32 reader; /* enum http_reader, of the head in the scratch; 0: it could not be read */
+	/* Of S: what the message at hand completes. */
+	__u32 answered, at, unbounded;
+	struct http_whole whole[HTTP_PIPELINED + 1];
 	/* What C's request at hand is led to. */
 	__u32 table; /* whose routes these are; 0: not looked up yet */
 	__u32 routes, vhost;
@@ -105,7 +112,7 @@ static __always_inline void http_activity_add(__u64 netns_cookie, __s64 n)
 /* What was under way, as it was when it ended. */
 struct http_ended {
 	__u64 server, started_ns, netns_cookie, server_netns, request_bytes, answer_bytes;
-	__u32 state, load, class, generation, service, status;
+	__u32 state, load, class, generation, service, status, waiting;
 	bool counted; /* when its answer came, before the request was whole */
 };
 
@@ -122,6 +129,7 @@ static __always_inline void http_copy(const struct http_channel *ch, struct http
 	out->generation = ch->generation;
 	out->service = ch->service;
 	out->status = ch->status;
+	out->waiting = ch->waiting;
 	out->counted = ch->unknown == HTTP_ANSWERED;
 	out->request_bytes = ch->request_bytes;
 	out->answer_bytes = ch->answer_bytes;
@@ -142,9 +150,10 @@ static __always_inline void http_take(struct http_channel *ch, struct http_ended
 
 static __always_inline void http_settle(const struct http_ended *ended)
 {
+	__s32 n = 1 + (ended->state == HTTP_FAST ? ended->waiting : 0);
 	if (ended->state == HTTP_FAST)
-		http_activity_add(ended->netns_cookie, -1);
-	http_load_add(ended->load, -1);
+		http_activity_add(ended->netns_cookie, -n);
+	http_load_add(ended->load, -n);
 }
 
 /* The first of two places for what is learnt of an endpoint: one look, not sixteen. */
@@ -206,6 +215,20 @@ static __always_inline void http_total(const struct http_ended *ended, __u64 now
 	               ended->request_bytes << 32 | (__u32)ended->answer_bytes);
 }
 
+/* What was still to be answered when a channel ended: nobody writes there any more. */
+HTTP_GLOBAL int http_total_waiting(__u64 client, __u32 ending)
+{
+	struct http_channel *ch = bpf_map_lookup_elem(&http_channels, &client);
+	if (!ch)
+		return 0;
+	/* The one before them may have been answered by the connection's end. */
+	if (ending == HTTP_WHOLE)
+		ending = HTTP_UPSTREAM_ENDED;
+	for (__u32 i = 0; i < HTTP_PIPELINED && i < ch->waiting; i++)
+		http_total_add(ch->tuple.netns_cookie, ch->server_netns, ch->service | (__u64)ending << 48, 0, (__u64)ch->sizes[i] << 32);
+	return 0;
+}
+
 /* From here on all that C sends is Envoy's; what the kernel had under way can't be ended well. */
 static __always_inline void http_lose(struct http_channel *ch, enum counter why)
 {
@@ -222,6 +245,8 @@ static __always_inline void http_lose(struct http_channel *ch, enum counter why)
 		return;
 	if (!ended.counted)
 		http_total(&ended, bpf_ktime_get_ns(), ended.status, HTTP_RESET_HERE);
+	if (ended.waiting)
+		http_total_waiting(ch->cookie, HTTP_RESET_HERE);
 	http_end_client(ch, false);
 }
 
@@ -256,6 +281,7 @@ static __always_inline struct http_channel *http_open(const struct socket_state 
 	struct http_channel *ch = bpf_map_lookup_elem(&http_channels, &cookie);
 	if (!ch)
 		return 0;
+	ch->cookie = cookie;
 	ch->sock = state->sock;
 	ch->proxy_sock = state->peer_sock;
 	ch->proxy_cookie = state->peer_cookie;
@@ -331,9 +357,10 @@ HTTP_GLOBAL int http_server_closing(__u64 cookie, __u64 client, bool orderly)
 HTTP_GLOBAL int http_total_last(__u64 client, __u32 ending)
 {
 	struct http_channel *ch = bpf_map_lookup_elem(&http_channels, &client);
-	if (ch)
-		http_total_add(ch->tuple.netns_cookie, ch->server_netns, ch->service | (__u64)ch->status << 32 | (__u64)ending << 48, (bpf_ktime_get_ns() - ch->started_ns) / 1000,
-		               ch->request_bytes << 32 | (__u32)ch->answer_bytes);
+	if (!ch)
+		return 0;
+	http_total_add(ch->tuple.netns_cookie, ch->server_netns, ch->service | (__u64)ch->status << 32 | (__u64)ending << 48, (bpf_ktime_get_ns() - ch->started_ns) / 1000,
+	               ch->request_bytes << 32 | (__u32)ch->answer_bytes);
 	return 0;
 }
 
@@ -356,8 +383,10 @@ HTTP_GLOBAL int http_socket_state(struct socket_state *state, __u32 next)
 		client = *known;
 		ended = http_server_closing(cookie, client, next == BPF_TCP_FIN_WAIT1 || next == BPF_TCP_LAST_ACK);
 	}
-	if (ended > 0)
+	if (ended > 0) {
 		http_total_last(client, ended - 1);
+		http_total_waiting(client, ended - 1);
+	}
 	if (!closed)
 		return 0;
 	if (accepted) {

@@ -160,14 +160,10 @@ static __always_inline bool http_draw_text(struct http_socket *hs)
 	return true;
 }
 
-/*
- * What the tables say of the request in hs. COUNTERS: it may be fast, by the class and endpoint in hs; anything else is why
- * not, and `drawn` whether Envoy is to be told of the draw.
- */
-static __always_inline enum counter http_decide(struct socket_state *state, struct http_socket *hs, bool *drawn)
+/* The class of the request in hs, by its pod's routes. COUNTERS: it may be fast; anything else is why not. */
+static __always_inline enum counter http_find_class(struct socket_state *state, struct http_socket *hs, struct http_class **found)
 {
 	__u64 netns_cookie = state->netns_cookie;
-	*drawn = false;
 	hs->generation = 0;
 	hs->trace = 0;
 	hs->load = HTTP_NOWHERE;
@@ -193,8 +189,24 @@ static __always_inline enum counter http_decide(struct socket_state *state, stru
 		return COUNTER_HTTP_TRACED;
 	hs->class = index;
 	hs->generation = class->generation;
+	*found = class;
+	return COUNTERS;
+}
+
+/*
+ * What the tables say of the request in hs. COUNTERS: it may be fast, by the class and endpoint in hs; anything else is why
+ * not, and `drawn` whether Envoy is to be told of the draw.
+ */
+static __always_inline enum counter http_decide(struct socket_state *state, struct http_socket *hs, bool *drawn)
+{
+	struct http_class *class = 0;
+	*drawn = false;
+	enum counter reason = http_find_class(state, hs, &class);
+	if (reason != COUNTERS || !class)
+		return reason;
+	__u32 kind = class->trace;
 	/* Before anything else that leads to Envoy, which is told of it with the draw. */
-	hs->trace = context & kind ? 0 : class->sampled && bpf_get_prandom_u32() < class->sampled ? HTTP_TRACE_ASKED : kind;
+	hs->trace = hs->request.trace & kind ? 0 : class->sampled && bpf_get_prandom_u32() < class->sampled ? HTTP_TRACE_ASKED : kind;
 	const struct http_split *split = http_draw_split(class, &hs->split);
 	__u32 cluster_index = split ? split->cluster : HTTP_NOWHERE;
 	struct http_cluster *cluster = split ? bpf_map_lookup_elem(&http_clusters, &cluster_index) : 0;
@@ -420,7 +432,11 @@ int http_client(struct sk_msg_md *msg)
 		return SK_PASS;
 	}
 	/* A request before the answer to the one before it. */
-	if (owner == HTTP_FAST || owner == HTTP_ENVOY) {
+	if (owner == HTTP_FAST) {
+		bpf_tail_call(msg, &http_programs, HTTP_ROLE_PIPELINED);
+		return SK_DROP;
+	}
+	if (owner == HTTP_ENVOY) {
 		hs->lost = 1;
 		http_lose(ch, COUNTER_HTTP_LOST_PIPELINED);
 		return ch->unknown == HTTP_CUT ? SK_DROP : http_pass_on(msg);
@@ -484,6 +500,9 @@ int http_client(struct sk_msg_md *msg)
 		ch->status = 0;
 		ch->request_bytes = size;
 		ch->answer_bytes = 0;
+		ch->waiting = 0;
+		ch->heads = 0;
+		ch->pipelines = 0;
 		ch->started_ns = now;
 		ch->used_ns = now;
 	}

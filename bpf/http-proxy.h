@@ -24,7 +24,7 @@ int http_downstream(struct sk_msg_md *msg)
 	if (hs->begun) {
 		end = http_follow(msg, &hs->body, 0);
 	} else {
-		end = http_begin_answer(msg, hs, ch->to_head, true);
+		end = http_begin_answer(msg, hs, 0, ch->to_head, true);
 		if (end >= 0 && hs->answer.framing == HTTP_UNTIL_CLOSE)
 			end = -1;
 	}

@@ -2,15 +2,15 @@
 #pragma once
 
 /*
- * The answer that the message begins with, or the one behind an interim one. Where it ends in the message, or the message's
- * size; negative: a doubt.
+ * The answer that begins at `at`, or the one behind an interim one. Where it ends in the message, or the message's size;
+ * negative: a doubt.
  */
-HTTP_GLOBAL int http_begin_answer(struct sk_msg_md *msg, struct http_socket *hs, bool to_head, bool trusted)
+HTTP_GLOBAL int http_begin_answer(struct sk_msg_md *msg, struct http_socket *hs, __u32 at, bool to_head, bool trusted)
 {
-	if (!hs)
+	if (!hs || at >= msg->size)
 		return -HTTP_INCOMPLETE;
-	__u32 at = 0, reader = (trusted ? HTTP_READS_ENVOYS_ANSWER : HTTP_READS_ANSWER) | (to_head ? HTTP_READS_TO_HEAD : 0);
-	if (http_is_same_head(msg, hs, reader)) {
+	__u32 begin = at, reader = (trusted ? HTTP_READS_ENVOYS_ANSWER : HTTP_READS_ANSWER) | (to_head ? HTTP_READS_TO_HEAD : 0);
+	if (!at && http_is_same_head(msg, hs, reader)) {
 		at = hs->answer.end;
 	} else {
 		hs->reader = 0;
@@ -22,11 +22,17 @@ HTTP_GLOBAL int http_begin_answer(struct sk_msg_md *msg, struct http_socket *hs,
 				break;
 		}
 		/* Not one that an interim one preceded: it is not where messages begin. */
-		if (at == hs->answer.end && hs->answer.status >= 200)
+		if (at == begin + hs->answer.end && hs->answer.status >= 200)
 			hs->reader = reader;
 	}
 	http_body_begin(&hs->body, hs->answer.framing, hs->answer.body_length);
 	return hs->answer.framing == HTTP_UNTIL_CLOSE ? (int)msg->size : http_follow(msg, &hs->body, at);
+}
+
+/* What the message has, from `at` on, of the body under way. */
+HTTP_GLOBAL int http_continue(struct sk_msg_md *msg, struct http_socket *hs, __u32 at)
+{
+	return hs && at < msg->size ? http_follow(msg, &hs->body, at) : -HTTP_INCOMPLETE;
 }
 
 /* Whether what Envoy asked of S is HEAD: of S, since the channel's own exchange may be another one by now. */
@@ -50,14 +56,14 @@ static __always_inline void http_follow_envoys(struct sk_msg_md *msg, struct soc
 		return;
 	if (!hs->begun) {
 		hs->sent = 0;
-		end = http_begin_answer(msg, hs, http_envoys_head(ch, cookie), false);
+		end = http_begin_answer(msg, hs, 0, http_envoys_head(ch, cookie), false);
 		if (end >= 0) {
 			bounded = hs->answer.framing != HTTP_UNTIL_CLOSE && hs->answer.body_length <= HTTP_ANSWER_MAX;
 			if (hs->answer.framing == HTTP_UNTIL_CLOSE)
 				end = -1;
 		}
 	} else {
-		end = http_follow(msg, &hs->body, 0);
+		end = http_continue(msg, hs, 0);
 	}
 	hs->sent += msg->size;
 	if (hs->sent > HTTP_ANSWER_MAX)
@@ -78,6 +84,164 @@ static __always_inline void http_follow_envoys(struct sk_msg_md *msg, struct soc
 		http_class_to_envoy(ch->class, ch->generation);
 	if (!hs->begun)
 		http_mark_server(ch, cookie, hs->answer.close ? HTTP_CLOSING : 0, HTTP_ENVOY_AWAITS | HTTP_ENVOY_HEAD);
+}
+
+/* What the message has, from `at` on, of one answer to the kernel's. Where that ends; negative: a doubt. */
+static __always_inline int http_next_answer(struct sk_msg_md *msg, struct http_socket *hs, __u32 at, bool to_head)
+{
+	int end = -HTTP_INCOMPLETE;
+	if (!hs->begun)
+		hs->sent = 0;
+	if (!hs->lost)
+		end = hs->begun ? http_continue(msg, hs, at) : http_begin_answer(msg, hs, at, to_head, false);
+	if (end >= 0)
+		hs->begun = !http_body_done(&hs->body);
+	hs->sent += (end >= 0 ? (__u32)end : msg->size) - at;
+	return end;
+}
+
+/* The next one that the message holds a part of. False: nothing more is to be told of the message. */
+static __always_inline bool http_read_one(struct sk_msg_md *msg, struct http_socket *hs, struct http_channel *ch)
+{
+	__u32 at = hs->at, answered = hs->answered;
+	/* More than was asked: then where the last one ends is not known, either. */
+	if (answered > ch->waiting || answered > HTTP_PIPELINED) {
+		hs->answered = answered - 1;
+		return false;
+	}
+	int end = http_next_answer(msg, hs, at, answered ? (ch->heads >> ((answered - 1) & 31)) & 1 : ch->to_head);
+	if (end <= (int)at)
+		return false;
+	__u32 status = hs->answer.status;
+	ch->status = status;
+	if (hs->answer.framing == HTTP_UNTIL_CLOSE) {
+		ch->unknown = HTTP_UNKNOWN_UNTIL_CLOSE;
+		return false;
+	}
+	hs->unbounded |= hs->sent > HTTP_ANSWER_MAX || hs->answer.body_length > HTTP_ANSWER_MAX;
+	ch->answer_bytes += end - at;
+	hs->at = end;
+	if (!hs->begun && status >= 200) {
+		struct http_whole *whole = &hs->whole[answered];
+		whole->status = status;
+		whole->close = hs->answer.close;
+		whole->bytes = ch->answer_bytes;
+		ch->answer_bytes = 0;
+		if (answered < ch->waiting)
+			ch->status = 0;
+		hs->answered = answered + 1;
+	}
+	return true;
+}
+
+/*
+ * The answers that the message completes, into hs->whole; more than one if the client pipelines. Whether one of them, or the
+ * one that goes on, is longer than it may be or has no end. Of one whose end can't be told all is moved on all the same; what
+ * comes after it can't be told apart, so nothing does.
+ */
+static __always_inline bool http_read_answers(struct sk_msg_md *msg, struct http_socket *hs, struct http_channel *ch)
+{
+	__u32 size = msg->size;
+	hs->answered = 0;
+	hs->at = 0;
+	hs->unbounded = 0;
+	if (ch->unknown) {
+		hs->sent += size;
+		ch->answer_bytes += size;
+		return false;
+	}
+#pragma clang loop unroll(disable)
+	for (__u32 i = 0; i <= HTTP_PIPELINED; i++)
+		if (hs->at >= size || !http_read_one(msg, hs, ch))
+			break;
+	if (hs->at < size) {
+		ch->answer_bytes += size - hs->at;
+		hs->lost = 1;
+		if (!ch->unknown)
+			ch->unknown = HTTP_UNKNOWN_LOST;
+	}
+	return hs->unbounded || hs->lost;
+}
+
+/* With the lock held: the next one of those that wait is answered from now on. */
+static __always_inline void http_shift(struct http_channel *ch, __u64 now)
+{
+	ch->to_head = ch->heads & 1;
+	ch->request_bytes = ch->sizes[0];
+	ch->started_ns = now;
+	ch->heads >>= 1;
+	ch->waiting--;
+#pragma unroll
+	for (int i = 0; i < HTTP_PIPELINED - 1; i++)
+		ch->sizes[i] = ch->sizes[i + 1];
+}
+
+/* The server, which ends its connection, does not answer what waits behind its last answer. */
+HTTP_GLOBAL int http_leave_waiting(__u64 client, __u64 server)
+{
+	struct http_channel *ch = bpf_map_lookup_elem(&http_channels, &client);
+	if (!ch)
+		return 0;
+	struct http_ended ended = {};
+	bpf_spin_lock(&ch->lock);
+	if (ch->state == HTTP_FAST && ch->server == server)
+		http_take(ch, &ended, HTTP_LOST);
+	bpf_spin_unlock(&ch->lock);
+	if (ended.state != HTTP_FAST)
+		return 0;
+	http_settle(&ended);
+	return 1;
+}
+
+/* An answer has been moved to C whole. */
+static __always_inline void http_answered(struct http_channel *ch, __u64 cookie, const struct http_whole *whole)
+{
+	struct http_ended ended = {};
+	__u32 status = whole->status;
+	bool early = false, lost = false, waits = false, close = whole->close;
+	__u64 now = bpf_ktime_get_ns();
+	bpf_spin_lock(&ch->lock);
+	if (ch->state == HTTP_FAST && ch->server == cookie) {
+		ch->used_ns = now;
+		http_copy(ch, &ended);
+		if (ch->waiting) {
+			waits = true;
+			http_shift(ch, now);
+		} else if (ch->open) {
+			/* Answered before it was asked whole: what is still to come of the request goes to this server alone. */
+			early = true;
+			ch->unknown = HTTP_ANSWERED;
+		} else {
+			http_take(ch, &ended, HTTP_IDLE);
+			close |= ch->pipelines == HTTP_PIPELINES_LAST;
+			lost = ch->pipelines;
+			if (lost)
+				ch->state = HTTP_LOST;
+		}
+	}
+	bpf_spin_unlock(&ch->lock);
+	if (ended.state != HTTP_FAST)
+		return;
+	count(COUNTER_HTTP_ANSWERS_FAST);
+	ended.waiting = 0;
+	ended.answer_bytes = whole->bytes;
+	http_total(&ended, now, status, HTTP_WHOLE);
+	if (!early)
+		http_settle(&ended);
+	if (lost) {
+		count(COUNTER_HTTP_LOST_PIPELINED);
+		count(COUNTER_HTTP_CHANNELS_LOST);
+	}
+	if (status >= 500)
+		http_class_to_envoy(ended.class, ended.generation);
+	if (!close)
+		return;
+	if (waits && http_leave_waiting(ch->cookie, cookie)) {
+		http_total_last(ch->cookie, HTTP_UPSTREAM_ENDED);
+		http_total_waiting(ch->cookie, HTTP_UPSTREAM_ENDED);
+	}
+	http_mark_server(ch, cookie, HTTP_CLOSING, 0);
+	http_end_client(ch, true);
 }
 
 SEC("sk_msg")
@@ -105,39 +269,14 @@ int http_server(struct sk_msg_md *msg)
 		http_follow_envoys(msg, state, hs, ch);
 		return http_pass_on(msg);
 	}
-	__u32 size = msg->size, status = hs->answer.status;
-	int end = 0;
-	bool done = false, unbounded = false;
-	if (!ch->unknown) {
-		if (!hs->begun) {
-			end = hs->lost ? -HTTP_INCOMPLETE : http_begin_answer(msg, hs, ch->to_head, false);
-			if (end >= 0) {
-				hs->sent = 0;
-				status = hs->answer.status;
-				ch->status = status;
-				unbounded = hs->answer.framing == HTTP_UNTIL_CLOSE || hs->answer.body_length > HTTP_ANSWER_MAX;
-			}
-		} else {
-			end = http_follow(msg, &hs->body, 0);
-		}
-		hs->sent += size;
-		unbounded |= hs->sent > HTTP_ANSWER_MAX || end < 0 || (__u32)end != size;
-		if (unbounded) {
-			count(COUNTER_HTTP_ANSWERS_UNBOUNDED);
-			http_class_to_envoy(ch->class, ch->generation);
-		}
-		if (end < 0 || (__u32)end != size || hs->answer.framing == HTTP_UNTIL_CLOSE) {
-			/* Moved all the same; what comes after it can't be told apart, so nothing does. */
-			hs->lost = 1;
-			http_mark_server(ch, cookie, HTTP_CLOSING, 0);
-			ch->unknown = end >= 0 && hs->answer.framing == HTTP_UNTIL_CLOSE ? HTTP_UNKNOWN_UNTIL_CLOSE : HTTP_UNKNOWN_LOST;
-		} else {
-			done = http_body_done(&hs->body) && status >= 200;
-			hs->begun = !http_body_done(&hs->body);
-		}
-	} else {
-		hs->sent += size;
+	__u32 size = msg->size;
+	bool unbounded = http_read_answers(msg, hs, ch);
+	if (unbounded) {
+		count(COUNTER_HTTP_ANSWERS_UNBOUNDED);
+		http_class_to_envoy(ch->class, ch->generation);
 	}
+	if (hs->lost)
+		http_mark_server(ch, cookie, HTTP_CLOSING, 0);
 	/* There is no way back by TCP: what its reader leaves is held here, up to a bound. */
 	struct receiver other;
 	read_receiver(ch->sock, &other);
@@ -149,36 +288,11 @@ int http_server(struct sk_msg_md *msg)
 		return http_pass_on(msg);
 	}
 	count_moved(state, size);
-	ch->answer_bytes += size;
-	if (!done)
-		return SK_PASS;
-	struct http_ended ended = {};
-	bool early = false;
-	__u64 now = bpf_ktime_get_ns();
-	bpf_spin_lock(&ch->lock);
-	if (ch->state == HTTP_FAST && ch->server == cookie) {
-		ch->used_ns = now;
-		/* Answered before it was asked whole: what is still to come of the request goes to this server alone. */
-		early = ch->open;
-		if (early) {
-			http_copy(ch, &ended);
-			ch->unknown = HTTP_ANSWERED;
-		} else {
-			http_take(ch, &ended, HTTP_IDLE);
-		}
-	}
-	bpf_spin_unlock(&ch->lock);
-	if (ended.state != HTTP_FAST)
-		return SK_PASS;
-	count(COUNTER_HTTP_ANSWERS_FAST);
-	http_total(&ended, now, status, HTTP_WHOLE);
-	if (!early)
-		http_settle(&ended);
-	if (status >= 500)
-		http_class_to_envoy(ended.class, ended.generation);
-	if (hs->answer.close) {
-		http_mark_server(ch, cookie, HTTP_CLOSING, 0);
-		http_end_client(ch, true);
+#pragma clang loop unroll(disable)
+	for (__u32 i = 0; i <= HTTP_PIPELINED; i++) {
+		if (i >= hs->answered)
+			break;
+		http_answered(ch, cookie, &hs->whole[i]);
 	}
 	return SK_PASS;
 }

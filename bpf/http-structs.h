@@ -18,6 +18,7 @@
 #define HTTP_LEARNT 16         /* servers of one client connection */
 #define HTTP_REQUEST_BODY_MAX (64 << 10)
 #define HTTP_ANSWER_MAX (1 << 20)
+#define HTTP_PIPELINED 16      /* requests behind the one that is being answered */
 #define HTTP_ANSWER_CAP (4 << 20) /* of one that turned out longer, and of what its reader has not read */
 #define HTTP_BLANKS 96
 #define HTTP_WEIGHT_TEXT 32
@@ -211,7 +212,7 @@ struct http_load {
 /* What the kernel keeps. */
 enum http_channel_state {
 	HTTP_IDLE = 0,
-	HTTP_FAST = 1,  /* exchanges with one server under way, the kernel's */
+	HTTP_FAST = 1,  /* exchanges with one server under way, the kernel's; several if the client pipelines */
 	HTTP_ENVOY = 2, /* an exchange under way, Envoy's */
 	HTTP_LOST = 3,  /* Envoy's for good */
 };
@@ -244,6 +245,12 @@ enum http_unknown {
 	HTTP_CUT = 4,      /* while LOST: the connection is about to be ended, and nothing more of what the client or Envoy sends on it goes anywhere */
 };
 
+/* Once all that is under way is answered, the connection is Envoy's for good. */
+enum http_pipelines {
+	HTTP_PIPELINES = 1,
+	HTTP_PIPELINES_LAST = 2, /* the last request asked for the connection's end */
+};
+
 /* By the cookie of the client's socket. */
 struct http_channel {
 	struct bpf_spin_lock lock; /* for all that follows */
@@ -263,6 +270,13 @@ struct http_channel {
 	__u32 unknown;             /* enum http_unknown; 0: the answer's end is to come */
 	__u32 service;             /* of the split that was drawn */
 	__u32 status;              /* of the answer under way; 0: none has begun */
+	/* Sent before the answer to the one under way, to the same server: the first is the next to be answered. */
+	__u32 waiting;
+	__u32 heads;               /* bits: these are HEAD */
+	__u32 sizes[HTTP_PIPELINED]; /* in bytes */
+	__u32 pipelines;           /* enum http_pipelines */
+	__u32 reserved;
+	__u64 cookie;              /* of the client's socket */
 	struct tuple tuple;        /* as the client's end has it */
 	struct http_learnt learnt[HTTP_LEARNT];
 };

@@ -1,16 +1,12 @@
-/* sk_msg of the HTTP fast path: one program for each of the four ends, and the one that all messages meet. */
+/* sk_msg of the HTTP fast path: one program for each of the four ends, one for clients that pipeline, and the one that all messages meet. */
 #pragma once
-
-#include "http-match.h"
-#include "http-client.h"
-#include "http-server.h"
-#include "http-proxy.h"
 
 enum http_role {
 	HTTP_ROLE_CLIENT,
 	HTTP_ROLE_DOWNSTREAM,
 	HTTP_ROLE_UPSTREAM,
 	HTTP_ROLE_SERVER,
+	HTTP_ROLE_PIPELINED, /* of a client */
 	HTTP_ROLES,
 };
 
@@ -21,6 +17,12 @@ struct {
 	__uint(key_size, sizeof(__u32));
 	__uint(value_size, sizeof(__u32));
 } http_programs SEC(".maps");
+
+#include "http-match.h"
+#include "http-client.h"
+#include "http-pipeline.h"
+#include "http-server.h"
+#include "http-proxy.h"
 
 static __always_inline __u32 http_role(const struct socket_state *state)
 {

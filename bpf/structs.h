@@ -311,6 +311,7 @@ enum counter {
 	COUNTER_ENDPOINTS_LEFT_OUT,
 	/* the HTTP fast path: requests that were moved past Envoy, that it was told where to send, and that it had to itself */
 	COUNTER_HTTP_REQUESTS_FAST,
+	COUNTER_HTTP_REQUESTS_PIPELINED, /* of these: before the answer to the one before them */
 	COUNTER_HTTP_REQUESTS_DRAWN,
 	COUNTER_HTTP_REQUESTS_ENVOY,
 	COUNTER_HTTP_ANSWERS_FAST,

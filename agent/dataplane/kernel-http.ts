@@ -11,7 +11,7 @@ import { encodeAddress, StructCodec, u32 } from './kernel-codec.js';
 import { HttpServices } from './kernel-http-totals.js';
 import { SlotRanges } from './slot-ranges.js';
 
-export const HTTP_PROGRAMS = ['http_client', 'http_downstream', 'http_upstream', 'http_server'] as const;
+export const HTTP_PROGRAMS = ['http_client', 'http_downstream', 'http_upstream', 'http_server', 'http_pipelined'] as const;
 /** In pinned maps. */
 export const HTTP_TABLE_STRUCTS = ['http_port_key', 'http_port', 'http_host_key', 'http_list', 'http_rule', 'http_condition', 'http_class', 'http_split', 'http_cluster', 'http_endpoint', 'http_load'] as const;
 

@@ -130,7 +130,7 @@ void choose_programs(Napi::Env env, bpf_object *object, const Napi::Value &wante
 
 // libbpf's own way of it fails when one of them is not loaded. In the order of enum http_role.
 void fill_http_programs(Napi::Env env, bpf_object *object) {
-  static const char *const kPrograms[] = {"http_client", "http_downstream", "http_upstream", "http_server"};
+  static const char *const kPrograms[] = {"http_client", "http_downstream", "http_upstream", "http_server", "http_pipelined"};
   bpf_map *map = bpf_object__find_map_by_name(object, "http_programs");
   if (!map) throw Napi::TypeError::New(env, "http_programs: no such map in the BPF object");
   for (uint32_t role = 0; role < sizeof(kPrograms) / sizeof(*kPrograms); role++) {

@@ -32,7 +32,7 @@ export const PROGRAMS: Battery = {
   },
   clients: {
     curl: { atOnce: 2, cleared: true }, http: { atOnce: 3, cleared: true }, fetch: { atOnce: 3, cleared: true }, asyncio: { atOnce: 3, cleared: true },
-    'http-client': { atOnce: 2, cleared: true, slow: 'blocking' },
+    pipeline: { atOnce: 3, cleared: true }, 'http-client': { atOnce: 2, cleared: true, slow: 'blocking' },
     'nginx-proxy': { atOnce: 3, cleared: true, proxy: true }, 'haproxy-proxy': { atOnce: 3, cleared: true, proxy: true },
   },
 };

@@ -200,7 +200,7 @@ ${servers.join('')}${clients.join('')}${service('both', 'group: echo')}`.replace
     if (client.startsWith('go')) return [program('http-peer'), 'client', ...end];
     if (client === 'http-client') return [...peerPy, 'client', ...end];
     if (client === 'asyncio' || client === 'rude') return [...peerPy, client, ...end];
-    return [...peerJs, client === 'fetch' ? 'fetch' : 'http', ...end];
+    return [...peerJs, client === 'fetch' || client === 'pipeline' ? client : 'http', ...end];
   }
 
   planFile(plan: readonly Planned[]): string {
