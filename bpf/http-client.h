@@ -146,7 +146,7 @@ static __always_inline bool http_drained(__u64 sock, __u64 its_peer)
 }
 
 /* The two lines that tell Envoy of the draw. */
-static __always_inline bool http_draw_text(struct http_socket *hs)
+static __always_inline bool http_draw_text(struct http_socket *hs, bool shared)
 {
 	__u32 index = hs->class, at = hs->endpoint, split = hs->split;
 	const struct http_class *class = bpf_map_lookup_elem(&http_classes, &index);
@@ -157,6 +157,8 @@ static __always_inline bool http_draw_text(struct http_socket *hs)
 	if (hs->trace == HTTP_TRACE_ASKED)
 		hs->text[HTTP_SAMPLED_AT] = HTTP_SAMPLED;
 	__builtin_memcpy(hs->text + HTTP_WEIGHT_TEXT, endpoint->text, HTTP_ENDPOINT_TEXT);
+	if (shared)
+		hs->text[HTTP_WEIGHT_TEXT + HTTP_SHARED_AT] = HTTP_SHARED;
 	return true;
 }
 
@@ -309,7 +311,10 @@ static __always_inline int http_to_envoy(struct sk_msg_md *msg, struct http_sock
 	bool open = hs->begun, taken = false;
 	count(why);
 	if (drawn) {
-		enum http_pushed pushed = (why != COUNTER_HTTP_NOT_TEACHABLE && !http_has_room(hs)) || !http_draw_text(hs) ? HTTP_NOT_PUSHED : http_push(msg, hs, HTTP_DRAW_TEXT);
+		bool taught = why != COUNTER_HTTP_NOT_TEACHABLE, shared = taught && !http_may_open(ch->cookie, hs->endpoint);
+		if (shared)
+			count(COUNTER_HTTP_CONNECTIONS_BOUND);
+		enum http_pushed pushed = (taught && !shared && !http_has_room(hs)) || !http_draw_text(hs, shared) ? HTTP_NOT_PUSHED : http_push(msg, hs, HTTP_DRAW_TEXT);
 		if (pushed == HTTP_PUSHED_NOTHING)
 			return http_drop(hs, ch);
 		if (pushed == HTTP_NOT_PUSHED) {

@@ -123,6 +123,15 @@ struct {
 	__type(value, __u64);
 } http_servers SEC(".maps");
 
+/* How many there are. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, MAX_HTTP_UPSTREAMS);
+	__type(key, struct http_upstream_key);
+	__type(value, __u32);
+} http_upstreams SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);

@@ -26,6 +26,9 @@
 /* Where the name of a split's line has another letter if Envoy is to trace the request; agent/http/names.ts. */
 #define HTTP_SAMPLED_AT 2
 #define HTTP_SAMPLED 's'
+/* The same of an endpoint's line, for connections that all of the pod's clients share. */
+#define HTTP_SHARED_AT 2
+#define HTTP_SHARED 'o'
 #define HTTP_DRAW_TEXT (HTTP_WEIGHT_TEXT + HTTP_ENDPOINT_TEXT)
 #define HTTP_BUCKETS 20        /* of histograms: Envoy's, and so Istio's */
 #define HTTP_SERVICE_TEXT 384
@@ -38,6 +41,7 @@
 #define MAX_HTTP_CLUSTERS 8192
 #define MAX_HTTP_ENDPOINTS 32768
 #define MAX_HTTP_LOADS 8192
+#define MAX_HTTP_UPSTREAMS 8192
 #define MAX_HTTP_POLICIES 4096
 #define MAX_HTTP_CHANNELS 65536
 #define MAX_HTTP_TOTALS 16384
@@ -297,6 +301,14 @@ struct http_control {
 	__u64 heartbeat_ns; /* CLOCK_MONOTONIC */
 	__u32 on;
 	__u32 lost_events;  /* raised by the kernel, in the second entry of the map; in the first: those that the agent knows of */
+};
+
+/* Of connections that Envoy opened by taught clusters, each for one client alone; all zero: of the whole node. */
+struct http_upstream_key {
+	struct address address; /* of the server */
+	__u16 port;             /* host order */
+	__u16 reserved;
+	__u32 reserved2;
 };
 
 enum http_end {

@@ -186,6 +186,10 @@ static __always_inline int established_active(struct bpf_sock_ops *ops, bool pro
 	state->data_segments = 0;
 	state->tuple = t;
 	bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
+	if (proxy_cgroup && other && sk->mark == HTTP_TAUGHT_MARK) {
+		state->flags |= SOCKET_UPSTREAM;
+		http_upstream_changed(state, true);
+	}
 	if (!other) {
 		/* By its tuple it leaves the node, but iptables lead it to the proxy: only its bytes are counted. */
 		count(pod->flags & POD_REDIRECTED ? COUNTER_CONNECTION_BEHIND_NAT : COUNTER_CONNECTION_NOT_LOCAL);
@@ -368,6 +372,8 @@ static __always_inline int closed(struct bpf_sock_ops *ops)
 		brief_closed(state, tp);
 	if (state->flags & SOCKET_COUNTED_LIVE)
 		COUNT_POD(state, captured_closed, 1);
+	if (state->flags & SOCKET_UPSTREAM)
+		http_upstream_changed(state, false);
 	if (!(state->flags & SOCKET_ACCEPTED)) {
 		struct tuple t = state->tuple;
 		__u64 cookie = state->cookie;

@@ -157,6 +157,7 @@ enum socket_flag {
 	SOCKET_BRIEF = 32768,       /* not joined, since it is expected to be brief, and so far it is */
 	SOCKET_CALLS_POD = 65536,   /* captured on the way to the own address of a pod whose policy the proxy judges */
 	SOCKET_NOTED = 131072,      /* who opens this stands in `openings` */
+	SOCKET_UPSTREAM = 524288,   /* counted among http_upstreams */
 	SOCKET_HTTP = 262144,       /* takes part in the fast path: a captured client's, one that Envoy opens by a taught cluster, and their other ends */
 };
 
@@ -331,6 +332,7 @@ enum counter {
 	COUNTER_HTTP_TRACED, /* it comes with a trace context that says so, or may */
 	COUNTER_HTTP_NOT_TEACHABLE,
 	COUNTER_HTTP_NOT_LEARNT,
+	COUNTER_HTTP_CONNECTIONS_BOUND, /* drawn, and by connections that clients share: there are as many of their own as there may be */
 	COUNTER_HTTP_BUSY,
 	COUNTER_HTTP_NOT_DRAINED,
 	COUNTER_HTTP_REDIRECT_FAILED,

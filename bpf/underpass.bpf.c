@@ -55,6 +55,7 @@ enum capture { CAPTURE_NO, CAPTURE_OUTBOUND, CAPTURE_INBOUND, CAPTURE_RESOLVED, 
 #include "connect.h"
 #include "http-parse.h"
 #include "http-channel.h"
+#include "http-bound.h"
 #include "outlier.h"
 #include "pair.h"
 #include "move.h"

@@ -21,6 +21,13 @@ export interface HttpActivity {
   started: bigint;
 }
 
+/** How many upstream connections there are that are one client's alone. */
+export interface HttpUpstreams {
+  open: number;
+  /** At one server. */
+  most: number;
+}
+
 /** A connection that is to end, since its other half has. */
 export interface HttpEnd {
   side: 'client' | 'server';
@@ -32,7 +39,7 @@ export interface HttpEnd {
 }
 
 /** In pinned maps. */
-export const HTTP_CONTROL_STRUCTS = ['http_control', 'http_pod', 'http_activity', 'http_event', 'http_channel', 'http_learnt'];
+export const HTTP_CONTROL_STRUCTS = ['http_control', 'http_pod', 'http_activity', 'http_event', 'http_channel', 'http_learnt', 'http_upstream_key'];
 
 const STATES = { off: 'HTTP_POD_OFF', suspended: 'HTTP_POD_SUSPENDED', live: 'HTTP_POD_LIVE' } as const;
 /** Of the two entries of `http_control`. */
@@ -41,8 +48,8 @@ const KERNELS = u32(1);
 
 export class KernelHttpControl implements Closable {
   readonly #object: BpfObject;
-  readonly #maps: Record<'control' | 'pods' | 'activity' | 'clients' | 'servers' | 'channels', BpfMap>;
-  readonly #codecs: Record<'control' | 'pod' | 'activity' | 'event' | 'tuple' | 'channel', StructCodec>;
+  readonly #maps: Record<'control' | 'pods' | 'activity' | 'clients' | 'servers' | 'channels' | 'upstreams', BpfMap>;
+  readonly #codecs: Record<'control' | 'pod' | 'activity' | 'event' | 'tuple' | 'channel' | 'upstream', StructCodec>;
   readonly #states: Record<HttpPodState, number>;
   readonly #endOfClient: number;
   readonly #idle: number;
@@ -50,7 +57,7 @@ export class KernelHttpControl implements Closable {
 
   constructor(object: BpfObject) {
     this.#object = object;
-    this.#maps = { control: object.map('http_control'), pods: object.map('http_pods'), activity: object.map('http_activity'), clients: object.map('http_clients'), servers: object.map('http_servers'), channels: object.map('http_channels') };
+    this.#maps = { control: object.map('http_control'), pods: object.map('http_pods'), activity: object.map('http_activity'), clients: object.map('http_clients'), servers: object.map('http_servers'), channels: object.map('http_channels'), upstreams: object.map('http_upstreams') };
     this.#codecs = {
       control: new StructCodec(object, 'http_control').check(this.#maps.control, 'value'),
       pod: new StructCodec(object, 'http_pod').check(this.#maps.pods, 'value'),
@@ -58,6 +65,7 @@ export class KernelHttpControl implements Closable {
       event: new StructCodec(object, 'http_event'),
       channel: new StructCodec(object, 'http_channel').check(this.#maps.channels, 'value'),
       tuple: new StructCodec(object, 'tuple'),
+      upstream: new StructCodec(object, 'http_upstream_key').check(this.#maps.upstreams, 'key'),
     };
     const states = object.enumValues('http_pod_state');
     this.#states = { off: states[STATES.off]!, suspended: states[STATES.suspended]!, live: states[STATES.live]! };
@@ -126,6 +134,12 @@ export class KernelHttpControl implements Closable {
   #socket(of: Buffer): Omit<TcpSocketName, 'cookie'> {
     const { tuple } = this.#codecs;
     return { local: tuple.bytes(of, 'local'), remote: tuple.bytes(of, 'remote'), localPort: tuple.number(of, 'local_port'), remotePort: tuple.number(of, 'remote_port') };
+  }
+
+  /** Connections that are one client's alone: of the node, and of the server that has most of them. */
+  upstreams(): HttpUpstreams {
+    const counts = this.#maps.upstreams.entries().map(([key, value]) => ({ port: this.#codecs.upstream.number(key, 'port'), open: Math.max(0, value.readInt32LE()) }));
+    return { open: counts.find(({ port }) => port === 0)?.open ?? 0, most: Math.max(0, ...counts.filter(({ port }) => port !== 0).map(({ open }) => open)) };
   }
 
   /** Cookies of servers' sockets that belong to a client connection that is gone. */

@@ -4,7 +4,7 @@ import type { Closable } from '../../common/lifecycle.js';
 import type { Logger } from '../../common/log.js';
 import { HttpEndingQueue, type HttpEndings } from '../dataplane/http-endings.js';
 import { HttpOrphans } from '../dataplane/http-orphans.js';
-import type { KernelHttpControl } from '../dataplane/kernel-http-control.js';
+import type { HttpUpstreams, KernelHttpControl } from '../dataplane/kernel-http-control.js';
 import type { HttpTables, HttpTablesStatus } from '../dataplane/kernel-http.js';
 import type { HttpRequests } from '../dataplane/kernel-http-totals.js';
 import type { KernelPod } from '../dataplane/kernel.js';
@@ -37,6 +37,7 @@ export interface AgentFastPathStatus extends FastPathStatus {
   endings: HttpEndings;
   /** Upstream connections that were ended since their client was gone. */
   upstreamsEnded: number;
+  upstreams: HttpUpstreams;
   tables: HttpTablesStatus;
 }
 
@@ -71,7 +72,7 @@ export class AgentFastPath implements Closable {
   }
 
   get status(): AgentFastPathStatus {
-    return { ...this.repeater.status, endings: { ...this.#endings.count }, upstreamsEnded: this.#orphans.ended, tables: this.#kernel.tables.status };
+    return { ...this.repeater.status, endings: { ...this.#endings.count }, upstreamsEnded: this.#orphans.ended, upstreams: this.#kernel.control.upstreams(), tables: this.#kernel.tables.status };
   }
 
   /** @param hostnames of the services at these addresses */

@@ -27,7 +27,7 @@ export interface DrawHeaders {
    * unless somebody ends them.
    */
   endpoint: string;
-  /** The same for an endpoint of which nothing is to be learnt: by connections that all of the pod's clients share. */
+  /** The same for an endpoint of which nothing is to be learnt: by connections that all of the pod's clients share. See `sharedName`. */
   other?: string;
 }
 
@@ -51,6 +51,11 @@ export function weightDraw(before: number): string {
 /** Name of the weight header in requests that the kernel has drawn to be traced: it writes another letter (HTTP_SAMPLED_AT in bpf/http-structs.h). */
 export function sampledName({ weight }: Pick<DrawHeaders, 'weight'>): string {
   return `${weight.slice(0, 2)}s${weight.slice(3)}`;
+}
+
+/** Name of the endpoint header for connections that clients share: the kernel writes another letter where there are too many of single clients (HTTP_SHARED_AT). */
+export function sharedName({ endpoint }: Pick<DrawHeaders, 'endpoint'>): string {
+  return `${endpoint.slice(0, 2)}o${endpoint.slice(3)}`;
 }
 
 /**

@@ -12,7 +12,7 @@ import type { ClusterView } from './compile-cluster.js';
 import type { Caller } from './compile-policy.js';
 import type { TableKeeper } from '../proxy/repeat-follower.js';
 import type { TableWriter } from './fast-path.js';
-import type { ClassOf, DrawHeaders } from './names.js';
+import { sharedName, type ClassOf, type DrawHeaders } from './names.js';
 import type { HttpTable } from './table.js';
 
 /** A class as it is folded. */
@@ -65,7 +65,8 @@ export class TaughtTables implements TableKeeper, TableWriter<HttpTable> {
   constructor(store: TableStore) {
     this.#store = store;
     const suffix = randomBytes(4).toString('hex');
-    this.headers = { weight: `x-w-${suffix}`, endpoint: `x-e-${suffix}`, other: `x-o-${suffix}` };
+    const endpoint = `x-e-${suffix}`;
+    this.headers = { weight: `x-w-${suffix}`, endpoint, other: sharedName({ endpoint }) };
   }
 
   write(classKey: string, table: HttpTable): number {

@@ -46,12 +46,13 @@ export async function metricsText(status: AgentStatus, counters: Counters | unde
     text.add('underpass_services_without_room', 'gauge', 'Addresses and ports of services that found no room in the tables and go through Envoy.', refused);
   }
   if (status.httpFastPath) {
-    const { on, reason, pods: { live, suspended }, endings, upstreamsEnded, cutDrains, lostEnds } = status.httpFastPath;
+    const { on, reason, pods: { live, suspended }, endings, upstreams, upstreamsEnded, cutDrains, lostEnds } = status.httpFastPath;
     text.add('underpass_http_fast_path_on', 'gauge', 'Whether the HTTP fast path is on, for pods whose acceleration is l7.', Number(on), reason === undefined ? {} : { reason });
     for (const [state, count] of Object.entries({ live, suspended })) text.add('underpass_http_fast_path_pods', 'gauge', 'Pods whose HTTP requests the kernel repeats, and those that wait for Envoy to acknowledge their newest routes.', count, { state });
     for (const [kind, count] of Object.entries({ client_ended: endings.clientsEnded, client_reset: endings.clientsReset, server_reset: endings.serversReset, failed: endings.failed })) {
       text.add('underpass_http_fast_path_endings_total', 'counter', 'Connections that the agent ended since their other half had ended; failed: that it could not end.', count, { kind });
     }
+    text.add('underpass_http_fast_path_upstreams', 'gauge', 'Upstream connections that are one client\'s alone.', upstreams.open);
     text.add('underpass_http_fast_path_upstreams_ended_total', 'counter', 'Upstream connections that were ended since their client was gone.', upstreamsEnded);
     text.add('underpass_http_fast_path_cut_drains_total', 'counter', 'Changes of configuration that did not wait for all exchanges that were under way.', cutDrains);
     text.add('underpass_http_fast_path_lost_ends_total', 'counter', 'Ends of connections that the kernel could not tell the agent of.', lostEnds);

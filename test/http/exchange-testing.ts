@@ -63,11 +63,12 @@ export const DRAWN = 192;
  * The sockets and programs, for the tests of one file.
  * @param act whether connections that are to end are ended, as the agent does
  * @param tables makes the client's table, of one class for each of the server's ports 80 and 81
+ * @param rodata of the programs
  */
-export function exchanges(act: () => boolean = () => true, tables: () => HttpTable = tableOf): void {
+export function exchanges(act: () => boolean = () => true, tables: () => HttpTable = tableOf, rodata: Record<string, number> = {}): void {
   makeTable = tables;
   before(async () => {
-    w = await KernelWorld.create('http', { pods: 2, http: true });
+    w = await KernelWorld.create('http', { pods: 2, http: true, rodata });
     w.put({ capture: true, acceleration: 'l7' }, [w.world.pod(0)]);
     w.put({ acceleration: 'force' }, [w.world.pod(1)]);
     client = new Ends(w.world, w.world.pod(0));
