@@ -1,11 +1,15 @@
 /**
  * One Envoy's delta ADS stream. A snapshot is rolled out make-before-break: new clusters and their endpoints, then
- * listeners, then routes, each acknowledged before what refers to it goes out; clusters are taken away last.
+ * listeners, then routes, each acknowledged before what refers to it goes out; clusters are taken away last, and those that a table
+ * of routes leads to that only draining connections go by, when Envoy drops the table.
  */
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import type { ServerDuplexStream } from '@grpc/grpc-js';
 import { DeltaDiscoveryResponse, Resource, type DeltaDiscoveryRequest } from '../../proto/generated/envoy/service/discovery/v3/discovery.js';
+import { RouteConfiguration } from '../../proto/generated/envoy/config/route/v3/route.js';
 import type { Logger } from '../../common/log.js';
+import { unpack } from '../../common/xds/any.js';
+import { visitRouteClusters } from '../xds/references.js';
 import { CDS, EDS, LDS, RDS, SDS, SHORT_NAMES, type Entries, type Entry, type Snapshot } from './snapshot.js';
 
 export type AdsCall = ServerDuplexStream<DeltaDiscoveryRequest, DeltaDiscoveryResponse>;
@@ -69,6 +73,8 @@ export class AdsSession {
   /** The snapshot under way; names that it lacks are answered from the one before, until the removals. */
   #current: Snapshot | undefined;
   #previous: Snapshot | undefined;
+  /** Tables of routes that the target lacks, but Envoy still asks for: connections that drain go by them. */
+  readonly #draining = new Map<string, Entry>();
 
   constructor(call: AdsCall, host: SessionHost) {
     this.#call = call;
@@ -123,11 +129,13 @@ export class AdsSession {
       subscription.absent.delete(name);
       subscription.sent.delete(name);
       subscription.acked.delete(name);
+      // What it led to may go.
+      if (request.type_url === RDS && this.#draining.delete(name)) this.#dirty = true;
     }
     if (fresh.length + request.resource_names_unsubscribe.length > 0) [subscription.sentAll, subscription.removedAll] = [undefined, undefined];
     if (!subscription.wildcard && fresh.length > 0) this.#answerNames(request.type_url, subscription, fresh, isFirst);
     this.#wake();
-    if (isFirst) this.push();
+    if (isFirst || this.#dirty) this.push();
   }
 
   /** Rolls the host's target out; calls while that is under way are taken together. */
@@ -157,6 +165,11 @@ export class AdsSession {
   }
 
   async #rollOut(target: Snapshot): Promise<void> {
+    for (const name of this.#types.get(RDS)?.names ?? []) {
+      const [is, was] = [target.get(RDS, name), this.#previous?.get(RDS, name)];
+      if (is) this.#draining.delete(name);
+      else if (was) this.#draining.set(name, was);
+    }
     const warm = target.entries(CDS) === this.#types.get(CDS)?.sentAll ? new Set<string>() : new Set(this.#types.get(EDS)?.sent.keys());
     const { sent: clusters, done } = this.#upsert(CDS, target);
     // A changed cluster is warmed up again: it waits for its endpoints even when they are as before, and Envoy does not
@@ -207,8 +220,18 @@ export class AdsSession {
     const [entries, { keeps }] = [target.entries(type), target];
     if (subscription.removedAll?.entries === entries && subscription.removedAll.keeps === keeps) return;
     subscription.removedAll = { entries, keeps };
-    const names = [...subscription.sent.keys()].filter((name) => !entries.has(name) && !keeps(type, name));
+    const gone = [...subscription.sent.keys()].filter((name) => !entries.has(name) && !keeps(type, name));
+    const used = type === CDS && gone.length > 0 ? this.#drainingClusters() : new Set<string>();
+    const names = gone.filter((name) => !used.has(name));
+    // Again when Envoy needs them no more.
+    if (names.length < gone.length) subscription.removedAll = undefined;
     if (names.length > 0) await this.#bounded(this.#send(type, [], names), `${SHORT_NAMES[type] ?? type} removals to be acknowledged`);
+  }
+
+  #drainingClusters(): ReadonlySet<string> {
+    const names = new Set<string>();
+    for (const { any } of this.#draining.values()) visitRouteClusters(unpack(RouteConfiguration, any)?.virtual_hosts ?? [], (name) => names.add(name));
+    return names;
   }
 
   /** Waits until what `owners` need was asked for and acknowledged. */

@@ -15,7 +15,7 @@ describe('roll-out of changes to a running Envoy', () => {
   let b: { pod: ProxyPod; netns: TestNetns };
 
   before(async () => {
-    await world.start();
+    await world.start({ launcherPath: world.drainingAfter(1) });
     a = await world.pod('pod-a');
     b = await world.pod('pod-b', { labels: { app: 'other' } });
     for (const { netns } of [a, b]) await netns.serve(echoServer(80));
@@ -91,6 +91,7 @@ describe('roll-out of changes to a running Envoy', () => {
     await waitFor('a cluster of its own', async () => (await world.running.envoy.admin.get('/clusters')).includes(`${name}~`), { timeoutMs: 5_000 });
     await world.settled();
     const counted = async (): Promise<Record<string, number>> => Object.fromEntries([...(await world.running.envoy.admin.stats('^(cluster_manager\\.cluster_(added|modified)|listener_manager\\.(listener_added|listener_modified|listener_in_place_updated|total_filter_chains_draining))$'))].filter(([, value]) => value !== undefined));
+    await waitFor('what drains from before to be gone', async () => (await counted())['listener_manager.total_filter_chains_draining'] === 0, { timeoutMs: 10_000 });
     const before = await counted();
     assert.equal(Object.keys(before).length, 6, JSON.stringify(before));
     world.running.setPods([b.pod]);
