@@ -8,6 +8,8 @@ export const CLASS_HEADER = 'x-underpass-class';
 export const LESSON_HEADER = 'x-underpass-lesson';
 /** Filter state of connections with HTTP of a taught pod: its netns cookie in 16 hexadecimal digits, `-`, the client's port. */
 export const CLIENT_STATE = 'underpass.client';
+/** Filter state beside it: Envoy's own number of the connection, which is never used again. */
+export const CONNECTION_STATE = 'underpass.connection';
 /** Of endpoints and routes, in Envoy. */
 export const TEACH_METADATA = 'underpass';
 

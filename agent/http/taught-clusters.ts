@@ -113,11 +113,11 @@ function obeying(cluster: Cluster, header: string): Cluster {
 }
 
 /**
- * A pod's own cluster for requests that come with a class from a client of this node, see taught-inbound.ts. A second try
+ * A pod's own cluster, with connections of one client's connection each by what taught-inbound.ts says, for requests that come with a class from a client of this node, see taught-inbound.ts. A second try
  * finds the lesson of the first in its place.
  */
 export function taughtInboundCluster(cluster: Cluster): Cluster {
-  return forOneClient(cluster, [write(LESSON_HEADER, AppendAction.ADD_IF_ABSENT, `%REQ(${CLASS_HEADER})%-%FILTER_STATE(${CLIENT_STATE}:PLAIN)%`), remove(CLASS_HEADER)]);
+  return lasting(cluster, [write(LESSON_HEADER, AppendAction.ADD_IF_ABSENT, `%REQ(${CLASS_HEADER})%-%FILTER_STATE(${CLIENT_STATE}:PLAIN)%`), remove(CLASS_HEADER)]);
 }
 
 const CLASS_OF_ROUTE = `xds.route_metadata.filter_metadata['${TEACH_METADATA}']['class']`;
@@ -136,8 +136,12 @@ function write(key: string, append_action: AppendAction, value: string): Mutatio
 }
 
 function forOneClient(cluster: Cluster, request_mutations: Mutation[]): Cluster {
-  // Envoy does not see what the kernel moves over the connection, so to it a busy one is idle.
-  return { ...markedWith(mutating(cluster, request_mutations, { idle_timeout: NEVER }), TAUGHT_MARK), connection_pool_per_downstream_connection: true };
+  return { ...lasting(cluster, request_mutations), connection_pool_per_downstream_connection: true };
+}
+
+/** Envoy does not see what the kernel moves over the connection, so to it a busy one is idle. */
+function lasting(cluster: Cluster, request_mutations: Mutation[]): Cluster {
+  return markedWith(mutating(cluster, request_mutations, { idle_timeout: NEVER }), TAUGHT_MARK);
 }
 
 function mutating(cluster: Cluster, request_mutations: Mutation[], common: { idle_timeout?: typeof NEVER } = {}): Cluster {

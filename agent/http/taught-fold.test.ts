@@ -134,6 +134,8 @@ describe('Folder: pods that the kernel learns from', () => {
     const tables = managers(name).map((manager) => [manager.http_filters.map((filter) => filter.name), manager.route_specifier?.$case === 'route_config' ? manager.route_specifier.value : assert.fail()] as const);
     const own = tables.find(([, { virtual_hosts: hosts }]) => hosts[0]!.name === 'inbound|http|80') ?? assert.fail();
     assert.ok(own[0].includes('envoy.filters.http.rbac'), own[0].join());
+    assert.equal(own[0].at(-2), 'underpass.pool', own[0].join());
+    for (const { common_http_protocol_options: options } of managers(name)) assert.equal(options?.idle_timeout?.seconds, 60n);
     assert.deepEqual(own[1].virtual_hosts[0]!.routes.map(({ match, action, request_headers_to_remove: removed }) => [action?.$case === 'route' && action.value.cluster_specifier?.value, match?.headers.map((header) => header.name), match?.filter_state.map(({ key }) => key), removed]), [
       ['pod/s/inbound|80||~taught', ['x-underpass-class'], ['underpass.client'], []],
       ['pod/s/inbound|80||', [], [], ['x-underpass-class']],
@@ -141,7 +143,7 @@ describe('Folder: pods that the kernel learns from', () => {
     for (const [, table] of tables) assert.ok(table.request_headers_to_remove.includes('x-underpass-lesson'));
     for (const { route_specifier: specifier } of managers('pod/s/inbound')) assert.ok(specifier?.$case === 'route_config' && ['x-underpass-lesson', 'x-underpass-class'].every((header) => specifier.value.request_headers_to_remove.includes(header)));
     const cluster = decode(Cluster, result, CDS, 'pod/s/inbound|80||~taught');
-    assert.deepEqual([cluster.connection_pool_per_downstream_connection, cluster.upstream_bind_config?.source_address?.network_namespace_filepath, cluster.upstream_bind_config?.socket_options.map(({ level, name: option, value }) => [level, option, value?.value])], [true, '/netns/u1', [MARK]]);
+    assert.deepEqual([cluster.connection_pool_per_downstream_connection, cluster.upstream_bind_config?.source_address?.network_namespace_filepath, cluster.upstream_bind_config?.socket_options.map(({ level, name: option, value }) => [level, option, value?.value])], [false, '/netns/u1', [MARK]]);
     assert.deepEqual(decode(ClusterLoadAssignment, result, EDS, `${WEB}~taught`).endpoints[0]!.lb_endpoints.map(({ metadata }) => metadata?.filter_metadata['underpass']), [{ teach: 'inbound' }, undefined, undefined]);
   });
 });

@@ -10,7 +10,7 @@ import { pack, unpack } from '../../common/xds/any.js';
 import { handedOn } from '../proxy/filter-state.js';
 import { renameInChain, type FoldedListeners } from '../proxy/fold-listeners.js';
 import { inspectionName, type InspectionKind } from '../proxy/inspection.js';
-import { CLASS_HEADER, CLIENT_STATE, LESSON_HEADER } from './names.js';
+import { CLASS_HEADER, CLIENT_STATE, CONNECTION_STATE, LESSON_HEADER } from './names.js';
 import { taughtName } from './taught-clusters.js';
 import { taughtTableName } from './taught-routes.js';
 
@@ -30,7 +30,7 @@ export interface TaughtPod {
 export function taughtListeners(folded: FoldedListeners, classKey: string): FoldedListeners {
   const inner = new Map(TAUGHT_KINDS.map((kind) => [inspectionName(classKey, kind), inspectionName(taughtName(classKey), kind)]));
   const change = (chain: FilterChain): FilterChain => taughtChain(renameInChain(chain, (name) => inner.get(name) ?? name, (name) => taughtTableName(name, classKey)));
-  const received = (chain: FilterChain): FilterChain => (isHttp(chain) ? before(handedOn('underpass.client', CLIENT_STATE, `%FILTER_STATE(${ACCEPTED_STATE}:PLAIN)%`), change(chain)) : change(chain));
+  const received = (chain: FilterChain): FilterChain => (isHttp(chain) ? before(ofHttp(`%FILTER_STATE(${ACCEPTED_STATE}:PLAIN)%`), change(chain)) : change(chain));
   const { http, unknown, plain } = folded.inspected;
   return { ...folded, chains: folded.chains.map(change), defaultChain: change(folded.defaultChain), inspected: { plain, http: http.map(received), unknown: unknown.map(received) } };
 }
@@ -38,8 +38,12 @@ export function taughtListeners(folded: FoldedListeners, classKey: string): Fold
 /** The chain as it stands in the pod's own listener. */
 export function ofClient(chain: FilterChain, { netnsCookie }: TaughtPod): FilterChain {
   const client = `${netnsCookie.toString(16).padStart(16, '0')}-%DOWNSTREAM_REMOTE_PORT%`;
-  if (isHttp(chain)) return before(handedOn('underpass.client', CLIENT_STATE, client), chain);
-  return leadsTo(chain).some((name) => TAUGHT_INSPECTION.test(name)) ? before(handedOn('underpass.accepted', ACCEPTED_STATE, client), chain) : chain;
+  if (isHttp(chain)) return before(ofHttp(client), chain);
+  return leadsTo(chain).some((name) => TAUGHT_INSPECTION.test(name)) ? before(handedOn('underpass.accepted', { [ACCEPTED_STATE]: client }), chain) : chain;
+}
+
+function ofHttp(client: string): Filter {
+  return handedOn('underpass.client', { [CLIENT_STATE]: client, [CONNECTION_STATE]: '%CONNECTION_ID%' });
 }
 
 function before(filter: Filter, chain: FilterChain): FilterChain {

@@ -53,7 +53,7 @@ function rawServer(failing: string): string {
     }).listen(80, () => console.log('ready'));`;
 }
 
-type Request = { path: string; headers?: Record<string, string> };
+type Request = { path: string; headers?: Record<string, string>; afterMs?: number };
 
 /** Each list of requests over a connection of its own; all connections are open before the first request. */
 function rawClient(lists: readonly (readonly Request[])[], to: { address: string; port: number }): string {
@@ -63,7 +63,8 @@ function rawClient(lists: readonly (readonly Request[])[], to: { address: string
     const results = await Promise.all(lists.map(async (list, index) => {
       const socket = sockets[index]; const found = []; let text = ''; let wake = () => {};
       socket.on('data', (data) => { text += data; wake(); });
-      for (const { path, headers = {} } of list) {
+      for (const { path, headers = {}, afterMs = 0 } of list) {
+        if (afterMs > 0) await new Promise((resolve) => setTimeout(resolve, afterMs));
         socket.write('GET ' + path + ' HTTP/1.1\\r\\nhost: web\\r\\n' + Object.entries(headers).map(([k, v]) => k + ': ' + v + '\\r\\n').join('') + '\\r\\n');
         for (;;) {
           const end = text.indexOf('\\r\\n\\r\\n');
@@ -95,7 +96,7 @@ function table(name: string, clusters: Readonly<Record<'web' | 'canary' | 'many'
 /** A pod's inbound side that decides nothing. */
 function virtualInbound(): Any {
   const manager = {
-    '@type': 'type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager', stat_prefix: 'inbound',
+    '@type': 'type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager', stat_prefix: 'inbound', common_http_protocol_options: { idle_timeout: { seconds: '1' } },
     route_config: { name: 'inbound|80||', validate_clusters: false, virtual_hosts: [{ name: 'inbound|http|80', domains: ['*'], routes: [{ match: { prefix: '/' }, route: { cluster: 'inbound|80||' } }] }] },
     http_filters: [{ name: 'envoy.filters.http.router', typed_config: { '@type': 'type.googleapis.com/envoy.extensions.filters.http.router.v3.Router' } }],
   };
@@ -244,6 +245,24 @@ describe('Envoy teaches', () => {
     assert.notEqual(results[0]![0]!.connection, results[1]![0]!.connection);
     const [undrawn] = await call(a.netns, [draws('/guarded', FORGED, 3)]);
     for (const each of undrawn!) assertClean(each, []);
+  });
+
+  it('keeps no connection to an inbound chain whose client is silent or gone, and the server\'s for the client that is there', async () => {
+    const { admin } = world.running.envoy;
+    const listener = (await admin.listeners()).find(({ name }) => name.startsWith('pod/pod-guarded/inbound-mesh/'))!.name;
+    const active = async (): Promise<number> => [...(await admin.stats('^http\\.inbound.*downstream_cx_active$')).values()].reduce((sum, value) => sum + value, 0);
+    const [before, after] = draws('/guarded', to(GUARDED, listener), 2);
+    // Envoy ends what is idle after its time of draining, five seconds.
+    const clients = call(a.netns, [[before!, { ...after!, afterMs: 9_000 }], [before!, { ...after!, afterMs: 9_000 }]]);
+    await waitFor('the clients to be at the chain', async () => (await active()) >= 2, { timeoutMs: 5_000, everyMs: 20 });
+    await waitFor('the chain to have no connection left', async () => (await active()) === 0, { timeoutMs: 8_500, everyMs: 50 });
+    const results = await clients;
+    for (const seen of results) {
+      for (const each of seen) assertClean(each, [lesson('/guarded', each.port)]);
+      assert.equal(new Set(seen.map(({ connection }) => connection)).size, 1, 'its own again');
+    }
+    assert.notEqual(results[0]![0]!.connection, results[1]![0]!.connection);
+    await waitFor('nothing to be left of clients that are gone', async () => (await active()) === 0, { timeoutMs: 10_000, everyMs: 100 });
   });
 
   it('lets nobody but taught clients\' HTTP make a lesson in an inbound chain', async () => {

@@ -1,5 +1,7 @@
 /** Network filter set_filter_state, under names that do not clash with other messages called Config. */
 import { FilterStateValue_SharedWithUpstream } from '../../proto/generated/envoy/extensions/filters/common/set_filter_state/v3/value.js';
+import { Config as HttpConfig } from '../../proto/generated/envoy/extensions/filters/http/set_filter_state/v3/set_filter_state.js';
+import { HttpFilter } from '../../proto/generated/envoy/extensions/filters/network/http_connection_manager/v3/http_connection_manager.js';
 import { Config } from '../../proto/generated/envoy/extensions/filters/network/set_filter_state/v3/set_filter_state.js';
 import { ListenerFilter, type Filter } from '../../proto/generated/envoy/config/listener/v3/listener_components.js';
 import type { Any } from '../../proto/generated/google/protobuf/any.js';
@@ -38,15 +40,25 @@ export function connectionString(name: string, key: string, format: string): Fil
   return { name, config_type: { $case: 'typed_config', value: packSetFilterState(Config.fromPartial({ on_new_connection: [value] })) } };
 }
 
-/** A filter that gives its connection, and the next one upstream, a string as Envoy's formatters make it; pools are not told apart by it. */
-export function handedOn(name: string, key: string, format: string): Filter {
-  const value = {
+/** A filter that gives its connection, and the next one upstream, strings as Envoy's formatters make them; pools are not told apart by them. */
+export function handedOn(name: string, formats: Readonly<Record<string, string>>): Filter {
+  const on_new_connection = Object.entries(formats).map(([key, format]) => handedOnce(key, 'envoy.string', format));
+  return { name, config_type: { $case: 'typed_config', value: packSetFilterState(Config.fromPartial({ on_new_connection })) } };
+}
+
+/** An HTTP filter by which requests with a value share connections upstream with those of the same value alone; those with none, with all such. */
+export function pooledBy(name: string, key: string, format: string): HttpFilter {
+  const value = { ...handedOnce(key, 'envoy.hashable_string', format), skip_if_empty: true };
+  return HttpFilter.fromPartial({ name, config_type: { $case: 'typed_config', value: pack(HttpConfig, HttpConfig.fromPartial({ on_request_headers: [value] })) } });
+}
+
+function handedOnce(key: string, factory_key: string, format: string) {
+  return {
     key: { $case: 'object_key' as const, value: key },
-    factory_key: 'envoy.string',
+    factory_key,
     value: { $case: 'format_string' as const, value: { format: { $case: 'text_format_source' as const, value: { specifier: { $case: 'inline_string' as const, value: format } } } } },
     shared_with_upstream: FilterStateValue_SharedWithUpstream.ONCE,
   };
-  return { name, config_type: { $case: 'typed_config', value: packSetFilterState(Config.fromPartial({ on_new_connection: [value] })) } };
 }
 
 /** A filter that hands addresses on to the next connection upstream, by their keys, as Envoy's formatters give them. */
