@@ -18,7 +18,7 @@ import type { AgentParts, SelfTestVerdict } from './parts.js';
 import { realParts } from './real-parts.js';
 
 const passed: SelfTestVerdict = {
-  ok: true, capture: { ok: true, reason: 'fine' }, acceleration: { ok: true, reason: 'fine' }, checks: [{ name: 'order', ok: true, detail: '' }], restrictions: [], tookMs: 1,
+  ok: true, capture: { ok: true, reason: 'fine' }, acceleration: { ok: true, reason: 'fine' }, fastPath: { ok: true, reason: 'fine' }, checks: [{ name: 'order', ok: true, detail: '' }], restrictions: [], tookMs: 1,
 };
 
 interface Stage {

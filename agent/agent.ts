@@ -372,7 +372,7 @@ export class Agent {
     const kernel = this.#kernel;
     return kernel?.http && new AgentFastPath({
       kernel: kernel.http, pods: () => kernel.pods(), netnsPath: (uid) => namespaces.path(uid), proxyPid: () => this.#proxy?.status().envoy.pid,
-      problem: () => this.#accelerationProblem(), on: this.#options.httpFastPath ?? true, logger: this.#component('agent.http'),
+      problem: () => this.#fastPathProblem(), on: this.#options.httpFastPath ?? true, logger: this.#component('agent.http'),
     });
   }
 
@@ -466,6 +466,7 @@ export class Agent {
         { acceleration: verdict.acceleration, capture: verdict.capture, failed: failed.map(({ name, detail }) => `${name}: ${detail}`), restrictions: verdict.restrictions, tookMs: verdict.tookMs },
         verdict.acceleration.ok ? 'self-test passed: acceleration is on' : 'self-test: acceleration is off',
       );
+      if (verdict.acceleration.ok && !verdict.fastPath.ok) logger.warn({ reason: verdict.fastPath.reason }, 'self-test: the HTTP fast path is off, all requests go through Envoy');
     } catch (error) {
       if (this.#abort.signal.aborted) return;
       // A test that could not be run says nothing good about the kernel.
@@ -500,6 +501,10 @@ export class Agent {
     if (this.#selfTestProblem !== undefined) return this.#selfTestProblem;
     if (!this.#verdict) return 'the self-test has not finished yet';
     return this.#verdict.acceleration.ok ? undefined : `the self-test failed: ${this.#verdict.acceleration.reason}`;
+  }
+
+  #fastPathProblem(): string | undefined {
+    return this.#accelerationProblem() ?? (this.#verdict?.fastPath.ok ? undefined : `the self-test failed: ${this.#verdict?.fastPath.reason ?? ''}`);
   }
 
   #notReady(): string[] {

@@ -49,8 +49,13 @@ struct {
 /* What a new channel starts with; too large for the stack. */
 const volatile struct http_channel no_channel;
 
+/* Set before loading: enum http_fault. 0, and the verifier leaves out all that asks for it. */
+const volatile __u32 http_faults;
+
 static __always_inline bool http_on(void)
 {
+	if (http_faults & HTTP_FAULT_SWITCH)
+		return true;
 	__u32 agents = 0, own = 1;
 	struct http_control *control = bpf_map_lookup_elem(&http_control, &agents), *ours = bpf_map_lookup_elem(&http_control, &own);
 	return control && ours && control->on && control->lost_events == ours->lost_events && acceleration_on() &&
@@ -59,6 +64,8 @@ static __always_inline bool http_on(void)
 
 static __always_inline void http_report(__u32 type, bool orderly, __u64 cookie, __u64 netns_cookie, const struct tuple *of_peer)
 {
+	if (http_faults & (type == HTTP_END_CLIENT ? HTTP_FAULT_SERVER_END : HTTP_FAULT_CLIENT_END))
+		return;
 	struct http_event *event = bpf_ringbuf_reserve(&http_events, sizeof(*event), 0);
 	if (!event) {
 		__u32 own = 1;
@@ -68,7 +75,7 @@ static __always_inline void http_report(__u32 type, bool orderly, __u64 cookie, 
 		return;
 	}
 	event->type = type;
-	event->orderly = orderly;
+	event->orderly = orderly && !(http_faults & HTTP_FAULT_ORDERLY);
 	event->cookie = cookie;
 	event->netns_cookie = netns_cookie;
 	event->tuple.netns_cookie = netns_cookie;

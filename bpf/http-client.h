@@ -141,6 +141,8 @@ static __always_inline __u32 written(__u64 sock)
 static __always_inline bool http_drained(__u64 sock, __u64 its_peer)
 {
 	struct receiver other;
+	if (http_faults & HTTP_FAULT_ORDER)
+		return true;
 	read_receiver(sock, &other);
 	return !other.ulp && written(its_peer) == other.copied_seq;
 }
@@ -250,6 +252,11 @@ static __always_inline enum http_pushed http_push(struct sk_msg_md *msg, struct 
 #pragma unroll
 	for (__u32 i = 0; i < bytes / 8; i++)
 		to[i] = from[i];
+	if (http_faults & (msg->size > HTTP_HEAD_MAX ? HTTP_FAULT_PUSH_LARGE : HTTP_FAULT_PUSH)) {
+		__u8 *behind = bpf_msg_pull_data(msg, at + HTTP_DRAW_TEXT, at + HTTP_DRAW_TEXT + 1, 0) ? 0 : msg->data;
+		if (behind && behind + 1 <= (__u8 *)msg->data_end)
+			*behind = '?';
+	}
 	return HTTP_PUSHED;
 }
 
@@ -473,7 +480,7 @@ int http_client(struct sk_msg_md *msg)
 	struct http_learnt *learnt = &ch->learnt[index & (HTTP_LEARNT - 1)];
 	__u64 target = learnt->cookie, netns_cookie = state->netns_cookie, now = bpf_ktime_get_ns();
 	/* The answer is moved into C: what Envoy answered before has to be read there, too. */
-	if (!http_drained(learnt->sock, learnt->proxy_sock) || written(state->peer_sock) != self->copied_seq)
+	if (!http_drained(learnt->sock, learnt->proxy_sock) || (written(state->peer_sock) != self->copied_seq && !(http_faults & HTTP_FAULT_ORDER)))
 		return http_to_envoy(msg, hs, ch, true, COUNTER_HTTP_NOT_DRAINED);
 	/* User space suspends a pod and then looks whether anything is under way: count first, then look. */
 	http_activity_add(netns_cookie, 1);

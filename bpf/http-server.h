@@ -280,7 +280,9 @@ int http_server(struct sk_msg_md *msg)
 	/* There is no way back by TCP: what its reader leaves is held here, up to a bound. */
 	struct receiver other;
 	read_receiver(ch->sock, &other);
-	bool fits = ch->unknown != HTTP_ANSWERED && hs->sent <= HTTP_ANSWER_CAP && other.queued <= HTTP_ANSWER_CAP;
+	bool fits = ch->unknown != HTTP_ANSWERED && ((hs->sent <= HTTP_ANSWER_CAP && other.queued <= HTTP_ANSWER_CAP) || http_faults & HTTP_FAULT_BOUND);
+	if (http_faults & HTTP_FAULT_MOVE)
+		return SK_DROP;
 	if (!fits || written(ch->proxy_sock) != other.copied_seq || bpf_msg_redirect_hash(msg, &sockets, &client, BPF_F_INGRESS) != SK_PASS) {
 		hs->lost = 1;
 		http_mark_server(ch, cookie, HTTP_CLOSING, 0);

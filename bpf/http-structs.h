@@ -55,6 +55,20 @@
 /* For so long a class is Envoy's after an answer that can't be bounded, or says that its server fails. */
 #define HTTP_ENVOY_NS 10000000000ull
 
+/* Bits of `http_faults`: what a kernel could do wrong, for the tests of the agent's self-test, which has to find it. */
+enum http_fault {
+	HTTP_FAULT_PUSH = 1,         /* what is behind the room that was made is damaged */
+	HTTP_FAULT_PUSH_LARGE = 2,   /* the same, in messages of several pages */
+	HTTP_FAULT_BLANK = 4,        /* lessons stay where they are */
+	HTTP_FAULT_MOVE = 8,         /* an answer is not moved */
+	HTTP_FAULT_ORDER = 16,       /* messages are moved past what came by TCP */
+	HTTP_FAULT_BOUND = 32,       /* an answer is moved whatever its reader has left */
+	HTTP_FAULT_SERVER_END = 64,  /* nobody is told that a server ended */
+	HTTP_FAULT_ORDERLY = 128,    /* an orderly end is told as a reset */
+	HTTP_FAULT_CLIENT_END = 256, /* nobody is told that a client ended */
+	HTTP_FAULT_SWITCH = 512,     /* requests are fast whatever the agent says */
+};
+
 enum http_method {
 	HTTP_GET = 1,
 	HTTP_HEAD = 2,

@@ -28,6 +28,7 @@ const volatile struct event event_type_layout;
 const volatile enum flow_limit flow_limit_type;
 const volatile enum flow_way flow_way_type;
 const volatile struct flow_record flow_record_layout;
+const volatile enum http_fault http_fault_type;
 const volatile enum http_method http_method_type;
 const volatile enum http_path_kind http_path_kind_type;
 const volatile enum http_value_kind http_value_kind_type;

@@ -3,6 +3,7 @@ import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { test } from 'node:test';
 import { cgroup2Root } from '../../common/cgroup.js';
 import { logger } from '../../common/log.js';
+import { BpfObject } from '../../native/index.js';
 import { selfTest } from './self-test.js';
 
 function leftovers(): string[] {
@@ -15,9 +16,32 @@ test('selfTest says yes on this kernel, with its reasons, and leaves nothing beh
   assert.deepEqual(verdict.checks.filter((check) => !check.ok && !['blocking-recv', 'splice'].includes(check.name)), []);
   assert.equal(verdict.capture.ok, true);
   assert.equal(verdict.acceleration.ok, true);
+  assert.equal(verdict.fastPath.ok, true);
   assert.equal(verdict.ok, true);
-  assert.ok(verdict.checks.length >= 12);
+  assert.ok(verdict.checks.length >= 24);
   for (const name of verdict.restrictions) assert.equal(verdict.checks.find((check) => check.name === name)?.ok, false);
   assert.deepEqual(leftovers(), []);
   assert.equal(existsSync('/sys/fs/bpf/underpass/self-test'), false);
+});
+
+const FAULTS = {
+  HTTP_FAULT_PUSH: 'http-draw', HTTP_FAULT_PUSH_LARGE: 'http-draw-large', HTTP_FAULT_BLANK: 'http-lesson', HTTP_FAULT_MOVE: 'http-exchange', HTTP_FAULT_ORDER: 'http-order', HTTP_FAULT_BOUND: 'http-bound',
+  HTTP_FAULT_SERVER_END: 'http-server-reset', HTTP_FAULT_ORDERLY: 'http-server-end', HTTP_FAULT_CLIENT_END: 'http-client-end', HTTP_FAULT_SWITCH: 'http-switch',
+};
+
+test('each check of the HTTP fast path finds its own fault, and leaves nothing behind', async (context) => {
+  const object = BpfObject.open({ pinDir: null, programs: [] });
+  const bits = object.enumValues('http_fault');
+  object.close();
+  assert.deepEqual(Object.keys(bits).sort(), Object.keys(FAULTS).sort());
+  for (const [fault, check] of Object.entries(FAULTS)) {
+    await context.test(`${fault}: ${check}`, async () => {
+      const verdict = await selfTest(logger('self-test'), { only: 'fastPath', faults: bits[fault]! });
+      assert.deepEqual(verdict.checks.filter(({ ok }) => !ok).map(({ name }) => name), [check]);
+      assert.equal(verdict.fastPath.ok, false);
+      assert.match(verdict.fastPath.reason, new RegExp(`^${check}: .`));
+      assert.deepEqual([verdict.capture.ok, verdict.acceleration.ok], [true, true]);
+      assert.deepEqual(leftovers(), []);
+    });
+  }
 });

@@ -13,7 +13,8 @@ import type { Logger } from '../../common/log.js';
 import { buildDir } from '../../common/paths.js';
 import { run } from '../../common/process.js';
 import { createNetns, netnsCookie, unmount } from '../../native/index.js';
-import { Kernel } from './kernel.js';
+import { Kernel, type KernelPod } from './kernel.js';
+import { HttpSelfTest } from './self-test-http.js';
 
 export interface SelfTestCheck {
   name: string;
@@ -28,6 +29,8 @@ export interface SelfTestVerdict {
   capture: { ok: boolean; reason: string };
   /** Payload may be moved from socket to socket. Not ok: plain TCP. */
   acceleration: { ok: boolean; reason: string };
+  /** HTTP requests may be repeated by the kernel. Not ok: all of them go through Envoy, whose connections are short-circuited. */
+  fastPath: { ok: boolean; reason: string };
   checks: SelfTestCheck[];
   /** Known faults of this kernel that probation works around: programs that do this are never accelerated. */
   restrictions: ('blocking-recv' | 'splice')[];
@@ -58,17 +61,23 @@ const PROBE_LIMIT_MS = 40_000;
 
 const POD_ADDRESSES = ['192.0.2.10', '2001:db8::10'];
 
-type Decides = 'capture' | 'acceleration' | 'restriction';
+type Decides = 'capture' | 'acceleration' | 'fastPath' | 'restriction';
+
+export interface SelfTestOptions {
+  /** The checks of the HTTP fast path alone. */
+  only?: 'fastPath';
+  /** Of the programs, for the checks to find: enum http_fault of bpf/http-structs.h. */
+  faults?: number;
+}
 
 /** Never throws: what can't be tried is a failed check. */
-export async function selfTest(logger: Logger): Promise<SelfTestVerdict> {
+export async function selfTest(logger: Logger, options: SelfTestOptions = {}): Promise<SelfTestVerdict> {
   const started = performance.now();
   const test = new SelfTest(logger);
   try {
-    await test.run();
+    await test.run(options);
   } catch (error) {
-    test.record('set-up', 'capture', false, errorMessage(error));
-    test.record('set-up', 'acceleration', false, errorMessage(error));
+    for (const decides of ['capture', 'acceleration', 'fastPath'] as const) test.record('set-up', decides, false, errorMessage(error));
   } finally {
     await test.close().catch((error: unknown) => logger.warn({ err: error }, 'cleaning up after the self-test'));
   }
@@ -85,7 +94,7 @@ class SelfTest {
 
   constructor(readonly logger: Logger) {}
 
-  async run(): Promise<void> {
+  async run({ only, faults = 0 }: SelfTestOptions): Promise<void> {
     const folder = mkdtempSync(join(tmpdir(), 'underpass-self-test-'));
     this.#store.defer(() => rmSync(folder, { recursive: true, force: true }));
     this.#netns = join(folder, 'netns');
@@ -97,11 +106,11 @@ class SelfTest {
     this.#proxyCgroup = join(group, 'proxy');
     for (const path of [this.#podCgroup, this.#proxyCgroup]) mkdirSync(path, { recursive: true });
 
-    const kernel = await Kernel.open({ bpffsDir: null, instance: 'self-test', logger: this.logger, maxEntries: SMALL_MAPS, httpFastPath: false });
+    const kernel = await Kernel.open({ bpffsDir: null, instance: 'self-test', logger: this.logger, maxEntries: SMALL_MAPS, rodata: { http_faults: faults } });
     this.#store.add(kernel);
     kernel.setGlobalAcceleration(true);
     kernel.attachProxy(this.#proxyCgroup);
-    kernel.putPod({
+    const pod: KernelPod = {
       uid: 'self-test',
       netnsCookie: await netnsCookie(this.#netns),
       cgroupPath: this.#podCgroup,
@@ -109,7 +118,14 @@ class SelfTest {
       mode: 'node',
       capture: true,
       acceleration: 'force',
-    });
+    };
+    kernel.putPod(pod);
+    if (only === undefined) await this.#connections(kernel);
+    kernel.putPod({ ...pod, acceleration: 'l7' });
+    await this.#requests(kernel, pod.netnsCookie);
+  }
+
+  async #connections(kernel: Kernel): Promise<void> {
     await this.#capture('capture-v4', '127.0.0.1', '192.0.2.1', '192.0.2.1:80', (out) => out.original4);
     await this.#capture('capture-v6', '::1', '2001:db8::1', '[2001:db8::1]:80', (out) => out.original6);
     await this.#capture('capture-mapped', '127.0.0.1', '::ffff:192.0.2.1', '192.0.2.1:80', (out) => out.original4);
@@ -131,10 +147,12 @@ class SelfTest {
       this.#checks.filter((check) => check.decides === decides && !check.ok).map((check) => `${check.name}: ${check.detail}`).join('; ');
     const capture = failed('capture');
     const acceleration = failed('acceleration');
+    const fastPath = failed('fastPath');
     return {
-      ok: capture === '' && acceleration === '',
+      ok: capture === '' && acceleration === '' && fastPath === '',
       capture: { ok: capture === '', reason: capture || 'original destinations arrive' },
       acceleration: { ok: acceleration === '', reason: acceleration || 'order, flow control and endings hold' },
+      fastPath: { ok: fastPath === '', reason: fastPath || 'requests and answers arrive whole and in order, and ends are told' },
       checks: this.#checks.map(({ name, ok, detail }) => ({ name, ok, detail })),
       restrictions: this.#restrictions,
       tookMs,
@@ -191,13 +209,26 @@ class SelfTest {
     });
   }
 
-  async #check(name: string, decides: Decides, body: () => Promise<[boolean, string]>): Promise<void> {
+  /** To the first that fails: what comes after it stands on it. */
+  async #requests(kernel: Kernel, cookie: bigint): Promise<void> {
+    const http = this.#store.add(new HttpSelfTest({ kernel, netns: this.#netns, netnsCookie: cookie, podCgroup: this.#podCgroup, proxyCgroup: this.#proxyCgroup, logger: this.logger }));
+    const isRight = (name: string, body: () => Promise<string>): Promise<boolean> => this.#check(name, 'fastPath', async () => [true, await body()]);
+    if (!(await isRight('http-set-up', () => http.open()))) return;
+    for (const [name, body] of http.checks) {
+      await http.reset();
+      if (!(await isRight(name, body))) return;
+    }
+  }
+
+  async #check(name: string, decides: Decides, body: () => Promise<[boolean, string]>): Promise<boolean> {
     try {
       const [ok, detail] = await body();
       this.record(name, decides, ok, detail);
+      return ok;
     } catch (error) {
       this.record(name, decides, false, errorMessage(error));
       if (decides === 'restriction') this.#restrictions.push(name as 'splice');
+      return false;
     }
   }
 
@@ -213,4 +244,5 @@ class SelfTest {
 const SMALL_MAPS = {
   sockets: 4096, establishing: 4096, peers: 4096, pods: 8, pod_counters: 16, client_verdicts: 64, listener_verdicts: 64,
   client_clearances: 64, listener_clearances: 64, verdict_quotas: 8,
+  http_rules: 64, http_vhosts: 64, http_policies: 64, http_classes: 64, http_clusters: 64, http_endpoints: 64, http_loads: 64,
 };

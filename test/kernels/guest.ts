@@ -55,10 +55,11 @@ function programs(): void {
 }
 
 async function behaviour(): Promise<void> {
-  const { capture, acceleration, checks } = await selfTest(logger('self-test'));
+  const { capture, acceleration, fastPath, checks } = await selfTest(logger('self-test'));
   for (const { name, ok, detail } of checks) row('self-test', name, ok ? 'ok' : 'wrong answer', detail);
   row('verdict', 'capture by BPF', capture.ok ? 'ok' : 'not supported', capture.reason);
   row('verdict', 'short-circuits', acceleration.ok ? 'ok' : 'not supported', acceleration.reason);
+  row('verdict', 'HTTP fast path', fastPath.ok ? 'ok' : 'not supported', fastPath.reason);
 }
 
 /** DESIGN section 5, rule 7: what the kernel takes for a reader that sleeps, between two pods, with moved bytes and without. */
