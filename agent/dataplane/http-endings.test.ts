@@ -4,6 +4,7 @@ import { spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
 import { after, before, test } from 'node:test';
 import { logger } from '../../common/log.js';
+import { run } from '../../common/process.js';
 import { waitFor } from '../../common/retry.js';
 import { tcpSockets, type TcpSocket } from '../../native/index.js';
 import { TestWorld, type TestPod } from '../../native/testing.js';
@@ -129,4 +130,24 @@ test('what can\'t be done is counted, and said once a minute', async () => {
   }
   assert.equal(endings.count.failed, 3);
   assert.equal(lines.length, 2);
+});
+
+test('a program that the reset does not get to is told all the same', async () => {
+  const rule = ['-i', 'lo', '-p', 'tcp', '--tcp-flags', 'RST', 'RST', '-j', 'DROP'];
+  const iptables = async (what: string): Promise<void> => {
+    const [program, ...args] = world.inPod(world.pod(0), ['iptables', '-w', what, 'INPUT', ...rule]);
+    await run(program!, args);
+  };
+  const { heard, proxys } = await connected();
+  await iptables('-A');
+  try {
+    const endings = queue();
+    endings.end({ side: 'client', orderly: false, netnsCookie: world.pod(0).netnsCookie, socket: proxys });
+    await until('the client to hear of it', () => heard() !== '-');
+    assert.match(heard(), /^-ECONN/);
+    await endings.idle();
+    assert.deepEqual(endings.count, { ...NONE, clientsReset: 1 });
+  } finally {
+    await iptables('-D');
+  }
 });

@@ -6,6 +6,7 @@
 import { errorMessage } from '../../common/errors.js';
 import { OUTBOUND_PORT } from '../../common/istio-iptables.js';
 import type { Logger } from '../../common/log.js';
+import { sleep } from '../../common/retry.js';
 import { destroyTcpSockets, findTcpSocket, shutdownTcpSockets, tcpSocketId, type TcpSocket, type TcpSocketName } from '../../native/index.js';
 import type { HttpEnd } from './kernel-http-control.js';
 
@@ -29,11 +30,14 @@ export interface HttpEndings {
 }
 
 const SAME_PROBLEM_EVERY_MS = 60_000;
+/** A reset is not repeated: the kernel drops one that comes while a program reads from a queue that is longer than its buffers, which moved bytes may make it. */
+const DEAF_MS = 100;
 
 export class HttpEndingQueue {
   readonly #options: HttpEndingsOptions;
   /** Of one namespace one after the other. */
   readonly #queues = new Map<bigint, Promise<void>>();
+  readonly #lookingAgain = new Set<Promise<void>>();
   readonly #count: HttpEndings = { clientsEnded: 0, clientsReset: 0, serversReset: 0, gone: 0, failed: 0 };
   #failedBefore = 0;
   #warnedAt = -Infinity;
@@ -57,6 +61,7 @@ export class HttpEndingQueue {
   /** Resolves when all that was told so far is done. */
   async idle(): Promise<void> {
     await Promise.all(this.#queues.values());
+    await Promise.all(this.#lookingAgain);
   }
 
   async #end({ side, orderly, netnsCookie, socket }: HttpEnd): Promise<void> {
@@ -76,10 +81,19 @@ export class HttpEndingQueue {
       this.#count.clientsEnded++;
       return;
     }
-    const ended = await destroyTcpSockets(path, [(proxys ?? found).id]);
+    const target = proxys ?? found;
+    const other = target === found ? await findTcpSocket(path, tcpSocketId(reversed(found))) : found;
+    const ended = await destroyTcpSockets(path, [target.id]);
+    if (ended > 0 && other) this.#lookAgain(path, other);
     if (ended === 0) this.#count.gone++;
     else if (side === 'client') this.#count.clientsReset++;
     else this.#count.serversReset++;
+  }
+
+  /** Whose other end was reset and who has not heard of it is ended as well. */
+  #lookAgain(path: string, { id }: TcpSocket): void {
+    const look = sleep(DEAF_MS).then(() => destroyTcpSockets(path, [id])).then(() => undefined, (error: unknown) => this.#warn(error, 'whether a program heard of the end of its connection is not known')).finally(() => this.#lookingAgain.delete(look));
+    this.#lookingAgain.add(look);
   }
 
   /** As Envoy would end what it sends. */
