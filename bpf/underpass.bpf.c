@@ -37,6 +37,8 @@ const volatile enum http_pod_state http_pod_state_type;
 const volatile enum http_end http_end_type;
 const volatile enum http_ending http_ending_type;
 const volatile enum http_channel_state http_channel_state_type;
+const volatile enum http_unknown http_unknown_type;
+const volatile enum http_use http_use_type;
 const volatile struct http_event http_event_layout;
 const volatile enum http_class_flag http_class_flag_type;
 const volatile enum http_trace http_trace_type;

@@ -79,6 +79,7 @@ export interface RawObject {
   runIterator(program: string, map: string): void;
   ringBuffer(map: string, callback: (record: Buffer) => void): RawLink;
   layout(structName: string): StructLayout;
+  mapLayouts(): Record<string, [key: Partial<StructLayout>, value: Partial<StructLayout>]>;
   enumValues(enumName: string): Record<string, number>;
   close(): void;
 }
@@ -96,6 +97,7 @@ export interface Addon {
   unmount(path: string): void;
   mountBpffs(path: string): void;
   openObject(options: { pinDir: string | null; rodata: Record<string, bigint>; maxEntries: Record<string, number>; programs?: string[]; without?: string[] }): RawObject;
+  openPinnedMap(path: string): { map: RawMap; value?: StructLayout } | undefined;
   linkInfo(pinPath: string): { cgroupId: bigint; programId: number; attachType: number };
 }
 

@@ -214,6 +214,11 @@ export class BpfObject implements Closable {
     return guarded(() => this.#raw.layout(structName));
   }
 
+  /** Text that differs when what is kept in pinned maps does, in size or in order. */
+  mapsFingerprint(): string {
+    return JSON.stringify(guarded(() => this.#raw.mapLayouts()));
+  }
+
   enumValues(enumName: string): Record<string, number> {
     return guarded(() => this.#raw.enumValues(enumName));
   }
@@ -277,6 +282,16 @@ export class BpfMap implements Closable {
   close(): void {
     this.#raw.close();
   }
+}
+
+/**
+ * A pinned map that may be another version's; undefined: there is none.
+ * @returns `value`: the layout of its values as its own BTF has it; absent where they are no structs
+ */
+export function openPinnedMap(path: string): { map: BpfMap; value: StructLayout | undefined } | undefined {
+  requireString('openPinnedMap', 'path', path);
+  const found = guarded((addon) => addon.openPinnedMap(path));
+  return found && { map: new BpfMap(found.map), value: found.value };
 }
 
 /** What a pinned cgroup link points to. */

@@ -52,11 +52,6 @@ export class StructCodec {
     return Object.entries(this.#layout.fields).filter(([, field]) => field.sizeBytes === 8).map(([name]) => name);
   }
 
-  /** Text that differs when the layout does. */
-  fingerprint(): string {
-    return `${this.name}:${this.sizeBytes}:${Object.entries(this.#layout.fields).map(([name, f]) => `${name}@${f.offset}+${f.sizeBytes}`).join(',')}`;
-  }
-
   /** @throws UnderpassError `UNDERPASS_KERNEL_LAYOUT` when the map's keys or values are not this struct */
   check(map: BpfMap, part: 'key' | 'value'): this {
     const actual = part === 'key' ? map.keySize : map.valueSize;

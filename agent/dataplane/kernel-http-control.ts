@@ -38,9 +38,6 @@ export interface HttpEnd {
   socket: TcpSocketName;
 }
 
-/** In pinned maps. */
-export const HTTP_CONTROL_STRUCTS = ['http_control', 'http_pod', 'http_activity', 'http_event', 'http_channel', 'http_learnt', 'http_upstream_key'];
-
 const STATES = { off: 'HTTP_POD_OFF', suspended: 'HTTP_POD_SUSPENDED', live: 'HTTP_POD_LIVE' } as const;
 /** Of the two entries of `http_control`. */
 const AGENTS = u32(0);

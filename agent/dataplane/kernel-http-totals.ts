@@ -6,9 +6,6 @@ import type { BpfMap, BpfObject } from '../../native/index.js';
 import type { HttpService } from '../http/table.js';
 import { StructCodec, u32 } from './kernel-codec.js';
 
-/** In pinned maps. */
-export const HTTP_TOTAL_STRUCTS = ['http_total_key', 'http_total', 'http_service'] as const;
-
 /** Buckets are not cumulative; HTTP_BOUNDS of telemetry/http-bounds.ts has where they end. */
 export interface HttpTotals {
   requests: bigint;

@@ -12,8 +12,7 @@ import { HttpServices } from './kernel-http-totals.js';
 import { SlotRanges } from './slot-ranges.js';
 
 export const HTTP_PROGRAMS = ['http_client', 'http_downstream', 'http_upstream', 'http_server', 'http_pipelined'] as const;
-/** In pinned maps. */
-export const HTTP_TABLE_STRUCTS = ['http_port_key', 'http_port', 'http_host_key', 'http_list', 'http_rule', 'http_condition', 'http_class', 'http_split', 'http_cluster', 'http_endpoint', 'http_load'] as const;
+type StructName = 'http_port_key' | 'http_port' | 'http_host_key' | 'http_list' | 'http_rule' | 'http_condition' | 'http_class' | 'http_split' | 'http_cluster' | 'http_endpoint' | 'http_load';
 
 /** A program that walks a table takes microseconds; it may be preempted. */
 const GRACE_MS = 1_000;
@@ -80,7 +79,7 @@ export class HttpTables {
       rules: map(ARRAYS.rules), virtualHosts: map(ARRAYS.virtualHosts), policies: map(ARRAYS.policies), classes: map(ARRAYS.classes), clusters: map(ARRAYS.clusters), endpoints: map(ARRAYS.endpoints),
       ports: map(HASHES.ports), hosts: map(HASHES.hosts),
     };
-    const codec = (name: (typeof HTTP_TABLE_STRUCTS)[number], of?: ArrayName | HashName, part: 'key' | 'value' = 'value'): StructCodec => {
+    const codec = (name: StructName, of?: ArrayName | HashName, part: 'key' | 'value' = 'value'): StructCodec => {
       const made = new StructCodec(object, name);
       return of ? made.check(this.#maps[of], part) : made;
     };

@@ -51,7 +51,6 @@ export interface ServiceTableStatus {
   refused: number;
 }
 
-export const SERVICE_STRUCTS = ['service_key', 'service', 'endpoint'] as const;
 
 /** A program that looks up an endpoint takes microseconds; it may be preempted. */
 const GRACE_MS = 1_000;

@@ -1,5 +1,5 @@
 /** What the tests of the kernel side share: a world of pods with the programs on them. */
-import { Kernel, type KernelPod } from './kernel.js';
+import { Kernel, type KernelOptions, type KernelPod } from './kernel.js';
 import { ClosableStore } from '../../common/lifecycle.js';
 import { logger } from '../../common/log.js';
 import { TestWorld, type TestPod } from '../../native/testing.js';
@@ -29,8 +29,8 @@ export class KernelWorld {
     return self;
   }
 
-  async open(bpffsDir: string | null, maxEntries?: Record<string, number>, rodata?: Record<string, number>): Promise<Kernel> {
-    const kernel = await Kernel.open({ bpffsDir, instance: this.world.name, logger: logger('test.kernel'), ...(maxEntries ? { maxEntries } : {}), ...(rodata ? { rodata } : {}), ...(this.http ? {} : { httpFastPath: false }) });
+  async open(bpffsDir: string | null, maxEntries?: Record<string, number>, rodata?: Record<string, number>, more: Partial<KernelOptions> = {}): Promise<Kernel> {
+    const kernel = await Kernel.open({ ...more, bpffsDir, instance: this.world.name, logger: logger('test.kernel'), ...(maxEntries ? { maxEntries } : {}), ...(rodata ? { rodata } : {}), ...(this.http ? {} : { httpFastPath: false }) });
     this.#store.add(kernel);
     return kernel;
   }

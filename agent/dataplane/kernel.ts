@@ -1,25 +1,27 @@
 /** The typed face of the BPF side: pods in, counters and verdicts out. Everything live is in pinned maps. */
 import { rmSync, statSync } from 'node:fs';
 import { join } from 'node:path';
-import { UnderpassError } from '../../common/errors.js';
+import { errorMessage, UnderpassError } from '../../common/errors.js';
 import { ClosableStore } from '../../common/lifecycle.js';
 import type { Logger } from '../../common/log.js';
-import { BpfObject, cgroupId, type BpfLink, type BpfMap } from '../../native/index.js';
+import { BpfObject, cgroupId, KernelError, type BpfLink, type BpfMap } from '../../native/index.js';
 import { ensureBpffsDir, pinName, removePins } from './bpffs.js';
 import { Clearance } from './kernel-clearance.js';
 import { KernelEvents } from './kernel-events.js';
 import { DirectConnections } from './kernel-direct.js';
 import { KernelFlows } from './kernel-flows.js';
 import { KernelHost } from './kernel-host.js';
-import { HTTP_PROGRAMS, HTTP_TABLE_STRUCTS, HttpTables } from './kernel-http.js';
-import { HTTP_TOTAL_STRUCTS, KernelHttpTotals } from './kernel-http-totals.js';
-import { HTTP_CONTROL_STRUCTS, KernelHttpControl } from './kernel-http-control.js';
+import { HTTP_PROGRAMS, HttpTables } from './kernel-http.js';
+import { KernelHttpTotals } from './kernel-http-totals.js';
+import { KernelHttpControl } from './kernel-http-control.js';
 import { decodeAddress, encodeAddress, fnv1a, perCpu, StructCodec, u16, u32, u64 } from './kernel-codec.js';
+import { FormerHttp } from './kernel-former-http.js';
 import { FormerHooks } from './kernel-former.js';
 import { lostNamespaces } from './kernel-leftovers.js';
 import { KernelPolicies, type PodPolicy } from './kernel-policies.js';
+import { PodCodec, type Slot } from './kernel-pods.js';
 import { cgroupIds, kernelDevice } from './kernel-processes.js';
-import { SERVICE_STRUCTS, ServiceTable } from './kernel-services.js';
+import { ServiceTable } from './kernel-services.js';
 import { KernelSteering } from './kernel-steering.js';
 import { Verdicts, type ListenerName, type ProbationEntry, type ProgramName, type Verdict } from './kernel-verdicts.js';
 
@@ -74,6 +76,8 @@ export interface KernelOptions {
   rodata?: Record<string, number | bigint>;
   /** False: without the programs of the HTTP fast path, which take the kernel as long to judge as half of the others. */
   httpFastPath?: false;
+  /** How long exchanges that a former agent with maps of another layout had begun may take. */
+  formerDrainMs?: number;
 }
 
 /** Programs of a pod's cgroup, in the order in which they are attached: the sockets' state comes before capture. */
@@ -82,15 +86,8 @@ const POD_PROGRAMS = [
 ] as const;
 const PROXY_PROGRAMS = ['proxy_sockops', 'probe_egress', 'proxy_getsockopt', 'bind4', 'bind6'] as const;
 
-const MODES = { node: 'POD_MODE_NODE', sidecar: 'POD_MODE_SIDECAR' } as const;
-const ACCELERATIONS = { off: 'ACCELERATION_OFF', l4: 'ACCELERATION_L4', l7: 'ACCELERATION_L7', force: 'ACCELERATION_FORCE' } as const;
-
-/** Structs that live in pinned maps. */
-const PINNED_STRUCTS = [
-  'pod', 'tuple', 'establishing', 'peer', 'socket_state', 'program_key', 'listener_key', 'brevity', 'verdict', 'clearance', 'verdict_quota', 'settings',
-  'pod_counters', 'flow_key', 'flow_totals', 'flow_side', 'flow', 'policy', 'policy_term', 'policy_ports', 'policy_cidr', 'opening', 'host', 'inbound_key',
-  ...SERVICE_STRUCTS, ...HTTP_CONTROL_STRUCTS, ...HTTP_TABLE_STRUCTS, ...HTTP_TOTAL_STRUCTS,
-];
+/** Whose numbers are kept in pinned maps, beside the maps' own layouts. */
+const PINNED_ENUMS = ['http_channel_state', 'http_unknown', 'http_use'];
 
 const TABLES = ['pods', 'netns_of_address', 'establishing', 'peers', 'sockets', 'client_verdicts', 'listener_verdicts', 'client_clearances', 'listener_clearances'];
 
@@ -105,12 +102,6 @@ interface Attached {
   links: BpfLink[];
 }
 
-/** A pod's place among the per-pod counters. Sockets of a former pod carry another generation, and are no longer counted. */
-interface Slot {
-  index: number;
-  generation: number;
-}
-
 export class Kernel {
   readonly #store = new ClosableStore();
   readonly #object: BpfObject;
@@ -120,8 +111,8 @@ export class Kernel {
   #former: FormerHooks | undefined;
   readonly #proxyLinks: BpfLink[] = [];
   readonly #maps: Record<'pods' | 'addresses' | 'settings' | 'counters' | 'podCounters' | 'establishing' | 'peers', BpfMap>;
-  readonly #codecs: Record<'pod' | 'settings' | 'podCounters' | 'establishing' | 'tuple' | 'peer', StructCodec>;
-  readonly #constants: Record<'mode' | 'acceleration' | 'flag' | 'counter', Record<string, number>>;
+  readonly #podCodec: PodCodec;
+  readonly #codecs: Record<'settings' | 'podCounters' | 'establishing' | 'tuple' | 'peer', StructCodec>;
   readonly #counterNames: string[];
   readonly #direct: DirectConnections;
   readonly #verdicts: Verdicts;
@@ -134,8 +125,10 @@ export class Kernel {
   readonly steering: KernelSteering;
   /** What the connect hook decides by itself. */
   readonly services: ServiceTable;
-  readonly http: { control: KernelHttpControl; tables: HttpTables; totals: KernelHttpTotals };
+  readonly http: { control: KernelHttpControl; tables: HttpTables; totals: KernelHttpTotals; former: FormerHttp | undefined };
   readonly #layout: number;
+  /** Why the programs of the HTTP fast path are not there, though they were wanted. */
+  httpProblem: string | undefined;
 
   /**
    * Loads the programs. Maps and links that a former agent pinned are taken over, programs are replaced in place;
@@ -144,16 +137,34 @@ export class Kernel {
    */
   static async open(options: KernelOptions): Promise<Kernel> {
     if (options.bpffsDir !== null) ensureBpffsDir(options.bpffsDir);
-    let kernel = new Kernel(options);
+    let kernel = Kernel.#load(options);
     if (options.bpffsDir !== null && !kernel.#layoutMatches()) {
       // Another version's maps: it is safe to leave them to the connections that use them, but not to read them.
       options.logger.warn({ instance: options.instance }, 'pinned maps have another layout, starting with new ones');
       await kernel.close();
-      rmSync(join(options.bpffsDir, pinName(options.instance), 'maps'), { recursive: true, force: true });
-      kernel = new Kernel(options);
+      FormerHttp.setAside(join(options.bpffsDir, pinName(options.instance)));
+      kernel = Kernel.#load(options);
     }
     kernel.#start();
     return kernel;
+  }
+
+  /** Without the HTTP fast path where its programs alone are refused. */
+  static #load(options: KernelOptions): Kernel {
+    try {
+      return new Kernel(options);
+    } catch (error) {
+      if (options.httpFastPath === false || !(error instanceof KernelError)) throw error;
+      let kernel: Kernel;
+      try {
+        kernel = new Kernel({ ...options, httpFastPath: false });
+      } catch {
+        throw error;
+      }
+      kernel.httpProblem = errorMessage(error);
+      options.logger.warn({ reason: kernel.httpProblem }, "this kernel refuses the HTTP fast path's programs: all requests go through Envoy");
+      return kernel;
+    }
   }
 
   private constructor(readonly options: KernelOptions) {
@@ -177,21 +188,15 @@ export class Kernel {
       establishing: object.map('establishing'),
       peers: object.map('peers'),
     };
+    this.#podCodec = new PodCodec(object, this.#maps.pods);
     this.#codecs = {
-      pod: codec('pod').check(this.#maps.pods, 'value'),
       settings: codec('settings').check(this.#maps.settings, 'value'),
       podCounters: codec('pod_counters').check(this.#maps.podCounters, 'value'),
       establishing: codec('establishing').check(this.#maps.establishing, 'value'),
       tuple: codec('tuple').check(this.#maps.establishing, 'key'),
       peer: codec('peer').check(this.#maps.peers, 'value'),
     };
-    this.#constants = {
-      mode: object.enumValues('pod_mode'),
-      acceleration: object.enumValues('acceleration'),
-      flag: object.enumValues('pod_flag'),
-      counter: object.enumValues('counter'),
-    };
-    this.#counterNames = Object.entries(this.#constants.counter)
+    this.#counterNames = Object.entries(object.enumValues('counter'))
       .filter(([name]) => name.startsWith('COUNTER_'))
       .sort(([, a], [, b]) => a - b)
       .map(([name]) => name.slice('COUNTER_'.length).toLowerCase());
@@ -201,8 +206,8 @@ export class Kernel {
     this.policies = new KernelPolicies(object, () => this.#places());
     this.services = new ServiceTable(object);
     const tables = new HttpTables(object);
-    this.http = { control: this.#store.add(new KernelHttpControl(object)), tables, totals: new KernelHttpTotals(object, tables.services) };
-    this.#layout = fnv1a([...PINNED_STRUCTS.map((name) => codec(name).fingerprint()), ...this.#counterNames].join('\n'));
+    this.http = { control: this.#store.add(new KernelHttpControl(object)), tables, totals: new KernelHttpTotals(object, tables.services), former: this.#pinDir === null ? undefined : this.#store.add(new FormerHttp({ pinDir: this.#pinDir, logger: options.logger, ...(options.formerDrainMs === undefined ? {} : { drainMs: options.formerDrainMs }) })) };
+    this.#layout = fnv1a([object.mapsFingerprint(), ...PINNED_ENUMS.map((name) => JSON.stringify(object.enumValues(name))), ...this.#counterNames].join('\n'));
     this.host = this.#store.add(new KernelHost(object, this.#pinDir, this.#layout));
     this.steering = this.#store.add(new KernelSteering(object, this.#pinDir));
   }
@@ -250,7 +255,7 @@ export class Kernel {
         taken.push([address, this.#maps.addresses.get(key)]);
         this.#maps.addresses.set(key, u64(pod.netnsCookie));
       }
-      this.#maps.pods.set(u64(pod.netnsCookie), this.#encodePod(state, attached.slot));
+      this.#maps.pods.set(u64(pod.netnsCookie), this.#podCodec.encode(state, attached.slot));
       attached.pod = state;
       this.policies.refresh(pod.netnsCookie);
       this.#former?.taken(pod.uid);
@@ -446,6 +451,8 @@ export class Kernel {
       },
     }));
     if (this.#pinDir === null) return;
+    // Before any of its hooks is another program's.
+    this.http.former?.start();
     for (const program of PROXY_PROGRAMS) {
       const link = this.#object.replaceLink(program, `links/proxy/${program}`);
       if (link) this.#proxyLinks.push(link);
@@ -470,7 +477,7 @@ export class Kernel {
     }
     for (const [key, value] of this.#maps.pods.entries()) {
       const netnsCookie = key.readBigUInt64LE();
-      const { state, slot } = this.#decodePod(netnsCookie, value, addresses.get(netnsCookie) ?? []);
+      const { state, slot } = this.#podCodec.decode(netnsCookie, value, addresses.get(netnsCookie) ?? []);
       const links: BpfLink[] = [];
       for (const program of POD_PROGRAMS) {
         const link = this.#object.replaceLink(program, `links/pods/${pinName(state.uid)}/${program}`);
@@ -494,58 +501,6 @@ export class Kernel {
     this.#verdicts.forgetNamespace(cookie);
     this.flows.forgetNamespace(cookie);
     this.policies.forget(cookie);
-  }
-
-  #encodePod(pod: KernelPodState, slot: Slot): Buffer {
-    const { mode, acceleration, flag } = this.#constants;
-    const first = (family: 'ipv4' | 'ipv6'): Buffer => {
-      const found = pod.addresses.find((address) => address.includes(':') === (family === 'ipv6'));
-      return found ? encodeAddress(found) : Buffer.alloc(16);
-    };
-    const several = (family: 4 | 6): boolean => pod.addresses.filter((address) => address.includes(':') === (family === 6)).length > 1;
-    const flags = (several(4) ? need(flag, 'POD_SEVERAL_IPV4') : 0) | (several(6) ? need(flag, 'POD_SEVERAL_IPV6') : 0) | (pod.capture ? need(flag, 'POD_CAPTURE') : 0) | (pod.capture && pod.mode === 'node' ? need(flag, 'POD_CALLS_PODS') : 0) | (pod.redirected ? need(flag, 'POD_REDIRECTED') : 0) | (pod.l7Auto ? need(flag, 'POD_L7_AUTO') : 0) |
-      (pod.splices === undefined ? 0 : need(flag, pod.splices ? 'POD_SPLICES' : 'POD_SPLICES_NOT'));
-    return this.#codecs.pod.encode({
-      cgroup_id: pod.cgroupId,
-      ipv4: first('ipv4'),
-      ipv6: first('ipv6'),
-      slot: slot.index,
-      generation: slot.generation,
-      mode: need(mode, MODES[pod.mode]),
-      acceleration: need(acceleration, ACCELERATIONS[pod.acceleration]),
-      flags,
-      uid: Buffer.from(pod.uid),
-      cgroup_path: Buffer.from(pod.cgroupPath),
-    });
-  }
-
-  #decodePod(netnsCookie: bigint, value: Buffer, addresses: string[]): { state: KernelPodState; slot: Slot } {
-    const { pod } = this.#codecs;
-    const { mode, acceleration, flag } = this.#constants;
-    const nameOf = <K extends string>(table: Record<K, string>, values: Record<string, number>, wanted: number): K =>
-      (Object.keys(table) as K[]).find((key) => values[table[key]] === wanted) ?? (Object.keys(table)[0] as K);
-    const first = new Set([pod.bytes(value, 'ipv4'), pod.bytes(value, 'ipv6')].filter((bytes) => bytes.some((b) => b !== 0)).map(decodeAddress));
-    const flags = pod.number(value, 'flags');
-    const has = (name: string): boolean => (flags & need(flag, name)) !== 0;
-    const text = (field: string): string => {
-      const bytes = pod.bytes(value, field);
-      const end = bytes.indexOf(0);
-      return bytes.subarray(0, end < 0 ? bytes.length : end).toString();
-    };
-    const state: KernelPodState = {
-      uid: text('uid'),
-      cgroupPath: text('cgroup_path'),
-      netnsCookie,
-      addresses: [...first, ...addresses.filter((address) => !first.has(address))],
-      mode: nameOf(MODES, mode, pod.number(value, 'mode')),
-      acceleration: nameOf(ACCELERATIONS, acceleration, pod.number(value, 'acceleration')),
-      capture: has('POD_CAPTURE'),
-      redirected: has('POD_REDIRECTED'),
-      ...(has('POD_L7_AUTO') ? { l7Auto: true } : {}),
-      ...(has('POD_SPLICES') || has('POD_SPLICES_NOT') ? { splices: has('POD_SPLICES') } : {}),
-      cgroupId: pod.bigint(value, 'cgroup_id'),
-    };
-    return { state, slot: { index: pod.number(value, 'slot'), generation: pod.number(value, 'generation') } };
   }
 
   #forgetAddress(address: string, owner: bigint): void {
@@ -591,10 +546,4 @@ export class Kernel {
 export function executable(path: string): { device: number; inode: bigint } {
   const { dev, ino } = statSync(path, { bigint: true });
   return { device: kernelDevice(dev), inode: ino };
-}
-
-function need(values: Record<string, number>, name: string): number {
-  const value = values[name];
-  if (value === undefined) throw new UnderpassError('UNDERPASS_KERNEL_LAYOUT', `reading the BPF object's constants: no ${name}`);
-  return value;
 }

@@ -7,7 +7,7 @@ import { mkdirSync, mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { cgroup2Root, removeCgroup } from '../../common/cgroup.js';
-import { errorMessage } from '../../common/errors.js';
+import { errorMessage, UnderpassError } from '../../common/errors.js';
 import { ClosableStore } from '../../common/lifecycle.js';
 import type { Logger } from '../../common/log.js';
 import { buildDir } from '../../common/paths.js';
@@ -213,7 +213,10 @@ class SelfTest {
   async #requests(kernel: Kernel, cookie: bigint): Promise<void> {
     const http = this.#store.add(new HttpSelfTest({ kernel, netns: this.#netns, netnsCookie: cookie, podCgroup: this.#podCgroup, proxyCgroup: this.#proxyCgroup, logger: this.logger }));
     const isRight = (name: string, body: () => Promise<string>): Promise<boolean> => this.#check(name, 'fastPath', async () => [true, await body()]);
-    if (!(await isRight('http-set-up', () => http.open()))) return;
+    if (!(await isRight('http-set-up', () => {
+      if (kernel.httpProblem !== undefined) throw new UnderpassError('UNDERPASS_SELF_TEST', `the kernel refuses its programs: ${kernel.httpProblem}`);
+      return http.open();
+    }))) return;
     for (const [name, body] of http.checks) {
       await http.reset();
       if (!(await isRight(name, body))) return;

@@ -21,6 +21,8 @@ export interface HttpKernel {
   readonly control: KernelHttpControl;
   readonly tables: TableStore & Pick<HttpTables, 'status'>;
   readonly totals: HttpRequests;
+  /** Of an agent with maps of another layout. */
+  readonly former?: { orphans(): bigint[] } | undefined;
 }
 
 export interface AgentFastPathOptions {
@@ -67,7 +69,7 @@ export class AgentFastPath implements Closable {
         logger.warn({ reason: errorMessage(error) }, 'connections that are idle can not be looked for: they stay');
       }
     }, IDLE_EVERY_MS);
-    this.#orphans = new HttpOrphans({ orphans: () => kernel.control.orphans(), pods, netnsPath, proxyPid, logger });
+    this.#orphans = new HttpOrphans({ orphans: () => [...kernel.control.orphans(), ...(kernel.former?.orphans() ?? [])], pods, netnsPath, proxyPid, logger });
     this.repeater = new FastPath({ kernel: kernel.control, pods, tables: this.tables, problem, on, logger });
   }
 

@@ -41,6 +41,22 @@ void BpfMapHandle::open(std::shared_ptr<Loaded> loaded, bpf_map *map) {
   max_entries_ = bpf_map__max_entries(map);
 }
 
+void BpfMapHandle::own(Napi::Env env, const std::string &path, int fd, bpf_map_info *info) {
+  fd_ = fd;
+  owns_ = true;
+  uint32_t length = sizeof(*info);
+  if (bpf_obj_get_info_by_fd(fd, info, &length)) throw syscall_error(env, "reading pinned map " + path, "bpf", errno);
+  name_ = info->name;
+  type_ = static_cast<bpf_map_type>(info->type);
+  key_size_ = info->key_size;
+  value_size_ = info->value_size;
+  max_entries_ = info->max_entries;
+}
+
+BpfMapHandle::~BpfMapHandle() {
+  if (owns_) ::close(fd_);
+}
+
 bool BpfMapHandle::per_cpu() const {
   return type_ == BPF_MAP_TYPE_PERCPU_ARRAY || type_ == BPF_MAP_TYPE_PERCPU_HASH || type_ == BPF_MAP_TYPE_LRU_PERCPU_HASH;
 }
@@ -50,6 +66,7 @@ size_t BpfMapHandle::stored_size() const {
 }
 
 int BpfMapHandle::fd(Napi::Env env) const {
+  if (owns_) return fd_;
   if (!loaded_ || !loaded_->object) throw Napi::Error::New(env, "using map " + (name_.empty() ? std::string("?") : name_) + ": it is closed");
   return fd_;
 }
@@ -177,7 +194,11 @@ Napi::Value BpfMapHandle::entries(const Napi::CallbackInfo &info) {
   return out;
 }
 
-void BpfMapHandle::close(const Napi::CallbackInfo &) { loaded_.reset(); }
+void BpfMapHandle::close(const Napi::CallbackInfo &) {
+  loaded_.reset();
+  if (owns_) ::close(fd_);
+  owns_ = false;
+}
 
 BpfLinkHandle::BpfLinkHandle(const Napi::CallbackInfo &info) : Napi::ObjectWrap<BpfLinkHandle>(info) {}
 

@@ -150,8 +150,8 @@ void leave_out_tracing(bpf_object *object) {
   }
 }
 
-// Takes over pinned maps when all that are there fit; when one does not, none is, since they refer to each other.
-// Returns whether maps were taken over.
+// Takes over pinned maps when all that are there fit; when one does not, none is, since they refer to each other: then all are
+// set aside in a folder of their own, `folder` with a number behind it. Returns whether maps were taken over.
 bool reuse_pins(Napi::Env env, bpf_object *object, const std::string &folder) {
   std::vector<std::pair<bpf_map *, int>> found;
   bool fit = true;
@@ -173,14 +173,15 @@ bool reuse_pins(Napi::Env env, bpf_object *object, const std::string &folder) {
   fit = fit && found.size() == wanted;
   int failure = 0;
   for (auto &[each, fd] : found) {
-    if (!fit) {
-      unlink((folder + "/" + bpf_map__name(each)).c_str());
-    } else if (bpf_map__reuse_fd(each, fd)) {
-      failure = errno;
-    }
+    if (fit && bpf_map__reuse_fd(each, fd)) failure = errno;
     ::close(fd);
   }
   if (failure) throw syscall_error(env, "taking over the maps in " + folder, "bpf", failure);
+  if (!fit && !found.empty()) {
+    const std::string aside = folder + "_" + std::to_string(uv_hrtime());
+    if (rename(folder.c_str(), aside.c_str())) throw syscall_error(env, "setting aside the maps in " + folder, "rename", errno);
+    make_folders(env, folder);
+  }
   return fit && !found.empty();
 }
 
@@ -206,6 +207,9 @@ void flatten(Napi::Env env, const btf *types, const btf_type *type, const std::s
     field.Set("sizeBytes", static_cast<double>(btf__resolve_size(types, id)));
     out.Set(name, field);
     if (btf_is_struct(member)) flatten(env, types, member, name + ".", offset, out);
+    // Of an array's elements the first stands for all.
+    int element = btf_is_array(member) ? btf__resolve_type(types, btf_array(member)->type) : -1;
+    if (element >= 0 && btf_is_struct(btf__type_by_id(types, element))) flatten(env, types, btf__type_by_id(types, element), name + "[].", offset, out);
   }
 }
 
@@ -237,7 +241,7 @@ Napi::Function BpfObjectHandle::define(Napi::Env env) {
        InstanceMethod("map", &BpfObjectHandle::map), InstanceAccessor("adopted", &BpfObjectHandle::adopted, nullptr),
        InstanceMethod("attachCgroup", &BpfObjectHandle::attach_cgroup), InstanceMethod("attachNetns", &BpfObjectHandle::attach_netns), InstanceMethod("replaceLink", &BpfObjectHandle::replace_link), InstanceMethod("attachSockhash", &BpfObjectHandle::attach_sockhash), InstanceMethod("pinProgram", &BpfObjectHandle::pin_program),
        InstanceMethod("runIterator", &BpfObjectHandle::run_iterator),
-       InstanceMethod("ringBuffer", &BpfObjectHandle::ring_buffer), InstanceMethod("layout", &BpfObjectHandle::layout),
+       InstanceMethod("ringBuffer", &BpfObjectHandle::ring_buffer), InstanceMethod("layout", &BpfObjectHandle::layout), InstanceMethod("mapLayouts", &BpfObjectHandle::map_layouts),
        InstanceMethod("enumValues", &BpfObjectHandle::enum_values), InstanceMethod("close", &BpfObjectHandle::close)});
 }
 
@@ -466,17 +470,64 @@ Napi::Value BpfObjectHandle::ring_buffer(const Napi::CallbackInfo &info) {
   return handle;
 }
 
+static Napi::Object layout_of(Napi::Env env, const btf *types, int id) {
+  Napi::Object fields = Napi::Object::New(env);
+  flatten(env, types, btf__type_by_id(types, id), "", 0, fields);
+  Napi::Object out = Napi::Object::New(env);
+  out.Set("sizeBytes", static_cast<double>(btf__resolve_size(types, id)));
+  out.Set("fields", fields);
+  return out;
+}
+
 Napi::Value BpfObjectHandle::layout(const Napi::CallbackInfo &info) {
   Napi::Env env = info.Env();
   const std::string name = string_of(env, info[0], "layout: structName");
   const btf *types = bpf_object__btf(object(env));
   int id = btf__find_by_name_kind(types, name.c_str(), BTF_KIND_STRUCT);
   if (id < 0) throw Napi::TypeError::New(env, "struct " + name + ": not in the BPF object");
-  Napi::Object fields = Napi::Object::New(env);
-  flatten(env, types, btf__type_by_id(types, id), "", 0, fields);
+  return layout_of(env, types, id);
+}
+
+// Keys and values of all maps that are pinned, by the maps' names; of those that are structs with their fields.
+Napi::Value BpfObjectHandle::map_layouts(const Napi::CallbackInfo &info) {
+  Napi::Env env = info.Env();
+  const btf *types = bpf_object__btf(object(env));
   Napi::Object out = Napi::Object::New(env);
-  out.Set("sizeBytes", static_cast<double>(btf__resolve_size(types, id)));
-  out.Set("fields", fields);
+  bpf_map *map;
+  bpf_object__for_each_map(map, object(env)) {
+    if (!is_pinned_kind(map)) continue;
+    Napi::Array parts = Napi::Array::New(env);
+    const uint32_t sizes[] = {bpf_map__key_size(map), bpf_map__value_size(map)}, ids[] = {bpf_map__btf_key_type_id(map), bpf_map__btf_value_type_id(map)};
+    for (uint32_t part = 0; part < 2; part++) {
+      int id = ids[part] ? btf__resolve_type(types, ids[part]) : -1;
+      Napi::Object layout = Napi::Object::New(env);
+      if (id >= 0 && btf_is_struct(btf__type_by_id(types, id))) layout = layout_of(env, types, id);
+      layout.Set("sizeBytes", sizes[part]);
+      parts.Set(part, layout);
+    }
+    out.Set(bpf_map__name(map), parts);
+  }
+  return out;
+}
+
+// A map of other programs, with the layout of its values as its own BTF has it, if they are structs.
+static Napi::Value open_pinned_map(const Napi::CallbackInfo &info) {
+  Napi::Env env = info.Env();
+  const std::string path = string_of(env, info[0], "openPinnedMap: path");
+  int fd = bpf_obj_get(path.c_str());
+  if (fd < 0) {
+    if (errno == ENOENT) return env.Undefined();
+    throw syscall_error(env, "opening pinned map " + path, "bpf", errno);
+  }
+  Napi::Object handle = classes(env)->map.New({});
+  bpf_map_info found = {};
+  BpfMapHandle::Unwrap(handle)->own(env, path, fd, &found);
+  Napi::Object out = Napi::Object::New(env);
+  out.Set("map", handle);
+  btf *types = found.btf_id ? btf__load_from_kernel_by_id(found.btf_id) : nullptr;
+  int id = types ? btf__resolve_type(types, found.btf_value_type_id) : -1;
+  if (id >= 0 && btf_is_struct(btf__type_by_id(types, id))) out.Set("value", layout_of(env, types, id));
+  btf__free(types);
   return out;
 }
 
@@ -533,6 +584,7 @@ void init_object(Napi::Env env, Napi::Object exports) {
   all->object = Napi::Persistent(BpfObjectHandle::define(env));
   env.SetInstanceData(all);
   exports.Set("openObject", Napi::Function::New(env, open_object, "openObject"));
+  exports.Set("openPinnedMap", Napi::Function::New(env, open_pinned_map, "openPinnedMap"));
   exports.Set("linkInfo", Napi::Function::New(env, link_info, "linkInfo"));
 }
 

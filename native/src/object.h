@@ -36,7 +36,10 @@ class BpfMapHandle : public Napi::ObjectWrap<BpfMapHandle> {
  public:
   static Napi::Function define(Napi::Env env);
   explicit BpfMapHandle(const Napi::CallbackInfo &info);
+  ~BpfMapHandle() override;
   void open(std::shared_ptr<Loaded> loaded, bpf_map *map);
+  // A map of no object that is loaded here: the handle closes its fd.
+  void own(Napi::Env env, const std::string &path, int fd, bpf_map_info *info);
 
  private:
   Napi::Value get_property(const Napi::CallbackInfo &info);
@@ -56,6 +59,7 @@ class BpfMapHandle : public Napi::ObjectWrap<BpfMapHandle> {
   std::shared_ptr<Loaded> loaded_;
   std::string name_;
   int fd_ = -1;
+  bool owns_ = false;
   bpf_map_type type_ = BPF_MAP_TYPE_UNSPEC;
   uint32_t key_size_ = 0, value_size_ = 0, max_entries_ = 0;
 };
@@ -107,6 +111,7 @@ class BpfObjectHandle : public Napi::ObjectWrap<BpfObjectHandle> {
   void run_iterator(const Napi::CallbackInfo &info);
   Napi::Value ring_buffer(const Napi::CallbackInfo &info);
   Napi::Value layout(const Napi::CallbackInfo &info);
+  Napi::Value map_layouts(const Napi::CallbackInfo &info);
   Napi::Value enum_values(const Napi::CallbackInfo &info);
   void close(const Napi::CallbackInfo &info);
 

@@ -23,6 +23,8 @@ let makeTable: () => HttpTable;
 export const ends: HttpEnd[] = [];
 let beat: NodeJS.Timeout;
 export let endings: HttpEndingQueue;
+/** For a kernel side that took the place of the first. */
+export let listen: () => void;
 
 /** Two classes: /a to the first server's port 80, all else to its port 81. Class 2 is Envoy's. */
 export function tableOf(traces: readonly HttpTrace[] = []): HttpTable {
@@ -64,11 +66,12 @@ export const DRAWN = 192;
  * @param act whether connections that are to end are ended, as the agent does
  * @param tables makes the client's table, of one class for each of the server's ports 80 and 81
  * @param rodata of the programs
+ * @param more.pinned the kernel side outlives whoever opened it
  */
-export function exchanges(act: () => boolean = () => true, tables: () => HttpTable = tableOf, rodata: Record<string, number> = {}): void {
+export function exchanges(act: () => boolean = () => true, tables: () => HttpTable = tableOf, rodata: Record<string, number> = {}, more: { pinned?: boolean; maxEntries?: Record<string, number> } = {}): void {
   makeTable = tables;
   before(async () => {
-    w = await KernelWorld.create('http', { pods: 2, http: true, rodata });
+    w = await KernelWorld.create('http', { ...more, pods: 2, http: true, rodata });
     w.put({ capture: true, acceleration: 'l7' }, [w.world.pod(0)]);
     w.put({ acceleration: 'force' }, [w.world.pod(1)]);
     client = new Ends(w.world, w.world.pod(0));
@@ -79,10 +82,11 @@ export function exchanges(act: () => boolean = () => true, tables: () => HttpTab
     table = makeTable();
     tableId = w.kernel.http.tables.write('class', table);
     endings = new HttpEndingQueue({ netnsPathOf: (cookie) => w.world.pods.find(({ netnsCookie }) => netnsCookie === cookie)?.netns, proxyPid: () => envoy.pid, logger: logger('test.endings') });
-    w.kernel.http.control.listen((end) => {
+    listen = () => w.kernel.http.control.listen((end) => {
       ends.push(end);
       if (act()) endings.end(end);
     });
+    listen();
     startBeat();
     // The client's program is on probation first.
     for (let i = 0; i < 40; i++) {
