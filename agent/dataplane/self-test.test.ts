@@ -1,13 +1,20 @@
 import assert from 'node:assert/strict';
-import { existsSync, readdirSync, readFileSync } from 'node:fs';
-import { test } from 'node:test';
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { after, test } from 'node:test';
 import { cgroup2Root } from '../../common/cgroup.js';
 import { logger } from '../../common/log.js';
 import { BpfObject } from '../../native/index.js';
 import { selfTest } from './self-test.js';
 
+/** What other processes' self-tests mount is theirs. */
+const folder = mkdtempSync(join(tmpdir(), 'up-self-test-'));
+process.env['TMPDIR'] = folder;
+after(() => rmSync(folder, { recursive: true }));
+
 function leftovers(): string[] {
-  const mounts = readFileSync('/proc/self/mounts', 'utf8').split('\n').filter((line) => line.includes(`underpass-self-test-`));
+  const mounts = readFileSync('/proc/self/mounts', 'utf8').split('\n').filter((line) => line.includes(folder));
   return [...mounts, ...readdirSync(cgroup2Root()).filter((name) => name.startsWith(`underpass-self-test-${process.pid}-`))];
 }
 
