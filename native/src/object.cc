@@ -166,7 +166,9 @@ bool reuse_pins(Napi::Env env, bpf_object *object, const std::string &folder) {
     bpf_map_info info = {};
     uint32_t length = sizeof(info);
     if (bpf_obj_get_info_by_fd(fd, &info, &length) || info.type != bpf_map__type(map) || info.key_size != bpf_map__key_size(map) ||
-        info.value_size != bpf_map__value_size(map)) {
+        info.value_size != bpf_map__value_size(map) ||
+        // A map of another size goes on as it is, but for the places of programs.
+        (info.type == BPF_MAP_TYPE_PROG_ARRAY && info.max_entries != bpf_map__max_entries(map))) {
       fit = false;
     }
   }

@@ -10,7 +10,7 @@ import { waitFor } from '../../common/retry.js';
 import { BpfObject, openPinnedMap, tcpSockets } from '../../native/index.js';
 import { anew, answer, byEnvoy, client, closeAll, connection, ends, envoy, exchanges, fast, listen, request, server, startBeat, stopBeat, taught, text, w } from './exchange-testing.js';
 
-exchanges(() => true, undefined, {}, { pinned: true });
+exchanges(() => true, undefined, {}, { pinned: true, maxEntries: { http_programs: 9 } });
 
 const DRAIN_MS = 1_500;
 const pins = (): string => join(TEST_BPFFS, w.world.name);
@@ -59,6 +59,13 @@ async function goesOn(): Promise<void> {
   await fast('/a', 80);
   await closeAll();
 }
+
+test('an array of programs that has another size is not taken over', async () => {
+  await taught('/a', 80, await connection());
+  await upgrade(() => undefined);
+  assert.equal(await byEnvoy(request('/a')), false);
+  await goesOn();
+});
 
 for (const [what, change] of Object.entries(CHANGES)) {
   test(`${what}: a connection on which nothing is under way goes on through Envoy`, async () => {
