@@ -16,7 +16,7 @@ import { CLI } from './agent-harness.js';
 import { MeshWorld } from './mesh/world.js';
 
 /** UNDERPASS_ROUTE_CHANGES: 200 for a release. */
-const CHANGES = Number(process.env['UNDERPASS_ROUTE_CHANGES'] ?? 50);
+const CHANGES = Number(process.env['UNDERPASS_ROUTE_CHANGES'] ?? 40);
 
 const pod = (name: string, labels: string, container: string): string => `apiVersion: v1
 kind: Pod
@@ -29,7 +29,7 @@ const WORLD = `apiVersion: v1
 kind: Namespace
 metadata: {name: fast, labels: {underpass.io/mode: node, underpass.io/acceleration: l7}}
 ---
-${pod('client', 'app: client', 'name: curl, image: curl')}${pod('web-v1', 'app: web, version: v1', ECHO)}${pod('web-v2', 'app: web, version: v2', ECHO)}apiVersion: v1
+${pod('client', 'app: client', 'name: curl, image: curl')}${pod('web-v1', 'app: web, version: v1', ECHO)}${pod('web-v2', 'app: web, version: v2', ECHO)}${pod('web-v3', 'app: web, version: v3', ECHO)}apiVersion: v1
 kind: Service
 metadata: {name: web, namespace: fast}
 spec:
@@ -41,7 +41,7 @@ kind: DestinationRule
 metadata: {name: web, namespace: fast}
 spec:
   host: web
-  subsets: [{name: v1, labels: {version: v1}}, {name: v2, labels: {version: v2}}]
+  subsets: [{name: v1, labels: {version: v1}}, {name: v2, labels: {version: v2}}, {name: v3, labels: {version: v3}}]
 ---
 `;
 
@@ -57,6 +57,16 @@ spec:
     route: [{destination: {host: web, subset: ${canary}}}]
   - name: rest
     route: [${Object.entries(weights).map(([subset, weight]) => `{destination: {host: web, subset: ${subset}}, weight: ${weight}}`).join(', ')}]
+`;
+
+const DENY_SECRET = `---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: secret, namespace: fast}
+spec:
+  selector: {matchLabels: {app: web}}
+  action: DENY
+  rules: [{to: [{operation: {paths: ["/secret"]}}]}]
 `;
 
 const world = new MeshWorld('http-fast', { bare: true, outside: WORLD });
@@ -97,13 +107,13 @@ before(async () => {
   await world.up();
   await world.apply('mesh', routed('v2', { v1: 100 }));
   // Probation: eight connections of the client's program and to each server, here past Envoy, which would pool them.
-  for (const name of ['web-v1', 'web-v2']) await world.load('outside', `http://${world.lab.pod('fast', name).ips[0]}:8080/`, 12, { from: 'fast/client', keepAlive: false });
-  await waitFor('the servers to be known as event-driven', async () => (await world.agentStatus()).probation.filter(({ kind, verdict }) => kind === 'listener' && verdict === 'event-driven').length >= 2, { timeoutMs: 20_000, everyMs: 100 }).catch(async (error: unknown) => {
+  for (const name of ['web-v1', 'web-v2', 'web-v3']) await world.load('outside', `http://${world.lab.pod('fast', name).ips[0]}:8080/`, 12, { from: 'fast/client', keepAlive: false });
+  await waitFor('the servers to be known as event-driven', async () => (await world.agentStatus()).probation.filter(({ kind, verdict }) => kind === 'listener' && verdict === 'event-driven').length >= 3, { timeoutMs: 20_000, everyMs: 100 }).catch(async (error: unknown) => {
     throw new Error(`${String(error)} ${JSON.stringify((await world.agentStatus()).probation)}`);
   });
   await sleep(1_500);
   await world.settled();
-  await live(3);
+  await live(4);
 });
 after(() => world.down());
 
@@ -122,7 +132,7 @@ test('explain says of each route whether the kernel repeats it, and ps and the m
   assert.equal(http?.isLive, true, JSON.stringify(http));
   assert.deepEqual(http?.routes.map(({ name, isFast }) => [/#\d (\w+)$/.exec(name)?.[1], isFast]), [['canary', true], ['rest', true]], JSON.stringify(http));
   const { stdout } = await run(process.execPath, [CLI, 'ps', '--instance', world.name]);
-  assert.match(stdout, /^HTTP fast path on; 3 pods live/m);
+  assert.match(stdout, /^HTTP fast path on; 4 pods live/m);
   assert.match(stdout, / client .* l7 /);
   const metrics = await world.agentMetrics();
   assert.match(metrics, /^underpass_http_fast_path_on 1$/m);
@@ -131,7 +141,7 @@ test('explain says of each route whether the kernel repeats it, and ps and the m
 
 test('a canary by weight gets its share, of requests that the kernel draws', async () => {
   await world.apply('mesh', routed('v2', { v1: 75, v2: 25 }));
-  await live(3);
+  await live(4);
   const { statuses, versions, counters: grown } = await counted(() => load(2_000));
   assert.deepEqual(statuses, { 200: 2_000 });
   // Five standard deviations of a binomial distribution.
@@ -141,7 +151,7 @@ test('a canary by weight gets its share, of requests that the kernel draws', asy
 
 test('a canary of 1 % gets 1 %, however many requests a connection has: 5, 50 or 5,000', async (t) => {
   await world.apply('mesh', routed('v2', { v1: 99, v2: 1 }));
-  await live(3);
+  await live(4);
   for (const [each, count] of [[5, 3_000], [50, 4_000], [5_000, 5_000]] as const) {
     // The bounds of 99.9 % of a binomial distribution; one run in a thousand is outside by chance, two in a row are not.
     const [mean, bound] = [count * 0.01, 3.29 * Math.sqrt(count * 0.01 * 0.99)];
@@ -159,7 +169,7 @@ test('a canary of 1 % gets 1 %, however many requests a connection has: 5, 50 or
 
 test('switches: for all by the agent, for a pod by its label, on a connection that lives on', async () => {
   await world.apply('mesh', routed('v2', { v1: 100 }));
-  await live(3);
+  await live(4);
   const stream = await Stream.start();
   try {
     await stream.fast(true);
@@ -172,7 +182,7 @@ test('switches: for all by the agent, for a pod by its label, on a connection th
     await waitFor('the label to be in force', async () => (await world.agentStatus()).pods.some(({ name, acceleration, settled }) => name === 'client' && acceleration === 'l4' && settled), { timeoutMs: 20_000, everyMs: 50 });
     await stream.fast(false);
     await world.lab.label({ kind: 'Pod', namespace: 'fast', name: 'client', labels: { 'underpass.io/acceleration': null } });
-    await live(3);
+    await live(4);
     await stream.fast(true);
   } finally {
     const { versions, failed } = await stream.stop();
@@ -180,48 +190,72 @@ test('switches: for all by the agent, for a pod by its label, on a connection th
   }
 });
 
-test(`${CHANGES} changes of a route under load: each answer is of the configuration before or after, none fails, and none is late`, async () => {
-  await live(3);
-  const stream = await Stream.start({ 'x-canary': 'yes' });
-  let now = 'v2';
+/** One of those that take each other's place: no two that follow each other answer alike. */
+interface Configuration {
+  canary: string;
+  rest: Record<string, number>;
+  isSecretDenied: boolean;
+}
+const WEIGHTS: Record<string, number>[] = [{ v1: 100 }, { v2: 50, v3: 50 }, { v1: 100 }, { v3: 100 }, { v1: 75, v2: 25 }, { v3: 100 }];
+const configuration = (n: number): Configuration => ({ canary: `v${n % 3 + 1}`, rest: WEIGHTS[n % WEIGHTS.length]!, isSecretDenied: n % 4 === 2 });
+/** What each kind of request may be answered under a configuration. */
+const ANSWERED: Record<'canary' | 'rest' | 'secret', (by: Configuration) => string[]> = {
+  canary: ({ canary }) => [canary],
+  rest: ({ rest }) => Object.keys(rest),
+  secret: ({ rest, isSecretDenied }) => (isSecretDenied ? ['403'] : Object.keys(rest)),
+};
+/** While one takes the other's place; routes and policies are resources of their own, of which either may come first. */
+const between = (kind: keyof typeof ANSWERED, then: Configuration, now: Configuration): string[] =>
+  [then, now, ...(kind === 'secret' ? [{ ...now, isSecretDenied: then.isSecretDenied }, { ...then, isSecretDenied: now.isSecretDenied }] : [])].flatMap(ANSWERED[kind]);
+
+test(`${CHANGES} changes of weights, of a header's route and of a policy under load: each answer is of the configuration before or after, none of a third, none fails, and none is late`, async (t) => {
+  const apply = ({ canary, rest, isSecretDenied }: Configuration): Promise<void> => world.apply('mesh', routed(canary, rest) + (isSecretDenied ? DENY_SECRET : ''));
+  let now = configuration(0);
+  await apply(now);
+  await live(4);
+  const streams = { canary: await Stream.start({ 'x-canary': 'yes' }), rest: await Stream.start(), secret: await Stream.start({}, '/secret') };
   const { http_requests_fast: before = 0 } = await counters();
+  const started = performance.now();
+  let judged = 0;
   try {
-    await stream.fast(true);
-    for (let change = 0; change < CHANGES; change++) {
-      now = now === 'v2' ? 'v1' : 'v2';
-      const from = stream.marked();
-      await world.apply('mesh', routed(now, { v1: 100 }));
+    await streams.canary.fast(true);
+    for (let change = 1; change <= CHANGES; change++) {
+      const [then, from] = [now, mapped(streams, (stream) => stream.marked())];
+      now = configuration(change);
+      await apply(now);
+      const allowed = mapped(ANSWERED, (of) => ({ before: of(then), after: of(now) }));
+      // A policy may come to be in force later than the routes, and at each of its pods by itself.
+      if (now.isSecretDenied !== then.isSecretDenied) await streams.secret.until((version) => allowed.secret.after.includes(version));
       // All proxies have acknowledged it: from the second request on, since one may have been under way, all answers are new.
-      const done = stream.marked();
-      await stream.more(20);
-      assert.deepEqual(stream.versions(done + 1), [now], `change ${change}: ${stream.versions(from).join()}`);
+      const done = mapped(streams, (stream) => stream.marked());
+      await Promise.all(Object.values(streams).map((stream) => stream.more(20)));
+      for (const kind of ['canary', 'rest', 'secret'] as const) {
+        const [stream, { before: old, after }] = [streams[kind], allowed[kind]];
+        const said = `change ${change}, ${kind}: ${old.join()} to ${after.join()}: ${stream.runs(from[kind])}`;
+        assert.ok(stream.versions(from[kind]).every((version) => between(kind, then, now).includes(version)), `an answer of a third: ${said}`);
+        assert.ok(stream.versions(done[kind] + 1).every((version) => after.includes(version)), `a late one: ${said}`);
+        if (kind !== 'secret' && !old.some((version) => after.includes(version))) assert.ok(stream.isOnceFor(from[kind], after), `there and back: ${said}`);
+        judged += stream.marked() - from[kind];
+      }
     }
-    await live(3);
-    await stream.fast(true);
     const { http_requests_fast: end = 0 } = await counters();
+    t.diagnostic(`${CHANGES} changes in ${Math.round((performance.now() - started) / 1_000)} s, ${judged} answers judged, ${end - before} requests without Envoy`);
     assert.ok(end - before >= CHANGES, `${end - before} fast requests while routes changed`);
+    await live(4);
+    await streams.canary.fast(true);
   } finally {
-    const { failed } = await stream.stop();
-    assert.deepEqual(failed, []);
+    const stopped = await Promise.all(Object.values(streams).map((stream) => stream.stop()));
+    assert.deepEqual(stopped.flatMap(({ failed }) => failed), []);
   }
 });
 
 test('a policy that forbids a path takes effect on the next request of a connection that was fast, and one that allows it again too', async () => {
   await world.apply('mesh', routed('v2', { v1: 100 }));
-  await live(3);
+  await live(4);
   const stream = await Stream.start({}, '/secret');
-  const policy = `---
-apiVersion: security.istio.io/v1
-kind: AuthorizationPolicy
-metadata: {name: secret, namespace: fast}
-spec:
-  selector: {matchLabels: {app: web}}
-  action: DENY
-  rules: [{to: [{operation: {paths: ["/secret"]}}]}]
-`;
   try {
     await stream.fast(true);
-    await world.apply('mesh', routed('v2', { v1: 100 }) + policy);
+    await world.apply('mesh', routed('v2', { v1: 100 }) + DENY_SECRET);
     await waitFor('callers to be led through the policy', async () => {
       const from = stream.marked();
       await stream.more(5);
@@ -231,7 +265,7 @@ spec:
     await stream.more(300);
     assert.deepEqual(stream.versions(from), ['403']);
     // What it does not forbid goes on without Envoy.
-    await live(3);
+    await live(4);
     const open = await Stream.start({}, '/open');
     try {
       await open.fast(true);
@@ -247,7 +281,7 @@ spec:
 
 test('upstream connections end with their client, although Envoy keeps them for ever', async () => {
   await world.apply('mesh', routed('v2', { v1: 100 }));
-  await live(3);
+  await live(4);
   const atServer = async (): Promise<number> => (await tcpSockets(world.lab.pod('fast', 'web-v1').netns)).filter(({ listening, localPort }) => !listening && localPort === 8080).length;
   const { statuses } = await load(60, { fresh: true });
   assert.deepEqual(statuses, { 200: 60 });
@@ -258,7 +292,7 @@ test('upstream connections end with their client, although Envoy keeps them for 
 });
 
 test('an agent that is killed: requests go on, by Envoy after a second, and are fast again with the next agent', async () => {
-  await live(3);
+  await live(4);
   const stream = await Stream.start();
   try {
     await stream.fast(true);
@@ -267,7 +301,7 @@ test('an agent that is killed: requests go on, by Envoy after a second, and are 
     await stream.more(200);
     await world.startAgent('node-1');
     await world.enrolled();
-    await live(3);
+    await live(4);
     await stream.fast(true);
   } finally {
     const { failed, versions } = await stream.stop();
@@ -277,7 +311,7 @@ test('an agent that is killed: requests go on, by Envoy after a second, and are 
 
 test('an Envoy that dies: connections are opened anew, and fast again with the next one', async () => {
   await world.apply('mesh', routed('v2', { v1: 100 }));
-  await live(3);
+  await live(4);
   const streams = await Promise.all(Array.from({ length: 6 }, (_, index) => Stream.start(index % 2 === 0 ? {} : { 'x-canary': 'yes' })));
   try {
     for (const stream of streams) await stream.fast(true);
@@ -288,7 +322,7 @@ test('an Envoy that dies: connections are opened anew, and fast again with the n
       return envoy.pid !== undefined && envoy.pid !== pid && envoy.connected;
     }, { timeoutMs: 30_000, everyMs: 50 });
     await world.settled();
-    await live(3);
+    await live(4);
     for (const stream of streams) await stream.fast(true);
   } finally {
     const results = await Promise.all(streams.map((stream) => stream.stop()));
@@ -301,7 +335,7 @@ test('an Envoy that dies: connections are opened anew, and fast again with the n
 
 test('a server that closes its connection instead of a fast answer: its client hears of it, though Envoy does not see it', async () => {
   await world.apply('mesh', routed('v2', { v1: 100 }));
-  await live(3);
+  await live(4);
   const { stdout } = await world.lab.exec('fast/client', [process.execPath, '-e', `
     const http = require('node:http'); const agent = new http.Agent({ keepAlive: true, maxSockets: 1 });
     const get = (path) => new Promise((resolve) => { const started = Date.now(); const r = http.get('http://web' + path, { agent }, (a) => { a.on('error', (e) => resolve(e.code)); a.resume().on('end', () => resolve(a.statusCode)); }); r.on('error', (e) => resolve(e.code)); });
@@ -310,6 +344,10 @@ test('a server that closes its connection instead of a fast answer: its client h
   const { endings } = await fastPath();
   assert.ok(endings.clientsReset >= 1, JSON.stringify(endings));
 });
+
+function mapped<K extends string, T, U>(of: Record<K, T>, change: (value: T) => U): Record<K, U> {
+  return Object.fromEntries(Object.entries<T>(of).map(([key, value]) => [key, change(value)])) as Record<K, U>;
+}
 
 /** Requests over one connection after another as long as it lives, one at a time. */
 class Stream {
@@ -349,6 +387,32 @@ class Stream {
 
   versions(from: number): string[] {
     return [...new Set(this.#answers.slice(from).map(({ version }) => version))];
+  }
+
+  /** The answers in their order, those that follow each other alike taken together. */
+  runs(from: number): string {
+    const runs: [string, number][] = [];
+    for (const { version } of this.#answers.slice(from)) {
+      const last = runs.at(-1);
+      if (last?.[0] === version) last[1]++;
+      else runs.push([version, 1]);
+    }
+    return runs.map(([version, count]) => `${count} × ${version}`).join(', ');
+  }
+
+  /** Whether, once there was one of these, there were no others. */
+  isOnceFor(from: number, versions: readonly string[]): boolean {
+    const answers = this.#answers.slice(from);
+    const first = answers.findIndex(({ version }) => versions.includes(version));
+    return first < 0 || answers.slice(first).every(({ version }) => versions.includes(version));
+  }
+
+  /** Until thirty answers in a row are such. */
+  async until(is: (version: string) => boolean): Promise<void> {
+    const from = this.marked();
+    await waitFor('answers of the new configuration', () => this.marked() >= from + 30 && this.#answers.slice(-30).every(({ version }) => is(version)), { timeoutMs: 20_000, everyMs: 2 }).catch((error: unknown) => {
+      throw new Error(`${String(error)}: ${this.#failed.join()}`);
+    });
   }
 
   async more(count: number): Promise<void> {
