@@ -4,8 +4,6 @@
  */
 #pragma once
 
-#define HTTP_NOWHERE 0xffffffffu
-
 struct http_whole {
 	__u32 status, bytes, close;
 };
@@ -33,6 +31,7 @@ struct http_socket {
 	__u32 split; /* of the class */
 	__u32 endpoint;
 	__u32 load, service;
+	__u32 monitor;
 	struct http_host_key host, any; /* of `any` only the first byte of the name is ever set */
 	struct http_port_key port;
 	__u64 known_host[HTTP_HOST_MAX / 8]; /* whose vhost that is */
@@ -369,6 +368,30 @@ HTTP_GLOBAL int http_total_last(__u64 client, __u32 ending)
 	http_total_add(ch->tuple.netns_cookie, ch->server_netns, ch->service | (__u64)ch->status << 32 | (__u64)ending << 48, (bpf_ktime_get_ns() - ch->started_ns) / 1000,
 	               ch->request_bytes << 32 | (__u32)ch->answer_bytes);
 	return 0;
+}
+
+/*
+ * Whether an exchange fails by this change of a socket's state, of which `state` knows nothing yet: C is ended by Envoy in the
+ * middle of its answer, or S ends. Place of the monitor that is to be told (http_judge_endpoint); 0: none. Not part of
+ * http_socket_state, which has no room for it on the stack.
+ */
+HTTP_GLOBAL int http_failing(struct socket_state *state, __u32 next)
+{
+	if (!state || state->flags & SOCKET_PROXY)
+		return 0;
+	bool accepted = state->flags & SOCKET_ACCEPTED, orderly = next == BPF_TCP_FIN_WAIT1 || next == BPF_TCP_LAST_ACK;
+	__u64 cookie = state->cookie, client = cookie;
+	__u64 *known = accepted ? bpf_map_lookup_elem(&http_servers, &cookie) : &client;
+	if (!known)
+		return 0;
+	client = *known;
+	const struct http_channel *ch = bpf_map_lookup_elem(&http_channels, &client);
+	if (!ch || !ch->monitor)
+		return 0;
+	/* S is in CLOSE_WAIT when Envoy has ended first. */
+	bool fails = accepted ? next != BPF_TCP_CLOSE_WAIT && ch->state == HTTP_FAST && ch->server == cookie && ch->unknown != HTTP_ANSWERED && !(orderly && ch->unknown == HTTP_UNKNOWN_UNTIL_CLOSE)
+			      : next == BPF_TCP_CLOSE_WAIT && ch->state == HTTP_ENVOY && ch->status;
+	return fails ? ch->monitor : 0;
 }
 
 /* From sockops, of a socket with SOCKET_HTTP. */

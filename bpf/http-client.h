@@ -171,6 +171,7 @@ static __always_inline enum counter http_find_class(struct socket_state *state, 
 	hs->generation = 0;
 	hs->trace = 0;
 	hs->load = HTTP_NOWHERE;
+	hs->monitor = 0;
 	if (!http_on())
 		return COUNTER_HTTP_SWITCHED_OFF;
 	struct http_pod *pod = bpf_map_lookup_elem(&http_pods, &netns_cookie);
@@ -214,9 +215,19 @@ static __always_inline enum counter http_decide(struct socket_state *state, stru
 	const struct http_split *split = http_draw_split(class, &hs->split);
 	__u32 cluster_index = split ? split->cluster : HTTP_NOWHERE;
 	struct http_cluster *cluster = split ? bpf_map_lookup_elem(&http_clusters, &cluster_index) : 0;
-	struct http_endpoint *endpoint = cluster ? http_draw_endpoint(cluster, &hs->endpoint) : 0;
-	if (!endpoint)
-		return COUNTER_HTTP_NO_ENDPOINT;
+	struct http_endpoint *endpoint;
+	if (cluster && cluster->detector) {
+		hs->endpoint = http_draw_watched(cluster_index);
+		__u32 at = hs->endpoint;
+		endpoint = bpf_map_lookup_elem(&http_endpoints, &at);
+		if (!endpoint)
+			return cluster->count ? COUNTER_HTTP_EJECTED : COUNTER_HTTP_NO_ENDPOINT;
+		hs->monitor = endpoint->monitor;
+	} else {
+		endpoint = cluster ? http_draw_endpoint(cluster, &hs->endpoint) : 0;
+		if (!endpoint)
+			return COUNTER_HTTP_NO_ENDPOINT;
+	}
 	hs->load = endpoint->load;
 	hs->service = split->service;
 	*drawn = true;
@@ -341,6 +352,8 @@ static __always_inline int http_to_envoy(struct sk_msg_md *msg, struct http_sock
 		ch->generation = drawn ? hs->generation : 0;
 		ch->endpoint = hs->endpoint;
 		ch->load = load;
+		ch->monitor = drawn ? hs->monitor : 0;
+		ch->status = 0;
 		ch->open = open;
 		ch->to_head = hs->request.method == HTTP_HEAD;
 		ch->started_ns = now;
@@ -505,6 +518,7 @@ int http_client(struct sk_msg_md *msg)
 		ch->generation = hs->generation;
 		ch->endpoint = hs->endpoint;
 		ch->load = hs->load;
+		ch->monitor = hs->monitor;
 		ch->open = hs->begun;
 		ch->to_head = hs->request.method == HTTP_HEAD;
 		ch->unknown = 0;

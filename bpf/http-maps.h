@@ -79,6 +79,28 @@ struct {
 	__type(value, struct http_load);
 } http_loads SEC(".maps");
 
+/* 0 is never used: it means that nobody is ejected. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, MAX_HTTP_DETECTORS);
+	__type(key, __u32);
+	__type(value, struct http_detector);
+} http_detectors SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, MAX_HTTP_DETECTORS);
+	__type(key, __u32);
+	__type(value, struct http_ejections);
+} http_ejections SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, MAX_HTTP_MONITORS);
+	__type(key, __u32);
+	__type(value, struct http_monitor);
+} http_monitors SEC(".maps");
+
 /* The agent writes the first whole, again and again; the second is the programs'. Off while the two differ in `lost_events`. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);

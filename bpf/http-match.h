@@ -148,52 +148,6 @@ static __always_inline enum counter http_find_host(struct socket_state *state, s
 	return COUNTERS;
 }
 
-static __always_inline struct http_endpoint *http_draw_row(const struct http_cluster *cluster, __u32 *index)
-{
-	__u32 rows = cluster->count, at = cluster->first + (__u32)(((__u64)bpf_get_prandom_u32() * rows) >> 32);
-	struct http_endpoint *row = bpf_map_lookup_elem(&http_endpoints, &at);
-	if (row && bpf_get_prandom_u32() >= row->keep && row->keep != 0xffffffff) {
-		at = cluster->first + row->alias;
-		row = bpf_map_lookup_elem(&http_endpoints, &at);
-	}
-	*index = at;
-	return row;
-}
-
-/* One of the cluster's endpoints, by weight; of two drawn the one with fewer requests under way. */
-static __always_inline struct http_endpoint *http_draw_endpoint(const struct http_cluster *cluster, __u32 *index)
-{
-	if (!cluster->count)
-		return 0;
-	struct http_endpoint *one = http_draw_row(cluster, index);
-	if (!one || cluster->balance != HTTP_LEAST_REQUEST || cluster->count < 2)
-		return one;
-	__u32 other_index = 0;
-	struct http_endpoint *other = http_draw_row(cluster, &other_index);
-	if (!other || other->load == one->load)
-		return one;
-	__u32 a = one->load, b = other->load;
-	struct http_load *load = bpf_map_lookup_elem(&http_loads, &a), *other_load = bpf_map_lookup_elem(&http_loads, &b);
-	if (!load || !other_load || other_load->under_way >= load->under_way)
-		return one;
-	*index = other_index;
-	return other;
-}
-
-static __always_inline const struct http_split *http_draw_split(const struct http_class *class, __u32 *index)
-{
-	__u32 drawn = (__u32)(((__u64)bpf_get_prandom_u32() * class->total) >> 32);
-#pragma unroll
-	for (__u32 i = 0; i < HTTP_SPLITS; i++) {
-		if (i >= class->splits_used)
-			break;
-		*index = i;
-		if (drawn < class->splits[i].until)
-			return &class->splits[i];
-	}
-	return 0;
-}
-
 /* Whether the drawn endpoint's own policy lets this request of this client in. */
 static __always_inline bool http_allowed(struct http_socket *hs, const struct http_endpoint *endpoint)
 {

@@ -1,6 +1,55 @@
 /* What Envoy sends: D's answers, which end the exchanges that it has under way, and U's requests, which teach. */
 #pragma once
 
+/* Nobody behind Envoy is to see the header: with the line break before it it becomes blanks at the end of the one before. */
+static __always_inline bool http_blank(struct sk_msg_md *msg, __u32 from, __u32 to)
+{
+	__u32 length = to - from;
+	if (http_faults & HTTP_FAULT_BLANK)
+		return true;
+	if (length > HTTP_BLANKS || bpf_msg_pull_data(msg, from, to, 0))
+		return false;
+	__u8 *data = msg->data, *end = msg->data_end;
+	for (__u32 i = 0; i < HTTP_BLANKS; i++) {
+		if (i >= length || data + i + 1 > end)
+			break;
+		data[i] = ' ';
+	}
+	return true;
+}
+
+/*
+ * What the drawn endpoint answered to a request that went through Envoy. An answer that Envoy had to try more than once for is
+ * another's: the first try was the drawn one's, and failed. No try at all: Envoy's own answer, which says nothing of any endpoint.
+ */
+HTTP_GLOBAL int http_judge_envoys(struct sk_msg_md *msg)
+{
+	struct bpf_sock *sk = msg->sk;
+	struct socket_state *state = sk ? bpf_sk_storage_get(&socket_states, sk, 0, 0) : 0;
+	struct http_socket *hs = sk ? bpf_sk_storage_get(&http_sockets, sk, 0, 0) : 0;
+	if (!state || !hs)
+		return 0;
+	__u64 client = state->peer_cookie;
+	struct http_channel *ch = bpf_map_lookup_elem(&http_channels, &client);
+	if (!ch)
+		return 0;
+	__u32 status = hs->answer.status;
+	ch->status = status;
+	__u16 at = 0, length = 0;
+	static const __u64 name[HTTP_NAME_MAX / 8] = { HTTP_WORD("x-underp", 0), HTTP_WORD("ass-trie", 0), HTTP_WORD("d", 0), 0 };
+	/* Behind an interim answer it is not known where in the message it is. */
+	if (hs->reader && http_find_header(&hs->scratch, name, sizeof("x-underpass-tried") - 1, &at, &length) == 1) {
+		__u32 line = hs->scratch.found_line & (HTTP_LINE_SLOTS - 1), from = hs->scratch.line_at[line], digit = http_at(&hs->scratch, at) & 0xff;
+		if (line >= 1)
+			http_blank(msg, from - 2, at + length);
+		if (length == 1 && digit == '0')
+			return 0;
+		if (length != 1 || digit != '1')
+			status = HTTP_UNAVAILABLE;
+	}
+	return http_judge_endpoint(ch->monitor, status);
+}
+
 SEC("sk_msg")
 int http_downstream(struct sk_msg_md *msg)
 {
@@ -33,6 +82,8 @@ int http_downstream(struct sk_msg_md *msg)
 		http_lose(ch, COUNTER_HTTP_LOST_ANSWER);
 		return http_pass_on(msg);
 	}
+	if (ch->monitor && !hs->begun && hs->answer.status >= 200)
+		http_judge_envoys(msg);
 	hs->begun = !http_body_done(&hs->body);
 	if (hs->begun || hs->answer.status < 200)
 		return http_pass_on(msg);
@@ -88,23 +139,6 @@ static __always_inline bool http_read_lesson(const struct http_scratch *s, __u32
 			port = port * 10 + ((digits >> (8 * i)) & 0x0f);
 	out->netns_cookie = (__u64)high << 32 | low;
 	out->port = port;
-	return true;
-}
-
-/* Nobody behind Envoy is to see the lesson: with the line break before it it becomes blanks at the end of the header before. */
-static __always_inline bool http_blank(struct sk_msg_md *msg, __u32 from, __u32 to)
-{
-	__u32 length = to - from;
-	if (http_faults & HTTP_FAULT_BLANK)
-		return true;
-	if (length > HTTP_BLANKS || bpf_msg_pull_data(msg, from, to, 0))
-		return false;
-	__u8 *data = msg->data, *end = msg->data_end;
-	for (__u32 i = 0; i < HTTP_BLANKS; i++) {
-		if (i >= length || data + i + 1 > end)
-			break;
-		data[i] = ' ';
-	}
 	return true;
 }
 

@@ -109,11 +109,14 @@ static __always_inline bool http_read_one(struct sk_msg_md *msg, struct http_soc
 		hs->answered = answered - 1;
 		return false;
 	}
+	bool begins = !hs->begun;
 	int end = http_next_answer(msg, hs, at, answered ? (ch->heads >> ((answered - 1) & 31)) & 1 : ch->to_head);
 	if (end <= (int)at)
 		return false;
 	__u32 status = hs->answer.status;
 	ch->status = status;
+	if (begins && ch->monitor && status >= 200)
+		http_judge_endpoint(ch->monitor, status);
 	if (hs->answer.framing == HTTP_UNTIL_CLOSE) {
 		ch->unknown = HTTP_UNKNOWN_UNTIL_CLOSE;
 		return false;

@@ -42,6 +42,8 @@
 #define MAX_HTTP_ENDPOINTS 32768
 #define MAX_HTTP_LOADS 8192
 #define MAX_HTTP_UPSTREAMS 8192
+#define MAX_HTTP_DETECTORS 2048
+#define MAX_HTTP_MONITORS 16384
 #define MAX_HTTP_POLICIES 4096
 #define MAX_HTTP_CHANNELS 65536
 #define MAX_HTTP_TOTALS 16384
@@ -205,7 +207,10 @@ struct http_cluster {
 	__u32 first; /* index in http_endpoints */
 	__u32 count; /* 0: Envoy's to refuse */
 	__u32 balance;
-	__u32 reserved;
+	__u32 detector; /* index in http_detectors; 0: its endpoints are not ejected */
+	/* Of those that are ejected: up to so many are left out; from so many on none is, as in Envoy's panic; between the two all is Envoy's. */
+	__u32 spare;
+	__u32 panic;
 };
 
 /* A row of an alias table, as struct endpoint of resolve.h: row i is taken if a random number is below `keep`, else row `alias`. */
@@ -218,13 +223,44 @@ struct http_endpoint {
 	__u32 keep;
 	__u32 alias;     /* relative to the cluster's first */
 	__u32 teachable; /* on this node, event-driven, and taught of: else always Envoy's */
+	__u32 monitor;   /* index in http_monitors; 0: it is not ejected */
 	__u8 text[HTTP_ENDPOINT_TEXT]; /* a whole header line that makes Envoy choose the same */
 };
 
 struct http_load {
 	__u32 under_way;
-	__u32 failures; /* 5xx and failed exchanges, in a row */
-	__u64 out_until_ns;
+};
+
+/* Envoy's outlier detection of one cluster as one config class has it; the agent's. http-outlier.h has the rules. */
+struct http_detector {
+	__u64 key; /* whose place it is: it stays so over changes of tables, and of agents */
+	__u64 interval_ns, base_ns, longest_ns;
+	__u32 consecutive_5xx, consecutive_gateway; /* 0: nobody is ejected for it */
+	__u32 most_percent; /* of `hosts` that may be out at a time */
+	__u32 always_one;   /* whatever that comes to */
+	__u32 hosts;        /* of the cluster, in all priorities */
+	__u32 cluster;      /* index in http_clusters, of the newest table that has it */
+};
+
+/* What has come of it, in the same place; the programs'. */
+struct http_ejections {
+	__u64 look_ns; /* when the first of those that are out comes back */
+	__u32 out;
+	__u32 busy;    /* somebody changes `out` */
+	__u64 by_5xx, by_gateway;
+	__u64 overflows; /* ejections that would have been too many */
+};
+
+/* One endpoint as a detector sees it. The first two are the agent's, the rest is the programs'. */
+struct http_monitor {
+	__u64 key;
+	__u32 detector;
+	__u32 failures;         /* 5xx in a row */
+	__u32 gateway_failures; /* 502, 503 and 504 in a row */
+	__u32 times;            /* Envoy's factor of the time for which it is out */
+	__u64 out_until_ns;     /* of the last ejection */
+	__u32 ejected;          /* and its counts have not begun anew since */
+	__u32 ejections;
 };
 
 /* What the kernel keeps. */
@@ -293,7 +329,7 @@ struct http_channel {
 	__u32 heads;               /* bits: these are HEAD */
 	__u32 sizes[HTTP_PIPELINED]; /* in bytes */
 	__u32 pipelines;           /* enum http_pipelines */
-	__u32 reserved;
+	__u32 monitor;             /* of the endpoint that was drawn; 0: none */
 	__u64 cookie;              /* of the client's socket */
 	struct tuple tuple;        /* as the client's end has it */
 	struct http_learnt learnt[HTTP_LEARNT];
@@ -328,6 +364,7 @@ struct http_upstream_key {
 enum http_end {
 	HTTP_END_CLIENT = 1, /* the server ended in the middle of an answer: the client's connection is to end */
 	HTTP_END_SERVER = 2, /* the client ended in the middle of an exchange: the server's is to */
+	HTTP_EJECTED = 3,    /* no connection: an endpoint, `cookie` being its place in http_monitors, `orderly` enum http_ejected_for */
 };
 
 /* Through the ring buffer `http_events`. */
@@ -337,6 +374,11 @@ struct http_event {
 	__u64 cookie;  /* of the socket that is to be ended */
 	__u64 netns_cookie;
 	struct tuple tuple; /* as that socket has it: local, remote */
+};
+
+enum http_ejected_for {
+	HTTP_EJECTED_FOR_5XX = 1,
+	HTTP_EJECTED_FOR_GATEWAY = 2,
 };
 
 /* How an exchange ended, in Envoy's response flags: https://www.envoyproxy.io/docs/envoy/v1.40.0/configuration/observability/access_log/usage */

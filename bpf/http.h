@@ -19,6 +19,7 @@ struct {
 } http_programs SEC(".maps");
 
 #include "http-match.h"
+#include "http-draw.h"
 #include "http-client.h"
 #include "http-pipeline.h"
 #include "http-server.h"

@@ -399,8 +399,12 @@ static __always_inline void http_state_changed(struct bpf_sock_ops *ops)
 {
 	struct bpf_sock *sk = ops->sk;
 	struct socket_state *state = sk ? bpf_sk_storage_get(&socket_states, sk, 0, 0) : 0;
-	if (state && state->cookie && (state->flags & SOCKET_HTTP))
-		http_socket_state(state, ops->args[1]);
+	if (!state || !state->cookie || !(state->flags & SOCKET_HTTP))
+		return;
+	int monitor = http_failing(state, ops->args[1]);
+	http_socket_state(state, ops->args[1]);
+	if (monitor > 0)
+		http_judge_endpoint(monitor, HTTP_UNAVAILABLE);
 }
 
 static __always_inline int on_sockops(struct bpf_sock_ops *ops, bool proxy_cgroup)

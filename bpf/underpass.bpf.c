@@ -36,6 +36,7 @@ const volatile enum http_judgement http_judgement_type;
 const volatile enum http_pod_state http_pod_state_type;
 const volatile enum http_end http_end_type;
 const volatile enum http_ending http_ending_type;
+const volatile enum http_ejected_for http_ejected_for_type;
 const volatile enum http_channel_state http_channel_state_type;
 const volatile enum http_unknown http_unknown_type;
 const volatile enum http_use http_use_type;
@@ -57,6 +58,7 @@ enum capture { CAPTURE_NO, CAPTURE_OUTBOUND, CAPTURE_INBOUND, CAPTURE_RESOLVED, 
 #include "source.h"
 #include "connect.h"
 #include "http-parse.h"
+#include "http-outlier.h"
 #include "http-channel.h"
 #include "http-bound.h"
 #include "outlier.h"

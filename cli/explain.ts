@@ -55,9 +55,10 @@ function render({ pod, host, port, addresses, http }: Explanation): void {
   if (http) renderHttp(http);
 }
 
-function renderHttp({ isLive, reason, routes }: NonNullable<Explanation['http']>): void {
+function renderHttp({ isLive, reason, routes, ejected }: NonNullable<Explanation['http']>): void {
   process.stdout.write(`  HTTP fast path: ${isLive ? 'on' : `off, since ${reason ?? ''}`}\n`);
   for (const { name, isFast, reason: why, sampled } of routes) process.stdout.write(`    ${name}: ${isFast ? `repeated by the kernel once Envoy has shown the way${sampled === undefined ? '' : `; traced, by Envoy, are ${+(sampled * 100).toFixed(2)} % and those that come as sampled`}` : `Envoy's: ${why ?? ''}`}\n`);
+  for (const { cluster, address, port, forMs } of ejected) process.stdout.write(`    ${address.includes(':') ? `[${address}]` : address}:${port} of ${cluster}: ejected since it failed, for ${(forMs / 1_000).toFixed(1)} s more\n`);
 }
 
 const ANSWERS: Record<Destination['policy']['answer'], string> = { none: 'no policy', allow: 'allowed', deny: 'denied', unknown: 'not known here' };

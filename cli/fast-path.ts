@@ -25,6 +25,7 @@ function render(status: AgentFastPathStatus): string {
     `ended          ${clientsEnded} clients as their server did, ${clientsReset} reset in the middle of an answer, ${serversReset} servers whose client went${failed > 0 ? `; ${failed} could not be` : ''}`,
     `changes        ${status.cutDrains} did not wait for all that was under way${status.lostEnds > 0 ? `; ${status.lostEnds} ends of connections were lost` : ''}`,
     `upstream       ${status.upstreams.open} connections that are one client's alone, ${status.upstreams.most} at one server; ${status.upstreamsEnded} ended as their client was gone`,
+    ...status.tables.outliers.clusters.flatMap(({ cluster, ejected }) => ejected.map(({ address, port, forMs }) => `ejected        ${address.includes(':') ? `[${address}]` : address}:${port} of ${cluster}, for ${(forMs / 1_000).toFixed(1)} s more`)),
     ...status.problems.map(({ class: key, reason }) => `Envoy's        ${key}: ${reason}`),
   ].join('\n');
 }

@@ -91,7 +91,7 @@ test('VirtualService: what the kernel does not do, beside what it does', () => {
 
 test('DestinationRule: settings that count are Envoy\'s', () => {
   const cases: [string, RegExp | undefined][] = [
-    ['trafficPolicy: {loadBalancer: {simple: ROUND_ROBIN}}', undefined], ['trafficPolicy: {loadBalancer: {consistentHash: {useSourceIp: true}}}', /hash|chance/], ['trafficPolicy: {outlierDetection: {consecutive5xxErrors: 3}}', /ejected/],
+    ['trafficPolicy: {loadBalancer: {simple: ROUND_ROBIN}}', undefined], ['trafficPolicy: {loadBalancer: {consistentHash: {useSourceIp: true}}}', /hash|chance/], ['trafficPolicy: {outlierDetection: {splitExternalLocalOriginErrors: true}}', /ejected/],
     ['trafficPolicy: {connectionPool: {http: {http2MaxRequests: 5}}}', /limited/], ['trafficPolicy: {connectionPool: {http: {maxRequestsPerConnection: 5}}}', /end after some|settings/], ['trafficPolicy: {connectionPool: {http: {h2UpgradePolicy: UPGRADE}}}', /HTTP\/2/],
     ['trafficPolicy: {tls: {mode: SIMPLE}}', /TLS/],
   ];
@@ -101,6 +101,15 @@ test('DestinationRule: settings that count are Envoy\'s', () => {
     if (reason) assert.match(table.findings.map((found) => found.reason).join(), reason, spec);
     else assert.equal(table.clusters[0]!.balance, 'random');
   }
+});
+
+test('DestinationRule: outlier detection is the kernel\'s, as Istio\'s defaults complete it', () => {
+  const detection = (spec: string): unknown => tableOf(rule(`trafficPolicy: {outlierDetection: ${spec}}`)).clusters[0]!.outlierDetection;
+  const usual = { consecutive5xx: 5, consecutiveGatewayFailure: 0, intervalMs: 10_000, baseEjectionMs: 30_000, maxEjectionMs: 300_000, maxEjectionPercent: 10, alwaysEjectOneHost: false, hosts: 2, spare: 1, panic: Infinity };
+  assert.deepEqual(detection('{interval: 10s}'), usual);
+  assert.deepEqual(detection('{consecutive5xxErrors: 3, interval: 1s, baseEjectionTime: 3m, maxEjectionPercent: 100, minHealthPercent: 60}'), { ...usual, consecutive5xx: 3, intervalMs: 1_000, baseEjectionMs: 180_000, maxEjectionPercent: 100, spare: 0, panic: 1 });
+  assert.deepEqual(detection('{consecutive5xxErrors: 0, consecutiveGatewayErrors: 4}'), { ...usual, consecutive5xx: 0, consecutiveGatewayFailure: 4 });
+  assert.equal(detection('{consecutive5xxErrors: 0}'), undefined);
 });
 
 test('AuthorizationPolicy: of the destination, for this client', () => {

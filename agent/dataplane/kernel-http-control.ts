@@ -38,6 +38,12 @@ export interface HttpEnd {
   socket: TcpSocketName;
 }
 
+/** An endpoint that is left out for a while, by its place in `http_monitors`. */
+export interface HttpEjected {
+  monitor: number;
+  reason: 'consecutive_5xx' | 'consecutive_gateway_failure';
+}
+
 const STATES = { off: 'HTTP_POD_OFF', suspended: 'HTTP_POD_SUSPENDED', live: 'HTTP_POD_LIVE' } as const;
 /** Of the two entries of `http_control`. */
 const AGENTS = u32(0);
@@ -49,6 +55,8 @@ export class KernelHttpControl implements Closable {
   readonly #codecs: Record<'control' | 'pod' | 'activity' | 'event' | 'tuple' | 'channel' | 'upstream', StructCodec>;
   readonly #states: Record<HttpPodState, number>;
   readonly #endOfClient: number;
+  readonly #ejected: number;
+  readonly #forGateway: number;
   readonly #idle: number;
   #ring: Closable | undefined;
 
@@ -67,7 +75,10 @@ export class KernelHttpControl implements Closable {
     const states = object.enumValues('http_pod_state');
     this.#states = { off: states[STATES.off]!, suspended: states[STATES.suspended]!, live: states[STATES.live]! };
     this.#idle = object.enumValues('http_channel_state')['HTTP_IDLE']!;
-    this.#endOfClient = object.enumValues('http_end')['HTTP_END_CLIENT']!;
+    const kinds = object.enumValues('http_end');
+    this.#endOfClient = kinds['HTTP_END_CLIENT']!;
+    this.#ejected = kinds['HTTP_EJECTED']!;
+    this.#forGateway = object.enumValues('http_ejected_for')['HTTP_EJECTED_FOR_GATEWAY']!;
   }
 
   /**
@@ -148,9 +159,13 @@ export class KernelHttpControl implements Closable {
   }
 
   /** From now on ends are told; those that a former agent did not come to, too. */
-  listen(onEnd: (end: HttpEnd) => void): void {
+  listen(onEnd: (end: HttpEnd) => void, onEjected: (ejected: HttpEjected) => void = () => undefined): void {
     const { event } = this.#codecs;
     this.#ring ??= this.#object.ringBuffer('http_events', (record) => {
+      if (event.number(record, 'type') === this.#ejected) {
+        onEjected({ monitor: Number(event.bigint(record, 'cookie')), reason: event.number(record, 'orderly') === this.#forGateway ? 'consecutive_gateway_failure' : 'consecutive_5xx' });
+        return;
+      }
       const [of, cookie] = [event.bytes(record, 'tuple'), event.bigint(record, 'cookie')];
       onEnd({
         side: event.number(record, 'type') === this.#endOfClient ? 'client' : 'server',

@@ -8,6 +8,7 @@ import { HTTP_METHODS } from '../http/limits.js';
 import { ENVOY, type ClassIndex, type HeaderTest, type HttpClass, type HttpCluster, type HttpEndpoint, type HttpRule, type HttpTable, type Judgement, type RuleList } from '../http/table.js';
 import { aliasTable } from './alias-table.js';
 import { encodeAddress, StructCodec, u32 } from './kernel-codec.js';
+import { HttpOutliers, type OutliersStatus, type WatchedBy } from './kernel-http-outliers.js';
 import { HttpServices } from './kernel-http-totals.js';
 import { SlotRanges } from './slot-ranges.js';
 
@@ -32,6 +33,7 @@ export type HttpTablesStatus = Record<ArrayName | HashName | 'loads', { used: nu
   tables: number;
   /** Tables that found no room: all of their pods' requests are Envoy's. */
   refused: number;
+  outliers: OutliersStatus;
 };
 
 interface Range {
@@ -40,7 +42,7 @@ interface Range {
   count: number;
 }
 
-interface Written {
+interface Written extends WatchedBy {
   id: number;
   ranges: Range[];
   ports: Buffer[];
@@ -57,6 +59,7 @@ type Rows = Map<number, Buffer>;
 export class HttpTables {
   /** What classes call the services that they lead to. */
   readonly services: HttpServices;
+  readonly outliers: HttpOutliers;
   readonly #maps: Record<ArrayName | HashName, BpfMap>;
   readonly #slots: Record<ArrayName, SlotRanges>;
   readonly #loadSlots: SlotRanges;
@@ -74,6 +77,7 @@ export class HttpTables {
 
   constructor(object: BpfObject, now?: () => number) {
     this.services = new HttpServices(object);
+    this.outliers = new HttpOutliers(object, now);
     const map = (name: string): BpfMap => object.map(name);
     this.#maps = {
       rules: map(ARRAYS.rules), virtualHosts: map(ARRAYS.virtualHosts), policies: map(ARRAYS.policies), classes: map(ARRAYS.classes), clusters: map(ARRAYS.clusters), endpoints: map(ARRAYS.endpoints),
@@ -115,9 +119,10 @@ export class HttpTables {
    */
   write(classKey: string, table: HttpTable): number {
     this.#start();
-    const written: Written = { id: this.#nextTable++, ranges: table.classes.map(({ index }) => ({ array: 'classes', first: index, count: 1 })), ports: [], hosts: [], loads: [], services: new Set() };
+    const written: Written = { id: this.#nextTable++, ranges: table.classes.map(({ index }) => ({ array: 'classes', first: index, count: 1 })), ports: [], hosts: [], loads: [], services: new Set(), detectors: [], monitors: [] };
+    this.outliers.forget();
     try {
-      this.#write(table, written);
+      this.#write(classKey, table, written);
     } catch (error) {
       this.#free(written);
       this.#refused++;
@@ -143,7 +148,7 @@ export class HttpTables {
     const count = (name: HashName): { used: number; size: number } => ({ used: this.#counts[name], size: this.#maps[name].maxEntries });
     return {
       tables: this.#written.size, refused: this.#refused, ports: count('ports'), hosts: count('hosts'), rules: of('rules'), virtualHosts: of('virtualHosts'), policies: of('policies'), classes: of('classes'),
-      clusters: of('clusters'), endpoints: of('endpoints'), loads: { used: this.#loadSlots.used, size: this.#loadSlots.size },
+      clusters: of('clusters'), endpoints: of('endpoints'), loads: { used: this.#loadSlots.used, size: this.#loadSlots.size }, outliers: this.outliers.status,
     };
   }
 
@@ -164,14 +169,14 @@ export class HttpTables {
     for (const [, value] of this.#maps.classes.entries()) this.#nextGeneration = Math.max(this.#nextGeneration, class_.number(value, 'generation') + 1);
   }
 
-  #write(table: HttpTable, written: Written): void {
+  #write(classKey: string, table: HttpTable, written: Written): void {
     const rows: Record<ArrayName, Rows> = { rules: new Map(), virtualHosts: new Map(), policies: new Map(), classes: new Map(), clusters: new Map(), endpoints: new Map() };
     const { class: class_ } = this.#codecs;
     const classVerdict = (verdict: ClassIndex): number => (verdict === ENVOY ? NOWHERE : table.classes[verdict]!.index);
     const policies = this.#lists('policies', table.policies, (verdict) => this.#judgement(verdict), rows, written);
     const virtualHosts = this.#lists('virtualHosts', table.virtualHosts, classVerdict, rows, written);
     const clusters = this.#take(written, 'clusters', table.clusters.length);
-    table.clusters.forEach((cluster, at) => rows.clusters.set(clusters + at, this.#cluster(cluster, policies, rows, written)));
+    table.clusters.forEach((cluster, at) => rows.clusters.set(clusters + at, this.#cluster(classKey, cluster, clusters + at, policies, rows, written)));
     for (const each of table.classes) rows.classes.set(each.index, class_.encode(this.#class(each, clusters, table, written)));
     const routes = table.routes.map(() => this.#nextRoutes++);
     const hosts = table.routes.flatMap((each, at) => each.hosts.map(({ host, virtualHost }) => ({ key: this.#codecs.hostKey.encode({ routes: routes[at]!, host: Buffer.from(host) }), value: u32(virtualHosts + virtualHost) })));
@@ -197,7 +202,9 @@ export class HttpTables {
     return first;
   }
 
-  #cluster({ balance, endpoints }: HttpCluster, policies: number, rows: Record<ArrayName, Rows>, written: Written): Buffer {
+  #cluster(classKey: string, cluster: HttpCluster, row: number, policies: number, rows: Record<ArrayName, Rows>, written: Written): Buffer {
+    const { balance, endpoints, outlierDetection } = cluster;
+    const watched = outlierDetection && this.outliers.watch(classKey, cluster, outlierDetection, row, written);
     const first = this.#take(written, 'endpoints', endpoints.length);
     const table = aliasTable(endpoints.map(({ weight }) => weight));
     endpoints.forEach((endpoint, at) => {
@@ -205,10 +212,13 @@ export class HttpTables {
       // Taken while a number is below it, and not up to it; the largest means always.
       const keep = Math.min(threshold + 1, 0xffff_ffff);
       rows.endpoints.set(first + at, this.#codecs.endpoint.encode({
-        address: encodeAddress(endpoint.address), port: swapped(endpoint.port), load: this.#load(endpoint, written), policy: placeOf(endpoint.policy, policies), keep, alias, teachable: Number(endpoint.teachable), text: Buffer.from(endpoint.text, 'latin1'),
+        address: encodeAddress(endpoint.address), port: swapped(endpoint.port), load: this.#load(endpoint, written), policy: placeOf(endpoint.policy, policies), keep, alias, teachable: Number(endpoint.teachable), monitor: watched?.monitors[at] ?? 0, text: Buffer.from(endpoint.text, 'latin1'),
       }));
     });
-    return this.#codecs.cluster.encode({ first, count: endpoints.length, balance: this.#constant('balance', balance === 'random' ? 'HTTP_RANDOM' : 'HTTP_LEAST_REQUEST') });
+    return this.#codecs.cluster.encode({
+      first, count: endpoints.length, balance: this.#constant('balance', balance === 'random' ? 'HTTP_RANDOM' : 'HTTP_LEAST_REQUEST'), detector: watched?.detector ?? 0, spare: outlierDetection?.spare ?? 0,
+      panic: Math.min(outlierDetection?.panic ?? NOWHERE, NOWHERE),
+    });
   }
 
   #class({ generation, splits, trace }: HttpClass, clusters: number, table: HttpTable, written: Written): Record<string, number | Buffer> {
@@ -273,12 +283,14 @@ export class HttpTables {
   }
 
   /** What leads to it goes first. */
-  #free({ ranges, ports, hosts, loads }: Written): void {
+  #free(written: Written): void {
+    const { ranges, ports, hosts, loads } = written;
     for (const [name, keys] of [['ports', ports], ['hosts', hosts]] as const) {
       for (const key of keys) this.#maps[name].delete(key);
       this.#counts[name] -= keys.length;
     }
     for (const { array, first, count } of ranges) this.#slots[array].give(first, count);
+    this.outliers.release(written);
     for (const key of loads) {
       const load = this.#loads.get(key)!;
       if (--load.uses > 0) continue;

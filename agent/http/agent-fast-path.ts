@@ -9,7 +9,8 @@ import type { HttpTables, HttpTablesStatus } from '../dataplane/kernel-http.js';
 import type { HttpRequests } from '../dataplane/kernel-http-totals.js';
 import type { KernelPod } from '../dataplane/kernel.js';
 import { FastPath, type FastPathStatus } from './fast-path.js';
-import { explainHttp, type ExplainedHttp } from './explain-http.js';
+import { endpointKey } from '../proxy/pool-renewal.js';
+import { explainHttp, isClusterOf, type ExplainedHttp } from './explain-http.js';
 import type { HttpTable } from './table.js';
 import { TaughtTables, type TableStore } from './taught-tables.js';
 
@@ -19,7 +20,7 @@ const IDLE_EVERY_MS = 300_000;
 
 export interface HttpKernel {
   readonly control: KernelHttpControl;
-  readonly tables: TableStore & Pick<HttpTables, 'status'>;
+  readonly tables: TableStore & Pick<HttpTables, 'status'> & { readonly outliers: Pick<HttpTables['outliers'], 'status' | 'ejection'> };
   readonly totals: HttpRequests;
   /** Of an agent with maps of another layout. */
   readonly former?: { orphans(): bigint[] } | undefined;
@@ -61,7 +62,10 @@ export class AgentFastPath implements Closable {
       },
       proxyPid, logger,
     });
-    kernel.control.listen(this.#endings.end);
+    kernel.control.listen(this.#endings.end, ({ monitor, reason }) => {
+      const { address, port, ...ejection } = kernel.tables.outliers.ejection(monitor) ?? {};
+      if (address !== undefined) logger.warn({ ...ejection, endpoint: endpointKey(address, port!), reason }, 'an endpoint is ejected: no request is drawn for it for a while');
+    });
     this.#idleTimer = setInterval(() => {
       try {
         for (const idle of kernel.control.idleClients(IDLE_MS)) this.#endings.end(idle);
@@ -81,7 +85,8 @@ export class AgentFastPath implements Closable {
   explain(uid: string, addresses: readonly string[], port: number, hostnames: readonly string[]): ExplainedHttp {
     const { classKey, reason } = this.repeater.stateOf(uid);
     const table = classKey === undefined ? undefined : this.tables.table(classKey);
-    return { isLive: reason === undefined, ...(reason === undefined ? {} : { reason }), routes: table ? explainHttp(table, addresses, port, hostnames) : [] };
+    const ejected = this.#kernel.tables.outliers.status.clusters.filter((each) => each.class === classKey && isClusterOf(each.cluster, port, hostnames)).flatMap(({ cluster, ejected: endpoints }) => endpoints.map((each) => ({ cluster, ...each })));
+    return { isLive: reason === undefined, ...(reason === undefined ? {} : { reason }), routes: table ? explainHttp(table, addresses, port, hostnames) : [], ejected };
   }
 
   async close(): Promise<void> {

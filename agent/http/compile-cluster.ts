@@ -9,7 +9,8 @@ import { unpack } from '../../common/xds/any.js';
 import { isTunnelled, socketEndpoints } from '../proxy/fold-endpoints.js';
 import { isEmpty, isNeutral } from '../proxy/neutral-chain.js';
 import type { Reason } from './compile-action.js';
-import type { HttpService } from './table.js';
+import { ejectionBounds, outlierSettings, type Population } from './compile-outliers.js';
+import type { HttpService, OutlierDetection } from './table.js';
 
 /** A folded cluster, as the control plane calls it; `reason`: why it is Envoy's in any case. */
 export interface ClusterView {
@@ -28,6 +29,7 @@ export interface DrawnEndpoint {
 
 export interface Draw {
   balance: 'least-request' | 'random';
+  outlierDetection?: OutlierDetection;
   endpoints: readonly DrawnEndpoint[];
 }
 
@@ -47,7 +49,11 @@ function readDraw(cluster: Cluster, assignment: ClusterLoadAssignment | undefine
   if (why !== undefined) return { reason: why };
   const endpoints = endpointsOf(assignment ?? cluster.load_assignment, cluster.common_lb_config);
   if ('reason' in endpoints) return endpoints;
-  return { balance: cluster.lb_policy === Cluster_LbPolicy.LEAST_REQUEST ? 'least-request' : 'random', endpoints: endpoints.drawn };
+  const { drawn, population } = endpoints;
+  const settings = outlierSettings(cluster.outlier_detection);
+  if (typeof settings === 'string') return { reason: settings };
+  const outlierDetection = settings && population && { ...settings, hosts: population.hosts, ...ejectionBounds(population, cluster.common_lb_config) };
+  return { balance: cluster.lb_policy === Cluster_LbPolicy.LEAST_REQUEST ? 'least-request' : 'random', ...(outlierDetection ? { outlierDetection } : {}), endpoints: drawn };
 }
 
 /** From Istio's metadata of clusters, else from the name `outbound|PORT|SUBSET|HOST`. */
@@ -64,7 +70,6 @@ function clusterReason(cluster: Cluster): string | undefined {
   if (type?.$case !== 'type' || (type.value !== Cluster_DiscoveryType.EDS && type.value !== Cluster_DiscoveryType.STATIC)) return 'its endpoints are not a list of addresses';
   if (cluster.transport_socket) return 'TLS is originated for it';
   if (cluster.lb_subset_config) return 'its endpoints are drawn in subsets';
-  if (cluster.outlier_detection) return 'its endpoints are ejected when they fail';
   if (cluster.health_checks.length > 0) return 'its endpoints are checked by Envoy';
   const limits = (cluster.circuit_breakers?.thresholds ?? []).flatMap(({ max_connections, max_pending_requests, max_requests, max_connection_pools }) => [max_connections, max_pending_requests, max_requests, max_connection_pools]);
   if (limits.some((limit) => limit !== undefined && limit < UNLIMITED) || cluster.circuit_breakers?.per_host_thresholds.length) return 'its connections or requests are limited';
@@ -80,7 +85,7 @@ function clusterReason(cluster: Cluster): string | undefined {
   const rest: Cluster = {
     ...cluster, name: '', alt_stat_name: '', cluster_discovery_type: undefined, eds_cluster_config: undefined, connect_timeout: undefined, lb_policy: 0, lb_config: undefined, circuit_breakers: undefined, metadata: undefined,
     transport_socket_matches: [], filters: [], common_lb_config: undefined, typed_extension_protocol_options: {}, dns_lookup_family: 0, upstream_bind_config: undefined, load_assignment: undefined,
-    upstream_connection_options: undefined, per_connection_buffer_limit_bytes: undefined,
+    upstream_connection_options: undefined, per_connection_buffer_limit_bytes: undefined, outlier_detection: undefined,
   };
   return isEmpty(Cluster, rest) ? undefined : 'its cluster has settings';
 }
@@ -105,7 +110,7 @@ function protocolReason(options: HttpProtocolOptions | undefined): string | unde
 }
 
 /** Shares as Envoy gives them while all endpoints of the priority that counts are healthy. */
-function endpointsOf(assignment: ClusterLoadAssignment | undefined, common: Cluster_CommonLbConfig | undefined): { drawn: DrawnEndpoint[] } | Reason {
+function endpointsOf(assignment: ClusterLoadAssignment | undefined, common: Cluster_CommonLbConfig | undefined): { drawn: DrawnEndpoint[]; population?: Population } | Reason {
   if (!assignment) return { drawn: [] };
   if ((assignment.policy?.drop_overloads.length ?? 0) > 0) return { reason: 'a part of its requests is dropped' };
   const priorities = [...new Set(assignment.endpoints.filter(({ lb_endpoints }) => lb_endpoints.length > 0).map(({ priority }) => priority))].sort((a, b) => a - b);
@@ -135,7 +140,12 @@ function endpointsOf(assignment: ClusterLoadAssignment | undefined, common: Clus
       drawn.push({ address, port, isTunnelled: isTunnelled(item), weight: share === undefined ? weightOf(item) : (share * weightOf(item)) / sum });
     }
   }
-  return { drawn };
+  const population: Population = {
+    hosts: assignment.endpoints.reduce((sum, { lb_endpoints }) => sum + lb_endpoints.length, 0), ofPriority: all.length, healthy: healthy.length,
+    hasPriorities: priorities.length > 1, hasShares: weights !== undefined && [...weights.values()].filter((weight) => weight > 0).length > 1,
+    overprovisioning: assignment.policy?.overprovisioning_factor ?? 140,
+  };
+  return { drawn, population };
 }
 
 /** Undefined: none has a weight, and then they do not count. */

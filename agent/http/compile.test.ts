@@ -97,8 +97,14 @@ describe('tables of what istiod was recorded to send', () => {
     assert.deepEqual(reasons('timeout-retry-fault', 3, ratings), ["its retries are not Istio's default", 'the filter envoy.filters.http.fault has settings for it']);
     assert.deepEqual(reasons('lb-policies', 1, 'api.lbs'), ['its endpoint is chosen by a hash']);
     assert.match(reasons('lb-policies', 4, 'api.lbs')[0]!, /start slowly/);
-    assert.match(reasons('lb-policies', 5, 'api.lbs')[0]!, /ejected/);
     assert.deepEqual(reasons('lb-policies', 6, 'api.lbs'), [undefined]);
+  });
+
+  it('outlier detection with failover between regions: the kernel\'s, until one of the first priority is out', (context) => {
+    if (!needs(context, 'lb-policies')) return;
+    const cluster = compiled(recorded('lb-policies', 5)).clusters.find(({ name }) => name.includes('api.lbs'))!;
+    const { consecutive5xx, intervalMs, baseEjectionMs, maxEjectionPercent, hosts, spare, panic } = cluster.outlierDetection!;
+    assert.deepEqual([consecutive5xx, intervalMs, baseEjectionMs, maxEjectionPercent, hosts, spare, panic, cluster.endpoints.length], [3, 10_000, 30_000, 10, 3, 0, Infinity, 2]);
   });
 
   it('shares of localities are in the draw', (context) => {
@@ -177,7 +183,7 @@ const ENVOYS: Record<string, [change: (world: World) => void, reason: RegExp]> =
   'no such cluster': [({ action }) => (action['cluster'] = 'gone'), /no such cluster/],
   'TLS required': [({ host }) => (host['require_tls'] = 'ALL'), /TLS/],
   'limits': [({ cluster }) => (cluster['circuit_breakers'] = { thresholds: [{ max_requests: 3 }] }), /limited/],
-  'outlier detection': [({ cluster }) => (cluster['outlier_detection'] = { consecutive_5xx: 3 }), /ejected/],
+  'outlier detection by the rate of success': [({ cluster }) => (cluster['outlier_detection'] = { consecutive_5xx: 3 }), /ejected/],
   'health checks': [({ cluster }) => (cluster['health_checks'] = [{ timeout: { seconds: '1' }, interval: { seconds: '1' }, unhealthy_threshold: 1, healthy_threshold: 1, tcp_health_check: {} }]), /checked/],
   'consistent hashing': [({ cluster }) => (cluster['lb_policy'] = 'MAGLEV'), /more than load and chance/],
   'a slow start': [({ cluster }) => (cluster['least_request_lb_config'] = { slow_start_config: { slow_start_window: { seconds: '10' } } }), /start slowly/],

@@ -255,13 +255,13 @@ class Compiler {
     return found;
   }
 
-  #cluster(name: string, { balance, endpoints }: Draw): HttpCluster | Reason {
+  #cluster(name: string, { balance, outlierDetection, endpoints }: Draw): HttpCluster | Reason {
     let found = this.#made.get(name);
     if (found === undefined) {
       const rows = endpoints.map((each) => this.#endpoint(each));
       const isWhole = (row: HttpEndpoint | undefined): row is HttpEndpoint => row !== undefined;
       const service = serviceOf(name, this.input.clusters.get(name));
-      this.#made.set(name, (found = rows.every(isWhole) ? { name, ...(service ? { service } : {}), balance, endpoints: rows } : { reason: 'one of its endpoints has a name that is too long for a draw' }));
+      this.#made.set(name, (found = rows.every(isWhole) ? { name, ...(service ? { service } : {}), balance, ...(outlierDetection ? { outlierDetection } : {}), endpoints: rows } : { reason: 'one of its endpoints has a name that is too long for a draw' }));
     }
     return found;
   }

@@ -1,5 +1,6 @@
 /** What of a pod's HTTP the kernel repeats, and why not the rest; from the table that is in force. */
 import { decodeAddress, encodeAddress } from '../dataplane/kernel-codec.js';
+import type { Ejected } from '../dataplane/kernel-http-outliers.js';
 import type { Finding, HttpTable } from './table.js';
 
 export interface ExplainedHttp {
@@ -9,6 +10,12 @@ export interface ExplainedHttp {
   reason?: string;
   /** Routes of the host; empty where the port is Envoy's as a whole. */
   routes: ExplainedRoute[];
+  /** Endpoints that are left out of the draw since they failed. */
+  ejected: ExplainedEjection[];
+}
+
+export interface ExplainedEjection extends Ejected {
+  cluster: string;
 }
 
 export interface ExplainedRoute {
@@ -32,6 +39,12 @@ export function explainHttp(table: HttpTable, addresses: readonly string[], port
   const ofRoutes = table.findings.filter(({ kind, name }) => (kind === 'routes' && names.includes(name)) || ((kind === 'host' || kind === 'route') && names.some((routes) => name.startsWith(`${routes} `)) && (hostnames.length === 0 || hostnames.some((hostname) => isOfHost(name, hostname)))));
   const found = [...(entry?.routes === undefined ? ofPort : []), ...ofRoutes];
   return found.map(({ kind, name, class: taught, reason, sampled }: Finding) => ({ name: kind === 'port' ? name : name.slice(name.indexOf(' ') + 1), isFast: taught !== undefined, ...(reason === undefined ? {} : { reason }), ...(sampled === undefined ? {} : { sampled }) }));
+}
+
+/** @param hostnames none: any */
+export function isClusterOf(cluster: string, port: number, hostnames: readonly string[]): boolean {
+  const [, ofPort, , host] = cluster.split('|');
+  return Number(ofPort) === port && (hostnames.length === 0 || hostnames.includes(host ?? ''));
 }
 
 /** A virtual host of a service is called by its name, with or without the port. */

@@ -6,6 +6,8 @@ import type { TaughtView } from './taught-tables.js';
 export const TAUGHT_MARK = 0x756e_6474;
 export const CLASS_HEADER = 'x-underpass-class';
 export const LESSON_HEADER = 'x-underpass-lesson';
+/** Of answers to what was drawn for a cluster with outlier detection: how often Envoy has tried. The kernel overwrites its line with blanks. */
+export const TRIED_HEADER = 'x-underpass-tried';
 /** Filter state of connections with HTTP of a taught pod: its netns cookie in 16 hexadecimal digits, `-`, the client's port. */
 export const CLIENT_STATE = 'underpass.client';
 /** Filter state beside it: Envoy's own number of the connection, which is never used again. */

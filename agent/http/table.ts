@@ -87,11 +87,32 @@ export interface HttpService {
   namespace: string;
 }
 
+/** Envoy's outlier detection, of what the kernel does as Envoy does; 0 of a threshold: nobody is ejected for it. */
+export interface OutlierDetection {
+  consecutive5xx: number;
+  consecutiveGatewayFailure: number;
+  intervalMs: number;
+  baseEjectionMs: number;
+  maxEjectionMs: number;
+  /** Of `hosts`. */
+  maxEjectionPercent: number;
+  /** One may be out whatever the percentage says. */
+  alwaysEjectOneHost: boolean;
+  /** Endpoints of the cluster, in all priorities. */
+  hosts: number;
+  /** While no more are out than this, the others share what comes. */
+  spare: number;
+  /** From so many on all are drawn, ejected or not; between the two the requests are Envoy's. */
+  panic: number;
+}
+
 export interface HttpCluster {
   name: string;
   /** Undefined: the control plane does not say. */
   service?: HttpService;
   balance: 'least-request' | 'random';
+  /** Undefined: none of them is ever ejected. */
+  outlierDetection?: OutlierDetection;
   endpoints: readonly HttpEndpoint[];
 }
 

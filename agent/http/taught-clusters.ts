@@ -90,7 +90,8 @@ export interface TaughtCopies {
 export function taughtCopies(cluster: Cluster, headers: DrawHeaders): TaughtCopies {
   const { other } = headers;
   const none = [LESSON_HEADER, CLASS_HEADER, headers.weight, sampledName(headers), headers.endpoint, ...(other === undefined ? [] : [other])].map(remove);
-  const taught = forOneClient(cluster, [
+  // Envoy closes its connections to whom it ejects, also those on which the kernel has an exchange under way.
+  const taught = forOneClient({ ...cluster, outlier_detection: undefined }, [
     // Of a try before this one another endpoint may have had the lesson.
     ...none,
     write(LESSON_HEADER, AppendAction.OVERWRITE_IF_EXISTS_OR_ADD, `${where('direct', CLASS_OF_ROUTE)}${where('direct', "'-'")}${where('direct', `filter_state['${CLIENT_STATE}']`)}`),

@@ -2,7 +2,7 @@
  * Tables of routes for pods that the kernel learns from: the same ones, with the class of each route that it may repeat, and
  * with nothing of the fast path's headers on the others, whoever wrote it there.
  */
-import { Metadata } from '../../proto/generated/envoy/config/core/v3/base.js';
+import { HeaderValueOption, HeaderValueOption_HeaderAppendAction as AppendAction, Metadata } from '../../proto/generated/envoy/config/core/v3/base.js';
 import { RouteConfiguration } from '../../proto/generated/envoy/config/route/v3/route.js';
 import { HeaderMatcher, Tracing, type Route, type RouteAction } from '../../proto/generated/envoy/config/route/v3/route_components.js';
 import { pack } from '../../common/xds/any.js';
@@ -11,7 +11,7 @@ import type { EnvoyExtensions } from '../proxy/extensions.js';
 import { foldRoutes, renameClusters, type Rename } from '../proxy/fold-routes.js';
 import type { Entry } from '../proxy/snapshot.js';
 import { FractionalPercent_DenominatorType as Denominator } from '../../proto/generated/envoy/type/v3/percent.js';
-import { CLASS_HEADER, LESSON_HEADER, sampledName, TEACH_METADATA, type ClassOf, type DrawHeaders } from './names.js';
+import { CLASS_HEADER, LESSON_HEADER, sampledName, TEACH_METADATA, TRIED_HEADER, type ClassOf, type DrawHeaders } from './names.js';
 import { drawnName, taughtName } from './taught-clusters.js';
 
 /** Classes may see different tables under one name, and have classes of their own in any case. */
@@ -25,14 +25,23 @@ export interface TaughtTable {
   clusters: ReadonlySet<string>;
 }
 
+export interface TaughtTableOptions {
+  classOf: ClassOf;
+  headers: DrawHeaders;
+  canTeach(cluster: string): boolean;
+  isTraced?: boolean;
+  isWatched?(cluster: string): boolean;
+}
+
 /**
  * @param source as the control plane sent it
  * @param rename gives clusters the names that they have in this Envoy
  * @param canTeach whether there is a taught copy of a cluster of the control plane's
  * @param isTraced whether the kernel draws which requests are traced
+ * @param isWatched whether the kernel ejects a cluster's endpoints
  * @throws FoldError when Envoy lacks what a route needs
  */
-export function taughtTable(source: RouteConfiguration, extensions: EnvoyExtensions, rename: Rename, { classOf, headers, canTeach, isTraced = false }: { classOf: ClassOf; headers: DrawHeaders; canTeach: (cluster: string) => boolean; isTraced?: boolean }): TaughtTable {
+export function taughtTable(source: RouteConfiguration, extensions: EnvoyExtensions, rename: Rename, { classOf, headers, canTeach, isTraced = false, isWatched = () => false }: TaughtTableOptions): TaughtTable {
   const clusters = new Set<string>();
   const table = renameClusters(foldRoutes(source, extensions), rename);
   table.request_headers_to_remove = [...table.request_headers_to_remove, LESSON_HEADER, CLASS_HEADER];
@@ -46,11 +55,13 @@ export function taughtTable(source: RouteConfiguration, extensions: EnvoyExtensi
       const untaught = { ...route, request_headers_to_remove: [...route.request_headers_to_remove, ...draws] };
       if (name === undefined || !targets || !mayBe || !targets.every(canTeach)) return [untaught];
       for (const target of targets) clusters.add(target);
+      const watched = targets.map(isWatched);
       // What the kernel has drawn no endpoint for that it could learn of is as it would be without it.
+      const taught = (weight: DrawHeaders): Route => telling(taughtRoute(route, name, weight), watched);
+      const drawn = (weight: DrawHeaders): Route => telling(matching(drawing(route, weight, drawnName), headers.other!), watched);
       const ordinary = headers.other === undefined ? untaught : drawing(route, headers, drawnName);
-      if (!isTraced) return [taughtRoute(route, name, headers), ordinary];
-      const drawn = headers.other === undefined ? [] : decided((weight) => matching(drawing(route, weight, drawnName), headers.other!), headers);
-      return [...decided((weight) => taughtRoute(route, name, weight), headers), ...drawn, ordinary];
+      if (isTraced) return [...decided(taught, headers), ...(headers.other === undefined ? [] : decided(drawn, headers)), ordinary];
+      return [taught(headers), ...(headers.other !== undefined && watched.includes(true) ? [drawn(headers)] : []), ordinary];
     });
   });
   return { table, clusters };
@@ -94,6 +105,19 @@ function taughtRoute(route: Route, name: string, headers: DrawHeaders): Route {
     ...matching(drawing(route, headers, taughtName), headers.endpoint),
     metadata: Metadata.fromPartial({ ...rest, filter_metadata: { ...filter_metadata, [TEACH_METADATA]: { class: name } } }),
   };
+}
+
+/**
+ * Answers say how often Envoy has tried: the kernel has drawn the first endpoint only, and an answer of another says nothing of it.
+ * @param watched by destination
+ */
+function telling(route: Route, watched: readonly boolean[]): Route {
+  const action = actionOf(route)!;
+  const specifier = action.cluster_specifier;
+  const tried = HeaderValueOption.fromPartial({ header: { key: TRIED_HEADER, value: '%UPSTREAM_REQUEST_ATTEMPT_COUNT%' }, append_action: AppendAction.OVERWRITE_IF_EXISTS_OR_ADD });
+  if (specifier?.$case !== 'weighted_clusters') return watched[0] ? { ...route, response_headers_to_add: [...route.response_headers_to_add, tried] } : route;
+  const clusters = specifier.value.clusters.map((each, at) => (watched[at] ? { ...each, response_headers_to_add: [...each.response_headers_to_add, tried] } : each));
+  return { ...route, action: { $case: 'route', value: { ...action, cluster_specifier: { ...specifier, value: { ...specifier.value, clusters } } } } };
 }
 
 /** To copies of its clusters. The draw's headers stay until the endpoint is chosen, which is after a route removes headers. */

@@ -2,6 +2,7 @@
 import assert from 'node:assert/strict';
 import { after, before, describe, it } from 'node:test';
 import { Cluster } from '../../proto/generated/envoy/config/cluster/v3/cluster.js';
+import { OutlierDetection } from '../../proto/generated/envoy/config/cluster/v3/outlier_detection.js';
 import { Listener } from '../../proto/generated/envoy/config/listener/v3/listener.js';
 import { RouteConfiguration } from '../../proto/generated/envoy/config/route/v3/route.js';
 import type { Any } from '../../proto/generated/google/protobuf/any.js';
@@ -11,7 +12,7 @@ import type { ProxyPod } from '../proxy/node-proxy.js';
 import type { TestNetns } from '../testing/netns.js';
 import { ENDPOINT, ProxyWorld, SERVICE_CLUSTER, SERVICE_VIP } from '../testing/proxy-world.js';
 import { assignment, edsCluster, httpListener, tcpListener } from '../testing/resources.js';
-import { CLASS_HEADER, endpointDraw, LESSON_HEADER, TAUGHT_MARK, weightDraw, type Teaching } from './names.js';
+import { CLASS_HEADER, endpointDraw, LESSON_HEADER, TAUGHT_MARK, TRIED_HEADER, weightDraw, type Teaching } from './names.js';
 
 const [CANARY, FAR, GUARDED] = ['10.0.0.6', '10.0.0.9', '10.0.0.7'];
 const COOKIE = 0x1234_5678_9abcn;
@@ -20,7 +21,7 @@ const HEADERS = { weight: 'x-w-3f9a', endpoint: 'x-e-3f9a', other: 'x-o-3f9a' };
 const to = (address: string, listener?: string): Record<string, string> => ({ [HEADERS.endpoint]: endpointDraw(address, 80, listener).padEnd(140) });
 const FORGED = { [CLASS_HEADER]: '0000000f0000000f', [LESSON_HEADER]: '0000000f0000000f-000000000000000f-9' };
 /** By index of route. */
-const PATHS = ['/a', '/b', '/w', '/many', '/far', '/guarded', '/plain', '/retry'] as const;
+const PATHS = ['/a', '/b', '/w', '/many', '/far', '/guarded', '/plain', '/retry', '/eject', '/tries'] as const;
 const classes = PATHS.map((path, index) => (path === '/plain' ? undefined : `${(index + 1).toString(16).padStart(8, '0')}00000007`));
 const teaching: Teaching = { headers: HEADERS, versionOf: () => '1', of: () => (table, host, index) => (['80', '8081'].includes(table) && host.startsWith('web') ? classes[index] : undefined) };
 
@@ -32,6 +33,8 @@ interface Seen {
   lines: string[];
   /** The client's own port. */
   port: number;
+  /** How often Envoy says that it has tried, if it does. */
+  tried?: string;
 }
 
 /** Says what it has read: heads as they are, without bodies. @param failing address that answers 503 */
@@ -70,8 +73,9 @@ function rawClient(lists: readonly (readonly Request[])[], to: { address: string
           const end = text.indexOf('\\r\\n\\r\\n');
           const length = end < 0 ? NaN : Number(/content-length: (\\d+)/i.exec(text)?.[1] ?? 0);
           if (end >= 0 && text.length >= end + 4 + length) {
+            const tried = /${TRIED_HEADER}: (\\d+)/.exec(text.slice(0, end))?.[1];
             const body = text.slice(end + 4, end + 4 + length); text = text.slice(end + 4 + length);
-            try { found.push({ ...JSON.parse(body), port: socket.localPort }); } catch { found.push({ server: body, lines: [], port: socket.localPort }); }
+            try { found.push({ ...JSON.parse(body), port: socket.localPort, tried }); } catch { found.push({ server: body, lines: [], port: socket.localPort, tried }); }
             break;
           }
           await new Promise((resolve) => { wake = resolve; });
@@ -83,12 +87,13 @@ function rawClient(lists: readonly (readonly Request[])[], to: { address: string
   })();`;
 }
 
-function table(name: string, clusters: Readonly<Record<'web' | 'canary' | 'many' | 'far' | 'guarded', string>>): Any {
+function table(name: string, clusters: Readonly<Record<'web' | 'canary' | 'many' | 'far' | 'guarded' | 'watched', string>>): Any {
   const by = (cluster: string): object => ({ cluster });
   const actions: Record<(typeof PATHS)[number], object> = {
     '/a': by(clusters.web), '/b': by(clusters.web), '/plain': by(clusters.many), '/many': by(clusters.many), '/far': by(clusters.far), '/guarded': by(clusters.guarded),
     '/w': { weighted_clusters: { clusters: [{ name: clusters.web, weight: 99 }, { name: clusters.canary, weight: 1 }] } },
     '/retry': { cluster: clusters.many, retry_policy: { retry_on: '5xx', num_retries: 2 } },
+    '/eject': by(clusters.watched), '/tries': { cluster: clusters.watched, retry_policy: { retry_on: '5xx', num_retries: 5 } },
   };
   return pack(RouteConfiguration, RouteConfiguration.fromJSON({ name, virtual_hosts: [{ name: 'web:80', domains: ['*'], routes: PATHS.map((prefix) => ({ match: { prefix }, route: actions[prefix] })) }] }));
 }
@@ -115,9 +120,10 @@ describe('Envoy teaches', () => {
 
   before(async () => {
     const { controlPlane } = world;
-    const names = { web: SERVICE_CLUSTER, canary: 'outbound|80||canary', many: 'outbound|80||many', far: 'outbound|80||far', guarded: 'outbound|80||guarded' };
-    for (const [name, addresses] of [[names.canary, [CANARY]], [names.many, [ENDPOINT, CANARY, FAR]], [names.far, [FAR]], [names.guarded, [GUARDED]]] as const) {
-      controlPlane.set(edsCluster(name), name);
+    const names = { web: SERVICE_CLUSTER, canary: 'outbound|80||canary', many: 'outbound|80||many', far: 'outbound|80||far', guarded: 'outbound|80||guarded', watched: 'outbound|80||watched' };
+    for (const [name, addresses] of [[names.canary, [CANARY]], [names.many, [ENDPOINT, CANARY, FAR]], [names.far, [FAR]], [names.guarded, [GUARDED]], [names.watched, [ENDPOINT, CANARY]]] as const) {
+      const outliers = name === names.watched ? { enforcing_success_rate: 0, consecutive_5xx: 1, max_ejection_percent: 100, base_ejection_time: { seconds: '60' } } : undefined;
+      controlPlane.set(outliers ? pack(Cluster, { ...Cluster.decode(edsCluster(name).value), outlier_detection: OutlierDetection.fromJSON(outliers) }) : edsCluster(name), name);
       controlPlane.set(assignment(name, addresses.map((address) => `${address}:80`)), name);
     }
     await world.start({ showsCallers: false, fastPath: { tables: { ...teaching, table: () => undefined, renew: () => undefined }, repeater: { suspend: () => undefined, repeat: () => undefined } } });
@@ -231,6 +237,28 @@ describe('Envoy teaches', () => {
     const servers_ = new Set(seen!.filter(({ lines }) => lines.length > 0).map(({ server }) => server));
     assert.ok(servers_.has(ENDPOINT) && servers_.has(FAR), [...servers_].join());
     for (const each of seen!) assertClean(each, each.server === FAR ? [] : [lesson('/retry', each.port)]);
+  });
+
+  it('keeps the connections that the kernel may use when their endpoint fails', async () => {
+    const [seen] = await call(a.netns, [[...draws('/eject', to(CANARY), 2), ...draws('/eject/retry', to(CANARY), 2), ...draws('/eject', to(CANARY), 200)]]);
+    assert.deepEqual([new Set(seen!.map(({ server }) => server)), new Set(seen!.map(({ connection }) => connection)).size], [new Set([CANARY]), 1]);
+  });
+
+  it('says of answers for a cluster with outlier detection how often it has tried, if the endpoint was drawn', async () => {
+    const other = (address: string): Record<string, string> => ({ [HEADERS.other]: endpointDraw(address, 80) });
+    const [once, again, elsewhere, undrawn, unwatched] = await call(a.netns, [draws('/eject', to(ENDPOINT), 2), draws('/tries/retry', to(CANARY), 2), draws('/eject', other(ENDPOINT), 2), draws('/eject', {}, 2), draws('/many', to(ENDPOINT), 2)]);
+    assert.deepEqual([once, elsewhere, undrawn, unwatched].map((seen) => seen!.map(({ tried }) => tried)), [['1', '1'], ['1', '1'], [undefined, undefined], [undefined, undefined]]);
+    for (const { server, tried } of again!) assert.deepEqual([server, Number(tried) > 1], [ENDPOINT, true], `by the try number ${tried}`);
+  });
+
+  it('obeys the draw of an endpoint that it has ejected itself', async () => {
+    const other = { [HEADERS.other]: endpointDraw(CANARY, 80) };
+    const [failed] = await call(a.netns, [draws('/eject/retry', other, 1)]);
+    assert.equal(failed![0]!.server, CANARY);
+    const isEjected = async (): Promise<boolean> => (await call(a.netns, [draws('/eject', {}, 10)]))[0]!.every(({ server }) => server === ENDPOINT);
+    await waitFor('Envoy to eject it for what is not drawn', isEjected, { timeoutMs: 5_000, everyMs: 50 });
+    const [drawn] = await call(a.netns, [draws('/eject', other, 10)]);
+    assert.deepEqual([...new Set(drawn!.map(({ server }) => server))], [CANARY]);
   });
 
   it('has the lesson written by a pod\'s own inbound chain where callers pass it', async () => {

@@ -15,6 +15,7 @@ import type { Names } from '../proxy/variants.js';
 import { originateListener } from '../proxy/hbone-originate.js';
 import type { FoldPod } from '../proxy/fold.js';
 import type { LocalPod } from './compile.js';
+import { outlierSettings } from './compile-outliers.js';
 import type { Teaching } from './names.js';
 import { canBeTaught, speaksHttp1, taughtCopies, taughtInboundCluster, taughtName, type TaughtCopies } from './taught-clusters.js';
 import type { TaughtSource, TaughtView } from './taught-tables.js';
@@ -127,7 +128,10 @@ export class TaughtFold {
       const called = taughtTableName(routeNames.of(key, name), key);
       let table = known.tables.get(source);
       if (table?.as !== as || table.teachable !== known.teachable || table.entry.name !== called) {
-        const made = taughtTable(source, this.extensions, (cluster) => clusterNames.of(key, cluster), { classOf, headers: teaching.headers, canTeach: (cluster) => known.teachable.has(cluster), isTraced: teaching.isTraced?.(key) ?? false });
+        const made = taughtTable(source, this.extensions, (cluster) => clusterNames.of(key, cluster), {
+          classOf, headers: teaching.headers, canTeach: (cluster) => known.teachable.has(cluster), isTraced: teaching.isTraced?.(key) ?? false,
+          isWatched: (cluster) => typeof outlierSettings(clusters.get(cluster)?.cluster.outlier_detection) === 'object',
+        });
         known.tables.set(source, (table = { as, teachable: known.teachable, clusters: made.clusters, entry: taughtTableEntry(called, made.table) }));
       }
       tables.push(table.entry);

@@ -3,6 +3,7 @@ import type { AgentStatus } from '../admin/status.js';
 import type { PodCounters } from '../dataplane/kernel.js';
 import { addFlowMetrics } from './flow-metrics.js';
 import { addHttpMetricsInTurns } from './http-metrics.js';
+import { addOutlierMetrics } from './outlier-metrics.js';
 import type { FlowTelemetry } from './flow-telemetry.js';
 import { countProbation } from '../dataplane/probation.js';
 import { PrometheusText } from './prometheus.js';
@@ -56,6 +57,7 @@ export async function metricsText(status: AgentStatus, counters: Counters | unde
     text.add('underpass_http_fast_path_upstreams_ended_total', 'counter', 'Upstream connections that were ended since their client was gone.', upstreamsEnded);
     text.add('underpass_http_fast_path_cut_drains_total', 'counter', 'Changes of configuration that did not wait for all exchanges that were under way.', cutDrains);
     text.add('underpass_http_fast_path_lost_ends_total', 'counter', 'Ends of connections that the kernel could not tell the agent of.', lostEnds);
+    addOutlierMetrics(text, status.httpFastPath.tables.outliers.clusters);
   }
   const pods = new Map<string, { labels: Record<string, string>; count: number }>();
   for (const { mode, way, state } of status.pods) {
