@@ -8,8 +8,8 @@ import type { Closable } from '../../common/lifecycle.js';
 import type { Logger } from '../../common/log.js';
 import { sleep } from '../../common/retry.js';
 import { encodeResponse } from './ads-encode.js';
-import { AdsSession, type AdsCall, type Nack } from './ads-session.js';
-import { Snapshot, SHORT_NAMES, type Entry } from './snapshot.js';
+import { AdsSession, excerpt, type AdsCall, type Nack } from './ads-session.js';
+import { LDS, Snapshot, SHORT_NAMES, type Entry } from './snapshot.js';
 
 export interface ResourceStatus {
   /** Acknowledged by the Envoy that is connected. */
@@ -25,6 +25,8 @@ export interface AdsServerOptions {
   onNode?: (node: Node) => void;
   /** Before Envoy is sent listeners that changed. */
   beforeListeners?: (names: readonly string[]) => Promise<void>;
+  /** All that Envoy says of a listener that it refused last. */
+  refusalOf?: (listener: string) => Promise<string | undefined>;
   /** Other services for Envoy on the same socket. */
   register?: (server: Server) => void;
 }
@@ -203,9 +205,20 @@ export class AdsServer implements Closable {
     this.#notify();
   }
 
-  #nacked(nack: Nack): void {
+  #nacked(nack: Nack): Promise<void> | void {
     this.#nacks.set(`${nack.type} ${nack.name}`, nack);
     this.#options.logger.error({ type: SHORT_NAMES[nack.type], resource: nack.name, reason: nack.message }, 'Envoy refused a resource; the last good one stays');
+    this.#notify();
+    if (nack.isCut && nack.type === LDS) return this.#reason(nack);
+  }
+
+  async #reason(nack: Nack): Promise<void> {
+    const key = `${nack.type} ${nack.name}`;
+    const all = await this.#options.refusalOf?.(nack.name).catch(() => undefined);
+    if (all === undefined || this.#nacks.get(key) !== nack) return;
+    const message = `${nack.name}: ${excerpt(all, nack.name)}`;
+    this.#nacks.set(key, { ...nack, message, isCut: false });
+    this.#options.logger.error({ type: SHORT_NAMES[nack.type], resource: nack.name, reason: message }, 'why Envoy refused a resource');
     this.#notify();
   }
 

@@ -41,3 +41,23 @@ it('AdsSession: a secret goes out while the clusters that wait for it are not ac
   assert.deepEqual(secrets(), ['spiffe://a', 'spiffe://b']);
   session.close();
 });
+
+it('AdsSession: of those that a refusal which Envoy cut off does not name none is taken for acknowledged', async () => {
+  const sent: DeltaDiscoveryResponse[] = [];
+  const answers: string[] = [];
+  const entries = ['a', 'b', 'c'].map((name): Entry => ({ name, version: '1', any: { type_url: '', value: Buffer.alloc(0) }, needs: [] }));
+  const host = {
+    target: () => new Snapshot([[CDS, new Map(entries.map((entry) => [entry.name, entry]))]]), logger: pino({ level: 'silent' }),
+    acked: (_type: string, name: string) => answers.push(`${name} taken`), nacked: ({ name }: { name: string }) => void answers.push(`${name} refused`),
+  };
+  const session = new AdsSession({ write: (response: DeltaDiscoveryResponse) => sent.push(response) } as unknown as AdsCall, host);
+  session.receive(DeltaDiscoveryRequest.fromPartial({ type_url: CDS }));
+  const answer = (message?: string): void => session.receive(DeltaDiscoveryRequest.fromPartial({ type_url: CDS, response_nonce: sent.at(-1)!.nonce, ...(message === undefined ? {} : { error_detail: { message } }) }));
+  answer(`Error adding/updating cluster(s) a: ${'x'.repeat(4_000)}...(truncated)`);
+  assert.equal(session.idle, false);
+  await new Promise(setImmediate);
+  assert.deepEqual([answers, sent.at(-1)!.resources.map(({ name }) => name), session.idle], [['a refused'], ['b', 'c'], false]);
+  answer('Error adding/updating cluster(s) c: bad');
+  assert.deepEqual(answers, ['a refused', 'b taken', 'c refused']);
+  session.close();
+});

@@ -19,6 +19,8 @@ export interface Nack {
   name: string;
   version: string;
   message: string;
+  /** Envoy cut its answer off, as a rule before the reason, which comes behind the whole message in text form. */
+  isCut: boolean;
 }
 
 /** What the session needs of its server. */
@@ -30,7 +32,8 @@ export interface SessionHost {
   /** All of the newest target was sent, and answered or waited for in vain. */
   rolledOut?(target: Snapshot): void;
   acked(type: string, name: string, version: string | undefined): void;
-  nacked(nack: Nack): void;
+  /** @returns when the reason is known, if Envoy has to be asked for it */
+  nacked(nack: Nack): Promise<void> | void;
   logger: Logger;
 }
 
@@ -299,9 +302,13 @@ export class AdsSession {
   #answered(request: DeltaDiscoveryRequest): void {
     const pending = this.#pending.get(request.response_nonce);
     if (!pending) return; // stale: of an earlier stream
-    this.#pending.delete(request.response_nonce);
     const acked = this.#types.get(pending.type)?.acked;
     const message = request.error_detail?.message;
+    const end = (): void => {
+      this.#pending.delete(request.response_nonce);
+      pending.done();
+      this.#wake();
+    };
     if (message === undefined) {
       for (const entry of pending.entries) {
         acked?.set(entry.name, entry.version);
@@ -312,14 +319,17 @@ export class AdsSession {
         this.#host.acked(pending.type, name, undefined);
       }
     } else {
-      this.#rejected(pending, message);
+      const asked = this.#rejected(pending, message);
+      if (asked) return void asked.finally(end);
     }
-    pending.done();
-    this.#wake();
+    end();
   }
 
-  /** Envoy names the listeners and clusters that it refuses and takes the others; of other types it refuses the whole response. */
-  #rejected(pending: Pending, message: string): void {
+  /**
+   * Envoy names the listeners and clusters that it refuses and takes the others; of other types it refuses the whole response.
+   * @returns what has to come first, if anything has
+   */
+  #rejected(pending: Pending, message: string): Promise<void> | undefined {
     const { type, entries, removed } = pending;
     const blamedNames = namesIn(message, entries.map((entry) => entry.name));
     const named = entries.filter((entry) => blamedNames.has(entry.name));
@@ -329,17 +339,26 @@ export class AdsSession {
     if (blamed.length === 0 || (!isPartial && entries.length > 1)) {
       // Nobody to blame: one by one, so that each gets its own answer.
       for (const entry of entries) void this.#send(type, [entry], []);
-      return;
+      return undefined;
     }
+    const others = entries.filter((entry) => !blamed.includes(entry));
+    // Whoever else is refused stood in the part that Envoy cut off: they are asked for again, and those of them that are in force are in force.
+    const isCut = message.endsWith(CUT);
+    const reasons: (Promise<void> | void)[] = [];
     const acked = this.#types.get(type)?.acked;
     for (const entry of entries) {
       if (blamed.includes(entry)) {
-        this.#host.nacked({ type, name: entry.name, version: entry.version, message: excerpt(message, entry.name) });
-      } else {
+        reasons.push(this.#host.nacked({ type, name: entry.name, version: entry.version, message: excerpt(message, entry.name), isCut }));
+      } else if (!isCut) {
         acked?.set(entry.name, entry.version);
         this.#host.acked(type, entry.name, entry.version);
       }
     }
+    if (!isCut || others.length === 0) return undefined;
+    // By the next response Envoy forgets why it refused this one.
+    return Promise.all(reasons).then(() => {
+      if (!this.#closed) void this.#send(type, others, []);
+    });
   }
 
   async #bounded(work: Promise<void>, what: string): Promise<void> {
@@ -383,12 +402,14 @@ export function namesIn(message: string, names: readonly string[]): Set<string> 
 }
 
 const MAX_REASON = 1_000;
+/** Ends what Envoy says, where that is longer than 4,096 characters. */
+const CUT = '...(truncated)';
 
 /**
  * The part of a refusal that speaks of one resource: its line, or, where Envoy prints the whole message in text form
  * before the reason, what follows that.
  */
-function excerpt(message: string, name: string): string {
+export function excerpt(message: string, name: string): string {
   const part = message.slice(Math.max(0, message.indexOf(name)));
   const afterDump = /\n: ([^\n]+)/.exec(part)?.[1];
   return (afterDump ?? part.split('\n', 1)[0] ?? part).slice(0, MAX_REASON);

@@ -49,6 +49,13 @@ export class EnvoyAdmin {
     return new Map(stats.filter((item) => item.name !== undefined).map((item) => [item.name as string, item.value ?? 0]));
   }
 
+  /** Why the newest version of a listener was refused, if it was: all that Envoy says, with the message in text form first. */
+  async refusal(listener: string, signal?: AbortSignal): Promise<string | undefined> {
+    const name = listener.replace(/[\\^$.*+?()[\]{}|]/g, '\\$&');
+    const { configs = [] } = JSON.parse(await this.get(`/config_dump?resource=dynamic_listeners&name_regex=${encodeURIComponent(name)}`, signal)) as { configs?: { name?: string; error_state?: { details?: string; failed_configuration?: { name?: string } } }[] };
+    return configs.find(({ name: of, error_state }) => error_state && [of, error_state.failed_configuration?.name].includes(listener))?.error_state?.details;
+  }
+
   async configDump(signal?: AbortSignal): Promise<unknown> {
     return JSON.parse(await this.get('/config_dump?include_eds', signal));
   }

@@ -165,6 +165,8 @@ describe('NodeProxy with two pods on one node', () => {
     await waitFor('the refusal', () => world.running.status().nacks.length > 0, { timeoutMs: 5_000 });
     const key = world.running.status().classes.find(({ pods }) => pods.includes('pod-c'))?.key;
     await waitFor('the refusal of both of its listeners', () => world.running.status().nacks.length === 2, { timeoutMs: 5_000 });
+    // Envoy cuts its answer off before the reason.
+    await waitFor('the reasons', () => world.running.status().nacks.every(({ message }) => message.includes('StatPrefix')), { timeoutMs: 5_000 });
     const [nack, ...more] = world.running.status().nacks;
     assert.deepEqual([nack, ...more].map((item) => `${item?.type} ${item?.name}`).sort(), [`LDS inspect/${key}/http`, 'LDS pod/pod-c/outbound']);
     assert.match(nack?.message ?? '', /HttpConnectionManager|http_connection_manager/);

@@ -181,7 +181,7 @@ export class NodeProxy {
       socketPath: this.envoy.adsSocketPath,
       logger: options.logger,
       onNode: (node) => this.#envoyConnected(node),
-      beforeListeners: (names) => this.#narrowing.beforeListeners(names),
+      beforeListeners: (names) => this.#narrowing.beforeListeners(names), refusalOf: (name) => this.envoy.admin.refusal(name),
       register: (server) => this.#healthRelay.addTo(server),
     });
     this.#certificates = options.ca && new NodeCertificates({ ca: options.ca, onChange: () => this.#schedule(), logger: options.logger });

@@ -42,6 +42,8 @@ describe('requests as Envoy counts them', () => {
 
   const outbound = (...rest: string[]): string => ['s', pod.netnsPath, ...rest].join(KEY_SEPARATOR);
 
+  it('nothing yet is nothing, and no error', async () => assert.equal((await counted()).size, 0));
+
   it('by client, cluster, workload, place, status, flags and protocol', async () => {
     const ask = (headers: Record<string, string>, count = 1) => Array.from({ length: count }, () => ({ url: `http://${SERVICE_VIP}/`, headers: { host: 'web', ...headers } }));
     await netns.script(requests([

@@ -51,7 +51,7 @@ export class RequestStatsReader {
    * @throws UnderpassError `UNDERPASS_ENVOY_STATS` when the answer broke off
    */
   end(): ReadonlyMap<string, HttpTotals> {
-    if (!this.#text.trimEnd().endsWith(END)) throw new UnderpassError('UNDERPASS_ENVOY_STATS', "reading Envoy's statistics: the answer broke off");
+    if (!(this.#begun ? this.#text.trimEnd().endsWith(END) : isWhole(this.#text))) throw new UnderpassError('UNDERPASS_ENVOY_STATS', "reading Envoy's statistics: the answer broke off");
     if (this.#begun) this.#histogram(this.#text);
     return this.#totals;
   }
@@ -69,6 +69,15 @@ export class RequestStatsReader {
     let totals = this.#totals.get(key);
     if (!totals) this.#totals.set(key, (totals = noRequests()));
     count(totals, quantity as RequestQuantity, parsed.totals);
+  }
+}
+
+/** An answer without any histogram. */
+function isWhole(text: string): boolean {
+  try {
+    return Array.isArray((JSON.parse(text) as { stats?: unknown }).stats);
+  } catch {
+    return false;
   }
 }
 
