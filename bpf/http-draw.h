@@ -109,10 +109,11 @@ HTTP_GLOBAL __u32 http_draw_watched(__u32 of)
 	if (!cluster || !ejections || !cluster->count)
 		return HTTP_NOWHERE;
 	__u32 index = 0;
-	if (ejections->out) {
+	/* Another table's endpoints may be others. */
+	if (ejections->out || ejections->cluster != of) {
 		__u64 now = bpf_ktime_get_ns();
-		if (now >= ejections->look_ns && !__sync_val_compare_and_swap(&ejections->busy, 0, 1)) {
-			http_look(ejections, detector, cluster, now);
+		if ((now >= ejections->look_ns || ejections->cluster != of) && !__sync_val_compare_and_swap(&ejections->busy, 0, 1)) {
+			http_look(ejections, detector, of, cluster, now);
 			__sync_lock_test_and_set(&ejections->busy, 0);
 		}
 		__u32 out = ejections->out;

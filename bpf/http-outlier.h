@@ -31,13 +31,14 @@ static long http_look_at(__u32 i, struct http_looking *look)
 	return 0;
 }
 
-/* Counts those that are out. By whoever holds `busy`. */
-static __always_inline void http_look(struct http_ejections *ejections, __u32 detector, const struct http_cluster *cluster, __u64 now)
+/* Counts those of the cluster that are out. By whoever holds `busy`. */
+static __always_inline void http_look(struct http_ejections *ejections, __u32 detector, __u32 of, const struct http_cluster *cluster, __u64 now)
 {
 	struct http_looking look = { .now = now, .first_ns = ~0ull, .first = cluster->first, .detector = detector };
 	bpf_loop(cluster->count, http_look_at, &look, 0);
 	ejections->look_ns = look.first_ns;
 	ejections->out = look.out;
+	ejections->cluster = of;
 }
 
 /* If so many may be out. By whoever holds `busy`. */
@@ -88,6 +89,9 @@ HTTP_GLOBAL int http_judge_endpoint(__u32 index, __u32 status)
 	struct http_monitor *monitor = index ? bpf_map_lookup_elem(&http_monitors, &index) : 0;
 	if (!monitor)
 		return 0;
+	/* Nearly always. */
+	if (status < 500 && !monitor->failures && !monitor->gateway_failures)
+		return 0;
 	__u64 now = bpf_ktime_get_ns();
 	if (monitor->ejected && now >= monitor->out_until_ns) {
 		monitor->ejected = 0;
@@ -121,7 +125,7 @@ HTTP_GLOBAL int http_judge_endpoint(__u32 index, __u32 status)
 	/* Whoever comes too early is judged at the next failure. */
 	if (!cluster || cluster->detector != of || __sync_val_compare_and_swap(&ejections->busy, 0, 1))
 		return 0;
-	http_look(ejections, of, cluster, now);
+	http_look(ejections, of, row, cluster, now);
 	if (for_gateway)
 		monitor->gateway_failures = 0;
 	if (for_5xx)

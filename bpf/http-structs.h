@@ -247,6 +247,8 @@ struct http_ejections {
 	__u64 look_ns; /* when the first of those that are out comes back */
 	__u32 out;
 	__u32 busy;    /* somebody changes `out` */
+	__u32 cluster; /* index in http_clusters, of whose endpoints so many are out */
+	__u32 reserved;
 	__u64 by_5xx, by_gateway;
 	__u64 overflows; /* ejections that would have been too many */
 };

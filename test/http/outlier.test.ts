@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { beforeEach, test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { HttpEndpoint, HttpTable, OutlierDetection } from '../../agent/http/table.js';
-import { anew, answer, client, closeAll, connection, DRAWN, envoy, exchanges, lesson, line, request, server, text, upstream, w } from './exchange-testing.js';
+import { anew, answer, client, closeAll, connection, DRAWN, envoy, exchanges, lesson, line, request, server, startBeat, stopBeat, text, upstream, w } from './exchange-testing.js';
 
 const FAILS = 3;
 const USUAL: OutlierDetection = {
@@ -11,6 +11,7 @@ const USUAL: OutlierDetection = {
 };
 let detection: OutlierDetection = USUAL;
 let serial = 0;
+let ports = [80, 81];
 
 /** One class, whose cluster has the server's two ports as its endpoints. */
 function tableOf(): HttpTable {
@@ -19,7 +20,7 @@ function tableOf(): HttpTable {
     ports: [{ address: undefined, port: 80, routes: 0 }], routes: [{ name: '80', hosts: [{ host: 'shop', virtualHost: 0 }] }],
     virtualHosts: [{ rules: [{ path: { kind: 'any', value: '', inverted: false }, methods: undefined, headers: [], verdict: 0 }], otherwise: -1 }],
     classes: [{ ...w.kernel.http.tables.takeName()!, splits: [{ until: 1, cluster: 0, text: line('x-weight', '0', 32) }] }],
-    clusters: [{ name: `outbound|80||shop-${serial}`, balance: 'least-request', outlierDetection: detection, endpoints: [endpoint(80), endpoint(81)] }],
+    clusters: [{ name: `outbound|80||shop-${serial}`, balance: 'least-request', outlierDetection: detection, endpoints: ports.map(endpoint) }],
     policies: [], findings: [], classOf: () => undefined,
   };
 }
@@ -183,6 +184,19 @@ test('a change of tables keeps what was ejected and counted', async () => {
   assert.deepEqual(ejected(), [80]);
 });
 
+test('who is out and not in the new table any more does not count', async () => {
+  await fresh({ spare: 0 });
+  await connection();
+  await failAt(80, FAILS);
+  assert.deepEqual(await draws(5), [undefined], 'others would have to take a part');
+  ports = [81, 82];
+  await anew();
+  assert.deepEqual(await draws(40), [81, 82]);
+  ports = [80, 81];
+  await anew();
+  assert.deepEqual([await draws(5), ejected()], [[undefined], [80]]);
+});
+
 /** Both servers are learnt of this connection. */
 async function bothTaught(): Promise<void> {
   const clientPort = await connection();
@@ -232,6 +246,25 @@ test('answers that the kernel moves count as well, and the others stay fast', as
   assert.deepEqual(ejected(), [80]);
   // A 5xx puts its class through Envoy for ten seconds, by the draw.
   assert.deepEqual(await draws(20), [81]);
+});
+
+test('an agent that stands still makes no difference: what is under way is judged, and who is out stays out', async () => {
+  await fresh({ consecutive5xx: 1, baseEjectionMs: 3_000 });
+  await bothTaught();
+  await client.do('send', 'c', SENT);
+  stopBeat();
+  await sleep(1_300);
+  const port = await byKernel(() => failed(500));
+  const since = performance.now();
+  startBeat();
+  assert.deepEqual(ejected(), [port]);
+  assert.deepEqual(await draws(20), [port === 80 ? 81 : 80]);
+  stopBeat();
+  await sleep(1_300);
+  assert.deepEqual(await draws(5), [undefined], 'nothing is drawn');
+  startBeat();
+  assert.deepEqual(await draws(20), [port === 80 ? 81 : 80]);
+  assert.ok((await untilBack(port, since)) >= 2_900);
 });
 
 test('a server that ends in the middle of what the kernel moved has failed, and so has one whose answer Envoy breaks off', async () => {
