@@ -265,8 +265,10 @@ export class Agent {
 
   #explain(query: URLSearchParams): AdminAnswer {
     const [wanted, host, port] = [query.get('pod') ?? '', query.get('host') ?? '', Number(query.get('port'))];
-    const pod = this.#dataplane?.status().find(({ namespace, name }) => `${namespace}/${name}` === wanted);
-    if (!pod) return { status: 404, body: { message: `pod ${wanted}: not on this node` } };
+    const pods = this.#dataplane?.status() ?? [];
+    // By its name, or by its workload's: the first of it then.
+    const pod = pods.find(({ namespace, name }) => `${namespace}/${name}` === wanted) ?? pods.find(({ namespace, name }) => `${namespace}/${name}`.startsWith(`${wanted}-`));
+    if (!pod) return { status: 404, body: { message: `pod ${wanted}: not on this node, or not enrolled; \`underpass ps\` has those that are` } };
     const kernel = this.#kernel;
     const maps: LiveMaps = {
       pods: () => kernel?.pods() ?? [], netnsOf: (address) => kernel?.netnsOf?.(address), isPlain: (address, port) => kernel?.isPlain?.(address, port) ?? false,

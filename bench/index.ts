@@ -3,6 +3,7 @@ export { renderHtml } from './html.js';
 export { parseLoadResult, type LoadResult } from './load.js';
 export { MODES, modeById, NODES, tcpBench, worldYaml, type Mode, type ModeId } from './modes.js';
 export { buildReport, type BenchReport, type Ratio, type Row } from './report.js';
+export { requestsBetween, type RequestShares } from './requests.js';
 export { measure, type BenchOptions } from './runner.js';
 export { quantile } from './statistics.js';
 export { renderTable } from './table.js';

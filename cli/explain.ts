@@ -23,7 +23,7 @@ interface Target {
 
 export function configure(command: Command): void {
   addInstanceOptions(command)
-    .argument('<pod>', 'POD of the namespace, or NAMESPACE/POD')
+    .argument('<pod>', 'POD of the namespace, or NAMESPACE/POD; or the name of a workload, for the first of its pods')
     .argument('<host:port>', 'an address, or a service\'s name as the pod would write it; IPv6 as [ADDRESS]:PORT', readTarget)
     .option('-n, --namespace <name>', 'the pod\'s namespace', 'default')
     .addOption(new Option('-o, --output <format>', 'how to print').choices(['table', 'json']).default('table'))

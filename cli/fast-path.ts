@@ -1,5 +1,6 @@
 import { Argument, Option, type Command } from 'commander';
 import { askAgent, instancePaths, type AgentFastPathStatus } from '../agent/index.js';
+import { requestsBetween } from '../bench/index.js';
 import { addInstanceOptions } from './agent-run.js';
 
 export function configure(command: Command): void {
@@ -8,8 +9,11 @@ export function configure(command: Command): void {
     .addOption(new Option('-o, --output <format>', 'json: all that is known, for scripts').choices(['text', 'json']).default('text'))
     .addHelpText('after', '\nOff, all requests go through Envoy; nothing that is under way is cut. For a namespace or a pod:\nunderpass label NAMESPACE underpass.io/acceleration=l4. See docs/http-fast-path.md.')
     .action(async (state: 'on' | 'off' | undefined, options: { runDir: string; instance: string; output: 'text' | 'json' }) => {
-      const text = await askAgent(instancePaths(options).adminSocket, `/v1/http-fast-path${state === undefined ? '' : `?on=${state === 'on'}`}`, { method: state === undefined ? 'GET' : 'POST' });
-      process.stdout.write(options.output === 'json' ? text : `${render(JSON.parse(text) as AgentFastPathStatus)}\n`);
+      const { adminSocket } = instancePaths(options);
+      const text = await askAgent(adminSocket, `/v1/http-fast-path${state === undefined ? '' : `?on=${state === 'on'}`}`, { method: state === undefined ? 'GET' : 'POST' });
+      if (options.output === 'json') return void process.stdout.write(text);
+      const { node = {} } = JSON.parse(await askAgent(adminSocket, '/v1/counters')) as { node?: Record<string, number> };
+      process.stdout.write(`${render(JSON.parse(text) as AgentFastPathStatus, node)}\n`);
     });
 }
 
@@ -18,10 +22,19 @@ export function fastPathLine({ on, reason, pods, classes }: AgentFastPathStatus)
   return `${on ? 'on' : `off - ${reason ?? ''}`}; ${pods.live} pods live, ${pods.suspended} waiting for Envoy; ${classes} ${classes === 1 ? 'table' : 'tables'}`;
 }
 
-function render(status: AgentFastPathStatus): string {
+/** `12777 without Envoy; through it: not learnt yet 8` */
+function requestsText(counters: Readonly<Record<string, number>>): string {
+  const { fast, envoy } = requestsBetween(0, {}, counters) ?? { fast: 0, envoy: {} };
+  const reasons = Object.entries(envoy).sort(([, a], [, b]) => b - a).map(([reason, count]) => `${reason} ${count}`);
+  return `${fast} without Envoy${reasons.length > 0 ? `; through it: ${reasons.join(', ')}` : ''}`;
+}
+
+function render(status: AgentFastPathStatus, counters: Readonly<Record<string, number>>): string {
   const { clientsEnded, clientsReset, serversReset, failed } = status.endings;
   return [
     `HTTP fast path ${fastPathLine(status)}`,
+    ...(status.on && status.classes === 0 ? ['               no pod has a route that the kernel may repeat yet: `underpass probation` and `underpass explain POD HOST:PORT` say why'] : []),
+    `requests       ${requestsText(counters)}`,
     `ended          ${clientsEnded} clients as their server did, ${clientsReset} reset in the middle of an answer, ${serversReset} servers whose client went${failed > 0 ? `; ${failed} could not be` : ''}`,
     `changes        ${status.cutDrains} did not wait for all that was under way${status.lostEnds > 0 ? `; ${status.lostEnds} ends of connections were lost` : ''}`,
     `upstream       ${status.upstreams.open} connections that are one client's alone, ${status.upstreams.most} at one server; ${status.upstreamsEnded} ended as their client was gone`,

@@ -134,6 +134,10 @@ test('explain says of each route whether the kernel repeats it, and ps and the m
   const { stdout } = await run(process.execPath, [CLI, 'ps', '--instance', world.name]);
   assert.match(stdout, /^HTTP fast path on; 4 pods live/m);
   assert.match(stdout, / client .* l7 /);
+  const status = await run(process.execPath, [CLI, 'fast-path', '--instance', world.name]);
+  assert.match(status.stdout, /^requests +[1-9]\d* without Envoy; through it: .*not learnt yet \d+/m);
+  const ofWorkload = await run(process.execPath, [CLI, 'explain', 'fast/web', 'web:80', '--instance', world.name]);
+  assert.match(ofWorkload.stdout, /^fast\/web-v1 -> web = /m);
   const metrics = await world.agentMetrics();
   assert.match(metrics, /^underpass_http_fast_path_on 1$/m);
   assert.match(metrics, /^underpass_kernel_http_requests_fast_total [1-9]/m);

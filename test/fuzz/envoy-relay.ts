@@ -12,7 +12,7 @@ import { cluster, listener, lua, startEnvoy, stopEnvoy } from './envoy-process.j
 /** Connections at a time: most of the time they wait for messages that don't end. */
 const LANES = 64;
 /** After which Envoy gives up what does not end. */
-const IDLE_S = 0.1;
+const IDLE_S = 0.5;
 /** Of the whole exchange, for the case that Envoy does not. */
 const SILENCE_MS = 5_000;
 
@@ -58,7 +58,7 @@ export class EnvoyRelay {
       return server;
     }));
     const secret = randomBytes(16).toString('hex');
-    const options = { stream_idle_timeout: `${IDLE_S}s`, request_headers_timeout: `${IDLE_S}s`, delayed_close_timeout: `${IDLE_S / 4}s`, common_http_protocol_options: { idle_timeout: `${2 * IDLE_S}s` } };
+    const options = { stream_idle_timeout: `${IDLE_S}s`, request_headers_timeout: `${IDLE_S}s`, delayed_close_timeout: `${IDLE_S / 20}s`, common_http_protocol_options: { idle_timeout: `${2 * IDLE_S}s` } };
     const own = { match: { path: '/next' }, direct_response: { status: 200 }, response_headers_to_add: [{ header: { key: 'x-own', value: secret } }] };
     const listeners = [
       listener(path('to-asked'), 'to-asked', { route: { cluster: 'asked', timeout: '0s' } }, [lua(COUNTING)], options),
