@@ -4,6 +4,8 @@
  */
 #pragma once
 
+#define HTTP_POLICIES_KNOWN 2 /* a power of two */
+
 struct http_whole {
 	__u32 status, bytes, close;
 };
@@ -35,6 +37,13 @@ struct http_socket {
 	struct http_host_key host, any; /* of `any` only the first byte of the name is ever set */
 	struct http_port_key port;
 	__u64 known_host[HTTP_HOST_MAX / 8]; /* whose vhost that is */
+	/* What a table says of the head in the scratch; no row of one changes while it has its number. */
+	__u32 judged;      /* the table; 0: not asked yet */
+	__u32 found_class; /* HTTP_NOWHERE: none */
+	struct {
+		__u32 policy; /* 0: none asked yet */
+		__u32 allowed;
+	} policies[HTTP_POLICIES_KNOWN];
 	__u8 text[HTTP_DRAW_TEXT]; /* what Envoy is told of the draw */
 };
 
@@ -51,14 +60,14 @@ const volatile struct http_channel no_channel;
 /* Set before loading: enum http_fault. 0, and the verifier leaves out all that asks for it. */
 const volatile __u32 http_faults;
 
-static __always_inline bool http_on(void)
+static __always_inline bool http_on(__u64 now)
 {
 	if (http_faults & HTTP_FAULT_SWITCH)
 		return true;
 	__u32 agents = 0, own = 1;
 	struct http_control *control = bpf_map_lookup_elem(&http_control, &agents), *ours = bpf_map_lookup_elem(&http_control, &own);
 	return control && ours && control->on && control->lost_events == ours->lost_events && acceleration_on() &&
-	       (__s64)(bpf_ktime_get_coarse_ns() - control->heartbeat_ns) < (__s64)HTTP_HEARTBEAT_NS;
+	       (__s64)(now - control->heartbeat_ns) < (__s64)HTTP_HEARTBEAT_NS;
 }
 
 static __always_inline void http_report(__u32 type, bool orderly, __u64 cookie, __u64 netns_cookie, const struct tuple *of_peer)

@@ -9,13 +9,21 @@ HTTP_GLOBAL int http_pass_on(struct sk_msg_md *msg)
 	return state ? move(msg, sk, state) : SK_PASS;
 }
 
+/* Whether the message's first n bytes, HTTP_HEAD_MAX at most, can be read as they are. */
+static __always_inline bool http_in_one_piece(struct sk_msg_md *msg, __u32 n)
+{
+	HTTP_FORGET(msg); /* or the reads of all calls become one of a computed pointer, which the verifier refuses */
+	const __u8 *data = msg->data, *data_end = msg->data_end;
+	return data + n <= data_end;
+}
+
 /* The message's bytes from `at` on, for the parser. */
 static __always_inline bool http_copy_head(struct sk_msg_md *msg, struct http_scratch *s, __u32 at)
 {
 	__u32 n = msg->size - at;
 	if (n > HTTP_HEAD_MAX)
 		n = HTTP_HEAD_MAX;
-	if (bpf_msg_pull_data(msg, at, at + n, 0))
+	if ((at || !http_in_one_piece(msg, n)) && bpf_msg_pull_data(msg, at, at + n, 0))
 		return false;
 	/* Zeros behind what is not a whole word. */
 	__u32 last = (n >> 3) & (HTTP_HEAD_MAX / 8 * 2 - 1);
@@ -32,6 +40,16 @@ const volatile __u32 http_compares_heads = 1;
 
 enum http_reader { HTTP_READS_REQUEST = 1, HTTP_READS_ENVOYS_REQUEST, HTTP_READS_ANSWER, HTTP_READS_ENVOYS_ANSWER, HTTP_READS_TO_HEAD = 8 };
 
+#define HTTP_COMPARED 32 /* bytes at once */
+
+static __always_inline bool http_differs(const __u8 *data, const __u8 *data_end, const struct http_scratch *s, __u32 at)
+{
+	const __u64 *words = (const void *)data;
+	if (data + HTTP_COMPARED > data_end)
+		return true;
+	return (words[0] ^ http_at(s, at)) | (words[1] ^ http_at(s, at + 8)) | (words[2] ^ http_at(s, at + 16)) | (words[3] ^ http_at(s, at + 24));
+}
+
 /*
  * Whether the message begins with the very head that this socket's scratch holds, read in the same way: then all that is known
  * of that one holds for this one. Most of what a connection asks, and is answered, differs little or not at all.
@@ -40,22 +58,22 @@ static __always_inline bool http_is_same_head(struct sk_msg_md *msg, const struc
 {
 	const struct http_scratch *s = &hs->scratch;
 	__u32 end = s->end;
-	if (!http_compares_heads || hs->reader != reader || end < 16 || end > HTTP_SAME_HEAD_MAX || msg->size < end || bpf_msg_pull_data(msg, 0, end, 0))
+	if (!http_compares_heads || hs->reader != reader || end < HTTP_COMPARED || end > HTTP_SAME_HEAD_MAX || msg->size < end)
 		return false;
+	if (!http_in_one_piece(msg, end) && bpf_msg_pull_data(msg, 0, end, 0))
+		return false;
+	HTTP_FORGET(msg);
 	const __u8 *data = msg->data, *data_end = msg->data_end;
-	for (__u32 i = 0; i < HTTP_SAME_HEAD_MAX / 8; i++) {
-		if (8 * i + 8 > end)
+	for (__u32 at = 0; at < HTTP_SAME_HEAD_MAX; at += HTTP_COMPARED) {
+		if (at + HTTP_COMPARED > end)
 			break;
-		if (data + 8 * i + 8 > data_end || *(const __u64 *)(data + 8 * i) != s->words[i])
+		if (http_differs(data + at, data_end, s, at))
 			return false;
 	}
-	/* The last eight bytes, of which some have been compared already. */
-	__u32 at = end - 8;
+	/* The last bytes, of which some have been compared already. */
+	__u32 at = end - HTTP_COMPARED;
 	HTTP_FORGET(at);
-	if (at > HTTP_SAME_HEAD_MAX)
-		return false;
-	const __u8 *tail = data + at;
-	return tail + 8 <= data_end && *(const __u64 *)tail == http_at(s, at);
+	return at <= HTTP_SAME_HEAD_MAX && !http_differs(data + at, data_end, s, at);
 }
 
 /* Reads the request's head that the message begins with, into hs->request. 0, or enum http_doubt. */
@@ -64,6 +82,7 @@ static __always_inline int http_read_head(struct sk_msg_md *msg, struct http_soc
 	if (http_is_same_head(msg, hs, reader))
 		return 0;
 	hs->reader = 0;
+	hs->judged = 0;
 	if (!http_copy_head(msg, &hs->scratch, 0))
 		return HTTP_INCOMPLETE;
 	int doubt = reader == HTTP_READS_REQUEST ? http_read_request(&hs->scratch, &hs->request) : http_read_envoys_request(&hs->scratch, &hs->request);
@@ -165,25 +184,22 @@ static __always_inline bool http_draw_text(struct http_socket *hs, bool shared)
 }
 
 /* The class of the request in hs, by its pod's routes. COUNTERS: it may be fast; anything else is why not. */
-static __always_inline enum counter http_find_class(struct socket_state *state, struct http_socket *hs, struct http_class **found)
+static __always_inline enum counter http_find_class(struct socket_state *state, struct http_socket *hs, __u64 now, struct http_class **found)
 {
 	__u64 netns_cookie = state->netns_cookie;
 	hs->generation = 0;
 	hs->trace = 0;
 	hs->load = HTTP_NOWHERE;
 	hs->monitor = 0;
-	if (!http_on())
+	if (!http_on(now))
 		return COUNTER_HTTP_SWITCHED_OFF;
 	struct http_pod *pod = bpf_map_lookup_elem(&http_pods, &netns_cookie);
 	if (!pod || pod->state != HTTP_POD_LIVE)
 		return COUNTER_HTTP_POD_OFF;
-	enum counter reason = http_find_host(state, hs, pod);
+	enum counter reason = http_seek_class(state, hs, pod->table);
 	if (reason != COUNTERS)
 		return reason;
-	struct http_list *vhost = bpf_map_lookup_elem(&http_vhosts, &hs->vhost);
-	if (!vhost)
-		return COUNTER_HTTP_NO_HOST;
-	__u32 index = http_search_list(hs, vhost);
+	__u32 index = hs->found_class;
 	struct http_class *class = index == HTTP_NOWHERE ? 0 : bpf_map_lookup_elem(&http_classes, &index);
 	if (!class || !class->generation)
 		return COUNTER_HTTP_NO_CLASS;
@@ -202,11 +218,11 @@ static __always_inline enum counter http_find_class(struct socket_state *state, 
  * What the tables say of the request in hs. COUNTERS: it may be fast, by the class and endpoint in hs; anything else is why
  * not, and `drawn` whether Envoy is to be told of the draw.
  */
-static __always_inline enum counter http_decide(struct socket_state *state, struct http_socket *hs, bool *drawn)
+static __always_inline enum counter http_decide(struct socket_state *state, struct http_socket *hs, __u64 now, bool *drawn)
 {
 	struct http_class *class = 0;
 	*drawn = false;
-	enum counter reason = http_find_class(state, hs, &class);
+	enum counter reason = http_find_class(state, hs, now, &class);
 	if (reason != COUNTERS || !class)
 		return reason;
 	__u32 kind = class->trace;
@@ -235,7 +251,7 @@ static __always_inline enum counter http_decide(struct socket_state *state, stru
 		return COUNTER_HTTP_POLICY_ENVOY;
 	if (!endpoint->teachable)
 		return COUNTER_HTTP_NOT_TEACHABLE;
-	if (class->envoy_until_ns && class->envoy_until_ns > bpf_ktime_get_ns())
+	if (class->envoy_until_ns && class->envoy_until_ns > now)
 		return COUNTER_HTTP_CLASS_PAUSED;
 	if (hs->request.framing == HTTP_CHUNKED || hs->request.body_length > HTTP_REQUEST_BODY_MAX)
 		return COUNTER_HTTP_BODY;
@@ -324,7 +340,7 @@ static __always_inline bool http_has_room(const struct http_socket *hs)
 }
 
 /* To Envoy, as the exchange that it has under way. */
-static __always_inline int http_to_envoy(struct sk_msg_md *msg, struct http_socket *hs, struct http_channel *ch, bool drawn, enum counter why)
+static __always_inline int http_to_envoy(struct sk_msg_md *msg, struct http_socket *hs, struct http_channel *ch, __u64 now, bool drawn, enum counter why)
 {
 	bool open = hs->begun, taken = false;
 	count(why);
@@ -342,7 +358,6 @@ static __always_inline int http_to_envoy(struct sk_msg_md *msg, struct http_sock
 	}
 	count(drawn ? COUNTER_HTTP_REQUESTS_DRAWN : COUNTER_HTTP_REQUESTS_ENVOY);
 	__u32 load = drawn ? hs->load : HTTP_NOWHERE;
-	__u64 now = bpf_ktime_get_ns();
 	bpf_spin_lock(&ch->lock);
 	if (ch->state == HTTP_IDLE) {
 		taken = true;
@@ -484,29 +499,30 @@ int http_client(struct sk_msg_md *msg)
 	hs->begun = !http_body_done(&hs->body);
 	hs->fast = 0;
 	bool drawn = false, busy = false, taken = false;
-	enum counter why = http_decide(state, hs, &drawn);
+	__u64 now = bpf_ktime_get_ns();
+	enum counter why = http_decide(state, hs, now, &drawn);
 	if (why != COUNTERS)
-		return http_to_envoy(msg, hs, ch, drawn, why);
+		return http_to_envoy(msg, hs, ch, now, drawn, why);
 	__u32 index = http_find_learnt(ch, hs, &busy);
 	if (index >= HTTP_LEARNT)
-		return http_to_envoy(msg, hs, ch, true, busy ? COUNTER_HTTP_BUSY : COUNTER_HTTP_NOT_LEARNT);
+		return http_to_envoy(msg, hs, ch, now, true, busy ? COUNTER_HTTP_BUSY : COUNTER_HTTP_NOT_LEARNT);
 	struct http_learnt *learnt = &ch->learnt[index & (HTTP_LEARNT - 1)];
-	__u64 target = learnt->cookie, netns_cookie = state->netns_cookie, now = bpf_ktime_get_ns();
+	__u64 target = learnt->cookie, netns_cookie = state->netns_cookie;
 	/* The answer is moved into C: what Envoy answered before has to be read there, too. */
 	if (!http_drained(learnt->sock, learnt->proxy_sock) || (written(state->peer_sock) != self->copied_seq && !(http_faults & HTTP_FAULT_ORDER)))
-		return http_to_envoy(msg, hs, ch, true, COUNTER_HTTP_NOT_DRAINED);
+		return http_to_envoy(msg, hs, ch, now, true, COUNTER_HTTP_NOT_DRAINED);
 	/* User space suspends a pod and then looks whether anything is under way: count first, then look. */
 	http_activity_add(netns_cookie, 1);
 	struct http_pod *pod = bpf_map_lookup_elem(&http_pods, &netns_cookie);
-	if (!pod || pod->state != HTTP_POD_LIVE) {
+	if (!pod || pod->state != HTTP_POD_LIVE || pod->table != hs->judged) {
 		http_activity_add(netns_cookie, -1);
 		hs->generation = 0;
-		return http_to_envoy(msg, hs, ch, false, COUNTER_HTTP_POD_OFF);
+		return http_to_envoy(msg, hs, ch, now, false, COUNTER_HTTP_POD_OFF);
 	}
 	enum http_pushed told = hs->trace ? http_tell_untraced(msg, hs) : HTTP_PUSHED;
 	if (told != HTTP_PUSHED) {
 		http_activity_add(netns_cookie, -1);
-		return told == HTTP_NOT_PUSHED ? http_to_envoy(msg, hs, ch, true, COUNTER_HTTP_REDIRECT_FAILED) : http_drop(hs, ch);
+		return told == HTTP_NOT_PUSHED ? http_to_envoy(msg, hs, ch, now, true, COUNTER_HTTP_REDIRECT_FAILED) : http_drop(hs, ch);
 	}
 	bpf_spin_lock(&ch->lock);
 	if (ch->state == HTTP_IDLE && learnt->cookie == target && !learnt->busy) {
@@ -535,7 +551,7 @@ int http_client(struct sk_msg_md *msg)
 	bpf_spin_unlock(&ch->lock);
 	if (!taken) {
 		http_activity_add(netns_cookie, -1);
-		return http_to_envoy(msg, hs, ch, true, COUNTER_HTTP_BUSY);
+		return http_to_envoy(msg, hs, ch, now, true, COUNTER_HTTP_BUSY);
 	}
 	http_load_add(hs->load, 1);
 	hs->fast = 1;
@@ -550,7 +566,7 @@ int http_client(struct sk_msg_md *msg)
 		hs->fast = 0;
 		http_settle(&ended);
 		http_mark_server(ch, target, HTTP_CLOSING, 0);
-		return http_to_envoy(msg, hs, ch, true, COUNTER_HTTP_REDIRECT_FAILED);
+		return http_to_envoy(msg, hs, ch, now, true, COUNTER_HTTP_REDIRECT_FAILED);
 	}
 	count(COUNTER_HTTP_REQUESTS_FAST);
 	count_moved(state, size);

@@ -5,7 +5,7 @@
 
 static __always_inline const struct http_split *http_draw_split(const struct http_class *class, __u32 *index)
 {
-	__u32 drawn = (__u32)(((__u64)bpf_get_prandom_u32() * class->total) >> 32);
+	__u32 drawn = class->splits_used == 1 ? 0 : (__u32)(((__u64)bpf_get_prandom_u32() * class->total) >> 32);
 #pragma unroll
 	for (__u32 i = 0; i < HTTP_SPLITS; i++) {
 		if (i >= class->splits_used)
@@ -19,9 +19,9 @@ static __always_inline const struct http_split *http_draw_split(const struct htt
 
 static __always_inline struct http_endpoint *http_draw_row(const struct http_cluster *cluster, __u32 *index)
 {
-	__u32 rows = cluster->count, at = cluster->first + (__u32)(((__u64)bpf_get_prandom_u32() * rows) >> 32);
+	__u32 rows = cluster->count, at = cluster->first + (rows == 1 ? 0 : (__u32)(((__u64)bpf_get_prandom_u32() * rows) >> 32));
 	struct http_endpoint *row = bpf_map_lookup_elem(&http_endpoints, &at);
-	if (row && bpf_get_prandom_u32() >= row->keep && row->keep != 0xffffffff) {
+	if (row && row->keep != 0xffffffff && bpf_get_prandom_u32() >= row->keep) {
 		at = cluster->first + row->alias;
 		row = bpf_map_lookup_elem(&http_endpoints, &at);
 	}

@@ -59,12 +59,11 @@ HTTP_FUNCTION int http_find_header(struct http_scratch *s, const __u64 *name, __
 }
 
 /* In small letters and padded, as keys have it. */
-HTTP_FUNCTION int http_copy_host(const struct http_scratch *s, const struct http_request *r, __u64 *out)
+HTTP_INLINE void http_copy_host(const struct http_scratch *s, const struct http_request *r, __u64 *out)
 {
 	__u32 at = r->host_at, length = r->host_length;
 	for (__u32 k = 0; k < HTTP_HOST_MAX / 8; k++) {
 		__u64 w = http_at(s, at + 8 * k) & (8 * k < length ? http_mask(length - 8 * k) : 0);
 		out[k] = w | (http_between(w, 'A', 'Z') >> 2);
 	}
-	return 0;
 }

@@ -113,12 +113,11 @@ static __always_inline bool http_host_is_known(const struct http_socket *hs)
 }
 
 /* The virtual host of a request, which for one socket is mostly the one before. COUNTERS: found, as hs->vhost. */
-static __always_inline enum counter http_find_host(struct socket_state *state, struct http_socket *hs, const struct http_pod *pod)
+static __always_inline enum counter http_find_host(struct socket_state *state, struct http_socket *hs, __u32 table)
 {
 	if (hs->request.host_length > HTTP_HOST_MAX)
 		return COUNTER_HTTP_NO_HOST;
 	http_copy_host(&hs->scratch, &hs->request, (void *)hs->host.host);
-	__u32 table = pod->table;
 	if (table && hs->table == table && http_host_is_known(hs))
 		return COUNTERS;
 	hs->table = 0;
@@ -148,12 +147,37 @@ static __always_inline enum counter http_find_host(struct socket_state *state, s
 	return COUNTERS;
 }
 
+/* The class of a request, as hs->found_class: what was found for this very head, or else by its host and the rules of that. */
+static __always_inline enum counter http_seek_class(struct socket_state *state, struct http_socket *hs, __u32 table)
+{
+	if (table && hs->judged == table)
+		return COUNTERS;
+	hs->judged = 0;
+	enum counter reason = http_find_host(state, hs, table);
+	if (reason != COUNTERS)
+		return reason;
+	struct http_list *vhost = bpf_map_lookup_elem(&http_vhosts, &hs->vhost);
+	if (!vhost)
+		return COUNTER_HTTP_NO_HOST;
+	hs->found_class = http_search_list(hs, vhost);
+#pragma unroll
+	for (int i = 0; i < HTTP_POLICIES_KNOWN; i++)
+		hs->policies[i].policy = 0;
+	hs->judged = table;
+	return COUNTERS;
+}
+
 /* Whether the drawn endpoint's own policy lets this request of this client in. */
 static __always_inline bool http_allowed(struct http_socket *hs, const struct http_endpoint *endpoint)
 {
 	__u32 policy = endpoint->policy;
-	if (!policy)
-		return true;
-	struct http_list *list = policy == HTTP_NOWHERE ? 0 : bpf_map_lookup_elem(&http_policies, &policy);
-	return list && http_search_list(hs, list) == HTTP_ALLOWED;
+	if (!policy || policy == HTTP_NOWHERE)
+		return !policy;
+	__u32 place = policy & (HTTP_POLICIES_KNOWN - 1);
+	if (hs->policies[place].policy != policy) {
+		struct http_list *list = bpf_map_lookup_elem(&http_policies, &policy);
+		hs->policies[place].allowed = list && http_search_list(hs, list) == HTTP_ALLOWED;
+		hs->policies[place].policy = policy;
+	}
+	return hs->policies[place].allowed;
 }

@@ -108,8 +108,7 @@ struct http_pass {
 HTTP_INLINE __u64 http_at(const struct http_scratch *s, __u32 offset)
 {
 	HTTP_FORGET(offset);
-	__u32 i = (offset & (HTTP_HEAD_MAX - 1)) >> 3, shift = (offset & 7) * 8;
-	return (s->words[i] >> shift) | ((s->words[i + 1] << 1) << (63 - shift));
+	return http_load((const __u8 *)s->words + (offset & (HTTP_HEAD_MAX - 1)));
 }
 
 HTTP_INLINE __u32 http_slot(__u32 line)

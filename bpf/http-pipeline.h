@@ -9,7 +9,7 @@ static __always_inline bool http_goes_the_same_way(struct socket_state *state, s
 {
 	struct http_class *class = 0;
 	__u32 index = ch->endpoint;
-	if (http_find_class(state, hs, &class) != COUNTERS || !class || hs->class != ch->class || hs->generation != ch->generation)
+	if (http_find_class(state, hs, bpf_ktime_get_coarse_ns(), &class) != COUNTERS || !class || hs->class != ch->class || hs->generation != ch->generation)
 		return false;
 	const struct http_endpoint *endpoint = bpf_map_lookup_elem(&http_endpoints, &index);
 	return endpoint && endpoint->teachable && http_allowed(hs, endpoint) && hs->request.framing != HTTP_CHUNKED &&
@@ -30,6 +30,7 @@ HTTP_GLOBAL int http_pipeline(struct sk_msg_md *msg, __u32 at)
 	if (!ch)
 		return -1;
 	hs->reader = 0;
+	hs->judged = 0;
 	if (!http_copy_head(msg, &hs->scratch, at) || http_read_request(&hs->scratch, &hs->request))
 		return -1;
 	hs->reader = HTTP_READS_REQUEST;
@@ -42,7 +43,7 @@ HTTP_GLOBAL int http_pipeline(struct sk_msg_md *msg, __u32 at)
 	/* As for the first one: count, then look. */
 	http_activity_add(netns_cookie, 1);
 	struct http_pod *pod = bpf_map_lookup_elem(&http_pods, &netns_cookie);
-	bool live = pod && pod->state == HTTP_POD_LIVE;
+	bool live = pod && pod->state == HTTP_POD_LIVE && pod->table == hs->judged;
 	bpf_spin_lock(&ch->lock);
 	__u32 place = ch->waiting;
 	if (live && ch->state == HTTP_FAST && !ch->open && !ch->unknown && ch->pipelines != HTTP_PIPELINES_LAST && place < HTTP_PIPELINED) {

@@ -14,8 +14,16 @@
 #define HTTP_INLINE static __always_inline
 /* Verified once, not again for each program and place that calls it. */
 #define HTTP_GLOBAL __attribute__((noinline))
+/* Of any address: that is cheap wherever this runs, and memcpy would become eight loads of a byte. */
+#define http_load(from) (*(const __u64 *)(from))
 #else
 #define HTTP_GLOBAL static __attribute__((unused))
+static inline __u64 http_load(const void *from)
+{
+	__u64 word;
+	__builtin_memcpy(&word, from, sizeof(word));
+	return word;
+}
 #define HTTP_FORGET(x)
 #define HTTP_UNROLL
 #define HTTP_FUNCTION static __attribute__((unused))
