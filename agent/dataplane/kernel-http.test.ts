@@ -206,7 +206,11 @@ describe('tables of the HTTP fast path', () => {
     const own = names();
     assert.ok(Math.min(...own.map(({ generation }) => generation)) > Math.max(...given.map(({ generation }) => generation)));
     assert.equal(maps.host(former, '10.96.0.1', 80, 'web'), undefined);
-    assert.ok(tables.write('a', example(own)) > former);
+    const second = tables.write('a', example(own));
+    assert.ok(second > former);
+    tables.keep(new Set());
+    open();
+    assert.ok(tables.write('a', example(names())) > second, 'of a table that was freed');
   });
 
   it('services have keys that outlive classes and agents; one without a class that counts nothing gives its own away when there is no room', () => {

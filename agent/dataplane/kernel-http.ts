@@ -167,6 +167,8 @@ export class HttpTables {
       this.#maps.hosts.delete(key);
     }
     for (const [, value] of this.#maps.classes.entries()) this.#nextGeneration = Math.max(this.#nextGeneration, class_.number(value, 'generation') + 1);
+    // Sockets remember tables by number, and of one that was freed nothing is left but its classes' rows.
+    this.#nextTable = Math.max(this.#nextTable, this.#nextGeneration);
   }
 
   #write(classKey: string, table: HttpTable, written: Written): void {
