@@ -9,6 +9,8 @@ HTTP_GLOBAL int http_pass_on(struct sk_msg_md *msg)
 	return state ? move(msg, sk, state) : SK_PASS;
 }
 
+#define HTTP_SHORT_HEAD 512 /* so much of a message is copied first, since most heads are shorter and many bodies long */
+
 /* Whether the message's first n bytes, HTTP_HEAD_MAX at most, can be read as they are. */
 static __always_inline bool http_in_one_piece(struct sk_msg_md *msg, __u32 n)
 {
@@ -17,10 +19,14 @@ static __always_inline bool http_in_one_piece(struct sk_msg_md *msg, __u32 n)
 	return data + n <= data_end;
 }
 
-/* The message's bytes from `at` on, for the parser. */
-static __always_inline bool http_copy_head(struct sk_msg_md *msg, struct http_scratch *s, __u32 at)
+/* The message's bytes from `at` on, HTTP_HEAD_MAX of them or as many as `most` says, for the parser. */
+static __always_inline bool http_copy_head(struct sk_msg_md *msg, struct http_scratch *s, __u32 at, __u32 most)
 {
+	HTTP_FORGET(msg);
 	__u32 n = msg->size - at;
+	if (n > most)
+		n = most;
+	HTTP_FORGET(n);
 	if (n > HTTP_HEAD_MAX)
 		n = HTTP_HEAD_MAX;
 	if ((at || !http_in_one_piece(msg, n)) && bpf_msg_pull_data(msg, at, at + n, 0))
@@ -76,19 +82,29 @@ static __always_inline bool http_is_same_head(struct sk_msg_md *msg, const struc
 	return at <= HTTP_SAME_HEAD_MAX && !http_differs(data + at, data_end, s, at);
 }
 
-/* Reads the request's head that the message begins with, into hs->request. 0, or enum http_doubt. */
-static __always_inline int http_read_head(struct sk_msg_md *msg, struct http_socket *hs, enum http_reader reader)
+/* Reads the request's head that begins at `at`, into hs->request. 0, or enum http_doubt. */
+static __always_inline int http_read_head_at(struct sk_msg_md *msg, struct http_socket *hs, __u32 at, enum http_reader reader)
 {
-	if (http_is_same_head(msg, hs, reader))
-		return 0;
+	__u32 size = msg->size;
+	int doubt = HTTP_INCOMPLETE;
 	hs->reader = 0;
 	hs->judged = 0;
-	if (!http_copy_head(msg, &hs->scratch, 0))
-		return HTTP_INCOMPLETE;
-	int doubt = reader == HTTP_READS_REQUEST ? http_read_request(&hs->scratch, &hs->request) : http_read_envoys_request(&hs->scratch, &hs->request);
+	for (__u32 most = HTTP_SHORT_HEAD; most <= HTTP_HEAD_MAX; most *= HTTP_HEAD_MAX / HTTP_SHORT_HEAD) {
+		if (!http_copy_head(msg, &hs->scratch, at, most))
+			return HTTP_INCOMPLETE;
+		doubt = http_read_any_request(&hs->scratch, &hs->request, reader != HTTP_READS_REQUEST);
+		if (doubt != HTTP_INCOMPLETE || size - at <= HTTP_SHORT_HEAD)
+			break;
+	}
 	if (!doubt)
 		hs->reader = reader;
 	return doubt;
+}
+
+/* The one that the message begins with. */
+static __always_inline int http_read_head(struct sk_msg_md *msg, struct http_socket *hs, enum http_reader reader)
+{
+	return http_is_same_head(msg, hs, reader) ? 0 : http_read_head_at(msg, hs, 0, reader);
 }
 
 struct http_following {

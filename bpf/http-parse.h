@@ -53,6 +53,7 @@ struct http_scratch {
 	/* From here on the parser's own. */
 	__u32 lines;   /* the first line and the headers */
 	__u32 start;   /* of the line that is being looked for */
+	__u32 at, words_used; /* number of the word that is looked at, and of words */
 	__u32 end;     /* of the head; 0: not found */
 	__u32 doubt;
 	__u32 answer;  /* this is one, not a request */
@@ -123,21 +124,35 @@ HTTP_INLINE __u64 http_folded(const struct http_scratch *s, __u32 offset, __u32 
 	return (http_at(s, offset) | (HTTP_ONES * 0x20)) & http_mask(length);
 }
 
-/* Finds the lines, and the head's end; judges every byte as one of a value. */
-static long http_scan_word(__u32 i, struct http_pass *p)
+#define HTTP_PLAIN_WORDS 8 /* that are passed over at once */
+
+/*
+ * Finds the lines, and the head's end; judges every byte as one of a value. Each turn passes over what has nothing but printable
+ * bytes, and takes the word behind that; s->at: how far it is.
+ */
+static long http_scan_word(__u32 turn __attribute__((unused)), struct http_pass *p)
 {
 	struct http_scratch *s = p->s;
-	if (i >= HTTP_HEAD_MAX / 8)
+	__u32 i = s->at, words = s->words_used;
+	__u64 carry = s->carry;
+	for (__u32 k = 0; k < HTTP_PLAIN_WORDS; k++) {
+		if (i >= words || i >= HTTP_HEAD_MAX / 8)
+			return 1;
+		__u64 w = s->words[i], low = w & ~HTTP_HIGH;
+		if (carry || ~((low + HTTP_ONES * 0x60) & ~(low + HTTP_ONES) & ~w) & HTTP_HIGH)
+			break;
+		i++;
+	}
+	if (i >= words || i >= HTTP_HEAD_MAX / 8)
 		return 1;
+	s->at = i + 1;
 	__u64 w = s->words[i];
 	__u64 control = ~((w & ~HTTP_HIGH) + HTTP_ONES * 0x60) & ~w & HTTP_HIGH;
 	__u64 bad = http_equal(w, 0x7f);
 	if (!s->answer)
 		bad |= w & HTTP_HIGH;
-	if (!(control | bad | s->carry))
-		return 0;
 	__u64 cr = http_equal(w, '\r'), lf = http_equal(w, '\n');
-	__u64 alone = ((cr << 8) | s->carry) ^ lf;
+	__u64 alone = ((cr << 8) | carry) ^ lf;
 	bad |= (control & ~(cr | lf | http_equal(w, '\t'))) | alone;
 	s->carry = cr >> 56;
 	for (int k = 0; k < 4 && lf; k++) {
@@ -174,6 +189,8 @@ HTTP_INLINE __u32 http_scan(struct http_scratch *s, bool answer)
 		return HTTP_TOO_LONG;
 	s->lines = s->start = s->end = s->doubt = s->seen = s->close = s->trace = 0;
 	s->carry = s->body_length = 0;
+	s->at = 0;
+	s->words_used = (length + 7) >> 3;
 	s->answer = answer;
 	s->line_at[0] = 0;
 	/* What is behind the message in its last word would be NULs, which are bad bytes. */

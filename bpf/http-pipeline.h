@@ -29,11 +29,8 @@ HTTP_GLOBAL int http_pipeline(struct sk_msg_md *msg, __u32 at)
 	struct http_channel *ch = bpf_map_lookup_elem(&http_channels, &cookie);
 	if (!ch)
 		return -1;
-	hs->reader = 0;
-	hs->judged = 0;
-	if (!http_copy_head(msg, &hs->scratch, at) || http_read_request(&hs->scratch, &hs->request))
+	if (http_read_head_at(msg, hs, at, HTTP_READS_REQUEST))
 		return -1;
-	hs->reader = HTTP_READS_REQUEST;
 	http_body_begin(&hs->body, hs->request.framing, hs->request.body_length);
 	int end = http_follow(msg, &hs->body, at + hs->request.end);
 	if (end <= 0 || !http_body_done(&hs->body) || !http_goes_the_same_way(state, hs, ch))

@@ -7,18 +7,26 @@
  */
 HTTP_GLOBAL int http_begin_answer(struct sk_msg_md *msg, struct http_socket *hs, __u32 at, bool to_head, bool trusted)
 {
-	if (!hs || at >= msg->size)
+	__u32 size = msg->size, begin = at, reader = (trusted ? HTTP_READS_ENVOYS_ANSWER : HTTP_READS_ANSWER) | (to_head ? HTTP_READS_TO_HEAD : 0);
+	if (!hs || at >= size)
 		return -HTTP_INCOMPLETE;
-	__u32 begin = at, reader = (trusted ? HTTP_READS_ENVOYS_ANSWER : HTTP_READS_ANSWER) | (to_head ? HTTP_READS_TO_HEAD : 0);
 	if (!at && http_is_same_head(msg, hs, reader)) {
 		at = hs->answer.end;
 	} else {
 		hs->reader = 0;
 		for (int i = 0; i < 2; i++) {
-			if (!http_copy_head(msg, &hs->scratch, at) || http_read_any_answer(&hs->scratch, to_head, &hs->answer, trusted))
+			int doubt = HTTP_INCOMPLETE;
+			for (__u32 most = HTTP_SHORT_HEAD; most <= HTTP_HEAD_MAX; most *= HTTP_HEAD_MAX / HTTP_SHORT_HEAD) {
+				if (!http_copy_head(msg, &hs->scratch, at, most))
+					return -HTTP_INCOMPLETE;
+				doubt = http_read_any_answer(&hs->scratch, to_head, &hs->answer, trusted);
+				if (doubt != HTTP_INCOMPLETE || size - at <= HTTP_SHORT_HEAD)
+					break;
+			}
+			if (doubt)
 				return -HTTP_INCOMPLETE;
 			at += hs->answer.end;
-			if (hs->answer.status >= 200 || at >= msg->size)
+			if (hs->answer.status >= 200 || at >= size)
 				break;
 		}
 		/* Not one that an interim one preceded: it is not where messages begin. */
