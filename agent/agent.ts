@@ -4,6 +4,7 @@
  */
 import { mkdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
+import type { ChannelCredentials } from '@grpc/grpc-js';
 import { UnderpassError, errorMessage } from '../common/errors.js';
 import type { PodMetadataPatch } from '../common/lab-api.js';
 import { ClosableStore } from '../common/lifecycle.js';
@@ -34,6 +35,8 @@ export interface AgentOptions {
   workloads: WorkloadSource;
   /** host:port, or unix:PATH. */
   discoveryAddress: string;
+  /** Default: plaintext. */
+  credentials?: ChannelCredentials;
   /** Makes the logger of a component; default: the process's. */
   logger?: (component: string) => Logger;
   runDir?: string;
@@ -170,6 +173,7 @@ export class Agent {
       nodeName,
       runDir: this.folder,
       discoveryAddress: this.#options.discoveryAddress,
+      ...(this.#options.credentials ? { credentials: this.#options.credentials } : {}),
       logger: this.#component('agent.proxy'),
       onListenerPorts: (ports, proxied) => this.#kernel?.setListenerPorts(ports, proxied),
       onInbound: (pods) => this.#dataplane?.setInbound(pods),

@@ -10,7 +10,9 @@ export { countProbation, probationOf, type PodProbation } from './dataplane/prob
 export { cleanup, type CleanupParts } from './cleanup.js';
 export type { NodeCa, NodeCaFactory } from './identity/certificates.js';
 export { CALLERS_HEAR_MS, silence } from './dataplane/announcement.js';
+export { apiPods, KubernetesSource, setPodMetadata } from './kubernetes/kubernetes-source.js';
+export { PodPlaces } from './kubernetes/pod-places.js';
 export { LabSource } from './workloads/lab-source.js';
-export type { WorkloadSource } from './workloads/source.js';
+export type { PodRecord, WorkloadSource } from './workloads/source.js';
 export type { AgentParts, SelfTestVerdict } from './parts.js';
 export { realParts, realCleanupParts } from './real-parts.js';

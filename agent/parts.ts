@@ -1,4 +1,5 @@
 /** The agent's big parts as the composition sees them, so that it can be read, and tried, without any of them. */
+import type { ChannelCredentials } from '@grpc/grpc-js';
 import type { Logger } from '../common/log.js';
 import type { InboundSteering, KernelPod, PodKernel, PodProxy } from './dataplane/collaborators.js';
 import type { KernelPolicies } from './dataplane/kernel-policies.js';
@@ -70,6 +71,7 @@ export interface ProxyOptions {
   nodeName: string;
   runDir: string;
   discoveryAddress: string;
+  credentials?: ChannelCredentials;
   /** Absent without cgroup v2. */
   cgroupPath?: string;
   /** Programs can be told whom Envoy calls for. */

@@ -4,7 +4,8 @@ import type { Command } from 'commander';
 import type { NodeCaFactory } from '../agent/index.js';
 import { UnderpassError, errorMessage } from '../common/errors.js';
 import { CaIdentitySource } from '../common/identity/ca-client.js';
-import { labCa, localCa, type Lab } from './agent-run.js';
+import type { Lab } from './agent-home.js';
+import { labCa, localCa } from './agent-run.js';
 
 /** Where Istio's proxies have them. */
 const DEFAULT_ROOT = '/var/run/secrets/istio/root-cert.pem';
@@ -24,8 +25,9 @@ export function addCaOptions(command: Command): Command {
 }
 
 /** @throws UnderpassError `UNDERPASS_BAD_OPTION` when the roots can't be read */
-export async function caOf({ ca, caRoot, caToken }: CaCliOptions, lab: Lab): Promise<NodeCaFactory | undefined> {
+export async function caOf({ ca, caRoot, caToken }: CaCliOptions, lab: Lab | undefined): Promise<NodeCaFactory | undefined> {
   if (ca === undefined) {
+    if (!lab) return undefined;
     const own = await labCa(lab);
     return own && localCa(`the lab at ${lab.socketPath}`, () => own);
   }

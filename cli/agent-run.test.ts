@@ -5,6 +5,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import type { LabelPatch } from '../common/lab-api.js';
+import { podsOfLab } from './agent-home.js';
 import { silencePods } from './agent-run.js';
 
 test('silencePods: a pod that is gone meanwhile costs the others neither their word nor the time to hear of it', async (context) => {
@@ -33,7 +34,7 @@ test('silencePods: a pod that is gone meanwhile costs the others neither their w
     rmSync(folder, { recursive: true, force: true });
   });
   const start = performance.now();
-  await assert.rejects(silencePods(socket, new Set(['gone', 'here', 'plain'])), /no pod shop\/gone/);
+  await assert.rejects(silencePods(podsOfLab(socket), new Set(['gone', 'here', 'plain'])), /no pod shop\/gone/);
   assert.deepEqual(patched, ['here {"labels":{"security.istio.io/tlsMode":null},"annotations":{"ambient.istio.io/redirection":null}}']);
   assert.ok(performance.now() - start > 1_900);
 });

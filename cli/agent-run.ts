@@ -1,17 +1,18 @@
 /** What `underpass agent` and `underpass node` share: the options of a node agent, and its life from start to signal. */
 import { once } from 'node:events';
-import { hostname } from 'node:os';
 import { join } from 'node:path';
+import type { ChannelCredentials } from '@grpc/grpc-js';
 import { Option, type Command } from 'commander';
 import { wholeNumber } from '../common/arguments.js';
-import { Agent, CALLERS_HEAR_MS, DEFAULT_INSTANCE, LabSource, cleanup, instancePaths, realCleanupParts, realParts, silence, type NodeCaFactory } from '../agent/index.js';
-import { UnderpassError, errorMessage } from '../common/errors.js';
+import { Agent, CALLERS_HEAR_MS, DEFAULT_INSTANCE, cleanup, instancePaths, realCleanupParts, realParts, silence, type NodeCaFactory } from '../agent/index.js';
+import { errorMessage } from '../common/errors.js';
 import type { CertificateAuthority } from '../common/identity/ca.js';
 import { TLS_MODE_LABEL } from '../common/identity/announcements.js';
-import { LabClient, labSocket, type LabInfo } from '../common/lab-api.js';
+import { LabClient } from '../common/lab-api.js';
 import { logger } from '../common/log.js';
 import { defaultBpffsDir, defaultRunDir } from '../common/paths.js';
 import { sleep } from '../common/retry.js';
+import { apiServerOf, podsOfCluster, podsOfLab, type Home, type Lab, type ToldPods } from './agent-home.js';
 import { recordServes, servedLab } from './orphans.js';
 import { followSignals } from './signals.js';
 
@@ -19,6 +20,9 @@ export interface AgentCliOptions {
   node?: string;
   lab?: string;
   labSocket?: string;
+  kubeconfig?: string;
+  context?: string;
+  clusterId?: string;
   runDir: string;
   bpffs: string;
   instance: string;
@@ -40,9 +44,12 @@ export function addInstanceOptions(command: Command): Command {
 
 export function addAgentOptions(command: Command): Command {
   return addInstanceOptions(command)
-    .option('--node <name>', 'the node whose pods to serve (default: the lab\'s only node)')
+    .option('--node <name>', 'the node whose pods to serve (default: the lab\'s only node; in a cluster $NODE_NAME, else the host\'s name)')
     .addOption(new Option('--lab <name>', 'take the pods from this lab').conflicts('labSocket'))
     .option('--lab-socket <path>', 'take the pods from the lab behind this socket')
+    .addOption(new Option('--kubeconfig <file>', 'take the pods from the API server that this file leads to (default: without a lab, that of the cluster that this is a pod of)').conflicts(['lab', 'labSocket']))
+    .option('--context <name>', 'of the kubeconfig (default: its current one)')
+    .option('--cluster-id <name>', 'with Kubernetes: what proxies name as the cluster that they are in (default Kubernetes)')
     .option('--bpffs <dir>', 'where BPF links and maps are pinned', defaultBpffsDir)
     .addOption(new Option('--redirection <way>', 'for pods without a label of their own').choices(['auto', 'bpf', 'iptables']).default('auto'))
     .addOption(new Option('--acceleration <level>', 'for pods without a label of their own; l7: the HTTP fast path too').choices(['off', 'l4', 'l7', 'force']).default('l4'))
@@ -54,38 +61,13 @@ export function addAgentOptions(command: Command): Command {
     .option('--cleanup-on-exit', 'do that when the agent ends, instead of leaving Envoy and the kernel at work');
 }
 
-const LAB_TIMEOUT_MS = 5_000;
-
-export interface Lab {
-  socketPath: string;
-  /** Absent while the lab does not answer. */
-  info: LabInfo | undefined;
-  problem: unknown;
-}
-
-export async function findLab(options: AgentCliOptions): Promise<Lab> {
-  const socketPath = options.labSocket ?? labSocket(options.lab, options.runDir);
-  try {
-    return { socketPath, info: await new LabClient(socketPath).info(AbortSignal.timeout(LAB_TIMEOUT_MS)), problem: undefined };
-  } catch (problem) {
-    return { socketPath, info: undefined, problem };
-  }
-}
-
-/** A lab that does not answer may come later, but then the node has to be named. */
-export function nodeName(options: AgentCliOptions, lab: Lab): string {
-  if (options.node !== undefined) return options.node;
-  if (!lab.info) throw lab.problem;
-  const { nodes } = lab.info;
-  if (nodes.length > 1) {
-    throw new UnderpassError('UNDERPASS_BAD_OPTION', `the lab has several nodes: say which one by --node (${nodes.map((node) => node.name).join(', ')})`);
-  }
-  return nodes[0]?.name ?? hostname();
-}
+const TOLD_TIMEOUT_MS = 5_000;
 
 export async function cleanInstance(options: AgentCliOptions): Promise<void> {
   const labSocket = servedLab(instancePaths(options).folder);
-  const withdrawAnnouncements = labSocket === undefined ? {} : { withdrawAnnouncements: (uids: ReadonlySet<string>) => silencePods(labSocket, uids) };
+  const server = labSocket === undefined ? await apiServerOf(options) : undefined;
+  const pods = labSocket !== undefined ? podsOfLab(labSocket) : server && podsOfCluster(options, server);
+  const withdrawAnnouncements = pods ? { withdrawAnnouncements: (uids: ReadonlySet<string>) => silencePods(pods, uids) } : {};
   await cleanup({ runDir: options.runDir, bpffsDir: options.bpffs, instance: options.instance, ...withdrawAnnouncements, logger: logger('agent.cleanup') }, realCleanupParts);
 }
 
@@ -93,14 +75,13 @@ export async function cleanInstance(options: AgentCliOptions): Promise<void> {
  * Of pods that will take neither mutual TLS nor HBONE any more; those of a lab that is gone went with it. One that can't be
  * told of leaves the others their time.
  */
-export async function silencePods(labSocket: string, uids: ReadonlySet<string>): Promise<void> {
-  const lab = new LabClient(labSocket);
-  const patches = (await lab.pods(undefined, AbortSignal.timeout(LAB_TIMEOUT_MS)).catch(() => [])).flatMap((pod) => {
+export async function silencePods(pods: ToldPods, uids: ReadonlySet<string>): Promise<void> {
+  const patches = (await pods.list(AbortSignal.timeout(TOLD_TIMEOUT_MS)).catch(() => [])).flatMap((pod) => {
     const patch = uids.has(pod.uid) ? silence(pod) : undefined;
-    return patch ? [{ kind: 'Pod' as const, namespace: pod.namespace, name: pod.name, ...patch }] : [];
+    return patch ? [{ pod, patch }] : [];
   });
   if (patches.length === 0) return;
-  const outcomes = await Promise.allSettled(patches.map((patch) => lab.label(patch, AbortSignal.timeout(LAB_TIMEOUT_MS))));
+  const outcomes = await Promise.allSettled(patches.map(({ pod, patch }) => pods.tell(pod, patch, AbortSignal.timeout(TOLD_TIMEOUT_MS))));
   await sleep(CALLERS_HEAR_MS);
   const problems = outcomes.flatMap((outcome) => (outcome.status === 'rejected' ? errorMessage(outcome.reason) : []));
   if (problems.length > 0) throw new Error([...new Set(problems)].join('; '));
@@ -109,7 +90,9 @@ export async function silencePods(labSocket: string, uids: ReadonlySet<string>):
 export interface RunOptions {
   purpose: string;
   discoveryAddress: string;
-  lab: Lab;
+  /** How the control plane is known, and knows this agent; default: neither is. */
+  credentials?: ChannelCredentials;
+  home: Home;
   /** Signs the certificates of the pods' service accounts. */
   ca: NodeCaFactory | undefined;
   /** What runs in the same process; started when the instance is held, stopped after the agent. */
@@ -119,22 +102,23 @@ export interface RunOptions {
 /** Runs an agent until SIGINT or SIGTERM. */
 export async function runAgent(options: AgentCliOptions, run: RunOptions): Promise<void> {
   const log = logger('agent');
-  const name = nodeName(options, run.lab);
-  const { companion } = run;
-  const node = run.lab.info?.nodes.find((item) => item.name === name);
+  const { companion, home } = run;
+  const { nodeName, workloads, netnsPath, dnsServers, clusterId } = home;
   const agent = new Agent(
     {
-      nodeName: name,
-      workloads: new LabSource(run.lab.socketPath, name, logger('agent.workloads')),
+      nodeName,
+      workloads,
       discoveryAddress: run.discoveryAddress,
+      ...(run.credentials ? { credentials: run.credentials } : {}),
       runDir: options.runDir,
       bpffsDir: options.bpffs,
       instance: options.instance,
       defaults: { acceleration: options.acceleration, redirection: options.redirection },
       purpose: run.purpose,
       ...(options.concurrency === undefined ? {} : { concurrency: options.concurrency }),
-      ...(node ? { netnsPath: node.netns, dnsServers: node.dns } : {}),
-      ...(run.lab.info ? { clusterId: run.lab.info.clusterId } : {}),
+      ...(netnsPath === undefined ? {} : { netnsPath }),
+      ...(dnsServers === undefined ? {} : { dnsServers }),
+      ...(clusterId === undefined ? {} : { clusterId }),
       ...(options.trustDomain === undefined ? {} : { trustDomain: options.trustDomain }),
       ...(options.flowLog ? { flowLog: true } : {}),
       httpFastPath: options.httpFastPath === 'on',
@@ -148,7 +132,7 @@ export async function runAgent(options: AgentCliOptions, run: RunOptions): Promi
   try {
     agent.prepare();
     held = true;
-    recordServes(agent.folder, { labSocket: run.lab.socketPath, bpffsDir: options.bpffs });
+    if (home.labSocket !== undefined) recordServes(agent.folder, { labSocket: home.labSocket, bpffsDir: options.bpffs });
     await companion?.start();
     await agent.start();
     if (!signals.signal.aborted) await Promise.race([once(signals.signal, 'abort'), agent.failed]);
@@ -159,6 +143,7 @@ export async function runAgent(options: AgentCliOptions, run: RunOptions): Promi
       await companion?.stop();
       if (options.cleanupOnExit && held) await cleanInstance(options);
     } finally {
+      home.close?.();
       await signals.close();
     }
   }
@@ -169,7 +154,7 @@ export async function labCa({ socketPath, info }: Lab): Promise<CertificateAutho
   if (!info) return undefined;
   // Certificates are for those who sign: `ps` and the like do without.
   const { CertificateAuthority: authority } = await import('../common/identity/ca.js');
-  return authority.from(await new LabClient(socketPath).ca(AbortSignal.timeout(LAB_TIMEOUT_MS)), `lab ${socketPath}`);
+  return authority.from(await new LabClient(socketPath).ca(AbortSignal.timeout(TOLD_TIMEOUT_MS)), `lab ${socketPath}`);
 }
 
 /** A CA of this very process. */

@@ -2,8 +2,9 @@ import type { Command } from 'commander';
 import { UnderpassError } from '../common/errors.js';
 import { rootLogger } from '../common/log.js';
 import { Pilot } from '../pilot/index.js';
-import { addAgentOptions, cleanInstance, embeddedPilotSocket, findLab, labCa, localCa, runAgent, type AgentCliOptions } from './agent-run.js';
 import { addCaOptions, caOf, type CaCliOptions } from './agent-ca.js';
+import { findLab, labHome } from './agent-home.js';
+import { addAgentOptions, cleanInstance, embeddedPilotSocket, labCa, localCa, runAgent, type AgentCliOptions } from './agent-run.js';
 
 interface NodeCliOptions extends AgentCliOptions, CaCliOptions {
   discovery?: string;
@@ -28,7 +29,7 @@ async function run(options: NodeCliOptions): Promise<void> {
     if (options.discovery === undefined) {
       throw new UnderpassError('UNDERPASS_BAD_OPTION', 'starting the node: no control plane is named', { hint: 'give --embedded-pilot, or --discovery ADDRESS' });
     }
-    return runAgent(options, { purpose: 'underpass node', discoveryAddress: options.discovery, lab, ca: await caOf(options, lab) });
+    return runAgent(options, { purpose: 'underpass node', discoveryAddress: options.discovery, home: labHome(options, lab), ca: await caOf(options, lab) });
   }
   const sources = options.source ?? (lab.info ? [...lab.info.sourceDirs, lab.info.objectsDir] : []);
   if (sources.length === 0) {
@@ -44,7 +45,7 @@ async function run(options: NodeCliOptions): Promise<void> {
   await runAgent(options, {
     purpose: 'underpass node',
     discoveryAddress: socket,
-    lab,
+    home: labHome(options, lab),
     ca: options.ca === undefined ? localCa('the embedded control plane', () => pilot.ca!) : await caOf(options, lab),
     companion: {
       start: () => pilot.start(abort.signal),

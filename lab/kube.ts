@@ -114,6 +114,8 @@ export interface Service extends KubeObject {
 
 /** A pod that is to be there: given as such, or from a workload's template. */
 export interface DesiredPod {
+  /** Given by an API server; else each pod that is made has one of its own. */
+  uid?: string;
   namespace: string;
   name: string;
   labels: Record<string, string>;
@@ -165,7 +167,8 @@ export function podsOf(object: KubeObject, nodes: readonly string[]): DesiredPod
         annotations: { ...metadata.annotations },
         ownerReferences: [],
         owner: `Pod ${namespace}/${metadata.name}`,
-        specHash: hash(spec, 8),
+        ...uidOf(metadata),
+        specHash: hash(metadata.uid === undefined ? spec : { spec, uid: metadata.uid }, 8),
         spec,
       },
     ];
@@ -196,6 +199,13 @@ export function podsOf(object: KubeObject, nodes: readonly string[]): DesiredPod
     specHash,
     spec: kind === 'DaemonSet' ? { ...spec, nodeName: nodes[index] as string } : spec,
   }));
+}
+
+/** It names folders and cgroups. */
+function uidOf({ uid }: ObjectMeta): { uid?: string } {
+  if (uid === undefined) return {};
+  if (!/^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/.test(uid)) throw new PodSpecError(['metadata', 'uid'], `found ${JSON.stringify(uid)}, expected a UUID`);
+  return { uid };
 }
 
 export const WORKLOAD_KINDS: ReadonlySet<string> = new Set(['Pod', 'Deployment', 'StatefulSet', 'DaemonSet']);

@@ -63,7 +63,8 @@ export class LabNames {
   }
 
   podCgroup(node: string, uid: string): string {
-    return join(this.cgroup, node, 'pods', uid);
+    // As kubelet names them.
+    return join(this.cgroup, node, 'pods', `pod${uid}`);
   }
 
   podDir(uid: string): string {

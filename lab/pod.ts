@@ -61,7 +61,7 @@ interface Container {
 }
 
 export class Pod {
-  readonly uid = randomUUID();
+  readonly uid: string;
   readonly createdAt = new Date().toISOString();
   readonly dir: string;
   readonly cgroup: string;
@@ -83,6 +83,7 @@ export class Pod {
   constructor(options: PodOptions) {
     this.#options = options;
     const { desired, admitted, names, nodeName } = options;
+    this.uid = desired.uid ?? randomUUID();
     this.dir = names.podDir(this.uid);
     this.cgroup = names.podCgroup(nodeName, this.uid);
     this.hostNetwork = desired.spec.hostNetwork === true;

@@ -10,6 +10,8 @@ export interface ObjectMeta {
   uid?: string;
   generateName?: string;
   creationTimestamp?: string;
+  /** Its end has been asked for. */
+  deletionTimestamp?: string;
   resourceVersion?: string;
   /** Counts the changes of `spec`. */
   generation?: number;

@@ -84,6 +84,7 @@ export interface Pod extends KubeObject {
     podIPs?: { ip: string }[];
     hostIP?: string;
     conditions?: Condition[];
+    containerStatuses?: { name: string; ready?: boolean; restartCount?: number }[];
   };
 }
 

@@ -1,0 +1,238 @@
+import { setMaxListeners } from 'node:events';
+import { errorMessage } from '../../common/errors.js';
+import { isRefusal, resourceOf, resourcePath, type KubeClient } from '../../common/kube/client.js';
+import type { KubeObject, Pod } from '../../common/kube/types.js';
+import { reflect, type Following } from '../../common/kube/reflector.js';
+import type { PodMetadataPatch } from '../../common/lab-api.js';
+import type { Logger } from '../../common/log.js';
+import { Backoff } from '../../common/retry.js';
+import { newest } from '../workloads/newest.js';
+import type { PodRecord, WorkloadSource } from '../workloads/source.js';
+import { apiPod, type ApiPod } from './pod-record.js';
+import type { PodPlace, PodPlaces } from './pod-places.js';
+
+export interface KubernetesSourceOptions {
+  client: KubeClient;
+  nodeName: string;
+  places: Pick<PodPlaces, 'find'>;
+  logger: Logger;
+  backoff?: () => Backoff;
+  pageSize?: number;
+}
+
+const PODS = resourceOf('v1', 'Pod');
+const NAMESPACES = resourceOf('v1', 'Namespace');
+/** Changes within this time are one set. */
+const SETTLE_MS = 10;
+/** A pod runs and is not to be found: kubelet is about to make it, or has just ended it. */
+const LOOK_AGAIN = { initialMs: 50, maxMs: 5_000, factor: 1.6, jitter: 0.2 };
+/** After this many looks in vain, some ten seconds, the log says so. */
+const LOOKS_UNTIL_SAID = 8;
+const MANIFEST = 'deploy/agent-rbac.yaml';
+
+const ofNode = (nodeName: string): { fieldSelector: string } => ({ fieldSelector: `spec.nodeName=${nodeName}` });
+
+/** The node's pods as they are now, in one answer. */
+export async function apiPods(client: KubeClient, nodeName: string, signal?: AbortSignal): Promise<ApiPod[]> {
+  const { items = [] } = await client.request<{ items?: Pod[] }>('GET', `${resourcePath(PODS)}?${new URLSearchParams(ofNode(nodeName))}`, signal ? { signal } : {});
+  return items.map(apiPod);
+}
+
+/** Fine when the pod is gone, or another has its name: that one is not to be told what this one does. */
+export async function setPodMetadata(client: KubeClient, { namespace, name, uid }: Pick<PodRecord, 'namespace' | 'name' | 'uid'>, patch: PodMetadataPatch, signal?: AbortSignal): Promise<void> {
+  await client.merge(PODS, { namespace, name }, { metadata: { uid, ...patch } }, signal).catch((error: unknown) => {
+    if (!isRefusal(error, 404, 409)) throw error;
+  });
+}
+
+/**
+ * The pods of one node of a cluster, by the API, each with its place on this machine. What was read stays in force while the
+ * API server is away.
+ */
+export class KubernetesSource implements WorkloadSource {
+  readonly #options: KubernetesSourceOptions;
+  /** By UID. */
+  #pods = new Map<string, ApiPod>();
+  /** Labels, by name. */
+  #namespaces = new Map<string, Readonly<Record<string, string>>>();
+  /** By UID; `ips`: those that the pod had when its place was looked up. A new sandbox has new ones. */
+  readonly #places = new Map<string, PodPlace & { ips: string }>();
+  readonly #complete = new Set<string>();
+  readonly #problems = new Map<string, string>();
+
+  constructor(options: KubernetesSourceOptions) {
+    this.#options = options;
+  }
+
+  get description(): string {
+    return `Kubernetes ${this.#options.client.server.url.origin}`;
+  }
+
+  get problem(): string | undefined {
+    if (this.#problems.size > 0) return [...this.#problems.values()].join('; ');
+    return this.#complete.size < 2 ? 'not read yet' : undefined;
+  }
+
+  watch(signal: AbortSignal): AsyncIterable<readonly PodRecord[]> {
+    return newest(this.#sets(signal));
+  }
+
+  setPodMetadata(pod: PodRecord, patch: PodMetadataPatch): Promise<void> {
+    return setPodMetadata(this.#options.client, pod, patch);
+  }
+
+  async *#sets(signal: AbortSignal): AsyncGenerator<readonly PodRecord[], void> {
+    const { nodeName, logger } = this.#options;
+    const stop = new AbortController();
+    const either = AbortSignal.any([signal, stop.signal]);
+    setMaxListeners(0, either);
+    let wake: (() => void) | undefined;
+    let isChanged = false;
+    const dirty = (): void => {
+      isChanged = true;
+      wake?.();
+    };
+    let settling: NodeJS.Timeout | undefined;
+    const changed = (): void => {
+      settling ??= setTimeout(() => {
+        settling = undefined;
+        dirty();
+      }, SETTLE_MS);
+    };
+    let looking: NodeJS.Timeout | undefined;
+    const ended = new Promise<void>((resolve) => either.addEventListener('abort', () => resolve(), { once: true }));
+    const following = [this.#follow(PODS.kind, this.#podsFollowing(changed), either, ofNode(nodeName)), this.#follow(NAMESPACES.kind, this.#namespacesFollowing(changed), either)];
+    const again = new Backoff(LOOK_AGAIN);
+    let looks = 0;
+    try {
+      while (!either.aborted) {
+        if (!isChanged) await Promise.race([ended, new Promise<void>((resolve) => (wake = resolve))]);
+        isChanged = false;
+        if (either.aborted || this.#complete.size < 2) continue;
+        const missing = this.#locate();
+        if (missing.length === 0) {
+          again.reset();
+          looks = 0;
+        } else {
+          if (++looks === LOOKS_UNTIL_SAID) logger.warn({ pods: missing.map(({ namespace, name }) => `${namespace}/${name}`) }, 'pods run, and no cgroup of theirs with a process in it is found; they are left alone, and looked for again');
+          clearTimeout(looking);
+          looking = setTimeout(dirty, again.next());
+        }
+        yield this.#records();
+      }
+    } finally {
+      stop.abort();
+      clearTimeout(settling);
+      clearTimeout(looking);
+      await Promise.all(following);
+    }
+  }
+
+  #follow(kind: string, following: Following, signal: AbortSignal, selectors?: { fieldSelector: string }): Promise<void> {
+    const { client, logger, backoff, pageSize } = this.#options;
+    const resource = kind === PODS.kind ? PODS : NAMESPACES;
+    const failed = (error: unknown): void => {
+      const hint = isRefusal(error, 403) ? `; ${MANIFEST} has the rule that is missing` : '';
+      this.#problems.set(kind, `${errorMessage(error)}${hint}`);
+    };
+    const fine = (): boolean => this.#problems.delete(kind);
+    return reflect({
+      client, resources: [resource], logger, signal,
+      following: {
+        begin: (of) => {
+          const list = following.begin(of);
+          return {
+            listed: list.listed,
+            complete: () => {
+              fine();
+              list.complete();
+              if (!this.#complete.has(kind)) logger.info({ kind, server: client.server.url.origin }, 'read from the API server');
+              this.#complete.add(kind);
+            },
+          };
+        },
+        changed: (object) => (fine(), following.changed(object)),
+        deleted: (object) => (fine(), following.deleted(object)),
+        failed,
+      },
+      ...(selectors ? { selectors } : {}),
+      ...(backoff ? { backoff: backoff() } : {}),
+      ...(pageSize === undefined ? {} : { pageSize }),
+    });
+  }
+
+  #podsFollowing(changed: () => void): Following {
+    const read = (object: KubeObject): ApiPod => apiPod(object as Pod);
+    return {
+      begin: () => {
+        const found = new Map<string, ApiPod>();
+        return {
+          listed: (object) => {
+            const pod = read(object);
+            found.set(pod.uid, pod);
+          },
+          complete: () => {
+            this.#pods = found;
+            changed();
+          },
+        };
+      },
+      changed: (object) => {
+        const pod = read(object);
+        this.#pods.set(pod.uid, pod);
+        changed();
+      },
+      deleted: ({ metadata }) => {
+        this.#pods.delete(metadata.uid ?? '');
+        changed();
+      },
+    };
+  }
+
+  #namespacesFollowing(changed: () => void): Following {
+    return {
+      begin: () => {
+        const found = new Map<string, Readonly<Record<string, string>>>();
+        return {
+          listed: ({ metadata }) => void found.set(metadata.name, metadata.labels ?? {}),
+          complete: () => {
+            this.#namespaces = found;
+            changed();
+          },
+        };
+      },
+      changed: ({ metadata }) => {
+        this.#namespaces.set(metadata.name, metadata.labels ?? {});
+        changed();
+      },
+      deleted: ({ metadata }) => {
+        this.#namespaces.delete(metadata.name);
+        changed();
+      },
+    };
+  }
+
+  /** @returns pods that run and were not found */
+  #locate(): ApiPod[] {
+    for (const uid of this.#places.keys()) if (!this.#pods.has(uid)) this.#places.delete(uid);
+    const wanted = [...this.#pods.values()].filter((pod) => !pod.hostNetwork && pod.phase === 'Running' && this.#places.get(pod.uid)?.ips !== pod.ips.join());
+    if (wanted.length === 0) return [];
+    const found = this.#options.places.find(new Set(wanted.map(({ uid }) => uid)));
+    for (const { uid, ips } of wanted) {
+      const place = found.get(uid);
+      if (place) this.#places.set(uid, { ...place, ips: ips.join() });
+      else this.#places.delete(uid);
+    }
+    return wanted.filter(({ uid }) => !found.has(uid));
+  }
+
+  #records(): PodRecord[] {
+    return [...this.#pods.values()].map((pod) => {
+      const place = this.#places.get(pod.uid);
+      const namespaceLabels = this.#namespaces.get(pod.namespace) ?? {};
+      if (place) return { ...pod, namespaceLabels, cgroup: place.cgroup, netns: place.netns };
+      // Where it is not known, nothing can be done for it, whatever kubelet has told the API.
+      return { ...pod, namespaceLabels, cgroup: '', netns: '', ...(pod.phase === 'Running' && !pod.hostNetwork ? { phase: 'Pending' as const } : {}) };
+    });
+  }
+}

@@ -1,0 +1,119 @@
+/**
+ * Where kubelet and the container runtime have put the pods of this node. Nothing in the API says it: a pod's cgroup is found
+ * by its UID in the directory's name, its network namespace by the processes in that cgroup.
+ */
+import { readdirSync, statSync } from 'node:fs';
+import { join } from 'node:path';
+import { cgroup2Root, cgroupProcesses } from '../../common/cgroup.js';
+import { errorCode } from '../../common/errors.js';
+
+export interface PodPlace {
+  /** Absolute cgroup v2 directory of the pod, its containers' below it. */
+  cgroup: string;
+  /** A path that leads to the pod's network namespace: a name of the container runtime's, or a process's, which ends with it. */
+  netns: string;
+}
+
+export interface PodPlacesOptions {
+  cgroupRoot?: string;
+  /** Where container runtimes bind namespaces to names. */
+  namespacesDir?: string;
+}
+
+/** `kubepods/burstable/podUID`, and by systemd's driver `kubepods-burstable-podUID.slice`, where `-` of the UID is `_`. */
+const POD_DIRECTORY = /^(?:[a-z]+(?:-[a-z]+)*-)?pod([0-9A-Za-z][0-9A-Za-z_-]*?)(?:\.slice)?$/;
+/** Deeper than any kubelet puts its pods, also one that runs in a container itself. */
+const MAX_DEPTH = 8;
+
+/** @returns the UID in the name of a pod's cgroup; undefined: it is none */
+export function podUidOf(directory: string): string | undefined {
+  return POD_DIRECTORY.exec(directory)?.[1]?.replaceAll('_', '-');
+}
+
+export class PodPlaces {
+  readonly #root: string;
+  readonly #namespacesDir: string;
+
+  constructor({ cgroupRoot = cgroup2Root(), namespacesDir = '/run/netns' }: PodPlacesOptions = {}) {
+    this.#root = cgroupRoot;
+    this.#namespacesDir = namespacesDir;
+  }
+
+  /** Of those of these pods that have a cgroup with a process in it: before the sandbox runs there is none. By UID. */
+  find(uids: ReadonlySet<string>): Map<string, PodPlace> {
+    const places = new Map<string, PodPlace>();
+    const cgroups = this.#cgroups(uids);
+    if (cgroups.size === 0) return places;
+    const names = this.#namesOfNamespaces();
+    for (const [uid, cgroup] of cgroups) {
+      const netns = namespaceOf(cgroup, names);
+      if (netns !== undefined) places.set(uid, { cgroup, netns });
+    }
+    return places;
+  }
+
+  /** A pod's cgroup is there before its sandbox, thus before CNI is asked for its network. */
+  cgroup(uid: string): string | undefined {
+    return this.#cgroups(new Set([uid])).get(uid);
+  }
+
+  #cgroups(uids: ReadonlySet<string>): Map<string, string> {
+    const found = new Map<string, string>();
+    let level = [this.#root];
+    for (let depth = 0; depth < MAX_DEPTH && level.length > 0 && found.size < uids.size; depth++) {
+      const next: string[] = [];
+      for (const directory of level) {
+        for (const name of subdirectories(directory)) {
+          const uid = podUidOf(name);
+          if (uid === undefined) next.push(join(directory, name));
+          else if (uids.has(uid)) found.set(uid, join(directory, name));
+        }
+      }
+      level = next;
+    }
+    return found;
+  }
+
+  /** By the namespace's inode. */
+  #namesOfNamespaces(): Map<number, string> {
+    const names = new Map<number, string>();
+    for (const name of entries(this.#namespacesDir)) {
+      const path = join(this.#namespacesDir, name);
+      const inode = inodeOf(path);
+      if (inode !== undefined) names.set(inode, path);
+    }
+    return names;
+  }
+}
+
+function namespaceOf(cgroup: string, names: ReadonlyMap<number, string>): string | undefined {
+  for (const pid of cgroupProcesses(cgroup)) {
+    const path = `/proc/${pid}/ns/net`;
+    const inode = inodeOf(path);
+    if (inode !== undefined) return names.get(inode) ?? path;
+  }
+  return undefined;
+}
+
+function subdirectories(directory: string): string[] {
+  return ifThere(() => readdirSync(directory, { withFileTypes: true }).flatMap((entry) => (entry.isDirectory() ? entry.name : [])), []);
+}
+
+function entries(directory: string): string[] {
+  return ifThere(() => readdirSync(directory), []);
+}
+
+function inodeOf(path: string): number | undefined {
+  return ifThere<number | undefined>(() => statSync(path).ino, undefined);
+}
+
+/** Pods come and go while they are looked for. */
+function ifThere<T>(read: () => T, otherwise: T): T {
+  try {
+    return read();
+  } catch (error) {
+    const code = errorCode(error);
+    if (code === 'ENOENT' || code === 'ESRCH' || code === 'ENODEV') return otherwise;
+    throw error;
+  }
+}
