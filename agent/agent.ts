@@ -21,6 +21,8 @@ import { PolicyEnforcer } from './dataplane/policy-enforcer.js';
 import { podProbation } from './dataplane/probation.js';
 import { AgentFastPath } from './http/agent-fast-path.js';
 import type { NodeCaFactory } from './identity/certificates.js';
+import { admitPod } from './kubernetes/admission.js';
+import { CniServer } from './kubernetes/cni-server.js';
 import { NO_WAYPOINTS } from './proxy/waypoint-table.js';
 import type { AgentKernel, AgentParts, AgentProxy, ProxyStatus, SelfTestVerdict } from './parts.js';
 import { FlowTelemetry } from './telemetry/flow-telemetry.js';
@@ -73,7 +75,7 @@ const VERDICTS_EVERY_MS = 1_000;
 const MAX_FOLDER_BYTES = 107 - '/envoy-admin.sock'.length;
 
 /** Where one instance keeps what it needs across restarts. */
-export function instancePaths(options: { runDir?: string; bpffsDir?: string; instance?: string }): { instance: string; folder: string; bpffsDir: string; adminSocket: string; netnsFolder: string } {
+export function instancePaths(options: { runDir?: string; bpffsDir?: string; instance?: string }): { instance: string; folder: string; bpffsDir: string; adminSocket: string; cniSocket: string; netnsFolder: string } {
   const instance = options.instance ?? DEFAULT_INSTANCE;
   if (!/^[a-z0-9]([-a-z0-9]{0,40}[a-z0-9])?$/.test(instance) || instance === 'lab') {
     throw new UnderpassError('UNDERPASS_BAD_OPTION', `--instance ${instance}: expected up to 42 lower-case letters, digits and dashes, and not "lab"`);
@@ -82,7 +84,7 @@ export function instancePaths(options: { runDir?: string; bpffsDir?: string; ins
   if (Buffer.byteLength(folder) > MAX_FOLDER_BYTES) {
     throw new UnderpassError('UNDERPASS_BAD_OPTION', `--run-dir: ${folder} is too long for the sockets in it: expected at most ${MAX_FOLDER_BYTES} bytes with the instance's name`);
   }
-  return { instance, folder, bpffsDir: options.bpffsDir ?? defaultBpffsDir, adminSocket: join(folder, 'agent.sock'), netnsFolder: join(folder, 'netns') };
+  return { instance, folder, bpffsDir: options.bpffsDir ?? defaultBpffsDir, adminSocket: join(folder, 'agent.sock'), cniSocket: join(folder, 'cni.sock'), netnsFolder: join(folder, 'netns') };
 }
 
 /** The cgroup of all that this instance itself runs. */
@@ -212,7 +214,16 @@ export class Agent {
     const { workloads } = this.#options;
     const setMetadata = workloads.setPodMetadata && ((pod: PodRecord, patch: PodMetadataPatch) => workloads.setPodMetadata!(pod, patch));
     this.#dataplane = new Dataplane({ kernel, namespaces, proxy, defaults: this.#defaults, logger: this.#component('agent.dataplane'), setBehindProxy: (uid, isBehind, isPassable) => this.#policies?.setBehindProxy(uid, isBehind, isPassable), ...(this.#kernel?.steering ? { steering: this.#kernel.steering } : {}), ...(this.#policies ? { policiesKnown: (uid: string, signal: AbortSignal) => this.#policies!.whenKnown(uid, signal) } : {}), ...(setMetadata ? { setMetadata } : {}) });
+    await this.#listenForStarting(this.#dataplane);
     this.#running = this.#run(this.#dataplane, proxy);
+  }
+
+  async #listenForStarting(dataplane: Dataplane): Promise<void> {
+    const { admit } = this.#options.workloads;
+    if (!admit) return;
+    const workloads = { admit: admit.bind(this.#options.workloads) };
+    const options = { workloads, defaults: this.#defaults, whenEnrolled: (uid: string, signal: AbortSignal) => dataplane.whenEnrolled(uid, signal) };
+    this.#store.add(await CniServer.listen(this.#paths.cniSocket, async (pod, signal) => void (await admitPod(pod, signal, options)), this.#component('agent.cni')));
   }
 
   /** Ends the agent. By default everything that serves pods goes on: kernel hooks, rules, Envoy. */

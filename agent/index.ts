@@ -11,6 +11,7 @@ export { cleanup, type CleanupParts } from './cleanup.js';
 export type { NodeCa, NodeCaFactory } from './identity/certificates.js';
 export { CALLERS_HEAR_MS, silence } from './dataplane/announcement.js';
 export { apiPods, KubernetesSource, setPodMetadata } from './kubernetes/kubernetes-source.js';
+export { CniChain, removeCniPlugin, WHEN_AWAY } from './kubernetes/cni-chain.js';
 export { PodPlaces } from './kubernetes/pod-places.js';
 export { LabSource } from './workloads/lab-source.js';
 export type { PodRecord, WorkloadSource } from './workloads/source.js';

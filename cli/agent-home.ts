@@ -1,11 +1,13 @@
 /** Whose pods a node agent serves: those of a lab's node, or of a node of a Kubernetes cluster. */
 import { hostname } from 'node:os';
-import { KubernetesSource, LabSource, PodPlaces, apiPods, setPodMetadata, type PodRecord, type WorkloadSource } from '../agent/index.js';
+import { join } from 'node:path';
+import { CniChain, instancePaths, KubernetesSource, LabSource, PodPlaces, apiPods, setPodMetadata, type PodRecord, type WorkloadSource } from '../agent/index.js';
 import { UnderpassError } from '../common/errors.js';
 import { KubeClient } from '../common/kube/client.js';
 import { inClusterServer, readKubeconfig, type ApiServer } from '../common/kube/kubeconfig.js';
 import { LabClient, labSocket, type LabInfo, type PodMetadataPatch } from '../common/lab-api.js';
 import { logger } from '../common/log.js';
+import { buildDir } from '../common/paths.js';
 import type { AgentCliOptions } from './agent-run.js';
 
 export interface Home {
@@ -17,6 +19,8 @@ export interface Home {
   dnsServers?: readonly string[];
   /** What the node's proxies name as the cluster that they are in. */
   clusterId?: string;
+  /** When the agent answers. */
+  start?(): void;
   close?(): void;
 }
 
@@ -69,11 +73,19 @@ export function labHome(options: AgentCliOptions, lab: Lab): Home {
 export function clusterHome(options: AgentCliOptions, server: ApiServer): Home {
   const nodeName = nodeOfCluster(options);
   const client = new KubeClient(server, FIELD_MANAGER);
+  const { folder, cniSocket } = instancePaths(options);
+  const labelledFile = join(folder, 'labelled');
+  const { cniConfDir: configDir, cniBinDir: binDir, cniWhenAway: whenAway } = options;
+  const chain = configDir === undefined ? undefined : new CniChain({ configDir, binDir, plugin: join(buildDir, 'underpass-cni'), socket: cniSocket, labelled: labelledFile, whenAway, logger: logger('agent.cni') });
   return {
     nodeName,
-    workloads: new KubernetesSource({ client, nodeName, places: new PodPlaces(), logger: logger('agent.workloads') }),
+    workloads: new KubernetesSource({ client, nodeName, places: new PodPlaces(), labelledFile, logger: logger('agent.workloads') }),
     ...(options.clusterId === undefined ? {} : { clusterId: options.clusterId }),
-    close: () => client.close(),
+    start: () => chain?.start(),
+    close: () => {
+      chain?.close();
+      client.close();
+    },
   };
 }
 

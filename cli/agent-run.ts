@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import type { ChannelCredentials } from '@grpc/grpc-js';
 import { Option, type Command } from 'commander';
 import { wholeNumber } from '../common/arguments.js';
-import { Agent, CALLERS_HEAR_MS, DEFAULT_INSTANCE, cleanup, instancePaths, realCleanupParts, realParts, silence, type NodeCaFactory } from '../agent/index.js';
+import { Agent, CALLERS_HEAR_MS, DEFAULT_INSTANCE, cleanup, instancePaths, realCleanupParts, realParts, removeCniPlugin, silence, WHEN_AWAY, type NodeCaFactory } from '../agent/index.js';
 import { errorMessage } from '../common/errors.js';
 import type { CertificateAuthority } from '../common/identity/ca.js';
 import { TLS_MODE_LABEL } from '../common/identity/announcements.js';
@@ -23,6 +23,9 @@ export interface AgentCliOptions {
   kubeconfig?: string;
   context?: string;
   clusterId?: string;
+  cniConfDir?: string;
+  cniBinDir: string;
+  cniWhenAway: (typeof WHEN_AWAY)[number];
   runDir: string;
   bpffs: string;
   instance: string;
@@ -50,6 +53,9 @@ export function addAgentOptions(command: Command): Command {
     .addOption(new Option('--kubeconfig <file>', 'take the pods from the API server that this file leads to (default: without a lab, that of the cluster that this is a pod of)').conflicts(['lab', 'labSocket']))
     .option('--context <name>', 'of the kubeconfig (default: its current one)')
     .option('--cluster-id <name>', 'with Kubernetes: what proxies name as the cluster that they are in (default Kubernetes)')
+    .option('--cni-conf-dir <dir>', "with Kubernetes: put a plugin into the node's CNI configuration in this folder, as /etc/cni/net.d, by which pods are enrolled before their programs start")
+    .option('--cni-bin-dir <dir>', 'where the container runtime finds CNI plugins', '/opt/cni/bin')
+    .addOption(new Option('--cni-when-away <what>', 'what becomes of new pods while no agent answers').choices(WHEN_AWAY).default('wait-labelled'))
     .option('--bpffs <dir>', 'where BPF links and maps are pinned', defaultBpffsDir)
     .addOption(new Option('--redirection <way>', 'for pods without a label of their own').choices(['auto', 'bpf', 'iptables']).default('auto'))
     .addOption(new Option('--acceleration <level>', 'for pods without a label of their own; l7: the HTTP fast path too').choices(['off', 'l4', 'l7', 'force']).default('l4'))
@@ -67,6 +73,7 @@ export async function cleanInstance(options: AgentCliOptions): Promise<void> {
   const labSocket = servedLab(instancePaths(options).folder);
   const server = labSocket === undefined ? await apiServerOf(options) : undefined;
   const pods = labSocket !== undefined ? podsOfLab(labSocket) : server && podsOfCluster(options, server);
+  if (options.cniConfDir !== undefined) removeCniPlugin({ configDir: options.cniConfDir, binDir: options.cniBinDir });
   const withdrawAnnouncements = pods ? { withdrawAnnouncements: (uids: ReadonlySet<string>) => silencePods(pods, uids) } : {};
   await cleanup({ runDir: options.runDir, bpffsDir: options.bpffs, instance: options.instance, ...withdrawAnnouncements, logger: logger('agent.cleanup') }, realCleanupParts);
 }
@@ -135,6 +142,7 @@ export async function runAgent(options: AgentCliOptions, run: RunOptions): Promi
     if (home.labSocket !== undefined) recordServes(agent.folder, { labSocket: home.labSocket, bpffsDir: options.bpffs });
     await companion?.start();
     await agent.start();
+    home.start?.();
     if (!signals.signal.aborted) await Promise.race([once(signals.signal, 'abort'), agent.failed]);
     log.info(options.cleanupOnExit ? 'ending and cleaning up' : 'ending; Envoy and the kernel go on');
   } finally {

@@ -15,6 +15,14 @@ export function cgroup2Root(mounts = readFileSync('/proc/self/mounts', 'utf8')):
   });
 }
 
+/** The mount points of cgroup v1's hierarchies; none on a host that has v2 alone. */
+export function cgroup1Roots(mounts = readFileSync('/proc/self/mounts', 'utf8')): string[] {
+  return mounts.split('\n').flatMap((line) => {
+    const [, target, type] = line.split(' ');
+    return type === 'cgroup' && target ? [target.replace(/\\040/g, ' ')] : [];
+  });
+}
+
 /** All processes in this cgroup and below it. */
 export function cgroupProcesses(path: string): number[] {
   return subtree(path).flatMap((directory) => {

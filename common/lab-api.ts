@@ -31,6 +31,8 @@ export interface PodRecord {
   /** Its end has begun: no endpoint any more, but its processes run until the record is gone. */
   terminating: boolean;
   hasSidecar: boolean;
+  /** Its network has just been made, and none of its programs runs before it is enrolled. */
+  starting?: true;
   /** Set when the pod's own Envoy is a gateway's (`router`): nobody else's traffic is to be captured into or around it. */
   isGateway?: boolean;
   containers: ContainerRecord[];

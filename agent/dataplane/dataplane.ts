@@ -6,12 +6,14 @@ import { isDeepStrictEqual } from 'node:util';
 import { errorMessage } from '../../common/errors.js';
 import type { PodRecord } from '../../common/lab-api.js';
 import type { Logger } from '../../common/log.js';
-import { Backoff } from '../../common/retry.js';
+import { Backoff, sleep } from '../../common/retry.js';
 import { enrolmentOf, type Acceleration, type Enrolment, type EnrolmentDefaults, type Mode } from '../workloads/enrolment.js';
 import type { InboundPods, InboundSteering, KernelPod, ListenerPod, Namespaces, PodKernel, PodProxy } from './collaborators.js';
 import { AS_IT_IS, PodController, listenerPod, type Actual, type PodState, type PodTarget, type Surroundings, type Way } from './pod-controller.js';
 import { InboundWay } from './inbound-way.js';
 import { CALLERS_HEAR_MS, type SetPodMetadata } from './announcement.js';
+
+const ENROLLED_POLL_MS = 5;
 
 export interface Capabilities {
   /** Why pods can't be captured by the BPF hooks; undefined when they can. */
@@ -185,6 +187,15 @@ export class Dataplane {
       const tunnels = takingTunnels.has(uid) ? 'taken' : tunnelled.has(uid) ? 'as it is' : 'not taken';
       controller.setInbound({ ...(isRedirected ? { way: 'redirected', mutualTls } : wanted.has(uid) ? AS_IT_IS : { way: 'plain', mutualTls: 'not taken' }), tunnels });
     }
+  }
+
+  /** Resolves when all is in place that the pod's labels ask for; a pod that is not known yet is waited for. Rejects when the signal aborts. */
+  async whenEnrolled(uid: string, signal: AbortSignal): Promise<void> {
+    const isSo = (): boolean => {
+      const controller = this.#controllers.get(uid);
+      return controller?.status().state === 'enrolled' && controller.settled;
+    };
+    while (!isSo()) await sleep(ENROLLED_POLL_MS, signal);
   }
 
   status(): PodStatus[] {

@@ -94,12 +94,16 @@ interface Governed {
   judged: JudgedPorts;
   /** Until when the proxy may take over before the kernel enforces; undefined: it does. UNHEARD: what a former agent enforced holds. */
   waitsUntil: number | undefined;
+  /** Nobody is let in until the control plane has said which policies hold. */
+  isHeld?: true;
 }
 
 /** The control plane has not named the pod's workload since this agent started. */
 const UNHEARD = Infinity;
 const NONE: PodPolicies = { policies: [], problems: [] };
 const NO_PORTS: JudgedPorts = { ports: [], reasons: new Map() };
+const HELD = 'the control plane has not named it yet';
+const HELD_VERSION = 1n;
 const SETTLE_MS = 20;
 /** A handshake that the kernel let through just before the change is a connection by then. */
 const LOOK_AGAIN_MS = 250;
@@ -163,7 +167,7 @@ export class PolicyEnforcer implements Closable {
    * of the mesh would have none.
    */
   whenKnown(uid: string, signal: AbortSignal): Promise<void> {
-    const isKnown = (): boolean => this.#named.has(uid);
+    const isKnown = (): boolean => this.#named.has(uid) || this.#governed.get(uid)?.isHeld === true;
     return new Promise((resolve, reject) => {
       const look = (): void => {
         if (!signal.aborted && !isKnown() && !this.#servesNoWorkloads) return;
@@ -305,6 +309,8 @@ export class PolicyEnforcer implements Closable {
       if (!before) this.#options.logger.warn({ pod: `${record.namespace}/${record.name}` }, 'the control plane has not named this pod yet: the policies that a former agent enforced hold');
       return { policies: NONE, compiled: undefined, reasons: [], version: former, judged: NO_PORTS, waitsUntil: UNHEARD };
     }
+    // The control plane hears of a pod's address when its programs run: until then nobody can be judged, and none has a reason to call.
+    if (!this.#named.has(record.uid) && !this.#servesNoWorkloads && (record.starting || before?.isHeld)) return { policies: NONE, compiled: undefined, reasons: [HELD], version: HELD_VERSION, judged: NO_PORTS, waitsUntil: undefined, isHeld: true };
     const policies = policiesOf(view, this.#workloadUid(record), record.namespace, this.#named.get(record.uid));
     if (policies.policies.length === 0 && policies.problems.length === 0) return undefined;
     const version = BigInt(`0x${hashBytes(JSON.stringify([policies.policies.map(({ name, hash }) => [name, hash]), policies.problems])).slice(0, 16)}`);

@@ -1,4 +1,5 @@
 import { setMaxListeners } from 'node:events';
+import { renameSync, writeFileSync } from 'node:fs';
 import { errorMessage } from '../../common/errors.js';
 import { isRefusal, resourceOf, resourcePath, type KubeClient } from '../../common/kube/client.js';
 import type { KubeObject, Pod } from '../../common/kube/types.js';
@@ -6,18 +7,21 @@ import { reflect, type Following } from '../../common/kube/reflector.js';
 import type { PodMetadataPatch } from '../../common/lab-api.js';
 import type { Logger } from '../../common/log.js';
 import { Backoff } from '../../common/retry.js';
+import { MODE_LABEL } from '../workloads/enrolment.js';
 import { newest } from '../workloads/newest.js';
-import type { PodRecord, WorkloadSource } from '../workloads/source.js';
+import type { PodRecord, StartingPod, WorkloadSource } from '../workloads/source.js';
 import { apiPod, type ApiPod } from './pod-record.js';
 import type { PodPlace, PodPlaces } from './pod-places.js';
 
 export interface KubernetesSourceOptions {
   client: KubeClient;
   nodeName: string;
-  places: Pick<PodPlaces, 'find'>;
+  places: Pick<PodPlaces, 'find' | 'prepare'>;
   logger: Logger;
   backoff?: () => Backoff;
   pageSize?: number;
+  /** Names of namespaces whose label asks for enrolment, a line each: for the CNI plugin, while no agent answers. */
+  labelledFile?: string;
 }
 
 const PODS = resourceOf('v1', 'Pod');
@@ -56,7 +60,9 @@ export class KubernetesSource implements WorkloadSource {
   /** Labels, by name. */
   #namespaces = new Map<string, Readonly<Record<string, string>>>();
   /** By UID; `ips`: those that the pod had when its place was looked up. A new sandbox has new ones. */
-  readonly #places = new Map<string, PodPlace & { ips: string }>();
+  readonly #places = new Map<string, PodPlace & { ips: string; starting?: readonly string[] }>();
+  #dirty: () => void = () => undefined;
+  #labelled: string | undefined;
   readonly #complete = new Set<string>();
   readonly #problems = new Map<string, string>();
 
@@ -77,6 +83,24 @@ export class KubernetesSource implements WorkloadSource {
     return newest(this.#sets(signal));
   }
 
+  async admit({ namespace, name, uid, netns, ips }: StartingPod, signal: AbortSignal): Promise<PodRecord | undefined> {
+    const { client, places, nodeName } = this.#options;
+    const isMeant = (pod: ApiPod): boolean => (uid === undefined ? pod.namespace === namespace && pod.name === name && !pod.terminating : pod.uid === uid);
+    let pod = [...this.#pods.values()].find(isMeant);
+    if (!pod) {
+      // Kubelet has heard of it before this watch has.
+      const read = apiPod(await client.get<Pod>(PODS, { namespace, name }, signal));
+      if (!isMeant(read) || read.nodeName !== nodeName) return undefined;
+      pod = read;
+      if (!this.#pods.has(read.uid)) this.#pods.set(read.uid, read);
+    }
+    const cgroup = places.prepare(pod.uid);
+    if (cgroup === undefined) throw new Error(`pod ${namespace}/${name}: no cgroup is named by its UID ${pod.uid}`);
+    this.#places.set(pod.uid, { cgroup, netns, ips: ips.join(), starting: ips });
+    this.#dirty();
+    return this.#record(pod);
+  }
+
   setPodMetadata(pod: PodRecord, patch: PodMetadataPatch): Promise<void> {
     return setPodMetadata(this.#options.client, pod, patch);
   }
@@ -92,6 +116,7 @@ export class KubernetesSource implements WorkloadSource {
       isChanged = true;
       wake?.();
     };
+    this.#dirty = dirty;
     let settling: NodeJS.Timeout | undefined;
     const changed = (): void => {
       settling ??= setTimeout(() => {
@@ -109,6 +134,7 @@ export class KubernetesSource implements WorkloadSource {
         if (!isChanged) await Promise.race([ended, new Promise<void>((resolve) => (wake = resolve))]);
         isChanged = false;
         if (either.aborted || this.#complete.size < 2) continue;
+        this.#writeLabelled();
         const missing = this.#locate();
         if (missing.length === 0) {
           again.reset();
@@ -212,6 +238,20 @@ export class KubernetesSource implements WorkloadSource {
     };
   }
 
+  #writeLabelled(): void {
+    const { labelledFile, logger } = this.#options;
+    if (labelledFile === undefined) return;
+    const names = [...this.#namespaces].flatMap(([name, labels]) => (labels[MODE_LABEL] === 'node' ? [`${name}\n`] : [])).sort().join('');
+    if (names === this.#labelled) return;
+    try {
+      writeFileSync(`${labelledFile}.new`, names, { mode: 0o600 });
+      renameSync(`${labelledFile}.new`, labelledFile);
+      this.#labelled = names;
+    } catch (error) {
+      logger.warn({ reason: errorMessage(error) }, 'which namespaces are labelled can\'t be written for the CNI plugin; while no agent answers it goes by what was written before');
+    }
+  }
+
   /** @returns pods that run and were not found */
   #locate(): ApiPod[] {
     for (const uid of this.#places.keys()) if (!this.#pods.has(uid)) this.#places.delete(uid);
@@ -227,12 +267,16 @@ export class KubernetesSource implements WorkloadSource {
   }
 
   #records(): PodRecord[] {
-    return [...this.#pods.values()].map((pod) => {
-      const place = this.#places.get(pod.uid);
-      const namespaceLabels = this.#namespaces.get(pod.namespace) ?? {};
-      if (place) return { ...pod, namespaceLabels, cgroup: place.cgroup, netns: place.netns };
-      // Where it is not known, nothing can be done for it, whatever kubelet has told the API.
-      return { ...pod, namespaceLabels, cgroup: '', netns: '', ...(pod.phase === 'Running' && !pod.hostNetwork ? { phase: 'Pending' as const } : {}) };
-    });
+    return [...this.#pods.values()].map((pod) => this.#record(pod));
+  }
+
+  #record(pod: ApiPod): PodRecord {
+    const place = this.#places.get(pod.uid);
+    const namespaceLabels = this.#namespaces.get(pod.namespace) ?? {};
+    // Where it is not known, nothing can be done for it, whatever kubelet has told the API.
+    if (!place) return { ...pod, namespaceLabels, cgroup: '', netns: '', ...(pod.phase === 'Running' && !pod.hostNetwork ? { phase: 'Pending' as const } : {}) };
+    const { cgroup, netns, starting } = place;
+    const here = { ...pod, namespaceLabels, cgroup, netns };
+    return starting && pod.phase === 'Pending' ? { ...here, phase: 'Running', ips: [...starting], starting: true } : here;
   }
 }

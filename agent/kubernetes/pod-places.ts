@@ -2,9 +2,9 @@
  * Where kubelet and the container runtime have put the pods of this node. Nothing in the API says it: a pod's cgroup is found
  * by its UID in the directory's name, its network namespace by the processes in that cgroup.
  */
-import { readdirSync, statSync } from 'node:fs';
-import { join } from 'node:path';
-import { cgroup2Root, cgroupProcesses } from '../../common/cgroup.js';
+import { mkdirSync, readdirSync, statSync } from 'node:fs';
+import { join, relative } from 'node:path';
+import { cgroup1Roots, cgroup2Root, cgroupProcesses } from '../../common/cgroup.js';
 import { errorCode } from '../../common/errors.js';
 
 export interface PodPlace {
@@ -18,6 +18,8 @@ export interface PodPlacesOptions {
   cgroupRoot?: string;
   /** Where container runtimes bind namespaces to names. */
   namespacesDir?: string;
+  /** Mount points of cgroup v1, if there are any. */
+  v1Roots?: readonly string[];
 }
 
 /** `kubepods/burstable/podUID`, and by systemd's driver `kubepods-burstable-podUID.slice`, where `-` of the UID is `_`. */
@@ -33,9 +35,11 @@ export function podUidOf(directory: string): string | undefined {
 export class PodPlaces {
   readonly #root: string;
   readonly #namespacesDir: string;
+  readonly #v1Roots: readonly string[];
 
-  constructor({ cgroupRoot = cgroup2Root(), namespacesDir = '/run/netns' }: PodPlacesOptions = {}) {
+  constructor({ cgroupRoot = cgroup2Root(), namespacesDir = '/run/netns', v1Roots = cgroup1Roots() }: PodPlacesOptions = {}) {
     this.#root = cgroupRoot;
+    this.#v1Roots = v1Roots;
     this.#namespacesDir = namespacesDir;
   }
 
@@ -52,14 +56,27 @@ export class PodPlaces {
     return places;
   }
 
-  /** A pod's cgroup is there before its sandbox, thus before CNI is asked for its network. */
-  cgroup(uid: string): string | undefined {
-    return this.#cgroups(new Set([uid])).get(uid);
+  /**
+   * The cgroup of a pod of which nothing runs yet. Kubelet has made it by then; on a host with both hierarchies only in v1's,
+   * and the runtime will make v2's under the same path: here it is made before.
+   */
+  prepare(uid: string): string | undefined {
+    const wanted = new Set([uid]);
+    const known = this.#cgroups(wanted).get(uid);
+    if (known !== undefined) return known;
+    for (const root of this.#v1Roots) {
+      const found = this.#cgroups(wanted, root).get(uid);
+      if (found === undefined) continue;
+      const path = join(this.#root, relative(root, found));
+      mkdirSync(path, { recursive: true });
+      return path;
+    }
+    return undefined;
   }
 
-  #cgroups(uids: ReadonlySet<string>): Map<string, string> {
+  #cgroups(uids: ReadonlySet<string>, root = this.#root): Map<string, string> {
     const found = new Map<string, string>();
-    let level = [this.#root];
+    let level = [root];
     for (let depth = 0; depth < MAX_DEPTH && level.length > 0 && found.size < uids.size; depth++) {
       const next: string[] = [];
       for (const directory of level) {

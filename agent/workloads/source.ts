@@ -13,6 +13,21 @@ export interface WorkloadSource {
    * sets in between, never the newest. Reconnects by itself; ends when the signal aborts.
    */
   watch(signal: AbortSignal): AsyncIterable<readonly PodRecord[]>;
+  /**
+   * A pod of which nothing runs yet has its network. Resolves when `watch` has told of it, if anybody asks for it.
+   * @returns what is known of it; undefined: it is no pod of this node
+   */
+  admit?(pod: StartingPod, signal: AbortSignal): Promise<PodRecord | undefined>;
   /** Sets labels and annotations of a pod for all to see. Absent where nobody may. */
   setPodMetadata?(pod: PodRecord, patch: PodMetadataPatch): Promise<void>;
+}
+
+/** As a container runtime knows it. */
+export interface StartingPod {
+  namespace: string;
+  name: string;
+  /** Absent where the runtime does not say. */
+  uid?: string;
+  netns: string;
+  ips: readonly string[];
 }
