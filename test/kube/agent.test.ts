@@ -4,7 +4,8 @@ import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
-import { projectRoot } from '../../common/paths.js';
+import { buildDir, projectRoot } from '../../common/paths.js';
+import { run } from '../../common/process.js';
 import { waitFor } from '../../common/retry.js';
 import { KubeCluster } from './cluster.js';
 import { KubeNode } from './node.js';
@@ -155,6 +156,28 @@ test('a right that is missing is named, with the manifest that has it, and nothi
   assert.equal(await said(), 'first');
   await cluster.apply(readFileSync(join(projectRoot, 'deploy', 'agent-rbac.yaml'), 'utf8'));
   await waitFor('the agent to be let in', async () => (await node.status()).workloads.problem === undefined, WAIT);
+});
+
+test('CNI: the first thing that a program of a new pod sends is captured; a pod of another namespace is let start at once', async () => {
+  const pod = await node.starting('shop', 'newborn');
+  const from = (): Promise<string> => run(join(buildDir, 'underpass-exec'), ['--cgroup', pod.cgroup, '--netns', pod.netns, '--', 'curl', '-s', '--max-time', '5', '-H', 'host: web', 'http://10.96.7.7/said'], { okCodes: [0, 7] }).then(({ stdout }) => stdout);
+  assert.equal(await from(), '', 'before, there is no way to anywhere');
+  const { code, answer } = await node.addNetwork(pod, '10.99.0.5');
+  assert.deepEqual([code, answer.ips], [0, [{ address: '10.99.0.5/24' }]], JSON.stringify(answer));
+  assert.equal(await from(), 'first');
+  assert.deepEqual((await node.status()).pods.filter(({ name }) => name === 'newborn').map(({ mode, state, ips }) => [mode, state, ips]), [['node', 'enrolled', ['10.99.0.5']]]);
+  const other = await node.starting('plain', 'stranger');
+  assert.equal((await node.addNetwork(other, '10.99.0.6')).code, 0);
+  assert.deepEqual((await node.status()).pods.filter(({ name }) => name === 'stranger').map(({ mode }) => mode), ['off']);
+});
+
+test('CNI: while no agent answers, a pod of a labelled namespace waits, and one of another goes on', async () => {
+  await node.stopAgent();
+  const waiting = await node.addNetwork(await node.starting('shop', 'waiting'), '10.99.0.7');
+  assert.deepEqual([waiting.code, waiting.answer.code], [1, 11]);
+  assert.equal((await node.addNetwork(await node.starting('plain', 'going'), '10.99.0.8')).code, 0);
+  node.startAgent(['--kubeconfig', kubeconfig, '--discovery', kube.pilot.addresses[0]!]);
+  await node.settles('shop', 'client', 'node');
 });
 
 test('an agent that starts while the API server is away serves from what the kernel has, and goes on when it is back', async () => {

@@ -4,22 +4,34 @@
  */
 import { spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { parseAllDocuments, stringify } from 'yaml';
 import { askAgent, instancePaths, type AgentStatus } from '../../agent/index.js';
+import { cgroup2Root, removeCgroup } from '../../common/cgroup.js';
 import type { KubeObject } from '../../common/kube/types.js';
 import type { PodRecord } from '../../common/lab-api.js';
+import { ClosableStore } from '../../common/lifecycle.js';
+import { buildDir } from '../../common/paths.js';
 import { run } from '../../common/process.js';
 import { waitFor } from '../../common/retry.js';
 import { Lab } from '../../lab/index.js';
 import { CLI } from '../agent-harness.js';
 import type { KubeCluster } from './cluster.js';
 
+export interface StartingPod {
+  uid: string;
+  namespace: string;
+  name: string;
+  cgroup: string;
+  netns: string;
+}
+
 export class KubeNode {
   readonly instance: string;
   readonly #folder: string;
+  readonly #store = new ClosableStore();
   readonly #pods = new Map<string, KubeObject>();
   #lab!: Lab;
   #agent: ChildProcess | undefined;
@@ -60,6 +72,39 @@ export class KubeNode {
     const record = await waitFor(`pod ${namespace}/${name} to run`, () => this.#lab.records(this.name).find((pod) => pod.uid === uid && pod.ready), { timeoutMs: 30_000, everyMs: 20 });
     const ready = { type: 'Ready', status: 'True', lastTransitionTime: new Date().toISOString() };
     await this.cluster.setStatus('v1', 'Pod', { namespace, name }, { phase: 'Running', podIP: record.ips[0], podIPs: record.ips.map((ip) => ({ ip })), conditions: [ready] });
+  }
+
+  /**
+   * A pod as a container runtime has it when CNI is asked for its network: the API knows of no address of it, its cgroup and
+   * network namespace are there, and nothing runs in them.
+   */
+  async starting(namespace: string, name: string): Promise<StartingPod> {
+    const yaml = stringify({ apiVersion: 'v1', kind: 'Pod', metadata: { name, namespace }, spec: { nodeName: this.name, containers: [{ name: 'curl', image: 'curl' }] } });
+    const [made] = await this.cluster.apply(yaml);
+    const uid = made!.metadata.uid!;
+    const cgroup = join(cgroup2Root(), this.instance, 'burstable', `pod${uid}`);
+    mkdirSync(cgroup, { recursive: true });
+    const netnsName = `${this.instance}-${name}`;
+    await run('ip', ['netns', 'add', netnsName]);
+    await run('ip', ['-n', netnsName, 'link', 'set', 'lo', 'up']);
+    this.#store.defer(async () => {
+      await removeCgroup(join(cgroup2Root(), this.instance));
+      await run('ip', ['netns', 'del', netnsName]);
+    });
+    return { uid, namespace, name, cgroup, netns: `/run/netns/${netnsName}` };
+  }
+
+  /** What the container runtime does: runs the plugin, and waits. */
+  async addNetwork({ uid, namespace, name, netns }: StartingPod, address: string): Promise<{ code: number; answer: { ips?: unknown; code?: number; details?: string } }> {
+    const { folder } = instancePaths({ instance: this.instance });
+    const input = JSON.stringify({ cniVersion: '1.0.0', name: 'net', type: 'underpass-cni', socket: join(folder, 'cni.sock'), labelled: join(folder, 'labelled'), prevResult: { cniVersion: '1.0.0', ips: [{ address: `${address}/24` }] } });
+    const env = { CNI_COMMAND: 'ADD', CNI_CONTAINERID: 'c', CNI_NETNS: netns, CNI_IFNAME: 'eth0', CNI_ARGS: `IgnoreUnknown=1;K8S_POD_NAMESPACE=${namespace};K8S_POD_NAME=${name};K8S_POD_UID=${uid}` };
+    const child = spawn(join(buildDir, 'underpass-cni'), { env, stdio: ['pipe', 'pipe', 'inherit'] });
+    let answer = '';
+    child.stdout.on('data', (chunk: Buffer) => (answer += chunk.toString()));
+    child.stdin.end(input);
+    const [code] = (await once(child, 'close')) as [number];
+    return { code, answer: JSON.parse(answer) as object };
   }
 
   /** As kubelet: the pod's end is asked for, its programs end, and the object goes. */
@@ -120,6 +165,7 @@ export class KubeNode {
   async down(): Promise<void> {
     await this.stopAgent();
     await run(process.execPath, [CLI, 'agent', '--cleanup', '--instance', this.instance, '--lab', 'none'], { okCodes: [0, 1], timeoutMs: 60_000 });
+    await this.#store.close();
     await this.#lab?.down();
     rmSync(this.#folder, { recursive: true, force: true });
   }
