@@ -22,8 +22,8 @@ export interface PodPlacesOptions {
   v1Roots?: readonly string[];
 }
 
-/** `kubepods/burstable/podUID`, and by systemd's driver `kubepods-burstable-podUID.slice`, where `-` of the UID is `_`. */
-const POD_DIRECTORY = /^(?:[a-z]+(?:-[a-z]+)*-)?pod([0-9A-Za-z][0-9A-Za-z_-]*?)(?:\.slice)?$/;
+/** `kubepods/burstable/podUID`, and by systemd's driver `kubepods-burstable-podUID.slice`, where `-` of the UID is `_`. Pods out of files have a hash for one. */
+const POD_DIRECTORY = /^(?:[a-z]+(?:-[a-z]+)*-)?pod([0-9a-f]{32}|[0-9a-f]{8}(?:[-_][0-9a-f]{4}){3}[-_][0-9a-f]{12})(?:\.slice)?$/;
 /** Deeper than any kubelet puts its pods, also one that runs in a container itself. */
 const MAX_DEPTH = 8;
 

@@ -56,7 +56,7 @@ ports: [{name: http, port: 8080, protocol: TCP}]
 
 const label = (namespace: string, value: string | null): Promise<void> => cluster.merge('v1', 'Namespace', { name: namespace }, { metadata: { labels: { 'underpass.io/mode': value } } });
 const said = async (from = 'shop/client'): Promise<string> => {
-  const { status, body } = await node.curl(from, 'http://10.96.7.7/said', '-H', 'host: web');
+  const { status, body } = await node.curl(from, 'http://10.96.7.7/said', '-H', 'host: web.shop.svc.cluster.local');
   return status === 210 ? body : `status ${status}`;
 };
 

@@ -57,7 +57,7 @@ export class KubeNode {
 
   /** Makes Pods by the API, runs them, and says by their status that they do. */
   async run(yaml: string): Promise<void> {
-    const wanted = parseAllDocuments(yaml).map((document) => document.toJS() as KubeObject & { spec: object });
+    const wanted = parseAllDocuments(yaml).flatMap((document) => (document.toJS() as (KubeObject & { spec: object }) | null) ?? []);
     for (const pod of wanted) {
       const [made] = await this.cluster.apply(stringify({ ...pod, spec: { ...pod.spec, nodeName: this.name } }));
       const { name, namespace, uid } = made!.metadata;
