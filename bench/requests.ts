@@ -11,6 +11,7 @@ export const REASONS: Readonly<Record<string, string>> = {
   http_class_envoy: 'its class is Envoy\'s',
   http_class_paused: 'an answer of its class was a 5xx a moment ago',
   http_no_endpoint: 'there is no endpoint',
+  http_ejected: 'too many of its endpoints are ejected',
   http_policy_envoy: 'its policy is Envoy\'s to judge',
   http_body: 'its body is chunked or too long',
   http_close: 'it ends its connection',

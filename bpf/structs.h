@@ -316,7 +316,7 @@ enum counter {
 	COUNTER_HTTP_REQUESTS_DRAWN,
 	COUNTER_HTTP_REQUESTS_ENVOY,
 	COUNTER_HTTP_ANSWERS_FAST,
-	/* why not */
+	/* why not; bench/requests.ts has the words for each, and its test says so when one is missing */
 	COUNTER_HTTP_SWITCHED_OFF,
 	COUNTER_HTTP_POD_OFF,
 	COUNTER_HTTP_NO_ROUTES,
