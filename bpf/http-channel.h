@@ -60,14 +60,38 @@ const volatile struct http_channel no_channel;
 /* Set before loading: enum http_fault. 0, and the verifier leaves out all that asks for it. */
 const volatile __u32 http_faults;
 
+static __always_inline bool http_agent_lives(const struct http_control *control, __u64 now)
+{
+	return (__s64)(now - control->heartbeat_ns) < (__s64)HTTP_HEARTBEAT_NS;
+}
+
 static __always_inline bool http_on(__u64 now)
 {
 	if (http_faults & HTTP_FAULT_SWITCH)
 		return true;
 	__u32 agents = 0, own = 1;
 	struct http_control *control = bpf_map_lookup_elem(&http_control, &agents), *ours = bpf_map_lookup_elem(&http_control, &own);
-	return control && ours && control->on && control->lost_events == ours->lost_events && acceleration_on() &&
-	       (__s64)(now - control->heartbeat_ns) < (__s64)HTTP_HEARTBEAT_NS;
+	return control && ours && control->on && control->lost_events == ours->lost_events && acceleration_on() && http_agent_lives(control, now);
+}
+
+/*
+ * Of a client whose connection is about to be ended. No program expects that its send is refused (EACCES, which SK_DROP is); so
+ * the kernel keeps what it sends, as if more had to come before it can go on, and frees it with the socket: the program sees its
+ * connection reset. Refused all the same is what is too much to be kept, and all where there is no agent to end the connection.
+ */
+static __always_inline int http_swallow(struct sk_msg_md *msg)
+{
+	__u32 agents = 0;
+	struct http_control *control = bpf_map_lookup_elem(&http_control, &agents);
+	if (control && http_agent_lives(control, bpf_ktime_get_ns()))
+		bpf_msg_cork_bytes(msg, HTTP_SWALLOWED);
+	return SK_DROP;
+}
+
+/* The rest of what was begun with a server. */
+static __always_inline int http_refuse(struct sk_msg_md *msg, const struct http_channel *ch)
+{
+	return ch->unknown == HTTP_CUT ? http_swallow(msg) : SK_DROP;
 }
 
 static __always_inline void http_report(__u32 type, bool orderly, __u64 cookie, __u64 netns_cookie, const struct tuple *of_peer)

@@ -9,6 +9,20 @@ HTTP_GLOBAL int http_pass_on(struct sk_msg_md *msg)
 	return state ? move(msg, sk, state) : SK_PASS;
 }
 
+/* Of one that does not go on: `move` marks the program of any other. */
+HTTP_GLOBAL int http_mark_blocking(struct sk_msg_md *msg)
+{
+	struct bpf_sock *sk = msg->sk;
+	struct socket_state *state = sk ? bpf_sk_storage_get(&socket_states, sk, 0, 0) : 0;
+	struct tcp_sock *self = sk ? bpf_skc_to_tcp_sock(sk) : 0;
+	if (!state || !self || state->flags & (SOCKET_BLOCKING | SOCKET_TLS | SOCKET_FORCED) || nonblocking(self))
+		return 0;
+	state->flags |= SOCKET_BLOCKING;
+	mark_program(state, MARK_BLOCKING);
+	count(COUNTER_MESSAGE_BLOCKING);
+	return 0;
+}
+
 #define HTTP_SHORT_HEAD 512 /* so much of a message is copied first, since most heads are shorter and many bodies long */
 
 /* Whether the message's first n bytes, HTTP_HEAD_MAX at most, can be read as they are. */
@@ -338,12 +352,12 @@ static __always_inline enum http_pushed http_tell_untraced(struct sk_msg_md *msg
 	return http_push(msg, hs, 72);
 }
 
-static __always_inline int http_drop(struct http_socket *hs, struct http_channel *ch)
+static __always_inline int http_drop(struct sk_msg_md *msg, struct http_socket *hs, struct http_channel *ch)
 {
 	hs->lost = 1;
 	http_lose(ch, COUNTER_HTTP_REDIRECT_FAILED);
 	http_end_client(ch, false);
-	return SK_DROP;
+	return http_swallow(msg);
 }
 
 /* What Envoy and the node's settings add to a head: one that gets longer than what is read of it would bring its lesson to the server. */
@@ -366,7 +380,7 @@ static __always_inline int http_to_envoy(struct sk_msg_md *msg, struct http_sock
 			count(COUNTER_HTTP_CONNECTIONS_BOUND);
 		enum http_pushed pushed = (taught && !shared && !http_has_room(hs)) || !http_draw_text(hs, shared) ? HTTP_NOT_PUSHED : http_push(msg, hs, HTTP_DRAW_TEXT);
 		if (pushed == HTTP_PUSHED_NOTHING)
-			return http_drop(hs, ch);
+			return http_drop(msg, hs, ch);
 		if (pushed == HTTP_NOT_PUSHED) {
 			drawn = false;
 			hs->generation = 0;
@@ -439,7 +453,7 @@ int http_client(struct sk_msg_md *msg)
 	__u64 cookie = state->cookie;
 	struct http_channel *ch = bpf_map_lookup_elem(&http_channels, &cookie);
 	if (ch && ch->unknown == HTTP_CUT)
-		return SK_DROP;
+		return http_swallow(msg);
 	if (!hs || hs->lost || !find_peer(state))
 		return http_pass_on(msg);
 	if (!ch) {
@@ -454,7 +468,10 @@ int http_client(struct sk_msg_md *msg)
 	if (!self || (state->flags & (SOCKET_BLOCKING | SOCKET_TLS)) || (!(state->flags & SOCKET_FORCED) && !nonblocking(self))) {
 		hs->lost = 1;
 		http_lose(ch, COUNTER_HTTP_LOST_BLOCKING);
-		return ch->unknown == HTTP_CUT ? SK_DROP : http_pass_on(msg);
+		if (ch->unknown != HTTP_CUT)
+			return http_pass_on(msg);
+		http_mark_blocking(msg);
+		return http_swallow(msg);
 	}
 	__u32 owner = ch->state, size = msg->size;
 	if (hs->begun) {
@@ -462,7 +479,7 @@ int http_client(struct sk_msg_md *msg)
 		if (end < 0 || (__u32)end != size) {
 			hs->lost = 1;
 			http_lose(ch, end < 0 ? COUNTER_HTTP_LOST_DOUBT : COUNTER_HTTP_LOST_PIPELINED);
-			return hs->fast ? SK_DROP : http_pass_on(msg);
+			return hs->fast ? http_refuse(msg, ch) : http_pass_on(msg);
 		}
 		bool whole = http_body_done(&hs->body);
 		if (whole)
@@ -480,7 +497,7 @@ int http_client(struct sk_msg_md *msg)
 		if (owner != HTTP_FAST || !server || bpf_msg_redirect_hash(msg, &sockets, &server, BPF_F_INGRESS) != SK_PASS) {
 			hs->lost = 1;
 			http_lose(ch, COUNTER_HTTP_REDIRECT_FAILED);
-			return SK_DROP;
+			return http_refuse(msg, ch);
 		}
 		count_moved(state, size);
 		if (whole)
@@ -495,7 +512,7 @@ int http_client(struct sk_msg_md *msg)
 	if (owner == HTTP_ENVOY) {
 		hs->lost = 1;
 		http_lose(ch, COUNTER_HTTP_LOST_PIPELINED);
-		return ch->unknown == HTTP_CUT ? SK_DROP : http_pass_on(msg);
+		return ch->unknown == HTTP_CUT ? http_swallow(msg) : http_pass_on(msg);
 	}
 	if (owner == HTTP_LOST) {
 		hs->lost = 1;
@@ -538,7 +555,7 @@ int http_client(struct sk_msg_md *msg)
 	enum http_pushed told = hs->trace ? http_tell_untraced(msg, hs) : HTTP_PUSHED;
 	if (told != HTTP_PUSHED) {
 		http_activity_add(netns_cookie, -1);
-		return told == HTTP_NOT_PUSHED ? http_to_envoy(msg, hs, ch, now, true, COUNTER_HTTP_REDIRECT_FAILED) : http_drop(hs, ch);
+		return told == HTTP_NOT_PUSHED ? http_to_envoy(msg, hs, ch, now, true, COUNTER_HTTP_REDIRECT_FAILED) : http_drop(msg, hs, ch);
 	}
 	bpf_spin_lock(&ch->lock);
 	if (ch->state == HTTP_IDLE && learnt->cookie == target && !learnt->busy) {
@@ -578,7 +595,7 @@ int http_client(struct sk_msg_md *msg)
 			http_take(ch, &ended, HTTP_IDLE);
 		bpf_spin_unlock(&ch->lock);
 		if (ended.state != HTTP_FAST)
-			return SK_DROP;
+			return http_refuse(msg, ch);
 		hs->fast = 0;
 		http_settle(&ended);
 		http_mark_server(ch, target, HTTP_CLOSING, 0);

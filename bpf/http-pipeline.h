@@ -87,7 +87,7 @@ int http_pipelined(struct sk_msg_md *msg)
 		hs->lost = 1;
 		http_lose(ch, at == size ? COUNTER_HTTP_REDIRECT_FAILED : COUNTER_HTTP_LOST_PIPELINED);
 		/* What was under way may have been answered in the meantime: then it is Envoy's from the message's beginning. */
-		return ch->unknown == HTTP_CUT || at ? SK_DROP : http_pass_on(msg);
+		return at || ch->unknown == HTTP_CUT ? http_refuse(msg, ch) : http_pass_on(msg);
 	}
 	count_moved(state, size);
 	return SK_PASS;

@@ -21,6 +21,7 @@
 #define HTTP_PIPELINED 16      /* requests behind the one that is being answered */
 #define HTTP_ANSWER_CAP (4 << 20) /* of one that turned out longer, and of what its reader has not read */
 #define HTTP_BLANKS 96
+#define HTTP_SWALLOWED (1 << 30) /* more than a message holds */
 #define HTTP_WEIGHT_TEXT 32
 #define HTTP_ENDPOINT_TEXT 160
 /* Where the name of a split's line has another letter if Envoy is to trace the request; agent/http/names.ts. */

@@ -438,3 +438,13 @@ test('without a heartbeat nothing new is fast; what is under way ends well', asy
   await fast('/a', 80);
   await closeAll();
 });
+
+// Last: its program is no event-driven one from here on.
+test('a client whose socket becomes blocking between two requests is Envoy\'s', async () => {
+  await taught('/a', 80, await connection());
+  await client.do('blocking', 'c', true);
+  await client.do('send', 'c', request('/a'));
+  assert.equal(text(await envoy.do('receive', 'd', request('/a').length)), request('/a'));
+  assert.equal(w.kernel.http.control.activity(w.world.pod(0).netnsCookie).underWay, 0n);
+  assert.deepEqual(ends, []);
+});
