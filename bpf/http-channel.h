@@ -94,17 +94,17 @@ static __always_inline int http_refuse(struct sk_msg_md *msg, const struct http_
 	return ch->unknown == HTTP_CUT ? http_swallow(msg) : SK_DROP;
 }
 
-static __always_inline void http_report(__u32 type, bool orderly, __u64 cookie, __u64 netns_cookie, const struct tuple *of_peer)
+static __always_inline bool http_report(__u32 type, bool orderly, __u64 cookie, __u64 netns_cookie, const struct tuple *of_peer)
 {
 	if (http_faults & (type == HTTP_END_CLIENT ? HTTP_FAULT_SERVER_END : HTTP_FAULT_CLIENT_END))
-		return;
+		return false;
 	struct http_event *event = bpf_ringbuf_reserve(&http_events, sizeof(*event), 0);
 	if (!event) {
 		__u32 own = 1;
 		struct http_control *control = bpf_map_lookup_elem(&http_control, &own);
 		if (control)
 			__sync_fetch_and_add(&control->lost_events, 1);
-		return;
+		return false;
 	}
 	event->type = type;
 	event->orderly = orderly && !(http_faults & HTTP_FAULT_ORDERLY);
@@ -117,13 +117,15 @@ static __always_inline void http_report(__u32 type, bool orderly, __u64 cookie, 
 	event->tuple.remote_port = of_peer->local_port;
 	event->tuple.reserved = 0;
 	bpf_ringbuf_submit(event, 0);
+	return true;
 }
 
 /* C's connection is to end, from Envoy's side of it. */
-static __always_inline void http_end_client(const struct http_channel *ch, bool orderly)
+static __always_inline void http_end_client(struct http_channel *ch, bool orderly)
 {
 	count(orderly ? COUNTER_HTTP_CLIENTS_CLOSED : COUNTER_HTTP_CLIENTS_RESET);
-	http_report(HTTP_END_CLIENT, orderly, ch->proxy_cookie, ch->tuple.netns_cookie, &ch->tuple);
+	if (!http_report(HTTP_END_CLIENT, orderly, ch->proxy_cookie, ch->tuple.netns_cookie, &ch->tuple))
+		ch->untold = orderly ? HTTP_UNTOLD_ORDERLY : HTTP_UNTOLD_RESET;
 }
 
 static __always_inline void http_load_add(__u32 index, __s32 n)

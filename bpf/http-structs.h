@@ -308,6 +308,12 @@ enum http_pipelines {
 	HTTP_PIPELINES_LAST = 2, /* the last request asked for the connection's end */
 };
 
+/* The client's connection is to end, and the agent could not be told; it looks for such when events were lost. */
+enum http_untold {
+	HTTP_UNTOLD_RESET = 1,
+	HTTP_UNTOLD_ORDERLY = 2,
+};
+
 /* By the cookie of the client's socket. */
 struct http_channel {
 	struct bpf_spin_lock lock; /* for all that follows */
@@ -333,6 +339,8 @@ struct http_channel {
 	__u32 sizes[HTTP_PIPELINED]; /* in bytes */
 	__u32 pipelines;           /* enum http_pipelines */
 	__u32 monitor;             /* of the endpoint that was drawn; 0: none */
+	__u32 untold;              /* enum http_untold */
+	__u32 reserved;
 	__u64 cookie;              /* of the client's socket */
 	struct tuple tuple;        /* as the client's end has it */
 	struct http_learnt learnt[HTTP_LEARNT];

@@ -40,6 +40,7 @@ const volatile enum http_ejected_for http_ejected_for_type;
 const volatile enum http_channel_state http_channel_state_type;
 const volatile enum http_unknown http_unknown_type;
 const volatile enum http_use http_use_type;
+const volatile enum http_untold http_untold_type;
 const volatile struct http_event http_event_layout;
 const volatile enum http_class_flag http_class_flag_type;
 const volatile enum http_trace http_trace_type;

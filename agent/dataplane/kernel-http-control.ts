@@ -51,18 +51,21 @@ const KERNELS = u32(1);
 
 export class KernelHttpControl implements Closable {
   readonly #object: BpfObject;
-  readonly #maps: Record<'control' | 'pods' | 'activity' | 'clients' | 'servers' | 'channels' | 'upstreams', BpfMap>;
+  readonly #maps: Record<'control' | 'pods' | 'activity' | 'clients' | 'servers' | 'channels' | 'upstreams' | 'sockets', BpfMap>;
   readonly #codecs: Record<'control' | 'pod' | 'activity' | 'event' | 'tuple' | 'channel' | 'upstream', StructCodec>;
   readonly #states: Record<HttpPodState, number>;
   readonly #endOfClient: number;
   readonly #ejected: number;
   readonly #forGateway: number;
   readonly #idle: number;
+  readonly #lost: number;
+  readonly #cut: number;
+  readonly #untoldOrderly: number;
   #ring: Closable | undefined;
 
   constructor(object: BpfObject) {
     this.#object = object;
-    this.#maps = { control: object.map('http_control'), pods: object.map('http_pods'), activity: object.map('http_activity'), clients: object.map('http_clients'), servers: object.map('http_servers'), channels: object.map('http_channels'), upstreams: object.map('http_upstreams') };
+    this.#maps = { control: object.map('http_control'), pods: object.map('http_pods'), activity: object.map('http_activity'), clients: object.map('http_clients'), servers: object.map('http_servers'), channels: object.map('http_channels'), upstreams: object.map('http_upstreams'), sockets: object.map('sockets') };
     this.#codecs = {
       control: new StructCodec(object, 'http_control').check(this.#maps.control, 'value'),
       pod: new StructCodec(object, 'http_pod').check(this.#maps.pods, 'value'),
@@ -74,7 +77,11 @@ export class KernelHttpControl implements Closable {
     };
     const states = object.enumValues('http_pod_state');
     this.#states = { off: states[STATES.off]!, suspended: states[STATES.suspended]!, live: states[STATES.live]! };
-    this.#idle = object.enumValues('http_channel_state')['HTTP_IDLE']!;
+    const channelStates = object.enumValues('http_channel_state');
+    this.#idle = channelStates['HTTP_IDLE']!;
+    this.#lost = channelStates['HTTP_LOST']!;
+    this.#cut = object.enumValues('http_unknown')['HTTP_CUT']!;
+    this.#untoldOrderly = object.enumValues('http_untold')['HTTP_UNTOLD_ORDERLY']!;
     const kinds = object.enumValues('http_end');
     this.#endOfClient = kinds['HTTP_END_CLIENT']!;
     this.#ejected = kinds['HTTP_EJECTED']!;
@@ -131,12 +138,51 @@ export class KernelHttpControl implements Closable {
   idleClients(idleMs: number): HttpEnd[] {
     const before = process.hrtime.bigint() - BigInt(idleMs) * 1_000_000n;
     const { channel } = this.#codecs;
-    return this.#maps.channels.entries().flatMap(([key, value]): HttpEnd[] => {
+    return this.#clientsThat((value) => {
       const usedNs = channel.bigint(value, 'used_ns');
-      if (channel.number(value, 'state') !== this.#idle || usedNs === 0n || usedNs > before) return [];
-      const of = channel.bytes(value, 'tuple');
-      return [{ side: 'client', orderly: true, netnsCookie: this.#codecs.tuple.bigint(of, 'netns_cookie'), socket: { ...this.#socket(of), cookie: key.readBigUInt64LE() } }];
+      return channel.number(value, 'state') !== this.#idle || usedNs === 0n || usedNs > before ? undefined : 'orderly';
     });
+  }
+
+  /**
+   * Clients' connections that are to end, and of which the ring buffer had no room to tell. Walks a large map.
+   * @param all also those that were told of, and not ended: by a former agent
+   */
+  untoldEnds(all = false): HttpEnd[] {
+    const { channel } = this.#codecs;
+    return this.#clientsThat((value) => {
+      const untold = channel.number(value, 'untold');
+      if (untold !== 0) return untold === this.#untoldOrderly ? 'orderly' : 'reset';
+      return all && channel.number(value, 'state') === this.#lost && channel.number(value, 'unknown') === this.#cut ? 'reset' : undefined;
+    });
+  }
+
+  /** How the connection of a channel is to end; undefined: it is not. */
+  #clientsThat(how: (channel: Buffer) => 'orderly' | 'reset' | undefined): HttpEnd[] {
+    return this.#maps.channels.entries().flatMap(([key, value]): HttpEnd[] => {
+      const end = how(value);
+      if (end === undefined) return [];
+      const of = this.#codecs.channel.bytes(value, 'tuple');
+      return [{ side: 'client', orderly: end === 'orderly', netnsCookie: this.#codecs.tuple.bigint(of, 'netns_cookie'), socket: { ...this.#socket(of), cookie: key.readBigUInt64LE() } }];
+    });
+  }
+
+  /**
+   * Removes what the programs keep of sockets that are gone: that ended when their pod's hooks were no more. The kernel itself
+   * takes sockets out of the sockhash.
+   * @returns of how many
+   */
+  forgetGone(): number {
+    const { sockets, channels, clients, servers } = this.#maps;
+    const isGone = (cookie: Buffer): boolean => sockets.get(cookie) === undefined;
+    let forgotten = 0;
+    for (const [key, cookie] of clients.entries()) {
+      if (!isGone(cookie)) continue;
+      clients.delete(key);
+      forgotten += Number(channels.delete(cookie));
+    }
+    for (const [server] of servers.entries()) if (isGone(server)) forgotten += Number(servers.delete(server));
+    return forgotten;
   }
 
   #socket(of: Buffer): Omit<TcpSocketName, 'cookie'> {
@@ -178,5 +224,6 @@ export class KernelHttpControl implements Closable {
 
   close(): void {
     void this.#ring?.close();
+    this.#ring = undefined;
   }
 }

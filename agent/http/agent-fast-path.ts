@@ -4,7 +4,7 @@ import type { Closable } from '../../common/lifecycle.js';
 import type { Logger } from '../../common/log.js';
 import { HttpEndingQueue, type HttpEndings } from '../dataplane/http-endings.js';
 import { HttpOrphans } from '../dataplane/http-orphans.js';
-import type { HttpUpstreams, KernelHttpControl } from '../dataplane/kernel-http-control.js';
+import type { HttpEnd, HttpUpstreams, KernelHttpControl } from '../dataplane/kernel-http-control.js';
 import type { HttpTables, HttpTablesStatus } from '../dataplane/kernel-http.js';
 import type { HttpRequests } from '../dataplane/kernel-http-totals.js';
 import type { KernelPod } from '../dataplane/kernel.js';
@@ -66,15 +66,23 @@ export class AgentFastPath implements Closable {
       const { address, port, ...ejection } = kernel.tables.outliers.ejection(monitor) ?? {};
       if (address !== undefined) logger.warn({ ...ejection, endpoint: endpointKey(address, port!), reason }, 'an endpoint is ejected: no request is drawn for it for a while');
     });
-    this.#idleTimer = setInterval(() => {
+    const end = (what: string, ends: () => HttpEnd[]): void => {
       try {
-        for (const idle of kernel.control.idleClients(IDLE_MS)) this.#endings.end(idle);
+        for (const each of ends()) this.#endings.end(each);
       } catch (error) {
-        logger.warn({ reason: errorMessage(error) }, 'connections that are idle can not be looked for: they stay');
+        logger.warn({ reason: errorMessage(error) }, `connections ${what} can not be looked for: they stay`);
       }
+    };
+    // Those that a former agent did not come to, too.
+    end('that are to end', () => kernel.control.untoldEnds(true));
+    this.#idleTimer = setInterval(() => {
+      end('that are idle', () => {
+        kernel.control.forgetGone();
+        return kernel.control.idleClients(IDLE_MS);
+      });
     }, IDLE_EVERY_MS);
     this.#orphans = new HttpOrphans({ orphans: () => [...kernel.control.orphans(), ...(kernel.former?.orphans() ?? [])], pods, netnsPath, proxyPid, logger });
-    this.repeater = new FastPath({ kernel: kernel.control, pods, tables: this.tables, problem, on, logger });
+    this.repeater = new FastPath({ kernel: kernel.control, pods, tables: this.tables, problem, onLost: () => end('that are to end', () => kernel.control.untoldEnds()), on, logger });
   }
 
   get status(): AgentFastPathStatus {

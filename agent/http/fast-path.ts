@@ -40,6 +40,8 @@ export interface FastPathOptions<Table> {
   tables: TableWriter<Table>;
   /** Why nothing may be fast at all, whatever the switch says. */
   problem(): string | undefined;
+  /** The kernel could not tell of some ends. */
+  onLost?(): void;
   on: boolean;
   logger: Logger;
   beatMs?: number;
@@ -196,9 +198,10 @@ export class FastPath<Table> implements Closable {
       const lost = kernel.lostEnds();
       const now = performance.now();
       if (lost !== this.#knownLost) {
-        logger.error({ lost: lost - this.#knownLost, offMs: this.#options.lostMs ?? LOST_MS }, 'ends of connections were lost: clients may be waiting for answers that do not come; nothing new is fast for a while');
+        logger.error({ lost: lost - this.#knownLost, offMs: this.#options.lostMs ?? LOST_MS }, 'ends of connections were lost: clients that wait for answers that do not come are looked for, and nothing new is fast for a while');
         this.#lostUntil = now + (this.#options.lostMs ?? LOST_MS);
         this.#knownLost = lost;
+        this.#options.onLost?.();
       }
       kernel.beat(this.#reason() === undefined, this.#knownLost);
       this.#beatProblem = undefined;

@@ -26,11 +26,11 @@ const entries = (map: string): number => {
 };
 
 test('nothing is left of connections that ended at any point', async () => {
-  for (const how of ['reset', 'close']) for (const end of ['idle', 'open', 'answered half', 'cut'] as const) {
+  for (const how of ['reset', 'close']) for (const end of ['idle', 'open', 'answered half', 'pipelined', 'cut'] as const) {
     await taught('/a', 80, await connection());
     if (end !== 'idle') await client.do('send', 'c', end === 'open' ? post(10) : request('/a'));
     if (end === 'answered half') await server.do('send', 's80', answer('half').slice(0, -2));
-    if (end === 'cut') await client.do('send', 'c', request('/a'));
+    if (end === 'pipelined' || end === 'cut') await client.do('send', 'c', request(end === 'cut' ? '/b' : '/a'));
     assert.deepEqual(['http_channels', 'http_clients', 'http_servers'].map(entries), [1, 1, 1]);
     for (const [of, name] of [[client, 'c'], [envoy, 'd'], [envoy, 'u80'], [server, 's80']] as const) await of.do(how, name);
     await sleep(100);
@@ -39,4 +39,17 @@ test('nothing is left of connections that ended at any point', async () => {
     ends.length = 0;
     await anew();
   }
+});
+
+// Last: its pods have no hooks from here on.
+test('what is left of sockets that ended after their pod\'s hooks were gone is swept', async () => {
+  const maps = ['http_channels', 'http_clients', 'http_servers'];
+  await taught('/a', 80, await connection());
+  await client.do('send', 'c', request('/a'));
+  assert.equal(w.kernel.http.control.forgetGone(), 0);
+  for (const { uid } of [w.podRecord(w.world.pod(0)), w.podRecord(w.world.pod(1))]) w.kernel.removePod(uid);
+  for (const [of, name] of [[client, 'c'], [envoy, 'd'], [envoy, 'u80'], [server, 's80']] as const) await of.do('close', name);
+  assert.deepEqual(maps.map(entries), [1, 1, 1]);
+  assert.equal(w.kernel.http.control.forgetGone(), 2);
+  assert.deepEqual(maps.map(entries), [0, 0, 0]);
 });
