@@ -217,18 +217,14 @@ int http_upstream(struct sk_msg_md *msg)
 		if (line >= 2 && http_blank(msg, from - 2, at + length) && http_read_lesson(&hs->scratch, at, length, &lesson))
 			taught = http_judge_lesson(&lesson, state, &taught_client);
 	}
-	if (!taught || (client && client != taught_client)) {
+	/* Whose it is holds whether the lesson counts or not: when that client is gone, nobody has a use for this connection. */
+	if (!client && taught_client && !bpf_map_update_elem(&http_servers, &server, &taught_client, BPF_NOEXIST))
+		client = hs->channel = taught_client;
+	if (!taught || client != taught_client) {
 		count(COUNTER_HTTP_LESSONS_REFUSED);
 		if (taught && ch)
 			http_mark_server(ch, server, HTTP_CLOSING, 0);
 		return http_pass_on(msg);
-	}
-	if (!client) {
-		if (bpf_map_update_elem(&http_servers, &server, &taught_client, BPF_NOEXIST)) {
-			count(COUNTER_HTTP_LESSONS_REFUSED);
-			return http_pass_on(msg);
-		}
-		hs->channel = taught_client;
 	}
 	__u64 netns_cookie = peer_netns(&state->tuple, state->netns_cookie);
 	__u64 own = (__u64)state->sock, peer = state->peer_sock;

@@ -103,6 +103,38 @@ test('a lesson for a client that has nothing under way is not learnt; nor one by
   await closeAll();
 });
 
+test('a connection whose lesson does not count is its client\'s all the same: learnt later, or swept when the client is gone', async () => {
+  const port = await connection();
+  const passedOn = `GET /a HTTP/1.1\r\nhost: shop\r\nx-underpass-lesson: ${lesson(0, port)}\r\n\r\n`;
+  const { netnsCookie } = w.world.pod(0);
+  await upstream(80);
+  const refused = async (): Promise<void> => {
+    await byEnvoy(request('/a'), null);
+    w.kernel.http.control.setPod(netnsCookie, { table: tableId, state: 'suspended' });
+    const { counters } = await w.counted(() => envoy.do('send', 'u80', passedOn));
+    assert.deepEqual([counters['http_lessons'], counters['http_lessons_refused']], [undefined, 1]);
+    await server.do('receive', 's80', passedOn.length);
+    await server.do('send', 's80', answer('x'));
+    await envoy.do('receive', 'u80', answer('x').length);
+    await envoy.do('send', 'd', answer('x'));
+    await client.do('receive', 'c', answer('x').length);
+    w.kernel.http.control.setPod(netnsCookie, { table: tableId, state: 'live' });
+  };
+  await refused();
+  assert.deepEqual(w.kernel.http.control.orphans(), []);
+  await taught('/a', 80, port, { connect: false });
+  await fast('/a', 80);
+  await closeAll();
+  const next = await connection();
+  await upstream(80);
+  await byEnvoy(request('/a'), null);
+  w.kernel.http.control.setPod(netnsCookie, { table: tableId, state: 'suspended' });
+  await envoy.do('send', 'u80', passedOn.replace(/-\d+\r/, `-${next}\r`));
+  assert.deepEqual(w.kernel.http.control.orphans(), []);
+  await client.do('reset', 'c');
+  assert.equal(w.kernel.http.control.orphans().length, 1);
+});
+
 test('a policy of the endpoint sends what it does not plainly allow to Envoy, with the draw; what it allows stays fast', async () => {
   const port = await connection();
   await taught('/a', 80, port);
