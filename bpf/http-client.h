@@ -177,6 +177,12 @@ static __always_inline int http_follow(struct sk_msg_md *msg, struct http_body *
 	return f.at < size && !http_body_done(body) ? -HTTP_BAD_CHUNK : f.at;
 }
 
+/* What the message has, from `at` on, of the body under way. */
+HTTP_GLOBAL int http_continue(struct sk_msg_md *msg, struct http_socket *hs, __u32 at)
+{
+	return hs && at < msg->size ? http_follow(msg, &hs->body, at) : -HTTP_INCOMPLETE;
+}
+
 static __always_inline __u32 written(__u64 sock)
 {
 	if (LINUX_KERNEL_VERSION >= KERNEL_6_2) {

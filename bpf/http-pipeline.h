@@ -32,10 +32,13 @@ HTTP_GLOBAL int http_pipeline(struct sk_msg_md *msg, __u32 at)
 	if (http_read_head_at(msg, hs, at, HTTP_READS_REQUEST))
 		return -1;
 	http_body_begin(&hs->body, hs->request.framing, hs->request.body_length);
-	int end = http_follow(msg, &hs->body, at + hs->request.end);
+	int end = at + hs->request.end;
+	/* A call, for the stack's sake. */
+	if (!http_body_done(&hs->body))
+		end = http_continue(msg, hs, end);
 	if (end <= 0 || !http_body_done(&hs->body) || !http_goes_the_same_way(state, hs, ch))
 		return -1;
-	__u32 load = ch->load, size = end - at;
+	__u32 load = HTTP_NOWHERE, size = end - at;
 	bool joined = false;
 	/* As for the first one: count, then look. */
 	http_activity_add(netns_cookie, 1);
@@ -45,6 +48,7 @@ HTTP_GLOBAL int http_pipeline(struct sk_msg_md *msg, __u32 at)
 	__u32 place = ch->waiting;
 	if (live && ch->state == HTTP_FAST && !ch->open && !ch->unknown && ch->pipelines != HTTP_PIPELINES_LAST && place < HTTP_PIPELINED) {
 		joined = true;
+		load = ch->load;
 		ch->waiting = place + 1;
 		ch->heads |= (__u32)(hs->request.method == HTTP_HEAD) << place;
 		ch->sizes[place & (HTTP_PIPELINED - 1)] = size;

@@ -37,12 +37,6 @@ HTTP_GLOBAL int http_begin_answer(struct sk_msg_md *msg, struct http_socket *hs,
 	return hs->answer.framing == HTTP_UNTIL_CLOSE ? (int)msg->size : http_follow(msg, &hs->body, at);
 }
 
-/* What the message has, from `at` on, of the body under way. */
-HTTP_GLOBAL int http_continue(struct sk_msg_md *msg, struct http_socket *hs, __u32 at)
-{
-	return hs && at < msg->size ? http_follow(msg, &hs->body, at) : -HTTP_INCOMPLETE;
-}
-
 /* Whether what Envoy asked of S is HEAD: of S, since the channel's own exchange may be another one by now. */
 static __always_inline bool http_envoys_head(const struct http_channel *ch, __u64 cookie)
 {
