@@ -58,6 +58,8 @@ export class KernelHttpControl implements Closable {
   readonly #ejected: number;
   readonly #forGateway: number;
   readonly #idle: number;
+  readonly #fast: number;
+  #onEnd: ((end: HttpEnd) => void) | undefined;
   readonly #lost: number;
   readonly #cut: number;
   readonly #untoldOrderly: number;
@@ -79,6 +81,7 @@ export class KernelHttpControl implements Closable {
     this.#states = { off: states[STATES.off]!, suspended: states[STATES.suspended]!, live: states[STATES.live]! };
     const channelStates = object.enumValues('http_channel_state');
     this.#idle = channelStates['HTTP_IDLE']!;
+    this.#fast = channelStates['HTTP_FAST']!;
     this.#lost = channelStates['HTTP_LOST']!;
     this.#cut = object.enumValues('http_unknown')['HTTP_CUT']!;
     this.#untoldOrderly = object.enumValues('http_untold')['HTTP_UNTOLD_ORDERLY']!;
@@ -92,9 +95,10 @@ export class KernelHttpControl implements Closable {
    * Says that the agent lives, and ends what is to be ended; for a second what is taught may be repeated, if `on`.
    * CLOCK_MONOTONIC, as bpf_ktime_get_ns() has it.
    * @param knownLost see `lostEnds`: while there are others nothing new is fast, whatever `on` says
+   * @param aheadMs that much longer, for who has no turn when it is due
    */
-  beat(on: boolean, knownLost: number): void {
-    this.#maps.control.set(AGENTS, this.#codecs.control.encode({ heartbeat_ns: process.hrtime.bigint(), on: Number(on), lost_events: knownLost }));
+  beat(on: boolean, knownLost: number, aheadMs = 0): void {
+    this.#maps.control.set(AGENTS, this.#codecs.control.encode({ heartbeat_ns: process.hrtime.bigint() + BigInt(aheadMs) * 1_000_000n, on: Number(on), lost_events: knownLost }));
   }
 
   /** By CLOCK_MONOTONIC, in nanoseconds; 0: never. */
@@ -157,6 +161,17 @@ export class KernelHttpControl implements Closable {
     });
   }
 
+  /** Clients' connections that have an exchange with a server of this namespace under way. Walks a large map. */
+  exchangesAt(server: bigint): HttpEnd[] {
+    const { channel } = this.#codecs;
+    return this.#clientsThat((value) => (channel.number(value, 'state') === this.#fast && channel.bigint(value, 'server_netns') === server ? 'reset' : undefined));
+  }
+
+  /** Ends them, as the programs would have it. */
+  endExchangesAt(server: bigint): void {
+    for (const end of this.exchangesAt(server)) this.#onEnd?.(end);
+  }
+
   /** How the connection of a channel is to end; undefined: it is not. */
   #clientsThat(how: (channel: Buffer) => 'orderly' | 'reset' | undefined): HttpEnd[] {
     return this.#maps.channels.entries().flatMap(([key, value]): HttpEnd[] => {
@@ -207,6 +222,7 @@ export class KernelHttpControl implements Closable {
   /** From now on ends are told; those that a former agent did not come to, too. */
   listen(onEnd: (end: HttpEnd) => void, onEjected: (ejected: HttpEjected) => void = () => undefined): void {
     const { event } = this.#codecs;
+    this.#onEnd = onEnd;
     this.#ring ??= this.#object.ringBuffer('http_events', (record) => {
       if (event.number(record, 'type') === this.#ejected) {
         onEjected({ monitor: Number(event.bigint(record, 'cookie')), reason: event.number(record, 'orderly') === this.#forGateway ? 'consecutive_gateway_failure' : 'consecutive_5xx' });

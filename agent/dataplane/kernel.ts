@@ -296,6 +296,8 @@ export class Kernel {
     if (this.#pinDir !== null) rmSync(join(this.#pinDir, 'links', 'pods', pinName(uid)), { recursive: true, force: true });
     const cookie = attached.pod.netnsCookie;
     this.#maps.pods.delete(u64(cookie));
+    // No hook of the pod's tells of its servers' ends any more.
+    this.http.control.endExchangesAt(cookie);
     this.#forgetNamespace(cookie, attached.pod.addresses);
     // Last: what fails before is tried again.
     this.#pods.delete(uid);
@@ -311,10 +313,12 @@ export class Kernel {
     return [...this.#pods.values()].map(({ pod }) => ({ ...pod, addresses: [...pod.addresses] }));
   }
 
-  /** Captured connections that the pod opened and that still exist. */
+  /** Captured connections that the pod opened and that still exist, and exchanges of others that the kernel has under way at its servers. */
   liveConnections(uid: string): number {
     const counters = this.#countersOf(uid);
-    return counters ? Number(counters.connections_captured - counters.captured_closed) : 0;
+    const captured = counters ? Number(counters.connections_captured - counters.captured_closed) : 0;
+    const cookie = this.#pods.get(uid)?.pod.netnsCookie;
+    return captured + (cookie === undefined ? 0 : this.http.control.exchangesAt(cookie).length);
   }
 
   /** Sums over all CPUs, by the names in enum counter of bpf/structs.h. */

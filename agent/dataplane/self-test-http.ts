@@ -34,7 +34,8 @@ const CLASSES = 3;
 /** Bytes that the kernel puts into a request, HTTP_DRAW_TEXT in bpf/http-structs.h: two lines. */
 const WEIGHT_LINE = header('x-self-test-weight', '0', 32);
 const ENDPOINT_LINE = header('x-self-test-endpoint', `${SERVER}:${PORT}`, 160);
-const BEAT_MS = 200;
+/** However long it has no turn. */
+const AHEAD_MS = 600_000;
 /** How long one thing may take to happen: only what hangs gets there, not a busy node. */
 const STEP_S = 5;
 /** The same: a client that is not told waits for ever. */
@@ -56,7 +57,6 @@ export class HttpSelfTest implements Closable {
   readonly #server: SocketEnds;
   readonly #endings: HttpEndingQueue;
   readonly #ends: HttpEnd[] = [];
-  readonly #beat: NodeJS.Timeout;
   #classes: HttpClass[] = [];
   #clientPort = 0;
 
@@ -85,7 +85,6 @@ export class HttpSelfTest implements Closable {
       this.#ends.push(end);
       this.#endings.end(end);
     });
-    this.#beat = setInterval(() => this.#live(true), BEAT_MS);
   }
 
   /** The listeners, the client's table, and verdicts for both programs, which have no time for probation. */
@@ -117,14 +116,13 @@ export class HttpSelfTest implements Closable {
   }
 
   async close(): Promise<void> {
-    clearInterval(this.#beat);
     await Promise.all([this.#client, this.#envoy, this.#server].map((end) => end.close()));
     await this.#endings.idle();
   }
 
   #live(on: boolean): void {
     const { control } = this.#world.kernel.http;
-    control.beat(on, control.lostEnds());
+    control.beat(on, control.lostEnds(), AHEAD_MS);
   }
 
   #table(): HttpTable {

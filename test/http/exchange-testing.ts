@@ -110,14 +110,17 @@ export function exchanges(act: () => boolean = () => true, tables: () => HttpTab
   });
 }
 
+/** However long this process has no turn. */
 export function startBeat(): void {
-  const tick = (): void => w.kernel.http.control.beat(true, w.kernel.http.control.lostEnds());
+  const tick = (): void => w.kernel.http.control.beat(true, w.kernel.http.control.lostEnds(), 3_600_000);
   tick();
   beat = setInterval(tick, 200);
 }
 
+/** This was the last one. */
 export function stopBeat(): void {
   clearInterval(beat);
+  w.kernel.http.control.beat(true, w.kernel.http.control.lostEnds());
 }
 
 /** The same routes as new classes. */
