@@ -2,7 +2,7 @@
  * The checks of one kernel, run inside it: `node guest.js REPORT [part of a test file's name …]`. Writes a line of JSON a
  * result to REPORT as it goes, so that a crash loses nothing of what came before.
  */
-import { openSync, readFileSync, readdirSync, writeSync } from 'node:fs';
+import { openSync, readFileSync, writeSync } from 'node:fs';
 import { release } from 'node:os';
 import { join } from 'node:path';
 import { run } from 'node:test';
@@ -14,7 +14,8 @@ import { KernelWorld } from '../../agent/dataplane/kernel-testing.js';
 import { selfTest } from '../../agent/dataplane/self-test.js';
 import { BpfObject } from '../../native/index.js';
 import type { ProbeResult } from '../../native/testing.js';
-import { MEASURED, TESTS, type Line, type State } from './report.js';
+import { groupOf, testFiles } from './files.js';
+import { MEASURED, type Line, type State } from './report.js';
 
 const [reportPath = '/dev/stdout', ...parts] = process.argv.slice(2);
 /** Of the doctor's rows about the kernel: what does not hang on how this guest was set up. */
@@ -82,13 +83,11 @@ async function bounds(): Promise<void> {
   }
 }
 
-/** The tests of the kernel side that `make test` runs on its own kernel. */
+/** The tests that `make test` runs on its own kernel. */
 async function tests(): Promise<void> {
-  const folder = join(projectRoot, 'dist', 'agent', 'dataplane');
-  const files = readdirSync(folder).filter((name) => name.endsWith('.test.js') && parts.some((part) => name.includes(part))).sort();
-  for (const file of files) {
-    const group = file.replace('.test.js', TESTS);
-    for await (const event of run({ files: [join(folder, file)], concurrency: 1, timeout: FILE_TIMEOUT_MS })) {
+  for (const file of testFiles(parts)) {
+    const group = groupOf(file);
+    for await (const event of run({ files: [join(projectRoot, file)], concurrency: 1, timeout: FILE_TIMEOUT_MS })) {
       if (event.type !== 'test:pass' && event.type !== 'test:fail') continue;
       const { name, skip, details } = event.data;
       if (skip !== undefined) row(group, name, 'not tried', String(skip));

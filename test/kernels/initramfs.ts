@@ -5,8 +5,8 @@ import { buildDir, projectRoot } from '../../common/paths.js';
 import { run } from '../../common/process.js';
 
 const APPLETS = ['sh', 'mount', 'insmod', 'poweroff', 'stty', 'cat', 'cp', 'rm', 'mkdir', 'ls', 'true', 'sleep', 'unshare'];
-/** Of this machine; objcopy makes the programs that the splice tests judge. */
-const PROGRAMS = ['ip', 'objcopy', 'iptables', 'ip6tables', 'iptables-save', 'iptables-restore', 'ip6tables-save', 'ip6tables-restore'];
+/** Of this machine; objcopy makes the programs that the splice tests judge, bpftool counts what is left in maps. */
+const PROGRAMS = ['ip', 'objcopy', 'bpftool', 'iptables', 'ip6tables', 'iptables-save', 'iptables-restore', 'ip6tables-save', 'ip6tables-restore'];
 const HELPERS = ['underpass.node', 'socket-probe', 'socket-ends', 'underpass-exec', 'tcp-bench'];
 /** Loaded by a name that no import statement shows. */
 const OPTIONAL_PACKAGES = ['ffi-napi'];

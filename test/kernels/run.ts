@@ -6,10 +6,11 @@
 import { Command } from 'commander';
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { appendFileSync, cpSync, copyFileSync, existsSync, mkdirSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import { appendFileSync, cpSync, copyFileSync, existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { wholeNumber } from '../../common/arguments.js';
 import { buildDir, projectRoot } from '../../common/paths.js';
+import { groupOf, testFiles } from './files.js';
 import { packInitramfs, packTree } from './initramfs.js';
 import { deviations, readReport, renderMatrix, TESTS, type Column, type Expectation } from './report.js';
 
@@ -17,17 +18,20 @@ const MEMORY_MIB = 2048;
 /** A kernel complains about itself. */
 const SPLAT = /\b(?:BUG|WARNING|Oops|general protection fault|INFO: task .* blocked|INFO: rcu.* stall)\b.*/;
 
+/** Tests of the kernel side, and of the HTTP fast path's exchanges. */
+const ALL = ['dataplane/kernel-', 'test/http/'];
+
 const program: Command = new Command('test-kernels')
   .description('the matrix of kernels: what each supports, compared with test/kernels/expected.json')
-  .argument('[parts...]', "only tests of the kernel side whose file's name holds one of these; `none` for no tests", ['kernel-'])
+  .argument('[parts...]', "only tests whose file's path holds one of these, e.g. kernel-flow, http/exchange; `none` for no tests", ALL)
   .option('--series <list>', 'only these series of kernels, e.g. 6.1,6.12')
   .option('--no-host', 'without the column of the running kernel, which has no tests (`make test` runs them) and no expectation')
   .option('--timeout <seconds>', 'the longest that a kernel may take from its start to power-off', wholeNumber(10, 14_400), 5400)
   .addHelpText('after', '\nExit codes: 0 all as expected, 1 some kernel answers otherwise, or none was checked.')
   .parse();
 const options = program.opts<{ series?: string; host: boolean; timeout: number }>();
-const parts = program.args.length > 0 ? program.args : ['kernel-'];
-const whole = parts.length === 1 && parts[0] === 'kernel-';
+const parts = program.args.length > 0 ? program.args : ALL;
+const whole = parts === ALL;
 const folder = join(buildDir, 'kernels');
 const expected = JSON.parse(readFileSync(join(projectRoot, 'test/kernels/expected.json'), 'utf8')) as Record<string, Expectation>;
 
@@ -82,10 +86,9 @@ async function host(): Promise<Column> {
 }
 
 function entries(): string[] {
-  const tests = 'dist/agent/dataplane';
-  const wanted = readdirSync(join(projectRoot, tests)).filter((name) => name.endsWith('.test.js') && parts.some((part) => name.includes(part)));
-  if (wanted.length === 0 && !parts.includes('none')) program.error(`no test file of ${tests} matches ${parts.join(', ')}`);
-  return ['dist/test/kernels/guest.js', 'dist/cli/doctor/libbpf.js', ...wanted.map((name) => join(tests, name))];
+  const wanted = testFiles(parts);
+  if (wanted.length === 0 && !parts.includes('none')) program.error(`no test file matches ${parts.join(', ')}`);
+  return ['dist/test/kernels/guest.js', 'dist/cli/doctor/libbpf.js', ...wanted];
 }
 
 const problems: string[] = [];
@@ -116,7 +119,8 @@ if (problems.length > 0) console.error(['Not as expected', ...problems].join('\n
 process.exit(problems.length > 0 ? 1 : 0);
 
 function ofParts(atLeast: Expectation['atLeast']): Expectation['atLeast'] {
-  return Object.fromEntries(Object.entries(atLeast).filter(([group]) => !group.endsWith(TESTS) || parts.some((part) => group.includes(part))));
+  const groups = new Set(testFiles(parts).map(groupOf));
+  return Object.fromEntries(Object.entries(atLeast).filter(([group]) => !group.endsWith(TESTS) || groups.has(group)));
 }
 
 function withRows(want: Expectation, column: Column): Expectation['exceptions'] {
