@@ -138,7 +138,8 @@ static __always_inline void http_load_add(__u32 index, __s32 n)
 static __always_inline void http_activity_add(__u64 netns_cookie, __s64 n)
 {
 	struct http_activity *activity = bpf_map_lookup_elem(&http_activity, &netns_cookie);
-	if (!activity) {
+	/* What ends when its pod is gone makes no entry, which nobody would take away. */
+	if (!activity && n > 0) {
 		struct http_activity none = {};
 		bpf_map_update_elem(&http_activity, &netns_cookie, &none, BPF_NOEXIST);
 		activity = bpf_map_lookup_elem(&http_activity, &netns_cookie);
