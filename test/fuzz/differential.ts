@@ -34,12 +34,15 @@ export async function taken(messages: readonly Message[]): Promise<Message[]> {
   });
 }
 
-/** Whole messages that the parser takes. */
-export async function compare(messages: readonly Message[], envoy: EnvoyReader, tally: Tally): Promise<void> {
+/** Whole messages that the parser takes. @param isAgain these are some to which Envoy gave no answer in time */
+export async function compare(messages: readonly Message[], envoy: EnvoyReader, tally: Tally, isAgain = false): Promise<void> {
   const readings = await read(messages.map(({ kind, text }) => ({ kind, head: text, name: PROBED })), 'user space');
   const pairs = messages.map((message, i) => ({ message, reading: readings[i] as Reading }));
   const of = (request: boolean): typeof pairs => pairs.filter(({ message }) => (message.kind === 'request') === request);
+  const silent: Message[] = [];
   const note = ({ message, reading }: (typeof pairs)[number], expected: object, got: unknown): void => {
+    // On a machine that has no time for it Envoy is late: only what it does not answer twice counts.
+    if (!isAgain && typeof got === 'string' && got.startsWith('no answer')) return void silent.push(message);
     tally.compared[message.kind]++;
     if (reading.doubt !== 'PLAIN' || JSON.stringify(expected) !== JSON.stringify(got)) tally.differences.push({ ...message, parser: { ...expected, doubt: reading.doubt }, envoy: got });
   };
@@ -65,6 +68,7 @@ export async function compare(messages: readonly Message[], envoy: EnvoyReader, 
     const expected = { status: interim ? 200 : reading.status, body: message.kind === 'answer-to-head' ? '' : interim ? 'final' : bodyOf(message, reading), reused: !(reading.close || reading.framing === 'until close') };
     note(pair, expected, passed[i]);
   });
+  if (silent.length > 0) await compare(silent, envoy, tally, true);
 }
 
 /** The bytes that a reader of the whole message is given. */

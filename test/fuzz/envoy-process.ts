@@ -2,6 +2,7 @@
 import { spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
 import { existsSync, readFileSync, writeFileSync } from 'node:fs';
+import { connect } from 'node:net';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { envoyBinary } from '../../common/paths.js';
@@ -38,15 +39,22 @@ export const cluster = (path: string, name: string): object => ({
   load_assignment: { cluster_name: name, endpoints: [{ lb_endpoints: [{ endpoint: { address: { pipe: { path } } } }] }] },
 });
 
-/** @returns when the sockets of its listeners are there. @throws Error with the end of Envoy's log if it does not come up. */
+/** @returns when its listeners listen at their sockets. @throws Error with the end of Envoy's log if it does not come up. */
 export async function startEnvoy(folder: string, name: string, resources: { listeners: readonly object[]; clusters: readonly object[] }, sockets: readonly string[]): Promise<ChildProcess> {
   const [config, log] = [join(folder, `${name}.json`), join(folder, `${name}.log`)];
   writeFileSync(config, JSON.stringify({ static_resources: resources }));
   const child = spawn(envoyBinary(), ['-c', config, '--concurrency', '1', '--use-dynamic-base-id', '--log-level', 'warn', '--log-path', log], { stdio: 'ignore' });
-  for (const end = Date.now() + START_TIMEOUT_MS; !sockets.every((path) => existsSync(path)); await sleep(50)) {
+  for (const end = Date.now() + START_TIMEOUT_MS; !(await Promise.all(sockets.map(accepts))).every(Boolean); await sleep(50)) {
     if (Date.now() > end || child.exitCode !== null) throw new Error(`Envoy did not come up: ${existsSync(log) ? readFileSync(log, 'utf8').slice(-2000) : ''}`);
   }
   return child;
+}
+
+/** A socket is there before anybody listens at it. */
+function accepts(path: string): Promise<boolean> {
+  return new Promise((resolve) => {
+    const socket = connect(path, () => resolve(true)).on('error', () => resolve(false)).on('connect', () => socket.destroy());
+  });
 }
 
 export async function stopEnvoy(child: ChildProcess): Promise<void> {
