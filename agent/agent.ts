@@ -29,7 +29,7 @@ import { FlowTelemetry } from './telemetry/flow-telemetry.js';
 import { explain, type LiveMaps } from './resolve/explain.js';
 import { ServiceResolver } from './resolve/service-resolver.js';
 import { metricsText, type Counters } from './telemetry/metrics.js';
-import type { EnrolmentDefaults } from './workloads/enrolment.js';
+import { enrolmentOf, type EnrolmentDefaults } from './workloads/enrolment.js';
 import type { PodRecord, WorkloadSource } from './workloads/source.js';
 
 export interface AgentOptions {
@@ -389,7 +389,7 @@ export class Agent {
     const kernel = this.#kernel;
     return kernel?.http && new AgentFastPath({
       kernel: kernel.http, pods: () => kernel.pods(), netnsPath: (uid) => namespaces.path(uid), proxyPid: () => this.#proxy?.status().envoy.pid,
-      problem: () => this.#fastPathProblem(), on: this.#options.httpFastPath ?? true, logger: this.#component('agent.http'),
+      problem: () => this.#fastPathProblem(), requestIds: (uid) => this.#records?.some((record) => record.uid === uid && enrolmentOf(record, this.#defaults).requestIds) ?? false, on: this.#options.httpFastPath ?? true, logger: this.#component('agent.http'),
     });
   }
 
@@ -443,6 +443,7 @@ export class Agent {
         this.#policies?.setPods(records);
         if (started) {
           dataplane.setPods(records);
+          this.#fastPath?.repeater.podsChanged();
           continue;
         }
         // What a former agent left has to be in the proxy's first word to Envoy, so the pods come before the proxy.

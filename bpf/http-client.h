@@ -333,6 +333,20 @@ static __always_inline __u64 http_random_digits(void)
 	return x + HTTP_ONES * '0' + (((x + HTTP_ONES * 6) >> 4) & HTTP_ONES) * ('a' - '0' - 10);
 }
 
+/* As Envoy makes them: a UUID of random digits, version 4. */
+static __always_inline enum http_pushed http_give_id(struct sk_msg_md *msg, struct http_socket *hs)
+{
+	__u64 *text = (void *)hs->text, a = http_random_digits(), b = http_random_digits(), c = http_random_digits();
+	text[0] = HTTP_WORD("x-reques", 0);
+	text[1] = HTTP_WORD("t-id:   ", 0);
+	text[2] = http_random_digits();
+	text[3] = HTTP_WORD("-\0\0\0\0-4", 0) | (a & 0xffffffff) << 8 | a >> 32 << 56;
+	text[4] = HTTP_WORD("\0\0-8\0\0\0-", 0) | (a >> 40 & 0xffff) | (b & 0xffffff) << 32;
+	text[5] = b >> 24 | c << 40;
+	text[6] = (c >> 24 & 0xffffffff) | HTTP_WORD("  \r\n", 0) << 32;
+	return http_push(msg, hs, 56);
+}
+
 /*
  * What Envoy would have told the server: not to be traced. Else whoever the server calls next would draw anew, and most traces
  * would begin in the middle.
@@ -558,7 +572,9 @@ int http_client(struct sk_msg_md *msg)
 		hs->generation = 0;
 		return http_to_envoy(msg, hs, ch, now, false, COUNTER_HTTP_POD_OFF);
 	}
-	enum http_pushed told = hs->trace ? http_tell_untraced(msg, hs) : HTTP_PUSHED;
+	enum http_pushed told = pod->request_ids && !(hs->request.trace & HTTP_TRACE_ID) ? http_give_id(msg, hs) : HTTP_PUSHED;
+	if (told == HTTP_PUSHED && hs->trace)
+		told = http_tell_untraced(msg, hs);
 	if (told != HTTP_PUSHED) {
 		http_activity_add(netns_cookie, -1);
 		return told == HTTP_NOT_PUSHED ? http_to_envoy(msg, hs, ch, now, true, COUNTER_HTTP_REDIRECT_FAILED) : http_drop(msg, hs, ch);

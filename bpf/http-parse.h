@@ -362,6 +362,7 @@ HTTP_INLINE __u32 http_judge(struct http_scratch *s, __u32 line, __u32 name, __u
 		return 0;
 	case REQUEST_ID: { /* Envoy keeps why it traces in a UUID's version: source/extensions/request_id/uuid/config.cc */
 		__u8 version = http_at(s, at + 14);
+		s->trace |= HTTP_TRACE_ID;
 		if (length == 36 && (version == '9' || (version | 0x20) == 'a' || (version | 0x20) == 'b'))
 			s->trace |= HTTP_TRACE_ASKED;
 		return 0;

@@ -143,6 +143,8 @@ enum http_pod_state {
 struct http_pod {
 	__u32 table; /* whose ports and hosts are its own */
 	__u32 state;
+	__u32 request_ids; /* what is fast gets an x-request-id, if it has none */
+	__u32 reserved;
 };
 
 struct http_port_key {
@@ -181,11 +183,11 @@ enum http_trace {
 	HTTP_TRACE_B3_ASKED = HTTP_TRACE_B3 << 2, /* anything else */
 	HTTP_TRACE_W3C_ASKED = HTTP_TRACE_W3C << 2,
 	HTTP_TRACE_ASKED = 16, /* asked of Envoy, whatever the kind */
+	HTTP_TRACE_ID = 32,    /* there is an x-request-id */
 };
 
 enum http_class_flag {
 	HTTP_CLASS_FAST = 1, /* else Envoy's, and drawn by it */
-	HTTP_CLASS_REQUEST_ID = 2, /* x-request-id is wanted: not implemented by insertion, such a class is Envoy's */
 };
 
 struct http_class {

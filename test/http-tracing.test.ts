@@ -184,6 +184,27 @@ test('a request that comes as sampled is always traced, one that comes as not sa
   assert.ok(fastOf(not.grown) >= 290, JSON.stringify(not.grown));
 });
 
+test('with the label for it each request has an id of its own at the server, whoever had it; without it those that are fast have none', async () => {
+  const script = `
+    const http = require('node:http'); const agent = new http.Agent({ keepAlive: true, maxSockets: 1 });
+    const one = () => new Promise((resolve, reject) => http.get('http://web/', { agent }, (a) => { let b = ''; a.on('data', (d) => b += d).on('end', () => resolve(JSON.parse(b).headers['x-request-id'] ?? '')); }).on('error', reject));
+    (async () => { const ids = []; for (let i = 0; i < 200; i++) ids.push(await one()); agent.destroy(); console.log(JSON.stringify(ids)); })();`;
+  const ids = async (): Promise<string[]> => JSON.parse((await world.lab.exec('fast/client', [process.execPath, '-e', script], { timeoutMs: 30_000 })).stdout) as string[];
+  const label = (value: string | null): Promise<unknown> => world.lab.label({ kind: 'Pod', namespace: 'fast', name: 'client', labels: { 'underpass.io/request-id': value } });
+  assert.ok((await ids()).filter((id) => id === '').length > 100);
+  await label('true');
+  const start = await counters();
+  let last: string[] = [];
+  await waitFor('the label to be in force', async () => (last = await ids()).every((id) => id !== '') && (await fastPath()).pods.live >= 3, { timeoutMs: 20_000, everyMs: 50 });
+  assert.equal(new Set(last).size, 200);
+  for (const id of last) assert.match(id, /^[0-9a-f]{8}-[0-9a-f]{4}-[49][0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$/);
+  await live();
+  assert.ok((await ids()).every((id) => id !== '') && fastOf(await counters()) - fastOf(start) > 100);
+  await label(null);
+  await waitFor('the label to be gone', async () => (await ids()).some((id) => id === ''), { timeoutMs: 20_000, everyMs: 50 });
+  await live();
+});
+
 test('through a service that hands its headers on: as many traces as the client\'s share, each of them whole, none that begins in the middle', async (t) => {
   await load(50, {}, 'middle');
   const count = 1_000;

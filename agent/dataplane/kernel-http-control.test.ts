@@ -36,8 +36,8 @@ test('beat: the time is the kernel\'s own monotonic one, and what the programs k
 test('pods: their table and state, and what they have under way', () => {
   http.setPod(7n, { table: 3, state: 'live' });
   http.setPod(8n, { table: 4, state: 'suspended' });
-  http.setPod(7n, { table: 5, state: 'live' });
-  assert.deepEqual([...http.pods()].sort(([a], [b]) => Number(a - b)), [[7n, { table: 5, state: 'live' }], [8n, { table: 4, state: 'suspended' }]]);
+  http.setPod(7n, { table: 5, state: 'live', requestIds: true });
+  assert.deepEqual([...http.pods()].sort(([a], [b]) => Number(a - b)), [[7n, { table: 5, state: 'live', requestIds: true }], [8n, { table: 4, state: 'suspended' }]]);
   http.removePod(7n);
   assert.deepEqual([...http.pods().keys()], [8n]);
   assert.deepEqual(http.activity(8n), { underWay: 0n, started: 0n });

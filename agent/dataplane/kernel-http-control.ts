@@ -13,6 +13,8 @@ export interface HttpPod {
   /** The table whose ports and hosts hold; 0: none. */
   table: number;
   state: HttpPodState;
+  /** What is fast gets an `x-request-id`, if it has none. */
+  requestIds?: boolean;
 }
 
 export interface HttpActivity {
@@ -113,8 +115,8 @@ export class KernelHttpControl implements Closable {
     return value ? this.#codecs.control.number(value, 'lost_events') : 0;
   }
 
-  setPod(netnsCookie: bigint, { table, state }: HttpPod): void {
-    this.#maps.pods.set(u64(netnsCookie), this.#codecs.pod.encode({ table, state: this.#states[state] }));
+  setPod(netnsCookie: bigint, { table, state, requestIds }: HttpPod): void {
+    this.#maps.pods.set(u64(netnsCookie), this.#codecs.pod.encode({ table, state: this.#states[state], request_ids: Number(requestIds ?? false) }));
   }
 
   /** Nothing of the pod is fast any more. */
@@ -129,7 +131,7 @@ export class KernelHttpControl implements Closable {
   pods(): Map<bigint, HttpPod> {
     const nameOf = (value: number): HttpPodState => (value === this.#states.live ? 'live' : value === this.#states.suspended ? 'suspended' : 'off');
     const { pod } = this.#codecs;
-    return new Map(this.#maps.pods.entries().map(([key, value]) => [key.readBigUInt64LE(), { table: pod.number(value, 'table'), state: nameOf(pod.number(value, 'state')) }]));
+    return new Map(this.#maps.pods.entries().map(([key, value]) => [key.readBigUInt64LE(), { table: pod.number(value, 'table'), state: nameOf(pod.number(value, 'state')), ...(pod.number(value, 'request_ids') === 0 ? {} : { requestIds: true }) }]));
   }
 
   activity(netnsCookie: bigint): HttpActivity {

@@ -32,6 +32,7 @@ export interface AgentFastPathOptions {
   netnsPath(uid: string): string;
   proxyPid(): number | undefined;
   problem(): string | undefined;
+  requestIds(uid: string): boolean;
   on: boolean;
   logger: Logger;
 }
@@ -52,7 +53,7 @@ export class AgentFastPath implements Closable {
   readonly #orphans: HttpOrphans;
   readonly #idleTimer: NodeJS.Timeout;
 
-  constructor({ kernel, pods, netnsPath, proxyPid, problem, on, logger }: AgentFastPathOptions) {
+  constructor({ kernel, pods, netnsPath, proxyPid, problem, requestIds, on, logger }: AgentFastPathOptions) {
     this.#kernel = kernel;
     this.tables = new TaughtTables(kernel.tables);
     this.#endings = new HttpEndingQueue({
@@ -82,7 +83,7 @@ export class AgentFastPath implements Closable {
       });
     }, IDLE_EVERY_MS);
     this.#orphans = new HttpOrphans({ orphans: () => [...kernel.control.orphans(), ...(kernel.former?.orphans() ?? [])], pods, netnsPath, proxyPid, logger });
-    this.repeater = new FastPath({ kernel: kernel.control, pods, tables: this.tables, problem, onLost: () => end('that are to end', () => kernel.control.untoldEnds()), on, logger });
+    this.repeater = new FastPath({ kernel: kernel.control, pods, tables: this.tables, problem, requestIds, onLost: () => end('that are to end', () => kernel.control.untoldEnds()), on, logger });
   }
 
   get status(): AgentFastPathStatus {

@@ -186,3 +186,18 @@ test('FastPath: off by switch, by a problem, after lost ends for a while, and wh
   path.close();
   assert.equal(last().on, false);
 });
+
+test('FastPath: whether a pod\'s requests get ids is in its row, and changes there alone', () => {
+  world = new World();
+  const asks = new Set(['p1']);
+  const path = world.open({ requestIds: (uid) => asks.has(uid) });
+  void world.suspend(classes({ a: ['1', 'p1', 'p2'] }));
+  world.repeat('a');
+  assert.deepEqual([world.rows.get(1n), world.rows.get(2n)], [{ table: 1, state: 'live', requestIds: true }, { table: 1, state: 'live' }]);
+  world.taken();
+  path.podsChanged();
+  assert.deepEqual(world.taken(), []);
+  asks.add('p2').delete('p1');
+  path.podsChanged();
+  assert.deepEqual([world.taken(), world.rows.get(1n), world.rows.get(2n)], [['1 live', '2 live'], { table: 1, state: 'live' }, { table: 1, state: 'live', requestIds: true }]);
+});

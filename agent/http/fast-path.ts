@@ -38,6 +38,8 @@ export interface FastPathOptions<Table> {
   /** As the kernel's hooks have them. */
   pods(): readonly Pick<KernelPod, 'uid' | 'netnsCookie' | 'mode' | 'capture' | 'acceleration'>[];
   tables: TableWriter<Table>;
+  /** Whether a pod's requests are to have an `x-request-id`, as Envoy gives them one. */
+  requestIds?(uid: string): boolean;
   /** Why nothing may be fast at all, whatever the switch says. */
   problem(): string | undefined;
   /** The kernel could not tell of some ends. */
@@ -223,10 +225,12 @@ export class FastPath<Table> implements Closable {
       const row = this.#rows.get(netnsCookie);
       if (!repeated) {
         if (row?.state === 'live') this.#suspend(netnsCookie, row);
-      } else if (row?.state !== 'live' || row.table !== repeated.table) {
-        this.#write(netnsCookie, { table: repeated.table, state: 'live' });
-        this.#draining.delete(netnsCookie);
+        continue;
       }
+      const requestIds = this.#options.requestIds?.(uid) ?? false;
+      if (row?.state === 'live' && row.table === repeated.table && (row.requestIds ?? false) === requestIds) continue;
+      this.#write(netnsCookie, { table: repeated.table, state: 'live', ...(requestIds ? { requestIds } : {}) });
+      this.#draining.delete(netnsCookie);
     }
     for (const cookie of this.#rows.keys()) {
       if (present.has(cookie)) continue;

@@ -66,6 +66,12 @@ for (const [name, change, mode] of cases) {
   });
 }
 
+test('enrolmentOf: the label for request ids is yes or no; the pod\'s beats its namespace\'s', () => {
+  const of = (labels: Record<string, string>, namespaceLabels: Record<string, string> = {}): boolean | undefined => enrolmentOf(pod({ labels, namespaceLabels }), defaults).requestIds;
+  const label = 'underpass.io/request-id';
+  assert.deepEqual([of({}), of({ [label]: 'true' }), of({}, { [label]: 'true' }), of({ [label]: 'false' }, { [label]: 'true' }), of({ [label]: 'always' })], [undefined, true, true, undefined, undefined]);
+});
+
 test('enrolmentOf: the splice label is yes, no, or for the agent to find out; the pod\'s beats its namespace\'s', () => {
   const of = (labels: Record<string, string>, namespaceLabels: Record<string, string> = {}) => enrolmentOf(pod({ labels, namespaceLabels }), defaults);
   const label = 'underpass.io/splice';

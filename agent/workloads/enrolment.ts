@@ -6,6 +6,7 @@ export const ACCELERATION_LABEL = 'underpass.io/acceleration';
 export const REDIRECTION_LABEL = 'underpass.io/redirection';
 export const L7_LABEL = 'underpass.io/l7';
 export const SPLICE_LABEL = 'underpass.io/splice';
+export const REQUEST_ID_LABEL = 'underpass.io/request-id';
 
 /** Of the pods of a Gateway, waypoints among them. */
 const GATEWAY_NAME_LABEL = 'gateway.networking.k8s.io/gateway-name';
@@ -36,6 +37,8 @@ export interface Enrolment {
   splices?: boolean;
   /** HTTP that asks for nothing at L7 is treated as TCP: it meets no proxy where both pods are of this node. */
   l7Auto?: boolean;
+  /** Requests that the kernel repeats get an `x-request-id`, if they have none, as Envoy gives them one. */
+  requestIds?: boolean;
   /** Why the pod is left alone although a label asks for more; shown in the status. */
   reason?: string;
   unknown: UnknownLabel[];
@@ -44,7 +47,7 @@ export interface Enrolment {
 const MODES = { node: 'node', sidecar: 'sidecar', off: 'off' } as const satisfies Record<string, Mode>;
 const ACCELERATIONS = { off: 'off', l4: 'l4', l7: 'l7', force: 'force' } as const satisfies Record<string, Acceleration>;
 const L7 = { auto: 'auto', always: 'always' } as const;
-const SPLICES = { true: 'true', false: 'false' } as const;
+const YES_OR_NO = { true: 'true', false: 'false' } as const;
 const REDIRECTIONS = { auto: 'auto', bpf: 'bpf', iptables: 'iptables' } as const satisfies Record<string, Redirection>;
 
 /** Labels of a pod beat its namespace's; an unknown value counts as `off` (mode) or as the default (others). */
@@ -59,7 +62,7 @@ export function enrolmentOf(pod: PodRecord, defaults: EnrolmentDefaults): Enrolm
     unknown.push({ label, value, on: onPod === undefined ? 'namespace' : 'pod', expected: Object.keys(values), usedInstead: otherwise });
     return otherwise;
   };
-  const splice = read<'true' | 'false' | 'found out'>(SPLICE_LABEL, SPLICES, 'found out');
+  const splice = read<'true' | 'false' | 'found out'>(SPLICE_LABEL, YES_OR_NO, 'found out');
   const l7 = read<'auto' | 'always'>(L7_LABEL, L7, 'always');
   const enrolment: Enrolment = {
     mode: read<Mode>(MODE_LABEL, MODES, 'off'),
@@ -67,6 +70,7 @@ export function enrolmentOf(pod: PodRecord, defaults: EnrolmentDefaults): Enrolm
     redirection: read<Redirection>(REDIRECTION_LABEL, REDIRECTIONS, defaults.redirection),
     ...(splice === 'found out' ? {} : { splices: splice === 'true' }),
     ...(l7 === 'auto' ? { l7Auto: true } : {}),
+    ...(read<'true' | 'false'>(REQUEST_ID_LABEL, YES_OR_NO, 'false') === 'true' ? { requestIds: true } : {}),
     unknown,
   };
   if (enrolment.mode !== 'off') {

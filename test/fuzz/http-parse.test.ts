@@ -20,8 +20,9 @@ const traces: [header: string, trace: number][] = [
   ['x-b3-sampled: 0', TRACE.b3],
   ...['1', 'true', 'd', '', '00'].map((value): [string, number] => [`X-B3-Sampled: ${value}`, TRACE.b3Asked]),
   ['x-client-trace-id: 1', TRACE.asked],
-  ['x-request-id: 0aa5d0b4-4a3e-4e0e-9e6e-1f1f1f1f1f1f', 0],
-  ...['9', 'a', 'B'].map((version): [string, number] => [`x-request-id: 0aa5d0b4-4a3e-${version}e0e-9e6e-1f1f1f1f1f1f`, TRACE.asked]),
+  ['x-request-id: 0aa5d0b4-4a3e-4e0e-9e6e-1f1f1f1f1f1f', TRACE.id],
+  ['X-Request-Id:', TRACE.id],
+  ...['9', 'a', 'B'].map((version): [string, number] => [`x-request-id: 0aa5d0b4-4a3e-${version}e0e-9e6e-1f1f1f1f1f1f`, TRACE.asked | TRACE.id]),
 ];
 const long = (n: number): string => get(`X: ${'v'.repeat(n - get('X: ').length)}`);
 

@@ -8,7 +8,7 @@ import type { Kind } from './corpus.js';
 export type Where = 'user space' | 'kernel';
 export const framings = ['none', 'length', 'chunked', 'until close'] as const;
 /** enum http_trace. */
-export const TRACE = { b3: 1, w3c: 2, b3Asked: 4, w3cAsked: 8, asked: 16 } as const;
+export const TRACE = { b3: 1, w3c: 2, b3Asked: 4, w3cAsked: 8, asked: 16, id: 32 } as const;
 export const methods = ['', 'GET', 'HEAD', 'POST', 'PUT', 'DELETE', 'PATCH', 'OPTIONS'] as const;
 
 export interface Question {

@@ -27,7 +27,7 @@ export let endings: HttpEndingQueue;
 export let listen: () => void;
 
 /** Two classes: /a to the first server's port 80, all else to its port 81. Class 2 is Envoy's. */
-export function tableOf(traces: readonly HttpTrace[] = []): HttpTable {
+export function tableOf(traces: readonly (HttpTrace | undefined)[] = []): HttpTable {
   const classes: HttpClass[] = [0, 1].map((cluster) => ({ ...w.kernel.http.tables.takeName()!, ...(traces[cluster] && { trace: traces[cluster] }), splits: [{ until: 1, cluster, text: line('x-weight', '0', 32) }] }));
   const anyPath = { kind: 'any', value: '', inverted: false } as const;
   return {

@@ -19,7 +19,7 @@ function start(): AgentFastPath {
   // Pods' states and tables are the test's; this is for what ends.
   return new AgentFastPath({
     kernel: w.kernel.http, pods: () => w.world.pods.map((pod) => w.podRecord(pod)), netnsPath: (uid) => w.world.pods.find((pod) => w.podRecord(pod).uid === uid)!.netns,
-    proxyPid: () => envoy.pid, problem: () => undefined, on: true, logger: logger('test.lost'),
+    proxyPid: () => envoy.pid, requestIds: () => false, problem: () => undefined, on: true, logger: logger('test.lost'),
   });
 }
 
