@@ -65,6 +65,22 @@ HTTP_GLOBAL int http_pipeline(struct sk_msg_md *msg, __u32 at)
 	return end;
 }
 
+/* A function of its own, for the stack's sake. What is to become of the message; `read` of its bytes are requests that joined. */
+HTTP_GLOBAL int http_pipeline_lost(struct sk_msg_md *msg, __u32 read)
+{
+	struct bpf_sock *sk = msg->sk;
+	struct socket_state *state = sk ? bpf_sk_storage_get(&socket_states, sk, 0, 0) : 0;
+	if (!state)
+		return SK_DROP;
+	__u64 cookie = state->cookie;
+	struct http_channel *ch = bpf_map_lookup_elem(&http_channels, &cookie);
+	if (!ch)
+		return SK_DROP;
+	http_lose(ch, read == msg->size ? COUNTER_HTTP_REDIRECT_FAILED : COUNTER_HTTP_LOST_PIPELINED);
+	/* What was under way may have been answered in the meantime: then it is Envoy's from the message's beginning. */
+	return read || ch->unknown == HTTP_CUT ? http_refuse(msg, ch) : http_pass_on(msg);
+}
+
 /* A program of its own, for the stack's sake. */
 SEC("sk_msg")
 int http_pipelined(struct sk_msg_md *msg)
@@ -89,9 +105,7 @@ int http_pipelined(struct sk_msg_md *msg)
 	}
 	if (at != size || !server || bpf_msg_redirect_hash(msg, &sockets, &server, BPF_F_INGRESS) != SK_PASS) {
 		hs->lost = 1;
-		http_lose(ch, at == size ? COUNTER_HTTP_REDIRECT_FAILED : COUNTER_HTTP_LOST_PIPELINED);
-		/* What was under way may have been answered in the meantime: then it is Envoy's from the message's beginning. */
-		return at || ch->unknown == HTTP_CUT ? http_refuse(msg, ch) : http_pass_on(msg);
+		return http_pipeline_lost(msg, at);
 	}
 	count_moved(state, size);
 	return SK_PASS;

@@ -198,12 +198,14 @@ HTTP_GLOBAL int http_leave_waiting(__u64 client, __u64 server)
 	return 1;
 }
 
-/* An answer has been moved to C whole. */
-static __always_inline void http_answered(struct http_channel *ch, __u64 cookie, const struct http_whole *whole)
+/* An answer has been moved to C whole. Verified once, not for each place in a message: that is too much for 6.1. */
+HTTP_GLOBAL int http_answered(__u64 client, __u64 cookie, __u32 status, __u32 bytes, bool close)
 {
+	struct http_channel *ch = bpf_map_lookup_elem(&http_channels, &client);
+	if (!ch)
+		return 0;
 	struct http_ended ended = {};
-	__u32 status = whole->status;
-	bool early = false, lost = false, waits = false, close = whole->close;
+	bool early = false, lost = false, waits = false;
 	__u64 now = bpf_ktime_get_ns();
 	bpf_spin_lock(&ch->lock);
 	if (ch->state == HTTP_FAST && ch->server == cookie) {
@@ -226,10 +228,10 @@ static __always_inline void http_answered(struct http_channel *ch, __u64 cookie,
 	}
 	bpf_spin_unlock(&ch->lock);
 	if (ended.state != HTTP_FAST)
-		return;
+		return 0;
 	count(COUNTER_HTTP_ANSWERS_FAST);
 	ended.waiting = 0;
-	ended.answer_bytes = whole->bytes;
+	ended.answer_bytes = bytes;
 	http_total(&ended, now, status, HTTP_WHOLE);
 	if (!early)
 		http_settle(&ended);
@@ -240,13 +242,14 @@ static __always_inline void http_answered(struct http_channel *ch, __u64 cookie,
 	if (status >= 500)
 		http_class_to_envoy(ended.class, ended.generation);
 	if (!close)
-		return;
+		return 0;
 	if (waits && http_leave_waiting(ch->cookie, cookie)) {
 		http_total_last(ch->cookie, HTTP_UPSTREAM_ENDED);
 		http_total_waiting(ch->cookie, HTTP_UPSTREAM_ENDED);
 	}
 	http_mark_server(ch, cookie, HTTP_CLOSING, 0);
 	http_end_client(ch, true);
+	return 0;
 }
 
 SEC("sk_msg")
@@ -299,7 +302,7 @@ int http_server(struct sk_msg_md *msg)
 	for (__u32 i = 0; i <= HTTP_PIPELINED; i++) {
 		if (i >= hs->answered)
 			break;
-		http_answered(ch, cookie, &hs->whole[i]);
+		http_answered(client, cookie, hs->whole[i].status, hs->whole[i].bytes, hs->whole[i].close);
 	}
 	return SK_PASS;
 }
