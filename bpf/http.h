@@ -20,6 +20,7 @@ struct {
 
 #include "http-match.h"
 #include "http-draw.h"
+#include "http-read.h"
 #include "http-client.h"
 #include "http-pipeline.h"
 #include "http-server.h"

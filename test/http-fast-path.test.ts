@@ -13,29 +13,13 @@ import { run } from '../common/process.js';
 import { waitFor } from '../common/retry.js';
 import { tcpSockets } from '../native/index.js';
 import { CLI } from './agent-harness.js';
+import { CURL, ECHO, FAST_NAMESPACE, fastPod, fastService } from './fast-world.js';
 import { MeshWorld } from './mesh/world.js';
 
 /** UNDERPASS_ROUTE_CHANGES: 200 for a release. */
 const CHANGES = Number(process.env['UNDERPASS_ROUTE_CHANGES'] ?? 40);
 
-const pod = (name: string, labels: string, container: string): string => `apiVersion: v1
-kind: Pod
-metadata: {name: ${name}, namespace: fast, labels: {${labels}}}
-spec: {serviceAccountName: ${name.replace(/-v\d$/, '')}, containers: [{${container}}]}
----
-`;
-const ECHO = 'name: echo, image: echo, ports: [{name: http, containerPort: 8080}]';
-const WORLD = `apiVersion: v1
-kind: Namespace
-metadata: {name: fast, labels: {underpass.io/mode: node, underpass.io/acceleration: l7}}
----
-${pod('client', 'app: client', 'name: curl, image: curl')}${pod('web-v1', 'app: web, version: v1', ECHO)}${pod('web-v2', 'app: web, version: v2', ECHO)}${pod('web-v3', 'app: web, version: v3', ECHO)}apiVersion: v1
-kind: Service
-metadata: {name: web, namespace: fast}
-spec:
-  selector: {app: web}
-  ports: [{name: http, port: 80, targetPort: 8080}]
-`;
+const WORLD = `${FAST_NAMESPACE}${fastPod('client', CURL)}${['web-v1', 'web-v2', 'web-v3'].map((name) => fastPod(name, ECHO)).join('')}${fastService('web')}`;
 const SUBSETS = `apiVersion: networking.istio.io/v1
 kind: DestinationRule
 metadata: {name: web, namespace: fast}

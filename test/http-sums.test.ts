@@ -7,28 +7,10 @@ import { after, before, test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { askAgent, instancePaths, type AgentFastPathStatus } from '../agent/index.js';
 import { waitFor } from '../common/retry.js';
+import { CURL, ECHO, FAST_NAMESPACE, fastPod, fastService } from './fast-world.js';
 import { MeshWorld } from './mesh/world.js';
 
-const pod = (name: string, labels: string, container: string): string => `apiVersion: v1
-kind: Pod
-metadata: {name: ${name}, namespace: fast, labels: {${labels}}}
-spec: {serviceAccountName: ${name.replace(/-v\d$/, '')}, containers: [{${container}}]}
----
-`;
-const ECHO = 'name: echo, image: echo, ports: [{name: http, containerPort: 8080}]';
-const service = (name: string): string => `apiVersion: v1
-kind: Service
-metadata: {name: ${name}, namespace: fast}
-spec:
-  selector: {app: ${name}}
-  ports: [{name: http, port: 80, targetPort: 8080}]
----
-`;
-const WORLD = `apiVersion: v1
-kind: Namespace
-metadata: {name: fast, labels: {underpass.io/mode: node, underpass.io/acceleration: l7}}
----
-${pod('client', 'app: client', 'name: curl, image: curl')}${pod('web-v1', 'app: web, version: v1', ECHO)}${pod('web-v2', 'app: web, version: v2', ECHO)}${pod('guarded', 'app: guarded', ECHO)}${service('web')}${service('guarded')}`;
+const WORLD = `${FAST_NAMESPACE}${fastPod('client', CURL)}${['web-v1', 'web-v2', 'guarded'].map((name) => fastPod(name, ECHO)).join('')}${fastService('web')}${fastService('guarded')}`;
 /** Two versions by a header, and a server whose inbound chain is passed since it forbids a path. */
 const ROUTES = `apiVersion: networking.istio.io/v1
 kind: DestinationRule

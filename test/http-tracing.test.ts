@@ -7,6 +7,7 @@ import { after, before, test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { askAgent, instancePaths, type AgentFastPathStatus } from '../agent/index.js';
 import { waitFor } from '../common/retry.js';
+import { CURL, ECHO, FAST_NAMESPACE, fastPod, fastService } from './fast-world.js';
 import { MeshWorld } from './mesh/world.js';
 
 /** Takes spans as Zipkin does, and gives them back, and forgets them. */
@@ -27,25 +28,7 @@ http.createServer((q, r) => {
     .on('error', () => { r.statusCode = 502; r.end(); });
 }).listen(8080, '::');`;
 
-const pod = (name: string, container: string): string => `apiVersion: v1
-kind: Pod
-metadata: {name: ${name}, namespace: fast, labels: {app: ${name}, version: v1}}
-spec: {serviceAccountName: ${name}, containers: [{${container}}]}
----
-`;
-const service = (name: string): string => `apiVersion: v1
-kind: Service
-metadata: {name: ${name}, namespace: fast}
-spec:
-  selector: {app: ${name}}
-  ports: [{name: http, port: 80, targetPort: 8080}]
----
-`;
-const WORLD = `apiVersion: v1
-kind: Namespace
-metadata: {name: fast, labels: {underpass.io/mode: node, underpass.io/acceleration: l7}}
----
-${pod('client', 'name: curl, image: curl')}${pod('web', 'name: echo, image: echo, ports: [{name: http, containerPort: 8080}]')}${pod('middle', `name: middle, image: node, command: [node, -e, ${JSON.stringify(MIDDLE)}], ports: [{name: http, containerPort: 8080}]`)}${service('web')}${service('middle')}apiVersion: v1
+const WORLD = `${FAST_NAMESPACE}${fastPod('client', CURL)}${fastPod('web', ECHO)}${fastPod('middle', `name: middle, image: node, command: [node, -e, ${JSON.stringify(MIDDLE)}], ports: [{name: http, containerPort: 8080}]`)}${fastService('web')}${fastService('middle')}apiVersion: v1
 kind: Pod
 metadata: {name: zipkin, namespace: outside, labels: {app: zipkin}}
 spec: {containers: [{name: zipkin, image: node, command: [node, -e, ${JSON.stringify(COLLECTOR)}]}]}

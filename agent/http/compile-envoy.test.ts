@@ -4,8 +4,7 @@
  * the way, they have to say it. UNDERPASS_SEED repeats a run.
  */
 import assert from 'node:assert/strict';
-import { spawn, type ChildProcess } from 'node:child_process';
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { Agent, request as httpRequest } from 'node:http';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -16,9 +15,8 @@ import { Listener } from '../../proto/generated/envoy/config/listener/v3/listene
 import { FilterChain } from '../../proto/generated/envoy/config/listener/v3/listener_components.js';
 import { RouteConfiguration } from '../../proto/generated/envoy/config/route/v3/route.js';
 import '../../proto/generated/envoy/extensions/filters/http/rbac/v3/rbac.js';
-import { envoyBinary } from '../../common/paths.js';
-import { waitFor } from '../../common/retry.js';
 import { httpListener } from '../testing/resources.js';
+import { StaticEnvoy } from '../testing/static-envoy.js';
 import { compileTable } from './compile.js';
 import { policyOf } from './compile-policy.js';
 import { CALLER, HEADERS, names } from './compile-testing.js';
@@ -170,8 +168,7 @@ describe(`tables beside a real Envoy, seed ${seed}`, () => {
   const agent = new Agent({ keepAlive: true, maxSockets: 4 });
   const routes = Array.from({ length: TABLES }, randomRoutes);
   const policies = Array.from({ length: POLICIES }, randomPolicy);
-  const ports = new Map<string, number>();
-  let envoy: ChildProcess;
+  let envoy: StaticEnvoy;
 
   before(async () => {
     const listener = (name: string, filters: object[]): object => ({ name, address: { socket_address: { address: '127.0.0.1', port_value: 0 } }, filter_chains: [{ filters }] });
@@ -179,34 +176,19 @@ describe(`tables beside a real Envoy, seed ${seed}`, () => {
       ...routes.map(({ config }, at) => listener(`routes${at}`, [manager([], { ...config, virtual_hosts: config.virtual_hosts.map((host) => ({ ...host, routes: host.routes.map((route, index) => ({ ...route, ...answer(200, `${host.name} ${index}`) })) })) })])),
       ...policies.map(({ filters }, at) => listener(`policy${at}`, [knowsCaller, manager(filters, { virtual_hosts: [{ name: 'a', domains: ['*'], routes: [{ match: { prefix: '/' }, ...answer(200, 'allowed') }] }] })])),
     ];
-    const config = join(folder, 'envoy.json');
-    writeFileSync(config, JSON.stringify({ admin: { address: { socket_address: { address: '127.0.0.1', port_value: 0 } } }, static_resources: { listeners } }));
-    const said: string[] = [];
-    envoy = spawn(envoyBinary(), ['-c', config, '--concurrency', '1', '--disable-hot-restart', '-l', 'error', '--admin-address-path', join(folder, 'admin')], { stdio: ['ignore', 'ignore', 'pipe'] });
-    envoy.stderr!.on('data', (chunk) => said.push(String(chunk)));
-    await waitFor('Envoy to listen', async () => {
-      if (envoy.exitCode !== null) throw new Error(`Envoy: ${said.join('').slice(0, 2_000)}`);
-      try {
-        const answered = await fetch(`http://${readFileSync(join(folder, 'admin'), 'utf8').trim()}/listeners?format=json`);
-        const { listener_statuses: statuses = [] } = (await answered.json()) as { listener_statuses?: { name: string; local_address: { socket_address: { port_value: number } } }[] };
-        for (const { name, local_address } of statuses) ports.set(name, local_address.socket_address.port_value);
-      } catch {
-        return false;
-      }
-      return ports.size === listeners.length;
-    }, { timeoutMs: 15_000, everyMs: 50 });
+    writeFileSync(join(folder, 'envoy.json'), JSON.stringify({ admin: { address: { socket_address: { address: '127.0.0.1', port_value: 0 } } }, static_resources: { listeners } }));
+    envoy = await StaticEnvoy.start({ folder, config: 'envoy.json', listeners: listeners.length });
   });
   after(async () => {
     agent.destroy();
-    const ended = new Promise((resolve) => envoy.once('exit', resolve));
-    if (envoy.exitCode === null && envoy.kill('SIGTERM')) await ended;
+    await envoy?.close();
     rmSync(folder, { recursive: true, force: true });
   });
 
   const ask = (name: string, { method, target, host, headers }: HttpRequest): Promise<{ status: number; body: string }> =>
     new Promise((resolve, reject) => {
       const raw = ['host', host, ...headers.flat()];
-      const sent = httpRequest({ agent, host: '127.0.0.1', port: ports.get(name)!, method, path: target, headers: raw as never, setHost: false }, (response) => {
+      const sent = httpRequest({ agent, host: '127.0.0.1', port: envoy.ports.get(name)!, method, path: target, headers: raw as never, setHost: false }, (response) => {
         let body = '';
         response.setEncoding('utf8').on('data', (chunk: string) => (body += chunk)).on('end', () => resolve({ status: response.statusCode!, body }));
       });

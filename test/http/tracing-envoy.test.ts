@@ -3,9 +3,8 @@
  * in what the server is told. And what bpf/http-parse.h reads of trace contexts, beside the same Envoy.
  */
 import assert from 'node:assert/strict';
-import { spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { Agent, createServer, request as httpRequest, type IncomingHttpHeaders, type Server } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
@@ -13,8 +12,8 @@ import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { taughtCopies } from '../../agent/http/taught-clusters.js';
 import { taughtTable } from '../../agent/http/taught-routes.js';
+import { StaticEnvoy } from '../../agent/testing/static-envoy.js';
 import { stockExtensions } from '../../agent/testing/stock-envoy.js';
-import { envoyBinary } from '../../common/paths.js';
 import { waitFor } from '../../common/retry.js';
 import { Bootstrap } from '../../proto/generated/envoy/config/bootstrap/v3/bootstrap.js';
 import { Cluster } from '../../proto/generated/envoy/config/cluster/v3/cluster.js';
@@ -36,7 +35,6 @@ const SPAN = '00f067aa0ba902b7';
 
 const folder = mkdtempSync(join(tmpdir(), 'up-tracing-'));
 const agent = new Agent({ keepAlive: true, maxSockets: 8 });
-const ports = new Map<string, number>();
 const servers: Server[] = [];
 interface Span {
   name: string;
@@ -44,7 +42,7 @@ interface Span {
   tags: Record<string, string>;
 }
 const spans: Span[] = [];
-let envoy: ChildProcess;
+let envoy: StaticEnvoy;
 let web: number;
 
 async function listen(server: Server): Promise<number> {
@@ -107,27 +105,12 @@ before(async () => {
   const listeners = KINDS.flatMap((kind) => [...[0, RATE, 100].map((percent) => listener(`${kind} plain ${percent}`, kind, percent, TABLE)), listener(`${kind} taught`, kind, RATE, table)]);
   const bootstrap = Bootstrap.fromPartial({ static_resources: { clusters: [...plain, ...copies, cluster('collector', collector)], listeners }, admin: { address: { address: { $case: 'socket_address', value: { address: '127.0.0.1', port_specifier: { $case: 'port_value', value: 0 } } } } } } as never);
   bootstrap.node = { id: 'a', cluster: 'a' } as never;
-  const config = join(folder, 'envoy.pb');
-  writeFileSync(config, Bootstrap.encode(Bootstrap.fromPartial(bootstrap as never)).finish());
-  const said: string[] = [];
-  envoy = spawn(envoyBinary(), ['-c', config, '--concurrency', '1', '--disable-hot-restart', '-l', 'error', '--admin-address-path', join(folder, 'admin')], { stdio: ['ignore', 'ignore', 'pipe'] });
-  envoy.stderr!.on('data', (chunk) => said.push(String(chunk)));
-  await waitFor('Envoy to listen', async () => {
-    if (envoy.exitCode !== null) throw new Error(`Envoy: ${said.join('').slice(0, 2_000)}`);
-    try {
-      const answered = await fetch(`http://${readFileSync(join(folder, 'admin'), 'utf8').trim()}/listeners?format=json`);
-      const { listener_statuses: statuses = [] } = (await answered.json()) as { listener_statuses?: { name: string; local_address: { socket_address: { port_value: number } } }[] };
-      for (const { name, local_address } of statuses) ports.set(name, local_address.socket_address.port_value);
-    } catch {
-      return false;
-    }
-    return ports.size === listeners.length;
-  }, { timeoutMs: 15_000, everyMs: 50 });
+  writeFileSync(join(folder, 'envoy.pb'), Bootstrap.encode(Bootstrap.fromPartial(bootstrap as never)).finish());
+  envoy = await StaticEnvoy.start({ folder, config: 'envoy.pb', listeners: listeners.length });
 });
 after(async () => {
   agent.destroy();
-  const ended = new Promise((resolve) => envoy?.once('exit', resolve));
-  if (envoy && envoy.exitCode === null && envoy.kill('SIGTERM')) await ended;
+  await envoy?.close();
   for (const server of servers) server.close();
   rmSync(folder, { recursive: true, force: true });
 });
@@ -140,7 +123,7 @@ interface Seen {
 /** @returns what the server saw */
 function ask(name: string, headers: readonly (readonly [string, string])[], path = '/'): Promise<Seen> {
   return new Promise((resolve, reject) => {
-    httpRequest({ agent, host: '127.0.0.1', port: ports.get(name)!, path, headers: ['host', 'web', ...headers.flat()] as never, setHost: false }, (response) => {
+    httpRequest({ agent, host: '127.0.0.1', port: envoy.ports.get(name)!, path, headers: ['host', 'web', ...headers.flat()] as never, setHost: false }, (response) => {
       let body = '';
       response.setEncoding('utf8').on('data', (chunk: string) => (body += chunk)).on('end', () => {
         if (response.statusCode === 200) resolve(JSON.parse(body) as Seen);
