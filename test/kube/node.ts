@@ -150,7 +150,7 @@ export class KubeNode {
       const pod = status?.pods.find((item) => item.uid === uid);
       last = pod ?? status?.notReady;
       return status?.ready === true && (mode === 'off' ? pod?.mode !== 'node' && pod?.state !== 'enrolled' : pod?.mode === 'node' && pod.state === 'enrolled' && pod.settled);
-    }, { timeoutMs: 60_000, everyMs: 50 }).catch((error: unknown) => {
+    }, { timeoutMs: 120_000, everyMs: 50 }).catch((error: unknown) => {
       throw new Error(`${String(error)}\n${JSON.stringify(last)}\n${this.agentLog.slice(-4000)}`);
     });
   }
