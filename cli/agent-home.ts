@@ -79,7 +79,7 @@ export function clusterHome(options: AgentCliOptions, server: ApiServer): Home {
   const chain = configDir === undefined ? undefined : new CniChain({ configDir, binDir, plugin: join(buildDir, 'underpass-cni'), socket: cniSocket, labelled: labelledFile, whenAway, logger: logger('agent.cni') });
   return {
     nodeName,
-    workloads: new KubernetesSource({ client, nodeName, places: new PodPlaces(), labelledFile, logger: logger('agent.workloads') }),
+    workloads: new KubernetesSource({ client, nodeName, places: new PodPlaces(), labelledFile, ambientLabel: options.ambientLabel === true, logger: logger('agent.workloads') }),
     ...(options.clusterId === undefined ? {} : { clusterId: options.clusterId }),
     start: () => chain?.start(),
     close: () => {

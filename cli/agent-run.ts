@@ -23,6 +23,7 @@ export interface AgentCliOptions {
   kubeconfig?: string;
   context?: string;
   clusterId?: string;
+  ambientLabel?: boolean;
   cniConfDir?: string;
   cniBinDir: string;
   cniWhenAway: (typeof WHEN_AWAY)[number];
@@ -53,6 +54,7 @@ export function addAgentOptions(command: Command): Command {
     .addOption(new Option('--kubeconfig <file>', 'take the pods from the API server that this file leads to (default: without a lab, that of the cluster that this is a pod of)').conflicts(['lab', 'labSocket']))
     .option('--context <name>', 'of the kubeconfig (default: its current one)')
     .option('--cluster-id <name>', 'with Kubernetes: what proxies name as the cluster that they are in (default Kubernetes)')
+    .option('--ambient-label', "Istio's label istio.io/dataplane-mode enrols too: ambient as underpass.io/mode=node does, none of a pod as off; of both on one object underpass.io/mode counts")
     .option('--cni-conf-dir <dir>', "with Kubernetes: put a plugin into the node's CNI configuration in this folder, as /etc/cni/net.d, by which pods are enrolled before their programs start")
     .option('--cni-bin-dir <dir>', 'where the container runtime finds CNI plugins', '/opt/cni/bin')
     .addOption(new Option('--cni-when-away <what>', 'what becomes of new pods while no agent answers').choices(WHEN_AWAY).default('wait-labelled'))
@@ -120,7 +122,7 @@ export async function runAgent(options: AgentCliOptions, run: RunOptions): Promi
       runDir: options.runDir,
       bpffsDir: options.bpffs,
       instance: options.instance,
-      defaults: { acceleration: options.acceleration, redirection: options.redirection },
+      defaults: { acceleration: options.acceleration, redirection: options.redirection, ...(options.ambientLabel ? { ambientLabel: true } : {}) },
       purpose: run.purpose,
       ...(options.concurrency === undefined ? {} : { concurrency: options.concurrency }),
       ...(netnsPath === undefined ? {} : { netnsPath }),

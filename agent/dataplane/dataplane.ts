@@ -244,7 +244,7 @@ export class Dataplane {
       this.#options.logger.warn({ owner, label, value, expected, usedInstead }, 'unknown label value');
     }
     const { way, reason } = this.#way(enrolment);
-    const why = enrolment.reason ?? reason ?? (enrolment.unknown.length > 0 ? enrolment.unknown.map(({ label, value }) => `${label}=${value} is unknown`).join('; ') : undefined);
+    const why = enrolment.reason ?? reason ?? enrolment.conflict ?? (enrolment.unknown.length > 0 ? enrolment.unknown.map(({ label, value }) => `${label}=${value} is unknown`).join('; ') : undefined);
     const mode = enrolment.mode === 'sidecar' && !this.#options.kernel ? 'off' : enrolment.mode;
     const { acceleration, splices, l7Auto } = enrolment;
     return { record, mode, acceleration, ...(splices === undefined ? {} : { splices }), ...(l7Auto ? { l7Auto } : {}), way, mayFallBack: enrolment.redirection !== 'bpf', ...(why === undefined ? {} : { reason: why }) };

@@ -7,7 +7,7 @@ import { reflect, type Following } from '../../common/kube/reflector.js';
 import type { PodMetadataPatch } from '../../common/lab-api.js';
 import type { Logger } from '../../common/log.js';
 import { Backoff } from '../../common/retry.js';
-import { MODE_LABEL } from '../workloads/enrolment.js';
+import { enrolsNamespace } from '../workloads/enrolment.js';
 import { newest } from '../workloads/newest.js';
 import type { PodRecord, StartingPod, WorkloadSource } from '../workloads/source.js';
 import { apiPod, type ApiPod } from './pod-record.js';
@@ -22,6 +22,8 @@ export interface KubernetesSourceOptions {
   pageSize?: number;
   /** Names of namespaces whose label asks for enrolment, a line each: for the CNI plugin, while no agent answers. */
   labelledFile?: string;
+  /** Istio's label of ambient mode asks for it, too. */
+  ambientLabel?: boolean;
 }
 
 const PODS = resourceOf('v1', 'Pod');
@@ -239,9 +241,9 @@ export class KubernetesSource implements WorkloadSource {
   }
 
   #writeLabelled(): void {
-    const { labelledFile, logger } = this.#options;
+    const { labelledFile, logger, ambientLabel = false } = this.#options;
     if (labelledFile === undefined) return;
-    const names = [...this.#namespaces].flatMap(([name, labels]) => (labels[MODE_LABEL] === 'node' ? [`${name}\n`] : [])).sort().join('');
+    const names = [...this.#namespaces].flatMap(([name, labels]) => (enrolsNamespace(labels, { ambientLabel }) ? [`${name}\n`] : [])).sort().join('');
     if (names === this.#labelled) return;
     try {
       writeFileSync(`${labelledFile}.new`, names, { mode: 0o600 });

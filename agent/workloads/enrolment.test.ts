@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { enrolmentOf, type EnrolmentDefaults } from './enrolment.js';
+import { enrolmentOf, enrolsNamespace, type EnrolmentDefaults } from './enrolment.js';
 import type { PodRecord } from './source.js';
 
 const defaults: EnrolmentDefaults = { acceleration: 'l4', redirection: 'auto' };
@@ -92,4 +92,48 @@ test('enrolment: the l7 label is the pod\'s or its namespace\'s; without one, an
   assert.equal(of({}).l7Auto, undefined);
   const unknown = of({ [label]: 'sometimes' });
   assert.deepEqual([unknown.l7Auto, unknown.unknown.map(({ value, usedInstead }) => [value, usedInstead])], [undefined, [['sometimes', 'always']]]);
+});
+
+const ambient = { 'istio.io/dataplane-mode': 'ambient' };
+const none = { 'istio.io/dataplane-mode': 'none' };
+const withAmbient = { ...defaults, ambientLabel: true };
+const off = { 'underpass.io/mode': 'off' };
+
+test('enrolmentOf: Istio\'s label of ambient mode counts only where it is asked for', () => {
+  assert.deepEqual(enrolmentOf(pod({ namespaceLabels: ambient }), defaults), { mode: 'off', acceleration: 'l4', redirection: 'auto', unknown: [] });
+  assert.deepEqual(enrolmentOf(pod({ namespaceLabels: ambient }), withAmbient), { mode: 'node', acceleration: 'l4', redirection: 'auto', unknown: [] });
+});
+
+const labelled: [string, Record<string, string>, Record<string, string>, string, string | undefined][] = [
+  ['a pod\'s own', ambient, {}, 'node', undefined],
+  ['a pod\'s none in a namespace that is ambient', none, ambient, 'off', undefined],
+  ['a pod\'s none in a namespace of mode node', none, node, 'off', undefined],
+  ['both, alike', {}, { ...ambient, ...node }, 'node', undefined],
+  ['both on the namespace, at odds', {}, { ...ambient, ...off }, 'off', 'the namespace has underpass.io/mode=off, which counts, and istio.io/dataplane-mode=ambient'],
+  ['both on the pod, at odds', { ...none, ...node }, ambient, 'node', 'the pod has underpass.io/mode=node, which counts, and istio.io/dataplane-mode=none'],
+  ['its own mode on a pod in a namespace that is ambient', off, ambient, 'off', undefined],
+];
+for (const [what, labels, namespaceLabels, mode, conflict] of labelled) {
+  test(`enrolmentOf with Istio's label: ${what}`, () => {
+    const found = enrolmentOf(pod({ labels, namespaceLabels }), withAmbient);
+    assert.deepEqual([found.mode, found.conflict, found.unknown], [mode, conflict, []]);
+  });
+}
+
+test('enrolmentOf with Istio\'s label: pods that Istio leaves alone are left alone, and say why', () => {
+  const sidecarPod = enrolmentOf(pod({ namespaceLabels: ambient, hasSidecar: true }), withAmbient);
+  assert.equal(sidecarPod.mode, 'off');
+  assert.match(sidecarPod.reason ?? '', /sidecar of its own/);
+  assert.equal(enrolmentOf(pod({ namespaceLabels: ambient, hostNetwork: true }), withAmbient).mode, 'off');
+});
+
+test('enrolmentOf with Istio\'s label: a value that Istio does not know is reported and counts as no label', () => {
+  const found = enrolmentOf(pod({ labels: { 'istio.io/dataplane-mode': 'toString' }, namespaceLabels: ambient }), withAmbient);
+  assert.deepEqual([found.mode, found.unknown], ['node', [{ label: 'istio.io/dataplane-mode', value: 'toString', on: 'pod', expected: ['ambient', 'none'], usedInstead: 'no such label' }]]);
+});
+
+test('enrolsNamespace: which namespaces the CNI plugin waits in while no agent answers', () => {
+  const asked = [node, ambient, none, { ...ambient, ...off }, {}];
+  assert.deepEqual(asked.map((labels) => enrolsNamespace(labels, { ambientLabel: true })), [true, true, false, false, false]);
+  assert.deepEqual(asked.map((labels) => enrolsNamespace(labels, {})), [true, false, false, false, false]);
 });

@@ -7,6 +7,8 @@ export const REDIRECTION_LABEL = 'underpass.io/redirection';
 export const L7_LABEL = 'underpass.io/l7';
 export const SPLICE_LABEL = 'underpass.io/splice';
 export const REQUEST_ID_LABEL = 'underpass.io/request-id';
+/** Istio's own: `ambient` of a namespace or a pod, `none` of a pod. */
+export const DATAPLANE_MODE_LABEL = 'istio.io/dataplane-mode';
 
 /** Of the pods of a Gateway, waypoints among them. */
 const GATEWAY_NAME_LABEL = 'gateway.networking.k8s.io/gateway-name';
@@ -18,6 +20,8 @@ export type Redirection = 'auto' | 'bpf' | 'iptables';
 export interface EnrolmentDefaults {
   acceleration: Acceleration;
   redirection: Redirection;
+  /** Istio's label of ambient mode enrols too. */
+  ambientLabel?: boolean;
 }
 
 export interface UnknownLabel {
@@ -41,9 +45,14 @@ export interface Enrolment {
   requestIds?: boolean;
   /** Why the pod is left alone although a label asks for more; shown in the status. */
   reason?: string;
+  /** Labels that ask for different things, and which of them counts; shown in the status. */
+  conflict?: string;
   unknown: UnknownLabel[];
 }
 
+type Labels = Readonly<Record<string, string>>;
+
+const DATAPLANE_MODES = { ambient: 'node', none: 'off' } as const satisfies Record<string, Mode>;
 const MODES = { node: 'node', sidecar: 'sidecar', off: 'off' } as const satisfies Record<string, Mode>;
 const ACCELERATIONS = { off: 'off', l4: 'l4', l7: 'l7', force: 'force' } as const satisfies Record<string, Acceleration>;
 const L7 = { auto: 'auto', always: 'always' } as const;
@@ -57,20 +66,22 @@ export function enrolmentOf(pod: PodRecord, defaults: EnrolmentDefaults): Enrolm
     const onPod = pod.labels[label];
     const value = onPod ?? pod.namespaceLabels[label];
     if (value === undefined) return otherwise;
-    const known = Object.hasOwn(values, value) ? values[value] : undefined;
+    const known = valueOf(values, value);
     if (known !== undefined) return known;
     unknown.push({ label, value, on: onPod === undefined ? 'namespace' : 'pod', expected: Object.keys(values), usedInstead: otherwise });
     return otherwise;
   };
+  const { mode, conflict } = modeOf(pod, defaults.ambientLabel === true, unknown);
   const splice = read<'true' | 'false' | 'found out'>(SPLICE_LABEL, YES_OR_NO, 'found out');
   const l7 = read<'auto' | 'always'>(L7_LABEL, L7, 'always');
   const enrolment: Enrolment = {
-    mode: read<Mode>(MODE_LABEL, MODES, 'off'),
+    mode,
     acceleration: read<Acceleration>(ACCELERATION_LABEL, ACCELERATIONS, defaults.acceleration),
     redirection: read<Redirection>(REDIRECTION_LABEL, REDIRECTIONS, defaults.redirection),
     ...(splice === 'found out' ? {} : { splices: splice === 'true' }),
     ...(l7 === 'auto' ? { l7Auto: true } : {}),
     ...(read<'true' | 'false'>(REQUEST_ID_LABEL, YES_OR_NO, 'false') === 'true' ? { requestIds: true } : {}),
+    ...(conflict === undefined ? {} : { conflict }),
     unknown,
   };
   if (enrolment.mode !== 'off') {
@@ -78,6 +89,36 @@ export function enrolmentOf(pod: PodRecord, defaults: EnrolmentDefaults): Enrolm
     if (reason !== undefined) return { ...enrolment, mode: 'off', reason };
   }
   return enrolment;
+}
+
+/** Whether a namespace's labels alone enrol its pods. */
+export function enrolsNamespace(labels: Labels, { ambientLabel }: Pick<EnrolmentDefaults, 'ambientLabel'>): boolean {
+  return (labels[MODE_LABEL] ?? (ambientLabel && labels[DATAPLANE_MODE_LABEL] === 'ambient' ? 'node' : undefined)) === 'node';
+}
+
+/**
+ * A pod's labels beat its namespace's, also where Istio's counts; of both on one object `underpass.io/mode` counts. A value that
+ * Istio does not know is for Istio as if there was no label.
+ */
+function modeOf({ labels, namespaceLabels }: PodRecord, ambientLabel: boolean, unknown: UnknownLabel[]): { mode: Mode; conflict?: string } {
+  for (const [on, own] of [['pod', labels], ['namespace', namespaceLabels]] as const) {
+    const said = own[MODE_LABEL];
+    const istios = ambientLabel ? own[DATAPLANE_MODE_LABEL] : undefined;
+    const ambient = istios === undefined ? undefined : valueOf(DATAPLANE_MODES, istios);
+    if (istios !== undefined && !ambient) unknown.push({ label: DATAPLANE_MODE_LABEL, value: istios, on, expected: Object.keys(DATAPLANE_MODES), usedInstead: 'no such label' });
+    if (said !== undefined) {
+      const mode = valueOf(MODES, said);
+      if (!mode) unknown.push({ label: MODE_LABEL, value: said, on, expected: Object.keys(MODES), usedInstead: 'off' });
+      const isConflict = ambient && ambient !== (mode ?? 'off');
+      return { mode: mode ?? 'off', ...(isConflict ? { conflict: `the ${on} has ${MODE_LABEL}=${said}, which counts, and ${DATAPLANE_MODE_LABEL}=${istios}` } : {}) };
+    }
+    if (ambient) return { mode: ambient };
+  }
+  return { mode: 'off' };
+}
+
+function valueOf<T>(values: Readonly<Record<string, T>>, value: string): T | undefined {
+  return Object.hasOwn(values, value) ? values[value] : undefined;
 }
 
 function leftAlone(pod: PodRecord, mode: 'node' | 'sidecar'): string | undefined {

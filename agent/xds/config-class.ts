@@ -6,6 +6,7 @@
 import { createHash } from 'node:crypto';
 import { isIPv4, isIPv6 } from 'node:net';
 import { TLS_MODE_LABEL } from '../../common/identity/announcements.js';
+import { DATAPLANE_MODE_LABEL } from '../workloads/enrolment.js';
 import { Node } from '../../proto/generated/envoy/config/core/v3/base.js';
 
 export interface ClassPod {
@@ -27,6 +28,8 @@ const IGNORED_LABELS: ReadonlySet<string> = new Set([
   'batch.kubernetes.io/job-completion-index',
   'controller-uid',
   TLS_MODE_LABEL,
+  // As the labels of this project: whether a pod is enrolled must not move it to another class.
+  DATAPLANE_MODE_LABEL,
 ]);
 
 export function relevantLabels(labels: Readonly<Record<string, string>>): Record<string, string> {
