@@ -25,7 +25,7 @@ COPY --from=build /src/bin /opt/underpass/bin
 COPY --from=build /src/node_modules /opt/underpass/node_modules
 COPY --from=build /src/dist /opt/underpass/dist
 COPY --from=build /src/proto/generated/descriptors.binpb /opt/underpass/proto/generated/descriptors.binpb
-COPY --from=build /src/build/underpass.node /src/build/underpass-exec /src/build/socket-probe /src/build/socket-ends /opt/underpass/build/
+COPY --from=build /src/build/underpass.node /src/build/underpass-exec /src/build/underpass-cni /src/build/underpass-launcher /src/build/socket-probe /src/build/socket-ends /opt/underpass/build/
 COPY --from=build /src/build/envoy/envoy /opt/underpass/build/envoy/envoy
 ENTRYPOINT ["/opt/underpass/bin/underpass"]
 CMD ["agent"]

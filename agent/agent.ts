@@ -50,6 +50,8 @@ export interface AgentOptions {
   /** Where the shared Envoy runs and which DNS servers it asks, if not as this process does. */
   netnsPath?: string;
   dnsServers?: readonly string[];
+  /** Socket of `underpass-launcher`, which starts Envoy in a container of its own; by default this process does. */
+  envoyLauncher?: string;
   /** What the node's proxies name as the cluster that they are in; default `Kubernetes`. */
   clusterId?: string;
   /** Signs certificates for the service accounts of the node's pods; none by default, and then there is no mutual TLS. */
@@ -191,6 +193,7 @@ export class Agent {
       showsCallers: this.#kernel !== undefined,
       ...(this.#options.concurrency === undefined ? {} : { concurrency: this.#options.concurrency }),
       ...(this.#options.netnsPath === undefined ? {} : { netnsPath: this.#options.netnsPath }),
+      ...(this.#options.envoyLauncher === undefined ? {} : { launcherSocket: this.#options.envoyLauncher }),
       ...(this.#options.dnsServers === undefined ? {} : { dnsServers: this.#options.dnsServers }),
       ...(this.#options.clusterId === undefined ? {} : { clusterId: this.#options.clusterId }),
       ...(this.#options.ca === undefined ? {} : { ca: this.#options.ca }),

@@ -78,6 +78,8 @@ export interface ProxyOptions {
   showsCallers: boolean;
   concurrency?: number;
   netnsPath?: string;
+  /** Of `underpass-launcher`, where Envoy is to be started by that. */
+  launcherSocket?: string;
   dnsServers?: readonly string[];
   clusterId?: string;
   ca?: NodeCaFactory;

@@ -33,6 +33,7 @@ export interface AgentCliOptions {
   redirection: 'auto' | 'bpf' | 'iptables';
   acceleration: 'off' | 'l4' | 'l7' | 'force';
   concurrency?: number;
+  envoyLauncher?: string;
   trustDomain?: string;
   flowLog?: boolean;
   httpFastPath: 'on' | 'off';
@@ -62,6 +63,7 @@ export function addAgentOptions(command: Command): Command {
     .addOption(new Option('--redirection <way>', 'for pods without a label of their own').choices(['auto', 'bpf', 'iptables']).default('auto'))
     .addOption(new Option('--acceleration <level>', 'for pods without a label of their own; l7: the HTTP fast path too').choices(['off', 'l4', 'l7', 'force']).default('l4'))
     .option('--concurrency <n>', 'worker threads of the shared Envoy (default: one a CPU)', wholeNumber(1, 1024))
+    .option('--envoy-launcher <socket>', 'where underpass-launcher listens, which starts the shared Envoy in a container of its own (default: the agent starts it)')
     .option('--trust-domain <domain>', 'SPIFFE trust domain of the pods (default: what the control plane says of each)')
     .addOption(new Option('--http-fast-path <on|off>', 'at the start, for pods whose acceleration is l7; `underpass fast-path` switches it').choices(['on', 'off']).default('on'))
     .option('--flow-log', 'log a line for each connection of a local pod that ends')
@@ -125,6 +127,7 @@ export async function runAgent(options: AgentCliOptions, run: RunOptions): Promi
       defaults: { acceleration: options.acceleration, redirection: options.redirection, ...(options.ambientLabel ? { ambientLabel: true } : {}) },
       purpose: run.purpose,
       ...(options.concurrency === undefined ? {} : { concurrency: options.concurrency }),
+      ...(options.envoyLauncher === undefined ? {} : { envoyLauncher: options.envoyLauncher }),
       ...(netnsPath === undefined ? {} : { netnsPath }),
       ...(dnsServers === undefined ? {} : { dnsServers }),
       ...(clusterId === undefined ? {} : { clusterId }),

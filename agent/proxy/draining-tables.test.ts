@@ -21,7 +21,7 @@ describe('a table of routes that gets another name', () => {
   let b: { pod: ProxyPod; netns: TestNetns };
 
   before(async () => {
-    await world.start({ launcherPath: world.drainingAfter(DRAIN_SECONDS) });
+    await world.start({ execPath: world.drainingAfter(DRAIN_SECONDS) });
     a = await world.pod('pod-a');
     b = await world.pod('pod-b', { labels: { app: 'other' } });
     for (const { netns } of [a, b]) await netns.serve(echoServer(80));

@@ -8,7 +8,8 @@ import { envoyBinary } from '../../common/paths.js';
 import { processStartTime } from '../../common/process-id.js';
 import { sleep } from '../../common/retry.js';
 import { EnvoyAdmin } from './envoy-admin.js';
-import { Envoy, boundLog, stopEnvoy } from './envoy.js';
+import { stopEnvoy } from './envoy-process.js';
+import { Envoy, boundLog } from './envoy.js';
 
 describe('boundLog', () => {
   it('cuts a log that its writer holds open, keeping the part before', () => {

@@ -2,17 +2,17 @@
  * Supervises the node's one Envoy. It outlives this process, however that ends, and the next one adopts it: same process,
  * same binary, and its admin interface answers. One that died is started again.
  */
-import { spawn, type ChildProcess } from 'node:child_process';
-import { copyFileSync, closeSync, mkdirSync, openSync, readFileSync, renameSync, rmSync, statSync, truncateSync, writeFileSync } from 'node:fs';
+import { copyFileSync, mkdirSync, readFileSync, rmSync, statSync, truncateSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { UnderpassError, errorMessage } from '../../common/errors.js';
 import type { Closable } from '../../common/lifecycle.js';
 import type { Logger } from '../../common/log.js';
-import { buildDir } from '../../common/paths.js';
-import { isRunning, processStartTime, type ProcessId } from '../../common/process-id.js';
+import { isRunning, type ProcessId } from '../../common/process-id.js';
 import { Backoff, sleep, waitFor } from '../../common/retry.js';
 import { bootstrap } from './bootstrap.js';
 import { EnvoyAdmin, isTimeout } from './envoy-admin.js';
+import { endProcess, fileIdentity, readState, removeState, writeState, type EnvoyState } from './envoy-process.js';
+import { directStarter, launcherStarter, type EnvoyStarter, type StartedEnvoy } from './envoy-starter.js';
 
 export interface EnvoyOptions {
   nodeName: string;
@@ -27,15 +27,11 @@ export interface EnvoyOptions {
   logLevel?: string;
   logger: Logger;
   /** Of `underpass-exec`; default build/underpass-exec. */
-  launcherPath?: string;
+  execPath?: string;
+  /** Socket of `underpass-launcher`, which starts Envoy in this process's place: `envoyPath` and `netnsPath` are its own affair then. */
+  launcherSocket?: string;
   /** How long an Envoy of an earlier agent is asked for an answer; default 30 s. */
   adoptTimeoutMs?: number;
-}
-
-interface StateFile extends ProcessId {
-  /** Which file the process executes: device, inode, size, time of change. */
-  binary: string;
-  version: string;
 }
 
 export interface EnvoyStatus {
@@ -45,13 +41,10 @@ export interface EnvoyStatus {
   restarts: number;
 }
 
-/** What describes a process that runs. */
-const STATE_FILES = ['envoy.state.json', 'envoy-admin.sock'];
 const WATCH_INTERVAL_MS = 250;
 const LOG_CHECK_INTERVAL_MS = 5_000;
 const MAX_LOG_BYTES = 16 << 20;
 const START_TIMEOUT_MS = 15_000;
-const STOP_TIMEOUT_MS = 5_000;
 const ADOPT_TIMEOUT_MS = 30_000;
 const ADOPT_RETRY_MS = 200;
 /** A process that lived this long was no failed start: the next restart is immediate again. */
@@ -63,10 +56,11 @@ export class Envoy implements Closable {
   readonly admin: EnvoyAdmin;
   readonly adsSocketPath: string;
   readonly #options: EnvoyOptions;
+  readonly #starter: EnvoyStarter;
   readonly #stopping = new AbortController();
   readonly #backoff = new Backoff({ initialMs: 100, maxMs: 10_000, factor: 2, jitter: 0.2 });
   #process: ProcessId | undefined;
-  #child: ChildProcess | undefined;
+  #started: StartedEnvoy | undefined;
   #status: EnvoyStatus = { pid: undefined, version: undefined, adopted: false, restarts: 0 };
   #startedAt = 0;
   #watch: NodeJS.Timeout | undefined;
@@ -77,6 +71,9 @@ export class Envoy implements Closable {
     this.#options = options;
     this.admin = new EnvoyAdmin(join(options.runDir, 'envoy-admin.sock'));
     this.adsSocketPath = join(options.runDir, 'ads.sock');
+    this.#starter = options.launcherSocket === undefined
+      ? directStarter({ ...options, logPath: this.logPath })
+      : launcherStarter({ ...options, socketPath: options.launcherSocket, adminSocketPath: this.admin.socketPath });
   }
 
   get status(): Readonly<EnvoyStatus> {
@@ -111,8 +108,7 @@ export class Envoy implements Closable {
     this.#stopping.abort(new Error('the supervisor was closed'));
     clearInterval(this.#watch);
     clearInterval(this.#logWatch);
-    this.#child?.removeAllListeners('exit');
-    this.#child?.unref();
+    this.#started?.release();
   }
 
   /** Ends the process: SIGTERM, then SIGKILL. */
@@ -121,20 +117,16 @@ export class Envoy implements Closable {
     const process_ = this.#process;
     this.#process = undefined;
     if (process_) await endProcess(process_);
-    for (const name of STATE_FILES) rmSync(join(this.#options.runDir, name), { force: true });
+    removeState(this.#options.runDir);
     this.#status = { ...this.#status, pid: undefined };
   }
 
   async #adopt(signal?: AbortSignal): Promise<boolean> {
-    const { logger, envoyPath, netnsPath } = this.#options;
-    const state = this.#readState();
+    const { logger, runDir } = this.#options;
+    const state = readState(runDir);
     if (!state || !isRunning(state)) return false;
-    const current = fileIdentity(envoyPath);
-    const reason =
-      fileIdentity(`/proc/${state.pid}/exe`) !== state.binary ? 'the process executes another file'
-      : state.binary !== current ? `${envoyPath} is another binary now`
-      : netnsPath && namespaceOf(`/proc/${state.pid}/ns/net`) !== namespaceOf(netnsPath) ? 'it runs in another network namespace than the node has now'
-      : await this.#silence(state, signal);
+    const reason = fileIdentity(`/proc/${state.pid}/exe`) !== state.binary ? 'the process executes another file'
+      : (await this.#starter.objection(state, this.#until(signal))) ?? (await this.#silence(state, signal));
     if (reason !== undefined) {
       logger.warn({ pid: state.pid, reason }, 'Envoy of an earlier agent can not be adopted; it is ended and a new one started');
       // Only a process that is known to be that Envoy is ended.
@@ -152,8 +144,8 @@ export class Envoy implements Closable {
    * Why an Envoy that runs can't be spoken to. One that is only slow, e.g. on a machine that is, serves its pods all the
    * same: it is not ended for that.
    */
-  async #silence(state: StateFile, signal?: AbortSignal): Promise<string | undefined> {
-    const stop = signal ? AbortSignal.any([signal, this.#stopping.signal]) : this.#stopping.signal;
+  async #silence(state: EnvoyState, signal?: AbortSignal): Promise<string | undefined> {
+    const stop = this.#until(signal);
     const deadline = performance.now() + (this.#options.adoptTimeoutMs ?? ADOPT_TIMEOUT_MS);
     for (;;) {
       try {
@@ -173,70 +165,63 @@ export class Envoy implements Closable {
   }
 
   async #launch(signal?: AbortSignal): Promise<void> {
-    const { runDir, envoyPath, cgroupPath, netnsPath, dnsServers = [], nodeName, concurrency = 2, logLevel = 'warning', logger } = this.#options;
+    const { runDir, cgroupPath, dnsServers = [], nodeName, concurrency = 2, logLevel = 'warning', logger } = this.#options;
     mkdirSync(runDir, { recursive: true, mode: 0o700 });
     if (cgroupPath) mkdirSync(cgroupPath, { recursive: true });
     rmSync(this.admin.socketPath, { force: true });
     const configPath = join(runDir, 'envoy.json');
     const config = bootstrap({ nodeName, adsSocketPath: this.adsSocketPath, adminSocketPath: this.admin.socketPath, dnsServers });
     writeFileSync(configPath, JSON.stringify(config, null, 2), { mode: 0o600 });
-    const log = openSync(this.logPath, 'a', 0o600);
-    let child: ChildProcess;
+    let started: StartedEnvoy;
     try {
-      child = spawn(
-        this.#options.launcherPath ?? join(buildDir, 'underpass-exec'),
-        [
-          ...(cgroupPath ? ['--cgroup', cgroupPath] : []), ...(netnsPath ? ['--netns', netnsPath] : []), '--setsid', '--', envoyPath,
-          '--config-path', configPath, '--concurrency', `${concurrency}`, '--log-level', logLevel, '--disable-hot-restart',
-          '--drain-time-s', `${DRAIN_SECONDS}`, '--drain-strategy', 'immediate', '--file-flush-interval-msec', '1000',
-        ],
-        { stdio: ['ignore', log, log], cwd: runDir },
-      );
-    } finally {
-      closeSync(log);
+      started = await this.#starter.start([
+        '--config-path', configPath, '--concurrency', `${concurrency}`, '--log-level', logLevel, '--disable-hot-restart',
+        '--drain-time-s', `${DRAIN_SECONDS}`, '--drain-strategy', 'immediate', '--file-flush-interval-msec', '1000',
+      ], this.#until(signal));
+    } catch (error) {
+      throw this.#startError(errorMessage(error), error);
     }
-    const failure = new Promise<never>((_, reject) => {
-      child.once('error', (cause) => reject(this.#startError(cause.message, cause)));
-      child.once('exit', (code, name) => reject(this.#startError(code === null ? `ended by ${name}` : `exit ${code}`)));
-    });
-    failure.catch(() => undefined);
-    const startTime = child.pid === undefined ? undefined : processStartTime(child.pid);
-    const id = { pid: child.pid ?? 0, startTime: startTime ?? '' };
-    const binary = fileIdentity(envoyPath) ?? '';
+    const { pid, startTime, binary } = started;
     // Before anything can go wrong here: an agent that dies now must not leave an Envoy that nobody knows.
-    if (startTime !== undefined) this.#writeState({ ...id, binary, version: '' });
+    writeState(runDir, { pid, startTime, binary, version: '' });
+    const failure = started.ended.then((how) => Promise.reject(this.#startError(how)), (cause: unknown) => Promise.reject(this.#startError(errorMessage(cause), cause)));
+    failure.catch(() => undefined);
     let version: string;
     try {
       version = await Promise.race([failure, this.#answering(signal)]);
     } catch (error) {
-      if (startTime !== undefined) await endProcess(id);
+      await endProcess(started);
       throw error instanceof UnderpassError ? error : this.#startError(errorMessage(error), error);
     }
-    child.removeAllListeners('exit');
-    child.once('exit', () => this.#check());
-    child.unref();
-    this.#child = child;
-    this.#process = id;
+    started.ended.then(() => this.#check(), () => undefined);
+    this.#started = started;
+    this.#process = { pid, startTime };
     this.#startedAt = performance.now();
-    this.#status = { ...this.#status, pid: child.pid, version, adopted: false };
-    this.#writeState({ ...id, binary, version });
-    logger.info({ pid: child.pid, version }, 'Envoy started');
+    this.#status = { ...this.#status, pid, version, adopted: false };
+    writeState(runDir, { pid, startTime, binary, version });
+    logger.info({ pid, version }, 'Envoy started');
+  }
+
+  /** Until the caller's signal, or the end of this supervisor. */
+  #until(signal?: AbortSignal): AbortSignal {
+    return signal ? AbortSignal.any([signal, this.#stopping.signal]) : this.#stopping.signal;
   }
 
   async #answering(signal?: AbortSignal): Promise<string> {
-    const any = signal ? AbortSignal.any([signal, this.#stopping.signal]) : this.#stopping.signal;
+    const any = this.#until(signal);
     const probe = async (): Promise<string | undefined> => (await this.admin.serverInfo(any).catch(() => undefined))?.version;
     return waitFor("Envoy's admin interface", probe, { timeoutMs: START_TIMEOUT_MS, everyMs: 20, signal: any });
   }
 
   #startError(what: string, cause?: unknown): UnderpassError {
+    const { launcherSocket, envoyPath } = this.#options;
     let tail = '';
     try {
-      tail = readFileSync(this.logPath, 'utf8').trimEnd().split('\n').slice(-3).join('\n');
+      if (launcherSocket === undefined) tail = readFileSync(this.logPath, 'utf8').trimEnd().split('\n').slice(-3).join('\n');
     } catch {
       // no log yet
     }
-    return new UnderpassError('UNDERPASS_ENVOY_START', `starting Envoy (${this.#options.envoyPath}): ${what}${tail && `: ${tail}`}`, { cause, hint: `the whole log is ${this.logPath}` });
+    return new UnderpassError('UNDERPASS_ENVOY_START', `starting Envoy (${launcherSocket === undefined ? envoyPath : `by ${launcherSocket}`}): ${what}${tail && `: ${tail}`}`, { cause, hint: `its whole log is ${this.#starter.output}` });
   }
 
   #check(): void {
@@ -263,21 +248,8 @@ export class Envoy implements Closable {
     }
   }
 
-  #readState(): StateFile | undefined {
-    try {
-      return JSON.parse(readFileSync(join(this.#options.runDir, 'envoy.state.json'), 'utf8')) as StateFile;
-    } catch {
-      return undefined;
-    }
-  }
-
-  #writeState(state: StateFile): void {
-    const path = join(this.#options.runDir, 'envoy.state.json');
-    writeFileSync(`${path}.new`, JSON.stringify(state), { mode: 0o600 });
-    renameSync(`${path}.new`, path);
-  }
-
   #boundLog(): void {
+    if (this.#options.launcherSocket !== undefined) return;
     try {
       boundLog(this.logPath, MAX_LOG_BYTES);
     } catch (error) {
@@ -291,43 +263,4 @@ export function boundLog(path: string, maxBytes: number): void {
   if (statSync(path).size <= maxBytes) return;
   copyFileSync(path, `${path}.1`);
   truncateSync(path);
-}
-
-/** Ends the Envoy that some agent left for this run directory, if it still runs; for cleaning up without an agent. */
-export async function stopEnvoy(runDir: string): Promise<void> {
-  let state: StateFile;
-  try {
-    state = JSON.parse(readFileSync(join(runDir, 'envoy.state.json'), 'utf8')) as StateFile;
-  } catch {
-    return;
-  }
-  await endProcess(state);
-  for (const name of STATE_FILES) rmSync(join(runDir, name), { force: true });
-}
-
-/** Device, inode, size and change time: another file, or the same one replaced, differs. */
-function fileIdentity(path: string): string | undefined {
-  try {
-    const { dev, ino, size, mtimeMs } = statSync(path);
-    return [dev, ino, size, mtimeMs].join(':');
-  } catch {
-    return undefined;
-  }
-}
-
-function namespaceOf(path: string): number | undefined {
-  return statSync(path, { throwIfNoEntry: false })?.ino;
-}
-
-async function endProcess(id: ProcessId): Promise<void> {
-  for (const signal of ['SIGTERM', 'SIGKILL'] as const) {
-    if (!isRunning(id)) return;
-    try {
-      process.kill(id.pid, signal);
-    } catch {
-      return; // ended meanwhile
-    }
-    const deadline = performance.now() + STOP_TIMEOUT_MS;
-    while (isRunning(id) && performance.now() < deadline) await sleep(20);
-  }
 }

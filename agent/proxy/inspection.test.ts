@@ -47,7 +47,7 @@ describe('inspected ports', () => {
   before(async () => {
     const table = world.controlPlane;
     service('10.96.1.1', 9000, 'plain');
-    await world.start({ launcherPath: world.drainingAfter(DRAIN_SECONDS) });
+    await world.start({ execPath: world.drainingAfter(DRAIN_SECONDS) });
     byHeader(80);
     table.set(edsCluster(HEADER_CLUSTER), HEADER_CLUSTER);
     table.set(assignment(HEADER_CLUSTER, [`${ENDPOINT}:81`]), HEADER_CLUSTER);

@@ -18,7 +18,7 @@ import type { Change } from '../xds/delta-stream.js';
 import { WorkloadStream } from '../xds/workload-stream.js';
 import { taughtName } from '../http/taught-clusters.js';
 import { AdsServer } from './ads-server.js';
-import { Envoy } from './envoy.js';
+import { Envoy, type EnvoyOptions } from './envoy.js';
 import { EnvoyExtensions } from './extensions.js';
 import { Folder, type FoldProblem, type FoldResult } from './fold.js';
 import { inboundListenerName, inboundStatPrefix } from './fold-inbound.js';
@@ -49,7 +49,7 @@ export type { NodeProxyStatus } from './proxy-status.js';
  */
 export type ListenerPorts = readonly number[] | 'all';
 
-export interface NodeProxyOptions extends Pick<NarrowingOptions, 'onNarrowing' | 'onNarrowed'> {
+export interface NodeProxyOptions extends Pick<NarrowingOptions, 'onNarrowing' | 'onNarrowed'>, Pick<EnvoyOptions, 'execPath' | 'launcherSocket'> {
   nodeName: string;
   /** The node's address, for the WDS stream's node id; default 127.0.0.1. */
   nodeAddress?: string;
@@ -77,7 +77,6 @@ export interface NodeProxyOptions extends Pick<NarrowingOptions, 'onNarrowing' |
   onInboundNeeds?: (needs: ReadonlyMap<string, InboundNeeds>) => void;
   /** With every change of what the control plane sends: how ports are to be judged, and the pods that have a say in who calls them or of which it is not known. */
   onPlainPorts?: (ports: PlainPorts, behind: ReadonlySet<string>) => void;
-  launcherPath?: string;
   /** After a start, how long to wait for the control plane before the saved state is used; default 5 s. */
   staleAfterMs?: number;
   /** The kernel's hooks are on Envoy's cgroup: programs are told whom it calls for. */

@@ -15,7 +15,7 @@ describe('roll-out of changes to a running Envoy', () => {
   let b: { pod: ProxyPod; netns: TestNetns };
 
   before(async () => {
-    await world.start({ launcherPath: world.drainingAfter(1) });
+    await world.start({ execPath: world.drainingAfter(1) });
     a = await world.pod('pod-a');
     b = await world.pod('pod-b', { labels: { app: 'other' } });
     for (const { netns } of [a, b]) await netns.serve(echoServer(80));
