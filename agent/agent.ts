@@ -4,7 +4,6 @@
  */
 import { mkdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
-import type { ChannelCredentials } from '@grpc/grpc-js';
 import { UnderpassError, errorMessage } from '../common/errors.js';
 import type { PodMetadataPatch } from '../common/lab-api.js';
 import { ClosableStore } from '../common/lifecycle.js';
@@ -31,6 +30,7 @@ import { ServiceResolver } from './resolve/service-resolver.js';
 import { metricsText, type Counters } from './telemetry/metrics.js';
 import { enrolmentOf, type EnrolmentDefaults } from './workloads/enrolment.js';
 import type { PodRecord, WorkloadSource } from './workloads/source.js';
+import type { DiscoveryTls } from './xds/tls-channels.js';
 
 export interface AgentOptions {
   nodeName: string;
@@ -38,7 +38,7 @@ export interface AgentOptions {
   /** host:port, or unix:PATH. */
   discoveryAddress: string;
   /** Default: plaintext. */
-  credentials?: ChannelCredentials;
+  discoveryTls?: DiscoveryTls;
   /** Makes the logger of a component; default: the process's. */
   logger?: (component: string) => Logger;
   runDir?: string;
@@ -177,7 +177,7 @@ export class Agent {
       nodeName,
       runDir: this.folder,
       discoveryAddress: this.#options.discoveryAddress,
-      ...(this.#options.credentials ? { credentials: this.#options.credentials } : {}),
+      ...(this.#options.discoveryTls ? { discoveryTls: this.#options.discoveryTls } : {}),
       logger: this.#component('agent.proxy'),
       onListenerPorts: (ports, proxied) => this.#kernel?.setListenerPorts(ports, proxied),
       onInbound: (pods) => this.#dataplane?.setInbound(pods),

@@ -1,5 +1,4 @@
 /** The agent's big parts as the composition sees them, so that it can be read, and tried, without any of them. */
-import type { ChannelCredentials } from '@grpc/grpc-js';
 import type { Logger } from '../common/log.js';
 import type { InboundSteering, KernelPod, PodKernel, PodProxy } from './dataplane/collaborators.js';
 import type { KernelPolicies } from './dataplane/kernel-policies.js';
@@ -17,6 +16,7 @@ import type { RequestView } from './proxy/request-view.js';
 import type { WaypointTable } from './proxy/waypoint-table.js';
 import type { ServiceSink } from './resolve/service-resolver.js';
 import type { Change } from './xds/delta-stream.js';
+import type { DiscoveryTls } from './xds/tls-channels.js';
 
 export type { SelfTestVerdict };
 
@@ -71,7 +71,7 @@ export interface ProxyOptions {
   nodeName: string;
   runDir: string;
   discoveryAddress: string;
-  credentials?: ChannelCredentials;
+  discoveryTls?: DiscoveryTls;
   /** Absent without cgroup v2. */
   cgroupPath?: string;
   /** Programs can be told whom Envoy calls for. */

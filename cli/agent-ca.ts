@@ -2,9 +2,10 @@
 import { readFile } from 'node:fs/promises';
 import type { Command } from 'commander';
 import type { NodeCaFactory } from '../agent/index.js';
-import { UnderpassError, errorMessage } from '../common/errors.js';
+import { UnderpassError } from '../common/errors.js';
 import { CaIdentitySource } from '../common/identity/ca-client.js';
-import type { Lab } from './agent-home.js';
+import { rootsOf } from './agent-discovery.js';
+import type { Home, Lab } from './agent-home.js';
 import { labCa, localCa } from './agent-run.js';
 
 /** Where Istio's proxies have them. */
@@ -13,32 +14,36 @@ const DEFAULT_TOKEN = '/var/run/secrets/tokens/istio-token';
 
 export interface CaCliOptions {
   ca?: string;
-  caRoot: string;
+  caRoot?: string;
   caToken: string;
+  caPodTokens?: boolean;
+  clusterId?: string;
+  discovery?: string;
+  discoveryRoot?: string;
 }
 
 export function addCaOptions(command: Command): Command {
   return command
-    .option('--ca <address>', "host:port of the CA of the pods' certificates, as pilot's --secure-listen or istiod's 15012 (default: the embedded control plane, else the lab)")
-    .option('--ca-root <file>', 'with --ca: roots that its server is verified by', DEFAULT_ROOT)
-    .option('--ca-token <file>', "with --ca: this agent's service account token, read anew for each request", DEFAULT_TOKEN);
+    .option('--ca <address>', "host:port of the CA of the pods' certificates, as pilot's --secure-listen or istiod's 15012 (default: with --discovery-root the control plane, else the embedded one, else the lab)")
+    .option('--ca-root <file>', `roots that the CA's server is verified by, read anew when they change (default: --discovery-root, else ${DEFAULT_ROOT})`)
+    .option('--ca-token <file>', "this agent's service account token, read anew for each request", DEFAULT_TOKEN)
+    .option('--ca-pod-tokens', "ask the CA by tokens of the pods' own accounts, which the API server makes for pods of this node (deploy/agent-pod-tokens.yaml has the right), instead of by the agent's for them: for a CA that does not trust this agent");
 }
 
-/** @throws UnderpassError `UNDERPASS_BAD_OPTION` when the roots can't be read */
-export async function caOf({ ca, caRoot, caToken }: CaCliOptions, lab: Lab | undefined): Promise<NodeCaFactory | undefined> {
-  if (ca === undefined) {
+/** @throws UnderpassError `UNDERPASS_BAD_OPTION` when the roots can't be read, or there is no API server to make tokens */
+export async function caOf(options: CaCliOptions, { lab, home }: { lab: Lab | undefined; home?: Home }): Promise<NodeCaFactory | undefined> {
+  const { discovery, discoveryRoot, caToken, clusterId, caPodTokens = false } = options;
+  const address = options.ca ?? (discoveryRoot === undefined ? undefined : discovery);
+  if (address === undefined) {
     if (!lab) return undefined;
     const own = await labCa(lab);
     return own && localCa(`the lab at ${lab.socketPath}`, () => own);
   }
-  let rootPem: string;
-  try {
-    rootPem = await readFile(caRoot, 'utf8');
-  } catch (cause) {
-    throw new UnderpassError('UNDERPASS_BAD_OPTION', `--ca-root: reading the roots that ${ca} is verified by: ${errorMessage(cause)}`, { cause });
-  }
+  const roots = rootsOf('--ca-root', options.caRoot ?? discoveryRoot ?? DEFAULT_ROOT, address);
+  const tokenOf = caPodTokens ? home?.tokenOf : undefined;
+  if (caPodTokens && !tokenOf) throw new UnderpassError('UNDERPASS_BAD_OPTION', "--ca-pod-tokens: a lab's pods have no API server that makes tokens for them");
   return (onError) => {
-    const source = new CaIdentitySource({ address: ca, rootPem, token: () => readFile(caToken, 'utf8'), onError });
-    return Object.assign(source, { description: ca });
+    const source = new CaIdentitySource({ address, rootPem: roots, token: () => readFile(caToken, 'utf8'), onError, ...(tokenOf ? { tokenOf } : {}), ...(clusterId === undefined ? {} : { clusterId }) });
+    return Object.assign(source, { description: address });
   };
 }

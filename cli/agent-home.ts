@@ -1,8 +1,9 @@
 /** Whose pods a node agent serves: those of a lab's node, or of a node of a Kubernetes cluster. */
 import { hostname } from 'node:os';
 import { join } from 'node:path';
-import { CniChain, instancePaths, KubernetesSource, LabSource, PodPlaces, apiPods, setPodMetadata, type PodRecord, type WorkloadSource } from '../agent/index.js';
+import { CniChain, instancePaths, KubernetesSource, LabSource, PodPlaces, apiPods, podToken, setPodMetadata, type PodRecord, type WorkloadSource } from '../agent/index.js';
 import { UnderpassError } from '../common/errors.js';
+import type { WorkloadIdentity } from '../common/identity/spiffe.js';
 import { KubeClient } from '../common/kube/client.js';
 import { inClusterServer, readKubeconfig, type ApiServer } from '../common/kube/kubeconfig.js';
 import { LabClient, labSocket, type LabInfo, type PodMetadataPatch } from '../common/lab-api.js';
@@ -19,6 +20,8 @@ export interface Home {
   dnsServers?: readonly string[];
   /** What the node's proxies name as the cluster that they are in. */
   clusterId?: string;
+  /** A token of an account that a pod of the node runs under, bound to that pod. */
+  tokenOf?(identity: WorkloadIdentity, signal?: AbortSignal): Promise<string>;
   /** When the agent answers. */
   start?(): void;
   close?(): void;
@@ -77,9 +80,11 @@ export function clusterHome(options: AgentCliOptions, server: ApiServer): Home {
   const labelledFile = join(folder, 'labelled');
   const { cniConfDir: configDir, cniBinDir: binDir, cniWhenAway: whenAway } = options;
   const chain = configDir === undefined ? undefined : new CniChain({ configDir, binDir, plugin: join(buildDir, 'underpass-cni'), socket: cniSocket, labelled: labelledFile, whenAway, logger: logger('agent.cni') });
+  const workloads = new KubernetesSource({ client, nodeName, places: new PodPlaces(), labelledFile, ambientLabel: options.ambientLabel === true, logger: logger('agent.workloads') });
   return {
     nodeName,
-    workloads: new KubernetesSource({ client, nodeName, places: new PodPlaces(), labelledFile, ambientLabel: options.ambientLabel === true, logger: logger('agent.workloads') }),
+    workloads,
+    tokenOf: (identity, signal) => podToken(client, workloads.pods, identity, signal),
     ...(options.clusterId === undefined ? {} : { clusterId: options.clusterId }),
     start: () => chain?.start(),
     close: () => {

@@ -1,10 +1,9 @@
 /** What `underpass agent` and `underpass node` share: the options of a node agent, and its life from start to signal. */
 import { once } from 'node:events';
 import { join } from 'node:path';
-import type { ChannelCredentials } from '@grpc/grpc-js';
 import { Option, type Command } from 'commander';
 import { wholeNumber } from '../common/arguments.js';
-import { Agent, CALLERS_HEAR_MS, DEFAULT_INSTANCE, cleanup, instancePaths, realCleanupParts, realParts, removeCniPlugin, silence, WHEN_AWAY, type NodeCaFactory } from '../agent/index.js';
+import { Agent, CALLERS_HEAR_MS, DEFAULT_INSTANCE, cleanup, instancePaths, realCleanupParts, realParts, removeCniPlugin, silence, WHEN_AWAY, type DiscoveryTls, type NodeCaFactory } from '../agent/index.js';
 import { errorMessage } from '../common/errors.js';
 import type { CertificateAuthority } from '../common/identity/ca.js';
 import { TLS_MODE_LABEL } from '../common/identity/announcements.js';
@@ -102,7 +101,7 @@ export interface RunOptions {
   purpose: string;
   discoveryAddress: string;
   /** How the control plane is known, and knows this agent; default: neither is. */
-  credentials?: ChannelCredentials;
+  discoveryTls?: DiscoveryTls;
   home: Home;
   /** Signs the certificates of the pods' service accounts. */
   ca: NodeCaFactory | undefined;
@@ -120,7 +119,7 @@ export async function runAgent(options: AgentCliOptions, run: RunOptions): Promi
       nodeName,
       workloads,
       discoveryAddress: run.discoveryAddress,
-      ...(run.credentials ? { credentials: run.credentials } : {}),
+      ...(run.discoveryTls ? { discoveryTls: run.discoveryTls } : {}),
       runDir: options.runDir,
       bpffsDir: options.bpffs,
       instance: options.instance,

@@ -29,7 +29,7 @@ async function run(options: NodeCliOptions): Promise<void> {
     if (options.discovery === undefined) {
       throw new UnderpassError('UNDERPASS_BAD_OPTION', 'starting the node: no control plane is named', { hint: 'give --embedded-pilot, or --discovery ADDRESS' });
     }
-    return runAgent(options, { purpose: 'underpass node', discoveryAddress: options.discovery, home: labHome(options, lab), ca: await caOf(options, lab) });
+    return runAgent(options, { purpose: 'underpass node', discoveryAddress: options.discovery, home: labHome(options, lab), ca: await caOf(options, { lab }) });
   }
   const sources = options.source ?? (lab.info ? [...lab.info.sourceDirs, lab.info.objectsDir] : []);
   if (sources.length === 0) {
@@ -46,7 +46,7 @@ async function run(options: NodeCliOptions): Promise<void> {
     purpose: 'underpass node',
     discoveryAddress: socket,
     home: labHome(options, lab),
-    ca: options.ca === undefined ? localCa('the embedded control plane', () => pilot.ca!) : await caOf(options, lab),
+    ca: options.ca === undefined ? localCa('the embedded control plane', () => pilot.ca!) : await caOf(options, { lab }),
     companion: {
       start: () => pilot.start(abort.signal),
       stop: async () => {

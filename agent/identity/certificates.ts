@@ -107,6 +107,12 @@ export class NodeCertificates implements Closable {
     return new Map(secrets.map((entry) => [entry.name, entry]));
   }
 
+  /** To show to a server; undefined while there is none that holds. */
+  certificate(id: string): IssuedCertificate | undefined {
+    const account = this.#accounts.get(id);
+    return account?.secret && !account.expired ? account.rotation.current : undefined;
+  }
+
   status(): CertificatesStatus {
     const identities = [...this.#accounts].map(([id, { notAfter, expired, problem }]) => ({ id, ...(notAfter ? { notAfter: notAfter.toISOString() } : {}), ...(expired ? { expired } : {}), ...(problem === undefined ? {} : { problem }) }));
     return { ca: this.#ca.description, ...(this.#problem === undefined ? {} : { problem: this.#problem }), identities };

@@ -76,6 +76,11 @@ export class KubernetesSource implements WorkloadSource {
     return `Kubernetes ${this.#options.client.server.url.origin}`;
   }
 
+  /** All that the API has of this node. */
+  get pods(): Iterable<ApiPod> {
+    return this.#pods.values();
+  }
+
   get problem(): string | undefined {
     if (this.#problems.size > 0) return [...this.#problems.values()].join('; ');
     return this.#complete.size < 2 ? 'not read yet' : undefined;

@@ -5,13 +5,12 @@
 import { mkdirSync } from 'node:fs';
 import { isIPv6 } from 'node:net';
 import { join } from 'node:path';
-import type { ChannelCredentials } from '@grpc/grpc-js';
 import type { Node } from '../../proto/generated/envoy/config/core/v3/base.js';
 import { UnderpassError, errorMessage } from '../../common/errors.js';
 import type { Logger } from '../../common/log.js';
 import { DEFAULT_TRUST_DOMAIN, spiffeId } from '../../common/identity/spiffe.js';
 import { NodeCertificates, type NodeCaFactory } from '../identity/certificates.js';
-import { AdsChannel } from '../xds/channel.js';
+import { TlsChannels, type DiscoveryTls } from '../xds/tls-channels.js';
 import { classKey, sidecarNode } from '../xds/config-class.js';
 import { SidecarStream, type SidecarState } from '../xds/sidecar-stream.js';
 import type { Change } from '../xds/delta-stream.js';
@@ -57,7 +56,7 @@ export interface NodeProxyOptions extends Pick<NarrowingOptions, 'onNarrowing' |
   runDir: string;
   /** `host:port` or `unix:/path` */
   discoveryAddress: string;
-  credentials?: ChannelCredentials;
+  discoveryTls?: DiscoveryTls;
   envoyPath: string;
   /** cgroup v2 folder of Envoy. */
   cgroupPath?: string;
@@ -113,7 +112,7 @@ export class NodeProxy {
   readonly envoy: Envoy;
   readonly #options: NodeProxyOptions;
   readonly #logger: Logger;
-  readonly #channel: AdsChannel;
+  readonly #channels: TlsChannels;
   readonly #workloads: WorkloadStream;
   readonly #ads: AdsServer;
   readonly #healthRelay: HealthRelay;
@@ -161,9 +160,10 @@ export class NodeProxy {
   constructor(options: NodeProxyOptions) {
     this.#options = options;
     this.#logger = options.logger;
-    this.#channel = new AdsChannel(options.discoveryAddress, options.credentials);
+    const { discoveryTls: tls, clusterId } = options;
+    this.#channels = new TlsChannels({ address: options.discoveryAddress, ...(tls ? { tls } : {}), ...(options.ca ? { certificateOf: (id) => this.#certificates?.certificate(id) } : {}) });
     this.#workloads = new WorkloadStream({
-      channel: this.#channel, nodeName: options.nodeName, nodeAddress: options.nodeAddress ?? '127.0.0.1', logger: options.logger,
+      channel: this.#channels.own, nodeName: options.nodeName, nodeAddress: options.nodeAddress ?? '127.0.0.1', logger: options.logger, ...(tls?.account ? { account: tls.account } : {}), ...(clusterId === undefined ? {} : { clusterId }),
       onChange: (change) => {
         this.#workloadsChanged(change);
         options.onWorkloads?.(this.#workloads, change);
@@ -171,7 +171,7 @@ export class NodeProxy {
     });
     this.envoy = new Envoy({ ...options, cgroupPath: options.cgroupPath });
     this.#healthRelay = new HealthRelay({
-      open: () => this.#channel.openHealth(),
+      open: () => this.#channels.openHealth(),
       nodeName: options.nodeName,
       podOf: (ip) => [...this.#pods.values()].find(({ ips }) => ips.includes(ip)),
       logger: options.logger,
@@ -183,7 +183,7 @@ export class NodeProxy {
       beforeListeners: (names) => this.#narrowing.beforeListeners(names), refusalOf: (name) => this.envoy.admin.refusal(name),
       register: (server) => this.#healthRelay.addTo(server),
     });
-    this.#certificates = options.ca && new NodeCertificates({ ca: options.ca, onChange: () => this.#schedule(), logger: options.logger });
+    this.#certificates = options.ca && new NodeCertificates({ ca: options.ca, onChange: () => (this.#channels.certificatesChanged(), this.#schedule()), logger: options.logger });
     const envoysAnswers = { ads: this.#ads, stopping: this.#stopping.signal };
     this.#repeat = options.fastPath && new RepeatFollower({ ...envoysAnswers, ...options.fastPath });
     this.#narrowing = new NarrowingFollower({ ...envoysAnswers, ...options });
@@ -375,7 +375,7 @@ export class NodeProxy {
     this.#workloads.close();
     await this.#certificates?.close();
     this.#healthRelay.close();
-    this.#channel.close();
+    this.#channels.close();
     this.#ads.close();
     if (keepEnvoy) this.envoy.close();
     else await this.envoy.stop();
@@ -405,7 +405,7 @@ export class NodeProxy {
 
   #openClass(key: string, pod: ProxyPod): ConfigClass {
     const node = sidecarNode(pod, this.#options);
-    const stream = new SidecarStream({ channel: this.#channel, node, logger: this.#logger, onUpdate: () => this.#schedule() });
+    const stream = new SidecarStream({ channel: this.#channels.as(() => this.#identity(pod)), node, logger: this.#logger, onUpdate: () => this.#schedule() });
     const saved = this.#file.saved.classes.find((item) => item.key === key)?.state;
     if (saved) stream.preload(saved);
     stream.start();

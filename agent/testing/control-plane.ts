@@ -20,6 +20,9 @@ export class TestStream {
   #nonce = 0;
   ended = false;
 
+  /** Who its caller has proven to be; of plaintext nobody. */
+  identity: string | undefined;
+
   constructor(readonly call: Call, readonly id: number) {}
 
   note(request: DeltaDiscoveryRequest): void {
@@ -49,6 +52,15 @@ export class TestStream {
   }
 }
 
+/** How a control plane knows its callers; default: it asks nobody. */
+export interface ControlPlaneSecurity {
+  credentials(): Promise<ServerCredentials>;
+  /** Whether the first request's caller may ask as that node; one that may not has been told when it is false. */
+  admit(stream: TestStream, first: DeltaDiscoveryRequest): Promise<boolean>;
+  /** Adds what is served beside ADS. */
+  register(server: Server): void;
+}
+
 export class TestControlPlane {
   readonly streams: TestStream[] = [];
   /** Reaction to each request of a stream; set by the test. */
@@ -56,7 +68,7 @@ export class TestControlPlane {
   #server: Server | undefined;
 
   /** @param address `unix:/path` or `127.0.0.1:0` */
-  constructor(private address_: string) {}
+  constructor(private address_: string, readonly security?: ControlPlaneSecurity) {}
 
   get address(): string {
     return this.address_;
@@ -70,13 +82,19 @@ export class TestControlPlane {
 
   async start(): Promise<void> {
     const server = new Server();
+    this.security?.register(server);
     server.addService(AggregatedDiscoveryServiceService, {
       deltaAggregatedResources: (call: Call) => {
         const stream = new TestStream(call, this.streams.length);
         this.streams.push(stream);
+        let admitted: Promise<boolean> | undefined;
         call.on('data', (request: DeltaDiscoveryRequest) => {
-          stream.note(request);
-          this.onRequest(stream, request);
+          admitted ??= this.security?.admit(stream, request) ?? Promise.resolve(true);
+          void admitted.then((isAdmitted) => {
+            if (!isAdmitted || stream.ended) return;
+            stream.note(request);
+            this.onRequest(stream, request);
+          });
         });
         const ended = (): void => {
           stream.ended = true;
@@ -90,10 +108,11 @@ export class TestControlPlane {
       },
     });
     if (this.address_.startsWith('unix:')) rmSync(this.address_.slice(5), { force: true });
+    const credentials = this.security ? await this.security.credentials() : ServerCredentials.createInsecure();
     const port = await new Promise<number>((resolve, reject) => {
-      server.bindAsync(this.address_, ServerCredentials.createInsecure(), (error, bound) => (error ? reject(error) : resolve(bound)));
+      server.bindAsync(this.address_, credentials, (error, bound) => (error ? reject(error) : resolve(bound)));
     });
-    if (!this.address_.startsWith('unix:')) this.address_ = `127.0.0.1:${port}`;
+    if (!this.address_.startsWith('unix:')) this.address_ = this.address_.replace(/:\d+$/, `:${port}`);
     this.#server = server;
   }
 

@@ -8,15 +8,23 @@ import { UnderpassError } from '../../common/errors.js';
 
 export type DeltaStream = ClientDuplexStream<DeltaDiscoveryRequest, DeltaDiscoveryResponse>;
 
-export class AdsChannel implements Closable {
+export interface StreamOpener {
+  /** Undefined while there is nothing to show who asks; `wake` is called when it is worth another try. */
+  open(wake: () => void): DeltaStream | undefined;
+  /** What is missing then. */
+  waitsFor?(): string;
+}
+
+export class AdsChannel implements Closable, StreamOpener {
   readonly #client: AggregatedDiscoveryServiceClient;
   readonly #health: HealthDiscoveryServiceClient;
 
   /**
    * @param address `host:port`, or `unix:/path`
    * @param channelCredentials plaintext unless given (TLS: one channel an identity)
+   * @param isAlone it shares its connection with no other channel of this process
    */
-  constructor(readonly address: string, channelCredentials: ChannelCredentials = credentials.createInsecure()) {
+  constructor(readonly address: string, channelCredentials: ChannelCredentials = credentials.createInsecure(), { isAlone = false } = {}) {
     const port = Number(/^.+:(\d{1,5})$/.exec(address)?.[1]);
     if (!/^unix:./.test(address) && !(port >= 1 && port <= 65_535)) {
       throw new UnderpassError('UNDERPASS_BAD_ADDRESS', `connecting to the control plane: "${address}" is neither host:port, with a port from 1 to 65535, nor unix:/path`);
@@ -30,6 +38,7 @@ export class AdsChannel implements Closable {
       'grpc.initial_reconnect_backoff_ms': 100,
       'grpc.min_reconnect_backoff_ms': 100,
       'grpc.max_reconnect_backoff_ms': 2_000,
+      ...(isAlone ? { 'grpc.use_local_subchannel_pool': 1 } : {}),
       // A Unix socket's path is no valid :authority.
       ...(address.startsWith('unix:') ? { 'grpc.default_authority': 'localhost' } : {}),
     });

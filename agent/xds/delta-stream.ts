@@ -10,7 +10,7 @@ import { errorMessage } from '../../common/errors.js';
 import type { Closable } from '../../common/lifecycle.js';
 import type { Logger } from '../../common/log.js';
 import { Backoff } from '../../common/retry.js';
-import type { AdsChannel, DeltaStream } from './channel.js';
+import type { DeltaStream, StreamOpener } from './channel.js';
 import { ResourceError, withVersion, type AnyResourceType, type XdsResource, type XdsResourceType } from './resource-type.js';
 
 /** A type's share of a stream. `T` is the decoded message. */
@@ -58,7 +58,7 @@ interface MutableState extends TypeState {
 }
 
 export interface DeltaStreamOptions {
-  channel: AdsChannel;
+  channel: StreamOpener;
   node: Node;
   types: readonly AnyResourceType[];
   onChange: (change: Change) => void;
@@ -146,7 +146,9 @@ export class DeltaAdsStream implements Closable {
 
   #connect(): void {
     if (this.#closed) return;
-    const stream = this.#options.channel.open();
+    const { channel } = this.#options;
+    const stream = channel.open(() => this.#connectNow());
+    if (!stream) return this.#disconnect(`waiting for ${channel.waitsFor?.() ?? 'the control plane'}`, this.#backoff.next());
     this.#stream = stream;
     this.#nodeSent = false;
     this.#status = { ...this.#status, connects: this.#status.connects + 1 };
@@ -163,6 +165,13 @@ export class DeltaAdsStream implements Closable {
     stream.on('error', (error: Error) => lost(errorMessage(error)));
     stream.on('end', () => lost('the control plane ended the stream'));
     for (const state of this.#states.values()) this.#subscribe(state);
+  }
+
+  #connectNow(): void {
+    if (this.#stream) return;
+    clearTimeout(this.#retry);
+    this.#backoff.reset();
+    this.#connect();
   }
 
   #disconnect(reason: string, delayMs: number): void {

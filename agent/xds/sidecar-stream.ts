@@ -10,7 +10,7 @@ import type { RouteConfiguration } from '../../proto/generated/envoy/config/rout
 import type { Closable } from '../../common/lifecycle.js';
 import type { Logger } from '../../common/log.js';
 import type { Backoff } from '../../common/retry.js';
-import type { AdsChannel } from './channel.js';
+import type { StreamOpener } from './channel.js';
 import { DeltaAdsStream, type Change, type StreamStatus, type TypeState } from './delta-stream.js';
 import { listenerClusters, visitRouteClusters } from './references.js';
 import { changedHosts } from './route-codec.js';
@@ -33,7 +33,7 @@ export interface SidecarState {
 }
 
 export interface SidecarStreamOptions {
-  channel: AdsChannel;
+  channel: StreamOpener;
   node: Node;
   logger: Logger;
   /** `state` changed. */

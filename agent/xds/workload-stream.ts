@@ -5,7 +5,7 @@ import type { Address } from '../../proto/generated/istio/workload/workload.js';
 import type { Closable } from '../../common/lifecycle.js';
 import type { Logger } from '../../common/log.js';
 import type { Backoff } from '../../common/retry.js';
-import type { AdsChannel } from './channel.js';
+import type { StreamOpener } from './channel.js';
 import { DeltaAdsStream, type Change, type StreamStatus } from './delta-stream.js';
 import { AddressType, AuthorizationType } from './resource-types.js';
 import type { XdsResource } from './resource-type.js';
@@ -14,10 +14,13 @@ const addressType = new AddressType();
 const authorizationType = new AuthorizationType();
 
 export interface WorkloadStreamOptions {
-  channel: AdsChannel;
+  channel: StreamOpener;
   nodeName: string;
   /** The node's own address, for the node id; istiod needs one that parses. */
   nodeAddress: string;
+  /** As which account the control plane knows the agent, where it asks; default that of a ztunnel beside istiod. */
+  account?: { namespace: string; serviceAccount: string };
+  clusterId?: string;
   logger: Logger;
   onChange?: (change: Change) => void;
   backoff?: Backoff;
@@ -28,12 +31,13 @@ export class WorkloadStream implements Closable {
   #revision = 0;
 
   constructor(options: WorkloadStreamOptions) {
-    const { nodeName, nodeAddress } = options;
+    const { nodeName, nodeAddress, account = { namespace: 'istio-system', serviceAccount: 'underpass' }, clusterId = 'Kubernetes' } = options;
+    const { namespace, serviceAccount } = account;
     this.#stream = new DeltaAdsStream({
       channel: options.channel,
       node: Node.fromPartial({
-        id: `ztunnel~${nodeAddress}~underpass-${nodeName}.istio-system~istio-system.svc.cluster.local`,
-        metadata: { NAMESPACE: 'istio-system', NAME: `underpass-${nodeName}`, NODE_NAME: nodeName, CLUSTER_ID: 'Kubernetes', SERVICE_ACCOUNT: 'underpass' },
+        id: `ztunnel~${nodeAddress}~underpass-${nodeName}.${namespace}~${namespace}.svc.cluster.local`,
+        metadata: { NAMESPACE: namespace, NAME: `underpass-${nodeName}`, NODE_NAME: nodeName, CLUSTER_ID: clusterId, SERVICE_ACCOUNT: serviceAccount },
       }),
       types: [addressType, authorizationType],
       onChange: (change) => {

@@ -25,15 +25,22 @@ const CALL_TIMEOUT_MS = 10_000;
 /** What may be otherwise in a moment; anything else is for whoever asked to hear. */
 const WORTH_A_RETRY: readonly GrpcStatus[] = [GrpcStatus.UNAVAILABLE, GrpcStatus.DEADLINE_EXCEEDED, GrpcStatus.RESOURCE_EXHAUSTED, GrpcStatus.INTERNAL, GrpcStatus.ABORTED];
 
+/** istiod says no more than the first, whatever its reason. */
+const REFUSALS: readonly GrpcStatus[] = [GrpcStatus.UNAUTHENTICATED, GrpcStatus.PERMISSION_DENIED];
+
 export interface CaClientOptions {
   /** `host:port` of the CA. */
   address: string;
-  /** Roots to begin with, by which the CA's server is verified. */
-  rootPem: string;
+  /** Roots to begin with, by which the CA's server is verified; a function is asked before each call. */
+  rootPem: string | (() => string);
   /** Its name in its certificate, where that is not the address's host. */
   serverName?: string;
   /** A bearer token, read anew for each call: projected tokens are renewed in place. */
   token?: () => string | Promise<string>;
+  /** Of the identity that is asked for, in place of one of the caller's that speaks for it. */
+  tokenOf?: (identity: WorkloadIdentity, signal?: AbortSignal) => Promise<string>;
+  /** Istio's header of clusters other than the CA's own. */
+  clusterId?: string;
   /** A certificate of before, in place of a token; undefined while there is none. */
   clientCertificate?: () => Pick<IssuedCertificate, 'chainPem' | 'privateKeyPem'> | undefined;
   /** The identity that a node's proxy asks for; absent: its own. */
@@ -62,7 +69,7 @@ export class CaIdentitySource implements IdentitySource, Closable {
     // One for each account that is asked for, and gone with the answer: of a node with many accounts that is no leak.
     setMaxListeners(0, this.#closed.signal);
     this.#clock = options.clock ?? systemClock;
-    this.#rootPem = options.rootPem;
+    this.#rootPem = givenRoots(options);
     this.#bundleBackoff = new Backoff(options.backoff ?? DEFAULT_BACKOFF);
   }
 
@@ -83,22 +90,24 @@ export class CaIdentitySource implements IdentitySource, Closable {
    * @throws UnderpassError `UNDERPASS_CA_REFUSED` when it refuses or answers for another identity, or when this was closed
    */
   async issue(impersonate = this.#options.impersonate, signal?: AbortSignal): Promise<IssuedCertificate> {
-    const { ttlMs } = this.#options;
+    const { ttlMs, tokenOf } = this.#options;
     const { requestPem, privateKeyPem } = await createCertificateRequest(impersonate);
     const request = IstioCertificateRequest.fromPartial({
       csr: requestPem,
       validity_duration: BigInt(Math.round((ttlMs ?? 0) / 1000)),
-      ...(impersonate ? { metadata: { ImpersonatedIdentity: spiffeId(impersonate) } } : {}),
+      ...(impersonate && !tokenOf ? { metadata: { ImpersonatedIdentity: spiffeId(impersonate) } } : {}),
     });
     const backoff = new Backoff(this.#options.backoff ?? DEFAULT_BACKOFF);
     for (;;) {
       signal?.throwIfAborted();
       try {
-        return this.#accept(await this.#call(request), privateKeyPem, impersonate);
+        const own = impersonate && tokenOf && (await tokenOf(impersonate, signal));
+        return this.#accept(await this.#call(request, own), privateKeyPem, impersonate);
       } catch (error) {
         const { code, details } = error as ServiceError;
         if (typeof code !== 'number' || this.#closed.signal.aborted) throw error;
-        const failure = new UnderpassError('UNDERPASS_CA_REFUSED', `asking ${this.#options.address} for a certificate: ${GrpcStatus[code] ?? code}: ${details}`);
+        const hint = impersonate && !tokenOf && REFUSALS.includes(code) ? '; does the CA trust this account to ask for its node\'s pods (istiod: CA_TRUSTED_NODE_ACCOUNTS, pilot: --node-account)?' : '';
+        const failure = new UnderpassError('UNDERPASS_CA_REFUSED', `asking ${this.#options.address} for a certificate: ${GrpcStatus[code] ?? code}: ${details}${hint}`);
         if (!WORTH_A_RETRY.includes(code)) throw failure;
         this.#options.onError?.(failure);
         await this.#wait(backoff.next());
@@ -125,9 +134,9 @@ export class CaIdentitySource implements IdentitySource, Closable {
     for (const listener of this.#listeners) listener();
   }
 
-  #call(request: IstioCertificateRequest): Promise<IstioCertificateResponse> {
+  #call(request: IstioCertificateRequest, token?: string): Promise<IstioCertificateResponse> {
     const { address } = this.#options;
-    return this.#metadata().then(
+    return this.#metadata(token).then(
       (metadata) =>
         new Promise((resolve, reject) => {
           // One client a call: roots and the client's certificate may be others by the next.
@@ -146,7 +155,7 @@ export class CaIdentitySource implements IdentitySource, Closable {
 
   #credentials(): ChannelCredentials {
     const own = this.#options.clientCertificate?.();
-    const roots = Buffer.from([...new Set([...splitPem(this.#rootPem), ...splitPem(this.#options.rootPem)])].join(''));
+    const roots = Buffer.from([...new Set([...splitPem(this.#rootPem), ...splitPem(givenRoots(this.#options))])].join(''));
     return own ? credentials.createSsl(roots, Buffer.from(own.privateKeyPem), Buffer.from(own.chainPem)) : credentials.createSsl(roots);
   }
 
@@ -155,9 +164,11 @@ export class CaIdentitySource implements IdentitySource, Closable {
     return { 'grpc.use_local_subchannel_pool': 1, ...(serverName === undefined ? {} : { 'grpc.ssl_target_name_override': serverName, 'grpc.default_authority': serverName }) };
   }
 
-  async #metadata(): Promise<Metadata> {
+  async #metadata(given?: string): Promise<Metadata> {
     const metadata = new Metadata();
-    const token = await this.#options.token?.();
+    const { clusterId } = this.#options;
+    const token = given ?? (await this.#options.token?.());
+    if (clusterId !== undefined) metadata.set('clusterid', clusterId);
     if (token !== undefined) metadata.set('authorization', `Bearer ${token.trim()}`);
     return metadata;
   }
@@ -225,4 +236,8 @@ export class CaIdentitySource implements IdentitySource, Closable {
     this.#bundleClient?.close();
     this.#listeners.clear();
   }
+}
+
+function givenRoots({ rootPem }: CaClientOptions): string {
+  return typeof rootPem === 'string' ? rootPem : rootPem();
 }

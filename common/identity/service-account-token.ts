@@ -2,7 +2,7 @@
  * Projected service account tokens as Kubernetes' API server issues them, for places without one: the lab, and tests. The
  * signing key lives in memory; its public half is a JWKS for whoever verifies.
  */
-import { exportJWK, generateKeyPair, SignJWT, type JSONWebKeySet } from 'jose';
+import { decodeJwt, exportJWK, generateKeyPair, SignJWT, type JSONWebKeySet } from 'jose';
 import { randomUUID, type webcrypto } from 'node:crypto';
 
 /** Istio's audience of tokens for its CA. */
@@ -10,6 +10,7 @@ export const CA_AUDIENCE = 'istio-ca';
 export const LOCAL_ISSUER = 'https://kubernetes.default.svc.cluster.local';
 const ALGORITHM = 'ES256';
 const DEFAULT_TTL_S = 3600;
+const SUBJECT = /^system:serviceaccount:([^:]+):([^:]+)$/;
 
 export interface TokenSubject {
   namespace: string;
@@ -39,5 +40,15 @@ export class TokenIssuer {
       .setIssuedAt(now)
       .setExpirationTime(now + (options.ttlSeconds ?? DEFAULT_TTL_S))
       .sign(this.key);
+  }
+}
+
+/** Whose token it is, by what it says itself: for the one whose own it is. Undefined when it is no service account's. */
+export function accountOfToken(token: string): Pick<TokenSubject, 'namespace' | 'serviceAccount'> | undefined {
+  try {
+    const [, namespace, serviceAccount] = SUBJECT.exec(decodeJwt(token.trim()).sub ?? '') ?? [];
+    return namespace && serviceAccount ? { namespace, serviceAccount } : undefined;
+  } catch {
+    return undefined;
   }
 }

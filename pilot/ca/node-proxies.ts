@@ -3,7 +3,7 @@ import type { WorkloadIdentity } from '../../common/identity/spiffe.js';
 import type { PeerIdentity } from './peer-identity.js';
 
 /** Istio's CA_TRUSTED_NODE_ACCOUNTS has the first. */
-export const DEFAULT_NODE_ACCOUNTS = ['istio-system/ztunnel', 'istio-system/underpass', 'underpass-system/underpass'];
+export const DEFAULT_NODE_ACCOUNTS = ['istio-system/ztunnel', 'istio-system/underpass', 'underpass-system/underpass', 'underpass-system/underpass-agent'];
 
 /** What is known of where pods run. */
 export interface NodeDirectory {

@@ -1,0 +1,95 @@
+/** Pods of a recorded scenario in namespaces of their own, a NodeProxy with a real Envoy, and a server that answers as the recorded istiod. */
+import { mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { logger } from '../../common/log.js';
+import { envoyBinary } from '../../common/paths.js';
+import { waitFor } from '../../common/retry.js';
+import { NodeProxy, type NodeProxyOptions, type ProxyPod } from '../proxy/node-proxy.js';
+import type { ControlPlaneSecurity } from './control-plane.js';
+import { RecordedIstiod } from './istiod.js';
+import { TestNetns } from './netns.js';
+import { Recording, type RecordedSession } from './recording.js';
+
+export interface IstiodWorldOptions {
+  /** Of the recorded clients these play pods; default: all in delta mode that are sidecars. */
+  pods?: readonly string[];
+  security?: ControlPlaneSecurity;
+}
+
+export class IstiodWorld {
+  readonly folder = mkdtempSync(join(tmpdir(), 'up-proxy-'));
+  readonly recording: Recording;
+  readonly istiod: RecordedIstiod;
+  readonly pods: ProxyPod[] = [];
+  readonly #sessions: readonly RecordedSession[];
+  readonly #namespaces = new Map<string, TestNetns>();
+  #proxy: NodeProxy | undefined;
+
+  constructor(readonly scenario: string, { pods, security }: IstiodWorldOptions = {}) {
+    const recording = Recording.open(scenario);
+    if (!recording) throw new Error(`no recording of ${scenario}`);
+    this.recording = recording;
+    this.#sessions = recording.sidecars.filter(({ name }) => pods?.includes(name) ?? true);
+    const node = recording.sessions.find(({ mode, node: id }) => mode === 'delta' && id.startsWith('ztunnel~'));
+    this.istiod = new RecordedIstiod(security ? '127.0.0.1:0' : `unix:${join(this.folder, 'xds.sock')}`, recording, [...this.#sessions, ...(node ? [node] : [])], security);
+  }
+
+  get proxy(): NodeProxy {
+    if (!this.#proxy) throw new Error('the proxy was not started');
+    return this.#proxy;
+  }
+
+  /** The namespace of the pod that a recorded client plays; default the first. */
+  netns(session = this.#sessions[0]!.name): TestNetns {
+    return this.#namespaces.get(session)!;
+  }
+
+  async start(options: Partial<NodeProxyOptions> | ((address: string) => Partial<NodeProxyOptions>) = {}): Promise<void> {
+    await this.istiod.start();
+    await this.istiod.goTo(0);
+    for (const { name, node, metadata } of this.#sessions) {
+      const netns = await TestNetns.create();
+      this.#namespaces.set(name, netns);
+      const address = node.split('~')[1]!;
+      await netns.ip('addr', 'add', `${address}/32`, 'dev', 'lo');
+      this.pods.push({ uid: name.slice(0, 20), name: metadata.NAME, namespace: metadata.NAMESPACE, labels: metadata.LABELS, annotations: {}, serviceAccount: metadata.SERVICE_ACCOUNT, ips: [address], netnsPath: netns.path, iptables: true, inboundPortFree: true, hbonePortFree: true });
+    }
+    const own = typeof options === 'function' ? options(this.istiod.address) : options;
+    this.#proxy = new NodeProxy({ nodeName: 'node-1', runDir: join(this.folder, 'run'), discoveryAddress: this.istiod.address, envoyPath: envoyBinary(), concurrency: 1, logger: logger('test'), ...own });
+    await this.#proxy.start();
+    this.#proxy.setPods(this.pods);
+  }
+
+  async ready(): Promise<void> {
+    for (const { uid } of this.pods) await this.proxy.whenReady(uid, AbortSignal.timeout(15_000));
+    await this.settled();
+  }
+
+  async settled(): Promise<void> {
+    await waitFor('the configuration to reach Envoy', () => this.proxy.settled && this.proxy.status().settled, { timeoutMs: 20_000, everyMs: 5 });
+  }
+
+  /** Plays a step, and waits until Envoy has what follows from it. */
+  async goTo(step: number): Promise<void> {
+    await this.istiod.goTo(step);
+    await this.settled();
+  }
+
+  /** What was refused: by the agent, in folding, by Envoy. */
+  async refusals(): Promise<string[]> {
+    const rejected = await this.proxy.envoy.admin.stats('update_rejected$');
+    return [
+      ...this.istiod.streams.flatMap(({ nacks }) => nacks.map(({ type, message }) => `the agent: ${type}: ${message}`)),
+      ...this.proxy.status().nacks.map(({ type, name, message }) => `${type} ${name}: ${message}`),
+      ...[...rejected].flatMap(([name, value]) => (value > 0 ? `${name}: ${value}` : [])),
+    ];
+  }
+
+  async close(): Promise<void> {
+    await this.#proxy?.stop({ keepEnvoy: false });
+    this.istiod.stop();
+    for (const netns of this.#namespaces.values()) await netns.close();
+    rmSync(this.folder, { recursive: true, force: true });
+  }
+}
