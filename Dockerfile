@@ -1,31 +1,31 @@
-# The agent's and pilot's image. Bases are given with a digest at release:
-#   docker build --build-arg BASE=debian:12-slim@sha256:… --build-arg NODE_BASE=node:20-bookworm-slim@sha256:… .
-ARG BASE=debian:12-slim
-ARG NODE_BASE=node:20-bookworm-slim
+# The image of the agent, its Envoy and pilot. A release gives the base with its digest:
+#   docker build --build-arg BASE=node:20-bookworm-slim@sha256:… --build-arg REVISION="$(git rev-parse HEAD)" -t underpass .
+# docs/image.md says more; test/image/ runs these steps where there is no container engine.
+ARG BASE=node:20-bookworm-slim
 
-FROM ${NODE_BASE} AS build
+FROM ${BASE} AS build
 WORKDIR /src
-RUN apt-get update && apt-get install -y --no-install-recommends \
-      clang lld bpftool libbpf-dev libelf-dev zlib1g-dev g++ make pkg-config protobuf-compiler libprotobuf-dev \
-      python3 python3-pip ca-certificates nginx-light curl wrk iproute2 iptables nftables procps util-linux
+# What changes seldom first: packages, npm packages and Envoy stay in a layer of their own.
 COPY package.json package-lock.json .npmrc ./
-COPY scripts scripts
-COPY . .
-RUN ./scripts/setup.sh && make build && npm prune --omit=dev --ignore-scripts
+COPY scripts ./scripts
+RUN ./scripts/setup.sh image
+COPY . ./
+RUN make native typescript && node dist/image/main.js /image
 
-FROM ${NODE_BASE} AS node
-
-FROM ${BASE}
-RUN apt-get update \
- && apt-get install -y --no-install-recommends libbpf1 iptables iproute2 libstdc++6 ca-certificates \
- && rm -rf /var/lib/apt/lists/*
-COPY --from=node /usr/local/bin/node /usr/local/bin/node
-COPY --from=build /src/package.json /opt/underpass/package.json
-COPY --from=build /src/bin /opt/underpass/bin
-COPY --from=build /src/node_modules /opt/underpass/node_modules
-COPY --from=build /src/dist /opt/underpass/dist
-COPY --from=build /src/proto/generated/descriptors.binpb /opt/underpass/proto/generated/descriptors.binpb
-COPY --from=build /src/build/underpass.node /src/build/underpass-exec /src/build/underpass-cni /src/build/underpass-launcher /src/build/socket-probe /src/build/socket-ends /opt/underpass/build/
-COPY --from=build /src/build/envoy/envoy /opt/underpass/build/envoy/envoy
+# No shell but sh, no package manager: only what image/contents.ts names and what that needs, with licences and SBOM.
+FROM scratch
+ARG BASE
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+COPY --from=build /image/ /
+LABEL org.opencontainers.image.title="underpass" \
+      org.opencontainers.image.description="A service mesh data plane without sidecars: node agent, its Envoy, control plane" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}" \
+      org.opencontainers.image.base.name="${BASE}"
+ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin
+# The agent needs root on its node, and its DaemonSet says so; all else runs as nobody in particular.
+USER 65532:65532
 ENTRYPOINT ["/opt/underpass/bin/underpass"]
-CMD ["agent"]
+CMD ["--help"]

@@ -1,6 +1,6 @@
 import { Argument, Option, type Command } from 'commander';
 import { askAgent, instancePaths, type AgentFastPathStatus } from '../agent/index.js';
-import { requestsBetween } from '../bench/index.js';
+import { requestsBetween } from '../bench/requests.js';
 import { addInstanceOptions } from './agent-run.js';
 
 export function configure(command: Command): void {

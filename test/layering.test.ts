@@ -12,6 +12,7 @@ const allowed: Record<string, readonly string[]> = {
   pilot: ['pilot', 'common', 'proto'],
   lab: ['lab', 'common', 'proto', 'native'],
   bench: ['bench', 'common'],
+  image: ['image', 'common'],
   cli: ['cli', 'agent', 'pilot', 'lab', 'bench', 'common', 'proto', 'native'],
 };
 
