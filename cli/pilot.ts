@@ -38,6 +38,7 @@ interface Options {
   maxStreams?: number;
   maxNames?: number;
   firstRequestTimeout?: number;
+  drainTime?: number;
 }
 
 const collect = (value: string, all: string[] | undefined): string[] => [...(all ?? []), value];
@@ -52,7 +53,7 @@ export function configure(command: Command): void {
     .option('--secure-listen <address>', "host:port for ADS and the CA over TLS, istiod's is 15012; may be given several times (default: none)", collect)
     .option('--secure-host <name>', 'another name or address in the certificate of the TLS port; may be given several times', collect)
     .option('--ca-dir <dir>', "an intermediate CA in Istio's files: ca-cert.pem, ca-key.pem, cert-chain.pem, root-cert.pem; followed live (default: the Secret cacerts of the root namespace, else a root of its own)")
-    .option('--ca-state <file>', 'keep the self-signed root there, readable by its owner alone (default: it ends with the process)')
+    .option('--ca-state <file>', 'keep the self-signed root there, readable by its owner alone (default: the Secret underpass-ca of the root namespace, which all pilots of a cluster share; without an API server, or with --read-only, it ends with the process)')
     .option('--token-jwks <file>', 'file or https URL of the keys that service account tokens are verified with')
     .option('--token-issuer <issuer>', "the tokens' issuer (default https://kubernetes.default.svc.cluster.local)")
     .option('--token-audience <audience>', "the tokens' audience; may be given several times (default istio-ca)", collect)
@@ -71,11 +72,13 @@ export function configure(command: Command): void {
     .option('--max-streams <n>', 'streams that one pod, or one address, may have open (default 2000)', wholeNumber(1, 1_000_000))
     .option('--max-names <n>', 'resources of one type that a stream may subscribe to by name (default 100000)', wholeNumber(1, 100_000_000))
     .option('--first-request-timeout <duration>', 'a stream that has asked for nothing by then is ended (default 30s)', duration)
+    .option('--drain-time <duration>', 'when it is told to stop: not ready, serve on for this long, then have clients go elsewhere over half of it (default 0s)', duration)
     .action(async (options: Options) => {
       const { outboundTrafficPolicy } = options;
       if (outboundTrafficPolicy !== undefined && outboundTrafficPolicy !== 'ALLOW_ANY' && outboundTrafficPolicy !== 'REGISTRY_ONLY') command.error(`--outbound-traffic-policy: found ${outboundTrafficPolicy}, expected ALLOW_ANY or REGISTRY_ONLY`);
       const { source: sources = [], kubeconfig, context } = options;
-      const apiServer = kubeconfig !== undefined ? await readKubeconfig(kubeconfig, context) : sources.length === 0 ? inClusterServer() : undefined;
+      const own = kubeconfig === undefined && sources.length === 0 ? inClusterServer() : undefined;
+      const apiServer = kubeconfig === undefined ? own : await readKubeconfig(kubeconfig, context);
       if (sources.length === 0 && !apiServer) command.error('nothing to read: give --source or --kubeconfig (this is no pod of a cluster, whose API server would be read)');
       const log = logger('pilot');
       const monitoringListen = options.monitoringListen ?? DEFAULT_MONITORING;
@@ -88,13 +91,17 @@ export function configure(command: Command): void {
       const reviewer = apiServer ?? inClusterServer();
       if (options.tokenReview && !reviewer) command.error('--token-review: there is no API server to ask: give --kubeconfig, or run as a pod');
       const security = securityOf(options, reviewer);
-      const pilot = new Pilot({ sources, ...(apiServer ? { apiServer } : {}), ...(options.readOnly ? { readOnly: true } : {}), listen: options.listen ?? [DEFAULT_LISTEN], meshConfig, ...meshConfigFile, ...(monitoringListen === 'none' ? {} : { monitoringListen }), ...(webhooks ? { webhooks } : {}), ...(security ? { security } : {}), ...(options.provisionDir === undefined ? {} : { provisionDir: options.provisionDir }), limits: limitsOf(options), logger: log });
+      const pilot = new Pilot({ sources, ...(apiServer ? { apiServer } : {}), ...(own ? { apiServerStartMs: Infinity } : {}), ...(options.readOnly ? { readOnly: true } : {}), listen: options.listen ?? [DEFAULT_LISTEN], meshConfig, ...meshConfigFile, ...(monitoringListen === 'none' ? {} : { monitoringListen }), ...(webhooks ? { webhooks } : {}), ...(security ? { security } : {}), ...(options.provisionDir === undefined ? {} : { provisionDir: options.provisionDir }), limits: limitsOf(options), logger: log });
+      // A second one ends it at once.
       const stopped = new Promise<string>((resolve) => {
         for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => resolve(signal));
       });
-      await pilot.start();
+      const isStarted = await Promise.race([pilot.start().then(() => true), stopped.then(() => false)]);
       log.info({ signal: await stopped }, 'stopping');
+      if (isStarted && options.drainTime) await pilot.drain(options.drainTime);
       await pilot.stop();
+      // It may be waiting for an API server yet.
+      if (!isStarted) process.exit();
     });
 }
 

@@ -12,7 +12,8 @@ import { Generators } from './generate/generator.js';
 import { warm } from './generate/warm.js';
 import { AdminServer } from './admin/server.js';
 import { HealthServer } from './health/server.js';
-import { Security, type SecurityOptions } from './ca/security.js';
+import { SecretRootStore } from './ca/secret-root-store.js';
+import { Security, selfSignedCa, type SecurityOptions } from './ca/security.js';
 import { JwksFetcher } from './jwks/fetcher.js';
 import { discoverable } from './mesh-config/discovery.js';
 import { LiveMeshConfig } from './mesh-config/live.js';
@@ -28,11 +29,12 @@ import { AdsServer, anonymous } from './push/server.js';
 import type { StreamLimits } from './push/stream-guard.js';
 import { ClusterWriter } from './cluster-writer/cluster-writer.js';
 import type { LeaseTimes } from './cluster-writer/leader.js';
+import { sleep } from '../common/retry.js';
 import { GatewayController } from './gateway-controller/controller.js';
 import { DirectorySink } from './gateway-controller/directory-sink.js';
 import type { ProvisionOptions } from './gateway-controller/provision.js';
 import { valuesOf, Webhooks, type WebhooksOptions } from './injector/webhooks.js';
-import { planSources, Sources, type SourcePlan } from './sources/sources.js';
+import { PILOT_RIGHTS, planSources, Sources, type SourcePlan } from './sources/sources.js';
 import { Admission } from './validation/admission.js';
 import type { ReferenceOptions } from './validation/references.js';
 
@@ -51,6 +53,8 @@ export interface PilotOptions {
   apiServer?: ApiServer;
   /** Nothing is written to that API server. */
   readOnly?: boolean;
+  /** How long start() waits for that API server, Infinity for as long as it takes; 30 s unless told. */
+  apiServerStartMs?: number;
   /** How long pilots wait for the one that writes; default client-go's. */
   leaseTimes?: LeaseTimes;
   /** `host:port` (port 0: any) or `unix:PATH`. */
@@ -101,7 +105,7 @@ export class Pilot {
   #source: Sources | undefined;
   #server: AdsServer | undefined;
   #admin: AdminServer | undefined;
-  #isReady = false;
+  #notReady: string | undefined = 'starting';
   #warming = 0;
   #health: HealthServer | undefined;
   readonly #stopping = new AbortController();
@@ -112,6 +116,8 @@ export class Pilot {
   #webhooks: Webhooks | undefined;
   #security: Security | undefined;
   #writer: ClusterWriter | undefined;
+  /** Of the API server that may be written to. */
+  #writingClient: KubeClient | undefined;
   readonly #secureAddresses: string[] = [];
   #pushes = 0;
   #version = '';
@@ -167,6 +173,7 @@ export class Pilot {
       plan: this.#plan,
       apiServer: this.#options.apiServer,
       rootNamespace: () => this.#model.mesh.rootNamespace,
+      ...(this.#options.apiServerStartMs === undefined ? {} : { startMs: this.#options.apiServerStartMs }),
       logger: logger.child({ part: 'source' }),
       onChange: (objects) => take(objects),
     });
@@ -182,6 +189,7 @@ export class Pilot {
     server.clients = registration;
     const jwks = new JwksFetcher({ logger: logger.child({ part: 'jwks' }), onKeys: (keysOf, keys) => changed(this.#model.setJwks(keysOf, keys)) });
     const gateways = this.#gatewayController(logger.child({ part: 'gateways' }));
+    this.#writingClient = this.#newWritingClient();
     const writer = (this.#writer = this.#clusterWriter(logger.child({ part: 'cluster-writer' })));
     let candidates: ReadonlyMap<string, LoadedObject> = new Map();
     const mesh = new LiveMeshConfig(this.#options.meshConfig ?? {}, this.#options.meshConfigFile, logger.child({ part: 'mesh-config' }), () => take(candidates, true));
@@ -200,7 +208,7 @@ export class Pilot {
       gateways?.update(change);
       if (change.touches('RequestAuthentication')) jwks.want(wantedKeys(this.#model.configs.all<RequestAuthentication>('RequestAuthentication'), parseDurationMs));
     };
-    const admin = new AdminServer({ model: this.#model, generators: this.#generators, ads: server, metrics: server.metrics, isReady: () => this.#isReady, status: () => this.status(), identify: async (call) => this.#security?.identify(call) });
+    const admin = new AdminServer({ model: this.#model, generators: this.#generators, ads: server, metrics: server.metrics, notReady: () => source.problem ?? this.#notReady, status: () => this.status(), identify: async (call) => this.#security?.identify(call) });
     this.#admin = admin;
     this.#debouncer = debouncer;
     const health = new HealthServer({ model: this.#model, logger: logger.child({ part: 'health' }), onChange: (change) => changed(change), refused: server.metrics.refusedHealthReports, ...(this.#options.healthVerdictTtlMs === undefined ? {} : { verdictTtlMs: this.#options.healthVerdictTtlMs }) });
@@ -217,6 +225,8 @@ export class Pilot {
     this.#store.add(jwks);
     this.#store.add(source);
     try {
+      // First of all: whoever waits for the sources is told what they lack.
+      if (this.#options.monitoringListen) await admin.listen(this.#options.monitoringListen);
       await mesh.start();
       this.#model.setMesh(mesh.current);
       await source.start();
@@ -231,16 +241,16 @@ export class Pilot {
       }
       if (this.#options.security) await this.#startSecurity(this.#options.security, server, health);
       if (this.#options.webhooks) {
-        const signer = this.#security?.ca ?? await CertificateAuthority.create({ trustDomain: this.#model.mesh.trustDomain });
+        const signer = this.#security?.ca ?? (await selfSignedCa({ trustDomain: this.#model.mesh.trustDomain, store: this.#rootSecret.rootSecret }, logger, this.#store));
         this.#webhooks = this.#store.add(await Webhooks.start(this.#options.webhooks, { model: this.#model, signer, registry: server.metrics.registry, logger: logger.child({ part: 'webhooks' }), company: admission, onCertificate: () => writer?.caChanged() }));
+        this.#store.defer(signer.onChange(this.#webhooks.server.signerChanged));
       }
-      if (this.#options.monitoringListen) await admin.listen(this.#options.monitoringListen);
       if (this.#webhooks) gateways?.reconcile(); // with the injection file's values
       if (writer) {
         this.#security?.ca.onChange(() => writer.caChanged());
         this.#store.add(writer).start();
       }
-      this.#isReady = true;
+      this.#notReady = undefined;
     } catch (error) {
       await this.stop();
       throw error;
@@ -264,10 +274,9 @@ export class Pilot {
   readonly #provisionOptions = (): ProvisionOptions => this.#webhooks?.injection.current ?? { ...DEFAULT_INJECTION, values: { ...DEFAULT_INJECTION.values, ...valuesOf(this.#model.mesh) } };
 
   #clusterWriter(logger: Logger): ClusterWriter | undefined {
-    const { apiServer, readOnly, leaseTimes } = this.#options;
-    if (!apiServer || readOnly) return undefined;
-    const client = new KubeClient(apiServer, 'underpass-pilot');
-    this.#store.add(client);
+    const { leaseTimes } = this.#options;
+    const client = this.#writingClient;
+    if (!client) return undefined;
     return new ClusterWriter({
       client,
       model: this.#model,
@@ -279,12 +288,35 @@ export class Pilot {
     });
   }
 
+  #newWritingClient(): KubeClient | undefined {
+    const { apiServer, readOnly } = this.#options;
+    return apiServer && !readOnly ? this.#store.add(new KubeClient(apiServer, 'underpass-pilot', PILOT_RIGHTS)) : undefined;
+  }
+
+  /** Pilots of one cluster are one CA: its key is where all of them find it. */
+  get #rootSecret(): { rootSecret?: SecretRootStore } {
+    return this.#writingClient ? { rootSecret: new SecretRootStore(this.#writingClient, this.#model.mesh.rootNamespace) } : {};
+  }
+
   async #startSecurity(options: SecurityOptions, server: AdsServer, health: HealthServer): Promise<void> {
-    const security = await Security.start(options, this.#model, this.#options.logger.child({ part: 'security' }));
+    const security = await Security.start({ ...this.#rootSecret, ...options }, this.#model, this.#options.logger.child({ part: 'security' }));
     this.#security = this.#store.add(security);
     for (const address of options.listen) {
       this.#secureAddresses.push(await server.listenSecure(address, { credentials: security.serverIdentity.credentials, identify: (call) => security.identify(call), addServices: (port, guard) => security.addServices(port, guard, health) }));
     }
+  }
+
+  /**
+   * Hands over to the other pilots of a cluster: no longer ready, and no longer the one that writes, it serves on until nobody
+   * is sent here any more, then has its clients go elsewhere bit by bit. stop() comes after.
+   * @param forMs half as long again in all
+   */
+  async drain(forMs: number, signal?: AbortSignal): Promise<void> {
+    this.#notReady = 'stopping';
+    this.#webhooks?.server.drain();
+    await this.#writer?.close();
+    await sleep(forMs, signal);
+    await this.#server?.close(forMs / 2);
   }
 
   async stop(): Promise<void> {

@@ -8,7 +8,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { ManualClock } from '../clock.js';
-import { CertificateAuthority, createCertificateRequest, type CaMaterial } from './ca.js';
+import { CertificateAuthority, createCertificateRequest, type CaMaterial, RootsChangedError, type RootStore, type StoredRoots } from './ca.js';
 import { FileRootStore } from './root-store.js';
 import { CertificateRotation, renewalDelayMs } from './rotation.js';
 import { parseSpiffeId } from './spiffe.js';
@@ -83,6 +83,48 @@ test('CertificateAuthority.replace: what is wrong leaves the CA of before in for
   const other = await organization(P384);
   await ca.replace(other, 'test');
   assert.equal(ca.rootPem, other.rootPem);
+});
+
+test('CertificateAuthority: a step that the store could not keep has not been taken, and nobody is told of it', async () => {
+  let isFull = false;
+  const ca = await CertificateAuthority.create({ store: { load: () => Promise.resolve(undefined), save: () => (isFull ? Promise.reject(new Error('no space left')) : Promise.resolve()) } });
+  const before = ca.rootPem;
+  let told = 0;
+  ca.onChange(() => told++);
+  isFull = true;
+  await assert.rejects(ca.introduceRoot(), /no space left/);
+  assert.deepEqual([ca.phase, ca.rootPem, told], ['steady', before, 0]);
+  isFull = false;
+  await ca.introduceRoot();
+  assert.deepEqual([ca.phase, told], ['introduced', 1]);
+});
+
+test('CertificateAuthority: of several with one store the first makes the root, and what one does the others take over', async () => {
+  let kept: StoredRoots | undefined;
+  /** As an API server: who does not know the newest version is refused. */
+  const store = (): RootStore => {
+    let known: StoredRoots | undefined;
+    return {
+      load: () => Promise.resolve((known = kept)),
+      save: (roots) => {
+        if (known !== kept) return Promise.reject(new RootsChangedError());
+        known = kept = roots;
+        return Promise.resolve();
+      },
+    };
+  };
+  const [one, other] = await Promise.all([CertificateAuthority.create({ store: store() }), CertificateAuthority.create({ store: store() })]);
+  assert.equal(one.rootPem, other.rootPem);
+  await one.introduceRoot();
+  await assert.rejects(other.introduceRoot(), RootsChangedError);
+  assert.equal(other.phase, 'steady');
+  let told = 0;
+  other.onChange(() => told++);
+  await other.adopt(kept!);
+  await other.adopt(kept!);
+  assert.deepEqual([other.rootPem, other.phase, other.since, told], [one.rootPem, 'introduced', one.since, 1]);
+  await assert.rejects(other.adopt({ ...kept!, issuing: { ...kept!.issuing, privateKeyPem: 'x' }, since: 0 }), /ca-key\.pem/);
+  assert.equal(other.rootPem, one.rootPem);
 });
 
 test('FileRootStore: a root and an exchange under way survive a restart, readable by the owner alone', async () => {

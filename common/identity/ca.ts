@@ -34,7 +34,15 @@ export interface IssuedCertificate {
 /** Where a self-signed root and its rotation survive a restart. Without one they live as long as the process. */
 export interface RootStore {
   load(): Promise<StoredRoots | undefined>;
+  /** @throws RootsChangedError when another process that shares the store was faster */
   save(roots: StoredRoots): Promise<void>;
+}
+
+/** Other roots are in the store than those that were loaded or saved last; nothing was saved. */
+export class RootsChangedError extends UnderpassError {
+  constructor() {
+    super('UNDERPASS_CA', 'keeping the root: another process has kept another state of it meanwhile');
+  }
 }
 
 export interface StoredRoots {
@@ -57,6 +65,13 @@ export interface CaOptions {
   clock?: Clock;
 }
 
+interface RootState {
+  issuing: SigningKey;
+  next: SigningKey | undefined;
+  retiring: string[];
+  since: number;
+}
+
 /** Where an exchange of roots stands. */
 export type RotationPhase = 'steady' | 'introduced' | 'retiring';
 
@@ -71,7 +86,7 @@ export class CertificateAuthority {
   #retiring: string[];
   #since: number;
 
-  private constructor(options: CaOptions, store: RootStore | undefined, state: { issuing: SigningKey; next?: SigningKey | undefined; retiring?: string[]; since?: number }) {
+  private constructor(options: CaOptions, store: RootStore | undefined, state: Partial<RootState> & { issuing: SigningKey }) {
     this.#options = options;
     this.#store = store;
     this.trustDomain = options.trustDomain ?? DEFAULT_TRUST_DOMAIN;
@@ -86,15 +101,22 @@ export class CertificateAuthority {
   static async create(options: CaOptions & { store?: RootStore } = {}): Promise<CertificateAuthority> {
     const { store } = options;
     const now = (options.clock ?? systemClock).now();
-    const stored = await store?.load();
-    if (stored) {
-      const issuing = await readSigningKey(stored.issuing, 'the kept root', now);
-      const next = stored.next && (await readSigningKey(stored.next, 'the kept next root', now));
-      return new CertificateAuthority(options, store, { issuing, next, retiring: stored.retiring, since: stored.since });
-    }
+    const kept = async (): Promise<CertificateAuthority | undefined> => {
+      const stored = await store?.load();
+      return stored && new CertificateAuthority(options, store, await readRoots(stored, now));
+    };
+    const found = await kept();
+    if (found) return found;
     const issuing = await selfSignedRoot({ trustDomain: options.trustDomain ?? DEFAULT_TRUST_DOMAIN, now, ttlMs: options.rootTtlMs ?? ROOT_TTL_MS });
     const ca = new CertificateAuthority(options, store, { issuing });
-    await ca.#keep();
+    try {
+      await ca.#keep(ca.#state);
+    } catch (error) {
+      // Of several that start at once one has made the root of all.
+      const others = error instanceof RootsChangedError ? await kept() : undefined;
+      if (others) return others;
+      throw error;
+    }
     return ca;
   }
 
@@ -157,44 +179,57 @@ export class CertificateAuthority {
 
   /** Takes over another given CA; what it trusts is what `material` says, so both roots have to be in it while they are exchanged. */
   async replace(material: CaMaterial, origin: string): Promise<void> {
-    this.#issuing = await readSigningKey(material, origin, this.clock.now());
-    this.#next = undefined;
-    this.#retiring = [];
-    await this.#changed();
+    await this.#become({ issuing: await readSigningKey(material, origin, this.clock.now()), next: undefined, retiring: [] });
+  }
+
+  /** Takes over what another process has put into the store that they share. @throws UnderpassError `UNDERPASS_CA`; what was before stays */
+  async adopt(stored: StoredRoots): Promise<void> {
+    const state = await readRoots(stored, this.clock.now());
+    if (state.since === this.#since && state.issuing.material.certificatePem === this.material.certificatePem) return;
+    this.#take(state);
+  }
+
+  /** What is in the store, or would be: it has the keys in it. */
+  get stored(): StoredRoots {
+    return storedOf(this.#state);
   }
 
   /** First step: everybody is to trust a new root; it signs nothing yet. */
   async introduceRoot(): Promise<void> {
     if (this.phase !== 'steady') throw new UnderpassError('UNDERPASS_CA', `introducing a root: an exchange is under way (${this.phase})`);
-    this.#next = await selfSignedRoot({ trustDomain: this.trustDomain, now: this.clock.now(), ttlMs: this.#options.rootTtlMs ?? ROOT_TTL_MS });
-    await this.#changed();
+    await this.#become({ ...this.#state, next: await selfSignedRoot({ trustDomain: this.trustDomain, now: this.clock.now(), ttlMs: this.#options.rootTtlMs ?? ROOT_TTL_MS }) });
   }
 
   /** Second step, when all have the bundle: the new root signs; the old one stays trusted for what it signed. */
   async switchRoot(): Promise<void> {
     if (!this.#next) throw new UnderpassError('UNDERPASS_CA', 'switching to the next root: none was introduced');
-    this.#retiring = [...this.#issuing.rootPems];
-    this.#issuing = this.#next;
-    this.#next = undefined;
-    await this.#changed();
+    await this.#become({ issuing: this.#next, next: undefined, retiring: [...this.#issuing.rootPems] });
   }
 
   /** Third step, when what the old root signed has expired. */
   async retireRoot(): Promise<void> {
     if (this.#retiring.length === 0) throw new UnderpassError('UNDERPASS_CA', 'retiring the old root: there is none');
-    this.#retiring = [];
-    await this.#changed();
+    await this.#become({ ...this.#state, retiring: [] });
   }
 
-  async #changed(): Promise<void> {
-    this.#since = this.clock.now();
-    await this.#keep();
+  get #state(): RootState {
+    return { issuing: this.#issuing, next: this.#next, retiring: this.#retiring, since: this.#since };
+  }
+
+  /** Kept first: a state that a restart would not find must not be told of to anybody. */
+  async #become(changed: Omit<RootState, 'since'>): Promise<void> {
+    const state = { ...changed, since: this.clock.now() };
+    await this.#keep(state);
+    this.#take(state);
+  }
+
+  #take({ issuing, next, retiring, since }: RootState): void {
+    [this.#issuing, this.#next, this.#retiring, this.#since] = [issuing, next, retiring, since];
     for (const listener of this.#listeners) listener();
   }
 
-  async #keep(): Promise<void> {
-    const next = this.#next?.material;
-    await this.#store?.save({ issuing: this.#issuing.material, ...(next ? { next } : {}), retiring: this.#retiring, since: this.#since });
+  async #keep(state: RootState): Promise<void> {
+    await this.#store?.save(storedOf(state));
   }
 
   /** A new key and its certificate with the workload's SPIFFE id as only name, 24 h unless told. */
@@ -250,6 +285,14 @@ export class CertificateAuthority {
     });
     return { certificate, chain: [`${certificate.toString('pem').trimEnd()}\n`, ...issuing.intermediatePems] };
   }
+}
+
+function storedOf({ issuing, next, retiring, since }: RootState): StoredRoots {
+  return { issuing: issuing.material, ...(next ? { next: next.material } : {}), retiring, since };
+}
+
+async function readRoots({ issuing, next, retiring, since }: StoredRoots, now: number): Promise<RootState> {
+  return { issuing: await readSigningKey(issuing, 'the kept root', now), next: next && (await readSigningKey(next, 'the kept next root', now)), retiring, since };
 }
 
 /** @throws UnderpassError `UNDERPASS_CSR` */

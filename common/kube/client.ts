@@ -5,6 +5,7 @@ import { UnderpassError } from '../errors.js';
 import type { Closable } from '../lifecycle.js';
 import type { ApiServer } from './kubeconfig.js';
 import type { KubeObject } from './object.js';
+import { missingRule } from './rights.js';
 
 /** Where objects of a kind are, by group, version and plural. */
 export interface Resource {
@@ -54,8 +55,11 @@ const MERGE = 'application/merge-patch+json';
 
 export class KubeClient implements Closable {
   readonly #agent = new Agent({ keepAlive: true });
-  /** @param fieldManager by which the server remembers what was written from here */
-  constructor(readonly server: ApiServer, readonly fieldManager = 'underpass') {}
+  /**
+   * @param fieldManager by which the server remembers what was written from here
+   * @param manifest where whoever runs this finds the rights that it needs
+   */
+  constructor(readonly server: ApiServer, readonly fieldManager = 'underpass', readonly manifest?: string) {}
 
   /** @throws KubeApiError unless it succeeds; other errors when there is no answer */
   async request<T>(method: string, path: string, { body, contentType = 'application/json', signal, timeoutMs = TIMEOUT_MS }: RequestOptions = {}): Promise<T> {
@@ -117,7 +121,9 @@ export class KubeClient implements Closable {
     });
     const { statusCode = 0 } = response;
     if (statusCode >= 200 && statusCode < 300) return response;
-    throw new KubeApiError(statusCode, `${method} ${path}: ${statusCode} ${saidIn(await wholeText(response).catch(() => ''))}`);
+    const said = saidIn(await wholeText(response).catch(() => ''));
+    const rule = statusCode === 403 && this.manifest !== undefined ? missingRule(said) : undefined;
+    throw new KubeApiError(statusCode, `${method} ${path}: ${statusCode} ${said}${rule === undefined ? '' : `; ${this.manifest} has the rule that is missing: ${rule}`}`);
   }
 
   close(): void {

@@ -24,6 +24,8 @@ export interface ReflectorOptions {
   client: KubeClient;
   /** Versions of the kind, the preferred one first: what counts is the first that the server has. */
   resources: readonly Resource[];
+  /** Only objects of this one. */
+  namespace?: string;
   /** Only objects that these match. */
   selectors?: { fieldSelector?: string; labelSelector?: string };
   following: Following;
@@ -87,8 +89,8 @@ export async function reflect(options: ReflectorOptions): Promise<void> {
   }
 }
 
-function pathOf({ selectors }: ReflectorOptions, resource: Resource, query: Record<string, string>): string {
-  return `${resourcePath(resource)}?${new URLSearchParams({ ...query, ...selectors })}`;
+function pathOf({ namespace, selectors }: ReflectorOptions, resource: Resource, query: Record<string, string>): string {
+  return `${resourcePath(resource, { namespace })}?${new URLSearchParams({ ...query, ...selectors })}`;
 }
 
 /** @returns the version to watch from */

@@ -26,7 +26,8 @@ export interface AdminSources {
   generators: Generators;
   ads: AdsServer;
   metrics: PushMetrics;
-  isReady: () => boolean;
+  /** Why nobody should connect here; undefined when all is well. */
+  notReady: () => string | undefined;
   status: () => unknown;
   /** Who calls, by a bearer token; undefined when nobody can tell. */
   identify: (call: AuthenticatedCall) => Promise<PeerIdentity | undefined>;
@@ -161,7 +162,11 @@ export class AdminServer implements Closable {
       if (request.method !== 'GET' || text.length > MAX_URL_LENGTH) return send(405, 'only GET is served here\n');
       if (!isOwnHost(request)) return send(403, 'found another Host than localhost or an address, which a page of some web site may have made the browser send\n');
       const url = new URL(text, 'http://pilot');
-      if (url.pathname === '/ready') return this.sources.isReady() ? send(200, 'ready\n') : send(503, 'the sources have not been read yet\n');
+      if (url.pathname === '/live') return send(200, 'live\n');
+      if (url.pathname === '/ready') {
+        const reason = this.sources.notReady();
+        return reason === undefined ? send(200, 'ready\n') : send(503, `${reason}\n`);
+      }
       if (url.pathname === '/version') return send(200, `${VERSION}\n`);
       if (url.pathname === '/metrics') {
         const { metrics, model } = this.sources;
@@ -178,7 +183,7 @@ export class AdminServer implements Closable {
         if (caller.namespace !== rootNamespace) return send(403, `debug pages are for callers of namespace ${rootNamespace}\n`);
       }
       if (found) return send(200, `${toJson(found.page(url.searchParams, this.sources))}\n`, 'application/json');
-      const index = ['/ready', '/version', '/metrics', ...Object.entries(pages).map(([path, { what }]) => `${path}: ${what}`)].join('\n');
+      const index = ['/ready', '/live', '/version', '/metrics', ...Object.entries(pages).map(([path, { what }]) => `${path}: ${what}`)].join('\n');
       return send(url.pathname === '/debug' || url.pathname === '/' ? 200 : 404, `${index}\n`);
     } catch (error) {
       send(400, `${errorMessage(error)}\n`);

@@ -4,7 +4,7 @@
  * restart goes on where it was.
  */
 import { errorMessage } from '../../common/errors.js';
-import type { CertificateAuthority } from '../../common/identity/ca.js';
+import { RootsChangedError, type CertificateAuthority } from '../../common/identity/ca.js';
 import type { Closable } from '../../common/lifecycle.js';
 import type { Logger } from '../../common/log.js';
 
@@ -21,11 +21,14 @@ export interface RootRotationOptions {
 
 export class RootRotation implements Closable {
   #cancel: (() => void) | undefined;
+  readonly #forget: () => void;
   #closed = false;
   #busy = false;
 
   constructor(readonly ca: CertificateAuthority, readonly options: RootRotationOptions) {
     this.#schedule();
+    // A step that another pilot took of the root that they share.
+    this.#forget = ca.onChange(() => this.#busy || this.#schedule());
   }
 
   /** Milliseconds until the next step. */
@@ -60,7 +63,9 @@ export class RootRotation implements Closable {
       logger.info({ phase: ca.phase }, 'the exchange of the root went a step on');
     } catch (error) {
       retryMs = RETRY_MS;
-      logger.error({ reason: errorMessage(error) }, 'the root could not be exchanged; tried again in a minute');
+      // It is told of as a change.
+      if (error instanceof RootsChangedError) logger.info('another pilot took a step of the exchange of the root');
+      else logger.error({ reason: errorMessage(error) }, 'the root could not be exchanged; tried again in a minute');
     } finally {
       this.#busy = false;
     }
@@ -69,6 +74,7 @@ export class RootRotation implements Closable {
 
   close(): void {
     this.#closed = true;
+    this.#forget();
     this.#cancel?.();
   }
 }

@@ -4,7 +4,7 @@
  */
 import { status as GrpcStatus } from '@grpc/grpc-js';
 import { readFile } from 'node:fs/promises';
-import { CertificateAuthority, DEFAULT_LEAF_TTL_MS, DEFAULT_MAX_LEAF_TTL_MS } from '../../common/identity/ca.js';
+import { CertificateAuthority, DEFAULT_LEAF_TTL_MS, DEFAULT_MAX_LEAF_TTL_MS, type CaOptions, type RootStore } from '../../common/identity/ca.js';
 import { FileRootStore } from '../../common/identity/root-store.js';
 import { ROOT_SECRET, rootSecret, SecretStreams } from '../../common/identity/secret-streams.js';
 import { LOCAL_ISSUER } from '../../common/identity/service-account-token.js';
@@ -27,6 +27,7 @@ import { ModelNodes } from './model-nodes.js';
 import { NodeProxies } from './node-proxies.js';
 import type { PeerIdentity } from './peer-identity.js';
 import { RootRotation } from './root-rotation.js';
+import { RootSecretFollower, SecretRootStore } from './secret-root-store.js';
 import { ServerIdentity } from './server-credentials.js';
 import { TokenReviewAuthenticator, type TokenReviewOptions } from './token-review.js';
 
@@ -39,8 +40,10 @@ export interface SecurityOptions {
   hosts?: readonly string[];
   /** A directory with Istio's `cacerts`, followed live; without one the Secret `cacerts` of the root namespace counts, else a root of its own. */
   caDirectory?: string;
-  /** Where a root of its own is kept; without it the root ends with the process. */
+  /** Where a root of its own is kept: this file, else the Secret of the cluster, else it ends with the process. */
   caStateFile?: string;
+  /** The Secret that all pilots of the cluster share. */
+  rootSecret?: SecretRootStore;
   /** A file, or the https URL, of the JWKS that service account tokens are verified with. */
   tokenJwks?: string;
   tokenIssuer?: string;
@@ -77,8 +80,7 @@ export class Security implements Closable {
     } else if (secret) {
       ca = await CertificateAuthority.from(cacertsOf(secret), `Secret ${rootNamespace}/${CACERTS}`, common);
     } else {
-      ca = await CertificateAuthority.create({ ...common, ...(caStateFile === undefined ? {} : { store: new FileRootStore(caStateFile) }) });
-      store.add(new RootRotation(ca, { logger }));
+      ca = await selfSignedCa({ ...common, store: caStateFile === undefined ? options.rootSecret : new FileRootStore(caStateFile) }, logger, store);
     }
     const hosts = [...['istiod', 'istiod-remote', 'istio-pilot'].flatMap((name) => [`${name}.${rootNamespace}.svc`, `${name}.${rootNamespace}.svc.${model.mesh.clusterDomain}`]), `istiod.${rootNamespace}`, ...(options.hosts ?? [])];
     const onError = (error: Error): void => logger.error({ reason: error.message }, "the secure port's certificate could not be renewed");
@@ -149,6 +151,14 @@ export class Security implements Closable {
   close(): Promise<void> {
     return this.#store.close();
   }
+}
+
+/** A root of pilot's own, exchanged in time; one that pilots share is followed. @param store gets what has to be closed */
+export async function selfSignedCa({ store: roots, ...options }: CaOptions & { store: RootStore | undefined }, logger: Logger, store: ClosableStore): Promise<CertificateAuthority> {
+  const ca = await CertificateAuthority.create({ ...options, ...(roots ? { store: roots } : {}) });
+  if (roots instanceof SecretRootStore) store.add(new RootSecretFollower(ca, roots, logger));
+  store.add(new RootRotation(ca, { logger }));
+  return ca;
 }
 
 export const UNAUTHENTICATED = { code: GrpcStatus.UNAUTHENTICATED, details: 'authentication failed' };

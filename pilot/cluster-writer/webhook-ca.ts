@@ -1,4 +1,9 @@
-/** The CA in the webhooks' configurations, kept as it is: an API server that trusts another one calls no webhook. */
+/**
+ * The CA in the webhooks' configurations, kept as it is: an API server that trusts another one calls no webhook. And the
+ * validator's failure policy, which is installed as Ignore, lest what is applied together with pilot is refused before it
+ * runs: from its first moment on what it can't be asked about is refused.
+ */
+import { isDeepStrictEqual } from 'node:util';
 import { resourceOf, type KubeClient, type Resource } from '../../common/kube/client.js';
 import { reflect } from '../../common/kube/reflector.js';
 import type { KubeObject } from '../../common/kube/types.js';
@@ -6,7 +11,7 @@ import type { Logger } from '../../common/log.js';
 import { configurationNames } from '../injector/configurations.js';
 
 interface WebhookConfiguration extends KubeObject {
-  webhooks?: { name: string; clientConfig: { caBundle?: string } }[];
+  webhooks?: { name: string; failurePolicy?: string; clientConfig: { caBundle?: string } }[];
 }
 
 const GROUP = 'admissionregistration.k8s.io/v1';
@@ -58,9 +63,10 @@ export class WebhookCa {
   async write(caPem: string, signal: AbortSignal): Promise<void> {
     const caBundle = Buffer.from(caPem).toString('base64');
     for (const { resource, name, present } of this.#followed) {
-      if (!present?.webhooks?.some(({ clientConfig }) => clientConfig.caBundle !== caBundle)) continue;
-      const webhooks = present.webhooks.map((webhook) => ({ ...webhook, clientConfig: { ...webhook.clientConfig, caBundle } }));
-      await this.client.merge(resource, { name }, { metadata: { resourceVersion: present.metadata.resourceVersion }, webhooks }, signal);
+      const failurePolicy = resource.kind === 'ValidatingWebhookConfiguration' ? { failurePolicy: 'Fail' } : {};
+      const wanted = present?.webhooks?.map((webhook) => ({ ...webhook, ...failurePolicy, clientConfig: { ...webhook.clientConfig, caBundle } }));
+      if (!present || !wanted || isDeepStrictEqual(wanted, present.webhooks)) continue;
+      await this.client.merge(resource, { name }, { metadata: { resourceVersion: present.metadata.resourceVersion }, webhooks: wanted }, signal);
       this.logger.info({ kind: resource.kind, name }, "the CA was written into the webhooks' configuration");
     }
   }

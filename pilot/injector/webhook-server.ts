@@ -22,6 +22,7 @@ const MAX_BODY_BYTES = 4 << 20;
 /** Istio's webhooks wait 10 s. */
 const REQUEST_TIMEOUT_MS = 10_000;
 const MAX_TIMER_MS = 2 ** 31 - 1;
+const CLOSE_GRACE_MS = 1_000;
 const RENEW_RETRY_MS = 10_000;
 
 export interface WebhookOptions {
@@ -49,6 +50,7 @@ export class WebhookServer implements Closable {
   readonly #server: Server;
   #certificate: ServerCertificate;
   #timer: NodeJS.Timeout | undefined;
+  #isDraining = false;
 
   private constructor(options: WebhookOptions, certificate: ServerCertificate) {
     this.#options = options;
@@ -96,21 +98,28 @@ export class WebhookServer implements Closable {
     this.#options.onCertificate?.();
   }
 
+  /** Until it has succeeded. */
+  #renewSurely(): void {
+    this.renew().catch((error: unknown) => {
+      this.#options.logger.error({ reason: errorMessage(error) }, "the webhook's certificate could not be renewed");
+      this.#schedule(RENEW_RETRY_MS);
+    });
+  }
+
+  /** Another key signs: the certificate of the old one is worth nothing to whoever trusts the new one alone. */
+  readonly signerChanged = (): void => this.#renewSurely();
+
   #schedule(retryMs = 0): void {
     clearTimeout(this.#timer);
     const { notBefore, notAfter } = this.#certificate;
     const halfLifeMs = (notBefore.getTime() + notAfter.getTime()) / 2 - Date.now();
-    this.#timer = setTimeout(() => {
-      this.renew().catch((error: unknown) => {
-        this.#options.logger.error({ reason: errorMessage(error) }, "the webhook's certificate could not be renewed");
-        this.#schedule(RENEW_RETRY_MS);
-      });
-    }, Math.min(MAX_TIMER_MS, Math.max(retryMs, halfLifeMs, 0)));
+    this.#timer = setTimeout(() => this.#renewSurely(), Math.min(MAX_TIMER_MS, Math.max(retryMs, halfLifeMs, 0)));
     this.#timer.unref();
   }
 
   async #handle(request: IncomingMessage, response: ServerResponse): Promise<void> {
     const path = (request.url ?? '/').split('?')[0] ?? '/';
+    if (this.#isDraining) response.setHeader('connection', 'close');
     if (path === '/ready' && request.method === 'GET') return void response.end('ready\n');
     const isInject = path === '/inject' || path.startsWith('/inject/');
     if (!isInject && path !== '/validate' && !path.startsWith('/validate/')) throw new BadRequest(404, `${path}: expected /inject, /validate or /ready`);
@@ -164,11 +173,21 @@ export class WebhookServer implements Closable {
     send(response, status, { error: errorMessage(error) });
   }
 
+  /** From now on each connection ends with its next answer, so that close() meets none on which a question is under way. */
+  drain(): void {
+    this.#isDraining = true;
+  }
+
   close(): Promise<void> {
     clearTimeout(this.#timer);
     return new Promise((resolve) => {
-      this.#server.close(() => resolve());
-      this.#server.closeAllConnections();
+      // What has been asked is answered: a webhook that breaks off refuses the pod.
+      const timer = setTimeout(() => this.#server.closeAllConnections(), CLOSE_GRACE_MS);
+      this.#server.close(() => {
+        clearTimeout(timer);
+        resolve();
+      });
+      this.#server.closeIdleConnections();
     });
   }
 }

@@ -86,14 +86,14 @@ export class ServerGroup implements ServiceRegistry, Closable {
     return index;
   }
 
-  /** Lets streams end, then cuts off what is left. */
-  async close(): Promise<void> {
+  /** Takes no connections and no streams from now on, lets those that are there end, then cuts off what is left. @param moreMs for their end, beyond the grace */
+  async close(moreMs = 0): Promise<void> {
     const closed = this.#listeners.map((listener) => new Promise<void>((resolve) => void listener.close(() => resolve())));
     const shutDown = this.#servers.map((server) => new Promise<void>((resolve) => void server.tryShutdown(() => resolve())));
     const force = setTimeout(() => {
       // Not forceShutdown(): without channelz, grpc-js 1.14.7 does not know its sessions, and leaves them open. Nor does it see TLS handshakes.
       for (const socket of this.#sockets) socket.destroy();
-    }, this.options.stopGraceMs);
+    }, this.options.stopGraceMs + moreMs);
     await Promise.all([...closed, ...shutDown]);
     clearTimeout(force);
   }

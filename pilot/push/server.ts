@@ -5,6 +5,7 @@ import { dirname } from 'node:path';
 import { status as GrpcStatus, ServerCredentials } from '@grpc/grpc-js';
 import { UnderpassError, errorCode, errorMessage } from '../../common/errors.js';
 import type { Logger } from '../../common/log.js';
+import { sleep } from '../../common/retry.js';
 import { VERSION } from '../../common/version.js';
 import { AggregatedDiscoveryServiceService } from '../../proto/generated/envoy/service/discovery/v3/ads.js';
 import type { Generators, Names } from '../generate/generator.js';
@@ -26,6 +27,7 @@ import { SotwConnection } from './sotw.js';
 import { DEFAULT_LIMITS, StreamGuard, type Caller, type StreamLimits } from './stream-guard.js';
 
 const STOP_GRACE_MS = 1_000;
+const DRAIN_TURN_MS = 50;
 const MAX_RESPONSE_BYTES = 256 << 20;
 /** A client that comes back says the version of each resource that it holds: some 100 bytes for each. */
 const MAX_REQUEST_BYTES = 16 << 20;
@@ -74,6 +76,7 @@ export class AdsServer {
   readonly #addresses: string[] = [];
   readonly #sockets: string[] = [];
   readonly #guard: StreamGuard;
+  #closed: Promise<void> | undefined;
   clients: ClientListener | undefined;
 
   constructor(generators: Generators, version: () => string, readonly logger: Logger, readonly metrics: PushMetrics, limits: Partial<StreamLimits> = {}) {
@@ -189,9 +192,25 @@ export class AdsServer {
     return shared.values();
   }
 
-  async close(): Promise<void> {
-    for (const connection of this.#connections) connection.call.end();
-    await Promise.all([this.#server, ...this.#secureServers].map((server) => server.close()));
+  /**
+   * Streams end without an error, and their clients open others elsewhere.
+   * @param overMs spread over it, so that another control plane does not get all of them at once
+   */
+  close(overMs = 0): Promise<void> {
+    return (this.#closed ??= this.#close(overMs));
+  }
+
+  async #close(overMs: number): Promise<void> {
+    const closed = Promise.all([this.#server, ...this.#secureServers].map((server) => server.close(overMs)));
+    const ending = [...this.#connections];
+    const turns = Math.max(1, Math.min(ending.length, Math.ceil(overMs / DRAIN_TURN_MS)));
+    for (let turn = 0; turn < turns; turn++) {
+      if (turn > 0) await sleep(overMs / turns);
+      for (const { call } of ending.slice((turn * ending.length) / turns, ((turn + 1) * ending.length) / turns)) call.end();
+    }
+    // Those that came before the listeners were closed.
+    for (const { call } of this.#connections) call.end();
+    await closed;
     for (const path of this.#sockets) await rm(path, { force: true });
   }
 }

@@ -26,8 +26,8 @@ export const WORKLOAD_KINDS: readonly FollowedKind[] = [...coreKinds('Namespace'
 /** Of the config cluster besides. */
 export const CONFIG_KINDS: readonly FollowedKind[] = [
   ...coreKinds('ConfigMap'),
-  // These can be large and many, and hold nothing of the mesh's.
-  { resources: [resourceOf('v1', 'Secret')], selectors: { fieldSelector: 'type!=helm.sh/release.v1,type!=kubernetes.io/service-account-token' } },
+  // These can be large and many, and hold nothing of the mesh's; the last is the CA's own.
+  { resources: [resourceOf('v1', 'Secret')], selectors: { fieldSelector: 'type!=helm.sh/release.v1,type!=kubernetes.io/service-account-token,type!=underpass.io/ca-root' } },
   ...kinds.filter(({ unserved }) => !unserved).map(({ group, kind, versions }) => ({ resources: versions.map((version) => resourceOf(`${group}/${version}`, kind)) })),
 ];
 
@@ -42,8 +42,10 @@ export interface KubernetesSourceOptions {
   /** Changes within this time are one. */
   settleMs?: number;
   pageSize?: number;
-  /** How long start() waits for the first lists; reading goes on after that. */
+  /** How long start() waits for the first lists, Infinity for as long as it takes; reading goes on after that. */
   startMs?: number;
+  /** Has the rights that reading takes. */
+  manifest?: string;
   backoff?: () => Backoff;
 }
 
@@ -64,7 +66,7 @@ export class KubernetesSource implements Source {
 
   constructor(options: KubernetesSourceOptions) {
     this.#options = options;
-    this.#client = new KubeClient(options.server);
+    this.#client = new KubeClient(options.server, 'underpass-pilot', options.manifest);
     // Each kind has a request of its own.
     setMaxListeners(0, this.#stop.signal);
   }
@@ -73,12 +75,17 @@ export class KubernetesSource implements Source {
     return [...this.#errors.values()].flat();
   }
 
+  /** Why not everything was read yet. */
+  get problem(): string | undefined {
+    return this.#complete ? undefined : this.#lastProblem || `${this.#options.server.url.href} has not answered yet`;
+  }
+
   /** @throws UnderpassError `UNDERPASS_KUBERNETES` when not everything could be read in time; reading goes on until close() */
   async start(): Promise<void> {
     const { kinds: wanted, server, startMs = START_MS } = this.#options;
     let missing = wanted.length;
     await new Promise<void>((resolve, reject) => {
-      const timer = setTimeout(() => reject(new UnderpassError('UNDERPASS_KUBERNETES', `reading ${server.url.href}: ${this.#lastProblem || `no answer in ${startMs} ms`}`)), startMs);
+      const timer = startMs === Infinity ? undefined : setTimeout(() => reject(new UnderpassError('UNDERPASS_KUBERNETES', `reading ${server.url.href}: ${this.#lastProblem || `no answer in ${startMs} ms`}`)), startMs);
       this.#stop.signal.addEventListener('abort', () => (clearTimeout(timer), resolve()), { once: true });
       this.#running = wanted.map((kind) =>
         this.#follow(kind, () => {

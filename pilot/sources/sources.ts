@@ -34,6 +34,9 @@ export interface Source extends Closable {
 const REMOTE_LABEL = 'istio/multiCluster';
 /** The config cluster's API server; its directories override it. */
 const CONFIG_API = ' api';
+/** What has the rights that reading and writing take. */
+export const PILOT_RIGHTS = 'deploy/pilot-rbac.yaml';
+const REMOTE_RIGHTS = 'deploy/remote-rbac.yaml';
 
 /**
  * `DIR`, or `cluster=NAME[,network=NETWORK]:DIR`.
@@ -83,6 +86,8 @@ export interface SourcesOptions {
   plan: SourcePlan;
   /** The config cluster's API server, read besides its directories; with it remote clusters join by Secrets. */
   apiServer?: ApiServer | undefined;
+  /** How long start() waits for it. */
+  startMs?: number;
   rootNamespace?: () => string;
   logger: Logger;
   onChange: (objects: Objects) => void;
@@ -96,6 +101,7 @@ export class Sources implements Source {
   /** Kubeconfigs of remote clusters, as their Secrets have them. */
   readonly #remotes = new Map<string, string>();
   #started = false;
+  #config: KubernetesSource | undefined;
 
   constructor(readonly options: SourcesOptions) {
     const { plan, logger } = options;
@@ -106,19 +112,26 @@ export class Sources implements Source {
     return [...this.#sources.values()].flatMap((source) => source.errors());
   }
 
+  /** Why the first state is not there yet. */
+  get problem(): string | undefined {
+    return this.#started ? undefined : (this.#config?.problem ?? 'the sources have not been read yet');
+  }
+
   async start(): Promise<void> {
     const { apiServer } = this.options;
-    if (apiServer) this.#sources.set(CONFIG_API, this.#apiSource(CONFIG_API, apiServer));
+    if (apiServer) this.#sources.set(CONFIG_API, (this.#config = this.#apiSource(CONFIG_API, apiServer)));
     await Promise.all([...this.#sources.values()].map((source) => source.start()));
     this.#started = true;
     this.#tell();
   }
 
-  #apiSource(cluster: string, server: ApiServer): Source {
-    const { plan, logger } = this.options;
+  #apiSource(cluster: string, server: ApiServer): KubernetesSource {
+    const { plan, logger, startMs } = this.options;
     const name = cluster === CONFIG_API ? (plan.configCluster ?? 'Kubernetes') : cluster;
-    const source: Source = new KubernetesSource({
+    const source = new KubernetesSource({
       server,
+      manifest: cluster === CONFIG_API ? PILOT_RIGHTS : REMOTE_RIGHTS,
+      ...(cluster === CONFIG_API && startMs !== undefined ? { startMs } : {}),
       cluster: name,
       kinds: cluster === CONFIG_API ? [...WORKLOAD_KINDS, ...CONFIG_KINDS] : WORKLOAD_KINDS,
       logger: logger.child({ cluster: name }),

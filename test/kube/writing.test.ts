@@ -10,7 +10,7 @@ import { KubeClient } from '../../common/kube/client.js';
 import { parseKubeconfig } from '../../common/kube/kubeconfig.js';
 import { projectRoot } from '../../common/paths.js';
 import { waitFor } from '../../common/retry.js';
-import type { Condition, ConfigMap, Deployment, KubeGateway, KubeObject, RouteStatus, Service } from '../../common/kube/types.js';
+import type { Condition, ConfigMap, Deployment, KubeGateway, KubeObject, RouteStatus, Secret, Service } from '../../common/kube/types.js';
 import { bearer, createCertificate } from '../../pilot/ca/testing.js';
 import { issueServerCertificate } from '../../common/identity/server-certificate.js';
 import { base64, KubeCluster, type AuditedRequest } from './cluster.js';
@@ -61,19 +61,54 @@ test("the mesh's roots are in every namespace: a new one gets them, what somebod
   assert.equal(await roots('kube-system'), undefined);
 });
 
-test("the webhooks' caBundle is written into the configurations, and again when somebody overwrites it; the rest stays as it was installed", async () => {
+test("the webhooks' caBundle is written into the configurations, and the validator refuses what it can't be asked about; both again when somebody overwrites them, the rest stays as it was installed", async () => {
   const installed = parseAllDocuments(readFileSync(join(folder, 'webhooks.yaml'), 'utf8').replaceAll(/ *caBundle: .*\n/g, '')).map((document) => document.toJS() as KubeObject & { webhooks: { clientConfig: { caBundle?: string } }[] });
   assert.equal(installed.length, 2);
   // Not called: the object selectors match nothing.
-  for (const { webhooks } of installed) for (const webhook of webhooks) Object.assign(webhook, { objectSelector: { matchLabels: { nothing: 'has-it' } } });
+  for (const { kind, webhooks } of installed) for (const webhook of webhooks) Object.assign(webhook, { objectSelector: { matchLabels: { nothing: 'has-it' } } }, kind.startsWith('Validating') ? { failurePolicy: 'Ignore' } : {});
   const wanted = Buffer.from(kube.pilot.ca!.rootPem).toString('base64');
   const bundles = async ({ apiVersion, kind, metadata }: KubeObject): Promise<Set<string | undefined>> => new Set((await cluster.get<(typeof installed)[0]>(apiVersion, kind, { name: metadata.name }))?.webhooks.map(({ clientConfig }) => clientConfig.caBundle));
   for (const object of installed) await cluster.apply(stringify(object));
   for (const object of installed) await waitFor(`the CA in ${object.kind}`, async () => [...(await bundles(object))].join() === wanted, WAIT);
+  const policies = async (): Promise<unknown[]> => Promise.all(installed.map(async ({ apiVersion, kind, metadata }) => (await cluster.get<KubeObject & { webhooks: { failurePolicy: string }[] }>(apiVersion, kind, { name: metadata.name }))?.webhooks.map(({ failurePolicy }) => failurePolicy).find((policy) => policy !== 'Fail')));
+  await waitFor('the policy', async () => (await policies()).join() === ',', WAIT);
   for (const object of installed) {
     for (const { clientConfig } of object.webhooks) clientConfig.caBundle = Buffer.from(readFileSync(join(cluster.folder, 'ca.crt'))).toString('base64');
     await cluster.apply(stringify(object));
     await waitFor(`the CA in ${object.kind} again`, async () => [...(await bundles(object))].join() === wanted, WAIT);
+  }
+  await waitFor('the policy again', async () => (await policies()).join() === ',', WAIT);
+});
+
+test("the CA's Secret: an exchange of the root that one pilot begins is the other's too, and reaches the ConfigMaps; one that is deleted is written again with the same key", async () => {
+  const other = await startPilot(kubeconfig, pilotOptions);
+  const secret = { namespace: 'istio-system', name: 'underpass-ca' };
+  const bundle = async (): Promise<string | undefined> => (await cluster.get<ConfigMap>('v1', 'ConfigMap', { namespace: 'shop', name: 'istio-ca-root-cert' }))?.data?.['root-cert.pem'];
+  try {
+    const [own, others] = [kube.pilot.ca!, other.pilot.ca!];
+    assert.equal(own.rootPem, others.rootPem);
+    const before = own.rootPem;
+    await others.introduceRoot();
+    await waitFor('both roots', () => own.phase === 'introduced' && own.rootPem === others.rootPem && own.since === others.since, WAIT);
+    await waitFor('the bundle', async () => (await bundle()) === others.rootPem, WAIT);
+    // Both at once, as the clock would have it: one is first, and the other takes that over.
+    const steps = await Promise.allSettled([own.switchRoot(), others.switchRoot()]);
+    assert.equal(steps.filter(({ status }) => status === 'fulfilled').length, 1);
+    await waitFor('one key', () => own.phase === 'retiring' && others.phase === 'retiring' && own.material.privateKeyPem === others.material.privateKeyPem, WAIT);
+    await waitFor('what one may take over is what the other may write', () => own.retireRoot().then(() => true, () => false), WAIT);
+    await waitFor('the new root alone', () => others.phase === 'steady', WAIT);
+    assert.ok(!others.rootPem.includes(before.trim()));
+    const { data } = (await cluster.get<Secret>('v1', 'Secret', secret))!;
+    assert.deepEqual(Object.keys(data!).sort(), ['ca-cert.pem', 'ca-key.pem', 'since']);
+    await cluster.delete('v1', 'Secret', secret);
+    await waitFor('the Secret', async () => (await cluster.get<Secret>('v1', 'Secret', secret))?.data?.['ca-key.pem'] === data!['ca-key.pem'], WAIT);
+    await cluster.merge('v1', 'Secret', secret, { data: { 'ca-key.pem': base64('nonsense') } });
+    await waitFor('the refusal', () => kube.log.some((line) => line.includes('ca-key.pem: no private key')), WAIT);
+    assert.equal(own.material.privateKeyPem, Buffer.from(data!['ca-key.pem']!, 'base64').toString());
+    await cluster.merge('v1', 'Secret', secret, { data });
+    for (const { log } of [kube, other]) assert.ok(!log.some((line) => line.includes('PRIVATE KEY')));
+  } finally {
+    await other.pilot.stop();
   }
 });
 
@@ -219,14 +254,22 @@ ${readFileSync(join(projectRoot, 'deploy', 'pilot-rbac.yaml'), 'utf8').split('--
     assert.deepEqual([writes(SECOND), kube.pilot.status().isWriter, second.pilot.status().isWriter], [[], true, false]);
     relay.cut(true);
     await waitFor('the end of its term', () => !kube.pilot.status().isWriter, WAIT);
-    const rootsAre = ({ pilot }: KubePilot) => waitFor("that one's roots", async () => (await cluster.get<ConfigMap>('v1', 'ConfigMap', { namespace: 'shop', name: 'istio-ca-root-cert' }))?.data?.['root-cert.pem'] === pilot.ca!.rootPem, WAIT);
-    await rootsAre(second);
+    const roots = { namespace: 'shop', name: 'istio-ca-root-cert' };
+    // What is deleted is written again, by whoever writes now.
+    const isTheWriter = async ({ pilot }: KubePilot, user: string): Promise<void> => {
+      await waitFor('its term', () => pilot.status().isWriter, WAIT);
+      const before = writes(user).length;
+      await cluster.delete('v1', 'ConfigMap', roots);
+      await waitFor('the roots', () => cluster.get('v1', 'ConfigMap', roots), WAIT);
+      await waitFor('its write', () => writes(user).slice(before).some(({ resource }) => resource === 'configmaps'), WAIT);
+    };
+    await isTheWriter(second, SECOND);
     relay.cut(false);
     const [readings, written] = [cluster.requests().filter(({ user, resource }) => user === PILOT_USER && resource === 'leases').length, writes().length];
     await waitFor('the first, which waits now', () => cluster.requests().filter(({ user, resource }) => user === PILOT_USER && resource === 'leases').length > readings + 5, WAIT);
     assert.equal(writes().length, written);
     await second.pilot.stop();
-    await rootsAre(kube);
+    await isTheWriter(kube, PILOT_USER);
     const lease = await cluster.get<KubeObject & { spec: { leaseTransitions: number } }>('coordination.k8s.io/v1', 'Lease', { namespace: 'istio-system', name: 'underpass-pilot' });
     assert.equal(lease?.spec.leaseTransitions, 2);
   } finally {
@@ -240,11 +283,14 @@ test('a right that is missing: what it was for is not done, the log names verb a
   const rules = role!.rules!.filter(({ verbs }) => verbs.includes('list'));
   await cluster.apply([
     { apiVersion: role!.apiVersion, kind: 'ClusterRole', metadata: { name: 'reader' }, rules },
+    // The CA that all share is what none can do without.
+    { apiVersion: role!.apiVersion, kind: 'Role', metadata: { name: 'reader', namespace: 'istio-system' }, rules: [{ apiGroups: [''], resources: ['secrets'], resourceNames: ['underpass-ca'], verbs: ['get'] }] },
+    { apiVersion: role!.apiVersion, kind: 'RoleBinding', metadata: { name: 'reader', namespace: 'istio-system' }, roleRef: { apiGroup: 'rbac.authorization.k8s.io', kind: 'Role', name: 'reader' }, subjects: [{ kind: 'ServiceAccount', name: 'reader', namespace: 'istio-system' }] },
     { apiVersion: role!.apiVersion, kind: 'ClusterRoleBinding', metadata: { name: 'reader' }, roleRef: { apiGroup: 'rbac.authorization.k8s.io', kind: 'ClusterRole', name: 'reader' }, subjects: [{ kind: 'ServiceAccount', name: 'reader', namespace: 'istio-system' }] },
   ].map((object) => stringify(object)).join('---\n'));
   const reader = await startPilot(await cluster.kubeconfigOf('istio-system', 'reader'), pilotOptions);
   try {
-    await waitFor('the words', () => reader.log.some((line) => line.includes('cannot get resource \\"leases\\"')), WAIT);
+    await waitFor('the words', () => reader.log.some((line) => line.includes('cannot get resource \\"leases\\"') && line.includes('deploy/pilot-rbac.yaml has the rule that is missing')), WAIT);
     assert.ok(reader.pilot.object('/Service/shop/nowhere'));
     assert.equal(reader.log.filter((line) => line.includes('cannot get resource')).length, 1);
   } finally {
