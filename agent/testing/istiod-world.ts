@@ -2,12 +2,14 @@
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { CaIdentitySource } from '../../common/identity/ca-client.js';
 import { logger } from '../../common/log.js';
 import { envoyBinary } from '../../common/paths.js';
 import { waitFor } from '../../common/retry.js';
 import { NodeProxy, type NodeProxyOptions, type ProxyPod } from '../proxy/node-proxy.js';
 import type { ControlPlaneSecurity } from './control-plane.js';
 import { RecordedIstiod } from './istiod.js';
+import type { IstiodSecurity } from './istiod-security.js';
 import { TestNetns } from './netns.js';
 import { Recording, type RecordedSession } from './recording.js';
 
@@ -43,6 +45,22 @@ export class IstiodWorld {
   /** The namespace of the pod that a recorded client plays; default the first. */
   netns(session = this.#sessions[0]!.name): TestNetns {
     return this.#namespaces.get(session)!;
+  }
+
+  /**
+   * As on port 15012: what an agent needs to prove itself and its pods, whom istiod trusts.
+   * @param security that this was made with
+   */
+  static async trusted(security: IstiodSecurity, sessions: readonly RecordedSession[]): Promise<(address: string) => Partial<NodeProxyOptions>> {
+    const account = { namespace: 'underpass-system', serviceAccount: 'underpass-agent' };
+    const own = { ...account, name: 'underpass-agent-x', nodeName: 'node-1' };
+    security.pods = [own, ...sessions.map(({ metadata }) => ({ namespace: metadata.NAMESPACE, name: metadata.NAME, serviceAccount: metadata.SERVICE_ACCOUNT, nodeName: 'node-1' }))];
+    security.trustedNodeAccounts = ['underpass-system/underpass-agent'];
+    const token = await security.token({ ...account, pod: { name: own.name } });
+    return (address) => ({
+      discoveryTls: { roots: () => security.ca.rootPem, token: () => Promise.resolve(token), account },
+      ca: (onError) => Object.assign(new CaIdentitySource({ address, rootPem: () => security.ca.rootPem, token: () => token, onError }), { description: address }),
+    });
   }
 
   async start(options: Partial<NodeProxyOptions> | ((address: string) => Partial<NodeProxyOptions>) = {}): Promise<void> {

@@ -93,8 +93,10 @@ export class RecordedIstiod extends TestControlPlane {
   #answer(stream: TestStream, request: DeltaDiscoveryRequest): void {
     const session = this.sessionOf(stream.nodeId);
     const { type_url: type, resource_names_subscribe: subscribed, resource_names_unsubscribe: unsubscribed, initial_resource_versions: known } = request;
-    if (!session || !KNOWN.has(type)) return;
+    if (!KNOWN.has(type)) return;
     const isFirst = stream.requests.filter((of) => of.type_url === type).length === 1;
+    // Where no node was recorded the mesh has no workloads.
+    if (!session) return void (isFirst && stream.nodeId.startsWith('ztunnel~') && stream.send({ type_url: type }));
     // An ACK, a NACK or a stale nonce alone has no answer.
     if (!isFirst && subscribed.length === 0) return;
     if (NAMED.has(type) && subscribed.length === 0 && unsubscribed.length > 0) return;

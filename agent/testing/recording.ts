@@ -15,6 +15,7 @@ export interface RecordedEvent {
   subscribe?: string[];
   unsubscribe?: string[];
   removed_resources?: string[];
+  initial_resource_versions?: Record<string, string>;
 }
 
 export interface RecordedSession {
