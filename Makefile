@@ -13,7 +13,7 @@ Q := @
 msg = @printf '  %-9s %s\n' $(1) "$(patsubst $(CURDIR)/%,%,$(2))";
 endif
 
-.PHONY: all setup build typescript native test test-programs test-kube test-ztunnel test-kernels fuzz soak demo bench bench-pilot bench-services bench-dataplane lint clean distclean
+.PHONY: all setup build typescript native test test-programs test-kube test-ztunnel test-kernels fuzz soak demo bench bench-pilot bench-services bench-dataplane docs chart lint clean distclean
 
 all: build
 
@@ -97,6 +97,10 @@ bench: build
 # Pages that are made from the code; a test compares.
 docs: typescript
 	$(Q)node dist/pilot/validation/api-table.js
+
+# The Helm chart and the manifests of deploy/, out of cli/install/; a test compares.
+chart: typescript
+	$(Q)node dist/cli/install/chart.js
 
 clean:
 	$(Q)rm -rf dist proto/generated build/bpf build/proto-tree build/proto-out build/*.node build/underpass-exec build/underpass-cni build/underpass-launcher build/socket-probe build/socket-ends build/tcp-bench build/test-plugin.wasm build/http-parse build/http-fuzz

@@ -9,6 +9,7 @@ import { inClusterServer, readKubeconfig, type ApiServer } from '../common/kube/
 import { LabClient, labSocket, type LabInfo, type PodMetadataPatch } from '../common/lab-api.js';
 import { logger } from '../common/log.js';
 import { buildDir } from '../common/paths.js';
+import { isUninstalled, parseDaemonSet } from './agent-pod.js';
 import type { AgentCliOptions } from './agent-run.js';
 
 export interface Home {
@@ -22,6 +23,8 @@ export interface Home {
   clusterId?: string;
   /** A token of an account that a pod of the node runs under, bound to that pod. */
   tokenOf?(identity: WorkloadIdentity, signal?: AbortSignal): Promise<string>;
+  /** Whether an agent that is asked to end has been taken away for good. */
+  isUninstalled?(): Promise<boolean>;
   /** When the agent answers. */
   start?(): void;
   close?(): void;
@@ -75,6 +78,7 @@ export function labHome(options: AgentCliOptions, lab: Lab): Home {
 /** @param server has this node's pods; DaemonSets give the node's name as NODE_NAME */
 export function clusterHome(options: AgentCliOptions, server: ApiServer): Home {
   const nodeName = nodeOfCluster(options);
+  const daemonSet = options.daemonset === undefined ? undefined : parseDaemonSet(options.daemonset);
   const client = new KubeClient(server, FIELD_MANAGER);
   const { folder, cniSocket } = instancePaths(options);
   const labelledFile = join(folder, 'labelled');
@@ -86,6 +90,7 @@ export function clusterHome(options: AgentCliOptions, server: ApiServer): Home {
     workloads,
     tokenOf: (identity, signal) => podToken(client, workloads.pods, identity, signal),
     ...(options.clusterId === undefined ? {} : { clusterId: options.clusterId }),
+    ...(daemonSet ? { isUninstalled: () => isUninstalled(client, daemonSet, logger('agent')) } : {}),
     start: () => chain?.start(),
     close: () => {
       chain?.close();

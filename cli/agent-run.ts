@@ -11,6 +11,7 @@ import { LabClient } from '../common/lab-api.js';
 import { logger } from '../common/log.js';
 import { defaultBpffsDir, defaultRunDir } from '../common/paths.js';
 import { sleep } from '../common/retry.js';
+import { ReadyFile } from './agent-pod.js';
 import { apiServerOf, podsOfCluster, podsOfLab, type Home, type Lab, type ToldPods } from './agent-home.js';
 import { recordServes, servedLab } from './orphans.js';
 import { followSignals } from './signals.js';
@@ -38,6 +39,8 @@ export interface AgentCliOptions {
   httpFastPath: 'on' | 'off';
   cleanup?: boolean;
   cleanupOnExit?: boolean;
+  daemonset?: string;
+  readyFile?: string;
 }
 
 export function addInstanceOptions(command: Command): Command {
@@ -67,7 +70,9 @@ export function addAgentOptions(command: Command): Command {
     .addOption(new Option('--http-fast-path <on|off>', 'at the start, for pods whose acceleration is l7; `underpass fast-path` switches it').choices(['on', 'off']).default('on'))
     .option('--flow-log', 'log a line for each connection of a local pod that ends')
     .option('--cleanup', 'remove all that this instance\'s agents ever pinned, mounted, attached or wrote, and exit')
-    .option('--cleanup-on-exit', 'do that when the agent ends, instead of leaving Envoy and the kernel at work');
+    .option('--cleanup-on-exit', 'do that when the agent ends, instead of leaving Envoy and the kernel at work')
+    .option('--daemonset <namespace/name>', 'with Kubernetes: what this agent is a pod of; when it is asked to end and that is gone, or going, it cleans up')
+    .option('--ready-file <path>', 'a file that is there while the agent is ready, or waits for another one to end, for probes');
 }
 
 const TOLD_TIMEOUT_MS = 5_000;
@@ -139,7 +144,9 @@ export async function runAgent(options: AgentCliOptions, run: RunOptions): Promi
     realParts,
   );
   const signals = followSignals();
+  const readyFile = options.readyFile === undefined ? undefined : new ReadyFile(options.readyFile, agent.folder, () => agent.status().ready, log);
   let held = false;
+  let cleans = options.cleanupOnExit === true;
   try {
     agent.prepare();
     held = true;
@@ -148,13 +155,17 @@ export async function runAgent(options: AgentCliOptions, run: RunOptions): Promi
     await agent.start();
     home.start?.();
     if (!signals.signal.aborted) await Promise.race([once(signals.signal, 'abort'), agent.failed]);
-    log.info(options.cleanupOnExit ? 'ending and cleaning up' : 'ending; Envoy and the kernel go on');
+    if (signals.signal.aborted) cleans ||= (await home.isUninstalled?.()) === true;
+    log.info(cleans ? 'ending and cleaning up' : 'ending; Envoy and the kernel go on');
   } finally {
     try {
-      await agent.stop({ keepEnvoy: !options.cleanupOnExit });
+      await agent.stop({ keepEnvoy: !cleans });
       await companion?.stop();
-      if (options.cleanupOnExit && held) await cleanInstance(options);
+      // Before the clean-up: it keeps the CNI plugin in its place.
+      home.close?.();
+      if (cleans && held) await cleanInstance(options);
     } finally {
+      readyFile?.close();
       home.close?.();
       await signals.close();
     }

@@ -16,6 +16,8 @@ const commands: { name: string; summary: string; load: () => Promise<CommandModu
   { name: 'node', summary: 'the node agent, with the control plane in the same process if asked', load: () => import('./node.js') },
   { name: 'agent', summary: 'the node agent alone, or --cleanup of all it ever made', load: () => import('./agent.js') },
   { name: 'pilot', summary: 'the control plane alone', load: () => import('./pilot.js') },
+  { name: 'install', summary: 'puts Underpass on a Kubernetes cluster, or prints the objects', load: () => import('./install.js') },
+  { name: 'uninstall', summary: 'takes it away again, and leaves the nodes as they were', load: () => import('./uninstall.js') },
   { name: 'validate', summary: 'checks Kubernetes and Istio YAML: file, line, field, expectation', load: () => import('./validate.js') },
   { name: 'lab', summary: 'nodes and pods on this machine out of plain Kubernetes YAML', load: () => import('./lab.js') },
   { name: 'label', summary: 'sets or removes labels of a namespace or pod, e.g. underpass.io/mode=node', load: () => import('./label.js') },

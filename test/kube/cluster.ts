@@ -108,6 +108,7 @@ export class KubeCluster implements Closable {
       `--service-account-key-file=${file('accounts.key')}`,
       `--service-account-signing-key-file=${file('accounts.key')}`,
       '--authorization-mode=Node,RBAC',
+      '--allow-privileged=true',
       '--enable-admission-plugins=NodeRestriction',
       '--service-cluster-ip-range=10.96.0.0/16',
       // A loopback address can't be an endpoint of the Service kubernetes.

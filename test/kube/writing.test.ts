@@ -243,9 +243,11 @@ test("the rights of deploy/pilot-rbac.yaml are all used, and no other is asked f
 });
 
 test('of two pilots one writes; when it is cut off it stops by itself and the other takes over, and when that one ends the first does', async () => {
-  await cluster.apply(`{apiVersion: v1, kind: ServiceAccount, metadata: {name: second, namespace: istio-system}}
----
-${readFileSync(join(projectRoot, 'deploy', 'pilot-rbac.yaml'), 'utf8').split('---\n').filter((part) => part.includes('Binding')).map((part) => part.replace(/metadata: \{name: underpass-pilot/, 'metadata: {name: second').replace('name: istiod', 'name: second')).join('---\n')}`);
+  const bindings = parseAllDocuments(readFileSync(join(projectRoot, 'deploy', 'pilot-rbac.yaml'), 'utf8')).map((document) => document.toJS() as KubeObject & { subjects: object[] }).filter(({ kind }) => kind.endsWith('Binding'));
+  await cluster.apply([
+    { apiVersion: 'v1', kind: 'ServiceAccount', metadata: { name: 'second', namespace: 'istio-system' } },
+    ...bindings.map((binding) => ({ ...binding, metadata: { ...binding.metadata, name: 'second' }, subjects: [{ kind: 'ServiceAccount', name: 'second', namespace: 'istio-system' }] })),
+  ].map((object) => stringify(object)).join('---\n'));
   const SECOND = 'system:serviceaccount:istio-system:second';
   const second = await startPilot(await cluster.kubeconfigOf('istio-system', 'second'), pilotOptions);
   try {

@@ -1,0 +1,78 @@
+/** What an agent that is a pod of a DaemonSet does besides: it tells probes whether it is ready, and cleans up its node when it is uninstalled. */
+import { rmSync, writeFileSync } from 'node:fs';
+import { instanceHolder } from '../agent/index.js';
+import { UnderpassError, errorMessage } from '../common/errors.js';
+import { isRefusal, KubeApiError, resourceOf, type KubeClient } from '../common/kube/client.js';
+import type { KubeObject } from '../common/kube/types.js';
+import type { Closable } from '../common/lifecycle.js';
+import type { Logger } from '../common/log.js';
+import { Backoff, sleep } from '../common/retry.js';
+
+const DAEMON_SETS = resourceOf('apps/v1', 'DaemonSet');
+const LOOK_MS = 1_000;
+/** A part of the time that kubelet leaves a pod to end in. */
+const ASK_MS = 10_000;
+
+/**
+ * A file that is there while the agent is ready, or waits for another one of its instance to end: that one is only asked to end
+ * when its successor is ready. A port would be the node's, where two agents can't both have it.
+ */
+export class ReadyFile implements Closable {
+  readonly #timer: NodeJS.Timeout;
+  #isThere = false;
+
+  /** @param folder of the instance */
+  constructor(readonly path: string, readonly folder: string, readonly isReady: () => boolean, readonly logger: Logger) {
+    rmSync(path, { force: true });
+    this.#look();
+    this.#timer = setInterval(() => this.#look(), LOOK_MS);
+  }
+
+  #look(): void {
+    const holder = instanceHolder(this.folder);
+    const ready = holder !== undefined && (holder.pid !== process.pid || this.isReady());
+    if (ready === this.#isThere) return;
+    try {
+      if (ready) writeFileSync(this.path, 'ready\n', { mode: 0o644 });
+      else rmSync(this.path, { force: true });
+      this.#isThere = ready;
+    } catch (error) {
+      this.logger.warn({ file: this.path, reason: errorMessage(error) }, 'the file that says whether this agent is ready can\'t be written');
+    }
+  }
+
+  close(): void {
+    clearInterval(this.#timer);
+    rmSync(this.path, { force: true });
+  }
+}
+
+/** @throws UnderpassError `UNDERPASS_BAD_OPTION` unless it is namespace/name */
+export function parseDaemonSet(text: string): { namespace: string; name: string } {
+  const [namespace, name, ...more] = text.split('/');
+  if (!namespace || !name || more.length > 0) throw new UnderpassError('UNDERPASS_BAD_OPTION', `--daemonset: found ${JSON.stringify(text)}, expected namespace/name`);
+  return { namespace, name };
+}
+
+/**
+ * Whether this DaemonSet is gone or about to go. While the API server gives no answer, or does not let this agent ask, it counts
+ * as there: an upgrade must not take anything away.
+ */
+export async function isUninstalled(client: KubeClient, place: { namespace: string; name: string }, logger: Logger, askMs = ASK_MS): Promise<boolean> {
+  const end = AbortSignal.timeout(askMs);
+  const backoff = new Backoff();
+  for (;;) {
+    try {
+      const { metadata } = await client.get<KubeObject>(DAEMON_SETS, place, end);
+      return metadata.deletionTimestamp !== undefined;
+    } catch (error) {
+      if (isRefusal(error, 404)) return true;
+      const isFinal = error instanceof KubeApiError && error.status < 500 && error.status !== 429;
+      if (isFinal || end.aborted) {
+        logger.warn({ daemonset: `${place.namespace}/${place.name}`, reason: errorMessage(error) }, 'not known whether this agent is uninstalled: it leaves Envoy and the kernel at work');
+        return false;
+      }
+      await sleep(backoff.next(), end).catch(() => undefined);
+    }
+  }
+}

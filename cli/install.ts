@@ -1,0 +1,103 @@
+/** `underpass install`: the objects of the chart, printed or applied to a cluster. */
+import { homedir } from 'node:os';
+import { join } from 'node:path';
+import type { Command } from 'commander';
+import { stringify } from 'yaml';
+import { duration } from '../common/arguments.js';
+import { UnderpassError } from '../common/errors.js';
+import { KubeClient } from '../common/kube/client.js';
+import { inClusterServer, readKubeconfig } from '../common/kube/kubeconfig.js';
+import type { Service } from '../common/kube/types.js';
+import { ProgressLine } from './progress.js';
+import { applyAll, present, prune } from './install/cluster.js';
+import { installationObjects } from './install/objects.js';
+import { LABELS, ROOT_NAMESPACE } from './install/rbac.js';
+import { waitUntilReady } from './install/ready.js';
+import type { Values } from './install/settings.js';
+import { readValues } from './install/values.js';
+
+export interface ClusterOptions {
+  kubeconfig?: string;
+  context?: string;
+  values: string[];
+  set: string[];
+  timeout: number;
+}
+
+interface Options extends ClusterOptions {
+  dryRun?: boolean;
+  wait: boolean;
+}
+
+export const FIELD_MANAGER = 'underpass-install';
+const OLDEST = { major: 1, minor: 25 };
+
+const collect = (word: string, all: string[]): string[] => [...all, word];
+
+export function addClusterOptions(command: Command): Command {
+  return command
+    .option('--kubeconfig <file>', 'of the cluster (default: $KUBECONFIG, else ~/.kube/config, else the cluster that this is a pod of)')
+    .option('--context <name>', 'of the kubeconfig (default: its current one)')
+    .option('-f, --values <file>', 'values, as for Helm; may be given several times, later ones override', collect, [])
+    .option('--set <path=value>', 'one value, lists and mappings as JSON; may be given several times, overrides files', collect, [])
+    .option('--timeout <duration>', 'how long to wait', duration, 300_000);
+}
+
+export function configure(command: Command): void {
+  addClusterOptions(command)
+    .option('--dry-run', 'print the objects, and leave every cluster alone')
+    .option('--no-wait', 'end when the objects are applied, without waiting for what they start')
+    .addHelpText('after', '\nThe values are those of the Helm chart; docs/install.md lists them. Exit code 1: something was refused, or is not ready in time.\nExample:\n  underpass install --set image.repository=registry.example/underpass')
+    .action(async (options: Options) => {
+      const values = readValues(options.values, options.set);
+      const objects = installationObjects(values);
+      if (options.dryRun) {
+        process.stdout.write(objects.map((object) => `---\n${stringify(object, { lineWidth: 0 })}`).join(''));
+        return;
+      }
+      const client = await clusterClient(options);
+      const progress = new ProgressLine();
+      const show = (text: string): void => progress.show(text);
+      try {
+        await requireVersion(client);
+        await requireControlPlane(client, values);
+        await applyAll(client, objects, show);
+        const gone = await prune(client, objects);
+        progress.clear();
+        process.stdout.write(`${objects.length} objects applied${gone.length === 0 ? '' : `, removed what the values have no more: ${gone.join(', ')}`}\n`);
+        if (!options.wait) return;
+        await waitUntilReady(client, objects, options.timeout, show);
+        progress.clear();
+        process.stdout.write('ready: label a namespace underpass.io/mode=node, and its pods are in the mesh\n');
+      } finally {
+        progress.clear();
+        client.close();
+      }
+    });
+}
+
+/** @throws UnderpassError `UNDERPASS_KUBECONFIG` */
+export async function clusterClient({ kubeconfig, context }: Pick<ClusterOptions, 'kubeconfig' | 'context'>): Promise<KubeClient> {
+  const given = kubeconfig ?? process.env['KUBECONFIG'];
+  const server = given === undefined || given === '' ? inClusterServer() : undefined;
+  return new KubeClient(server ?? (await readKubeconfig(given || join(homedir(), '.kube', 'config'), context)), FIELD_MANAGER);
+}
+
+async function requireVersion(client: KubeClient): Promise<void> {
+  const { major, minor, gitVersion } = await client.request<{ major: string; minor: string; gitVersion: string }>('GET', '/version');
+  if (Number(major) > OLDEST.major || Number.parseInt(minor, 10) >= OLDEST.minor) return;
+  throw new UnderpassError('UNDERPASS_INSTALL', `installing: the cluster is Kubernetes ${gitVersion}, expected ${OLDEST.major}.${OLDEST.minor} or later`);
+}
+
+/** An istiod's Service is not taken from it, and agents are not sent where nobody answers. */
+async function requireControlPlane(client: KubeClient, values: Values): Promise<void> {
+  if (values.controlPlane === 'pilot') {
+    const service = await present<Service>(client, 'v1', 'Service', { namespace: ROOT_NAMESPACE, name: 'istiod' });
+    const isOurs = Object.entries(LABELS).every(([key, label]) => service?.metadata.labels?.[key] === label);
+    if (service && !isOurs) throw new UnderpassError('UNDERPASS_INSTALL', `installing the control plane: the Service istiod of ${ROOT_NAMESPACE} is somebody else's`, { hint: 'let the agents follow that istiod by --set controlPlane=istiod, or uninstall it first' });
+    return;
+  }
+  const [, name, namespace] = /^([^.]+)\.([^.:]+)\.svc(?:\.[^:]*)?:\d+$/.exec(String(values.discoveryAddress)) ?? [];
+  if (name === undefined || namespace === undefined) return;
+  if (!(await present(client, 'v1', 'Service', { namespace, name }))) throw new UnderpassError('UNDERPASS_INSTALL', `installing agents of an istiod: there is no Service ${namespace}/${name}`, { hint: 'install Istio\'s control plane first, or name it by --set discoveryAddress=HOST:PORT' });
+}

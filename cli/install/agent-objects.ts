@@ -1,0 +1,156 @@
+/** The node agent in a cluster: a DaemonSet of two containers, so that Envoy outlives the agent. */
+import { AGENT, AGENT_NAMESPACE, LABELS, account, agentRbac, namespace, podTokensRbac } from './rbac.js';
+import { Spread, comment, optional, text, value, when, type Mapping, type Template } from './template.js';
+
+export const image = when(value('image.digest'), text`${value('image.repository')}@${value('image.digest')}`, text`${value('image.repository')}:${value('image.tag')}`);
+
+const PRODUCT = '/opt/underpass';
+/** Shared by both containers of one pod: the launcher's socket, and what the probes look at. */
+const POD_DIR = '/run/underpass-pod';
+const READY_FILE = `${POD_DIR}/ready`;
+const RUN_DIR = '/run/underpass';
+const ROOTS = '/var/run/secrets/istio';
+const TOKENS = '/var/run/secrets/tokens';
+const HOST_CNI_CONF = '/host/etc/cni/net.d';
+const HOST_CNI_BIN = '/host/opt/cni/bin';
+
+/** Where the clean-up of a node that has no agent any more reads and writes. */
+export const CLEANUP_ARGS: readonly string[] = ['agent', '--cleanup', '--run-dir', RUN_DIR, '--cni-conf-dir', HOST_CNI_CONF, '--cni-bin-dir', HOST_CNI_BIN];
+
+/** What a container of the agent has of the node. */
+export const AGENT_MOUNTS: readonly Template[] = [
+  { name: 'pod', mountPath: POD_DIR },
+  { name: 'tmp', mountPath: '/tmp' },
+  comment("The agent binds pods' network namespaces to names here, which Envoy's container and the agent's successor have to see.", { name: 'run', mountPath: RUN_DIR, mountPropagation: 'Bidirectional' }),
+  comment('Pinned links and maps: they outlive the agent. Where the node has mounted no bpffs there, the agent does.', { name: 'bpffs', mountPath: '/sys/fs/bpf', mountPropagation: 'Bidirectional' }),
+  comment("The node's own tree, pods' directories in it. A container's has v1 alone on nodes that have both.", { name: 'cgroup', mountPath: '/sys/fs/cgroup' }),
+  comment('Namespaces that the runtime makes later appear here too.', { name: 'netns', mountPath: '/run/netns', mountPropagation: 'HostToContainer' }),
+  { name: 'cni-conf', mountPath: HOST_CNI_CONF },
+  { name: 'cni-bin', mountPath: HOST_CNI_BIN },
+];
+
+const hostPath = (name: string, path: Template, type = 'DirectoryOrCreate'): Mapping => ({ name, hostPath: { path, type } });
+
+export const AGENT_VOLUMES: readonly Template[] = [
+  { name: 'pod', emptyDir: {} },
+  { name: 'tmp', emptyDir: {} },
+  hostPath('run', RUN_DIR),
+  hostPath('bpffs', '/sys/fs/bpf'),
+  hostPath('cgroup', '/sys/fs/cgroup', 'Directory'),
+  hostPath('netns', value('agent.runtimeNetnsDir')),
+  hostPath('cni-conf', value('agent.cniConfDir')),
+  hostPath('cni-bin', value('agent.cniBinDir')),
+];
+
+/** Why no list of capabilities: docs/install.md has the ones that are used. */
+export const AGENT_SECURITY = comment(
+  "Kubernetes allows Bidirectional mounts, which the names of pods' namespaces need, in privileged containers alone. docs/install.md has the capabilities that are used, and what for.",
+  { privileged: true, runAsUser: 0, runAsGroup: 0, readOnlyRootFilesystem: true },
+);
+
+const env: Template[] = [
+  { name: 'NODE_NAME', valueFrom: { fieldRef: { fieldPath: 'spec.nodeName' } } },
+  comment("Of iptables, which nobody else runs in pods' namespaces; the usual place can't be written.", { name: 'XTABLES_LOCKFILE', value: `${POD_DIR}/xtables.lock` }),
+];
+const readyProbe = { exec: { command: ['cat', READY_FILE] } };
+
+const agentContainer: Mapping = {
+  name: 'agent',
+  image,
+  imagePullPolicy: value('image.pullPolicy'),
+  args: [
+    'agent',
+    '--run-dir', RUN_DIR,
+    '--cni-conf-dir', HOST_CNI_CONF,
+    '--cni-bin-dir', HOST_CNI_BIN,
+    text`--cni-when-away=${value('agent.cniWhenAway')}`,
+    '--envoy-launcher', `${POD_DIR}/launcher.sock`,
+    '--daemonset', `${AGENT_NAMESPACE}/${AGENT}`,
+    '--ready-file', READY_FILE,
+    text`--discovery=${value('discoveryAddress')}`,
+    '--discovery-root', `${ROOTS}/root-cert.pem`,
+    '--ca-token', `${TOKENS}/istio-token`,
+    when(value('agent.podTokens'), '--ca-pod-tokens'),
+    text`--cluster-id=${value('clusterId')}`,
+    when(value('trustDomain'), text`--trust-domain=${value('trustDomain')}`),
+    text`--acceleration=${value('agent.acceleration')}`,
+    text`--redirection=${value('agent.redirection')}`,
+    when(value('agent.ambientLabel'), '--ambient-label'),
+    new Spread('agent.extraArgs'),
+  ],
+  env,
+  securityContext: AGENT_SECURITY,
+  resources: value('agent.resources'),
+  startupProbe: { ...readyProbe, periodSeconds: 1, failureThreshold: 300 },
+  readinessProbe: { ...readyProbe, periodSeconds: 5, failureThreshold: 3 },
+  volumeMounts: [...AGENT_MOUNTS, { name: 'istio-token', mountPath: TOKENS, readOnly: true }, { name: 'istio-ca', mountPath: ROOTS, readOnly: true }],
+};
+
+const envoyContainer: Mapping = {
+  name: 'envoy',
+  image,
+  imagePullPolicy: value('image.pullPolicy'),
+  command: [`${PRODUCT}/build/underpass-launcher`],
+  args: ['--socket', `${POD_DIR}/launcher.sock`],
+  securityContext: {
+    runAsUser: 0,
+    runAsGroup: 0,
+    readOnlyRootFilesystem: true,
+    capabilities: {
+      drop: ['ALL'],
+      add: [
+        comment("Enters pods' network namespaces, where its listeners and its connections are.", 'SYS_ADMIN'),
+        comment("Marks its own connections, and sends from pods' addresses.", 'NET_ADMIN'),
+      ],
+    },
+    seccompProfile: { type: 'RuntimeDefault' },
+  },
+  resources: value('agent.envoyResources'),
+  volumeMounts: [
+    { name: 'pod', mountPath: POD_DIR },
+    comment("Its configuration, and the names of pods' namespaces as the agent makes them.", { name: 'run', mountPath: RUN_DIR, mountPropagation: 'HostToContainer' }),
+    comment('It runs in a cgroup of its own, by which the kernel side knows its sockets.', { name: 'cgroup', mountPath: '/sys/fs/cgroup' }),
+    comment("What two Envoys share while one hands over to the next, which is another pod's.", { name: 'shm', mountPath: '/dev/shm' }),
+  ],
+};
+
+export function agentObjects(): Template[] {
+  const labels = { app: AGENT, ...LABELS, 'app.kubernetes.io/name': AGENT };
+  return [
+    namespace(AGENT_NAMESPACE, { 'pod-security.kubernetes.io/enforce': 'privileged' }),
+    account(AGENT, AGENT_NAMESPACE),
+    ...agentRbac(),
+    ...podTokensRbac().map((object) => when(value('agent.podTokens'), object)),
+    {
+      apiVersion: 'apps/v1',
+      kind: 'DaemonSet',
+      metadata: { name: AGENT, namespace: AGENT_NAMESPACE, labels },
+      spec: {
+        selector: { matchLabels: { app: AGENT } },
+        updateStrategy: comment('The new agent starts beside the old one, waits until that has ended, and takes over its pins and its Envoy.', { type: 'RollingUpdate', rollingUpdate: { maxSurge: 1, maxUnavailable: 0 } }),
+        template: {
+          metadata: { labels, annotations: optional('agent.podAnnotations') },
+          spec: {
+            serviceAccountName: AGENT,
+            hostNetwork: comment("Envoy's connections to other nodes are the node's; no port is listened on there.", true),
+            hostPID: comment("Pods' processes lead to their network namespaces, and Envoy's sockets are reached by its process.", true),
+            dnsPolicy: 'ClusterFirstWithHostNet',
+            priorityClassName: value('agent.priorityClassName'),
+            nodeSelector: optional('agent.nodeSelector'),
+            affinity: optional('agent.affinity'),
+            tolerations: optional('agent.tolerations'),
+            imagePullSecrets: optional('imagePullSecrets'),
+            terminationGracePeriodSeconds: value('agent.terminationGracePeriodSeconds'),
+            containers: [agentContainer, envoyContainer],
+            volumes: [
+              ...AGENT_VOLUMES,
+              hostPath('shm', '/dev/shm', 'Directory'),
+              { name: 'istio-token', projected: { sources: [{ serviceAccountToken: { audience: 'istio-ca', expirationSeconds: 43200, path: 'istio-token' } }] } },
+              comment('Written by the control plane into every namespace; until it has, the pod waits.', { name: 'istio-ca', configMap: { name: 'istio-ca-root-cert' } }),
+            ],
+          },
+        },
+      },
+    },
+  ];
+}

@@ -1,0 +1,80 @@
+/** What is installed, in a cluster: applied, found again by its labels, taken away. */
+import { UnderpassError, errorMessage } from '../../common/errors.js';
+import { isRefusal, resourceOf, resourcePath, type KubeClient } from '../../common/kube/client.js';
+import type { KubeObject } from '../../common/kube/types.js';
+import { LABELS } from './rbac.js';
+
+/** Every kind that any values install, in the order of removal: who calls, before what is called; what runs, before its rights. */
+const KINDS: readonly [apiVersion: string, kind: string][] = [
+  ['admissionregistration.k8s.io/v1', 'MutatingWebhookConfiguration'],
+  ['admissionregistration.k8s.io/v1', 'ValidatingWebhookConfiguration'],
+  ['apps/v1', 'DaemonSet'],
+  ['apps/v1', 'Deployment'],
+  ['policy/v1', 'PodDisruptionBudget'],
+  ['networking.k8s.io/v1', 'NetworkPolicy'],
+  ['v1', 'Service'],
+  ['v1', 'ConfigMap'],
+  ['rbac.authorization.k8s.io/v1', 'RoleBinding'],
+  ['rbac.authorization.k8s.io/v1', 'Role'],
+  ['rbac.authorization.k8s.io/v1', 'ClusterRoleBinding'],
+  ['rbac.authorization.k8s.io/v1', 'ClusterRole'],
+  ['v1', 'ServiceAccount'],
+];
+const SELECTOR = Object.entries(LABELS).map(([key, label]) => `${key}=${label}`).join(',');
+
+export const named = ({ kind, metadata }: KubeObject): string => `${kind} ${metadata.namespace === undefined ? '' : `${metadata.namespace}/`}${metadata.name}`;
+const idOf = (object: KubeObject): string => `${object.apiVersion} ${named(object)}`;
+
+export interface Listing<T> {
+  items?: T[];
+}
+
+export async function listed<T extends KubeObject>(client: KubeClient, apiVersion: string, kind: string, query: Readonly<Record<string, string>>, namespace?: string): Promise<T[]> {
+  const { items = [] } = await client.request<Listing<T>>('GET', `${resourcePath(resourceOf(apiVersion, kind), namespace === undefined ? {} : { namespace })}?${new URLSearchParams(query)}`);
+  return items.map((item) => ({ ...item, apiVersion, kind }));
+}
+
+/** @returns undefined when it is not there */
+export async function present<T extends KubeObject>(client: KubeClient, apiVersion: string, kind: string, place: { namespace?: string; name: string }): Promise<T | undefined> {
+  try {
+    return await client.get<T>(resourceOf(apiVersion, kind), place);
+  } catch (error) {
+    if (isRefusal(error, 404)) return undefined;
+    throw error;
+  }
+}
+
+/** Server-side apply, one after the other. @throws UnderpassError `UNDERPASS_INSTALL` naming the object that was refused */
+export async function applyAll(client: KubeClient, objects: readonly KubeObject[], progress: (text: string) => void): Promise<void> {
+  for (const [index, object] of objects.entries()) {
+    progress(`applying ${index + 1} of ${objects.length}: ${named(object)}`);
+    try {
+      await client.apply(resourceOf(object.apiVersion, object.kind), object);
+    } catch (cause) {
+      throw new UnderpassError('UNDERPASS_INSTALL', `applying ${named(object)}: ${errorMessage(cause)}`, { cause, hint: 'what was applied before it stays; the same command again goes on' });
+    }
+  }
+}
+
+/** What earlier values installed, or all, without namespaces; in the order of removal. */
+export async function installed(client: KubeClient): Promise<KubeObject[]> {
+  const found: KubeObject[] = [];
+  for (const [apiVersion, kind] of KINDS) found.push(...(await listed(client, apiVersion, kind, { labelSelector: SELECTOR })));
+  // Their controllers copy labels to what they make.
+  return found.filter(({ metadata }) => (metadata.ownerReferences ?? []).length === 0);
+}
+
+export async function removeObject(client: KubeClient, object: KubeObject): Promise<void> {
+  const { namespace, name } = object.metadata;
+  await client.delete(resourceOf(object.apiVersion, object.kind), { namespace, name }).catch((error: unknown) => {
+    if (!isRefusal(error, 404)) throw error;
+  });
+}
+
+/** What the values do not want any more. @returns their names */
+export async function prune(client: KubeClient, wanted: readonly KubeObject[]): Promise<string[]> {
+  const kept = new Set(wanted.map(idOf));
+  const gone = (await installed(client)).filter((object) => !kept.has(idOf(object)));
+  for (const object of gone) await removeObject(client, object);
+  return gone.map(named);
+}

@@ -1,0 +1,70 @@
+import assert from 'node:assert/strict';
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { test } from 'node:test';
+import { projectRoot } from '../../common/paths.js';
+import { chartFiles } from './chart.js';
+import { installationObjects } from './objects.js';
+import { DEFAULTS } from './settings.js';
+import { readValues } from './values.js';
+
+test('the chart, the manifests and the table of values are what `make chart` writes', () => {
+  for (const [path, content] of Object.entries(chartFiles())) {
+    const file = join(projectRoot, path);
+    assert.equal(existsSync(file) ? readFileSync(file, 'utf8') : '', content, `${path}: run \`make chart\``);
+  }
+});
+
+const withFile = (text: string, then: (file: string) => void): void => {
+  const folder = mkdtempSync(join(tmpdir(), 'up-values-'));
+  try {
+    const file = join(folder, 'values.yaml');
+    writeFileSync(file, text);
+    then(file);
+  } finally {
+    rmSync(folder, { recursive: true });
+  }
+};
+
+test('values: files override each other and --set overrides files; mappings are merged, null takes a key away', () => {
+  withFile('agent: {acceleration: l7, nodeSelector: {kubernetes.io/os: null, mesh: "yes"}}\npilot: {replicas: 3}\n', (file) => {
+    const values = readValues([file], ['pilot.replicas=5', 'agent.resources.limits.memory=1Gi', 'image.tag=1.0', 'agent.extraArgs=["--flow-log"]']);
+    assert.deepEqual(
+      [values['agent.acceleration'], values['agent.nodeSelector'], values['pilot.replicas'], values['agent.resources'], values['image.tag'], values['agent.extraArgs']],
+      ['l7', { mesh: 'yes' }, 5, { requests: { cpu: '100m', memory: '150Mi' }, limits: { memory: '1Gi' } }, '1.0', ['--flow-log']],
+    );
+  });
+  assert.deepEqual(readValues([], []), DEFAULTS);
+});
+
+test('values that are wrong are named by file or option, path and what was expected', () => {
+  const wrong: [string, RegExp][] = [
+    ['agent: {acceleration: fast}', /values\.yaml: agent\.acceleration: found "fast", expected one of off, l4, l7, force$/],
+    ['agent: {accelerate: l4}', /values\.yaml: agent\.accelerate: is no value; expected one of ambientLabel, acceleration,/],
+    ['agent: 1', /values\.yaml: agent: found 1, expected a mapping$/],
+    ['pilot: {replicas: 0}', /pilot\.replicas: found 0, expected a whole number from 1$/],
+    ['image: {digest: "sha256:1"}', /image\.digest: found "sha256:1", expected sha256: and 64/],
+    ['imagePullSecrets: [a]', /imagePullSecrets: found \["a"\], expected a list of mappings$/],
+    ['gateways: {eastWest: {enabled: true}}', /^gateways\.eastWest\.network: found nothing/],
+    ['- a', /values\.yaml: found no mapping/],
+    ['a: [', /values\.yaml: reading values: /],
+  ];
+  for (const [text, message] of wrong) withFile(text, (file) => assert.throws(() => readValues([file], []), (error: Error) => message.test(error.message) || assert.fail(`${text}: ${error.message}`)));
+  for (const [word, message] of [['agent', /--set agent: expected path=value/], ['nothing=1', /nothing is no value; expected one of controlPlane,/], ['pilot.replicas=two', /--set pilot\.replicas=two: found "two", expected a whole number/], ['agent.x=1', /agent\.x is no value; expected one of ambientLabel/]] as const) {
+    assert.throws(() => readValues([], [word]), { message });
+  }
+});
+
+interface Container { name: string; securityContext: { privileged?: boolean; capabilities?: { add?: string[]; drop?: string[] }; readOnlyRootFilesystem?: boolean }; volumeMounts: { mountPropagation?: string }[] }
+interface Workload { kind: string; metadata: { name: string }; spec: { template: { spec: { containers: Container[]; securityContext?: { runAsNonRoot?: boolean } } } } }
+
+test('no container but the agent is privileged, and that one is because Kubernetes asks it of Bidirectional mounts; pilot has no capability and is not root', () => {
+  const workloads = installationObjects(DEFAULTS).filter(({ kind }) => kind === 'DaemonSet' || kind === 'Deployment') as unknown as Workload[];
+  const containers = workloads.flatMap(({ spec }) => spec.template.spec.containers);
+  assert.deepEqual(containers.map(({ name, securityContext, volumeMounts }) => [name, securityContext.privileged === true, volumeMounts.some(({ mountPropagation }) => mountPropagation === 'Bidirectional')]), [['agent', true, true], ['envoy', false, false], ['pilot', false, false]]);
+  for (const { securityContext } of containers) assert.equal(securityContext.readOnlyRootFilesystem, true);
+  for (const { securityContext } of containers.slice(1)) assert.deepEqual(securityContext.capabilities?.drop, ['ALL']);
+  assert.deepEqual(containers[2]!.securityContext.capabilities?.add, undefined);
+  assert.equal(workloads[1]!.spec.template.spec.securityContext?.runAsNonRoot, true);
+});

@@ -1,0 +1,114 @@
+// `underpass install` and `uninstall` against a real API server: what it takes, what is there afterwards, and what is not.
+import assert from 'node:assert/strict';
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { after, before, test } from 'node:test';
+import { parseAllDocuments } from 'yaml';
+import { installed, named } from '../../cli/install/cluster.js';
+import type { KubeObject } from '../../common/kube/types.js';
+import { run, type RunResult } from '../../common/process.js';
+import { CLI } from '../agent-harness.js';
+import { KubeCluster } from './cluster.js';
+
+const ALL = ['--set', 'gateways.ingress.enabled=true', '--set', 'gateways.egress.enabled=true', '--set', 'gateways.eastWest.enabled=true', '--set', 'gateways.eastWest.network=n1', '--set', 'agent.ambientLabel=true', '--set', 'meshConfig={"accessLogFile":"/dev/stdout"}', '--set', 'imagePullSecrets=[{"name":"r"}]'];
+
+let folder: string;
+let kubeconfig: string;
+let cluster: KubeCluster;
+
+const underpass = (...args: string[]): Promise<RunResult> => run(process.execPath, [CLI, ...args], { okCodes: [0, 1, 2], timeoutMs: 120_000 });
+const install = (...args: string[]): Promise<RunResult> => underpass('install', '--kubeconfig', kubeconfig, ...args);
+const uninstall = (...args: string[]): Promise<RunResult> => underpass('uninstall', '--kubeconfig', kubeconfig, ...args);
+const names = async (): Promise<string[]> => (await installed(cluster.client)).map(named).sort();
+const printed = async (...args: string[]): Promise<KubeObject[]> => parseAllDocuments((await underpass('install', '--dry-run', ...args)).stdout).map((document) => document.toJS() as KubeObject);
+
+/** There is no namespace controller: what it does last. */
+async function finishNamespaces(): Promise<string[]> {
+  const { items } = await cluster.client.request<{ items: (KubeObject & { spec: object })[] }>('GET', '/api/v1/namespaces');
+  const ending = items.filter(({ metadata }) => metadata.deletionTimestamp !== undefined);
+  for (const object of ending) await cluster.client.request('PUT', `/api/v1/namespaces/${object.metadata.name}/finalize`, { body: { ...object, spec: { finalizers: [] } } });
+  return ending.map(({ metadata }) => metadata.name).sort();
+}
+
+before(async () => {
+  folder = mkdtempSync(join(tmpdir(), 'up-kube-install-'));
+  cluster = await KubeCluster.start();
+  await cluster.apply(`
+{apiVersion: v1, kind: ServiceAccount, metadata: {name: admin, namespace: default}}
+---
+{apiVersion: rbac.authorization.k8s.io/v1, kind: ClusterRoleBinding, metadata: {name: the-admin}, roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: cluster-admin}, subjects: [{kind: ServiceAccount, name: admin, namespace: default}]}`);
+  kubeconfig = join(folder, 'admin.kubeconfig');
+  writeFileSync(kubeconfig, await cluster.kubeconfigOf('default', 'admin'), { mode: 0o600 });
+});
+after(async () => {
+  await cluster?.close();
+  rmSync(folder, { recursive: true, force: true });
+});
+
+test('every object that is printed is one that the API server takes without a warning, whatever the values', async () => {
+  for (const name of ['underpass-system', 'istio-system']) await cluster.namespace(name);
+  try {
+    for (const values of [[], ['--set', 'controlPlane=istiod'], ALL]) {
+      const { stdout } = await underpass('install', '--dry-run', ...values);
+      const file = join(folder, 'objects.yaml');
+      writeFileSync(file, stdout);
+      const said = await run('kubectl', ['--kubeconfig', kubeconfig, 'apply', '--server-side', '--dry-run=server', '--validate=strict', '-f', file], { okCodes: [0, 1], timeoutMs: 60_000 });
+      assert.equal(said.stderr, '');
+      assert.equal(said.stdout.trim().split('\n').length, parseAllDocuments(stdout).length);
+    }
+  } finally {
+    for (const name of ['underpass-system', 'istio-system']) await cluster.delete('v1', 'Namespace', { name });
+    await finishNamespaces();
+  }
+});
+
+test('install applies what it prints, and says what is not ready in time', async () => {
+  const { code, stderr } = await install('--timeout', '1s');
+  assert.equal(code, 1);
+  assert.match(stderr, /DaemonSet underpass-system\/underpass-agent: 0 of 0 ready \(it has no pods\); Deployment istio-system\/underpass-pilot: 0 of 2 ready \(it has no pods\)/);
+  assert.deepEqual(await names(), (await printed()).filter(({ kind }) => kind !== 'Namespace').map(named).sort());
+});
+
+test('install again is a way to other values: what they have no more goes, and it ends when all is ready', async () => {
+  assert.equal((await install('--no-wait', '--set', 'gateways.egress.enabled=true')).code, 0);
+  assert.ok((await names()).includes('Deployment istio-system/istio-egressgateway'));
+  // What controllers do.
+  const daemonSet = await cluster.get<KubeObject>('apps/v1', 'DaemonSet', { namespace: 'underpass-system', name: 'underpass-agent' });
+  const counts = { desiredNumberScheduled: 3, currentNumberScheduled: 3, updatedNumberScheduled: 3, numberReady: 3, numberAvailable: 3, numberMisscheduled: 0 };
+  await cluster.setStatus('apps/v1', 'DaemonSet', { namespace: 'underpass-system', name: 'underpass-agent' }, { ...counts, observedGeneration: daemonSet!.metadata.generation });
+  const deployment = await cluster.get<KubeObject>('apps/v1', 'Deployment', { namespace: 'istio-system', name: 'underpass-pilot' });
+  await cluster.setStatus('apps/v1', 'Deployment', { namespace: 'istio-system', name: 'underpass-pilot' }, { observedGeneration: deployment!.metadata.generation, replicas: 2, updatedReplicas: 2, readyReplicas: 2, availableReplicas: 2 });
+  const { code, stdout } = await install('--timeout', '20s');
+  assert.equal(code, 0);
+  assert.match(stdout, /removed what the values have no more: Deployment istio-system\/istio-egressgateway/);
+  assert.match(stdout, /^ready/m);
+  assert.deepEqual(await names(), (await printed()).filter(({ kind }) => kind !== 'Namespace').map(named).sort());
+});
+
+test('uninstall leaves nothing but what is somebody else\'s, and the namespace that it is in', async () => {
+  await cluster.apply('{apiVersion: v1, kind: Secret, metadata: {name: cacerts, namespace: istio-system}, data: {}}');
+  const { code, stdout } = await uninstall();
+  assert.equal(code, 0);
+  assert.match(stdout, /namespace istio-system stays, it has Secret cacerts\n/);
+  assert.deepEqual(await names(), []);
+  assert.deepEqual(await finishNamespaces(), ['underpass-system']);
+  await cluster.delete('v1', 'Secret', { namespace: 'istio-system', name: 'cacerts' });
+  assert.match((await uninstall()).stdout, /namespaces removed: istio-system\n/);
+  assert.deepEqual(await finishNamespaces(), ['istio-system']);
+});
+
+test('an istiod\'s Service is not taken from it; agents are not installed for an istiod that is not there', async () => {
+  const away = await install('--no-wait', '--set', 'controlPlane=istiod');
+  assert.deepEqual([away.code, /there is no Service istio-system\/istiod/.test(away.stderr)], [1, true], away.stderr);
+  await cluster.namespace('istio-system');
+  await cluster.apply('{apiVersion: v1, kind: Service, metadata: {name: istiod, namespace: istio-system}, spec: {ports: [{port: 15012}]}}');
+  const taken = await install('--no-wait');
+  assert.deepEqual([taken.code, /the Service istiod of istio-system is somebody else's/.test(taken.stderr)], [1, true], taken.stderr);
+  assert.deepEqual(await names(), []);
+  assert.equal((await install('--no-wait', '--set', 'controlPlane=istiod')).code, 0);
+  assert.ok((await names()).every((name) => !name.includes('istio-system')));
+  assert.equal((await uninstall()).code, 0);
+  await finishNamespaces();
+  assert.ok(await cluster.get('v1', 'Service', { namespace: 'istio-system', name: 'istiod' }));
+});
