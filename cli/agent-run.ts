@@ -5,6 +5,7 @@ import { Option, type Command } from 'commander';
 import { wholeNumber } from '../common/arguments.js';
 import { Agent, CALLERS_HEAR_MS, DEFAULT_INSTANCE, cleanup, instancePaths, realCleanupParts, realParts, removeCniPlugin, silence, WHEN_AWAY, type DiscoveryTls, type NodeCaFactory } from '../agent/index.js';
 import { errorMessage } from '../common/errors.js';
+import { keepHeapSmall } from '../common/heap.js';
 import type { CertificateAuthority } from '../common/identity/ca.js';
 import { TLS_MODE_LABEL } from '../common/identity/announcements.js';
 import { LabClient } from '../common/lab-api.js';
@@ -116,6 +117,7 @@ export interface RunOptions {
 
 /** Runs an agent until SIGINT or SIGTERM. */
 export async function runAgent(options: AgentCliOptions, run: RunOptions): Promise<void> {
+  keepHeapSmall();
   const log = logger('agent');
   const { companion, home } = run;
   const { nodeName, workloads, netnsPath, dnsServers, clusterId } = home;

@@ -2,7 +2,7 @@
 import { Cluster } from '../../proto/generated/envoy/config/cluster/v3/cluster.js';
 import { ClusterLoadAssignment } from '../../proto/generated/envoy/config/endpoint/v3/endpoint.js';
 import { pack } from '../../common/xds/any.js';
-import { hashBytes } from '../xds/resource-type.js';
+import { canonical, hashBytes } from '../xds/resource-type.js';
 import { edsServiceName } from '../xds/resource-types.js';
 import { drawnName, markTeachable, taughtName, type TaughtCopies } from '../http/taught-clusters.js';
 import { opensForCallers } from './fold-clusters.js';
@@ -124,9 +124,9 @@ function make(name: string, source: ClusterSource, { cluster, assignment }: Clus
   return { cluster: source.cluster, assignment: source.assignment, view, cds: entry(Cluster, name, renamed, isEds ? [name] : []), eds: isEds ? entry(ClusterLoadAssignment, name, own, []) : undefined };
 }
 
-/** Folded messages have their maps in order, so that equal ones have equal bytes. */
+/** Maps in order, so that equal messages have equal bytes. */
 function entry<T>(codec: Parameters<typeof pack<T>>[0], name: string, message: T, needs: readonly string[]): Entry {
-  const any = pack(codec, message);
+  const any = pack(codec, canonical(message) as T);
   return { name, version: hashBytes(any.value), any, needs };
 }
 

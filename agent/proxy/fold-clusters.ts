@@ -11,7 +11,6 @@ import { CaresDnsResolverConfig } from '../../proto/generated/envoy/extensions/n
 import { UpstreamTlsContext } from '../../proto/generated/envoy/extensions/transport_sockets/tls/v3/tls.js';
 import { Config as FilterStateOverride } from '../../proto/generated/envoy/extensions/local_address_selectors/filter_state_override/v3/config.js';
 import { pack, unpack } from '../../common/xds/any.js';
-import { canonical } from '../xds/resource-type.js';
 import type { EnvoyExtensions } from './extensions.js';
 import { foldAssignment } from './fold-endpoints.js';
 import { withFiles } from './fold-file-secrets.js';
@@ -35,7 +34,8 @@ export function isFoldedCluster(name: string): boolean {
 
 /** @param identity the SPIFFE id whose certificate the mesh's mutual TLS shows; without one it is left out, and endpoints that ask for it are spoken to in plaintext */
 export function foldCluster(source: Cluster, extensions: EnvoyExtensions, identity?: string): Cluster {
-  const cluster = canonical(source) as Cluster;
+  // Its parts are the source's own for the most part: a mesh has very many.
+  const cluster = { ...source };
   cluster.filters = cluster.filters.filter((filter) => keepExtension(extensions, 'filters', filter.name, filter.typed_config));
   for (const socket of [cluster.transport_socket, ...cluster.transport_socket_matches.map((match) => match.transport_socket)]) refuseNamedIdentity(socket);
   const sockets = identity === undefined ? [] : meshSockets(cluster, identity);
@@ -53,7 +53,7 @@ function asksAnyResolver(resolver: TypedExtensionConfig | undefined): boolean {
 
 /** Every connection is opened in the network namespace that the caller's filter state names. */
 export function inCallersNamespace(cluster: Cluster): Cluster {
-  return { ...cluster, upstream_bind_config: podBindConfig() };
+  return { ...cluster, upstream_bind_config: callersBindConfig };
 }
 
 /** Not one of those for copies of requests and the like, with which no caller's identity goes. */
@@ -91,6 +91,8 @@ function podBindConfig(network_namespace_filepath = ''): BindConfig {
     socket_options: [markOption()],
   });
 }
+
+const callersBindConfig = podBindConfig();
 
 /** The cluster with another mark on its connections. */
 export function markedWith(cluster: Cluster, mark: number): Cluster {

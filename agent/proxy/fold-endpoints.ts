@@ -2,7 +2,6 @@
 import { SocketAddress_Protocol, type Address, type SocketAddress } from '../../proto/generated/envoy/config/core/v3/address.js';
 import type { ClusterLoadAssignment } from '../../proto/generated/envoy/config/endpoint/v3/endpoint.js';
 import type { LbEndpoint } from '../../proto/generated/envoy/config/endpoint/v3/endpoint_components.js';
-import { canonical } from '../xds/resource-type.js';
 
 /** Metadata that a cluster's transport socket is chosen by. */
 export const SOCKET_MATCH = 'envoy.transport_socket_match';
@@ -12,12 +11,9 @@ export const ORIGINAL_DST = 'envoy.filters.listener.original_dst';
 /** What an endpoint that HBONE reaches has; without such a socket in its cluster it is spoken to in plaintext. */
 const TUNNELLED = { tunnel: 'http' };
 
+/** A mesh has very many endpoints: those that stay as they are are the source's own objects. */
 export function foldAssignment(source: ClusterLoadAssignment): ClusterLoadAssignment {
-  const assignment = canonical(source) as ClusterLoadAssignment;
-  for (const locality of assignment.endpoints) {
-    locality.lb_endpoints = locality.lb_endpoints.map(foldEndpoint).filter((endpoint) => endpoint !== undefined);
-  }
-  return assignment;
+  return { ...source, endpoints: source.endpoints.map((locality) => ({ ...locality, lb_endpoints: locality.lb_endpoints.map(foldEndpoint).filter((endpoint) => endpoint !== undefined) })) };
 }
 
 /**
@@ -32,16 +28,24 @@ function foldEndpoint(endpoint: LbEndpoint): LbEndpoint | undefined {
   const metadata = endpoint.metadata?.filter_metadata;
   if (address?.$case === 'pipe') return undefined;
   if (address?.$case !== 'envoy_internal_address') {
-    if (metadata?.[SOCKET_MATCH]?.['tlsMode'] !== 'istio') delete metadata?.[SOCKET_MATCH];
-    return endpoint;
+    const match = metadata?.[SOCKET_MATCH];
+    if (match === undefined || match['tlsMode'] === 'istio') return endpoint;
+    const { [SOCKET_MATCH]: _, ...kept } = metadata!;
+    return withMetadata(endpoint, kept);
   }
   const target = parseEndpointId(address.value.endpoint_id);
   if (!target) return undefined;
-  inner.address = socketAddress(target.address, target.port);
+  const folded: LbEndpoint = { ...endpoint, host_identifier: { $case: 'endpoint', value: { ...inner, address: socketAddress(target.address, target.port) } } };
+  if (!metadata) return folded;
   // What the internal listener of the control plane would dial.
-  delete metadata?.[ORIGINAL_DST];
-  if (metadata) metadata[SOCKET_MATCH] = TUNNELLED;
-  return endpoint;
+  const { [ORIGINAL_DST]: _, ...kept } = metadata;
+  return withMetadata(folded, { ...kept, [SOCKET_MATCH]: TUNNELLED });
+}
+
+type FilterMetadata = NonNullable<LbEndpoint['metadata']>['filter_metadata'];
+
+function withMetadata(endpoint: LbEndpoint, filter_metadata: FilterMetadata): LbEndpoint {
+  return { ...endpoint, metadata: { ...endpoint.metadata!, filter_metadata } };
 }
 
 export function isTunnelled({ metadata }: LbEndpoint): boolean {

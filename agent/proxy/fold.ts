@@ -301,7 +301,7 @@ export class Folder {
       const account = identity !== undefined && this.#asksForMeshTls(name, message, endpoints?.assignment, local) ? identity : undefined;
       const base = this.#good(`${key} CDS`, key, `CDS ${name}`, name, message, found, () => {
         const cluster = foldCluster(message, this.extensions, account);
-        return { cluster, hash: hashBytes(encode(ClusterCodec, cluster)), ...(cluster.transport_socket_matches.length > 0 ? ofAccount(account) : {}) };
+        return { cluster, hash: contentHash(ClusterCodec, cluster), ...(cluster.transport_socket_matches.length > 0 ? ofAccount(account) : {}) };
       }, cacheOf(this.#clusters, account));
       if (!base) continue;
       const old = before?.result.get(name);

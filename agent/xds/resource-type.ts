@@ -57,6 +57,7 @@ export abstract class XdsResourceType<T> {
     return contentHash(this.codec, message);
   }
 
+  readonly #hasher: Hasher<T> = { hash: (message) => this.hashOf(message) };
   readonly #known = new Map<string, WeakRef<XdsResource<T>>[]>();
   readonly #gone = new FinalizationRegistry<string>((name) => this.#forget(name));
 
@@ -84,9 +85,7 @@ export abstract class XdsResourceType<T> {
     const errors: FieldError[] = [];
     this.validate(message, name, (field, problem) => errors.push({ field, problem }));
     if (errors.length > 0) return fail(errors);
-    let hash: string | undefined;
-    const hashNow = (): string => (hash ??= this.hashOf(message));
-    const resource: XdsResource<T> = { name, version, any: own, message, get hash() { return hashNow(); } };
+    const resource = new Decoded(name, version, own, message, this.#hasher);
     if (this.shared) this.#remember(resource);
     return resource;
   }
@@ -118,15 +117,25 @@ export abstract class XdsResourceType<T> {
   }
 }
 
-const originals = new WeakMap<object, XdsResource<any>>();
+interface Hasher<T> {
+  hash(message: T): string;
+}
+
+/** A mesh has tens of thousands: what is computed when it is asked for is the class's, lest each carry functions of its own. */
+class Decoded<T> implements XdsResource<T> {
+  #hash: string | undefined;
+
+  constructor(readonly name: string, readonly version: string, readonly any: Any, readonly message: T, readonly hasher: Hasher<T>, readonly original?: XdsResource<T>) {}
+
+  get hash(): string {
+    return this.original?.hash ?? (this.#hash ??= this.hasher.hash(this.message));
+  }
+}
 
 /** The same content under another version: its objects, and with them whatever was computed from them, stay. */
 export function withVersion<T>(resource: XdsResource<T>, version: string): XdsResource<T> {
-  const original: XdsResource<T> = originals.get(resource) ?? resource;
-  const { name, any, message } = original;
-  const same: XdsResource<T> = { name, version, any, message, get hash() { return original.hash; } };
-  originals.set(same, original);
-  return same;
+  const original = (resource instanceof Decoded ? (resource as Decoded<T>).original : undefined) ?? resource;
+  return new Decoded(original.name, version, original.any, original.message, { hash: () => original.hash }, original);
 }
 
 /** SHA-256 (hex, 32 digits) of a message in canonical form. */

@@ -1,6 +1,6 @@
 /** The types that the agent subscribes to. Validation covers what folding relies on; the rest is Envoy's to judge. */
 import { Cluster, Cluster_DiscoveryType } from '../../proto/generated/envoy/config/cluster/v3/cluster.js';
-import { ClusterLoadAssignment } from '../../proto/generated/envoy/config/endpoint/v3/endpoint.js';
+import type { ClusterLoadAssignment } from '../../proto/generated/envoy/config/endpoint/v3/endpoint.js';
 import { Listener } from '../../proto/generated/envoy/config/listener/v3/listener.js';
 import type { FilterChain } from '../../proto/generated/envoy/config/listener/v3/listener_components.js';
 import type { RouteConfiguration } from '../../proto/generated/envoy/config/route/v3/route.js';
@@ -14,11 +14,12 @@ import { TypedStruct } from '../../proto/generated/xds/type/v3/typed_struct.js';
 import type { Any } from '../../proto/generated/google/protobuf/any.js';
 import type { TransportSocket } from '../../proto/generated/envoy/config/core/v3/base.js';
 import { Authorization } from '../../proto/generated/istio/security/authorization.js';
-import { Address, type GatewayAddress, type Port } from '../../proto/generated/istio/workload/workload.js';
+import type { Address, GatewayAddress, Port } from '../../proto/generated/istio/workload/workload.js';
 import { typeUrl, unpack } from '../../common/xds/any.js';
 import { checkAuthorization } from '../policy/authorization.js';
 import { XdsResourceType, type MessageCodec } from './resource-type.js';
 import { routeTableHash, RouteTable } from './route-codec.js';
+import { SharedAddress, SharedEndpoints } from './sharing.js';
 
 type Report = (field: string, problem: string) => void;
 
@@ -102,7 +103,7 @@ export class ClusterType extends XdsResourceType<Cluster> {
 export class EndpointType extends XdsResourceType<ClusterLoadAssignment> {
   readonly shortName = 'EDS';
   readonly wildcard = false;
-  protected readonly codec: MessageCodec<ClusterLoadAssignment> = ClusterLoadAssignment;
+  protected readonly codec: MessageCodec<ClusterLoadAssignment> = SharedEndpoints;
   protected override readonly shared = true;
 
   protected validate(assignment: ClusterLoadAssignment, name: string, report: Report): void {
@@ -181,7 +182,7 @@ function checkPorts(ports: readonly Port[], field: string, report: Report): void
 export class AddressType extends XdsResourceType<Address> {
   readonly shortName = 'WDS';
   readonly wildcard = true;
-  protected readonly codec: MessageCodec<Address> = Address;
+  protected readonly codec: MessageCodec<Address> = SharedAddress;
 
   protected validate(address: Address, _name: string, report: Report): void {
     const type = address.type;
