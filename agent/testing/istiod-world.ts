@@ -5,6 +5,7 @@ import { join } from 'node:path';
 import { CaIdentitySource } from '../../common/identity/ca-client.js';
 import { logger } from '../../common/log.js';
 import { envoyBinary } from '../../common/paths.js';
+import { run } from '../../common/process.js';
 import { waitFor } from '../../common/retry.js';
 import { NodeProxy, type NodeProxyOptions, type ProxyPod } from '../proxy/node-proxy.js';
 import type { ControlPlaneSecurity } from './control-plane.js';
@@ -17,6 +18,8 @@ export interface IstiodWorldOptions {
   /** Of the recorded clients these play pods; default: all in delta mode that are sidecars. */
   pods?: readonly string[];
   security?: ControlPlaneSecurity;
+  /** Pods of the node that were not recorded: they get what the recorded one of their namespace gets, as outbound sides are equal across a node's pods. */
+  beside?: readonly { name: string; namespace: string; serviceAccount: string; ip: string }[];
 }
 
 export class IstiodWorld {
@@ -25,10 +28,12 @@ export class IstiodWorld {
   readonly istiod: RecordedIstiod;
   readonly pods: ProxyPod[] = [];
   readonly #sessions: readonly RecordedSession[];
+  readonly #beside: NonNullable<IstiodWorldOptions['beside']>;
   readonly #namespaces = new Map<string, TestNetns>();
   #proxy: NodeProxy | undefined;
 
-  constructor(readonly scenario: string, { pods, security }: IstiodWorldOptions = {}) {
+  constructor(readonly scenario: string, { pods, security, beside = [] }: IstiodWorldOptions = {}) {
+    this.#beside = beside;
     const recording = Recording.open(scenario);
     if (!recording) throw new Error(`no recording of ${scenario}`);
     this.recording = recording;
@@ -40,6 +45,17 @@ export class IstiodWorld {
   get proxy(): NodeProxy {
     if (!this.#proxy) throw new Error('the proxy was not started');
     return this.#proxy;
+  }
+
+  /** A wire between the namespaces of two pods, with their addresses at its ends. */
+  async connect(one: string, other: string): Promise<void> {
+    const [a, b] = [this.netns(one), this.netns(other)];
+    await run('ip', ['link', 'add', 'wire', 'netns', a.name, 'type', 'veth', 'peer', 'name', 'wire', 'netns', b.name]);
+    for (const [from, to] of [[one, other], [other, one]] as const) {
+      const ip = (key: string): string => this.pods.find(({ uid }) => uid === key.slice(0, 20))!.ips[0]!;
+      await this.netns(from).ip('link', 'set', 'wire', 'up');
+      await this.netns(from).ip('route', 'add', `${ip(to)}/32`, 'dev', 'wire', 'src', ip(from));
+    }
   }
 
   /** The namespace of the pod that a recorded client plays; default the first. */
@@ -66,12 +82,12 @@ export class IstiodWorld {
   async start(options: Partial<NodeProxyOptions> | ((address: string) => Partial<NodeProxyOptions>) = {}): Promise<void> {
     await this.istiod.start();
     await this.istiod.goTo(0);
-    for (const { name, node, metadata } of this.#sessions) {
+    const recorded = this.#sessions.map(({ name, node, metadata }) => ({ key: name, ip: node.split('~')[1]!, name: metadata.NAME, namespace: metadata.NAMESPACE, labels: metadata.LABELS, serviceAccount: metadata.SERVICE_ACCOUNT }));
+    for (const { key, ip, ...pod } of [...recorded, ...this.#beside.map((pod) => ({ key: pod.name, labels: {}, ...pod }))]) {
       const netns = await TestNetns.create();
-      this.#namespaces.set(name, netns);
-      const address = node.split('~')[1]!;
-      await netns.ip('addr', 'add', `${address}/32`, 'dev', 'lo');
-      this.pods.push({ uid: name.slice(0, 20), name: metadata.NAME, namespace: metadata.NAMESPACE, labels: metadata.LABELS, annotations: {}, serviceAccount: metadata.SERVICE_ACCOUNT, ips: [address], netnsPath: netns.path, iptables: true, inboundPortFree: true, hbonePortFree: true });
+      this.#namespaces.set(key, netns);
+      await netns.ip('addr', 'add', `${ip}/32`, 'dev', 'lo');
+      this.pods.push({ ...pod, uid: key.slice(0, 20), annotations: {}, ips: [ip], netnsPath: netns.path, iptables: true, inboundPortFree: true, hbonePortFree: true });
     }
     const own = typeof options === 'function' ? options(this.istiod.address) : options;
     this.#proxy = new NodeProxy({ nodeName: 'node-1', runDir: join(this.folder, 'run'), discoveryAddress: this.istiod.address, envoyPath: envoyBinary(), concurrency: 1, logger: logger('test'), ...own });

@@ -38,9 +38,11 @@ export class RecordedIstiod extends TestControlPlane {
     this.onRequest = (stream, request) => this.#answer(stream, request);
   }
 
-  /** @param nodeId a ztunnel's is of whoever asks for workloads */
+  /** @param nodeId a ztunnel's is of whoever asks for workloads; of a pod that was not recorded, one of its namespace */
   sessionOf(nodeId: string): RecordedSession | undefined {
-    return this.sessions.find(({ node }) => node === nodeId || (node.startsWith('ztunnel~') && nodeId.startsWith('ztunnel~')));
+    const namespace = (id: string): string | undefined => id.split('~')[3];
+    return this.sessions.find(({ node }) => node === nodeId || (node.startsWith('ztunnel~') && nodeId.startsWith('ztunnel~')))
+      ?? this.sessions.find(({ node }) => node.startsWith('sidecar~') && nodeId.startsWith('sidecar~') && namespace(node) === namespace(nodeId));
   }
 
   /** Goes to a step of the recording, and pushes what istiod pushed then; resolves when every stream has answered. */
