@@ -22,6 +22,7 @@ import { AgentFastPath } from './http/agent-fast-path.js';
 import type { NodeCaFactory } from './identity/certificates.js';
 import { admitPod } from './kubernetes/admission.js';
 import { CniServer } from './kubernetes/cni-server.js';
+import { LONGEST_SOCKET_NAME } from './proxy/hot-restart.js';
 import { NO_WAYPOINTS } from './proxy/waypoint-table.js';
 import type { AgentKernel, AgentParts, AgentProxy, ProxyStatus, SelfTestVerdict } from './parts.js';
 import { FlowTelemetry } from './telemetry/flow-telemetry.js';
@@ -73,8 +74,8 @@ export const DEFAULT_INSTANCE = 'default';
 /** How often it is asked which servers' probation is over. */
 const VERDICTS_EVERY_MS = 1_000;
 
-/** sun_path holds 108 bytes with its end; `envoy-admin.sock` is the longest name. */
-const MAX_FOLDER_BYTES = 107 - '/envoy-admin.sock'.length;
+/** sun_path holds 108 bytes with its end. */
+const MAX_FOLDER_BYTES = 107 - LONGEST_SOCKET_NAME.length;
 
 /** Where one instance keeps what it needs across restarts. */
 export function instancePaths(options: { runDir?: string; bpffsDir?: string; instance?: string }): { instance: string; folder: string; bpffsDir: string; adminSocket: string; cniSocket: string; netnsFolder: string } {
@@ -199,6 +200,11 @@ export class Agent {
       ...(this.#options.ca === undefined ? {} : { ca: this.#options.ca }),
       ...(this.#options.trustDomain === undefined ? {} : { trustDomain: this.#options.trustDomain }),
       ...(this.#fastPath ? { fastPath: this.#fastPath } : {}),
+      handover: {
+        // Envoy drains connections by their answers, and sees none of the fast ones; what it has counted goes with it.
+        begin: async () => void (await Promise.all([this.#fastPath?.repeater.hold(), this.#flows?.refresh()])),
+        over: () => this.#fastPath?.repeater.unhold(),
+      },
     });
     this.#proxy = proxy;
     // Before its first word to Envoy: what a former agent told is told again, and Envoy has it.

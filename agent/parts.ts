@@ -9,6 +9,7 @@ import type { PolicyKernel } from './dataplane/policy-enforcer.js';
 import type { SelfTestVerdict } from './dataplane/self-test.js';
 import type { HttpKernel } from './http/agent-fast-path.js';
 import type { NodeCaFactory } from './identity/certificates.js';
+import type { EnvoyOptions } from './proxy/envoy.js';
 import type { InboundPods } from './proxy/inbound-follower.js';
 import type { WorkloadView } from './policy/workload-policies.js';
 import type { ListenerPorts, NodeProxyOptions, NodeProxyStatus } from './proxy/node-proxy.js';
@@ -84,6 +85,7 @@ export interface ProxyOptions {
   clusterId?: string;
   ca?: NodeCaFactory;
   trustDomain?: string;
+  handover?: EnvoyOptions['handover'];
   /** What the kernel repeats of HTTP; absent: nothing, and no pod is taught. */
   fastPath?: NonNullable<NodeProxyOptions['fastPath']>;
   logger: Logger;

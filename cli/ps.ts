@@ -41,7 +41,7 @@ export function render(status: AgentStatus, all: boolean): string {
     `node           ${status.node}, instance ${status.instance}, process ${status.pid} since ${status.since}${status.ready ? '' : ' - not ready'}`,
     ...status.notReady.map((reason) => `               missing: ${reason}`),
     `pods from      ${status.workloads.source} (${status.workloads.pods})${status.workloads.problem === undefined ? '' : ` - ${status.workloads.problem}`}`,
-    `Envoy          ${proxy.envoy.pid === undefined ? 'not running' : `process ${proxy.envoy.pid}${proxy.envoy.version ? `, version ${/\d+\.\d+\.\d+/.exec(proxy.envoy.version)?.[0] ?? proxy.envoy.version}` : ''}${proxy.envoy.adopted ? ', taken over' : ''}`}`,
+    `Envoy          ${proxy.envoy.pid === undefined ? 'not running' : `process ${proxy.envoy.pid}${proxy.envoy.version ? `, version ${/\d+\.\d+\.\d+/.exec(proxy.envoy.version)?.[0] ?? proxy.envoy.version}` : ''}${proxy.envoy.adopted ? ', taken over' : ''}${proxy.envoy.draining === undefined ? '' : `; process ${proxy.envoy.draining}, which it replaces, drains`}`}`,
     `control plane  ${proxy.controlPlane.connected ? 'connected' : 'not connected'}${proxy.controlPlane.address ? ` (${proxy.controlPlane.address})` : ''}${proxy.controlPlane.lastError && !proxy.controlPlane.connected ? ` - ${proxy.controlPlane.lastError}` : ''}`,
     ...certificateLines(proxy.certificates),
     `redirection    ${status.redirection.default}${status.redirection.bpfProblem === undefined ? '' : ` - no BPF: ${status.redirection.bpfProblem}`}`,

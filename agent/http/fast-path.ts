@@ -85,6 +85,7 @@ export class FastPath<Table> implements Closable {
   readonly #closed = new AbortController();
   #timer: NodeJS.Timeout | undefined;
   #on: boolean;
+  #isHeld = false;
   #knownLost: number;
   #lostUntil = 0;
   #cutDrains = 0;
@@ -179,6 +180,18 @@ export class FastPath<Table> implements Closable {
     if (this.#rows.size > 0) await this.#drain(new Set(this.#rows.keys()));
   }
 
+  /** As `drain`, until `unhold`: while an Envoy drains the connections that it has. */
+  async hold(): Promise<void> {
+    this.#isHeld = true;
+    this.#beat();
+    if (this.#rows.size > 0) await this.#drain(new Set(this.#rows.keys()));
+  }
+
+  unhold(): void {
+    this.#isHeld = false;
+    this.#beat();
+  }
+
   /** Nothing new is fast from now on. */
   close(): void {
     clearInterval(this.#timer);
@@ -190,6 +203,7 @@ export class FastPath<Table> implements Closable {
 
   #reason(): string | undefined {
     if (!this.#on) return 'it is switched off';
+    if (this.#isHeld) return 'an Envoy takes over from another';
     if (performance.now() < this.#lostUntil) return 'ends of connections were lost';
     return this.#options.problem();
   }

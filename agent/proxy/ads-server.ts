@@ -21,6 +21,8 @@ export interface ResourceStatus {
 export interface AdsServerOptions {
   socketPath: string;
   logger: Logger;
+  /** Whether this is the Envoy that is to be served; another one, which is being replaced, keeps what it has. */
+  accepts?: (node: Node) => boolean;
   /** An Envoy connected and said who it is; called before anything is sent to it. */
   onNode?: (node: Node) => void;
   /** Before Envoy is sent listeners that changed. */
@@ -30,6 +32,9 @@ export interface AdsServerOptions {
   /** Other services for Envoy on the same socket. */
   register?: (server: Server) => void;
 }
+
+/** Of gRPC. */
+const UNAVAILABLE = 14;
 
 export class AdsServer implements Closable {
   readonly #options: AdsServerOptions;
@@ -145,8 +150,6 @@ export class AdsServer implements Closable {
   }
 
   #accept(call: AdsCall): void {
-    // One Envoy: a newer stream takes the place of one whose end was not noticed yet.
-    this.#session?.close();
     let isFirst = true;
     const session = new AdsSession(call, {
       target: () => this.#target(),
@@ -159,7 +162,6 @@ export class AdsServer implements Closable {
       nacked: (nack) => this.#nacked(nack),
       logger: this.#options.logger,
     });
-    this.#session = session;
     const ended = (): void => {
       session.close();
       if (this.#session !== session) return;
@@ -167,10 +169,15 @@ export class AdsServer implements Closable {
       this.#notify();
     };
     call.on('data', (request) => {
-      if (this.#session !== session) return;
-      if (isFirst && request.node) this.#options.onNode?.(request.node);
-      isFirst = false;
-      session.receive(request);
+      if (isFirst) {
+        if (request.node && this.#options.accepts?.(request.node) === false) return call.emit('error', Object.assign(new Error('another Envoy is served now'), { code: UNAVAILABLE }));
+        // One Envoy: a newer stream takes the place of one whose end was not noticed yet.
+        this.#session?.close();
+        this.#session = session;
+        isFirst = false;
+        if (request.node) this.#options.onNode?.(request.node);
+      }
+      if (this.#session === session) session.receive(request);
     });
     call.on('error', ended);
     call.on('cancelled', ended);

@@ -2,6 +2,8 @@
 
 export interface BootstrapOptions {
   nodeName: string;
+  /** Tells one Envoy from the next on the same sockets. */
+  launch: string;
   adsSocketPath: string;
   adminSocketPath: string;
   /** Addresses of the DNS servers to ask; without any, those of /etc/resolv.conf. */
@@ -13,9 +15,9 @@ const STATS_EVICTION_SECONDS = 300;
 const ADS_CLUSTER = 'underpass-agent';
 
 /** The bootstrap as Envoy reads it from a JSON file. */
-export function bootstrap({ nodeName, adsSocketPath, adminSocketPath, dnsServers = [] }: BootstrapOptions): Record<string, unknown> {
+export function bootstrap({ nodeName, launch, adsSocketPath, adminSocketPath, dnsServers = [] }: BootstrapOptions): Record<string, unknown> {
   return {
-    node: { id: `underpass~${nodeName}`, cluster: 'underpass' },
+    node: { id: `underpass~${nodeName}`, cluster: 'underpass', metadata: { launch } },
     admin: { address: { pipe: { path: adminSocketPath, mode: 0o600 } } },
     dynamic_resources: {
       ads_config: {

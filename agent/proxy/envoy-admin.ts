@@ -5,7 +5,7 @@ import { UnderpassError, errorMessage } from '../../common/errors.js';
 export interface ServerInfo {
   version: string;
   state: 'LIVE' | 'DRAINING' | 'PRE_INITIALIZING' | 'INITIALIZING';
-  node: { id: string; extensions?: { name?: string; category?: string; disabled?: boolean; type_urls?: string[] }[] };
+  node: { id: string; metadata?: { launch?: string }; extensions?: { name?: string; category?: string; disabled?: boolean; type_urls?: string[] }[] };
   command_line_options: Record<string, unknown>;
 }
 

@@ -3,12 +3,24 @@ import { readFileSync, renameSync, rmSync, statSync, writeFileSync } from 'node:
 import { join } from 'node:path';
 import { isRunning, type ProcessId } from '../../common/process-id.js';
 import { sleep } from '../../common/retry.js';
+import { removeHotRestartFiles } from './hot-restart.js';
 
 export interface EnvoyState extends ProcessId {
   /** Which file the process executes: device, inode, size, time of change. */
   binary: string;
+  /** Empty until it answered for the first time. */
   version: string;
+  /** Of hot restarts; absent of an Envoy that an earlier version started without them. */
+  epoch?: number;
+  /** In its node's metadata. */
+  launch?: string;
+  /** It listens: in its parent's place, or it never had one. Of a former one `false`: it drains. */
+  isLive?: boolean;
+  /** Its parent, which drains as soon as this one is live. */
+  former?: FormerEnvoy;
 }
+
+export type FormerEnvoy = Omit<EnvoyState, 'former'>;
 
 /** What describes a process that runs. */
 const STATE_FILES = ['envoy.state.json', 'envoy-admin.sock'];
@@ -30,13 +42,14 @@ export function writeState(runDir: string, state: EnvoyState): void {
 
 export function removeState(runDir: string): void {
   for (const name of STATE_FILES) rmSync(join(runDir, name), { force: true });
+  removeHotRestartFiles(runDir);
 }
 
 /** Ends the Envoy that some agent left for this run directory, if it still runs; for cleaning up without an agent. */
 export async function stopEnvoy(runDir: string): Promise<void> {
   const state = readState(runDir);
   if (!state) return;
-  await endProcess(state);
+  await Promise.all([endProcess(state), ...(state.former ? [endProcess(state.former)] : [])]);
   removeState(runDir);
 }
 

@@ -2,12 +2,13 @@
 import { spawn } from 'node:child_process';
 import { closeSync, openSync } from 'node:fs';
 import { join } from 'node:path';
+import type { Readable } from 'node:stream';
 import { UnderpassError, errorMessage } from '../../common/errors.js';
 import type { Logger } from '../../common/log.js';
 import { buildDir } from '../../common/paths.js';
 import { isRunning, processStartTime, type ProcessId } from '../../common/process-id.js';
 import { sleep } from '../../common/retry.js';
-import { fileIdentity, namespaceOf, type EnvoyState } from './envoy-process.js';
+import { endProcess, fileIdentity, namespaceOf, type EnvoyState } from './envoy-process.js';
 import { launch, launcherStatus } from './launcher-client.js';
 
 export interface StartedEnvoy extends ProcessId {
@@ -19,12 +20,20 @@ export interface StartedEnvoy extends ProcessId {
   release(): void;
 }
 
+export interface StartOptions {
+  /** Is called at once with what ends Envoy when it is ended, before Envoy's own process is known. */
+  note: (holder: ProcessId & { binary: string }) => void;
+  /** Envoys that are to go on. */
+  keep: readonly ProcessId[];
+  signal?: AbortSignal;
+}
+
 export interface EnvoyStarter {
   /** Where Envoy's output is. */
   readonly output: string;
-  start(args: readonly string[], signal?: AbortSignal): Promise<StartedEnvoy>;
-  /** Why a process that runs is not what `start` would make now; undefined: it is. */
-  objection(state: EnvoyState, signal?: AbortSignal): Promise<string | undefined>;
+  start(args: readonly string[], options: StartOptions): Promise<StartedEnvoy>;
+  /** Why a process that runs is not what `start` would make now, and whether a new one may take over from it; undefined: it is. */
+  objection(state: EnvoyState, signal?: AbortSignal): Promise<{ reason: string; canHandOver: boolean } | undefined>;
 }
 
 export interface DirectOptions {
@@ -41,20 +50,26 @@ export interface DirectOptions {
 export function directStarter({ runDir, envoyPath, logPath, cgroupPath, netnsPath, execPath = join(buildDir, 'underpass-exec') }: DirectOptions): EnvoyStarter {
   return {
     output: logPath,
-    start: async (args) => {
+    start: async (args, { note }) => {
       const log = openSync(logPath, 'a', 0o600);
-      const way = [...(cgroupPath ? ['--cgroup', cgroupPath] : []), ...(netnsPath ? ['--netns', netnsPath] : []), '--setsid', '--', envoyPath];
-      const child = spawn(execPath, [...way, ...args], { stdio: ['ignore', log, log], cwd: runDir });
+      // Envoy that can be restarted hot ends with its parent, so that this process can't be that.
+      const way = [...(cgroupPath ? ['--cgroup', cgroupPath] : []), ...(netnsPath ? ['--netns', netnsPath] : []), '--setsid', '--stay', '3', '--', envoyPath];
+      const child = spawn(execPath, [...way, ...args], { stdio: ['ignore', log, log, 'pipe'], cwd: runDir });
       closeSync(log);
       const ended = new Promise<string>((resolve, reject) => {
         child.once('error', reject);
         child.once('exit', (code, name) => resolve(code === null ? `ended by ${name}` : `exit ${code}`));
       });
       ended.catch(() => undefined);
-      const startTime = child.pid === undefined ? undefined : processStartTime(child.pid);
+      const holder = child.pid === undefined ? undefined : processStartTime(child.pid);
+      if (holder !== undefined) note({ pid: child.pid as number, startTime: holder, binary: fileIdentity(`/proc/${child.pid}/exe`) ?? '' });
+      let line = '';
+      for await (const data of child.stdio[3] as Readable) line += String(data);
+      const pid = Number(line);
+      const startTime = pid > 0 ? processStartTime(pid) : undefined;
       if (startTime === undefined) throw new Error(await ended.catch(errorMessage));
       return {
-        pid: child.pid as number, startTime, binary: fileIdentity(envoyPath) ?? '', ended,
+        pid, startTime, binary: fileIdentity(envoyPath) ?? '', ended,
         release: () => {
           child.removeAllListeners('exit');
           child.unref();
@@ -62,8 +77,8 @@ export function directStarter({ runDir, envoyPath, logPath, cgroupPath, netnsPat
       };
     },
     objection: async ({ pid, binary }) =>
-      binary !== fileIdentity(envoyPath) ? `${envoyPath} is another binary now`
-      : netnsPath && namespaceOf(`/proc/${pid}/ns/net`) !== namespaceOf(netnsPath) ? 'it runs in another network namespace than the node has now'
+      netnsPath && namespaceOf(`/proc/${pid}/ns/net`) !== namespaceOf(netnsPath) ? { reason: 'it runs in another network namespace than the node has now', canHandOver: false }
+      : binary !== fileIdentity(envoyPath) ? { reason: `${envoyPath} is another binary now`, canHandOver: true }
       : undefined,
   };
 }
@@ -98,8 +113,9 @@ export function launcherStarter({ socketPath, cgroupPath, adminSocketPath, logge
   };
   return {
     output: `the output of the launcher ${socketPath}`,
-    start: async (args, signal) => {
-      await answering(signal);
+    start: async (args, { keep, signal }) => {
+      // What an agent asked for that died before it could write that down.
+      for (const id of (await answering(signal)).running) if (!keep.some(({ pid }) => pid === id.pid)) await endProcess(id);
       const id = await launch(socketPath, { ...(cgroupPath === undefined ? {} : { cgroupPath }), adminSocketPath, args }, signal);
       const released = new AbortController();
       const ended = (async () => {
@@ -112,7 +128,7 @@ export function launcherStarter({ socketPath, cgroupPath, adminSocketPath, logge
     },
     objection: async ({ pid, startTime }, signal) => {
       const own = (await answering(signal)).running.find((item) => item.pid === pid && item.startTime === startTime);
-      return own === undefined ? 'another launcher started it' : own.isCurrent ? undefined : 'the launcher has another binary now';
+      return own?.isCurrent ? undefined : { reason: own ? 'the launcher has another binary now' : 'another launcher started it', canHandOver: true };
     },
   };
 }

@@ -7,6 +7,7 @@ import type { ClientDuplexStream, Server, ServerDuplexStream, ServiceError } fro
 import type { Closable } from '../../common/lifecycle.js';
 import type { Logger } from '../../common/log.js';
 import { BindConfig } from '../../proto/generated/envoy/config/core/v3/address.js';
+import type { Node } from '../../proto/generated/envoy/config/core/v3/base.js';
 import {
   HealthCheckSpecifier,
   HealthCheckRequestOrEndpointHealthResponse,
@@ -31,6 +32,8 @@ export interface HealthRelayOptions {
   /** Opens a stream to the control plane. */
   open: () => HealthStream;
   nodeName: string;
+  /** Whether this is the Envoy that is to be served. */
+  accepts?: (node: Node) => boolean;
   /** The enrolled pod of this address. */
   podOf: (ip: string) => { uid: string; netnsPath: string } | undefined;
   logger: Logger;
@@ -70,10 +73,16 @@ export class HealthRelay implements Closable {
   }
 
   #accept(call: EnvoyCall): void {
-    this.#envoy?.end();
-    this.#envoy = call;
-    this.#sent = '';
+    let isFirst = true;
     call.on('data', (message: Report) => {
+      if (isFirst) {
+        const node = message.request_type?.$case === 'health_check_request' ? message.request_type.value.node : undefined;
+        if (node && this.#options.accepts?.(node) === false) return call.end();
+        this.#envoy?.end();
+        this.#envoy = call;
+        this.#sent = '';
+        isFirst = false;
+      }
       if (this.#envoy !== call) return;
       if (message.request_type?.$case === 'health_check_request') {
         this.#request = this.#asNode(message);

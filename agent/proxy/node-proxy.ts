@@ -48,7 +48,7 @@ export type { NodeProxyStatus } from './proxy-status.js';
  */
 export type ListenerPorts = readonly number[] | 'all';
 
-export interface NodeProxyOptions extends Pick<NarrowingOptions, 'onNarrowing' | 'onNarrowed'>, Pick<EnvoyOptions, 'execPath' | 'launcherSocket'> {
+export interface NodeProxyOptions extends Pick<NarrowingOptions, 'onNarrowing' | 'onNarrowed'>, Pick<EnvoyOptions, 'execPath' | 'launcherSocket' | 'handover' | 'drainSeconds'> {
   nodeName: string;
   /** The node's address, for the WDS stream's node id; default 127.0.0.1. */
   nodeAddress?: string;
@@ -169,15 +169,16 @@ export class NodeProxy {
         options.onWorkloads?.(this.#workloads, change);
       },
     });
-    this.envoy = new Envoy({ ...options, cgroupPath: options.cgroupPath });
+    this.envoy = new Envoy({ ...options, cgroupPath: options.cgroupPath, isSettled: () => this.settled });
+    const accepts = (node: Node): boolean => this.envoy.isServed(node);
     this.#healthRelay = new HealthRelay({
       open: () => this.#channels.openHealth(),
-      nodeName: options.nodeName,
+      nodeName: options.nodeName, accepts,
       podOf: (ip) => [...this.#pods.values()].find(({ ips }) => ips.includes(ip)),
       logger: options.logger,
     });
     this.#ads = new AdsServer({
-      socketPath: this.envoy.adsSocketPath,
+      socketPath: this.envoy.adsSocketPath, accepts,
       logger: options.logger,
       onNode: (node) => this.#envoyConnected(node),
       beforeListeners: (names) => this.#narrowing.beforeListeners(names), refusalOf: (name) => this.envoy.admin.refusal(name),

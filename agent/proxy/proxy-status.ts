@@ -1,7 +1,8 @@
 import type { CertificatesStatus } from '../identity/certificates.js';
+import type { EnvoyStatus } from './envoy.js';
 
 export interface NodeProxyStatus {
-  envoy: { pid: number | undefined; version: string | undefined; adopted: boolean; restarts: number; connected: boolean };
+  envoy: EnvoyStatus & { connected: boolean };
   controlPlane: { address: string; connected: boolean; streams: number; lastError: string | undefined };
   classes: { key: string; node: string; pods: string[]; synced: boolean; stale: boolean; clusters: number; listeners: number; routes: number; rejected: string[] }[];
   workloads: { addresses: number; authorizations: number; synced: boolean };

@@ -38,8 +38,8 @@ export class TestNetns {
   }
 
   /** Runs a JavaScript program (CommonJS) inside and waits for its result, a line of JSON. */
-  async script<T>(source: string): Promise<T> {
-    return JSON.parse(await this.exec(process.execPath, '-e', source)) as T;
+  async script<T>(source: string, timeoutMs = 20_000): Promise<T> {
+    return JSON.parse((await run('ip', ['netns', 'exec', this.name, process.execPath, '-e', source], { timeoutMs })).stdout) as T;
   }
 
   /** Starts a JavaScript program inside that prints `ready` when it is; it ends with the namespace. */

@@ -3,7 +3,10 @@
  * between fork and exec, and a shell with nsenter(1) would leave a process in between that signals do not pass through.
  *
  * underpass-exec [--cgroup PATH]... [--netns PATH] [--new-mount-ns] [--overlay DIR:DST]... [--bind SRC:DST]...
- *                [--hostname NAME] [--uid N] [--gid N] [--chdir DIR] [--setsid] [--die-with-parent] [--close-fds] [--cpu N] [--] program args...
+ *                [--hostname NAME] [--uid N] [--gid N] [--chdir DIR] [--setsid] [--die-with-parent] [--close-fds] [--cpu N] [--stay FD] [--] program args...
+ *
+ * With --stay it does not become the program but stays as its parent, for programs that end with their parent whatever they are
+ * told: it writes the program's pid and a newline to FD, and ends as the program does. The program ends with it.
  *
  * Exit 125: a step failed, named on stderr. Exit 127: the program was not found. Exit 126: it could not be executed.
  */
@@ -21,6 +24,7 @@
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 enum { EXIT_STEP_FAILED = 125, EXIT_NOT_EXECUTABLE = 126, EXIT_NOT_FOUND = 127 };
@@ -39,7 +43,7 @@ static void usage(const char *format, const char *argument)
 	fprintf(stderr, format, argument);
 	fprintf(stderr, "\nusage: underpass-exec [--cgroup PATH]... [--netns PATH] [--new-mount-ns] [--overlay DIR:DST]... [--bind SRC:DST]... "
 			"[--hostname NAME] [--uid N] [--gid N] [--chdir DIR] [--setsid] [--die-with-parent] "
-			"[--close-fds] [--cpu N] [--] program args...\n");
+			"[--close-fds] [--cpu N] [--stay FD] [--] program args...\n");
 	exit(EXIT_STEP_FAILED);
 }
 
@@ -96,9 +100,35 @@ static void bind_file(char *pair)
 	}
 }
 
+/* Returns in the child alone. */
+static void stay_as_parent(int fd, const char *program)
+{
+	int status;
+	pid_t parent = getpid(), child = fork();
+	if (child < 0)
+		die("making a process for", program);
+	if (child == 0) {
+		if (fcntl(fd, F_SETFD, FD_CLOEXEC) || prctl(PR_SET_PDEATHSIG, SIGTERM))
+			die("preparing", program);
+		if (getppid() != parent)
+			raise(SIGKILL);
+		return;
+	}
+	dprintf(fd, "%d\n", child);
+	close(fd);
+	while (waitpid(child, &status, 0) < 0)
+		if (errno != EINTR)
+			die("waiting for", program);
+	if (WIFSIGNALED(status)) {
+		signal(WTERMSIG(status), SIG_DFL);
+		raise(WTERMSIG(status));
+	}
+	exit(WIFEXITED(status) ? WEXITSTATUS(status) : EXIT_STEP_FAILED);
+}
+
 int main(int argc, char **argv)
 {
-	enum { CGROUP = 256, NETNS, NEW_MOUNT_NS, OVERLAY, BIND, HOSTNAME, UID, GID, CHDIR, SETSID, DIE_WITH_PARENT, CLOSE_FDS, CPU };
+	enum { CGROUP = 256, NETNS, NEW_MOUNT_NS, OVERLAY, BIND, HOSTNAME, UID, GID, CHDIR, SETSID, DIE_WITH_PARENT, CLOSE_FDS, CPU, STAY };
 	static const struct option options[] = {
 		{ "cgroup", required_argument, NULL, CGROUP },
 		{ "netns", required_argument, NULL, NETNS },
@@ -113,12 +143,13 @@ int main(int argc, char **argv)
 		{ "die-with-parent", no_argument, NULL, DIE_WITH_PARENT },
 		{ "close-fds", no_argument, NULL, CLOSE_FDS },
 		{ "cpu", required_argument, NULL, CPU },
+		{ "stay", required_argument, NULL, STAY },
 		{ 0 },
 	};
 	char *cgroups[MAX_REPEATED], *binds[MAX_REPEATED], *overlays[MAX_REPEATED];
 	int cgroup_count = 0, bind_count = 0, overlay_count = 0, new_mount_ns = 0, want_setsid = 0, die_with_parent = 0, close_fds = 0;
 	const char *netns = NULL, *hostname = NULL, *directory = NULL;
-	long uid = -1, gid = -1, cpu = -1;
+	long uid = -1, gid = -1, cpu = -1, stay = -1;
 	pid_t parent = getppid();
 
 	opterr = 0;
@@ -149,6 +180,7 @@ int main(int argc, char **argv)
 		case DIE_WITH_PARENT: die_with_parent = 1; break;
 		case CLOSE_FDS: close_fds = 1; break;
 		case CPU: cpu = parse_number("--cpu", optarg, CPU_SETSIZE - 1); break;
+		case STAY: stay = parse_number("--stay", optarg, 1023); break;
 		case ':': usage("%s: needs a value", argv[optind - 1]); break;
 		default: usage("unknown option %s", argv[optind - 1]);
 		}
@@ -198,6 +230,8 @@ int main(int argc, char **argv)
 		if (getppid() != parent)
 			raise(SIGKILL); /* the parent went before we asked */
 	}
+	if (stay >= 0)
+		stay_as_parent(stay, argv[optind]);
 	if (close_fds)
 		syscall(SYS_close_range, 3, ~0U, 0);
 	execvp(argv[optind], argv + optind);

@@ -1,0 +1,183 @@
+// One Envoy replaced by another while requests flow: by another pod's launcher, and for another binary; and what if that fails.
+import assert from 'node:assert/strict';
+import { copyFileSync, existsSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { after, before, describe, it } from 'node:test';
+import { envoyBinary } from '../../common/paths.js';
+import { isRunning, processStartTime, type ProcessId } from '../../common/process-id.js';
+import { sleep, waitFor } from '../../common/retry.js';
+import { TestLauncher } from '../testing/launcher.js';
+import { echoServer, requests, type TestNetns } from '../testing/netns.js';
+import { ProxyWorld, SERVICE_CLUSTER, SERVICE_VIP } from '../testing/proxy-world.js';
+import { routes, sniffedListener } from '../testing/resources.js';
+import { launcherStatus } from './launcher-client.js';
+import type { NodeProxy, ProxyPod } from './node-proxy.js';
+import { RDS } from './snapshot.js';
+
+interface Load {
+  done: number;
+  failed: string[];
+  connections: number;
+}
+
+/** Of a replaced Envoy's connections; its successor ends it a second later. */
+const DRAIN_SECONDS = 3;
+
+/** A service whose protocol is looked at, behind an internal listener. */
+const [SNIFFED_VIP, SNIFFED_PORT] = ['10.96.1.4', 7001];
+
+/**
+ * Clients that go on for `ms`, half of them over kept connections, half over a new one each time, to ports with and without an
+ * internal listener between.
+ */
+function load(netns: TestNetns, ms: number): Promise<Load> {
+  return netns.script<Load>(`
+    const http = require('http'); const end = Date.now() + ${ms}; let done = 0; const failed = []; const ports = new Set(); let active = 0;
+    const finish = () => { if (--active === 0) { console.log(JSON.stringify({ done, failed, connections: ports.size })); process.exit(0); } };
+    const call = (host, port, agent) => {
+      if (Date.now() > end) return finish();
+      const again = () => setTimeout(call, 3, host, port, agent);
+      const req = http.get({ host, port, agent, headers: { host: 'web' }, timeout: 8000 }, (res) => { ports.add(res.socket.localPort); res.resume(); res.on('end', () => { res.statusCode === 200 ? done++ : failed.push('status ' + res.statusCode); again(); }); res.on('error', (e) => { failed.push(e.message); again(); }); });
+      req.on('timeout', () => req.destroy(new Error('timeout')));
+      req.on('error', (e) => { failed.push(e.code + ' ' + e.message); again(); });
+    };
+    for (const [host, port] of [['${SERVICE_VIP}', 80], ['${SNIFFED_VIP}', ${SNIFFED_PORT}]]) for (let i = 0; i < 2; i++) { active += 2; call(host, port, new http.Agent({ keepAlive: true, maxSockets: 1 })); call(host, port, false); }`, ms + 20_000);
+}
+
+function idOf(proxy: NodeProxy): ProcessId {
+  const { pid = 0 } = proxy.status().envoy;
+  return { pid, startTime: processStartTime(pid) ?? '' };
+}
+
+describe('Envoy by hot restart', { timeout: 180_000 }, () => {
+  const world = new ProxyWorld();
+  const sockets = [1, 2].map((n) => join(world.folder, `launcher${n}.sock`)) as [string, string];
+  const copies = mkdtempSync(join(tmpdir(), 'up-envoy-'));
+  const launchers: TestLauncher[] = [];
+  let pods: { pod: ProxyPod; netns: TestNetns }[];
+
+  before(async () => {
+    launchers.push(await TestLauncher.start(sockets[0]));
+    world.controlPlane.set(sniffedListener(SNIFFED_VIP, SNIFFED_PORT, SERVICE_CLUSTER), `${SNIFFED_VIP}_${SNIFFED_PORT}`);
+    world.controlPlane.set(routes(SNIFFED_PORT, { web: SERVICE_CLUSTER }), `${SNIFFED_PORT}`);
+    await world.start({ launcherSocket: sockets[0], drainSeconds: DRAIN_SECONDS });
+    pods = [await world.pod('pod-a'), await world.pod('pod-b')];
+    for (const { netns } of pods) await netns.serve(echoServer(80));
+    await serving(world.running);
+  });
+  after(async () => {
+    await world.close();
+    for (const launcher of launchers) await launcher.kill();
+    rmSync(copies, { recursive: true, force: true });
+  });
+
+  async function serving(proxy: NodeProxy): Promise<void> {
+    proxy.setPods(pods.map(({ pod }) => pod));
+    await world.ready(...pods.map(({ pod }) => pod));
+    await world.settled();
+  }
+  async function answers(host = 'web'): Promise<string[]> {
+    return Promise.all(pods.map(async ({ netns }) => JSON.stringify((await netns.script<{ status: number }[]>(requests([{ url: `http://${SERVICE_VIP}/`, headers: { host } }]))).map(({ status }) => status))));
+  }
+  /** The successor has taken over, and the former one has ended. */
+  async function replaced(former: ProcessId): Promise<void> {
+    await waitFor('the next Envoy', () => world.running.status().envoy.pid !== former.pid && world.running.status().envoy.connected, { timeoutMs: 30_000 });
+    await waitFor('the end of the former Envoy', () => !isRunning(former) && world.running.status().envoy.draining === undefined, { timeoutMs: 60_000 });
+  }
+
+  it('fails no request when the next agent has another launcher, whose Envoy takes over from that of the first', async () => {
+    const former = idOf(world.running);
+    const loads = pods.map(({ netns }) => load(netns, 12_000));
+    await sleep(500);
+    // The next pod's containers, while the former's still run; then those are told to end, the agent first.
+    launchers.push(await TestLauncher.start(sockets[1]));
+    await world.running.stop({ keepEnvoy: true });
+    launchers[0]?.process.kill('SIGTERM');
+    await sleep(500);
+    const next = await world.startProxy({ launcherSocket: sockets[1], drainSeconds: DRAIN_SECONDS });
+    assert.deepEqual([next.status().envoy.pid, next.status().envoy.adopted], [former.pid, true], 'what is there serves until it is replaced');
+    await serving(next);
+    await replaced(former);
+    assert.equal(next.status().envoy.adopted, false);
+    assert.deepEqual((await launcherStatus(sockets[1])).running.map(({ pid }) => pid), [next.status().envoy.pid]);
+    assert.equal(await launchers[0]?.ended(), 0, 'a launcher whose Envoy was taken over from is done');
+    for (const { done, failed, connections } of await Promise.all(loads)) {
+      assert.deepEqual(failed, []);
+      assert.ok(done > 300 && connections > 100, `${done} requests over ${connections} connections`);
+    }
+    assert.deepEqual(await answers(), ['[200]', '[200]']);
+    // Changes reach the new one.
+    world.controlPlane.set(routes(80, { web: SERVICE_CLUSTER, changed: SERVICE_CLUSTER }), '80');
+    world.controlPlane.push(RDS);
+    await waitFor('a change', async () => (await answers('changed')).every((text) => text === '[200]'), { timeoutMs: 10_000 });
+  });
+
+  it('goes on with the one that is there when the next does not start, and replaces it when it does', async () => {
+    const former = idOf(world.running);
+    await world.running.stop({ keepEnvoy: true });
+    const broken = join(copies, 'broken');
+    writeFileSync(broken, '#!/bin/sh\nexit 3\n', { mode: 0o755 });
+    const next = await world.startProxy({ envoyPath: broken, drainSeconds: DRAIN_SECONDS });
+    await serving(next);
+    await sleep(2_000);
+    assert.deepEqual([next.status().envoy.pid, next.status().envoy.adopted], [former.pid, true]);
+    assert.ok(next.status().envoy.connected, 'it is the one that is told of changes');
+    assert.deepEqual(await answers(), ['[200]', '[200]']);
+    // Of a proxy that stops in between nothing is left but the Envoy that serves.
+    await next.stop({ keepEnvoy: true });
+    const loads = pods.map(({ netns }) => load(netns, 6_000));
+    const other = join(copies, 'envoy');
+    copyFileSync(envoyBinary(), other);
+    await serving(await world.startProxy({ envoyPath: other, drainSeconds: DRAIN_SECONDS }));
+    await replaced(former);
+    for (const { failed } of await Promise.all(loads)) assert.deepEqual(failed, []);
+    assert.deepEqual(await answers(), ['[200]', '[200]']);
+  });
+
+  it('is replaced for another binary, and an agent that is killed in between leaves both to the next', async () => {
+    const former = idOf(world.running);
+    const loads = pods.map(({ netns }) => load(netns, 12_000));
+    const { pid } = world.running.status().envoy;
+    await world.running.stop({ keepEnvoy: true });
+    const proxy = await world.startProxy({ drainSeconds: DRAIN_SECONDS });
+    await serving(proxy);
+    await waitFor('the next Envoy', () => proxy.status().envoy.pid !== pid, { timeoutMs: 30_000 });
+    const second = idOf(proxy);
+    await proxy.stop({ keepEnvoy: true });
+    assert.ok(isRunning(former), 'the former one still drains, or serves');
+    const next = await world.startProxy({ drainSeconds: DRAIN_SECONDS });
+    assert.deepEqual([next.status().envoy.pid, next.status().envoy.adopted, next.status().envoy.draining], [second.pid, true, former.pid]);
+    await serving(next);
+    await waitFor('the end of the former Envoy', () => !isRunning(former) && next.status().envoy.draining === undefined, { timeoutMs: 60_000 });
+    assert.ok(isRunning(second));
+    for (const { failed } of await Promise.all(loads)) assert.deepEqual(failed, []);
+  });
+
+  it('leaves the listeners to the former one, and then to the next, when the successor dies before it listens', async () => {
+    const former = idOf(world.running);
+    await world.running.stop({ keepEnvoy: true });
+    const loads = pods.map(({ netns }) => load(netns, 12_000));
+    const other = join(copies, 'envoy2');
+    copyFileSync(envoyBinary(), other);
+    const proxy = await world.startProxy({ envoyPath: other, drainSeconds: DRAIN_SECONDS });
+    await serving(proxy);
+    await waitFor('the next Envoy', () => proxy.status().envoy.pid !== former.pid, { timeoutMs: 30_000, everyMs: 2 });
+    const second = idOf(proxy);
+    process.kill(second.pid, 'SIGKILL');
+    await waitFor('another one', () => ![former.pid, second.pid, undefined].includes(proxy.status().envoy.pid) && proxy.status().envoy.connected, { timeoutMs: 30_000 });
+    await waitFor('the end of the former Envoy', () => !isRunning(former), { timeoutMs: 60_000 });
+    for (const { failed } of await Promise.all(loads)) assert.deepEqual(failed, []);
+    assert.deepEqual(await answers(), ['[200]', '[200]']);
+  });
+
+  it('leaves nothing of hot restarts when it is ended', async () => {
+    const shared = (): string[] => readdirSync('/dev/shm').filter((name) => name.startsWith('envoy_shared_memory_'));
+    const before_ = shared();
+    await world.running.stop({ keepEnvoy: false });
+    world.proxy = undefined;
+    assert.equal(shared().length, before_.length - 1);
+    assert.deepEqual(readdirSync(join(world.folder, 'run')).filter((name) => name.startsWith('hot_')), []);
+    assert.ok(!existsSync(join(world.folder, 'run', 'envoy-admin.sock')));
+  });
+});
