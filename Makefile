@@ -13,7 +13,7 @@ Q := @
 msg = @printf '  %-9s %s\n' $(1) "$(patsubst $(CURDIR)/%,%,$(2))";
 endif
 
-.PHONY: all setup build typescript native test test-programs test-kube test-ztunnel test-kernels fuzz soak demo bench bench-pilot bench-services bench-dataplane docs chart lint clean distclean
+.PHONY: all setup build typescript native test test-programs test-kube test-image test-ztunnel test-kernels fuzz soak demo bench bench-pilot bench-services bench-dataplane docs chart lint clean distclean
 
 all: build
 
@@ -54,6 +54,11 @@ test-programs: build
 test-kube: build
 	$(Q)./scripts/setup-kube.sh
 	$(Q)node test/run.mjs $(or $(ARGS),test/kube/)
+
+# The Dockerfile's steps, in a Debian that debootstrap makes below build/ once.
+test-image: build
+	$(Q)./scripts/setup-image.sh
+	$(Q)node test/run.mjs $(or $(ARGS),test/image/build.)
 
 # Against a real ztunnel, which nothing here brings: ZTUNNEL_BIN is its path.
 test-ztunnel: build

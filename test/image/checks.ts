@@ -21,7 +21,13 @@ const PRIVATE_KEY = /-----BEGIN [A-Z ]*PRIVATE KEY-----\\?[\r\n]+[A-Za-z0-9+/=]{
 
 /** @param debian the root whose packages were copied from; the machine's own by default */
 export async function checkContents(root: string, debian = '/'): Promise<void> {
-  const paths = everythingBelow(root, '/').sort();
+  checkFiles(root);
+  checkPrograms(root);
+  await checkBom(root, debian);
+}
+
+export function checkFiles(root: string): void {
+  const paths = everythingBelow(root, '/');
   const wrong: string[] = [];
   for (const path of paths) {
     const { mode, uid, gid } = lstatSync(join(root, path));
@@ -35,14 +41,16 @@ export async function checkContents(root: string, debian = '/'): Promise<void> {
     if (!isLink && (mode & 0o004) === 0 && path !== '/root') wrong.push(`${path}: not readable by a user who is not root`);
   }
   assert.deepEqual(wrong, []);
-
-  const programs = paths.filter((path) => /^\/usr\/(?:local\/)?s?bin\/./.test(path)).map((path) => basename(path));
-  assert.deepEqual(programs.filter((name) => PROGRAMS[name] === undefined && !TARGETS.includes(name)), [], 'programs that the product does not start');
-  assert.deepEqual(Object.keys(PROGRAMS).filter((name) => !programs.includes(name)), [], 'programs that are missing');
-  await checkBom(root, debian, paths);
 }
 
-async function checkBom(root: string, debian: string, paths: readonly string[]): Promise<void> {
+export function checkPrograms(root: string): void {
+  const programs = everythingBelow(root, '/').filter((path) => /^\/usr\/(?:local\/)?s?bin\/./.test(path)).map((path) => basename(path));
+  assert.deepEqual(programs.filter((name) => PROGRAMS[name] === undefined && !TARGETS.includes(name)), [], 'programs that the product does not start');
+  assert.deepEqual(Object.keys(PROGRAMS).filter((name) => !programs.includes(name)), [], 'programs that are missing');
+}
+
+export async function checkBom(root: string, debian = '/'): Promise<void> {
+  const paths = everythingBelow(root, '/').sort();
   const bom = JSON.parse(readFileSync(join(root, PREFIX, 'sbom.cdx.json'), 'utf8')) as Bom;
   const refs = bom.components.map((component) => component['bom-ref']);
   assert.equal(new Set(refs).size, refs.length, 'every component once');
@@ -64,7 +72,7 @@ async function checkBom(root: string, debian: string, paths: readonly string[]):
   // A link that update-alternatives made is as good as what it leads to; Node of an official image is of no package.
   const unexplained = orphans.filter((path) => !isAlternative(root, path) && path !== '/usr/local/bin/node' && path !== '/etc/ssl/certs/ca-certificates.crt');
   assert.deepEqual(unexplained, [], 'files of no package');
-  const packages = new Set([...owners.values(), await versionOf('ca-certificates', debian)]);
+  const packages = new Set([...owners.values(), (await installed(debian)).get('ca-certificates')!]);
   assert.deepEqual(named('deb'), [...packages].sort());
   assert.deepEqual(paths.filter((path) => path.startsWith('/var/lib/dpkg/status.d/')).map((path) => basename(path)), [...packages].map((each) => each.slice(0, each.lastIndexOf('@'))).sort());
 
@@ -111,20 +119,20 @@ function holdsPrivateKey(path: string): boolean {
 async function ownersOf(files: readonly string[], debian: string): Promise<Map<string, string>> {
   const asked = files.flatMap((file) => [file, file.replace(/^\/usr\//, '/')]);
   const { stdout } = await run('dpkg-query', [`--root=${debian}`, '--search', ...asked], { okCodes: [0, 1], timeoutMs: 60_000 });
+  const versions = await installed(debian);
   const owners = new Map<string, string>();
-  const versions = new Map<string, string>();
   for (const line of stdout.split('\n')) {
     const [, owner, path = ''] = /^(?!diversion )([^,]+?)(?::\w+)?(?:, .*)?: (\/.*)$/.exec(line) ?? [];
     if (owner === undefined) continue;
-    if (!versions.has(owner)) versions.set(owner, await versionOf(owner, debian));
     for (const file of [path, `/usr${path}`]) if (files.includes(file)) owners.set(file, versions.get(owner)!);
   }
   return owners;
 }
 
-async function versionOf(name: string, debian: string): Promise<string> {
-  const { stdout } = await run('dpkg-query', [`--root=${debian}`, '--show', '--showformat', '${Package}@${Version}\\n', name], { timeoutMs: 20_000 });
-  return stdout.split('\n')[0]!;
+/** `NAME@VERSION` of each package by its name. */
+async function installed(debian: string): Promise<Map<string, string>> {
+  const { stdout } = await run('dpkg-query', [`--root=${debian}`, '--show', '--showformat', '${Package} ${Version}\n'], { timeoutMs: 20_000 });
+  return new Map(stdout.trim().split('\n').map((line) => [line.split(' ')[0]!, line.replace(' ', '@')]));
 }
 
 function isAlternative(root: string, path: string): boolean {
@@ -165,7 +173,7 @@ async function checkPilot(root: string, underpass: string): Promise<void> {
   const folder = mkdtempSync(join(tmpdir(), 'underpass-image-source-'));
   writeFileSync(join(folder, 'namespace.yaml'), 'apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n');
   await run('chmod', ['755', folder]);
-  const [program, ...args] = enterCommand(root, [underpass, 'pilot', '--source', '/run/source', '--listen', 'unix:/tmp/pilot.sock', '--monitoring-listen', 'none'], { user: USER_ID, binds: { source: folder } });
+  const [program, ...args] = enterCommand(root, [underpass, 'pilot', '--source', '/run/source', '--listen', 'unix:/tmp/pilot.sock', '--monitoring-listen', 'none'], { user: USER_ID, binds: { '/run/source': folder } });
   const child = spawn(program, args, { stdio: ['ignore', 'pipe', 'pipe'] });
   const exited = once(child, 'exit');
   let log = '';

@@ -7,7 +7,7 @@ export interface EnterOptions {
   /** Of the program alone, nothing of ours is handed on; default the image's PATH. */
   env?: Readonly<Record<string, string>>;
   cwd?: string;
-  /** Files and folders of the machine, by where they appear below `/run`; read-only. */
+  /** Files and folders of the machine, by where they appear in the root (made there if below `/run`); read-only. */
   binds?: Readonly<Record<string, string>>;
   timeoutMs?: number;
 }
@@ -26,8 +26,8 @@ mount --rbind /dev "$root/dev"
 mount -t tmpfs -o mode=755 tmpfs "$root/run"
 mount -t tmpfs -o mode=1777 tmpfs "$root/tmp"
 printf '%s' "$binds" | while read -r from to; do
-  if [ -d "$from" ]; then mkdir -p "$root/run/$to"; else mkdir -p "$(dirname "$root/run/$to")"; touch "$root/run/$to"; fi
-  mount --bind -o ro "$from" "$root/run/$to"
+  if [ -d "$from" ]; then mkdir -p "$root$to"; else mkdir -p "$(dirname "$root$to")"; [ -e "$root$to" ] || touch "$root$to"; fi
+  mount --bind -o ro "$from" "$root$to"
 done
 exec "$@"
 `;

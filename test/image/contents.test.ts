@@ -1,7 +1,7 @@
 // What goes into the image, made out of this machine's Debian.
 import assert from 'node:assert/strict';
 import { createHash } from 'node:crypto';
-import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { chmodSync, cpSync, mkdirSync, mkdtempSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
@@ -11,7 +11,7 @@ import { COMMANDS_LEFT_OUT, ENTRY_MODULE, PRODUCT_FILES, PROGRAMS } from '../../
 import { makeRoot } from '../../image/main.js';
 import { reach, type Reached } from '../../image/modules.js';
 import { writeArchive } from './archive.js';
-import { checkContents, checkStarts } from './checks.js';
+import { checkBom, checkContents, checkFiles, checkPrograms, checkStarts } from './checks.js';
 import { enterRoot } from './chroot.js';
 
 let folder: string;
@@ -51,6 +51,49 @@ test('contents: every file of the project that the code names is there', () => {
 
 test('contents: nothing of a developer\'s, no secret, and the list of contents names all that is there and no more', async () => {
   await checkContents(root);
+});
+
+test('contents: what should not be there, or is missing, is found', async () => {
+  const put = (path: string, text = '', mode = 0o644): string => {
+    writeFileSync(join(root, path), text);
+    chmodSync(join(root, path), mode);
+    return path;
+  };
+  const planted = [
+    put('opt/underpass/dist/cli/main.test.js'),
+    put('etc/some.conf', `x\n-----BEGIN EC PRIVATE KEY-----\nMHcCAQEEIPxUoHzB4QmrjDdn\n`),
+    put('opt/underpass/tls.key'),
+    put('opt/underpass/own', '', 0o640),
+    put('opt/underpass/set', '', 0o4755),
+    put('opt/underpass/open', '', 0o666),
+  ];
+  assert.throws(() => checkFiles(root), ({ message }: Error) => planted.every((path) => message.includes(`/${path}: `)));
+  for (const path of planted) rmSync(join(root, path));
+  checkFiles(root);
+
+  put('usr/bin/curl', '', 0o755);
+  assert.throws(() => checkPrograms(root), /programs that the product does not start/);
+  await assert.rejects(checkBom(root), /files of no package|deep-equal/);
+  rmSync(join(root, 'usr/bin/curl'));
+  renameSync(join(root, 'usr/bin/grep'), join(folder, 'grep'));
+  assert.throws(() => checkPrograms(root), /programs that are missing/);
+  await assert.rejects(checkBom(root), /grep@/);
+  renameSync(join(folder, 'grep'), join(root, 'usr/bin/grep'));
+
+  const modules = join(root, 'opt/underpass/node_modules');
+  mkdirSync(join(modules, 'left-over'));
+  put('opt/underpass/node_modules/left-over/package.json', '{"name": "left-over", "version": "1.2.3"}');
+  await assert.rejects(checkBom(root), /left-over@1\.2\.3/);
+  rmSync(join(modules, 'left-over'), { recursive: true });
+  cpSync(join(modules, 'commander'), join(folder, 'commander'), { recursive: true });
+  rmSync(join(modules, 'commander'), { recursive: true });
+  await assert.rejects(checkBom(root), /commander@/);
+  cpSync(join(folder, 'commander'), join(modules, 'commander'), { recursive: true });
+  const licence = 'opt/underpass/licenses/envoy';
+  renameSync(join(root, licence), join(folder, 'envoy'));
+  await assert.rejects(checkBom(root), /envoy/);
+  renameSync(join(folder, 'envoy'), join(root, licence));
+  await checkBom(root);
 });
 
 test('contents: doctor, agent, pilot, Envoy and the helpers start, as a user who is not root where that is enough', async () => {

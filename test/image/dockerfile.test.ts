@@ -1,9 +1,12 @@
 import assert from 'node:assert/strict';
-import { readFileSync } from 'node:fs';
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { projectRoot } from '../../common/paths.js';
+import { buildStages } from './build.js';
 import { parseDockerfile } from './dockerfile.js';
+import { isIgnored, parseIgnored } from './ignored.js';
 
 test('parseDockerfile: stages, steps with their lines, and what a container starts with', () => {
   const text = [
@@ -64,4 +67,40 @@ test('Dockerfile: the base is a Debian slim that a build argument replaces, the 
   const { version, license } = JSON.parse(readFileSync(join(projectRoot, 'package.json'), 'utf8')) as { version: string; license: string };
   assert.deepEqual([config.Labels['org.opencontainers.image.version'], config.Labels['org.opencontainers.image.licenses']], [version, license]);
   assert.match(parseDockerfile(text)[0]!.base, /^node:20-bookworm-slim$/);
+});
+
+test('parseIgnored, isIgnored: the last pattern that fits decides; a pattern that is not known is an error that names the line', () => {
+  const patterns = parseIgnored('# all but\n*\n!src\nsrc/generated\n');
+  assert.deepEqual(['a', 'src', 'src/a/b', 'src/generated', 'src/generated/c', 'src2'].map((path) => isIgnored(patterns, path)), [true, false, false, true, true, true]);
+  assert.throws(() => parseIgnored('a\n**/b'), { code: 'UNDERPASS_DOCKERFILE', message: '.dockerignore:2: a pattern that is not known here: **/b' });
+});
+
+test('.dockerignore: what a checkout has beside its sources stays out of a build', () => {
+  const patterns = parseIgnored(readFileSync(join(projectRoot, '.dockerignore'), 'utf8'));
+  for (const path of ['.git', '.git/config', 'node_modules', 'dist', 'build', 'proto/generated', '.env', 'id_rsa', 'some.key']) assert.ok(isIgnored(patterns, path), path);
+  for (const path of ['package.json', '.npmrc', 'agent/agent.ts', 'proto/roots.txt', 'image/main.ts']) assert.ok(!isIgnored(patterns, path), path);
+});
+
+test('buildStages: COPY takes files and folders to where the reference says, and names the line when there is nothing to take', async () => {
+  const folder = mkdtempSync(join(tmpdir(), 'underpass-dockerfile-'));
+  try {
+    const context = join(folder, 'context');
+    mkdirSync(join(context, 'a/deep'), { recursive: true });
+    for (const name of ['a/one', 'a/deep/two', 'three', 'left-out']) writeFileSync(join(context, name), name);
+    writeFileSync(join(context, '.dockerignore'), '*\n!a\n!three\n');
+    const build = (text: string): ReturnType<typeof buildStages> => {
+      writeFileSync(join(context, 'Dockerfile'), text);
+      return buildStages({ context, work: join(folder, 'work') });
+    };
+    const [first, last] = await build('FROM scratch AS first\nWORKDIR /w\nCOPY a ./\nCOPY three a/one /x/\nCOPY three /y\nCOPY . /z\nFROM scratch\nCOPY --from=first /x/ /\n');
+    for (const path of ['w/one', 'w/deep/two', 'x/three', 'x/one', 'y', 'z/three', 'z/a/one']) assert.ok(existsSync(join(first!.root, path)), path);
+    assert.ok(!existsSync(join(first!.root, 'z/left-out')));
+    assert.equal(readFileSync(join(last!.root, 'three'), 'utf8'), 'three');
+    await assert.rejects(build('FROM scratch\nCOPY none /\n'), { code: 'UNDERPASS_DOCKERFILE', message: /^Dockerfile:2: COPY none: there is no such file/ });
+    await assert.rejects(build('FROM scratch\nCOPY left-out /\n'), { message: /^Dockerfile:2: COPY left-out: .*\.dockerignore leaves it out/ });
+    await assert.rejects(build('FROM scratch AS a\nFROM scratch\nCOPY --from=a /b /\n'), { message: /^Dockerfile:3: COPY \/b: there is no such file in the stage a/ });
+    await assert.rejects(build('FROM alpine\n'), { code: 'UNDERPASS_IMAGE_BASE', message: 'only node:MAJOR-bookworm-slim can be made here, not alpine' });
+  } finally {
+    rmSync(folder, { recursive: true, force: true });
+  }
 });
