@@ -53,6 +53,7 @@ test-programs: build
 # Against a real kube-apiserver, which is built once.
 test-kube: build
 	$(Q)./scripts/setup-kube.sh
+	$(Q)./scripts/setup-kube-clients.sh
 	$(Q)node test/run.mjs $(or $(ARGS),test/kube/)
 
 # The Dockerfile's steps, in a Debian that debootstrap makes below build/ once.

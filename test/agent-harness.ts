@@ -22,6 +22,8 @@ export class NodeUnderTest {
   lab!: Lab;
   /** All that the agent's process wrote since it was started. */
   log = '';
+  /** A command that runs the agent, e.g. with less than root's rights. */
+  under: readonly string[] = [];
   #sources = '';
   #agent: ChildProcess | undefined;
   readonly #loads: Load[] = [];
@@ -66,7 +68,8 @@ export class NodeUnderTest {
   start(...command: string[]): void {
     this.log = '';
     const args = [...command, '--lab-socket', this.lab.socket, '--instance', this.instance, '--concurrency', '1'];
-    const child = spawn(process.execPath, [CLI, ...args], { stdio: ['ignore', 'pipe', 'pipe'] });
+    const [program = '', ...rest] = [...this.under, process.execPath, CLI, ...args];
+    const child = spawn(program, rest, { stdio: ['ignore', 'pipe', 'pipe'] });
     for (const stream of [child.stdout, child.stderr]) stream.on('data', (chunk: Buffer) => (this.log += chunk.toString()));
     this.#agent = child;
   }

@@ -42,6 +42,27 @@ export const AGENT_VOLUMES: readonly Template[] = [
   hostPath('cni-bin', value('agent.cniBinDir')),
 ];
 
+export interface Capability {
+  name: string;
+  why: string;
+}
+
+/** What the agent uses of root's rights; a test runs it with these alone. */
+export const AGENT_CAPABILITIES: readonly Capability[] = [
+  { name: 'SYS_ADMIN', why: "enters pods' network namespaces, binds them to names, loads BPF programs (it includes BPF and PERFMON, which kernels before 5.8 do not know)" },
+  { name: 'NET_ADMIN', why: "attaches programs to cgroups and namespaces, writes iptables in pods' namespaces, ends sockets" },
+  { name: 'NET_RAW', why: 'iptables of the older kind (iptables-legacy) opens a raw socket' },
+  { name: 'SYS_PTRACE', why: "reads to which namespace and program a pod's process belongs, whoever's it is; reaches Envoy's sockets (pidfd_getfd)" },
+  { name: 'DAC_OVERRIDE', why: 'makes a cgroup for Envoy in the root of the tree, which not even root may write to by its mode' },
+  { name: 'NET_BIND_SERVICE', why: 'the self-test listens on port 80 of a namespace of its own' },
+];
+
+/** What Envoy's container has. */
+export const ENVOY_CAPABILITIES: readonly Capability[] = [
+  { name: 'SYS_ADMIN', why: "enters pods' network namespaces, where its listeners and connections are" },
+  { name: 'NET_ADMIN', why: 'marks its own connections, by which redirection leaves them alone' },
+];
+
 /** Why no list of capabilities: docs/install.md has the ones that are used. */
 export const AGENT_SECURITY = comment(
   "Kubernetes allows Bidirectional mounts, which the names of pods' namespaces need, in privileged containers alone. docs/install.md has the capabilities that are used, and what for.",
@@ -98,10 +119,7 @@ const envoyContainer: Mapping = {
     readOnlyRootFilesystem: true,
     capabilities: {
       drop: ['ALL'],
-      add: [
-        comment("Enters pods' network namespaces, where its listeners and its connections are.", 'SYS_ADMIN'),
-        comment("Marks its own connections, and sends from pods' addresses.", 'NET_ADMIN'),
-      ],
+      add: ENVOY_CAPABILITIES.map(({ name, why }) => comment(`${why[0]!.toUpperCase()}${why.slice(1)}.`, name)),
     },
     seccompProfile: { type: 'RuntimeDefault' },
   },

@@ -5,6 +5,7 @@ import { pathToFileURL } from 'node:url';
 import { stringify } from 'yaml';
 import { projectRoot } from '../../common/paths.js';
 import { VERSION } from '../../common/version.js';
+import { AGENT_CAPABILITIES, ENVOY_CAPABILITIES, type Capability } from './agent-objects.js';
 import { helmText } from './helm.js';
 import { FILES, installationObjects } from './objects.js';
 import { PILOT_ACCOUNT, ROOT_NAMESPACE, account, agentRbac, namespace, pilotRbac, podTokensRbac, remoteRbac, AGENT, AGENT_NAMESPACE } from './rbac.js';
@@ -13,7 +14,7 @@ import type { Template } from './template.js';
 
 const BY = 'Written by `make chart` out of cli/install/: change it there.';
 const CHART = 'deploy/helm/underpass';
-const TABLE = /(?<=<!-- values -->\n)[\s\S]*(?=<!-- \/values -->)/;
+const part = (name: string): RegExp => new RegExp(`(?<=<!-- ${name} -->\\n)[\\s\\S]*(?=<!-- /${name} -->)`);
 
 /** By path within the project. */
 export function chartFiles(): Record<string, string> {
@@ -31,7 +32,7 @@ export function chartFiles(): Record<string, string> {
     'deploy/agent-pod-tokens.yaml': manifest('For agents with --ca-pod-tokens alone (docs/control-plane.md).', podTokensRbac()),
     'deploy/pilot-rbac.yaml': manifest('What pilot may do in the cluster that has the configuration, and no more; docs/control-plane.md says what each is for.', [account(PILOT_ACCOUNT, ROOT_NAMESPACE), ...pilotRbac()]),
     'deploy/remote-rbac.yaml': manifest('What pilot may do in a remote cluster: a kubeconfig with a token of this account goes into a Secret of the cluster that has the configuration (label istio/multiCluster: "true").', remoteRbac()),
-    'docs/install.md': readFileSync(join(projectRoot, 'docs', 'install.md'), 'utf8').replace(TABLE, table()),
+    'docs/install.md': readFileSync(join(projectRoot, 'docs', 'install.md'), 'utf8').replace(part('values'), table()).replace(part('capabilities'), capabilities()),
   };
 }
 
@@ -90,6 +91,12 @@ function table(): string {
     return `| \`${path}\` | \`${JSON.stringify(setting.default)}\` | ${setting.description}${choices} |\n`;
   });
   return `| value | default | |\n|---|---|---|\n${rows.join('')}`;
+}
+
+function capabilities(): string {
+  const names = new Set([...AGENT_CAPABILITIES, ...ENVOY_CAPABILITIES].map(({ name }) => name));
+  const why = (list: readonly Capability[], wanted: string): string => list.find(({ name }) => name === wanted)?.why ?? '';
+  return `| capability | agent | Envoy |\n|---|---|---|\n${[...names].map((name) => `| \`${name}\` | ${why(AGENT_CAPABILITIES, name)} | ${why(ENVOY_CAPABILITIES, name)} |\n`).join('')}`;
 }
 
 if (process.argv[1] !== undefined && import.meta.url === pathToFileURL(process.argv[1]).href) {

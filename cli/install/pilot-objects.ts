@@ -1,13 +1,16 @@
 /** Underpass's own control plane in a cluster, under the names that Istio's proxies know: the Service `istiod` of `istio-system`. */
 import { webhookConfigurations } from '../../pilot/injector/configurations.js';
 import { image } from './agent-objects.js';
-import { AGENT, AGENT_NAMESPACE, LABELS, PILOT_ACCOUNT, ROOT_NAMESPACE, account, namespace, pilotRbac } from './rbac.js';
+import { LABELS, PILOT_ACCOUNT, ROOT_NAMESPACE, account, namespace, pilotRbac } from './rbac.js';
 import { Json, Spread, Text, all, comment, is, optional, value, when, type Mapping, type Template } from './template.js';
 
 export const PILOT = 'underpass-pilot';
 const INJECTION = 'underpass-injection';
+const VALIDATOR = 'ValidatingWebhookConfiguration';
 const PORTS = { secure: 15012, monitoring: 15014, webhook: 15017 };
 const LABEL = { app: PILOT };
+/** Until nobody is sent there any more. */
+const DRAIN_SECONDS = 10;
 
 const labels = { ...LABEL, ...LABELS, 'app.kubernetes.io/name': PILOT };
 const meta = (name: string): Mapping => ({ name, namespace: ROOT_NAMESPACE, labels: LABELS });
@@ -22,7 +25,7 @@ const container: Mapping = {
     `--webhook-listen=0.0.0.0:${PORTS.webhook}`,
     `--monitoring-listen=0.0.0.0:${PORTS.monitoring}`,
     '--injection-config=/etc/underpass/injection.yaml',
-    comment("Agents ask for the certificates of their own node's pods.", `--node-account=${AGENT_NAMESPACE}/${AGENT}`),
+    `--drain-time=${DRAIN_SECONDS}s`,
     when(value('trustDomain'), new Text(['--trust-domain=', value('trustDomain')])),
     new Spread('pilot.extraArgs'),
   ],
@@ -33,8 +36,9 @@ const container: Mapping = {
   ],
   securityContext: { allowPrivilegeEscalation: false, readOnlyRootFilesystem: true, capabilities: { drop: ['ALL'] } },
   resources: value('pilot.resources'),
-  startupProbe: { httpGet: { path: '/ready', port: PORTS.monitoring }, periodSeconds: 1, failureThreshold: 120 },
+  startupProbe: comment('It lives, and is not ready, while the API server is away.', { httpGet: { path: '/live', port: PORTS.monitoring }, periodSeconds: 1, failureThreshold: 60 }),
   readinessProbe: { httpGet: { path: '/ready', port: PORTS.monitoring }, periodSeconds: 5 },
+  livenessProbe: { httpGet: { path: '/live', port: PORTS.monitoring }, periodSeconds: 10, timeoutSeconds: 5, failureThreshold: 6 },
   volumeMounts: [{ name: 'injection', mountPath: '/etc/underpass', readOnly: true }],
 };
 
@@ -55,6 +59,7 @@ const deployment: Mapping = {
         affinity: optional('pilot.affinity'),
         tolerations: optional('pilot.tolerations'),
         imagePullSecrets: optional('imagePullSecrets'),
+        terminationGracePeriodSeconds: comment('One and a half times what it drains for, and a little.', 3 * DRAIN_SECONDS),
         securityContext: { runAsNonRoot: true, runAsUser: 65532, runAsGroup: 65532, seccompProfile: { type: 'RuntimeDefault' } },
         topologySpreadConstraints: [{ maxSkew: 1, topologyKey: 'kubernetes.io/hostname', whenUnsatisfiable: 'ScheduleAnyway', labelSelector: { matchLabels: LABEL } }],
         containers: [container],
@@ -117,10 +122,10 @@ export function pilotObjects(): Template[] {
 
 /** Without a CA: pilot writes its own there. */
 function webhooks(): Mapping[] {
-  const written = webhookConfigurations({ revision: 'default', caPem: '', target: { service: { name: 'istiod', namespace: ROOT_NAMESPACE, port: 443 } } }) as { metadata: { labels: object }; webhooks: { clientConfig: { caBundle?: string } }[] }[];
+  const written = webhookConfigurations({ revision: 'default', caPem: '', target: { service: { name: 'istiod', namespace: ROOT_NAMESPACE, port: 443 } } }) as { kind: string; metadata: { labels: object }; webhooks: { clientConfig: { caBundle?: string } }[] }[];
   return written.map((configuration) => {
     const { metadata, webhooks: all, ...rest } = configuration;
-    const without = all.map(({ clientConfig: { caBundle: _, ...clientConfig }, ...webhook }) => ({ ...webhook, clientConfig }));
+    const without = all.map(({ clientConfig: { caBundle: _, ...clientConfig }, ...webhook }) => ({ ...webhook, clientConfig, ...(configuration.kind === VALIDATOR ? { failurePolicy: comment('Until pilot runs, which makes it Fail.', 'Ignore') } : {}) }));
     return { ...rest, metadata: { ...metadata, labels: { ...metadata.labels, ...LABELS } }, webhooks: without } as Mapping;
   });
 }

@@ -1,8 +1,15 @@
 /** Values of an installation out of files, as Helm reads them, and of `--set`. */
 import { readFileSync } from 'node:fs';
-import { parse } from 'yaml';
+import { parse, type DocumentOptions, type ParseOptions, type SchemaOptions } from 'yaml';
 import { UnderpassError, errorMessage } from '../../common/errors.js';
 import { DEFAULTS, isMapping, problemOf, settings, SETTINGS, type Setting, type SettingPath, type Values } from './settings.js';
+
+/** YAML 1.1, as Go's library has it: `yes` and `on` are true, `1:30` and dates are texts. */
+const AS_HELM: ParseOptions & DocumentOptions & SchemaOptions = {
+  version: '1.1',
+  merge: true,
+  customTags: (tags) => tags.filter((tag) => typeof tag === 'string' || (tag.tag !== 'tag:yaml.org,2002:timestamp' && !('format' in tag && tag.format === 'TIME'))),
+};
 
 const isSetting = (path: string): path is SettingPath => Object.hasOwn(SETTINGS, path);
 const isGroup = (path: string): boolean => settings.some(([known]) => known.startsWith(`${path}.`));
@@ -18,7 +25,7 @@ export function readValues(files: readonly string[], sets: readonly string[]): V
   for (const file of files) {
     let written: unknown;
     try {
-      written = parse(readFileSync(file, 'utf8')) ?? {};
+      written = parse(readFileSync(file, 'utf8'), AS_HELM) ?? {};
     } catch (error) {
       throw wrong(file, `reading values: ${errorMessage(error)}`);
     }
