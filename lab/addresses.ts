@@ -37,6 +37,9 @@ export function nodeAddresses(index: number): NodeAddresses {
   };
 }
 
+/** An IPv4 address of its node that a pod is to have. */
+export const IP_ANNOTATION = 'lab.underpass.io/ip';
+
 /** Hands out a node's pod addresses round robin, so that a new pod does not get the address of one that just went. */
 export class PodAddresses {
   readonly #used = new Set<number>();
@@ -44,22 +47,33 @@ export class PodAddresses {
 
   constructor(readonly node: NodeAddresses) {}
 
-  allocate(): DualAddress & { host: number } {
+  /** @param wanted its IPv4 address, if that is not to be any */
+  allocate(wanted?: string): DualAddress & { host: number } {
+    if (wanted !== undefined) return this.#take(wanted);
     for (let tries = 0; tries < MAX_PODS_PER_NODE; tries++) {
       this.#last = this.#last >= 1 + MAX_PODS_PER_NODE ? 2 : this.#last + 1;
       if (this.#used.has(this.#last)) continue;
-      this.#used.add(this.#last);
-      const { index } = this.node;
-      return {
-        host: this.#last,
-        ipv4: `10.244.${index}.${this.#last}`,
-        ipv6: `fd00:10:244:${(index + 1).toString(16)}::${this.#last.toString(16)}`,
-      };
+      return this.#give(this.#last);
     }
     throw new UnderpassError(
       'UNDERPASS_LAB_ADDRESSES',
       `addressing a pod on node ${this.node.index + 1}: its ${MAX_PODS_PER_NODE} addresses are in use`,
     );
+  }
+
+  #take(wanted: string): DualAddress & { host: number } {
+    const { index, podCidrs } = this.node;
+    const [, node, last] = /^10\.244\.(\d+)\.(\d+)$/.exec(wanted) ?? [];
+    const host = Number(last);
+    if (Number(node) !== index || !(host >= 2 && host <= 1 + MAX_PODS_PER_NODE)) throw new UnderpassError('UNDERPASS_LAB_ADDRESSES', `${IP_ANNOTATION}: found ${wanted}, expected an address of the pod's node: ${podCidrs.ipv4}, from 2 to ${1 + MAX_PODS_PER_NODE}`);
+    if (this.#used.has(host)) throw new UnderpassError('UNDERPASS_LAB_ADDRESSES', `${IP_ANNOTATION}: ${wanted} is another pod's`);
+    return this.#give(host);
+  }
+
+  #give(host: number): DualAddress & { host: number } {
+    this.#used.add(host);
+    const { index } = this.node;
+    return { host, ipv4: `10.244.${index}.${host}`, ipv6: `fd00:10:244:${(index + 1).toString(16)}::${host.toString(16)}` };
   }
 
   release(host: number): void {

@@ -8,7 +8,7 @@ import { ClosableStore } from '../common/lifecycle.js';
 import { defaultRunDir } from '../common/paths.js';
 import type { RunResult } from '../common/process.js';
 import { sleep, waitFor } from '../common/retry.js';
-import { PodAddresses, type DualAddress, type NodeAddresses } from './addresses.js';
+import { IP_ANNOTATION, PodAddresses, type DualAddress, type NodeAddresses } from './addresses.js';
 import { LabApi, type LabBackend } from './api.js';
 import { writeCommands } from './builtin-images.js';
 import { removeLeftovers } from './clean.js';
@@ -236,7 +236,7 @@ export class Lab implements LabBackend {
         nodeName: node.name,
         node: node.addresses,
         nodeFamilies: this.cluster.nodeFamilies(name),
-        address: node.pods.allocate(),
+        address: node.pods.allocate(desired.annotations[IP_ANNOTATION]),
         names: this.names,
         network: this.#network,
         images: this.images,

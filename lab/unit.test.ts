@@ -82,6 +82,15 @@ test('PodAddresses: distinct, not at once used again, and refused when there are
   assert.throws(() => pool.allocate(), /250 addresses are in use/);
 });
 
+test('PodAddresses: a given address is honoured, not given twice, and refused when it is not of the node', () => {
+  const pool = new PodAddresses(nodeAddresses(1));
+  const given = pool.allocate('10.244.1.2');
+  assert.deepEqual([given.ipv4, given.ipv6], ['10.244.1.2', 'fd00:10:244:2::2']);
+  assert.equal(pool.allocate().ipv4, '10.244.1.3');
+  assert.throws(() => pool.allocate('10.244.1.2'), /lab\.underpass\.io\/ip: 10\.244\.1\.2 is another pod's/);
+  for (const other of ['10.244.0.9', '10.244.1.1', '10.244.1.255', 'fd00::1', '10.244.1.x']) assert.throws(() => pool.allocate(other), /expected an address of the pod's node: 10\.244\.1\.0\/24/);
+});
+
 test('ServiceAddresses: a service keeps its own, a given one is honoured and not given twice', () => {
   const pool = new ServiceAddresses();
   const given = pool.allocate('a/x', ['10.96.0.11']);

@@ -18,6 +18,8 @@ const [CDS, EDS, LDS, RDS, WDS, AUTHORIZATIONS] = [Cluster, ClusterLoadAssignmen
 const NAMED: ReadonlySet<string> = new Set([EDS, RDS]);
 const KNOWN: ReadonlySet<string> = new Set([CDS, EDS, LDS, RDS, WDS, AUTHORIZATIONS]);
 
+const INBOUND: ReadonlySet<string> = new Set(['virtualInbound', 'main_internal', 'connect_terminate']);
+
 /** What a client of that type would have after a step, by name. */
 type Held = Map<string, Resource>;
 
@@ -30,6 +32,8 @@ interface Push {
 export class RecordedIstiod extends TestControlPlane {
   /** By node id, of each session the newest state by type. */
   readonly #held = new Map<RecordedSession, Map<string, Held>>();
+  /** Listeners, as the first push had them. */
+  readonly #first = new Map<RecordedSession, Held>();
   #step = -1;
 
   /** @param sessions those that are served, of recorded clients and at most one of a node */
@@ -45,6 +49,12 @@ export class RecordedIstiod extends TestControlPlane {
       ?? this.sessions.find(({ node }) => node.startsWith('sidecar~') && nodeId.startsWith('sidecar~') && namespace(node) === namespace(nodeId));
   }
 
+  /** A pod that was not recorded has not the recorded one's policies: its inbound side stays as the first step has it. */
+  #asFor(stream: TestStream, session: RecordedSession, type: string, resources: readonly Resource[]): readonly Resource[] {
+    if (type !== LDS || session.node === stream.nodeId || !session.node.startsWith('sidecar~')) return resources;
+    return resources.map((resource) => (INBOUND.has(resource.name) ? (this.#first.get(session)?.get(resource.name) ?? resource) : resource));
+  }
+
   /** Goes to a step of the recording, and pushes what istiod pushed then; resolves when every stream has answered. */
   async goTo(step: number): Promise<void> {
     const answers: Promise<void>[] = [];
@@ -52,7 +62,7 @@ export class RecordedIstiod extends TestControlPlane {
       const pushes = this.#take(session, this.#step, step);
       // What the first step said is what each stream asks for by itself.
       if (this.#step < 0) continue;
-      for (const stream of this.live) if (this.sessionOf(stream.nodeId) === session) answers.push(this.#pushAll(stream, pushes));
+      for (const stream of this.live) if (this.sessionOf(stream.nodeId) === session) answers.push(this.#pushAll(stream, pushes.map((push) => ({ ...push, resources: this.#asFor(stream, session, push.type, push.resources) }))));
     }
     this.#step = step;
     await Promise.all(answers);
@@ -87,6 +97,7 @@ export class RecordedIstiod extends TestControlPlane {
       const of = held.get(type) ?? new Map<string, Resource>();
       held.set(type, of);
       for (const resource of resources) of.set(resource.name, resource);
+      if (type === LDS && !this.#first.has(session)) this.#first.set(session, new Map(of));
       for (const name of removed) of.delete(name);
       return { type, resources, removed };
     });
@@ -107,7 +118,7 @@ export class RecordedIstiod extends TestControlPlane {
     // Of all types only workloads have versions that spare anything.
     const resources = [...held.values()].filter(({ name, version }) => type !== WDS || version === '' || known[name] !== version);
     const removed = Object.keys(known).filter((name) => !held.has(name));
-    stream.send({ type_url: type, resources, removed_resources: removed });
+    stream.send({ type_url: type, resources: [...this.#asFor(stream, session, type, resources)], removed_resources: removed });
   }
 }
 
