@@ -54,6 +54,18 @@ test('Model.apply: an endpoint change names its host and nothing else', () => {
   assert.deepEqual([change.services.size, change.routes.size, change.rules.size, change.pods.size], [0, 0, 0, 0]);
 });
 
+test("Model.apply: an endpoint that names no pod is its address's; the pod's changes, and its node's, reach the host", () => {
+  const slice = 'apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: web-1, namespace: shop, labels: {kubernetes.io/service-name: web}}\naddressType: IPv4\nports: [{name: http, port: 8080}]\nendpoints: [{addresses: [10.0.0.9]}, {addresses: [10.0.0.8], nodeName: node-8}]\n';
+  const pod = (version: string): string => `apiVersion: v1\nkind: Pod\nmetadata: {name: by-hand, namespace: shop, labels: {version: ${version}}}\nspec: {nodeName: node-9, containers: [{name: app}]}\nstatus: {podIPs: [{ip: 10.0.0.9}]}\n`;
+  const node = (name: string): string => `apiVersion: v1\nkind: Node\nmetadata: {name: ${name}, labels: {topology.kubernetes.io/zone: a}}\n`;
+  const { apply } = testMesh([serviceYaml('shop', 'web', '10.96.0.1', [])].join('\n'));
+  apply(slice);
+  assert.deepEqual([...apply(pod('v1')).endpoints], [HOST]);
+  assert.deepEqual([...apply(pod('v2')).endpoints], [HOST]);
+  for (const name of ['node-8', 'node-9']) assert.deepEqual([...apply(node(name)).endpoints], [HOST], name);
+  assert.deepEqual([...apply(node('node-7')).endpoints], []);
+});
+
 test('Model.apply: readiness of a pod reaches its services, not its clusters', () => {
   const { apply, model } = testMesh([podYaml('shop', web), serviceYaml('shop', 'web', '10.96.0.1', [web])].join('\n'));
   const change = apply([podYaml('shop', { ...web, ready: false }), sliceYaml('shop', 'web', [{ ...web, ready: false }])].join('\n'));

@@ -193,6 +193,7 @@ export class Model {
         case 'Node':
           replace(this.nodes, inCluster(clusterOf(object), object.metadata.name), loaded?.object as Node | undefined);
           for (const pod of this.pods.values()) if (pod.spec.nodeName === object.metadata.name && clusterOf(pod) === clusterOf(object)) this.#podTouched(pod, changed, touch);
+          for (const host of this.#slices.hostsAt(clusterOf(object), { node: object.metadata.name })) touch(host);
           break;
         case 'Pod':
           this.#applyPod(old?.object as Pod | undefined, loaded?.object as Pod | undefined, changed, touch);
@@ -389,6 +390,7 @@ export class Model {
     changed.pods.add(name);
     changed.addresses.add(this.workloadUid(pod));
     for (const host of this.#slices.hostsOfPod(name)) touch(host);
+    for (const address of podIps(pod)) for (const host of this.#slices.hostsAt(clusterOf(pod), { address })) touch(host);
   }
 
   /** WDS workloads name the policies that select them; whether endpoints take mutual TLS is up to PeerAuthentications. */

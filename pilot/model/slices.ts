@@ -22,6 +22,8 @@ export class EndpointSlices {
   readonly #byHost = new Map<string, Map<string, EndpointSlice>>();
   /** Hosts whose endpoints point to a pod, by the pod. */
   readonly #hostsByPod = new Map<string, Set<string>>();
+  /** Hosts with endpoints that point to none, by their addresses and nodes. */
+  readonly #hostsByPlace = new Map<string, Set<string>>();
 
   constructor(readonly context: SliceContext) {}
 
@@ -35,6 +37,11 @@ export class EndpointSlices {
     return this.#hostsByPod.get(pod) ?? [];
   }
 
+  /** Those whose endpoints name no pod, and may mean one that has this address, or say that they are on this node. */
+  hostsAt(cluster: string, place: { address: string } | { node: string }): Iterable<string> {
+    return this.#hostsByPlace.get(inCluster(cluster, 'node' in place ? `node ${place.node}` : place.address)) ?? [];
+  }
+
   /** Takes over one version of a slice for another. */
   set(key: string, old: EndpointSlice | undefined, slice: EndpointSlice | undefined): void {
     const oldHost = old && this.hostOf(old);
@@ -44,12 +51,19 @@ export class EndpointSlices {
     let slices = this.#byHost.get(host);
     if (!slices) this.#byHost.set(host, (slices = new Map()));
     slices.set(key, slice);
-    for (const { targetRef } of slice.endpoints ?? []) {
-      if (targetRef?.kind !== 'Pod' || !targetRef.name) continue;
-      const pod = inCluster(clusterOf(slice), `${targetRef.namespace ?? slice.metadata.namespace}/${targetRef.name}`);
-      let hosts = this.#hostsByPod.get(pod);
-      if (!hosts) this.#hostsByPod.set(pod, (hosts = new Set()));
-      hosts.add(host);
+    const cluster = clusterOf(slice);
+    const note = (index: Map<string, Set<string>>, key: string): void => {
+      const hosts = index.get(key);
+      if (hosts) hosts.add(host);
+      else index.set(key, new Set([host]));
+    };
+    for (const { targetRef, addresses, nodeName } of slice.endpoints ?? []) {
+      if (targetRef?.kind === 'Pod' && targetRef.name) {
+        note(this.#hostsByPod, inCluster(cluster, `${targetRef.namespace ?? slice.metadata.namespace}/${targetRef.name}`));
+        continue;
+      }
+      if (addresses[0] !== undefined) note(this.#hostsByPlace, inCluster(cluster, addresses[0]));
+      if (nodeName !== undefined) note(this.#hostsByPlace, inCluster(cluster, `node ${nodeName}`));
     }
   }
 

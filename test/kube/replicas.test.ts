@@ -141,7 +141,7 @@ test('an agent behind the Service has the mesh and the certificates of its pods 
   };
   const root = file('root.pem', await roots());
   const token = file('token', await cluster.token('underpass-system', 'underpass-agent', { audience: 'istio-ca', pod: agentPod }));
-  node.startAgent(['--kubeconfig', file('kubeconfig', await cluster.kubeconfigOf('underpass-system', 'underpass-agent')), '--discovery', addresses.plain, '--ca', addresses.secure, '--ca-root', root, '--ca-token', token]);
+  node.startAgent(['--kubeconfig', file('kubeconfig', await cluster.kubeconfigOf('underpass-system', 'underpass-agent')), '--discovery', addresses.secure, '--discovery-root', root, '--ca', addresses.secure, '--ca-root', root, '--ca-token', token]);
   await node.settles('shop', 'client', 'node');
   assert.equal(await said(), 'two');
 });

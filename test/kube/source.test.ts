@@ -87,7 +87,7 @@ test('changes are pushed live: endpoints, routes in an older version of the API,
   await waitFor('its end', () => !view.clusters().includes('outbound|80||later.shop.svc.cluster.local'), WAIT);
 });
 
-test("an endpoint's Pod gives its identity and health: created, given an address and made ready by the API", async () => {
+test("an endpoint's Pod gives its identity and health, its Node its locality: created, given an address and made ready by the API", async () => {
   await cluster.apply(`
 apiVersion: v1
 kind: Pod
@@ -104,6 +104,12 @@ spec: {host: web, subsets: [{name: v9, labels: {version: v9}}]}
   await cluster.setStatus('v1', 'Pod', { namespace: 'shop', name: 'web-9' }, { phase: 'Running', podIP: '10.9.0.9', podIPs: [{ ip: '10.9.0.9' }], conditions: [{ type: 'Ready', status: 'True' }] });
   await cluster.apply(slice(['10.9.0.1', '10.9.0.2', '10.9.0.9']));
   await waitFor('the subset', () => view.endpoints(subset).join() === '10.9.0.9', WAIT);
+  // Its Node comes late, and moves.
+  const node = (zone: string): string => `{apiVersion: v1, kind: Node, metadata: {name: node-1, labels: {topology.kubernetes.io/region: east, topology.kubernetes.io/zone: ${zone}}}}`;
+  await cluster.apply(node('east-1'));
+  await waitFor('its locality', () => view.localities(subset).join() === 'east/east-1', WAIT);
+  await cluster.apply(node('east-2'));
+  await waitFor('the other zone', () => view.localities(subset).join() === 'east/east-2', WAIT);
 });
 
 test('an object that the CRD lets pass and pilot does not is refused by name and field; its last good version and all else stay', async () => {
@@ -195,6 +201,7 @@ test('a status or a version that changes alone is pushed to nobody', async () =>
   await waitFor('quiet', () => kube.pilot.status().settled, WAIT);
   const before = pushes();
   await cluster.setStatus('gateway.networking.k8s.io/v1', 'HTTPRoute', { namespace: 'shop', name: 'web' }, { parents: [{ parentRef: { name: 'web' }, controllerName: 'example.com/other', conditions: [{ type: 'Accepted', status: 'True', reason: 'Accepted', message: '', lastTransitionTime: '2026-01-01T00:00:00Z' }] }] });
+  await cluster.merge('v1', 'Pod', { namespace: 'shop', name: 'web-9', subresource: 'status' }, { status: { conditions: [{ type: 'Ready', status: 'True', lastProbeTime: '2026-01-02T00:00:00Z' }, { type: 'ContainersReady', status: 'True' }], containerStatuses: [{ name: 'app', image: 'web', imageID: 'x', ready: true, restartCount: 3 }] } });
   // What comes later by the same watch shows that the status was read.
   await cluster.apply('apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: later, namespace: shop}\nspec: {parentRefs: [{group: "", kind: Service, name: web}], rules: [{backendRefs: [{name: web, port: 80}]}]}\n');
   await waitFor('the later one', () => kube.pilot.object('gateway.networking.k8s.io/HTTPRoute/shop/later'), WAIT);

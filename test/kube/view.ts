@@ -27,6 +27,12 @@ export class MeshView {
     return found ? ClusterLoadAssignment.decode(found).endpoints.flatMap(({ lb_endpoints }) => lb_endpoints.map(({ host_identifier }) => (host_identifier?.$case === 'endpoint' && host_identifier.value.address?.address?.$case === 'socket_address' ? host_identifier.value.address.address.value.address : '?'))).sort() : [];
   }
 
+  /** `region/zone` of a cluster's endpoints. */
+  localities(cluster = WEB): string[] {
+    const found = this.#standing(TYPE.endpoint).get(cluster);
+    return found ? ClusterLoadAssignment.decode(found).endpoints.map(({ locality }) => `${locality?.region}/${locality?.zone}`).sort() : [];
+  }
+
   /** The route configuration of port 80 as JSON. */
   routes(): string {
     const found = this.#standing(TYPE.route).get('80');
