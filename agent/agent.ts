@@ -534,6 +534,10 @@ export class Agent {
     return this.#accelerationProblem() ?? (this.#verdict?.fastPath.ok ? undefined : `the self-test failed: ${this.#verdict?.fastPath.reason ?? ''}`);
   }
 
+  get isReady(): boolean {
+    return this.#notReady().length === 0;
+  }
+
   #notReady(): string[] {
     const missing: string[] = [];
     if (this.#records === undefined) missing.push(`the pods of this node are not known yet (${this.#options.workloads.description}: ${this.#options.workloads.problem ?? 'waiting'})`);

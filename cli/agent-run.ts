@@ -146,7 +146,7 @@ export async function runAgent(options: AgentCliOptions, run: RunOptions): Promi
     realParts,
   );
   const signals = followSignals();
-  const readyFile = options.readyFile === undefined ? undefined : new ReadyFile(options.readyFile, agent.folder, () => agent.status().ready, log);
+  const readyFile = options.readyFile === undefined ? undefined : new ReadyFile(options.readyFile, agent.folder, () => agent.isReady, log);
   let held = false;
   let cleans = options.cleanupOnExit === true;
   try {
@@ -160,6 +160,7 @@ export async function runAgent(options: AgentCliOptions, run: RunOptions): Promi
     if (signals.signal.aborted) cleans ||= (await home.isUninstalled?.()) === true;
     log.info(cleans ? 'ending and cleaning up' : 'ending; Envoy and the kernel go on');
   } finally {
+    readyFile?.close();
     try {
       await agent.stop({ keepEnvoy: !cleans });
       await companion?.stop();
@@ -167,7 +168,6 @@ export async function runAgent(options: AgentCliOptions, run: RunOptions): Promi
       home.close?.();
       if (cleans && held) await cleanInstance(options);
     } finally {
-      readyFile?.close();
       home.close?.();
       await signals.close();
     }
