@@ -16,6 +16,6 @@ export { CniChain, removeCniPlugin, WHEN_AWAY } from './kubernetes/cni-chain.js'
 export { PodPlaces } from './kubernetes/pod-places.js';
 export { LabSource } from './workloads/lab-source.js';
 export type { PodRecord, WorkloadSource } from './workloads/source.js';
-export type { DiscoveryTls } from './xds/tls-channels.js';
+export type { ClientCertificate, DiscoveryTls } from './xds/tls-channels.js';
 export type { AgentParts, SelfTestVerdict } from './parts.js';
 export { realParts, realCleanupParts } from './real-parts.js';

@@ -4,7 +4,7 @@ import type { Command } from 'commander';
 import type { NodeCaFactory } from '../agent/index.js';
 import { UnderpassError } from '../common/errors.js';
 import { CaIdentitySource } from '../common/identity/ca-client.js';
-import { rootsOf } from './agent-discovery.js';
+import { clientCertificateOf, rootsOf } from './agent-discovery.js';
 import type { Home, Lab } from './agent-home.js';
 import { labCa, localCa } from './agent-run.js';
 
@@ -20,6 +20,8 @@ export interface CaCliOptions {
   clusterId?: string;
   discovery?: string;
   discoveryRoot?: string;
+  discoveryCert?: string;
+  discoveryKey?: string;
 }
 
 export function addCaOptions(command: Command): Command {
@@ -42,8 +44,10 @@ export async function caOf(options: CaCliOptions, { lab, home }: { lab: Lab | un
   const roots = rootsOf('--ca-root', options.caRoot ?? discoveryRoot ?? DEFAULT_ROOT, address);
   const tokenOf = caPodTokens ? home?.tokenOf : undefined;
   if (caPodTokens && !tokenOf) throw new UnderpassError('UNDERPASS_BAD_OPTION', "--ca-pod-tokens: a lab's pods have no API server that makes tokens for them");
+  const clientCertificate = clientCertificateOf(options);
+  const shown = clientCertificate ? { clientCertificate } : { token: () => readFile(caToken, 'utf8') };
   return (onError) => {
-    const source = new CaIdentitySource({ address, rootPem: roots, token: () => readFile(caToken, 'utf8'), onError, ...(tokenOf ? { tokenOf } : {}), ...(clusterId === undefined ? {} : { clusterId }) });
+    const source = new CaIdentitySource({ address, rootPem: roots, ...shown, onError, ...(tokenOf ? { tokenOf } : {}), ...(clusterId === undefined ? {} : { clusterId }) });
     return Object.assign(source, { description: address });
   };
 }

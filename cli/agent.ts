@@ -8,12 +8,16 @@ import { addAgentOptions, cleanInstance, runAgent, type AgentCliOptions } from '
 interface Options extends AgentCliOptions, CaCliOptions {
   discovery?: string;
   discoveryRoot?: string;
+  discoveryCert?: string;
+  discoveryKey?: string;
 }
 
 export function configure(command: Command): void {
   addCaOptions(addAgentOptions(command))
     .option('--discovery <address>', 'the control plane: host:port, or unix:PATH')
     .option('--discovery-root <file>', "speak TLS to the control plane, as with istiod's port 15012: roots that it is verified by, as in the ConfigMap istio-ca-root-cert; it is shown --ca-token, and by the streams of the pods' accounts their certificates")
+    .option('--discovery-cert <file>', "with --discovery-root and --discovery-key: the agent's own certificate of the mesh, shown in place of --ca-token to the control plane and the CA, read anew for each connection")
+    .option('--discovery-key <file>', 'its key')
     .action(async (options: Options) => {
       if (options.cleanup) return cleanInstance(options);
       if (options.discovery === undefined) {

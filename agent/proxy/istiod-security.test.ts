@@ -113,12 +113,38 @@ test('where the CA trusts no agent, tokens of the pods\' own accounts serve', as
   const shown = await own.token(AGENT);
   try {
     await other.start((address) => ({
-      discoveryTls: { roots: () => own.ca.rootPem, token: () => Promise.resolve(shown), account: AGENT },
-      ca: (onError) => Object.assign(new CaIdentitySource({ address, rootPem: own.ca.rootPem, token: () => shown, tokenOf: (identity) => own.token({ ...identity, pod: { name: `${identity.serviceAccount}-1` } }), onError }), { description: address }),
+      discoveryTls: { roots: () => own.ca.rootPem, token: () => Promise.resolve(shown), account: AGENT, clusterId: 'west' },
+      ca: (onError) => Object.assign(new CaIdentitySource({ address, rootPem: own.ca.rootPem, token: () => shown, tokenOf: (identity) => own.token({ ...identity, pod: { name: `${identity.serviceAccount}-1` } }), clusterId: 'west', onError }), { description: address }),
     }));
     await other.ready();
     assert.deepEqual(own.issued.map(({ identity, caller, impersonated }) => `${identity} ${caller} ${impersonated}`).sort(), ['alpha', 'beta', 'default'].map((account) => `${id(account)} pernode/${account} false`));
+    assert.deepEqual([...own.clusters], ['west']);
     assert.deepEqual(own.admitted.map(({ caller, via }) => `${caller} ${via}`).sort(), ['pernode/alpha certificate', 'pernode/beta certificate', 'pernode/default certificate', 'underpass-system/underpass-agent token']);
+  } finally {
+    await other.close();
+  }
+});
+
+test('a certificate of the agent\'s own serves in place of its token, the one that is there when the connection is made', async () => {
+  const own = await IstiodSecurity.create();
+  own.pods = PODS;
+  const other = new IstiodWorld('node-streams', { security: own });
+  let certificate = await own.ca.issue(AGENT);
+  try {
+    await other.start((address) => ({
+      discoveryTls: { roots: () => own.ca.rootPem, token: () => Promise.reject(new Error('there is none')), certificate: () => certificate, account: AGENT },
+      ca: (onError) => Object.assign(new CaIdentitySource({ address, rootPem: own.ca.rootPem, clientCertificate: () => certificate, tokenOf: (identity) => own.token({ ...identity, pod: { name: `${identity.serviceAccount}-1` } }), onError }), { description: address }),
+    }));
+    await other.ready();
+    const callers = (): string[] => own.admitted.map(({ caller, via }) => `${caller} ${via}`).sort();
+    const expected = ['pernode/alpha certificate', 'pernode/beta certificate', 'pernode/default certificate', 'underpass-system/underpass-agent certificate'];
+    assert.deepEqual(callers(), expected);
+    certificate = await own.ca.issue(AGENT);
+    own.admitted.length = 0;
+    other.istiod.stop();
+    await other.istiod.start();
+    await waitFor('all to be back', () => own.admitted.length === 4, WAIT);
+    assert.deepEqual(callers(), expected);
   } finally {
     await other.close();
   }

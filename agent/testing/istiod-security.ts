@@ -59,6 +59,8 @@ export class IstiodSecurity implements ControlPlaneSecurity {
   /** The node ids of streams that were let in, and how their callers were known. */
   readonly admitted: { nodeId: string; caller: string; via: string }[] = [];
   readonly refused: string[] = [];
+  /** By callers' header `ClusterID`. */
+  readonly clusters = new Set<string>();
   #live: LiveCredentials | undefined;
 
   private constructor(public ca: CertificateAuthority, readonly tokens: TokenIssuer) {}
@@ -132,6 +134,7 @@ export class IstiodSecurity implements ControlPlaneSecurity {
   }
 
   async #identify(call: Call): Promise<Caller | undefined> {
+    for (const cluster of call.metadata.get('clusterid')) this.clusters.add(String(cluster));
     const raw = call.getAuthContext().sslPeerCertificate?.raw;
     if (raw) {
       const { subjectAltName = '', validTo } = new X509Certificate(raw);

@@ -1,6 +1,6 @@
 /**
  * How streams reach a control plane by TLS. istiod (port 15012) and pilot (--secure-listen) let a caller ask only as a node of
- * its own namespace and service account, so the agent has a connection of its own, by its token, and one for each service
+ * its own namespace and service account, so the agent has a connection of its own, by its token or certificate, and one for each service
  * account of its pods, by that account's certificate. A connection is there for as long as streams are on it; the next one is
  * made with the roots and the certificate that count then.
  */
@@ -16,7 +16,9 @@ export interface DiscoveryTls {
   roots(): string;
   /** The agent's own, read anew for each stream. */
   token(): Promise<string>;
-  /** Of the token. */
+  /** Shown in place of the token, where there is one. */
+  certificate?(): ClientCertificate;
+  /** Of the token, or of the certificate. */
   account?: { namespace: string; serviceAccount: string };
   /** Istio's header of clusters other than the control plane's own. */
   clusterId?: string;
@@ -59,10 +61,10 @@ export class TlsChannels implements Closable {
   }
 
   /** As the agent itself. */
-  readonly own: StreamOpener = { open: () => this.#open('', (channel) => channel.open()) };
+  readonly own: StreamOpener = { open: () => this.#open('', (channel) => channel.open(), this.#options.tls?.certificate?.()) };
 
   openHealth(): ClientDuplexStream<HealthCheckRequestOrEndpointHealthResponse, HealthCheckSpecifier> {
-    return this.#open('', (channel) => channel.openHealth());
+    return this.#open('', (channel) => channel.openHealth(), this.#options.tls?.certificate?.());
   }
 
   /** @param id asked for at each opening: what is known of a pod's trust domain may change */

@@ -140,7 +140,7 @@ export class CaIdentitySource implements IdentitySource, Closable {
       (metadata) =>
         new Promise((resolve, reject) => {
           // One client a call: roots and the client's certificate may be others by the next.
-          const client = new IstioCertificateServiceClient(address, this.#credentials(), this.#channelOptions());
+          const client = new IstioCertificateServiceClient(address, this.#credentials(token !== undefined), this.#channelOptions());
           const close = (): void => client.close();
           this.#closed.signal.addEventListener('abort', close, { once: true });
           client.createCertificate(request, metadata, { deadline: Date.now() + CALL_TIMEOUT_MS }, (error, response) => {
@@ -153,8 +153,9 @@ export class CaIdentitySource implements IdentitySource, Closable {
     );
   }
 
-  #credentials(): ChannelCredentials {
-    const own = this.#options.clientCertificate?.();
+  /** @param isAnothers whoever's token is shown: a certificate beside it would be who calls */
+  #credentials(isAnothers = false): ChannelCredentials {
+    const own = isAnothers ? undefined : this.#options.clientCertificate?.();
     const roots = Buffer.from([...new Set([...splitPem(this.#rootPem), ...splitPem(givenRoots(this.#options))])].join(''));
     return own ? credentials.createSsl(roots, Buffer.from(own.privateKeyPem), Buffer.from(own.chainPem)) : credentials.createSsl(roots);
   }
