@@ -172,6 +172,8 @@ export class Agent {
     const proxyCgroup = await this.#openKernel();
     const hostMatch = await this.#exemptNode(proxyCgroup);
     const namespaces = new PinnedNamespaces(this.#paths.netnsFolder, hostMatch === undefined ? {} : { hostMatch });
+    const stale = namespaces.removeStale();
+    if (stale > 0) logger.info({ pins: stale }, 'what an earlier boot of this node left of its pods\' network namespaces was removed');
     this.#fastPath = this.#openFastPath(namespaces);
     const kernel = this.#openResolver();
     const proxy = this.#parts.createProxy({

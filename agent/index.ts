@@ -10,6 +10,7 @@ export { countProbation, probationOf, type PodProbation } from './dataplane/prob
 export { cleanup, type CleanupParts } from './cleanup.js';
 export type { NodeCa, NodeCaFactory } from './identity/certificates.js';
 export { CALLERS_HEAR_MS, silence } from './dataplane/announcement.js';
+export { LabelEvents } from './kubernetes/label-events.js';
 export { apiPods, KubernetesSource, setPodMetadata } from './kubernetes/kubernetes-source.js';
 export { podToken } from './kubernetes/pod-tokens.js';
 export { CniChain, removeCniPlugin, WHEN_AWAY } from './kubernetes/cni-chain.js';

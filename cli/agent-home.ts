@@ -1,7 +1,7 @@
 /** Whose pods a node agent serves: those of a lab's node, or of a node of a Kubernetes cluster. */
 import { hostname } from 'node:os';
 import { join } from 'node:path';
-import { CniChain, instancePaths, KubernetesSource, LabSource, PodPlaces, apiPods, podToken, setPodMetadata, type PodRecord, type WorkloadSource } from '../agent/index.js';
+import { CniChain, instancePaths, KubernetesSource, LabelEvents, LabSource, PodPlaces, apiPods, podToken, setPodMetadata, type PodRecord, type WorkloadSource } from '../agent/index.js';
 import { UnderpassError } from '../common/errors.js';
 import type { WorkloadIdentity } from '../common/identity/spiffe.js';
 import { KubeClient } from '../common/kube/client.js';
@@ -47,6 +47,7 @@ type ToldPod = Pick<PodRecord, 'uid' | 'name' | 'namespace' | 'labels' | 'annota
 
 const LAB_TIMEOUT_MS = 5_000;
 const FIELD_MANAGER = 'underpass-agent';
+const MANIFEST = 'deploy/agent-rbac.yaml';
 
 export async function findLab(options: AgentCliOptions): Promise<Lab> {
   const socketPath = options.labSocket ?? labSocket(options.lab, options.runDir);
@@ -79,12 +80,14 @@ export function labHome(options: AgentCliOptions, lab: Lab): Home {
 export function clusterHome(options: AgentCliOptions, server: ApiServer): Home {
   const nodeName = nodeOfCluster(options);
   const daemonSet = options.daemonset === undefined ? undefined : parseDaemonSet(options.daemonset);
-  const client = new KubeClient(server, FIELD_MANAGER);
+  const client = new KubeClient(server, FIELD_MANAGER, MANIFEST);
   const { folder, cniSocket } = instancePaths(options);
   const labelledFile = join(folder, 'labelled');
   const { cniConfDir: configDir, cniBinDir: binDir, cniWhenAway: whenAway } = options;
   const chain = configDir === undefined ? undefined : new CniChain({ configDir, binDir, plugin: join(buildDir, 'underpass-cni'), socket: cniSocket, labelled: labelledFile, whenAway, logger: logger('agent.cni') });
-  const workloads = new KubernetesSource({ client, nodeName, places: new PodPlaces(), labelledFile, ambientLabel: options.ambientLabel === true, logger: logger('agent.workloads') });
+  const ambientLabel = options.ambientLabel === true;
+  const labels = new LabelEvents({ client, component: FIELD_MANAGER, defaults: { ambientLabel }, logger: logger('agent.workloads') });
+  const workloads = new KubernetesSource({ client, nodeName, places: new PodPlaces(), labels, labelledFile, ambientLabel, logger: logger('agent.workloads') });
   return {
     nodeName,
     workloads,
@@ -94,6 +97,7 @@ export function clusterHome(options: AgentCliOptions, server: ApiServer): Home {
     start: () => chain?.start(),
     close: () => {
       chain?.close();
+      labels.close();
       client.close();
     },
   };

@@ -189,13 +189,19 @@ export class Dataplane {
     }
   }
 
-  /** Resolves when all is in place that the pod's labels ask for; a pod that is not known yet is waited for. Rejects when the signal aborts. */
+  /** Resolves when all is in place that the pod's labels ask for; a pod that is not known yet is waited for. Rejects when the signal aborts, or the pod is gone. */
   async whenEnrolled(uid: string, signal: AbortSignal): Promise<void> {
     const isSo = (): boolean => {
       const controller = this.#controllers.get(uid);
       return controller?.status().state === 'enrolled' && controller.settled;
     };
-    while (!isSo()) await sleep(ENROLLED_POLL_MS, signal);
+    let wasThere = false;
+    while (!isSo()) {
+      const isThere = this.#records.some((record) => record.uid === uid);
+      if (wasThere && !isThere) throw new Error('the pod was deleted meanwhile');
+      wasThere ||= isThere;
+      await sleep(ENROLLED_POLL_MS, signal);
+    }
   }
 
   status(): PodStatus[] {

@@ -1,4 +1,4 @@
-import { mkdirSync, readdirSync, rmSync, statSync } from 'node:fs';
+import { mkdirSync, readdirSync, rmSync, statfsSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { bindMount, destroyTcpSockets, netnsCookie, tcpSockets, unmount } from '../../native/index.js';
 import { UnderpassError, errorCode } from '../../common/errors.js';
@@ -6,6 +6,9 @@ import { buildDir } from '../../common/paths.js';
 import { run } from '../../common/process.js';
 import type { CapturedSockets, Namespaces } from './collaborators.js';
 import { INBOUND_PORT, IptablesCapture, OUTBOUND_PORT } from './iptables.js';
+
+/** linux/magic.h: the file system that namespaces are files of. */
+const NSFS_MAGIC = 0x6e736673;
 
 /** Pins below `<run>/<instance>/netns/<uid>`: the paths that Envoy's listeners name. */
 export class PinnedNamespaces implements Namespaces {
@@ -35,6 +38,16 @@ export class PinnedNamespaces implements Namespaces {
     const target = this.path(uid);
     unmount(target);
     rmSync(target, { force: true });
+  }
+
+  /**
+   * A mount does not outlive its boot, but the file that it was bound to may: Envoy would refuse a listener there.
+   * @returns how many there were
+   */
+  removeStale(): number {
+    const stale = this.pinned().filter((uid) => statfsSync(this.path(uid)).type !== NSFS_MAGIC);
+    for (const uid of stale) rmSync(this.path(uid), { force: true });
+    return stale.length;
   }
 
   pinned(): string[] {

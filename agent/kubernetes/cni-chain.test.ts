@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { spawn, spawnSync } from 'node:child_process';
-import { mkdirSync, mkdtempSync, readFileSync, readdirSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, readdirSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { connect } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -56,10 +56,35 @@ test('CniChain: what can\'t be read is left as it is and named, and taken up whe
   writeFileSync(file('10-net.conflist'), '{"plugins": [');
   await waitFor('the problem', () => /10-net\.conflist: .*JSON/.test(chain.problem ?? ''), WAIT);
   assert.equal(readFileSync(file('10-net.conflist'), 'utf8'), '{"plugins": [');
-  writeFileSync(file('10-net.conflist'), '{"type": "bridge"}');
-  await waitFor('the problem', () => /found no list "plugins"/.test(chain.problem ?? ''), WAIT);
+  writeFileSync(file('10-net.conflist'), '{"bridge": "cni0"}');
+  await waitFor('the problem', () => /10-net\.conflist: found neither "plugins" nor "type"/.test(chain.problem ?? ''), WAIT);
   writeFileSync(file('10-net.conflist'), JSON.stringify(NETWORK));
   await waitFor('the plugin', () => plugins().includes('underpass-cni') && chain.problem === undefined, WAIT);
+});
+
+test('CniChain: a single plugin gets a list of our own that comes before it by name, follows it, and goes when it is gone or a list is there', async (context) => {
+  const { folder, chain, file, plugins } = node(context);
+  const single = { cniVersion: '0.4.0', name: 'net', type: 'bridge', bridge: 'cni0' };
+  const ours = '00-underpass.conflist';
+  writeFileSync(file('10-net.conf'), JSON.stringify(single));
+  chain.start();
+  assert.deepEqual(JSON.parse(readFileSync(file(ours), 'utf8')), { cniVersion: '0.4.0', name: 'net', plugins: [single, { type: 'underpass-cni', socket: '/run/cni.sock', labelled: '/run/labelled', whenAway: 'wait-labelled' }] });
+  assert.equal(readFileSync(file('10-net.conf'), 'utf8'), JSON.stringify(single), 'the network\'s own file is as it was');
+  writeFileSync(file('10-net.conf'), JSON.stringify({ ...single, type: 'ptp' }));
+  await waitFor('the new one', () => plugins(ours).join() === 'ptp,underpass-cni', WAIT);
+  writeFileSync(file(ours), '{"plugins": []}');
+  await waitFor('the repair', () => plugins(ours).join() === 'ptp,underpass-cni', WAIT);
+  writeFileSync(file('05-other.conflist'), JSON.stringify(NETWORK));
+  await waitFor('the list', () => plugins('05-other.conflist').includes('underpass-cni') && !existsSync(file(ours)), WAIT);
+  rmSync(file('05-other.conflist'));
+  await waitFor('the single one again', () => existsSync(file(ours)), WAIT);
+  rmSync(file('10-net.conf'));
+  await waitFor('the end', () => !existsSync(file(ours)) && /found no configuration/.test(chain.problem ?? ''), WAIT);
+  writeFileSync(file('00-a.conf'), JSON.stringify(single));
+  await waitFor('a name that comes before', () => existsSync(file('-underpass.conflist')) && !existsSync(file(ours)), WAIT);
+  chain.close();
+  removeCniPlugin({ configDir: join(folder, 'net.d'), binDir: join(folder, 'bin') });
+  assert.deepEqual(readdirSync(join(folder, 'net.d')), ['00-a.conf']);
 });
 
 test('removeCniPlugin: every file is as it was without the plugin, and nothing is left', (context) => {

@@ -1,6 +1,7 @@
 /**
  * The plugin's place in the node's chain of CNI plugins: behind all others of the configuration that the container runtime
- * reads, which is the first by name. Others write that file too, so it is looked at again and again.
+ * reads, which is the first by name. Others write that file too, so it is looked at again and again. Where it is a single
+ * plugin, a list of our own comes before it, and goes with it.
  */
 import { chmodSync, copyFileSync, existsSync, mkdirSync, readFileSync, readdirSync, renameSync, rmSync, watch, writeFileSync, type FSWatcher } from 'node:fs';
 import { basename, join } from 'node:path';
@@ -28,7 +29,7 @@ export interface CniChainOptions {
 }
 
 interface PluginEntry { type?: unknown; [key: string]: unknown }
-interface ConfigList { plugins?: PluginEntry[]; [key: string]: unknown }
+interface ConfigList { plugins?: PluginEntry[]; type?: unknown; [key: string]: unknown }
 
 const POLL_MS = 5_000;
 const CONFIGURATION = /\.(conf|conflist|json)$/;
@@ -79,17 +80,33 @@ export class CniChain implements Closable {
       renameSync(`${target}.new`, target);
     }
     this.#watch();
-    const file = firstConfiguration(configDir);
-    if (file === undefined) throw new Error(`${configDir}: found no configuration, expected the cluster's network to write one`);
-    const list = readList(file);
-    const entry = this.#entry();
-    const wanted = [...list.plugins.filter(({ type }) => type !== PLUGIN), entry];
-    if (JSON.stringify(wanted) !== JSON.stringify(list.plugins)) {
-      writeList(file, { ...list, plugins: wanted });
-      this.#options.logger.info({ file }, 'the CNI plugin was put into the chain');
+    const [file] = configurations(configDir).filter((path) => !isOurs(path));
+    if (file === undefined) {
+      removeOurs(configDir);
+      throw new Error(`${configDir}: found no configuration, expected the cluster's network to write one`);
+    }
+    const { list, path } = this.#listOf(file);
+    const wanted = { ...list, plugins: [...list.plugins.filter(({ type }) => type !== PLUGIN), this.#entry()] };
+    if (!isSame(path, wanted)) {
+      writeList(path, listText(wanted));
+      this.#options.logger.info({ file: path, ...(path === file ? {} : { of: file }) }, 'the CNI plugin was put into the chain');
     }
     // A network that was replaced by another leaves its file: what stands there is nobody's any more.
-    for (const other of configurations(configDir)) if (other !== file) removeFrom(other);
+    for (const other of configurations(configDir)) {
+      if (other === path) continue;
+      if (isOurs(other)) rmSync(other, { force: true });
+      else removeFrom(other);
+    }
+  }
+
+  /** Nothing can stand behind a single plugin: a list of it goes before its file, and is made again when that changes. */
+  #listOf(file: string): { list: PluginList; path: string } {
+    const written = readConfiguration(file);
+    if (isList(written)) return { list: written, path: file };
+    if (typeof written.type !== 'string') throw new Error(`${file}: found neither "plugins" nor "type", expected a list of plugins or a single one`);
+    const path = ourList(file);
+    const { cniVersion, name } = written;
+    return { list: { ...(cniVersion === undefined ? {} : { cniVersion }), ...(name === undefined ? {} : { name }), plugins: [written] }, path };
   }
 
   #entry(): PluginEntry {
@@ -121,45 +138,80 @@ export class CniChain implements Closable {
 
 /** Takes the plugin out of every configuration, and away. Fine when it is not there. */
 export function removeCniPlugin({ configDir, binDir }: Pick<CniChainOptions, 'configDir' | 'binDir'>): void {
+  removeOurs(configDir);
   for (const file of configurations(configDir)) removeFrom(file);
   for (const name of [PLUGIN, `${PLUGIN}.new`]) rmSync(join(binDir, name), { force: true });
 }
 
+/** As runtimes read them: the first by name counts. */
 function configurations(folder: string): string[] {
   if (!existsSync(folder)) return [];
   return readdirSync(folder).filter((name) => CONFIGURATION.test(name)).sort().map((name) => join(folder, name));
 }
 
-function firstConfiguration(folder: string): string | undefined {
-  return configurations(folder)[0];
+/** Names of a list of our own, from what looks usual to what comes before nearly everything. */
+const OUR_LISTS = ['00-underpass.conflist', '-underpass.conflist'] as const;
+
+function isOurs(file: string): boolean {
+  return (OUR_LISTS as readonly string[]).includes(basename(file));
+}
+
+function ourList(file: string): string {
+  const name = OUR_LISTS.find((candidate) => candidate < basename(file));
+  if (name === undefined) throw new Error(`${file}: no list of our own can come before it by name, expected a name that begins with a digit or a letter`);
+  return join(file, '..', name);
+}
+
+function removeOurs(folder: string): void {
+  for (const name of OUR_LISTS) rmSync(join(folder, name), { force: true });
 }
 
 /** @throws Error that names the file, what was found, and what was expected */
-function readList(file: string): ConfigList & { plugins: PluginEntry[] } {
-  let list: ConfigList;
+function readConfiguration(file: string): ConfigList {
+  let written: unknown;
   try {
-    list = JSON.parse(readFileSync(file, 'utf8')) as ConfigList;
+    written = JSON.parse(readFileSync(file, 'utf8'));
   } catch (error) {
     throw new Error(`${file}: ${errorMessage(error)}`, { cause: error });
   }
-  if (!Array.isArray(list?.plugins)) throw new Error(`${file}: found no list "plugins", expected a .conflist: a single plugin has no chain`);
-  return { ...list, plugins: list.plugins };
+  if (typeof written !== 'object' || written === null || Array.isArray(written)) throw new Error(`${file}: expected an object`);
+  return written as ConfigList;
+}
+
+type PluginList = ConfigList & { plugins: PluginEntry[] };
+
+function isList(written: ConfigList): written is PluginList {
+  return Array.isArray(written.plugins);
 }
 
 function removeFrom(file: string): void {
-  let list: ReturnType<typeof readList>;
+  let list: ConfigList;
   try {
-    list = readList(file);
+    list = readConfiguration(file);
   } catch {
     return; // nothing of ours is in it
   }
+  if (!isList(list)) return;
   const plugins = list.plugins.filter(({ type }) => type !== PLUGIN);
-  if (plugins.length !== list.plugins.length) writeList(file, { ...list, plugins });
+  if (plugins.length !== list.plugins.length) writeList(file, listText({ ...list, plugins }));
+}
+
+function listText(list: ConfigList): string {
+  return `${JSON.stringify(list, undefined, 2)}\n`;
+}
+
+/** Whatever its blanks are: who wrote it may look whether it is as it was. */
+function isSame(file: string, list: ConfigList): boolean {
+  try {
+    return JSON.stringify(readConfiguration(file)) === JSON.stringify(list);
+  } catch {
+    return false;
+  }
 }
 
 /** A runtime that reads meanwhile sees the old one or the new one, whole; `.underpass-…` is no name that it reads. */
-function writeList(file: string, list: ConfigList): void {
+function writeList(file: string, text: string): void {
   const part = join(file, '..', `.underpass-${basename(file)}.new`);
-  writeFileSync(part, `${JSON.stringify(list, undefined, 2)}\n`, { mode: 0o600 });
+  writeFileSync(part, text, { mode: 0o600 });
   renameSync(part, file);
 }

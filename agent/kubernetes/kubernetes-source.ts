@@ -11,6 +11,7 @@ import { enrolsNamespace } from '../workloads/enrolment.js';
 import { newest } from '../workloads/newest.js';
 import type { PodRecord, StartingPod, WorkloadSource } from '../workloads/source.js';
 import { apiPod, type ApiPod } from './pod-record.js';
+import type { LabelEvents } from './label-events.js';
 import type { PodPlace, PodPlaces } from './pod-places.js';
 
 export interface KubernetesSourceOptions {
@@ -18,6 +19,8 @@ export interface KubernetesSourceOptions {
   nodeName: string;
   places: Pick<PodPlaces, 'find' | 'prepare'>;
   logger: Logger;
+  /** Told of every object's labels. */
+  labels?: Pick<LabelEvents, 'look' | 'forget'>;
   backoff?: () => Backoff;
   pageSize?: number;
   /** Names of namespaces whose label asks for enrolment, a line each: for the CNI plugin, while no agent answers. */
@@ -34,7 +37,7 @@ const SETTLE_MS = 10;
 const LOOK_AGAIN = { initialMs: 50, maxMs: 5_000, factor: 1.6, jitter: 0.2 };
 /** After this many looks in vain, some ten seconds, the log says so. */
 const LOOKS_UNTIL_SAID = 8;
-const MANIFEST = 'deploy/agent-rbac.yaml';
+const MOST_ENDED = 1_000;
 
 const ofNode = (nodeName: string): { fieldSelector: string } => ({ fieldSelector: `spec.nodeName=${nodeName}` });
 
@@ -63,6 +66,8 @@ export class KubernetesSource implements WorkloadSource {
   #namespaces = new Map<string, Readonly<Record<string, string>>>();
   /** By UID; `ips`: those that the pod had when its place was looked up. A new sandbox has new ones. */
   readonly #places = new Map<string, PodPlace & { ips: string; starting?: readonly string[] }>();
+  /** The last ones whose end the watch has told of, for answers that are older than that. */
+  readonly #ended = new Set<string>();
   #dirty: () => void = () => undefined;
   #labelled: string | undefined;
   readonly #complete = new Set<string>();
@@ -97,7 +102,7 @@ export class KubernetesSource implements WorkloadSource {
     if (!pod) {
       // Kubelet has heard of it before this watch has.
       const read = apiPod(await client.get<Pod>(PODS, { namespace, name }, signal));
-      if (!isMeant(read) || read.nodeName !== nodeName) return undefined;
+      if (!isMeant(read) || read.nodeName !== nodeName || this.#ended.has(read.uid)) return undefined;
       pod = read;
       if (!this.#pods.has(read.uid)) this.#pods.set(read.uid, read);
     }
@@ -164,10 +169,7 @@ export class KubernetesSource implements WorkloadSource {
   #follow(kind: string, following: Following, signal: AbortSignal, selectors?: { fieldSelector: string }): Promise<void> {
     const { client, logger, backoff, pageSize } = this.#options;
     const resource = kind === PODS.kind ? PODS : NAMESPACES;
-    const failed = (error: unknown): void => {
-      const hint = isRefusal(error, 403) ? `; ${MANIFEST} has the rule that is missing` : '';
-      this.#problems.set(kind, `${errorMessage(error)}${hint}`);
-    };
+    const failed = (error: unknown): unknown => this.#problems.set(kind, errorMessage(error));
     const fine = (): boolean => this.#problems.delete(kind);
     return reflect({
       client, resources: [resource], logger, signal,
@@ -177,15 +179,15 @@ export class KubernetesSource implements WorkloadSource {
           return {
             listed: list.listed,
             complete: () => {
-              fine();
               list.complete();
               if (!this.#complete.has(kind)) logger.info({ kind, server: client.server.url.origin }, 'read from the API server');
               this.#complete.add(kind);
             },
           };
         },
-        changed: (object) => (fine(), following.changed(object)),
-        deleted: (object) => (fine(), following.deleted(object)),
+        changed: following.changed,
+        deleted: following.deleted,
+        watching: fine,
         failed,
       },
       ...(selectors ? { selectors } : {}),
@@ -195,13 +197,17 @@ export class KubernetesSource implements WorkloadSource {
   }
 
   #podsFollowing(changed: () => void): Following {
-    const read = (object: KubeObject): ApiPod => apiPod(object as Pod);
+    const { labels } = this.#options;
+    const read = (object: KubeObject, isChange: boolean): ApiPod => {
+      labels?.look({ kind: 'Pod', metadata: object.metadata }, isChange);
+      return apiPod(object as Pod);
+    };
     return {
       begin: () => {
         const found = new Map<string, ApiPod>();
         return {
           listed: (object) => {
-            const pod = read(object);
+            const pod = read(object, false);
             found.set(pod.uid, pod);
           },
           complete: () => {
@@ -211,34 +217,48 @@ export class KubernetesSource implements WorkloadSource {
         };
       },
       changed: (object) => {
-        const pod = read(object);
+        const pod = read(object, true);
         this.#pods.set(pod.uid, pod);
         changed();
       },
       deleted: ({ metadata }) => {
+        labels?.forget(metadata.uid);
         this.#pods.delete(metadata.uid ?? '');
+        this.#hasEnded(metadata.uid ?? '');
         changed();
       },
     };
   }
 
+  #hasEnded(uid: string): void {
+    this.#ended.add(uid);
+    const [oldest] = this.#ended;
+    if (this.#ended.size > MOST_ENDED) this.#ended.delete(oldest!);
+  }
+
   #namespacesFollowing(changed: () => void): Following {
+    const { labels } = this.#options;
+    const read = ({ metadata }: KubeObject, isChange: boolean): Readonly<Record<string, string>> => {
+      labels?.look({ kind: 'Namespace', metadata }, isChange);
+      return metadata.labels ?? {};
+    };
     return {
       begin: () => {
         const found = new Map<string, Readonly<Record<string, string>>>();
         return {
-          listed: ({ metadata }) => void found.set(metadata.name, metadata.labels ?? {}),
+          listed: (object) => void found.set(object.metadata.name, read(object, false)),
           complete: () => {
             this.#namespaces = found;
             changed();
           },
         };
       },
-      changed: ({ metadata }) => {
-        this.#namespaces.set(metadata.name, metadata.labels ?? {});
+      changed: (object) => {
+        this.#namespaces.set(object.metadata.name, read(object, true));
         changed();
       },
       deleted: ({ metadata }) => {
+        labels?.forget(metadata.uid);
         this.#namespaces.delete(metadata.name);
         changed();
       },

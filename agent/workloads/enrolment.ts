@@ -61,6 +61,23 @@ const REDIRECTIONS = { auto: 'auto', bpf: 'bpf', iptables: 'iptables' } as const
 
 /** Labels of a pod beat its namespace's; an unknown value counts as `off` (mode) or as the default (others). */
 export function enrolmentOf(pod: PodRecord, defaults: EnrolmentDefaults): Enrolment {
+  const enrolment = asked(pod, defaults);
+  if (enrolment.mode !== 'off') {
+    const reason = leftAlone(pod, enrolment.mode);
+    if (reason !== undefined) return { ...enrolment, mode: 'off', reason };
+  }
+  return enrolment;
+}
+
+/** Of one object's own labels: those whose value nobody knows. */
+export function unknownLabels(labels: Labels, on: UnknownLabel['on'], { ambientLabel }: Pick<EnrolmentDefaults, 'ambientLabel'>): UnknownLabel[] {
+  const [own, none] = [{ ...labels }, {}];
+  return asked(on === 'pod' ? { labels: own, namespaceLabels: none } : { labels: none, namespaceLabels: own }, { acceleration: 'l4', redirection: 'auto', ...(ambientLabel ? { ambientLabel } : {}) }).unknown;
+}
+
+type Labelled = Pick<PodRecord, 'labels' | 'namespaceLabels'>;
+
+function asked(pod: Labelled, defaults: EnrolmentDefaults): Enrolment {
   const unknown: UnknownLabel[] = [];
   const read = <T extends string>(label: string, values: Readonly<Record<string, T>>, otherwise: T): T => {
     const onPod = pod.labels[label];
@@ -74,7 +91,7 @@ export function enrolmentOf(pod: PodRecord, defaults: EnrolmentDefaults): Enrolm
   const { mode, conflict } = modeOf(pod, defaults.ambientLabel === true, unknown);
   const splice = read<'true' | 'false' | 'found out'>(SPLICE_LABEL, YES_OR_NO, 'found out');
   const l7 = read<'auto' | 'always'>(L7_LABEL, L7, 'always');
-  const enrolment: Enrolment = {
+  return {
     mode,
     acceleration: read<Acceleration>(ACCELERATION_LABEL, ACCELERATIONS, defaults.acceleration),
     redirection: read<Redirection>(REDIRECTION_LABEL, REDIRECTIONS, defaults.redirection),
@@ -84,11 +101,6 @@ export function enrolmentOf(pod: PodRecord, defaults: EnrolmentDefaults): Enrolm
     ...(conflict === undefined ? {} : { conflict }),
     unknown,
   };
-  if (enrolment.mode !== 'off') {
-    const reason = leftAlone(pod, enrolment.mode);
-    if (reason !== undefined) return { ...enrolment, mode: 'off', reason };
-  }
-  return enrolment;
 }
 
 /** Whether a namespace's labels alone enrol its pods. */
@@ -100,7 +112,7 @@ export function enrolsNamespace(labels: Labels, { ambientLabel }: Pick<Enrolment
  * A pod's labels beat its namespace's, also where Istio's counts; of both on one object `underpass.io/mode` counts. A value that
  * Istio does not know is for Istio as if there was no label.
  */
-function modeOf({ labels, namespaceLabels }: PodRecord, ambientLabel: boolean, unknown: UnknownLabel[]): { mode: Mode; conflict?: string } {
+function modeOf({ labels, namespaceLabels }: Labelled, ambientLabel: boolean, unknown: UnknownLabel[]): { mode: Mode; conflict?: string } {
   for (const [on, own] of [['pod', labels], ['namespace', namespaceLabels]] as const) {
     const said = own[MODE_LABEL];
     const istios = ambientLabel ? own[DATAPLANE_MODE_LABEL] : undefined;

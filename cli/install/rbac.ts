@@ -49,6 +49,7 @@ export function agentRbac(): Mapping[] {
     ...role(AGENT, [
       because('The node\'s own pods (it asks for no others), and one alone when it starts before the watch has told of it. A patch says to callers that a pod takes HBONE or mutual TLS, and takes it back.', rule('', ['pods'], ['get', ...READ, 'patch'])),
       because('Their labels.', rule('', ['namespaces'], READ)),
+      because('One on a namespace or a pod whose label has a value that nobody knows, and how often it was so.', rule('', ['events'], ['create', 'get', 'patch'])),
     ], subject),
     ...role(AGENT, [because('Whether it ends because it is uninstalled: then it cleans up its node.', rule('apps', ['daemonsets'], ['get'], [AGENT]))], subject, AGENT_NAMESPACE),
   ];

@@ -16,6 +16,8 @@ export interface Following {
   begin(resource: Resource): { listed(object: KubeObject): void; complete(): void };
   changed(object: KubeObject): void;
   deleted(object: KubeObject): void;
+  /** A watch is open: what is told is what there is, also if nothing changes for long. */
+  watching?(): void;
   /** What went wrong last; it is tried again. */
   failed?(error: unknown): void;
 }
@@ -113,6 +115,7 @@ async function watch(options: ReflectorOptions, resource: Resource, from: string
   const { client, following, signal } = options;
   const seconds = Math.round(WATCH_SECONDS * (1 + Math.random()));
   const response = await client.stream(pathOf(options, resource, { watch: '1', allowWatchBookmarks: 'true', resourceVersion: from, timeoutSeconds: String(seconds) }), signal);
+  following.watching?.();
   // A connection that died without a word would look like a cluster in which nothing happens.
   response.setTimeout(seconds * 1_000 + IDLE_GRACE_MS, () => response.destroy(new Error('the watch was silent for too long')));
   try {

@@ -6,13 +6,12 @@ import { spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
 import { parseAllDocuments, stringify } from 'yaml';
 import { askAgent, instancePaths, type AgentStatus } from '../../agent/index.js';
 import { cgroup2Root, removeCgroup } from '../../common/cgroup.js';
 import type { KubeObject } from '../../common/kube/types.js';
 import type { PodRecord } from '../../common/lab-api.js';
-import { ClosableStore } from '../../common/lifecycle.js';
 import { buildDir } from '../../common/paths.js';
 import { run } from '../../common/process.js';
 import { waitFor } from '../../common/retry.js';
@@ -31,8 +30,8 @@ export interface StartingPod {
 export class KubeNode {
   readonly instance: string;
   readonly #folder: string;
-  readonly #store = new ClosableStore();
   readonly #pods = new Map<string, KubeObject>();
+  readonly #starting = new Set<StartingPod>();
   #lab!: Lab;
   #agent: ChildProcess | undefined;
   agentLog = '';
@@ -87,11 +86,16 @@ export class KubeNode {
     const netnsName = `${this.instance}-${name}`;
     await run('ip', ['netns', 'add', netnsName]);
     await run('ip', ['-n', netnsName, 'link', 'set', 'lo', 'up']);
-    this.#store.defer(async () => {
-      await removeCgroup(join(cgroup2Root(), this.instance));
-      await run('ip', ['netns', 'del', netnsName]);
-    });
-    return { uid, namespace, name, cgroup, netns: `/run/netns/${netnsName}` };
+    const pod = { uid, namespace, name, cgroup, netns: `/run/netns/${netnsName}` };
+    this.#starting.add(pod);
+    return pod;
+  }
+
+  /** Its programs, cgroup and network go; the API is not told. */
+  async end(pod: StartingPod): Promise<void> {
+    this.#starting.delete(pod);
+    await removeCgroup(pod.cgroup);
+    await run('ip', ['netns', 'del', basename(pod.netns)]);
   }
 
   /** What the container runtime does: runs the plugin, and waits. */
@@ -165,7 +169,8 @@ export class KubeNode {
   async down(): Promise<void> {
     await this.stopAgent();
     await run(process.execPath, [CLI, 'agent', '--cleanup', '--instance', this.instance, '--lab', 'none'], { okCodes: [0, 1], timeoutMs: 60_000 });
-    await this.#store.close();
+    for (const pod of this.#starting) await this.end(pod);
+    await removeCgroup(join(cgroup2Root(), this.instance));
     await this.#lab?.down();
     rmSync(this.#folder, { recursive: true, force: true });
   }
