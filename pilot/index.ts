@@ -204,7 +204,7 @@ export class Pilot {
       const changes = admission.admit(discoverable(objects, mesh.current));
       change.merge(this.#model.apply(changes));
       changed(change);
-      writer?.changed(changes, objects);
+      writer?.changed(changes, objects, { refused: source.refused, problems: [...source.errors(), ...admission.errors()] });
       gateways?.update(change);
       if (change.touches('RequestAuthentication')) jwks.want(wantedKeys(this.#model.configs.all<RequestAuthentication>('RequestAuthentication'), parseDurationMs));
     };

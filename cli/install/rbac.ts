@@ -79,6 +79,8 @@ export function pilotRbac(): Mapping[] {
       because('Whose tokens callers have.', rule('authentication.k8s.io', ['tokenreviews'], ['create'])),
       because("The mesh's roots in every namespace.", rule('', ['configmaps'], ['create', 'patch'], ['istio-ca-root-cert'])),
       rule(gatewayApi, ['gatewayclasses', 'gateways', ...routes].map((kind) => `${kind}/status`), ['patch']),
+      because('Whether an object is held back, and why.', rule('networking.istio.io', ['gateways', 'virtualservices', 'destinationrules', 'serviceentries', 'workloadentries', 'workloadgroups', 'sidecars', 'envoyfilters'].map((kind) => `${kind}/status`), ['patch'])),
+      rule('security.istio.io', ['authorizationpolicies/status', 'requestauthentications/status'], ['patch']),
       because('What Gateways of the Gateway API bring up.', rule('', ['serviceaccounts', 'services'], ['create', 'patch', 'get'])),
       rule('apps', ['deployments'], ['create', 'patch', 'get', ...READ]),
       because('The CA of the webhooks; with a revision the names end in it.', rule(webhooks, ['mutatingwebhookconfigurations'], [...READ, 'patch'], ['underpass-sidecar-injector'])),

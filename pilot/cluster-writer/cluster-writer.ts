@@ -7,13 +7,14 @@ import { hostname } from 'node:os';
 import { isRefusal, resourceOf, type KubeClient } from '../../common/kube/client.js';
 import { reflect, type Following } from '../../common/kube/reflector.js';
 import { objectKey, type KubeObject } from '../../common/kube/types.js';
-import type { LoadedObject } from '../../common/kube/yaml.js';
+import { formatError, type LoadedObject, type ValidationError } from '../../common/kube/yaml.js';
 import type { Closable } from '../../common/lifecycle.js';
 import type { Logger } from '../../common/log.js';
 import { wantedProvisions } from '../gateway-controller/controller.js';
 import { MANAGED_LABEL, type ProvisionOptions } from '../gateway-controller/provision.js';
 import type { Model, ObjectChange } from '../model/model.js';
 import { concernsGatewayStatus, statusUpdates, writeStatuses } from './gateway-status.js';
+import { concernsIstioStatus, istioStatusUpdates } from './istio-status.js';
 import { LeaderElection, type LeaseTimes } from './leader.js';
 import { Reconciler, writeEach } from './reconciler.js';
 import { concernsRootConfigMaps, writeRootConfigMaps } from './root-config-maps.js';
@@ -35,6 +36,13 @@ export interface ClusterWriterOptions {
   leaseTimes?: LeaseTimes;
 }
 
+/** What validation says of the sources. */
+export interface Judged {
+  /** The newest version of objects that are refused by themselves, by key. */
+  refused: ReadonlyMap<string, KubeObject>;
+  problems: readonly ValidationError[];
+}
+
 export class ClusterWriter implements Closable {
   readonly #options: ClusterWriterOptions;
   readonly #leader: LeaderElection;
@@ -42,6 +50,9 @@ export class ClusterWriter implements Closable {
   readonly #status: Reconciler;
   readonly #gateways: Reconciler;
   readonly #webhooks: Reconciler;
+  readonly #istioStatus: Reconciler;
+  #judged: Judged = { refused: new Map(), problems: [] };
+  #errors = '';
   #objects: ReadonlyMap<string, LoadedObject> = new Map();
   /** What was written of a Gateway in this term, and the keys of those objects. */
   readonly #provisioned = new Map<string, { text: string; keys: ReadonlySet<string> }>();
@@ -64,7 +75,8 @@ export class ClusterWriter implements Closable {
       const rootPem = options.rootPem();
       if (rootPem !== undefined) await writeRootConfigMaps(client, this.#objects, rootPem, signal);
     }, logger);
-    this.#status = new Reconciler("status of the Gateway API's objects", (signal) => writeStatuses(client, statusUpdates(this.#objects, model.gatewayApi.status, model.mesh.clusterDomain, new Date().toISOString().replace(/\.\d+/, '')), signal), logger);
+    this.#status = new Reconciler("status of the Gateway API's objects", (signal) => writeStatuses(client, statusUpdates(this.#objects, model.gatewayApi.status, model.mesh.clusterDomain, now()), signal), logger);
+    this.#istioStatus = new Reconciler("status of Istio's objects", (signal) => writeStatuses(client, istioStatusUpdates(this.#objects, this.#judged.refused, this.#judged.problems, now()), signal), logger);
     this.#gateways = new Reconciler("Gateways' proxies", (signal) => this.#provision(signal), logger);
     this.#webhooks = new Reconciler("webhooks' caBundle", async (signal) => {
       const ca = options.webhookCa();
@@ -81,8 +93,12 @@ export class ClusterWriter implements Closable {
   }
 
   /** @param changes of what is in force @param objects all, as they are in the sources */
-  changed(changes: readonly ObjectChange[], objects: ReadonlyMap<string, LoadedObject>): void {
+  changed(changes: readonly ObjectChange[], objects: ReadonlyMap<string, LoadedObject>, judged: Judged): void {
     this.#objects = objects;
+    this.#judged = judged;
+    const errors = judged.problems.filter(({ severity }) => severity === 'error').map(formatError).join('\n');
+    if (errors !== this.#errors || changes.some(({ key }) => concernsIstioStatus(key))) this.#istioStatus.trigger();
+    this.#errors = errors;
     if (changes.some(({ key }) => concernsRootConfigMaps(key))) this.#roots.trigger();
     for (const { key, loaded } of changes) if (!loaded) this.#gone(key);
     if (!changes.some(({ key }) => concernsGatewayStatus(key))) return;
@@ -119,7 +135,7 @@ export class ClusterWriter implements Closable {
       deleted: ({ metadata }) => this.#gone(objectKey({ ...DEPLOYMENTS, metadata })),
     };
     void reflect({ client, resources: [DEPLOYMENTS], selectors: { labelSelector: MANAGED_LABEL }, following, logger, signal: term });
-    this.#running = Promise.all([this.#roots, this.#status, this.#gateways, this.#webhooks].map((reconciler) => reconciler.run(term)));
+    this.#running = Promise.all([this.#roots, this.#status, this.#istioStatus, this.#gateways, this.#webhooks].map((reconciler) => reconciler.run(term)));
   }
 
   /** What a Gateway owns goes with it: Kubernetes' garbage collector sees to that. */
@@ -157,4 +173,9 @@ export class ClusterWriter implements Closable {
     await this.#leader.close();
     await this.#running;
   }
+}
+
+/** As Kubernetes writes times. */
+function now(): string {
+  return new Date().toISOString().replace(/\.\d+/, '');
 }

@@ -61,6 +61,8 @@ export class KubernetesSource implements Source {
   /** By the object's key. */
   readonly #objects = new Map<FollowedKind, Map<string, LoadedObject>>();
   readonly #errors = new Map<string, ValidationError[]>();
+  /** The newest version of those that are refused, by key. */
+  readonly #refused = new Map<string, KubeObject>();
   readonly #stop = new AbortController();
   #timer: NodeJS.Timeout | undefined;
   #running: Promise<void>[] = [];
@@ -77,6 +79,11 @@ export class KubernetesSource implements Source {
 
   errors(): ValidationError[] {
     return [...this.#errors.values()].flat();
+  }
+
+  /** What was refused, as it is in the cluster now. */
+  get refused(): ReadonlyMap<string, KubeObject> {
+    return this.#refused;
   }
 
   /** Why not everything was read yet. */
@@ -133,7 +140,7 @@ export class KubernetesSource implements Source {
       deleted: (object) => {
         const key = objectKey({ ...resource, metadata: object.metadata });
         this.#objects.get(kind)!.delete(key);
-        this.#errors.delete(key);
+        this.#forgive(key);
         this.#later();
       },
       failed: (error) => (this.#lastProblem = errorMessage(error)),
@@ -151,16 +158,24 @@ export class KubernetesSource implements Source {
     // Most changes of these are about what was left out.
     if (before && (kind === 'Pod' || kind === 'Node') && isSame(before, object)) return false;
     const { objects, errors } = loadValue(object, `kubernetes://${cluster}/${key.replace(/^\//, '')}`);
-    this.#errors.delete(key);
+    const said = this.#errors.get(key)?.map(formatError).join('\n');
+    this.#forgive(key);
     if (errors.length > 0) this.#errors.set(key, errors);
-    for (const error of errors) logger[error.severity === 'error' ? 'error' : 'warn']({ file: error.file, field: error.field }, formatError(error));
+    if (objects.length === 0) this.#refused.set(key, object);
+    // A status that is written is another version with the same mistakes.
+    for (const error of said === errors.map(formatError).join('\n') ? [] : errors) logger[error.severity === 'error' ? 'error' : 'warn']({ file: error.file, field: error.field }, formatError(error));
     const loaded = objects[0] ?? this.#objects.get(of)?.get(key);
     if (loaded) into.set(key, loaded);
     return true;
   }
 
+  #forgive(key: string): void {
+    this.#errors.delete(key);
+    this.#refused.delete(key);
+  }
+
   #replace(kind: FollowedKind, found: Map<string, LoadedObject>): void {
-    for (const key of this.#objects.get(kind)?.keys() ?? []) if (!found.has(key)) this.#errors.delete(key);
+    for (const key of this.#objects.get(kind)?.keys() ?? []) if (!found.has(key)) this.#forgive(key);
     this.#objects.set(kind, found);
     this.#later();
   }

@@ -4,7 +4,7 @@
  */
 import { errorMessage, UnderpassError } from '../../common/errors.js';
 import type { Closable } from '../../common/lifecycle.js';
-import type { Secret } from '../../common/kube/types.js';
+import type { KubeObject, Secret } from '../../common/kube/types.js';
 import type { LoadedObject, ValidationError } from '../../common/kube/yaml.js';
 import type { Logger } from '../../common/log.js';
 import { Memo } from '../../common/memo.js';
@@ -110,6 +110,11 @@ export class Sources implements Source {
 
   errors(): ValidationError[] {
     return [...this.#sources.values()].flatMap((source) => source.errors());
+  }
+
+  /** Of the config cluster's API server: what was refused, as it is there now. */
+  get refused(): ReadonlyMap<string, KubeObject> {
+    return this.#config?.refused ?? new Map<string, KubeObject>();
   }
 
   /** Why the first state is not there yet. */

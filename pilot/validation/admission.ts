@@ -186,8 +186,13 @@ function sameContent(a: LoadedObject, b: LoadedObject): boolean {
   return contentOf(a) === contentOf(b);
 }
 
+/** Of whose status addresses count alone, those of ServiceEntries. */
+function isIstios({ apiVersion }: KubeObject): boolean {
+  return apiVersion.split('/')[0]!.endsWith('.istio.io');
+}
+
 function contentOf({ object }: LoadedObject): string {
   const { metadata, status, ...rest } = object as KubeObject & { status?: unknown };
   const { resourceVersion: _version, ...lasting } = metadata;
-  return JSON.stringify([rest, lasting, isGatewayApi(object) ? undefined : status]);
+  return JSON.stringify([rest, lasting, isGatewayApi(object) ? undefined : isIstios(object) ? (status as { addresses?: unknown } | undefined)?.addresses : status]);
 }

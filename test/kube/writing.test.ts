@@ -12,6 +12,7 @@ import { projectRoot } from '../../common/paths.js';
 import { waitFor } from '../../common/retry.js';
 import type { Condition, ConfigMap, Deployment, KubeGateway, KubeObject, RouteStatus, Secret, Service } from '../../common/kube/types.js';
 import { bearer, createCertificate } from '../../pilot/ca/testing.js';
+import { STATUS_KINDS } from '../../pilot/cluster-writer/istio-status.js';
 import { issueServerCertificate } from '../../common/identity/server-certificate.js';
 import { base64, KubeCluster, type AuditedRequest } from './cluster.js';
 import { pilotKubeconfig, PILOT_USER, startPilot, type KubePilot } from './pilot.js';
@@ -218,6 +219,56 @@ test('what is written once and holds is not written again: a quiet cluster sees 
   await waitFor('the change', () => kube.pilot.object('/Namespace//shop')?.metadata.labels?.['some'] === 'label', WAIT);
   await renewals();
   assert.deepEqual(writes().filter(({ resource }) => resource !== 'leases').slice(at), []);
+});
+
+test("status of Istio's objects: one that is held back says so and why, by PassedAnalysis; mended it is True; others' conditions stay, and a good one is not written to", async () => {
+  const MISTAKES: Record<string, [apiVersion: string, spec: string, field: string]> = {
+    Gateway: ['networking.istio.io/v1', '{selector: {a: b}, servers: [{port: {number: 80, name: http, protocol: NONE}, hosts: [a.b]}]}', 'protocol'],
+    VirtualService: ['networking.istio.io/v1', '{hosts: [web], http: [{route: [{destination: {host: web}}], redirect: {uri: /x}}]}', 'spec.http[0].redirect'],
+    DestinationRule: ['networking.istio.io/v1', '{host: web, trafficPolicy: {}}', 'spec.trafficPolicy'],
+    ServiceEntry: ['networking.istio.io/v1', '{hosts: [a.b], resolution: STATIC, addresses: [10.0.0], ports: [{number: 80, name: http}], endpoints: [{address: 10.0.0.1}]}', 'spec.addresses[0]'],
+    WorkloadEntry: ['networking.istio.io/v1', '{address: "a b"}', 'spec.address'],
+    WorkloadGroup: ['networking.istio.io/v1', '{template: {}, probe: {periodSeconds: 1}}', 'spec.probe'],
+    Sidecar: ['networking.istio.io/v1', '{workloadSelector: {labels: {a: b}}}', 'spec'],
+    EnvoyFilter: ['networking.istio.io/v1alpha3', '{configPatches: [{patch: {operation: ADD, value: {name: a}}}]}', 'spec.configPatches[0].applyTo'],
+    AuthorizationPolicy: ['security.istio.io/v1', '{action: DENY}', 'spec.rules'],
+    RequestAuthentication: ['security.istio.io/v1', '{jwtRules: [{audiences: [a]}]}', 'spec.jwtRules[0].issuer'],
+  };
+  assert.deepEqual(Object.keys(MISTAKES), STATUS_KINDS);
+  const place = { namespace: 'shop', name: 'wrong' };
+  const written = (kind: string, spec: string): string => `apiVersion: ${MISTAKES[kind]![0]}\nkind: ${kind}\nmetadata: {name: wrong, namespace: shop}\nspec: ${spec}\n`;
+  const statusOf = async (kind: string): Promise<Condition[]> => (await cluster.get<KubeObject & { status?: { conditions?: Condition[] } }>(MISTAKES[kind]![0], kind, place))?.status?.conditions ?? [];
+  const isSaid = async (kind: string, status: string): Promise<Condition | undefined> => (await statusOf(kind)).find((item) => item.type === 'PassedAnalysis' && item.status === status);
+  for (const [kind, [, spec]] of Object.entries(MISTAKES)) await cluster.apply(written(kind, spec));
+  for (const [kind, [, , field]] of Object.entries(MISTAKES)) {
+    const condition = await waitFor(`the word of ${kind}`, () => isSaid(kind, 'False'), WAIT).catch((error: unknown) => assert.fail(`${String(error)}: ${JSON.stringify(kube.pilot.status().problems.filter((problem) => problem.kind === kind))}`));
+    assert.equal(condition.reason, 'ErrorsFound');
+    assert.ok(condition.message!.startsWith('the last good version stays in force: ') && condition.message!.includes(field), condition.message);
+  }
+  // One that refers to what is not there is good by itself: it is held back all the same. Another controller has said something of it.
+  const route = (subset: string): string => written('VirtualService', `{hosts: [nowhere], http: [{route: [{destination: {host: nowhere${subset}}}]}]}`);
+  const other = { type: 'example.com/Seen', status: 'True', reason: 'Seen', message: 'yes', lastTransitionTime: '2026-01-01T00:00:00Z' };
+  await cluster.setStatus('networking.istio.io/v1', 'VirtualService', place, { conditions: [...(await statusOf('VirtualService')), other] });
+  await cluster.apply('apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: nowhere, namespace: shop}\nspec: {host: nowhere, subsets: [{name: v1, labels: {version: v1}}]}\n');
+  await cluster.delete('networking.istio.io/v1', 'VirtualService', place);
+  await cluster.apply(route(', subset: v2'));
+  await waitFor('the missing subset', async () => (await isSaid('VirtualService', 'False'))?.message?.includes('v2'), WAIT);
+  await cluster.setStatus('networking.istio.io/v1', 'VirtualService', place, { conditions: [...(await statusOf('VirtualService')), other] });
+  await cluster.apply(route(', subset: v1'));
+  await waitFor('that it is mended', () => isSaid('VirtualService', 'True'), WAIT);
+  assert.deepEqual((await statusOf('VirtualService')).find(({ type }) => type === other.type), other);
+  assert.ok(kube.pilot.object('networking.istio.io/VirtualService/shop/wrong'), 'in force');
+  // What pilot says of it is no change of it.
+  const pushes = (): number => kube.log.filter((line) => line.includes('pushing changes')).length;
+  await waitFor('quiet', () => kube.pilot.status().settled, WAIT);
+  const before = pushes();
+  await cluster.setStatus('networking.istio.io/v1', 'VirtualService', place, { conditions: [other] });
+  await cluster.apply('apiVersion: v1\nkind: Service\nmetadata: {name: after, namespace: shop}\nspec: {ports: [{name: http, port: 80}]}\n');
+  await waitFor('what came after it', () => kube.pilot.object('/Service/shop/after'), WAIT);
+  await waitFor('quiet', () => kube.pilot.status().settled, WAIT);
+  assert.equal(pushes() - before, 1);
+  assert.deepEqual(await statusOf('VirtualService'), [other], 'of a good one nothing is said');
+  for (const [kind, [apiVersion]] of Object.entries(MISTAKES)) await cluster.delete(apiVersion, kind, place);
 });
 
 test("the rights of deploy/pilot-rbac.yaml are all used, and no other is asked for", async () => {
