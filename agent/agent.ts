@@ -10,7 +10,7 @@ import { ClosableStore } from '../common/lifecycle.js';
 import { logger as defaultLogger, type Logger } from '../common/log.js';
 import { defaultBpffsDir, defaultRunDir } from '../common/paths.js';
 import { cgroup2Root } from '../common/cgroup.js';
-import { InstanceLock } from './admin/lock.js';
+import { InstanceLock, instanceWaiters } from './admin/lock.js';
 import { AdminServer, type AdminAnswer } from './admin/server.js';
 import type { AgentStatus } from './admin/status.js';
 import { Dataplane, type DataplaneOptions } from './dataplane/dataplane.js';
@@ -148,6 +148,12 @@ export class Agent {
     this.#lock = this.#store.add(InstanceLock.acquire(this.folder, this.#paths.instance, this.#options.purpose ?? 'underpass agent'));
   }
 
+  /** As `prepare`, but waits until another agent that has it has ended. @throws AbortError when `signal` aborts */
+  async waitForInstance(signal: AbortSignal): Promise<void> {
+    requirePrivileges();
+    this.#lock = this.#store.add(await InstanceLock.wait(this.folder, this.#paths.instance, this.#options.purpose ?? 'underpass agent', { signal, logger: this.#logger }));
+  }
+
   /** Resolves when the admin API answers; pods are enrolled as soon as everything they need is there. */
   async start(): Promise<void> {
     const { nodeName } = this.#options;
@@ -270,6 +276,7 @@ export class Agent {
       node: this.#options.nodeName,
       pid: process.pid,
       since: this.#lock?.holder.since ?? '',
+      waiting: instanceWaiters(this.folder).map(({ pid, since }) => ({ pid, since })),
       ready: notReady.length === 0,
       notReady,
       workloads: { source: workloads.description, pods: this.#records?.length ?? 0, ...(workloads.problem === undefined ? {} : { problem: workloads.problem }) },

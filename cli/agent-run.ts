@@ -109,6 +109,8 @@ export interface RunOptions {
   /** How the control plane is known, and knows this agent; default: neither is. */
   discoveryTls?: DiscoveryTls;
   home: Home;
+  /** While another agent has the instance, rather than end. */
+  waits?: boolean;
   /** Signs the certificates of the pods' service accounts. */
   ca: NodeCaFactory | undefined;
   /** What runs in the same process; started when the instance is held, stopped after the agent. */
@@ -150,7 +152,8 @@ export async function runAgent(options: AgentCliOptions, run: RunOptions): Promi
   let held = false;
   let cleans = options.cleanupOnExit === true;
   try {
-    agent.prepare();
+    if (run.waits) await agent.waitForInstance(signals.signal);
+    else agent.prepare();
     held = true;
     if (home.labSocket !== undefined) recordServes(agent.folder, { labSocket: home.labSocket, bpffsDir: options.bpffs });
     await companion?.start();
@@ -159,6 +162,9 @@ export async function runAgent(options: AgentCliOptions, run: RunOptions): Promi
     if (!signals.signal.aborted) await Promise.race([once(signals.signal, 'abort'), agent.failed]);
     if (signals.signal.aborted) cleans ||= (await home.isUninstalled?.()) === true;
     log.info(cleans ? 'ending and cleaning up' : 'ending; Envoy and the kernel go on');
+  } catch (error) {
+    // Told to end before its turn came.
+    if (held || !signals.signal.aborted) throw error;
   } finally {
     readyFile?.close();
     try {

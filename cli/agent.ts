@@ -31,6 +31,7 @@ export function configure(command: Command): void {
       const home = server ? clusterHome(options, server) : labHome(options, lab!);
       await runAgent(options, {
         purpose: 'underpass agent',
+        waits: true,
         discoveryAddress: options.discovery,
         ...(tls ? { discoveryTls: tls } : {}),
         home,

@@ -39,6 +39,7 @@ export function render(status: AgentStatus, all: boolean): string {
     ...(pods.length === 0 ? ['(no pod is enrolled: label a namespace underpass.io/mode=node)'] : []),
     '',
     `node           ${status.node}, instance ${status.instance}, process ${status.pid} since ${status.since}${status.ready ? '' : ' - not ready'}`,
+    ...status.waiting.map(({ pid, since }) => `               process ${pid} waits since ${since} to take over when this one has ended`),
     ...status.notReady.map((reason) => `               missing: ${reason}`),
     `pods from      ${status.workloads.source} (${status.workloads.pods})${status.workloads.problem === undefined ? '' : ` - ${status.workloads.problem}`}`,
     `Envoy          ${proxy.envoy.pid === undefined ? 'not running' : `process ${proxy.envoy.pid}${proxy.envoy.version ? `, version ${/\d+\.\d+\.\d+/.exec(proxy.envoy.version)?.[0] ?? proxy.envoy.version}` : ''}${proxy.envoy.adopted ? ', taken over' : ''}${proxy.envoy.draining === undefined ? '' : `; process ${proxy.envoy.draining}, which it replaces, drains`}`}`,

@@ -96,6 +96,7 @@ export interface Addon {
   bindMount(source: string, target: string): void;
   unmount(path: string): void;
   mountBpffs(path: string): void;
+  tryLockFile(fd: number): boolean;
   openObject(options: { pinDir: string | null; rodata: Record<string, bigint>; maxEntries: Record<string, number>; programs?: string[]; without?: string[] }): RawObject;
   openPinnedMap(path: string): { map: RawMap; value?: StructLayout } | undefined;
   linkInfo(pinPath: string): { cgroupId: bigint; programId: number; attachType: number };

@@ -89,6 +89,11 @@ export function mountBpffs(path: string): void {
   guarded((addon) => addon.mountBpffs(path));
 }
 
+/** Locks an open file (flock) until the last copy of its descriptor is closed, at the latest when the process ends. @returns whether nobody else had it */
+export function tryLockFile(fd: number): boolean {
+  return guarded((addon) => addon.tryLockFile(fd));
+}
+
 export function isBpffs(path: string): boolean {
   requireString('isBpffs', 'path', path);
   try {

@@ -197,8 +197,6 @@ test('without its capabilities the agent says which are missing and what for, an
 });
 
 test('an Envoy that does not start ends the agent with its reason, and pods keep their plain way', async () => {
-  // One of an earlier agent would go on in its place.
-  await node.cli(['agent', '--cleanup', '--instance', instance]);
   const args = ['node', '--embedded-pilot', '--lab-socket', node.lab.socket, '--instance', instance, '--cleanup-on-exit'];
   const result = await run(process.execPath, [CLI, ...args], { okCodes: [1], timeoutMs: 30_000, env: { ...process.env, ENVOY_BIN: '/bin/false' } });
   assert.match(result.stderr, /starting Envoy \(\/bin\/false\): exit 1 \(UNDERPASS_ENVOY_START\)/);

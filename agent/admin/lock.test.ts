@@ -6,7 +6,9 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { processStartTime } from '../../common/process-id.js';
-import { InstanceLock, instanceHolder } from './lock.js';
+import { logger } from '../../common/log.js';
+import { sleep, waitFor } from '../../common/retry.js';
+import { InstanceLock, instanceHolder, instanceWaiters } from './lock.js';
 
 function folder(context: { after(fn: () => void): void }): string {
   const path = mkdtempSync(join(tmpdir(), `up-agent-${process.pid}-`));
@@ -44,4 +46,45 @@ test('InstanceLock: a lock of a process that was killed does not block, even whe
   writeFileSync(join(path, 'agent.lock'), '{"pid":');
   InstanceLock.acquire(path, 'blue', 'x').close();
   assert.deepEqual(readdirSync(path), []);
+});
+
+test('InstanceLock: who waits is shown, and has it as soon as the holder lets go or is killed; of two one', async (context) => {
+  const path = folder(context);
+  const holder = spawn(process.execPath, ['--input-type=module', '-e', `const { InstanceLock } = await import(${JSON.stringify(new URL('lock.js', import.meta.url).href)}); InstanceLock.acquire(${JSON.stringify(path)}, 'blue', 'first'); console.log('held'); setInterval(() => {}, 1000);`], { stdio: ['ignore', 'pipe', 'inherit'] });
+  await once(holder.stdout, 'data');
+  const stop = new AbortController();
+  const wait = (signal: AbortSignal): Promise<InstanceLock> => InstanceLock.wait(path, 'blue', 'second', { signal, logger: logger('test') });
+  await assert.rejects(wait(AbortSignal.timeout(100)), { name: 'AbortError' });
+  assert.deepEqual(instanceWaiters(path), []);
+  const waiting = wait(stop.signal);
+  await waitFor('the one that waits to be shown', () => instanceWaiters(path).length === 1, { timeoutMs: 5_000 });
+  assert.equal(instanceHolder(path)?.pid, holder.pid);
+  await sleep(300);
+  assert.equal(instanceHolder(path)?.purpose, 'first');
+  holder.kill('SIGKILL');
+  const lock = await waiting;
+  assert.equal(instanceHolder(path)?.purpose, 'second');
+  const next = wait(stop.signal);
+  await waitFor('the next one to wait', () => instanceWaiters(path).length === 1, { timeoutMs: 5_000 });
+  assert.equal(instanceWaiters(path)[0]?.purpose, 'second');
+  lock.close();
+  (await next).close();
+  assert.deepEqual(readdirSync(path), []);
+});
+
+test('InstanceLock: a lock file that its holder takes away while another has it open is not the lock', async (context) => {
+  const path = folder(context);
+  for (let round = 0; round < 20; round++) {
+    const first = InstanceLock.acquire(path, 'blue', 'x');
+    const waiters = [1, 2].map(() => InstanceLock.wait(path, 'blue', 'y', { signal: AbortSignal.timeout(10_000), logger: logger('test') }));
+    first.close();
+    let held = 0;
+    await Promise.all(waiters.map(async (waiter) => {
+      const lock = await waiter;
+      assert.equal(++held, 1);
+      await sleep(1);
+      held--;
+      lock.close();
+    }));
+  }
 });

@@ -1,9 +1,15 @@
-/** One agent an instance: its lock file says who holds it, and outlives a crash without blocking the next start. */
-import { linkSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
+/**
+ * One agent an instance. Who holds its lock file is the kernel's affair (flock), so that a crash frees it; what is written in it
+ * says who that is, also to those who do not want it. Others may wait for it: a new version beside the one that it follows.
+ */
+import { closeSync, constants, fstatSync, ftruncateSync, mkdirSync, openSync, readFileSync, readdirSync, rmSync, statSync, writeFileSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
-import { UnderpassError, errorCode } from '../../common/errors.js';
+import { UnderpassError } from '../../common/errors.js';
 import type { Closable } from '../../common/lifecycle.js';
+import type { Logger } from '../../common/log.js';
 import { isRunning, processStartTime, type ProcessId } from '../../common/process-id.js';
+import { sleep } from '../../common/retry.js';
+import { lockFile } from '../dataplane/file-lock.js';
 
 export interface InstanceHolder extends ProcessId {
   /** What holds it, e.g. `underpass node`. */
@@ -12,6 +18,10 @@ export interface InstanceHolder extends ProcessId {
 }
 
 const LOCK_FILE = 'agent.lock';
+/** Before the process id of one that waits. */
+const WAITING_PREFIX = `${LOCK_FILE}.waiting.`;
+const WAIT_POLL_MS = 100;
+const SAY_AGAIN_MS = 60_000;
 
 /** Who holds the instance of this folder, if that process is alive. */
 export function instanceHolder(folder: string): InstanceHolder | undefined {
@@ -19,69 +29,102 @@ export function instanceHolder(folder: string): InstanceHolder | undefined {
   return holder && isRunning(holder) ? holder : undefined;
 }
 
+/** Agents that wait for the instance of this folder. */
+export function instanceWaiters(folder: string): InstanceHolder[] {
+  let names: string[];
+  try {
+    names = readdirSync(folder);
+  } catch {
+    return [];
+  }
+  return names.filter((name) => name.startsWith(WAITING_PREFIX)).flatMap((name) => {
+    const waiter = read(join(folder, name));
+    return waiter && isRunning(waiter) ? [waiter] : [];
+  });
+}
+
 export class InstanceLock implements Closable {
-  private constructor(readonly path: string, readonly holder: InstanceHolder) {}
+  readonly #fd: number;
+
+  private constructor(readonly path: string, readonly holder: InstanceHolder, fd: number) {
+    this.#fd = fd;
+  }
 
   /** @throws UnderpassError `UNDERPASS_AGENT_HELD` naming the holder's pid and start */
   static acquire(folder: string, instance: string, purpose: string): InstanceLock {
-    const startTime = processStartTime(process.pid);
-    if (startTime === undefined) throw new Error(`reading the start time of process ${process.pid} from /proc`);
-    const holder: InstanceHolder = { pid: process.pid, startTime, purpose, since: new Date().toISOString() };
-    mkdirSync(folder, { recursive: true, mode: 0o700 });
-    const path = join(folder, LOCK_FILE);
-    const mine = `${path}.${process.pid}`;
+    const lock = InstanceLock.#try(folder, purpose);
+    if (lock) return lock;
+    const other = instanceHolder(folder);
+    throw new UnderpassError('UNDERPASS_AGENT_HELD', `starting the agent: instance ${instance} is held by ${other ? `process ${other.pid} (${other.purpose}) since ${other.since}` : 'another process'}`, {
+      hint: other ? `end process ${other.pid}, or take another --instance` : 'take another --instance',
+    });
+  }
+
+  /** Waits until nobody else has it, and says so. @throws AbortError when `signal` aborts */
+  static async wait(folder: string, instance: string, purpose: string, { signal, logger }: { signal: AbortSignal; logger: Logger }): Promise<InstanceLock> {
+    const mine = join(folder, `${WAITING_PREFIX}${process.pid}`);
+    const began = performance.now();
+    let said = -Infinity;
     try {
-      for (let attempt = 0; attempt < 5; attempt++) {
-        writeFileSync(mine, JSON.stringify(holder), { mode: 0o600 });
-        try {
-          linkSync(mine, path); // fails when there is one, so that of two starts at once only one wins
-          return new InstanceLock(path, holder);
-        } catch (error) {
-          if (errorCode(error) !== 'EEXIST') throw error;
+      for (;;) {
+        signal.throwIfAborted();
+        const lock = InstanceLock.#try(folder, purpose);
+        if (lock) {
+          if (said > 0) logger.info({ instance, waitedMs: Math.round(performance.now() - began) }, 'the instance is free: this agent takes over');
+          return lock;
         }
-        const other = instanceHolder(folder);
-        if (other) {
-          throw new UnderpassError('UNDERPASS_AGENT_HELD', `starting the agent: instance ${instance} is held by process ${other.pid} (${other.purpose}) since ${other.since}`, {
-            hint: `end process ${other.pid}, or take another --instance`,
-          });
+        if (performance.now() - said > SAY_AGAIN_MS) {
+          if (said < 0) writeFileSync(mine, JSON.stringify(self(purpose)), { mode: 0o600 });
+          said = performance.now();
+          const { pid, purpose: what, since } = instanceHolder(folder) ?? {};
+          logger.warn({ instance, holder: pid, purpose: what, since }, 'another agent has this instance: this one waits until it has ended; nothing changes meanwhile');
         }
-        takeAwayStale(path, mine);
+        await sleep(WAIT_POLL_MS, signal);
       }
     } finally {
       rmSync(mine, { force: true });
     }
-    throw new UnderpassError('UNDERPASS_AGENT_HELD', `starting the agent: other processes take and leave instance ${instance} at the same time`);
+  }
+
+  static #try(folder: string, purpose: string): InstanceLock | undefined {
+    const holder = self(purpose);
+    mkdirSync(folder, { recursive: true, mode: 0o700 });
+    const path = join(folder, LOCK_FILE);
+    const fd = openSync(path, constants.O_RDWR | constants.O_CREAT, 0o600);
+    try {
+      // Whoever held it may have taken the file away; and agents before this version only wrote into it.
+      const other = lockFile(fd) && fstatSync(fd).ino === statSync(path, { throwIfNoEntry: false })?.ino ? read(path) : 'held';
+      if (other === undefined || (other !== 'held' && !isRunning(other))) {
+        ftruncateSync(fd);
+        writeSync(fd, JSON.stringify(holder), 0);
+        return new InstanceLock(path, holder, fd);
+      }
+    } catch (error) {
+      closeSync(fd);
+      throw error;
+    }
+    closeSync(fd);
+    return undefined;
   }
 
   close(): void {
-    if (read(this.path)?.pid === process.pid) rmSync(this.path, { force: true });
+    rmSync(this.path, { force: true });
+    closeSync(this.#fd);
   }
 }
 
-/** By renaming it, so that of two that saw the same stale file neither takes away the other's fresh one unseen. */
-function takeAwayStale(path: string, mine: string): void {
-  const aside = `${mine}.stale`;
-  try {
-    renameSync(path, aside);
-  } catch (error) {
-    if (errorCode(error) === 'ENOENT') return;
-    throw error;
-  }
-  const taken = read(aside);
-  try {
-    if (taken && isRunning(taken)) linkSync(aside, path);
-  } catch (error) {
-    if (errorCode(error) !== 'EEXIST') throw error;
-  } finally {
-    rmSync(aside, { force: true });
-  }
+function self(purpose: string): InstanceHolder {
+  const startTime = processStartTime(process.pid);
+  if (startTime === undefined) throw new Error(`reading the start time of process ${process.pid} from /proc`);
+  return { pid: process.pid, startTime, purpose, since: new Date().toISOString() };
 }
 
 function read(path: string): InstanceHolder | undefined {
   try {
-    return JSON.parse(readFileSync(path, 'utf8')) as InstanceHolder;
+    const found = JSON.parse(readFileSync(path, 'utf8')) as InstanceHolder;
+    return typeof found.pid === 'number' ? found : undefined;
   } catch (error) {
-    if (errorCode(error) === 'ENOENT' || error instanceof SyntaxError) return undefined;
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT' || error instanceof SyntaxError) return undefined;
     throw error;
   }
 }

@@ -11,6 +11,8 @@ export interface AgentStatus {
   node: string;
   pid: number;
   since: string;
+  /** Agents of the same instance that wait until this one has ended. */
+  waiting: { pid: number; since: string }[];
   ready: boolean;
   /** What is missing for readiness. */
   notReady: string[];

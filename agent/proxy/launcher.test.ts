@@ -211,4 +211,28 @@ describe('NodeProxy with a launcher', () => {
     assert.deepEqual(await statuses(), [200]);
     assert.deepEqual((await launcherStatus(launcherSocket)).running.map((item) => item.pid), [world.running.status().envoy.pid]);
   });
+
+  it('drains what nobody took over, and then ends it: clients are told to close while their requests are answered', async () => {
+    await world.running.stop({ keepEnvoy: true });
+    await launcher.kill();
+    launcher = await TestLauncher.start(launcherSocket, { options: ['--grace', '1', '--drain', '4'] });
+    const next = await world.startProxy({ launcherSocket });
+    next.setPods([a.pod]);
+    await world.ready(a.pod);
+    await world.settled();
+    const { pid = 0 } = next.status().envoy;
+    // A connection that is kept, asked ten times a second: what each answer says of it.
+    const asked = a.netns.script<string[]>(`const http = require('http'); const agent = new http.Agent({ keepAlive: true, maxSockets: 1 }); const said = []; const end = Date.now() + 4000;
+      const call = () => { if (Date.now() > end) { console.log(JSON.stringify(said)); process.exit(0); } const req = http.get({ host: '${SERVICE_VIP}', agent, headers: { host: 'web' } }, (res) => { said.push(res.statusCode + ' ' + res.headers.connection); res.resume(); res.on('end', () => setTimeout(call, 100)); }); req.on('error', (e) => { said.push(e.message); setTimeout(call, 100); }); }; call();`);
+    await sleep(300);
+    await next.stop({ keepEnvoy: true });
+    launcher.process.kill('SIGTERM');
+    const said = await asked;
+    assert.equal(said[0], '200 undefined');
+    assert.ok(said.includes('200 close'), String(said));
+    assert.deepEqual(said.filter((line) => !line.startsWith('200 ')), []);
+    assert.equal(await launcher.ended(), 0);
+    assert.match(launcher.output, /nobody took over from Envoy \d+: it drains for 4 s/);
+    assert.equal(processStartTime(pid), undefined);
+  });
 });

@@ -6,6 +6,7 @@
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <sched.h>
+#include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/socket.h>
@@ -250,6 +251,14 @@ void mount_bpffs(const Napi::CallbackInfo &info) {
   }
 }
 
+Napi::Value try_lock_file(const Napi::CallbackInfo &info) {
+  Napi::Env env = info.Env();
+  const int fd = static_cast<int>(integer_of(env, info[0], "tryLockFile: fd", 0, INT32_MAX));
+  if (!flock(fd, LOCK_EX | LOCK_NB)) return Napi::Boolean::New(env, true);
+  if (errno != EWOULDBLOCK) throw syscall_error(env, "locking file descriptor " + std::to_string(fd), "flock", errno);
+  return Napi::Boolean::New(env, false);
+}
+
 }  // namespace
 
 void init_system(Napi::Env env, Napi::Object exports) {
@@ -258,6 +267,7 @@ void init_system(Napi::Env env, Napi::Object exports) {
   exports.Set("createNetns", Napi::Function::New(env, create_netns, "createNetns"));
   exports.Set("bindMount", Napi::Function::New(env, bind_mount, "bindMount"));
   exports.Set("unmount", Napi::Function::New(env, unmount, "unmount"));
+  exports.Set("tryLockFile", Napi::Function::New(env, try_lock_file, "tryLockFile"));
   exports.Set("mountBpffs", Napi::Function::New(env, mount_bpffs, "mountBpffs"));
 }
 
