@@ -7,6 +7,7 @@ import { projectRoot } from '../../common/paths.js';
 import { VERSION } from '../../common/version.js';
 import { AGENT_CAPABILITIES, ENVOY_CAPABILITIES, type Capability } from './agent-objects.js';
 import { helmText } from './helm.js';
+import { uninstallHooks } from './helm-hooks.js';
 import { FILES, installationObjects } from './objects.js';
 import { PILOT_ACCOUNT, ROOT_NAMESPACE, account, agentRbac, namespace, pilotRbac, podTokensRbac, remoteRbac, AGENT, AGENT_NAMESPACE } from './rbac.js';
 import { DEFAULTS, settings, type Setting, type Values } from './settings.js';
@@ -25,7 +26,7 @@ export function chartFiles(): Record<string, string> {
     [`${CHART}/Chart.yaml`]: header + stringify({ apiVersion: 'v2', name: 'underpass', version: VERSION, appVersion: VERSION, type: 'application', kubeVersion: '>=1.25.0-0', description: 'A service mesh without sidecars: the kernel moves the bytes, one Envoy per node decides' }),
     [`${CHART}/values.yaml`]: header + valuesYaml(),
     [`${CHART}/values.schema.json`]: `${JSON.stringify(schema(), null, 2)}\n`,
-    ...Object.fromEntries(Object.entries(FILES).map(([name, templates]) => [`${CHART}/templates/${name}.yaml`, `{{- /* ${BY} */}}\n${helmText(templates)}`])),
+    ...Object.fromEntries(Object.entries({ ...FILES, uninstall: uninstallHooks() }).map(([name, templates]) => [`${CHART}/templates/${name}.yaml`, `{{- /* ${BY} */}}\n${helmText(templates)}`])),
     'deploy/underpass.yaml': `# Underpass with its own control plane, all values as they come: kubectl apply --server-side -f deploy/underpass.yaml\n${header}${whole({})}`,
     'deploy/underpass-istiod.yaml': `# Underpass with an istiod that is there already, all values as they come: kubectl apply --server-side -f deploy/underpass-istiod.yaml\n${header}${whole({ controlPlane: 'istiod' })}`,
     'deploy/agent-rbac.yaml': manifest('What the node agent may do in its cluster, and no more; docs/architecture.md says what each is for.', [namespace(AGENT_NAMESPACE), account(AGENT, AGENT_NAMESPACE), ...agentRbac()]),

@@ -20,7 +20,7 @@ export interface Rule {
 }
 type WrittenRule = Rule | { comment: string; rule: Rule };
 
-const rule = (group: string, resources: readonly string[], verbs: readonly string[], resourceNames?: readonly string[]): Rule => ({ apiGroups: [group], resources, ...(resourceNames ? { resourceNames } : {}), verbs });
+export const rule = (group: string, resources: readonly string[], verbs: readonly string[], resourceNames?: readonly string[]): Rule => ({ apiGroups: [group], resources, ...(resourceNames ? { resourceNames } : {}), verbs });
 const because = (why: string, of: Rule): WrittenRule => ({ comment: why, rule: of });
 
 export function namespace(name: string, more: Readonly<Record<string, string>> = {}): Mapping {
@@ -32,7 +32,7 @@ export function account(name: string, of: string): Mapping {
 }
 
 /** A role and its binding; without a namespace for the whole cluster. */
-function role(name: string, rules: readonly WrittenRule[], subject: { name: string; namespace: string }, of?: string): Mapping[] {
+export function role(name: string, rules: readonly WrittenRule[], subject: { name: string; namespace: string }, of?: string): Mapping[] {
   const scope = of === undefined ? 'Cluster' : '';
   const metadata = { name, ...(of === undefined ? {} : { namespace: of }), labels: LABELS };
   return [

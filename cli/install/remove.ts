@@ -42,6 +42,8 @@ const DAEMON_SET = resourceOf('apps/v1', 'DaemonSet');
 const PODS = resourceOf('v1', 'Pod');
 const CLEANUP_LABELS = { app: 'underpass-cleanup' };
 const MAX_PARALLEL = 20;
+/** By which the API server knows what pilot has written. */
+const PILOT_MANAGER = 'underpass-pilot';
 
 /**
  * Removes the agents, and all that they have left on their nodes.
@@ -178,7 +180,7 @@ export async function removeRest(client: KubeClient, progress: (text: string) =>
     await removeObject(client, object);
   }
   if (!hasPilot) return objects.map(named);
-  const written: KubeObject[] = (await listed<ConfigMap>(client, 'v1', 'ConfigMap', { labelSelector: 'istio.io/config=true' })).filter(({ metadata }) => metadata.name === 'istio-ca-root-cert');
+  const written: KubeObject[] = (await listed<ConfigMap & { metadata: { managedFields?: { manager?: string }[] } }>(client, 'v1', 'ConfigMap', { labelSelector: 'istio.io/config=true' })).filter(({ metadata }) => metadata.name === 'istio-ca-root-cert' && metadata.managedFields?.every(({ manager }) => manager === PILOT_MANAGER));
   written.push({ apiVersion: 'coordination.k8s.io/v1', kind: 'Lease', metadata: { namespace: ROOT_NAMESPACE, name: 'underpass-pilot' } });
   written.push({ apiVersion: 'v1', kind: 'Secret', metadata: { namespace: ROOT_NAMESPACE, name: 'underpass-ca' } });
   for (const object of written) await removeObject(client, object);
