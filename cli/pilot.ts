@@ -4,7 +4,7 @@ import { duration, wholeNumber } from '../common/arguments.js';
 import { KubeClient } from '../common/kube/client.js';
 import { inClusterServer, readKubeconfig, type ApiServer } from '../common/kube/kubeconfig.js';
 import { logger } from '../common/log.js';
-import { Pilot, type MeshConfig, type PilotOptions } from '../pilot/index.js';
+import { Pilot, PILOT_RIGHTS, type MeshConfig, type PilotOptions } from '../pilot/index.js';
 
 const DEFAULT_LISTEN = '127.0.0.1:15010';
 /** istiod's monitoring port. */
@@ -136,7 +136,7 @@ function securityOf(options: Options, apiServer: ApiServer | undefined): PilotOp
     ...(tokenJwks === undefined ? {} : { tokenJwks }),
     ...(tokenIssuer === undefined ? {} : { tokenIssuer }),
     ...(tokenAudience === undefined ? {} : { tokenAudiences: tokenAudience }),
-    ...(apiServer && (tokenReview ?? tokenJwks === undefined) ? { tokenReview: new KubeClient(apiServer) } : {}),
+    ...(apiServer && (tokenReview ?? tokenJwks === undefined) ? { tokenReview: new KubeClient(apiServer, 'underpass-pilot', PILOT_RIGHTS) } : {}),
     ...(nodeAccount === undefined ? {} : { nodeAccounts: nodeAccount }),
   };
 }

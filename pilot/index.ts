@@ -39,6 +39,7 @@ import { Admission } from './validation/admission.js';
 import type { ReferenceOptions } from './validation/references.js';
 
 export type { MeshConfig } from './model/mesh.js';
+export { PILOT_RIGHTS } from './sources/sources.js';
 
 /** A first state without the keys of token issuers would refuse good tokens; with issuers that are away it must not wait. */
 const FIRST_KEYS_MS = 5_000;

@@ -15,6 +15,7 @@ import { DEFAULT_INJECTION } from '../../common/injection/config.js';
 import { applyPatch, type PatchOperation } from '../../common/injection/json-patch.js';
 import type { InjectablePod } from '../../common/injection/pod.js';
 import { waitFor } from '../../common/retry.js';
+import { CertificateAuthority } from '../../common/identity/ca.js';
 import { Pilot } from '../index.js';
 import { WebhookMetrics } from './metrics.js';
 import { WebhookServer } from './webhook-server.js';
@@ -140,6 +141,25 @@ test("the certificate is renewed live: later connections see the new one, the ol
     assert.notEqual(await ask(), first);
   } finally {
     await server.close();
+  }
+});
+
+test("a CA that changes is the webhook's at once: its certificate is one that whoever trusts the new root alone takes", async () => {
+  const folder = mkdtempSync(join(tmpdir(), 'up-webhook-ca-'));
+  writeFileSync(join(folder, 'namespaces.yaml'), NAMESPACES);
+  const first = await CertificateAuthority.create();
+  const ca = await CertificateAuthority.from(first.material, 'the test');
+  const own = new Pilot({ sources: [folder], listen: [], logger: pino({ level: 'silent' }), security: { listen: ['127.0.0.1:0'], ca }, webhooks: { listen: '127.0.0.1:0' } });
+  await own.start();
+  try {
+    const ask = (trust: string): Promise<Answer> => post('/inject', review('Pod', pod()), { address: own.webhookAddress, trust });
+    assert.equal((await ask(first.rootPem)).status, 200);
+    const second = await CertificateAuthority.create();
+    await ca.replace(second.material, 'the test');
+    await waitFor('the new certificate', () => ask(second.rootPem).then(({ status }) => status === 200, () => false), { timeoutMs: 10_000 });
+  } finally {
+    await own.stop();
+    rmSync(folder, { recursive: true, force: true });
   }
 });
 
