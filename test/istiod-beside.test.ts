@@ -78,17 +78,30 @@ spec: {nodeName: ${node}, serviceAccountName: ${serviceAccount}, containers: [{n
     await this.istiod.goTo(0);
     writeFileSync(join(this.#folder, 'root-cert.pem'), this.security.ca.rootPem);
     writeFileSync(join(this.#folder, 'token'), await this.security.token({ ...AGENT, pod: { name: AGENT.name } }), { mode: 0o600 });
+    this.startAgent();
+    await this.settled('the pods to be enrolled');
+  }
+
+  startAgent(): void {
     const args = ['agent', '--lab-socket', this.lab.socket, '--node', NODE, '--instance', this.instance, '--concurrency', '1', '--ambient-label', '--discovery', this.istiod.address, '--discovery-root', join(this.#folder, 'root-cert.pem'), '--ca-token', join(this.#folder, 'token')];
     const child = (this.#agent = spawn(process.execPath, [CLI, ...args], { stdio: ['ignore', 'pipe', 'pipe'] }));
     for (const stream of [child.stdout, child.stderr]) stream.on('data', (chunk: Buffer) => (this.log += chunk.toString()));
-    await this.#settled('the pods to be enrolled');
+  }
+
+  /** Its Envoy and the kernel go on. */
+  async endAgent(signal: NodeJS.Signals): Promise<void> {
+    const child = this.#agent;
+    this.#agent = undefined;
+    if (!child || child.exitCode !== null || child.signalCode !== null) return;
+    child.kill(signal);
+    await once(child, 'exit');
   }
 
   async status(): Promise<AgentStatus> {
     return JSON.parse(await askAgent(instancePaths({ instance: this.instance }).adminSocket, '/v1/status')) as AgentStatus;
   }
 
-  async #settled(what: string): Promise<void> {
+  async settled(what: string): Promise<void> {
     let last: unknown;
     await waitFor(what, async () => {
       const status = await this.status().catch(() => undefined);
@@ -102,7 +115,7 @@ spec: {nodeName: ${node}, serviceAccountName: ${serviceAccount}, containers: [{n
 
   async goTo(step: number): Promise<void> {
     await this.istiod.goTo(step);
-    await this.#settled(`step ${step} to be in force`);
+    await this.settled(`step ${step} to be in force`);
     assert.deepEqual((await this.status()).proxy.nacks, [], `step ${step}`);
     assert.deepEqual(this.istiod.streams.flatMap(({ nacks }) => nacks), [], `step ${step}`);
   }
@@ -130,11 +143,7 @@ spec: {nodeName: ${node}, serviceAccountName: ${serviceAccount}, containers: [{n
   }
 
   async down(): Promise<void> {
-    const child = this.#agent;
-    if (child && child.exitCode === null && child.signalCode === null) {
-      child.kill('SIGKILL');
-      await once(child, 'exit');
-    }
+    await this.endAgent('SIGKILL');
     this.istiod?.stop();
     await this.lab?.down();
     await cleanup({ instance: this.instance, logger: logger('test.cleanup').child({}, { level: 'warn' }) }, realCleanupParts);
@@ -180,6 +189,24 @@ describe('authz-ambient: what istiod says in WDS is in force in the kernel, what
     assert.deepEqual(await ways(), { ...all, web: 'refused', stranger: 'refused' });
   });
 
+  test('an agent that is exchanged while istiod is away: what is in force stays, and goes on when istiod is back', async () => {
+    const inForce = { ...all, web: 'refused', stranger: 'refused' };
+    mesh.istiod.stop();
+    assert.deepEqual(await ways(), inForce);
+    await mesh.endAgent('SIGKILL');
+    assert.deepEqual(await ways(), inForce);
+    mesh.startAgent();
+    const status = await waitFor('the new agent to have Envoy', async () => {
+      const now = await mesh.status().catch(() => undefined);
+      return now?.proxy.envoy.adopted && now.proxy.envoy.connected ? now : undefined;
+    }, WAIT);
+    assert.equal(status.proxy.controlPlane.connected, false);
+    assert.deepEqual(await ways(), inForce);
+    await mesh.istiod.start();
+    await mesh.settled('istiod to be back');
+    assert.deepEqual(await ways(), inForce);
+  });
+
   test('a DENY of namespaces and addresses that nobody here has changes nothing', async () => {
     await mesh.goTo(2);
     assert.deepEqual(await ways(), { ...all, web: 'refused', stranger: 'refused' });
@@ -197,6 +224,18 @@ describe('authz-ambient: what istiod says in WDS is in force in the kernel, what
 
   test('without policies all is as it was', async () => {
     await mesh.goTo(5);
+    assert.deepEqual(await ways(), all);
+  });
+
+  test('beside Istio\'s label this project\'s own counts: pods leave, say why, and take back what they said', async () => {
+    const pods = async (): Promise<AgentStatus['pods']> => (await mesh.status()).pods.filter(({ namespace }) => namespace === 'ambsec');
+    const label = (value: string | null): Promise<void> => mesh.lab.label({ kind: 'Namespace', name: 'ambsec', labels: { 'underpass.io/mode': value } });
+    await label('off');
+    await waitFor('the pods to leave', async () => (await pods()).every(({ mode, state, settled }) => mode === 'off' && state === 'off' && settled), WAIT);
+    for (const { reason } of await pods()) assert.equal(reason, 'the namespace has underpass.io/mode=off, which counts, and istio.io/dataplane-mode=ambient');
+    for (const app of ['redis', 'web', 'client']) assert.equal(mesh.lab.pod('ambsec', `${app}-v1-6d9f`).annotations['ambient.istio.io/redirection'], undefined);
+    await label(null);
+    await mesh.settled('the pods to be back');
     assert.deepEqual(await ways(), all);
   });
 });
