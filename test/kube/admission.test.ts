@@ -96,7 +96,11 @@ test("without pilot no Pod starts half-captured: creation fails where injection 
   await kube.pilot.stop();
   await assert.rejects(create(pod('lost')), /sidecar-injector\.istio\.io/);
   assert.deepEqual(containers(await create(pod('fine', 'plain'))), ['app']);
+  // With no pilot to write it again its CA is lost.
+  await cluster.delete('v1', 'Secret', { namespace: 'istio-system', name: 'underpass-ca' });
+  const before = kube.pilot.ca!.rootPem;
   await start();
+  assert.notEqual(kube.pilot.ca!.rootPem, before);
   await trusted();
   const created = await waitFor('an injected Pod', () => create(pod('lost')).catch(() => undefined), WAIT);
   assert.ok(containers(created).includes('istio-proxy'));
