@@ -29,7 +29,7 @@ export const PROGRAMS: Readonly<Record<string, string>> = {
   readlink: 'bin/underpass',
   dirname: 'bin/underpass',
   node: 'bin/underpass',
-  cat: 'the agent, for /proc/net in a pod\'s network namespace',
+  cat: 'the agent, for /proc/net in a pod\'s network namespace; its readiness probe',
   grep: 'the agent, for the tables of iptables-legacy in a pod\'s network namespace',
   'iptables-nft': 'the agent, for redirection',
   'iptables-nft-save': 'the agent, for redirection',

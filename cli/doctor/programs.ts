@@ -42,6 +42,8 @@ export async function programRows(): Promise<Row[]> {
   row('programs.exec', 'underpass-exec', 'base', helper ? 'yes' : 'no', helper ? 'built' : 'not built: make build', 'no process can be started in a pod');
   row('programs.node', 'Node', 'base', Number(process.versions.node.split('.')[0]) >= 20 ? 'yes' : 'no', `${process.versions.node}; 20 or newer is needed`, 'nothing is tried with older ones');
 
+  // The image is without the lab, and asks for nothing of it.
+  if (!existsSync(new URL('../lab.js', import.meta.url))) return rows;
   const labTools: [string, string[], string][] = [['ip', ['-V'], 'iproute2'], ['unshare', ['--version'], 'util-linux'], ['nginx', ['-v'], 'nginx-light'], ['wrk', ['-v'], 'wrk']];
   const found: string[] = [];
   const missing: string[] = [];

@@ -27,7 +27,7 @@ export function baseProblem(base: string): string | undefined {
 }
 
 /** @returns the folder, which nobody may change */
-export async function makeBase(base: string, { sources, mirror }: Registries): Promise<string> {
+export async function makeBase(base: string, { mirror }: Registries): Promise<string> {
   const { codename } = parseBase(base);
   const folder = join(buildDir, 'image', `base-${codename}-node${process.versions.node}`);
   if (existsSync(folder)) return folder;
@@ -40,7 +40,6 @@ export async function makeBase(base: string, { sources, mirror }: Registries): P
     const log = join(part, 'debootstrap', 'debootstrap.log');
     throw existsSync(log) ? new UnderpassError('UNDERPASS_IMAGE_BASE', `debootstrap failed: ${readFileSync(log, 'utf8').slice(-500)}`, { cause: error }) : error;
   }
-  writeFileSync(join(part, 'etc/apt/sources.list'), sources.map((line) => `${line}\n`).join(''));
   makeSlim(part);
   await addNode(part);
   // Mount points of what differs in every container.

@@ -1,6 +1,6 @@
 // The Dockerfile itself, step by step, where no container engine is: `make test-image`.
 import assert from 'node:assert/strict';
-import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdtempSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
@@ -12,7 +12,7 @@ import { parseDockerfile } from './dockerfile.js';
 
 const { base } = parseDockerfile(readFileSync(join(projectRoot, 'Dockerfile'), 'utf8'))[0]!;
 const problem = baseProblem(base);
-const work = join(buildDir, 'image', `stages-${process.pid}`);
+const work = join(buildDir, 'image', 'stages');
 
 let build: BuiltStage;
 let last: BuiltStage;
@@ -21,7 +21,10 @@ if (problem === undefined) {
     const stages = await buildStages({ context: projectRoot, work });
     [build, last] = [stages[0]!, stages.at(-1)!];
   }, { timeout: 900_000 });
-  after(() => rmSync(work, { recursive: true, force: true }));
+  // The log stays, for who reads of a step that failed.
+  after(() => {
+    for (const entry of readdirSync(work, { withFileTypes: true })) if (entry.isDirectory()) rmSync(join(work, entry.name), { recursive: true });
+  });
 }
 
 test('Dockerfile: its steps make a root file system with nothing of a developer\'s, no secret, and a list of contents that names all that is there and no more', { skip: problem ?? false }, async () => {

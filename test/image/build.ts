@@ -1,5 +1,5 @@
 /** Carries out a Dockerfile: each stage is a folder, COPY copies, RUN runs with that folder as its root. */
-import { appendFileSync, cpSync, existsSync, mkdirSync, readFileSync, readdirSync, rmSync, statSync } from 'node:fs';
+import { appendFileSync, cpSync, existsSync, mkdirSync, readFileSync, readdirSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { basename, dirname, join, resolve } from 'node:path';
 import { UnderpassError } from '../../common/errors.js';
 import { run } from '../../common/process.js';
@@ -40,6 +40,7 @@ export async function buildStages({ context, work, args = {}, stepTimeoutMs = 60
     else {
       registries = await machineRegistries(parseBase(stage.base).codename);
       await run('cp', ['--archive', '--reflink=auto', earlier ?? (await makeBase(stage.base, registries)), root], { timeoutMs: 120_000 });
+      writeFileSync(join(root, 'etc/apt/sources.list'), registries.sources.map((line) => `${line}\n`).join(''));
     }
     let directory = '/';
     for (const step of stage.steps) {

@@ -161,6 +161,7 @@ async function checkDoctor(root: string, underpass: string): Promise<void> {
   const { code, stdout, stderr } = await enterRoot(root, [underpass, 'doctor', '--output', 'json'], { timeoutMs: 120_000 });
   assert.ok(code === 0 || code === 3, `doctor: exit ${code}\n${stdout}${stderr}`);
   const { rows } = JSON.parse(stdout) as { rows: { id: string; state: string; detail: string }[] };
+  assert.ok(!rows.some(({ id }) => id === 'programs.lab'), 'doctor asks for what the lab needs');
   // What hangs on the image alone; the rest is the machine's.
   for (const id of ['programs.envoy', 'programs.addon', 'programs.exec', 'programs.node', 'network.iptables', 'network.ip6tables', 'network.nft', 'libbpf']) {
     const row = rows.find((each) => each.id === id);

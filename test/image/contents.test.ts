@@ -1,10 +1,11 @@
 // What goes into the image, made out of this machine's Debian.
 import assert from 'node:assert/strict';
 import { createHash } from 'node:crypto';
-import { chmodSync, cpSync, mkdirSync, mkdtempSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
+import { chmodSync, cpSync, existsSync, mkdirSync, mkdtempSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
+import { parseAllDocuments } from 'yaml';
 import { buildDir, projectRoot } from '../../common/paths.js';
 import { run } from '../../common/process.js';
 import { COMMANDS_LEFT_OUT, ENTRY_MODULE, PRODUCT_FILES, PROGRAMS } from '../../image/contents.js';
@@ -47,6 +48,23 @@ test('contents: every file of the project that the code names is there', () => {
   );
   assert.ok(named.length >= 5, `only ${named.length} found: is the pattern still right?`);
   assert.deepEqual(named.filter(({ file }) => !(PRODUCT_FILES as readonly string[]).includes(file) && !elsewhere.has(file)), []);
+});
+
+test('contents: what the manifests start, and probe with, is there', () => {
+  type Container = { image: string; command?: string[]; readinessProbe?: Probe; livenessProbe?: Probe; startupProbe?: Probe; lifecycle?: { preStop?: Probe; postStart?: Probe } };
+  type Probe = { exec?: { command: string[] } };
+  const containers = ['underpass.yaml', 'underpass-istiod.yaml'].flatMap((name) =>
+    parseAllDocuments(readFileSync(join(projectRoot, 'deploy', name), 'utf8')).flatMap((document) => {
+      const { kind, spec } = document.toJS() as { kind: string; spec?: { template?: { spec: { containers: Container[]; initContainers?: Container[] } } } };
+      const pod = ['DaemonSet', 'Deployment', 'Job'].includes(kind) ? spec?.template?.spec : undefined;
+      return [...(pod?.containers ?? []), ...(pod?.initContainers ?? [])];
+    }),
+  ).filter(({ image }) => /(?:^|\/)underpass[:@]/.test(image));
+  const commands = containers.flatMap(({ command, readinessProbe, livenessProbe, startupProbe, lifecycle }) =>
+    [command, ...[readinessProbe, livenessProbe, startupProbe, lifecycle?.preStop, lifecycle?.postStart].map((probe) => probe?.exec?.command)].flatMap((words) => words?.slice(0, 1) ?? []),
+  );
+  assert.ok(containers.length >= 4 && commands.length >= 2, JSON.stringify({ containers: containers.length, commands }));
+  for (const command of new Set(commands)) assert.ok(command.startsWith('/') ? existsSync(join(root, command)) : PROGRAMS[command] !== undefined, command);
 });
 
 test('contents: nothing of a developer\'s, no secret, and the list of contents names all that is there and no more', async () => {
