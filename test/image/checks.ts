@@ -180,7 +180,7 @@ async function checkPilot(root: string, underpass: string): Promise<void> {
   let log = '';
   for (const stream of [child.stdout, child.stderr]) stream.on('data', (chunk: Buffer) => (log += chunk.toString()));
   try {
-    await waitFor('pilot to be ready', () => Promise.resolve(child.exitCode !== null ? assert.fail(log) : log.includes('"pilot is ready"') || undefined), { timeoutMs: 30_000, everyMs: 50 });
+    await waitFor('pilot to be ready', () => Promise.resolve(child.exitCode !== null ? assert.fail(log) : log.includes('"pilot is ready"') || undefined), { timeoutMs: 60_000, everyMs: 50 });
     child.kill('SIGTERM');
     assert.deepEqual(await exited, [0, null], log);
   } finally {

@@ -29,7 +29,7 @@ printf '%s' "$binds" | while read -r from to; do
   if [ -d "$from" ]; then mkdir -p "$root$to"; else mkdir -p "$(dirname "$root$to")"; [ -e "$root$to" ] || touch "$root$to"; fi
   mount --bind -o ro "$from" "$root$to"
 done
-exec "$@"
+exec "$@" </dev/null
 `;
 
 /** The whole command line: each step executes the next, so that the process that is started becomes the program. */
