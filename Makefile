@@ -50,7 +50,7 @@ test-programs: build
 	$(Q)./scripts/setup-programs.sh go
 	$(Q)node test/run.mjs $(or $(ARGS),test/programs/ test/programs/go)
 
-# Against a real kube-apiserver, which is built once.
+# Against a real kube-apiserver, and on a real node (kubelet, containerd); Kubernetes is built once.
 test-kube: build
 	$(Q)./scripts/setup-kube.sh
 	$(Q)./scripts/setup-kube-clients.sh

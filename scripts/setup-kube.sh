@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Brings what `make test-kube` needs beside setup.sh: etcd, kube-apiserver, and the CRDs of Istio and of the Gateway API.
-# Kubernetes is a Go module that is built here; whatever is there already is left alone.
+# Brings what `make test-kube` needs beside setup.sh: etcd, the parts of Kubernetes, containerd with runc and CNI plugins, and the
+# CRDs of Istio and of the Gateway API. Kubernetes is a Go module that is built here; whatever is there already is left alone.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/common.sh
@@ -9,8 +9,9 @@ source scripts/common.sh
 go_version=1.24.9
 source=test/kube/binaries
 out=build/kube
+parts=(kube-apiserver kube-controller-manager kube-scheduler kube-proxy kubelet)
 
-packages=(etcd-server)
+packages=(etcd-server containerd runc containernetworking-plugins busybox-static)
 command -v go >/dev/null || packages+=(golang-go)
 install_packages "${packages[@]}"
 mkdir -p "$out"
@@ -24,8 +25,9 @@ module() {
   node -p 'JSON.parse(process.argv[1]).Dir' "$answer"
 }
 
-stamp=$(cat scripts/setup-kube.sh "$source"/go.* "$source"/kube-apiserver/*.go | sha256sum | cut -d' ' -f1)
-if [ ! -x "$out/kube-apiserver" ] || [ "$(cat "$out/stamp" 2>/dev/null)" != "$stamp" ]; then
+stamp=$(cat scripts/setup-kube.sh "$source"/go.* "$source"/*/*.go | sha256sum | cut -d' ' -f1)
+complete() { local part; for part in "${parts[@]}"; do [ -x "$out/$part" ] || return 1; done; }
+if ! complete || [ "$(cat "$out/stamp" 2>/dev/null)" != "$stamp" ]; then
   have=$(go env GOVERSION | sed 's/^go//')
   go=go
   if [ "$(printf '%s\n' "$go_version" "$have" | sort -V | head -1)" != "$go_version" ]; then
@@ -35,10 +37,10 @@ if [ ! -x "$out/kube-apiserver" ] || [ "$(cat "$out/stamp" 2>/dev/null)" != "$st
     chmod a+x "$toolchain"/bin/* "$toolchain"/pkg/tool/*/*
     go=$toolchain/bin/go
   fi
-  say GO "kube-apiserver, once (five minutes on two CPUs)"
-  (cd "$source" && GOTOOLCHAIN=local GOFLAGS=-mod=readonly nice "$go" build -p 1 -buildvcs=false -trimpath -ldflags='-s -w' -o "$OLDPWD/$out/kube-apiserver" ./kube-apiserver) >"$out/go.log" 2>&1 || {
+  say GO "${parts[*]}, once (seven minutes on two CPUs)"
+  (cd "$source" && GOTOOLCHAIN=local GOFLAGS=-mod=readonly nice "$go" build -p 1 -buildvcs=false -trimpath -ldflags='-s -w' -o "$OLDPWD/$out/" "${parts[@]/#/./}") >"$out/go.log" 2>&1 || {
     tail -20 "$out/go.log" >&2
-    echo "setup: building kube-apiserver failed, the whole log is in $out/go.log" >&2
+    echo "setup: building Kubernetes failed, the whole log is in $out/go.log" >&2
     exit 1
   }
 

@@ -1,4 +1,4 @@
-/** A load that runs inside a pod of the lab while a test changes the mesh under it. */
+/** A load that runs inside a pod while a test changes the mesh under it. */
 import assert from 'node:assert/strict';
 import type { ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
@@ -21,6 +21,11 @@ export class Load {
   static start(lab: Lab, pod: string, options: LoadOptions): Load {
     const script = join(projectRoot, 'dist', 'test', 'load-client.js');
     return new Load(lab.spawnIn(pod, [process.execPath, script, JSON.stringify(options)]));
+  }
+
+  /** @param child load-client.js in a pod of another kind */
+  static of(child: ChildProcess): Load {
+    return new Load(child);
   }
 
   async report(): Promise<LoadReport> {

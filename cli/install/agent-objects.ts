@@ -27,6 +27,7 @@ export const AGENT_MOUNTS: readonly Template[] = [
   comment('Namespaces that the runtime makes later appear here too.', { name: 'netns', mountPath: '/run/netns', mountPropagation: 'HostToContainer' }),
   { name: 'cni-conf', mountPath: HOST_CNI_CONF },
   { name: 'cni-bin', mountPath: HOST_CNI_BIN },
+  comment('A hundred bytes that Envoys of hot restarts share, which the agent puts right when one has died, and takes away.', { name: 'shm', mountPath: '/dev/shm' }),
 ];
 
 const hostPath = (name: string, path: Template, type = 'DirectoryOrCreate'): Mapping => ({ name, hostPath: { path, type } });
@@ -40,6 +41,7 @@ export const AGENT_VOLUMES: readonly Template[] = [
   hostPath('netns', value('agent.runtimeNetnsDir')),
   hostPath('cni-conf', value('agent.cniConfDir')),
   hostPath('cni-bin', value('agent.cniBinDir')),
+  hostPath('shm', '/dev/shm', 'Directory'),
 ];
 
 export interface Capability {
@@ -162,7 +164,6 @@ export function agentObjects(): Template[] {
             containers: [agentContainer, envoyContainer],
             volumes: [
               ...AGENT_VOLUMES,
-              hostPath('shm', '/dev/shm', 'Directory'),
               { name: 'istio-token', projected: { sources: [{ serviceAccountToken: { audience: 'istio-ca', expirationSeconds: 43200, path: 'istio-token' } }] } },
               comment('Written by the control plane into every namespace; until it has, the pod waits.', { name: 'istio-ca', configMap: { name: 'istio-ca-root-cert' } }),
             ],

@@ -1,13 +1,14 @@
 /**
- * A real Kubernetes API server for tests: etcd and kube-apiserver as processes of their own on loopback, with client
- * certificates, RBAC, service account tokens, and the CRDs of Istio and the Gateway API. No controllers and no nodes: what a
- * controller would make (default service accounts, EndpointSlices), a test makes by the API. `make test-kube` brings the parts.
+ * A real Kubernetes API server for tests: etcd and kube-apiserver as processes of their own, with client certificates, RBAC,
+ * service account tokens, and the CRDs of Istio and the Gateway API. On loopback there are no controllers and no nodes: what a
+ * controller would make (default service accounts, EndpointSlices), a test makes by the API. On a machine of its own it is the
+ * control plane of a real node (real-node.ts). `make test-kube` brings the parts.
  */
 import { spawn, type ChildProcess } from 'node:child_process';
 import { generateKeyPairSync } from 'node:crypto';
 import { once } from 'node:events';
 import { createWriteStream, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
-import { createServer, type AddressInfo } from 'node:net';
+import { createServer, type AddressInfo, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { parseAllDocuments, stringify } from 'yaml';
@@ -19,6 +20,7 @@ import type { Condition, KubeObject } from '../../common/kube/types.js';
 import { ClosableStore, type Closable } from '../../common/lifecycle.js';
 import { buildDir } from '../../common/paths.js';
 import { waitFor } from '../../common/retry.js';
+import { Relay } from './relay.js';
 
 const PARTS = join(buildDir, 'kube');
 const START_MS = 60_000;
@@ -47,6 +49,27 @@ interface AuditEvent {
 
 type WrittenObject = KubeObject & Record<string, unknown>;
 
+export interface ClusterOptions {
+  /** Whether Istio's and the Gateway API's kinds are there; default true. */
+  crds?: boolean;
+  /** Where the servers run; default: here, on loopback. */
+  machine?: ClusterMachine;
+}
+
+export interface ClusterMachine {
+  /** For the cluster's files. */
+  folder: string;
+  /** What the API server listens on, and is known by in the cluster. */
+  address: string;
+  /** The command by which a program runs there. */
+  command(command: string, ...args: string[]): string[];
+  /** A connection to this address there. */
+  connect(port: number): Promise<Socket>;
+}
+
+/** The Service `kubernetes`. */
+const SERVICE_IP = '10.96.0.1';
+
 export class KubeCluster implements Closable {
   readonly #store = new ClosableStore();
   readonly #resources = new Map<string, { resource: Resource; namespaced: boolean }>();
@@ -58,20 +81,28 @@ export class KubeCluster implements Closable {
     readonly ports: { api: number; etcd: number; peer: number },
     /** With every right. */
     readonly client: KubeClient,
+    /** As this process reaches it. */
+    readonly url: string,
+    /** The same as a kubeconfig. */
+    readonly adminKubeconfig: string,
+    readonly machine: ClusterMachine | undefined,
   ) {}
 
-  /** @param crds whether Istio's and the Gateway API's kinds are there */
-  static async start({ crds = true } = {}): Promise<KubeCluster> {
-    const folder = mkdtempSync(join(tmpdir(), 'up-kube-'));
+  static async start({ crds = true, machine }: ClusterOptions = {}): Promise<KubeCluster> {
+    const folder = mkdtempSync(join(machine?.folder ?? tmpdir(), 'up-kube-'));
     const ca = await CertificateAuthority.create();
     const [api, etcd, peer] = await freePorts(3);
-    const server = await issueServerCertificate(ca, { dnsNames: ['kubernetes', 'kubernetes.default.svc'], ips: ['127.0.0.1'] });
+    const server = await issueServerCertificate(ca, { dnsNames: ['kubernetes', 'kubernetes.default.svc'], ips: ['127.0.0.1', ...(machine ? [machine.address, SERVICE_IP] : [])] });
     const files = { 'ca.crt': ca.rootPem, 'api.crt': server.certificatePem, 'api.key': server.privateKeyPem, 'accounts.key': generateKeyPairSync('ec', { namedCurve: 'P-256' }).privateKey.export({ format: 'pem', type: 'sec1' }) };
     for (const [name, text] of Object.entries({ ...files, 'audit.yaml': stringify({ apiVersion: 'audit.k8s.io/v1', kind: 'Policy', omitStages: ['RequestReceived'], rules: [{ level: 'Metadata' }] }) })) writeFileSync(join(folder, name), text, { mode: 0o600 });
     const admin = await issueServerCertificate(ca, { dnsNames: ['admin'], organization: 'system:masters' });
     const user = { 'client-certificate-data': base64(admin.certificatePem), 'client-key-data': base64(admin.privateKeyPem) };
-    const client = new KubeClient(parseKubeconfig(kubeconfigText(`https://127.0.0.1:${api}`, ca.rootPem, user), { place: 'of the test' }), 'test');
-    const cluster = new KubeCluster(folder, ca, { api: api!, etcd: etcd!, peer: peer! }, client);
+    const relay = machine && new Relay((port) => machine.connect(port));
+    const url = `https://127.0.0.1:${relay ? await relay.listen(api!) : api}`;
+    const kubeconfig = kubeconfigText(url, ca.rootPem, user);
+    const client = new KubeClient(parseKubeconfig(kubeconfig, { place: 'of the test' }), 'test');
+    const cluster = new KubeCluster(folder, ca, { api: api!, etcd: etcd!, peer: peer! }, client, url, kubeconfig, machine);
+    if (relay) cluster.#store.add(relay);
     try {
       cluster.#startEtcd();
       await cluster.startApi();
@@ -83,15 +114,21 @@ export class KubeCluster implements Closable {
     return cluster;
   }
 
-  get url(): string {
-    return `https://127.0.0.1:${this.ports.api}`;
+  /** As the machine's own programs reach it. */
+  get innerUrl(): string {
+    return this.machine ? `https://${this.machine.address}:${this.ports.api}` : this.url;
+  }
+
+  /** A kubeconfig of one of Kubernetes' own parts, by client certificate. */
+  async componentKubeconfig(user: string, group?: string): Promise<string> {
+    const { certificatePem, privateKeyPem } = await issueServerCertificate(this.ca, { dnsNames: [user], ...(group === undefined ? {} : { organization: group }) });
+    return kubeconfigText(this.innerUrl, this.ca.rootPem, { 'client-certificate-data': base64(certificatePem), 'client-key-data': base64(privateKeyPem) });
   }
 
   #startEtcd(): void {
     const { etcd, peer } = this.ports;
     const [client, peers] = [`http://127.0.0.1:${etcd}`, `http://127.0.0.1:${peer}`];
-    const child = this.#spawn('etcd', '/usr/bin/etcd', ['--data-dir', join(this.folder, 'etcd'), '--listen-client-urls', client, '--advertise-client-urls', client, '--listen-peer-urls', peers, '--initial-advertise-peer-urls', peers, '--initial-cluster', `default=${peers}`, '--unsafe-no-fsync']);
-    this.#store.defer(() => stop(child));
+    this.startPart('etcd', '/usr/bin/etcd', ['--data-dir', join(this.folder, 'etcd'), '--listen-client-urls', client, '--advertise-client-urls', client, '--listen-peer-urls', peers, '--initial-advertise-peer-urls', peers, '--initial-cluster', `default=${peers}`, '--unsafe-no-fsync']);
   }
 
   /** Returns when it answers; again after stopApi(). */
@@ -99,7 +136,7 @@ export class KubeCluster implements Closable {
     const file = (name: string): string => join(this.folder, name);
     this.#api = this.#spawn('api', join(PARTS, 'kube-apiserver'), [
       `--etcd-servers=http://127.0.0.1:${this.ports.etcd}`,
-      '--bind-address=127.0.0.1',
+      `--bind-address=${this.machine?.address ?? '127.0.0.1'}`,
       `--secure-port=${this.ports.api}`,
       `--tls-cert-file=${file('api.crt')}`,
       `--tls-private-key-file=${file('api.key')}`,
@@ -112,7 +149,7 @@ export class KubeCluster implements Closable {
       '--enable-admission-plugins=NodeRestriction',
       '--service-cluster-ip-range=10.96.0.0/16',
       // A loopback address can't be an endpoint of the Service kubernetes.
-      '--endpoint-reconciler-type=none',
+      ...(this.machine ? ['--allow-privileged=true'] : ['--endpoint-reconciler-type=none']),
       `--audit-policy-file=${file('audit.yaml')}`,
       `--audit-log-path=${file('audit.log')}`,
       '--etcd-compaction-interval=0',
@@ -221,9 +258,15 @@ export class KubeCluster implements Closable {
     }, { timeoutMs: START_MS, everyMs: 100 });
   }
 
-  #spawn(name: string, command: string, args: string[]): ChildProcess {
-    // setpriv: ends with this process however that ends.
-    const child = spawn('setpriv', ['--pdeathsig', 'KILL', '--', command, ...args], { stdio: ['ignore', 'pipe', 'pipe'] });
+  /** A program of the cluster's: ends with this process however that ends. */
+  startPart(name: string, command: string, args: readonly string[]): void {
+    const child = this.#spawn(name, command, args);
+    this.#store.defer(() => stop(child));
+  }
+
+  #spawn(name: string, command: string, args: readonly string[]): ChildProcess {
+    const whole = this.machine?.command(command, ...args) ?? [command, ...args];
+    const child = spawn('setpriv', ['--pdeathsig', 'KILL', '--', ...whole], { stdio: ['ignore', 'pipe', 'pipe'] });
     const log = createWriteStream(join(this.folder, `${name}.log`), { flags: 'a' });
     child.stdout.pipe(log);
     child.stderr.pipe(log);

@@ -1,4 +1,4 @@
-/** A line to an API server that can be cut, or a Service: each connection goes to the first of several ports that takes it. */
+/** A line to an API server that can be cut, or that leads into another network namespace; or a Service: each connection goes to the first of several ports that takes it. */
 import { once } from 'node:events';
 import { connect, createServer, type AddressInfo, type Server, type Socket } from 'node:net';
 
@@ -10,13 +10,16 @@ export class Relay {
   /** Where connections go from now on. */
   ports: readonly number[] = [];
 
+  /** @param open rejects where nobody listens; default: on loopback */
+  constructor(readonly open: (port: number) => Promise<Socket> = onLoopback) {}
+
   async listen(...ports: number[]): Promise<number> {
     this.ports = ports;
     this.#server = createServer((inner) => {
       if (this.#isCut) return void inner.destroy();
       inner.on('error', () => undefined);
-      void connected(this.ports).then((outer) => {
-        if (!outer) return inner.destroy();
+      void this.#connected(this.ports).then((outer) => {
+        if (!outer || this.#isCut || inner.destroyed) return void (inner.destroy(), outer?.destroy());
         for (const [socket, other] of [[inner, outer], [outer, inner]] as const) {
           this.#sockets.add(socket);
           socket.on('error', () => undefined).on('close', () => (other.destroy(), this.#sockets.delete(socket)));
@@ -26,6 +29,11 @@ export class Relay {
     }).listen(0, '127.0.0.1');
     await once(this.#server, 'listening');
     return (this.#server.address() as AddressInfo).port;
+  }
+
+  async #connected([port, ...others]: readonly number[]): Promise<Socket | undefined> {
+    if (port === undefined) return undefined;
+    return this.open(port).catch(() => this.#connected(others));
   }
 
   cut(isCut: boolean): void {
@@ -39,9 +47,8 @@ export class Relay {
   }
 }
 
-async function connected([port, ...others]: readonly number[]): Promise<Socket | undefined> {
-  if (port === undefined) return undefined;
+async function onLoopback(port: number): Promise<Socket> {
   const socket = connect(port, '127.0.0.1');
-  const isOpen = await new Promise<boolean>((resolve) => socket.once('connect', () => resolve(true)).once('error', () => resolve(false)));
-  return isOpen ? socket : connected(others);
+  await once(socket, 'connect');
+  return socket;
 }
