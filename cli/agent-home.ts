@@ -23,8 +23,8 @@ export interface Home {
   clusterId?: string;
   /** A token of an account that a pod of the node runs under, bound to that pod. */
   tokenOf?(identity: WorkloadIdentity, signal?: AbortSignal): Promise<string>;
-  /** Whether an agent that is asked to end has been taken away for good. */
-  isUninstalled?(): Promise<boolean>;
+  /** Whether an agent that is asked to end has been taken away for good; undefined: not known. */
+  isUninstalled?(): Promise<boolean | undefined>;
   /** When the agent answers. */
   start?(): void;
   close?(): void;

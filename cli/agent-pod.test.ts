@@ -41,7 +41,7 @@ test('ReadyFile: there while another agent has the instance, then when this one 
   }
 });
 
-test('isUninstalled: the DaemonSet is gone or going; refused, or without an answer, it counts as there; an answer that comes late counts', async () => {
+test('isUninstalled: the DaemonSet is gone or going; refused, or without an answer, it is not known; an answer that comes late counts', async () => {
   const answers: [status: number, body: object][] = [];
   const server = createServer((_, response) => {
     const [status, body] = answers.length > 1 ? answers.shift()! : answers[0]!;
@@ -49,7 +49,7 @@ test('isUninstalled: the DaemonSet is gone or going; refused, or without an answ
   }).listen(0, '127.0.0.1');
   await once(server, 'listening');
   const client = new KubeClient({ url: new URL(`http://127.0.0.1:${(server.address() as AddressInfo).port}`), credentials: () => Promise.resolve({ headers: {}, rejectUnauthorized: true }) });
-  const asked = (...given: typeof answers): Promise<boolean> => {
+  const asked = (...given: typeof answers): Promise<boolean | undefined> => {
     answers.splice(0, Infinity, ...given);
     return isUninstalled(client, parseDaemonSet('a/b'), log, 1_500);
   };
@@ -57,10 +57,10 @@ test('isUninstalled: the DaemonSet is gone or going; refused, or without an answ
     assert.equal(await asked([200, { metadata: { name: 'b' } }]), false);
     assert.equal(await asked([200, { metadata: { name: 'b', deletionTimestamp: '2026-01-01T00:00:00Z' } }]), true);
     assert.equal(await asked([404, { message: 'not found' }]), true);
-    assert.equal(await asked([403, { message: 'forbidden' }]), false);
-    assert.equal(await asked([401, { message: 'who' }]), false);
+    assert.equal(await asked([403, { message: 'forbidden' }]), undefined);
+    assert.equal(await asked([401, { message: 'who' }]), undefined);
     assert.equal(await asked([503, { message: 'later' }], [503, {}], [404, {}]), true);
-    assert.equal(await asked([503, { message: 'later' }]), false);
+    assert.equal(await asked([503, { message: 'later' }]), undefined);
   } finally {
     client.close();
     server.close();

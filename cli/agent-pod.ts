@@ -55,10 +55,11 @@ export function parseDaemonSet(text: string): { namespace: string; name: string 
 }
 
 /**
- * Whether this DaemonSet is gone or about to go. While the API server gives no answer, or does not let this agent ask, it counts
- * as there: an upgrade must not take anything away.
+ * Whether this DaemonSet is gone or about to go.
+ * @returns undefined while the API server gives no answer, or does not let this agent ask: an upgrade must not take anything
+ * away, and nobody may believe that this node is clean
  */
-export async function isUninstalled(client: KubeClient, place: { namespace: string; name: string }, logger: Logger, askMs = ASK_MS): Promise<boolean> {
+export async function isUninstalled(client: KubeClient, place: { namespace: string; name: string }, logger: Logger, askMs = ASK_MS): Promise<boolean | undefined> {
   const end = AbortSignal.timeout(askMs);
   const backoff = new Backoff();
   for (;;) {
@@ -70,7 +71,7 @@ export async function isUninstalled(client: KubeClient, place: { namespace: stri
       const isFinal = error instanceof KubeApiError && error.status < 500 && error.status !== 429;
       if (isFinal || end.aborted) {
         logger.warn({ daemonset: `${place.namespace}/${place.name}`, reason: errorMessage(error) }, 'not known whether this agent is uninstalled: it leaves Envoy and the kernel at work');
-        return false;
+        return undefined;
       }
       await sleep(backoff.next(), end).catch(() => undefined);
     }

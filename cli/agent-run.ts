@@ -160,7 +160,12 @@ export async function runAgent(options: AgentCliOptions, run: RunOptions): Promi
     await agent.start();
     home.start?.();
     if (!signals.signal.aborted) await Promise.race([once(signals.signal, 'abort'), agent.failed]);
-    if (signals.signal.aborted) cleans ||= (await home.isUninstalled?.()) === true;
+    if (signals.signal.aborted && home.isUninstalled) {
+      const isUninstalled = await home.isUninstalled();
+      // `underpass uninstall` takes 0 for a node that is as it was.
+      if (isUninstalled === undefined) process.exitCode = 1;
+      cleans ||= isUninstalled === true;
+    }
     log.info(cleans ? 'ending and cleaning up' : 'ending; Envoy and the kernel go on');
   } catch (error) {
     // Told to end before its turn came.

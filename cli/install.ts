@@ -9,9 +9,8 @@ import { KubeClient } from '../common/kube/client.js';
 import { inClusterServer, readKubeconfig } from '../common/kube/kubeconfig.js';
 import type { Service } from '../common/kube/types.js';
 import { ProgressLine } from './progress.js';
-import { applyAll, present, prune } from './install/cluster.js';
+import { applyAll, isOurs, present, prune, withoutTaking } from './install/cluster.js';
 import { installationObjects } from './install/objects.js';
-import { LABELS, ROOT_NAMESPACE } from './install/rbac.js';
 import { waitUntilReady } from './install/ready.js';
 import type { Values } from './install/settings.js';
 import { readValues } from './install/values.js';
@@ -30,6 +29,7 @@ interface Options extends ClusterOptions {
 }
 
 export const FIELD_MANAGER = 'underpass-install';
+const TAKEN_HINT = 'let the agents follow an istiod that is there by --set controlPlane=istiod, or take these away first';
 const OLDEST = { major: 1, minor: 25 };
 
 const collect = (word: string, all: string[]): string[] => [...all, word];
@@ -61,7 +61,7 @@ export function configure(command: Command): void {
       try {
         await requireVersion(client);
         await requireControlPlane(client, values);
-        await applyAll(client, objects, show);
+        await applyAll(client, await withoutTaking(client, objects, TAKEN_HINT), show);
         const gone = await prune(client, objects);
         progress.clear();
         process.stdout.write(`${objects.length} objects applied${gone.length === 0 ? '' : `, removed what the values have no more: ${gone.join(', ')}`}\n`);
@@ -89,15 +89,12 @@ async function requireVersion(client: KubeClient): Promise<void> {
   throw new UnderpassError('UNDERPASS_INSTALL', `installing: the cluster is Kubernetes ${gitVersion}, expected ${OLDEST.major}.${OLDEST.minor} or later`);
 }
 
-/** An istiod's Service is not taken from it, and agents are not sent where nobody answers. */
+/** Agents are not sent where nobody answers, or will answer. */
 async function requireControlPlane(client: KubeClient, values: Values): Promise<void> {
-  if (values.controlPlane === 'pilot') {
-    const service = await present<Service>(client, 'v1', 'Service', { namespace: ROOT_NAMESPACE, name: 'istiod' });
-    const isOurs = Object.entries(LABELS).every(([key, label]) => service?.metadata.labels?.[key] === label);
-    if (service && !isOurs) throw new UnderpassError('UNDERPASS_INSTALL', `installing the control plane: the Service istiod of ${ROOT_NAMESPACE} is somebody else's`, { hint: 'let the agents follow that istiod by --set controlPlane=istiod, or uninstall it first' });
-    return;
-  }
+  if (values.controlPlane === 'pilot') return;
   const [, name, namespace] = /^([^.]+)\.([^.:]+)\.svc(?:\.[^:]*)?:\d+$/.exec(String(values.discoveryAddress)) ?? [];
   if (name === undefined || namespace === undefined) return;
-  if (!(await present(client, 'v1', 'Service', { namespace, name }))) throw new UnderpassError('UNDERPASS_INSTALL', `installing agents of an istiod: there is no Service ${namespace}/${name}`, { hint: 'install Istio\'s control plane first, or name it by --set discoveryAddress=HOST:PORT' });
+  const service = await present<Service>(client, 'v1', 'Service', { namespace, name });
+  const problem = !service ? `there is no Service ${namespace}/${name}` : isOurs(service) ? `the Service ${namespace}/${name} is that of Underpass's own control plane, which these values take away` : undefined;
+  if (problem !== undefined) throw new UnderpassError('UNDERPASS_INSTALL', `installing agents of an istiod: ${problem}`, { hint: 'install Istio\'s control plane first, or name it by --set discoveryAddress=HOST:PORT' });
 }

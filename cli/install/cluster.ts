@@ -2,7 +2,7 @@
 import { UnderpassError, errorMessage } from '../../common/errors.js';
 import { isRefusal, resourceOf, resourcePath, type KubeClient } from '../../common/kube/client.js';
 import type { KubeObject } from '../../common/kube/types.js';
-import { LABELS } from './rbac.js';
+import { AGENT_NAMESPACE, LABELS, ROOT_NAMESPACE } from './rbac.js';
 
 /** Every kind that any values install, in the order of removal: who calls, before what is called; what runs, before its rights. */
 const KINDS: readonly [apiVersion: string, kind: string][] = [
@@ -20,6 +20,8 @@ const KINDS: readonly [apiVersion: string, kind: string][] = [
   ['rbac.authorization.k8s.io/v1', 'ClusterRole'],
   ['v1', 'ServiceAccount'],
 ];
+/** Of all that is in a namespace. */
+const NAMESPACES: readonly string[] = [AGENT_NAMESPACE, ROOT_NAMESPACE];
 const SELECTOR = Object.entries(LABELS).map(([key, label]) => `${key}=${label}`).join(',');
 
 export const named = ({ kind, metadata }: KubeObject): string => `${kind} ${metadata.namespace === undefined ? '' : `${metadata.namespace}/`}${metadata.name}`;
@@ -44,6 +46,29 @@ export async function present<T extends KubeObject>(client: KubeClient, apiVersi
   }
 }
 
+/** Whether an installation made it, by its labels. */
+export const isOurs = ({ metadata }: KubeObject): boolean => Object.entries(LABELS).every(([key, label]) => metadata.labels?.[key] === label);
+
+/**
+ * Objects to apply, where nothing is taken from anybody: a namespace that is there already stays whoever's it is, also when all
+ * is uninstalled.
+ * @throws UnderpassError `UNDERPASS_INSTALL` naming the objects that are somebody else's
+ */
+export async function withoutTaking(client: KubeClient, objects: readonly KubeObject[], hint: string): Promise<KubeObject[]> {
+  const taken: string[] = [];
+  const wanted: KubeObject[] = [];
+  for (const object of objects) {
+    const { apiVersion, kind, metadata } = object;
+    const { namespace, name, labels = {} } = metadata;
+    const found = await present(client, apiVersion, kind, { ...(namespace === undefined ? {} : { namespace }), name });
+    if (!found || isOurs(found)) wanted.push(object);
+    else if (kind === 'Namespace') wanted.push({ ...object, metadata: { ...metadata, labels: Object.fromEntries(Object.entries(labels).filter(([key]) => !Object.hasOwn(LABELS, key))) } });
+    else taken.push(named(object));
+  }
+  if (taken.length > 0) throw new UnderpassError('UNDERPASS_INSTALL', `installing: these are there and somebody else's: ${taken.join(', ')}`, { hint });
+  return wanted;
+}
+
 /** Server-side apply, one after the other. @throws UnderpassError `UNDERPASS_INSTALL` naming the object that was refused */
 export async function applyAll(client: KubeClient, objects: readonly KubeObject[], progress: (text: string) => void): Promise<void> {
   for (const [index, object] of objects.entries()) {
@@ -60,8 +85,8 @@ export async function applyAll(client: KubeClient, objects: readonly KubeObject[
 export async function installed(client: KubeClient): Promise<KubeObject[]> {
   const found: KubeObject[] = [];
   for (const [apiVersion, kind] of KINDS) found.push(...(await listed(client, apiVersion, kind, { labelSelector: SELECTOR })));
-  // Their controllers copy labels to what they make.
-  return found.filter(({ metadata }) => (metadata.ownerReferences ?? []).length === 0);
+  // Their controllers copy labels to what they make, and people to what is theirs.
+  return found.filter(({ metadata: { namespace, ownerReferences = [] } }) => ownerReferences.length === 0 && (namespace === undefined || NAMESPACES.includes(namespace)));
 }
 
 export async function removeObject(client: KubeClient, object: KubeObject): Promise<void> {

@@ -10,8 +10,8 @@ import type { Condition, ConfigMap, KubeObject, Node, Pod } from '../../common/k
 import type { Logger } from '../../common/log.js';
 import { sleep } from '../../common/retry.js';
 import { AGENT_MOUNTS, AGENT_SECURITY, AGENT_VOLUMES, CLEANUP_ARGS } from './agent-objects.js';
-import { installed, listed, named, present, removeObject } from './cluster.js';
-import { AGENT, AGENT_NAMESPACE, LABELS, ROOT_NAMESPACE } from './rbac.js';
+import { installed, isOurs, listed, named, present, removeObject } from './cluster.js';
+import { AGENT, AGENT_NAMESPACE, ROOT_NAMESPACE } from './rbac.js';
 import { DEFAULTS, type Values } from './settings.js';
 import { evaluate } from './template.js';
 
@@ -20,6 +20,8 @@ interface AgentPod {
   isGone: boolean;
   /** Of its container; undefined until it has ended. */
   exitCode: number | undefined;
+  /** It was ending while its DaemonSet was there, so that it had no reason to clean up. */
+  endedBefore: boolean;
 }
 interface DaemonSet extends KubeObject {
   spec: { template: { spec: { containers: { name: string; image: string }[]; volumes: { name: string; hostPath?: { path: string } }[] } } };
@@ -76,10 +78,14 @@ async function endAgents({ client, logger, timeoutMs, progress }: NodesOptions, 
   const pods = new Map<string, AgentPod>();
   const stop = new AbortController();
   let isListed = false;
+  let isRemoved = false;
   const take = (object: KubeObject): void => {
     const { metadata, spec, status } = object as Pod;
     const ended = ((status?.containerStatuses ?? []) as ContainerStatus[]).find(({ name }) => name === 'agent')?.state?.terminated;
-    if (metadata.namespace === AGENT_NAMESPACE && spec.nodeName !== undefined) pods.set(metadata.uid!, { node: spec.nodeName, isGone: false, exitCode: ended?.exitCode });
+    if (metadata.namespace === AGENT_NAMESPACE && spec.nodeName !== undefined) {
+      const endedBefore = pods.get(metadata.uid!)?.endedBefore === true || (!isRemoved && metadata.deletionTimestamp !== undefined);
+      pods.set(metadata.uid!, { node: spec.nodeName, isGone: false, exitCode: ended?.exitCode, endedBefore });
+    }
   };
   const following = reflect({
     client, logger, signal: stop.signal, resources: [PODS], selectors: { labelSelector: `app=${AGENT}` },
@@ -99,6 +105,7 @@ async function endAgents({ client, logger, timeoutMs, progress }: NodesOptions, 
   try {
     const deadline = performance.now() + timeoutMs;
     while (!isListed && performance.now() < deadline) await sleep(LOOK_MS);
+    isRemoved = true;
     await removeObject(client, daemonSet);
     const left = (): AgentPod[] => [...pods.values()].filter(({ isGone }) => !isGone);
     while (left().length > 0 && performance.now() < deadline) {
@@ -107,7 +114,7 @@ async function endAgents({ client, logger, timeoutMs, progress }: NodesOptions, 
     }
     const clean = new Map<string, boolean>();
     // Of two of a node, while an upgrade was under way, one held it.
-    for (const { node, isGone, exitCode } of pods.values()) clean.set(node, (clean.get(node) ?? true) && isGone && exitCode === 0);
+    for (const { node, isGone, exitCode, endedBefore } of pods.values()) clean.set(node, (clean.get(node) ?? true) && isGone && exitCode === 0 && !endedBefore);
     return clean;
   } finally {
     stop.abort();
@@ -199,7 +206,7 @@ export async function removeNamespaces(client: KubeClient): Promise<{ removed: s
   const kept = new Map<string, string[]>();
   for (const name of [AGENT_NAMESPACE, ROOT_NAMESPACE]) {
     const namespace = await present(client, 'v1', 'Namespace', { name });
-    if (!namespace || !Object.entries(LABELS).every(([key, label]) => namespace.metadata.labels?.[key] === label)) continue;
+    if (!namespace || !isOurs(namespace)) continue;
     const others = await othersIn(client, name);
     if (others.length > 0) kept.set(name, others);
     else {

@@ -107,17 +107,17 @@ test('the file for probes is there when the agent is ready, and goes when it end
   await waitFor('the agent to hear of it', async () => !(await node.status()).pods.some(({ name }) => name === 'gone'), WAIT);
   await node.addNetwork(gone, '10.99.0.9');
   const { envoy } = (await node.status()).proxy;
-  await node.stopAgent();
+  assert.equal(await node.stopAgent(), 0);
   assert.ok(!existsSync(readyFile));
   assert.ok(plugins().includes('underpass-cni'));
   assert.ok(envoy.pid !== undefined && existsSync(`/proc/${envoy.pid}`));
 });
 
-test('while it can\'t be known whether the DaemonSet is there, all stays as well', async () => {
+test('while it can\'t be known whether the DaemonSet is there, all stays as well, and the exit code says that the node is not clean', async () => {
   start();
   await node.settles('shop', 'client', 'node');
   await cluster.delete('rbac.authorization.k8s.io/v1', 'RoleBinding', DAEMON_SET);
-  await node.stopAgent();
+  assert.equal(await node.stopAgent(), 1);
   assert.match(node.agentLog.slice(-3_000), /not known whether this agent is uninstalled/);
   assert.ok(plugins().includes('underpass-cni'));
   await cluster.apply(objects.filter(({ kind }) => kind === 'RoleBinding').map((object) => stringify(object)).join('---\n'));

@@ -98,17 +98,38 @@ test('uninstall leaves nothing but what is somebody else\'s, and the namespace t
   assert.deepEqual(await finishNamespaces(), ['istio-system']);
 });
 
-test('an istiod\'s Service is not taken from it; agents are not installed for an istiod that is not there', async () => {
+test('what is somebody else\'s is not taken: it is named, and nothing is applied; agents are not installed for an istiod that is not there', async () => {
   const away = await install('--no-wait', '--set', 'controlPlane=istiod');
   assert.deepEqual([away.code, /there is no Service istio-system\/istiod/.test(away.stderr)], [1, true], away.stderr);
   await cluster.namespace('istio-system');
-  await cluster.apply('{apiVersion: v1, kind: Service, metadata: {name: istiod, namespace: istio-system}, spec: {ports: [{port: 15012}]}}');
-  const taken = await install('--no-wait');
-  assert.deepEqual([taken.code, /the Service istiod of istio-system is somebody else's/.test(taken.stderr)], [1, true], taken.stderr);
+  await cluster.apply(`
+{apiVersion: v1, kind: Service, metadata: {name: istiod, namespace: istio-system}, spec: {ports: [{port: 15012}]}}
+---
+{apiVersion: v1, kind: ConfigMap, metadata: {name: istio, namespace: istio-system}, data: {mesh: theirs}}`);
+  const taken = await install('--no-wait', '--set', 'meshConfig={"accessLogFile":"/dev/stdout"}');
+  assert.equal(taken.code, 1);
+  assert.match(taken.stderr, /somebody else's: Service istio-system\/istiod, ConfigMap istio-system\/istio \(/);
   assert.deepEqual(await names(), []);
   assert.equal((await install('--no-wait', '--set', 'controlPlane=istiod')).code, 0);
   assert.ok((await names()).every((name) => !name.includes('istio-system')));
   assert.equal((await uninstall()).code, 0);
   await finishNamespaces();
   assert.ok(await cluster.get('v1', 'Service', { namespace: 'istio-system', name: 'istiod' }));
+  for (const [kind, name] of [['Service', 'istiod'], ['ConfigMap', 'istio']] as const) await cluster.delete('v1', kind, { namespace: 'istio-system', name });
+});
+
+test('a namespace that was there before stays when all is uninstalled, and so does what has the labels of an installation elsewhere', async () => {
+  await cluster.namespace('underpass-system');
+  await cluster.namespace('monitoring');
+  await cluster.apply('{apiVersion: v1, kind: ConfigMap, metadata: {name: board, namespace: monitoring, labels: {app.kubernetes.io/part-of: underpass, app.kubernetes.io/instance: underpass}}}');
+  assert.equal((await install('--no-wait')).code, 0);
+  const own = await cluster.get<KubeObject>('v1', 'Namespace', { name: 'underpass-system' });
+  assert.equal(own?.metadata.labels?.['pod-security.kubernetes.io/enforce'], 'privileged');
+  const { code, stderr } = await install('--no-wait', '--set', 'controlPlane=istiod');
+  assert.deepEqual([code, /the Service istio-system\/istiod is that of Underpass's own control plane/.test(stderr)], [1, true], stderr);
+  const { stdout } = await uninstall();
+  assert.doesNotMatch(stdout, /namespaces removed/);
+  assert.deepEqual(await finishNamespaces(), []);
+  assert.deepEqual(await names(), []);
+  assert.ok(await cluster.get('v1', 'ConfigMap', { namespace: 'monitoring', name: 'board' }));
 });

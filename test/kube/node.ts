@@ -130,15 +130,17 @@ export class KubeNode {
     this.#agent = child;
   }
 
-  async stopAgent(): Promise<void> {
+  /** @returns its exit code; null when it had to be killed */
+  async stopAgent(): Promise<number | null> {
     const child = this.#agent;
     this.#agent = undefined;
-    if (!child || child.exitCode !== null || child.signalCode !== null) return;
+    if (!child || child.exitCode !== null || child.signalCode !== null) return child?.exitCode ?? null;
     const ended = once(child, 'exit');
     child.kill('SIGTERM');
     const timer = setTimeout(() => child.kill('SIGKILL'), 20_000);
     await ended;
     clearTimeout(timer);
+    return child.exitCode;
   }
 
   async status(): Promise<AgentStatus> {

@@ -86,6 +86,18 @@ test('an agent that ends having cleaned up is believed; where one failed a pod d
   await waitFor('the pod to go', async () => (await cluster.get('v1', 'Pod', { namespace: NAMESPACE, name: pod.metadata.name })) === undefined, WAIT);
 });
 
+test('an agent that was ending while its DaemonSet was there is not believed: it had no reason to clean up', async () => {
+  await node('a', 'True');
+  await agentOn('a');
+  await cluster.client.request('DELETE', `/api/v1/namespaces/${NAMESPACE}/pods/agent-a`, { body: { gracePeriodSeconds: 60 } });
+  const running = uninstall('--timeout', '20s');
+  await waitFor('the DaemonSet to go', async () => (await daemonSet()) === undefined, WAIT);
+  await agentEnds('a', 0);
+  await cleanUp('a', { phase: 'Succeeded' });
+  const { code, stdout, stderr } = await running;
+  assert.deepEqual([code, stdout], [0, '1 nodes are as they were\n'], stderr);
+});
+
 test('a node that does not answer and one whose clean-up fails are named, with the reason, and all that an agent needs to clean up later stays', async () => {
   await node('b', 'True');
   await node('c', 'Unknown');
