@@ -81,7 +81,7 @@ async function served(what: string, by: DaemonPod): Promise<AgentStatus> {
     last = await node.status().catch(() => undefined);
     return last !== undefined && last.pid === by.agent.pid && last.ready && last.pods.filter(({ namespace }) => namespace === 'shop').every(enrolled('bpf')) && last.pods.some(({ namespace }) => namespace === 'shop');
   };
-  await waitFor(what, probe, { timeoutMs: 60_000 }).catch((error: unknown) => assert.fail(`${String(error)} ${JSON.stringify(last?.notReady)} ${by.log.slice(-3_000)}`));
+  await waitFor(what, probe, { timeoutMs: 150_000 }).catch((error: unknown) => assert.fail(`${String(error)} ${JSON.stringify(last?.notReady)} ${by.log.slice(-3_000)}`));
   return last as AgentStatus;
 }
 
@@ -115,7 +115,7 @@ async function forbidden(): Promise<string> {
 }
 
 for (const acceleration of ['l4', 'l7']) {
-  test(`upgrade under load: no request fails when agent and Envoy are replaced (acceleration ${acceleration})`, { timeout: 400_000 }, async () => {
+  test(`upgrade under load: no request fails when agent and Envoy are replaced (acceleration ${acceleration})`, { timeout: 500_000 }, async () => {
     await node.label('shop', { acceleration });
     const old = agents.find(({ agent }) => agent.exitCode === null && agent.signalCode === null) as DaemonPod;
     const before = await served('the former agent to serve', old);
@@ -130,7 +130,7 @@ for (const acceleration of ['l4', 'l7']) {
     await old.terminate();
     assert.equal(old.agent.exitCode, 0);
     await served('the next agent to serve', next);
-    await waitFor('the next Envoy to take over', async () => (await node.status()).proxy.envoy.draining === former.pid, { timeoutMs: 60_000 });
+    await waitFor('the next Envoy to take over', async () => (await node.status()).proxy.envoy.draining === former.pid, { timeoutMs: 100_000 });
     assert.ok(old.launcher.isRunning, 'the former launcher keeps its Envoy until that has ended');
     await load.run(400);
     await waitFor('the former Envoy to end', async () => !isRunning(former) && (await node.status()).proxy.envoy.draining === undefined, { timeoutMs: 90_000 });

@@ -130,7 +130,7 @@ export class Envoy implements Closable {
         await this.#options.handover?.begin();
         void this.#handOver(this.#process as EnvoyState, this.#former);
       }
-      if (!this.#former && this.#outdated !== undefined) void this.#replace(this.#outdated);
+      if (this.#outdated !== undefined) void this.#replace(this.#outdated);
     } else await this.#launch(this.#former, signal);
     this.#watch = setInterval(() => this.#check(), WATCH_INTERVAL_MS);
     this.#logWatch = setInterval(() => this.#boundLog(), LOG_CHECK_INTERVAL_MS);
@@ -254,7 +254,7 @@ export class Envoy implements Closable {
       if (parent) writeState(runDir, parent);
       throw error instanceof UnderpassError && error.code === 'UNDERPASS_ENVOY_START' ? error : this.#startError(errorMessage(error), error);
     }
-    started.ended.then(() => this.#check(), () => undefined);
+    started.ended.then((how) => this.#check(how), () => undefined);
     this.#started?.release();
     this.#started = started;
     this.#process = note(started, version);
@@ -274,16 +274,20 @@ export class Envoy implements Closable {
     const replaced = this.#process;
     try {
       while (!isSettled() && performance.now() < deadline) await sleep(SETTLED_POLL_MS, signal);
-      while (this.#process === replaced && replaced && isRunning(replaced)) {
-        logger.info({ pid: replaced.pid, reason }, 'Envoy of an earlier agent is replaced by hot restart');
+      // A third one would end the first at once.
+      while (this.#former) await sleep(SETTLED_POLL_MS, signal);
+      const isThere = (): boolean => replaced !== undefined && this.#process?.pid === replaced.pid && isRunning(replaced);
+      while (isThere()) {
+        const parent = this.#process as EnvoyState;
+        logger.info({ pid: parent.pid, reason }, 'Envoy of an earlier agent is replaced by hot restart');
         this.#restarting = true;
         try {
           await handover?.begin();
-          return await this.#launch(replaced, signal);
+          return await this.#launch(parent, signal);
         } catch (error) {
           signal.throwIfAborted();
           handover?.over();
-          logger.error({ pid: replaced.pid, error: errorMessage(error) }, 'the new Envoy did not start; the one of an earlier agent goes on');
+          logger.error({ pid: parent.pid, error: errorMessage(error) }, 'the new Envoy did not start; the one of an earlier agent goes on');
         } finally {
           this.#restarting = false;
         }
@@ -346,11 +350,11 @@ export class Envoy implements Closable {
     return new UnderpassError('UNDERPASS_ENVOY_START', `starting Envoy (${launcherSocket === undefined ? envoyPath : `by ${launcherSocket}`}): ${what}${tail && `: ${tail}`}`, { cause, hint: `its whole log is ${this.#starter.output}` });
   }
 
-  #check(): void {
+  #check(how?: string): void {
     if (this.#restarting || this.#stopping.signal.aborted || this.running) return;
     this.#restarting = true;
     const lived = performance.now() - this.#startedAt;
-    this.#options.logger.error({ pid: this.#process?.pid, livedMs: Math.round(lived) }, 'Envoy ended; starting it again');
+    this.#options.logger.error({ pid: this.#process?.pid, livedMs: Math.round(lived), ...(how === undefined ? {} : { how }) }, 'Envoy ended; starting it again');
     const died = this.#process;
     this.#process = undefined;
     this.#status = { ...this.#status, pid: undefined, restarts: this.#status.restarts + 1 };
