@@ -14,7 +14,7 @@ import { parseKubeconfig } from '../../common/kube/kubeconfig.js';
 import type { KubeObject } from '../../common/kube/types.js';
 import { projectRoot } from '../../common/paths.js';
 import { waitFor } from '../../common/retry.js';
-import { KubeCluster } from './cluster.js';
+import { KubeCluster, type AuditedRequest } from './cluster.js';
 import { KubeNode } from './node.js';
 import { pilotKubeconfig, startPilot, type KubePilot } from './pilot.js';
 
@@ -59,7 +59,8 @@ before(async () => {
   kube = await startPilot(pilotConfig, { security: { listen: ['127.0.0.1:0'], hosts: ['localhost'], tokenReview } });
   node = new KubeNode(cluster, 'pod');
   await node.up();
-  await node.run(pod('client') + pod('web'));
+  await cluster.namespace('odd');
+  await node.run(pod('client') + pod('web') + pod('other').replace('namespace: shop', 'namespace: odd'));
   const [own] = await cluster.apply(stringify({ apiVersion: 'v1', kind: 'Pod', metadata: { name: 'underpass-agent-1', namespace: 'underpass-system', labels: { app: 'underpass-agent' } }, spec: { nodeName: node.name, hostNetwork: true, serviceAccountName: 'underpass-agent', containers: [{ name: 'agent', image: 'underpass' }] } }));
   mkdirSync(join(folder, 'net.d'));
   file('net.d/10-net.conflist', JSON.stringify(NETWORK));
@@ -101,6 +102,18 @@ test('the file for probes is there when the agent is ready, and goes when it end
   await waitFor('the file', () => existsSync(readyFile), WAIT);
   await waitFor('the plugin', () => plugins().includes('underpass-cni'), WAIT);
   await waitFor('the pod to be announced', async () => (await cluster.get<KubeObject>('v1', 'Pod', { namespace: 'shop', name: 'web' }))?.metadata.annotations?.['ambient.istio.io/redirection'] === 'enabled', WAIT);
+  // An Event, and with the next the count of it.
+  const mode = (value: string | null): Promise<void> => cluster.merge('v1', 'Namespace', { name: 'odd' }, { metadata: { labels: { 'underpass.io/mode': value } } });
+  const counted = (): AuditedRequest[] => cluster.requests().filter(({ user, verb, resource }) => user === AGENT_USER && resource === 'events' && verb === 'patch');
+  await mode('nodes');
+  await waitFor('an Event', () => cluster.requests().some(({ user, verb, resource }) => user === AGENT_USER && resource === 'events' && verb === 'create'), WAIT);
+  // Within half a minute it counts as the same change, which another node has told of.
+  const [event] = (await cluster.client.request<{ items: KubeObject[] }>('GET', '/api/v1/namespaces/odd/events')).items;
+  await cluster.merge('v1', 'Event', { namespace: 'odd', name: event!.metadata.name }, { lastTimestamp: '2026-01-01T00:00:00Z' });
+  await mode(null);
+  await waitFor('the agent to hear of it', async () => (await node.status()).pods.find(({ name }) => name === 'other')?.reason === undefined, WAIT);
+  await mode('nodes');
+  await waitFor('its count', () => counted().length > 0, WAIT);
   // Kubelet asks for a pod that the API server does not know any more.
   const gone = await node.starting('shop', 'gone');
   await cluster.client.request('DELETE', '/api/v1/namespaces/shop/pods/gone', { body: { gracePeriodSeconds: 0 } });
