@@ -97,6 +97,11 @@ bench-services: build
 bench-dataplane: build
 	$(Q)node dist/cli/bench/at-size.js $(BENCH_DATAPLANE)
 
+# BENCH_KUBE: options of its own, e.g. BENCH_KUBE='--services 500 --pods 5000'.
+bench-kube: build
+	$(Q)./scripts/setup-kube.sh
+	$(Q)node dist/test/kube/bench/run.js $(BENCH_KUBE)
+
 bench: build
 	$(Q)exec ./bin/underpass bench $(ARGS)
 

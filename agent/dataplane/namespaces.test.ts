@@ -1,8 +1,9 @@
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
-import { existsSync, mkdtempSync, readFileSync, rmSync, statSync } from 'node:fs';
-import { createServer, connect } from 'node:net';
-import { tmpdir } from 'node:os';
+import { once } from 'node:events';
+import { existsSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { createServer, connect, type AddressInfo } from 'node:net';
+import { networkInterfaces, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { test } from 'node:test';
@@ -44,6 +45,36 @@ test('PinnedNamespaces: a pin is the namespace itself, outlives its name, and is
   namespaces.unpin('uid-1');
   assert.equal(existsSync(path), false);
   assert.equal(readFileSync('/proc/self/mounts', 'utf8').includes(path), false);
+});
+
+test('PinnedNamespaces: files that are no mounts any more, as after the node started again, are removed, and pins stay', async (context) => {
+  const folder = mkdtempSync(join(tmpdir(), `up-agent-${process.pid}-`));
+  const namespaces = new PinnedNamespaces(folder);
+  context.after(() => {
+    namespaces.unpin('live');
+    rmSync(folder, { recursive: true, force: true });
+  });
+  namespaces.pin('live', '/proc/self/ns/net');
+  writeFileSync(namespaces.path('stale'), '');
+  assert.equal(namespaces.removeStale(), 1);
+  assert.deepEqual(namespaces.pinned(), ['live']);
+  assert.notEqual(await namespaces.cookie(namespaces.path('live')), 0n);
+});
+
+test('PinnedNamespaces: hasListener, by port, and whether loopback leads there', async (context) => {
+  const namespaces = new PinnedNamespaces(mkdtempSync(join(tmpdir(), `up-agent-${process.pid}-`)));
+  context.after(() => rmSync(namespaces.folder, { recursive: true, force: true }));
+  const other = Object.values(networkInterfaces()).flatMap((each) => each ?? []).find(({ family, internal }) => family === 'IPv4' && !internal)?.address;
+  for (const [address, byLoopback] of [['127.0.0.1', true], ['::1', true], ['::', true], ['0.0.0.0', true], ...(other === undefined ? [] : [[other, false] as const])] as const) {
+    const server = createServer().listen(0, address);
+    await once(server, 'listening');
+    const { port } = server.address() as AddressInfo;
+    assert.equal(await namespaces.hasListener('/proc/self/ns/net', port), true, address);
+    assert.equal(await namespaces.hasListener('/proc/self/ns/net', port, 'loopback'), byLoopback, address);
+    server.close();
+    await once(server, 'close');
+    assert.equal(await namespaces.hasListener('/proc/self/ns/net', port), false, `${address}, closed`);
+  }
 });
 
 test('PinnedNamespaces: a pin of another namespace under the same uid is replaced', async (context) => {

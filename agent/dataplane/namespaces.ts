@@ -1,6 +1,6 @@
 import { mkdirSync, readdirSync, rmSync, statfsSync, statSync } from 'node:fs';
 import { join } from 'node:path';
-import { bindMount, destroyTcpSockets, netnsCookie, tcpSockets, unmount } from '../../native/index.js';
+import { bindMount, destroyTcpSockets, netnsCookie, tcpSockets, unmount, type TcpSocket } from '../../native/index.js';
 import { UnderpassError, errorCode } from '../../common/errors.js';
 import { buildDir } from '../../common/paths.js';
 import { run } from '../../common/process.js';
@@ -67,13 +67,21 @@ export class PinnedNamespaces implements Namespaces {
   }
 
   async capturedSockets(netnsPath: string): Promise<CapturedSockets> {
-    const sockets = await this.#sockets(netnsPath);
-    const outbound = countCaptured(sockets, OUTBOUND_PORT);
-    return { ...outbound, total: outbound.total + countCaptured(sockets, INBOUND_PORT).total };
+    const sockets = await tcpSocketsOrNone(netnsPath);
+    const count = sockets ? (port: number) => countOf(sockets, port) : await this.#textCounter(netnsPath);
+    const outbound = count(OUTBOUND_PORT);
+    return { ...outbound, total: outbound.total + count(INBOUND_PORT).total };
   }
 
   async hasListener(netnsPath: string, port: number, where?: 'loopback'): Promise<boolean> {
-    return hasListener(await this.#sockets(netnsPath), port, where);
+    const sockets = await tcpSocketsOrNone(netnsPath);
+    if (!sockets) return hasListener(await this.#sockets(netnsPath), port, where);
+    return sockets.some(({ listening, localPort: own, local }) => listening && own === port && (where === undefined || isAny(local) || isLoopbackAddress(local)));
+  }
+
+  async #textCounter(netnsPath: string): Promise<(port: number) => CapturedSockets> {
+    const text = await this.#sockets(netnsPath);
+    return (port) => countCaptured(text, port);
   }
 
   async closeConnections(netnsPath: string): Promise<number> {
@@ -113,6 +121,33 @@ export function hasListener(text: string, port: number, where?: 'loopback'): boo
     const address = here.slice(0, here.indexOf(':'));
     return where === undefined || /^0+$/.test(address) || isLoopback(address);
   });
+}
+
+/** undefined: the kernel has no inet_diag. Without it each look takes a process, and a hundred pods that change at once wait for those. */
+function tcpSocketsOrNone(netnsPath: string): Promise<TcpSocket[] | undefined> {
+  return tcpSockets(netnsPath).catch(() => undefined);
+}
+
+function countOf(sockets: readonly TcpSocket[], port: number): CapturedSockets {
+  const found = sockets.filter(({ listening, localPort: own }) => !listening && own === port);
+  return { total: found.length, redirected: found.filter(({ remote }) => !isLoopbackAddress(remote)).length };
+}
+
+const MAPPED = '00000000000000000000ffff';
+
+function hexOf(address: Buffer): string {
+  const hex = address.toString('hex');
+  return hex.startsWith(MAPPED) ? hex.slice(MAPPED.length) : hex;
+}
+
+/** @param address 16 bytes, IPv4 in mapped form */
+function isAny(address: Buffer): boolean {
+  return /^0+$/.test(hexOf(address));
+}
+
+function isLoopbackAddress(address: Buffer): boolean {
+  const hex = hexOf(address);
+  return hex.length === 8 ? hex.startsWith('7f') : /^0{31}1$/.test(hex);
 }
 
 const localPort = (port: number): string => `:${port.toString(16).toUpperCase().padStart(4, '0')}`;

@@ -17,16 +17,17 @@ import type { Change } from '../xds/delta-stream.js';
 import { WorkloadStream } from '../xds/workload-stream.js';
 import { taughtName } from '../http/taught-clusters.js';
 import { AdsServer } from './ads-server.js';
+import { ConnectionCounts } from './connection-counts.js';
 import { Envoy, type EnvoyOptions } from './envoy.js';
 import { EnvoyExtensions } from './extensions.js';
 import { Folder, type FoldProblem, type FoldResult } from './fold.js';
-import { inboundListenerName, inboundStatPrefix } from './fold-inbound.js';
+import { inboundListenerName } from './fold-inbound.js';
 import { needsOfPods, type InboundNeeds } from './inbound-needs.js';
 import { InboundFollower, type InboundPods } from './inbound-follower.js';
 import { HealthRelay } from './health-relay.js';
 import { tunnelHeaders } from './hbone-originate.js';
 import { INSPECTION_KINDS, inspectionName } from './inspection.js';
-import { podHboneName, podListenerName, podOfListener, podStatPrefix, podTunnelStatPrefix, type ListenerPod } from './pod-listener.js';
+import { podHboneName, podListenerName, podOfListener, type ListenerPod } from './pod-listener.js';
 import { NarrowingFollower, policiesOfPods, savedPolicies, type NarrowingOptions } from './narrowing.js';
 import { PlainPorts } from './plain-ports.js';
 import type { ProxyPod } from './proxy-pod.js';
@@ -110,6 +111,7 @@ const REMOVED_POLL_MS = 250;
 
 export class NodeProxy {
   readonly envoy: Envoy;
+  readonly #connections: ConnectionCounts;
   readonly #options: NodeProxyOptions;
   readonly #logger: Logger;
   readonly #channels: TlsChannels;
@@ -170,6 +172,7 @@ export class NodeProxy {
       },
     });
     this.envoy = new Envoy({ ...options, cgroupPath: options.cgroupPath, isSettled: () => this.settled });
+    this.#connections = new ConnectionCounts(this.envoy.admin);
     const accepts = (node: Node): boolean => this.envoy.isServed(node);
     this.#healthRelay = new HealthRelay({
       open: () => this.#channels.openHealth(),
@@ -324,11 +327,8 @@ export class NodeProxy {
     return this.#snapshot !== undefined && this.#dirtySince === undefined && !this.#holding && this.#ads.idle && this.#inbound.settled;
   }
 
-  /** Connections from the pod's programs that Envoy holds now, and tunnels that end at the pod, those of a listener that drains included. */
-  async activeConnections(uid: string): Promise<number> {
-    const names = [`listener.${podStatPrefix(uid)}.downstream_cx_active`, `listener.${inboundStatPrefix(uid)}.downstream_cx_active`, `http.${podTunnelStatPrefix(uid)}.downstream_rq_active`];
-    const stats = await this.envoy.admin.stats(`^(${names.join('|').replace(/[.]/g, '\\.')})$`);
-    return names.reduce((sum, name) => sum + (stats.get(name) ?? 0), 0);
+  activeConnections(uid: string): Promise<number> {
+    return this.#connections.of(uid);
   }
 
   status(): NodeProxyStatus {

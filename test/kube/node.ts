@@ -168,6 +168,10 @@ export class KubeNode {
     return { status: Number(stdout.slice(end + 1)), body: stdout.slice(0, end) };
   }
 
+  spawnIn(pod: string, command: readonly string[]): ChildProcess {
+    return this.#lab.spawnIn(pod, command);
+  }
+
   async down(): Promise<void> {
     await this.stopAgent();
     await run(process.execPath, [CLI, 'agent', '--cleanup', '--instance', this.instance, '--lab', 'none'], { okCodes: [0, 1], timeoutMs: 60_000 });
