@@ -210,7 +210,7 @@ export class Agent {
       ...(this.#fastPath ? { fastPath: this.#fastPath } : {}),
       handover: {
         // Envoy drains connections by their answers, and sees none of the fast ones; what it has counted goes with it.
-        begin: async () => void (await Promise.all([this.#fastPath?.repeater.hold(), this.#flows?.refresh()])),
+        begin: async () => void (await Promise.allSettled([this.#fastPath?.repeater.hold(), this.#flows?.refresh()])),
         over: () => this.#fastPath?.repeater.unhold(),
       },
     });

@@ -116,6 +116,28 @@ test('FastPath: what does not end in time is not waited for for ever', async () 
   assert.equal(world.suspend(classes({ a: ['3', 'p1'] })), undefined, 'nor again');
 });
 
+test('FastPath: while one Envoy takes over from another nothing is fast, whatever the switch says, and what is under way is waited for', async () => {
+  world = new World();
+  const path = world.open();
+  world.suspend(classes({ a: ['1', 'p1'] }));
+  world.repeat('a');
+  world.underWay.set(1n, 1n);
+  let isHeld = false;
+  const held = path.hold().then(() => (isHeld = true));
+  assert.equal(world.beats.at(-1)?.on, false);
+  assert.deepEqual([path.status.on, path.status.reason], [false, 'an Envoy takes over from another']);
+  path.setOn(true);
+  await new Promise((resolve) => setTimeout(resolve, 30));
+  assert.deepEqual([world.beats.at(-1)?.on, isHeld], [false, false]);
+  world.underWay.set(1n, 0n);
+  await held;
+  path.setOn(false);
+  path.unhold();
+  assert.equal(world.beats.at(-1)?.on, false, 'who switched it off meanwhile is heard');
+  path.setOn(true);
+  assert.equal(world.beats.at(-1)?.on, true);
+});
+
 test('FastPath: pods that leave, come, or have another label or class', async () => {
   world = new World();
   const path = world.open();
