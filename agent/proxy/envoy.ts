@@ -159,14 +159,15 @@ export class Envoy implements Closable {
     const state = readState(runDir);
     if (!state) return false;
     const former = state.former && isRunning(state.former) ? state.former : undefined;
-    if (!isRunning(state)) {
-      // It died before it listened: the one before it still does.
+    // Of one that never listened the one before it still does.
+    const without = async (): Promise<false> => {
       if (former && state.isLive === false && former.isLive !== false) {
         this.#former = former;
         forgetInitializing(runDir);
       } else if (former) await endProcess(former);
       return false;
-    }
+    };
+    if (!isRunning(state)) return without();
     const isItself = fileIdentity(`/proc/${state.pid}/exe`) === state.binary;
     const objection = isItself ? await this.#starter.objection(state, this.#until(signal)) : undefined;
     const canHandOver = objection?.canHandOver === true && state.epoch !== undefined && state.version !== '';
@@ -177,8 +178,7 @@ export class Envoy implements Closable {
       logger.warn({ pid: state.pid, reason }, 'Envoy of an earlier agent can not be adopted; it is ended and a new one started');
       // Only a process that is known to be that Envoy is ended.
       if (isItself) await endProcess(state);
-      if (former) await endProcess(former);
-      return false;
+      return without();
     }
     this.#process = state;
     this.#former = former;
@@ -198,7 +198,9 @@ export class Envoy implements Closable {
     const deadline = performance.now() + (this.#options.adoptTimeoutMs ?? ADOPT_TIMEOUT_MS);
     for (;;) {
       try {
-        await this.admin.serverInfo(stop);
+        const { node, version } = await this.admin.serverInfo(stop);
+        // Its agent ended before it heard that.
+        if (state.version === '' && node.metadata?.launch === state.launch) writeState(this.#options.runDir, Object.assign(state, { version }));
         return undefined;
       } catch (error) {
         stop.throwIfAborted();
@@ -305,8 +307,9 @@ export class Envoy implements Closable {
     try {
       while (successor.isLive === false) {
         if (!isRunning(successor)) return; // `#check` starts another in its place
-        const isLive = await this.admin.serverInfo(signal).then(({ state, node }) => state === 'LIVE' && node.metadata?.launch === successor.launch, () => false);
-        if (isLive) {
+        const info = await this.admin.serverInfo(signal).catch(() => undefined);
+        if (info?.state === 'LIVE' && info.node.metadata?.launch === successor.launch) {
+          successor.version = info.version;
           successor.isLive = true;
           former.isLive = false;
           if (this.#process === successor) writeState(runDir, successor);
