@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { spawn, spawnSync } from 'node:child_process';
-import { existsSync, mkdirSync, mkdtempSync, readFileSync, readdirSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { chmodSync, existsSync, mkdirSync, mkdtempSync, readFileSync, readdirSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { connect } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -37,6 +37,18 @@ test('CniChain: the plugin stands behind all others, the rest of the file is as 
   assert.deepEqual(JSON.parse(readFileSync(file('10-net.conflist'), 'utf8')), { ...NETWORK, plugins: [...NETWORK.plugins, { type: 'underpass-cni', socket: '/run/cni.sock', labelled: '/run/labelled', whenAway: 'wait-labelled' }] });
   assert.deepEqual(readFileSync(join(folder, 'bin', 'underpass-cni')), readFileSync(PLUGIN_FILE));
   assert.equal(chain.problem, undefined);
+});
+
+test('CniChain: whoever could read the configuration can do so with the plugin in it, and without it again', (context) => {
+  const { folder, chain, file } = node(context);
+  const mode = (name: string): string => (statSync(file(name)).mode & 0o777).toString(8);
+  writeFileSync(file('10-net.conflist'), JSON.stringify(NETWORK));
+  chmodSync(file('10-net.conflist'), 0o644);
+  chain.start();
+  assert.equal(mode('10-net.conflist'), '644');
+  chain.close();
+  removeCniPlugin({ configDir: join(folder, 'net.d'), binDir: join(folder, 'bin') });
+  assert.equal(mode('10-net.conflist'), '644');
 });
 
 test('CniChain: a file that somebody else writes anew has the plugin again, and one that comes first by name has it instead', async (context) => {

@@ -3,7 +3,7 @@
  * reads, which is the first by name. Others write that file too, so it is looked at again and again. Where it is a single
  * plugin, a list of our own comes before it, and goes with it.
  */
-import { chmodSync, copyFileSync, existsSync, mkdirSync, readFileSync, readdirSync, renameSync, rmSync, watch, writeFileSync, type FSWatcher } from 'node:fs';
+import { chmodSync, copyFileSync, existsSync, mkdirSync, readFileSync, readdirSync, renameSync, rmSync, statSync, watch, writeFileSync, type FSWatcher } from 'node:fs';
 import { basename, join } from 'node:path';
 import { errorMessage } from '../../common/errors.js';
 import type { Closable } from '../../common/lifecycle.js';
@@ -209,9 +209,11 @@ function isSame(file: string, list: ConfigList): boolean {
   }
 }
 
-/** A runtime that reads meanwhile sees the old one or the new one, whole; `.underpass-…` is no name that it reads. */
+/** A runtime that reads meanwhile sees the old one or the new one, whole; `.underpass-…` is no name that it reads. Who could read it can. */
 function writeList(file: string, text: string): void {
   const part = join(file, '..', `.underpass-${basename(file)}.new`);
+  const mode = statSync(file, { throwIfNoEntry: false })?.mode;
   writeFileSync(part, text, { mode: 0o600 });
+  if (mode !== undefined) chmodSync(part, mode & 0o777);
   renameSync(part, file);
 }
