@@ -36,6 +36,8 @@ test('values: files override each other and --set overrides files; mappings are 
     );
   });
   assert.deepEqual(readValues([], []), DEFAULTS);
+  const typed = readValues([], ['meshConfig.enableAutoMtls=false', 'meshConfig.defaultConfig.concurrency=2', 'meshConfig.accessLogFile=/dev/stdout', 'meshConfig.defaultConfig.x=[1]', 'agent.podAnnotations.a=true']);
+  assert.deepEqual([typed.meshConfig, typed['agent.podAnnotations']], [{ enableAutoMtls: false, defaultConfig: { concurrency: 2, x: [1] }, accessLogFile: '/dev/stdout' }, { a: 'true' }]);
 });
 
 test('values that are wrong are named by file or option, path and what was expected', () => {

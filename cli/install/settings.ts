@@ -12,13 +12,15 @@ export type Setting =
   | (Shared<boolean> & { type: 'boolean' })
   | (Shared<number> & { type: 'integer'; minimum: number })
   | (Shared<readonly unknown[]> & { type: 'array'; items: 'string' | 'object' })
-  | (Shared<Readonly<Record<string, unknown>>> & { type: 'object' });
+  /** `isTyped`: what is in it are not texts alone, so that `true` and numbers of `--set` are what they look like. */
+  | (Shared<Readonly<Record<string, unknown>>> & { type: 'object'; isTyped?: boolean });
 
 const string = (fallback: string, description: string, more: { values?: readonly string[]; pattern?: string; expected?: string } = {}): Setting => ({ type: 'string', default: fallback, description, ...more });
 const boolean = (fallback: boolean, description: string): Setting => ({ type: 'boolean', default: fallback, description });
 const integer = (fallback: number, minimum: number, description: string): Setting => ({ type: 'integer', default: fallback, minimum, description });
 const list = (items: 'string' | 'object', fallback: readonly unknown[], description: string): Setting => ({ type: 'array', items, default: fallback, description });
 const mapping = (fallback: Readonly<Record<string, unknown>>, description: string): Setting => ({ type: 'object', default: fallback, description });
+const typed = (description: string): Setting => ({ type: 'object', default: {}, description, isTyped: true });
 const requests = (cpu: string, memory: string): Record<string, unknown> => ({ requests: { cpu, memory } });
 
 const ADDRESS = { pattern: '^[^\\s:]+:[0-9]+$', expected: 'host:port' };
@@ -31,7 +33,7 @@ export const SETTINGS = {
   discoveryAddress: string('istiod.istio-system.svc:15012', 'of control plane and CA, over TLS', ADDRESS),
   clusterId: string('Kubernetes', 'what the proxies name as the cluster that they are in', NAME),
   trustDomain: string('', 'SPIFFE trust domain; empty: what the control plane says', NAME_OR_NONE),
-  meshConfig: mapping({}, "Istio's MeshConfig, as the ConfigMap `istio` of `istio-system`; empty: none is written. With `controlPlane: pilot` alone"),
+  meshConfig: typed("Istio's MeshConfig, as the ConfigMap `istio` of `istio-system`; empty: none is written. With `controlPlane: pilot` alone"),
   'image.repository': string('underpass', 'without tag', { pattern: '^[^\\s@]+$', expected: 'the name of an image' }),
   'image.tag': string(VERSION, 'used when there is no digest', { pattern: '^[\\w][\\w.-]{0,127}$', expected: 'a tag' }),
   'image.digest': string('', '`sha256:…`; goes before the tag', { pattern: '^(sha256:[0-9a-f]{64})?$', expected: 'sha256: and 64 hexadecimal digits, or nothing' }),
@@ -50,7 +52,7 @@ export const SETTINGS = {
   'agent.envoyResources': mapping(requests('100m', '128Mi'), "of the container of the node's Envoy; a memory limit that it reaches ends every connection through it"),
   'agent.priorityClassName': string('system-node-critical', 'of the agent', NAME),
   'agent.nodeSelector': mapping({ 'kubernetes.io/os': 'linux' }, 'which nodes have an agent'),
-  'agent.affinity': mapping({}, 'of the agent'),
+  'agent.affinity': typed('of the agent'),
   'agent.tolerations': list('object', [{ operator: 'Exists' }], 'by default it runs on every node'),
   'agent.podAnnotations': mapping({}, "of the agent's pods"),
   'agent.terminationGracePeriodSeconds': integer(120, 1, 'within which an agent that is uninstalled cleans up its node, and Envoy ends: 60 s in which a successor may take it over, 45 s of draining'),
@@ -60,7 +62,7 @@ export const SETTINGS = {
   'pilot.resources': mapping(requests('100m', '256Mi'), 'of its container'),
   'pilot.priorityClassName': string('system-cluster-critical', 'of its pods', NAME),
   'pilot.nodeSelector': mapping({ 'kubernetes.io/os': 'linux' }, 'of its pods'),
-  'pilot.affinity': mapping({}, 'of its pods, which prefer different nodes by themselves'),
+  'pilot.affinity': typed('of its pods, which prefer different nodes by themselves'),
   'pilot.tolerations': list('object', [], 'of its pods'),
   'pilot.podAnnotations': mapping({}, 'of its pods'),
   'networkPolicy.enabled': boolean(true, 'who may reach pilot and the gateways. Agents are on the nodes\' own network, where NetworkPolicy has no say'),

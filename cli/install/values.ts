@@ -71,7 +71,7 @@ function mergeMappings(before: Readonly<Record<string, unknown>>, found: Readonl
   return result;
 }
 
-/** `a.b=text`; lists and mappings are JSON; what is behind the path of a mapping goes into it. */
+/** `a.b=text`; lists and mappings are JSON; what is behind the path of a mapping goes into it, as a text unless it is typed. */
 function setOne(word: string, values: Record<string, unknown>): void {
   const place = `--set ${word}`;
   const equals = word.indexOf('=');
@@ -82,7 +82,7 @@ function setOne(word: string, values: Record<string, unknown>): void {
   if (!owner) throw wrong(place, `${path} is no value; expected ${near(path.split('.').slice(0, -1).join('.'))}`);
   const [known, setting] = owner;
   if (path !== known) {
-    const inner = path.slice(known.length + 1).split('.').reduceRight<unknown>((value, key) => ({ [key]: value }), found);
+    const inner = path.slice(known.length + 1).split('.').reduceRight<unknown>((value, key) => ({ [key]: value }), setting.type === 'object' && setting.isTyped ? looksLike(found) : found);
     values[known] = merged(setting, values[known], inner);
     return;
   }
@@ -97,6 +97,16 @@ function readJson(found: string, place: string, setting: Setting): unknown {
     return JSON.parse(found) as unknown;
   } catch {
     throw wrong(place, problemOf(setting, found) ?? 'expected JSON');
+  }
+}
+
+/** As Helm's `--set` has it for true, false, null and whole numbers; lists and mappings are JSON here too. */
+function looksLike(found: string): unknown {
+  if (!/^(?:true|false|null|-?(?:0|[1-9]\d*)|[[{].*)$/s.test(found)) return found;
+  try {
+    return JSON.parse(found) as unknown;
+  } catch {
+    return found;
   }
 }
 
