@@ -181,15 +181,17 @@ async function cleanNode({ client, timeoutMs, progress }: NodesOptions, node: st
 /** All but the agents and the namespaces. @returns names of what went */
 export async function removeRest(client: KubeClient, progress: (text: string) => void): Promise<string[]> {
   const objects = await installed(client);
-  const hasPilot = objects.some(({ kind, metadata }) => kind === 'Deployment' && metadata.name === 'underpass-pilot');
+  const ca = { namespace: ROOT_NAMESPACE, name: 'underpass-ca' };
+  // The last to go, so that its key does not stay where pilot went before: by other values, or an uninstall that was interrupted.
+  const hadPilot = objects.some(({ kind, metadata }) => kind === 'Deployment' && metadata.name === 'underpass-pilot') || (await present(client, 'v1', 'Secret', ca)) !== undefined;
   for (const object of objects) {
     progress(`removing ${named(object)}`);
     await removeObject(client, object);
   }
-  if (!hasPilot) return objects.map(named);
+  if (!hadPilot) return objects.map(named);
   const written: KubeObject[] = (await listed<ConfigMap & { metadata: { managedFields?: { manager?: string }[] } }>(client, 'v1', 'ConfigMap', { labelSelector: 'istio.io/config=true' })).filter(({ metadata }) => metadata.name === 'istio-ca-root-cert' && metadata.managedFields?.every(({ manager }) => manager === PILOT_MANAGER));
   written.push({ apiVersion: 'coordination.k8s.io/v1', kind: 'Lease', metadata: { namespace: ROOT_NAMESPACE, name: 'underpass-pilot' } });
-  written.push({ apiVersion: 'v1', kind: 'Secret', metadata: { namespace: ROOT_NAMESPACE, name: 'underpass-ca' } });
+  written.push({ apiVersion: 'v1', kind: 'Secret', metadata: ca });
   for (const object of written) await removeObject(client, object);
   return [...objects, ...written].map(named);
 }

@@ -98,6 +98,14 @@ test('uninstall leaves nothing but what is somebody else\'s, and the namespace t
   assert.deepEqual(await finishNamespaces(), ['istio-system']);
 });
 
+test('uninstall takes the key of pilot\'s CA along also where pilot has gone before', async () => {
+  assert.equal((await install('--no-wait')).code, 0);
+  await cluster.apply('{apiVersion: v1, kind: Secret, type: underpass.io/ca-root, metadata: {name: underpass-ca, namespace: istio-system}, data: {}}');
+  await cluster.delete('apps/v1', 'Deployment', { namespace: 'istio-system', name: 'underpass-pilot' });
+  assert.match((await uninstall()).stdout, /namespaces removed: underpass-system, istio-system\n/);
+  assert.deepEqual(await finishNamespaces(), ['istio-system', 'underpass-system']);
+});
+
 test('what is somebody else\'s is not taken: it is named, and nothing is applied; agents are not installed for an istiod that is not there', async () => {
   const away = await install('--no-wait', '--set', 'controlPlane=istiod');
   assert.deepEqual([away.code, /there is no Service istio-system\/istiod/.test(away.stderr)], [1, true], away.stderr);
