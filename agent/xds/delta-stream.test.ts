@@ -283,6 +283,26 @@ it('DeltaAdsStream: an opening that fails, or has nothing to show yet, is tried 
   assert.deepEqual(problems, [undefined, 'no key', 'waiting for a certificate']);
 });
 
+it('DeltaAdsStream: whoever has nothing to show yet hears of one that waits, however often it looks in vain', async () => {
+  const waiting = new Set<() => void>();
+  let looks = 0;
+  const stream = new DeltaAdsStream({
+    channel: {
+      open: (again) => {
+        waiting.add(again);
+        looks++;
+        return undefined;
+      },
+    },
+    node: Node.fromPartial({ id: 'sidecar~1' }), types: [CDS], onChange: () => undefined, logger: logger('test'),
+    backoff: new Backoff({ initialMs: 1, maxMs: 1, factor: 1, jitter: 0 }),
+  });
+  stream.start();
+  await waitFor('a few looks', () => looks > 5, WAIT);
+  stream.close();
+  assert.equal(waiting.size, 1);
+});
+
 describe('AdsChannel', () => {
   it('rejects an address that is neither host:port nor unix:/path, and a port that is none', () => {
     for (const address of ['istiod', '127.0.0.1:0', '127.0.0.1:70000', '127.0.0.1:x', ':15010', 'unix:']) assert.throws(() => new AdsChannel(address), { code: 'UNDERPASS_BAD_ADDRESS', message: /with a port from 1 to 65535, nor unix/ }, address);

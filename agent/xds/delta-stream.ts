@@ -149,7 +149,7 @@ export class DeltaAdsStream implements Closable {
     const { channel } = this.#options;
     let stream: DeltaStream | undefined;
     try {
-      stream = channel.open(() => this.#connectNow());
+      stream = channel.open(this.#wake);
     } catch (error) {
       // TLS with files that are no keys.
       return this.#disconnect(errorMessage(error), this.#backoff.next());
@@ -173,12 +173,13 @@ export class DeltaAdsStream implements Closable {
     for (const state of this.#states.values()) this.#subscribe(state);
   }
 
-  #connectNow(): void {
+  /** One for good: whoever keeps those that wait has each of them once. */
+  readonly #wake = (): void => {
     if (this.#stream) return;
     clearTimeout(this.#retry);
     this.#backoff.reset();
     this.#connect();
-  }
+  };
 
   #disconnect(reason: string, delayMs: number): void {
     const stream = this.#stream;
