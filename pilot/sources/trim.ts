@@ -11,6 +11,7 @@ const LAST_APPLIED = 'kubectl.kubernetes.io/last-applied-configuration';
 const API_ACCESS = 'kube-api-access-';
 
 type Untrimmed = KubeObject & { metadata: { managedFields?: unknown } };
+type Mount = { name: string; mountPath: string };
 type Volume = { name: string; secret?: unknown; configMap?: unknown; projected?: unknown };
 
 /** A new object; what has not the shape of its kind is as it was, for the checks to say so. */
@@ -35,10 +36,14 @@ function isPod(object: KubeObject): object is Pod {
 function pod({ apiVersion, kind, metadata, spec, status }: Pod): Pod {
   const volumes = ((spec.volumes ?? []) as Volume[]).filter(({ name, secret, configMap, projected }) => (secret ?? configMap ?? projected) !== undefined && !name?.startsWith(API_ACCESS));
   const names = new Set(volumes.map(({ name }) => name));
+  const mountsOf = ({ volumeMounts }: PodSpec['containers'][0]): Mount[] => (Array.isArray(volumeMounts) ? (volumeMounts as Mount[]).filter((mount) => typeof mount?.mountPath === 'string') : []);
+  const kept = spec.containers.flatMap((container) => mountsOf(container).filter(({ name }) => names.has(name))).map(({ mountPath }) => mountPath.replace(/\/*$/, '/'));
+  // What is mounted within such a volume hides its files.
+  const counts = ({ name, mountPath }: Mount): boolean => names.has(name) || kept.some((path) => mountPath.startsWith(path));
   const containers = (all: PodSpec['containers']): PodSpec['containers'] =>
     all.map((container) => {
       const { name, ports } = container;
-      const volumeMounts = Array.isArray(container.volumeMounts) ? container.volumeMounts.filter((mount) => names.has(mount?.name)) : [];
+      const volumeMounts = mountsOf(container).filter(counts);
       return { name, ...(ports === undefined ? {} : { ports }), ...(volumeMounts.length > 0 ? { volumeMounts } : {}) } as PodSpec['containers'][0];
     });
   const { nodeName, serviceAccountName, hostNetwork, hostname, subdomain } = spec;
