@@ -13,6 +13,7 @@ import type { Problem } from '../../common/kube/schema.js';
 import type { KubeObject } from '../../common/kube/types.js';
 import type { Closable } from '../../common/lifecycle.js';
 import type { Logger } from '../../common/log.js';
+import { waitFor } from '../../common/retry.js';
 import { BadRequest, parseReview, reviewOf, type AdmissionRequest, type Decision } from './admission-review.js';
 import { inject, validate, withPathValues } from './handlers.js';
 import type { WebhookMetrics } from './metrics.js';
@@ -21,6 +22,8 @@ import type { WebhookMetrics } from './metrics.js';
 const MAX_BODY_BYTES = 4 << 20;
 /** Istio's webhooks wait 10 s. */
 const REQUEST_TIMEOUT_MS = 10_000;
+/** A pod may be made right after its namespace, which the API server knows of before this process's watch does. */
+const NAMESPACE_KNOWN_MS = 3_000;
 const MAX_TIMER_MS = 2 ** 31 - 1;
 const CLOSE_GRACE_MS = 1_000;
 const RENEW_RETRY_MS = 10_000;
@@ -127,13 +130,15 @@ export class WebhookServer implements Closable {
     const contentType = request.headers['content-type'] ?? '';
     if (!/^application\/json(;|$)/.test(contentType)) throw new BadRequest(415, `content-type: found ${JSON.stringify(contentType)}, expected application/json`);
     const review = parseReview(await body(request));
-    const decision = isInject ? this.#inject(review, path) : this.#validate(review);
+    const decision = isInject ? await this.#inject(review, path) : this.#validate(review);
     send(response, 200, reviewOf(review, decision));
   }
 
-  #inject(request: AdmissionRequest, path: string): Decision {
+  async #inject(request: AdmissionRequest, path: string): Promise<Decision> {
     const { metrics, injection, namespaceLabels, logger } = this.#options;
     metrics.requests.inc();
+    const { namespace } = request;
+    if (namespace !== undefined) await waitFor(`namespace ${namespace}`, () => namespaceLabels(namespace) !== undefined, { timeoutMs: NAMESPACE_KNOWN_MS, everyMs: 20 }).catch(() => logger.warn({ namespace }, 'a pod of a namespace that is not known: its own labels alone decide whether it gets a proxy'));
     const of = { namespace: request.namespace, name: request.name };
     let skipped = false;
     const decision = inject(request, {

@@ -126,6 +126,21 @@ test('a client that does not trust the CA gets no answer; one that does finds th
   assert.ok((await post('/inject', review('Pod', pod()))).peer.checkHost('istiod.istio-system.svc'));
 });
 
+test('a pod that is made right after its namespace waits until that is known, and is injected by its labels', async () => {
+  const signer = await selfSignedRoot('test');
+  let labels: Record<string, string> | undefined;
+  const server = await WebhookServer.listen({
+    listen: '127.0.0.1:0', signer, dnsNames: ['istiod.istio-system.svc'], injection: () => DEFAULT_INJECTION, namespaceLabels: () => labels, check: () => [], metrics: new WebhookMetrics(new Registry()), logger: pino({ level: 'silent' }),
+  });
+  try {
+    const answer = post('/inject', review('Pod', pod()), { address: server.address, trust: signer.root.toString('pem') });
+    setTimeout(() => (labels = { 'istio-injection': 'enabled' }), 200);
+    assert.notEqual((await answer).body.response?.patch, undefined);
+  } finally {
+    await server.close();
+  }
+});
+
 test("the certificate is renewed live: later connections see the new one, the old ones' answers still come", async () => {
   const signer = await selfSignedRoot('test');
   const trust = signer.root.toString('pem');
