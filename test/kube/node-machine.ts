@@ -5,7 +5,7 @@
  */
 import { spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
-import { closeSync, existsSync, mkdirSync, mkdtempSync, openSync, readFileSync, readdirSync, readlinkSync, rmSync, writeFileSync } from 'node:fs';
+import { closeSync, existsSync, mkdirSync, mkdtempSync, openSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
@@ -93,9 +93,13 @@ export class NodeMachine implements ClusterMachine, Closable {
     const first = ['sh', '-c', 'trap : TERM INT HUP; while :; do sleep 3600; done'];
     const own = ['unshare', '--cgroup', '--mount', '--net', '--pid', '--fork', '--kill-child=KILL', '--mount-proc', '--propagation', 'private', '--', ...first];
     const [command = '', ...args] = inCgroups(this.#hierarchies.map(({ root }) => root), ['setpriv', '--pdeathsig', 'KILL', '--', ...own]);
-    this.#holder = spawn(command, args, { stdio: ['ignore', 'ignore', 'inherit'] });
+    const log = openSync(join(this.folder, 'machine.log'), 'a', 0o640);
+    this.#holder = spawn(command, args, { stdio: ['ignore', 'ignore', log] });
+    closeSync(log);
     const holder = this.#holder.pid!;
-    this.#pid = await waitFor('its first process', () => firstProcess(holder), { timeoutMs: 10_000, everyMs: 10 });
+    this.#pid = await waitFor('its first process', () => firstProcess(holder), { timeoutMs: 10_000, everyMs: 10 }).catch((error: unknown) => {
+      throw new Error(`${String(error)}\n${this.log('machine')}`, { cause: error });
+    });
     for (const { root, programs } of this.#hierarchies) {
       if (programs === root) continue;
       for (const pid of cgroupProcesses(root)) writeFileSync(join(programs, 'cgroup.procs'), String(pid));
@@ -161,15 +165,19 @@ export class NodeMachine implements ClusterMachine, Closable {
     }
   }
 
-  /** @returns what tells, after close(), what is there nevertheless: processes in its namespaces, folders, mounts */
-  remains(): () => string[] {
-    const kinds = ['net', 'mnt', 'pid', 'cgroup'];
-    const own = new Set(kinds.map((kind) => readlinkSync(`/proc/${this.#pid}/ns/${kind}`)));
-    return () => [
-      ...readdirSync('/proc').filter((pid) => /^\d+$/.test(pid) && kinds.some((kind) => own.has(linkOf(`/proc/${pid}/ns/${kind}`)))).map((pid) => `process ${pid}`),
+  /** What is there of it after close(): processes in its cgroups or with its files, folders, mounts. */
+  remains(): string[] {
+    return [
+      ...this.#processes().map((pid) => `process ${pid}`),
       ...[this.folder, ...this.#hierarchies.map(({ root }) => root)].filter((path) => existsSync(path)),
       ...readFileSync('/proc/self/mounts', 'utf8').split('\n').filter((line) => line.includes(this.name)),
     ];
+  }
+
+  #processes(): string[] {
+    // Not by namespaces: their numbers are given anew at once.
+    const isOwn = (pid: string): boolean => ['cmdline', 'cgroup'].some((file) => textOf(`/proc/${pid}/${file}`).includes(this.name));
+    return readdirSync('/proc').filter((pid) => /^\d+$/.test(pid) && isOwn(pid));
   }
 
   /** All of it: processes, then what they had. */
@@ -178,11 +186,13 @@ export class NodeMachine implements ClusterMachine, Closable {
     this.#holder = undefined;
     if (holder && holder.exitCode === null && holder.signalCode === null) {
       const ended = once(holder, 'exit');
-      holder.kill('SIGKILL');
+      // Its parent ends when this one has; before there is one, all that there is is the parent.
+      if (this.#pid !== 0) process.kill(this.#pid, 'SIGKILL');
+      else holder.kill('SIGKILL');
       await ended;
     }
-    const programs = (): number[] => this.#hierarchies.flatMap(({ root }) => cgroupProcesses(root));
-    await waitFor('the node\'s processes to end', () => programs().length === 0 && this.#children.every(({ exitCode, signalCode }) => exitCode !== null || signalCode !== null), { timeoutMs: ENDS_MS, everyMs: 20 });
+    const inCgroup = (): number[] => this.#hierarchies.flatMap(({ root }) => cgroupProcesses(root));
+    await waitFor('the node\'s processes to end', () => inCgroup().length === 0 && this.#children.every(({ exitCode, signalCode }) => exitCode !== null || signalCode !== null), { timeoutMs: ENDS_MS, everyMs: 20 });
     for (const { root } of this.#hierarchies) await removeCgroup(root);
     rmSync(this.folder, { recursive: true, force: true });
   }
@@ -205,9 +215,9 @@ function firstProcess(parent: number): number | undefined {
   return found !== '' && readFileSync(`/proc/${found}/cmdline`, 'utf8').startsWith('sh') ? Number(found) : undefined;
 }
 
-function linkOf(path: string): string {
+function textOf(path: string): string {
   try {
-    return readlinkSync(path);
+    return readFileSync(path, 'utf8');
   } catch {
     return ''; // ended meanwhile
   }

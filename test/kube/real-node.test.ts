@@ -109,7 +109,7 @@ async function settles(what: string, wanted: (status: AgentStatus) => boolean): 
 const isEnrolled = (names: readonly string[], as: 'node' | 'off') => (now: AgentStatus): boolean =>
   names.every((name) => now.pods.some((one) => `${one.namespace}/${one.name}` === name && one.mode === as && one.settled && one.state === (as === 'node' ? 'enrolled' : 'off')));
 
-const label = (value: string | null): Promise<void> => real().cluster.merge('v1', 'Namespace', { name: 'shop' }, { metadata: { labels: { 'underpass.io/mode': value } } });
+const label = (value: string | null, name = 'mode'): Promise<void> => real().cluster.merge('v1', 'Namespace', { name: 'shop' }, { metadata: { labels: { [`underpass.io/${name}`]: value } } });
 
 /** Requests of both kinds of clients, the new ones of which take this way; none fails. */
 async function flows(way: 'direct' | 'proxied', requests = 200): Promise<LoadReport> {
@@ -212,6 +212,27 @@ step('pods of the host\'s network, pods that have ended, and pods with a sidecar
   await flows('proxied');
 });
 
+step('pods of a namespace that is labelled for iptables are redirected by the image\'s own, and by BPF again without the label; no request fails', async () => {
+  const redirectedBy = (way: 'bpf' | 'iptables') => (now: AgentStatus): boolean => isEnrolled(['shop/web', 'shop/client'], 'node')(now) && now.pods.every((one) => one.mode !== 'node' || one.way === way);
+  await label('iptables', 'redirection');
+  await settles('iptables', redirectedBy('iptables'));
+  await flows('proxied');
+  await label(null, 'redirection');
+  await settles('BPF', redirectedBy('bpf'));
+  await flows('proxied');
+});
+
+step('the API server reaches pilot by its Service: a pod of a namespace with injection gets its sidecar', async () => {
+  const { cluster } = real();
+  await cluster.apply('apiVersion: v1\nkind: Namespace\nmetadata: {name: injected, labels: {istio-injection: enabled}}');
+  await waitFor('its service account', () => cluster.get('v1', 'ServiceAccount', { namespace: 'injected', name: 'default' }), WAIT);
+  // No node has that label: the image is nowhere here.
+  await cluster.apply(pod('web', 'injected', { spec: 'nodeSelector: {nowhere: "true"}, ', container: idle }));
+  const { spec } = await real().pod('injected', 'web');
+  assert.ok([...(spec.initContainers ?? []), ...spec.containers].some(({ name }) => name === 'istio-proxy'), JSON.stringify(spec));
+  await cluster.delete('v1', 'Namespace', { name: 'injected' });
+});
+
 step('the agent\'s container is killed: traffic flows, and the next agent takes Envoy and the kernel over', async () => {
   const before_ = await status();
   const [agent] = await agents();
@@ -279,10 +300,9 @@ step('`underpass uninstall` leaves the node as it was, while requests flow', asy
 
 step('nothing of the node is left on the machine', async () => {
   const { machine } = real();
-  const isLeft = machine.remains();
   await node?.close();
   node = undefined;
-  assert.deepEqual(isLeft(), []);
+  assert.deepEqual(machine.remains(), []);
   assert.deepEqual(await machineRules(), rulesBefore);
 });
 
