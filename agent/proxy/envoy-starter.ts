@@ -9,7 +9,7 @@ import { buildDir } from '../../common/paths.js';
 import { isRunning, processStartTime, type ProcessId } from '../../common/process-id.js';
 import { sleep } from '../../common/retry.js';
 import { endProcess, fileIdentity, namespaceOf, type EnvoyState } from './envoy-process.js';
-import { launch, launcherStatus } from './launcher-client.js';
+import { isUnanswered, launch, launcherStatus } from './launcher-client.js';
 
 export interface StartedEnvoy extends ProcessId {
   /** As in EnvoyState. */
@@ -114,9 +114,17 @@ export function launcherStarter({ socketPath, cgroupPath, adminSocketPath, logge
   return {
     output: `the output of the launcher ${socketPath}`,
     start: async (args, { keep, signal }) => {
-      // What an agent asked for that died before it could write that down.
-      for (const id of (await answering(signal)).running) if (!keep.some(({ pid }) => pid === id.pid)) await endProcess(id);
-      const id = await launch(socketPath, { ...(cgroupPath === undefined ? {} : { cgroupPath }), adminSocketPath, args }, signal);
+      const ask = async (): Promise<ProcessId> => {
+        // What an agent asked for that did not hear, or write down, what came of it.
+        for (const id of (await answering(signal)).running) if (!keep.some(({ pid }) => pid === id.pid)) await endProcess(id);
+        return launch(socketPath, { ...(cgroupPath === undefined ? {} : { cgroupPath }), adminSocketPath, args }, signal);
+      };
+      const id = await ask().catch((error: unknown) => {
+        signal?.throwIfAborted();
+        if (!isUnanswered(error)) throw error;
+        logger.warn({ reason: errorMessage(error) }, "Envoy's launcher is asked again");
+        return ask();
+      });
       const released = new AbortController();
       const ended = (async () => {
         while (isRunning(id)) await sleep(END_POLL_MS, released.signal);
@@ -127,7 +135,14 @@ export function launcherStarter({ socketPath, cgroupPath, adminSocketPath, logge
       return { ...id, binary: fileIdentity(`/proc/${id.pid}/exe`) ?? '', ended, release: () => released.abort(new UnderpassError('UNDERPASS_STOPPED', 'Envoy is not followed any more')) };
     },
     objection: async ({ pid, startTime }, signal) => {
-      const own = (await answering(signal)).running.find((item) => item.pid === pid && item.startTime === startTime);
+      let status: Awaited<ReturnType<typeof launcherStatus>>;
+      try {
+        status = await answering(signal);
+      } catch (error) {
+        signal?.throwIfAborted();
+        return { reason: errorMessage(error), canHandOver: true };
+      }
+      const own = status.running.find((item) => item.pid === pid && item.startTime === startTime);
       return own?.isCurrent ? undefined : { reason: own ? 'the launcher has another binary now' : 'another launcher started it', canHandOver: true };
     },
   };

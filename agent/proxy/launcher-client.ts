@@ -10,7 +10,8 @@ export interface LauncherStatus {
   ended: (ProcessId & { how: string })[];
 }
 
-const ANSWER_TIMEOUT_MS = 5_000;
+/** This process may be at something else for many seconds, as loading programs into the kernel, and look at the time before it looks at the answer. */
+const ANSWER_TIMEOUT_MS = 30_000;
 const MAX_ANSWER_BYTES = 4_096;
 
 /** @throws UnderpassError `UNDERPASS_ENVOY_LAUNCHER` when nobody answers, or not as expected */
@@ -33,9 +34,16 @@ export async function launch(socketPath: string, options: { cgroupPath?: string;
   return { pid: Number(match[1]), startTime: match[2] as string };
 }
 
+class Unanswered extends UnderpassError {}
+
+/** Whether a launcher said nothing to a question, rather than no. */
+export function isUnanswered(error: unknown): boolean {
+  return error instanceof Unanswered;
+}
+
 function ask(socketPath: string, words: readonly string[], signal?: AbortSignal): Promise<string[]> {
-  const failure = (what: string, cause?: unknown): UnderpassError =>
-    new UnderpassError('UNDERPASS_ENVOY_LAUNCHER', `asking the launcher ${socketPath} (${words[0]}): ${what}`, { ...(cause === undefined ? {} : { cause }), hint: 'underpass-launcher has to run, as root or as the agent\'s user' });
+  const failure = (what: string, cause?: unknown, Kind: typeof UnderpassError = Unanswered): UnderpassError =>
+    new Kind('UNDERPASS_ENVOY_LAUNCHER', `asking the launcher ${socketPath} (${words[0]}): ${what}`, { ...(cause === undefined ? {} : { cause }), hint: 'underpass-launcher has to run, as root or as the agent\'s user' });
   return new Promise((resolve, reject) => {
     let answer = '';
     const socket = connect({ path: socketPath, ...(signal ? { signal } : {}) });
@@ -49,7 +57,7 @@ function ask(socketPath: string, words: readonly string[], signal?: AbortSignal)
     socket.on('close', () => {
       const lines = answer.split('\n').filter((line) => line !== '');
       if (lines.length === 0) reject(failure('it closed without an answer'));
-      else if (lines[0]?.startsWith('error: ')) reject(failure(lines[0].slice('error: '.length)));
+      else if (lines[0]?.startsWith('error: ')) reject(failure(lines[0].slice('error: '.length), undefined, UnderpassError));
       else resolve(lines);
     });
     socket.end(words.map((word) => `${word}\0`).join(''));

@@ -3,12 +3,13 @@ import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { copyFileSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
-import { connect } from 'node:net';
+import { connect, createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { after, before, describe, it } from 'node:test';
 import { cgroup2Root, removeCgroup } from '../../common/cgroup.js';
+import { logger } from '../../common/log.js';
 import { buildDir, envoyBinary } from '../../common/paths.js';
 import { isRunning, processStartTime } from '../../common/process-id.js';
 import { run } from '../../common/process.js';
@@ -16,6 +17,7 @@ import { sleep, waitFor } from '../../common/retry.js';
 import { TestLauncher } from '../testing/launcher.js';
 import { echoServer, requests, type TestNetns } from '../testing/netns.js';
 import { ProxyWorld, SERVICE_VIP } from '../testing/proxy-world.js';
+import { launcherStarter } from './envoy-starter.js';
 import { launch, launcherStatus } from './launcher-client.js';
 import type { ProxyPod } from './node-proxy.js';
 
@@ -180,6 +182,33 @@ describe('NodeProxy with a launcher', () => {
   it('has its Envoy from the launcher', async () => {
     assert.deepEqual((await launcherStatus(launcherSocket)).running.map(({ pid }) => pid), [world.running.status().envoy.pid]);
     assert.deepEqual(await statuses(), [200]);
+  });
+
+  it('is asked again where it closed before it was asked, as when the agent was at something else for too long', async () => {
+    const logs: string[] = [];
+    const real = join(world.folder, 'between.sock');
+    let closed = 0;
+    // Between agent and launcher: the first request to start is closed unread.
+    const between = createServer({ allowHalfOpen: true }, (client) => {
+      client.once('data', (data: Buffer) => {
+        if (data.toString().startsWith('start') && closed++ === 0) return client.destroy();
+        const server = connect(launcherSocket);
+        server.on('error', () => client.destroy());
+        client.on('error', () => server.destroy());
+        server.pipe(client);
+        server.end(data);
+      });
+    });
+    between.listen(real);
+    await once(between, 'listening');
+    const keep = (await launcherStatus(launcherSocket)).running;
+    const warn = (_: object, message: string): void => void logs.push(message);
+    const starter = launcherStarter({ socketPath: real, cgroupPath: undefined, adminSocketPath: '/nowhere', logger: { ...logger('test'), warn } as never });
+    const started = await starter.start(['--version'], { keep, note: () => undefined });
+    assert.equal(await started.ended, 'exit 0');
+    assert.deepEqual(logs, ["Envoy's launcher is asked again"]);
+    assert.deepEqual((await launcherStatus(launcherSocket)).running, keep, 'who is to be kept is');
+    between.close();
   });
 
   it('leaves Envoy running when the agent is killed, and the next agent adopts it', async () => {

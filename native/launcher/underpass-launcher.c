@@ -45,7 +45,8 @@
 #define MAX_REQUEST (32 << 10)
 #define MAX_WORDS 128
 #define MAX_ANSWER 4096
-#define REQUEST_MS 5000
+/* An agent that loads its programs into the kernel says nothing for many seconds. */
+#define REQUEST_MS 20000
 #define DRAIN_REQUEST_MS 2000
 #define KILL_AFTER_MS 5000
 /* Envoy's own limit: the third ends the first. */
