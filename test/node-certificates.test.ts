@@ -32,7 +32,7 @@ let plane: SecurePilot;
 let ca: CertificateAuthority;
 before(async () => {
   ca = await CertificateAuthority.create();
-  plane = await securePilot([pod('underpass-system', 'underpass', 'n1'), pod('shop', 'web', 'n1'), pod('shop', 'client', 'n1'), pod('shop', 'elsewhere', 'n2')].join(''), { ca });
+  plane = await securePilot([pod('underpass-system', 'underpass-agent', 'n1'), pod('shop', 'web', 'n1'), pod('shop', 'client', 'n1'), pod('shop', 'elsewhere', 'n2')].join(''), { ca });
 });
 after(() => plane.store.close());
 
@@ -43,7 +43,7 @@ interface Stage {
 }
 
 async function stage(context: { after(done: () => Promise<void>): void }, { clock = new ManualClock(), address = plane.address } = {}): Promise<Stage> {
-  const token = await plane.issuer.issue({ namespace: 'underpass-system', serviceAccount: 'underpass', pod: { name: 'underpass', uid: 'underpass-1' } });
+  const token = await plane.issuer.issue({ namespace: 'underpass-system', serviceAccount: 'underpass-agent', pod: { name: 'underpass-agent', uid: 'underpass-agent-1' } });
   let changes = 0;
   const log: string[] = [];
   const certificates = new NodeCertificates({
@@ -147,7 +147,7 @@ test('a certificate of the agent itself, from a CA that knows nothing of its pod
   const server = new Server();
   const { certificatePem, privateKeyPem } = await issueServerCertificate(ca, { dnsNames: ['localhost'], ips: ['127.0.0.1'] });
   const answersForCaller: IstioCertificateServiceServer = {
-    createCertificate: (_call, callback) => void ca.issue({ namespace: 'underpass-system', serviceAccount: 'underpass' }).then(({ chainPem }) => callback(null, { cert_chain: [chainPem, ca.rootPem] })),
+    createCertificate: (_call, callback) => void ca.issue({ namespace: 'underpass-system', serviceAccount: 'underpass-agent' }).then(({ chainPem }) => callback(null, { cert_chain: [chainPem, ca.rootPem] })),
   };
   server.addService(IstioCertificateServiceService, answersForCaller);
   const port = await new Promise<number>((resolve, reject) => server.bindAsync('127.0.0.1:0', ServerCredentials.createSsl(null, [{ cert_chain: Buffer.from(certificatePem), private_key: Buffer.from(privateKeyPem) }]), (error, bound) => (error ? reject(error) : resolve(bound))));
@@ -155,7 +155,7 @@ test('a certificate of the agent itself, from a CA that knows nothing of its pod
   const { certificates } = await stage(context, { address: `127.0.0.1:${port}` });
   certificates.want(new Set([WEB]));
   await waitFor('the problem to be told', () => certificates.status().problem, { timeoutMs: 10_000, everyMs: 5 });
-  assert.match(certificates.status().problem!, /found one of URI:spiffe:\S+\/sa\/underpass, expected URI:spiffe:\S+\/sa\/web/);
+  assert.match(certificates.status().problem!, /found one of URI:spiffe:\S+\/sa\/underpass-agent, expected URI:spiffe:\S+\/sa\/web/);
   assert.deepEqual([...certificates.secrets.keys()], ['ROOTCA']);
 });
 

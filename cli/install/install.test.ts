@@ -4,8 +4,10 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { projectRoot } from '../../common/paths.js';
+import { DEFAULT_NODE_ACCOUNTS } from '../../pilot/ca/node-proxies.js';
 import { chartFiles } from './chart.js';
 import { installationObjects } from './objects.js';
+import { AGENT, AGENT_NAMESPACE } from './rbac.js';
 import { DEFAULTS } from './settings.js';
 import { readValues } from './values.js';
 
@@ -69,4 +71,8 @@ test('no container but the agent is privileged, and that one is because Kubernet
   for (const { securityContext } of containers.slice(1)) assert.deepEqual(securityContext.capabilities?.drop, ['ALL']);
   assert.deepEqual(containers[2]!.securityContext.capabilities?.add, undefined);
   assert.equal(workloads[1]!.spec.template.spec.securityContext?.runAsNonRoot, true);
+});
+
+test('pilot trusts by itself no account with the identities of a node\'s pods but the one that is installed, and ztunnel\'s', () => {
+  assert.deepEqual(DEFAULT_NODE_ACCOUNTS, ['istio-system/ztunnel', `${AGENT_NAMESPACE}/${AGENT}`]);
 });

@@ -2,8 +2,8 @@
 import type { WorkloadIdentity } from '../../common/identity/spiffe.js';
 import type { PeerIdentity } from './peer-identity.js';
 
-/** Istio's CA_TRUSTED_NODE_ACCOUNTS has the first. */
-export const DEFAULT_NODE_ACCOUNTS = ['istio-system/ztunnel', 'istio-system/underpass', 'underpass-system/underpass', 'underpass-system/underpass-agent'];
+/** ztunnel's, which Istio's CA_TRUSTED_NODE_ACCOUNTS has, and the installed agent's: one that nobody installs is anybody's to make. */
+export const DEFAULT_NODE_ACCOUNTS = ['istio-system/ztunnel', 'underpass-system/underpass-agent'];
 
 /** What is known of where pods run. */
 export interface NodeDirectory {

@@ -86,12 +86,12 @@ export interface WorldOptions {
 /** The node agent as Kubernetes would run it: what it proves itself to the CA with is a token of its pod on that node. */
 const AGENTS = `apiVersion: apps/v1
 kind: DaemonSet
-metadata: {name: underpass, namespace: underpass-system}
+metadata: {name: underpass-agent, namespace: underpass-system}
 spec:
   selector: {matchLabels: {app: underpass}}
   template:
     metadata: {labels: {app: underpass}}
-    spec: {serviceAccountName: underpass, containers: [{name: agent, image: sleep}]}
+    spec: {serviceAccountName: underpass-agent, containers: [{name: agent, image: sleep}]}
 `;
 const MARKER = 'mesh-world-step';
 const READY_TIMEOUT_MS = 60_000;
@@ -198,7 +198,7 @@ export class MeshWorld {
     const folder = join(this.#folder, `agent-${node}`);
     mkdirSync(folder, { recursive: true, mode: 0o700 });
     const [pod] = this.lab.records(node).filter(({ namespace }) => namespace === 'underpass-system');
-    writeFileSync(join(folder, 'token'), await this.#tokens.issue({ namespace: 'underpass-system', serviceAccount: 'underpass', pod: { name: pod!.name }, nodeName: node }), { mode: 0o600 });
+    writeFileSync(join(folder, 'token'), await this.#tokens.issue({ namespace: 'underpass-system', serviceAccount: 'underpass-agent', pod: { name: pod!.name }, nodeName: node }), { mode: 0o600 });
     writeFileSync(join(folder, 'root.pem'), this.ca.rootPem);
     const args = ['agent', '--discovery', this.discovery, '--lab-socket', this.lab.socket, '--node', node, '--instance', instance, '--concurrency', '1'];
     const child = spawn(process.execPath, [CLI, ...args, '--ca', caAddress, '--ca-root', join(folder, 'root.pem'), '--ca-token', join(folder, 'token')], { stdio: ['ignore', 'pipe', 'pipe'], env: { ...process.env, ...this.options.agentEnv } });
