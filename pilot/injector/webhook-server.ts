@@ -25,7 +25,8 @@ const REQUEST_TIMEOUT_MS = 10_000;
 /** A pod may be made right after its namespace, which the API server knows of before this process's watch does. */
 const NAMESPACE_KNOWN_MS = 3_000;
 const MAX_TIMER_MS = 2 ** 31 - 1;
-const CLOSE_GRACE_MS = 1_000;
+/** What has been asked waits no longer than that for its namespace. */
+const CLOSE_GRACE_MS = NAMESPACE_KNOWN_MS + 1_000;
 const RENEW_RETRY_MS = 10_000;
 
 export interface WebhookOptions {
