@@ -49,6 +49,7 @@ export class AdsServer implements Closable {
   readonly #good = new Map<string, Map<string, Entry>>();
   readonly #nacks = new Map<string, Nack>();
   readonly #waiters = new Set<() => void>();
+  #soon: Promise<void> | undefined;
 
   constructor(options: AdsServerOptions) {
     this.#options = options;
@@ -136,6 +137,21 @@ export class AdsServer implements Closable {
     const either = AbortSignal.any([over.signal, signal]);
     await Promise.race([this.changed(either), sleep(ms, either)]).catch(() => undefined);
     over.abort();
+  }
+
+  /** Resolves at the next change of anybody's status, or when `ms` have passed since the first who waits began to: one timer for a hundred pods. */
+  changedSoon(ms: number): Promise<void> {
+    this.#soon ??= new Promise<void>((resolve) => {
+      const over = (): void => {
+        clearTimeout(timer);
+        this.#waiters.delete(over);
+        this.#soon = undefined;
+        resolve();
+      };
+      const timer = setTimeout(over, ms);
+      this.#waiters.add(over);
+    });
+    return this.#soon;
   }
 
   /** All that should be sent was sent and answered. */

@@ -295,7 +295,7 @@ export class NodeProxy {
           throw new UnderpassError('UNDERPASS_ENVOY_REFUSED', `waiting for the listener of pod ${uid}: Envoy refuses it: ${nack}`);
         }
       }
-      await this.#ads.changedWithin(READY_POLL_MS, any);
+      await this.#ads.changedSoon(READY_POLL_MS);
     }
   }
 
