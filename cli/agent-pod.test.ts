@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { spawn } from 'node:child_process';
+import { spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
 import { existsSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { createServer } from 'node:http';
@@ -9,21 +9,22 @@ import { join } from 'node:path';
 import { test } from 'node:test';
 import { KubeClient } from '../common/kube/client.js';
 import { logger } from '../common/log.js';
+import { buildDir } from '../common/paths.js';
 import { processStartTime } from '../common/process-id.js';
 import { waitFor } from '../common/retry.js';
-import { isUninstalled, parseDaemonSet, ReadyFile } from './agent-pod.js';
+import { isUninstalled, parseDaemonSet, ProbeFile, readiness } from './agent-pod.js';
 
 const WAIT = { timeoutMs: 10_000, everyMs: 20 };
 const log = logger('test').child({}, { level: 'silent' });
 
-test('ReadyFile: there while another agent has the instance, then when this one has it and is ready', async () => {
+test('readiness: there while another agent has the instance, then when this one has it and is ready', async () => {
   const folder = mkdtempSync(join(tmpdir(), 'up-ready-'));
   const other = spawn('sleep', ['60']);
   const path = join(folder, 'ready');
   const held = (pid: number): void => writeFileSync(join(folder, 'agent.lock'), JSON.stringify({ pid, startTime: processStartTime(pid), purpose: 'test', since: '' }));
   let isReady = false;
   writeFileSync(path, 'of a former container');
-  const ready = new ReadyFile(path, folder, () => isReady, log);
+  const ready = new ProbeFile(path, readiness({ folder, get isReady() { return isReady; } }), log);
   try {
     assert.ok(!existsSync(path));
     held(other.pid!);
@@ -37,6 +38,27 @@ test('ReadyFile: there while another agent has the instance, then when this one 
   } finally {
     ready.close();
     other.kill();
+    rmSync(folder, { recursive: true });
+  }
+});
+
+test('ProbeFile: that of a process that hangs grows old for underpass-fresh, and is young again when it goes on', async () => {
+  const folder = mkdtempSync(join(tmpdir(), 'up-alive-'));
+  const path = join(folder, 'alive');
+  const script = `import { ProbeFile } from ${JSON.stringify(join(import.meta.dirname, 'agent-pod.js'))}; new ProbeFile(${JSON.stringify(path)}, () => true, console); console.log('started');`;
+  const hanging = spawn(process.execPath, ['--input-type=module', '-e', script], { stdio: ['ignore', 'pipe', 'inherit'] });
+  const asked = (seconds: string, file = path): { status: number | null; stderr: string } => spawnSync(join(buildDir, 'underpass-fresh'), [file, seconds], { encoding: 'utf8' });
+  try {
+    await once(hanging.stdout, 'data');
+    assert.equal(asked('30').status, 0);
+    hanging.kill('SIGSTOP');
+    await waitFor('the file to be old', () => asked('3').status === 1, WAIT);
+    assert.match(asked('1').stderr, /alive: written \d+ s ago, expected at most 1/);
+    hanging.kill('SIGCONT');
+    await waitFor('it to be written again', () => asked('3').status === 0, WAIT);
+    assert.deepEqual([asked('3', join(folder, 'none')).status, asked('0').status, asked('3s').status], [1, 2, 2]);
+  } finally {
+    hanging.kill('SIGKILL');
     rmSync(folder, { recursive: true });
   }
 });

@@ -14,30 +14,24 @@ const LOOK_MS = 1_000;
 const ASK_MS = 10_000;
 
 /**
- * A file that is there while the agent is ready, or waits for another one of its instance to end: that one is only asked to end
- * when its successor is ready. A port would be the node's, where two agents can't both have it.
+ * A file that is there while something is so, and is written anew every second: the file of a process that hangs grows old.
+ * A port would be the node's, where two agents can't both have it.
  */
-export class ReadyFile implements Closable {
+export class ProbeFile implements Closable {
   readonly #timer: NodeJS.Timeout;
-  #isThere = false;
 
-  /** @param folder of the instance */
-  constructor(readonly path: string, readonly folder: string, readonly isReady: () => boolean, readonly logger: Logger) {
+  constructor(readonly path: string, readonly isSo: () => boolean, readonly logger: Logger) {
     rmSync(path, { force: true });
     this.#look();
     this.#timer = setInterval(() => this.#look(), LOOK_MS);
   }
 
   #look(): void {
-    const holder = instanceHolder(this.folder);
-    const ready = holder !== undefined && (holder.pid !== process.pid || this.isReady());
-    if (ready === this.#isThere) return;
     try {
-      if (ready) writeFileSync(this.path, 'ready\n', { mode: 0o644 });
+      if (this.isSo()) writeFileSync(this.path, `${new Date().toISOString()}\n`, { mode: 0o644 });
       else rmSync(this.path, { force: true });
-      this.#isThere = ready;
     } catch (error) {
-      this.logger.warn({ file: this.path, reason: errorMessage(error) }, 'the file that says whether this agent is ready can\'t be written');
+      this.logger.warn({ file: this.path, reason: errorMessage(error) }, 'a file for probes can\'t be written');
     }
   }
 
@@ -45,6 +39,14 @@ export class ReadyFile implements Closable {
     clearInterval(this.#timer);
     rmSync(this.path, { force: true });
   }
+}
+
+/** Whether the agent is ready, or waits for another one of its instance to end: that one is only asked to end when its successor is ready. */
+export function readiness(agent: { folder: string; isReady: boolean }): () => boolean {
+  return () => {
+    const holder = instanceHolder(agent.folder);
+    return holder !== undefined && (holder.pid !== process.pid || agent.isReady);
+  };
 }
 
 /** @throws UnderpassError `UNDERPASS_BAD_OPTION` unless it is namespace/name */

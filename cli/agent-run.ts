@@ -12,7 +12,7 @@ import { LabClient } from '../common/lab-api.js';
 import { logger } from '../common/log.js';
 import { defaultBpffsDir, defaultRunDir } from '../common/paths.js';
 import { sleep } from '../common/retry.js';
-import { ReadyFile } from './agent-pod.js';
+import { ProbeFile, readiness } from './agent-pod.js';
 import { apiServerOf, podsOfCluster, podsOfLab, type Home, type Lab, type ToldPods } from './agent-home.js';
 import { recordServes, servedLab } from './orphans.js';
 import { followSignals } from './signals.js';
@@ -42,6 +42,7 @@ export interface AgentCliOptions {
   cleanupOnExit?: boolean;
   daemonset?: string;
   readyFile?: string;
+  aliveFile?: string;
 }
 
 export function addInstanceOptions(command: Command): Command {
@@ -73,7 +74,8 @@ export function addAgentOptions(command: Command): Command {
     .option('--cleanup', 'remove all that this instance\'s agents ever pinned, mounted, attached or wrote, and exit')
     .option('--cleanup-on-exit', 'do that when the agent ends, instead of leaving Envoy and the kernel at work')
     .option('--daemonset <namespace/name>', 'with Kubernetes: what this agent is a pod of; when it is asked to end and that is gone, or going, it cleans up')
-    .option('--ready-file <path>', 'a file that is there while the agent is ready, or waits for another one to end, for probes');
+    .option('--ready-file <path>', 'a file that is there while the agent is ready, or waits for another one to end, for probes; written anew every second')
+    .option('--alive-file <path>', 'a file that is written anew every second, for probes: an agent that hangs does not');
 }
 
 const TOLD_TIMEOUT_MS = 5_000;
@@ -148,7 +150,8 @@ export async function runAgent(options: AgentCliOptions, run: RunOptions): Promi
     realParts,
   );
   const signals = followSignals();
-  const readyFile = options.readyFile === undefined ? undefined : new ReadyFile(options.readyFile, agent.folder, () => agent.isReady, log);
+  const readyFile = options.readyFile === undefined ? undefined : new ProbeFile(options.readyFile, readiness(agent), log);
+  const aliveFile = options.aliveFile === undefined ? undefined : new ProbeFile(options.aliveFile, () => true, log);
   let held = false;
   let cleans = options.cleanupOnExit === true;
   try {
@@ -172,6 +175,7 @@ export async function runAgent(options: AgentCliOptions, run: RunOptions): Promi
     if (held || !signals.signal.aborted) throw error;
   } finally {
     readyFile?.close();
+    aliveFile?.close();
     try {
       await agent.stop({ keepEnvoy: !cleans });
       await companion?.stop();

@@ -11,7 +11,7 @@ BTF ?= /sys/kernel/btf/vmlinux
 
 BPF_OBJECT := build/bpf/underpass.bpf.o
 BPF_SKELETON := build/bpf/underpass.skel.h
-NATIVE_TARGETS := build/underpass.node build/underpass-exec build/underpass-cni build/underpass-launcher build/socket-probe build/socket-ends
+NATIVE_TARGETS := build/underpass.node build/underpass-exec build/underpass-cni build/underpass-launcher build/underpass-fresh build/socket-probe build/socket-ends
 
 BPF_CFLAGS := -g -O2 -target bpf -mcpu=v3 -D__TARGET_ARCH_$(BPF_ARCH) -Wall -Wextra -Werror -Wno-unused-parameter -Ibuild/bpf
 ADDON_CXXFLAGS := -std=c++17 -O2 -g -fPIC -fvisibility=hidden -Wall -Wextra -Wno-unused-parameter \
@@ -50,6 +50,10 @@ build/underpass-exec: native/exec/underpass-exec.c
 
 # Runs on the host, whatever libraries that has.
 build/underpass-cni: native/cni/underpass-cni.c
+	$(call msg,CC,$@)
+	$(Q)mkdir -p $(@D) && $(CC) -O2 -g -Wall -Wextra -static $< -o $@.tmp && mv $@.tmp $@
+
+build/underpass-fresh: native/fresh/underpass-fresh.c
 	$(call msg,CC,$@)
 	$(Q)mkdir -p $(@D) && $(CC) -O2 -g -Wall -Wextra -static $< -o $@.tmp && mv $@.tmp $@
 

@@ -8,6 +8,7 @@ const PRODUCT = '/opt/underpass';
 /** Shared by both containers of one pod: the launcher's socket, and what the probes look at. */
 const POD_DIR = '/run/underpass-pod';
 const READY_FILE = `${POD_DIR}/ready`;
+const ALIVE_FILE = `${POD_DIR}/alive`;
 const RUN_DIR = '/run/underpass';
 const ROOTS = '/var/run/secrets/istio';
 const TOKENS = '/var/run/secrets/tokens';
@@ -75,7 +76,8 @@ const env: Template[] = [
   { name: 'NODE_NAME', valueFrom: { fieldRef: { fieldPath: 'spec.nodeName' } } },
   comment("Of iptables, which nobody else runs in pods' namespaces; the usual place can't be written.", { name: 'XTABLES_LOCKFILE', value: `${POD_DIR}/xtables.lock` }),
 ];
-const readyProbe = { exec: { command: ['cat', READY_FILE] } };
+/** A file that the agent writes anew every second has to be this old at most, in seconds. */
+const written = (file: string, seconds: number): Mapping => ({ exec: { command: [`${PRODUCT}/build/underpass-fresh`, file, `${seconds}`] } });
 
 const agentContainer: Mapping = {
   name: 'agent',
@@ -90,6 +92,7 @@ const agentContainer: Mapping = {
     '--envoy-launcher', `${POD_DIR}/launcher.sock`,
     '--daemonset', `${AGENT_NAMESPACE}/${AGENT}`,
     '--ready-file', READY_FILE,
+    '--alive-file', ALIVE_FILE,
     text`--discovery=${value('discoveryAddress')}`,
     '--discovery-root', `${ROOTS}/root-cert.pem`,
     '--ca-token', `${TOKENS}/istio-token`,
@@ -104,8 +107,9 @@ const agentContainer: Mapping = {
   env,
   securityContext: AGENT_SECURITY,
   resources: value('agent.resources'),
-  startupProbe: { ...readyProbe, periodSeconds: 1, failureThreshold: 300 },
-  readinessProbe: { ...readyProbe, periodSeconds: 5, failureThreshold: 3 },
+  startupProbe: { ...written(READY_FILE, 30), periodSeconds: 1, failureThreshold: 300 },
+  readinessProbe: { ...written(READY_FILE, 30), periodSeconds: 5, failureThreshold: 3 },
+  livenessProbe: comment('One that hangs is started again, which touches no traffic. It may be busy for a while, as when it loads its programs into the kernel.', { ...written(ALIVE_FILE, 120), periodSeconds: 30, failureThreshold: 2 }),
   volumeMounts: [...AGENT_MOUNTS, { name: 'istio-token', mountPath: TOKENS, readOnly: true }, { name: 'istio-ca', mountPath: ROOTS, readOnly: true }],
 };
 

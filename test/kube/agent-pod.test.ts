@@ -73,6 +73,7 @@ before(async () => {
     '--cni-bin-dir': join(folder, 'bin'),
     '--envoy-launcher': launcher.socketPath,
     '--ready-file': readyFile,
+    '--alive-file': join(folder, 'alive'),
     '--discovery': kube.pilot.secureAddresses[0]!.replace('127.0.0.1', 'localhost'),
     '--discovery-root': file('root-cert.pem', kube.pilot.ca!.rootPem),
     '--ca-token': file('token', await cluster.token('underpass-system', 'underpass-agent', { audience: 'istio-ca', pod: own! })),
