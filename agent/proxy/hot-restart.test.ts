@@ -1,6 +1,6 @@
 // One Envoy replaced by another while requests flow: by another pod's launcher, and for another binary; and what if that fails.
 import assert from 'node:assert/strict';
-import { copyFileSync, existsSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import { copyFileSync, existsSync, mkdtempSync, readdirSync, readlinkSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, describe, it } from 'node:test';
@@ -48,6 +48,18 @@ function load(netns: TestNetns, ms: number): Promise<Load> {
 function idOf(proxy: NodeProxy): ProcessId {
   const { pid = 0 } = proxy.status().envoy;
   return { pid, startTime: processStartTime(pid) ?? '' };
+}
+
+/** @returns the process that executes this file, undefined if none does */
+function processOf(file: string): number | undefined {
+  const name = readdirSync('/proc').find((pid) => {
+    try {
+      return readlinkSync(`/proc/${pid}/exe`) === file;
+    } catch {
+      return false;
+    }
+  });
+  return name === undefined ? undefined : Number(name);
 }
 
 describe('Envoy by hot restart', { timeout: 180_000 }, () => {
@@ -162,11 +174,12 @@ describe('Envoy by hot restart', { timeout: 180_000 }, () => {
     const other = join(copies, 'envoy2');
     copyFileSync(envoyBinary(), other);
     const proxy = await world.startProxy({ envoyPath: other, drainSeconds: DRAIN_SECONDS });
-    await serving(proxy);
-    await waitFor('the next Envoy', () => proxy.status().envoy.pid !== former.pid, { timeoutMs: 30_000, everyMs: 2 });
-    const second = idOf(proxy);
-    process.kill(second.pid, 'SIGKILL');
-    await waitFor('another one', () => ![former.pid, second.pid, undefined].includes(proxy.status().envoy.pid) && proxy.status().envoy.connected, { timeoutMs: 30_000 });
+    const serves = serving(proxy);
+    // As soon as it executes: a while later it has told the former one to stop listening.
+    const second = await waitFor('the next Envoy', () => processOf(other), { timeoutMs: 30_000, everyMs: 2 });
+    process.kill(second, 'SIGKILL');
+    await serves;
+    await waitFor('another one', () => ![former.pid, second, undefined].includes(proxy.status().envoy.pid) && proxy.status().envoy.connected, { timeoutMs: 30_000 });
     await waitFor('the end of the former Envoy', () => !isRunning(former), { timeoutMs: 60_000 });
     for (const { failed } of await Promise.all(loads)) assert.deepEqual(failed, []);
     assert.deepEqual(await answers(), ['[200]', '[200]']);
