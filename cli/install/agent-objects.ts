@@ -77,7 +77,7 @@ const env: Template[] = [
   comment("Of iptables, which nobody else runs in pods' namespaces; the usual place can't be written.", { name: 'XTABLES_LOCKFILE', value: `${POD_DIR}/xtables.lock` }),
 ];
 /** A file that the agent writes anew every second has to be this old at most, in seconds. */
-const written = (file: string, seconds: number): Mapping => ({ exec: { command: [`${PRODUCT}/build/underpass-fresh`, file, `${seconds}`] } });
+const written = (file: string, seconds: number): Mapping => ({ exec: { command: [`${PRODUCT}/build/underpass-fresh`, file, `${seconds}`] }, timeoutSeconds: 5 });
 
 const agentContainer: Mapping = {
   name: 'agent',
