@@ -22,6 +22,15 @@ export function readMemory(pid: number): { rssBytes: number; pssBytes: number } 
   }
 }
 
+/** `underpass-exec` stays as the parent of the Envoy that it started: a process of the proxy, but none. */
+function isStarter(pid: number): boolean {
+  try {
+    return readFileSync(`/proc/${pid}/comm`, 'utf8') === 'underpass-exec\n';
+  } catch {
+    return false;
+  }
+}
+
 export function parseSmaps(text: string): { rssBytes: number; pssBytes: number } {
   const kib = (name: string): number => Number(new RegExp(`^${name}:\\s+(\\d+) kB$`, 'm').exec(text)?.[1] ?? 0);
   return { rssBytes: kib('Rss') * 1024, pssBytes: kib('Pss') * 1024 };
@@ -33,7 +42,7 @@ export function proxyMemory(pods: readonly BenchPod[], proxyCgroups: readonly st
   for (const pid of cgroups.flatMap((path) => cgroupProcesses(path))) {
     const memory = readMemory(pid);
     if (!memory) continue;
-    sum.proxies++;
+    if (!isStarter(pid)) sum.proxies++;
     sum.rssBytes += memory.rssBytes;
     sum.pssBytes += memory.pssBytes;
   }
