@@ -3,22 +3,18 @@
  * that judges callers and answers as the recorded istiod did.
  */
 import assert from 'node:assert/strict';
-import { spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { describe, test, before, after } from 'node:test';
-import { askAgent, cleanup, instancePaths, realCleanupParts, type AgentStatus } from '../agent/index.js';
+import type { AgentStatus } from '../agent/index.js';
 import { RecordedIstiod } from '../agent/testing/istiod.js';
 import { IstiodSecurity } from '../agent/testing/istiod-security.js';
 import { Recording } from '../agent/testing/recording.js';
-import { logger } from '../common/log.js';
 import { projectRoot } from '../common/paths.js';
 import { waitFor } from '../common/retry.js';
-import { Lab } from '../lab/index.js';
-import { CLI } from './agent-harness.js';
+import { NodeUnderTest } from './agent-harness.js';
 import type { Keys, Seen } from './hbone-server.js';
 
 // A busy machine has its time: the kernel's part alone takes ten seconds there.
@@ -42,22 +38,17 @@ interface LabPod {
 }
 
 /** One scenario, from its first step on. */
-class Beside {
-  readonly instance: string;
+class Beside extends NodeUnderTest {
   readonly recording: Recording;
-  readonly #folder = mkdtempSync(join(tmpdir(), 'up-istiod-lab-'));
-  lab!: Lab;
   security!: IstiodSecurity;
   istiod!: RecordedIstiod;
-  #agent: ChildProcess | undefined;
-  log = '';
 
   constructor(readonly scenario: string, readonly namespace: string, readonly pods: readonly LabPod[], readonly services: Readonly<Record<string, string>>) {
-    this.instance = `up-istiod-${scenario.slice(0, 6)}-${process.pid}`;
+    super(`up-istiod-${scenario.slice(0, 6)}-${process.pid}`);
     this.recording = Recording.open(scenario)!;
   }
 
-  async up(): Promise<void> {
+  async begin(): Promise<void> {
     const pods = this.pods.map(({ name, ip, labels, serviceAccount = 'default', node = NODE, namespace = this.namespace, image = 'node' }) => `
 apiVersion: v1
 kind: Pod
@@ -65,9 +56,7 @@ metadata: {name: ${name}, namespace: ${namespace}, labels: {${labels}}, annotati
 spec: {nodeName: ${node}, serviceAccountName: ${serviceAccount}, containers: [{name: app, image: ${image}${image === 'node' ? `, command: [node, -e, ${JSON.stringify(SERVER)}]` : ''}}]}
 `);
     const nodes = ['node-0', 'node-1', 'node-2'].map((name) => `apiVersion: v1\nkind: Node\nmetadata: {name: ${name}}\n`);
-    writeFileSync(join(this.#folder, 'world.yaml'), [...nodes, `apiVersion: v1\nkind: Namespace\nmetadata: {name: ${this.namespace}, labels: {istio.io/dataplane-mode: ambient}}\n`, ...pods].join('---\n'));
-    this.lab = await Lab.up({ name: this.instance, sources: [this.#folder], watch: false, purpose: 'test' });
-    await this.lab.whenReady();
+    await this.up([], [...nodes, `apiVersion: v1\nkind: Namespace\nmetadata: {name: ${this.namespace}, labels: {istio.io/dataplane-mode: ambient}}\n`, ...pods].join('---\n'));
     for (const { name, ip, namespace = this.namespace } of this.pods) assert.deepEqual(this.lab.pod(namespace, name).ips, [ip]);
     this.security = await IstiodSecurity.create();
     this.security.trustedNodeAccounts = ['underpass-system/underpass-agent'];
@@ -76,29 +65,14 @@ spec: {nodeName: ${node}, serviceAccountName: ${serviceAccount}, containers: [{n
     this.istiod = new RecordedIstiod('127.0.0.1:0', this.recording, [...this.recording.sidecars, node], this.security);
     await this.istiod.start();
     await this.istiod.goTo(0);
-    writeFileSync(join(this.#folder, 'root-cert.pem'), this.security.ca.rootPem);
-    writeFileSync(join(this.#folder, 'token'), await this.security.token({ ...AGENT, pod: { name: AGENT.name } }), { mode: 0o600 });
+    writeFileSync(join(this.sourceDir, 'root-cert.pem'), this.security.ca.rootPem);
+    writeFileSync(join(this.sourceDir, 'token'), await this.security.token({ ...AGENT, pod: { name: AGENT.name } }), { mode: 0o600 });
     this.startAgent();
     await this.settled('the pods to be enrolled');
   }
 
-  startAgent(): void {
-    const args = ['agent', '--lab-socket', this.lab.socket, '--node', NODE, '--instance', this.instance, '--concurrency', '1', '--ambient-label', '--discovery', this.istiod.address, '--discovery-root', join(this.#folder, 'root-cert.pem'), '--ca-token', join(this.#folder, 'token')];
-    const child = (this.#agent = spawn(process.execPath, [CLI, ...args], { stdio: ['ignore', 'pipe', 'pipe'] }));
-    for (const stream of [child.stdout, child.stderr]) stream.on('data', (chunk: Buffer) => (this.log += chunk.toString()));
-  }
-
-  /** Its Envoy and the kernel go on. */
-  async endAgent(signal: NodeJS.Signals): Promise<void> {
-    const child = this.#agent;
-    this.#agent = undefined;
-    if (!child || child.exitCode !== null || child.signalCode !== null) return;
-    child.kill(signal);
-    await once(child, 'exit');
-  }
-
-  async status(): Promise<AgentStatus> {
-    return JSON.parse(await askAgent(instancePaths({ instance: this.instance }).adminSocket, '/v1/status')) as AgentStatus;
+  override startAgent(): void {
+    this.start('agent', '--node', NODE, '--ambient-label', '--discovery', this.istiod.address, '--discovery-root', join(this.sourceDir, 'root-cert.pem'), '--ca-token', join(this.sourceDir, 'token'));
   }
 
   async settled(what: string): Promise<void> {
@@ -142,12 +116,10 @@ spec: {nodeName: ${node}, serviceAccountName: ${serviceAccount}, containers: [{n
     lines.on('line', (line) => seen.push(JSON.parse(line) as Seen));
   }
 
-  async down(): Promise<void> {
+  override async down(): Promise<void> {
     await this.endAgent('SIGKILL');
-    this.istiod?.stop();
-    await this.lab?.down();
-    await cleanup({ instance: this.instance, logger: logger('test.cleanup').child({}, { level: 'warn' }) }, realCleanupParts);
-    rmSync(this.#folder, { recursive: true, force: true });
+    (this.istiod as RecordedIstiod | undefined)?.stop();
+    await super.down();
   }
 }
 
@@ -159,7 +131,7 @@ describe('authz-ambient: what istiod says in WDS is in force in the kernel, what
     { name: 'client-v1-6d9f', ip: client, labels: 'app: client, version: v1', serviceAccount: 'client' },
     { name: 'stranger', namespace: 'plain', ip: stranger, labels: 'app: stranger', image: 'node' },
   ], { web: '10.96.68.2' });
-  before(() => mesh.up());
+  before(() => mesh.begin());
   after(() => mesh.down());
 
   /** Who gets to redis, by its Service and past it, and to web: by GET, and by POST. */
@@ -252,7 +224,7 @@ describe('waypoint: by the kernel and Envoy to the pods, and through the waypoin
     { name: 'waypoint-5d7f-aaaaa', ip: '10.244.2.199', labels: '"gateway.networking.k8s.io/gateway-name": waypoint', serviceAccount: 'waypoint', node: 'node-2', image: 'sleep' },
   ], { reviews: '10.96.80.1' });
   before(async () => {
-    await mesh.up();
+    await mesh.begin();
     await mesh.serveHbone('wayp/reviews-v2-6d9f', { namespace: 'wayp', serviceAccount: 'reviews' }, far);
     await mesh.serveHbone('wayp/waypoint-5d7f-aaaaa', { namespace: 'wayp', serviceAccount: 'waypoint' }, passed);
   });
