@@ -1,7 +1,7 @@
 /** `underpass install`: the objects of the chart, printed or applied to a cluster. */
 import { homedir } from 'node:os';
 import { join } from 'node:path';
-import type { Command } from 'commander';
+import { Option, type Command } from 'commander';
 import { stringify } from 'yaml';
 import { duration } from '../common/arguments.js';
 import { UnderpassError } from '../common/errors.js';
@@ -40,7 +40,7 @@ export function addClusterOptions(command: Command): Command {
     .option('--context <name>', 'of the kubeconfig (default: its current one)')
     .option('-f, --values <file>', 'values, as for Helm; may be given several times, later ones override', collect, [])
     .option('--set <path=value>', 'one value, lists and mappings as JSON; may be given several times, overrides files', collect, [])
-    .option('--timeout <duration>', 'how long to wait', duration, 300_000);
+    .addOption(new Option('--timeout <duration>', 'how long to wait').argParser(duration).default(300_000, '5m'));
 }
 
 export function configure(command: Command): void {
