@@ -44,21 +44,13 @@ build/underpass.node: $(ADDON_OBJECTS)
 	$(call msg,LINK,$@)
 	$(Q)$(CXX) -shared -o $@.tmp $^ -lbpf && mv $@.tmp $@
 
+# Static: they run on the host, in containers and in pods, whatever libraries those have.
+STATIC_TARGETS := build/underpass-exec build/underpass-cni build/underpass-fresh build/underpass-launcher
 build/underpass-exec: native/exec/underpass-exec.c
-	$(call msg,CC,$@)
-	$(Q)mkdir -p $(@D) && $(CC) -O2 -g -Wall -Wextra -static $< -o $@.tmp && mv $@.tmp $@
-
-# Runs on the host, whatever libraries that has.
 build/underpass-cni: native/cni/underpass-cni.c
-	$(call msg,CC,$@)
-	$(Q)mkdir -p $(@D) && $(CC) -O2 -g -Wall -Wextra -static $< -o $@.tmp && mv $@.tmp $@
-
 build/underpass-fresh: native/fresh/underpass-fresh.c
-	$(call msg,CC,$@)
-	$(Q)mkdir -p $(@D) && $(CC) -O2 -g -Wall -Wextra -static $< -o $@.tmp && mv $@.tmp $@
-
-# In a container of its own, which need not have libraries.
 build/underpass-launcher: native/launcher/underpass-launcher.c
+$(STATIC_TARGETS):
 	$(call msg,CC,$@)
 	$(Q)mkdir -p $(@D) && $(CC) -O2 -g -Wall -Wextra -static $< -o $@.tmp && mv $@.tmp $@
 
