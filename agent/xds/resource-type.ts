@@ -125,17 +125,30 @@ interface Hasher<T> {
 class Decoded<T> implements XdsResource<T> {
   #hash: string | undefined;
 
-  constructor(readonly name: string, readonly version: string, readonly any: Any, readonly message: T, readonly hasher: Hasher<T>, readonly original?: XdsResource<T>) {}
+  constructor(readonly name: string, readonly version: string, readonly any: Any, readonly message: T, readonly hasher: Hasher<T>) {}
 
   get hash(): string {
-    return this.original?.hash ?? (this.#hash ??= this.hasher.hash(this.message));
+    return (this.#hash ??= this.hasher.hash(this.message));
+  }
+}
+
+class Again<T> implements XdsResource<T> {
+  readonly name: string;
+  readonly any: Any;
+  readonly message: T;
+
+  constructor(readonly original: XdsResource<T>, readonly version: string) {
+    ({ name: this.name, any: this.any, message: this.message } = original);
+  }
+
+  get hash(): string {
+    return this.original.hash;
   }
 }
 
 /** The same content under another version: its objects, and with them whatever was computed from them, stay. */
 export function withVersion<T>(resource: XdsResource<T>, version: string): XdsResource<T> {
-  const original = (resource instanceof Decoded ? (resource as Decoded<T>).original : undefined) ?? resource;
-  return new Decoded(original.name, version, original.any, original.message, { hash: () => original.hash }, original);
+  return new Again(resource instanceof Again ? (resource as Again<T>).original : resource, version);
 }
 
 /** SHA-256 (hex, 32 digits) of a message in canonical form. */
