@@ -108,6 +108,7 @@ bench: build
 # Pages that are made from the code; a test compares.
 docs: typescript
 	$(Q)node dist/pilot/validation/api-table.js
+	$(Q)node dist/cli/reference.js
 
 # The Helm chart and the manifests of deploy/, out of cli/install/; a test compares.
 chart: typescript

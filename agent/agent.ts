@@ -8,8 +8,6 @@ import { UnderpassError, errorMessage } from '../common/errors.js';
 import type { PodMetadataPatch } from '../common/lab-api.js';
 import { ClosableStore } from '../common/lifecycle.js';
 import { logger as defaultLogger, type Logger } from '../common/log.js';
-import { defaultBpffsDir, defaultRunDir } from '../common/paths.js';
-import { cgroup2Root } from '../common/cgroup.js';
 import { InstanceLock, instanceWaiters } from './admin/lock.js';
 import { AdminServer, type AdminAnswer } from './admin/server.js';
 import type { AgentStatus } from './admin/status.js';
@@ -20,9 +18,9 @@ import { PolicyEnforcer } from './dataplane/policy-enforcer.js';
 import { podProbation } from './dataplane/probation.js';
 import { AgentFastPath } from './http/agent-fast-path.js';
 import type { NodeCaFactory } from './identity/certificates.js';
+import { instanceCgroup, instancePaths } from './instance.js';
 import { admitPod } from './kubernetes/admission.js';
 import { CniServer } from './kubernetes/cni-server.js';
-import { LONGEST_SOCKET_NAME } from './proxy/hot-restart.js';
 import { NO_WAYPOINTS } from './proxy/waypoint-table.js';
 import type { AgentKernel, AgentParts, AgentProxy, ProxyStatus, SelfTestVerdict } from './parts.js';
 import { FlowTelemetry } from './telemetry/flow-telemetry.js';
@@ -69,31 +67,8 @@ export interface AgentOptions {
   controlPlaneStatus?: () => unknown;
 }
 
-export const DEFAULT_INSTANCE = 'default';
-
 /** How often it is asked which servers' probation is over. */
 const VERDICTS_EVERY_MS = 1_000;
-
-/** sun_path holds 108 bytes with its end. */
-const MAX_FOLDER_BYTES = 107 - LONGEST_SOCKET_NAME.length;
-
-/** Where one instance keeps what it needs across restarts. */
-export function instancePaths(options: { runDir?: string; bpffsDir?: string; instance?: string }): { instance: string; folder: string; bpffsDir: string; adminSocket: string; cniSocket: string; netnsFolder: string } {
-  const instance = options.instance ?? DEFAULT_INSTANCE;
-  if (!/^[a-z0-9]([-a-z0-9]{0,40}[a-z0-9])?$/.test(instance) || instance === 'lab') {
-    throw new UnderpassError('UNDERPASS_BAD_OPTION', `--instance ${instance}: expected up to 42 lower-case letters, digits and dashes, and not "lab"`);
-  }
-  const folder = join(options.runDir ?? defaultRunDir, instance);
-  if (Buffer.byteLength(folder) > MAX_FOLDER_BYTES) {
-    throw new UnderpassError('UNDERPASS_BAD_OPTION', `--run-dir: ${folder} is too long for the sockets in it: expected at most ${MAX_FOLDER_BYTES} bytes with the instance's name`);
-  }
-  return { instance, folder, bpffsDir: options.bpffsDir ?? defaultBpffsDir, adminSocket: join(folder, 'agent.sock'), cniSocket: join(folder, 'cni.sock'), netnsFolder: join(folder, 'netns') };
-}
-
-/** The cgroup of all that this instance itself runs. */
-export function instanceCgroup(instance: string): string {
-  return join(cgroup2Root(), `underpass-${instance}`);
-}
 
 export class Agent {
   readonly folder: string;

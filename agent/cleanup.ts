@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { UnderpassError, errorMessage } from '../common/errors.js';
 import type { Logger } from '../common/log.js';
 import { cgroup2Root, removeCgroup } from '../common/cgroup.js';
-import { instanceCgroup, instancePaths } from './agent.js';
+import { instanceCgroup, instancePaths } from './instance.js';
 import { InstanceLock } from './admin/lock.js';
 import { PinnedNamespaces } from './dataplane/namespaces.js';
 

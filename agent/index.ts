@@ -1,4 +1,5 @@
-export { Agent, DEFAULT_INSTANCE, instancePaths, instanceCgroup, type AgentOptions } from './agent.js';
+export { Agent, type AgentOptions } from './agent.js';
+export { DEFAULT_INSTANCE, instancePaths, instanceCgroup } from './instance.js';
 export { EnvoyAdmin } from './proxy/envoy-admin.js';
 export { askAgent } from './admin/server.js';
 export { instanceHolder, type InstanceHolder } from './admin/lock.js';

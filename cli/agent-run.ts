@@ -3,18 +3,19 @@ import { once } from 'node:events';
 import { join } from 'node:path';
 import { Option, type Command } from 'commander';
 import { wholeNumber } from '../common/arguments.js';
-import { Agent, CALLERS_HEAR_MS, DEFAULT_INSTANCE, cleanup, instancePaths, realCleanupParts, realParts, removeCniPlugin, silence, WHEN_AWAY, type DiscoveryTls, type NodeCaFactory } from '../agent/index.js';
+import { Agent, CALLERS_HEAR_MS, cleanup, instancePaths, realCleanupParts, realParts, removeCniPlugin, silence, WHEN_AWAY, type DiscoveryTls, type NodeCaFactory } from '../agent/index.js';
 import { errorMessage } from '../common/errors.js';
 import { keepHeapSmall } from '../common/heap.js';
 import type { CertificateAuthority } from '../common/identity/ca.js';
 import { TLS_MODE_LABEL } from '../common/identity/announcements.js';
 import { LabClient } from '../common/lab-api.js';
 import { logger } from '../common/log.js';
-import { defaultBpffsDir, defaultRunDir } from '../common/paths.js';
+import { defaultBpffsDir } from '../common/paths.js';
 import { sleep } from '../common/retry.js';
 import { ProbeFile, readiness } from './agent-pod.js';
 import { apiServerOf, podsOfCluster, podsOfLab, type Home, type Lab, type ToldPods } from './agent-home.js';
 import { recordServes, servedLab } from './orphans.js';
+import { addInstanceOptions } from './instance-options.js';
 import { followSignals } from './signals.js';
 
 export interface AgentCliOptions {
@@ -43,12 +44,6 @@ export interface AgentCliOptions {
   daemonset?: string;
   readyFile?: string;
   aliveFile?: string;
-}
-
-export function addInstanceOptions(command: Command): Command {
-  return command
-    .option('--run-dir <dir>', 'run-time state: sockets, last good xDS, pinned namespaces', defaultRunDir)
-    .option('--instance <name>', 'which agent of this machine', DEFAULT_INSTANCE);
 }
 
 export function addAgentOptions(command: Command): Command {

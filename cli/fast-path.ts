@@ -1,19 +1,20 @@
-import { Argument, Option, type Command } from 'commander';
-import { askAgent, instancePaths, type AgentFastPathStatus } from '../agent/index.js';
+import { Argument, type Command } from 'commander';
+import { askAgent, instancePaths, type AgentFastPathStatus } from '../agent/client.js';
 import { requestsBetween } from '../bench/requests.js';
-import { addInstanceOptions } from './agent-run.js';
+import { addInstanceOptions } from './instance-options.js';
+import { outputOption, parseAnswer, print, type Format } from './output.js';
 
 export function configure(command: Command): void {
   addInstanceOptions(command)
     .addArgument(new Argument('[state]', 'switches it, until the agent ends; without: says how it is').choices(['on', 'off']))
-    .addOption(new Option('-o, --output <format>', 'json: all that is known, for scripts').choices(['text', 'json']).default('text'))
+    .addOption(outputOption())
     .addHelpText('after', '\nOff, all requests go through Envoy; nothing that is under way is cut. For a namespace or a pod:\nunderpass label NAMESPACE underpass.io/acceleration=l4. See docs/http-fast-path.md.')
-    .action(async (state: 'on' | 'off' | undefined, options: { runDir: string; instance: string; output: 'text' | 'json' }) => {
+    .action(async (state: 'on' | 'off' | undefined, options: { runDir: string; instance: string; output: Format }) => {
       const { adminSocket } = instancePaths(options);
       const text = await askAgent(adminSocket, `/v1/http-fast-path${state === undefined ? '' : `?on=${state === 'on'}`}`, { method: state === undefined ? 'GET' : 'POST' });
-      if (options.output === 'json') return void process.stdout.write(text);
-      const { node = {} } = JSON.parse(await askAgent(adminSocket, '/v1/counters')) as { node?: Record<string, number> };
-      process.stdout.write(`${render(JSON.parse(text) as AgentFastPathStatus, node)}\n`);
+      const status = parseAnswer<AgentFastPathStatus>(text, 'the state of the HTTP fast path');
+      const { node = {} } = parseAnswer<{ node?: Record<string, number> }>(await askAgent(adminSocket, '/v1/counters'), 'the node\'s counters');
+      print(options.output, status, () => `${render(status, node)}\n`);
     });
 }
 

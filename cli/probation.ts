@@ -1,17 +1,22 @@
-import { Option, type Command } from 'commander';
-import { askAgent, countProbation, instancePaths, type AgentStatus, type PodProbation } from '../agent/index.js';
-import { addInstanceOptions } from './agent-run.js';
-import { printTable } from './table.js';
+import type { Command } from 'commander';
+import { countProbation, type PodProbation } from '../agent/client.js';
+import { addReachOptions, reachAgents, statuses, type ReachOptions } from './agents.js';
+import { outputOption, print, type Format } from './output.js';
+import { tableText } from './table.js';
 
 export function configure(command: Command): void {
-  addInstanceOptions(command)
-    .addOption(new Option('-o, --output <format>', 'json: all that is known, for scripts').choices(['table', 'json']).default('table'))
+  addReachOptions(command)
+    .addOption(outputOption())
     .option('-n, --namespace <namespace>', 'of this namespace alone')
     .addHelpText('after', '\nA program\'s connections are short-circuited after its probation if its verdict is event-driven.\n"blocking" and "spliced" are for good: its connections are plain TCP. See docs/kernel-rules.md, rule 11.')
-    .action(async (options: { runDir: string; instance: string; output: 'table' | 'json'; namespace?: string }) => {
-      const { probation } = JSON.parse(await askAgent(instancePaths(options).adminSocket, '/v1/status')) as AgentStatus;
-      const wanted = probation.filter(({ namespace }) => options.namespace === undefined || namespace === options.namespace);
-      process.stdout.write(options.output === 'json' ? `${JSON.stringify(wanted, undefined, 2)}\n` : render(wanted));
+    .action(async (options: ReachOptions & { output: Format; namespace?: string }) => {
+      const reach = await reachAgents(options);
+      try {
+        const wanted = (await statuses(reach)).flatMap(({ status }) => status.probation).filter(({ namespace }) => options.namespace === undefined || namespace === options.namespace);
+        print(options.output, wanted, () => render(wanted));
+      } finally {
+        reach.close();
+      }
     });
 }
 
@@ -26,9 +31,7 @@ export function render(entries: readonly PodProbation[]): string {
     entry.verdict,
     entry.kind === 'listener' && entry.program !== undefined ? `${entry.program}: ${entry.reason}` : entry.reason,
   ]).sort((a, b) => a.join('\0').localeCompare(b.join('\0')));
-  let table = '';
-  printTable(['NAMESPACE', 'POD', 'KIND', 'PROGRAM', 'SEEN', 'VERDICT', 'WHY'], rows, (text) => (table += text));
-  return rows.length === 0 ? '(no program has been seen yet)\n' : `${table}\n${summary(entries)}\n`;
+  return rows.length === 0 ? '(no program has been seen yet)\n' : `${tableText(['NAMESPACE', 'POD', 'KIND', 'PROGRAM', 'SEEN', 'VERDICT', 'WHY'], rows)}\n${summary(entries)}\n`;
 }
 
 /** `listeners: 2 event-driven, 1 blocking; clients: 1 in probation`. */

@@ -28,3 +28,27 @@ export class ProgressLine {
     this.#last = '';
   }
 }
+
+/** Within this time nobody wonders whether anything happens. */
+const SILENT_MS = 2_000;
+
+/**
+ * Waits for work, and says on a terminal's stderr what for and since when, once that takes longer than two seconds.
+ * @param text asked each time, so that it can count
+ */
+export async function whileWaiting<T>(text: string | (() => string), work: Promise<T>, stream: NodeJS.WriteStream = process.stderr): Promise<T> {
+  if (!stream.isTTY) return work;
+  const line = new ProgressLine(stream);
+  const since = performance.now();
+  const show = (): void => {
+    const passed = performance.now() - since;
+    if (passed >= SILENT_MS) line.show(`${typeof text === 'string' ? text : text()} (${Math.round(passed / 1_000)} s)`);
+  };
+  const timer = setInterval(show, 250);
+  try {
+    return await work;
+  } finally {
+    clearInterval(timer);
+    line.clear();
+  }
+}

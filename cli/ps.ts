@@ -1,19 +1,25 @@
-import { Option, type Command } from 'commander';
-import { askAgent, instancePaths, type AgentStatus } from '../agent/index.js';
+import type { Command } from 'commander';
+import type { AgentStatus } from '../agent/client.js';
 import { formatError, type ValidationError } from '../common/kube/yaml.js';
-import { addInstanceOptions } from './agent-run.js';
+import { addReachOptions, reachAgents, statuses, type ReachOptions } from './agents.js';
 import { fastPathLine } from './fast-path.js';
+import { outputOption, print, type Format } from './output.js';
 import { summary } from './probation.js';
-import { printTable } from './table.js';
+import { tableText } from './table.js';
 
 export function configure(command: Command): void {
-  addInstanceOptions(command)
-    .addOption(new Option('-o, --output <format>', 'json: all that is known, for scripts').choices(['table', 'json']).default('table'))
+  addReachOptions(command)
+    .addOption(outputOption())
     .option('-A, --all', 'pods that are not enrolled, too')
-    .action(async (options: { runDir: string; instance: string; output: 'table' | 'json'; all?: boolean }) => {
-      const text = await askAgent(instancePaths(options).adminSocket, '/v1/status');
-      if (options.output === 'json') process.stdout.write(text);
-      else process.stdout.write(render(JSON.parse(text) as AgentStatus, options.all ?? false));
+    .addHelpText('after', '\nOf a cluster -o json and -o yaml print {"nodes": [...]}, a status for each node.')
+    .action(async (options: ReachOptions & { output: Format; all?: boolean }) => {
+      const reach = await reachAgents(options);
+      try {
+        const nodes = (await statuses(reach)).map(({ status }) => status);
+        print(options.output, reach.client ? { nodes } : nodes[0], () => nodes.map((status) => render(status, options.all ?? false)).join('\n'));
+      } finally {
+        reach.close();
+      }
     });
 }
 
@@ -33,9 +39,7 @@ export function render(status: AgentStatus, all: boolean): string {
   // Only an embedded control plane tells; a remote one has its own log.
   const problems = (status.controlPlane as { problems?: readonly ValidationError[] } | undefined)?.problems ?? [];
   const nacks = proxy.nacks.map(({ type, name, message }) => `               ${type} ${name}: ${message}`);
-  let table = '';
-  printTable(['NAMESPACE', 'POD', 'MODE', 'STATE', 'WAY', 'ACCELERATION', 'SYNC', 'NOTE'], rows, (text) => (table += text));
-  return table + [
+  return tableText(['NAMESPACE', 'POD', 'MODE', 'STATE', 'WAY', 'ACCELERATION', 'SYNC', 'NOTE'], rows) + [
     ...(pods.length === 0 ? ['(no pod is enrolled: label a namespace underpass.io/mode=node)'] : []),
     '',
     `node           ${status.node}, instance ${status.instance}, process ${status.pid} since ${status.since}${status.ready ? '' : ' - not ready'}`,

@@ -178,7 +178,7 @@ test('ps and the admin API tell what is', async () => {
   assert.match(await askAgent(paths.adminSocket, '/readyz'), /"ready": true/);
   const socket = await run('stat', ['-c', '%a', paths.adminSocket]);
   assert.equal(socket.stdout.trim(), '600');
-  const absent = await node.cli(['ps', '--instance', `${instance}-x`], [1]);
+  const absent = await node.cli(['ps', '--instance', `${instance}-x`], [3]);
   assert.match(absent.stderr, /UNDERPASS_AGENT_NOT_RUNNING/);
 });
 

@@ -86,12 +86,12 @@ export function json(value: unknown): string {
 
 /**
  * Asks a running agent.
- * @throws UnderpassError `UNDERPASS_AGENT_NOT_RUNNING` when nobody listens
+ * @throws UnderpassError `UNDERPASS_AGENT_NOT_RUNNING` when nobody listens, `UNDERPASS_NO_PERMISSION` for anybody but root
  */
-export async function askAgent(socketPath: string, path: string, options: { timeoutMs?: number; okStatus?: readonly number[]; method?: 'GET' | 'POST' } = {}): Promise<string> {
+export async function askAgent(socketPath: string, path: string, options: { timeoutMs?: number; okStatus?: readonly number[]; method?: 'GET' | 'POST'; signal?: AbortSignal } = {}): Promise<string> {
   const timeoutMs = options.timeoutMs ?? 10_000;
   const { status, text } = await new Promise<{ status: number; text: string }>((resolve, reject) => {
-    const outgoing = request({ socketPath, path, method: options.method ?? 'GET', agent: false, timeout: timeoutMs }, (response) => {
+    const outgoing = request({ socketPath, path, method: options.method ?? 'GET', agent: false, timeout: timeoutMs, ...(options.signal ? { signal: options.signal } : {}) }, (response) => {
       const chunks: Buffer[] = [];
       response.on('data', (chunk: Buffer) => chunks.push(chunk));
       response.once('error', reject);
@@ -100,8 +100,9 @@ export async function askAgent(socketPath: string, path: string, options: { time
     outgoing.once('timeout', () => outgoing.destroy(new Error(`no answer within ${timeoutMs} ms`)));
     outgoing.once('error', (cause) => {
       const gone = ['ENOENT', 'ECONNREFUSED'].includes(errorCode(cause) ?? '');
-      const hint = gone ? { hint: 'start it with `underpass node` or `underpass agent`, or name it with --instance and --run-dir' } : {};
-      reject(new UnderpassError(gone ? 'UNDERPASS_AGENT_NOT_RUNNING' : 'UNDERPASS_AGENT_REQUEST', `asking the agent at ${socketPath}: ${cause.message}`, { cause, ...hint }));
+      const isForbidden = ['EACCES', 'EPERM'].includes(errorCode(cause) ?? '');
+      const hint = gone ? { hint: 'start it with `underpass node` or `underpass agent`, or name it with --instance and --run-dir' } : isForbidden ? { hint: 'the socket is root\'s alone: run it as root, e.g. by sudo' } : {};
+      reject(new UnderpassError(gone ? 'UNDERPASS_AGENT_NOT_RUNNING' : isForbidden ? 'UNDERPASS_NO_PERMISSION' : 'UNDERPASS_AGENT_REQUEST', `asking the agent at ${socketPath}: ${cause.message}`, { cause, ...hint }));
     });
     outgoing.end();
   });

@@ -1,0 +1,8 @@
+/** What asks an agent needs, without the agent itself: a command that only asks starts in a fraction of the time. */
+export { askAgent } from './admin/server.js';
+export type { AgentStatus } from './admin/status.js';
+export type { PodStatus } from './dataplane/dataplane.js';
+export { countProbation, type PodProbation } from './dataplane/probation.js';
+export type { AgentFastPathStatus } from './http/agent-fast-path.js';
+export { DEFAULT_INSTANCE, instancePaths } from './instance.js';
+export type { Explanation } from './resolve/explain.js';
