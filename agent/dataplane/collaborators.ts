@@ -49,6 +49,12 @@ export interface CapturedSockets {
   redirected: number;
 }
 
+export interface WantedPort {
+  port: number;
+  /** Taken only where one on a loopback address has no room; default: at whatever address. */
+  where?: 'loopback';
+}
+
 export interface Namespaces {
   /** Bind-mounts the namespace so that it and its path outlive the pod's own reference; idempotent. */
   pin(uid: string, netns: string): string;
@@ -61,8 +67,8 @@ export interface Namespaces {
   /** Those that send what comes for the pod to its inbound listener. */
   inboundRules(netnsPath: string): CaptureRules;
   capturedSockets(netnsPath: string): Promise<CapturedSockets>;
-  /** Whether any program listens on the port, at whatever address; `loopback`: where one on a loopback address has no room. */
-  hasListener(netnsPath: string, port: number, where?: 'loopback'): Promise<boolean>;
+  /** On which of the ports any program listens, by one look. */
+  takenPorts(netnsPath: string, ports: readonly WantedPort[]): Promise<ReadonlySet<number>>;
   /** Resets every TCP connection there is, the shared proxy's too; how many. */
   closeConnections(netnsPath: string): Promise<number>;
 }

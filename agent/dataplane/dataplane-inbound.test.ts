@@ -226,7 +226,7 @@ test('Dataplane: where a program of the pod has the port of HBONE or of redirect
     const plane = await started(world, [pod(mode('node'))]);
     plane.setInbound({ wanted: new Set(), ready: new Set(), certified: undefined, ...NO_TUNNELS });
     await settled(plane);
-    assert.deepEqual([world.listeners.get('u1')?.hbonePortFree, world.listeners.get('u1')?.inboundPortFree], [!taken, !taken]);
+    assert.deepEqual([world.listeners.get('u1')?.hbonePortFree, world.listeners.get('u1')?.inboundPortFree, world.looks], [!taken, !taken, 1], 'one look at its sockets tells of all three ports');
     assert.deepEqual(status(plane).notes, taken ? ["takes no HBONE, since port 15008 is a program's of its own"] : []);
     await plane.stop();
   }

@@ -24,6 +24,8 @@ export class World {
   outdated = false;
   /** Ports that programs of the pod's listen on. */
   taken = new Set<number>();
+  /** How often sockets of pods were read for that. */
+  looks = 0;
   live = 0;
   /** The control plane has said which policies hold. */
   policiesKnown = true;
@@ -129,7 +131,10 @@ export class World {
         pinned: () => [...world.pins],
         path: (uid) => `/pins/${uid}`,
         cookie: () => Promise.resolve(7n),
-        hasListener: (_netns, port) => Promise.resolve(world.taken.has(port)),
+        takenPorts(_netns, ports) {
+          world.looks++;
+          return Promise.resolve(new Set(ports.flatMap(({ port }) => (world.taken.has(port) ? port : []))));
+        },
         closeConnections() {
           world.step('connections closed');
           return Promise.resolve(0);

@@ -61,19 +61,23 @@ test('PinnedNamespaces: files that are no mounts any more, as after the node sta
   assert.notEqual(await namespaces.cookie(namespaces.path('live')), 0n);
 });
 
-test('PinnedNamespaces: hasListener, by port, and whether loopback leads there', async (context) => {
+test('PinnedNamespaces: one look tells of all ports whether they are taken, and whether loopback leads there', async (context) => {
   const namespaces = new PinnedNamespaces(mkdtempSync(join(tmpdir(), `up-agent-${process.pid}-`)));
   context.after(() => rmSync(namespaces.folder, { recursive: true, force: true }));
+  const unused = createServer().listen(0, '127.0.0.1');
+  await once(unused, 'listening');
+  const { port: free } = unused.address() as AddressInfo;
+  unused.close();
   const other = Object.values(networkInterfaces()).flatMap((each) => each ?? []).find(({ family, internal }) => family === 'IPv4' && !internal)?.address;
   for (const [address, byLoopback] of [['127.0.0.1', true], ['::1', true], ['::', true], ['0.0.0.0', true], ...(other === undefined ? [] : [[other, false] as const])] as const) {
     const server = createServer().listen(0, address);
     await once(server, 'listening');
     const { port } = server.address() as AddressInfo;
-    assert.equal(await namespaces.hasListener('/proc/self/ns/net', port), true, address);
-    assert.equal(await namespaces.hasListener('/proc/self/ns/net', port, 'loopback'), byLoopback, address);
+    assert.deepEqual(await namespaces.takenPorts('/proc/self/ns/net', [{ port }, { port: free }]), new Set([port]), address);
+    assert.deepEqual(await namespaces.takenPorts('/proc/self/ns/net', [{ port, where: 'loopback' }, { port: free }]), new Set(byLoopback ? [port] : []), address);
     server.close();
     await once(server, 'close');
-    assert.equal(await namespaces.hasListener('/proc/self/ns/net', port), false, `${address}, closed`);
+    assert.deepEqual(await namespaces.takenPorts('/proc/self/ns/net', [{ port }]), new Set(), `${address}, closed`);
   }
 });
 

@@ -4,7 +4,7 @@ import { bindMount, destroyTcpSockets, netnsCookie, tcpSockets, unmount, type Tc
 import { UnderpassError, errorCode } from '../../common/errors.js';
 import { buildDir } from '../../common/paths.js';
 import { run } from '../../common/process.js';
-import type { CapturedSockets, Namespaces } from './collaborators.js';
+import type { CapturedSockets, Namespaces, WantedPort } from './collaborators.js';
 import { INBOUND_PORT, IptablesCapture, OUTBOUND_PORT } from './iptables.js';
 
 /** linux/magic.h: the file system that namespaces are files of. */
@@ -73,10 +73,11 @@ export class PinnedNamespaces implements Namespaces {
     return { ...outbound, total: outbound.total + count(INBOUND_PORT).total };
   }
 
-  async hasListener(netnsPath: string, port: number, where?: 'loopback'): Promise<boolean> {
+  async takenPorts(netnsPath: string, ports: readonly WantedPort[]): Promise<ReadonlySet<number>> {
     const sockets = await tcpSocketsOrNone(netnsPath);
-    if (!sockets) return hasListener(await this.#sockets(netnsPath), port, where);
-    return sockets.some(({ listening, localPort: own, local }) => listening && own === port && (where === undefined || isAny(local) || isLoopbackAddress(local)));
+    const text = sockets ? '' : await this.#sockets(netnsPath);
+    const isTaken = ({ port, where }: WantedPort): boolean => (sockets ? isListening(sockets, port, where) : hasListener(text, port, where));
+    return new Set(ports.filter(isTaken).map(({ port }) => port));
   }
 
   async #textCounter(netnsPath: string): Promise<(port: number) => CapturedSockets> {
@@ -121,6 +122,10 @@ export function hasListener(text: string, port: number, where?: 'loopback'): boo
     const address = here.slice(0, here.indexOf(':'));
     return where === undefined || /^0+$/.test(address) || isLoopback(address);
   });
+}
+
+function isListening(sockets: readonly TcpSocket[], port: number, where?: 'loopback'): boolean {
+  return sockets.some(({ listening, localPort: own, local }) => listening && own === port && (where === undefined || isAny(local) || isLoopbackAddress(local)));
 }
 
 /** undefined: the kernel has no inet_diag. Without it each look takes a process, and a hundred pods that change at once wait for those. */

@@ -4,13 +4,14 @@
  * they are gone. A step that fails leaves the pod as the steps before it left it; the whole is tried again later.
  */
 import { errorMessage } from '../../common/errors.js';
-import { HBONE_PORT, INBOUND_PORT, OUTBOUND_PORT } from '../../common/istio-iptables.js';
+import { HBONE_PORT, INBOUND_PORT } from '../../common/istio-iptables.js';
 import type { PodRecord } from '../../common/lab-api.js';
 import type { Logger } from '../../common/log.js';
 import type { Backoff } from '../../common/retry.js';
 import { Announcement, HBONE, MUTUAL_TLS, withoutAnnouncements, type SetPodMetadata } from './announcement.js';
 import type { CaptureRules, InboundSteering, KernelPod, ListenerPod, Namespaces, PodKernel, PodProxy } from './collaborators.js';
 import { InboundWay, type InboundState } from './inbound-way.js';
+import { PodPorts } from './pod-ports.js';
 import type { Acceleration, Mode } from '../workloads/enrolment.js';
 
 export type Way = 'bpf' | 'iptables';
@@ -83,9 +84,7 @@ export class PodController {
   #inbound = AS_IT_IS;
   readonly #mutualTls: Announcement;
   readonly #tunnels: Announcement;
-  /** Undefined until they were looked at. */
-  #hbonePortFree: boolean | undefined;
-  #inboundPortFree: boolean | undefined;
+  readonly #ports = new PodPorts();
   /** Of its network namespace. */
   #cookie: bigint | undefined;
   #generation = 0;
@@ -189,7 +188,7 @@ export class PodController {
       way: this.way,
       acceleration: this.#actual.kernel?.acceleration ?? 'off',
       listener: this.#actual.listener,
-      notes: [...this.#notes, ...this.#arrivals.notes, ...(this.#hbonePortFree === false && this.#inbound.tunnels === 'not taken' ? [`takes no HBONE, since port ${HBONE_PORT} is a program's of its own`] : []), ...(this.#inboundPortFree === false && this.#inbound.way === 'as it is' ? [`callers that its policy leaves to the proxy are refused, since port ${INBOUND_PORT} is a program's of its own`] : [])],
+      notes: [...this.#notes, ...this.#arrivals.notes, ...(this.#ports.hboneFree === false && this.#inbound.tunnels === 'not taken' ? [`takes no HBONE, since port ${HBONE_PORT} is a program's of its own`] : []), ...(this.#ports.inboundFree === false && this.#inbound.way === 'as it is' ? [`callers that its policy leaves to the proxy are refused, since port ${INBOUND_PORT} is a program's of its own`] : [])],
       ...(this.#error === undefined ? {} : { error: this.#error }),
       ...(reason === undefined ? {} : { reason }),
       ...(this.#connections === undefined ? {} : { drainingConnections: this.#connections }),
@@ -271,16 +270,14 @@ export class PodController {
     const { uid, netns } = target.record;
     const way = this.#refusal === undefined ? target.way : 'iptables';
     if (this.way !== way) this.#state = 'enrolling';
-    // After a failed bind Envoy's main thread would stay in the pod's namespace; without this listener there is no capture.
-    if (!this.#actual.listener && (await namespaces.hasListener(netns, OUTBOUND_PORT, 'loopback'))) throw new Error(`port ${OUTBOUND_PORT} of the pod, where the proxy has to listen, is a program's of its own`);
+    if (!this.#actual.listener) await this.#ports.beforeListening(namespaces, netns);
     this.#current(target);
     const path = namespaces.pin(uid, netns);
     this.#actual.pinned = true;
 
     const keepsRedirected = way === 'iptables' || this.#actual.rules !== 'none';
     this.#cookie = kernel ? await namespaces.cookie(path) : undefined;
-    this.#hbonePortFree ??= await this.#isPortFree(path, HBONE_PORT, 'HBONE does not end there');
-    this.#inboundPortFree ??= await this.#isPortFree(path, INBOUND_PORT, 'nobody is led to the proxy there');
+    if (this.#actual.listener) await this.#ports.whileListening(namespaces, path, this.#around.logger, this.#name());
     this.#current(target);
     this.#setListener(target, path, keepsRedirected);
     this.#actual.listener = true;
@@ -328,16 +325,7 @@ export class PodController {
 
   #setListener({ record, acceleration }: PodTarget, path: string, iptables: boolean): void {
     const netnsCookie = iptables || acceleration !== 'l7' ? undefined : this.#cookie;
-    this.#around.setListener(record.uid, listenerPod(record, path, iptables, this.#arrivals.isPresent, this.#hbonePortFree, this.#inboundPortFree, netnsCookie));
-  }
-
-  async #isPortFree(path: string, port: number, outcome: string): Promise<boolean> {
-    try {
-      return !(await this.#around.namespaces.hasListener(path, port));
-    } catch (error) {
-      this.#around.logger.warn({ pod: this.#name(), reason: errorMessage(error) }, `who listens on port ${port} of the pod can't be read; ${outcome}`);
-      return false;
-    }
+    this.#around.setListener(record.uid, listenerPod(record, path, iptables, this.#arrivals.isPresent, this.#ports.hboneFree, this.#ports.inboundFree, netnsCookie));
   }
 
   /** Where a policy decides who may call, all that comes for the pod passes its inbound listener. */
@@ -434,8 +422,7 @@ export class PodController {
     await this.#arrivals.remove(uid, namespaces.inboundRules(path));
     if (this.#actual.pinned) namespaces.unpin(uid);
     this.#actual.pinned = false;
-    this.#hbonePortFree = undefined;
-    this.#inboundPortFree = undefined;
+    this.#ports.forget();
     this.#state = 'off';
     this.#notes = [];
     // A pod that changes between the modes leaves one first.

@@ -49,7 +49,8 @@ export class AdsServer implements Closable {
   readonly #good = new Map<string, Map<string, Entry>>();
   readonly #nacks = new Map<string, Nack>();
   readonly #waiters = new Set<() => void>();
-  #soon: Promise<void> | undefined;
+  /** By the time that they last at most. */
+  readonly #soon = new Map<number, Promise<void>>();
 
   constructor(options: AdsServerOptions) {
     this.#options = options;
@@ -139,19 +140,22 @@ export class AdsServer implements Closable {
     over.abort();
   }
 
-  /** Resolves at the next change of anybody's status, or when `ms` have passed since the first who waits began to: one timer for a hundred pods. */
+  /** Resolves at the next change of anybody's status, or when `ms` have passed since the first who waits that long began to: one timer for a hundred pods. */
   changedSoon(ms: number): Promise<void> {
-    this.#soon ??= new Promise<void>((resolve) => {
+    const known = this.#soon.get(ms);
+    if (known) return known;
+    const soon = new Promise<void>((resolve) => {
       const over = (): void => {
         clearTimeout(timer);
         this.#waiters.delete(over);
-        this.#soon = undefined;
+        this.#soon.delete(ms);
         resolve();
       };
       const timer = setTimeout(over, ms);
       this.#waiters.add(over);
     });
-    return this.#soon;
+    this.#soon.set(ms, soon);
+    return soon;
   }
 
   /** All that should be sent was sent and answered. */

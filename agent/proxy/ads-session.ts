@@ -10,6 +10,7 @@ import { RouteConfiguration } from '../../proto/generated/envoy/config/route/v3/
 import type { Logger } from '../../common/log.js';
 import { unpack } from '../../common/xds/any.js';
 import { visitRouteClusters } from '../xds/references.js';
+import { listenerParts } from './listener-parts.js';
 import { CDS, EDS, LDS, RDS, SDS, SHORT_NAMES, type Entries, type Entry, type Snapshot } from './snapshot.js';
 
 export type AdsCall = ServerDuplexStream<DeltaDiscoveryRequest, DeltaDiscoveryResponse>;
@@ -59,6 +60,8 @@ interface Pending {
   removed: readonly string[];
   done: () => void;
 }
+
+const PARTS_UNDER_WAY = 2;
 
 /** A phase that Envoy does not acknowledge in time holds up the later ones no longer. */
 const PHASE_TIMEOUT_MS = 5_000;
@@ -208,7 +211,8 @@ export class AdsSession {
     const missing = [...subscription.names].filter((name) => !target.get(type, name) && !subscription.sent.has(name) && !subscription.absent.has(name));
     if (subscription.answered || !subscription.wildcard || changed.length > 0) subscription.sentAll = entries;
     if (changed.length + missing.length === 0 && (subscription.answered || !subscription.wildcard)) return nothing;
-    return { sent: changed, done: this.#bounded(this.#sendInParts(type, changed, missing), `${SHORT_NAMES[type] ?? type} to be acknowledged`) };
+    const sending = type === LDS ? this.#sendListeners(changed) : this.#answer(type, this.#sendInParts(type, changed, missing));
+    return { sent: changed, done: sending };
   }
 
   #changedListeners(target: Snapshot): string[] {
@@ -272,6 +276,27 @@ export class AdsSession {
       await nextTurn();
     }
     await Promise.all(sent);
+  }
+
+  /**
+   * Envoy makes listeners one by one, and answers for a response as a whole: pods whose listeners are new have them in small parts,
+   * so that the first go on while it makes others'. All else is one response, since what was there changes at one moment.
+   */
+  async #sendListeners(entries: readonly Entry[]): Promise<void> {
+    const parts = listenerParts(entries, (name) => this.#types.get(LDS)?.sent.has(name) === true);
+    const answers: Promise<void>[] = [];
+    for (const part of parts) {
+      // One more than Envoy is at, so that it need not wait for the next.
+      await answers.at(-PARTS_UNDER_WAY);
+      // Of a pod that has gone meanwhile, whoever waits for the end of its listener was told that there is none.
+      const target = this.#host.target();
+      answers.push(this.#answer(LDS, this.#send(LDS, part.filter(({ name }) => target?.get(LDS, name)), [])));
+    }
+    await Promise.all(answers);
+  }
+
+  #answer(type: string, answered: Promise<void>): Promise<void> {
+    return this.#bounded(answered, `${SHORT_NAMES[type] ?? type} to be acknowledged`);
   }
 
   #send(type: string, entries: readonly Entry[], removed: readonly string[]): Promise<void> {

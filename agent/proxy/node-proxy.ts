@@ -15,7 +15,6 @@ import { classKey, sidecarNode } from '../xds/config-class.js';
 import { SidecarStream, type SidecarState } from '../xds/sidecar-stream.js';
 import type { Change } from '../xds/delta-stream.js';
 import { WorkloadStream } from '../xds/workload-stream.js';
-import { taughtName } from '../http/taught-clusters.js';
 import { AdsServer } from './ads-server.js';
 import { ConnectionCounts } from './connection-counts.js';
 import { Envoy, type EnvoyOptions } from './envoy.js';
@@ -26,8 +25,8 @@ import { needsOfPods, type InboundNeeds } from './inbound-needs.js';
 import { InboundFollower, type InboundPods } from './inbound-follower.js';
 import { HealthRelay } from './health-relay.js';
 import { tunnelHeaders } from './hbone-originate.js';
-import { INSPECTION_KINDS, inspectionName } from './inspection.js';
-import { podHboneName, podListenerName, podOfListener, type ListenerPod } from './pod-listener.js';
+import { ListenerWaits } from './listener-waits.js';
+import { podHboneName, podOfListener, type ListenerPod } from './pod-listener.js';
 import { NarrowingFollower, policiesOfPods, savedPolicies, type NarrowingOptions } from './narrowing.js';
 import { PlainPorts } from './plain-ports.js';
 import type { ProxyPod } from './proxy-pod.js';
@@ -36,7 +35,7 @@ import { proxyRequests, type RequestView } from './request-view.js';
 import { RepeatFollower, type RepeatFollowerOptions } from './repeat-follower.js';
 import { endpointKeys } from './pool-renewal.js';
 import { serviceAuthorities } from './service-authorities.js';
-import { LDS, RDS, SDS, type Snapshot } from './snapshot.js';
+import { LDS, SDS, type Snapshot } from './snapshot.js';
 import { WaypointIndex, type WaypointTable } from './waypoint-table.js';
 import { StateFile } from './xds-state.js';
 
@@ -106,8 +105,6 @@ const SPLIT_AFTER_MS = 400;
 const SAVE_DELAY_MS = 1_000;
 /** Of the time that the last saving took: one that takes long is rare. */
 const SAVE_DELAY_FACTOR = 20;
-const READY_POLL_MS = 10;
-const REMOVED_POLL_MS = 250;
 
 export class NodeProxy {
   readonly envoy: Envoy;
@@ -122,9 +119,8 @@ export class NodeProxy {
   readonly #inbound: InboundFollower;
   readonly #narrowing: NarrowingFollower;
   readonly #classes = new Map<string, ConfigClass>();
-  readonly #removals = new Map<string, Promise<void>>();
+  readonly #waits: ListenerWaits;
   readonly #stopping = new AbortController();
-  #listed: Promise<ReadonlySet<string>> | undefined;
   #pods = new Map<string, ProxyPod>();
   /** The class that each pod's listener was last made from: it stays until the pod's new class is synced. */
   #folded = new Map<string, string>();
@@ -200,6 +196,10 @@ export class NodeProxy {
       onReached: () => this.#schedule(),
       onInbound: (pods) => options.onInbound?.(pods),
     });
+    this.#waits = new ListenerWaits({
+      ...envoysAnswers, envoy: this.envoy,
+      snapshot: () => this.#snapshot, isWanted: (uid) => this.#pods.has(uid), classOf: (uid) => this.#folded.get(uid), isStarted: () => this.#started,
+    });
     this.#waypoints = new WaypointIndex(options.nodeName);
     this.#file = new StateFile(join(options.runDir, 'xds-state.bin'), this.#logger);
     this.#formerPolicies = savedPolicies(this.#file.saved.classes);
@@ -245,16 +245,8 @@ export class NodeProxy {
     const gone = [...this.#pods.keys()].filter((uid) => !wanted.has(uid));
     this.#pods = wanted;
     this.#healthRelay.podsChanged();
-    for (const uid of gone) {
-      this.#folded.delete(uid);
-      const removal = this.#removed(uid);
-      this.#removals.set(uid, removal);
-      const settled = (): void => {
-        if (this.#removals.get(uid) === removal) this.#removals.delete(uid);
-      };
-      removal.then(settled, settled); // whoever waits hears of a failure
-    }
-    for (const uid of wanted.keys()) this.#removals.delete(uid);
+    for (const uid of gone) this.#folded.delete(uid);
+    this.#waits.changed(gone, wanted.keys());
     this.#wantCertificates();
     this.#reconcileClasses();
     this.#schedule();
@@ -272,49 +264,14 @@ export class NodeProxy {
     this.#schedule();
   }
 
-  /**
-   * Resolves when Envoy acknowledged the pod's listener and it listens, with its routes.
-   * @throws UnderpassError `UNDERPASS_ENVOY_REFUSED` when Envoy refuses it and has no older one
-   */
-  async whenReady(uid: string, signal?: AbortSignal): Promise<void> {
-    const any = signal ? AbortSignal.any([signal, this.#stopping.signal]) : this.#stopping.signal;
-    const name = podListenerName(uid);
-    for (;;) {
-      any.throwIfAborted();
-      const entry = this.#snapshot?.get(LDS, name);
-      if (entry && this.#pods.has(uid)) {
-        const { acked, nack } = this.#ads.status(LDS, name);
-        const key = this.#folded.get(uid) ?? '';
-        const inner = [key, taughtName(key)].flatMap((own) => INSPECTION_KINDS.map((kind) => inspectionName(own, kind))).filter((listener) => this.#snapshot?.get(LDS, listener));
-        if (acked && entry.needs.every((route) => this.#ads.status(RDS, route).acked || this.#ads.status(RDS, route).nack)) {
-          const listening = await this.#listening();
-          const refused = (listener: string): boolean => this.#ads.status(LDS, listener).nack !== undefined;
-          if (listening.has(name) && inner.every((listener) => listening.has(listener) || refused(listener))) return;
-        } else if (nack !== undefined) {
-          if ((await this.#listening()).has(name)) return;
-          throw new UnderpassError('UNDERPASS_ENVOY_REFUSED', `waiting for the listener of pod ${uid}: Envoy refuses it: ${nack}`);
-        }
-      }
-      await this.#ads.changedSoon(READY_POLL_MS);
-    }
+  /** See ListenerWaits. */
+  whenReady(uid: string, signal?: AbortSignal): Promise<void> {
+    return this.#waits.whenReady(uid, signal);
   }
 
-  /** Names of the listeners that listen. Envoy is asked once for all who ask meanwhile: of many pods each asks again and again. */
-  #listening(): Promise<ReadonlySet<string>> {
-    this.#listed ??= this.envoy.admin.listeners(this.#stopping.signal).then((all) => new Set(all.map(({ name }) => name)), () => new Set<string>()).finally(() => (this.#listed = undefined));
-    return this.#listed;
-  }
-
-  /**
-   * Resolves when Envoy has confirmed that it no longer has a listener of this pod, be it one that an earlier agent made:
-   * its namespace may be unpinned. Rejects when the proxy is stopped, or `signal` aborts, before that.
-   */
-  async whenRemoved(uid: string, signal?: AbortSignal): Promise<void> {
-    const removal = this.#removals.get(uid) ?? this.#removed(uid, signal);
-    if (!signal) return removal;
-    signal.throwIfAborted();
-    const aborted = new Promise<never>((_, reject) => signal.addEventListener('abort', () => reject(signal.reason as Error), { once: true }));
-    return Promise.race([removal, aborted]);
+  /** See ListenerWaits. */
+  whenRemoved(uid: string, signal?: AbortSignal): Promise<void> {
+    return this.#waits.whenRemoved(uid, signal);
   }
 
   /** Ports of all outbound listeners of all classes; empty before the first snapshot. */
@@ -569,22 +526,6 @@ export class NodeProxy {
       if (!before.has(JSON.stringify(problem))) this.#logger.error({ ...problem }, 'can not be folded; the last good one stays');
     }
     this.#problems = problems;
-  }
-
-  async #removed(uid: string, given?: AbortSignal): Promise<void> {
-    const names = [podListenerName(uid), inboundListenerName(uid), podHboneName(uid)];
-    const signal = given ? AbortSignal.any([given, this.#stopping.signal]) : this.#stopping.signal;
-    for (;;) {
-      // Nobody is told that an agent that stops has seen the end of the listener: its Envoy may still have it.
-      signal.throwIfAborted();
-      // An Envoy that this agent started has nothing but what this agent sent.
-      if (!this.#snapshot && this.#started && !this.envoy.status.adopted) return;
-      if (this.#snapshot && !names.some((name) => this.#snapshot!.get(LDS, name))) {
-        if (!this.envoy.running && !this.#ads.connected) return;
-        if (this.#ads.connected && !names.some((name) => this.#ads.mayHold(LDS, name))) return;
-      }
-      await this.#ads.changedWithin(REMOVED_POLL_MS, signal);
-    }
   }
 
   async #save(): Promise<void> {

@@ -41,8 +41,16 @@ export function relevantLabels(labels: Readonly<Record<string, string>>): Record
   );
 }
 
-/** The class's id: 8 hex digits, the same after a restart. */
+const keys = new WeakMap<ClassPod, string>();
+
+/** The class's id: 8 hex digits, the same after a restart. Of one object it is always the same. */
 export function classKey(pod: ClassPod): string {
+  let key = keys.get(pod);
+  if (key === undefined) keys.set(pod, (key = makeKey(pod)));
+  return key;
+}
+
+function makeKey(pod: ClassPod): string {
   const families = [pod.ips.some((ip) => isIPv4(ip)) ? '4' : '', pod.ips.some((ip) => isIPv6(ip)) ? '6' : ''].join('');
   const identity = [pod.namespace, pod.serviceAccount, relevantLabels(pod.labels), ...(families === '46' ? [] : [families])];
   return createHash('sha256').update(JSON.stringify(identity)).digest('hex').slice(0, 8);

@@ -1,0 +1,119 @@
+/** Waits for Envoy's listeners of pods: until one listens with its routes, and until nothing of a pod's is left. */
+import { UnderpassError } from '../../common/errors.js';
+import { taughtName } from '../http/taught-clusters.js';
+import type { AdsServer } from './ads-server.js';
+import type { Envoy } from './envoy.js';
+import { inboundListenerName } from './fold-inbound.js';
+import { INSPECTION_KINDS, inspectionName } from './inspection.js';
+import { podHboneName, podListenerName } from './pod-listener.js';
+import { LDS, RDS, type Snapshot } from './snapshot.js';
+
+export interface ListenerWaitsOptions {
+  ads: Pick<AdsServer, 'status' | 'connected' | 'mayHold' | 'changedSoon' | 'changedWithin'>;
+  envoy: Envoy;
+  stopping: AbortSignal;
+  /** The newest that Envoy was given. */
+  snapshot(): Snapshot | undefined;
+  isWanted(uid: string): boolean;
+  /** Whose pods' listeners the pod's is made like; undefined before it was made. */
+  classOf(uid: string): string | undefined;
+  /** Whether this agent has started Envoy, or taken it over. */
+  isStarted(): boolean;
+}
+
+const READY_POLL_MS = 10;
+const REMOVED_POLL_MS = 250;
+
+export class ListenerWaits {
+  readonly #options: ListenerWaitsOptions;
+  #listed: Promise<ReadonlySet<string>> | undefined;
+  readonly #removals = new Map<string, Promise<void>>();
+
+  constructor(options: ListenerWaitsOptions) {
+    this.#options = options;
+  }
+
+  /**
+   * Resolves when Envoy acknowledged the pod's listener and it listens, with its routes.
+   * @throws UnderpassError `UNDERPASS_ENVOY_REFUSED` when Envoy refuses it and has no older one
+   */
+  async whenReady(uid: string, signal?: AbortSignal): Promise<void> {
+    const { ads, stopping } = this.#options;
+    const any = signal ? AbortSignal.any([signal, stopping]) : stopping;
+    const name = podListenerName(uid);
+    for (;;) {
+      any.throwIfAborted();
+      // Most who ask, a hundred at a time, have no answer yet.
+      const { acked, nack } = ads.status(LDS, name);
+      if ((acked || nack !== undefined) && this.#options.isWanted(uid) && (await this.#isReady(uid, name, acked ? undefined : nack))) return;
+      await ads.changedSoon(READY_POLL_MS);
+    }
+  }
+
+  async #isReady(uid: string, name: string, nack: string | undefined): Promise<boolean> {
+    const { ads } = this.#options;
+    const snapshot = this.#options.snapshot();
+    const entry = snapshot?.get(LDS, name);
+    if (!snapshot || !entry) return false;
+    if (nack !== undefined) {
+      if ((await this.#listening()).has(name)) return true;
+      throw new UnderpassError('UNDERPASS_ENVOY_REFUSED', `waiting for the listener of pod ${uid}: Envoy refuses it: ${nack}`);
+    }
+    if (!entry.needs.every((route) => ads.status(RDS, route).acked || ads.status(RDS, route).nack)) return false;
+    const key = this.#options.classOf(uid) ?? '';
+    const inner = [key, taughtName(key)].flatMap((own) => INSPECTION_KINDS.map((kind) => inspectionName(own, kind))).filter((listener) => snapshot.get(LDS, listener));
+    const listening = await this.#listening();
+    const refused = (listener: string): boolean => ads.status(LDS, listener).nack !== undefined;
+    return listening.has(name) && inner.every((listener) => listening.has(listener) || refused(listener));
+  }
+
+  /** Names of the listeners that listen. Envoy is asked once for all who ask meanwhile: of many pods each asks again and again. */
+  #listening(): Promise<ReadonlySet<string>> {
+    const { envoy, stopping } = this.#options;
+    this.#listed ??= envoy.admin.listeners(stopping).then((all) => new Set(all.map(({ name }) => name)), () => new Set<string>()).finally(() => (this.#listed = undefined));
+    return this.#listed;
+  }
+
+  /** `gone` are wanted no more; `wanted` are, whatever was said before. */
+  changed(gone: readonly string[], wanted: Iterable<string>): void {
+    for (const uid of gone) {
+      const removal = this.#removed(uid);
+      this.#removals.set(uid, removal);
+      const settled = (): void => {
+        if (this.#removals.get(uid) === removal) this.#removals.delete(uid);
+      };
+      removal.then(settled, settled); // whoever waits hears of a failure
+    }
+    for (const uid of wanted) this.#removals.delete(uid);
+  }
+
+  /**
+   * Resolves when Envoy has confirmed that it no longer has a listener of this pod, be it one that an earlier agent made:
+   * its namespace may be unpinned. Rejects when the proxy is stopped, or `signal` aborts, before that.
+   */
+  async whenRemoved(uid: string, signal?: AbortSignal): Promise<void> {
+    const removal = this.#removals.get(uid) ?? this.#removed(uid, signal);
+    if (!signal) return removal;
+    signal.throwIfAborted();
+    const aborted = new Promise<never>((_, reject) => signal.addEventListener('abort', () => reject(signal.reason as Error), { once: true }));
+    return Promise.race([removal, aborted]);
+  }
+
+  async #removed(uid: string, given?: AbortSignal): Promise<void> {
+    const { ads, envoy, stopping } = this.#options;
+    const names = [podListenerName(uid), inboundListenerName(uid), podHboneName(uid)];
+    const signal = given ? AbortSignal.any([given, stopping]) : stopping;
+    for (;;) {
+      // Nobody is told that an agent that stops has seen the end of the listener: its Envoy may still have it.
+      signal.throwIfAborted();
+      const snapshot = this.#options.snapshot();
+      // An Envoy that this agent started has nothing but what this agent sent.
+      if (!snapshot && this.#options.isStarted() && !envoy.status.adopted) return;
+      if (snapshot && !names.some((name) => snapshot.get(LDS, name))) {
+        if (!envoy.running && !ads.connected) return;
+        if (ads.connected && !names.some((name) => ads.mayHold(LDS, name))) return;
+      }
+      await ads.changedSoon(REMOVED_POLL_MS);
+    }
+  }
+}
