@@ -99,7 +99,7 @@ function stage(context: TestContext, change: Partial<{ verdict: () => Promise<Se
   };
   const agent = new Agent(
     {
-      nodeName: 'n1', discoveryAddress: 'unix:/none', runDir, instance, ...(change.bpffsDir === undefined ? {} : { bpffsDir: change.bpffsDir }),
+      nodeName: 'n1', discoveryAddress: 'unix:/none', runDir, instance, metricsAddress: { host: '127.0.0.1', port: 0 }, ...(change.bpffsDir === undefined ? {} : { bpffsDir: change.bpffsDir }),
       logger: () => pino({ level: 'silent' }),
       workloads: {
         description: 'a test',
@@ -189,6 +189,12 @@ test('Agent: a failed self-test turns acceleration or capture off, with the reas
   assert.match(metrics, /^underpass_acceleration_on\{reason="the self-test failed: order: wrong \\"bytes\\""\} 0$/m);
   assert.match(metrics, /^underpass_self_test_passed\{check="order"\} 0$/m);
   assert.match(metrics, /^underpass_kernel_bytes_tcp_total 1152921504606846976$/m);
+  const served = await waitFor('the endpoint for Prometheus', async () => {
+    const { metrics: tcp } = await status();
+    return tcp?.problem === undefined ? tcp : undefined;
+  }, { timeoutMs: 20_000 });
+  const scraped = await (await fetch(`http://${served.address}/metrics`)).text();
+  assert.match(scraped, /^underpass_kernel_bytes_tcp_total 1152921504606846976$/m);
 });
 
 test('Agent: a self-test that can not be run counts as failed', async (context) => {

@@ -2,13 +2,16 @@
  * The node agent: pods from a source, what their labels ask for, the kernel's hooks, the shared Envoy and its
  * configuration, put together. A stop leaves kernel and Envoy at work, and the next start takes them over.
  */
-import { mkdirSync, readFileSync } from 'node:fs';
+import { mkdirSync } from 'node:fs';
 import { join } from 'node:path';
+import type { SocketAddress } from '../common/arguments.js';
 import { UnderpassError, errorMessage } from '../common/errors.js';
 import type { PodMetadataPatch } from '../common/lab-api.js';
 import { ClosableStore } from '../common/lifecycle.js';
 import { logger as defaultLogger, type Logger } from '../common/log.js';
 import { InstanceLock, instanceWaiters } from './admin/lock.js';
+import { MetricsListener } from './admin/metrics-listener.js';
+import { requirePrivileges } from './admin/privileges.js';
 import { AdminServer, type AdminAnswer } from './admin/server.js';
 import type { AgentStatus } from './admin/status.js';
 import { Dataplane, type DataplaneOptions } from './dataplane/dataplane.js';
@@ -61,6 +64,8 @@ export interface AgentOptions {
   purpose?: string;
   /** Log a line for each connection that ends; default false. */
   flowLog?: boolean;
+  /** Where `/metrics` is served over TCP too, to whoever reaches it; default: nowhere. */
+  metricsAddress?: SocketAddress;
   /** Whether the HTTP fast path is on from the start, for pods whose acceleration is l7; default true. */
   httpFastPath?: boolean;
   /** Shown in the status, e.g. the embedded control plane's own. */
@@ -81,6 +86,7 @@ export class Agent {
   readonly #abort = new AbortController();
   readonly #store = new ClosableStore();
   #lock: InstanceLock | undefined;
+  #metrics: MetricsListener | undefined;
   #kernel: AgentKernel | undefined;
   #kernelProblem: string | undefined;
   #verdict: SelfTestVerdict | undefined;
@@ -133,6 +139,8 @@ export class Agent {
   async start(): Promise<void> {
     const { nodeName } = this.#options;
     const logger = this.#logger;
+    const { metricsAddress } = this.#options;
+    const metrics = (): Promise<Iterable<string>> => metricsText(this.status(), this.counters(), this.#flows);
     this.prepare();
     this.#store.add(
       await AdminServer.listen(this.#paths.adminSocket, {
@@ -145,9 +153,10 @@ export class Agent {
         '/v1/explain': (query) => this.#explain(query),
         '/v1/counters': () => ({ body: this.counters() ?? { message: this.#kernelProblem } }),
         '/v1/http-fast-path': () => this.#switchFastPath(new URLSearchParams()),
-        '/metrics': async () => ({ contentType: 'text/plain; version=0.0.4', pieces: await metricsText(this.status(), this.counters(), this.#flows) }),
+        '/metrics': async () => ({ contentType: 'text/plain; version=0.0.4', pieces: await metrics() }),
       }, { '/v1/http-fast-path': (query) => this.#switchFastPath(query) }),
     );
+    if (metricsAddress) this.#metrics = this.#store.add(new MetricsListener(metricsAddress, metrics, this.#component('agent.metrics')));
     logger.info({ instance: this.#paths.instance, node: nodeName, folder: this.folder, pods: this.#options.workloads.description, discovery: this.#options.discoveryAddress }, 'agent starts');
 
     const proxyCgroup = await this.#openKernel();
@@ -267,6 +276,7 @@ export class Agent {
       ...(this.#policies ? { policies: this.#policies.status() } : {}),
       ...(this.#resolver ? { services: this.#resolver.status } : {}),
       ...(this.#fastPath ? { httpFastPath: this.#fastPath.status } : {}),
+      ...(this.#metrics ? { metrics: this.#metrics.status } : {}),
       ...(controlPlaneStatus ? { controlPlane: controlPlaneStatus() } : {}),
     };
   }
@@ -543,19 +553,3 @@ const NO_PROXY: ProxyStatus = {
   nacks: [],
   settled: false,
 };
-
-/** linux/capability.h. BPF needs no more than these: CAP_SYS_ADMIN includes CAP_BPF and CAP_PERFMON. */
-const CAPABILITIES = [
-  { name: 'CAP_SYS_ADMIN', bit: 21n, why: 'to enter and pin the network namespaces of pods, and for BPF' },
-  { name: 'CAP_NET_ADMIN', bit: 12n, why: 'for iptables, and for Envoy\'s sockets in the namespaces of pods' },
-];
-
-/** Without these neither BPF nor iptables nor another namespace can be reached, and nothing would be left to do. */
-function requirePrivileges(): void {
-  const effective = /^CapEff:\s*([0-9a-f]+)$/m.exec(readFileSync('/proc/self/status', 'utf8'))?.[1];
-  const missing = effective === undefined ? [] : CAPABILITIES.filter(({ bit }) => ((BigInt(`0x${effective}`) >> bit) & 1n) === 0n);
-  if (missing.length === 0) return;
-  throw new UnderpassError('UNDERPASS_MISSING_CAPABILITY', `starting the agent: it lacks ${missing.map(({ name, why }) => `${name} (${why})`).join(' and ')}`, {
-    hint: process.getuid?.() === 0 ? 'run it as a privileged container, or give it these capabilities' : 'run it as root, e.g. by sudo',
-  });
-}

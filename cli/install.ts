@@ -9,7 +9,7 @@ import { KubeClient } from '../common/kube/client.js';
 import { inClusterServer, readKubeconfig } from '../common/kube/kubeconfig.js';
 import type { Service } from '../common/kube/types.js';
 import { ProgressLine } from './progress.js';
-import { applyAll, isOurs, present, prune, withoutTaking } from './install/cluster.js';
+import { applyAll, hasPodMonitors, isOurs, present, prune, withoutTaking } from './install/cluster.js';
 import { installationObjects } from './install/objects.js';
 import { waitUntilReady } from './install/ready.js';
 import type { Values } from './install/settings.js';
@@ -61,6 +61,7 @@ export function configure(command: Command): void {
       try {
         await requireVersion(client);
         await requireControlPlane(client, values);
+        await requirePodMonitors(client, values);
         await applyAll(client, await withoutTaking(client, objects, TAKEN_HINT), show);
         const gone = await prune(client, objects);
         progress.clear();
@@ -87,6 +88,12 @@ async function requireVersion(client: KubeClient): Promise<void> {
   const { major, minor, gitVersion } = await client.request<{ major: string; minor: string; gitVersion: string }>('GET', '/version');
   if (Number(major) > OLDEST.major || Number.parseInt(minor, 10) >= OLDEST.minor) return;
   throw new UnderpassError('UNDERPASS_INSTALL', `installing: the cluster is Kubernetes ${gitVersion}, expected ${OLDEST.major}.${OLDEST.minor} or later`);
+}
+
+/** Before anything is applied. */
+async function requirePodMonitors(client: KubeClient, values: Values): Promise<void> {
+  if (values['agent.podMonitor'] !== true || (await hasPodMonitors(client))) return;
+  throw new UnderpassError('UNDERPASS_INSTALL', "installing: agent.podMonitor: found no kind PodMonitor of monitoring.coreos.com/v1 in the cluster, expected that of Prometheus' operator", { hint: 'install the operator first, or leave agent.podMonitor away: the pods have the annotations prometheus.io/scrape, port and path' });
 }
 
 /** Agents are not sent where nobody answers, or will answer. */

@@ -53,6 +53,7 @@ export function render(status: AgentStatus, all: boolean): string {
     `acceleration   ${status.acceleration.on ? 'on' : `off - ${status.acceleration.reason ?? ''}`}`,
     ...(status.httpFastPath ? [`HTTP fast path ${fastPathLine(status.httpFastPath)}`] : []),
     `probation      ${summary(status.probation)}`,
+    ...(status.metrics ? [`metrics        http://${status.metrics.address}/metrics${status.metrics.problem === undefined ? '' : ` - nobody is served there: ${status.metrics.problem}`}`] : []),
     ...serviceLines(status.services),
     `rejected       ${nacks.length === 0 ? 'nothing' : `${nacks.length} resources keep their last good version`}`,
     ...nacks,

@@ -6,6 +6,7 @@ import { after, before, test } from 'node:test';
 import { askAgent, instanceCgroup, type AgentStatus } from '../agent/index.js';
 import { cleanOrphanedAgents } from '../cli/orphans.js';
 import { defaultRunDir } from '../common/paths.js';
+import { EXIT } from '../cli/exit-codes.js';
 import { processStartTime } from '../common/process-id.js';
 import { run } from '../common/process.js';
 import { NodeUnderTest, enrolled } from './agent-harness.js';
@@ -17,7 +18,7 @@ before(() => node.up(['shop.yaml', 'plain.yaml']));
 after(() => node.down());
 
 test('an enrolled client is captured by BPF and routed 75/25, or by header, through the shared Envoy', async () => {
-  node.startAgent();
+  node.startAgent('--metrics-address', '127.0.0.1:0');
   await node.podsAre('shop', 'shop to be enrolled', enrolled('bpf'));
   const some = node.load('shop/client');
   const split = await some.run(600);
@@ -115,7 +116,7 @@ test('the agent is killed under load and started again: the same Envoy, no faile
   await node.endAgent('SIGKILL');
   const alone = await some.run(200);
   assert.deepEqual([alone.failures, alone.fresh.direct], [{}, 0], 'kernel and Envoy go on alone');
-  node.startAgent();
+  node.startAgent('--metrics-address', '127.0.0.1:0');
   await node.podsAre('shop', 'shop to be taken over', enrolled('bpf'));
   await some.run(200);
   const now = await node.status();
@@ -134,7 +135,7 @@ test('a graceful end leaves Envoy and capture at work as well, and what changed 
   assert.equal(existsSync(paths.adminSocket), false);
   assert.deepEqual((await some.run(100)).fresh.direct, 0);
   await node.label('shop', { mode: 'off' });
-  node.startAgent();
+  node.startAgent('--metrics-address', '127.0.0.1:0');
   await node.podsAre('shop', 'shop to be let go', (pod) => pod.way === 'plain');
   assert.equal((await node.status()).proxy.envoy.pid, before.proxy.envoy.pid);
   const left = await some.run(100);
@@ -178,6 +179,12 @@ test('ps and the admin API tell what is', async () => {
   assert.match(await askAgent(paths.adminSocket, '/readyz'), /"ready": true/);
   const socket = await run('stat', ['-c', '%a', paths.adminSocket]);
   assert.equal(socket.stdout.trim(), '600');
+  const { address } = parsed.metrics ?? assert.fail('nothing about metrics');
+  assert.match(table, new RegExp(`^metrics +http://${address}/metrics$`, 'm'));
+  assert.match(await (await fetch(`http://${address}/metrics`)).text(), /^underpass_pods\{mode="node",way="bpf",state="enrolled"\} 3$/m);
+  for (const path of ['/v1/status', '/v1/http-fast-path?on=false', '/healthz']) assert.equal((await fetch(`http://${address}${path}`)).status, 404, path);
+  const wrong = await node.cli(['agent', '--metrics-address', 'localhost'], [EXIT.usage]);
+  assert.match(wrong.stderr, /--metrics-address <address:port>' argument 'localhost' is invalid\. expected an IP address and a port/);
   const absent = await node.cli(['ps', '--instance', `${instance}-x`], [3]);
   assert.match(absent.stderr, /UNDERPASS_AGENT_NOT_RUNNING/);
 });
@@ -203,7 +210,7 @@ test('cleanup removes all that the agents made, and the pods work on without the
 });
 
 test('what an agent leaves at work is removed when its lab is gone, and not before', async () => {
-  node.startAgent();
+  node.startAgent('--metrics-address', '127.0.0.1:0');
   await node.podsAre('shop', 'shop to be enrolled', enrolled('bpf'));
   assert.equal((await cleanOrphanedAgents(defaultRunDir)).some((report) => report.instance === instance), false);
   await node.endAgent('SIGKILL');

@@ -4,6 +4,7 @@ import type { PolicyStatus } from '../dataplane/policy-enforcer.js';
 import type { PodProbation } from '../dataplane/probation.js';
 import type { AgentFastPathStatus } from '../http/agent-fast-path.js';
 import type { ProxyStatus, SelfTestVerdict } from '../parts.js';
+import type { MetricsStatus } from './metrics-listener.js';
 import type { ResolverStatus } from '../resolve/service-resolver.js';
 
 export interface AgentStatus {
@@ -30,5 +31,7 @@ export interface AgentStatus {
   services?: ResolverStatus;
   /** Absent without the kernel side. */
   httpFastPath?: AgentFastPathStatus;
+  /** The endpoint for Prometheus; absent: there is none but the admin socket's. */
+  metrics?: MetricsStatus;
   controlPlane?: unknown;
 }

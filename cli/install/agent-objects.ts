@@ -1,6 +1,6 @@
 /** The node agent in a cluster: a DaemonSet of two containers, so that Envoy outlives the agent. */
 import { AGENT, AGENT_NAMESPACE, LABELS, account, agentRbac, namespace, podTokensRbac } from './rbac.js';
-import { Spread, comment, optional, text, value, when, type Mapping, type Template } from './template.js';
+import { Merged, Spread, all, comment, optional, text, value, when, type Mapping, type Template } from './template.js';
 
 export const image = when(value('image.digest'), text`${value('image.repository')}@${value('image.digest')}`, text`${value('image.repository')}:${value('image.tag')}`);
 
@@ -74,6 +74,7 @@ export const AGENT_SECURITY = comment(
 
 const env: Template[] = [
   { name: 'NODE_NAME', valueFrom: { fieldRef: { fieldPath: 'spec.nodeName' } } },
+  when(value('agent.metricsPort'), { name: 'NODE_ADDRESS', valueFrom: { fieldRef: { fieldPath: 'status.hostIP' } } }),
   comment("Of iptables, which nobody else runs in pods' namespaces; the usual place can't be written.", { name: 'XTABLES_LOCKFILE', value: `${POD_DIR}/xtables.lock` }),
 ];
 /** A file that the agent writes anew every second has to be this old at most, in seconds. */
@@ -102,6 +103,7 @@ const agentContainer: Mapping = {
     text`--acceleration=${value('agent.acceleration')}`,
     text`--redirection=${value('agent.redirection')}`,
     when(value('agent.ambientLabel'), '--ambient-label'),
+    when(value('agent.metricsPort'), text`--metrics-address=$(NODE_ADDRESS):${value('agent.metricsPort')}`),
     new Spread('agent.extraArgs'),
   ],
   env,
@@ -138,6 +140,28 @@ const envoyContainer: Mapping = {
   ],
 };
 
+/** As most configurations of Prometheus look for. */
+const SCRAPED = { 'prometheus.io/scrape': 'true', 'prometheus.io/port': text`${value('agent.metricsPort')}`, 'prometheus.io/path': '/metrics' };
+
+/** Prometheus finds the pod's containers without a port, and puts this one to the pod's address. */
+const podMonitor: Mapping = {
+  apiVersion: 'monitoring.coreos.com/v1',
+  kind: 'PodMonitor',
+  metadata: { name: AGENT, namespace: AGENT_NAMESPACE, labels: LABELS },
+  spec: {
+    selector: { matchLabels: { app: AGENT } },
+    podMetricsEndpoints: [{
+      path: '/metrics',
+      relabelings: [
+        { action: 'keep', sourceLabels: ['__meta_kubernetes_pod_container_name'], regex: 'agent' },
+        { action: 'replace', sourceLabels: ['__meta_kubernetes_pod_ip'], regex: '([0-9.]+)', replacement: text`$1:${value('agent.metricsPort')}`, targetLabel: '__address__' },
+        { action: 'replace', sourceLabels: ['__meta_kubernetes_pod_ip'], regex: '(.*:.*)', replacement: text`[$1]:${value('agent.metricsPort')}`, targetLabel: '__address__' },
+        { action: 'replace', sourceLabels: ['__meta_kubernetes_pod_node_name'], targetLabel: 'node' },
+      ],
+    }],
+  },
+};
+
 export function agentObjects(): Template[] {
   const labels = { app: AGENT, ...LABELS, 'app.kubernetes.io/name': AGENT };
   return [
@@ -153,10 +177,10 @@ export function agentObjects(): Template[] {
         selector: { matchLabels: { app: AGENT } },
         updateStrategy: comment('The new agent starts beside the old one, waits until that has ended, and takes over its pins and its Envoy.', { type: 'RollingUpdate', rollingUpdate: { maxSurge: 1, maxUnavailable: 0 } }),
         template: {
-          metadata: { labels, annotations: optional('agent.podAnnotations') },
+          metadata: { labels, annotations: when(value('agent.metricsPort'), new Merged('agent.podAnnotations', SCRAPED), optional('agent.podAnnotations')) },
           spec: {
             serviceAccountName: AGENT,
-            hostNetwork: comment("Envoy's connections to other nodes are the node's; no port is listened on there.", true),
+            hostNetwork: comment("Envoy's connections to other nodes are the node's. The port of the metrics is not named here: the scheduler would find no place for an agent beside the one that it replaces.", true),
             hostPID: comment("Pods' processes lead to their network namespaces, and Envoy's sockets are reached by its process.", true),
             dnsPolicy: 'ClusterFirstWithHostNet',
             priorityClassName: value('agent.priorityClassName'),
@@ -175,5 +199,6 @@ export function agentObjects(): Template[] {
         },
       },
     },
+    when(all(value('agent.metricsPort'), value('agent.podMonitor')), podMonitor),
   ];
 }

@@ -70,7 +70,7 @@ function schema(): object {
     if (isGroup(node)) return { type: 'object', additionalProperties: false, properties: Object.fromEntries(Object.entries(node).map(([name, inner]) => [name, of(inner)])) };
     const { description, type } = node;
     if (node.type === 'string') return { description, type, ...(node.values ? { enum: node.values } : {}), ...(node.pattern === undefined ? {} : { pattern: node.pattern }) };
-    if (node.type === 'integer') return { description, type, minimum: node.minimum };
+    if (node.type === 'integer') return { description, type, minimum: node.minimum, ...(node.maximum === undefined ? {} : { maximum: node.maximum }) };
     if (node.type === 'array') return { description, type, items: { type: node.items } };
     return { description, type };
   };

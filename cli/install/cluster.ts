@@ -4,6 +4,9 @@ import { isRefusal, resourceOf, resourcePath, type KubeClient } from '../../comm
 import type { KubeObject } from '../../common/kube/types.js';
 import { AGENT_NAMESPACE, LABELS, ROOT_NAMESPACE } from './rbac.js';
 
+/** Of Prometheus' operator, which not every cluster has. */
+const POD_MONITOR = ['monitoring.coreos.com/v1', 'PodMonitor'] as const;
+
 /** Every kind that any values install, in the order of removal: who calls, before what is called; what runs, before its rights. */
 const KINDS: readonly [apiVersion: string, kind: string][] = [
   ['admissionregistration.k8s.io/v1', 'MutatingWebhookConfiguration'],
@@ -12,6 +15,7 @@ const KINDS: readonly [apiVersion: string, kind: string][] = [
   ['apps/v1', 'Deployment'],
   ['policy/v1', 'PodDisruptionBudget'],
   ['networking.k8s.io/v1', 'NetworkPolicy'],
+  [...POD_MONITOR],
   ['v1', 'Service'],
   ['v1', 'ConfigMap'],
   ['rbac.authorization.k8s.io/v1', 'RoleBinding'],
@@ -42,6 +46,18 @@ export async function present<T extends KubeObject>(client: KubeClient, apiVersi
     return await client.get<T>(resourceOf(apiVersion, kind), place);
   } catch (error) {
     if (isRefusal(error, 404)) return undefined;
+    throw error;
+  }
+}
+
+/** Whether the API server has that kind. */
+export async function hasPodMonitors(client: KubeClient): Promise<boolean> {
+  const [apiVersion, wanted] = POD_MONITOR;
+  try {
+    const { resources } = await client.request<{ resources: { kind: string }[] }>('GET', `/apis/${apiVersion}`);
+    return resources.some(({ kind }) => kind === wanted);
+  } catch (error) {
+    if (isRefusal(error, 404)) return false;
     throw error;
   }
 }
@@ -84,7 +100,9 @@ export async function applyAll(client: KubeClient, objects: readonly KubeObject[
 /** What earlier values installed, or all, without namespaces; in the order of removal. */
 export async function installed(client: KubeClient): Promise<KubeObject[]> {
   const found: KubeObject[] = [];
-  for (const [apiVersion, kind] of KINDS) found.push(...(await listed(client, apiVersion, kind, { labelSelector: SELECTOR })));
+  for (const [apiVersion, kind] of KINDS) {
+    if (kind !== POD_MONITOR[1] || (await hasPodMonitors(client))) found.push(...(await listed(client, apiVersion, kind, { labelSelector: SELECTOR })));
+  }
   // Their controllers copy labels to what they make, and people to what is theirs.
   return found.filter(({ metadata: { namespace, ownerReferences = [] } }) => ownerReferences.length === 0 && (namespace === undefined || NAMESPACES.includes(namespace)));
 }

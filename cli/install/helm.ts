@@ -1,5 +1,5 @@
 /** Templates as a Helm chart's text: markers become Go's template actions, values JSON, which YAML takes wherever it takes a value. */
-import { Commented, Json, Spread, Text, Value, When, isList, type Condition, type Template } from './template.js';
+import { Commented, Json, Merged, Spread, Text, Value, When, isList, type Condition, type Template } from './template.js';
 
 const WIDTH = 118;
 
@@ -60,17 +60,20 @@ function branches(node: When, write: (chosen: Template) => string): string {
 function scalar(node: Template): string | undefined {
   if (node instanceof Value) return `{{ toJson ${reference(node.path)} }}`;
   if (node instanceof Json) return `{{ toJson ${reference(node.path)} | toJson }}`;
-  if (node instanceof Text) return `{{ list ${node.parts.map((part) => (part instanceof Value ? reference(part.path) : JSON.stringify(part))).join(' ')} | join "" | toJson }}`;
+  if (node instanceof Merged) return `{{ merge (dict) ${reference(node.path)} (dict ${Object.entries(node.texts).map(([key, words]) => `${JSON.stringify(key)} ${typeof words === 'string' ? JSON.stringify(words) : `(${joined(words)})`}`).join(' ')}) | toJson }}`;
+  if (node instanceof Text) return `{{ ${joined(node)} | toJson }}`;
   if (typeof node === 'string') return plain(node);
   if (typeof node !== 'object' || node === null) return JSON.stringify(node);
   if (isList(node)) {
     if (node.length === 0) return '[]';
     const texts = node.map((part) => (typeof part === 'string' || typeof part === 'number' ? scalar(part) : undefined));
-    const joined = `[${texts.join(', ')}]`;
-    return texts.every((part) => part !== undefined && !part.includes('{{')) && joined.length < WIDTH ? joined : undefined;
+    const line = `[${texts.join(', ')}]`;
+    return texts.every((part) => part !== undefined && !part.includes('{{')) && line.length < WIDTH ? line : undefined;
   }
   return Object.getPrototypeOf(node) === Object.prototype && Object.keys(node).length === 0 ? '{}' : undefined;
 }
+
+const joined = ({ parts }: Text): string => `list ${parts.map((part) => (part instanceof Value ? reference(part.path) : JSON.stringify(part))).join(' ')} | join ""`;
 
 /** Without quotes where YAML reads the same text back. */
 function plain(words: string): string {

@@ -49,6 +49,7 @@ test('values that are wrong are named by file or option, path and what was expec
     ['agent: 1', /values\.yaml: agent: found 1, expected a mapping$/],
     ['pilot: {replicas: 0}', /pilot\.replicas: found 0, expected a whole number from 1$/],
     ['image: {digest: "sha256:1"}', /image\.digest: found "sha256:1", expected sha256: and 64/],
+    ['agent: {metricsPort: 65536}', /agent\.metricsPort: found 65536, expected a whole number from 0 to 65535$/],
     ['imagePullSecrets: [a]', /imagePullSecrets: found \["a"\], expected a list of mappings$/],
     ['gateways: {eastWest: {enabled: true}}', /^gateways\.eastWest\.network: found nothing/],
     ['- a', /values\.yaml: found no mapping/],
@@ -58,6 +59,19 @@ test('values that are wrong are named by file or option, path and what was expec
   for (const [word, message] of [['agent', /--set agent: expected path=value/], ['nothing=1', /nothing is no value; expected one of controlPlane,/], ['pilot.replicas=two', /--set pilot\.replicas=two: found "two", expected a whole number/], ['agent.x=1', /agent\.x is no value; expected one of ambientLabel/]] as const) {
     assert.throws(() => readValues([], [word]), { message });
   }
+});
+
+test('metrics: the agent listens where the annotations say, which a user may replace; no port of the node is taken from the next agent', () => {
+  const daemonSet = (...sets: string[]): { template: { metadata: { annotations?: object }; spec: { containers: { args?: string[]; ports?: unknown }[] } } } => (installationObjects(readValues([], sets)).find(({ kind }) => kind === 'DaemonSet') as unknown as { spec: ReturnType<typeof daemonSet> }).spec;
+  const told = (...sets: string[]): unknown[] => {
+    const { metadata, spec } = daemonSet(...sets).template;
+    return [metadata.annotations, spec.containers[0]!.args!.find((word) => word.startsWith('--metrics-address'))];
+  };
+  const scraped = (port: string): Record<string, string> => ({ 'prometheus.io/scrape': 'true', 'prometheus.io/port': port, 'prometheus.io/path': '/metrics' });
+  assert.deepEqual(told(), [scraped('15020'), '--metrics-address=$(NODE_ADDRESS):15020']);
+  assert.deepEqual(told('agent.metricsPort=9100', 'agent.podAnnotations={"prometheus.io/scrape":"false","a":"b"}'), [{ ...scraped('9100'), 'prometheus.io/scrape': 'false', a: 'b' }, '--metrics-address=$(NODE_ADDRESS):9100']);
+  assert.deepEqual(told('agent.metricsPort=0'), [undefined, undefined]);
+  assert.deepEqual(daemonSet().template.spec.containers.map(({ ports }) => ports), [undefined, undefined]);
 });
 
 interface Container { name: string; securityContext: { privileged?: boolean; capabilities?: { add?: string[]; drop?: string[] }; readOnlyRootFilesystem?: boolean }; volumeMounts: { mountPropagation?: string }[] }

@@ -10,14 +10,14 @@ interface Shared<T> {
 export type Setting =
   | (Shared<string> & { type: 'string'; values?: readonly string[]; pattern?: string; expected?: string })
   | (Shared<boolean> & { type: 'boolean' })
-  | (Shared<number> & { type: 'integer'; minimum: number })
+  | (Shared<number> & { type: 'integer'; minimum: number; maximum?: number })
   | (Shared<readonly unknown[]> & { type: 'array'; items: 'string' | 'object' })
   /** `isTyped`: what is in it are not texts alone, so that `true` and numbers of `--set` are what they look like. */
   | (Shared<Readonly<Record<string, unknown>>> & { type: 'object'; isTyped?: boolean });
 
 const string = (fallback: string, description: string, more: { values?: readonly string[]; pattern?: string; expected?: string } = {}): Setting => ({ type: 'string', default: fallback, description, ...more });
 const boolean = (fallback: boolean, description: string): Setting => ({ type: 'boolean', default: fallback, description });
-const integer = (fallback: number, minimum: number, description: string): Setting => ({ type: 'integer', default: fallback, minimum, description });
+const integer = (fallback: number, minimum: number, description: string, maximum?: number): Setting => ({ type: 'integer', default: fallback, minimum, description, ...(maximum === undefined ? {} : { maximum }) });
 const list = (items: 'string' | 'object', fallback: readonly unknown[], description: string): Setting => ({ type: 'array', items, default: fallback, description });
 const mapping = (fallback: Readonly<Record<string, unknown>>, description: string): Setting => ({ type: 'object', default: fallback, description });
 const typed = (description: string): Setting => ({ type: 'object', default: {}, description, isTyped: true });
@@ -54,7 +54,9 @@ export const SETTINGS = {
   'agent.nodeSelector': mapping({ 'kubernetes.io/os': 'linux' }, 'which nodes have an agent'),
   'agent.affinity': typed('of the agent'),
   'agent.tolerations': list('object', [{ operator: 'Exists' }], 'by default it runs on every node'),
-  'agent.podAnnotations': mapping({}, "of the agent's pods"),
+  'agent.metricsPort': integer(15020, 0, "of each node's address, where the agent serves `/metrics` [to whoever reaches it](#who-may-reach-what); 0: nowhere", 65_535),
+  'agent.podMonitor': boolean(false, "a PodMonitor of Prometheus' operator, whose kinds have to be there"),
+  'agent.podAnnotations': mapping({}, "of the agent's pods, beside `prometheus.io/scrape` and its like, or in their place"),
   'agent.terminationGracePeriodSeconds': integer(120, 1, 'within which an agent that is uninstalled cleans up its node, and Envoy ends: 60 s in which a successor may take it over, 45 s of draining'),
   'pilot.replicas': integer(2, 1, 'all serve, one of them writes to the cluster'),
   'pilot.proxyImage': string('docker.io/istio/proxyv2:1.27.0', "of sidecars and gateways: Istio's", { pattern: '^\\S+$', expected: 'an image' }),
@@ -104,7 +106,7 @@ export function problemOf(setting: Setting, found: unknown): string | undefined 
     case 'boolean':
       return typeof found === 'boolean' ? undefined : wrong('true or false');
     case 'integer':
-      return Number.isSafeInteger(found) && (found as number) >= setting.minimum ? undefined : wrong(`a whole number from ${setting.minimum}`);
+      return Number.isSafeInteger(found) && (found as number) >= setting.minimum && (found as number) <= (setting.maximum ?? Infinity) ? undefined : wrong(`a whole number from ${setting.minimum}${setting.maximum === undefined ? '' : ` to ${setting.maximum}`}`);
     case 'array':
       return Array.isArray(found) && found.every((item) => (setting.items === 'string' ? typeof item === 'string' : isMapping(item))) ? undefined : wrong(`a list of ${setting.items === 'string' ? 'texts' : 'mappings'}`);
     case 'object':

@@ -24,6 +24,11 @@ export class Spread {
   constructor(readonly path: SettingPath) {}
 }
 
+/** A mapping of texts, and what a value has beside it or in its place. */
+export class Merged {
+  constructor(readonly path: SettingPath, readonly texts: Readonly<Record<string, string | Text>>) {}
+}
+
 /** `node` if the condition holds, else `otherwise`; without that its key or item is not there. */
 export class When {
   constructor(readonly condition: Condition, readonly node: Template, readonly otherwise?: Template) {}
@@ -37,7 +42,7 @@ export class Commented {
 /** A value that is there and neither empty, false nor 0; or one that is this very text. */
 export type Condition = Value | { path: SettingPath; is: string } | { all: readonly Condition[] };
 
-export type Template = null | boolean | number | string | Value | Text | Json | Spread | When | Commented | readonly Template[] | { readonly [key: string]: Template };
+export type Template = null | boolean | number | string | Value | Text | Json | Spread | Merged | When | Commented | readonly Template[] | { readonly [key: string]: Template };
 export type Mapping = { readonly [key: string]: Template };
 
 export const value = (path: SettingPath): Value => new Value(path);
@@ -66,6 +71,7 @@ export function evaluate(template: Template, values: Values): unknown {
   if (template instanceof Value) return structuredClone(values[template.path]);
   if (template instanceof Text) return template.parts.map((part) => (part instanceof Value ? String(values[part.path]) : part)).join('');
   if (template instanceof Json) return json(values[template.path]);
+  if (template instanceof Merged) return { ...Object.fromEntries(Object.entries(template.texts).map(([key, node]) => [key, evaluate(node, values)])), ...structuredClone(values[template.path] as object) };
   if (template instanceof Commented) return evaluate(template.node, values);
   if (template instanceof When) {
     const chosen = evaluateCondition(template.condition, values) ? template.node : template.otherwise;

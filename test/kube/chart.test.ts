@@ -35,6 +35,8 @@ const VARIANTS: Record<string, object> = {
   istiod: { controlPlane: 'istiod', agent: { ambientLabel: true, podTokens: true }, discoveryAddress: 'istiod-canary.mesh.svc:15012' },
   'all gateways': { gateways: { ingress: { enabled: true, serviceAnnotations: { a: HARD } }, egress: { enabled: true, replicas: 1 }, eastWest: { enabled: true, network: 'network-1' } } },
   'no policies': { networkPolicy: { enabled: false }, gateways: { ingress: { enabled: true } } },
+  'metrics elsewhere': { agent: { metricsPort: 9100, podMonitor: true, podAnnotations: { 'prometheus.io/scrape': 'false' } } },
+  'no metrics': { agent: { metricsPort: 0, podMonitor: true, podAnnotations: { a: 'b' } } },
   digest: { image: { repository: 'registry.example:5000/mesh/underpass', digest: `sha256:${'0123456789abcdef'.repeat(4)}`, pullPolicy: 'Always' }, imagePullSecrets: [{ name: 'registry' }] },
   'texts that YAML and Go read otherwise': {
     clusterId: 'true', trustDomain: '0x10', meshConfig: { accessLogFormat: HARD, b: [1, { z: null, a: true }] },
@@ -64,7 +66,7 @@ test('the chart is one that Helm finds nothing wrong with', async () => {
 test('Helm refuses by the schema what underpass install refuses', async () => {
   const wrong: object[] = [
     { controlPlane: 'other' }, { agent: { acceleration: 'fast' } }, { agent: { accelerate: 'l4' } }, { pilot: { replicas: 0 } }, { pilot: { replicas: 1.5 } }, { image: { digest: 'sha256:1' } }, { imagePullSecrets: ['a'] },
-    { discoveryAddress: 'istiod' }, { agent: { cniConfDir: 'etc/cni' } }, { gateways: { eastWest: { enabled: true } } }, { nothing: 1 }, { agent: { extraArgs: 'one' } }, { networkPolicy: { enabled: 'yes' } }, { agent: { resources: [] } },
+    { discoveryAddress: 'istiod' }, { agent: { cniConfDir: 'etc/cni' } }, { gateways: { eastWest: { enabled: true } } }, { nothing: 1 }, { agent: { extraArgs: 'one' } }, { networkPolicy: { enabled: 'yes' } }, { agent: { resources: [] } }, { agent: { metricsPort: 65536 } },
   ];
   for (const values of wrong) {
     const path = file(values);

@@ -5,13 +5,26 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { parseAllDocuments } from 'yaml';
-import { installed, named } from '../../cli/install/cluster.js';
+import { hasPodMonitors, installed, named } from '../../cli/install/cluster.js';
 import type { KubeObject } from '../../common/kube/types.js';
 import { run, type RunResult } from '../../common/process.js';
+import { waitFor } from '../../common/retry.js';
 import { CLI } from '../agent-harness.js';
 import { KubeCluster } from './cluster.js';
 
 const ALL = ['--set', 'gateways.ingress.enabled=true', '--set', 'gateways.egress.enabled=true', '--set', 'gateways.eastWest.enabled=true', '--set', 'gateways.eastWest.network=n1', '--set', 'agent.ambientLabel=true', '--set', 'meshConfig={"accessLogFile":"/dev/stdout"}', '--set', 'imagePullSecrets=[{"name":"r"}]'];
+
+/** As Prometheus' operator has it, but for its schema. */
+const POD_MONITORS = `
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: podmonitors.monitoring.coreos.com}
+spec:
+  group: monitoring.coreos.com
+  names: {kind: PodMonitor, listKind: PodMonitorList, plural: podmonitors, singular: podmonitor}
+  scope: Namespaced
+  versions: [{name: v1, served: true, storage: true, schema: {openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}}}]
+`;
 
 let folder: string;
 let kubeconfig: string;
@@ -84,6 +97,21 @@ test('install again is a way to other values: what they have no more goes, and i
   assert.match(stdout, /removed what the values have no more: Deployment istio-system\/istio-egressgateway/);
   assert.match(stdout, /^ready/m);
   assert.deepEqual(await names(), (await printed()).filter(({ kind }) => kind !== 'Namespace').map(named).sort());
+});
+
+test('a PodMonitor is asked for where the cluster has that kind, found again, and named where it has not', async () => {
+  const before = await names();
+  const refused = await install('--no-wait', '--set', 'agent.podMonitor=true', '--set', 'clusterId=other');
+  assert.equal(refused.code, 1);
+  assert.match(refused.stderr, /agent\.podMonitor: found no kind PodMonitor of monitoring\.coreos\.com\/v1 in the cluster, expected that of Prometheus' operator/);
+  const daemonSet = await cluster.get<KubeObject & { spec: object }>('apps/v1', 'DaemonSet', { namespace: 'underpass-system', name: 'underpass-agent' });
+  assert.doesNotMatch(JSON.stringify(daemonSet), /--cluster-id=other/, 'nothing was applied');
+  await cluster.apply(POD_MONITORS);
+  await waitFor('the kind', () => hasPodMonitors(cluster.client), { timeoutMs: 30_000, everyMs: 100 });
+  assert.equal((await install('--no-wait', '--set', 'agent.podMonitor=true')).code, 0);
+  assert.deepEqual(await names(), [...before, 'PodMonitor underpass-system/underpass-agent'].sort());
+  const { stdout } = await install('--no-wait');
+  assert.match(stdout, /removed what the values have no more: PodMonitor underpass-system\/underpass-agent/);
 });
 
 test('uninstall leaves nothing but what is somebody else\'s, and the namespace that it is in', async () => {

@@ -1,0 +1,97 @@
+import assert from 'node:assert/strict';
+import { once } from 'node:events';
+import { connect, createServer, type AddressInfo, type Socket } from 'node:net';
+import { test, type TestContext } from 'node:test';
+import { socketAddress } from '../../common/arguments.js';
+import { logger } from '../../common/log.js';
+import { waitFor } from '../../common/retry.js';
+import { MetricsListener } from './metrics-listener.js';
+
+const WAIT = { timeoutMs: 20_000, everyMs: 10 };
+const log = logger('test').child({}, { level: 'silent' });
+
+async function listening(context: TestContext, metrics: () => Promise<Iterable<string>>, { address = '127.0.0.1:0', maxAgeMs }: { address?: string; maxAgeMs?: number } = {}): Promise<{ listener: MetricsListener; port: number; url: (path: string) => string }> {
+  const listener = new MetricsListener(socketAddress(address), metrics, log, maxAgeMs);
+  context.after(() => listener.close());
+  await waitFor('the listener', () => listener.status.problem === undefined, WAIT);
+  return { listener, port: Number(/\d+$/.exec(listener.status.address)![0]), url: (path) => `http://${listener.status.address}${path}` };
+}
+
+/** What comes back on a connection until it ends. */
+async function conversation(port: number, words: string): Promise<string> {
+  const socket = connect(port, '127.0.0.1');
+  let text = '';
+  socket.on('data', (chunk: Buffer) => (text += chunk.toString())).on('error', () => undefined);
+  socket.write(words);
+  await once(socket, 'close');
+  return text;
+}
+
+test('MetricsListener: GET of /metrics is answered, and no other path, method or body', async (context) => {
+  const { url, port } = await listening(context, () => Promise.resolve(['# TYPE a counter\n', 'a 1\n']));
+  const answer = await fetch(url('/metrics?x=1'));
+  assert.deepEqual([answer.status, answer.headers.get('content-type'), await answer.text()], [200, 'text/plain; version=0.0.4', '# TYPE a counter\na 1\n']);
+  for (const path of ['/', '/v1/status', '/v1/http-fast-path', '/healthz', '/readyz', '/metrics/', '//metrics', '/v1/../metrics2', '/%6detrics']) assert.equal((await fetch(url(path))).status, 404, path);
+  for (const method of ['POST', 'HEAD', 'PUT', 'DELETE', 'OPTIONS']) assert.equal((await fetch(url('/metrics'), { method })).status, 405, method);
+  assert.match(await conversation(port, 'GET /metrics HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\n\r\n'), /^HTTP\/1\.1 413 /);
+  assert.match(await conversation(port, 'GET /metrics HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n'), /^HTTP\/1\.1 413 /);
+  assert.match(await conversation(port, `GET /metrics HTTP/1.1\r\nhost: a\r\nx: ${'y'.repeat(10_000)}\r\n\r\n`), /^HTTP\/1\.1 431 /);
+  assert.match(await conversation(port, 'no HTTP\r\n\r\n'), /^HTTP\/1\.1 400 /);
+});
+
+test('MetricsListener: who asks before texts are old gets those that were made once; a failure says nothing of its reason', async (context) => {
+  let made = 0;
+  const young = await listening(context, () => Promise.resolve([`made ${++made}\n`]), { maxAgeMs: 3_600_000 });
+  const ask = async (): Promise<string> => (await fetch(young.url('/metrics'))).text();
+  assert.deepEqual([...new Set([...(await Promise.all(Array.from({ length: 20 }, ask))), await ask()])], ['made 1\n']);
+  let answer = (): Promise<Iterable<string>> => Promise.reject(new Error('a secret of the agent'));
+  const old = await listening(context, () => answer(), { maxAgeMs: 1 });
+  const failed = await fetch(old.url('/metrics'));
+  assert.deepEqual([failed.status, await failed.text()], [500, "the metrics could not be read; the agent's log says why\n"]);
+  answer = () => Promise.resolve(['a 1\n']);
+  await waitFor('new texts', async () => (await fetch(old.url('/metrics'))).status === 200, WAIT);
+});
+
+test('MetricsListener: connections over the limit are closed at once, and there is room again when others end', async (context) => {
+  const { port, url } = await listening(context, () => Promise.resolve(['a 1\n']));
+  let closed = 0;
+  const sockets: Socket[] = [];
+  for (let index = 0; index < 40; index++) {
+    const socket = connect(port, '127.0.0.1').on('error', () => undefined).on('close', () => closed++);
+    sockets.push(socket);
+    await once(socket, 'connect');
+  }
+  await waitFor('those over the limit to be closed', () => closed >= 8, WAIT);
+  for (const socket of sockets) socket.destroy();
+  await waitFor('room', () => fetch(url('/metrics')).then(({ status }) => status === 200, () => false), WAIT);
+});
+
+test('MetricsListener: a port that somebody else has is tried again until it is free, and the status says why nobody is served', async (context) => {
+  const other = createServer().listen(0, '127.0.0.1');
+  await once(other, 'listening');
+  const { port } = other.address() as AddressInfo;
+  const listener = new MetricsListener({ host: '127.0.0.1', port }, () => Promise.resolve(['a 1\n']), log);
+  context.after(() => listener.close());
+  const problem = await waitFor('the reason', () => (listener.status.problem?.includes('EADDRINUSE') ? listener.status : undefined), WAIT);
+  assert.equal(problem.address, `127.0.0.1:${port}`);
+  other.close();
+  await waitFor('its turn', () => listener.status.problem === undefined, WAIT);
+  assert.equal((await fetch(`http://127.0.0.1:${port}/metrics`)).status, 200);
+  await listener.close();
+  await assert.rejects(fetch(`http://127.0.0.1:${port}/metrics`));
+});
+
+test('MetricsListener: over IPv6; closed while nobody could be served', async (context) => {
+  const { url } = await listening(context, () => Promise.resolve(['a 1\n']), { address: '[::1]:0' });
+  assert.match(url('/metrics'), /^http:\/\/\[::1\]:\d+\/metrics$/);
+  assert.equal((await fetch(url('/metrics'))).status, 200);
+  const never = new MetricsListener({ host: '192.0.2.1', port: 1 }, () => Promise.resolve([]), log);
+  await waitFor('the reason', () => never.status.problem?.includes('EADDRNOTAVAIL'), WAIT);
+  await never.close();
+});
+
+test('socketAddress: an address of IPv4 or IPv6 with its port, and nothing else', () => {
+  assert.deepEqual(socketAddress('0.0.0.0:15020'), { host: '0.0.0.0', port: 15_020 });
+  for (const text of ['[fd00::1]:15020', 'fd00::1:15020']) assert.deepEqual(socketAddress(text), { host: 'fd00::1', port: 15_020 });
+  for (const text of ['', '15020', ':15020', 'node:15020', '10.0.0.1', '10.0.0.1:', '10.0.0.1:65536', '10.0.0.1:-1', '10.0.0.1:15020/metrics', '[fd00::1]', '10.0.0.256:1']) assert.throws(() => socketAddress(text), /expected an IP address and a port/, text);
+});
