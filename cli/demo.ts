@@ -2,7 +2,7 @@
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { dirname, join, resolve } from 'node:path';
-import type { Command } from 'commander';
+import { Option, type Command } from 'commander';
 import { parseWorkloads, renderHtml, renderTable, MODES } from '../bench/index.js';
 import { UnderpassError, errorMessage } from '../common/errors.js';
 import { ClosableStore } from '../common/lifecycle.js';
@@ -28,9 +28,9 @@ interface Options {
 
 export function configure(command: Command): void {
   command
-    .option('--directory <dir>', 'Kubernetes and Istio YAML to show it with', join(projectRoot, 'examples', 'canary'))
+    .addOption(new Option('--directory <dir>', 'Kubernetes and Istio YAML to show it with').default(join(projectRoot, 'examples', 'canary'), 'examples/canary of the project'))
     .option('--no-bench', 'leave out the comparison with sidecars')
-    .option('--html <file>', 'where the comparison\'s report goes', join(buildDir, 'demo-report.html'))
+    .addOption(new Option('--html <file>', 'where the comparison\'s report goes').default(join(buildDir, 'demo-report.html'), 'build/demo-report.html of the project'))
     .option('--name <lab>', 'name of the lab and of the agent\'s instance', 'demo')
     .addHelpText('after', '\nNeeds root. Removes all that it made, on failure and Ctrl-C too.\nExit codes: 0 every promise held, 1 one did not or the demo could not run, 130 interrupted.')
     .action(demo);
