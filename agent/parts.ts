@@ -1,5 +1,6 @@
 /** The agent's big parts as the composition sees them, so that it can be read, and tried, without any of them. */
 import type { Logger } from '../common/log.js';
+import type { Check } from './consistency/drift.js';
 import type { InboundSteering, KernelPod, PodKernel, PodProxy } from './dataplane/collaborators.js';
 import type { KernelPolicies } from './dataplane/kernel-policies.js';
 import type { PodCounters, ProbationEntry } from './dataplane/kernel.js';
@@ -40,6 +41,8 @@ export interface AgentKernel extends PodKernel, FlowKernel, PolicyKernel {
   readonly services?: ServiceSink;
   /** The HTTP fast path; absent where there is none. */
   readonly http?: HttpKernel;
+  /** What compares it with what it was given. */
+  checks?(): Check[];
   close(): void | Promise<void>;
 }
 
@@ -61,6 +64,8 @@ export interface AgentProxy extends PodProxy {
   readonly waypoints: WaypointTable;
   /** Local servers, as `10.0.0.1:80` or `[fd00::1]:80`, that are event-driven: pooled connections to a new one are renewed. */
   setEventDriven(endpoints: ReadonlySet<string>): void;
+  /** What compares Envoy's configuration with what it was given. */
+  checks?(): Check[];
   start(signal: AbortSignal): Promise<void>;
   status(): ProxyStatus;
   stop(options: { keepEnvoy: boolean }): Promise<void>;

@@ -45,6 +45,14 @@ export interface StructLayout {
   fields: Record<string, { offset: number; sizeBytes: number }>;
 }
 
+/** `position`: behind the last entry; absent: that was the end of the map. */
+export interface RawBatch {
+  keys: Buffer;
+  values: Buffer;
+  count: number;
+  position?: Buffer;
+}
+
 export interface RawMap {
   readonly name: string;
   readonly type: number;
@@ -57,6 +65,7 @@ export interface RawMap {
   setMany(keys: Buffer, values: Buffer): void;
   delete(key: Buffer): boolean;
   entries(): [Buffer, Buffer][];
+  readBatch(position: Buffer | undefined, count: number): RawBatch | undefined;
   close(): void;
 }
 
@@ -67,6 +76,7 @@ export interface RawLink {
 export interface RawObject {
   programs(): string[];
   isLoaded(program: string): boolean;
+  programId(program: string): number;
   maps(): string[];
   map(name: string): RawMap;
   /** True when live maps of a former process were taken over, false when all were created. */
@@ -99,7 +109,7 @@ export interface Addon {
   tryLockFile(fd: number): boolean;
   openObject(options: { pinDir: string | null; rodata: Record<string, bigint>; maxEntries: Record<string, number>; programs?: string[]; without?: string[] }): RawObject;
   openPinnedMap(path: string): { map: RawMap; value?: StructLayout } | undefined;
-  linkInfo(pinPath: string): { cgroupId: bigint; programId: number; attachType: number };
+  linkInfo(pinPath: string): { targetId: bigint; programId: number; attachType: number };
 }
 
 let loaded: Addon | undefined;

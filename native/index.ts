@@ -147,6 +147,11 @@ export class BpfObject implements Closable {
     return guarded(() => this.#raw.isLoaded(program));
   }
 
+  /** The kernel's number of it, as links tell it. */
+  programId(program: string): number {
+    return guarded(() => this.#raw.programId(program));
+  }
+
   maps(): string[] {
     return guarded(() => this.#raw.maps());
   }
@@ -284,6 +289,35 @@ export class BpfMap implements Closable {
     return guarded(() => this.#raw.entries());
   }
 
+  /**
+   * All entries in parts of at most `count`, each read when it is asked for; what changes meanwhile may be missed. Keys and values
+   * stand one after the other. Where the kernel has no batches for this type of map, all in one part.
+   */
+  *parts(count: number): Generator<{ keys: Buffer; values: Buffer; count: number }> {
+    for (let position: Buffer | undefined, isFirst = true; isFirst || position; isFirst = false) {
+      const part = guarded(() => this.#raw.readBatch(position, Math.min(count, this.maxEntries)));
+      if (part) yield part;
+      else if (isFirst) {
+        const all = this.entries();
+        yield { keys: Buffer.concat(all.map(([key]) => key)), values: Buffer.concat(all.map(([, value]) => value)), count: all.length };
+      }
+      position = part?.position;
+    }
+  }
+
+  /** Values of so many places of an array, one after the other, from `first` on. */
+  range(first: number, count: number): Buffer {
+    const before = Buffer.alloc(4);
+    before.writeUInt32LE(Math.max(0, first - 1));
+    const part = guarded(() => this.#raw.readBatch(first === 0 ? undefined : before, count));
+    if (part?.count === count) return part.values;
+    const key = Buffer.alloc(4);
+    return Buffer.concat(Array.from({ length: count }, (_, at) => {
+      key.writeUInt32LE(first + at);
+      return this.get(key) ?? Buffer.alloc(this.valueSize);
+    }));
+  }
+
   close(): void {
     this.#raw.close();
   }
@@ -299,8 +333,8 @@ export function openPinnedMap(path: string): { map: BpfMap; value: StructLayout 
   return found && { map: new BpfMap(found.map), value: found.value };
 }
 
-/** What a pinned cgroup link points to. */
-export function linkInfo(pinPath: string): { cgroupId: bigint; programId: number; attachType: number } {
+/** What a pinned link points to. `targetId`: the cgroup's id or the network namespace's inode; 0 when it is detached. */
+export function linkInfo(pinPath: string): { targetId: bigint; programId: number; attachType: number } {
   return guarded((addon) => addon.linkInfo(pinPath));
 }
 

@@ -56,7 +56,8 @@ test('programs are replaced in place: the links stay, with new programs', async 
     w.kernel = await w.open(TEST_BPFFS);
     for (const [name, info] of before) {
       const now = linkInfo(join(folder, name));
-      assert.equal(now.cgroupId, info.cgroupId);
+      assert.notEqual(now.targetId, 0n);
+      assert.equal(now.targetId, info.targetId);
       assert.notEqual(now.programId, info.programId, name);
     }
   } finally {

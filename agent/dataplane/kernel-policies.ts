@@ -2,6 +2,7 @@
 import { randomBytes } from 'node:crypto';
 import type { BpfMap, BpfObject } from '../../native/index.js';
 import { UnderpassError } from '../../common/errors.js';
+import type { Drift } from '../consistency/drift.js';
 import { ALL_PORTS, isAllPorts, type Block, type PortRange } from '../policy/blocks.js';
 import { decidingTerm, MAX_BLOCKS, MAX_CLASSES, MAX_PORT_RANGES, MAX_TERMS, type CompiledPolicy, type Term } from '../policy/compile.js';
 import { encodeAddress, StructCodec } from './kernel-codec.js';
@@ -36,6 +37,8 @@ export interface Place {
   isNode: boolean;
 }
 
+/** A policy is several kilobytes. */
+const AUDITED_ENTRIES = 64;
 /** Whoever has a place and no class is not known to the policy: it lets nobody in whom it can't judge. */
 const UNKNOWN_CLASS = 255;
 
@@ -115,6 +118,32 @@ export class KernelPolicies {
       }
     }
     if (failures.length > 0) throw failures[0];
+  }
+
+  /** Compares the map with what it was given: parts as those of a Check. */
+  *audit(): Generator<Drift[]> {
+    const { policy: codec } = this.#codecs;
+    const wanted = this.#wanted;
+    if (!wanted) return;
+    const byCookie = new Map([...this.#places()].filter(({ isNode }) => isNode).map(({ uid, netnsCookie }) => [netnsCookie, uid]));
+    for (const [netnsCookie, uid] of byCookie) {
+      const written = this.#written.get(netnsCookie);
+      // What a former agent wrote, or could not be written.
+      if (!written || this.#wanted !== wanted) continue;
+      const found = this.#map.get(keyOf(netnsCookie));
+      const drift = (state: Drift['state']): Drift[] => [{ kind: 'policy', state, name: uid, pod: uid, repair: () => this.#write(netnsCookie, written) }];
+      if (!found) {
+        yield drift('missing');
+        continue;
+      }
+      const isOwn = codec.bigint(found, 'netns_cookie') === netnsCookie;
+      codec.bytes(found, 'write').fill(0);
+      codec.bytes(found, 'netns_cookie').fill(0);
+      yield isOwn && found.equals(written) ? [] : drift('wrong');
+    }
+    const keys = [...this.#map.parts(AUDITED_ENTRIES)].flatMap(({ keys: all, count }) => Array.from({ length: count }, (_, at) => all.readBigUInt64LE(at * 8)));
+    const places = new Map([...this.#places()].map(({ netnsCookie, uid, isNode }) => [netnsCookie, isNode && this.#wanted!.has(uid)]));
+    yield keys.filter((cookie) => !places.get(cookie)).map((cookie): Drift => ({ kind: 'policy', state: 'orphaned', name: `netns ${cookie}`, repair: () => this.forget(cookie) }));
   }
 
   /** Before the place goes to another pod: values that are not written anew still know it as the former one's. */

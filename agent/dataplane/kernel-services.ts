@@ -4,6 +4,7 @@
  */
 import { UnderpassError } from '../../common/errors.js';
 import type { BpfMap, BpfObject } from '../../native/index.js';
+import type { Drift } from '../consistency/drift.js';
 import { aliasTable } from './alias-table.js';
 import { decodeAddress, encodeAddress, StructCodec, u64 } from './kernel-codec.js';
 import { SlotRanges } from './slot-ranges.js';
@@ -67,9 +68,16 @@ interface Known {
   first: number;
   kind: ServiceEntry['kind'];
   affinity: boolean;
-  /** The endpoints as they were encoded. */
+  /** The endpoints as they were encoded, and the entry that points to them. */
   rows: Buffer;
+  value: Buffer;
 }
+
+/** Read and compared at a time: well below a millisecond. */
+const AUDITED_ENTRIES = 512;
+const AUDITED_ENDPOINTS = 2_048;
+/** Places between two services' that are read along with them. */
+const AUDITED_GAP = 64;
 
 export class ServiceTable {
   readonly #maps: Record<'indexes' | 'services' | 'endpoints' | 'outliers' | 'foreign', BpfMap>;
@@ -108,7 +116,7 @@ export class ServiceTable {
         this.#indexes.give(index, 1);
         continue;
       }
-      this.#known.set(key.toString('latin1'), { key, index, first, kind, affinity, rows });
+      this.#known.set(key.toString('latin1'), { key, index, first, kind, affinity, rows, value: service! });
     }
   }
 
@@ -192,29 +200,65 @@ export class ServiceTable {
     return { kind, affinity, endpoints };
   }
 
+  /** Compares the maps with what they were given: parts as those of a Check. */
+  *audit(): Generator<Drift[]> {
+    const { indexes, services, endpoints } = this.#maps;
+    const { endpoint: { sizeBytes: rowBytes } } = this.#codecs;
+    const seen = new Set<string>();
+    for (const { keys, values, count } of indexes.parts(AUDITED_ENTRIES)) {
+      const text = keys.toString('latin1', 0, count * indexes.keySize);
+      const names = Array.from({ length: count }, (_, at) => text.slice(at * indexes.keySize, (at + 1) * indexes.keySize));
+      yield names.flatMap((name, at): Drift[] => {
+        seen.add(name);
+        const known = this.#known.get(name);
+        if (known) return known.index === values.readUInt32LE(at * 4) ? [] : [this.#drift(name, 'wrong', 'it leads to the entry of another address')];
+        return [this.#drift(name, 'orphaned')];
+      });
+    }
+    yield [...this.#known].flatMap(([name, { key }]) => (seen.has(name) || indexes.get(key) ? [] : this.#drift(name, 'missing')));
+    const isCurrent = ([name, known]: [string, Known]): boolean => this.#known.get(name) === known;
+    for (const part of runs([...this.#known].sort(([, a], [, b]) => a.index - b.index), ([, { index }]) => ({ first: index, count: 1 }), AUDITED_ENTRIES)) {
+      const found = services.range(part.first, part.count);
+      yield part.items.filter(isCurrent).flatMap(([name, { index, value }]) => (isAt(found, (index - part.first) * services.valueSize, value) ? [] : this.#drift(name, 'wrong', 'other endpoints, or of another kind')));
+    }
+    const count = ([, { rows }]: [string, Known]): number => rows.length / rowBytes;
+    for (const part of runs([...this.#known].filter(([, { rows }]) => rows.length > 0).sort(([, a], [, b]) => a.first - b.first), (item) => ({ first: item[1].first, count: count(item) }), AUDITED_ENDPOINTS)) {
+      const found = endpoints.range(part.first, part.count);
+      yield part.items.filter(isCurrent).flatMap(([name, { first, rows }]) => (isAt(found, (first - part.first) * rowBytes, rows) ? [] : this.#drift(name, 'wrong', 'other endpoints')));
+    }
+  }
+
+  #drift(name: string, state: Drift['state'], detail?: string): Drift {
+    const key = Buffer.from(name, 'latin1');
+    const { address, port } = this.#decodeKey(key);
+    const repair = (): void => {
+      const known = this.#known.get(name);
+      if (known) this.#write([{ name, next: known, before: undefined }]);
+      else this.#maps.indexes.delete(key);
+    };
+    return { kind: 'service', state, name: address.includes(':') ? `[${address}]:${port}` : `${address}:${port}`, repair, ...(detail === undefined ? {} : { detail }) };
+  }
+
   #place(key: Buffer, entry: ServiceEntry, rows: Buffer, before: Known | undefined): Known | undefined {
     const { endpoints, kind, affinity = false } = entry;
     const first = endpoints.length > 0 ? this.#slots.take(endpoints.length) : 0;
     if (first === undefined) return undefined;
     const index = before?.index ?? this.#indexes.take(1);
-    if (index !== undefined) return { key, index, first, kind, affinity, rows };
+    if (index !== undefined) return { key, index, first, kind, affinity, rows, value: this.#encodeService(key, entry, first) };
     if (endpoints.length > 0) this.#slots.give(first, endpoints.length);
     return undefined;
   }
 
   /** Endpoints, then what points to them. */
   #write(staged: { name: string; next: Known; before: Known | undefined }[]): void {
-    const { endpoint, service } = this.#codecs;
+    const { endpoint } = this.#codecs;
     const all = staged.map(({ next }) => next);
     const filled = all.filter(({ rows }) => rows.length > 0);
     try {
       if (filled.length > 0) {
         this.#maps.endpoints.setMany(u32s(filled.flatMap(({ first, rows }) => Array.from({ length: rows.length / endpoint.sizeBytes }, (_, at) => first + at))), Buffer.concat(filled.map(({ rows }) => rows)));
       }
-      this.#maps.services.setMany(u32s(all.map(({ index }) => index)), Buffer.concat(all.map(({ key, kind, affinity, first, rows }) => service.encode({
-        block: BigInt(first) | (BigInt(rows.length / endpoint.sizeBytes) << COUNT_SHIFT) | (affinity ? AFFINITY : 0n) | (BigInt(this.#kind(kind)) << KIND_SHIFT),
-        address: this.#codecs.key.bytes(key, 'address'), port: this.#codecs.key.number(key, 'port'),
-      }))));
+      this.#maps.services.setMany(u32s(all.map(({ index }) => index)), Buffer.concat(all.map(({ value }) => value)));
       const fresh = staged.filter(({ before }) => !before).map(({ next }) => next);
       if (fresh.length > 0) this.#maps.indexes.setMany(Buffer.concat(fresh.map(({ key }) => key)), u32s(fresh.map(({ index }) => index)));
     } catch (error) {
@@ -249,6 +293,13 @@ export class ServiceTable {
     return { address: decodeAddress(this.#codecs.key.bytes(key, 'address')), port: this.#codecs.key.number(key, 'port') };
   }
 
+  #encodeService(key: Buffer, { kind, affinity, endpoints }: ServiceEntry, first: number): Buffer {
+    return this.#codecs.service.encode({
+      block: BigInt(first) | (BigInt(endpoints.length) << COUNT_SHIFT) | (affinity ? AFFINITY : 0n) | (BigInt(this.#kind(kind)) << KIND_SHIFT),
+      address: this.#codecs.key.bytes(key, 'address'), port: this.#codecs.key.number(key, 'port'),
+    });
+  }
+
   #encodeRows(endpoints: readonly ServiceEndpoint[]): Buffer {
     const table = aliasTable(endpoints.map(({ weight }) => weight));
     return Buffer.concat(endpoints.map(({ address, port }, at) => this.#codecs.endpoint.encode({ address: encodeAddress(address), port, ...table[at]! })));
@@ -276,4 +327,25 @@ function u32s(values: readonly number[]): Buffer {
   const out = Buffer.alloc(values.length * 4);
   values.forEach((value, at) => out.writeUInt32LE(value, at * 4));
   return out;
+}
+
+/** Whether `found` has these bytes there. */
+function isAt(found: Buffer, at: number, wanted: Buffer): boolean {
+  return found.compare(wanted, 0, wanted.length, at, at + wanted.length) === 0;
+}
+
+/** Ascending ranges of an array's places, taken together where little is between them. */
+function* runs<T>(items: readonly T[], rangeOf: (item: T) => { first: number; count: number }, most: number): Generator<{ first: number; count: number; items: T[] }> {
+  let run: { first: number; count: number; items: T[] } | undefined;
+  for (const item of items) {
+    const { first, count } = rangeOf(item);
+    if (run && (first > run.first + run.count + AUDITED_GAP || first + count - run.first > most)) {
+      yield run;
+      run = undefined;
+    }
+    run ??= { first, count: 0, items: [] };
+    run.count = first + count - run.first;
+    run.items.push(item);
+  }
+  if (run) yield run;
 }

@@ -6,7 +6,9 @@ import { ClosableStore } from '../../common/lifecycle.js';
 import type { Logger } from '../../common/log.js';
 import { BpfObject, cgroupId, KernelError, type BpfLink, type BpfMap } from '../../native/index.js';
 import { ensureBpffsDir, pinName, removePins } from './bpffs.js';
+import type { Check } from '../consistency/drift.js';
 import { Clearance } from './kernel-clearance.js';
+import { kernelChecks, type AuditedPod } from './kernel-audit.js';
 import { KernelEvents } from './kernel-events.js';
 import { DirectConnections } from './kernel-direct.js';
 import { KernelFlows } from './kernel-flows.js';
@@ -127,6 +129,7 @@ export class Kernel {
   readonly services: ServiceTable;
   readonly http: { control: KernelHttpControl; tables: HttpTables; totals: KernelHttpTotals; former: FormerHttp | undefined };
   readonly #layout: number;
+  #settings: Buffer | undefined;
   /** Why the programs of the HTTP fast path are not there, though they were wanted. */
   httpProblem: string | undefined;
 
@@ -277,7 +280,7 @@ export class Kernel {
     attached.complete = false;
     for (const link of attached.links.splice(0)) link.close();
     for (const program of POD_PROGRAMS) {
-      attached.links.push(this.#object.attachCgroup(program, pod.cgroupPath, this.#pin(`links/pods/${pinName(pod.uid)}/${program}`)));
+      attached.links.push(this.#object.attachCgroup(program, pod.cgroupPath, this.#pin(podPin(pod.uid, program))));
     }
     attached.complete = true;
   }
@@ -398,7 +401,8 @@ export class Kernel {
     const { settings } = this.#codecs;
     const before = this.#maps.settings.get(u32(0));
     const kept = before ? Object.fromEntries(SETTINGS.map((name) => [name, settings.number(before, name)])) : {};
-    this.#maps.settings.set(u32(0), settings.encode({ ...kept, ...changes, layout: this.#layout }));
+    this.#settings = settings.encode({ ...kept, ...changes, layout: this.#layout });
+    this.#maps.settings.set(u32(0), this.#settings);
   }
 
   globalAcceleration(): boolean {
@@ -414,6 +418,33 @@ export class Kernel {
   /** Versions of the policies in force, by uid; those that a former agent gave, until the first call of `setPolicies`. */
   policyVersions(): Map<string, bigint> {
     return this.policies.versions();
+  }
+
+  /** What compares the kernel with what it was given, and mends it. */
+  checks(): Check[] {
+    const { pods, addresses, settings } = this.#maps;
+    return kernelChecks({
+      object: this.#object, maps: { pods, addresses, settings }, settings: () => this.#settings,
+      pods: () => [...this.#pods.values()].map((attached) => this.#audited(attached)),
+      pod: (uid) => this.#pods.has(uid) ? this.#audited(this.#pods.get(uid)!) : undefined,
+      attach: (uid, program) => this.#attachAgain(uid, program),
+      tables: [{ name: 'services', audit: () => this.services.audit() }, { name: 'policies', audit: () => this.policies.audit() }, { name: 'listener ports', audit: () => this.#direct.audit() }],
+    });
+  }
+
+  #audited({ pod, slot, complete }: Attached): AuditedPod {
+    const hooks = complete && this.#pinDir !== null ? POD_PROGRAMS.map((program) => ({ program, pin: join(this.#pinDir!, podPin(pod.uid, program)) })) : [];
+    return { uid: pod.uid, netnsCookie: pod.netnsCookie, cgroupId: pod.cgroupId, addresses: pod.addresses, hooks, value: () => this.#podCodec.encode(pod, slot) };
+  }
+
+  #attachAgain(uid: string, program: string): void {
+    const attached = this.#pods.get(uid);
+    if (!attached?.complete) return;
+    const at = POD_PROGRAMS.findIndex((name) => name === program);
+    const before = attached.links[at];
+    // Both for a moment, rather than none.
+    attached.links[at] = this.#object.attachCgroup(program, attached.pod.cgroupPath, this.#pin(podPin(uid, program)));
+    before?.close();
   }
 
   #places(): { uid: string; netnsCookie: bigint; slot: number; isNode: boolean }[] {
@@ -484,7 +515,7 @@ export class Kernel {
       const { state, slot } = this.#podCodec.decode(netnsCookie, value, addresses.get(netnsCookie) ?? []);
       const links: BpfLink[] = [];
       for (const program of POD_PROGRAMS) {
-        const link = this.#object.replaceLink(program, `links/pods/${pinName(state.uid)}/${program}`);
+        const link = this.#object.replaceLink(program, podPin(state.uid, program));
         if (link) links.push(link);
       }
       this.#pods.set(state.uid, { pod: state, slot, complete: false, links });
@@ -544,6 +575,10 @@ export class Kernel {
       codec.counterFields().map((name) => [name, parts.reduce((sum, part) => sum + codec.bigint(part, name), 0n)]),
     ) as unknown as PodCounters;
   }
+}
+
+function podPin(uid: string, program: string): string {
+  return `links/pods/${pinName(uid)}/${program}`;
 }
 
 /** `device:inode` of an executable as the kernel keeps it, for markProgram. */

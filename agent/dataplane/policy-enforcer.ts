@@ -256,6 +256,11 @@ export class PolicyEnforcer implements Closable {
     return governed?.version === version ? governed.compiled?.terms[term]?.policy : undefined;
   }
 
+  /** Names of the policies that hold for the pod, as `namespace/name`. */
+  policiesOf(uid: string): string[] {
+    return this.#governed.get(uid)?.policies.policies.map(({ name }) => name) ?? [];
+  }
+
   close(): void {
     this.#abort.abort();
     clearTimeout(this.#timer);

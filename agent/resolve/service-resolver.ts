@@ -186,6 +186,11 @@ export class ServiceResolver implements Closable {
     return this.#options.table.live(port);
   }
 
+  /** Services, as `namespace/hostname`, that have an entry for the address and port. */
+  servicesAt(address: string, port: number): string[] {
+    return [...this.#given].flatMap(([name, ports]) => (ports.some((each) => each.port === port && each.address === address) ? name : []));
+  }
+
   close(): void {
     clearInterval(this.#timer);
   }

@@ -1,6 +1,7 @@
 /** The agent's `/metrics`: names start with `underpass_`, but for Istio's own; units stand in the name. */
 import type { AgentStatus } from '../admin/status.js';
 import type { PodCounters } from '../dataplane/kernel.js';
+import { addConsistencyMetrics } from './consistency-metrics.js';
 import { addFlowMetrics } from './flow-metrics.js';
 import { addHttpMetricsInTurns } from './http-metrics.js';
 import { addOutlierMetrics } from './outlier-metrics.js';
@@ -46,6 +47,7 @@ export async function metricsText(status: AgentStatus, counters: Counters | unde
     text.add('underpass_service_endpoints', 'gauge', 'Endpoints in the table that connections are drawn from.', endpoints);
     text.add('underpass_services_without_room', 'gauge', 'Addresses and ports of services that found no room in the tables and go through Envoy.', refused);
   }
+  if (status.consistency) addConsistencyMetrics(text, status.consistency);
   if (status.httpFastPath) {
     const { on, reason, pods: { live, suspended }, endings, upstreams, upstreamsEnded, cutDrains, lostEnds } = status.httpFastPath;
     text.add('underpass_http_fast_path_on', 'gauge', 'Whether the HTTP fast path is on, for pods whose acceleration is l7.', Number(on), reason === undefined ? {} : { reason });

@@ -27,7 +27,7 @@ Napi::Function BpfMapHandle::define(Napi::Env env) {
   return DefineClass(env, "RawMap",
                      {property("name"), property("type"), property("keySize"), property("valueSize"), property("maxEntries"),
                       property("cpus"), InstanceMethod("get", &BpfMapHandle::get), InstanceMethod("set", &BpfMapHandle::set), InstanceMethod("setMany", &BpfMapHandle::set_many),
-                      InstanceMethod("delete", &BpfMapHandle::remove), InstanceMethod("entries", &BpfMapHandle::entries),
+                      InstanceMethod("delete", &BpfMapHandle::remove), InstanceMethod("entries", &BpfMapHandle::entries), InstanceMethod("readBatch", &BpfMapHandle::read_batch),
                       InstanceMethod("close", &BpfMapHandle::close)});
 }
 
@@ -191,6 +191,33 @@ Napi::Value BpfMapHandle::entries(const Napi::CallbackInfo &info) {
     key = next;
     first = false;
   }
+  return out;
+}
+
+// Up to so many entries behind a position, which of an array is an index: the one before the first.
+Napi::Value BpfMapHandle::read_batch(const Napi::CallbackInfo &info) {
+  Napi::Env env = info.Env();
+  int map = fd(env);
+  const size_t position_size = std::max<size_t>(key_size_, 8);
+  std::vector<uint8_t> position(position_size);
+  const bool first = absent(info[0]);
+  if (!first) {
+    const size_t given = info[0].IsTypedArray() ? info[0].As<Napi::TypedArray>().ByteLength() : 0;
+    if (given > position_size) throw Napi::TypeError::New(env, "map " + name_ + ": position: expected at most " + std::to_string(position_size) + " bytes");
+    memcpy(position.data(), bytes(env, info[0], "position", given), given);
+  }
+  uint32_t count = static_cast<uint32_t>(integer_of(env, info[1], "readBatch: count", 1, 1 << 20));
+  if (per_cpu() || type_ == BPF_MAP_TYPE_SOCKHASH) return env.Undefined();
+  auto keys = Napi::Buffer<uint8_t>::New(env, count * key_size_), values = Napi::Buffer<uint8_t>::New(env, count * value_size_);
+  int failed = bpf_map_lookup_batch(map, first ? nullptr : position.data(), position.data(), keys.Data(), values.Data(), &count, nullptr);
+  int error = failed ? errno : 0;
+  if (error == EINVAL || error == ENOTSUP || error == 524 /* ENOTSUPP */) return env.Undefined();
+  if (error && error != ENOENT) throw syscall_error(env, "reading map " + name_, "bpf", error);
+  Napi::Object out = Napi::Object::New(env);
+  out.Set("keys", keys);
+  out.Set("values", values);
+  out.Set("count", count);
+  if (!error) out.Set("position", Napi::Buffer<uint8_t>::Copy(env, position.data(), position.size()));
   return out;
 }
 

@@ -239,7 +239,7 @@ BpfObjectHandle::BpfObjectHandle(const Napi::CallbackInfo &info) : Napi::ObjectW
 Napi::Function BpfObjectHandle::define(Napi::Env env) {
   return DefineClass(
       env, "RawObject",
-      {InstanceMethod("programs", &BpfObjectHandle::programs), InstanceMethod("isLoaded", &BpfObjectHandle::is_loaded), InstanceMethod("maps", &BpfObjectHandle::maps),
+      {InstanceMethod("programs", &BpfObjectHandle::programs), InstanceMethod("isLoaded", &BpfObjectHandle::is_loaded), InstanceMethod("programId", &BpfObjectHandle::program_id), InstanceMethod("maps", &BpfObjectHandle::maps),
        InstanceMethod("map", &BpfObjectHandle::map), InstanceAccessor("adopted", &BpfObjectHandle::adopted, nullptr),
        InstanceMethod("attachCgroup", &BpfObjectHandle::attach_cgroup), InstanceMethod("attachNetns", &BpfObjectHandle::attach_netns), InstanceMethod("replaceLink", &BpfObjectHandle::replace_link), InstanceMethod("attachSockhash", &BpfObjectHandle::attach_sockhash), InstanceMethod("pinProgram", &BpfObjectHandle::pin_program),
        InstanceMethod("runIterator", &BpfObjectHandle::run_iterator),
@@ -297,6 +297,15 @@ Napi::Value BpfObjectHandle::programs(const Napi::CallbackInfo &info) {
   bpf_program *each;
   bpf_object__for_each_program(each, object(info.Env())) names.Set(names.Length(), bpf_program__name(each));
   return names;
+}
+
+Napi::Value BpfObjectHandle::program_id(const Napi::CallbackInfo &info) {
+  Napi::Env env = info.Env();
+  const std::string name = string_of(env, info[0], "programId: program");
+  bpf_prog_info found = {};
+  uint32_t length = sizeof(found);
+  if (bpf_obj_get_info_by_fd(bpf_program__fd(program(env, name)), &found, &length)) throw syscall_error(env, "reading program " + name, "bpf", errno);
+  return Napi::Number::New(env, found.id);
 }
 
 Napi::Value BpfObjectHandle::is_loaded(const Napi::CallbackInfo &info) {
@@ -569,11 +578,12 @@ static Napi::Value link_info(const Napi::CallbackInfo &info) {
   int error = errno;
   ::close(fd);
   if (failed) throw syscall_error(env, "reading pinned link " + path, "bpf", error);
-  if (found.type != BPF_LINK_TYPE_CGROUP) throw Napi::TypeError::New(env, "linkInfo: " + path + " is no cgroup link");
+  const bool of_netns = found.type == BPF_LINK_TYPE_NETNS;
+  if (!of_netns && found.type != BPF_LINK_TYPE_CGROUP) throw Napi::TypeError::New(env, "linkInfo: " + path + " is no link of a cgroup or a network namespace");
   Napi::Object out = Napi::Object::New(env);
-  out.Set("cgroupId", Napi::BigInt::New(env, static_cast<uint64_t>(found.cgroup.cgroup_id)));
+  out.Set("targetId", Napi::BigInt::New(env, of_netns ? found.netns.netns_ino : static_cast<uint64_t>(found.cgroup.cgroup_id)));
   out.Set("programId", found.prog_id);
-  out.Set("attachType", found.cgroup.attach_type);
+  out.Set("attachType", of_netns ? found.netns.attach_type : found.cgroup.attach_type);
   return out;
 }
 

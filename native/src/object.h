@@ -48,6 +48,7 @@ class BpfMapHandle : public Napi::ObjectWrap<BpfMapHandle> {
   void set_many(const Napi::CallbackInfo &info);
   Napi::Value remove(const Napi::CallbackInfo &info);
   Napi::Value entries(const Napi::CallbackInfo &info);
+  Napi::Value read_batch(const Napi::CallbackInfo &info);
   void close(const Napi::CallbackInfo &info);
 
   int fd(Napi::Env env) const;
@@ -100,6 +101,7 @@ class BpfObjectHandle : public Napi::ObjectWrap<BpfObjectHandle> {
  private:
   Napi::Value programs(const Napi::CallbackInfo &info);
   Napi::Value is_loaded(const Napi::CallbackInfo &info);
+  Napi::Value program_id(const Napi::CallbackInfo &info);
   Napi::Value maps(const Napi::CallbackInfo &info);
   Napi::Value map(const Napi::CallbackInfo &info);
   Napi::Value adopted(const Napi::CallbackInfo &info);
