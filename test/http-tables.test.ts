@@ -33,8 +33,8 @@ function stateOf(mesh: TestMesh, proxy: Proxy): SidecarState {
     const type: AnyResourceType = sidecarTypes[kind];
     for (const { name, body } of mesh.generators.get(type.typeUrl)!.all(proxy)) state[kind].set(name, type.decode(name, '1', body));
   }
-  for (const { message } of state.listeners.values()) {
-    for (const name of routeNames(message)) state.routes.set(name, sidecarTypes.routes.decode(name, '1', mesh.generators.get(sidecarTypes.routes.typeUrl)!.one(proxy, name)!.body));
+  for (const listener of state.listeners.values()) {
+    for (const name of routeNames.of(listener)) state.routes.set(name, sidecarTypes.routes.decode(name, '1', mesh.generators.get(sidecarTypes.routes.typeUrl)!.one(proxy, name)!.body));
   }
   for (const { message } of state.clusters.values()) {
     const service = edsServiceName(message);

@@ -14,9 +14,11 @@ import type { HttpService, OutlierDetection } from './table.js';
 
 /** A folded cluster, as the control plane calls it; `reason`: why it is Envoy's in any case. */
 export interface ClusterView {
-  cluster: Cluster;
-  assignment: ClusterLoadAssignment | undefined;
-  reason?: string;
+  readonly cluster: Cluster;
+  readonly assignment: ClusterLoadAssignment | undefined;
+  readonly reason?: string | undefined;
+  /** The same object, the same cluster and assignment. */
+  readonly source?: object;
 }
 
 export interface DrawnEndpoint {
@@ -35,13 +37,17 @@ export interface Draw {
 
 const UNLIMITED = 0xffff_ffff;
 
-const draws = new WeakMap<Cluster, { assignment: ClusterLoadAssignment | undefined; draw: Draw | Reason }>();
+const draws = new WeakMap<object, Draw | Reason>();
 
-export function drawOf({ cluster, assignment, reason }: ClusterView): Draw | Reason {
+export function drawOf(view: ClusterView): Draw | Reason {
+  const { reason, source } = view;
   if (reason !== undefined) return { reason };
-  let found = draws.get(cluster);
-  if (!found || found.assignment !== assignment) draws.set(cluster, (found = { assignment, draw: readDraw(cluster, assignment) }));
-  return found.draw;
+  let found = source && draws.get(source);
+  if (!found) {
+    found = readDraw(view.cluster, view.assignment);
+    if (source) draws.set(source, found);
+  }
+  return found;
 }
 
 function readDraw(cluster: Cluster, assignment: ClusterLoadAssignment | undefined): Draw | Reason {

@@ -110,7 +110,7 @@ function randomRoutes(_: unknown, at: number): Routes {
   const config = { name: '80', ignore_port_in_host_matching: chance.is(0.3), virtual_hosts };
   const routed = { ...config, virtual_hosts: virtual_hosts.map((host) => ({ ...host, routes: host.routes.map((route) => ({ ...route, route: { cluster: 'web', timeout: {} } })) })) };
   const table = compileTable({
-    listeners: [Listener.decode(httpListener(80).value)], routes: new Map([['80', RouteConfiguration.fromJSON(routed)]]), caller: CALLER, headers: HEADERS, takeName: names(), local: new Map([['10.244.0.5', {}]]), teachable: new Set(['10.244.0.5:8080']),
+    listeners: [{ any: httpListener(80), message: Listener.decode(httpListener(80).value) }], routes: new Map([['80', RouteConfiguration.fromJSON(routed)]]), caller: CALLER, headers: HEADERS, takeName: names(), local: new Map([['10.244.0.5', {}]]), teachable: new Set(['10.244.0.5:8080']),
     clusters: new Map([['web', { cluster: Cluster.fromJSON({ name: 'web', type: 'EDS' }), assignment: ClusterLoadAssignment.fromJSON({ endpoints: [{ lb_endpoints: [{ endpoint: { address: { socket_address: { address: '10.244.0.5', port_value: 8080 } } } }] }] }) }]]),
   });
   return { config, table };

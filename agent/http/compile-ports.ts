@@ -4,9 +4,10 @@ import { FilterChain, FilterChainMatch } from '../../proto/generated/envoy/confi
 import { HttpConnectionManager } from '../../proto/generated/envoy/extensions/filters/network/http_connection_manager/v3/http_connection_manager.js';
 import { unpack } from '../../common/xds/any.js';
 import { configType } from '../proxy/extensions.js';
-import { addressOf, isOutboundListener } from '../proxy/fold-listeners.js';
 import { inspectionOf } from '../proxy/inspection.js';
 import { isEmpty, isNeutral } from '../proxy/neutral-chain.js';
+import { listenerFact } from '../proxy/state-facts.js';
+import { Facts, type XdsResource } from '../xds/resource-type.js';
 import { tracedAs, type Traced } from './compile-tracing.js';
 
 export interface RoutedPort {
@@ -17,20 +18,21 @@ export interface RoutedPort {
   leads: { routes: string; traced?: Traced } | { reason: string } | 'tcp';
 }
 
+export type ListenerResource = Pick<XdsResource<Listener>, 'any' | 'message'>;
+
 type Leads = RoutedPort['leads'];
 
 const WILDCARDS: ReadonlySet<string> = new Set(['0.0.0.0', '::']);
-const known = new WeakMap<Listener, Leads>();
+const leadsOf = new Facts(read);
 
 /** @param listeners as the control plane sent them */
-export function routedPorts(listeners: Iterable<Listener>): RoutedPort[] {
+export function routedPorts(listeners: Iterable<ListenerResource>): RoutedPort[] {
   const found = new Map<string, RoutedPort>();
   for (const listener of listeners) {
-    if (!isOutboundListener(listener)) continue;
-    const { address, port } = addressOf(listener);
-    const more = listener.additional_addresses.flatMap(({ address: each }) => (each?.address?.$case === 'socket_address' ? [each.address.value.address] : []));
-    const leads = leadsOf(listener);
-    for (const each of new Set([address, ...more].map((text) => (WILDCARDS.has(text) ? undefined : text)))) {
+    const { isOutbound, addresses, port } = listenerFact.of(listener);
+    if (!isOutbound) continue;
+    const leads = leadsOf.of(listener);
+    for (const each of new Set(addresses.map((text) => (WILDCARDS.has(text) ? undefined : text)))) {
       const key = `${each ?? '*'} ${port}`;
       const before = found.get(key);
       found.set(key, { address: each, port, leads: before && !isSame(before.leads, leads) ? { reason: 'several listeners claim it' } : leads });
@@ -41,12 +43,6 @@ export function routedPorts(listeners: Iterable<Listener>): RoutedPort[] {
 
 function isSame(a: Leads, b: Leads): boolean {
   return JSON.stringify(a) === JSON.stringify(b);
-}
-
-function leadsOf(listener: Listener): Leads {
-  let leads = known.get(listener);
-  if (!leads) known.set(listener, (leads = read(listener)));
-  return leads;
 }
 
 function read(listener: Listener): Leads {

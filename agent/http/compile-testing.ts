@@ -42,7 +42,7 @@ export function inputOf(state: SidecarState, changes: Partial<CompileInput> = {}
   const clusters = changes.clusters ?? clusterViews(state);
   const targets = [...clusters.values()].flatMap(({ assignment }) => socketEndpoints(assignment));
   return {
-    listeners: [...state.listeners.values()].map(({ message }) => message),
+    listeners: [...state.listeners.values()],
     routes: new Map([...state.routes].map(([name, { message }]) => [name, message])),
     clusters, caller: CALLER, headers: HEADERS, takeName: names(),
     local: new Map(targets.map(({ address }): [string, LocalPod] => [address, {}])),

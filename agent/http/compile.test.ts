@@ -145,7 +145,7 @@ function worldTable(change: (world: World) => void = () => {}): HttpTable {
   const assignment = ClusterLoadAssignment.fromJSON({ cluster_name: 'web', endpoints: world.endpoints });
   const local = new Map(['10.244.0.5', '10.244.0.6'].map((address): [string, LocalPod] => [address, {}]));
   return compileTable({
-    listeners: world.listeners, routes: new Map([['80', routes]]), clusters: new Map([['web', { cluster, assignment }]]), caller: CALLER, headers: HEADERS, takeName: names(), local,
+    listeners: world.listeners.map((message) => ({ any: pack(Listener, message), message })), routes: new Map([['80', routes]]), clusters: new Map([['web', { cluster, assignment }]]), caller: CALLER, headers: HEADERS, takeName: names(), local,
     teachable: new Set(['10.244.0.5:8080', '10.244.0.6:8080']), ...world.input,
   });
 }

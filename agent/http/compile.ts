@@ -2,7 +2,6 @@
  * The kernel's tables for one config class, from what its proxy is sent: what the kernel may do without Envoy is what it can do in
  * the same way, and anything else, or in doubt, is Envoy's, with a reason in plain words for `explain`.
  */
-import type { Listener } from '../../proto/generated/envoy/config/listener/v3/listener.js';
 import type { FilterChain } from '../../proto/generated/envoy/config/listener/v3/listener_components.js';
 import type { RouteConfiguration } from '../../proto/generated/envoy/config/route/v3/route.js';
 import type { Route, VirtualHost } from '../../proto/generated/envoy/config/route/v3/route_components.js';
@@ -11,7 +10,7 @@ import { destinationsOf, hostReason, tableReason, type Destinations, type Reason
 import { drawOf, serviceOf, type ClusterView, type Draw, type DrawnEndpoint } from './compile-cluster.js';
 import { routeCondition } from './compile-match.js';
 import { policyOf, type Caller } from './compile-policy.js';
-import { routedPorts, type RoutedPort } from './compile-ports.js';
+import { routedPorts, type ListenerResource, type RoutedPort } from './compile-ports.js';
 import { tracedRoute, type Traced } from './compile-tracing.js';
 import { alternatives, isAlways, type Alternatives } from './conditions.js';
 import { HTTP_ENDPOINT_TEXT, HTTP_HOST_MAX, HTTP_RULES_EACH, HTTP_WEIGHT_TEXT } from './limits.js';
@@ -30,7 +29,7 @@ export interface LocalPod {
 
 export interface CompileInput {
   /** As the control plane sent them, by its names. */
-  listeners: Iterable<Listener>;
+  listeners: Iterable<ListenerResource>;
   routes: ReadonlyMap<string, RouteConfiguration>;
   /** Folded, by the control plane's names. */
   clusters: ReadonlyMap<string, ClusterView>;

@@ -10,6 +10,7 @@ import type { SidecarState } from '../xds/sidecar-stream.js';
 import { compileTable, type LocalPod } from './compile.js';
 import type { ClusterView } from './compile-cluster.js';
 import type { Caller } from './compile-policy.js';
+import type { ClusterSource } from '../proxy/folded-cluster.js';
 import type { TableKeeper } from '../proxy/repeat-follower.js';
 import type { TableWriter } from './fast-path.js';
 import { sharedName, type ClassOf, type DrawHeaders } from './names.js';
@@ -19,9 +20,9 @@ import type { HttpTable } from './table.js';
 export interface TaughtSource {
   key: string;
   state: Pick<SidecarState, 'listeners' | 'routes'>;
-  clusters: ReadonlyMap<string, { cluster: Cluster; assignment: ClusterLoadAssignment | undefined }>;
+  clusters: ReadonlyMap<string, ClusterSource>;
   /** Why a cluster is Envoy's in any case. */
-  reasonOf(cluster: Cluster): string | undefined;
+  reasonOf(source: ClusterSource): string | undefined;
   /** The same object, the same reasons. */
   reasons: unknown;
   caller: Caller;
@@ -112,12 +113,9 @@ export class TaughtTables implements TableKeeper, TableWriter<HttpTable> {
     const isRenewed = this.#renewed.has(key);
     const of = { listeners: state.listeners, routes: state.routes, clusters, teachable, reasons, as: JSON.stringify([caller, localAs, tunnels]) };
     if (before && !isRenewed && (Object.keys(of) as (keyof Compiled['of'])[]).every((part) => before.of[part] === of[part])) return;
-    const views = new Map([...clusters].map(([name, { cluster, assignment }]): [string, ClusterView] => {
-      const reason = reasonOf(cluster);
-      return [name, { cluster, assignment, ...(reason === undefined ? {} : { reason }) }];
-    }));
+    const views = new Map([...clusters].map(([name, source]) => [name, new SourceView(source, reasonOf)] as const));
     const compiled = (takeName: () => { index: number; generation: number } | undefined): HttpTable => compileTable({
-      listeners: [...state.listeners.values()].map(({ message }) => message), routes: new Map([...state.routes].map(([name, { message }]) => [name, message])),
+      listeners: [...state.listeners.values()], routes: new Map([...state.routes].map(([name, { message }]) => [name, message])),
       clusters: views, caller, local, teachable, ...(tunnels === undefined ? {} : { tunnels }), headers: this.headers, takeName,
     });
     let at = 0;
@@ -134,5 +132,22 @@ export class TaughtTables implements TableKeeper, TableWriter<HttpTable> {
     const { table } = this.#compiled.get(key)!;
     this.#compiled.delete(key);
     if (!this.#written.has(table)) this.#store.discard(table);
+  }
+}
+
+/** Of a mesh's clusters few are read. */
+class SourceView implements ClusterView {
+  constructor(readonly source: ClusterSource, readonly reasonOf: TaughtSource['reasonOf']) {}
+
+  get cluster(): Cluster {
+    return this.source.cluster;
+  }
+
+  get assignment(): ClusterLoadAssignment | undefined {
+    return this.source.assignment;
+  }
+
+  get reason(): string | undefined {
+    return this.reasonOf(this.source);
   }
 }

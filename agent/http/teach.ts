@@ -7,6 +7,7 @@ import type { RouteConfiguration } from '../../proto/generated/envoy/config/rout
 import type { EnvoyExtensions } from '../proxy/extensions.js';
 import { boundTo } from '../proxy/fold-clusters.js';
 import type { FoldedInbound } from '../proxy/fold-inbound.js';
+import type { ClusterSource } from '../proxy/folded-cluster.js';
 import type { FoldedListeners } from '../proxy/fold-listeners.js';
 import { inspectionCluster, inspectionListener } from '../proxy/inspection.js';
 import { podListener } from '../proxy/pod-listener.js';
@@ -28,12 +29,12 @@ const EXTENSIONS = ['envoy.built_in_formatters.cel', 'envoy.filters.http.header_
 
 export interface ClassSource {
   key: string;
-  clusters: ReadonlyMap<string, { cluster: Cluster }>;
+  clusters: ReadonlyMap<string, ClusterSource>;
   routes: ReadonlyMap<string, { source: RouteConfiguration }>;
   clusterNames: Names;
   routeNames: Names;
   /** Of clusters that lead to a waypoint, which is not in this Envoy. */
-  leadsAway(cluster: Cluster): boolean;
+  leadsAway(source: ClusterSource): boolean;
 }
 
 export interface TableClass extends Pick<TaughtSource, 'key' | 'state' | 'clusters'> {}
@@ -80,8 +81,8 @@ interface KnownClass {
 
 export class TaughtFold {
   readonly #classes = new Map<string, KnownClass>();
-  readonly #can = new WeakMap<Cluster, boolean>();
-  readonly #copies = new WeakMap<Cluster, { headers: string; copies: TaughtCopies }>();
+  readonly #can = new WeakMap<ClusterSource, boolean>();
+  readonly #copies = new WeakMap<ClusterSource, { headers: string; copies: TaughtCopies }>();
   readonly #inbound = new Map<string, { as: string; result: FoldedInbound }>();
 
   constructor(readonly extensions: EnvoyExtensions) {}
@@ -110,7 +111,7 @@ export class TaughtFold {
     return {
       local, localAs: localAs.sort().join(), teachable, tunnels: tunnels ? originateListener.name : undefined,
       classes: classes.map(({ key, state, clusters }) => ({
-        key, state, clusters, reasons: waypoints, reasonOf: (cluster) => (leadsAway(cluster) ? 'it leads to a waypoint' : this.#canTeach(cluster) ? undefined : 'Envoy can not teach of it'),
+        key, state, clusters, reasons: waypoints, reasonOf: (source) => (leadsAway(source) ? 'it leads to a waypoint' : this.#canTeach(source) ? undefined : 'Envoy can not teach of it'),
         caller: { identity: pods.find(({ classKey }) => classKey === key)?.identity, addresses: pods.flatMap(({ classKey, taught, addresses = [] }) => (taught && classKey === key ? addresses : [])) },
       })),
     };
@@ -118,7 +119,7 @@ export class TaughtFold {
 
   routes({ key, clusters, routes, clusterNames, routeNames, leadsAway }: ClassSource, teaching: Teaching): TaughtClass {
     const known = this.#of(key);
-    const teachable = new Set([...clusters].flatMap(([name, { cluster }]) => (this.#canTeach(cluster) && !leadsAway(cluster) ? name : [])));
+    const teachable = new Set([...clusters].flatMap(([name, source]) => (this.#canTeach(source) && !leadsAway(source) ? name : [])));
     if (!sameSet(known.teachable, teachable)) known.teachable = teachable;
     const as = [teaching.versionOf(key), JSON.stringify(teaching.headers), clusterNames.signature(key)].join();
     const classOf = teaching.of(key) ?? (() => undefined);
@@ -135,7 +136,7 @@ export class TaughtFold {
         known.tables.set(source, (table = { as, teachable: known.teachable, clusters: made.clusters, entry: taughtTableEntry(called, made.table) }));
       }
       tables.push(table.entry);
-      for (const cluster of table.clusters) used.set(cluster, this.#copiesOf(clusters.get(cluster)!.cluster, teaching));
+      for (const cluster of table.clusters) used.set(cluster, this.#copiesOf(clusters.get(cluster)!, teaching));
     }
     const before = known.result;
     const isSame = before && before.clusters.size === used.size && [...used].every(([name, copies]) => before.clusters.get(name) === copies);
@@ -171,16 +172,16 @@ export class TaughtFold {
     return known;
   }
 
-  #canTeach(cluster: Cluster): boolean {
-    let can = this.#can.get(cluster);
-    if (can === undefined) this.#can.set(cluster, (can = canBeTaught(cluster)));
+  #canTeach(source: ClusterSource): boolean {
+    let can = this.#can.get(source);
+    if (can === undefined) this.#can.set(source, (can = canBeTaught(source.cluster)));
     return can;
   }
 
-  #copiesOf(cluster: Cluster, { headers }: Teaching): TaughtCopies {
+  #copiesOf(source: ClusterSource, { headers }: Teaching): TaughtCopies {
     const as = JSON.stringify(headers);
-    let known = this.#copies.get(cluster);
-    if (known?.headers !== as) this.#copies.set(cluster, (known = { headers: as, copies: taughtCopies(cluster, headers) }));
+    let known = this.#copies.get(source);
+    if (known?.headers !== as) this.#copies.set(source, (known = { headers: as, copies: taughtCopies(source.cluster, headers) }));
     return known.copies;
   }
 }

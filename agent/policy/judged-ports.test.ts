@@ -38,7 +38,7 @@ const policy = (name: string, action: Action, ...matches: Match[]): Authorizatio
 const P = policy('p', Action.ALLOW, match({ principals: [exact('cluster.local/ns/shop/sa/alice')] }));
 const IDENTITIES: Identity[] = ['alice', 'bob'].map((serviceAccount) => ({ trustDomain: 'cluster.local', namespace: 'shop', serviceAccount }));
 const judged = (listener: Listener, policies: Authorization[] = [P]): [readonly number[], Record<string, string>] => {
-  const { ports, reasons } = judgedPorts(inboundNeeds(listener, new Map()), policies, IDENTITIES);
+  const { ports, reasons } = judgedPorts(inboundNeeds({ any: pack(Listener, listener), message: listener }, new Map()), policies, IDENTITIES);
   return [ports, Object.fromEntries(reasons)];
 };
 const why = (listener: Listener, policies?: Authorization[]): string => Object.values(judged(listener, policies)[1]).join();
@@ -87,6 +87,6 @@ test('istiod\'s own listeners and policies, as recorded for one workload, are co
   const recording = Recording.open('authz-sidecar') ?? assert.fail('no recording');
   const session = recording.sidecars.find(({ name }) => name.startsWith('httpbin')) ?? assert.fail('no session');
   const { listeners, clusters } = recording.state(session, 1);
-  const needs = inboundNeeds(listeners.get('virtualInbound')!.message, clusters);
+  const needs = inboundNeeds(listeners.get('virtualInbound')!, clusters);
   assert.deepEqual([...needs].map(([at, { reason }]) => [at, reason]), [[80, 'its requests are judged or changed one by one']]);
 });

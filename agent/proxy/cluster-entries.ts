@@ -2,13 +2,13 @@
 import { Cluster } from '../../proto/generated/envoy/config/cluster/v3/cluster.js';
 import { ClusterLoadAssignment } from '../../proto/generated/envoy/config/endpoint/v3/endpoint.js';
 import { pack } from '../../common/xds/any.js';
-import { canonical, hashBytes } from '../xds/resource-type.js';
+import { canonical, Facts, hashBytes, type XdsResource } from '../xds/resource-type.js';
 import { edsServiceName } from '../xds/resource-types.js';
 import { drawnName, markTeachable, taughtName, type TaughtCopies } from '../http/taught-clusters.js';
 import { opensForCallers } from './fold-clusters.js';
-import { hasTlsMode, socketEndpoints } from './fold-endpoints.js';
 import { directWithinNode, meshSockets } from './fold-identity.js';
 import { throughInbound } from './fold-inbound.js';
+import { tlsAddresses, type ClusterSource, type FoldedEndpoints } from './folded-cluster.js';
 import { throughTunnels } from './hbone-originate.js';
 import { endpointKey, markEventDriven } from './pool-renewal.js';
 import { markPlaces } from './request-log.js';
@@ -26,12 +26,11 @@ export interface NodeView {
   waypoints: WaypointClusters;
 }
 
-export interface ClusterSource {
-  cluster: Cluster;
-  assignment: ClusterLoadAssignment | undefined;
-}
+type Messages = Pick<ClusterSource, 'cluster' | 'assignment'>;
 
-interface Made extends ClusterSource {
+interface Made {
+  /** What it was made from. */
+  of: readonly object[];
   view: string;
   cds: Entry;
   eds: Entry | undefined;
@@ -60,19 +59,23 @@ export class ClusterEntries {
     if (isSame) return before;
     const next = new Map<string, Made>();
     const [cds, eds] = [new Map<string, Entry>(), new Map<string, Entry>()];
-    const add = (called: string, source: ClusterSource, isTaught: boolean): void => {
+    const isSameView = before !== undefined && sameView(before.view, view);
+    const add = (called: string, of: readonly object[], source: ClusterSource, isTaught = false): void => {
       if (next.has(called)) return;
-      const made = this.#make(called, source, view, isTaught);
+      const known = this.#made.get(called);
+      const isKnown = known && !view.waypoints.mayReplace(source.name) && known.of.length === of.length && known.of.every((each, index) => each === of[index]);
+      const made = isKnown && (isSameView || known.view === viewOf(source, view)) ? known : this.#make(called, of, source, view, isTaught);
       next.set(called, made);
       cds.set(called, made.cds);
       if (made.eds) eds.set(called, made.eds);
     };
     for (const { key, clusters, taught = [] } of classes) {
-      for (const [name, source] of clusters) add(names.of(key, name), source, false);
+      for (const [name, source] of clusters) add(names.of(key, name), [source], source);
       for (const [name, copies] of taught) {
-        const [called, assignment] = [names.of(key, name), clusters.get(name)?.assignment];
-        add(taughtName(called), { cluster: copies.taught, assignment }, true);
-        if (copies.drawn) add(drawnName(called), { cluster: copies.drawn, assignment }, false);
+        const [called, source] = [names.of(key, name), clusters.get(name)!];
+        const copyOf = (cluster: Cluster): ClusterSource => ({ name, cluster, assignment: source.assignment, targets: source.targets });
+        add(taughtName(called), [copies, source], copyOf(copies.taught), true);
+        if (copies.drawn) add(drawnName(called), [copies, source], copyOf(copies.drawn));
       }
     }
     this.#made = next;
@@ -80,12 +83,10 @@ export class ClusterEntries {
     return this.#all;
   }
 
-  #make(name: string, source: ClusterSource, view: NodeView, isTaught: boolean): Made {
-    const through = view.waypoints.replace(source.cluster);
-    const seen = through ? 'waypoint' : viewOf(source, view);
-    const before = this.#made.get(name);
-    const isSame = !through && before?.cluster === source.cluster && before.assignment === source.assignment && before.view === seen;
-    return isSame ? before : make(name, source, through ? { cluster: through, assignment: undefined } : asReached(isTaught ? markTeachable(source.cluster, source.assignment, view) : source, view), seen);
+  #make(name: string, of: readonly object[], source: ClusterSource, view: NodeView, isTaught: boolean): Made {
+    const through = view.waypoints.replace(source);
+    const messages = through ? { cluster: through, assignment: undefined } : asReached(isTaught ? markTeachable(source.cluster, source.assignment, view) : source, view);
+    return { of, view: through ? 'waypoint' : viewOf(source, view), ...make(name, messages) };
   }
 }
 
@@ -96,32 +97,33 @@ function sameView(a: NodeView, b: NodeView): boolean {
 }
 
 /** All of the node's view that what is made depends on. */
-function viewOf({ cluster, assignment }: ClusterSource, { eventDriven, throughPolicy, local, tunnels }: NodeView): string {
+function viewOf({ targets }: ClusterSource, { eventDriven, throughPolicy, local, tunnels }: NodeView): string {
   let seen = tunnels ? 'tunnels' : '';
-  for (const { address, port } of socketEndpoints(assignment ?? cluster.load_assignment)) {
+  for (const target of targets) {
+    const [address = '', port] = target.split(' ');
     const isLocal = local.has(address);
     const inbound = throughPolicy.get(address);
-    const isDriven = eventDriven.size > 0 && eventDriven.has(endpointKey(address, port));
+    const isDriven = eventDriven.size > 0 && eventDriven.has(endpointKey(address, Number(port)));
     if (isLocal || isDriven || inbound !== undefined) seen += ` ${address}:${port} ${isLocal} ${isDriven} ${inbound ?? ''}`;
   }
   return seen;
 }
 
-function asReached(source: ClusterSource, { eventDriven, throughPolicy, local, tunnels }: NodeView): ClusterSource {
+function asReached(source: Messages, { eventDriven, throughPolicy, local, tunnels }: NodeView): Messages {
   const placed = markPlaces(markEventDriven(source.cluster, source.assignment, eventDriven), source.assignment, local, throughPolicy);
   const direct = directWithinNode(placed.cluster, placed.assignment, local);
   const inbound = throughInbound(direct.cluster, direct.assignment, throughPolicy);
   return tunnels && opensForCallers(source.cluster) ? throughTunnels(inbound.cluster, inbound.assignment, local) : inbound;
 }
 
-function make(name: string, source: ClusterSource, { cluster, assignment }: ClusterSource, view: string): Made {
+function make(name: string, { cluster, assignment }: Messages): Pick<Made, 'cds' | 'eds'> {
   const renamed = { ...cluster, name };
   const isEds = edsServiceName(cluster) !== undefined;
   if (name !== cluster.name) renamed.alt_stat_name ||= cluster.name;
   // Under its own name, so that two clusters that ask for one service can still differ by class.
   if (isEds) renamed.eds_cluster_config = { ...cluster.eds_cluster_config, eds_config: cluster.eds_cluster_config?.eds_config, service_name: name };
   const own = assignment ? { ...assignment, cluster_name: name } : ClusterLoadAssignment.fromPartial({ cluster_name: name });
-  return { cluster: source.cluster, assignment: source.assignment, view, cds: entry(Cluster, name, renamed, isEds ? [name] : []), eds: isEds ? entry(ClusterLoadAssignment, name, own, []) : undefined };
+  return { cds: entry(Cluster, name, renamed, isEds ? [name] : []), eds: isEds ? entry(ClusterLoadAssignment, name, own, []) : undefined };
 }
 
 /** Maps in order, so that equal messages have equal bytes. */
@@ -130,23 +132,19 @@ function entry<T>(codec: Parameters<typeof pack<T>>[0], name: string, message: T
   return { name, version: hashBytes(any.value), any, needs };
 }
 
-/** Whether a cluster has sockets of the mesh's mutual TLS, and whether they are for those endpoints alone that say so. */
-const kinds = new WeakMap<Cluster, 'none' | 'by endpoint' | 'always'>();
+/** Whether a cluster has sockets of the mesh's mutual TLS, and whether they are for those endpoints alone that say so; with endpoints of its own, their addresses. */
+const meshTls = new Facts((source: Cluster): { kind: 'none' | 'by endpoint' | 'always'; addresses: readonly string[] } => {
+  const sockets = meshSockets(source, '');
+  const kind = sockets.length === 0 ? 'none' : sockets.every(({ match = {} }) => 'tlsMode' in match) ? 'by endpoint' : 'always';
+  return { kind, addresses: kind === 'by endpoint' && source.load_assignment ? tlsAddresses(source.load_assignment) : [] };
+});
 
 /**
  * Whether a cluster is to speak the mesh's mutual TLS with any of its endpoints. One that does not needs no account's
  * certificate.
  */
-export function asksForMeshTls(source: Cluster, assignment: ClusterLoadAssignment | undefined, local: ReadonlySet<string>): boolean {
-  let kind = kinds.get(source);
-  if (!kind) {
-    const sockets = meshSockets(source, '');
-    kind = sockets.length === 0 ? 'none' : sockets.every(({ match = {} }) => 'tlsMode' in match) ? 'by endpoint' : 'always';
-    kinds.set(source, kind);
-  }
+export function asksForMeshTls(source: XdsResource<Cluster>, endpoints: FoldedEndpoints | undefined, local: ReadonlySet<string>): boolean {
+  const { kind, addresses } = meshTls.of(source);
   if (kind !== 'by endpoint') return kind === 'always';
-  const endpoints = assignment ?? source.load_assignment;
-  if (!endpoints) return false;
-  const targets = new Map(socketEndpoints(endpoints).map(({ item, address }) => [item, address]));
-  return endpoints.endpoints.some(({ lb_endpoints }) => lb_endpoints.some((item) => hasTlsMode(item) && !local.has(targets.get(item) ?? '')));
+  return (endpoints?.tlsAddresses ?? addresses).some((address) => !local.has(address));
 }

@@ -61,26 +61,20 @@ function renameGrpc(service: GrpcService | undefined, rename: Rename): void {
   target.value.cluster_name = rename(target.value.cluster_name);
 }
 
-const known = new WeakMap<Listener, ReadonlySet<string>>();
-
 /** The clusters that a listener's spans and questions go to. */
 export function calloutClusters(listener: Listener): ReadonlySet<string> {
-  let found = known.get(listener);
-  if (!found) {
-    const names = new Set<string>();
-    const note = (name: string): string => {
-      names.add(name);
-      return name;
-    };
-    const chains: FilterChain[] = [...listener.filter_chains, ...(listener.default_filter_chain ? [listener.default_filter_chain] : [])];
-    for (const { config_type } of chains.flatMap((chain) => chain.filters)) {
-      if (config_type?.$case !== 'typed_config') continue;
-      const manager = unpack(HttpConnectionManager, config_type.value);
-      if (manager) renameManagerCallouts(manager, note);
-      else renameCallouts(config_type.value, note);
-    }
-    names.delete('');
-    known.set(listener, (found = names));
+  const names = new Set<string>();
+  const note = (name: string): string => {
+    names.add(name);
+    return name;
+  };
+  const chains: FilterChain[] = [...listener.filter_chains, ...(listener.default_filter_chain ? [listener.default_filter_chain] : [])];
+  for (const { config_type } of chains.flatMap((chain) => chain.filters)) {
+    if (config_type?.$case !== 'typed_config') continue;
+    const manager = unpack(HttpConnectionManager, config_type.value);
+    if (manager) renameManagerCallouts(manager, note);
+    else renameCallouts(config_type.value, note);
   }
-  return found;
+  names.delete('');
+  return names;
 }

@@ -14,12 +14,14 @@ import { TcpProxy } from '../../proto/generated/envoy/extensions/filters/network
 import { pack, unpack } from '../../common/xds/any.js';
 import { canonical } from '../xds/resource-type.js';
 import { deadEnds, narrowed } from './chain-match.js';
+import type { XdsResource } from '../xds/resource-type.js';
 import type { EnvoyExtensions } from './extensions.js';
 import { renameCallouts, renameManagerCallouts } from './fold-callouts.js';
 import { refuseNamedIdentity } from './fold-identity.js';
 import { foldRoutes, mirrorClusterName, renameClusters, type Rename } from './fold-routes.js';
-import { DIRECT_PORTS, inspectionChain, inspectionName, inspectionOf, type InspectionKind } from './inspection.js';
+import { DIRECT_PORTS, inspectionChain, inspectionName, type InspectionKind } from './inspection.js';
 import { countingRequests } from './request-log.js';
+import { listenerFact } from './state-facts.js';
 import { FoldError, keepExtension, stockFactory } from './stock.js';
 import { SetFilterState, packSetFilterState } from './filter-state.js';
 
@@ -59,14 +61,14 @@ export function isSocketOfItsOwn(listener: Listener): boolean {
 }
 
 /**
- * @param foldOne folds one listener; a caller that keeps results gives its own
+ * @param foldOne folds one listener, as foldListener does
  * @param handsOn plain TCP, however few chains it has: a chain that moves to another listener ends its connections
  */
-export function foldListeners(listeners: Iterable<Listener>, classKey: string, extensions: EnvoyExtensions, foldOne = foldListener, handsOn = false): FoldedListeners {
+export function foldListeners(listeners: Iterable<XdsResource<Listener>>, classKey: string, extensions: EnvoyExtensions, foldOne: (listener: XdsResource<Listener>, extensions: EnvoyExtensions, hasV6Twin: boolean) => FilterChain[], handsOn = false): FoldedListeners {
   const sorted = [...listeners].sort((a, b) => (a.name < b.name ? -1 : 1));
-  const outbound = sorted.filter(isOutboundListener);
-  const frame = sorted.find((listener) => listener.name === 'virtualOutbound');
-  const v6Wildcards = new Set(outbound.filter((listener) => addressOf(listener).address === '::').map((listener) => addressOf(listener).port));
+  const outbound = sorted.map((listener) => ({ listener, ...listenerFact.of(listener) })).filter(({ isOutbound }) => isOutbound);
+  const frame = sorted.find((listener) => listener.name === 'virtualOutbound')?.message;
+  const v6Wildcards = new Set(outbound.filter(({ address }) => address === '::').map(({ port }) => port));
   const folded: FoldedListeners = {
     chains: [blackHole('loop', narrowed(undefined, OUTBOUND_PORT, []))], defaultChain: passthrough(),
     inspected: { http: [], unknown: [], plain: [] }, accessLog: [], handsOn, errors: [],
@@ -74,8 +76,7 @@ export function foldListeners(listeners: Iterable<Listener>, classKey: string, e
   /** By port. */
   const plain = new Map<number, FilterChain[]>();
   const wildcards = new Set<number>();
-  for (const listener of outbound) {
-    const { port } = addressOf(listener);
+  for (const { listener, port, addresses, inspection: kind, ownChains } of outbound) {
     // The port of this very listener: whatever is said about it, it stays refused.
     if (port === OUTBOUND_PORT) continue;
     let chains: FilterChain[];
@@ -86,8 +87,8 @@ export function foldListeners(listeners: Iterable<Listener>, classKey: string, e
       folded.errors.push({ listener: listener.name, message: error.message });
       continue;
     }
-    const kind = inspectionOf(listener);
-    if (prefixRanges(listener, v6Wildcards.has(port)).every(({ prefix_len: length }) => length === 0)) wildcards.add(port);
+    const prefixes = prefixRanges(addresses, v6Wildcards.has(port));
+    if (prefixes.every(({ prefix_len: length }) => length === 0)) wildcards.add(port);
     if (!kind) {
       const known = plain.get(port);
       if (known) known.push(...chains);
@@ -97,12 +98,11 @@ export function foldListeners(listeners: Iterable<Listener>, classKey: string, e
     folded.inspected[kind].push(...chains);
     const toInspection = (name: string, match: FilterChainMatch | undefined): FilterChain => inspectionChain(name, inspectionName(classKey, kind), match);
     if (!DIRECT_PORTS.includes(port)) {
-      folded.chains.push(toInspection(`${listener.name}/inspect`, narrowed(undefined, port, prefixRanges(listener, v6Wildcards.has(port)))));
+      folded.chains.push(toInspection(`${listener.name}/inspect`, narrowed(undefined, port, prefixes)));
       continue;
     }
     // What shows itself at once is served here; what does not is inspected for longer.
-    const own = listener.filter_chains.length;
-    folded.chains.push(...chains.slice(0, own), ...chains.slice(own).map((end) => toInspection(end.name, end.filter_chain_match)));
+    folded.chains.push(...chains.slice(0, ownChains), ...chains.slice(ownChains).map((end) => toInspection(end.name, end.filter_chain_match)));
   }
   folded.handsOn ||= [...plain.values()].reduce((sum, { length }) => sum + length, 0) > MANY_PLAIN_CHAINS;
   for (const [port, chains] of plain) {
@@ -125,7 +125,7 @@ export function foldListeners(listeners: Iterable<Listener>, classKey: string, e
 /** One source listener's chains, narrowed to its port and addresses. */
 export function foldListener(listener: Listener, extensions: EnvoyExtensions, hasV6Twin: boolean): FilterChain[] {
   const { port } = addressOf(listener);
-  const prefixes = prefixRanges(listener, hasV6Twin);
+  const prefixes = prefixRanges(addressesOf(listener), hasV6Twin);
   const chains = listener.filter_chains.map((chain, index) => ({
     ...countingRequests(foldChain(chain, extensions), extensions, 'outbound'),
     name: `${listener.name}/${chain.name || index}`,
@@ -211,21 +211,18 @@ function unmatchedChain(frame: Listener): FilterChain | undefined {
   return frame.filter_chains.find((chain) => chain.filter_chain_match?.destination_port === undefined) ?? frame.default_filter_chain;
 }
 
-export function listenerPort(listener: Listener): number {
-  return addressOf(listener).port;
-}
-
 export function addressOf(listener: Listener): { address: string; port: number } {
   const socket = listener.address?.address?.$case === 'socket_address' ? listener.address.address.value : undefined;
   return { address: socket?.address ?? '', port: socket?.port_specifier?.$case === 'port_value' ? socket.port_specifier.value : 0 };
 }
 
+/** That address and its additional ones. */
+export function addressesOf(listener: Listener): string[] {
+  return [addressOf(listener).address, ...listener.additional_addresses.flatMap(({ address }) => (address?.address?.$case === 'socket_address' ? address.address.value.address : []))];
+}
+
 /** The destinations that a listener stands for: its VIPs, or none of them in particular. */
-function prefixRanges(listener: Listener, hasV6Twin: boolean): CidrRange[] {
-  const addresses = [addressOf(listener).address];
-  for (const additional of listener.additional_addresses) {
-    if (additional.address?.address?.$case === 'socket_address') addresses.push(additional.address.address.value.address);
-  }
+function prefixRanges(addresses: readonly string[], hasV6Twin: boolean): CidrRange[] {
   const wildcards = addresses.filter((address) => address === '0.0.0.0' || address === '::');
   if (wildcards.length > 0) {
     // A dual-stack control plane may say different things for the two families; otherwise one wildcard stands for both.

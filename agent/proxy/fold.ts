@@ -1,23 +1,26 @@
 /** From the classes' xDS state and the node's pods to the one snapshot that the shared Envoy gets. */
 import type { Cluster } from '../../proto/generated/envoy/config/cluster/v3/cluster.js';
 import { Cluster as ClusterCodec } from '../../proto/generated/envoy/config/cluster/v3/cluster.js';
-import { ClusterLoadAssignment } from '../../proto/generated/envoy/config/endpoint/v3/endpoint.js';
+import type { ClusterLoadAssignment } from '../../proto/generated/envoy/config/endpoint/v3/endpoint.js';
 import { Listener } from '../../proto/generated/envoy/config/listener/v3/listener.js';
 import type { FilterChain } from '../../proto/generated/envoy/config/listener/v3/listener_components.js';
 import { RouteConfiguration } from '../../proto/generated/envoy/config/route/v3/route.js';
 import { parseSpiffeId } from '../../common/identity/spiffe.js';
 import { encode, pack } from '../../common/xds/any.js';
 import { contentHash, hashBytes, type XdsResource } from '../xds/resource-type.js';
-import { edsServiceName } from '../xds/resource-types.js';
+import { edsNames } from '../xds/resource-types.js';
 import type { SidecarState } from '../xds/sidecar-stream.js';
+import { Memo } from '../../common/memo.js';
+import type { Any } from '../../proto/generated/google/protobuf/any.js';
 import type { Teaching } from '../http/names.js';
 import { taughtName } from '../http/taught-clusters.js';
 import { canBeTaughtOf, TaughtFold, taughtOfPod } from '../http/teach.js';
 import type { EnvoyExtensions } from './extensions.js';
 import { asksForMeshTls, ClusterEntries } from './cluster-entries.js';
 import { boundTo, foldCluster, isFoldedCluster } from './fold-clusters.js';
-import { foldAssignment, parseEndpointId } from './fold-endpoints.js';
-import { foldListener, foldListeners, isSocketOfItsOwn, renameInChain, type FoldedListeners } from './fold-listeners.js';
+import { parseEndpointId } from './fold-endpoints.js';
+import { FoldedBase, FoldedEndpoints, type ClusterSource, type FoldedCluster } from './folded-cluster.js';
+import { foldListener, foldListeners, renameInChain, type FoldedListeners } from './fold-listeners.js';
 import { CLOSED, foldInbound, inboundListeners, isInboundCluster, meshListenerName, type FoldedInbound } from './fold-inbound.js';
 import { mirrorClusterName, mirroredClusters } from './fold-routes.js';
 import { countingRequests } from './request-log.js';
@@ -31,7 +34,7 @@ import { markPolicy } from './pool-renewal.js';
 import { podClusterName, podListener, podListenerKey, podListenerName, type ListenerPod } from './pod-listener.js';
 import { endingIdle, portsTo } from './shown-callers.js';
 import { CDS, EDS, LDS, RDS, sameOrNew, Snapshot, type Entry } from './snapshot.js';
-import { inboundClusters, listenerFacts } from './state-facts.js';
+import { inboundClusters, listenerFact, listenerFacts } from './state-facts.js';
 import { FoldError } from './stock.js';
 import { NameBook, Renamed, type Content, type GivenNames, type Names } from './variants.js';
 import { NO_WAYPOINTS, type WaypointTable } from './waypoint-table.js';
@@ -90,11 +93,6 @@ export interface FoldedNames {
   routes: GivenNames;
 }
 
-interface FoldedCluster extends Content {
-  cluster: Cluster;
-  assignment: ClusterLoadAssignment | undefined;
-}
-
 interface InboundEntries {
   key: string;
   listeners: Entry[];
@@ -119,6 +117,9 @@ interface ClusterSet {
   problems: FoldProblem[];
 }
 
+/** With the clusters for what Envoy sends by itself. */
+type MirroredClusters = Map<string, ClusterSource & Content>;
+
 /** What a class's pods' listeners have in common, as it was folded from this object. */
 interface Template {
   listeners: object;
@@ -136,12 +137,12 @@ const MOST_ACCOUNTS = 4_096;
 
 /** Keeps what it folded before, by resource object: an unchanged resource is folded once. */
 export class Folder {
-  /** By identity, '' for none. */
-  readonly #clusters = new Map<string, WeakMap<object, Omit<FoldedCluster, 'assignment'>>>();
+  /** By identity, '' for none; like the others that follow by the source's bytes. */
+  readonly #clusters = new Map<string, WeakMap<Any, FoldedBase>>();
   /** By class. */
   readonly #clusterSets = new Map<string, ClusterSet>();
-  /** By class: with the clusters for what Envoy sends by itself. */
-  readonly #mirrors = new Map<string, { clusters: object; as: string; result: Map<string, FoldedCluster> }>();
+  /** By class. */
+  readonly #mirrors = new Map<string, { clusters: object; as: string; result: MirroredClusters }>();
   readonly #clusterEntries = new ClusterEntries();
   readonly #templates = new Map<string, Template>();
   /** Clusters that have had an endpoint for the mesh's mutual TLS: they stay an account's own, since a change of a cluster's name ends connections. */
@@ -149,18 +150,18 @@ export class Folder {
   readonly #clusterBook: NameBook;
   readonly #routeBook: NameBook;
   #clusterNames: { of: readonly { key: string; contents: ReadonlyMap<string, Content> | undefined }[]; names: Names } | undefined;
-  readonly #assignments = new WeakMap<object, { assignment: ClusterLoadAssignment; hash: string }>();
+  readonly #assignments = new Memo<Any, FoldedEndpoints>();
   readonly #routeTables: RouteTables;
   readonly #taught: TaughtFold;
-  readonly #routes = new WeakMap<object, FoldedRoutes>();
-  readonly #chains = new WeakMap<object, Map<boolean, FilterChain[]>>();
+  readonly #routes = new Memo<Any, FoldedRoutes>();
+  readonly #chains = new Memo<Any, Map<boolean, FilterChain[]>>();
   readonly #renamedRoutes = new Renamed<FoldedRoutes, FoldedRoutes>();
   readonly #renamedChains = new Renamed<FilterChain, FilterChain>();
-  readonly #inbound = new Map<string, WeakMap<object, FoldedInbound>>();
+  readonly #inbound = new Map<string, WeakMap<Any, FoldedInbound>>();
   /** By class and type, then by name: the last version that could be folded. */
-  #lastGood: ReadonlyMap<string, ReadonlyMap<string, object>> = new Map();
+  #lastGood: ReadonlyMap<string, ReadonlyMap<string, Any>> = new Map();
   /** The same of the fold under way: what is not in it is forgotten. */
-  #nextGood = new Map<string, Map<string, object>>();
+  #nextGood = new Map<string, Map<string, Any>>();
   /** The last one. */
   #snapshot = new Snapshot();
   #podEntries = new Map<string, { key: string; entry: Entry }>();
@@ -221,7 +222,7 @@ export class Folder {
     const behindWaypoints = new WaypointClusters(waypoints);
     for (const entry of behindWaypoints.listeners()) lds.set(entry.name, entry);
     const learners = new Set(pods.flatMap(({ classKey, taught }) => (taught ? classKey : [])));
-    const leadsAway = (cluster: Cluster): boolean => behindWaypoints.replace(cluster) !== undefined;
+    const leadsAway = (source: ClusterSource): boolean => behindWaypoints.replace(source) !== undefined;
     const isLearner = ({ key }: FoldClass): boolean => teaches !== undefined && learners.has(key);
     teaches?.compile?.(this.#taught.view(classes.filter(isLearner).map((item) => ({ ...item, clusters: clusters.get(item.key)! })), pods, { judged, reached, behind: new Set(behind), teachable: eventDriven, tunnels, leadsAway, waypoints }));
     const taught = new Map(classes.filter(isLearner).map(({ key }) => [key, this.#taught.routes({ key, clusters: clusters.get(key)!, routes: routes.get(key)!, clusterNames, routeNames: routeNamesOf, leadsAway }, teaches!)] as const));
@@ -294,30 +295,32 @@ export class Folder {
     }
     const found: FoldProblem[] = [];
     const result = new Map<string, FoldedCluster>();
-    for (const { name, message } of state.clusters.values()) {
+    for (const source of state.clusters.values()) {
+      const { name } = source;
       if (!isFoldedCluster(name)) continue;
-      const service = edsServiceName(message);
+      const service = edsNames.of(source);
       const endpoints = service === undefined ? undefined : this.#foldAssignment(state.endpoints.get(service));
-      const account = identity !== undefined && this.#asksForMeshTls(name, message, endpoints?.assignment, local) ? identity : undefined;
-      const base = this.#good(`${key} CDS`, key, `CDS ${name}`, name, message, found, () => {
-        const cluster = foldCluster(message, this.extensions, account);
-        return { cluster, hash: contentHash(ClusterCodec, cluster), ...(cluster.transport_socket_matches.length > 0 ? ofAccount(account) : {}) };
-      }, cacheOf(this.#clusters, account));
+      const account = identity !== undefined && this.#asksForMeshTls(source, endpoints, local) ? identity : undefined;
+      const base = this.#good(`${key} CDS`, key, `CDS ${name}`, source, found, () => this.#foldCluster(source, account), cacheOf(this.#clusters, account));
       if (!base) continue;
       const old = before?.result.get(name);
-      const same = old?.cluster === base.cluster && old.assignment === endpoints?.assignment;
-      result.set(name, same ? old : { ...base, assignment: endpoints?.assignment, hash: `${base.hash}${endpoints?.hash ?? ''}` });
+      result.set(name, old?.base === base && old.endpoints === endpoints ? old : base.with(endpoints));
     }
     this.#clusterSets.set(key, { clusters: state.clusters, endpoints: state.endpoints, as, result, problems: found });
     problems.push(...found);
     return result;
   }
 
+  #foldCluster(source: XdsResource<Cluster>, account: string | undefined): FoldedBase {
+    const fold = (message: Cluster): Cluster => foldCluster(message, this.extensions, account);
+    return new FoldedBase(source, fold, (cluster) => contentHash(ClusterCodec, cluster), ({ transport_socket_matches }) => (transport_socket_matches.length > 0 ? ofAccount(account).account : undefined));
+  }
+
   /**
    * Adds what a class's routes mirror to, and its listeners send spans to: made from the first of its pods, since all of them
    * have one identity and neither Envoy's copies of requests nor its spans say which pod asked.
    */
-  #withMirrors({ key, state }: FoldClass, clusters: Map<string, FoldedCluster>, pods: readonly FoldPod[]): Map<string, FoldedCluster> {
+  #withMirrors({ key, state }: FoldClass, clusters: Map<string, FoldedCluster>, pods: readonly FoldPod[]): MirroredClusters {
     const mirrored = new Set(listenerFacts(state.listeners).callouts);
     for (const { message } of state.routes.values()) for (const name of mirroredClusters(message)) mirrored.add(name);
     const [netnsPath] = mirrored.size === 0 ? [] : pods.filter((pod) => pod.classKey === key).map((pod) => pod.netnsPath).sort();
@@ -328,30 +331,31 @@ export class Folder {
     const as = [netnsPath, ...[...mirrored].sort()].join();
     const before = this.#mirrors.get(key);
     if (before?.clusters === clusters && before.as === as) return before.result;
-    const result = new Map(clusters);
+    const result: MirroredClusters = new Map(clusters);
     for (const name of mirrored) {
       const folded = clusters.get(name);
       if (!folded) continue;
       const cluster = boundTo(netnsPath, { ...folded.cluster, name: mirrorClusterName(name) });
-      result.set(cluster.name, { ...folded, cluster, hash: hashBytes(folded.hash, netnsPath) });
+      const { account, assignment, targets } = folded;
+      result.set(cluster.name, { name: cluster.name, ...(account === undefined ? {} : { account }), cluster, assignment, targets, hash: hashBytes(folded.hash, netnsPath) });
     }
     this.#mirrors.set(key, { clusters, as, result });
     return result;
   }
 
   /** One that asks for no account's certificate is one cluster for all accounts, of which a node may have many. */
-  #asksForMeshTls(name: string, message: Cluster, assignment: ClusterLoadAssignment | undefined, local: ReadonlySet<string>): boolean {
-    if (this.accountClusters.has(name)) return true;
-    const asks = asksForMeshTls(message, assignment, local);
-    if (asks) this.accountClusters.add(name);
+  #asksForMeshTls(source: XdsResource<Cluster>, endpoints: FoldedEndpoints | undefined, local: ReadonlySet<string>): boolean {
+    if (this.accountClusters.has(source.name)) return true;
+    const asks = asksForMeshTls(source, endpoints, local);
+    if (asks) this.accountClusters.add(source.name);
     return asks;
   }
 
   /** What a class's pods ask of their callers; one that can't be folded, and never could, lets nobody in. */
   #foldInbound({ key, state, identity, certified }: FoldClass, problems: FoldProblem[]): FoldedInbound | undefined {
-    const source = state.listeners.get('virtualInbound')?.message;
+    const source = state.listeners.get('virtualInbound');
     if (!source) return undefined;
-    const folded = this.#good(`${key} inbound`, key, 'LDS virtualInbound', 'virtualInbound', source, problems, (message) => foldInbound(message, this.extensions, certified ? identity : undefined), cacheOf(this.#inbound, certified ? identity : undefined)) ?? CLOSED;
+    const folded = this.#good(`${key} inbound`, key, 'LDS virtualInbound', source, problems, (message) => foldInbound(message, this.extensions, certified ? identity : undefined), cacheOf(this.#inbound, certified ? identity : undefined)) ?? CLOSED;
     for (const message of folded.refused) problems.push({ classKey: key, resource: 'LDS virtualInbound', message });
     // A Sidecar's ingress listeners deliver where they say, not where the caller meant.
     const delivered = inboundClusters(state.clusters).filter(({ message }) => message.load_assignment);
@@ -427,14 +431,8 @@ export class Folder {
     return new Set(entries.keys());
   }
 
-  #foldAssignment(source: XdsResource<ClusterLoadAssignment> | undefined): { assignment: ClusterLoadAssignment; hash: string } | undefined {
-    if (!source) return undefined;
-    let found = this.#assignments.get(source.message);
-    if (!found) {
-      const assignment = foldAssignment(source.message);
-      this.#assignments.set(source.message, (found = { assignment, hash: contentHash(ClusterLoadAssignment, assignment) }));
-    }
-    return found;
+  #foldAssignment(source: XdsResource<ClusterLoadAssignment> | undefined): FoldedEndpoints | undefined {
+    return source && this.#assignments.once(source.any, () => new FoldedEndpoints(source));
   }
 
   /** Each account has tables of its own: where they were shared, a listener's would have another name when the other account's pods leave. */
@@ -442,7 +440,7 @@ export class Folder {
     const result = new Map<string, FoldedRoutes>();
     const signature = clusterNames.signature(key);
     for (const source of state.routes.values()) {
-      const folded = this.#good(`${key} RDS`, key, `RDS ${source.name}`, source.name, source.message, problems, (message) => this.#routeTables.fold(message), this.#routes);
+      const folded = this.#good(`${key} RDS`, key, `RDS ${source.name}`, source, problems, (message) => this.#routeTables.fold(message), this.#routes);
       if (!folded) continue;
       const own = clusterNames.renames(key) ? this.#renamedRoutes.get(folded, signature, () => this.#routeTables.renamed(folded.source, (name) => clusterNames.of(key, name))) : folded;
       result.set(source.name, { ...own, ...ofAccount(identity) });
@@ -473,12 +471,12 @@ export class Folder {
 
   #makeTemplate({ key, state, identity }: FoldClass, clusterNames: Names, routeNames_: Names, waypoints: WaypointTable): Omit<Template, 'listeners' | 'names' | 'waypoints'> {
     const problems: FoldProblem[] = [];
-    const sources = [...state.listeners.values()].map((resource) => resource.message);
+    const sources = [...state.listeners.values()];
     const asSent = foldListeners(sources, key, this.extensions, (listener, extensions, twin) => this.#foldListener(key, listener, extensions, twin, problems), this.#templates.get(key)?.folded.handsOn);
     // Whether a cluster is a headless service's changes with the listeners.
     const folded = withHeadless(asSent, waypoints.headless ?? [], identity, (name) => state.clusters.get(name)?.message);
     for (const { listener, message } of folded.errors) problems.push({ classKey: key, resource: `LDS ${listener}`, message });
-    for (const { name } of sources.filter(isSocketOfItsOwn)) problems.push({ classKey: key, resource: `LDS ${name}`, message: 'a socket in the pod that programs are to dial (captureMode NONE), which the node\'s Envoy does not open: nobody listens there' });
+    for (const { name } of sources.filter((source) => listenerFact.of(source).isSocketOfItsOwn)) problems.push({ classKey: key, resource: `LDS ${name}`, message: 'a socket in the pod that programs are to dial (captureMode NONE), which the node\'s Envoy does not open: nobody listens there' });
     if (clusterNames.renames(key) || routeNames_.renames(key)) {
       const signature = `${clusterNames.signature(key)} ${routeNames_.signature(key)}`;
       const rename = (chain: FilterChain): FilterChain =>
@@ -494,30 +492,30 @@ export class Folder {
     return { folded: whole, hash: probe.version, needs: [...needs], inner, problems };
   }
 
-  #foldListener(key: string, listener: Listener, extensions: EnvoyExtensions, twin: boolean, problems: FoldProblem[]): FilterChain[] {
-    const cached = this.#chains.get(listener)?.get(twin);
+  #foldListener(key: string, listener: XdsResource<Listener>, extensions: EnvoyExtensions, twin: boolean, problems: FoldProblem[]): FilterChain[] {
+    const { name, any } = listener;
+    const cached = this.#chains.get(any)?.get(twin);
     const good = this.#goodOf(`${key} LDS`);
     if (cached) {
-      good.set(listener.name, listener);
+      good.set(name, any);
       return cached;
     }
     try {
-      const chains = foldListener(listener, extensions, twin);
-      const byTwin = this.#chains.get(listener) ?? new Map<boolean, FilterChain[]>();
-      this.#chains.set(listener, byTwin.set(twin, chains));
-      good.set(listener.name, listener);
+      const chains = foldListener(listener.message, extensions, twin);
+      this.#chains.once(any, () => new Map<boolean, FilterChain[]>()).set(twin, chains);
+      good.set(name, any);
       return chains;
     } catch (error) {
-      const last = this.#lastGood.get(`${key} LDS`)?.get(listener.name);
-      if (last) good.set(listener.name, last);
+      const last = this.#lastGood.get(`${key} LDS`)?.get(name);
+      if (last) good.set(name, last);
       const chains = last && this.#chains.get(last)?.get(twin);
       if (!(error instanceof FoldError) || !chains) throw error;
-      problems.push({ classKey: key, resource: `LDS ${listener.name}`, message: error.message });
+      problems.push({ classKey: key, resource: `LDS ${name}`, message: error.message });
       return chains;
     }
   }
 
-  #goodOf(group: string): Map<string, object> {
+  #goodOf(group: string): Map<string, Any> {
     let found = this.#nextGood.get(group);
     if (!found) this.#nextGood.set(group, (found = new Map()));
     return found;
@@ -525,16 +523,17 @@ export class Folder {
 
   #keepGood(group: string): void {
     const good = this.#lastGood.get(group);
-    if (good) this.#nextGood.set(group, good as Map<string, object>);
+    if (good) this.#nextGood.set(group, good as Map<string, Any>);
   }
 
   /** The folded form of `source`, or the last good one with a problem noted, or none. @param group class and type */
-  #good<S extends object, F>(group: string, classKey: string, resource: string, name: string, source: S, problems: FoldProblem[], fold: (source: S) => F, cache: WeakMap<object, F>): F | undefined {
+  #good<S, F>(group: string, classKey: string, resource: string, source: XdsResource<S>, problems: FoldProblem[], fold: (message: S) => F, cache: Pick<WeakMap<Any, F>, 'get' | 'set'> | Memo<Any, F>): F | undefined {
     const good = this.#goodOf(group);
-    let found = cache.get(source);
+    const { name, any } = source;
+    let found = cache.get(any);
     if (!found) {
       try {
-        cache.set(source, (found = fold(source)));
+        cache.set(any, (found = fold(source.message)));
       } catch (error) {
         if (!(error instanceof FoldError)) throw error;
         problems.push({ classKey, resource, message: error.message });
@@ -543,12 +542,12 @@ export class Folder {
         return last && cache.get(last);
       }
     }
-    good.set(name, source);
+    good.set(name, any);
     return found;
   }
 }
 
-function cacheOf<F>(caches: Map<string, WeakMap<object, F>>, identity = ''): WeakMap<object, F> {
+function cacheOf<F>(caches: Map<string, WeakMap<Any, F>>, identity = ''): WeakMap<Any, F> {
   let found = caches.get(identity);
   if (!found) caches.set(identity, (found = new WeakMap()));
   return found;

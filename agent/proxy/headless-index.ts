@@ -20,12 +20,13 @@ export class HeadlessIndex {
     return this.#addresses;
   }
 
-  /** @param names of what changed */
-  update(all: ReadonlyMap<string, XdsResource<Address>>, names: Iterable<string>): void {
+  /** @param changed by name; undefined: it is gone */
+  update(all: ReadonlyMap<string, XdsResource<Address>>, changed: Iterable<readonly [string, Address | undefined]>): void {
     let isWhole = false;
-    const changed = [...names];
-    for (const name of changed) {
-      const type = all.get(name)?.message.type;
+    const names: string[] = [];
+    for (const [name, address] of changed) {
+      names.push(name);
+      const type = address?.type;
       const isHeadless = type?.$case === 'service' && type.value.addresses.length === 0;
       if (isHeadless === this.#services.has(name)) continue;
       isWhole = true;
@@ -34,7 +35,7 @@ export class HeadlessIndex {
     }
     if (this.#services.size === 0 && this.#found.size === 0) return;
     let differs = false;
-    for (const name of isWhole ? new Set([...all.keys(), ...this.#found.keys()]) : changed) {
+    for (const name of isWhole ? new Set([...all.keys(), ...this.#found.keys()]) : names) {
       const now = this.#addressesOf(all.get(name)?.message);
       const before = this.#found.get(name) ?? [];
       if (now.join() === before.join()) continue;

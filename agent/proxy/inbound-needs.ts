@@ -12,6 +12,7 @@ import { RBAC as NetworkRbac } from '../../proto/generated/envoy/extensions/filt
 import { TcpProxy } from '../../proto/generated/envoy/extensions/filters/network/tcp_proxy/v3/tcp_proxy.js';
 import type { Any } from '../../proto/generated/google/protobuf/any.js';
 import { unpack } from '../../common/xds/any.js';
+import { Facts, type XdsResource } from '../xds/resource-type.js';
 import type { SidecarState } from '../xds/sidecar-stream.js';
 import { configType } from './extensions.js';
 import { INBOUND_PORT } from './fold-inbound.js';
@@ -43,12 +44,11 @@ const RULE_NAME = /^ns\[([^\]]+)\]-policy\[([^\]]+)\]-rule\[\d+\]$/;
 /** Of workloads that no Telemetry resource is for: istiod's says that Host is not asked for where there is no route. */
 const STATS_OF_ISTIO: ReadonlySet<string> = new Set(['', '3001']);
 
-const known = new WeakMap<Listener, InboundNeeds>();
+const known = new Facts(readListener);
 
 /** @param clusters of the same class: inbound ones that deliver elsewhere are Envoy's */
-export function inboundNeeds(listener: Listener, clusters: ReadonlyMap<string, { message: Cluster }>): InboundNeeds {
-  let needs = known.get(listener);
-  if (!needs) known.set(listener, (needs = readListener(listener)));
+export function inboundNeeds(listener: Pick<XdsResource<Listener>, 'any' | 'message'>, clusters: ReadonlyMap<string, { message: Cluster }>): InboundNeeds {
+  const needs = known.of(listener);
   const elsewhere = [...needs.keys()].filter((port) => clusters.get(`inbound|${port}||`)?.message.load_assignment);
   return elsewhere.length === 0 ? needs : new Map([...needs].map(([port, need]) => [port, elsewhere.includes(port) ? { ...need, reason: 'it is delivered elsewhere than to its port' } : need]));
 }
@@ -57,12 +57,12 @@ export function inboundNeeds(listener: Listener, clusters: ReadonlyMap<string, {
 export function needsOfPods(pods: readonly { uid: string; classKey: string }[], stateOf: (classKey: string) => Pick<SidecarState, 'listeners' | 'clusters'> | undefined): Map<string, InboundNeeds> {
   return new Map(pods.flatMap(({ uid, classKey }) => {
     const state = stateOf(classKey);
-    const listener = state?.listeners.get('virtualInbound')?.message;
+    const listener = state?.listeners.get('virtualInbound');
     return listener ? [[uid, inboundNeeds(listener, state!.clusters)] as const] : [];
   }));
 }
 
-function readListener(listener: Listener): InboundNeeds {
+function readListener(listener: Listener): ReadonlyMap<number, PortNeed> {
   const groups = new Map<number, FilterChain[]>();
   for (const chain of listener.filter_chains) {
     const port = chain.filter_chain_match?.destination_port ?? 0;

@@ -11,7 +11,7 @@ import { HttpConnectionManager } from '../../proto/generated/envoy/extensions/fi
 import { RBAC as NetworkRbac } from '../../proto/generated/envoy/extensions/filters/network/rbac/v3/rbac.js';
 import type { Any } from '../../proto/generated/google/protobuf/any.js';
 import { unpack } from '../../common/xds/any.js';
-import { contentHash, hashBytes } from '../xds/resource-type.js';
+import { contentHash, Facts, hashBytes } from '../xds/resource-type.js';
 import { INBOUND_PORT } from './fold-inbound.js';
 import { isNeutral } from './neutral-chain.js';
 
@@ -32,14 +32,8 @@ export type InboundPolicy = ReadonlyMap<number, PortPolicy>;
 /** Istio's way to ask an external authorizer (action CUSTOM) about some requests alone. */
 const ASKS_ELSEWHERE = 'istio_ext_authz_';
 
-const known = new WeakMap<Listener, InboundPolicy>();
-
 /** Of a `virtualInbound`, as the control plane sent it. */
-export function inboundPolicy(listener: Listener): InboundPolicy {
-  let policy = known.get(listener);
-  if (!policy) known.set(listener, (policy = read(listener)));
-  return policy;
-}
+export const inboundPolicies = new Facts(inboundPolicy);
 
 /** Whether a connection that was let in may be refused now. */
 export function narrowsInbound(before: InboundPolicy, now: InboundPolicy): boolean {
@@ -64,7 +58,7 @@ function narrowsPort(was: PortPolicy, is: PortPolicy): boolean {
   });
 }
 
-function read({ filter_chains, default_filter_chain }: Listener): InboundPolicy {
+export function inboundPolicy({ filter_chains, default_filter_chain }: Listener): InboundPolicy {
   const groups = new Map<number, FilterChain[]>();
   for (const chain of [...filter_chains, ...(default_filter_chain ? [default_filter_chain] : [])]) {
     const port = chain.filter_chain_match?.destination_port ?? 0;

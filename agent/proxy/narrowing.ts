@@ -7,7 +7,7 @@
 import type { SidecarState } from '../xds/sidecar-stream.js';
 import type { AdsServer } from './ads-server.js';
 import { inboundListenerName } from './fold-inbound.js';
-import { httpPorts, inboundPolicy, narrowsInbound, type InboundPolicy } from './inbound-policy.js';
+import { httpPorts, inboundPolicies, narrowsInbound, type InboundPolicy } from './inbound-policy.js';
 import { podOfListener } from './pod-listener.js';
 
 export interface NarrowingOptions {
@@ -105,8 +105,8 @@ type Listeners = Pick<SidecarState, 'listeners'>;
 /** By uid; pods of which nothing is known are left out. */
 export function policiesOfPods(pods: readonly { uid: string; classKey: string }[], stateOf: (classKey: string) => Listeners | undefined): Map<string, InboundPolicy> {
   return new Map(pods.flatMap(({ uid, classKey }) => {
-    const listener = stateOf(classKey)?.listeners.get('virtualInbound')?.message;
-    return listener ? [[uid, inboundPolicy(listener)] as const] : [];
+    const listener = stateOf(classKey)?.listeners.get('virtualInbound');
+    return listener ? [[uid, inboundPolicies.of(listener)] as const] : [];
   }));
 }
 

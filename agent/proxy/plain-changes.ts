@@ -1,8 +1,9 @@
 /** Which services a change of the classes' states may concern, so that the kernel's entries of the others need not be looked at. */
 import type { Listener } from '../../proto/generated/envoy/config/listener/v3/listener.js';
+import type { XdsResource } from '../xds/resource-type.js';
 import type { SidecarState } from '../xds/sidecar-stream.js';
-import { addressOf, isOutboundListener } from './fold-listeners.js';
 import { changedDomains } from './plain-routes.js';
+import { listenerFact } from './state-facts.js';
 
 /** @returns host names and addresses; undefined: any may be concerned. Both have the same classes, in the same order. */
 export function changesBetween(before: readonly SidecarState[], now: readonly SidecarState[]): Set<string> | undefined {
@@ -14,19 +15,19 @@ export function changesBetween(before: readonly SidecarState[], now: readonly Si
 /** @returns whether `changes` has all of them now */
 function addChanges(before: SidecarState, now: SidecarState, changes: Set<string>): boolean {
   if (before === now) return true;
-  return different(before.listeners, now.listeners).every((name) => addListener(before.listeners.get(name)?.message, changes) && addListener(now.listeners.get(name)?.message, changes)) &&
+  return different(before.listeners, now.listeners).every((name) => addListener(before.listeners.get(name), changes) && addListener(now.listeners.get(name), changes)) &&
     different(before.routes, now.routes).every((name) => addRoutes(before, now, name, changes)) &&
     different(before.clusters, now.clusters).every((name) => !name.startsWith('outbound|') || addHost(name, changes)) &&
     different(before.endpoints, now.endpoints).every((name) => addHost(name, changes));
 }
 
-function addListener(listener: Listener | undefined, changes: Set<string>): boolean {
+function addListener(listener: XdsResource<Listener> | undefined, changes: Set<string>): boolean {
   if (!listener) return true;
   // The frame of all of them: its access log is theirs.
   if (listener.name === 'virtualOutbound') return false;
-  if (!isOutboundListener(listener)) return true;
-  const more = listener.additional_addresses.flatMap(({ address }) => (address?.address?.$case === 'socket_address' ? [address.address.value.address] : []));
-  for (const address of [addressOf(listener).address, ...more]) {
+  const { isOutbound, addresses } = listenerFact.of(listener);
+  if (!isOutbound) return true;
+  for (const address of addresses) {
     if (address === '0.0.0.0' || address === '::') return false;
     changes.add(address);
   }
@@ -48,11 +49,11 @@ function addHost(name: string, changes: Set<string>): boolean {
   return true;
 }
 
-/** Names under which two maps have different messages, or one of them none. */
-function different<T extends { message: unknown }>(before: ReadonlyMap<string, T>, now: ReadonlyMap<string, T>): string[] {
+/** Names under which two maps have different contents, or one of them none. */
+function different(before: ReadonlyMap<string, XdsResource<unknown>>, now: ReadonlyMap<string, XdsResource<unknown>>): string[] {
   if (before === now) return [];
   const found: string[] = [];
-  for (const [name, { message }] of now) if (before.get(name)?.message !== message) found.push(name);
+  for (const [name, { any }] of now) if (before.get(name)?.any !== any) found.push(name);
   for (const name of before.keys()) if (!now.has(name)) found.push(name);
   return found;
 }

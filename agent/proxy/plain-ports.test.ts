@@ -74,7 +74,7 @@ describe('PlainPorts', () => {
   it('finds TCP and HTTP plain as the control plane sends them for a service that asks for nothing', () => {
     const tcp = judge(5432, state());
     assert.equal(tcp.kind, 'tcp');
-    assert.equal(tcp.kind && tcp.assignments[0]?.endpoints.length, 1);
+    assert.equal(tcp.kind && tcp.assignments[0]?.message.endpoints.length, 1);
     assert.equal(judge(80, state()).kind, 'http');
     const sniffed = state({ listeners: [sniffedListener(VIP, 5432, TCP)], routes: [routes(80, { [HOST]: TCP })] });
     const withRoutes = { ...sniffed, routes: new Map([['5432', sniffed.routes.get('80')!]]) } as SidecarState;

@@ -12,18 +12,23 @@ import { FilterChain, FilterChainMatch, type Filter } from '../../proto/generate
 import { HttpConnectionManager } from '../../proto/generated/envoy/extensions/filters/network/http_connection_manager/v3/http_connection_manager.js';
 import { TcpProxy } from '../../proto/generated/envoy/extensions/filters/network/tcp_proxy/v3/tcp_proxy.js';
 import { HttpProtocolOptions } from '../../proto/generated/envoy/extensions/upstreams/http/v3/http_protocol_options.js';
+import type { Any } from '../../proto/generated/google/protobuf/any.js';
 import { unpack } from '../../common/xds/any.js';
-import { edsServiceName } from '../xds/resource-types.js';
+import { Facts, type XdsResource } from '../xds/resource-type.js';
+import { edsNames } from '../xds/resource-types.js';
 import type { SidecarState } from '../xds/sidecar-stream.js';
 import { configType } from './extensions.js';
-import { addressOf, isOutboundListener } from './fold-listeners.js';
 import { isEmpty, isNeutral } from './neutral-chain.js';
 import { changesBetween } from './plain-changes.js';
 import { routeOf } from './plain-routes.js';
+import { listenerFact } from './state-facts.js';
+
+/** Decoded when it is read. */
+export type Assignment = Pick<XdsResource<ClusterLoadAssignment>, 'any' | 'message'>;
 
 /** `http`: only if HTTP that asks for nothing may be treated as TCP. */
 export type PortVerdict =
-  | { kind: 'tcp' | 'http'; assignments: readonly (ClusterLoadAssignment | undefined)[]; reason?: undefined }
+  | { kind: 'tcp' | 'http'; assignments: readonly (Assignment | undefined)[]; reason?: undefined }
   | { kind?: undefined; reason: string };
 
 export interface PortJudge {
@@ -46,9 +51,12 @@ const UNLIMITED = 0xffff_ffff;
 type Chain = { tcp: string } | { routes: string } | { reason: string };
 type Shape = { sniffs: boolean; chains: Chain[] } | { reason: string };
 
-const shapes = new WeakMap<Listener, Shape>();
-const clusters = new WeakMap<Cluster, { reason: string | undefined }>();
-const indexes = new WeakMap<SidecarState['listeners'], Map<string, Listener | 'several'>>();
+type Index = Map<string, XdsResource<Listener> | 'several'>;
+
+const shapes = new Facts(readShape);
+const clusters = new Facts(readCluster);
+const logs = new Facts(({ access_log }: Listener) => access_log.length > 0);
+const indexes = new WeakMap<SidecarState['listeners'], Index>();
 
 export interface PlainClass {
   key: string;
@@ -59,7 +67,7 @@ export interface PlainClass {
 
 export class PlainPorts implements PortJudge {
   readonly #classes: readonly PlainClass[];
-  readonly #listeners = new Map<string, Map<string, Listener | 'several'>>();
+  readonly #listeners = new Map<string, Index>();
 
   constructor(classes: readonly PlainClass[]) {
     this.#classes = classes;
@@ -68,7 +76,7 @@ export class PlainPorts implements PortJudge {
   judge(address: string, port: number, hostname: string): PortVerdict {
     if (this.#classes.length === 0) return { reason: 'nothing is known of what the control plane asks for' };
     let kind: 'tcp' | 'http' = 'tcp';
-    const assignments = new Set<ClusterLoadAssignment | undefined>();
+    const assignments = new Map<Any | undefined, Assignment | undefined>();
     // Whose pods do not have the address's family never get there, and have no listener for it.
     const asked = this.#classes.filter(({ addresses = [] }) => addresses.length === 0 || addresses.some((own) => isIPv6(own) === isIPv6(address)));
     if (asked.length === 0) return { reason: 'no pod of this node has an address of its family' };
@@ -76,9 +84,9 @@ export class PlainPorts implements PortJudge {
       const found = this.#inClass(key, state, address, port, `outbound|${port}||${hostname}`, hostname);
       if (found.reason !== undefined) return found;
       if (found.kind === 'http') kind = 'http';
-      for (const each of found.assignments) assignments.add(each);
+      for (const each of found.assignments) assignments.set(each?.any, each);
     }
-    return { kind, assignments: [...assignments] };
+    return { kind, assignments: [...assignments.values()] };
   }
 
   changedSince(before: PortJudge): ReadonlySet<string> | undefined {
@@ -87,11 +95,12 @@ export class PlainPorts implements PortJudge {
 
   #inClass(key: string, state: SidecarState, address: string, port: number, name: string, hostname: string): PortVerdict {
     // It becomes the pods' listener's own.
-    if (state.listeners.get('virtualOutbound')?.message.access_log.length) return { reason: 'all connections are logged' };
+    const frame = state.listeners.get('virtualOutbound');
+    if (frame && logs.of(frame)) return { reason: 'all connections are logged' };
     const listener = this.#listenerOf(key, state, address, port);
     if (listener === undefined) return { reason: 'a client\'s proxy has no listener for it' };
     if (listener === 'several') return { reason: 'several listeners claim it' };
-    const shape = shapeOf(listener);
+    const shape = shapes.of(listener);
     if ('reason' in shape) return shape;
     const isHttp = shape.chains.some((chain) => 'routes' in chain);
     for (const chain of shape.chains) {
@@ -101,18 +110,18 @@ export class PlainPorts implements PortJudge {
       // What is not HTTP on an HTTP port is passed on to where it was going: the service.
       if (target.cluster !== name && !(isHttp && 'tcp' in chain && chain.tcp === PASSTHROUGH)) return { reason: `it is led to ${target.cluster}` };
     }
-    const cluster = state.clusters.get(name)?.message;
+    const cluster = state.clusters.get(name);
     if (!cluster) return { reason: `there is no cluster ${name}` };
-    const reason = settingOf(cluster);
+    const reason = clusters.of(cluster);
     if (reason !== undefined) return { reason };
-    return { kind: isHttp || shape.sniffs ? 'http' : 'tcp', assignments: [state.endpoints.get(edsServiceName(cluster) ?? '')?.message] };
+    return { kind: isHttp || shape.sniffs ? 'http' : 'tcp', assignments: [state.endpoints.get(edsNames.of(cluster) ?? '')] };
   }
 
   isNamed(address: string, port: number): boolean {
     return this.#classes.length > 0 && this.#classes.every(({ key, state }) => this.#indexOf(key, state).has(`${address} ${port}`));
   }
 
-  #listenerOf(key: string, state: SidecarState, address: string, port: number): Listener | 'several' | undefined {
+  #listenerOf(key: string, state: SidecarState, address: string, port: number): XdsResource<Listener> | 'several' | undefined {
     const index = this.#indexOf(key, state);
     const wildcards = isIPv6(address) ? ['::', '0.0.0.0'] : ['0.0.0.0', '::'];
     for (const each of [address, ...wildcards]) {
@@ -122,7 +131,7 @@ export class PlainPorts implements PortJudge {
     return undefined;
   }
 
-  #indexOf(key: string, state: SidecarState): Map<string, Listener | 'several'> {
+  #indexOf(key: string, state: SidecarState): Index {
     let index = this.#listeners.get(key);
     if (!index) {
       index = indexes.get(state.listeners) ?? indexOf(state);
@@ -133,21 +142,14 @@ export class PlainPorts implements PortJudge {
   }
 }
 
-function indexOf({ listeners }: SidecarState): Map<string, Listener | 'several'> {
-  const index = new Map<string, Listener | 'several'>();
-  for (const { message } of listeners.values()) {
-    if (!isOutboundListener(message)) continue;
-    const { address, port } = addressOf(message);
-    const more = message.additional_addresses.flatMap(({ address: each }) => (each?.address?.$case === 'socket_address' ? [each.address.value.address] : []));
-    for (const each of new Set([address, ...more])) index.set(`${each} ${port}`, index.has(`${each} ${port}`) ? 'several' : message);
+function indexOf({ listeners }: SidecarState): Index {
+  const index: Index = new Map();
+  for (const listener of listeners.values()) {
+    const { isOutbound, addresses, port } = listenerFact.of(listener);
+    if (!isOutbound) continue;
+    for (const each of new Set(addresses)) index.set(`${each} ${port}`, index.has(`${each} ${port}`) ? 'several' : listener);
   }
   return index;
-}
-
-function shapeOf(listener: Listener): Shape {
-  let shape = shapes.get(listener);
-  if (!shape) shapes.set(listener, (shape = readShape(listener)));
-  return shape;
 }
 
 function readShape(listener: Listener): Shape {
@@ -208,12 +210,6 @@ function readManager(manager: HttpConnectionManager): Chain {
 function asks(name: string, config: Filter['config_type']): string | undefined {
   if (config?.$case !== 'typed_config' || !isNeutral(config.value)) return `the filter ${name} has a say`;
   return configType(config.value) === 'stats.PluginConfig' && config.value.value.length > 0 ? 'its metrics are changed by a Telemetry resource' : undefined;
-}
-
-function settingOf(cluster: Cluster): string | undefined {
-  let found = clusters.get(cluster);
-  if (!found) clusters.set(cluster, (found = { reason: readCluster(cluster) }));
-  return found.reason;
 }
 
 function readCluster(cluster: Cluster): string | undefined {

@@ -3,12 +3,14 @@
  * so that each is looked through once, and not at every publication.
  */
 import type { Cluster } from '../../proto/generated/envoy/config/cluster/v3/cluster.js';
-import type { XdsResource } from '../xds/resource-type.js';
+import type { Listener } from '../../proto/generated/envoy/config/listener/v3/listener.js';
+import { Facts, type XdsResource } from '../xds/resource-type.js';
 import { routeNames } from '../xds/resource-types.js';
 import type { SidecarState } from '../xds/sidecar-stream.js';
 import { calloutClusters } from './fold-callouts.js';
 import { isInboundCluster } from './fold-inbound.js';
-import { isOutboundListener, listenerPort, passesThrough } from './fold-listeners.js';
+import { addressOf, addressesOf, isOutboundListener, isSocketOfItsOwn, passesThrough } from './fold-listeners.js';
+import { inspectionOf } from './inspection.js';
 
 export interface ListenerFacts {
   /** Of outbound listeners, each once. */
@@ -24,19 +26,32 @@ export interface ListenerFacts {
 const ofListeners = new WeakMap<SidecarState['listeners'], ListenerFacts>();
 const inbound = new WeakMap<SidecarState['clusters'], readonly XdsResource<Cluster>[]>();
 
+/** Of one listener. */
+export const listenerFact = new Facts((listener: Listener) => ({
+  isOutbound: isOutboundListener(listener),
+  isSocketOfItsOwn: isSocketOfItsOwn(listener),
+  ...addressOf(listener),
+  addresses: addressesOf(listener),
+  ownChains: listener.filter_chains.length,
+  inspection: inspectionOf(listener),
+  isCaptured: listener.bind_to_port === false,
+  callouts: calloutClusters(listener),
+  passesThrough: passesThrough([listener]),
+}));
+
 export function listenerFacts(listeners: SidecarState['listeners']): ListenerFacts {
-  let facts = ofListeners.get(listeners);
-  if (!facts) {
-    const messages = [...listeners.values()].map(({ message }) => message);
-    facts = {
-      ports: [...new Set(messages.filter(isOutboundListener).map(listenerPort))],
-      routeNames: [...new Set(messages.flatMap((message) => (message.bind_to_port === false ? routeNames(message) : [])))],
-      callouts: new Set(messages.flatMap((message) => [...calloutClusters(message)])),
-      passesThrough: passesThrough(messages),
+  let found = ofListeners.get(listeners);
+  if (!found) {
+    const all = [...listeners.values()].map((resource) => ({ ...listenerFact.of(resource), resource }));
+    found = {
+      ports: [...new Set(all.flatMap(({ isOutbound, port }) => (isOutbound ? port : [])))],
+      routeNames: [...new Set(all.flatMap(({ isCaptured, resource }) => (isCaptured ? routeNames.of(resource) : [])))],
+      callouts: new Set(all.flatMap(({ callouts }) => [...callouts])),
+      passesThrough: all.every(({ passesThrough: passes }) => passes),
     };
-    ofListeners.set(listeners, facts);
+    ofListeners.set(listeners, found);
   }
-  return facts;
+  return found;
 }
 
 export function inboundClusters(clusters: SidecarState['clusters']): readonly XdsResource<Cluster>[] {

@@ -68,8 +68,16 @@ export class WaypointIndex {
   /** @param names of what changed. The table is another object only when it says something else. */
   update(addresses: Addresses, names: readonly string[]): void {
     const before = this.#headless.addresses;
-    this.#headless.update(addresses, names);
-    const matters = [...names].some((name) => this.#matters(name, addresses.get(name)?.message));
+    let matters = false;
+    // Each is decoded once, and none is held.
+    const changed = function* (this: WaypointIndex): Iterable<[string, Address | undefined]> {
+      for (const name of names) {
+        const address = addresses.get(name)?.message;
+        matters ||= this.#matters(name, address);
+        yield [name, address];
+      }
+    };
+    this.#headless.update(addresses, changed.call(this));
     if (!matters && this.#headless.addresses === before) return;
     const { waypoints, destinations } = matters ? this.#make(addresses) : this.#table;
     const table = { waypoints, destinations, ...(this.#headless.addresses.length > 0 ? { headless: this.#headless.addresses } : {}) };

@@ -21,6 +21,7 @@ import { OUTBOUND_PORT, blackHole, type FoldedListeners } from './fold-listeners
 import { tunnel, tunnelCluster, tunnelListener } from './hbone-originate.js';
 import { unlimited } from './hbone-terminate.js';
 import { internalSocket } from './internal-endpoints.js';
+import type { ClusterSource } from './folded-cluster.js';
 import type { Entry } from './snapshot.js';
 import type { Waypoint, WaypointTable } from './waypoint-table.js';
 
@@ -110,12 +111,20 @@ export class WaypointClusters {
     return Object.keys(this.table.waypoints).map((waypoint) => tunnelListener(waypointListenerName(waypoint), (identity) => waypointClusterName(waypoint, identity)));
   }
 
-  /** @param cluster `outbound|PORT|SUBSET|HOST`, with connections of its own for each caller. Undefined: it is not for a waypoint. */
-  replace(cluster: Cluster): Cluster | undefined {
-    const [direction, port = '', , host = ''] = cluster.name.split('|');
-    const found = direction === 'outbound' && opensForCallers(cluster) ? this.#byHost.get(host) : undefined;
-    if (!found) return undefined;
-    const { address, waypoint } = found;
+  /** By a cluster's name; without, `replace` has nothing for it. */
+  mayReplace(name: string): boolean {
+    if (this.#byHost.size === 0) return false;
+    const [direction, , , host = ''] = name.split('|');
+    return direction === 'outbound' && this.#byHost.has(host);
+  }
+
+  /** @param source of a cluster `outbound|PORT|SUBSET|HOST`, with connections of its own for each caller. Undefined: it is not for a waypoint. */
+  replace(source: Pick<ClusterSource, 'name' | 'cluster'>): Cluster | undefined {
+    if (!this.mayReplace(source.name)) return undefined;
+    const { cluster } = source;
+    if (!opensForCallers(cluster)) return undefined;
+    const [, port = '', , host = ''] = source.name.split('|');
+    const { address, waypoint } = this.#byHost.get(host)!;
     const id = `${isIPv6(address) ? `[${address}]` : address}:${port}`;
     // Which endpoint it is, how it is found and spoken to is the waypoint's to say.
     const through = Cluster.fromPartial({

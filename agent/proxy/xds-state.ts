@@ -16,6 +16,7 @@ import type { Listener } from '../../proto/generated/envoy/config/listener/v3/li
 import type { Cluster } from '../../proto/generated/envoy/config/cluster/v3/cluster.js';
 import { errorMessage } from '../../common/errors.js';
 import type { Logger } from '../../common/log.js';
+import { Memo } from '../../common/memo.js';
 import { unpack } from '../../common/xds/any.js';
 import type { AnyResourceType, XdsResource } from '../xds/resource-type.js';
 import { sidecarTypes, type SidecarState } from '../xds/sidecar-stream.js';
@@ -178,13 +179,10 @@ export function loadState(path: string, onProblem: (problem: string) => void): S
   return { classes: loaded, waypoints, accountClusters, ...(names ? { names } : {}) };
 }
 
-const keyHolders = new WeakMap<object, boolean>();
+const keyHolders = new Memo<Any, boolean>();
 
 function holdsKey(resource: XdsResource<unknown>): boolean {
-  const message = resource.message as object;
-  let found = keyHolders.get(message);
-  if (found === undefined) keyHolders.set(message, (found = looksForKey(resource)));
-  return found;
+  return keyHolders.once(resource.any, () => looksForKey(resource));
 }
 
 function looksForKey(resource: XdsResource<unknown>): boolean {

@@ -2,6 +2,7 @@ import assert from 'node:assert/strict';
 import { beforeEach, test } from 'node:test';
 import { ClusterLoadAssignment } from '../../proto/generated/envoy/config/endpoint/v3/endpoint.js';
 import { Address, LoadBalancing_HealthPolicy, LoadBalancing_Mode, LoadBalancing_Scope, NetworkMode, Service, Workload, WorkloadStatus } from '../../proto/generated/istio/workload/workload.js';
+import { pack } from '../../common/xds/any.js';
 import { encodeAddress } from '../dataplane/kernel-codec.js';
 import type { PortVerdict } from '../proxy/plain-ports.js';
 import { ServiceIndex, type NodeFacts } from './service-index.js';
@@ -15,6 +16,7 @@ const bytes = (text: string): Buffer => (text.includes(':') ? encodeAddress(text
 const vip = (text: string, network = '') => ({ network, address: bytes(text) });
 
 let index: ServiceIndex;
+let known: Map<string, Address>;
 let verdict: PortVerdict;
 let obstacles: Map<string, string>;
 const facts: NodeFacts = { ports: { judge: () => verdict }, obstacle: (address) => obstacles.get(address) };
@@ -22,12 +24,24 @@ const facts: NodeFacts = { ports: { judge: () => verdict }, obstacle: (address) 
 function service(more: Message<typeof Service> = {}, name = NAME) {
   const [namespace, hostname] = name.split('/') as [string, string];
   const value = Service.fromPartial({ name: 'db', namespace, hostname, addresses: [vip(VIP)], ports: [{ service_port: 5432, target_port: 7000 }], ...more });
-  return index.update(name, Address.fromPartial({ type: { $case: 'service', value } }));
+  return update(name, Address.fromPartial({ type: { $case: 'service', value } }));
 }
 
 function workload(name: string, address: string | string[], more: Message<typeof Workload> = {}) {
   const value = Workload.fromPartial({ uid: name, name, namespace: 'shop', addresses: [address].flat().map(bytes), node: 'here', services: { [NAME]: { ports: [{ service_port: 5432, target_port: 7000 }] } }, ...more });
-  return index.update(name, Address.fromPartial({ type: { $case: 'workload', value } }));
+  return update(name, Address.fromPartial({ type: { $case: 'workload', value } }));
+}
+
+function update(name: string, address: Address | undefined) {
+  const before = known.get(name);
+  if (address) known.set(name, address);
+  else known.delete(name);
+  return index.update(name, before);
+}
+
+function assignment(value: Message<typeof ClusterLoadAssignment>) {
+  const message = ClusterLoadAssignment.fromPartial(value);
+  return { any: pack(ClusterLoadAssignment, message), message };
 }
 
 const decide = () => index.decide(NAME, facts);
@@ -35,8 +49,9 @@ const endpoints = () => decide()[0]?.entry?.endpoints.map(({ address, port, weig
 const reason = () => decide()[0]?.reason;
 
 beforeEach(() => {
-  index = new ServiceIndex('here');
-  verdict = { kind: 'tcp', assignments: [ClusterLoadAssignment.fromPartial({})] };
+  known = new Map();
+  index = new ServiceIndex('here', (name) => known.get(name));
+  verdict = { kind: 'tcp', assignments: [assignment({})] };
   obstacles = new Map();
 });
 
@@ -121,7 +136,7 @@ test('the network of most of the node\'s pods counts, whichever came first; for 
   for (const name of ['f', 'g', 'h']) workload(name, `192.0.2.${name.charCodeAt(0)}`, { network: 'net2', network_mode: NetworkMode.HOST_NETWORK, services: {} });
   assert.deepEqual(decide().map(({ address, entry }) => [address, entry?.endpoints.length]), [[VIP, 2]]);
   assert.deepEqual(['10.0.0.1', '10.0.0.2', '10.9.9.9'].map((address) => index.isForeign([address])), [false, true, true]);
-  index.update('0', undefined);
+  update('0', undefined);
   assert.deepEqual(['10.0.0.1', '10.9.9.9'].map((address) => index.isForeign([address])), [false, false]);
 });
 
@@ -139,7 +154,7 @@ test('a service without endpoints is refused only when the proxies know of none 
   assert.deepEqual(endpoints(), []);
   verdict = { kind: 'tcp', assignments: [undefined] };
   assert.match(reason() ?? '', /not been heard of/);
-  verdict = { kind: 'tcp', assignments: [ClusterLoadAssignment.fromPartial({ endpoints: [{ lb_endpoints: [{ host_identifier: { $case: 'endpoint', value: { address: { address: { $case: 'socket_address', value: { address: '10.0.0.9', port_specifier: { $case: 'port_value', value: 7000 } } } } } } }] }] })] };
+  verdict = { kind: 'tcp', assignments: [assignment({ endpoints: [{ lb_endpoints: [{ host_identifier: { $case: 'endpoint', value: { address: { address: { $case: 'socket_address', value: { address: '10.0.0.9', port_specifier: { $case: 'port_value', value: 7000 } } } } } } }] }] })] };
   assert.match(reason() ?? '', /a proxy knows endpoints/);
   workload('a', '10.0.0.1');
   assert.match(reason() ?? '', /a proxy knows endpoints/);
@@ -156,7 +171,7 @@ test('what the proxies do more than pass bytes on is named', () => {
   service({ waypoint });
   assert.equal(reason(), 'it has a waypoint, shop/wp.shop.svc:15008');
   service();
-  verdict = { kind: 'tcp', assignments: [ClusterLoadAssignment.fromPartial({})] };
+  verdict = { kind: 'tcp', assignments: [assignment({})] };
   // A workload's waypoint is for those that dial the workload.
   workload('a', '10.0.0.1', { waypoint });
   assert.equal(reason(), undefined);
@@ -165,10 +180,10 @@ test('what the proxies do more than pass bytes on is named', () => {
 test('two workloads with one address leave their services to the proxy until one is gone', () => {
   service();
   workload('a', '10.0.0.1');
-  const affected = index.update('twin', Address.fromPartial({ type: { $case: 'workload', value: Workload.fromPartial({ uid: 'twin', name: 'twin', addresses: [bytes('10.0.0.1')] }) } }));
+  const affected = update('twin', Address.fromPartial({ type: { $case: 'workload', value: Workload.fromPartial({ uid: 'twin', name: 'twin', addresses: [bytes('10.0.0.1')] }) } }));
   assert.deepEqual(affected, new Set([NAME]));
   assert.match(reason() ?? '', /two workloads have this address/);
-  assert.deepEqual(index.update('twin', undefined), new Set([NAME]));
+  assert.deepEqual(update('twin', undefined), new Set([NAME]));
   assert.deepEqual(endpoints(), ['10.0.0.1:7000*1']);
 });
 
@@ -178,7 +193,7 @@ test('two services with one address and port leave it to the proxy until one is 
   const other = 'shop/other.example';
   assert.deepEqual(service({}, other), new Set([NAME, other]));
   assert.equal(reason(), `${other} has the same address and port`);
-  assert.deepEqual(index.update(other, undefined), new Set([NAME, other]));
+  assert.deepEqual(update(other, undefined), new Set([NAME, other]));
   assert.deepEqual(endpoints(), ['10.0.0.1:7000*1']);
 });
 
@@ -189,7 +204,7 @@ test('a change concerns the services that a workload was and is an endpoint of',
   assert.deepEqual(moved, new Set([NAME, 'shop/new.host']));
   assert.deepEqual(endpoints(), []);
   // The node's last workload, which said where the node is: that concerns all.
-  assert.equal(index.update('a', undefined), 'all');
+  assert.equal(update('a', undefined), 'all');
 });
 
 test('find: by address, by host name in full, and shortened as a program of a namespace may write it', () => {

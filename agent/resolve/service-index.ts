@@ -32,8 +32,9 @@ interface Candidate extends ServiceEndpoint {
 }
 
 export class ServiceIndex {
-  readonly #services = new Map<string, Service>();
-  readonly #workloads = new Map<string, Workload>();
+  readonly #services = new Set<string>();
+  #workloads = 0;
+  readonly #addressOf: (name: string) => Address | undefined;
   /** Service → uids of its workloads. */
   readonly #members = new Map<string, Set<string>>();
   /** Address → uids: more than one is a conflict. */
@@ -44,26 +45,28 @@ export class ServiceIndex {
   readonly #byHost = new Map<string, Set<string>>();
   readonly #node: NodePlace;
 
-  constructor(nodeName: string) {
+  /** @param addressOf what WDS says now, by its name: a mesh has very many, which are not held here too */
+  constructor(nodeName: string, addressOf: (name: string) => Address | undefined) {
+    this.#addressOf = addressOf;
     this.#node = new NodePlace(nodeName);
   }
 
   get size(): { services: number; workloads: number } {
-    return { services: this.#services.size, workloads: this.#workloads.size };
+    return { services: this.#services.size, workloads: this.#workloads };
   }
 
   serviceNames(): Iterable<string> {
-    return this.#services.keys();
+    return this.#services;
   }
 
   /** Services that have this address, or this host name in full or shortened as seen from a namespace. */
   find(host: string, namespace: string): Service[] {
-    const byVip = [...(this.#byVip.get(host) ?? [])].map((name) => this.#services.get(name) as Service);
+    const byVip = this.#servicesOf(this.#byVip.get(host) ?? []);
     if (byVip.length > 0) return byVip;
     const name = host.replace(/\.$/, '').toLowerCase();
     const [first = '', second, ...rest] = name.split('.');
     const short = second === undefined || rest.length === 0 || (rest.length === 1 && rest[0] === 'svc');
-    return [...this.#services.values()].filter((service) => service.hostname.toLowerCase() === name || (short && service.name === first && service.namespace === (second ?? namespace)));
+    return this.#servicesOf(this.#services).filter((service) => service.hostname.toLowerCase() === name || (short && service.name === first && service.namespace === (second ?? namespace)));
   }
 
   /** Services that lead to one of these addresses. */
@@ -80,23 +83,21 @@ export class ServiceIndex {
     return found;
   }
 
-  /** @param address undefined: it is gone. @returns names of services whose decisions may be others now; `all`: those of every service */
-  update(name: string, address: Address | undefined): Set<string> | 'all' {
-    const type = address?.type;
-    const [oldWorkload, oldService] = [this.#workloads.get(name), this.#services.get(name)];
+  /** Takes up what is said of a name now. @param old what was said of it before @returns names of services whose decisions may be others now; `all`: those of every service */
+  update(name: string, old: Address | undefined): Set<string> | 'all' {
     const affected = new Set<string>();
     const before = this.#node.key;
-    // A name is one or the other for as long as it is there.
-    if (oldWorkload && type?.$case !== 'workload') this.#dropWorkload(name, oldWorkload, affected);
-    if (oldService && type?.$case !== 'service') this.#dropService(name, oldService, affected);
-    if (type?.$case === 'workload') this.#putWorkload(name, type.value, affected);
-    else if (type?.$case === 'service') this.#putService(name, type.value, affected);
+    const [was, is] = [old?.type, this.#addressOf(name)?.type];
+    if (was?.$case === 'workload') this.#dropWorkload(name, was.value, affected);
+    if (was?.$case === 'service') this.#dropService(name, was.value, affected);
+    if (is?.$case === 'workload') this.#putWorkload(name, is.value, affected);
+    else if (is?.$case === 'service') this.#putService(name, is.value, affected);
     return before === this.#node.key ? affected : 'all';
   }
 
   /** Of each of its addresses and ports; none for a service that is unknown or headless. */
   decide(name: string, facts: NodeFacts): Decision[] {
-    const service = this.#services.get(name);
+    const service = this.#serviceOf(name);
     if (!service) return [];
     return this.vips(service).flatMap((address) => service.ports.map(({ service_port: port }) => {
       const found = this.#decide(name, service, address, port, facts);
@@ -135,19 +136,33 @@ export class ServiceIndex {
 
   /** Those of its endpoints at this address and port that are reachable by their own address, wherever they are. */
   endpoints(name: string, address: string, port: number): { address: string; port: number }[] {
-    const service = this.#services.get(name);
+    const service = this.#serviceOf(name);
     return service ? this.#candidates(name, service, address, port).map(({ address: own, port: target }) => ({ address: own, port: target })) : [];
   }
 
   /** What is known of an address that is no service's. */
   workloadOf(address: string): Workload | undefined {
     const uid = this.#byAddress.get(address);
-    return typeof uid === 'string' ? this.#workloads.get(uid) : undefined;
+    return typeof uid === 'string' ? this.#workloadOf(uid) : undefined;
+  }
+
+  #serviceOf(name: string): Service | undefined {
+    const type = this.#addressOf(name)?.type;
+    return type?.$case === 'service' ? type.value : undefined;
+  }
+
+  #servicesOf(names: Iterable<string>): Service[] {
+    return [...names].flatMap((name) => this.#serviceOf(name) ?? []);
+  }
+
+  #workloadOf(uid: string): Workload | undefined {
+    const type = this.#addressOf(uid)?.type;
+    return type?.$case === 'workload' ? type.value : undefined;
   }
 
   #decide(name: string, service: Service, address: string, port: number, facts: NodeFacts): ServiceEntry | string {
     if (service.waypoint) return `it has a waypoint, ${waypointName(service.waypoint)}`;
-    const twins = [...(this.#byVip.get(address) ?? [])].filter((other) => other !== name && this.#services.get(other)?.ports.some((each) => each.service_port === port));
+    const twins = [...(this.#byVip.get(address) ?? [])].filter((other) => other !== name && this.#serviceOf(other)?.ports.some((each) => each.service_port === port));
     if (twins.length > 0) return `${twins[0]} has the same address and port`;
     const candidates = this.#candidates(name, service, address, port);
     const chosen = preferred(service.load_balancing, candidates, this.#node.place, this.#node.disagreement);
@@ -163,7 +178,7 @@ export class ServiceIndex {
         if (chosen.length === 0) return 'its endpoints have not been heard of yet';
         continue;
       }
-      for (const item of assignment.endpoints.flatMap(({ lb_endpoints }) => lb_endpoints)) {
+      for (const item of assignment.message.endpoints.flatMap(({ lb_endpoints }) => lb_endpoints)) {
         if (chosen.length === 0) return 'a proxy knows endpoints of it that the list of workloads has not';
         const known = endpointAddress(item.host_identifier);
         const owner = known === undefined ? undefined : this.workloadOf(known);
@@ -185,7 +200,8 @@ export class ServiceIndex {
     const target = service.ports.find((each) => each.service_port === port)?.target_port ?? 0;
     const found: Candidate[] = [];
     for (const uid of this.#members.get(name) ?? []) {
-      const workload = this.#workloads.get(uid) as Workload;
+      const workload = this.#workloadOf(uid);
+      if (!workload) continue;
       const own = workload.services[name]?.ports.find((each) => each.service_port === port)?.target_port || target;
       const weight = workload.capacity ?? 1;
       if (own === 0 || weight === 0 || (!everyone && workload.status !== WorkloadStatus.HEALTHY)) continue;
@@ -196,9 +212,7 @@ export class ServiceIndex {
   }
 
   #putWorkload(uid: string, workload: Workload, affected: Set<string>): void {
-    const old = this.#workloads.get(uid);
-    if (old) this.#dropWorkload(uid, old, affected);
-    this.#workloads.set(uid, workload);
+    this.#workloads++;
     this.#node.set(uid, workload);
     for (const name of Object.keys(workload.services)) {
       add(this.#members, name, uid);
@@ -212,7 +226,7 @@ export class ServiceIndex {
   }
 
   #dropWorkload(uid: string, workload: Workload, affected: Set<string>): void {
-    this.#workloads.delete(uid);
+    this.#workloads--;
     this.#node.delete(uid);
     for (const name of Object.keys(workload.services)) {
       affected.add(name);
@@ -234,14 +248,12 @@ export class ServiceIndex {
   #affectOwners(address: string, affected: Set<string>): void {
     const owner = this.#byAddress.get(address);
     for (const uid of owner === undefined ? [] : typeof owner === 'string' ? [owner] : owner) {
-      for (const name of Object.keys(this.#workloads.get(uid)?.services ?? {})) affected.add(name);
+      for (const name of Object.keys(this.#workloadOf(uid)?.services ?? {})) affected.add(name);
     }
   }
 
   #putService(name: string, service: Service, affected: Set<string>): void {
-    const old = this.#services.get(name);
-    if (old) this.#dropService(name, old, affected);
-    this.#services.set(name, service);
+    this.#services.add(name);
     for (const { address } of service.addresses) add(this.#byVip, addressText(address), name);
     add(this.#byHost, service.hostname, name);
     this.#affectTwins(service, affected);

@@ -38,7 +38,16 @@ const table = {
   status: { services: 0, endpoints: 0, maxServices: 0, maxEndpoints: 0, refused: 0 },
 };
 
+/** What was there when the resolver was told last. */
+const replaced = new Map<string, XdsResource<Address>>();
+
+function note(name: string): void {
+  const before = addresses.get(name);
+  if (before && !replaced.has(name)) replaced.set(name, before);
+}
+
 function put(name: string, message: Address): void {
+  note(name);
   addresses.set(name, { message } as XdsResource<Address>);
 }
 
@@ -55,11 +64,16 @@ function workload(uid: string, last: number, ...services: string[]): string {
 
 const pod = (last: number): KernelPod => ({ uid: `p${last}`, netnsCookie: BigInt(last), cgroupPath: '', addresses: [`10.0.0.${last}`], mode: 'node', capture: true, acceleration: 'l4' });
 const changed = (updated: string[], removed: string[] = [], complete = true): void => {
-  for (const name of removed) addresses.delete(name);
-  resolver.workloadsChanged(addresses, { type: WDS, updated, removed }, complete);
+  for (const name of removed) {
+    note(name);
+    addresses.delete(name);
+  }
+  resolver.workloadsChanged(addresses, { type: WDS, updated, removed, replaced }, complete);
+  replaced.clear();
 };
 
 beforeEach(() => {
+  replaced.clear();
   mock.timers.enable({ apis: ['setInterval'] });
   [addresses, applied, left, fail, foreign, pods] = [new Map(), [], [], false, new Set(), [pod(1), pod(2)]];
   resolver = new ServiceResolver({ nodeName: 'here', table, pods: () => pods, logger: logger('test') });
@@ -158,7 +172,7 @@ test('policies that come on the same stream are no services that go', () => {
   changed([service(1), workload('a', 1, 'ns/s1.example')]);
   resolver.portsChanged(judge, new Set());
   applied.length = 0;
-  resolver.workloadsChanged(addresses, { type: { shortName: 'AUTHZ' }, updated: ['ns/s1.example'], removed: ['a'] }, true);
+  resolver.workloadsChanged(addresses, { type: { shortName: 'AUTHZ' }, updated: ['ns/s1.example'], removed: ['a'], replaced: new Map() }, true);
   assert.deepEqual(applied, []);
   assert.deepEqual(resolver.status.known, { services: 1, workloads: 1 });
 });

@@ -35,7 +35,9 @@ export interface InboundJudge {
   whyProxy(uid: string, port: number): string | undefined;
 }
 
-export type WorkloadChange = Pick<Change, 'updated' | 'removed'> & { type: { shortName: string } };
+type Addresses = ReadonlyMap<string, XdsResource<Address>>;
+
+export type WorkloadChange = Pick<Change, 'updated' | 'removed'> & { type: { shortName: string }; replaced: ReadonlyMap<string, Pick<XdsResource<unknown>, 'message'>> };
 
 export interface ServiceResolverOptions {
   nodeName: string;
@@ -68,6 +70,7 @@ export class ServiceResolver implements Closable {
   readonly #options: ServiceResolverOptions;
   readonly #index: ServiceIndex;
   readonly #timer: NodeJS.Timeout;
+  #addresses: Addresses = new Map();
   #heard = false;
   #ports: PortJudge | undefined;
   #behind: ReadonlySet<string> = new Set();
@@ -84,7 +87,7 @@ export class ServiceResolver implements Closable {
 
   constructor(options: ServiceResolverOptions) {
     this.#options = options;
-    this.#index = new ServiceIndex(options.nodeName);
+    this.#index = new ServiceIndex(options.nodeName, (name) => this.#addresses.get(name)?.message);
     this.#timer = setInterval(() => this.#retry(), RETRY_MS);
     this.#timer.unref();
   }
@@ -94,11 +97,12 @@ export class ServiceResolver implements Closable {
   }
 
   /** @param complete whether the control plane has answered in full; before that nothing is decided */
-  workloadsChanged(addresses: ReadonlyMap<string, XdsResource<Address>>, change: WorkloadChange, complete: boolean): void {
+  workloadsChanged(addresses: Addresses, change: WorkloadChange, complete: boolean): void {
+    this.#addresses = addresses;
     let affected: Set<string> | 'all' = new Set<string>();
     // Policies come on the same stream.
     for (const name of change.type.shortName === 'WDS' ? [...change.removed, ...change.updated] : []) {
-      const found = this.#index.update(name, addresses.get(name)?.message);
+      const found = this.#index.update(name, change.replaced.get(name)?.message as Address | undefined);
       if (found === 'all' || affected === 'all') affected = 'all';
       else for (const each of found) affected.add(each);
     }

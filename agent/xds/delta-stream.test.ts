@@ -95,7 +95,7 @@ for (const transport of ['tcp', 'unix'] as const) {
 
     it('refuses what does not decode inside of an Any, naming resource and field, and lives on', async () => {
       stream.close();
-      stream = new DeltaAdsStream({ channel, node: Node.fromPartial({ id: 'sidecar~2' }), types: [LDS], onChange: ({ updated }) => { for (const name of updated) routeNames(stream.state(LDS).resources.get(name)!.message); }, logger: logger('test') });
+      stream = new DeltaAdsStream({ channel, node: Node.fromPartial({ id: 'sidecar~2' }), types: [LDS], onChange: ({ updated }) => { for (const name of updated) routeNames.of(stream.state(LDS).resources.get(name)!); }, logger: logger('test') });
       stream.start();
       await waitFor('the stream', () => server.streams.at(-1)?.nodeId === 'sidecar~2', WAIT);
       const open = server.stream;

@@ -32,6 +32,8 @@ export interface Change {
   /** Names whose content differs from before. What was resent unchanged is not in it. */
   updated: readonly string[];
   removed: readonly string[];
+  /** What was there before under those names, as far as anything was. */
+  replaced: ReadonlyMap<string, XdsResource<unknown>>;
   /** The first answer of this type on this stream. */
   first: boolean;
 }
@@ -86,7 +88,7 @@ export class DeltaAdsStream implements Closable {
     this.#backoff = options.backoff ?? new Backoff({ initialMs: 100, maxMs: 15_000, factor: 1.6, jitter: 0.2 });
     for (const type of options.types) {
       this.#states.set(type.typeUrl, {
-        type, resources: new Map(), names: new Set(), rejected: new Map(), absent: new Set(),
+        type, resources: type.hold(), names: new Set(), rejected: new Map(), absent: new Set(),
         answered: false, requested: undefined, wanted: type.wildcard, unheard: true,
       });
     }
@@ -242,7 +244,7 @@ export class DeltaAdsStream implements Closable {
     // The control plane knows only what was accepted: of what was refused it sends what there still is, and tells no removal.
     if (state.unheard && state.type.wildcard) state.rejected.clear();
     state.unheard = false;
-    const { updated, removed, errors } = this.#apply(state, response);
+    const { updated, removed, replaced, errors } = this.#apply(state, response);
     if (errors.length > 0) {
       const message = errors.join('\n');
       this.#status.nacks.push({ type: state.type.shortName, message });
@@ -256,15 +258,16 @@ export class DeltaAdsStream implements Closable {
     const first = !state.answered;
     state.answered = true;
     try {
-      this.#options.onChange({ type: state.type, updated, removed, first });
+      this.#options.onChange({ type: state.type, updated, removed, replaced, first });
     } catch (error) {
       this.#options.logger.error({ node: this.#node.id, type: state.type.shortName, error: errorMessage(error) }, 'control plane: a change could not be taken up; what was there stays');
     }
   }
 
-  #apply(state: MutableState, response: DeltaDiscoveryResponse): { updated: string[]; removed: string[]; errors: string[] } {
+  #apply(state: MutableState, response: DeltaDiscoveryResponse): Pick<Change, 'updated' | 'removed' | 'replaced'> & { errors: string[] } {
     const updated: string[] = [];
     const removed: string[] = [];
+    const replaced = new Map<string, XdsResource<unknown>>();
     const errors: string[] = [];
     for (const { name, version, resource } of response.resources) {
       // istiod still answers for names whose unsubscription has just crossed its push.
@@ -279,6 +282,7 @@ export class DeltaAdsStream implements Closable {
           if (old.version !== version) state.resources.set(name, withVersion(old, version));
           continue;
         }
+        if (old && !replaced.has(name)) replaced.set(name, old);
         state.resources.set(name, next);
         updated.push(name);
       } catch (error) {
@@ -291,9 +295,13 @@ export class DeltaAdsStream implements Closable {
     for (const name of response.removed_resources) {
       state.rejected.delete(name);
       if (state.names.has(name)) state.absent.add(name);
-      if (state.resources.delete(name)) removed.push(name);
+      const old = state.resources.get(name);
+      if (!old) continue;
+      if (!replaced.has(name)) replaced.set(name, old);
+      state.resources.delete(name);
+      removed.push(name);
     }
-    return { updated, removed, errors };
+    return { updated, removed, replaced, errors };
   }
 }
 

@@ -4,6 +4,7 @@ import type { RouteConfiguration } from '../../proto/generated/envoy/config/rout
 import type { VirtualHost } from '../../proto/generated/envoy/config/route/v3/route_components.js';
 import { TcpProxy } from '../../proto/generated/envoy/extensions/filters/network/tcp_proxy/v3/tcp_proxy.js';
 import { unpack } from '../../common/xds/any.js';
+import { Facts } from './resource-type.js';
 
 /** What a virtual host's routes lead to, each once. */
 export interface HostTargets {
@@ -13,7 +14,6 @@ export interface HostTargets {
 }
 
 const ofHosts = new WeakMap<VirtualHost, HostTargets>();
-const ofListeners = new WeakMap<Listener, readonly string[]>();
 
 /** Found once for each host, of which tables share most. */
 export function hostTargets(host: VirtualHost): HostTargets {
@@ -42,18 +42,14 @@ export function visitRouteClusters(hosts: readonly VirtualHost[], visit: (name: 
 }
 
 /** Of an outbound listener's TCP chains; a pod's inbound side is not looked at. */
-export function listenerClusters(listener: Listener): readonly string[] {
+export const listenerClusters = new Facts((listener: Listener): readonly string[] => {
   if (listener.bind_to_port !== false) return [];
-  let names = ofListeners.get(listener);
-  if (!names) {
-    const found = new Set<string>();
-    const chains = [...listener.filter_chains, ...(listener.default_filter_chain ? [listener.default_filter_chain] : [])];
-    for (const filter of chains.flatMap((chain) => chain.filters)) {
-      const specifier = filter.config_type?.$case === 'typed_config' ? unpack(TcpProxy, filter.config_type.value)?.cluster_specifier : undefined;
-      if (specifier?.$case === 'cluster') found.add(specifier.value);
-      if (specifier?.$case === 'weighted_clusters') for (const { name } of specifier.value.clusters) found.add(name);
-    }
-    ofListeners.set(listener, (names = [...found]));
+  const found = new Set<string>();
+  const chains = [...listener.filter_chains, ...(listener.default_filter_chain ? [listener.default_filter_chain] : [])];
+  for (const filter of chains.flatMap((chain) => chain.filters)) {
+    const specifier = filter.config_type?.$case === 'typed_config' ? unpack(TcpProxy, filter.config_type.value)?.cluster_specifier : undefined;
+    if (specifier?.$case === 'cluster') found.add(specifier.value);
+    if (specifier?.$case === 'weighted_clusters') for (const { name } of specifier.value.clusters) found.add(name);
   }
-  return names;
-}
+  return [...found];
+});

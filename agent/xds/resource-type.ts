@@ -1,12 +1,15 @@
 /**
  * What the client has to know of a resource type: how to decode it, what makes it invalid, when two versions are equal.
- * Resources keep their Any's bytes; the message is decoded once, to validate it, and what lies in nested Anys only when
- * somebody reads it.
+ * Resources keep their Any's bytes. The message is decoded to validate it, and of most types again when somebody reads it; what lies
+ * in nested Anys only then.
  */
 import { createHash } from 'node:crypto';
 import type { BinaryWriter } from '@bufbuild/protobuf/wire';
 import { encode } from '../../common/xds/any.js';
+import { Memo } from '../../common/memo.js';
 import type { Any } from '../../proto/generated/google/protobuf/any.js';
+import { PackedResources } from './packed-resources.js';
+import { recentMessages } from './recent.js';
 
 export interface FieldError {
   /** Path of the field, e.g. `endpoints[0].lb_endpoints[2].endpoint.address`. */
@@ -26,7 +29,9 @@ export interface XdsResource<T> {
   readonly name: string;
   /** As the control plane gave it; empty for most of istiod's types. */
   readonly version: string;
+  /** The same object for as long as the content is the same, but for types that are packed. */
   readonly any: Any;
+  /** May be decoded anew each time: not to be kept, and no key of anything. */
   readonly message: T;
   /** Content hash: equal content gives the same one whatever order its maps were written in. */
   readonly hash: string;
@@ -52,14 +57,23 @@ export abstract class XdsResourceType<T> {
    * resources most are the same for all kinds of pods, and whatever is computed from one is computed once.
    */
   protected readonly shared: boolean = false;
+  /** Whether messages stay decoded: where they share parts with each other that are found by being the same object. */
+  protected readonly staysDecoded: boolean = false;
+  /** Whether there are so many that none has an object for good; `any` is another one each time, too. */
+  protected readonly packed: boolean = false;
   /** Equal for equal content. */
   protected hashOf(message: T): string {
     return contentHash(this.codec, message);
   }
 
-  readonly #hasher: Hasher<T> = { hash: (message) => this.hashOf(message) };
+  readonly #reader: Reader<T> = { hash: (message) => this.hashOf(message), decode: (bytes) => this.codec.decode(bytes) };
   readonly #known = new Map<string, WeakRef<XdsResource<T>>[]>();
   readonly #gone = new FinalizationRegistry<string>((name) => this.#forget(name));
+
+  /** Where a stream holds its resources of the type. */
+  hold(): Map<string, XdsResource<T>> {
+    return this.packed ? new PackedResources(this.typeUrl, this.#reader) : new Map();
+  }
 
   get typeUrl(): string {
     return `type.googleapis.com/${this.codec.$type}`;
@@ -85,7 +99,7 @@ export abstract class XdsResourceType<T> {
     const errors: FieldError[] = [];
     this.validate(message, name, (field, problem) => errors.push({ field, problem }));
     if (errors.length > 0) return fail(errors);
-    const resource = new Decoded(name, version, own, message, this.#hasher);
+    const resource = this.staysDecoded ? new Decoded(name, version, own, this.#reader, message) : new Encoded(name, version, own, this.#reader);
     if (this.shared) this.#remember(resource);
     return resource;
   }
@@ -117,34 +131,70 @@ export abstract class XdsResourceType<T> {
   }
 }
 
-interface Hasher<T> {
+/** What a resource's bytes say. */
+export interface Reader<T> {
   hash(message: T): string;
+  decode(bytes: Uint8Array): T;
 }
 
 /** A mesh has tens of thousands: what is computed when it is asked for is the class's, lest each carry functions of its own. */
-class Decoded<T> implements XdsResource<T> {
+class Encoded<T> implements XdsResource<T> {
   #hash: string | undefined;
 
-  constructor(readonly name: string, readonly version: string, readonly any: Any, readonly message: T, readonly hasher: Hasher<T>) {}
+  constructor(readonly name: string, readonly version: string, readonly any: Any, readonly reader: Reader<T>) {}
+
+  get message(): T {
+    return recentMessages.get(this.any, this.any.value.length, () => this.reader.decode(this.any.value));
+  }
 
   get hash(): string {
-    return (this.#hash ??= this.hasher.hash(this.message));
+    return (this.#hash ??= this.reader.hash(this.message));
+  }
+}
+
+class Decoded<T> extends Encoded<T> {
+  readonly #message: T;
+
+  constructor(name: string, version: string, any: Any, reader: Reader<T>, message: T) {
+    super(name, version, any, reader);
+    this.#message = message;
+  }
+
+  override get message(): T {
+    return this.#message;
   }
 }
 
 class Again<T> implements XdsResource<T> {
   readonly name: string;
   readonly any: Any;
-  readonly message: T;
 
   constructor(readonly original: XdsResource<T>, readonly version: string) {
-    ({ name: this.name, any: this.any, message: this.message } = original);
+    ({ name: this.name, any: this.any } = original);
+  }
+
+  get message(): T {
+    return this.original.message;
   }
 
   get hash(): string {
     return this.original.hash;
   }
 }
+
+/** Something that is read of resources' messages, once for as long as anybody holds the content. */
+export class Facts<T, V> {
+  readonly #memo = new Memo<Any, V | typeof NOTHING>();
+
+  constructor(readonly read: (message: T) => V) {}
+
+  of(resource: Pick<XdsResource<T>, 'any' | 'message'>): V {
+    const found = this.#memo.once(resource.any, () => this.read(resource.message) ?? NOTHING);
+    return found === NOTHING ? (undefined as V) : (found as V);
+  }
+}
+
+const NOTHING = Symbol('nothing');
 
 /** The same content under another version: its objects, and with them whatever was computed from them, stay. */
 export function withVersion<T>(resource: XdsResource<T>, version: string): XdsResource<T> {

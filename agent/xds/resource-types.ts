@@ -1,6 +1,6 @@
 /** The types that the agent subscribes to. Validation covers what folding relies on; the rest is Envoy's to judge. */
 import { Cluster, Cluster_DiscoveryType } from '../../proto/generated/envoy/config/cluster/v3/cluster.js';
-import type { ClusterLoadAssignment } from '../../proto/generated/envoy/config/endpoint/v3/endpoint.js';
+import { ClusterLoadAssignment } from '../../proto/generated/envoy/config/endpoint/v3/endpoint.js';
 import { Listener } from '../../proto/generated/envoy/config/listener/v3/listener.js';
 import type { FilterChain } from '../../proto/generated/envoy/config/listener/v3/listener_components.js';
 import type { RouteConfiguration } from '../../proto/generated/envoy/config/route/v3/route.js';
@@ -14,12 +14,11 @@ import { TypedStruct } from '../../proto/generated/xds/type/v3/typed_struct.js';
 import type { Any } from '../../proto/generated/google/protobuf/any.js';
 import type { TransportSocket } from '../../proto/generated/envoy/config/core/v3/base.js';
 import { Authorization } from '../../proto/generated/istio/security/authorization.js';
-import type { Address, GatewayAddress, Port } from '../../proto/generated/istio/workload/workload.js';
+import { Address, type GatewayAddress, type Port } from '../../proto/generated/istio/workload/workload.js';
 import { typeUrl, unpack } from '../../common/xds/any.js';
 import { checkAuthorization } from '../policy/authorization.js';
-import { XdsResourceType, type MessageCodec } from './resource-type.js';
+import { Facts, XdsResourceType, type MessageCodec } from './resource-type.js';
 import { routeTableHash, RouteTable } from './route-codec.js';
-import { SharedAddress, SharedEndpoints } from './sharing.js';
 
 type Report = (field: string, problem: string) => void;
 
@@ -103,7 +102,7 @@ export class ClusterType extends XdsResourceType<Cluster> {
 export class EndpointType extends XdsResourceType<ClusterLoadAssignment> {
   readonly shortName = 'EDS';
   readonly wildcard = false;
-  protected readonly codec: MessageCodec<ClusterLoadAssignment> = SharedEndpoints;
+  protected readonly codec: MessageCodec<ClusterLoadAssignment> = ClusterLoadAssignment;
   protected override readonly shared = true;
 
   protected validate(assignment: ClusterLoadAssignment, name: string, report: Report): void {
@@ -143,6 +142,7 @@ export class RouteType extends XdsResourceType<RouteConfiguration> {
   readonly wildcard = false;
   protected readonly codec = RouteTable;
   protected override readonly shared = true;
+  protected override readonly staysDecoded = true;
 
   protected override hashOf(message: RouteConfiguration): string {
     return routeTableHash(message);
@@ -182,7 +182,8 @@ function checkPorts(ports: readonly Port[], field: string, report: Report): void
 export class AddressType extends XdsResourceType<Address> {
   readonly shortName = 'WDS';
   readonly wildcard = true;
-  protected readonly codec: MessageCodec<Address> = SharedAddress;
+  protected readonly codec: MessageCodec<Address> = Address;
+  protected override readonly packed = true;
 
   protected validate(address: Address, _name: string, report: Report): void {
     const type = address.type;
@@ -215,6 +216,7 @@ export class AuthorizationType extends XdsResourceType<Authorization> {
   readonly shortName = 'AUTHZ';
   readonly wildcard = true;
   protected readonly codec: MessageCodec<Authorization> = Authorization;
+  protected override readonly staysDecoded = true;
 
   protected validate(policy: Authorization, _name: string, report: Report): void {
     checkAuthorization(policy, report);
@@ -228,21 +230,17 @@ export function edsServiceName(cluster: Cluster): string | undefined {
   return cluster.eds_cluster_config?.service_name || cluster.name;
 }
 
-const hcmRoutes = new WeakMap<Listener, readonly string[]>();
+export const edsNames = new Facts(edsServiceName);
 
 /** The RDS resources that a listener's connection managers ask for. */
-export function routeNames(listener: Listener): readonly string[] {
-  let names = hcmRoutes.get(listener);
-  if (!names) {
-    const found = new Set<string>();
-    for (const chain of [...listener.filter_chains, ...(listener.default_filter_chain ? [listener.default_filter_chain] : [])]) {
-      for (const filter of chain.filters) {
-        if (filter.config_type?.$case !== 'typed_config') continue;
-        const manager = unpack(HttpConnectionManager, filter.config_type.value);
-        if (manager?.route_specifier?.$case === 'rds') found.add(manager.route_specifier.value.route_config_name);
-      }
+export const routeNames = new Facts((listener: Listener): readonly string[] => {
+  const found = new Set<string>();
+  for (const chain of [...listener.filter_chains, ...(listener.default_filter_chain ? [listener.default_filter_chain] : [])]) {
+    for (const filter of chain.filters) {
+      if (filter.config_type?.$case !== 'typed_config') continue;
+      const manager = unpack(HttpConnectionManager, filter.config_type.value);
+      if (manager?.route_specifier?.$case === 'rds') found.add(manager.route_specifier.value.route_config_name);
     }
-    hcmRoutes.set(listener, (names = [...found]));
   }
-  return names;
-}
+  return [...found];
+});

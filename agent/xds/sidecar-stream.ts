@@ -14,7 +14,7 @@ import type { StreamOpener } from './channel.js';
 import { DeltaAdsStream, type Change, type StreamStatus, type TypeState } from './delta-stream.js';
 import { listenerClusters, visitRouteClusters } from './references.js';
 import { changedHosts } from './route-codec.js';
-import { ClusterType, EndpointType, ListenerType, RouteType, edsServiceName, routeNames } from './resource-types.js';
+import { ClusterType, EndpointType, ListenerType, RouteType, edsNames, routeNames } from './resource-types.js';
 import type { AnyResourceType, XdsResource } from './resource-type.js';
 
 /**
@@ -170,7 +170,7 @@ export class SidecarStream implements Closable {
       const before = known?.routes.get(name)?.message;
       if (before !== message) visitRouteClusters(before ? changedHosts(before, message).added : message.virtual_hosts, visit);
     }
-    for (const [name, { message }] of listeners) if (known?.listeners.get(name)?.message !== message) listenerClusters(message).forEach(visit);
+    for (const [name, listener] of listeners) if (known?.listeners.get(name)?.any !== listener.any) listenerClusters.of(listener).forEach(visit);
   }
 
   /** A connected control plane that does not answer for a name will not: on without it. */
@@ -201,7 +201,7 @@ export class SidecarStream implements Closable {
   #endpointNames(): Set<string> {
     const names = new Set<string>();
     for (const cluster of this.#stream.state(sidecarTypes.clusters).resources.values()) {
-      const name = edsServiceName(cluster.message);
+      const name = edsNames.of(cluster);
       if (name !== undefined) names.add(name);
     }
     return names;
@@ -210,7 +210,7 @@ export class SidecarStream implements Closable {
   #routeNames(): Set<string> {
     const names = new Set<string>();
     for (const listener of this.#stream.state(sidecarTypes.listeners).resources.values()) {
-      for (const name of routeNames(listener.message)) names.add(name);
+      for (const name of routeNames.of(listener)) names.add(name);
     }
     return names;
   }

@@ -1,0 +1,164 @@
+/**
+ * Resources of which a mesh has tens of thousands, as bytes in few large buffers: no object each. Whoever asks for one gets it made
+ * anew, and its message decoded anew; what it was given stays as it is when the resource is replaced.
+ */
+import type { Any } from '../../proto/generated/google/protobuf/any.js';
+import type { Reader, XdsResource } from './resource-type.js';
+
+const PAGE_BYTES = 1 << 18;
+/** So much may be of resources that are gone before the rest is moved together. */
+const MOST_DEAD_BYTES = 1 << 20;
+
+/** Where a resource lies: the page's number in the upper bits. */
+const AT_BITS = 18;
+
+interface Page {
+  bytes: Buffer;
+  used: number;
+  /** Of resources that are still there. */
+  live: number;
+}
+
+export class PackedResources<T> implements Map<string, XdsResource<T>> {
+  readonly [Symbol.toStringTag] = 'PackedResources';
+  readonly #typeUrl: string;
+  readonly #reader: Reader<T>;
+  /** By name. */
+  readonly #places = new Map<string, number>();
+  #pages: (Page | undefined)[] = [];
+  #heldBytes = 0;
+  #liveBytes = 0;
+
+  constructor(typeUrl: string, reader: Reader<T>) {
+    this.#typeUrl = typeUrl;
+    this.#reader = reader;
+  }
+
+  get size(): number {
+    return this.#places.size;
+  }
+
+  /** Of all buffers, whether or not anything in them is still there. */
+  get heldBytes(): number {
+    return this.#heldBytes;
+  }
+
+  has(name: string): boolean {
+    return this.#places.has(name);
+  }
+
+  get(name: string): XdsResource<T> | undefined {
+    const place = this.#places.get(name);
+    return place === undefined ? undefined : this.#read(name, place);
+  }
+
+  set(name: string, { version, any }: XdsResource<T>): this {
+    const before = this.#places.get(name);
+    // First the new one, which may be made of the old one's bytes.
+    this.#places.set(name, this.#put(version, any.value));
+    if (before !== undefined) this.#drop(before);
+    return this;
+  }
+
+  delete(name: string): boolean {
+    const place = this.#places.get(name);
+    if (place === undefined) return false;
+    this.#places.delete(name);
+    this.#drop(place);
+    return true;
+  }
+
+  clear(): void {
+    this.#places.clear();
+    this.#pages = [];
+    [this.#heldBytes, this.#liveBytes] = [0, 0];
+  }
+
+  keys(): MapIterator<string> {
+    return this.#places.keys();
+  }
+
+  *values(): MapIterator<XdsResource<T>> {
+    for (const [name, place] of this.#places) yield this.#read(name, place);
+  }
+
+  *entries(): MapIterator<[string, XdsResource<T>]> {
+    for (const [name, place] of this.#places) yield [name, this.#read(name, place)];
+  }
+
+  [Symbol.iterator](): MapIterator<[string, XdsResource<T>]> {
+    return this.entries();
+  }
+
+  forEach(visit: (resource: XdsResource<T>, name: string, map: Map<string, XdsResource<T>>) => void): void {
+    for (const [name, resource] of this) visit(resource, name, this);
+  }
+
+  #read(name: string, place: number): XdsResource<T> {
+    const { version, value } = this.#record(place);
+    return new PackedResource(name, version.toString(), { type_url: this.#typeUrl, value }, this.#reader);
+  }
+
+  /** u32 length of the version, u32 length of the bytes, then both. */
+  #record(place: number): { version: Buffer; value: Buffer; length: number } {
+    const { bytes } = this.#pages[place >>> AT_BITS]!;
+    const at = place & (PAGE_BYTES - 1);
+    const [versionBytes, valueBytes] = [bytes.readUInt32LE(at), bytes.readUInt32LE(at + 4)];
+    const begin = at + 8 + versionBytes;
+    return { version: bytes.subarray(at + 8, begin), value: bytes.subarray(begin, begin + valueBytes), length: 8 + versionBytes + valueBytes };
+  }
+
+  #put(version: string | Uint8Array, value: Uint8Array): number {
+    const own = typeof version === 'string' ? Buffer.from(version) : version;
+    const length = 8 + own.length + value.length;
+    let page = this.#pages.at(-1);
+    if (!page || page.used + length > page.bytes.length || page.used >= PAGE_BYTES) {
+      // One that is larger than a page has a page of its own.
+      page = { bytes: Buffer.allocUnsafeSlow(Math.max(PAGE_BYTES, length)), used: 0, live: 0 };
+      this.#pages.push(page);
+      this.#heldBytes += page.bytes.length;
+    }
+    const at = page.used;
+    page.bytes.writeUInt32LE(own.length, at);
+    page.bytes.writeUInt32LE(value.length, at + 4);
+    page.bytes.set(own, at + 8);
+    page.bytes.set(value, at + 8 + own.length);
+    page.used += length;
+    page.live += length;
+    this.#liveBytes += length;
+    return ((this.#pages.length - 1) << AT_BITS) | at;
+  }
+
+  #drop(place: number): void {
+    const number = place >>> AT_BITS;
+    const page = this.#pages[number]!;
+    const { length } = this.#record(place);
+    page.live -= length;
+    this.#liveBytes -= length;
+    if (page.live === 0 && number < this.#pages.length - 1) {
+      this.#pages[number] = undefined;
+      this.#heldBytes -= page.bytes.length;
+    }
+    const dead = this.#heldBytes - this.#liveBytes;
+    if (dead > MOST_DEAD_BYTES && dead > this.#liveBytes) this.#compact();
+  }
+
+  #compact(): void {
+    const before = [...this.#places].map(([name, place]) => ({ name, ...this.#record(place) }));
+    this.#pages = [];
+    [this.#heldBytes, this.#liveBytes] = [0, 0];
+    for (const { name, version, value } of before) this.#places.set(name, this.#put(version, value));
+  }
+}
+
+class PackedResource<T> implements XdsResource<T> {
+  constructor(readonly name: string, readonly version: string, readonly any: Any, readonly reader: Reader<T>) {}
+
+  get message(): T {
+    return this.reader.decode(this.any.value);
+  }
+
+  get hash(): string {
+    return this.reader.hash(this.message);
+  }
+}
