@@ -3,13 +3,16 @@
  * configuration, put together. A stop leaves kernel and Envoy at work, and the next start takes them over.
  */
 import { mkdirSync } from 'node:fs';
+import { release } from 'node:os';
 import { join } from 'node:path';
 import type { SocketAddress } from '../common/arguments.js';
 import { UnderpassError, errorMessage } from '../common/errors.js';
 import type { PodMetadataPatch } from '../common/lab-api.js';
 import { ClosableStore } from '../common/lifecycle.js';
 import { logger as defaultLogger, type Logger } from '../common/log.js';
+import { VERSION } from '../common/version.js';
 import { InstanceLock, instanceWaiters } from './admin/lock.js';
+import { envoyRoutes } from './admin/envoy-routes.js';
 import { MetricsListener } from './admin/metrics-listener.js';
 import { requirePrivileges } from './admin/privileges.js';
 import { AdminServer, type AdminAnswer } from './admin/server.js';
@@ -26,6 +29,7 @@ import type { NodeCaFactory } from './identity/certificates.js';
 import { instanceCgroup, instancePaths } from './instance.js';
 import { admitPod } from './kubernetes/admission.js';
 import { CniServer } from './kubernetes/cni-server.js';
+import { EnvoyAdmin } from './proxy/envoy-admin.js';
 import { NO_WAYPOINTS } from './proxy/waypoint-table.js';
 import type { AgentKernel, AgentParts, AgentProxy, ProxyStatus, SelfTestVerdict } from './parts.js';
 import { FlowTelemetry } from './telemetry/flow-telemetry.js';
@@ -73,6 +77,10 @@ export interface AgentOptions {
   /** Shown in the status, e.g. the embedded control plane's own. */
   controlPlaneStatus?: () => unknown;
 }
+
+const ENVOY_ADMIN_SOCKET = 'envoy-admin.sock';
+/** A dump of thousands of clusters takes Envoy seconds. */
+const ENVOY_ANSWER_MS = 60_000;
 
 /** How often it is asked which servers' probation is over. */
 const VERDICTS_EVERY_MS = 1_000;
@@ -145,6 +153,7 @@ export class Agent {
     const { metricsAddress } = this.#options;
     const metrics = (): Promise<Iterable<string>> => metricsText(this.status(), this.counters(), this.#flows);
     this.prepare();
+    const envoy = envoyRoutes(new EnvoyAdmin(join(this.folder, ENVOY_ADMIN_SOCKET), ENVOY_ANSWER_MS));
     this.#store.add(
       await AdminServer.listen(this.#paths.adminSocket, {
         '/healthz': () => ({ contentType: 'text/plain', body: 'ok\n' }),
@@ -157,7 +166,8 @@ export class Agent {
         '/v1/counters': () => ({ body: this.counters() ?? { message: this.#kernelProblem } }),
         '/v1/http-fast-path': () => this.#switchFastPath(new URLSearchParams()),
         '/metrics': async () => ({ contentType: 'text/plain; version=0.0.4', pieces: await metrics() }),
-      }, { '/v1/http-fast-path': (query) => this.#switchFastPath(query) }),
+        ...envoy.routes,
+      }, { ...envoy.changes, '/v1/http-fast-path': (query) => this.#switchFastPath(query) }),
     );
     if (metricsAddress) this.#metrics = this.#store.add(new MetricsListener(metricsAddress, metrics, this.#component('agent.metrics')));
     logger.info({ instance: this.#paths.instance, node: nodeName, folder: this.folder, pods: this.#options.workloads.description, discovery: this.#options.discoveryAddress }, 'agent starts');
@@ -261,6 +271,8 @@ export class Agent {
     const bpfProblem = this.#bpfProblem();
     const accelerationReason = this.#accelerationProblem();
     return {
+      version: VERSION,
+      kernel: release(),
       instance: this.#paths.instance,
       node: this.#options.nodeName,
       pid: process.pid,

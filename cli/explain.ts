@@ -2,7 +2,10 @@
 import { InvalidArgumentError, type Command } from 'commander';
 import type { Explanation } from '../agent/client.js';
 import { addReachOptions, findPod, reachAgents, statuses, type ReachOptions } from './agents.js';
-import { outputOption, parseAnswer, print, type Format } from './output.js';
+import { readConfig, readHosts } from './envoy/config.js';
+import type { ShownRequest } from './envoy/match.js';
+import { explainRequest, type RequestExplanation } from './envoy/route.js';
+import { outputOption, paint, parseAnswer, print, type Format } from './output.js';
 import { tableText } from './table.js';
 
 const WAYS: Record<Explanation['addresses'][number]['way'], string> = {
@@ -27,18 +30,74 @@ export function configure(command: Command): void {
     .argument('<pod>', 'POD, NAMESPACE/POD or POD.NAMESPACE; or the name of a workload, for the first of its pods')
     .argument('<host:port>', 'an address, or a service\'s name as the pod would write it; IPv6 as [ADDRESS]:PORT', readTarget)
     .option('-n, --namespace <name>', 'the pod\'s namespace (default: all, where a name alone does not fit two pods)')
+    .option('--http <request>', 'and what becomes of this request, as \'GET /path?query\'', readRequestLine)
+    .option('-H, --header <name: value>', 'of the request; may be given several times. Without a Host it is the destination as it was written', readHeader, [])
     .addOption(outputOption())
-    .action(async (word: string, { host, port }: Target, options: ReachOptions & { namespace?: string; output: Format }) => {
+    .addHelpText('after', HELP)
+    .action(async (word: string, { host, port }: Target, options: ReachOptions & { namespace?: string; output: Format; http?: RequestLine; header: [string, string][] }) => {
       const reach = await reachAgents(options);
       try {
-        const { agent, pod } = findPod(await statuses(reach), word, options.namespace);
+        const { agent, pod, status } = findPod(await statuses(reach), word, options.namespace);
         const query = new URLSearchParams({ pod: `${pod.namespace}/${pod.name}`, host, port: String(port) });
         const explanation = parseAnswer<Explanation>(await agent.ask(`/v1/explain?${query.toString()}`), 'the agent\'s explanation');
-        print(options.output, explanation, () => render(explanation));
+        const request = options.http && toRequest(options.http, options.header, { host, port });
+        const explained = request && explanation.addresses.some(({ way }) => way === 'envoy') ? explainRequest(await readConfig(agent), await readHosts(agent), pod, explanation.addresses.map(({ address }) => address), port, request, status.pods) : undefined;
+        print(options.output, explained ? { ...explanation, request: explained } : explanation, () => `${render(explanation)}${explained ? renderRequest(explained) : request ? NO_PROXY : ''}`);
       } finally {
         reach.close();
       }
     });
+}
+
+const HELP = `
+With --http: the route table, virtual host and route of the pod's own Envoy configuration that the request takes, the clusters
+and endpoints with their shares of requests, and which policy of the server lets it in or refuses it. What hangs on something
+that is not known here (a JSON Web Token's claims, an external authorizer, a pod of another node) is said to be so.
+Examples:
+  underpass explain shop/client nginx:80
+  underpass explain shop/client nginx:80 --http 'GET /cart' -H 'user: jesse'`;
+const NO_PROXY = '  HTTP: no proxy reads it on this way, so that no route applies\n';
+
+interface RequestLine { method: string; target: string }
+
+function readRequestLine(text: string): RequestLine {
+  const [, method, target] = /^([A-Za-z]+) (\/\S*|\*)$/.exec(text) ?? [];
+  if (method === undefined || target === undefined) throw new InvalidArgumentError('expected a method and a path, e.g. \'GET /\'');
+  return { method: method.toUpperCase(), target };
+}
+
+function readHeader(text: string, before: [string, string][]): [string, string][] {
+  const [, name, value] = /^([!#$%&'*+.^_`|~0-9A-Za-z-]+):\s*(.*)$/.exec(text) ?? [];
+  if (name === undefined) throw new InvalidArgumentError('expected NAME: VALUE');
+  return [...before, [name.toLowerCase(), value!]];
+}
+
+function toRequest({ method, target }: RequestLine, headers: [string, string][], { host, port }: Target): ShownRequest {
+  const named = headers.find(([name]) => name === 'host')?.[1];
+  return { method, target, host: named ?? `${host.includes(':') ? `[${host}]` : host}${port === 80 ? '' : `:${port}`}`, headers: headers.filter(([name]) => name !== 'host') };
+}
+
+const VERDICTS: Record<RequestExplanation['verdict'], { style: 'good' | 'bad' | 'warning'; text: string }> = {
+  allow: { style: 'good', text: 'allowed' },
+  deny: { style: 'bad', text: 'denied (403)' },
+  mixed: { style: 'warning', text: 'allowed or denied, by the endpoint that is drawn' },
+  unknown: { style: 'warning', text: 'not known here' },
+  'not-routed': { style: 'bad', text: 'not forwarded' },
+  'answered-by-envoy': { style: 'good', text: 'answered by Envoy itself' },
+};
+
+function renderRequest({ request, listener, routeTable, virtualHost, route, clusters, endpoints, verdict, reason }: RequestExplanation): string {
+  const lines = [`  ${request.method} ${request.target} to ${request.host}`];
+  if (listener !== undefined) lines.push(`    listener     ${listener}`);
+  if (routeTable !== undefined) lines.push(`    route table  ${routeTable}`);
+  if (virtualHost !== undefined) lines.push(`    host         ${virtualHost}`);
+  if (route) lines.push(`    route        ${route.index + 1} of ${route.of}${route.name === '' ? '' : ` "${route.name}"`}, ${route.config === undefined ? 'of no rule that anybody wrote: the service\'s own' : `of ${route.config}`}: ${route.action}${route.rewrite === undefined ? '' : `, path rewritten to ${route.rewrite}`}`);
+  for (const { host, subset, share, lbPolicy, outlierDetection, config, mtls } of clusters) lines.push(`    cluster      ${(share * 100).toFixed(0)} % ${host}${subset === '' ? '' : `, subset ${subset}`}: ${lbPolicy}${outlierDetection ? ', outlier detection' : ''}${mtls ? ', mutual TLS where the endpoint takes it' : ''}${config === undefined ? '' : `, by ${config}`}`);
+  if (endpoints.length > 0) {
+    const rows = endpoints.map(({ pod, address, port, share, health, locality, policy }) => [`    ${pod ?? ''}`, `${address.includes(':') ? `[${address}]` : address}:${port}`, `${(share * 100).toFixed(1)} %`, health === 'healthy' ? health : paint('warning', health), locality, policy ? `${policy.answer}: ${policy.reason}` : 'no policy that Envoy judges']);
+    lines.push(tableText(['    POD', 'ENDPOINT', 'SHARE', 'HEALTH', 'LOCALITY', 'POLICY'], rows).trimEnd());
+  }
+  return `${lines.join('\n')}\n    ${paint(VERDICTS[verdict].style, VERDICTS[verdict].text)}: ${reason}\n`;
 }
 
 export function readTarget(text: string): Target {

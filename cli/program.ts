@@ -29,9 +29,13 @@ export const commands: readonly CommandEntry[] = [
   { name: 'lab', summary: 'nodes and pods on this machine out of plain Kubernetes YAML', load: () => import('./lab.js') },
   { name: 'label', summary: 'sets or removes labels of a namespace or pod, e.g. underpass.io/mode=node', load: () => import('./label.js') },
   { name: 'explain', summary: 'which way a pod\'s connection would take, and why', load: () => import('./explain.js') },
+  { name: 'proxy-config', alias: 'pc', summary: 'what the shared Envoy has for a pod: listeners, routes, clusters, endpoints, secrets, log levels', load: () => import('./proxy-config.js') },
+  { name: 'describe', summary: 'what applies to a pod or a service: routes, policies, mutual TLS, way, gateways', load: () => import('./describe.js') },
   { name: 'ps', summary: 'pods, their mode and way, and who is in sync', load: () => import('./ps.js') },
   { name: 'fast-path', summary: 'the HTTP fast path of this node: how it is, and its switch', load: () => import('./fast-path.js') },
   { name: 'probation', summary: 'which programs were seen to be event-driven, and so are short-circuited', load: () => import('./probation.js') },
+  { name: 'version', summary: 'of this program, the agents, their Envoys and kernels', load: () => import('./version.js') },
+  { name: 'completion', summary: 'prints a script that completes commands, options and pods\' names in a shell', load: () => import('./completion.js') },
   { name: 'request', summary: 'an answer of the agent\'s admin API as it is', load: () => import('./request.js') },
 ];
 

@@ -11,7 +11,7 @@ export interface AdminAnswer {
   contentType?: string;
   body?: unknown;
   /** In place of a body: text that is long, sent piece by piece as it is read. */
-  pieces?: Iterable<string>;
+  pieces?: Iterable<string> | AsyncIterable<string>;
 }
 
 export type AdminRoutes = Record<string, (query: URLSearchParams) => AdminAnswer | Promise<AdminAnswer>>;

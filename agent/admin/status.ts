@@ -9,6 +9,9 @@ import type { MetricsStatus } from './metrics-listener.js';
 import type { ResolverStatus } from '../resolve/service-resolver.js';
 
 export interface AgentStatus {
+  /** Of the agent, and of the kernel under it, as `uname -r` says. */
+  version: string;
+  kernel: string;
   instance: string;
   node: string;
   pid: number;

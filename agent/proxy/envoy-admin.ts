@@ -1,5 +1,6 @@
 /** Client of Envoy's admin interface on its Unix socket. */
 import { request } from 'node:http';
+import type { Readable } from 'node:stream';
 import { UnderpassError, errorMessage } from '../../common/errors.js';
 
 export interface ServerInfo {
@@ -79,6 +80,21 @@ export class EnvoyAdmin {
       size += chunk.length;
       if (size > maxBytes) throw new Error(`its answer is longer than ${maxBytes} bytes`);
       onText(decoder.decode(chunk, { stream: true }));
+    });
+  }
+
+  /** An answer as it comes; whoever asks reads or destroys it. @throws UnderpassError `UNDERPASS_ENVOY_ADMIN` */
+  stream(method: string, path: string): Promise<Readable> {
+    const failed = (cause: unknown): UnderpassError => new UnderpassError('UNDERPASS_ENVOY_ADMIN', `asking Envoy's admin interface (${this.socketPath}) for ${path}: ${errorMessage(cause)}`, { cause });
+    return new Promise((resolve, reject) => {
+      const outgoing = request({ socketPath: this.socketPath, method, path, timeout: this.timeoutMs, agent: false }, (response) => {
+        if (response.statusCode === 200) return resolve(response.setEncoding('utf8'));
+        response.resume();
+        reject(failed(new Error(`status ${response.statusCode}`)));
+      });
+      outgoing.on('timeout', () => outgoing.destroy(new NoAnswer(`no answer within ${this.timeoutMs} ms`)));
+      outgoing.on('error', (error) => reject(failed(error)));
+      outgoing.end();
     });
   }
 

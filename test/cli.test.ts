@@ -1,0 +1,181 @@
+/**
+ * The commands that look into a running node, on one lab: what they say is held against what requests really do. One world for
+ * all cases, since each takes seconds to start.
+ */
+import assert from 'node:assert/strict';
+import { after, before, test } from 'node:test';
+import { run, type RunResult } from '../common/process.js';
+import { waitFor } from '../common/retry.js';
+import { CLI, enrolled, NodeUnderTest } from './agent-harness.js';
+
+const instance = `up-cli-${process.pid}`;
+const node = new NodeUnderTest(instance);
+const pod = (namespace: string, name: string, labels: string, container: string, account = name): string => `apiVersion: v1
+kind: Pod
+metadata: {name: ${name}, namespace: ${namespace}, labels: {${labels}}}
+spec: {serviceAccountName: ${account}, containers: [{${container}}]}
+---
+`;
+const ECHO = 'name: echo, image: echo, ports: [{name: http, containerPort: 8080}]';
+const WORLD = `apiVersion: v1
+kind: Namespace
+metadata: {name: shop, labels: {underpass.io/mode: node}}
+---
+apiVersion: v1
+kind: Namespace
+metadata: {name: other, labels: {underpass.io/mode: node}}
+---
+${pod('shop', 'client', 'app: client', 'name: curl, image: curl')}${pod('other', 'client', 'app: client', 'name: curl, image: curl')}${pod('shop', 'web-v1', 'app: web, version: v1', ECHO, 'web')}${pod('shop', 'web-v2', 'app: web, version: v2', ECHO, 'web')}apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop}
+spec: {selector: {app: web}, ports: [{name: http, port: 80, targetPort: 8080}]}
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: web, namespace: shop}
+spec: {host: web, subsets: [{name: v1, labels: {version: v1}}, {name: v2, labels: {version: v2}}]}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: web, namespace: shop}
+spec:
+  hosts: [web]
+  http:
+  - {name: jesse, match: [{headers: {user: {exact: jesse}}}], route: [{destination: {host: web, subset: v2}}]}
+  - {name: old, match: [{uri: {prefix: /old/}}], rewrite: {uri: /new/}, route: [{destination: {host: web, subset: v2}}]}
+  - {name: gone, match: [{uri: {exact: /gone}}], directResponse: {status: 410}}
+  - {name: digits, match: [{uri: {regex: "/[0-9]+"}, queryParams: {q: {exact: x}}}], route: [{destination: {host: web, subset: v2}}]}
+  - {name: rest, route: [{destination: {host: web, subset: v1}}]}
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: no-secrets, namespace: shop}
+spec: {selector: {matchLabels: {app: web}}, action: DENY, rules: [{to: [{operation: {paths: ["/secret*", "/new/hidden"]}}]}]}
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: shop-only, namespace: shop}
+spec:
+  selector: {matchLabels: {app: web}}
+  rules:
+  - {from: [{source: {principals: ["cluster.local/ns/shop/sa/client"]}}]}
+  - {from: [{source: {namespaces: ["other"]}}], to: [{operation: {methods: ["GET"], paths: ["/open"]}}], when: [{key: "request.headers[x-pass]", values: ["yes"]}]}
+`;
+
+interface Explained {
+  request: { verdict: string; reason: string; route?: { name: string; config?: string; index: number }; clusters: { subset: string }[]; endpoints: { pod?: string; share: number }[] };
+}
+
+const cli = (args: readonly string[], okCodes: readonly number[] = [0]): Promise<RunResult> => run(process.execPath, [CLI, ...args, '--instance', instance], { okCodes, timeoutMs: 120_000 });
+
+before(async () => {
+  await node.up([], WORLD);
+  node.startAgent();
+  const isThere = async (): Promise<boolean> => {
+    const { ready, pods } = await node.status();
+    return ready && pods.length === 4 && pods.every(enrolled('bpf'));
+  };
+  await waitFor('the pods are enrolled', () => isThere().catch(() => false), { timeoutMs: 300_000, everyMs: 500 });
+  await waitFor('routes and policies are in force', async () => (await ask('shop/client', 'GET /secret')).status === 403 && (await ask('shop/client', 'GET /', { user: 'jesse' })).version === 'v2', { timeoutMs: 120_000, everyMs: 500 });
+});
+after(() => node.down());
+
+async function ask(from: string, line: string, headers: Readonly<Record<string, string>> = {}, host = 'web.shop'): Promise<{ status: number; version: string }> {
+  const [method = '', path = ''] = line.split(' ');
+  const { stdout } = await node.lab.exec(from, ['curl', '-s', '-m', '20', '-X', method, ...Object.entries(headers).flatMap(([name, value]) => ['-H', `${name}: ${value}`]), '-w', '\n%{http_code}', `http://${host}${path}`], { timeoutMs: 60_000 });
+  const lines = stdout.trimEnd().split('\n');
+  const status = Number(lines.pop());
+  const version = /"version":\s*"([^"]*)"/.exec(lines.join('\n'))?.[1] ?? '';
+  return { status, version };
+}
+
+const CASES: { from: string; line: string; headers?: Record<string, string>; host?: string; rule?: string }[] = [
+  { from: 'shop/client', line: 'GET /', rule: 'rest' },
+  { from: 'shop/client', line: 'GET /', headers: { user: 'jesse' }, rule: 'jesse' },
+  { from: 'shop/client', line: 'GET /old/x', rule: 'old' },
+  { from: 'shop/client', line: 'GET /old/hidden', rule: 'old' },
+  { from: 'shop/client', line: 'GET /12?q=x', rule: 'digits' },
+  { from: 'shop/client', line: 'GET /12?q=y', rule: 'rest' },
+  { from: 'shop/client', line: 'GET /gone', rule: 'gone' },
+  { from: 'shop/client', line: 'POST /secrets', rule: 'rest' },
+  { from: 'other/client', line: 'GET /open', headers: { 'x-pass': 'yes' }, rule: 'rest' },
+  { from: 'other/client', line: 'GET /open', rule: 'rest' },
+  { from: 'other/client', line: 'POST /open', headers: { 'x-pass': 'yes' }, rule: 'rest' },
+];
+
+test('explain --http: it says denied where the request is, and the subset where it arrives', async () => {
+  for (const { from, line, headers = {}, rule } of CASES) {
+    const what = `${from} ${line} ${JSON.stringify(headers)}`;
+    const { request } = JSON.parse((await cli(['explain', from, 'web.shop:80', '--http', line, ...Object.entries(headers).flatMap(([name, value]) => ['-H', `${name}: ${value}`]), '-o', 'json'])).stdout) as Explained;
+    const real = await ask(from, line, headers);
+    assert.equal(request.route?.name, rule, what);
+    assert.equal(request.route?.config, 'VirtualService shop/web', what);
+    if (rule === 'gone') {
+      assert.equal(request.verdict, 'answered-by-envoy', what);
+      assert.equal(real.status, 410, what);
+      continue;
+    }
+    assert.equal(request.verdict, real.status === 403 ? 'deny' : 'allow', `${what}: ${real.status}, ${request.reason}`);
+    assert.deepEqual(request.endpoints.filter(({ share }) => share > 0).map((each) => each.pod), [`shop/web-${request.clusters[0]!.subset}`], what);
+    if (real.status === 200) assert.equal(real.version, request.clusters[0]!.subset, what);
+  }
+});
+
+test('explain --http for people: route, policy by name, and the verdict', async () => {
+  const { stdout } = await cli(['explain', 'shop/client', 'web:80', '--http', 'GET /old/hidden']);
+  assert.match(stdout, /route +2 of 5 "old", of VirtualService shop\/web: forwards, path rewritten to \/new\//);
+  assert.match(stdout, /denied \(403\): AuthorizationPolicy shop\/no-secrets, rule 0 denies it/);
+  assert.match((await cli(['explain', 'shop/client', 'web:80', '--http', 'nonsense'], [2])).stderr, /expected a method and a path/);
+});
+
+test('proxy-config: a pod\'s own listeners, tables, clusters and endpoints, filtered, and Envoy\'s objects with -o json', async () => {
+  const listeners = (await cli(['pc', 'listeners', 'shop/client'])).stdout;
+  assert.match(listeners, /^LISTENER +ADDRESSES +MATCH +LEADS TO\n/);
+  assert.match(listeners, /^outbound +127\.0\.0\.1:15001.*port 80.* routes 80$/m);
+  const routes = (await cli(['proxy-config', 'routes', 'client', '-n', 'shop', '--name', '80', '--fqdn', 'web.shop'])).stdout;
+  assert.match(routes, /\/\*, user exact jesse +web\.shop\.svc\.cluster\.local:80 v2 +virtual-service shop\/web "jesse"/);
+  const clusters = (await cli(['pc', 'c', 'shop/client', '--fqdn', 'web.shop', '--direction', 'outbound'])).stdout;
+  assert.match(clusters, /^web\.shop\.svc\.cluster\.local +80 +v2 +outbound +EDS +\S+ +destination-rule shop\/web$/m);
+  const address = node.lab.pod('shop', 'web-v2').ips[0]!;
+  const endpoints = JSON.parse((await cli(['pc', 'endpoints', 'shop/client', '--address', address, '-o', 'json'])).stdout) as { address: string; health: string; cluster: string }[];
+  assert.ok(endpoints.length >= 2 && endpoints.every((each) => each.address === address && each.health === 'healthy'), JSON.stringify(endpoints));
+  const secrets = (await cli(['pc', 'secrets', 'shop/client', '-o', 'yaml'])).stdout;
+  assert.doesNotMatch(secrets, /PRIVATE KEY/);
+  const own = JSON.parse((await cli(['pc', 'listeners', 'shop/client', '-o', 'json'])).stdout) as { name: string }[];
+  const foreign = (await node.status()).pods.filter(({ namespace, name }) => `${namespace}/${name}` !== 'shop/client').map(({ uid }) => uid);
+  assert.ok(own.every(({ name }) => foreign.every((uid) => !name.includes(uid))));
+});
+
+test('proxy-config log: Envoy\'s levels, set and set back', async () => {
+  assert.match((await cli(['pc', 'log', 'shop/client', '--level', 'rbac:debug'])).stdout, /^rbac +debug$/m);
+  assert.match((await cli(['pc', 'log', 'shop/client', '--level', 'warning'])).stdout, /^rbac +warning$/m);
+  assert.match((await cli(['pc', 'log', 'shop/client', '--level', 'rbac:loud'], [1])).stderr, /UNDERPASS_BAD_OPTION/);
+});
+
+test('names: two pods of one name are both named, a mistyped one brings the nearest, with exit code 5', async () => {
+  assert.match((await cli(['pc', 'routes', 'client'], [5])).stderr, /other\/client, shop\/client.*UNDERPASS_AMBIGUOUS_POD/s);
+  assert.match((await cli(['describe', 'pod', 'shop/web-v3'], [5])).stderr, /did you mean shop\/web-v1, shop\/web-v2/);
+  assert.match((await cli(['describe', 'service', 'wbe.shop'], [5])).stderr, /UNDERPASS_UNKNOWN_SERVICE/);
+});
+
+test('describe: services, rules, routes and policies of a pod and of a service', async () => {
+  const { stdout } = await cli(['describe', 'pod', 'shop/web-v2']);
+  assert.match(stdout, /identity +spiffe:\/\/cluster\.local\/ns\/shop\/sa\/web, certificate until /);
+  assert.match(stdout, /service +web\.shop\.svc\.cluster\.local:80, subsets v2\n +rules +destination-rule shop\/web\n +routes +.*virtual-service shop\/web "jesse"/);
+  assert.match(stdout, /policies +.*AuthorizationPolicy shop\/no-secrets, rule 0/);
+  const service = JSON.parse((await cli(['describe', 'service', 'web', '-n', 'shop', '-o', 'json'])).stdout) as { service: string; ports: unknown[]; endpoints: { pod?: string }[] };
+  assert.equal(service.service, 'web.shop.svc.cluster.local');
+  assert.deepEqual(service.ports, [{ port: 80, subsets: ['v1', 'v2'] }]);
+  assert.deepEqual([...new Set(service.endpoints.map((each) => each.pod))].sort(), ['shop/web-v1', 'shop/web-v2']);
+});
+
+test('version and completion: of client and node; pods\' names', async () => {
+  const { nodes } = JSON.parse((await cli(['version', '-o', 'json'])).stdout) as { nodes: { node: string; agent: string; envoy: string; kernel: string }[] };
+  assert.equal(nodes.length, 1);
+  assert.match(`${nodes[0]!.agent} ${nodes[0]!.envoy} ${nodes[0]!.kernel}`, /^\d+\.\d+\.\d+\S* 1\.\d+\.\d+ \d/);
+  const words = async (...typed: string[]): Promise<string[]> => (await run(process.execPath, [CLI, 'completion', 'words', '--', ...typed], { timeoutMs: 60_000 })).stdout.trim().split('\n');
+  assert.deepEqual(await words('explain', '--instance', instance, 'shop/w'), ['shop/web-v1', 'shop/web-v2']);
+  assert.deepEqual(await words('pc', 'li'), ['listeners']);
+  assert.deepEqual(await words('ps', '-o', 'y'), ['yaml']);
+  assert.ok((await words('')).includes('proxy-config'));
+});
