@@ -138,7 +138,7 @@ test('proxy-config: a pod\'s own listeners, tables, clusters and endpoints, filt
   assert.match(clusters, /^web\.shop\.svc\.cluster\.local +80 +v2 +outbound +EDS +\S+ +destination-rule shop\/web$/m);
   const address = node.lab.pod('shop', 'web-v2').ips[0]!;
   const endpoints = JSON.parse((await cli(['pc', 'endpoints', 'shop/client', '--address', address, '-o', 'json'])).stdout) as { address: string; health: string; cluster: string }[];
-  assert.ok(endpoints.length >= 2 && endpoints.every((each) => each.address === address && each.health === 'healthy'), JSON.stringify(endpoints));
+  assert.ok(endpoints.length > 0 && endpoints.every((each) => each.address === address && each.health === 'healthy'), JSON.stringify(endpoints));
   const secrets = (await cli(['pc', 'secrets', 'shop/client', '-o', 'yaml'])).stdout;
   assert.doesNotMatch(secrets, /PRIVATE KEY/);
   const own = JSON.parse((await cli(['pc', 'listeners', 'shop/client', '-o', 'json'])).stdout) as { name: string }[];
