@@ -63,7 +63,7 @@ test('ProbeFile: that of a process that hangs grows old for underpass-fresh, and
   }
 });
 
-test('isUninstalled: the DaemonSet is gone or going; refused, or without an answer, it is not known; an answer that comes late counts', async () => {
+test('isUninstalled: the DaemonSet is gone or going; refused, told that something else is not found, or without an answer, it is not known; an answer that comes late counts', async () => {
   const answers: [status: number, body: object][] = [];
   const server = createServer((_, response) => {
     const [status, body] = answers.length > 1 ? answers.shift()! : answers[0]!;
@@ -78,10 +78,12 @@ test('isUninstalled: the DaemonSet is gone or going; refused, or without an answ
   try {
     assert.equal(await asked([200, { metadata: { name: 'b' } }]), false);
     assert.equal(await asked([200, { metadata: { name: 'b', deletionTimestamp: '2026-01-01T00:00:00Z' } }]), true);
-    assert.equal(await asked([404, { message: 'not found' }]), true);
+    const gone = (name: string, kind = 'daemonsets'): object => ({ kind: 'Status', status: 'Failure', reason: 'NotFound', message: 'not found', details: { name, group: 'apps', kind } });
+    assert.equal(await asked([404, gone('b')]), true);
+    for (const other of [{ message: 'not found' }, {}, { kind: 'Status', reason: 'NotFound', details: {}, message: 'the server could not find the requested resource' }, gone('c'), gone('b', 'namespaces')]) assert.equal(await asked([404, other]), undefined, JSON.stringify(other));
     assert.equal(await asked([403, { message: 'forbidden' }]), undefined);
     assert.equal(await asked([401, { message: 'who' }]), undefined);
-    assert.equal(await asked([503, { message: 'later' }], [503, {}], [404, {}]), true);
+    assert.equal(await asked([503, { message: 'later' }], [404, {}], [404, gone('b')]), true);
     assert.equal(await asked([503, { message: 'later' }]), undefined);
   } finally {
     client.close();

@@ -69,8 +69,9 @@ export async function isUninstalled(client: KubeClient, place: { namespace: stri
       const { metadata } = await client.get<KubeObject>(DAEMON_SETS, place, end);
       return metadata.deletionTimestamp !== undefined;
     } catch (error) {
-      if (isRefusal(error, 404)) return true;
-      const isFinal = error instanceof KubeApiError && error.status < 500 && error.status !== 429;
+      // Also who does not know DaemonSets says 404: a proxy before the API server, or one that is starting.
+      if (isRefusal(error, 404) && (error as KubeApiError).about.kind === DAEMON_SETS.plural && (error as KubeApiError).about.name === place.name) return true;
+      const isFinal = error instanceof KubeApiError && error.status < 500 && ![404, 429].includes(error.status);
       if (isFinal || end.aborted) {
         logger.warn({ daemonset: `${place.namespace}/${place.name}`, reason: errorMessage(error) }, 'not known whether this agent is uninstalled: it leaves Envoy and the kernel at work');
         return undefined;

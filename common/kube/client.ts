@@ -35,7 +35,8 @@ export function resourcePath({ apiVersion, plural }: Resource, { namespace, name
 
 /** What the server refused; `status` is HTTP's, `message` has the server's own words. */
 export class KubeApiError extends UnderpassError {
-  constructor(readonly status: number, message: string) {
+  /** @param about the object that it is about, where the API server itself says so */
+  constructor(readonly status: number, message: string, readonly about: { group?: string; kind?: string; name?: string } = {}) {
     super('UNDERPASS_KUBERNETES', message);
   }
 }
@@ -121,9 +122,9 @@ export class KubeClient implements Closable {
     });
     const { statusCode = 0 } = response;
     if (statusCode >= 200 && statusCode < 300) return response;
-    const said = saidIn(await wholeText(response).catch(() => ''));
+    const { said, about } = saidIn(await wholeText(response).catch(() => ''));
     const rule = statusCode === 403 && this.manifest !== undefined ? missingRule(said) : undefined;
-    throw new KubeApiError(statusCode, `${method} ${path}: ${statusCode} ${said}${rule === undefined ? '' : `; ${this.manifest} has the rule that is missing: ${rule}`}`);
+    throw new KubeApiError(statusCode, `${method} ${path}: ${statusCode} ${said}${rule === undefined ? '' : `; ${this.manifest} has the rule that is missing: ${rule}`}`, about);
   }
 
   close(): void {
@@ -131,12 +132,13 @@ export class KubeClient implements Closable {
   }
 }
 
-/** The message of a `Status`, else the answer as it is. */
-function saidIn(text: string): string {
+/** The message of a `Status`, and what it is about; else the answer as it is. */
+function saidIn(text: string): { said: string; about?: KubeApiError['about'] } {
   try {
-    return (JSON.parse(text) as { message?: string }).message ?? '';
+    const { message = '', kind, details } = JSON.parse(text) as { message?: string; kind?: string; details?: KubeApiError['about'] };
+    return { said: message, ...(kind === 'Status' && details ? { about: details } : {}) };
   } catch {
-    return text.slice(0, MAX_MESSAGE_CHARACTERS);
+    return { said: text.slice(0, MAX_MESSAGE_CHARACTERS) };
   }
 }
 
