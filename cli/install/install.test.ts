@@ -3,6 +3,7 @@ import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'no
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
+import { parse } from 'yaml';
 import { projectRoot } from '../../common/paths.js';
 import { DEFAULT_NODE_ACCOUNTS } from '../../pilot/ca/node-proxies.js';
 import { chartFiles } from './chart.js';
@@ -50,6 +51,9 @@ test('values that are wrong are named by file or option, path and what was expec
     ['pilot: {replicas: 0}', /pilot\.replicas: found 0, expected a whole number from 1$/],
     ['image: {digest: "sha256:1"}', /image\.digest: found "sha256:1", expected sha256: and 64/],
     ['agent: {metricsPort: 65536}', /agent\.metricsPort: found 65536, expected a whole number from 0 to 65535$/],
+    [`pilot: {proxyImage: 'proxy", initImage: "other'}`, /pilot\.proxyImage: found .*, expected the name of an image$/],
+    [`pilot: {proxyImage: 'proxy"}}'}`, /pilot\.proxyImage: found .*, expected the name of an image$/],
+    ['pilot: {proxyImage: "a\\\\b"}', /pilot\.proxyImage: found .*, expected the name of an image$/],
     ['imagePullSecrets: [a]', /imagePullSecrets: found \["a"\], expected a list of mappings$/],
     ['gateways: {eastWest: {enabled: true}}', /^gateways\.eastWest\.network: found nothing/],
     ['- a', /values\.yaml: found no mapping/],
@@ -72,6 +76,13 @@ test('metrics: the agent listens where the annotations say, which a user may rep
   assert.deepEqual(told('agent.metricsPort=9100', 'agent.podAnnotations={"prometheus.io/scrape":"false","a":"b"}'), [{ ...scraped('9100'), 'prometheus.io/scrape': 'false', a: 'b' }, '--metrics-address=$(NODE_ADDRESS):9100']);
   assert.deepEqual(told('agent.metricsPort=0'), [undefined, undefined]);
   assert.deepEqual(daemonSet().template.spec.containers.map(({ ports }) => ports), [undefined, undefined]);
+});
+
+test('the image of proxies is in the injection as it was given', () => {
+  for (const image of ['docker.io/istio/proxyv2:1.27.0', '[fd00::1]:5000/proxy@sha256:0a']) {
+    const injection = installationObjects(readValues([], [`pilot.proxyImage=${image}`])).find(({ kind, metadata }) => kind === 'ConfigMap' && metadata.name === 'underpass-injection') as unknown as { data: Record<string, string> };
+    assert.deepEqual(parse(injection.data['injection.yaml']!), { values: { proxyImage: image, initImage: image } });
+  }
 });
 
 interface Container { name: string; securityContext: { privileged?: boolean; capabilities?: { add?: string[]; drop?: string[] }; readOnlyRootFilesystem?: boolean }; volumeMounts: { mountPropagation?: string }[] }

@@ -59,7 +59,7 @@ export const SETTINGS = {
   'agent.podAnnotations': mapping({}, "of the agent's pods, beside `prometheus.io/scrape` and its like, or in their place"),
   'agent.terminationGracePeriodSeconds': integer(120, 1, 'within which an agent that is uninstalled cleans up its node, and Envoy ends: 60 s in which a successor may take it over, 45 s of draining'),
   'pilot.replicas': integer(2, 1, 'all serve, one of them writes to the cluster'),
-  'pilot.proxyImage': string('docker.io/istio/proxyv2:1.27.0', "of sidecars and gateways: Istio's", { pattern: '^\\S+$', expected: 'an image' }),
+  'pilot.proxyImage': string('docker.io/istio/proxyv2:1.27.0', "of sidecars and gateways: Istio's", { pattern: '^[A-Za-z0-9[][A-Za-z0-9._/:@[\\]-]*$', expected: 'the name of an image' }),
   'pilot.extraArgs': list('string', [], 'further options of `underpass pilot`'),
   'pilot.resources': mapping(requests('100m', '256Mi'), 'of its container'),
   'pilot.priorityClassName': string('system-cluster-critical', 'of its pods', NAME),

@@ -66,7 +66,7 @@ test('the chart is one that Helm finds nothing wrong with', async () => {
 test('Helm refuses by the schema what underpass install refuses', async () => {
   const wrong: object[] = [
     { controlPlane: 'other' }, { agent: { acceleration: 'fast' } }, { agent: { accelerate: 'l4' } }, { pilot: { replicas: 0 } }, { pilot: { replicas: 1.5 } }, { image: { digest: 'sha256:1' } }, { imagePullSecrets: ['a'] },
-    { discoveryAddress: 'istiod' }, { agent: { cniConfDir: 'etc/cni' } }, { gateways: { eastWest: { enabled: true } } }, { nothing: 1 }, { agent: { extraArgs: 'one' } }, { networkPolicy: { enabled: 'yes' } }, { agent: { resources: [] } }, { agent: { metricsPort: 65536 } },
+    { discoveryAddress: 'istiod' }, { agent: { cniConfDir: 'etc/cni' } }, { gateways: { eastWest: { enabled: true } } }, { nothing: 1 }, { agent: { extraArgs: 'one' } }, { networkPolicy: { enabled: 'yes' } }, { agent: { resources: [] } }, { agent: { metricsPort: 65536 } }, { pilot: { proxyImage: 'a", initImage: "b' } },
   ];
   for (const values of wrong) {
     const path = file(values);
