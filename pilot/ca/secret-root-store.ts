@@ -10,6 +10,7 @@ import { reflect } from '../../common/kube/reflector.js';
 import type { KubeObject, Secret } from '../../common/kube/types.js';
 import type { Closable } from '../../common/lifecycle.js';
 import type { Logger } from '../../common/log.js';
+import { Backoff, sleep } from '../../common/retry.js';
 
 const SECRETS = resourceOf('v1', 'Secret');
 export const ROOT_SECRET_NAME = 'underpass-ca';
@@ -28,15 +29,18 @@ export class SecretRootStore implements RootStore {
 
   async load(): Promise<StoredRoots | undefined> {
     try {
-      return this.read(await this.client.get<Secret>(SECRETS, { namespace: this.namespace, name: this.name }));
+      const secret = await this.client.get<Secret>(SECRETS, { namespace: this.namespace, name: this.name });
+      const roots = this.read(secret);
+      this.took(secret);
+      return roots;
     } catch (error) {
       if (isRefusal(error, 404)) return undefined;
       throw error;
     }
   }
 
-  /** What the Secret says; a save() from now on is one of this version. @throws UnderpassError `UNDERPASS_CA` naming the key that is wrong */
-  read({ data = {}, metadata }: Secret): StoredRoots {
+  /** What the Secret says. @throws UnderpassError `UNDERPASS_CA` naming the key that is wrong */
+  read({ data = {} }: Secret): StoredRoots {
     const text = (key: string): string | undefined => (data[key] === undefined ? undefined : Buffer.from(data[key], 'base64').toString('utf8'));
     const material = (kind: string): CaMaterial | undefined => {
       const [certificatePem, privateKeyPem] = [text(`${kind}-cert.pem`), text(`${kind}-key.pem`)];
@@ -44,9 +48,13 @@ export class SecretRootStore implements RootStore {
     };
     const [issuing, next, since] = [material('ca'), material('next'), Number(text('since') ?? NaN)];
     if (!issuing || !Number.isFinite(since)) throw new UnderpassError('UNDERPASS_CA', `reading the CA of ${this.place}: expected ca-cert.pem, ca-key.pem and since`);
-    this.#version = metadata.resourceVersion;
     const retiring = text('retiring.pem');
     return { issuing, ...(next ? { next } : {}), retiring: retiring ? [retiring] : [], since };
+  }
+
+  /** Its roots are those that are used: a save() from now on is one of this version. */
+  took({ metadata }: Pick<Secret, 'metadata'>): void {
+    this.#version = metadata.resourceVersion;
   }
 
   async save({ issuing, next, retiring, since }: StoredRoots): Promise<void> {
@@ -82,6 +90,8 @@ export class SecretRootStore implements RootStore {
 export class RootSecretFollower implements Closable {
   readonly #stop = new AbortController();
   readonly #running: Promise<void>;
+  /** The newest that was told of; undefined: it is gone. */
+  #newest: KubeObject | undefined;
 
   constructor(readonly ca: CertificateAuthority, readonly store: SecretRootStore, readonly logger: Logger) {
     const { client, namespace, name } = store;
@@ -104,16 +114,35 @@ export class RootSecretFollower implements Closable {
   }
 
   #take(secret: KubeObject | undefined): void {
+    this.#newest = secret;
+    void this.#follow(secret);
+  }
+
+  /** Until it is done, or something newer is told. */
+  async #follow(secret: KubeObject | undefined): Promise<void> {
     const { ca, store, logger } = this;
-    const done = async (): Promise<void> => {
-      if (secret) return ca.adopt(store.read(secret as Secret));
-      store.forget();
-      await store.save(ca.stored);
-      logger.warn({ secret: store.place }, 'the Secret of the CA was gone, and was written again');
-    };
-    done().catch((error: unknown) => {
-      if (!(error instanceof RootsChangedError) && !this.#stop.signal.aborted) logger.error({ secret: store.place, reason: errorMessage(error) }, 'the CA was not exchanged; the one of before stays');
-    });
+    const { signal } = this.#stop;
+    const backoff = new Backoff();
+    let said: string | undefined;
+    while (this.#newest === secret && !signal.aborted) {
+      try {
+        if (secret) {
+          await ca.adopt(store.read(secret as Secret));
+          if (this.#newest === secret) store.took(secret as Secret);
+        } else {
+          store.forget();
+          await store.save(ca.stored);
+          logger.warn({ secret: store.place }, 'the Secret of the CA was gone, and was written again');
+        }
+        return;
+      } catch (error) {
+        if (error instanceof RootsChangedError || signal.aborted) return;
+        const reason = errorMessage(error);
+        if (reason !== said) logger.error({ secret: store.place, reason }, 'the CA was not exchanged; the one of before stays, and it is tried again');
+        said = reason;
+        await sleep(backoff.next(), signal).catch(() => undefined);
+      }
+    }
   }
 
   async close(): Promise<void> {
