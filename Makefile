@@ -115,7 +115,7 @@ chart: typescript
 	$(Q)node dist/cli/install/chart.js
 
 clean:
-	$(Q)rm -rf dist proto/generated build/bpf build/proto-tree build/proto-out build/*.node build/underpass-exec build/underpass-cni build/underpass-launcher build/underpass-fresh build/socket-probe build/socket-ends build/tcp-bench build/test-plugin.wasm build/http-parse build/http-fuzz
+	$(Q)rm -rf dist proto/generated build/bpf build/proto-tree build/proto-out build/*.node build/underpass-exec build/underpass-cni build/underpass-launcher build/underpass-fresh build/socket-probe build/socket-ends build/tcp-bench build/test-plugin.wasm build/self-tests build/http-parse build/http-fuzz
 
 distclean: clean
 	$(Q)rm -rf build node_modules

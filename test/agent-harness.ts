@@ -5,6 +5,7 @@ import { once } from 'node:events';
 import { copyFileSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { pathToFileURL } from 'node:url';
 import { askAgent, cleanup, instancePaths, realCleanupParts, type AgentStatus, type PodStatus } from '../agent/index.js';
 import { projectRoot } from '../common/paths.js';
 import { logger } from '../common/log.js';
@@ -15,6 +16,9 @@ import { Load } from './load.js';
 
 export const CLI = join(projectRoot, 'dist', 'cli', 'main.js');
 
+/** For the environment of an agent that goes by the self-test of another one: shared-self-test.ts. */
+export const SHARED_SELF_TEST = { NODE_OPTIONS: `--import=${pathToFileURL(join(projectRoot, 'dist', 'test', 'shared-self-test.js')).href}` };
+
 export const enrolled = (way: 'bpf' | 'iptables') => (pod: PodStatus) => pod.state === 'enrolled' && pod.way === way && pod.settled;
 
 export class NodeUnderTest {
@@ -24,6 +28,8 @@ export class NodeUnderTest {
   log = '';
   /** A command that runs the agent, e.g. with less than root's rights. */
   under: readonly string[] = [];
+  /** Whether each agent is started as a user starts it, with a self-test of its own. */
+  ownSelfTest = false;
   #sources = '';
   #agent: ChildProcess | undefined;
   readonly #loads: Load[] = [];
@@ -69,7 +75,7 @@ export class NodeUnderTest {
     this.log = '';
     const args = [...command, '--lab-socket', this.lab.socket, '--instance', this.instance, '--concurrency', '1'];
     const [program = '', ...rest] = [...this.under, process.execPath, CLI, ...args];
-    const child = spawn(program, rest, { stdio: ['ignore', 'pipe', 'pipe'] });
+    const child = spawn(program, rest, { stdio: ['ignore', 'pipe', 'pipe'], env: { ...process.env, ...(this.ownSelfTest ? {} : SHARED_SELF_TEST) } });
     for (const stream of [child.stdout, child.stderr]) stream.on('data', (chunk: Buffer) => (this.log += chunk.toString()));
     this.#agent = child;
   }

@@ -12,6 +12,8 @@ import { run } from '../common/process.js';
 import { NodeUnderTest, enrolled } from './agent-harness.js';
 
 const node = new NodeUnderTest(`up-agent-${process.pid}`);
+// As a user runs it.
+node.ownSelfTest = true;
 const { instance, paths } = node;
 
 before(() => node.up(['shop.yaml', 'plain.yaml']));

@@ -13,6 +13,8 @@ import { CLI, NodeUnderTest, enrolled } from './agent-harness.js';
 const withOnly = (capabilities: readonly Capability[]): string[] => ['setpriv', `--bounding-set=-all,${capabilities.map(({ name }) => `+${name.toLowerCase()}`).join()}`, '--'];
 
 const node = new NodeUnderTest(`up-caps-${process.pid}`);
+// With these rights alone.
+node.ownSelfTest = true;
 let folder: string;
 let launcher: TestLauncher;
 

@@ -20,6 +20,7 @@ import { NodeProxy } from '../agent/proxy/node-proxy.js';
 import { logger } from '../common/log.js';
 import { waitFor } from '../common/retry.js';
 import { BpfMap, BpfObject } from '../native/index.js';
+import './shared-self-test.js';
 
 export interface StepOptions {
   node: string;

@@ -16,7 +16,7 @@ import { buildDir } from '../common/paths.js';
 import { isRunning, processStartTime, type ProcessId } from '../common/process-id.js';
 import { waitFor } from '../common/retry.js';
 import { Pilot } from '../pilot/index.js';
-import { CLI, NodeUnderTest, enrolled } from './agent-harness.js';
+import { CLI, NodeUnderTest, SHARED_SELF_TEST, enrolled } from './agent-harness.js';
 
 const node = new NodeUnderTest(`up-upgrade-${process.pid}`);
 const folder = mkdtempSync(join(tmpdir(), 'up-upgrade-'));
@@ -44,7 +44,7 @@ class DaemonPod {
     const launcher = await TestLauncher.start(socket, { way: [join(buildDir, 'underpass-exec'), '--netns', node.lab.info().nodes[0]!.netns, '--'] });
     launchers.push(launcher);
     const args = ['agent', '--discovery', discovery, '--lab-socket', node.lab.socket, '--instance', node.instance, '--concurrency', '2', '--envoy-launcher', socket];
-    const pod = new DaemonPod(launcher, spawn(process.execPath, [CLI, ...args], { stdio: ['ignore', 'pipe', 'pipe'] }));
+    const pod = new DaemonPod(launcher, spawn(process.execPath, [CLI, ...args], { stdio: ['ignore', 'pipe', 'pipe'], env: { ...process.env, ...SHARED_SELF_TEST } }));
     agents.push(pod);
     return pod;
   }
@@ -155,7 +155,7 @@ test('the agent is killed: Envoy and the kernel go on, and one that waits takes 
   await load.run(100);
   // As a container that is started again: with the launcher that is there.
   const args = ['agent', '--discovery', discovery, '--lab-socket', node.lab.socket, '--instance', node.instance, '--concurrency', '2', '--envoy-launcher', old.launcher.socketPath];
-  const next = new DaemonPod(old.launcher, spawn(process.execPath, [CLI, ...args], { stdio: ['ignore', 'pipe', 'pipe'] }));
+  const next = new DaemonPod(old.launcher, spawn(process.execPath, [CLI, ...args], { stdio: ['ignore', 'pipe', 'pipe'], env: { ...process.env, ...SHARED_SELF_TEST } }));
   agents.push(next);
   await waitFor('it to wait', () => next.log.includes('this one waits until it has ended'), { timeoutMs: 60_000 });
   await old.endAgent('SIGKILL');

@@ -35,7 +35,7 @@ import { run, type RunResult } from '../../common/process.js';
 import { waitFor } from '../../common/retry.js';
 import { Lab } from '../../lab/index.js';
 import { Pilot, type PilotOptions } from '../../pilot/index.js';
-import { CLI } from '../agent-harness.js';
+import { CLI, SHARED_SELF_TEST } from '../agent-harness.js';
 
 export const MODES = ['sidecar', 'node'] as const;
 export type Mode = (typeof MODES)[number];
@@ -201,7 +201,7 @@ export class MeshWorld {
     writeFileSync(join(folder, 'token'), await this.#tokens.issue({ namespace: 'underpass-system', serviceAccount: 'underpass-agent', pod: { name: pod!.name }, nodeName: node }), { mode: 0o600 });
     writeFileSync(join(folder, 'root.pem'), this.ca.rootPem);
     const args = ['agent', '--discovery', this.discovery, '--lab-socket', this.lab.socket, '--node', node, '--instance', instance, '--concurrency', '1'];
-    const child = spawn(process.execPath, [CLI, ...args, '--ca', caAddress, '--ca-root', join(folder, 'root.pem'), '--ca-token', join(folder, 'token')], { stdio: ['ignore', 'pipe', 'pipe'], env: { ...process.env, ...this.options.agentEnv } });
+    const child = spawn(process.execPath, [CLI, ...args, '--ca', caAddress, '--ca-root', join(folder, 'root.pem'), '--ca-token', join(folder, 'token')], { stdio: ['ignore', 'pipe', 'pipe'], env: { ...process.env, ...SHARED_SELF_TEST, ...this.options.agentEnv } });
     const before = this.#agents.get(node);
     const agent: NodeAgent = { child, paths: instancePaths({ instance }), isFirst: before?.isFirst ?? this.#agents.size === 0, log: before?.log ?? '' };
     for (const stream of [child.stdout, child.stderr]) stream.on('data', (chunk: Buffer) => (agent.log += chunk.toString()));
