@@ -13,7 +13,7 @@ Q := @
 msg = @printf '  %-9s %s\n' $(1) "$(patsubst $(CURDIR)/%,%,$(2))";
 endif
 
-.PHONY: all setup build typescript native test test-programs test-kube test-image test-ztunnel test-kernels fuzz soak demo bench bench-pilot bench-services bench-dataplane docs chart lint clean distclean
+.PHONY: all setup build typescript native test test-programs test-kube test-image test-ztunnel test-kernels fuzz soak demo bench bench-pilot bench-services bench-consistency bench-dataplane docs chart lint clean distclean
 
 all: build
 
@@ -92,6 +92,10 @@ bench-pilot: build
 bench-services: build
 	$(Q)node dist/agent/bench/services.js $(BENCH_SERVICES)
 	$(Q)node dist/agent/bench/connects.js
+
+# make bench-consistency BENCH_CONSISTENCY=5000
+bench-consistency: build
+	$(Q)node dist/agent/bench/consistency.js $(BENCH_CONSISTENCY)
 
 # BENCH_DATAPLANE: options of its own, e.g. BENCH_DATAPLANE='--services 1000 --pods 20'.
 bench-dataplane: build

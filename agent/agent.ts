@@ -17,8 +17,7 @@ import { MetricsListener } from './admin/metrics-listener.js';
 import { requirePrivileges } from './admin/privileges.js';
 import { AdminServer, type AdminAnswer } from './admin/server.js';
 import type { AgentStatus } from './admin/status.js';
-import { agentAuditor } from './consistency/agent-auditor.js';
-import type { Auditor } from './consistency/auditor.js';
+import { AgentAuditors } from './consistency/agent-auditor.js';
 import { Dataplane, type DataplaneOptions } from './dataplane/dataplane.js';
 import { eventDrivenListeners } from './dataplane/event-driven.js';
 import { PinnedNamespaces } from './dataplane/namespaces.js';
@@ -110,7 +109,7 @@ export class Agent {
   #records: readonly PodRecord[] | undefined;
   #running: Promise<void> | undefined;
   #flows: FlowTelemetry | undefined;
-  #auditor: Auditor | undefined;
+  #auditors: AgentAuditors | undefined;
   #verdictTimer: NodeJS.Timeout | undefined;
   #verdictProblem: string | undefined;
   #stopped: Promise<void> | undefined;
@@ -228,7 +227,7 @@ export class Agent {
     const { workloads } = this.#options;
     const setMetadata = workloads.setPodMetadata && ((pod: PodRecord, patch: PodMetadataPatch) => workloads.setPodMetadata!(pod, patch));
     this.#dataplane = new Dataplane({ kernel, namespaces, proxy, defaults: this.#defaults, logger: this.#component('agent.dataplane'), setBehindProxy: (uid, isBehind, isPassable) => this.#policies?.setBehindProxy(uid, isBehind, isPassable), ...(this.#kernel?.steering ? { steering: this.#kernel.steering } : {}), ...(this.#policies ? { policiesKnown: (uid: string, signal: AbortSignal) => this.#policies!.whenKnown(uid, signal) } : {}), ...(setMetadata ? { setMetadata } : {}) });
-    this.#auditor = agentAuditor({ kernel: this.#kernel, proxy, records: () => this.#records ?? [], resolver: this.#resolver, policies: this.#policies, logger: this.#component('agent.consistency') });
+    this.#auditors = new AgentAuditors({ kernel: this.#kernel, proxy, records: () => this.#records ?? [], resolver: this.#resolver, policies: this.#policies, logger: this.#component('agent.consistency') }).start();
     await this.#listenForStarting(this.#dataplane);
     this.#running = this.#run(this.#dataplane, proxy);
   }
@@ -250,7 +249,7 @@ export class Agent {
   async #stop(keepEnvoy: boolean): Promise<void> {
     this.#abort.abort();
     clearInterval(this.#verdictTimer);
-    await this.#auditor?.close();
+    await this.#auditors?.close();
     this.#policies?.close();
     await this.#running?.catch(() => undefined);
     await this.#dataplane?.stop();
@@ -294,7 +293,7 @@ export class Agent {
       ...(this.#resolver ? { services: this.#resolver.status } : {}),
       ...(this.#fastPath ? { httpFastPath: this.#fastPath.status } : {}),
       ...(this.#metrics ? { metrics: this.#metrics.status } : {}),
-      ...(this.#auditor ? { consistency: this.#auditor.status } : {}),
+      ...(this.#auditors ? { consistency: this.#auditors.status } : {}),
       ...(controlPlaneStatus ? { controlPlane: controlPlaneStatus() } : {}),
     };
   }

@@ -32,13 +32,13 @@ export function render(status: AgentStatus, all: boolean): string {
     pod.state,
     pod.way,
     status.acceleration.on || pod.acceleration === 'off' ? pod.acceleration : `${pod.acceleration} (off)`,
-    pod.settled ? 'in sync' : pod.drainingConnections !== undefined ? `${pod.drainingConnections} connections left` : 'changing',
+    syncOf(pod, status),
     pod.error ?? pod.reason ?? '',
   ]);
   const { proxy } = status;
   // Only an embedded control plane tells; a remote one has its own log.
   const problems = (status.controlPlane as { problems?: readonly ValidationError[] } | undefined)?.problems ?? [];
-  const nacks = proxy.nacks.map(({ type, name, message }) => `               ${type} ${name}: ${message}`);
+  const nacks = proxy.nacks.map(({ type, name, message, objects = [] }) => `               ${type} ${name}${objects.length > 0 ? ` (${objects.join(', ')})` : ''}: ${message}`);
   return tableText(['NAMESPACE', 'POD', 'MODE', 'STATE', 'WAY', 'ACCELERATION', 'SYNC', 'NOTE'], rows) + [
     ...(pods.length === 0 ? ['(no pod is enrolled: label a namespace underpass.io/mode=node)'] : []),
     '',
@@ -57,10 +57,40 @@ export function render(status: AgentStatus, all: boolean): string {
     ...serviceLines(status.services),
     `rejected       ${nacks.length === 0 ? 'nothing' : `${nacks.length} resources keep their last good version`}`,
     ...nacks,
+    ...consistencyLines(status.consistency),
     ...policyLines(status.policies),
     ...problems.map((problem, index) => `${index === 0 ? 'configuration  ' : '               '}${formatError(problem)}`),
     '',
   ].join('\n');
+}
+
+/** Of what Envoy refused of the pod, what drifts, and whether its control plane is there. */
+function syncOf(pod: AgentStatus['pods'][number], { proxy, consistency }: AgentStatus): string {
+  const name = `Pod/${pod.name}.${pod.namespace}`;
+  const drifts = Object.values(consistency ?? {}).flatMap(({ drifting }) => drifting).filter(({ objects, repair }) => repair !== 'done' && objects.includes(name));
+  const nacks = proxy.nacks.filter((nack) => nack.name.startsWith(`pod/${pod.uid}/`));
+  const stale = proxy.classes.find(({ pods }) => pods.includes(pod.uid));
+  const found = [
+    ...new Set(nacks.map(({ type }) => `NACK ${type}`)),
+    ...new Set(drifts.map(({ kind }) => `DRIFT ${kind}`)),
+    ...(stale?.stale ? [`STALE${stale.since === undefined ? '' : ` since ${stale.since}`}`] : []),
+  ];
+  if (found.length > 0) return found.join(', ');
+  return pod.settled ? 'in sync' : pod.drainingConnections !== undefined ? `${pod.drainingConnections} connections left` : 'changing';
+}
+
+/** What is not as it should be, what was lately, and when it was looked at. */
+function consistencyLines(consistency: AgentStatus['consistency']): string[] {
+  const all = Object.entries(consistency ?? {});
+  if (all.length === 0) return [];
+  const line = ({ kind, name, state, objects, detail, since, times, repair, reason }: (typeof all)[number][1]['drifting'][number]): string =>
+    `${kind} ${name}${objects.length > 0 ? ` (${objects.join(', ')})` : ''}: ${state}${detail === undefined ? '' : `, ${detail}`}, since ${since}${times > 1 ? `, ${times} times` : ''}; ${repair === 'done' ? 'repaired, to be looked at again' : repair}${reason === undefined ? '' : `: ${reason}`}`;
+  const looked = all.map(([name, { endedAt, tookMs }]) => `${name} ${endedAt === undefined ? 'not yet' : `until ${endedAt} within ${((tookMs ?? 0) / 1_000).toFixed(1)} s`}`).join(', ');
+  return [
+    `compared       ${looked}`,
+    ...all.flatMap(([, { drifting }]) => drifting).map((each) => `               ${line(each)}`),
+    ...all.flatMap(([, { problems }]) => problems).map(({ check, reason }) => `               ${check} can't be compared: ${reason}`),
+  ];
 }
 
 /** What is wrong, and who decides which ports' callers. */

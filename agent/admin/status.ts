@@ -1,5 +1,5 @@
 /** What `/v1/status` answers; `underpass ps` and scripts read it. */
-import type { ConsistencyStatus } from '../consistency/auditor.js';
+import type { AgentConsistency } from '../consistency/agent-auditor.js';
 import type { PodStatus } from '../dataplane/dataplane.js';
 import type { PolicyStatus } from '../dataplane/policy-enforcer.js';
 import type { PodProbation } from '../dataplane/probation.js';
@@ -37,7 +37,7 @@ export interface AgentStatus {
   httpFastPath?: AgentFastPathStatus;
   /** The endpoint for Prometheus; absent: there is none but the admin socket's. */
   metrics?: MetricsStatus;
-  /** What is in force beside what is wanted. */
-  consistency?: ConsistencyStatus;
+  /** What is in force beside what is wanted, by what is compared. */
+  consistency?: AgentConsistency;
   controlPlane?: unknown;
 }

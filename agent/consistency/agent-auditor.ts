@@ -1,9 +1,10 @@
-/** The auditor of an agent: what it compares, and which objects a drift is of. */
+/** The auditors of an agent: what they compare, and which objects a drift is of. */
 import type { PodRecord } from '../../common/lab-api.js';
+import type { Closable } from '../../common/lifecycle.js';
 import type { Logger } from '../../common/log.js';
 import type { AgentKernel, AgentProxy } from '../parts.js';
-import { Auditor } from './auditor.js';
-import type { Drift } from './drift.js';
+import { Auditor, type ConsistencyStatus } from './auditor.js';
+import type { Check, Drift } from './drift.js';
 
 export interface AuditedAgent {
   kernel: Pick<AgentKernel, 'checks'> | undefined;
@@ -14,20 +15,42 @@ export interface AuditedAgent {
   logger: Logger;
 }
 
-/** Starts it. */
-export function agentAuditor({ kernel, proxy, records, resolver, policies, logger }: AuditedAgent): Auditor {
-  const objectsOf = (drift: Drift): string[] => {
-    const pod = records().find(({ uid }) => uid === drift.pod);
-    return [
-      ...(drift.objects ?? []),
-      ...(pod ? [`Pod/${pod.name}.${pod.namespace}`] : []),
-      ...(drift.kind === 'service' ? servicesOf(drift.name, resolver) : []),
-      ...(drift.kind === 'policy' && drift.pod !== undefined ? (policies?.policiesOf(drift.pod) ?? []).map(policyObject) : []),
-    ];
-  };
-  const auditor = new Auditor({ checks: [...(kernel?.checks?.() ?? []), ...(proxy.checks?.() ?? [])], objectsOf, logger });
-  auditor.start();
-  return auditor;
+/** By what is compared: `kernel`, `Envoy clusters`, `Envoy configuration`. */
+export type AgentConsistency = Record<string, ConsistencyStatus>;
+
+/** Of one CPU each, Envoy's time too. What Envoy prints of its configuration is dear. */
+const SHARES: Readonly<Record<string, number>> = { kernel: 0.006, 'Envoy clusters': 0.003, 'Envoy configuration': 0.01 };
+
+/** Each at its own pace: the kernel's maps are read in milliseconds, a large Envoy's configuration takes minutes. */
+export class AgentAuditors implements Closable {
+  readonly #auditors = new Map<string, Auditor>();
+
+  constructor({ kernel, proxy, records, resolver, policies, logger }: AuditedAgent) {
+    const objectsOf = (drift: Drift): string[] => {
+      const pod = records().find(({ uid }) => uid === drift.pod);
+      return [
+        ...(drift.objects ?? []),
+        ...(pod ? [`Pod/${pod.name}.${pod.namespace}`] : []),
+        ...(drift.kind === 'service' ? servicesOf(drift.name, resolver) : []),
+        ...(drift.kind === 'policy' && drift.pod !== undefined ? (policies?.policiesOf(drift.pod) ?? []).map(policyObject) : []),
+      ];
+    };
+    const lanes = new Map<string, readonly Check[]>([['kernel', kernel?.checks?.() ?? []], ...(proxy.checks?.() ?? []).map((check) => [check.name, [check]] as const)]);
+    for (const [name, checks] of lanes) if (checks.length > 0) this.#auditors.set(name, new Auditor({ checks, objectsOf, logger, ...(SHARES[name] === undefined ? {} : { share: SHARES[name] }) }));
+  }
+
+  start(): this {
+    for (const auditor of this.#auditors.values()) auditor.start();
+    return this;
+  }
+
+  get status(): AgentConsistency {
+    return Object.fromEntries([...this.#auditors].map(([name, { status }]) => [name, status]));
+  }
+
+  async close(): Promise<void> {
+    await Promise.all([...this.#auditors.values()].map((auditor) => auditor.close()));
+  }
 }
 
 /** @param place `10.96.0.7:80` or `[fd00::1]:80` */

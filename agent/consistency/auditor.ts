@@ -65,7 +65,7 @@ const SHARE = 0.01;
 /** What has been as it should be for so long starts anew. */
 const CALM_MS = 300_000;
 const FIRST_WAIT_MS = 10_000;
-const LONGEST_PAUSE_MS = 1_000;
+const LONGEST_PAUSE_MS = 600_000;
 const MAX_RECENT = 50;
 /** Of one check in one round: the rest is found in the next. */
 const MAX_DRIFTS = 500;

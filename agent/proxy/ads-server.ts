@@ -9,7 +9,8 @@ import type { Logger } from '../../common/log.js';
 import { sleep } from '../../common/retry.js';
 import { encodeResponse } from './ads-encode.js';
 import { AdsSession, excerpt, type AdsCall, type Nack } from './ads-session.js';
-import { LDS, Snapshot, SHORT_NAMES, type Entry } from './snapshot.js';
+import { objectsOfEntry } from './envoy-audit.js';
+import { LDS, Snapshot, SHORT_NAMES, type Entries, type Entry } from './snapshot.js';
 
 export interface ResourceStatus {
   /** Acknowledged by the Envoy that is connected. */
@@ -35,6 +36,7 @@ export interface AdsServerOptions {
 
 /** Of gRPC. */
 const UNAVAILABLE = 14;
+const NO_ENTRIES: Entries = new Map();
 
 export class AdsServer implements Closable {
   readonly #options: AdsServerOptions;
@@ -79,8 +81,18 @@ export class AdsServer implements Closable {
     return this.#session !== undefined;
   }
 
-  get nacks(): readonly Nack[] {
-    return [...this.#nacks.values()].map((nack) => ({ ...nack, type: SHORT_NAMES[nack.type] ?? nack.type }));
+  get nacks(): readonly (Nack & { objects: readonly string[] })[] {
+    return [...this.#nacks.values()].map((nack) => ({ ...nack, type: SHORT_NAMES[nack.type] ?? nack.type, objects: objectsOfEntry(nack.name, this.entries(nack.type).get(nack.name)) }));
+  }
+
+  /** What is wanted. */
+  entries(type: string): Entries {
+    return this.#snapshot?.entries(type) ?? NO_ENTRIES;
+  }
+
+  /** Sends what Envoy was found not to have as it acknowledged it once more, and takes away what is not wanted. */
+  resend(type: string, names: readonly string[]): void {
+    this.#session?.resend(type, names);
   }
 
   /** Of the newest snapshot that Envoy was sent, and has answered, in full. */

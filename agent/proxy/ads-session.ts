@@ -144,6 +144,20 @@ export class AdsSession {
     if (isFirst || this.#dirty) this.push();
   }
 
+  /** Sends these once more as soon as what is under way is done; what the target lacks is taken away. */
+  resend(type: string, names: readonly string[]): void {
+    const subscription = this.#types.get(type);
+    const target = this.#host.target();
+    if (!subscription || !target) return;
+    for (const name of names) {
+      if (target.get(type, name)) subscription.sent.delete(name);
+      else subscription.sent.set(name, '');
+      subscription.acked.delete(name);
+    }
+    [subscription.sentAll, subscription.removedAll] = [undefined, undefined];
+    this.push();
+  }
+
   /** Rolls the host's target out; calls while that is under way are taken together. */
   push(): void {
     this.#dirty = true;

@@ -11,11 +11,13 @@ import type { Logger } from '../../common/log.js';
 import { DEFAULT_TRUST_DOMAIN, spiffeId } from '../../common/identity/spiffe.js';
 import { NodeCertificates, type NodeCaFactory } from '../identity/certificates.js';
 import { TlsChannels, type DiscoveryTls } from '../xds/tls-channels.js';
+import type { Check } from '../consistency/drift.js';
 import { classKey, sidecarNode } from '../xds/config-class.js';
 import { SidecarStream, type SidecarState } from '../xds/sidecar-stream.js';
 import type { Change } from '../xds/delta-stream.js';
 import { WorkloadStream } from '../xds/workload-stream.js';
 import { AdsServer } from './ads-server.js';
+import { envoyChecks } from './envoy-audit.js';
 import { ConnectionCounts } from './connection-counts.js';
 import { Envoy, type EnvoyOptions } from './envoy.js';
 import { EnvoyExtensions } from './extensions.js';
@@ -307,7 +309,7 @@ export class NodeProxy {
           node: item.node.id,
           pods: [...this.#pods.values()].filter((pod) => classKey(pod) === item.key).map((pod) => pod.uid),
           synced: item.stream.synced,
-          stale: !item.stream.status.connected,
+          stale: !item.stream.status.connected, ...(item.stream.status.since === undefined ? {} : { since: item.stream.status.since }),
           clusters: state.clusters.size,
           listeners: state.listeners.size,
           routes: state.routes.size,
@@ -317,11 +319,15 @@ export class NodeProxy {
       workloads: { addresses: this.#workloads.addresses.size, authorizations: this.#workloads.authorizations.size, synced: this.#workloads.synced },
       ...(this.#certificates ? { certificates: this.#certificates.status() } : {}),
       nacks: [
-        ...this.#ads.nacks.map(({ type, name, message }) => ({ type, name, message })),
+        ...this.#ads.nacks.map(({ type, name, message, objects }) => ({ type, name, message, objects })),
         ...this.#problems.map(({ classKey: key, resource, message }) => ({ type: 'fold', name: `${key}: ${resource}`, message })),
       ],
       settled: this.settled && !waiting,
     };
+  }
+
+  checks(): Check[] {
+    return envoyChecks({ ads: this.#ads, admin: this.envoy.admin });
   }
 
   /** @param keepEnvoy leave Envoy running, with its configuration, for the next agent to adopt */
@@ -417,7 +423,7 @@ export class NodeProxy {
       return key !== undefined && ready.has(key) ? [{ ...this.#listenerPod(pod), classKey: key }] : [];
     });
     const folder = this.#folder;
-    const classes = this.#bySeniority(ready).map((item) => ({ ...item, ...this.#certificateOf(pods.find(({ classKey: of }) => of === item.key)?.identity) }));
+    const classes = this.#file.bySeniority(ready).map((item) => ({ ...item, ...this.#certificateOf(pods.find(({ classKey: of }) => of === item.key)?.identity) }));
     const fold = (): FoldResult => folder.fold(classes, pods, this.#eventDriven, this.#inbound.reached, this.waypoints, this.#repeat?.tables);
     // An adopted Envoy has the internal listeners of pods that are redirected: their endpoints go on leading there.
     if (this.#snapshot === undefined && this.envoy.status.adopted) this.#inbound.adopt(new Map([...fold().inbound].filter(([uid]) => this.#pods.get(uid)?.redirected)));
@@ -508,12 +514,6 @@ export class NodeProxy {
     return uid !== undefined && !this.#pods.has(uid);
   }
 
-  /** Classes of an earlier run first, in their old order: names in an adopted Envoy stay as they are. */
-  #bySeniority<T extends { key: string }>(classes: ReadonlyMap<string, T>): T[] {
-    const order = new Map(this.#file.saved.classes.map((item, index) => [item.key, index]));
-    return [...classes.values()].sort((a, b) => (order.get(a.key) ?? Infinity) - (order.get(b.key) ?? Infinity) || 0);
-  }
-
   #reportPorts(ports: ListenerPorts, proxied: readonly string[]): void {
     if (this.#reportedPorts === (this.#reportedPorts = `${ports} ${proxied}`)) return;
     this.#listenerPorts = ports;
@@ -531,7 +531,7 @@ export class NodeProxy {
   async #save(): Promise<void> {
     clearTimeout(this.#saveTimer);
     this.#saveTimer = undefined;
-    const classes = this.#bySeniority(new Map([...this.#classes].filter(([, item]) => item.stream.synced)))
+    const classes = this.#file.bySeniority(new Map([...this.#classes].filter(([, item]) => item.stream.synced)))
       .map(({ key, node, stream }) => ({ key, node, state: stream.state }));
     // Nothing heard from the control plane in this run: what an earlier run saved is still the best there is.
     if (classes.length === 0) return;

@@ -66,6 +66,12 @@ export class StateFile {
     this.saved = loadState(path, (problem) => logger.warn({ problem }, 'last good xDS state'));
   }
 
+  /** Classes of an earlier run first, in their old order: names in an adopted Envoy stay as they are. */
+  bySeniority<T extends { key: string }>(classes: ReadonlyMap<string, T>): T[] {
+    const order = new Map(this.saved.classes.map((item, index) => [item.key, index]));
+    return [...classes.values()].sort((a, b) => (order.get(a.key) ?? Infinity) - (order.get(b.key) ?? Infinity) || 0);
+  }
+
   /** One write at a time; a failure is logged. */
   save(state: SavedState): Promise<void> {
     this.saved = state;

@@ -40,6 +40,8 @@ export interface Change {
 
 export interface StreamStatus {
   connected: boolean;
+  /** Since when it is so; absent while it never was connected. */
+  since?: string;
   connects: number;
   lastError: string | undefined;
   acks: number;
@@ -187,7 +189,7 @@ export class DeltaAdsStream implements Closable {
     const stream = this.#stream;
     this.#stream = undefined;
     if (this.#status.connected) this.#options.logger.warn({ node: this.#node.id, reason }, 'control plane: stream lost, state kept');
-    this.#status = { ...this.#status, connected: false, lastError: reason };
+    this.#status = { ...this.#status, ...(this.#status.connected ? { since: new Date().toISOString() } : {}), connected: false, lastError: reason };
     stream?.removeAllListeners('data');
     stream?.on('error', () => undefined);
     stream?.cancel();
@@ -232,7 +234,7 @@ export class DeltaAdsStream implements Closable {
   #receive(response: DeltaDiscoveryResponse): void {
     if (!this.#status.connected) this.#options.logger.info({ node: this.#node.id }, 'control plane: connected');
     this.#backoff.reset();
-    this.#status = { ...this.#status, connected: true, lastError: undefined };
+    if (!this.#status.connected || this.#status.lastError !== undefined) this.#status = { ...this.#status, since: new Date().toISOString(), connected: true, lastError: undefined };
     const state = this.#states.get(response.type_url);
     if (!state) {
       this.#send({

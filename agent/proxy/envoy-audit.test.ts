@@ -1,0 +1,154 @@
+/** A real Envoy that has other things than the agent gave it: found, named, and as before after a round of the auditors. */
+import assert from 'node:assert/strict';
+import { mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { after, before, describe, it } from 'node:test';
+import { logger } from '../../common/log.js';
+import { envoyBinary } from '../../common/paths.js';
+import { waitFor } from '../../common/retry.js';
+import { pack, unpack } from '../../common/xds/any.js';
+import { Cluster } from '../../proto/generated/envoy/config/cluster/v3/cluster.js';
+import { RouteConfiguration } from '../../proto/generated/envoy/config/route/v3/route.js';
+import type { Any } from '../../proto/generated/google/protobuf/any.js';
+import { Auditor } from '../consistency/auditor.js';
+import { objectsIn, serviceIn } from '../consistency/objects.js';
+import { TestControlPlane } from '../testing/control-plane.js';
+import { assignment, blackHoleCluster, edsCluster, httpListener, routes } from '../testing/resources.js';
+import { hashBytes } from '../xds/resource-type.js';
+import { AdsServer } from './ads-server.js';
+import { envoyChecks, pages } from './envoy-audit.js';
+import { Envoy } from './envoy.js';
+import { CDS, EDS, LDS, RDS, Snapshot, type Entry } from './snapshot.js';
+
+const CLUSTER = 'outbound|80||web.shop.svc.cluster.local';
+const CONFIG = '/apis/networking.istio.io/v1/namespaces/shop/virtual-service/web';
+
+const entryOf = (any: Any, name: string, needs: readonly string[] = []): Entry => ({ name, version: hashBytes(any.value), any, needs });
+/** As istiod marks what it makes of a VirtualService. */
+function markedRoutes(): Any {
+  const marked = unpack(RouteConfiguration, routes(80, { web: CLUSTER }))!;
+  for (const host of marked.virtual_hosts) for (const route of host.routes) route.metadata = { filter_metadata: { istio: { config: CONFIG } }, typed_filter_metadata: {} };
+  return pack(RouteConfiguration, marked);
+}
+
+describe('envoyChecks with a real Envoy', () => {
+  const folder = mkdtempSync(join(tmpdir(), 'up-proxy-'));
+  const envoy = new Envoy({ nodeName: 'n', runDir: folder, envoyPath: envoyBinary(), cgroupPath: undefined, concurrency: 1, logger: logger('test') });
+  const snapshot = new Snapshot(Object.entries({
+    [CDS]: [entryOf(edsCluster(CLUSTER), CLUSTER, [CLUSTER]), entryOf(blackHoleCluster(), 'BlackHoleCluster')],
+    [EDS]: [entryOf(assignment(CLUSTER, ['10.0.0.1:80', '10.0.0.2:80']), CLUSTER)],
+    [LDS]: [entryOf(httpListener(80), '0.0.0.0_80', ['80'])],
+    [RDS]: [entryOf(markedRoutes(), '80')],
+  }).map(([type, entries]) => [type, new Map(entries.map((entry) => [entry.name, entry]))] as const));
+  let ads: AdsServer;
+  let auditor: Auditor;
+
+  async function startAds(): Promise<void> {
+    ads = new AdsServer({ socketPath: envoy.adsSocketPath, logger: logger('test') });
+    await ads.start();
+    ads.setSnapshot(snapshot);
+  }
+  const inForce = (): boolean => ads.idle && ads.rolledOut > 0 && [CDS, EDS, LDS, RDS].every((type) => [...snapshot.entries(type).keys()].every((name) => ads.status(type, name).acked));
+  const settled = (): Promise<unknown> => waitFor('Envoy to acknowledge all', inForce, { timeoutMs: 60_000, everyMs: 20 });
+  const found = (): string[] => auditor.status.drifting.map(({ kind, name, state, repair, objects }) => [kind, name, state, repair, ...objects].join(' ')).sort();
+  /** What is dynamic of all that there is, without times. */
+  const dump = async (): Promise<string> => {
+    const all: string[] = [];
+    for (const resource of ['dynamic_active_clusters', 'dynamic_endpoint_configs', 'dynamic_listeners', 'dynamic_route_configs']) all.push((await envoy.admin.get(`/config_dump?include_eds&resource=${resource}`)).replace(/"last_updated": "[^"]*"/g, ''));
+    return all.join('').split(/\s+/).sort().join(' ');
+  };
+  /** All of Envoy's that the agent knows of is as it was, by Envoy's own word. */
+  async function comesBack(expected: readonly string[], before_: string): Promise<void> {
+    assert.notEqual(await dump(), before_, 'something has changed');
+    // While something is sent again nothing is compared: it takes a round for each type.
+    const all = new Set<string>();
+    for (let round = 0; round < 5; round++) {
+      await auditor.round();
+      for (const each of found()) all.add(each);
+      await settled();
+    }
+    assert.deepEqual([...all].sort(), expected);
+    assert.deepEqual(found(), []);
+    assert.equal(await dump(), before_);
+    assert.deepEqual(auditor.status.problems, []);
+  }
+
+  before(async () => {
+    await startAds();
+    await envoy.start();
+    await settled();
+    // The ADS server is another one after each time that somebody else was there; the agent remembers.
+    const checks = envoyChecks({ ads: { get idle() { return ads.idle; }, entries: (type) => ads.entries(type), status: (...of) => ads.status(...of), mayHold: (...of) => ads.mayHold(...of), resend: (...of) => ads.resend(...of) }, admin: envoy.admin });
+    auditor = new Auditor({ checks, objectsOf: ({ objects = [] }) => objects, logger: logger('test.audit').child({}, { level: 'fatal' }) });
+  });
+  after(async () => {
+    ads.close();
+    await envoy.stop();
+    rmSync(folder, { recursive: true, force: true });
+  });
+
+  it('finds nothing while Envoy has what it was given', async () => {
+    for (let round = 0; round < 3; round++) await auditor.round();
+    assert.deepEqual(found(), []);
+    assert.deepEqual(auditor.status.problems, []);
+  });
+
+  /** The agent's stream breaks, and Envoy finds somebody else where it asks, who sends this under the versions that the agent knows. */
+  async function tampered(resources: readonly { type: string; name: string; any: Any }[]): Promise<void> {
+    ads.close();
+    const other = new TestControlPlane(`unix:${envoy.adsSocketPath}`);
+    await other.start();
+    const asked = (): boolean => [CDS, EDS, LDS, RDS].every((type) => other.streams.at(-1)?.subscribed.has(type));
+    await waitFor('Envoy to ask', asked, { timeoutMs: 60_000, everyMs: 20 });
+    for (const { type, name, any } of resources) {
+      const version = snapshot.get(type, name)?.version ?? 'other';
+      await other.stream.answered(other.stream.send({ type_url: type, resources: [{ name, resource: any, version, aliases: [], resource_name: undefined, ttl: undefined, cache_control: undefined, metadata: undefined }] }));
+    }
+    other.stop();
+    await startAds();
+    await settled();
+  }
+
+  it('finds routes, endpoints and clusters of other contents under the versions that Envoy acknowledged, names their objects, and sends them again', async () => {
+    const whole = await dump();
+    const elsewhere = unpack(RouteConfiguration, routes(80, { web: 'BlackHoleCluster' }))!;
+    const blackHole = unpack(Cluster, blackHoleCluster())!;
+    await tampered([
+      { type: RDS, name: '80', any: pack(RouteConfiguration, { ...elsewhere, name: '80' }) },
+      { type: EDS, name: CLUSTER, any: assignment(CLUSTER, ['10.9.9.9:80']) },
+      { type: CDS, name: 'BlackHoleCluster', any: pack(Cluster, { ...blackHole, connect_timeout: { seconds: 77n, nanos: 0 } }) },
+    ]);
+    await comesBack([
+      'cds BlackHoleCluster wrong done',
+      `eds ${CLUSTER} wrong done Service/web.shop`,
+      'rds 80 wrong done VirtualService/web.shop',
+    ], whole);
+  });
+});
+
+describe('pages', () => {
+  it('has each name once, in groups that begin alike', () => {
+    const names = Array.from({ length: 500 }, (_, index) => `outbound|80||service-${index}.ns${index % 7}.svc.cluster.local`).sort();
+    const all = [...pages(names)];
+    assert.deepEqual(all.flatMap((page) => page.names), names);
+    for (const { prefix, names: own } of all) assert.ok(own.length <= 32 && own.every((name) => name.startsWith(prefix)), prefix);
+    assert.deepEqual([...pages([])], []);
+    assert.deepEqual([...pages(['a'])], [{ prefix: 'a', names: ['a'] }]);
+  });
+
+  it('asks for names that are alike for longer than a regular expression may be in one page', () => {
+    const names = Array.from({ length: 40 }, (_, index) => `${'x'.repeat(100)}${index}`).sort();
+    assert.deepEqual([...pages(names)], [{ prefix: 'x'.repeat(80), names }]);
+  });
+});
+
+describe('objectsIn and serviceIn', () => {
+  it('read the paths, the rules and the names that control planes write', () => {
+    const long = `/apis/gateway.networking.k8s.io/v1/namespaces/${'a'.repeat(60)}/http-route/${'r'.repeat(60)}`;
+    const message = Buffer.concat([Buffer.of(0x1a, CONFIG.length), Buffer.from(CONFIG), Buffer.from('2xns[shop]-policy[only-client]-rule[0]'), Buffer.of(0x1a, (long.length & 0x7f) | 0x80, long.length >> 7), Buffer.from(`${long}2`)]);
+    assert.deepEqual(objectsIn(message), ['AuthorizationPolicy/only-client.shop', `HTTPRoute/${'r'.repeat(60)}.${'a'.repeat(60)}`, 'VirtualService/web.shop']);
+    assert.deepEqual(serviceIn('outbound|80|v1|web.shop.svc.cluster.local'), ['Service/web.shop']);
+    assert.deepEqual(serviceIn('PassthroughCluster'), []);
+  });
+});
