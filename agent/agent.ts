@@ -358,7 +358,7 @@ export class Agent {
       ...(kernel ? { kernel } : {}),
       workloads: proxy.workloads,
       ...(kernel?.http ? { requests: kernel.http.totals } : {}),
-      ...(proxy.requests ? { envoy: { view: proxy.requests, path: join(this.folder, 'request-sums.jsonl') } } : {}),
+      ...(proxy.requests ? { envoy: { view: proxy.requests, folder: this.folder } } : {}),
       podOf: (netnsCookie) => {
         const uid = kernel?.pods().find((pod) => pod.netnsCookie === netnsCookie)?.uid;
         const record = uid === undefined ? undefined : this.#records?.find((candidate) => candidate.uid === uid);

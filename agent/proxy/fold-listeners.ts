@@ -20,7 +20,7 @@ import { renameCallouts, renameManagerCallouts } from './fold-callouts.js';
 import { refuseNamedIdentity } from './fold-identity.js';
 import { foldRoutes, mirrorClusterName, renameClusters, type Rename } from './fold-routes.js';
 import { DIRECT_PORTS, inspectionChain, inspectionName, type InspectionKind } from './inspection.js';
-import { countingRequests } from './request-log.js';
+import { counting } from './connection-log.js';
 import { listenerFact } from './state-facts.js';
 import { FoldError, keepExtension, stockFactory } from './stock.js';
 import { SetFilterState, packSetFilterState } from './filter-state.js';
@@ -116,7 +116,8 @@ export function foldListeners(listeners: Iterable<XdsResource<Listener>>, classK
   }
   if (frame) {
     const unmatched = unmatchedChain(frame);
-    if (unmatched) folded.defaultChain = { ...foldChain(unmatched, extensions), filter_chain_match: undefined };
+    if (unmatched) folded.defaultChain = foldChain(unmatched, extensions);
+    folded.defaultChain = { ...counting(folded.defaultChain, extensions, 'outbound'), filter_chain_match: undefined };
     folded.accessLog = frame.access_log;
   }
   return folded;
@@ -127,13 +128,13 @@ export function foldListener(listener: Listener, extensions: EnvoyExtensions, ha
   const { port } = addressOf(listener);
   const prefixes = prefixRanges(addressesOf(listener), hasV6Twin);
   const chains = listener.filter_chains.map((chain, index) => ({
-    ...countingRequests(foldChain(chain, extensions), extensions, 'outbound'),
+    ...counting(foldChain(chain, extensions), extensions, 'outbound'),
     name: `${listener.name}/${chain.name || index}`,
     filter_chain_match: narrowed(chain.filter_chain_match, port, prefixes),
   }));
   const matches = chains.map((chain) => chain.filter_chain_match);
   // Without a default, what reaches this listener and matches none of its chains is closed.
-  const fallback = listener.default_filter_chain ? countingRequests(foldChain(listener.default_filter_chain, extensions), extensions, 'outbound') : undefined;
+  const fallback = listener.default_filter_chain ? counting(foldChain(listener.default_filter_chain, extensions), extensions, 'outbound') : undefined;
   const ends = deadEnds(matches, port, prefixes).map((match, index) =>
     fallback ? { ...fallback, name: `${listener.name}/default/${index}`, filter_chain_match: match } : blackHole(`${listener.name}/closed/${index}`, match),
   );

@@ -23,7 +23,7 @@ import { FoldedBase, FoldedEndpoints, type ClusterSource, type FoldedCluster } f
 import { foldListener, foldListeners, renameInChain, type FoldedListeners } from './fold-listeners.js';
 import { CLOSED, foldInbound, inboundListeners, isInboundCluster, meshListenerName, type FoldedInbound } from './fold-inbound.js';
 import { mirrorClusterName, mirroredClusters } from './fold-routes.js';
-import { countingRequests } from './request-log.js';
+import { counting } from './connection-log.js';
 import { RouteTables, type FoldedRoutes } from './route-tables.js';
 import { originateCluster, originateListener } from './hbone-originate.js';
 import { withHeadless } from './headless.js';
@@ -388,7 +388,7 @@ export class Folder {
             const all = [cluster, ...(teaches && canBeTaughtOf(name, message) ? [taughtOfPod(pod.netnsPath, inner)] : [])].map((each) => markPolicy(each, inUse));
             return all.map((each) => ({ name: each.name, version: contentHash(ClusterCodec, each), any: pack(ClusterCodec, each), needs: [] }));
           });
-          known = { key, clusters, listeners: inboundListeners(pod, template, (chain, from) => countingRequests(rename(chain, pod.uid), this.extensions, { inbound: pod.uid, from }), portsTo(delivered, template)), older: undefined };
+          known = { key, clusters, listeners: inboundListeners(pod, template, (chain, from) => counting(rename(chain, pod.uid), this.extensions, { inbound: pod.uid, from }), portsTo(delivered, template)), older: undefined };
         }
         // Until Envoy has the new one endpoints lead to the old one.
         const older = known.listeners.some(({ name }) => name === inUse) ? undefined : [...(before?.listeners ?? []), ...(before?.older ? [before.older] : [])].find(({ name }) => name === inUse);
@@ -420,7 +420,7 @@ export class Folder {
       const listener = folded.enforces ? (reached.get(pod.uid) ?? meshListenerName(pod.uid, folded)) : undefined;
       const key = JSON.stringify([podListenerKey(pod), listener, folded.peers, pod.services]);
       const before = this.#tunnelEntries.get(pod.uid);
-      const known = before?.key === key ? before : { key, ...hboneEntries(pod, folded.peers, listener) };
+      const known = before?.key === key ? before : { key, ...hboneEntries(pod, folded.peers, listener, this.extensions) };
       entries.set(pod.uid, known);
       cds.set(known.cluster.name, known.cluster);
       lds.set(known.listener.name, known.listener);

@@ -26,6 +26,8 @@ import { Any } from '../../proto/generated/google/protobuf/any.js';
 import { HBONE_PORT, INBOUND_PORT, OUTBOUND_PORT } from '../../common/istio-iptables.js';
 import { pack } from '../../common/xds/any.js';
 import { contentHash } from '../xds/resource-type.js';
+import { countTunnels } from './connection-log.js';
+import type { EnvoyExtensions } from './extensions.js';
 import { boundTo } from './fold-clusters.js';
 import { internalAddress, ORIGINAL_DST, socketAddress } from './fold-endpoints.js';
 import { RAW_BUFFER, tunnelServerSocket } from './fold-identity.js';
@@ -76,7 +78,7 @@ export function canEndTunnels(pod: ListenerPod): pod is TunnelledPod {
  * @param peers names that callers' certificates may have
  * @param inbound the internal listener that stands for the pod's policy; undefined when nothing has a say in who calls
  */
-export function hboneEntries(pod: TunnelledPod, peers: readonly StringMatcher[], inbound: string | undefined): { listener: Entry; cluster: Entry; routes: Entry } {
+export function hboneEntries(pod: TunnelledPod, peers: readonly StringMatcher[], inbound: string | undefined, extensions: EnvoyExtensions): { listener: Entry; cluster: Entry; routes: Entry } {
   const cluster = inbound === undefined ? toApplication(pod) : throughPolicy(pod, inbound);
   const listener = Listener.fromPartial({
     name: podHboneName(pod.uid),
@@ -87,7 +89,7 @@ export function hboneEntries(pod: TunnelledPod, peers: readonly StringMatcher[],
     // Peers keep few connections, each with many streams: two of them are not to share a worker while another has none.
     connection_balance_config: { balance_type: { $case: 'exact_balance', value: {} } },
     // Named by the policy: peers are told to open anew what they have under another one.
-    filter_chains: pod.showsCallers ? FAMILIES.map((family) => chain(pod, inbound, family)) : [chain(pod, inbound)],
+    filter_chains: pod.showsCallers ? FAMILIES.map((family) => chain(pod, inbound, extensions, family)) : [chain(pod, inbound, extensions)],
   });
   for (const item of listener.filter_chains) item.transport_socket = tunnelServerSocket(pod.identity, peers);
   const routes = authorities(pod, cluster.name, inbound === undefined ? BIND : SHOW);
@@ -101,10 +103,13 @@ export function hboneEntries(pod: TunnelledPod, peers: readonly StringMatcher[],
 const typed = (value: Any) => ({ $case: 'typed_config' as const, value });
 
 /** Of callers of one family, so that a route to an address of the same can show them to the application; undefined: of all. */
-function chain(pod: TunnelledPod, inbound: string | undefined, family?: Family): FilterChain {
+function chain(pod: TunnelledPod, inbound: string | undefined, extensions: EnvoyExtensions, family?: Family): FilterChain {
+  const tunnels = manager(pod, family);
+  // Otherwise its inbound listener counts what comes out of them.
+  if (inbound === undefined) countTunnels(tunnels, extensions, pod.uid);
   const found = FilterChain.fromPartial({
     name: `hbone${family === undefined ? '' : `-${family}`}${inbound === undefined ? '' : `/${inbound}`}`,
-    filters: [{ name: 'envoy.filters.network.http_connection_manager', config_type: typed(pack(HttpConnectionManager, manager(pod, family))) }],
+    filters: [{ name: 'envoy.filters.network.http_connection_manager', config_type: typed(pack(HttpConnectionManager, tunnels)) }],
     transport_socket_connect_timeout: { seconds: HANDSHAKE_TIMEOUT_SECONDS, nanos: 0 },
   });
   if (family !== undefined) found.filter_chain_match = FilterChainMatch.fromPartial({ source_prefix_ranges: [{ address_prefix: family === 'ipv6' ? '::' : '0.0.0.0', prefix_len: 0 }] });

@@ -1,33 +1,51 @@
-// Real Envoys count requests by keys that are what they say, and by nothing that a client or server can choose freely.
+// Real Envoys count requests and connections by keys that are what they say, and by nothing that a client or server can choose freely.
 import assert from 'node:assert/strict';
 import { after, before, describe, it } from 'node:test';
 import { ClusterLoadAssignment } from '../../proto/generated/envoy/config/endpoint/v3/endpoint.js';
 import { pack, unpack } from '../../common/xds/any.js';
 import { waitFor } from '../../common/retry.js';
+import { CONNECTION_STATS_PATH, ConnectionStatsReader, type ConnectionTotals } from '../telemetry/envoy-connection-stats.js';
 import { REQUEST_STATS_PATH, RequestStatsReader } from '../telemetry/envoy-stats.js';
 import { requests, type TestNetns } from '../testing/netns.js';
 import { ENDPOINT, ProxyWorld, SERVICE_CLUSTER, SERVICE_VIP } from '../testing/proxy-world.js';
-import { assignment } from '../testing/resources.js';
+import { assignment, edsCluster, tcpListener } from '../testing/resources.js';
 import type { ProxyPod } from './proxy-pod.js';
 import { KEY_SEPARATOR } from './request-log.js';
 
 const WORKLOAD = 'web-v1;shop;web;v1;Kubernetes';
 /** Any status, any grpc-status, that the request asks for. */
 const SERVER = `require('http').createServer((q, r) => { const { status, grpc } = q.headers; q.resume().on('end', () => { r.writeHead(Number(status ?? 200), grpc === undefined ? {} : { 'content-type': 'application/grpc', 'grpc-status': grpc }); r.end('hello'); }); }).listen(80, () => console.log('ready'));`;
+/** Says all back, and ends when the client has. */
+const ECHO = `require('net').createServer({ allowHalfOpen: true }, (s) => s.on('error', () => {}).on('data', (d) => s.write(d)).on('end', () => s.end())).listen(9000, () => console.log('ready'));`;
+const TCP_CLUSTER = 'outbound|9000||db.shop.svc.cluster.local';
+const DEAD_CLUSTER = 'outbound|9001||db.shop.svc.cluster.local';
 
-describe('requests as Envoy counts them', () => {
+/** Connects, sends so much, half-closes and waits for the end. */
+const talk = (port: number, bytes: number): string => `
+  const s = require('net').connect(${port}, '${SERVICE_VIP}', () => s.end(Buffer.alloc(${bytes}))).on('data', () => {}).on('error', () => {}).on('close', () => console.log('null'));`;
+
+describe('requests and connections as Envoy counts them', () => {
   const world = new ProxyWorld();
   let pod: ProxyPod;
   let netns: TestNetns;
+  let lasting: Promise<unknown> = Promise.resolve();
 
   before(async () => {
     await world.start();
     const endpoints = unpack(ClusterLoadAssignment, assignment(SERVICE_CLUSTER, [`${ENDPOINT}:80`]))!;
     for (const { lb_endpoints } of endpoints.endpoints) for (const each of lb_endpoints) each.metadata = { filter_metadata: { istio: { workload: WORKLOAD } }, typed_filter_metadata: {} };
     world.controlPlane.set(pack(ClusterLoadAssignment, endpoints), SERVICE_CLUSTER);
+    for (const [cluster, port] of [[TCP_CLUSTER, 9000], [DEAD_CLUSTER, 9001]] as const) {
+      const of = unpack(ClusterLoadAssignment, assignment(cluster, [`${ENDPOINT}:${port}`]))!;
+      for (const { lb_endpoints } of of.endpoints) for (const each of lb_endpoints) each.metadata = { filter_metadata: { istio: { workload: WORKLOAD } }, typed_filter_metadata: {} };
+      world.controlPlane.set(pack(ClusterLoadAssignment, { ...of, cluster_name: cluster }), cluster);
+      world.controlPlane.set(edsCluster(cluster), cluster);
+      world.controlPlane.set(tcpListener(SERVICE_VIP, port, cluster), `${SERVICE_VIP}_${port}`);
+    }
     // The endpoint is this very pod: a pod of the node.
     ({ pod, netns } = await world.pod('pod-a', { ips: ['10.0.1.1', ENDPOINT] }));
     await netns.serve(SERVER);
+    await netns.serve(ECHO);
     world.running.setPods([pod]);
     await world.ready(pod);
     await world.settled();
@@ -73,6 +91,40 @@ describe('requests as Envoy counts them', () => {
     assert.ok(totals.requestBytes > 60n && totals.requestBytes < 1_000n && totals.answerBytes > 60n && totals.answerBytes < 1_000n, JSON.stringify([`${totals.requestBytes}`, `${totals.answerBytes}`]));
     // Each is of 51 to 250 bytes.
     assert.equal(totals.answer[6]! + totals.answer[7]!, 2n);
+  });
+
+  async function connections(): Promise<ReadonlyMap<string, ConnectionTotals>> {
+    const reader = new ConnectionStatsReader();
+    await world.running.envoy.admin.read(CONNECTION_STATS_PATH, (text) => reader.read(text), { maxBytes: 1 << 20 });
+    return reader.end();
+  }
+
+  const bytesOf = async (key: string): Promise<string> => {
+    const { received = 0n, sent = 0n, openReceived = 0n, openSent = 0n } = (await connections()).get(key) ?? {};
+    return [received, sent, openReceived, openSent].join(' ');
+  };
+
+  it('connections by client, cluster, workload and place, with how they ended, and what they carried', async () => {
+    // It goes on until the test after this: Envoy tells of it after a while.
+    lasting = netns.script(`const s = require('net').connect(9000, '${SERVICE_VIP}', () => s.write(Buffer.alloc(500))).on('data', () => {}).on('close', () => console.log('null')); setTimeout(() => s.end(), 17_000);`, 30_000);
+    for (const bytes of [1_000, 2_000]) await netns.script(talk(9000, bytes));
+    await netns.script(talk(9001, 10));
+    const [live, dead] = [TCP_CLUSTER, DEAD_CLUSTER].map((cluster) => outbound(cluster, WORKLOAD, 'node'));
+    await waitFor('the connections that have ended', async () => [...(await connections()).values()].reduce((sum, { closed }) => sum + [...closed.values()].reduce((a, b) => a + b, 0n), 0n) >= 3n, { timeoutMs: 5_000, everyMs: 20 }).catch(() => undefined);
+    const found = [...await connections()].map(([key, { opened, closed, received, sent }]) => [key, Number(opened), Object.fromEntries([...closed].map(([flags, count]) => [flags, Number(count)])), Number(received), Number(sent)]);
+    const wanted = [
+      [`${live}\topened`, 3, {}, 0, 0], [`${live}\tbytes`, 0, {}, 3_000, 3_000], [`${live}\tclosed\t-`, 0, { '-': 2 }, 0, 0],
+      // Never up: what says that it ended says that it began.
+      [`${dead}\tfailed\tUF,URX`, 1, { 'UF,URX': 1 }, 0, 0],
+    ];
+    assert.deepEqual(found.sort(), wanted.sort());
+  });
+
+  it('what a connection that lasts has carried is told while it is open, and once', async () => {
+    const key = `${outbound(TCP_CLUSTER, WORKLOAD, 'node')}\tbytes`;
+    await waitFor('the connection to be told of', async () => await bytesOf(key) === '3000 3000 500 500', { timeoutMs: 20_000, everyMs: 100 });
+    await lasting;
+    await waitFor('its end', async () => await bytesOf(key) === '3500 3500 0 0', { timeoutMs: 5_000, everyMs: 20 });
   });
 
   it('an answer that is longer than the bound is an error, not memory', async () => {

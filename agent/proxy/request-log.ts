@@ -15,6 +15,7 @@ import { NETNS_FILTER_STATE } from './fold-clusters.js';
 import { mapEndpoints } from './fold-endpoints.js';
 import { PEER_PRINCIPAL } from './pod-listener.js';
 
+export const STATS_LOGGER = 'envoy.access_loggers.stats';
 /** Names of Envoy's histograms begin so; behind it come the quantity, `.k.` and the key. */
 export const REQUEST_STATS = 'underpass_requests';
 /** Of a key's parts: no name, address or path of this project's has one. */
@@ -37,10 +38,15 @@ export type CountedSide = 'outbound' | { inbound: string; from: 'node' | 'networ
  * - inbound: `d`, the client's namespace path if it is a pod of this node, cluster, uid of the pod, the caller's principal, and the same
  */
 function keyFormat(side: CountedSide, protocol: 'http' | 'grpc', grpcStatus: string): string {
+  return [keyStart(side), '%RESPONSE_CODE%', '%RESPONSE_FLAGS%', protocol, grpcStatus].join(KEY_SEPARATOR);
+}
+
+/** The parts up to the status: all that a connection has. */
+export function keyStart(side: CountedSide): string {
   const own = side === 'outbound'
     ? ['s', `%FILTER_STATE(${NETNS_FILTER_STATE}:PLAIN)%`, '%UPSTREAM_CLUSTER_RAW%', '%UPSTREAM_METADATA(istio:workload)%', `%UPSTREAM_METADATA(${PLACE_METADATA}:at)%`]
     : ['d', side.from === 'node' ? `%FILTER_STATE(${NETNS_FILTER_STATE}:PLAIN)%` : '', '%UPSTREAM_CLUSTER_RAW%', side.inbound, side.from === 'node' ? `%FILTER_STATE(${PEER_PRINCIPAL}:PLAIN)%` : '%DOWNSTREAM_PEER_URI_SAN%'];
-  return [...own, '%RESPONSE_CODE%', '%RESPONSE_FLAGS%', protocol, grpcStatus].join(KEY_SEPARATOR);
+  return own.join(KEY_SEPARATOR);
 }
 
 /** As Istio's metrics are measured: https://github.com/istio/proxy/blob/master/source/extensions/filters/http/istio_stats/istio_stats.cc */
@@ -50,18 +56,22 @@ const VALUES: Record<RequestQuantity, { format: string; unit: Config_Histogram_U
   answer: { format: '%DOWNSTREAM_WIRE_BYTES_SENT%', unit: Config_Histogram_Unit.Bytes },
 };
 
-function logger(key: string, filter: AccessLogFilter): AccessLog {
-  const config = Config.fromPartial({
+/** Envoy's access logger for statistics. */
+export function countsBy(name: string, of: AccessLogFilter, config: Parameters<typeof Config.fromPartial>[0]): AccessLog {
+  return { ...AccessLog.fromPartial({ name, config_type: { $case: 'typed_config', value: pack(Config, Config.fromPartial(config)) } }), filter: of };
+}
+
+function logger(key: string, of: AccessLogFilter): AccessLog {
+  return countsBy('underpass.requests', of, {
     histograms: REQUEST_QUANTITIES.map((name) => ({ stat: { name, tags: [{ name: 'k', value_format: key }] }, unit: VALUES[name].unit, value_format: VALUES[name].format })),
     // One for all listeners: what it holds outlives each of them. What was not counted up for an interval is dropped, see bootstrap.ts.
     stats_scope: { prefix: REQUEST_STATS, sharing_name: REQUEST_STATS, enable_eviction: true, max_histograms: MAX_REQUEST_KEYS * REQUEST_QUANTITIES.length },
   });
-  return { ...AccessLog.fromPartial({ name: 'underpass.requests', config_type: { $case: 'typed_config', value: pack(Config, config) } }), filter };
 }
 
 type Filter = NonNullable<AccessLogFilter['filter_specifier']>;
 const filter = (specifier: Filter): AccessLogFilter => ({ filter_specifier: specifier, _unknownFields: {} });
-const both = (...filters: AccessLogFilter[]): AccessLogFilter => filter({ $case: 'and_filter', value: { filters, _unknownFields: {} } });
+export const both = (...filters: AccessLogFilter[]): AccessLogFilter => (filters.length === 1 ? filters[0]! : filter({ $case: 'and_filter', value: { filters, _unknownFields: {} } }));
 
 /** Istio's word for it, too: what says so in its content type. */
 const isGrpc = (inverted: boolean): AccessLogFilter => AccessLog.fromPartial({ filter: { filter_specifier: { $case: 'header_filter', value: { header: {
@@ -81,11 +91,9 @@ function loggers(side: CountedSide): AccessLog[] {
   ];
 }
 
-const EXTENSION = 'envoy.access_loggers.stats';
-
 /** The chain, with its requests counted; itself when it has no HTTP, or this Envoy can't count. */
 export function countingRequests(chain: FilterChain, extensions: EnvoyExtensions, side: CountedSide): FilterChain {
-  if (!extensions.hasName(EXTENSION)) return chain;
+  if (!extensions.hasName(STATS_LOGGER)) return chain;
   let found = false;
   const filters = chain.filters.map((each) => {
     const manager = each.config_type?.$case === 'typed_config' ? unpack(HttpConnectionManager, each.config_type.value) : undefined;

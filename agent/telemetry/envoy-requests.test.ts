@@ -9,7 +9,9 @@ import { Address, Workload } from '../../proto/generated/istio/workload/workload
 import type { HttpService } from '../http/table.js';
 import { KEY_SEPARATOR } from '../proxy/request-log.js';
 import type { CountedPod, RequestView } from '../proxy/request-view.js';
-import { EnvoyRequests, type EnvoyReport } from './envoy-requests.js';
+import type { HttpTotals } from '../dataplane/kernel-http-totals.js';
+import { EnvoyRequests } from './envoy-requests.js';
+import type { EnvoyReport } from './envoy-sums.js';
 
 const folder = mkdtempSync(join(tmpdir(), 'up-sums-'));
 after(() => rmSync(folder, { recursive: true, force: true }));
@@ -57,7 +59,7 @@ class World implements RequestView {
   }
 
   /** A scrape some time later. */
-  async told(isKernels: (hash: string) => boolean = () => false): Promise<EnvoyReport> {
+  async told(isKernels: (hash: string) => boolean = () => false): Promise<EnvoyReport<HttpTotals>> {
     this.nowMs += 10_000;
     await this.requests.refresh();
     return this.requests.report(isKernels);

@@ -1,350 +1,48 @@
-/**
- * Envoy's part of Istio's HTTP series. Envoy counts by keys (proxy/request-log.ts) and begins at nothing when it is started
- * anew, or drops keys that were long not counted up; so what a key has grown by since it was last read is added to sums of the
- * agent's own, under the labels that the key stands for at that time, and sums never fall. They are on disk, with the last reading.
- */
-import { errorMessage } from '../../common/errors.js';
-import type { Logger } from '../../common/log.js';
-import type { HttpTotals } from '../dataplane/kernel-http-totals.js';
-import { addTotals } from '../dataplane/kernel-http-totals.js';
-import { KEY_SEPARATOR } from '../proxy/request-log.js';
-import type { RequestView } from '../proxy/request-view.js';
-import { Workload } from '../../proto/generated/istio/workload/workload.js';
+/** Envoy's part of Istio's HTTP series, out of what it counts by the keys of proxy/request-log.ts. */
+import { addTotals, type HttpTotals } from '../dataplane/kernel-http-totals.js';
 import { REQUEST_STATS_PATH, RequestStatsReader } from './envoy-stats.js';
-import { RequestSumsFile, type SavedSums } from './envoy-sums-file.js';
-import { FlowDirectory, UNKNOWN, type FlowLabels, type KnownWorkloads } from './flow-labels.js';
-import { hashOf } from './flow-series.js';
+import { EnvoySums, type Counted, type EnvoySumsOptions, type KeyEnds } from './envoy-sums.js';
+import { UNKNOWN, type FlowDirectory, type FlowLabels } from './flow-labels.js';
+import { HTTP_BOUNDS } from './http-bounds.js';
 
-export type Reporter = 'source' | 'destination';
+const REQUESTS: Counted<HttpTotals> = {
+  what: 'request',
+  path: REQUEST_STATS_PATH,
+  reader: () => new RequestStatsReader(),
+  add: addTotals,
+  grown: (now, before) => {
+    // What Envoy has dropped in the meantime begins anew.
+    const last = before && !isLess(now, before) ? before : undefined;
+    if (last && last.requests === now.requests) return { base: last, last, growth: undefined };
+    return { base: last, last: now, growth: last ? minus(now, last) : now };
+  },
+  count: ({ requests }) => requests,
+  labels: requestLabels,
+  pack: packed,
+  unpack: unpacked,
+};
 
-export interface RequestSum {
-  reporter: Reporter;
-  /** Of the labels, as in http-series.ts. */
-  hash: string;
-  /** But for the reporter. */
-  labels: FlowLabels;
-  totals: HttpTotals;
-}
-
-export interface EnvoyReport {
-  sums: RequestSum[];
-  /** Envoy answered when it was last asked. */
-  isRead: boolean;
-  /** Keys that Envoy counts by. */
-  keys: number;
-  /** Keys that are in no sum yet, since the control plane has not named a workload of theirs. */
-  held: number;
-  /** Requests that are in no sum: for want of room, or since nobody knows any more whose they were. */
-  lost: bigint;
-}
-
-interface Known {
-  /** Undefined: not told yet. */
-  labels: readonly Labelled[] | undefined;
-  last: HttpTotals;
-}
-
-interface SeenPod {
-  netnsPath: string;
-  /** Undefined: the control plane has not named it yet. */
-  workload: Workload | undefined;
-  at: number;
-  isHere: boolean;
-}
-
-interface Labelled {
-  reporter: Reporter;
-  labels: FlowLabels;
-}
-
-export interface EnvoyRequestsOptions {
-  view: RequestView;
-  workloads: KnownWorkloads;
-  trustDomain?: string;
-  /** Where the sums are kept. */
-  path: string;
-  logger: Logger;
-  /** Milliseconds. */
-  now?: () => number;
-}
-
-/** Series. */
-const MAX_SUMS = 8_192;
-/** Of Envoy's answer: some kilobytes a key. */
-const MAX_ANSWER_BYTES = 64 << 20;
-const SAVE_EVERY_MS = 60_000;
-/** How long a series of pods that are gone waits for somebody to read it. */
-const UNREAD_MS = 300_000;
-/** Envoy merges what its threads have counted every five seconds: to ask more often than this tells nothing new. */
-const FRESH_MS = 500;
-/** An answer that takes long is asked for less often: between two there are so many times what the last one took. */
-const REST_FACTOR = 20;
-/** Taken between two turns of everybody else. */
-const KEYS_A_TURN = 32;
-/** How long a pod that is gone is remembered, for what Envoy counts or merges last. */
-const GONE_MS = 600_000;
-
-export class EnvoyRequests {
-  readonly #options: EnvoyRequestsOptions;
-  readonly #directory: FlowDirectory;
-  readonly #file: RequestSumsFile;
-  readonly #now: () => number;
-  readonly #stopping = new AbortController();
-  /** Envoy's process that `#keys` are of. */
-  #envoy: string | undefined;
-  #keys = new Map<string, Known>();
-  readonly #sums = new Map<string, RequestSum & { idleSince: number }>();
-  /** By uid, with those that are gone since shortly. */
-  readonly #pods = new Map<string, SeenPod>();
-  #reading: Promise<void> | undefined;
-  #saving: Promise<void> = Promise.resolve();
-  #readAt = -Infinity;
-  #tookMs = 0;
-  #savedAt: number;
-  #isChanged = false;
-  #isRead = false;
-  #held = 0;
-  #lost = 0n;
-  #problem: string | undefined;
-
-  constructor(options: EnvoyRequestsOptions) {
-    this.#options = options;
-    this.#directory = new FlowDirectory(options.workloads, options.trustDomain);
-    this.#now = options.now ?? (() => performance.now());
-    this.#savedAt = this.#now();
-    this.#file = new RequestSumsFile(options.path);
-  }
-
-  /** Goes on with what an agent before this one had. */
-  async open(): Promise<void> {
-    let saved: SavedSums | undefined;
-    try {
-      saved = await this.#file.load();
-    } catch (error) {
-      this.#options.logger.warn({ reason: errorMessage(error) }, "Envoy's part of the request metrics begins anew");
-    }
-    if (!saved) return;
-    this.#envoy = saved.envoy;
-    this.#lost = saved.lost;
-    for (const { key, labels, last } of saved.keys) this.#keys.set(key, { labels, last });
-    for (const { reporter, labels, totals } of saved.sums) {
-      const hash = hashOf(labels);
-      this.#sums.set(`${reporter} ${hash}`, { reporter, hash, labels, totals, idleSince: this.#now() });
-    }
-  }
-
-  /** Reads Envoy's counts; one reading serves all who ask meanwhile. Never rejects: what is known stays as it was. */
-  async refresh(): Promise<void> {
-    if (!this.#reading && this.#now() - this.#readAt < FRESH_MS) return;
-    const start = this.#now();
-    this.#reading ??= this.#read().then((isRead) => this.#note(isRead), (error: unknown) => this.#note(false, errorMessage(error))).finally(() => {
-      this.#reading = undefined;
-      this.#tookMs = this.#now() - start;
-    });
-    return this.#reading;
-  }
-
-  /** The series of these labels, whoever reports it. */
-  labelsOf(hash: string): FlowLabels | undefined {
-    return (this.#sums.get(`source ${hash}`) ?? this.#sums.get(`destination ${hash}`))?.labels;
-  }
-
-  /** For a scrape. @param isKernels whether the kernel has a part of the series of this hash, so that it stays */
-  report(isKernels: (hash: string) => boolean): EnvoyReport {
-    const sums = [...this.#sums.values()].map(({ reporter, hash, labels, totals }) => ({ reporter, hash, labels, totals }));
-    this.#drop(isKernels, 0);
-    return { sums, isRead: this.#isRead, keys: this.#keys.size, held: this.#held, lost: this.#lost };
-  }
-
-  /** Now and then. */
-  async sweep(isKernels: (hash: string) => boolean): Promise<void> {
-    this.#see();
-    if (this.#now() - this.#readAt < this.#tookMs * REST_FACTOR) return;
-    await this.refresh();
-    this.#drop(isKernels, UNREAD_MS);
-    if (this.#isChanged && this.#now() - this.#savedAt >= SAVE_EVERY_MS) await this.#saveWhole();
-  }
-
-  async close(): Promise<void> {
-    await this.refresh();
-    this.#stopping.abort(new Error('telemetry was closed'));
-    await this.#saveWhole();
-  }
-
-  /** Not amid a reading, of which the keys' part is told with the last of it. */
-  async #saveWhole(): Promise<void> {
-    while (this.#reading) await this.#reading;
-    await this.#save();
-  }
-
-  #note(isRead: boolean, problem?: string): void {
-    this.#isRead = isRead;
-    this.#readAt = this.#now();
-    if (problem !== undefined && problem !== this.#problem) this.#options.logger.warn({ reason: problem }, "Envoy's part of the request metrics could not be read");
-    this.#problem = problem;
-  }
-
-  async #read(): Promise<boolean> {
-    const { view } = this.#options;
-    const { envoy } = view;
-    if (envoy === undefined || !this.#directory.synced) return false;
-    const reader = new RequestStatsReader();
-    await view.read(REQUEST_STATS_PATH, (text) => reader.read(text), { maxBytes: MAX_ANSWER_BYTES, signal: this.#stopping.signal });
-    const totals = reader.end();
-    // Else it may be the one after it that answered.
-    if (view.envoy !== envoy) return false;
-    const isNew = envoy !== this.#envoy;
-    await this.#take(totals, isNew);
-    this.#envoy = envoy;
-    if (isNew) await this.#save();
-    return true;
-  }
-
-  async #take(all: ReadonlyMap<string, HttpTotals>, isNew: boolean): Promise<void> {
-    this.#see(all.keys());
-    const makes = new KeyLabels(this.#options.view, this.#directory, this.#pods);
-    const next = new Map<string, Known>();
-    let held = 0;
-    let turn = 0;
-    for (const [key, totals] of all) {
-      if (++turn % KEYS_A_TURN === 0) await new Promise(setImmediate);
-      const before = this.#keys.get(key);
-      // What Envoy has dropped in the meantime begins anew.
-      const last = before && !isNew && !isLess(totals, before.last) ? before.last : undefined;
-      if (last && last.requests === totals.requests) {
-        next.set(key, before!);
-        continue;
-      }
-      const labels = makes.of(key, before?.labels);
-      const labelled = typeof labels === 'string' ? undefined : labels;
-      if (labelled) for (const each of labelled) this.#add(each, last ? minus(totals, last) : totals);
-      else if (labels === 'gone') this.#lost += totals.requests - (last?.requests ?? 0n);
-      else {
-        held++;
-        if (last) next.set(key, before!);
-        continue;
-      }
-      next.set(key, { labels: labelled, last: totals });
-      this.#isChanged = true;
-    }
-    this.#keys = next;
-    this.#held = held;
-  }
-
-  #add({ reporter, labels }: Labelled, totals: HttpTotals): void {
-    const hash = hashOf(labels);
-    const before = this.#sums.get(`${reporter} ${hash}`);
-    if (!before && this.#sums.size >= MAX_SUMS) {
-      this.#lost += totals.requests;
-      return;
-    }
-    this.#sums.set(`${reporter} ${hash}`, { reporter, hash, labels, totals: before ? addTotals(before.totals, totals) : totals, idleSince: this.#now() });
-  }
-
-  /** What pods stand for, while that can be told. @param keys whose endpoints are to be known as well */
-  #see(keys: Iterable<string> = []): void {
-    const { view } = this.#options;
-    if (view.envoy === undefined || !this.#directory.synced) return;
-    const pods = view.pods();
-    this.#directory.prepare(pods.flatMap(({ addresses }) => addresses), endpointsOf(keys));
-    const now = this.#now();
-    for (const { uid, netnsPath, addresses } of pods) this.#pods.set(uid, { netnsPath, workload: this.#directory.workload(addresses) ?? this.#pods.get(uid)?.workload, at: now, isHere: true });
-    const here = new Set(pods.map(({ uid }) => uid));
-    for (const [uid, pod] of this.#pods) {
-      pod.isHere = here.has(uid);
-      if (now - pod.at > GONE_MS) this.#pods.delete(uid);
-    }
-  }
-
-  /** Series of whose workload there is no pod here any more; with less than the whole picture none. */
-  #drop(isKernels: (hash: string) => boolean, idleMs: number): void {
-    const { view } = this.#options;
-    if (view.envoy === undefined || !this.#directory.synced || this.#held > 0 || this.#sums.size === 0) return;
-    this.#see();
-    const workloads = view.pods().map(({ uid }) => this.#pods.get(uid)?.workload);
-    if (workloads.includes(undefined)) return;
-    const here = new Set(workloads.map((workload) => `${workload!.namespace}/${workload!.workload_name}`));
-    // Of both reporters or of none: the kernel's part, which is of both, goes with them.
-    const stays = new Set<string>();
-    for (const { reporter, hash, labels, idleSince } of this.#sums.values()) {
-      const isHere = here.has(`${labels[`${reporter}_workload_namespace`]}/${labels[`${reporter}_workload`]}`);
-      if (isHere || isKernels(hash) || this.#now() - idleSince < idleMs) stays.add(hash);
-    }
-    for (const [name, { hash }] of this.#sums) {
-      if (stays.has(hash)) continue;
-      this.#sums.delete(name);
-      this.#isChanged = true;
-    }
-  }
-
-  #save(): Promise<void> {
-    this.#savedAt = this.#now();
-    this.#isChanged = false;
-    const saved = { envoy: this.#envoy, lost: this.#lost, keys: [...this.#keys].map(([key, { labels, last }]) => ({ key, labels, last })), sums: [...this.#sums.values()] };
-    this.#saving = this.#saving.then(() => this.#file.save(saved)).catch((error: unknown) => {
-      this.#isChanged = true;
-      this.#options.logger.warn({ reason: errorMessage(error) }, "Envoy's part of the request metrics could not be saved");
-    });
-    return this.#saving;
+export class EnvoyRequests extends EnvoySums<HttpTotals> {
+  constructor(options: EnvoySumsOptions) {
+    super(options, REQUESTS);
   }
 }
 
-/** What keys stand for, at one time. */
-class KeyLabels {
-  readonly #view: RequestView;
-  readonly #directory: FlowDirectory;
-  readonly #byUid: ReadonlyMap<string, SeenPod>;
-  readonly #byPath: ReadonlyMap<string, SeenPod>;
-
-  constructor(view: RequestView, directory: FlowDirectory, pods: ReadonlyMap<string, SeenPod>) {
-    this.#view = view;
-    this.#directory = directory;
-    this.#byUid = pods;
-    this.#byPath = new Map([...pods.values()].map((pod) => [pod.netnsPath, pod]));
-  }
-
-  /**
-   * `gone`: nobody knows one of its pods any more; `unnamed`: the control plane has not named its workload yet.
-   * @param before as they last were, which counts where a pod has gone
-   */
-  of(key: string, before: readonly Labelled[] | undefined): readonly Labelled[] | 'gone' | 'unnamed' {
-    const [side, path = '', cluster = '', third = '', fourth = '', status = '', flags = '', protocol = 'http', grpcStatus = ''] = key.split(KEY_SEPARATOR);
-    const facts = { status: Number(status), flags, protocol };
-    const grpc = grpcStatus === '' ? undefined : { grpc_response_status: grpcStatus };
-    const service = this.#view.serviceOf(cluster, side === 's' ? undefined : third);
-    const own = side === 's' ? this.#byPath.get(path) : this.#byUid.get(third);
-    const caller = side === 's' || path === '' ? undefined : this.#byPath.get(path);
-    const isGone = !own?.isHere || (side !== 's' && path !== '' && !caller?.isHere);
-    if (isGone && before) return before;
-    if (!own || (side !== 's' && path !== '' && !caller)) return 'gone';
-    const { workload } = own;
-    if (!workload) return 'unnamed';
-    if (side === 's') {
-      const known = this.#directory.named(third);
-      const labels = this.#directory.requestLabels({ source: workload, destination: known ?? asNamed(third), service }, { ...facts, more: { ...(known || third === '' ? {} : { destination_principal: UNKNOWN }), ...grpc } });
-      return fourth === 'node' ? [{ reporter: 'source', labels }, { reporter: 'destination', labels }] : [{ reporter: 'source', labels }];
-    }
-    const source = caller?.workload;
-    if (caller && !source) return 'unnamed';
-    // Within the node nothing is encrypted, and so nobody is told that it is.
-    const security = caller ? UNKNOWN : fourth === '' ? 'none' : 'mutual_tls';
-    return [{ reporter: 'destination', labels: this.#directory.requestLabels({ source, destination: workload, service }, { ...facts, security, more: { ...(caller || fourth === '' ? {} : { source_principal: fourth }), ...grpc } }) }];
-  }
+function requestLabels(directory: FlowDirectory, { source, destination, service, security, more }: KeyEnds, [status = '', flags = '', protocol = 'http', grpcStatus = '']: readonly string[]): FlowLabels {
+  const grpc: Record<string, string> = grpcStatus === '' ? {} : { grpc_response_status: grpcStatus };
+  return directory.requestLabels({ source, destination, service }, { status: Number(status), flags, protocol, security: security ?? UNKNOWN, more: { ...more, ...grpc } });
 }
 
-/** A workload that the control plane names at endpoints alone. */
-function asNamed(name: string): Workload | undefined {
-  const [workload_name = '', namespace = '', canonical_name = '', canonical_revision = '', cluster_id = ''] = name.split(';');
-  return name === '' ? undefined : Workload.fromPartial({ workload_name, namespace, canonical_name, canonical_revision: canonical_revision || 'latest', cluster_id });
+const BUCKETS = HTTP_BOUNDS.length + 1;
+
+function packed({ requests, requestBytes, answerBytes, durationUs, duration, request, answer }: HttpTotals): string[] {
+  return [requests, requestBytes, answerBytes, durationUs, ...duration, ...request, ...answer].map(String);
 }
 
-function endpointsOf(keys: Iterable<string>): Set<string> {
-  const names = new Set<string>();
-  for (const key of keys) {
-    const [side, , , name = ''] = key.split(KEY_SEPARATOR);
-    if (side === 's' && name !== '') names.add(name);
-  }
-  return names;
+function unpacked(values: readonly string[]): HttpTotals {
+  if (values.length !== 4 + 3 * BUCKETS) throw new Error(`${values.length} numbers instead of ${4 + 3 * BUCKETS}`);
+  const [requests = 0n, requestBytes = 0n, answerBytes = 0n, durationUs = 0n, ...buckets] = values.map(BigInt);
+  return { requests, requestBytes, answerBytes, durationUs, duration: buckets.slice(0, BUCKETS), request: buckets.slice(BUCKETS, 2 * BUCKETS), answer: buckets.slice(2 * BUCKETS) };
 }
 
 function isLess(now: HttpTotals, last: HttpTotals): boolean {

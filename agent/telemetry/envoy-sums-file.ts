@@ -1,34 +1,30 @@
-/** Sums of Envoy's part of the request metrics, and what it had counted when it was last read, on disk: one JSON value a line. */
+/** Sums of Envoy's part of the metrics, and what it had counted when it was last read, on disk: one JSON value a line. */
 import { open, readFile, rename, rm } from 'node:fs/promises';
 import { UnderpassError, errorCode } from '../../common/errors.js';
-import type { HttpTotals } from '../dataplane/kernel-http-totals.js';
-import type { Reporter } from './envoy-requests.js';
-import type { FlowLabels } from './flow-labels.js';
-import { HTTP_BOUNDS } from './http-bounds.js';
+import type { Counted, EnvoySum, Labelled } from './envoy-sums.js';
 
-export interface SavedSums {
+export interface SavedSums<T> {
   envoy: string | undefined;
   lost: bigint;
-  keys: { key: string; labels: readonly { reporter: Reporter; labels: FlowLabels }[] | undefined; last: HttpTotals }[];
-  sums: { reporter: Reporter; labels: FlowLabels; totals: HttpTotals }[];
+  keys: { key: string; labels: readonly Labelled[] | undefined; last: T }[];
+  sums: Omit<EnvoySum<T>, 'hash'>[];
 }
 
 const VERSION = 1;
 /** Written at a time. */
 const LINES = 128;
-const BUCKETS = HTTP_BOUNDS.length + 1;
 
-interface KeyLine { key: string; labels?: SavedSums['keys'][number]['labels']; last: string[] }
-interface SumLine { reporter: Reporter; labels: FlowLabels; totals: string[] }
+interface KeyLine { key: string; labels?: readonly Labelled[]; last: string[] }
+interface SumLine extends Labelled { totals: string[] }
 
-export class RequestSumsFile {
-  constructor(readonly path: string) {}
+export class EnvoySumsFile<T> {
+  constructor(readonly path: string, readonly counted: Pick<Counted<T>, 'pack' | 'unpack'>) {}
 
   /**
    * Undefined: there is none.
    * @throws UnderpassError `UNDERPASS_REQUEST_SUMS` with the line that can't be read
    */
-  async load(): Promise<SavedSums | undefined> {
+  async load(): Promise<SavedSums<T> | undefined> {
     let text: string;
     try {
       text = await readFile(this.path, 'utf8');
@@ -36,7 +32,7 @@ export class RequestSumsFile {
       if (errorCode(error) === 'ENOENT') return undefined;
       throw error;
     }
-    const saved: SavedSums = { envoy: undefined, lost: 0n, keys: [], sums: [] };
+    const saved: SavedSums<T> = { envoy: undefined, lost: 0n, keys: [], sums: [] };
     let number = 0;
     try {
       for (const line of text.split('\n')) {
@@ -46,8 +42,8 @@ export class RequestSumsFile {
         if ('version' in value) {
           if (value.version !== VERSION) throw new Error(`version ${value.version}`);
           [saved.envoy, saved.lost] = [value.envoy, BigInt(value.lost)];
-        } else if ('key' in value) saved.keys.push({ key: value.key, labels: value.labels, last: unpacked(value.last) });
-        else saved.sums.push({ reporter: value.reporter, labels: value.labels, totals: unpacked(value.totals) });
+        } else if ('key' in value) saved.keys.push({ key: value.key, labels: value.labels, last: this.counted.unpack(value.last) });
+        else saved.sums.push({ reporter: value.reporter, labels: value.labels, totals: this.counted.unpack(value.totals) });
       }
     } catch (cause) {
       throw new UnderpassError('UNDERPASS_REQUEST_SUMS', `reading ${this.path}, line ${number}: ${String(cause)}`, { cause });
@@ -56,13 +52,14 @@ export class RequestSumsFile {
   }
 
   /** In place of the one before, as a whole. */
-  async save({ envoy, lost, keys, sums }: SavedSums): Promise<void> {
+  async save({ envoy, lost, keys, sums }: SavedSums<T>): Promise<void> {
     const file = await open(`${this.path}.new`, 'w', 0o600);
     try {
       await file.write(`${JSON.stringify({ version: VERSION, envoy, lost: `${lost}` })}\n`);
+      const { pack } = this.counted;
       const lines = function* (): Generator<string> {
-        for (const { key, labels, last } of keys) yield JSON.stringify({ key, labels, last: packed(last) });
-        for (const { reporter, labels, totals } of sums) yield JSON.stringify({ reporter, labels, totals: packed(totals) });
+        for (const { key, labels, last } of keys) yield JSON.stringify({ key, labels, last: pack(last) });
+        for (const { reporter, labels, totals } of sums) yield JSON.stringify({ reporter, labels, totals: pack(totals) });
       };
       let some: string[] = [];
       for (const line of lines()) {
@@ -79,14 +76,4 @@ export class RequestSumsFile {
     }
     await rename(`${this.path}.new`, this.path);
   }
-}
-
-function packed({ requests, requestBytes, answerBytes, durationUs, duration, request, answer }: HttpTotals): string[] {
-  return [requests, requestBytes, answerBytes, durationUs, ...duration, ...request, ...answer].map(String);
-}
-
-function unpacked(values: readonly string[]): HttpTotals {
-  if (values.length !== 4 + 3 * BUCKETS) throw new Error(`${values.length} numbers instead of ${4 + 3 * BUCKETS}`);
-  const [requests = 0n, requestBytes = 0n, answerBytes = 0n, durationUs = 0n, ...buckets] = values.map(BigInt);
-  return { requests, requestBytes, answerBytes, durationUs, duration: buckets.slice(0, BUCKETS), request: buckets.slice(BUCKETS, 2 * BUCKETS), answer: buckets.slice(2 * BUCKETS) };
 }

@@ -124,11 +124,15 @@ export class FlowDirectory {
   labels(side: FlowSideName, { source, destination, service }: FlowEnds, key: FlowKey): FlowLabels {
     // As in ztunnel: a client that asked for a pod's own address named no service, while its server knows which it serves.
     const named = service ?? (side === 'destination' && destination && !key.service ? this.serviceOf(destination, key.endpointPort) : undefined);
+    // An address proves nothing.
+    return { ...this.endLabels(side, { source, destination, service: named }), ...(key.peer === undefined ? {} : { source_principal: UNKNOWN }) };
+  }
+
+  /** Of connections. What the service is is known, and no guess. */
+  endLabels(side: FlowSideName, { source, destination, service: named }: { source: Workload | undefined; destination: Workload | undefined; service: HttpService | undefined }): FlowLabels {
     return {
       reporter: side,
       ...workloadLabels('source', source, this.#trustDomain),
-      // An address proves nothing.
-      ...(key.peer === undefined ? {} : { source_principal: UNKNOWN }),
       destination_service: named?.hostname || UNKNOWN,
       destination_service_namespace: named?.namespace || UNKNOWN,
       destination_service_name: named?.name || UNKNOWN,

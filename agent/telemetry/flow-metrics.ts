@@ -1,7 +1,12 @@
 /** Istio's TCP metrics, and round-trip times, as Prometheus reads them. */
+import { MAX_CONNECTION_KEYS } from '../proxy/connection-log.js';
 import { addSides, type FlowSide } from '../dataplane/kernel-flows.js';
 import type { FlowLabels } from './flow-labels.js';
-import type { FlowReport } from './flow-series.js';
+import { addConnections } from './envoy-connections.js';
+import { NO_CONNECTIONS, type ConnectionTotals } from './envoy-connection-stats.js';
+import { addEnvoyMetrics } from './envoy-metrics.js';
+import { hashOf, type FlowReport } from './flow-series.js';
+import type { ConnectionReport } from './flow-telemetry.js';
 import type { PrometheusText } from './prometheus.js';
 
 /** ztunnel's, where a connection came to another end than a close: https://github.com/istio/ztunnel/blob/master/src/proxy/metrics.rs */
@@ -9,30 +14,50 @@ const FLAGS: readonly { flag: string; of: (totals: FlowSide) => bigint }[] = [
   { flag: 'DENY', of: ({ denied }) => denied },
   { flag: 'CONNECT', of: ({ failed }) => failed },
 ];
+/** A close without a flag. */
+const NO_FLAGS = '-';
 const CLOSED = { name: 'istio_tcp_connections_closed_total', help: 'The total number of TCP connections closed.' };
 const FAILED = { name: 'istio_tcp_connections_failed_total', help: 'The total number of TCP connections that failed to establish, or that policy ended.' };
 
 /** Names and help texts are Istio's: https://istio.io/latest/docs/reference/config/metrics/ */
-const COUNTERS: readonly { name: string; help: string; of: (totals: FlowSide) => bigint }[] = [
+const COUNTERS: readonly { name: string; help: string; of: (totals: ConnectionTotals) => bigint }[] = [
   { name: 'istio_tcp_connections_opened_total', help: 'The total number of TCP connections opened.', of: ({ opened }) => opened },
-  { ...CLOSED, of: ({ closed }) => closed },
+  { ...CLOSED, of: ({ closed }) => closed.get(NO_FLAGS) ?? 0n },
   { name: 'istio_tcp_received_bytes_total', help: 'The total number of bytes received during requests: by the server.', of: ({ received }) => received },
   { name: 'istio_tcp_sent_bytes_total', help: 'The total number of bytes sent during responses: by the server.', of: ({ sent }) => sent },
 ];
 
 const RTT_LABELS = ['reporter', 'source_workload', 'source_workload_namespace', 'destination_workload', 'destination_workload_namespace'] as const;
 
-export function addFlowMetrics(text: PrometheusText, { series, held, dropped, rttBoundsUs }: FlowReport): void {
-  for (const { name, help, of } of COUNTERS) for (const { labels, totals } of series) text.add(name, 'counter', help, of(totals), labels);
-  for (const { name, help } of [CLOSED, FAILED]) {
-    for (const { labels, totals } of series) for (const { flag, of } of FLAGS) if (of(totals) > 0n) text.add(name, 'counter', help, of(totals), { ...labels, response_flags: flag });
-  }
-  const bounds = rttBoundsUs.map((us) => us / 1e6);
-  for (const { labels, totals } of roundTrips(series)) {
+export function addFlowMetrics(text: PrometheusText, { kernel, envoy }: ConnectionReport): void {
+  const all = sums({ kernel, envoy });
+  for (const { name, help, of } of COUNTERS) for (const { labels, totals } of all) text.add(name, 'counter', help, of(totals), labels);
+  for (const { labels, totals } of all) for (const [flags, count] of totals.closed) if (flags !== NO_FLAGS) text.add(CLOSED.name, 'counter', CLOSED.help, count, { ...labels, response_flags: flags });
+  for (const { labels, totals } of kernel?.series ?? []) for (const { flag, of } of FLAGS) if (of(totals) > 0n) text.add(FAILED.name, 'counter', FAILED.help, of(totals), { ...labels, response_flags: flag });
+  if (envoy) addEnvoyMetrics(text, 'connection', envoy, MAX_CONNECTION_KEYS);
+  if (!kernel) return;
+  const bounds = kernel.rttBoundsUs.map((us) => us / 1e6);
+  for (const { labels, totals } of roundTrips(kernel.series)) {
     text.addHistogram('underpass_tcp_rtt_seconds', 'Smoothed round-trip times of connections without a proxy: each at its end, and once a minute while it is open.', bounds, totals.rtt, Number(totals.rttSumUs) / 1e6, labels);
   }
-  text.add('underpass_tcp_entries_held', 'gauge', 'Kernel entries that are in no series yet, since the control plane has not named one of their workloads.', held);
-  text.add('underpass_tcp_retired_dropped_total', 'counter', 'Series that fell since there was no room to keep what pods that are gone had added.', dropped);
+  text.add('underpass_tcp_entries_held', 'gauge', 'Kernel entries that are in no series yet, since the control plane has not named one of their workloads.', kernel.held);
+  text.add('underpass_tcp_retired_dropped_total', 'counter', 'Series that fell since there was no room to keep what pods that are gone had added.', kernel.dropped);
+}
+
+/** Of both, each series once. */
+function sums({ kernel, envoy }: ConnectionReport): { labels: FlowLabels; totals: ConnectionTotals }[] {
+  const all = new Map<string, { labels: FlowLabels; totals: ConnectionTotals }>();
+  for (const { labels, totals } of kernel?.series ?? []) all.set(hashOf(labels), { labels, totals: ofKernel(totals) });
+  for (const { hash, labels, totals } of envoy?.sums ?? []) {
+    const before = all.get(hash);
+    all.set(hash, { labels, totals: before ? addConnections(before.totals, totals) : totals });
+  }
+  return [...all.values()];
+}
+
+function ofKernel(side: FlowSide): ConnectionTotals {
+  const flagged = FLAGS.filter(({ of }) => of(side) > 0n).map(({ flag, of }) => [flag, of(side)] as const);
+  return { ...NO_CONNECTIONS, opened: side.opened, received: side.received, sent: side.sent, closed: new Map([[NO_FLAGS, side.closed], ...flagged]) };
 }
 
 /** Fewer labels, so that there are fewer histograms. */

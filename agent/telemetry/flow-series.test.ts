@@ -5,7 +5,7 @@ import { Address, Service, Workload } from '../../proto/generated/istio/workload
 import type { FlowEntry, FlowKey, Flows, FlowSide } from '../dataplane/kernel-flows.js';
 import { addSides } from '../dataplane/kernel-flows.js';
 import { addFlowMetrics } from './flow-metrics.js';
-import { FlowSeriesSource, hashOf, type FlowSeries } from './flow-series.js';
+import { FlowSeriesSource, hashOf, type FlowReport, type FlowSeries } from './flow-series.js';
 import type { FlowPod } from './flow-labels.js';
 import { PrometheusText } from './prometheus.js';
 
@@ -97,10 +97,16 @@ class World {
 
 const opened = (series: readonly FlowSeries[], reporter = 'source'): bigint[] => series.filter(({ labels }) => labels['reporter'] === reporter).map(({ totals }) => totals.opened);
 
+function scraped(source: FlowSeriesSource): FlowReport {
+  const report = source.report();
+  source.forgetTold();
+  return report;
+}
+
 test('labels: a connection to a Service has the labels that Istio prints, at both sides', () => {
   const w = new World();
   w.tables.put('x', { client: 1n, server: 9n, service: { address: '10.96.0.7', port: 80 }, endpointPort: 8080 }, side(2, 1, 100, 200), side(2, 1, 100, 200));
-  const { series, held } = w.source.report();
+  const { series, held } = scraped(w.source);
   const common = {
     source_workload: 'cart', source_canonical_service: 'cart', source_canonical_revision: 'latest', source_workload_namespace: 'shop',
     source_principal: 'spiffe://cluster.local/ns/shop/sa/buyer', source_app: 'cart', source_version: 'latest', source_cluster: 'Kubernetes',
@@ -118,14 +124,14 @@ test('labels: a client that asked for a pod\'s own address named no service; the
   const w = new World();
   w.tables.put('x', { client: 1n, server: 9n, endpointPort: 8080 }, side(1), side(1));
   w.tables.put('y', { client: 1n, server: 9n, endpointPort: 5000 }, side(1), side(1));
-  assert.deepEqual(w.source.report().series.map(({ labels }) => [labels['reporter'], labels['destination_service']]), [['source', 'unknown'], ['destination', 'store.backend.svc'], ['destination', 'unknown']]);
+  assert.deepEqual(scraped(w.source).series.map(({ labels }) => [labels['reporter'], labels['destination_service']]), [['source', 'unknown'], ['destination', 'store.backend.svc'], ['destination', 'unknown']]);
 });
 
 test('labels: what found no room has the client\'s labels, or none; a side that nobody reports has no series', () => {
   const w = new World();
   w.tables.put('rest', { client: 1n }, side(3), side(0));
   w.tables.put('all', {}, side(5), side(7));
-  const seen = w.source.report().series.map(({ labels, totals }) => [labels['reporter'], labels['source_workload'], labels['destination_workload'], totals.opened]);
+  const seen = scraped(w.source).series.map(({ labels, totals }) => [labels['reporter'], labels['source_workload'], labels['destination_workload'], totals.opened]);
   assert.deepEqual(seen, [['source', 'cart', 'unknown', 3n], ['source', 'unknown', 'unknown', 5n], ['destination', 'unknown', 'unknown', 7n]]);
 });
 
@@ -136,7 +142,7 @@ test('labels: a client from elsewhere is a workload of another node by its addre
   w.tables.put('x', { server: 9n, peer: '10.1.0.5', endpointPort: 8080 }, side(0), side(1));
   w.tables.put('y', { server: 9n, peer: '192.0.2.1', endpointPort: 8080 }, side(0), side(2));
   w.tables.put('z', { server: 9n, peer: '192.0.2.2', endpointPort: 8080 }, side(0), side(3));
-  const seen = w.source.report().series.map(({ labels, totals }) => [labels['source_workload'], labels['source_principal'], labels['destination_workload'], labels['destination_service'], totals.opened]);
+  const seen = scraped(w.source).series.map(({ labels, totals }) => [labels['source_workload'], labels['source_principal'], labels['destination_workload'], labels['destination_service'], totals.opened]);
   assert.deepEqual(seen, [
     ['scout', 'unknown', 'store', 'store.backend.svc', 1n], ['unknown', 'unknown', 'store', 'store.backend.svc', 5n],
   ]);
@@ -147,7 +153,7 @@ test('series: an address from elsewhere that changes hands takes nothing of its 
   const [name, resource] = workload('scout-1', '10.1.0.5');
   w.addresses.set(name, resource);
   w.tables.put('x', { server: 9n, peer: '10.1.0.5' }, side(0), side(4, 3));
-  const told = (): unknown => w.source.report().series.map(({ labels, totals }) => [labels['source_workload'], totals.opened]);
+  const told = (): unknown => scraped(w.source).series.map(({ labels, totals }) => [labels['source_workload'], totals.opened]);
   assert.deepEqual(told(), [['scout', 4n]]);
   const [next, other] = workload('miner-1', '10.1.0.5');
   w.addresses.delete(name);
@@ -166,31 +172,31 @@ test('series: a client from elsewhere that has had no connection for five minute
   w.tables.put('y', { server: 9n, peer: '192.0.2.2' }, side(0), side(2, 1));
   w.source.sweep();
   w.nowMs += 301_000;
-  assert.deepEqual(opened(w.source.report().series, 'destination'), [3n]);
+  assert.deepEqual(opened(scraped(w.source).series, 'destination'), [3n]);
   assert.deepEqual([...w.tables.byId.keys()], ['y']);
-  assert.deepEqual(opened(w.source.report().series, 'destination'), [3n]);
+  assert.deepEqual(opened(scraped(w.source).series, 'destination'), [3n]);
 });
 
 test('series: pods of one workload add up to one series', () => {
   const w = new World();
   w.tables.put('x', { client: 1n, server: 9n }, side(2), side(2));
   w.tables.put('y', { client: 2n, server: 9n }, side(3), side(3));
-  assert.deepEqual(opened(w.source.report().series), [5n]);
+  assert.deepEqual(opened(scraped(w.source).series), [5n]);
 });
 
 test('series: nothing is told before the control plane has spoken, nor of a workload that it has not named yet', () => {
   const w = new World();
   w.synced = false;
   w.tables.put('x', { client: 1n, server: 9n }, side(2), side(2));
-  assert.deepEqual(w.source.report().series, []);
+  assert.deepEqual(scraped(w.source).series, []);
   w.synced = true;
   const store = w.addresses.get('Kubernetes//Pod/shop/store-1')!;
   w.addresses.delete('Kubernetes//Pod/shop/store-1');
   w.revision++;
-  assert.deepEqual([w.source.report().series, w.source.report().held], [[], 1]);
+  assert.deepEqual([scraped(w.source).series, scraped(w.source).held], [[], 1]);
   w.addresses.set('Kubernetes//Pod/shop/store-1', store);
   w.revision++;
-  const { series, held } = w.source.report();
+  const { series, held } = scraped(w.source);
   assert.deepEqual([opened(series), held], [[2n], 0]);
 });
 
@@ -202,12 +208,12 @@ test('series: a pod that is gone does not make its workload\'s series fall, over
   w.leave(1n);
   w.addresses.delete('Kubernetes//Pod/shop/cart-1');
   w.revision++;
-  assert.deepEqual(opened(w.source.report().series), [5n]);
+  assert.deepEqual(opened(scraped(w.source).series), [5n]);
   assert.deepEqual([...w.tables.byId.keys()], ['y']);
-  assert.deepEqual(opened(w.source.report().series), [5n]);
+  assert.deepEqual(opened(scraped(w.source).series), [5n]);
   const restarted = w.agent();
   restarted.sweep();
-  assert.deepEqual([opened(restarted.report().series), opened(restarted.report().series)], [[5n], [5n]]);
+  assert.deepEqual([opened(scraped(restarted).series), opened(scraped(restarted).series)], [[5n], [5n]]);
 });
 
 test('series: those of pods that are gone are told once more and dropped; unread ones after five minutes; the next pod starts anew', () => {
@@ -215,10 +221,10 @@ test('series: those of pods that are gone are told once more and dropped; unread
   w.tables.put('x', { client: 1n, server: 9n }, side(2), side(2));
   w.source.sweep();
   w.leave(1n);
-  assert.deepEqual(opened(w.source.report().series), [2n]);
-  assert.deepEqual([w.source.report().series, w.tables.kept.size, w.tables.byId.size], [[], 0, 0]);
+  assert.deepEqual(opened(scraped(w.source).series), [2n]);
+  assert.deepEqual([scraped(w.source).series, w.tables.kept.size, w.tables.byId.size], [[], 0, 0]);
   w.tables.put('y', { client: 2n, server: 9n }, side(1), side(1));
-  assert.deepEqual(opened(w.source.report().series), [1n]);
+  assert.deepEqual(opened(scraped(w.source).series), [1n]);
   w.leave(2n);
   w.source.sweep();
   w.nowMs += 299_000;
@@ -235,7 +241,7 @@ test('series: an entry whose client is gone waits for the server\'s connections 
   w.source.sweep();
   w.leave(1n);
   w.source.sweep();
-  assert.deepEqual([w.tables.byId.size, opened(w.source.report().series, 'destination')], [1, [2n]]);
+  assert.deepEqual([w.tables.byId.size, opened(scraped(w.source).series, 'destination')], [1, [2n]]);
   w.nowMs += 31_000;
   w.source.sweep();
   assert.equal(w.tables.byId.size, 0);
@@ -247,7 +253,7 @@ test('series: what there is no room to keep is counted', () => {
   w.tables.put('x', { client: 1n, server: 9n }, side(2), side(2));
   w.source.sweep();
   w.leave(1n);
-  assert.equal(w.source.report().dropped, 1);
+  assert.equal(scraped(w.source).dropped, 1);
 });
 
 test('series: nothing that was kept is dropped while a workload is not named yet, since it may have the same labels', () => {
@@ -272,7 +278,7 @@ test('series: an entry whose client is gone does not wait for what never was, or
   w.leave(1n);
   w.source.sweep();
   assert.equal(w.tables.byId.size, 0);
-  const { series } = w.source.report();
+  const { series } = scraped(w.source);
   assert.deepEqual(series.map(({ labels, totals }) => [labels['reporter'], totals.opened, totals.closed, totals.denied, totals.failed]), [['source', 2n, 1n, 0n, 1n], ['destination', 3n, 1n, 1n, 1n]]);
 });
 
@@ -281,7 +287,7 @@ test('metrics: what policy denied and what was not reached is closed under ztunn
   w.tables.put('x', { client: 1n, server: 9n }, { ...side(9, 2), failed: 4n }, { ...side(9, 2), denied: 3n, failed: 1n });
   w.tables.put('y', { client: 1n }, side(1), side(0));
   const text = new PrometheusText();
-  addFlowMetrics(text, w.source.report());
+  addFlowMetrics(text, { kernel: scraped(w.source), envoy: undefined });
   const lines = text.toString().split('\n').filter((line) => /^istio_tcp_connections_(closed|failed)_total\{/.test(line));
   const facts = lines.map((line) => [/connections_(\w+)_total/, /reporter="(\w+)"/, /destination_workload="(\w+)"/, /response_flags="([^"]+)"/, /(\d+)$/].map((part) => part.exec(line)?.[1]).join(' '));
   assert.deepEqual(facts, [
@@ -296,7 +302,7 @@ test('metrics: four counters with Istio\'s names, and round-trip times as a hist
   const w = new World();
   w.tables.put('x', { client: 1n, server: 9n, service: { address: '10.96.0.7', port: 80 }, endpointPort: 8080 }, side(2, 1, 100, 200), side(0));
   const text = new PrometheusText();
-  addFlowMetrics(text, w.source.report());
+  addFlowMetrics(text, { kernel: scraped(w.source), envoy: undefined });
   const lines = text.toString().split('\n');
   const value = (name: string): string[] => lines.filter((line) => line.startsWith(`${name}{`)).map((line) => line.split(' ').at(-1) ?? '');
   assert.deepEqual(['opened_total', 'closed_total'].map((name) => value(`istio_tcp_connections_${name}`)), [['2'], ['1']]);

@@ -19,6 +19,8 @@ export interface FlowSeriesOptions {
   pods: () => readonly FlowPod[];
   workloads: KnownWorkloads;
   trustDomain?: string;
+  /** Labels of series that somebody else has a part of as well, by hash: what was retired stays with them. */
+  others?: (hash: string) => FlowLabels | undefined;
   /** Milliseconds. */
   now?: () => number;
 }
@@ -54,6 +56,8 @@ export class FlowSeriesSource {
   /** Of the entries there are. */
   #hashes: ReadonlySet<string> = new Set();
   #dropped = 0;
+  /** At the last report. */
+  #held = 0;
 
   constructor(options: FlowSeriesOptions) {
     this.#options = options;
@@ -65,29 +69,35 @@ export class FlowSeriesSource {
     return this.#directory;
   }
 
-  /** For a scrape: everything up to now. What is told for the last time is forgotten. */
+  /** For a scrape: everything up to now. */
   report(): FlowReport {
     const { flows } = this.#options;
     flows.settle();
     const { live, held } = this.#collect();
     const retired = flows.retired();
     for (const [hash, totals] of retired) {
-      const labels = live.get(hash)?.labels ?? this.#retired.get(hash)?.labels;
+      const labels = live.get(hash)?.labels ?? this.#retired.get(hash)?.labels ?? this.#options.others?.(hash);
       if (labels) add(live, hash, labels, totals);
     }
-    const report = { series: [...live.values()], held, dropped: this.#dropped, rttBoundsUs: flows.rttBoundsUs };
-    this.#dropRetired(held, (hash) => !this.#isLive(hash));
-    return report;
+    this.#held = held;
+    return { series: [...live.values()], held, dropped: this.#dropped, rttBoundsUs: flows.rttBoundsUs };
+  }
+
+  /** After a report: what was told for the last time is forgotten. */
+  forgetTold(): void {
+    this.#dropRetired(this.#held, (hash) => !this.isLive(hash));
   }
 
   /** Now and then, so that pods that live shortly leave their labels and those that are gone their place. */
-  sweep(): void {
+  sweep(): true {
     const { held } = this.#collect();
     const now = this.#now();
-    this.#dropRetired(held, (hash) => !this.#isLive(hash) && now - (this.#retired.get(hash)?.at ?? -Infinity) > UNREAD_MS);
+    this.#dropRetired(held, (hash) => !this.isLive(hash) && now - (this.#retired.get(hash)?.at ?? -Infinity) > UNREAD_MS);
+    return true;
   }
 
-  #isLive(hash: string): boolean {
+  /** Whether an entry may still add to it. */
+  isLive(hash: string): boolean {
     return this.#hashes.has(hash);
   }
 
@@ -95,7 +105,7 @@ export class FlowSeriesSource {
   #dropRetired(held: number, isOver: (hash: string) => boolean): void {
     if (held > 0 || !this.#directory.synced) return;
     for (const hash of this.#options.flows.retired().keys()) {
-      if (!isOver(hash)) continue;
+      if (!isOver(hash) || this.#options.others?.(hash)) continue;
       this.#options.flows.dropRetired(hash);
       this.#retired.delete(hash);
     }

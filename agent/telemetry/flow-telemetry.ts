@@ -1,4 +1,5 @@
 /** Telemetry of connections and requests that no proxy sees, and of those that Envoy counts, put together: series for scrapes, and the log if it is asked for. */
+import { join } from 'node:path';
 import { errorMessage } from '../../common/errors.js';
 import type { Closable } from '../../common/lifecycle.js';
 import type { Logger } from '../../common/log.js';
@@ -7,7 +8,11 @@ import type { FlowRecord, Flows } from '../dataplane/kernel-flows.js';
 import type { HttpRequests } from '../dataplane/kernel-http-totals.js';
 import type { RequestView } from '../proxy/request-view.js';
 import type { FlowPod, KnownWorkloads } from './flow-labels.js';
-import { EnvoyRequests, type EnvoyReport } from './envoy-requests.js';
+import type { HttpTotals } from '../dataplane/kernel-http-totals.js';
+import { EnvoyConnections } from './envoy-connections.js';
+import type { ConnectionTotals } from './envoy-connection-stats.js';
+import { EnvoyRequests } from './envoy-requests.js';
+import type { EnvoyReport } from './envoy-sums.js';
 import { DEFAULT_FLOW_LINES_PER_SECOND, FlowLog, type NamedPod } from './flow-log.js';
 import { FlowSeriesSource, type FlowReport } from './flow-series.js';
 import { HttpSeriesSource, type HttpReport } from './http-series.js';
@@ -19,7 +24,13 @@ const REFRESH_MS = 2_000;
 export interface RequestReport {
   /** Undefined: there is none, or the kernel's tables could not be read. */
   kernel: HttpReport | undefined;
-  envoy: EnvoyReport | undefined;
+  envoy: EnvoyReport<HttpTotals> | undefined;
+}
+
+/** As `RequestReport`, of connections. */
+export interface ConnectionReport {
+  kernel: FlowReport | undefined;
+  envoy: EnvoyReport<ConnectionTotals> | undefined;
 }
 
 export interface FlowKernel {
@@ -34,8 +45,8 @@ export interface FlowTelemetryOptions {
   workloads: KnownWorkloads;
   /** Absent: there is no HTTP fast path. */
   requests?: HttpRequests;
-  /** Absent: Envoy counts nothing. @param path where sums are kept */
-  envoy?: { view: RequestView; path: string };
+  /** Absent: Envoy counts nothing. @param folder where sums are kept */
+  envoy?: { view: RequestView; folder: string };
   podOf: (netnsCookie: bigint) => NamedPod | undefined;
   /** Absent: connections are not logged. */
   log?: Logger;
@@ -47,7 +58,7 @@ export class FlowTelemetry implements Closable {
   readonly #options: FlowTelemetryOptions;
   readonly #series: FlowSeriesSource | undefined;
   readonly #httpSeries: HttpSeriesSource | undefined;
-  readonly #envoy: EnvoyRequests | undefined;
+  readonly #envoy: { requests: EnvoyRequests; connections: EnvoyConnections } | undefined;
   readonly #log: FlowLog | undefined;
   readonly #timer: NodeJS.Timeout;
   #problem: string | undefined;
@@ -56,9 +67,10 @@ export class FlowTelemetry implements Closable {
     const { kernel, workloads, requests, envoy, log, podOf, logger } = options;
     const trustDomain = options.trustDomain === undefined ? {} : { trustDomain: options.trustDomain };
     this.#options = options;
-    this.#envoy = envoy && new EnvoyRequests({ ...envoy, workloads, logger, ...trustDomain });
-    this.#series = kernel && new FlowSeriesSource({ flows: kernel.flows, pods: () => kernel.pods(), workloads, ...trustDomain });
-    this.#httpSeries = requests && kernel && this.#series && new HttpSeriesSource({ requests, pods: () => kernel.pods(), directory: this.#series.directory, others: (hash) => this.#envoy?.labelsOf(hash) });
+    const counted = envoy && { view: envoy.view, workloads, logger, ...trustDomain };
+    this.#envoy = counted && { requests: new EnvoyRequests({ ...counted, path: join(envoy.folder, 'request-sums.jsonl') }), connections: new EnvoyConnections({ ...counted, path: join(envoy.folder, 'connection-sums.jsonl') }) };
+    this.#series = kernel && new FlowSeriesSource({ flows: kernel.flows, pods: () => kernel.pods(), workloads, others: (hash) => this.#envoy?.connections.labelsOf(hash), ...trustDomain });
+    this.#httpSeries = requests && kernel && this.#series && new HttpSeriesSource({ requests, pods: () => kernel.pods(), directory: this.#series.directory, others: (hash) => this.#envoy?.requests.labelsOf(hash) });
     this.#log = log && kernel && new FlowLog({ logger: log, podOf, linesPerSecond: DEFAULT_FLOW_LINES_PER_SECOND });
     const flowLog = this.#log;
     if (flowLog) kernel!.flows.onRecord((record) => flowLog.write(record));
@@ -69,27 +81,30 @@ export class FlowTelemetry implements Closable {
 
   /** Goes on with what an agent before this one had. */
   async open(): Promise<this> {
-    await this.#envoy?.open();
+    await this.#both((envoy) => envoy.open());
     return this;
   }
 
   /** What a scrape waits for: Envoy's answer, if it comes soon. */
   async refresh(): Promise<void> {
     const stop = new AbortController();
-    await Promise.race([this.#envoy?.refresh(), sleep(REFRESH_MS, stop.signal).catch(() => undefined)]);
+    await Promise.race([this.#both((envoy) => envoy.refresh()), sleep(REFRESH_MS, stop.signal).catch(() => undefined)]);
     stop.abort();
   }
 
-  /** For a scrape; undefined when the kernel's tables could not be read. */
-  report(): FlowReport | undefined {
-    return this.#try(() => this.#series?.report());
+  /** For a scrape: the kernel's part of the connections, undefined when its tables could not be read, and Envoy's as it was when it last answered. */
+  report(): ConnectionReport {
+    const kernel = this.#try(() => this.#series?.report());
+    const envoy = this.#envoy?.connections.report((hash) => (this.#series && !kernel) || this.#series?.isLive(hash) === true);
+    if (kernel) this.#try(() => this.#series?.forgetTold());
+    return { kernel, envoy };
   }
 
-  /** As `report`, of requests: the kernel's part, and Envoy's as it was when it last answered. */
+  /** As `report`, of requests. */
   httpReport(): RequestReport {
     const kernel = this.#try(() => this.#httpSeries?.report());
     // Without the kernel's part nobody knows which series it has a part of.
-    const envoy = this.#envoy?.report((hash) => (this.#httpSeries && !kernel) || kernel?.live.has(hash) === true);
+    const envoy = this.#envoy?.requests.report((hash) => (this.#httpSeries && !kernel) || kernel?.live.has(hash) === true);
     if (kernel) this.#try(() => this.#httpSeries?.forgetTold());
     return { kernel, envoy };
   }
@@ -101,13 +116,18 @@ export class FlowTelemetry implements Closable {
 
   async close(): Promise<void> {
     clearInterval(this.#timer);
-    await this.#envoy?.close();
+    await this.#both((envoy) => envoy.close());
   }
 
   #sweep(): void {
-    this.#try(() => this.#series?.sweep());
+    const isRead = this.#try(() => this.#series?.sweep() ?? true) === true;
     const live = this.#try(() => this.#httpSeries?.sweep());
-    void this.#envoy?.sweep((hash) => (this.#httpSeries && !live) || live?.has(hash) === true);
+    void this.#envoy?.connections.sweep((hash) => (this.#series && !isRead) || this.#series?.isLive(hash) === true);
+    void this.#envoy?.requests.sweep((hash) => (this.#httpSeries && !live) || live?.has(hash) === true);
+  }
+
+  async #both(action: (envoy: EnvoyRequests | EnvoyConnections) => Promise<void>): Promise<void> {
+    if (this.#envoy) await Promise.all([action(this.#envoy.requests), action(this.#envoy.connections)]);
   }
 
   #try<T>(action: () => T): T | undefined {

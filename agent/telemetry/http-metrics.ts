@@ -1,6 +1,7 @@
 /** Istio's HTTP metrics, each series the sum of the kernel's part of the requests and of Envoy's, as Prometheus reads them. */
 import { addTotals, type HttpTotals } from '../dataplane/kernel-http-totals.js';
 import { MAX_REQUEST_KEYS } from '../proxy/request-log.js';
+import { addEnvoyMetrics } from './envoy-metrics.js';
 import { HTTP_BOUNDS } from './http-bounds.js';
 import type { RequestReport } from './flow-telemetry.js';
 import type { FlowLabels } from './flow-labels.js';
@@ -39,12 +40,7 @@ function* httpMetrics(text: PrometheusText, { kernel, envoy }: RequestReport): G
     text.add('underpass_http_entries_held', 'gauge', 'Kernel entries of requests that are in no series yet, since the control plane has not named one of their workloads.', kernel.held);
     text.add('underpass_http_retired_dropped_total', 'counter', 'Series of requests that fell since there was no room to keep what pods that are gone had added.', kernel.dropped);
   }
-  if (envoy) {
-    text.add('underpass_envoy_requests_read', 'gauge', "Whether Envoy said how many requests it had had when it was last asked; if not, its part of the series of requests is what it was before.", Number(envoy.isRead));
-    text.add('underpass_envoy_request_keys', 'gauge', `Combinations of pods, services and answers by which Envoy counts requests; at ${MAX_REQUEST_KEYS} it counts none of others.`, envoy.keys);
-    text.add('underpass_envoy_request_keys_held', 'gauge', "Such combinations that are in no series yet, since the control plane has not named one of their workloads.", envoy.held);
-    text.add('underpass_envoy_requests_lost_total', 'counter', 'Requests of Envoy\'s that are in no series: there was no room for another, or nobody knew any more whose they were.', envoy.lost);
-  }
+  if (envoy) addEnvoyMetrics(text, 'request', envoy, MAX_REQUEST_KEYS);
 }
 
 /** The kernel counts for both reporters. */

@@ -80,8 +80,7 @@ export async function metricsText(status: AgentStatus, counters: Counters | unde
       text.add(`underpass_pod_${metricName(name)}_total`, 'counter', 'Counted by the BPF programs, by pod.', value as bigint, { namespace, pod });
     }
   }
-  const report = flows?.report();
-  if (report) addFlowMetrics(text, report);
+  if (flows) addFlowMetrics(text, flows.report());
   if (flows) await addHttpMetricsInTurns(text, flows.httpReport());
   if (flows?.logLost !== undefined) text.add('underpass_flow_log_lines_lost_total', 'counter', 'Connections that ended and had no line in the flow log, since there were too many.', flows.logLost);
   return text.pieces();

@@ -4,6 +4,7 @@
  */
 import { parseDurationMs } from '../../common/kube/schema.js';
 import { pack, unpack } from '../../common/xds/any.js';
+import { celFilter } from '../../common/xds/cel-filter.js';
 import { AccessLog, AccessLogFilter } from '../../proto/generated/envoy/config/accesslog/v3/accesslog.js';
 import { SubstitutionFormatString } from '../../proto/generated/envoy/config/core/v3/substitution_format_string.js';
 import { Listener } from '../../proto/generated/envoy/config/listener/v3/listener.js';
@@ -18,7 +19,6 @@ import {
 } from '../../proto/generated/envoy/extensions/filters/network/http_connection_manager/v3/http_connection_manager.js';
 import { TcpProxy } from '../../proto/generated/envoy/extensions/filters/network/tcp_proxy/v3/tcp_proxy.js';
 import { CustomTag } from '../../proto/generated/envoy/type/tracing/v3/custom_tag.js';
-import { StringValue } from '../../proto/generated/google/protobuf/wrappers.js';
 import { millis } from '../generate/envoy.js';
 import type { Generator, Names } from '../generate/generator.js';
 import { CONNECT_TERMINATE, isInboundListener } from '../generate/names.js';
@@ -44,7 +44,6 @@ const JSON_FORMAT: Readonly<Record<string, string>> = {
   upstream_transport_failure_reason: '%UPSTREAM_TRANSPORT_FAILURE_REASON%',
 };
 
-const CEL_FILTER = { name: 'envoy.access_loggers.extension_filters.cel', type: 'type.googleapis.com/envoy.extensions.access_loggers.filters.cel.v3.ExpressionFilter' };
 const DEFAULT_TIMEOUT_MS = 5_000;
 
 function accessLog({ path, format, isJson, filter }: AccessLogSettings): AccessLog {
@@ -54,8 +53,7 @@ function accessLog({ path, format, isJson, filter }: AccessLogSettings): AccessL
   });
   return AccessLog.fromPartial({
     name: 'envoy.access_loggers.file',
-    // The message of the extension has this one field, as a StringValue has.
-    ...(filter ? { filter: AccessLogFilter.fromPartial({ filter_specifier: { $case: 'extension_filter', value: { name: CEL_FILTER.name, config_type: { $case: 'typed_config', value: { type_url: CEL_FILTER.type, value: pack(StringValue, { value: filter }).value } } } } }) } : {}),
+    ...(filter ? { filter: celFilter(filter) } : {}),
     config_type: { $case: 'typed_config', value: pack(FileAccessLog, FileAccessLog.fromPartial({ path, access_log_format: { $case: 'log_format', value: log_format } })) },
   });
 }
