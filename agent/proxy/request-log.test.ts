@@ -10,11 +10,12 @@ import { requests, type TestNetns } from '../testing/netns.js';
 import { ENDPOINT, ProxyWorld, SERVICE_CLUSTER, SERVICE_VIP } from '../testing/proxy-world.js';
 import { assignment, edsCluster, tcpListener } from '../testing/resources.js';
 import type { ProxyPod } from './proxy-pod.js';
-import { KEY_SEPARATOR } from './request-log.js';
+import { EnvoyCounterReader } from '../telemetry/envoy-counters.js';
+import { KEY_SEPARATOR, MESSAGE_STATS } from './request-log.js';
 
 const WORKLOAD = 'web-v1;shop;web;v1;Kubernetes';
-/** Any status, any grpc-status, that the request asks for. */
-const SERVER = `require('http').createServer((q, r) => { const { status, grpc } = q.headers; q.resume().on('end', () => { r.writeHead(Number(status ?? 200), grpc === undefined ? {} : { 'content-type': 'application/grpc', 'grpc-status': grpc }); r.end('hello'); }); }).listen(80, () => console.log('ready'));`;
+/** Any status, any grpc-status, that the request asks for; three messages of gRPC, each of nothing. */
+const SERVER = `require('http').createServer((q, r) => { const { status, grpc } = q.headers; q.resume().on('end', () => { r.writeHead(Number(status ?? 200), grpc === undefined ? {} : { 'content-type': 'application/grpc', 'grpc-status': grpc }); r.end(grpc === undefined ? 'hello' : Buffer.alloc(15)); }); }).listen(80, () => console.log('ready'));`;
 /** Says all back, and ends when the client has. */
 const ECHO = `require('net').createServer({ allowHalfOpen: true }, (s) => s.on('error', () => {}).on('data', (d) => s.write(d)).on('end', () => s.end())).listen(9000, () => console.log('ready'));`;
 const TCP_CLUSTER = 'outbound|9000||db.shop.svc.cluster.local';
@@ -81,6 +82,15 @@ describe('requests and connections as Envoy counts them', () => {
       return [...found.values()].reduce((sum, count) => sum + count, 0) >= 11;
     }, { timeoutMs: 15_000, everyMs: 200 }).catch(() => undefined);
     assert.deepEqual([...found].sort(), [...wanted].sort());
+  });
+
+  it('messages of gRPC by the same keys', async () => {
+    const found: Record<string, number> = {};
+    const reader = new EnvoyCounterReader((name, value) => (found[name] = Number(value)));
+    await world.running.envoy.admin.read(`/stats?format=json&filter=${MESSAGE_STATS}`, (text) => reader.read(text), { maxBytes: 1 << 20 });
+    reader.end();
+    // The client sent none.
+    assert.deepEqual(found, Object.fromEntries(['5', '0', ''].map((grpc) => [`underpass_messages.calls.k.${outbound(SERVICE_CLUSTER, WORKLOAD, 'node', '200', '-', 'grpc', grpc, '0,3')}`, 1])));
   });
 
   it('with their sizes, heads and bodies, and in buckets', async () => {

@@ -10,6 +10,7 @@ import { HttpConnectionManager } from '../../proto/generated/envoy/extensions/fi
 import type { Cluster } from '../../proto/generated/envoy/config/cluster/v3/cluster.js';
 import type { ClusterLoadAssignment } from '../../proto/generated/envoy/config/endpoint/v3/endpoint.js';
 import { pack, unpack } from '../../common/xds/any.js';
+import { CEL_FILTER, celFilter } from '../../common/xds/cel-filter.js';
 import type { EnvoyExtensions } from './extensions.js';
 import { NETNS_FILTER_STATE } from './fold-clusters.js';
 import { mapEndpoints } from './fold-endpoints.js';
@@ -18,6 +19,12 @@ import { PEER_PRINCIPAL } from './pod-listener.js';
 export const STATS_LOGGER = 'envoy.access_loggers.stats';
 /** Names of Envoy's histograms begin so; behind it come the quantity, `.k.` and the key. */
 export const REQUEST_STATS = 'underpass_requests';
+/** The same of calls of gRPC, by how many messages they had. */
+export const MESSAGE_STATS = 'underpass_messages';
+/** Keys of theirs at a time. */
+export const MAX_MESSAGE_KEYS = 4_096;
+/** The filter that counts messages, which stands in every chain of Istio's, and the name of its object in filter state. */
+const GRPC_STATS = 'envoy.filters.http.grpc_stats';
 /** Of a key's parts: no name, address or path of this project's has one. */
 export const KEY_SEPARATOR = '\t';
 /** What is counted, by the name that its histogram has. */
@@ -81,14 +88,28 @@ const isGrpc = (inverted: boolean): AccessLogFilter => AccessLog.fromPartial({ f
 
 /** Servers may make up any status: only those that gRPC has are in keys. */
 const GRPC_STATUSES = Array.from({ length: 17 }, (_, status) => status);
+/** Where an answer was given before that filter came to it there is no object. */
+const hasMessages: AccessLogFilter = celFilter(`'${GRPC_STATS}' in filter_state`);
 const hasKnownStatus = (exclude: boolean): AccessLogFilter => AccessLog.fromPartial({ filter: { filter_specifier: { $case: 'grpc_status_filter', value: { statuses: GRPC_STATUSES, exclude } } } }).filter!;
 
-function loggers(side: CountedSide): AccessLog[] {
+function loggers(side: CountedSide, countsMessages: boolean): AccessLog[] {
+  const [known, unknown] = [keyFormat(side, 'grpc', '%GRPC_STATUS_NUMBER%'), keyFormat(side, 'grpc', '')];
+  const [isKnown, isUnknown] = [both(isGrpc(false), hasKnownStatus(false)), both(isGrpc(false), hasKnownStatus(true))];
   return [
     logger(keyFormat(side, 'http', ''), isGrpc(true)),
-    logger(keyFormat(side, 'grpc', '%GRPC_STATUS_NUMBER%'), both(isGrpc(false), hasKnownStatus(false))),
-    logger(keyFormat(side, 'grpc', ''), both(isGrpc(false), hasKnownStatus(true))),
+    logger(known, isKnown),
+    logger(unknown, isUnknown),
+    ...(countsMessages ? [messageLogger(known, isKnown), messageLogger(unknown, isUnknown)] : []),
   ];
+}
+
+/**
+ * No formatter says one of the two numbers alone, so calls are counted by both: `2,3`, sent and received. There may be many in
+ * streams; so these have a bound of their own, and what is counted beside them does not suffer.
+ */
+function messageLogger(key: string, of: AccessLogFilter): AccessLog {
+  const counters = [{ stat: { name: 'calls', tags: [{ name: 'k', value_format: [key, `%FILTER_STATE(${GRPC_STATS}:PLAIN)%`].join(KEY_SEPARATOR) }] }, value_fixed: 1n }];
+  return countsBy('underpass.messages', both(of, hasMessages), { counters, stats_scope: { prefix: MESSAGE_STATS, sharing_name: MESSAGE_STATS, enable_eviction: true, max_counters: MAX_MESSAGE_KEYS } });
 }
 
 /** The chain, with its requests counted; itself when it has no HTTP, or this Envoy can't count. */
@@ -99,7 +120,7 @@ export function countingRequests(chain: FilterChain, extensions: EnvoyExtensions
     const manager = each.config_type?.$case === 'typed_config' ? unpack(HttpConnectionManager, each.config_type.value) : undefined;
     if (!manager) return each;
     found = true;
-    manager.access_log.push(...loggers(side));
+    manager.access_log.push(...loggers(side, extensions.hasName(CEL_FILTER) && manager.http_filters.some(({ name }) => name === GRPC_STATS)));
     return { ...each, config_type: { $case: 'typed_config' as const, value: pack(HttpConnectionManager, manager) } };
   });
   return found ? { ...chain, filters } : chain;

@@ -1,7 +1,7 @@
 /** Reads what Envoy counts of connections by key (proxy/connection-log.ts) out of its answer to `/stats?format=json`. */
-import { UnderpassError } from '../../common/errors.js';
 import { CONNECTION_QUANTITIES, CONNECTION_STATS, OPEN_QUANTITIES } from '../proxy/connection-log.js';
 import { KEY_SEPARATOR } from '../proxy/request-log.js';
+import { EnvoyCounterReader } from './envoy-counters.js';
 
 export const CONNECTION_STATS_PATH = `/stats?format=json&filter=${encodeURIComponent(`^${CONNECTION_STATS}\\.`)}`;
 
@@ -20,46 +20,30 @@ export interface ConnectionTotals {
 export const NO_CONNECTIONS: ConnectionTotals = { opened: 0n, received: 0n, sent: 0n, openReceived: 0n, openSent: 0n, closed: new Map() };
 
 const NAME = new RegExp(`^${CONNECTION_STATS}\\.(?:(${CONNECTION_QUANTITIES.join('|')})\\.k\\.(.*)|(${OPEN_QUANTITIES.join('|')})\\.k\\.(.*)\\.id\\.[\\da-f-]+)$`, 's');
-/** `{"name":"…","value":3}`; quotes within names are escaped. */
-const RECORD = /\{"name":"(?:[^"\\]|\\.)*","value":\d+\}/gs;
-const MAX_RECORD_CHARS = 65_536;
-const END = ']}';
-
 /**
  * One answer. What Envoy drops of a key, it drops by quantity; so each has a key of its own, with the quantity behind it, but
  * for the bytes, which are counted up together.
  */
 export class ConnectionStatsReader {
   readonly #totals = new Map<string, ConnectionTotals>();
-  #text = '';
-  #begun = false;
+  readonly #reader = new EnvoyCounterReader((name, count) => this.#add(name, count));
 
-  /** @throws UnderpassError `UNDERPASS_ENVOY_STATS` where this is not such an answer */
+  /** @throws UnderpassError as EnvoyCounterReader does */
   read(text: string): void {
-    this.#text += text;
-    let end = 0;
-    for (const { 0: record, index } of this.#text.matchAll(RECORD)) {
-      this.#add(JSON.parse(record) as { name: string; value: number });
-      end = index + record.length;
-      this.#begun = true;
-    }
-    this.#text = this.#text.slice(end);
-    if (this.#text.length > MAX_RECORD_CHARS) throw new UnderpassError('UNDERPASS_ENVOY_STATS', `reading Envoy's statistics: a counter of more than ${MAX_RECORD_CHARS} characters`);
+    this.#reader.read(text);
   }
 
   /**
    * By key.
-   * @throws UnderpassError `UNDERPASS_ENVOY_STATS` when the answer broke off
+   * @throws UnderpassError as EnvoyCounterReader does
    */
   end(): ReadonlyMap<string, ConnectionTotals> {
-    const rest = this.#text.trim();
-    if (this.#begun ? rest !== END : !/^\{"stats":\[\]\}$/.test(rest)) throw new UnderpassError('UNDERPASS_ENVOY_STATS', "reading Envoy's statistics: the answer broke off");
+    this.#reader.end();
     return this.#totals;
   }
 
-  #add({ name, value }: { name: string; value: number }): void {
+  #add(name: string, count: bigint): void {
     const [, quantity, key = '', open, openKey = ''] = NAME.exec(name) ?? [];
-    const count = BigInt(value);
     if (quantity === 'opened') this.#change([key, 'opened'], { opened: count });
     else if (quantity === 'closed' || quantity === 'failed') {
       const end = key.lastIndexOf(KEY_SEPARATOR);

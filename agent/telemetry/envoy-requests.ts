@@ -28,7 +28,7 @@ export class EnvoyRequests extends EnvoySums<HttpTotals> {
   }
 }
 
-function requestLabels(directory: FlowDirectory, { source, destination, service, security, more }: KeyEnds, [status = '', flags = '', protocol = 'http', grpcStatus = '']: readonly string[]): FlowLabels {
+export function requestLabels(directory: FlowDirectory, { source, destination, service, security, more }: KeyEnds, [status = '', flags = '', protocol = 'http', grpcStatus = '']: readonly string[]): FlowLabels {
   const grpc: Record<string, string> = grpcStatus === '' ? {} : { grpc_response_status: grpcStatus };
   return directory.requestLabels({ source, destination, service }, { status: Number(status), flags, protocol, security: security ?? UNKNOWN, more: { ...more, ...grpc } });
 }

@@ -11,8 +11,9 @@ import type { FlowPod, KnownWorkloads } from './flow-labels.js';
 import type { HttpTotals } from '../dataplane/kernel-http-totals.js';
 import { EnvoyConnections } from './envoy-connections.js';
 import type { ConnectionTotals } from './envoy-connection-stats.js';
+import { EnvoyMessages, type MessageTotals } from './envoy-messages.js';
 import { EnvoyRequests } from './envoy-requests.js';
-import type { EnvoyReport } from './envoy-sums.js';
+import type { EnvoyReport, EnvoySums } from './envoy-sums.js';
 import { DEFAULT_FLOW_LINES_PER_SECOND, FlowLog, type NamedPod } from './flow-log.js';
 import { FlowSeriesSource, type FlowReport } from './flow-series.js';
 import { HttpSeriesSource, type HttpReport } from './http-series.js';
@@ -25,6 +26,8 @@ export interface RequestReport {
   /** Undefined: there is none, or the kernel's tables could not be read. */
   kernel: HttpReport | undefined;
   envoy: EnvoyReport<HttpTotals> | undefined;
+  /** Of gRPC, which is Envoy's alone. */
+  messages: EnvoyReport<MessageTotals> | undefined;
 }
 
 /** As `RequestReport`, of connections. */
@@ -58,7 +61,7 @@ export class FlowTelemetry implements Closable {
   readonly #options: FlowTelemetryOptions;
   readonly #series: FlowSeriesSource | undefined;
   readonly #httpSeries: HttpSeriesSource | undefined;
-  readonly #envoy: { requests: EnvoyRequests; connections: EnvoyConnections } | undefined;
+  readonly #envoy: { requests: EnvoyRequests; connections: EnvoyConnections; messages: EnvoyMessages } | undefined;
   readonly #log: FlowLog | undefined;
   readonly #timer: NodeJS.Timeout;
   #problem: string | undefined;
@@ -68,7 +71,7 @@ export class FlowTelemetry implements Closable {
     const trustDomain = options.trustDomain === undefined ? {} : { trustDomain: options.trustDomain };
     this.#options = options;
     const counted = envoy && { view: envoy.view, workloads, logger, ...trustDomain };
-    this.#envoy = counted && { requests: new EnvoyRequests({ ...counted, path: join(envoy.folder, 'request-sums.jsonl') }), connections: new EnvoyConnections({ ...counted, path: join(envoy.folder, 'connection-sums.jsonl') }) };
+    this.#envoy = counted && { requests: new EnvoyRequests({ ...counted, path: join(envoy.folder, 'request-sums.jsonl') }), connections: new EnvoyConnections({ ...counted, path: join(envoy.folder, 'connection-sums.jsonl') }), messages: new EnvoyMessages({ ...counted, path: join(envoy.folder, 'message-sums.jsonl') }) };
     this.#series = kernel && new FlowSeriesSource({ flows: kernel.flows, pods: () => kernel.pods(), workloads, others: (hash) => this.#envoy?.connections.labelsOf(hash), ...trustDomain });
     this.#httpSeries = requests && kernel && this.#series && new HttpSeriesSource({ requests, pods: () => kernel.pods(), directory: this.#series.directory, others: (hash) => this.#envoy?.requests.labelsOf(hash) });
     this.#log = log && kernel && new FlowLog({ logger: log, podOf, linesPerSecond: DEFAULT_FLOW_LINES_PER_SECOND });
@@ -81,14 +84,14 @@ export class FlowTelemetry implements Closable {
 
   /** Goes on with what an agent before this one had. */
   async open(): Promise<this> {
-    await this.#both((envoy) => envoy.open());
+    await this.#each((envoy) => envoy.open());
     return this;
   }
 
   /** What a scrape waits for: Envoy's answer, if it comes soon. */
   async refresh(): Promise<void> {
     const stop = new AbortController();
-    await Promise.race([this.#both((envoy) => envoy.refresh()), sleep(REFRESH_MS, stop.signal).catch(() => undefined)]);
+    await Promise.race([this.#each((envoy) => envoy.refresh()), sleep(REFRESH_MS, stop.signal).catch(() => undefined)]);
     stop.abort();
   }
 
@@ -106,7 +109,9 @@ export class FlowTelemetry implements Closable {
     // Without the kernel's part nobody knows which series it has a part of.
     const envoy = this.#envoy?.requests.report((hash) => (this.#httpSeries && !kernel) || kernel?.live.has(hash) === true);
     if (kernel) this.#try(() => this.#httpSeries?.forgetTold());
-    return { kernel, envoy };
+    // As long as the series of the requests themselves.
+    const messages = this.#envoy?.messages.report((hash) => this.#envoy?.requests.labelsOf(hash) !== undefined);
+    return { kernel, envoy, messages };
   }
 
   /** Records of the log for which there was no line; undefined without a log. */
@@ -116,18 +121,19 @@ export class FlowTelemetry implements Closable {
 
   async close(): Promise<void> {
     clearInterval(this.#timer);
-    await this.#both((envoy) => envoy.close());
+    await this.#each((envoy) => envoy.close());
   }
 
   #sweep(): void {
     const isRead = this.#try(() => this.#series?.sweep() ?? true) === true;
     const live = this.#try(() => this.#httpSeries?.sweep());
     void this.#envoy?.connections.sweep((hash) => (this.#series && !isRead) || this.#series?.isLive(hash) === true);
+    void this.#envoy?.messages.sweep((hash) => this.#envoy?.requests.labelsOf(hash) !== undefined);
     void this.#envoy?.requests.sweep((hash) => (this.#httpSeries && !live) || live?.has(hash) === true);
   }
 
-  async #both(action: (envoy: EnvoyRequests | EnvoyConnections) => Promise<void>): Promise<void> {
-    if (this.#envoy) await Promise.all([action(this.#envoy.requests), action(this.#envoy.connections)]);
+  async #each(action: (envoy: Pick<EnvoySums<unknown>, 'open' | 'refresh' | 'close'>) => Promise<void>): Promise<void> {
+    await Promise.all(Object.values(this.#envoy ?? {}).map(action));
   }
 
   #try<T>(action: () => T): T | undefined {

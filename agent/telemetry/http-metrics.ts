@@ -1,6 +1,6 @@
 /** Istio's HTTP metrics, each series the sum of the kernel's part of the requests and of Envoy's, as Prometheus reads them. */
 import { addTotals, type HttpTotals } from '../dataplane/kernel-http-totals.js';
-import { MAX_REQUEST_KEYS } from '../proxy/request-log.js';
+import { MAX_MESSAGE_KEYS, MAX_REQUEST_KEYS } from '../proxy/request-log.js';
 import { addEnvoyMetrics } from './envoy-metrics.js';
 import { HTTP_BOUNDS } from './http-bounds.js';
 import type { RequestReport } from './flow-telemetry.js';
@@ -28,7 +28,7 @@ export async function addHttpMetricsInTurns(text: PrometheusText, report: Reques
   for (const _ of httpMetrics(text, report)) await new Promise(setImmediate);
 }
 
-function* httpMetrics(text: PrometheusText, { kernel, envoy }: RequestReport): Generator<void> {
+function* httpMetrics(text: PrometheusText, { kernel, envoy, messages }: RequestReport): Generator<void> {
   let count = 0;
   for (const { reporter, labels, totals } of sums({ kernel, envoy })) {
     const all = labelText({ reporter, ...labels });
@@ -36,15 +36,22 @@ function* httpMetrics(text: PrometheusText, { kernel, envoy }: RequestReport): G
     for (const { name, help, counts, sum } of HISTOGRAMS) text.addHistogram(name, help, HTTP_BOUNDS, counts(totals), sum(totals), all);
     if (++count % SERIES_A_TURN === 0) yield;
   }
+  for (const { reporter, labels, totals } of messages?.sums ?? []) {
+    const all = labelText({ reporter, ...labels });
+    text.addLabelled('istio_request_messages_total', 'counter', 'The total number of gRPC messages that clients sent.', totals.request, all);
+    text.addLabelled('istio_response_messages_total', 'counter', 'The total number of gRPC messages that servers sent.', totals.response, all);
+    if (++count % SERIES_A_TURN === 0) yield;
+  }
   if (kernel) {
     text.add('underpass_http_entries_held', 'gauge', 'Kernel entries of requests that are in no series yet, since the control plane has not named one of their workloads.', kernel.held);
     text.add('underpass_http_retired_dropped_total', 'counter', 'Series of requests that fell since there was no room to keep what pods that are gone had added.', kernel.dropped);
   }
   if (envoy) addEnvoyMetrics(text, 'request', envoy, MAX_REQUEST_KEYS);
+  if (messages) addEnvoyMetrics(text, 'message', messages, MAX_MESSAGE_KEYS);
 }
 
 /** The kernel counts for both reporters. */
-function sums({ kernel, envoy }: RequestReport): Iterable<{ reporter: string; labels: FlowLabels; totals: HttpTotals }> {
+function sums({ kernel, envoy }: Pick<RequestReport, 'kernel' | 'envoy'>): Iterable<{ reporter: string; labels: FlowLabels; totals: HttpTotals }> {
   const all = new Map<string, { reporter: string; labels: FlowLabels; totals: HttpTotals }>();
   for (const { hash, labels, totals } of kernel?.series ?? []) for (const reporter of REPORTERS) all.set(`${reporter} ${hash}`, { reporter, labels, totals });
   for (const { reporter, hash, labels, totals } of envoy?.sums ?? []) {

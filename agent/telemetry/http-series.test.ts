@@ -154,7 +154,7 @@ test('metrics: both reporters, and each histogram with its buckets, sum and coun
   const w = new World();
   w.tables.put('x', 1n, 3);
   const text = new PrometheusText();
-  addHttpMetrics(text, { kernel: w.told(), envoy: undefined });
+  addHttpMetrics(text, { kernel: w.told(), envoy: undefined, messages: undefined });
   const lines = text.toString().split('\n');
   const of = (start: string): string[] => lines.filter((line) => line.startsWith(`${start}{`)).map((line) => `${/reporter="(\w+)"/.exec(line)?.[1]} ${line.split(' ').at(-1)}`);
   assert.deepEqual(of('istio_requests_total'), ['source 3', 'destination 3']);

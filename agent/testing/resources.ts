@@ -6,6 +6,7 @@ import { Cluster } from '../../proto/generated/envoy/config/cluster/v3/cluster.j
 import { ClusterLoadAssignment } from '../../proto/generated/envoy/config/endpoint/v3/endpoint.js';
 import { Listener } from '../../proto/generated/envoy/config/listener/v3/listener.js';
 import { RouteConfiguration } from '../../proto/generated/envoy/config/route/v3/route.js';
+import '../../proto/generated/envoy/extensions/filters/http/grpc_stats/v3/config.js';
 import '../../proto/generated/envoy/extensions/filters/http/router/v3/router.js';
 import '../../proto/generated/envoy/extensions/filters/listener/http_inspector/v3/http_inspector.js';
 import '../../proto/generated/envoy/extensions/filters/network/http_connection_manager/v3/http_connection_manager.js';
@@ -50,6 +51,9 @@ export function assignment(name: string, endpoints: readonly string[]): Any {
 
 const router = { name: 'envoy.filters.http.router', typed_config: { '@type': 'type.googleapis.com/envoy.extensions.filters.http.router.v3.Router' } };
 
+/** As in each of Istio's chains. */
+const grpcStats = { name: 'envoy.filters.http.grpc_stats', typed_config: { '@type': 'type.googleapis.com/envoy.extensions.filters.http.grpc_stats.v3.FilterConfig', emit_filter_state: true, stats_for_all_methods: false } };
+
 /** Istio's listener of an HTTP port: RDS by port, passthrough for what is not HTTP. */
 export function httpListener(port: number): Any {
   return pack(Listener, Listener.fromJSON({
@@ -66,7 +70,7 @@ export function httpListener(port: number): Any {
           '@type': 'type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager',
           stat_prefix: `outbound_0.0.0.0_${port};`,
           rds: { route_config_name: `${port}`, config_source: { ads: {}, resource_api_version: 'V3', initial_fetch_timeout: '0s' } },
-          http_filters: [router],
+          http_filters: [grpcStats, router],
         },
       }],
     }],

@@ -171,7 +171,7 @@ test('series: what a scrape reads is what was sent, at both reporters; it stays 
   const source = new HttpSeriesSource({ requests: w.kernel.http.totals, pods: () => pods, directory: new FlowDirectory(known), now: () => nowMs });
   const scrape = (): string[] => {
     const out = new PrometheusText();
-    addHttpMetrics(out, { kernel: source.report(), envoy: undefined });
+    addHttpMetrics(out, { kernel: source.report(), envoy: undefined, messages: undefined });
     source.forgetTold();
     return out.toString().split('\n').filter((each) => each.startsWith('istio_'));
   };
