@@ -6,3 +6,4 @@ export { countProbation, type PodProbation } from './dataplane/probation.js';
 export type { AgentFastPathStatus } from './http/agent-fast-path.js';
 export { DEFAULT_INSTANCE, instancePaths } from './instance.js';
 export type { Explanation } from './resolve/explain.js';
+export { unknownLabels } from './workloads/enrolment.js';

@@ -1,7 +1,7 @@
 // What all commands share, as far as no agent is needed for it: output, exit codes, names, and the pages made from them.
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
-import { chmodSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { chmodSync, existsSync, mkdirSync, mkdtempSync, readFileSync, readdirSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
@@ -25,6 +25,23 @@ test('docs/reference: the pages are as the commands say; `make docs` writes them
     assert.ok(existsSync(join(projectRoot, file)), `${file} is missing: make docs`);
     assert.equal(readFileSync(join(projectRoot, file), 'utf8'), text, `${file} is not current: make docs`);
   }
+});
+
+/** Names of chains and of variables in the environment, and what a development program alone says. */
+const NO_CODES = new Set(['UNDERPASS_TABLE', 'UNDERPASS_INBOUND', 'UNDERPASS_OUTPUT', 'UNDERPASS_DEBUG', 'UNDERPASS_FIXTURES', 'UNDERPASS_LOG', 'UNDERPASS_SEED']);
+
+test('docs/reference/errors.md has every code that the code throws, and no other', () => {
+  const thrown = new Set<string>();
+  for (const folder of ['agent', 'bench', 'cli', 'common', 'lab', 'native', 'pilot']) {
+    for (const name of readdirSync(join(projectRoot, folder), { recursive: true }).map(String)) {
+      if (!name.endsWith('.ts') || name.endsWith('.test.ts') || /testing/.test(name)) continue;
+      for (const [, code] of readFileSync(join(projectRoot, folder, name), 'utf8').matchAll(/'(UNDERPASS_[A-Z0-9_]+)'/g)) if (!NO_CODES.has(code!)) thrown.add(code!);
+    }
+  }
+  const written = [...readFileSync(join(projectRoot, 'docs/reference/errors.md'), 'utf8').matchAll(/^\| `(UNDERPASS_[A-Z0-9_]+)` \|/gm)].map(([, code]) => code!);
+  assert.deepEqual(written.filter((code, index) => written.indexOf(code) !== index), [], 'written twice');
+  assert.deepEqual([...thrown].filter((code) => !written.includes(code)).sort(), [], 'thrown, and missing from docs/reference/errors.md');
+  assert.deepEqual(written.filter((code) => !thrown.has(code)), [], 'in docs/reference/errors.md, and thrown nowhere');
 });
 
 test('editDistance: added, removed, exchanged and swapped characters cost one each', () => {

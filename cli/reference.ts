@@ -1,5 +1,5 @@
 /**
- * docs/reference/cli.md and exit-codes.md, made from the commands' own definitions. `make docs` runs this file; a test fails when
+ * docs/reference/cli.md, exit-codes.md and analysis.md, made from the commands' own definitions. `make docs` runs this file; a test fails when
  * a page differs from what is made here.
  */
 import { writeFileSync } from 'node:fs';
@@ -7,6 +7,7 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import type { Command } from 'commander';
 import { projectRoot } from '../common/paths.js';
+import { CODES } from './analyze/codes.js';
 import { EXIT, EXIT_MEANINGS } from './exit-codes.js';
 import { buildProgram } from './program.js';
 
@@ -35,7 +36,16 @@ export async function referencePages(): Promise<Record<string, string>> {
       '|---|---|',
       ...Object.entries(EXIT).map(([name, code]) => `| ${code} | ${EXIT_MEANINGS[name as keyof typeof EXIT]} |`),
       '',
-      '`underpass lab exec` ends with the code of the program that it ran. Errors go to stderr, with a code of their own in brackets and, where one is known, a line that says what to do; what was asked for goes to stdout, alone.',
+      '`underpass lab exec` ends with the code of the program that it ran. Errors go to stderr, with a code of their own in brackets ([errors.md](errors.md)) and, where one is known, a line that says what to do; what was asked for goes to stdout, alone.',
+      '',
+    ].join('\n'),
+    'docs/reference/analysis.md': [
+      '# What analyze finds',
+      'Codes of `underpass analyze`; made from `cli/analyze/codes.ts` by `make docs`. Those that begin with IST mean what [Istio](https://istio.io/latest/docs/reference/config/analysis/) says of them; what of its others is checked, is under IST0106 and IST0133.',
+      '',
+      '| code | name | said when |',
+      '|---|---|---|',
+      ...Object.entries(CODES).map(([code, [name, when]]) => `| ${code} | ${name} | ${when} |`),
       '',
     ].join('\n'),
   };

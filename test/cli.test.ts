@@ -3,6 +3,9 @@
  * all cases, since each takes seconds to start.
  */
 import assert from 'node:assert/strict';
+import { mkdtempSync, readFileSync, readdirSync, rmSync, statSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { run, type RunResult } from '../common/process.js';
 import { waitFor } from '../common/retry.js';
@@ -16,6 +19,8 @@ metadata: {name: ${name}, namespace: ${namespace}, labels: {${labels}}}
 spec: {serviceAccountName: ${account}, containers: [{${container}}]}
 ---
 `;
+/** Stands in Envoy's configuration, as people write tokens into routes. */
+const PLANTED = 'planted7secret9token';
 const ECHO = 'name: echo, image: echo, ports: [{name: http, containerPort: 8080}]';
 const WORLD = `apiVersion: v1
 kind: Namespace
@@ -45,7 +50,7 @@ spec:
   - {name: old, match: [{uri: {prefix: /old/}}], rewrite: {uri: /new/}, route: [{destination: {host: web, subset: v2}}]}
   - {name: gone, match: [{uri: {exact: /gone}}], directResponse: {status: 410}}
   - {name: digits, match: [{uri: {regex: "/[0-9]+"}, queryParams: {q: {exact: x}}}], route: [{destination: {host: web, subset: v2}}]}
-  - {name: rest, route: [{destination: {host: web, subset: v1}}]}
+  - {name: rest, headers: {request: {set: {authorization: "Bearer ${PLANTED}"}}}, route: [{destination: {host: web, subset: v1}}]}
 ---
 apiVersion: security.istio.io/v1
 kind: AuthorizationPolicy
@@ -178,4 +183,29 @@ test('version and completion: of client and node; pods\' names', async () => {
   assert.deepEqual(await words('pc', 'li'), ['listeners']);
   assert.deepEqual(await words('ps', '-o', 'y'), ['yaml']);
   assert.ok((await words('')).includes('proxy-config'));
+});
+
+test('bug-report: what was asked for is there, and no secret: not those planted in routes, not keys', async () => {
+  const folder = mkdtempSync(join(tmpdir(), `${instance}-report-`));
+  const archive = join(folder, 'report.tar.gz');
+  try {
+    // One is in Envoy's configuration as a route's header, keys are its certificates'.
+    assert.match(await node.proxyAdmin('/config_dump?include_eds'), new RegExp(PLANTED));
+    assert.match((await cli(['bug-report', '--file', archive])).stdout, /report\.tar\.gz\n$/);
+    assert.equal(statSync(archive).mode & 0o777, 0o600);
+    await run('tar', ['-xzf', archive, '-C', folder]);
+    const files = readdirSync(folder, { recursive: true, withFileTypes: true }).filter((entry) => entry.isFile() && entry.name !== 'report.tar.gz').map((entry) => join(entry.parentPath ?? entry.path, entry.name));
+    const names = files.map((file) => file.split('/').pop());
+    for (const name of ['status.json', 'metrics.txt', 'envoy-config.json', 'envoy-clusters.json', 'facts.json', 'maps.json', 'about.json']) assert.ok(names.includes(name), `${name} is missing`);
+    for (const file of files) assert.doesNotMatch(readFileSync(file, 'utf8'), new RegExp(`${PLANTED}|PRIVATE KEY-----\\s*[A-Za-z0-9+/]`), file);
+    assert.match((await cli(['bug-report', '--file', archive], [1])).stderr, /it is there already/);
+  } finally {
+    rmSync(folder, { recursive: true, force: true });
+  }
+});
+
+test('top: requests of the interval, at their destination', async () => {
+  const load = node.lab.exec('shop/client', ['sh', '-c', 'i=0; while [ $i -lt 400 ]; do curl -s -o /dev/null http://web/; i=$((i+1)); done'], { timeoutMs: 120_000 }).catch(() => undefined);
+  await waitFor('requests in the table', async () => ((JSON.parse((await cli(['top', '-n', 'shop', '--interval', '4', '-o', 'json'])).stdout) as { name: string; requests: number }[]).find(({ name }) => name === 'shop/web')?.requests ?? 0) > 0, { timeoutMs: 100_000, everyMs: 10 });
+  await load;
 });
