@@ -66,6 +66,7 @@ export async function execInPod(server: ApiServer, { namespace, pod, container, 
       }
     });
     socket.on('error', fail);
+    socket.resume();
     socket.on('close', () => {
       end.removeEventListener('abort', onAbort);
       reject(new Error(`running ${command[0]} in pod ${namespace}/${pod}: the connection ended before the command did${stderr === '' ? '' : `: ${stderr.slice(0, 200)}`}`));
@@ -81,14 +82,17 @@ function codeOf({ status, message = '', reason, details }: Status): number {
   throw new KubeApiError(500, message);
 }
 
-/** @param path with its query, below the server's URL */
+/** Paused: what comes at once waits until who asked listens, and resumes. @param path with its query, below the server's URL */
 export async function openSocket(server: ApiServer, path: string): Promise<WebSocket> {
   const { url } = server;
   const { headers, ...tls } = await server.credentials();
   const base = `${url.protocol === 'http:' ? 'ws' : 'wss'}://${url.host}${url.pathname.replace(/\/$/, '')}`;
   const socket = new WebSocket(`${base}${path}`, PROTOCOLS, { headers, ...tls, perMessageDeflate: false, handshakeTimeout: 30_000 });
   await new Promise<void>((resolve, reject) => {
-    socket.once('open', resolve);
+    socket.once('open', () => {
+      socket.pause();
+      resolve();
+    });
     socket.once('error', reject);
     socket.once('unexpected-response', (_request, response) => {
       const chunks: Buffer[] = [];

@@ -1,0 +1,67 @@
+// The client's side of the protocol, against a server that speaks it and can fail in ways that a kubelet is not made to.
+import assert from 'node:assert/strict';
+import { createServer, type Server } from 'node:http';
+import type { AddressInfo } from 'node:net';
+import { test, type TestContext } from 'node:test';
+import { WebSocketServer, type WebSocket } from 'ws';
+import { execInPod } from './exec.js';
+import type { ApiServer } from './kubeconfig.js';
+
+const frame = (channel: number, text: string): Buffer => Buffer.concat([Buffer.from([channel]), Buffer.from(text)]);
+const failed = (code: number): string => JSON.stringify({ status: 'Failure', reason: 'NonZeroExitCode', message: `command terminated with exit code ${code}`, details: { causes: [{ reason: 'ExitCode', message: String(code) }] } });
+
+interface World { server: ApiServer; asked: URL[]; protocols: string[] }
+
+async function world(context: TestContext, answer: (socket: WebSocket) => void, refusal?: { status: number; body: string }): Promise<World> {
+  const seen: World = { server: undefined as never, asked: [], protocols: [] };
+  const http: Server = createServer();
+  const sockets = new WebSocketServer({ noServer: true, handleProtocols: (offered) => [...offered][0] ?? false });
+  http.on('upgrade', (request, socket, head) => {
+    seen.asked.push(new URL(request.url ?? '', 'http://x'));
+    if (refusal) return void socket.end(`HTTP/1.1 ${refusal.status} No\r\ncontent-length: ${Buffer.byteLength(refusal.body)}\r\nconnection: close\r\n\r\n${refusal.body}`);
+    sockets.handleUpgrade(request, socket, head, (opened) => {
+      seen.protocols.push(opened.protocol);
+      answer(opened);
+    });
+  });
+  await new Promise<void>((resolve) => http.listen(0, '127.0.0.1', resolve));
+  context.after(() => {
+    for (const socket of sockets.clients) socket.terminate();
+    http.closeAllConnections();
+    http.close();
+  });
+  const url = new URL(`http://127.0.0.1:${(http.address() as AddressInfo).port}/below/`);
+  return Object.assign(seen, { server: { url, credentials: () => Promise.resolve({ headers: { authorization: 'Bearer x' }, rejectUnauthorized: true }) } });
+}
+
+const options = { namespace: 'ns', pod: 'agent-1', container: 'agent', command: ['/bin/x', 'request', '/v1/status?a=b c'] };
+
+test('execInPod: output in pieces and both channels, the command word by word, the newest protocol', async (context) => {
+  const { server, asked, protocols } = await world(context, (socket) => {
+    for (const piece of [frame(1, ''), frame(1, '{"a":'), frame(2, 'a warning\n'), frame(1, '1}'), frame(3, '{"status":"Success"}')]) socket.send(piece);
+    socket.close();
+  });
+  const { stdout, stderr, code } = await execInPod(server, options);
+  assert.deepEqual([stdout.toString(), stderr, code], ['{"a":1}', 'a warning\n', 0]);
+  assert.equal(asked[0]!.pathname, '/below/api/v1/namespaces/ns/pods/agent-1/exec');
+  assert.deepEqual([asked[0]!.searchParams.getAll('command'), asked[0]!.searchParams.get('container')], [options.command, 'agent']);
+  assert.deepEqual(protocols, ['v5.channel.k8s.io']);
+});
+
+test('execInPod: the command\'s exit code; what is no exit code is an error', async (context) => {
+  const one = await world(context, (socket) => socket.send(frame(3, failed(3))));
+  assert.equal((await execInPod(one.server, options)).code, 3);
+  const other = await world(context, (socket) => socket.send(frame(3, '{"status":"Failure","reason":"InternalError","message":"no such container"}')));
+  await assert.rejects(execInPod(other.server, options), { code: 'UNDERPASS_KUBERNETES', message: 'no such container' });
+});
+
+test('execInPod: a refusal has the server\'s status and words; a connection that ends early, a silent one and too much output are errors', async (context) => {
+  const refused = await world(context, () => undefined, { status: 403, body: '{"kind":"Status","message":"pods \\"agent-1\\" is forbidden: cannot get resource \\"pods/exec\\""}' });
+  await assert.rejects(execInPod(refused.server, options), { status: 403, message: /403 pods "agent-1" is forbidden/ });
+  const ended = await world(context, (socket) => socket.close());
+  await assert.rejects(execInPod(ended.server, options), /the connection ended before the command did/);
+  const silent = await world(context, () => undefined);
+  await assert.rejects(execInPod(silent.server, { ...options, timeoutMs: 50 }), /not done in 50 ms/);
+  const long = await world(context, (socket) => socket.send(frame(1, 'x'.repeat(2_000))));
+  await assert.rejects(execInPod(long.server, { ...options, maxBytes: 1_000 }), /longer than 1000 bytes/);
+});
