@@ -163,6 +163,13 @@ test('names: two pods of one name are both named, a mistyped one brings the near
   assert.match((await cli(['describe', 'service', 'wbe.shop'], [5])).stderr, /UNDERPASS_UNKNOWN_SERVICE/);
 });
 
+test('wait: in sync, enrolled, off; with 6 when the time has passed, and what is missing', async () => {
+  assert.equal((await cli(['wait', '--timeout', '60s'])).stdout, '1 node in-sync\n');
+  assert.equal((await cli(['wait', '--for=enrolled', 'shop/web-v1'])).stdout, 'pod shop/web-v1 enrolled\n');
+  assert.match((await cli(['wait', '--for=off', 'shop/web-v1', '--timeout', '1s'], [6])).stderr, /not so after 1 s: pod shop\/web-v1 is enrolled.*UNDERPASS_TIMED_OUT/);
+  assert.match((await cli(['wait', '--for=enrolled'], [1])).stderr, /expected a pod/);
+});
+
 test('describe: services, rules, routes and policies of a pod and of a service', async () => {
   const { stdout } = await cli(['describe', 'pod', 'shop/web-v2']);
   assert.match(stdout, /identity +spiffe:\/\/cluster\.local\/ns\/shop\/sa\/web, certificate until /);
