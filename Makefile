@@ -76,10 +76,12 @@ fuzz: build
 	$(Q)$(MAKE) build/http-fuzz
 	$(Q)CLANG=$(CLANG) node dist/test/fuzz/run.js $(FUZZ_SECONDS)
 
-# Real programs through the HTTP fast path for SOAK_SECONDS, default 600; what came of it goes into docs/results/soak.md.
+# Real programs through the HTTP fast path for SOAK_SECONDS, default 600; what came of it goes into docs/results/soak.md. Then the
+# batteries of `make test` that have a longer form.
 soak: build
 	$(Q)./scripts/setup-programs.sh
 	$(Q)node dist/test/http/programs/run-soak.js $(SOAK_SECONDS)
+	$(Q)UNDERPASS_ROUTE_CHANGES=40 node test/run.mjs test/http-fast-path.
 
 demo: build
 	$(Q)exec ./bin/underpass demo $(ARGS)

@@ -16,8 +16,8 @@ import { CLI } from './agent-harness.js';
 import { CURL, ECHO, FAST_NAMESPACE, fastPod, fastService } from './fast-world.js';
 import { MeshWorld } from './mesh/world.js';
 
-/** UNDERPASS_ROUTE_CHANGES: 200 for a release. */
-const CHANGES = Number(process.env['UNDERPASS_ROUTE_CHANGES'] ?? 40);
+/** UNDERPASS_ROUTE_CHANGES: 200 for a release, 40 in `make soak`. After twelve each configuration has followed the one before it. */
+const CHANGES = Number(process.env['UNDERPASS_ROUTE_CHANGES'] ?? 12);
 
 const WORLD = `${FAST_NAMESPACE}${fastPod('client', CURL)}${['web-v1', 'web-v2', 'web-v3'].map((name) => fastPod(name, ECHO)).join('')}${fastService('web')}`;
 const SUBSETS = `apiVersion: networking.istio.io/v1
