@@ -162,6 +162,7 @@ export class Agent {
         },
         '/v1/status': () => ({ body: this.status() }),
         '/v1/explain': (query) => this.#explain(query),
+        '/v1/objects': (query) => ({ body: { node: nodeName, objects: this.#auditors?.objects(query.get('object') ?? undefined) ?? [] } }),
         '/v1/counters': () => ({ body: this.counters() ?? { message: this.#kernelProblem } }),
         '/v1/http-fast-path': () => this.#switchFastPath(new URLSearchParams()),
         '/metrics': async () => ({ contentType: 'text/plain; version=0.0.4', pieces: await metrics() }),

@@ -1,4 +1,6 @@
 /** What asks an agent needs, without the agent itself: a command that only asks starts in a fraction of the time. */
+import type { ObjectStatus } from './consistency/object-status.js';
+
 export { askAgent } from './admin/server.js';
 export type { AgentStatus } from './admin/status.js';
 export type { PodStatus } from './dataplane/dataplane.js';
@@ -7,3 +9,9 @@ export type { AgentFastPathStatus } from './http/agent-fast-path.js';
 export { DEFAULT_INSTANCE, instancePaths } from './instance.js';
 export type { Explanation } from './resolve/explain.js';
 export { unknownLabels } from './workloads/enrolment.js';
+
+/** What `/v1/objects` answers. */
+export interface NodeObjects {
+  node: string;
+  objects: ObjectStatus[];
+}

@@ -1,6 +1,7 @@
 /** The agent's big parts as the composition sees them, so that it can be read, and tried, without any of them. */
 import type { Logger } from '../common/log.js';
 import type { Check } from './consistency/drift.js';
+import type { SourcedResource } from './consistency/object-status.js';
 import type { InboundSteering, KernelPod, PodKernel, PodProxy } from './dataplane/collaborators.js';
 import type { KernelPolicies } from './dataplane/kernel-policies.js';
 import type { PodCounters, ProbationEntry } from './dataplane/kernel.js';
@@ -66,6 +67,8 @@ export interface AgentProxy extends PodProxy {
   setEventDriven(endpoints: ReadonlySet<string>): void;
   /** What compares Envoy's configuration with what it was given. */
   checks?(): Check[];
+  /** What Envoy is to have, with the objects that it comes from. */
+  resources?(): Iterable<SourcedResource>;
   start(signal: AbortSignal): Promise<void>;
   status(): ProxyStatus;
   stop(options: { keepEnvoy: boolean }): Promise<void>;

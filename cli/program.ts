@@ -34,6 +34,7 @@ export const commands: readonly CommandEntry[] = [
   { name: 'describe', summary: 'what applies to a pod or a service: routes, policies, mutual TLS, way, gateways', load: () => import('./describe.js') },
   { name: 'ps', summary: 'pods, their mode and way, and who is in sync', load: () => import('./ps.js') },
   { name: 'wait', summary: 'until agents are ready or in sync, or a pod is enrolled, on every node', load: () => import('./wait.js') },
+  { name: 'config-status', summary: 'which configuration objects are in force on which nodes, in which version', load: () => import('./config-status.js') },
   { name: 'fast-path', summary: 'the HTTP fast path of this node: how it is, and its switch', load: () => import('./fast-path.js') },
   { name: 'probation', summary: 'which programs were seen to be event-driven, and so are short-circuited', load: () => import('./probation.js') },
   { name: 'top', summary: 'services or workloads by their rate, live', load: () => import('./top.js') },

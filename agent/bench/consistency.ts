@@ -13,7 +13,7 @@ import { Auditor } from '../consistency/auditor.js';
 import type { Check } from '../consistency/drift.js';
 import { Kernel } from '../dataplane/kernel.js';
 import { AdsServer } from '../proxy/ads-server.js';
-import { envoyChecks } from '../proxy/envoy-audit.js';
+import { EnvoyAudit } from '../proxy/envoy-audit.js';
 import { Envoy } from '../proxy/envoy.js';
 import { CDS, EDS, LDS, RDS, Snapshot, type Entry } from '../proxy/snapshot.js';
 import { assignment, edsCluster, httpListener, routes } from '../testing/resources.js';
@@ -66,7 +66,7 @@ async function measure(name: string, checks: readonly Check[], rounds: number): 
 
 process.stdout.write(`${services} services of ${perService} endpoints\n`);
 process.stdout.write(await measure('kernel', kernel.checks(), 20));
-for (const check of envoyChecks({ ads, admin: envoy.admin })) process.stdout.write(await measure(check.name, [check], 2));
+for (const check of new EnvoyAudit({ ads, admin: envoy.admin }).checks()) process.stdout.write(await measure(check.name, [check], 2));
 ads.close();
 await envoy.stop();
 await kernel.close();

@@ -2,16 +2,18 @@
 import type { PodRecord } from '../../common/lab-api.js';
 import type { Closable } from '../../common/lifecycle.js';
 import type { Logger } from '../../common/log.js';
+import type { PolicyEnforcer } from '../dataplane/policy-enforcer.js';
 import type { AgentKernel, AgentProxy } from '../parts.js';
 import { Auditor, type ConsistencyStatus } from './auditor.js';
 import type { Check, Drift } from './drift.js';
+import { objectStatuses, type ObjectStatus, type SourcedResource } from './object-status.js';
 
 export interface AuditedAgent {
   kernel: Pick<AgentKernel, 'checks'> | undefined;
-  proxy: Pick<AgentProxy, 'checks'>;
+  proxy: Pick<AgentProxy, 'checks' | 'resources' | 'status'>;
   records(): readonly Pick<PodRecord, 'uid' | 'name' | 'namespace'>[];
   resolver: { servicesAt(address: string, port: number): string[] } | undefined;
-  policies: { policiesOf(uid: string): string[] } | undefined;
+  policies: Pick<PolicyEnforcer, 'policiesOf' | 'inForce'> | undefined;
   logger: Logger;
 }
 
@@ -24,8 +26,10 @@ const SHARES: Readonly<Record<string, number>> = { kernel: 0.006, 'Envoy cluster
 /** Each at its own pace: the kernel's maps are read in milliseconds, a large Envoy's configuration takes minutes. */
 export class AgentAuditors implements Closable {
   readonly #auditors = new Map<string, Auditor>();
+  readonly #agent: AuditedAgent;
 
-  constructor({ kernel, proxy, records, resolver, policies, logger }: AuditedAgent) {
+  constructor(agent: AuditedAgent) {
+    const { kernel, proxy, records, resolver, policies, logger } = (this.#agent = agent);
     const objectsOf = (drift: Drift): string[] => {
       const pod = records().find(({ uid }) => uid === drift.pod);
       return [
@@ -46,6 +50,16 @@ export class AgentAuditors implements Closable {
 
   get status(): AgentConsistency {
     return Object.fromEntries([...this.#auditors].map(([name, { status }]) => [name, status]));
+  }
+
+  /** Of each configuration object, or one, what of it this node has. */
+  objects(only?: string): ObjectStatus[] {
+    const { proxy, policies } = this.#agent;
+    const { classes, controlPlane } = proxy.status();
+    const drifting = new Set([...this.#auditors.values()].flatMap(({ status }) => status.drifting.flatMap(({ objects }) => objects)));
+    const inKernel = (policies?.inForce() ?? []).map(({ pod, policies: names, version, isWritten }): SourcedResource => ({ type: 'policy', name: pod, version, acked: isWritten, readBack: isWritten, objects: names.map(policyObject) }));
+    const since = classes.map((each) => each.since).filter((each) => each !== undefined).sort().at(-1);
+    return objectStatuses([...(proxy.resources?.() ?? []), ...inKernel], { drifting, ...(only === undefined ? {} : { only }), ...(controlPlane.connected ? {} : { stale: since === undefined ? {} : { since } }) });
   }
 
   async close(): Promise<void> {

@@ -261,6 +261,15 @@ export class PolicyEnforcer implements Closable {
     return this.#governed.get(uid)?.policies.policies.map(({ name }) => name) ?? [];
   }
 
+  /** What the kernel is to have, by pod. */
+  inForce(): { pod: string; policies: string[]; version: string; isWritten: boolean }[] {
+    const written = this.#options.kernel.policyVersions();
+    return this.#records.flatMap(({ uid, namespace, name }) => {
+      const governed = this.#governed.get(uid);
+      return governed ? [{ pod: `${namespace}/${name}`, policies: this.policiesOf(uid), version: governed.version.toString(16), isWritten: written.get(uid) === governed.version }] : [];
+    });
+  }
+
   close(): void {
     this.#abort.abort();
     clearTimeout(this.#timer);

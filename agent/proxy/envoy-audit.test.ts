@@ -12,12 +12,13 @@ import { Cluster } from '../../proto/generated/envoy/config/cluster/v3/cluster.j
 import { RouteConfiguration } from '../../proto/generated/envoy/config/route/v3/route.js';
 import type { Any } from '../../proto/generated/google/protobuf/any.js';
 import { Auditor } from '../consistency/auditor.js';
+import { objectStatuses } from '../consistency/object-status.js';
 import { objectsIn, serviceIn } from '../consistency/objects.js';
 import { TestControlPlane } from '../testing/control-plane.js';
 import { assignment, blackHoleCluster, edsCluster, httpListener, routes } from '../testing/resources.js';
 import { hashBytes } from '../xds/resource-type.js';
 import { AdsServer } from './ads-server.js';
-import { envoyChecks, pages } from './envoy-audit.js';
+import { EnvoyAudit, pages } from './envoy-audit.js';
 import { Envoy } from './envoy.js';
 import { CDS, EDS, LDS, RDS, Snapshot, type Entry } from './snapshot.js';
 
@@ -32,7 +33,7 @@ function markedRoutes(): Any {
   return pack(RouteConfiguration, marked);
 }
 
-describe('envoyChecks with a real Envoy', () => {
+describe('EnvoyAudit with a real Envoy', () => {
   const folder = mkdtempSync(join(tmpdir(), 'up-proxy-'));
   const envoy = new Envoy({ nodeName: 'n', runDir: folder, envoyPath: envoyBinary(), cgroupPath: undefined, concurrency: 1, logger: logger('test') });
   const snapshot = new Snapshot(Object.entries({
@@ -42,6 +43,7 @@ describe('envoyChecks with a real Envoy', () => {
     [RDS]: [entryOf(markedRoutes(), '80')],
   }).map(([type, entries]) => [type, new Map(entries.map((entry) => [entry.name, entry]))] as const));
   let ads: AdsServer;
+  let audit: EnvoyAudit;
   let auditor: Auditor;
 
   async function startAds(): Promise<void> {
@@ -79,8 +81,8 @@ describe('envoyChecks with a real Envoy', () => {
     await envoy.start();
     await settled();
     // The ADS server is another one after each time that somebody else was there; the agent remembers.
-    const checks = envoyChecks({ ads: { get idle() { return ads.idle; }, entries: (type) => ads.entries(type), status: (...of) => ads.status(...of), mayHold: (...of) => ads.mayHold(...of), resend: (...of) => ads.resend(...of) }, admin: envoy.admin });
-    auditor = new Auditor({ checks, objectsOf: ({ objects = [] }) => objects, logger: logger('test.audit').child({}, { level: 'fatal' }) });
+    audit = new EnvoyAudit({ ads: { get idle() { return ads.idle; }, entries: (type) => ads.entries(type), status: (...of) => ads.status(...of), mayHold: (...of) => ads.mayHold(...of), resend: (...of) => ads.resend(...of) }, admin: envoy.admin });
+    auditor = new Auditor({ checks: audit.checks(), objectsOf: ({ objects = [] }) => objects, logger: logger('test.audit').child({}, { level: 'fatal' }) });
   });
   after(async () => {
     ads.close();
@@ -88,10 +90,28 @@ describe('envoyChecks with a real Envoy', () => {
     rmSync(folder, { recursive: true, force: true });
   });
 
-  it('finds nothing while Envoy has what it was given', async () => {
+  it('finds nothing while Envoy has what it was given, and knows of each object what was read back', async () => {
+    const states = (): string[] => objectStatuses(audit.resources(), { drifting: new Set() }).map(({ object, state, resources }) => `${object} ${state} ${resources.map(({ type }) => type).join()}`);
+    assert.deepEqual(states(), ['Service/web.shop ACKED CDS,EDS', 'VirtualService/web.shop ACKED RDS']);
     for (let round = 0; round < 3; round++) await auditor.round();
     assert.deepEqual(found(), []);
     assert.deepEqual(auditor.status.problems, []);
+    assert.deepEqual(states(), ['Service/web.shop IN FORCE CDS,EDS', 'VirtualService/web.shop IN FORCE RDS']);
+  });
+
+  it('names the object of what Envoy refuses, with the reason', async () => {
+    const refused = unpack(RouteConfiguration, markedRoutes())!;
+    for (const route of refused.virtual_hosts[0]!.routes) route.match = undefined;
+    const any = pack(RouteConfiguration, refused);
+    ads.setSnapshot(snapshot.with(RDS, new Map([['80', entryOf(any, '80')]])));
+    await waitFor('Envoy to refuse it', () => ads.nacks.length > 0, { timeoutMs: 60_000, everyMs: 20 });
+    assert.deepEqual(ads.nacks.map(({ type, name, objects }) => [type, name, objects]), [['RDS', '80', ['VirtualService/web.shop']]]);
+    assert.match(ads.nacks[0]!.message, /match/i);
+    const [status] = objectStatuses(audit.resources(), { only: 'virtualservice/web.shop', drifting: new Set() });
+    assert.equal(status?.state, 'NACK');
+    ads.setSnapshot(snapshot);
+    await settled();
+    assert.deepEqual(ads.nacks, []);
   });
 
   /** The agent's stream breaks, and Envoy finds somebody else where it asks, who sends this under the versions that the agent knows. */

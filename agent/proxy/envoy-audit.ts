@@ -7,6 +7,7 @@
  * drift. After a repair what Envoy prints then is remembered.
  */
 import type { Check, Drift, DriftKind } from '../consistency/drift.js';
+import type { SourcedResource } from '../consistency/object-status.js';
 import { objectsIn, serviceIn } from '../consistency/objects.js';
 import { hashBytes } from '../xds/resource-type.js';
 import type { AdsServer } from './ads-server.js';
@@ -54,6 +55,10 @@ class Prints {
     return true;
   }
 
+  has(key: string, version: string): boolean {
+    return this.#known.get(key)?.version === version;
+  }
+
   forget(key: string): void {
     this.#known.delete(key);
   }
@@ -63,12 +68,7 @@ class Prints {
   }
 }
 
-export function envoyChecks(options: EnvoyAuditOptions): Check[] {
-  const audit = new EnvoyAudit(options);
-  return [{ name: 'Envoy clusters', parts: () => audit.presence() }, { name: 'Envoy configuration', parts: () => audit.contents() }];
-}
-
-class EnvoyAudit {
+export class EnvoyAudit {
   readonly #ads: EnvoyAuditOptions['ads'];
   readonly #admin: EnvoyAuditOptions['admin'];
   readonly #prints = new Prints();
@@ -76,6 +76,21 @@ class EnvoyAudit {
   constructor({ ads, admin }: EnvoyAuditOptions) {
     this.#ads = ads;
     this.#admin = admin;
+  }
+
+  checks(): Check[] {
+    return [{ name: 'Envoy clusters', parts: () => this.presence() }, { name: 'Envoy configuration', parts: () => this.contents() }];
+  }
+
+  /** What Envoy is to have, and whether it has it by its word and by what was read back. */
+  *resources(): Generator<SourcedResource> {
+    for (const type of [CDS, EDS, LDS, RDS]) {
+      for (const [name, entry] of this.#ads.entries(type)) {
+        const { acked, nack } = this.#ads.status(type, name);
+        const kind = SHORT_NAMES[type]!;
+        yield { type: kind, name, version: entry.version, acked, readBack: acked && this.#prints.has(`${kind} ${name}`, entry.version), ...(nack === undefined ? {} : { nack }), objects: type === EDS ? serviceIn(name) : objectsOfEntry(name, entry) };
+      }
+    }
   }
 
   /** Which clusters and listeners there are, and the endpoints of the former. */

@@ -12,12 +12,13 @@ import { DEFAULT_TRUST_DOMAIN, spiffeId } from '../../common/identity/spiffe.js'
 import { NodeCertificates, type NodeCaFactory } from '../identity/certificates.js';
 import { TlsChannels, type DiscoveryTls } from '../xds/tls-channels.js';
 import type { Check } from '../consistency/drift.js';
+import type { SourcedResource } from '../consistency/object-status.js';
 import { classKey, sidecarNode } from '../xds/config-class.js';
 import { SidecarStream, type SidecarState } from '../xds/sidecar-stream.js';
 import type { Change } from '../xds/delta-stream.js';
 import { WorkloadStream } from '../xds/workload-stream.js';
 import { AdsServer } from './ads-server.js';
-import { envoyChecks } from './envoy-audit.js';
+import { EnvoyAudit } from './envoy-audit.js';
 import { ConnectionCounts } from './connection-counts.js';
 import { Envoy, type EnvoyOptions } from './envoy.js';
 import { EnvoyExtensions } from './extensions.js';
@@ -116,6 +117,7 @@ export class NodeProxy {
   readonly #channels: TlsChannels;
   readonly #workloads: WorkloadStream;
   readonly #ads: AdsServer;
+  readonly #audit: EnvoyAudit;
   readonly #healthRelay: HealthRelay;
   readonly #certificates: NodeCertificates | undefined;
   readonly #inbound: InboundFollower;
@@ -185,6 +187,7 @@ export class NodeProxy {
       beforeListeners: (names) => this.#narrowing.beforeListeners(names), refusalOf: (name) => this.envoy.admin.refusal(name),
       register: (server) => this.#healthRelay.addTo(server),
     });
+    this.#audit = new EnvoyAudit({ ads: this.#ads, admin: this.envoy.admin });
     this.#certificates = options.ca && new NodeCertificates({ ca: options.ca, onChange: () => (this.#channels.certificatesChanged(), this.#schedule()), logger: options.logger });
     const envoysAnswers = { ads: this.#ads, stopping: this.#stopping.signal };
     this.#repeat = options.fastPath && new RepeatFollower({ ...envoysAnswers, ...options.fastPath });
@@ -327,7 +330,12 @@ export class NodeProxy {
   }
 
   checks(): Check[] {
-    return envoyChecks({ ads: this.#ads, admin: this.envoy.admin });
+    return this.#audit.checks();
+  }
+
+  /** What Envoy is to have, with the objects that it comes from. */
+  resources(): Iterable<SourcedResource> {
+    return this.#audit.resources();
   }
 
   /** @param keepEnvoy leave Envoy running, with its configuration, for the next agent to adopt */
