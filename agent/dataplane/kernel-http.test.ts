@@ -4,7 +4,8 @@ import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { after, before, describe, it } from 'node:test';
 import { projectRoot } from '../../common/paths.js';
-import { BpfObject } from '../../native/index.js';
+import { BpfObject, type BpfMap } from '../../native/index.js';
+import type { Drift } from '../consistency/drift.js';
 import * as limits from '../http/limits.js';
 import { ENVOY, type HttpRule, type HttpTable } from '../http/table.js';
 import { decodeAddress, encodeAddress, StructCodec, u32 } from './kernel-codec.js';
@@ -239,5 +240,49 @@ describe('tables of the HTTP fast path', () => {
     const rows = class_.bytes(splits, 'splits');
     assert.deepEqual([0, 1].map((at) => split.number(rows.subarray(at * split.sizeBytes), 'service')), [one, 0]);
     assert.ok(written > 0);
+  });
+
+  it('audit: rows and entries that somebody else changed, took away or added are found, and repaired', () => {
+    open();
+    nowMs += 600_000;
+    const key = 'shop/default';
+    const table = example(names());
+    tables.write(key, table);
+    const audit = (): Drift[] => [...tables.audit()].flat();
+    const found = (): string[] => audit().map(({ kind, state, name }) => `${kind} ${state} ${name}`).sort();
+    assert.deepEqual(found(), []);
+    assert.deepEqual(found(), [], 'deflated by now');
+
+    const [rules, classes, hosts, ports] = ['http_rules', 'http_classes', 'http_hosts', 'http_ports'].map((name) => object.map(name)) as [BpfMap, BpfMap, BpfMap, BpfMap];
+    const class_ = maps.codec('http_class');
+    const { index } = table.classes[0]!;
+    const row = maps.row('http_classes', index);
+    // What programs write there is theirs.
+    class_.bytes(row, 'envoy_until_ns').writeBigUInt64LE(77n);
+    classes.set(u32(index), row);
+    assert.deepEqual(found(), []);
+    class_.bytes(row, 'splits_used').writeUInt32LE(0);
+    classes.set(u32(index), row);
+    const list = maps.row('http_vhosts', hosts.entries()[0]![1].readUInt32LE());
+    const place = maps.codec('http_list').number(list, 'first');
+    const rule = maps.row('http_rules', place);
+    rules.set(u32(place), Buffer.alloc(rule.length, 0xff));
+    const [[host, leadsTo]] = hosts.entries() as [[Buffer, Buffer]];
+    hosts.delete(host);
+    const [[port, value]] = ports.entries() as [[Buffer, Buffer]];
+    ports.set(Buffer.from(port).fill(0xee), value);
+    const before_ = audit();
+    assert.deepEqual(before_.map(({ kind, state, name }) => `${kind} ${state} ${name}`).sort(), [
+      `http-table missing ${key} http_hosts ${host.toString('hex')}`,
+      `http-table orphaned http_ports ${Buffer.from(port).fill(0xee).toString('hex')}`,
+      `http-table wrong ${key} http_classes ${index}`,
+      `http-table wrong ${key} http_rules ${place}`,
+    ]);
+    for (const { repair } of before_) void repair!();
+    assert.deepEqual(found(), []);
+    assert.deepEqual([maps.row('http_rules', place), hosts.get(host)], [rule, leadsTo]);
+    // A table that is gone is nobody's, and nothing of it is missed.
+    tables.keep(new Set());
+    assert.deepEqual(found(), []);
   });
 });

@@ -7,6 +7,8 @@ import type { BpfMap, BpfObject } from '../../native/index.js';
 import { HTTP_METHODS } from '../http/limits.js';
 import { ENVOY, type ClassIndex, type HeaderTest, type HttpClass, type HttpCluster, type HttpEndpoint, type HttpRule, type HttpTable, type Judgement, type RuleList } from '../http/table.js';
 import { aliasTable } from './alias-table.js';
+import type { Drift } from '../consistency/drift.js';
+import { orphanedEntries, runsOf, WrittenTable } from './kernel-http-audit.js';
 import { encodeAddress, StructCodec, u32 } from './kernel-codec.js';
 import { HttpOutliers, type OutliersStatus, type WatchedBy } from './kernel-http-outliers.js';
 import { HttpServices } from './kernel-http-totals.js';
@@ -44,6 +46,8 @@ interface Range {
 
 interface Written extends WatchedBy {
   id: number;
+  /** Once it is. */
+  table?: WrittenTable;
   ranges: Range[];
   ports: Buffer[];
   hosts: Buffer[];
@@ -191,6 +195,19 @@ export class HttpTables {
     for (const name of ['rules', 'policies', 'virtualHosts', 'endpoints', 'clusters', 'classes'] as const) this.#setRows(name, rows[name]);
     this.#setAll('hosts', hosts, written);
     this.#setAll('ports', ports, written);
+    written.table = new WrittenTable([
+      ...(Object.keys(ARRAYS) as ArrayName[]).flatMap((name) => [...runsOf(this.#maps[name], rows[name])]),
+      ...([['hosts', hosts], ['ports', ports]] as const).map(([name, entries]) => ({ map: this.#maps[name], keys: entries.map(({ key }) => key), values: entries.map(({ value }) => value) })),
+    ]);
+  }
+
+  /** Compares the maps with what was written: parts as those of a Check. */
+  *audit(): Generator<Drift[]> {
+    if (!this.#isStarted) return;
+    const { class: class_ } = this.#codecs;
+    const mask = (map: BpfMap, row: Buffer): void => void (map === this.#maps.classes && class_.bytes(row, 'envoy_until_ns').fill(0));
+    for (const [key, written] of [...this.#written]) yield* written.table?.audit(key, mask, () => this.#written.get(key) === written) ?? [];
+    for (const name of ['ports', 'hosts'] as const) yield* orphanedEntries(this.#maps[name], this.#counts[name], () => [...this.#written.values()].flatMap(({ table }) => table ?? []));
   }
 
   /** @returns the place of the first list */

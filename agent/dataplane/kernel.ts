@@ -428,7 +428,7 @@ export class Kernel {
       pods: () => [...this.#pods.values()].map((attached) => this.#audited(attached)),
       pod: (uid) => this.#pods.has(uid) ? this.#audited(this.#pods.get(uid)!) : undefined,
       attach: (uid, program) => this.#attachAgain(uid, program),
-      tables: [{ name: 'services', audit: () => this.services.audit() }, { name: 'policies', audit: () => this.policies.audit() }, { name: 'listener ports', audit: () => this.#direct.audit() }],
+      tables: [{ name: 'services', audit: () => this.services.audit() }, { name: 'policies', audit: () => this.policies.audit() }, { name: 'HTTP tables', audit: () => this.http.tables.audit() }, { name: 'listener ports', audit: () => this.#direct.audit() }],
     });
   }
 
