@@ -285,7 +285,8 @@ export class DeltaAdsStream implements Closable {
           continue;
         }
         if (old && !replaced.has(name)) replaced.set(name, old);
-        state.resources.set(name, next);
+        // The name of all streams that have it: each response brings a string of its own.
+        state.resources.set(next.name, next);
         updated.push(name);
       } catch (error) {
         // What the checks did not foresee is refused like the rest: a stream must not end with its process.

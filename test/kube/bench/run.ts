@@ -80,10 +80,10 @@ function cpuSeconds(pid: number): string {
   return ((Number(fields[11]) + Number(fields[12])) / 100).toFixed(1);
 }
 
-/** A process of the CLI; what it prints goes into a file. */
+/** A process of the CLI, started as in the image; what it prints goes into a file. */
 function start(name: string, args: readonly string[], flags: readonly string[] = []): { child: ChildProcess; log: () => string } {
   const file = join(folder, `${name}.log`);
-  const child = spawn(process.execPath, ['--enable-source-maps', ...flags, join(projectRoot, 'dist', 'cli', 'main.js'), ...args], { stdio: ['ignore', 'pipe', 'pipe'] });
+  const child = spawn(join(projectRoot, 'bin', 'underpass'), args, { stdio: ['ignore', 'pipe', 'pipe'], env: { ...process.env, NODE_OPTIONS: flags.join(' ') } });
   writeFileSync(file, '');
   const log = createWriteStream(file);
   for (const stream of [child.stdout, child.stderr]) stream.on('data', (chunk: Buffer) => log.write(chunk));
