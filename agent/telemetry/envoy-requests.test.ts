@@ -238,11 +238,21 @@ test("EnvoyRequests: a series stays while a pod of its workload is here, or the 
   assert.equal(w.requests.labelsOf(hash!), undefined);
 });
 
-test('EnvoyRequests: room for so many series; what is beyond is said to be lost', async () => {
+test('EnvoyRequests: room for so many series; what is beyond is one more, that says so and stays, and nothing is lost', async () => {
   const w = new World();
   w.counts = new Map(Array.from({ length: 8_200 }, (_, index) => [outbound({ status: `${index}` }), 2]));
-  const { sums, lost, keys } = await w.told();
-  assert.deepEqual([sums.length, lost, keys], [8_192, 16n, 8_200]);
+  const { sums, lost, keys, dropped } = await w.told();
+  assert.deepEqual([sums.length, lost, keys, dropped], [8_193, 0n, 8_200, 8]);
+  const overflow = async () => (await w.told()).sums.filter(({ labels }) => labels['otel_metric_overflow'] === 'true').map(({ reporter, labels, totals }) => [reporter, labels, Number(totals.requests)]);
+  const labels = { reporter: 'source', otel_metric_overflow: 'true' };
+  assert.deepEqual(await overflow(), [['source', labels, 16]]);
+  w.counts.set(outbound({ status: '8199' }), 5);
+  w.known = w.known.filter(({ uid }) => uid !== 'other');
+  assert.deepEqual(await overflow(), [['source', labels, 19]]);
+  // The series that had room go on, and no key is dropped twice.
+  w.counts.set(outbound({ status: '7' }), 3);
+  const after = await w.told();
+  assert.deepEqual([after.sums.length, after.dropped, Number(after.sums.find(({ labels: each }) => each['response_code'] === '7')!.totals.requests)], [8_193, 8, 3]);
 });
 
 test('EnvoyRequests: a file that can not be read is no reason not to start; it names the line', async () => {

@@ -30,8 +30,10 @@ export interface EnvoyReport<T> {
   keys: number;
   /** Keys that are in no sum yet, since the control plane has not named a workload of theirs. */
   held: number;
-  /** Requests or connections that are in no sum: for want of room, or since nobody knows any more whose they were. */
+  /** Requests or connections that are in no sum, since nobody knows any more whose they were. */
   lost: bigint;
+  /** Series that found no room, and are told as one. */
+  dropped: number;
 }
 
 /** What a key stands for. */
@@ -101,6 +103,9 @@ export interface EnvoySumsOptions {
 
 /** Series. */
 const MAX_SUMS = 8_192;
+/** What found no room is added up under these labels, so that totals over all series stay right: OpenTelemetry's name for it. */
+const OVERFLOW = { otel_metric_overflow: 'true' };
+const FULL_EVERY_MS = 60_000;
 /** Of Envoy's answer: some kilobytes a key. */
 const MAX_ANSWER_BYTES = 64 << 20;
 const SAVE_EVERY_MS = 60_000;
@@ -137,6 +142,8 @@ export class EnvoySums<T> {
   #isRead = false;
   #held = 0;
   #lost = 0n;
+  #dropped = 0;
+  #fullAt = -Infinity;
   #problem: string | undefined;
 
   constructor(options: EnvoySumsOptions, counted: Counted<T>) {
@@ -186,7 +193,7 @@ export class EnvoySums<T> {
   report(isKernels: (hash: string) => boolean): EnvoyReport<T> {
     const sums = [...this.#sums.values()].map(({ reporter, hash, labels, totals }) => ({ reporter, hash, labels, totals }));
     this.#drop(isKernels, 0);
-    return { sums, isRead: this.#isRead, keys: this.#keys.size, held: this.#held, lost: this.#lost };
+    return { sums, isRead: this.#isRead, keys: this.#keys.size, held: this.#held, lost: this.#lost, dropped: this.#dropped };
   }
 
   /** Now and then. */
@@ -249,7 +256,7 @@ export class EnvoySums<T> {
       }
       const labels = makes.of(key, before?.labels);
       const labelled = typeof labels === 'string' ? undefined : labels;
-      if (labelled) for (const each of labelled) this.#add(each, growth);
+      if (labelled) for (const each of labelled) this.#add(each, growth, before?.labels === undefined);
       else if (labels === 'gone') this.#lost += this.#counted.count(growth);
       else {
         held++;
@@ -263,14 +270,21 @@ export class EnvoySums<T> {
     this.#held = held;
   }
 
-  #add({ reporter, labels }: Labelled, totals: T): void {
+  /** @param isNew whether nothing was added under these labels for the same key before */
+  #add({ reporter, labels: wanted }: Labelled, totals: T, isNew: boolean): void {
+    const hasRoom = this.#sums.size < MAX_SUMS || this.#sums.has(`${reporter} ${hashOf(wanted)}`);
+    if (!hasRoom && isNew) this.#noteFull(wanted);
+    const labels = hasRoom ? wanted : { reporter, ...OVERFLOW };
     const hash = hashOf(labels);
     const before = this.#sums.get(`${reporter} ${hash}`);
-    if (!before && this.#sums.size >= MAX_SUMS) {
-      this.#lost += this.#counted.count(totals);
-      return;
-    }
     this.#sums.set(`${reporter} ${hash}`, { reporter, hash, labels, totals: before ? this.#counted.add(before.totals, totals) : totals, idleSince: this.#now() });
+  }
+
+  #noteFull(labels: FlowLabels): void {
+    this.#dropped++;
+    if (this.#now() - this.#fullAt < FULL_EVERY_MS) return;
+    this.#fullAt = this.#now();
+    this.#options.logger.warn({ series: MAX_SUMS, dropped: this.#dropped, source: labels['source_workload'], destination: labels['destination_workload'] }, `there is no room for more series of ${this.#counted.what}s: others are added up in the one with otel_metric_overflow="true"`);
   }
 
   /** What pods stand for, while that can be told. @param keys whose endpoints are to be known as well */
@@ -300,7 +314,7 @@ export class EnvoySums<T> {
     const stays = new Set<string>();
     for (const { reporter, hash, labels, idleSince } of this.#sums.values()) {
       const isHere = here.has(`${labels[`${reporter}_workload_namespace`]}/${labels[`${reporter}_workload`]}`);
-      if (isHere || isKernels(hash) || this.#now() - idleSince < idleMs) stays.add(hash);
+      if (labels['otel_metric_overflow'] !== undefined || isHere || isKernels(hash) || this.#now() - idleSince < idleMs) stays.add(hash);
     }
     for (const [name, { hash }] of this.#sums) {
       if (stays.has(hash)) continue;
