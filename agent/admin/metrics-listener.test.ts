@@ -39,6 +39,15 @@ test('MetricsListener: GET of /metrics is answered, and no other path, method or
   assert.match(await conversation(port, 'no HTTP\r\n\r\n'), /^HTTP\/1\.1 400 /);
 });
 
+test('MetricsListener: who takes gzip has it, and nobody else', async (context) => {
+  const text = `a{b="ü\\"\\\\"} 1\n`.repeat(5_000);
+  const { url } = await listening(context, () => Promise.resolve([text, text]));
+  for (const [accepted, isGzipped] of [['gzip', true], ['deflate, GZIP;q=0.5', true], ['gzip;q=1.0,deflate;q=0.6', true], ['gzip;q=0', false], ['identity', false], ['xgzip', false]] as const) {
+    const answer = await fetch(url('/metrics'), { headers: { 'accept-encoding': accepted } });
+    assert.deepEqual([answer.headers.get('content-encoding'), (await answer.text()) === text + text], [isGzipped ? 'gzip' : null, true], accepted);
+  }
+});
+
 test('MetricsListener: who asks before texts are old gets those that were made once; a failure says nothing of its reason', async (context) => {
   let made = 0;
   const young = await listening(context, () => Promise.resolve([`made ${++made}\n`]), { maxAgeMs: 3_600_000 });

@@ -7,6 +7,7 @@ import { isIP, type AddressInfo } from 'node:net';
 import { Readable } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
 import { setImmediate as turn } from 'node:timers/promises';
+import { constants, createGzip } from 'node:zlib';
 import type { SocketAddress } from '../../common/arguments.js';
 import { errorMessage } from '../../common/errors.js';
 import type { Closable } from '../../common/lifecycle.js';
@@ -26,6 +27,13 @@ const TURN_MS = 5;
 const RETRY = { initialMs: 500, maxMs: 5_000, factor: 2, jitter: 0.2 };
 const CONTENT_TYPE = 'text/plain; version=0.0.4';
 
+/** An answer, for all who want it while it is young. */
+interface Made {
+  texts: readonly string[];
+  /** Once somebody wants it so. */
+  gzipped?: Promise<readonly Buffer[]>;
+}
+
 export interface MetricsStatus {
   /** Where it listens, or is to. */
   address: string;
@@ -39,7 +47,7 @@ export class MetricsListener implements Closable {
   readonly #listening: Promise<void>;
   #address: string;
   #problem: string | undefined = 'not yet';
-  #made: Promise<readonly string[]> | undefined;
+  #made: Promise<Made> | undefined;
   #forget: NodeJS.Timeout | undefined;
 
   /** @param metrics in Prometheus' text format 0.0.4 */
@@ -94,9 +102,10 @@ export class MetricsListener implements Closable {
     if (request.headers['transfer-encoding'] !== undefined || Number(request.headers['content-length'] ?? 0) !== 0) return refuse(413, 'expected a request without a body\n');
     const late = setTimeout(() => response.destroy(), MAX_ANSWER_MS);
     try {
-      const texts = await this.#texts();
-      response.writeHead(200, { 'content-type': CONTENT_TYPE });
-      await pipeline(Readable.from(texts), response);
+      const made = await this.#texts();
+      const gzipped = takesGzip(request.headers['accept-encoding'] ?? '') ? await (made.gzipped ??= gzip(made.texts)) : undefined;
+      response.writeHead(200, { 'content-type': CONTENT_TYPE, vary: 'accept-encoding', ...(gzipped ? { 'content-encoding': 'gzip' } : {}) });
+      await pipeline(Readable.from(gzipped ?? made.texts), response);
     } catch (error) {
       if (response.headersSent || response.destroyed) return void response.destroy();
       this.logger.warn({ reason: errorMessage(error) }, 'a scrape could not be answered');
@@ -107,8 +116,8 @@ export class MetricsListener implements Closable {
   }
 
   /** Those who ask at once, or before they are old, have the same ones. */
-  #texts(): Promise<readonly string[]> {
-    this.#made ??= this.#write().finally(() => {
+  #texts(): Promise<Made> {
+    this.#made ??= this.#write().then((texts): Made => ({ texts })).finally(() => {
       this.#forget = setTimeout(() => (this.#made = undefined), this.maxAgeMs).unref();
     });
     return this.#made;
@@ -140,4 +149,19 @@ export class MetricsListener implements Closable {
 
 function written({ host, port }: SocketAddress): string {
   return `${isIP(host) === 6 ? `[${host}]` : host}:${port}`;
+}
+
+/** https://www.rfc-editor.org/rfc/rfc9110#name-accept-encoding */
+function takesGzip(accepted: string): boolean {
+  const [, weight] = /(?:^|,)\s*gzip\s*(?:;\s*q=([\d.]+)\s*)?(?:,|$)/i.exec(accepted) ?? [undefined, '0'];
+  return weight === undefined || Number(weight) > 0;
+}
+
+/** In threads of their own. */
+async function gzip(texts: readonly string[]): Promise<readonly Buffer[]> {
+  const pieces: Buffer[] = [];
+  await pipeline(Readable.from(texts), createGzip({ level: constants.Z_BEST_SPEED }), async (from: AsyncIterable<Buffer>) => {
+    for await (const piece of from) pieces.push(piece);
+  });
+  return pieces;
 }
