@@ -1,10 +1,11 @@
 // Istio's TCP metrics of connections that no proxy sees, and of those that Envoy carries, as a user reads them from a node agent beside a lab: real pods, BPF,
 // Envoy and xDS.
 import assert from 'node:assert/strict';
-import { writeFileSync } from 'node:fs';
+import { readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { askAgent } from '../agent/index.js';
+import { projectRoot } from '../common/paths.js';
 import { waitFor } from '../common/retry.js';
 import { NodeUnderTest, enrolled } from './agent-harness.js';
 
@@ -279,4 +280,12 @@ test('what a policy denies is in the metrics as ztunnel tells it: a connection t
     'closed source teller safe CONNECT': 1, 'failed source teller safe CONNECT': 1, 'closed destination teller safe DENY': 1, 'failed destination teller safe DENY': 1,
   });
   assert.ok((before['closed destination teller safe DENY'] ?? 0) >= 2, `the connection that was ended, and one that found out: ${JSON.stringify(before)}`);
+});
+
+test('each metric of a running agent is in the reference, with its type', async () => {
+  const page = readFileSync(join(projectRoot, 'docs/reference/metrics.md'), 'utf8');
+  const known = [...page.matchAll(/^\| `([\w*]+)` \| (\w+) \|/gm)].map(([, name = '', type = '']) => ({ name: new RegExp(`^${name.replaceAll('*', '\\w+')}$`), type }));
+  const families = [...(await askAgent(node.paths.adminSocket, '/metrics')).matchAll(/^# TYPE (\w+) (\w+)$/gm)];
+  assert.ok(families.length > 40, `${families.length} families`);
+  assert.deepEqual(families.filter(([, family = '', type]) => !known.some((each) => each.name.test(family) && each.type === type)).map(([line]) => line), []);
 });

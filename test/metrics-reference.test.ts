@@ -1,0 +1,45 @@
+// docs/reference/metrics.md: each metric of an agent and of pilot, as the code declares it, and nothing else.
+import assert from 'node:assert/strict';
+import { readdirSync, readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { test } from 'node:test';
+import { projectRoot } from '../common/paths.js';
+
+interface Metric {
+  name: string;
+  type: string;
+}
+
+const TEXT = `(?:'(?:[^'\\\\]|\\\\.)*'|"(?:[^"\\\\]|\\\\.)*"|\`[^\`]*\`)`;
+/** `add` and its like of agent/telemetry/prometheus.ts. */
+const ADDED = new RegExp(`\\.(add|addLabelled|addHistogram)\\(\\s*(?:text,\\s*)?['\`]((?:underpass|istio)_[^'\`]+)['\`],\\s*(?:'(counter|gauge)',\\s*)?${TEXT}`, 'g');
+/** Names that tables in the code hold. */
+const NAMED = /\{ name: '((?:istio|underpass)_\w+)', help: /g;
+/** prom-client's. */
+const CREATED = /new (Counter|Gauge|Histogram)(?:<[^>]*>)?\(\{\s*name: '(\w+)'/g;
+
+function sources(folder: string): string[] {
+  return readdirSync(join(projectRoot, folder), { recursive: true, encoding: 'utf8' }).filter((path) => path.endsWith('.ts') && !/\.test\.ts$|(^|\/)(testing|bench)\//.test(path)).map((path) => readFileSync(join(projectRoot, folder, path), 'utf8'));
+}
+
+/** What a name has of the moment stands in it as `*`. */
+function declared(): Metric[] {
+  const found = new Map<string, string>();
+  for (const text of sources('agent')) {
+    for (const [, how, name = '', type] of text.matchAll(ADDED)) found.set(name.replaceAll(/\$\{[^}]*\}+/g, '*'), how === 'addHistogram' ? 'histogram' : type!);
+    for (const [, name = ''] of text.matchAll(NAMED)) found.set(name, name.endsWith('_total') ? 'counter' : 'histogram');
+  }
+  for (const text of sources('pilot')) for (const [, type = '', name = ''] of text.matchAll(CREATED)) found.set(name, type.toLowerCase());
+  return [...found].map(([name, type]) => ({ name, type })).sort((a, b) => (a.name < b.name ? -1 : 1));
+}
+
+function documented(): Metric[] {
+  const page = readFileSync(join(projectRoot, 'docs/reference/metrics.md'), 'utf8');
+  return [...page.matchAll(/^\| `([\w*]+)` \| (\w+) \|/gm)].map(([, name = '', type = '']) => ({ name, type })).sort((a, b) => (a.name < b.name ? -1 : 1));
+}
+
+test('the page of metrics has each that the code declares, with its type, and no other', () => {
+  const metrics = declared();
+  assert.ok(metrics.length > 70, `${metrics.length} found in the code`);
+  assert.deepEqual(documented(), metrics);
+});
