@@ -70,14 +70,15 @@ __noinline int call_pod(const struct address *to, __u64 netns_cookie, __u32 port
 }
 
 /* Remembers in the socket who opens it and where to. `chosen` is where CAPTURE_RESOLVED leads. */
-static __always_inline enum capture on_connect(struct bpf_sock_addr *ctx, const struct address *destination, struct original_dst *chosen)
+static __always_inline enum capture on_connect(struct bpf_sock_addr *ctx, const struct address *destination, struct original_dst *chosen,
+					       enum hook_place place)
 {
 	struct bpf_sock *sk = ctx->sk;
 	if (!sk || ctx->protocol != IPPROTO_TCP)
 		return CAPTURE_NO;
 	__u64 netns_cookie = bpf_get_netns_cookie(ctx);
 	struct pod *pod = bpf_map_lookup_elem(&pods, &netns_cookie);
-	if (!pod)
+	if (!pod || !serves(pod, place) || (place == HOOK_ROOT && is_proxy_cgroup(bpf_get_current_cgroup_id())))
 		return CAPTURE_NO;
 	__u16 port_be = ctx->user_port;
 	enum capture capture = capture_of(pod, netns_cookie, destination, bpf_ntohs(port_be));
@@ -138,7 +139,7 @@ static __always_inline enum capture on_connect(struct bpf_sock_addr *ctx, const 
 	state->peer_sock = 0;
 	state->original.address = *destination;
 	state->original.port = port_be;
-	current_program(&state->program);
+	current_program(&state->program, place == HOOK_ROOT ? CONTAINER_BY_NETNS | netns_cookie : 0);
 	state->pid = bpf_get_current_pid_tgid() >> 32;
 	if (sidecar)
 		state->flags |= SOCKET_PROXY;
@@ -167,13 +168,12 @@ static __always_inline int refuse_connect(void)
 	return CONNECT_REFUSE;
 }
 
-SEC("cgroup/connect4")
-int connect4(struct bpf_sock_addr *ctx)
+static __always_inline int on_connect4(struct bpf_sock_addr *ctx, enum hook_place place)
 {
 	struct address destination;
 	set_ipv4(&destination, ctx->user_ip4);
 	struct original_dst chosen = {};
-	enum capture capture = on_connect(ctx, &destination, &chosen);
+	enum capture capture = on_connect(ctx, &destination, &chosen, place);
 	if (capture == CAPTURE_OUTBOUND) {
 		ctx->user_ip4 = bpf_htonl(0x7f000001);
 		ctx->user_port = bpf_htons(OUTBOUND_PORT);
@@ -188,12 +188,11 @@ int connect4(struct bpf_sock_addr *ctx)
 	return CONNECT_ALLOW;
 }
 
-SEC("cgroup/connect6")
-int connect6(struct bpf_sock_addr *ctx)
+static __always_inline int on_connect6(struct bpf_sock_addr *ctx, enum hook_place place)
 {
 	struct address destination = { { ctx->user_ip6[0], ctx->user_ip6[1], ctx->user_ip6[2], ctx->user_ip6[3] } };
 	struct original_dst chosen = {};
-	enum capture capture = on_connect(ctx, &destination, &chosen);
+	enum capture capture = on_connect(ctx, &destination, &chosen, place);
 	if (capture == CAPTURE_OUTBOUND) {
 		bool mapped = is_ipv4(&destination);
 		ctx->user_ip6[0] = 0;
@@ -215,6 +214,18 @@ int connect6(struct bpf_sock_addr *ctx)
 	return CONNECT_ALLOW;
 }
 
+SEC("cgroup/connect4")
+int connect4(struct bpf_sock_addr *ctx)
+{
+	return on_connect4(ctx, HOOK_POD);
+}
+
+SEC("cgroup/connect6")
+int connect6(struct bpf_sock_addr *ctx)
+{
+	return on_connect6(ctx, HOOK_POD);
+}
+
 /* The state of a captured or resolved client, when `ctx` shows the address it was led to. */
 static __always_inline struct socket_state *captured_client(struct bpf_sock_addr *ctx)
 {
@@ -227,8 +238,7 @@ static __always_inline struct socket_state *captured_client(struct bpf_sock_addr
 	return state;
 }
 
-SEC("cgroup/getpeername4")
-int getpeername4(struct bpf_sock_addr *ctx)
+static __always_inline int on_getpeername4(struct bpf_sock_addr *ctx)
 {
 	struct address source;
 	if (find_source(ctx, &source)) {
@@ -244,8 +254,7 @@ int getpeername4(struct bpf_sock_addr *ctx)
 	return 1;
 }
 
-SEC("cgroup/getpeername6")
-int getpeername6(struct bpf_sock_addr *ctx)
+static __always_inline int on_getpeername6(struct bpf_sock_addr *ctx)
 {
 	struct address source;
 	if (find_source(ctx, &source)) {
@@ -263,8 +272,7 @@ int getpeername6(struct bpf_sock_addr *ctx)
 	return 1;
 }
 
-SEC("cgroup/getsockname4")
-int getsockname4(struct bpf_sock_addr *ctx)
+static __always_inline int on_getsockname4(struct bpf_sock_addr *ctx)
 {
 	if (!captured_client(ctx) || (bpf_ntohl(ctx->user_ip4) >> 24) != 127)
 		return 1;
@@ -275,8 +283,7 @@ int getsockname4(struct bpf_sock_addr *ctx)
 	return 1;
 }
 
-SEC("cgroup/getsockname6")
-int getsockname6(struct bpf_sock_addr *ctx)
+static __always_inline int on_getsockname6(struct bpf_sock_addr *ctx)
 {
 	struct address local = { { ctx->user_ip6[0], ctx->user_ip6[1], ctx->user_ip6[2], ctx->user_ip6[3] } };
 	if (!captured_client(ctx) || !is_loopback(&local))
@@ -293,6 +300,30 @@ int getsockname6(struct bpf_sock_addr *ctx)
 	ctx->user_ip6[2] = own.word[2];
 	ctx->user_ip6[3] = own.word[3];
 	return 1;
+}
+
+SEC("cgroup/getpeername4")
+int getpeername4(struct bpf_sock_addr *ctx)
+{
+	return on_getpeername4(ctx);
+}
+
+SEC("cgroup/getpeername6")
+int getpeername6(struct bpf_sock_addr *ctx)
+{
+	return on_getpeername6(ctx);
+}
+
+SEC("cgroup/getsockname4")
+int getsockname4(struct bpf_sock_addr *ctx)
+{
+	return on_getsockname4(ctx);
+}
+
+SEC("cgroup/getsockname6")
+int getsockname6(struct bpf_sock_addr *ctx)
+{
+	return on_getsockname6(ctx);
 }
 
 /* A connection that was steered to a proxy's listener has kept its addresses. */

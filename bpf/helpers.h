@@ -219,11 +219,11 @@ static __always_inline bool sends_zero_copy(unsigned long sk_flags)
 	return sk_flags & (1UL << bpf_core_enum_value(enum sock_flags, SOCK_ZEROCOPY));
 }
 
-/* What the current task runs, for the connect hooks. */
-static __always_inline void current_program(struct program_key *out)
+/* What the current task runs, for the connect hooks. `container`: it may not be called by its cgroup; 0: it is. */
+static __always_inline void current_program(struct program_key *out, __u64 container)
 {
 	struct inode *inode = bpf_get_current_task_btf()->mm->exe_file->f_inode;
-	out->cgroup_id = bpf_get_current_cgroup_id();
+	out->cgroup_id = container ? container : bpf_get_current_cgroup_id();
 	out->inode = inode->i_ino;
 	out->device = inode->i_sb->s_dev;
 	out->reserved = 0;

@@ -139,14 +139,15 @@ static __always_inline void mark_pod(struct address *address)
 	}
 }
 
-static __always_inline int established_active(struct bpf_sock_ops *ops, bool proxy_cgroup)
+static __always_inline int established_active(struct bpf_sock_ops *ops, enum hook_place place)
 {
+	bool proxy_cgroup = place == HOOK_PROXY;
 	struct bpf_sock *sk = ops->sk;
 	if (!sk)
 		return 1;
 	__u64 own = bpf_get_netns_cookie(ops);
 	struct pod *pod = bpf_map_lookup_elem(&pods, &own);
-	if (!pod)
+	if (!pod || !serves(pod, place))
 		return 1;
 	struct tuple t = { .netns_cookie = own };
 	read_tuple(ops, &t);
@@ -250,14 +251,15 @@ static __always_inline int established_active(struct bpf_sock_ops *ops, bool pro
 	return 1;
 }
 
-static __always_inline int established_passive(struct bpf_sock_ops *ops, bool proxy_cgroup)
+static __always_inline int established_passive(struct bpf_sock_ops *ops, enum hook_place place)
 {
+	bool proxy_cgroup = place == HOOK_PROXY;
 	struct bpf_sock *sk = ops->sk;
 	if (!sk)
 		return 1;
 	__u64 own = bpf_get_netns_cookie(ops);
 	struct pod *pod = bpf_map_lookup_elem(&pods, &own);
-	if (!pod)
+	if (!pod || !serves(pod, place))
 		return 1;
 	struct tuple mine = { .netns_cookie = own };
 	read_tuple(ops, &mine);
@@ -407,8 +409,9 @@ static __always_inline void http_state_changed(struct bpf_sock_ops *ops)
 		http_judge_endpoint(monitor, HTTP_UNAVAILABLE);
 }
 
-static __always_inline int on_sockops(struct bpf_sock_ops *ops, bool proxy_cgroup)
+static __always_inline int on_sockops(struct bpf_sock_ops *ops, enum hook_place place)
 {
+	bool proxy_cgroup = place == HOOK_PROXY;
 	switch (ops->op) {
 	case BPF_SOCK_OPS_TCP_CONNECT_CB:
 		watch_opening(ops);
@@ -416,9 +419,9 @@ static __always_inline int on_sockops(struct bpf_sock_ops *ops, bool proxy_cgrou
 	case BPF_SOCK_OPS_TCP_LISTEN_CB:
 		return proxy_cgroup ? note_listener(ops) : 1;
 	case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
-		return established_active(ops, proxy_cgroup);
+		return established_active(ops, place);
 	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
-		return established_passive(ops, proxy_cgroup);
+		return established_passive(ops, place);
 	case BPF_SOCK_OPS_HDR_OPT_LEN_CB:
 		return sends_segment(ops);
 	case BPF_SOCK_OPS_RTO_CB:
@@ -435,11 +438,11 @@ static __always_inline int on_sockops(struct bpf_sock_ops *ops, bool proxy_cgrou
 SEC("sockops")
 int pod_sockops(struct bpf_sock_ops *ops)
 {
-	return on_sockops(ops, false);
+	return on_sockops(ops, HOOK_POD);
 }
 
 SEC("sockops")
 int proxy_sockops(struct bpf_sock_ops *ops)
 {
-	return on_sockops(ops, true);
+	return on_sockops(ops, HOOK_PROXY);
 }

@@ -488,8 +488,7 @@ static __always_inline bool is_first_refusal(const struct tuple *key, const stru
 }
 
 /* What comes over the network to a program of the pod that listens: nobody else has judged it. */
-SEC("cgroup_skb/ingress")
-int police_ingress(struct __sk_buff *skb)
+static __always_inline int on_ingress(struct __sk_buff *skb, enum hook_place place)
 {
 	struct bpf_sock *sk = skb->sk;
 	if (!sk || skb->ifindex == LOOPBACK_IFINDEX)
@@ -503,6 +502,8 @@ int police_ingress(struct __sk_buff *skb)
 	struct tuple key = {};
 	key.netns_cookie = BPF_CORE_READ(tp, inet_conn.icsk_inet.sk.__sk_common.skc_net.net, net_cookie);
 	__u64 own = key.netns_cookie;
+	if (place == HOOK_ROOT && (!is_rooted(own) || is_proxy_cgroup(bpf_skb_cgroup_id(skb))))
+		return INGRESS_ALLOW;
 	if (!bpf_map_lookup_elem(&policies, &own) && !bpf_map_lookup_elem(&policies, &own))
 		return INGRESS_ALLOW;
 	struct opener opener = {};
@@ -531,4 +532,10 @@ int police_ingress(struct __sk_buff *skb)
 		flow_refused(&flow, true, true);
 	flow_denied(COUNTER_POLICY_ARRIVAL_REFUSED, &flow, &key.local, key.local_port, &key.remote);
 	return INGRESS_REFUSE;
+}
+
+SEC("cgroup_skb/ingress")
+int police_ingress(struct __sk_buff *skb)
+{
+	return on_ingress(skb, HOOK_POD);
 }

@@ -11,8 +11,7 @@ static __always_inline bool is_bare(const struct __sk_buff *skb, const struct tc
 	return skb->len <= headers;
 }
 
-SEC("cgroup_skb/egress")
-int probe_egress(struct __sk_buff *skb)
+static __always_inline int on_egress(struct __sk_buff *skb, enum hook_place place)
 {
 	struct bpf_sock *sk = skb->sk;
 	if (!sk)
@@ -25,6 +24,8 @@ int probe_egress(struct __sk_buff *skb)
 		return EGRESS_ALLOW;
 	struct socket_state *state = bpf_sk_storage_get(&socket_states, sk, 0, 0);
 	if (!state || !state->cookie)
+		return EGRESS_ALLOW;
+	if (place == HOOK_ROOT && (!is_rooted(state->netns_cookie) || is_proxy_cgroup(bpf_skb_cgroup_id(skb))))
 		return EGRESS_ALLOW;
 	count_tcp(state, tp);
 	brief_goes_on(state, tp);
@@ -57,4 +58,10 @@ int probe_egress(struct __sk_buff *skb)
 		}
 	}
 	return EGRESS_ALLOW;
+}
+
+SEC("cgroup_skb/egress")
+int probe_egress(struct __sk_buff *skb)
+{
+	return on_egress(skb, HOOK_POD);
 }

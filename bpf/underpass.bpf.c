@@ -13,6 +13,8 @@
 
 /* Set before loading. */
 const volatile __u32 sidecar_uid = SIDECAR_UID;
+/* Of the cgroup v2 hierarchy: of pods that have no cgroup of their own. */
+const volatile __u64 root_cgroup_id = 1;
 
 /* Keep types that only user space reads in the object's BTF. */
 const volatile enum counter counter_type;
@@ -47,6 +49,7 @@ const volatile enum http_trace http_trace_type;
 const volatile enum http_balance http_balance_type;
 
 #include "helpers.h"
+#include "place.h"
 #include "tuple.h"
 #include "brief.h"
 #include "flow.h"
@@ -67,5 +70,6 @@ enum capture { CAPTURE_NO, CAPTURE_OUTBOUND, CAPTURE_INBOUND, CAPTURE_RESOLVED, 
 #include "move.h"
 #include "http.h"
 #include "probe.h"
+#include "root.h"
 
 char _license[] SEC("license") = "GPL";

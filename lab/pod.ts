@@ -2,7 +2,7 @@
 import { mkdirSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { randomUUID } from 'node:crypto';
-import { removeCgroup } from '../common/cgroup.js';
+import { cgroup2Root, removeCgroup } from '../common/cgroup.js';
 import { errorMessage } from '../common/errors.js';
 import type { ContainerRecord, ExecPlan, PodRecord } from '../common/lab-api.js';
 import { run } from '../common/process.js';
@@ -25,6 +25,8 @@ import { ServiceProxy, SERVICE_PROXY_ANNOTATION } from './service-proxy.js';
 import { Volumes } from './volumes.js';
 
 const STOP_GRACE_MS = 2_000;
+/** `none`: as with a runtime that makes no cgroup v2 directories, the pod's programs stay at the root of the hierarchy. */
+const CGROUP_ANNOTATION = 'lab.underpass.io/cgroup';
 /** Between the end of a pod's programs and of its network; a kubelet and its container runtime take no less. */
 const SANDBOX_END_MS = 300;
 
@@ -108,6 +110,10 @@ export class Pod {
     const { ipv4, ipv6 } = this.hostNetwork ? this.#options.node.node : this.#options.address;
     const families = this.hostNetwork ? this.#options.nodeFamilies : this.#families;
     return [...(families.includes('IPv4') ? [ipv4] : []), ...(families.includes('IPv6') && this.#options.network.ipv6 ? [ipv6] : [])];
+  }
+
+  get #hasCgroup(): boolean {
+    return this.#options.desired.annotations[CGROUP_ANNOTATION] !== 'none';
   }
 
   get #families(): readonly Family[] {
@@ -280,7 +286,7 @@ export class Pod {
   #plan(container: Container, options: readonly string[]): ExecPlan {
     const args = [
       '--cgroup',
-      join(this.cgroup, 'app'),
+      this.#hasCgroup ? join(this.cgroup, 'app') : cgroup2Root(),
       '--netns',
       this.netns,
       ...this.#mountArguments(container.spec),
@@ -377,7 +383,7 @@ export class Pod {
       serviceAccount: desired.spec.serviceAccountName ?? 'default',
       ips: this.ips,
       netns: this.netns,
-      cgroup: this.cgroup,
+      cgroup: this.#hasCgroup ? this.cgroup : cgroup2Root(),
       hostNetwork: this.hostNetwork,
       phase: this.phase,
       ready: this.ready,

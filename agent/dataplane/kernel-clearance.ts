@@ -11,7 +11,10 @@ import { Executable, listeningProcesses, podProcesses } from './kernel-processes
 import type { LookedAt, Verdicts } from './kernel-verdicts.js';
 
 export interface PodOfProgram {
+  netnsCookie: bigint;
   cgroupPath: string;
+  /** No cgroup is the pod's own. */
+  isRooted: boolean;
   /** What its label says; undefined: find out. */
   splices?: boolean | undefined;
 }
@@ -98,16 +101,17 @@ export class Clearance implements Closable {
   /** By the process that was seen, or any other of the pod that runs the same file. */
   async #judgeClient(pod: PodOfProgram, { key, pid }: { key: Buffer; pid: number }, seen: Executable | undefined): Promise<LookedAt | undefined> {
     const program = this.verdicts.program(key);
-    const pids = podProcesses(pod.cgroupPath) ?? [];
-    const ofProgram = async (executable: Executable, trusted: boolean): Promise<LookedAt | undefined> => {
+    let pids: readonly number[] | undefined;
+    const all = async (): Promise<readonly number[]> => (pids ??= (await podProcesses(pod)) ?? []);
+    const ofProgram = async (executable: Executable, isTrusted: () => Promise<boolean>): Promise<LookedAt | undefined> => {
       const { path, device, inode, overlay } = await executable.identity();
-      const same = (device === program.device && inode === program.inode) || (overlay && trusted);
+      const same = (device === program.device && inode === program.inode) || (overlay && (await isTrusted()));
       return same ? judge(executable, path) : undefined;
     };
-    const first = seen && (await ofProgram(seen, pids.includes(pid)));
+    const first = seen && (await ofProgram(seen, async () => (await all()).includes(pid)));
     if (first) return first;
-    for (const other of pids) {
-      const judgement = await withExecutable(other, (executable) => ofProgram(executable, false));
+    for (const other of await all()) {
+      const judgement = await withExecutable(other, (executable) => ofProgram(executable, () => Promise.resolve(false)));
       if (judgement) return judgement;
     }
     return undefined;
@@ -115,7 +119,7 @@ export class Clearance implements Closable {
 
   /** By all that hold the listening socket: any one of them may be the one that accepts. */
   async #judgeListener(pod: PodOfProgram, key: Buffer): Promise<LookedAt | undefined> {
-    const holders = await listeningProcesses(podProcesses(pod.cgroupPath) ?? [], this.verdicts.port(key));
+    const holders = await listeningProcesses((await podProcesses(pod)) ?? [], this.verdicts.port(key));
     let last: LookedAt | undefined;
     for (const pid of holders) {
       last = await withExecutable(pid, async (executable) => judge(executable, (await executable.identity()).path));

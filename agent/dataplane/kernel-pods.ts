@@ -45,7 +45,8 @@ export class PodCodec {
     });
   }
 
-  decode(netnsCookie: bigint, value: Buffer, addresses: string[]): { state: KernelPodState; slot: Slot } {
+  /** @param rootId of the cgroup hierarchy */
+  decode(netnsCookie: bigint, value: Buffer, addresses: string[], rootId: bigint): { state: KernelPodState; slot: Slot } {
     const pod = this.#pod;
     const { mode, acceleration, flag } = this.#constants;
     const nameOf = <K extends string>(table: Record<K, string>, values: Record<string, number>, wanted: number): K =>
@@ -70,6 +71,7 @@ export class PodCodec {
       ...(has('POD_L7_AUTO') ? { l7Auto: true } : {}),
       ...(has('POD_SPLICES') || has('POD_SPLICES_NOT') ? { splices: has('POD_SPLICES') } : {}),
       cgroupId: pod.bigint(value, 'cgroup_id'),
+      isRooted: pod.bigint(value, 'cgroup_id') === rootId,
     };
     return { state, slot: { index: pod.number(value, 'slot'), generation: pod.number(value, 'generation') } };
   }

@@ -5,6 +5,7 @@ import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { cgroupProcesses } from '../../common/cgroup.js';
 import type { Closable } from '../../common/lifecycle.js';
+import { netnsCookie } from '../../native/index.js';
 
 /** A pod with more processes, or one of them with more files, is not looked through: its programs stay plain TCP. */
 const MAX_PROCESSES = 1024;
@@ -46,9 +47,33 @@ export class Executable implements Closable {
 const readAt = promisify(read);
 
 /** The processes of a pod; undefined when they are too many. */
-export function podProcesses(cgroupPath: string): number[] | undefined {
-  const pids = cgroupProcesses(cgroupPath);
+export async function podProcesses({ cgroupPath, netnsCookie, isRooted }: { cgroupPath: string; netnsCookie: bigint; isRooted: boolean }): Promise<number[] | undefined> {
+  const pids = isRooted ? await namespaceProcesses(netnsCookie) : cgroupProcesses(cgroupPath);
   return pids.length > MAX_PROCESSES ? undefined : pids;
+}
+
+/** Namespaces' cookies by what /proc calls them, which may be another's after the end of one: the cookie that is looked for is read again. */
+const lastKnown = new Map<string, bigint>();
+
+/** All of the machine that are in the network namespace; those that end meanwhile are left out. */
+async function namespaceProcesses(cookie: bigint): Promise<number[]> {
+  const members = new Map<string, string[]>();
+  for (const name of await readdir('/proc')) {
+    if (!/^\d+$/.test(name)) continue;
+    const namespace = await readlink(`/proc/${name}/ns/net`).catch(() => undefined);
+    if (namespace === undefined) continue;
+    const others = members.get(namespace);
+    if (others) others.push(name);
+    else members.set(namespace, [name]);
+  }
+  for (const namespace of lastKnown.keys()) if (!members.has(namespace)) lastKnown.delete(namespace);
+  const likely = [...members].sort(([a], [b]) => Number(lastKnown.get(b) === cookie) - Number(lastKnown.get(a) === cookie));
+  for (const [namespace, [first, ...others]] of likely) {
+    const found = await netnsCookie(`/proc/${first!}/ns/net`).catch(() => undefined);
+    if (found !== undefined) lastKnown.set(namespace, found);
+    if (found === cookie) return [first!, ...others].map(Number);
+  }
+  return [];
 }
 
 /** Ids of a cgroup and of all below it. */

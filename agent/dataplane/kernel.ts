@@ -3,7 +3,6 @@ import { rmSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { errorMessage, UnderpassError } from '../../common/errors.js';
 import { ClosableStore } from '../../common/lifecycle.js';
-import type { Logger } from '../../common/log.js';
 import { BpfObject, cgroupId, KernelError, type BpfLink, type BpfMap } from '../../native/index.js';
 import { ensureBpffsDir, pinName, removePins } from './bpffs.js';
 import type { Check } from '../consistency/drift.js';
@@ -23,64 +22,14 @@ import { lostNamespaces } from './kernel-leftovers.js';
 import { KernelPolicies, type PodPolicy } from './kernel-policies.js';
 import { PodCodec, type Slot } from './kernel-pods.js';
 import { cgroupIds, kernelDevice } from './kernel-processes.js';
+import { containerByNetns, hierarchyRoot, ROOT_PROGRAMS, RootHooks } from './kernel-root.js';
+import type { KernelPod, KernelPodState, PodCounters, KernelOptions } from './kernel-types.js';
 import { ServiceTable } from './kernel-services.js';
 import { KernelSteering } from './kernel-steering.js';
 import { Verdicts, type ListenerName, type ProbationEntry, type ProgramName, type Verdict } from './kernel-verdicts.js';
 
+export type { Acceleration, KernelPod, KernelPodState, PodCounters, KernelOptions } from './kernel-types.js';
 export type { ListenerName, ProbationEntry, ProgramName, Verdict } from './kernel-verdicts.js';
-
-/** `l4`: after probation; `l7`: the HTTP fast path too; `force`: `l4` without probation. */
-export type Acceleration = 'off' | 'l4' | 'l7' | 'force';
-
-export interface KernelPod {
-  uid: string;
-  netnsCookie: bigint;
-  /** cgroup v2 folder that holds all of the pod's processes, its own sidecar's too. */
-  cgroupPath: string;
-  /** IPv4 and IPv6, the first of each family is what getsockname answers. */
-  addresses: string[];
-  mode: 'node' | 'sidecar';
-  /** connect() is rewritten to 127.0.0.1:15001 (node: the shared Envoy's listener, sidecar: the pod's own). */
-  capture: boolean;
-  acceleration: Acceleration;
-  /** iptables redirect this pod's connections, so what its programs open never mirrors at the other end. */
-  redirected?: boolean;
-  /** Its HTTP that asks for nothing at L7 is treated as TCP. */
-  l7Auto?: boolean;
-  /** What its label says: true: none of its programs is short-circuited, false: none splices. undefined: each is looked at. */
-  splices?: boolean;
-}
-
-/** A pod as the kernel's maps have it. */
-export interface KernelPodState extends KernelPod {
-  cgroupId: bigint;
-  redirected: boolean;
-}
-
-export interface PodCounters {
-  connections_captured: bigint;
-  captured_closed: bigint;
-  connections_short_circuited: bigint;
-  connections_plain: bigint;
-  messages_short_circuited: bigint;
-  bytes_short_circuited: bigint;
-  bytes_tcp: bigint;
-}
-
-export interface KernelOptions {
-  /** null: nothing is pinned, and all ends with this process (self-test). */
-  bpffsDir: string | null;
-  instance: string;
-  logger: Logger;
-  /** Sizes by map name, for maps that are created. */
-  maxEntries?: Record<string, number>;
-  /** Parameters of the programs, by their names in bpf/underpass.bpf.c. */
-  rodata?: Record<string, number | bigint>;
-  /** False: without the programs of the HTTP fast path, which take the kernel as long to judge as half of the others. */
-  httpFastPath?: false;
-  /** How long exchanges that a former agent with maps of another layout had begun may take. */
-  formerDrainMs?: number;
-}
 
 /** Programs of a pod's cgroup, in the order in which they are attached: the sockets' state comes before capture. */
 const POD_PROGRAMS = [
@@ -112,7 +61,9 @@ export class Kernel {
   #lastSlot = 0;
   #former: FormerHooks | undefined;
   readonly #proxyLinks: BpfLink[] = [];
-  readonly #maps: Record<'pods' | 'addresses' | 'settings' | 'counters' | 'podCounters' | 'establishing' | 'peers', BpfMap>;
+  readonly #root: RootHooks;
+  readonly #rootId = hierarchyRoot()?.id ?? 0n;
+  readonly #maps: Record<'pods' | 'addresses' | 'settings' | 'counters' | 'podCounters' | 'establishing' | 'peers' | 'proxyCgroups', BpfMap>;
   readonly #podCodec: PodCodec;
   readonly #codecs: Record<'settings' | 'podCounters' | 'establishing' | 'tuple' | 'peer', StructCodec>;
   readonly #counterNames: string[];
@@ -172,15 +123,14 @@ export class Kernel {
 
   private constructor(readonly options: KernelOptions) {
     this.#pinDir = options.bpffsDir === null ? null : join(options.bpffsDir, pinName(options.instance));
-    const object = this.#store.add(
-      BpfObject.open({
-        pinDir: this.#pinDir,
-        ...(options.rodata ? { rodata: options.rodata } : {}),
-        ...(options.maxEntries ? { maxEntries: options.maxEntries } : {}),
-        ...(options.httpFastPath === false ? { without: HTTP_PROGRAMS } : {}),
-      }),
-    );
+    const parameters = { pinDir: this.#pinDir, rodata: { root_cgroup_id: this.#rootId, ...options.rodata }, ...(options.maxEntries ? { maxEntries: options.maxEntries } : {}) };
+    const object = this.#store.add(BpfObject.open({ ...parameters, without: [...ROOT_PROGRAMS, ...(options.httpFastPath === false ? HTTP_PROGRAMS : [])] }));
     this.#object = object;
+    const ofRoot = (): BpfObject => {
+      if (this.#pinDir === null) throw new UnderpassError('UNDERPASS_NOT_PINNED', 'adding a pod without a cgroup of its own: its hooks share the pinned maps, and nothing is pinned');
+      return BpfObject.open({ ...parameters, programs: [...ROOT_PROGRAMS] });
+    };
+    this.#root = this.#store.add(new RootHooks(ofRoot, this.#pinDir, options.logger));
     const codec = (name: string): StructCodec => new StructCodec(object, name);
     this.#maps = {
       pods: object.map('pods'),
@@ -190,6 +140,7 @@ export class Kernel {
       podCounters: object.map('pod_counters'),
       establishing: object.map('establishing'),
       peers: object.map('peers'),
+      proxyCgroups: object.map('proxy_cgroups'),
     };
     this.#podCodec = new PodCodec(object, this.#maps.pods);
     this.#codecs = {
@@ -217,6 +168,7 @@ export class Kernel {
 
   /** Envoy's cgroup: what it opens and accepts is a proxy's, and it learns original destinations. */
   attachProxy(cgroupPath: string): void {
+    this.#maps.proxyCgroups.set(u32(0), u64(cgroupId(cgroupPath)));
     for (const link of this.#proxyLinks.splice(0)) link.close();
     for (const program of PROXY_PROGRAMS) {
       this.#proxyLinks.push(this.#object.attachCgroup(program, cgroupPath, this.#pin(`links/proxy/${program}`)));
@@ -243,16 +195,18 @@ export class Kernel {
       ...(pod.l7Auto ? { l7Auto: true } : {}),
       ...(pod.splices === undefined ? {} : { splices: pod.splices }),
       cgroupId: id,
+      isRooted: id === this.#rootId,
     };
     const attached: Attached = current ?? { pod: state, slot: this.#freeSlot(), complete: false, links: [] };
     const before = current?.pod;
     const taken: [address: string, owner: Buffer | undefined][] = [];
+    let former: BpfLink[] = [];
     this.#pods.set(pod.uid, attached);
     try {
       // Whom its policies forbid finds no moment between hooks and policies.
       if (!before) this.policies.refresh(pod.netnsCookie);
       // The hooks do nothing for a namespace that is in no map, so all of them begin at the same moment.
-      if (!attached.complete || before?.cgroupId !== id) this.#attach(attached, state);
+      if (!attached.complete || before?.cgroupId !== id) former = this.#attach(attached, state, before?.isRooted !== state.isRooted);
       for (const address of state.addresses) {
         const key = encodeAddress(address);
         taken.push([address, this.#maps.addresses.get(key)]);
@@ -260,6 +214,7 @@ export class Kernel {
       }
       this.#maps.pods.set(u64(pod.netnsCookie), this.#podCodec.encode(state, attached.slot));
       attached.pod = state;
+      if (before && before.isRooted !== state.isRooted) this.#leavePlace(pod.uid, former, state.isRooted);
       this.policies.refresh(pod.netnsCookie);
       this.#former?.taken(pod.uid);
     } catch (error) {
@@ -276,13 +231,30 @@ export class Kernel {
     if (before && before.splices !== state.splices) this.#verdicts.forgetClearances(pod.netnsCookie);
   }
 
-  #attach(attached: Attached, pod: KernelPodState): void {
+  /** @returns links of the place where the pod was, when `moves`, until that one's hooks have no pod any more */
+  #attach(attached: Attached, pod: KernelPodState, moves: boolean): BpfLink[] {
     attached.complete = false;
-    for (const link of attached.links.splice(0)) link.close();
-    for (const program of POD_PROGRAMS) {
-      attached.links.push(this.#object.attachCgroup(program, pod.cgroupPath, this.#pin(podPin(pod.uid, program))));
-    }
+    const former = attached.links.splice(0);
+    if (!moves) for (const link of former.splice(0)) link.close();
+    if (pod.isRooted) this.#root.attach();
+    else for (const program of POD_PROGRAMS) attached.links.push(this.#object.attachCgroup(program, pod.cgroupPath, this.#pin(podPin(pod.uid, program))));
     attached.complete = true;
+    return former;
+  }
+
+  /** What serves the pod is elsewhere now, as the map `pods` says. */
+  #leavePlace(uid: string, links: readonly BpfLink[], toRoot: boolean): void {
+    for (const link of links) link.close();
+    if (toRoot) this.#unpinPod(uid);
+    else this.#releaseRoot();
+  }
+
+  #unpinPod(uid: string): void {
+    if (this.#pinDir !== null) rmSync(join(this.#pinDir, 'links', 'pods', pinName(uid)), { recursive: true, force: true });
+  }
+
+  #releaseRoot(): void {
+    if (![...this.#pods.values()].some(({ pod }) => pod.isRooted)) this.#root.detach();
   }
 
   /**
@@ -296,7 +268,7 @@ export class Kernel {
     this.steering.forget(uid);
     attached.complete = false;
     for (const link of attached.links.splice(0)) link.close();
-    if (this.#pinDir !== null) rmSync(join(this.#pinDir, 'links', 'pods', pinName(uid)), { recursive: true, force: true });
+    this.#unpinPod(uid);
     const cookie = attached.pod.netnsCookie;
     this.#maps.pods.delete(u64(cookie));
     // No hook of the pod's tells of its servers' ends any more.
@@ -304,6 +276,7 @@ export class Kernel {
     this.#forgetNamespace(cookie, attached.pod.addresses);
     // Last: what fails before is tried again.
     this.#pods.delete(uid);
+    if (attached.pod.isRooted) this.#releaseRoot();
     this.policies.refresh(cookie);
   }
 
@@ -433,7 +406,7 @@ export class Kernel {
   }
 
   #audited({ pod, slot, complete }: Attached): AuditedPod {
-    const hooks = complete && this.#pinDir !== null ? POD_PROGRAMS.map((program) => ({ program, pin: join(this.#pinDir!, podPin(pod.uid, program)) })) : [];
+    const hooks = complete && this.#pinDir !== null && !pod.isRooted ? POD_PROGRAMS.map((program) => ({ program, pin: join(this.#pinDir!, podPin(pod.uid, program)) })) : [];
     return { uid: pod.uid, netnsCookie: pod.netnsCookie, cgroupId: pod.cgroupId, addresses: pod.addresses, hooks, value: () => this.#podCodec.encode(pod, slot) };
   }
 
@@ -482,7 +455,7 @@ export class Kernel {
       clearance,
       onQuota: (cookie) => {
         const pod = this.#podOf(cookie);
-        if (pod) this.#verdicts.prune(cookie, new Set(cgroupIds(pod.cgroupPath)));
+        if (pod) this.#verdicts.prune(cookie, new Set(pod.isRooted ? [containerByNetns(cookie)] : cgroupIds(pod.cgroupPath)));
       },
     }));
     if (this.#pinDir === null) return;
@@ -512,15 +485,16 @@ export class Kernel {
     }
     for (const [key, value] of this.#maps.pods.entries()) {
       const netnsCookie = key.readBigUInt64LE();
-      const { state, slot } = this.#podCodec.decode(netnsCookie, value, addresses.get(netnsCookie) ?? []);
+      const { state, slot } = this.#podCodec.decode(netnsCookie, value, addresses.get(netnsCookie) ?? [], this.#rootId);
       const links: BpfLink[] = [];
-      for (const program of POD_PROGRAMS) {
+      for (const program of state.isRooted ? [] : POD_PROGRAMS) {
         const link = this.#object.replaceLink(program, podPin(state.uid, program));
         if (link) links.push(link);
       }
       this.#pods.set(state.uid, { pod: state, slot, complete: false, links });
       this.#lastSlot = Math.max(this.#lastSlot, slot.index);
     }
+    this.#root.adopt(this.pods().some(({ isRooted }) => isRooted), !this.#object.adopted);
     // Links of a pod that is in no map: an agent died between the two, or the maps are not what it wrote.
     this.#former = new FormerHooks(folder, new Set([...this.#pods.keys()].map(pinName)), !this.#object.adopted);
     for (const cookie of lostNamespaces(this.#object, new Set(this.pods().map((pod) => pod.netnsCookie)))) this.#forgetNamespace(cookie, addresses.get(cookie) ?? []);
