@@ -39,6 +39,20 @@ test('CniChain: the plugin stands behind all others, the rest of the file is as 
   assert.equal(chain.problem, undefined);
 });
 
+test('CniChain: what a writing that was interrupted left is taken away, at the start and with the plugin', (context) => {
+  const { folder, chain, file } = node(context);
+  const dirs = { configDir: join(folder, 'net.d'), binDir: join(folder, 'bin') };
+  mkdirSync(dirs.binDir);
+  writeFileSync(file('10-net.conflist'), JSON.stringify(NETWORK));
+  writeFileSync(file('.other.new'), '');
+  for (const away of [() => chain.start(), () => removeCniPlugin(dirs)]) {
+    for (const part of [file('.underpass-10-net.conflist.new'), file('.underpass-gone.conf.new'), join(dirs.binDir, 'underpass-cni.new')]) writeFileSync(part, '{"pl');
+    away();
+    assert.deepEqual(readdirSync(dirs.configDir).sort(), ['.other.new', '10-net.conflist']);
+    assert.equal(existsSync(join(dirs.binDir, 'underpass-cni.new')), false);
+  }
+});
+
 test('CniChain: whoever could read the configuration can do so with the plugin in it, and without it again', (context) => {
   const { folder, chain, file } = node(context);
   const mode = (name: string): string => (statSync(file(name)).mode & 0o777).toString(8);

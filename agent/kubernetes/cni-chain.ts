@@ -32,6 +32,8 @@ interface PluginEntry { type?: unknown; [key: string]: unknown }
 interface ConfigList { plugins?: PluginEntry[]; type?: unknown; [key: string]: unknown }
 
 const POLL_MS = 5_000;
+/** Of a file that is being written. */
+const PART = /^\.underpass-.+\.new$/;
 const CONFIGURATION = /\.(conf|conflist|json)$/;
 
 export class CniChain implements Closable {
@@ -52,6 +54,7 @@ export class CniChain implements Closable {
 
   /** Puts the plugin there, and keeps it there until close(). */
   start(): void {
+    removeParts(this.#options);
     this.#look();
   }
 
@@ -140,7 +143,14 @@ export class CniChain implements Closable {
 export function removeCniPlugin({ configDir, binDir }: Pick<CniChainOptions, 'configDir' | 'binDir'>): void {
   removeOurs(configDir);
   for (const file of configurations(configDir)) removeFrom(file);
-  for (const name of [PLUGIN, `${PLUGIN}.new`]) rmSync(join(binDir, name), { force: true });
+  removeParts({ configDir, binDir });
+  rmSync(join(binDir, PLUGIN), { force: true });
+}
+
+/** What a writing that was interrupted left. */
+function removeParts({ configDir, binDir }: Pick<CniChainOptions, 'configDir' | 'binDir'>): void {
+  for (const name of existsSync(configDir) ? readdirSync(configDir) : []) if (PART.test(name)) rmSync(join(configDir, name), { force: true });
+  rmSync(join(binDir, `${PLUGIN}.new`), { force: true });
 }
 
 /** As runtimes read them: the first by name counts. */

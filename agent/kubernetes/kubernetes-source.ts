@@ -17,7 +17,7 @@ import type { PodPlace, PodPlaces } from './pod-places.js';
 export interface KubernetesSourceOptions {
   client: KubeClient;
   nodeName: string;
-  places: Pick<PodPlaces, 'find' | 'prepare'>;
+  places: Pick<PodPlaces, 'find' | 'prepare'> & Partial<Pick<PodPlaces, 'mayDiffer'>>;
   logger: Logger;
   /** Told of every object's labels. */
   labels?: Pick<LabelEvents, 'look' | 'forget'>;
@@ -65,7 +65,7 @@ export class KubernetesSource implements WorkloadSource {
   /** Labels, by name. */
   #namespaces = new Map<string, Readonly<Record<string, string>>>();
   /** By UID; `ips`: those that the pod had when its place was looked up. A new sandbox has new ones. */
-  readonly #places = new Map<string, PodPlace & { ips: string; starting?: readonly string[] }>();
+  readonly #places = new Map<string, PodPlace & { ips: string; starting?: readonly string[]; /** Before it ran: where it runs may be elsewhere. */ isGuess?: boolean }>();
   /** The last ones whose end the watch has told of, for answers that are older than that. */
   readonly #ended = new Set<string>();
   #dirty: () => void = () => undefined;
@@ -108,7 +108,7 @@ export class KubernetesSource implements WorkloadSource {
     }
     const cgroup = places.prepare(pod.uid);
     if (cgroup === undefined) throw new Error(`pod ${namespace}/${name}: no cgroup is named by its UID ${pod.uid}`);
-    this.#places.set(pod.uid, { cgroup, netns, ips: ips.join(), starting: ips });
+    this.#places.set(pod.uid, { cgroup, netns, ips: ips.join(), starting: ips, ...(places.mayDiffer ? { isGuess: true } : {}) });
     this.#dirty();
     return this.#record(pod);
   }
@@ -282,13 +282,18 @@ export class KubernetesSource implements WorkloadSource {
   /** @returns pods that run and were not found */
   #locate(): ApiPod[] {
     for (const uid of this.#places.keys()) if (!this.#pods.has(uid)) this.#places.delete(uid);
-    const wanted = [...this.#pods.values()].filter((pod) => !pod.hostNetwork && pod.phase === 'Running' && this.#places.get(pod.uid)?.ips !== pod.ips.join());
+    const wanted = [...this.#pods.values()].filter((pod) => {
+      const place = this.#places.get(pod.uid);
+      return !pod.hostNetwork && pod.phase === 'Running' && (place?.ips !== pod.ips.join() || place.isGuess === true);
+    });
     if (wanted.length === 0) return [];
     const found = this.#options.places.find(new Set(wanted.map(({ uid }) => uid)));
     for (const { uid, ips } of wanted) {
-      const place = found.get(uid);
-      if (place) this.#places.set(uid, { ...place, ips: ips.join() });
-      else this.#places.delete(uid);
+      const [place, known] = [found.get(uid), this.#places.get(uid)];
+      const isSame = known?.ips === ips.join();
+      // Of a guess the namespace is right.
+      if (place) this.#places.set(uid, { cgroup: place.cgroup, netns: isSame ? known.netns : place.netns, ips: ips.join() });
+      else if (!isSame) this.#places.delete(uid);
     }
     return wanted.filter(({ uid }) => !found.has(uid));
   }
