@@ -107,8 +107,8 @@ export function readTarget(text: string): Target {
   return { host: (match[1] ?? match[2]) as string, port };
 }
 
-function render({ pod, host, port, addresses, http }: Explanation): string {
-  const lines: string[] = [];
+function render({ pod, host, port, hooks, addresses, http }: Explanation): string {
+  const lines: string[] = hooks === 'root' ? [`${pod} has no cgroup v2 directory: it is told by its network namespace, by hooks at the root of the hierarchy`] : [];
   for (const { address, way, reasons, endpoints, destinations = [] } of addresses) {
     lines.push(`${pod} -> ${host === address ? '' : `${host} = `}${address.includes(':') ? `[${address}]` : address}:${port}`, `  ${WAYS[way]}`, ...reasons.map((reason) => `  because ${reason}`));
     if (endpoints) {

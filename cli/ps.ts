@@ -30,7 +30,7 @@ export function render(status: AgentStatus, all: boolean): string {
     pod.name,
     pod.mode,
     pod.state,
-    pod.way,
+    pod.hooks === 'root' ? `${pod.way} (at the root)` : pod.way,
     status.acceleration.on || pod.acceleration === 'off' ? pod.acceleration : `${pod.acceleration} (off)`,
     syncOf(pod, status),
     pod.error ?? pod.reason ?? '',
@@ -50,6 +50,7 @@ export function render(status: AgentStatus, all: boolean): string {
     `control plane  ${proxy.controlPlane.connected ? 'connected' : 'not connected'}${proxy.controlPlane.address ? ` (${proxy.controlPlane.address})` : ''}${proxy.controlPlane.lastError && !proxy.controlPlane.connected ? ` - ${proxy.controlPlane.lastError}` : ''}`,
     ...certificateLines(proxy.certificates),
     `redirection    ${status.redirection.default}${status.redirection.bpfProblem === undefined ? '' : ` - no BPF: ${status.redirection.bpfProblem}`}`,
+    ...rootLine(status.pods),
     `acceleration   ${status.acceleration.on ? 'on' : `off - ${status.acceleration.reason ?? ''}`}`,
     ...(status.httpFastPath ? [`HTTP fast path ${fastPathLine(status.httpFastPath)}`] : []),
     `probation      ${summary(status.probation)}`,
@@ -91,6 +92,11 @@ function consistencyLines(consistency: AgentStatus['consistency']): string[] {
     ...all.flatMap(([, { drifting }]) => drifting).map((each) => `               ${line(each)}`),
     ...all.flatMap(([, { problems }]) => problems).map(({ check, reason }) => `               ${check} can't be compared: ${reason}`),
   ];
+}
+
+function rootLine(pods: AgentStatus['pods']): string[] {
+  const { length } = pods.filter(({ hooks }) => hooks === 'root');
+  return length === 0 ? [] : [`               ${length} ${length === 1 ? 'pod has' : 'pods have'} no cgroup v2 directory: hooks at the root of the hierarchy tell them by their network namespaces`];
 }
 
 /** What is wrong, and who decides which ports' callers. */

@@ -113,7 +113,7 @@ export class NodeUnderTest {
       return pods.length > 0 && now.ready && pods.every(wanted);
     };
     try {
-      await waitFor(what, probe, { timeoutMs: 60_000, everyMs: 50 });
+      await waitFor(what, probe, { timeoutMs: 240_000, everyMs: 50 });
     } catch (error) {
       throw new Error(`${String(error)}\n${JSON.stringify(last, undefined, 1)}\n${this.log.slice(-4000)}`);
     }

@@ -21,7 +21,7 @@ export interface Capabilities {
 }
 
 export interface DataplaneOptions {
-  kernel: (PodKernel & { pods(): KernelPod[] }) | undefined;
+  kernel: (PodKernel & { pods(): (KernelPod & { isRooted?: boolean })[] }) | undefined;
   namespaces: Namespaces;
   proxy: PodProxy;
   defaults: EnrolmentDefaults;
@@ -51,6 +51,8 @@ export interface PodStatus {
   /** How new connections leave the pod. */
   way: Way | 'plain';
   wantedWay: Way | 'plain';
+  /** Where the kernel's hooks of the pod are: its own cgroup, or the root of the hierarchy, since it has none. Absent without hooks. */
+  hooks?: 'cgroup' | 'root';
   acceleration: Acceleration;
   wantedAcceleration: Acceleration;
   listener: boolean;
@@ -206,6 +208,7 @@ export class Dataplane {
 
   status(): PodStatus[] {
     const rows: PodStatus[] = [];
+    const inKernel = new Map((this.#options.kernel?.pods() ?? []).map(({ uid, isRooted }) => [uid, isRooted === true ? 'root' as const : 'cgroup' as const]));
     for (const record of this.#records) {
       const target = this.#targetOf(record);
       const now = this.#controllers.get(record.uid)?.status() ?? { state: 'off' as const, way: 'plain' as const, acceleration: 'off' as const, listener: false, notes: [], reason: undefined };
@@ -221,6 +224,7 @@ export class Dataplane {
         wantedWay: target.mode === 'off' ? 'plain' : target.way,
         wantedAcceleration: target.mode === 'off' ? 'off' : target.acceleration,
         settled,
+        ...(inKernel.has(record.uid) ? { hooks: inKernel.get(record.uid)! } : {}),
         // What its labels come to, and what the pod's own controller met on the way there.
         ...(reasons.length === 0 ? {} : { reason: reasons.join('; ') }),
       });

@@ -49,6 +49,8 @@ export interface Explanation {
   pod: string;
   host: string;
   port: number;
+  /** Where the kernel's hooks of the pod are: its own cgroup, or the root of the hierarchy, since it has none. Absent without hooks. */
+  hooks?: 'cgroup' | 'root';
   /** One for each address of the host. */
   addresses: ExplainedAddress[];
   /** Of its HTTP, where the way is Envoy's: what the kernel repeats; absent without the HTTP fast path. */
@@ -57,7 +59,7 @@ export interface Explanation {
 
 /** What the kernel's maps say. */
 export interface LiveMaps {
-  pods(): readonly KernelPod[];
+  pods(): readonly (KernelPod & { isRooted?: boolean })[];
   /** The pod's that has the address. */
   netnsOf(address: string): bigint | undefined;
   /** Whether a connection to this address, a local pod's own, and port is left alone. */
@@ -85,7 +87,8 @@ export interface ExplainedPod {
 /** @throws UnderpassError `UNDERPASS_UNKNOWN_HOST` for a name that no service has, `UNDERPASS_BAD_ADDRESS` for an address with a zone */
 export function explain(pod: ExplainedPod, host: string, port: number, maps: LiveMaps, resolver: ServiceResolver | undefined): Explanation {
   const addresses = addressesOf(host, pod, resolver);
-  return { pod: `${pod.namespace}/${pod.name}`, host, port, addresses: addresses.map((address) => withDestinations(pod, port, { address, ...wayTo(pod, address, port, maps, resolver) }, maps, resolver)) };
+  const own = maps.pods().find(({ uid }) => uid === pod.uid);
+  return { pod: `${pod.namespace}/${pod.name}`, host, port, ...(own ? { hooks: own.isRooted ? 'root' : 'cgroup' } : {}), addresses: addresses.map((address) => withDestinations(pod, port, { address, ...wayTo(pod, address, port, maps, resolver) }, maps, resolver)) };
 }
 
 /** A pod's policy may refuse what its way leads to, and its probation keep what is let in from being moved by the kernel. */

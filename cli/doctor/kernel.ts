@@ -2,7 +2,7 @@
 import { existsSync, readFileSync, statfsSync } from 'node:fs';
 import { release } from 'node:os';
 import { fileURLToPath } from 'node:url';
-import { cgroup2Root } from '../../common/cgroup.js';
+import { cgroup1Roots, cgroup2Root } from '../../common/cgroup.js';
 import { errorMessage } from '../../common/errors.js';
 import { run } from '../../common/process.js';
 import type { LibbpfAnswer } from './libbpf.js';
@@ -75,7 +75,7 @@ export function kernelRows(): { rows: Row[]; capabilities: Capabilities } {
   try {
     const root = cgroup2Root();
     const own = readTrimmed('/proc/self/cgroup')?.split('\n').find((line) => line.startsWith('0::'));
-    row('kernel.cgroup2', 'cgroup v2', 'bpf', own ? 'yes' : 'partly', `mounted at ${root}`, 'this process is in no cgroup of it');
+    row('kernel.cgroup2', 'cgroup v2', 'bpf', own ? 'yes' : 'partly', `mounted at ${root}${cgroup1Roots().length === 0 ? '' : '; v1 is there, too: pods whose runtime gives them no v2 directory have their hooks at the root'}`, 'this process is in no cgroup of it');
   } catch (error) {
     row('kernel.cgroup2', 'cgroup v2', 'bpf', 'no', errorMessage(error), 'programs can\'t be attached to pods: iptables only, no short-circuits');
   }
