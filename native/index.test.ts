@@ -40,6 +40,13 @@ function bpfDescriptors(): number {
   }).length;
 }
 
+test('the BPF object loads while signals come in all the time, as those of a profiler: the verifier is not interrupted', async () => {
+  const script = `const { BpfObject } = await import(${JSON.stringify(INDEX)}); BpfObject.open({ pinDir: null, programs: ['pod_sockops'] }).close(); console.log('loaded');`;
+  // It samples by a signal each 50 µs; judging the program takes ten thousand times as long.
+  const { stdout } = await promisify(execFile)(process.execPath, ['--cpu-prof', '--cpu-prof-interval=50', `--cpu-prof-dir=${folder}`, '--input-type=module', '--eval', script], { timeout: 180_000 });
+  assert.equal(stdout, 'loaded\n');
+});
+
 test('netnsCookie is another for another namespace', async () => {
   const own = await netnsCookie('/proc/self/ns/net');
   assert.equal(await netnsCookie('/proc/self/ns/net'), own);

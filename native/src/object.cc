@@ -2,6 +2,8 @@
 #include "object.h"
 
 #include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
 #include <linux/types.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -21,6 +23,24 @@ namespace underpass {
 namespace {
 
 constexpr size_t kVerifierLines = 12;
+// Each of them is five of libbpf's own.
+constexpr int kLoadAttempts = 4;
+
+// The verifier gives up (EAGAIN) when a signal waits for its thread; a profiler sends one each millisecond. They wait until the end.
+class SignalsWait {
+ public:
+  SignalsWait() {
+    sigset_t all;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before_);
+  }
+  ~SignalsWait() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
+  SignalsWait(const SignalsWait &) = delete;
+  SignalsWait &operator=(const SignalsWait &) = delete;
+
+ private:
+  sigset_t before_;
+};
 
 thread_local std::string *captured_log = nullptr;
 
@@ -247,7 +267,8 @@ Napi::Function BpfObjectHandle::define(Napi::Env env) {
        InstanceMethod("enumValues", &BpfObjectHandle::enum_values), InstanceMethod("close", &BpfObjectHandle::close)});
 }
 
-void BpfObjectHandle::load(Napi::Env env, Napi::Object options) {
+// False: the verifier was interrupted, so that it may be asked once more.
+bool BpfObjectHandle::load_once(Napi::Env env, Napi::Object options, bool is_last) {
   LogCapture log;
   auto loaded = std::make_shared<Loaded>();
   size_t size = 0;
@@ -268,11 +289,19 @@ void BpfObjectHandle::load(Napi::Env env, Napi::Object options) {
     loaded->adopted = reuse_pins(env, object, folder);
   }
   if (int failed = bpf_object__load(object)) {
+    if (failed == -EAGAIN && !is_last) return false;
     throw syscall_error(env, "loading the BPF object", "bpf_object__load", -failed, log.tail(kVerifierLines));
   }
   fill_http_programs(env, object);
   if (!folder.empty() && !loaded->adopted) pin_maps(env, object, folder);
   loaded_ = std::move(loaded);
+  return true;
+}
+
+void BpfObjectHandle::load(Napi::Env env, Napi::Object options) {
+  SignalsWait signals_wait;
+  for (int attempt = 1; !load_once(env, options, attempt == kLoadAttempts); attempt++) {
+  }
 }
 
 bpf_object *BpfObjectHandle::object(Napi::Env env) const {

@@ -97,6 +97,7 @@ class BpfObjectHandle : public Napi::ObjectWrap<BpfObjectHandle> {
   static Napi::Function define(Napi::Env env);
   explicit BpfObjectHandle(const Napi::CallbackInfo &info);
   void load(Napi::Env env, Napi::Object options);
+  bool load_once(Napi::Env env, Napi::Object options, bool is_last);
 
  private:
   Napi::Value programs(const Napi::CallbackInfo &info);

@@ -46,7 +46,7 @@ const options = new Command('bench-kube')
   .option('--rounds <n>', 'how often their namespace is labelled anew', wholeNumber(0, 100), 3)
   .option('--sidecars <n>', 'sidecars to compare the shared Envoy with; each takes as much memory as it does', wholeNumber(0, 240), 5)
   .option('--linger <s>', 'seconds after all is in force until memory is read', wholeNumber(0, 600), 20)
-  .option('--agent-flags <flags>', "Node's flags for the agent; not --cpu-prof, whose signals interrupt the verifier: pods then go by iptables", '')
+  .option('--agent-flags <flags>', "Node's flags for the agent", '')
   .addHelpText('after', '\nExit codes: 0 measured, 1 could not be measured or a wrong option.')
   .parse()
   .opts<Options>();
