@@ -5,7 +5,7 @@ import { UnderpassError } from '../errors.js';
 import type { Closable } from '../lifecycle.js';
 import type { ApiServer } from './kubeconfig.js';
 import type { KubeObject } from './object.js';
-import { missingRule } from './rights.js';
+import { missingRule, placeOfRule } from './rights.js';
 
 /** Where objects of a kind are, by group, version and plural. */
 export interface Resource {
@@ -123,8 +123,9 @@ export class KubeClient implements Closable {
     const { statusCode = 0 } = response;
     if (statusCode >= 200 && statusCode < 300) return response;
     const { said, about } = saidIn(await wholeText(response).catch(() => ''));
-    const rule = statusCode === 403 && this.manifest !== undefined ? missingRule(said) : undefined;
-    throw new KubeApiError(statusCode, `${method} ${path}: ${statusCode} ${said}${rule === undefined ? '' : `; ${this.manifest} has the rule that is missing: ${rule}`}`, about);
+    const { manifest } = this;
+    const rule = statusCode === 403 && manifest !== undefined ? missingRule(said) : undefined;
+    throw new KubeApiError(statusCode, `${method} ${path}: ${statusCode} ${said}${rule === undefined ? '' : `; ${await placeOfRule(manifest!, said)} has the rule that is missing: ${rule}`}`, about);
   }
 
   close(): void {

@@ -343,7 +343,7 @@ test('a right that is missing: what it was for is not done, the log names verb a
   ].map((object) => stringify(object)).join('---\n'));
   const reader = await startPilot(await cluster.kubeconfigOf('istio-system', 'reader'), pilotOptions);
   try {
-    await waitFor('the words', () => reader.log.some((line) => line.includes('cannot get resource \\"leases\\"') && line.includes('deploy/pilot-rbac.yaml has the rule that is missing')), WAIT);
+    await waitFor('the words', () => reader.log.some((line) => line.includes('cannot get resource \\"leases\\"') && /deploy\/pilot-rbac\.yaml:\d+ has the rule that is missing/.test(line)), WAIT);
     assert.ok(reader.pilot.object('/Service/shop/nowhere'));
     assert.equal(reader.log.filter((line) => line.includes('cannot get resource')).length, 1);
   } finally {
