@@ -9,6 +9,7 @@ import type { SocketAddress } from '../common/arguments.js';
 import { UnderpassError, errorMessage } from '../common/errors.js';
 import type { PodMetadataPatch } from '../common/lab-api.js';
 import { ClosableStore } from '../common/lifecycle.js';
+import { OUTBOUND_PORT } from '../common/istio-iptables.js';
 import { logger as defaultLogger, type Logger } from '../common/log.js';
 import { VERSION } from '../common/version.js';
 import { InstanceLock, instanceWaiters } from './admin/lock.js';
@@ -185,6 +186,7 @@ export class Agent {
       discoveryAddress: this.#options.discoveryAddress,
       ...(this.#options.discoveryTls ? { discoveryTls: this.#options.discoveryTls } : {}),
       logger: this.#component('agent.proxy'),
+      isOpen: async (uid) => (await namespaces.takenPorts(namespaces.path(uid), [{ port: OUTBOUND_PORT }])).has(OUTBOUND_PORT),
       onListenerPorts: (ports, proxied) => this.#kernel?.setListenerPorts(ports, proxied),
       onInbound: (pods) => this.#dataplane?.setInbound(pods),
       onNarrowing: (uid, side) => this.#policies?.proxyNarrows(uid, side) ?? Promise.resolve(),

@@ -98,6 +98,7 @@ export interface ProxyOptions {
   fastPath?: NonNullable<NodeProxyOptions['fastPath']>;
   logger: Logger;
   /** The ports of all listeners that the control plane sent to any class; called on every change. */
+  isOpen: NonNullable<NodeProxyOptions['isOpen']>;
   onListenerPorts: NonNullable<NodeProxyOptions['onListenerPorts']>;
   /** The pods whose callers are to pass their inbound listeners; called on every change. */
   onInbound: (pods: InboundPods) => void;

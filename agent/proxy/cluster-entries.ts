@@ -69,8 +69,12 @@ export class ClusterEntries {
       cds.set(called, made.cds);
       if (made.eds) eds.set(called, made.eds);
     };
+    const added = new Set<ReadonlyMap<string, ClusterSource>>();
     for (const { key, clusters, taught = [] } of classes) {
-      for (const [name, source] of clusters) add(names.of(key, name), [source], source);
+      // Classes that are sent the same have the same map.
+      const isRenamed = names.renames(key);
+      if (isRenamed || !added.has(clusters)) for (const [name, source] of clusters) add(names.of(key, name), [source], source);
+      if (!isRenamed) added.add(clusters);
       for (const [name, copies] of taught) {
         const [called, source] = [names.of(key, name), clusters.get(name)!];
         const copyOf = (cluster: Cluster): ClusterSource => ({ name, cluster, assignment: source.assignment, targets: source.targets });

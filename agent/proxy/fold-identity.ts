@@ -136,3 +136,19 @@ function named(common: CommonTlsContext, identity: string): CommonTlsContext {
 function fromAgent(name: string): SdsSecretConfig {
   return SdsSecretConfig.fromPartial({ name, sds_config: { config_source_specifier: { $case: 'ads', value: {} }, initial_fetch_timeout: { seconds: FETCH_TIMEOUT_SECONDS, nanos: 0 }, resource_api_version: ApiVersion.V3 } });
 }
+
+const MOST_ACCOUNTS = 4_096;
+const accounts = new Map<string, { account?: string }>();
+
+/** What is in the names of what an account's pods alone have, as a part of its content. */
+export function ofAccount(identity: string | undefined): { account?: string } {
+  if (identity === undefined) return {};
+  let found = accounts.get(identity);
+  if (!found) {
+    const parsed = parseSpiffeId(identity);
+    // A node has few at a time.
+    if (accounts.size > MOST_ACCOUNTS) accounts.clear();
+    accounts.set(identity, (found = parsed ? { account: `${parsed.namespace}/${parsed.serviceAccount}` } : {}));
+  }
+  return found;
+}

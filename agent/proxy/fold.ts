@@ -5,7 +5,6 @@ import type { ClusterLoadAssignment } from '../../proto/generated/envoy/config/e
 import { Listener } from '../../proto/generated/envoy/config/listener/v3/listener.js';
 import type { FilterChain } from '../../proto/generated/envoy/config/listener/v3/listener_components.js';
 import { RouteConfiguration } from '../../proto/generated/envoy/config/route/v3/route.js';
-import { parseSpiffeId } from '../../common/identity/spiffe.js';
 import { encode, pack } from '../../common/xds/any.js';
 import { contentHash, hashBytes, type XdsResource } from '../xds/resource-type.js';
 import { edsNames } from '../xds/resource-types.js';
@@ -17,8 +16,10 @@ import { taughtName } from '../http/taught-clusters.js';
 import { canBeTaughtOf, TaughtFold, taughtOfPod } from '../http/teach.js';
 import type { EnvoyExtensions } from './extensions.js';
 import { asksForMeshTls, ClusterEntries } from './cluster-entries.js';
+import { twinOf, type ClusterSet } from './cluster-sets.js';
 import { boundTo, foldCluster, isFoldedCluster } from './fold-clusters.js';
 import { parseEndpointId } from './fold-endpoints.js';
+import { ofAccount } from './fold-identity.js';
 import { FoldedBase, FoldedEndpoints, type ClusterSource, type FoldedCluster } from './folded-cluster.js';
 import { foldListener, foldListeners, renameInChain, type FoldedListeners } from './fold-listeners.js';
 import { CLOSED, foldInbound, inboundListeners, isInboundCluster, meshListenerName, type FoldedInbound } from './fold-inbound.js';
@@ -108,15 +109,6 @@ interface TunnelEntries {
   routes: Entry;
 }
 
-/** A class's clusters, as they were folded from these objects. */
-interface ClusterSet {
-  clusters: object;
-  endpoints: object;
-  as: string;
-  result: Map<string, FoldedCluster>;
-  problems: FoldProblem[];
-}
-
 /** With the clusters for what Envoy sends by itself. */
 type MirroredClusters = Map<string, ClusterSource & Content>;
 
@@ -133,14 +125,12 @@ interface Template {
   problems: FoldProblem[];
 }
 
-const MOST_ACCOUNTS = 4_096;
-
 /** Keeps what it folded before, by resource object: an unchanged resource is folded once. */
 export class Folder {
   /** By identity, '' for none; like the others that follow by the source's bytes. */
   readonly #clusters = new Map<string, WeakMap<Any, FoldedBase>>();
   /** By class. */
-  readonly #clusterSets = new Map<string, ClusterSet>();
+  readonly #clusterSets = new Map<string, ClusterSet<FoldedCluster, FoldProblem>>();
   /** By class. */
   readonly #mirrors = new Map<string, { clusters: object; as: string; result: MirroredClusters }>();
   readonly #clusterEntries = new ClusterEntries();
@@ -286,27 +276,37 @@ export class Folder {
   }
 
   #foldClusters({ key, state, identity }: FoldClass, local: ReadonlySet<string>, problems: FoldProblem[]): Map<string, FoldedCluster> {
-    const as = `${identity ?? ''} ${[...local].join()}`;
+    const { clusters, endpoints: assignments } = state;
+    const as = { clusters, endpoints: assignments, identity: identity ?? '', local: [...local].join(), accountClusters: this.accountClusters.size };
     const before = this.#clusterSets.get(key);
-    if (before?.clusters === state.clusters && before.endpoints === state.endpoints && before.as === as) {
+    if (before?.clusters === clusters && before.endpoints === assignments && before.identity === as.identity && before.local === as.local) {
       this.#keepGood(`${key} CDS`);
       problems.push(...before.problems);
       return before.result;
     }
+    const twin = twinOf(this.#clusterSets, key, as);
+    const good = twin && (this.#nextGood.get(`${twin.key} CDS`) ?? this.#lastGood.get(`${twin.key} CDS`));
+    if (twin && good) {
+      this.#nextGood.set(`${key} CDS`, good as Map<string, Any>);
+      this.#clusterSets.set(key, { ...twin.set, ...as });
+      return twin.set.result;
+    }
     const found: FoldProblem[] = [];
     const result = new Map<string, FoldedCluster>();
-    for (const source of state.clusters.values()) {
+    let isNeutral = true;
+    for (const source of clusters.values()) {
       const { name } = source;
       if (!isFoldedCluster(name)) continue;
       const service = edsNames.of(source);
-      const endpoints = service === undefined ? undefined : this.#foldAssignment(state.endpoints.get(service));
+      const endpoints = service === undefined ? undefined : this.#foldAssignment(assignments.get(service));
       const account = identity !== undefined && this.#asksForMeshTls(source, endpoints, local) ? identity : undefined;
+      if (account !== undefined) isNeutral = false;
       const base = this.#good(`${key} CDS`, key, `CDS ${name}`, source, found, () => this.#foldCluster(source, account), cacheOf(this.#clusters, account));
       if (!base) continue;
       const old = before?.result.get(name);
       result.set(name, old?.base === base && old.endpoints === endpoints ? old : base.with(endpoints));
     }
-    this.#clusterSets.set(key, { clusters: state.clusters, endpoints: state.endpoints, as, result, problems: found });
+    this.#clusterSets.set(key, { ...as, accountClusters: this.accountClusters.size, result, problems: found, isNeutral });
     problems.push(...found);
     return result;
   }
@@ -575,20 +575,6 @@ function addWaypoints(classes: readonly FoldClass[], { waypoints }: WaypointTabl
       eds.set(assignment.name, assignment);
     }
   }
-}
-
-const accounts = new Map<string, { account?: string }>();
-
-function ofAccount(identity: string | undefined): { account?: string } {
-  if (identity === undefined) return {};
-  let found = accounts.get(identity);
-  if (!found) {
-    const parsed = parseSpiffeId(identity);
-    // A node has few at a time.
-    if (accounts.size > MOST_ACCOUNTS) accounts.clear();
-    accounts.set(identity, (found = parsed ? { account: `${parsed.namespace}/${parsed.serviceAccount}` } : {}));
-  }
-  return found;
 }
 
 function isOfSockets({ load_assignment }: Cluster): boolean {

@@ -6,7 +6,7 @@ import type { Envoy } from './envoy.js';
 import { inboundListenerName } from './fold-inbound.js';
 import { INSPECTION_KINDS, inspectionName } from './inspection.js';
 import { podHboneName, podListenerName } from './pod-listener.js';
-import { LDS, RDS, type Snapshot } from './snapshot.js';
+import { LDS, RDS, type Entry, type Snapshot } from './snapshot.js';
 
 export interface ListenerWaitsOptions {
   ads: Pick<AdsServer, 'status' | 'connected' | 'mayHold' | 'changedSoon' | 'changedWithin'>;
@@ -19,6 +19,8 @@ export interface ListenerWaitsOptions {
   classOf(uid: string): string | undefined;
   /** Whether this agent has started Envoy, or taken it over. */
   isStarted(): boolean;
+  /** Whether anybody listens on the pod's outbound port, by the kernel; rejects where that can't be told. */
+  isOpen?: (uid: string) => Promise<boolean>;
 }
 
 const READY_POLL_MS = 10;
@@ -28,6 +30,8 @@ export class ListenerWaits {
   readonly #options: ListenerWaitsOptions;
   #listed: Promise<ReadonlySet<string>> | undefined;
   readonly #removals = new Map<string, Promise<void>>();
+  /** Versions of classes' internal listeners that listened when Envoy was asked. */
+  readonly #seen = new Map<string, string>();
 
   constructor(options: ListenerWaitsOptions) {
     this.#options = options;
@@ -60,11 +64,19 @@ export class ListenerWaits {
       throw new UnderpassError('UNDERPASS_ENVOY_REFUSED', `waiting for the listener of pod ${uid}: Envoy refuses it: ${nack}`);
     }
     if (!entry.needs.every((route) => ads.status(RDS, route).acked || ads.status(RDS, route).nack)) return false;
+    // The kernel answers while Envoy is busy with other pods' listeners; Envoy has answered for this one.
+    const isOpen = await this.#options.isOpen?.(uid).catch(() => undefined);
+    if (isOpen === false) return false;
     const key = this.#options.classOf(uid) ?? '';
-    const inner = [key, taughtName(key)].flatMap((own) => INSPECTION_KINDS.map((kind) => inspectionName(own, kind))).filter((listener) => snapshot.get(LDS, listener));
+    const inner = [key, taughtName(key)].flatMap((own) => INSPECTION_KINDS.map((kind) => snapshot.get(LDS, inspectionName(own, kind)))).filter((each) => each !== undefined);
+    const isDecided = ({ name: each, version }: Entry): boolean => {
+      const status = ads.status(LDS, each);
+      return status.nack !== undefined || (status.acked && this.#seen.get(each) === version);
+    };
+    if (isOpen && inner.every(isDecided)) return true;
     const listening = await this.#listening();
-    const refused = (listener: string): boolean => ads.status(LDS, listener).nack !== undefined;
-    return listening.has(name) && inner.every((listener) => listening.has(listener) || refused(listener));
+    for (const { name: each, version } of inner) if (listening.has(each)) this.#seen.set(each, version);
+    return (isOpen || listening.has(name)) && inner.every((each) => listening.has(each.name) || ads.status(LDS, each.name).nack !== undefined);
   }
 
   /** Names of the listeners that listen. Envoy is asked once for all who ask meanwhile: of many pods each asks again and again. */
@@ -85,6 +97,8 @@ export class ListenerWaits {
       removal.then(settled, settled); // whoever waits hears of a failure
     }
     for (const uid of wanted) this.#removals.delete(uid);
+    const snapshot = this.#options.snapshot();
+    for (const name of this.#seen.keys()) if (!snapshot?.get(LDS, name)) this.#seen.delete(name);
   }
 
   /**

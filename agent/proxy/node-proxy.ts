@@ -28,7 +28,7 @@ import { needsOfPods, type InboundNeeds } from './inbound-needs.js';
 import { InboundFollower, type InboundPods } from './inbound-follower.js';
 import { HealthRelay } from './health-relay.js';
 import { tunnelHeaders } from './hbone-originate.js';
-import { ListenerWaits } from './listener-waits.js';
+import { ListenerWaits, type ListenerWaitsOptions } from './listener-waits.js';
 import { podHboneName, podOfListener, type ListenerPod } from './pod-listener.js';
 import { NarrowingFollower, policiesOfPods, savedPolicies, type NarrowingOptions } from './narrowing.js';
 import { PlainPorts } from './plain-ports.js';
@@ -51,7 +51,7 @@ export type { NodeProxyStatus } from './proxy-status.js';
  */
 export type ListenerPorts = readonly number[] | 'all';
 
-export interface NodeProxyOptions extends Pick<NarrowingOptions, 'onNarrowing' | 'onNarrowed'>, Pick<EnvoyOptions, 'execPath' | 'launcherSocket' | 'handover' | 'drainSeconds'> {
+export interface NodeProxyOptions extends Pick<NarrowingOptions, 'onNarrowing' | 'onNarrowed'>, Pick<ListenerWaitsOptions, 'isOpen'>, Pick<EnvoyOptions, 'execPath' | 'launcherSocket' | 'handover' | 'drainSeconds'> {
   nodeName: string;
   /** The node's address, for the WDS stream's node id; default 127.0.0.1. */
   nodeAddress?: string;
@@ -203,7 +203,7 @@ export class NodeProxy {
     });
     this.#waits = new ListenerWaits({
       ...envoysAnswers, envoy: this.envoy,
-      snapshot: () => this.#snapshot, isWanted: (uid) => this.#pods.has(uid), classOf: (uid) => this.#folded.get(uid), isStarted: () => this.#started,
+      snapshot: () => this.#snapshot, isWanted: (uid) => this.#pods.has(uid), classOf: (uid) => this.#folded.get(uid), isStarted: () => this.#started, ...(options.isOpen ? { isOpen: options.isOpen } : {}),
     });
     this.#waypoints = new WaypointIndex(options.nodeName);
     this.#file = new StateFile(join(options.runDir, 'xds-state.bin'), this.#logger);

@@ -56,8 +56,15 @@ test('NameBook: no two contents ever have one name, and of who stays no name cha
     return Math.floor((state / 2 ** 32) * below);
   };
   let book = new NameBook();
+  // Classes with equal contents may have one map of them, or one each.
+  let shared = new NameBook();
+  const sharing = (all: ReturnType<typeof classOf>[]): typeof all => {
+    const known = new Map(all.map(({ contents }) => [JSON.stringify([...contents]), contents]));
+    return all.map(({ key, contents }) => ({ key, contents: known.get(JSON.stringify([...contents]))! }));
+  };
   let classes = [classOf('k0', { web: 'h0', db: 'h1' })];
   let before = namesIn(book, ...classes);
+  namesIn(shared, ...classes);
   let came = 1;
   for (let step = 0; step < 2_000; step++) {
     const change = random(4);
@@ -67,9 +74,10 @@ test('NameBook: no two contents ever have one name, and of who stays no name cha
       const key = random(3) === 0 ? `k${random(came)}` : `k${came++}`;
       if (!classes.some((each) => each.key === key)) classes = classes.toSpliced(random(classes.length + 1), 0, fresh(key));
     } else if (change === 2) classes = classes.with(random(classes.length), fresh(classes[random(classes.length)]!.key));
-    else book = new NameBook(book.given);
+    else [book, shared] = [new NameBook(book.given), new NameBook(shared.given)];
     classes = [...new Map(classes.map((each) => [each.key, each])).values()];
     const now = namesIn(book, ...classes);
+    assert.deepEqual([namesIn(shared, ...sharing(classes)), shared.given], [now, book.given], `step ${step}`);
     const contentOf = new Map<string, string>();
     for (const { key, contents: own } of classes) for (const [name, { hash }] of own) {
       const chosen = now[`${key} ${name}`]!;

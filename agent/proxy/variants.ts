@@ -81,11 +81,23 @@ export class NameBook {
     };
     const left: { key: string; name: string; plain: string; hash: string }[] = [];
     const kept: (typeof left[number] & { chosen: string })[] = [];
+    const plainOnes = new Set<ReadonlyMap<string, Content>>();
+    const newOnes = new Map<ReadonlyMap<string, Content>, string>();
+    const twins: { key: string; first: string }[] = [];
     // First who has the plain name, then who has another one, then who has none yet.
     for (const isKnown of [true, false]) {
       for (const { key, contents } of classes) {
         const own = before[key];
         if ((own !== undefined) !== isKnown) continue;
+        // Whose contents are another class's, and have the plain names there, has them too.
+        if (contents && plainOnes.has(contents) && Object.keys(own ?? {}).length === 0) continue;
+        const first = contents && !isKnown ? newOnes.get(contents) : undefined;
+        if (first !== undefined) {
+          twins.push({ key, first });
+          continue;
+        }
+        if (contents && !isKnown) newOnes.set(contents, key);
+        const undecided = left.length + kept.length;
         for (const [name, { hash, account }] of contents ?? []) {
           const plain = account === undefined ? name : `${name}~${account}`;
           if (!isKnown) {
@@ -101,6 +113,7 @@ export class NameBook {
           if (known.plain === undefined || known.plain === hash) give(key, name, plain, hash, plain);
           else left.push({ key, name, plain, hash });
         }
+        if (isKnown && contents && left.length + kept.length === undecided && !renamed.has(key)) plainOnes.add(contents);
       }
       if (!isKnown) continue;
       const others = left.splice(0);
@@ -122,6 +135,11 @@ export class NameBook {
         if (!known.byName?.has(candidate)) chosen = candidate;
       }
       give(key, name, plain, hash, chosen);
+    }
+    for (const { key, first } of twins) {
+      given[key] = { ...given[first] };
+      const names = renamed.get(first);
+      if (names) renamed.set(key, names);
     }
     this.#given = given;
     return namesOf(renamed, split);

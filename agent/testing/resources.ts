@@ -14,13 +14,13 @@ import '../../proto/generated/envoy/extensions/filters/network/tcp_proxy/v3/tcp_
 import type { Any } from '../../proto/generated/google/protobuf/any.js';
 import { pack } from '../../common/xds/any.js';
 import type { AnyResourceType } from '../xds/resource-type.js';
-import { ClusterType, EndpointType, ListenerType, RouteType } from '../xds/resource-types.js';
-import type { SidecarState } from '../xds/sidecar-stream.js';
+import { sidecarTypes, type SidecarState } from '../xds/sidecar-stream.js';
 
 /** What a class was sent, by `kind name`, e.g. `cds outbound|80||web`; what kind each is says its type. */
 export function sidecarState(resources: Readonly<Record<string, Any>>): SidecarState {
   const result = { clusters: new Map(), endpoints: new Map(), listeners: new Map(), routes: new Map() };
-  const types: [keyof SidecarState, AnyResourceType][] = [['clusters', new ClusterType()], ['endpoints', new EndpointType()], ['listeners', new ListenerType()], ['routes', new RouteType()]];
+  // As the streams of the agent do: what is sent with equal bytes is one object.
+  const types = Object.entries(sidecarTypes) as [keyof SidecarState, AnyResourceType][];
   for (const [key, any] of Object.entries(resources)) {
     const name = key.slice(key.indexOf(' ') + 1);
     for (const [kind, type] of types) if (type.typeUrl === any.type_url) result[kind].set(name, type.decode(name, '', any));
