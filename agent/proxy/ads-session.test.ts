@@ -94,12 +94,12 @@ describe('AdsSession: listeners of many new pods', () => {
   it('go out a few at a time, what they lead to before them and what is reached in other pods behind them; a pod is in force when its own part is', async () => {
     const { world, session, answer, names, begin } = open(snapshotOf(all));
     await begin();
-    assert.deepEqual([world.sent.length, names(0), names(1)], [2, [inner.name], pods.slice(0, 10).map((uid) => `pod/${uid}/outbound`)], 'the next part is there when Envoy has made the first, and no more');
+    assert.deepEqual([world.sent.length, names(0), names(1)], [2, [inner.name], pods.slice(0, 20).map((uid) => `pod/${uid}/outbound`)], 'the next part is there when Envoy has made the first, and no more');
     await answer(0);
     await answer(1);
-    assert.deepEqual([world.answered.get('pod/u0/outbound'), world.answered.get('pod/u10/outbound'), world.sent.length], ['taken', undefined, 4]);
+    assert.deepEqual([world.answered.get('pod/u0/outbound'), world.answered.get('pod/u20/outbound'), world.sent.length], ['taken', undefined, 4]);
     for (let index = 2; index < world.sent.length; index++) await answer(index);
-    assert.deepEqual(world.sent.slice(4).flatMap(({ resources }) => resources.map(({ name }) => name)), pods.map((uid) => `pod/${uid}/hbone`));
+    assert.deepEqual(world.sent.slice(3).flatMap(({ resources }) => resources.map(({ name }) => name)), pods.map((uid) => `pod/${uid}/hbone`));
     assert.deepEqual([world.answered.size, world.done, session.idle], [all.length, 1, true]);
     session.close();
   });

@@ -3,7 +3,7 @@ import { podListenerName, podOfListener } from './pod-listener.js';
 import type { Entry } from './snapshot.js';
 
 /** Envoy takes some milliseconds for each, and answers for all of a response together. */
-const LISTENERS_AT_ONCE = 10;
+const LISTENERS_AT_ONCE = 20;
 
 /**
  * What Envoy has already, and what several pods' listeners lead to, comes first and together; then the listeners by which pods'
