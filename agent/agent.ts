@@ -33,6 +33,8 @@ import { EnvoyAdmin } from './proxy/envoy-admin.js';
 import { NO_WAYPOINTS } from './proxy/waypoint-table.js';
 import type { AgentKernel, AgentParts, AgentProxy, ProxyStatus, SelfTestVerdict } from './parts.js';
 import { FlowTelemetry } from './telemetry/flow-telemetry.js';
+import { PodNames } from './telemetry/pod-names.js';
+import { LiveRoutes } from './telemetry/live-routes.js';
 import { explain, type LiveMaps } from './resolve/explain.js';
 import { ServiceResolver } from './resolve/service-resolver.js';
 import { metricsText, type Counters } from './telemetry/metrics.js';
@@ -111,6 +113,8 @@ export class Agent {
   #running: Promise<void> | undefined;
   #flows: FlowTelemetry | undefined;
   #auditors: AgentAuditors | undefined;
+  readonly #names = new PodNames({ records: () => this.#records ?? [], kernel: () => this.#kernel?.pods() });
+  readonly #live: LiveRoutes;
   #verdictTimer: NodeJS.Timeout | undefined;
   #verdictProblem: string | undefined;
   #stopped: Promise<void> | undefined;
@@ -126,6 +130,7 @@ export class Agent {
     this.#paths = instancePaths(options);
     this.folder = this.#paths.folder;
     this.#defaults = { acceleration: 'l4', redirection: 'auto', ...options.defaults };
+    this.#live = new LiveRoutes({ flows: () => this.#flows?.stream, names: this.#names, watch: () => this.#kernel?.watch, logger: this.#component('agent.capture') });
     this.failed = new Promise<never>((_, reject) => (this.#fail = reject));
     this.failed.catch(() => undefined);
   }
@@ -165,6 +170,7 @@ export class Agent {
         '/v1/explain': (query) => this.#explain(query),
         '/v1/objects': (query) => ({ body: { node: nodeName, objects: this.#auditors?.objects(query.get('object') ?? undefined) ?? [] } }),
         '/v1/counters': () => ({ body: this.counters() ?? { message: this.#kernelProblem } }),
+        ...this.#live.routes,
         '/v1/http-fast-path': () => this.#switchFastPath(new URLSearchParams()),
         '/metrics': async () => ({ contentType: 'text/plain; version=0.0.4', pieces: await metrics() }),
         ...envoy.routes,
@@ -254,6 +260,7 @@ export class Agent {
     clearInterval(this.#verdictTimer);
     await this.#auditors?.close();
     this.#policies?.close();
+    this.#live.close();
     await this.#running?.catch(() => undefined);
     await this.#dataplane?.stop();
     // Envoy does not see what the kernel has under way on its connections.
@@ -357,16 +364,15 @@ export class Agent {
 
   #flowTelemetry(kernel: AgentKernel | undefined, proxy: AgentProxy): FlowTelemetry {
     const { flowLog, trustDomain } = this.#options;
+    const names = this.#names;
     return new FlowTelemetry({
       ...(kernel ? { kernel } : {}),
       workloads: proxy.workloads,
       ...(kernel?.http ? { requests: kernel.http.totals } : {}),
       ...(proxy.requests ? { envoy: { view: proxy.requests, folder: this.folder } } : {}),
-      podOf: (netnsCookie) => {
-        const uid = kernel?.pods().find((pod) => pod.netnsCookie === netnsCookie)?.uid;
-        const record = uid === undefined ? undefined : this.#records?.find((candidate) => candidate.uid === uid);
-        return record && { netnsCookie, name: record.name, namespace: record.namespace };
-      },
+      podOf: (netnsCookie) => names.ofNetns(netnsCookie),
+      names,
+      ...(proxy.flowLogs ? { flowLogs: proxy.flowLogs } : {}),
       logger: this.#component('agent.flows'),
       ...(flowLog ? { log: this.#component('agent.flow-log') } : {}),
       ...(trustDomain === undefined ? {} : { trustDomain }),

@@ -1,7 +1,7 @@
 /** What asks an agent needs, without the agent itself: a command that only asks starts in a fraction of the time. */
 import type { ObjectStatus } from './consistency/object-status.js';
 
-export { askAgent } from './admin/server.js';
+export { askAgent, followAgent, openAgentStream } from './admin/server.js';
 export type { AgentStatus } from './admin/status.js';
 export type { PodStatus } from './dataplane/dataplane.js';
 export { countProbation, type PodProbation } from './dataplane/probation.js';
@@ -15,3 +15,6 @@ export interface NodeObjects {
   node: string;
   objects: ObjectStatus[];
 }
+export { FLOW_VERDICTS, FLOW_WAYS, type Flow } from './telemetry/flow-record.js';
+export { FLOWS_KEPT } from './telemetry/flow-stream.js';
+export type { TraceLine } from './telemetry/trace-stream.js';

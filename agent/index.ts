@@ -5,6 +5,7 @@ export { askAgent } from './admin/server.js';
 export { instanceHolder, type InstanceHolder } from './admin/lock.js';
 export type { AgentStatus } from './admin/status.js';
 export type { AgentFastPathStatus } from './http/agent-fast-path.js';
+export type { Flow } from './telemetry/flow-record.js';
 export type { Explanation } from './resolve/explain.js';
 export type { PodStatus } from './dataplane/dataplane.js';
 export { countProbation, probationOf, type PodProbation } from './dataplane/probation.js';

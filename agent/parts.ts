@@ -4,6 +4,7 @@ import type { Check } from './consistency/drift.js';
 import type { SourcedResource } from './consistency/object-status.js';
 import type { InboundSteering, KernelPod, PodKernel, PodProxy } from './dataplane/collaborators.js';
 import type { KernelPolicies } from './dataplane/kernel-policies.js';
+import type { KernelWatch } from './dataplane/kernel-watch.js';
 import type { PodCounters, ProbationEntry } from './dataplane/kernel.js';
 import type { KnownWorkloads } from './telemetry/flow-labels.js';
 import type { FlowKernel } from './telemetry/flow-telemetry.js';
@@ -12,6 +13,7 @@ import type { SelfTestVerdict } from './dataplane/self-test.js';
 import type { HttpKernel } from './http/agent-fast-path.js';
 import type { NodeCaFactory } from './identity/certificates.js';
 import type { EnvoyOptions } from './proxy/envoy.js';
+import type { EnvoyFlowLogs } from './proxy/envoy-flow-logs.js';
 import type { InboundPods } from './proxy/inbound-follower.js';
 import type { WorkloadView } from './policy/workload-policies.js';
 import type { ListenerPorts, NodeProxyOptions, NodeProxyStatus } from './proxy/node-proxy.js';
@@ -40,6 +42,8 @@ export interface AgentKernel extends PodKernel, FlowKernel, PolicyKernel {
   readonly policies?: Pick<KernelPolicies, 'judge'>;
   /** What the connect hook decides by itself; absent where it can't. */
   readonly services?: ServiceSink;
+  /** Single connections and messages, for who asks. */
+  readonly watch?: KernelWatch;
   /** The HTTP fast path; absent where there is none. */
   readonly http?: HttpKernel;
   /** What compares it with what it was given. */
@@ -59,6 +63,8 @@ export interface AgentProxy extends PodProxy {
   readonly workloads: KnownWorkloads;
   /** What Envoy counts of requests; absent: nothing. */
   readonly requests?: RequestView;
+  /** What Envoy tells of requests while somebody listens; absent: nothing. */
+  readonly flowLogs?: Pick<EnvoyFlowLogs, 'listen' | 'dropped'>;
   /** Envoy has, and has answered, all that the control plane said. */
   readonly settled: boolean;
   /** Which destinations are reached through a waypoint. */

@@ -168,12 +168,24 @@ static __always_inline int refuse_connect(void)
 	return CONNECT_REFUSE;
 }
 
+static __always_inline void trace_connecting(struct bpf_sock_addr *ctx, const struct address *to, __u32 port, enum capture capture, enum hook_place place)
+{
+	if (!watch_of(WATCH_TRACE) || ctx->protocol != IPPROTO_TCP)
+		return;
+	__u64 netns_cookie = bpf_get_netns_cookie(ctx);
+	struct pod *pod = bpf_map_lookup_elem(&pods, &netns_cookie);
+	if (pod && serves(pod, place))
+		trace_connect(netns_cookie, to, port, capture, bpf_get_current_pid_tgid() >> 32);
+}
+
 static __always_inline int on_connect4(struct bpf_sock_addr *ctx, enum hook_place place)
 {
 	struct address destination;
 	set_ipv4(&destination, ctx->user_ip4);
 	struct original_dst chosen = {};
+	__u32 port = bpf_ntohs(ctx->user_port);
 	enum capture capture = on_connect(ctx, &destination, &chosen, place);
+	trace_connecting(ctx, &destination, port, capture, place);
 	if (capture == CAPTURE_OUTBOUND) {
 		ctx->user_ip4 = bpf_htonl(0x7f000001);
 		ctx->user_port = bpf_htons(OUTBOUND_PORT);
@@ -192,7 +204,9 @@ static __always_inline int on_connect6(struct bpf_sock_addr *ctx, enum hook_plac
 {
 	struct address destination = { { ctx->user_ip6[0], ctx->user_ip6[1], ctx->user_ip6[2], ctx->user_ip6[3] } };
 	struct original_dst chosen = {};
+	__u32 port = bpf_ntohs(ctx->user_port);
 	enum capture capture = on_connect(ctx, &destination, &chosen, place);
+	trace_connecting(ctx, &destination, port, capture, place);
 	if (capture == CAPTURE_OUTBOUND) {
 		bool mapped = is_ipv4(&destination);
 		ctx->user_ip6[0] = 0;

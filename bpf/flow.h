@@ -357,6 +357,7 @@ __noinline int flow_refused(const struct flow_key *asked, __u32 by_policy, __u32
 static __always_inline void flow_denied(enum counter reason, const struct flow_key *key, const struct address *client, __u16 client_port,
 					const struct address *endpoint)
 {
+	trace_denied(reason, key, client, client_port, endpoint);
 	if (!flows_logged())
 		return;
 	struct flow_record *record = bpf_ringbuf_reserve(&flow_records, sizeof(*record), 0);

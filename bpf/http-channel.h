@@ -21,6 +21,7 @@ struct http_socket {
 	__u8 begun;    /* its head has been read, and it goes on */
 	__u8 lost;     /* nobody knows any more where messages begin */
 	__u8 fast;     /* of C: what goes on was begun with a server, and is none of Envoy's */
+	__u8 traced;   /* of C: SOCKET_TRACED */
 	__u8 trace;    /* of C's request at hand, enum http_trace: drawn to be traced, or the kind in which it is to be said that it was not */
 	__u32 reader; /* enum http_reader, of the head in the scratch; 0: it could not be read */
 	/* Of S: what the message at hand completes. */

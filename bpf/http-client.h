@@ -229,11 +229,22 @@ static __always_inline bool http_has_room(const struct http_socket *hs)
 	return hs->request.end <= HTTP_HEAD_MAX - HTTP_HEAD_ADDED && hs->scratch.lines <= HTTP_LINES_MAX - HTTP_LINES_ADDED;
 }
 
+/* What went to `server` in place of the socket's own peer. */
+static __always_inline void http_tell_fast(const struct socket_state *state, __u64 server, __u32 size)
+{
+	if (state->flags & SOCKET_TRACED)
+		tell_point(WATCH_FAST, COUNTERS, state->cookie, server, size);
+	if (state->flags & SOCKET_TAPPED)
+		tell_led(state->cookie, server);
+}
+
 /* To Envoy, as the exchange that it has under way. */
 static __always_inline int http_to_envoy(struct sk_msg_md *msg, struct http_socket *hs, struct http_channel *ch, __u64 now, bool drawn, enum counter why)
 {
 	bool open = hs->begun, taken = false;
 	count(why);
+	if (hs->traced)
+		tell_point(WATCH_TO_ENVOY, why, ch->cookie, ch->tuple.netns_cookie, msg->size);
 	if (drawn) {
 		bool taught = why != COUNTER_HTTP_NOT_TEACHABLE, shared = taught && !http_may_open(ch->cookie, hs->endpoint);
 		if (shared)
@@ -302,6 +313,32 @@ static __always_inline void http_asked_whole(struct http_channel *ch)
 		http_settle(&ended);
 }
 
+/* `now`: of the request, by which its answer is found. */
+HTTP_GLOBAL int http_tell_request(struct sk_msg_md *msg, __u64 now, __u64 server_netns)
+{
+	struct bpf_sock *sk = msg->sk;
+	struct socket_state *state = sk ? bpf_sk_storage_get(&socket_states, sk, 0, 0) : 0;
+	struct http_socket *hs = sk ? bpf_sk_storage_get(&http_sockets, sk, 0, 0) : 0;
+	if (!state || !hs)
+		return 0;
+	struct watch_request *request = bpf_ringbuf_reserve(&watch_events, sizeof(*request), 0);
+	if (!request) {
+		count(COUNTER_WATCH_EVENTS_LOST);
+		return 0;
+	}
+	request->what = WATCH_REQUEST;
+	request->size = msg->size;
+	request->at_ns = now;
+	request->cookie = state->cookie;
+	request->netns_cookie = state->netns_cookie;
+	request->server_netns = server_netns;
+	request->service = hs->service;
+	request->length = hs->request.end < WATCH_HEAD ? hs->request.end : WATCH_HEAD;
+	bpf_probe_read_kernel(request->head, WATCH_HEAD, hs->scratch.words);
+	bpf_ringbuf_submit(request, 0);
+	return 0;
+}
+
 SEC("sk_msg")
 int http_client(struct sk_msg_md *msg)
 {
@@ -360,6 +397,7 @@ int http_client(struct sk_msg_md *msg)
 			return http_refuse(msg, ch);
 		}
 		count_moved(state, size);
+		http_tell_fast(state, server, size);
 		if (whole)
 			http_asked_whole(ch);
 		return SK_PASS;
@@ -391,6 +429,7 @@ int http_client(struct sk_msg_md *msg)
 	}
 	hs->begun = !http_body_done(&hs->body);
 	hs->fast = 0;
+	hs->traced = !!(state->flags & SOCKET_TRACED);
 	bool drawn = false, busy = false, taken = false;
 	__u64 now = bpf_ktime_get_ns();
 	enum counter why = http_decide(state, hs, now, &drawn);
@@ -450,6 +489,8 @@ int http_client(struct sk_msg_md *msg)
 	}
 	http_load_add(hs->load, 1);
 	hs->fast = 1;
+	if (watch_of(WATCH_REQUESTS))
+		http_tell_request(msg, now, ch->server_netns);
 	if (bpf_msg_redirect_hash(msg, &sockets, &target, BPF_F_INGRESS) != SK_PASS) {
 		struct http_ended ended = {};
 		bpf_spin_lock(&ch->lock);
@@ -465,5 +506,6 @@ int http_client(struct sk_msg_md *msg)
 	}
 	count(COUNTER_HTTP_REQUESTS_FAST);
 	count_moved(state, size);
+	http_tell_fast(state, target, size);
 	return SK_PASS;
 }

@@ -230,6 +230,8 @@ HTTP_GLOBAL int http_answered(__u64 client, __u64 cookie, __u32 status, __u32 by
 	if (ended.state != HTTP_FAST)
 		return 0;
 	count(COUNTER_HTTP_ANSWERS_FAST);
+	if (watch_of(WATCH_REQUESTS))
+		tell_answer(client, ended.started_ns, status, bytes);
 	ended.waiting = 0;
 	ended.answer_bytes = bytes;
 	http_total(&ended, now, status, HTTP_WHOLE);
@@ -298,6 +300,10 @@ int http_server(struct sk_msg_md *msg)
 		return http_pass_on(msg);
 	}
 	count_moved(state, size);
+	if (state->flags & SOCKET_TAPPED)
+		tell_led(cookie, client);
+	if (state->flags & SOCKET_TRACED)
+		tell_point(WATCH_ANSWERED, hs->answer.status, cookie, client, size);
 #pragma clang loop unroll(disable)
 	for (__u32 i = 0; i <= HTTP_PIPELINED; i++) {
 		if (i >= hs->answered)

@@ -170,3 +170,16 @@ struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 256 * 1024);
 } flow_records SEC(".maps");
+
+/* By enum watcher; user space writes, programs take from `left`. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, WATCHERS);
+	__type(key, __u32);
+	__type(value, struct watch);
+} watches SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1024 * 1024);
+} watch_events SEC(".maps");

@@ -74,30 +74,26 @@ static __always_inline void count_moved(struct socket_state *state, __u32 size)
 	}
 }
 
-/* Into the partner, if TCP could not tell; else by TCP. */
-static __always_inline int move(struct sk_msg_md *msg, struct bpf_sock *sk, struct socket_state *state)
+/* Into the partner, if TCP could not tell, which is COUNTERS; else why not. */
+static __always_inline enum counter try_move(struct sk_msg_md *msg, struct bpf_sock *sk, struct socket_state *state)
 {
 	if (state->flags & (SOCKET_BLOCKING | SOCKET_TLS)) {
-		count(state->flags & SOCKET_TLS ? COUNTER_MESSAGE_UPPER_LAYER : COUNTER_MESSAGE_BLOCKING);
-		return SK_PASS;
+		return state->flags & SOCKET_TLS ? COUNTER_MESSAGE_UPPER_LAYER : COUNTER_MESSAGE_BLOCKING;
 	}
 	if (!acceleration_on()) {
-		count(COUNTER_MESSAGE_SWITCHED_OFF);
-		return SK_PASS;
+		return COUNTER_MESSAGE_SWITCHED_OFF;
 	}
 	if (!find_peer(state)) {
-		count(COUNTER_MESSAGE_NO_PEER);
-		return SK_PASS;
+		return COUNTER_MESSAGE_NO_PEER;
 	}
 	struct tcp_sock *self = bpf_skc_to_tcp_sock(sk);
 	if (!self)
-		return SK_PASS;
+		return COUNTER_MESSAGE_NO_STATE;
 	/* Rule 11: a program may have made its socket blocking since. */
 	if (!(state->flags & (SOCKET_FORCED | SOCKET_PROXY)) && !nonblocking(self)) {
 		state->flags |= SOCKET_BLOCKING;
 		mark_program(state, MARK_BLOCKING);
-		count(COUNTER_MESSAGE_BLOCKING);
-		return SK_PASS;
+		return COUNTER_MESSAGE_BLOCKING;
 	}
 	/* Too late for this connection, in time for the program's next. */
 	if (sends_zero_copy(self->inet_conn.icsk_inet.sk.__sk_common.skc_flags))
@@ -107,13 +103,11 @@ static __always_inline int move(struct sk_msg_md *msg, struct bpf_sock *sk, stru
 	/* Rule 8: kTLS may have been switched on since, at either end. */
 	if (self->inet_conn.icsk_ulp_ops || other.ulp) {
 		state->flags |= SOCKET_TLS;
-		count(COUNTER_MESSAGE_UPPER_LAYER);
-		return SK_PASS;
+		return COUNTER_MESSAGE_UPPER_LAYER;
 	}
 	/* Rule 2: moved bytes are read before TCP's, so all that went by TCP must have been read. */
 	if (self->write_seq != other.copied_seq) {
-		count(COUNTER_MESSAGE_NOT_DRAINED);
-		return SK_PASS;
+		return COUNTER_MESSAGE_NOT_DRAINED;
 	}
 	/*
 	 * Rule 7: moved bytes know no window, but fill the buffer that TCP needs for what its window still allows, and a segment
@@ -125,15 +119,22 @@ static __always_inline int move(struct sk_msg_md *msg, struct bpf_sock *sk, stru
 	if (window < 0)
 		window = 0;
 	if (other.queued + size + (__u32)(window + window / 4) > other.room) {
-		count(COUNTER_MESSAGE_PEER_FULL);
-		return SK_PASS;
+		return COUNTER_MESSAGE_PEER_FULL;
 	}
 	__u64 target = state->peer_cookie;
 	if (bpf_msg_redirect_hash(msg, &sockets, &target, BPF_F_INGRESS) != SK_PASS) {
-		count(COUNTER_MESSAGE_REDIRECT_FAILED);
-		return SK_PASS;
+		return COUNTER_MESSAGE_REDIRECT_FAILED;
 	}
 	count_moved(state, size);
+	return COUNTERS;
+}
+
+static __always_inline int move(struct sk_msg_md *msg, struct bpf_sock *sk, struct socket_state *state)
+{
+	enum counter why = try_move(msg, sk, state);
+	if (why != COUNTERS)
+		count(why);
+	trace_point(state, why == COUNTERS ? WATCH_MOVED : WATCH_BY_TCP, why, msg->size);
 	return SK_PASS;
 }
 

@@ -193,7 +193,9 @@ static __always_inline int established_active(struct bpf_sock_ops *ops, enum hoo
 	}
 	if (!other) {
 		/* By its tuple it leaves the node, but iptables lead it to the proxy: only its bytes are counted. */
-		count(pod->flags & POD_REDIRECTED ? COUNTER_CONNECTION_BEHIND_NAT : COUNTER_CONNECTION_NOT_LOCAL);
+		enum counter why = pod->flags & POD_REDIRECTED ? COUNTER_CONNECTION_BEHIND_NAT : COUNTER_CONNECTION_NOT_LOCAL;
+		count(why);
+		watch_established(state, &t, 0, &state->original, WATCH_OPENED, why);
 		return 1;
 	}
 	bool captured = state->flags & SOCKET_CAPTURED;
@@ -221,6 +223,7 @@ static __always_inline int established_active(struct bpf_sock_ops *ops, enum hoo
 		else
 			state->brevity = 0;
 	}
+	watch_established(state, &t, other, &state->original, WATCH_OPENED, refusal);
 	bool accelerated = state->flags & SOCKET_IN_MAP;
 	__u32 tell = known ? flow_opened(pod, state, own, other, refusal) : 0;
 	if (!captured && !accelerated && !tell && !sourced && refusal != COUNTER_CONNECTION_BRIEF)
@@ -319,6 +322,9 @@ static __always_inline int established_passive(struct bpf_sock_ops *ops, enum ho
 		state->source = entry.source;
 	}
 	bpf_sock_ops_cb_flags_set(ops, ops->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
+	state->peer_cookie = entry.cookie;
+	watch_established(state, &mine, other, &entry.original, WATCH_ACCEPTED, COUNTERS);
+	state->peer_cookie = 0;
 	flow_accepted(pod, state, other, &entry, &mine);
 	if (entry.brief)
 		state->flags |= SOCKET_BRIEF;
@@ -370,6 +376,7 @@ static __always_inline int closed(struct bpf_sock_ops *ops)
 		flow_closed(state, known, tp);
 	if (!known)
 		return 1;
+	trace_point(state, WATCH_CLOSED, COUNTERS, state->bytes_moved);
 	if (tp)
 		brief_closed(state, tp);
 	if (state->flags & SOCKET_COUNTED_LIVE)

@@ -158,6 +158,8 @@ enum socket_flag {
 	SOCKET_CALLS_POD = 65536,   /* captured on the way to the own address of a pod whose policy the proxy judges */
 	SOCKET_NOTED = 131072,      /* who opens this stands in `openings` */
 	SOCKET_UPSTREAM = 524288,   /* counted among http_upstreams */
+	SOCKET_TRACED = 1048576,    /* each of its messages is told to `watch_events` */
+	SOCKET_TAPPED = 2097152,    /* and what is in them */
 	SOCKET_HTTP = 262144,       /* takes part in the fast path: a captured client's, one that Envoy opens by a taught cluster, and their other ends */
 };
 
@@ -362,6 +364,7 @@ enum counter {
 	COUNTER_EVENTS_LOST,
 	COUNTER_FLOWS_FULL, /* connections counted under "other" */
 	COUNTER_FLOW_RECORDS_LOST,
+	COUNTER_WATCH_EVENTS_LOST,
 	COUNTERS
 };
 
@@ -429,4 +432,83 @@ struct flow_record {
 	__u64 received, sent;
 	__u64 moved; /* of both */
 	__u64 duration_ns;
+};
+
+/* What connect() leads to. */
+enum capture { CAPTURE_NO, CAPTURE_OUTBOUND, CAPTURE_INBOUND, CAPTURE_RESOLVED, CAPTURE_REFUSED, CAPTURE_POD };
+
+/* Places in `watches`. */
+enum watcher {
+	WATCH_TRACE = 0,
+	WATCH_CAPTURE = 1,
+	WATCH_REQUESTS = 2, /* of the HTTP fast path: all, whatever the rest says */
+	WATCHERS,
+};
+
+/* Whose connections are told: those that are established from now on. */
+struct watch {
+	__u64 netns_cookie; /* of either end; 0: any */
+	struct address address; /* of either end, or asked for; all zero: any */
+	__u32 on;
+	__u16 port; /* the same; 0: any */
+	__u16 reserved;
+	__s64 left; /* bytes of payload that may still be told; user space adds to it */
+};
+
+enum watch_what {
+	WATCH_CONNECT = 1,   /* `reason`: enum capture */
+	WATCH_DENIED = 2,
+	WATCH_OPENED = 3,    /* the opener's end is established; `reason`: why it is not paired */
+	WATCH_ACCEPTED = 4,
+	WATCH_MOVED = 5,     /* a message went into the partner */
+	WATCH_BY_TCP = 6,    /* `reason`: why it did not */
+	WATCH_FAST = 7,      /* a request went to a server that was learnt; `peer_cookie` */
+	WATCH_TO_ENVOY = 8,  /* `reason`: why it is not fast */
+	WATCH_ANSWERED = 9,  /* by that server; `reason`: status */
+	WATCH_CLOSED = 10,
+	WATCH_PAYLOAD = 11,
+	WATCH_LED = 12,      /* what was told last of this socket went into that of `peer_cookie`, which is not its peer */
+	WATCH_REQUEST = 13,  /* struct watch_request */
+	WATCH_ANSWER = 14,   /* `reason`: status; `bytes`: of it; `started_ns`: of the request */
+	WATCH_CUT = 15,      /* `bytes` of payload that are not told: there were more than there may be */
+};
+
+struct watch_event {
+	__u32 what;
+	__u32 reason; /* enum counter, if nothing else is said; COUNTERS: none */
+	__u64 at_ns;  /* CLOCK_MONOTONIC */
+	__u64 cookie, peer_cookie;
+	__u64 netns_cookie, other_netns;
+	struct address local, remote;
+	__u16 local_port, remote_port;
+	__u32 flags; /* enum socket_flag */
+	struct original_dst asked;
+	__u32 pid;
+	__u64 bytes;
+	__u64 started_ns;
+};
+
+#define WATCH_HEAD 256 /* bytes of a request's head that are told */
+
+struct watch_request {
+	__u32 what;
+	__u32 size; /* of the request, or of its first message */
+	__u64 at_ns;
+	__u64 cookie, netns_cookie, server_netns;
+	__u32 service; /* key in http_services */
+	__u32 length;  /* of the head, as far as it is told */
+	__u8 head[WATCH_HEAD];
+};
+
+#define WATCH_CHUNK 4096 /* bytes of payload in one event */
+#define WATCH_CHUNKS 16  /* of one message; what is behind is only counted */
+
+struct watch_payload {
+	__u32 what;
+	__u32 length; /* of `data` */
+	__u64 at_ns;
+	__u64 cookie;
+	__u32 at;   /* in the message */
+	__u32 size; /* of the message */
+	__u8 data[WATCH_CHUNK];
 };

@@ -30,6 +30,13 @@ const volatile struct event event_type_layout;
 const volatile enum flow_limit flow_limit_type;
 const volatile enum flow_way flow_way_type;
 const volatile struct flow_record flow_record_layout;
+const volatile enum capture capture_type;
+const volatile enum watcher watcher_type;
+const volatile enum watch_what watch_what_type;
+const volatile enum socket_flag socket_flag_type;
+const volatile struct watch_event watch_event_layout;
+const volatile struct watch_request watch_request_layout;
+const volatile struct watch_payload watch_payload_layout;
 const volatile enum http_fault http_fault_type;
 const volatile enum http_method http_method_type;
 const volatile enum http_path_kind http_path_kind_type;
@@ -52,11 +59,10 @@ const volatile enum http_balance http_balance_type;
 #include "place.h"
 #include "tuple.h"
 #include "brief.h"
+#include "watch.h"
 #include "flow.h"
 #include "policy.h"
 #include "steer.h"
-
-enum capture { CAPTURE_NO, CAPTURE_OUTBOUND, CAPTURE_INBOUND, CAPTURE_RESOLVED, CAPTURE_REFUSED, CAPTURE_POD };
 
 #include "resolve.h"
 #include "source.h"

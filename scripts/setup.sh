@@ -16,6 +16,7 @@ packages=(
 lab_packages=(
   iproute2 procps                                                     # bridges, affinity
   nginx-light curl wrk                                                # what the lab's pods run
+  tcpdump                                                             # reads captures in a test
 )
 case ${1:-} in
   '') packages+=("${lab_packages[@]}") ;;

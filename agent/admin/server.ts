@@ -11,7 +11,7 @@ export interface AdminAnswer {
   contentType?: string;
   body?: unknown;
   /** In place of a body: text that is long, sent piece by piece as it is read. */
-  pieces?: Iterable<string> | AsyncIterable<string>;
+  pieces?: Iterable<string> | AsyncIterable<string> | Readable;
 }
 
 export type AdminRoutes = Record<string, (query: URLSearchParams) => AdminAnswer | Promise<AdminAnswer>>;
@@ -44,7 +44,15 @@ export class AdminServer implements Closable {
           const { status = 200, contentType = 'application/json', body, pieces } = await route(new URLSearchParams(query));
           if (pieces) {
             outgoing.writeHead(status, { 'content-type': contentType });
-            await pipeline(Readable.from(incoming.method === 'HEAD' ? [] : pieces), outgoing);
+            if (incoming.method === 'HEAD') {
+              if (pieces instanceof Readable) pieces.destroy();
+              outgoing.end();
+              return;
+            }
+            // Who listens is to hear that it is heard.
+            outgoing.flushHeaders();
+            // One that has gone ends what it listened to.
+            await pipeline(pieces instanceof Readable ? pieces : Readable.from(pieces), outgoing);
             return;
           }
           send(status, contentType, typeof body === 'string' ? body : json(body));
@@ -98,14 +106,57 @@ export async function askAgent(socketPath: string, path: string, options: { time
       response.once('end', () => resolve({ status: response.statusCode ?? 0, text: Buffer.concat(chunks).toString('utf8') }));
     });
     outgoing.once('timeout', () => outgoing.destroy(new Error(`no answer within ${timeoutMs} ms`)));
-    outgoing.once('error', (cause) => {
-      const gone = ['ENOENT', 'ECONNREFUSED'].includes(errorCode(cause) ?? '');
-      const isForbidden = ['EACCES', 'EPERM'].includes(errorCode(cause) ?? '');
-      const hint = gone ? { hint: 'start it with `underpass node` or `underpass agent`, or name it with --instance and --run-dir' } : isForbidden ? { hint: 'the socket is root\'s alone: run it as root, e.g. by sudo' } : {};
-      reject(new UnderpassError(gone ? 'UNDERPASS_AGENT_NOT_RUNNING' : isForbidden ? 'UNDERPASS_NO_PERMISSION' : 'UNDERPASS_AGENT_REQUEST', `asking the agent at ${socketPath}: ${cause.message}`, { cause, ...hint }));
-    });
+    outgoing.once('error', (cause) => reject(notAnswered(socketPath, cause)));
     outgoing.end();
   });
   if (!(options.okStatus ?? [200]).includes(status)) throw new UnderpassError('UNDERPASS_AGENT_REQUEST', `asking the agent for ${path}: ${status} ${text.trim()}`);
   return text;
+}
+
+/**
+ * Lines of a running agent's answer, as they come, until it ends or `signal` aborts.
+ * @throws UnderpassError as `askAgent`
+ */
+export async function followAgent(socketPath: string, path: string, onLine: (line: string) => void, signal: AbortSignal): Promise<void> {
+  await new Promise<void>((resolve, reject) => {
+    const outgoing = request({ socketPath, path, method: 'GET', agent: false, signal }, (response) => {
+      response.setEncoding('utf8');
+      let rest = '';
+      response.on('data', (chunk: string) => {
+        const lines = (rest + chunk).split('\n');
+        rest = lines.pop() ?? '';
+        if (response.statusCode === 200) for (const line of lines) onLine(line);
+        else rest = [...lines, rest].join('\n');
+      });
+      response.once('error', (cause) => (signal.aborted ? resolve() : reject(new UnderpassError('UNDERPASS_AGENT_REQUEST', `listening to the agent at ${socketPath}: ${cause.message}`, { cause }))));
+      response.once('end', () => (response.statusCode === 200 ? resolve() : reject(new UnderpassError('UNDERPASS_AGENT_REQUEST', `asking the agent for ${path}: ${response.statusCode ?? ''} ${rest.trim()}`))));
+    });
+    outgoing.once('error', (cause) => (signal.aborted ? resolve() : reject(notAnswered(socketPath, cause))));
+    outgoing.end();
+  });
+}
+
+/**
+ * A running agent's answer, as bytes that come as it goes.
+ * @throws UnderpassError as `askAgent`
+ */
+export async function openAgentStream(socketPath: string, path: string, signal: AbortSignal): Promise<Readable> {
+  return new Promise((resolve, reject) => {
+    const outgoing = request({ socketPath, path, method: 'GET', agent: false, signal }, (response) => {
+      if (response.statusCode === 200) return resolve(response);
+      let text = '';
+      response.setEncoding('utf8').on('data', (chunk: string) => (text += chunk));
+      response.once('end', () => reject(new UnderpassError('UNDERPASS_AGENT_REQUEST', `asking the agent for ${path}: ${response.statusCode ?? ''} ${text.trim()}`)));
+      response.once('error', reject);
+    });
+    outgoing.once('error', (cause) => reject(notAnswered(socketPath, cause)));
+    outgoing.end();
+  });
+}
+
+function notAnswered(socketPath: string, cause: Error): UnderpassError {
+  const gone = ['ENOENT', 'ECONNREFUSED'].includes(errorCode(cause) ?? '');
+  const isForbidden = ['EACCES', 'EPERM'].includes(errorCode(cause) ?? '');
+  const hint = gone ? { hint: 'start it with `underpass node` or `underpass agent`, or name it with --instance and --run-dir' } : isForbidden ? { hint: 'the socket is root\'s alone: run it as root, e.g. by sudo' } : {};
+  return new UnderpassError(gone ? 'UNDERPASS_AGENT_NOT_RUNNING' : isForbidden ? 'UNDERPASS_NO_PERMISSION' : 'UNDERPASS_AGENT_REQUEST', `asking the agent at ${socketPath}: ${cause.message}`, { cause, ...hint });
 }

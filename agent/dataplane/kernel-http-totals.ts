@@ -36,6 +36,8 @@ export interface HttpTotalEntry {
 
 /** What telemetry needs of the kernel. */
 export interface HttpRequests {
+  /** What a class calls by this number. */
+  serviceOf?(key: number): HttpService | undefined;
   entries(): HttpTotalEntry[];
   /** Ends an entry, and returns what it held last. */
   take(id: string): HttpTotalEntry | undefined;
@@ -64,6 +66,10 @@ export class KernelHttpTotals implements HttpRequests {
     this.#value = new StructCodec(object, 'http_total').check(this.#totals, 'value').check(this.#retired, 'value');
     const endings = object.enumValues('http_ending');
     this.#endings = new Map(Object.entries(ENDINGS).map(([name, ending]) => [endings[name] ?? -1, ending]));
+  }
+
+  serviceOf(key: number): HttpService | undefined {
+    return this.#services.of(key);
   }
 
   entries(): HttpTotalEntry[] {

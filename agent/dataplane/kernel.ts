@@ -25,6 +25,7 @@ import { cgroupIds, kernelDevice } from './kernel-processes.js';
 import { containerByNetns, hierarchyRoot, ROOT_PROGRAMS, RootHooks } from './kernel-root.js';
 import type { KernelPod, KernelPodState, PodCounters, KernelOptions } from './kernel-types.js';
 import { ServiceTable } from './kernel-services.js';
+import { KernelWatch } from './kernel-watch.js';
 import { KernelSteering } from './kernel-steering.js';
 import { Verdicts, type ListenerName, type ProbationEntry, type ProgramName, type Verdict } from './kernel-verdicts.js';
 
@@ -72,6 +73,8 @@ export class Kernel {
   /** What connections without a proxy carried. */
   readonly flows: KernelFlows;
   readonly policies: KernelPolicies;
+  /** Single connections, messages and requests, for who asks. */
+  readonly watch: KernelWatch;
   /** What the node itself opens. */
   readonly host: KernelHost;
   /** What comes to pods over the network. */
@@ -157,6 +160,7 @@ export class Kernel {
     this.#direct = new DirectConnections(object);
     this.#verdicts = new Verdicts(object);
     this.flows = this.#store.add(new KernelFlows(object, this.#counterNames));
+    this.watch = this.#store.add(new KernelWatch(object, this.#counterNames));
     this.policies = new KernelPolicies(object, () => this.#places());
     this.services = new ServiceTable(object);
     const tables = new HttpTables(object);
@@ -448,6 +452,7 @@ export class Kernel {
     if (this.#object.adopted) this.services.adopt();
     else this.setGlobalAcceleration(false);
     this.flows.start();
+    this.watch.stopAll();
     if (!this.flows.tellsOpen) this.options.logger.warn('this kernel refuses tracing programs: the bytes of a connection are told when it ends, and not before');
     const clearance = this.#store.add(new Clearance(this.#verdicts, (cookie) => this.#podOf(cookie), this.options.logger));
     this.#store.add(new KernelEvents(this.#object, this.options.logger, this.#counterNames, {

@@ -12,7 +12,7 @@ export interface BootstrapOptions {
 
 /** A multiple of the five seconds between flushes. */
 const STATS_EVICTION_SECONDS = 300;
-const ADS_CLUSTER = 'underpass-agent';
+export const ADS_CLUSTER = 'underpass-agent';
 
 /** The bootstrap as Envoy reads it from a JSON file. */
 export function bootstrap({ nodeName, launch, adsSocketPath, adminSocketPath, dnsServers = [] }: BootstrapOptions): Record<string, unknown> {
@@ -79,6 +79,6 @@ export function bootstrap({ nodeName, launch, adsSocketPath, adminSocketPath, dn
       're2.max_program_size.error_level': 32768,
       // With it a connection between internal listeners that is closed right after its last data loses that data.
       'envoy.reloadable_features.enable_send_rst_on_user_space_socket': false,
-    } }] },
+    } }, { name: 'admin', admin_layer: {} }] },
   };
 }

@@ -15,6 +15,9 @@ export function packSetFilterState(config: Config): Any {
   return pack(Config, config);
 }
 
+/** `NAMESPACE/NAME` of the pod whose listener took the connection in, for logs. */
+export const POD_STATE = 'underpass.pod';
+
 /**
  * A filter that puts strings where upstream connections see them. A connection pool is never shared between connections
  * whose first values differ; the others must follow from it, since Envoy hashes several in no particular order, and

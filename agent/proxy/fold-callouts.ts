@@ -3,15 +3,19 @@
  * state goes with: as with mirrored requests, they get a cluster that opens them in the namespace of one of the class's pods.
  */
 import { pack, unpack } from '../../common/xds/any.js';
+import type { AccessLog } from '../../proto/generated/envoy/config/accesslog/v3/accesslog.js';
 import type { GrpcService } from '../../proto/generated/envoy/config/core/v3/grpc_service.js';
 import type { Listener } from '../../proto/generated/envoy/config/listener/v3/listener.js';
 import type { FilterChain } from '../../proto/generated/envoy/config/listener/v3/listener_components.js';
+import { OpenTelemetryAccessLogConfig } from '../../proto/generated/envoy/extensions/access_loggers/open_telemetry/v3/logs_service.js';
 import { ExtAuthz as HttpExtAuthz } from '../../proto/generated/envoy/extensions/filters/http/ext_authz/v3/ext_authz.js';
 import { RateLimit } from '../../proto/generated/envoy/extensions/filters/http/ratelimit/v3/rate_limit.js';
 import { Wasm } from '../../proto/generated/envoy/extensions/filters/http/wasm/v3/wasm.js';
 import { ExtAuthz as NetworkExtAuthz } from '../../proto/generated/envoy/extensions/filters/network/ext_authz/v3/ext_authz.js';
 import { HttpConnectionManager } from '../../proto/generated/envoy/extensions/filters/network/http_connection_manager/v3/http_connection_manager.js';
+import { TcpProxy } from '../../proto/generated/envoy/extensions/filters/network/tcp_proxy/v3/tcp_proxy.js';
 import type { Any } from '../../proto/generated/google/protobuf/any.js';
+import { FLOWS_LOGGER } from './access-logs.js';
 import type { Rename } from './fold-routes.js';
 import { renameTracer } from './fold-tracing.js';
 
@@ -48,8 +52,19 @@ export function renameCallouts(config: Any, rename: Rename): Any {
 /** All of a connection manager, in place. */
 export function renameManagerCallouts(manager: HttpConnectionManager, rename: Rename): void {
   renameTracer(manager, rename);
+  renameLogs(manager.access_log, rename);
   for (const filter of manager.http_filters) {
     if (filter.config_type?.$case === 'typed_config') filter.config_type.value = renameCallouts(filter.config_type.value, rename);
+  }
+}
+
+/** Loggers that send to a service, in place; the agent's own stays where it is. */
+export function renameLogs(logs: readonly AccessLog[], rename: Rename): void {
+  for (const log of logs) {
+    const config = log.name !== FLOWS_LOGGER && log.config_type?.$case === 'typed_config' ? unpack(OpenTelemetryAccessLogConfig, log.config_type.value) : undefined;
+    if (!config) continue;
+    renameGrpc(config.common_config?.grpc_service, rename);
+    log.config_type = { $case: 'typed_config', value: pack(OpenTelemetryAccessLogConfig, config) };
   }
 }
 
@@ -72,7 +87,9 @@ export function calloutClusters(listener: Listener): ReadonlySet<string> {
   for (const { config_type } of chains.flatMap((chain) => chain.filters)) {
     if (config_type?.$case !== 'typed_config') continue;
     const manager = unpack(HttpConnectionManager, config_type.value);
+    const tcp = manager ? undefined : unpack(TcpProxy, config_type.value);
     if (manager) renameManagerCallouts(manager, note);
+    else if (tcp) renameLogs(tcp.access_log, note);
     else renameCallouts(config_type.value, note);
   }
   names.delete('');

@@ -13,14 +13,14 @@ import { HttpConnectionManager } from '../../proto/generated/envoy/extensions/fi
 import { TcpProxy } from '../../proto/generated/envoy/extensions/filters/network/tcp_proxy/v3/tcp_proxy.js';
 import { pack, unpack } from '../../common/xds/any.js';
 import { canonical } from '../xds/resource-type.js';
+import { named, observed, OUTBOUND_OWNER } from './access-logs.js';
 import { deadEnds, narrowed } from './chain-match.js';
 import type { XdsResource } from '../xds/resource-type.js';
 import type { EnvoyExtensions } from './extensions.js';
-import { renameCallouts, renameManagerCallouts } from './fold-callouts.js';
+import { renameCallouts, renameLogs, renameManagerCallouts } from './fold-callouts.js';
 import { refuseNamedIdentity } from './fold-identity.js';
 import { foldRoutes, mirrorClusterName, renameClusters, type Rename } from './fold-routes.js';
 import { DIRECT_PORTS, inspectionChain, inspectionName, type InspectionKind } from './inspection.js';
-import { counting } from './connection-log.js';
 import { listenerFact } from './state-facts.js';
 import { FoldError, keepExtension, stockFactory } from './stock.js';
 import { SetFilterState, packSetFilterState } from './filter-state.js';
@@ -117,8 +117,8 @@ export function foldListeners(listeners: Iterable<XdsResource<Listener>>, classK
   if (frame) {
     const unmatched = unmatchedChain(frame);
     if (unmatched) folded.defaultChain = foldChain(unmatched, extensions);
-    folded.defaultChain = { ...counting(folded.defaultChain, extensions, 'outbound'), filter_chain_match: undefined };
-    folded.accessLog = frame.access_log;
+    folded.defaultChain = { ...observed(folded.defaultChain, extensions, 'outbound'), filter_chain_match: undefined };
+    folded.accessLog = frame.access_log.map((log) => named(log, OUTBOUND_OWNER));
   }
   return folded;
 }
@@ -128,13 +128,13 @@ export function foldListener(listener: Listener, extensions: EnvoyExtensions, ha
   const { port } = addressOf(listener);
   const prefixes = prefixRanges(addressesOf(listener), hasV6Twin);
   const chains = listener.filter_chains.map((chain, index) => ({
-    ...counting(foldChain(chain, extensions), extensions, 'outbound'),
+    ...observed(foldChain(chain, extensions), extensions, 'outbound'),
     name: `${listener.name}/${chain.name || index}`,
     filter_chain_match: narrowed(chain.filter_chain_match, port, prefixes),
   }));
   const matches = chains.map((chain) => chain.filter_chain_match);
   // Without a default, what reaches this listener and matches none of its chains is closed.
-  const fallback = listener.default_filter_chain ? counting(foldChain(listener.default_filter_chain, extensions), extensions, 'outbound') : undefined;
+  const fallback = listener.default_filter_chain ? observed(foldChain(listener.default_filter_chain, extensions), extensions, 'outbound') : undefined;
   const ends = deadEnds(matches, port, prefixes).map((match, index) =>
     fallback ? { ...fallback, name: `${listener.name}/default/${index}`, filter_chain_match: match } : blackHole(`${listener.name}/closed/${index}`, match),
   );
@@ -154,6 +154,11 @@ function foldFilter(filter: Filter, extensions: EnvoyExtensions): Filter | undef
   if (!keepExtension(extensions, 'filter', filter.name, config)) return undefined;
   const manager = unpack(HttpConnectionManager, config);
   if (manager) return { ...filter, config_type: { $case: 'typed_config', value: pack(HttpConnectionManager, foldManager(manager, extensions)) } };
+  const tcp = unpack(TcpProxy, config);
+  if (tcp) {
+    renameLogs(tcp.access_log, mirrorClusterName);
+    return { ...filter, config_type: { $case: 'typed_config', value: pack(TcpProxy, tcp) } };
+  }
   const state = unpack(SetFilterState, config);
   if (state) {
     for (const value of state.on_new_connection) value.factory_key = stockFactory(extensions, value.factory_key);
@@ -190,6 +195,7 @@ export function renameInChain(chain: FilterChain, cluster: Rename, route: Rename
         const specifier = tcp.cluster_specifier;
         if (specifier?.$case === 'cluster') specifier.value = cluster(specifier.value);
         if (specifier?.$case === 'weighted_clusters') for (const weight of specifier.value.clusters) weight.name = cluster(weight.name);
+        renameLogs(tcp.access_log, cluster);
         return { ...filter, config_type: { $case: 'typed_config' as const, value: pack(TcpProxy, tcp) } };
       }
       return { ...filter, config_type: { $case: 'typed_config' as const, value: renameCallouts(filter.config_type.value, cluster) } };

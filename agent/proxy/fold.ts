@@ -24,7 +24,7 @@ import { FoldedBase, FoldedEndpoints, type ClusterSource, type FoldedCluster } f
 import { foldListener, foldListeners, renameInChain, type FoldedListeners } from './fold-listeners.js';
 import { CLOSED, foldInbound, inboundListeners, isInboundCluster, meshListenerName, type FoldedInbound } from './fold-inbound.js';
 import { mirrorClusterName, mirroredClusters } from './fold-routes.js';
-import { counting } from './connection-log.js';
+import { observed } from './access-logs.js';
 import { RouteTables, type FoldedRoutes } from './route-tables.js';
 import { originateCluster, originateListener } from './hbone-originate.js';
 import { withHeadless } from './headless.js';
@@ -388,7 +388,7 @@ export class Folder {
             const all = [cluster, ...(teaches && canBeTaughtOf(name, message) ? [taughtOfPod(pod.netnsPath, inner)] : [])].map((each) => markPolicy(each, inUse));
             return all.map((each) => ({ name: each.name, version: contentHash(ClusterCodec, each), any: pack(ClusterCodec, each), needs: [] }));
           });
-          known = { key, clusters, listeners: inboundListeners(pod, template, (chain, from) => counting(rename(chain, pod.uid), this.extensions, { inbound: pod.uid, from }), portsTo(delivered, template)), older: undefined };
+          known = { key, clusters, listeners: inboundListeners(pod, template, (chain, from) => observed(rename(chain, pod.uid), this.extensions, { inbound: pod.uid, from }, pod.name ?? '-'), portsTo(delivered, template)), older: undefined };
         }
         // Until Envoy has the new one endpoints lead to the old one.
         const older = known.listeners.some(({ name }) => name === inUse) ? undefined : [...(before?.listeners ?? []), ...(before?.older ? [before.older] : [])].find(({ name }) => name === inUse);

@@ -21,6 +21,7 @@ import { AdsServer } from './ads-server.js';
 import { EnvoyAudit } from './envoy-audit.js';
 import { ConnectionCounts } from './connection-counts.js';
 import { Envoy, type EnvoyOptions } from './envoy.js';
+import { EnvoyFlowLogs } from './envoy-flow-logs.js';
 import { EnvoyExtensions } from './extensions.js';
 import { Folder, type FoldProblem, type FoldResult } from './fold.js';
 import { inboundListenerName } from './fold-inbound.js';
@@ -154,10 +155,8 @@ export class NodeProxy {
   /** Those of the last snapshot. */
   #foldedWaypoints: WaypointTable | undefined;
   #staleAllowed = false;
-  #timer: NodeJS.Timeout | undefined;
-  #dirtySince: number | undefined;
-  #saveTimer: NodeJS.Timeout | undefined;
-  #staleTimer: NodeJS.Timeout | undefined;
+  #timer: NodeJS.Timeout | undefined; #dirtySince: number | undefined;
+  #saveTimer: NodeJS.Timeout | undefined; #staleTimer: NodeJS.Timeout | undefined;
 
   constructor(options: NodeProxyOptions) {
     this.#options = options;
@@ -185,7 +184,7 @@ export class NodeProxy {
       logger: options.logger,
       onNode: (node) => this.#envoyConnected(node),
       beforeListeners: (names) => this.#narrowing.beforeListeners(names), refusalOf: (name) => this.envoy.admin.refusal(name),
-      register: (server) => this.#healthRelay.addTo(server),
+      register: (server) => [this.#healthRelay, this.flowLogs].forEach((each) => each.addTo(server)),
     });
     this.#audit = new EnvoyAudit({ ads: this.#ads, admin: this.envoy.admin });
     this.#certificates = options.ca && new NodeCertificates({ ca: options.ca, onChange: () => (this.#channels.certificatesChanged(), this.#schedule()), logger: options.logger });
@@ -220,6 +219,7 @@ export class NodeProxy {
     return this.#workloads;
   }
 
+  readonly flowLogs: EnvoyFlowLogs = new EnvoyFlowLogs(() => this.envoy.admin);
   readonly requests: RequestView = proxyRequests(() => (this.#snapshot ? this.envoy : undefined), () => this.#pods, (pod) => [...this.#classes.values()].flatMap(({ key, stream }) => (!pod || classKey(pod) === key ? stream.state : [])));
 
   /**
@@ -482,7 +482,7 @@ export class NodeProxy {
   #listenerPod(pod: ProxyPod): ListenerPod {
     const { uid, netnsPath, ips, redirected = false } = pod;
     const [endsTunnels, canRedirect] = [pod.hbonePortFree === true || this.#held.has(podHboneName(uid)), pod.inboundPortFree !== false || this.#held.has(inboundListenerName(uid))];
-    return { ...(pod.taught ? { taught: pod.taught } : {}), ...(this.#certificates ? tunnelHeaders(pod, this.#options.clusterId ?? 'Kubernetes') : {}), endsTunnels, canRedirect, showsCallers: this.#options.showsCallers === true, uid, netnsPath, ipv6: ips.some((ip) => isIPv6(ip)), addresses: [...ips].sort((a, b) => Number(isIPv6(a)) - Number(isIPv6(b))), identity: this.#identity(pod), redirected, ...(endsTunnels && this.#certificates ? { services: serviceAuthorities(this.#workloads.addresses, this.#workloadUid(pod)) } : {}) };
+    return { ...(pod.taught ? { taught: pod.taught } : {}), ...(this.#certificates ? tunnelHeaders(pod, this.#options.clusterId ?? 'Kubernetes') : {}), endsTunnels, canRedirect, showsCallers: this.#options.showsCallers === true, uid, name: `${pod.namespace}/${pod.name}`, netnsPath, ipv6: ips.some((ip) => isIPv6(ip)), addresses: [...ips].sort((a, b) => Number(isIPv6(a)) - Number(isIPv6(b))), identity: this.#identity(pod), redirected, ...(endsTunnels && this.#certificates ? { services: serviceAuthorities(this.#workloads.addresses, this.#workloadUid(pod)) } : {}) };
   }
 
   /** In WDS. */

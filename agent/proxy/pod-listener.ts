@@ -6,7 +6,7 @@ import { TrafficDirection } from '../../proto/generated/envoy/config/core/v3/bas
 import { pack } from '../../common/xds/any.js';
 import { hashBytes } from '../xds/resource-type.js';
 import { ofClient, type TaughtPod } from '../http/taught-listeners.js';
-import { sharedStrings } from './filter-state.js';
+import { POD_STATE, sharedStrings } from './filter-state.js';
 import { NETNS_FILTER_STATE } from './fold-clusters.js';
 import { socketAddress } from './fold-endpoints.js';
 import { OUTBOUND_PORT, type FoldedListeners } from './fold-listeners.js';
@@ -16,6 +16,8 @@ import type { Entry } from './snapshot.js';
 
 export interface ListenerPod {
   uid: string;
+  /** `NAMESPACE/NAME`, for logs. */
+  name?: string;
   netnsPath: string;
   /** The pod has an IPv6 address, so [::1]:15001 exists in its namespace. */
   ipv6: boolean;
@@ -77,7 +79,7 @@ export function podTunnelStatPrefix(uid: string): string {
 }
 
 export function podListenerKey(pod: ListenerPod): string {
-  return JSON.stringify([pod.uid, pod.netnsPath, pod.ipv6, pod.addresses, pod.identity, pod.baggage, pod.network, pod.showsCallers, `${pod.taught?.netnsCookie ?? ''}`]);
+  return JSON.stringify([pod.uid, pod.name, pod.netnsPath, pod.ipv6, pod.addresses, pod.identity, pod.baggage, pod.network, pod.showsCallers, `${pod.taught?.netnsCookie ?? ''}`]);
 }
 
 /** @param needs RDS names that the chains refer to */
@@ -86,6 +88,7 @@ export function podListener(pod: ListenerPod, folded: FoldedListeners, needs: re
   const [address] = pod.addresses ?? [];
   const netns = sharedStrings('underpass.upstream_netns', {
     [NETNS_FILTER_STATE]: pod.netnsPath,
+    ...(pod.name === undefined ? {} : { [POD_STATE]: pod.name }),
     ...(pod.identity === undefined ? {} : { [PEER_PRINCIPAL]: pod.identity }),
     ...(pod.baggage === undefined ? {} : { [BAGGAGE]: pod.baggage }),
     ...(pod.network === undefined ? {} : { [NETWORK]: pod.network }),

@@ -5,7 +5,9 @@ import type { Closable } from '../../common/lifecycle.js';
 import type { Logger } from '../../common/log.js';
 import { sleep } from '../../common/retry.js';
 import type { FlowRecord, Flows } from '../dataplane/kernel-flows.js';
+import type { KernelWatch } from '../dataplane/kernel-watch.js';
 import type { HttpRequests } from '../dataplane/kernel-http-totals.js';
+import type { EnvoyFlowLogs } from '../proxy/envoy-flow-logs.js';
 import type { RequestView } from '../proxy/request-view.js';
 import type { FlowPod, KnownWorkloads } from './flow-labels.js';
 import type { HttpTotals } from '../dataplane/kernel-http-totals.js';
@@ -15,7 +17,10 @@ import { EnvoyMessages, type MessageTotals } from './envoy-messages.js';
 import { EnvoyRequests } from './envoy-requests.js';
 import type { EnvoyReport, EnvoySums } from './envoy-sums.js';
 import { DEFAULT_FLOW_LINES_PER_SECOND, FlowLog, type NamedPod } from './flow-log.js';
+import { FastRequests } from './fast-requests.js';
+import type { FlowNames } from './flow-record.js';
 import { FlowSeriesSource, type FlowReport } from './flow-series.js';
+import { FlowStream } from './flow-stream.js';
 import { HttpSeriesSource, type HttpReport } from './http-series.js';
 
 const SWEEP_EVERY_MS = 5_000;
@@ -40,6 +45,7 @@ export interface FlowKernel {
   readonly flows: Flows & { onRecord(callback: (record: FlowRecord) => void): void };
   pods(): readonly FlowPod[];
   setFlowLog(on: boolean): void;
+  readonly watch?: Pick<KernelWatch, 'start' | 'stop'>;
 }
 
 export interface FlowTelemetryOptions {
@@ -51,6 +57,9 @@ export interface FlowTelemetryOptions {
   /** Absent: Envoy counts nothing. @param folder where sums are kept */
   envoy?: { view: RequestView; folder: string };
   podOf: (netnsCookie: bigint) => NamedPod | undefined;
+  names: FlowNames;
+  /** Absent: Envoy tells nothing of single requests. */
+  flowLogs?: Pick<EnvoyFlowLogs, 'listen'>;
   /** Absent: connections are not logged. */
   log?: Logger;
   trustDomain?: string;
@@ -63,6 +72,8 @@ export class FlowTelemetry implements Closable {
   readonly #httpSeries: HttpSeriesSource | undefined;
   readonly #envoy: { requests: EnvoyRequests; connections: EnvoyConnections; messages: EnvoyMessages } | undefined;
   readonly #log: FlowLog | undefined;
+  /** Of single flows, for who listens. */
+  readonly stream: FlowStream;
   readonly #timer: NodeJS.Timeout;
   #problem: string | undefined;
 
@@ -76,7 +87,21 @@ export class FlowTelemetry implements Closable {
     this.#httpSeries = requests && kernel && this.#series && new HttpSeriesSource({ requests, pods: () => kernel.pods(), directory: this.#series.directory, others: (hash) => this.#envoy?.requests.labelsOf(hash) });
     this.#log = log && kernel && new FlowLog({ logger: log, podOf, linesPerSecond: DEFAULT_FLOW_LINES_PER_SECOND });
     const flowLog = this.#log;
-    if (flowLog) kernel!.flows.onRecord((record) => flowLog.write(record));
+    const stream = new FlowStream({
+      names: options.names,
+      onListening: (on) => {
+        this.#try(() => kernel?.setFlowLog(on || flowLog !== undefined));
+        if (on) kernel?.watch?.start('requests', {}, (event) => fast.take(event));
+        else kernel?.watch?.stop('requests');
+        options.flowLogs?.listen(on ? (flow) => stream.fromEnvoy(flow) : undefined);
+      },
+    });
+    this.stream = stream;
+    const fast = new FastRequests({ names: options.names, serviceOf: (key) => requests?.serviceOf?.(key), onFlow: (flow) => stream.tell(flow) });
+    kernel?.flows.onRecord((record) => {
+      flowLog?.write(record);
+      stream.fromKernel(record);
+    });
     // An agent before this one may have asked for it.
     this.#try(() => kernel?.setFlowLog(flowLog !== undefined));
     this.#timer = setInterval(() => this.#sweep(), SWEEP_EVERY_MS);
@@ -121,6 +146,7 @@ export class FlowTelemetry implements Closable {
 
   async close(): Promise<void> {
     clearInterval(this.#timer);
+    this.stream.close();
     await this.#each((envoy) => envoy.close());
   }
 

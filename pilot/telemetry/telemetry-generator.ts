@@ -3,6 +3,7 @@
  * listener that it was made from, so that proxies with the same settings share one; with the mesh's defaults nothing is.
  */
 import { parseDurationMs } from '../../common/kube/schema.js';
+import { JSON_FORMAT, TEXT_FORMAT } from '../../common/telemetry/access-log-format.js';
 import { pack, unpack } from '../../common/xds/any.js';
 import { celFilter } from '../../common/xds/cel-filter.js';
 import { AccessLog, AccessLogFilter } from '../../proto/generated/envoy/config/accesslog/v3/accesslog.js';
@@ -29,27 +30,12 @@ import type { Model } from '../model/model.js';
 import type { Proxy } from '../model/proxy.js';
 import { settingsFor, type AccessLogSettings, type SideSettings, type Tag, type TracingSettings } from './settings.js';
 
-/** Istio's own format of a line. */
-const TEXT_FORMAT =
-  '[%START_TIME%] "%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% %PROTOCOL%" %RESPONSE_CODE% %RESPONSE_FLAGS% %RESPONSE_CODE_DETAILS% %CONNECTION_TERMINATION_DETAILS% ' +
-  '"%UPSTREAM_TRANSPORT_FAILURE_REASON%" %BYTES_RECEIVED% %BYTES_SENT% %DURATION% %RESP(X-ENVOY-UPSTREAM-SERVICE-TIME)% "%REQ(X-FORWARDED-FOR)%" "%REQ(USER-AGENT)%" "%REQ(X-REQUEST-ID)%" ' +
-  '"%REQ(:AUTHORITY)%" "%UPSTREAM_HOST%" %UPSTREAM_CLUSTER% %UPSTREAM_LOCAL_ADDRESS% %DOWNSTREAM_LOCAL_ADDRESS% %DOWNSTREAM_REMOTE_ADDRESS% %REQUESTED_SERVER_NAME% %ROUTE_NAME%\n';
-
-const JSON_FORMAT: Readonly<Record<string, string>> = {
-  start_time: '%START_TIME%', route_name: '%ROUTE_NAME%', method: '%REQ(:METHOD)%', path: '%REQ(X-ENVOY-ORIGINAL-PATH?:PATH)%', protocol: '%PROTOCOL%', response_code: '%RESPONSE_CODE%',
-  response_flags: '%RESPONSE_FLAGS%', response_code_details: '%RESPONSE_CODE_DETAILS%', connection_termination_details: '%CONNECTION_TERMINATION_DETAILS%', bytes_received: '%BYTES_RECEIVED%',
-  bytes_sent: '%BYTES_SENT%', duration: '%DURATION%', upstream_service_time: '%RESP(X-ENVOY-UPSTREAM-SERVICE-TIME)%', x_forwarded_for: '%REQ(X-FORWARDED-FOR)%', user_agent: '%REQ(USER-AGENT)%',
-  request_id: '%REQ(X-REQUEST-ID)%', authority: '%REQ(:AUTHORITY)%', upstream_host: '%UPSTREAM_HOST%', upstream_cluster: '%UPSTREAM_CLUSTER%', upstream_local_address: '%UPSTREAM_LOCAL_ADDRESS%',
-  downstream_local_address: '%DOWNSTREAM_LOCAL_ADDRESS%', downstream_remote_address: '%DOWNSTREAM_REMOTE_ADDRESS%', requested_server_name: '%REQUESTED_SERVER_NAME%',
-  upstream_transport_failure_reason: '%UPSTREAM_TRANSPORT_FAILURE_REASON%',
-};
-
 const DEFAULT_TIMEOUT_MS = 5_000;
 
 function accessLog({ path, format, isJson, filter }: AccessLogSettings): AccessLog {
   const text = typeof format === 'string' ? (format.endsWith('\n') ? format : `${format}\n`) : TEXT_FORMAT;
   const log_format = SubstitutionFormatString.fromPartial({
-    format: isJson ? { $case: 'json_format', value: (typeof format === 'object' ? format : JSON_FORMAT) as Record<string, unknown> } : { $case: 'text_format_source', value: { specifier: { $case: 'inline_string', value: text } } },
+    format: isJson ? { $case: 'json_format', value: (typeof format === 'object' ? format : { ...JSON_FORMAT }) as Record<string, unknown> } : { $case: 'text_format_source', value: { specifier: { $case: 'inline_string', value: text } } },
   });
   return AccessLog.fromPartial({
     name: 'envoy.access_loggers.file',
