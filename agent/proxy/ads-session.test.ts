@@ -91,7 +91,7 @@ describe('AdsSession: listeners of many new pods', () => {
     return { world, session, answer, names, begin };
   };
 
-  it('go out a few at a time, what they lead to before them and what is reached in other pods behind them; a pod is in force when its own part is', async () => {
+  it('go out a few at a time, what they lead to before them and where HBONE ends behind them; a pod is in force when its own part is', async () => {
     const { world, session, answer, names, begin } = open(snapshotOf(all));
     await begin();
     assert.deepEqual([world.sent.length, names(0), names(1)], [2, [inner.name], pods.slice(0, 20).map((uid) => `pod/${uid}/outbound`)], 'the next part is there when Envoy has made the first, and no more');
@@ -101,6 +101,14 @@ describe('AdsSession: listeners of many new pods', () => {
     for (let index = 2; index < world.sent.length; index++) await answer(index);
     assert.deepEqual(world.sent.slice(3).flatMap(({ resources }) => resources.map(({ name }) => name)), pods.map((uid) => `pod/${uid}/hbone`));
     assert.deepEqual([world.answered.size, world.done, session.idle], [all.length, 1, true]);
+    session.close();
+  });
+
+  it('those that a pod\'s callers have to pass go out with its own: it is not in the mesh without them for as long as others\' are made', async () => {
+    const { session, names, begin, answer } = open(snapshotOf([...all, ...pods.flatMap((uid) => [entry(`pod/${uid}/inbound`), entry(`pod/${uid}/inbound-mesh/1`)])]));
+    await begin();
+    await answer(0);
+    assert.deepEqual([new Set(names(1)), new Set(names(2))], [pods.slice(0, 20), pods.slice(20)].map((some) => new Set(some.flatMap((uid) => [`pod/${uid}/outbound`, `pod/${uid}/inbound`, `pod/${uid}/inbound-mesh/1`]))));
     session.close();
   });
 
