@@ -74,6 +74,7 @@ before(async () => {
     '--envoy-launcher': launcher.socketPath,
     '--ready-file': readyFile,
     '--alive-file': join(folder, 'alive'),
+    '--metrics-address': '127.0.0.1:0',
     '--discovery': kube.pilot.secureAddresses[0]!.replace('127.0.0.1', 'localhost'),
     '--discovery-root': file('root-cert.pem', kube.pilot.ca!.rootPem),
     '--ca-token': file('token', await cluster.token('underpass-system', 'underpass-agent', { audience: 'istio-ca', pod: own! })),
