@@ -24,7 +24,7 @@ test('pods with sidecars: captured by hooks instead of NAT and short-circuited u
   await node.podsAre('shop', 'shop to be enrolled', enrolled('bpf'));
   await node.lab.whenReady({ sidecars: true });
   // The pods are ready a moment before the client's sidecar has heard so.
-  await waitFor('the client\'s sidecar to know both endpoints', async () => (await node.lab.proxyAdmin('legacy/client', '/clusters')).match(/outbound\|80\|v[12]\|nginx\.legacy.*health_flags::healthy/g)?.length === 2, { timeoutMs: 20_000 });
+  await waitFor('the client\'s sidecar to know both endpoints', async () => (await node.lab.proxyAdmin('legacy/client', '/clusters')).match(/outbound\|80\|v[12]\|nginx\.legacy.*health_flags::healthy/g)?.length === 2, { timeoutMs: 60_000 });
   const some = node.load('legacy/client');
   await some.run(100);
   await node.label('legacy', { mode: 'sidecar', acceleration: 'force' });
@@ -57,13 +57,13 @@ test('with the embedded control plane the node\'s pods have certificates of the 
   const strict = 'apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: default, namespace: legacy}\nspec: {mtls: {mode: STRICT}}\n';
   writeFileSync(policy, `${strict}---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: shop, namespace: legacy}\nspec: {selector: {matchLabels: {app: nginx}}, rules: [{from: [{source: {principals: [cluster.local/ns/shop/sa/default]}}]}]}\n`);
   const status = async (from: string): Promise<string> => (await node.lab.exec(from, ['curl', '-s', '-o', '/dev/null', '-w', '%{http_code}', '-m', '5', 'http://nginx.legacy/'])).stdout;
-  await waitFor('the policy to be in force', async () => (await status('shop/client')) === '200' && (await status('legacy/client')) === '403', { timeoutMs: 20_000 });
+  await waitFor('the policy to be in force', async () => (await status('shop/client')) === '200' && (await status('legacy/client')) === '403', { timeoutMs: 60_000 });
   const { certificates } = (await node.status()).proxy;
   assert.equal(certificates?.ca, 'the embedded control plane');
   assert.ok(certificates.identities.some(({ id, notAfter }) => id === 'spiffe://cluster.local/ns/shop/sa/default' && notAfter !== undefined));
   assert.match((await node.cli(['ps', '--instance', instance])).stdout, /^certificates {3}(\d+) of \1 from the embedded control plane$/m);
   rmSync(policy);
-  await waitFor('the policy to be gone', async () => (await status('legacy/client')) === '200', { timeoutMs: 20_000 });
+  await waitFor('the policy to be gone', async () => (await status('legacy/client')) === '200', { timeoutMs: 60_000 });
 });
 
 for (const way of ['bpf', 'iptables'] as const) {
@@ -116,13 +116,13 @@ test('Envoy is killed: it is started again and pods go on', async () => {
   await waitFor('another Envoy', async () => {
     const { pid } = (await node.status()).proxy.envoy;
     return pid !== undefined && pid !== old;
-  }, { timeoutMs: 20_000 });
+  }, { timeoutMs: 60_000 });
   const some = node.load('shop/client', { keepAlive: 1, fresh: 1 });
   await waitFor('requests to go well', async () => {
     const before = (await some.report()).failures;
     const since = await some.run(50);
     return JSON.stringify(before) !== undefined && Object.keys(since.failures).length === 0;
-  }, { timeoutMs: 20_000 });
+  }, { timeoutMs: 60_000 });
   await some.end();
 });
 
@@ -140,7 +140,7 @@ spec:
 `);
   await waitFor('the pod to be replaced', async () => !(await node.status()).pods.some(({ uid }) => uid === old.uid), { timeoutMs: 40_000 });
   await node.podsAre('shop', 'the new pod to be enrolled', enrolled('bpf'));
-  await waitFor('the pin to go', () => !readdirSync(paths.netnsFolder).includes(old.uid), { timeoutMs: 20_000 });
+  await waitFor('the pin to go', () => !readdirSync(paths.netnsFolder).includes(old.uid), { timeoutMs: 60_000 });
   assert.equal(existsSync(join(paths.bpffsDir, instance, 'links', 'pods', old.uid)), false);
   const listeners = (await run('curl', ['-s', '--unix-socket', join(paths.folder, 'envoy-admin.sock'), 'http://envoy/listeners'])).stdout;
   assert.equal(listeners.includes(old.uid), false);
@@ -164,7 +164,7 @@ spec:
   assert.ok(readdirSync(paths.netnsFolder).includes(old.uid));
   node.startAgent();
   await node.podsAre('shop', 'the new pod to be enrolled', enrolled('bpf'));
-  await waitFor('the pin to go', () => !readdirSync(paths.netnsFolder).includes(old.uid), { timeoutMs: 20_000 });
+  await waitFor('the pin to go', () => !readdirSync(paths.netnsFolder).includes(old.uid), { timeoutMs: 60_000 });
   const listeners = (await run('curl', ['-s', '--unix-socket', join(paths.folder, 'envoy-admin.sock'), 'http://envoy/listeners'])).stdout;
   assert.equal(listeners.includes(old.uid), false);
 });
@@ -190,7 +190,7 @@ test('without BPF pods are redirected by iptables, the reason is shown, and noth
 });
 
 test('without its capabilities the agent says which are missing and what for, and exits', async () => {
-  const result = await run(join(buildDir, 'underpass-exec'), ['--gid', '65534', '--uid', '65534', '--', process.execPath, CLI, 'agent', '--discovery', '127.0.0.1:9', '--lab-socket', '/nowhere', '--node', 'n', '--run-dir', `/tmp/${instance}-nobody`], { okCodes: [1], timeoutMs: 20_000 });
+  const result = await run(join(buildDir, 'underpass-exec'), ['--gid', '65534', '--uid', '65534', '--', process.execPath, CLI, 'agent', '--discovery', '127.0.0.1:9', '--lab-socket', '/nowhere', '--node', 'n', '--run-dir', `/tmp/${instance}-nobody`], { okCodes: [1], timeoutMs: 60_000 });
   assert.equal(existsSync(`/tmp/${instance}-nobody`), false);
   assert.match(result.stderr, /lacks CAP_SYS_ADMIN .* and CAP_NET_ADMIN .*UNDERPASS_MISSING_CAPABILITY/);
   assert.doesNotMatch(result.stderr, /\n\s+at /);

@@ -40,9 +40,9 @@ test('after probation a few kept connections are short-circuited on both hops, t
   await waitFor('the end of the probation', async () => {
     const { probation } = await node.status();
     return (['listener', 'client'] as const).every((kind) => probation.some((entry) => entry.kind === kind && entry.verdict === 'event-driven'));
-  }, { timeoutMs: 20_000 });
+  }, { timeoutMs: 60_000 });
   const crowded = await crowd.end();
-  await waitFor('the renewal', async () => (await modified()) > first, { timeoutMs: 20_000 });
+  await waitFor('the renewal', async () => (await modified()) > first, { timeoutMs: 60_000 });
   const earlier = await few.end();
   // The client's own connections are opened after its probation; the pool is as it is.
   const late = node.load('shop/client', { keepAlive: 3, fresh: 0, headers: ONE_SERVER });

@@ -62,7 +62,7 @@ for (const way of ['bpf', 'iptables'] as const) {
     }
     const uids = callers.map(({ uid }) => uid);
     assert.deepEqual([...seenTerminating].filter((uid) => uids.includes(uid)).sort(), [...uids].sort(), 'told as terminating and not ready');
-    await waitFor('the old pods to be buried', () => !readdirSync(paths.netnsFolder).some((uid) => uids.includes(uid)), { timeoutMs: 20_000 });
+    await waitFor('the old pods to be buried', () => !readdirSync(paths.netnsFolder).some((uid) => uids.includes(uid)), { timeoutMs: 60_000 });
     assert.deepEqual(uids.filter((uid) => existsSync(join(paths.bpffsDir, instance, 'links', 'pods', uid))), []);
     assert.deepEqual(node.lab.records().filter(({ uid }) => uids.includes(uid)), []);
   });

@@ -67,7 +67,7 @@ const gateways = (): string[] => lab.pods().filter(({ isGateway }) => isGateway)
 test('a Gateway brings a proxy up that is ready at its load balancer address, and its removal takes it down', async () => {
   assert.deepEqual(gateways(), []);
   writeFileSync(join(world, 'gateway.yaml'), GATEWAY);
-  await waitFor('the proxy of the Gateway', () => gateways().length === 1, { timeoutMs: 20_000 });
+  await waitFor('the proxy of the Gateway', () => gateways().length === 1, { timeoutMs: 60_000 });
   assert.deepEqual(gateways(), ['web']);
   await lab.whenReady({ sidecars: true, timeoutMs: 30_000 });
   const { serviceAccount, ready } = lab.pod('edge', 'web-istio');
@@ -81,6 +81,6 @@ test('a Gateway brings a proxy up that is ready at its load balancer address, an
   }, { timeoutMs: 15_000 });
   assert.ok(answer.headers['x-request-id'], 'it came by Envoy');
   rmSync(join(world, 'gateway.yaml'));
-  await waitFor('the proxy to go', () => gateways().length === 0, { timeoutMs: 20_000 });
+  await waitFor('the proxy to go', () => gateways().length === 0, { timeoutMs: 60_000 });
   assert.throws(() => lab.externalIp('edge', 'web-istio'), /no Service of type LoadBalancer/);
 });

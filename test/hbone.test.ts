@@ -107,7 +107,7 @@ before(async () => {
     logger: logger('pilot'),
   });
   await pilot.start();
-  await waitFor('the proxy of the Gateway', () => far.pods().some(({ isGateway }) => isGateway), { timeoutMs: 20_000 });
+  await waitFor('the proxy of the Gateway', () => far.pods().some(({ isGateway }) => isGateway), { timeoutMs: 60_000 });
   await far.whenReady({ sidecars: true, timeoutMs: 60_000 });
   // That pods are ready has yet to come back to the gateway.
   await until('the service', through(WEB), ({ http }) => http === 200);
@@ -154,7 +154,7 @@ const repeated = <T>(count: number, item: T): T[] => Array.from({ length: count 
 /** Of all workloads that a tunnel may lead to: they learn of changes one by one. */
 async function until(what: string, tunnel: Tunnel, holds: (outcome: Outcome) => boolean): Promise<void> {
   let last: Outcome[] = [];
-  await waitFor(what, async () => (last = await call(repeated(6, tunnel))).every(holds), { timeoutMs: 20_000 }).catch((error: unknown) => {
+  await waitFor(what, async () => (last = await call(repeated(6, tunnel))).every(holds), { timeoutMs: 60_000 }).catch((error: unknown) => {
     throw new Error(`${String(error)}: last ${JSON.stringify(last)}`);
   });
 }
@@ -284,7 +284,7 @@ test('a ztunnel of the other network is told by WDS where to go, whom it will me
   const behind = (): Workload | undefined => [...known()].flatMap(([name, type]) => (type?.$case === 'workload' && name.endsWith(`/shop/${WEB.slice(0, -3)}`) ? type.value : []))[0];
   try {
     ztunnel.subscribe(TYPE.address);
-    await waitFor('what stands behind the gateway', () => behind()?.capacity === 2, { timeoutMs: 20_000 });
+    await waitFor('what stands behind the gateway', () => behind()?.capacity === 2, { timeoutMs: 60_000 });
     const { network, network_gateway } = behind()!;
     assert.equal(network, 'away');
     const { destination, hbone_mtls_port } = network_gateway!;
@@ -297,9 +297,9 @@ test('a ztunnel of the other network is told by WDS where to go, whom it will me
     assert.equal(`URI:spiffe://cluster.local/ns/${gateway.namespace}/sa/${gateway.service_account}`, GATEWAY);
     assert.deepEqual([...known().keys()].filter((name) => name.startsWith('far//Pod/')), [], 'no workload of the other network by itself');
     await far.apply(web(1));
-    await waitFor('one to be left', () => behind()?.capacity === 1, { timeoutMs: 20_000 });
+    await waitFor('one to be left', () => behind()?.capacity === 1, { timeoutMs: 60_000 });
     await far.apply(web(0));
-    await waitFor('none to be left', () => behind() === undefined, { timeoutMs: 20_000 });
+    await waitFor('none to be left', () => behind() === undefined, { timeoutMs: 60_000 });
     await far.apply(web(2));
     await waitFor('both to be back', () => behind()?.capacity === 2, { timeoutMs: 40_000 });
   } finally {
@@ -326,7 +326,7 @@ test('an endpoint that takes no connection is passed over', async () => {
   await waitFor('the gateway to try it', async () => {
     assert.deepEqual(answering(await call(repeated(12, through(WEB)))).filter((pod) => !webPods().includes(pod)), []);
     return tried();
-  }, { timeoutMs: 20_000 });
+  }, { timeoutMs: 60_000 });
   await broken(0);
 });
 
@@ -335,7 +335,7 @@ test('endpoints vanish and come: no tunnel that is opened meanwhile fails for on
   const during = await call(repeated(40, through(WEB)));
   await scaling;
   assert.deepEqual(during.filter(({ statuses }) => statuses[0] !== 200), []);
-  await waitFor('one endpoint to be left', async () => answering(await call(repeated(10, through(WEB)))).join() === webPods().join() && webPods().length === 1, { timeoutMs: 20_000 });
+  await waitFor('one endpoint to be left', async () => answering(await call(repeated(10, through(WEB)))).join() === webPods().join() && webPods().length === 1, { timeoutMs: 60_000 });
   await far.apply(web(0));
   await until('no endpoint to be left', outer(WEB), ({ statuses }) => statuses[0] === 503);
   await far.apply(web(2));

@@ -39,9 +39,9 @@ test('an endpoint whose check fails gets no requests, although Kubernetes calls 
   assert.deepEqual(await pods(), ['node-a', 'node-b']);
   const flag = join(folder, 'node-a');
   writeFileSync(flag, '');
-  await waitFor('requests to go to the other alone', async () => (await pods()).join() === 'node-b', { timeoutMs: 20_000, everyMs: 100 });
+  await waitFor('requests to go to the other alone', async () => (await pods()).join() === 'node-b', { timeoutMs: 60_000, everyMs: 100 });
   assert.deepEqual(Object.keys((await mesh.load('sidecar', 'http://checked.node/', 12)).pods), ['node-b'], 'clients with a sidecar hear of it as well');
   rmSync(flag);
-  await waitFor('requests to go to both again', async () => (await pods()).length === 2, { timeoutMs: 20_000, everyMs: 100 });
+  await waitFor('requests to go to both again', async () => (await pods()).length === 2, { timeoutMs: 60_000, everyMs: 100 });
   assert.deepEqual(await mesh.nacks(), []);
 });

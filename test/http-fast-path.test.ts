@@ -83,7 +83,7 @@ const fastOf = (grown: Record<string, number>): number => (grown['http_requests_
 const live = (pods: number): Promise<unknown> => waitFor('the pods to be live', async () => {
   const status = await fastPath();
   return status.on && status.pods.live >= pods && status.pods.suspended === 0;
-}, { timeoutMs: 20_000, everyMs: 20 }).catch(async (error: unknown) => {
+}, { timeoutMs: 60_000, everyMs: 20 }).catch(async (error: unknown) => {
   throw new Error(`${String(error)} ${JSON.stringify(await fastPath())} ${JSON.stringify((await world.agentStatus()).pods)}\n${world.agentLog().slice(-3000)}`);
 });
 
@@ -92,7 +92,7 @@ before(async () => {
   await world.apply('mesh', routed('v2', { v1: 100 }));
   // Probation: eight connections of the client's program and to each server, here past Envoy, which would pool them.
   for (const name of ['web-v1', 'web-v2', 'web-v3']) await world.load('outside', `http://${world.lab.pod('fast', name).ips[0]}:8080/`, 12, { from: 'fast/client', keepAlive: false });
-  await waitFor('the servers to be known as event-driven', async () => (await world.agentStatus()).probation.filter(({ kind, verdict }) => kind === 'listener' && verdict === 'event-driven').length >= 3, { timeoutMs: 20_000, everyMs: 100 }).catch(async (error: unknown) => {
+  await waitFor('the servers to be known as event-driven', async () => (await world.agentStatus()).probation.filter(({ kind, verdict }) => kind === 'listener' && verdict === 'event-driven').length >= 3, { timeoutMs: 60_000, everyMs: 100 }).catch(async (error: unknown) => {
     throw new Error(`${String(error)} ${JSON.stringify((await world.agentStatus()).probation)}`);
   });
   await sleep(1_500);
@@ -167,7 +167,7 @@ test('switches: for all by the agent, for a pod by its label, on a connection th
     await switchTo(true);
     await stream.fast(true);
     await world.lab.label({ kind: 'Pod', namespace: 'fast', name: 'client', labels: { 'underpass.io/acceleration': 'l4' } });
-    await waitFor('the label to be in force', async () => (await world.agentStatus()).pods.some(({ name, acceleration, settled }) => name === 'client' && acceleration === 'l4' && settled), { timeoutMs: 20_000, everyMs: 50 });
+    await waitFor('the label to be in force', async () => (await world.agentStatus()).pods.some(({ name, acceleration, settled }) => name === 'client' && acceleration === 'l4' && settled), { timeoutMs: 60_000, everyMs: 50 });
     await stream.fast(false);
     await world.lab.label({ kind: 'Pod', namespace: 'fast', name: 'client', labels: { 'underpass.io/acceleration': null } });
     await live(4);
@@ -248,7 +248,7 @@ test('a policy that forbids a path takes effect on the next request of a connect
       const from = stream.marked();
       await stream.more(5);
       return stream.versions(from + 1).join() === '403';
-    }, { timeoutMs: 20_000, everyMs: 5 });
+    }, { timeoutMs: 60_000, everyMs: 5 });
     const from = stream.marked();
     await stream.more(300);
     assert.deepEqual(stream.versions(from), ['403']);
@@ -273,7 +273,7 @@ test('upstream connections end with their client, although Envoy keeps them for 
   const atServer = async (): Promise<number> => (await tcpSockets(world.lab.pod('fast', 'web-v1').netns)).filter(({ listening, localPort }) => !listening && localPort === 8080).length;
   const { statuses } = await load(60, { fresh: true });
   assert.deepEqual(statuses, { 200: 60 });
-  await waitFor('the connections of clients that are gone to end', async () => (await atServer()) <= 8, { timeoutMs: 20_000, everyMs: 100 }).catch(async (error: unknown) => {
+  await waitFor('the connections of clients that are gone to end', async () => (await atServer()) <= 8, { timeoutMs: 60_000, everyMs: 100 }).catch(async (error: unknown) => {
     throw new Error(`${String(error)}: ${await atServer()} ${JSON.stringify(await fastPath())}`);
   });
   assert.ok((await fastPath()).upstreamsEnded >= 40, JSON.stringify(await fastPath()));
@@ -398,14 +398,14 @@ class Stream {
   /** Until thirty answers in a row are such. */
   async until(is: (version: string) => boolean): Promise<void> {
     const from = this.marked();
-    await waitFor('answers of the new configuration', () => this.marked() >= from + 30 && this.#answers.slice(-30).every(({ version }) => is(version)), { timeoutMs: 20_000, everyMs: 2 }).catch((error: unknown) => {
+    await waitFor('answers of the new configuration', () => this.marked() >= from + 30 && this.#answers.slice(-30).every(({ version }) => is(version)), { timeoutMs: 60_000, everyMs: 2 }).catch((error: unknown) => {
       throw new Error(`${String(error)}: ${this.#failed.join()}`);
     });
   }
 
   async more(count: number): Promise<void> {
     const wanted = this.#answers.length + count;
-    await waitFor(`${count} more answers`, () => this.#answers.length >= wanted, { timeoutMs: 20_000, everyMs: 2 }).catch((error: unknown) => {
+    await waitFor(`${count} more answers`, () => this.#answers.length >= wanted, { timeoutMs: 60_000, everyMs: 2 }).catch((error: unknown) => {
       throw new Error(`${String(error)}: ${this.#failed.join()}`);
     });
   }
@@ -420,7 +420,7 @@ class Stream {
       });
       last = grown;
       return wanted ? (grown['http_requests_fast'] ?? 0) >= 25 : grown['http_requests_fast'] === undefined;
-    }, { timeoutMs: 20_000, everyMs: 1 }).catch(async (error: unknown) => {
+    }, { timeoutMs: 60_000, everyMs: 1 }).catch(async (error: unknown) => {
       throw new Error(`${String(error)} ${JSON.stringify(last)} ${JSON.stringify(await fastPath())}`);
     });
   }

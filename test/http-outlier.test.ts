@@ -39,13 +39,13 @@ before(async () => {
   await world.up();
   await world.apply('mesh', RULE);
   for (const name of ['web-v1', 'web-v2']) await world.load('outside', `http://${address(name)}:8080/`, 12, { from: 'fast/client', keepAlive: false });
-  await waitFor('the servers to be known as event-driven', async () => (await world.agentStatus()).probation.filter(({ kind, verdict }) => kind === 'listener' && verdict === 'event-driven').length >= 2, { timeoutMs: 20_000, everyMs: 100 });
+  await waitFor('the servers to be known as event-driven', async () => (await world.agentStatus()).probation.filter(({ kind, verdict }) => kind === 'listener' && verdict === 'event-driven').length >= 2, { timeoutMs: 60_000, everyMs: 100 });
   await sleep(1_500);
   await world.settled();
   await waitFor('the pods to be live', async () => {
     const { on, pods } = await fastPath();
     return on && pods.live >= 3 && pods.suspended === 0;
-  }, { timeoutMs: 20_000, everyMs: 20 }).catch(async (error: unknown) => {
+  }, { timeoutMs: 60_000, everyMs: 20 }).catch(async (error: unknown) => {
     throw new Error(`${String(error)} ${JSON.stringify(await fastPath())}\n${world.agentLog().slice(-3000)}`);
   });
 });

@@ -104,7 +104,7 @@ async function load(): Promise<void> {
 const live = (): Promise<unknown> => waitFor('the pods to be live', async () => {
   const status = await fastPath();
   return status.on && status.pods.live >= 4 && status.pods.suspended === 0;
-}, { timeoutMs: 20_000, everyMs: 20 });
+}, { timeoutMs: 60_000, everyMs: 20 });
 
 /** Envoy merges what its threads counted every five seconds. */
 async function counted(start: Scrape): Promise<Scrape> {
@@ -141,7 +141,7 @@ before(async () => {
   await world.up();
   // Before there is a policy: what is to be seen by it goes to a server through Envoy, which pools connections.
   for (const name of ['web-v1', 'web-v2', 'guarded']) await world.load('outside', `http://${world.lab.pod('fast', name).ips[0]}:8080/`, 12, { from: 'fast/client', keepAlive: false });
-  await waitFor('the servers to be known as event-driven', async () => (await world.agentStatus()).probation.filter(({ kind, verdict }) => kind === 'listener' && verdict === 'event-driven').length >= 3, { timeoutMs: 20_000, everyMs: 100 });
+  await waitFor('the servers to be known as event-driven', async () => (await world.agentStatus()).probation.filter(({ kind, verdict }) => kind === 'listener' && verdict === 'event-driven').length >= 3, { timeoutMs: 60_000, everyMs: 100 });
   await sleep(1_500);
   await world.apply('mesh', ROUTES);
   await world.settled();

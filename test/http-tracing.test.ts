@@ -70,7 +70,7 @@ const fastPath = async (): Promise<AgentFastPathStatus> => JSON.parse(await askA
 const live = (): Promise<unknown> => waitFor('the pods to be live', async () => {
   const status = await fastPath();
   return status.on && status.pods.live >= 3 && status.pods.suspended === 0;
-}, { timeoutMs: 20_000, everyMs: 20 }).catch(async (error: unknown) => {
+}, { timeoutMs: 60_000, everyMs: 20 }).catch(async (error: unknown) => {
   throw new Error(`${String(error)} ${JSON.stringify(await fastPath())} ${JSON.stringify((await world.agentStatus()).pods)}\n${world.agentLog().slice(-3000)}`);
 });
 
@@ -118,7 +118,7 @@ before(async () => {
   await world.apply('mesh', telemetry(20));
   for (const name of ['web', 'middle']) await world.load('outside', `http://${world.lab.pod('fast', name).ips[0]}:8080/`, 12, { from: 'fast/client', keepAlive: false });
   await world.load('outside', 'http://middle/fresh', 30, { from: 'fast/client', keepAlive: false });
-  await waitFor('the servers to be known as event-driven', async () => (await world.agentStatus()).probation.filter(({ kind, verdict }) => kind === 'listener' && verdict === 'event-driven').length >= 2, { timeoutMs: 20_000, everyMs: 100 }).catch(async (error: unknown) => {
+  await waitFor('the servers to be known as event-driven', async () => (await world.agentStatus()).probation.filter(({ kind, verdict }) => kind === 'listener' && verdict === 'event-driven').length >= 2, { timeoutMs: 60_000, everyMs: 100 }).catch(async (error: unknown) => {
     throw new Error(`${String(error)} ${JSON.stringify((await world.agentStatus()).probation)}`);
   });
   await sleep(1_500);
@@ -178,13 +178,13 @@ test('with the label for it each request has an id of its own at the server, who
   await label('true');
   const start = await counters();
   let last: string[] = [];
-  await waitFor('the label to be in force', async () => (last = await ids()).every((id) => id !== '') && (await fastPath()).pods.live >= 3, { timeoutMs: 20_000, everyMs: 50 });
+  await waitFor('the label to be in force', async () => (last = await ids()).every((id) => id !== '') && (await fastPath()).pods.live >= 3, { timeoutMs: 60_000, everyMs: 50 });
   assert.equal(new Set(last).size, 200);
   for (const id of last) assert.match(id, /^[0-9a-f]{8}-[0-9a-f]{4}-[49][0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$/);
   await live();
   assert.ok((await ids()).every((id) => id !== '') && fastOf(await counters()) - fastOf(start) > 100);
   await label(null);
-  await waitFor('the label to be gone', async () => (await ids()).some((id) => id === ''), { timeoutMs: 20_000, everyMs: 50 });
+  await waitFor('the label to be gone', async () => (await ids()).some((id) => id === ''), { timeoutMs: 60_000, everyMs: 50 });
   await live();
 });
 

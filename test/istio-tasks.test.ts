@@ -123,7 +123,7 @@ for (const mode of MODES) describe(mode, () => {
   }
   const becomes = (what: string, expected: unknown, get: () => Promise<unknown>): Promise<void> => {
     let found: unknown;
-    return waitFor(what, async () => isDeepStrictEqual((found = await get()), expected), { timeoutMs: 20_000, everyMs: 50 }).then(() => undefined, () => assert.deepEqual(found, expected, what));
+    return waitFor(what, async () => isDeepStrictEqual((found = await get()), expected), { timeoutMs: 60_000, everyMs: 50 }).then(() => undefined, () => assert.deepEqual(found, expected, what));
   };
 
   test(`ingress control: the gateway serves the paths of its host, or of any (${mode})`, async () => {

@@ -45,7 +45,7 @@ async function agentStatus(): Promise<AgentStatus> {
 
 async function answers(): Promise<void> {
   await waitFor('an answer through the mesh', async () => {
-    const { stdout } = await run(underpass, ['lab', 'exec', 'client', '-n', 'shop', '--name', name, '--', 'curl', '-s', '-m', '3', 'nginx'], { okCodes: [0, 6, 7, 22, 28, 52, 56], timeoutMs: 20_000 });
+    const { stdout } = await run(underpass, ['lab', 'exec', 'client', '-n', 'shop', '--name', name, '--', 'curl', '-s', '-m', '3', 'nginx'], { okCodes: [0, 6, 7, 22, 28, 52, 56], timeoutMs: 60_000 });
     return stdout.includes('"version"');
   }, { timeoutMs: 30_000, everyMs: 500 });
 }
@@ -84,7 +84,7 @@ test('after a lab and an agent that were killed, `lab clean` alone brings the ma
   process.kill(info.pid, 'SIGKILL');
   await exit;
   await cli('lab', 'clean', '--name', name);
-  await waitFor('the processes to be gone', async () => JSON.stringify((await machineState()).processes) === JSON.stringify(state.processes), { timeoutMs: 20_000, everyMs: 250 });
+  await waitFor('the processes to be gone', async () => JSON.stringify((await machineState()).processes) === JSON.stringify(state.processes), { timeoutMs: 60_000, everyMs: 250 });
   assert.deepEqual(await machineState(), state);
   await useItAll();
   assert.deepEqual(await machineState(), state);

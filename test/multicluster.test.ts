@@ -136,7 +136,7 @@ for (const mode of MODES) describe(mode, () => {
 
   async function until(from: Name, expected: string[]): Promise<void> {
     let answers: Answer[] = [];
-    await waitFor(`answers of ${expected.join(', ')} for ${from}`, async () => versions((answers = await ask(from))).join() === expected.join(), { timeoutMs: 20_000 }).catch((error: unknown) => {
+    await waitFor(`answers of ${expected.join(', ')} for ${from}`, async () => versions((answers = await ask(from))).join() === expected.join(), { timeoutMs: 60_000 }).catch((error: unknown) => {
       throw new Error(`${String(error)}: last ${JSON.stringify(versions(answers))}`);
     });
   }

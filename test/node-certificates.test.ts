@@ -112,7 +112,7 @@ test('a CA that does not answer: none at the start, said so, and one as soon as 
   const clock = new ManualClock();
   const { certificates } = await stage(context, { address, clock });
   certificates.want(new Set([WEB]));
-  await waitFor('the problem to be told', () => certificates.status().problem, { timeoutMs: 20_000, everyMs: 5 });
+  await waitFor('the problem to be told', () => certificates.status().problem, { timeoutMs: 60_000, everyMs: 5 });
   assert.match(certificates.status().problem!, /UNAVAILABLE/);
   assert.deepEqual([certificates.status().identities, [...certificates.secrets.keys()]], [[{ id: WEB }], ['ROOTCA']]);
 
@@ -127,11 +127,11 @@ test('a CA that does not answer: none at the start, said so, and one as soon as 
   await back.stop();
   const first = certificates.secrets.get(WEB);
   clock.advance(clock.nextMs!);
-  await waitFor('the problem to be told', () => certificates.status().problem, { timeoutMs: 20_000, everyMs: 5 });
+  await waitFor('the problem to be told', () => certificates.status().problem, { timeoutMs: 60_000, everyMs: 5 });
   assert.equal(certificates.secrets.get(WEB), first);
   const third = await again();
   context.after(() => third.stop());
-  await waitFor('another certificate', () => certificates.secrets.get(WEB) !== first, { timeoutMs: 20_000, everyMs: 5 });
+  await waitFor('another certificate', () => certificates.secrets.get(WEB) !== first, { timeoutMs: 60_000, everyMs: 5 });
 });
 
 test('a certificate that nobody wants any more is not asked for again', async () => {

@@ -165,7 +165,7 @@ test('an address of a family that the pod does not have is out of its reach at o
 
 test('under STRICT probes of a node that has not the pod\'s family pass, strangers are refused in both, and pods go on', async () => {
   await world.apply('mesh', 'apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: default, namespace: node}\nspec: {mtls: {mode: STRICT}}\n');
-  for (const node of ['node-1', 'node-2']) await waitFor('the policy to be in force', async () => ((await world.agentStatus(node)).policies?.settling ?? 0) === 0, { timeoutMs: 20_000 });
+  for (const node of ['node-1', 'node-2']) await waitFor('the policy to be in force', async () => ((await world.agentStatus(node)).policies?.settling ?? 0) === 0, { timeoutMs: 60_000 });
   // Three of the probe's periods, and the tries that it may fail.
   const probed = sleep(5_000);
   await Promise.all(['outside/dual-1', 'outside/dual-2'].map(async (stranger) => {

@@ -85,7 +85,7 @@ before(async () => {
   const onward = Object.fromEntries([[`${vip('shop')}:80`, `${ip('far')}:8080`], [`${vip('shop')}:9000`, `${ip('far')}:9000`], ...[1, 2].map((node) => [`${ip(`owner-${node}`)}:9000`, `${ip(`owner-${node}`)}:9000`])]) as Record<string, string>;
   await serve('wp', passed, 'wp', onward);
   await serve('forged', stolen, 'server', onward);
-  await waitFor('HBONE to be announced', () => ['near', 'far', 'late', 'owner-1', 'owner-2'].every((name) => world.lab.pod('node', name).annotations['ambient.istio.io/redirection'] === 'enabled'), { timeoutMs: 20_000 });
+  await waitFor('HBONE to be announced', () => ['near', 'far', 'late', 'owner-1', 'owner-2'].every((name) => world.lab.pod('node', name).annotations['ambient.istio.io/redirection'] === 'enabled'), { timeoutMs: 60_000 });
   await world.enrolled();
   await world.settled();
 });
@@ -273,7 +273,7 @@ test('a workload\'s waypoint is passed by those that dial the workload, on this 
 test('a pod with a waypoint is its own affair: other pods of its node are dialled past Envoy on ports that no listener asks for', async () => {
   const captured = async (): Promise<number> => Number(/^underpass_kernel_connections_captured_total (\d+)/m.exec(await world.agentMetrics('node-1'))![1]);
   const before = await captured();
-  const direct = await world.lab.exec('node/alice', ['curl', '-sS', '-o', '/dev/null', '-w', '%{http_code}', `http://${ip('near')}:8080/`], { timeoutMs: 20_000 });
+  const direct = await world.lab.exec('node/alice', ['curl', '-sS', '-o', '/dev/null', '-w', '%{http_code}', `http://${ip('near')}:8080/`], { timeoutMs: 60_000 });
   assert.deepEqual([direct.stdout, await captured()], ['200', before]);
   assert.match(await explained('alice', ip('near'), 8080), /^pod: /);
 });

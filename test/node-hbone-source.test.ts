@@ -41,7 +41,7 @@ const TCP_POLICY = 'apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\
 
 before(async () => {
   await world.up();
-  await waitFor('HBONE to be announced', () => world.lab.pod('node', 'far').annotations['ambient.istio.io/redirection'] === 'enabled', { timeoutMs: 20_000 });
+  await waitFor('HBONE to be announced', () => world.lab.pod('node', 'far').annotations['ambient.istio.io/redirection'] === 'enabled', { timeoutMs: 60_000 });
   await world.settled();
 });
 after(() => world.down());
@@ -186,7 +186,7 @@ test('where rules redirect what comes to the pod, callers are seen as well', asy
   await under(HTTP_POLICY);
   await world.lab.label({ ...key, labels: { 'underpass.io/redirection': 'iptables' } });
   try {
-    await waitFor('rules', async () => (await way()) === 'iptables', { timeoutMs: 20_000 });
+    await waitFor('rules', async () => (await way()) === 'iptables', { timeoutMs: 60_000 });
     await world.settled();
     for (const [index, address] of ips('node', 'far').entries()) {
       assert.equal((await seenBy('outside/out-one', `http://${address.includes(':') ? `[${address}]` : address}:8080/`)).host, ips('outside', 'out-one')[index], address);
@@ -196,7 +196,7 @@ test('where rules redirect what comes to the pod, callers are seen as well', asy
   } finally {
     await world.lab.label({ ...key, labels: { 'underpass.io/redirection': null } });
   }
-  await waitFor('hooks again', async () => (await way()) === 'bpf', { timeoutMs: 20_000 });
+  await waitFor('hooks again', async () => (await way()) === 'bpf', { timeoutMs: 60_000 });
 });
 
 test('after all this Envoy has refused nothing', async () => {

@@ -54,7 +54,7 @@ spec: {nodeName: node-1, serviceAccountName: caller, containers: [{name: curl, i
 });
 before(async () => {
   await world.up();
-  await waitFor('HBONE to be announced', () => takesHbone('far') && takesHbone('late'), { timeoutMs: 20_000 });
+  await waitFor('HBONE to be announced', () => takesHbone('far') && takesHbone('late'), { timeoutMs: 60_000 });
   await world.settled();
 });
 after(() => world.down());
@@ -164,7 +164,7 @@ test('without a certificate of the mesh, or with TLS 1.2, nobody comes as far as
 /** Until all of several tunnels, since listeners drain, end so. */
 async function until(what: string, tunnel: Tunnel, as: Shown | undefined, holds: (outcome: Outcome) => boolean): Promise<void> {
   let last: Outcome[] = [];
-  await waitFor(what, async () => (last = await call('far', [tunnel, tunnel, tunnel], as)).every(holds), { timeoutMs: 20_000 }).catch((error: unknown) => {
+  await waitFor(what, async () => (last = await call('far', [tunnel, tunnel, tunnel], as)).every(holds), { timeoutMs: 60_000 }).catch((error: unknown) => {
     throw new Error(`${String(error)}: last ${JSON.stringify(last)}`);
   });
 }
@@ -342,7 +342,7 @@ test('a pod whose own program has port 15001 is not captured and says why; Envoy
   const now = async () => (await world.agentStatus('node-2')).pods.find(({ name }) => name === 'outbound-taken');
   await world.lab.label({ ...key, labels: { 'underpass.io/mode': 'node' } });
   try {
-    await waitFor('the pod to say why', async () => (await now())?.state === 'failed', { timeoutMs: 20_000 });
+    await waitFor('the pod to say why', async () => (await now())?.state === 'failed', { timeoutMs: 60_000 });
     assert.equal((await now())?.error, "port 15001 of the pod, where the proxy has to listen, is a program's of its own");
     await envoyIsAtHome();
     assert.equal(await dial(world.lab.pod('outside', 'outbound-taken').ips[0]!, 7000), 'own', 'it goes on without the mesh');
@@ -356,10 +356,10 @@ test('a pod whose own program has port 15006 keeps it: its callers are never led
   const key = { kind: 'Pod', namespace: 'outside', name: 'inbound-taken' } as const;
   const address = world.lab.pod('outside', 'inbound-taken').ips[0]!;
   await world.lab.label({ ...key, labels: { 'underpass.io/mode': 'node' } });
-  await waitFor('the pod to be enrolled', async () => (await world.agentStatus('node-2')).pods.find(({ name }) => name === 'inbound-taken')?.state === 'enrolled', { timeoutMs: 20_000 });
+  await waitFor('the pod to be enrolled', async () => (await world.agentStatus('node-2')).pods.find(({ name }) => name === 'inbound-taken')?.state === 'enrolled', { timeoutMs: 60_000 });
   assert.equal(await dial(address, 7000), 'own');
   await world.apply('mesh', 'apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: inbound-taken, namespace: outside}\nspec: {selector: {matchLabels: {app: inbound-taken}}, mtls: {mode: STRICT}}\n');
-  await waitFor('the caller in plaintext to be refused', async () => (await dial(address, 7000)) === '', { timeoutMs: 20_000 });
+  await waitFor('the caller in plaintext to be refused', async () => (await dial(address, 7000)) === '', { timeoutMs: 60_000 });
   await world.stopAgent('node-2');
   await world.startAgent('node-2');
   await world.enrolled();
@@ -369,5 +369,5 @@ test('a pod whose own program has port 15006 keeps it: its callers are never led
   const now = (await world.agentStatus('node-2')).pods.find(({ name }) => name === 'inbound-taken');
   assert.deepEqual([now?.state, now?.notes], ['enrolled', ["callers that its policy leaves to the proxy are refused, since port 15006 is a program's of its own"]]);
   await world.clear('mesh');
-  await waitFor('the caller to be let in again', async () => (await dial(address, 7000)) === 'own', { timeoutMs: 20_000 });
+  await waitFor('the caller to be let in again', async () => (await dial(address, 7000)) === 'own', { timeoutMs: 60_000 });
 });

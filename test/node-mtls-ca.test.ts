@@ -24,7 +24,7 @@ before(async () => {
   await becomes('node/client', 'web.sidecar', 'cluster.local/ns/node/sa/client');
   await becomes('sidecar/client', 'web.node', 'cluster.local/ns/sidecar/sa/client');
   // Until then what Envoy has open to a pod may be ended for the new policy's sake.
-  await waitFor('the policy to be in force everywhere', async () => ((await world.agentStatus(NODE)).policies?.settling ?? 0) === 0, { timeoutMs: 20_000 });
+  await waitFor('the policy to be in force everywhere', async () => ((await world.agentStatus(NODE)).policies?.settling ?? 0) === 0, { timeoutMs: 60_000 });
 });
 after(async () => {
   await world.down();
@@ -41,7 +41,7 @@ async function caller(from: string, host: string): Promise<string> {
 
 async function becomes(from: string, host: string, expected: string): Promise<void> {
   let found = '';
-  await waitFor(`${host} to answer ${from}`, async () => (found = await caller(from, host)) === expected, { timeoutMs: 20_000, everyMs: 50 }).catch(() => assert.equal(found, expected));
+  await waitFor(`${host} to answer ${from}`, async () => (found = await caller(from, host)) === expected, { timeoutMs: 60_000, everyMs: 50 }).catch(() => assert.equal(found, expected));
 }
 
 const expiries = async (): Promise<string[]> => (await world.agentMetrics(NODE)).match(/^underpass_certificate_expiry_timestamp_seconds\{.*$/gm) ?? [];
@@ -78,13 +78,13 @@ test('an agent that ends and starts again interrupts no mutual TLS, also while t
     isAway = true;
     await relay.close();
     await world.startAgent(NODE);
-    await waitFor('the agent to say so', async () => (await world.agentStatus(NODE).catch(() => undefined))?.proxy.certificates?.problem, { timeoutMs: 20_000, everyMs: 50 });
-    await waitFor('the agent to be heard by Envoy', async () => (await world.agentStatus(NODE)).proxy.settled, { timeoutMs: 20_000, everyMs: 50 });
+    await waitFor('the agent to say so', async () => (await world.agentStatus(NODE).catch(() => undefined))?.proxy.certificates?.problem, { timeoutMs: 60_000, everyMs: 50 });
+    await waitFor('the agent to be heard by Envoy', async () => (await world.agentStatus(NODE)).proxy.settled, { timeoutMs: 60_000, everyMs: 50 });
     assert.equal(await serials(), before, 'the certificates of before stay in use');
     isAway = false;
     await relay.open();
-    await waitFor('the agent to be ready', ready, { timeoutMs: 20_000, everyMs: 50 });
-    await waitFor('new certificates', async () => (await serials()) !== before, { timeoutMs: 20_000, everyMs: 50 });
+    await waitFor('the agent to be ready', ready, { timeoutMs: 60_000, everyMs: 50 });
+    await waitFor('new certificates', async () => (await serials()) !== before, { timeoutMs: 60_000, everyMs: 50 });
   });
 });
 
@@ -103,13 +103,13 @@ test('certificates are of the accounts of the node\'s pods alone, and no file of
 test('a CA that goes away leaves what is there in use, and status and metrics say so', async () => {
   await relay.close();
   const problem = async (): Promise<string | undefined> => (await world.agentStatus(NODE)).proxy.certificates?.problem;
-  await waitFor('a renewal that fails', problem, { timeoutMs: 20_000, everyMs: 50 });
+  await waitFor('a renewal that fails', problem, { timeoutMs: 60_000, everyMs: 50 });
   assert.match((await problem())!, /asking localhost:\d+ for a certificate: UNAVAILABLE/);
   assert.match(await world.agentMetrics(NODE), /^underpass_ca_up 0$/m);
   for (const [from, host] of WAYS) assert.equal(await caller(from, host), `cluster.local/ns/${from.replace('/', '/sa/')}`);
   assert.equal(await ready(), true, 'with certificates there is nothing that it lacks');
   await relay.open();
-  await waitFor('the CA to be there again', async () => (await problem()) === undefined, { timeoutMs: 20_000, everyMs: 50 });
+  await waitFor('the CA to be there again', async () => (await problem()) === undefined, { timeoutMs: 60_000, everyMs: 50 });
   assert.match(await world.agentMetrics(NODE), /^underpass_ca_up 1$/m);
 });
 

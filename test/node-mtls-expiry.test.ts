@@ -45,8 +45,8 @@ const world = new MeshWorld('mtls-exp', {
 before(async () => {
   await world.up();
   await world.apply('mesh', ['sidecar', 'node'].map((namespace) => `apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: default, namespace: ${namespace}}\nspec: {mtls: {mode: STRICT}}\n`).join('---\n'));
-  await waitFor('HBONE to be announced', () => ['near', 'far'].every((name) => world.lab.pod('node', name).annotations['ambient.istio.io/redirection'] === 'enabled'), { timeoutMs: 20_000 });
-  await waitFor('the policy to be in force everywhere', async () => ((await world.agentStatus(NODE)).policies?.settling ?? 0) === 0, { timeoutMs: 20_000 });
+  await waitFor('HBONE to be announced', () => ['near', 'far'].every((name) => world.lab.pod('node', name).annotations['ambient.istio.io/redirection'] === 'enabled'), { timeoutMs: 60_000 });
+  await waitFor('the policy to be in force everywhere', async () => ((await world.agentStatus(NODE)).policies?.settling ?? 0) === 0, { timeoutMs: 60_000 });
   await world.settled();
 });
 after(async () => {
@@ -82,7 +82,7 @@ process.stdin.on('end', () => process.exit()).resume();`;
 
   async goesOn(): Promise<void> {
     const before = this.answers;
-    await waitFor('more answers', () => this.answers > before + 5 || this.ended, { timeoutMs: 20_000, everyMs: 50 });
+    await waitFor('more answers', () => this.answers > before + 5 || this.ended, { timeoutMs: 60_000, everyMs: 50 });
     assert.equal(this.ended, false, 'the connection was ended');
   }
 
@@ -115,7 +115,7 @@ test('certificates that expire while the CA is away: said in status, metrics and
   assert.equal(ready, true, 'a restart of the agent would mend nothing');
   assert.deepEqual(await gauges(), ACCOUNTS.map((account) => `underpass_certificate_expired{identity="${identity(account)}"} 1`));
   for (const account of ACCOUNTS) assert.match(world.agentLog(NODE), new RegExp(`"level":"error".*"identity":"${identity(account)}".*a certificate has expired before the CA gave another one`));
-  const { stdout } = await run(process.execPath, [CLI, 'ps', '--instance', world.name], { timeoutMs: 20_000 });
+  const { stdout } = await run(process.execPath, [CLI, 'ps', '--instance', world.name], { timeoutMs: 60_000 });
   for (const account of ACCOUNTS) assert.match(stdout, new RegExp(`certificates +0 of 3 from localhost:\\d+, .*that of ${identity(account)} expired at \\S+Z.*: its new connections are refused - .*UNAVAILABLE`));
 
   for (const [from, host] of [...OUT, ...IN]) assert.equal(await call(from, host), 'refused', `${from} to ${host}`);

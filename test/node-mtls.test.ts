@@ -81,7 +81,7 @@ async function becomes(expected: Record<string, [Probe, string]>): Promise<void>
     found = Object.fromEntries(await Promise.all(Object.entries(expected).map(async ([name, [probe]]) => [name, await probe()] as const)));
     return isDeepStrictEqual(found, wanted);
   };
-  await waitFor('the policies to be in force', look, { timeoutMs: 20_000, everyMs: 100 }).catch(() => assert.deepEqual(found, wanted));
+  await waitFor('the policies to be in force', look, { timeoutMs: 60_000, everyMs: 100 }).catch(() => assert.deepEqual(found, wanted));
 }
 
 const policy = (kind: string, namespace: string, name: string, spec: string): string => `apiVersion: security.istio.io/v1\nkind: ${kind}\nmetadata: {name: ${name}, namespace: ${namespace}}\nspec: ${spec}\n`;

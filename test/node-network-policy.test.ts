@@ -26,7 +26,7 @@ spec: {nodeName: node-1, serviceAccountName: ${name}, containers: [{name: curl, 
 const world = new MeshWorld('node-network-policy', { nodes: 2, bare: true, outside: [client('allowed'), client('barred'), server('near', 'node-1'), server('far', 'node-2')].join('---\n') });
 before(async () => {
   await world.up();
-  await waitFor('HBONE to be announced', () => world.lab.pod('node', 'far').annotations['ambient.istio.io/redirection'] === 'enabled', { timeoutMs: 20_000 });
+  await waitFor('HBONE to be announced', () => world.lab.pod('node', 'far').annotations['ambient.istio.io/redirection'] === 'enabled', { timeoutMs: 60_000 });
   await world.settled();
 });
 after(() => world.down());

@@ -140,7 +140,7 @@ class World extends MeshWorld {
     await waitFor('the probes of three periods', async () => {
       ready.add(this.lab.pod('node', 'near').ready);
       return (await count()) >= before + 6;
-    }, { timeoutMs: 20_000, everyMs: 100 });
+    }, { timeoutMs: 60_000, everyMs: 100 });
     assert.deepEqual([...ready], [true]);
   }
 
@@ -198,7 +198,7 @@ class World extends MeshWorld {
       const steered = await this.counter('inbound_steered');
       return (await this.line(pod, this.address('near'), 8080)) === 'echoed' && (await this.counter('inbound_steered')) === steered;
     };
-    await waitFor('the end of the steering', look, { timeoutMs: 20_000 });
+    await waitFor('the end of the steering', look, { timeoutMs: 60_000 });
   }
 
   async closed(): Promise<number> {

@@ -119,7 +119,7 @@ test('with sessionAffinity ClientIP a pod keeps to one endpoint of the service',
 });
 
 test('a service without endpoints refuses at once', async () => {
-  await waitFor('the refusal', async () => (await connects('empty', 9000, 1))['ECONNREFUSED'] === 1, { timeoutMs: 20_000 });
+  await waitFor('the refusal', async () => (await connects('empty', 9000, 1))['ECONNREFUSED'] === 1, { timeoutMs: 60_000 });
   const before_ = (await node.counters())['connections_without_endpoint']!;
   assert.deepEqual(await connects('empty', 9000, 2), { ECONNREFUSED: 2 });
   assert.equal((await node.counters())['connections_without_endpoint']! - before_, 2);
@@ -138,7 +138,7 @@ test('a VirtualService leads the service through Envoy', async () => {
   const file = join(node.sourceDir, 'route.yaml');
   writeFileSync(file, rule('VirtualService', 'metadata: {name: db, namespace: shop}\nspec: {hosts: [db], tcp: [{match: [{port: 5432}], route: [{destination: {host: one, port: {number: 6000}}}]}]}\n'));
   const address = await vip('db');
-  await waitFor('the route', async () => JSON.stringify(await connects('db', 5432, 10)) === JSON.stringify({ [`db-a ${address}:5432`]: 10 }), { timeoutMs: 20_000 });
+  await waitFor('the route', async () => JSON.stringify(await connects('db', 5432, 10)) === JSON.stringify({ [`db-a ${address}:5432`]: 10 }), { timeoutMs: 60_000 });
   assert.equal(await resolved('db', 5432), 0);
   rmSync(file);
   await until('the kernel to have it again', 'db', 5432, 3);
@@ -203,13 +203,13 @@ test('HTTP that asks for nothing is decided at connect() for pods whose label sa
   const address = await vip('web');
   assert.deepEqual(await decided(), [`200 ${address}`, 0]);
   await node.lab.label({ kind: 'Pod', namespace: 'shop', name: 'client', labels: { 'underpass.io/l7': 'auto' } });
-  await waitFor('HTTP to be decided at connect()', async () => (await decided())[1] === 1, { timeoutMs: 20_000 });
+  await waitFor('HTTP to be decided at connect()', async () => (await decided())[1] === 1, { timeoutMs: 60_000 });
   assert.deepEqual(await decided(), [`200 ${address}`, 1]);
   const file = join(node.sourceDir, 'web.yaml');
   writeFileSync(file, rule('VirtualService', 'metadata: {name: web, namespace: shop}\nspec: {hosts: [web], http: [{fault: {abort: {percentage: {value: 100}, httpStatus: 418}}, route: [{destination: {host: web}}]}]}\n'));
-  await waitFor('the route', async () => JSON.stringify(await decided()) === JSON.stringify([`418 ${address}`, 0]), { timeoutMs: 20_000 });
+  await waitFor('the route', async () => JSON.stringify(await decided()) === JSON.stringify([`418 ${address}`, 0]), { timeoutMs: 60_000 });
   rmSync(file);
-  await waitFor('HTTP to be decided at connect() again', async () => (await decided())[1] === 1, { timeoutMs: 20_000 });
+  await waitFor('HTTP to be decided at connect() again', async () => (await decided())[1] === 1, { timeoutMs: 60_000 });
   await node.lab.label({ kind: 'Pod', namespace: 'shop', name: 'client', labels: { 'underpass.io/l7': null } });
 });
 
@@ -281,27 +281,27 @@ test('explain says what the policy of the pod that is reached makes of the calle
   for (const [yaml, said] of cases) {
     writeFileSync(file, yaml);
     let last: unknown;
-    await waitFor(`explain to say ${said}`, async () => said.test((last = await policyOf('one', 6000)) as string), { timeoutMs: 20_000 }).catch((error: unknown) => assert.fail(`${String(error)}: ${String(last)}`));
+    await waitFor(`explain to say ${said}`, async () => said.test((last = await policyOf('one', 6000)) as string), { timeoutMs: 60_000 }).catch((error: unknown) => assert.fail(`${String(error)}: ${String(last)}`));
     // By the service and by the pod's own address alike it comes with the caller's identity.
     for (const [host, port] of [['one', 6000], [address!, 7000]] as const) {
       await waitFor(`${host} to be as explain says`, async () => {
         const [answer, isIn] = [await policyOf(host, port), await passes(host, port)];
         last = { answer, isIn };
         return answer.startsWith(isIn ? 'allow' : 'deny');
-      }, { timeoutMs: 20_000 }).catch((error: unknown) => assert.fail(`${yaml}: ${String(error)}: ${JSON.stringify(last)}`));
+      }, { timeoutMs: 60_000 }).catch((error: unknown) => assert.fail(`${yaml}: ${String(error)}: ${JSON.stringify(last)}`));
     }
   }
   assert.match(await policyOf(address!, 7000), /^allow by kernel: no DENY policy fits/);
   // A log of connections is Envoy's to write: by the pod's own address, too, it knows who calls.
   writeFileSync(file, `${strict}---\napiVersion: telemetry.istio.io/v1\nkind: Telemetry\nmetadata: {name: log, namespace: shop}\nspec: {accessLogging: [{providers: [{name: envoy}]}]}\n`);
   for (const [host, port] of [['one', 6000], [address!, 7000]] as const) {
-    await waitFor(`Envoy to judge, and to let in by ${host}`, async () => (await policyOf(host, port)).startsWith('allow by envoy: no DENY policy fits') && (await passes(host, port)), { timeoutMs: 20_000 });
+    await waitFor(`Envoy to judge, and to let in by ${host}`, async () => (await policyOf(host, port)).startsWith('allow by envoy: no DENY policy fits') && (await passes(host, port)), { timeoutMs: 60_000 });
   }
   // More than the kernel's tables hold: Envoy has them all, and lets in whom they allow.
   const mine = (await node.pod('shop', 'client')).ips[0]!;
   writeFileSync(file, rules('ALLOW', `{from: [{source: {ipBlocks: [${Array.from({ length: 130 }, (_, i) => `"192.0.2.${i}"`).join()}, "${mine}"]}}]}`));
-  await waitFor('Envoy alone to judge', async () => (await policyOf('one', 6000)).startsWith('unknown by envoy: the kernel has no room'), { timeoutMs: 20_000 });
-  await waitFor('Envoy to let in', async () => (await passes('one', 6000)) && (await passes(address!, 7000)), { timeoutMs: 20_000 });
+  await waitFor('Envoy alone to judge', async () => (await policyOf('one', 6000)).startsWith('unknown by envoy: the kernel has no room'), { timeoutMs: 60_000 });
+  await waitFor('Envoy to let in', async () => (await passes('one', 6000)) && (await passes(address!, 7000)), { timeoutMs: 60_000 });
   assert.match((await node.cli(['explain', 'shop/client', 'one:6000', '--instance', node.instance])).stdout, /\n {4}at L4 not known here: the kernel has no room .*; the node's Envoy judges/);
   assert.match((await node.cli(['ps', '--instance', node.instance])).stdout, /shop\/db-a lets nobody new in without Envoy: its policies come to 131 blocks of addresses, the kernel's tables hold 128/);
   rmSync(file);
@@ -321,7 +321,7 @@ test('explain says of a caller that rules redirect what comes of it: an identity
       const [found, isIn] = [await explained(host, port), Object.keys(await connects(host, port, 1)).some((key) => key.startsWith('db-a'))];
       last = { found, isIn };
       return found.way === 'envoy' && judged(found) === said && isIn === said.startsWith('allow');
-    }, { timeoutMs: 20_000 }).catch((error: unknown) => assert.fail(`${String(error)}: ${JSON.stringify(last)}`));
+    }, { timeoutMs: 60_000 }).catch((error: unknown) => assert.fail(`${String(error)}: ${JSON.stringify(last)}`));
   }
   for (const own of ['127.0.0.1', '0.0.0.0']) assert.equal((await explained(own, 7000)).way, 'untouched', own);
   await label(null);
@@ -386,7 +386,7 @@ test('a restarted agent finds what was decided as it was, with no connection los
   assert.deepEqual(Object.keys(await connects('db', 5432, 20)).sort(), [`db-a ${address}:5432`, `db-b ${address}:5432`]);
   node.startAgent('--node', 'node-1');
   await node.podsAre('shop', 'shop to be enrolled', enrolled('bpf'));
-  await waitFor('the services', async () => (await node.status()).services?.firstSyncMs !== undefined, { timeoutMs: 20_000 });
+  await waitFor('the services', async () => (await node.status()).services?.firstSyncMs !== undefined, { timeoutMs: 60_000 });
   done = true;
   await load;
   assert.equal(await resolved('db', 5432), 3);

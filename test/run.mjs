@@ -10,10 +10,10 @@ import { Report } from './report.mjs';
 const root = join(import.meta.dirname ?? new URL('.', import.meta.url).pathname, '..');
 const wanted = process.argv.slice(2);
 const ON_REQUEST = ['test/image/build.', 'test/kube/', 'test/programs/go', 'test/ztunnel/'];
-// Most of a file's time is waiting, and what it makes on the machine bears its process's name, so files run four at a time;
+// Most of a file's time is waiting, and what it makes on the machine bears its process's name, so files run three at a time;
 // but for those that look at what belongs to all (the first lists everything on the machine, the second adds up the kernel's memory
 // for TCP), and the one that fills the machine: a whole node of Kubernetes.
-const TOGETHER = 4;
+const TOGETHER = 3;
 const ALONE = ['test/leftovers', 'agent/dataplane/kernel-flow.', 'test/kube/real-node'];
 // Those that take longest begin, so that none of them is left to run by itself at the end: by what was measured of one, else by
 // its folder, whose files start agents and Envoys.

@@ -103,7 +103,7 @@ async function becomesAt(expected: Record<string, [Probe, string]>, envoys: read
     return isDeepStrictEqual(found, wanted);
   };
   await drained(envoys);
-  await waitFor('the policies to be in force', look, { timeoutMs: 20_000, everyMs: 50 }).catch(() => assert.deepEqual(found, wanted));
+  await waitFor('the policies to be in force', look, { timeoutMs: 60_000, everyMs: 50 }).catch(() => assert.deepEqual(found, wanted));
   await drained(envoys);
   await look();
   assert.deepEqual(found, wanted);
@@ -116,7 +116,7 @@ async function drained(envoys: readonly string[]): Promise<void> {
     // The shared Envoy takes its time with what others have open; what is tried here are new connections and its own pools.
     return (await Promise.all(pods)).every((text, index) => (text.match(/: 0\n/g) ?? []).length === 3 || envoys[index] === NODE_PROXY);
   };
-  await waitFor('the proxies to have drained their old connections', chains, { timeoutMs: 20_000, everyMs: 20 });
+  await waitFor('the proxies to have drained their old connections', chains, { timeoutMs: 60_000, everyMs: 20 });
 }
 
 for (const mode of ENFORCING) policiesHold(mode);

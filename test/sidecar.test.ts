@@ -169,7 +169,7 @@ test('sidecars: a restarted Envoy serves again', async () => {
       const now = lab.pod('legacy', 'client').containers.find(({ name }) => name === 'istio-proxy');
       return now?.ready && now.pid !== before?.pid;
     },
-    { timeoutMs: 20_000 },
+    { timeoutMs: 60_000 },
   );
   assert.match((await get('legacy/client', 'http://web/')).version, /^v[12]$/);
 });

@@ -111,5 +111,5 @@ const isDone = (): boolean => {
   const { pods, ready } = agent.status();
   return ready && (pods.length > 0 || options.gone.length > 0) && pods.every(({ uid, settled }) => settled || stopped.has(uid)) && options.gone.every((uid) => stopped.has(uid) || !fs.existsSync(join(agent.folder, 'netns', uid)));
 };
-await waitFor('all pods to be stopped or settled', isDone, { timeoutMs: 60_000, everyMs: 20 });
+await waitFor('all pods to be stopped or settled', isDone, { timeoutMs: 180_000, everyMs: 20 });
 console.log('STEPS ' + JSON.stringify(Object.fromEntries(done)));

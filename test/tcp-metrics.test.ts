@@ -188,7 +188,7 @@ test('TCP to a Service that the kernel resolves is told under the Service by bot
   await waitFor('a connection that the kernel resolved', async () => {
     await ask(tellers[0]);
     return await resolved() > start;
-  }, { timeoutMs: 20_000, everyMs: 100 });
+  }, { timeoutMs: 60_000, everyMs: 100 });
   await ask(tellers[1]);
   // What Envoy carried before that is under the same labels.
   await waitFor('all of them', async () => (await named())[0]?.value === count * 10_000, { timeoutMs: 10_000, everyMs: 100 });
@@ -263,7 +263,7 @@ test('what a policy denies is in the metrics as ztunnel tells it: a connection t
   await waitFor('the connection', async () => (await direct()).length > 0, { timeoutMs: 10_000, everyMs: 50 });
   writeFileSync(join(node.sourceDir, 'policy.yaml'), POLICY);
   assert.match((await talking).stdout, /ECONNRESET/);
-  await waitFor('the policy to be the kernel\'s to judge', async () => (await node.lab.exec(`flows/${teller}`, ['node', '-e', TALKER, 'safe.flows', '9003'])).stdout.trim() === 'ECONNREFUSED', { timeoutMs: 20_000, everyMs: 200 });
+  await waitFor('the policy to be the kernel\'s to judge', async () => (await node.lab.exec(`flows/${teller}`, ['node', '-e', TALKER, 'safe.flows', '9003'])).stdout.trim() === 'ECONNREFUSED', { timeoutMs: 60_000, everyMs: 200 });
   const failed = async (): Promise<Record<string, number>> => {
     const all = await samples(/^istio_tcp_connections_(failed|closed)_total$/);
     return Object.fromEntries(all.filter(({ labels }) => labels['response_flags'] !== '-').map(({ name, labels, value }) => {

@@ -63,7 +63,7 @@ for (const mode of MODES) {
     assert.equal((await mesh.curl(mode, 'http://web/other')).status, 200);
     assert.equal((await mesh.curl(mode, 'http://web/logged?a=b')).status, 200);
     const lines = (): string[] => (existsSync(path) ? readFileSync(path, 'utf8').trim().split('\n').filter((line) => line !== '') : []);
-    await waitFor('a line in the log', () => lines().length > 0, { timeoutMs: 20_000, everyMs: 100 });
+    await waitFor('a line in the log', () => lines().length > 0, { timeoutMs: 60_000, everyMs: 100 });
     // The node's Envoy writes for all of its pods.
     assert.deepEqual(lines().map((line) => JSON.parse(line) as unknown), [{ status: 200, path: '/logged?a=b', ...(mode === 'node' ? { pod: 'node/client' } : {}) }]);
     assert.deepEqual(await mesh.nacks(), []);
@@ -95,7 +95,7 @@ async function following(...args: string[]): Promise<{ flows: Flow[]; child: Ret
     rest = lines.pop() ?? '';
     flows.push(...lines.map((line) => JSON.parse(line) as Flow));
   });
-  await waitFor('Envoy to be told', async () => (await isTold()) === '100', { timeoutMs: 20_000, everyMs: 100 });
+  await waitFor('Envoy to be told', async () => (await isTold()) === '100', { timeoutMs: 60_000, everyMs: 100 });
   const end = async (signal: NodeJS.Signals): Promise<number | null> => {
     child.kill(signal);
     if (child.exitCode === null && child.signalCode === null) await once(child, 'exit');
@@ -139,7 +139,7 @@ spec: {selector: {matchLabels: {app: other}}, action: DENY, rules: [{to: [{opera
   const denied = flows.find(({ kind, verdict }) => kind === 'connection' && verdict === 'denied')!;
   assert.deepEqual([ends(denied), denied.destination.port, denied.method], [['node', 'client', 'node', 'other'], 9000, null]);
   await end('SIGINT');
-  await waitFor('Envoy to be told that nobody listens', async () => (await isTold()) === '0', { timeoutMs: 20_000, everyMs: 100 });
+  await waitFor('Envoy to be told that nobody listens', async () => (await isTold()) === '0', { timeoutMs: 60_000, everyMs: 100 });
   const known = (await run(process.execPath, [CLI, 'flows', '--instance', mesh.name, '--verdict', 'denied', '--to', 'other'])).stdout;
   assert.match(known, /^TIME +VERDICT +WAY .*\n[\d:.]+ +denied +- +client +node\/client +node\/other:9000 +connection/);
   await mesh.clear('node');
@@ -148,7 +148,7 @@ spec: {selector: {matchLabels: {app: other}}, action: DENY, rules: [{to: [{opera
 test('underpass flows -f: a listener that is killed, or whose reader has seen enough, is no listener any more', async () => {
   const killed = await following();
   await killed.end('SIGKILL');
-  await waitFor('nobody to listen', async () => (await isTold()) === '0', { timeoutMs: 20_000, everyMs: 100 });
+  await waitFor('nobody to listen', async () => (await isTold()) === '0', { timeoutMs: 60_000, everyMs: 100 });
   const cut = await following();
   cut.child.stdout!.destroy();
   await waitFor('its end', async () => {
@@ -156,5 +156,5 @@ test('underpass flows -f: a listener that is killed, or whose reader has seen en
     return cut.child.exitCode !== null;
   }, { timeoutMs: 30_000, everyMs: 200 });
   assert.equal(cut.child.exitCode, 0);
-  await waitFor('nobody to listen', async () => (await isTold()) === '0', { timeoutMs: 20_000, everyMs: 100 });
+  await waitFor('nobody to listen', async () => (await isTold()) === '0', { timeoutMs: 60_000, everyMs: 100 });
 });

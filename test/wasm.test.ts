@@ -50,7 +50,7 @@ async function ask(mode: Mode, host = 'web'): Promise<Seen> {
 }
 const becomes = async (mode: Mode, what: string, test: (seen: Seen) => boolean): Promise<Seen> => {
   let seen: Seen | undefined;
-  await waitFor(what, async () => test((seen = await ask(mode))), { timeoutMs: 20_000, everyMs: 50 }).catch((error: unknown) => {
+  await waitFor(what, async () => test((seen = await ask(mode))), { timeoutMs: 60_000, everyMs: 50 }).catch((error: unknown) => {
     throw new Error(`${String(error)}: ${JSON.stringify(seen)}`);
   });
   return seen!;

@@ -98,13 +98,13 @@ async function header(name: string, key: string): Promise<string | undefined> {
 
 async function becomes<T>(what: string, look: () => Promise<T>, expected: T): Promise<void> {
   let found: T | undefined;
-  await waitFor(what, async () => isDeepStrictEqual((found = await look().catch(() => undefined)), expected), { timeoutMs: 20_000, everyMs: 200 }).catch(() => assert.deepEqual(found, expected, what));
+  await waitFor(what, async () => isDeepStrictEqual((found = await look().catch(() => undefined)), expected), { timeoutMs: 60_000, everyMs: 200 }).catch(() => assert.deepEqual(found, expected, what));
 }
 
 test('a Gateway of class istio-waypoint brings a waypoint up, and its removal takes it down; nobody else has to do anything', async () => {
   assert.equal(waypoint(), '');
   writeFileSync(join(directory, 'world', 'gateway.yaml'), GATEWAY);
-  await waitFor('the waypoint', () => waypoint() !== '', { timeoutMs: 20_000 });
+  await waitFor('the waypoint', () => waypoint() !== '', { timeoutMs: 60_000 });
   await lab.whenReady({ sidecars: true, timeoutMs: 30_000 });
   assert.equal(lab.pod('shop', waypoint()).serviceAccount, 'wp');
   await becomes('one to answer through it', () => answers('one', 7000, 'abc'), ['one']);
@@ -172,5 +172,5 @@ spec: {url: "file://${join(buildDir, 'test-plugin.wasm')}", targetRefs: [${ref}]
   const nacks = pilot.status().ads.connections.flatMap(({ types }) => Object.values(types).flatMap(({ nack }) => nack?.message ?? []));
   assert.deepEqual(nacks, []);
   rmSync(join(directory, 'world', 'gateway.yaml'));
-  await waitFor('the waypoint to go', () => waypoint() === '', { timeoutMs: 20_000 });
+  await waitFor('the waypoint to go', () => waypoint() === '', { timeoutMs: 60_000 });
 });

@@ -10,7 +10,7 @@ import { sleep } from '../../common/retry.js';
 import { Lab } from '../../lab/index.js';
 import { NodeProcess } from '../node-process.js';
 
-const START_TIMEOUT_MS = 60_000;
+const START_TIMEOUT_MS = 180_000;
 /** nginx forks its new worker and lets the old one go. */
 const RELOAD_MS = 200;
 /** Envoy's Zipkin tracer sends what it has every five seconds. */

@@ -4,7 +4,7 @@ import { sleep } from '../../common/retry.js';
 import { KEPT, PodLoad } from './load.js';
 import type { Stage } from './stage.js';
 
-const START_TIMEOUT_MS = 60_000;
+const START_TIMEOUT_MS = 180_000;
 /** How long the node is without an agent. */
 const WITHOUT_AGENT_MS = 2_000;
 const AFTERWARDS_MS = 1_000;

@@ -4,7 +4,7 @@ import { waitFor } from '../../common/retry.js';
 import { requestsInPod } from './routing.js';
 import type { Proof, Stage } from './stage.js';
 
-const START_TIMEOUT_MS = 60_000;
+const START_TIMEOUT_MS = 180_000;
 const PROBATION_TIMEOUT_MS = 20_000;
 
 export async function showStart(stage: Stage): Promise<void> {

@@ -94,7 +94,7 @@ spec:
     spec: {serviceAccountName: underpass-agent, containers: [{name: agent, image: sleep}]}
 `;
 const MARKER = 'mesh-world-step';
-const READY_TIMEOUT_MS = 60_000;
+const READY_TIMEOUT_MS = 180_000;
 
 interface NodeAgent {
   readonly child: ChildProcess;
