@@ -63,7 +63,7 @@ export class NodeUnderTest {
   }
 
   cli(args: readonly string[], okCodes: readonly number[] = [0]): Promise<RunResult> {
-    return run(process.execPath, [CLI, ...args], { okCodes, timeoutMs: 30_000 });
+    return run(process.execPath, [CLI, ...args], { okCodes, timeoutMs: 180_000 });
   }
 
   startAgent(...more: string[]): void {

@@ -198,7 +198,7 @@ test('without its capabilities the agent says which are missing and what for, an
 
 test('an Envoy that does not start ends the agent with its reason, and pods keep their plain way', async () => {
   const args = ['node', '--embedded-pilot', '--lab-socket', node.lab.socket, '--instance', instance, '--cleanup-on-exit'];
-  const result = await run(process.execPath, [CLI, ...args], { okCodes: [1], timeoutMs: 30_000, env: { ...process.env, ENVOY_BIN: '/bin/false' } });
+  const result = await run(process.execPath, [CLI, ...args], { okCodes: [1], timeoutMs: 180_000, env: { ...process.env, ENVOY_BIN: '/bin/false' } });
   assert.match(result.stderr, /starting Envoy \(\/bin\/false\): exit 1 \(UNDERPASS_ENVOY_START\)/);
   assert.equal(existsSync(paths.folder), false);
   assert.match((await node.lab.exec('shop/client', ['curl', '-s', '-m', '5', 'http://nginx/r3'])).stdout, /"path":"\/r3"/);
