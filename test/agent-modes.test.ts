@@ -218,7 +218,7 @@ test('agent and pilot run as two processes, and pods do not notice when pilot en
     await some.run(50);
     pilot.kill('SIGKILL');
     await once(pilot, 'exit');
-    await waitFor('the loss to be seen', async () => !(await node.status()).proxy.controlPlane.connected, { timeoutMs: 10_000 });
+    await waitFor('the loss to be seen', async () => !(await node.status()).proxy.controlPlane.connected, { timeoutMs: 120_000 });
     assert.equal((await some.run(100)).fresh.direct, 0);
     pilot = startPilot();
     await waitFor('the control plane to be back', async () => (await node.status()).proxy.controlPlane.connected, { timeoutMs: 40_000 });

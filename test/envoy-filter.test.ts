@@ -117,7 +117,7 @@ const statuses = async (mode: Mode | 'outside', url: string, count: number): Pro
   return found;
 };
 /** Until an answer shows that the filter works: what is acknowledged is in force a moment later. */
-const limited = (mode: Mode | 'outside', url: string): Promise<boolean | void> => waitFor(`a limit on ${url}`, async () => (await status(mode, url)) === 429, { timeoutMs: 15_000, everyMs: 20 });
+const limited = (mode: Mode | 'outside', url: string): Promise<boolean | void> => waitFor(`a limit on ${url}`, async () => (await status(mode, url)) === 429, { timeoutMs: 120_000, everyMs: 20 });
 const fixed = async (yaml: string, mode: Mode): Promise<void> => {
   await mesh.apply(mode, yaml);
   assert.deepEqual(await mesh.nacks(), []);
@@ -130,12 +130,12 @@ for (const mode of MODES) {
       const url = `http://web.${mode}/`;
       await limited(from, url);
       // Two servers with four each are empty after a while, whichever is chosen; another workload is not limited.
-      await waitFor('both to be empty', async () => (await statuses(from, url, 10)).every((code) => code === 429), { timeoutMs: 15_000, everyMs: 20 });
+      await waitFor('both to be empty', async () => (await statuses(from, url, 10)).every((code) => code === 429), { timeoutMs: 120_000, everyMs: 20 });
       assert.equal((await mesh.curl(from, url)).headers['x-local-rate-limit'], 'true');
       assert.deepEqual(await statuses(from, `http://other.${mode}/`, 5), [200, 200, 200, 200, 200]);
     }
     await mesh.clear(mode);
-    for (const from of [mode, 'outside'] as const) await waitFor('the end of the limit', async () => (await status(from, `http://web.${mode}/`)) === 200, { timeoutMs: 15_000, everyMs: 20 });
+    for (const from of [mode, 'outside'] as const) await waitFor('the end of the limit', async () => (await status(from, `http://web.${mode}/`)) === 200, { timeoutMs: 120_000, everyMs: 20 });
   });
 
   test(`global rate limit at the servers: all of them share what the service counts (${mode})`, async () => {
@@ -143,7 +143,7 @@ for (const mode of MODES) {
     const path = `/twice-${mode}`;
     for (const from of [mode, 'outside'] as const) {
       // Connections that a client had pooled to the servers go on without the filter for one more answer.
-      await waitFor('the limit', async () => (await statuses(from, `http://web.${mode}${path}`, 4)).every((code) => code === 429), { timeoutMs: 15_000, everyMs: 20 });
+      await waitFor('the limit', async () => (await statuses(from, `http://web.${mode}${path}`, 4)).every((code) => code === 429), { timeoutMs: 120_000, everyMs: 20 });
       assert.deepEqual(await statuses(from, `http://web.${mode}/unlimited`, 4), [200, 200, 200, 200]);
     }
   });
@@ -153,7 +153,7 @@ for (const mode of MODES) {
     - applyTo: VIRTUAL_HOST
       match: {context: SIDECAR_INBOUND}
       patch: {operation: MERGE, value: {response_headers_to_add: [{header: {key: x-from-server, value: 'yes'}}]}}`), mode);
-    for (const from of [mode, 'outside'] as const) await waitFor('the header', async () => (await mesh.curl(from, `http://web.${mode}/`)).headers['x-from-server'] === 'yes', { timeoutMs: 15_000, everyMs: 20 });
+    for (const from of [mode, 'outside'] as const) await waitFor('the header', async () => (await mesh.curl(from, `http://web.${mode}/`)).headers['x-from-server'] === 'yes', { timeoutMs: 120_000, everyMs: 20 });
     await mesh.clear(mode);
   });
 }
@@ -167,7 +167,7 @@ for (const mode of MODES) {
     await mesh.apply('mesh', istioGatewayYaml(INGRESS, 'edge', server('"*"')) + route('limited') + route('free') + filters);
     await world.noNacks();
     const asked = async (host: string): Promise<number> => (await world.request(INGRESS, `http://${host}.example.com/twice-edge-${mode}`)).status;
-    await waitFor('the limit', async () => (await asked('limited')) === 429, { timeoutMs: 15_000, everyMs: 20 });
+    await waitFor('the limit', async () => (await asked('limited')) === 429, { timeoutMs: 120_000, everyMs: 20 });
     const { headers } = await world.request(INGRESS, `http://limited.example.com/twice-edge-${mode}`);
     assert.equal(headers['x-envoy-ratelimited'], 'true');
     assert.deepEqual([await asked('free'), await asked('free'), await asked('free'), await asked('limited')], [200, 200, 200, 429]);
@@ -200,7 +200,7 @@ for (const mode of MODES) {
               handle:headers():add("x-lua-answer", handle:headers():get(":status"))
             end`;
     await fixed(envoyFilter('lua', 'client', httpFilter('SIDECAR_OUTBOUND', `{name: envoy.filters.http.lua, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.lua.v3.Lua, default_source_code: {inline_string: ${JSON.stringify(script)}}}}`)), mode);
-    await waitFor('the script', async () => (await mesh.curl(mode, 'http://web/')).headers['x-lua-answer'] === '200', { timeoutMs: 15_000, everyMs: 20 });
+    await waitFor('the script', async () => (await mesh.curl(mode, 'http://web/')).headers['x-lua-answer'] === '200', { timeoutMs: 120_000, everyMs: 20 });
     assert.equal((await mesh.curl(mode, 'http://web/x')).body['headers']['x-lua'], 'from /x');
     await mesh.clear(mode);
   });

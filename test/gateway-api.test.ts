@@ -132,7 +132,7 @@ rules:${copies('/all', 'percent: 100')}${copies('/none', 'percent: 0')}${copies(
       const { stdout } = await mesh.lab.exec(`${mode}/other`, ['curl', '-s', 'http://127.0.0.1:8080/count']);
       return (JSON.parse(stdout) as { paths: Record<string, number> }).paths;
     };
-    await waitFor('the copies', async () => (await copied())['/all'] === 40, { timeoutMs: 10_000, everyMs: 50 });
+    await waitFor('the copies', async () => (await copied())['/all'] === 40, { timeoutMs: 120_000, everyMs: 50 });
     const { '/none': none, '/half': half = 0 } = await copied();
     // 5.5 standard deviations around 20 of 40.
     assert.deepEqual([none, half > 2 && half < 38], [undefined, true], `${half} of 40`);

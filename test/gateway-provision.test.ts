@@ -78,7 +78,7 @@ test('a Gateway brings a proxy up that is ready at its load balancer address, an
   const answer = await waitFor('an answer through the gateway', async () => {
     const { stdout } = await lab.exec('plain/client', ['curl', '-s', '--max-time', '5', url]);
     return stdout.includes('"pod":"echo"') ? (JSON.parse(stdout) as { headers: Record<string, string> }) : undefined;
-  }, { timeoutMs: 15_000 });
+  }, { timeoutMs: 120_000 });
   assert.ok(answer.headers['x-request-id'], 'it came by Envoy');
   rmSync(join(world, 'gateway.yaml'));
   await waitFor('the proxy to go', () => gateways().length === 0, { timeoutMs: 60_000 });

@@ -93,7 +93,7 @@ test('ingress: a rotated Secret is in force for new connections, an open one liv
   const first = JSON.parse((await answers.next()).value as string) as { status: number; port: number };
   assert.equal(first.status, 200);
   await mesh.apply('mesh', yaml(renewed.certificate, renewed.key));
-  await waitFor('the new certificate', async () => (await serial()) === renewed.serial, { timeoutMs: 10_000, everyMs: 50 });
+  await waitFor('the new certificate', async () => (await serial()) === renewed.serial, { timeoutMs: 120_000, everyMs: 50 });
   child.stdin!.write('\n');
   assert.deepEqual(JSON.parse((await answers.next()).value as string), first, 'the same connection, answered');
   child.stdin!.end();

@@ -308,7 +308,7 @@ test('an Envoy that dies: connections are opened anew, and fast again with the n
     await waitFor('another Envoy', async () => {
       const { envoy } = (await world.agentStatus()).proxy;
       return envoy.pid !== undefined && envoy.pid !== pid && envoy.connected;
-    }, { timeoutMs: 30_000, everyMs: 50 });
+    }, { timeoutMs: 120_000, everyMs: 50 });
     await world.settled();
     await live(4);
     for (const stream of streams) await stream.fast(true);

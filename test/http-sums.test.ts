@@ -113,7 +113,7 @@ async function counted(start: Scrape): Promise<Scrape> {
   await waitFor('all requests to be counted', async () => {
     now = await scrape();
     return sum(summed(grown(start, now), 'source')) >= sum(all) && sum(summed(grown(start, now), 'destination')) >= sum(SENT);
-  }, { timeoutMs: 30_000, everyMs: 500 }).catch((error: unknown) => {
+  }, { timeoutMs: 120_000, everyMs: 500 }).catch((error: unknown) => {
     throw new Error(`${String(error)}: ${JSON.stringify([...grown(start, now)], undefined, 1)}`);
   });
   return now;
@@ -209,7 +209,7 @@ test('an Envoy that dies: no series falls, and the next one adds to them', async
     await scrape();
     const { envoy } = (await world.agentStatus()).proxy;
     return envoy.pid !== undefined && envoy.pid !== pid && envoy.connected;
-  }, { timeoutMs: 30_000, everyMs: 200 });
+  }, { timeoutMs: 120_000, everyMs: 200 });
   await world.settled();
   await live();
   await loaded();

@@ -46,7 +46,7 @@ before(async () => {
   pilot = new Pilot({ sources: [world, lab.objectsDir], listen: [discovery], logger: logger('pilot') });
   await pilot.start();
   await lab.whenReady({ sidecars: true, timeoutMs: 60_000 });
-  await waitFor('the endpoints in the sidecar', async () => (await ask('client', 'server')) !== undefined, { timeoutMs: 15_000 });
+  await waitFor('the endpoints in the sidecar', async () => (await ask('client', 'server')) !== undefined, { timeoutMs: 120_000 });
 });
 
 after(async () => {

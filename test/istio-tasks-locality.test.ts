@@ -55,7 +55,7 @@ for (const mode of MODES) describe(mode, () => {
   const server = (locality: Where): string => `sample/${mesh.lab.pods().find(({ labels }) => labels['version'] === locality)!.name}`;
   const until = async (locality: Where): Promise<void> => {
     let last: unknown;
-    await waitFor(`all calls to be answered in ${locality}`, async () => (last = await calls(10), JSON.stringify(last) === JSON.stringify({ [locality]: 10 })), { timeoutMs: 30_000, everyMs: 100 }).catch((error: unknown) => {
+    await waitFor(`all calls to be answered in ${locality}`, async () => (last = await calls(10), JSON.stringify(last) === JSON.stringify({ [locality]: 10 })), { timeoutMs: 120_000, everyMs: 100 }).catch((error: unknown) => {
       throw new Error(`${String(error)}; last ${JSON.stringify(last)}`);
     });
   };

@@ -95,7 +95,7 @@ for (const mode of MODES) describe(mode, () => {
     await get('/headers?before');
     await apply('mirroring/mirror-to-v2');
     for (let i = 0; i < 5; i++) await get('/headers?after');
-    await waitFor('the copies', () => logged('v2', '?after') === 5, { timeoutMs: 10_000, everyMs: 50 });
+    await waitFor('the copies', () => logged('v2', '?after') === 5, { timeoutMs: 120_000, everyMs: 50 });
     assert.deepEqual(['v1', 'v2'].map((version) => [logged(version, '?before'), logged(version, '?after')]), [[1, 5], [0, 5]]);
   });
 
@@ -109,7 +109,7 @@ for (const mode of MODES) describe(mode, () => {
       return new Set(lines);
     };
     await mesh.apply('mesh', task(namespace, 'tcp-traffic-shifting/tcp-echo-all-v1'));
-    await waitFor('the gateway to listen', async () => (await mesh.lab.exec('legacy/curl', ['bash', '-c', `exec 3<>/dev/tcp/${INGRESS}/31400; echo hello >&3; head -n 1 <&3`])).stdout !== '', { timeoutMs: 10_000, everyMs: 50 });
+    await waitFor('the gateway to listen', async () => (await mesh.lab.exec('legacy/curl', ['bash', '-c', `exec 3<>/dev/tcp/${INGRESS}/31400; echo hello >&3; head -n 1 <&3`])).stdout !== '', { timeoutMs: 120_000, everyMs: 50 });
     assert.deepEqual(await words(20), new Set(['one hello']));
     await mesh.apply('mesh', newest(task(namespace, 'tcp-traffic-shifting/tcp-echo-all-v1', 'tcp-traffic-shifting/tcp-echo-20-v2')));
     assert.deepEqual(await words(60), new Set(['one hello', 'two hello']));

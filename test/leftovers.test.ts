@@ -47,7 +47,7 @@ async function answers(): Promise<void> {
   await waitFor('an answer through the mesh', async () => {
     const { stdout } = await run(underpass, ['lab', 'exec', 'client', '-n', 'shop', '--name', name, '--', 'curl', '-s', '-m', '3', 'nginx'], { okCodes: [0, 6, 7, 22, 28, 52, 56], timeoutMs: 60_000 });
     return stdout.includes('"version"');
-  }, { timeoutMs: 30_000, everyMs: 500 });
+  }, { timeoutMs: 120_000, everyMs: 500 });
 }
 
 async function useItAll(): Promise<void> {
@@ -57,7 +57,7 @@ async function useItAll(): Promise<void> {
   await waitFor('iptables', async () => {
     const status = await agentStatus();
     return status.pods.filter((pod) => pod.namespace === 'shop').every((pod) => pod.way === 'iptables' && pod.settled);
-  }, { timeoutMs: 30_000, everyMs: 200 });
+  }, { timeoutMs: 120_000, everyMs: 200 });
   await answers();
   const exit = once(agent as ChildProcess, 'close');
   agent?.kill('SIGTERM');

@@ -56,7 +56,7 @@ async function stage(context: { after(done: () => Promise<void>): void }, { cloc
   return { certificates, changes: () => changes, log };
 }
 
-const has = (certificates: NodeCertificates, ...ids: string[]): Promise<unknown> => waitFor(`certificates of ${ids.join(' and ')}`, () => ids.every((id) => certificates.secrets.has(id)), { timeoutMs: 10_000, everyMs: 5 });
+const has = (certificates: NodeCertificates, ...ids: string[]): Promise<unknown> => waitFor(`certificates of ${ids.join(' and ')}`, () => ids.every((id) => certificates.secrets.has(id)), { timeoutMs: 120_000, everyMs: 5 });
 const pem = (secret: Entry | undefined): string => {
   const type = Secret.decode(secret!.any.value).type;
   assert.ok(type?.$case === 'tls_certificate' && type.value.certificate_chain?.specifier?.$case === 'inline_string');
@@ -85,7 +85,7 @@ test('a certificate is renewed at half of its life; versions and the log hold no
   assert.ok(clock.now() - Date.now() > 11.5 * 3_600_000 && clock.now() - Date.now() < 12 * 3_600_000, 'half of a day');
   const before = changes();
   clock.advance(1_000);
-  await waitFor('another certificate', () => certificates.secrets.get(WEB) !== first, { timeoutMs: 10_000, everyMs: 5 });
+  await waitFor('another certificate', () => certificates.secrets.get(WEB) !== first, { timeoutMs: 120_000, everyMs: 5 });
   assert.equal(changes(), before + 1);
   assert.notEqual(certificates.secrets.get(WEB)!.version, first!.version);
   assert.doesNotMatch(`${log.join('')}${JSON.stringify(certificates.status())}${first!.version}`, /PRIVATE|BEGIN|eyJ/);
@@ -97,7 +97,7 @@ test('an account of another node is refused and asked for again, the others are 
   await has(certificates, WEB);
   certificates.want(new Set([WEB, ELSEWHERE]));
   const refused = (): string | undefined => certificates.status().identities.find(({ id }) => id === ELSEWHERE)?.problem;
-  await waitFor('the refusal', () => refused(), { timeoutMs: 10_000, everyMs: 5 });
+  await waitFor('the refusal', () => refused(), { timeoutMs: 120_000, everyMs: 5 });
   assert.match(refused()!, /PERMISSION_DENIED/);
   assert.ok(!certificates.secrets.has(ELSEWHERE));
   certificates.want(new Set([WEB]));
@@ -154,7 +154,7 @@ test('a certificate of the agent itself, from a CA that knows nothing of its pod
   context.after(() => server.forceShutdown());
   const { certificates } = await stage(context, { address: `127.0.0.1:${port}` });
   certificates.want(new Set([WEB]));
-  await waitFor('the problem to be told', () => certificates.status().problem, { timeoutMs: 10_000, everyMs: 5 });
+  await waitFor('the problem to be told', () => certificates.status().problem, { timeoutMs: 120_000, everyMs: 5 });
   assert.match(certificates.status().problem!, /found one of URI:spiffe:\S+\/sa\/underpass-agent, expected URI:spiffe:\S+\/sa\/web/);
   assert.deepEqual([...certificates.secrets.keys()], ['ROOTCA']);
 });
@@ -192,6 +192,6 @@ test('other roots reach those who verify by them, without another certificate', 
   await has(certificates, WEB);
   const [root, own] = [certificates.secrets.get('ROOTCA'), certificates.secrets.get(WEB)];
   await ca.introduceRoot();
-  await waitFor('both roots', () => certificates.secrets.get('ROOTCA')!.version !== root!.version, { timeoutMs: 10_000, everyMs: 5 });
+  await waitFor('both roots', () => certificates.secrets.get('ROOTCA')!.version !== root!.version, { timeoutMs: 120_000, everyMs: 5 });
   assert.equal(certificates.secrets.get(WEB), own);
 });

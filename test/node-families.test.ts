@@ -71,7 +71,7 @@ const world = new MeshWorld('families', {
 });
 before(async () => {
   await world.up();
-  await waitFor('HBONE to be announced', () => NAMES.every((name) => world.lab.pod('node', name).annotations['ambient.istio.io/redirection'] === 'enabled'), { timeoutMs: 30_000 });
+  await waitFor('HBONE to be announced', () => NAMES.every((name) => world.lab.pod('node', name).annotations['ambient.istio.io/redirection'] === 'enabled'), { timeoutMs: 120_000 });
   await world.settled();
 });
 after(() => world.down());

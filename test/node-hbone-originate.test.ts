@@ -180,7 +180,7 @@ test("the end of a pod ends its callers' connections for tunnels", async () => {
   const connections = async (): Promise<number> => (await tcpSockets(netns)).filter(({ remote, remotePort }) => remotePort === 15_008 && addresses.some((address) => address.equals(remote))).length;
   assert.ok((await connections()) > 0, 'that of the test above, which is pooled');
   await world.lab.apply(pod('node', 'late', 'node-2', 'labels: {app: late}', `name: app, image: node, command: [node, -e, ${JSON.stringify(LATE + ' ')}]`));
-  await waitFor('the end of the connections', async () => (await connections()) === 0, { timeoutMs: 10_000 });
+  await waitFor('the end of the connections', async () => (await connections()) === 0, { timeoutMs: 120_000 });
 });
 
 test('pods of the same node need no tunnel', async () => {
@@ -301,14 +301,14 @@ spec: {selector: {matchLabels: {app: far}}, action: ALLOW, rules: [{from: [{sour
     const { pod: name, headers } = JSON.parse(text) as { pod: string; headers: Record<string, string> };
     return [name, headers['x-routed'], headers['x-forwarded-client-cert']];
   };
-  await waitFor('the policy of the pod', async () => (await curl('node/alice', 'http://far.node/')).status === '403', { timeoutMs: 10_000 });
+  await waitFor('the policy of the pod', async () => (await curl('node/alice', 'http://far.node/')).status === '403', { timeoutMs: 120_000 });
   assert.deepEqual(await asked('/'), ['far', 'once', 'URI=spiffe://cluster.local/ns/outside/sa/real']);
   assert.deepEqual((await asked('/near')).slice(0, 2), ['near', undefined]);
   assert.deepEqual([await statusOf('alice', '-X', 'POST'), await statusOf('bob'), await statusOf('bob', '-H', 'x-forwarded-client-cert: URI=spiffe://cluster.local/ns/node/sa/alice')], ['403', '403', '403']);
   // A rule without HTTP in it holds for TCP, by the port that was dialled.
   assert.deepEqual(await lines('node/bob', 'routed.node', 9000, 2), expected(2));
   await world.clear('mesh');
-  await waitFor('no policy', async () => (await statusOf('bob')) === '200', { timeoutMs: 10_000 });
+  await waitFor('no policy', async () => (await statusOf('bob')) === '200', { timeoutMs: 120_000 });
   assert.deepEqual(await world.nacks(), []);
 });
 
@@ -329,13 +329,13 @@ test('labels decide at any time: a workload that ceases to have a waypoint is re
     return passed.length > before;
   };
   await label(null);
-  await waitFor('the way around the waypoint', async () => !(await through()), { timeoutMs: 10_000 });
+  await waitFor('the way around the waypoint', async () => !(await through()), { timeoutMs: 120_000 });
   await label('wp');
-  await waitFor('the way through it', through, { timeoutMs: 10_000 });
+  await waitFor('the way through it', through, { timeoutMs: 120_000 });
   await label('real');
   const tunnels = async (): Promise<number> => Number(/encap.*upstream_cx_total: (\d+)/.exec(await world.proxyAdmin('outside/real', '/stats?filter=encap'))?.[1] ?? 0);
   // It may be told of what it is to take after those who send it there.
-  await waitFor('the way through another', async () => !(await through().catch(() => true)) && (await tunnels()) > 0, { timeoutMs: 10_000 });
+  await waitFor('the way through another', async () => !(await through().catch(() => true)) && (await tunnels()) > 0, { timeoutMs: 120_000 });
   await label('wp');
   assert.deepEqual(await world.nacks(), []);
 });

@@ -174,7 +174,7 @@ test('a policy about the caller\'s address holds for it and for no address that 
   for (const [block, taken] of [[own, false], ['198.51.100.9', true]] as const) {
     await under(deny(block));
     for (const headers of [{}, { 'x-forwarded-for': '198.51.100.9' }] as Record<string, string>[]) {
-      await waitFor(`a tunnel to be ${taken ? 'taken' : 'refused'} with ${block} denied and ${JSON.stringify(headers)}`, async () => (await tunnel([says(`${four}:7004`, headers)]))[0]!.body === (taken ? own : undefined) || undefined, { timeoutMs: 15_000 });
+      await waitFor(`a tunnel to be ${taken ? 'taken' : 'refused'} with ${block} denied and ${JSON.stringify(headers)}`, async () => (await tunnel([says(`${four}:7004`, headers)]))[0]!.body === (taken ? own : undefined) || undefined, { timeoutMs: 120_000 });
     }
   }
   await under('');

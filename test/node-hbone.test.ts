@@ -227,9 +227,9 @@ test('a service that begins to select a pod gives it a name, with no end of the 
   };
   const before = await own();
   await world.apply('mesh', 'apiVersion: v1\nkind: Service\nmetadata: {name: late, namespace: node}\nspec: {clusterIP: None, selector: {app: late}, ports: [{name: tcp-late, port: 70, targetPort: 7000}]}\n');
-  await waitFor('the name to lead to the pod', async () => (await call('late', [{ authorities: [`${late}:70`], raw: 'x', end: true }]))[0]!.body === 'X', { timeoutMs: 10_000 });
+  await waitFor('the name to lead to the pod', async () => (await call('late', [{ authorities: [`${late}:70`], raw: 'x', end: true }]))[0]!.body === 'X', { timeoutMs: 120_000 });
   await world.clear('mesh');
-  await waitFor('the name to be gone', async () => (await call('late', [{ authorities: [`${late}:70`], raw: 'x', end: true }]))[0]!.statuses[0] === 403, { timeoutMs: 10_000 });
+  await waitFor('the name to be gone', async () => (await call('late', [{ authorities: [`${late}:70`], raw: 'x', end: true }]))[0]!.statuses[0] === 403, { timeoutMs: 120_000 });
   assert.equal(await own(), before);
 });
 
@@ -242,7 +242,7 @@ async function workloads(): Promise<Map<string, TunnelProtocol>> {
       const { type } = Address.decode(resource!.value);
       return type?.$case === 'workload' ? [[`${type.value.namespace}/${type.value.name}`, type.value.tunnel_protocol] as const] : [];
     })));
-    await waitFor('the workloads', () => known().size > 0, { timeoutMs: 10_000 });
+    await waitFor('the workloads', () => known().size > 0, { timeoutMs: 120_000 });
     return known();
   } finally {
     ztunnel.close();
@@ -304,17 +304,17 @@ const one = () => new Promise((resolve) => http.get('http://far.node/', { agent 
   const calling = world.lab.spawnIn('sidecar/caller', [process.execPath, '-e', script]);
   let said = '';
   calling.stdout!.on('data', (chunk: Buffer) => (said += chunk.toString()));
-  await waitFor('requests by tunnel', async () => (await tunnelled('far')) > 0, { timeoutMs: 10_000 });
+  await waitFor('requests by tunnel', async () => (await tunnelled('far')) > 0, { timeoutMs: 120_000 });
   await label('off');
-  await waitFor('the pod to have left', async () => (await state()) === 'off', { timeoutMs: 30_000 });
+  await waitFor('the pod to have left', async () => (await state()) === 'off', { timeoutMs: 120_000 });
   assert.equal(takesHbone('far'), false);
   const refused = await call('far', [{ authorities: [at('far', 8080)] }]);
   assert.match(refused[0]!.error!, /ECONNREFUSED/);
   const before = await tunnelled('far');
   await label(null);
-  await waitFor('HBONE again', () => takesHbone('far'), { timeoutMs: 30_000 });
+  await waitFor('HBONE again', () => takesHbone('far'), { timeoutMs: 120_000 });
   await world.settled();
-  await waitFor('requests by tunnel again', async () => (await tunnelled('far')) > before, { timeoutMs: 10_000 });
+  await waitFor('requests by tunnel again', async () => (await tunnelled('far')) > before, { timeoutMs: 120_000 });
   calling.stdin!.end();
   await once(calling, 'close');
   assert.deepEqual(Object.keys(JSON.parse(said) as object), ['200']);
@@ -349,7 +349,7 @@ test('a pod whose own program has port 15001 is not captured and says why; Envoy
   } finally {
     await world.lab.label({ ...key, labels: { 'underpass.io/mode': null } });
   }
-  await waitFor('the pod to be left alone', async () => (await now())?.state === 'off', { timeoutMs: 10_000 });
+  await waitFor('the pod to be left alone', async () => (await now())?.state === 'off', { timeoutMs: 120_000 });
 });
 
 test('a pod whose own program has port 15006 keeps it: its callers are never led there, and whom its policy leaves to Envoy is refused', async () => {

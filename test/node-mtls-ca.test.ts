@@ -66,7 +66,7 @@ test('certificates are renewed, and reach Envoy, without a failed request in eit
   await underLoad(async () => {
     for (let round = 0; round < 2; round++) {
       const before = [await expiries(), await serials()];
-      await waitFor('other certificates', async () => String(await expiries()) !== String(before[0]) && (await serials()) !== before[1], { timeoutMs: 30_000, everyMs: 100 });
+      await waitFor('other certificates', async () => String(await expiries()) !== String(before[0]) && (await serials()) !== before[1], { timeoutMs: 120_000, everyMs: 100 });
     }
   });
 });
@@ -122,7 +122,7 @@ test('without a CA at the start the node\'s pods reach what asks for no certific
   await relay.close();
   await world.startAgent(NODE);
   const enrolled = async (): Promise<boolean> => (await world.agentStatus(NODE).catch(() => undefined))?.pods.filter(({ mode }) => mode === 'node').every(({ state }) => state === 'enrolled') ?? false;
-  await waitFor('the pods to be enrolled', enrolled, { timeoutMs: 30_000, everyMs: 50 });
+  await waitFor('the pods to be enrolled', enrolled, { timeoutMs: 120_000, everyMs: 50 });
   await becomes('node/client', 'web.sidecar', '503');
   await becomes('sidecar/client', 'web.node', '503');
   await becomes('outside/client', 'web.node', 'refused');

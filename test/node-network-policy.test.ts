@@ -83,7 +83,7 @@ test('whom netfilter keeps from a pod gets nothing of it: past all proxies, by t
   assert.deepEqual(await answers('allowed'), all());
   for (const [node, table] of [['node-1', 'bridge'], ['node-2', 'inet']] as const) assert.match(await nft(node, `list table ${table} np\n`), /counter packets [1-9]/, node);
   await allowAll();
-  await waitFor('the other pod to be let in again', async () => JSON.stringify(await answers('barred')) === JSON.stringify(all()), { timeoutMs: 30_000 });
+  await waitFor('the other pod to be let in again', async () => JSON.stringify(await answers('barred')) === JSON.stringify(all()), { timeoutMs: 120_000 });
 });
 
 test('ports mean the pod\'s own within a node, and the tunnel\'s, 15008, from another one', async () => {

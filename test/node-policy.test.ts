@@ -128,14 +128,14 @@ class World extends MeshWorld {
       found = Object.fromEntries(await Promise.all(Object.entries(expected).map(async ([name, [probe]]) => [name, await (typeof probe === 'function' ? probe() : probe)] as const)));
       return isDeepStrictEqual(found, wanted);
     };
-    await waitFor('the policies to be in force', look, { timeoutMs: 30_000, everyMs: 100 }).catch(() => assert.deepEqual(found, wanted));
+    await waitFor('the policies to be in force', look, { timeoutMs: 120_000, everyMs: 100 }).catch(() => assert.deepEqual(found, wanted));
   }
 
   /** The pod's probes get through and find it ready. */
   async isProbed(): Promise<void> {
     const count = async (): Promise<number> => Number(/^underpass_kernel_policy_host_let_in_total (\d+)/m.exec(await this.agentMetrics())![1]);
     // Who took the node's address had the answers to its probes.
-    await waitFor('the pod to be ready', () => this.lab.pod('node', 'near').ready, { timeoutMs: 10_000, everyMs: 20 });
+    await waitFor('the pod to be ready', () => this.lab.pod('node', 'near').ready, { timeoutMs: 120_000, everyMs: 20 });
     const [before, ready] = [await count(), new Set<boolean>()];
     await waitFor('the probes of three periods', async () => {
       ready.add(this.lab.pod('node', 'near').ready);
@@ -286,7 +286,7 @@ describe('with Envoy in the way', () => {
     await waitFor('the next Envoy to be asked', async () => {
       heard.add(await world.line(STRANGER, near));
       return (await steered()) > before;
-    }, { timeoutMs: 30_000, everyMs: 1 });
+    }, { timeoutMs: 120_000, everyMs: 1 });
     assert.deepEqual([...heard], ['refused']);
     assert.notEqual((await world.agentStatus()).proxy.envoy.pid, pid);
     await world.becomes({ alice: [() => world.line(ALICE, 'near.node'), 'echoed'] });

@@ -94,7 +94,7 @@ async function resolved(host: string, port: number): Promise<number> {
   return ((await node.counters())['connections_resolved'] ?? 0) - before_;
 }
 
-const until = (what: string, host: string, port: number, count: number) => waitFor(what, async () => (await resolved(host, port)) === count, { timeoutMs: 30_000, everyMs: 100 });
+const until = (what: string, host: string, port: number, count: number) => waitFor(what, async () => (await resolved(host, port)) === count, { timeoutMs: 120_000, everyMs: 100 });
 
 test('connections to a TCP service reach all its pods without a proxy, and see the service as their peer', async () => {
   await until('the service to be decided at connect()', 'db', 5432, 3);
@@ -150,7 +150,7 @@ test('a pod whose policy only the proxy can judge is reached through Envoy, whic
   writeFileSync(files[1]!, 'apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: one, namespace: shop}\nspec: {selector: {matchLabels: {one: "true"}}, mtls: {mode: DISABLE}}\n');
   writeFileSync(files[0]!, 'apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: one, namespace: shop}\nspec: {selector: {matchLabels: {one: "true"}}, action: ALLOW, rules: [{from: [{source: {namespaces: [shop]}}]}]}\n');
   const passes = async (): Promise<boolean> => Object.keys(await connects('one', 6000, 2)).some((key) => key.startsWith('db-a'));
-  await waitFor('the policy to be in force', async () => !(await passes()), { timeoutMs: 30_000 });
+  await waitFor('the policy to be in force', async () => !(await passes()), { timeoutMs: 120_000 });
   assert.equal(await resolved('one', 6000), 0);
   assert.equal(await resolved('db', 5432), 0, 'one of its two endpoints has the policy');
   assert.match((await explained('one', 6000)).reasons.join(), /its policy has a say in who calls it, and not the kernel's alone: it takes no mutual TLS/);
@@ -162,7 +162,7 @@ test('a pod whose policy only the proxy can judge is reached through Envoy, whic
 test('a pod whose policy the kernel judges is decided at connect() all the same, and refuses there whom the policy denies', async () => {
   const file = join(node.sourceDir, 'policy.yaml');
   writeFileSync(file, 'apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: one, namespace: shop}\nspec: {selector: {matchLabels: {one: "true"}}, action: DENY, rules: [{from: [{source: {namespaces: [shop]}}]}]}\n');
-  await waitFor('the kernel to judge', async () => (await explained('one', 6000)).way === 'refused', { timeoutMs: 30_000 });
+  await waitFor('the kernel to judge', async () => (await explained('one', 6000)).way === 'refused', { timeoutMs: 120_000 });
   const before_ = (await node.counters())['policy_connect_refused'] ?? 0;
   assert.deepEqual(await connects('one', 6000, 3), { ECONNREFUSED: 3 });
   assert.equal((await node.counters())['policy_connect_refused'], before_ + 3);
@@ -174,13 +174,13 @@ test('a pod whose policy the kernel judges is decided at connect() all the same,
 test('pods that ask their callers for mutual TLS are decided at connect() for the node\'s own pods, whose identity is known', async () => {
   const file = join(node.sourceDir, 'strict.yaml');
   writeFileSync(file, 'apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: strict, namespace: shop}\nspec: {mtls: {mode: STRICT}}\n');
-  await waitFor('the kernel to judge', async () => judged(await explained('db', 5432)) === 'allow kernel,allow kernel', { timeoutMs: 30_000 });
+  await waitFor('the kernel to judge', async () => judged(await explained('db', 5432)) === 'allow kernel,allow kernel', { timeoutMs: 120_000 });
   const before_ = (await node.counters())['policy_connect_let_past'] ?? 0;
   assert.equal(await resolved('db', 5432), 3);
   assert.equal((await node.counters())['policy_connect_let_past'], before_ + 3);
   assert.equal(Object.keys(await connects('db', 5432, 2)).filter((key) => key.startsWith('db-')).length > 0, true);
   rmSync(file);
-  await waitFor('the pods to have no policy', async () => judged(await explained('db', 5432)) === 'none kernel,none kernel', { timeoutMs: 30_000 });
+  await waitFor('the pods to have no policy', async () => judged(await explained('db', 5432)) === 'none kernel,none kernel', { timeoutMs: 120_000 });
   await until('the kernel to have it again', 'db', 5432, 3);
 });
 

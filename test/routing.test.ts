@@ -163,7 +163,7 @@ for (const mode of MODES) {
       const answers = [await get('http://shop/mirror/a'), await get('http://shop/mirror/a'), await get('http://shop/unmirrored')];
       assert.deepEqual(answers.map(({ status, version: v }) => [status, v]), [[200, 'v1'], [200, 'v1'], [200, 'v1']]);
       const seen = async (): Promise<Record<string, string[]>> => JSON.parse(await exec(`${mode}/recorder`, 'curl', '-sS', 'http://127.0.0.1:8080/seen')) as Record<string, string[]>;
-      await waitFor('both copies at the mirror', async () => (await seen())['/mirror/a']?.length === 2, { timeoutMs: 10_000 });
+      await waitFor('both copies at the mirror', async () => (await seen())['/mirror/a']?.length === 2, { timeoutMs: 120_000 });
       assert.deepEqual(await seen(), { '/mirror/a': ['shop-shadow', 'shop-shadow'] });
     });
 

@@ -203,12 +203,12 @@ for (const mode of MODES) {
     assert.deepEqual(await mesh.nacks(), []);
     for (const from of [mode, 'outside'] as const) {
       let local = '';
-      await waitFor('the listener', async () => (local = String((await mesh.curl(from, `http://other.${mode}/`)).body['local']).replace('::ffff:', '')) === '127.0.0.1:8080', { timeoutMs: 10_000, everyMs: 50 }).catch(() => assert.equal(local, '127.0.0.1:8080'));
+      await waitFor('the listener', async () => (local = String((await mesh.curl(from, `http://other.${mode}/`)).body['local']).replace('::ffff:', '')) === '127.0.0.1:8080', { timeoutMs: 120_000, everyMs: 50 }).catch(() => assert.equal(local, '127.0.0.1:8080'));
     }
     // Its port need not be one that the application has.
     const elsewhere = ip(`${mode}/other`);
     await mesh.apply(mode, ingress('{port: {number: 8090, protocol: HTTP, name: http}, defaultEndpoint: "127.0.0.1:8080"}, {port: {number: 9090, protocol: TCP, name: tcp}, defaultEndpoint: "0.0.0.0:9000"}'));
-    await waitFor('the listeners', async () => (await mesh.tryCurl('outside', `http://${elsewhere}:8090/`)).answer?.status === 200 && (await echoed('outside/client', elsewhere, 9090)) === 'hello', { timeoutMs: 10_000, everyMs: 50 });
+    await waitFor('the listeners', async () => (await mesh.tryCurl('outside', `http://${elsewhere}:8090/`)).answer?.status === 200 && (await echoed('outside/client', elsewhere, 9090)) === 'hello', { timeoutMs: 120_000, everyMs: 50 });
     await mesh.clear(mode);
   });
 
@@ -223,7 +223,7 @@ for (const mode of MODES) {
     const both = async (...args: string[]): Promise<string[]> => [await ask(mode, ...args), await ask('outside', ...args)];
     const becomes = async (expected: string[], get: () => Promise<string[]>): Promise<void> => {
       let found: string[] = [];
-      await waitFor('TLS', async () => String((found = await get())) === String(expected), { timeoutMs: 10_000, everyMs: 50 }).catch(() => assert.deepEqual(found, expected));
+      await waitFor('TLS', async () => String((found = await get())) === String(expected), { timeoutMs: 120_000, everyMs: 50 }).catch(() => assert.deepEqual(found, expected));
     };
     await mesh.apply(mode, https('mode: SIMPLE'));
     assert.deepEqual(await mesh.nacks(), []);

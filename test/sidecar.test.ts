@@ -90,8 +90,8 @@ before(async () => {
     (await lab.exec('legacy/client', ['curl', '-s', '--max-time', '5', ...args, 'http://web/'])).stdout.includes(
       `"version":"${version}"`,
     );
-  await waitFor('v2 in the sidecar', () => answers('v2', '-H', 'user: jesse'), { timeoutMs: 15_000 });
-  await waitFor('v1 in the sidecar', () => answers('v1'), { timeoutMs: 15_000 });
+  await waitFor('v2 in the sidecar', () => answers('v2', '-H', 'user: jesse'), { timeoutMs: 120_000 });
+  await waitFor('v1 in the sidecar', () => answers('v1'), { timeoutMs: 120_000 });
 });
 
 after(async () => {

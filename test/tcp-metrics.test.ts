@@ -118,7 +118,7 @@ async function closed(opened: number): Promise<Record<string, number>[]> {
   await waitFor(`${opened} closed connections`, async () => {
     now = [await totals('source'), await totals('destination')];
     return now.every((sums) => sums['closed'] === opened);
-  }, { timeoutMs: 15_000, everyMs: 50 }).catch((error: unknown) => assert.fail(`${String(error)}: ${JSON.stringify(now)}`));
+  }, { timeoutMs: 120_000, everyMs: 50 }).catch((error: unknown) => assert.fail(`${String(error)}: ${JSON.stringify(now)}`));
   return now;
 }
 
@@ -191,7 +191,7 @@ test('TCP to a Service that the kernel resolves is told under the Service by bot
   }, { timeoutMs: 60_000, everyMs: 100 });
   await ask(tellers[1]);
   // What Envoy carried before that is under the same labels.
-  await waitFor('all of them', async () => (await named())[0]?.value === count * 10_000, { timeoutMs: 10_000, everyMs: 100 });
+  await waitFor('all of them', async () => (await named())[0]?.value === count * 10_000, { timeoutMs: 120_000, everyMs: 100 });
   const [source, ...others] = await named();
   assert.deepEqual([others, source!.labels], [[], { ...source!.labels, ...SAFE, source_workload: 'teller', destination_workload: 'vault' }]);
   assert.equal((await totals('destination'))['received'], before['received']! + count * 10_000);
@@ -206,7 +206,7 @@ test('what Envoy carries is told once, by both sides, under its service', async 
   await send(tellers[0], 'vault.flows', 9002, 50_000);
   assert.ok(((await node.counters())['connections_captured'] ?? 0) > captured, 'it went through Envoy');
   const grown = (sums: Record<string, number>): Record<string, number> => ({ ...sums, opened: sums['opened']! + 1, closed: sums['closed']! + 1, received: sums['received']! + 50_000, sent: sums['sent']! + 50_000 });
-  await waitFor('its end', async () => (await totals('destination'))['closed'] === before[1]!['closed']! + 1, { timeoutMs: 10_000, everyMs: 100 });
+  await waitFor('its end', async () => (await totals('destination'))['closed'] === before[1]!['closed']! + 1, { timeoutMs: 120_000, everyMs: 100 });
   assert.deepEqual([await totals('source'), await totals('destination')], before.map(grown));
   const [bytes] = (await samples(/^istio_tcp_sent_bytes_total$/)).filter(({ labels }) => labels['destination_service_name'] === 'vault' && labels['reporter'] === 'destination');
   const { source_workload: from, source_principal: principal, destination_service: service, destination_region: region, request_protocol: protocol } = bytes!.labels;
@@ -220,7 +220,7 @@ test('an agent\'s death neither resets nor doubles what was counted, and what co
   await send(tellers[0], vault, 9001, 70_000);
   node.startAgent();
   await node.podsAre('flows', 'flows to be enrolled again', enrolled('bpf'));
-  await waitFor('series', async () => ((await totals('source'))['opened'] ?? 0) > 0, { timeoutMs: 10_000, everyMs: 50 });
+  await waitFor('series', async () => ((await totals('source'))['opened'] ?? 0) > 0, { timeoutMs: 120_000, everyMs: 50 });
   const [source, destination] = await closed(before['opened']! + 1);
   assert.deepEqual(source, { opened: before['opened']! + 1, closed: before['closed']! + 1, received: before['received']! + 70_000, sent: before['sent']! + 70_000 });
   assert.deepEqual(destination, source);
@@ -260,7 +260,7 @@ test('what a policy denies is in the metrics as ztunnel tells it: a connection t
   await node.podsAre('flows', `${teller} to be enrolled`, (pod) => pod.name !== teller || enrolled('bpf')(pod));
   const talking = node.lab.exec(`flows/${teller}`, ['node', '-e', TALKER, vault, '9001']);
   const direct = async (): Promise<Sample[]> => (await samples(/^istio_tcp_connections_opened_total$/)).filter(({ labels }) => labels['source_workload'] === 'teller' && labels['reporter'] === 'destination');
-  await waitFor('the connection', async () => (await direct()).length > 0, { timeoutMs: 10_000, everyMs: 50 });
+  await waitFor('the connection', async () => (await direct()).length > 0, { timeoutMs: 120_000, everyMs: 50 });
   writeFileSync(join(node.sourceDir, 'policy.yaml'), POLICY);
   assert.match((await talking).stdout, /ECONNRESET/);
   await waitFor('the policy to be the kernel\'s to judge', async () => (await node.lab.exec(`flows/${teller}`, ['node', '-e', TALKER, 'safe.flows', '9003'])).stdout.trim() === 'ECONNREFUSED', { timeoutMs: 60_000, everyMs: 200 });

@@ -74,7 +74,7 @@ for (const mode of MODES) {
     await mesh.apply(mode, telemetry('{tracing: [{providers: [{name: zipkin}], randomSamplingPercentage: 100, customTags: {mine: {header: {name: x-mine, defaultValue: none}}}}]}'));
     assert.equal((await mesh.curl(mode, 'http://web/traced', { headers: { 'x-mine': mode } })).status, 200);
     const spans = async (): Promise<Span[]> => (JSON.parse((await mesh.lab.exec('outside/client', ['curl', '-s', 'http://zipkin.outside:9411/'])).stdout) as Span[]).filter(({ tags }) => tags['mine'] === mode);
-    await waitFor('a span at the collector', async () => (await spans()).length > 0, { timeoutMs: 30_000, everyMs: 200 });
+    await waitFor('a span at the collector', async () => (await spans()).length > 0, { timeoutMs: 120_000, everyMs: 200 });
     const [span] = await spans();
     assert.equal(span!.tags['istio.namespace'], mode);
     assert.match(span!.tags['http.url'] ?? '', /\/traced$/);
@@ -127,7 +127,7 @@ spec: {selector: {matchLabels: {app: other}}, action: DENY, rules: [{to: [{opera
   assert.equal((await mesh.curl('node', 'http://web/denied')).status, 403);
   await mesh.lab.exec('node/client', ['curl', '-s', '-m', '5', 'telnet://other:9000']);
   const seen = (path: string, reporter: Flow['reporter']): Flow | undefined => flows.find((flow) => flow.path === path && flow.reporter === reporter);
-  await waitFor('both requests, seen on both sides, and the connection', () => (['source', 'destination'] as const).every((side) => seen('/flows?a=b', side) && seen('/denied', side)) && flows.some(({ kind, verdict }) => kind === 'connection' && verdict === 'denied'), { timeoutMs: 30_000, everyMs: 100 }).catch((error: unknown) => {
+  await waitFor('both requests, seen on both sides, and the connection', () => (['source', 'destination'] as const).every((side) => seen('/flows?a=b', side) && seen('/denied', side)) && flows.some(({ kind, verdict }) => kind === 'connection' && verdict === 'denied'), { timeoutMs: 120_000, everyMs: 100 }).catch((error: unknown) => {
     throw new Error(`${String(error)}\n${JSON.stringify(flows, undefined, 1)}`);
   });
   const request = seen('/flows?a=b', 'source')!;
@@ -154,7 +154,7 @@ test('underpass flows -f: a listener that is killed, or whose reader has seen en
   await waitFor('its end', async () => {
     await mesh.curl('node', 'http://web/cut');
     return cut.child.exitCode !== null;
-  }, { timeoutMs: 30_000, everyMs: 200 });
+  }, { timeoutMs: 120_000, everyMs: 200 });
   assert.equal(cut.child.exitCode, 0);
   await waitFor('nobody to listen', async () => (await isTold()) === '0', { timeoutMs: 60_000, everyMs: 100 });
 });

@@ -105,14 +105,14 @@ for (const mode of MODES) {
     const order = async (): Promise<unknown> => (await mesh.curl(mode, 'http://other/')).body['headers']?.['x-wasm-order'];
     await mesh.apply(mode, client);
     assert.deepEqual(await mesh.nacks(), []);
-    await waitFor('the plugin', async () => (await order()) === word('client'), { timeoutMs: 15_000, everyMs: 50 });
+    await waitFor('the plugin', async () => (await order()) === word('client'), { timeoutMs: 120_000, everyMs: 50 });
     await mesh.apply(mode, plugin('fetched', `${remote(`${mode}.wasm`, SHA256)}, match: [{mode: CLIENT}], ${config('fetched')}`).replace('app: web', 'app: client'));
     assert.deepEqual(await mesh.nacks(), []);
-    await waitFor('the fetched plugin', async () => (await order()) === word('fetched'), { timeoutMs: 15_000, everyMs: 50 });
+    await waitFor('the fetched plugin', async () => (await order()) === word('fetched'), { timeoutMs: 120_000, everyMs: 50 });
     await mesh.apply(mode, plugin('wrong', remote(`wrong-${mode}.wasm`, 'b'.repeat(64))).replace('app: web', 'app: client'));
-    await waitFor('the refusal', async () => (await mesh.curl(mode, 'http://other/')).status === 503, { timeoutMs: 15_000, everyMs: 50 });
+    await waitFor('the refusal', async () => (await mesh.curl(mode, 'http://other/')).status === 503, { timeoutMs: 120_000, everyMs: 50 });
     assert.equal((await mesh.curl(mode, 'http://other/', { from: `${mode}/web-v1` })).status, 200, 'clients of other workloads are served');
     await mesh.clear(mode);
-    await waitFor('the end of it', async () => (await order()) === undefined, { timeoutMs: 15_000, everyMs: 50 });
+    await waitFor('the end of it', async () => (await order()) === undefined, { timeoutMs: 120_000, everyMs: 50 });
   });
 }

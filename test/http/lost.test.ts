@@ -74,7 +74,7 @@ test('events that a dead agent had no time for, and those that found no room mea
 });
 
 test('ends that find no room while the agent runs: it is off for a while, and ends those that it was not told of', async () => {
-  await waitFor('it to be on', async () => agent!.status.on, { timeoutMs: 10_000, everyMs: 20 });
+  await waitFor('it to be on', async () => agent!.status.on, { timeoutMs: 120_000, everyMs: 20 });
   const lost = w.kernel.http.control.lostEnds();
   const names = await underWay();
   // All at once, and without a turn of this process's.

@@ -244,7 +244,7 @@ test('b3: the span of a request that the kernel drew is that of any other, but f
   const without = ({ kind, name, tags }: Span): object => ({ kind, name, tags: { ...tags, 'guid:x-request-id': undefined, upstream_cluster: undefined, 'upstream_address': undefined, 'peer.address': undefined } });
   const spanOf = async (name: string, path: string, headers: [string, string][]): Promise<Span> => {
     await ask(name, headers, path);
-    return waitFor('the span', () => spans.find(({ tags }) => tags['http.url']?.endsWith(path)), { timeoutMs: 15_000, everyMs: 50 }) as Promise<Span>;
+    return waitFor('the span', () => spans.find(({ tags }) => tags['http.url']?.endsWith(path)), { timeoutMs: 120_000, everyMs: 50 }) as Promise<Span>;
   };
   const plain = await spanOf('b3 plain 100', '/same?plain', []);
   const drawn = await spanOf('b3 taught', '/same?drawn', [[SAMPLED!, '0'], [HEADERS.endpoint, `127.0.0.1:${web}`]]);

@@ -321,7 +321,7 @@ export class MeshWorld {
     writeFileSync(join(this.configDir, `.${file}.part`), `${yaml === '' ? '' : `${yaml}\n---\n`}${marker}`);
     renameSync(join(this.configDir, `.${file}.part`), path);
     const inForce = (): string | undefined => (this.pilot.object(`/ConfigMap/outside/${MARKER}-${file}`) as { data?: { step?: string } } | undefined)?.data?.step;
-    await waitFor(`pilot to read ${file}.yaml`, () => inForce() === step, { timeoutMs: 10_000, everyMs: 5 });
+    await waitFor(`pilot to read ${file}.yaml`, () => inForce() === step, { timeoutMs: 120_000, everyMs: 5 });
     const errors = this.pilot.status().problems.filter((problem) => problem.severity === 'error' && problem.file === path);
     assert.deepEqual(errors.map(({ field, message }) => `${field}: ${message}`), [], 'pilot refuses the configuration');
     await this.settled();
@@ -342,7 +342,7 @@ export class MeshWorld {
       }
       return this.pilot.status().settled;
     };
-    await waitFor('all proxies to have the newest configuration', now, { timeoutMs: 20_000, everyMs: 10 }).catch((error: unknown) => {
+    await waitFor('all proxies to have the newest configuration', now, { timeoutMs: 120_000, everyMs: 10 }).catch((error: unknown) => {
       throw new Error(`${String(error)}\n${JSON.stringify(last)}`);
     });
   }

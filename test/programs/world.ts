@@ -148,7 +148,7 @@ export class Side {
       await waitFor(`${argv[0]} to listen on ${port}`, () => {
         if (child.exitCode !== null) throw new Error('it ended');
         return listens(child.pid ?? 0, port);
-      }, { timeoutMs: 30_000, everyMs: 20 });
+      }, { timeoutMs: 120_000, everyMs: 20 });
     } catch (error) {
       throw new Error(`${String(error)}: ${said}`);
     }
@@ -162,7 +162,7 @@ export class Side {
   }
 
   async listening(pod: PodNamed, port: number): Promise<void> {
-    await waitFor(`port ${port} of ${pod}`, () => this.listens(pod, port), { timeoutMs: 30_000, everyMs: 10 });
+    await waitFor(`port ${port} of ${pod}`, () => this.listens(pod, port), { timeoutMs: 120_000, everyMs: 10 });
   }
 
   async stop(child: ChildProcess): Promise<void> {

@@ -77,12 +77,12 @@ before(async () => {
     security: { listen: ['127.0.0.1:0'], hosts: ['localhost'], ca, tokenJwks: write('jwks.json', JSON.stringify(tokens.jwks)) },
   });
   await pilot.start();
-  await waitFor('the proxy of the Gateway', () => far.pods().some(({ isGateway }) => isGateway), { timeoutMs: 20_000 });
+  await waitFor('the proxy of the Gateway', () => far.pods().some(({ isGateway }) => isGateway), { timeoutMs: 120_000 });
   await far.whenReady({ sidecars: true, timeoutMs: 60_000 });
   ztunnel = new ZtunnelNode({ lab: near, ca, pilot, token: (subject) => tokens.issue(subject) }, near.info().nodes[0]!.name, 'home');
   await ztunnel.start();
   await ztunnel.enrol('ambient/client');
-  await waitFor('the service', async () => (await ask()).startsWith('{'), { timeoutMs: 20_000 }).catch((error: unknown) => {
+  await waitFor('the service', async () => (await ask()).startsWith('{'), { timeoutMs: 120_000 }).catch((error: unknown) => {
     throw new Error(`${String(error)}\n${ztunnel.log.slice(-6000)}`);
   });
 });

@@ -107,7 +107,7 @@ export class ZtunnelNode {
     await waitFor('ztunnel to be ready', async () => {
       assert.equal(ztunnel.exitCode, null, this.log.slice(-4000));
       return (await this.admin('15021/healthz/ready')).startsWith('ready');
-    }, { timeoutMs: 30_000 }).catch((error: unknown) => {
+    }, { timeoutMs: 120_000 }).catch((error: unknown) => {
       throw new Error(`${String(error)}\n${this.log.slice(-4000)}`);
     });
   }
@@ -169,7 +169,7 @@ export class ZtunnelNode {
   /** What was logged of connections since then, once there are at least as many as are waited for. */
   async logged(since: number, count: number, wanted: (access: Access) => boolean): Promise<Access[]> {
     const found = (): Access[] => this.accesses.slice(since).filter(wanted);
-    await waitFor(`${count} connections in ztunnel's log`, () => found().length >= count, { timeoutMs: 10_000 }).catch((error: unknown) => {
+    await waitFor(`${count} connections in ztunnel's log`, () => found().length >= count, { timeoutMs: 120_000 }).catch((error: unknown) => {
       throw new Error(`${String(error)}\n${JSON.stringify(this.accesses.slice(since), null, 1)}`);
     });
     return found();

@@ -74,7 +74,7 @@ before(async () => {
   await world.up();
   await ztunnel.start();
   await ztunnel.enrol('ambient/carol', 'ambient/dave', 'ambient/echo', 'ambient/late');
-  await waitFor('HBONE to be announced', () => ['echo', 'late'].every((name) => world.lab.pod('node', name).annotations['ambient.istio.io/redirection'] === 'enabled'), { timeoutMs: 20_000 });
+  await waitFor('HBONE to be announced', () => ['echo', 'late'].every((name) => world.lab.pod('node', name).annotations['ambient.istio.io/redirection'] === 'enabled'), { timeoutMs: 120_000 });
   await world.settled();
 });
 after(async () => {
@@ -125,7 +125,7 @@ test('ztunnel takes this control plane\'s workloads, services and certificates: 
   await waitFor('certificates', async () => {
     const { certificates } = JSON.parse(await ztunnel.admin('15000/config_dump')) as typeof dump;
     return ['carol', 'dave', 'echo', 'late'].every((name) => certificates.some(({ identity, state }) => identity === spiffe('ambient', name) && state === 'Available'));
-  }, { timeoutMs: 10_000 });
+  }, { timeoutMs: 120_000 });
 });
 
 test('HTTP and TCP from this product\'s pods to services of ztunnel\'s go by HBONE with the caller\'s certificate and address', async () => {
@@ -202,7 +202,7 @@ hashed(rest, (back) => hashed(stream(2), (own) => console.log(JSON.stringify([se
     const kept = await Promise.all([one, two].map((caller) => keep(`${side}/${caller}`, name)));
     assert.ok(kept.every(({ first }) => first !== 'refused'));
     await policy('ALLOW', [one]);
-    await waitFor('the end of what is forbidden', () => kept[1]!.ended(), { timeoutMs: 10_000 });
+    await waitFor('the end of what is forbidden', () => kept[1]!.ended(), { timeoutMs: 120_000 });
     // Where Envoy judges, an allowed tunnel may end, too, with the chain that it came by.
     if (side === 'node') assert.equal(kept[0]!.ended(), false);
     assert.deepEqual(await lines(from, target, 9000, 3), expected(3));
@@ -210,11 +210,11 @@ hashed(rest, (back) => hashed(stream(2), (own) => console.log(JSON.stringify([se
     assert.equal((await curl(from, `http://${target}/`)).status, '200');
     assert.notEqual((await curl(`${side}/${two}`, `http://${target}/`)).status, '200');
     await policy('DENY', [one], ', to: [{operation: {ports: ["9000"]}}]');
-    await waitFor('the other rule', async () => (await lines(`${side}/${two}`, target, 9000, 1))[0] === 'line 0', { timeoutMs: 10_000 });
+    await waitFor('the other rule', async () => (await lines(`${side}/${two}`, target, 9000, 1))[0] === 'line 0', { timeoutMs: 120_000 });
     for (const answer of await lines(from, target, 9000, 3)) assert.match(answer, /closed|ECONNRESET/);
     assert.equal((await curl(from, `http://${target}/`)).status, '200');
     await world.clear('mesh');
-    await waitFor('no policy', async () => (await lines(from, target, 9000, 1))[0] === 'line 0', { timeoutMs: 10_000 });
+    await waitFor('no policy', async () => (await lines(from, target, 9000, 1))[0] === 'line 0', { timeoutMs: 120_000 });
   });
 
   test(`through a waypoint of this control plane, with its route: ${there}`, async () => {
@@ -222,7 +222,7 @@ hashed(rest, (back) => hashed(stream(2), (own) => console.log(JSON.stringify([se
 ---
 apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: routed, namespace: ${other(side)}}\nspec: {targetRefs: [{kind: Service, group: "", name: routed}], action: ALLOW, rules: [{from: [{source: {principals: ["cluster.local/ns/${side}/sa/${one}"]}}]}]}`);
     const url = `http://routed.${other(side)}/`;
-    await waitFor('the policy', async () => (await curl(`${side}/${two}`, url)).status === '403', { timeoutMs: 10_000 });
+    await waitFor('the policy', async () => (await curl(`${side}/${two}`, url)).status === '403', { timeoutMs: 120_000 });
     const { status, text } = await curl(from, url);
     assert.equal(status, '200', text);
     const { pod: answering, headers } = JSON.parse(text) as { pod: string; headers: Record<string, string> };
@@ -237,7 +237,7 @@ test('STRICT on both nodes: what comes by HBONE passes, plaintext from outside o
   for (const side of SIDES) assert.equal((await curl('outside/stranger', `http://${ip(side, 'echo')}:8080/`)).status, '200');
   await world.apply('mesh', SIDES.map((side) => `apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: default, namespace: ${side}}\nspec: {mtls: {mode: STRICT}}`).join('\n---\n'));
   for (const side of SIDES) {
-    await waitFor(`STRICT of ${side}`, async () => (await curl('outside/stranger', `http://${ip(side, 'echo')}:8080/`)).status === '000', { timeoutMs: 10_000 });
+    await waitFor(`STRICT of ${side}`, async () => (await curl('outside/stranger', `http://${ip(side, 'echo')}:8080/`)).status === '000', { timeoutMs: 120_000 });
     assert.equal((await curl(`${other(side)}/${clients[other(side)][0]}`, `http://echo.${side}/`)).status, '200');
   }
   await world.clear('mesh');

@@ -97,7 +97,7 @@ ${servers.join('')}${clients.join('')}${service('both', 'group: echo')}`.replace
     for (const child of this.proxies) await ended(child);
     this.proxies = await Promise.all(proxies.map(([name, argv]) => this.#start(`c-${name}`, argv)));
     await proxying();
-    await waitFor('the servers to be known', async () => (await probation()).filter(({ kind, pod: of, verdict }) => kind === 'listener' && of?.startsWith('s-') === true && verdict !== 'probation').length >= Object.keys(servers).length, { timeoutMs: 20_000, everyMs: 100 }).catch(async (error: unknown) => {
+    await waitFor('the servers to be known', async () => (await probation()).filter(({ kind, pod: of, verdict }) => kind === 'listener' && of?.startsWith('s-') === true && verdict !== 'probation').length >= Object.keys(servers).length, { timeoutMs: 120_000, everyMs: 100 }).catch(async (error: unknown) => {
       throw new Error(`${String(error)} ${JSON.stringify(await probation())}`);
     });
     for (const { kind, pod: of, port, verdict } of await probation()) {
@@ -137,7 +137,7 @@ ${servers.join('')}${clients.join('')}${service('both', 'group: echo')}`.replace
       const status = await this.fastPath();
       last = status;
       return status.on && status.pods.suspended === 0 && status.pods.live > Object.keys(this.battery.clients).length;
-    }, { timeoutMs: 20_000, everyMs: 20 }).catch((error: unknown) => {
+    }, { timeoutMs: 120_000, everyMs: 20 }).catch((error: unknown) => {
       throw new Error(`${String(error)} ${JSON.stringify(last)}`);
     });
   }
@@ -180,7 +180,7 @@ ${servers.join('')}${clients.join('')}${service('both', 'group: echo')}`.replace
   said = '';
 
   async #listens(of: string, port: number): Promise<void> {
-    await waitFor(`${of} to listen`, async () => (await this.world.lab.exec(`${NAMESPACE}/${of}`, ['python3', '-c', `import socket; socket.create_connection(("127.0.0.1", ${port}))`], { timeoutMs: 10_000 })).code === 0, { timeoutMs: 20_000, everyMs: 50 }).catch((error: unknown) => {
+    await waitFor(`${of} to listen`, async () => (await this.world.lab.exec(`${NAMESPACE}/${of}`, ['python3', '-c', `import socket; socket.create_connection(("127.0.0.1", ${port}))`], { timeoutMs: 120_000 })).code === 0, { timeoutMs: 20_000, everyMs: 50 }).catch((error: unknown) => {
       throw new Error(`${String(error)}: ${this.said}`);
     });
   }
