@@ -60,8 +60,19 @@ export async function removeNetns(name: string): Promise<void> {
   try {
     rmSync(path); // detaches what other mount namespaces still hold of it
   } catch (error) {
-    if (errorCode(error) !== 'ENOENT') throw error;
+    if (errorCode(error) === 'EBUSY') await removeCovered(path);
+    else if (errorCode(error) !== 'ENOENT') throw error;
   }
+}
+
+/**
+ * The first `ip netns add` on a machine, and the first pod of a container runtime, mount /run/netns over itself with copies of what is
+ * mounted in there, so that a namespace made before is mounted once more below, where no path leads. To remove its name is refused
+ * wherever that mount is visible, and takes it along everywhere else: so in a mount namespace of its own, which is without both.
+ */
+async function removeCovered(path: string): Promise<void> {
+  const script = 'while umount --lazy "$1" 2>/dev/null || umount --lazy "$2" 2>/dev/null; do :; done; rm -f -- "$1"';
+  await run('unshare', ['--mount', '--propagation', 'private', 'sh', '-c', script, 'sh', path, NETNS_DIR]);
 }
 
 /** A link's name from what it belongs to, within the 15 characters that the kernel allows. */
