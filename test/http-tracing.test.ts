@@ -22,7 +22,7 @@ require('node:http').createServer((q, r) => {
 const MIDDLE = `
 const http = require('node:http'); const agent = new http.Agent({ keepAlive: true });
 const NAMES = ['x-request-id', 'x-b3-traceid', 'x-b3-spanid', 'x-b3-parentspanid', 'x-b3-sampled', 'x-b3-flags', 'b3', 'traceparent', 'tracestate'];
-http.createServer((q, r) => {
+http.createServer({ keepAliveTimeout: 0 }, (q, r) => {
   const headers = Object.fromEntries(NAMES.filter((n) => q.headers[n] !== undefined).map((n) => [n, q.headers[n]]));
   http.get('http://web/', { agent: q.url === '/fresh' ? false : agent, headers }, (a) => { let b = ''; a.on('data', (d) => b += d).on('end', () => { r.writeHead(a.statusCode, { 'x-version': String(a.headers['x-version']), 'content-length': b.length }); r.end(b); }); })
     .on('error', () => { r.statusCode = 502; r.end(); });

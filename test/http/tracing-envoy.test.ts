@@ -89,7 +89,8 @@ function listener(name: string, kind: Kind, percent: number, table: RouteConfigu
 }
 
 before(async () => {
-  const echo = (server: string): Server => createServer((request, response) => response.end(JSON.stringify({ server, headers: request.headers })));
+  // keepAliveTimeout: an idle connection that the server ends just as Envoy takes it for a request would be a 503.
+  const echo = (server: string): Server => createServer({ keepAliveTimeout: 0 }, (request, response) => response.end(JSON.stringify({ server, headers: request.headers })));
   web = await listen(echo('web'));
   const canary = await listen(echo('canary'));
   const collector = await listen(createServer((request, response) => {
