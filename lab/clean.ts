@@ -5,7 +5,7 @@ import { cgroup2Root, removeCgroup } from '../common/cgroup.js';
 import { defaultRunDir } from '../common/paths.js';
 import { HOLDER_FILE, liveHolder, readJournal, type LabHolder } from './lock.js';
 import { CGROUP_PREFIX, LabNames, NETNS_DIR, NETNS_PREFIX } from './names.js';
-import { removeNetns } from './network.js';
+import { endProcessesIn, removeNetns } from './network.js';
 
 export interface CleanReport {
   lab: string;
@@ -50,7 +50,9 @@ export async function removeLeftovers(names: LabNames, options: { keepHolder?: b
     await removeCgroup(names.cgroup);
     report.cgroups = 1;
   }
-  for (const netns of namespacesOf(names)) {
+  const namespaces = namespacesOf(names);
+  endProcessesIn(namespaces.filter((name) => names.isPodNetns(name)));
+  for (const netns of namespaces) {
     await removeNetns(netns);
     report.namespaces++;
   }

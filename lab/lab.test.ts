@@ -419,6 +419,21 @@ test('Lab: an Images document adds programs', async () => {
   await waitFor('its log', () => readFileSync(log, 'utf8') === 'started\n', { timeoutMs: 5_000 });
 });
 
+test('Lab: a pod without a cgroup takes along what its program started, whoever its parent is by then', async () => {
+  const file = join(directory, 'rootless.yaml');
+  writeFileSync(file, `apiVersion: v1
+kind: Pod
+metadata: {name: rootless, namespace: shop, annotations: {lab.underpass.io/cgroup: none}}
+spec: {terminationGracePeriodSeconds: 0, containers: [{name: a, image: curl, command: [sh, -c, 'setsid sleep 4242 & echo "$!"; exec sleep 4242']}]}
+`);
+  const { containers: [container] } = await waitFor('the pod', () => lab.pods().find(({ name, ready }) => name === 'rootless' && ready), { timeoutMs: 60_000 });
+  const pid = await waitFor('its second program', () => Number(readFileSync(container!.log!, 'utf8')) || undefined, { timeoutMs: 60_000 });
+  assert.match(readFileSync(`/proc/${pid}/cmdline`, 'utf8'), /sleep/);
+  rmSync(file);
+  await waitFor('the pod to go', () => !lab.pods().some(({ name }) => name === 'rootless'), { timeoutMs: 60_000 });
+  await waitFor('its second program to go', () => !existsSync(`/proc/${pid}`), { timeoutMs: 10_000 });
+});
+
 test('Lab.up: a second of the same name is refused and told who holds it', async () => {
   await assert.rejects(Lab.up({ name: NAME, sources: [directory], watch: false }), (error: Error & { code?: string }) => {
     assert.equal(error.code, 'UNDERPASS_LAB_HELD');

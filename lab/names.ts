@@ -62,6 +62,10 @@ export class LabNames {
     return `${this.netnsPrefix}${namespace}.${pod}`;
   }
 
+  isPodNetns(name: string): boolean {
+    return name.startsWith(this.netnsPrefix) && name.includes('.');
+  }
+
   podCgroup(node: string, uid: string): string {
     // As kubelet names them.
     return join(this.cgroup, node, 'pods', `pod${uid}`);

@@ -2,7 +2,7 @@
  * Network namespaces of nodes and pods. A node's namespace holds a bridge with its pods; the nodes' namespaces meet on a
  * bridge in a namespace of its own. The machine's own namespace gets no link, address or rule.
  */
-import { mkdirSync, rmSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, readdirSync, readlinkSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { createHash } from 'node:crypto';
 import { errorCode, UnderpassError } from '../common/errors.js';
 import { run } from '../common/process.js';
@@ -50,6 +50,36 @@ async function makeNetns(name: string, sysctls: string): Promise<void> {
   mkdirSync(NETNS_DIR, { recursive: true });
   writeFileSync(netnsPath(name), '', { flag: 'wx', mode: 0o444 });
   await run('unshare', [`--net=${netnsPath(name)}`, 'sh', '-ec', sysctls]);
+}
+
+/**
+ * Ends every process in these network namespaces. A pod without a cgroup of its own has nothing else by which those are found that its
+ * first program started; they would live on with its standard output in their hands, for which the lab's process waits.
+ */
+export function endProcessesIn(names: readonly string[]): void {
+  const namespaces = new Set(names.map(netnsPath).filter(existsSync).map((path) => `net:[${statSync(path).ino}]`));
+  const members = (): number[] => readdirSync('/proc').filter((entry) => /^\d+$/.test(entry)).map(Number).filter((pid) => namespaces.has(namespaceOf(pid)));
+  const ended = new Set<number>();
+  // Again, since one may have started another meanwhile.
+  for (let pids = members(); pids.length > 0; pids = members().filter((pid) => !ended.has(pid))) {
+    for (const pid of pids) {
+      ended.add(pid);
+      try {
+        process.kill(pid, 'SIGKILL');
+      } catch {
+        // ended by itself
+      }
+    }
+  }
+}
+
+/** As /proc calls it; '' of a process that has ended. */
+function namespaceOf(pid: number): string {
+  try {
+    return readlinkSync(`/proc/${pid}/ns/net`);
+  } catch {
+    return '';
+  }
 }
 
 /** Unmounts and removes a named namespace with all that is in it; fine when it is not there. */

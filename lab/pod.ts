@@ -19,7 +19,7 @@ import type { AdmittedPod, ProxyPlan } from './injection.js';
 import type { ContainerSpec, DesiredPod } from './kube.js';
 import { execHelper, netnsPath, type LabNames } from './names.js';
 import type { ExecOptions } from './options.js';
-import type { LabNetwork } from './network.js';
+import { endProcessesIn, type LabNetwork } from './network.js';
 import { ReadinessCheck } from './readiness.js';
 import { ServiceProxy, SERVICE_PROXY_ANNOTATION } from './service-proxy.js';
 import { Volumes } from './volumes.js';
@@ -404,6 +404,7 @@ export class Pod {
     for (const { process: program } of this.#containers) program?.close();
     this.#proxy?.close();
     await removeCgroup(this.cgroup);
+    if (!this.#hasCgroup && this.#netnsName) endProcessesIn([this.#netnsName]);
     this.gone = true;
     this.#options.onChange();
     // Rules that are being written go into a namespace that is still there.

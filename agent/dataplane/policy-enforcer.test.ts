@@ -3,6 +3,7 @@ import { test } from 'node:test';
 import { KernelError } from '../../native/index.js';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { logger } from '../../common/log.js';
+import { waitFor } from '../../common/retry.js';
 import type { WorkloadView } from '../policy/workload-policies.js';
 import { pod } from './dataplane-testing.js';
 import { PolicyEnforcer, reasonOf } from './policy-enforcer.js';
@@ -37,3 +38,16 @@ for (const synced of [false, true]) {
     await waiting;
   });
 }
+
+test('status: what the control plane has just said is settling before anybody has looked whom it concerns', async (t) => {
+  const written: number[] = [];
+  const enforcer = new PolicyEnforcer({
+    kernel: { pods: () => [], setPolicies: (policies) => void written.push(policies.size), policyVersions: () => new Map() },
+    proxySettled: () => true, logger: logger('test.policy').child({}, { level: 'silent' }),
+  });
+  t.after(() => enforcer.close());
+  enforcer.setWorkloads({ addresses: new Map(), authorizations: new Map(), rejectedAuthorizations: new Map(), synced: true } as WorkloadView);
+  assert.deepEqual([enforcer.status().settling, written], [1, []]);
+  await waitFor('it to be looked at', () => written.length > 0, { timeoutMs: 60_000 });
+  assert.equal(enforcer.status().settling, 0);
+});

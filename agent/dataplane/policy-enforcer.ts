@@ -80,7 +80,7 @@ export interface PolicyStatus {
   inbound: InboundDecision[];
   /** Connections that a change of policy ended. */
   connectionsClosed: number;
-  /** Pods whose policy has just changed: it may not be in force everywhere, and connections that it forbids may still end. */
+  /** Pods whose policy has just changed: it may not be in force everywhere, and connections that it forbids may still end. At least 1 while it is not known whose. */
   settling: number;
   /** Why they could not be ended. */
   problem?: string;
@@ -131,6 +131,8 @@ export class PolicyEnforcer implements Closable {
   #view: WorkloadView | undefined;
   #governed = new Map<string, Governed>();
   #timer: NodeJS.Timeout | undefined;
+  /** The control plane has said something that `#apply` is still to look at. */
+  #isDue = false;
   /** Of a former agent; undefined once this one's own are known. */
   #versionsBefore: Map<string, bigint> | undefined;
   /** What the workloads of pods named last: a pod that runs on keeps it, also when its workload is taken away. */
@@ -196,6 +198,7 @@ export class PolicyEnforcer implements Closable {
     // Most changes are of workloads elsewhere. Whom a policy that can't be read concerns may depend on any.
     const isElsewhere = change?.type instanceof AddressType && !change.first && ![...change.updated, ...change.removed].some((uid) => this.#localUids.has(uid));
     if (isElsewhere && view.rejectedAuthorizations.size === 0) return;
+    this.#isDue = true;
     this.#timer ??= setTimeout(() => this.#apply(), SETTLE_MS);
   }
 
@@ -247,7 +250,7 @@ export class PolicyEnforcer implements Closable {
     const settling = new Set([...this.#narrowed.keys()].filter((uid) => this.#isSettling(uid)));
     for (const uid of [...this.#doomed.keys(), ...this.#ending.keys()]) settling.add(uid);
     for (const [uid, { waitsUntil }] of this.#governed) if (waitsUntil !== undefined) settling.add(uid);
-    return { pods: this.#governed.size, unreadable, inbound, settling: settling.size, connectionsClosed: this.#connectionsClosed, ...(problem === '' ? {} : { problem }) };
+    return { pods: this.#governed.size, unreadable, inbound, settling: Math.max(settling.size, Number(this.#isDue)), connectionsClosed: this.#connectionsClosed, ...(problem === '' ? {} : { problem }) };
   }
 
   /** Which policy a term of the kernel's is of, by its index; undefined when what the kernel has is not what this enforcer knows. */
@@ -279,6 +282,7 @@ export class PolicyEnforcer implements Closable {
   #apply(): void {
     clearTimeout(this.#timer);
     this.#timer = undefined;
+    this.#isDue = false;
     const view = this.#view;
     // Until all is known what a former agent wrote holds.
     if (!view?.synced || this.#abort.signal.aborted) return;
