@@ -35,6 +35,7 @@ import type { AgentKernel, AgentParts, AgentProxy, ProxyStatus, SelfTestVerdict 
 import { FlowTelemetry } from './telemetry/flow-telemetry.js';
 import { PodNames } from './telemetry/pod-names.js';
 import { LiveRoutes } from './telemetry/live-routes.js';
+import { Traffic } from './telemetry/traffic.js';
 import { explain, type LiveMaps } from './resolve/explain.js';
 import { ServiceResolver } from './resolve/service-resolver.js';
 import { metricsText, type Counters } from './telemetry/metrics.js';
@@ -171,6 +172,7 @@ export class Agent {
         '/v1/objects': (query) => ({ body: { node: nodeName, objects: this.#auditors?.objects(query.get('object') ?? undefined) ?? [] } }),
         '/v1/counters': () => ({ body: this.counters() ?? { message: this.#kernelProblem } }),
         ...this.#live.routes,
+        ...new Traffic({ node: nodeName, telemetry: () => this.#flows }).routes,
         '/v1/http-fast-path': () => this.#switchFastPath(new URLSearchParams()),
         '/metrics': async () => ({ contentType: 'text/plain; version=0.0.4', pieces: await metrics() }),
         ...envoy.routes,

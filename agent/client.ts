@@ -17,4 +17,5 @@ export interface NodeObjects {
 }
 export { FLOW_VERDICTS, FLOW_WAYS, type Flow } from './telemetry/flow-record.js';
 export { FLOWS_KEPT } from './telemetry/flow-stream.js';
+export type { TrafficReport } from '../common/traffic.js';
 export type { TraceLine } from './telemetry/trace-stream.js';

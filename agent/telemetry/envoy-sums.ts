@@ -189,10 +189,13 @@ export class EnvoySums<T> {
     return (this.#sums.get(`source ${hash}`) ?? this.#sums.get(`destination ${hash}`))?.labels;
   }
 
-  /** For a scrape. @param isKernels whether the kernel has a part of the series of this hash, so that it stays */
-  report(isKernels: (hash: string) => boolean): EnvoyReport<T> {
+  /**
+   * For a scrape. @param isKernels whether the kernel has a part of the series of this hash, so that it stays
+   * @param isPeek it is for no scrape, and drops nothing
+   */
+  report(isKernels: (hash: string) => boolean, isPeek = false): EnvoyReport<T> {
     const sums = [...this.#sums.values()].map(({ reporter, hash, labels, totals }) => ({ reporter, hash, labels, totals }));
-    this.#drop(isKernels, 0);
+    if (!isPeek) this.#drop(isKernels, 0);
     return { sums, isRead: this.#isRead, keys: this.#keys.size, held: this.#held, lost: this.#lost, dropped: this.#dropped };
   }
 

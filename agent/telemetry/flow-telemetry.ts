@@ -41,6 +41,12 @@ export interface ConnectionReport {
   envoy: EnvoyReport<ConnectionTotals> | undefined;
 }
 
+/** By which a report is read. */
+export interface Reading {
+  /** No scrape: what is told for the last time stays until one has it. Default false. */
+  isPeek?: boolean;
+}
+
 export interface FlowKernel {
   readonly flows: Flows & { onRecord(callback: (record: FlowRecord) => void): void };
   pods(): readonly FlowPod[];
@@ -120,22 +126,26 @@ export class FlowTelemetry implements Closable {
     stop.abort();
   }
 
+  get workloads(): KnownWorkloads {
+    return this.#options.workloads;
+  }
+
   /** For a scrape: the kernel's part of the connections, undefined when its tables could not be read, and Envoy's as it was when it last answered. */
-  report(): ConnectionReport {
+  report({ isPeek = false }: Reading = {}): ConnectionReport {
     const kernel = this.#try(() => this.#series?.report());
-    const envoy = this.#envoy?.connections.report((hash) => (this.#series && !kernel) || this.#series?.isLive(hash) === true);
-    if (kernel) this.#try(() => this.#series?.forgetTold());
+    const envoy = this.#envoy?.connections.report((hash) => (this.#series && !kernel) || this.#series?.isLive(hash) === true, isPeek);
+    if (kernel && !isPeek) this.#try(() => this.#series?.forgetTold());
     return { kernel, envoy };
   }
 
   /** As `report`, of requests. */
-  httpReport(): RequestReport {
+  httpReport({ isPeek = false }: Reading = {}): RequestReport {
     const kernel = this.#try(() => this.#httpSeries?.report());
     // Without the kernel's part nobody knows which series it has a part of.
-    const envoy = this.#envoy?.requests.report((hash) => (this.#httpSeries && !kernel) || kernel?.live.has(hash) === true);
-    if (kernel) this.#try(() => this.#httpSeries?.forgetTold());
+    const envoy = this.#envoy?.requests.report((hash) => (this.#httpSeries && !kernel) || kernel?.live.has(hash) === true, isPeek);
+    if (kernel && !isPeek) this.#try(() => this.#httpSeries?.forgetTold());
     // As long as the series of the requests themselves.
-    const messages = this.#envoy?.messages.report((hash) => this.#envoy?.requests.labelsOf(hash) !== undefined);
+    const messages = this.#envoy?.messages.report((hash) => this.#envoy?.requests.labelsOf(hash) !== undefined, isPeek);
     return { kernel, envoy, messages };
   }
 
