@@ -75,7 +75,7 @@ export function addReachOptions(command: Command): Command {
 
 /** The kubeconfig's cluster if the options name one, or if nothing of an agent is on this machine; undefined: the local socket. */
 function kubeconfigOf({ kubeconfig, context, ...instance }: ReachOptions): string | undefined {
-  const usual = process.env['KUBECONFIG'] || join(homedir(), '.kube', 'config');
+  const usual = usualKubeconfig();
   if (kubeconfig !== undefined) return kubeconfig;
   if (context !== undefined) return usual;
   const { folder } = instancePaths(instance);
@@ -103,6 +103,16 @@ export async function reachAgents(options: ReachOptions): Promise<Reach> {
     throw error;
   }
 }
+
+/**
+ * The cluster that the options name, else the usual kubeconfig's, for what asks no agent.
+ * @throws UnderpassError `UNDERPASS_KUBECONFIG`
+ */
+export async function apiServer(options: ReachOptions): Promise<KubeClient> {
+  return new KubeClient(await serverOf(kubeconfigOf(options) ?? usualKubeconfig(), options.context), 'underpass-cli');
+}
+
+const usualKubeconfig = (): string => process.env['KUBECONFIG'] || join(homedir(), '.kube', 'config');
 
 const serverOf = async (file: string, context: string | undefined): ReturnType<typeof readKubeconfig> => (file === '' ? inClusterServer() : undefined) ?? readKubeconfig(file, context);
 

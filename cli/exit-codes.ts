@@ -36,6 +36,7 @@ const BY_CODE: Readonly<Record<string, number>> = {
   UNDERPASS_NO_PROXY_CONFIG: EXIT.notFound,
   UNDERPASS_UNKNOWN_HOST: EXIT.notFound,
   UNDERPASS_UNKNOWN_OBJECT: EXIT.notFound,
+  UNDERPASS_NO_ADDON: EXIT.notFound,
   UNDERPASS_TIMED_OUT: EXIT.timedOut,
 };
 

@@ -41,6 +41,7 @@ export const commands: readonly CommandEntry[] = [
   { name: 'fast-path', summary: 'the HTTP fast path of this node: how it is, and its switch', load: () => import('./fast-path.js') },
   { name: 'probation', summary: 'which programs were seen to be event-driven, and so are short-circuited', load: () => import('./probation.js') },
   { name: 'top', summary: 'services or workloads by their rate, live', load: () => import('./top.js') },
+  { name: 'dashboard', summary: 'the mesh in a browser: live service graph, nodes, configuration; or the cluster\'s Grafana, Prometheus, Jaeger', load: () => import('./dashboard.js') },
   { name: 'bug-report', summary: 'an archive of state and configuration for whoever looks into a problem, without secrets', load: () => import('./bug-report.js') },
   { name: 'version', summary: 'of this program, the agents, their Envoys and kernels', load: () => import('./version.js') },
   { name: 'completion', summary: 'prints a script that completes commands, options and pods\' names in a shell', load: () => import('./completion.js') },

@@ -66,7 +66,7 @@ export function render(status: AgentStatus, all: boolean): string {
 }
 
 /** Of what Envoy refused of the pod, what drifts, and whether its control plane is there. */
-function syncOf(pod: AgentStatus['pods'][number], { proxy, consistency }: AgentStatus): string {
+export function syncOf(pod: AgentStatus['pods'][number], { proxy, consistency }: AgentStatus): string {
   const name = `Pod/${pod.name}.${pod.namespace}`;
   const drifts = Object.values(consistency ?? {}).flatMap(({ drifting }) => drifting).filter(({ objects, repair }) => repair !== 'done' && objects.includes(name));
   const nacks = proxy.nacks.filter((nack) => nack.name.startsWith(`pod/${pod.uid}/`));

@@ -6,8 +6,8 @@ export const PREFIX = '/opt/underpass';
 /** The module whose imports, near and far, are all of the product's code. */
 export const ENTRY_MODULE = 'dist/cli/main.js';
 
-/** These work on a developer's machine alone, with nginx, wrk, tar and more that no node has. */
-export const COMMANDS_LEFT_OUT = ['bench', 'bug-report', 'demo', 'lab'] as const;
+/** These work on a developer's machine alone, with nginx, wrk, tar, a browser and more that no node has. */
+export const COMMANDS_LEFT_OUT = ['bench', 'bug-report', 'dashboard', 'demo', 'lab'] as const;
 
 /** Files that are read or started at run time, below the project's folder. */
 export const PRODUCT_FILES = [

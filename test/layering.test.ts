@@ -13,6 +13,7 @@ const allowed: Record<string, readonly string[]> = {
   lab: ['lab', 'common', 'proto', 'native'],
   bench: ['bench', 'common'],
   image: ['image', 'common'],
+  dashboard: ['dashboard', 'common'],
   cli: ['cli', 'agent', 'pilot', 'lab', 'bench', 'common', 'proto', 'native'],
 };
 

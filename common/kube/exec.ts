@@ -83,11 +83,11 @@ function codeOf({ status, message = '', reason, details }: Status): number {
 }
 
 /** Paused: what comes at once waits until who asked listens, and resumes. @param path with its query, below the server's URL */
-export async function openSocket(server: ApiServer, path: string): Promise<WebSocket> {
+export async function openSocket(server: ApiServer, path: string, protocols: readonly string[] = PROTOCOLS): Promise<WebSocket> {
   const { url } = server;
   const { headers, ...tls } = await server.credentials();
   const base = `${url.protocol === 'http:' ? 'ws' : 'wss'}://${url.host}${url.pathname.replace(/\/$/, '')}`;
-  const socket = new WebSocket(`${base}${path}`, PROTOCOLS, { headers, ...tls, perMessageDeflate: false, handshakeTimeout: 30_000 });
+  const socket = new WebSocket(`${base}${path}`, [...protocols], { headers, ...tls, perMessageDeflate: false, handshakeTimeout: 30_000 });
   await new Promise<void>((resolve, reject) => {
     socket.once('open', () => {
       socket.pause();

@@ -1,5 +1,7 @@
 // The product as it is installed, on a node of real parts: kubelet, containerd, the image, and the DaemonSet of `underpass install`.
 import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
 import { existsSync, readFileSync, readdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
@@ -146,6 +148,20 @@ step('a node of real parts: its pods reach each other by name, and nothing leads
   // TEST-NET-1, and a service's address that nobody has.
   assert.deepEqual([await ask('http://192.0.2.1/'), /^(ECONNREFUSED|TimeoutError|EHOSTUNREACH)$/.test(await ask('http://10.96.99.99/'))], ['ENETUNREACH', true]);
   assert.doesNotMatch((await real().machine.run('ip', ['route'])).stdout, /^default/m);
+});
+
+step('underpass dashboard grafana: a port of a pod with Grafana\'s label answers here, through API server and kubelet, until SIGINT', async () => {
+  await real().cluster.apply(pod('grafana', 'shop', { container: 'command: [node, /app/echo.js], env: [{name: HTTP_PORTS, value: "3000"}], ports: [{containerPort: 3000}], readinessProbe: {tcpSocket: {port: 3000}, periodSeconds: 1}' }));
+  await real().ready('shop', 'grafana');
+  const child = spawn(process.execPath, [CLI, 'dashboard', 'grafana', '--no-browser', '--kubeconfig', kubeconfig], { stdio: ['ignore', 'pipe', 'inherit'] });
+  const [line] = (await once(child.stdout, 'data')) as [Buffer];
+  const address = line.toString().trim();
+  assert.match(address, /^http:\/\/127\.0\.0\.1:\d+\/$/);
+  const answers = await Promise.all(Array.from({ length: 8 }, async () => (await fetch(address)).text()));
+  for (const answer of answers) assert.match(answer, /"method": ?"GET"/);
+  child.kill('SIGINT');
+  assert.deepEqual(await once(child, 'exit'), [0, null]);
+  await real().cluster.delete('v1', 'Pod', { namespace: 'shop', name: 'grafana' });
 });
 
 step('`underpass install`: DaemonSet and control plane come up ready', async () => {
