@@ -13,7 +13,7 @@ interface Metric {
 const TEXT = `(?:'(?:[^'\\\\]|\\\\.)*'|"(?:[^"\\\\]|\\\\.)*"|\`[^\`]*\`)`;
 /** `add` and its like of agent/telemetry/prometheus.ts. */
 const ADDED = new RegExp(`\\.(add|addLabelled|addHistogram)\\(\\s*(?:text,\\s*)?['\`]((?:underpass|istio)_[^'\`]+)['\`],\\s*(?:'(counter|gauge)',\\s*)?${TEXT}`, 'g');
-/** Names that tables in the code hold. */
+/** Names that tables in the code hold: of common/ those that an agent and Envoys have in common. */
 const NAMED = /\{ name: '((?:istio|underpass)_\w+)', help: /g;
 /** prom-client's. */
 const CREATED = /new (Counter|Gauge|Histogram)(?:<[^>]*>)?\(\{\s*name: '(\w+)'/g;
@@ -25,7 +25,7 @@ function sources(folder: string): string[] {
 /** What a name has of the moment stands in it as `*`. */
 function declared(): Metric[] {
   const found = new Map<string, string>();
-  for (const text of sources('agent')) {
+  for (const text of [...sources('agent'), ...sources('common/telemetry')]) {
     for (const [, how, name = '', type] of text.matchAll(ADDED)) found.set(name.replaceAll(/\$\{[^}]*\}+/g, '*'), how === 'addHistogram' ? 'histogram' : type!);
     for (const [, name = ''] of text.matchAll(NAMED)) found.set(name, name.endsWith('_total') ? 'counter' : 'histogram');
   }

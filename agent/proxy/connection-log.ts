@@ -9,10 +9,11 @@ import type { FilterChain } from '../../proto/generated/envoy/config/listener/v3
 import type { Config } from '../../proto/generated/envoy/extensions/access_loggers/stats/v3/stats.js';
 import { HttpConnectionManager_HcmAccessLogOptions, type HttpConnectionManager } from '../../proto/generated/envoy/extensions/filters/network/http_connection_manager/v3/http_connection_manager.js';
 import { TcpProxy, TcpProxy_TcpAccessLogOptions } from '../../proto/generated/envoy/extensions/filters/network/tcp_proxy/v3/tcp_proxy.js';
+import { both, countsBy, endsAlone, isFailed, isUp, ofType, RECEIVED, SENT, STATS_LOGGER } from '../../common/telemetry/stats-logger.js';
 import { pack, unpack } from '../../common/xds/any.js';
-import { CEL_FILTER, celFilter } from '../../common/xds/cel-filter.js';
+import { CEL_FILTER } from '../../common/xds/cel-filter.js';
 import type { EnvoyExtensions } from './extensions.js';
-import { both, countingRequests, countsBy, KEY_SEPARATOR, keyStart, STATS_LOGGER, type CountedSide } from './request-log.js';
+import { countingRequests, KEY_SEPARATOR, keyStart, type CountedSide } from './request-log.js';
 
 /** Names of these statistics begin so; behind it come the quantity, `.k.` and the key. */
 export const CONNECTION_STATS = 'underpass_connections';
@@ -37,16 +38,12 @@ interface Records {
 const CONNECTION: Records = { up: AccessLogType.TcpUpstreamConnected, lasting: AccessLogType.TcpPeriodic, end: AccessLogType.TcpConnectionEnd, id: '%CONNECTION_ID%' };
 const TUNNEL: Records = { up: AccessLogType.DownstreamTunnelSuccessfullyEstablished, lasting: AccessLogType.DownstreamPeriodic, end: AccessLogType.DownstreamEnd, id: '%STREAM_ID%' };
 
-const RECEIVED = '%BYTES_RECEIVED%';
-const SENT = '%BYTES_SENT%';
 /** What is carried here is never sent again by Envoy itself. */
 const ZERO = '%PACKETS_RETRANSMITTED%';
 
-const accept = (specifier: Parameters<typeof AccessLogFilter.fromPartial>[0]['filter_specifier']): AccessLogFilter => AccessLogFilter.fromPartial({ filter_specifier: specifier });
-const ofType = (types: AccessLogType[], exclude = false): AccessLogFilter => accept({ $case: 'log_type_filter', value: { types, exclude } });
 /** A key that runtime has no value for is the one default. */
-const hasLasted = accept({ $case: 'duration_filter', value: { comparison: { op: ComparisonFilter_Op.GE, value: { default_value: REPORT_EVERY_SECONDS * 1_000, runtime_key: 'underpass.lasted_ms' } } } });
-const hasStatus = (op: ComparisonFilter_Op, code: number): AccessLogFilter => accept({ $case: 'status_code_filter', value: { comparison: { op, value: { default_value: code, runtime_key: `underpass.status_${code}` } } } });
+const hasLasted = AccessLogFilter.fromPartial({ filter_specifier: { $case: 'duration_filter', value: { comparison: { op: ComparisonFilter_Op.GE, value: { default_value: REPORT_EVERY_SECONDS * 1_000, runtime_key: 'underpass.lasted_ms' } } } } });
+const hasStatus = (op: ComparisonFilter_Op, code: number): AccessLogFilter => AccessLogFilter.fromPartial({ filter_specifier: { $case: 'status_code_filter', value: { comparison: { op, value: { default_value: code, runtime_key: `underpass.status_${code}` } } } } });
 
 function logger(of: AccessLogFilter, { counters = [], gauges = [] }: Parameters<typeof Config.fromPartial>[0]): AccessLog {
   // One scope for all listeners, as that of requests.
@@ -65,20 +62,18 @@ const open = (key: string, { id }: Records, at: AccessLogType, received: string,
 ];
 
 /** Of what has come about. Envoy takes the loggers in turn: what was told of an open connection goes when its end is counted. */
-function loggers(key: string, records: Records, isUp: AccessLogFilter): AccessLog[] {
+function loggers(key: string, records: Records, cameUp: AccessLogFilter): AccessLog[] {
   const ends = ofType([records.end]);
   return [
     logger(ofType([records.up]), { counters: [opened(key)] }),
     logger(ofType([records.lasting]), { gauges: open(key, records, records.lasting, RECEIVED, SENT) }),
-    logger(both(ends, isUp), { counters: [ended('closed', key), ...bytes(key)] }),
-    logger(both(ends, isUp, hasLasted), { gauges: open(key, records, records.end, ZERO, ZERO) }),
+    logger(both(ends, cameUp), { counters: [ended('closed', key), ...bytes(key)] }),
+    logger(both(ends, cameUp, hasLasted), { gauges: open(key, records, records.end, ZERO, ZERO) }),
   ];
 }
 
-const failure = (key: string, { end }: Records, isFailed: AccessLogFilter): AccessLog => logger(both(ofType([end]), isFailed), { counters: [ended('failed', key)] });
+const failure = (key: string, { end }: Records, failed: AccessLogFilter): AccessLog => logger(both(ofType([end]), failed), { counters: [ended('failed', key)] });
 
-/** Flags don't tell: of what a network filter has ended there are none. */
-const IS_UP = 'has(upstream.local_address)';
 const canCount = (extensions: EnvoyExtensions): boolean => extensions.hasName(STATS_LOGGER) && extensions.hasName(CEL_FILTER);
 const interval = { seconds: BigInt(REPORT_EVERY_SECONDS), nanos: 0 };
 
@@ -94,10 +89,9 @@ function countingConnections(chain: FilterChain, extensions: EnvoyExtensions, si
     const proxy = each.config_type?.$case === 'typed_config' ? unpack(TcpProxy, each.config_type.value) : undefined;
     if (!proxy) return each;
     found = true;
-    // Who logs connections for another reason is told of their ends, as before, if not asked for otherwise.
-    if (!proxy.access_log_options) for (const log of proxy.access_log) log.filter = both(...(log.filter ? [log.filter] : []), ofType([CONNECTION.up, CONNECTION.lasting], true));
+    if (!proxy.access_log_options) endsAlone(proxy.access_log);
     const key = keyStart(side);
-    proxy.access_log.push(...loggers(key, CONNECTION, celFilter(IS_UP)), failure(key, CONNECTION, celFilter(`!${IS_UP}`)));
+    proxy.access_log.push(...loggers(key, CONNECTION, isUp()), failure(key, CONNECTION, isFailed()));
     proxy.access_log_options = TcpProxy_TcpAccessLogOptions.fromPartial({ access_log_flush_interval: interval, ...proxy.access_log_options, flush_access_log_on_connected: true });
     return { ...each, config_type: { $case: 'typed_config' as const, value: pack(TcpProxy, proxy) } };
   });

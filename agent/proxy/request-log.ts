@@ -3,12 +3,12 @@
  * labels, and a change of workloads must not change a listener: so Envoy counts by a key of what it knows for certain, and the
  * agent makes labels of it (agent/telemetry/envoy-requests.ts). Nothing that a client or server can choose freely is in a key.
  */
-import { AccessLog, type AccessLogFilter } from '../../proto/generated/envoy/config/accesslog/v3/accesslog.js';
+import type { AccessLog, AccessLogFilter } from '../../proto/generated/envoy/config/accesslog/v3/accesslog.js';
 import type { FilterChain } from '../../proto/generated/envoy/config/listener/v3/listener_components.js';
-import { Config, Config_Histogram_Unit } from '../../proto/generated/envoy/extensions/access_loggers/stats/v3/stats.js';
 import { HttpConnectionManager } from '../../proto/generated/envoy/extensions/filters/network/http_connection_manager/v3/http_connection_manager.js';
 import type { Cluster } from '../../proto/generated/envoy/config/cluster/v3/cluster.js';
 import type { ClusterLoadAssignment } from '../../proto/generated/envoy/config/endpoint/v3/endpoint.js';
+import { both, countsBy, GRPC_STATUS, hasKnownStatus, isGrpc, REQUEST_QUANTITIES, REQUEST_VALUES, STATS_LOGGER } from '../../common/telemetry/stats-logger.js';
 import { pack, unpack } from '../../common/xds/any.js';
 import { CEL_FILTER, celFilter } from '../../common/xds/cel-filter.js';
 import type { EnvoyExtensions } from './extensions.js';
@@ -16,7 +16,6 @@ import { NETNS_FILTER_STATE } from './fold-clusters.js';
 import { mapEndpoints } from './fold-endpoints.js';
 import { PEER_PRINCIPAL } from './pod-listener.js';
 
-export const STATS_LOGGER = 'envoy.access_loggers.stats';
 /** Names of Envoy's histograms begin so; behind it come the quantity, `.k.` and the key. */
 export const REQUEST_STATS = 'underpass_requests';
 /** The same of calls of gRPC, by how many messages they had. */
@@ -27,9 +26,6 @@ export const MAX_MESSAGE_KEYS = 4_096;
 const GRPC_STATS = 'envoy.filters.http.grpc_stats';
 /** Of a key's parts: no name, address or path of this project's has one. */
 export const KEY_SEPARATOR = '\t';
-/** What is counted, by the name that its histogram has. */
-export const REQUEST_QUANTITIES = ['duration', 'request', 'answer'] as const;
-export type RequestQuantity = (typeof REQUEST_QUANTITIES)[number];
 /** Keys that Envoy counts by at a time. */
 export const MAX_REQUEST_KEYS = 4_096;
 /** Metadata of endpoints that are pods of this node and have no inbound chain at Envoy: nobody but the client's side counts what they serve. */
@@ -56,44 +52,19 @@ export function keyStart(side: CountedSide): string {
   return own.join(KEY_SEPARATOR);
 }
 
-/** As Istio's metrics are measured: https://github.com/istio/proxy/blob/master/source/extensions/filters/http/istio_stats/istio_stats.cc */
-const VALUES: Record<RequestQuantity, { format: string; unit: Config_Histogram_Unit }> = {
-  duration: { format: '%DURATION%', unit: Config_Histogram_Unit.Milliseconds },
-  request: { format: '%DOWNSTREAM_WIRE_BYTES_RECEIVED%', unit: Config_Histogram_Unit.Bytes },
-  answer: { format: '%DOWNSTREAM_WIRE_BYTES_SENT%', unit: Config_Histogram_Unit.Bytes },
-};
-
-/** Envoy's access logger for statistics. */
-export function countsBy(name: string, of: AccessLogFilter, config: Parameters<typeof Config.fromPartial>[0]): AccessLog {
-  return { ...AccessLog.fromPartial({ name, config_type: { $case: 'typed_config', value: pack(Config, Config.fromPartial(config)) } }), filter: of };
-}
-
 function logger(key: string, of: AccessLogFilter): AccessLog {
   return countsBy('underpass.requests', of, {
-    histograms: REQUEST_QUANTITIES.map((name) => ({ stat: { name, tags: [{ name: 'k', value_format: key }] }, unit: VALUES[name].unit, value_format: VALUES[name].format })),
+    histograms: REQUEST_QUANTITIES.map((name) => ({ stat: { name, tags: [{ name: 'k', value_format: key }] }, unit: REQUEST_VALUES[name].unit, value_format: REQUEST_VALUES[name].format })),
     // One for all listeners: what it holds outlives each of them. What was not counted up for an interval is dropped, see bootstrap.ts.
     stats_scope: { prefix: REQUEST_STATS, sharing_name: REQUEST_STATS, enable_eviction: true, max_histograms: MAX_REQUEST_KEYS * REQUEST_QUANTITIES.length },
   });
 }
 
-type Filter = NonNullable<AccessLogFilter['filter_specifier']>;
-const filter = (specifier: Filter): AccessLogFilter => ({ filter_specifier: specifier, _unknownFields: {} });
-export const both = (...filters: AccessLogFilter[]): AccessLogFilter => (filters.length === 1 ? filters[0]! : filter({ $case: 'and_filter', value: { filters, _unknownFields: {} } }));
-
-/** Istio's word for it, too: what says so in its content type. */
-const isGrpc = (inverted: boolean): AccessLogFilter => AccessLog.fromPartial({ filter: { filter_specifier: { $case: 'header_filter', value: { header: {
-  name: 'content-type', invert_match: inverted, treat_missing_header_as_empty: true,
-  header_match_specifier: { $case: 'string_match', value: { match_pattern: { $case: 'prefix', value: 'application/grpc' } } },
-} } } } }).filter!;
-
-/** Servers may make up any status: only those that gRPC has are in keys. */
-const GRPC_STATUSES = Array.from({ length: 17 }, (_, status) => status);
 /** Where an answer was given before that filter came to it there is no object. */
 const hasMessages: AccessLogFilter = celFilter(`'${GRPC_STATS}' in filter_state`);
-const hasKnownStatus = (exclude: boolean): AccessLogFilter => AccessLog.fromPartial({ filter: { filter_specifier: { $case: 'grpc_status_filter', value: { statuses: GRPC_STATUSES, exclude } } } }).filter!;
 
 function loggers(side: CountedSide, countsMessages: boolean): AccessLog[] {
-  const [known, unknown] = [keyFormat(side, 'grpc', '%GRPC_STATUS_NUMBER%'), keyFormat(side, 'grpc', '')];
+  const [known, unknown] = [keyFormat(side, 'grpc', GRPC_STATUS), keyFormat(side, 'grpc', '')];
   const [isKnown, isUnknown] = [both(isGrpc(false), hasKnownStatus(false)), both(isGrpc(false), hasKnownStatus(true))];
   return [
     logger(keyFormat(side, 'http', ''), isGrpc(true)),

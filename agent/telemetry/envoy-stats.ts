@@ -1,7 +1,8 @@
 /** Reads what Envoy counts by key (proxy/request-log.ts) out of its answer to `/stats?format=json&histogram_buckets=detailed`, piece by piece as it comes. */
 import { UnderpassError } from '../../common/errors.js';
 import type { HttpTotals } from '../dataplane/kernel-http-totals.js';
-import { REQUEST_QUANTITIES, REQUEST_STATS, type RequestQuantity } from '../proxy/request-log.js';
+import { REQUEST_QUANTITIES, type RequestQuantity } from '../../common/telemetry/stats-logger.js';
+import { REQUEST_STATS } from '../proxy/request-log.js';
 import { HTTP_BOUNDS } from './http-bounds.js';
 
 /** All histograms that are asked for, each with the values that it has seen, in bins. */

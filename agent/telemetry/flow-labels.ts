@@ -9,6 +9,7 @@ import type { Address } from '../../proto/generated/istio/workload/workload.js';
 import { DEFAULT_TRUST_DOMAIN, spiffeId } from '../../common/identity/spiffe.js';
 import type { FlowKey, FlowSideName } from '../dataplane/kernel-flows.js';
 import type { HttpService } from '../http/table.js';
+import { UNKNOWN } from '../../common/telemetry/istio-metrics.js';
 import { encodeAddress } from '../dataplane/kernel-codec.js';
 
 /** The part of the WDS stream that labels come from. */
@@ -43,7 +44,7 @@ export interface RequestFacts {
   more?: Record<string, string>;
 }
 
-export const UNKNOWN = 'unknown';
+export { UNKNOWN };
 
 /** Looks workloads and services up by address; only those that flows name are kept. */
 export class FlowDirectory {

@@ -1,4 +1,5 @@
 /** Istio's TCP metrics, and round-trip times, as Prometheus reads them. */
+import { CONNECTIONS, NO_FLAGS, type IstioMetric } from '../../common/telemetry/istio-metrics.js';
 import { MAX_CONNECTION_KEYS } from '../proxy/connection-log.js';
 import { addSides, type FlowSide } from '../dataplane/kernel-flows.js';
 import type { FlowLabels } from './flow-labels.js';
@@ -14,17 +15,13 @@ const FLAGS: readonly { flag: string; of: (totals: FlowSide) => bigint }[] = [
   { flag: 'DENY', of: ({ denied }) => denied },
   { flag: 'CONNECT', of: ({ failed }) => failed },
 ];
-/** A close without a flag. */
-const NO_FLAGS = '-';
-const CLOSED = { name: 'istio_tcp_connections_closed_total', help: 'The total number of TCP connections closed.' };
 const FAILED = { name: 'istio_tcp_connections_failed_total', help: 'The total number of TCP connections that failed to establish, or that policy ended.' };
 
-/** Names and help texts are Istio's: https://istio.io/latest/docs/reference/config/metrics/ */
-const COUNTERS: readonly { name: string; help: string; of: (totals: ConnectionTotals) => bigint }[] = [
-  { name: 'istio_tcp_connections_opened_total', help: 'The total number of TCP connections opened.', of: ({ opened }) => opened },
-  { ...CLOSED, of: ({ closed }) => closed.get(NO_FLAGS) ?? 0n },
-  { name: 'istio_tcp_received_bytes_total', help: 'The total number of bytes received during requests: by the server.', of: ({ received }) => received },
-  { name: 'istio_tcp_sent_bytes_total', help: 'The total number of bytes sent during responses: by the server.', of: ({ sent }) => sent },
+const COUNTERS: readonly (IstioMetric & { of: (totals: ConnectionTotals) => bigint })[] = [
+  { ...CONNECTIONS.opened, of: ({ opened }) => opened },
+  { ...CONNECTIONS.closed, of: ({ closed }) => closed.get(NO_FLAGS) ?? 0n },
+  { ...CONNECTIONS.received, of: ({ received }) => received },
+  { ...CONNECTIONS.sent, of: ({ sent }) => sent },
 ];
 
 const RTT_LABELS = ['reporter', 'source_workload', 'source_workload_namespace', 'destination_workload', 'destination_workload_namespace'] as const;
@@ -32,7 +29,7 @@ const RTT_LABELS = ['reporter', 'source_workload', 'source_workload_namespace', 
 export function addFlowMetrics(text: PrometheusText, { kernel, envoy }: ConnectionReport): void {
   const all = sums({ kernel, envoy });
   for (const { name, help, of } of COUNTERS) for (const { labels, totals } of all) text.add(name, 'counter', help, of(totals), labels);
-  for (const { labels, totals } of all) for (const [flags, count] of totals.closed) if (flags !== NO_FLAGS) text.add(CLOSED.name, 'counter', CLOSED.help, count, { ...labels, response_flags: flags });
+  for (const { labels, totals } of all) for (const [flags, count] of totals.closed) if (flags !== NO_FLAGS) text.add(CONNECTIONS.closed.name, 'counter', CONNECTIONS.closed.help, count, { ...labels, response_flags: flags });
   for (const { labels, totals } of kernel?.series ?? []) for (const { flag, of } of FLAGS) if (of(totals) > 0n) text.add(FAILED.name, 'counter', FAILED.help, of(totals), { ...labels, response_flags: flag });
   if (envoy) addEnvoyMetrics(text, 'connection', envoy, MAX_CONNECTION_KEYS);
   if (!kernel) return;

@@ -1,4 +1,5 @@
 /** Istio's HTTP metrics, each series the sum of the kernel's part of the requests and of Envoy's, as Prometheus reads them. */
+import { MESSAGES, REQUEST_HISTOGRAMS, REQUESTS, type IstioMetric } from '../../common/telemetry/istio-metrics.js';
 import { addTotals, type HttpTotals } from '../dataplane/kernel-http-totals.js';
 import { MAX_MESSAGE_KEYS, MAX_REQUEST_KEYS } from '../proxy/request-log.js';
 import { addEnvoyMetrics } from './envoy-metrics.js';
@@ -7,11 +8,10 @@ import type { RequestReport } from './flow-telemetry.js';
 import type { FlowLabels } from './flow-labels.js';
 import { labelText, type PrometheusText } from './prometheus.js';
 
-/** https://istio.io/latest/docs/reference/config/metrics/ */
-const HISTOGRAMS: readonly { name: string; help: string; counts: (totals: HttpTotals) => bigint[]; sum: (totals: HttpTotals) => number }[] = [
-  { name: 'istio_request_duration_milliseconds', help: 'The duration of requests, from their head to the end of their answer.', counts: ({ duration }) => duration, sum: ({ durationUs }) => Number(durationUs) / 1_000 },
-  { name: 'istio_request_bytes', help: 'The size of requests, heads and bodies.', counts: ({ request }) => request, sum: ({ requestBytes }) => Number(requestBytes) },
-  { name: 'istio_response_bytes', help: 'The size of answers, heads and bodies.', counts: ({ answer }) => answer, sum: ({ answerBytes }) => Number(answerBytes) },
+const HISTOGRAMS: readonly (IstioMetric & { counts: (totals: HttpTotals) => bigint[]; sum: (totals: HttpTotals) => number })[] = [
+  { ...REQUEST_HISTOGRAMS.duration, counts: ({ duration }) => duration, sum: ({ durationUs }) => Number(durationUs) / 1_000 },
+  { ...REQUEST_HISTOGRAMS.request, counts: ({ request }) => request, sum: ({ requestBytes }) => Number(requestBytes) },
+  { ...REQUEST_HISTOGRAMS.answer, counts: ({ answer }) => answer, sum: ({ answerBytes }) => Number(answerBytes) },
 ];
 
 const REPORTERS = ['source', 'destination'] as const;
@@ -32,14 +32,14 @@ function* httpMetrics(text: PrometheusText, { kernel, envoy, messages }: Request
   let count = 0;
   for (const { reporter, labels, totals } of sums({ kernel, envoy })) {
     const all = labelText({ reporter, ...labels });
-    text.addLabelled('istio_requests_total', 'counter', 'The total number of requests.', totals.requests, all);
+    text.addLabelled(REQUESTS.name, 'counter', REQUESTS.help, totals.requests, all);
     for (const { name, help, counts, sum } of HISTOGRAMS) text.addHistogram(name, help, HTTP_BOUNDS, counts(totals), sum(totals), all);
     if (++count % SERIES_A_TURN === 0) yield;
   }
   for (const { reporter, labels, totals } of messages?.sums ?? []) {
     const all = labelText({ reporter, ...labels });
-    text.addLabelled('istio_request_messages_total', 'counter', 'The total number of gRPC messages that clients sent.', totals.request, all);
-    text.addLabelled('istio_response_messages_total', 'counter', 'The total number of gRPC messages that servers sent.', totals.response, all);
+    text.addLabelled(MESSAGES.request.name, 'counter', MESSAGES.request.help, totals.request, all);
+    text.addLabelled(MESSAGES.response.name, 'counter', MESSAGES.response.help, totals.response, all);
     if (++count % SERIES_A_TURN === 0) yield;
   }
   if (kernel) {

@@ -7,6 +7,7 @@ import type { ChangeSet } from '../model/changes.js';
 import type { MeshService, Model } from '../model/model.js';
 import type { Proxy } from '../model/proxy.js';
 import { TelemetryGenerator } from '../telemetry/telemetry-generator.js';
+import { LabelledGenerator } from '../telemetry/workload-metadata.js';
 import { ClusterGenerator } from './cluster-generator.js';
 import { EndpointGenerator } from './endpoint-generator.js';
 import { ListenerGenerator } from './listener-generator.js';
@@ -59,8 +60,8 @@ export class Generators {
   constructor(model: Model, onSecretProblem?: (problem: SecretProblem) => void) {
     const filters = (this.#filters = new EnvoyFilters(model));
     const all: Generator[] = [
-      new FilteredGenerator(new ClusterGenerator(model), filters),
-      new EndpointGenerator(model),
+      new FilteredGenerator(new LabelledGenerator(new ClusterGenerator(model)), filters),
+      new LabelledGenerator(new EndpointGenerator(model)),
       new FilteredGenerator(new TelemetryGenerator(model, new ListenerGenerator(model)), filters),
       new FilteredGenerator(new RouteGenerator(model), filters),
       new ExtensionConfigGenerator(filters),

@@ -26,7 +26,7 @@ interface WrittenMeshConfig {
   h2UpgradePolicy?: 'DO_NOT_UPGRADE' | 'UPGRADE';
   pathNormalization?: { normalization?: MeshConfig['pathNormalization'] | 'DEFAULT' };
   extensionProviders?: ExtensionProvider[];
-  defaultProviders?: { tracing?: string[] };
+  defaultProviders?: { tracing?: string[]; metrics?: string[] };
   discoverySelectors?: LabelSelectorSetting[];
   serviceScopeConfigs?: ServiceScopeSetting[];
   serviceSettings?: { settings?: { clusterLocal?: boolean }; hosts?: string[] }[];
@@ -119,6 +119,7 @@ function settingsOf(written: WrittenMeshConfig): Partial<MeshConfig> {
     tracingSampling: tracing?.sampling,
     tracingZipkinAddress: tracing?.zipkin?.address,
     defaultTracingProviders: written.defaultProviders?.tracing,
+    defaultMetricsProviders: written.defaultProviders?.metrics,
     discoverySelectors: written.discoverySelectors,
     clusterLocalHosts: written.serviceSettings && hostsOf(written.serviceSettings, true),
     clusterGlobalHosts: written.serviceSettings && hostsOf(written.serviceSettings, false),

@@ -20,7 +20,7 @@ const PROVIDERS: Record<string, Schema> = {
   zipkin: service({ maxTagLength: integer(0), enable64bitTraceId: bool, path: text }),
   opentelemetry: service({ maxTagLength: integer(0), http: ignored, resourceDetectors: ignored, dynatraceSampler: ignored }),
   envoyFileAccessLog: object({ path: text, logFormat: object({ text, labels: { type: 'map', values: anything } }), omitEmptyValues: ignored }, ['path']),
-  lightstep: ignored, datadog: ignored, stackdriver: ignored, opencensus: ignored, skywalking: ignored, prometheus: ignored,
+  lightstep: ignored, datadog: ignored, stackdriver: ignored, opencensus: ignored, skywalking: ignored, prometheus: object({}),
   envoyHttpAls: ignored, envoyTcpAls: ignored, envoyOtelAls: ignored, sds: ignored,
 };
 
@@ -69,7 +69,7 @@ export const meshConfigSchema = object({
   h2UpgradePolicy: oneOf('DO_NOT_UPGRADE', 'UPGRADE'),
   pathNormalization: object({ normalization: oneOf('DEFAULT', 'NONE', 'BASE', 'MERGE_SLASHES', 'DECODE_AND_MERGE_SLASHES') }),
   extensionProviders: list(extensionProvider),
-  defaultProviders: object({ tracing: list(text), accessLogging: ignored, metrics: ignored }),
+  defaultProviders: object({ tracing: list(text), accessLogging: ignored, metrics: list(text) }),
   discoverySelectors: list(labelSelector),
   serviceScopeConfigs: list(object({ namespaceSelector: labelSelector, servicesSelector: labelSelector, scope: oneOf('LOCAL', 'GLOBAL') })),
   serviceSettings: list(object({ settings: object({ clusterLocal: bool }), hosts: list(text) })),

@@ -1,13 +1,14 @@
 /** Mesh-wide settings in force: Istio's MeshConfig as far as it is acted on, with Istio's defaults and names. */
 import type { HttpRetry, LocalityLbSetting, TcpKeepalive } from '../../common/kube/types.js';
 
-/** Where external authorization, tracing and access logs go; exactly one kind is set. Fields are Istio's, unchanged. */
+/** Where external authorization, tracing, metrics and access logs go; exactly one kind is set. Fields are Istio's, unchanged. */
 export interface ExtensionProvider {
   name: string;
   envoyExtAuthzHttp?: ExtAuthzHttpProvider;
   envoyExtAuthzGrpc?: ExtAuthzGrpcProvider;
   zipkin?: TracingServiceProvider;
   opentelemetry?: TracingServiceProvider;
+  prometheus?: Record<string, never>;
   envoyFileAccessLog?: { path: string; logFormat?: { text?: string; labels?: Record<string, unknown> } };
 }
 
@@ -112,6 +113,7 @@ export interface MeshConfig {
   /** `host:port` of defaultConfig.tracing.zipkin, where it is given; else providers decide. */
   tracingZipkinAddress: string;
   defaultTracingProviders: readonly string[];
+  defaultMetricsProviders: readonly string[];
   /** Namespaces that take part at all; empty: every one. */
   discoverySelectors: readonly LabelSelectorSetting[];
   meshMtlsMinProtocolVersion: 'TLSV1_2' | 'TLSV1_3';
@@ -149,6 +151,8 @@ export const DEFAULT_MESH_CONFIG: MeshConfig = {
   tracingSampling: 1,
   tracingZipkinAddress: '',
   defaultTracingProviders: [],
+  // What Istio installs.
+  defaultMetricsProviders: ['prometheus'],
   discoverySelectors: [],
   meshMtlsMinProtocolVersion: 'TLSV1_2',
 };

@@ -1,6 +1,8 @@
 /** A client of the control plane as its node id and metadata describe it. */
 import { isIP } from 'node:net';
 import { UnderpassError } from '../../common/errors.js';
+import { STATS_LOGGER } from '../../common/telemetry/stats-logger.js';
+import { CEL_FILTER } from '../../common/xds/cel-filter.js';
 import type { Locality } from './types.js';
 import type { PeerIdentity } from '../ca/peer-identity.js';
 
@@ -28,14 +30,22 @@ export interface Proxy {
   isTrusted: boolean;
   /** All that it says of itself. */
   metadata: Readonly<Record<string, unknown>>;
+  /** Its Envoy has all that Istio's metrics are made with here. */
+  canCount: boolean;
   /** Who its stream has proven to be; absent on plaintext ports and Unix sockets. */
   identity?: PeerIdentity;
 }
 
+/** Names of Envoy's extensions; see pilot/telemetry/metrics.ts. */
+const COUNTING: readonly string[] = [STATS_LOGGER, CEL_FILTER, 'envoy.access_loggers.wasm', 'envoy.wasm.runtime.v8', 'envoy.filters.http.header_mutation', 'envoy.filters.http.header_to_metadata'];
+
 const TYPES: readonly string[] = ['sidecar', 'ztunnel', 'router', 'waypoint'];
 
-/** @throws UnderpassError `UNDERPASS_NODE_ID` when the id is not one that istiod would take. */
-export function parseProxy(id: string, metadata: Record<string, unknown> = {}, place?: { region: string; zone: string; sub_zone: string }): Proxy {
+/**
+ * @param extensions that its Envoy says it has
+ * @throws UnderpassError `UNDERPASS_NODE_ID` when the id is not one that istiod would take.
+ */
+export function parseProxy(id: string, metadata: Record<string, unknown> = {}, place?: { region: string; zone: string; sub_zone: string }, extensions: readonly { name: string; disabled: boolean }[] = []): Proxy {
   const [type = '', ip = '', fullName = '', domain, ...rest] = id.split('~');
   const dot = fullName.lastIndexOf('.');
   if (!TYPES.includes(type) || isIP(ip) === 0 || dot <= 0 || domain === undefined || rest.length > 0) {
@@ -61,5 +71,6 @@ export function parseProxy(id: string, metadata: Record<string, unknown> = {}, p
     istioVersion: text('ISTIO_VERSION') ?? '',
     isTrusted: false,
     metadata,
+    canCount: COUNTING.every((name) => extensions.some((extension) => extension.name === name && !extension.disabled)),
   };
 }

@@ -319,7 +319,7 @@ export abstract class Connection<Request> implements PushTarget {
     if (!this.#proxy) {
       const node = this.nodeOf(request);
       try {
-        const proxy = parseProxy(node?.id ?? '', node?.metadata ?? {}, node?.locality);
+        const proxy = parseProxy(node?.id ?? '', node?.metadata ?? {}, node?.locality, node?.extensions);
         const { identity, isTrusted } = this;
         const refusal = identity && nodeIdRefusal(proxy, identity);
         if (refusal !== undefined) return this.fail(GrpcStatus.PERMISSION_DENIED, refusal);

@@ -10,6 +10,7 @@ import type { ExtensionProvider } from '../model/mesh.js';
 import type { Model } from '../model/model.js';
 import { selectorLabels } from '../model/peer-authentication.js';
 import type { Proxy } from '../model/proxy.js';
+import type { MetricsSettings } from './metrics.js';
 
 export type Tag = { tag: string } & ({ literal: string } | { header: string; defaultValue: string } | { environment: string; defaultValue: string });
 
@@ -40,9 +41,14 @@ export interface AccessLogSettings {
 export interface SideSettings {
   tracing: TracingSettings | undefined;
   accessLogs: readonly AccessLogSettings[];
+  /** Undefined: nothing is counted, or the proxy can't. */
+  metrics: MetricsSettings | undefined;
 }
 
 type Side = 'CLIENT' | 'SERVER';
+
+/** Istio's built-in provider of this name needs no definition. */
+const PROMETHEUS = 'prometheus';
 
 const CANONICAL_NAME = ['service.istio.io/canonical-name', 'app.kubernetes.io/name', 'app'];
 const CANONICAL_REVISION = ['service.istio.io/canonical-revision', 'app.kubernetes.io/version', 'version'];
@@ -155,8 +161,14 @@ function meshFormat({ accessLogFormat, accessLogEncoding }: Model['mesh']): Acce
   }
 }
 
+/** A waypoint tells both ends of what passes it. */
+function metrics({ mesh }: Model, { type, canCount }: Proxy, side: Side): MetricsSettings | undefined {
+  if (!canCount || !mesh.defaultMetricsProviders.includes(PROMETHEUS)) return undefined;
+  return { reporter: side === 'CLIENT' ? 'source' : type === 'waypoint' ? 'waypoint' : 'destination', overrides: {} };
+}
+
 export function settingsFor(model: Model, proxy: Proxy): Record<Side, SideSettings> {
   const layers = telemetries(model, proxy);
-  const side = (which: Side): SideSettings => ({ tracing: tracing(model, proxy, layers, which), accessLogs: accessLogs(model, layers, which) });
+  const side = (which: Side): SideSettings => ({ tracing: tracing(model, proxy, layers, which), accessLogs: accessLogs(model, layers, which), metrics: metrics(model, proxy, which) });
   return { CLIENT: side('CLIENT'), SERVER: side('SERVER') };
 }

@@ -1,5 +1,5 @@
 /**
- * Listeners with tracing, access logs and the mesh's path normalization laid over them. What was made is kept by the
+ * Listeners with tracing, access logs, metrics and the mesh's path normalization laid over them. What was made is kept by the
  * listener that it was made from, so that proxies with the same settings share one; with the mesh's defaults nothing is.
  */
 import { parseDurationMs } from '../../common/kube/schema.js';
@@ -22,12 +22,14 @@ import { TcpProxy } from '../../proto/generated/envoy/extensions/filters/network
 import { CustomTag } from '../../proto/generated/envoy/type/tracing/v3/custom_tag.js';
 import { millis } from '../generate/envoy.js';
 import type { Generator, Names } from '../generate/generator.js';
+import { CONNECT_ORIGINATE } from '../generate/hbone-originate.js';
 import { CONNECT_TERMINATE, isInboundListener } from '../generate/names.js';
 import { makeResource, TYPE, type Resource } from '../generate/resource.js';
 import type { ChangeSet } from '../model/changes.js';
 import type { MeshConfig } from '../model/mesh.js';
 import type { Model } from '../model/model.js';
 import type { Proxy } from '../model/proxy.js';
+import { claimNamespace, countIn } from './metrics.js';
 import { settingsFor, type AccessLogSettings, type SideSettings, type Tag, type TracingSettings } from './settings.js';
 
 const DEFAULT_TIMEOUT_MS = 5_000;
@@ -95,7 +97,7 @@ function overFilter(filter: Filter, { tracing, accessLogs }: SideSettings, norma
   filter.config_type = { $case: 'typed_config', value: pack(TcpProxy, tcp) };
 }
 
-const isPlain = ({ tracing, accessLogs }: SideSettings): boolean => !tracing && accessLogs.length === 0;
+const isPlain = ({ tracing, accessLogs, metrics }: SideSettings): boolean => !tracing && accessLogs.length === 0 && !metrics;
 
 export class TelemetryGenerator implements Generator {
   readonly typeUrl = TYPE.listener;
@@ -112,12 +114,12 @@ export class TelemetryGenerator implements Generator {
     const keys = { CLIENT: JSON.stringify([CLIENT, normalization]), SERVER: JSON.stringify([SERVER, normalization]) };
     return resources.map((resource) => {
       // What is inside of tunnels is logged and traced.
-      if (resource.name === CONNECT_TERMINATE) return resource;
+      if (resource.name === CONNECT_TERMINATE || resource.name.endsWith(CONNECT_ORIGINATE)) return resource;
       const side = isInboundListener(resource.name) ? 'SERVER' : 'CLIENT';
       let made = this.#made.get(resource);
       if (!made) this.#made.set(resource, (made = new Map()));
       let result = made.get(keys[side]);
-      if (!result) made.set(keys[side], (result = over(resource, side === 'SERVER' ? SERVER : CLIENT, normalization)));
+      if (!result) made.set(keys[side], (result = over(resource, side === 'SERVER' ? SERVER : CLIENT, normalization, proxy.type === 'sidecar')));
       return result;
     });
   }
@@ -135,9 +137,13 @@ export class TelemetryGenerator implements Generator {
   }
 }
 
-function over(resource: Resource, settings: SideSettings, normalization: MeshConfig['pathNormalization']): Resource {
+function over(resource: Resource, settings: SideSettings, normalization: MeshConfig['pathNormalization'], isSidecars: boolean): Resource {
   const listener = Listener.decode(resource.body.value);
-  for (const chain of [...listener.filter_chains, ...(listener.default_filter_chain ? [listener.default_filter_chain] : [])]) for (const filter of chain.filters) overFilter(filter, settings, normalization);
+  for (const chain of [...listener.filter_chains, ...(listener.default_filter_chain ? [listener.default_filter_chain] : [])]) {
+    for (const filter of chain.filters) overFilter(filter, settings, normalization);
+    if (settings.metrics) countIn(chain, resource.name, settings.metrics);
+  }
+  if (settings.metrics && (resource.name === 'virtualOutbound' || !isSidecars)) listener.access_log.push(claimNamespace);
   if (resource.name.startsWith('virtual')) listener.access_log.push(...settings.accessLogs.map(listenerLog));
   return makeResource(resource.name, Listener, listener);
 }

@@ -1,0 +1,69 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { unpack } from '../../common/xds/any.js';
+import type { AccessLog } from '../../proto/generated/envoy/config/accesslog/v3/accesslog.js';
+import { Cluster } from '../../proto/generated/envoy/config/cluster/v3/cluster.js';
+import { ClusterLoadAssignment } from '../../proto/generated/envoy/config/endpoint/v3/endpoint.js';
+import { Listener } from '../../proto/generated/envoy/config/listener/v3/listener.js';
+import { Config } from '../../proto/generated/envoy/extensions/access_loggers/stats/v3/stats.js';
+import { HttpConnectionManager } from '../../proto/generated/envoy/extensions/filters/network/http_connection_manager/v3/http_connection_manager.js';
+import { TcpProxy } from '../../proto/generated/envoy/extensions/filters/network/tcp_proxy/v3/tcp_proxy.js';
+import { TYPE, type Resource } from '../generate/resource.js';
+import type { Proxy } from '../model/proxy.js';
+import { podYaml, serviceYaml } from '../testing/mesh.js';
+import { testMesh, testProxy, type TestMesh } from '../testing/model.js';
+
+const web = { name: 'web-1', ip: '10.0.0.1', labels: { app: 'web', version: 'v2' } };
+const other = { name: 'other-1', ip: '10.0.0.2', labels: { app: 'other' } };
+const WORLD = podYaml('shop', web) + podYaml('shop', other) + serviceYaml('shop', 'web', '10.96.0.1', [web]) + serviceYaml('shop', 'db', '10.96.0.2', [], 'name: tcp, port: 5432');
+const counting = (ip: string, name: string, labels: Record<string, string>): Proxy => ({ ...testProxy(ip, name, labels), canCount: true });
+const proxy = counting('10.0.0.1', 'web-1.shop', web.labels);
+
+const one = (mesh: TestMesh, type: string, name: string, of = proxy): Resource => mesh.generators.get(type)!.one(of, name)!;
+const listener = (mesh: TestMesh, name: string, of = proxy): Listener => Listener.decode(one(mesh, TYPE.listener, name, of).body.value);
+const chainsOf = ({ filter_chains, default_filter_chain }: Listener) => [...filter_chains, ...(default_filter_chain ? [default_filter_chain] : [])];
+const logsOf = (found: Listener): AccessLog[] => chainsOf(found).flatMap(({ filters }) => filters).flatMap(({ config_type }) => {
+  if (config_type?.$case !== 'typed_config') return [];
+  return (unpack(HttpConnectionManager, config_type.value) ?? unpack(TcpProxy, config_type.value))?.access_log ?? [];
+});
+const statsOf = (found: Listener): Config[] => logsOf(found).flatMap(({ config_type }) => (config_type?.$case === 'typed_config' ? (unpack(Config, config_type.value) ?? []) : []));
+const namesOf = (configs: readonly Config[]): string[] => [...new Set(configs.flatMap(({ counters, histograms }) => [...counters, ...histograms].map(({ stat }) => stat!.name)))].sort();
+const tagsOf = ({ counters, histograms }: Config): Record<string, string> => Object.fromEntries([...counters, ...histograms][0]!.stat!.tags.map(({ name, value_format }) => [name, value_format]));
+
+const HTTP = ['istio_request_bytes', 'istio_request_duration_milliseconds', 'istio_requests_total', 'istio_response_bytes'];
+const TCP = ['istio_tcp_connections_closed_total', 'istio_tcp_connections_opened_total', 'istio_tcp_received_bytes_total', 'istio_tcp_sent_bytes_total'];
+
+test('requests and connections of both sides are counted by Istio\'s names and reporters', () => {
+  const mesh = testMesh(WORLD);
+  const [outbound, inbound] = [statsOf(listener(mesh, '0.0.0.0_80')), statsOf(listener(mesh, 'virtualInbound'))];
+  assert.deepEqual(namesOf(outbound), [...HTTP, ...TCP]);
+  assert.deepEqual(namesOf(inbound), [...HTTP, ...TCP]);
+  assert.deepEqual(namesOf(statsOf(listener(mesh, '10.96.0.2_5432'))), TCP);
+  assert.deepEqual([...new Set(outbound.map((config) => tagsOf(config)['reporter']))], ['source']);
+  assert.deepEqual([...new Set(inbound.map((config) => tagsOf(config)['reporter']))], ['destination']);
+  assert.deepEqual(new Set(inbound.map((config) => tagsOf(config)['connection_security_policy'])), new Set(['mutual_tls', 'none']));
+  // Who has proven nothing can say of himself what he likes.
+  for (const config of inbound) assert.equal(tagsOf(config)['source_workload'] === 'unknown', tagsOf(config)['connection_security_policy'] === 'none');
+});
+
+test('workloads that shared a listener share it still', () => {
+  const mesh = testMesh(WORLD);
+  for (const name of ['0.0.0.0_80', '10.96.0.2_5432', 'virtualOutbound']) assert.equal(one(mesh, TYPE.listener, name), one(mesh, TYPE.listener, name, counting('10.0.0.2', 'other-1.shop', other.labels)));
+});
+
+test('clusters and endpoints say service and workload in parts, and only who counts gets them so', () => {
+  const mesh = testMesh(WORLD);
+  const name = 'outbound|80||web.shop.svc.cluster.local';
+  const cluster = Cluster.decode(one(mesh, TYPE.cluster, name).body.value);
+  assert.deepEqual(cluster.metadata?.filter_metadata['underpass.service'], { host: 'web.shop.svc.cluster.local', name: 'web', namespace: 'shop' });
+  const [group] = ClusterLoadAssignment.decode(one(mesh, TYPE.endpoint, name).body.value).endpoints;
+  assert.deepEqual(group!.lb_endpoints[0]!.metadata?.filter_metadata['underpass.workload'], { workload: 'web-1', namespace: 'shop', name: 'web', revision: 'v2', cluster: 'Kubernetes' });
+  const plain = testProxy('10.0.0.1', 'web-1.shop', web.labels);
+  for (const type of [TYPE.cluster, TYPE.endpoint]) assert.ok(!Buffer.from(one(mesh, type, name, plain).body.value).includes('underpass'));
+  assert.deepEqual(statsOf(listener(mesh, '0.0.0.0_80', plain)), []);
+});
+
+test('defaultProviders.metrics without prometheus: nothing is counted', () => {
+  const mesh = testMesh(WORLD, { defaultMetricsProviders: [] });
+  assert.deepEqual(statsOf(listener(mesh, '0.0.0.0_80')), []);
+});

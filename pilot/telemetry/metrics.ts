@@ -1,0 +1,234 @@
+/**
+ * Istio's metrics of sidecars, gateways and waypoints, by stock Envoy's access logger for statistics. The text of these loggers is the
+ * same for all workloads, so that proxies go on sharing listeners: what a proxy itself is stands in filter state, set for each
+ * connection out of the node that it introduced itself with. What the other end is: for a client the endpoint's and the cluster's
+ * metadata (pilot/telemetry/workload-metadata.ts) and its certificate; for a server the caller's certificate, and what the caller's
+ * proxy says in a header, which is believed of callers that have proven to be of the mesh.
+ */
+import { CONNECTIONS, NO_FLAGS, REQUEST_HISTOGRAMS, REQUESTS, UNKNOWN } from '../../common/telemetry/istio-metrics.js';
+import type { TagTerm } from '../../common/telemetry/metric-tags.js';
+import { both, countsBy, endsAlone, GRPC_STATUS, hasKnownStatus, isFailed, isGrpc, isUp, ofType, RECEIVED, REQUEST_QUANTITIES, REQUEST_VALUES, SENT } from '../../common/telemetry/stats-logger.js';
+import { pack, unpack } from '../../common/xds/any.js';
+import { AccessLog, type AccessLogFilter } from '../../proto/generated/envoy/config/accesslog/v3/accesslog.js';
+import { Filter, type FilterChain } from '../../proto/generated/envoy/config/listener/v3/listener_components.js';
+import { AccessLogType } from '../../proto/generated/envoy/data/accesslog/v3/accesslog.js';
+import { Config_Stat } from '../../proto/generated/envoy/extensions/access_loggers/stats/v3/stats.js';
+import { FilterStateValue } from '../../proto/generated/envoy/extensions/filters/common/set_filter_state/v3/value.js';
+import { Config as HeaderToMetadata } from '../../proto/generated/envoy/extensions/filters/http/header_to_metadata/v3/header_to_metadata.js';
+import { Wasm } from '../../proto/generated/envoy/extensions/filters/http/wasm/v3/wasm.js';
+import { HttpConnectionManager, type HttpFilter } from '../../proto/generated/envoy/extensions/filters/network/http_connection_manager/v3/http_connection_manager.js';
+import { Config as SetFilterState } from '../../proto/generated/envoy/extensions/filters/network/set_filter_state/v3/set_filter_state.js';
+import { TcpProxy, TcpProxy_TcpAccessLogOptions } from '../../proto/generated/envoy/extensions/filters/network/tcp_proxy/v3/tcp_proxy.js';
+import { DownstreamTlsContext } from '../../proto/generated/envoy/extensions/transport_sockets/tls/v3/tls.js';
+import { MAIN_INTERNAL } from '../generate/names.js';
+import { PEER_PRINCIPAL } from '../generate/security/rules.js';
+import { CLUSTER_SERVICE, ENDPOINT_WORKLOAD, OWN_WORKLOAD, PEER_HEADER, WORKLOAD_PARTS, type WorkloadPart } from './workload-metadata.js';
+
+export type Reporter = 'source' | 'destination' | 'waypoint';
+
+/** What a Telemetry makes of a metric: nothing, or other labels; null: none of that name. */
+export type MetricOverride = 'off' | Readonly<Record<string, readonly TagTerm[] | null>>;
+
+export interface MetricsSettings {
+  reporter: Reporter;
+  /** By the metric's name. */
+  overrides: Readonly<Record<string, MetricOverride>>;
+}
+
+type Labels = Readonly<Record<string, string>>;
+
+/** Series of each metric. */
+const MAX_SERIES = 4_096;
+/**
+ * Envoy's page for Prometheus puts `envoy_` before all names but those of namespaces that some extension has asked for; of stock
+ * Envoy's the one that does without a library to load is that for Wasm.
+ */
+const NAMESPACE = 'wasmcustom';
+const SCOPE = { prefix: NAMESPACE, sharing_name: NAMESPACE, enable_eviction: true, max_counters: 5 * MAX_SERIES, max_histograms: REQUEST_QUANTITIES.length * MAX_SERIES };
+
+const UNKNOWN_STATE = 'underpass.unknown';
+/** Of what a peer says of itself, as long as Kubernetes lets a name be. */
+const MAX_LABEL_CHARS = 253;
+const PEER = 'underpass.peer';
+
+const stateOf = (key: string): string => `%FILTER_STATE(${key}:PLAIN)%`;
+const ownState = (part: WorkloadPart): string => `${OWN_WORKLOAD}.${part}`;
+
+/** The first that has a value. */
+function firstOf(...commands: readonly (string | { command: string; param: string; max_length?: number })[]): string {
+  return `%COALESCE(${JSON.stringify({ operators: [...commands, { command: 'FILTER_STATE', param: `${UNKNOWN_STATE}:PLAIN` }] })})%`;
+}
+
+/** Of a Telemetry's tag. What has no value is `unknown`, of several the part. */
+export function formatOf(terms: readonly TagTerm[]): string {
+  const [first] = terms;
+  if (terms.length === 1 && first && 'command' in first) return firstOf(first.param === undefined ? first.command : { command: first.command, param: first.param });
+  return terms.map((term) => ('text' in term ? term.text.replaceAll('%', '%%') : `%${term.command}${term.param === undefined ? '' : `(${term.param})`}%`)).join('');
+}
+
+function state(key: string, format: string): FilterStateValue {
+  return FilterStateValue.fromPartial({
+    key: { $case: 'object_key', value: key },
+    factory_key: 'envoy.string',
+    value: { $case: 'format_string', value: { format: { $case: 'text_format_source', value: { specifier: { $case: 'inline_string', value: format } } }, omit_empty_values: true } },
+    skip_if_empty: true,
+  });
+}
+
+const node = (field: string): string => `%CEL(xds.node.metadata['${field}'])%`;
+const label = (name: string): string => `%CEL(xds.node.metadata['LABELS']['${name}'])%`;
+/** Of several the last that has a value counts. */
+const OWN: Readonly<Record<WorkloadPart, readonly string[]>> = {
+  workload: [UNKNOWN, node('WORKLOAD_NAME')],
+  namespace: [UNKNOWN, node('NAMESPACE')],
+  name: [stateOf(ownState('workload')), label('app'), label('app.kubernetes.io/name'), label('service.istio.io/canonical-name')],
+  revision: ['latest', label('version'), label('app.kubernetes.io/version'), label('service.istio.io/canonical-revision')],
+  cluster: [UNKNOWN, node('CLUSTER_ID')],
+};
+
+const ownWorkload: Filter = Filter.fromPartial({
+  name: 'underpass.workload',
+  config_type: { $case: 'typed_config', value: pack(SetFilterState, SetFilterState.fromPartial({
+    on_new_connection: [
+      state(UNKNOWN_STATE, UNKNOWN),
+      ...WORKLOAD_PARTS.flatMap((part) => OWN[part].map((format) => state(ownState(part), format))),
+      state(OWN_WORKLOAD, WORKLOAD_PARTS.map((part) => stateOf(ownState(part))).join(';')),
+    ],
+  })) },
+});
+
+/** Takes from the request what its client's proxy says of itself. */
+const readPeer: HttpFilter = {
+  name: 'underpass.peer',
+  is_optional: false,
+  disabled: false,
+  config_type: { $case: 'typed_config', value: pack(HeaderToMetadata, HeaderToMetadata.fromPartial({
+    request_rules: WORKLOAD_PARTS.map((part, index) => ({
+      header: PEER_HEADER,
+      on_header_present: { metadata_namespace: PEER, key: part, regex_value_rewrite: { pattern: { regex: `^${WORKLOAD_PARTS.map(() => '([^;]*)').join(';')}$` }, substitution: `\\${index + 1}` } },
+      // The application need not see it.
+      remove: index === WORKLOAD_PARTS.length - 1,
+    })),
+  })) },
+};
+
+const LABELS_OF: Readonly<Record<string, WorkloadPart>> = { workload: 'workload', workload_namespace: 'namespace', canonical_service: 'name', canonical_revision: 'revision', app: 'name', version: 'revision', cluster: 'cluster' };
+
+function endLabels(end: 'source' | 'destination', of: (part: WorkloadPart) => string, principal: string): Labels {
+  return { ...Object.fromEntries(Object.entries(LABELS_OF).map(([name, part]) => [`${end}_${name}`, of(part)])), [`${end}_principal`]: principal };
+}
+
+const endpointPart = (part: WorkloadPart): string => firstOf({ command: 'UPSTREAM_METADATA', param: `${ENDPOINT_WORKLOAD}:${part}` });
+const peerPart = (part: WorkloadPart): string => firstOf({ command: 'DYNAMIC_METADATA', param: `${PEER}:${part}`, max_length: MAX_LABEL_CHARS });
+const servicePart = (part: string): string => firstOf({ command: 'METADATA', param: `CLUSTER:${CLUSTER_SERVICE}:${part}` });
+const SERVICE: Labels = { destination_service: servicePart('host'), destination_service_name: servicePart('name'), destination_service_namespace: servicePart('namespace') };
+/** Out of a tunnel it is known by who came through it. */
+const CALLER = firstOf('DOWNSTREAM_PEER_URI_SAN', { command: 'FILTER_STATE', param: `${PEER_PRINCIPAL}:PLAIN` });
+
+/** All labels that requests and connections have in common, but for flags. */
+function commonLabels(reporter: Reporter, security: 'mutual_tls' | 'none' | 'unknown'): Labels {
+  const own = (part: WorkloadPart): string => stateOf(ownState(part));
+  const nobody = (): string => UNKNOWN;
+  const said = security === 'mutual_tls' ? peerPart : nobody;
+  const ends = reporter === 'destination'
+    ? { ...endLabels('source', said, CALLER), ...endLabels('destination', own, firstOf('DOWNSTREAM_LOCAL_URI_SAN')) }
+    : { ...(reporter === 'source' ? endLabels('source', own, firstOf('UPSTREAM_LOCAL_URI_SAN')) : endLabels('source', said, CALLER)), ...endLabels('destination', endpointPart, firstOf('UPSTREAM_PEER_URI_SAN')) };
+  return { reporter, ...ends, ...SERVICE, connection_security_policy: security };
+}
+
+function stat(name: string, labels: Labels, { overrides }: MetricsSettings): { stat: Config_Stat } | undefined {
+  const override = overrides[name] ?? {};
+  if (override === 'off') return undefined;
+  const all: Record<string, string | null> = { ...labels, ...Object.fromEntries(Object.entries(override).map(([tag, terms]) => [tag, terms && formatOf(terms)])) };
+  return { stat: Config_Stat.fromPartial({ name, tags: Object.entries(all).flatMap(([tag, value_format]) => (value_format === null ? [] : [{ name: tag, value_format }])) }) };
+}
+
+function logger(of: AccessLogFilter, config: Parameters<typeof countsBy>[2]): AccessLog[] {
+  return (config.counters?.length ?? 0) + (config.histograms?.length ?? 0) === 0 ? [] : [countsBy('underpass.metrics', of, { ...config, stats_scope: SCOPE })];
+}
+
+function requestLoggers(settings: MetricsSettings, common: Labels): AccessLog[] {
+  const each = (of: AccessLogFilter, more: Labels): AccessLog[] => {
+    const labels = { ...common, ...more, response_code: '%RESPONSE_CODE%', response_flags: '%RESPONSE_FLAGS%' };
+    const total = stat(REQUESTS.name, labels, settings);
+    const histograms = REQUEST_QUANTITIES.flatMap((quantity) => {
+      const { format, unit } = REQUEST_VALUES[quantity];
+      const found = stat(REQUEST_HISTOGRAMS[quantity].name, labels, settings);
+      return found ? [{ ...found, unit, value_format: format }] : [];
+    });
+    return logger(of, { counters: total ? [{ ...total, value_fixed: 1n }] : [], histograms });
+  };
+  return [
+    ...each(isGrpc(true), { request_protocol: 'http' }),
+    ...each(both(isGrpc(false), hasKnownStatus(false)), { request_protocol: 'grpc', grpc_response_status: GRPC_STATUS }),
+    ...each(both(isGrpc(false), hasKnownStatus(true)), { request_protocol: 'grpc' }),
+  ];
+}
+
+function connectionLoggers(settings: MetricsSettings, common: Labels): AccessLog[] {
+  const labels = { ...common, request_protocol: 'tcp', response_flags: NO_FLAGS };
+  const ends = ofType([AccessLogType.TcpConnectionEnd]);
+  const counter = (of: keyof typeof CONNECTIONS, value: { value_fixed: bigint } | { value_format: string }, more: Labels = {}) => {
+    const found = stat(CONNECTIONS[of].name, { ...labels, ...more }, settings);
+    return found ? [{ ...found, ...value }] : [];
+  };
+  // A server's proxy connects on before the handshake with its client is over.
+  const early: Labels = settings.reporter === 'source' ? {} : { source_principal: UNKNOWN };
+  const [opened, closed] = [counter('opened', { value_fixed: 1n }, early), counter('closed', { value_fixed: 1n }, { response_flags: '%RESPONSE_FLAGS%' })];
+  return [
+    ...logger(ofType([AccessLogType.TcpUpstreamConnected]), { counters: opened }),
+    ...logger(both(ends, isUp()), { counters: [...closed, ...counter('received', { value_format: RECEIVED }), ...counter('sent', { value_format: SENT })] }),
+    // What never was is told as opened when it has ended.
+    ...logger(both(ends, isFailed()), { counters: [...opened, ...closed] }),
+  ];
+}
+
+/** Whether who comes in by it has proven who he is to the mesh. */
+function isProven({ transport_socket: socket }: FilterChain, listener: string): boolean {
+  if (listener === MAIN_INTERNAL) return true;
+  const context = socket?.config_type?.$case === 'typed_config' ? unpack(DownstreamTlsContext, socket.config_type.value) : undefined;
+  return context?.require_client_certificate === true;
+}
+
+/** Has a filter chain's requests and connections counted. */
+export function countIn(chain: FilterChain, listener: string, settings: MetricsSettings): void {
+  const security = settings.reporter === 'source' ? 'unknown' : isProven(chain, listener) ? 'mutual_tls' : 'none';
+  const labels = commonLabels(settings.reporter, security);
+  for (const filter of chain.filters) {
+    if (filter.config_type?.$case !== 'typed_config') continue;
+    const manager = unpack(HttpConnectionManager, filter.config_type.value);
+    if (manager) {
+      manager.access_log.push(...requestLoggers(settings, labels));
+      if (settings.reporter === 'destination') manager.http_filters.unshift(readPeer);
+      filter.config_type = { $case: 'typed_config', value: pack(HttpConnectionManager, manager) };
+      continue;
+    }
+    const proxy = unpack(TcpProxy, filter.config_type.value);
+    if (!proxy) continue;
+    if (!proxy.access_log_options) endsAlone(proxy.access_log);
+    proxy.access_log.push(...connectionLoggers(settings, labels));
+    proxy.access_log_options = TcpProxy_TcpAccessLogOptions.fromPartial({ ...proxy.access_log_options, flush_access_log_on_connected: true });
+    filter.config_type = { $case: 'typed_config', value: pack(TcpProxy, proxy) };
+  }
+  chain.filters.unshift(ownWorkload);
+}
+
+/** The smallest program that Envoy takes; nothing of it ever runs. A memory, `proxy_abi_version_0_2_1()` and `malloc(i32): i32`. */
+const NOTHING = Buffer.from('AGFzbQEAAAABCQJgAABgAX8BfwMDAgABBQMBAAEHLQMGbWVtb3J5AgAXcHJveHlfYWJpX3ZlcnNpb25fMF8yXzEAAAZtYWxsb2MAAQoJAgIACwQAQQAL', 'base64');
+
+/** Asks for the namespace of names: an access log of a listener that no connection is ever logged by. */
+export const claimNamespace: AccessLog = AccessLog.fromPartial({
+  name: 'underpass.namespace',
+  filter: { filter_specifier: { $case: 'runtime_filter', value: { runtime_key: 'underpass.never', percent_sampled: {} } } },
+  config_type: {
+    $case: 'typed_config',
+    value: {
+      type_url: 'type.googleapis.com/envoy.extensions.access_loggers.wasm.v3.WasmAccessLog',
+      // The message has this one field, as that of Wasm's HTTP filter has.
+      value: pack(Wasm, Wasm.fromPartial({ config: {
+        name: 'underpass.namespace',
+        vm: { $case: 'vm_config', value: { vm_id: 'underpass.namespace', runtime: 'envoy.wasm.runtime.v8', code: { specifier: { $case: 'local', value: { specifier: { $case: 'inline_bytes', value: NOTHING } } } } } },
+      } })).value,
+    },
+  },
+});
