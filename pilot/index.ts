@@ -24,7 +24,7 @@ import { AutoRegistration } from './model/auto-registration.js';
 import { Model } from './model/model.js';
 import { DEFAULT_DEBOUNCE, Debouncer, type DebounceOptions } from './push/debounce.js';
 import { encodeAhead } from './push/encode.js';
-import { PushMetrics } from './push/metrics.js';
+import { PushMetrics, inboundType } from './push/metrics.js';
 import { AdsServer, anonymous } from './push/server.js';
 import type { StreamLimits } from './push/stream-guard.js';
 import { ClusterWriter } from './cluster-writer/cluster-writer.js';
@@ -203,6 +203,7 @@ export class Pilot {
         admission.settingsChanged();
       }
       const changes = admission.admit(discoverable(objects, mesh.current));
+      for (const { key, loaded } of changes) server.metrics.inboundUpdates.inc({ type: inboundType(key, loaded === undefined) });
       change.merge(this.#model.apply(changes));
       changed(change);
       writer?.changed(changes, objects, { refused: source.refused, problems: [...source.errors(), ...admission.errors()] });

@@ -81,6 +81,7 @@ test('/metrics: pushes by type, refusals, convergence and queue time under istio
   assert.equal(metric(after, 'pilot_total_xds_rejects{type="eds"}'), 1);
   assert.equal(metric(after, 'pilot_services'), 1);
   assert.ok(metric(after, 'pilot_push_triggers{type="endpoint"}') >= 1);
+  assert.equal(metric(after, 'pilot_inbound_updates{type="eds"}'), metric(before, 'pilot_inbound_updates{type="eds"}') + 1);
   assert.ok(metric(after, 'pilot_proxy_queue_time_count') >= 1);
   assert.match(after, /^pilot_xds\{version="[\d.]+"\} 1$/m);
 });

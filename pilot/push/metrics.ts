@@ -19,6 +19,13 @@ export function shortType(typeUrl: string): string {
   return SHORT[typeUrl] ?? typeUrl.slice(typeUrl.lastIndexOf('.') + 1).toLowerCase();
 }
 
+/** istiod's words for what comes in. @param key `GROUP/KIND/NAMESPACE/NAME` */
+export function inboundType(key: string, isGone: boolean): string {
+  const [, kind = ''] = key.split('/');
+  if (kind === 'Service') return isGone ? 'svcdelete' : 'svc';
+  return ['EndpointSlice', 'Pod'].includes(kind) ? 'eds' : 'config';
+}
+
 const SECONDS = [0.01, 0.1, 0.25, 0.5, 1, 3, 5, 10, 20, 30];
 const SIZES = [1_000, 10_000, 100_000, 1_000_000, 4_000_000, 10_000_000, 40_000_000];
 
