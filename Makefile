@@ -13,7 +13,7 @@ Q := @
 msg = @printf '  %-9s %s\n' $(1) "$(patsubst $(CURDIR)/%,%,$(2))";
 endif
 
-.PHONY: all setup build typescript native test test-programs test-kube test-image test-ztunnel test-kernels fuzz soak demo bench bench-pilot bench-services bench-consistency bench-dataplane docs chart lint clean distclean
+.PHONY: all setup build typescript native test test-programs test-kube test-image test-ztunnel test-dashboards test-kernels fuzz soak demo bench bench-pilot bench-services bench-consistency bench-scrape bench-dataplane docs chart lint clean distclean
 
 all: build
 
@@ -65,6 +65,11 @@ test-image: build
 test-ztunnel: build
 	$(Q)node test/run.mjs $(or $(ARGS),test/ztunnel/)
 
+# Dashboards and rules of deploy/, with a real Prometheus that scrapes a lab.
+test-dashboards: build
+	$(Q)./scripts/setup-dashboards.sh
+	$(Q)node test/run.mjs $(or $(ARGS),test/dashboards/)
+
 # Debian's 6.1 and 6.12 kernels in qemu; ARGS: see `node dist/test/kernels/run.js --help`.
 test-kernels: build
 	$(Q)./scripts/setup-kernels.sh
@@ -98,6 +103,10 @@ bench-services: build
 # make bench-consistency BENCH_CONSISTENCY=5000
 bench-consistency: build
 	$(Q)node dist/agent/bench/consistency.js $(BENCH_CONSISTENCY)
+
+# BENCH_SCRAPE: series and scrapes, default 10000 20.
+bench-scrape: build
+	$(Q)node dist/agent/bench/scrape.js $(BENCH_SCRAPE)
 
 # BENCH_DATAPLANE: options of its own, e.g. BENCH_DATAPLANE='--services 1000 --pods 20'.
 bench-dataplane: build

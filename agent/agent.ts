@@ -39,6 +39,8 @@ import { Traffic } from './telemetry/traffic.js';
 import { explain, type LiveMaps } from './resolve/explain.js';
 import { ServiceResolver } from './resolve/service-resolver.js';
 import { metricsText, type Counters } from './telemetry/metrics.js';
+import { EventLoopWatch } from './telemetry/process-metrics.js';
+import type { PrometheusText } from './telemetry/prometheus.js';
 import { enrolmentOf, type EnrolmentDefaults } from './workloads/enrolment.js';
 import type { PodRecord, WorkloadSource } from './workloads/source.js';
 import type { DiscoveryTls } from './xds/tls-channels.js';
@@ -157,7 +159,8 @@ export class Agent {
     const { nodeName } = this.#options;
     const logger = this.#logger;
     const { metricsAddress } = this.#options;
-    const metrics = (): Promise<Iterable<string>> => metricsText(this.status(), this.counters(), this.#flows);
+    const loop = this.#store.add(new EventLoopWatch());
+    const metrics = (): Promise<PrometheusText> => metricsText(this.status(), this.counters(), this.#flows, loop);
     this.prepare();
     const envoy = envoyRoutes(new EnvoyAdmin(join(this.folder, ENVOY_ADMIN_SOCKET), ENVOY_ANSWER_MS));
     this.#store.add(
@@ -174,7 +177,7 @@ export class Agent {
         ...this.#live.routes,
         ...new Traffic({ node: nodeName, telemetry: () => this.#flows }).routes,
         '/v1/http-fast-path': () => this.#switchFastPath(new URLSearchParams()),
-        '/metrics': async () => ({ contentType: 'text/plain; version=0.0.4', pieces: await metrics() }),
+        '/metrics': async () => ({ contentType: 'text/plain; version=0.0.4', pieces: (await metrics()).pieces() }),
         ...envoy.routes,
       }, { ...envoy.changes, '/v1/http-fast-path': (query) => this.#switchFastPath(query) }),
     );

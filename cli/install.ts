@@ -9,7 +9,7 @@ import { KubeClient } from '../common/kube/client.js';
 import { inClusterServer, readKubeconfig } from '../common/kube/kubeconfig.js';
 import type { Service } from '../common/kube/types.js';
 import { ProgressLine } from './progress.js';
-import { applyAll, hasPodMonitors, isOurs, present, prune, withoutTaking } from './install/cluster.js';
+import { OPERATOR, applyAll, isOurs, operatorKinds, present, prune, withoutTaking } from './install/cluster.js';
 import { installationObjects } from './install/objects.js';
 import { waitUntilReady } from './install/ready.js';
 import type { Values } from './install/settings.js';
@@ -31,6 +31,12 @@ interface Options extends ClusterOptions {
 export const FIELD_MANAGER = 'underpass-install';
 const TAKEN_HINT = 'let the agents follow an istiod that is there by --set controlPlane=istiod, or take these away first';
 const OLDEST = { major: 1, minor: 25 };
+/** What needs kinds of Prometheus' operator, and what there is without it. */
+const OPERATOR_SETTINGS = {
+  'agent.podMonitor': { kind: 'PodMonitor', instead: 'the pods have the annotations prometheus.io/scrape, port and path' },
+  'pilot.podMonitor': { kind: 'PodMonitor', instead: 'the pods have the annotations prometheus.io/scrape, port and path' },
+  'monitoring.prometheusRule': { kind: 'PrometheusRule', instead: 'deploy/prometheus/rules.yaml is for rule_files of a Prometheus' },
+} as const;
 
 const collect = (word: string, all: string[]): string[] => [...all, word];
 
@@ -61,7 +67,7 @@ export function configure(command: Command): void {
       try {
         await requireVersion(client);
         await requireControlPlane(client, values);
-        await requirePodMonitors(client, values);
+        await requireOperator(client, values);
         await applyAll(client, await withoutTaking(client, objects, TAKEN_HINT), show);
         const gone = await prune(client, objects);
         progress.clear();
@@ -91,9 +97,14 @@ async function requireVersion(client: KubeClient): Promise<void> {
 }
 
 /** Before anything is applied. */
-async function requirePodMonitors(client: KubeClient, values: Values): Promise<void> {
-  if (values['agent.podMonitor'] !== true || (await hasPodMonitors(client))) return;
-  throw new UnderpassError('UNDERPASS_INSTALL', "installing: agent.podMonitor: found no kind PodMonitor of monitoring.coreos.com/v1 in the cluster, expected that of Prometheus' operator", { hint: 'install the operator first, or leave agent.podMonitor away: the pods have the annotations prometheus.io/scrape, port and path' });
+async function requireOperator(client: KubeClient, values: Values): Promise<void> {
+  const asked = Object.entries(OPERATOR_SETTINGS).filter(([path]) => values[path as keyof typeof OPERATOR_SETTINGS] === true);
+  if (asked.length === 0) return;
+  const there = await operatorKinds(client);
+  for (const [path, { kind, instead }] of asked) {
+    if (there.includes(kind)) continue;
+    throw new UnderpassError('UNDERPASS_INSTALL', `installing: ${path}: found no kind ${kind} of ${OPERATOR} in the cluster, expected that of Prometheus' operator`, { hint: `install the operator first, or leave ${path} away: ${instead}` });
+  }
 }
 
 /** Agents are not sent where nobody answers, or will answer. */

@@ -1,7 +1,7 @@
 // Runs the compiled tests with node's own runner. File names are expanded here, since a quoted glob or a folder can find
 // nothing on Node 20 and still exit 0; a run in which no test was executed fails.
 //   node test/run.mjs [substring …]   only the files whose path holds one of the substrings
-// What needs more than `make test` brings runs when it is asked for by name: `make test-image`, `make test-kube`, `make test-programs` and `make test-ztunnel`.
+// What needs more than `make test` brings runs when it is asked for by name: `make test-image`, `make test-kube`, `make test-programs`, `make test-dashboards` and `make test-ztunnel`.
 import { spawn } from 'node:child_process';
 import { readdirSync } from 'node:fs';
 import { join, relative } from 'node:path';
@@ -9,7 +9,7 @@ import { Report } from './report.mjs';
 
 const root = join(import.meta.dirname ?? new URL('.', import.meta.url).pathname, '..');
 const wanted = process.argv.slice(2);
-const ON_REQUEST = ['test/image/build.', 'test/kube/', 'test/programs/go', 'test/ztunnel/'];
+const ON_REQUEST = ['test/dashboards/', 'test/image/build.', 'test/kube/', 'test/programs/go', 'test/ztunnel/'];
 // Most of a file's time is waiting, and what it makes on the machine bears its process's name, so files run three at a time;
 // but for those that look at what belongs to all (the first lists everything on the machine, the second adds up the kernel's memory
 // for TCP), and the one that fills the machine: a whole node of Kubernetes.

@@ -7,31 +7,36 @@ import { isIP, type AddressInfo } from 'node:net';
 import { Readable } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
 import { setImmediate as turn } from 'node:timers/promises';
-import { constants, createGzip } from 'node:zlib';
+import { constants, createGunzip, createGzip } from 'node:zlib';
 import type { SocketAddress } from '../../common/arguments.js';
 import { errorMessage } from '../../common/errors.js';
 import type { Closable } from '../../common/lifecycle.js';
 import type { Logger } from '../../common/log.js';
 import { Backoff, sleep } from '../../common/retry.js';
+import { CONTENT_TYPES, type MetricsFormat, type MetricsPage } from '../telemetry/prometheus.js';
 
 const MAX_CONNECTIONS = 32;
 const MAX_HEADER_BYTES = 8_192;
-/** For a request's head, and again for a reader that takes nothing of its answer. */
-const TIMEOUT_MS = 10_000;
-/** In which an answer has to be taken as a whole. */
-const MAX_ANSWER_MS = 30_000;
-/** How old an answer may be: more often than that nothing is counted up. */
-const MAX_AGE_MS = 1_000;
+/** In milliseconds. */
+export interface MetricsLimits {
+  /** For a request's head, and again for a reader that takes nothing of its answer. */
+  idleMs: number;
+  /** In which an answer has to be taken as a whole. */
+  answerMs: number;
+  /** How old an answer may be: more often than that nothing is counted up. */
+  ageMs: number;
+}
+
+const LIMITS: MetricsLimits = { idleMs: 10_000, answerMs: 30_000, ageMs: 1_000 };
 /** After which other work has its turn while texts are made. */
 const TURN_MS = 5;
 const RETRY = { initialMs: 500, maxMs: 5_000, factor: 2, jitter: 0.2 };
-const CONTENT_TYPE = 'text/plain; version=0.0.4';
 
 /** An answer, for all who want it while it is young. */
 interface Made {
-  texts: readonly string[];
-  /** Once somebody wants it so. */
-  gzipped?: Promise<readonly Buffer[]>;
+  page: MetricsPage;
+  /** Once somebody wants it so. Compressed it is a small part of what it is as text, so this is what is kept for all who ask. */
+  gzipped: Map<MetricsFormat, Promise<readonly Buffer[]>>;
 }
 
 export interface MetricsStatus {
@@ -49,13 +54,15 @@ export class MetricsListener implements Closable {
   #problem: string | undefined = 'not yet';
   #made: Promise<Made> | undefined;
   #forget: NodeJS.Timeout | undefined;
+  readonly #limits: MetricsLimits;
 
-  /** @param metrics in Prometheus' text format 0.0.4 */
-  constructor(readonly wanted: SocketAddress, readonly metrics: () => Promise<Iterable<string>>, readonly logger: Logger, readonly maxAgeMs = MAX_AGE_MS) {
+  constructor(readonly wanted: SocketAddress, readonly metrics: () => Promise<MetricsPage>, readonly logger: Logger, limits: Partial<MetricsLimits> = {}) {
     this.#address = written(wanted);
-    this.#server = createServer({ maxHeaderSize: MAX_HEADER_BYTES, requestTimeout: TIMEOUT_MS, headersTimeout: TIMEOUT_MS, keepAliveTimeout: TIMEOUT_MS, connectionsCheckingInterval: 1_000 }, (request, response) => void this.#answer(request, response));
+    this.#limits = { ...LIMITS, ...limits };
+    const { idleMs } = this.#limits;
+    this.#server = createServer({ maxHeaderSize: MAX_HEADER_BYTES, requestTimeout: idleMs, headersTimeout: idleMs, keepAliveTimeout: idleMs, connectionsCheckingInterval: Math.min(1_000, idleMs) }, (request, response) => void this.#answer(request, response));
     this.#server.maxConnections = MAX_CONNECTIONS;
-    this.#server.setTimeout(TIMEOUT_MS);
+    this.#server.setTimeout(idleMs);
     // As when the process has too many open files; also what #tryToListen is told of.
     this.#server.on('error', (error) => this.logger.debug({ reason: errorMessage(error) }, 'serving metrics'));
     this.#listening = this.#listen();
@@ -100,12 +107,13 @@ export class MetricsListener implements Closable {
     if ((request.url ?? '').split('?', 1)[0] !== '/metrics') return refuse(404, 'only /metrics is served here\n');
     if (request.method !== 'GET') return refuse(405, 'only GET is served here\n');
     if (request.headers['transfer-encoding'] !== undefined || Number(request.headers['content-length'] ?? 0) !== 0) return refuse(413, 'expected a request without a body\n');
-    const late = setTimeout(() => response.destroy(), MAX_ANSWER_MS);
+    const late = setTimeout(() => response.destroy(), this.#limits.answerMs);
     try {
-      const made = await this.#texts();
-      const gzipped = takesGzip(request.headers['accept-encoding'] ?? '') ? await (made.gzipped ??= gzip(made.texts)) : undefined;
-      response.writeHead(200, { 'content-type': CONTENT_TYPE, vary: 'accept-encoding', ...(gzipped ? { 'content-encoding': 'gzip' } : {}) });
-      await pipeline(Readable.from(gzipped ?? made.texts), response);
+      const format = formatOf(request.headers.accept ?? '');
+      const gzipped = Readable.from(await this.#gzipped(format));
+      const isPlain = !takesGzip(request.headers['accept-encoding'] ?? '');
+      response.writeHead(200, { 'content-type': CONTENT_TYPES[format], vary: 'accept, accept-encoding', ...(isPlain ? {} : { 'content-encoding': 'gzip' }) });
+      await (isPlain ? pipeline(gzipped, createGunzip(), response) : pipeline(gzipped, response));
     } catch (error) {
       if (response.headersSent || response.destroyed) return void response.destroy();
       this.logger.warn({ reason: errorMessage(error) }, 'a scrape could not be answered');
@@ -116,23 +124,14 @@ export class MetricsListener implements Closable {
   }
 
   /** Those who ask at once, or before they are old, have the same ones. */
-  #texts(): Promise<Made> {
-    this.#made ??= this.#write().then((texts): Made => ({ texts })).finally(() => {
-      this.#forget = setTimeout(() => (this.#made = undefined), this.maxAgeMs).unref();
+  async #gzipped(format: MetricsFormat): Promise<readonly Buffer[]> {
+    this.#made ??= this.metrics().then((page): Made => ({ page, gzipped: new Map() })).finally(() => {
+      this.#forget = setTimeout(() => (this.#made = undefined), this.#limits.ageMs).unref();
     });
-    return this.#made;
-  }
-
-  async #write(): Promise<readonly string[]> {
-    const texts: string[] = [];
-    let since = performance.now();
-    for (const text of await this.metrics()) {
-      texts.push(text);
-      if (performance.now() - since < TURN_MS) continue;
-      await turn();
-      since = performance.now();
-    }
-    return texts;
+    const { page, gzipped } = await this.#made;
+    const known = gzipped.get(format) ?? gzip(inTurns(page.pieces(format)));
+    gzipped.set(format, known);
+    return known;
   }
 
   async close(): Promise<void> {
@@ -157,8 +156,35 @@ function takesGzip(accepted: string): boolean {
   return weight === undefined || Number(weight) > 0;
 }
 
+/**
+ * Which of both the reader likes better; of two that it likes alike the older one, as of a reader that says nothing. OpenMetrics of
+ * another version than the one that is written is none.
+ */
+function formatOf(accepted: string): MetricsFormat {
+  const liked: Record<MetricsFormat, number> = { text: 0, openmetrics: 0 };
+  for (const range of accepted.split(',')) {
+    const [type = '', ...parameters] = range.split(';').map((part) => part.trim().toLowerCase());
+    const parameter = (name: string): string | undefined => parameters.find((each) => each.startsWith(`${name}=`))?.slice(name.length + 1);
+    const weight = Number(parameter('q') ?? 1) || 0;
+    const isOpen = type === 'application/openmetrics-text' && ['1.0.0', undefined].includes(parameter('version'));
+    if (isOpen) liked.openmetrics = Math.max(liked.openmetrics, weight);
+    else if (['text/plain', 'text/*', '*/*'].includes(type)) liked.text = Math.max(liked.text, weight);
+  }
+  return liked.openmetrics > liked.text ? 'openmetrics' : 'text';
+}
+
+async function* inTurns(pieces: Iterable<string>): AsyncGenerator<string> {
+  let since = performance.now();
+  for (const piece of pieces) {
+    yield piece;
+    if (performance.now() - since < TURN_MS) continue;
+    await turn();
+    since = performance.now();
+  }
+}
+
 /** In threads of their own. */
-async function gzip(texts: readonly string[]): Promise<readonly Buffer[]> {
+async function gzip(texts: AsyncIterable<string>): Promise<readonly Buffer[]> {
   const pieces: Buffer[] = [];
   await pipeline(Readable.from(texts), createGzip({ level: constants.Z_BEST_SPEED }), async (from: AsyncIterable<Buffer>) => {
     for await (const piece of from) pieces.push(piece);

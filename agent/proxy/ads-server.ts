@@ -47,6 +47,7 @@ export class AdsServer implements Closable {
   #number = 0;
   readonly #numbers = new WeakMap<Snapshot, number>();
   #rolledOut = 0;
+  #refusals = 0;
   /** By type and name the newest version that an Envoy accepted, for an Envoy that starts anew while the wanted one is refused. */
   readonly #good = new Map<string, Map<string, Entry>>();
   readonly #nacks = new Map<string, Nack>();
@@ -83,6 +84,10 @@ export class AdsServer implements Closable {
 
   get nacks(): readonly (Nack & { objects: readonly string[] })[] {
     return [...this.#nacks.values()].map((nack) => ({ ...nack, type: SHORT_NAMES[nack.type] ?? nack.type, objects: objectsOfEntry(nack.name, this.entries(nack.type).get(nack.name)) }));
+  }
+
+  get pushes(): { snapshots: number; refusals: number } {
+    return { snapshots: this.#number, refusals: this.#refusals };
   }
 
   /** What is wanted. */
@@ -245,6 +250,7 @@ export class AdsServer implements Closable {
   }
 
   #nacked(nack: Nack): Promise<void> | void {
+    this.#refusals++;
     this.#nacks.set(`${nack.type} ${nack.name}`, nack);
     this.#options.logger.error({ type: SHORT_NAMES[nack.type], resource: nack.name, reason: nack.message }, 'Envoy refused a resource; the last good one stays');
     this.#notify();

@@ -321,6 +321,7 @@ export class NodeProxy {
       }),
       workloads: { addresses: this.#workloads.addresses.size, authorizations: this.#workloads.authorizations.size, synced: this.#workloads.synced },
       ...(this.#certificates ? { certificates: this.#certificates.status() } : {}),
+      pushes: this.#ads.pushes,
       nacks: [
         ...this.#ads.nacks.map(({ type, name, message, objects }) => ({ type, name, message, objects })),
         ...this.#problems.map(({ classKey: key, resource, message }) => ({ type: 'fold', name: `${key}: ${resource}`, message })),

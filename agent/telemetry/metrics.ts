@@ -6,6 +6,7 @@ import { addFlowMetrics } from './flow-metrics.js';
 import { addHttpMetricsInTurns } from './http-metrics.js';
 import { addOutlierMetrics } from './outlier-metrics.js';
 import type { FlowTelemetry } from './flow-telemetry.js';
+import { addProcessMetrics, type EventLoopWatch } from './process-metrics.js';
 import { countProbation } from '../dataplane/probation.js';
 import { PrometheusText } from './prometheus.js';
 
@@ -14,16 +15,22 @@ export interface Counters {
   pods: (PodCounters & { uid: string; pod: string; namespace: string })[];
 }
 
-/** The answer to a scrape, in pieces. */
-export async function metricsText(status: AgentStatus, counters: Counters | undefined, flows: Pick<FlowTelemetry, 'refresh' | 'report' | 'httpReport' | 'logLost'> | undefined): Promise<Iterable<string>> {
+/** The answer to a scrape. */
+export async function metricsText(status: AgentStatus, counters: Counters | undefined, flows: Pick<FlowTelemetry, 'refresh' | 'report' | 'httpReport' | 'logLost'> | undefined, loop: EventLoopWatch): Promise<PrometheusText> {
   await flows?.refresh();
   const text = new PrometheusText();
   text.add('underpass_agent_ready', 'gauge', 'Whether the agent is ready.', Number(status.ready));
   text.add('underpass_agent_start_time_seconds', 'gauge', 'When the agent started, in seconds since the epoch.', Date.parse(status.since) / 1000);
   text.add('underpass_envoy_up', 'gauge', 'Whether the shared Envoy runs.', Number(status.proxy.envoy.pid !== undefined));
+  text.add('underpass_envoy_restarts_total', 'counter', 'How often the shared Envoy died and was started anew.', status.proxy.envoy.restarts);
+  addProcessMetrics(text, loop, status.proxy.envoy.pid);
   text.add('underpass_control_plane_connected', 'gauge', 'Whether the stream to the control plane is up.', Number(status.proxy.controlPlane.connected));
   text.add('underpass_proxy_rejected_resources', 'gauge', 'Resources that Envoy or the agent rejects; their last good version stays in force.', status.proxy.nacks.length);
-  const { certificates } = status.proxy;
+  const { certificates, pushes } = status.proxy;
+  if (pushes) {
+    text.add('underpass_proxy_snapshots_total', 'counter', 'Configurations that were put together for Envoy.', pushes.snapshots);
+    text.add('underpass_proxy_nacks_total', 'counter', 'Resources that Envoy refused.', pushes.refusals);
+  }
   if (certificates) {
     text.add('underpass_ca_up', 'gauge', 'Whether the CA gave a certificate when it was last asked.', Number(certificates.problem === undefined));
     for (const { id, notAfter, expired } of certificates.identities) {
@@ -83,7 +90,7 @@ export async function metricsText(status: AgentStatus, counters: Counters | unde
   if (flows) addFlowMetrics(text, flows.report());
   if (flows) await addHttpMetricsInTurns(text, flows.httpReport());
   if (flows?.logLost !== undefined) text.add('underpass_flow_log_lines_lost_total', 'counter', 'Connections that ended and had no line in the flow log, since there were too many.', flows.logLost);
-  return text.pieces();
+  return text;
 }
 
 function metricName(name: string): string {

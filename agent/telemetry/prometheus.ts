@@ -1,12 +1,25 @@
-/** Prometheus' text format, version 0.0.4: https://prometheus.io/docs/instrumenting/exposition_formats/ */
+/**
+ * Prometheus' text format 0.0.4 (https://prometheus.io/docs/instrumenting/exposition_formats/) and OpenMetrics 1.0.0
+ * (https://github.com/prometheus/OpenMetrics/blob/v1.0.0/specification/OpenMetrics.md): samples are the same text in both, so that
+ * a series is the same whichever is asked for.
+ */
 export type MetricType = 'counter' | 'gauge' | 'histogram';
+
+export type MetricsFormat = 'text' | 'openmetrics';
+
+export const CONTENT_TYPES: Readonly<Record<MetricsFormat, string>> = { text: 'text/plain; version=0.0.4', openmetrics: 'application/openmetrics-text; version=1.0.0; charset=utf-8' };
+
+/** What a scrape tells, as often as it is written. */
+export interface MetricsPage {
+  pieces(format: MetricsFormat): Iterable<string>;
+}
 
 /** Written when they are read: a histogram has some twenty lines, and there may be thousands of them. */
 type Sample = () => string;
 
 const PIECE_CHARS = 65_536;
 
-export class PrometheusText {
+export class PrometheusText implements MetricsPage {
   readonly #families = new Map<string, { help: string; type: MetricType; samples: Sample[] }>();
 
   add(name: string, type: MetricType, help: string, value: number | bigint, labels: Readonly<Record<string, string>> = {}): this {
@@ -41,10 +54,13 @@ export class PrometheusText {
   }
 
   /** Of some ten thousand characters. */
-  *pieces(): Generator<string> {
+  *pieces(format: MetricsFormat = 'text'): Generator<string> {
+    const isOpen = format === 'openmetrics';
     let text = '';
     for (const [name, { help, type, samples }] of this.#families) {
-      text += `# HELP ${name} ${help.replaceAll('\\', '\\\\').replaceAll('\n', '\\n')}\n# TYPE ${name} ${type}\n`;
+      // In OpenMetrics a counter's name is without what its samples end in, and quotes are escaped here too.
+      const family = isOpen && type === 'counter' ? name.replace(/_total$/, '') : name;
+      text += `# HELP ${family} ${isOpen ? escapeLabel(help) : help.replaceAll('\\', '\\\\').replaceAll('\n', '\\n')}\n# TYPE ${family} ${type}\n`;
       for (const sample of samples) {
         text += `${sample()}\n`;
         if (text.length < PIECE_CHARS) continue;
@@ -52,7 +68,7 @@ export class PrometheusText {
         text = '';
       }
     }
-    yield text;
+    yield isOpen ? `${text}# EOF\n` : text;
   }
 
   toString(): string {

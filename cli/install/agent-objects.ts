@@ -147,7 +147,7 @@ const SCRAPED = { 'prometheus.io/scrape': 'true', 'prometheus.io/port': text`${v
 const podMonitor: Mapping = {
   apiVersion: 'monitoring.coreos.com/v1',
   kind: 'PodMonitor',
-  metadata: { name: AGENT, namespace: AGENT_NAMESPACE, labels: LABELS },
+  metadata: { name: AGENT, namespace: AGENT_NAMESPACE, labels: new Merged('monitoring.labels', LABELS) },
   spec: {
     selector: { matchLabels: { app: AGENT } },
     podMetricsEndpoints: [{

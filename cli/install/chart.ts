@@ -6,10 +6,12 @@ import { stringify } from 'yaml';
 import { projectRoot } from '../../common/paths.js';
 import { VERSION } from '../../common/version.js';
 import { AGENT_CAPABILITIES, ENVOY_CAPABILITIES, type Capability } from './agent-objects.js';
+import { grafanaDashboards } from './dashboards/index.js';
 import { helmText } from './helm.js';
 import { uninstallHooks } from './helm-hooks.js';
 import { FILES, installationObjects } from './objects.js';
 import { PILOT_ACCOUNT, ROOT_NAMESPACE, account, agentRbac, namespace, pilotRbac, podTokensRbac, remoteRbac, AGENT, AGENT_NAMESPACE } from './rbac.js';
+import { RULE_GROUPS } from './rules.js';
 import { DEFAULTS, settings, type Setting, type Values } from './settings.js';
 import type { Template } from './template.js';
 
@@ -29,10 +31,13 @@ export function chartFiles(): Record<string, string> {
     ...Object.fromEntries(Object.entries({ ...FILES, uninstall: uninstallHooks() }).map(([name, templates]) => [`${CHART}/templates/${name}.yaml`, `{{- /* ${BY} */}}\n${helmText(templates)}`])),
     'deploy/underpass.yaml': `# Underpass with its own control plane, all values as they come: kubectl apply --server-side -f deploy/underpass.yaml\n${header}${whole({})}`,
     'deploy/underpass-istiod.yaml': `# Underpass with an istiod that is there already, all values as they come: kubectl apply --server-side -f deploy/underpass-istiod.yaml\n${header}${whole({ controlPlane: 'istiod' })}`,
+    ...Object.fromEntries(Object.entries(grafanaDashboards()).map(([name, dashboard]) => [`deploy/grafana/${name}.json`, `${JSON.stringify(dashboard, null, 1)}\n`])),
+    'deploy/prometheus/rules.yaml': `# Recordings and alerts for Prometheus (rule_files); docs/observability.md.\n${header}${stringify({ groups: RULE_GROUPS }, { lineWidth: 0, aliasDuplicateObjects: false })}`,
     'deploy/agent-rbac.yaml': manifest('What the node agent may do in its cluster, and no more; docs/architecture.md says what each is for.', [namespace(AGENT_NAMESPACE), account(AGENT, AGENT_NAMESPACE), ...agentRbac()]),
     'deploy/agent-pod-tokens.yaml': manifest('For agents with --ca-pod-tokens alone (docs/control-plane.md).', podTokensRbac()),
     'deploy/pilot-rbac.yaml': manifest('What pilot may do in the cluster that has the configuration, and no more; docs/control-plane.md says what each is for.', [account(PILOT_ACCOUNT, ROOT_NAMESPACE), ...pilotRbac()]),
     'deploy/remote-rbac.yaml': manifest('What pilot may do in a remote cluster: a kubeconfig with a token of this account goes into a Secret of the cluster that has the configuration (label istio/multiCluster: "true").', remoteRbac()),
+    'docs/observability.md': readFileSync(join(projectRoot, 'docs', 'observability.md'), 'utf8').replace(part('alerts'), alerts()),
     'docs/install.md': readFileSync(join(projectRoot, 'docs', 'install.md'), 'utf8').replace(part('values'), table()).replace(part('capabilities'), capabilities()),
   };
 }
@@ -92,6 +97,11 @@ function table(): string {
     return `| \`${path}\` | \`${JSON.stringify(setting.default)}\` | ${setting.description}${choices} |\n`;
   });
   return `| value | default | |\n|---|---|---|\n${rows.join('')}`;
+}
+
+function alerts(): string {
+  const rows = RULE_GROUPS.flatMap(({ rules }) => rules.flatMap((rule) => ('alert' in rule ? [`| \`${rule.alert}\` | ${rule.labels.severity} | \`${rule.expr.replaceAll('|', '\\|')}\`${rule.for === '0m' ? '' : `, for ${rule.for}`} |\n`] : [])));
+  return `| alert | severity | when |\n|---|---|---|\n${rows.join('')}`;
 }
 
 function capabilities(): string {

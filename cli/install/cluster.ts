@@ -4,8 +4,9 @@ import { isRefusal, resourceOf, resourcePath, type KubeClient } from '../../comm
 import type { KubeObject } from '../../common/kube/types.js';
 import { AGENT_NAMESPACE, LABELS, ROOT_NAMESPACE } from './rbac.js';
 
-/** Of Prometheus' operator, which not every cluster has. */
-const POD_MONITOR = ['monitoring.coreos.com/v1', 'PodMonitor'] as const;
+/** Prometheus' operator, which not every cluster has, and its kinds. */
+export const OPERATOR = 'monitoring.coreos.com/v1';
+const OPERATOR_KINDS: readonly string[] = ['PodMonitor', 'PrometheusRule'];
 
 /** Every kind that any values install, in the order of removal: who calls, before what is called; what runs, before its rights. */
 const KINDS: readonly [apiVersion: string, kind: string][] = [
@@ -15,7 +16,7 @@ const KINDS: readonly [apiVersion: string, kind: string][] = [
   ['apps/v1', 'Deployment'],
   ['policy/v1', 'PodDisruptionBudget'],
   ['networking.k8s.io/v1', 'NetworkPolicy'],
-  [...POD_MONITOR],
+  ...OPERATOR_KINDS.map((kind): [string, string] => [OPERATOR, kind]),
   ['v1', 'Service'],
   ['v1', 'ConfigMap'],
   ['rbac.authorization.k8s.io/v1', 'RoleBinding'],
@@ -50,14 +51,13 @@ export async function present<T extends KubeObject>(client: KubeClient, apiVersi
   }
 }
 
-/** Whether the API server has that kind. */
-export async function hasPodMonitors(client: KubeClient): Promise<boolean> {
-  const [apiVersion, wanted] = POD_MONITOR;
+/** Kinds of Prometheus' operator that the API server has. */
+export async function operatorKinds(client: KubeClient): Promise<string[]> {
   try {
-    const { resources } = await client.request<{ resources: { kind: string }[] }>('GET', `/apis/${apiVersion}`);
-    return resources.some(({ kind }) => kind === wanted);
+    const { resources } = await client.request<{ resources: { kind: string }[] }>('GET', `/apis/${OPERATOR}`);
+    return resources.map(({ kind }) => kind);
   } catch (error) {
-    if (isRefusal(error, 404)) return false;
+    if (isRefusal(error, 404)) return [];
     throw error;
   }
 }
@@ -100,8 +100,9 @@ export async function applyAll(client: KubeClient, objects: readonly KubeObject[
 /** What earlier values installed, or all, without namespaces; in the order of removal. */
 export async function installed(client: KubeClient): Promise<KubeObject[]> {
   const found: KubeObject[] = [];
+  const there = await operatorKinds(client);
   for (const [apiVersion, kind] of KINDS) {
-    if (kind !== POD_MONITOR[1] || (await hasPodMonitors(client))) found.push(...(await listed(client, apiVersion, kind, { labelSelector: SELECTOR })));
+    if (apiVersion !== OPERATOR || there.includes(kind)) found.push(...(await listed(client, apiVersion, kind, { labelSelector: SELECTOR })));
   }
   // Their controllers copy labels to what they make, and people to what is theirs.
   return found.filter(({ metadata: { namespace, ownerReferences = [] } }) => ownerReferences.length === 0 && (namespace === undefined || NAMESPACES.includes(namespace)));

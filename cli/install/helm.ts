@@ -77,7 +77,9 @@ const joined = ({ parts }: Text): string => `list ${parts.map((part) => (part in
 
 /** Without quotes where YAML reads the same text back. */
 function plain(words: string): string {
-  return /^[A-Za-z/][\w./-]*(?::[\w./-]+)*$/.test(words) && !/^(true|false|yes|no|on|off|null|y|n)$/i.test(words) ? words : JSON.stringify(words);
+  if (/^[A-Za-z/][\w./-]*(?::[\w./-]+)*$/.test(words) && !/^(true|false|yes|no|on|off|null|y|n)$/i.test(words)) return words;
+  // Braces of Grafana's and Prometheus' own templates are none of Go's here.
+  return JSON.stringify(words).replaceAll('{{', '{{ "{{" }}');
 }
 
 function commentLines(words: string, indent: string): string {

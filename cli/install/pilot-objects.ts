@@ -2,7 +2,7 @@
 import { webhookConfigurations } from '../../pilot/injector/configurations.js';
 import { image } from './agent-objects.js';
 import { LABELS, PILOT_ACCOUNT, ROOT_NAMESPACE, account, namespace, pilotRbac } from './rbac.js';
-import { Json, Spread, Text, all, comment, is, optional, value, when, type Mapping, type Template } from './template.js';
+import { Json, Merged, Spread, Text, all, comment, is, optional, value, when, type Mapping, type Template } from './template.js';
 
 export const PILOT = 'underpass-pilot';
 const INJECTION = 'underpass-injection';
@@ -14,6 +14,16 @@ const DRAIN_SECONDS = 10;
 
 const labels = { ...LABEL, ...LABELS, 'app.kubernetes.io/name': PILOT };
 const meta = (name: string): Mapping => ({ name, namespace: ROOT_NAMESPACE, labels: LABELS });
+
+/** As most configurations of Prometheus look for. */
+const SCRAPED = { 'prometheus.io/scrape': 'true', 'prometheus.io/port': `${PORTS.monitoring}`, 'prometheus.io/path': '/metrics' };
+
+const podMonitor: Mapping = {
+  apiVersion: 'monitoring.coreos.com/v1',
+  kind: 'PodMonitor',
+  metadata: { name: PILOT, namespace: ROOT_NAMESPACE, labels: new Merged('monitoring.labels', LABELS) },
+  spec: { selector: { matchLabels: LABEL }, podMetricsEndpoints: [{ port: 'http-monitoring', path: '/metrics' }] },
+};
 
 const container: Mapping = {
   name: 'pilot',
@@ -51,7 +61,7 @@ const deployment: Mapping = {
     selector: { matchLabels: LABEL },
     strategy: { type: 'RollingUpdate', rollingUpdate: { maxSurge: 1, maxUnavailable: 0 } },
     template: {
-      metadata: { labels: { ...labels, 'sidecar.istio.io/inject': 'false' }, annotations: optional('pilot.podAnnotations') },
+      metadata: { labels: { ...labels, 'sidecar.istio.io/inject': 'false' }, annotations: new Merged('pilot.podAnnotations', SCRAPED) },
       spec: {
         serviceAccountName: PILOT_ACCOUNT,
         priorityClassName: value('pilot.priorityClassName'),
@@ -117,6 +127,7 @@ export function pilotObjects(): Template[] {
     ...always.map((object) => when(is('controlPlane', 'pilot'), object)),
     when(all(is('controlPlane', 'pilot'), value('meshConfig')), { apiVersion: 'v1', kind: 'ConfigMap', metadata: meta('istio'), data: { mesh: new Json('meshConfig') } }),
     when(all(is('controlPlane', 'pilot'), value('networkPolicy.enabled')), networkPolicy),
+    when(all(is('controlPlane', 'pilot'), value('pilot.podMonitor')), podMonitor),
   ];
 }
 

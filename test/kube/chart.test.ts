@@ -37,6 +37,7 @@ const VARIANTS: Record<string, object> = {
   'no policies': { networkPolicy: { enabled: false }, gateways: { ingress: { enabled: true } } },
   'metrics elsewhere': { agent: { metricsPort: 9100, podMonitor: true, podAnnotations: { 'prometheus.io/scrape': 'false' } } },
   'no metrics': { agent: { metricsPort: 0, podMonitor: true, podAnnotations: { a: 'b' } } },
+  'all that is looked at': { agent: { podMonitor: true }, pilot: { podMonitor: true, podAnnotations: { 'prometheus.io/port': '15015' } }, monitoring: { dashboards: true, dashboardLabels: { grafana_dashboard: null, grafana: 'yes' }, prometheusRule: true, labels: { release: HARD } } },
   digest: { image: { repository: 'registry.example:5000/mesh/underpass', digest: `sha256:${'0123456789abcdef'.repeat(4)}`, pullPolicy: 'Always' }, imagePullSecrets: [{ name: 'registry' }] },
   'texts that YAML and Go read otherwise': {
     clusterId: 'true', trustDomain: '0x10', meshConfig: { accessLogFormat: HARD, b: [1, { z: null, a: true }] },

@@ -5,7 +5,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { parseAllDocuments } from 'yaml';
-import { hasPodMonitors, installed, named } from '../../cli/install/cluster.js';
+import { installed, named, operatorKinds } from '../../cli/install/cluster.js';
 import type { KubeObject } from '../../common/kube/types.js';
 import { run, type RunResult } from '../../common/process.js';
 import { waitFor } from '../../common/retry.js';
@@ -14,17 +14,17 @@ import { KubeCluster } from './cluster.js';
 
 const ALL = ['--set', 'gateways.ingress.enabled=true', '--set', 'gateways.egress.enabled=true', '--set', 'gateways.eastWest.enabled=true', '--set', 'gateways.eastWest.network=n1', '--set', 'agent.ambientLabel=true', '--set', 'meshConfig={"accessLogFile":"/dev/stdout"}', '--set', 'imagePullSecrets=[{"name":"r"}]'];
 
-/** As Prometheus' operator has it, but for its schema. */
-const POD_MONITORS = `
+/** As Prometheus' operator has them, but for their schemas. */
+const OPERATOR_KINDS = ['PodMonitor', 'PrometheusRule'].map((kind) => `---
 apiVersion: apiextensions.k8s.io/v1
 kind: CustomResourceDefinition
-metadata: {name: podmonitors.monitoring.coreos.com}
+metadata: {name: ${kind.toLowerCase()}s.monitoring.coreos.com}
 spec:
   group: monitoring.coreos.com
-  names: {kind: PodMonitor, listKind: PodMonitorList, plural: podmonitors, singular: podmonitor}
+  names: {kind: ${kind}, listKind: ${kind}List, plural: ${kind.toLowerCase()}s, singular: ${kind.toLowerCase()}}
   scope: Namespaced
   versions: [{name: v1, served: true, storage: true, schema: {openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}}}]
-`;
+`).join('');
 
 let folder: string;
 let kubeconfig: string;
@@ -99,19 +99,24 @@ test('install again is a way to other values: what they have no more goes, and i
   assert.deepEqual(await names(), (await printed()).filter(({ kind }) => kind !== 'Namespace').map(named).sort());
 });
 
-test('a PodMonitor is asked for where the cluster has that kind, found again, and named where it has not', async () => {
+test('kinds of Prometheus\' operator are asked for where the cluster has them, found again, and named where it has not; dashboards need none', async () => {
   const before = await names();
-  const refused = await install('--no-wait', '--set', 'agent.podMonitor=true', '--set', 'clusterId=other');
-  assert.equal(refused.code, 1);
-  assert.match(refused.stderr, /agent\.podMonitor: found no kind PodMonitor of monitoring\.coreos\.com\/v1 in the cluster, expected that of Prometheus' operator/);
+  for (const [path, kind] of [['agent.podMonitor', 'PodMonitor'], ['pilot.podMonitor', 'PodMonitor'], ['monitoring.prometheusRule', 'PrometheusRule']]) {
+    const refused = await install('--no-wait', '--set', `${path}=true`, '--set', 'clusterId=other');
+    assert.equal(refused.code, 1);
+    assert.ok(refused.stderr.includes(`${path}: found no kind ${kind} of monitoring.coreos.com/v1 in the cluster, expected that of Prometheus' operator`), refused.stderr);
+  }
   const daemonSet = await cluster.get<KubeObject & { spec: object }>('apps/v1', 'DaemonSet', { namespace: 'underpass-system', name: 'underpass-agent' });
   assert.doesNotMatch(JSON.stringify(daemonSet), /--cluster-id=other/, 'nothing was applied');
-  await cluster.apply(POD_MONITORS);
-  await waitFor('the kind', () => hasPodMonitors(cluster.client), { timeoutMs: 30_000, everyMs: 100 });
-  assert.equal((await install('--no-wait', '--set', 'agent.podMonitor=true')).code, 0);
-  assert.deepEqual(await names(), [...before, 'PodMonitor underpass-system/underpass-agent'].sort());
+  await cluster.apply(OPERATOR_KINDS);
+  await waitFor('the kinds', async () => (await operatorKinds(cluster.client)).length === 2, { timeoutMs: 30_000, everyMs: 100 });
+  const monitored = ['agent.podMonitor=true', 'pilot.podMonitor=true', 'monitoring.prometheusRule=true', 'monitoring.dashboards=true'].flatMap((word) => ['--set', word]);
+  assert.equal((await install('--no-wait', ...monitored)).code, 0);
+  const more = ['PodMonitor underpass-system/underpass-agent', 'PodMonitor istio-system/underpass-pilot', 'PrometheusRule underpass-system/underpass', ...['mesh', 'service', 'workload', 'nodes', 'control-plane'].map((name) => `ConfigMap underpass-system/underpass-dashboard-${name}`)];
+  assert.deepEqual(await names(), [...before, ...more].sort());
   const { stdout } = await install('--no-wait');
-  assert.match(stdout, /removed what the values have no more: PodMonitor underpass-system\/underpass-agent/);
+  for (const name of more) assert.ok(stdout.includes(name), stdout);
+  assert.deepEqual(await names(), before);
 });
 
 test('uninstall leaves nothing but what is somebody else\'s, and the namespace that it is in', async () => {

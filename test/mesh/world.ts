@@ -81,6 +81,8 @@ export interface WorldOptions {
   caAddress?: (address: string) => Promise<string>;
   /** Of the node agent's environment, beside this process's. */
   agentEnv?: Record<string, string>;
+  /** Further options of the node agents. */
+  agentArgs?: readonly string[];
 }
 
 /** The node agent as Kubernetes would run it: what it proves itself to the CA with is a token of its pod on that node. */
@@ -200,7 +202,7 @@ export class MeshWorld {
     const [pod] = this.lab.records(node).filter(({ namespace }) => namespace === 'underpass-system');
     writeFileSync(join(folder, 'token'), await this.#tokens.issue({ namespace: 'underpass-system', serviceAccount: 'underpass-agent', pod: { name: pod!.name }, nodeName: node }), { mode: 0o600 });
     writeFileSync(join(folder, 'root.pem'), this.ca.rootPem);
-    const args = ['agent', '--discovery', this.discovery, '--lab-socket', this.lab.socket, '--node', node, '--instance', instance, '--concurrency', '1'];
+    const args = ['agent', '--discovery', this.discovery, '--lab-socket', this.lab.socket, '--node', node, '--instance', instance, '--concurrency', '1', ...(this.options.agentArgs ?? [])];
     const child = spawn(process.execPath, [CLI, ...args, '--ca', caAddress, '--ca-root', join(folder, 'root.pem'), '--ca-token', join(folder, 'token')], { stdio: ['ignore', 'pipe', 'pipe'], env: { ...process.env, ...SHARED_SELF_TEST, ...this.options.agentEnv } });
     const before = this.#agents.get(node);
     const agent: NodeAgent = { child, paths: instancePaths({ instance }), isFirst: before?.isFirst ?? this.#agents.size === 0, log: before?.log ?? '' };
