@@ -172,3 +172,26 @@ test('a pod of the same name in another namespace takes the place of the old one
     await w.close();
   }
 });
+
+test('programs of the HTTP fast path are loaded for the first pod that wants them; the next agent replaces what is there, and loads none where none is', async () => {
+  const w = await KernelWorld.create('adopt', { pinned: true, http: true });
+  try {
+    const next = async (): Promise<number[]> => {
+      await w.kernel.close();
+      w.kernel = await w.open(TEST_BPFFS);
+      return w.kernel.httpPrograms!.ids;
+    };
+    w.put({ acceleration: 'l4' });
+    assert.deepEqual([w.kernel.httpPrograms!.ids, await next()], [[], []]);
+    w.put({ acceleration: 'l7' }, [w.world.pod(1)]);
+    const first = w.kernel.httpPrograms!.ids;
+    assert.equal(new Set(first).size, 5);
+    w.put({ acceleration: 'l7' });
+    assert.deepEqual(w.kernel.httpPrograms!.ids, first);
+    const second = await next();
+    assert.equal(new Set([...first, ...second]).size, 10);
+    assert.equal(w.kernel.httpProblem, undefined);
+  } finally {
+    await w.close();
+  }
+});

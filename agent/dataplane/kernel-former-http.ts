@@ -58,10 +58,25 @@ export class FormerHttp implements Closable {
     renameSync(join(pinDir, 'maps'), join(pinDir, `maps_${process.hrtime.bigint()}`));
   }
 
+  get #folders(): string[] {
+    const { pinDir } = this.#options;
+    return existsSync(pinDir) ? readdirSync(pinDir).filter((name) => ASIDE.test(name)) : [];
+  }
+
+  /** Whether there are pods whose requests they repeated. */
+  hadPrograms(): boolean {
+    return this.#folders.some((folder) => {
+      const programs = openPinnedMap(join(this.#options.pinDir, folder, 'http_programs'))?.map;
+      const isFilled = programs?.get(u32(0)) !== undefined;
+      programs?.close();
+      return isFilled;
+    });
+  }
+
   /** Nothing of them is fast any more when it returns; what is under way is waited for behind that. */
   start(): void {
     const { pinDir, logger } = this.#options;
-    const folders = existsSync(pinDir) ? readdirSync(pinDir).filter((name) => ASIDE.test(name)) : [];
+    const folders = this.#folders;
     for (const folder of folders) {
       const control = openPinnedMap(join(pinDir, folder, 'http_control'))?.map;
       // No heartbeat and no leave, wherever the two are.

@@ -14,7 +14,6 @@ import { HttpOutliers, type OutliersStatus, type WatchedBy } from './kernel-http
 import { HttpServices } from './kernel-http-totals.js';
 import { SlotRanges } from './slot-ranges.js';
 
-export const HTTP_PROGRAMS = ['http_client', 'http_downstream', 'http_upstream', 'http_server', 'http_pipelined'] as const;
 type StructName = 'http_port_key' | 'http_port' | 'http_host_key' | 'http_list' | 'http_rule' | 'http_condition' | 'http_class' | 'http_split' | 'http_cluster' | 'http_endpoint' | 'http_load';
 
 /** A program that walks a table takes microseconds; it may be preempted. */

@@ -12,7 +12,8 @@ import { KernelEvents } from './kernel-events.js';
 import { DirectConnections } from './kernel-direct.js';
 import { KernelFlows } from './kernel-flows.js';
 import { KernelHost } from './kernel-host.js';
-import { HTTP_PROGRAMS, HttpTables } from './kernel-http.js';
+import { HttpTables } from './kernel-http.js';
+import { HTTP_PROGRAMS, HttpPrograms } from './kernel-http-programs.js';
 import { KernelHttpTotals } from './kernel-http-totals.js';
 import { KernelHttpControl } from './kernel-http-control.js';
 import { decodeAddress, encodeAddress, fnv1a, perCpu, StructCodec, u16, u32, u64 } from './kernel-codec.js';
@@ -63,6 +64,9 @@ export class Kernel {
   #former: FormerHooks | undefined;
   readonly #proxyLinks: BpfLink[] = [];
   readonly #root: RootHooks;
+  /** Where they are loaded when they are wanted. */
+  readonly httpPrograms: HttpPrograms | undefined;
+  #httpRefused: string | undefined;
   readonly #rootId = hierarchyRoot()?.id ?? 0n;
   readonly #maps: Record<'pods' | 'addresses' | 'settings' | 'counters' | 'podCounters' | 'establishing' | 'peers' | 'proxyCgroups', BpfMap>;
   readonly #podCodec: PodCodec;
@@ -84,9 +88,6 @@ export class Kernel {
   readonly http: { control: KernelHttpControl; tables: HttpTables; totals: KernelHttpTotals; former: FormerHttp | undefined };
   readonly #layout: number;
   #settings: Buffer | undefined;
-  /** Why the programs of the HTTP fast path are not there, though they were wanted. */
-  httpProblem: string | undefined;
-
   /**
    * Loads the programs. Maps and links that a former agent pinned are taken over, programs are replaced in place;
    * connections do not notice. Acceleration is as it was left, off at first.
@@ -106,20 +107,19 @@ export class Kernel {
     return kernel;
   }
 
-  /** Without the HTTP fast path where its programs alone are refused. */
+  /** What is not pinned has all programs in one object, without those of the HTTP fast path where these alone are refused. */
   static #load(options: KernelOptions): Kernel {
     try {
       return new Kernel(options);
     } catch (error) {
-      if (options.httpFastPath === false || !(error instanceof KernelError)) throw error;
+      if (options.bpffsDir !== null || options.httpFastPath === false || !(error instanceof KernelError)) throw error;
       let kernel: Kernel;
       try {
         kernel = new Kernel({ ...options, httpFastPath: false });
       } catch {
         throw error;
       }
-      kernel.httpProblem = errorMessage(error);
-      options.logger.warn({ reason: kernel.httpProblem }, "this kernel refuses the HTTP fast path's programs: all requests go through Envoy");
+      kernel.#httpRefused = errorMessage(error);
       return kernel;
     }
   }
@@ -127,13 +127,14 @@ export class Kernel {
   private constructor(readonly options: KernelOptions) {
     this.#pinDir = options.bpffsDir === null ? null : join(options.bpffsDir, pinName(options.instance));
     const parameters = { pinDir: this.#pinDir, rodata: { root_cgroup_id: this.#rootId, ...options.rodata }, ...(options.maxEntries ? { maxEntries: options.maxEntries } : {}) };
-    const object = this.#store.add(BpfObject.open({ ...parameters, without: [...ROOT_PROGRAMS, ...(options.httpFastPath === false ? HTTP_PROGRAMS : [])] }));
+    const object = this.#store.add(BpfObject.open({ ...parameters, without: [...ROOT_PROGRAMS, ...(this.#pinDir !== null || options.httpFastPath === false ? HTTP_PROGRAMS : [])] }));
     this.#object = object;
-    const ofRoot = (): BpfObject => {
-      if (this.#pinDir === null) throw new UnderpassError('UNDERPASS_NOT_PINNED', 'adding a pod without a cgroup of its own: its hooks share the pinned maps, and nothing is pinned');
-      return BpfObject.open({ ...parameters, programs: [...ROOT_PROGRAMS] });
+    const later = (programs: readonly string[], what: string) => (): BpfObject => {
+      if (this.#pinDir === null) throw new UnderpassError('UNDERPASS_NOT_PINNED', `${what}: its programs share the pinned maps, and nothing is pinned`);
+      return BpfObject.open({ ...parameters, programs: [...programs] });
     };
-    this.#root = this.#store.add(new RootHooks(ofRoot, this.#pinDir, options.logger));
+    this.#root = this.#store.add(new RootHooks(later(ROOT_PROGRAMS, 'adding a pod without a cgroup of its own'), this.#pinDir, options.logger));
+    if (this.#pinDir !== null && options.httpFastPath !== false) this.httpPrograms = this.#store.add(new HttpPrograms(later(HTTP_PROGRAMS, 'the HTTP fast path'), object.map('http_programs'), options.logger));
     const codec = (name: string): StructCodec => new StructCodec(object, name);
     this.#maps = {
       pods: object.map('pods'),
@@ -170,6 +171,11 @@ export class Kernel {
     this.steering = this.#store.add(new KernelSteering(object, this.#pinDir));
   }
 
+  /** Why the programs of the HTTP fast path are not there, though they were wanted. */
+  get httpProblem(): string | undefined {
+    return this.httpPrograms?.problem ?? this.#httpRefused;
+  }
+
   /** Envoy's cgroup: what it opens and accepts is a proxy's, and it learns original destinations. */
   attachProxy(cgroupPath: string): void {
     this.#maps.proxyCgroups.set(u32(0), u64(cgroupId(cgroupPath)));
@@ -201,6 +207,7 @@ export class Kernel {
       cgroupId: id,
       isRooted: id === this.#rootId,
     };
+    if (state.acceleration === 'l7') this.httpPrograms?.ensure();
     const attached: Attached = current ?? { pod: state, slot: this.#freeSlot(), complete: false, links: [] };
     const before = current?.pod;
     const taken: [address: string, owner: Buffer | undefined][] = [];
@@ -464,6 +471,9 @@ export class Kernel {
       },
     }));
     if (this.#pinDir === null) return;
+    // Now, since what is under way there has a deadline, and pods come back with what they wanted.
+    if (this.http.former?.hadPrograms()) this.httpPrograms?.ensure();
+    this.httpPrograms?.adopt();
     // Before any of its hooks is another program's.
     this.http.former?.start();
     for (const program of PROXY_PROGRAMS) {
