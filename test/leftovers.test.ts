@@ -36,7 +36,7 @@ async function start(): Promise<void> {
   await waitFor('the agent to enrol the pods of shop and legacy', async () => {
     const status = await agentStatus().catch(() => undefined);
     return status !== undefined && status.pods.filter((pod) => pod.state === 'enrolled' && pod.settled).length === 6;
-  }, { timeoutMs: 60_000, everyMs: 200 });
+  }, { timeoutMs: 180_000, everyMs: 200 });
 }
 
 async function agentStatus(): Promise<AgentStatus> {

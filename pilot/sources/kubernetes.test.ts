@@ -229,7 +229,7 @@ test('KubernetesSource: a token is read from its file each time; without a good 
   writeFileSync(tokenFile, 'old\n');
   api.token = 'new';
   const server = parseKubeconfig(kubeconfig(api, { tokenFile }), { place: 'test', folder });
-  const source = new KubernetesSource({ server, cluster: 'east', kinds: WORKLOAD_KINDS, logger, backoff: FAST, startMs: 200, onChange: () => undefined });
+  const source = new KubernetesSource({ server, cluster: 'east', kinds: WORKLOAD_KINDS, logger, backoff: FAST, startMs: 3_000, onChange: () => undefined });
   t.after(() => source.close());
   await assert.rejects(source.start(), { code: 'UNDERPASS_KUBERNETES', message: /401/ });
   writeFileSync(tokenFile, 'new\n');
