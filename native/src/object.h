@@ -21,6 +21,15 @@ class LogCapture {
   std::string tail(size_t lines) const;
 };
 
+// How many of them go into an error.
+constexpr size_t kVerifierLines = 12;
+
+// Makes all folders of a path that are missing, for root alone.
+void make_folders(Napi::Env env, const std::string &path);
+
+// Maps that libbpf makes for .rodata and .bss belong to one loading; the rest lives on in pins.
+inline bool is_pinned_kind(const bpf_map *map) { return !bpf_map__is_internal(map); }
+
 // Shared by the object's JavaScript face and by its maps, so that a map outlives neither its fd nor its name.
 struct Loaded {
   bpf_object *object = nullptr;
