@@ -1,7 +1,7 @@
 /** Clusters and their endpoints as this node sees them, made anew only when something that concerns one of them has changed. */
 import { Cluster } from '../../proto/generated/envoy/config/cluster/v3/cluster.js';
 import { ClusterLoadAssignment } from '../../proto/generated/envoy/config/endpoint/v3/endpoint.js';
-import { pack } from '../../common/xds/any.js';
+import { packHeld } from '../../common/xds/any.js';
 import { canonical, Facts, hashBytes, type XdsResource } from '../xds/resource-type.js';
 import { edsServiceName } from '../xds/resource-types.js';
 import { drawnName, markTeachable, taughtName, type TaughtCopies } from '../http/taught-clusters.js';
@@ -131,8 +131,8 @@ function make(name: string, { cluster, assignment }: Messages): Pick<Made, 'cds'
 }
 
 /** Maps in order, so that equal messages have equal bytes. */
-function entry<T>(codec: Parameters<typeof pack<T>>[0], name: string, message: T, needs: readonly string[]): Entry {
-  const any = pack(codec, canonical(message) as T);
+function entry<T>(codec: Parameters<typeof packHeld<T>>[0], name: string, message: T, needs: readonly string[]): Entry {
+  const any = packHeld(codec, canonical(message) as T);
   return { name, version: hashBytes(any.value), any, needs };
 }
 

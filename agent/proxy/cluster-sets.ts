@@ -1,4 +1,5 @@
 /** Folded clusters of classes that were sent the same: one map for all of them, by which whatever follows sees that nothing differs. */
+import { sameEntries } from '../xds/shared-maps.js';
 import type { SidecarState } from '../xds/sidecar-stream.js';
 
 type Sources = Pick<SidecarState, 'clusters' | 'endpoints'>;
@@ -28,15 +29,8 @@ export function twinOf<Folded, Problem>(sets: ReadonlyMap<string, ClusterSet<Fol
     if ((set.identity === '') !== (wanted.identity === '') || set.local !== wanted.local || set.accountClusters !== wanted.accountClusters) continue;
     if (looked.size >= MOST_LOOKS) return undefined;
     looked.add(set.result);
-    if (areSame(set.clusters, wanted.clusters) && areSame(set.endpoints, wanted.endpoints)) return { key: other, set };
+    // Resources that are sent with equal bytes are one object.
+    if (sameEntries(set.clusters, wanted.clusters) && sameEntries(set.endpoints, wanted.endpoints)) return { key: other, set };
   }
   return undefined;
-}
-
-/** Resources that are sent with equal bytes are one object. */
-function areSame(some: ReadonlyMap<string, object>, others: ReadonlyMap<string, object>): boolean {
-  if (some === others) return true;
-  if (some.size !== others.size) return false;
-  for (const [name, each] of some) if (others.get(name) !== each) return false;
-  return true;
 }

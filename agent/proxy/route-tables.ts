@@ -2,6 +2,7 @@
 import { RouteConfiguration } from '../../proto/generated/envoy/config/route/v3/route.js';
 import { VirtualHost } from '../../proto/generated/envoy/config/route/v3/route_components.js';
 import type { Any } from '../../proto/generated/google/protobuf/any.js';
+import { heldBytes } from '../../common/held-bytes.js';
 import { encode, typeUrl } from '../../common/xds/any.js';
 import { hashBytes } from '../xds/resource-type.js';
 import type { EnvoyExtensions } from './extensions.js';
@@ -72,7 +73,7 @@ export class RouteTables {
 
 /** A field `virtual_hosts` with one host, which can stand behind any other. */
 function partOf(host: VirtualHost): Part {
-  const bytes = encode(RouteConfiguration, RouteConfiguration.fromPartial({ virtual_hosts: [host] }));
+  const bytes = heldBytes(encode(RouteConfiguration, RouteConfiguration.fromPartial({ virtual_hosts: [host] })));
   return { bytes, hash: hashBytes(bytes) };
 }
 

@@ -1,12 +1,16 @@
 /** The connection to a control plane that all of this agent's streams share. */
 import { credentials, type ChannelCredentials, type ClientDuplexStream } from '@grpc/grpc-js';
-import { AggregatedDiscoveryServiceClient } from '../../proto/generated/envoy/service/discovery/v3/ads.js';
-import type { DeltaDiscoveryRequest, DeltaDiscoveryResponse } from '../../proto/generated/envoy/service/discovery/v3/discovery.js';
+import { AggregatedDiscoveryServiceClient, AggregatedDiscoveryServiceService } from '../../proto/generated/envoy/service/discovery/v3/ads.js';
+import type { DeltaDiscoveryRequest } from '../../proto/generated/envoy/service/discovery/v3/discovery.js';
 import { HealthDiscoveryServiceClient, type HealthCheckRequestOrEndpointHealthResponse, type HealthCheckSpecifier } from '../../proto/generated/envoy/service/health/v3/hds.js';
 import type { Closable } from '../../common/lifecycle.js';
 import { UnderpassError } from '../../common/errors.js';
+import { decodeDeltaResponse, type DeltaResponse } from './delta-response.js';
+import { releaseReceivedMessages } from './received-messages.js';
 
-export type DeltaStream = ClientDuplexStream<DeltaDiscoveryRequest, DeltaDiscoveryResponse>;
+export type DeltaStream = ClientDuplexStream<DeltaDiscoveryRequest, DeltaResponse>;
+
+const { path: DELTA_PATH, requestSerialize } = AggregatedDiscoveryServiceService.deltaAggregatedResources;
 
 export interface StreamOpener {
   /** Undefined while there is nothing to show who asks; `wake` is called when it is worth another try. */
@@ -29,6 +33,7 @@ export class AdsChannel implements Closable, StreamOpener {
     if (!/^unix:./.test(address) && !(port >= 1 && port <= 65_535)) {
       throw new UnderpassError('UNDERPASS_BAD_ADDRESS', `connecting to the control plane: "${address}" is neither host:port, with a port from 1 to 65535, nor unix:/path`);
     }
+    releaseReceivedMessages();
     this.#client = new AggregatedDiscoveryServiceClient(address, channelCredentials, {
       // A push of a large mesh is far beyond gRPC's default of 4 MB.
       'grpc.max_receive_message_length': -1,
@@ -50,7 +55,7 @@ export class AdsChannel implements Closable, StreamOpener {
   }
 
   open(): DeltaStream {
-    return this.#client.deltaAggregatedResources();
+    return this.#client.makeBidiStreamRequest(DELTA_PATH, requestSerialize, decodeDeltaResponse);
   }
 
   close(): void {

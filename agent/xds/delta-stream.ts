@@ -5,12 +5,13 @@
  */
 import { status as grpcStatus } from '@grpc/grpc-js';
 import type { Node } from '../../proto/generated/envoy/config/core/v3/base.js';
-import { DeltaDiscoveryRequest, type DeltaDiscoveryResponse } from '../../proto/generated/envoy/service/discovery/v3/discovery.js';
+import { DeltaDiscoveryRequest } from '../../proto/generated/envoy/service/discovery/v3/discovery.js';
 import { errorMessage } from '../../common/errors.js';
 import type { Closable } from '../../common/lifecycle.js';
 import type { Logger } from '../../common/log.js';
 import { Backoff } from '../../common/retry.js';
 import type { DeltaStream, StreamOpener } from './channel.js';
+import type { DeltaResponse } from './delta-response.js';
 import { ResourceError, withVersion, type AnyResourceType, type XdsResource, type XdsResourceType } from './resource-type.js';
 
 /** A type's share of a stream. `T` is the decoded message. */
@@ -50,12 +51,14 @@ export interface StreamStatus {
 
 interface MutableState extends TypeState {
   resources: Map<string, XdsResource<unknown>>;
-  names: Set<string>;
+  /** Others have the map as well: what changes is a copy. */
+  isShared: boolean;
+  names: ReadonlySet<string>;
   rejected: Map<string, string>;
   absent: Set<string>;
   answered: boolean;
   /** Asked for on the connection that is up now. */
-  requested: Set<string> | undefined;
+  requested: ReadonlySet<string> | undefined;
   wanted: boolean;
   /** Nothing was received of it on the connection that is up now. */
   unheard: boolean;
@@ -71,6 +74,7 @@ export interface DeltaStreamOptions {
 }
 
 const MAX_REMEMBERED_NACKS = 20;
+const NO_NAMES: ReadonlySet<string> = new Set();
 
 export class DeltaAdsStream implements Closable {
   readonly #options: DeltaStreamOptions;
@@ -90,7 +94,7 @@ export class DeltaAdsStream implements Closable {
     this.#backoff = options.backoff ?? new Backoff({ initialMs: 100, maxMs: 15_000, factor: 1.6, jitter: 0.2 });
     for (const type of options.types) {
       this.#states.set(type.typeUrl, {
-        type, resources: type.hold(), names: new Set(), rejected: new Map(), absent: new Set(),
+        type, resources: type.hold(), isShared: false, names: NO_NAMES, rejected: new Map(), absent: new Set(),
         answered: false, requested: undefined, wanted: type.wildcard, unheard: true,
       });
     }
@@ -106,8 +110,16 @@ export class DeltaAdsStream implements Closable {
 
   /** Fills in what an earlier process had accepted, so that it is there before, or without, the control plane. */
   preload(type: AnyResourceType, resources: Iterable<XdsResource<unknown>>): void {
+    const own = ownResources(this.#state(type));
+    for (const resource of resources) own.set(resource.name, resource);
+  }
+
+  /** What there is of a type now, in a map that is never altered: streams that have the same have the same map. */
+  settled<T>(type: XdsResourceType<T>): ReadonlyMap<string, XdsResource<T>> {
     const state = this.#state(type);
-    for (const resource of resources) state.resources.set(resource.name, resource);
+    if (!state.isShared) state.resources = type.maps.like(state.resources as Map<string, XdsResource<T>>) as Map<string, XdsResource<unknown>>;
+    state.isShared = true;
+    return state.resources as Map<string, XdsResource<T>>;
   }
 
   start(): void {
@@ -122,14 +134,14 @@ export class DeltaAdsStream implements Closable {
     if (this.#stream) this.#disconnect('node changed', 0);
   }
 
-  /** Subscribes to exactly these names; what is no longer asked for is forgotten. */
+  /** Subscribes to exactly these names, a set that is not altered; what is no longer asked for is forgotten. */
   setNames(type: AnyResourceType, names: ReadonlySet<string>): void {
     const state = this.#state(type);
-    state.names = new Set(names);
+    state.names = names;
     state.wanted ||= names.size > 0;
-    for (const map of [state.resources, state.rejected, state.absent]) {
-      for (const name of [...map.keys()]) if (!names.has(name)) map.delete(name);
-    }
+    const gone = (map: { keys(): Iterable<string> }): string[] => [...map.keys()].filter((name) => !names.has(name));
+    for (const name of gone(state.resources)) ownResources(state).delete(name);
+    for (const map of [state.rejected, state.absent]) for (const name of gone(map)) map.delete(name);
     this.#subscribe(state);
   }
 
@@ -169,7 +181,7 @@ export class DeltaAdsStream implements Closable {
     const lost = (reason: string): void => {
       if (this.#stream === stream) this.#disconnect(reason, this.#backoff.next());
     };
-    stream.on('data', (response: DeltaDiscoveryResponse) => {
+    stream.on('data', (response: DeltaResponse) => {
       if (this.#stream === stream) this.#receive(response);
     });
     stream.on('error', (error: Error) => lost(errorMessage(error)));
@@ -201,8 +213,9 @@ export class DeltaAdsStream implements Closable {
     const stream = this.#stream;
     if (!stream || !state.wanted) return;
     const first = state.requested === undefined;
-    const requested = (state.requested ??= new Set());
+    const requested = state.requested ?? NO_NAMES;
     if (state.type.wildcard) {
+      state.requested = NO_NAMES;
       // No names in the first request of a type means all of them.
       if (first) this.#send({ type_url: state.type.typeUrl, initial_resource_versions: versions(state) });
       return;
@@ -210,12 +223,8 @@ export class DeltaAdsStream implements Closable {
     const subscribe = [...state.names].filter((name) => !requested.has(name));
     const unsubscribe = [...requested].filter((name) => !state.names.has(name));
     // A first request without names would be a wildcard subscription.
-    if (subscribe.length === 0 && (first || unsubscribe.length === 0)) {
-      if (first) state.requested = undefined;
-      return;
-    }
-    for (const name of subscribe) requested.add(name);
-    for (const name of unsubscribe) requested.delete(name);
+    if (subscribe.length === 0 && (first || unsubscribe.length === 0)) return;
+    state.requested = state.names;
     this.#send({
       type_url: state.type.typeUrl,
       resource_names_subscribe: subscribe,
@@ -231,7 +240,7 @@ export class DeltaAdsStream implements Closable {
     this.#stream?.write(message);
   }
 
-  #receive(response: DeltaDiscoveryResponse): void {
+  #receive(response: DeltaResponse): void {
     if (!this.#status.connected) this.#options.logger.info({ node: this.#node.id }, 'control plane: connected');
     this.#backoff.reset();
     if (!this.#status.connected || this.#status.lastError !== undefined) this.#status = { ...this.#status, since: new Date().toISOString(), connected: true, lastError: undefined };
@@ -266,7 +275,7 @@ export class DeltaAdsStream implements Closable {
     }
   }
 
-  #apply(state: MutableState, response: DeltaDiscoveryResponse): Pick<Change, 'updated' | 'removed' | 'replaced'> & { errors: string[] } {
+  #apply(state: MutableState, response: DeltaResponse): Pick<Change, 'updated' | 'removed' | 'replaced'> & { errors: string[] } {
     const updated: string[] = [];
     const removed: string[] = [];
     const replaced = new Map<string, XdsResource<unknown>>();
@@ -281,12 +290,12 @@ export class DeltaAdsStream implements Closable {
         state.absent.delete(name);
         if (old && state.type.equals(old, next)) {
           // The old object stays, and with it whatever was computed from it; only its version may be newer.
-          if (old.version !== version) state.resources.set(name, withVersion(old, version));
+          if (old.version !== version) ownResources(state).set(name, withVersion(old, version));
           continue;
         }
         if (old && !replaced.has(name)) replaced.set(name, old);
         // The name of all streams that have it: each response brings a string of its own.
-        state.resources.set(next.name, next);
+        ownResources(state).set(next.name, next);
         updated.push(name);
       } catch (error) {
         // What the checks did not foresee is refused like the rest: a stream must not end with its process.
@@ -301,11 +310,17 @@ export class DeltaAdsStream implements Closable {
       const old = state.resources.get(name);
       if (!old) continue;
       if (!replaced.has(name)) replaced.set(name, old);
-      state.resources.delete(name);
+      ownResources(state).delete(name);
       removed.push(name);
     }
     return { updated, removed, replaced, errors };
   }
+}
+
+function ownResources(state: MutableState): Map<string, XdsResource<unknown>> {
+  if (state.isShared) state.resources = new Map(state.resources);
+  state.isShared = false;
+  return state.resources;
 }
 
 function versions(state: MutableState): Record<string, string> {

@@ -6,10 +6,12 @@
 import { createHash } from 'node:crypto';
 import type { BinaryWriter } from '@bufbuild/protobuf/wire';
 import { encode } from '../../common/xds/any.js';
+import { heldBytes } from '../../common/held-bytes.js';
 import { Memo } from '../../common/memo.js';
 import type { Any } from '../../proto/generated/google/protobuf/any.js';
 import { PackedResources } from './packed-resources.js';
 import { recentMessages } from './recent.js';
+import { SharedMaps } from './shared-maps.js';
 
 export interface FieldError {
   /** Path of the field, e.g. `endpoints[0].lb_endpoints[2].endpoint.address`. */
@@ -70,13 +72,19 @@ export abstract class XdsResourceType<T> {
   readonly #known = new Map<string, WeakRef<XdsResource<T>>[]>();
   readonly #gone = new FinalizationRegistry<string>((name) => this.#forget(name));
 
+  /** Of the streams that have this type. */
+  readonly maps = new SharedMaps<XdsResource<T>>();
+
   /** Where a stream holds its resources of the type. */
   hold(): Map<string, XdsResource<T>> {
     return this.packed ? new PackedResources(this.typeUrl, this.#reader) : new Map();
   }
 
+  #typeUrl: string | undefined;
+
+  /** One string for all resources. */
   get typeUrl(): string {
-    return `type.googleapis.com/${this.codec.$type}`;
+    return (this.#typeUrl ??= `type.googleapis.com/${this.codec.$type}`);
   }
 
   /** @throws ResourceError naming the resource and each wrong field */
@@ -88,8 +96,8 @@ export abstract class XdsResourceType<T> {
     if (any.type_url !== this.typeUrl) return fail([{ field: 'resource.type_url', problem: `is ${any.type_url}, expected ${this.typeUrl}` }]);
     const known = this.#find(name, any.value);
     if (known) return known.version === version ? known : withVersion(known, version);
-    // What is kept for long, and by many, must not keep all of the response that it came in.
-    const own = this.shared ? { ...any, value: Buffer.from(any.value) } : any;
+    // What is kept for long must not keep all of the response that it came in; of what is packed the bytes are copied there.
+    const own: Any = { type_url: this.typeUrl, value: this.packed ? any.value : heldBytes(any.value) };
     let message: T;
     try {
       message = this.codec.decode(own.value);

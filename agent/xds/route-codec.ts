@@ -7,6 +7,7 @@ import { createHash } from 'node:crypto';
 import { BinaryReader } from '@bufbuild/protobuf/wire';
 import { RouteConfiguration } from '../../proto/generated/envoy/config/route/v3/route.js';
 import { VirtualHost } from '../../proto/generated/envoy/config/route/v3/route_components.js';
+import { heldHost } from './held-host.js';
 import { contentHash, hashBytes, type MessageCodec } from './resource-type.js';
 
 /** Of `name` and `virtual_hosts`: fields 1 and 2, length-delimited. */
@@ -139,8 +140,7 @@ function hostOf(bytes: Uint8Array): VirtualHost {
   const key = createHash('sha256').update(bytes).digest('base64');
   let host = known.get(key)?.deref();
   if (!host) {
-    // Not to keep all of the table that it came in.
-    host = VirtualHost.decode(Buffer.from(bytes));
+    host = heldHost(bytes);
     known.set(key, new WeakRef(host));
     gone.register(host, key);
   }

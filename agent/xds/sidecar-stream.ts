@@ -11,7 +11,7 @@ import type { Closable } from '../../common/lifecycle.js';
 import type { Logger } from '../../common/log.js';
 import type { Backoff } from '../../common/retry.js';
 import type { StreamOpener } from './channel.js';
-import { DeltaAdsStream, type Change, type StreamStatus, type TypeState } from './delta-stream.js';
+import { DeltaAdsStream, type Change, type StreamStatus } from './delta-stream.js';
 import { listenerClusters, visitRouteClusters } from './references.js';
 import { changedHosts } from './route-codec.js';
 import { ClusterType, EndpointType, ListenerType, RouteType, edsNames, routeNames } from './resource-types.js';
@@ -51,6 +51,8 @@ export class SidecarStream implements Closable {
   #waitsForNames = false;
   /** Clusters that are referred to and not there, for good. */
   #dangling: ReadonlySet<string> = new Set();
+  /** All names were answered for that are subscribed to of these. */
+  readonly #answered = new Set<AnyResourceType>();
   /** What was there when it was last whole. */
   #whole: SidecarState | undefined;
   /** What has changed since. */
@@ -100,8 +102,8 @@ export class SidecarStream implements Closable {
     for (const key of Object.keys(sidecarTypes) as (keyof typeof sidecarTypes)[]) {
       this.#stream.preload(sidecarTypes[key], state[key].values() as Iterable<XdsResource<unknown>>);
     }
-    this.#stream.setNames(sidecarTypes.endpoints, this.#endpointNames());
-    this.#stream.setNames(sidecarTypes.routes, this.#routeNames());
+    this.#ask(sidecarTypes.endpoints, endpointNames(this.#now.clusters));
+    this.#ask(sidecarTypes.routes, namesOfRoutes(this.#now.listeners));
   }
 
   start(): void {
@@ -120,10 +122,10 @@ export class SidecarStream implements Closable {
   get #now(): SidecarState {
     const { clusters, listeners, endpoints, routes } = sidecarTypes;
     return {
-      clusters: this.#stream.state(clusters).resources,
-      endpoints: this.#stream.state(endpoints).resources,
-      listeners: this.#stream.state(listeners).resources,
-      routes: this.#stream.state(routes).resources,
+      clusters: this.#stream.settled(clusters),
+      endpoints: this.#stream.settled(endpoints),
+      listeners: this.#stream.settled(listeners),
+      routes: this.#stream.settled(routes),
     };
   }
 
@@ -135,10 +137,10 @@ export class SidecarStream implements Closable {
       else if (change.type === listeners) this.#changedKinds.add('listeners').add('routes');
       else this.#changedKinds.add(change.type === endpoints ? 'endpoints' : 'routes');
     }
-    if (change.type === clusters) this.#stream.setNames(endpoints, this.#endpointNames());
-    if (change.type === listeners) this.#stream.setNames(routes, this.#routeNames());
+    if (change.type === clusters) this.#ask(endpoints, endpointNames(this.#now.clusters));
+    if (change.type === listeners) this.#ask(routes, namesOfRoutes(this.#now.listeners));
     if (!this.#stream.state(clusters).answered || !this.#stream.state(listeners).answered) return;
-    const isComplete = missing(this.#stream.state(endpoints)) + missing(this.#stream.state(routes)) === 0;
+    const isComplete = this.#isAnswered(endpoints) && this.#isAnswered(routes);
     if (isComplete && !this.#dangles()) {
       if (!this.#whole || this.#timer || change.updated.length > 0 || change.removed.length > 0) this.#take();
       return;
@@ -187,7 +189,7 @@ export class SidecarStream implements Closable {
     // Where all that was led to was there and still is, only what is new can dangle.
     const known = this.#changedKinds.has('clusters') || this.#dangling.size > 0 ? undefined : this.#whole;
     // A map that is the same object has the same in it.
-    const taken = <K extends keyof SidecarState>(kind: K): SidecarState[K] => (this.#whole && !this.#changedKinds.has(kind) ? this.#whole[kind] : (new Map(now[kind] as ReadonlyMap<string, unknown>) as unknown as SidecarState[K]));
+    const taken = <K extends keyof SidecarState>(kind: K): SidecarState[K] => (this.#whole && !this.#changedKinds.has(kind) ? this.#whole[kind] : now[kind]);
     this.#whole = { clusters: taken('clusters'), endpoints: taken('endpoints'), listeners: taken('listeners'), routes: taken('routes') };
     this.#changedKinds.clear();
     const dangling = new Set<string>();
@@ -198,32 +200,33 @@ export class SidecarStream implements Closable {
     this.#options.onUpdate();
   }
 
-  #endpointNames(): Set<string> {
-    const names = new Set<string>();
-    for (const cluster of this.#stream.state(sidecarTypes.clusters).resources.values()) {
-      const name = edsNames.of(cluster);
-      if (name !== undefined) names.add(name);
-    }
-    return names;
+  #ask(type: AnyResourceType, names: ReadonlySet<string>): void {
+    if (this.#stream.state(type).names !== names) this.#answered.delete(type);
+    this.#stream.setNames(type, names);
   }
 
-  #routeNames(): Set<string> {
-    const names = new Set<string>();
-    for (const listener of this.#stream.state(sidecarTypes.listeners).resources.values()) {
-      for (const name of routeNames.of(listener)) names.add(name);
-    }
-    return names;
+  /** Whether all subscribed names have an answer; what the control plane takes away it answers for, too. */
+  #isAnswered(type: AnyResourceType): boolean {
+    if (this.#answered.has(type)) return true;
+    const { names, resources, absent, rejected } = this.#stream.state(type);
+    for (const name of names) if (!resources.has(name) && !absent.has(name) && !rejected.has(name)) return false;
+    this.#answered.add(type);
+    return true;
   }
 }
 
-/** Names that were all answered for; what the control plane takes away it answers for, too. */
-const answered = new WeakSet<ReadonlySet<string>>();
+const ofClusters = new WeakMap<SidecarState['clusters'], ReadonlySet<string>>();
+const ofListeners = new WeakMap<SidecarState['listeners'], ReadonlySet<string>>();
 
-/** How many of the subscribed names have no answer yet. */
-function missing(state: TypeState): number {
-  if (answered.has(state.names)) return 0;
-  let count = 0;
-  for (const name of state.names) if (!state.resources.has(name) && !state.absent.has(name) && !state.rejected.has(name)) count++;
-  if (count === 0) answered.add(state.names);
-  return count;
+/** What the clusters of a map that is not altered ask for, in one set for all who have the map. */
+function endpointNames(clusters: SidecarState['clusters']): ReadonlySet<string> {
+  let names = ofClusters.get(clusters);
+  if (!names) ofClusters.set(clusters, (names = new Set([...clusters.values()].flatMap((cluster) => edsNames.of(cluster) ?? []))));
+  return names;
+}
+
+function namesOfRoutes(listeners: SidecarState['listeners']): ReadonlySet<string> {
+  let names = ofListeners.get(listeners);
+  if (!names) ofListeners.set(listeners, (names = new Set([...listeners.values()].flatMap((listener) => routeNames.of(listener)))));
+  return names;
 }

@@ -5,6 +5,7 @@
 import { BinaryWriter } from '@bufbuild/protobuf/wire';
 import { messageTypeRegistry, type MessageType, type UnknownMessage } from '../../proto/generated/typeRegistry.js';
 import { Any } from '../../proto/generated/google/protobuf/any.js';
+import { heldBytes } from '../held-bytes.js';
 
 const PREFIX = 'type.googleapis.com/';
 
@@ -15,9 +16,13 @@ export interface Codec<T> {
   fromPartial(object: never): T;
 }
 
-/** `type.googleapis.com/<full name>` of a generated message. */
-export function typeUrl(codec: { readonly $type: string }): string {
-  return PREFIX + codec.$type;
+const urls = new Map<string, string>();
+
+/** `type.googleapis.com/<full name>` of a generated message; one string for all that ask. */
+export function typeUrl({ $type }: { readonly $type: string }): string {
+  let url = urls.get($type);
+  if (url === undefined) urls.set($type, (url = PREFIX + $type));
+  return url;
 }
 
 type Encoder<T> = { encode(message: T, writer?: BinaryWriter): BinaryWriter };
@@ -38,6 +43,11 @@ export function encode<T>(codec: Encoder<T>, message: T): Uint8Array {
 
 export function pack<T>(codec: Encoder<T> & { readonly $type: string }, message: T): Any {
   return { type_url: typeUrl(codec), value: Buffer.from(encode(codec, message)) };
+}
+
+/** The same for what is held for long, of which there are very many. */
+export function packHeld<T>(codec: Encoder<T> & { readonly $type: string }, message: T): Any {
+  return { type_url: typeUrl(codec), value: heldBytes(encode(codec, message)) };
 }
 
 /** Decodes an Any as `codec`'s message, or undefined when it holds another type. */
