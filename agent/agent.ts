@@ -24,6 +24,7 @@ import { eventDrivenListeners } from './dataplane/event-driven.js';
 import { PinnedNamespaces } from './dataplane/namespaces.js';
 import { PolicyEnforcer } from './dataplane/policy-enforcer.js';
 import { podProbation } from './dataplane/probation.js';
+import { SpareMemory } from './dataplane/spare-memory.js';
 import { AgentFastPath } from './http/agent-fast-path.js';
 import type { NodeCaFactory } from './identity/certificates.js';
 import { instanceCgroup, instancePaths } from './instance.js';
@@ -242,6 +243,7 @@ export class Agent {
     const setMetadata = workloads.setPodMetadata && ((pod: PodRecord, patch: PodMetadataPatch) => workloads.setPodMetadata!(pod, patch));
     this.#dataplane = new Dataplane({ kernel, namespaces, proxy, defaults: this.#defaults, logger: this.#component('agent.dataplane'), setBehindProxy: (uid, isBehind, isPassable) => this.#policies?.setBehindProxy(uid, isBehind, isPassable), ...(this.#kernel?.steering ? { steering: this.#kernel.steering } : {}), ...(this.#policies ? { policiesKnown: (uid: string, signal: AbortSignal) => this.#policies!.whenKnown(uid, signal) } : {}), ...(setMetadata ? { setMetadata } : {}) });
     this.#auditors = new AgentAuditors({ kernel: this.#kernel, proxy, records: () => this.#records ?? [], resolver: this.#resolver, policies: this.#policies, logger: this.#component('agent.consistency') }).start();
+    this.#store.add(new SpareMemory());
     await this.#listenForStarting(this.#dataplane);
     this.#running = this.#run(this.#dataplane, proxy);
   }

@@ -107,6 +107,7 @@ export interface Addon {
   unmount(path: string): void;
   mountBpffs(path: string): void;
   tryLockFile(fd: number): boolean;
+  trimMemory(): void;
   openObject(options: { pinDir: string | null; rodata: Record<string, bigint>; maxEntries: Record<string, number>; programs?: string[]; without?: string[] }): RawObject;
   openPinnedMap(path: string): { map: RawMap; value?: StructLayout } | undefined;
   linkInfo(pinPath: string): { targetId: bigint; programId: number; attachType: number };

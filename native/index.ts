@@ -94,6 +94,11 @@ export function tryLockFile(fd: number): boolean {
   return guarded((addon) => addon.tryLockFile(fd));
 }
 
+/** Gives what malloc has free, in whole pages, back to the kernel. */
+export function trimMemory(): void {
+  guarded((addon) => addon.trimMemory());
+}
+
 export function isBpffs(path: string): boolean {
   requireString('isBpffs', 'path', path);
   try {

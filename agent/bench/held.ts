@@ -7,7 +7,8 @@ import { Command } from 'commander';
 import { wholeNumber } from '../../common/arguments.js';
 import { keepHeapSmall } from '../../common/heap.js';
 import { logger } from '../../common/log.js';
-import { waitFor } from '../../common/retry.js';
+import { sleep, waitFor } from '../../common/retry.js';
+import { SpareMemory } from '../dataplane/spare-memory.js';
 import { Folder, type FoldClass, type FoldPod } from '../proxy/fold.js';
 import { PlainPorts } from '../proxy/plain-ports.js';
 import { CDS } from '../proxy/snapshot.js';
@@ -27,12 +28,16 @@ const { discovery, classes: count, pods: podCount } = new Command('held')
   .opts<{ discovery: string; classes: number; pods: number }>();
 
 const NODE = 'node-1';
+const IDLE_MS = 1_000;
+new SpareMemory({ everyMs: IDLE_MS / 4 });
 const mebibytes = (bytes: number): string => (bytes / (1 << 20)).toFixed(0);
-function tell(step: string): void {
-  globalThis.gc?.();
-  const { heapUsed, external, rss } = process.memoryUsage();
+/** An agent's memory is read when it has nothing to do. */
+async function tell(step: string): Promise<void> {
   const { user, system } = process.cpuUsage();
-  process.stdout.write(`${step}: live ${mebibytes(heapUsed)} MiB, outside of the heap ${mebibytes(external)}, RSS ${mebibytes(rss)}; CPU ${((user + system) / 1e6).toFixed(1)} s\n`);
+  globalThis.gc?.();
+  await sleep(IDLE_MS);
+  const { heapUsed, heapTotal, external, rss } = process.memoryUsage();
+  process.stdout.write(`${step}: live ${mebibytes(heapUsed)} MiB in a heap of ${mebibytes(heapTotal)}, outside of it ${mebibytes(external)}, RSS ${mebibytes(rss)}; CPU ${((user + system) / 1e6).toFixed(1)} s\n`);
 }
 
 keepHeapSmall();
@@ -43,7 +48,7 @@ const patience = { timeoutMs: 600_000, everyMs: 20 };
 const table = { apply: () => 0, retryRefused: () => 0, ports: () => [], setForeign: () => undefined, isForeign: () => false, live: () => undefined, status: { services: 0, endpoints: 0, maxServices: 0, maxEndpoints: 0, refused: 0 } };
 const resolver = new ServiceResolver({ nodeName: NODE, table, pods: () => [], logger: log });
 const waypoints = new WaypointIndex(NODE);
-tell('programs loaded');
+await tell('programs loaded');
 const workloads = new WorkloadStream({
   channel, nodeName: NODE, nodeAddress: '127.0.0.1', logger: log,
   onChange: (change) => {
@@ -53,7 +58,7 @@ const workloads = new WorkloadStream({
 });
 workloads.start();
 await waitFor('workloads', () => workloads.synced, patience);
-tell(`${workloads.addresses.size} workloads and services`);
+await tell(`${workloads.addresses.size} workloads and services`);
 const folded: FoldClass[] = [];
 const pods: FoldPod[] = [];
 for (let index = 0; index < count; index++) {
@@ -66,10 +71,10 @@ for (let index = 0; index < count; index++) {
   folded.push({ key, state: stream.state, identity, certified: true });
   for (let at = index; at < podCount; at += count) pods.push({ uid: `u${at}`, netnsPath: `/run/netns/u${at}`, ipv6: false, addresses: [`10.244.1.${at + 1}`], identity, classKey: key, canRedirect: true });
 }
-tell(`${count} classes, unfolded`);
+await tell(`${count} classes, unfolded`);
 const folder = new Folder(stockExtensions());
 const { snapshot } = folder.fold(folded, pods);
 resolver.portsChanged(new PlainPorts(folded), new Set());
-tell(`folded for ${pods.length} pods`);
+await tell(`folded for ${pods.length} pods`);
 process.stdout.write(`${folder.remembered} resources folded; ${snapshot.entries(CDS).size} clusters for Envoy\n`);
 process.exit(0);
