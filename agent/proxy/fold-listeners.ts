@@ -11,6 +11,7 @@ import type { Listener } from '../../proto/generated/envoy/config/listener/v3/li
 import { FilterChain, type Filter, type FilterChainMatch } from '../../proto/generated/envoy/config/listener/v3/listener_components.js';
 import { HttpConnectionManager } from '../../proto/generated/envoy/extensions/filters/network/http_connection_manager/v3/http_connection_manager.js';
 import { TcpProxy } from '../../proto/generated/envoy/extensions/filters/network/tcp_proxy/v3/tcp_proxy.js';
+import type { Any } from '../../proto/generated/google/protobuf/any.js';
 import { pack, unpack } from '../../common/xds/any.js';
 import { canonical } from '../xds/resource-type.js';
 import { named, observed, OUTBOUND_OWNER } from './access-logs.js';
@@ -176,31 +177,35 @@ function foldManager(manager: HttpConnectionManager, extensions: EnvoyExtensions
   return manager;
 }
 
-/** A copy of the chains that refers to clusters and routes by the names that they have in this Envoy. */
+/**
+ * The chain with the names that clusters and routes have in this Envoy; itself, and its own filters, where none of them is another one:
+ * classes of pods share most of their chains.
+ */
 export function renameInChain(chain: FilterChain, cluster: Rename, route: Rename): FilterChain {
-  return {
-    ...chain,
-    filters: chain.filters.map((filter) => {
-      if (filter.config_type?.$case !== 'typed_config') return filter;
-      const manager = unpack(HttpConnectionManager, filter.config_type.value);
-      if (manager) {
-        const specifier = manager.route_specifier;
-        if (specifier?.$case === 'rds') specifier.value.route_config_name = route(specifier.value.route_config_name);
-        if (specifier?.$case === 'route_config') specifier.value = renameClusters(specifier.value, cluster);
-        renameManagerCallouts(manager, cluster);
-        return { ...filter, config_type: { $case: 'typed_config' as const, value: pack(HttpConnectionManager, manager) } };
-      }
-      const tcp = unpack(TcpProxy, filter.config_type.value);
-      if (tcp) {
-        const specifier = tcp.cluster_specifier;
-        if (specifier?.$case === 'cluster') specifier.value = cluster(specifier.value);
-        if (specifier?.$case === 'weighted_clusters') for (const weight of specifier.value.clusters) weight.name = cluster(weight.name);
-        renameLogs(tcp.access_log, cluster);
-        return { ...filter, config_type: { $case: 'typed_config' as const, value: pack(TcpProxy, tcp) } };
-      }
-      return { ...filter, config_type: { $case: 'typed_config' as const, value: renameCallouts(filter.config_type.value, cluster) } };
-    }),
-  };
+  const filters = chain.filters.map((filter) => {
+    if (filter.config_type?.$case !== 'typed_config') return filter;
+    const value = renameInFilter(filter.config_type.value, cluster, route);
+    return Buffer.compare(value.value, filter.config_type.value.value) === 0 ? filter : { ...filter, config_type: { $case: 'typed_config' as const, value } };
+  });
+  return filters.every((filter, index) => filter === chain.filters[index]) ? chain : { ...chain, filters };
+}
+
+function renameInFilter(config: Any, cluster: Rename, route: Rename): Any {
+  const manager = unpack(HttpConnectionManager, config);
+  if (manager) {
+    const specifier = manager.route_specifier;
+    if (specifier?.$case === 'rds') specifier.value.route_config_name = route(specifier.value.route_config_name);
+    if (specifier?.$case === 'route_config') specifier.value = renameClusters(specifier.value, cluster);
+    renameManagerCallouts(manager, cluster);
+    return pack(HttpConnectionManager, manager);
+  }
+  const tcp = unpack(TcpProxy, config);
+  if (!tcp) return renameCallouts(config, cluster);
+  const specifier = tcp.cluster_specifier;
+  if (specifier?.$case === 'cluster') specifier.value = cluster(specifier.value);
+  if (specifier?.$case === 'weighted_clusters') for (const weight of specifier.value.clusters) weight.name = cluster(weight.name);
+  renameLogs(tcp.access_log, cluster);
+  return pack(TcpProxy, tcp);
 }
 
 /** Whether what matches no service may leave the mesh as it is: ALLOW_ANY. */

@@ -15,9 +15,10 @@ import { TcpProxy } from '../../proto/generated/envoy/extensions/filters/network
 import { InternalUpstreamTransport } from '../../proto/generated/envoy/extensions/transport_sockets/internal_upstream/v3/internal_upstream.js';
 import { RawBuffer } from '../../proto/generated/envoy/extensions/transport_sockets/raw_buffer/v3/raw_buffer.js';
 import { pack, unpack } from '../../common/xds/any.js';
-import { contentHash, hashBytes } from '../xds/resource-type.js';
+import { contentHash } from '../xds/resource-type.js';
 import { sharedAddress } from './filter-state.js';
 import type { FoldedListeners } from './fold-listeners.js';
+import { listenerEntry } from './listener-bytes.js';
 import type { Entry } from './snapshot.js';
 
 /**
@@ -108,8 +109,7 @@ export function inspectionListener(classKey: string, kind: InspectionKind, folde
   listener.filter_chains = folded.inspected[kind];
   listener.default_filter_chain = folded.defaultChain;
   // Folded chains have their maps in order, so that equal listeners have equal bytes.
-  const any = pack(Listener, listener);
-  return { name, version: hashBytes(any.value), any, needs };
+  return listenerEntry(listener, needs);
 }
 
 export function inspectionCluster(classKey: string, kind: InspectionKind): Entry {
