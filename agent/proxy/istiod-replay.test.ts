@@ -14,6 +14,7 @@ import { Node } from '../../proto/generated/envoy/config/core/v3/base.js';
 import { DeltaDiscoveryRequest, DeltaDiscoveryResponse } from '../../proto/generated/envoy/service/discovery/v3/discovery.js';
 import { typeUrl } from '../../common/xds/any.js';
 import { AdsChannel, type DeltaStream } from '../xds/channel.js';
+import type { DeltaResponse } from '../xds/delta-response.js';
 import { WorkloadStream } from '../xds/workload-stream.js';
 import { RecordedIstiod } from '../testing/istiod.js';
 import { IstiodSecurity } from '../testing/istiod-security.js';
@@ -80,7 +81,7 @@ class RawClient {
   constructor(test: TestContext, istiod: RecordedIstiod, node: string) {
     this.#channel = new AdsChannel(istiod.address);
     this.#stream = this.#channel.open();
-    this.#stream.on('data', (response: DeltaDiscoveryResponse) => this.responses.push(response));
+    this.#stream.on('data', ({ resources, ...rest }: DeltaResponse) => this.responses.push({ ...rest, resources: [...resources] }));
     this.#stream.on('error', () => undefined);
     this.#stream.write(DeltaDiscoveryRequest.fromPartial({ node: Node.fromPartial({ id: node }) }));
     test.after(() => this.#channel.close());
