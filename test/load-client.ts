@@ -48,7 +48,7 @@ async function main(options: LoadOptions): Promise<void> {
         response.once('error', (error) => fail(`answer: ${error.message}`));
         response.once('end', () => {
           report.requests++;
-          if (response.statusCode !== 200) return fail(`status ${response.statusCode}: ${body.slice(0, 80)}`);
+          if (response.statusCode !== 200) return fail(`status ${response.statusCode}: ${body.slice(0, 400)}`);
           if (!body.includes(`"path":"${path}"`)) return fail(`answer to another request: ${body.slice(0, 120)}`);
           const way = response.headers['x-envoy-upstream-service-time'] !== undefined || response.headers.server?.includes('envoy') ? 'proxied' : 'direct';
           report[agent ? 'kept' : 'fresh'][way]++;

@@ -11,6 +11,7 @@ import type { Logger } from '../../common/log.js';
 import { unpack } from '../../common/xds/any.js';
 import { visitRouteClusters } from '../xds/references.js';
 import { listenerParts } from './listener-parts.js';
+import { podOfListener } from './pod-listener.js';
 import { CDS, EDS, LDS, RDS, SDS, SHORT_NAMES, type Entries, type Entry, type Snapshot } from './snapshot.js';
 
 export type AdsCall = ServerDuplexStream<DeltaDiscoveryRequest, DeltaDiscoveryResponse>;
@@ -197,13 +198,16 @@ export class AdsSession {
     await this.#upsert(EDS, target, new Set(clusters.flatMap((entry) => entry.needs).filter((name) => warm.has(name)))).done;
     await done;
     await this.#settled(EDS, clusters, target);
-    // Nothing refers to a listener, and its address may have gone to another one.
-    await this.#remove(LDS, target);
+    // Nothing refers to a listener of a pod, and its address may have gone to another one.
+    await this.#remove(LDS, target, (name) => podOfListener(name) !== undefined);
     if (this.#host.beforeListeners) await this.#bounded(this.#host.beforeListeners(this.#changedListeners(target)), 'its connections to be listed');
     const { sent: listeners, done: listening } = this.#upsert(LDS, target);
     await listening;
     await this.#upsert(RDS, target).done;
     await this.#settled(RDS, listeners, target);
+    // Those that waited for what they lead to now.
+    await this.#upsert(CDS, target).done;
+    await this.#remove(LDS, target);
     for (const type of this.#types.keys()) if (![CDS, EDS, LDS, RDS].includes(type)) await this.#upsert(type, target).done;
     // A subscription that has not come yet (right after a reconnect) may still refer to what would be removed.
     if (!this.#types.has(LDS)) return;
@@ -221,12 +225,18 @@ export class AdsSession {
     const wanted = subscription.wildcard
       ? [...target.entries(type).values()]
       : [...subscription.names].map((name) => target.get(type, name)).filter((entry) => entry !== undefined);
-    const changed = wanted.filter((entry) => force.has(entry.name) || subscription.sent.get(entry.name) !== entry.version);
+    const differing = wanted.filter((entry) => force.has(entry.name) || subscription.sent.get(entry.name) !== entry.version);
+    const changed = differing.filter((entry) => !this.#leadsNowhere(entry, subscription));
     const missing = [...subscription.names].filter((name) => !target.get(type, name) && !subscription.sent.has(name) && !subscription.absent.has(name));
-    if (subscription.answered || !subscription.wildcard || changed.length > 0) subscription.sentAll = entries;
+    if ((subscription.answered || !subscription.wildcard || changed.length > 0) && changed.length === differing.length) subscription.sentAll = entries;
     if (changed.length + missing.length === 0 && (subscription.answered || !subscription.wildcard)) return nothing;
     const sending = type === LDS ? this.#sendListeners(changed) : this.#answer(type, this.#sendInParts(type, changed, missing));
     return { sent: changed, done: sending };
+  }
+
+  /** It is in use, and would be led to a listener that Envoy lacks. */
+  #leadsNowhere({ name, leadsTo }: Entry, { sent }: TypeSubscription): boolean {
+    return leadsTo !== undefined && sent.has(name) && this.#types.get(LDS)?.acked.has(leadsTo) !== true;
   }
 
   #changedListeners(target: Snapshot): string[] {
@@ -235,13 +245,13 @@ export class AdsSession {
   }
 
   /** Of a wildcard type; endpoints and routes go when Envoy unsubscribes, with the cluster or listener that needed them. */
-  async #remove(type: string, target: Snapshot): Promise<void> {
+  async #remove(type: string, target: Snapshot, isTurn?: (name: string) => boolean): Promise<void> {
     const subscription = this.#types.get(type);
     if (!subscription || this.#closed) return;
     const [entries, { keeps }] = [target.entries(type), target];
     if (subscription.removedAll?.entries === entries && subscription.removedAll.keeps === keeps) return;
-    subscription.removedAll = { entries, keeps };
-    const gone = [...subscription.sent.keys()].filter((name) => !entries.has(name) && !keeps(type, name));
+    if (!isTurn) subscription.removedAll = { entries, keeps };
+    const gone = [...subscription.sent.keys()].filter((name) => !entries.has(name) && !keeps(type, name) && isTurn?.(name) !== false);
     const used = type === CDS && gone.length > 0 ? this.#drainingClusters() : new Set<string>();
     const names = gone.filter((name) => !used.has(name));
     // Again when Envoy needs them no more.

@@ -462,7 +462,9 @@ describe('Folder: several classes', () => {
     const versions = (result: FoldResult): string[] => [CDS, EDS, LDS, RDS].flatMap((type) => [...result.snapshot.entries(type).values()].map(({ name, version }) => `${name} ${version}`)).sort();
     const folder = new Folder(extensions);
     folder.fold([{ key: 'c2', state: basic({ [`eds ${WEB}`]: assignment(WEB, []) }) }], [second]);
+    folder.commit();
     const both = versions(folder.fold(classes(), [pod, second]));
+    folder.commit();
     const next = (): Folder => new Folder(extensions, JSON.parse(JSON.stringify({ accountClusters: [...folder.accountClusters], names: folder.names })) as ConstructorParameters<typeof Folder>[1]);
     assert.deepEqual(versions(next().fold(classes(), [second, pod])), both);
     const bobsAlone = versions(folder.fold(classes().slice(1), [second]));
@@ -475,8 +477,10 @@ describe('Folder: several classes', () => {
     const of = (key: string, ...endpoints: string[]) => ({ key, state: basic({ [`eds ${WEB}`]: assignment(WEB, endpoints) }) });
     const third: FoldPod = { ...second, uid: 'u3', classKey: 'c3' };
     const all = folder.fold([of('c1', '10.0.0.5:80'), of('c2', '10.0.0.6:80'), of('c3', '10.0.0.6:80')], [pod, second, third]).snapshot;
+    folder.commit();
     for (const [left, pods] of [[[of('c2', '10.0.0.6:80'), of('c3', '10.0.0.6:80')], [second, third]], [[of('c3', '10.0.0.6:80')], [third]]] as const) {
       const { snapshot } = folder.fold(left, pods);
+      folder.commit();
       for (const type of [CDS, EDS, LDS, RDS]) for (const [name, { version }] of snapshot.entries(type)) assert.equal(version, all.get(type, name)?.version, name);
     }
   });

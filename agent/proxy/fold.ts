@@ -18,7 +18,6 @@ import type { EnvoyExtensions } from './extensions.js';
 import { asksForMeshTls, ClusterEntries } from './cluster-entries.js';
 import { twinOf, type ClusterSet } from './cluster-sets.js';
 import { boundTo, foldCluster, isFoldedCluster } from './fold-clusters.js';
-import { parseEndpointId } from './fold-endpoints.js';
 import { ofAccount } from './fold-identity.js';
 import { FoldedBase, FoldedEndpoints, type ClusterSource, type FoldedCluster } from './folded-cluster.js';
 import { foldListener, foldListeners, renameInChain, type FoldedListeners } from './fold-listeners.js';
@@ -30,6 +29,7 @@ import { originateCluster, originateListener } from './hbone-originate.js';
 import { withHeadless } from './headless.js';
 import { canEndTunnels, hboneEntries } from './hbone-terminate.js';
 import { INSPECTION_KINDS, inspectionCluster, inspectionListener } from './inspection.js';
+import { PlainListeners, plainChains, type PlainChains } from './plain-listeners.js';
 import { podCallEntries, withPodCalls, type CalledPod, type PodCalls } from './pod-calls.js';
 import { markPolicy } from './pool-renewal.js';
 import { podClusterName, podListener, podListenerKey, podListenerName, type ListenerPod } from './pod-listener.js';
@@ -39,7 +39,7 @@ import { inboundClusters, listenerFact, listenerFacts } from './state-facts.js';
 import { FoldError } from './stock.js';
 import { NameBook, Renamed, type Content, type GivenNames, type Names } from './variants.js';
 import { NO_WAYPOINTS, type WaypointTable } from './waypoint-table.js';
-import { WaypointClusters, waypointEntries, waypointListenerName, withWaypoints } from './waypoints.js';
+import { addWaypoints, isWaypoint, OF_A_WAYPOINT, WaypointClusters, waypointOf, withWaypoints } from './waypoints.js';
 
 export interface FoldClass {
   key: string;
@@ -92,6 +92,8 @@ export interface FoldResult {
 export interface FoldedNames {
   clusters: GivenNames;
   routes: GivenNames;
+  /** See PlainListeners. */
+  plain?: Readonly<Record<string, string>>;
 }
 
 interface InboundEntries {
@@ -120,8 +122,9 @@ interface Template {
   folded: FoldedListeners;
   hash: string;
   needs: string[];
-  /** The class's internal listeners. */
+  /** The class's internal listeners, but for plain TCP. */
   inner: { cluster: Entry; listener: Entry }[];
+  plain: PlainChains;
   problems: FoldProblem[];
 }
 
@@ -135,6 +138,7 @@ export class Folder {
   readonly #mirrors = new Map<string, { clusters: object; as: string; result: MirroredClusters }>();
   readonly #clusterEntries = new ClusterEntries();
   readonly #templates = new Map<string, Template>();
+  readonly #plain: PlainListeners;
   /** Clusters that have had an endpoint for the mesh's mutual TLS: they stay an account's own, since a change of a cluster's name ends connections. */
   readonly accountClusters: Set<string>;
   readonly #clusterBook: NameBook;
@@ -162,16 +166,23 @@ export class Folder {
   #originates: ReadonlyMap<string, Entry> = new Map();
 
   /** @param former what an agent before this one had decided, whose Envoy may be taken over */
-  constructor(readonly extensions: EnvoyExtensions, { accountClusters = [], names }: { accountClusters?: Iterable<string>; names?: FoldedNames } = {}) {
+  constructor(readonly extensions: EnvoyExtensions, { accountClusters = [], names, classes = [] }: { accountClusters?: Iterable<string>; names?: FoldedNames; classes?: readonly { key: string }[] } = {}) {
     this.accountClusters = new Set(accountClusters);
     this.#clusterBook = new NameBook(names?.clusters);
     this.#routeBook = new NameBook(names?.routes);
+    // Before classes shared them each had one of its own.
+    this.#plain = new PlainListeners(names?.plain ?? Object.fromEntries(classes.map(({ key }) => [key, key])));
     this.#routeTables = new RouteTables(extensions);
     this.#taught = new TaughtFold(extensions);
   }
 
   get names(): FoldedNames {
-    return { clusters: this.#clusterBook.given, routes: this.#routeBook.given };
+    return { clusters: this.#clusterBook.given, routes: this.#routeBook.given, plain: this.#plain.given };
+  }
+
+  /** Envoy is given what was last folded. */
+  commit(): void {
+    this.#plain.commit();
   }
 
   /** How many resources are remembered by their last good version. */
@@ -222,6 +233,7 @@ export class Folder {
     for (const { key } of classes) for (const [name, folded] of routes.get(key) ?? []) this.#addRoutes(routeNamesOf.of(key, name), folded, rds);
     const podEntries = new Map<string, { key: string; entry: Entry }>();
     const repeated = new Map<string, RepeatedSources>();
+    const handedOn: { key: string; plain: PlainChains }[] = [];
     for (const item of classes) {
       const own = pods.filter((pod) => pod.classKey === item.key);
       if (own.length === 0) continue;
@@ -231,6 +243,7 @@ export class Folder {
         cds.set(cluster.name, cluster);
         lds.set(listener.name, listener);
       }
+      handedOn.push({ key: item.key, plain: template.plain });
       for (const pod of own) {
         const { hash, folded, needs } = (pod.taught && ofTaught) || template;
         // Routes that only an internal listener asks for are in none of its bytes, but it is not ready without them.
@@ -243,6 +256,9 @@ export class Folder {
       if (ofTaught) repeated.set(item.key, { pods: new Map(own.flatMap(({ uid, taught: isTaught }) => (isTaught ? [[uid, podListenerName(uid)] as const] : []))), listeners: ofTaught.inner.map(({ listener }) => listener.name), routes: ofTaught.needs, clusters: [...taught.get(item.key)!.clusters.keys()].map((name) => taughtName(clusterNames.of(item.key, name))) });
     }
     this.#podEntries = podEntries;
+    const plain = this.#plain.entries(handedOn);
+    for (const entry of plain.clusters) cds.set(entry.name, entry);
+    for (const entry of plain.listeners) lds.set(entry.name, entry);
     this.#addInbound(classes, pods, inbound, reached, clusterNames, cds, lds, teaches !== undefined);
     addWaypoints(classes, waypoints, cds, eds);
     const calls = this.#callsOf(behind.map(({ uid, addresses, classKey }) => ({ uid, addresses, inbound: reached.get(uid) ?? meshListenerName(uid, inbound.get(classKey) ?? CLOSED), waypoint: waypointOf(addresses, waypoints) })), classes.some(({ key }) => isWaypoint(pods.filter(({ classKey }) => classKey === key), waypoints)));
@@ -252,7 +268,7 @@ export class Folder {
     this.#lastGood = this.#nextGood;
     for (const byClass of [this.#clusterSets, this.#mirrors, this.#templates]) for (const key of byClass.keys()) if (!clusters.has(key)) byClass.delete(key);
     this.#taught.keep(new Set(clusters.keys()));
-    const split = new Set([...[...clusterNames.split].map((name) => `CDS ${name}`), ...[...routeNamesOf.split].map((name) => `RDS ${name}`)]);
+    const split = new Set([...[...clusterNames.split].map((name) => `CDS ${name}`), ...[...routeNamesOf.split].map((name) => `RDS ${name}`), ...plain.split.map((name) => `LDS ${name}`)]);
     const ports = new Set(classes.flatMap(({ state }) => listenerFacts(state.listeners).ports));
     const proxied = [...new Set(waypoints.destinations.flatMap(({ ports: only, addresses }) => (only ? [] : addresses.filter((address) => local.has(address)))))].sort();
     const restricted = classes.some(({ state }) => !listenerFacts(state.listeners).passesThrough);
@@ -488,8 +504,9 @@ export class Folder {
     const needs = new Set(listenerFacts(state.listeners).routeNames.map((name) => routeNames_.of(key, name)));
     const whole = withPodCalls(withWaypoints(folded, waypoints, identity), waypoints === OF_A_WAYPOINT);
     const probe = podListener({ uid: '', netnsPath: '', ipv6: true }, whole, []);
-    const inner = INSPECTION_KINDS.map((kind) => ({ cluster: inspectionCluster(key, kind), listener: inspectionListener(key, kind, whole, [...needs]) }));
-    return { folded: whole, hash: probe.version, needs: [...needs], inner, problems };
+    const inner = (['http', 'unknown'] as const).map((kind) => ({ cluster: inspectionCluster(key, kind), listener: inspectionListener(key, kind, whole, [...needs]) }));
+    const ofAccounts = new Set(clusterNames.renames(key) ? [...(this.#clusterSets.get(key)?.result ?? [])].flatMap(([name, { account }]) => (account === undefined ? [] : clusterNames.of(key, name))) : []);
+    return { folded: whole, hash: probe.version, needs: [...needs], inner, plain: plainChains(whole, ofAccounts), problems };
   }
 
   #foldListener(key: string, listener: XdsResource<Listener>, extensions: EnvoyExtensions, twin: boolean, problems: FoldProblem[]): FilterChain[] {
@@ -551,30 +568,6 @@ function cacheOf<F>(caches: Map<string, WeakMap<Any, F>>, identity = ''): WeakMa
   let found = caches.get(identity);
   if (!found) caches.set(identity, (found = new WeakMap()));
   return found;
-}
-
-/** For a waypoint's own connections: they go on as they are, since they would come back to it. */
-const OF_A_WAYPOINT: WaypointTable = { waypoints: {}, destinations: [] };
-
-function isWaypoint(pods: readonly FoldPod[], { waypoints }: WaypointTable): boolean {
-  const addresses = new Set(pods.flatMap(({ addresses: own = [] }) => own));
-  return Object.values(waypoints).some(({ endpoints }) => endpoints.some((endpoint) => addresses.has(parseEndpointId(endpoint)?.address ?? '')));
-}
-
-/** The internal listener that leads to a pod's waypoint. */
-function waypointOf(addresses: readonly string[] = [], { destinations }: WaypointTable): string | undefined {
-  const found = destinations.find(({ ports, addresses: own }) => !ports && own.some((address) => addresses.includes(address)));
-  return found && waypointListenerName(found.waypoint);
-}
-
-function addWaypoints(classes: readonly FoldClass[], { waypoints }: WaypointTable, cds: Map<string, Entry>, eds: Map<string, Entry>): void {
-  for (const identity of new Set(classes.flatMap(({ identity: own, certified }) => (own !== undefined && certified ? own : [])))) {
-    for (const [name, waypoint] of Object.entries(waypoints)) {
-      const { cluster, assignment } = waypointEntries(name, waypoint, identity);
-      cds.set(cluster.name, cluster);
-      eds.set(assignment.name, assignment);
-    }
-  }
 }
 
 function isOfSockets({ load_assignment }: Cluster): boolean {

@@ -95,10 +95,13 @@ function inspectors(): ListenerFilter[] {
 }
 
 export function inspectionListener(classKey: string, kind: InspectionKind, folded: FoldedListeners, needs: readonly string[]): Entry {
-  const name = inspectionName(classKey, kind);
+  return internalListener(inspectionName(classKey, kind), kind, folded.inspected[kind], folded.defaultChain, needs);
+}
+
+export function internalListener(name: string, kind: InspectionKind, chains: readonly FilterChain[], defaultChain: FilterChain, needs: readonly string[]): Entry {
   const listener = Listener.fromPartial({
     name,
-    stat_prefix: `inspect_${classKey}_${kind}`,
+    stat_prefix: name.replaceAll('/', '_'),
     listener_specifier: { $case: 'internal_listener', value: {} },
     traffic_direction: TrafficDirection.OUTBOUND,
     // 0: for as long as it takes.
@@ -106,13 +109,14 @@ export function inspectionListener(classKey: string, kind: InspectionKind, folde
     continue_on_listener_filters_timeout: true,
   });
   listener.listener_filters = inspectors().slice(0, kind === 'plain' ? 1 : undefined);
-  listener.filter_chains = folded.inspected[kind];
-  listener.default_filter_chain = folded.defaultChain;
+  listener.filter_chains = [...chains];
+  listener.default_filter_chain = defaultChain;
   // Folded chains have their maps in order, so that equal listeners have equal bytes.
   return listenerEntry(listener, needs);
 }
 
-export function inspectionCluster(classKey: string, kind: InspectionKind): Entry {
+/** @param leadsTo the class's own internal listener, if it is not another one */
+export function inspectionCluster(classKey: string, kind: InspectionKind, leadsTo = inspectionName(classKey, kind)): Entry {
   const name = inspectionName(classKey, kind);
   const limits = { max_connections: UNLIMITED, max_pending_requests: UNLIMITED, max_requests: UNLIMITED };
   const cluster = Cluster.fromPartial({
@@ -122,7 +126,7 @@ export function inspectionCluster(classKey: string, kind: InspectionKind): Entry
     circuit_breakers: { thresholds: [limits] },
     load_assignment: {
       cluster_name: name,
-      endpoints: [{ lb_endpoints: [{ host_identifier: { $case: 'endpoint', value: { address: { address: { $case: 'envoy_internal_address', value: { address_name_specifier: { $case: 'server_listener_name', value: name } } } } } } }] }],
+      endpoints: [{ lb_endpoints: [{ host_identifier: { $case: 'endpoint', value: { address: { address: { $case: 'envoy_internal_address', value: { address_name_specifier: { $case: 'server_listener_name', value: leadsTo } } } } } } }] }],
     },
     transport_socket: {
       name: 'envoy.transport_sockets.internal_upstream',
@@ -131,5 +135,5 @@ export function inspectionCluster(classKey: string, kind: InspectionKind): Entry
       })) },
     },
   });
-  return { name, version: contentHash(Cluster, cluster), any: pack(Cluster, cluster), needs: [] };
+  return { name, version: contentHash(Cluster, cluster), any: pack(Cluster, cluster), needs: [], leadsTo };
 }

@@ -6,7 +6,7 @@ import type { Envoy } from './envoy.js';
 import { inboundListenerName } from './fold-inbound.js';
 import { INSPECTION_KINDS, inspectionName } from './inspection.js';
 import { podHboneName, podListenerName } from './pod-listener.js';
-import { LDS, RDS, type Entry, type Snapshot } from './snapshot.js';
+import { CDS, LDS, RDS, type Entry, type Snapshot } from './snapshot.js';
 
 export interface ListenerWaitsOptions {
   ads: Pick<AdsServer, 'status' | 'connected' | 'mayHold' | 'changedSoon' | 'changedWithin'>;
@@ -68,7 +68,7 @@ export class ListenerWaits {
     const isOpen = await this.#options.isOpen?.(uid).catch(() => undefined);
     if (isOpen === false) return false;
     const key = this.#options.classOf(uid) ?? '';
-    const inner = [key, taughtName(key)].flatMap((own) => INSPECTION_KINDS.map((kind) => snapshot.get(LDS, inspectionName(own, kind)))).filter((each) => each !== undefined);
+    const inner = [key, taughtName(key)].flatMap((own) => INSPECTION_KINDS.map((kind) => inspectionName(own, kind))).map((each) => snapshot.get(LDS, snapshot.get(CDS, each)?.leadsTo ?? each)).filter((each) => each !== undefined);
     const isDecided = ({ name: each, version }: Entry): boolean => {
       const status = ads.status(LDS, each);
       return status.nack !== undefined || (status.acked && this.#seen.get(each) === version);

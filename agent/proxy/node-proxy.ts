@@ -381,7 +381,9 @@ export class NodeProxy {
     const stream = new SidecarStream({ channel: this.#channels.as(() => this.#identity(pod)), node, logger: this.#logger, onUpdate: () => this.#schedule() });
     const saved = this.#file.saved.classes.find((item) => item.key === key)?.state;
     if (saved) stream.preload(saved);
-    stream.start();
+    // What is known of it is published first: all names of a mesh, to be said to the control plane, take their time.
+    if (saved && this.#staleAllowed) setTimeout(() => stream.start(), 2 * SETTLE_MS);
+    else stream.start();
     return { key, node, representative: pod.uid, stream, saved };
   }
 
@@ -447,6 +449,7 @@ export class NodeProxy {
       return;
     }
     this.#dirtySince = undefined;
+    folder.commit();
     this.#foldedWaypoints = this.waypoints;
     this.#split = split;
     this.#published = new Set(ready.keys());

@@ -67,10 +67,13 @@ export interface PlainClass {
 
 export class PlainPorts implements PortJudge {
   readonly #classes: readonly PlainClass[];
+  /** One of each that were sent the same and have the same families. */
+  readonly #distinct: readonly PlainClass[];
   readonly #listeners = new Map<string, Index>();
 
   constructor(classes: readonly PlainClass[]) {
     this.#classes = classes;
+    this.#distinct = classes.filter((each, index) => classes.findIndex((other) => isSame(other, each)) === index);
   }
 
   judge(address: string, port: number, hostname: string): PortVerdict {
@@ -78,7 +81,7 @@ export class PlainPorts implements PortJudge {
     let kind: 'tcp' | 'http' = 'tcp';
     const assignments = new Map<Any | undefined, Assignment | undefined>();
     // Whose pods do not have the address's family never get there, and have no listener for it.
-    const asked = this.#classes.filter(({ addresses = [] }) => addresses.length === 0 || addresses.some((own) => isIPv6(own) === isIPv6(address)));
+    const asked = this.#distinct.filter(({ addresses = [] }) => addresses.length === 0 || addresses.some((own) => isIPv6(own) === isIPv6(address)));
     if (asked.length === 0) return { reason: 'no pod of this node has an address of its family' };
     for (const { key, state } of asked) {
       const found = this.#inClass(key, state, address, port, `outbound|${port}||${hostname}`, hostname);
@@ -118,7 +121,7 @@ export class PlainPorts implements PortJudge {
   }
 
   isNamed(address: string, port: number): boolean {
-    return this.#classes.length > 0 && this.#classes.every(({ key, state }) => this.#indexOf(key, state).has(`${address} ${port}`));
+    return this.#distinct.length > 0 && this.#distinct.every(({ key, state }) => this.#indexOf(key, state).has(`${address} ${port}`));
   }
 
   #listenerOf(key: string, state: SidecarState, address: string, port: number): XdsResource<Listener> | 'several' | undefined {
@@ -140,6 +143,11 @@ export class PlainPorts implements PortJudge {
     }
     return index;
   }
+}
+
+function isSame(one: PlainClass, other: PlainClass): boolean {
+  const families = ({ addresses = [] }: PlainClass): string => [...new Set(addresses.map(isIPv6))].sort().join();
+  return (['clusters', 'endpoints', 'listeners', 'routes'] as const).every((kind) => one.state[kind] === other.state[kind]) && families(one) === families(other);
 }
 
 function indexOf({ listeners }: SidecarState): Index {

@@ -22,6 +22,8 @@ export interface Entry {
   any: Any;
   /** For a cluster of type EDS and a listener: the EDS or RDS resources that it needs before it is of use. */
   needs: readonly string[];
+  /** Of a cluster: the internal listener without which it must not take the place of the one that Envoy has. */
+  leadsTo?: string;
 }
 
 export type Entries = ReadonlyMap<string, Entry>;

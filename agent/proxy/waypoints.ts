@@ -145,3 +145,27 @@ export class WaypointClusters {
 export function waypointListenerName(waypoint: string): string {
   return `waypoint/${waypoint}`;
 }
+
+/** For a waypoint's own connections: they go on as they are, since they would come back to it. */
+export const OF_A_WAYPOINT: WaypointTable = { waypoints: {}, destinations: [] };
+
+export function isWaypoint(pods: readonly { addresses?: readonly string[] }[], { waypoints }: WaypointTable): boolean {
+  const addresses = new Set(pods.flatMap(({ addresses: own = [] }) => own));
+  return Object.values(waypoints).some(({ endpoints }) => endpoints.some((endpoint) => addresses.has(parseEndpointId(endpoint)?.address ?? '')));
+}
+
+/** The internal listener that leads to a pod's waypoint. */
+export function waypointOf(addresses: readonly string[] = [], { destinations }: WaypointTable): string | undefined {
+  const found = destinations.find(({ ports, addresses: own }) => !ports && own.some((address) => addresses.includes(address)));
+  return found && waypointListenerName(found.waypoint);
+}
+
+export function addWaypoints(classes: readonly { identity?: string; certified?: boolean }[], { waypoints }: WaypointTable, cds: Map<string, Entry>, eds: Map<string, Entry>): void {
+  for (const identity of new Set(classes.flatMap(({ identity: own, certified }) => (own !== undefined && certified ? own : [])))) {
+    for (const [name, waypoint] of Object.entries(waypoints)) {
+      const { cluster, assignment } = waypointEntries(name, waypoint, identity);
+      cds.set(cluster.name, cluster);
+      eds.set(assignment.name, assignment);
+    }
+  }
+}

@@ -5,7 +5,7 @@ import type { Any } from '../../proto/generated/google/protobuf/any.js';
 import { logger } from '../../common/log.js';
 import { sleep, waitFor } from '../../common/retry.js';
 import { TestControlPlane, type TestStream } from '../testing/control-plane.js';
-import { assignment, edsCluster, httpListener, routes } from '../testing/resources.js';
+import { assignment, edsCluster, httpListener, routes, sidecarState } from '../testing/resources.js';
 import { AdsChannel } from './channel.js';
 import { visitRouteClusters } from './references.js';
 import { SidecarStream, sidecarTypes } from './sidecar-stream.js';
@@ -104,4 +104,29 @@ describe('SidecarStream', () => {
     assert.equal(stream.state.clusters.has('d'), false);
     await waitFor('the time-out', () => stream.state.clusters.has('d'), WAIT);
   });
+});
+
+describe('SidecarStream that knows what was there before', () => {
+  const server = new TestControlPlane('127.0.0.1:0');
+  before(() => server.start());
+  after(() => server.stop());
+
+  for (const [what, endpoints, kept] of [['what the control plane confirms stays the same objects, so that nothing is folded again', ['10.0.0.1:80'], true], ['what differs is new, and that alone', ['10.0.0.2:80'], false]] as const) {
+    it(what, async () => {
+      const known = sidecarState({ 'cds a': edsCluster('a'), 'eds a': assignment('a', ['10.0.0.1:80']), 'lds 0.0.0.0_80': httpListener(80), 'rds 80': routes(80, { a: 'a' }) });
+      const channel = new AdsChannel(server.address);
+      const stream = new SidecarStream({ channel, node: Node.fromPartial({ id: 'sidecar~2' }), logger: logger('test'), onUpdate: () => undefined, fetchTimeoutMs: 400 });
+      stream.preload(known);
+      stream.start();
+      const types = [CDS, EDS, LDS, RDS];
+      const opened = await waitFor('all subscriptions', () => server.streams.find((each) => !each.ended && each.requests.length === types.length), WAIT);
+      const answers = { [CDS.typeUrl]: { a: edsCluster('a') }, [EDS.typeUrl]: { a: assignment('a', endpoints) }, [LDS.typeUrl]: { '0.0.0.0_80': httpListener(80) }, [RDS.typeUrl]: {} };
+      for (const { typeUrl } of [EDS, RDS, CDS, LDS]) await opened!.answered(opened!.send({ type_url: typeUrl, resources: Object.entries(answers[typeUrl]!).map(([name, resource]) => ({ name, resource, version: '7' }) as never) }));
+      await waitFor('it to be in sync', () => stream.synced, WAIT);
+      assert.deepEqual([stream.state.clusters === known.clusters, stream.state.endpoints === known.endpoints, stream.state.listeners === known.listeners, stream.state.routes === known.routes], [true, kept, true, true]);
+      stream.close();
+      channel.close();
+      await waitFor('its end', () => opened!.ended, WAIT);
+    });
+  }
 });

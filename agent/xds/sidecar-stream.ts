@@ -55,6 +55,8 @@ export class SidecarStream implements Closable {
   readonly #answered = new Set<AnyResourceType>();
   /** What was there when it was last whole. */
   #whole: SidecarState | undefined;
+  /** What was known before the control plane was heard. */
+  #preloaded: SidecarState | undefined;
   /** What has changed since. */
   readonly #changedKinds = new Set<keyof SidecarState>();
 
@@ -99,6 +101,7 @@ export class SidecarStream implements Closable {
   }
 
   preload(state: SidecarState): void {
+    this.#preloaded = state;
     for (const key of Object.keys(sidecarTypes) as (keyof typeof sidecarTypes)[]) {
       this.#stream.preload(sidecarTypes[key], state[key].values() as Iterable<XdsResource<unknown>>);
     }
@@ -188,9 +191,13 @@ export class SidecarStream implements Closable {
     const now = this.#now;
     // Where all that was led to was there and still is, only what is new can dangle.
     const known = this.#changedKinds.has('clusters') || this.#dangling.size > 0 ? undefined : this.#whole;
-    // A map that is the same object has the same in it.
-    const taken = <K extends keyof SidecarState>(kind: K): SidecarState[K] => (this.#whole && !this.#changedKinds.has(kind) ? this.#whole[kind] : now[kind]);
+    // A map that is the same object has the same in it: what was known before, and was confirmed, need not be folded again.
+    const taken = <K extends keyof SidecarState>(kind: K): SidecarState[K] => {
+      if (this.#whole && !this.#changedKinds.has(kind)) return this.#whole[kind];
+      return this.#preloaded && haveSame(this.#preloaded[kind], now[kind]) ? this.#preloaded[kind] : now[kind];
+    };
     this.#whole = { clusters: taken('clusters'), endpoints: taken('endpoints'), listeners: taken('listeners'), routes: taken('routes') };
+    this.#preloaded = undefined;
     this.#changedKinds.clear();
     const dangling = new Set<string>();
     this.#visitReferences(known, (name) => {
@@ -217,6 +224,16 @@ export class SidecarStream implements Closable {
 
 const ofClusters = new WeakMap<SidecarState['clusters'], ReadonlySet<string>>();
 const ofListeners = new WeakMap<SidecarState['listeners'], ReadonlySet<string>>();
+
+type Contents = ReadonlyMap<string, { readonly any: unknown }>;
+
+/** Under the same names, whatever their versions are called. */
+function haveSame(some: Contents, others: Contents): boolean {
+  if (some === others) return true;
+  if (some.size !== others.size) return false;
+  for (const [name, { any }] of some) if (others.get(name)?.any !== any) return false;
+  return true;
+}
 
 /** What the clusters of a map that is not altered ask for, in one set for all who have the map. */
 function endpointNames(clusters: SidecarState['clusters']): ReadonlySet<string> {
