@@ -177,6 +177,19 @@ function foldManager(manager: HttpConnectionManager, extensions: EnvoyExtensions
   return manager;
 }
 
+const referred = new WeakMap<FilterChain, { clusters: ReadonlySet<string>; routes: ReadonlySet<string> }>();
+
+/** Whether all that the chain refers to is called as it says: most chains of a mesh are the same for all classes. */
+export function isNamedSo(chain: FilterChain, cluster: Rename, route: Rename): boolean {
+  let names = referred.get(chain);
+  if (!names) {
+    const found = { clusters: new Set<string>(), routes: new Set<string>() };
+    renameInChain(chain, (name) => (found.clusters.add(name), name), (name) => (found.routes.add(name), name));
+    referred.set(chain, (names = found));
+  }
+  return [...names.clusters].every((name) => cluster(name) === name) && [...names.routes].every((name) => route(name) === name);
+}
+
 /**
  * The chain with the names that clusters and routes have in this Envoy; itself, and its own filters, where none of them is another one:
  * classes of pods share most of their chains.

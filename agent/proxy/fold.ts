@@ -20,9 +20,9 @@ import { twinOf, type ClusterSet } from './cluster-sets.js';
 import { boundTo, foldCluster, isFoldedCluster } from './fold-clusters.js';
 import { ofAccount } from './fold-identity.js';
 import { FoldedBase, FoldedEndpoints, type ClusterSource, type FoldedCluster } from './folded-cluster.js';
-import { foldListener, foldListeners, renameInChain, type FoldedListeners } from './fold-listeners.js';
+import { foldListener, foldListeners, isNamedSo, renameInChain, type FoldedListeners } from './fold-listeners.js';
 import { CLOSED, foldInbound, inboundListeners, isInboundCluster, meshListenerName, type FoldedInbound } from './fold-inbound.js';
-import { mirrorClusterName, mirroredClusters } from './fold-routes.js';
+import { mirrorClusterName, mirroredClusters, type Rename } from './fold-routes.js';
 import { observed } from './access-logs.js';
 import { RouteTables, type FoldedRoutes } from './route-tables.js';
 import { originateCluster, originateListener } from './hbone-originate.js';
@@ -495,8 +495,8 @@ export class Folder {
     for (const { name } of sources.filter((source) => listenerFact.of(source).isSocketOfItsOwn)) problems.push({ classKey: key, resource: `LDS ${name}`, message: 'a socket in the pod that programs are to dial (captureMode NONE), which the node\'s Envoy does not open: nobody listens there' });
     if (clusterNames.renames(key) || routeNames_.renames(key)) {
       const signature = `${clusterNames.signature(key)} ${routeNames_.signature(key)}`;
-      const rename = (chain: FilterChain): FilterChain =>
-        this.#renamedChains.get(chain, signature, () => renameInChain(chain, (name) => clusterNames.of(key, name), (name) => routeNames_.of(key, name)));
+      const [cluster, route] = [clusterNames, routeNames_].map((names) => (name: string) => names.of(key, name)) as [Rename, Rename];
+      const rename = (chain: FilterChain): FilterChain => (isNamedSo(chain, cluster, route) ? chain : this.#renamedChains.get(chain, signature, () => renameInChain(chain, cluster, route)));
       folded.chains = folded.chains.map(rename);
       for (const kind of INSPECTION_KINDS) folded.inspected[kind] = folded.inspected[kind].map(rename);
       folded.defaultChain = rename(folded.defaultChain);

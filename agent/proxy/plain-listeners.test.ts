@@ -1,4 +1,6 @@
 import assert from 'node:assert/strict';
+import { once } from 'node:events';
+import { createInterface } from 'node:readline';
 import { after, before, describe, it } from 'node:test';
 import { sleep, waitFor } from '../../common/retry.js';
 import { FilterChain } from '../../proto/generated/envoy/config/listener/v3/listener_components.js';
@@ -116,24 +118,32 @@ describe('plain TCP of two classes that share a listener, at a real Envoy', () =
     assert.ok(stream);
     stream.send({ type_url: type, resources: Object.entries(resources).map(([name, resource]) => ({ name, resource, version: '' }) as never) });
   }
-  /** Holds a connection, and opens others one after another until it is told to end: the held one's echo of what it is told, and what greeted the others. */
-  const caller = (address: string, forMs: number): string => `
-    const net = require('net'); const seen = {}; const held = net.connect(9000, '${address}'); let text = ''; let ended = false;
-    held.on('data', (d) => (text += d)); held.on('error', (e) => (text += e.code)); held.on('close', () => { if (!ended) text += 'closed'; });
-    const end = Date.now() + ${forMs};
-    const next = () => {
-      if (Date.now() > end) { held.write('still'); setTimeout(() => { ended = true; console.log(JSON.stringify({ text, seen })); process.exit(0); }, 300); return; }
-      const s = net.connect(9000, '${address}'); let greeting = '';
-      const over = (what) => { seen[what] = (seen[what] || 0) + 1; s.destroy(); setTimeout(next, 2); };
-      s.once('data', (d) => { greeting = String(d).trim(); over(greeting); }); s.once('error', (e) => over(e.code)); s.once('end', () => { if (!greeting) over('ended'); });
+  /** Holds a connection, and opens others one after another until it is told to end: the held one's echo of what it is told then, and what greeted the others. */
+  async function call({ netns }: typeof a, address: string): Promise<{ end(): Promise<{ text: string; seen: string[] }> }> {
+    const child = await netns.serve(`
+      const net = require('net'); const seen = new Set(); let text = ''; let ending = false;
+      const held = net.connect(9000, '${address}'); held.on('error', (e) => (text += e.code)); held.on('close', () => (text += 'closed'));
+      held.once('data', () => { console.log('ready'); next(); }); held.on('data', (d) => { text += d; if (ending) { console.log(JSON.stringify({ text, seen: [...seen] })); process.exit(0); } });
+      process.stdin.once('data', () => { ending = true; if (held.destroyed) { console.log(JSON.stringify({ text, seen: [...seen] })); process.exit(0); } held.write('still'); });
+      const next = () => {
+        const s = net.connect(9000, '${address}'); let greeting = '';
+        const over = (what) => { seen.add(what); s.destroy(); setTimeout(next, 2); };
+        s.once('data', (d) => { greeting = String(d).trim(); over(greeting); }); s.once('error', (e) => over(e.code)); s.once('end', () => { if (!greeting) over('ended'); });
+      };`);
+    return {
+      end: async () => {
+        const answer = once(createInterface(child.stdout!), 'line') as Promise<[string]>;
+        child.stdin!.write('end');
+        return JSON.parse((await answer)[0]) as { text: string; seen: string[] };
+      },
     };
-    next();`;
+  }
 
   it('there is one for both', async () => {
     const listening = await plainListeners();
     assert.equal(listening.length, 1, listening.join());
     assert.equal(world.running.status().classes.length, 2);
-    for (const { netns } of [a, b]) assert.deepEqual(Object.keys((await netns.script<{ seen: object }>(caller(vip(3), 20))).seen), ['one']);
+    for (const each of [a, b]) assert.equal((await (await call(each, vip(3))).end()).text, 'one still');
   });
 
   it('the next agent takes it over and changes nothing', async () => {
@@ -148,14 +158,15 @@ describe('plain TCP of two classes that share a listener, at a real Envoy', () =
   });
 
   it('one class comes to differ under load: none of its connections is refused, or led elsewhere than it says, and those that are open go on, as the other class\'s do', async () => {
-    const calls = [a, b].map(({ netns }) => netns.script<{ text: string; seen: Record<string, number> }>(caller(vip(7), DRAIN_SECONDS * 1_000 + 4_000), 30_000));
-    await sleep(700);
+    const calls = [await call(a, vip(7)), await call(b, vip(7))];
     send('pod-b', LDS, { [`${vip(7)}_9000`]: tcpListener(vip(7), 9000, cluster('two')) });
     await waitFor('a listener of its own', async () => (await plainListeners()).length === 2, { timeoutMs: 10_000 });
     await world.settled();
-    const [ofA, ofB] = await Promise.all(calls) as [{ text: string; seen: Record<string, number> }, { text: string; seen: Record<string, number> }];
-    assert.deepEqual([ofA.text, Object.keys(ofA.seen)], ['one still', ['one']]);
-    assert.deepEqual([ofB.text, Object.keys(ofB.seen)], ['one still', ['one', 'two']]);
+    // What drains has ended by then.
+    await sleep(DRAIN_SECONDS * 1_000 + 1_000);
+    const [ofA, ofB] = [await calls[0]!.end(), await calls[1]!.end()];
+    assert.deepEqual([ofA.text, ofA.seen], ['one still', ['one']]);
+    assert.deepEqual([ofB.text, ofB.seen], ['one still', ['one', 'two']]);
     assert.deepEqual(world.running.status().nacks, []);
   });
 });
