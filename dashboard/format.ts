@@ -1,9 +1,11 @@
 /** Figures as people read them. */
 
+const WHOLE = new Intl.NumberFormat('en-US', { maximumFractionDigits: 0 });
+
 /** Three digits. */
 export function significant(value: number): string {
   if (value === 0) return '0';
-  if (value >= 99.5) return Math.round(value).toLocaleString('en-US');
+  if (value >= 99.5) return WHOLE.format(value);
   return String(Number(value.toPrecision(value >= 0.1 ? 3 : 1)));
 }
 

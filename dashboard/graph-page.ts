@@ -2,11 +2,11 @@
 import { h, setText, svg } from './dom.js';
 import { bytesPerSecond, milliseconds, percent, perSecond } from './format.js';
 import { NODE_HEIGHT, NODE_WIDTH } from './layout.js';
-import type { Figures, FromWorker, Structure, ToWorker } from './messages.js';
+import type { Figures, FromDrawer, FromWorker, Structure, ToDrawer, ToWorker } from './messages.js';
 import { GROUPS, type Group, type Wanted } from './model.js';
 import { workloadLink, type Page, type PageContext } from './page.js';
-import { Painter, type Transform } from './painter.js';
-import { coloursOf, GraphScene } from './scene.js';
+import type { Transform } from './painter.js';
+import { coloursOf, nodeAt } from './scene.js';
 import { Table, type Row } from './table.js';
 import { WAYS, type WayStyle } from './ways.js';
 
@@ -14,7 +14,6 @@ const MIN_SCALE = 0.03;
 const MAX_SCALE = 3;
 const ZOOM_STEP = 1.25;
 const PAN_STEP = 60;
-/** Between two writings of the tables. */
 const COLUMNS = ['From', 'To', 'Asked for', 'Way', 'Protocol', 'Rate', 'Failed', 'p50', 'p99', 'Received', 'Sent'] as const;
 const NUMBERS = new Set([5, 6, 7, 8, 9, 10]);
 
@@ -26,6 +25,7 @@ export const graphPage: Page = (context) => {
 class GraphPage {
   readonly #context: PageContext;
   readonly #worker = new Worker('/worker.js', { type: 'module' });
+  readonly #drawer = new Worker('/draw-worker.js', { type: 'module' });
   readonly #canvas = h('canvas', { role: 'img', 'aria-label': 'The service graph; the table below has the same' });
   readonly #stage: HTMLElement;
   readonly #summary = h('p', { class: 'soft', role: 'status' }, 'Waiting for the first reading…');
@@ -35,13 +35,13 @@ class GraphPage {
   readonly #selectedLink = h('p', {}, 'Select a node in the graph by the pointer, or by the arrow keys when the graph has the focus.');
   readonly #selectedEdges = new Table('Traffic of the selected node', ['With', 'Way', 'Rate', 'Failed', 'p99'], '', new Set([2, 3, 4]));
   readonly #all = new Table('All traffic', COLUMNS, 'No traffic is known yet.', NUMBERS);
-  readonly #painter: Painter;
   #wanted: Wanted = { group: 'workload', query: '', namespace: '', hideIdle: false };
   #structure: Structure | undefined;
   #figures: Figures | undefined;
-  #scene: GraphScene | undefined;
   #transform: Transform = { scale: 1, x: 0, y: 0 };
   #selected = '';
+  /** Where it is in the structure; -1: nowhere. */
+  #node = -1;
   /** The user has moved the picture: it is not fitted any more. */
   #isMoved = false;
 
@@ -53,7 +53,10 @@ class GraphPage {
       h('div', { class: 'stage' }, h('div', {}, this.#stage, legend()), h('aside', { 'aria-label': 'Selected node' }, this.#selectedTitle, this.#selectedLink, this.#selectedEdges.element, this.#spoken)),
       h('h2', {}, 'All traffic'), this.#all.element,
     );
-    this.#painter = new Painter(this.#canvas);
+    const canvas = this.#canvas.transferControlToOffscreen();
+    this.#drawer.postMessage({ type: 'start', canvas, colours: coloursOf(this.#stage) } satisfies ToDrawer, [canvas]);
+    this.#drawer.addEventListener('message', ({ data: { drawn } }: MessageEvent<FromDrawer>) => Object.assign(this.#canvas.dataset, drawn));
+    this.#drawer.addEventListener('error', () => context.problem('the part of this page that draws the graph could not be started'));
     this.#listen();
     this.#worker.addEventListener('message', ({ data }: MessageEvent<FromWorker>) => this.#hear(data));
     this.#worker.addEventListener('error', () => context.problem('the part of this page that reads the graph could not be started'));
@@ -74,15 +77,12 @@ class GraphPage {
     const { signal } = this.#context;
     const stage = this.#stage;
     const resize = new ResizeObserver(() => {
-      this.#painter.resize();
-      if (this.#scene) this.#setScene();
+      this.#draw({ type: 'size', width: stage.clientWidth, height: stage.clientHeight, ratio: devicePixelRatio });
+      this.#place();
     });
     resize.observe(stage);
     const dark = matchMedia('(prefers-color-scheme: dark)');
-    dark.addEventListener('change', () => {
-      if (this.#scene) this.#scene.colours = coloursOf(stage);
-      this.#paint();
-    }, { signal });
+    dark.addEventListener('change', () => this.#draw({ type: 'colours', colours: coloursOf(stage) }), { signal });
     let drag: { x: number; y: number; moved: boolean } | undefined;
     stage.addEventListener('pointerdown', (event) => {
       drag = { x: event.clientX, y: event.clientY, moved: false };
@@ -108,12 +108,16 @@ class GraphPage {
     signal.addEventListener('abort', () => {
       resize.disconnect();
       this.#worker.terminate();
-      this.#painter.close();
+      this.#drawer.terminate();
     }, { once: true });
   }
 
   #tell(message: ToWorker): void {
     this.#worker.postMessage(message);
+  }
+
+  #draw(message: ToDrawer): void {
+    this.#drawer.postMessage(message);
   }
 
   #want(change: Partial<Wanted>): void {
@@ -127,25 +131,20 @@ class GraphPage {
     if (message.type === 'structure') {
       this.#structure = message;
       this.#figures = undefined;
+      this.#node = message.nodes.findIndex(({ id }) => id === this.#selected);
       this.#writeNamespaces(message.namespaces);
-      this.#setScene();
+      this.#draw(message);
+      this.#place();
       return;
     }
     if (message.revision !== this.#structure?.revision) return;
     this.#figures = message;
-    if (this.#scene) this.#scene.figures = message;
+    this.#draw(message);
     this.#context.problem(message.problems.length === 0 ? undefined : message.problems.join('; '));
-    this.#paint();
     this.#writeTables();
   }
 
-  #setScene(): void {
-    if (!this.#structure) return;
-    const { clientWidth: width, clientHeight: height } = this.#stage;
-    this.#scene = new GraphScene(this.#structure, coloursOf(this.#stage), { width, height });
-    this.#scene.selected = this.#structure.nodes.findIndex(({ id }) => id === this.#selected);
-    if (this.#figures) this.#scene.figures = this.#figures;
-    this.#painter.resize();
+  #place(): void {
     if (this.#isMoved) this.#paint();
     else this.#fit();
   }
@@ -172,18 +171,18 @@ class GraphPage {
   }
 
   #paint(): void {
-    if (this.#scene) this.#painter.paint(this.#scene, this.#transform);
+    this.#draw({ type: 'view', transform: this.#transform, selected: this.#node });
   }
 
   #pick(event: PointerEvent): void {
     const { left, top } = this.#stage.getBoundingClientRect();
     const { scale, x, y } = this.#transform;
-    this.#select(this.#scene?.nodeAt((event.clientX - left - x) / scale, (event.clientY - top - y) / scale) ?? -1);
+    this.#select(this.#structure ? nodeAt(this.#structure, (event.clientX - left - x) / scale, (event.clientY - top - y) / scale) : -1);
   }
 
   #select(node: number): void {
     this.#selected = this.#structure?.nodes[node]?.id ?? '';
-    if (this.#scene) this.#scene.selected = node;
+    this.#node = node;
     this.#paint();
     this.#writeSelected();
     setText(this.#spoken, this.#selected === '' ? 'Nothing selected' : this.#sentence(node));
@@ -220,7 +219,7 @@ class GraphPage {
   /** To the nearest node in that direction. */
   #go(dx: number, dy: number): void {
     const { x = new Float32Array(), y = new Float32Array() } = this.#structure ?? {};
-    const now = this.#scene?.selected ?? -1;
+    const now = this.#node;
     if (now < 0) return x.length > 0 ? this.#reveal(0) : undefined;
     let [best, least] = [-1, Infinity];
     for (let node = 0; node < x.length; node++) {
@@ -260,16 +259,16 @@ class GraphPage {
     const isWorkload = this.#wanted.group === 'workload';
     const nodeCell = (node: number) => ({ text: nodes[node]!.id, ...(isWorkload ? { href: workloadLink(nodes[node]!.namespace, nodes[node]!.label) } : {}) });
     const order = [...from.keys()].sort((a, b) => figures.rate[b]! - figures.rate[a]! || figures.received[b]! - figures.received[a]! || a - b);
-    this.#all.update(order.map((edge): Row => [
+    this.#all.updateFrom(order, (edge): Row => [
       nodeCell(from[edge]!), nodeCell(to[edge]!), services[edge]!, wayCell(WAYS[ways[edge]!]!), protocols[edge]!, perSecond(figures.rate[edge]!), failedCell(figures.failed[edge]!),
       milliseconds(figures.p50[edge]), milliseconds(figures.p99[edge]), bytesPerSecond(figures.received[edge]!), bytesPerSecond(figures.sent[edge]!),
-    ]));
+    ]);
     this.#writeSelected();
   }
 
   #writeSelected(): void {
     const structure = this.#structure;
-    const node = structure?.nodes.findIndex(({ id }) => id === this.#selected) ?? -1;
+    const node = this.#node;
     this.#selectedEdges.element.hidden = node < 0;
     setText(this.#selectedTitle, node < 0 ? 'Nothing selected' : this.#selected);
     if (node < 0 || !structure) return;

@@ -4,7 +4,7 @@
  */
 export const NODE_WIDTH = 176;
 export const NODE_HEIGHT = 30;
-const COLUMN_GAP = 96;
+const COLUMN_GAP = 170;
 const ROW_GAP = 16;
 const PADDING = 18;
 const TITLE = 26;

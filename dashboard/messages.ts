@@ -1,6 +1,8 @@
 /** What page and worker tell each other. Figures go as arrays of numbers, which cost no copy. */
 import type { Box } from './layout.js';
 import type { ViewNode, Wanted } from './model.js';
+import type { Drawn, Transform } from './painter.js';
+import type { Colours } from './scene.js';
 
 export type ToWorker = { type: 'start'; token: string; everyMs: number } | { type: 'want'; wanted: Wanted };
 
@@ -39,5 +41,15 @@ export interface Figures {
   p99: Float64Array;
   total: Float64Array;
 }
+
+export type ToDrawer =
+  | { type: 'start'; canvas: OffscreenCanvas; colours: Colours }
+  | { type: 'size'; width: number; height: number; ratio: number }
+  | { type: 'colours'; colours: Colours }
+  /** @property selected -1: no node */
+  | { type: 'view'; transform: Transform; selected: number }
+  | Structure
+  | Figures;
+export interface FromDrawer { type: 'drawn'; drawn: Drawn }
 
 export type FromWorker = Structure | Figures | { type: 'problem'; status: number; message: string };

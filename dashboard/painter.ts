@@ -1,6 +1,6 @@
 /**
  * Draws what may be much, a bounded number of things in each frame: onto a canvas that nobody sees, which is shown as it is whole.
- * Until then what was shown last stays, moved as the view has been since.
+ * Until then what was shown last stays, moved as the view has been since. Runs in a worker of its own, so that the page never waits for it.
  */
 
 /** Where the world is on the canvas, in CSS pixels. */
@@ -14,9 +14,19 @@ export interface Scene {
   /** Of things, drawn in order from 0. */
   readonly length: number;
   /** @returns false: it is not in view, and was not drawn */
-  draw(context: CanvasRenderingContext2D, index: number, transform: Transform): boolean;
+  draw(context: OffscreenCanvasRenderingContext2D, index: number, transform: Transform): boolean;
   /** On top of all, once: a few things. */
-  finish(context: CanvasRenderingContext2D, transform: Transform): void;
+  finish(context: OffscreenCanvasRenderingContext2D, transform: Transform): void;
+}
+
+/** For whoever wants to know how much a frame is. */
+export interface Drawn {
+  /** Pictures. */
+  whole: number;
+  frames: number;
+  things: number;
+  /** In one frame. */
+  most: number;
 }
 
 /** Things that are drawn in one frame. */
@@ -25,10 +35,13 @@ export const MOST_A_FRAME = 400;
 const MOST_LOOKED_AT = 20_000;
 
 export class Painter {
-  readonly #canvas: HTMLCanvasElement;
-  readonly #visible: CanvasRenderingContext2D;
-  readonly #back = document.createElement('canvas');
-  readonly #context: CanvasRenderingContext2D;
+  readonly #canvas: OffscreenCanvas;
+  readonly #visible: OffscreenCanvasRenderingContext2D;
+  readonly #back = new OffscreenCanvas(1, 1);
+  readonly #context: OffscreenCanvasRenderingContext2D;
+  readonly #onWhole: (drawn: Drawn) => void;
+  readonly #drawn: Drawn = { whole: 0, frames: 0, things: 0, most: 0 };
+  #ratio = 1;
   #scene: Scene = { length: 0, draw: () => false, finish: () => undefined };
   #transform: Transform = { scale: 1, x: 0, y: 0 };
   /** Of what is shown. */
@@ -39,22 +52,25 @@ export class Painter {
   #isStale = false;
   #hasMoved = false;
 
-  constructor(canvas: HTMLCanvasElement) {
+  /** @param onWhole told each time that all is drawn */
+  constructor(canvas: OffscreenCanvas, onWhole: (drawn: Drawn) => void) {
     this.#canvas = canvas;
+    this.#onWhole = onWhole;
     this.#visible = canvas.getContext('2d')!;
     this.#context = this.#back.getContext('2d')!;
   }
 
-  resize(): void {
-    const ratio = devicePixelRatio;
-    const [width, height] = [Math.max(1, Math.round(this.#canvas.clientWidth * ratio)), Math.max(1, Math.round(this.#canvas.clientHeight * ratio))];
+  /** In CSS pixels. @param ratio of the device's pixels to these */
+  resize(cssWidth: number, cssHeight: number, ratio: number): void {
+    this.#ratio = ratio;
+    const [width, height] = [Math.max(1, Math.round(cssWidth * ratio)), Math.max(1, Math.round(cssHeight * ratio))];
     if (this.#canvas.width === width && this.#canvas.height === height) return;
     for (const canvas of [this.#canvas, this.#back]) {
       canvas.width = width;
       canvas.height = height;
     }
     this.#shown = undefined;
-    this.paint(this.#scene, this.#transform);
+    if (this.#scene.length > 0) this.paint(this.#scene, this.#transform);
   }
 
   /** What is being drawn is finished first, if the view stays: figures come more often than a large drawing is whole. */
@@ -69,13 +85,9 @@ export class Painter {
     this.#frame ||= requestAnimationFrame(() => this.#step());
   }
 
-  close(): void {
-    cancelAnimationFrame(this.#frame);
-  }
-
   #step(): void {
     this.#frame = 0;
-    const ratio = devicePixelRatio;
+    const ratio = this.#ratio;
     const { scale, x, y } = this.#transform;
     if (this.#hasMoved) this.#move();
     this.#hasMoved = false;
@@ -99,7 +111,8 @@ export class Painter {
     this.#visible.drawImage(this.#back, 0, 0);
     this.#shown = this.#transform;
     this.#next = 0;
-    this.#canvas.dataset['whole'] = String(Number(this.#canvas.dataset['whole'] ?? 0) + 1);
+    this.#drawn.whole++;
+    this.#onWhole({ ...this.#drawn });
     if (this.#isStale) {
       this.#isStale = false;
       this.#frame = requestAnimationFrame(() => this.#step());
@@ -109,7 +122,7 @@ export class Painter {
   /** What is shown, to where it is now. */
   #move(): void {
     if (!this.#shown) return;
-    const ratio = devicePixelRatio;
+    const ratio = this.#ratio;
     const factor = this.#transform.scale / this.#shown.scale;
     const copy = this.#visible.canvas;
     this.#visible.globalCompositeOperation = 'copy';
@@ -119,11 +132,9 @@ export class Painter {
     this.#shown = this.#transform;
   }
 
-  /** For whoever wants to know how much a frame is. */
-  #note(drawn: number): void {
-    const { dataset } = this.#canvas;
-    dataset['frames'] = String(Number(dataset['frames'] ?? 0) + 1);
-    dataset['drawn'] = String(Number(dataset['drawn'] ?? 0) + drawn);
-    dataset['most'] = String(Math.max(Number(dataset['most'] ?? 0), drawn));
+  #note(things: number): void {
+    this.#drawn.frames++;
+    this.#drawn.things += things;
+    this.#drawn.most = Math.max(this.#drawn.most, things);
   }
 }

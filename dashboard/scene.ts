@@ -28,6 +28,7 @@ const READABLE = 0.45;
 const BADGES = 0.5;
 const LABELS = 0.9;
 const LABEL_CHARACTERS = 24;
+const LABEL_WIDTH = 112;
 const FONT = '12px system-ui, sans-serif';
 
 export class GraphScene implements Scene {
@@ -42,7 +43,7 @@ export class GraphScene implements Scene {
   #nodeFailed: Uint8Array;
   selected = -1;
 
-  constructor(readonly structure: Structure, public colours: Colours, readonly size: { width: number; height: number }) {
+  constructor(readonly structure: Structure, public colours: Colours, public size: { width: number; height: number }) {
     const { boxes, from, to, nodes } = structure;
     this.#boxes = boxes.length;
     this.#edges = from.length;
@@ -56,7 +57,7 @@ export class GraphScene implements Scene {
       const pair = Math.min(from[edge]!, to[edge]!) * nodes.length + Math.max(from[edge]!, to[edge]!);
       const before = counts.get(pair) ?? 0;
       counts.set(pair, before + 1);
-      this.#offsets[edge] = (before % 2 === 0 ? 1 : -1) * Math.ceil(before / 2) * 9;
+      this.#offsets[edge] = (before % 2 === 0 ? 1 : -1) * Math.ceil(before / 2) * 20;
     }
   }
 
@@ -72,13 +73,13 @@ export class GraphScene implements Scene {
     }
   }
 
-  draw(context: CanvasRenderingContext2D, index: number, transform: Transform): boolean {
+  draw(context: OffscreenCanvasRenderingContext2D, index: number, transform: Transform): boolean {
     if (index < this.#boxes) return this.#box(context, index, transform);
     if (index < this.#boxes + this.#edges) return this.#edge(context, index - this.#boxes, transform, false);
     return this.#node(context, index - this.#boxes - this.#edges, transform);
   }
 
-  finish(context: CanvasRenderingContext2D, transform: Transform): void {
+  finish(context: OffscreenCanvasRenderingContext2D, transform: Transform): void {
     const { selected, structure: { from, to } } = this;
     if (selected < 0) return;
     let left = 200;
@@ -90,18 +91,11 @@ export class GraphScene implements Scene {
     this.#node(context, selected, transform);
   }
 
-  /** @returns the node there, in the world's units; -1: none */
-  nodeAt(x: number, y: number): number {
-    const { x: lefts, y: tops } = this.structure;
-    for (let node = 0; node < lefts.length; node++) if (x >= lefts[node]! && x <= lefts[node]! + NODE_WIDTH && y >= tops[node]! && y <= tops[node]! + NODE_HEIGHT) return node;
-    return -1;
-  }
-
   #isInView({ scale, x, y }: Transform, left: number, top: number, right: number, bottom: number): boolean {
     return right * scale + x >= 0 && left * scale + x <= this.size.width && bottom * scale + y >= 0 && top * scale + y <= this.size.height;
   }
 
-  #box(context: CanvasRenderingContext2D, index: number, transform: Transform): boolean {
+  #box(context: OffscreenCanvasRenderingContext2D, index: number, transform: Transform): boolean {
     const { namespace, x, y, width, height } = this.structure.boxes[index]!;
     if (!this.#isInView(transform, x, y, x + width, y + height)) return false;
     context.fillStyle = this.colours.panel;
@@ -119,13 +113,13 @@ export class GraphScene implements Scene {
     return true;
   }
 
-  #edge(context: CanvasRenderingContext2D, edge: number, transform: Transform, isSelected: boolean): boolean {
+  #edge(context: OffscreenCanvasRenderingContext2D, edge: number, transform: Transform, isSelected: boolean): boolean {
     const { x, y, from, to, ways } = this.structure;
     const [source, target] = [from[edge]!, to[edge]!];
     const offset = this.#offsets[edge]!;
     const isForward = x[target]! > x[source]!;
-    const [x0, y0] = [x[source]! + (isForward ? NODE_WIDTH : 0), y[source]! + NODE_HEIGHT / 2 + offset / 2];
-    const [x1, y1] = [x[target]! + (isForward ? 0 : NODE_WIDTH), y[target]! + NODE_HEIGHT / 2 + offset / 2];
+    const [x0, y0] = [x[source]! + (isForward ? NODE_WIDTH : 0), y[source]! + NODE_HEIGHT / 2 + offset / 5];
+    const [x1, y1] = [x[target]! + (isForward ? 0 : NODE_WIDTH), y[target]! + NODE_HEIGHT / 2 + offset / 5];
     if (!this.#isInView(transform, Math.min(x0, x1) - 60, Math.min(y0, y1) - 60, Math.max(x0, x1) + 60, Math.max(y0, y1) + 60)) return false;
     const way = WAYS[ways[edge]!]!;
     const figures = this.#figures;
@@ -134,7 +128,7 @@ export class GraphScene implements Scene {
     const isIdle = rate === 0 && (figures?.received[edge] ?? 0) + (figures?.sent[edge] ?? 0) === 0;
     const bend = Math.max(30, Math.abs(x1 - x0) / 2.5) * (isForward ? 1 : -1);
     const [cx0, cx1] = source === target ? [x0 + 70, x1 + 70] : [x0 + bend, x1 - bend];
-    const [cy0, cy1] = source === target ? [y0 - 60, y1 + 40] : [y0 + offset, y1 + offset];
+    const [cy0, cy1] = source === target ? [y0 - 60, y1 + 40] : [y0 + offset * 1.1, y1 + offset * 1.1];
     context.globalAlpha = isSelected ? 1 : isIdle ? 0.3 : this.selected >= 0 ? 0.35 : 0.85;
     context.strokeStyle = this.colours.ways[ways[edge]!]!;
     context.fillStyle = context.strokeStyle;
@@ -164,7 +158,7 @@ export class GraphScene implements Scene {
   }
 
   /** The way's letter, what fails, and, where there is room for it, figures. */
-  #badge(context: CanvasRenderingContext2D, x: number, y: number, edge: number, { scale }: Transform, isSelected: boolean): void {
+  #badge(context: OffscreenCanvasRenderingContext2D, x: number, y: number, edge: number, { scale }: Transform, isSelected: boolean): void {
     const figures = this.#figures;
     const failed = figures?.failed[edge] ?? 0;
     const way = this.structure.ways[edge]!;
@@ -175,6 +169,9 @@ export class GraphScene implements Scene {
     context.font = `600 ${11 * size}px system-ui, sans-serif`;
     const text = `${WAYS[way]!.letter}${failed > 0 ? ` ✕ ${percent(failed)}` : ''}`;
     const width = (failed > 0 ? 58 : 16) * size;
+    const isLabelled = figures !== undefined && (isSelected || scale >= LABELS);
+    // Beside each other they are in the middle together.
+    if (isLabelled) x -= LABEL_WIDTH / 2;
     context.fillStyle = this.colours.page;
     context.strokeStyle = failed > 0 ? this.colours.bad : this.colours.ways[way]!;
     context.lineWidth = size;
@@ -182,26 +179,31 @@ export class GraphScene implements Scene {
     context.strokeRect(x - width / 2, y - 8 * size, width, 16 * size);
     context.fillStyle = failed > 0 ? this.colours.bad : this.colours.ways[way]!;
     context.fillText(text, x, y, width - 2);
-    if (!figures || !(isSelected || scale >= LABELS)) return;
+    if (!isLabelled) return;
     const p99 = figures.p99[edge]!;
     context.font = FONT;
+    const label = `${perSecond(figures.rate[edge]!)}${Number.isNaN(p99) ? '' : `, p99 ${significant(p99)} ms`}`;
+    context.fillStyle = this.colours.panel;
+    context.fillRect(x + width / 2 + 1, y - 8, Math.min(LABEL_WIDTH, context.measureText(label).width) + 6, 16);
     context.fillStyle = this.colours.ink;
-    context.fillText(`${perSecond(figures.rate[edge]!)}${Number.isNaN(p99) ? '' : `, p99 ${significant(p99)} ms`}`, x, y + 16 * size);
+    context.textAlign = 'left';
+    context.fillText(label, x + width / 2 + 4, y, LABEL_WIDTH);
   }
 
-  #node(context: CanvasRenderingContext2D, node: number, transform: Transform): boolean {
+  #node(context: OffscreenCanvasRenderingContext2D, node: number, transform: Transform): boolean {
     const [x, y] = [this.structure.x[node]!, this.structure.y[node]!];
     if (!this.#isInView(transform, x, y, x + NODE_WIDTH, y + NODE_HEIGHT)) return false;
     const isSelected = node === this.selected;
     const hasFailed = this.#nodeFailed[node] === 1;
     context.setLineDash([]);
     context.fillStyle = this.colours.page;
-    context.strokeStyle = hasFailed ? this.colours.bad : isSelected ? this.colours.accent : this.colours.soft;
-    context.lineWidth = isSelected ? 4 : hasFailed ? 2.5 : 1;
+    context.strokeStyle = hasFailed ? this.colours.bad : this.colours.soft;
+    context.lineWidth = hasFailed ? 2.5 : 1;
     context.fillRect(x, y, NODE_WIDTH, NODE_HEIGHT);
     context.strokeRect(x, y, NODE_WIDTH, NODE_HEIGHT);
     if (isSelected) {
       context.strokeStyle = this.colours.accent;
+      context.lineWidth = Math.max(3, 3 / transform.scale);
       context.strokeRect(x - 4, y - 4, NODE_WIDTH + 8, NODE_HEIGHT + 8);
     }
     if (transform.scale < READABLE && !isSelected) return true;
@@ -217,4 +219,9 @@ export class GraphScene implements Scene {
     context.fillText(perSecond(rate), x + NODE_WIDTH - 8, y + NODE_HEIGHT / 2, 50);
     return true;
   }
+}
+
+/** @returns the node there, in the world's units; -1: none */
+export function nodeAt({ x: lefts, y: tops }: Structure, x: number, y: number): number {
+  return lefts.findIndex((left, node) => x >= left && x <= left + NODE_WIDTH && y >= tops[node]! && y <= tops[node]! + NODE_HEIGHT);
 }

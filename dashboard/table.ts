@@ -20,7 +20,8 @@ export class Table {
   readonly #empty: HTMLElement;
   readonly #scroll: HTMLElement;
   #shown = ROWS;
-  #rows: readonly Row[] = [];
+  #length = 0;
+  #row: (index: number) => Row = () => [];
 
   /** @param caption names it @param empty in place of no rows @param numbers columns of figures, by index */
   constructor(caption: string, readonly columns: readonly string[], empty: string, readonly numbers: ReadonlySet<number> = new Set()) {
@@ -33,19 +34,30 @@ export class Table {
   }
 
   update(rows: readonly Row[]): void {
-    this.#rows = rows;
-    const shown = rows.slice(0, this.#shown);
-    shown.forEach((row, index) => this.#write(this.#body.rows[index] ?? this.#body.insertRow(), row));
-    while (this.#body.rows.length > shown.length) this.#body.deleteRow(-1);
-    this.#scroll.hidden = rows.length === 0;
-    this.#empty.hidden = rows.length > 0;
-    this.#more.hidden = rows.length <= shown.length;
-    setText(this.#more, `Show ${Math.min(ROWS, rows.length - shown.length)} more of ${rows.length - shown.length}`);
+    this.updateFrom(rows, (row) => row);
+  }
+
+  /** @param row asked for of those alone that are shown: there may be thousands */
+  updateFrom<T>(items: readonly T[], row: (item: T) => Row): void {
+    this.#length = items.length;
+    this.#row = (index) => row(items[index]!);
+    this.#show();
+  }
+
+  #show(): void {
+    const shown = Math.min(this.#length, this.#shown);
+    const rows = this.#body.rows;
+    for (let index = 0; index < shown; index++) this.#write(rows[index] ?? this.#body.insertRow(), this.#row(index));
+    while (rows.length > shown) this.#body.deleteRow(-1);
+    this.#scroll.hidden = this.#length === 0;
+    this.#empty.hidden = this.#length > 0;
+    this.#more.hidden = this.#length <= shown;
+    setText(this.#more, `Show ${Math.min(ROWS, this.#length - shown)} more of ${this.#length - shown}`);
   }
 
   #showMore(): void {
     this.#shown += ROWS;
-    this.update(this.#rows);
+    this.#show();
   }
 
   #write(to: HTMLTableRowElement, row: Row): void {

@@ -32,12 +32,13 @@ export const workloadsPage: Page = (context) => {
       incoming[edge.to]!.push(edge);
     }
     const text = search.value.trim().toLowerCase();
-    const order = [...ends.keys()].filter((index) => `${ends[index]!.namespace}/${ends[index]!.workload}`.toLowerCase().includes(text)).sort((a, b) => sum(incoming[b]!, 'rate') - sum(incoming[a]!, 'rate') || (ends[a]!.workload < ends[b]!.workload ? -1 : 1));
-    table.update(order.map((index): Row => {
+    const rates = incoming.map((own) => sum(own, 'rate'));
+    const order = [...ends.keys()].filter((index) => `${ends[index]!.namespace}/${ends[index]!.workload}`.toLowerCase().includes(text)).sort((a, b) => rates[b]! - rates[a]! || (ends[a]!.workload < ends[b]!.workload ? -1 : 1));
+    table.updateFrom(order, (index): Row => {
       const { namespace, workload } = ends[index]!;
       const [own, out] = [incoming[index]!, outgoing[index]!];
-      return [{ text: `${namespace}/${workload}`, href: workloadLink(namespace, workload) }, perSecond(sum(own, 'rate')), failedCell(failedOf(own)), milliseconds(slowest(own)), perSecond(sum(out, 'rate')), bytesPerSecond(sum(own, 'received')), bytesPerSecond(sum(own, 'sent')), [...new Set(own.map(({ way }) => wayStyle(way).name))].join(', ')];
-    }));
+      return [{ text: `${namespace}/${workload}`, href: workloadLink(namespace, workload) }, perSecond(rates[index]!), failedCell(failedOf(own)), milliseconds(slowest(own)), perSecond(sum(out, 'rate')), bytesPerSecond(sum(own, 'received')), bytesPerSecond(sum(own, 'sent')), [...new Set(own.map(({ way }) => wayStyle(way).name))].join(', ')];
+    });
   };
   context.main.replaceChildren(h('h1', {}, 'Workloads'), h('div', { class: 'controls' }, h('label', { for: 'search' }, 'Search', search)), table.element);
   return follow<Graph>(context, '/api/graph', (answer) => {

@@ -24,3 +24,6 @@ if [ "$(cat "$out/stamp" 2>/dev/null)" != "$stamp" ]; then
   done
   echo "$stamp" >"$out/stamp"
 fi
+
+# The browser of the dashboard's pages, and a font for it. CHROMIUM_BIN names another.
+command -v "${CHROMIUM_BIN:-chromium}" >/dev/null || install_packages chromium fonts-dejavu-core
