@@ -80,7 +80,31 @@ export interface Flows {
 }
 
 const WAYS: Record<string, FlowWay> = { FLOW_SHORT_CIRCUITED: 'short-circuited', FLOW_PLAIN: 'plain', FLOW_PROXY: 'proxy', FLOW_DENIED: 'denied' };
-const SIDES: readonly FlowSideName[] = ['source', 'destination'];
+
+/** Decoded when it is looked at, since there are thousands, and whoever reads them has others' turns between. */
+class ReadEntry implements FlowEntry {
+  #key: FlowKey | undefined;
+  #source: FlowSide | undefined;
+  #destination: FlowSide | undefined;
+
+  constructor(readonly bytes: Buffer, readonly readKey: () => FlowKey, readonly readSide: (side: FlowSideName) => FlowSide) {}
+
+  get id(): string {
+    return this.bytes.toString('hex');
+  }
+
+  get key(): FlowKey {
+    return (this.#key ??= this.readKey());
+  }
+
+  get source(): FlowSide {
+    return (this.#source ??= this.readSide('source'));
+  }
+
+  get destination(): FlowSide {
+    return (this.#destination ??= this.readSide('destination'));
+  }
+}
 
 export class KernelFlows implements Flows, Closable {
   readonly rttBoundsUs: readonly number[];
@@ -185,8 +209,7 @@ export class KernelFlows implements Flows, Closable {
   }
 
   #entry(key: Buffer, value: Buffer): FlowEntry {
-    const [source, destination] = SIDES.map((side) => this.#decode(value, this.#value, `${side}.`)) as [FlowSide, FlowSide];
-    return { id: key.toString('hex'), key: this.#flowKey(key), source, destination };
+    return new ReadEntry(key, () => this.#flowKey(key), (side) => this.#decode(value, this.#value, `${side}.`));
   }
 
   #flowKey(key: Buffer): FlowKey {

@@ -11,7 +11,7 @@ import { KEY_SEPARATOR } from '../proxy/request-log.js';
 import type { RequestView } from '../proxy/request-view.js';
 import { Workload } from '../../proto/generated/istio/workload/workload.js';
 import { EnvoySumsFile, type SavedSums } from './envoy-sums-file.js';
-import { FlowDirectory, UNKNOWN, type FlowLabels, type KnownWorkloads } from './flow-labels.js';
+import { FlowDirectory, OVERFLOW, UNKNOWN, type FlowLabels, type KnownWorkloads } from './flow-labels.js';
 import { hashOf } from './flow-series.js';
 
 export interface EnvoySum<T> {
@@ -103,8 +103,6 @@ export interface EnvoySumsOptions {
 
 /** Series. */
 const MAX_SUMS = 8_192;
-/** What found no room is added up under these labels, so that totals over all series stay right: OpenTelemetry's name for it. */
-const OVERFLOW = { otel_metric_overflow: 'true' };
 const FULL_EVERY_MS = 60_000;
 /** Of Envoy's answer: some kilobytes a key. */
 const MAX_ANSWER_BYTES = 64 << 20;

@@ -46,11 +46,16 @@ export interface RequestFacts {
 
 export { UNKNOWN };
 
+/** What found no room is added up under these labels, so that totals over all series stay right: OpenTelemetry's name for it. */
+export const OVERFLOW: FlowLabels = { otel_metric_overflow: 'true' };
+
 /** Looks workloads and services up by address; only those that flows name are kept. */
 export class FlowDirectory {
   readonly #known: KnownWorkloads;
   readonly #trustDomain: string | undefined;
   #revision = -1;
+  /** Addresses as they were asked for, and as bytes in hex. */
+  #asked = new Set<string>();
   #wanted = new Set<string>();
   #wantedNames: ReadonlySet<string> = new Set();
   #workloads = new Map<string, Workload>();
@@ -66,16 +71,22 @@ export class FlowDirectory {
     return this.#known.synced;
   }
 
+  /** Of what labels are made of. */
+  get revision(): number {
+    return this.#known.revision;
+  }
+
   /**
    * Walks all workloads when they have changed, or others are asked for, since it last did.
    * @param names of workloads, see `named`
    */
   prepare(addresses: Iterable<string>, names: ReadonlySet<string> = new Set()): void {
-    const wanted = new Set([...addresses].map(keyOf));
-    const isKnown = this.#revision === this.#known.revision && [...wanted].every((key) => this.#wanted.has(key)) && [...names].every((name) => this.#wantedNames.has(name));
+    const asked = new Set(addresses);
+    const isKnown = this.#revision === this.#known.revision && [...asked].every((address) => this.#asked.has(address)) && [...names].every((name) => this.#wantedNames.has(name));
     if (isKnown) return;
     this.#revision = this.#known.revision;
-    this.#wanted = wanted;
+    this.#asked = asked;
+    this.#wanted = new Set([...asked].map(keyOf));
     this.#wantedNames = names;
     this.#named.clear();
     this.#workloads = new Map();

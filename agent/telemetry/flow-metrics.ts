@@ -8,7 +8,8 @@ import { NO_CONNECTIONS, type ConnectionTotals } from './envoy-connection-stats.
 import { addEnvoyMetrics } from './envoy-metrics.js';
 import { hashOf, type FlowReport } from './flow-series.js';
 import type { ConnectionReport } from './flow-telemetry.js';
-import type { PrometheusText } from './prometheus.js';
+import { labelText, type PrometheusText } from './prometheus.js';
+import { atOnce, inTurns } from './turns.js';
 
 /** ztunnel's, where a connection came to another end than a close: https://github.com/istio/ztunnel/blob/master/src/proxy/metrics.rs */
 const FLAGS: readonly { flag: string; of: (totals: FlowSide) => bigint }[] = [
@@ -24,17 +25,32 @@ const COUNTERS: readonly (IstioMetric & { of: (totals: ConnectionTotals) => bigi
   { ...CONNECTIONS.sent, of: ({ sent }) => sent },
 ];
 
+const SERIES_A_TURN = 128;
 const RTT_LABELS = ['reporter', 'source_workload', 'source_workload_namespace', 'destination_workload', 'destination_workload_namespace'] as const;
 
-export function addFlowMetrics(text: PrometheusText, { kernel, envoy }: ConnectionReport): void {
-  const all = sums({ kernel, envoy });
-  for (const { name, help, of } of COUNTERS) for (const { labels, totals } of all) text.add(name, 'counter', help, of(totals), labels);
+/** As `addFlowMetricsInTurns`, at once. */
+export function addFlowMetrics(text: PrometheusText, report: ConnectionReport): void {
+  atOnce(flowMetrics(text, report));
+}
+
+export function addFlowMetricsInTurns(text: PrometheusText, report: ConnectionReport): Promise<void> {
+  return inTurns(flowMetrics(text, report));
+}
+
+function* flowMetrics(text: PrometheusText, { kernel, envoy }: ConnectionReport): Generator<void> {
+  const all = yield* sums({ kernel, envoy });
+  const texts: string[] = [];
+  for (const { labels } of all) if (texts.push(labelText(labels)) % SERIES_A_TURN === 0) yield;
+  for (const { name, help, of } of COUNTERS) {
+    for (const [index, { totals }] of all.entries()) text.addLabelled(name, 'counter', help, of(totals), texts[index]!);
+    yield;
+  }
   for (const { labels, totals } of all) for (const [flags, count] of totals.closed) if (flags !== NO_FLAGS) text.add(CONNECTIONS.closed.name, 'counter', CONNECTIONS.closed.help, count, { ...labels, response_flags: flags });
   for (const { labels, totals } of kernel?.series ?? []) for (const { flag, of } of FLAGS) if (of(totals) > 0n) text.add(FAILED.name, 'counter', FAILED.help, of(totals), { ...labels, response_flags: flag });
   if (envoy) addEnvoyMetrics(text, 'connection', envoy, MAX_CONNECTION_KEYS);
   if (!kernel) return;
   const bounds = kernel.rttBoundsUs.map((us) => us / 1e6);
-  for (const { labels, totals } of roundTrips(kernel.series)) {
+  for (const { labels, totals } of yield* roundTrips(kernel.series)) {
     text.addHistogram('underpass_tcp_rtt_seconds', 'Smoothed round-trip times of connections without a proxy: each at its end, and once a minute while it is open.', bounds, totals.rtt, Number(totals.rttSumUs) / 1e6, labels);
   }
   text.add('underpass_tcp_entries_held', 'gauge', 'Kernel entries that are in no series yet, since the control plane has not named one of their workloads.', kernel.held);
@@ -42,9 +58,9 @@ export function addFlowMetrics(text: PrometheusText, { kernel, envoy }: Connecti
 }
 
 /** Of both, each series once. */
-function sums({ kernel, envoy }: ConnectionReport): { labels: FlowLabels; totals: ConnectionTotals }[] {
+function* sums({ kernel, envoy }: ConnectionReport): Generator<void, { labels: FlowLabels; totals: ConnectionTotals }[]> {
   const all = new Map<string, { labels: FlowLabels; totals: ConnectionTotals }>();
-  for (const { labels, totals } of kernel?.series ?? []) all.set(hashOf(labels), { labels, totals: ofKernel(totals) });
+  for (const { labels, totals } of kernel?.series ?? []) if (all.set(hashOf(labels), { labels, totals: ofKernel(totals) }).size % SERIES_A_TURN === 0) yield;
   for (const { hash, labels, totals } of envoy?.sums ?? []) {
     const before = all.get(hash);
     all.set(hash, { labels, totals: before ? addConnections(before.totals, totals) : totals });
@@ -58,9 +74,10 @@ function ofKernel(side: FlowSide): ConnectionTotals {
 }
 
 /** Fewer labels, so that there are fewer histograms. */
-function roundTrips(series: FlowReport['series']): { labels: FlowLabels; totals: FlowSide }[] {
+function* roundTrips(series: FlowReport['series']): Generator<void, { labels: FlowLabels; totals: FlowSide }[]> {
   const merged = new Map<string, { labels: FlowLabels; totals: FlowSide }>();
-  for (const { labels, totals } of series) {
+  for (const [index, { labels, totals }] of series.entries()) {
+    if (index % SERIES_A_TURN === 0) yield;
     const few = Object.fromEntries(RTT_LABELS.map((name) => [name, labels[name] ?? '']));
     const key = JSON.stringify(few);
     const before = merged.get(key);

@@ -127,12 +127,12 @@ test('labels: a client that asked for a pod\'s own address named no service; the
   assert.deepEqual(scraped(w.source).series.map(({ labels }) => [labels['reporter'], labels['destination_service']]), [['source', 'unknown'], ['destination', 'store.backend.svc'], ['destination', 'unknown']]);
 });
 
-test('labels: what found no room has the client\'s labels, or none; a side that nobody reports has no series', () => {
+test('labels: what found no room has the client\'s labels, or is the overflow of all; a side that nobody reports has no series', () => {
   const w = new World();
   w.tables.put('rest', { client: 1n }, side(3), side(0));
   w.tables.put('all', {}, side(5), side(7));
-  const seen = scraped(w.source).series.map(({ labels, totals }) => [labels['reporter'], labels['source_workload'], labels['destination_workload'], totals.opened]);
-  assert.deepEqual(seen, [['source', 'cart', 'unknown', 3n], ['source', 'unknown', 'unknown', 5n], ['destination', 'unknown', 'unknown', 7n]]);
+  const seen = scraped(w.source).series.map(({ labels, totals }) => [labels['reporter'], labels['source_workload'] ?? labels['otel_metric_overflow'], labels['destination_workload'], totals.opened]);
+  assert.deepEqual(seen, [['source', 'cart', 'unknown', 3n], ['source', 'true', undefined, 5n], ['destination', 'true', undefined, 7n]]);
 });
 
 test('labels: a client from elsewhere is a workload of another node by its address, with no principal, or unknown; its server\'s labels are whole', () => {
@@ -311,4 +311,33 @@ test('metrics: four counters with Istio\'s names, and round-trip times as a hist
     'underpass_tcp_rtt_seconds_bucket le="0.000016" 0', 'underpass_tcp_rtt_seconds_bucket le="0.000032" 2', 'underpass_tcp_rtt_seconds_bucket le="+Inf" 2',
     'underpass_tcp_rtt_seconds_sum  0.00004', 'underpass_tcp_rtt_seconds_count  2',
   ]);
+});
+
+test('FlowSeriesSource: the kernel\'s entry for all that found no room is the series that Envoy\'s part has for that, too', () => {
+  const w = new World();
+  w.tables.put('other', {}, side(5), side(3));
+  w.tables.put('own', { client: 1n, server: 9n, endpointPort: 80 }, side(2), side(2));
+  const { series } = w.source.report();
+  const found = series.filter(({ labels }) => labels['otel_metric_overflow'] !== undefined).map(({ labels, totals }) => [labels, totals.opened]);
+  assert.deepEqual(found, [[{ reporter: 'source', otel_metric_overflow: 'true' }, 5n], [{ reporter: 'destination', otel_metric_overflow: 'true' }, 3n]]);
+  const text = new PrometheusText();
+  addFlowMetrics(text, { kernel: w.source.report(), envoy: { sums: [{ reporter: 'source', hash: hashOf(found[0]![0] as Record<string, string>), labels: { reporter: 'source', otel_metric_overflow: 'true' }, totals: { opened: 10n, received: 0n, sent: 0n, openReceived: 0n, openSent: 0n, closed: new Map([['-', 10n]]) } }], isRead: true, keys: 0, held: 0, lost: 0n, dropped: 0 } });
+  assert.match(text.toString(), /^istio_tcp_connections_opened_total\{reporter="source",otel_metric_overflow="true"\} 15$/m);
+});
+
+test('FlowSeriesSource: a report of many entries is made in steps, between which nothing that it says is lost or told twice', () => {
+  const w = new World();
+  for (let index = 0; index < 2_000; index++) w.tables.put(`${index}`, { client: 1n, server: 9n, endpointPort: 1 + index }, side(1), side(1));
+  const steps = w.source.reporting();
+  let count = 0;
+  for (;;) {
+    const { done, value } = steps.next();
+    if (done === true) {
+      assert.deepEqual(value.series.map(({ totals }) => totals.opened), [2_000n, 2_000n]);
+      break;
+    }
+    count++;
+  }
+  // No more than 256 entries each.
+  assert.ok(count >= 2_000 / 256, `${count} steps`);
 });

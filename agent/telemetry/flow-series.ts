@@ -4,9 +4,11 @@
  * that falls looks to Prometheus like one that began anew. With none left it is told once more, and dropped.
  */
 import { createHash } from 'node:crypto';
-import type { FlowEntry, Flows, FlowSide, FlowSideName } from '../dataplane/kernel-flows.js';
+import type { FlowEntry, FlowKey, Flows, FlowSide, FlowSideName } from '../dataplane/kernel-flows.js';
 import { addSides, openOf } from '../dataplane/kernel-flows.js';
-import { FlowDirectory, type FlowLabels, type FlowPod, type KnownWorkloads } from './flow-labels.js';
+import { FlowDirectory, OVERFLOW, type FlowLabels, type FlowPod, type KnownWorkloads } from './flow-labels.js';
+import { KeptLabels } from './kept-labels.js';
+import { atOnce } from './turns.js';
 
 export interface FlowSeries {
   labels: FlowLabels;
@@ -35,6 +37,7 @@ export interface FlowReport {
 }
 
 const SIDES: readonly FlowSideName[] = ['source', 'destination'];
+const ENTRIES_A_TURN = 256;
 /** How long an entry of a pod that is gone waits for the other end's connections to be closed. */
 const LAST_CLOSES_MS = 30_000;
 /** How long an entry of a client from elsewhere stays without a connection: their addresses change hands. */
@@ -55,6 +58,7 @@ export class FlowSeriesSource {
   readonly #retired = new Map<string, { labels: FlowLabels; at: number }>();
   /** Of the entries there are. */
   #hashes: ReadonlySet<string> = new Set();
+  readonly #kept = new KeptLabels<Record<FlowSideName, FlowLabels>>();
   #dropped = 0;
   /** At the last report. */
   #held = 0;
@@ -71,9 +75,14 @@ export class FlowSeriesSource {
 
   /** For a scrape: everything up to now. */
   report(): FlowReport {
+    return atOnce(this.reporting());
+  }
+
+  /** As `report`; between its steps others may have their turn, but not another report or sweep. */
+  *reporting(): Generator<void, FlowReport> {
     const { flows } = this.#options;
     flows.settle();
-    const { live, held } = this.#collect();
+    const { live, held } = yield* this.#collect();
     const retired = flows.retired();
     for (const [hash, totals] of retired) {
       const labels = live.get(hash)?.labels ?? this.#retired.get(hash)?.labels ?? this.#options.others?.(hash);
@@ -90,7 +99,12 @@ export class FlowSeriesSource {
 
   /** Now and then, so that pods that live shortly leave their labels and those that are gone their place. */
   sweep(): true {
-    const { held } = this.#collect();
+    return atOnce(this.sweeping());
+  }
+
+  /** As `sweep`, in steps as `reporting`. */
+  *sweeping(): Generator<void, true> {
+    const { held } = yield* this.#collect();
     const now = this.#now();
     this.#dropRetired(held, (hash) => !this.isLive(hash) && now - (this.#retired.get(hash)?.at ?? -Infinity) > UNREAD_MS);
     return true;
@@ -111,18 +125,22 @@ export class FlowSeriesSource {
     }
   }
 
-  #collect(): { live: Map<string, FlowSeries>; held: number } {
+  *#collect(): Generator<void, { live: Map<string, FlowSeries>; held: number }> {
     const live = new Map<string, FlowSeries>();
     const { flows } = this.#options;
     const pods = new Map(this.#options.pods().map((pod) => [pod.netnsCookie, pod]));
     const entries = flows.entries();
     const synced = this.#directory.synced;
     if (synced) this.#directory.prepare([...[...pods.values()].flatMap(({ addresses }) => addresses), ...entries.flatMap(({ key }) => [key.service?.address ?? [], key.peer ?? []].flat())]);
+    yield;
+    this.#kept.begin(this.#options.workloads.revision, pods);
     let held = 0;
+    let turn = 0;
     for (const entry of entries) {
+      if (++turn % ENTRIES_A_TURN === 0) yield;
       const isGone = [entry.key.client, entry.key.server].some((cookie) => cookie !== 0n && !pods.has(cookie));
-      const current = synced && !isGone ? this.#labelsOf(entry, pods) : undefined;
       const last = this.#labels.get(entry.id);
+      const current = synced && !isGone ? this.#kept.of(entry.id, () => this.#labelsOf(entry, pods)) : undefined;
       if (this.#isOver(entry, last, current)) {
         this.#keep(entry, last);
         continue;
@@ -138,13 +156,14 @@ export class FlowSeriesSource {
       for (const side of SIDES) if (entry[side].opened > 0n) add(live, hashOf(labels[side]), labels[side], entry[side]);
     }
     const ids = new Set(entries.map(({ id }) => id));
-    for (const map of [this.#labels, this.#goneSince, this.#lastOpened]) for (const id of map.keys()) if (!ids.has(id)) map.delete(id);
+    for (const map of [this.#labels, this.#goneSince, this.#lastOpened, this.#kept.byId]) for (const id of map.keys()) if (!ids.has(id)) map.delete(id);
     this.#hashes = new Set(live.keys());
     return { live, held };
   }
 
   /** Undefined: a workload is not known yet. */
   #labelsOf({ key }: FlowEntry, pods: ReadonlyMap<bigint, FlowPod>): Record<FlowSideName, FlowLabels> | undefined {
+    if (isEverybodys(key)) return { source: { reporter: 'source', ...OVERFLOW }, destination: { reporter: 'destination', ...OVERFLOW } };
     const workload = (cookie: bigint) => this.#directory.workload(pods.get(cookie)?.addresses ?? []);
     const source = key.peer ? this.#directory.workload([key.peer]) : workload(key.client);
     const destination = workload(key.server);
@@ -191,12 +210,28 @@ export class FlowSeriesSource {
   }
 }
 
+/** The kernel's one entry for all connections for which there was no room, neither of their own nor of their pods. */
+function isEverybodys({ client, server, peer, service, endpointPort }: FlowKey): boolean {
+  return client === 0n && server === 0n && peer === undefined && service === undefined && endpointPort === 0;
+}
+
 function add(to: Map<string, FlowSeries>, hash: string, labels: FlowLabels, totals: FlowSide): void {
   const before = to.get(hash);
   to.set(hash, { labels, totals: before ? addSides(before.totals, totals) : totals });
 }
 
+/** Of labels that stay. */
+const hashes = new WeakMap<FlowLabels, string>();
+
 /** 16 bytes in hex, equal in every agent. */
 export function hashOf(labels: FlowLabels): string {
+  const known = hashes.get(labels);
+  if (known !== undefined) return known;
+  const hash = made(labels);
+  hashes.set(labels, hash);
+  return hash;
+}
+
+function made(labels: FlowLabels): string {
   return createHash('sha256').update(JSON.stringify(Object.entries(labels).sort(([x], [y]) => (x < y ? -1 : 1)))).digest('hex').slice(0, 32);
 }

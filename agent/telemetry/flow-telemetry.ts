@@ -22,6 +22,7 @@ import type { FlowNames } from './flow-record.js';
 import { FlowSeriesSource, type FlowReport } from './flow-series.js';
 import { FlowStream } from './flow-stream.js';
 import { HttpSeriesSource, type HttpReport } from './http-series.js';
+import { inTurns } from './turns.js';
 
 const SWEEP_EVERY_MS = 5_000;
 /** How long a scrape waits for Envoy. */
@@ -82,6 +83,7 @@ export class FlowTelemetry implements Closable {
   readonly stream: FlowStream;
   readonly #timer: NodeJS.Timeout;
   #problem: string | undefined;
+  #last: Promise<void> = Promise.resolve();
 
   constructor(options: FlowTelemetryOptions) {
     const { kernel, workloads, requests, envoy, log, podOf, logger } = options;
@@ -110,7 +112,7 @@ export class FlowTelemetry implements Closable {
     });
     // An agent before this one may have asked for it.
     this.#try(() => kernel?.setFlowLog(flowLog !== undefined));
-    this.#timer = setInterval(() => this.#sweep(), SWEEP_EVERY_MS);
+    this.#timer = setInterval(() => void this.#alone(() => this.#sweep()), SWEEP_EVERY_MS);
   }
 
   /** Goes on with what an agent before this one had. */
@@ -131,22 +133,26 @@ export class FlowTelemetry implements Closable {
   }
 
   /** For a scrape: the kernel's part of the connections, undefined when its tables could not be read, and Envoy's as it was when it last answered. */
-  report({ isPeek = false }: Reading = {}): ConnectionReport {
-    const kernel = this.#try(() => this.#series?.report());
-    const envoy = this.#envoy?.connections.report((hash) => (this.#series && !kernel) || this.#series?.isLive(hash) === true, isPeek);
-    if (kernel && !isPeek) this.#try(() => this.#series?.forgetTold());
-    return { kernel, envoy };
+  report({ isPeek = false }: Reading = {}): Promise<ConnectionReport> {
+    return this.#alone(async () => {
+      const kernel = await this.#trySteps(this.#series?.reporting());
+      const envoy = this.#envoy?.connections.report((hash) => (this.#series && !kernel) || this.#series?.isLive(hash) === true, isPeek);
+      if (kernel && !isPeek) this.#try(() => this.#series?.forgetTold());
+      return { kernel, envoy };
+    });
   }
 
   /** As `report`, of requests. */
-  httpReport({ isPeek = false }: Reading = {}): RequestReport {
-    const kernel = this.#try(() => this.#httpSeries?.report());
-    // Without the kernel's part nobody knows which series it has a part of.
-    const envoy = this.#envoy?.requests.report((hash) => (this.#httpSeries && !kernel) || kernel?.live.has(hash) === true, isPeek);
-    if (kernel && !isPeek) this.#try(() => this.#httpSeries?.forgetTold());
-    // As long as the series of the requests themselves.
-    const messages = this.#envoy?.messages.report((hash) => this.#envoy?.requests.labelsOf(hash) !== undefined, isPeek);
-    return { kernel, envoy, messages };
+  httpReport({ isPeek = false }: Reading = {}): Promise<RequestReport> {
+    return this.#alone(async () => {
+      const kernel = await this.#trySteps(this.#httpSeries?.reporting());
+      // Without the kernel's part nobody knows which series it has a part of.
+      const envoy = this.#envoy?.requests.report((hash) => (this.#httpSeries && !kernel) || kernel?.live.has(hash) === true, isPeek);
+      if (kernel && !isPeek) this.#try(() => this.#httpSeries?.forgetTold());
+      // As long as the series of the requests themselves.
+      const messages = this.#envoy?.messages.report((hash) => this.#envoy?.requests.labelsOf(hash) !== undefined, isPeek);
+      return { kernel, envoy, messages };
+    });
   }
 
   /** Records of the log for which there was no line; undefined without a log. */
@@ -157,12 +163,13 @@ export class FlowTelemetry implements Closable {
   async close(): Promise<void> {
     clearInterval(this.#timer);
     this.stream.close();
+    await this.#last;
     await this.#each((envoy) => envoy.close());
   }
 
-  #sweep(): void {
-    const isRead = this.#try(() => this.#series?.sweep() ?? true) === true;
-    const live = this.#try(() => this.#httpSeries?.sweep());
+  async #sweep(): Promise<void> {
+    const isRead = (await this.#trySteps(this.#series?.sweeping() ?? nothing())) === true;
+    const live = await this.#trySteps(this.#httpSeries?.sweeping());
     void this.#envoy?.connections.sweep((hash) => (this.#series && !isRead) || this.#series?.isLive(hash) === true);
     void this.#envoy?.messages.sweep((hash) => this.#envoy?.requests.labelsOf(hash) !== undefined);
     void this.#envoy?.requests.sweep((hash) => (this.#httpSeries && !live) || live?.has(hash) === true);
@@ -172,16 +179,43 @@ export class FlowTelemetry implements Closable {
     await Promise.all(Object.values(this.#envoy ?? {}).map(action));
   }
 
+  /** One after the other: each takes several turns, in which nobody else may move what is in the kernel's tables. */
+  #alone<T>(work: () => Promise<T>): Promise<T> {
+    const done = this.#last.then(work);
+    this.#last = done.then(() => undefined, () => undefined);
+    return done;
+  }
+
   #try<T>(action: () => T): T | undefined {
     try {
       const result = action();
       this.#problem = undefined;
       return result;
     } catch (error) {
-      const problem = errorMessage(error);
-      if (problem !== this.#problem) this.#options.logger.warn({ reason: problem }, 'telemetry of connections without a proxy could not be read');
-      this.#problem = problem;
+      this.#failed(error);
       return undefined;
     }
   }
+
+  async #trySteps<T>(steps: Generator<void, T> | undefined): Promise<T | undefined> {
+    try {
+      const result = steps && (await inTurns(steps));
+      this.#problem = undefined;
+      return result;
+    } catch (error) {
+      this.#failed(error);
+      return undefined;
+    }
+  }
+
+  #failed(error: unknown): void {
+    const problem = errorMessage(error);
+    if (problem !== this.#problem) this.#options.logger.warn({ reason: problem }, 'telemetry of connections without a proxy could not be read');
+    this.#problem = problem;
+  }
+}
+
+/** What there is to sweep without a kernel side. */
+function* nothing(): Generator<void, true> {
+  return true;
 }

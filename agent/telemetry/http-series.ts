@@ -7,6 +7,8 @@ import type { HttpEnding, HttpRequests, HttpTotalEntry, HttpTotals } from '../da
 import { addTotals } from '../dataplane/kernel-http-totals.js';
 import type { FlowDirectory, FlowLabels, FlowPod } from './flow-labels.js';
 import { hashOf } from './flow-series.js';
+import { KeptLabels } from './kept-labels.js';
+import { atOnce } from './turns.js';
 
 export interface HttpSeries {
   /** Of the labels. */
@@ -43,6 +45,7 @@ const FLAGS: Record<HttpEnding, string> = { answered: '-', 'client-ended': 'DC',
 const LAST_ENDS_MS = 5_000;
 /** How long a series of pods that are gone waits for somebody to read it. */
 const UNREAD_MS = 300_000;
+const ENTRIES_A_TURN = 256;
 
 export class HttpSeriesSource {
   readonly #options: HttpSeriesOptions;
@@ -52,6 +55,7 @@ export class HttpSeriesSource {
   readonly #goneSince = new Map<string, number>();
   /** By hash: what was retired here, and when. What an earlier agent retired has a hash only. */
   readonly #retired = new Map<string, { labels: FlowLabels; at: number }>();
+  readonly #kept = new KeptLabels<FlowLabels>();
   #dropped = 0;
   /** Of the last report. */
   #told: { live: ReadonlySet<string>; held: number } = { live: new Set(), held: 0 };
@@ -63,7 +67,12 @@ export class HttpSeriesSource {
 
   /** For a scrape: everything up to now. */
   report(): HttpReport {
-    const { live, held } = this.#collect();
+    return atOnce(this.reporting());
+  }
+
+  /** As `report`; between its steps others may have their turn, but not another report or sweep. */
+  *reporting(): Generator<void, HttpReport> {
+    const { live, held } = yield* this.#collect();
     this.#told = { live: new Set(live.keys()), held };
     for (const [hash, totals] of this.#options.requests.retired()) {
       const labels = live.get(hash)?.labels ?? this.#retired.get(hash)?.labels ?? this.#options.others?.(hash);
@@ -83,7 +92,12 @@ export class HttpSeriesSource {
    * @returns series to which an entry may still add, by hash
    */
   sweep(): ReadonlyMap<string, HttpSeries> {
-    const { live, held } = this.#collect();
+    return atOnce(this.sweeping());
+  }
+
+  /** As `sweep`, in steps as `reporting`. */
+  *sweeping(): Generator<void, ReadonlyMap<string, HttpSeries>> {
+    const { live, held } = yield* this.#collect();
     const now = this.#now();
     this.#dropRetired(held, (hash) => !live.has(hash) && now - (this.#retired.get(hash)?.at ?? -Infinity) > UNREAD_MS);
     return live;
@@ -100,17 +114,21 @@ export class HttpSeriesSource {
     }
   }
 
-  #collect(): { live: Map<string, HttpSeries>; held: number } {
+  *#collect(): Generator<void, { live: Map<string, HttpSeries>; held: number }> {
     const { requests, directory } = this.#options;
     const live = new Map<string, HttpSeries>();
     const pods = new Map(this.#options.pods().map((pod) => [pod.netnsCookie, pod]));
     const entries = requests.entries();
     const synced = directory.synced;
     if (synced && entries.length > 0) directory.prepare([...pods.values()].flatMap(({ addresses }) => addresses));
+    yield;
+    this.#kept.begin(directory.revision, pods);
     let held = 0;
+    let turn = 0;
     for (const entry of entries) {
+      if (++turn % ENTRIES_A_TURN === 0) yield;
       const [client, server] = [pods.get(entry.client), pods.get(entry.server)];
-      const current = synced && client && server ? this.#labelsOf(entry, client, server) : undefined;
+      const current = synced && client && server ? this.#kept.of(entry.id, () => this.#labelsOf(entry, client, server)) : undefined;
       if (current) this.#labels.set(entry.id, current);
       const labels = this.#labels.get(entry.id);
       const isGone = !client || !server;
@@ -119,7 +137,7 @@ export class HttpSeriesSource {
       else if (!isGone) held++;
     }
     const ids = new Set(entries.map(({ id }) => id));
-    for (const map of [this.#labels, this.#goneSince]) for (const id of map.keys()) if (!ids.has(id)) map.delete(id);
+    for (const map of [this.#labels, this.#goneSince, this.#kept.byId]) for (const id of map.keys()) if (!ids.has(id)) map.delete(id);
     return { live, held };
   }
 

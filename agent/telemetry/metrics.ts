@@ -2,7 +2,7 @@
 import type { AgentStatus } from '../admin/status.js';
 import type { PodCounters } from '../dataplane/kernel.js';
 import { addConsistencyMetrics } from './consistency-metrics.js';
-import { addFlowMetrics } from './flow-metrics.js';
+import { addFlowMetricsInTurns } from './flow-metrics.js';
 import { addHttpMetricsInTurns } from './http-metrics.js';
 import { addOutlierMetrics } from './outlier-metrics.js';
 import type { FlowTelemetry } from './flow-telemetry.js';
@@ -87,8 +87,8 @@ export async function metricsText(status: AgentStatus, counters: Counters | unde
       text.add(`underpass_pod_${metricName(name)}_total`, 'counter', 'Counted by the BPF programs, by pod.', value as bigint, { namespace, pod });
     }
   }
-  if (flows) addFlowMetrics(text, flows.report());
-  if (flows) await addHttpMetricsInTurns(text, flows.httpReport());
+  if (flows) await addFlowMetricsInTurns(text, await flows.report());
+  if (flows) await addHttpMetricsInTurns(text, await flows.httpReport());
   if (flows?.logLost !== undefined) text.add('underpass_flow_log_lines_lost_total', 'counter', 'Connections that ended and had no line in the flow log, since there were too many.', flows.logLost);
   return text;
 }

@@ -36,8 +36,8 @@ class World {
     telemetry: () => ({
       workloads,
       refresh: async () => void this.refreshed++,
-      report: (reading) => (this.asked.push(reading), { kernel: undefined, envoy: undefined, ...this.told.connections }),
-      httpReport: (reading) => (this.asked.push(reading), { kernel: undefined, envoy: undefined, messages: undefined, ...this.told.requests }),
+      report: async (reading) => (this.asked.push(reading), { kernel: undefined, envoy: undefined, ...this.told.connections }),
+      httpReport: async (reading) => (this.asked.push(reading), { kernel: undefined, envoy: undefined, messages: undefined, ...this.told.requests }),
     }),
   });
 

@@ -73,8 +73,8 @@ export class Traffic {
       await telemetry.refresh();
     }
     const sums = new Map<string, Sum>();
-    const connections = telemetry.report({ isPeek: true });
-    const requests = telemetry.httpReport({ isPeek: true });
+    const connections = await telemetry.report({ isPeek: true });
+    const requests = await telemetry.httpReport({ isPeek: true });
     let turn = 0;
     const take = async (reporter: string, way: TrafficWay, labels: FlowLabels, totals: TrafficTotals): Promise<void> => {
       add(sums, reporter, way, labels, totals);
