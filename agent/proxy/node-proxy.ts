@@ -241,6 +241,7 @@ export class NodeProxy {
       throw error;
     }
     this.#started = true;
+    this.#schedule();
   }
 
   /** The pods that are to have a listener; call again with the whole set on every change. */
@@ -415,7 +416,8 @@ export class NodeProxy {
   }
 
   #publishNow(): void {
-    if (!this.#folder || !this.#podsGiven) return;
+    // An Envoy may ask before it is known whether it is one that has all already: it is not to be told as one that has nothing.
+    if (!this.#folder || !this.#podsGiven || !this.#started) return;
     const ready = new Map<string, { key: string; state: SidecarState }>();
     for (const item of this.#classes.values()) {
       const state = item.stream.synced ? item.stream.state : this.#staleAllowed ? item.saved : undefined;

@@ -11,6 +11,7 @@ import { isRunning, processStartTime } from '../../common/process-id.js';
 import { sleep, waitFor } from '../../common/retry.js';
 import { typeUrl, pack } from '../../common/xds/any.js';
 import type { Any } from '../../proto/generated/google/protobuf/any.js';
+import { Listener } from '../../proto/generated/envoy/config/listener/v3/listener.js';
 import { Address } from '../../proto/generated/istio/workload/workload.js';
 import { echoServer, requests, type TestNetns } from '../testing/netns.js';
 import { ProxyWorld, SERVICE_CLUSTER, SERVICE_VIP } from '../testing/proxy-world.js';
@@ -85,6 +86,44 @@ describe('NodeProxy over restarts', () => {
     const { done, failed } = await load;
     assert.deepEqual(failed, []);
     assert.ok(done > 100, `${done} requests`);
+  });
+
+  it('an Envoy that connects before it is known to be taken over loses no listener by which a pod is called', async () => {
+    const inbound = 'pod/pod-a/inbound';
+    world.controlPlane.set(pack(Listener, { ...Listener.decode(tcpListener('0.0.0.0', 15006, SERVICE_CLUSTER).value), name: 'virtualInbound' }), 'virtualInbound');
+    world.controlPlane.push(LDS);
+    const redirected = { ...a.pod, redirected: true };
+    world.running.setPods([redirected]);
+    await waitFor('its inbound listener', async () => (await podListeners(world.running)).includes(inbound), { timeoutMs: 10_000 });
+    await world.settled();
+    const removed = async (proxy: NodeProxy): Promise<number | undefined> => (await updates(proxy))['listener_manager.listener_removed'];
+    const earlier = await removed(world.running);
+    await world.running.stop({ keepEnvoy: true });
+    const next = world.newProxy();
+    // As on a busy machine, where Envoy asks for its configuration sooner than it answers this.
+    const { admin } = next.envoy;
+    const ask = admin.serverInfo.bind(admin);
+    let answer!: () => void;
+    const late = new Promise<void>((resolve) => (answer = resolve));
+    admin.serverInfo = async (...args) => {
+      await late;
+      return ask(...args);
+    };
+    // Its own listener is what keeps the port from being free.
+    next.setPods([{ ...redirected, inboundPortFree: false }]);
+    const started = next.start();
+    await waitFor('Envoy and the control plane', () => next.status().envoy.connected && next.status().classes.every(({ synced }) => synced) && next.status().workloads.synced, { timeoutMs: 10_000 });
+    await sleep(300);
+    assert.deepEqual([(await podListeners(next)).includes(inbound), await removed(next)], [true, earlier]);
+    answer();
+    await started;
+    await world.ready(redirected);
+    await world.settled();
+    assert.deepEqual([next.status().envoy.adopted, (await podListeners(next)).includes(inbound), await removed(next)], [true, true, earlier]);
+    world.controlPlane.tables.get(LDS)!.delete('virtualInbound');
+    world.controlPlane.push(LDS, ['virtualInbound']);
+    next.setPods([a.pod]);
+    await waitFor('its end', async () => !(await podListeners(next)).includes(inbound), { timeoutMs: 10_000 });
   });
 
   it('rolls out after an adoption what changed meanwhile, and takes away what is gone', async () => {

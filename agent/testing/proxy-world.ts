@@ -40,13 +40,19 @@ export class ProxyWorld {
 
   /** A NodeProxy over the same run directory: another one adopts what the former left. */
   async startProxy(options: Partial<NodeProxyOptions> = {}): Promise<NodeProxy> {
+    const proxy = this.newProxy(options);
+    await proxy.start();
+    return proxy;
+  }
+
+  /** The same, to be started. */
+  newProxy(options: Partial<NodeProxyOptions> = {}): NodeProxy {
     this.proxy = new NodeProxy({
       nodeName: 'node-1', runDir: join(this.folder, 'run'), discoveryAddress: this.controlPlane.address, envoyPath: envoyBinary(),
       // One worker: connections that may share a pool do.
       concurrency: 1,
       logger: logger('test'), ...options,
     });
-    await this.proxy.start();
     return this.proxy;
   }
 
