@@ -76,6 +76,8 @@ export interface AgentOptions {
   purpose?: string;
   /** Log a line for each connection that ends; default false. */
   flowLog?: boolean;
+  /** Lines of access logs that Envoy writes in a second at most. */
+  accessLogRate?: number;
   /** Where `/metrics` is served over TCP too, to whoever reaches it; default: nowhere. */
   metricsAddress?: SocketAddress;
   /** Whether the HTTP fast path is on from the start, for pods whose acceleration is l7; default true. */
@@ -161,7 +163,7 @@ export class Agent {
     const logger = this.#logger;
     const { metricsAddress } = this.#options;
     const loop = this.#store.add(new EventLoopWatch());
-    const metrics = (): Promise<PrometheusText> => metricsText(this.status(), this.counters(), this.#flows, loop);
+    const metrics = (): Promise<PrometheusText> => metricsText(this.status(), this.counters(), this.#flows, loop, { ...(this.#proxy?.reports ? { envoy: this.#proxy.reports } : {}), captures: this.#live.captures });
     this.prepare();
     const envoy = envoyRoutes(new EnvoyAdmin(join(this.folder, ENVOY_ADMIN_SOCKET), ENVOY_ANSWER_MS));
     this.#store.add(
@@ -215,6 +217,7 @@ export class Agent {
       ...(this.#options.netnsPath === undefined ? {} : { netnsPath: this.#options.netnsPath }),
       ...(this.#options.envoyLauncher === undefined ? {} : { launcherSocket: this.#options.envoyLauncher }),
       ...(this.#options.dnsServers === undefined ? {} : { dnsServers: this.#options.dnsServers }),
+      ...(this.#options.accessLogRate === undefined ? {} : { accessLogRate: this.#options.accessLogRate }),
       ...(this.#options.clusterId === undefined ? {} : { clusterId: this.#options.clusterId }),
       ...(this.#options.ca === undefined ? {} : { ca: this.#options.ca }),
       ...(this.#options.trustDomain === undefined ? {} : { trustDomain: this.#options.trustDomain }),

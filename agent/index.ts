@@ -1,6 +1,7 @@
 export { Agent, type AgentOptions } from './agent.js';
 export { DEFAULT_INSTANCE, instancePaths, instanceCgroup } from './instance.js';
 export { EnvoyAdmin } from './proxy/envoy-admin.js';
+export { DEFAULT_ACCESS_LOG_RATE } from './proxy/log-bound.js';
 export { askAgent } from './admin/server.js';
 export { instanceHolder, type InstanceHolder } from './admin/lock.js';
 export type { AgentStatus } from './admin/status.js';

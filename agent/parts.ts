@@ -14,6 +14,7 @@ import type { HttpKernel } from './http/agent-fast-path.js';
 import type { NodeCaFactory } from './identity/certificates.js';
 import type { EnvoyOptions } from './proxy/envoy.js';
 import type { EnvoyFlowLogs } from './proxy/envoy-flow-logs.js';
+import type { EnvoyReports } from './proxy/envoy-reports.js';
 import type { InboundPods } from './proxy/inbound-follower.js';
 import type { WorkloadView } from './policy/workload-policies.js';
 import type { ListenerPorts, NodeProxyOptions, NodeProxyStatus } from './proxy/node-proxy.js';
@@ -65,6 +66,8 @@ export interface AgentProxy extends PodProxy {
   readonly requests?: RequestView;
   /** What Envoy tells of requests while somebody listens; absent: nothing. */
   readonly flowLogs?: Pick<EnvoyFlowLogs, 'listen' | 'dropped'>;
+  /** How Envoy's spans and lines of logs fare; absent: it does not say. */
+  readonly reports?: Pick<EnvoyReports, 'counts' | 'refresh'>;
   /** Envoy has, and has answered, all that the control plane said. */
   readonly settled: boolean;
   /** Which destinations are reached through a waypoint. */
@@ -96,6 +99,7 @@ export interface ProxyOptions {
   /** Of `underpass-launcher`, where Envoy is to be started by that. */
   launcherSocket?: string;
   dnsServers?: readonly string[];
+  accessLogRate?: number;
   clusterId?: string;
   ca?: NodeCaFactory;
   trustDomain?: string;

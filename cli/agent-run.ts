@@ -3,7 +3,7 @@ import { once } from 'node:events';
 import { join } from 'node:path';
 import { Option, type Command } from 'commander';
 import { socketAddress, wholeNumber, type SocketAddress } from '../common/arguments.js';
-import { Agent, CALLERS_HEAR_MS, cleanup, instancePaths, realCleanupParts, realParts, removeCniPlugin, silence, WHEN_AWAY, type DiscoveryTls, type NodeCaFactory } from '../agent/index.js';
+import { Agent, CALLERS_HEAR_MS, cleanup, DEFAULT_ACCESS_LOG_RATE, instancePaths, realCleanupParts, realParts, removeCniPlugin, silence, WHEN_AWAY, type DiscoveryTls, type NodeCaFactory } from '../agent/index.js';
 import { errorMessage } from '../common/errors.js';
 import { keepHeapSmall } from '../common/heap.js';
 import type { CertificateAuthority } from '../common/identity/ca.js';
@@ -38,6 +38,7 @@ export interface AgentCliOptions {
   envoyLauncher?: string;
   trustDomain?: string;
   flowLog?: boolean;
+  accessLogRate?: number;
   metricsAddress?: SocketAddress;
   httpFastPath: 'on' | 'off';
   cleanup?: boolean;
@@ -67,6 +68,7 @@ export function addAgentOptions(command: Command): Command {
     .option('--trust-domain <domain>', 'SPIFFE trust domain of the pods (default: what the control plane says of each)')
     .addOption(new Option('--http-fast-path <on|off>', 'at the start, for pods whose acceleration is l7; `underpass fast-path` switches it').choices(['on', 'off']).default('on'))
     .option('--flow-log', 'log a line for each connection of a local pod that ends')
+    .option('--access-log-rate <lines>', `lines of access logs that Envoy writes in a second, of all pods together; what is over it is left out and counted; default ${DEFAULT_ACCESS_LOG_RATE}`, wholeNumber(1, 10_000_000))
     .option('--metrics-address <address:port>', 'serve GET /metrics here too, over plain HTTP to whoever reaches it, and nothing else; IPv6 in brackets, port 0 for any (default: on the admin socket alone)', socketAddress)
     .option('--cleanup', 'remove all that this instance\'s agents ever pinned, mounted, attached or wrote, and exit')
     .option('--cleanup-on-exit', 'do that when the agent ends, instead of leaving Envoy and the kernel at work')
@@ -140,6 +142,7 @@ export async function runAgent(options: AgentCliOptions, run: RunOptions): Promi
       ...(clusterId === undefined ? {} : { clusterId }),
       ...(options.trustDomain === undefined ? {} : { trustDomain: options.trustDomain }),
       ...(options.flowLog ? { flowLog: true } : {}),
+      ...(options.accessLogRate === undefined ? {} : { accessLogRate: options.accessLogRate }),
       ...(options.metricsAddress ? { metricsAddress: options.metricsAddress } : {}),
       httpFastPath: options.httpFastPath === 'on',
       ...(run.ca === undefined ? {} : { ca: run.ca }),

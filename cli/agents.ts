@@ -6,11 +6,12 @@
 import { existsSync } from 'node:fs';
 import { homedir } from 'node:os';
 import { join } from 'node:path';
+import { StringDecoder } from 'node:string_decoder';
 import type { Command } from 'commander';
-import { askAgent, DEFAULT_INSTANCE, instancePaths, type AgentStatus, type PodStatus } from '../agent/client.js';
+import { askAgent, DEFAULT_INSTANCE, followAgent, instancePaths, type AgentStatus, type PodStatus } from '../agent/client.js';
 import { UnderpassError, errorCode, errorMessage } from '../common/errors.js';
 import { isRefusal, KubeApiError, KubeClient, resourceOf, resourcePath } from '../common/kube/client.js';
-import { execInPod } from '../common/kube/exec.js';
+import { execInPod, type ExecOptions } from '../common/kube/exec.js';
 import { inClusterServer, readKubeconfig } from '../common/kube/kubeconfig.js';
 import type { KubeObject } from '../common/kube/types.js';
 import { nearest } from '../common/nearest.js';
@@ -40,6 +41,8 @@ export interface AgentHandle {
   place: string;
   /** @returns the body of the admin API's answer */
   ask(path: string, options?: Ask): Promise<string>;
+  /** The same of an answer that goes on, line by line, until the signal. */
+  follow(path: string, onLine: (line: string) => void, signal: AbortSignal): Promise<void>;
 }
 
 export interface Reach {
@@ -93,7 +96,7 @@ export async function reachAgents(options: ReachOptions): Promise<Reach> {
   if (file === undefined) {
     if (options.node !== undefined) throw new UnderpassError('UNDERPASS_BAD_OPTION', '--node: expected with a cluster, by --kubeconfig or --context');
     const { adminSocket } = instancePaths(options);
-    return { agents: [{ node: undefined, place: `socket ${adminSocket}`, ask: (path, ask) => askAgent(adminSocket, path, ask) }], close: () => undefined };
+    return { agents: [{ node: undefined, place: `socket ${adminSocket}`, ask: (path, ask) => askAgent(adminSocket, path, ask), follow: (path, onLine, signal) => followAgent(adminSocket, path, onLine, signal) }], close: () => undefined };
   }
   const client = new KubeClient(await serverOf(file, options.context), 'underpass-cli');
   try {
@@ -152,20 +155,33 @@ function refused(error: KubeApiError): UnderpassError {
 
 function agentPod(client: KubeClient, node: string, name: string, instance: string): AgentHandle {
   const place = `pod ${AGENT_NAMESPACE}/${name}`;
+  const run = async (path: string, more: readonly string[], options: Pick<ExecOptions, 'timeoutMs' | 'signal' | 'onStdout'>): Promise<Buffer> => {
+    const command = [PROGRAM, 'request', path, ...more, ...(isDefault({ instance }) ? [] : ['--instance', instance])];
+    try {
+      const { stdout, stderr, code } = await execInPod(client.server, { namespace: AGENT_NAMESPACE, pod: name, container: AGENT_CONTAINER, command, ...options });
+      if (code !== 0) throw new UnderpassError('UNDERPASS_AGENT_REQUEST', `asking the agent of node ${node} for ${path}: ${stderr.trim().replace(/^underpass: /, '') || `exit code ${code}`}`);
+      return stdout;
+    } catch (error) {
+      if (error instanceof UnderpassError && !(error instanceof KubeApiError)) throw error;
+      if (isRefusal(error, 401, 403)) throw refused(error as KubeApiError);
+      throw new UnderpassError('UNDERPASS_AGENT_REQUEST', `asking the agent of node ${node} (${place}) for ${path}: ${errorMessage(error)}`, { cause: error });
+    }
+  };
   return {
     node,
     place,
-    ask: async (path, { method = 'GET', timeoutMs, signal } = {}) => {
-      const command = [PROGRAM, 'request', path, ...(method === 'GET' ? [] : ['--method', method]), ...(isDefault({ instance }) ? [] : ['--instance', instance])];
-      try {
-        const { stdout, stderr, code } = await execInPod(client.server, { namespace: AGENT_NAMESPACE, pod: name, container: AGENT_CONTAINER, command, ...(timeoutMs === undefined ? {} : { timeoutMs }), ...(signal ? { signal } : {}) });
-        if (code !== 0) throw new UnderpassError('UNDERPASS_AGENT_REQUEST', `asking the agent of node ${node} for ${path}: ${stderr.trim().replace(/^underpass: /, '') || `exit code ${code}`}`);
-        return stdout.toString('utf8');
-      } catch (error) {
-        if (error instanceof UnderpassError && !(error instanceof KubeApiError)) throw error;
-        if (isRefusal(error, 401, 403)) throw refused(error as KubeApiError);
-        throw new UnderpassError('UNDERPASS_AGENT_REQUEST', `asking the agent of node ${node} (${place}) for ${path}: ${errorMessage(error)}`, { cause: error });
-      }
+    ask: async (path, { method = 'GET', timeoutMs, signal } = {}) => (await run(path, method === 'GET' ? [] : ['--method', method], { ...(timeoutMs === undefined ? {} : { timeoutMs }), ...(signal ? { signal } : {}) })).toString('utf8'),
+    follow: async (path, onLine, signal) => {
+      let rest = '';
+      const decoder = new StringDecoder('utf8');
+      const onStdout = (chunk: Buffer): void => {
+        const lines = (rest + decoder.write(chunk)).split('\n');
+        rest = lines.pop() ?? '';
+        for (const line of lines) onLine(line);
+      };
+      await run(path, ['--follow'], { signal, onStdout }).catch((error: unknown) => {
+        if (!signal.aborted) throw error;
+      });
     },
   };
 }

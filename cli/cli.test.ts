@@ -60,7 +60,7 @@ const answers = [
   ['node-1', [['shop', 'client-1'], ['shop', 'web.v1'], ['other', 'same']]],
   ['node-2', [['plain', 'client-2'], ['shop', 'same'], ['shop', 'api-7f-a'], ['shop', 'api-7f-b']]],
 ].map(([node, pods]) => ({
-  agent: { node, place: '', ask: () => Promise.reject(new Error('not asked')) },
+  agent: { node, place: '', ask: () => Promise.reject(new Error('not asked')), follow: () => Promise.resolve() },
   status: { node, pods: (pods as string[][]).map(([namespace, name]) => ({ namespace, name })) } as unknown as AgentStatus,
 })) as AgentAnswer[];
 

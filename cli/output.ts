@@ -8,13 +8,18 @@ export const FORMATS = ['table', 'json', 'yaml'] as const;
 export type Format = (typeof FORMATS)[number];
 
 /** `-o, --output table|json|yaml`; its value is `output` of the command's options. */
-export function outputOption(): Option {
-  return new Option('-o, --output <format>', 'table for people; json and yaml have all that is known, for scripts').choices(FORMATS).default('table');
+export function outputOption(description = 'table for people; json and yaml have all that is known, for scripts'): Option {
+  return new Option('-o, --output <format>', description).choices(FORMATS).default('table');
 }
 
 /** @param table what a person reads, made when it is asked for; ends in a newline */
 export function print(format: Format, value: unknown, table: () => string): void {
   process.stdout.write(format === 'table' ? table() : format === 'json' ? `${JSON.stringify(value, null, 2)}\n` : stringify(value, { lineWidth: 0, aliasDuplicateObjects: false }));
+}
+
+/** One of many values that come one by one. @param line of JSON */
+export function printed(format: 'json' | 'yaml', line: string): string {
+  return format === 'json' ? `${line}\n` : `---\n${stringify(JSON.parse(line), { lineWidth: 0, aliasDuplicateObjects: false })}`;
 }
 
 /** @throws UnderpassError `UNDERPASS_AGENT_REQUEST` when it is no JSON */

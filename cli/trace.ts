@@ -1,26 +1,25 @@
 /** `underpass trace`: connections' lives through the kernel's hooks, where a packet capture sees nothing. */
-import { Option, type Command } from 'commander';
-import { followAgent, instancePaths, type TraceLine } from '../agent/client.js';
-import { addInstanceOptions } from './instance-options.js';
-import { outputClosed } from './signals.js';
+import type { Command } from 'commander';
+import type { TraceLine } from '../agent/client.js';
+import { addReachOptions, type ReachOptions } from './agents.js';
+import { followEach } from './follow.js';
+import { outputOption, printed, type Format } from './output.js';
 
-interface Options {
-  runDir: string;
-  instance: string;
+interface Options extends ReachOptions {
   to?: string;
-  output: 'table' | 'json';
+  output: Format;
 }
 
 export function configure(command: Command): void {
-  addInstanceOptions(command)
+  addReachOptions(command)
     .argument('[pod]', 'connections that this pod opens or accepts, POD or NAMESPACE/POD; default: all of the node')
     .option('--to <address:port>', 'and that go to this address, this port, or both, as the client asked for it or as it was led')
-    .addOption(new Option('-o, --output <format>', 'json: a line for each event').choices(['table', 'json']).default('table'))
+    .addOption(outputOption('json: a line for each event; yaml: a document for each'))
     .action(async (pod: string | undefined, options: Options) => {
       const query = new URLSearchParams({ ...(pod === undefined ? {} : { pod }), ...(options.to === undefined ? {} : { to: options.to }) });
       if (options.output === 'table') process.stderr.write('tracing connections that open from now on; end with Ctrl-C\n');
-      const print = (line: string): void => void process.stdout.write(options.output === 'json' ? `${line}\n` : row(JSON.parse(line) as TraceLine | { lost: number }));
-      await followAgent(instancePaths(options).adminSocket, `/v1/trace?${query.toString()}`, print, outputClosed);
+      const print = (line: string): void => void process.stdout.write(options.output !== 'table' ? printed(options.output, line) : row(JSON.parse(line) as TraceLine | { lost: number }));
+      await followEach(options, `/v1/trace?${query.toString()}`, print, pod);
     });
 }
 

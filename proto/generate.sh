@@ -24,6 +24,17 @@ routes=$tree/envoy/config/route/v3/route_components.proto
 sed -i 's/^  repeated type.matcher.v3.MetadataMatcher dynamic_metadata = 13;/&\n  repeated type.matcher.v3.FilterStateMatcher filter_state = 16;/; s/^import "envoy\/type\/matcher\/v3\/metadata.proto";/import "envoy\/type\/matcher\/v3\/filter_state.proto";\n&/' "$routes"
 grep -q 'filter_state = 16' "$routes" && grep -q 'v3/filter_state.proto' "$routes"
 
+# ZipkinConfig.trace_context_option and collector_service, CustomTag.value, Tracing.operation and no_context_propagation: what Istio's tracing providers set.
+zipkin=$tree/envoy/config/trace/v3/zipkin.proto
+sed -i 's/^  string collector_hostname = 6;/&\n  enum TraceContextOption {\n    USE_B3 = 0;\n    USE_B3_WITH_W3C_PROPAGATION = 1;\n  }\n  TraceContextOption trace_context_option = 8;\n  core.v3.HttpService collector_service = 9;/; s/^import "google\/protobuf\/wrappers.proto";/import "envoy\/config\/core\/v3\/http_service.proto";\n&/' "$zipkin"
+grep -q 'collector_service = 9' "$zipkin" && grep -q 'v3/http_service.proto' "$zipkin"
+tag=$tree/envoy/type/tracing/v3/custom_tag.proto
+sed -i 's/^    Metadata metadata = 5;/&\n    string value = 6;/' "$tag"
+grep -q 'value = 6' "$tag"
+manager=$tree/envoy/extensions/filters/network/http_connection_manager/v3/http_connection_manager.proto
+sed -i 's/^    google.protobuf.BoolValue spawn_upstream_span = 10;/&\n    string operation = 11;\n    string upstream_operation = 12;\n    bool no_context_propagation = 13;/' "$manager"
+grep -q 'no_context_propagation = 13' "$manager"
+
 # The package's copy of validate.proto is older than the Envoy protos beside it; only the names matter here.
 for rules in StringRules:26 BytesRules:14 RepeatedRules:5 MapRules:6 UInt32Rules:8 UInt64Rules:8 DoubleRules:8; do
   sed -i "s/^message ${rules%:*} {/&\n  optional bool ignore_empty = ${rules#*:};/" "$tree/validate/validate.proto"

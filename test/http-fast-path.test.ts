@@ -4,16 +4,21 @@
  * configuration or of the new one.
  */
 import assert from 'node:assert/strict';
-import type { ChildProcess } from 'node:child_process';
+import { spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
+import { mkdtempSync, rmSync, statSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { askAgent, instancePaths, type AgentFastPathStatus } from '../agent/index.js';
+import { askAgent, instancePaths, type AgentFastPathStatus, type Flow } from '../agent/index.js';
+import type { TraceLine } from '../agent/client.js';
 import { run } from '../common/process.js';
 import { waitFor } from '../common/retry.js';
 import { tcpSockets } from '../native/index.js';
 import { CLI } from './agent-harness.js';
 import { CURL, ECHO, FAST_NAMESPACE, fastPod, fastService } from './fast-world.js';
+import { following } from './following.js';
 import { MeshWorld } from './mesh/world.js';
 
 /** UNDERPASS_ROUTE_CHANGES: 200 for a release, 40 in `make soak`. After twelve each configuration has followed the one before it. */
@@ -109,6 +114,83 @@ test('requests go where the routes say, most of them without Envoy', async () =>
   const canary = await counted(() => load(200, { headers: { 'x-canary': 'yes' } }));
   assert.deepEqual([canary.statuses, canary.versions], [{ 200: 200 }, { v2: 200 }]);
   assert.ok(fastOf(canary.counters) >= 190, JSON.stringify(canary.counters));
+});
+
+test('flows -f: requests that the kernel repeats are told one by one, with their way, end and bytes, as those that Envoy takes', async () => {
+  const { lines, end } = following<Flow>('flows', '-f', '-o', 'json', '--instance', world.name, '--from', 'fast/client');
+  const envoys = async (): Promise<string | undefined> => (JSON.parse(await world.nodeProxyAdmin('/runtime')) as { entries: Record<string, { final_value: string } | undefined> }).entries['underpass.flows']?.final_value;
+  await waitFor('Envoy to be told', async () => (await envoys()) === '100', { timeoutMs: 60_000, everyMs: 50 });
+  const { counters: grown, statuses } = await counted(() => load(60));
+  assert.deepEqual(statuses, { 200: 60 });
+  const requests = (): Flow[] => lines.filter(({ kind, reporter, path }) => kind === 'request' && reporter === 'source' && path === '/');
+  await waitFor('each request to be told', () => requests().length >= 60, { timeoutMs: 60_000, everyMs: 50 }).catch((error: unknown) => {
+    throw new Error(`${String(error)} ${requests().length} ${JSON.stringify(grown)} ${JSON.stringify(lines.slice(-3), undefined, 1)}`);
+  });
+  const fast = requests().filter(({ way }) => way === 'fast-path');
+  assert.equal(requests().length, 60);
+  assert.equal(fast.length, grown['http_requests_fast'], JSON.stringify(grown));
+  for (const each of requests()) assert.deepEqual([each.verdict, each.method, each.protocol, each.response_code, each.authority, each.source.namespace, each.source.pod, each.destination.namespace], ['allowed', 'GET', 'HTTP/1.1', 200, 'web', 'fast', 'client', 'fast']);
+  // What the kernel counts are heads and bodies, as they went from socket to socket.
+  for (const { bytes_received: received, bytes_sent: sent, bytes_moved: moved, destination, reason } of fast) {
+    assert.ok(Number(received) > 30 && Number(sent) > 100, JSON.stringify([received, sent]));
+    assert.deepEqual([moved, destination.pod, reason], [Number(received) + Number(sent), 'web-v1', null]);
+  }
+  // The client's connection, which was led to Envoy, is Envoy's to tell; those of the kernel alone have no way here.
+  assert.ok(lines.every(({ way }) => way === 'fast-path' || way === 'envoy'), JSON.stringify(lines.find(({ way }) => way !== 'fast-path' && way !== 'envoy')));
+  assert.equal(await end('SIGINT'), 0);
+  const { stdout } = await run(process.execPath, [CLI, 'flows', '--instance', world.name, '--way', 'fast-path', '--last', '1', '-o', 'yaml']);
+  assert.match(stdout, /^---\n(?:.*\n)*way: fast-path\n/);
+});
+
+test('trace: a request of the fast path is followed from the client\'s socket into the server\'s, and its answer back', async () => {
+  const { lines, end } = following<TraceLine>('trace', 'fast/client', '-o', 'json', '--instance', world.name);
+  // The trace has begun when it tells of a connection; the first request of each is Envoy's.
+  await waitFor('requests to be traced', async () => (await load(30)) && lines.some(({ what }) => what === 'answered'), { timeoutMs: 60_000, everyMs: 10 });
+  const first = lines.find(({ what }) => what === 'fast')!;
+  const own = lines.filter(({ connection }) => connection === first.connection);
+  assert.deepEqual([own[0]!.what, own[0]!.who], ['opened', 'fast/client'], JSON.stringify(own));
+  assert.ok(own.some(({ what }) => what === 'to_envoy'), JSON.stringify(own));
+  const asked = own.filter(({ what }) => what === 'fast'), answers = own.filter(({ what }) => what === 'answered');
+  assert.ok(asked.length > 10 && asked.every(({ bytes }) => bytes > 30) && answers.every(({ bytes, reason }) => bytes > 100 && reason === '200'), JSON.stringify(own.slice(0, 8)));
+  assert.match(first.text, /^fast path: \d+ B of a request into the server's socket$/);
+  assert.equal(await end('SIGINT'), 0);
+});
+
+test('capture: requests of the fast path and their answers are in the file of who may have it, the log says who had whose, and there is one at a time', async () => {
+  const folder = mkdtempSync(join(tmpdir(), 'up-capture-'));
+  const file = join(folder, 'a.pcapng');
+  const child = spawn(process.execPath, [CLI, 'capture', 'fast/client', '-w', file, '--seconds', '600', '--instance', world.name], { stdio: ['ignore', 'ignore', 'pipe'] });
+  const begun = (text: string): number => world.agentLog().split(text).length - 1;
+  try {
+    await waitFor('the log to say so', () => begun('capture of a pod\'s payload begins') === 1, { timeoutMs: 60_000, everyMs: 50 });
+    const second = await run(process.execPath, [CLI, 'capture', 'fast/client', '-w', join(folder, 'b.pcapng'), '--instance', world.name], { okCodes: [1] });
+    assert.match(second.stderr, /409 [^]*one at a time/);
+    const { counters: grown } = await counted(() => load(40, { headers: { 'x-payload': 'seen-in-capture' } }));
+    assert.ok(fastOf(grown) >= 30, JSON.stringify(grown));
+    child.kill('SIGINT');
+    const [code] = (await once(child, 'exit')) as [number];
+    assert.equal(code, 0);
+    const { stdout } = await run('tcpdump', ['-nn', '-A', '-r', file]);
+    // Each request in the client's connection, and in the server's where it was repeated into it.
+    assert.ok(stdout.split('seen-in-capture').length - 1 >= 40 + (grown['http_requests_fast'] ?? 0), stdout.slice(0, 500));
+    assert.match(stdout, /HTTP\/1\.1 200 OK/);
+    assert.equal(statSync(file).mode & 0o777, 0o600);
+    await waitFor('the log to say that it has ended', () => begun('capture of a pod\'s payload has ended') === 1, { timeoutMs: 60_000, everyMs: 50 });
+    assert.match(world.agentLog(), /"pod":"fast\/client".*"by":"\w+, process \d+"/);
+    // What is over the rate is left out, and said.
+    const slow = spawn(process.execPath, [CLI, 'capture', 'fast/client', '-w', file, '--rate', '2k', '--instance', world.name], { stdio: 'ignore' });
+    await waitFor('the next one to begin', () => begun('capture of a pod\'s payload begins') === 2, { timeoutMs: 60_000, everyMs: 50 });
+    await load(200);
+    slow.kill('SIGINT');
+    await once(slow, 'exit');
+    await waitFor('its end', () => begun('capture of a pod\'s payload has ended') === 2, { timeoutMs: 60_000, everyMs: 50 });
+    const [, cut = '0'] = /"bytesCut":(\d+)[^\n]*has ended[^]*$/.exec(world.agentLog().slice(world.agentLog().lastIndexOf('"bytesCut"'))) ?? [];
+    assert.ok(Number(cut) > 0, world.agentLog().slice(-1500));
+    assert.match(await world.agentMetrics(), /^underpass_captures_total 2$/m);
+  } finally {
+    child.kill('SIGKILL');
+    rmSync(folder, { recursive: true, force: true });
+  }
 });
 
 test('explain says of each route whether the kernel repeats it, and ps and the metrics how the whole is', async () => {

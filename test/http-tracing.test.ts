@@ -15,7 +15,7 @@ const COLLECTOR = `
 const spans = [];
 require('node:http').createServer((q, r) => {
   if (q.method === 'DELETE') return spans.splice(0), r.end();
-  if (q.method === 'GET') return r.end(JSON.stringify(spans.map(({ traceId, kind, name, tags }) => ({ traceId, kind, name, service: tags['istio.canonical_service'] }))));
+  if (q.method === 'GET') return r.end(JSON.stringify(spans.map(({ traceId, kind, name, tags, localEndpoint }) => ({ traceId, kind, name, service: tags['istio.canonical_service'], as: localEndpoint.serviceName, tags }))));
   let b = ''; q.on('data', (d) => b += d).on('end', () => { spans.push(...JSON.parse(b)); r.statusCode = 202; r.end(); });
 }).listen(9411, '::');`;
 /** Asks web, with the headers that Istio asks programs to hand on; /fresh: by a connection of its own. */
@@ -79,6 +79,9 @@ interface Span {
   kind: 'CLIENT' | 'SERVER';
   name: string;
   service: string;
+  /** As what the proxy names itself. */
+  as: string;
+  tags: Record<string, string>;
 }
 const zipkin = async (method: string): Promise<string> => (await world.lab.exec('outside/client', ['curl', '-s', '-X', method, 'http://zipkin.outside:9411/'])).stdout;
 
@@ -114,8 +117,7 @@ const of = (spans: readonly Span[], kind: Span['kind'], service: string): Span[]
 
 before(async () => {
   await world.up();
-  // Probation, as long as Envoy pools no connections to web.
-  await world.apply('mesh', telemetry(20));
+  // Probation, as long as Envoy pools no connections to web: what is traced passes web's inbound side.
   for (const name of ['web', 'middle']) await world.load('outside', `http://${world.lab.pod('fast', name).ips[0]}:8080/`, 12, { from: 'fast/client', keepAlive: false });
   await world.load('outside', 'http://middle/fresh', 30, { from: 'fast/client', keepAlive: false });
   await waitFor('the servers to be known as event-driven', async () => (await world.agentStatus()).probation.filter(({ kind, verdict }) => kind === 'listener' && verdict === 'event-driven').length >= 2, { timeoutMs: 60_000, everyMs: 100 }).catch(async (error: unknown) => {
@@ -162,6 +164,13 @@ test('a request that comes as sampled is always traced, one that comes as not sa
   const sampled = await outcome(() => load(100, { ...ids, 'x-b3-sampled': '1' }), 100);
   assert.deepEqual([of(sampled.spans, 'CLIENT', 'client').length, of(sampled.spans, 'SERVER', 'web').length], [100, 100], JSON.stringify(sampled.grown));
   assert.deepEqual([...new Set(sampled.spans.map(({ traceId }) => traceId))], [ids['x-b3-traceid']]);
+  // As without the fast path, and as of sidecars: nothing of its copies of clusters shows.
+  const seen = new Set(sampled.spans.map(({ kind, name, as, tags }) => JSON.stringify([kind, as, name, tags['upstream_cluster'], tags['upstream_cluster.name'], tags['node_id'], tags['http.status_code'], tags['response_flags'], tags['component']])));
+  const node = (pod: string): string => `sidecar~${world.lab.pod('fast', pod).ips[0]}~${pod}.fast~fast.svc.cluster.local`;
+  assert.deepEqual([...seen].map((text) => JSON.parse(text) as unknown).sort(), [
+    ['CLIENT', 'client.fast', 'web.fast.svc.cluster.local:80/*', 'outbound|80||web.fast.svc.cluster.local', 'outbound|80||web.fast.svc.cluster.local;', node('client'), '200', '-', 'proxy'],
+    ['SERVER', 'web.fast', 'web.fast.svc.cluster.local:80/*', 'inbound|8080||', 'inbound|8080||;', node('web'), '200', '-', 'proxy'],
+  ]);
   const not = await outcome(() => load(300, { ...ids, 'x-b3-sampled': '0' }), 300);
   assert.deepEqual(not.spans, []);
   assert.ok(fastOf(not.grown) >= 290, JSON.stringify(not.grown));
@@ -196,7 +205,7 @@ test('through a service that hands its headers on: as many traces as the client\
   t.diagnostic(what);
   const traces = new Map<string, string[]>();
   for (const { traceId, kind, service } of spans) traces.set(traceId, [...(traces.get(traceId) ?? []), `${service} ${kind}`]);
-  for (const parts of traces.values()) assert.deepEqual(parts.sort(), ['client CLIENT', 'middle CLIENT', 'web SERVER'], what);
+  for (const parts of traces.values()) assert.deepEqual(parts.sort(), ['client CLIENT', 'middle CLIENT', 'middle SERVER', 'web SERVER'], what);
   assert.ok(Math.abs(traces.size - count * 0.2) <= 3.9 * Math.sqrt(count * 0.2 * 0.8), what);
   // Both hops.
   assert.ok(fastOf(grown) >= 2 * (count - traces.size) - 60, what);

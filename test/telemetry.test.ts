@@ -1,4 +1,4 @@
-// Telemetry with real traffic through real Envoys, by sidecars and by the node's proxy: access logs and traces.
+// Telemetry with real traffic through real Envoys, by sidecars and by the node's proxy: access logs and flows.
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
@@ -9,40 +9,23 @@ import { after, before, test } from 'node:test';
 import { run } from '../common/process.js';
 import { waitFor } from '../common/retry.js';
 import type { Flow } from '../agent/index.js';
+import { CLI } from './agent-harness.js';
+import { following, type Following } from './following.js';
+import { COLLECTOR, collectedLogs, meshConfig, TRACERS } from './collector/world.js';
+import type { CollectedLog } from './collector/collector.js';
 import { MeshWorld, MODES } from './mesh/world.js';
+import { JSON_FORMAT } from '../common/telemetry/access-log-format.js';
 
 const folder = mkdtempSync(join(tmpdir(), 'up-telemetry-'));
 chmodSync(folder, 0o777); // sidecars run as another user
 
-/** Takes spans as Zipkin does, and gives them back. */
-const COLLECTOR = `
-const spans = [];
-require('node:http').createServer((q, r) => { if (q.method === 'GET') return r.end(JSON.stringify(spans)); let b = ''; q.on('data', (d) => b += d).on('end', () => { spans.push(...JSON.parse(b)); r.statusCode = 202; r.end(); }); }).listen(9411, '::');`;
-
-const mesh = new MeshWorld('telemetry', {
-  outside: `apiVersion: v1
-kind: Pod
-metadata: {name: zipkin, namespace: outside, labels: {app: zipkin}}
-spec: {containers: [{name: zipkin, image: node, command: [node, -e, ${JSON.stringify(COLLECTOR)}]}]}
----
-apiVersion: v1
-kind: Service
-metadata: {name: zipkin, namespace: outside}
-spec: {selector: {app: zipkin}, ports: [{name: http, port: 9411}]}
-`,
-});
+/** So few that a test sees the bound; another test's lines are one by one. */
+const LINES_A_SECOND = 50;
+const mesh = new MeshWorld('telemetry', { outside: COLLECTOR, agentArgs: ['--access-log-rate', String(LINES_A_SECOND)] });
 before(async () => {
   await mesh.up();
-  await mesh.apply('mesh', `apiVersion: v1
-kind: ConfigMap
-metadata: {name: istio, namespace: istio-system}
-data:
-  mesh: |
-    extensionProviders:
-      - {name: zipkin, zipkin: {service: zipkin.outside.svc.cluster.local, port: 9411}}
-      - {name: sidecar, envoyFileAccessLog: {path: ${join(folder, 'sidecar.log')}, logFormat: {labels: {status: "%RESPONSE_CODE%", path: "%REQ(:PATH)%"}}}}
-      - {name: node, envoyFileAccessLog: {path: ${join(folder, 'node.log')}, logFormat: {labels: {status: "%RESPONSE_CODE%", path: "%REQ(:PATH)%"}}}}
-`);
+  const file = (mode: string): string => `{name: ${mode}, envoyFileAccessLog: {path: ${join(folder, `${mode}.log`)}, logFormat: {labels: {status: "%RESPONSE_CODE%", path: "%REQ(:PATH)%"}}}}, {name: ${mode}-text, envoyFileAccessLog: {path: ${join(folder, `${mode}.text`)}}}, {name: ${mode}-json, envoyFileAccessLog: {path: ${join(folder, `${mode}.json`)}, logFormat: {labels: {}}}}`;
+  await mesh.apply('mesh', meshConfig(`extensionProviders: [${TRACERS}, ${MODES.map(file).join(', ')}, {name: otel, envoyOtelAls: {service: collector.outside.svc.cluster.local, port: 4317, logFormat: {text: "%RESPONSE_CODE% %REQ(:PATH)%", labels: {flags: "%RESPONSE_FLAGS%"}}}}, {name: als, envoyHttpAls: {service: collector.outside.svc.cluster.local, port: 9001, logName: mine}}]`));
 });
 after(async () => {
   await mesh.down();
@@ -50,11 +33,6 @@ after(async () => {
 });
 
 const telemetry = (spec: string): string => `apiVersion: telemetry.istio.io/v1\nkind: Telemetry\nmetadata: {name: own}\nspec: ${spec}\n`;
-
-interface Span {
-  kind: string;
-  tags: Record<string, string>;
-}
 
 for (const mode of MODES) {
   test(`access logs: a provider's file has a line for each request that its filter takes (${mode})`, async () => {
@@ -70,38 +48,68 @@ for (const mode of MODES) {
     await mesh.clear(mode);
   });
 
-  test(`traces: a sampled request is a span at the collector, with Istio's tags and one's own (${mode})`, async () => {
-    await mesh.apply(mode, telemetry('{tracing: [{providers: [{name: zipkin}], randomSamplingPercentage: 100, customTags: {mine: {header: {name: x-mine, defaultValue: none}}}}]}'));
-    assert.equal((await mesh.curl(mode, 'http://web/traced', { headers: { 'x-mine': mode } })).status, 200);
-    const spans = async (): Promise<Span[]> => (JSON.parse((await mesh.lab.exec('outside/client', ['curl', '-s', 'http://zipkin.outside:9411/'])).stdout) as Span[]).filter(({ tags }) => tags['mine'] === mode);
-    await waitFor('a span at the collector', async () => (await spans()).length > 0, { timeoutMs: 120_000, everyMs: 200 });
-    const [span] = await spans();
-    assert.equal(span!.tags['istio.namespace'], mode);
-    assert.match(span!.tags['http.url'] ?? '', /\/traced$/);
+  test(`access logs: Istio's own formats, text and JSON, of both sides of a request; the other side's name for what it was sent to (${mode})`, async () => {
+    await mesh.apply(mode, telemetry(`{accessLogging: [{providers: [{name: ${mode}-text}, {name: ${mode}-json}]}]}`));
+    assert.equal((await mesh.curl(mode, 'http://other/lines?a=b', { headers: { 'user-agent': 'agent "with" quotes' } })).status, 200);
+    const lines = (kind: string): string[] => (existsSync(join(folder, `${mode}.${kind}`)) ? readFileSync(join(folder, `${mode}.${kind}`), 'utf8').split('\n').filter((line) => line.includes('/lines?a=b')) : []);
+    await waitFor('lines of both sides in both logs', () => lines('text').length >= 2 && lines('json').length >= 2, { timeoutMs: 60_000, everyMs: 100 }).catch((error: unknown) => {
+      throw new Error(`${String(error)}\n${lines('text').join('\n')}\n${lines('json').join('\n')}`);
+    });
+    // Text: https://istio.io/latest/docs/tasks/observability/logs/access-log/, and behind it whose pod it is.
+    const cluster = (side: string): string => (side === 'client' ? `outbound\\|80\\|\\|other\\.${mode}\\.svc\\.cluster\\.local` : 'inbound\\|8080\\|\\|');
+    for (const [side, pod] of [['client', 'client'], ['server', 'other']] as const) {
+      const owner = mode === 'node' ? ` "node/${pod}"` : '';
+      const own = new RegExp(`^\\[[-\\d:.TZ]+\\] "GET /lines\\?a=b HTTP/1\\.1" 200 - via_upstream - "-" 0 \\d+ \\d+ \\d+ "[^"]*" "agent .*" "[-0-9a-f]{36}" "other" "[^"]+" ${cluster(side)} \\S+ \\S+ \\S+ \\S+ default${owner}$`);
+      assert.equal(lines('text').filter((line) => own.test(line)).length, 1, `${own.source}\n${lines('text').join('\n')}`);
+    }
+    const parsed = lines('json').map((line) => JSON.parse(line) as Record<string, unknown>);
+    assert.deepEqual(parsed.map(({ upstream_cluster }) => upstream_cluster).sort(), ['inbound|8080||', `outbound|80||other.${mode}.svc.cluster.local`]);
+    for (const line of parsed) {
+      assert.deepEqual([line['method'], line['path'], line['response_code'], line['response_code_details'], line['route_name'], line['user_agent'], typeof line['duration']], ['GET', '/lines?a=b', 200, 'via_upstream', 'default', 'agent "with" quotes', 'number'], JSON.stringify(line));
+      assert.deepEqual(Object.keys(line).sort(), [...Object.keys(JSON_FORMAT), ...(mode === 'node' ? ['pod'] : [])].sort());
+    }
+    assert.deepEqual(await mesh.nacks(), []);
+    await mesh.clear(mode);
+  });
+
+  test(`access logs: to services, by OpenTelemetry and by Envoy's own protocol (${mode})`, async () => {
+    await mesh.apply(mode, telemetry('{accessLogging: [{match: {mode: CLIENT}, providers: [{name: otel}, {name: als}]}]}'));
+    assert.equal((await mesh.curl(mode, `http://web/told/${mode}`)).status, 200);
+    const found = async (): Promise<CollectedLog[]> => (await collectedLogs(mesh)).filter((log) => JSON.stringify(log).includes(`/told/${mode}`));
+    await waitFor('a line of each', async () => new Set((await found()).map(({ by }) => by)).size === 2, { timeoutMs: 120_000, everyMs: 200 }).catch(async (error: unknown) => {
+      throw new Error(`${String(error)}\n${JSON.stringify(await collectedLogs(mesh))}`);
+    });
+    const [otel, als] = ['otlp', 'als'].map((by) => found().then((all) => all.find((log) => log.by === by)!));
+    assert.deepEqual([(await otel!).text, (await otel!).fields], [`200 /told/${mode}`, { flags: '-', ...(mode === 'node' ? { pod: 'node/client' } : {}) }]);
+    assert.equal((await als!).name, 'mine');
+    if (mode === 'node') assert.match(JSON.stringify((await als!).fields), /"pod":"node\/client"/);
     assert.deepEqual(await mesh.nacks(), []);
     await mesh.clear(mode);
   });
 }
 
-const CLI = join(import.meta.dirname, '../cli/main.js');
+test('access logs: the shared Envoy writes so many lines in a second and no more, says how many it left out, and answers all requests', async () => {
+  const path = join(folder, 'node.log');
+  const before = readFileSync(path, 'utf8').split('\n').length;
+  await mesh.apply('node', telemetry('{accessLogging: [{match: {mode: CLIENT}, providers: [{name: node}]}]}'));
+  const began = performance.now();
+  assert.deepEqual((await mesh.load('node', 'http://web/rate', 2_000)).statuses, { 200: 2_000 });
+  const dropped = async (): Promise<number> => Number(/^underpass_envoy_access_log_dropped_total\{reason="over_rate"\} (\d+)$/m.exec(await mesh.agentMetrics())?.[1] ?? 0);
+  const lines = (): number => readFileSync(path, 'utf8').split('\n').length - before;
+  await waitFor('each line to be written or counted', async () => lines() + (await dropped()) >= 2_000, { timeoutMs: 60_000, everyMs: 500 }).catch(async (error: unknown) => {
+    throw new Error(`${String(error)} ${lines()} ${await dropped()}`);
+  });
+  assert.equal(lines() + (await dropped()), 2_000);
+  // A burst, and what the time has had room for.
+  assert.ok(lines() <= LINES_A_SECOND * (2 + (performance.now() - began) / 1_000), `${lines()} lines`);
+  await mesh.clear('node');
+});
 
 /** `underpass flows -f -o json`, once the agent listens with it. */
-async function following(...args: string[]): Promise<{ flows: Flow[]; child: ReturnType<typeof spawn>; end: (signal: NodeJS.Signals) => Promise<number | null> }> {
-  const child = spawn(process.execPath, [CLI, 'flows', '-f', '-o', 'json', '--instance', mesh.name, ...args], { stdio: ['ignore', 'pipe', 'inherit'] });
-  const flows: Flow[] = [];
-  let rest = '';
-  child.stdout.on('data', (chunk: Buffer) => {
-    const lines = (rest + chunk.toString()).split('\n');
-    rest = lines.pop() ?? '';
-    flows.push(...lines.map((line) => JSON.parse(line) as Flow));
-  });
+async function followingFlows(...args: string[]): Promise<{ flows: Flow[] } & Pick<Following<Flow>, 'child' | 'end'>> {
+  const { lines, child, end } = following<Flow>('flows', '-f', '-o', 'json', '--instance', mesh.name, ...args);
   await waitFor('Envoy to be told', async () => (await isTold()) === '100', { timeoutMs: 60_000, everyMs: 100 });
-  const end = async (signal: NodeJS.Signals): Promise<number | null> => {
-    child.kill(signal);
-    if (child.exitCode === null && child.signalCode === null) await once(child, 'exit');
-    return child.exitCode;
-  };
-  return { flows, child, end };
+  return { flows: lines, child, end };
 }
 
 /** What Envoy's runtime has for the flows' logger. */
@@ -122,7 +130,7 @@ kind: AuthorizationPolicy
 metadata: {name: other}
 spec: {selector: {matchLabels: {app: other}}, action: DENY, rules: [{to: [{operation: {ports: ["9000"]}}]}]}
 `);
-  const { flows, end } = await following('--from', 'node/client');
+  const { flows, end } = await followingFlows('--from', 'node/client');
   assert.equal((await mesh.curl('node', 'http://web/flows?a=b')).status, 200);
   assert.equal((await mesh.curl('node', 'http://web/denied')).status, 403);
   await mesh.lab.exec('node/client', ['curl', '-s', '-m', '5', 'telnet://other:9000']);
@@ -146,15 +154,22 @@ spec: {selector: {matchLabels: {app: other}}, action: DENY, rules: [{to: [{opera
 });
 
 test('underpass flows -f: a listener that is killed, or whose reader has seen enough, is no listener any more', async () => {
-  const killed = await following();
+  const killed = await followingFlows();
   await killed.end('SIGKILL');
   await waitFor('nobody to listen', async () => (await isTold()) === '0', { timeoutMs: 60_000, everyMs: 100 });
-  const cut = await following();
+  const cut = await followingFlows();
   cut.child.stdout!.destroy();
   await waitFor('its end', async () => {
     await mesh.curl('node', 'http://web/cut');
     return cut.child.exitCode !== null;
   }, { timeoutMs: 120_000, everyMs: 200 });
   assert.equal(cut.child.exitCode, 0);
+  await waitFor('nobody to listen', async () => (await isTold()) === '0', { timeoutMs: 60_000, everyMs: 100 });
+  // As a cluster's agents are followed: the API server ends the standard input of what it executes for one who goes away.
+  const executed = spawn(process.execPath, [CLI, 'request', '/v1/flows?follow=true', '--follow', '--instance', mesh.name], { stdio: ['pipe', 'pipe', 'inherit'] });
+  await waitFor('Envoy to be told', async () => (await isTold()) === '100', { timeoutMs: 60_000, everyMs: 100 });
+  executed.stdin.end();
+  const [code] = (await once(executed, 'exit')) as [number];
+  assert.equal(code, 0);
   await waitFor('nobody to listen', async () => (await isTold()) === '0', { timeoutMs: 60_000, everyMs: 100 });
 });

@@ -42,8 +42,8 @@ function kindOf({ name, config_type }: NonNullable<HttpConnectionManager_Tracing
   const config = config_type?.$case === 'typed_config' ? config_type.value : undefined;
   const zipkin = unpack(ZipkinConfig, config);
   if (zipkin) {
-    const rest: ZipkinConfig = { ...zipkin, collector_cluster: '', collector_endpoint: '', collector_hostname: '', collector_endpoint_version: 0, trace_id_128bit: false, shared_span_context: undefined, split_spans_for_request: false };
-    // `trace_context_option`, for one, which is newer than these protos.
+    const rest: ZipkinConfig = { ...zipkin, collector_cluster: '', collector_endpoint: '', collector_hostname: '', collector_endpoint_version: 0, collector_service: undefined, trace_id_128bit: false, shared_span_context: undefined, split_spans_for_request: false };
+    // `trace_context_option`, for one.
     return isEmpty(ZipkinConfig, rest) ? 'b3' : { reason: 'requests are traced by headers of more than one kind' };
   }
   const otel = unpack(OpenTelemetryConfig, config);

@@ -8,7 +8,6 @@ import { HeaderMutation as Mutation } from '../../proto/generated/envoy/config/c
 import { HeaderValueOption_HeaderAppendAction as AppendAction } from '../../proto/generated/envoy/config/core/v3/base.js';
 import type { ClusterLoadAssignment } from '../../proto/generated/envoy/config/endpoint/v3/endpoint.js';
 import { HeaderMutation } from '../../proto/generated/envoy/extensions/filters/http/header_mutation/v3/header_mutation.js';
-import { UpstreamCodec } from '../../proto/generated/envoy/extensions/filters/http/upstream_codec/v3/upstream_codec.js';
 import { HttpFilter } from '../../proto/generated/envoy/extensions/filters/network/http_connection_manager/v3/http_connection_manager.js';
 import { LocalityLbConfig } from '../../proto/generated/envoy/extensions/load_balancing_policies/common/v3/common.js';
 import { LeastRequest } from '../../proto/generated/envoy/extensions/load_balancing_policies/least_request/v3/least_request.js';
@@ -21,9 +20,9 @@ import { pack, unpack } from '../../common/xds/any.js';
 import { markedWith, opensForCallers } from '../proxy/fold-clusters.js';
 import { mapEndpoints } from '../proxy/fold-endpoints.js';
 import { endpointKey } from '../proxy/pool-renewal.js';
+import { HTTP_PROTOCOL_OPTIONS, withUpstreamFilters } from '../proxy/upstream-filters.js';
 import { CLASS_HEADER, CLIENT_STATE, LESSON_HEADER, sampledName, TAUGHT_MARK, TEACH_METADATA, type DrawHeaders } from './names.js';
 
-const HTTP_PROTOCOL_OPTIONS = 'envoy.extensions.upstreams.http.v3.HttpProtocolOptions';
 const NEVER = { seconds: 0n, nanos: 0 };
 
 export function taughtName(name: string): string {
@@ -146,13 +145,8 @@ function lasting(cluster: Cluster, request_mutations: Mutation[]): Cluster {
 }
 
 function mutating(cluster: Cluster, request_mutations: Mutation[], common: { idle_timeout?: typeof NEVER } = {}): Cluster {
-  const given = unpack(HttpProtocolOptions, cluster.typed_extension_protocol_options[HTTP_PROTOCOL_OPTIONS]);
-  const options = given ?? HttpProtocolOptions.fromPartial({ upstream_protocol_options: { $case: 'explicit_http_config', value: { protocol_config: { $case: 'http_protocol_options', value: {} } } } });
   const mutation = HeaderMutation.fromPartial({ mutations: { request_mutations } } as never);
-  const filter = (name: string, value: Any): HttpFilter => HttpFilter.fromPartial({ name, config_type: { $case: 'typed_config', value } });
-  const changed = HttpProtocolOptions.fromPartial({ ...options, common_http_protocol_options: { ...options.common_http_protocol_options, ...common } } as never);
-  changed.http_filters = [filter('underpass.lesson', pack(HeaderMutation, mutation)), filter('envoy.filters.http.upstream_codec', pack(UpstreamCodec, UpstreamCodec.fromPartial({})))];
-  return { ...cluster, typed_extension_protocol_options: { ...cluster.typed_extension_protocol_options, [HTTP_PROTOCOL_OPTIONS]: pack(HttpProtocolOptions, changed) } };
+  return withUpstreamFilters(cluster, [HttpFilter.fromPartial({ name: 'underpass.lesson', config_type: { $case: 'typed_config', value: pack(HeaderMutation, mutation) } })], common);
 }
 
 /** How a cluster chooses among its endpoints, as a policy; undefined: by a hash, which no draw is to override. */

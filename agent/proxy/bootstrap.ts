@@ -13,11 +13,13 @@ export interface BootstrapOptions {
 /** A multiple of the five seconds between flushes. */
 const STATS_EVICTION_SECONDS = 300;
 export const ADS_CLUSTER = 'underpass-agent';
+/** As which Envoy names itself to others. */
+export const ENVOY_CLUSTER = 'underpass';
 
 /** The bootstrap as Envoy reads it from a JSON file. */
 export function bootstrap({ nodeName, launch, adsSocketPath, adminSocketPath, dnsServers = [] }: BootstrapOptions): Record<string, unknown> {
   return {
-    node: { id: `underpass~${nodeName}`, cluster: 'underpass', metadata: { launch } },
+    node: { id: `underpass~${nodeName}`, cluster: ENVOY_CLUSTER, metadata: { launch } },
     admin: { address: { pipe: { path: adminSocketPath, mode: 0o600 } } },
     dynamic_resources: {
       ads_config: {

@@ -8,6 +8,7 @@ import { drawnName, markTeachable, taughtName, type TaughtCopies } from '../http
 import { opensForCallers } from './fold-clusters.js';
 import { directWithinNode, meshSockets } from './fold-identity.js';
 import { throughInbound } from './fold-inbound.js';
+import { withGivenName } from './fold-tracing.js';
 import { tlsAddresses, type ClusterSource, type FoldedEndpoints } from './folded-cluster.js';
 import { throughTunnels } from './hbone-originate.js';
 import { endpointKey, markEventDriven } from './pool-renewal.js';
@@ -124,6 +125,7 @@ function make(name: string, { cluster, assignment }: Messages): Pick<Made, 'cds'
   const renamed = { ...cluster, name };
   const isEds = edsServiceName(cluster) !== undefined;
   if (name !== cluster.name) renamed.alt_stat_name ||= cluster.name;
+  renamed.metadata = withGivenName(renamed, cluster.name).metadata;
   // Under its own name, so that two clusters that ask for one service can still differ by class.
   if (isEds) renamed.eds_cluster_config = { ...cluster.eds_cluster_config, eds_config: cluster.eds_cluster_config?.eds_config, service_name: name };
   const own = assignment ? { ...assignment, cluster_name: name } : ClusterLoadAssignment.fromPartial({ cluster_name: name });

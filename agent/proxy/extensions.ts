@@ -15,7 +15,11 @@ export class EnvoyExtensions {
   readonly #types = new Set<string>();
   readonly #names = new Set<string>();
 
-  constructor(extensions: readonly ExtensionLike[]) {
+  /** The file with the bound on lines of access logs, see log-bound.ts; undefined: there is none. */
+  readonly logBound: string | undefined;
+
+  constructor(extensions: readonly ExtensionLike[], { logBound }: { logBound?: string } = {}) {
+    this.logBound = logBound;
     for (const extension of extensions) {
       if (extension.disabled) continue;
       if (extension.name) this.#names.add(extension.name);

@@ -17,6 +17,10 @@ export function packSetFilterState(config: Config): Any {
 
 /** `NAMESPACE/NAME` of the pod whose listener took the connection in, for logs. */
 export const POD_STATE = 'underpass.pod';
+/** The node id that its sidecar would have, for spans. */
+export const NODE_STATE = 'underpass.node_id';
+/** Its address, for spans of whom it calls. */
+export const PEER_ADDRESS_STATE = 'underpass.peer_address';
 
 /**
  * A filter that puts strings where upstream connections see them. A connection pool is never shared between connections

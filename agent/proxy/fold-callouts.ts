@@ -7,6 +7,7 @@ import type { AccessLog } from '../../proto/generated/envoy/config/accesslog/v3/
 import type { GrpcService } from '../../proto/generated/envoy/config/core/v3/grpc_service.js';
 import type { Listener } from '../../proto/generated/envoy/config/listener/v3/listener.js';
 import type { FilterChain } from '../../proto/generated/envoy/config/listener/v3/listener_components.js';
+import { HttpGrpcAccessLogConfig, TcpGrpcAccessLogConfig } from '../../proto/generated/envoy/extensions/access_loggers/grpc/v3/als.js';
 import { OpenTelemetryAccessLogConfig } from '../../proto/generated/envoy/extensions/access_loggers/open_telemetry/v3/logs_service.js';
 import { ExtAuthz as HttpExtAuthz } from '../../proto/generated/envoy/extensions/filters/http/ext_authz/v3/ext_authz.js';
 import { RateLimit } from '../../proto/generated/envoy/extensions/filters/http/ratelimit/v3/rate_limit.js';
@@ -49,9 +50,9 @@ export function renameCallouts(config: Any, rename: Rename): Any {
   return config;
 }
 
-/** All of a connection manager, in place. */
-export function renameManagerCallouts(manager: HttpConnectionManager, rename: Rename): void {
-  renameTracer(manager, rename);
+/** All of a connection manager, in place. @param tracer of the cluster that its spans go to */
+export function renameManagerCallouts(manager: HttpConnectionManager, rename: Rename, tracer: Rename = rename): void {
+  renameTracer(manager, tracer);
   renameLogs(manager.access_log, rename);
   for (const filter of manager.http_filters) {
     if (filter.config_type?.$case === 'typed_config') filter.config_type.value = renameCallouts(filter.config_type.value, rename);
@@ -61,10 +62,14 @@ export function renameManagerCallouts(manager: HttpConnectionManager, rename: Re
 /** Loggers that send to a service, in place; the agent's own stays where it is. */
 export function renameLogs(logs: readonly AccessLog[], rename: Rename): void {
   for (const log of logs) {
-    const config = log.name !== FLOWS_LOGGER && log.config_type?.$case === 'typed_config' ? unpack(OpenTelemetryAccessLogConfig, log.config_type.value) : undefined;
+    const config = log.name !== FLOWS_LOGGER && log.config_type?.$case === 'typed_config' ? log.config_type.value : undefined;
     if (!config) continue;
-    renameGrpc(config.common_config?.grpc_service, rename);
-    log.config_type = { $case: 'typed_config', value: pack(OpenTelemetryAccessLogConfig, config) };
+    for (const type of [OpenTelemetryAccessLogConfig, HttpGrpcAccessLogConfig, TcpGrpcAccessLogConfig] as const) {
+      const found = unpack(type as typeof HttpGrpcAccessLogConfig, config);
+      if (!found) continue;
+      renameGrpc(found.common_config?.grpc_service, rename);
+      log.config_type = { $case: 'typed_config', value: pack(type as typeof HttpGrpcAccessLogConfig, found) };
+    }
   }
 }
 
@@ -76,9 +81,19 @@ function renameGrpc(service: GrpcService | undefined, rename: Rename): void {
   target.value.cluster_name = rename(target.value.cluster_name);
 }
 
-/** The clusters that a listener's spans and questions go to. */
-export function calloutClusters(listener: Listener): ReadonlySet<string> {
+export interface Callouts {
+  /** The clusters that a listener's questions and logs go to. */
+  names: ReadonlySet<string>;
+  /** Those that its spans go to: whether they are sent as Zipkin's. */
+  tracers: ReadonlyMap<string, boolean>;
+  /** There is a log at all. */
+  logs: boolean;
+}
+
+export function calloutsOf(listener: Listener): Callouts {
   const names = new Set<string>();
+  const tracers = new Map<string, boolean>();
+  let logs = listener.access_log.length > 0;
   const note = (name: string): string => {
     names.add(name);
     return name;
@@ -88,10 +103,16 @@ export function calloutClusters(listener: Listener): ReadonlySet<string> {
     if (config_type?.$case !== 'typed_config') continue;
     const manager = unpack(HttpConnectionManager, config_type.value);
     const tcp = manager ? undefined : unpack(TcpProxy, config_type.value);
-    if (manager) renameManagerCallouts(manager, note);
-    else if (tcp) renameLogs(tcp.access_log, note);
-    else renameCallouts(config_type.value, note);
+    if (manager) {
+      logs ||= manager.access_log.length > 0;
+      const tracer = renameTracer(manager, (name) => name);
+      if (tracer?.name) tracers.set(tracer.name, tracer.isZipkin);
+      renameManagerCallouts(manager, note, (name) => name);
+    } else if (tcp) {
+      logs ||= tcp.access_log.length > 0;
+      renameLogs(tcp.access_log, note);
+    } else renameCallouts(config_type.value, note);
   }
   names.delete('');
-  return names;
+  return { names, tracers, logs };
 }

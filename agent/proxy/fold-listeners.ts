@@ -16,11 +16,12 @@ import { pack, unpack } from '../../common/xds/any.js';
 import { canonical } from '../xds/resource-type.js';
 import { named, observed, OUTBOUND_OWNER } from './access-logs.js';
 import { deadEnds, narrowed } from './chain-match.js';
+import { bounded } from './log-bound.js';
 import type { XdsResource } from '../xds/resource-type.js';
 import type { EnvoyExtensions } from './extensions.js';
 import { renameCallouts, renameLogs, renameManagerCallouts } from './fold-callouts.js';
 import { refuseNamedIdentity } from './fold-identity.js';
-import { foldRoutes, mirrorClusterName, renameClusters, type Rename } from './fold-routes.js';
+import { foldRoutes, mirrorClusterName, renameClusters, spansClusterName, type Rename } from './fold-routes.js';
 import { DIRECT_PORTS, inspectionChain, inspectionName, type InspectionKind } from './inspection.js';
 import { listenerFact } from './state-facts.js';
 import { FoldError, keepExtension, stockFactory } from './stock.js';
@@ -47,6 +48,8 @@ export interface FoldedListeners {
   accessLog: AccessLog[];
   /** Plain TCP is handed on. */
   handsOn: boolean;
+  /** Requests are traced: the pods' listeners say which pod it is that traces. */
+  isTraced?: boolean;
   /** Listeners that were left out, and why. */
   errors: { listener: string; message: string }[];
 }
@@ -119,7 +122,7 @@ export function foldListeners(listeners: Iterable<XdsResource<Listener>>, classK
     const unmatched = unmatchedChain(frame);
     if (unmatched) folded.defaultChain = foldChain(unmatched, extensions);
     folded.defaultChain = { ...observed(folded.defaultChain, extensions, 'outbound'), filter_chain_match: undefined };
-    folded.accessLog = frame.access_log.map((log) => named(log, OUTBOUND_OWNER));
+    folded.accessLog = frame.access_log.map((log) => bounded(named(log, OUTBOUND_OWNER), extensions));
   }
   return folded;
 }
@@ -173,7 +176,7 @@ function foldManager(manager: HttpConnectionManager, extensions: EnvoyExtensions
     (filter) => filter.config_type?.$case !== 'typed_config' || keepExtension(extensions, 'http_filters', filter.name, filter.config_type.value),
   );
   if (manager.route_specifier?.$case === 'route_config') manager.route_specifier.value = foldRoutes(manager.route_specifier.value, extensions);
-  renameManagerCallouts(manager, mirrorClusterName);
+  renameManagerCallouts(manager, mirrorClusterName, spansClusterName);
   return manager;
 }
 

@@ -10,6 +10,8 @@ export type Rename = (name: string) => string;
 
 /** Envoy's copies of requests carry no filter state, so they go to clusters that know by themselves whose connections to make. */
 export const mirrorClusterName: Rename = (name) => `${name}~mirror`;
+/** The same of spans, of which there is a bound. */
+export const spansClusterName: Rename = (name) => `${name}~spans`;
 
 /** The clusters that copies of requests go to. */
 export function mirroredClusters(message: RouteConfiguration): ReadonlySet<string> {

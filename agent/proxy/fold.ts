@@ -22,7 +22,8 @@ import { ofAccount } from './fold-identity.js';
 import { FoldedBase, FoldedEndpoints, type ClusterSource, type FoldedCluster } from './folded-cluster.js';
 import { foldListener, foldListeners, isNamedSo, renameInChain, type FoldedListeners } from './fold-listeners.js';
 import { CLOSED, foldInbound, inboundListeners, isInboundCluster, meshListenerName, type FoldedInbound } from './fold-inbound.js';
-import { mirrorClusterName, mirroredClusters, type Rename } from './fold-routes.js';
+import { mirrorClusterName, mirroredClusters, spansClusterName, type Rename } from './fold-routes.js';
+import { sidecarId, tracerCluster, withGivenName } from './fold-tracing.js';
 import { observed } from './access-logs.js';
 import { RouteTables, type FoldedRoutes } from './route-tables.js';
 import { originateCluster, originateListener } from './hbone-originate.js';
@@ -46,6 +47,8 @@ export interface FoldClass {
   state: SidecarState;
   /** The SPIFFE id of its pods, when there is a CA that signs certificates for it. */
   identity?: string;
+  /** As what a sidecar of its pods would name itself: Envoy's `--service-cluster`. */
+  serviceName?: string;
   /** Its certificate is there. Until it is, what comes over the network with mutual TLS is refused, and the listener need not wait. */
   certified?: boolean;
 }
@@ -336,25 +339,27 @@ export class Folder {
    * Adds what a class's routes mirror to, and its listeners send spans to: made from the first of its pods, since all of them
    * have one identity and neither Envoy's copies of requests nor its spans say which pod asked.
    */
-  #withMirrors({ key, state }: FoldClass, clusters: Map<string, FoldedCluster>, pods: readonly FoldPod[]): MirroredClusters {
-    const mirrored = new Set(listenerFacts(state.listeners).callouts);
+  #withMirrors({ key, state, serviceName }: FoldClass, clusters: Map<string, FoldedCluster>, pods: readonly FoldPod[]): MirroredClusters {
+    const { names, tracers } = listenerFacts(state.listeners).callouts;
+    const mirrored = new Set(names);
     for (const { message } of state.routes.values()) for (const name of mirroredClusters(message)) mirrored.add(name);
-    const [netnsPath] = mirrored.size === 0 ? [] : pods.filter((pod) => pod.classKey === key).map((pod) => pod.netnsPath).sort();
+    const [netnsPath] = mirrored.size + tracers.size === 0 ? [] : pods.filter((pod) => pod.classKey === key).map((pod) => pod.netnsPath).sort();
     if (netnsPath === undefined) {
       this.#mirrors.delete(key);
       return clusters;
     }
-    const as = [netnsPath, ...[...mirrored].sort()].join();
+    const as = JSON.stringify([netnsPath, [...mirrored].sort(), [...tracers].sort(), serviceName]);
     const before = this.#mirrors.get(key);
     if (before?.clusters === clusters && before.as === as) return before.result;
     const result: MirroredClusters = new Map(clusters);
-    for (const name of mirrored) {
+    const add = (name: string, called: string, change: (cluster: Cluster) => Cluster, own: string): void => {
       const folded = clusters.get(name);
-      if (!folded) continue;
-      const cluster = boundTo(netnsPath, { ...folded.cluster, name: mirrorClusterName(name) });
+      if (!folded) return;
       const { account, assignment, targets } = folded;
-      result.set(cluster.name, { name: cluster.name, ...(account === undefined ? {} : { account }), cluster, assignment, targets, hash: hashBytes(folded.hash, netnsPath) });
-    }
+      result.set(called, { name: called, ...(account === undefined ? {} : { account }), cluster: change(boundTo(netnsPath, { ...folded.cluster, name: called })), assignment, targets, hash: hashBytes(folded.hash, own) });
+    };
+    for (const name of mirrored) add(name, mirrorClusterName(name), (cluster) => cluster, netnsPath);
+    for (const [name, isZipkin] of tracers) add(name, spansClusterName(name), (cluster) => tracerCluster(cluster, isZipkin ? serviceName : undefined, this.extensions), `${netnsPath} ${isZipkin ? serviceName : ''}`);
     this.#mirrors.set(key, { clusters, as, result });
     return result;
   }
@@ -388,12 +393,13 @@ export class Folder {
       const sources = inboundClusters(state.clusters);
       const rename = (chain: FilterChain, uid: string): FilterChain => renameInChain(chain, (name) => (isInboundCluster(name) ? podClusterName(uid, name) : names.of(classKey, name)), (name) => name);
       const delivered = new Set(sources.flatMap(({ name, message }) => (message.load_assignment ? [name] : [])));
+      const isObserved = listenerFacts(state.listeners).isObserved;
       // Of a control plane that has no inbound side for it nobody knows what the pod would let in.
       const template = folded ?? CLOSED;
       const common = contentHash(Listener, { ...Listener.fromPartial({}), filter_chains: template.direct.map((chain) => rename(chain, '')) });
       for (const pod of own) {
         const inUse = reached.get(pod.uid);
-        const key = [common, template.hash, inUse, String(teaches), podListenerKey(pod), String(pod.canRedirect), ...sources.map(({ name, version }) => `${name} ${version}`)].join();
+        const key = [common, template.hash, inUse, String(teaches), String(isObserved), podListenerKey(pod), String(pod.canRedirect), ...sources.map(({ name, version }) => `${name} ${version}`)].join();
         const before = this.#inboundEntries.get(pod.uid);
         let known = before;
         if (known?.key !== key) {
@@ -401,10 +407,11 @@ export class Folder {
             const inner = { ...foldCluster(message, this.extensions), name: podClusterName(pod.uid, name) };
             const cluster = boundTo(pod.netnsPath, pod.showsCallers ? endingIdle(inner) : inner);
             cluster.alt_stat_name ||= cluster.name;
+            if (isObserved) cluster.metadata = withGivenName(cluster, name).metadata;
             const all = [cluster, ...(teaches && canBeTaughtOf(name, message) ? [taughtOfPod(pod.netnsPath, inner)] : [])].map((each) => markPolicy(each, inUse));
             return all.map((each) => ({ name: each.name, version: contentHash(ClusterCodec, each), any: pack(ClusterCodec, each), needs: [] }));
           });
-          known = { key, clusters, listeners: inboundListeners(pod, template, (chain, from) => observed(rename(chain, pod.uid), this.extensions, { inbound: pod.uid, from }, pod.name ?? '-'), portsTo(delivered, template)), older: undefined };
+          known = { key, clusters, listeners: inboundListeners(pod, template, (chain, from) => observed(rename(chain, pod.uid), this.extensions, { inbound: pod.uid, from }, pod.name ?? '-', sidecarId(pod.name ?? '-/-', pod.addresses?.[0] ?? '127.0.0.1')), portsTo(delivered, template)), older: undefined };
         }
         // Until Envoy has the new one endpoints lead to the old one.
         const older = known.listeners.some(({ name }) => name === inUse) ? undefined : [...(before?.listeners ?? []), ...(before?.older ? [before.older] : [])].find(({ name }) => name === inUse);
@@ -502,6 +509,7 @@ export class Folder {
       folded.defaultChain = rename(folded.defaultChain);
     }
     const needs = new Set(listenerFacts(state.listeners).routeNames.map((name) => routeNames_.of(key, name)));
+    folded.isTraced = listenerFacts(state.listeners).callouts.tracers.size > 0;
     const whole = withPodCalls(withWaypoints(folded, waypoints, identity), waypoints === OF_A_WAYPOINT);
     const probe = podListener({ uid: '', netnsPath: '', ipv6: true }, whole, []);
     const inner = (['http', 'unknown'] as const).map((kind) => ({ cluster: inspectionCluster(key, kind), listener: inspectionListener(key, kind, whole, [...needs]) }));

@@ -28,6 +28,7 @@ import { pack } from '../../common/xds/any.js';
 import { contentHash } from '../xds/resource-type.js';
 import { countTunnels } from './connection-log.js';
 import type { EnvoyExtensions } from './extensions.js';
+import { PEER_ADDRESS_STATE } from './filter-state.js';
 import { boundTo } from './fold-clusters.js';
 import { internalAddress, ORIGINAL_DST, socketAddress } from './fold-endpoints.js';
 import { RAW_BUFFER, tunnelServerSocket } from './fold-identity.js';
@@ -199,6 +200,7 @@ function told(where: readonly FilterStateValue[]): Any {
       state(PEER_PRINCIPAL, '%DOWNSTREAM_PEER_URI_SAN%', 'envoy.hashable_string'),
       // Hashed, so that callers of one account do not share what is opened for one of them.
       state(SOURCE_ADDRESS, '%DOWNSTREAM_REMOTE_ADDRESS%', 'envoy.hashable_string'),
+      state(PEER_ADDRESS_STATE, '%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%', 'envoy.string'),
     ],
   }));
 }

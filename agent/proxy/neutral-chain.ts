@@ -7,6 +7,7 @@ import { RouteConfiguration } from '../../proto/generated/envoy/config/route/v3/
 import { Route, RouteAction, RouteMatch, VirtualHost } from '../../proto/generated/envoy/config/route/v3/route_components.js';
 import { HTTPFault } from '../../proto/generated/envoy/extensions/filters/http/fault/v3/fault.js';
 import { HttpConnectionManager } from '../../proto/generated/envoy/extensions/filters/network/http_connection_manager/v3/http_connection_manager.js';
+import { TcpProxy } from '../../proto/generated/envoy/extensions/filters/network/tcp_proxy/v3/tcp_proxy.js';
 import type { Any } from '../../proto/generated/google/protobuf/any.js';
 import { unpack } from '../../common/xds/any.js';
 import { configType } from './extensions.js';
@@ -19,10 +20,13 @@ const NEUTRAL: ReadonlySet<string> = new Set([
   'stats.PluginConfig', 'io.istio.http.peer_metadata.Config', 'envoy.tcp.metadataexchange.config.MetadataExchange', 'istio.envoy.config.filter.http.alpn.v2alpha1.FilterConfig',
 ]);
 
+/** What is to be seen on the workload's side, by spans or lines of a log, is seen there alone. */
 export function isNeutralChain({ filters }: FilterChain): boolean {
   return filters.every(({ config_type }) => {
     if (config_type?.$case !== 'typed_config' || !isNeutral(config_type.value)) return false;
     const manager = unpack(HttpConnectionManager, config_type.value);
+    if (manager && (manager.tracing?.provider || manager.access_log.length > 0)) return false;
+    if (!manager && unpack(TcpProxy, config_type.value)?.access_log.length) return false;
     return !manager || (manager.http_filters.every((filter) => filter.config_type?.$case !== 'typed_config' || isNeutral(filter.config_type.value)) && hasPlainRoutes(manager));
   });
 }

@@ -22,6 +22,8 @@ import { EnvoyAudit } from './envoy-audit.js';
 import { ConnectionCounts } from './connection-counts.js';
 import { Envoy, type EnvoyOptions } from './envoy.js';
 import { EnvoyFlowLogs } from './envoy-flow-logs.js';
+import { EnvoyReports } from './envoy-reports.js';
+import { logBoundPath, writeLogBound } from './log-bound.js';
 import { EnvoyExtensions } from './extensions.js';
 import { Folder, type FoldProblem, type FoldResult } from './fold.js';
 import { inboundListenerName } from './fold-inbound.js';
@@ -68,6 +70,8 @@ export interface NodeProxyOptions extends Pick<NarrowingOptions, 'onNarrowing' |
   /** Where Envoy runs and which DNS servers it asks, if not as this process does. */
   netnsPath?: string;
   dnsServers?: readonly string[];
+  /** Lines of access logs that Envoy writes in a second at most. */
+  accessLogRate?: number;
   clusterId?: string;
   logger: Logger;
   /** With the first snapshot and on every change. @param proxied local pods' own addresses that are the proxy's on every port */
@@ -220,6 +224,7 @@ export class NodeProxy {
   }
 
   readonly flowLogs: EnvoyFlowLogs = new EnvoyFlowLogs(() => this.envoy.admin);
+  readonly reports: EnvoyReports = new EnvoyReports(() => this.envoy.admin);
   readonly requests: RequestView = proxyRequests(() => (this.#snapshot ? this.envoy : undefined), () => this.#pods, (pod) => [...this.#classes.values()].flatMap(({ key, stream }) => (!pod || classKey(pod) === key ? stream.state : [])));
 
   /**
@@ -228,6 +233,7 @@ export class NodeProxy {
    */
   async start(signal?: AbortSignal): Promise<void> {
     mkdirSync(this.#options.runDir, { recursive: true, mode: 0o700 });
+    writeLogBound(this.#options.runDir, this.#options.accessLogRate);
     await this.#ads.start();
     this.#workloads.start();
     this.#staleTimer = setTimeout(() => {
@@ -390,7 +396,7 @@ export class NodeProxy {
 
   #envoyConnected(node: Node): void {
     if (!this.#folder) {
-      const extensions = new EnvoyExtensions(node.extensions);
+      const extensions = new EnvoyExtensions(node.extensions, { logBound: logBoundPath(this.#options.runDir) });
       this.#logger.info({ extensions: extensions.size }, 'Envoy connected');
       this.#folder = new Folder(extensions, this.#file.saved);
     }
@@ -436,7 +442,7 @@ export class NodeProxy {
       return key !== undefined && ready.has(key) ? [{ ...this.#listenerPod(pod), classKey: key }] : [];
     });
     const folder = this.#folder;
-    const classes = this.#file.bySeniority(ready).map((item) => ({ ...item, ...this.#certificateOf(pods.find(({ classKey: of }) => of === item.key)?.identity) }));
+    const classes = this.#file.bySeniority(ready).map((item) => ({ ...item, serviceName: this.#classes.get(item.key)?.node.cluster ?? '', ...this.#certificateOf(pods.find(({ classKey: of }) => of === item.key)?.identity) }));
     const fold = (): FoldResult => folder.fold(classes, pods, this.#eventDriven, this.#inbound.reached, this.waypoints, this.#repeat?.tables);
     // An adopted Envoy has the internal listeners of pods that are redirected: their endpoints go on leading there.
     if (this.#snapshot === undefined && this.envoy.status.adopted) this.#inbound.adopt(new Map([...fold().inbound].filter(([uid]) => this.#pods.get(uid)?.redirected)));

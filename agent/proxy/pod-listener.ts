@@ -6,10 +6,11 @@ import { TrafficDirection } from '../../proto/generated/envoy/config/core/v3/bas
 import { pack } from '../../common/xds/any.js';
 import { hashBytes } from '../xds/resource-type.js';
 import { ofClient, type TaughtPod } from '../http/taught-listeners.js';
-import { POD_STATE, sharedStrings } from './filter-state.js';
+import { NODE_STATE, PEER_ADDRESS_STATE, POD_STATE, sharedStrings } from './filter-state.js';
 import { NETNS_FILTER_STATE } from './fold-clusters.js';
 import { socketAddress } from './fold-endpoints.js';
 import { OUTBOUND_PORT, type FoldedListeners } from './fold-listeners.js';
+import { sidecarId } from './fold-tracing.js';
 import { DIRECT_TIMEOUT_MS, directInspection } from './inspection.js';
 import type { ServiceAuthority } from './service-authorities.js';
 import type { Entry } from './snapshot.js';
@@ -89,10 +90,11 @@ export function podListener(pod: ListenerPod, folded: FoldedListeners, needs: re
   const netns = sharedStrings('underpass.upstream_netns', {
     [NETNS_FILTER_STATE]: pod.netnsPath,
     ...(pod.name === undefined ? {} : { [POD_STATE]: pod.name }),
+    ...(folded.isTraced && pod.name !== undefined ? { [NODE_STATE]: sidecarId(pod.name, address ?? '127.0.0.1') } : {}),
     ...(pod.identity === undefined ? {} : { [PEER_PRINCIPAL]: pod.identity }),
     ...(pod.baggage === undefined ? {} : { [BAGGAGE]: pod.baggage }),
     ...(pod.network === undefined ? {} : { [NETWORK]: pod.network }),
-    ...(address === undefined ? {} : { [SOURCE_ADDRESS]: withPort(address) }),
+    ...(address === undefined ? {} : { [SOURCE_ADDRESS]: withPort(address), [PEER_ADDRESS_STATE]: address }),
     ...(pod.showsCallers ? shownSources(pod.addresses ?? []) : {}),
   });
   const inPod = (chain: FilterChain): FilterChain => {

@@ -7,7 +7,7 @@ import type { Listener } from '../../proto/generated/envoy/config/listener/v3/li
 import { Facts, type XdsResource } from '../xds/resource-type.js';
 import { routeNames } from '../xds/resource-types.js';
 import type { SidecarState } from '../xds/sidecar-stream.js';
-import { calloutClusters } from './fold-callouts.js';
+import { calloutsOf, type Callouts } from './fold-callouts.js';
 import { isInboundCluster } from './fold-inbound.js';
 import { addressOf, addressesOf, isOutboundListener, isSocketOfItsOwn, passesThrough } from './fold-listeners.js';
 import { inspectionOf } from './inspection.js';
@@ -18,7 +18,9 @@ export interface ListenerFacts {
   /** Tables of routes that captured connections ask for. */
   routeNames: readonly string[];
   /** Clusters that filters ask by connections of Envoy's own. */
-  callouts: ReadonlySet<string>;
+  callouts: Callouts;
+  /** Some requests or connections are logged, or traced. */
+  isObserved: boolean;
   /** What matches no service may leave the mesh. */
   passesThrough: boolean;
 }
@@ -35,7 +37,7 @@ export const listenerFact = new Facts((listener: Listener) => ({
   ownChains: listener.filter_chains.length,
   inspection: inspectionOf(listener),
   isCaptured: listener.bind_to_port === false,
-  callouts: calloutClusters(listener),
+  callouts: calloutsOf(listener),
   passesThrough: passesThrough([listener]),
 }));
 
@@ -46,7 +48,8 @@ export function listenerFacts(listeners: SidecarState['listeners']): ListenerFac
     found = {
       ports: [...new Set(all.flatMap(({ isOutbound, port }) => (isOutbound ? port : [])))],
       routeNames: [...new Set(all.flatMap(({ isCaptured, resource }) => (isCaptured ? routeNames.of(resource) : [])))],
-      callouts: new Set(all.flatMap(({ callouts }) => [...callouts])),
+      callouts: { names: new Set(all.flatMap(({ callouts }) => [...callouts.names])), tracers: new Map(all.flatMap(({ callouts }) => [...callouts.tracers])), logs: all.some(({ callouts }) => callouts.logs) },
+      isObserved: all.some(({ callouts }) => callouts.tracers.size > 0 || callouts.logs),
       passesThrough: all.every(({ passesThrough: passes }) => passes),
     };
     ofListeners.set(listeners, found);

@@ -9,6 +9,7 @@ import type { FlowTelemetry } from './flow-telemetry.js';
 import { addProcessMetrics, type EventLoopWatch } from './process-metrics.js';
 import { countProbation } from '../dataplane/probation.js';
 import { PrometheusText } from './prometheus.js';
+import { addReportMetrics, type Reports } from './report-metrics.js';
 
 export interface Counters {
   node: Record<string, bigint>;
@@ -16,8 +17,8 @@ export interface Counters {
 }
 
 /** The answer to a scrape. */
-export async function metricsText(status: AgentStatus, counters: Counters | undefined, flows: Pick<FlowTelemetry, 'refresh' | 'report' | 'httpReport' | 'logLost'> | undefined, loop: EventLoopWatch): Promise<PrometheusText> {
-  await flows?.refresh();
+export async function metricsText(status: AgentStatus, counters: Counters | undefined, flows: Pick<FlowTelemetry, 'refresh' | 'report' | 'httpReport' | 'logLost'> | undefined, loop: EventLoopWatch, reports?: Reports): Promise<PrometheusText> {
+  await Promise.all([flows?.refresh(), reports?.envoy?.refresh()]);
   const text = new PrometheusText();
   text.add('underpass_agent_ready', 'gauge', 'Whether the agent is ready.', Number(status.ready));
   text.add('underpass_agent_start_time_seconds', 'gauge', 'When the agent started, in seconds since the epoch.', Date.parse(status.since) / 1000);
@@ -87,6 +88,7 @@ export async function metricsText(status: AgentStatus, counters: Counters | unde
       text.add(`underpass_pod_${metricName(name)}_total`, 'counter', 'Counted by the BPF programs, by pod.', value as bigint, { namespace, pod });
     }
   }
+  if (reports) addReportMetrics(text, reports);
   if (flows) await addFlowMetricsInTurns(text, await flows.report());
   if (flows) await addHttpMetricsInTurns(text, await flows.httpReport());
   if (flows?.logLost !== undefined) text.add('underpass_flow_log_lines_lost_total', 'counter', 'Connections that ended and had no line in the flow log, since there were too many.', flows.logLost);

@@ -65,3 +65,18 @@ test('execInPod: a refusal has the server\'s status and words; a connection that
   const long = await world(context, (socket) => socket.send(frame(1, 'x'.repeat(2_000))));
   await assert.rejects(execInPod(long.server, { ...options, maxBytes: 1_000 }), /longer than 1000 bytes/);
 });
+
+test('execInPod: output that is taken as it comes has no bound of time or length, and the command hears by its standard input that nobody listens any more', async (context) => {
+  let gone = false;
+  const { server, asked } = await world(context, (socket) => {
+    socket.on('close', () => (gone = true));
+    for (const piece of [frame(1, '{"a":'), frame(1, '1}\n'), frame(2, 'a warning\n')]) socket.send(piece);
+  });
+  const end = new AbortController();
+  const seen: string[] = [];
+  const running = execInPod(server, { ...options, timeoutMs: 1, maxBytes: 10, signal: end.signal, onStdout: (chunk) => void (seen.push(chunk.toString()) === 2 && end.abort(new Error('enough'))) });
+  await assert.rejects(running, /enough/);
+  assert.deepEqual(seen, ['{"a":', '1}\n']);
+  assert.equal(asked[0]!.searchParams.get('stdin'), 'true');
+  while (!gone) await new Promise((resolve) => setImmediate(resolve));
+});

@@ -22,6 +22,8 @@ export interface ExecOptions {
   timeoutMs?: number;
   /** More than this is an error. */
   maxBytes?: number;
+  /** Takes the output as it comes; then it is in no result, and neither time nor length have a bound. The command's standard input ends when this end goes away. */
+  onStdout?: (chunk: Buffer) => void;
 }
 
 export interface ExecResult {
@@ -33,25 +35,26 @@ export interface ExecResult {
 interface Status { status?: string; message?: string; reason?: string; details?: { causes?: { reason?: string; message?: string }[] } }
 
 /** @throws KubeApiError when the server refuses; Error when the connection ends before the command has, or takes too long */
-export async function execInPod(server: ApiServer, { namespace, pod, container, command, signal, timeoutMs = 60_000, maxBytes = 512 * 1024 * 1024 }: ExecOptions): Promise<ExecResult> {
-  const query = new URLSearchParams([['container', container], ['stdout', 'true'], ['stderr', 'true'], ...command.map((word): [string, string] => ['command', word])]);
+export async function execInPod(server: ApiServer, { namespace, pod, container, command, signal, timeoutMs = 60_000, maxBytes = 512 * 1024 * 1024, onStdout }: ExecOptions): Promise<ExecResult> {
+  const query = new URLSearchParams([['container', container], ...(onStdout ? [['stdin', 'true'] as [string, string]] : []), ['stdout', 'true'], ['stderr', 'true'], ...command.map((word): [string, string] => ['command', word])]);
   const socket = await openSocket(server, `/api/v1/namespaces/${namespace}/pods/${pod}/exec?${query}`);
   const parts: Buffer[] = [];
   let size = 0;
   let stderr = '';
-  const limit = AbortSignal.timeout(timeoutMs);
-  const end = signal ? AbortSignal.any([signal, limit]) : limit;
+  const limit = onStdout ? undefined : AbortSignal.timeout(timeoutMs);
+  const end = AbortSignal.any([signal, limit].filter((each) => each !== undefined));
   return await new Promise<ExecResult>((resolve, reject) => {
     const fail = (error: Error): void => {
       reject(error);
       socket.terminate();
     };
-    const onAbort = (): void => fail(limit.aborted ? new Error(`running ${command[0]} in pod ${namespace}/${pod}: not done in ${timeoutMs} ms`) : (signal?.reason as Error));
+    const onAbort = (): void => fail(limit?.aborted ? new Error(`running ${command[0]} in pod ${namespace}/${pod}: not done in ${timeoutMs} ms`) : (signal?.reason as Error));
     if (end.aborted) return onAbort();
     end.addEventListener('abort', onAbort, { once: true });
     socket.on('message', (data: Buffer) => {
       const [channel] = data;
       const rest = data.subarray(1);
+      if (channel === STDOUT && onStdout) return onStdout(rest);
       size += rest.length;
       if (size > maxBytes) fail(new Error(`running ${command[0]} in pod ${namespace}/${pod}: its output is longer than ${maxBytes} bytes`));
       else if (channel === STDOUT) parts.push(rest);

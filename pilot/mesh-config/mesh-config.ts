@@ -5,7 +5,7 @@
 import { parseDocument, LineCounter } from 'yaml';
 import { checkSchema, formatPath, type Schema } from '../../common/kube/schema.js';
 import type { HttpRetry, LocalityLbSetting, TcpKeepalive } from '../../common/kube/types.js';
-import type { ExtensionProvider, LabelSelectorSetting, MeshConfig, NetworkSetting, ServiceScopeSetting } from '../model/mesh.js';
+import type { CustomTagSetting, ExtensionProvider, LabelSelectorSetting, MeshConfig, NetworkSetting, ServiceScopeSetting } from '../model/mesh.js';
 import { meshConfigSchema, meshNetworksSchema } from './schema.js';
 
 /** MeshConfig as written; see Istio's reference. */
@@ -26,7 +26,7 @@ interface WrittenMeshConfig {
   h2UpgradePolicy?: 'DO_NOT_UPGRADE' | 'UPGRADE';
   pathNormalization?: { normalization?: MeshConfig['pathNormalization'] | 'DEFAULT' };
   extensionProviders?: ExtensionProvider[];
-  defaultProviders?: { tracing?: string[]; metrics?: string[] };
+  defaultProviders?: { tracing?: string[]; metrics?: string[]; accessLogging?: string[] };
   discoverySelectors?: LabelSelectorSetting[];
   serviceScopeConfigs?: ServiceScopeSetting[];
   serviceSettings?: { settings?: { clusterLocal?: boolean }; hosts?: string[] }[];
@@ -34,7 +34,7 @@ interface WrittenMeshConfig {
   defaultServiceExportTo?: string[];
   defaultVirtualServiceExportTo?: string[];
   defaultDestinationRuleExportTo?: string[];
-  defaultConfig?: { tracing?: { sampling?: number; zipkin?: { address?: string } } };
+  defaultConfig?: { tracing?: { sampling?: number; zipkin?: { address?: string }; customTags?: Record<string, CustomTagSetting>; maxPathTagLength?: number; enableIstioTags?: boolean } };
 }
 
 export interface MeshConfigProblem {
@@ -116,10 +116,15 @@ function settingsOf(written: WrittenMeshConfig): Partial<MeshConfig> {
     accessLogEncoding: written.accessLogEncoding,
     accessLogFormat: written.accessLogFormat,
     enableTracing: written.enableTracing,
-    tracingSampling: tracing?.sampling,
+    // To Istio no share said, and none at all, are one.
+    tracingSampling: tracing?.sampling || undefined,
+    tracingCustomTags: tracing?.customTags,
+    tracingMaxPathTagLength: tracing?.maxPathTagLength,
+    tracingIstioTags: tracing?.enableIstioTags,
     tracingZipkinAddress: tracing?.zipkin?.address,
     defaultTracingProviders: written.defaultProviders?.tracing,
     defaultMetricsProviders: written.defaultProviders?.metrics,
+    defaultAccessLogProviders: written.defaultProviders?.accessLogging,
     discoverySelectors: written.discoverySelectors,
     clusterLocalHosts: written.serviceSettings && hostsOf(written.serviceSettings, true),
     clusterGlobalHosts: written.serviceSettings && hostsOf(written.serviceSettings, false),

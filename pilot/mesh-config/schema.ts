@@ -11,17 +11,33 @@ const body = object({ maxRequestBytes: integer(0, 0xffff_ffff), allowPartialMess
 const serviceFields = { service: text, port, timeout: duration };
 const service = (more: Record<string, Schema>): Schema => object({ ...serviceFields, ...more }, ['service', 'port']);
 
+const headers = list({ ...object({ name: { type: 'string', nonEmpty: true }, value: text, envName: text }, ['name']), atMostOne: [['value', 'envName']] } as Schema);
+const customTags: Schema = {
+  type: 'map',
+  values: { ...object({ literal: object({ value: text }), environment: object({ name: text, defaultValue: text }), header: object({ name: text, defaultValue: text }) }), atMostOne: [['literal', 'environment', 'header']] } as Schema,
+};
+
+const logFormat = object({ text, labels: { type: 'map', values: anything } });
+
 const PROVIDERS: Record<string, Schema> = {
   envoyExtAuthzHttp: service({
     pathPrefix: text, failOpen: bool, statusOnError: text, clearRouteCache: bool, includeHeadersInCheck: list(text), includeRequestHeadersInCheck: list(text),
     includeAdditionalHeadersInCheck: stringMap, includeRequestBodyInCheck: body, headersToUpstreamOnAllow: list(text), headersToDownstreamOnDeny: list(text), headersToDownstreamOnAllow: list(text),
   }),
   envoyExtAuthzGrpc: service({ failOpen: bool, statusOnError: text, clearRouteCache: bool, includeRequestBodyInCheck: body }),
-  zipkin: service({ maxTagLength: integer(0), enable64bitTraceId: bool, path: text }),
-  opentelemetry: service({ maxTagLength: integer(0), http: ignored, resourceDetectors: ignored, dynatraceSampler: ignored }),
-  envoyFileAccessLog: object({ path: text, logFormat: object({ text, labels: { type: 'map', values: anything } }), omitEmptyValues: ignored }, ['path']),
+  zipkin: service({ maxTagLength: integer(0), enable64bitTraceId: bool, path: text, traceContextOption: oneOf('USE_B3', 'USE_B3_WITH_W3C_PROPAGATION'), headers }),
+  opentelemetry: {
+    ...service({
+      maxTagLength: integer(0), http: object({ path: text, timeout: duration, headers }), grpc: object({ timeout: duration, initialMetadata: headers }), resourceDetectors: object({ environment: object({}), dynatrace: object({}) }), dynatraceSampler: ignored, serviceAttributeEnrichment: ignored,
+    }),
+    atMostOne: [['http', 'grpc']],
+  } as Schema,
+  envoyFileAccessLog: object({ path: text, logFormat, omitEmptyValues: bool }),
+  envoyHttpAls: service({ logName: text, filterStateObjectsToLog: list(text), additionalRequestHeadersToLog: list(text), additionalResponseHeadersToLog: list(text), additionalResponseTrailersToLog: list(text) }),
+  envoyTcpAls: service({ logName: text, filterStateObjectsToLog: list(text) }),
+  envoyOtelAls: service({ logName: text, logFormat }),
   lightstep: ignored, datadog: ignored, stackdriver: ignored, opencensus: ignored, skywalking: ignored, prometheus: object({}),
-  envoyHttpAls: ignored, envoyTcpAls: ignored, envoyOtelAls: ignored, sds: ignored,
+  sds: ignored,
 };
 
 const extensionProvider: Schema = {
@@ -69,7 +85,7 @@ export const meshConfigSchema = object({
   h2UpgradePolicy: oneOf('DO_NOT_UPGRADE', 'UPGRADE'),
   pathNormalization: object({ normalization: oneOf('DEFAULT', 'NONE', 'BASE', 'MERGE_SLASHES', 'DECODE_AND_MERGE_SLASHES') }),
   extensionProviders: list(extensionProvider),
-  defaultProviders: object({ tracing: list(text), accessLogging: ignored, metrics: list(text) }),
+  defaultProviders: object({ tracing: list(text), accessLogging: list(text), metrics: list(text) }),
   discoverySelectors: list(labelSelector),
   serviceScopeConfigs: list(object({ namespaceSelector: labelSelector, servicesSelector: labelSelector, scope: oneOf('LOCAL', 'GLOBAL') })),
   serviceSettings: list(object({ settings: object({ clusterLocal: bool }), hosts: list(text) })),
@@ -78,7 +94,7 @@ export const meshConfigSchema = object({
   defaultVirtualServiceExportTo: list(text),
   defaultDestinationRuleExportTo: list(text),
   defaultConfig: {
-    ...object({ tracing: { ...object({ sampling: number, zipkin: object({ address: text }), customTags: ignored, maxPathTagLength: ignored }), open: true } as Schema }),
+    ...object({ tracing: { ...object({ sampling: number, zipkin: object({ address: text }), customTags, maxPathTagLength: integer(0), enableIstioTags: bool }), open: true } as Schema }),
     open: true,
   } as Schema,
   // Of the API, but about what this control plane does not do, or does in one way only.

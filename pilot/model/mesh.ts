@@ -9,7 +9,10 @@ export interface ExtensionProvider {
   zipkin?: TracingServiceProvider;
   opentelemetry?: TracingServiceProvider;
   prometheus?: Record<string, never>;
-  envoyFileAccessLog?: { path: string; logFormat?: { text?: string; labels?: Record<string, unknown> } };
+  envoyFileAccessLog?: { path?: string; logFormat?: { text?: string; labels?: Record<string, unknown> }; omitEmptyValues?: boolean };
+  envoyHttpAls?: LogServiceProvider;
+  envoyTcpAls?: LogServiceProvider;
+  envoyOtelAls?: LogServiceProvider;
 }
 
 interface ServiceProvider {
@@ -41,10 +44,43 @@ export interface ExtAuthzGrpcProvider extends ServiceProvider {
   includeRequestBodyInCheck?: { maxRequestBytes?: number; allowPartialMessage?: boolean; packAsBytes?: boolean };
 }
 
+/** Of envoyHttpAls, envoyTcpAls and envoyOtelAls; each has some of these. */
+export interface LogServiceProvider extends ServiceProvider {
+  logName?: string;
+  filterStateObjectsToLog?: string[];
+  additionalRequestHeadersToLog?: string[];
+  additionalResponseHeadersToLog?: string[];
+  additionalResponseTrailersToLog?: string[];
+  logFormat?: { text?: string; labels?: Record<string, unknown> };
+}
+
+export interface ProviderHeader {
+  name: string;
+  value?: string;
+  /** A variable of the control plane's environment that has the value. */
+  envName?: string;
+}
+
+/** Of zipkin, which is Jaeger's too, or of opentelemetry. */
 export interface TracingServiceProvider extends ServiceProvider {
   maxTagLength?: number;
   enable64bitTraceId?: boolean;
   path?: string;
+  traceContextOption?: 'USE_B3' | 'USE_B3_WITH_W3C_PROPAGATION';
+  headers?: ProviderHeader[];
+  /** OTLP by HTTP. */
+  http?: { path?: string; timeout?: string; headers?: ProviderHeader[] };
+  grpc?: { timeout?: string; initialMetadata?: ProviderHeader[] };
+  resourceDetectors?: { environment?: object; dynatrace?: object };
+}
+
+/** A tag of spans; one of these. */
+export interface CustomTagSetting {
+  literal?: { value: string };
+  header?: { name: string; defaultValue?: string };
+  environment?: { name: string; defaultValue?: string };
+  /** As in an access log's format. */
+  formatter?: { value: string };
 }
 
 export interface LabelSelectorSetting {
@@ -110,10 +146,18 @@ export interface MeshConfig {
   enableTracing: boolean;
   /** Percent of requests. */
   tracingSampling: number;
+  /** Those of defaultConfig.tracing, where no Telemetry has any. */
+  tracingCustomTags: Readonly<Record<string, CustomTagSetting>>;
+  /** 0: Envoy's own. */
+  tracingMaxPathTagLength: number;
+  /** Where no Telemetry speaks of tracing. */
+  tracingIstioTags: boolean;
   /** `host:port` of defaultConfig.tracing.zipkin, where it is given; else providers decide. */
   tracingZipkinAddress: string;
   defaultTracingProviders: readonly string[];
   defaultMetricsProviders: readonly string[];
+  /** Without any, and without a Telemetry that has some: accessLogFile. */
+  defaultAccessLogProviders: readonly string[];
   /** Namespaces that take part at all; empty: every one. */
   discoverySelectors: readonly LabelSelectorSetting[];
   meshMtlsMinProtocolVersion: 'TLSV1_2' | 'TLSV1_3';
@@ -149,10 +193,14 @@ export const DEFAULT_MESH_CONFIG: MeshConfig = {
   accessLogFormat: '',
   enableTracing: false,
   tracingSampling: 1,
+  tracingCustomTags: {},
+  tracingMaxPathTagLength: 0,
+  tracingIstioTags: true,
   tracingZipkinAddress: '',
   defaultTracingProviders: [],
   // What Istio installs.
   defaultMetricsProviders: ['prometheus'],
+  defaultAccessLogProviders: [],
   discoverySelectors: [],
   meshMtlsMinProtocolVersion: 'TLSV1_2',
 };

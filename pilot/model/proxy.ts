@@ -26,6 +26,8 @@ export interface Proxy {
   dnsCapture: boolean;
   /** As the proxy says; for what is meant for some versions only. */
   istioVersion: string;
+  /** Envoy's `--service-cluster`: as what it names itself to others. */
+  cluster?: string;
   /** Its stream has shown who it is, or comes over a socket that only this machine's proxies reach: it may be given keys. */
   isTrusted: boolean;
   /** All that it says of itself. */

@@ -323,7 +323,7 @@ export abstract class Connection<Request> implements PushTarget {
         const { identity, isTrusted } = this;
         const refusal = identity && nodeIdRefusal(proxy, identity);
         if (refusal !== undefined) return this.fail(GrpcStatus.PERMISSION_DENIED, refusal);
-        this.#proxy = { ...proxy, isTrusted, ...(identity ? { identity } : {}) };
+        this.#proxy = { ...proxy, isTrusted, ...(node?.cluster ? { cluster: node.cluster } : {}), ...(identity ? { identity } : {}) };
       } catch (error) {
         this.fail(GrpcStatus.INVALID_ARGUMENT, errorMessage(error));
         return;

@@ -2,25 +2,13 @@
  * Listeners with tracing, access logs, metrics and the mesh's path normalization laid over them. What was made is kept by the
  * listener that it was made from, so that proxies with the same settings share one; with the mesh's defaults nothing is.
  */
-import { parseDurationMs } from '../../common/kube/schema.js';
-import { JSON_FORMAT, TEXT_FORMAT } from '../../common/telemetry/access-log-format.js';
 import { pack, unpack } from '../../common/xds/any.js';
-import { celFilter } from '../../common/xds/cel-filter.js';
-import { AccessLog, AccessLogFilter } from '../../proto/generated/envoy/config/accesslog/v3/accesslog.js';
-import { SubstitutionFormatString } from '../../proto/generated/envoy/config/core/v3/substitution_format_string.js';
+import { AccessLogFilter } from '../../proto/generated/envoy/config/accesslog/v3/accesslog.js';
 import { Listener } from '../../proto/generated/envoy/config/listener/v3/listener.js';
 import type { Filter } from '../../proto/generated/envoy/config/listener/v3/listener_components.js';
-import { OpenTelemetryConfig } from '../../proto/generated/envoy/config/trace/v3/opentelemetry.js';
-import { ZipkinConfig, ZipkinConfig_CollectorEndpointVersion } from '../../proto/generated/envoy/config/trace/v3/zipkin.js';
-import { FileAccessLog } from '../../proto/generated/envoy/extensions/access_loggers/file/v3/file.js';
-import {
-  HttpConnectionManager,
-  HttpConnectionManager_PathWithEscapedSlashesAction,
-  HttpConnectionManager_Tracing,
-} from '../../proto/generated/envoy/extensions/filters/network/http_connection_manager/v3/http_connection_manager.js';
+import { HttpConnectionManager, HttpConnectionManager_PathWithEscapedSlashesAction } from '../../proto/generated/envoy/extensions/filters/network/http_connection_manager/v3/http_connection_manager.js';
 import { TcpProxy } from '../../proto/generated/envoy/extensions/filters/network/tcp_proxy/v3/tcp_proxy.js';
-import { CustomTag } from '../../proto/generated/envoy/type/tracing/v3/custom_tag.js';
-import { millis } from '../generate/envoy.js';
+import { UuidRequestIdConfig } from '../../proto/generated/envoy/extensions/request_id/uuid/v3/uuid.js';
 import type { Generator, Names } from '../generate/generator.js';
 import { CONNECT_ORIGINATE } from '../generate/hbone-originate.js';
 import { CONNECT_TERMINATE, isInboundListener } from '../generate/names.js';
@@ -29,49 +17,13 @@ import type { ChangeSet } from '../model/changes.js';
 import type { MeshConfig } from '../model/mesh.js';
 import type { Model } from '../model/model.js';
 import type { Proxy } from '../model/proxy.js';
+import { accessLog } from './access-logs.js';
 import { claimNamespace, countIn } from './metrics.js';
-import { settingsFor, type AccessLogSettings, type SideSettings, type Tag, type TracingSettings } from './settings.js';
-
-const DEFAULT_TIMEOUT_MS = 5_000;
-
-function accessLog({ path, format, isJson, filter }: AccessLogSettings): AccessLog {
-  const text = typeof format === 'string' ? (format.endsWith('\n') ? format : `${format}\n`) : TEXT_FORMAT;
-  const log_format = SubstitutionFormatString.fromPartial({
-    format: isJson ? { $case: 'json_format', value: (typeof format === 'object' ? format : { ...JSON_FORMAT }) as Record<string, unknown> } : { $case: 'text_format_source', value: { specifier: { $case: 'inline_string', value: text } } },
-  });
-  return AccessLog.fromPartial({
-    name: 'envoy.access_loggers.file',
-    ...(filter ? { filter: celFilter(filter) } : {}),
-    config_type: { $case: 'typed_config', value: pack(FileAccessLog, FileAccessLog.fromPartial({ path, access_log_format: { $case: 'log_format', value: log_format } })) },
-  });
-}
+import { settingsFor, type SideSettings } from './settings.js';
+import { tracingConfig } from './tracing.js';
 
 /** Connections that no filter chain took have no filter that could log them. */
-function listenerLog(settings: AccessLogSettings): AccessLog {
-  return AccessLog.fromPartial({ ...accessLog({ ...settings, filter: undefined }), filter: AccessLogFilter.fromPartial({ filter_specifier: { $case: 'response_flag_filter', value: { flags: ['NR'] } } }) });
-}
-
-function customTag(tag: Tag): CustomTag {
-  if ('literal' in tag) return CustomTag.fromPartial({ tag: tag.tag, type: { $case: 'literal', value: { value: tag.literal } } });
-  if ('header' in tag) return CustomTag.fromPartial({ tag: tag.tag, type: { $case: 'request_header', value: { name: tag.header, default_value: tag.defaultValue } } });
-  return CustomTag.fromPartial({ tag: tag.tag, type: { $case: 'environment', value: { name: tag.environment, default_value: tag.defaultValue } } });
-}
-
-function tracingOf({ kind, cluster, host, path, timeout, sampling, tags, maxTagLength, use128bit, serviceName }: TracingSettings): HttpConnectionManager_Tracing {
-  const timeoutMs = (timeout && parseDurationMs(timeout)) || DEFAULT_TIMEOUT_MS;
-  const typed =
-    kind === 'zipkin'
-      ? pack(ZipkinConfig, ZipkinConfig.fromPartial({ collector_cluster: cluster, collector_hostname: host, collector_endpoint: path, collector_endpoint_version: ZipkinConfig_CollectorEndpointVersion.HTTP_JSON, trace_id_128bit: use128bit, shared_span_context: false }))
-      : pack(OpenTelemetryConfig, OpenTelemetryConfig.fromPartial({ service_name: serviceName, grpc_service: { target_specifier: { $case: 'envoy_grpc', value: { cluster_name: cluster, authority: host } }, ...(timeout ? { timeout: millis(timeoutMs) } : {}) } }));
-  return HttpConnectionManager_Tracing.fromPartial({
-    client_sampling: { value: 100 },
-    random_sampling: { value: sampling },
-    overall_sampling: { value: 100 },
-    custom_tags: tags.map(customTag),
-    ...(maxTagLength ? { max_path_tag_length: maxTagLength } : {}),
-    provider: { name: `envoy.tracers.${kind}`, config_type: { $case: 'typed_config', value: typed } },
-  });
-}
+const UNTAKEN = AccessLogFilter.fromPartial({ filter_specifier: { $case: 'response_flag_filter', value: { flags: ['NR'] } } });
 
 function normalize(manager: HttpConnectionManager, normalization: MeshConfig['pathNormalization']): void {
   if (normalization === 'BASE') return;
@@ -82,10 +34,13 @@ function normalize(manager: HttpConnectionManager, normalization: MeshConfig['pa
 
 function overFilter(filter: Filter, { tracing, accessLogs }: SideSettings, normalization: MeshConfig['pathNormalization']): void {
   if (filter.config_type?.$case !== 'typed_config') return;
-  const logs = accessLogs.map(accessLog);
+  const logs = accessLogs.map((each) => accessLog(each));
   const manager = unpack(HttpConnectionManager, filter.config_type.value);
   if (manager) {
-    if (tracing) manager.tracing = tracingOf(tracing);
+    if (tracing) {
+      manager.tracing = tracingConfig(tracing);
+      if (!tracing.byRequestId) manager.request_id_extension = { typed_config: pack(UuidRequestIdConfig, UuidRequestIdConfig.fromPartial({ use_request_id_for_trace_sampling: false })), _unknownFields: {} };
+    }
     manager.access_log.push(...logs);
     normalize(manager, normalization);
     filter.config_type = { $case: 'typed_config', value: pack(HttpConnectionManager, manager) };
@@ -144,6 +99,6 @@ function over(resource: Resource, settings: SideSettings, normalization: MeshCon
     if (settings.metrics) countIn(chain, resource.name, settings.metrics);
   }
   if (settings.metrics && (resource.name === 'virtualOutbound' || !isSidecars)) listener.access_log.push(claimNamespace);
-  if (resource.name.startsWith('virtual')) listener.access_log.push(...settings.accessLogs.map(listenerLog));
+  if (resource.name.startsWith('virtual')) listener.access_log.push(...settings.accessLogs.map((each) => accessLog(each, UNTAKEN)));
   return makeResource(resource.name, Listener, listener);
 }

@@ -14,7 +14,7 @@ const customTag: Schema = {
     literal: object({ value: word }, ['value']),
     environment: object({ name: word, defaultValue: text }, ['name']),
     header: object({ name: word, defaultValue: text }, ['name']),
-    formatter: ignored(object({ value: word }, ['value'])),
+    formatter: object({ value: word }, ['value']),
   },
   atMostOne: [['literal', 'environment', 'header', 'formatter']],
 };
@@ -25,9 +25,9 @@ const tracing = object({
   randomSamplingPercentage: { type: 'number', min: 0, max: 100 },
   disableSpanReporting: bool,
   customTags: { type: 'map', values: customTag },
-  useRequestIdForTraceSampling: ignored(bool, 'it is'),
+  useRequestIdForTraceSampling: bool,
   enableIstioTags: bool,
-  disableContextPropagation: ignored(bool),
+  disableContextPropagation: bool,
 });
 
 const METRICS = [
@@ -59,7 +59,6 @@ export const telemetry: Schema = withCheck<TelemetrySpec>(
   }),
   (spec, report, warn) => {
     oneTarget(spec, report);
-    if ((spec.tracing?.length ?? 0) > 1) warn('found several entries: the first of a mode counts', ['tracing', 1]);
     spec.tracing?.forEach((entry, index) => (entry.providers?.length ?? 0) > 1 && warn('found several providers: the first one counts', ['tracing', index, 'providers', 1]));
   },
 );
