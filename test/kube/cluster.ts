@@ -96,6 +96,8 @@ export class KubeCluster implements Closable {
     const files = { 'ca.crt': ca.rootPem, 'api.crt': server.certificatePem, 'api.key': server.privateKeyPem, 'accounts.key': generateKeyPairSync('ec', { namedCurve: 'P-256' }).privateKey.export({ format: 'pem', type: 'sec1' }) };
     for (const [name, text] of Object.entries({ ...files, 'audit.yaml': stringify({ apiVersion: 'audit.k8s.io/v1', kind: 'Policy', omitStages: ['RequestReceived'], rules: [{ level: 'Metadata' }] }) })) writeFileSync(join(folder, name), text, { mode: 0o600 });
     const admin = await issueServerCertificate(ca, { dnsNames: ['admin'], organization: 'system:masters' });
+    // By which the API server proves itself to the kubelet.
+    for (const [name, text] of Object.entries({ 'admin.crt': admin.certificatePem, 'admin.key': admin.privateKeyPem })) writeFileSync(join(folder, name), text, { mode: 0o600 });
     const user = { 'client-certificate-data': base64(admin.certificatePem), 'client-key-data': base64(admin.privateKeyPem) };
     const relay = machine && new Relay((port) => machine.connect(port));
     const url = `https://127.0.0.1:${relay ? await relay.listen(api!) : api}`;
@@ -149,7 +151,7 @@ export class KubeCluster implements Closable {
       '--enable-admission-plugins=NodeRestriction',
       '--service-cluster-ip-range=10.96.0.0/16',
       // A loopback address can't be an endpoint of the Service kubernetes.
-      ...(this.machine ? ['--allow-privileged=true'] : ['--endpoint-reconciler-type=none']),
+      ...(this.machine ? ['--allow-privileged=true', '--kubelet-preferred-address-types=InternalIP', `--kubelet-client-certificate=${file('admin.crt')}`, `--kubelet-client-key=${file('admin.key')}`] : ['--endpoint-reconciler-type=none']),
       `--audit-policy-file=${file('audit.yaml')}`,
       `--audit-log-path=${file('audit.log')}`,
       '--etcd-compaction-interval=0',

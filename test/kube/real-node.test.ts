@@ -154,7 +154,7 @@ step('underpass dashboard grafana: a port of a pod with Grafana\'s label answers
   await real().cluster.apply(pod('grafana', 'shop', { container: 'command: [node, /app/echo.js], env: [{name: HTTP_PORTS, value: "3000"}], ports: [{containerPort: 3000}], readinessProbe: {tcpSocket: {port: 3000}, periodSeconds: 1}' }));
   await real().ready('shop', 'grafana');
   const child = spawn(process.execPath, [CLI, 'dashboard', 'grafana', '--no-browser', '--kubeconfig', kubeconfig], { stdio: ['ignore', 'pipe', 'inherit'] });
-  const [line] = (await once(child.stdout, 'data')) as [Buffer];
+  const [line = Buffer.from('')] = (await Promise.race([once(child.stdout, 'data'), once(child, 'exit').then(() => [])])) as Buffer[];
   const address = line.toString().trim();
   assert.match(address, /^http:\/\/127\.0\.0\.1:\d+\/$/);
   const answers = await Promise.all(Array.from({ length: 8 }, async () => (await fetch(address)).text()));
