@@ -5,6 +5,7 @@
  */
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
+import { TAG_ATTRIBUTES } from '../common/telemetry/metric-tags.js';
 import { waitFor } from '../common/retry.js';
 import { MeshWorld } from './mesh/world.js';
 
@@ -85,6 +86,13 @@ async function scrape(way: Way): Promise<Series[]> {
   return (await Promise.all(pods.map(async ({ ips }) => seriesOf((await mesh.lab.exec('outside/client', ['curl', '-sS', '-m', '20', `http://${ips[0]}:15090/stats/prometheus`])).stdout)))).flat();
 }
 
+/** Listeners are acknowledged before they have warmed, and until then those before them serve. */
+async function inForce(): Promise<void> {
+  assert.deepEqual(await mesh.nacks(), []);
+  const pods = (await mesh.lab.pods()).filter(({ namespace }) => namespace === 'sidecar');
+  for (const { name } of pods) await waitFor(`the listeners of ${name}`, async () => /total_listeners_warming: 0$/m.test(await mesh.proxyAdmin(`sidecar/${name}`, '/stats?filter=listener_manager.total_listeners_warming')), { timeoutMs: 120_000, everyMs: 50 });
+}
+
 const SOURCE = ['workload', 'workload_namespace', 'canonical_service', 'canonical_revision', 'app', 'version', 'cluster'].map((name) => `source_${name}`);
 
 /** What is left without what docs/reference/metrics.md says differs. */
@@ -100,24 +108,27 @@ function comparable({ name, labels }: Series): string {
   return `${name} ${text}`;
 }
 
-/** By series; what is alike but for what differs is one. */
-async function sums(way: Way): Promise<Record<string, number>> {
+type Sums = Record<string, number>;
+
+/** By series, as they have grown; what is alike but for what differs is one. */
+async function sums(way: Way, before: Sums): Promise<Sums> {
   const all = new Map<string, number>();
   for (const series of await scrape(way)) {
     const key = comparable(series);
     all.set(key, (all.get(key) ?? 0) + series.value);
   }
-  return Object.fromEntries([...all].filter(([, value]) => value !== 0).sort(([a], [b]) => (a < b ? -1 : 1)));
+  const grown = [...all].map(([key, value]) => [key, value - (before[key] ?? 0)] as const);
+  return Object.fromEntries(grown.filter(([, value]) => value !== 0).sort(([a], [b]) => (a < b ? -1 : 1)));
 }
 
-const of = (all: Record<string, number>, what: RegExp): number => Object.entries(all).reduce((sum, [key, value]) => sum + (what.test(key) ? value : 0), 0);
+const of = (all: Sums, what: RegExp): number => Object.entries(all).reduce((sum, [key, value]) => sum + (what.test(key) ? value : 0), 0);
 const REQUESTS = 120 + 15 + 5 + 7 + 4;
 
 /** Envoy merges what its threads counted every five seconds. */
-async function counted(way: Way): Promise<Record<string, number>> {
-  let now: Record<string, number> = {};
+async function counted(way: Way, before: Sums = {}): Promise<Sums> {
+  let now: Sums = {};
   await waitFor(`the load of ${way} to be counted`, async () => {
-    now = await sums(way);
+    now = await sums(way, before);
     return of(now, /^istio_request_bytes_count .*reporter=source/) === REQUESTS && of(now, /^istio_request_bytes_count .*reporter=destination/) === REQUESTS - 7
       && ['source', 'destination'].every((reporter) => of(now, new RegExp(`^istio_tcp_connections_closed_total .*reporter=${reporter}`)) === CONNECTIONS);
   }, { timeoutMs: 120_000, everyMs: 500 }).catch((error: unknown) => {
@@ -127,7 +138,7 @@ async function counted(way: Way): Promise<Record<string, number>> {
 }
 
 /** Of gRPC's messages no formatter of Envoy's gives a number that a counter could add. */
-const withoutMessages = (all: Record<string, number>): Record<string, number> => Object.fromEntries(Object.entries(all).filter(([key]) => !/^istio_re\w+_messages_total/.test(key)));
+const withoutMessages = (all: Sums): Sums => Object.fromEntries(Object.entries(all).filter(([key]) => !/^istio_re\w+_messages_total/.test(key)));
 
 test('the same load by sidecars, by the node\'s Envoy and by the fast path comes to the same sums under the same labels', async () => {
   assert.deepEqual(await mesh.nacks(), []);
@@ -136,4 +147,64 @@ test('the same load by sidecars, by the node\'s Envoy and by the fast path comes
   const unknown = Object.keys(sidecar).filter((key) => /(?:source|destination)_(?:workload|canonical_service|principal|cluster)=unknown/.test(key) && !/destination_service_name=gone/.test(key));
   assert.deepEqual(unknown, [], 'both ends of each request and connection are known');
   for (const way of ['node', 'fast'] as const) assert.deepEqual(withoutMessages(await counted(way)), sidecar, way);
+});
+
+/** Connections that clients' Envoys keep stay with the chains of listeners before: with another cluster they open new ones. */
+const renewing = (timeout: string): string => `apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: other, namespace: sidecar}
+spec: {host: other, trafficPolicy: {connectionPool: {tcp: {connectTimeout: ${timeout}}}}}
+`;
+
+/** Beside Istio's metrics for both sides: one off, one off on one side, one with a label more and one less, in the root namespace and in the workload's. */
+const TELEMETRY = `apiVersion: telemetry.istio.io/v1
+kind: Telemetry
+metadata: {name: mesh, namespace: istio-system}
+spec:
+  metrics:
+  - overrides:
+    - {match: {metric: RESPONSE_SIZE}, disabled: true}
+    - {match: {metric: REQUEST_COUNT, mode: CLIENT}, tagOverrides: {tier: {value: "'none'"}, request_protocol: {operation: REMOVE}}}
+    - {match: {metric: TCP_SENT_BYTES, mode: SERVER}, disabled: true}
+    - {match: {metric: TCP_CLOSED_CONNECTIONS}, tagOverrides: {destination_service: {operation: REMOVE}}}
+---
+${WAYS.map((way) => `apiVersion: telemetry.istio.io/v1
+kind: Telemetry
+metadata: {name: own, namespace: ${way}}
+spec: {metrics: [{providers: [{name: prometheus}], overrides: [{match: {metric: REQUEST_COUNT, mode: CLIENT}, tagOverrides: {tier: {value: "'gold'"}}}]}]}
+`).join('---\n')}---
+${renewing('7s')}`;
+
+test('Telemetry\'s overrides of metrics come to the same series, whichever way requests and connections took', async () => {
+  await mesh.apply('mesh', TELEMETRY);
+  await inForce();
+  const before = new Map<Way, Sums>();
+  for (const way of WAYS) before.set(way, await sums(way, {}));
+  for (const way of WAYS) await load(way);
+  const sidecar = await counted('sidecar', before.get('sidecar'));
+  const names = (reporter: string): string[] => [...new Set(Object.keys(sidecar).filter((key) => key.includes(`reporter=${reporter}`)).map((key) => key.slice(0, key.indexOf(' '))))].sort();
+  const HTTP = ['istio_request_bytes_count', 'istio_request_duration_milliseconds_count', 'istio_requests_total'];
+  const TCP = ['istio_tcp_connections_closed_total', 'istio_tcp_connections_opened_total', 'istio_tcp_received_bytes_total'];
+  assert.deepEqual([names('source'), names('destination')], [[...HTTP, ...TCP, 'istio_tcp_sent_bytes_total'], [...HTTP, ...TCP]]);
+  for (const key of Object.keys(sidecar).filter((series) => series.startsWith('istio_requests_total'))) assert.deepEqual([/tier=gold/.test(key), /request_protocol=/.test(key)], /reporter=source/.test(key) ? [true, false] : [false, true], key);
+  for (const key of Object.keys(sidecar).filter((series) => series.startsWith('istio_tcp_connections_closed'))) assert.doesNotMatch(key, /destination_service=/);
+  for (const way of ['node', 'fast'] as const) assert.deepEqual(withoutMessages(await counted(way, before.get(way))), sidecar, way);
+});
+
+test('Telemetry: a label of any attribute that is documented is taken by Envoy, and says what requests said', async () => {
+  const tags = { ...Object.fromEntries(TAG_ATTRIBUTES.map((attribute, index) => [`t${index}`, { value: attribute.replace('…', 'x-who') }])), line: { value: "request.method + ' ' + request.url_path + ' 100%'" } };
+  const telemetry = JSON.stringify({ apiVersion: 'telemetry.istio.io/v1', kind: 'Telemetry', metadata: { name: 'all', namespace: 'sidecar' }, spec: { metrics: [{ overrides: [{ tagOverrides: tags }] }] } });
+  await mesh.apply('mesh', `${telemetry}\n---\n${renewing('8s')}`);
+  await inForce();
+  assert.equal((await mesh.curl('sidecar', 'http://other/some/path?a=b', { headers: { 'x-who': 'me "x"' } })).status, 200);
+  const label = (attribute: string): string => `t${TAG_ATTRIBUTES.indexOf(attribute)}`;
+  let found: Series[] = [];
+  await waitFor('the request to be counted', async () => {
+    found = (await scrape('sidecar')).filter(({ name, labels }) => name === 'istio_requests_total' && labels['line'] === 'GET /some/path 100%');
+    return found.length === 2;
+  }, { timeoutMs: 60_000, everyMs: 500 }).catch(async (error: unknown) => assert.fail(`${String(error)}: ${JSON.stringify((await scrape('sidecar')).filter(({ name, labels }) => name === 'istio_requests_total' && 'line' in labels))}`));
+  for (const { labels } of found) {
+    const said = ['request.host', "request.headers['…']", 'request.query', 'response.code', 'response.grpc_status', 'destination.port'].map((attribute) => labels[label(attribute)]);
+    assert.deepEqual(said, ['other', 'me \\"x\\"', 'a=b', '200', 'unknown', labels['reporter'] === 'source' ? '80' : '8080']);
+  }
 });

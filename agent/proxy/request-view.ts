@@ -4,6 +4,7 @@ import type { HttpService } from '../http/table.js';
 import type { SidecarState } from '../xds/sidecar-stream.js';
 import type { EnvoyAdmin } from './envoy-admin.js';
 import type { Envoy } from './envoy.js';
+import { overridesOf, type MetricOverrides } from './metric-overrides.js';
 import type { ProxyPod } from './proxy-pod.js';
 
 export interface CountedPod {
@@ -20,6 +21,8 @@ export interface RequestView {
   pods(): readonly CountedPod[];
   /** @param cluster by its name in Envoy @param uid of the pod whose inbound side has it */
   serviceOf(cluster: string, uid?: string): HttpService | undefined;
+  /** What Telemetry says of a pod's metrics. */
+  overridesOf?(uid: string, reporter: 'source' | 'destination'): MetricOverrides | undefined;
 }
 
 /**
@@ -33,6 +36,7 @@ export function proxyRequests(envoy: () => Envoy | undefined, pods: () => Readon
     },
     read: async (path, onText, options) => envoy()?.admin.read(path, onText, options),
     pods: () => [...pods().values()].map(({ uid, netnsPath, ips }) => ({ uid, netnsPath, addresses: ips })),
+    overridesOf: (uid, reporter) => (pods().has(uid) ? overridesOf(statesOf(pods().get(uid)), reporter) : undefined),
     serviceOf: (cluster, uid) => serviceOfCluster(cluster, uid === undefined ? statesOf(undefined) : pods().has(uid) ? statesOf(pods().get(uid)) : []),
   };
 }

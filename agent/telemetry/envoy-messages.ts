@@ -30,11 +30,15 @@ export class MessageReader {
   }
 }
 
+export function addMessages(a: MessageTotals, b: MessageTotals): MessageTotals {
+  return { request: a.request + b.request, response: a.response + b.response };
+}
+
 export const MESSAGES: Counted<MessageTotals> = {
   what: 'message',
   path: `/stats?format=json&type=Counters&filter=${encodeURIComponent(`^${MESSAGE_STATS}\\.`)}`,
   reader: () => new MessageReader(),
-  add: (a, b) => ({ request: a.request + b.request, response: a.response + b.response }),
+  add: addMessages,
   grown: (now, before) => {
     // What Envoy has dropped in the meantime begins anew.
     const base = before && now.request >= before.request && now.response >= before.response ? before : undefined;

@@ -8,7 +8,8 @@ import { NO_CONNECTIONS, type ConnectionTotals } from './envoy-connection-stats.
 import { addEnvoyMetrics } from './envoy-metrics.js';
 import { hashOf, type FlowReport } from './flow-series.js';
 import type { ConnectionReport } from './flow-telemetry.js';
-import { labelText, type PrometheusText } from './prometheus.js';
+import { Overridden, type WorkloadOverrides } from './metric-overrides.js';
+import type { PrometheusText } from './prometheus.js';
 import { atOnce, inTurns } from './turns.js';
 
 /** ztunnel's, where a connection came to another end than a close: https://github.com/istio/ztunnel/blob/master/src/proxy/metrics.rs */
@@ -29,23 +30,27 @@ const SERIES_A_TURN = 128;
 const RTT_LABELS = ['reporter', 'source_workload', 'source_workload_namespace', 'destination_workload', 'destination_workload_namespace'] as const;
 
 /** As `addFlowMetricsInTurns`, at once. */
-export function addFlowMetrics(text: PrometheusText, report: ConnectionReport): void {
-  atOnce(flowMetrics(text, report));
+export function addFlowMetrics(text: PrometheusText, report: ConnectionReport, overrides?: WorkloadOverrides): void {
+  atOnce(flowMetrics(text, report, overrides));
 }
 
-export function addFlowMetricsInTurns(text: PrometheusText, report: ConnectionReport): Promise<void> {
-  return inTurns(flowMetrics(text, report));
+export function addFlowMetricsInTurns(text: PrometheusText, report: ConnectionReport, overrides?: WorkloadOverrides): Promise<void> {
+  return inTurns(flowMetrics(text, report, overrides));
 }
 
-function* flowMetrics(text: PrometheusText, { kernel, envoy }: ConnectionReport): Generator<void> {
+function* flowMetrics(text: PrometheusText, { kernel, envoy }: ConnectionReport, overrides: WorkloadOverrides = new Map()): Generator<void> {
   const all = yield* sums({ kernel, envoy });
-  const texts: string[] = [];
-  for (const { labels } of all) if (texts.push(labelText(labels)) % SERIES_A_TURN === 0) yield;
+  let count = 0;
   for (const { name, help, of } of COUNTERS) {
-    for (const [index, { totals }] of all.entries()) text.addLabelled(name, 'counter', help, of(totals), texts[index]!);
+    const told = new Overridden<bigint>(overrides, (a, b) => a + b);
+    for (const { labels, totals } of all) {
+      told.take([name], labels, of(totals));
+      if (++count % SERIES_A_TURN === 0) yield;
+    }
+    if (name === CONNECTIONS.closed.name) for (const { labels, totals } of all) for (const [flags, ended] of totals.closed) if (flags !== NO_FLAGS) told.take([name], { ...labels, response_flags: flags }, ended);
+    for (const { labels, totals } of told.sums) text.addLabelled(name, 'counter', help, totals, labels);
     yield;
   }
-  for (const { labels, totals } of all) for (const [flags, count] of totals.closed) if (flags !== NO_FLAGS) text.add(CONNECTIONS.closed.name, 'counter', CONNECTIONS.closed.help, count, { ...labels, response_flags: flags });
   for (const { labels, totals } of kernel?.series ?? []) for (const { flag, of } of FLAGS) if (of(totals) > 0n) text.add(FAILED.name, 'counter', FAILED.help, of(totals), { ...labels, response_flags: flag });
   if (envoy) addEnvoyMetrics(text, 'connection', envoy, MAX_CONNECTION_KEYS);
   if (!kernel) return;

@@ -9,7 +9,7 @@ import type { KernelWatch } from '../dataplane/kernel-watch.js';
 import type { HttpRequests } from '../dataplane/kernel-http-totals.js';
 import type { EnvoyFlowLogs } from '../proxy/envoy-flow-logs.js';
 import type { RequestView } from '../proxy/request-view.js';
-import type { FlowPod, KnownWorkloads } from './flow-labels.js';
+import { FlowDirectory, type FlowPod, type KnownWorkloads } from './flow-labels.js';
 import type { HttpTotals } from '../dataplane/kernel-http-totals.js';
 import { EnvoyConnections } from './envoy-connections.js';
 import type { ConnectionTotals } from './envoy-connection-stats.js';
@@ -21,6 +21,7 @@ import { FastRequests } from './fast-requests.js';
 import type { FlowNames } from './flow-record.js';
 import { FlowSeriesSource, type FlowReport } from './flow-series.js';
 import { FlowStream } from './flow-stream.js';
+import { workloadOverrides, type WorkloadOverrides } from './metric-overrides.js';
 import { HttpSeriesSource, type HttpReport } from './http-series.js';
 import { inTurns } from './turns.js';
 
@@ -79,6 +80,7 @@ export class FlowTelemetry implements Closable {
   readonly #httpSeries: HttpSeriesSource | undefined;
   readonly #envoy: { requests: EnvoyRequests; connections: EnvoyConnections; messages: EnvoyMessages } | undefined;
   readonly #log: FlowLog | undefined;
+  readonly #overridesDirectory: FlowDirectory;
   /** Of single flows, for who listens. */
   readonly stream: FlowStream;
   readonly #timer: NodeJS.Timeout;
@@ -89,6 +91,7 @@ export class FlowTelemetry implements Closable {
     const { kernel, workloads, requests, envoy, log, podOf, logger } = options;
     const trustDomain = options.trustDomain === undefined ? {} : { trustDomain: options.trustDomain };
     this.#options = options;
+    this.#overridesDirectory = new FlowDirectory(workloads, options.trustDomain);
     const counted = envoy && { view: envoy.view, workloads, logger, ...trustDomain };
     this.#envoy = counted && { requests: new EnvoyRequests({ ...counted, path: join(envoy.folder, 'request-sums.jsonl') }), connections: new EnvoyConnections({ ...counted, path: join(envoy.folder, 'connection-sums.jsonl') }), messages: new EnvoyMessages({ ...counted, path: join(envoy.folder, 'message-sums.jsonl') }) };
     this.#series = kernel && new FlowSeriesSource({ flows: kernel.flows, pods: () => kernel.pods(), workloads, others: (hash) => this.#envoy?.connections.labelsOf(hash), ...trustDomain });
@@ -126,6 +129,12 @@ export class FlowTelemetry implements Closable {
     const stop = new AbortController();
     await Promise.race([this.#each((envoy) => envoy.refresh()), sleep(REFRESH_MS, stop.signal).catch(() => undefined)]);
     stop.abort();
+  }
+
+  /** What Telemetry says of this node's metrics. */
+  get overrides(): WorkloadOverrides {
+    const { envoy } = this.#options;
+    return envoy ? workloadOverrides(envoy.view, this.#overridesDirectory) : new Map();
   }
 
   get workloads(): KnownWorkloads {

@@ -17,7 +17,7 @@ export interface Counters {
 }
 
 /** The answer to a scrape. */
-export async function metricsText(status: AgentStatus, counters: Counters | undefined, flows: Pick<FlowTelemetry, 'refresh' | 'report' | 'httpReport' | 'logLost'> | undefined, loop: EventLoopWatch, reports?: Reports): Promise<PrometheusText> {
+export async function metricsText(status: AgentStatus, counters: Counters | undefined, flows: Pick<FlowTelemetry, 'refresh' | 'report' | 'httpReport' | 'overrides' | 'logLost'> | undefined, loop: EventLoopWatch, reports?: Reports): Promise<PrometheusText> {
   await Promise.all([flows?.refresh(), reports?.envoy?.refresh()]);
   const text = new PrometheusText();
   text.add('underpass_agent_ready', 'gauge', 'Whether the agent is ready.', Number(status.ready));
@@ -89,8 +89,8 @@ export async function metricsText(status: AgentStatus, counters: Counters | unde
     }
   }
   if (reports) addReportMetrics(text, reports);
-  if (flows) await addFlowMetricsInTurns(text, await flows.report());
-  if (flows) await addHttpMetricsInTurns(text, await flows.httpReport());
+  if (flows) await addFlowMetricsInTurns(text, await flows.report(), flows.overrides);
+  if (flows) await addHttpMetricsInTurns(text, await flows.httpReport(), flows.overrides);
   if (flows?.logLost !== undefined) text.add('underpass_flow_log_lines_lost_total', 'counter', 'Connections that ended and had no line in the flow log, since there were too many.', flows.logLost);
   return text;
 }

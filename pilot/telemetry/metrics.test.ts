@@ -67,3 +67,46 @@ test('defaultProviders.metrics without prometheus: nothing is counted', () => {
   const mesh = testMesh(WORLD, { defaultMetricsProviders: [] });
   assert.deepEqual(statsOf(listener(mesh, '0.0.0.0_80')), []);
 });
+
+const telemetry = (name: string, namespace: string, spec: string): string => `\napiVersion: telemetry.istio.io/v1\nkind: Telemetry\nmetadata: {name: ${name}, namespace: ${namespace}}\nspec: ${spec}\n---`;
+const tagged = (configs: readonly Config[], name: string): Record<string, string> | undefined => {
+  const stat = configs.flatMap(({ counters, histograms }) => [...counters, ...histograms]).find((one) => one.stat!.name === name)?.stat;
+  return stat && Object.fromEntries(stat.tags.map((tag) => [tag.name, tag.value_format]));
+};
+
+test('Telemetry: a metric off, a label more, another or none, by side; the more specific one counts', () => {
+  const root = telemetry('mesh', 'istio-system', `{metrics: [{overrides: [
+    {match: {metric: REQUEST_COUNT, mode: CLIENT}, tagOverrides: {host: {value: request.host}, tier: {value: "'none'"}, source_app: {operation: REMOVE}}},
+    {match: {mode: SERVER}, disabled: true}]}]}`);
+  const own = telemetry('own', 'shop', `{selector: {matchLabels: {app: web}}, metrics: [{providers: [{name: prometheus}], overrides: [
+    {match: {metric: REQUEST_COUNT, mode: CLIENT}, tagOverrides: {tier: {value: "'50% ' + request.method"}, odd: {value: "has(request.host)"}}},
+    {match: {metric: REQUEST_SIZE, mode: SERVER}, disabled: false}]}]}`);
+  const mesh = testMesh(WORLD + root + own);
+  const outbound = statsOf(listener(mesh, '0.0.0.0_80'));
+  const requests = tagged(outbound, 'istio_requests_total')!;
+  assert.equal(requests['tier'], '50%% %REQ(:METHOD)%');
+  assert.ok(requests['host']!.includes(':AUTHORITY'));
+  assert.deepEqual([requests['source_app'], requests['odd']], [undefined, undefined]);
+  assert.equal(tagged(outbound, 'istio_request_bytes')!['tier'], undefined);
+  assert.deepEqual(namesOf(statsOf(listener(mesh, 'virtualInbound'))), ['istio_request_bytes']);
+  const others = counting('10.0.0.2', 'other-1.shop', other.labels);
+  assert.equal(tagged(statsOf(listener(mesh, '0.0.0.0_80', others)), 'istio_requests_total')!['tier'], 'none');
+  assert.deepEqual(statsOf(listener(mesh, 'virtualInbound', others)), []);
+});
+
+test('Telemetry: metrics for other providers than Prometheus are none', () => {
+  const elsewhere = telemetry('ns', 'shop', '{metrics: [{providers: [{name: stackdriver}]}]}');
+  assert.deepEqual(statsOf(listener(testMesh(WORLD + elsewhere), '0.0.0.0_80')), []);
+  const named = testMesh(WORLD + elsewhere, { extensionProviders: [{ name: 'stackdriver', prometheus: {} }] });
+  assert.deepEqual(namesOf(statsOf(listener(named, '0.0.0.0_80'))), [...HTTP, ...TCP]);
+});
+
+test('Telemetry: a node\'s agent is told what it can lay over its pods\' series, and nothing where there is nothing to tell', () => {
+  const agent = testProxy('10.0.0.1', 'web-1.shop', web.labels);
+  const note = (mesh: TestMesh, name: string): unknown => listener(mesh, name, agent).metadata?.filter_metadata['underpass.metrics'];
+  assert.equal(note(testMesh(WORLD), 'virtualOutbound'), undefined);
+  const mesh = testMesh(WORLD + telemetry('ns', 'shop', `{metrics: [{overrides: [{match: {metric: REQUEST_COUNT, mode: CLIENT}, tagOverrides: {host: {value: request.host}, tier: {value: "'a' + 'b'"}, source_app: {operation: REMOVE}}}, {match: {metric: RESPONSE_SIZE, mode: CLIENT}, disabled: true}]}]}`));
+  assert.deepEqual(note(mesh, 'virtualOutbound'), { istio_requests_total: { tier: 'ab', source_app: null }, istio_response_bytes: 'off' });
+  assert.equal(note(mesh, 'virtualInbound'), undefined);
+  assert.equal(Object.keys(note(testMesh(WORLD, { defaultMetricsProviders: [] }), 'virtualInbound') as object).length, 10);
+});

@@ -4,6 +4,7 @@
  */
 import { pack, unpack } from '../../common/xds/any.js';
 import { AccessLogFilter } from '../../proto/generated/envoy/config/accesslog/v3/accesslog.js';
+import { Metadata } from '../../proto/generated/envoy/config/core/v3/base.js';
 import { Listener } from '../../proto/generated/envoy/config/listener/v3/listener.js';
 import type { Filter } from '../../proto/generated/envoy/config/listener/v3/listener_components.js';
 import { HttpConnectionManager, HttpConnectionManager_PathWithEscapedSlashesAction } from '../../proto/generated/envoy/extensions/filters/network/http_connection_manager/v3/http_connection_manager.js';
@@ -52,7 +53,10 @@ function overFilter(filter: Filter, { tracing, accessLogs }: SideSettings, norma
   filter.config_type = { $case: 'typed_config', value: pack(TcpProxy, tcp) };
 }
 
-const isPlain = ({ tracing, accessLogs, metrics }: SideSettings): boolean => !tracing && accessLogs.length === 0 && !metrics;
+const isPlain = ({ tracing, accessLogs, metrics, metricsNote }: SideSettings): boolean => !tracing && accessLogs.length === 0 && !metrics && !metricsNote;
+
+/** Of the metadata of a listener: what the agent of a node makes of its pods' metrics. */
+const METRICS_NOTE = 'underpass.metrics';
 
 export class TelemetryGenerator implements Generator {
   readonly typeUrl = TYPE.listener;
@@ -99,6 +103,7 @@ function over(resource: Resource, settings: SideSettings, normalization: MeshCon
     if (settings.metrics) countIn(chain, resource.name, settings.metrics);
   }
   if (settings.metrics && (resource.name === 'virtualOutbound' || !isSidecars)) listener.access_log.push(claimNamespace);
+  if (settings.metricsNote && resource.name.startsWith('virtual')) listener.metadata = Metadata.fromPartial({ ...listener.metadata, filter_metadata: { ...listener.metadata?.filter_metadata, [METRICS_NOTE]: settings.metricsNote } });
   if (resource.name.startsWith('virtual')) listener.access_log.push(...settings.accessLogs.map((each) => accessLog(each, UNTAKEN)));
   return makeResource(resource.name, Listener, listener);
 }

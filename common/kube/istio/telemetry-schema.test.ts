@@ -8,14 +8,21 @@ specCases({
 selector: {matchLabels: {app: a}}
 tracing: [{match: {mode: SERVER}, providers: [{name: zipkin}], randomSamplingPercentage: 12.5, disableSpanReporting: false, customTags: {a: {literal: {value: b}}, c: {header: {name: x, defaultValue: d}}}}]
 accessLogging: [{match: {mode: CLIENT}, providers: [{name: envoy}], disabled: true, filter: {expression: "response.code >= 400"}}]`,
+    metrics: `metrics: [{providers: [{name: prometheus}], overrides: [{match: {metric: REQUEST_COUNT, mode: CLIENT}, disabled: false, tagOverrides: {host: {value: request.host}, tier: {value: "'gold'"}, app: {operation: REMOVE}}}]}]`,
     nothing: '{}',
   },
   bad: [
     ['a percentage above 100', '{tracing: [{randomSamplingPercentage: 101}]}', 'spec.tracing[0].randomSamplingPercentage', /from 0 to 100/],
     ['a provider without a name', '{accessLogging: [{providers: [{name: ""}]}]}', 'spec.accessLogging[0].providers[0].name', /not empty/],
     ['an unknown mode', '{accessLogging: [{match: {mode: INBOUND}}]}', 'spec.accessLogging[0].match.mode', /expected one of CLIENT/],
+    ['an unknown metric', '{metrics: [{overrides: [{match: {metric: REQUESTS}}]}]}', 'spec.metrics[0].overrides[0].match.metric', /expected one of ALL_METRICS/],
+    ['a label without a value', '{metrics: [{overrides: [{tagOverrides: {a: {operation: UPSERT}}}]}]}', 'spec.metrics[0].overrides[0].tagOverrides.a.value', /UPSERT needs it/],
     ['a tag of two kinds', '{tracing: [{customTags: {a: {literal: {value: b}, header: {name: c}}}}]}', 'spec.tracing[0].customTags.a', /found literal and header/],
     ['a literal that is empty', '{tracing: [{customTags: {a: {literal: {value: ""}}}}]}', 'spec.tracing[0].customTags.a.literal.value', /not empty/],
+  ],
+  warned: [
+    ['a label that no formatter says', '{metrics: [{overrides: [{tagOverrides: {a: {value: "has(request.host)"}}}]}]}', 'spec.metrics[0].overrides[0].tagOverrides.a.value', /found has\(request\.host\), which is not acted on: expected a text in quotes, one of request\.host/],
+    ['a reporting interval', '{metrics: [{reportingInterval: 5s}]}', 'spec.metrics[0].reportingInterval', /not acted on|ignored/],
   ],
 });
 

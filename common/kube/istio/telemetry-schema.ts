@@ -1,5 +1,6 @@
 /** Telemetry and WasmPlugin, with what Istio's own validation asks of one by itself. */
 import { bool, choice, ignored, integer, list, object, open, port, text, withCheck, word, type Schema } from '../schema.js';
+import { TAG_ATTRIBUTES, tagTerms } from '../../telemetry/metric-tags.js';
 import { oneTarget, policyTargets } from './fields.js';
 import type { WasmPlugin } from './extensions.js';
 import type { Telemetry } from './telemetry.js';
@@ -35,17 +36,20 @@ const METRICS = [
   'TCP_RECEIVED_BYTES', 'GRPC_REQUEST_MESSAGES', 'GRPC_RESPONSE_MESSAGES',
 ];
 
-const tagOverride: Schema = withCheck<{ operation?: string; value?: string }>(object({ operation: choice('UPSERT', 'REMOVE'), value: text }), ({ operation = 'UPSERT', value }, report) => {
+const tagValue: Schema = { ...text, note: 'texts, attributes that a formatter of Envoy\'s says, and either joined by +; in mode node texts' };
+
+const tagOverride: Schema = withCheck<{ operation?: string; value?: string }>(object({ operation: choice('UPSERT', 'REMOVE'), value: tagValue }), ({ operation = 'UPSERT', value }, report, warn) => {
+  if (operation === 'UPSERT' && value && !tagTerms(value)) warn(`found ${value}, which is not acted on: expected a text in quotes, one of ${TAG_ATTRIBUTES.join(', ')}, or several of these joined by +`, ['value']);
   if (operation === 'UPSERT' && !value) report('found nothing, operation UPSERT needs it', ['value']);
   if (operation === 'REMOVE' && value) report('found a value with operation REMOVE, expected none', ['value']);
 });
 
-const metricMatch: Schema = { type: 'object', fields: { metric: choice(...METRICS), customMetric: word, mode: choice(...MODES) }, atMostOne: [['metric', 'customMetric']] };
+const metricMatch: Schema = { type: 'object', fields: { metric: choice(...METRICS), customMetric: ignored(word, 'there are none but Istio\'s'), mode: choice(...MODES) }, atMostOne: [['metric', 'customMetric']] };
 
 const metrics = object({
   providers,
   overrides: list(object({ match: metricMatch, disabled: bool, tagOverrides: { type: 'map', values: tagOverride } })),
-  reportingInterval: { type: 'duration' },
+  reportingInterval: ignored({ type: 'duration' }, 'a sidecar tells bytes when a connection ends, a node every 15 s'),
 });
 
 type TelemetrySpec = NonNullable<Telemetry['spec']>;
@@ -54,7 +58,7 @@ export const telemetry: Schema = withCheck<TelemetrySpec>(
   object({
     ...policyTargets,
     tracing: list(tracing),
-    metrics: ignored(list(metrics), 'stock Envoy has no istio.stats filter'),
+    metrics: list(metrics),
     accessLogging: list(object({ match: modeMatch, providers, disabled: bool, filter: object({ expression: text }) })),
   }),
   (spec, report, warn) => {
