@@ -108,11 +108,12 @@ export class Prometheus {
 
   /** Once each target has been scraped without an error. */
   async scraped(): Promise<void> {
-    let last: unknown;
+    const up = new Set<string>();
+    let last: readonly ScrapedTarget[] = [];
     await waitFor('all targets to be scraped', async () => {
-      const targets = await this.targets();
-      last = targets;
-      return targets.length > 0 && targets.every(({ health }) => health === 'up');
+      last = await this.targets();
+      for (const { health, labels } of last) if (health === 'up') up.add(`${labels['job']} ${labels['instance']}`);
+      return last.length > 0 && up.size === last.length;
     }, { timeoutMs: 120_000, everyMs: 100 }).catch((error: unknown) => {
       throw new Error(`${String(error)}: ${JSON.stringify(last)}`);
     });
