@@ -253,7 +253,10 @@ export class Envoy implements Closable {
     } catch (error) {
       if (started) await endProcess(started);
       this.#servedLaunch = served;
-      if (parent) writeState(runDir, parent);
+      if (parent) {
+        writeState(runDir, parent);
+        forgetInitializing(runDir);
+      }
       throw error instanceof UnderpassError && error.code === 'UNDERPASS_ENVOY_START' ? error : this.#startError(errorMessage(error), error);
     }
     started.ended.then((how) => this.#check(how), () => undefined);

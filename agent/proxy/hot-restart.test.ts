@@ -1,6 +1,6 @@
 // One Envoy replaced by another while requests flow: by another pod's launcher, and for another binary; and what if that fails.
 import assert from 'node:assert/strict';
-import { copyFileSync, existsSync, mkdtempSync, readdirSync, readlinkSync, rmSync, writeFileSync } from 'node:fs';
+import { closeSync, copyFileSync, existsSync, mkdtempSync, openSync, readdirSync, readlinkSync, readSync, rmSync, writeFileSync, writeSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, describe, it } from 'node:test';
@@ -11,6 +11,7 @@ import { TestLauncher } from '../testing/launcher.js';
 import { echoServer, requests, type TestNetns } from '../testing/netns.js';
 import { ProxyWorld, SERVICE_CLUSTER, SERVICE_VIP } from '../testing/proxy-world.js';
 import { routes, sniffedListener } from '../testing/resources.js';
+import { sharedMemory } from './hot-restart.js';
 import { launcherStatus } from './launcher-client.js';
 import type { NodeProxy, ProxyPod } from './node-proxy.js';
 import { RDS } from './snapshot.js';
@@ -178,6 +179,11 @@ describe('Envoy by hot restart', { timeout: 180_000 }, () => {
     // As soon as it executes: a while later it has told the former one to stop listening.
     const second = await waitFor('the next Envoy', () => processOf(other), { timeoutMs: 30_000, everyMs: 2 });
     process.kill(second, 'SIGKILL');
+    // However early that was: one that died a while later leaves this, by which every further one ends at once.
+    const [memory, flags] = [openSync(sharedMemory(join(world.folder, 'run')), 'r+'), Buffer.alloc(1)];
+    readSync(memory, flags, 0, 1, 96);
+    writeSync(memory, Buffer.from([flags[0]! | 1]), 0, 1, 96);
+    closeSync(memory);
     await serves;
     await waitFor('another one', () => ![former.pid, second, undefined].includes(proxy.status().envoy.pid) && proxy.status().envoy.connected, { timeoutMs: 30_000 });
     await waitFor('the end of the former Envoy', () => !isRunning(former), { timeoutMs: 60_000 });

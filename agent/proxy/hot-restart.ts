@@ -56,7 +56,8 @@ export function forgetInitializing(runDir: string): void {
   closeSync(file);
 }
 
-function sharedMemory(runDir: string): string {
+/** Where the Envoys of a run directory tell each other how far they are. */
+export function sharedMemory(runDir: string): string {
   return `/dev/shm/envoy_shared_memory_${baseId(runDir) * 10}`;
 }
 
