@@ -68,7 +68,7 @@ export class TestNetns {
 export function echoServer(port: number): string {
   return `
     const http = require('http'); let connections = 0;
-    const server = http.createServer((req, res) => {
+    const server = http.createServer({ keepAliveTimeout: 0 }, (req, res) => {
       const { localAddress, remoteAddress, connection } = req.socket;
       res.setHeader('content-type', 'application/json');
       res.end(JSON.stringify({ server: localAddress.replace('::ffff:', ''), client: remoteAddress.replace('::ffff:', ''), connection: req.socket.id, path: req.url, headers: req.headers }));
