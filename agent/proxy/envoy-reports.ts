@@ -16,7 +16,7 @@ export interface ReportCounts {
 
 /** Envoy looks through all its statistics for each question, and merges what its threads have counted every five seconds. */
 const FRESH_MS = 5_000;
-const FILTER = `^(tracing\\.(zipkin|opentelemetry)\\.spans_|cluster\\.${TRACING_STATS}\\.upstream_rq_([2345]xx|pending_overflow)$|access_log\\.process_ratelimit\\.denied$|access_logs\\..*logs_dropped$)`;
+const FILTER = `^(tracing\\.(zipkin|opentelemetry)\\.spans_|cluster\\.${TRACING_STATS}\\.upstream_rq_([2345]xx|pending_overflow|active_overflow)$|access_log\\.process_ratelimit\\.denied$|access_logs\\..*logs_dropped$)`;
 
 export class EnvoyReports {
   readonly #admin: () => EnvoyAdmin;
@@ -57,7 +57,8 @@ export function countsOf(stats: ReadonlyMap<string, number>): ReportCounts {
     if (/^access_logs\..*logs_dropped$/.test(name)) dropped += value;
   }
   const cluster = (name: string): number => of(`cluster.${TRACING_STATS}.upstream_rq_${name}`);
-  const noRoom = cluster('pending_overflow');
+  // Of HTTP/1.1 those that wait for a connection, of HTTP/2 those that have one.
+  const noRoom = cluster('pending_overflow') + cluster('active_overflow');
   return {
     spans, spansDropped, linesDropped: { over_rate: of('access_log.process_ratelimit.denied'), no_room: dropped },
     // To Envoy what found no room is an answer of 503, too.

@@ -15,12 +15,14 @@ import { ENVOY_CLUSTER } from './bootstrap.js';
 import type { EnvoyExtensions } from './extensions.js';
 import { NODE_STATE, PEER_ADDRESS_STATE } from './filter-state.js';
 import type { Rename } from './fold-routes.js';
-import { withUpstreamFilters } from './upstream-filters.js';
+import { lasting, withUpstreamFilters } from './upstream-filters.js';
 
 /** Name of the statistics of the clusters that spans go to: one for all classes. */
 export const TRACING_STATS = 'underpass_tracing';
 /** Batches of spans that wait for a collector, or are on their way to one, at a time and for each class: what is more is dropped, and counted. */
 const MAX_REPORTS = 64;
+/** Envoy's OpenTelemetry tracer has no time-out of its own by gRPC: what a collector never answers would hold its place for ever. */
+const MAX_REPORT_SECONDS = 5;
 /** Metadata of clusters that have another name here than the control plane gave them. */
 const NAME_METADATA = 'underpass.cluster';
 const LUA = 'envoy.filters.http.lua';
@@ -48,8 +50,6 @@ export function renameTracer({ tracing }: Pick<HttpConnectionManager, 'tracing'>
   else if (target?.$case === 'envoy_grpc') {
     name = target.value.cluster_name;
     target.value.cluster_name = rename(name);
-    // As other reports have it: what a collector never answers would hold its place for ever.
-    otel.grpc_service!.timeout ??= { seconds: 5n, nanos: 0 };
   } else return undefined;
   provider.config_type = { $case: 'typed_config', value: pack(OpenTelemetryConfig, otel) };
   return { name, isZipkin: false };
@@ -105,7 +105,7 @@ export function withGivenName(cluster: Cluster, given: string): Cluster {
  */
 export function tracerCluster(cluster: Cluster, serviceName: string | undefined, extensions: EnvoyExtensions): Cluster {
   const limits = { max_connections: MAX_REPORTS, max_pending_requests: MAX_REPORTS, max_requests: MAX_REPORTS };
-  const bounded = { ...cluster, alt_stat_name: TRACING_STATS, circuit_breakers: Cluster.fromPartial({ circuit_breakers: { thresholds: [limits] } }).circuit_breakers };
+  const bounded = { ...lasting(cluster, MAX_REPORT_SECONDS), alt_stat_name: TRACING_STATS, circuit_breakers: Cluster.fromPartial({ circuit_breakers: { thresholds: [limits] } }).circuit_breakers };
   if (serviceName === undefined || !extensions.hasName(LUA)) return bounded;
   return withUpstreamFilters(bounded, [{ name: 'underpass.service_name', is_optional: false, disabled: false, config_type: { $case: 'typed_config', value: pack(Lua, Lua.fromPartial({ default_source_code: { specifier: { $case: 'inline_string', value: renaming(serviceName) } } })) } }]);
 }
