@@ -193,6 +193,8 @@ test('Envoy accepts everything that pilot serves', async () => {
   const rejected = await stats('update_rejected');
   assert.ok(Object.keys(rejected).length > 0);
   assert.deepEqual(Object.entries(rejected).filter(([, count]) => count > 0), []);
+  // It answers to listeners a moment after it has them.
+  await waitFor('the last answer', () => Object.values(pilot.status().ads.connections[0]!.types).every(({ acked, nack }) => acked || nack !== undefined), { timeoutMs: 60_000 });
   const [connection] = pilot.status().ads.connections;
   assert.deepEqual(Object.values(connection!.types).map(({ acked, nack }) => ({ acked, nack })), Object.values(connection!.types).map(() => ({ acked: true, nack: undefined })));
 });
