@@ -9,7 +9,7 @@ import { addEnvoyMetrics } from './envoy-metrics.js';
 import { hashOf, type FlowReport } from './flow-series.js';
 import type { ConnectionReport } from './flow-telemetry.js';
 import { Overridden, type WorkloadOverrides } from './metric-overrides.js';
-import type { PrometheusText } from './prometheus.js';
+import { labelText, type PrometheusText } from './prometheus.js';
 import { atOnce, inTurns } from './turns.js';
 
 /** ztunnel's, where a connection came to another end than a close: https://github.com/istio/ztunnel/blob/master/src/proxy/metrics.rs */
@@ -40,11 +40,15 @@ export function addFlowMetricsInTurns(text: PrometheusText, report: ConnectionRe
 
 function* flowMetrics(text: PrometheusText, { kernel, envoy }: ConnectionReport, overrides: WorkloadOverrides = new Map()): Generator<void> {
   const all = yield* sums({ kernel, envoy });
+  // Where nobody has changed labels a series has one text, made once for all counters.
+  const own: string[] = [];
+  if (overrides.size === 0) for (const { labels } of all) if (own.push(labelText(labels)) % SERIES_A_TURN === 0) yield;
   let count = 0;
   for (const { name, help, of } of COUNTERS) {
     const told = new Overridden<bigint>(overrides, (a, b) => a + b);
-    for (const { labels, totals } of all) {
-      told.take([name], labels, of(totals));
+    for (const [index, { labels, totals }] of all.entries()) {
+      if (own[index] === undefined) told.take([name], labels, of(totals));
+      else text.addLabelled(name, 'counter', help, of(totals), own[index]);
       if (++count % SERIES_A_TURN === 0) yield;
     }
     if (name === CONNECTIONS.closed.name) for (const { labels, totals } of all) for (const [flags, ended] of totals.closed) if (flags !== NO_FLAGS) told.take([name], { ...labels, response_flags: flags }, ended);
