@@ -22,10 +22,13 @@ export class SharedMaps<V extends object> {
   }
 }
 
-/** Whether both have the same objects under the same names. */
-export function sameEntries(some: ReadonlyMap<string, object>, others: ReadonlyMap<string, object>): boolean {
+/** Whether both have the same objects under the same names. @param of the part of an entry that counts, all of it by itself */
+export function sameEntries<V extends object>(some: ReadonlyMap<string, V>, others: ReadonlyMap<string, V>, of: (entry: V) => unknown = (entry) => entry): boolean {
   if (some === others) return true;
   if (some.size !== others.size) return false;
-  for (const [name, each] of some) if (others.get(name) !== each) return false;
+  for (const [name, each] of some) {
+    const other = others.get(name);
+    if (!other || of(other) !== of(each)) return false;
+  }
   return true;
 }

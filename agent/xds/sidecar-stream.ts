@@ -14,6 +14,7 @@ import type { StreamOpener } from './channel.js';
 import { DeltaAdsStream, type Change, type StreamStatus } from './delta-stream.js';
 import { listenerClusters, visitRouteClusters } from './references.js';
 import { changedHosts } from './route-codec.js';
+import { sameEntries } from './shared-maps.js';
 import { ClusterType, EndpointType, ListenerType, RouteType, edsNames, routeNames } from './resource-types.js';
 import type { AnyResourceType, XdsResource } from './resource-type.js';
 
@@ -194,7 +195,8 @@ export class SidecarStream implements Closable {
     // A map that is the same object has the same in it: what was known before, and was confirmed, need not be folded again.
     const taken = <K extends keyof SidecarState>(kind: K): SidecarState[K] => {
       if (this.#whole && !this.#changedKinds.has(kind)) return this.#whole[kind];
-      return this.#preloaded && haveSame(this.#preloaded[kind], now[kind]) ? this.#preloaded[kind] : now[kind];
+      // Whatever their versions are called.
+      return this.#preloaded && sameEntries<{ readonly any: unknown }>(this.#preloaded[kind], now[kind], ({ any }) => any) ? this.#preloaded[kind] : now[kind];
     };
     this.#whole = { clusters: taken('clusters'), endpoints: taken('endpoints'), listeners: taken('listeners'), routes: taken('routes') };
     this.#preloaded = undefined;
@@ -224,16 +226,6 @@ export class SidecarStream implements Closable {
 
 const ofClusters = new WeakMap<SidecarState['clusters'], ReadonlySet<string>>();
 const ofListeners = new WeakMap<SidecarState['listeners'], ReadonlySet<string>>();
-
-type Contents = ReadonlyMap<string, { readonly any: unknown }>;
-
-/** Under the same names, whatever their versions are called. */
-function haveSame(some: Contents, others: Contents): boolean {
-  if (some === others) return true;
-  if (some.size !== others.size) return false;
-  for (const [name, { any }] of some) if (others.get(name)?.any !== any) return false;
-  return true;
-}
 
 /** What the clusters of a map that is not altered ask for, in one set for all who have the map. */
 function endpointNames(clusters: SidecarState['clusters']): ReadonlySet<string> {
