@@ -1,11 +1,10 @@
 // The client's side of the protocol, against a server that speaks it and can fail in ways that a kubelet is not made to.
 import assert from 'node:assert/strict';
-import { createServer, type Server } from 'node:http';
-import type { AddressInfo } from 'node:net';
 import { test, type TestContext } from 'node:test';
-import { WebSocketServer, type WebSocket } from 'ws';
+import type { WebSocket } from 'ws';
 import { execInPod } from './exec.js';
 import type { ApiServer } from './kubeconfig.js';
+import { serveSockets } from './websocket-testing.js';
 
 const frame = (channel: number, text: string): Buffer => Buffer.concat([Buffer.from([channel]), Buffer.from(text)]);
 const failed = (code: number): string => JSON.stringify({ status: 'Failure', reason: 'NonZeroExitCode', message: `command terminated with exit code ${code}`, details: { causes: [{ reason: 'ExitCode', message: String(code) }] } });
@@ -14,24 +13,15 @@ interface World { server: ApiServer; asked: URL[]; protocols: string[] }
 
 async function world(context: TestContext, answer: (socket: WebSocket) => void, refusal?: { status: number; body: string }): Promise<World> {
   const seen: World = { server: undefined as never, asked: [], protocols: [] };
-  const http: Server = createServer();
-  const sockets = new WebSocketServer({ noServer: true, handleProtocols: (offered) => [...offered][0] ?? false });
-  http.on('upgrade', (request, socket, head) => {
-    seen.asked.push(new URL(request.url ?? '', 'http://x'));
-    if (refusal) return void socket.end(`HTTP/1.1 ${refusal.status} No\r\ncontent-length: ${Buffer.byteLength(refusal.body)}\r\nconnection: close\r\n\r\n${refusal.body}`);
-    sockets.handleUpgrade(request, socket, head, (opened) => {
+  const url = await serveSockets(context, {
+    onAsked: (request) => seen.asked.push(new URL(request.url ?? '', 'http://x')),
+    onOpened: (opened) => {
       seen.protocols.push(opened.protocol);
       answer(opened);
-    });
+    },
+    ...(refusal ? { refusal } : {}),
   });
-  await new Promise<void>((resolve) => http.listen(0, '127.0.0.1', resolve));
-  context.after(() => {
-    for (const socket of sockets.clients) socket.terminate();
-    http.closeAllConnections();
-    http.close();
-  });
-  const url = new URL(`http://127.0.0.1:${(http.address() as AddressInfo).port}/below/`);
-  return Object.assign(seen, { server: { url, credentials: () => Promise.resolve({ headers: { authorization: 'Bearer x' }, rejectUnauthorized: true }) } });
+  return Object.assign(seen, { server: { url: new URL('/below/', url), credentials: () => Promise.resolve({ headers: { authorization: 'Bearer x' }, rejectUnauthorized: true }) } });
 }
 
 const options = { namespace: 'ns', pod: 'agent-1', container: 'agent', command: ['/bin/x', 'request', '/v1/status?a=b c'] };

@@ -1,33 +1,25 @@
 // The client's side of a forwarded port, against a server that speaks the protocol; with a real kubelet: test/kube/real-node.test.ts.
 import assert from 'node:assert/strict';
 import { once } from 'node:events';
-import { createServer } from 'node:http';
-import { connect, type AddressInfo } from 'node:net';
+import { connect } from 'node:net';
 import { test, type TestContext } from 'node:test';
-import { WebSocketServer, type WebSocket } from 'ws';
+import type { WebSocket } from 'ws';
 import type { ApiServer } from './kubeconfig.js';
 import { forwardPort, type ForwardedPort } from './port-forward.js';
+import { serveSockets } from './websocket-testing.js';
 
 async function world(context: TestContext, answer: (socket: WebSocket) => void, refusal?: number): Promise<{ server: ApiServer; asked: string[] }> {
   const asked: string[] = [];
-  const http = createServer();
-  const sockets = new WebSocketServer({ noServer: true, handleProtocols: (offered) => [...offered][0] ?? false });
-  http.on('upgrade', (request, socket, head) => {
-    asked.push(request.url ?? '');
-    if (refusal !== undefined) return void socket.end(`HTTP/1.1 ${refusal} No\r\ncontent-length: 0\r\nconnection: close\r\n\r\n`);
-    sockets.handleUpgrade(request, socket, head, (opened) => {
+  const url = await serveSockets(context, {
+    onAsked: (request) => asked.push(request.url ?? ''),
+    onOpened: (opened) => {
       assert.equal(opened.protocol, 'v4.channel.k8s.io');
       for (const channel of [0, 1]) opened.send(Buffer.of(channel, 0xb8, 0x0b));
       answer(opened);
-    });
+    },
+    ...(refusal === undefined ? {} : { refusal: { status: refusal, body: '' } }),
   });
-  await new Promise<void>((resolve) => http.listen(0, '127.0.0.1', resolve));
-  context.after(() => {
-    for (const socket of sockets.clients) socket.terminate();
-    http.closeAllConnections();
-    http.close();
-  });
-  return { asked, server: { url: new URL(`http://127.0.0.1:${(http.address() as AddressInfo).port}`), credentials: () => Promise.resolve({ headers: {}, rejectUnauthorized: true }) } };
+  return { asked, server: { url, credentials: () => Promise.resolve({ headers: {}, rejectUnauthorized: true }) } };
 }
 
 async function forward(context: TestContext, server: ApiServer, problems: string[] = []): Promise<ForwardedPort> {
