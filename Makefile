@@ -13,7 +13,7 @@ Q := @
 msg = @printf '  %-9s %s\n' $(1) "$(patsubst $(CURDIR)/%,%,$(2))";
 endif
 
-.PHONY: all setup build typescript native test test-programs test-kube test-image test-ztunnel test-dashboards test-kernels fuzz soak demo bench bench-pilot bench-services bench-consistency bench-scrape bench-dataplane docs chart lint clean distclean
+.PHONY: all setup build typescript native test test-programs test-kube test-image test-ztunnel test-dashboards test-kernels fuzz soak demo bench bench-pilot bench-services bench-consistency bench-kube-client bench-scrape bench-dataplane docs chart lint clean distclean
 
 all: build
 
@@ -116,6 +116,10 @@ bench-dataplane: build
 bench-kube: build
 	$(Q)./scripts/setup-kube.sh
 	$(Q)node dist/test/kube/bench/run.js $(BENCH_KUBE)
+
+# LIBRARY: a folder in which `@kubernetes/client-node` was installed, to compare with.
+bench-kube-client: build
+	$(Q)node dist/test/kube/bench/client.js
 
 bench: build
 	$(Q)exec ./bin/underpass bench $(ARGS)
