@@ -10,6 +10,7 @@ import { sleep } from '../../common/retry.js';
 import { encodeResponse } from './ads-encode.js';
 import { AdsSession, excerpt, type AdsCall, type Nack } from './ads-session.js';
 import { objectsOfEntry } from './envoy-audit.js';
+import { release } from './made-any.js';
 import { LDS, Snapshot, SHORT_NAMES, type Entries, type Entry } from './snapshot.js';
 
 export interface ResourceStatus {
@@ -244,6 +245,7 @@ export class AdsServer implements Closable {
     if (wanted && wanted.version === version) {
       const good = this.#good.get(type) ?? new Map<string, Entry>();
       this.#good.set(type, good.set(name, wanted));
+      release(wanted);
       this.#nacks.delete(`${type} ${name}`);
     }
     this.#notify();

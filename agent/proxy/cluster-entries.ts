@@ -1,6 +1,7 @@
 /** Clusters and their endpoints as this node sees them, made anew only when something that concerns one of them has changed. */
 import { Cluster } from '../../proto/generated/envoy/config/cluster/v3/cluster.js';
 import { ClusterLoadAssignment } from '../../proto/generated/envoy/config/endpoint/v3/endpoint.js';
+import type { Any } from '../../proto/generated/google/protobuf/any.js';
 import { packHeld } from '../../common/xds/any.js';
 import { canonical, Facts, hashBytes, type XdsResource } from '../xds/resource-type.js';
 import { edsServiceName } from '../xds/resource-types.js';
@@ -9,11 +10,12 @@ import { opensForCallers } from './fold-clusters.js';
 import { directWithinNode, meshSockets } from './fold-identity.js';
 import { throughInbound } from './fold-inbound.js';
 import { withGivenName } from './fold-tracing.js';
-import { tlsAddresses, type ClusterSource, type FoldedEndpoints } from './folded-cluster.js';
+import { FoldedCluster, tlsAddresses, type ClusterSource, type FoldedEndpoints } from './folded-cluster.js';
 import { throughTunnels } from './hbone-originate.js';
+import { MadeAny } from './made-any.js';
 import { endpointKey, markEventDriven } from './pool-renewal.js';
 import { markPlaces } from './request-log.js';
-import type { Entry } from './snapshot.js';
+import { CDS, type Entry } from './snapshot.js';
 import type { Names } from './variants.js';
 import type { WaypointClusters } from './waypoints.js';
 
@@ -35,6 +37,27 @@ interface Made {
   view: string;
   cds: Entry;
   eds: Entry | undefined;
+  recipe: Recipe | undefined;
+}
+
+/** What a cluster and its endpoints are made of, once more when somebody asks for their bytes. */
+interface Recipe {
+  readonly name: string;
+  readonly source: Messages;
+  /** The newest: in one before it the same was seen of the cluster. */
+  view: NodeView;
+}
+
+class ClusterAny extends MadeAny {
+  constructor(type_url: string, bytes: Buffer, readonly recipe: Recipe) {
+    super(type_url, bytes);
+  }
+
+  protected make(): Buffer {
+    const { name, source, view } = this.recipe;
+    const { cluster, assignment } = named(name, asReached(source, view));
+    return (this.type_url === CDS ? packed(Cluster, cluster) : packed(ClusterLoadAssignment, assignment!)).value;
+  }
 }
 
 export interface ClassClusters {
@@ -66,6 +89,7 @@ export class ClusterEntries {
       const known = this.#made.get(called);
       const isKnown = known && !view.waypoints.mayReplace(source.name) && known.of.length === of.length && known.of.every((each, index) => each === of[index]);
       const made = isKnown && (isSameView || known.view === viewOf(source, view)) ? known : this.#make(called, of, source, view, isTaught);
+      if (made.recipe) made.recipe.view = view;
       next.set(called, made);
       cds.set(called, made.cds);
       if (made.eds) eds.set(called, made.eds);
@@ -90,8 +114,10 @@ export class ClusterEntries {
 
   #make(name: string, of: readonly object[], source: ClusterSource, view: NodeView, isTaught: boolean): Made {
     const through = view.waypoints.replace(source);
+    // What is folded is decoded when somebody reads it; what these two are made of is not held for long.
+    const recipe = through || isTaught || !(source instanceof FoldedCluster) ? undefined : { name, source, view };
     const messages = through ? { cluster: through, assignment: undefined } : asReached(isTaught ? markTeachable(source.cluster, source.assignment, view) : source, view);
-    return { of, view: through ? 'waypoint' : viewOf(source, view), ...make(name, messages) };
+    return { of, view: through ? 'waypoint' : viewOf(source, view), recipe, ...make(name, messages, recipe) };
   }
 }
 
@@ -121,21 +147,26 @@ function asReached(source: Messages, { eventDriven, throughPolicy, local, tunnel
   return tunnels && opensForCallers(source.cluster) ? throughTunnels(inbound.cluster, inbound.assignment, local) : inbound;
 }
 
-function make(name: string, { cluster, assignment }: Messages): Pick<Made, 'cds' | 'eds'> {
+/** Under the name that they have in this Envoy; endpoints only where the cluster asks for them. */
+function named(name: string, { cluster, assignment }: Messages): Messages {
   const renamed = { ...cluster, name };
   const isEds = edsServiceName(cluster) !== undefined;
   if (name !== cluster.name) renamed.alt_stat_name ||= cluster.name;
   renamed.metadata = withGivenName(renamed, cluster.name).metadata;
   // Under its own name, so that two clusters that ask for one service can still differ by class.
   if (isEds) renamed.eds_cluster_config = { ...cluster.eds_cluster_config, eds_config: cluster.eds_cluster_config?.eds_config, service_name: name };
-  const own = assignment ? { ...assignment, cluster_name: name } : ClusterLoadAssignment.fromPartial({ cluster_name: name });
-  return { cds: entry(Cluster, name, renamed, isEds ? [name] : []), eds: isEds ? entry(ClusterLoadAssignment, name, own, []) : undefined };
+  return { cluster: renamed, assignment: isEds ? (assignment ? { ...assignment, cluster_name: name } : ClusterLoadAssignment.fromPartial({ cluster_name: name })) : undefined };
+}
+
+function make(name: string, messages: Messages, recipe: Recipe | undefined): Pick<Made, 'cds' | 'eds'> {
+  const { cluster, assignment } = named(name, messages);
+  const entry = (any: Any, needs: readonly string[]): Entry => ({ name, version: hashBytes(any.value), any: recipe ? new ClusterAny(any.type_url, any.value, recipe) : any, needs });
+  return { cds: entry(packed(Cluster, cluster), assignment ? [name] : []), eds: assignment && entry(packed(ClusterLoadAssignment, assignment), []) };
 }
 
 /** Maps in order, so that equal messages have equal bytes. */
-function entry<T>(codec: Parameters<typeof packHeld<T>>[0], name: string, message: T, needs: readonly string[]): Entry {
-  const any = packHeld(codec, canonical(message) as T);
-  return { name, version: hashBytes(any.value), any, needs };
+function packed<T>(codec: Parameters<typeof packHeld<T>>[0], message: T): Any {
+  return packHeld(codec, canonical(message) as T);
 }
 
 /** Whether a cluster has sockets of the mesh's mutual TLS, and whether they are for those endpoints alone that say so; with endpoints of its own, their addresses. */

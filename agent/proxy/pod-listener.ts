@@ -13,7 +13,8 @@ import { OUTBOUND_PORT, type FoldedListeners } from './fold-listeners.js';
 import { sidecarId } from './fold-tracing.js';
 import { DIRECT_TIMEOUT_MS, directInspection } from './inspection.js';
 import type { ServiceAuthority } from './service-authorities.js';
-import type { Entry } from './snapshot.js';
+import { MadeAny } from './made-any.js';
+import { LDS, type Entry } from './snapshot.js';
 
 export interface ListenerPod {
   uid: string;
@@ -83,8 +84,23 @@ export function podListenerKey(pod: ListenerPod): string {
   return JSON.stringify([pod.uid, pod.name, pod.netnsPath, pod.ipv6, pod.addresses, pod.identity, pod.baggage, pod.network, pod.showsCallers, `${pod.taught?.netnsCookie ?? ''}`]);
 }
 
-/** @param needs RDS names that the chains refer to */
+class PodListenerAny extends MadeAny {
+  constructor(readonly pod: ListenerPod, readonly folded: FoldedListeners) {
+    super(LDS, encodePodListener(pod, folded));
+  }
+
+  protected make(): Buffer {
+    return encodePodListener(this.pod, this.folded);
+  }
+}
+
+/** @param folded is not altered any more @param needs RDS names that the chains refer to */
 export function podListener(pod: ListenerPod, folded: FoldedListeners, needs: readonly string[]): Entry {
+  const any = new PodListenerAny(pod, folded);
+  return { name: podListenerName(pod.uid), version: hashBytes(any.value), any, needs };
+}
+
+function encodePodListener(pod: ListenerPod, folded: FoldedListeners): Buffer {
   const name = podListenerName(pod.uid);
   const [address] = pod.addresses ?? [];
   const netns = sharedStrings('underpass.upstream_netns', {
@@ -115,8 +131,7 @@ export function podListener(pod: ListenerPod, folded: FoldedListeners, needs: re
   listener.default_filter_chain = inPod(folded.defaultChain);
   listener.access_log = folded.accessLog;
   // Folded chains have their maps in order, so that equal listeners have equal bytes.
-  const any = pack(Listener, listener);
-  return { name, version: hashBytes(any.value), any, needs };
+  return pack(Listener, listener).value;
 }
 
 function withPort(address: string): string {
