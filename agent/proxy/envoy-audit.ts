@@ -8,32 +8,26 @@
  */
 import type { Check, Drift, DriftKind } from '../consistency/drift.js';
 import type { SourcedResource } from '../consistency/object-status.js';
-import { objectsIn, serviceIn } from '../consistency/objects.js';
+import { serviceIn } from '../consistency/objects.js';
 import { hashBytes } from '../xds/resource-type.js';
 import type { AdsServer } from './ads-server.js';
+import { ConfigDump, type DumpPaths } from './config-dump.js';
 import type { EnvoyAdmin } from './envoy-admin.js';
+import { objectsOf } from './made-any.js';
 import { podOfListener } from './pod-listener.js';
 import { CDS, EDS, LDS, RDS, SDS, SHORT_NAMES, type Entry } from './snapshot.js';
 
 export interface EnvoyAuditOptions {
   ads: Pick<AdsServer, 'idle' | 'entries' | 'status' | 'mayHold' | 'resend'>;
-  admin: Pick<EnvoyAdmin, 'get' | 'read' | 'listeners'>;
-}
-
-interface Dumped {
-  name?: string;
-  version_info?: string;
-  cluster?: { name: string };
-  route_config?: { name: string };
-  active_state?: { version_info?: string; listener?: unknown };
+  admin: Pick<EnvoyAdmin, 'read' | 'listeners'>;
 }
 
 /** By type: what of `/config_dump` has it. */
-const DUMPS: readonly { type: string; resource: string; read(item: Dumped): { name: string | undefined; version: string | undefined; content: unknown } }[] = [
-  { type: LDS, resource: 'dynamic_listeners', read: ({ name, active_state }) => ({ name, version: active_state?.version_info, content: active_state?.listener }) },
-  { type: CDS, resource: 'dynamic_active_clusters', read: ({ cluster, version_info }) => ({ name: cluster?.name, version: version_info, content: cluster }) },
-  { type: RDS, resource: 'dynamic_route_configs', read: ({ route_config, version_info }) => ({ name: route_config?.name, version: version_info, content: route_config }) },
-  { type: SDS, resource: 'dynamic_active_secrets', read: ({ name, version_info }) => ({ name, version: version_info, content: '' }) },
+const DUMPS: readonly { type: string; resource: string; paths: DumpPaths }[] = [
+  { type: LDS, resource: 'dynamic_listeners', paths: { name: 'name', version: 'active_state.version_info', content: 'active_state.listener' } },
+  { type: CDS, resource: 'dynamic_active_clusters', paths: { name: 'cluster.name', version: 'version_info', content: 'cluster' } },
+  { type: RDS, resource: 'dynamic_route_configs', paths: { name: 'route_config.name', version: 'version_info', content: 'route_config' } },
+  { type: SDS, resource: 'dynamic_active_secrets', paths: { name: 'name', version: 'version_info', content: undefined } },
 ];
 
 /** Resources on a page: some 15 ms of Envoy's main thread. */
@@ -41,6 +35,7 @@ const PAGE = 32;
 /** Envoy refuses regular expressions whose program has more than 100 steps. */
 const MAX_PREFIX = 80;
 const MAX_CLUSTERS_BYTES = 1 << 28;
+const MAX_DUMP_BYTES = 1 << 28;
 
 /** How things were printed under a version. */
 class Prints {
@@ -100,11 +95,11 @@ export class EnvoyAudit {
     const found = await this.#clusters();
     yield this.#present(CDS, clusters, [...found.keys()]);
     const drifts: Drift[] = [];
-    for (const [name, hosts] of found) {
+    for (const [name, print] of found) {
       const [needed] = clusters.get(name)?.needs ?? [];
       const version = needed === undefined ? undefined : endpoints.get(needed)?.version;
       if (needed === undefined || version === undefined || !this.#isInForce(EDS, needed, version)) continue;
-      if (!this.#prints.isAsBefore(`EDS ${needed}`, version, hashBytes(hosts.sort().join()), true)) drifts.push(this.#drift(EDS, 'wrong', needed, 'other endpoints than it was seen with under this version'));
+      if (!this.#prints.isAsBefore(`EDS ${needed}`, version, print, true)) drifts.push(this.#drift(EDS, 'wrong', needed, 'other endpoints than it was seen with under this version'));
     }
     this.#prints.keep('EDS ', (name) => endpoints.has(name));
     yield this.#ads.idle ? drifts : [];
@@ -114,12 +109,13 @@ export class EnvoyAudit {
 
   /** Versions and contents. */
   async *contents(): AsyncGenerator<Drift[]> {
-    for (const { type, resource, read } of DUMPS) {
+    for (const { type, resource, paths } of DUMPS) {
       const wanted = this.#inForce(type);
       if (!wanted) return;
       for (const { prefix, names } of pages([...wanted.keys()].sort())) {
-        const { configs = [] } = JSON.parse(await this.#admin.get(`/config_dump?resource=${resource}&name_regex=${encodeURIComponent(`${prefix.replace(/[\\^$.*+?()[\]{}|]/g, '\\$&')}.*`)}`)) as { configs?: Dumped[] };
-        const found = new Map(configs.map((item) => [read(item).name, read(item)]));
+        const dump = new ConfigDump(paths);
+        await this.#admin.read(`/config_dump?resource=${resource}&name_regex=${encodeURIComponent(`${prefix.replace(/[\\^$.*+?()[\]{}|]/g, '\\$&')}.*`)}`, (text) => dump.write(text), { maxBytes: MAX_DUMP_BYTES });
+        const found = new Map(dump.end().map((item) => [item.name, item]));
         if (!this.#ads.idle) return;
         yield names.flatMap((name) => {
           const { version } = wanted.get(name)!;
@@ -127,7 +123,7 @@ export class EnvoyAudit {
           if (!this.#isInForce(type, name, version)) return [];
           if (item?.version === undefined) return this.#drift(type, 'missing', name, item ? 'it still warms up' : undefined);
           if (item.version !== version) return this.#drift(type, 'wrong', name, `version ${item.version} instead of ${version}`);
-          return this.#prints.isAsBefore(`${kind} ${name}`, version, hashBytes(JSON.stringify(item.content, sorted))) ? [] : this.#drift(type, 'wrong', name, 'another content under this version');
+          return this.#prints.isAsBefore(`${kind} ${name}`, version, item.content ?? '') ? [] : this.#drift(type, 'wrong', name, 'another content under this version');
         });
       }
       this.#prints.keep(`${SHORT_NAMES[type]} `, (name) => wanted.has(name));
@@ -161,40 +157,57 @@ export class EnvoyAudit {
     return { kind: SHORT_NAMES[type]!.toLowerCase() as DriftKind, state, name, repair, objects: objectsOfEntry(name, this.#ads.entries(type).get(name)), ...(detail === undefined ? {} : { detail }), ...(pod === undefined ? {} : { pod }) };
   }
 
-  /** By name, those that came by xDS: their hosts and weights. */
-  async #clusters(): Promise<Map<string, string[]>> {
-    const found = new Map<string, string[]>();
+  /** By name, those that came by xDS: a hash of their hosts and weights. */
+  async #clusters(): Promise<Map<string, string>> {
+    const found = new Map<string, string>();
     let rest = '';
+    let current: { name: string; hosts: string[] } | undefined;
+    const end = (): void => {
+      // The answer of a big mesh has a hundred megabytes, and a part of a text keeps all of it.
+      if (current) found.set(ownText(current.name), hashBytes(current.hosts.sort().join()));
+      current = undefined;
+    };
     await this.#admin.read('/clusters', (more) => {
       const text = rest + more;
-      const end = text.lastIndexOf('\n') + 1;
-      rest = text.slice(end);
-      // Of a cluster's lines these are few, and the first kind comes before the second.
-      for (const line of linesWith(text, '::added_via_api::true\n', end)) found.set(line.slice(0, line.indexOf('::')), []);
-      for (const line of linesWith(text, '::weight::', end)) {
-        const name = line.indexOf('::');
-        found.get(line.slice(0, name))?.push(line.slice(name));
+      const until = text.lastIndexOf('\n') + 1;
+      // A cluster's lines stand together; of them these are few, and the first kind comes before the second.
+      for (const line of linesWith(text, ['::added_via_api::true\n', '::weight::'], until)) {
+        const at = line.indexOf('::');
+        const name = line.slice(0, at);
+        if (line.startsWith('::added_via_api::', at)) {
+          end();
+          current = { name, hosts: [] };
+        } else if (current?.name === name) current.hosts.push(line.slice(at));
       }
+      rest = ownText(text.slice(until));
+      current = current && { name: ownText(current.name), hosts: current.hosts.map(ownText) };
     }, { maxBytes: MAX_CLUSTERS_BYTES });
+    end();
     return found;
   }
 }
 
-function* linesWith(text: string, what: string, end: number): Generator<string> {
-  for (let at = text.indexOf(what); at >= 0 && at < end; at = text.indexOf(what, at + what.length)) {
-    yield text.slice(text.lastIndexOf('\n', at) + 1, text.indexOf('\n', at));
-  }
+/** A copy that stands by itself. */
+function ownText(text: string): string {
+  return Buffer.from(text, 'utf8').toString('utf8');
 }
 
-/** For JSON.stringify: Envoy prints the keys of maps in any order. */
-function sorted(_key: string, value: unknown): unknown {
-  if (typeof value !== 'object' || value === null || Array.isArray(value)) return value;
-  return Object.fromEntries(Object.entries(value).sort(([a], [b]) => (a < b ? -1 : 1)));
+/** Those that have one of `some` in them, in order. */
+function* linesWith(text: string, some: readonly string[], end: number): Generator<string> {
+  const next = some.map((what) => text.indexOf(what));
+  for (;;) {
+    let first = -1;
+    for (const [index, at] of next.entries()) if (at >= 0 && at < end && (first < 0 || at < next[first]!)) first = index;
+    if (first < 0) return;
+    const at = next[first]!;
+    yield text.slice(text.lastIndexOf('\n', at) + 1, text.indexOf('\n', at));
+    next[first] = text.indexOf(some[first]!, at + 1);
+  }
 }
 
 /** `Kind/name.namespace` of what a resource of Envoy comes from. */
 export function objectsOfEntry(name: string, entry: Entry | undefined): string[] {
-  return [...new Set([...serviceIn(name), ...(entry ? objectsIn(entry.any.value) : [])])];
+  return [...new Set([...serviceIn(name), ...(entry ? objectsOf(entry.any) : [])])];
 }
 
 /** Names in groups that no more than a page begin alike. @param names sorted */
