@@ -33,6 +33,7 @@ import { CniServer } from './kubernetes/cni-server.js';
 import { EnvoyAdmin } from './proxy/envoy-admin.js';
 import { NO_WAYPOINTS } from './proxy/waypoint-table.js';
 import type { AgentKernel, AgentParts, AgentProxy, ProxyStatus, SelfTestVerdict } from './parts.js';
+import { knownWorkloads } from './telemetry/flow-labels.js';
 import { FlowTelemetry } from './telemetry/flow-telemetry.js';
 import { PodNames } from './telemetry/pod-names.js';
 import { LiveRoutes } from './telemetry/live-routes.js';
@@ -377,7 +378,7 @@ export class Agent {
     const names = this.#names;
     return new FlowTelemetry({
       ...(kernel ? { kernel } : {}),
-      workloads: proxy.workloads,
+      workloads: knownWorkloads(proxy.workloads, this.#resolver),
       ...(kernel?.http ? { requests: kernel.http.totals } : {}),
       ...(proxy.requests ? { envoy: { view: proxy.requests, folder: this.folder } } : {}),
       podOf: (netnsCookie) => names.ofNetns(netnsCookie),

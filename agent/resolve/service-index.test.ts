@@ -215,3 +215,16 @@ test('find: by address, by host name in full, and shortened as a program of a na
   assert.deepEqual(found('db', 'prod'), ['db.prod.svc.cluster.local']);
   assert.deepEqual(found('nobody'), []);
 });
+
+test('who has an address is told of workloads and services, also where several have it, until they are gone', () => {
+  service();
+  workload('a', ['10.0.0.1', 'fd00::1']);
+  workload('b', '10.0.0.1');
+  assert.deepEqual([index.namesAt('10.0.0.1').sort(), index.namesAt('fd00::1'), index.namesAt(VIP), index.namesAt('10.9.9.9')], [['a', 'b'], ['a'], [NAME], []]);
+  assert.equal(index.workloadOf('10.0.0.1'), undefined, 'two have it');
+  update('a', undefined);
+  assert.deepEqual([index.namesAt('10.0.0.1'), index.namesAt('fd00::1'), index.workloadOf('10.0.0.1')?.name], [['b'], [], 'b']);
+  update('b', undefined);
+  update(NAME, undefined);
+  assert.deepEqual([index.namesAt('10.0.0.1'), index.namesAt(VIP), index.size], [[], [], { services: 0, workloads: 0 }]);
+});

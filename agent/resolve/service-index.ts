@@ -3,6 +3,7 @@
  * no clock. What can't be decided here, for whatever reason, is the proxy's, and the reason is kept for whoever asks.
  */
 import { isIPv6 } from 'node:net';
+import { NumberedNames } from '../../common/numbered-names.js';
 import { hasClientAffinity } from '../../common/xds/session-affinity.js';
 import { LoadBalancing_HealthPolicy, WorkloadStatus, type Address, type Service, type Workload } from '../../proto/generated/istio/workload/workload.js';
 import type { ServiceEndpoint, ServiceEntry, ServicePort } from '../dataplane/kernel-services.js';
@@ -35,14 +36,14 @@ export class ServiceIndex {
   readonly #services = new Set<string>();
   #workloads = 0;
   readonly #addressOf: (name: string) => Address | undefined;
-  /** Service → uids of its workloads. */
-  readonly #members = new Map<string, Set<string>>();
-  /** Address → uids: more than one is a conflict. */
-  readonly #byAddress = new Map<string, string | Set<string>>();
+  /** Service → its workloads, by the numbers of their uids. */
+  readonly #members = new Map<string, number[]>();
+  readonly #uids = new NumberedNames();
+  readonly #byAddress = new Owners();
   /** VIP → services. */
-  readonly #byVip = new Map<string, Set<string>>();
+  readonly #byVip = new Map<string, Few>();
   /** Host name → services, of several namespaces. */
-  readonly #byHost = new Map<string, Set<string>>();
+  readonly #byHost = new Map<string, Few>();
   readonly #node: NodePlace;
 
   /** @param addressOf what WDS says now, by its name: a mesh has very many, which are not held here too */
@@ -61,7 +62,7 @@ export class ServiceIndex {
 
   /** Services that have this address, or this host name in full or shortened as seen from a namespace. */
   find(host: string, namespace: string): Service[] {
-    const byVip = this.#servicesOf(this.#byVip.get(host) ?? []);
+    const byVip = this.#servicesOf(all(this.#byVip.get(host)));
     if (byVip.length > 0) return byVip;
     const name = host.replace(/\.$/, '').toLowerCase();
     const [first = '', second, ...rest] = name.split('.');
@@ -79,7 +80,7 @@ export class ServiceIndex {
   /** Services with one of these host names or addresses of their own. */
   servicesCalled(names: Iterable<string>): Set<string> {
     const found = new Set<string>();
-    for (const each of names) for (const index of [this.#byHost, this.#byVip]) for (const name of index.get(each) ?? []) found.add(name);
+    for (const each of names) for (const index of [this.#byHost, this.#byVip]) for (const name of all(index.get(each))) found.add(name);
     return found;
   }
 
@@ -142,8 +143,15 @@ export class ServiceIndex {
 
   /** What is known of an address that is no service's. */
   workloadOf(address: string): Workload | undefined {
-    const uid = this.#byAddress.get(address);
-    return typeof uid === 'string' ? this.#workloadOf(uid) : undefined;
+    const owner = this.#byAddress.of(address);
+    return typeof owner === 'number' ? this.#workloadOf(owner) : undefined;
+  }
+
+  /** Of services and workloads that have the address. */
+  namesAt(address: string): string[] {
+    const owner = this.#byAddress.of(address);
+    const workloads = owner === undefined ? [] : typeof owner === 'number' ? [owner] : [...owner];
+    return [...workloads.map((number) => this.#uids.text(number)), ...all(this.#byVip.get(address))];
   }
 
   #serviceOf(name: string): Service | undefined {
@@ -155,14 +163,15 @@ export class ServiceIndex {
     return [...names].flatMap((name) => this.#serviceOf(name) ?? []);
   }
 
-  #workloadOf(uid: string): Workload | undefined {
-    const type = this.#addressOf(uid)?.type;
+  /** @param number of its uid */
+  #workloadOf(number: number): Workload | undefined {
+    const type = this.#uids.has(number) ? this.#addressOf(this.#uids.text(number))?.type : undefined;
     return type?.$case === 'workload' ? type.value : undefined;
   }
 
   #decide(name: string, service: Service, address: string, port: number, facts: NodeFacts): ServiceEntry | string {
     if (service.waypoint) return `it has a waypoint, ${waypointName(service.waypoint)}`;
-    const twins = [...(this.#byVip.get(address) ?? [])].filter((other) => other !== name && this.#serviceOf(other)?.ports.some((each) => each.service_port === port));
+    const twins = all(this.#byVip.get(address)).filter((other) => other !== name && this.#serviceOf(other)?.ports.some((each) => each.service_port === port));
     if (twins.length > 0) return `${twins[0]} has the same address and port`;
     const candidates = this.#candidates(name, service, address, port);
     const chosen = preferred(service.load_balancing, candidates, this.#node.place, this.#node.disagreement);
@@ -189,7 +198,7 @@ export class ServiceIndex {
   }
 
   #obstacle(address: string, port: number, workload: Workload, facts: NodeFacts): string | undefined {
-    if (typeof this.#byAddress.get(address) !== 'string') return 'two workloads have this address';
+    if (typeof this.#byAddress.of(address) !== 'number') return 'two workloads have this address';
     if (workload.application_tunnel) return 'it takes connections in a tunnel';
     return facts.obstacle(address, port);
   }
@@ -199,10 +208,11 @@ export class ServiceIndex {
     const everyone = service.load_balancing?.health_policy === LoadBalancing_HealthPolicy.ALLOW_ALL;
     const target = service.ports.find((each) => each.service_port === port)?.target_port ?? 0;
     const found: Candidate[] = [];
-    for (const uid of this.#members.get(name) ?? []) {
-      const workload = this.#workloadOf(uid);
-      if (!workload) continue;
-      const own = workload.services[name]?.ports.find((each) => each.service_port === port)?.target_port || target;
+    for (const number of new Set(this.#members.get(name))) {
+      const workload = this.#workloadOf(number);
+      const ports = workload?.services[name]?.ports;
+      if (!workload || !ports) continue;
+      const own = ports.find((each) => each.service_port === port)?.target_port || target;
       const weight = workload.capacity ?? 1;
       if (own === 0 || weight === 0 || (!everyone && workload.status !== WorkloadStatus.HEALTHY)) continue;
       const address = workload.addresses.map(addressText).find((each) => isIPv6(each) === isIPv6(vip));
@@ -214,13 +224,15 @@ export class ServiceIndex {
   #putWorkload(uid: string, workload: Workload, affected: Set<string>): void {
     this.#workloads++;
     this.#node.set(uid, workload);
+    const number = this.#uids.add(uid);
     for (const name of Object.keys(workload.services)) {
-      add(this.#members, name, uid);
+      const members = this.#members.get(name);
+      if (members) members.push(number);
+      else this.#members.set(name, [number]);
       affected.add(name);
     }
     for (const address of workload.addresses.map(addressText)) {
-      const owner = this.#byAddress.get(address);
-      this.#byAddress.set(address, owner === undefined ? uid : new Set([...(typeof owner === 'string' ? [owner] : owner), uid]));
+      this.#byAddress.add(address, number);
       this.#affectOwners(address, affected);
     }
   }
@@ -228,27 +240,26 @@ export class ServiceIndex {
   #dropWorkload(uid: string, workload: Workload, affected: Set<string>): void {
     this.#workloads--;
     this.#node.delete(uid);
+    const number = this.#uids.find(uid);
+    if (number === undefined) return;
     for (const name of Object.keys(workload.services)) {
       affected.add(name);
-      drop(this.#members, name, uid);
+      const left = (this.#members.get(name) ?? []).filter((each) => each !== number);
+      if (left.length > 0) this.#members.set(name, left);
+      else this.#members.delete(name);
     }
     for (const address of workload.addresses.map(addressText)) {
-      const owner = this.#byAddress.get(address);
-      if (typeof owner === 'string') this.#byAddress.delete(address);
-      else if (owner) {
-        owner.delete(uid);
-        const [only] = owner;
-        if (owner.size === 1) this.#byAddress.set(address, only as string);
-      }
+      this.#byAddress.drop(address, number);
       this.#affectOwners(address, affected);
     }
+    this.#uids.remove(number);
   }
 
   /** Whoever shares an address is concerned by its getting or losing another owner. */
   #affectOwners(address: string, affected: Set<string>): void {
-    const owner = this.#byAddress.get(address);
-    for (const uid of owner === undefined ? [] : typeof owner === 'string' ? [owner] : owner) {
-      for (const name of Object.keys(this.#workloadOf(uid)?.services ?? {})) affected.add(name);
+    const owner = this.#byAddress.of(address);
+    for (const number of owner === undefined ? [] : typeof owner === 'number' ? [owner] : owner) {
+      for (const name of Object.keys(this.#workloadOf(number)?.services ?? {})) affected.add(name);
     }
   }
 
@@ -269,7 +280,46 @@ export class ServiceIndex {
   }
 
   #affectTwins({ addresses }: Service, affected: Set<string>): void {
-    for (const { address } of addresses) for (const name of this.#byVip.get(addressText(address)) ?? []) affected.add(name);
+    for (const { address } of addresses) for (const name of all(this.#byVip.get(addressText(address)))) affected.add(name);
+  }
+}
+
+/** Who has an address, of workloads by number: as a rule one, and more are a conflict. */
+class Owners {
+  readonly #addresses = new NumberedNames();
+  /** By the address's number, where it has one. */
+  #owners: Int32Array = new Int32Array(64);
+  readonly #several = new Map<number, Set<number>>();
+
+  of(address: string): number | ReadonlySet<number> | undefined {
+    const at = this.#addresses.find(address);
+    if (at === undefined) return undefined;
+    return this.#several.get(at) ?? this.#owners[at]!;
+  }
+
+  add(address: string, owner: number): void {
+    const known = this.of(address);
+    if (known === owner) return;
+    const at = this.#addresses.add(address);
+    if (at >= this.#owners.length) {
+      const before = this.#owners;
+      this.#owners = new Int32Array(before.length * 2);
+      this.#owners.set(before);
+    }
+    if (known === undefined) this.#owners[at] = owner;
+    else this.#several.set(at, new Set([...(typeof known === 'number' ? [known] : known), owner]));
+  }
+
+  drop(address: string, owner: number): void {
+    const at = this.#addresses.find(address);
+    if (at === undefined) return;
+    const several = this.#several.get(at);
+    if (!several) return this.#owners[at] === owner ? this.#addresses.remove(at) : undefined;
+    several.delete(owner);
+    const [only] = several;
+    if (several.size !== 1) return;
+    this.#owners[at] = only!;
+    this.#several.delete(at);
   }
 }
 
@@ -279,14 +329,24 @@ function endpointAddress(host: { $case: string; value: unknown } | undefined): s
   return address?.$case === 'envoy_internal_address' ? parseEndpointId(address.value.endpoint_id ?? '')?.address : undefined;
 }
 
-function add(index: Map<string, Set<string>>, key: string, value: string): void {
-  const found = index.get(key);
-  if (found) found.add(value);
-  else index.set(key, new Set([value]));
+/** As a rule it is one: a set for each takes more than all names. */
+type Few = string | Set<string>;
+
+function all(some: Few | undefined): readonly string[] {
+  return some === undefined ? [] : typeof some === 'string' ? [some] : [...some];
 }
 
-function drop(index: Map<string, Set<string>>, key: string, value: string): void {
+function add(index: Map<string, Few>, key: string, value: string): void {
   const found = index.get(key);
-  found?.delete(value);
-  if (found?.size === 0) index.delete(key);
+  if (typeof found === 'object') found.add(value);
+  else if (found !== value) index.set(key, found === undefined ? value : new Set([found, value]));
+}
+
+function drop(index: Map<string, Few>, key: string, value: string): void {
+  const found = index.get(key);
+  if (found === value) index.delete(key);
+  if (typeof found !== 'object') return;
+  found.delete(value);
+  const [only] = found;
+  if (found.size === 1) index.set(key, only!);
 }

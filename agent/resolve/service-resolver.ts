@@ -175,6 +175,11 @@ export class ServiceResolver implements Closable {
     return services.flatMap(({ namespace, hostname }) => this.#index.endpoints(`${namespace}/${hostname}`, address, port));
   }
 
+  /** Of services and workloads, as WDS names them, that have the address. */
+  namesAt(address: string): string[] {
+    return this.#index.namesAt(address);
+  }
+
   /** Whether the proxies have a service, a headless one as a rule, for a pod's own address and port. */
   isNamed(address: string, port: number): boolean {
     return this.#ports?.isNamed?.(address, port) ?? false;

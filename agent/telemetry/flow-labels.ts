@@ -11,6 +11,7 @@ import type { FlowKey, FlowSideName } from '../dataplane/kernel-flows.js';
 import type { HttpService } from '../http/table.js';
 import { UNKNOWN } from '../../common/telemetry/istio-metrics.js';
 import { encodeAddress } from '../dataplane/kernel-codec.js';
+import { addressText } from '../workloads/address-text.js';
 
 /** The part of the WDS stream that labels come from. */
 export interface KnownWorkloads {
@@ -18,6 +19,25 @@ export interface KnownWorkloads {
   readonly synced: boolean;
   /** Grows with every change. */
   readonly revision: number;
+  /** Of workloads and services that have the address; absent: all are looked through. */
+  namesAt?(address: string): readonly string[];
+}
+
+/** @param index of the same workloads by their addresses; undefined where there is none */
+export function knownWorkloads(workloads: KnownWorkloads, index: { namesAt(address: string): readonly string[] } | undefined): KnownWorkloads {
+  if (!index) return workloads;
+  return {
+    get addresses() {
+      return workloads.addresses;
+    },
+    get synced() {
+      return workloads.synced;
+    },
+    get revision() {
+      return workloads.revision;
+    },
+    namesAt: (address) => index.namesAt(address),
+  };
 }
 
 /** A pod of this node by its addresses. */
@@ -77,7 +97,7 @@ export class FlowDirectory {
   }
 
   /**
-   * Walks all workloads when they have changed, or others are asked for, since it last did.
+   * Looks for them when workloads have changed, or others are asked for, since it last did.
    * @param names of workloads, see `named`
    */
   prepare(addresses: Iterable<string>, names: ReadonlySet<string> = new Set()): void {
@@ -91,12 +111,21 @@ export class FlowDirectory {
     this.#named.clear();
     this.#workloads = new Map();
     this.#services = new Map();
-    for (const { message } of this.#known.addresses.values()) {
-      if (message.type?.$case === 'workload') {
-        this.#add(this.#workloads, message.type.value, message.type.value.addresses);
-        if (names.size > 0) this.#addName(message.type.value);
-      }
-      else if (message.type?.$case === 'service') this.#add(this.#services, message.type.value, message.type.value.addresses.map(({ address }) => address));
+    for (const { message: { type } } of this.#candidates(asked)) {
+      if (type?.$case === 'workload') {
+        this.#add(this.#workloads, type.value, type.value.addresses);
+        if (names.size > 0) this.#addName(type.value);
+      } else if (type?.$case === 'service') this.#add(this.#services, type.value, type.value.addresses.map(({ address }) => address));
+    }
+  }
+
+  /** A mesh has tens of thousands, of which this node's telemetry names few. */
+  *#candidates(asked: ReadonlySet<string>): Iterable<{ readonly message: Address }> {
+    const { addresses } = this.#known;
+    if (!this.#known.namesAt || this.#wantedNames.size > 0) return yield* addresses.values();
+    for (const name of new Set([...asked].flatMap((address) => this.#known.namesAt!(addressText(encodeAddress(address)))))) {
+      const found = addresses.get(name);
+      if (found) yield found;
     }
   }
 

@@ -2,6 +2,7 @@
  * Resources of which a mesh has tens of thousands, as bytes in few large buffers: no object each. Whoever asks for one gets it made
  * anew, and its message decoded anew; what it was given stays as it is when the resource is replaced.
  */
+import { NumberedNames } from '../../common/numbered-names.js';
 import type { Any } from '../../proto/generated/google/protobuf/any.js';
 import type { Reader, XdsResource } from './resource-type.js';
 
@@ -23,8 +24,9 @@ export class PackedResources<T> implements Map<string, XdsResource<T>> {
   readonly [Symbol.toStringTag] = 'PackedResources';
   readonly #typeUrl: string;
   readonly #reader: Reader<T>;
-  /** By name. */
-  readonly #places = new Map<string, number>();
+  #names = new NumberedNames();
+  /** By the name's number. */
+  #places: Int32Array = new Int32Array(64);
   #pages: (Page | undefined)[] = [];
   #heldBytes = 0;
   #liveBytes = 0;
@@ -35,7 +37,7 @@ export class PackedResources<T> implements Map<string, XdsResource<T>> {
   }
 
   get size(): number {
-    return this.#places.size;
+    return this.#names.size;
   }
 
   /** Of all buffers, whether or not anything in them is still there. */
@@ -44,46 +46,54 @@ export class PackedResources<T> implements Map<string, XdsResource<T>> {
   }
 
   has(name: string): boolean {
-    return this.#places.has(name);
+    return this.#names.find(name) !== undefined;
   }
 
   get(name: string): XdsResource<T> | undefined {
-    const place = this.#places.get(name);
-    return place === undefined ? undefined : this.#read(name, place);
+    const number = this.#names.find(name);
+    return number === undefined ? undefined : this.#read(name, this.#places[number]!);
   }
 
   set(name: string, { version, any }: XdsResource<T>): this {
-    const before = this.#places.get(name);
+    const known = this.#names.find(name);
+    const before = known === undefined ? undefined : this.#places[known];
     // First the new one, which may be made of the old one's bytes.
-    this.#places.set(name, this.#put(version, any.value));
+    const place = this.#put(version, any.value);
+    const number = known ?? this.#names.add(name);
+    if (number >= this.#places.length) this.#places = grown(this.#places);
+    this.#places[number] = place;
     if (before !== undefined) this.#drop(before);
     return this;
   }
 
   delete(name: string): boolean {
-    const place = this.#places.get(name);
-    if (place === undefined) return false;
-    this.#places.delete(name);
+    const number = this.#names.find(name);
+    if (number === undefined) return false;
+    const place = this.#places[number]!;
+    this.#names.remove(number);
     this.#drop(place);
     return true;
   }
 
   clear(): void {
-    this.#places.clear();
+    this.#names = new NumberedNames();
     this.#pages = [];
     [this.#heldBytes, this.#liveBytes] = [0, 0];
   }
 
-  keys(): MapIterator<string> {
-    return this.#places.keys();
+  *keys(): MapIterator<string> {
+    for (const number of this.#names.numbers()) yield this.#names.text(number);
   }
 
   *values(): MapIterator<XdsResource<T>> {
-    for (const [name, place] of this.#places) yield this.#read(name, place);
+    for (const [, resource] of this) yield resource;
   }
 
   *entries(): MapIterator<[string, XdsResource<T>]> {
-    for (const [name, place] of this.#places) yield [name, this.#read(name, place)];
+    for (const number of this.#names.numbers()) {
+      const name = this.#names.text(number);
+      yield [name, this.#read(name, this.#places[number]!)];
+    }
   }
 
   [Symbol.iterator](): MapIterator<[string, XdsResource<T>]> {
@@ -144,11 +154,17 @@ export class PackedResources<T> implements Map<string, XdsResource<T>> {
   }
 
   #compact(): void {
-    const before = [...this.#places].map(([name, place]) => ({ name, ...this.#record(place) }));
+    const before = [...this.#names.numbers()].map((number) => ({ number, ...this.#record(this.#places[number]!) }));
     this.#pages = [];
     [this.#heldBytes, this.#liveBytes] = [0, 0];
-    for (const { name, version, value } of before) this.#places.set(name, this.#put(version, value));
+    for (const { number, version, value } of before) this.#places[number] = this.#put(version, value);
   }
+}
+
+function grown(places: Int32Array): Int32Array {
+  const larger = new Int32Array(places.length * 2);
+  larger.set(places);
+  return larger;
 }
 
 class PackedResource<T> implements XdsResource<T> {
