@@ -25,6 +25,15 @@ export function listenerEntry(listener: Listener, needs: readonly string[]): Ent
 
 function chainField(chain: FilterChain): Buffer {
   let bytes = ofChains.get(chain);
-  if (!bytes) ofChains.set(chain, (bytes = heldBytes(encode(Listener, { ...EMPTY, filter_chains: [chain] }))));
+  if (!bytes) {
+    ofChains.set(chain, (bytes = heldBytes(encode(Listener, { ...EMPTY, filter_chains: [chain] }))));
+    for (const { config_type: config } of chain.filters) if (config?.$case === 'typed_config') config.value.value = within(bytes, config.value.value);
+  }
   return bytes;
+}
+
+/** The same bytes, as a part of the others: a filter's settings are most of a chain, and need not be there twice. */
+function within(all: Buffer, part: Buffer): Buffer {
+  const at = all.indexOf(part);
+  return at < 0 ? part : all.subarray(at, at + part.length);
 }

@@ -4,6 +4,7 @@ import { VirtualHost } from '../../proto/generated/envoy/config/route/v3/route_c
 import type { Any } from '../../proto/generated/google/protobuf/any.js';
 import { heldBytes } from '../../common/held-bytes.js';
 import { encode, typeUrl } from '../../common/xds/any.js';
+import { heldField } from '../xds/held-host.js';
 import { hashBytes } from '../xds/resource-type.js';
 import type { EnvoyExtensions } from './extensions.js';
 import { foldedClusters, foldHost, foldTable, renameInHost, renameInTable, type Rename } from './fold-routes.js';
@@ -31,12 +32,17 @@ interface Part {
   hash: string;
 }
 
+interface FoldedHost {
+  part: Part;
+  /** By the names that its clusters have instead. */
+  renamed: Map<string, Part> | undefined;
+}
+
 /** Of one virtual host; more under other names than this are forgotten, as those of accounts that are gone. */
 const MOST_RENAMED = 64;
 
 export class RouteTables {
-  /** Folded ones, and by the names that their clusters have instead. */
-  readonly #hosts = new WeakMap<VirtualHost, { part: Part; renamed: Map<string, Part> }>();
+  readonly #hosts = new WeakMap<VirtualHost, FoldedHost>();
 
   constructor(readonly extensions: EnvoyExtensions) {}
 
@@ -50,18 +56,19 @@ export class RouteTables {
     return assemble(source, renameInTable(foldTable(source, this.extensions), rename), source.virtual_hosts.map((host) => this.#renamed(host, rename)));
   }
 
-  #host(source: VirtualHost): { part: Part; renamed: Map<string, Part> } {
+  #host(source: VirtualHost): FoldedHost {
     let found = this.#hosts.get(source);
-    if (!found) this.#hosts.set(source, (found = { part: partOf(foldHost(source, this.extensions)), renamed: new Map() }));
+    if (!found) this.#hosts.set(source, (found = { part: partOf(foldHost(source, this.extensions), heldField(source)), renamed: undefined }));
     return found;
   }
 
   #renamed(source: VirtualHost, rename: Rename): Part {
-    const { part, renamed } = this.#host(source);
+    const host = this.#host(source);
     const names = foldedClusters(source);
     const others = names.map(rename);
-    if (others.every((name, index) => name === names[index])) return part;
+    if (others.every((name, index) => name === names[index])) return host.part;
     const key = others.join('\0');
+    const renamed = (host.renamed ??= new Map());
     let found = renamed.get(key);
     if (!found) {
       if (renamed.size >= MOST_RENAMED) renamed.clear();
@@ -71,10 +78,10 @@ export class RouteTables {
   }
 }
 
-/** A field `virtual_hosts` with one host, which can stand behind any other. */
-function partOf(host: VirtualHost): Part {
-  const bytes = heldBytes(encode(RouteConfiguration, RouteConfiguration.fromPartial({ virtual_hosts: [host] })));
-  return { bytes, hash: hashBytes(bytes) };
+/** A field `virtual_hosts` with one host, which can stand behind any other. @param source what is held of it already, which is the same as a rule */
+function partOf(host: VirtualHost, source?: Buffer): Part {
+  const bytes = encode(RouteConfiguration, RouteConfiguration.fromPartial({ virtual_hosts: [host] }));
+  return { bytes: source?.equals(bytes) ? source : heldBytes(bytes), hash: hashBytes(bytes) };
 }
 
 function assemble(source: RouteConfiguration, table: RouteConfiguration, parts: readonly Part[]): FoldedRoutes {
