@@ -94,7 +94,7 @@ export function tryLockFile(fd: number): boolean {
   return guarded((addon) => addon.tryLockFile(fd));
 }
 
-/** Gives what malloc has free, in whole pages, back to the kernel. */
+/** Gives what malloc has free, in whole pages, back to the kernel, and pages of programs and libraries that are in the page cache. */
 export function trimMemory(): void {
   guarded((addon) => addon.trimMemory());
 }
