@@ -32,17 +32,21 @@ export class Backoff {
   }
 }
 
+/** For what has no deadline of its own: longer than anything takes, on any machine, that happens at all. */
+export const PATIENCE_MS = 60_000;
+
 /** Polls `probe` every `everyMs` until it returns something truthy; throws after `timeoutMs` naming `what`. */
 export async function waitFor<T>(
   what: string,
   probe: () => T | Promise<T>,
-  options: { timeoutMs: number; everyMs?: number; signal?: AbortSignal },
+  options: { timeoutMs?: number; everyMs?: number; signal?: AbortSignal } = {},
 ): Promise<NonNullable<T>> {
-  const deadline = performance.now() + options.timeoutMs;
+  const timeoutMs = options.timeoutMs ?? PATIENCE_MS;
+  const deadline = performance.now() + timeoutMs;
   for (;;) {
     const value = await probe();
     if (value) return value as NonNullable<T>;
-    if (performance.now() > deadline) throw new Error(`waiting for ${what}: not so after ${options.timeoutMs} ms`);
+    if (performance.now() > deadline) throw new Error(`waiting for ${what}: not so after ${timeoutMs} ms`);
     await sleep(options.everyMs ?? 50, options.signal);
   }
 }

@@ -51,7 +51,7 @@ test('shutdownTcpSockets: the other end sees an end of stream, and the process c
     assert.equal(await shutdownTcpSockets(OWN, [id], pid), 1);
     await ended;
     accepted.end('after the end');
-    await waitFor('the process to have it', () => heard() === 'after the end', { timeoutMs: 10_000, everyMs: 5 });
+    await waitFor('the process to have it', () => heard() === 'after the end', { everyMs: 5 });
   } finally {
     await end();
   }
@@ -68,7 +68,7 @@ test('destroyTcpSockets by addresses and cookie: both ends are reset, and anothe
     assert.equal(await destroyTcpSockets(OWN, [tcpSocketId(theirs)]), 0, 'it is gone');
     assert.equal(await shutdownTcpSockets(OWN, [tcpSocketId(theirs)], process.pid), 0);
     assert.equal(await findTcpSocket(OWN, theirs.id), undefined);
-    await waitFor('the process to hear of it', () => heard() === 'ECONNABORTED', { timeoutMs: 10_000, everyMs: 5 });
+    await waitFor('the process to hear of it', () => heard() === 'ECONNABORTED', { everyMs: 5 });
   } finally {
     await end();
   }

@@ -4,7 +4,7 @@ import { randomBytes } from 'node:crypto';
 import { join } from 'node:path';
 import { ClosableStore, type Closable } from '../common/lifecycle.js';
 import { buildDir } from '../common/paths.js';
-import { run } from '../common/process.js';
+import { run, type RunOptions } from '../common/process.js';
 import { cgroup2Root, netnsCookie } from './index.js';
 
 export interface TestPod {
@@ -15,6 +15,24 @@ export interface TestPod {
   ipv4: string;
   ipv6: string;
 }
+
+export interface ProbeServer {
+  pod: TestPod;
+  cgroup?: string;
+  netns?: string;
+  address: string;
+}
+
+export interface ProbeClient {
+  pod: TestPod;
+  cgroup?: string;
+  /** What it connects to; default: the server's address. */
+  address?: string;
+}
+
+const PROBE_LIMIT_MS = 120_000;
+/** What a test does meanwhile may wait for one thing after the other. */
+const HOLD_LIMIT_MS = 600_000;
 
 export const underpassExec = join(buildDir, 'underpass-exec');
 export const socketProbe = join(buildDir, 'socket-probe');
@@ -53,20 +71,23 @@ export class TestWorld implements Closable {
   }
 
   /** Runs one case of socket-probe, or of a copy of it, with the server and the client in these pods. */
-  async probe(
-    which: string,
-    server: { pod: TestPod; cgroup?: string; netns?: string; address: string },
-    client: { pod: TestPod; cgroup?: string; address?: string },
-    args: readonly string[] = [],
-    program = socketProbe,
-  ): Promise<ProbeResult> {
+  probe(which: string, server: ProbeServer, client: ProbeClient, args: readonly string[] = [], program = socketProbe): Promise<ProbeResult> {
+    return this.#probe(which, server, client, args, program, { timeoutMs: PROBE_LIMIT_MS });
+  }
+
+  /** The same of `churn`, `ping-pong` or `addresses`: the last connection stays open, its exchanges over, until `body` has ended. */
+  holding(which: string, server: ProbeServer, client: ProbeClient, args: readonly string[], body: () => Promise<unknown>, program = socketProbe): Promise<ProbeResult> {
+    return this.#probe(which, server, client, ['--hold', '--timeout', String(HOLD_LIMIT_MS / 1000), ...args], program, { timeoutMs: HOLD_LIMIT_MS, onOutput: async () => void (await body()) });
+  }
+
+  async #probe(which: string, server: ProbeServer, client: ProbeClient, args: readonly string[], program: string, options: RunOptions): Promise<ProbeResult> {
     const { stdout } = await run(program, [
       which,
       '--server-netns', server.netns ?? server.pod.netns, '--server-cgroup', server.cgroup ?? server.pod.cgroup,
       '--client-netns', client.pod.netns, '--client-cgroup', client.cgroup ?? client.pod.cgroup,
       '--listen', server.address, '--connect', client.address ?? server.address,
       ...args,
-    ], { timeoutMs: 120_000 });
+    ], options);
     return JSON.parse(stdout) as ProbeResult;
   }
 

@@ -143,7 +143,7 @@ test('Dataplane: while a label can not be set callers go on as they do, and it i
   await settled(plane);
   world.failLabels = 'no API server';
   plane.setInbound({ ...NO_TUNNELS, wanted: own, ready: own, certified: own });
-  await waitFor('the rules', () => world.inbound.get('/pins/u1') === 'active', { timeoutMs: 2_000, everyMs: 2 });
+  await waitFor('the rules', () => world.inbound.get('/pins/u1') === 'active', { everyMs: 2 });
   assert.equal(status(plane).state, 'enrolled');
   world.failLabels = undefined;
   await settled(plane);
@@ -187,7 +187,7 @@ test('Dataplane: callers are told of HBONE when it ends here, and that it is ove
   assert.deepEqual(world.annotations, { [REDIRECTION]: 'enabled' });
   world.steps = [];
   plane.setPods([asSeen('off')]);
-  await waitFor('the word', () => world.annotations[REDIRECTION] === undefined, { timeoutMs: 2_000, everyMs: 1 });
+  await waitFor('the word', () => world.annotations[REDIRECTION] === undefined, { everyMs: 1 });
   assert.ok(world.listeners.has('u1'), 'callers have time to hear of it');
   plane.setPods([asSeen('off')]);
   await settled(plane);
@@ -239,10 +239,10 @@ test('Dataplane: a pod that has the port of the proxy is not tried, and is told 
   await plane.adopt([]);
   plane.start({ bpfProblem: undefined });
   plane.setPods([pod(mode('node'))]);
-  await waitFor('the failure', () => status(plane).state === 'failed', { timeoutMs: 5_000, everyMs: 5 });
+  await waitFor('the failure', () => status(plane).state === 'failed', { everyMs: 5 });
   assert.equal(status(plane).error, "port 15001 of the pod, where the proxy has to listen, is a program's of its own");
   assert.deepEqual([[...world.pins], world.listeners.size], [[], 0]);
   world.taken.clear();
-  await waitFor('the capture', () => status(plane).state === 'enrolled', { timeoutMs: 10_000, everyMs: 5 });
+  await waitFor('the capture', () => status(plane).state === 'enrolled', { everyMs: 5 });
   await plane.stop();
 });

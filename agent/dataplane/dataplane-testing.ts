@@ -83,7 +83,7 @@ export class World {
           state: (uid) => (world.steered!.has(uid) ? 'active' : 'none'),
         },
       }),
-      policiesKnown: async (_, signal) => void (await waitFor('policies', () => world.policiesKnown, { timeoutMs: 1_000, everyMs: 2, signal })),
+      policiesKnown: async (_, signal) => void (await waitFor('policies', () => world.policiesKnown, { everyMs: 2, signal })),
       backoff: () => new Backoff({ initialMs: 5, maxMs: 20, factor: 2, jitter: 0 }),
       kernel:
         options.kernel === false
@@ -109,11 +109,11 @@ export class World {
           world.step(`listeners ${pods.length}`);
         },
         async whenReady(uid, signal) {
-          await waitFor('ready', () => world.ready && world.listeners.has(uid), { timeoutMs: 1_000, everyMs: 2, signal });
+          await waitFor('ready', () => world.ready && world.listeners.has(uid), { everyMs: 2, signal });
           world.step('listener ready');
         },
         async whenRemoved(uid, signal) {
-          await waitFor('removed', () => world.removable && !world.listeners.has(uid), { timeoutMs: 1_000, everyMs: 2, signal });
+          await waitFor('removed', () => world.removable && !world.listeners.has(uid), { everyMs: 2, signal });
           world.step('listener removed');
         },
         activeConnections: () => Promise.resolve(0),
@@ -190,7 +190,7 @@ export function pod(namespaceLabels: Record<string, string>, change: Partial<Pod
   };
 }
 export const mode = (value: string, more: Record<string, string> = {}): Record<string, string> => ({ 'underpass.io/mode': value, ...more });
-export const settled = (plane: Dataplane): Promise<boolean> => waitFor('settled', () => plane.status().every((row) => row.settled), { timeoutMs: 2_000, everyMs: 2 });
+export const settled = (plane: Dataplane): Promise<boolean> => waitFor('settled', () => plane.status().every((row) => row.settled), { everyMs: 2 });
 export const status = (plane: Dataplane) => plane.status()[0] ?? assert.fail('no pod');
 
 export async function started(world: World, pods: PodRecord[], options: { kernel?: boolean; bpfProblem?: string } = {}): Promise<Dataplane> {

@@ -14,7 +14,7 @@ test('Dataplane: enrolling pins, waits for the listener, then captures; leaving 
   world.steps = [];
   world.live = 2;
   plane.setPods([pod(mode('off'))]);
-  await waitFor('draining', () => status(plane).drainingConnections === 2, { timeoutMs: 1_000, everyMs: 2 });
+  await waitFor('draining', () => status(plane).drainingConnections === 2, { everyMs: 2 });
   assert.deepEqual(world.steps, ['kernel node capture=false redirected=false off'], 'hooks, listener and pin stay while connections live');
   assert.equal(status(plane).way, 'plain');
   world.live = 0;
@@ -30,7 +30,7 @@ test('Dataplane: a pod comes into the mesh when its policies are known, says wha
   const plane = world.dataplane();
   await plane.adopt([pod(mode('node'))]);
   plane.start({ bpfProblem: undefined });
-  await waitFor('the reason', () => status(plane).error !== undefined, { timeoutMs: 2_000, everyMs: 2 });
+  await waitFor('the reason', () => status(plane).error !== undefined, { everyMs: 2 });
   assert.match(status(plane).error ?? '', /stays outside of the mesh: the control plane did not say which policies hold for it/);
   assert.deepEqual([status(plane).way, world.kernelPods.size], ['plain', 0]);
   world.policiesKnown = true;
@@ -48,7 +48,7 @@ test('Dataplane: back to node while draining captures again without taking anyth
   const plane = await started(world, [pod(mode('node'))]);
   world.live = 1;
   plane.setPods([pod({})]);
-  await waitFor('draining', () => status(plane).state === 'draining', { timeoutMs: 1_000, everyMs: 2 });
+  await waitFor('draining', () => status(plane).state === 'draining', { everyMs: 2 });
   world.steps = [];
   plane.setPods([pod(mode('node'))]);
   await settled(plane);
@@ -67,7 +67,7 @@ test('Dataplane: the new redirection is up before the old one is taken down, and
   world.steps = [];
   world.redirected = 3;
   plane.setPods([pod(mode('node'))]);
-  await waitFor('bpf', () => status(plane).drainingConnections === 3, { timeoutMs: 1_000, everyMs: 2 });
+  await waitFor('bpf', () => status(plane).drainingConnections === 3, { everyMs: 2 });
   assert.equal(status(plane).way, 'bpf');
   assert.deepEqual(world.steps.slice(0, 4), ['pin', 'listener ready', 'kernel node capture=true redirected=false l4', 'rules stop']);
   assert.equal(world.steps.includes('rules remove'), false);
@@ -94,7 +94,7 @@ test('Dataplane: no capture before Envoy is ready; the reason is shown and it is
   const plane = world.dataplane();
   await plane.adopt([pod(mode('node'))]);
   plane.start({ bpfProblem: undefined });
-  await waitFor('failure', () => status(plane).state === 'failed', { timeoutMs: 2_000, everyMs: 2 });
+  await waitFor('failure', () => status(plane).state === 'failed', { everyMs: 2 });
   assert.match(status(plane).error ?? '', /Envoy did not acknowledge/);
   assert.equal(world.kernelPods.size, 0);
   assert.equal(status(plane).way, 'plain');
@@ -110,7 +110,7 @@ test('Dataplane: a failing step leaves the pod on the way it had', async () => {
   const plane = await started(world, [pod(mode('node'))]);
   world.failRules = 'no iptables here';
   plane.setPods([pod(mode('node', { 'underpass.io/redirection': 'iptables' }))]);
-  await waitFor('failure', () => status(plane).state === 'failed', { timeoutMs: 2_000, everyMs: 2 });
+  await waitFor('failure', () => status(plane).state === 'failed', { everyMs: 2 });
   assert.equal(status(plane).way, 'bpf');
   assert.equal(world.kernelPods.get('u1')?.capture, true);
   assert.match(status(plane).error ?? '', /no iptables here/);
@@ -148,7 +148,7 @@ test('Dataplane: a pod that is gone is buried without waiting for connections, i
   world.steps = [];
   world.live = 5;
   plane.setPods([]);
-  await waitFor('unpinned', () => world.pins.size === 0, { timeoutMs: 1_000, everyMs: 2 });
+  await waitFor('unpinned', () => world.pins.size === 0, { everyMs: 2 });
   assert.deepEqual(world.steps, ['connections closed', 'kernel removed', 'listeners 0', 'listener removed', 'connections closed', 'unpin']);
   await plane.stop();
 });
@@ -161,7 +161,7 @@ test('Dataplane: the pin stays while Envoy has not acknowledged that the listene
   await new Promise((resolve) => setTimeout(resolve, 150));
   assert.equal(world.pins.size, 1);
   world.removable = true;
-  await waitFor('unpinned', () => world.pins.size === 0, { timeoutMs: 1_000, everyMs: 2 });
+  await waitFor('unpinned', () => world.pins.size === 0, { everyMs: 2 });
   await plane.stop();
 });
 
@@ -177,7 +177,7 @@ test('Dataplane: a restart takes over what is in place, without a step that a co
   assert.deepEqual([...world.listeners.values()].map(({ uid, iptables }) => [uid, iptables]), [['u1', false], ['u2', true]]);
   second.start({ bpfProblem: undefined });
   await settled(second);
-  await waitFor('the third pod to be buried', () => !world.pins.has('u3'), { timeoutMs: 1_000, everyMs: 2 });
+  await waitFor('the third pod to be buried', () => !world.pins.has('u3'), { everyMs: 2 });
   assert.equal(world.steps.some((step) => step.startsWith('rules') || step.includes('capture=false redirected=false')), false, world.steps.join(', '));
   assert.deepEqual(second.status().map(({ uid, way, state }) => [uid, way, state]), [['u1', 'bpf', 'enrolled'], ['u2', 'iptables', 'enrolled']]);
   assert.deepEqual([...world.kernelPods.keys()].sort(), ['u1', 'u2']);
@@ -206,12 +206,12 @@ test('Dataplane: a refused pod with a sidecar is left to its own rules; one that
   const plane = world.dataplane();
   await plane.adopt([pod(mode('sidecar'), { hasSidecar: true }), asked]);
   plane.start({ bpfProblem: undefined });
-  await waitFor('the verdicts', () => plane.status().some((row) => row.settled) && plane.status().some((row) => row.state === 'failed'), { timeoutMs: 2_000, everyMs: 2 });
+  await waitFor('the verdicts', () => plane.status().some((row) => row.settled) && plane.status().some((row) => row.state === 'failed'), { everyMs: 2 });
   const [left, strict] = plane.status();
   assert.match(left?.reason ?? '', /left to its sidecar's own iptables rules, since the kernel refuses this pod: E2BIG/);
   assert.deepEqual([left?.state, strict?.state, strict?.error, strict?.way], ['off', 'failed', 'E2BIG', 'plain']);
   world.failPut = undefined;
-  await waitFor('the kernel to take it', () => plane.status()[1]?.way === 'bpf', { timeoutMs: 2_000, everyMs: 2 });
+  await waitFor('the kernel to take it', () => plane.status()[1]?.way === 'bpf', { everyMs: 2 });
   await plane.stop();
 });
 
@@ -223,10 +223,10 @@ for (const end of ['leaves', 'is gone'] as const) {
     const labels = { 'underpass.io/redirection': 'bpf' };
     await plane.adopt([pod(mode('node', labels))]);
     plane.start({ bpfProblem: undefined });
-    await waitFor('failure', () => status(plane).state === 'failed', { timeoutMs: 2_000, everyMs: 2 });
+    await waitFor('failure', () => status(plane).state === 'failed', { everyMs: 2 });
     assert.deepEqual([...world.touched], ['u1']);
     plane.setPods(end === 'leaves' ? [pod(mode('off', labels))] : []);
-    await waitFor('the pin to go', () => world.pins.size === 0, { timeoutMs: 2_000, everyMs: 2 });
+    await waitFor('the pin to go', () => world.pins.size === 0, { everyMs: 2 });
     assert.deepEqual([...world.touched], []);
     await plane.stop();
   });
@@ -268,7 +268,7 @@ test('Dataplane: the rules of a pod that is gone are stopped before its listener
   const plane = await started(world, [pod(mode('node', { 'underpass.io/redirection': 'iptables' }))]);
   world.steps = [];
   plane.setPods([]);
-  await waitFor('the pin to go', () => world.pins.size === 0, { timeoutMs: 2_000, everyMs: 2 });
+  await waitFor('the pin to go', () => world.pins.size === 0, { everyMs: 2 });
   assert.deepEqual(world.steps, ['connections closed', 'rules stop', 'kernel removed', 'listeners 0', 'listener removed', 'connections closed', 'unpin']);
   await plane.stop();
 });
@@ -278,7 +278,7 @@ test('Dataplane: a pod that leaves its sidecar\'s hooks says what it waits for',
   const plane = await started(world, [pod(mode('sidecar'), { hasSidecar: true })]);
   world.live = 4;
   plane.setPods([pod(mode('off'), { hasSidecar: true })]);
-  await waitFor('draining', () => status(plane).drainingConnections === 4, { timeoutMs: 1_000, everyMs: 2 });
+  await waitFor('draining', () => status(plane).drainingConnections === 4, { everyMs: 2 });
   assert.match(status(plane).reason ?? '', /^its sidecar keeps 4 upstream connections in its pools/);
   plane.setPods([pod(mode('node'), { hasSidecar: true })]);
   assert.match(status(plane).reason ?? '', /sidecar of its own.*; its sidecar keeps 4 upstream connections/, 'one reason does not hide the other');

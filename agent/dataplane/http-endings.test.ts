@@ -27,7 +27,7 @@ const said = (child: ChildProcess): (() => string) => {
   child.stdout!.on('data', (data: Buffer) => (text += data.toString()));
   return () => text;
 };
-const until = (what: string, probe: () => unknown): Promise<unknown> => waitFor(what, async () => probe(), { timeoutMs: 10_000, everyMs: 5 });
+const until = (what: string, probe: () => unknown): Promise<unknown> => waitFor(what, async () => probe(), { everyMs: 5 });
 
 before(async () => {
   world = await TestWorld.create('endings');

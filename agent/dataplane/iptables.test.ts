@@ -102,7 +102,7 @@ test('IptablesCapture: a link-local address, which means something with its inte
   await inside(netns, 'ip', 'link', 'add', 'eth0', 'type', 'veth', 'peer', 'name', 'eth0', 'netns', peer.slice('/run/netns/'.length));
   for (const each of [netns, peer]) await inside(each, 'sh', '-ec', 'echo 0 > /proc/sys/net/ipv6/conf/eth0/accept_dad; ip link set eth0 up');
   const address = async (): Promise<string | undefined> => /fe80::[0-9a-f:]+/.exec(await inside(peer, 'ip', '-6', '-o', 'address', 'show', 'dev', 'eth0', 'scope', 'link'))?.[0];
-  await waitFor('an address', async () => (await address()) !== undefined, { timeoutMs: 5_000 });
+  await waitFor('an address', async () => (await address()) !== undefined);
   const server = spawn(exec, ['--netns', peer, '--', process.execPath, '-e', "require('node:net').createServer((s) => s.end('there')).listen(7000, '::', () => console.log('up'))"], { stdio: ['ignore', 'pipe', 'inherit'] });
   context.after(() => server.kill());
   await once(server.stdout, 'data');

@@ -22,18 +22,17 @@ async function counts(server: 'proxy' | 'pod', connect: string): Promise<{ open:
   const [a, b] = [w.world.pod(0), w.world.pod(1)];
   const podBytes = (): number => [...w.kernel.podCounters().values()].reduce((sum, pod) => sum + Number(pod.bytes_short_circuited + pod.bytes_tcp), 0);
   const [start, podStart] = [w.kernel.counters(), podBytes()];
-  let ended = false;
   const to = server === 'proxy' ? { pod: a, cgroup: w.world.proxyCgroup, address: '127.0.0.1' } : { pod: b, address: b.ipv4 };
-  const running = w.world.probe('ping-pong', to, { pod: a, address: connect }, [
-    ...(server === 'proxy' ? ['--port', '15001', '--connect-port', '80'] : []), '--count', String(EXCHANGES), '--size', String(SIZE), '--hold', '1500',
-  ]).finally(() => (ended = true));
   const sum = (counters: Record<string, number>): number => (counters['bytes_short_circuited'] ?? 0) + (counters['bytes_tcp'] ?? 0);
   let open: Record<string, number> = {};
-  await waitFor('all bytes to be counted', () => ended || sum((open = grown(start, w.kernel.counters()))) >= BYTES, { timeoutMs: 10_000, everyMs: 10 });
-  assert.equal(ended, false, `counted before the connection ends: ${JSON.stringify(open)}`);
-  assert.equal(sum(open), BYTES, JSON.stringify(open));
-  const pods = podBytes() - podStart;
-  assert.equal((await running).ok, true);
+  let pods = 0;
+  const args = [...(server === 'proxy' ? ['--port', '15001', '--connect-port', '80'] : []), '--count', String(EXCHANGES), '--size', String(SIZE)];
+  const { ok } = await w.world.holding('ping-pong', to, { pod: a, address: connect }, args, async () => {
+    await waitFor('all bytes to be counted', () => sum((open = grown(start, w.kernel.counters()))) >= BYTES, { everyMs: 10 });
+    assert.equal(sum(open), BYTES, JSON.stringify(open));
+    pods = podBytes() - podStart;
+  });
+  assert.equal(ok, true);
   return { open, closed: grown(start, w.kernel.counters()), pods };
 }
 
@@ -72,19 +71,18 @@ test('slots: what a removed pod\'s connections still do is not the next pod\'s',
   try {
     const [x, y] = [small.world.pod(0), small.world.pod(1)];
     small.put({ capture: true }, [x]);
-    const held = small.world.probe('addresses', { pod: x, cgroup: small.world.proxyCgroup, address: '127.0.0.1' }, { pod: x, address: VIRTUAL }, [
-      '--port', '15001', '--connect-port', '80', '--hold', '1000',
-    ]);
-    const old = small.podRecord(x).uid;
-    await waitFor('the connection', () => small.kernel.liveConnections(old) === 1, { timeoutMs: 5_000, everyMs: 5 });
-    // Off before it is forgotten, so that the socket's hooks stay: they are on the cgroup, under another name.
-    small.kernel.removePod(old);
-    small.kernel.putPod(small.podRecord(x, { uid: 'other', capture: true }));
-    // Both slots that there are have been given out since.
-    small.kernel.putPod(small.podRecord(y, { uid: 'third' }));
-    small.kernel.removePod('other');
-    small.kernel.putPod(small.podRecord(x, { uid: 'fourth', capture: true }));
-    assert.equal((await held).ok, true);
+    const held = await small.world.holding('addresses', { pod: x, cgroup: small.world.proxyCgroup, address: '127.0.0.1' }, { pod: x, address: VIRTUAL }, ['--port', '15001', '--connect-port', '80'], async () => {
+      const old = small.podRecord(x).uid;
+      assert.equal(small.kernel.liveConnections(old), 1);
+      // Off before it is forgotten, so that the socket's hooks stay: they are on the cgroup, under another name.
+      small.kernel.removePod(old);
+      small.kernel.putPod(small.podRecord(x, { uid: 'other', capture: true }));
+      // Both slots that there are have been given out since.
+      small.kernel.putPod(small.podRecord(y, { uid: 'third' }));
+      small.kernel.removePod('other');
+      small.kernel.putPod(small.podRecord(x, { uid: 'fourth', capture: true }));
+    });
+    assert.equal(held.ok, true);
     for (const uid of ['third', 'fourth']) {
       const counters = small.kernel.podCounters().get(uid);
       assert.deepEqual([counters?.captured_closed, counters?.bytes_tcp, counters?.bytes_short_circuited], [0n, 0n, 0n], uid);

@@ -6,7 +6,7 @@ import { existsSync, readdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { run } from '../../common/process.js';
-import { sleep } from '../../common/retry.js';
+import { PATIENCE_MS, sleep } from '../../common/retry.js';
 import { BpfObject, linkInfo } from '../../native/index.js';
 import { Kernel } from './kernel.js';
 import { KernelWorld, TEST_BPFFS } from './kernel-testing.js';
@@ -103,17 +103,17 @@ test('maps of another layout: what a pod\'s policy refused stays refused until t
     const [listen, ...rest] = w.world.inPod(server, [process.execPath, '-e', "require('node:net').createServer((socket) => socket.end()).listen(8080, () => console.log('listening'))"]);
     const listener = spawn(listen!, rest, { stdio: ['ignore', 'pipe', 'inherit'] });
     await once(listener.stdout!, 'data');
-    const getsIn = async (): Promise<boolean> => {
-      const script = `setTimeout(() => process.exit(), 700); require('node:net').connect(8080, '${server.ipv4}').once('connect', () => { console.log('in'); process.exit(); }).once('error', () => process.exit());`;
+    const getsIn = async (waitMs = 700): Promise<boolean> => {
+      const script = `setTimeout(() => process.exit(), ${waitMs}); require('node:net').connect(8080, '${server.ipv4}').once('connect', () => { console.log('in'); process.exit(); }).once('error', () => process.exit());`;
       const [command, ...args] = w.world.inPod(client, [process.execPath, '-e', script]);
       return (await run(command!, args)).stdout.includes('in');
     };
-    assert.equal(await getsIn(), true);
+    assert.equal(await getsIn(PATIENCE_MS), true);
     const nobody = new Map([[called, { compiled: undefined, behindProxy: false, version: 7n }]]);
     w.put({ capture: true });
     w.kernel.setPolicies(nobody);
     await w.kernel.close();
-    const object = BpfObject.open({ pinDir: pins });
+    const object = BpfObject.open({ pinDir: pins, programs: [] });
     const settings = object.map('settings');
     const layout = settings.get(Buffer.alloc(4))!;
     const offset = object.layout('settings').fields['layout']!.offset;
@@ -134,7 +134,7 @@ test('maps of another layout: what a pod\'s policy refused stays refused until t
     w.kernel.keepFormer(new Set([called]));
     assert.deepEqual([w.kernel.isFormer(caller), hooksOf(caller)], [false, []]);
     w.kernel.setPolicies(new Map());
-    assert.equal(await getsIn(), true);
+    assert.equal(await getsIn(PATIENCE_MS), true);
     listener.kill('SIGKILL');
     await once(listener, 'exit');
   } finally {

@@ -17,14 +17,14 @@ let auditor: Auditor;
 let nowMs = 0;
 
 const hex = (bytes: Buffer): string[] => [...bytes].map((byte) => byte.toString(16).padStart(2, '0'));
-const bpftool = (...args: string[]): Promise<unknown> => run('bpftool', args, { timeoutMs: 10_000 });
+const bpftool = (...args: string[]): Promise<unknown> => run('bpftool', args, { timeoutMs: 60_000 });
 const pinned = (map: string): string[] => ['pinned', join(TEST_BPFFS, w.world.name, 'maps', map)];
 /** As an operator, or another program, would. */
 const corrupt = (map: string, key: Buffer, value: Buffer): Promise<unknown> => bpftool('map', 'update', ...pinned(map), 'key', 'hex', ...hex(key), 'value', 'hex', ...hex(value));
 const remove = (map: string, key: Buffer): Promise<unknown> => bpftool('map', 'delete', ...pinned(map), 'key', 'hex', ...hex(key));
 async function read(map: string, key: Buffer): Promise<string | undefined> {
   // 254: ENOENT.
-  const { stdout, code } = await run('bpftool', ['-j', 'map', 'lookup', ...pinned(map), 'key', 'hex', ...hex(key)], { timeoutMs: 10_000, okCodes: [0, 254] });
+  const { stdout, code } = await run('bpftool', ['-j', 'map', 'lookup', ...pinned(map), 'key', 'hex', ...hex(key)], { timeoutMs: 60_000, okCodes: [0, 254] });
   return code === 0 ? (JSON.parse(stdout) as { value: string[] }).value.map((byte) => byte.slice(2)).join('') : undefined;
 }
 const uid = (index: number): string => w.podRecord(w.world.pod(index)).uid;

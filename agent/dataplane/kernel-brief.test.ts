@@ -21,7 +21,7 @@ let c: TestPod;
 let maps: BpfObject;
 before(async () => {
   w = await KernelWorld.create('brief', { pods: 3, rodata: RODATA, pinned: true });
-  maps = BpfObject.open({ pinDir: join(TEST_BPFFS, w.world.name) });
+  maps = BpfObject.open({ pinDir: join(TEST_BPFFS, w.world.name), programs: [] });
   [a, b, c] = [w.world.pod(0), w.world.pod(1), w.world.pod(2)];
   w.kernel.markProgram(executable(socketProbe), 'event-driven');
   for (const server of [b, c]) for (const address of [server.ipv4, server.ipv6]) w.kernel.markListener({ netnsCookie: server.netnsCookie, address, port: PORT }, 'event-driven');

@@ -102,14 +102,14 @@ test('capture: a client bound to a device is left alone and counted', async () =
 test('capture: connections that exist keep their way when it is switched, new ones take the new', async () => {
   w.put({ capture: true });
   const uid = w.podRecord(a).uid;
-  const held = toProxy('127.0.0.1', '198.51.100.7', ['--hold', '1200']);
-  await new Promise((resolve) => setTimeout(resolve, 400));
-  assert.equal(w.kernel.liveConnections(uid), 1);
-  w.put({ capture: false });
-  const direct = await w.world.probe('addresses', { pod: b, address: b.ipv4 }, { pod: a });
-  assert.equal(direct.ok, true);
-  assert.equal(w.kernel.liveConnections(uid), 1, 'still the one from before');
-  assert.equal((await held).ok, true);
+  const held = await w.world.holding('addresses', { pod: a, cgroup: w.world.proxyCgroup, address: '127.0.0.1' }, { pod: a, address: '198.51.100.7' }, ['--port', OUTBOUND, '--connect-port', '80'], async () => {
+    assert.equal(w.kernel.liveConnections(uid), 1);
+    w.put({ capture: false });
+    const direct = await w.world.probe('addresses', { pod: b, address: b.ipv4 }, { pod: a });
+    assert.equal(direct.ok, true);
+    assert.equal(w.kernel.liveConnections(uid), 1, 'still the one from before');
+  });
+  assert.equal(held.ok, true);
   assert.equal(w.kernel.liveConnections(uid), 0);
 });
 
@@ -171,15 +171,11 @@ test('sidecar mode: a sidecar reaches its own app, other nodes and exempt ports 
 
 test('sidecar mode: app and sidecar pair without probation of the sidecar', async () => {
   w.put({ mode: 'sidecar', capture: true, acceleration: 'l4' });
-  const toSidecar = (count: string, hold: string) => w.counted(() =>
-    w.world.probe('churn', { pod: a, address: '127.0.0.1' }, { pod: a, address: b.ipv4 }, [
-      '--port', OUTBOUND, '--connect-port', '80', '--count', count, '--hold', hold,
-    ]),
-  );
+  const [sidecar, app, args] = [{ pod: a, address: '127.0.0.1' }, { pod: a, address: b.ipv4 }, ['--port', OUTBOUND, '--connect-port', '80', '--count']];
   // The app's probation may have begun in a test before; its sidecar has none.
-  const warm = await toSidecar('8', '300');
+  const warm = await w.counted(() => w.warm(sidecar, app, [...args, '8'], { kinds: ['client'] }));
   assert.ok((warm.counters['connection_client_probation'] ?? 0) >= 1, JSON.stringify(warm.counters));
-  const { counters } = await toSidecar('20', '0');
+  const { counters } = await w.counted(() => w.world.probe('churn', sidecar, app, [...args, '20']));
   assert.equal(counters['connections_short_circuited'], 20, JSON.stringify(counters));
   const peers = await w.counted(() =>
     w.world.probe('churn', { pod: b, address: '0.0.0.0' }, { pod: a, address: b.ipv4 }, [

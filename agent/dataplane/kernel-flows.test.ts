@@ -49,13 +49,14 @@ async function grownBy(body: () => Promise<unknown>): Promise<Record<FlowSideNam
   const start = both(w.kernel);
   await body();
   const open = (): bigint => w.kernel.flows.entries().reduce((sum, { source, destination }) => sum + openOf(source) + openOf(destination), 0n);
-  await waitFor('the connections to be closed', () => open() === 0n, { timeoutMs: 10_000, everyMs: 5 });
+  await waitFor('the connections to be closed', () => open() === 0n, { everyMs: 5 });
   w.kernel.flows.settle();
   const end = both(w.kernel);
   const difference = (side: FlowSideName): Sums => Object.fromEntries(Object.entries(end[side]).map(([name, value]) => [name, value - start[side][name as keyof Sums]])) as unknown as Sums;
   return { source: difference('source'), destination: difference('destination') };
 }
 
+const holding = (args: readonly string[], body: () => Promise<unknown>): Promise<unknown> => w.world.holding('ping-pong', { pod: b, address: b.ipv4 }, { pod: a }, args, body);
 const probe = (which: string, args: readonly string[] = []): Promise<unknown> => w.world.probe(which, { pod: b, address: b.ipv4 }, { pod: a }, args);
 
 const WAYS: { name: string; pod: Partial<KernelPod> }[] = [
@@ -92,17 +93,11 @@ for (const { name, pod } of WAYS) {
     w.put(pod);
     const start = both(w.kernel);
     let open: Record<FlowSideName, Sums> | undefined;
-    const grown = await grownBy(async () => {
-      const running = probe('ping-pong', ['--count', '100', '--size', '1000', '--hold', '1000']);
-      await waitFor('all bytes while it is open', () => {
-        w.kernel.flows.settle();
-        const now = both(w.kernel);
-        if (now.source.received - start.source.received < 100_000 || now.destination.sent - start.destination.sent < 100_000) return false;
-        open = now;
-        return true;
-      }, { timeoutMs: 5_000, everyMs: 5 });
-      await running;
-    });
+    const grown = await grownBy(() => holding(['--count', '100', '--size', '1000'], () => waitFor('all bytes while it is open', () => {
+      w.kernel.flows.settle();
+      open = both(w.kernel);
+      return open.source.received - start.source.received >= 100_000 && open.destination.sent - start.destination.sent >= 100_000;
+    }, { everyMs: 5 })));
     for (const side of ['source', 'destination'] as const) {
       assert.equal(open![side].closed, start[side].closed, `${side}: still open`);
       assert.deepEqual(grown[side], { opened: 1, closed: 1, received: 100_000, sent: 100_000, rtts: 1 });
@@ -114,8 +109,8 @@ for (const { name, pod } of WAYS) {
     const grown = await grownBy(async () => {
       const start = sums(w.kernel, 'source').opened;
       const child = spawn(socketProbe, ['slow-reader', '--server-netns', b.netns, '--server-cgroup', b.cgroup, '--client-netns', a.netns, '--client-cgroup', a.cgroup,
-        '--listen', b.ipv4, '--connect', b.ipv4, '--bytes', '200000000', '--delay', '300', '--timeout', '5'], { stdio: 'ignore', detached: true });
-      await waitFor('the connection', () => sums(w.kernel, 'source').opened > start, { timeoutMs: 5_000, everyMs: 2 });
+        '--listen', b.ipv4, '--connect', b.ipv4, '--bytes', '200000000', '--delay', '60000', '--timeout', '60'], { stdio: 'ignore', detached: true });
+      await waitFor('the connection', () => sums(w.kernel, 'source').opened > start, { everyMs: 2 });
       process.kill(-child.pid!, 'SIGKILL');
       await once(child, 'exit');
     });
@@ -188,7 +183,7 @@ test('flow log: what policy denies has a record, where a pod opens it and where 
     other.kernel.setFlowLog(true);
     const connect = async (from: TestPod): Promise<FlowRecord> => {
       assert.equal((await other.world.probe('ping-pong', { pod: y, address: y.ipv4 }, { pod: from }, ['--timeout', '1'])).ok, false);
-      await waitFor('a record', () => records.length > 0, { timeoutMs: 5_000, everyMs: 5 });
+      await waitFor('a record', () => records.length > 0, { everyMs: 5 });
       return records.splice(0)[0]!;
     };
     const facts = ({ way, reason, key, client, endpoint }: FlowRecord): unknown => [way, reason, key.client, key.server, key.endpointPort, client.address, endpoint];
@@ -241,7 +236,7 @@ test('flows: clients that policy refuses on arrival take at most half of a pod\'
     for (const from of [y, z]) await other.world.probe('ping-pong', { pod: x, address: x.ipv4 }, { pod: from }, ['--timeout', '1']);
     other.kernel.setPolicies(new Map());
     assert.equal((await other.world.probe('ping-pong', { pod: x, address: x.ipv4 }, { pod: later }, ['--count', '1'])).ok, true);
-    await waitFor('it to be closed', () => ends(other.kernel)[`${later.ipv4} 7777`]?.destination[1] === 1, { timeoutMs: 5_000, everyMs: 5 });
+    await waitFor('it to be closed', () => ends(other.kernel)[`${later.ipv4} 7777`]?.destination[1] === 1, { everyMs: 5 });
     assert.deepEqual(ends(other.kernel), {
       [`${y.ipv4} 7777`]: { source: [0, 0, 0, 0], destination: [1, 0, 1, 0] }, '0 0': { source: [0, 0, 0, 0], destination: [1, 0, 1, 0] },
       [`${later.ipv4} 7777`]: { source: [0, 0, 0, 0], destination: [1, 1, 0, 0] },
@@ -285,14 +280,11 @@ test('flows: a connection that the agent ends is denied at the end that it ended
   const start = both(w.kernel);
   const denied = (): number => w.kernel.flows.entries().reduce((sum, { destination }) => sum + Number(destination.denied), 0);
   assert.equal(denied(), 0);
-  const running = probe('ping-pong', ['--count', '200', '--size', '1000', '--hold', '3000']);
-  await waitFor('the connection', () => sums(w.kernel, 'destination').opened > start.destination.opened, { timeoutMs: 5_000, everyMs: 2 });
-  await waitFor('an ended socket', async () => {
+  await holding(['--count', '200', '--size', '1000'], () => waitFor('an ended socket', async () => {
     const accepted = (await tcpSockets(b.netns)).filter(({ listening, localPort }) => !listening && localPort === 7777);
     return (await destroyTcpSockets(b.netns, accepted.map(({ id }) => id))) === 1;
-  }, { timeoutMs: 5_000, everyMs: 5 });
-  await running;
-  await waitFor('both to be told', () => denied() === 1 && sums(w.kernel, 'source').closed === start.source.closed + 1, { timeoutMs: 5_000, everyMs: 5 });
+  }, { everyMs: 5 }));
+  await waitFor('both to be told', () => denied() === 1 && sums(w.kernel, 'source').closed === start.source.closed + 1, { everyMs: 5 });
   assert.equal(sums(w.kernel, 'destination').closed, start.destination.closed);
 });
 
@@ -310,11 +302,11 @@ test('flows: of a client that is no pod of this mesh the server\'s side is told,
     await send(x.ipv4, 7001);
     await send(x.ipv6, 7001);
     await send(x.ipv4, 7002);
-    await waitFor('the connections to be closed', () => sums(other.kernel, 'destination').closed === 3, { timeoutMs: 5_000, everyMs: 5 });
+    await waitFor('the connections to be closed', () => sums(other.kernel, 'destination').closed === 3, { everyMs: 5 });
     assert.deepEqual(both(other.kernel), { source: { opened: 0, closed: 0, received: 0, sent: 0, rtts: 0 }, destination: { opened: 3, closed: 3, received: 30_000, sent: 30_000, rtts: 3 } });
     const keys = other.kernel.flows.entries().filter(({ key }) => key.server !== 0n).map(({ key }) => [key.client, key.peer, key.endpointPort]);
     assert.deepEqual(new Set(keys.map(String)), new Set([[0n, y.ipv4, 7001], [0n, y.ipv6, 7001], [0n, undefined, 0]].map(String)), 'the third has no room of its own');
-    await waitFor('records', () => records.length === 3, { timeoutMs: 5_000, everyMs: 5 });
+    await waitFor('records', () => records.length === 3, { everyMs: 5 });
     const [first] = records;
     assert.deepEqual([first?.way, first?.reason, first?.client.address, first?.endpoint, first?.received, first?.sent], ['plain', 'connection_not_local', y.ipv4, x.ipv4, 10_000n, 10_000n]);
   } finally {
@@ -324,10 +316,7 @@ test('flows: of a client that is no pod of this mesh the server\'s side is told,
 
 test('flows: totals stay over an agent\'s restart, and a connection that is open meanwhile is counted once', async () => {
   w.put({ acceleration: 'force' });
-  const grown = await grownBy(async () => {
-    const start = sums(w.kernel, 'source').opened;
-    const running = probe('ping-pong', ['--count', '200', '--size', '1000', '--hold', '1500']);
-    await waitFor('the connection', () => sums(w.kernel, 'source').opened > start, { timeoutMs: 5_000, everyMs: 2 });
+  const grown = await grownBy(() => holding(['--count', '200', '--size', '1000'], async () => {
     w.kernel.flows.settle();
     const before = both(w.kernel);
     await w.kernel.close();
@@ -337,8 +326,7 @@ test('flows: totals stay over an agent\'s restart, and a connection that is open
     for (const side of ['source', 'destination'] as const) {
       assert.ok(after[side].received >= before[side].received && before[side].opened > 0, JSON.stringify([before, after]));
     }
-    await running;
-  });
+  }));
   const expected = { opened: 1, closed: 1, received: 200_000, sent: 200_000, rtts: 1 };
   assert.deepEqual(grown, { source: expected, destination: expected });
 });
@@ -349,7 +337,7 @@ test('flows: with the table full all is counted under one entry', async () => {
     small.put({ acceleration: 'force' });
     const [x, y] = [small.world.pod(0), small.world.pod(1)];
     for (const port of [7001, 7002, 7003, 7004]) await small.world.probe('ping-pong', { pod: y, address: y.ipv4 }, { pod: x }, ['--port', String(port), '--count', '10', '--size', '1000']);
-    await waitFor('the connections to be closed', () => sums(small.kernel, 'destination').closed === 4, { timeoutMs: 5_000, everyMs: 5 });
+    await waitFor('the connections to be closed', () => sums(small.kernel, 'destination').closed === 4, { everyMs: 5 });
     const all = { opened: 4, closed: 4, received: 40_000, sent: 40_000, rtts: 4 };
     assert.deepEqual(both(small.kernel), { source: all, destination: all });
     const entries = small.kernel.flows.entries();
@@ -371,7 +359,7 @@ test('flows: connections that found the whole table full take nothing of their c
     const of = (client: TestPod): FlowEntry[] => small.kernel.flows.entries().filter(({ key }) => key.client === client.netnsCookie);
     for (const port of [7001, 7002]) await connect(x, port);
     for (const port of [7003, 7004]) await connect(late, port);
-    await waitFor('the connections to be closed', () => sums(small.kernel, 'destination').closed === 4, { timeoutMs: 5_000, everyMs: 5 });
+    await waitFor('the connections to be closed', () => sums(small.kernel, 'destination').closed === 4, { everyMs: 5 });
     assert.deepEqual([of(x).length, of(late).length], [2, 0]);
     for (const { id } of of(x)) small.kernel.flows.take(id);
     await connect(late, 7005);
@@ -389,7 +377,7 @@ test('flows: a client that took its part of the table has one entry for the rest
     const connect = (port: number): Promise<unknown> => small.world.probe('ping-pong', { pod: y, address: y.ipv4 }, { pod: x }, ['--port', String(port), '--count', '1', '--size', '100']);
     const ports = (): number[] => small.kernel.flows.entries().filter(({ key }) => key.client === x.netnsCookie).map(({ key }) => key.endpointPort).sort();
     for (const port of [7001, 7002, 7003, 7004]) await connect(port);
-    await waitFor('the connections to be closed', () => sums(small.kernel, 'destination').closed === 4, { timeoutMs: 5_000, everyMs: 5 });
+    await waitFor('the connections to be closed', () => sums(small.kernel, 'destination').closed === 4, { everyMs: 5 });
     assert.deepEqual(ports(), [0, 7001, 7002]);
     const rest = small.kernel.flows.entries().find(({ key }) => key.client === x.netnsCookie && key.server === 0n)!;
     assert.deepEqual([rest.source.opened, rest.source.closed, rest.destination.received], [2n, 2n, 200n]);
@@ -408,7 +396,7 @@ test('flow log: one record a connection, with its way, its reason and the bytes 
   w.kernel.flows.onRecord((record) => records.push(record));
   w.kernel.setFlowLog(true);
   const next = async (): Promise<FlowRecord> => {
-    await waitFor('a record', () => records.length > 0, { timeoutMs: 5_000, everyMs: 5 });
+    await waitFor('a record', () => records.length > 0, { everyMs: 5 });
     return records.shift()!;
   };
   const facts = ({ key, client, endpoint, way, reason, received, sent, moved }: FlowRecord): unknown => ({ service: key.service, endpointPort: key.endpointPort, client: client.address, endpoint, way, reason, received, sent, moved });

@@ -4,6 +4,7 @@ import { spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
 import { after, before, test } from 'node:test';
 import { run } from '../../common/process.js';
+import { PATIENCE_MS, waitFor } from '../../common/retry.js';
 import type { TestPod } from '../../native/testing.js';
 import { KernelWorld } from './kernel-testing.js';
 import { IptablesCapture, INBOUND_PORT, iptablesProblem } from './iptables.js';
@@ -37,17 +38,20 @@ after(async () => {
 
 const CLIENT = `
 const net = require('node:net');
-const [host, localAddress, localPort] = JSON.parse(process.argv[1]);
+const [host, localAddress, localPort, waitMs] = JSON.parse(process.argv[1]);
 const socket = net.connect({ host, port: 8080, ...(localAddress ? { localAddress } : {}), ...(localPort ? { localPort } : {}) });
 let text = '';
 const end = (word) => { console.log(word); process.exit(); };
-setTimeout(() => end('silence'), 1500);
+setTimeout(() => end('silence'), waitMs);
 socket.on('error', ({ code }) => end(code)).on('data', (chunk) => (text += chunk)).on('end', () => end(text));`;
 
+/** Of whom no answer is expected. */
+const SILENT = { waitMs: 1_500 };
+
 /** The port of who answered, an error's code, or `silence`. */
-async function call(from: TestPod, about: { family?: 'ipv4' | 'ipv6'; source?: string; port?: number } = {}): Promise<string> {
-  const [command, ...args] = w.world.inPod(from, [process.execPath, '-e', CLIENT, JSON.stringify([A()[about.family ?? 'ipv4'], about.source, about.port])]);
-  return (await run(command!, args, { timeoutMs: 20_000 })).stdout.trim();
+async function call(from: TestPod, about: { family?: 'ipv4' | 'ipv6'; source?: string; port?: number; waitMs?: number } = {}): Promise<string> {
+  const [command, ...args] = w.world.inPod(from, [process.execPath, '-e', CLIENT, JSON.stringify([A()[about.family ?? 'ipv4'], about.source ?? null, about.port ?? null, about.waitMs ?? PATIENCE_MS])]);
+  return (await run(command!, args, { timeoutMs: 2 * PATIENCE_MS })).stdout.trim();
 }
 
 /** Where there is no iptables at all, as in the guests of the kernels' matrix. */
@@ -57,7 +61,7 @@ const ip = (pod: TestPod, ...args: string[]): Promise<unknown> => run('ip', ['-n
 
 for (const family of ['ipv4', 'ipv6'] as const) {
   test(`the node's own connections pass a policy that lets nobody in, a pod's and a stranger's do not (${family})`, async () => {
-    const { result, counters } = await w.counted(() => Promise.all([call(NODE(), { family }), call(B(), { family }), call(D(), { family })]));
+    const { result, counters } = await w.counted(() => Promise.all([call(NODE(), { family }), call(B(), { family }), call(D(), { family, ...SILENT })]));
     assert.deepEqual(result, ['8080', 'ECONNREFUSED', 'silence']);
     // Its SYN and the segment that completes the handshake.
     assert.equal(counters['policy_host_let_in'], 2);
@@ -65,7 +69,7 @@ for (const family of ['ipv4', 'ipv6'] as const) {
 }
 
 test("what the shared proxy opens from the node's namespace is not the node's", async () => {
-  assert.equal(await call({ ...NODE(), cgroup: w.world.proxyCgroup }), 'silence');
+  assert.equal(await call({ ...NODE(), cgroup: w.world.proxyCgroup }, SILENT), 'silence');
 });
 
 test("a note is there for as long as the node's socket, and no longer", async () => {
@@ -91,15 +95,15 @@ test("a stranger that takes the node's address is refused, also with the very po
     w.kernel.setPolicies(new Map());
     assert.equal(await call(D(), { source: NODE().ipv4 }), '8080', 'it would be answered');
     w.kernel.setPolicies(new Map([[w.podRecord(A()).uid, { compiled: undefined, behindProxy: false, version: 2n }]]));
-    assert.equal(await call(D(), { source: NODE().ipv4 }), 'silence');
+    assert.equal(await call(D(), { source: NODE().ipv4, ...SILENT }), 'silence');
     // The node's own SYNs get lost on their way, so that its connection is being opened all the while.
     await ip(NODE(), 'neigh', 'replace', A().ipv4, 'lladdr', '02:00:00:00:00:01', 'dev', 'eth0', 'nud', 'permanent');
     const port = 40_404;
-    const opening = call(NODE(), { port });
+    const opening = call(NODE(), { port, ...SILENT });
     try {
-      for (let i = 0; i < 100 && w.kernel.host.noted() === 0; i++) await new Promise((resolve) => setTimeout(resolve, 20));
+      await waitFor('the note', () => w.kernel.host.noted() > 0, { everyMs: 5 });
       assert.equal(w.kernel.host.noted(), 1);
-      assert.equal(await call(D(), { source: NODE().ipv4, port }), 'silence');
+      assert.equal(await call(D(), { source: NODE().ipv4, port, ...SILENT }), 'silence');
     } finally {
       assert.equal(await opening, 'silence');
       await ip(NODE(), 'neigh', 'del', A().ipv4, 'dev', 'eth0');

@@ -10,7 +10,7 @@ import { KernelHttpControl } from './kernel-http-control.js';
 let object: BpfObject;
 let http: KernelHttpControl;
 before(() => {
-  object = BpfObject.open({ pinDir: null });
+  object = BpfObject.open({ pinDir: null, programs: [] });
   http = new KernelHttpControl(object);
 });
 after(() => {
@@ -66,7 +66,7 @@ test('orphans and idle clients: what belongs to nobody any more, and what has lo
 });
 
 test('Kernel: a new one has no heartbeat, so that nothing is fast before an agent says so', async () => {
-  const kernel = await Kernel.open({ bpffsDir: null, instance: 'http-control', logger: logger('test') });
+  const kernel = await Kernel.open({ bpffsDir: null, instance: 'http-control', logger: logger('test'), httpFastPath: false });
   try {
     const { control } = kernel.http;
     assert.deepEqual([control.lostEnds(), control.pods().size, control.lastBeat()], [0, 0, { at: 0n, on: false }]);

@@ -36,7 +36,7 @@ describe('places of outlier detection', () => {
   };
   const ejected = (): string[] => tables.outliers.status.clusters.flatMap((each) => each.ejected.map(({ address }) => `${each.class} ${each.cluster} ${address}`));
 
-  before(() => (object = BpfObject.open({ pinDir: null, maxEntries: { http_detectors: 4, http_ejections: 4, http_monitors: 6 } })));
+  before(() => (object = BpfObject.open({ pinDir: null, programs: [], maxEntries: { http_detectors: 4, http_ejections: 4, http_monitors: 6 } })));
   after(() => object.close());
   beforeEach(() => {
     // Long enough for all to be forgotten, and handed out again.

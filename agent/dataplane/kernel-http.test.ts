@@ -106,7 +106,7 @@ describe('tables of the HTTP fast path', () => {
   const open = (): HttpTables => (tables = new HttpTables(object, () => nowMs));
 
   before(() => {
-    object = BpfObject.open({ pinDir: null, maxEntries: { http_rules: 24, http_vhosts: 8, http_policies: 8, http_classes: 6, http_clusters: 8, http_endpoints: 16, http_loads: 5, http_hosts: 9, http_ports: 9, http_services: 3 } });
+    object = BpfObject.open({ pinDir: null, programs: [], maxEntries: { http_rules: 24, http_vhosts: 8, http_policies: 8, http_classes: 6, http_clusters: 8, http_endpoints: 16, http_loads: 5, http_hosts: 9, http_ports: 9, http_services: 3 } });
     maps = new Maps(object);
   });
   after(() => object.close());

@@ -73,7 +73,7 @@ test('capture: IPv6 of a pod without an IPv6 address is not led to a listener th
 test('verdicts: loopback listeners are one key per port, however many addresses there are', async () => {
   const a = w.world.pod(0);
   w.put({ acceleration: 'l4' });
-  for (let last = 1; last <= 5; last++) await w.world.probe('churn', { pod: a, address: `127.0.0.${last}` }, { pod: a }, ['--count', '1', '--hold', '50']);
+  for (let last = 1; last <= 5; last++) await w.world.probe('churn', { pod: a, address: `127.0.0.${last}` }, { pod: a }, ['--count', '1']);
   await w.world.probe('churn', { pod: a, address: '::1' }, { pod: a }, ['--count', '1']);
   const listeners = w.kernel.probation().filter(({ kind }) => kind === 'listener');
   assert.deepEqual(listeners.map(({ key, seen }) => [key, seen]), [[`127.0.0.1:7777@${a.netnsCookie}`, 6]]);
@@ -99,9 +99,9 @@ test('verdicts: a pod with many executables and listeners takes no room from oth
     assert.equal(counters['verdicts_full'], undefined);
     const own = (): number => w.kernel.probation().filter(({ key }) => key.endsWith(`@${a.netnsCookie}`)).length;
     // What was in probation only made room when the first one did not fit.
-    await waitFor('room', () => own() <= QUOTA, { timeoutMs: 2_000 });
+    await waitFor('room', () => own() <= QUOTA);
     assert.ok(w.kernel.probation().length <= 2 * QUOTA);
-    await w.world.probe('churn', { pod: b, address: b.ipv4 }, { pod: b }, ['--count', '8', '--hold', '300']);
+    await w.warm({ pod: b, address: b.ipv4 }, { pod: b });
     const other = w.kernel.probation().find(({ key }) => key.endsWith(`@${b.netnsCookie}`));
     assert.equal(other?.verdict, 'event-driven');
   } finally {

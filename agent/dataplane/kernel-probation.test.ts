@@ -1,18 +1,20 @@
 /** DESIGN section 5, rule 11: only event-driven programs are accelerated, and how that is learnt. */
 import assert from 'node:assert/strict';
-import { after, beforeEach, test } from 'node:test';
+import { after, before, beforeEach, test } from 'node:test';
 import { socketProbe } from '../../native/testing.js';
 import { executable } from './kernel.js';
 import { KernelWorld } from './kernel-testing.js';
 
 const PROBATION = 8;
-/** Alive for long enough to be looked at. */
-const WARM = ['--count', String(PROBATION), '--hold', '300'];
 let w: KernelWorld;
 
-beforeEach(async () => {
-  await w?.close();
-  w = await KernelWorld.create('prob');
+before(async () => {
+  // Connections of one exchange each are what these tests are made of.
+  w = await KernelWorld.create('prob', { rodata: { brief_streak: 0 } });
+});
+/** Pods of which nothing has been learnt. */
+beforeEach(() => {
+  w.forget();
   w.put({ acceleration: 'l4' });
 });
 after(() => w.close());
@@ -22,6 +24,11 @@ function run(which: string, args: string[]) {
   return w.counted(() => w.world.probe(which, { pod: b, address: b.ipv4 }, { pod: a }, args));
 }
 
+function warm() {
+  const [a, b] = [w.world.pod(0), w.world.pod(1)];
+  return w.counted(() => w.warm({ pod: b, address: b.ipv4 }, { pod: a }, ['--count', String(PROBATION)]));
+}
+
 function verdict(kind: 'listener' | 'client') {
   return w.kernel.probation().find((entry) => entry.kind === kind);
 }
@@ -29,7 +36,7 @@ function verdict(kind: 'listener' | 'client') {
 for (const acceleration of ['l4', 'l7'] as const) test(`probation: after 8 connections that sent without blocking, both ends are accelerated (${acceleration})`, async () => {
   w.put({ acceleration });
   assert.ok(w.kernel.pods().every((pod) => pod.acceleration === acceleration));
-  const first = await run('churn', WARM);
+  const first = await warm();
   assert.equal(first.result.ok, true);
   assert.equal(first.counters['connections_short_circuited'], undefined);
   assert.equal(first.counters['connection_client_probation'], PROBATION);
@@ -67,7 +74,7 @@ test('probation: a connect with a time-out, non-blocking for its length only, co
 });
 
 test('probation: a program that blocks only later is seen at its next message and put back', async () => {
-  await run('churn', WARM);
+  await warm();
   const { result, counters } = await run('churn', ['--count', '40', '--blocking-client']);
   assert.equal(result.ok, true, JSON.stringify(result));
   assert.equal(counters['connections_short_circuited'], 1, 'only the one that showed it');
@@ -98,14 +105,14 @@ test('probation: sockets with SO_ZEROCOPY, whose completions would never come, a
 test('probation: a listener marked as splicing is never accelerated', async () => {
   const b = w.world.pod(1);
   w.kernel.markListener({ netnsCookie: b.netnsCookie, address: b.ipv4, port: 7777 }, 'spliced');
-  await run('churn', WARM);
+  await warm();
   const { counters } = await run('churn', ['--count', '30']);
   assert.equal(counters['connections_short_circuited'], undefined);
   assert.ok((counters['connection_listener_spliced'] ?? 0) >= 20, JSON.stringify(counters));
 });
 
 test('probation: what was learnt goes with the pod', async () => {
-  await run('churn', WARM);
+  await warm();
   assert.equal(w.kernel.probation().length, 2);
   for (const pod of w.world.pods) w.kernel.removePod(w.podRecord(pod).uid);
   assert.deepEqual(w.kernel.probation(), []);

@@ -188,24 +188,27 @@ test('a pod that is not captured, and UDP, are left alone', async () => {
   const script = `const socket = require('node:dgram').createSocket('udp4'); socket.connect(${PORT}, '${VIP}', () => { console.log(socket.remoteAddress().address); socket.close(); });`;
   const udp = w.world.inPod(client, [process.execPath, '-e', script]) as [string, ...string[]];
   w.put({ capture: true, acceleration: 'off' });
-  const { result, counters } = await w.counted(() => run(udp[0], udp.slice(1), { timeoutMs: 10_000 }));
+  const { result, counters } = await w.counted(() => run(udp[0], udp.slice(1), { timeoutMs: 60_000 }));
   assert.equal(result.stdout.trim(), VIP);
   assert.equal(counters['connections_resolved'], undefined);
 });
 
 test('no connection fails or finds a service empty while its endpoints change', async () => {
   service([endpoint(one), endpoint(two)]);
-  let done = false;
-  const load = connects(client, VIP, PORT, 1_000).finally(() => (done = true));
+  const found: Record<string, number> = {};
   let changes = 0;
-  for (; !done; changes++) {
-    service(changes % 3 === 0 ? [endpoint(one)] : changes % 3 === 1 ? [endpoint(two, 5), endpoint(one)] : [endpoint(two)]);
-    await sleep(1);
+  let connections = 0;
+  for (; changes <= 100; connections += 1_000) {
+    let done = false;
+    const load = connects(client, VIP, PORT, 1_000).finally(() => (done = true));
+    for (; !done; changes++) {
+      service(changes % 3 === 0 ? [endpoint(one)] : changes % 3 === 1 ? [endpoint(two, 5), endpoint(one)] : [endpoint(two)]);
+      await sleep(1);
+    }
+    for (const [whom, count] of Object.entries(await load)) found[whom] = (found[whom] ?? 0) + count;
   }
-  const result = await load;
-  assert.ok(changes > 100, `${changes} changes`);
-  assert.equal(Object.values(result).reduce((sum, n) => sum + n, 0), 1_000);
-  assert.deepEqual(Object.keys(result).sort(), [seen(one, `${VIP} ${PORT}`), seen(two, `${VIP} ${PORT}`)].sort());
+  assert.equal(Object.values(found).reduce((sum, n) => sum + n, 0), connections);
+  assert.deepEqual(Object.keys(found).sort(), [seen(one, `${VIP} ${PORT}`), seen(two, `${VIP} ${PORT}`)].sort());
 });
 
 test('both ends of a resolved connection pair', async () => {
@@ -237,7 +240,7 @@ test('an endpoint that refuses is left out of draws at once, and comes back', as
 test('an endpoint whose SYN goes unanswered is left out, also when the application does not give up', async () => {
   const silence = (action: 'add' | 'del'): Promise<unknown> => {
     const [command, ...args] = w.world.inPod(one, ['ip', 'route', action, 'blackhole', `${client.ipv4}/32`]) as [string, ...string[]];
-    return run(command, args, { timeoutMs: 10_000 });
+    return run(command, args, { timeoutMs: 60_000 });
   };
   service([endpoint(one), endpoint(two, 0.000_001)]);
   await silence('add');

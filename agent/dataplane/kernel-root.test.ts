@@ -91,10 +91,9 @@ test('root: payload is moved between such pods, and between them and others, bot
 
 test('root: programs of such pods come through probation, each pod by itself', async () => {
   put({ acceleration: 'l4' });
-  const churn = () => w.counted(() => w.world.probe('churn', { pod: c, address: c.ipv4 }, { pod: b }, ['--count', '50', '--hold', '10']));
-  const verdicts = (): string => w.kernel.probation().map(({ kind, verdict }) => `${kind} ${verdict}`).sort().join();
-  await waitFor('the verdicts', async () => (await churn()).result.ok && verdicts() === 'client event-driven,listener event-driven', { timeoutMs: 60_000 }).catch((error: unknown) => assert.fail(`${String(error)}: ${verdicts()}`));
-  const { result, counters } = await churn();
+  assert.equal((await w.warm({ pod: c, address: c.ipv4 }, { pod: b })).ok, true);
+  assert.equal(w.kernel.probation().map(({ kind, verdict }) => `${kind} ${verdict}`).sort().join(), 'client event-driven,listener event-driven');
+  const { result, counters } = await w.counted(() => w.world.probe('churn', { pod: c, address: c.ipv4 }, { pod: b }, ['--count', '50']));
   assert.equal(result.ok, true, JSON.stringify(result));
   const found = w.kernel.probation();
   assert.match(found.find(({ kind }) => kind === 'client')!.key, new RegExp(`^cgroup ${containerByNetns(b.netnsCookie)} exe `));

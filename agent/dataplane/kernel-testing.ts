@@ -1,8 +1,9 @@
 /** What the tests of the kernel side share: a world of pods with the programs on them. */
-import { Kernel, type KernelOptions, type KernelPod } from './kernel.js';
+import { Kernel, type KernelOptions, type KernelPod, type ProbationEntry } from './kernel.js';
 import { ClosableStore } from '../../common/lifecycle.js';
 import { logger } from '../../common/log.js';
-import { TestWorld, type TestPod } from '../../native/testing.js';
+import { waitFor } from '../../common/retry.js';
+import { TestWorld, type ProbeClient, type ProbeResult, type ProbeServer, type TestPod } from '../../native/testing.js';
 
 export const TEST_BPFFS = '/sys/fs/bpf/underpass';
 
@@ -52,11 +53,26 @@ export class KernelWorld {
     for (const pod of pods) this.kernel.putPod(this.podRecord(pod, changes));
   }
 
+  /** Takes the pods out of the mesh, and what was learnt of them. */
+  forget(): void {
+    for (const pod of this.world.pods) this.kernel.removePod(this.podRecord(pod).uid);
+  }
+
   /** What the counters grew by while `body` ran, zeros left out. */
   async counted<T>(body: () => Promise<T>): Promise<{ result: T; counters: Record<string, number> }> {
     const before = this.kernel.counters();
     const result = await body();
     return { result, counters: grown(before, this.kernel.counters()) };
+  }
+
+  /** Connections in probation, of which the last stays open until the programs of both ends, or of those that are named, are judged: only what runs can be looked at. */
+  warm(server: ProbeServer, client: ProbeClient, args: readonly string[] = ['--count', '8'], { kinds = ['client', 'listener'], program }: { kinds?: ProbationEntry['kind'][]; program?: string } = {}): Promise<ProbeResult> {
+    const pods = { client: client.pod.netnsCookie, listener: server.pod.netnsCookie };
+    const judged = (): boolean => {
+      const found = this.kernel.probation().filter(({ kind, netnsCookie }) => netnsCookie === pods[kind]);
+      return kinds.every((wanted) => found.some(({ kind }) => kind === wanted)) && found.every(({ kind, verdict }) => !kinds.includes(kind) || verdict !== 'probation');
+    };
+    return this.world.holding('churn', server, client, args, () => waitFor('programs to be judged', judged, { everyMs: 10 }), program);
   }
 
   close(): Promise<void> {

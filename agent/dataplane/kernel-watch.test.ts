@@ -33,7 +33,7 @@ test('trace: a connection is told from connect() to its end, by both ends, with 
   const events: Watched[] = [];
   w.kernel.watch.start('trace', { netnsCookie: a.netnsCookie, address: b.ipv4, port: PORT }, (event) => events.push(event));
   await exchange(2, 1000);
-  await waitFor('both ends to close', () => points(events).filter(({ what }) => what === 'closed').length === 2, { timeoutMs: 10_000, everyMs: 10 });
+  await waitFor('both ends to close', () => points(events).filter(({ what }) => what === 'closed').length === 2, { everyMs: 10 });
   const of = (what: WatchEvent['what']): WatchEvent[] => points(events).filter((event) => event.what === what);
   assert.deepEqual(of('connect').map(({ reason, remote, netnsCookie }) => [reason, remote, netnsCookie]), [['no', { address: b.ipv4, port: PORT }, a.netnsCookie]]);
   const [opened] = of('opened'), [accepted] = of('accepted');
@@ -57,7 +57,7 @@ test('trace: what is not short-circuited says why, for each connection by its nu
   await exchange(1, 10);
   w.put({ acceleration: 'force' });
   await exchange(1, 10);
-  await waitFor('the end of both', () => seen.split('"what":"closed"').length >= 4, { timeoutMs: 10_000, everyMs: 10 });
+  await waitFor('the end of both', () => seen.split('"what":"closed"').length >= 4, { everyMs: 10 });
   const lines = seen.trim().split('\n').map((line) => JSON.parse(line) as TraceLine);
   assert.deepEqual(lines.filter(({ what }) => what === 'opened').map(({ connection, who, reason }) => [connection, who, reason]), [[1, 'shop/client', 'connection_pod_off'], [2, 'shop/client', null]]);
   assert.match(lines.find(({ connection, what }) => connection === 2 && what === 'moved')!.text, /^10 B moved/);
@@ -66,7 +66,7 @@ test('trace: what is not short-circuited says why, for each connection by its nu
     const next = traces.open({});
     next?.destroy();
     return next !== undefined;
-  }, { timeoutMs: 5_000, everyMs: 10 });
+  }, { everyMs: 10 });
 });
 
 test('capture: tcpdump reads what two sockets told each other without TCP, with whole payload and right numbers; log and counts say whose it was', async () => {
@@ -107,6 +107,6 @@ test('capture: what is over the rate is left out and counted, and the numbers go
   stream.resume();
   await exchange(50, 5_000);
   stream.destroy();
-  await waitFor('its end', () => captures.counts.bytesCut > 0, { timeoutMs: 10_000, everyMs: 10 });
+  await waitFor('its end', () => captures.counts.bytesCut > 0, { everyMs: 10 });
   assert.ok(captures.counts.bytes + captures.counts.bytesCut <= 500_000);
 });

@@ -246,6 +246,17 @@ static int compare_u64(const void *a, const void *b)
 }
 static uint64_t p50, p99, total_ns;
 
+static void hold(void)
+{
+	char byte;
+	if (!opt.hold)
+		return;
+	if (write(STDOUT_FILENO, "\n", 1) != 1)
+		fail("saying that the connection is held");
+	while (read(STDIN_FILENO, &byte, 1) > 0)
+		;
+}
+
 static void ping_server(int listener)
 {
 	static unsigned char buffer[BUFFER];
@@ -269,7 +280,7 @@ static void ping_client(void)
 	}
 	total_ns = now_ns() - start;
 	qsort(took, opt.count, sizeof *took, compare_u64);
-	usleep(opt.hold_ms * 1000);
+	hold();
 	p50 = took[opt.count / 2];
 	p99 = took[(size_t)opt.count * 99 / 100];
 	printf("{\"case\":\"ping-pong\",\"ok\":%s,\"count\":%d,\"p50_ns\":%llu,\"p99_ns\":%llu,\"per_second\":%.0f}\n",
@@ -300,7 +311,7 @@ static void churn_client(void)
 		ssize_t n = read_all(fd, opt.client.blocking, input, opt.size);
 		tally(n == opt.size && !memcmp(input, output, opt.size) ? opt.size : n == opt.size ? -2 : n, opt.size);
 		if (i == opt.count - 1)
-			usleep(opt.hold_ms * 1000);
+			hold();
 		close(fd);
 	}
 }
@@ -366,7 +377,7 @@ static void addresses_client(void)
 	name_original(fd, shared->client_original);
 	write_all(fd, &byte, 1);
 	tally(read_all(fd, opt.client.blocking, &byte, 1), 1);
-	usleep(opt.hold_ms * 1000);
+	hold();
 }
 
 static const struct probe_case {

@@ -6,8 +6,8 @@
  * socket-probe CASE [--server-netns P] [--server-cgroup P]... [--client-netns P] [--client-cgroup P]...
  *   [--listen ADDRESS] [--connect ADDRESS] [--port N] [--count N] [--bytes N] [--size N] [--blocking-server]
  *   [--blocking-client] [--timeout SECONDS] [--delay MS] [--warm N] [--client-port N] [--fastopen] [--bind ADDRESS]
- *   [--connect-port N] [--server-uid N] [--client-uid N] [--connect-timeout] [--hold MS] [--device NAME] [--seed N]
- *   [--mptcp] [--tls] [--zerocopy] [--warm-delay MS] [--rcvbuf BYTES]
+ *   [--connect-port N] [--server-uid N] [--client-uid N] [--connect-timeout] [--hold] [--device NAME] [--seed N]
+ *   [--mptcp] [--tls] [--zerocopy] [--rcvbuf BYTES]
  *
  * Cases
  *   order       both ends send --bytes in writes of 1 B to 64 KiB and hash what arrives; ok: hashes equal both ways
@@ -28,10 +28,8 @@
  * --connect-timeout: the client's socket is non-blocking while it connects and blocking afterwards, as many HTTP clients'.
  * --mptcp: both ends are MPTCP sockets. --tls: the client takes the kernel's TLS as upper layer protocol, with no keys.
  * --zerocopy: the client's sockets have SO_ZEROCOPY. --rcvbuf: the server's sockets have so large a receive buffer.
- * --warm-delay: each of those connections stays open for so long.
- * --hold: the client keeps its last connection open for so long (churn, ping-pong, addresses). --device: SO_BINDTODEVICE at the client.
- * SOCKET_PROBE_SLOWNESS in the environment multiplies --hold and --warm-delay, for emulated machines: who looks at a program
- * while it runs is as slow.
+ * --hold: the client keeps its last connection open until standard input ends (churn, ping-pong, addresses), and writes an empty
+ * line when the exchanges are over. --device: SO_BINDTODEVICE at the client.
  * --warm opens that many connections first, with one small exchange each (probation).
  * Exit 0: the case ran (see `ok`); 2: usage or set-up failed, with a line on stderr.
  */
@@ -50,7 +48,7 @@ static void usage(const char *problem, const char *word)
 static const struct probe_case *parse(int argc, char **argv)
 {
 	enum { SERVER_NETNS = 256, SERVER_CGROUP, CLIENT_NETNS, CLIENT_CGROUP, BLOCKING_SERVER, BLOCKING_CLIENT, FASTOPEN, CLIENT_PORT,
-	       CONNECT_PORT, SERVER_UID, CLIENT_UID, CONNECT_TIMEOUT, HOLD, DEVICE, SEED, MPTCP, TLS, ZEROCOPY, WARM_DELAY, RCVBUF };
+	       CONNECT_PORT, SERVER_UID, CLIENT_UID, CONNECT_TIMEOUT, HOLD, DEVICE, SEED, MPTCP, TLS, ZEROCOPY, RCVBUF };
 	static const struct option options[] = {
 		{ "server-netns", 1, 0, SERVER_NETNS }, { "server-cgroup", 1, 0, SERVER_CGROUP },
 		{ "client-netns", 1, 0, CLIENT_NETNS }, { "client-cgroup", 1, 0, CLIENT_CGROUP },
@@ -59,9 +57,9 @@ static const struct probe_case *parse(int argc, char **argv)
 		{ "count", 1, 0, 'n' }, { "bytes", 1, 0, 'b' }, { "size", 1, 0, 's' }, { "timeout", 1, 0, 't' },
 		{ "delay", 1, 0, 'd' }, { "warm", 1, 0, 'w' }, { "client-port", 1, 0, CLIENT_PORT }, { "fastopen", 0, 0, FASTOPEN },
 		{ "connect-port", 1, 0, CONNECT_PORT }, { "server-uid", 1, 0, SERVER_UID }, { "client-uid", 1, 0, CLIENT_UID },
-		{ "connect-timeout", 0, 0, CONNECT_TIMEOUT }, { "hold", 1, 0, HOLD }, { "device", 1, 0, DEVICE },
+		{ "connect-timeout", 0, 0, CONNECT_TIMEOUT }, { "hold", 0, 0, HOLD }, { "device", 1, 0, DEVICE },
 		{ "seed", 1, 0, SEED }, { "mptcp", 0, 0, MPTCP }, { "tls", 0, 0, TLS }, { "zerocopy", 0, 0, ZEROCOPY },
-		{ "warm-delay", 1, 0, WARM_DELAY }, { "rcvbuf", 1, 0, RCVBUF },
+		{ "rcvbuf", 1, 0, RCVBUF },
 		{ 0 } };
 	if (argc < 2)
 		usage("no case", "given");
@@ -90,13 +88,12 @@ static const struct probe_case *parse(int argc, char **argv)
 		case SERVER_UID: opt.server.uid = atoi(optarg); break;
 		case CLIENT_UID: opt.client.uid = atoi(optarg); break;
 		case CONNECT_TIMEOUT: opt.connect_timeout = opt.client.blocking = true; break;
-		case HOLD: opt.hold_ms = atoi(optarg); break;
+		case HOLD: opt.hold = true; break;
 		case DEVICE: opt.device = optarg; break;
 		case SEED: opt.seed = atoi(optarg); break;
 		case MPTCP: opt.mptcp = true; break;
 		case TLS: opt.tls = true; break;
 		case ZEROCOPY: opt.zerocopy = true; break;
-		case WARM_DELAY: opt.warm_delay_ms = atoi(optarg); break;
 		case RCVBUF: opt.rcvbuf = atoi(optarg); break;
 		case CLIENT_PORT: opt.client_port = atoi(optarg); break;
 		case 'l': opt.listen = optarg; break;
@@ -111,11 +108,6 @@ static const struct probe_case *parse(int argc, char **argv)
 		case 'w': opt.warm = atoi(optarg); break;
 		default: usage("unknown option", "above");
 		}
-	}
-	const char *slowness = getenv("SOCKET_PROBE_SLOWNESS");
-	if (slowness && atoi(slowness) > 1) {
-		opt.hold_ms *= atoi(slowness);
-		opt.warm_delay_ms *= atoi(slowness);
 	}
 	if (opt.size < (int)sizeof(int) || opt.size > BUFFER)
 		usage("--size must be 4 to 65536", "");

@@ -43,9 +43,9 @@ struct side {
 static struct {
 	const char *listen, *connect, *bind;
 	const char *device;
-	int connect_port, hold_ms, seed, rcvbuf;
-	bool connect_timeout, mptcp, tls, zerocopy;
-	int port, client_port, count, size, warm, warm_delay_ms, delay_ms, timeout_s;
+	int connect_port, seed, rcvbuf;
+	bool connect_timeout, mptcp, tls, zerocopy, hold;
+	int port, client_port, count, size, warm, delay_ms, timeout_s;
 	long long bytes;
 	bool fastopen;
 	struct side server, client;
@@ -340,7 +340,6 @@ static void warm_client(void)
 		int fd = connect_one();
 		write_all(fd, &byte, 1);
 		read_all(fd, opt.client.blocking, &byte, 1);
-		usleep(opt.warm_delay_ms * 1000);
 		close(fd);
 	}
 	opt.client_port = saved;
