@@ -4,7 +4,7 @@ import type { Closable } from '../../common/lifecycle.js';
 import type { Logger } from '../../common/log.js';
 import type { PolicyEnforcer } from '../dataplane/policy-enforcer.js';
 import type { AgentKernel, AgentProxy } from '../parts.js';
-import { Auditor, type ConsistencyStatus } from './auditor.js';
+import { Auditor, type AuditorOptions, type ConsistencyStatus } from './auditor.js';
 import type { Check, Drift } from './drift.js';
 import { objectStatuses, type ObjectStatus, type SourcedResource } from './object-status.js';
 
@@ -17,11 +17,11 @@ export interface AuditedAgent {
   logger: Logger;
 }
 
-/** By what is compared: `kernel`, `Envoy clusters`, `Envoy configuration`. */
+/** By what is compared: `kernel`, `Envoy versions`, `Envoy clusters`, `Envoy configuration`. */
 export type AgentConsistency = Record<string, ConsistencyStatus>;
 
-/** Of one CPU each, Envoy's time too. What Envoy prints of its configuration is dear. */
-const SHARES: Readonly<Record<string, number>> = { kernel: 0.006, 'Envoy clusters': 0.003, 'Envoy configuration': 0.01 };
+/** Of one CPU each, Envoy's time too. What Envoy prints of its configuration is dear; by its versions what has changed is found in time. */
+const SHARES: Readonly<Record<string, Pick<AuditorOptions, 'share' | 'roundMs'>>> = { kernel: { share: 0.006 }, 'Envoy versions': { share: 0.09, roundMs: 8_000 }, 'Envoy clusters': { share: 0.003 }, 'Envoy configuration': { share: 0.01 } };
 
 /** Each at its own pace: the kernel's maps are read in milliseconds, a large Envoy's configuration takes minutes. */
 export class AgentAuditors implements Closable {
@@ -40,7 +40,7 @@ export class AgentAuditors implements Closable {
       ];
     };
     const lanes = new Map<string, readonly Check[]>([['kernel', kernel?.checks?.() ?? []], ...(proxy.checks?.() ?? []).map((check) => [check.name, [check]] as const)]);
-    for (const [name, checks] of lanes) if (checks.length > 0) this.#auditors.set(name, new Auditor({ checks, objectsOf, logger, ...(SHARES[name] === undefined ? {} : { share: SHARES[name] }) }));
+    for (const [name, checks] of lanes) if (checks.length > 0) this.#auditors.set(name, new Auditor({ checks, objectsOf, logger, ...SHARES[name] }));
   }
 
   start(): this {

@@ -81,7 +81,7 @@ describe('EnvoyAudit with a real Envoy', () => {
     await envoy.start();
     await settled();
     // The ADS server is another one after each time that somebody else was there; the agent remembers.
-    audit = new EnvoyAudit({ ads: { get idle() { return ads.idle; }, entries: (type) => ads.entries(type), status: (...of) => ads.status(...of), mayHold: (...of) => ads.mayHold(...of), resend: (...of) => ads.resend(...of) }, admin: envoy.admin });
+    audit = new EnvoyAudit({ ads: { get idle() { return ads.idle; }, entries: (type) => ads.entries(type), status: (...of) => ads.status(...of), mayHold: (...of) => ads.mayHold(...of), resend: (...of) => ads.resend(...of) }, admin: envoy.admin, envoy: () => envoy.identity });
     auditor = new Auditor({ checks: audit.checks(), objectsOf: ({ objects = [] }) => objects, logger: logger('test.audit').child({}, { level: 'fatal' }) });
   });
   after(async () => {
@@ -144,6 +144,40 @@ describe('EnvoyAudit with a real Envoy', () => {
       `eds ${CLUSTER} wrong done Service/web.shop`,
       'rds 80 wrong done VirtualService/web.shop',
     ], whole);
+  });
+
+  it('finds by versions alone what was taken anew or updated; while nothing was, no content is printed', async () => {
+    const asked: string[] = [];
+    const admin = { read: (...of: Parameters<typeof envoy.admin.read>) => (asked.push(of[0]), envoy.admin.read(...of)), listeners: () => envoy.admin.listeners() };
+    const own = new EnvoyAudit({ ads: { get idle() { return ads.idle; }, entries: (type) => ads.entries(type), status: (...of) => ads.status(...of), mayHold: (...of) => ads.mayHold(...of), resend: (...of) => ads.resend(...of) }, admin, envoy: () => envoy.identity });
+    const lane = (checks: ReturnType<EnvoyAudit['checks']>): Auditor => new Auditor({ checks, objectsOf: ({ objects = [] }) => objects, logger: logger('test.audit').child({}, { level: 'fatal' }) });
+    // Contents and endpoints are known once they were seen.
+    const all = lane(own.checks());
+    for (let round = 0; round < 3; round++) await all.round();
+    const versions = lane(own.checks().filter(({ name }) => name === 'Envoy versions'));
+    asked.length = 0;
+    await versions.round();
+    assert.deepEqual(asked.filter((path) => !path.includes('&mask=') && !path.startsWith('/stats')), []);
+    assert.equal(asked.length, 5);
+    const whole = await dump();
+    const elsewhere = unpack(RouteConfiguration, routes(80, { web: 'BlackHoleCluster' }))!;
+    const blackHole = unpack(Cluster, blackHoleCluster())!;
+    await tampered([
+      { type: RDS, name: '80', any: pack(RouteConfiguration, { ...elsewhere, name: '80' }) },
+      { type: EDS, name: CLUSTER, any: assignment(CLUSTER, ['10.9.9.9:80']) },
+      { type: CDS, name: 'BlackHoleCluster', any: pack(Cluster, { ...blackHole, connect_timeout: { seconds: 77n, nanos: 0 } }) },
+      // Of an agent that died before it took it away: Envoy names it when the next one's stream begins, which takes it away.
+      { type: CDS, name: 'stray', any: pack(Cluster, { ...blackHole, name: 'stray' }) },
+    ]);
+    assert.notEqual(await dump(), whole);
+    const found = new Set<string>();
+    for (let round = 0; round < 5; round++) {
+      await versions.round();
+      for (const { kind, name, state, repair, objects } of versions.status.drifting) found.add([kind, name, state, repair, ...objects].join(' '));
+      await settled();
+    }
+    assert.deepEqual([...found].sort(), ['cds BlackHoleCluster wrong done', `eds ${CLUSTER} wrong done Service/web.shop`, 'rds 80 wrong done VirtualService/web.shop']);
+    assert.deepEqual([versions.status.drifting, versions.status.problems, await dump()], [[], [], whole]);
   });
 });
 

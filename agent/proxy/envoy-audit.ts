@@ -1,6 +1,8 @@
 /**
- * Compares what Envoy has with what it was sent. `/clusters` says which clusters there are and where they lead, for some 25 µs of its
- * main thread each; `/config_dump` has versions and contents, for half a millisecond each, so that is asked for page by page.
+ * Compares what Envoy has with what it was sent. `/clusters` says which clusters there are and where they lead, `/config_dump` has
+ * versions and contents, for half a millisecond of its main thread each, so that is asked for page by page, and slowly. With a mask it
+ * says versions alone and when each was taken, for a tenth of that: what is there in its version and has not been taken anew since it
+ * was looked at has the content of then.
  *
  * A version is a hash of the content: one that is right and acknowledged has what was sent, unless somebody else than this agent sent
  * it. For that, how Envoy prints a resource is remembered when it is first seen under a version: another print under that version is a
@@ -11,7 +13,7 @@ import type { SourcedResource } from '../consistency/object-status.js';
 import { serviceIn } from '../consistency/objects.js';
 import { hashBytes } from '../xds/resource-type.js';
 import type { AdsServer } from './ads-server.js';
-import { ConfigDump, type DumpPaths } from './config-dump.js';
+import { ConfigDump, type DumpedResource, type DumpPaths } from './config-dump.js';
 import type { EnvoyAdmin } from './envoy-admin.js';
 import { objectsOf } from './made-any.js';
 import { podOfListener } from './pod-listener.js';
@@ -20,6 +22,8 @@ import { CDS, EDS, LDS, RDS, SDS, SHORT_NAMES, type Entry } from './snapshot.js'
 export interface EnvoyAuditOptions {
   ads: Pick<AdsServer, 'idle' | 'entries' | 'status' | 'mayHold' | 'resend'>;
   admin: Pick<EnvoyAdmin, 'read' | 'listeners'>;
+  /** Envoy's process: another one has taken all anew. */
+  envoy?: () => string | undefined;
 }
 
 /** By type: what of `/config_dump` has it. */
@@ -30,8 +34,18 @@ const DUMPS: readonly { type: string; resource: string; paths: DumpPaths }[] = [
   { type: SDS, resource: 'dynamic_active_secrets', paths: { name: 'name', version: 'version_info', content: undefined } },
 ];
 
+/** Of each, versions alone, and when Envoy took them. Names of clusters and tables are within what is left out; a version is a hash of the content, which has the name. */
+const OF_LISTENERS = { mask: 'active_state.version_info,active_state.last_updated', time: 'active_state.last_updated' };
+const OF_OTHERS = { mask: 'version_info,last_updated', time: 'last_updated' };
+const VERSIONS: Readonly<Record<string, typeof OF_OTHERS>> = { [LDS]: OF_LISTENERS, [CDS]: OF_OTHERS, [RDS]: OF_OTHERS, [SDS]: OF_OTHERS };
+
 /** Resources on a page: some 15 ms of Envoy's main thread. */
 const PAGE = 32;
+/** The same, of versions alone: 17 µs each. */
+const VERSIONS_PAGE = 8_192;
+/** Assignments whose endpoints are asked for one by one; of more all are read. */
+const MOST_ASKED = 256;
+const OTHER_ENDPOINTS = 'other endpoints than it was seen with under this version';
 /** Envoy refuses regular expressions whose program has more than 100 steps. */
 const MAX_PREFIX = 80;
 const MAX_CLUSTERS_BYTES = 1 << 28;
@@ -54,6 +68,10 @@ class Prints {
     return this.#known.get(key)?.version === version;
   }
 
+  note(key: string, version: string, print: string): void {
+    this.#known.set(key, { version, print, isSettled: true });
+  }
+
   forget(key: string): void {
     this.#known.delete(key);
   }
@@ -66,15 +84,22 @@ class Prints {
 export class EnvoyAudit {
   readonly #ads: EnvoyAuditOptions['ads'];
   readonly #admin: EnvoyAuditOptions['admin'];
+  readonly #process: () => string | undefined;
   readonly #prints = new Prints();
+  /** As prints: the time at which Envoy took it. */
+  #taken = new Prints();
+  #takenBy: string | undefined;
+  /** Versions that nobody wants, when it was last looked at what they are of. */
+  #strangers = '';
 
-  constructor({ ads, admin }: EnvoyAuditOptions) {
+  constructor({ ads, admin, envoy = () => undefined }: EnvoyAuditOptions) {
     this.#ads = ads;
     this.#admin = admin;
+    this.#process = envoy;
   }
 
   checks(): Check[] {
-    return [{ name: 'Envoy clusters', parts: () => this.presence() }, { name: 'Envoy configuration', parts: () => this.contents() }];
+    return [{ name: 'Envoy versions', parts: () => this.versions() }, { name: 'Envoy clusters', parts: () => this.presence() }, { name: 'Envoy configuration', parts: () => this.contents() }];
   }
 
   /** What Envoy is to have, and whether it has it by its word and by what was read back. */
@@ -83,7 +108,7 @@ export class EnvoyAudit {
       for (const [name, entry] of this.#ads.entries(type)) {
         const { acked, nack } = this.#ads.status(type, name);
         const kind = SHORT_NAMES[type]!;
-        yield { type: kind, name, version: entry.version, acked, readBack: acked && this.#prints.has(`${kind} ${name}`, entry.version), ...(nack === undefined ? {} : { nack }), objects: type === EDS ? serviceIn(name) : objectsOfEntry(name, entry) };
+        yield { type: kind, name, version: entry.version, acked, readBack: acked && [this.#prints, this.#taken].some((known) => known.has(`${kind} ${name}`, entry.version)), ...(nack === undefined ? {} : { nack }), objects: type === EDS ? serviceIn(name) : objectsOfEntry(name, entry) };
       }
     }
   }
@@ -99,7 +124,7 @@ export class EnvoyAudit {
       const [needed] = clusters.get(name)?.needs ?? [];
       const version = needed === undefined ? undefined : endpoints.get(needed)?.version;
       if (needed === undefined || version === undefined || !this.#isInForce(EDS, needed, version)) continue;
-      if (!this.#prints.isAsBefore(`EDS ${needed}`, version, print, true)) drifts.push(this.#drift(EDS, 'wrong', needed, 'other endpoints than it was seen with under this version'));
+      if (!this.#prints.isAsBefore(`EDS ${needed}`, version, print, true)) drifts.push(this.#drift(EDS, 'wrong', needed, OTHER_ENDPOINTS));
     }
     this.#prints.keep('EDS ', (name) => endpoints.has(name));
     yield this.#ads.idle ? drifts : [];
@@ -107,27 +132,145 @@ export class EnvoyAudit {
     if (listeners) yield this.#present(LDS, listeners, (await this.#admin.listeners()).map(({ name }) => name));
   }
 
+  /** Versions of all; contents of what has another one, or was taken anew under the one that it has; endpoints of what was updated. */
+  async *versions(): AsyncGenerator<Drift[]> {
+    const process = this.#process();
+    if (process !== this.#takenBy) [this.#takenBy, this.#taken] = [process, new Prints()];
+    const strangers: string[] = [];
+    for (const dump of DUMPS) {
+      const wanted = this.#inForce(dump.type);
+      if (!wanted) return;
+      const all = [...pages([...wanted.keys()].sort(), VERSIONS_PAGE)];
+      // In one page is also what nobody wants, whatever its name.
+      for (const page of all.length > 1 ? all : [{ prefix: '', names: [...wanted.keys()] }]) {
+        const found = new Map((await this.#dump(dump, page.prefix, VERSIONS[dump.type])).map(({ version = '', name: time = '' }) => [version, time]));
+        if (!this.#ads.idle) return;
+        yield [];
+        yield* this.#suspected(dump, wanted, page.names, found);
+        if (all.length <= 1) strangers.push(...strangersIn(found, this.#ads.entries(dump.type)));
+      }
+      this.#taken.keep(`${SHORT_NAMES[dump.type]!} `, (name) => wanted.has(name));
+    }
+    yield* this.#updated();
+    // Names are what costs; a version that stays unknown was refused, or is of what Envoy keeps until others have let go of it.
+    const seen = strangers.sort().join();
+    if (seen !== this.#strangers && seen !== '') yield* this.presence();
+    this.#strangers = seen;
+  }
+
+  async *#suspected(dump: (typeof DUMPS)[number], wanted: ReadonlyMap<string, Entry>, names: readonly string[], found: ReadonlyMap<string, string>): AsyncGenerator<Drift[]> {
+    const keyOf = (name: string): string => `${SHORT_NAMES[dump.type]!} ${name}`;
+    const timeOf = (name: string): string | undefined => found.get(wanted.get(name)!.version);
+    const suspects = names.filter((name) => {
+      const [{ version }, at] = [wanted.get(name)!, timeOf(name)];
+      return this.#isInForce(dump.type, name, version) && (at === undefined || !this.#taken.isAsBefore(keyOf(name), version, at));
+    });
+    for (const page of pages(suspects.sort())) {
+      const drifts = await this.#compared(dump, wanted, page);
+      if (!drifts) return;
+      const isWrong = new Set(drifts.map(({ name }) => name));
+      for (const name of page.names) if (!isWrong.has(name) && timeOf(name) !== undefined) this.#taken.note(keyOf(name), wanted.get(name)!.version, timeOf(name)!);
+      yield drifts;
+    }
+  }
+
+  /** Endpoints of clusters that have had an update under the version that they have. */
+  async *#updated(): AsyncGenerator<Drift[]> {
+    const [clusters, endpoints] = [this.#inForce(CDS), this.#inForce(EDS)];
+    if (!clusters || !endpoints) return;
+    const counts = await this.#updates();
+    const suspects = new Map<string, { key: string; version: string; count: string }[]>();
+    for (const [name, { needs: [needed] }] of clusters) {
+      const [version, count] = [needed === undefined ? undefined : endpoints.get(needed)?.version, counts.get(statName(name))];
+      if (needed === undefined || version === undefined || count === undefined || !this.#isInForce(EDS, needed, version)) continue;
+      const key = `updates ${name}`;
+      if (!this.#taken.isAsBefore(key, version, count)) suspects.set(needed, [...(suspects.get(needed) ?? []), { key, version, count }]);
+    }
+    this.#taken.keep('updates ', (name) => clusters.has(name));
+    yield [];
+    const note = (name: string): void => suspects.get(name)?.forEach(({ key, version, count }) => this.#taken.note(key, version, count));
+    if (suspects.size > MOST_ASKED) {
+      for (const name of suspects.keys()) note(name);
+      return yield* this.presence();
+    }
+    for (const { prefix, names } of pages([...suspects.keys()].sort())) {
+      const found = await this.#endpoints(prefix);
+      if (!this.#ads.idle) return;
+      yield names.flatMap((name) => {
+        const version = endpoints.get(name)!.version;
+        if (!this.#isInForce(EDS, name, version)) return [];
+        const isAsBefore = (found.get(name) ?? []).every((hosts) => this.#prints.isAsBefore(`EDS ${name}`, version, printOf(hosts), true));
+        if (isAsBefore) note(name);
+        return isAsBefore ? [] : this.#drift(EDS, 'wrong', name, OTHER_ENDPOINTS);
+      });
+    }
+  }
+
   /** Versions and contents. */
   async *contents(): AsyncGenerator<Drift[]> {
-    for (const { type, resource, paths } of DUMPS) {
-      const wanted = this.#inForce(type);
+    for (const dump of DUMPS) {
+      const wanted = this.#inForce(dump.type);
       if (!wanted) return;
-      for (const { prefix, names } of pages([...wanted.keys()].sort())) {
-        const dump = new ConfigDump(paths);
-        await this.#admin.read(`/config_dump?resource=${resource}&name_regex=${encodeURIComponent(`${prefix.replace(/[\\^$.*+?()[\]{}|]/g, '\\$&')}.*`)}`, (text) => dump.write(text), { maxBytes: MAX_DUMP_BYTES });
-        const found = new Map(dump.end().map((item) => [item.name, item]));
-        if (!this.#ads.idle) return;
-        yield names.flatMap((name) => {
-          const { version } = wanted.get(name)!;
-          const [item, kind] = [found.get(name), SHORT_NAMES[type]!];
-          if (!this.#isInForce(type, name, version)) return [];
-          if (item?.version === undefined) return this.#drift(type, 'missing', name, item ? 'it still warms up' : undefined);
-          if (item.version !== version) return this.#drift(type, 'wrong', name, `version ${item.version} instead of ${version}`);
-          return this.#prints.isAsBefore(`${kind} ${name}`, version, item.content ?? '') ? [] : this.#drift(type, 'wrong', name, 'another content under this version');
-        });
+      for (const page of pages([...wanted.keys()].sort())) {
+        const drifts = await this.#compared(dump, wanted, page);
+        if (!drifts) return;
+        yield drifts;
       }
-      this.#prints.keep(`${SHORT_NAMES[type]} `, (name) => wanted.has(name));
+      this.#prints.keep(`${SHORT_NAMES[dump.type]} `, (name) => wanted.has(name));
     }
+  }
+
+  /** @param versions alone, where what there is has its time for its name */
+  async #dump({ resource, paths }: (typeof DUMPS)[number], prefix: string, versions?: { mask: string; time: string }): Promise<readonly DumpedResource[]> {
+    const dump = new ConfigDump(versions ? { name: versions.time, version: paths.version, content: undefined } : paths);
+    await this.#admin.read(dumpPath(resource, prefix, versions?.mask), (text) => dump.write(text), { maxBytes: MAX_DUMP_BYTES });
+    return dump.end();
+  }
+
+  /** By the name of the assignment, for each cluster that has it, as `#clusters`. */
+  async #endpoints(prefix: string): Promise<Map<string, string[][]>> {
+    interface Address { socket_address?: { address: string; port_value?: number }; envoy_internal_address?: { server_listener_name?: string; endpoint_id?: string }; pipe?: { path: string } }
+    interface Assigned { endpoint_config?: { cluster_name?: string; endpoints?: { lb_endpoints?: { endpoint?: { address?: Address }; load_balancing_weight?: number }[] }[] } }
+    const text = ({ socket_address: socket, envoy_internal_address: internal, pipe }: Address = {}): string => (socket ? `${socket.address.includes(':') ? `[${socket.address}]` : socket.address}:${socket.port_value ?? 0}` : internal ? `envoy://${internal.server_listener_name ?? ''}/${internal.endpoint_id ?? ''}` : (pipe?.path ?? ''));
+    const found = new Map<string, string[][]>();
+    const pieces: string[] = [];
+    await this.#admin.read(dumpPath('dynamic_endpoint_configs&include_eds', prefix), (piece) => pieces.push(piece), { maxBytes: MAX_DUMP_BYTES });
+    const { configs = [] } = JSON.parse(pieces.join('')) as { configs?: Assigned[] };
+    for (const { endpoint_config: { cluster_name: name = '', endpoints = [] } = {} } of configs) {
+      const hosts = endpoints.flatMap(({ lb_endpoints = [] }) => lb_endpoints.map(({ endpoint, load_balancing_weight: weight = 1 }) => `::${text(endpoint?.address)}::weight::${weight}`));
+      found.set(name, [...(found.get(name) ?? []), hosts]);
+    }
+    return found;
+  }
+
+  /** How often each cluster's endpoints were updated, by the cluster's name as statistics have it. */
+  async #updates(): Promise<Map<string, string>> {
+    const counts = new Map<string, string>();
+    let rest = '';
+    await this.#admin.read('/stats?type=Counters&usedonly&filter=%5C.update_success%24', (more) => {
+      const lines = (rest + more).split('\n');
+      rest = ownText(lines.pop()!);
+      for (const line of lines) {
+        const [, name, count] = /^cluster\.(.*)\.update_success: (\d+)$/.exec(line) ?? [];
+        if (name !== undefined && count !== undefined) counts.set(ownText(name), ownText(count));
+      }
+    }, { maxBytes: MAX_CLUSTERS_BYTES });
+    return counts;
+  }
+
+  /** @returns undefined: meanwhile something is under way */
+  async #compared(dump: (typeof DUMPS)[number], wanted: ReadonlyMap<string, Entry>, { prefix, names }: Page): Promise<Drift[] | undefined> {
+    const { type } = dump;
+    const found = new Map((await this.#dump(dump, prefix)).map((item) => [item.name, item]));
+    if (!this.#ads.idle) return undefined;
+    return names.flatMap((name) => {
+      const { version } = wanted.get(name)!;
+      const [item, kind] = [found.get(name), SHORT_NAMES[type]!];
+      if (!this.#isInForce(type, name, version)) return [];
+      if (item?.version === undefined) return this.#drift(type, 'missing', name, item ? 'it still warms up' : undefined);
+      if (item.version !== version) return this.#drift(type, 'wrong', name, `version ${item.version} instead of ${version}`);
+      return this.#prints.isAsBefore(`${kind} ${name}`, version, item.content ?? '') ? [] : this.#drift(type, 'wrong', name, 'another content under this version');
+    });
   }
 
   /** What Envoy has acknowledged as it is wanted; undefined while something is under way, or no Envoy is there. */
@@ -151,7 +294,7 @@ export class EnvoyAudit {
   #drift(type: string, state: Drift['state'], name: string, detail?: string): Drift {
     const pod = type === LDS ? podOfListener(name) : undefined;
     const repair = (): void => {
-      this.#prints.forget(`${SHORT_NAMES[type]} ${name}`);
+      for (const known of [this.#prints, this.#taken]) known.forget(`${SHORT_NAMES[type]} ${name}`);
       this.#ads.resend(type, [name]);
     };
     return { kind: SHORT_NAMES[type]!.toLowerCase() as DriftKind, state, name, repair, objects: objectsOfEntry(name, this.#ads.entries(type).get(name)), ...(detail === undefined ? {} : { detail }), ...(pod === undefined ? {} : { pod }) };
@@ -164,7 +307,7 @@ export class EnvoyAudit {
     let current: { name: string; hosts: string[] } | undefined;
     const end = (): void => {
       // The answer of a big mesh has a hundred megabytes, and a part of a text keeps all of it.
-      if (current) found.set(ownText(current.name), hashBytes(current.hosts.sort().join()));
+      if (current) found.set(ownText(current.name), printOf(current.hosts));
       current = undefined;
     };
     await this.#admin.read('/clusters', (more) => {
@@ -185,6 +328,24 @@ export class EnvoyAudit {
     end();
     return found;
   }
+}
+
+function dumpPath(resource: string, prefix: string, mask?: string): string {
+  const regex = prefix === '' ? '' : `&name_regex=${encodeURIComponent(`${prefix.replace(/[\\^$.*+?()[\]{}|]/g, '\\$&')}.*`)}`;
+  return `/config_dump?resource=${resource}${regex}${mask === undefined ? '' : `&mask=${encodeURIComponent(mask)}`}`;
+}
+
+const printOf = (hosts: string[]): string => hashBytes(hosts.sort().join());
+
+/** Envoy's statistics have no colons in what is between dots. */
+const statName = (cluster: string): string => cluster.replaceAll(':', '_');
+
+/** Versions of nothing that is wanted, but for what may be there in place of what is not in force. */
+function strangersIn(found: ReadonlyMap<string, string>, wanted: ReadonlyMap<string, Entry>): string[] {
+  const versions = new Set([...wanted.values()].map(({ version }) => version));
+  const unknown = [...found.keys()].filter((version) => !versions.has(version));
+  const absent = [...versions].filter((version) => !found.has(version)).length;
+  return unknown.length > absent ? unknown : [];
 }
 
 /** A copy that stands by itself. */
@@ -210,19 +371,24 @@ export function objectsOfEntry(name: string, entry: Entry | undefined): string[]
   return [...new Set([...serviceIn(name), ...(entry ? objectsOf(entry.any) : [])])];
 }
 
+export interface Page {
+  prefix: string;
+  names: readonly string[];
+}
+
 /** Names in groups that no more than a page begin alike. @param names sorted */
-export function* pages(names: readonly string[]): Generator<{ prefix: string; names: readonly string[] }> {
+export function* pages(names: readonly string[], most = PAGE): Generator<Page> {
   const [first, last] = [names[0], names.at(-1)];
   if (first === undefined || last === undefined) return;
   let common = 0;
   while (common < Math.min(first.length, MAX_PREFIX) && first[common] === last[common]) common++;
-  if (names.length <= PAGE || common >= MAX_PREFIX) return yield { prefix: first.slice(0, common), names };
+  if (names.length <= most || common >= MAX_PREFIX) return yield { prefix: first.slice(0, common), names };
   for (let from = 0; from < names.length;) {
     let to = from + 1;
     while (to < names.length && names[to]![common] === names[from]![common]) to++;
     const part = names.slice(from, to);
     // The name that the others begin with is asked for along with them.
-    yield* part.length === 1 ? [{ prefix: part[0]!.slice(0, MAX_PREFIX), names: part }] : pages(part);
+    yield* part.length === 1 ? [{ prefix: part[0]!.slice(0, MAX_PREFIX), names: part }] : pages(part, most);
     from = to;
   }
 }
