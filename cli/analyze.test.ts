@@ -8,7 +8,7 @@ import { mergeResults, parseYaml } from '../common/kube/yaml.js';
 import { projectRoot } from '../common/paths.js';
 import { run, type RunResult } from '../common/process.js';
 import { analyze } from './analyze.js';
-import { CODES } from './analyze/codes.js';
+import { CODES, findingOf } from './analyze/codes.js';
 
 const CLI = join(projectRoot, 'dist', 'cli', 'main.js');
 const cli = (args: readonly string[], okCodes: readonly number[] = [0]): Promise<RunResult> => run(process.execPath, [CLI, 'analyze', ...args], { okCodes, timeoutMs: 120_000 });
@@ -70,6 +70,11 @@ for (const [name, { yaml, expected }] of Object.entries(CASES)) {
     assert.ok(all.some((each) => expected.test(each)), all.join('\n'));
   });
 }
+
+test('analyze: a code is what the check says, whatever its words are', () => {
+  const of = (about: Parameters<typeof findingOf>[0]['about'], kind = 'VirtualService'): string => findingOf({ severity: 'warning', file: 'a.yaml', line: 1, column: 1, kind, name: 'x', field: 'spec.subset', message: 'is known, expected one of, left out, only the oldest counts', ...(about === undefined ? {} : { about }) }, 'together').code;
+  assert.deepEqual([of(undefined), of('missing'), of('no-workload'), of('several'), of('second'), of('second', 'Sidecar'), of('routed-already'), of('not-taken')], ['IST0133', 'IST0101', 'IST0127', 'UP0002', 'UP0002', 'IST0111', 'IST0109', 'IST0132']);
+});
 
 test('analyze: what is as it should be has no findings', () => {
   assert.deepEqual(found(`${SERVICE}${POD}${route(`[{match: [{uri: {prefix: /a}}], ${TO_WEB}}, {${TO_WEB}}]`)}`), []);

@@ -1,4 +1,5 @@
 /** Codes of findings: Istio's where one means the same (https://istio.io/latest/docs/reference/config/analysis/), else this project's. */
+import type { Concern } from '../../common/kube/schema.js';
 import type { ValidationError } from '../../common/kube/yaml.js';
 
 export const LEVELS = ['Error', 'Warning', 'Info'] as const;
@@ -43,25 +44,17 @@ export type Code = keyof typeof CODES;
 export const resourceName = ({ kind = 'File', name, namespace, file = '' }: { kind?: string | undefined; name?: string | undefined; namespace?: string | undefined; file?: string }): string => (name === undefined ? `${kind} ${file}` : `${kind} ${name}${namespace === undefined ? '' : `.${namespace}`}`);
 
 /** @param found `alone`: in the object itself; `together`: with the others at hand */
-export function findingOf({ severity, kind, name, namespace, file, line, field, message }: ValidationError, found: 'alone' | 'together'): Finding {
-  const code = found === 'alone' ? (severity === 'error' ? 'IST0106' : 'IST0133') : codeOf(kind ?? '', field, message);
+export function findingOf({ severity, kind, name, namespace, file, line, field, message, about }: ValidationError, found: 'alone' | 'together'): Finding {
+  const code = found === 'alone' ? (severity === 'error' ? 'IST0106' : 'IST0133') : codeOf(kind, about);
   // What is referred to and not there is an error for who wrote it, as istioctl has it, though the control plane takes it.
   const level: Level = severity === 'error' || code === 'IST0101' || code === 'IST0109' || code === 'IST0110' || code === 'IST0111' ? 'Error' : 'Warning';
   return { level, code, name: CODES[code][0], resource: resourceName({ kind, name, namespace, file }), ...(namespace === undefined ? {} : { namespace }), file, line, field, message };
 }
 
-/** The order counts: the first that fits. */
-const TOGETHER: readonly [kind: RegExp, message: RegExp, code: Code][] = [
-  [/^Gateway$/, /no pod has these labels/, 'IST0101'],
-  [/./, /but no pod.* has these labels/, 'IST0127'],
-  [/^Sidecar$/, /found a second Sidecar/, 'IST0111'],
-  [/./, /found a second|only the oldest|of the same host has|that one counts/, 'UP0002'],
-  [/^VirtualService$/, /whose servers take none of the hosts/, 'IST0132'],
-  [/./, /is known|expected a port of|expected one of|is not there|has no subset|no such|left out|no DestinationRule/, 'IST0101'],
-];
+const BY_CONCERN: Readonly<Record<Concern, Code>> = { missing: 'IST0101', 'no-workload': 'IST0127', several: 'UP0002', second: 'UP0002', 'routed-already': 'IST0109', 'not-taken': 'IST0132' };
 
-function codeOf(kind: string, field: string, message: string): Code {
-  if (kind === 'VirtualService' && /routes already/.test(message)) return 'IST0109';
-  if (/subset$|credentialName$|provider\.name$|delegate$/.test(field)) return 'IST0101';
-  return TOGETHER.find(([of, said]) => of.test(kind) && said.test(message))?.[2] ?? 'IST0133';
+function codeOf(kind: string | undefined, about: Concern | undefined): Code {
+  if (about === undefined) return 'IST0133';
+  // Istio has a code for Sidecars alone.
+  return about === 'second' && kind === 'Sidecar' ? 'IST0111' : BY_CONCERN[about];
 }

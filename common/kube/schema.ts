@@ -6,11 +6,20 @@ import { editDistance } from '../nearest.js';
 
 export type Path = readonly (string | number)[];
 
+/**
+ * `missing`: what is referred to is not there; `no-workload`: a selector that nothing fits; `several`: of objects that are there only
+ * one counts; `second`: the same, of those for all of a namespace; `routed-already`: so is the host; `not-taken`: none of the Gateway's
+ * servers take the host.
+ */
+export type Concern = 'missing' | 'no-workload' | 'several' | 'second' | 'routed-already' | 'not-taken';
+
 export interface Problem {
   path: Path;
   /** What is wrong, e.g. `unknown field "subste"; did you mean "subset"?` */
   message: string;
   severity: 'error' | 'warning';
+  /** Of what kind it is, as far as others are concerned. */
+  about?: Concern;
   /** The problem is with the key itself, not with its value. */
   atKey?: boolean;
 }

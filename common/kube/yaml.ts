@@ -6,7 +6,7 @@ import { readFile, readdir, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { LineCounter, isAlias, isMap, isScalar, isSeq, parseAllDocuments, type Document, type Node as YamlNode } from 'yaml';
 import { errorCode, errorMessage } from '../errors.js';
-import { formatPath, type Path, type Problem } from './schema.js';
+import { formatPath, type Concern, type Path, type Problem } from './schema.js';
 import { checkObject } from './schemas.js';
 import { isNamespaced, objectKey, type KubeObject } from './types.js';
 
@@ -41,6 +41,7 @@ export interface ValidationError {
   /** `spec.http[0].route[1].destination.subset`; empty when the file is not YAML. */
   field: string;
   message: string;
+  about?: Concern;
 }
 
 export interface LoadResult {
@@ -74,6 +75,7 @@ export function errorAt(loaded: LoadedObject, problem: Problem): ValidationError
     field: formatPath(problem.path),
     message: problem.message,
   };
+  if (problem.about) error.about = problem.about;
   if (object.metadata?.namespace) error.namespace = object.metadata.namespace;
   return error;
 }

@@ -60,7 +60,7 @@ function checkProvider({ spec }: AuthorizationPolicy, authorizers: ReadonlySet<s
   if (!name || authorizers.has(name)) return [];
   const near = nearest(name, authorizers);
   const known = authorizers.size > 0 ? `expected one of ${[...authorizers].join(', ')}` : 'but the MeshConfig has none';
-  return [{ path: ['spec', 'provider', 'name'], severity: 'warning', message: `found "${name}", ${known}${near ? ` (did you mean ${near}?)` : ''}: what the rules match is refused until it is there` }];
+  return [{ path: ['spec', 'provider', 'name'], severity: 'warning', about: 'missing', message: `found "${name}", ${known}${near ? ` (did you mean ${near}?)` : ''}: what the rules match is refused until it is there` }];
 }
 
 /** A fixed set of objects, each of which can be checked against the others. */

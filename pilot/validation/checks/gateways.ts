@@ -1,5 +1,5 @@
 /** Do Gateways have workloads, certificates, and listeners that no other Gateway claims? */
-import type { Path, Problem } from '../../../common/kube/schema.js';
+import type { Concern, Path, Problem } from '../../../common/kube/schema.js';
 import { hostsOverlap, isHttpProtocol, isTlsProtocol } from '../../../common/kube/istio/syntax.js';
 import type { Gateway, GatewayServer, HTTPRoute, KubeGateway, KubeObject, Pod, Secret, Service } from '../../../common/kube/types.js';
 import { apiGroup } from '../../../common/kube/types.js';
@@ -8,7 +8,7 @@ import { fact, GATEWAY_API, namespaceOf, type View } from '../mesh-index.js';
 import { hasPart, pairProblems } from './certificates.js';
 import { mountedFile } from './files.js';
 
-const warning = (path: Path, message: string): Problem => ({ path, severity: 'warning', message });
+const warning = (path: Path, message: string, about?: Concern): Problem => ({ path, severity: 'warning', message, ...(about === undefined ? {} : { about }) });
 
 /** Where gateways look for `credentialName`: `kubernetes://name`, `kubernetes-gateway://namespace/name`, or a name in their own namespace. */
 export function credentialPlace(name: string, namespace: string): { namespace: string; name: string } | undefined {
@@ -29,11 +29,11 @@ function checkCredential(view: View, namespaces: readonly string[], name: string
     const [authority] = view.of<Secret>(fact.secret(place.namespace, `${place.name}-cacert`));
     if (!secret) {
       // A name that ends so is the CAs' own.
-      return [warning(path, `found "${name}", but no Secret ${place.namespace}/${place.name} is known: the server answers nobody until it is`)];
+      return [warning(path, `found "${name}", but no Secret ${place.namespace}/${place.name} is known: the server answers nobody until it is`, 'missing')];
     }
-    if (!hasPart(secret.object, 'certificate')) return [warning(path, `found "${name}", but Secret ${place.namespace}/${place.name} has no tls.crt and tls.key (or cert and key)`)];
+    if (!hasPart(secret.object, 'certificate')) return [warning(path, `found "${name}", but Secret ${place.namespace}/${place.name} has no tls.crt and tls.key (or cert and key)`, 'missing')];
     if (wantsCa && !hasPart(secret.object, 'ca') && !(authority && hasPart(authority.object, 'ca'))) {
-      return [warning(path, `found "${name}", but neither Secret ${place.namespace}/${place.name} nor ${place.name}-cacert has the certificates of clients' CAs (ca.crt or cacert)`)];
+      return [warning(path, `found "${name}", but neither Secret ${place.namespace}/${place.name} nor ${place.name}-cacert has the certificates of clients' CAs (ca.crt or cacert)`, 'missing')];
     }
   }
   return [];
@@ -59,7 +59,7 @@ function checkFiles(view: View, pair: { serverCertificate?: string; privateKey?:
     const certificate = mountedFile(view, pod, serverCertificate);
     const key = mountedFile(view, pod, privateKey);
     for (const [file, field] of [[certificate, 'serverCertificate'], [key, 'privateKey']] as const) {
-      if (file && !file.content) return [warning([...path, field], `found "${pair[field]}", but ${file.object}, which pod ${namespaceOf(pod)}/${pod.metadata.name} has there, lacks "${file.key}": the server answers nobody until it is there`)];
+      if (file && !file.content) return [warning([...path, field], `found "${pair[field]}", but ${file.object}, which pod ${namespaceOf(pod)}/${pod.metadata.name} has there, lacks "${file.key}": the server answers nobody until it is there`, 'missing')];
     }
     if (!certificate?.content || !key?.content) continue;
     const problems = pairProblems(certificate.content, key.content);
@@ -96,13 +96,13 @@ function checkConflicts(view: View, key: string, gateway: Gateway): Problem[] {
   const servers = gateway.spec.servers ?? [];
   servers.forEach((server, index) => {
     const inside = servers.slice(0, index).find((other) => other.port.number === server.port.number && conflict(server, other));
-    if (inside) problems.push(warning(['spec', 'servers', index], `found ${conflict(server, inside)}, from a server before it: only that one counts`));
+    if (inside) problems.push(warning(['spec', 'servers', index], `found ${conflict(server, inside)}, from a server before it: only that one counts`, 'several'));
     const sharing = view.of<Gateway>(fact.gatewaysOn(server.port.number));
     for (const { object: other } of sharing.slice(0, Math.max(0, sharing.findIndex((loaded) => loaded.key === key)))) {
       if (!related(gateway.spec.selector ?? {}, other.spec.selector ?? {})) continue;
       const found = (other.spec.servers ?? []).filter(({ port }) => port.number === server.port.number).map((candidate) => conflict(server, candidate)).find((what) => what);
       if (!found) continue;
-      problems.push(warning(['spec', 'servers', index], `found ${found}, from Gateway ${namespaceOf(other)}/${other.metadata.name}: only the oldest counts`));
+      problems.push(warning(['spec', 'servers', index], `found ${found}, from Gateway ${namespaceOf(other)}/${other.metadata.name}: only the oldest counts`, 'several'));
       break;
     }
   });
@@ -115,7 +115,7 @@ export function checkGateway(view: View, key: string, gateway: Gateway): Problem
   const pods = view.workloads(selector);
   if (Object.keys(selector).length > 0 && pods.length === 0) {
     const text = Object.entries(selector).map(([label, value]) => `${label}=${value}`).join(', ');
-    problems.push({ path: ['spec', 'selector'], severity: 'warning', atKey: true, message: `found ${text}, but no pod has these labels: nobody listens` });
+    problems.push({ path: ['spec', 'selector'], severity: 'warning', about: 'missing', atKey: true, message: `found ${text}, but no pod has these labels: nobody listens` });
   }
   (gateway.spec.servers ?? []).forEach((server, index) => problems.push(...checkServer(view, gateway, server, index, pods)));
   problems.push(...checkConflicts(view, key, gateway));
@@ -148,9 +148,9 @@ function checkBackend(view: View, route: KubeObject, ref: Backend, path: Path): 
     return [warning([...path, 'namespace'], `found "${place}", but no ReferenceGrant there lets ${route.kind}s of ${namespace} refer to Services: requests would be answered with 500`)];
   }
   const [service] = view.of<Service>(fact.host(serviceHost(ref.name, place, view.clusterDomain)));
-  if (!service) return [warning([...path, 'name'], `found "${ref.name}", but no Service ${place}/${ref.name} is known: requests would be answered with 500`)];
+  if (!service) return [warning([...path, 'name'], `found "${ref.name}", but no Service ${place}/${ref.name} is known: requests would be answered with 500`, 'missing')];
   const ports = service.object.kind === 'Service' ? (service.object.spec.ports ?? []).map(({ port }) => port) : [];
-  if (ref.port !== undefined && service.object.kind === 'Service' && !ports.includes(ref.port)) return [warning([...path, 'port'], `found ${ref.port}, expected a port of Service ${place}/${ref.name}: ${ports.join(', ') || 'it has none'}`)];
+  if (ref.port !== undefined && service.object.kind === 'Service' && !ports.includes(ref.port)) return [warning([...path, 'port'], `found ${ref.port}, expected a port of Service ${place}/${ref.name}: ${ports.join(', ') || 'it has none'}`, 'missing')];
   return [];
 }
 
@@ -163,10 +163,10 @@ export function checkKubeRoute(view: View, route: HTTPRoute): Problem[] {
     const place = parent.namespace ?? namespace;
     const [gateway] = view.of<KubeGateway>(fact.kubeGateway(place, parent.name));
     const path = ['spec', 'parentRefs', index];
-    if (!gateway) return void problems.push(warning([...path, 'name'], `found "${parent.name}", but no Gateway ${place}/${parent.name} is known: the route is attached to nothing`));
+    if (!gateway) return void problems.push(warning([...path, 'name'], `found "${parent.name}", but no Gateway ${place}/${parent.name} is known: the route is attached to nothing`, 'missing'));
     const { listeners } = gateway.object.spec;
     const fitting = listeners.filter(({ name, port }) => (parent.sectionName === undefined || name === parent.sectionName) && (parent.port === undefined || port === parent.port));
-    if (fitting.length === 0) problems.push(warning([...path, parent.sectionName === undefined ? 'port' : 'sectionName'], `found ${parent.sectionName === undefined ? parent.port : `"${parent.sectionName}"`}, expected a listener of Gateway ${place}/${parent.name}: ${listeners.map(({ name, port }) => `${name} (${port})`).join(', ')}`));
+    if (fitting.length === 0) problems.push(warning([...path, parent.sectionName === undefined ? 'port' : 'sectionName'], `found ${parent.sectionName === undefined ? parent.port : `"${parent.sectionName}"`}, expected a listener of Gateway ${place}/${parent.name}: ${listeners.map(({ name, port }) => `${name} (${port})`).join(', ')}`, 'missing'));
     else if (route.spec.hostnames?.length && !fitting.some(({ hostname }) => !hostname || route.spec.hostnames!.some((host) => hostsOverlap(hostname, host)))) {
       problems.push(warning(['spec', 'hostnames'], `found none that Gateway ${place}/${parent.name} listens for: the route is attached to nothing there`));
     } else if (place !== namespace && fitting.every(({ allowedRoutes }) => (allowedRoutes?.namespaces?.from ?? 'Same') === 'Same')) {

@@ -34,11 +34,11 @@ function checkDestination(view: View, namespace: string, { host: written, subset
   if (services.length === 0) {
     const near = nearest(host, view.index.hosts());
     const hint = near ? `; did you mean ${near}?` : '';
-    problems.push({ path: [...path, 'host'], severity: 'warning', message: `found "${written}", but no Service ${host} is known: requests would be answered with 503${hint}` });
+    problems.push({ path: [...path, 'host'], severity: 'warning', about: 'missing', message: `found "${written}", but no Service ${host} is known: requests would be answered with 503${hint}` });
   } else if (visible.length === 0) {
     problems.push({ path: [...path, 'host'], severity: 'warning', message: `found "${written}", but ${host} is not exported to namespace ${namespace}: its workloads would get 503` });
   } else if (port && !ports.includes(port.number)) {
-    problems.push({ path: [...path, 'port', 'number'], severity: 'error', message: `found ${port.number}, expected a port of ${host}: ${ports.join(', ') || 'it has none'}` });
+    problems.push({ path: [...path, 'port', 'number'], severity: 'error', about: 'missing', message: `found ${port.number}, expected a port of ${host}: ${ports.join(', ') || 'it has none'}` });
   }
   if (subset) checkSubset(view, host, subset, [...path, 'subset'], problems);
 }
@@ -54,14 +54,14 @@ function checkSubset(view: View, host: string, subset: string, path: Path, probl
   if (names.includes(subset)) return;
   const near = nearest(subset, names);
   const expected = rules.length === 0 ? `no DestinationRule for ${host} is known that would define it` : `expected a subset of ${host}: ${names.join(', ') || 'its DestinationRule has none'}${near ? ` (did you mean ${near}?)` : ''}`;
-  problems.push({ path, severity: 'error', message: `found "${subset}", ${expected}` });
+  problems.push({ path, severity: 'error', about: 'missing', message: `found "${subset}", ${expected}` });
 }
 
 function checkDelegate(view: View, namespace: string, { delegate }: HttpRoute, path: Path, problems: Problem[]): void {
   if (!delegate) return;
   const place = delegate.namespace || namespace;
   const [found] = view.of<VirtualService>(fact.virtualService(place, delegate.name ?? ''));
-  const say = (message: string): void => void problems.push({ path: [...path, 'delegate'], severity: 'warning', message: `${message}: this rule is left out` });
+  const say = (message: string): void => void problems.push({ path: [...path, 'delegate'], severity: 'warning', about: 'missing', message: `${message}: this rule is left out` });
   if (!found) return say(`found "${place}/${delegate.name ?? ''}", but no such VirtualService is known`);
   if (found.object.spec.hosts?.length) return say(`found "${place}/${delegate.name ?? ''}", which has hosts of its own, expected a VirtualService without`);
   if (!isExportedTo(parseExportTo(found.object.spec.exportTo, place), namespace)) say(`found "${place}/${delegate.name ?? ''}", which is not exported to namespace ${namespace}`);
@@ -86,13 +86,13 @@ function checkGateways(view: View, object: VirtualService, problems: Problem[]):
     const [place = '', own = ''] = gatewayKey(name, namespace).split('/');
     const [gateway] = view.of<Gateway>(fact.gateway(place, own));
     if (!gateway) {
-      if (view.of(fact.kubeGateway(place, own)).length === 0) problems.push({ path, severity: 'warning', message: `found "${name}", but no Gateway ${place}/${own} is known: nothing is routed there` });
+      if (view.of(fact.kubeGateway(place, own)).length === 0) problems.push({ path, severity: 'warning', about: 'missing', message: `found "${name}", but no Gateway ${place}/${own} is known: nothing is routed there` });
       continue;
     }
     const hosts = (gateway.object.spec.servers ?? []).flatMap((server) => server.hosts).filter((host) => !host.includes('/') || ['*', namespace].includes(host.split('/')[0]!) || (host.startsWith('./') && place === namespace));
     const patterns = hosts.map((host) => host.slice(host.indexOf('/') + 1));
     const inside = (object.spec.hosts ?? []).some((host) => patterns.some((pattern) => hostMatches(pattern, resolveHost(host, namespace, view.clusterDomain)) || hostMatches(pattern, host) || hostMatches(host, pattern)));
-    if (object.spec.hosts?.length && path[1] === 'gateways' && !inside) problems.push({ path, severity: 'warning', message: `found "${name}", whose servers take none of the hosts for namespace ${namespace}: nothing is routed there` });
+    if (object.spec.hosts?.length && path[1] === 'gateways' && !inside) problems.push({ path, severity: 'warning', about: 'not-taken', message: `found "${name}", whose servers take none of the hosts for namespace ${namespace}: nothing is routed there` });
   }
 }
 
@@ -112,7 +112,7 @@ function checkOverlap(view: View, loadedKey: string, object: VirtualService, pro
       const shared = [...gatewaysOf(other)].filter((one) => gateways.has(one));
       if (!common || shared.length === 0) continue;
       const name = `VirtualService ${namespaceOf(other)}/${other.metadata.name}`;
-      if (shared.includes('mesh')) problems.push({ path: ['spec', 'hosts', index], severity: 'warning', message: `found "${written}", which ${name} routes already: for workloads only the oldest counts` });
+      if (shared.includes('mesh')) problems.push({ path: ['spec', 'hosts', index], severity: 'warning', about: 'routed-already', message: `found "${written}", which ${name} routes already: for workloads only the oldest counts` });
       else if (catchesAll(other)) problems.push({ path: ['spec', 'hosts', index], severity: 'warning', message: `found "${written}", for which ${name} has a rule that takes everything on Gateway ${shared[0]}: what is here is never reached` });
       else continue;
       break;
@@ -147,13 +147,13 @@ export function checkDestinationRule(view: View, key: string, object: Destinatio
   const older = rules.slice(0, Math.max(0, rules.findIndex((loaded) => loaded.key === key)));
   for (const [index, { name }] of (object.spec.subsets ?? []).entries()) {
     const first = older.find(({ object: { spec } }) => spec.subsets?.some((subset) => subset.name === name));
-    if (first) problems.push({ path: ['spec', 'subsets', index, 'name'], severity: 'warning', message: `found "${name}", which DestinationRule ${namespace}/${first.object.metadata.name} of the same host has already: only the oldest counts` });
+    if (first) problems.push({ path: ['spec', 'subsets', index, 'name'], severity: 'warning', about: 'several', message: `found "${name}", which DestinationRule ${namespace}/${first.object.metadata.name} of the same host has already: only the oldest counts` });
   }
   const policy = older.find(({ object: { spec } }) => spec.trafficPolicy);
-  if (policy && object.spec.trafficPolicy) problems.push({ path: ['spec', 'trafficPolicy'], severity: 'warning', atKey: true, message: `DestinationRule ${namespace}/${policy.object.metadata.name} of the same host has one already: only the oldest counts` });
+  if (policy && object.spec.trafficPolicy) problems.push({ path: ['spec', 'trafficPolicy'], severity: 'warning', about: 'several', atKey: true, message: `DestinationRule ${namespace}/${policy.object.metadata.name} of the same host has one already: only the oldest counts` });
   if (servicesOf(view, host).length === 0) {
     const near = nearest(host, view.index.hosts());
-    problems.push({ path: ['spec', 'host'], severity: 'warning', message: `found "${object.spec.host}", but no Service ${host} is known${near ? `; did you mean ${near}?` : ''}` });
+    problems.push({ path: ['spec', 'host'], severity: 'warning', about: 'missing', message: `found "${object.spec.host}", but no Service ${host} is known${near ? `; did you mean ${near}?` : ''}` });
   }
   return problems;
 }
