@@ -65,6 +65,7 @@ export interface RawMap {
   setMany(keys: Buffer, values: Buffer): void;
   delete(key: Buffer): boolean;
   entries(): [Buffer, Buffer][];
+  keys(): Buffer[];
   readBatch(position: Buffer | undefined, count: number): RawBatch | undefined;
   close(): void;
 }

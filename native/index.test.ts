@@ -169,6 +169,13 @@ test('BpfObject: maps, batches, layouts, and errors after close', () => {
   for (let n = 0; n < 1500; n++) map.set(key(n), value);
   assert.equal(map.entries().length, 1500);
   assert.equal(new Set(map.entries().map(([each]) => each.toString('hex'))).size, 1500);
+  assert.deepEqual(new Set(map.keys().map((each) => each.toString('hex'))), new Set(map.entries().map(([each]) => each.toString('hex'))));
+  // Values of several kilobytes are read a few at a time.
+  const large = object.map('policies');
+  const cookies = Array.from({ length: 100 }, (_, n) => Buffer.from(n.toString(16).padStart(16, '0'), 'hex'));
+  cookies.forEach((cookie, n) => large.set(cookie, Buffer.alloc(large.valueSize, n)));
+  assert.deepEqual(new Map(large.entries().map(([cookie, { length, 0: first }]) => [cookie.toString('hex'), [length, first]])), new Map(cookies.map((cookie, n) => [cookie.toString('hex'), [large.valueSize, n]])));
+  assert.deepEqual(large.keys().map((each) => each.toString('hex')).sort(), cookies.map((each) => each.toString('hex')));
   assert.deepEqual(map.get(key(3)), value);
   assert.equal(map.get(key(9999)), undefined);
   assert.equal(map.delete(key(3)), true);

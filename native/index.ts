@@ -294,6 +294,11 @@ export class BpfMap implements Closable {
     return guarded(() => this.#raw.entries());
   }
 
+  /** All keys, one by one; what changes meanwhile may be missed. Where values are large this is less to read than `entries`. */
+  keys(): Buffer[] {
+    return guarded(() => this.#raw.keys());
+  }
+
   /**
    * All entries in parts of at most `count`, each read when it is asked for; what changes meanwhile may be missed. Keys and values
    * stand one after the other. Where the kernel has no batches for this type of map, all in one part.

@@ -31,6 +31,10 @@ grep -q 'collector_service = 9' "$zipkin" && grep -q 'v3/http_service.proto' "$z
 tag=$tree/envoy/type/tracing/v3/custom_tag.proto
 sed -i 's/^    Metadata metadata = 5;/&\n    string value = 6;/' "$tag"
 grep -q 'value = 6' "$tag"
+# OpenTelemetryAccessLogConfig.grpc_service and log_name: what takes the place of common_config, which Envoy warns of.
+otel=$tree/envoy/extensions/access_loggers/open_telemetry/v3/logs_service.proto
+sed -i 's/^  repeated config.core.v3.TypedExtensionConfig formatters = 7;/&\n  config.core.v3.GrpcService grpc_service = 9;\n  string log_name = 10;/; s/^import "envoy\/config\/core\/v3\/extension.proto";/&\nimport "envoy\/config\/core\/v3\/grpc_service.proto";/' "$otel"
+grep -q 'log_name = 10' "$otel" && grep -q 'v3/grpc_service.proto' "$otel"
 manager=$tree/envoy/extensions/filters/network/http_connection_manager/v3/http_connection_manager.proto
 sed -i 's/^    google.protobuf.BoolValue spawn_upstream_span = 10;/&\n    string operation = 11;\n    string upstream_operation = 12;\n    bool no_context_propagation = 13;/' "$manager"
 grep -q 'no_context_propagation = 13' "$manager"

@@ -104,7 +104,7 @@ export class KernelPolicies {
       return policy ? [[netnsCookie, policy] as const] : [];
     }));
     // First, since it makes room.
-    const present = new Set([...this.#map.entries()].map(([key]) => key.readBigUInt64LE()));
+    const present = new Set(this.#map.keys().map((key) => key.readBigUInt64LE()));
     for (const netnsCookie of present) if (!governed.has(netnsCookie)) this.forget(netnsCookie);
     const failures: unknown[] = [];
     for (const [netnsCookie, policy] of governed) {
@@ -149,11 +149,14 @@ export class KernelPolicies {
   /** Before the place goes to another pod: values that are not written anew still know it as the former one's. */
   forgetPlace(slot: number): void {
     const { policy: codec } = this.#codecs;
-    for (const [key, value] of this.#map.entries()) {
-      const classes = codec.bytes(value, 'class_of');
-      if (classes[slot] === UNKNOWN_CLASS) continue;
-      classes[slot] = UNKNOWN_CLASS;
+    for (const key of this.#map.keys()) {
       const netnsCookie = key.readBigUInt64LE();
+      const written = this.#written.get(netnsCookie);
+      if (written && codec.bytes(written, 'class_of')[slot] === UNKNOWN_CLASS) continue;
+      const value = this.#map.get(key);
+      const classes = value && codec.bytes(value, 'class_of');
+      if (!classes || classes[slot] === UNKNOWN_CLASS) continue;
+      classes[slot] = UNKNOWN_CLASS;
       this.#written.delete(netnsCookie);
       this.#write(netnsCookie, value);
     }

@@ -5,7 +5,6 @@
  */
 import { AccessLog, type AccessLogFilter } from '../../proto/generated/envoy/config/accesslog/v3/accesslog.js';
 import type { FilterChain } from '../../proto/generated/envoy/config/listener/v3/listener_components.js';
-import { ApiVersion } from '../../proto/generated/envoy/config/core/v3/config_source.js';
 import type { SubstitutionFormatString } from '../../proto/generated/envoy/config/core/v3/substitution_format_string.js';
 import { FileAccessLog } from '../../proto/generated/envoy/extensions/access_loggers/file/v3/file.js';
 import { CommonGrpcAccessLogConfig, HttpGrpcAccessLogConfig, TcpGrpcAccessLogConfig } from '../../proto/generated/envoy/extensions/access_loggers/grpc/v3/als.js';
@@ -48,7 +47,8 @@ function flowsLogger(side: CountedSide, owner: string): AccessLog {
   const formats = side === 'outbound' ? JSON_FORMAT : { ...JSON_FORMAT, upstream_cluster: '%UPSTREAM_CLUSTER%' };
   const keys = Object.entries(formats).map(([key, format]) => [key, CUT.has(key) ? format.replace(/%$/, `:${MAX_TEXT}%`) : format] as const);
   const config = OpenTelemetryAccessLogConfig.fromPartial({
-    common_config: { log_name: FLOWS_LOGGER, transport_api_version: ApiVersion.V3, grpc_service: { target_specifier: { $case: 'envoy_grpc', value: { cluster_name: ADS_CLUSTER } }, timeout: { seconds: 5n, nanos: 0 } } },
+    log_name: FLOWS_LOGGER,
+    grpc_service: { target_specifier: { $case: 'envoy_grpc', value: { cluster_name: ADS_CLUSTER } }, timeout: { seconds: 5n, nanos: 0 } },
     disable_builtin_labels: true,
     stat_prefix: 'underpass_flows',
     attributes: { values: [...keys, ...Object.entries(own)].map(([key, value]) => ({ key, value: { value: { $case: 'string_value', value } } })) },

@@ -35,7 +35,6 @@ export function sharedStrings(name: string, values: Readonly<Record<string, stri
       $case: 'format_string' as const,
       value: { format: { $case: 'text_format_source' as const, value: { specifier: { $case: 'inline_string' as const, value: value.replaceAll('%', '%%') } } } },
     },
-    read_only: true,
     shared_with_upstream: FilterStateValue_SharedWithUpstream.TRANSITIVE,
   }));
   return { name, config_type: { $case: 'typed_config', value: packSetFilterState(Config.fromPartial({ on_new_connection })) } };
@@ -43,7 +42,7 @@ export function sharedStrings(name: string, values: Readonly<Record<string, stri
 
 /** A filter that gives its own connection a string, as Envoy's formatters make it, in the form that the key's reader expects. */
 export function connectionString(name: string, key: string, format: string): Filter {
-  const value = { key: { $case: 'object_key' as const, value: key }, value: { $case: 'format_string' as const, value: { format: { $case: 'text_format_source' as const, value: { specifier: { $case: 'inline_string' as const, value: format } } } } }, read_only: true };
+  const value = { key: { $case: 'object_key' as const, value: key }, value: { $case: 'format_string' as const, value: { format: { $case: 'text_format_source' as const, value: { specifier: { $case: 'inline_string' as const, value: format } } } } } };
   return { name, config_type: { $case: 'typed_config', value: packSetFilterState(Config.fromPartial({ on_new_connection: [value] })) } };
 }
 
@@ -98,7 +97,6 @@ export function connectionAddress(name: string, key: string): Filter {
       $case: 'format_string' as const,
       value: { format: { $case: 'text_format_source' as const, value: { specifier: { $case: 'inline_string' as const, value: '%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%' } } } },
     },
-    read_only: true,
   };
   return { name, config_type: { $case: 'typed_config', value: packSetFilterState(Config.fromPartial({ on_new_connection: [value] })) } };
 }

@@ -67,7 +67,7 @@ export function renameLogs(logs: readonly AccessLog[], rename: Rename): void {
     for (const type of [OpenTelemetryAccessLogConfig, HttpGrpcAccessLogConfig, TcpGrpcAccessLogConfig] as const) {
       const found = unpack(type as typeof HttpGrpcAccessLogConfig, config);
       if (!found) continue;
-      renameGrpc(found.common_config?.grpc_service, rename);
+      for (const service of [found.common_config?.grpc_service, (found as Partial<OpenTelemetryAccessLogConfig>).grpc_service]) renameGrpc(service, rename);
       log.config_type = { $case: 'typed_config', value: pack(type as typeof HttpGrpcAccessLogConfig, found) };
     }
   }

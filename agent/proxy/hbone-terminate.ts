@@ -210,7 +210,6 @@ function state(key: string, format: string, factory_key = ''): FilterStateValue 
     key: { $case: 'object_key', value: key },
     factory_key,
     value: { $case: 'format_string', value: { format: { $case: 'text_format_source', value: { specifier: { $case: 'inline_string', value: format } } } } },
-    read_only: true,
     shared_with_upstream: FilterStateValue_SharedWithUpstream.ONCE,
   });
 }

@@ -24,6 +24,8 @@ export interface ListenerWaitsOptions {
 }
 
 const READY_POLL_MS = 10;
+/** An answer is a change, which wakes whoever waits: what else may come about meanwhile is that the pod is wanted. */
+const UNANSWERED_POLL_MS = 250;
 const REMOVED_POLL_MS = 250;
 
 export class ListenerWaits {
@@ -49,8 +51,9 @@ export class ListenerWaits {
       any.throwIfAborted();
       // Most who ask, a hundred at a time, have no answer yet.
       const { acked, nack } = ads.status(LDS, name);
-      if ((acked || nack !== undefined) && this.#options.isWanted(uid) && (await this.#isReady(uid, name, acked ? undefined : nack))) return;
-      await ads.changedSoon(READY_POLL_MS);
+      const isAnswered = acked || nack !== undefined;
+      if (isAnswered && this.#options.isWanted(uid) && (await this.#isReady(uid, name, acked ? undefined : nack))) return;
+      await ads.changedSoon(isAnswered ? READY_POLL_MS : UNANSWERED_POLL_MS);
     }
   }
 

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { once } from 'node:events';
-import { writeFileSync } from 'node:fs';
+import { readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { after, before, describe, it } from 'node:test';
@@ -53,6 +53,10 @@ describe('NodeProxy with two pods on one node', () => {
   async function servedBy(netns: TestNetns, count = 1): Promise<string[]> {
     return [...new Set((await call(netns, count)).map((answer) => `${answer.status} ${(answer.body as unknown as { path: string }).path}`))];
   }
+
+  it('Envoy is sent no field that it warns of, once for each chain of each pod', () => {
+    assert.doesNotMatch(readFileSync(join(world.folder, 'run', 'envoy.log'), 'utf8'), /deprecated/i);
+  });
 
   it('opens one stream for pods of one config class', () => {
     assert.deepEqual(world.running.status().classes.map((item) => item.pods), [['pod-a', 'pod-b']]);

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <memory>
 #include <vector>
 
 #include "object.h"
@@ -11,7 +12,8 @@ namespace underpass {
 namespace {
 
 // bpf(BPF_MAP_*_BATCH) came in 5.6 for hashes; other types and older kernels go entry by entry.
-constexpr uint32_t kBatch = 256;
+constexpr uint32_t kBatch = 256, kLeastBatch = 16;
+constexpr size_t kBatchBytes = 65536;
 constexpr size_t kUpdateBatch = 16384;
 
 size_t padded(size_t size) { return (size + 7) / 8 * 8; }
@@ -27,7 +29,7 @@ Napi::Function BpfMapHandle::define(Napi::Env env) {
   return DefineClass(env, "RawMap",
                      {property("name"), property("type"), property("keySize"), property("valueSize"), property("maxEntries"),
                       property("cpus"), InstanceMethod("get", &BpfMapHandle::get), InstanceMethod("set", &BpfMapHandle::set), InstanceMethod("setMany", &BpfMapHandle::set_many),
-                      InstanceMethod("delete", &BpfMapHandle::remove), InstanceMethod("entries", &BpfMapHandle::entries), InstanceMethod("readBatch", &BpfMapHandle::read_batch),
+                      InstanceMethod("delete", &BpfMapHandle::remove), InstanceMethod("entries", &BpfMapHandle::entries), InstanceMethod("keys", &BpfMapHandle::keys), InstanceMethod("readBatch", &BpfMapHandle::read_batch),
                       InstanceMethod("close", &BpfMapHandle::close)});
 }
 
@@ -155,15 +157,26 @@ static void push(Napi::Env env, Napi::Array out, const uint8_t *key, size_t key_
   out.Set(out.Length(), pair);
 }
 
+// In parts of some kilobytes: memory for all that a map may hold would be made, and given back, for the few that it does hold.
 bool BpfMapHandle::batch(Napi::Env env, Napi::Array out) {
   if (per_cpu() || type_ == BPF_MAP_TYPE_SOCKHASH) return false;
-  std::vector<uint8_t> keys(kBatch * key_size_), values(kBatch * value_size_);
+  uint32_t room = static_cast<uint32_t>(std::clamp<size_t>(kBatchBytes / (key_size_ + value_size_), kLeastBatch, kBatch));
+  std::unique_ptr<uint8_t[]> keys, values;
   std::vector<uint8_t> position(key_size_ < 8 ? 8 : key_size_);
-  bool first = true;
-  for (;;) {
-    uint32_t count = kBatch;
-    int failed = bpf_map_lookup_batch(fd_, first ? nullptr : position.data(), position.data(), keys.data(), values.data(), &count, nullptr);
+  for (bool first = true;;) {
+    if (!keys) {
+      keys.reset(new uint8_t[room * key_size_]);
+      values.reset(new uint8_t[room * value_size_]);
+    }
+    uint32_t count = room;
+    int failed = bpf_map_lookup_batch(fd_, first ? nullptr : position.data(), position.data(), keys.get(), values.get(), &count, nullptr);
     int error = failed ? errno : 0;
+    // One bucket of the kernel's holds more than there is room for: the position is as it was.
+    if (error == ENOSPC && room < max_entries_) {
+      room *= 2;
+      keys.reset();
+      continue;
+    }
     if (error && error != ENOENT) {
       if (first) return false;
       throw syscall_error(env, "reading map " + name_, "bpf", error);
@@ -172,6 +185,23 @@ bool BpfMapHandle::batch(Napi::Env env, Napi::Array out) {
     if (error) return true;
     first = false;
   }
+}
+
+Napi::Value BpfMapHandle::keys(const Napi::CallbackInfo &info) {
+  Napi::Env env = info.Env();
+  int map = fd(env);
+  Napi::Array out = Napi::Array::New(env);
+  std::vector<uint8_t> key(key_size_), next(key_size_);
+  // As in entries.
+  for (uint64_t steps = 0; steps < 2ull * max_entries_ + 16; steps++) {
+    if (bpf_map_get_next_key(map, steps == 0 ? nullptr : key.data(), next.data())) {
+      if (errno == ENOENT) break;
+      throw syscall_error(env, "reading the keys of map " + name_, "bpf", errno);
+    }
+    out.Set(out.Length(), Napi::Buffer<uint8_t>::Copy(env, next.data(), key_size_));
+    key = next;
+  }
+  return out;
 }
 
 Napi::Value BpfMapHandle::entries(const Napi::CallbackInfo &info) {

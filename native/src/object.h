@@ -57,6 +57,7 @@ class BpfMapHandle : public Napi::ObjectWrap<BpfMapHandle> {
   void set_many(const Napi::CallbackInfo &info);
   Napi::Value remove(const Napi::CallbackInfo &info);
   Napi::Value entries(const Napi::CallbackInfo &info);
+  Napi::Value keys(const Napi::CallbackInfo &info);
   Napi::Value read_batch(const Napi::CallbackInfo &info);
   void close(const Napi::CallbackInfo &info);
 
