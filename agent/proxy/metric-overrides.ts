@@ -1,8 +1,8 @@
 /** What Telemetry says of the metrics of a node's pods: the control plane tells it in the metadata of the listeners of a pod's class (pilot/telemetry/telemetry-generator.ts). */
 import type { SidecarState } from '../xds/sidecar-stream.js';
 
-/** Of a metric: not told; or labels in place of its own, null: without that one. */
-export type MetricOverride = 'off' | Readonly<Record<string, string | null>>;
+/** Of a metric: not told; or labels in place of its own, null: without that one; a list is joined, with what another label of the series says. */
+export type MetricOverride = 'off' | Readonly<Record<string, string | null | readonly (string | { label: string })[]>>;
 /** By the metric's name. */
 export type MetricOverrides = Readonly<Record<string, MetricOverride>>;
 

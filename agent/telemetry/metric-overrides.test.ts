@@ -25,3 +25,8 @@ test('series that come to the same labels are one sum, in whatever order their l
 test('without overrides series are told as they are', () => {
   assert.deepEqual(told({}, [[{ z: '1', a: '2' }, 1]]), { 'a z="1",a="2"': 1, 'b z="1",a="2"': 1 });
 });
+
+test('a label may be made of what the series itself says, as it was before; what it does not say is unknown', () => {
+  const made = { 'source shop/web': { a: { response_code: 'all', code: ['c', { label: 'response_code' }], grpc: [{ label: 'grpc_response_status' }] }, b: 'off' as const } };
+  assert.deepEqual(told(made, [[labels('source', 'web', { response_code: '200' }), 1]]), { 'a code="c200",grpc="unknown",reporter="source",response_code="all",source_workload="web",source_workload_namespace="shop"': 1 });
+});

@@ -2,9 +2,9 @@
  * What Telemetry says of metrics, laid over series when they are told, whoever counted them: so what the kernel moved and what Envoy
  * had is one series under it, too. Series that come to the same labels are one.
  */
-import type { MetricOverrides } from '../proxy/metric-overrides.js';
+import type { MetricOverride, MetricOverrides } from '../proxy/metric-overrides.js';
 import type { RequestView } from '../proxy/request-view.js';
-import type { FlowDirectory, FlowLabels } from './flow-labels.js';
+import { UNKNOWN, type FlowDirectory, type FlowLabels } from './flow-labels.js';
 import { labelText } from './prometheus.js';
 
 /** By `reporter namespace/workload`: it is the pod that tells a series whose settings count. */
@@ -22,7 +22,17 @@ export function workloadOverrides({ pods, overridesOf }: Pick<RequestView, 'pods
   directory.prepare(found.flatMap(({ addresses }) => addresses));
   return new Map(found.flatMap(({ reporter, addresses, overrides }) => {
     const workload = directory.workload(addresses);
-    return workload ? [[`${reporter} ${workload.namespace}/${workload.workload_name}`, overrides] as const] : [];
+    return workload ? [[`${reporter} ${workload.namespace}/${workload.workload_name}`, withSharedParts(overrides)] as const] : [];
+  }));
+}
+
+/** Of metrics that are changed alike one object, as a rule for all metrics is told for each. */
+function withSharedParts(overrides: MetricOverrides): MetricOverrides {
+  const known = new Map<string, MetricOverride>();
+  return Object.fromEntries(Object.entries(overrides).map(([name, override]) => {
+    const key = JSON.stringify(override);
+    if (!known.has(key)) known.set(key, override);
+    return [name, known.get(key)!];
   }));
 }
 
@@ -40,11 +50,13 @@ export class Overridden<T> {
   take(names: readonly string[], labels: FlowLabels, totals: T): void {
     const reporter = labels['reporter'] ?? '';
     const own = this.#overrides.get(`${reporter} ${labels[`${reporter}_workload_namespace`]}/${labels[`${reporter}_workload`]}`);
+    /** Most metrics of a series have the same labels. */
+    const texts = new Map<MetricOverride | undefined, string>();
     for (const name of names) {
-      const override = own?.[name] ?? {};
+      const override = own?.[name];
       if (override === 'off') continue;
-      const changed: Record<string, string | null> = { ...labels, ...override };
-      const text = this.#overrides.size === 0 ? labelText(labels) : labelText(Object.fromEntries(Object.entries(changed).filter((entry): entry is [string, string] => entry[1] !== null).sort(([a], [b]) => (a < b ? -1 : 1))));
+      let text = texts.get(override);
+      if (text === undefined) texts.set(override, (text = this.#overrides.size === 0 ? labelText(labels) : labelText(sorted(override ? laidOver(labels, override) : labels))));
       const key = `${name} ${text}`;
       const before = this.#sums.get(key);
       this.#sums.set(key, { name, labels: text, totals: before ? this.#add(before.totals, totals) : totals });
@@ -54,4 +66,17 @@ export class Overridden<T> {
   get sums(): Iterable<{ name: string; labels: string; totals: T }> {
     return this.#sums.values();
   }
+}
+
+function laidOver(labels: FlowLabels, override: Exclude<MetricOverride, 'off'>): FlowLabels {
+  const changed: Record<string, string> = { ...labels };
+  for (const [tag, value] of Object.entries(override)) {
+    if (value === null) delete changed[tag];
+    else changed[tag] = typeof value === 'string' ? value : value.map((part) => (typeof part === 'string' ? part : (labels[part.label] ?? UNKNOWN))).join('');
+  }
+  return changed;
+}
+
+function sorted(labels: FlowLabels): FlowLabels {
+  return Object.fromEntries(Object.entries(labels).sort(([a], [b]) => (a < b ? -1 : 1)));
 }

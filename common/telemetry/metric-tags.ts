@@ -39,6 +39,9 @@ const COMMANDS: Readonly<Record<string, { command: string; param?: string }>> = 
   'xds.route_name': { command: 'ROUTE_NAME' },
 };
 
+/** By a formatter's command: the label of Istio's own that says the same of every request of a series, so that it is known of series alone. */
+export const SERIES_LABELS: Readonly<Record<string, { label: string }>> = { RESPONSE_CODE: { label: 'response_code' }, GRPC_STATUS_NUMBER: { label: 'grpc_response_status' } };
+
 /** For messages. */
 export const TAG_ATTRIBUTES: readonly string[] = [...Object.keys(COMMANDS), "request.headers['…']", "response.headers['…']"];
 

@@ -1,7 +1,7 @@
 /** What Telemetry's `metrics` say of a proxy's metrics: the more specific one counts, by metric, side and label. */
 import type { Telemetry, TelemetryMetrics } from '../../common/kube/types.js';
 import { CONNECTIONS, MESSAGES, REQUEST_HISTOGRAMS, REQUESTS } from '../../common/telemetry/istio-metrics.js';
-import { tagTerms, type TagTerm } from '../../common/telemetry/metric-tags.js';
+import { SERIES_LABELS, tagTerms, type TagTerm } from '../../common/telemetry/metric-tags.js';
 import type { MeshConfig } from '../model/mesh.js';
 import { meant, type Side } from './layers.js';
 import type { MetricOverride } from './metrics.js';
@@ -16,8 +16,8 @@ const NAMES: Readonly<Record<string, string>> = {
 /** Istio's built-in provider of this name needs no definition. */
 const PROMETHEUS = 'prometheus';
 
-/** What a node's agent is told: by the metric's name. */
-export type MetricsNote = Readonly<Record<string, 'off' | Readonly<Record<string, string | null>>>>;
+/** What a node's agent is told: by the metric's name. A list's parts are joined; a `label` is the series' own. */
+export type MetricsNote = Readonly<Record<string, 'off' | Readonly<Record<string, string | null | readonly (string | { label: string })[]>>>>;
 
 interface Merged {
   isOff: boolean;
@@ -57,13 +57,23 @@ function merge(merged: Map<string, Merged>, { overrides = [] }: TelemetryMetrics
   }
 }
 
-/** For the node's agent, which makes labels itself and knows nothing of single requests: metrics that are off, and labels that are texts or are left out. */
+/** For the node's agent, which makes labels itself and knows of single requests what their series say: metrics that are off, and labels that are made of texts and of that, or are left out. */
 export function forAgents(overrides: Readonly<Record<string, MetricOverride>> | undefined): MetricsNote {
   if (!overrides) return Object.fromEntries(Object.values(NAMES).map((name) => [name, 'off']));
   const told = Object.entries(overrides).map(([name, override]) => {
     if (override === 'off') return [name, override] as const;
-    const tags = Object.entries(override).flatMap(([tag, terms]) => (terms?.every((term) => 'text' in term) ?? true ? [[tag, terms && terms.map((term) => ('text' in term ? term.text : '')).join('')] as const] : []));
+    const tags = Object.entries(override).flatMap(([tag, terms]) => {
+      const value = terms && noted(terms);
+      return value === undefined ? [] : [[tag, value] as const];
+    });
     return [name, Object.fromEntries(tags)] as const;
   });
   return Object.fromEntries(told.filter(([, override]) => override === 'off' || Object.keys(override).length > 0));
+}
+
+/** Undefined: the agent can't know it. */
+function noted(terms: readonly TagTerm[]): string | (string | { label: string })[] | undefined {
+  const parts = terms.map((term) => ('text' in term ? term.text : SERIES_LABELS[term.command]));
+  if (parts.some((part) => part === undefined)) return undefined;
+  return parts.every((part) => typeof part === 'string') ? parts.join('') : (parts as (string | { label: string })[]);
 }

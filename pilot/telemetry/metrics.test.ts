@@ -105,8 +105,8 @@ test('Telemetry: a node\'s agent is told what it can lay over its pods\' series,
   const agent = testProxy('10.0.0.1', 'web-1.shop', web.labels);
   const note = (mesh: TestMesh, name: string): unknown => listener(mesh, name, agent).metadata?.filter_metadata['underpass.metrics'];
   assert.equal(note(testMesh(WORLD), 'virtualOutbound'), undefined);
-  const mesh = testMesh(WORLD + telemetry('ns', 'shop', `{metrics: [{overrides: [{match: {metric: REQUEST_COUNT, mode: CLIENT}, tagOverrides: {host: {value: request.host}, tier: {value: "'a' + 'b'"}, source_app: {operation: REMOVE}}}, {match: {metric: RESPONSE_SIZE, mode: CLIENT}, disabled: true}]}]}`));
-  assert.deepEqual(note(mesh, 'virtualOutbound'), { istio_requests_total: { tier: 'ab', source_app: null }, istio_response_bytes: 'off' });
+  const mesh = testMesh(WORLD + telemetry('ns', 'shop', `{metrics: [{overrides: [{match: {metric: REQUEST_COUNT, mode: CLIENT}, tagOverrides: {host: {value: request.host}, tier: {value: "'a' + 'b'"}, code: {value: "'c' + string(response.code)"}, mixed: {value: "request.method + string(response.code)"}, source_app: {operation: REMOVE}}}, {match: {metric: RESPONSE_SIZE, mode: CLIENT}, disabled: true}]}]}`));
+  assert.deepEqual(note(mesh, 'virtualOutbound'), { istio_requests_total: { tier: 'ab', code: ['c', { label: 'response_code' }], source_app: null }, istio_response_bytes: 'off' });
   assert.equal(note(mesh, 'virtualInbound'), undefined);
   assert.equal(Object.keys(note(testMesh(WORLD, { defaultMetricsProviders: [] }), 'virtualInbound') as object).length, 10);
 });
