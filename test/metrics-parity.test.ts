@@ -5,8 +5,10 @@
  */
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
+import { PEER_HEADER } from '../common/telemetry/peer-header.js';
 import { TAG_ATTRIBUTES } from '../common/telemetry/metric-tags.js';
 import { waitFor } from '../common/retry.js';
+import { gatewayPodYaml, istioGateway } from './gateway-world.js';
 import { MeshWorld } from './mesh/world.js';
 
 const gone = (namespace: string): string => `apiVersion: v1
@@ -35,7 +37,29 @@ spec: {selector: {app: other}, ports: [{name: http, port: 80, targetPort: 8080},
 ---
 ${gone('fast')}`;
 
-const mesh = new MeshWorld('parity', { yaml: gone, outside: FAST });
+const ECHO = 'name: echo, image: echo, ports: [{name: http, containerPort: 8080}]';
+/** Some of a service's pods have a sidecar. */
+const MIXED = `apiVersion: v1
+kind: Namespace
+metadata: {name: mixed, labels: {underpass.io/mode: sidecar}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: with, namespace: mixed, labels: {app: mixed, version: with}}
+spec: {containers: [{${ECHO}}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: without, namespace: mixed, labels: {app: mixed, version: without, sidecar.istio.io/inject: "false"}}
+spec: {containers: [{${ECHO}}]}
+${['mixed', 'heads'].map((name) => `---
+apiVersion: v1
+kind: Service
+metadata: {name: ${name}, namespace: mixed}
+spec: {${name === 'heads' ? 'clusterIP: None, ' : ''}selector: {app: mixed}, ports: [{name: http, port: ${name === 'heads' ? 8080 : 80}, targetPort: 8080}]}
+`).join('')}${gatewayPodYaml(istioGateway('egress', '{name: http2, port: 80, targetPort: 8080}'))}`;
+
+const mesh = new MeshWorld('parity', { yaml: gone, outside: `${FAST}---\n${MIXED}` });
 before(() => mesh.up());
 after(() => mesh.down());
 
@@ -164,7 +188,7 @@ spec:
   metrics:
   - overrides:
     - {match: {metric: RESPONSE_SIZE}, disabled: true}
-    - {match: {metric: REQUEST_COUNT, mode: CLIENT}, tagOverrides: {tier: {value: "'none'"}, request_protocol: {operation: REMOVE}}}
+    - {match: {metric: REQUEST_COUNT, mode: CLIENT}, tagOverrides: {tier: {value: "'none'"}, outcome: {value: "'http ' + string(response.code)"}, status: {value: response.grpc_status}, request_protocol: {operation: REMOVE}}}
     - {match: {metric: TCP_SENT_BYTES, mode: SERVER}, disabled: true}
     - {match: {metric: TCP_CLOSED_CONNECTIONS}, tagOverrides: {destination_service: {operation: REMOVE}}}
 ---
@@ -207,4 +231,74 @@ test('Telemetry: a label of any attribute that is documented is taken by Envoy, 
     const said = ['request.host', "request.headers['…']", 'request.query', 'response.code', 'response.grpc_status', 'destination.port'].map((attribute) => labels[label(attribute)]);
     assert.deepEqual(said, ['other', 'me \\"x\\"', 'a=b', '200', 'unknown', labels['reporter'] === 'source' ? '80' : '8080']);
   }
+});
+
+/** As Istio's tasks have it; the endpoint is what the host's address would be. */
+const egress = (address: string): string => `apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: ext, namespace: sidecar}
+spec: {hosts: [ext.example.com], addresses: [10.250.0.1], ports: [{number: 80, name: http, protocol: HTTP}], resolution: STATIC, location: MESH_EXTERNAL, endpoints: [{address: ${address}, ports: {http: 8080}}]}
+---
+apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {name: egress, namespace: sidecar}
+spec: {selector: {istio: egress}, servers: [{hosts: [ext.example.com], port: {number: 80, name: http, protocol: HTTP}}]}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: ext, namespace: sidecar}
+spec:
+  hosts: [ext.example.com]
+  gateways: [egress, mesh]
+  http:
+  - {match: [{gateways: [mesh], port: 80}], route: [{destination: {host: egress.edge.svc.cluster.local, port: {number: 80}}}]}
+  - {match: [{gateways: [egress], port: 80}], route: [{destination: {host: ext.example.com, port: {number: 80}}}]}
+`;
+
+test('what sidecars tell each other of their workloads comes to no application, in whichever mode it is, and to nobody outside', async () => {
+  await mesh.apply('mesh', egress(mesh.lab.pod('outside', 'web').ips[0]!));
+  await inForce();
+  const seen: string[] = [];
+  const ask = async (url: string, from = 'sidecar/client', args: string[] = []): Promise<string> => {
+    const { status, body, headers, version } = await mesh.curl('outside', url, { from, args });
+    assert.equal(status, 200, url);
+    if (PEER_HEADER in (body['headers'] as object)) seen.push(`${url} (${version}) was told ${String(body['headers'][PEER_HEADER])}`);
+    if (PEER_HEADER in headers) seen.push(`${url} (${version}) was answered ${headers[PEER_HEADER]}`);
+    return version;
+  };
+  for (const url of ['http://other/', 'http://other.node/', 'http://other.fast/', 'http://web.outside/']) await ask(url);
+  for (const from of ['node/client', 'fast/client']) for (const url of ['http://other.sidecar/', 'http://other.node/', 'http://other.fast/']) await ask(url, from);
+  const versions = new Set<string>();
+  for (let count = 0; count < 40 && versions.size < 2; count++) versions.add(await ask('http://mixed.mixed/'));
+  assert.deepEqual([...versions].sort(), ['with', 'without']);
+  for (const name of ['with', 'without']) assert.equal(await ask('http://heads.mixed:8080/', 'sidecar/client', ['--connect-to', `heads.mixed:8080:${mesh.lab.pod('mixed', name).ips[0]}:8080`]), name);
+  assert.equal(await ask('http://ext.example.com/', 'sidecar/client', ['--connect-to', 'ext.example.com:80:10.250.0.1:80']), 'out', 'through the egress gateway');
+  await mesh.apply('mesh', `${egress(mesh.lab.pod('outside', 'web').ips[0]!)}---
+apiVersion: telemetry.istio.io/v1
+kind: Telemetry
+metadata: {name: none, namespace: sidecar}
+spec: {selector: {matchLabels: {app: other}}, metrics: [{overrides: [{disabled: true}]}]}
+`);
+  await inForce();
+  await ask('http://other/');
+  assert.deepEqual(seen, []);
+});
+
+/** ADDRESS CERT KEY HEADER VALUE: one request by mutual TLS, as a sidecar would send it. */
+const AS_SIDECAR = `
+const [host, cert, key, name, value] = process.argv.slice(1);
+require('node:https').get({ host, port: 8080, path: '/lie', cert, key, rejectUnauthorized: false, ALPNProtocols: ['istio-http/1.1', 'http/1.1'], headers: { [name]: value, 'x-forwarded-client-cert': 'URI=spiffe://cluster.local/ns/node/sa/other' } }, (answer) => { console.log(answer.statusCode); process.exit(0); }).on('error', (error) => { console.log(error.message); process.exit(1); });`;
+
+test('a caller\'s word counts for its own workload alone: its namespace is its certificate\'s, and what is not of the form is unknown', async () => {
+  const { chainPem, privateKeyPem } = await mesh.ca.issue({ namespace: 'sidecar', serviceAccount: 'liar' });
+  const say = async (value: string): Promise<void> => {
+    const { stdout } = await mesh.lab.exec('outside/client', [process.execPath, '-e', AS_SIDECAR, mesh.lab.pod('sidecar', 'other').ips[0]!, chainPem, privateKeyPem, PEER_HEADER, value]);
+    assert.equal(stdout.trim(), '200');
+  };
+  await mesh.apply('mesh', renewing('9s'));
+  await say('mine;node;mine;v7;Kubernetes');
+  await say('node');
+  const told = async (): Promise<string[]> => (await scrape('sidecar')).filter(({ name, labels }) => name === 'istio_requests_total' && labels['source_principal']?.endsWith('/sa/liar')).map(({ labels }) => `${labels['source_workload']} of ${labels['source_workload_namespace']} ${labels['source_version']}`).sort();
+  await waitFor('both to be counted', async () => (await told()).length === 2, { timeoutMs: 60_000, everyMs: 500 });
+  assert.deepEqual(await told(), ['mine of sidecar v7', 'unknown of sidecar unknown']);
 });

@@ -12,6 +12,7 @@ import { CertificateAuthority } from '../common/identity/ca.js';
 import { logger } from '../common/log.js';
 import { buildDir, projectRoot } from '../common/paths.js';
 import { waitFor } from '../common/retry.js';
+import { PEER_HEADER } from '../common/telemetry/peer-header.js';
 import { Lab } from '../lab/index.js';
 import { Pilot } from '../pilot/index.js';
 import type { Input, Outcome } from './hbone-client.js';
@@ -90,8 +91,8 @@ const waypoint = (): string => lab.pods().find(({ labels }) => labels['gateway.n
 const answers = async (name: string, port: number, ...raws: string[]): Promise<string[]> => (await tunnels(...raws.map((raw) => ({ authorities: [`${vip(name)}:${port}`], raw })))).map(({ body, error, statuses }) => body?.slice(0, 3) ?? error ?? String(statuses));
 
 /** A header that a request of the service's arrived with. */
-async function header(name: string, key: string): Promise<string | undefined> {
-  const [{ http, body, error }] = (await tunnels({ authorities: [`${vip(name)}:80`], path: '/' })) as [Outcome];
+async function header(name: string, key: string, headers: Record<string, string> = {}): Promise<string | undefined> {
+  const [{ http, body, error }] = (await tunnels({ authorities: [`${vip(name)}:80`], path: '/', headers })) as [Outcome];
   assert.equal(http, 200, error);
   return (JSON.parse(body!) as { headers: Record<string, string> }).headers[key];
 }
@@ -135,6 +136,10 @@ spec: {hosts: [one], tcp: [{match: [{port: 7000, destinationSubnets: ["${vip('on
   await becomes('the route by address', async () => [...(await answers('one', 7000, 'abc')), ...(await answers('one', 7443, hello('b.example')))], ['two', 'one']);
   apply('');
   await becomes('no route', () => answers('one', 7000, 'abc'), ['one']);
+});
+
+test('what a caller\'s proxy says of its workload ends at the waypoint', async () => {
+  assert.deepEqual(await Promise.all([PEER_HEADER, 'x-other'].map((name) => header('one', name, { [name]: 'a;b;c;d;e' }))), [undefined, 'a;b;c;d;e']);
 });
 
 test('EnvoyFilters and WasmPlugins that name the waypoint, or a service of it, work there; those with selectors do not', async () => {

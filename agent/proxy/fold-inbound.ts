@@ -20,7 +20,9 @@ import { HttpConnectionManager } from '../../proto/generated/envoy/extensions/fi
 import { RBAC as NetworkRbac } from '../../proto/generated/envoy/extensions/filters/network/rbac/v3/rbac.js';
 import type { StringMatcher } from '../../proto/generated/envoy/type/matcher/v3/string.js';
 import type { Any } from '../../proto/generated/google/protobuf/any.js';
+import { PEER_HEADER } from '../../common/telemetry/peer-header.js';
 import { pack, unpack } from '../../common/xds/any.js';
+import { changeManager } from '../http/taught-listeners.js';
 import { contentHash } from '../xds/resource-type.js';
 import { byCallerAddress } from './caller-address.js';
 import type { EnvoyExtensions } from './extensions.js';
@@ -83,7 +85,7 @@ export function foldInbound(listener: Listener, extensions: EnvoyExtensions, ide
   const direct = chains.map((chain) => {
     if (!endsMeshTls(chain)) return chain;
     const socket = identity === undefined ? undefined : serverSocket(chain.transport_socket!, identity);
-    return socket ? { ...chain, transport_socket: socket } : blackHole(chain.name, chain.filter_chain_match);
+    return socket ? { ...withoutPeerHeader(chain), transport_socket: socket } : blackHole(chain.name, chain.filter_chain_match);
   });
   const mesh = [...groups.values()].flatMap((group) => withoutInspection(meshChains(group))).map(byCallerAddress);
   const peers = chains.filter(endsMeshTls).map(({ transport_socket }) => peerNames(transport_socket)).find(({ length }) => length > 0) ?? [];
@@ -116,6 +118,13 @@ function withOwnTls(chain: FilterChain, refused: string[]): FilterChain {
   if (!own.needsSecrets) return { ...chain, transport_socket: own.socket };
   refused.push(`chain "${chain.name}": its certificate is in a Secret; the node's Envoy reads files alone`);
   return blackHole(chain.name, chain.filter_chain_match);
+}
+
+/** What a client's sidecar says of itself is for a sidecar here, which there is not; no application is to see it. */
+function withoutPeerHeader(chain: FilterChain): FilterChain {
+  return changeManager(chain, ({ route_specifier: specifier }) => {
+    if (specifier?.$case === 'route_config') specifier.value.request_headers_to_remove.push(PEER_HEADER);
+  });
 }
 
 /** One port's chains as its node's own pods meet them: where mutual TLS is asked for, their identity is enough. */

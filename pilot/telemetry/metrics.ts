@@ -5,15 +5,18 @@
  * metadata (pilot/telemetry/workload-metadata.ts) and its certificate; for a server the caller's certificate, and what the caller's
  * proxy says in a header, which is believed of callers that have proven to be of the mesh.
  */
+import { ROOT_SECRET } from '../../common/identity/secret-streams.js';
 import { CONNECTIONS, NO_FLAGS, REQUEST_HISTOGRAMS, REQUESTS, UNKNOWN } from '../../common/telemetry/istio-metrics.js';
 import type { TagTerm } from '../../common/telemetry/metric-tags.js';
 import { both, countsBy, endsAlone, GRPC_STATUS, hasKnownStatus, isFailed, isGrpc, isUp, ofType, RECEIVED, REQUEST_QUANTITIES, REQUEST_VALUES, SENT } from '../../common/telemetry/stats-logger.js';
+import { PEER_HEADER } from '../../common/telemetry/peer-header.js';
 import { pack, unpack } from '../../common/xds/any.js';
 import { AccessLog, type AccessLogFilter } from '../../proto/generated/envoy/config/accesslog/v3/accesslog.js';
 import { Filter, type FilterChain } from '../../proto/generated/envoy/config/listener/v3/listener_components.js';
 import { AccessLogType } from '../../proto/generated/envoy/data/accesslog/v3/accesslog.js';
 import { Config_Stat } from '../../proto/generated/envoy/extensions/access_loggers/stats/v3/stats.js';
 import { FilterStateValue } from '../../proto/generated/envoy/extensions/filters/common/set_filter_state/v3/value.js';
+import { HeaderMutation } from '../../proto/generated/envoy/extensions/filters/http/header_mutation/v3/header_mutation.js';
 import { Config as HeaderToMetadata } from '../../proto/generated/envoy/extensions/filters/http/header_to_metadata/v3/header_to_metadata.js';
 import { Wasm } from '../../proto/generated/envoy/extensions/filters/http/wasm/v3/wasm.js';
 import { HttpConnectionManager, type HttpFilter } from '../../proto/generated/envoy/extensions/filters/network/http_connection_manager/v3/http_connection_manager.js';
@@ -22,7 +25,7 @@ import { TcpProxy, TcpProxy_TcpAccessLogOptions } from '../../proto/generated/en
 import { DownstreamTlsContext } from '../../proto/generated/envoy/extensions/transport_sockets/tls/v3/tls.js';
 import { MAIN_INTERNAL } from '../generate/names.js';
 import { PEER_PRINCIPAL } from '../generate/security/rules.js';
-import { CLUSTER_SERVICE, ENDPOINT_WORKLOAD, OWN_WORKLOAD, PEER_HEADER, WORKLOAD_PARTS, type WorkloadPart } from './workload-metadata.js';
+import { CLUSTER_SERVICE, ENDPOINT_WORKLOAD, OWN_WORKLOAD, WORKLOAD_PARTS, type WorkloadPart } from './workload-metadata.js';
 
 export type Reporter = 'source' | 'destination' | 'waypoint';
 
@@ -97,20 +100,27 @@ const ownWorkload: Filter = Filter.fromPartial({
   })) },
 });
 
-/** Takes from the request what its client's proxy says of itself. */
-const readPeer: HttpFilter = {
-  name: 'underpass.peer',
-  is_optional: false,
-  disabled: false,
-  config_type: { $case: 'typed_config', value: pack(HeaderToMetadata, HeaderToMetadata.fromPartial({
-    request_rules: WORKLOAD_PARTS.map((part, index) => ({
-      header: PEER_HEADER,
-      on_header_present: { metadata_namespace: PEER, key: part, regex_value_rewrite: { pattern: { regex: `^${WORKLOAD_PARTS.map(() => '([^;]*)').join(';')}$` }, substitution: `\\${index + 1}` } },
-      // The application need not see it.
-      remove: index === WORKLOAD_PARTS.length - 1,
-    })),
-  })) },
-};
+const httpFilter = <T>(codec: Parameters<typeof pack<T>>[0], message: T): HttpFilter => ({ name: 'underpass.peer', is_optional: false, disabled: false, config_type: { $case: 'typed_config', value: pack(codec, message) } });
+
+/** What is not of this form is as nothing. */
+const SAID = `^(?:${WORKLOAD_PARTS.map(() => '([^;,]*)').join(';')}|.*)$`;
+/** Who came by mutual TLS stands last there, by Envoy's hand; what he wrote himself comes before it. */
+const CERTIFICATE_HEADER = 'x-forwarded-client-cert';
+const PROVEN = '^(?:.*;URI=spiffe://[^/;,]+/ns/([^/;,]+)/sa/[^/;,]+(?:;DNS=[^,]*)?|.*)$';
+
+/**
+ * Takes from the request what its client's proxy says of itself, for nobody behind it to see. Its namespace is its certificate's: a
+ * workload can give itself another name in its own namespace alone.
+ */
+const readPeer: HttpFilter = httpFilter(HeaderToMetadata, HeaderToMetadata.fromPartial({
+  request_rules: WORKLOAD_PARTS.map((part, index) => {
+    const [header, regex, group] = part === 'namespace' ? [CERTIFICATE_HEADER, PROVEN, 1] : [PEER_HEADER, SAID, index + 1];
+    return { header, on_header_present: { metadata_namespace: PEER, key: part, regex_value_rewrite: { pattern: { regex }, substitution: `\\${group}` } }, remove: index === WORKLOAD_PARTS.length - 1 };
+  }),
+}));
+
+/** Takes it away, unread. */
+const dropPeer: HttpFilter = httpFilter(HeaderMutation, HeaderMutation.fromPartial({ mutations: { request_mutations: [{ action: { $case: 'remove', value: PEER_HEADER } }] } }));
 
 const LABELS_OF: Readonly<Record<string, WorkloadPart>> = { workload: 'workload', workload_namespace: 'namespace', canonical_service: 'name', canonical_revision: 'revision', app: 'name', version: 'revision', cluster: 'cluster' };
 
@@ -125,11 +135,11 @@ const SERVICE: Labels = { destination_service: servicePart('host'), destination_
 /** Out of a tunnel it is known by who came through it. */
 const CALLER = firstOf('DOWNSTREAM_PEER_URI_SAN', { command: 'FILTER_STATE', param: `${PEER_PRINCIPAL}:PLAIN` });
 
-/** All labels that requests and connections have in common, but for flags. */
-function commonLabels(reporter: Reporter, security: 'mutual_tls' | 'none' | 'unknown'): Labels {
+/** All labels that requests and connections have in common, but for flags. @param isTold clients' proxies say who they are */
+function commonLabels(reporter: Reporter, security: 'mutual_tls' | 'none' | 'unknown', isTold: boolean): Labels {
   const own = (part: WorkloadPart): string => stateOf(ownState(part));
   const nobody = (): string => UNKNOWN;
-  const said = security === 'mutual_tls' ? peerPart : nobody;
+  const said = isTold ? peerPart : nobody;
   const ends = reporter === 'destination'
     ? { ...endLabels('source', said, CALLER), ...endLabels('destination', own, firstOf('DOWNSTREAM_LOCAL_URI_SAN')) }
     : { ...(reporter === 'source' ? endLabels('source', own, firstOf('UPSTREAM_LOCAL_URI_SAN')) : endLabels('source', said, CALLER)), ...endLabels('destination', endpointPart, firstOf('UPSTREAM_PEER_URI_SAN')) };
@@ -183,23 +193,35 @@ function connectionLoggers(settings: MetricsSettings, common: Labels): AccessLog
   ];
 }
 
-/** Whether who comes in by it has proven who he is to the mesh. */
-function isProven({ transport_socket: socket }: FilterChain, listener: string): boolean {
-  if (listener === MAIN_INTERNAL) return true;
+/** Who comes in by it has shown a certificate; `byMesh`: one of the mesh. */
+function clientCertificate({ transport_socket: socket }: FilterChain): 'none' | 'other' | 'byMesh' {
   const context = socket?.config_type?.$case === 'typed_config' ? unpack(DownstreamTlsContext, socket.config_type.value) : undefined;
-  return context?.require_client_certificate === true;
+  if (context?.require_client_certificate !== true) return 'none';
+  const validation = context.common_tls_context?.validation_context_type;
+  return validation?.$case === 'combined_validation_context' && validation.value.validation_context_sds_secret_config?.name === ROOT_SECRET ? 'byMesh' : 'other';
+}
+
+/** Applications, and whoever is behind a gateway, are not to see what proxies tell each other. */
+export function hidePeer(chain: FilterChain, settings: Pick<MetricsSettings, 'reporter'> | undefined): void {
+  const isRead = settings !== undefined && settings.reporter !== 'source' && clientCertificate(chain) === 'byMesh';
+  for (const filter of chain.filters) {
+    const manager = filter.config_type?.$case === 'typed_config' ? unpack(HttpConnectionManager, filter.config_type.value) : undefined;
+    if (!manager) continue;
+    manager.http_filters.unshift(isRead ? readPeer : dropPeer);
+    filter.config_type = { $case: 'typed_config', value: pack(HttpConnectionManager, manager) };
+  }
 }
 
 /** Has a filter chain's requests and connections counted. */
 export function countIn(chain: FilterChain, listener: string, settings: MetricsSettings): void {
-  const security = settings.reporter === 'source' ? 'unknown' : isProven(chain, listener) ? 'mutual_tls' : 'none';
-  const labels = commonLabels(settings.reporter, security);
+  const certificate = clientCertificate(chain);
+  const security = settings.reporter === 'source' ? 'unknown' : certificate !== 'none' || listener === MAIN_INTERNAL ? 'mutual_tls' : 'none';
+  const labels = commonLabels(settings.reporter, security, certificate === 'byMesh');
   for (const filter of chain.filters) {
     if (filter.config_type?.$case !== 'typed_config') continue;
     const manager = unpack(HttpConnectionManager, filter.config_type.value);
     if (manager) {
       manager.access_log.push(...requestLoggers(settings, labels));
-      if (settings.reporter === 'destination') manager.http_filters.unshift(readPeer);
       filter.config_type = { $case: 'typed_config', value: pack(HttpConnectionManager, manager) };
       continue;
     }

@@ -19,7 +19,7 @@ import type { MeshConfig } from '../model/mesh.js';
 import type { Model } from '../model/model.js';
 import type { Proxy } from '../model/proxy.js';
 import { accessLog } from './access-logs.js';
-import { claimNamespace, countIn } from './metrics.js';
+import { claimNamespace, countIn, hidePeer } from './metrics.js';
 import { settingsFor, type SideSettings } from './settings.js';
 import { tracingConfig } from './tracing.js';
 
@@ -69,8 +69,10 @@ export class TelemetryGenerator implements Generator {
     const resources = this.inner.all(proxy);
     const { CLIENT, SERVER } = settingsFor(this.model, proxy);
     const normalization = this.model.mesh.pathNormalization;
-    if (isPlain(CLIENT) && isPlain(SERVER) && normalization === 'BASE') return resources;
-    const keys = { CLIENT: JSON.stringify([CLIENT, normalization]), SERVER: JSON.stringify([SERVER, normalization]) };
+    // Clients' sidecars say who they are whether or not this proxy counts.
+    const hides = proxy.canCount;
+    if (isPlain(CLIENT) && isPlain(SERVER) && normalization === 'BASE' && !hides) return resources;
+    const keys = { CLIENT: JSON.stringify([CLIENT, normalization, hides, proxy.type]), SERVER: JSON.stringify([SERVER, normalization, hides]) };
     return resources.map((resource) => {
       // What is inside of tunnels is logged and traced.
       if (resource.name === CONNECT_TERMINATE || resource.name.endsWith(CONNECT_ORIGINATE)) return resource;
@@ -78,7 +80,7 @@ export class TelemetryGenerator implements Generator {
       let made = this.#made.get(resource);
       if (!made) this.#made.set(resource, (made = new Map()));
       let result = made.get(keys[side]);
-      if (!result) made.set(keys[side], (result = over(resource, side === 'SERVER' ? SERVER : CLIENT, normalization, proxy.type === 'sidecar')));
+      if (!result) made.set(keys[side], (result = over(resource, side === 'SERVER' ? SERVER : CLIENT, normalization, proxy.type === 'sidecar', hides && (side === 'SERVER' || proxy.type !== 'sidecar'))));
       return result;
     });
   }
@@ -96,10 +98,11 @@ export class TelemetryGenerator implements Generator {
   }
 }
 
-function over(resource: Resource, settings: SideSettings, normalization: MeshConfig['pathNormalization'], isSidecars: boolean): Resource {
+function over(resource: Resource, settings: SideSettings, normalization: MeshConfig['pathNormalization'], isSidecars: boolean, hidesPeer: boolean): Resource {
   const listener = Listener.decode(resource.body.value);
   for (const chain of [...listener.filter_chains, ...(listener.default_filter_chain ? [listener.default_filter_chain] : [])]) {
     for (const filter of chain.filters) overFilter(filter, settings, normalization);
+    if (hidesPeer) hidePeer(chain, settings.metrics);
     if (settings.metrics) countIn(chain, resource.name, settings.metrics);
   }
   if (settings.metrics && (resource.name === 'virtualOutbound' || !isSidecars)) listener.access_log.push(claimNamespace);

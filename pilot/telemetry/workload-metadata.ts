@@ -2,9 +2,11 @@
  * Clusters and endpoints for proxies that count by Istio's labels: Envoy's formatters read single texts of metadata, so what Istio
  * writes there as one text or as a list is written once more, part by part. Clients of the mesh tell servers who they are.
  */
+import { PEER_HEADER } from '../../common/telemetry/peer-header.js';
 import { pack, unpack } from '../../common/xds/any.js';
 import { Cluster } from '../../proto/generated/envoy/config/cluster/v3/cluster.js';
-import { HeaderValueOption_HeaderAppendAction, Metadata, type TransportSocket } from '../../proto/generated/envoy/config/core/v3/base.js';
+import type { HeaderMutation as Mutation } from '../../proto/generated/envoy/config/common/mutation_rules/v3/mutation_rules.js';
+import { HeaderValueOption, HeaderValueOption_HeaderAppendAction, Metadata, type TransportSocket } from '../../proto/generated/envoy/config/core/v3/base.js';
 import { ClusterLoadAssignment } from '../../proto/generated/envoy/config/endpoint/v3/endpoint.js';
 import { HeaderMutation } from '../../proto/generated/envoy/extensions/filters/http/header_mutation/v3/header_mutation.js';
 import { UpstreamCodec } from '../../proto/generated/envoy/extensions/filters/http/upstream_codec/v3/upstream_codec.js';
@@ -26,19 +28,24 @@ export const ENDPOINT_WORKLOAD = 'underpass.workload';
 export const CLUSTER_SERVICE = 'underpass.service';
 /** In filter state: what a proxy itself is, its parts with `;` between them. */
 export const OWN_WORKLOAD = 'underpass.own';
-/** By which a client's proxy tells a server's. */
-export const PEER_HEADER = 'x-underpass-workload';
 
 const typed = <T>(name: string, codec: Parameters<typeof pack<T>>[0], message: T): HttpFilter =>
   ({ name, is_optional: false, disabled: false, config_type: { $case: 'typed_config', value: pack(codec, message) } });
 
+/** Without `adds` only in the place of one that is there. */
+const put = (value: string, adds = true): Partial<Mutation> => ({ action: { $case: 'append', value: HeaderValueOption.fromPartial({ header: { key: PEER_HEADER, value }, append_action: HeaderValueOption_HeaderAppendAction[adds ? 'OVERWRITE_IF_EXISTS_OR_ADD' : 'OVERWRITE_IF_EXISTS'] }) } });
+const OWN_STATE = `%FILTER_STATE(${OWN_WORKLOAD}:PLAIN)%`;
+/** Of an endpoint that takes the mesh's mutual TLS; of others there is none, and what has no value is not put. */
+const TAKES_MTLS = '%UPSTREAM_METADATA(envoy.transport_socket_match:tlsMode)%';
+
 /** What an application wrote there is dropped. */
-const tellPeer: readonly HttpFilter[] = [
-  typed('underpass.workload', HeaderMutation, HeaderMutation.fromPartial({
-    mutations: { request_mutations: [{ action: { $case: 'append', value: { header: { key: PEER_HEADER, value: `%FILTER_STATE(${OWN_WORKLOAD}:PLAIN)%` }, append_action: HeaderValueOption_HeaderAppendAction.OVERWRITE_IF_EXISTS_OR_ADD } } }] },
-  })),
+const tell = (...mutations: Partial<Mutation>[]): readonly HttpFilter[] => [
+  typed('underpass.workload', HeaderMutation, HeaderMutation.fromPartial({ mutations: { request_mutations: mutations } })),
   typed('envoy.filters.http.upstream_codec', UpstreamCodec, UpstreamCodec.fromPartial({})),
 ];
+const tellAll = tell(put(OWN_STATE));
+/** Only those that take mutual TLS: a program that is spoken to in plaintext, or by a tunnel, would see it. */
+const tellMtls = tell({ action: { $case: 'remove', value: PEER_HEADER } }, put(TAKES_MTLS), put(OWN_STATE, false));
 
 const withParts = (metadata: Metadata, namespace: string, parts: Readonly<Record<string, string>>): Metadata => ({ ...metadata, filter_metadata: { ...metadata.filter_metadata, [namespace]: parts } });
 
@@ -63,6 +70,12 @@ function isMesh(socket: TransportSocket | undefined): boolean {
   return socket?.config_type?.$case === 'typed_config' && Buffer.from(socket.config_type.value.value).includes(MESH_ALPN);
 }
 
+/** Filters that tell a cluster's endpoints who calls; undefined: none of them is to know. */
+function whoIsTold({ transport_socket, transport_socket_matches: [first, ...more] }: Cluster): readonly HttpFilter[] | undefined {
+  if (isMesh(transport_socket) || (isMesh(first?.transport_socket) && Object.keys(first?.match ?? {}).length === 0)) return tellAll;
+  return [first, ...more].some((each) => isMesh(each?.transport_socket)) ? tellMtls : undefined;
+}
+
 /** Of no service: Istio's metrics have these names in its place. */
 const PASSING = new Set(['PassthroughCluster', 'BlackHoleCluster', 'InboundPassthroughCluster']);
 
@@ -73,9 +86,10 @@ function labelledCluster(resource: Resource): Resource {
   const parts: Record<string, string> | undefined = PASSING.has(cluster.name) ? { name: cluster.name } : service && { host: service.host ?? '', name: service.name ?? '', namespace: service.namespace ?? '' };
   if (parts) cluster.metadata = withParts(cluster.metadata ?? Metadata.fromPartial({}), CLUSTER_SERVICE, parts);
   if (cluster.load_assignment) withWorkloads(cluster.load_assignment);
-  if (isMesh(cluster.transport_socket) || cluster.transport_socket_matches.some(({ transport_socket }) => isMesh(transport_socket))) {
+  const told = whoIsTold(cluster);
+  if (told) {
     const options = unpack(HttpProtocolOptions, cluster.typed_extension_protocol_options[HTTP_PROTOCOL_OPTIONS]) ?? HttpProtocolOptions.fromPartial({ upstream_protocol_options: { $case: 'explicit_http_config', value: { protocol_config: { $case: 'http_protocol_options', value: {} } } } });
-    if (options.http_filters.length === 0) cluster.typed_extension_protocol_options[HTTP_PROTOCOL_OPTIONS] = pack(HttpProtocolOptions, { ...options, http_filters: [...tellPeer] });
+    if (options.http_filters.length === 0) cluster.typed_extension_protocol_options[HTTP_PROTOCOL_OPTIONS] = pack(HttpProtocolOptions, { ...options, http_filters: [...told] });
   }
   return makeResource(resource.name, Cluster, cluster);
 }
