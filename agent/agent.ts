@@ -245,7 +245,7 @@ export class Agent {
     }));
     const { workloads } = this.#options;
     const setMetadata = workloads.setPodMetadata && ((pod: PodRecord, patch: PodMetadataPatch) => workloads.setPodMetadata!(pod, patch));
-    this.#dataplane = new Dataplane({ kernel, namespaces, proxy, defaults: this.#defaults, logger: this.#component('agent.dataplane'), setBehindProxy: (uid, isBehind, isPassable) => this.#policies?.setBehindProxy(uid, isBehind, isPassable), ...(this.#kernel?.steering ? { steering: this.#kernel.steering } : {}), ...(this.#policies ? { policiesKnown: (uid: string, signal: AbortSignal) => this.#policies!.whenKnown(uid, signal) } : {}), ...(setMetadata ? { setMetadata } : {}) });
+    this.#dataplane = new Dataplane({ kernel, namespaces, proxy, defaults: this.#defaults, logger: this.#component('agent.dataplane'), setBehindProxy: (uid, isBehind, isPassable) => this.#policies?.setBehindProxy(uid, isBehind, isPassable), ...(this.#kernel?.steering ? { steering: this.#kernel.steering } : {}), isFastPathLoading: () => this.#kernel?.httpPrograms?.isLoading ?? false, ...(this.#policies ? { policiesKnown: (uid: string, signal: AbortSignal) => this.#policies!.whenKnown(uid, signal) } : {}), ...(setMetadata ? { setMetadata } : {}) });
     this.#auditors = new AgentAuditors({ kernel: this.#kernel, proxy, records: () => this.#records ?? [], resolver: this.#resolver, policies: this.#policies, logger: this.#component('agent.consistency') }).start();
     this.#store.add(new SpareMemory());
     await this.#listenForStarting(this.#dataplane);
@@ -562,7 +562,7 @@ export class Agent {
   }
 
   #fastPathProblem(): string | undefined {
-    return this.#accelerationProblem() ?? (this.#verdict?.fastPath.ok ? undefined : `the self-test failed: ${this.#verdict?.fastPath.reason ?? ''}`);
+    return this.#accelerationProblem() ?? (this.#kernel?.httpPrograms?.isLoading ? 'its programs are being loaded' : undefined) ?? (this.#verdict?.fastPath.ok ? undefined : `the self-test failed: ${this.#verdict?.fastPath.reason ?? ''}`);
   }
 
   get isReady(): boolean {

@@ -47,6 +47,7 @@ export interface AgentKernel extends PodKernel, FlowKernel, PolicyKernel {
   readonly watch?: KernelWatch;
   /** The HTTP fast path; absent where there is none. */
   readonly http?: HttpKernel;
+  readonly httpPrograms?: { readonly isLoading: boolean } | undefined;
   /** What compares it with what it was given. */
   checks?(): Check[];
   close(): void | Promise<void>;

@@ -95,6 +95,14 @@ export interface RawObject {
   close(): void;
 }
 
+export interface RawObjectOptions {
+  pinDir: string | null;
+  rodata: Record<string, bigint>;
+  maxEntries: Record<string, number>;
+  programs?: string[];
+  without?: string[];
+}
+
 export interface Addon {
   netnsCookie(path: string): Promise<bigint>;
   openSocket(options: SocketOptions): Promise<number>;
@@ -109,7 +117,8 @@ export interface Addon {
   mountBpffs(path: string): void;
   tryLockFile(fd: number): boolean;
   trimMemory(): void;
-  openObject(options: { pinDir: string | null; rodata: Record<string, bigint>; maxEntries: Record<string, number>; programs?: string[]; without?: string[] }): RawObject;
+  openObject(options: RawObjectOptions): RawObject;
+  openObjectLater(options: RawObjectOptions): Promise<RawObject>;
   openPinnedMap(path: string): { map: RawMap; value?: StructLayout } | undefined;
   linkInfo(pinPath: string): { targetId: bigint; programId: number; attachType: number };
 }

@@ -3,7 +3,7 @@ import { statfsSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { UnderpassError } from '../common/errors.js';
 import type { Closable } from '../common/lifecycle.js';
-import { guarded, type RawLink, type RawMap, type RawObject, type SocketOptions, type StructLayout, type TcpSocket, type TcpSocketName } from './addon.js';
+import { guarded, type RawLink, type RawMap, type RawObject, type RawObjectOptions, type SocketOptions, type StructLayout, type TcpSocket, type TcpSocketName } from './addon.js';
 
 export { cgroup2Root } from '../common/cgroup.js';
 export { KernelError, type SocketOptions, type StructLayout, type TcpSocket, type TcpSocketName } from './addon.js';
@@ -121,6 +121,10 @@ export interface BpfObjectOptions {
   without?: readonly string[];
 }
 
+function rawOptions({ pinDir, rodata = {}, maxEntries = {}, programs, without }: BpfObjectOptions): RawObjectOptions {
+  return { pinDir, rodata: Object.fromEntries(Object.entries(rodata).map(([name, value]) => [name, BigInt(value)])), maxEntries, ...(programs ? { programs } : {}), ...(without ? { without: [...without] } : {}) };
+}
+
 /** The loaded BPF object: one per agent. */
 export class BpfObject implements Closable {
   readonly #raw: RawObject;
@@ -133,9 +137,12 @@ export class BpfObject implements Closable {
 
   /** @throws KernelError with the verifier's last lines when a program does not load */
   static open(options: BpfObjectOptions): BpfObject {
-    const rodata = Object.fromEntries(Object.entries(options.rodata ?? {}).map(([name, value]) => [name, BigInt(value)]));
-    const pinDir = options.pinDir;
-    return new BpfObject(guarded((addon) => addon.openObject({ pinDir, rodata, maxEntries: options.maxEntries ?? {}, ...(options.programs ? { programs: options.programs } : {}), ...(options.without ? { without: [...options.without] } : {}) })), pinDir);
+    return new BpfObject(guarded((addon) => addon.openObject(rawOptions(options))), options.pinDir);
+  }
+
+  /** The same with the verifier on a thread of the pool: seconds in which this one goes on. */
+  static async openLater(options: BpfObjectOptions): Promise<BpfObject> {
+    return new BpfObject(await guarded((addon) => addon.openObjectLater(rawOptions(options))), options.pinDir);
   }
 
   /** Whether the maps are those of a former process. */

@@ -39,6 +39,8 @@ export interface DataplaneOptions {
   setBehindProxy?: (uid: string, isBehind: boolean, isPassable?: boolean) => void;
   /** Absent where the kernel side can't be used. */
   steering?: InboundSteering;
+  /** Whether what pods with acceleration l7 want is still to come, in the kernel. */
+  isFastPathLoading?: () => boolean;
 }
 
 export interface PodStatus {
@@ -212,7 +214,8 @@ export class Dataplane {
     for (const record of this.#records) {
       const target = this.#targetOf(record);
       const now = this.#controllers.get(record.uid)?.status() ?? { state: 'off' as const, way: 'plain' as const, acceleration: 'off' as const, listener: false, notes: [], reason: undefined };
-      const settled = this.#controllers.get(record.uid)?.settled ?? false;
+      const isLoading = target.acceleration === 'l7' && (this.#options.isFastPathLoading?.() ?? false);
+      const settled = !isLoading && (this.#controllers.get(record.uid)?.settled ?? false);
       const reasons = [target.reason, now.reason].filter((reason) => reason !== undefined);
       rows.push({
         uid: record.uid,

@@ -173,7 +173,7 @@ test('a pod of the same name in another namespace takes the place of the old one
   }
 });
 
-test('programs of the HTTP fast path are loaded for the first pod that wants them; the next agent replaces what is there, and loads none where none is', async () => {
+test('programs of the HTTP fast path are loaded for the first pod that wants them, and nothing waits meanwhile; the next agent replaces what is there, and loads none where none is', async () => {
   const w = await KernelWorld.create('adopt', { pinned: true, http: true });
   try {
     const next = async (): Promise<number[]> => {
@@ -183,7 +183,15 @@ test('programs of the HTTP fast path are loaded for the first pod that wants the
     };
     w.put({ acceleration: 'l4' });
     assert.deepEqual([w.kernel.httpPrograms!.ids, await next()], [[], []]);
+    let turns = 0;
+    const counting = setInterval(() => turns++, 1);
     w.put({ acceleration: 'l7' }, [w.world.pod(1)]);
+    assert.deepEqual([w.kernel.httpPrograms!.isLoading, w.kernel.httpPrograms!.ids], [true, []]);
+    await w.kernel.httpPrograms!.want();
+    clearInterval(counting);
+    // It takes seconds.
+    assert.ok(turns >= 10, `all else waited: ${turns} turns`);
+    assert.equal(w.kernel.httpPrograms!.isLoading, false);
     const first = w.kernel.httpPrograms!.ids;
     assert.equal(new Set(first).size, 5);
     w.put({ acceleration: 'l7' });
@@ -191,6 +199,23 @@ test('programs of the HTTP fast path are loaded for the first pod that wants the
     const second = await next();
     assert.equal(new Set([...first, ...second]).size, 10);
     assert.equal(w.kernel.httpProblem, undefined);
+  } finally {
+    await w.close();
+  }
+});
+
+test('an agent that ends while programs of the HTTP fast path are loaded leaves none to the next one', async () => {
+  const w = await KernelWorld.create('adopt', { pinned: true, http: true });
+  try {
+    w.put({ acceleration: 'l7' });
+    const programs = w.kernel.httpPrograms!;
+    assert.equal(programs.isLoading, true);
+    await w.kernel.close();
+    assert.equal(programs.isLoading, false);
+    await programs.want();
+    assert.equal(programs.isLoading, false, 'it is closed');
+    w.kernel = await w.open(TEST_BPFFS);
+    assert.equal(w.kernel.httpPrograms!.ids.length, 5, 'those that were there first are replaced');
   } finally {
     await w.close();
   }

@@ -129,12 +129,13 @@ export class Kernel {
     const parameters = { pinDir: this.#pinDir, rodata: { root_cgroup_id: this.#rootId, ...options.rodata }, ...(options.maxEntries ? { maxEntries: options.maxEntries } : {}) };
     const object = this.#store.add(BpfObject.open({ ...parameters, without: [...ROOT_PROGRAMS, ...(this.#pinDir !== null || options.httpFastPath === false ? HTTP_PROGRAMS : [])] }));
     this.#object = object;
-    const later = (programs: readonly string[], what: string) => (): BpfObject => {
-      if (this.#pinDir === null) throw new UnderpassError('UNDERPASS_NOT_PINNED', `${what}: its programs share the pinned maps, and nothing is pinned`);
-      return BpfObject.open({ ...parameters, programs: [...programs] });
+    const loadRoot = (): BpfObject => {
+      if (this.#pinDir === null) throw new UnderpassError('UNDERPASS_NOT_PINNED', 'adding a pod without a cgroup of its own: its programs share the pinned maps, and nothing is pinned');
+      return BpfObject.open({ ...parameters, programs: [...ROOT_PROGRAMS] });
     };
-    this.#root = this.#store.add(new RootHooks(later(ROOT_PROGRAMS, 'adding a pod without a cgroup of its own'), this.#pinDir, options.logger));
-    if (this.#pinDir !== null && options.httpFastPath !== false) this.httpPrograms = this.#store.add(new HttpPrograms(later(HTTP_PROGRAMS, 'the HTTP fast path'), object.map('http_programs'), options.logger));
+    this.#root = this.#store.add(new RootHooks(loadRoot, this.#pinDir, options.logger));
+    const http = { ...parameters, programs: [...HTTP_PROGRAMS] };
+    if (this.#pinDir !== null && options.httpFastPath !== false) this.httpPrograms = this.#store.add(new HttpPrograms({ now: () => BpfObject.open(http), later: () => BpfObject.openLater(http) }, object.map('http_programs'), options.logger));
     const codec = (name: string): StructCodec => new StructCodec(object, name);
     this.#maps = {
       pods: object.map('pods'),
@@ -207,7 +208,7 @@ export class Kernel {
       cgroupId: id,
       isRooted: id === this.#rootId,
     };
-    if (state.acceleration === 'l7') this.httpPrograms?.ensure();
+    if (state.acceleration === 'l7') this.httpPrograms?.want().catch((error: unknown) => this.options.logger.error({ reason: errorMessage(error) }, 'loading the programs of the HTTP fast path failed'));
     const attached: Attached = current ?? { pod: state, slot: this.#freeSlot(), complete: false, links: [] };
     const before = current?.pod;
     const taken: [address: string, owner: Buffer | undefined][] = [];

@@ -194,41 +194,93 @@ void make_folders(Napi::Env env, const std::string &path) {
   }
 }
 
-// False: the verifier was interrupted, so that it may be asked once more.
-bool BpfObjectHandle::load_once(Napi::Env env, Napi::Object options, bool is_last) {
+// What a loading needs of JavaScript: the object with its variables, sizes and programs, and the maps that it takes over.
+Loading Loading::prepare(Napi::Env env, Napi::Object options) {
   LogCapture log;
-  auto loaded = std::make_shared<Loaded>();
+  Loading loading;
+  loading.loaded = std::make_shared<Loaded>();
   size_t size = 0;
   const void *elf = underpass_bpf::elf_bytes(&size);
   LIBBPF_OPTS(bpf_object_open_opts, open_options, .object_name = "underpass_bpf");
-  loaded->object = bpf_object__open_mem(elf, size, &open_options);
-  if (!loaded->object) throw syscall_error(env, "opening the BPF object", "bpf_object__open_mem", errno, log.tail(kVerifierLines));
-  bpf_object *object = loaded->object;
+  loading.loaded->object = bpf_object__open_mem(elf, size, &open_options);
+  if (!loading.loaded->object) throw syscall_error(env, "opening the BPF object", "bpf_object__open_mem", errno, log.tail(kVerifierLines));
+  bpf_object *object = loading.loaded->object;
   set_rodata(env, object, object_of(env, options.Get("rodata"), "open: rodata"));
   set_max_entries(env, object, object_of(env, options.Get("maxEntries"), "open: maxEntries"));
   choose_programs(env, object, options.Get("programs"));
   set_autoload(env, object, options.Get("without"), "open: without", false);
   leave_out_tracing(object);
-  std::string folder;
   if (!absent(options.Get("pinDir"))) {
-    folder = string_of(env, options.Get("pinDir"), "open: pinDir") + "/maps";
-    make_folders(env, folder);
-    loaded->adopted = reuse_pins(env, object, folder);
+    loading.folder = string_of(env, options.Get("pinDir"), "open: pinDir") + "/maps";
+    make_folders(env, loading.folder);
+    loading.loaded->adopted = reuse_pins(env, object, loading.folder);
   }
-  if (int failed = bpf_object__load(object)) {
-    if (failed == -EAGAIN && !is_last) return false;
-    throw syscall_error(env, "loading the BPF object", "bpf_object__load", -failed, log.tail(kVerifierLines));
-  }
-  fill_http_programs(env, object);
-  if (!folder.empty() && !loaded->adopted) pin_maps(env, object, folder);
-  loaded_ = std::move(loaded);
-  return true;
+  return loading;
+}
+
+void Loading::verify() {
+  SignalsWait signals_wait;
+  LogCapture log;
+  failed = bpf_object__load(loaded->object);
+  if (failed) said = log.tail(kVerifierLines);
+}
+
+std::shared_ptr<Loaded> Loading::finish(Napi::Env env) {
+  if (failed) throw syscall_error(env, "loading the BPF object", "bpf_object__load", -failed, said);
+  fill_http_programs(env, loaded->object);
+  if (!folder.empty() && !loaded->adopted) pin_maps(env, loaded->object, folder);
+  return loaded;
 }
 
 void BpfObjectHandle::load(Napi::Env env, Napi::Object options) {
-  SignalsWait signals_wait;
-  for (int attempt = 1; !load_once(env, options, attempt == kLoadAttempts); attempt++) {
+  for (int attempt = 1;; attempt++) {
+    Loading loading = Loading::prepare(env, options);
+    loading.verify();
+    if (loading.is_interrupted() && attempt < kLoadAttempts) continue;
+    loaded_ = loading.finish(env);
+    return;
   }
+}
+
+namespace {
+
+// The verifier on the thread pool, all else where JavaScript is.
+class LoadWorker : public Napi::AsyncWorker {
+ public:
+  LoadWorker(Napi::Env env, Napi::Object options, Napi::Object handle, Napi::Promise::Deferred deferred, int attempt)
+      : Napi::AsyncWorker(env), options_(Napi::Persistent(options)), handle_(Napi::Persistent(handle)), deferred_(deferred), attempt_(attempt), loading_(Loading::prepare(env, options)) {}
+
+ protected:
+  void Execute() override { loading_.verify(); }
+
+  void OnOK() override {
+    Napi::Env env = Env();
+    try {
+      if (loading_.is_interrupted() && attempt_ < kLoadAttempts) {
+        (new LoadWorker(env, options_.Value(), handle_.Value(), deferred_, attempt_ + 1))->Queue();
+        return;
+      }
+      BpfObjectHandle::Unwrap(handle_.Value())->take(loading_.finish(env));
+      deferred_.Resolve(handle_.Value());
+    } catch (const Napi::Error &error) {
+      deferred_.Reject(error.Value());
+    }
+  }
+
+ private:
+  Napi::ObjectReference options_;
+  Napi::ObjectReference handle_;
+  Napi::Promise::Deferred deferred_;
+  int attempt_;
+  Loading loading_;
+};
+
+}  // namespace
+
+Napi::Promise BpfObjectHandle::load_later(Napi::Env env, Napi::Object options, Napi::Object handle) {
+  Napi::Promise::Deferred deferred = Napi::Promise::Deferred::New(env);
+  (new LoadWorker(env, options, handle, deferred, 1))->Queue();
+  return deferred.Promise();
 }
 
 }  // namespace underpass

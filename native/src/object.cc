@@ -376,6 +376,12 @@ static Napi::Value open_object(const Napi::CallbackInfo &info) {
   return handle;
 }
 
+static Napi::Value open_object_later(const Napi::CallbackInfo &info) {
+  Napi::Env env = info.Env();
+  Napi::Object options = object_of(env, info[0], "open: options");
+  return BpfObjectHandle::load_later(env, options, classes(env)->object.New({}));
+}
+
 static Napi::Value link_info(const Napi::CallbackInfo &info) {
   Napi::Env env = info.Env();
   const std::string path = string_of(env, info[0], "linkInfo: pinPath");
@@ -405,6 +411,7 @@ void init_object(Napi::Env env, Napi::Object exports) {
   all->object = Napi::Persistent(BpfObjectHandle::define(env));
   env.SetInstanceData(all);
   exports.Set("openObject", Napi::Function::New(env, open_object, "openObject"));
+  exports.Set("openObjectLater", Napi::Function::New(env, open_object_later, "openObjectLater"));
   exports.Set("openPinnedMap", Napi::Function::New(env, open_pinned_map, "openPinnedMap"));
   exports.Set("linkInfo", Napi::Function::New(env, link_info, "linkInfo"));
 }

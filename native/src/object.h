@@ -6,6 +6,7 @@
 #include <bpf/libbpf.h>
 #include <uv.h>
 
+#include <cerrno>
 #include <memory>
 #include <string>
 
@@ -39,6 +40,20 @@ struct Loaded {
     object = nullptr;
   }
   ~Loaded() { close(); }
+};
+
+// One attempt at loading the embedded object. `verify` may run on any thread, the rest where JavaScript is.
+struct Loading {
+  static Loading prepare(Napi::Env env, Napi::Object options);
+  void verify();
+  // Whether the verifier was interrupted, so that it may be asked once more, of an object that is opened anew.
+  bool is_interrupted() const { return failed == -EAGAIN; }
+  std::shared_ptr<Loaded> finish(Napi::Env env);
+
+  std::shared_ptr<Loaded> loaded;
+  std::string folder;
+  int failed = 0;
+  std::string said;
 };
 
 class BpfMapHandle : public Napi::ObjectWrap<BpfMapHandle> {
@@ -107,7 +122,9 @@ class BpfObjectHandle : public Napi::ObjectWrap<BpfObjectHandle> {
   static Napi::Function define(Napi::Env env);
   explicit BpfObjectHandle(const Napi::CallbackInfo &info);
   void load(Napi::Env env, Napi::Object options);
-  bool load_once(Napi::Env env, Napi::Object options, bool is_last);
+  // The promise is of `handle`, an object of this class, once it is loaded.
+  static Napi::Promise load_later(Napi::Env env, Napi::Object options, Napi::Object handle);
+  void take(std::shared_ptr<Loaded> loaded) { loaded_ = std::move(loaded); }
 
  private:
   Napi::Value programs(const Napi::CallbackInfo &info);

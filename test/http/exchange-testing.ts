@@ -73,6 +73,7 @@ export function exchanges(act: () => boolean = () => true, tables: () => HttpTab
   before(async () => {
     w = await KernelWorld.create('http', { ...more, pods: 2, http: true, rodata });
     w.put({ capture: true, acceleration: 'l7' }, [w.world.pod(0)]);
+    await w.kernel.httpPrograms?.want();
     w.put({ acceleration: 'force' }, [w.world.pod(1)]);
     client = new Ends(w.world, w.world.pod(0));
     envoy = new Ends(w.world, w.world.pod(0), w.world.proxyCgroup);

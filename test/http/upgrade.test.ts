@@ -42,6 +42,7 @@ async function upgrade(change: () => void = CHANGES['a layout of the same size']
   w.kernel.setGlobalAcceleration(true);
   w.kernel.attachProxy(w.world.proxyCgroup);
   w.put({ capture: true, acceleration: 'l7' }, [w.world.pod(0)]);
+  await w.kernel.httpPrograms?.want();
   w.put({ acceleration: 'force' }, [w.world.pod(1)]);
   w.kernel.markProgram(executable(join(buildDir, 'socket-ends')), 'event-driven');
   listen();
