@@ -16,7 +16,7 @@ import { InstanceLock, instanceWaiters } from './admin/lock.js';
 import { envoyRoutes } from './admin/envoy-routes.js';
 import { MetricsListener } from './admin/metrics-listener.js';
 import { requirePrivileges } from './admin/privileges.js';
-import { AdminServer, type AdminAnswer } from './admin/server.js';
+import { AdminServer, type AdminAnswer, type AdminRoutes } from './admin/server.js';
 import type { AgentStatus } from './admin/status.js';
 import { AgentAuditors } from './consistency/agent-auditor.js';
 import { Dataplane, type DataplaneOptions } from './dataplane/dataplane.js';
@@ -85,6 +85,8 @@ export interface AgentOptions {
   httpFastPath?: boolean;
   /** Shown in the status, e.g. the embedded control plane's own. */
   controlPlaneStatus?: () => unknown;
+  /** What the admin API answers beside the agent's own. */
+  routes?: AdminRoutes;
 }
 
 const ENVOY_ADMIN_SOCKET = 'envoy-admin.sock';
@@ -183,6 +185,7 @@ export class Agent {
         '/v1/http-fast-path': () => this.#switchFastPath(new URLSearchParams()),
         '/metrics': async () => ({ contentType: 'text/plain; version=0.0.4', pieces: (await metrics()).pieces() }),
         ...envoy.routes,
+        ...this.#options.routes,
       }, { ...envoy.changes, '/v1/http-fast-path': (query) => this.#switchFastPath(query) }),
     );
     if (metricsAddress) this.#metrics = this.#store.add(new MetricsListener(metricsAddress, metrics, this.#component('agent.metrics')));

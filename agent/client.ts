@@ -1,7 +1,7 @@
 /** What asks an agent needs, without the agent itself: a command that only asks starts in a fraction of the time. */
 import type { ObjectStatus } from './consistency/object-status.js';
 
-export { askAgent, followAgent, openAgentStream } from './admin/server.js';
+export { askAgent, followAgent, openAgentStream, type AdminAnswer, type AdminRoutes } from './admin/server.js';
 export type { AgentStatus } from './admin/status.js';
 export type { PodStatus } from './dataplane/dataplane.js';
 export { countProbation, type PodProbation } from './dataplane/probation.js';

@@ -9,10 +9,11 @@ import { keepHeapSmall } from '../common/heap.js';
 import type { CertificateAuthority } from '../common/identity/ca.js';
 import { TLS_MODE_LABEL } from '../common/identity/announcements.js';
 import { LabClient } from '../common/lab-api.js';
-import { logger } from '../common/log.js';
+import { keepLogTail, logger } from '../common/log.js';
 import { defaultBpffsDir } from '../common/paths.js';
 import { sleep } from '../common/retry.js';
 import { ProbeFile, readiness } from './agent-pod.js';
+import type { HostedDashboard } from './dashboard/hosted.js';
 import { apiServerOf, podsOfCluster, podsOfLab, type Home, type Lab, type ToldPods } from './agent-home.js';
 import { recordServes, servedLab } from './orphans.js';
 import { addInstanceOptions } from './instance-options.js';
@@ -40,6 +41,7 @@ export interface AgentCliOptions {
   flowLog?: boolean;
   accessLogRate?: number;
   metricsAddress?: SocketAddress;
+  dashboardPort?: number;
   httpFastPath: 'on' | 'off';
   cleanup?: boolean;
   cleanupOnExit?: boolean;
@@ -70,6 +72,7 @@ export function addAgentOptions(command: Command): Command {
     .option('--flow-log', 'log a line for each connection of a local pod that ends')
     .option('--access-log-rate <lines>', `lines of access logs that Envoy writes in a second, of all pods together; what is over it is left out and counted; default ${DEFAULT_ACCESS_LOG_RATE}`, wholeNumber(1, 10_000_000))
     .option('--metrics-address <address:port>', 'serve GET /metrics here too, over plain HTTP to whoever reaches it, and nothing else; IPv6 in brackets, port 0 for any (default: on the admin socket alone)', socketAddress)
+    .option('--dashboard-port <port>', 'serve the pages of `underpass dashboard`, of this node, on 127.0.0.1, read-only and to who has the token that `underpass dashboard --of-agent` tells; 0 for any (default: nowhere)', wholeNumber(0, 65_535))
     .option('--cleanup', 'remove all that this instance\'s agents ever pinned, mounted, attached or wrote, and exit')
     .option('--cleanup-on-exit', 'do that when the agent ends, instead of leaving Envoy and the kernel at work')
     .option('--daemonset <namespace/name>', 'with Kubernetes: what this agent is a pod of; when it is asked to end and that is gone, or going, it cleans up')
@@ -78,6 +81,8 @@ export function addAgentOptions(command: Command): Command {
 }
 
 const TOLD_TIMEOUT_MS = 5_000;
+/** Of the agent's own log that `underpass bug-report` has: hours of an agent to which little happens. */
+const LOG_TAIL_BYTES = 256 << 10;
 
 export async function cleanInstance(options: AgentCliOptions): Promise<void> {
   const labSocket = servedLab(instancePaths(options).folder);
@@ -121,9 +126,11 @@ export interface RunOptions {
 /** Runs an agent until SIGINT or SIGTERM. */
 export async function runAgent(options: AgentCliOptions, run: RunOptions): Promise<void> {
   keepHeapSmall();
+  const logTail = keepLogTail(LOG_TAIL_BYTES);
   const log = logger('agent');
   const { companion, home } = run;
   const { nodeName, workloads, netnsPath, dnsServers, clusterId } = home;
+  let dashboard: HostedDashboard | undefined;
   const agent = new Agent(
     {
       nodeName,
@@ -147,6 +154,10 @@ export async function runAgent(options: AgentCliOptions, run: RunOptions): Promi
       httpFastPath: options.httpFastPath === 'on',
       ...(run.ca === undefined ? {} : { ca: run.ca }),
       ...(companion ? { controlPlaneStatus: () => companion.status() } : {}),
+      routes: {
+        '/v1/log': () => ({ contentType: 'application/x-ndjson', body: logTail.lines.join('') }),
+        '/v1/dashboard': (query) => dashboard?.routes['/v1/dashboard']?.(query) ?? { status: 404, body: { message: 'this agent serves no dashboard: it was started without --dashboard-port' } },
+      },
     },
     realParts,
   );
@@ -163,6 +174,11 @@ export async function runAgent(options: AgentCliOptions, run: RunOptions): Promi
     await companion?.start();
     await agent.start();
     home.start?.();
+    if (options.dashboardPort !== undefined) {
+      // Where there is none, its modules need no memory.
+      const { HostedDashboard: Hosted } = await import('./dashboard/hosted.js');
+      dashboard = new Hosted({ port: options.dashboardPort, node: nodeName, adminSocket: instancePaths(options).adminSocket, logger: logger('agent.dashboard') });
+    }
     if (!signals.signal.aborted) await Promise.race([once(signals.signal, 'abort'), agent.failed]);
     if (signals.signal.aborted && home.isUninstalled) {
       const isUninstalled = await home.isUninstalled();
@@ -178,6 +194,7 @@ export async function runAgent(options: AgentCliOptions, run: RunOptions): Promi
     readyFile?.close();
     aliveFile?.close();
     try {
+      await dashboard?.close();
       await agent.stop({ keepEnvoy: !cleans });
       await companion?.stop();
       // Before the clean-up: it keeps the CNI plugin in its place.

@@ -23,6 +23,7 @@ const QUESTIONS: readonly [file: string, path: string][] = [
   ['status.json', '/v1/status'],
   ['counters.json', '/v1/counters'],
   ['metrics.txt', '/metrics'],
+  ['agent.log', '/v1/log'],
   ['envoy-config.json', `/v1/envoy?${new URLSearchParams({ path: '/config_dump?include_eds' })}`],
   ['envoy-clusters.json', `/v1/envoy?${new URLSearchParams({ path: '/clusters?format=json' })}`],
   ['envoy-listeners.json', `/v1/envoy?${new URLSearchParams({ path: '/listeners?format=json' })}`],
@@ -34,7 +35,7 @@ const QUESTIONS: readonly [file: string, path: string][] = [
 export function configure(command: Command): void {
   addReachOptions(command)
     .option('--file <path>', 'the archive to write, mode 0600 (default: underpass-bug-report-TIME.tar.gz in this folder)')
-    .addHelpText('after', '\nIn it, of each node: the agent\'s status, counters and metrics, Envoy\'s configuration, clusters and certificates\' dates; of this\nmachine alone: Envoy\'s log, the kernel\'s facts and the sizes of its maps. Private keys, tokens, passwords, cookies and\nauthorization headers are taken out. Names of pods, services and hosts, and addresses, stay: look into it before you send it on.')
+    .addHelpText('after', '\nIn it, of each node: the agent\'s status, counters, metrics and the end of its log, Envoy\'s configuration, clusters and certificates\' dates; of this\nmachine alone: Envoy\'s log, the kernel\'s facts and the sizes of its maps. Private keys, tokens, passwords, cookies and\nauthorization headers are taken out. Names of pods, services and hosts, and addresses, stay: look into it before you send it on.')
     .action(bugReport);
 }
 

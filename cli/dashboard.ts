@@ -10,19 +10,22 @@ import { forwardPort } from '../common/kube/port-forward.js';
 import { ClosableStore } from '../common/lifecycle.js';
 import { projectRoot } from '../common/paths.js';
 import { VERSION } from '../common/version.js';
-import { addReachOptions, apiServer, reachAgents, type ReachOptions } from './agents.js';
+import { addReachOptions, answered, apiServer, askEach, reachAgents, type ReachOptions } from './agents.js';
 import { ADDONS, findAddon, type Addon } from './dashboard/addons.js';
 import { openBrowser } from './dashboard/browser.js';
 import { Collector } from './dashboard/collector.js';
 import { dashboardFiles } from './dashboard/files.js';
 import { dashboardRoutes } from './dashboard/routes.js';
 import { DashboardServer } from './dashboard/server.js';
+import { AGENT_NAMESPACE } from './install/rbac.js';
+import { parseAnswer } from './output.js';
 import { followSignals, outputClosed } from './signals.js';
 
 interface Options extends ReachOptions {
   port?: number;
   browser: boolean;
   report?: string;
+  ofAgent?: boolean;
   namespace?: string;
 }
 
@@ -36,12 +39,13 @@ export function configure(command: Command): void {
     .option('--port <port>', 'on 127.0.0.1 (default: any that is free)', wholeNumber(1, 65_535))
     .option('--no-browser', 'print the address, and open nothing')
     .option('--report <file>', 'ours: the benchmark\'s, as `underpass bench --html FILE` writes it (default: docs/results/bench.html)')
+    .option('--of-agent', 'ours: print where the agents serve it themselves (`underpass agent --dashboard-port`), with the token, and end')
     .option('-n, --namespace <name>', 'of the others: where it runs (default: looked for in all)')
     .addHelpText('after', `
 Ours shows the live service graph, workloads, nodes, configuration objects on each node, and the benchmark's report. It is read-only,
 serves 127.0.0.1 alone, and says nothing of the mesh without the token that is in the address. The others are reached through
 the API server, which needs list of pods, and get and create of pods/portforward. Ctrl-C ends it.`)
-    .action((what: string, options: Options) => (what === 'ours' ? ours(options) : other(what as Addon, options)));
+    .action((what: string, options: Options) => (what !== 'ours' ? other(what as Addon, options) : options.ofAgent ? ofAgents(options) : ours(options)));
 }
 
 async function ours(options: Options): Promise<void> {
@@ -60,6 +64,20 @@ async function ours(options: Options): Promise<void> {
     await show(server.address, options, store, signals.signal);
   } finally {
     await store.close();
+  }
+}
+
+/** An agent listens on its own node's 127.0.0.1: from elsewhere its port is forwarded. */
+async function ofAgents(options: Options): Promise<void> {
+  const reach = await reachAgents(options);
+  try {
+    const answers = answered(reach.agents, await askEach(reach.agents, async (agent) => ({ agent, ...parseAnswer<{ address: string }>(await agent.ask('/v1/dashboard'), 'where the agent serves the dashboard') })));
+    for (const { agent, address } of answers) {
+      if (reach.client) process.stderr.write(`node ${agent.node ?? ''}: kubectl port-forward -n ${AGENT_NAMESPACE} ${agent.place.replace(`${AGENT_NAMESPACE}/`, '').replace(' ', '/')} ${new URL(address).port}\n`);
+      process.stdout.write(`${address}\n`);
+    }
+  } finally {
+    reach.close();
   }
 }
 

@@ -1,6 +1,6 @@
 /** `underpass wait`: until what was asked for is so on every node that it concerns. */
 import { Option, type Command } from 'commander';
-import type { AgentStatus } from '../agent/client.js';
+import type { AgentStatus, NodeObjects } from '../agent/client.js';
 import { duration } from '../common/arguments.js';
 import { UnderpassError, errorMessage } from '../common/errors.js';
 import { sleep } from '../common/retry.js';
@@ -10,31 +10,41 @@ import { parseAnswer } from './output.js';
 import { whileWaiting } from './progress.js';
 import { followSignals } from './signals.js';
 
-const CONDITIONS = ['ready', 'in-sync', 'enrolled', 'off'] as const;
+const CONDITIONS = ['ready', 'in-sync', 'enrolled', 'off', 'in-force', 'gone'] as const;
 type Condition = (typeof CONDITIONS)[number];
+/** What each is of, in words. */
+const OF: Readonly<Record<Condition, 'nodes' | 'a pod' | 'an object'>> = { ready: 'nodes', 'in-sync': 'nodes', enrolled: 'a pod', off: 'a pod', 'in-force': 'an object', gone: 'an object' };
 
 const EVERY_MS = 500;
+/** What was just applied may be on its way to the control plane, whose word of before is in force: it has to be so for as long as this. */
+const OBJECT_HOLDS_MS = 2_000;
+const OBJECT = /^[A-Za-z]+\/[^/\s]+$/;
 
 export function configure(command: Command): void {
   addReachOptions(command)
-    .argument('[pod]', 'for enrolled and off: POD, NAMESPACE/POD, POD.NAMESPACE, or a workload\'s name')
-    .addOption(new Option('--for <condition>', 'what to wait for').choices(CONDITIONS).default('in-sync'))
-    .option('-n, --namespace <name>', 'the pod\'s namespace (default: all)')
+    .argument('[what]', 'for enrolled and off: POD, NAMESPACE/POD, POD.NAMESPACE, or a workload\'s name; for in-force and gone: KIND/NAME.NAMESPACE, or KIND/NAME with -n')
+    .addOption(new Option('--for <condition>', 'what to wait for (default: in-sync, or in-force of what is named)').choices(CONDITIONS))
+    .option('-n, --namespace <name>', 'the pod\'s namespace (default: all), or the object\'s')
     .addOption(new Option('--timeout <duration>', 'how long').argParser(duration).default(60_000, '1m'))
     .addHelpText('after', `
 ready: every agent has its pods, its Envoy and its certificates. in-sync: also, it has the control plane, all that this said is
 acknowledged by Envoy, none of it was refused, and no pod is just changing. enrolled, off: the pod is, with its way in force.
+in-force: of the configuration object, as \`underpass config-status\` lists it, all that a node has is acknowledged and was read back,
+on every node that has any of it, and one does; it has been so for ${OBJECT_HOLDS_MS / 1_000} s. gone: no node has any of it.
 Exit code ${EXIT.timedOut} when the time has passed, ${EXIT.interrupted} after Ctrl-C; what is missing is said on stderr.
 Example:
-  underpass label namespace shop underpass.io/mode=node && underpass wait --for=enrolled shop/client`)
-    .action(async (word: string | undefined, options: ReachOptions & { for: Condition; namespace?: string; timeout: number }) => {
-      const isOfPod = options.for === 'enrolled' || options.for === 'off';
-      if (isOfPod !== (word !== undefined)) throw new UnderpassError('UNDERPASS_BAD_OPTION', `--for=${options.for}: ${isOfPod ? 'expected a pod' : 'it is of nodes, expected no pod'}`);
+  underpass label namespace shop underpass.io/mode=node && underpass wait --for=enrolled shop/client
+  kubectl apply -f reviews.yaml && underpass wait VirtualService/reviews.default`)
+    .action(async (word: string | undefined, options: ReachOptions & { for?: Condition; namespace?: string; timeout: number }) => {
+      const condition = options.for ?? (word === undefined ? 'in-sync' : 'in-force');
+      const of = OF[condition];
+      if ((of === 'nodes') === (word !== undefined)) throw new UnderpassError('UNDERPASS_BAD_OPTION', `--for=${condition}: ${of === 'nodes' ? `it is of nodes, expected no ${JSON.stringify(word)}` : `expected ${of}`}`);
+      const named = of === 'an object' ? objectName(word!, options.namespace) : word;
       const reach = await reachAgents(options);
       const signals = followSignals();
       try {
-        await whileWaiting(`waiting for ${options.for}`, until(reach, options.for, word, options, signals.signal));
-        process.stdout.write(`${word === undefined ? `${reach.agents.length} ${reach.agents.length === 1 ? 'node' : 'nodes'}` : `pod ${word}`} ${options.for}\n`);
+        await whileWaiting(`waiting for ${condition}`, until(reach, condition, named, options, signals.signal));
+        process.stdout.write(`${word === undefined ? `${reach.agents.length} ${reach.agents.length === 1 ? 'node' : 'nodes'}` : of === 'a pod' ? `pod ${word}` : named} ${condition}\n`);
       } catch (error) {
         if (!signals.signal.aborted) throw error;
         process.exitCode = EXIT.interrupted;
@@ -45,15 +55,34 @@ Example:
     });
 }
 
+/** @returns `Kind/name.namespace` */
+function objectName(word: string, namespace: string | undefined): string {
+  const hasNamespace = word.includes('.');
+  if (!OBJECT.test(word) || (!hasNamespace && namespace === undefined)) throw new UnderpassError('UNDERPASS_BAD_OPTION', `${word}: expected KIND/NAME.NAMESPACE, e.g. VirtualService/reviews.default, or KIND/NAME with --namespace`, { hint: 'pods are waited for by --for=enrolled or --for=off' });
+  return namespace === undefined || word.endsWith(`.${namespace}`) ? word : `${word}.${namespace}`;
+}
+
 async function until(reach: Reach, condition: Condition, word: string | undefined, { namespace, timeout }: { namespace?: string; timeout: number }, signal: AbortSignal): Promise<void> {
   const deadline = performance.now() + timeout;
+  let since = Infinity;
   for (;;) {
     signal.throwIfAborted();
-    const missing = await missingOf(reach, condition, word, namespace, signal);
-    if (missing.length === 0) return;
+    const missing = await (OF[condition] === 'an object' ? missingOfObject(reach, condition, word!, signal) : missingOf(reach, condition, word, namespace, signal));
+    since = missing.length === 0 ? Math.min(since, performance.now()) : Infinity;
+    if (missing.length === 0 && (OF[condition] !== 'an object' || performance.now() - since >= OBJECT_HOLDS_MS)) return;
+    if (missing.length === 0) missing.push(`it has been so for less than ${OBJECT_HOLDS_MS / 1_000} s`);
     if (performance.now() >= deadline) throw new UnderpassError('UNDERPASS_TIMED_OUT', `waiting for ${condition}: not so after ${timeout / 1_000} s: ${missing.slice(0, 5).join('; ')}${missing.length > 5 ? ` and ${missing.length - 5} more` : ''}`);
     await sleep(Math.max(0, Math.min(EVERY_MS, deadline - performance.now())), signal);
   }
+}
+
+async function missingOfObject({ agents }: Reach, condition: Condition, object: string, signal: AbortSignal): Promise<string[]> {
+  const results = await askEach(agents, async (agent) => parseAnswer<NodeObjects>(await agent.ask(`/v1/objects?${new URLSearchParams({ object }).toString()}`, { signal }), "the agent's objects"));
+  const silent = results.flatMap((result, index) => (result.status === 'rejected' ? [`${agents[index]!.node ?? agents[index]!.place}: ${errorMessage(result.reason)}`] : []));
+  const there = results.flatMap((result) => (result.status === 'fulfilled' ? result.value.objects.map((status) => ({ node: result.value.node, ...status })) : []));
+  if (condition === 'gone') return [...silent, ...there.map(({ node, resources }) => `${node}: ${resources.length} ${resources.length === 1 ? 'resource has' : 'resources have'} something of it`)];
+  if (there.length === 0) return [...silent, `${object}: nothing of it is in any resource of ${agents.length === 1 ? 'the node' : `these ${agents.length} nodes`}`];
+  return [...silent, ...there.filter(({ state }) => state !== 'IN FORCE').map(({ node, state, resources, since }) => `${node}: ${state}${since === undefined ? '' : ` since ${since}`}${resources.flatMap(({ nack }) => (nack === undefined ? [] : `: ${nack}`)).slice(0, 1).join('')}`)];
 }
 
 async function missingOf({ agents }: Reach, condition: Condition, word: string | undefined, namespace: string | undefined, signal: AbortSignal): Promise<string[]> {

@@ -3,17 +3,23 @@
 /** Where the product lies in the image. */
 export const PREFIX = '/opt/underpass';
 
-/** The module whose imports, near and far, are all of the product's code. */
+/** The module whose imports, near and far, are all of the product's code but that for browsers. */
 export const ENTRY_MODULE = 'dist/cli/main.js';
 
-/** These work on a developer's machine alone, with nginx, wrk, tar, a browser and more that no node has. */
-export const COMMANDS_LEFT_OUT = ['bench', 'bug-report', 'dashboard', 'demo', 'lab'] as const;
+/** These work on a developer's machine alone, with nginx, wrk, tar and more that no node has. */
+export const COMMANDS_LEFT_OUT = ['bench', 'bug-report', 'demo', 'lab'] as const;
+
+/** Modules for browsers, which no module of the command line imports. */
+export const PAGE_MODULES = ['dist/dashboard/main.js', 'dist/dashboard/worker.js', 'dist/dashboard/draw-worker.js'] as const;
 
 /** Files that are read or started at run time, below the project's folder. */
 export const PRODUCT_FILES = [
   'bin/underpass',
   'package.json',
   'proto/generated/descriptors.binpb',
+  'dashboard/index.html',
+  'dashboard/style.css',
+  'dashboard/icon.svg',
   'deploy/agent-rbac.yaml',
   'deploy/pilot-rbac.yaml',
   'deploy/remote-rbac.yaml',

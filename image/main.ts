@@ -9,7 +9,7 @@ import { fileURLToPath } from 'node:url';
 import { UnderpassError, errorMessage } from '../common/errors.js';
 import { projectRoot } from '../common/paths.js';
 import { run } from '../common/process.js';
-import { COMMANDS_LEFT_OUT, ENTRY_MODULE, PLUGIN_FOLDERS, PREFIX, PRODUCT_FILES, PROGRAMS, ROOT_CERTIFICATES, SYSTEM_FILES, USER_ID } from './contents.js';
+import { COMMANDS_LEFT_OUT, ENTRY_MODULE, PAGE_MODULES, PLUGIN_FOLDERS, PREFIX, PRODUCT_FILES, PROGRAMS, ROOT_CERTIFICATES, SYSTEM_FILES, USER_ID } from './contents.js';
 import { reach, type NpmPackage } from './modules.js';
 import { bom, licenceNames } from './sbom.js';
 import { SystemFiles, copyrightOf, findProgram, packagesOf, statusOf, type DebianPackage } from './system.js';
@@ -20,7 +20,7 @@ import { SystemFiles, copyrightOf, findProgram, packagesOf, statusOf, type Debia
  */
 export async function makeRoot(out: string): Promise<void> {
   if (existsSync(out) && readdirSync(out).length > 0) throw new UnderpassError('UNDERPASS_IMAGE_FOLDER', `making the image's root: ${out} is not empty`);
-  const reached = reach(projectRoot, ENTRY_MODULE, COMMANDS_LEFT_OUT.map((name) => `dist/cli/${name}.js`));
+  const reached = reach(projectRoot, [ENTRY_MODULE, ...PAGE_MODULES], COMMANDS_LEFT_OUT.map((name) => `dist/cli/${name}.js`));
   const files = [...PRODUCT_FILES, ...reached.modules, ...reached.packages.flatMap(({ folder, files }) => files.map((file) => join(folder, file)))];
   for (const file of files) {
     if (!existsSync(join(projectRoot, file))) throw new UnderpassError('UNDERPASS_IMAGE_FILE', `making the image's root: ${file} does not exist`, { hint: 'make build' });

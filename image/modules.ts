@@ -25,10 +25,10 @@ const SPECIFIER = /(?:\bfrom\s+|\bimport\s*\(\s*|^import\s+|\bnew URL\(\s*|creat
 
 /**
  * @param root the project's folder, built
- * @param entry the module to start from, and `without` those that are left out though something imports them; all relative to root
+ * @param entries the modules to start from, and `without` those that are left out though something imports them; all relative to root
  * @throws UnderpassError `UNDERPASS_IMAGE_MODULE` with the module and the import that leads nowhere
  */
-export function reach(root: string, entry: string, without: readonly string[]): Reached {
+export function reach(root: string, entries: readonly string[], without: readonly string[]): Reached {
   const modules = new Set<string>();
   const packages = new Map<string, NpmPackage>();
   const visit = (module: string): void => {
@@ -56,7 +56,7 @@ export function reach(root: string, entry: string, without: readonly string[]): 
     for (const dependency of Object.keys(own.dependencies ?? {})) if (!dependency.startsWith('@types/')) visitPackage(dependency, folder, join(folder, 'package.json'));
     for (const dependency of Object.keys({ ...own.optionalDependencies, ...own.peerDependencies })) visitPackage(dependency, folder, undefined);
   };
-  visit(entry);
+  for (const entry of entries) visit(entry);
   const maps = [...modules].map((module) => `${module}.map`).filter((map) => existsSync(join(root, map)));
   const byFolder = (a: NpmPackage, b: NpmPackage): number => (a.folder < b.folder ? -1 : 1);
   return { modules: [...modules, ...maps].sort(), packages: [...packages.values()].sort(byFolder) };

@@ -7,8 +7,10 @@ import { askAgent, instanceCgroup, type AgentStatus } from '../agent/index.js';
 import { cleanOrphanedAgents } from '../cli/orphans.js';
 import { defaultRunDir } from '../common/paths.js';
 import { EXIT } from '../cli/exit-codes.js';
+import type { NodeView } from '../common/dashboard-views.js';
 import { processStartTime } from '../common/process-id.js';
 import { run } from '../common/process.js';
+import type { Graph } from '../common/traffic.js';
 import { NodeUnderTest, enrolled } from './agent-harness.js';
 
 const node = new NodeUnderTest(`up-agent-${process.pid}`);
@@ -137,7 +139,7 @@ test('a graceful end leaves Envoy and capture at work as well, and what changed 
   assert.equal(existsSync(paths.adminSocket), false);
   assert.deepEqual((await some.run(100)).fresh.direct, 0);
   await node.label('shop', { mode: 'off' });
-  node.startAgent('--metrics-address', '127.0.0.1:0');
+  node.startAgent('--metrics-address', '127.0.0.1:0', '--dashboard-port', '0');
   await node.podsAre('shop', 'shop to be let go', (pod) => pod.way === 'plain');
   assert.equal((await node.status()).proxy.envoy.pid, before.proxy.envoy.pid);
   const left = await some.run(100);
@@ -189,6 +191,19 @@ test('ps and the admin API tell what is', async () => {
   assert.match(wrong.stderr, /--metrics-address <address:port>' argument 'localhost' is invalid\. expected an IP address and a port/);
   const absent = await node.cli(['ps', '--instance', `${instance}-x`], [3]);
   assert.match(absent.stderr, /UNDERPASS_AGENT_NOT_RUNNING/);
+});
+
+test('the agent serves the dashboard of its node on 127.0.0.1, to who has the token that root is told, and nothing changes by it', async () => {
+  const { stdout } = await node.cli(['dashboard', '--of-agent', '--instance', instance]);
+  const [, origin, token] = /^(http:\/\/127\.0\.0\.1:\d+)\/#token=([\w-]{43,})\n$/.exec(stdout) ?? assert.fail(stdout);
+  assert.match(await (await fetch(`${origin}/`)).text(), /<title>Underpass<\/title>/);
+  const ask = (path: string, method = 'GET', given = token): Promise<Response> => fetch(`${origin}${path}`, { method, headers: { authorization: `Bearer ${given}` } });
+  assert.deepEqual([(await ask('/api/nodes', 'GET', 'x')).status, (await ask('/api/nodes', 'POST')).status, (await ask('/v1/http-fast-path?on=false')).status], [401, 405, 404]);
+  const [view] = (await (await ask('/api/nodes')).json()) as NodeView[];
+  assert.deepEqual([view!.ready, view!.pods.filter(({ namespace }) => namespace === 'shop').length > 0], [true, true]);
+  assert.deepEqual(((await (await ask('/api/graph')).json()) as Graph).nodes, [{ node: view!.node }]);
+  assert.ok(node.log.includes(origin!) && !node.log.includes(token!), 'the log has the address, without the token');
+  assert.doesNotMatch((await node.cli(['ps', '-o', 'json', '--instance', instance])).stdout, new RegExp(token!));
 });
 
 test('cleanup removes all that the agents made, and the pods work on without the mesh', async () => {

@@ -168,6 +168,16 @@ test('wait: in sync, enrolled, off; with 6 when the time has passed, and what is
   assert.equal((await cli(['wait', '--for=enrolled', 'shop/web-v1'])).stdout, 'pod shop/web-v1 enrolled\n');
   assert.match((await cli(['wait', '--for=off', 'shop/web-v1', '--timeout', '1s'], [6])).stderr, /not so after 1 s: pod shop\/web-v1 is enrolled.*UNDERPASS_TIMED_OUT/);
   assert.match((await cli(['wait', '--for=enrolled'], [1])).stderr, /expected a pod/);
+  assert.match((await cli(['wait', '--for=ready', 'shop/web-v1'], [1])).stderr, /it is of nodes/);
+});
+
+test('wait KIND/NAME: until an object is in force, or gone; with 6 when it is not, and the node that lacks it', async () => {
+  assert.equal((await cli(['wait', 'VirtualService/web.shop'])).stdout, 'VirtualService/web.shop in-force\n');
+  assert.equal((await cli(['wait', '--for=in-force', 'authorizationpolicy/shop-only', '-n', 'shop'])).stdout, 'authorizationpolicy/shop-only.shop in-force\n');
+  assert.equal((await cli(['wait', '--for=gone', 'VirtualService/none.shop'])).stdout, 'VirtualService/none.shop gone\n');
+  assert.match((await cli(['wait', '--for=gone', 'VirtualService/web.shop', '--timeout', '1s'], [6])).stderr, /not so after 1 s: \S+: \d+ resources? ha(s|ve) something of it.*UNDERPASS_TIMED_OUT/);
+  assert.match((await cli(['wait', 'VirtualService/none.shop', '--timeout', '1s'], [6])).stderr, /nothing of it is in any resource of the node/);
+  assert.match((await cli(['wait', 'VirtualService/web'], [1])).stderr, /expected KIND\/NAME\.NAMESPACE/);
 });
 
 test('describe: services, rules, routes and policies of a pod and of a service', async () => {
@@ -203,7 +213,9 @@ test('bug-report: what was asked for is there, and no secret: not those planted 
     await run('tar', ['-xzf', archive, '-C', folder]);
     const files = readdirSync(folder, { recursive: true, withFileTypes: true }).filter((entry) => entry.isFile() && entry.name !== 'report.tar.gz').map((entry) => join(entry.parentPath ?? entry.path, entry.name));
     const names = files.map((file) => file.split('/').pop());
-    for (const name of ['status.json', 'metrics.txt', 'envoy-config.json', 'envoy-clusters.json', 'facts.json', 'maps.json', 'about.json']) assert.ok(names.includes(name), `${name} is missing`);
+    for (const name of ['status.json', 'metrics.txt', 'agent.log', 'envoy-config.json', 'envoy-clusters.json', 'facts.json', 'maps.json', 'about.json']) assert.ok(names.includes(name), `${name} is missing`);
+    const log = readFileSync(files.find((file) => file.endsWith('/agent.log'))!, 'utf8');
+    assert.match(log, /^\{"level":"info".*"msg":"agent starts"\}$/m);
     for (const file of files) assert.doesNotMatch(readFileSync(file, 'utf8'), new RegExp(`${PLANTED}|PRIVATE KEY-----\\s*[A-Za-z0-9+/]`), file);
     assert.match((await cli(['bug-report', '--file', archive], [1])).stderr, /it is there already/);
   } finally {

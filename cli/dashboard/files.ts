@@ -15,7 +15,7 @@ const AS_IS: Readonly<Record<string, { name: string; type: string }>> = {
 export function dashboardFiles(): ReadonlyMap<string, DashboardFile> {
   const [written, compiled] = [join(projectRoot, 'dashboard'), join(projectRoot, 'dist', 'dashboard')];
   if (![written, compiled].every((folder) => existsSync(folder))) {
-    throw new UnderpassError('UNDERPASS_COMMAND_LEFT_OUT', `underpass dashboard: its pages are not in ${written} and ${compiled}`, { hint: 'it runs on a developer\'s machine, from a checkout, after `make build`' });
+    throw new UnderpassError('UNDERPASS_COMMAND_LEFT_OUT', `underpass dashboard: its pages are not in ${written} and ${compiled}`, { hint: 'in a checkout `make build` makes them' });
   }
   const files = new Map(Object.entries(AS_IS).map(([path, { name, type }]): [string, DashboardFile] => [path, { path: join(written, name), type }]));
   for (const name of readdirSync(compiled)) if (/^[a-z-]+\.js$/.test(name)) files.set(`/${name}`, { path: join(compiled, name), type: 'text/javascript; charset=utf-8' });

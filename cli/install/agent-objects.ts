@@ -104,6 +104,7 @@ const agentContainer: Mapping = {
     text`--redirection=${value('agent.redirection')}`,
     when(value('agent.ambientLabel'), '--ambient-label'),
     when(value('agent.metricsPort'), text`--metrics-address=$(NODE_ADDRESS):${value('agent.metricsPort')}`),
+    when(value('agent.dashboardPort'), text`--dashboard-port=${value('agent.dashboardPort')}`),
     new Spread('agent.extraArgs'),
   ],
   env,

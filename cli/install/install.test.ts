@@ -78,6 +78,11 @@ test('metrics: the agent listens where the annotations say, which a user may rep
   assert.deepEqual(daemonSet().template.spec.containers.map(({ ports }) => ports), [undefined, undefined]);
 });
 
+test('the dashboard of an agent is served where it is asked for, and nowhere else', () => {
+  const told = (...sets: string[]): string[] => (installationObjects(readValues([], sets)).find(({ kind }) => kind === 'DaemonSet') as unknown as { spec: { template: { spec: { containers: { args?: string[] }[] } } } }).spec.template.spec.containers[0]!.args!.filter((word) => word.includes('dashboard'));
+  assert.deepEqual([told(), told('agent.dashboardPort=15040')], [[], ['--dashboard-port=15040']]);
+});
+
 test('the image of proxies is in the injection as it was given', () => {
   for (const image of ['docker.io/istio/proxyv2:1.27.0', '[fd00::1]:5000/proxy@sha256:0a']) {
     const injection = installationObjects(readValues([], [`pilot.proxyImage=${image}`])).find(({ kind, metadata }) => kind === 'ConfigMap' && metadata.name === 'underpass-injection') as unknown as { data: Record<string, string> };

@@ -55,6 +55,7 @@ export const SETTINGS = {
   'agent.affinity': typed('of the agent'),
   'agent.tolerations': list('object', [{ operator: 'Exists' }], 'by default it runs on every node'),
   'agent.metricsPort': integer(15020, 0, "of each node's address, where the agent serves `/metrics` [to whoever reaches it](#who-may-reach-what); 0: nowhere", 65_535),
+  'agent.dashboardPort': integer(0, 0, 'of 127.0.0.1 of each node, where the agent serves [its node\'s dashboard](observability.md#the-dashboard) to who has its token; 0: nowhere', 65_535),
   'agent.podMonitor': boolean(false, "a PodMonitor of Prometheus' operator, whose kinds have to be there"),
   'agent.podAnnotations': mapping({}, "of the agent's pods, beside `prometheus.io/scrape` and its like, or in their place"),
   'agent.terminationGracePeriodSeconds': integer(120, 1, 'within which an agent that is uninstalled cleans up its node, and Envoy ends: 60 s in which a successor may take it over, 45 s of draining'),

@@ -8,7 +8,7 @@ import { after, before, test } from 'node:test';
 import { parseAllDocuments } from 'yaml';
 import { buildDir, projectRoot } from '../../common/paths.js';
 import { run } from '../../common/process.js';
-import { COMMANDS_LEFT_OUT, ENTRY_MODULE, PRODUCT_FILES, PROGRAMS } from '../../image/contents.js';
+import { COMMANDS_LEFT_OUT, ENTRY_MODULE, PAGE_MODULES, PRODUCT_FILES, PROGRAMS } from '../../image/contents.js';
 import { makeRoot } from '../../image/main.js';
 import { reach, type Reached } from '../../image/modules.js';
 import { writeArchive } from './archive.js';
@@ -23,7 +23,7 @@ before(async () => {
   folder = mkdtempSync(join(tmpdir(), 'underpass-image-'));
   root = join(folder, 'root');
   await makeRoot(root);
-  reached = reach(projectRoot, ENTRY_MODULE, COMMANDS_LEFT_OUT.map((name) => `dist/cli/${name}.js`));
+  reached = reach(projectRoot, [ENTRY_MODULE, ...PAGE_MODULES], COMMANDS_LEFT_OUT.map((name) => `dist/cli/${name}.js`));
 });
 after(() => rmSync(folder, { recursive: true, force: true }));
 
@@ -41,8 +41,8 @@ test('contents: every program that the code starts is named', () => {
 });
 
 test('contents: every file of the project that the code names is there', () => {
-  // The folder itself, and a part of the lab that doctor looks for.
-  const elsewhere = new Set(['build', 'build/tcp-bench']);
+  // Folders, a part of the lab that doctor looks for, and the benchmark's report, which the dashboard shows where it is.
+  const elsewhere = new Set(['build', 'build/tcp-bench', 'dashboard', 'dist/dashboard', 'docs/results/bench.html']);
   const named = codeOf(reached.modules).flatMap(({ module, text }) =>
     [...text.matchAll(/join\((buildDir|projectRoot), ('[^)]*')\)/g)].map(([, base, parts = '']) => ({ module, file: join(base === 'buildDir' ? 'build' : '', ...parts.split(', ').map((part) => part.slice(1, -1))) })),
   );
@@ -129,9 +129,9 @@ test('reach: an import that leads nowhere is an error that names both', () => {
   const own = join(folder, 'modules');
   mkdirSync(own);
   writeFileSync(join(own, 'a.js'), "import './b.js';\n");
-  assert.throws(() => reach(own, 'a.js', []), { code: 'UNDERPASS_IMAGE_MODULE', message: "a.js: './b.js' leads to b.js, which does not exist" });
+  assert.throws(() => reach(own, ['a.js'], []), { code: 'UNDERPASS_IMAGE_MODULE', message: "a.js: './b.js' leads to b.js, which does not exist" });
   writeFileSync(join(own, 'b.js'), "const c = await import('not-a-package');\n");
-  assert.throws(() => reach(own, 'a.js', []), { code: 'UNDERPASS_IMAGE_MODULE', message: 'b.js: the package not-a-package is not installed' });
+  assert.throws(() => reach(own, ['a.js'], []), { code: 'UNDERPASS_IMAGE_MODULE', message: 'b.js: the package not-a-package is not installed' });
 });
 
 test('makeRoot: a folder that is not empty is left alone', async () => {

@@ -6,8 +6,10 @@ import { existsSync, readFileSync, readdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import type { AgentStatus } from '../../agent/index.js';
+import type { About, NodeView, ObjectView } from '../../common/dashboard-views.js';
 import { run } from '../../common/process.js';
 import { waitFor } from '../../common/retry.js';
+import type { Graph } from '../../common/traffic.js';
 import { VERSION } from '../../common/version.js';
 import { CLI } from '../agent-harness.js';
 import { writeProductArchive } from '../image/archive.js';
@@ -171,6 +173,20 @@ step('`underpass install`: DaemonSet and control plane come up ready', async () 
   const now = await settles('the agent to be ready', ({ ready }) => ready);
   assert.deepEqual([now.node, now.redirection.bpfProblem, now.workloads.problem, now.proxy.controlPlane.connected], ['real', undefined, undefined, true], JSON.stringify(now.selfTest));
   assert.deepEqual(JSON.parse(readFileSync(real().machine.path(CNI_FILE), 'utf8')).plugins.map(({ type }: { type: string }) => type), ['ptp', 'portmap', 'underpass-cni']);
+});
+
+step('underpass dashboard in a cluster: it asks the agent by exec in its container, as often as it says, and a page shows what that answers', async () => {
+  const child = spawn(process.execPath, [CLI, 'dashboard', '--no-browser', '--kubeconfig', kubeconfig], { stdio: ['ignore', 'pipe', 'inherit'] });
+  const [line = Buffer.from('')] = (await Promise.race([once(child.stdout, 'data'), once(child, 'exit').then(() => [])])) as Buffer[];
+  const [, origin, token] = /^(http:\/\/127\.0\.0\.1:\d+)\/#token=([\w-]+)\n$/.exec(line.toString()) ?? assert.fail(line.toString());
+  const ask = async <T>(path: string): Promise<T> => (await (await fetch(`${origin}${path}`, { headers: { authorization: `Bearer ${token}` } })).json()) as T;
+  assert.deepEqual(((({ place, everySeconds }) => [place.startsWith('1 agents of '), everySeconds]))(await ask<About>('/api/about')), [true, 5]);
+  const [view] = await ask<NodeView[]>('/api/nodes');
+  assert.deepEqual([view!.node, view!.problem, view!.ready], ['real', undefined, true]);
+  assert.deepEqual((await ask<Graph>('/api/graph')).nodes, [{ node: 'real' }]);
+  assert.ok(Array.isArray(await ask<ObjectView[]>('/api/objects')));
+  child.kill('SIGINT');
+  assert.deepEqual(await once(child, 'exit'), [0, null]);
 });
 
 step('pods that run are enrolled when their namespace is labelled, while requests flow, and none fails', async () => {
