@@ -7,9 +7,18 @@
 export type TrafficWay = 'kernel' | 'fast-path' | 'envoy' | 'hbone';
 export type TrafficProtocol = 'http' | 'grpc' | 'tcp';
 
-/** `unknown` where nobody can tell, as in Istio's labels. */
+/**
+ * What an end is where Istio's labels have `unknown` for its workload. `service`: what was asked for, of which no workload answered
+ * (a fault, an answer of Envoy's own, no endpoint), or none is known to the control plane; `account`: one of several workloads with
+ * this service account; `outside`: nothing that the control plane knows.
+ */
+export type OtherEnd = 'service' | 'account' | 'outside';
+
 export interface TrafficEnd {
+  /** Absent: it is a workload. */
+  what?: OtherEnd;
   namespace: string;
+  /** Or the name of what it is. */
   workload: string;
   /** The canonical service. */
   app: string;

@@ -51,7 +51,7 @@ class GraphPage {
     context.main.replaceChildren(
       h('h1', {}, 'Service graph'), this.#controls(), this.#summary,
       h('div', { class: 'stage' }, h('div', {}, this.#stage, legend()), h('aside', { 'aria-label': 'Selected node' }, this.#selectedTitle, this.#selectedLink, this.#selectedEdges.element, this.#spoken)),
-      h('h2', {}, 'All traffic'), this.#all.element,
+      h('h2', {}, 'All traffic'), h('div', { class: 'below' }, this.#all.element),
     );
     const canvas = this.#canvas.transferControlToOffscreen();
     this.#drawer.postMessage({ type: 'start', canvas, colours: coloursOf(this.#stage) } satisfies ToDrawer, [canvas]);
@@ -242,7 +242,7 @@ class GraphPage {
 
   #open(): void {
     const node = this.#structure?.nodes.find(({ id }) => id === this.#selected);
-    if (node && this.#wanted.group === 'workload') location.hash = workloadLink(node.namespace, node.label);
+    if (node?.hasPage) location.hash = workloadLink(node.namespace, node.label);
   }
 
   #writeNamespaces(namespaces: readonly string[]): void {
@@ -256,8 +256,7 @@ class GraphPage {
     const figures = this.#figures!;
     const seconds = Math.round(figures.seconds);
     setText(this.#summary, `${nodes.length} nodes, ${from.length} edges${figures.hidden > 0 ? `, ${figures.hidden} not shown` : ''}; ${figures.seconds === 0 ? 'rates come with the next reading' : `means of the last ${seconds} s`}`);
-    const isWorkload = this.#wanted.group === 'workload';
-    const nodeCell = (node: number) => ({ text: nodes[node]!.id, ...(isWorkload ? { href: workloadLink(nodes[node]!.namespace, nodes[node]!.label) } : {}) });
+    const nodeCell = (node: number) => ({ text: nodes[node]!.id, ...(nodes[node]!.hasPage ? { href: workloadLink(nodes[node]!.namespace, nodes[node]!.label) } : {}) });
     const order = [...from.keys()].sort((a, b) => figures.rate[b]! - figures.rate[a]! || figures.received[b]! - figures.received[a]! || a - b);
     this.#all.updateFrom(order, (edge): Row => [
       nodeCell(from[edge]!), nodeCell(to[edge]!), services[edge]!, wayCell(WAYS[ways[edge]!]!), protocols[edge]!, perSecond(figures.rate[edge]!), failedCell(figures.failed[edge]!),
@@ -274,8 +273,8 @@ class GraphPage {
     if (node < 0 || !structure) return;
     const { nodes, from, to, ways } = structure;
     const figures = this.#figures;
-    const { namespace, label } = nodes[node]!;
-    if (this.#wanted.group === 'workload') this.#selectedLink.replaceChildren(h('a', { href: workloadLink(namespace, label) }, 'Its page'));
+    const { namespace, label, hasPage } = nodes[node]!;
+    if (hasPage) this.#selectedLink.replaceChildren(h('a', { href: workloadLink(namespace, label) }, 'Its page'));
     else this.#selectedLink.replaceChildren();
     const own = [...from.keys()].filter((edge) => from[edge] === node || to[edge] === node).sort((a, b) => (figures?.rate[b] ?? 0) - (figures?.rate[a] ?? 0));
     this.#selectedEdges.update(own.map((edge): Row => [

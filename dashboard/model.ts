@@ -1,5 +1,6 @@
 /** What of the mesh's graph is shown: put together by workload, service or namespace, and what is searched for. Runs in the worker. */
 import type { Graph, GraphEdge, TrafficEnd } from '../common/traffic.js';
+import { endName, isWorkload } from './ends.js';
 import { WAYS } from './ways.js';
 
 export const GROUPS = ['workload', 'service', 'namespace'] as const;
@@ -20,6 +21,8 @@ export interface ViewNode {
   id: string;
   label: string;
   namespace: string;
+  /** A workload, which has a page of its own. */
+  hasPage: boolean;
 }
 
 export interface ViewEdge {
@@ -48,13 +51,13 @@ export interface View {
 }
 
 function nodeOf(end: TrafficEnd, group: Group, service: string): ViewNode {
-  if (group === 'namespace') return { id: end.namespace, label: end.namespace, namespace: end.namespace };
+  if (group === 'namespace') return { id: end.namespace, label: end.namespace, namespace: end.namespace, hasPage: false };
   if (group === 'service' && service !== '') {
     const slash = service.indexOf('/');
-    return { id: service, label: service.slice(slash + 1), namespace: service.slice(0, slash) };
+    return { id: service, label: service.slice(slash + 1), namespace: service.slice(0, slash), hasPage: false };
   }
-  const name = group === 'service' ? end.app : end.workload;
-  return { id: `${end.namespace}/${name}`, label: name, namespace: end.namespace };
+  const name = group === 'service' && end.what !== 'account' ? end.app : endName(end);
+  return { id: `${end.namespace}/${name}`, label: name, namespace: end.namespace, hasPage: group === 'workload' && isWorkload(end) };
 }
 
 export function viewOf({ ends, edges }: Pick<Graph, 'ends' | 'edges'>, { group, query, namespace, hideIdle }: Wanted): View {

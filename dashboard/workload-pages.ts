@@ -2,6 +2,7 @@
 import type { NodeView, PodView } from '../common/dashboard-views.js';
 import type { Graph, GraphEdge } from '../common/traffic.js';
 import { h, svg } from './dom.js';
+import { endName, isWorkload } from './ends.js';
 import { bytesPerSecond, milliseconds, percent, perSecond } from './format.js';
 import { failedCell, wayCell } from './graph-page.js';
 import { follow, nodeLink, workloadLink, type Page } from './page.js';
@@ -33,7 +34,7 @@ export const workloadsPage: Page = (context) => {
     }
     const text = search.value.trim().toLowerCase();
     const rates = incoming.map((own) => sum(own, 'rate'));
-    const order = [...ends.keys()].filter((index) => `${ends[index]!.namespace}/${ends[index]!.workload}`.toLowerCase().includes(text)).sort((a, b) => rates[b]! - rates[a]! || (ends[a]!.workload < ends[b]!.workload ? -1 : 1));
+    const order = [...ends.keys()].filter((index) => isWorkload(ends[index]!) && `${ends[index]!.namespace}/${ends[index]!.workload}`.toLowerCase().includes(text)).sort((a, b) => rates[b]! - rates[a]! || (ends[a]!.workload < ends[b]!.workload ? -1 : 1));
     table.updateFrom(order, (index): Row => {
       const { namespace, workload } = ends[index]!;
       const [own, out] = [incoming[index]!, outgoing[index]!];
@@ -69,11 +70,11 @@ export const workloadPage: Page = async (context, [namespace = '', workload = ''
   const rates: number[] = [];
   let known: readonly string[] = [];
   const graphs = follow<Graph>(context, '/api/graph', ({ ends, edges }) => {
-    known = ends.filter((end) => end.namespace === namespace).map((end) => end.workload);
-    const isOwn = (index: number): boolean => ends[index]!.namespace === namespace && ends[index]!.workload === workload;
+    known = ends.filter((end) => end.namespace === namespace && isWorkload(end)).map((end) => end.workload);
+    const isOwn = (index: number): boolean => isWorkload(ends[index]!) && ends[index]!.namespace === namespace && ends[index]!.workload === workload;
     const row = (edge: GraphEdge, other: number): Row => {
       const end = ends[other]!;
-      return [{ text: `${end.namespace}/${end.workload}`, href: workloadLink(end.namespace, end.workload) }, edge.service, wayCell(wayStyle(edge.way)), edge.protocol, perSecond(edge.rate), failedCell(edge.failed), milliseconds(edge.p50), milliseconds(edge.p99), bytesPerSecond(edge.received), bytesPerSecond(edge.sent)];
+      return [{ text: `${end.namespace}/${endName(end)}`, ...(isWorkload(end) ? { href: workloadLink(end.namespace, end.workload) } : {}) }, edge.service, wayCell(wayStyle(edge.way)), edge.protocol, perSecond(edge.rate), failedCell(edge.failed), milliseconds(edge.p50), milliseconds(edge.p99), bytesPerSecond(edge.received), bytesPerSecond(edge.sent)];
     };
     const byRate = (a: GraphEdge, b: GraphEdge): number => b.rate - a.rate;
     const [to, from] = [edges.filter((edge) => isOwn(edge.to)).sort(byRate), edges.filter((edge) => isOwn(edge.from)).sort(byRate)];

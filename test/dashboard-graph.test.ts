@@ -23,6 +23,13 @@ test('versions of a service are one node when nodes are services; rates are adde
   assert.deepEqual(short({ group: 'namespace' }).map((row) => (row as unknown[]).slice(0, 4)), [['shop', 'bank', 2, 0], ['shop', 'shop', 1, 10], ['shop', 'shop', 2, 40]]);
 });
 
+test('a service of which no workload answered stands beside its workloads, and is the service when nodes are services; it has no page', () => {
+  const graph = { ends: [...GRAPH.ends, { ...end('shop', 'web'), what: 'service' as const }], edges: [edge(0, 1, { service: 'shop/web' }), edge(0, 4, { service: 'shop/web', failed: 1 })] };
+  const pages = (group: Wanted['group']): unknown[] => viewOf(graph, { ...ALL, group }).nodes.map(({ id, hasPage }) => [id, hasPage]);
+  assert.deepEqual(pages('workload'), [['shop/client', true], ['shop/web (service)', false], ['shop/web-v1', true]]);
+  assert.deepEqual(pages('service'), [['shop/client', false], ['shop/web', false]]);
+});
+
 test('a search shows what speaks with what it finds', () => {
   assert.deepEqual(short({ query: 'DB' }).map((row) => (row as unknown[]).slice(0, 2)), [['shop/web-v1', 'bank/db']]);
   assert.deepEqual(short({ hideIdle: true, namespace: 'bank' }), []);

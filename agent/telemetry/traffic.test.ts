@@ -27,6 +27,8 @@ const workloads = { addresses: new Map([workload('far', TunnelProtocol.HBONE), w
 interface Told { connections?: Partial<ConnectionReport>; requests?: Partial<RequestReport> }
 
 class World {
+  constructor(readonly addresses: typeof workloads.addresses = workloads.addresses) {}
+
   readonly asked: unknown[] = [];
   refreshed = 0;
   now = 0;
@@ -34,7 +36,7 @@ class World {
   readonly traffic = new Traffic({
     node: 'n1', now: () => this.now,
     telemetry: () => ({
-      workloads,
+      workloads: { ...workloads, addresses: this.addresses },
       refresh: async () => void this.refreshed++,
       report: async (reading) => (this.asked.push(reading), { kernel: undefined, envoy: undefined, ...this.told.connections }),
       httpReport: async (reading) => (this.asked.push(reading), { kernel: undefined, envoy: undefined, messages: undefined, ...this.told.requests }),
@@ -67,10 +69,21 @@ test('codes, flags and revisions are one edge, of which 5xx, no answer and a gRP
   assert.deepEqual(await world.short(), [['source', 'envoy', 'http', 'a', 'near', 12, 3], ['source', 'envoy', 'grpc', 'a', 'near', 10, 3]]);
 });
 
+test('ends without a workload are what is known of them: the only workload of a proven account, the account of several, the service that was asked for, or outside', async () => {
+  const of = (name: string, account: string): [string, { message: Address }] => [name, { message: Address.fromPartial({ type: { $case: 'workload', value: Workload.fromPartial({ uid: name, namespace: 'shop', workload_name: name, canonical_name: name, service_account: account }) } }) }];
+  const world = new World(new Map([of('only', 'one'), of('first', 'two'), of('second', 'two')]));
+  const from = (account: string): FlowLabels => labels('unknown', 'near', { source_workload_namespace: 'unknown', source_principal: `spiffe://cluster.local/ns/shop/sa/${account}`, connection_security_policy: 'mutual_tls' });
+  const to = (service: string, namespace = 'shop'): FlowLabels => labels('only', 'unknown', { destination_workload_namespace: 'unknown', destination_service_name: service, destination_service_namespace: namespace });
+  world.told = { requests: { envoy: world.envoy(
+    ['destination', from('one'), 1], ['destination', from('two'), 2], ['destination', labels('unknown', 'near', { source_principal: 'unknown' }), 3], ['source', to('near'), 4], ['source', to('PassthroughCluster', 'unknown'), 5]) } };
+  const ends = (await world.traffic.report()).edges.map(({ source, destination, totals: { count } }) => [[source, destination].map(({ what, namespace, workload }) => [what, namespace, workload].filter(Boolean).join(' ')).join(' > '), count]);
+  assert.deepEqual(ends, [['shop only > shop near', 1], ['account shop two > shop near', 2], ['outside (outside) callers > shop near', 3], ['shop only > service shop near', 4], ['shop only > outside (outside) addresses', 5]]);
+});
+
 test('kernel, fast path and Envoy are ways of their own, with bounds for their times', async () => {
   const world = new World();
   world.told = {
-    connections: { kernel: { series: [{ labels: labels('a', 'near', { reporter: 'source', request_protocol: 'tcp' }), totals: side(3) }], held: 0, dropped: 0, rttBoundsUs: [500, 1_000] }, envoy: { sums: [{ reporter: 'source', hash: '', labels: labels('a', 'near', { request_protocol: 'tcp' }), totals: { ...NO_CONNECTIONS, opened: 4n, closed: new Map([['-', 2n], ['UF', 1n]]) } }], isRead: true, keys: 0, held: 0, lost: 0n, dropped: 0 } },
+    connections: { kernel: { series: [{ labels: labels('a', 'near', { reporter: 'source', request_protocol: 'tcp' }), totals: side(3) }], held: 0, dropped: 0, rttBoundsUs: [500, 1_000] }, envoy: { sums: [{ reporter: 'source', hash: '', labels: labels('a', 'near', { request_protocol: 'tcp' }), totals: { ...NO_CONNECTIONS, opened: 4n, closed: new Map([['-', 1n], ['DC', 1n], ['UF,URX', 1n]]) } }], isRead: true, keys: 0, held: 0, lost: 0n, dropped: 0 } },
     requests: { kernel: { series: [{ hash: '', labels: labels('a', 'near'), totals: requests(8) }], live: new Set(), held: 0, dropped: 0 } },
   };
   assert.deepEqual(await world.short(), [['source', 'kernel', 'tcp', 'a', 'near', 3, 2], ['source', 'envoy', 'tcp', 'a', 'near', 4, 1], ['source', 'fast-path', 'http', 'a', 'near', 8, 0]]);

@@ -11,6 +11,7 @@ import type { ConnectionTotals } from './envoy-connection-stats.js';
 import { FlowDirectory, UNKNOWN, type FlowLabels, type KnownWorkloads } from './flow-labels.js';
 import type { FlowTelemetry } from './flow-telemetry.js';
 import { HTTP_BOUNDS } from './http-bounds.js';
+import { TrafficEnds } from './traffic-ends.js';
 
 /** How old an answer may be: more often nothing is counted up. */
 const MAX_AGE_MS = 900;
@@ -41,6 +42,7 @@ export class Traffic {
   #made: { at: number; report: Promise<TrafficReport> } | undefined;
   #askedAt = -Infinity;
   #directory: FlowDirectory | undefined;
+  #ends: TrafficEnds | undefined;
 
   constructor(options: TrafficOptions) {
     this.#options = options;
@@ -73,11 +75,12 @@ export class Traffic {
       await telemetry.refresh();
     }
     const sums = new Map<string, Sum>();
+    const ends = (this.#ends ??= new TrafficEnds(telemetry.workloads));
     const connections = await telemetry.report({ isPeek: true });
     const requests = await telemetry.httpReport({ isPeek: true });
     let turn = 0;
     const take = async (reporter: string, way: TrafficWay, labels: FlowLabels, totals: TrafficTotals): Promise<void> => {
-      add(sums, reporter, way, labels, totals);
+      add(sums, ends, reporter, way, labels, totals);
       if (++turn % SERIES_A_TURN === 0) await new Promise(setImmediate);
     };
     for (const { labels, totals } of connections.kernel?.series ?? []) await take(labels['reporter'] ?? '', 'kernel', labels, ofSide(totals));
@@ -114,15 +117,14 @@ export class Traffic {
   }
 }
 
-function add(sums: Map<string, Sum>, reporter: string, way: TrafficWay, labels: FlowLabels, totals: TrafficTotals): void {
+function add(sums: Map<string, Sum>, ends: TrafficEnds, reporter: string, way: TrafficWay, labels: FlowLabels, totals: TrafficTotals): void {
   const label = (name: string): string => labels[name] ?? UNKNOWN;
   // What found no room in the series has no ends.
   if (labels['otel_metric_overflow'] !== undefined || (reporter !== 'source' && reporter !== 'destination')) return;
   const isProven = way === 'envoy' && reporter === 'destination' && label('connection_security_policy') === 'mutual_tls';
-  const end = (of: string): TrafficEdge['source'] => ({ namespace: label(`${of}_workload_namespace`), workload: label(`${of}_workload`), app: label(`${of}_canonical_service`) });
   const protocol = label('request_protocol');
   const edge: TrafficEdge = {
-    reporter, way, protocol: protocol === 'tcp' || protocol === 'grpc' ? protocol : 'http', source: end('source'), destination: end('destination'),
+    reporter, way, protocol: protocol === 'tcp' || protocol === 'grpc' ? protocol : 'http', source: ends.of('source', labels), destination: ends.of('destination', labels),
     service: { namespace: label('destination_service_namespace'), name: label('destination_service_name') }, totals,
   };
   const key = `${reporter}\0${way}\0${isProven}\0${endsOf(edge)}`;
@@ -135,16 +137,19 @@ function add(sums: Map<string, Sum>, reporter: string, way: TrafficWay, labels: 
 }
 
 function endsOf({ protocol, source, destination, service }: TrafficEdge): string {
-  return [protocol, source.namespace, source.workload, source.app, destination.namespace, destination.workload, destination.app, service.namespace, service.name].join('\0');
+  return [protocol, source.what, source.namespace, source.workload, source.app, destination.what, destination.namespace, destination.workload, destination.app, service.namespace, service.name].join('\0');
 }
 
 function ofSide({ opened, denied, failed, received, sent, rtt }: FlowSide): TrafficTotals {
   return { count: Number(opened), failed: Number(denied + failed), received: Number(received), sent: Number(sent), times: rtt.map(Number) };
 }
 
+/** Of Envoy's flags those that say how a connection ended that had come about: one of both ends closed it, or was told to. */
+const ENDINGS: ReadonlySet<string> = new Set(['', '-', 'DC', 'DR', 'DT', 'LR', 'SI', 'UC', 'UR']);
+
 function ofConnections({ opened, received, sent, closed }: ConnectionTotals): TrafficTotals {
   let failed = 0;
-  for (const [flags, count] of closed) if (flags !== '-' && flags !== '') failed += Number(count);
+  for (const [flags, count] of closed) if (!flags.split(',').every((flag) => ENDINGS.has(flag))) failed += Number(count);
   return { count: Number(opened), failed, received: Number(received), sent: Number(sent), times: [] };
 }
 

@@ -35,6 +35,25 @@ test('an edge that both ends tell of counts once, by the source, whichever ways 
   assert.deepEqual(short(window), [['a', 'b', 'hbone', 10, 0.5], ['a', 'c', 'envoy', 10, 0.5]]);
 });
 
+test('a caller that is known by its account alone is not counted beside a workload of its namespace that tells of the same', () => {
+  const account = { ...end('two'), what: 'account' } as const;
+  const window = new TrafficWindow();
+  for (const [at, count] of [[0, 0], [1_000, 10]] as const) {
+    window.add(report('n1', edge('a', 'b', count + 1, { way: 'hbone' })), at);
+    window.add(report('n2', edge('', 'b', count + 1, { reporter: 'destination', source: account, way: 'hbone' }), edge('', 'c', count + 1, { reporter: 'destination', source: account, way: 'hbone' })), at);
+  }
+  assert.deepEqual(short(window), [['a', 'b', 'hbone', 10, 0.5], ['two', 'c', 'hbone', 10, 0.5]]);
+});
+
+test('a tunnel is not told beside the requests that went in it, and is where nobody tells of these', () => {
+  const tunnel = (from: string): TrafficEdge => edge(from, 'b', 11, { reporter: 'destination', way: 'hbone', protocol: 'tcp', service: { namespace: 'unknown', name: 'unknown' } });
+  const window = new TrafficWindow();
+  window.add(report('n1', edge('a', 'b', 1, { way: 'hbone' })), 0);
+  window.add(report('n2', tunnel('a'), tunnel('c')), 0);
+  const { ends, edges } = window.graph();
+  assert.deepEqual(edges.map(({ from, protocol }) => [ends[from]!.workload, protocol]), [['a', 'http'], ['c', 'tcp']]);
+});
+
 test('edges of several nodes are added up; those of one that is asked no more are gone', () => {
   const window = new TrafficWindow();
   for (const [at, count] of [[0, 1], [1_000, 11]] as const) for (const node of ['n1', 'n2']) window.add(report(node, edge('a', 'b', count)), at);

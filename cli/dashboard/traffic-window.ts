@@ -64,7 +64,7 @@ export class TrafficWindow {
     const ends: TrafficEnd[] = [];
     const indexes = new Map<string, number>();
     const indexOf = (end: TrafficEnd): number => {
-      const name = `${end.namespace}\0${end.workload}\0${end.app}`;
+      const name = nameOf(end);
       let index = indexes.get(name);
       if (index === undefined) indexes.set(name, (index = ends.push(end) - 1));
       return index;
@@ -72,7 +72,13 @@ export class TrafficWindow {
     const all = [...byEdge.values()];
     // Where the source's side is known it alone knows which way was taken; the other end's word would count all twice.
     const told = new Set(all.filter(({ of }) => of.source.total > 0).map(({ edge }) => pairOf(edge)));
+    const toldOf = new Set(all.filter(({ of }) => of.source.total > 0).map(({ edge }) => callersOf(edge)));
+    const carried = new Set(all.filter(({ edge, of }) => edge.way === 'hbone' && of.source.total > 0).map(({ edge }) => tunnelOf(edge)));
     const edges = all.flatMap(({ edge, of }): GraphEdge[] => {
+      // The other end counts the tunnel, too, in which what the source tells of went.
+      if (edge.way === 'hbone' && edge.protocol === 'tcp' && of.source.total === 0 && carried.has(tunnelOf(edge))) return [];
+      // One of several workloads has called: the one that it was tells of it.
+      if (edge.source.what === 'account' && toldOf.has(callersOf(edge))) return [];
       const { rate, total } = told.has(pairOf(edge)) ? of.source : of.destination;
       if (total === 0) return [];
       const times = edge.protocol === 'tcp' ? bounds.roundTripBoundsMs : bounds.requestBoundsMs;
@@ -87,7 +93,11 @@ export class TrafficWindow {
   }
 }
 
-const pairOf = ({ protocol, source, destination, service }: TrafficEdge): string => [protocol, source.namespace, source.workload, source.app, destination.namespace, destination.workload, destination.app, service.namespace, service.name].join('\0');
+const nameOf = ({ what, namespace, workload, app }: TrafficEnd): string => `${what ?? ''}\0${namespace}\0${workload}\0${app}`;
+const pairOf = ({ protocol, source, destination, service }: TrafficEdge): string => [protocol, nameOf(source), nameOf(destination), service.namespace, service.name].join('\0');
+const tunnelOf = ({ source, destination }: TrafficEdge): string => `${nameOf(source)}\0${nameOf(destination)}`;
+/** A namespace's callers of one destination. */
+const callersOf = ({ protocol, source, destination }: TrafficEdge): string => [protocol, source.namespace, nameOf(destination)].join('\0');
 const endsOf = (edge: TrafficEdge): string => `${edge.way}\0${pairOf(edge)}`;
 const keyOf = (edge: TrafficEdge): string => `${edge.reporter}\0${endsOf(edge)}`;
 

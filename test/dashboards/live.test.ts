@@ -12,7 +12,10 @@ import { Collector } from '../../cli/dashboard/collector.js';
 import { dashboardFiles } from '../../cli/dashboard/files.js';
 import { dashboardRoutes } from '../../cli/dashboard/routes.js';
 import { DashboardServer } from '../../cli/dashboard/server.js';
+import { EXIT } from '../../cli/exit-codes.js';
+import type { ObjectView } from '../../common/dashboard-views.js';
 import { projectRoot } from '../../common/paths.js';
+import { run } from '../../common/process.js';
 import { waitFor } from '../../common/retry.js';
 import type { Graph } from '../../common/traffic.js';
 import { CLI } from '../agent-harness.js';
@@ -84,11 +87,11 @@ after(async () => {
   await mesh.down();
 });
 
-interface Told { from: string; to: string; way: string; protocol: string; rate: number; failed: number; p99: number | undefined }
+interface Told { from: string; to: string; what: string; way: string; protocol: string; rate: number; failed: number; p99: number | undefined }
 async function edges(): Promise<Told[]> {
   const answer = await fetch(`${dashboard.origin}/api/graph`, { headers: { authorization: `Bearer ${dashboard.token}` } });
   const { ends, edges: all } = (await answer.json()) as Graph;
-  return all.map(({ from, to, way, protocol, rate, failed, p99 }) => ({ from: ends[from]!.workload, to: ends[to]!.workload, way, protocol, rate, failed, p99 }));
+  return all.map(({ from, to, way, protocol, rate, failed, p99 }) => ({ from: ends[from]!.workload, to: ends[to]!.workload, what: ends[to]!.what ?? '', way, protocol, rate, failed, p99 }));
 }
 
 /** Rows of the table under the graph, by its columns. */
@@ -97,7 +100,7 @@ const isOpen = (hash: string, what: string): Promise<void> => page.evaluate(`loc
 
 test('each edge has the way that its traffic takes: kernel, fast path, Envoy, HBONE; with its rate, what fails, and its latency', async () => {
   let last: Told[] = [];
-  const find = (from: string, to: string, way: string): Told | undefined => last.find((edge) => edge.from === from && edge.to === to && edge.way === way);
+  const find = (from: string, to: string, way: string, what = ''): Told | undefined => last.find((edge) => edge.from === from && edge.to === to && edge.way === way && edge.what === what);
   await waitFor('all ways in the graph', async () => {
     last = await edges();
     return [['shopper', 'cart', 'envoy'], ['shopper', 'cart', 'kernel'], ['shopper', 'stock', 'hbone'], ['reader', 'pages', 'fast-path']].every(([from, to, way]) => (find(from!, to!, way!)?.rate ?? 0) > 0);
@@ -106,18 +109,20 @@ test('each edge has the way that its traffic takes: kernel, fast path, Envoy, HB
   });
   await waitFor('aborted requests as failed ones', async () => {
     last = await edges();
-    return (find('shopper', 'cart', 'envoy')?.failed ?? 0) > 0;
+    return find('shopper', 'cart', 'envoy', 'service')?.failed === 1;
   }, { timeoutMs: 300_000, everyMs: 500 });
   assert.ok((find('shopper', 'cart', 'envoy')!.p99 ?? 0) > 0 && (find('reader', 'pages', 'fast-path')!.p99 ?? 0) > 0);
   // What both ends tell of is there once: nothing of it came by another way.
-  assert.deepEqual(last.filter(({ from, to, protocol }) => from === 'shopper' && to === 'stock' && protocol === 'http').map(({ way }) => way), ['hbone']);
+  assert.deepEqual(last.filter(({ from, to, what, protocol }) => from === 'shopper' && to === 'stock' && what === '' && protocol === 'http').map(({ way }) => way), ['hbone']);
   assert.equal(find('shopper', 'cart', 'kernel')!.protocol, 'tcp');
+  // What Envoy aborts has no workload; who came through a tunnel proved whom it is by its account.
+  assert.deepEqual(last.filter((edge) => [edge.from, edge.to].includes('unknown') || edge.what === 'outside'), []);
 });
 
 test('the page has the same in its table, and its picture is drawn', async () => {
   await page.until('all ways on the page', '["kernel", "fast path", "Envoy", "HBONE"].every((way) => [...document.querySelectorAll("td.way")].some((cell) => cell.textContent === way))');
-  const [failing] = (await rows()).filter(([from, to, , way, protocol]) => from === 'node/shopper' && to === 'node/cart' && way === 'Envoy' && protocol === 'http');
-  assert.match(failing![6]!, /^[\d.]+ %$/);
+  const [failing] = (await rows()).filter(([from, to, , way, protocol]) => from === 'node/shopper' && to === 'node/cart (service)' && way === 'Envoy' && protocol === 'http');
+  assert.equal(failing![6], '100 %');
   await page.until('a whole picture', 'document.querySelector("canvas").dataset.whole > 1');
 });
 
@@ -146,8 +151,21 @@ test('underpass dashboard: prints an address that the pages are at, asks the age
   assert.deepEqual(await once(child, 'exit'), [0, null]);
 });
 
+test('while the control plane is away each object is STALE on every node, with the time since when; with it again in force', async () => {
+  const objects = async (): Promise<string[]> => ((await (await fetch(`${dashboard.origin}/api/objects`, { headers: { authorization: `Bearer ${dashboard.token}` } })).json()) as ObjectView[]).filter(({ object }) => object === 'VirtualService/cart.node').flatMap(({ nodes }) => nodes.map(({ node, state, since }) => `${node} ${state}${since === undefined ? '' : ' since'}`));
+  await mesh.pilot.stop();
+  await waitFor('STALE on both', async () => (await objects()).join() === 'node-1 STALE since,node-2 STALE since', { timeoutMs: 120_000, everyMs: 500 });
+  const stale = await run(process.execPath, [CLI, 'config-status', '--instance', mesh.name], { timeoutMs: 60_000 });
+  assert.match(stale.stdout, /^VirtualService\/cart\.node +node-1 +STALE since \d{4}-\d\d-\d\dT\S+Z /m);
+  const waited = await run(process.execPath, [CLI, 'wait', 'VirtualService/cart.node', '--timeout', '1s', '--instance', mesh.name], { okCodes: [EXIT.timedOut], timeoutMs: 60_000 });
+  assert.match(waited.stderr, /node-1: STALE since /);
+  await isOpen('#/objects', 'STALE');
+  await mesh.startPilot();
+  await waitFor('IN FORCE on both', async () => (await objects()).join() === 'node-1 IN FORCE,node-2 IN FORCE', { timeoutMs: 120_000, everyMs: 500 });
+});
+
 const folder = process.env['UNDERPASS_SCREENSHOTS'];
-test('pictures for the documentation', { skip: folder === undefined ? 'UNDERPASS_SCREENSHOTS names no folder' : false }, async () => {
+test('pictures for the documentation', { skip: !folder ? 'UNDERPASS_SCREENSHOTS names no folder' : false }, async () => {
   for (const scheme of ['light', 'dark'] as const) {
     const own = await browser.page({ scheme, width: 1_280, height: 860 });
     await own.open(dashboard.address);

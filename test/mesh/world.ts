@@ -160,13 +160,18 @@ export class MeshWorld {
     this.lab = await Lab.up({ name: this.name, ca: this.ca, sources: [world], watch: false, discovery: this.discovery, sidecarConcurrency: 1, purpose: 'test', ...(this.options.nodes ? { nodes: this.options.nodes } : {}) });
     await this.lab.whenReady();
     // Pilot after the lab, and its socket last: proxies that wait for it then come up at once.
-    const { pilot = {} } = this.options;
-    this.pilot = new Pilot({ sources: [world, this.lab.objectsDir, this.configDir], logger: logger('pilot').child({}, { level: 'warn' }), debounce: { quietMs: 20 }, security: { listen: ['127.0.0.1:0'], hosts: ['localhost'], ca: this.ca, tokenJwks: join(this.#folder, 'jwks.json') }, ...pilot, listen: [this.discovery, ...(pilot.listen ?? [])] });
-    await this.pilot.start();
+    await this.startPilot();
     if (!this.options.sidecarsOnly) for (const name of this.options.agentNodes ?? this.lab.info().nodes.map((node) => node.name)) await this.startAgent(name);
     await this.lab.whenReady({ sidecars: true, timeoutMs: READY_TIMEOUT_MS });
     if (!this.options.sidecarsOnly) await this.enrolled();
     await this.settled();
+  }
+
+  /** At first, and again after `pilot.stop`: then certificates of the agents are not renewed, since it signs them at another address. */
+  async startPilot(): Promise<void> {
+    const { pilot = {} } = this.options;
+    this.pilot = new Pilot({ sources: [join(this.#folder, 'world'), this.lab.objectsDir, this.configDir], logger: logger('pilot').child({}, { level: 'warn' }), debounce: { quietMs: 20 }, security: { listen: ['127.0.0.1:0'], hosts: ['localhost'], ca: this.ca, tokenJwks: join(this.#folder, 'jwks.json') }, ...pilot, listen: [this.discovery, ...(pilot.listen ?? [])] });
+    await this.pilot.start();
   }
 
   #world(): string {
