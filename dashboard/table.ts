@@ -1,4 +1,7 @@
-/** Tables that are written anew each second: rows and cells stay, so that focus and selection do, and a bounded number of rows is there. */
+/**
+ * Tables that are written anew each second: rows and cells stay, so that focus and selection do, a bounded number of rows is there, and
+ * of these as many are written in a frame as there is time for.
+ */
 import { h, setText } from './dom.js';
 
 export interface Cell {
@@ -11,7 +14,9 @@ export interface Cell {
 export type Row = readonly (Cell | string)[];
 
 /** Rows that are shown before more are asked for. */
-const ROWS = 100;
+const ROWS = 50;
+/** Of a frame, for one table. */
+const FRAME_MS = 4;
 
 export class Table {
   readonly element: HTMLElement;
@@ -22,6 +27,12 @@ export class Table {
   #shown = ROWS;
   #length = 0;
   #row: (index: number) => Row = () => [];
+  /** What the cells of each row have, so that nothing is asked of the page. */
+  readonly #written: string[][] = [];
+  #next = 0;
+  /** Rows that are to be written. */
+  #left = 0;
+  #frame = 0;
 
   /** @param caption names it @param empty in place of no rows @param numbers columns of figures, by index */
   constructor(caption: string, readonly columns: readonly string[], empty: string, readonly numbers: ReadonlySet<number> = new Set()) {
@@ -46,13 +57,32 @@ export class Table {
 
   #show(): void {
     const shown = Math.min(this.#length, this.#shown);
-    const rows = this.#body.rows;
-    for (let index = 0; index < shown; index++) this.#write(rows[index] ?? this.#body.insertRow(), this.#row(index));
-    while (rows.length > shown) this.#body.deleteRow(-1);
+    while (this.#written.length > shown) {
+      this.#body.deleteRow(-1);
+      this.#written.pop();
+    }
     this.#scroll.hidden = this.#length === 0;
     this.#empty.hidden = this.#length > 0;
     this.#more.hidden = this.#length <= shown;
     setText(this.#more, `Show ${Math.min(ROWS, this.#length - shown)} more of ${this.#length - shown}`);
+    // Each row once, going on where the last figures had come to: those that come often leave none out.
+    this.#left = shown;
+    if (this.#frame === 0) this.#writeSome();
+  }
+
+  #writeSome(): void {
+    this.#frame = 0;
+    const until = performance.now() + FRAME_MS;
+    const shown = Math.min(this.#length, this.#shown);
+    while (this.#left > 0) {
+      this.#next = this.#next >= shown ? 0 : Math.min(this.#next, this.#written.length);
+      this.#write(this.#next, this.#row(this.#next));
+      this.#next++;
+      this.#left--;
+      if (performance.now() >= until) break;
+    }
+    this.element.dataset['left'] = String(this.#left);
+    if (this.#left > 0) this.#frame = requestAnimationFrame(() => this.#writeSome());
   }
 
   #showMore(): void {
@@ -60,16 +90,20 @@ export class Table {
     this.#show();
   }
 
-  #write(to: HTMLTableRowElement, row: Row): void {
-    row.forEach((cell, index) => {
+  #write(index: number, row: Row): void {
+    const written = (this.#written[index] ??= []);
+    const cells = (this.#body.rows[index] ?? this.#body.insertRow()).cells;
+    row.forEach((cell, column) => {
       const { text, href, style = '' } = typeof cell === 'string' ? { text: cell } : cell;
-      const td = to.cells[index] ?? to.insertCell();
-      const style_ = `${this.numbers.has(index) ? 'number ' : ''}${style}`.trim();
-      if (td.className !== style_) td.className = style_;
+      const all = `${style}\0${href ?? ''}\0${text}`;
+      if (written[column] === all) return;
+      written[column] = all;
+      const td = cells[column] ?? this.#body.rows[index]!.insertCell();
+      td.className = `${this.numbers.has(column) ? 'number ' : ''}${style}`.trim();
       const link = td.firstElementChild as HTMLAnchorElement | null;
       if (href === undefined) return void (link ? td.replaceChildren(text) : setText(td, text));
       if (!link) return td.replaceChildren(h('a', { href }, text));
-      if (link.getAttribute('href') !== href) link.setAttribute('href', href);
+      link.setAttribute('href', href);
       setText(link, text);
     });
   }

@@ -18,6 +18,8 @@ const ARGUMENTS = [
 ];
 const WAIT = { timeoutMs: 300_000, everyMs: 50 };
 
+/** https://docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU: times in microseconds. */
+interface TraceEvent { name: string; pid: number; tid: number; tdur?: number; args?: { name?: string } }
 interface Message { id?: number; sessionId?: string; method?: string; params?: Record<string, any>; result?: Record<string, any>; error?: { message: string } }
 
 export class Browser implements Closable {
@@ -97,7 +99,11 @@ export class BrowserPage {
 
   constructor(readonly browser: Browser, readonly session: string, readonly target: string) {}
 
+  #trace: { events: TraceEvent[]; onEnd: () => void } | undefined;
+
   hear(method: string, params: Record<string, any>): void {
+    if (method === 'Tracing.dataCollected') this.#trace?.events.push(...(params['value'] as TraceEvent[]));
+    if (method === 'Tracing.tracingComplete') this.#trace?.onEnd();
     if (method === 'Runtime.exceptionThrown') this.problems.push(String(params['exceptionDetails']?.exception?.description ?? params['exceptionDetails']?.text));
     if (method === 'Log.entryAdded' && params['entry']?.level === 'error') this.problems.push(`${params['entry'].text} ${params['entry'].url ?? ''}`.trim());
     if (method === 'Runtime.consoleAPICalled' && params['type'] === 'error') this.problems.push(JSON.stringify(params['args']));
@@ -118,6 +124,19 @@ export class BrowserPage {
     const { result, exceptionDetails } = await this.send('Runtime.evaluate', { expression, returnByValue: true, awaitPromise: true });
     if (exceptionDetails) throw new Error(String(exceptionDetails.exception?.description ?? exceptionDetails.text));
     return result['value'] as T;
+  }
+
+  /** @returns CPU time of the tasks of the page's own thread meanwhile, in milliseconds, the longest first: what others do on the machine is not in it */
+  async tasksOf(work: () => Promise<void>): Promise<number[]> {
+    const events: TraceEvent[] = [];
+    const isComplete = new Promise<void>((resolve) => (this.#trace = { events, onEnd: resolve }));
+    await this.send('Tracing.start', { transferMode: 'ReportEvents', traceConfig: { includedCategories: ['toplevel'], recordMode: 'recordAsMuchAsPossible' } });
+    await work();
+    await this.send('Tracing.end');
+    await isComplete;
+    const threadOf = ({ pid, tid }: TraceEvent): string => `${pid} ${tid}`;
+    const own = new Set(events.filter(({ name, args }) => name === 'thread_name' && args?.name === 'CrRendererMain').map(threadOf));
+    return events.flatMap((event) => (own.has(threadOf(event)) && event.name === 'ThreadControllerImpl::RunTask' && event.tdur !== undefined ? [event.tdur / 1_000] : [])).sort((a, b) => b - a);
   }
 
   async until(what: string, expression: string): Promise<void> {
