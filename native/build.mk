@@ -15,7 +15,7 @@ NATIVE_TARGETS := build/underpass.node build/underpass-exec build/underpass-cni 
 
 BPF_CFLAGS := -g -O2 -target bpf -mcpu=v3 -D__TARGET_ARCH_$(BPF_ARCH) -Wall -Wextra -Werror -Wno-unused-parameter -Ibuild/bpf
 ADDON_CXXFLAGS := -std=c++17 -O2 -g -fPIC -fvisibility=hidden -Wall -Wextra -Wno-unused-parameter \
-	-DNAPI_VERSION=8 -DNODE_ADDON_API_CPP_EXCEPTIONS -DBUILDING_NODE_EXTENSION \
+	-DNAPI_VERSION=8 -DNODE_ADDON_API_CPP_EXCEPTIONS -DNODE_API_SWALLOW_UNTHROWABLE_EXCEPTIONS -DBUILDING_NODE_EXTENSION \
 	-I$(NODE_INCLUDE) -I$(NODE_ADDON_API) -Ibuild/bpf
 ADDON_SOURCES := $(wildcard native/src/*.cc)
 ADDON_OBJECTS := $(ADDON_SOURCES:native/src/%.cc=build/native/%.o)

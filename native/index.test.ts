@@ -9,6 +9,7 @@ import { once } from 'node:events';
 import { after, before, test } from 'node:test';
 import { promisify } from 'node:util';
 import { Worker } from 'node:worker_threads';
+import { waitFor } from '../common/retry.js';
 import {
   bindMount, BpfObject, cgroup2Root, cgroupId, createNetns, isBpffs, KernelError, linkInfo, mountBpffs, netnsCookie, openSocket, unmount,
 } from './index.js';
@@ -227,6 +228,21 @@ test('BpfObject: of its programs only the wanted ones are loaded', () => {
   assert.throws(() => BpfObject.open({ pinDir: null, programs: ['no-such'] }), /no-such: not in the BPF object/);
 });
 
+test('BpfObject.openLater: the same object and the same errors, and this thread goes on', async () => {
+  const now = BpfObject.open({ pinDir: null, programs: FEW });
+  let turns = 0;
+  const counting = setInterval(() => turns++, 1);
+  const later = await BpfObject.openLater({ pinDir: null, programs: ['http_client'] });
+  clearInterval(counting);
+  assert.ok(turns > 1, `${turns} turns`);
+  assert.deepEqual([later.maps(), later.mapsFingerprint()], [now.maps(), now.mapsFingerprint()]);
+  assert.deepEqual(['http_client', FEW[0]!].map((program) => later.isLoaded(program)), [true, false]);
+  now.close();
+  later.close();
+  await assert.rejects(BpfObject.openLater({ pinDir: null, rodata: { none: 1 } }), TypeError);
+  await assert.rejects(BpfObject.openLater({ pinDir: join(folder, 'no-bpffs'), programs: FEW }), { code: 'UNDERPASS_KERNEL' });
+});
+
 test('opening and closing leaves no file descriptor behind', () => {
   const round = (): void => {
     const object = BpfObject.open({ pinDir: null, programs: FEW });
@@ -293,6 +309,21 @@ test('a worker that is terminated with everything open ends cleanly', async () =
   await once(worker, 'message');
   await worker.terminate();
   assert.equal(bpfDescriptors(), before);
+});
+
+test('a worker that is terminated while an object is opened beside it ends cleanly', async () => {
+  const source = `
+    import { parentPort } from 'node:worker_threads';
+    const { BpfObject } = await import(${JSON.stringify(INDEX)});
+    globalThis.opening = BpfObject.openLater({ pinDir: null, programs: ['http_client'] });
+    setInterval(() => {}, 1000);
+    parentPort.postMessage('opening');
+  `;
+  const before = bpfDescriptors();
+  const worker = new Worker(new URL(`data:text/javascript,${encodeURIComponent(source)}`));
+  await once(worker, 'message');
+  await worker.terminate();
+  await waitFor('all descriptors to be closed', () => bpfDescriptors() === before, { timeoutMs: 60_000 });
 });
 
 for (const [name, ending] of [
