@@ -4,8 +4,7 @@
  * lives. A collection stops everything else for a tenth of a second where the heap is large, so there is one only where there is
  * something to gain.
  */
-import { setFlagsFromString } from 'node:v8';
-import { runInNewContext } from 'node:vm';
+import { collectIdleHeap } from '../../common/heap.js';
 import type { Closable } from '../../common/lifecycle.js';
 import { trimMemory } from '../../native/index.js';
 
@@ -18,16 +17,9 @@ export interface SpareMemoryOptions {
 /** Of what was alive after the last collection: less that came since is not worth another one. */
 const WORTH_A_COLLECTION = 1.1;
 
-/** Node has it where it was started with a flag; V8 gives it to each context that is made after it was set. */
-function collector(): () => void {
-  setFlagsFromString('--expose-gc');
-  return runInNewContext('gc') as () => void;
-}
-
 export class SpareMemory implements Closable {
   readonly #timer: NodeJS.Timeout;
   readonly #busyShare: number;
-  readonly #collect = collector();
   #before = process.cpuUsage();
   #beforeMs = performance.now();
   #wasBusy = true;
@@ -55,7 +47,7 @@ export class SpareMemory implements Closable {
 
   #give(): void {
     if (process.memoryUsage().heapUsed > WORTH_A_COLLECTION * this.#aliveBytes) {
-      this.#collect();
+      collectIdleHeap();
       this.#aliveBytes = process.memoryUsage().heapUsed;
     }
     trimMemory();

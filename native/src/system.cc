@@ -270,17 +270,19 @@ Napi::Value try_lock_file(const Napi::CallbackInfo &info) {
 void drop_clean_pages() {
   std::ifstream smaps("/proc/self/smaps");
   std::string line;
-  unsigned long long start = 0, end = 0, inode = 0, kib = 0;
-  bool is_candidate = false;
+  uintptr_t first = 0;
+  size_t length = 0;
   while (std::getline(smaps, line)) {
-    unsigned long long offset = 0;
+    unsigned long long start = 0, end = 0, offset = 0, inode = 0, kib = 0;
     unsigned int major_number = 0, minor_number = 0;
     char mode[5] = "";
     if (sscanf(line.c_str(), "%llx-%llx %4s %llx %x:%x %llu", &start, &end, mode, &offset, &major_number, &minor_number, &inode) == 7) {
-      is_candidate = inode != 0 && mode[0] == 'r' && mode[1] == '-' && mode[3] == 'p';
+      bool is_unwritable_file = inode != 0 && mode[0] == 'r' && mode[1] == '-' && mode[3] == 'p';
+      first = start;
+      length = is_unwritable_file ? end - start : 0;
     } else if (sscanf(line.c_str(), "Anonymous: %llu kB", &kib) == 1) {
-      if (is_candidate && kib == 0) madvise(reinterpret_cast<void *>(start), end - start, MADV_DONTNEED);
-      is_candidate = false;
+      if (length != 0 && kib == 0) madvise(reinterpret_cast<void *>(first), length, MADV_DONTNEED);
+      length = 0;
     }
   }
 }
