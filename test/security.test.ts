@@ -10,7 +10,9 @@ import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { isDeepStrictEqual } from 'node:util';
 import { projectRoot } from '../common/paths.js';
+import { run } from '../common/process.js';
 import { waitFor } from '../common/retry.js';
+import { CLI } from './agent-harness.js';
 import { Load } from './load.js';
 import { gatewayPodYaml, istioGateway } from './gateway-world.js';
 import { MeshWorld, type Mode } from './mesh/world.js';
@@ -48,6 +50,12 @@ kind: Pod
 metadata: {name: guest, namespace: guests-${mode}, labels: {app: guest}}
 spec: {serviceAccountName: guest, containers: [{name: curl, image: curl}]}
 `;
+
+/** What `underpass explain` says of a request to web. */
+async function explained(from: string, path: string): Promise<{ verdict: string; reason: string }> {
+  const { stdout } = await run(process.execPath, [CLI, 'explain', from, 'web.node:80', '--http', `GET ${path}`, '-o', 'json', '--instance', mesh.name], { timeoutMs: 120_000 });
+  return (JSON.parse(stdout) as { request: { verdict: string; reason: string } }).request;
+}
 
 /** The modes in which a server's policies are enforced. */
 const ENFORCING: readonly Mode[] = ['sidecar', 'node'];
@@ -352,6 +360,11 @@ function policiesHold(mode: Mode): void {
       assert.match(asked.stdout, /x-ext-authz-result: denied[^]*denied by ext_authz/);
       const passed = await mesh.lab.exec(alice, ['curl', '-s', ...pass, `http://web.${mode}/guarded/a`]);
       assert.equal((JSON.parse(passed.stdout) as { headers: Record<string, string> }).headers['x-ext-authz-result'], 'allowed');
+      if (mode !== 'node') return;
+      const [guarded, never, unguarded] = [await explained(alice, '/guarded/a'), await explained(alice, '/guarded/never'), await explained(alice, '/open')];
+      assert.deepEqual([guarded.verdict, never.verdict, unguarded.verdict], ['unknown', 'deny', 'allow']);
+      const [port, kind] = provider === 'by-http' ? [8_000, 'HTTP'] : [9_000, 'gRPC'];
+      assert.equal(guarded.reason, `AuthorizationPolicy node/ext, rule 0 (CUSTOM) asks the external authorizer ${provider} (ext.authz.svc.cluster.local:${port}, by ${kind}; while that does not answer requests are refused), which decides`);
     });
   }
 
@@ -361,6 +374,7 @@ function policiesHold(mode: Mode): void {
     await becomes({ alice: [tcp(alice), mode === 'node' ? 'refused' : 'echoed'], bob: [tcp(bob), 'refused'], http: [http(bob), '200'] });
     await policies(policy('ext', '{action: CUSTOM, provider: {name: nobody}, rules: [{to: [{operation: {paths: ["/guarded/*"]}}]}]}'));
     await becomes({ guarded: [http(alice, '/guarded/a', '-H', 'x-ext-authz: allow'), '403'], open: [http(alice, '/open'), '200'] });
+    if (mode === 'node') assert.match((await explained(alice, '/guarded/a')).reason, /^AuthorizationPolicy node\/ext, rule 0 \(CUSTOM\) denies it, since its provider is not known/);
   });
 }
 

@@ -1,6 +1,6 @@
 /** Which route a request takes, and what RBAC filters say of it: Envoy's own rules, applied to its own configuration. */
 import { RE2JS } from 're2js';
-import type { Json } from './config.js';
+import { readClusterName, type Json } from './config.js';
 
 export interface ShownRequest {
   method: string;
@@ -132,22 +132,26 @@ export interface RbacVerdict {
   reason: string;
 }
 
-/** What the filters of one chain say, in their order: the first that refuses decides. */
+/** By which Istio marks the rules that say whom an external authorizer is asked about. */
+const EXT_AUTHZ_PREFIX = 'istio_ext_authz_';
+
+/** What the filters of one chain say, in their order: the first that refuses decides; behind what is not known a later refusal is one all the same. */
 export function judge(filters: readonly Json[], request: ShownRequest | undefined, peer: ShownPeer): RbacVerdict {
   let last: RbacVerdict = { answer: 'allow', reason: 'no policy applies' };
   let doubt: RbacVerdict | undefined;
-  for (const { typed_config: config = {} } of filters) {
-    if (!/\.rbac\.v3\.RBAC$/.test(String(config['@type'])) || !config.rules) continue;
+  for (const [index, { typed_config: config = {} }] of filters.entries()) {
+    if (!/\.rbac\.v3\.RBAC$/.test(String(config['@type']))) continue;
+    if (config.shadow_rules_stat_prefix === EXT_AUTHZ_PREFIX) {
+      const { fit, open } = fitting(config.shadow_rules, request, peer);
+      const asked = fit ?? open;
+      if (asked) doubt ??= { answer: 'unknown', policy: asked.name, reason: `${nameOfPolicy(asked.name)} (CUSTOM) ${fit ? 'asks' : 'may ask'} ${authorizerOf(asked.name, filters[index + 1])}` };
+    }
+    if (!config.rules) continue;
     const action = String(config.rules.action ?? 'ALLOW');
     if (action !== 'ALLOW' && action !== 'DENY') continue;
-    const verdicts = Object.entries((config.rules.policies ?? {}) as Record<string, Json>).map(([name, policy]) => ({
-      name,
-      holds: all([any(((policy['permissions'] ?? []) as Json[]).map((each) => permissionHolds(each, request, peer))), any(((policy['principals'] ?? []) as Json[]).map((each) => principalHolds(each, request, peer)))]),
-    }));
-    const fit = verdicts.find(({ holds }) => holds === true);
-    const open = verdicts.find(({ holds }) => holds === undefined);
-    if (action === 'DENY' && fit) return doubt ?? { answer: 'deny', policy: fit.name, reason: `${nameOfPolicy(fit.name)} denies it` };
-    if (action === 'ALLOW' && !fit && !open) return doubt ?? { answer: 'deny', reason: verdicts.length === 0 ? 'an ALLOW policy without rules lets nobody in' : `no ALLOW policy fits: ${[...new Set(verdicts.map(({ name }) => nameOfPolicy(name)))].join(', ')}` };
+    const { all: names, fit, open } = fitting(config.rules, request, peer);
+    if (action === 'DENY' && fit) return { answer: 'deny', policy: fit.name, reason: BAD_CUSTOM.test(fit.name) ? `${nameOfPolicy(fit.name)} (CUSTOM) denies it, since its provider is not known or not the only one` : `${nameOfPolicy(fit.name)} denies it` };
+    if (action === 'ALLOW' && !fit && !open) return { answer: 'deny', reason: names.length === 0 ? 'an ALLOW policy without rules lets nobody in' : `no ALLOW policy fits: ${[...new Set(names.map(nameOfPolicy))].join(', ')}` };
     if (open && !fit) doubt ??= { answer: 'unknown', policy: open.name, reason: `${nameOfPolicy(open.name)} hangs on what is not known here` };
     else if (fit) last = { answer: 'allow', policy: fit.name, reason: `${nameOfPolicy(fit.name)} allows it` };
     else if (last.policy === undefined) last = { answer: 'allow', reason: 'no DENY policy fits' };
@@ -155,9 +159,35 @@ export function judge(filters: readonly Json[], request: ShownRequest | undefine
   return doubt ?? last;
 }
 
+interface Fitting {
+  all: string[];
+  /** The first that holds, and the first that hangs on something. */
+  fit: { name: string } | undefined;
+  open: { name: string } | undefined;
+}
+
+function fitting(rules: Json | undefined, request: ShownRequest | undefined, peer: ShownPeer): Fitting {
+  const verdicts = Object.entries((rules?.['policies'] ?? {}) as Record<string, Json>).map(([name, policy]) => ({
+    name,
+    holds: all([any(((policy['permissions'] ?? []) as Json[]).map((each) => permissionHolds(each, request, peer))), any(((policy['principals'] ?? []) as Json[]).map((each) => principalHolds(each, request, peer)))]),
+  }));
+  return { all: verdicts.map(({ name }) => name), fit: verdicts.find(({ holds }) => holds === true), open: verdicts.find(({ holds }) => holds === undefined) };
+}
+
+/** @param filter that asks, behind the rules that say about whom */
+function authorizerOf(policy: string, filter: Json | undefined): string {
+  const [, provider = ''] = POLICY_NAME.exec(policy) ?? [];
+  const { http_service: http, grpc_service: grpc, failure_mode_allow: failsOpen } = (filter?.['typed_config'] ?? {}) as Json;
+  const { host, port } = readClusterName(String(http?.server_uri?.cluster ?? grpc?.envoy_grpc?.cluster_name ?? ''));
+  return `the external authorizer ${provider}${host === '' ? '' : ` (${host}:${port}, by ${http ? 'HTTP' : 'gRPC'}; while that does not answer requests are ${failsOpen ? 'let in' : 'refused'})`}, which decides`;
+}
+
+const POLICY_NAME = /^(?:istio-ext-authz-(.*?)-)?ns\[([^\]]*)\]-policy\[([^\]]*)\]-rule\[(\d+)\]/;
+const BAD_CUSTOM = /-deny-due-to-bad-CUSTOM-action$/;
+
 /** `ns[shop]-policy[nginx]-rule[0]` as people wrote it. */
 export function nameOfPolicy(name: string): string {
-  const [, namespace, policy, rule] = /^ns\[([^\]]*)\]-policy\[([^\]]*)\]-rule\[(\d+)\]/.exec(name) ?? [];
+  const [, , namespace, policy, rule] = POLICY_NAME.exec(name) ?? [];
   return namespace === undefined ? name : `AuthorizationPolicy ${namespace}/${policy}, rule ${rule}`;
 }
 
