@@ -1,10 +1,11 @@
 /** The auditors of an agent: what they compare, and which objects a drift is of. */
+import { readFileSync } from 'node:fs';
 import type { PodRecord } from '../../common/lab-api.js';
 import type { Closable } from '../../common/lifecycle.js';
 import type { Logger } from '../../common/log.js';
 import type { PolicyEnforcer } from '../dataplane/policy-enforcer.js';
 import type { AgentKernel, AgentProxy } from '../parts.js';
-import { Auditor, type AuditorOptions, type ConsistencyStatus } from './auditor.js';
+import { Auditor, ownCpuMs, type AuditorOptions, type ConsistencyStatus } from './auditor.js';
 import type { Check, Drift } from './drift.js';
 import { objectStatuses, type ObjectStatus, type SourcedResource } from './object-status.js';
 
@@ -40,7 +41,7 @@ export class AgentAuditors implements Closable {
       ];
     };
     const lanes = new Map<string, readonly Check[]>([['kernel', kernel?.checks?.() ?? []], ...(proxy.checks?.() ?? []).map((check) => [check.name, [check]] as const)]);
-    for (const [name, checks] of lanes) if (checks.length > 0) this.#auditors.set(name, new Auditor({ checks, objectsOf, logger, ...SHARES[name] }));
+    for (const [name, checks] of lanes) if (checks.length > 0) this.#auditors.set(name, new Auditor({ checks, objectsOf, logger, ...SHARES[name], ...(name.startsWith('Envoy') ? { cpuMs: () => ownCpuMs() + cpuMsOf(proxy.status().envoy.pid) } : {}) }));
   }
 
   start(): this {
@@ -64,6 +65,19 @@ export class AgentAuditors implements Closable {
 
   async close(): Promise<void> {
     await Promise.all([...this.#auditors.values()].map((auditor) => auditor.close()));
+  }
+}
+
+/** 100 ticks a second, whatever the kernel's own are: proc_pid_stat(5) */
+const TICK_MS = 10;
+function cpuMsOf(pid: number | undefined): number {
+  if (pid === undefined) return 0;
+  try {
+    const fields = readFileSync(`/proc/${pid}/stat`, 'utf8').split(') ').at(-1)!.split(' ');
+    return (Number(fields[11]) + Number(fields[12])) * TICK_MS;
+  } catch {
+    // It has just ended.
+    return 0;
   }
 }
 

@@ -9,6 +9,7 @@ import { envoyBinary } from '../../common/paths.js';
 import { waitFor } from '../../common/retry.js';
 import { pack, unpack } from '../../common/xds/any.js';
 import { Cluster } from '../../proto/generated/envoy/config/cluster/v3/cluster.js';
+import { Listener } from '../../proto/generated/envoy/config/listener/v3/listener.js';
 import { RouteConfiguration } from '../../proto/generated/envoy/config/route/v3/route.js';
 import type { Any } from '../../proto/generated/google/protobuf/any.js';
 import { Auditor } from '../consistency/auditor.js';
@@ -97,6 +98,24 @@ describe('EnvoyAudit with a real Envoy', () => {
     assert.deepEqual(found(), []);
     assert.deepEqual(auditor.status.problems, []);
     assert.deepEqual(states(), ['Service/web.shop IN FORCE CDS,EDS', 'VirtualService/web.shop IN FORCE RDS']);
+  });
+
+  it('finds nothing where Envoy put filter chains into the listener that it had, though it tells the version that this had', async () => {
+    const versionOf = async (): Promise<string | undefined> => /"version_info": "([^"]*)"/.exec(await envoy.admin.get('/config_dump?resource=dynamic_listeners'))?.[1];
+    const former = snapshot.get(LDS, '0.0.0.0_80')!;
+    const changed = unpack(Listener, httpListener(80))!;
+    changed.filter_chains[0]!.name = 'another';
+    const entry = entryOf(pack(Listener, changed), '0.0.0.0_80', ['80']);
+    ads.setSnapshot(snapshot.with(LDS, new Map([[entry.name, entry]])));
+    await waitFor('Envoy to have it', async () => ads.status(LDS, entry.name).acked && (await dump()).includes('"another"'), { timeoutMs: 60_000, everyMs: 20 });
+    assert.deepEqual([await versionOf(), former.version !== entry.version], [former.version, true]);
+    for (let round = 0; round < 3; round++) await auditor.round();
+    assert.deepEqual([found(), auditor.status.problems, Object.keys(auditor.status.drifts)], [[], [], []]);
+    assert.ok([...audit.resources()].every(({ type, readBack }) => readBack || type === 'EDS'));
+    ads.setSnapshot(snapshot);
+    await settled();
+    await auditor.round();
+    assert.deepEqual(found(), []);
   });
 
   it('names the object of what Envoy refuses, with the reason', async () => {

@@ -35,9 +35,9 @@ const DUMPS: readonly { type: string; resource: string; paths: DumpPaths }[] = [
 ];
 
 /** Of each, versions alone, and when Envoy took them. Names of clusters and tables are within what is left out; a version is a hash of the content, which has the name. */
-const OF_LISTENERS = { mask: 'active_state.version_info,active_state.last_updated', time: 'active_state.last_updated' };
-const OF_OTHERS = { mask: 'version_info,last_updated', time: 'last_updated' };
-const VERSIONS: Readonly<Record<string, typeof OF_OTHERS>> = { [LDS]: OF_LISTENERS, [CDS]: OF_OTHERS, [RDS]: OF_OTHERS, [SDS]: OF_OTHERS };
+const OF_OTHERS = { mask: 'version_info,last_updated', key: 'version_info', time: 'last_updated' };
+const VERSIONS: Readonly<Record<string, typeof OF_OTHERS>> = { [LDS]: { mask: 'name,active_state.last_updated', key: 'name', time: 'active_state.last_updated' }, [CDS]: OF_OTHERS, [RDS]: OF_OTHERS, [SDS]: OF_OTHERS };
+const WARMING = { mask: 'name,warming_state.version_info', key: 'name', time: 'warming_state.version_info' };
 
 /** Resources on a page: some 15 ms of Envoy's main thread. */
 const PAGE = 32;
@@ -143,11 +143,11 @@ export class EnvoyAudit {
       const all = [...pages([...wanted.keys()].sort(), VERSIONS_PAGE)];
       // In one page is also what nobody wants, whatever its name.
       for (const page of all.length > 1 ? all : [{ prefix: '', names: [...wanted.keys()] }]) {
-        const found = new Map((await this.#dump(dump, page.prefix, VERSIONS[dump.type])).map(({ version = '', name: time = '' }) => [version, time]));
+        const found = new Map((await this.#dump(dump, page.prefix, VERSIONS[dump.type])).map(({ version: key = '', name: time = '' }) => [key, time]));
         if (!this.#ads.idle) return;
         yield [];
         yield* this.#suspected(dump, wanted, page.names, found);
-        if (all.length <= 1) strangers.push(...strangersIn(found, this.#ads.entries(dump.type)));
+        if (all.length <= 1) strangers.push(...strangersIn(found, keysOf(this.#ads.entries(dump.type), dump.type)));
       }
       this.#taken.keep(`${SHORT_NAMES[dump.type]!} `, (name) => wanted.has(name));
     }
@@ -160,7 +160,7 @@ export class EnvoyAudit {
 
   async *#suspected(dump: (typeof DUMPS)[number], wanted: ReadonlyMap<string, Entry>, names: readonly string[], found: ReadonlyMap<string, string>): AsyncGenerator<Drift[]> {
     const keyOf = (name: string): string => `${SHORT_NAMES[dump.type]!} ${name}`;
-    const timeOf = (name: string): string | undefined => found.get(wanted.get(name)!.version);
+    const timeOf = (name: string): string | undefined => found.get(dump.type === LDS ? name : wanted.get(name)!.version);
     const suspects = names.filter((name) => {
       const [{ version }, at] = [wanted.get(name)!, timeOf(name)];
       return this.#isInForce(dump.type, name, version) && (at === undefined || !this.#taken.isAsBefore(keyOf(name), version, at));
@@ -220,9 +220,9 @@ export class EnvoyAudit {
     }
   }
 
-  /** @param versions alone, where what there is has its time for its name */
-  async #dump({ resource, paths }: (typeof DUMPS)[number], prefix: string, versions?: { mask: string; time: string }): Promise<readonly DumpedResource[]> {
-    const dump = new ConfigDump(versions ? { name: versions.time, version: paths.version, content: undefined } : paths);
+  /** @param versions alone: what there is has its time for its name, and what it is known by for its version */
+  async #dump({ resource, paths }: (typeof DUMPS)[number], prefix: string, versions?: { mask: string; key: string; time: string }): Promise<readonly DumpedResource[]> {
+    const dump = new ConfigDump(versions ? { name: versions.time, version: versions.key, content: undefined } : paths);
     await this.#admin.read(dumpPath(resource, prefix, versions?.mask), (text) => dump.write(text), { maxBytes: MAX_DUMP_BYTES });
     return dump.end();
   }
@@ -262,13 +262,16 @@ export class EnvoyAudit {
   async #compared(dump: (typeof DUMPS)[number], wanted: ReadonlyMap<string, Entry>, { prefix, names }: Page): Promise<Drift[] | undefined> {
     const { type } = dump;
     const found = new Map((await this.#dump(dump, prefix)).map((item) => [item.name, item]));
+    // Where only filter chains changed Envoy puts them into the listener that it has, which goes on with the version that it had.
+    const isInPlace = type === LDS && names.some((name) => found.has(name) && found.get(name)!.version !== wanted.get(name)!.version);
+    const warming = new Set(isInPlace ? (await this.#dump(dump, prefix, WARMING)).flatMap(({ name: time, version: key }) => (time === undefined ? [] : key)) : []);
     if (!this.#ads.idle) return undefined;
     return names.flatMap((name) => {
       const { version } = wanted.get(name)!;
       const [item, kind] = [found.get(name), SHORT_NAMES[type]!];
       if (!this.#isInForce(type, name, version)) return [];
       if (item?.version === undefined) return this.#drift(type, 'missing', name, item ? 'it still warms up' : undefined);
-      if (item.version !== version) return this.#drift(type, 'wrong', name, `version ${item.version} instead of ${version}`);
+      if (item.version !== version && (!isInPlace || warming.has(name))) return this.#drift(type, 'wrong', name, `version ${item.version} instead of ${version}`);
       return this.#prints.isAsBefore(`${kind} ${name}`, version, item.content ?? '') ? [] : this.#drift(type, 'wrong', name, 'another content under this version');
     });
   }
@@ -340,11 +343,12 @@ const printOf = (hosts: string[]): string => hashBytes(hosts.sort().join());
 /** Envoy's statistics have no colons in what is between dots. */
 const statName = (cluster: string): string => cluster.replaceAll(':', '_');
 
-/** Versions of nothing that is wanted, but for what may be there in place of what is not in force. */
-function strangersIn(found: ReadonlyMap<string, string>, wanted: ReadonlyMap<string, Entry>): string[] {
-  const versions = new Set([...wanted.values()].map(({ version }) => version));
-  const unknown = [...found.keys()].filter((version) => !versions.has(version));
-  const absent = [...versions].filter((version) => !found.has(version)).length;
+const keysOf = (entries: ReadonlyMap<string, Entry>, type: string): ReadonlySet<string> => new Set(type === LDS ? entries.keys() : [...entries.values()].map(({ version }) => version));
+
+/** What is nothing that is wanted, but for what may be there in place of what is not in force. */
+function strangersIn(found: ReadonlyMap<string, string>, wanted: ReadonlySet<string>): string[] {
+  const unknown = [...found.keys()].filter((key) => !wanted.has(key));
+  const absent = [...wanted].filter((key) => !found.has(key)).length;
   return unknown.length > absent ? unknown : [];
 }
 
