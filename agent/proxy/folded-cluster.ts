@@ -5,7 +5,7 @@
 import type { Cluster } from '../../proto/generated/envoy/config/cluster/v3/cluster.js';
 import { ClusterLoadAssignment } from '../../proto/generated/envoy/config/endpoint/v3/endpoint.js';
 import { recentMessages } from '../xds/recent.js';
-import { contentHash, type XdsResource } from '../xds/resource-type.js';
+import { contentHash, sizeOf, type XdsResource } from '../xds/resource-type.js';
 import { foldAssignment, hasTlsMode, socketEndpoints } from './fold-endpoints.js';
 import type { Content } from './variants.js';
 
@@ -33,7 +33,7 @@ export class FoldedEndpoints {
   }
 
   get assignment(): ClusterLoadAssignment {
-    return recentMessages.get(this, this.source.any.value.length, () => foldAssignment(this.source.message));
+    return recentMessages.get(this, sizeOf(this.source.any), () => foldAssignment(this.source.message));
   }
 
   get targets(): readonly string[] {
@@ -58,7 +58,7 @@ export class FoldedBase {
   }
 
   get cluster(): Cluster {
-    return recentMessages.get(this, this.source.any.value.length, () => this.fold(this.source.message));
+    return recentMessages.get(this, sizeOf(this.source.any), () => this.fold(this.source.message));
   }
 
   /** One for all classes that have it with these endpoints. */

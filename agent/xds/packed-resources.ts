@@ -1,7 +1,9 @@
 /**
- * Resources of which a mesh has tens of thousands, as bytes in few large buffers: no object each. Whoever asks for one gets it made
- * anew, and its message decoded anew; what it was given stays as it is when the resource is replaced.
+ * Resources of which a mesh has tens of thousands, as bytes in few large buffers: no object each, and of each only what it has of its own,
+ * since they are nearly the same. Whoever asks for one gets it made anew, and its message decoded anew; what it was given stays as it is
+ * when the resource is replaced.
  */
+import { AlikeBytes } from '../../common/alike-bytes.js';
 import { NumberedNames } from '../../common/numbered-names.js';
 import type { Any } from '../../proto/generated/google/protobuf/any.js';
 import type { Reader, XdsResource } from './resource-type.js';
@@ -12,6 +14,10 @@ const MOST_DEAD_BYTES = 1 << 20;
 
 /** Where a resource lies: the page's number in the upper bits. */
 const AT_BITS = 18;
+
+/** Before each: the lengths of its parts. */
+const HEAD_BYTES = 8;
+const MOST_SHORT = 0xffff;
 
 interface Page {
   bytes: Buffer;
@@ -24,6 +30,7 @@ export class PackedResources<T> implements Map<string, XdsResource<T>> {
   readonly [Symbol.toStringTag] = 'PackedResources';
   readonly #typeUrl: string;
   readonly #reader: Reader<T>;
+  readonly #alike = new AlikeBytes();
   #names = new NumberedNames();
   /** By the name's number. */
   #places: Int32Array = new Int32Array(64);
@@ -109,18 +116,27 @@ export class PackedResources<T> implements Map<string, XdsResource<T>> {
     return new PackedResource(name, version.toString(), { type_url: this.#typeUrl, value }, this.#reader);
   }
 
-  /** u32 length of the version, u32 length of the bytes, then both. */
-  #record(place: number): { version: Buffer; value: Buffer; length: number } {
+  #record(place: number): { version: Buffer; value: Buffer } {
+    const { bytes, begin, middle, end, size } = this.#parts(place);
+    const held = bytes.subarray(middle, end);
+    return { version: bytes.subarray(begin, middle), value: size === 0 ? held : this.#alike.restore(held, size) };
+  }
+
+  /** u16 length of the version, u16 of the value where it is squeezed, else 0, u32 length of what is held of the value; then both. */
+  #parts(place: number): { bytes: Buffer; begin: number; middle: number; end: number; size: number } {
     const { bytes } = this.#pages[place >>> AT_BITS]!;
     const at = place & (PAGE_BYTES - 1);
-    const [versionBytes, valueBytes] = [bytes.readUInt32LE(at), bytes.readUInt32LE(at + 4)];
-    const begin = at + 8 + versionBytes;
-    return { version: bytes.subarray(at + 8, begin), value: bytes.subarray(begin, begin + valueBytes), length: 8 + versionBytes + valueBytes };
+    const begin = at + HEAD_BYTES;
+    const middle = begin + bytes.readUInt16LE(at);
+    return { bytes, begin, middle, end: middle + bytes.readUInt32LE(at + 4), size: bytes.readUInt16LE(at + 2) };
   }
 
   #put(version: string | Uint8Array, value: Uint8Array): number {
     const own = typeof version === 'string' ? Buffer.from(version) : version;
-    const length = 8 + own.length + value.length;
+    if (own.length > MOST_SHORT) throw new RangeError(`a version of ${own.length} bytes, expected at most ${MOST_SHORT}`);
+    const squeezed = value.length <= MOST_SHORT ? this.#alike.squeeze(value) : undefined;
+    const held = squeezed ?? value;
+    const length = HEAD_BYTES + own.length + held.length;
     let page = this.#pages.at(-1);
     if (!page || page.used + length > page.bytes.length || page.used >= PAGE_BYTES) {
       // One that is larger than a page has a page of its own.
@@ -129,10 +145,11 @@ export class PackedResources<T> implements Map<string, XdsResource<T>> {
       this.#heldBytes += page.bytes.length;
     }
     const at = page.used;
-    page.bytes.writeUInt32LE(own.length, at);
-    page.bytes.writeUInt32LE(value.length, at + 4);
-    page.bytes.set(own, at + 8);
-    page.bytes.set(value, at + 8 + own.length);
+    page.bytes.writeUInt16LE(own.length, at);
+    page.bytes.writeUInt16LE(squeezed ? value.length : 0, at + 2);
+    page.bytes.writeUInt32LE(held.length, at + 4);
+    page.bytes.set(own, at + HEAD_BYTES);
+    page.bytes.set(held, at + HEAD_BYTES + own.length);
     page.used += length;
     page.live += length;
     this.#liveBytes += length;
@@ -142,7 +159,7 @@ export class PackedResources<T> implements Map<string, XdsResource<T>> {
   #drop(place: number): void {
     const number = place >>> AT_BITS;
     const page = this.#pages[number]!;
-    const { length } = this.#record(place);
+    const length = this.#parts(place).end - (place & (PAGE_BYTES - 1));
     page.live -= length;
     this.#liveBytes -= length;
     if (page.live === 0 && number < this.#pages.length - 1) {

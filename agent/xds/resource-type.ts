@@ -6,6 +6,7 @@
 import { createHash } from 'node:crypto';
 import type { BinaryWriter } from '@bufbuild/protobuf/wire';
 import { encode } from '../../common/xds/any.js';
+import { AlikeBytes } from '../../common/alike-bytes.js';
 import { heldBytes } from '../../common/held-bytes.js';
 import { Memo } from '../../common/memo.js';
 import type { Any } from '../../proto/generated/google/protobuf/any.js';
@@ -69,6 +70,7 @@ export abstract class XdsResourceType<T> {
   }
 
   readonly #reader: Reader<T> = { hash: (message) => this.hashOf(message), decode: (bytes) => this.codec.decode(bytes) };
+  readonly #alike = new AlikeBytes();
   readonly #known = new Map<string, WeakRef<XdsResource<T>>[]>();
   readonly #gone = new FinalizationRegistry<string>((name) => this.#forget(name));
 
@@ -97,10 +99,10 @@ export abstract class XdsResourceType<T> {
     const known = this.#find(name, any.value);
     if (known) return known.version === version ? known : withVersion(known, version);
     // What is kept for long must not keep all of the response that it came in; of what is packed the bytes are copied there.
-    const own: Any = { type_url: this.typeUrl, value: this.packed ? any.value : heldBytes(any.value) };
+    const own = this.packed ? { type_url: this.typeUrl, value: any.value } : this.#hold(any.value);
     let message: T;
     try {
-      message = this.codec.decode(own.value);
+      message = this.codec.decode(this.staysDecoded ? own.value : any.value);
     } catch (error) {
       return fail([{ field: '', problem: `does not decode: ${(error as Error).message}` }]);
     }
@@ -112,10 +114,15 @@ export abstract class XdsResourceType<T> {
     return resource;
   }
 
+  #hold(bytes: Buffer): Any {
+    const squeezed = this.staysDecoded ? undefined : this.#alike.squeeze(bytes);
+    return squeezed ? new AlikeAny(this.typeUrl, heldBytes(squeezed), bytes.length, this.#alike) : { type_url: this.typeUrl, value: heldBytes(bytes) };
+  }
+
   #find(name: string, bytes: Uint8Array): XdsResource<T> | undefined {
     for (const ref of this.#known.get(name) ?? []) {
       const resource = ref.deref();
-      if (resource && Buffer.compare(resource.any.value, bytes) === 0) return resource;
+      if (resource && sizeOf(resource.any) === bytes.length && Buffer.compare(resource.any.value, bytes) === 0) return resource;
     }
     return undefined;
   }
@@ -139,6 +146,26 @@ export abstract class XdsResourceType<T> {
   }
 }
 
+/** A mesh's clusters, endpoints and listeners are nearly the same: their bytes are put together when somebody reads them. */
+class AlikeAny implements Any {
+  readonly #squeezed: Buffer;
+  readonly #alike: AlikeBytes;
+
+  constructor(readonly type_url: string, squeezed: Buffer, readonly size: number, alike: AlikeBytes) {
+    this.#squeezed = squeezed;
+    this.#alike = alike;
+  }
+
+  get value(): Buffer {
+    return this.#alike.restore(this.#squeezed, this.size);
+  }
+}
+
+/** Of its value, in bytes. */
+export function sizeOf(any: Any): number {
+  return any instanceof AlikeAny ? any.size : any.value.length;
+}
+
 /** What a resource's bytes say. */
 export interface Reader<T> {
   hash(message: T): string;
@@ -152,7 +179,7 @@ class Encoded<T> implements XdsResource<T> {
   constructor(readonly name: string, readonly version: string, readonly any: Any, readonly reader: Reader<T>) {}
 
   get message(): T {
-    return recentMessages.get(this.any, this.any.value.length, () => this.reader.decode(this.any.value));
+    return recentMessages.get(this.any, sizeOf(this.any), () => this.reader.decode(this.any.value));
   }
 
   get hash(): string {

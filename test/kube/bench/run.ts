@@ -45,7 +45,7 @@ const options = new Command('bench-kube')
   .option('--kinds <n>', 'service accounts that these are of', wholeNumber(1, 240), 10)
   .option('--rounds <n>', 'how often their namespace is labelled anew', wholeNumber(0, 100), 3)
   .option('--sidecars <n>', 'sidecars to compare the shared Envoy with; each takes as much memory as it does', wholeNumber(0, 240), 5)
-  .option('--linger <s>', 'seconds after all is in force until memory is read', wholeNumber(0, 600), 20)
+  .option('--linger <s>', 'seconds after all is in force, and after the rounds, until memory is read', wholeNumber(0, 600), 20)
   .option('--agent-flags <flags>', "Node's flags for the agent", '')
   .addHelpText('after', '\nExit codes: 0 measured, 1 could not be measured or a wrong option.')
   .parse()
@@ -203,7 +203,10 @@ async function main(): Promise<void> {
   const times: number[] = [];
   for (let round = 0; round < options.rounds; round++) times.push(...await captureTimes(cluster, node, agent));
   if (times.length > 0) row("a namespace's label to its pods' connections being captured (ms)", `p50 ${quantile(times, 0.5).toFixed(0)}, p99 ${quantile(times, 0.99).toFixed(0)}, most ${Math.max(...times).toFixed(0)} (${options.rounds} rounds of ${options.localPods} pods)`);
-  if (options.rounds > 0) row('agent after that (MiB)', memory(agentPid));
+  if (options.rounds > 0) {
+    await sleep(options.linger * 1_000);
+    row('agent after that (MiB)', `${memory(agentPid)}; CPU ${cpuSeconds(agentPid)}`);
+  }
   if (options.sidecars > 0) await measureSidecars(discovery);
   row('load of the machine at the end (1, 5, 15 minutes)', loadavg().map((load) => load.toFixed(1)).join(', '));
   process.stdout.write(`| what | measured |\n|---|---|\n${rows.map((cells) => `| ${cells.join(' | ')} |\n`).join('')}`);
