@@ -42,8 +42,11 @@ test('requests and connections of both sides are counted by Istio\'s names and r
   assert.deepEqual([...new Set(outbound.map((config) => tagsOf(config)['reporter']))], ['source']);
   assert.deepEqual([...new Set(inbound.map((config) => tagsOf(config)['reporter']))], ['destination']);
   assert.deepEqual(new Set(inbound.map((config) => tagsOf(config)['connection_security_policy'])), new Set(['mutual_tls', 'none']));
-  // Who has proven nothing can say of himself what he likes.
-  for (const config of inbound) assert.equal(tagsOf(config)['source_workload'] === 'unknown', tagsOf(config)['connection_security_policy'] === 'none');
+  // Who has proven nothing can say of himself what he likes, and no connection says anything but in HTTP.
+  for (const config of inbound) {
+    const { source_workload, connection_security_policy, request_protocol } = tagsOf(config);
+    assert.equal(source_workload === 'unknown', connection_security_policy === 'none' || request_protocol === 'tcp');
+  }
 });
 
 test('workloads that shared a listener share it still', () => {

@@ -5,6 +5,7 @@
  * metadata (pilot/telemetry/workload-metadata.ts) and its certificate; for a server the caller's certificate, and what the caller's
  * proxy says in a header, which is believed of callers that have proven to be of the mesh.
  */
+import { BinaryReader, BinaryWriter } from '@bufbuild/protobuf/wire';
 import { ROOT_SECRET } from '../../common/identity/secret-streams.js';
 import { CONNECTIONS, NO_FLAGS, REQUEST_HISTOGRAMS, REQUESTS, UNKNOWN } from '../../common/telemetry/istio-metrics.js';
 import type { TagTerm } from '../../common/telemetry/metric-tags.js';
@@ -100,23 +101,44 @@ const ownWorkload: Filter = Filter.fromPartial({
   })) },
 });
 
+/** Of a connection by mutual TLS, once: both ends' names by their certificates, and the namespace in the caller's. */
+const SHOWN = { caller: 'underpass.caller', namespace: 'underpass.caller.namespace', answering: 'underpass.answering' } as const;
+const NAMESPACE_OF = '^spiffe://[^/]+/ns/([^/]+)/sa/.+$';
+
+/** The field of the filter's configuration for what is set when the handshake is over; the package that has its messages does not know it. */
+const ON_HANDSHAKE = 2;
+
+function onHandshake(values: readonly FilterStateValue[]): Filter {
+  const config = pack(SetFilterState, SetFilterState.fromPartial({ on_new_connection: [...values] }));
+  // Both fields are lists of the same messages, so that the tag is all that differs.
+  const [writer, reader] = [new BinaryWriter(), new BinaryReader(config.value)];
+  while (reader.pos < reader.len) {
+    reader.uint32();
+    writer.uint32((ON_HANDSHAKE << 3) | 2).bytes(reader.bytes());
+  }
+  return Filter.fromPartial({ name: 'underpass.caller', config_type: { $case: 'typed_config', value: { ...config, value: Buffer.from(writer.finish()) } } });
+}
+
+const callerShown: Filter = onHandshake([
+  ...Object.values(SHOWN).map((key) => state(key, UNKNOWN)),
+  state(SHOWN.caller, '%DOWNSTREAM_PEER_URI_SAN%'),
+  state(SHOWN.namespace, `%CEL(re.extract(connection.uri_san_peer_certificate, '${NAMESPACE_OF}', '\\\\1'))%`),
+  state(SHOWN.answering, '%DOWNSTREAM_LOCAL_URI_SAN%'),
+]);
+
 const httpFilter = <T>(codec: Parameters<typeof pack<T>>[0], message: T): HttpFilter => ({ name: 'underpass.peer', is_optional: false, disabled: false, config_type: { $case: 'typed_config', value: pack(codec, message) } });
 
 /** What is not of this form is as nothing. */
 const SAID = `^(?:${WORKLOAD_PARTS.map(() => '([^;,]*)').join(';')}|.*)$`;
-/** Who came by mutual TLS stands last there, by Envoy's hand; what he wrote himself comes before it. */
-const CERTIFICATE_HEADER = 'x-forwarded-client-cert';
-const PROVEN = '^(?:.*;URI=spiffe://[^/;,]+/ns/([^/;,]+)/sa/[^/;,]+(?:;DNS=[^,]*)?|.*)$';
+const SAID_PARTS = WORKLOAD_PARTS.filter((part) => part !== 'namespace');
 
-/**
- * Takes from the request what its client's proxy says of itself, for nobody behind it to see. Its namespace is its certificate's: a
- * workload can give itself another name in its own namespace alone.
- */
+/** Takes from the request what its client's proxy says of itself, for nobody behind it to see; its namespace is its certificate's. */
 const readPeer: HttpFilter = httpFilter(HeaderToMetadata, HeaderToMetadata.fromPartial({
-  request_rules: WORKLOAD_PARTS.map((part, index) => {
-    const [header, regex, group] = part === 'namespace' ? [CERTIFICATE_HEADER, PROVEN, 1] : [PEER_HEADER, SAID, index + 1];
-    return { header, on_header_present: { metadata_namespace: PEER, key: part, regex_value_rewrite: { pattern: { regex }, substitution: `\\${group}` } }, remove: index === WORKLOAD_PARTS.length - 1 };
-  }),
+  request_rules: SAID_PARTS.map((key, index) => ({
+    header: PEER_HEADER,
+    on_header_present: { metadata_namespace: PEER, key, regex_value_rewrite: { pattern: { regex: SAID }, substitution: `\\${WORKLOAD_PARTS.indexOf(key) + 1}` } },
+    remove: index === SAID_PARTS.length - 1,
+  })),
 }));
 
 /** Takes it away, unread. */
@@ -135,14 +157,15 @@ const SERVICE: Labels = { destination_service: servicePart('host'), destination_
 /** Out of a tunnel it is known by who came through it. */
 const CALLER = firstOf('DOWNSTREAM_PEER_URI_SAN', { command: 'FILTER_STATE', param: `${PEER_PRINCIPAL}:PLAIN` });
 
-/** All labels that requests and connections have in common, but for flags. @param isTold clients' proxies say who they are */
+/** All labels that requests and connections have in common, but for flags. @param isTold requests of clients' proxies say who they are, and `callerShown` stands in the chain */
 function commonLabels(reporter: Reporter, security: 'mutual_tls' | 'none' | 'unknown', isTold: boolean): Labels {
   const own = (part: WorkloadPart): string => stateOf(ownState(part));
   const nobody = (): string => UNKNOWN;
-  const said = isTold ? peerPart : nobody;
+  const said = isTold ? (part: WorkloadPart): string => (part === 'namespace' ? stateOf(SHOWN.namespace) : peerPart(part)) : nobody;
+  const caller = isTold ? stateOf(SHOWN.caller) : CALLER;
   const ends = reporter === 'destination'
-    ? { ...endLabels('source', said, CALLER), ...endLabels('destination', own, firstOf('DOWNSTREAM_LOCAL_URI_SAN')) }
-    : { ...(reporter === 'source' ? endLabels('source', own, firstOf('UPSTREAM_LOCAL_URI_SAN')) : endLabels('source', said, CALLER)), ...endLabels('destination', endpointPart, firstOf('UPSTREAM_PEER_URI_SAN')) };
+    ? { ...endLabels('source', said, caller), ...endLabels('destination', own, isTold ? stateOf(SHOWN.answering) : firstOf('DOWNSTREAM_LOCAL_URI_SAN')) }
+    : { ...(reporter === 'source' ? endLabels('source', own, firstOf('UPSTREAM_LOCAL_URI_SAN')) : endLabels('source', said, caller)), ...endLabels('destination', endpointPart, firstOf('UPSTREAM_PEER_URI_SAN')) };
   return { reporter, ...ends, ...SERVICE, connection_security_policy: security };
 }
 
@@ -216,23 +239,23 @@ export function hidePeer(chain: FilterChain, settings: Pick<MetricsSettings, 're
 export function countIn(chain: FilterChain, listener: string, settings: MetricsSettings): void {
   const certificate = clientCertificate(chain);
   const security = settings.reporter === 'source' ? 'unknown' : certificate !== 'none' || listener === MAIN_INTERNAL ? 'mutual_tls' : 'none';
-  const labels = commonLabels(settings.reporter, security, certificate === 'byMesh');
+  const isTold = settings.reporter !== 'source' && certificate === 'byMesh';
   for (const filter of chain.filters) {
     if (filter.config_type?.$case !== 'typed_config') continue;
     const manager = unpack(HttpConnectionManager, filter.config_type.value);
     if (manager) {
-      manager.access_log.push(...requestLoggers(settings, labels));
+      manager.access_log.push(...requestLoggers(settings, commonLabels(settings.reporter, security, isTold)));
       filter.config_type = { $case: 'typed_config', value: pack(HttpConnectionManager, manager) };
       continue;
     }
     const proxy = unpack(TcpProxy, filter.config_type.value);
     if (!proxy) continue;
     if (!proxy.access_log_options) endsAlone(proxy.access_log);
-    proxy.access_log.push(...connectionLoggers(settings, labels));
+    proxy.access_log.push(...connectionLoggers(settings, commonLabels(settings.reporter, security, false)));
     proxy.access_log_options = TcpProxy_TcpAccessLogOptions.fromPartial({ ...proxy.access_log_options, flush_access_log_on_connected: true });
     filter.config_type = { $case: 'typed_config', value: pack(TcpProxy, proxy) };
   }
-  chain.filters.unshift(ownWorkload);
+  chain.filters.unshift(ownWorkload, ...(isTold ? [callerShown] : []));
 }
 
 /** The smallest program that Envoy takes; nothing of it ever runs. A memory, `proxy_abi_version_0_2_1()` and `malloc(i32): i32`. */
