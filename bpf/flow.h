@@ -171,6 +171,7 @@ static __always_inline void settle(struct flow *flow, const struct socket_state 
 static __always_inline void name_flow(struct flow_key *key, __u64 client, __u64 server, const struct original_dst *asked,
 				      const struct address *endpoint, __u16 endpoint_port)
 {
+	__builtin_memset(key, 0, sizeof(*key));
 	key->client = client;
 	key->server = server;
 	key->endpoint_port = endpoint_port;
@@ -180,12 +181,16 @@ static __always_inline void name_flow(struct flow_key *key, __u64 client, __u64 
 	key->service_port = bpf_ntohs(asked->port);
 }
 
-static __always_inline void start_flow(struct flow *flow, struct flow_key *key, __u32 flags, bool counted)
+/* Of the flow that its key names. A global function, which the verifier looks at once. */
+__noinline int start_flow(struct flow *flow, __u32 flags, __u32 counted)
 {
-	struct flow_totals *totals = counted ? find_totals(key, flows_per_pod) : 0;
+	if (!flow)
+		return 0;
+	struct flow_key key = flow->key;
+	struct flow_totals *totals = counted ? find_totals(&key, flows_per_pod) : 0;
 	if (!totals)
 		flags &= ~FLOW_REPORTS;
-	flow->key = *key;
+	flow->key = key;
 	flow->in = 0;
 	flow->out = 0;
 	flow->moved = 0;
@@ -195,15 +200,17 @@ static __always_inline void start_flow(struct flow *flow, struct flow_key *key, 
 	flow->flags = flags | FLOW_OPEN;
 	if (totals && (flags & FLOW_REPORTS))
 		__sync_fetch_and_add(flags & FLOW_ACCEPTED ? &totals->destination.opened : &totals->source.opened, 1);
+	return 0;
 }
 
 /*
  * The opener's end is established; its state is complete. Returns what the accepting end has to know (enum tell). A captured
- * connection is the proxy's to report, what the shared proxy opens too, and what iptables lead there.
+ * connection is the proxy's to report, what the shared proxy opens too, and what iptables lead there. A global function, too.
  */
-static __always_inline __u32 flow_opened(const struct pod *pod, struct socket_state *state, __u64 own, __u64 other,
-					 enum counter refusal)
+__noinline __u32 flow_opened(const struct pod *pod, struct socket_state *state, __u64 own, __u64 other, __u32 refusal)
 {
+	if (!pod || !state)
+		return 0;
 	bool captured = state->flags & SOCKET_CAPTURED, proxy = state->flags & SOCKET_PROXY, logged = flows_logged();
 	if (captured ? !logged : other == own || ((pod->flags & POD_REDIRECTED) && !proxy))
 		return 0;
@@ -212,33 +219,33 @@ static __always_inline __u32 flow_opened(const struct pod *pod, struct socket_st
 	bool peer = !captured && remote && remote->mode == POD_MODE_NODE;
 	if (!reports && !peer && !captured)
 		return 0;
-	struct flow_key key = {};
-	name_flow(&key, own, captured ? 0 : other, &state->original, &state->tuple.remote, state->tuple.remote_port);
-	if (captured)
-		key.endpoint_port = 0;
 	struct flow *flow = &state->flow;
-	start_flow(flow, &key, (reports ? FLOW_REPORTS : 0) | (logged ? FLOW_LOGGED : 0), !captured);
+	name_flow(&flow->key, own, captured ? 0 : other, &state->original, &state->tuple.remote, state->tuple.remote_port);
+	if (captured)
+		flow->key.endpoint_port = 0;
+	start_flow(flow, (reports ? FLOW_REPORTS : 0) | (logged ? FLOW_LOGGED : 0), !captured);
 	flow->reason = refusal;
 	return (captured ? 0 : TELL_DIRECT) | (flow->flags & FLOW_REPORTS ? TELL_REPORTS : 0);
 }
 
-/* The accepting end is established. Whom nobody told that the opener is no proxy stays silent: better that than told twice. */
-static __always_inline void flow_accepted(const struct pod *pod, struct socket_state *state, __u64 other,
-					  const struct establishing *entry, const struct tuple *mine)
+/* The accepting end is established. Whom nobody told that the opener is no proxy stays silent: better that than told twice. Global, too. */
+__noinline int flow_accepted(const struct pod *pod, struct socket_state *state, __u64 other, const struct establishing *entry, const struct tuple *mine)
 {
+	if (!pod || !state || !entry || !mine)
+		return 0;
 	if (entry->tell & TELL_REPORTS)
 		state->flags |= SOCKET_PEER_REPORTS;
 	bool reports = (entry->tell & TELL_DIRECT) && !(state->flags & SOCKET_PROXY) && pod->mode == POD_MODE_NODE;
 	/* What this end moves has to be told to the opener's side, and to the log. */
 	bool moves = entry->accelerated && ((entry->tell & TELL_REPORTS) || flows_logged());
 	if (!reports && !moves)
-		return;
-	struct flow_key key = {};
-	name_flow(&key, other, entry->captured ? 0 : state->netns_cookie, &entry->original, &mine->local, mine->local_port);
+		return 0;
+	name_flow(&state->flow.key, other, entry->captured ? 0 : state->netns_cookie, &entry->original, &mine->local, mine->local_port);
 	if (entry->captured)
-		key.endpoint_port = 0;
-	start_flow(&state->flow, &key, FLOW_ACCEPTED | (reports ? FLOW_REPORTS : 0) | (entry->accelerated && flows_logged() ? FLOW_LOGGED : 0),
+		state->flow.key.endpoint_port = 0;
+	start_flow(&state->flow, FLOW_ACCEPTED | (reports ? FLOW_REPORTS : 0) | (entry->accelerated && flows_logged() ? FLOW_LOGGED : 0),
 		   !entry->captured);
+	return 0;
 }
 
 /* A connection from a client that is no pod of this node's mesh, accepted by a pod's own program. */
@@ -252,7 +259,8 @@ static __always_inline bool flow_arrived(struct bpf_sock *sk, const struct pod *
 		count(COUNTER_CONNECTION_STORAGE_FAILED);
 		return false;
 	}
-	start_flow(&state->flow, &key, FLOW_ACCEPTED | FLOW_REPORTS | (flows_logged() ? FLOW_LOGGED : 0), true);
+	state->flow.key = key;
+	start_flow(&state->flow, FLOW_ACCEPTED | FLOW_REPORTS | (flows_logged() ? FLOW_LOGGED : 0), true);
 	state->flow.reason = COUNTER_CONNECTION_NOT_LOCAL;
 	return true;
 }

@@ -35,15 +35,17 @@ static __always_inline void set_ipv4(struct address *out, __u32 ip)
 	out->word[3] = ip;
 }
 
+/* These have one branch each, where a comparison of each word would have four: the verifier follows all ways through them, times those before. */
 static __always_inline bool is_ipv4(const struct address *a)
 {
-	return !a->word[0] && !a->word[1] && a->word[2] == bpf_htonl(0xffff);
+	return !(a->word[0] | a->word[1] | (a->word[2] ^ bpf_htonl(0xffff)));
 }
 
 /* Also 0.0.0.0, to which connect() is one to loopback. */
 static __always_inline bool is_unset(const struct address *a)
 {
-	return !(a->word[0] | a->word[1] | a->word[3]) && (!a->word[2] || a->word[2] == bpf_htonl(0xffff));
+	/* The product is 0 where either factor is. */
+	return !((a->word[0] | a->word[1] | a->word[3]) | (__u64)a->word[2] * (a->word[2] ^ bpf_htonl(0xffff)));
 }
 
 /* fe80::/10: means something together with an interface alone, which no proxy is told. */
@@ -54,14 +56,15 @@ static __always_inline bool is_link_local(const struct address *a)
 
 static __always_inline bool same_address(const struct address *a, const struct address *b)
 {
-	return a->word[0] == b->word[0] && a->word[1] == b->word[1] && a->word[2] == b->word[2] && a->word[3] == b->word[3];
+	return !((a->word[0] ^ b->word[0]) | (a->word[1] ^ b->word[1]) | (a->word[2] ^ b->word[2]) | (a->word[3] ^ b->word[3]));
 }
 
 static __always_inline bool is_loopback(const struct address *a)
 {
-	if (is_ipv4(a))
-		return (bpf_ntohl(a->word[3]) >> 24) == 127;
-	return !a->word[0] && !a->word[1] && !a->word[2] && a->word[3] == bpf_htonl(1);
+	__u32 either = a->word[0] | a->word[1];
+	__u32 v4 = either | (a->word[2] ^ bpf_htonl(0xffff)) | ((a->word[3] & bpf_htonl(0xff000000)) ^ bpf_htonl(0x7f000000));
+	__u32 v6 = either | a->word[2] | (a->word[3] ^ bpf_htonl(1));
+	return !((__u64)v4 * v6);
 }
 
 static __always_inline bool acceleration_on(void)

@@ -372,7 +372,7 @@ int http_client(struct sk_msg_md *msg)
 	}
 	__u32 owner = ch->state, size = msg->size;
 	if (hs->begun) {
-		int end = http_follow(msg, &hs->body, 0);
+		int end = http_follow(msg, hs, 0);
 		if (end < 0 || (__u32)end != size) {
 			hs->lost = 1;
 			http_lose(ch, end < 0 ? COUNTER_HTTP_LOST_DOUBT : COUNTER_HTTP_LOST_PIPELINED);
@@ -420,7 +420,7 @@ int http_client(struct sk_msg_md *msg)
 	int end = -1;
 	if (!doubt) {
 		http_body_begin(&hs->body, hs->request.framing, hs->request.body_length);
-		end = http_follow(msg, &hs->body, hs->request.end);
+		end = http_follow(msg, hs, hs->request.end);
 	}
 	if (end < 0 || (__u32)end != size) {
 		hs->lost = 1;

@@ -71,7 +71,7 @@ int http_downstream(struct sk_msg_md *msg)
 	}
 	int end = -1;
 	if (hs->begun) {
-		end = http_follow(msg, &hs->body, 0);
+		end = http_follow(msg, hs, 0);
 	} else {
 		end = http_begin_answer(msg, hs, 0, ch->to_head, true);
 		if (end >= 0 && hs->answer.framing == HTTP_UNTIL_CLOSE)
@@ -183,10 +183,10 @@ int http_upstream(struct sk_msg_md *msg)
 	int end = -1;
 	bool first = !hs->begun;
 	if (!first) {
-		end = http_follow(msg, &hs->body, 0);
+		end = http_follow(msg, hs, 0);
 	} else if (!http_read_head(msg, hs, HTTP_READS_ENVOYS_REQUEST)) {
 		http_body_begin(&hs->body, hs->request.framing, hs->request.body_length);
-		end = http_follow(msg, &hs->body, hs->request.end);
+		end = http_follow(msg, hs, hs->request.end);
 	}
 	if (end < 0 || (__u32)end != msg->size) {
 		/* Nothing is known any more of what this server is asked. */

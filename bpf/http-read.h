@@ -133,21 +133,13 @@ static long http_follow_step(__u32 i, struct http_following *f)
 	return 0;
 }
 
-/* Goes over the message from `at` on. Where the body ends in it, or its size; negative: a doubt. */
-static __always_inline int http_follow(struct sk_msg_md *msg, struct http_body *body, __u32 at)
+/* As http_follow, of chunks. A global function, which the verifier looks at once. */
+HTTP_GLOBAL int http_follow_chunks(struct sk_msg_md *msg, struct http_socket *hs, __u32 at)
 {
+	if (!hs)
+		return -HTTP_INCOMPLETE;
 	__u32 size = msg->size;
-	if (body->framing == HTTP_LENGTH) {
-		__u32 taken = size - at;
-		if (taken > body->left)
-			taken = body->left;
-		body->left -= taken;
-		if (!body->left)
-			body->state = HTTP_BODY_DONE;
-		return at + taken;
-	}
-	if (body->framing != HTTP_CHUNKED)
-		return at;
+	struct http_body *body = &hs->body;
 	struct http_following f = { .msg = msg, .body = body, .at = at, .size = size };
 	bpf_loop(HTTP_STEPS, http_follow_step, &f, 0);
 	if (f.doubt)
@@ -155,8 +147,24 @@ static __always_inline int http_follow(struct sk_msg_md *msg, struct http_body *
 	return f.at < size && !http_body_done(body) ? -HTTP_BAD_CHUNK : f.at;
 }
 
+/* Goes over the message from `at` on. Where the body ends in it, or its size; negative: a doubt. */
+static __always_inline int http_follow(struct sk_msg_md *msg, struct http_socket *hs, __u32 at)
+{
+	struct http_body *body = &hs->body;
+	if (body->framing == HTTP_LENGTH) {
+		__u32 taken = msg->size - at;
+		if (taken > body->left)
+			taken = body->left;
+		body->left -= taken;
+		if (!body->left)
+			body->state = HTTP_BODY_DONE;
+		return at + taken;
+	}
+	return body->framing == HTTP_CHUNKED ? http_follow_chunks(msg, hs, at) : (int)at;
+}
+
 /* What the message has, from `at` on, of the body under way. */
 HTTP_GLOBAL int http_continue(struct sk_msg_md *msg, struct http_socket *hs, __u32 at)
 {
-	return hs && at < msg->size ? http_follow(msg, &hs->body, at) : -HTTP_INCOMPLETE;
+	return hs && at < msg->size ? http_follow(msg, hs, at) : -HTTP_INCOMPLETE;
 }

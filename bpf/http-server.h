@@ -34,7 +34,7 @@ HTTP_GLOBAL int http_begin_answer(struct sk_msg_md *msg, struct http_socket *hs,
 			hs->reader = reader;
 	}
 	http_body_begin(&hs->body, hs->answer.framing, hs->answer.body_length);
-	return hs->answer.framing == HTTP_UNTIL_CLOSE ? (int)msg->size : http_follow(msg, &hs->body, at);
+	return hs->answer.framing == HTTP_UNTIL_CLOSE ? (int)msg->size : http_follow(msg, hs, at);
 }
 
 /* Whether what Envoy asked of S is HEAD: of S, since the channel's own exchange may be another one by now. */

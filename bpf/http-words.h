@@ -12,7 +12,7 @@
 #define HTTP_UNROLL _Pragma("clang loop unroll(full)")
 #define HTTP_FUNCTION static __noinline __attribute__((unused))
 #define HTTP_INLINE static __always_inline
-/* Verified once, not again for each program and place that calls it. */
+/* Verified once in each program, not again for each place that calls it. */
 #define HTTP_GLOBAL __attribute__((noinline))
 /* Of any address: that is cheap wherever this runs, and memcpy would become eight loads of a byte. */
 #define http_load(from) (*(const __u64 *)(from))

@@ -93,33 +93,38 @@ static __always_inline __u32 random_below(__u32 count)
 }
 
 /* By weight. */
-static __always_inline struct endpoint *draw(__u32 first, __u32 count)
+static __always_inline __u32 draw(__u32 first, __u32 count)
 {
-	struct endpoint *endpoint = endpoint_at(first + random_below(count));
-	if (endpoint && bpf_get_prandom_u32() > endpoint->threshold)
-		endpoint = endpoint_at(first + endpoint->alias);
-	return endpoint;
+	__u32 index = first + random_below(count);
+	struct endpoint *endpoint = endpoint_at(index);
+	return endpoint && bpf_get_prandom_u32() > endpoint->threshold ? first + endpoint->alias : index;
+}
+
+/* A global function, so that the verifier looks at it once, and has no branches to follow in the loop that calls it. */
+__noinline int answers(__u32 index)
+{
+	struct endpoint *endpoint = endpoint_at(index);
+	return endpoint && !is_outlier(endpoint);
 }
 
 /*
  * By weight among those that answer: a few draws, then one after the other, so that a dead endpoint with nearly all the
- * weight is passed over too. With none left that answers, whichever was drawn first.
+ * weight is passed over too. With none left that answers, whichever was drawn first. Global, too.
  */
-static __always_inline struct endpoint *pick(__u32 first, __u32 count)
+__noinline __u32 pick(__u32 first, __u32 count)
 {
-	struct endpoint *drawn = draw(first, count);
-	if (!drawn || !is_outlier(drawn))
+	__u32 drawn = draw(first, count);
+	if (answers(drawn))
 		return drawn;
 	for (int i = 0; i < OUTLIER_DRAWS; i++) {
-		struct endpoint *again = draw(first, count);
-		if (again && !is_outlier(again))
+		__u32 again = draw(first, count);
+		if (answers(again))
 			return again;
 	}
 	__u32 at = random_below(count);
 	for (__u32 i = 0; i < OUTLIER_SCAN && i < count; i++) {
-		struct endpoint *next = endpoint_at(first + at);
-		if (next && !is_outlier(next))
-			return next;
+		if (answers(first + at))
+			return first + at;
 		at = at + 1 == count ? 0 : at + 1;
 	}
 	return drawn;
@@ -135,8 +140,8 @@ static __always_inline __u32 mix(__u32 value)
 }
 
 /*
- * `best`, or what the client and this endpoint come to, in its high half, with the endpoint's index, if that is more. A global
- * function, so that the verifier looks at it once, and has no branches to follow in the loop that calls it.
+ * `best`, or what the client and this endpoint come to, in its high half, with the endpoint's index, if that is more. Global as
+ * `answers`.
  */
 __noinline __u64 affinity_better(__u64 best, __u32 client, __u32 index)
 {
@@ -191,10 +196,8 @@ static __always_inline enum capture resolve(const struct pod *pod, __u64 netns_c
 		count(COUNTER_CONNECTIONS_WITHOUT_ENDPOINT);
 		return CAPTURE_REFUSED;
 	}
-	struct endpoint *endpoint =
-		block & SERVICE_AFFINITY
-			? endpoint_at(affinity_index(pod->ipv4.word[3] ^ pod->ipv6.word[2] ^ pod->ipv6.word[3], first, count_))
-			: pick(first, count_);
+	struct endpoint *endpoint = endpoint_at(
+		block & SERVICE_AFFINITY ? affinity_index(pod->ipv4.word[3] ^ pod->ipv6.word[2] ^ pod->ipv6.word[3], first, count_) : pick(first, count_));
 	__u64 *netns = endpoint ? bpf_map_lookup_elem(&netns_of_address, &endpoint->address) : 0;
 	struct pod *server = netns ? bpf_map_lookup_elem(&pods, netns) : 0;
 	/* It left since user space looked. */

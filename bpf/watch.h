@@ -105,19 +105,21 @@ static __always_inline void trace_denied(enum counter reason, const struct flow_
  * A socket is established: from here on its flags say who watches it. `asked` all zero: not known here. `reason`: why it is not
  * paired, COUNTERS: it is, or will be.
  */
-static __always_inline void watch_established(struct socket_state *state, const struct tuple *t, __u64 other, const struct original_dst *asked, __u32 what, __u32 reason)
+__noinline int tell_established(struct socket_state *state, const struct tuple *t, __u64 other, const struct original_dst *asked, __u32 what_and_reason)
 {
+	if (!state || !t || !asked)
+		return 0;
 	struct watch *trace = watch_of(WATCH_TRACE), *capture = watch_of(WATCH_CAPTURE);
 	if (trace && watched(trace, t->netns_cookie, other, &t->local, t->local_port, &t->remote, t->remote_port, asked))
 		state->flags |= SOCKET_TRACED;
 	if (capture && watched(capture, t->netns_cookie, other, &t->local, t->local_port, &t->remote, t->remote_port, asked))
 		state->flags |= SOCKET_TAPPED;
 	if (!(state->flags & (SOCKET_TRACED | SOCKET_TAPPED)))
-		return;
-	struct watch_event *event = new_event(what);
+		return 0;
+	struct watch_event *event = new_event(what_and_reason & 0xff);
 	if (!event)
-		return;
-	event->reason = reason;
+		return 0;
+	event->reason = what_and_reason >> 8;
 	event->cookie = state->cookie;
 	event->peer_cookie = state->peer_cookie;
 	event->netns_cookie = t->netns_cookie;
@@ -130,6 +132,13 @@ static __always_inline void watch_established(struct socket_state *state, const 
 	event->asked = *asked;
 	event->pid = state->pid;
 	bpf_ringbuf_submit(event, 0);
+	return 0;
+}
+
+/* By a global function, which has five arguments at most. */
+static __always_inline void watch_established(struct socket_state *state, const struct tuple *t, __u64 other, const struct original_dst *asked, __u32 what, __u32 reason)
+{
+	tell_established(state, t, other, asked, what | reason << 8);
 }
 
 __noinline int tell_led(__u64 cookie, __u64 to)

@@ -1,8 +1,7 @@
 /**
  * Loaded into an agent before its own code (`node --import`): its self-test is one that another agent of the tests has passed
- * since this machine was booted, with the same programs. Each is some four seconds of CPU, most of them the verifier's, and the tests
- * start many agents. Without one that was passed, this agent's is run and kept. test/agent-node.test.ts and
- * those of the self-test itself have agents that do without this.
+ * since this machine was booted, with the same programs. Each takes seconds, and the tests start many agents. Without one that was
+ * passed, this agent's is run and kept. test/agent-node.test.ts and those of the self-test itself have agents that do without this.
  */
 import { createHash } from 'node:crypto';
 import { existsSync, mkdirSync, readFileSync, renameSync, writeFileSync } from 'node:fs';

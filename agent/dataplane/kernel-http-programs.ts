@@ -52,7 +52,7 @@ export class HttpPrograms implements Closable {
     if (this.ids.length > 0) this.ensure();
   }
 
-  /** Loads them now, which blocks for seconds: before an agent serves. */
+  /** Loads them now, which blocks for as long as the verifier takes, half a second of CPU: before an agent serves. */
   ensure(): void {
     if (this.#isDone) return;
     const before = performance.now();
