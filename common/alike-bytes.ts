@@ -9,6 +9,8 @@ const MOST_ADDED = BASE_BYTES >> 3;
 /** Shorter parts are not worth a place in the base. */
 const LEAST_COPIED = 6;
 const TABLE_BITS = 13;
+/** A call of the runtime's takes as long as so many bytes. */
+const MOST_BY_HAND = 64;
 
 let scratch = Buffer.allocUnsafeSlow(1 << 12);
 
@@ -28,24 +30,25 @@ export class AlikeBytes {
   /** @param length of the bytes that were squeezed */
   restore(squeezed: Uint8Array, length: number): Buffer {
     const bytes = Buffer.allocUnsafe(length);
-    let at = 0;
+    const base = this.#base;
     let to = 0;
-    const number = (): number => {
-      let value = 0;
-      for (let shift = 0; ; shift += 7) {
-        const byte = squeezed[at++]!;
-        value |= (byte & 0x7f) << shift;
-        if (byte < 0x80) return value;
+    for (let at = 0; at < squeezed.length;) {
+      let head = 0;
+      for (let shift = 0, byte = 0x80; byte >= 0x80; shift += 7) {
+        byte = squeezed[at++]!;
+        head |= (byte & 0x7f) << shift;
       }
-    };
-    while (at < squeezed.length) {
-      const head = number();
       const count = head >>> 1;
       if (head & 1) {
-        const from = number();
-        this.#base.copy(bytes, to, from, from + count);
+        let from = 0;
+        for (let shift = 0, byte = 0x80; byte >= 0x80; shift += 7) {
+          byte = squeezed[at++]!;
+          from |= (byte & 0x7f) << shift;
+        }
+        if (count > MOST_BY_HAND) base.copy(bytes, to, from, from + count);
+        else for (let index = 0; index < count; index++) bytes[to + index] = base[from + index]!;
       } else {
-        bytes.set(squeezed.subarray(at, at + count), to);
+        for (let index = 0; index < count; index++) bytes[to + index] = squeezed[at + index]!;
         at += count;
       }
       to += count;
@@ -66,38 +69,43 @@ export class AlikeBytes {
   #write(bytes: Uint8Array): number {
     const { length } = bytes;
     if (scratch.length < length + 16) scratch = Buffer.allocUnsafeSlow(2 * length + 16);
+    const [base, used, places] = [this.#base, this.#used, this.#places];
     let to = 0;
-    const number = (value: number): void => {
-      let rest = value;
-      for (; rest >= 0x80; rest >>>= 7) scratch[to++] = (rest & 0x7f) | 0x80;
-      scratch[to++] = rest;
-    };
     let from = 0;
-    const literal = (until: number): void => {
-      if (until === from) return;
-      number((until - from) << 1);
-      scratch.set(bytes.subarray(from, until), to);
-      to += until - from;
-    };
     for (let at = 0; at + LEAST_COPIED <= length;) {
-      const place = this.#places[hashAt(bytes, at)]! - 1;
+      const place = places[hashAt(bytes, at)]! - 1;
       let count = 0;
-      if (place >= 0) while (at + count < length && place + count < this.#used && bytes[at + count] === this.#base[place + count]) count++;
+      if (place >= 0) {
+        const most = Math.min(length - at, used - place);
+        while (count < most && bytes[at + count] === base[place + count]) count++;
+      }
       if (count < LEAST_COPIED) {
         at++;
         continue;
       }
-      literal(at);
-      number((count << 1) | 1);
-      number(place);
+      if (at > from) to = literal(bytes, from, at, to);
+      to = number(place, number((count << 1) | 1, to));
       at += count;
       from = at;
-      // More than half of them, with what is still to come: it will not do.
+      // More than it was, with what is still to come: it will not do.
       if (to > length) return length;
     }
-    literal(length);
-    return to;
+    return from < length ? literal(bytes, from, length, to) : to;
   }
+}
+
+/** Into `scratch`. @returns the place behind it */
+function number(value: number, to: number): number {
+  let [rest, next] = [value, to];
+  for (; rest >= 0x80; rest >>>= 7) scratch[next++] = (rest & 0x7f) | 0x80;
+  scratch[next++] = rest;
+  return next;
+}
+
+function literal(bytes: Uint8Array, from: number, until: number, to: number): number {
+  let next = number((until - from) << 1, to);
+  for (let at = from; at < until; at++) scratch[next++] = bytes[at]!;
+  return next;
 }
 
 function hashAt(bytes: Uint8Array, at: number): number {
