@@ -107,7 +107,7 @@ export interface Addon {
   netnsCookie(path: string): Promise<bigint>;
   openSocket(options: SocketOptions): Promise<number>;
   createNetns(path: string): Promise<void>;
-  tcpSockets(netns: string): Promise<TcpSocket[]>;
+  tcpSockets(netns: string, listening: boolean): Promise<TcpSocket[]>;
   findTcpSocket(netns: string, id: Buffer): Promise<TcpSocket | undefined>;
   tcpSocketId(socket: TcpSocketName): Buffer;
   shutdownTcpSockets(netns: string, ids: readonly Buffer[], pid: number): Promise<number>;

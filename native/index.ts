@@ -44,7 +44,12 @@ export function createNetns(path: string): Promise<void> {
 
 /** Listening and connected TCP sockets of a network namespace, IPv4 and IPv6; none that only wait for their time-out. */
 export function tcpSockets(netnsPath: string): Promise<TcpSocket[]> {
-  return guarded((addon) => addon.tcpSockets(netnsPath));
+  return guarded((addon) => addon.tcpSockets(netnsPath, false));
+}
+
+/** Those that listen alone: the kernel looks through its table of connections, which all namespaces share, for no others. */
+export function listeningTcpSockets(netnsPath: string): Promise<TcpSocket[]> {
+  return guarded((addon) => addon.tcpSockets(netnsPath, true));
 }
 
 /**

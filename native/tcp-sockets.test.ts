@@ -5,7 +5,7 @@ import { once } from 'node:events';
 import { createServer, type AddressInfo, type Server, type Socket } from 'node:net';
 import { after, before, test } from 'node:test';
 import { waitFor } from '../common/retry.js';
-import { destroyTcpSockets, findTcpSocket, shutdownTcpSockets, tcpSocketId, tcpSockets, type TcpSocket } from './index.js';
+import { destroyTcpSockets, findTcpSocket, listeningTcpSockets, shutdownTcpSockets, tcpSocketId, tcpSockets, type TcpSocket } from './index.js';
 
 const OWN = '/proc/self/ns/net';
 let server: Server;
@@ -35,6 +35,17 @@ async function client(): Promise<{ pid: number; accepted: Socket; theirs: TcpSoc
   };
   return { pid: child.pid!, accepted, theirs, heard: () => text, end };
 }
+
+test('listeningTcpSockets: those that listen, and no connection', async () => {
+  const { end } = await client();
+  try {
+    const [all, listening] = [await tcpSockets(OWN), await listeningTcpSockets(OWN)];
+    assert.deepEqual([all.some((each) => !each.listening && each.localPort === port), listening.some((each) => !each.listening)], [true, false]);
+    assert.ok(listening.some(({ localPort }) => localPort === port));
+  } finally {
+    await end();
+  }
+});
 
 test('shutdownTcpSockets: the other end sees an end of stream, and the process can still be sent to', async () => {
   const { pid, accepted, theirs, heard, end } = await client();

@@ -1,6 +1,6 @@
 import { mkdirSync, readdirSync, rmSync, statfsSync, statSync } from 'node:fs';
 import { join } from 'node:path';
-import { bindMount, destroyTcpSockets, netnsCookie, tcpSockets, unmount, type TcpSocket } from '../../native/index.js';
+import { bindMount, destroyTcpSockets, listeningTcpSockets, netnsCookie, tcpSockets, unmount, type TcpSocket } from '../../native/index.js';
 import { UnderpassError, errorCode } from '../../common/errors.js';
 import { buildDir } from '../../common/paths.js';
 import { run } from '../../common/process.js';
@@ -67,14 +67,14 @@ export class PinnedNamespaces implements Namespaces {
   }
 
   async capturedSockets(netnsPath: string): Promise<CapturedSockets> {
-    const sockets = await tcpSocketsOrNone(netnsPath);
+    const sockets = await orNone(tcpSockets(netnsPath));
     const count = sockets ? (port: number) => countOf(sockets, port) : await this.#textCounter(netnsPath);
     const outbound = count(OUTBOUND_PORT);
     return { ...outbound, total: outbound.total + count(INBOUND_PORT).total };
   }
 
   async takenPorts(netnsPath: string, ports: readonly WantedPort[]): Promise<ReadonlySet<number>> {
-    const sockets = await tcpSocketsOrNone(netnsPath);
+    const sockets = await orNone(listeningTcpSockets(netnsPath));
     const text = sockets ? '' : await this.#sockets(netnsPath);
     const isTaken = ({ port, where }: WantedPort): boolean => (sockets ? isListening(sockets, port, where) : hasListener(text, port, where));
     return new Set(ports.filter(isTaken).map(({ port }) => port));
@@ -125,12 +125,12 @@ export function hasListener(text: string, port: number, where?: 'loopback'): boo
 }
 
 function isListening(sockets: readonly TcpSocket[], port: number, where?: 'loopback'): boolean {
-  return sockets.some(({ listening, localPort: own, local }) => listening && own === port && (where === undefined || isAny(local) || isLoopbackAddress(local)));
+  return sockets.some(({ localPort: own, local }) => own === port && (where === undefined || isAny(local) || isLoopbackAddress(local)));
 }
 
 /** undefined: the kernel has no inet_diag. Without it each look takes a process, and a hundred pods that change at once wait for those. */
-function tcpSocketsOrNone(netnsPath: string): Promise<TcpSocket[] | undefined> {
-  return tcpSockets(netnsPath).catch(() => undefined);
+function orNone(sockets: Promise<TcpSocket[]>): Promise<TcpSocket[] | undefined> {
+  return sockets.catch(() => undefined);
 }
 
 function countOf(sockets: readonly TcpSocket[], port: number): CapturedSockets {

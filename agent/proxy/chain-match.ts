@@ -44,6 +44,15 @@ export function deadEnds(matches: readonly FilterChainMatch[], port: number, pre
   return ends;
 }
 
+/** Whether one of `ends` takes what `match` would, but for the protocol that it asks for, where there is no chain for that. */
+export function endsIn(match: FilterChainMatch, ends: readonly FilterChainMatch[]): boolean {
+  if (match.application_protocols.length === 0) return false;
+  const taken = new Set(ends.flatMap((end) => expand(end).map(key)));
+  const empty = FilterChainMatch.fromPartial({});
+  const cut = { ...match, application_protocols: empty.application_protocols, direct_source_prefix_ranges: empty.direct_source_prefix_ranges, source_type: empty.source_type, source_prefix_ranges: empty.source_prefix_ranges, source_ports: empty.source_ports };
+  return expand(cut).every((single) => taken.has(key(single)));
+}
+
 /** One match for each combination of values: what Envoy compares when it looks for chains that match the same. */
 function expand(match: FilterChainMatch): FilterChainMatch[] {
   let results = [match];

@@ -23,11 +23,12 @@ export const NODE_STATE = 'underpass.node_id';
 export const PEER_ADDRESS_STATE = 'underpass.peer_address';
 
 /**
- * A filter that puts strings where upstream connections see them. A connection pool is never shared between connections
- * whose first values differ; the others must follow from it, since Envoy hashes several in no particular order, and
- * connections that are alike would have pools of their own.
+ * A listener filter that puts strings where upstream connections see them, whatever chain takes the connection. A connection pool is never
+ * shared between connections whose first values differ; the others must follow from it, since Envoy hashes several in no particular
+ * order, and connections that are alike would have pools of their own. Stands before what may wait for a client, since filters behind
+ * one that waited in vain are left out.
  */
-export function sharedStrings(name: string, values: Readonly<Record<string, string>>): Filter {
+export function sharedStrings(name: string, values: Readonly<Record<string, string>>): ListenerFilter {
   const on_new_connection = Object.entries(values).map(([key, value], index) => ({
     key: { $case: 'object_key' as const, value: key },
     factory_key: index === 0 ? 'envoy.hashable_string' : 'envoy.string',
@@ -37,7 +38,12 @@ export function sharedStrings(name: string, values: Readonly<Record<string, stri
     },
     shared_with_upstream: FilterStateValue_SharedWithUpstream.TRANSITIVE,
   }));
-  return { name, config_type: { $case: 'typed_config', value: packSetFilterState(Config.fromPartial({ on_new_connection })) } };
+  return ofListener(name, Config.fromPartial({ on_new_connection }));
+}
+
+/** The listener filter's message has the network filter's one field, under another name. */
+function ofListener(name: string, config: Config): ListenerFilter {
+  return ListenerFilter.fromPartial({ name, config_type: { $case: 'typed_config', value: { ...packSetFilterState(config), type_url: LISTENER_SET_FILTER_STATE } } });
 }
 
 /** A filter that gives its own connection a string, as Envoy's formatters make it, in the form that the key's reader expects. */
@@ -83,9 +89,7 @@ export function sharedAddress(name: string, addresses: Readonly<Record<string, s
 /** A listener filter that gives a connection addresses, by their keys, as Envoy's formatters give them; what there is nothing for is left out. */
 export function acceptedAddress(name: string, key: string, format: string): ListenerFilter {
   const value = { $case: 'format_string' as const, value: { format: { $case: 'text_format_source' as const, value: { specifier: { $case: 'inline_string' as const, value: format } } }, omit_empty_values: true } };
-  const config = Config.fromPartial({ on_new_connection: [{ key: { $case: 'object_key', value: key }, value }] });
-  // The listener filter's message has the network filter's one field, under another name.
-  return ListenerFilter.fromPartial({ name, config_type: { $case: 'typed_config', value: { ...packSetFilterState(config), type_url: LISTENER_SET_FILTER_STATE } } });
+  return ofListener(name, Config.fromPartial({ on_new_connection: [{ key: { $case: 'object_key', value: key }, value }] }));
 }
 
 /** A filter that notes its connection's remote address, for rules that compare it with ranges. */

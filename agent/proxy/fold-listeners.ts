@@ -15,7 +15,7 @@ import type { Any } from '../../proto/generated/google/protobuf/any.js';
 import { pack, unpack } from '../../common/xds/any.js';
 import { canonical } from '../xds/resource-type.js';
 import { named, observed, OUTBOUND_OWNER } from './access-logs.js';
-import { deadEnds, narrowed } from './chain-match.js';
+import { deadEnds, endsIn, narrowed } from './chain-match.js';
 import { bounded } from './log-bound.js';
 import type { XdsResource } from '../xds/resource-type.js';
 import type { EnvoyExtensions } from './extensions.js';
@@ -48,6 +48,10 @@ export interface FoldedListeners {
   accessLog: AccessLog[];
   /** Plain TCP is handed on. */
   handsOn: boolean;
+  /** Names of chains of the pods' listeners without which what they serve is handed on to the same in an internal listener. */
+  dispensable: ReadonlySet<string>;
+  /** Of the pods' listeners: hands on what has no chain there. */
+  others: FilterChain;
   /** Requests are traced: the pods' listeners say which pod it is that traces. */
   isTraced?: boolean;
   /** Listeners that were left out, and why. */
@@ -75,8 +79,11 @@ export function foldListeners(listeners: Iterable<XdsResource<Listener>>, classK
   const v6Wildcards = new Set(outbound.filter(({ address }) => address === '::').map(({ port }) => port));
   const folded: FoldedListeners = {
     chains: [blackHole('loop', narrowed(undefined, OUTBOUND_PORT, []))], defaultChain: passthrough(),
-    inspected: { http: [], unknown: [], plain: [] }, accessLog: [], handsOn, errors: [],
+    inspected: { http: [], unknown: [], plain: [] }, accessLog: [], handsOn, dispensable: new Set(), others: inspectionChain('others', inspectionName(classKey, 'plain'), undefined), errors: [],
   };
+  const dispensable = new Set<string>();
+  /** Ports that have chains of inspected listeners, which may take more addresses than theirs. */
+  const inspectedPorts = new Set<number>();
   /** By port. */
   const plain = new Map<number, FilterChain[]>();
   const wildcards = new Set<number>();
@@ -99,6 +106,7 @@ export function foldListeners(listeners: Iterable<XdsResource<Listener>>, classK
       else plain.set(port, [...chains]);
       continue;
     }
+    inspectedPorts.add(port);
     folded.inspected[kind].push(...chains);
     const toInspection = (name: string, match: FilterChainMatch | undefined): FilterChain => inspectionChain(name, inspectionName(classKey, kind), match);
     if (!DIRECT_PORTS.includes(port)) {
@@ -106,16 +114,23 @@ export function foldListeners(listeners: Iterable<XdsResource<Listener>>, classK
       continue;
     }
     // What shows itself at once is served here; what does not is inspected for longer.
-    folded.chains.push(...chains.slice(0, ownChains), ...chains.slice(ownChains).map((end) => toInspection(end.name, end.filter_chain_match)));
+    const [own, ends] = [chains.slice(0, ownChains), chains.slice(ownChains)];
+    folded.chains.push(...own, ...ends.map((end) => toInspection(end.name, end.filter_chain_match)));
+    for (const { name, filter_chain_match: match } of own) if (match && endsIn(match, ends.flatMap((end) => end.filter_chain_match ?? []))) dispensable.add(name);
   }
   folded.handsOn ||= [...plain.values()].reduce((sum, { length }) => sum + length, 0) > MANY_PLAIN_CHAINS;
   for (const [port, chains] of plain) {
     // Where one listener takes all addresses of the port there is a chain for that already.
-    if (!folded.handsOn || wildcards.has(port)) {
+    if (wildcards.has(port)) {
       folded.chains.push(...chains);
       continue;
     }
     folded.inspected.plain.push(...chains);
+    if (!folded.handsOn) {
+      folded.chains.push(...chains);
+      if (!inspectedPorts.has(port)) for (const { name } of chains) dispensable.add(name);
+      continue;
+    }
     folded.chains.push(inspectionChain(`plain/${port}`, inspectionName(classKey, 'plain'), narrowed(undefined, port, [])));
   }
   if (frame) {
@@ -124,7 +139,14 @@ export function foldListeners(listeners: Iterable<XdsResource<Listener>>, classK
     folded.defaultChain = { ...observed(folded.defaultChain, extensions, 'outbound'), filter_chain_match: undefined };
     folded.accessLog = frame.access_log.map((log) => bounded(named(log, OUTBOUND_OWNER), extensions));
   }
-  return folded;
+  // What goes past all services on the ports of most of it.
+  for (const port of DIRECT_PORTS) {
+    if (folded.handsOn || !plain.has(port) || wildcards.has(port) || inspectedPorts.has(port)) continue;
+    const name = `others/${port}`;
+    folded.chains.push({ ...folded.defaultChain, name, filter_chain_match: narrowed(undefined, port, []) });
+    dispensable.add(name);
+  }
+  return { ...folded, dispensable };
 }
 
 /** One source listener's chains, narrowed to its port and addresses. */

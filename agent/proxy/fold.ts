@@ -250,7 +250,7 @@ export class Folder {
       for (const pod of own) {
         const { hash, folded, needs } = (pod.taught && ofTaught) || template;
         // Routes that only an internal listener asks for are in none of its bytes, but it is not ready without them.
-        const key = [hash, podListenerKey(pod), ...needs].join();
+        const key = [hash, podListenerKey(pod), pod.brief, ...needs].join();
         const known = this.#podEntries.get(pod.uid);
         const entry = known?.key === key ? known.entry : podListener(pod, folded, needs);
         podEntries.set(pod.uid, { key, entry });

@@ -22,7 +22,7 @@ const chain = (cluster: string, port: number, ...addresses: string[]): FilterCha
 /** Cluster, and authority if there is a tunnel, of each chain: the pods' listeners', then those of plain TCP that is handed on. */
 function ways(chains: FilterChain[]): string[] {
   const [plain, ...own] = [chains.at(-1)!, ...chains.slice(0, -1)];
-  const folded: FoldedListeners = { chains: own, defaultChain: blackHole('default', undefined), inspected: { http: [], unknown: [], plain: [plain] }, accessLog: [], handsOn: true, errors: [] };
+  const folded: FoldedListeners = { chains: own, defaultChain: blackHole('default', undefined), inspected: { http: [], unknown: [], plain: [plain] }, accessLog: [], handsOn: true, dispensable: new Set(), others: blackHole('others', undefined), errors: [] };
   const changed = withHeadless(folded, ['10.0.2.1', '10.0.2.2', 'fd00::2'], ALICE, (name) => clusters.get(name));
   return [...changed.chains, ...changed.inspected.plain].map(({ filters }) => {
     const config = filters[0]?.config_type;
@@ -47,5 +47,5 @@ test('all others stay as they are: of other pods, of more than such pods, of clu
 
 test('a caller without an identity has no tunnels', () => {
   const chains = [chain('outbound|9000||db', 9000, '10.0.2.1'), chain('outbound|9000||db', 9000, '10.0.2.2')];
-  assert.deepEqual([withHeadless({ chains, defaultChain: chains[0]!, inspected: { http: [], unknown: [], plain: [] }, accessLog: [], handsOn: false, errors: [] }, ['10.0.2.1', '10.0.2.2'], undefined, (name) => clusters.get(name)).chains], [chains]);
+  assert.deepEqual([withHeadless({ chains, defaultChain: chains[0]!, inspected: { http: [], unknown: [], plain: [] }, accessLog: [], handsOn: false, dispensable: new Set(), others: chains[0]!, errors: [] }, ['10.0.2.1', '10.0.2.2'], undefined, (name) => clusters.get(name)).chains], [chains]);
 });

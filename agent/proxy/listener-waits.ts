@@ -5,7 +5,7 @@ import type { AdsServer } from './ads-server.js';
 import type { Envoy } from './envoy.js';
 import { inboundListenerName } from './fold-inbound.js';
 import { INSPECTION_KINDS, inspectionName } from './inspection.js';
-import { podHboneName, podListenerName } from './pod-listener.js';
+import { podHboneName, podListenerName, podOfListener } from './pod-listener.js';
 import { CDS, LDS, RDS, type Entry, type Snapshot } from './snapshot.js';
 
 export interface ListenerWaitsOptions {
@@ -52,6 +52,8 @@ export class ListenerWaits {
       // Most who ask, a hundred at a time, have no answer yet.
       const { acked, nack } = ads.status(LDS, name);
       const isAnswered = acked || nack !== undefined;
+      // Before its own listener is there: Envoy answers when it has made those that it was sent meanwhile.
+      if (!isAnswered && this.#inner(uid).some((each) => ads.status(LDS, each.name).acked && this.#seen.get(each.name) !== each.version)) void this.#listening();
       if (isAnswered && this.#options.isWanted(uid) && (await this.#isReady(uid, name, acked ? undefined : nack))) return;
       await ads.changedSoon(isAnswered ? READY_POLL_MS : UNANSWERED_POLL_MS);
     }
@@ -70,23 +72,36 @@ export class ListenerWaits {
     // The kernel answers while Envoy is busy with other pods' listeners; Envoy has answered for this one.
     const isOpen = await this.#options.isOpen?.(uid).catch(() => undefined);
     if (isOpen === false) return false;
-    const key = this.#options.classOf(uid) ?? '';
-    const inner = [key, taughtName(key)].flatMap((own) => INSPECTION_KINDS.map((kind) => inspectionName(own, kind))).map((each) => snapshot.get(LDS, snapshot.get(CDS, each)?.leadsTo ?? each)).filter((each) => each !== undefined);
+    const inner = this.#inner(uid);
     const isDecided = ({ name: each, version }: Entry): boolean => {
       const status = ads.status(LDS, each);
       return status.nack !== undefined || (status.acked && this.#seen.get(each) === version);
     };
     if (isOpen && inner.every(isDecided)) return true;
     const listening = await this.#listening();
-    for (const { name: each, version } of inner) if (listening.has(each)) this.#seen.set(each, version);
     return (isOpen || listening.has(name)) && inner.every((each) => listening.has(each.name) || ads.status(LDS, each.name).nack !== undefined);
+  }
+
+  /** The class's internal listeners. */
+  #inner(uid: string): Entry[] {
+    const [key, snapshot] = [this.#options.classOf(uid), this.#options.snapshot()];
+    if (key === undefined || !snapshot) return [];
+    return [key, taughtName(key)].flatMap((own) => INSPECTION_KINDS.map((kind) => inspectionName(own, kind))).flatMap((each) => snapshot.get(LDS, snapshot.get(CDS, each)?.leadsTo ?? each) ?? []);
   }
 
   /** Names of the listeners that listen. Envoy is asked once for all who ask meanwhile: of many pods each asks again and again. */
   #listening(): Promise<ReadonlySet<string>> {
-    const { envoy, stopping } = this.#options;
-    this.#listed ??= envoy.admin.listeners(stopping).then((all) => new Set(all.map(({ name }) => name)), () => new Set<string>()).finally(() => (this.#listed = undefined));
+    this.#listed ??= this.#list().finally(() => (this.#listed = undefined));
     return this.#listed;
+  }
+
+  async #list(): Promise<ReadonlySet<string>> {
+    const { ads, envoy, stopping, snapshot } = this.#options;
+    // What Envoy took after it was asked may listen in the version before.
+    const acked = [...(snapshot()?.entries(LDS).values() ?? [])].filter(({ name }) => podOfListener(name) === undefined && ads.status(LDS, name).acked);
+    const listening = new Set(await envoy.admin.listeners(stopping).then((all) => all.map(({ name }) => name), () => []));
+    for (const { name, version } of acked) if (listening.has(name)) this.#seen.set(name, version);
+    return listening;
   }
 
   /** `gone` are wanted no more; `wanted` are, whatever was said before. */

@@ -28,11 +28,12 @@ import { EnvoyExtensions } from './extensions.js';
 import { Folder, type FoldProblem, type FoldResult } from './fold.js';
 import { inboundListenerName } from './fold-inbound.js';
 import { needsOfPods, type InboundNeeds } from './inbound-needs.js';
+import { BriefListeners } from './brief-listeners.js';
 import { InboundFollower, type InboundPods } from './inbound-follower.js';
 import { HealthRelay } from './health-relay.js';
 import { tunnelHeaders } from './hbone-originate.js';
 import { ListenerWaits, type ListenerWaitsOptions } from './listener-waits.js';
-import { podHboneName, podOfListener, type ListenerPod } from './pod-listener.js';
+import { podHboneName, podListenerName, podOfListener, type ListenerPod } from './pod-listener.js';
 import { NarrowingFollower, policiesOfPods, savedPolicies, type NarrowingOptions } from './narrowing.js';
 import { PlainPorts } from './plain-ports.js';
 import type { ProxyPod } from './proxy-pod.js';
@@ -127,6 +128,7 @@ export class NodeProxy {
   readonly #certificates: NodeCertificates | undefined;
   readonly #inbound: InboundFollower;
   readonly #narrowing: NarrowingFollower;
+  readonly #brief: BriefListeners;
   readonly #classes = new Map<string, ConfigClass>();
   readonly #waits: ListenerWaits;
   readonly #stopping = new AbortController();
@@ -195,6 +197,7 @@ export class NodeProxy {
     const envoysAnswers = { ads: this.#ads, stopping: this.#stopping.signal };
     this.#repeat = options.fastPath && new RepeatFollower({ ...envoysAnswers, ...options.fastPath });
     this.#narrowing = new NarrowingFollower({ ...envoysAnswers, ...options });
+    this.#brief = new BriefListeners({ ...envoysAnswers, isThere: (uid) => this.#folded.has(uid) || (this.envoy.status.adopted && this.#ads.mayHold(LDS, podListenerName(uid))), onTurn: () => this.#schedule() });
     this.#inbound = new InboundFollower({
       ...envoysAnswers,
       unknown: () => [...this.#pods.keys()].filter((uid) => !this.#folded.has(uid)),
@@ -333,7 +336,7 @@ export class NodeProxy {
         ...this.#ads.nacks.map(({ type, name, message, objects }) => ({ type, name, message, objects })),
         ...this.#problems.map(({ classKey: key, resource, message }) => ({ type: 'fold', name: `${key}: ${resource}`, message })),
       ],
-      settled: this.settled && !waiting,
+      settled: this.settled && this.#brief.settled && !waiting,
     };
   }
 
@@ -436,11 +439,13 @@ export class NodeProxy {
     for (const key of this.#unheard) if (ready.has(key) || !this.#classes.has(key)) this.#unheard.delete(key);
     // Its own listeners are what keeps their ports from being free.
     if (this.#snapshot === undefined && this.envoy.status.adopted) this.#held = new Set([...this.#pods.keys()].flatMap((uid) => [podHboneName(uid), inboundListenerName(uid)]).filter((name) => this.#ads.mayHold(LDS, name)));
-    const pods = [...this.#pods.values()].flatMap((pod) => {
+    const served = [...this.#pods.values()].flatMap((pod) => {
       const own = classKey(pod);
       const key = ready.has(own) ? own : this.#folded.get(pod.uid);
-      return key !== undefined && ready.has(key) ? [{ ...this.#listenerPod(pod), classKey: key }] : [];
+      return key !== undefined && ready.has(key) ? [{ pod, key }] : [];
     });
+    this.#brief.choose(served.map(({ pod: { uid } }) => uid));
+    const pods = served.map(({ pod, key }) => ({ ...this.#listenerPod(pod), classKey: key }));
     const folder = this.#folder;
     const classes = this.#file.bySeniority(ready).map((item) => ({ ...item, serviceName: this.#classes.get(item.key)?.node.cluster ?? '', ...this.#certificateOf(pods.find(({ classKey: of }) => of === item.key)?.identity) }));
     const fold = (): FoldResult => folder.fold(classes, pods, this.#eventDriven, this.#inbound.reached, this.waypoints, this.#repeat?.tables);
@@ -480,6 +485,7 @@ export class NodeProxy {
     this.#options.onInboundNeeds?.(needsOfPods(pods, (of) => ready.get(of)?.state));
     this.#folded = new Map(pods.map((pod) => [pod.uid, pod.classKey]));
     const rollout = this.#ads.setSnapshot(this.#snapshot);
+    this.#brief.follow(rollout);
     this.#narrowing.follow(policiesOfPods(pods, (of) => ready.get(of)?.state), folded.inbound, reached, rollout, (uid) => (this.envoy.status.adopted ? this.#formerPolicies.get(this.#folded.get(uid)!) : undefined));
     this.#inbound.follow(folded);
     this.#repeat?.follow(folded, rollout);
@@ -494,7 +500,7 @@ export class NodeProxy {
   #listenerPod(pod: ProxyPod): ListenerPod {
     const { uid, netnsPath, ips, redirected = false } = pod;
     const [endsTunnels, canRedirect] = [pod.hbonePortFree === true || this.#held.has(podHboneName(uid)), pod.inboundPortFree !== false || this.#held.has(inboundListenerName(uid))];
-    return { ...(pod.taught ? { taught: pod.taught } : {}), ...(this.#certificates ? tunnelHeaders(pod, this.#options.clusterId ?? 'Kubernetes') : {}), endsTunnels, canRedirect, showsCallers: this.#options.showsCallers === true, uid, name: `${pod.namespace}/${pod.name}`, netnsPath, ipv6: ips.some((ip) => isIPv6(ip)), addresses: [...ips].sort((a, b) => Number(isIPv6(a)) - Number(isIPv6(b))), identity: this.#identity(pod), redirected, ...(endsTunnels && this.#certificates ? { services: serviceAuthorities(this.#workloads.addresses, this.#workloadUid(pod)) } : {}) };
+    return { ...(pod.taught ? { taught: pod.taught } : {}), ...(this.#brief.has(uid) ? { brief: true } : {}), ...(this.#certificates ? tunnelHeaders(pod, this.#options.clusterId ?? 'Kubernetes') : {}), endsTunnels, canRedirect, showsCallers: this.#options.showsCallers === true, uid, name: `${pod.namespace}/${pod.name}`, netnsPath, ipv6: ips.some((ip) => isIPv6(ip)), addresses: [...ips].sort((a, b) => Number(isIPv6(a)) - Number(isIPv6(b))), identity: this.#identity(pod), redirected, ...(endsTunnels && this.#certificates ? { services: serviceAuthorities(this.#workloads.addresses, this.#workloadUid(pod)) } : {}) };
   }
 
   /** In WDS. */

@@ -40,6 +40,8 @@ export interface ListenerPod {
   /** What tunnels of its say about it, in ztunnel's form, and the network that it is in. */
   baggage?: string;
   network?: string;
+  /** Its listener has no chain for which an internal listener does as well; see brief-listeners.ts. */
+  brief?: boolean;
   /** The kernel is to learn from its requests; docs/http-fast-path.md. */
   taught?: TaughtPod;
 }
@@ -113,10 +115,7 @@ function encodePodListener(pod: ListenerPod, folded: FoldedListeners): Buffer {
     ...(address === undefined ? {} : { [SOURCE_ADDRESS]: withPort(address), [PEER_ADDRESS_STATE]: address }),
     ...(pod.showsCallers ? shownSources(pod.addresses ?? []) : {}),
   });
-  const inPod = (chain: FilterChain): FilterChain => {
-    const own = pod.taught ? ofClient(chain, pod.taught) : chain;
-    return { ...own, filters: [netns, ...own.filters] };
-  };
+  const inPod = (chain: FilterChain): FilterChain => (pod.taught ? ofClient(chain, pod.taught) : chain);
   const listener = Listener.fromPartial({
     name,
     stat_prefix: podStatPrefix(pod.uid),
@@ -126,9 +125,11 @@ function encodePodListener(pod: ListenerPod, folded: FoldedListeners): Buffer {
     listener_filters_timeout: { seconds: 0n, nanos: DIRECT_TIMEOUT_MS * 1_000_000 },
     continue_on_listener_filters_timeout: true,
   });
-  listener.listener_filters = directInspection();
-  listener.filter_chains = folded.chains.map(inPod);
-  listener.default_filter_chain = inPod(folded.defaultChain);
+  listener.listener_filters = [netns, ...directInspection()];
+  const chains = pod.brief ? folded.chains.filter((chain) => !folded.dispensable.has(chain.name)) : folded.chains;
+  listener.filter_chains = chains.map(inPod);
+  // The same in both, lest what it took be ended with it.
+  listener.default_filter_chain = inPod(folded.others);
   listener.access_log = folded.accessLog;
   // Folded chains have their maps in order, so that equal listeners have equal bytes.
   return pack(Listener, listener).value;

@@ -125,7 +125,7 @@ Napi::Value row_of(Napi::Env env, const TcpSocket &each) {
 
 class ListWorker : public PromiseWorker {
  public:
-  ListWorker(Napi::Env env, std::string path) : PromiseWorker(env), path_(std::move(path)) {}
+  ListWorker(Napi::Env env, std::string path, uint32_t states) : PromiseWorker(env), path_(std::move(path)), states_(states) {}
 
  protected:
   bool work(Failure *failure) override {
@@ -137,7 +137,7 @@ class ListWorker : public PromiseWorker {
         inet_diag_req_v2 request = {};
         request.sdiag_family = family;
         request.sdiag_protocol = IPPROTO_TCP;
-        request.idiag_states = kAllStates & ~(1u << TCP_TIME_WAIT) & ~(1u << TCP_CLOSE);
+        request.idiag_states = states_;
         int error = netlink.send_request(SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, request);
         if (!error) error = netlink.receive([&](const nlmsghdr *message) { found_.push_back(socket_of(message)); });
         if (error) return failure->set(action, "sock_diag", error);
@@ -156,6 +156,7 @@ class ListWorker : public PromiseWorker {
 
  private:
   std::string path_;
+  uint32_t states_;
   std::vector<TcpSocket> found_;
 };
 
@@ -220,7 +221,9 @@ class DestroyWorker : public PromiseWorker {
 };
 
 Napi::Value tcp_sockets(const Napi::CallbackInfo &info) {
-  return start(new ListWorker(info.Env(), string_of(info.Env(), info[0], "tcpSockets: netns")));
+  const bool listening = info[1].IsBoolean() && info[1].As<Napi::Boolean>().Value();
+  const uint32_t states = listening ? 1u << TCP_LISTEN : kAllStates & ~(1u << TCP_TIME_WAIT) & ~(1u << TCP_CLOSE);
+  return start(new ListWorker(info.Env(), string_of(info.Env(), info[0], "tcpSockets: netns"), states));
 }
 
 // Sockets that another process has, by descriptors of its own (pidfd_getfd, Linux 5.6).
