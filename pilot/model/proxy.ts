@@ -39,7 +39,7 @@ export interface Proxy {
 }
 
 /** Names of Envoy's extensions; see pilot/telemetry/metrics.ts. */
-const COUNTING: readonly string[] = [STATS_LOGGER, CEL_FILTER, 'envoy.access_loggers.wasm', 'envoy.wasm.runtime.v8', 'envoy.filters.http.header_mutation', 'envoy.filters.http.header_to_metadata'];
+const COUNTING: readonly string[] = [STATS_LOGGER, CEL_FILTER, 'envoy.access_loggers.wasm', 'envoy.wasm.runtime.v8', 'envoy.filters.http.header_mutation', 'envoy.filters.http.header_to_metadata', 'envoy.filters.http.lua', 'envoy.filters.http.match_delegate'];
 
 const TYPES: readonly string[] = ['sidecar', 'ztunnel', 'router', 'waypoint'];
 

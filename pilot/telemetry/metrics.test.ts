@@ -30,7 +30,7 @@ const statsOf = (found: Listener): Config[] => logsOf(found).flatMap(({ config_t
 const namesOf = (configs: readonly Config[]): string[] => [...new Set(configs.flatMap(({ counters, histograms }) => [...counters, ...histograms].map(({ stat }) => stat!.name)))].sort();
 const tagsOf = ({ counters, histograms }: Config): Record<string, string> => Object.fromEntries([...counters, ...histograms][0]!.stat!.tags.map(({ name, value_format }) => [name, value_format]));
 
-const HTTP = ['istio_request_bytes', 'istio_request_duration_milliseconds', 'istio_requests_total', 'istio_response_bytes'];
+const HTTP = ['istio_request_bytes', 'istio_request_duration_milliseconds', 'istio_request_messages_total', 'istio_requests_total', 'istio_response_bytes', 'istio_response_messages_total'];
 const TCP = ['istio_tcp_connections_closed_total', 'istio_tcp_connections_opened_total', 'istio_tcp_received_bytes_total', 'istio_tcp_sent_bytes_total'];
 
 test('requests and connections of both sides are counted by Istio\'s names and reporters', () => {

@@ -7,7 +7,7 @@
  */
 import { BinaryReader, BinaryWriter } from '@bufbuild/protobuf/wire';
 import { ROOT_SECRET } from '../../common/identity/secret-streams.js';
-import { CONNECTIONS, NO_FLAGS, REQUEST_HISTOGRAMS, REQUESTS, UNKNOWN } from '../../common/telemetry/istio-metrics.js';
+import { CONNECTIONS, MESSAGES, NO_FLAGS, REQUEST_HISTOGRAMS, REQUESTS, UNKNOWN } from '../../common/telemetry/istio-metrics.js';
 import type { TagTerm } from '../../common/telemetry/metric-tags.js';
 import { both, countsBy, endsAlone, GRPC_STATUS, hasKnownStatus, isFailed, isGrpc, isUp, ofType, RECEIVED, REQUEST_QUANTITIES, REQUEST_VALUES, SENT } from '../../common/telemetry/stats-logger.js';
 import { PEER_HEADER } from '../../common/telemetry/peer-header.js';
@@ -26,6 +26,7 @@ import { TcpProxy, TcpProxy_TcpAccessLogOptions } from '../../proto/generated/en
 import { DownstreamTlsContext } from '../../proto/generated/envoy/extensions/transport_sockets/tls/v3/tls.js';
 import { MAIN_INTERNAL } from '../generate/names.js';
 import { PEER_PRINCIPAL } from '../generate/security/rules.js';
+import { countMessages, hasMessages, MESSAGE_VALUES } from './grpc-messages.js';
 import { CLUSTER_SERVICE, ENDPOINT_WORKLOAD, OWN_WORKLOAD, WORKLOAD_PARTS, type WorkloadPart } from './workload-metadata.js';
 
 export type Reporter = 'source' | 'destination' | 'waypoint';
@@ -48,7 +49,7 @@ const MAX_SERIES = 4_096;
  * Envoy's the one that does without a library to load is that for Wasm.
  */
 const NAMESPACE = 'wasmcustom';
-const SCOPE = { prefix: NAMESPACE, sharing_name: NAMESPACE, enable_eviction: true, max_counters: 5 * MAX_SERIES, max_histograms: REQUEST_QUANTITIES.length * MAX_SERIES };
+const SCOPE = { prefix: NAMESPACE, sharing_name: NAMESPACE, enable_eviction: true, max_counters: 7 * MAX_SERIES, max_histograms: REQUEST_QUANTITIES.length * MAX_SERIES };
 
 const UNKNOWN_STATE = 'underpass.unknown';
 /** Of what a peer says of itself, as long as Kubernetes lets a name be. */
@@ -180,7 +181,9 @@ function logger(of: AccessLogFilter, config: Parameters<typeof countsBy>[2]): Ac
   return (config.counters?.length ?? 0) + (config.histograms?.length ?? 0) === 0 ? [] : [countsBy('underpass.metrics', of, { ...config, stats_scope: SCOPE })];
 }
 
-function requestLoggers(settings: MetricsSettings, common: Labels): AccessLog[] {
+function requestLoggers(settings: MetricsSettings, common: Labels, manager: HttpConnectionManager): AccessLog[] {
+  const messages = (['request', 'response'] as const).filter((of) => settings.overrides[MESSAGES[of].name] !== 'off');
+  const countsMessages = messages.length > 0 && countMessages(manager);
   const each = (of: AccessLogFilter, more: Labels): AccessLog[] => {
     const labels = { ...common, ...more, response_code: '%RESPONSE_CODE%', response_flags: '%RESPONSE_FLAGS%' };
     const total = stat(REQUESTS.name, labels, settings);
@@ -189,7 +192,11 @@ function requestLoggers(settings: MetricsSettings, common: Labels): AccessLog[] 
       const found = stat(REQUEST_HISTOGRAMS[quantity].name, labels, settings);
       return found ? [{ ...found, unit, value_format: format }] : [];
     });
-    return logger(of, { counters: total ? [{ ...total, value_fixed: 1n }] : [], histograms });
+    const counted = countsMessages && more['request_protocol'] === 'grpc' ? messages.flatMap((which) => {
+      const found = stat(MESSAGES[which].name, labels, settings);
+      return found ? [{ ...found, value_format: MESSAGE_VALUES[which] }] : [];
+    }) : [];
+    return [...logger(of, { counters: total ? [{ ...total, value_fixed: 1n }] : [], histograms }), ...logger(both(of, hasMessages), { counters: counted })];
   };
   return [
     ...each(isGrpc(true), { request_protocol: 'http' }),
@@ -244,7 +251,7 @@ export function countIn(chain: FilterChain, listener: string, settings: MetricsS
     if (filter.config_type?.$case !== 'typed_config') continue;
     const manager = unpack(HttpConnectionManager, filter.config_type.value);
     if (manager) {
-      manager.access_log.push(...requestLoggers(settings, commonLabels(settings.reporter, security, isTold)));
+      manager.access_log.push(...requestLoggers(settings, commonLabels(settings.reporter, security, isTold), manager));
       filter.config_type = { $case: 'typed_config', value: pack(HttpConnectionManager, manager) };
       continue;
     }
