@@ -164,7 +164,8 @@ async function upDetached(options: UpOptions, sources: readonly string[]): Promi
       );
     },
   );
-  process.stdout.write(text());
+  // Who started it has no terminal of its own.
+  process.stdout.write(text().replace('end it with Ctrl-C or ', 'end it with '));
   closeSync(log);
   child.unref();
   if (exited) process.exitCode = 1;

@@ -151,19 +151,6 @@ test('underpass dashboard: prints an address that the pages are at, asks the age
   assert.deepEqual(await once(child, 'exit'), [0, null]);
 });
 
-test('while the control plane is away each object is STALE on every node, with the time since when; with it again in force', async () => {
-  const objects = async (): Promise<string[]> => ((await (await fetch(`${dashboard.origin}/api/objects`, { headers: { authorization: `Bearer ${dashboard.token}` } })).json()) as ObjectView[]).filter(({ object }) => object === 'VirtualService/cart.node').flatMap(({ nodes }) => nodes.map(({ node, state, since }) => `${node} ${state}${since === undefined ? '' : ' since'}`));
-  await mesh.pilot.stop();
-  await waitFor('STALE on both', async () => (await objects()).join() === 'node-1 STALE since,node-2 STALE since', { timeoutMs: 120_000, everyMs: 500 });
-  const stale = await run(process.execPath, [CLI, 'config-status', '--instance', mesh.name], { timeoutMs: 60_000 });
-  assert.match(stale.stdout, /^VirtualService\/cart\.node +node-1 +STALE since \d{4}-\d\d-\d\dT\S+Z /m);
-  const waited = await run(process.execPath, [CLI, 'wait', 'VirtualService/cart.node', '--timeout', '1s', '--instance', mesh.name], { okCodes: [EXIT.timedOut], timeoutMs: 60_000 });
-  assert.match(waited.stderr, /node-1: STALE since /);
-  await isOpen('#/objects', 'STALE');
-  await mesh.startPilot();
-  await waitFor('IN FORCE on both', async () => (await objects()).join() === 'node-1 IN FORCE,node-2 IN FORCE', { timeoutMs: 120_000, everyMs: 500 });
-});
-
 const folder = process.env['UNDERPASS_SCREENSHOTS'];
 test('pictures for the documentation', { skip: !folder ? 'UNDERPASS_SCREENSHOTS names no folder' : false }, async () => {
   for (const scheme of ['light', 'dark'] as const) {
@@ -179,4 +166,17 @@ test('pictures for the documentation', { skip: !folder ? 'UNDERPASS_SCREENSHOTS 
     await own.screenshot(join(folder!, `dashboard-objects-${scheme}.png`));
     await own.close();
   }
+});
+
+test('while the control plane is away each object is STALE on every node, with the time since when; with it again in force', async () => {
+  const objects = async (): Promise<string[]> => ((await (await fetch(`${dashboard.origin}/api/objects`, { headers: { authorization: `Bearer ${dashboard.token}` } })).json()) as ObjectView[]).filter(({ object }) => object === 'VirtualService/cart.node').flatMap(({ nodes }) => nodes.map(({ node, state, since }) => `${node} ${state}${since === undefined ? '' : ' since'}`));
+  await mesh.pilot.stop();
+  await waitFor('STALE on both', async () => (await objects()).join() === 'node-1 STALE since,node-2 STALE since', { timeoutMs: 120_000, everyMs: 500 });
+  const stale = await run(process.execPath, [CLI, 'config-status', '--instance', mesh.name], { timeoutMs: 60_000 });
+  assert.match(stale.stdout, /^VirtualService\/cart\.node +node-1 +STALE since \d{4}-\d\d-\d\dT\S+Z /m);
+  const waited = await run(process.execPath, [CLI, 'wait', 'VirtualService/cart.node', '--timeout', '1s', '--instance', mesh.name], { okCodes: [EXIT.timedOut], timeoutMs: 60_000 });
+  assert.match(waited.stderr, /node-1: STALE since /);
+  await isOpen('#/objects', 'STALE');
+  await mesh.startPilot();
+  await waitFor('IN FORCE on both', async () => (await objects()).join() === 'node-1 IN FORCE,node-2 IN FORCE', { timeoutMs: 120_000, everyMs: 500 });
 });
