@@ -233,7 +233,7 @@ test('a refused connection is a counted failure; a signal ends the run with its 
   const child = spawn(tcpBench, ['http', '--connect', await listen(context, web), '--pause', '0.01', '--progress', '0.05'], { stdio: ['ignore', 'pipe', 'inherit'] });
   let output = '';
   child.stdout.on('data', (chunk: Buffer) => (output += chunk.toString()));
-  await waitFor('progress', () => output.split('\n').length > 3, { timeoutMs: 10_000 });
+  await waitFor('progress', () => output.split('\n').length > 3);
   child.kill('SIGTERM');
   const [code] = (await once(child, 'close')) as [number];
   assert.equal(code, 0);

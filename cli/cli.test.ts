@@ -13,12 +13,18 @@ import { run, type RunResult } from '../common/process.js';
 import { findPod, type AgentAnswer } from './agents.js';
 import { EXIT } from './exit-codes.js';
 import { hasColour, paint } from './output.js';
+import { buildProgram } from './program.js';
 import { referencePages } from './reference.js';
 import { tableText } from './table.js';
 
 const CLI = join(projectRoot, 'dist', 'cli', 'main.js');
 const cli = (args: readonly string[], env: NodeJS.ProcessEnv = {}): Promise<RunResult> =>
   run(process.execPath, [CLI, ...args], { okCodes: Array.from({ length: 256 }, (_, code) => code), env: { ...process.env, ...env }, timeoutMs: 60_000 });
+
+test('what asks for no command loads none: `underpass --help` starts fast', async () => {
+  const configured = async (wanted: string | undefined): Promise<string[]> => (await buildProgram(wanted)).commands.filter(({ options }) => options.length > 0).map((command) => command.name());
+  assert.deepEqual([await configured(undefined), await configured('ps')], [[], ['ps']]);
+});
 
 test('docs/reference: the pages are as the commands say; `make docs` writes them', async () => {
   for (const [file, text] of Object.entries(await referencePages())) {

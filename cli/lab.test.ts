@@ -112,9 +112,9 @@ test('underpass lab up: SIGINT in the middle of the start, and when it is up, le
     });
     let output = '';
     child.stdout.on('data', (chunk: Buffer) => (output += chunk.toString()));
-    await waitFor(`the line ${line}`, () => line.test(output), { timeoutMs: 20_000, everyMs: 2 });
+    await waitFor(`the line ${line}`, () => line.test(output), { everyMs: 2 });
     child.kill('SIGINT');
-    await waitFor('its end', () => child.exitCode !== null, { timeoutMs: 20_000 });
+    await waitFor('its end', () => child.exitCode !== null);
     assert.equal(child.exitCode, 0, output);
     assert.deepEqual(labTraces(NAME), NO_TRACES);
   }
@@ -125,9 +125,7 @@ test('underpass lab: after SIGKILL `lab clean` finds everything, and a new `up` 
     assert.equal((await cli(['lab', 'up', '-f', directory, '--name', NAME, '--detach'])).code, 0);
     const pid = readHolder(labDir(NAME))?.pid as number;
     process.kill(pid, 'SIGKILL');
-    await waitFor('the crash', () => labTraces(NAME).processes.every((line) => !line.startsWith(`${pid} `)), {
-      timeoutMs: 5_000,
-    });
+    await waitFor('the crash', () => labTraces(NAME).processes.every((line) => !line.startsWith(`${pid} `)));
     assert.ok(labTraces(NAME).namespaces.length > 0);
   };
   await crash();

@@ -60,7 +60,7 @@ export async function buildProgram(wanted: string | 'all' | undefined): Promise<
     const command = program.command(name, { hidden: isLeftOut }).description(summary);
     if (alias !== undefined) command.alias(alias);
     command.exitOverride().showHelpAfterError();
-    if (wanted !== 'all' && name !== wanted && alias !== wanted) continue;
+    if (wanted === undefined || (wanted !== 'all' && name !== wanted && alias !== wanted)) continue;
     if (!isLeftOut) (await load()).configure(command);
     else command.helpOption(false).allowUnknownOption().allowExcessArguments().action(() => {
       throw new UnderpassError('UNDERPASS_COMMAND_LEFT_OUT', `underpass ${name}: the image is without this command`, { hint: 'it runs on a developer\'s machine, from a checkout' });

@@ -91,7 +91,7 @@ test('pilot: says when it is ready, stops on SIGTERM with exit 0', async () => {
   try {
     let out = '';
     child.stdout.on('data', (chunk: Buffer) => (out += chunk.toString('utf8')));
-    await waitFor('the readiness line', () => out.includes('pilot is ready'), { timeoutMs: 20_000 });
+    await waitFor('the readiness line', () => out.includes('pilot is ready'));
     const ready = out.split('\n').find((line) => line.includes('pilot is ready'))!;
     const { addresses } = JSON.parse(ready) as { addresses: string[] };
     assert.match(addresses[0]!, /^127\.0\.0\.1:[1-9]\d*$/);

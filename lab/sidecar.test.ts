@@ -153,9 +153,7 @@ test('Sidecar: without a control plane it is not ready, while its application is
   assert.equal(lab.pod('legacy', 'with').ready, false);
   await waitFor(
     'the admin interface',
-    async () => (await lab.proxyAdmin('legacy/with', '/server_info')).includes('"version"'),
-    { timeoutMs: 10_000 },
-  );
+    async () => (await lab.proxyAdmin('legacy/with', '/server_info')).includes('"version"'));
   const health = await lab.exec('legacy/with', ['curl', '-s', 'http://127.0.0.1:15021/healthz/ready']);
   assert.equal(health.code, 7, 'workers, and so listeners, start when the first configuration is there');
   assert.match(lab.problems().join('\n'), /legacy\/with: istio-proxy: no listeners yet/);

@@ -114,10 +114,10 @@ test('volumes: a changed Secret changes the files of a running pod, and what its
   });
   stream.on('error', () => undefined);
   stream.write(DiscoveryRequest.fromPartial({ resource_names: [name] }));
-  await waitFor('the certificate', () => served.length > 0, { timeoutMs: 5_000 });
+  await waitFor('the certificate', () => served.length > 0);
   writeFileSync(join(directory, 'world.yaml'), world('v2'));
-  await waitFor('the new content', async () => (await sh('a/reader', 'cat /etc/certs/tls.crt')) === 'v2', { timeoutMs: 15_000 });
-  await waitFor('the new certificate', () => served.length > 1, { timeoutMs: 5_000 });
+  await waitFor('the new content', async () => (await sh('a/reader', 'cat /etc/certs/tls.crt')) === 'v2');
+  await waitFor('the new certificate', () => served.length > 1);
   client.close();
   assert.deepEqual(served, ['v1', 'v2']);
   const lacking = problems.map(String).filter((line) => line.includes('a/lacking'));

@@ -212,10 +212,10 @@ test('a change of the file reaches the traffic, and a faulty one does not', asyn
   const rdsUpdates = async (): Promise<number> => (await stats('rds.80.update_success'))['http.outbound_0.0.0.0_80;.rds.80.update_success'] ?? 0;
   const updates = await rdsUpdates();
   writeFileSync(file, routing(0));
-  await waitFor('the route update', async () => (await rdsUpdates()) > updates, { timeoutMs: 10_000 });
+  await waitFor('the route update', async () => (await rdsUpdates()) > updates);
   assert.deepEqual(await versions(50), { v2: 50 });
   writeFileSync(file, routing(100).replace('subset: v1}, weight', 'subste: v1}, weight'));
-  await waitFor('the error', () => pilot.status().problems.some(({ field }) => field === 'spec.http[1].route[0].destination.subste'), { timeoutMs: 10_000 });
+  await waitFor('the error', () => pilot.status().problems.some(({ field }) => field === 'spec.http[1].route[0].destination.subste'));
   assert.deepEqual(await versions(50), { v2: 50 });
 });
 
@@ -246,7 +246,7 @@ test('a new pilot takes the stream up again without disturbing Envoy', async () 
   await pilot.stop();
   pilot = await startPilot();
   await waitFor('Envoy to be back', () => pilot.status().ads.connections.length === 1 && Object.keys(pilot.status().ads.connections[0]!.types).length >= 4, { timeoutMs: 30_000 });
-  await waitFor('all ACKs', () => Object.values(pilot.status().ads.connections[0]!.types).every(({ acked }) => acked), { timeoutMs: 10_000 });
+  await waitFor('all ACKs', () => Object.values(pilot.status().ads.connections[0]!.types).every(({ acked }) => acked));
   assert.deepEqual(await stats('(listener_manager.listener_(modified|removed|added)|cluster_manager.cluster_(modified|removed|added))'), before);
   assert.deepEqual(await versions(20), { v2: 20 });
 });

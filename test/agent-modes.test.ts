@@ -56,7 +56,7 @@ test('with the embedded control plane the node\'s pods have certificates of the 
   const policy = join(node.sourceDir, 'policy.yaml');
   const strict = 'apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: default, namespace: legacy}\nspec: {mtls: {mode: STRICT}}\n';
   writeFileSync(policy, `${strict}---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: shop, namespace: legacy}\nspec: {selector: {matchLabels: {app: nginx}}, rules: [{from: [{source: {principals: [cluster.local/ns/shop/sa/default]}}]}]}\n`);
-  const status = async (from: string): Promise<string> => (await node.lab.exec(from, ['curl', '-s', '-o', '/dev/null', '-w', '%{http_code}', '-m', '5', 'http://nginx.legacy/'])).stdout;
+  const status = async (from: string): Promise<string> => (await node.lab.exec(from, ['curl', '-s', '-o', '/dev/null', '-w', '%{http_code}', '-m', '30', 'http://nginx.legacy/'])).stdout;
   await waitFor('the policy to be in force', async () => (await status('shop/client')) === '200' && (await status('legacy/client')) === '403', { timeoutMs: 60_000 });
   const { certificates } = (await node.status()).proxy;
   assert.equal(certificates?.ca, 'the embedded control plane');
@@ -79,7 +79,7 @@ for (const way of ['bpf', 'iptables'] as const) {
     for (const ip of server.ips) {
       const count = await accepted();
       const url = `http://${ip.includes(':') ? `[${ip}]` : ip}/r1`;
-      const answer = await node.lab.exec('shop/client', ['curl', '-s', '-m', '5', url]);
+      const answer = await node.lab.exec('shop/client', ['curl', '-s', '-m', '30', url]);
       assert.match(answer.stdout, /"path":"\/r1"/, `${url}: ${answer.stderr}`);
       assert.equal(await accepted(), count + 1, `${url} came through Envoy`);
     }
@@ -99,7 +99,7 @@ test('TCP straight to an enrolled pod of this node and a port without a listener
     const before = await accepted();
     assert.match(before, /downstream_cx_total: \d+/);
     for (const [index, ip] of ips.entries()) {
-      const answer = await node.lab.exec('shop/client', ['curl', '-s', '-m', '5', `http://${ip.includes(':') ? `[${ip}]` : ip}:9999/`]);
+      const answer = await node.lab.exec('shop/client', ['curl', '-s', '-m', '30', `http://${ip.includes(':') ? `[${ip}]` : ip}:9999/`]);
       assert.equal(answer.stdout.replace('::ffff:', ''), client.ips[index], 'the server sees the client itself');
     }
     assert.equal(await accepted(), before);
@@ -144,7 +144,7 @@ spec:
   assert.equal(existsSync(join(paths.bpffsDir, instance, 'links', 'pods', old.uid)), false);
   const listeners = (await run('curl', ['-s', '--unix-socket', join(paths.folder, 'envoy-admin.sock'), 'http://envoy/listeners'])).stdout;
   assert.equal(listeners.includes(old.uid), false);
-  assert.match((await node.lab.exec('shop/client', ['curl', '-s', '-m', '5', 'http://nginx/r2'])).stdout, /"path":"\/r2"/);
+  assert.match((await node.lab.exec('shop/client', ['curl', '-s', '-m', '30', 'http://nginx/r2'])).stdout, /"path":"\/r2"/);
 });
 
 test('a pod that goes away while the agent is down is cleaned up after', async () => {
@@ -201,7 +201,7 @@ test('an Envoy that does not start ends the agent with its reason, and pods keep
   const result = await run(process.execPath, [CLI, ...args], { okCodes: [1], timeoutMs: 180_000, env: { ...process.env, ENVOY_BIN: '/bin/false' } });
   assert.match(result.stderr, /starting Envoy \(\/bin\/false\): exit 1 \(UNDERPASS_ENVOY_START\)/);
   assert.equal(existsSync(paths.folder), false);
-  assert.match((await node.lab.exec('shop/client', ['curl', '-s', '-m', '5', 'http://nginx/r3'])).stdout, /"path":"\/r3"/);
+  assert.match((await node.lab.exec('shop/client', ['curl', '-s', '-m', '30', 'http://nginx/r3'])).stdout, /"path":"\/r3"/);
 });
 
 test('agent and pilot run as two processes, and pods do not notice when pilot ends and comes back', async () => {

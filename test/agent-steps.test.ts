@@ -123,7 +123,7 @@ async function state(): Promise<State> {
     ];
   };
   const pods = Object.fromEntries(await Promise.all(records.map(async (record) => [record.name, await parts(record)] as const)));
-  const object = BpfObject.open({ pinDir });
+  const object = BpfObject.open({ pinDir, programs: [] });
   try {
     assert.ok(object.adopted);
     const maps = ['pods', 'netns_of_address', 'policies', 'establishing', 'peers', 'client_verdicts', 'listener_verdicts', 'verdict_quotas', 'flow_quotas'];

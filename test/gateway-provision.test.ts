@@ -76,7 +76,7 @@ test('a Gateway brings a proxy up that is ready at its load balancer address, an
   assert.equal(health.stdout, '200', health.stderr);
   const url = `http://${lab.externalIp('edge', 'web-istio')}/x`;
   const answer = await waitFor('an answer through the gateway', async () => {
-    const { stdout } = await lab.exec('plain/client', ['curl', '-s', '--max-time', '5', url]);
+    const { stdout } = await lab.exec('plain/client', ['curl', '-s', '--max-time', '30', url]);
     return stdout.includes('"pod":"echo"') ? (JSON.parse(stdout) as { headers: Record<string, string> }) : undefined;
   }, { timeoutMs: 120_000 });
   assert.ok(answer.headers['x-request-id'], 'it came by Envoy');

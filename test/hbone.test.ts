@@ -311,7 +311,7 @@ test('sidecars reach by HBONE what takes no mutual TLS: HTTP and TCP, and the ca
   const { name } = far.pods().find((pod) => pod.name.startsWith('ambient'))!;
   const ended = async (): Promise<number> => Number(/^http\.connect_terminate\.downstream_rq_total: (\d+)$/m.exec(await far.proxyAdmin(`shop/${name}`, '/stats?filter=connect_terminate'))?.[1] ?? 0);
   const before = await ended();
-  const { stdout, stderr } = await far.exec('shop/client', ['curl', '-sS', '--max-time', '5', 'http://ambient/']);
+  const { stdout, stderr } = await far.exec('shop/client', ['curl', '-sS', '--max-time', '30', 'http://ambient/']);
   assert.ok(stdout, stderr);
   assert.deepEqual([bodyOf({ statuses: [], peers: [], body: stdout }).headers['x-forwarded-client-cert'], bodyOf({ statuses: [], peers: [], body: stdout }).pod], ['URI=spiffe://cluster.local/ns/shop/sa/caller', name]);
   const script = "const s = require('node:net').connect(9000, 'ambient', () => s.write('by hbone')); s.on('data', (d) => { console.log(String(d)); process.exit(0); }); setTimeout(() => process.exit(1), 5000);";

@@ -439,7 +439,7 @@ class Stream {
   static async start(headers: Record<string, string> = {}, path = '/'): Promise<Stream> {
     const script = `const http = require('node:http'); const agent = new http.Agent({ keepAlive: true, maxSockets: 1 });
       const one = () => new Promise((resolve) => {
-        const request = http.get('http://web${path}', { agent, headers: ${JSON.stringify(headers)}, timeout: 10000 }, (answer) => {
+        const request = http.get('http://web${path}', { agent, headers: ${JSON.stringify(headers)}, timeout: 30000 }, (answer) => {
           answer.on('error', (error) => { console.log('!' + error.code); resolve(); });
           answer.resume().on('end', () => { console.log(answer.statusCode === 200 ? answer.headers['x-version'] : answer.statusCode === 403 ? '403' : '!' + answer.statusCode); resolve(); });
         });

@@ -56,7 +56,7 @@ after(async () => {
 });
 
 async function ask(from: string, to: string): Promise<Answer | undefined> {
-  const { stdout } = await lab.exec(`shop/${from}`, ['curl', '-s', '--max-time', '5', `http://${to}:8080/`]);
+  const { stdout } = await lab.exec(`shop/${from}`, ['curl', '-s', '--max-time', '30', `http://${to}:8080/`]);
   try {
     return JSON.parse(stdout) as Answer;
   } catch {

@@ -261,7 +261,7 @@ for (const mode of MODES) describe(mode, () => {
   });
 
   test(`authorization for TCP: by port; rules on methods, which TCP has not (${mode})`, async () => {
-    const connect = async (host: string, port: number): Promise<string> => (await mesh.lab.exec('foo/curl', ['bash', '-c', `exec 3<>/dev/tcp/${host}/${port}; echo "port ${port}" >&3; timeout 5 head -n 1 <&3`], { timeoutMs: 15_000 })).stdout.trim();
+    const connect = async (host: string, port: number): Promise<string> => (await mesh.lab.exec('foo/curl', ['bash', '-c', `exec 3<>/dev/tcp/${host}/${port}; echo "port ${port}" >&3; timeout 30 head -n 1 <&3`], { timeoutMs: 60_000 })).stdout.trim();
     const ports = async (): Promise<string[]> => [await connect('tcp-echo', 9000), await connect('tcp-echo', 9001), await connect(mesh.lab.pod('foo', 'tcp-echo').ips[0]!, 9002)];
     const [first, second, third] = ['hello port 9000', 'hello port 9001', 'hello port 9002'];
     const step = async (expected: (string | undefined)[], ...files: string[]): Promise<void> => {

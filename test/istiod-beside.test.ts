@@ -96,14 +96,14 @@ spec: {nodeName: ${node}, serviceAccountName: ${serviceAccount}, containers: [{n
 
   /** The address that answered, else the status; `refused` without an answer. */
   async http(from: string, host: string, ...args: string[]): Promise<string> {
-    const { stdout } = await this.lab.exec(from, ['curl', '-s', '-m', '5', '-w', '\\n%{http_code}', ...args, `http://${this.services[host] ?? host}/`, '-H', `host: ${host}`], { timeoutMs: 10_000 });
+    const { stdout } = await this.lab.exec(from, ['curl', '-s', '-m', '30', '-w', '\\n%{http_code}', ...args, `http://${this.services[host] ?? host}/`, '-H', `host: ${host}`], { timeoutMs: 60_000 });
     const [body = '', code = ''] = stdout.split('\n');
     return code === '200' ? body : code === '000' ? 'refused' : code;
   }
 
   async tcp(from: string, address: string, port: number): Promise<string> {
     const program = `const socket = require('net').connect(${port}, '${address}'); let text = ''; socket.setTimeout(1500, () => socket.destroy()); socket.on('data', (d) => (text += d)).on('error', () => {}).on('close', () => console.log(text || 'refused'));`;
-    return (await this.lab.exec(from, [process.execPath, '-e', program], { timeoutMs: 10_000 })).stdout.trim();
+    return (await this.lab.exec(from, [process.execPath, '-e', program], { timeoutMs: 60_000 })).stdout.trim();
   }
 
   /** An independent HBONE server in a pod. */

@@ -28,7 +28,7 @@ export interface LoadReport {
   kept: { direct: number; proxied: number };
 }
 
-const TIMEOUT_MS = 10_000;
+const TIMEOUT_MS = 30_000;
 
 async function main(options: LoadOptions): Promise<void> {
   const report: LoadReport = { requests: 0, failures: {}, versions: {}, connections: 0, fresh: { direct: 0, proxied: 0 }, kept: { direct: 0, proxied: 0 } };

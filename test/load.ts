@@ -5,6 +5,7 @@ import { once } from 'node:events';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { projectRoot } from '../common/paths.js';
+import { PATIENCE_MS } from '../common/retry.js';
 import type { Lab } from '../lab/index.js';
 import type { LoadOptions, LoadReport } from './load-client.js';
 
@@ -36,7 +37,7 @@ export class Load {
   }
 
   /** Lets at least `requests` more requests happen, and what `until` asks for. */
-  async run(requests: number, until: (since: LoadReport) => boolean = () => true, timeoutMs = 20_000): Promise<LoadReport> {
+  async run(requests: number, until: (since: LoadReport) => boolean = () => true, timeoutMs = 2 * PATIENCE_MS): Promise<LoadReport> {
     const before = await this.report();
     const deadline = performance.now() + timeoutMs;
     for (;;) {

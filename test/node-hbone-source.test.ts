@@ -64,7 +64,7 @@ const hostOf = (remote = ''): string => remote.replace(/:\d+$/, '').replace(/^::
 
 /** Whom the echo server saw, by HTTP. */
 async function seenBy(from: string, url: string): Promise<{ host: string; port: string }> {
-  const { stdout, stderr } = await world.lab.exec(from, ['curl', '-sS', '--max-time', '5', url]);
+  const { stdout, stderr } = await world.lab.exec(from, ['curl', '-sS', '--max-time', '30', url]);
   const { remote } = (stdout.startsWith('{') ? JSON.parse(stdout) : assert.fail(`${url}: ${stdout} ${stderr}`)) as { remote: string };
   return { host: hostOf(remote), port: /\d+$/.exec(remote)![0] };
 }

@@ -277,7 +277,7 @@ const tunnelled = async (name: string): Promise<number> => Number(/downstream_rq
 
 test('sidecars reach the node\'s pods by HBONE, HTTP and TCP', async () => {
   const before = await tunnelled('far');
-  const { stdout, stderr } = await world.lab.exec('sidecar/caller', ['curl', '-sS', '--max-time', '5', 'http://far.node/']);
+  const { stdout, stderr } = await world.lab.exec('sidecar/caller', ['curl', '-sS', '--max-time', '30', 'http://far.node/']);
   assert.match(stdout, /"pod":"far"/, stderr);
   const line = await world.lab.exec('sidecar/caller', ['bash', '-c', 'exec 3<>/dev/tcp/far.node/9000 && echo ping >&3 && timeout 10 head -1 <&3']);
   assert.equal(line.stdout, 'ping\n');

@@ -146,7 +146,7 @@ class World extends MeshWorld {
 
   /** What a pod hears that takes the node's address, and all that is answered to it. */
   async asNode(pod: string): Promise<string> {
-    const [near, gateway, at] = [this.address('near'), this.lab.info().nodes[0]!.dns[0]!, { timeoutMs: 10_000 }];
+    const [near, gateway, at] = [this.address('near'), this.lab.info().nodes[0]!.dns[0]!, { timeoutMs: 60_000 }];
     const [{ address: mac }] = JSON.parse((await this.lab.exec(pod, ['ip', '-j', 'link', 'show', 'eth0'], at)).stdout) as [{ address: string }];
     const run = async (where: string, ...args: string[]): Promise<void> => {
       const { code, stderr } = await this.lab.exec(where, ['ip', ...args], at);

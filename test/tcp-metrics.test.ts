@@ -165,7 +165,7 @@ test('TCP straight to a local pod: both sides\' bytes are those that were sent, 
 test('flow log: connections have a line each, with pods by name', async () => {
   const { tellers, vault } = await pods();
   const lines = () => node.log.split('\n').filter((line) => line.includes('"agent.flow-log"')).map((line) => JSON.parse(line) as Record<string, any>);
-  await waitFor('two lines', () => lines().length >= 2, { timeoutMs: 5_000, everyMs: 20 });
+  await waitFor('two lines', () => lines().length >= 2, { everyMs: 20 });
   const facts = lines().map(({ verdict, way, reason, source, destination, bytesReceived, bytesSent }) => ({ verdict, way, reason, from: source.pod, to: [destination.address, destination.port], bytesReceived, bytesSent }));
   const common = { verdict: 'allowed', to: [vault, 9001], bytesReceived: 100_000, bytesSent: 100_000 };
   assert.deepEqual(facts, [
@@ -245,7 +245,7 @@ test('a pod outside of the mesh is told of by the server, as the workload that i
   const { vault } = await pods();
   const before = [await totals('source'), await totals('destination')];
   await send('stranger', vault, 9001, 30_000, 'street');
-  await waitFor('the connection to be closed', async () => (await totals('destination'))['closed'] === before[1]!['closed']! + 1, { timeoutMs: 5_000, everyMs: 50 });
+  await waitFor('the connection to be closed', async () => (await totals('destination'))['closed'] === before[1]!['closed']! + 1, { everyMs: 50 });
   assert.deepEqual(await totals('source'), before[0]);
   const [bytes] = (await samples(/^istio_tcp_received_bytes_total$/)).filter(({ labels }) => labels['source_workload'] === 'stranger');
   const { reporter, source_workload_namespace: from, source_principal: principal, destination_workload: to } = bytes!.labels;

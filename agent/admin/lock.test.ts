@@ -57,7 +57,7 @@ test('InstanceLock: who waits is shown, and has it as soon as the holder lets go
   await assert.rejects(wait(AbortSignal.timeout(100)), { name: 'AbortError' });
   assert.deepEqual(instanceWaiters(path), []);
   const waiting = wait(stop.signal);
-  await waitFor('the one that waits to be shown', () => instanceWaiters(path).length === 1, { timeoutMs: 5_000 });
+  await waitFor('the one that waits to be shown', () => instanceWaiters(path).length === 1);
   assert.equal(instanceHolder(path)?.pid, holder.pid);
   await sleep(300);
   assert.equal(instanceHolder(path)?.purpose, 'first');
@@ -65,7 +65,7 @@ test('InstanceLock: who waits is shown, and has it as soon as the holder lets go
   const lock = await waiting;
   assert.equal(instanceHolder(path)?.purpose, 'second');
   const next = wait(stop.signal);
-  await waitFor('the next one to wait', () => instanceWaiters(path).length === 1, { timeoutMs: 5_000 });
+  await waitFor('the next one to wait', () => instanceWaiters(path).length === 1);
   assert.equal(instanceWaiters(path)[0]?.purpose, 'second');
   lock.close();
   (await next).close();
@@ -76,7 +76,7 @@ test('InstanceLock: a lock file that its holder takes away while another has it 
   const path = folder(context);
   for (let round = 0; round < 20; round++) {
     const first = InstanceLock.acquire(path, 'blue', 'x');
-    const waiters = [1, 2].map(() => InstanceLock.wait(path, 'blue', 'y', { signal: AbortSignal.timeout(10_000), logger: logger('test') }));
+    const waiters = [1, 2].map(() => InstanceLock.wait(path, 'blue', 'y', { signal: AbortSignal.timeout(60_000), logger: logger('test') }));
     first.close();
     let held = 0;
     await Promise.all(waiters.map(async (waiter) => {

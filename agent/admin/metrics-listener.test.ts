@@ -9,7 +9,7 @@ import { waitFor } from '../../common/retry.js';
 import { PrometheusText, type MetricsPage } from '../telemetry/prometheus.js';
 import { MetricsListener, type MetricsLimits } from './metrics-listener.js';
 
-const WAIT = { timeoutMs: 20_000, everyMs: 10 };
+const WAIT = { everyMs: 10 };
 const log = logger('test').child({}, { level: 'silent' });
 
 /** Texts that are the same in every format. */

@@ -197,14 +197,14 @@ test('FastPath: off by switch, by a problem, after lost ends for a while, and wh
   assert.match(path.status.reason ?? '', /switched off/);
   path.setOn(true);
   world.problem = 'the self-test failed';
-  await waitFor('the next beat', () => !last().on, { timeoutMs: 5_000, everyMs: 2 });
+  await waitFor('the next beat', () => !last().on, { everyMs: 2 });
   world.problem = undefined;
-  await waitFor('the next beat', () => last().on, { timeoutMs: 5_000, everyMs: 2 });
+  await waitFor('the next beat', () => last().on, { everyMs: 2 });
   world.lost = 4;
-  await waitFor('the loss to be seen', () => !last().on && last().knownLost === 4, { timeoutMs: 5_000, everyMs: 2 });
+  await waitFor('the loss to be seen', () => !last().on && last().knownLost === 4, { everyMs: 2 });
   assert.match(path.status.reason ?? '', /lost/);
   assert.equal(path.status.lostEnds, 4);
-  await waitFor('it to be over', () => last().on, { timeoutMs: 5_000, everyMs: 2 });
+  await waitFor('it to be over', () => last().on, { everyMs: 2 });
   path.close();
   assert.equal(last().on, false);
 });

@@ -56,18 +56,19 @@ function rawServer(failing: string): string {
     }).listen(80, () => console.log('ready'));`;
 }
 
-type Request = { path: string; headers?: Record<string, string>; afterMs?: number };
+type Request = { path: string; headers?: Record<string, string>; /** Waits for the end of the program's input. */ later?: boolean };
 
 /** Each list of requests over a connection of its own; all connections are open before the first request. */
 function rawClient(lists: readonly (readonly Request[])[], to: { address: string; port: number }): string {
   return `(async () => {
+    const over = new Promise((resolve) => process.stdin.on('end', resolve).resume());
     const lists = ${JSON.stringify(lists)};
     const sockets = await Promise.all(lists.map(() => new Promise((resolve, reject) => { const s = require('net').connect(${to.port}, '${to.address}', () => resolve(s)); s.on('error', reject); })));
     const results = await Promise.all(lists.map(async (list, index) => {
       const socket = sockets[index]; const found = []; let text = ''; let wake = () => {};
       socket.on('data', (data) => { text += data; wake(); });
-      for (const { path, headers = {}, afterMs = 0 } of list) {
-        if (afterMs > 0) await new Promise((resolve) => setTimeout(resolve, afterMs));
+      for (const { path, headers = {}, later } of list) {
+        if (later) { console.log(); await over; }
         socket.write('GET ' + path + ' HTTP/1.1\\r\\nhost: web\\r\\n' + Object.entries(headers).map(([k, v]) => k + ': ' + v + '\\r\\n').join('') + '\\r\\n');
         for (;;) {
           const end = text.indexOf('\\r\\n\\r\\n');
@@ -148,7 +149,8 @@ describe('Envoy teaches', () => {
   });
   after(() => world.close());
 
-  const call = (netns: TestNetns, lists: readonly (readonly Request[])[], port = 80, address = SERVICE_VIP): Promise<Seen[][]> => netns.script<Seen[][]>(rawClient(lists, { address, port }));
+  const call = (netns: TestNetns, lists: readonly (readonly Request[])[], port = 80, address = SERVICE_VIP, meanwhile: () => Promise<unknown> = () => Promise.resolve()): Promise<Seen[][]> =>
+    netns.script<Seen[][]>(rawClient(lists, { address, port }), { onOutput: async () => void (await meanwhile()) });
   const header = (seen: Seen | undefined, name: string): string[] => (seen?.lines ?? []).filter((line) => line.toLowerCase().startsWith(`${name}:`)).map((line) => line.slice(name.length + 2));
   const lesson = (path: (typeof PATHS)[number], port: number): string => `${classes[PATHS.indexOf(path)]}-${COOKIE.toString(16).padStart(16, '0')}-${port}`;
 
@@ -256,13 +258,13 @@ describe('Envoy teaches', () => {
     const [failed] = await call(a.netns, [draws('/eject/retry', other, 1)]);
     assert.equal(failed![0]!.server, CANARY);
     const isEjected = async (): Promise<boolean> => (await call(a.netns, [draws('/eject', {}, 10)]))[0]!.every(({ server }) => server === ENDPOINT);
-    await waitFor('Envoy to eject it for what is not drawn', isEjected, { timeoutMs: 5_000, everyMs: 50 });
+    await waitFor('Envoy to eject it for what is not drawn', isEjected, { everyMs: 50 });
     const [drawn] = await call(a.netns, [draws('/eject', other, 10)]);
     assert.deepEqual([...new Set(drawn!.map(({ server }) => server))], [CANARY]);
   });
 
   it('has the lesson written by a pod\'s own inbound chain where callers pass it', async () => {
-    await waitFor('the inbound side', async () => (await call(a.netns, [[{ path: '/guarded' }]]))[0]![0]!.server === GUARDED && world.running.settled, { timeoutMs: 10_000 });
+    await waitFor('the inbound side', async () => (await call(a.netns, [[{ path: '/guarded' }]]))[0]![0]!.server === GUARDED && world.running.settled);
     const listener = (await world.running.envoy.admin.listeners()).find(({ name }) => name.startsWith('pod/pod-guarded/inbound-mesh/'))!.name;
     const requests = draws('/guarded', { ...FORGED, ...to(GUARDED, listener) }, 3);
     const results = await call(a.netns, [requests, requests]);
@@ -281,16 +283,16 @@ describe('Envoy teaches', () => {
     const active = async (): Promise<number> => [...(await admin.stats('^http\\.inbound.*downstream_cx_active$')).values()].reduce((sum, value) => sum + value, 0);
     const [before, after] = draws('/guarded', to(GUARDED, listener), 2);
     // Envoy ends what is idle after its time of draining, five seconds.
-    const clients = call(a.netns, [[before!, { ...after!, afterMs: 9_000 }], [before!, { ...after!, afterMs: 9_000 }]]);
-    await waitFor('the clients to be at the chain', async () => (await active()) >= 2, { timeoutMs: 5_000, everyMs: 20 });
-    await waitFor('the chain to have no connection left', async () => (await active()) === 0, { timeoutMs: 8_500, everyMs: 50 });
-    const results = await clients;
+    const results = await call(a.netns, [[before!, { ...after!, later: true }], [before!, { ...after!, later: true }]], 80, SERVICE_VIP, async () => {
+      await waitFor('the clients to be at the chain', async () => (await active()) >= 2, { everyMs: 20 });
+      await waitFor('the chain to have no connection left', async () => (await active()) === 0, { everyMs: 50 });
+    });
     for (const seen of results) {
       for (const each of seen) assertClean(each, [lesson('/guarded', each.port)]);
       assert.equal(new Set(seen.map(({ connection }) => connection)).size, 1, 'its own again');
     }
     assert.notEqual(results[0]![0]!.connection, results[1]![0]!.connection);
-    await waitFor('nothing to be left of clients that are gone', async () => (await active()) === 0, { timeoutMs: 10_000, everyMs: 100 });
+    await waitFor('nothing to be left of clients that are gone', async () => (await active()) === 0, { everyMs: 100 });
   });
 
   it('lets nobody but taught clients\' HTTP make a lesson in an inbound chain', async () => {

@@ -11,7 +11,7 @@ import { waitFor } from '../../common/retry.js';
 import { CniChain, removeCniPlugin } from './cni-chain.js';
 import { CniServer, parseCniRequest } from './cni-server.js';
 
-const WAIT = { timeoutMs: 10_000, everyMs: 10 };
+const WAIT = { everyMs: 10 };
 const PLUGIN_FILE = join(buildDir, 'underpass-cni');
 const NETWORK = { cniVersion: '1.0.0', name: 'net', plugins: [{ type: 'bridge', bridge: 'cni0' }, { type: 'portmap' }] };
 const silent = pino({ level: 'silent' });

@@ -47,7 +47,7 @@ describe('a table of routes that gets another name', () => {
     world.controlPlane.set(assignment(OWN, [`${ENDPOINT}:80`]), OWN);
     send(CDS, { [OWN]: edsCluster(OWN) });
     send(RDS, { 80: routes(80, { web: OWN }) });
-    await waitFor('a table of one class\'s own', async () => (await modified()) > start && (await clusters()).includes(OWN), { timeoutMs: 10_000 });
+    await waitFor('a table of one class\'s own', async () => (await modified()) > start && (await clusters()).includes(OWN));
     await world.settled();
     const [first, go] = [join(folder, 'first'), join(folder, 'go')];
     const asked = b.netns.script<{ statuses: number[]; reused: boolean }>(`
@@ -55,11 +55,11 @@ describe('a table of routes that gets another name', () => {
       const get = () => new Promise((resolve, reject) => { const req = http.get({ host: '${SERVICE_VIP}', agent, headers: { host: 'web' } }, (res) => res.resume().on('end', () => resolve([res.statusCode, req.reusedSocket]))); req.on('error', reject); });
       const until = async (path) => { while (!fs.existsSync(path)) await new Promise((r) => setTimeout(r, 5)); };
       (async () => { const [one] = await get(); fs.writeFileSync('${first}', ''); await until('${go}'); const [two, reused] = await get(); console.log(JSON.stringify({ statuses: [one, two], reused })); process.exit(0); })();`);
-    await waitFor('the first answer', () => existsSync(first), { timeoutMs: 10_000, everyMs: 5 });
+    await waitFor('the first answer', () => existsSync(first), { everyMs: 5 });
     const before = await modified();
     send(RDS, { 80: routes(80, { web: SERVICE_CLUSTER }) });
     send(CDS, {}, [OWN]);
-    await waitFor('one table for both classes', async () => (await modified()) > before, { timeoutMs: 10_000, everyMs: 5 });
+    await waitFor('one table for both classes', async () => (await modified()) > before, { everyMs: 5 });
     await world.settled();
     writeFileSync(go, '');
     assert.deepEqual(await asked, { statuses: [200, 200], reused: true });

@@ -8,7 +8,7 @@ import { envoyBinary } from '../../common/paths.js';
 import { isRunning, processStartTime, type ProcessId } from '../../common/process-id.js';
 import { sleep, waitFor } from '../../common/retry.js';
 import { TestLauncher } from '../testing/launcher.js';
-import { echoServer, requests, type TestNetns } from '../testing/netns.js';
+import { echoServer, requests, type Load, type TestNetns } from '../testing/netns.js';
 import { ProxyWorld, SERVICE_CLUSTER, SERVICE_VIP } from '../testing/proxy-world.js';
 import { routes, sniffedListener } from '../testing/resources.js';
 import { sharedMemory } from './hot-restart.js';
@@ -16,34 +16,23 @@ import { launcherStatus } from './launcher-client.js';
 import type { NodeProxy, ProxyPod } from './node-proxy.js';
 import { RDS } from './snapshot.js';
 
-interface Load {
-  done: number;
-  failed: string[];
-  connections: number;
-}
-
 /** Of a replaced Envoy's connections; its successor ends it a second later. */
 const DRAIN_SECONDS = 3;
 
 /** A service whose protocol is looked at, behind an internal listener. */
 const [SNIFFED_VIP, SNIFFED_PORT] = ['10.96.1.4', 7001];
 
-/**
- * Clients that go on for `ms`, half of them over kept connections, half over a new one each time, to ports with and without an
- * internal listener between.
- */
-function load(netns: TestNetns, ms: number): Promise<Load> {
-  return netns.script<Load>(`
-    const http = require('http'); const end = Date.now() + ${ms}; let done = 0; const failed = []; const ports = new Set(); let active = 0;
-    const finish = () => { if (--active === 0) { console.log(JSON.stringify({ done, failed, connections: ports.size })); process.exit(0); } };
-    const call = (host, port, agent) => {
-      if (Date.now() > end) return finish();
-      const again = () => setTimeout(call, 3, host, port, agent);
-      const req = http.get({ host, port, agent, headers: { host: 'web' }, timeout: 8000 }, (res) => { ports.add(res.socket.localPort); res.resume(); res.on('end', () => { res.statusCode === 200 ? done++ : failed.push('status ' + res.statusCode); again(); }); res.on('error', (e) => { failed.push(e.message); again(); }); });
-      req.on('timeout', () => req.destroy(new Error('timeout')));
-      req.on('error', (e) => { failed.push(e.code + ' ' + e.message); again(); });
-    };
-    for (const [host, port] of [['${SERVICE_VIP}', 80], ['${SNIFFED_VIP}', ${SNIFFED_PORT}]]) for (let i = 0; i < 2; i++) { active += 2; call(host, port, new http.Agent({ keepAlive: true, maxSockets: 1 })); call(host, port, false); }`, ms + 20_000);
+/** Clients of both pods until `body` has ended, half of them over kept connections, to ports with and without an internal listener between. */
+async function underLoad(pods: readonly { netns: TestNetns }[], body: () => Promise<void>): Promise<Load[]> {
+  const urls = [`http://${SERVICE_VIP}/`, `http://${SNIFFED_VIP}:${SNIFFED_PORT}/`];
+  let waiting = pods.length;
+  let begin!: () => void;
+  const allCall = new Promise<void>((resolve) => (begin = resolve));
+  const done = allCall.then(body);
+  return Promise.all(pods.map(({ netns }) => netns.load({ urls, host: 'web', kept: 2, anew: 2, pauseMs: 3 }, () => {
+    if (--waiting === 0) begin();
+    return done;
+  })));
 }
 
 function idOf(proxy: NodeProxy): ProcessId {
@@ -101,29 +90,29 @@ describe('Envoy by hot restart', { timeout: 180_000 }, () => {
 
   it('fails no request when the next agent has another launcher, whose Envoy takes over from that of the first', async () => {
     const former = idOf(world.running);
-    const loads = pods.map(({ netns }) => load(netns, 12_000));
-    await sleep(500);
-    // The next pod's containers, while the former's still run; then those are told to end, the agent first.
-    launchers.push(await TestLauncher.start(sockets[1]));
-    await world.running.stop({ keepEnvoy: true });
-    launchers[0]?.process.kill('SIGTERM');
-    await sleep(500);
-    const next = await world.startProxy({ launcherSocket: sockets[1], drainSeconds: DRAIN_SECONDS });
-    assert.deepEqual([next.status().envoy.pid, next.status().envoy.adopted], [former.pid, true], 'what is there serves until it is replaced');
-    await serving(next);
-    await replaced(former);
-    assert.equal(next.status().envoy.adopted, false);
-    assert.deepEqual((await launcherStatus(sockets[1])).running.map(({ pid }) => pid), [next.status().envoy.pid]);
-    assert.equal(await launchers[0]?.ended(), 0, 'a launcher whose Envoy was taken over from is done');
-    for (const { done, failed, connections } of await Promise.all(loads)) {
+    const loads = await underLoad(pods, async () => {
+      // The next pod's containers, while the former's still run; then those are told to end, the agent first.
+      launchers.push(await TestLauncher.start(sockets[1]));
+      await world.running.stop({ keepEnvoy: true });
+      launchers[0]?.process.kill('SIGTERM');
+      await sleep(500);
+      const next = await world.startProxy({ launcherSocket: sockets[1], drainSeconds: DRAIN_SECONDS });
+      assert.deepEqual([next.status().envoy.pid, next.status().envoy.adopted], [former.pid, true], 'what is there serves until it is replaced');
+      await serving(next);
+      await replaced(former);
+      assert.equal(next.status().envoy.adopted, false);
+      assert.deepEqual((await launcherStatus(sockets[1])).running.map(({ pid }) => pid), [next.status().envoy.pid]);
+      assert.equal(await launchers[0]?.ended(), 0, 'a launcher whose Envoy was taken over from is done');
+    });
+    for (const { done, failed, connections } of loads) {
       assert.deepEqual(failed, []);
-      assert.ok(done > 300 && connections > 100, `${done} requests over ${connections} connections`);
+      assert.ok(done > connections, `${done} requests over ${connections} connections`);
     }
     assert.deepEqual(await answers(), ['[200]', '[200]']);
     // Changes reach the new one.
     world.controlPlane.set(routes(80, { web: SERVICE_CLUSTER, changed: SERVICE_CLUSTER }), '80');
     world.controlPlane.push(RDS);
-    await waitFor('a change', async () => (await answers('changed')).every((text) => text === '[200]'), { timeoutMs: 10_000 });
+    await waitFor('a change', async () => (await answers('changed')).every((text) => text === '[200]'));
   });
 
   it('goes on with the one that is there when the next does not start, and replaces it when it does', async () => {
@@ -139,55 +128,58 @@ describe('Envoy by hot restart', { timeout: 180_000 }, () => {
     assert.deepEqual(await answers(), ['[200]', '[200]']);
     // Of a proxy that stops in between nothing is left but the Envoy that serves.
     await next.stop({ keepEnvoy: true });
-    const loads = pods.map(({ netns }) => load(netns, 6_000));
-    const other = join(copies, 'envoy');
-    copyFileSync(envoyBinary(), other);
-    await serving(await world.startProxy({ envoyPath: other, drainSeconds: DRAIN_SECONDS }));
-    await replaced(former);
-    for (const { failed } of await Promise.all(loads)) assert.deepEqual(failed, []);
+    const loads = await underLoad(pods, async () => {
+      const other = join(copies, 'envoy');
+      copyFileSync(envoyBinary(), other);
+      await serving(await world.startProxy({ envoyPath: other, drainSeconds: DRAIN_SECONDS }));
+      await replaced(former);
+    });
+    for (const { failed } of loads) assert.deepEqual(failed, []);
     assert.deepEqual(await answers(), ['[200]', '[200]']);
   });
 
   it('is replaced for another binary, and an agent that ends in between leaves both to the next, which replaces the one when the other has ended', async () => {
     const former = idOf(world.running);
-    const loads = pods.map(({ netns }) => load(netns, 20_000));
-    const { pid } = world.running.status().envoy;
-    await world.running.stop({ keepEnvoy: true });
-    const proxy = await world.startProxy({ drainSeconds: DRAIN_SECONDS });
-    await serving(proxy);
-    await waitFor('the next Envoy', () => proxy.status().envoy.pid !== pid, { timeoutMs: 30_000 });
-    const second = idOf(proxy);
-    await proxy.stop({ keepEnvoy: true });
-    assert.ok(isRunning(former), 'the former one still drains, or serves');
-    const next = await world.startProxy({ envoyPath: join(copies, 'envoy'), drainSeconds: DRAIN_SECONDS });
-    assert.deepEqual([next.status().envoy.pid, next.status().envoy.adopted, next.status().envoy.draining], [second.pid, true, former.pid]);
-    await serving(next);
-    await waitFor('the end of the former Envoy', () => !isRunning(former), { timeoutMs: 60_000 });
-    assert.ok(isRunning(second), 'the newer one is there until it is replaced');
-    await replaced(second);
-    for (const { failed } of await Promise.all(loads)) assert.deepEqual(failed, []);
+    const loads = await underLoad(pods, async () => {
+      const { pid } = world.running.status().envoy;
+      await world.running.stop({ keepEnvoy: true });
+      const proxy = await world.startProxy({ drainSeconds: DRAIN_SECONDS });
+      await serving(proxy);
+      await waitFor('the next Envoy', () => proxy.status().envoy.pid !== pid, { timeoutMs: 30_000 });
+      const second = idOf(proxy);
+      await proxy.stop({ keepEnvoy: true });
+      assert.ok(isRunning(former), 'the former one still drains, or serves');
+      const next = await world.startProxy({ envoyPath: join(copies, 'envoy'), drainSeconds: DRAIN_SECONDS });
+      assert.deepEqual([next.status().envoy.pid, next.status().envoy.adopted, next.status().envoy.draining], [second.pid, true, former.pid]);
+      await serving(next);
+      await waitFor('the end of the former Envoy', () => !isRunning(former), { timeoutMs: 60_000 });
+      assert.ok(isRunning(second), 'the newer one is there until it is replaced');
+      await replaced(second);
+    });
+    for (const { failed } of loads) assert.deepEqual(failed, []);
   });
 
   it('leaves the listeners to the former one, and then to the next, when the successor dies before it listens', async () => {
     const former = idOf(world.running);
     await world.running.stop({ keepEnvoy: true });
-    const loads = pods.map(({ netns }) => load(netns, 12_000));
-    const other = join(copies, 'envoy2');
-    copyFileSync(envoyBinary(), other);
-    const proxy = await world.startProxy({ envoyPath: other, drainSeconds: DRAIN_SECONDS });
-    const serves = serving(proxy);
-    // As soon as it executes: a while later it has told the former one to stop listening.
-    const second = await waitFor('the next Envoy', () => processOf(other), { timeoutMs: 30_000, everyMs: 2 });
-    process.kill(second, 'SIGKILL');
-    // However early that was: one that died a while later leaves this, by which every further one ends at once.
-    const [memory, flags] = [openSync(sharedMemory(join(world.folder, 'run')), 'r+'), Buffer.alloc(1)];
-    readSync(memory, flags, 0, 1, 96);
-    writeSync(memory, Buffer.from([flags[0]! | 1]), 0, 1, 96);
-    closeSync(memory);
-    await serves;
-    await waitFor('another one', () => ![former.pid, second, undefined].includes(proxy.status().envoy.pid) && proxy.status().envoy.connected, { timeoutMs: 30_000 });
-    await waitFor('the end of the former Envoy', () => !isRunning(former), { timeoutMs: 60_000 });
-    for (const { failed } of await Promise.all(loads)) assert.deepEqual(failed, []);
+    const loads = await underLoad(pods, async () => {
+      const other = join(copies, 'envoy2');
+      copyFileSync(envoyBinary(), other);
+      const proxy = await world.startProxy({ envoyPath: other, drainSeconds: DRAIN_SECONDS });
+      const serves = serving(proxy);
+      // As soon as it executes: a while later it has told the former one to stop listening.
+      const second = await waitFor('the next Envoy', () => processOf(other), { timeoutMs: 30_000, everyMs: 2 });
+      process.kill(second, 'SIGKILL');
+      // However early that was: one that died a while later leaves this, by which every further one ends at once.
+      const [memory, flags] = [openSync(sharedMemory(join(world.folder, 'run')), 'r+'), Buffer.alloc(1)];
+      readSync(memory, flags, 0, 1, 96);
+      writeSync(memory, Buffer.from([flags[0]! | 1]), 0, 1, 96);
+      closeSync(memory);
+      await serves;
+      await waitFor('another one', () => ![former.pid, second, undefined].includes(proxy.status().envoy.pid) && proxy.status().envoy.connected, { timeoutMs: 30_000 });
+      await waitFor('the end of the former Envoy', () => !isRunning(former), { timeoutMs: 60_000 });
+    });
+    for (const { failed } of loads) assert.deepEqual(failed, []);
     assert.deepEqual(await answers(), ['[200]', '[200]']);
   });
 

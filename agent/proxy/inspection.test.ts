@@ -36,7 +36,7 @@ async function echoed(child: ChildProcess, text: string): Promise<string> {
   child.stdout?.on('data', (data: Buffer) => (out += data.toString()));
   child.stdout?.resume();
   child.stdin?.write(text);
-  await waitFor('an answer', () => out.length > 0, { timeoutMs: 5_000 });
+  await waitFor('an answer', () => out.length > 0);
   return out.trim();
 }
 
@@ -84,7 +84,7 @@ describe('inspected ports', () => {
   async function rollOut(marker: string): Promise<void> {
     world.controlPlane.push(CDS);
     world.controlPlane.push(LDS);
-    await waitFor(marker, async () => JSON.stringify(await world.running.envoy.admin.configDump()).includes(marker), { timeoutMs: 5_000 });
+    await waitFor(marker, async () => JSON.stringify(await world.running.envoy.admin.configDump()).includes(marker));
     await world.settled();
   }
   async function stat(name: string): Promise<number> {

@@ -22,7 +22,7 @@ import { IstiodWorld } from '../testing/istiod-world.js';
 import { Recording } from '../testing/recording.js';
 import { requests } from '../testing/netns.js';
 
-const WAIT = { timeoutMs: 30_000, everyMs: 5 };
+const WAIT = { everyMs: 5 };
 const all = readdirSync(join(projectRoot, 'test', 'fixtures', 'istiod')).map((name) => Recording.open(name)!);
 const scenarioOf = ({ folder }: Recording): string => folder.slice(folder.lastIndexOf('/') + 1);
 const recorded = (scenario: string): Recording => all.find((recording) => scenarioOf(recording) === scenario)!;

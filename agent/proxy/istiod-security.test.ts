@@ -11,7 +11,7 @@ import type { NodeProxyOptions } from './node-proxy.js';
 const AGENT = { namespace: 'underpass-system', serviceAccount: 'underpass-agent' };
 const AGENT_POD = { ...AGENT, name: 'underpass-agent-x', nodeName: 'node-1' };
 const PODS = ['alpha', 'beta', 'default'].map((serviceAccount) => ({ namespace: 'pernode', name: `${serviceAccount}-1`, serviceAccount, nodeName: 'node-1' }));
-const WAIT = { timeoutMs: 20_000, everyMs: 20 };
+const WAIT = { everyMs: 20 };
 const id = (serviceAccount: string): string => spiffeId({ trustDomain: 'cluster.local', namespace: 'pernode', serviceAccount });
 
 let security: IstiodSecurity;

@@ -57,11 +57,11 @@ describe('underpass-launcher', () => {
   it('starts what its own option names, with arguments as they are, and tells how it ended', async () => {
     const id = await launch(socketPath, { adminSocketPath: '/nowhere', args: ['--args', 'a b', '$(id)', ''] });
     assert.equal(processStartTime(id.pid), id.startTime);
-    await waitFor('its output in the launcher\'s own', () => launcher.output.includes('[--args]\n[a b]\n[$(id)]\n[]\n'), { timeoutMs: 5_000 });
+    await waitFor('its output in the launcher\'s own', () => launcher.output.includes('[--args]\n[a b]\n[$(id)]\n[]\n'));
     assert.deepEqual((await launcherStatus(socketPath)).running.map(({ pid }) => pid), [id.pid]);
     process.kill(id.pid, 'SIGKILL');
     const other = await launch(socketPath, { adminSocketPath: '/nowhere', args: ['--exit', '3'] });
-    await waitFor('both to end', async () => (await launcherStatus(socketPath)).ended.length === 2, { timeoutMs: 5_000 });
+    await waitFor('both to end', async () => (await launcherStatus(socketPath)).ended.length === 2);
     const { ended } = await launcherStatus(socketPath);
     assert.equal(ended.find(({ pid }) => pid === id.pid)?.how, 'signal 9');
     assert.equal(ended.find(({ pid }) => pid === other.pid)?.how, 'exit 3');
@@ -75,7 +75,7 @@ describe('underpass-launcher', () => {
       const { pid } = await launch(socketPath, { cgroupPath: cgroup, adminSocketPath: '/nowhere', args: [] });
       assert.deepEqual(readFileSync(join(cgroup, 'cgroup.procs'), 'utf8').trim(), String(pid));
       process.kill(pid, 'SIGKILL');
-      await waitFor('its end', async () => (await launcherStatus(socketPath)).running.length === 0, { timeoutMs: 5_000 });
+      await waitFor('its end', async () => (await launcherStatus(socketPath)).running.length === 0);
     } finally {
       await removeCgroup(cgroup);
     }
@@ -99,7 +99,7 @@ describe('underpass-launcher', () => {
     // Somebody who got at the socket all the same.
     await run('chmod', ['0777', folder, socketPath]);
     const script = `const s = require('net').connect(${JSON.stringify(socketPath)}); let all = ''; s.on('data', (d) => all += d); s.on('error', () => {}); s.on('close', () => console.log(JSON.stringify(all))); s.end('status\\0');`;
-    const as = (uid: string): Promise<string> => run(join(buildDir, 'underpass-exec'), ['--gid', uid, '--uid', uid, '--', process.execPath, '-e', script], { timeoutMs: 10_000 }).then(({ stdout }) => stdout.trim());
+    const as = (uid: string): Promise<string> => run(join(buildDir, 'underpass-exec'), ['--gid', uid, '--uid', uid, '--', process.execPath, '-e', script], { timeoutMs: 60_000 }).then(({ stdout }) => stdout.trim());
     assert.equal(await as('65534'), '""');
     assert.match(await as('0'), /^"ok/);
     assert.match(launcher.output, /a process of user 65534 was sent away/);
@@ -127,7 +127,7 @@ describe('underpass-launcher', () => {
     for (let i = 0; i < 3; i++) three.push(await launch(socketPath, { adminSocketPath: '/nowhere', args: [] }));
     await assert.rejects(launch(socketPath, { adminSocketPath: '/nowhere', args: [] }), /3 Envoys run already/);
     for (const { pid } of three) process.kill(pid, 'SIGKILL');
-    await waitFor('their end', async () => (await launcherStatus(socketPath)).running.length === 0, { timeoutMs: 5_000 });
+    await waitFor('their end', async () => (await launcherStatus(socketPath)).running.length === 0);
   });
 
   it('leaves the socket to a launcher that answers, and takes what a dead one left', async () => {
@@ -136,17 +136,17 @@ describe('underpass-launcher', () => {
     assert.match(second.output, /Address already in use/);
     await launcher.kill();
     launcher = await TestLauncher.start(socketPath, { envoyPath });
-    await waitFor('an answer', async () => (await launcherStatus(socketPath).catch(() => undefined)) !== undefined, { timeoutMs: 5_000 });
+    await waitFor('an answer', async () => (await launcherStatus(socketPath).catch(() => undefined)) !== undefined);
   });
 
   it('ends its processes when it dies, and by SIGTERM, when nobody takes over, after its grace', async () => {
     const first = await launch(socketPath, { adminSocketPath: '/nowhere', args: [] });
     await launcher.kill();
-    await waitFor('the end of the process', () => !isRunning(first), { timeoutMs: 5_000 });
-    launcher = await TestLauncher.start(socketPath, { envoyPath, options: ['--grace', '1', '--drain', '1'] });
+    await waitFor('the end of the process', () => !isRunning(first));
+    launcher = await TestLauncher.start(socketPath, { envoyPath, options: ['--grace', '3', '--drain', '1'] });
     const second = await launch(socketPath, { adminSocketPath: '/nowhere', args: [] });
     launcher.process.kill('SIGTERM');
-    await sleep(500);
+    await waitFor('the launcher to be ending', () => launcher.output.includes('ending; its Envoy stays'), { everyMs: 5 });
     assert.ok(isRunning(second));
     await assert.rejects(launch(socketPath, { adminSocketPath: '/nowhere', args: [] }), /this launcher is ending/);
     assert.equal(await launcher.ended(), 0);
@@ -232,10 +232,10 @@ describe('NodeProxy with a launcher', () => {
   it('starts Envoy again by the next launcher when the launcher died, with all that it had', async () => {
     const { pid } = world.running.status().envoy;
     await launcher.kill();
-    await waitFor('the end of its Envoy', () => processStartTime(pid as number) === undefined, { timeoutMs: 5_000 });
+    await waitFor('the end of its Envoy', () => processStartTime(pid as number) === undefined);
     await sleep(500);
     launcher = await TestLauncher.start(launcherSocket);
-    await waitFor('another Envoy', () => world.running.status().envoy.pid !== pid && world.running.status().envoy.connected, { timeoutMs: 20_000 });
+    await waitFor('another Envoy', () => world.running.status().envoy.pid !== pid && world.running.status().envoy.connected);
     await world.ready(a.pod);
     assert.deepEqual(await statuses(), [200]);
     assert.deepEqual((await launcherStatus(launcherSocket)).running.map((item) => item.pid), [world.running.status().envoy.pid]);
@@ -250,13 +250,15 @@ describe('NodeProxy with a launcher', () => {
     await world.ready(a.pod);
     await world.settled();
     const { pid = 0 } = next.status().envoy;
-    // A connection that is kept, asked ten times a second: what each answer says of it.
-    const asked = a.netns.script<string[]>(`const http = require('http'); const agent = new http.Agent({ keepAlive: true, maxSockets: 1 }); const said = []; const end = Date.now() + 4000;
-      const call = () => { if (Date.now() > end) { console.log(JSON.stringify(said)); process.exit(0); } const req = http.get({ host: '${SERVICE_VIP}', agent, headers: { host: 'web' } }, (res) => { said.push(res.statusCode + ' ' + res.headers.connection); res.resume(); res.on('end', () => setTimeout(call, 100)); }); req.on('error', (e) => { said.push(e.message); setTimeout(call, 100); }); }; call();`);
-    await sleep(300);
-    await next.stop({ keepEnvoy: true });
-    launcher.process.kill('SIGTERM');
-    const said = await asked;
+    // A connection that is kept, asked ten times a second until something else is said than at first.
+    const said = await a.netns.script<string[]>(`const http = require('http'); const agent = new http.Agent({ keepAlive: true, maxSockets: 1 }); const said = [];
+      const heard = (what) => { said.push(what); if (said.length === 1) console.log(); if (what === '200 undefined') setTimeout(call, 100); else { console.log(JSON.stringify(said)); process.exit(0); } };
+      const call = () => http.get({ host: '${SERVICE_VIP}', agent, headers: { host: 'web' } }, (res) => res.resume().on('end', () => heard(res.statusCode + ' ' + res.headers.connection))).on('error', (e) => heard(e.message)); call();`, {
+      onOutput: async () => {
+        await next.stop({ keepEnvoy: true });
+        launcher.process.kill('SIGTERM');
+      },
+    });
     assert.equal(said[0], '200 undefined');
     assert.ok(said.includes('200 close'), String(said));
     assert.deepEqual(said.filter((line) => !line.startsWith('200 ')), []);

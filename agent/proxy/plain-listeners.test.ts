@@ -160,7 +160,7 @@ describe('plain TCP of two classes that share a listener, at a real Envoy', () =
   it('one class comes to differ under load: none of its connections is refused, or led elsewhere than it says, and those that are open go on, as the other class\'s do', async () => {
     const calls = [await call(a, vip(7)), await call(b, vip(7))];
     send('pod-b', LDS, { [`${vip(7)}_9000`]: tcpListener(vip(7), 9000, cluster('two')) });
-    await waitFor('a listener of its own', async () => (await plainListeners()).length === 2, { timeoutMs: 10_000 });
+    await waitFor('a listener of its own', async () => (await plainListeners()).length === 2);
     await world.settled();
     // What drains has ended by then.
     await sleep(DRAIN_SECONDS * 1_000 + 1_000);

@@ -65,33 +65,25 @@ describe('pools of a running Envoy towards an endpoint whose probation ends', ()
   async function updates(): Promise<Record<string, number>> {
     return Object.fromEntries(await world.running.envoy.admin.stats(UPDATES));
   }
-  function load(forMs: number): Promise<{ done: number; failed: string[] }> {
-    return a.netns.script(`
-      const http = require('http'); const agent = new http.Agent({ keepAlive: true, maxSockets: 4 }); const end = Date.now() + ${forMs}; let done = 0; const failed = [];
-      const call = () => { if (Date.now() > end) return; const req = http.get({ host: '${SERVICE_VIP}', agent, headers: { host: 'web' } }, (res) => { let text = ''; res.on('data', (d) => (text += d)); res.on('end', () => { res.statusCode === 200 ? done++ : failed.push(res.statusCode + ' ' + text); setImmediate(call); }); }); req.on('error', (e) => { failed.push(e.message); setImmediate(call); }); };
-      for (let i = 0; i < 4; i++) call();
-      setTimeout(() => { console.log(JSON.stringify({ done, failed })); process.exit(0); }, ${forMs + 300});`);
-  }
-
   it('are drained once, under load, without a failed request, and opened anew', async () => {
-    const running = load(4_000);
-    await waitFor('the pool', async () => (await stat(ACTIVE)) >= 3, { timeoutMs: 3_000 });
-    const before_ = await updates();
-    await sleep(500);
-    assert.ok((await stat(CONNECTIONS)) <= 4, 'a busy pool keeps its connections');
-    for (const eventDriven of [[`${ENDPOINT}:80`], [], [`${ENDPOINT}:80`, '10.0.0.77:80']]) {
-      const earlier = await stat(CONNECTIONS);
-      world.running.setEventDriven(new Set(eventDriven));
-      await waitFor('new connections', async () => (await stat(CONNECTIONS)) >= earlier + 2, { timeoutMs: 3_000 });
-      await waitFor('the old ones to go', async () => (await stat(ACTIVE)) <= 4, { timeoutMs: 3_000 });
-      await world.settled();
-    }
+    let before_: Record<string, number> = {};
+    const { failed } = await a.netns.load({ urls: [`http://${SERVICE_VIP}/`], host: 'web', kept: 4 }, async () => {
+      await waitFor('the pool', async () => (await stat(ACTIVE)) >= 3);
+      before_ = await updates();
+      await sleep(500);
+      assert.ok((await stat(CONNECTIONS)) <= 4, 'a busy pool keeps its connections');
+      for (const eventDriven of [[`${ENDPOINT}:80`], [], [`${ENDPOINT}:80`, '10.0.0.77:80']]) {
+        const earlier = await stat(CONNECTIONS);
+        world.running.setEventDriven(new Set(eventDriven));
+        await waitFor('new connections', async () => (await stat(CONNECTIONS)) >= earlier + 2);
+        await waitFor('the old ones to go', async () => (await stat(ACTIVE)) <= 4);
+        await world.settled();
+      }
+    });
     const after_ = await updates();
     assert.equal((after_['cluster_manager.cluster_modified'] ?? 0) - (before_['cluster_manager.cluster_modified'] ?? 0), 3, 'one cluster, each time');
     assert.equal(after_['listener_manager.lds.update_success'], before_['listener_manager.lds.update_success']);
-    const { done, failed } = await running;
     assert.deepEqual(failed, []);
-    assert.ok(done > 100, `${done} requests`);
   });
 
   it('stay when the set is the same, or changes for other endpoints', async () => {
@@ -115,6 +107,6 @@ describe('pools of a running Envoy towards an endpoint whose probation ends', ()
     await world.settled();
     assert.deepEqual(await updates(), earlier);
     next.setEventDriven(new Set());
-    await waitFor('a change to arrive all the same', async () => (await updates())['cluster_manager.cluster_modified'] === (earlier['cluster_manager.cluster_modified'] ?? 0) + 1, { timeoutMs: 5_000 });
+    await waitFor('a change to arrive all the same', async () => (await updates())['cluster_manager.cluster_modified'] === (earlier['cluster_manager.cluster_modified'] ?? 0) + 1);
   });
 });

@@ -42,7 +42,7 @@ describe('what istiod was recorded to serve, folded for a real Envoy', () => {
     netns = await TestNetns.create();
     await ads.start();
     await envoy.start();
-    await waitFor('Envoy', () => folding, { timeoutMs: 10_000 });
+    await waitFor('Envoy', () => folding);
   });
   after(async () => {
     ads.close();
@@ -74,12 +74,12 @@ describe('what istiod was recorded to serve, folded for a real Envoy', () => {
           assert.deepEqual(problems, [], `step ${step}`);
           assert.equal([...snapshot.entries(LDS).keys()].filter((name) => name.endsWith('/outbound')).length, 1);
           ads.setSnapshot(snapshot);
-          await waitFor('Envoy to answer', () => ads.idle, { timeoutMs: 20_000, everyMs: 2 });
+          await waitFor('Envoy to answer', () => ads.idle, { everyMs: 2 });
           assert.deepEqual(ads.nacks, [], `step ${step}, ${pod.uid}`);
           // Listening, with its routes, and no cluster that still waits for anything.
           const name = podListenerName(pod.uid);
           assert.ok(ads.status(LDS, name).acked);
-          await waitFor(`${name} to listen`, async () => (await envoy.admin.listeners()).some((listener) => listener.name === name), { timeoutMs: 5_000, everyMs: 2 });
+          await waitFor(`${name} to listen`, async () => (await envoy.admin.listeners()).some((listener) => listener.name === name), { everyMs: 2 });
           const warming = await envoy.admin.stats('^(cluster_manager\\.warming_clusters|listener_manager\\.total_listeners_warming)$');
           assert.deepEqual([...warming.values()], [0, 0], `step ${step}, ${pod.uid}`);
         }

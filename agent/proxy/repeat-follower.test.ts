@@ -58,9 +58,9 @@ test('RepeatFollower: pods are repeated for when Envoy has taken the snapshot an
   await new Promise(setImmediate);
   assert.deepEqual(world.steps, ['suspend a v1 p1+p2']);
   world.answer(5);
-  await waitFor('the first', () => world.steps.length === 2, { timeoutMs: 5_000, everyMs: 1 });
+  await waitFor('the first', () => world.steps.length === 2, { everyMs: 1 });
   world.answer(5, 'pod/p2');
-  await waitFor('the second', () => world.steps.length === 3, { timeoutMs: 5_000, everyMs: 1 });
+  await waitFor('the second', () => world.steps.length === 3, { everyMs: 1 });
   assert.deepEqual(world.steps.slice(1), ['repeat a p1', 'repeat a p1+p2']);
 });
 

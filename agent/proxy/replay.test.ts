@@ -112,8 +112,8 @@ for (const taught of [false, true]) describe(`replay of canary through the agent
     };
     for (const { step, desc } of recording.steps) {
       await play(step);
-      if (step === 0) await proxy.whenReady(pod.uid, AbortSignal.timeout(10_000));
-      await waitFor('the step to reach Envoy', () => proxy.settled, { timeoutMs: 10_000, everyMs: 5 });
+      if (step === 0) await proxy.whenReady(pod.uid, AbortSignal.timeout(60_000));
+      await waitFor('the step to reach Envoy', () => proxy.settled, { everyMs: 5 });
       const check = routed[step];
       assert.ok(check, `step ${step} (${desc}) is checked`);
       await check();

@@ -30,6 +30,7 @@ describe('requests and connections as Envoy counts them', () => {
   let pod: ProxyPod;
   let netns: TestNetns;
   let lasting: Promise<unknown> = Promise.resolve();
+  let finish = (): void => undefined;
 
   before(async () => {
     await world.start();
@@ -80,7 +81,7 @@ describe('requests and connections as Envoy counts them', () => {
     await waitFor('Envoy to merge what its threads counted', async () => {
       found = await counted();
       return [...found.values()].reduce((sum, count) => sum + count, 0) >= 11;
-    }, { timeoutMs: 15_000, everyMs: 200 }).catch(() => undefined);
+    }, { everyMs: 200 }).catch(() => undefined);
     assert.deepEqual([...found].sort(), [...wanted].sort());
   });
 
@@ -116,11 +117,13 @@ describe('requests and connections as Envoy counts them', () => {
 
   it('connections by client, cluster, workload and place, with how they ended, and what they carried', async () => {
     // It goes on until the test after this: Envoy tells of it after a while.
-    lasting = netns.script(`const s = require('net').connect(9000, '${SERVICE_VIP}', () => s.write(Buffer.alloc(500))).on('data', () => {}).on('close', () => console.log('null')); setTimeout(() => s.end(), 17_000);`, 30_000);
+    lasting = netns.script(`const s = require('net').connect(9000, '${SERVICE_VIP}', () => s.write(Buffer.alloc(500))).once('data', () => console.log()).on('data', () => {}).on('close', () => console.log('null')); process.stdin.on('end', () => s.end()).resume();`, {
+      onOutput: () => new Promise((resolve) => (finish = resolve)),
+    });
     for (const bytes of [1_000, 2_000]) await netns.script(talk(9000, bytes));
     await netns.script(talk(9001, 10));
     const [live, dead] = [TCP_CLUSTER, DEAD_CLUSTER].map((cluster) => outbound(cluster, WORKLOAD, 'node'));
-    await waitFor('the connections that have ended', async () => [...(await connections()).values()].reduce((sum, { closed }) => sum + [...closed.values()].reduce((a, b) => a + b, 0n), 0n) >= 3n, { timeoutMs: 5_000, everyMs: 20 }).catch(() => undefined);
+    await waitFor('the connections that have ended', async () => [...(await connections()).values()].reduce((sum, { closed }) => sum + [...closed.values()].reduce((a, b) => a + b, 0n), 0n) >= 3n, { everyMs: 20 }).catch(() => undefined);
     const found = [...await connections()].map(([key, { opened, closed, received, sent }]) => [key, Number(opened), Object.fromEntries([...closed].map(([flags, count]) => [flags, Number(count)])), Number(received), Number(sent)]);
     const wanted = [
       [`${live}\topened`, 3, {}, 0, 0], [`${live}\tbytes`, 0, {}, 3_000, 3_000], [`${live}\tclosed\t-`, 0, { '-': 2 }, 0, 0],
@@ -132,9 +135,10 @@ describe('requests and connections as Envoy counts them', () => {
 
   it('what a connection that lasts has carried is told while it is open, and once', async () => {
     const key = `${outbound(TCP_CLUSTER, WORKLOAD, 'node')}\tbytes`;
-    await waitFor('the connection to be told of', async () => await bytesOf(key) === '3000 3000 500 500', { timeoutMs: 20_000, everyMs: 100 });
+    await waitFor('the connection to be told of', async () => await bytesOf(key) === '3000 3000 500 500', { everyMs: 100 });
+    finish();
     await lasting;
-    await waitFor('its end', async () => await bytesOf(key) === '3500 3500 0 0', { timeoutMs: 5_000, everyMs: 20 });
+    await waitFor('its end', async () => await bytesOf(key) === '3500 3500 0 0', { everyMs: 20 });
   });
 
   it('an answer that is longer than the bound is an error, not memory', async () => {
@@ -149,6 +153,6 @@ describe('requests and connections as Envoy counts them', () => {
     await world.settled();
     await netns.script(requests([{ url: `http://${SERVICE_VIP}/`, headers: { host: 'web' } }]));
     const key = outbound(SERVICE_CLUSTER, WORKLOAD, 'node', '200', '-', 'http', '');
-    await waitFor('one more', async () => (await counted()).get(key) === start.get(key)! + 1, { timeoutMs: 15_000, everyMs: 200 });
+    await waitFor('one more', async () => (await counted()).get(key) === start.get(key)! + 1, { everyMs: 200 });
   });
 });

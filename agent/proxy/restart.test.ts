@@ -64,28 +64,22 @@ describe('NodeProxy over restarts', () => {
     const { pid } = world.running.status().envoy;
     const earlier = await updates(world.running);
     // A client that calls all the while, over one connection and over new ones.
-    const load = a.netns.script<{ done: number; failed: string[] }>(`
-      const http = require('http'); const keep = new http.Agent({ keepAlive: true, maxSockets: 1 }); const end = Date.now() + 4000; let done = 0; const failed = [];
-      const call = (agent) => { if (Date.now() > end) return; const req = http.get({ host: '${SERVICE_VIP}', agent, headers: { host: 'web' } }, (res) => { res.resume(); res.on('end', () => { res.statusCode === 200 ? done++ : failed.push(res.statusCode); setTimeout(call, 2, agent); }); }); req.on('error', (e) => { failed.push(e.message); setTimeout(call, 2, agent); }); };
-      call(keep); call(false);
-      setTimeout(() => { keep.destroy(); console.log(JSON.stringify({ done, failed })); process.exit(0); }, 4300);`);
-    await sleep(500);
-    await world.running.stop({ keepEnvoy: true });
-    await sleep(700);
-    const proxy = await world.startProxy();
-    assert.equal(proxy.status().envoy.adopted, true);
-    assert.equal(proxy.status().envoy.pid, pid);
-    await waitFor('Envoy to come back', () => proxy.status().envoy.connected, { timeoutMs: 5_000 });
-    await sleep(300);
-    // Its pods are not known yet: silence, rather than a snapshot without them.
-    assert.deepEqual((await podListeners(proxy)), ['pod/pod-a/outbound']);
-    proxy.setPods([a.pod]);
-    await world.ready(a.pod);
-    await world.settled();
-    assert.deepEqual(await updates(proxy), earlier);
-    const { done, failed } = await load;
+    const { failed } = await a.netns.load({ urls: [`http://${SERVICE_VIP}/`], host: 'web', kept: 1, anew: 1, pauseMs: 2 }, async () => {
+      await world.running.stop({ keepEnvoy: true });
+      await sleep(700);
+      const proxy = await world.startProxy();
+      assert.equal(proxy.status().envoy.adopted, true);
+      assert.equal(proxy.status().envoy.pid, pid);
+      await waitFor('Envoy to come back', () => proxy.status().envoy.connected);
+      await sleep(300);
+      // Its pods are not known yet: silence, rather than a snapshot without them.
+      assert.deepEqual((await podListeners(proxy)), ['pod/pod-a/outbound']);
+      proxy.setPods([a.pod]);
+      await world.ready(a.pod);
+      await world.settled();
+      assert.deepEqual(await updates(proxy), earlier);
+    });
     assert.deepEqual(failed, []);
-    assert.ok(done > 100, `${done} requests`);
   });
 
   it('an Envoy that connects before it is known to be taken over loses no listener by which a pod is called', async () => {
@@ -94,7 +88,7 @@ describe('NodeProxy over restarts', () => {
     world.controlPlane.push(LDS);
     const redirected = { ...a.pod, redirected: true };
     world.running.setPods([redirected]);
-    await waitFor('its inbound listener', async () => (await podListeners(world.running)).includes(inbound), { timeoutMs: 10_000 });
+    await waitFor('its inbound listener', async () => (await podListeners(world.running)).includes(inbound));
     await world.settled();
     const removed = async (proxy: NodeProxy): Promise<number | undefined> => (await updates(proxy))['listener_manager.listener_removed'];
     const earlier = await removed(world.running);
@@ -112,7 +106,7 @@ describe('NodeProxy over restarts', () => {
     // Its own listener is what keeps the port from being free.
     next.setPods([{ ...redirected, inboundPortFree: false }]);
     const started = next.start();
-    await waitFor('Envoy and the control plane', () => next.status().envoy.connected && next.status().classes.every(({ synced }) => synced) && next.status().workloads.synced, { timeoutMs: 10_000 });
+    await waitFor('Envoy and the control plane', () => next.status().envoy.connected && next.status().classes.every(({ synced }) => synced) && next.status().workloads.synced);
     await sleep(300);
     assert.deepEqual([(await podListeners(next)).includes(inbound), await removed(next)], [true, earlier]);
     answer();
@@ -123,7 +117,7 @@ describe('NodeProxy over restarts', () => {
     world.controlPlane.tables.get(LDS)!.delete('virtualInbound');
     world.controlPlane.push(LDS, ['virtualInbound']);
     next.setPods([a.pod]);
-    await waitFor('its end', async () => !(await podListeners(next)).includes(inbound), { timeoutMs: 10_000 });
+    await waitFor('its end', async () => !(await podListeners(next)).includes(inbound));
   });
 
   it('rolls out after an adoption what changed meanwhile, and takes away what is gone', async () => {
@@ -136,7 +130,7 @@ describe('NodeProxy over restarts', () => {
     const next = await world.startProxy();
     // The adopted Envoy has a listener that this process never heard of.
     assert.equal((await podListeners(next)).length, 2);
-    const removed = next.whenRemoved('pod-b', AbortSignal.timeout(10_000));
+    const removed = next.whenRemoved('pod-b', AbortSignal.timeout(60_000));
     next.setPods([a.pod]);
     await removed;
     assert.equal((await podListeners(next)).length, 1);
@@ -157,12 +151,12 @@ describe('NodeProxy over restarts', () => {
     world.controlPlane.set(routes(80, { web: SERVICE_CLUSTER, later: SERVICE_CLUSTER }), '80');
     const next = await world.startProxy({ staleAfterMs: 300 });
     next.setPods([a.pod, b.pod]);
-    await waitFor('the change of the class that has an answer', async () => (await statuses('later'))[0] === 200, { timeoutMs: 10_000 });
+    await waitFor('the change of the class that has an answer', async () => (await statuses('later'))[0] === 200);
     const ofB = async (): Promise<number[]> => (await b.netns.script<Answer[]>(requests([{ url: `http://${SERVICE_VIP}/`, headers: { host: 'web' } }]))).map((item) => item.status);
     assert.deepEqual(await ofB(), [200]);
     assert.deepEqual((await podListeners(next)).sort(), ['pod/pod-a/outbound', 'pod/pod-b2/outbound']);
     next.setPods([a.pod]);
-    await next.whenRemoved('pod-b2', AbortSignal.timeout(10_000));
+    await next.whenRemoved('pod-b2', AbortSignal.timeout(60_000));
     assert.deepEqual(await podListeners(next), ['pod/pod-a/outbound']);
     world.controlPlane.onRequest = answer;
     await world.settled();
@@ -172,7 +166,7 @@ describe('NodeProxy over restarts', () => {
     const { pid } = world.running.status().envoy;
     assert.ok(pid);
     process.kill(pid, 'SIGKILL');
-    await waitFor('another Envoy', () => world.running.status().envoy.pid !== pid && world.running.status().envoy.connected, { timeoutMs: 10_000 });
+    await waitFor('another Envoy', () => world.running.status().envoy.pid !== pid && world.running.status().envoy.connected);
     await world.ready(a.pod);
     assert.deepEqual(await statuses(), [200]);
     assert.equal(world.running.status().envoy.restarts, 1);
@@ -186,10 +180,10 @@ describe('NodeProxy over restarts', () => {
     assert.equal(await reached('10.96.0.66'), true);
     world.controlPlane.set(behind({ waypoint }), 'shop/behind.shop.svc');
     world.controlPlane.push(typeUrl(Address));
-    await waitFor('the way to the waypoint to be the only one', async () => !(await reached('10.96.0.66')), { timeoutMs: 5_000 });
+    await waitFor('the way to the waypoint to be the only one', async () => !(await reached('10.96.0.66')));
     await sleep(1_200); // the state is written a second after a change
     world.controlPlane.stop();
-    await waitFor('the loss', () => !proxy.status().controlPlane.connected, { timeoutMs: 5_000 });
+    await waitFor('the loss', () => !proxy.status().controlPlane.connected);
     assert.deepEqual(await statuses(), [200]);
     await proxy.stop({ keepEnvoy: false });
     const next = await world.startProxy({ staleAfterMs: 300 });
@@ -203,12 +197,12 @@ describe('NodeProxy over restarts', () => {
     // It is back: the streams find it by themselves, and changes arrive.
     world.controlPlane.set(routes(80, { web: SERVICE_CLUSTER, back: SERVICE_CLUSTER }), '80');
     await world.controlPlane.start();
-    await waitFor('the control plane', async () => (await statuses('back'))[0] === 200, { timeoutMs: 20_000, everyMs: 100 });
-    await waitFor('the service to have no waypoint any more', () => reached('10.96.0.66'), { timeoutMs: 5_000 });
+    await waitFor('the control plane', async () => (await statuses('back'))[0] === 200, { everyMs: 100 });
+    await waitFor('the service to have no waypoint any more', () => reached('10.96.0.66'));
     world.controlPlane.set(tcpListener('10.96.5.5', 9000, SERVICE_CLUSTER), '10.96.5.5_9000');
     world.controlPlane.push(LDS);
     world.controlPlane.push(RDS);
-    await waitFor('a change', async () => JSON.stringify(await next.envoy.admin.configDump()).includes('10.96.5.5_9000'), { timeoutMs: 5_000 });
+    await waitFor('a change', async () => JSON.stringify(await next.envoy.admin.configDump()).includes('10.96.5.5_9000'));
   });
 
   it('leaves Envoy running when the agent is killed, and the next agent adopts it', async () => {

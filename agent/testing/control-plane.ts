@@ -48,7 +48,7 @@ export class TestStream {
   }
 
   async answered(nonce: string): Promise<void> {
-    await waitFor(`an answer to ${nonce}`, () => this.acks.includes(nonce) || this.nacks.some((nack) => nack.nonce === nonce), { timeoutMs: 10_000, everyMs: 5 });
+    await waitFor(`an answer to ${nonce}`, () => this.acks.includes(nonce) || this.nacks.some((nack) => nack.nonce === nonce), { everyMs: 5 });
   }
 }
 
@@ -127,7 +127,7 @@ export class TestControlPlane {
   play(recording: Recording, sessionOf: (nodeId: string) => RecordedSession | undefined): (step: number) => Promise<void> {
     return async (step) => {
       const isLive = (stream: TestStream): boolean => !stream.ended && sessionOf(stream.nodeId) !== undefined;
-      await waitFor('a stream of the recording', () => this.streams.some(isLive), { timeoutMs: 10_000, everyMs: 5 });
+      await waitFor('a stream of the recording', () => this.streams.some(isLive), { everyMs: 5 });
       const live = this.streams.filter(isLive);
       await Promise.all(
         live.map(async (stream) => {
@@ -139,7 +139,7 @@ export class TestControlPlane {
             await waitFor(`a subscription to ${response.type_url} as in ${event.file}`, () => {
               const names = stream.subscribed.get(response.type_url);
               return names && (names.size === 0 || response.resources.every(({ name }) => stream.asked.has(`${response.type_url} ${name}`)));
-            }, { timeoutMs: 10_000, everyMs: 5 });
+            }, { everyMs: 5 });
             await stream.answered(stream.send(response));
           }
         }),

@@ -96,12 +96,12 @@ export class IstiodWorld {
   }
 
   async ready(): Promise<void> {
-    for (const { uid } of this.pods) await this.proxy.whenReady(uid, AbortSignal.timeout(15_000));
+    for (const { uid } of this.pods) await this.proxy.whenReady(uid, AbortSignal.timeout(60_000));
     await this.settled();
   }
 
   async settled(): Promise<void> {
-    await waitFor('the configuration to reach Envoy', () => this.proxy.settled && this.proxy.status().settled, { timeoutMs: 20_000, everyMs: 5 });
+    await waitFor('the configuration to reach Envoy', () => this.proxy.settled && this.proxy.status().settled, { everyMs: 5 });
   }
 
   /** Plays a step, and waits until Envoy has what follows from it. */

@@ -3,9 +3,25 @@ import { spawn, type ChildProcess } from 'node:child_process';
 import { createInterface } from 'node:readline';
 import { join } from 'node:path';
 import { buildDir } from '../../common/paths.js';
-import { run } from '../../common/process.js';
+import { run, type RunOptions } from '../../common/process.js';
 
 let counter = 0;
+
+/** To each of these URLs so many clients that keep their connections, and so many that open one for each request. */
+export interface LoadClients {
+  urls: readonly string[];
+  host: string;
+  kept: number;
+  anew?: number;
+  pauseMs?: number;
+}
+
+export interface Load {
+  done: number;
+  /** Statuses other than 200, and errors. */
+  failed: string[];
+  connections: number;
+}
 
 export class TestNetns {
   readonly #children: ChildProcess[] = [];
@@ -34,12 +50,17 @@ export class TestNetns {
   }
 
   async exec(command: string, ...args: string[]): Promise<string> {
-    return (await run('ip', ['netns', 'exec', this.name, command, ...args], { timeoutMs: 20_000 })).stdout;
+    return (await run('ip', ['netns', 'exec', this.name, command, ...args], { timeoutMs: 60_000 })).stdout;
   }
 
   /** Runs a JavaScript program (CommonJS) inside and waits for its result, a line of JSON. */
-  async script<T>(source: string, timeoutMs = 20_000): Promise<T> {
-    return JSON.parse((await run('ip', ['netns', 'exec', this.name, process.execPath, '-e', source], { timeoutMs })).stdout) as T;
+  async script<T>(source: string, options: RunOptions = {}): Promise<T> {
+    return JSON.parse((await run('ip', ['netns', 'exec', this.name, process.execPath, '-e', source], { timeoutMs: 120_000, ...options })).stdout) as T;
+  }
+
+  /** Clients at work from a first answer until `body` has ended, and there were a hundred requests. */
+  load(clients: LoadClients, body: () => Promise<void>): Promise<Load> {
+    return this.script<Load>(loadOf(clients), { onOutput: body, timeoutMs: 600_000 });
   }
 
   /** Starts a JavaScript program inside that prints `ready` when it is; it ends with the namespace. */
@@ -92,4 +113,24 @@ export function requests(list: readonly { url: string; headers?: Record<string, 
       req.on('error', (error) => { results.push({ status: 0, body: error.message }); next(); });
     };
     next();`;
+}
+
+function loadOf({ urls, host, kept, anew = 0, pauseMs = 0 }: LoadClients): string {
+  return `
+    const http = require('http'); let done = 0, active = 0, over = false; const failed = [], ports = new Set();
+    process.stdin.on('end', () => (over = true)).resume();
+    const heard = (ok, text) => { if (done + failed.length === 0) console.log(); ok ? done++ : failed.push(text); };
+    const call = (url, agent) => {
+      if (over && done + failed.length > 100) return --active === 0 && (console.log(JSON.stringify({ done, failed, connections: ports.size })), process.exit(0));
+      const again = () => setTimeout(call, ${pauseMs}, url, agent);
+      const req = http.get(url, { agent, headers: { host: '${host}' }, timeout: 60000 }, (res) => {
+        let text = ''; ports.add(res.socket.localPort);
+        res.on('data', (d) => (text += d)).on('end', () => { heard(res.statusCode === 200, res.statusCode + ' ' + text); again(); }).on('error', (e) => { heard(false, e.message); again(); });
+      });
+      req.on('timeout', () => req.destroy(new Error('timeout'))).on('error', (e) => { heard(false, e.code + ' ' + e.message); again(); });
+    };
+    for (const url of ${JSON.stringify(urls)}) {
+      for (let i = 0; i < ${kept}; i++) { active++; call(url, new http.Agent({ keepAlive: true, maxSockets: 1 })); }
+      for (let i = 0; i < ${anew}; i++) { active++; call(url, false); }
+    }`;
 }

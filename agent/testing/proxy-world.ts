@@ -78,11 +78,11 @@ export class ProxyWorld {
   }
 
   async ready(...pods: ProxyPod[]): Promise<void> {
-    for (const pod of pods) await this.running.whenReady(pod.uid, AbortSignal.timeout(10_000));
+    for (const pod of pods) await this.running.whenReady(pod.uid, AbortSignal.timeout(60_000));
   }
 
   async settled(): Promise<void> {
-    await waitFor('the configuration to reach Envoy', () => this.running.settled, { timeoutMs: 10_000, everyMs: 5 });
+    await waitFor('the configuration to reach Envoy', () => this.running.settled, { everyMs: 5 });
   }
 
   async close(): Promise<void> {

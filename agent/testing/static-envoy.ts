@@ -41,7 +41,7 @@ export class StaticEnvoy implements Closable {
           return false;
         }
         return envoy.ports.size === listeners;
-      }, { timeoutMs: 15_000, everyMs: 50 });
+      }, { everyMs: 50 });
     } catch (error) {
       await envoy.close();
       throw error;

@@ -310,7 +310,7 @@ describe('AdsChannel', () => {
   });
 });
 
-const WAIT = { timeoutMs: 5_000, everyMs: 2 };
+const WAIT = { everyMs: 2 };
 
 function requestsFor(stream: TestStream, type: string): TestStream['requests'] {
   return stream.requests.filter((request) => request.type_url === type);

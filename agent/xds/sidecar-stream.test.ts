@@ -11,7 +11,7 @@ import { visitRouteClusters } from './references.js';
 import { SidecarStream, sidecarTypes } from './sidecar-stream.js';
 
 const { clusters: CDS, endpoints: EDS, listeners: LDS, routes: RDS } = sidecarTypes;
-const WAIT = { timeoutMs: 5_000, everyMs: 2 };
+const WAIT = { everyMs: 2 };
 
 describe('SidecarStream', () => {
   const server = new TestControlPlane('127.0.0.1:0');

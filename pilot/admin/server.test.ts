@@ -58,13 +58,13 @@ test('/debug/syncz: a client that has acknowledged all is synced; one that refus
   const row = await waitFor('all acknowledged', async () => {
     const [first] = await json<Row[]>('/debug/syncz');
     return first?.cds.synced && first.eds.synced ? first : undefined;
-  }, { timeoutMs: 5_000, everyMs: 10 });
+  }, { everyMs: 10 });
   assert.equal(row.node, NODE);
   assert.equal(row.cds.sent, row.cds.acked);
   client.autoAck = false;
   writeFileSync(join(folder, 'z-slice.yaml'), sliceYaml('shop', 'web', [web]));
   client.ack(await client.nth(TYPE.endpoint, 2), 'no thanks');
-  await waitFor('the refusal', async () => (await json<Row[]>('/debug/syncz'))[0]?.eds.nack?.message === 'no thanks', { timeoutMs: 5_000, everyMs: 10 });
+  await waitFor('the refusal', async () => (await json<Row[]>('/debug/syncz'))[0]?.eds.nack?.message === 'no thanks', { everyMs: 10 });
   client.autoAck = true;
 });
 
@@ -75,7 +75,7 @@ test('/metrics: pushes by type, refusals, convergence and queue time under istio
   const after = await waitFor('the convergence', async () => {
     const { text } = await get('/metrics');
     return metric(text, 'pilot_proxy_convergence_time_count') > (metric(before, 'pilot_proxy_convergence_time_count') || 0) ? text : undefined;
-  }, { timeoutMs: 5_000, everyMs: 10 });
+  }, { everyMs: 10 });
   assert.equal(metric(after, 'pilot_xds_pushes{type="eds"}'), metric(before, 'pilot_xds_pushes{type="eds"}') + 1);
   assert.equal(metric(after, 'pilot_xds_pushes{type="cds"}'), metric(before, 'pilot_xds_pushes{type="cds"}'), 'an endpoint change pushes no clusters');
   assert.equal(metric(after, 'pilot_total_xds_rejects{type="eds"}'), 1);

@@ -12,7 +12,7 @@ import { waitFor } from '../../common/retry.js';
 import { CacertsWatcher, readCacerts } from './cacerts.js';
 import { securePilot, type SecurePilot } from './testing.js';
 
-const WAIT = { timeoutMs: 10_000, everyMs: 10 };
+const WAIT = { everyMs: 10 };
 const given = async (): Promise<CaMaterial> => (await selfSignedRoot({ trustDomain: 'org', now: Date.now(), ttlMs: 3_600_000 })).material;
 
 const secret = ({ certificatePem, privateKeyPem, rootPem }: CaMaterial): string =>

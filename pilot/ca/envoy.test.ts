@@ -14,7 +14,7 @@ import { waitFor } from '../../common/retry.js';
 import { freePort } from '../testing/free-port.js';
 import { securePilot } from './testing.js';
 
-const WAIT = { timeoutMs: 30_000, everyMs: 50 };
+const WAIT = { everyMs: 50 };
 const type = (name: string): string => `type.googleapis.com/${name}`;
 
 function bootstrap(sdsSocket: string, port: number): unknown {

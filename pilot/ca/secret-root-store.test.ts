@@ -11,7 +11,7 @@ import { logger } from '../../common/log.js';
 import { waitFor } from '../../common/retry.js';
 import { RootSecretFollower, SecretRootStore } from './secret-root-store.js';
 
-const WAIT = { timeoutMs: 30_000, everyMs: 10 };
+const WAIT = { everyMs: 10 };
 const log = logger('test').child({}, { level: 'silent' });
 
 test('RootSecretFollower: roots that could not be taken over are tried again, and until they are nothing is saved over them', async (context) => {

@@ -15,7 +15,7 @@ import { TYPE } from '../generate/resource.js';
 import { serviceYaml } from '../testing/mesh.js';
 import { bearer, createCertificate, securePilot, type SecurePilot } from './testing.js';
 
-const WAIT = { timeoutMs: 15_000, everyMs: 10 };
+const WAIT = { everyMs: 10 };
 const WEB = { namespace: 'shop', serviceAccount: 'web' };
 const NODE = 'sidecar~10.0.0.9~web-1.shop~shop.svc.cluster.local';
 

@@ -10,7 +10,7 @@ import { endpointAddress } from '../generate/envoy.js';
 import { podYaml, serviceYaml } from '../testing/mesh.js';
 import { HEALTH_CHECK_ANNOTATION } from './check.js';
 
-const WAIT = { timeoutMs: 10_000, everyMs: 10 };
+const WAIT = { everyMs: 10 };
 const CLUSTER = 'outbound|80||web.shop.svc.cluster.local';
 const web = { name: 'web-1', ip: '10.0.0.1', labels: { app: 'web' } };
 const other = { name: 'web-2', ip: '10.0.0.2', labels: { app: 'web' } };

@@ -171,7 +171,7 @@ test("a CA that changes is the webhook's at once: its certificate is one that wh
     assert.equal((await ask(first.rootPem)).status, 200);
     const second = await CertificateAuthority.create();
     await ca.replace(second.material, 'the test');
-    await waitFor('the new certificate', () => ask(second.rootPem).then(({ status }) => status === 200, () => false), { timeoutMs: 10_000 });
+    await waitFor('the new certificate', () => ask(second.rootPem).then(({ status }) => status === 200, () => false));
   } finally {
     await own.stop();
     rmSync(folder, { recursive: true, force: true });
@@ -206,9 +206,9 @@ test('the injection file is followed live; a wrong one leaves the last good one'
     return applyPatch(pod(), JSON.parse(Buffer.from(response?.patch ?? '', 'base64').toString('utf8')) as PatchOperation[]).spec.containers[1]?.image;
   };
   writeFileSync(join(folder, '.injection'), 'values: {proxyImage: "mine:2"}\n');
-  await waitFor('the new image', async () => (await image()) === 'mine:2', { timeoutMs: 10_000 });
+  await waitFor('the new image', async () => (await image()) === 'mine:2');
   writeFileSync(join(folder, '.injection'), 'values: {nothing: 1}\n');
   writeFileSync(join(folder, 'namespaces.yaml'), `${NAMESPACES}---\napiVersion: v1\nkind: Namespace\nmetadata: {name: later, labels: {istio-injection: enabled}}\n`);
-  await waitFor('the new namespace', async () => (await post('/inject', review('Pod', pod(), { namespace: 'later' }))).body.response?.patch !== undefined, { timeoutMs: 10_000 });
+  await waitFor('the new namespace', async () => (await post('/inject', review('Pod', pod(), { namespace: 'later' }))).body.response?.patch !== undefined);
   assert.equal(await image(), 'mine:2');
 });

@@ -12,7 +12,7 @@ import { fetchText } from './fetch.js';
 import { JwksFetcher, type JwksFetcherOptions } from './fetcher.js';
 
 const keySet = (kid: string): string => JSON.stringify({ keys: [{ kty: 'oct', kid, k: 'c2VjcmV0' }] });
-const soon = { timeoutMs: 20_000, everyMs: 5 };
+const soon = { everyMs: 5 };
 
 type Routes = Record<string, (request: IncomingMessage, response: ServerResponse) => void>;
 

@@ -50,7 +50,7 @@ test('a proxy that names its WorkloadGroup is an endpoint of what selects the gr
     await client.nth(TYPE.endpoint, 1);
     await stranger.nth(TYPE.endpoint, 1);
     vm.subscribe(TYPE.cluster);
-    const found = await waitFor('the endpoint', () => client.of(TYPE.endpoint).flatMap(({ resources }) => resources.map(({ resource }) => unpack(ClusterLoadAssignment, resource)!)).find(({ endpoints }) => endpoints.length > 0), { timeoutMs: 5_000, everyMs: 5 });
+    const found = await waitFor('the endpoint', () => client.of(TYPE.endpoint).flatMap(({ resources }) => resources.map(({ resource }) => unpack(ClusterLoadAssignment, resource)!)).find(({ endpoints }) => endpoints.length > 0), { everyMs: 5 });
     const [endpoint, ...more] = found.endpoints.flatMap(({ lb_endpoints }) => lb_endpoints);
     assert.equal(more.length, 0, 'who has not shown who it is does not become a server');
     assert.match(JSON.stringify(endpoint!.host_identifier), /10\.9\.0\.1.*8088/);
@@ -74,7 +74,7 @@ test('AutoRegistration: it goes when its last connection has been gone for a whi
   registration.connected(proxy);
   assert.deepEqual(changes.map(({ loaded }) => Boolean(loaded)), [true]);
   registration.gone(proxy);
-  await waitFor('it to go', () => changes.length === 2, { timeoutMs: 5_000, everyMs: 5 });
+  await waitFor('it to go', () => changes.length === 2, { everyMs: 5 });
   assert.deepEqual(changes[1], { key: 'networking.istio.io/WorkloadEntry/shop/vms-10.9.0.1' });
   registration.close();
 });

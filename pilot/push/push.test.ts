@@ -52,7 +52,7 @@ async function sidecar(): Promise<TestClient> {
   client.subscribe(TYPE.listener);
   client.subscribe(TYPE.route, ['80']);
   await client.nth(TYPE.route, 1);
-  await waitFor('all ACKs', () => pilot.status().ads.connections.some(({ types }) => Object.keys(types).length === 4 && Object.values(types).every(({ acked }) => acked)), { timeoutMs: 5_000, everyMs: 5 });
+  await waitFor('all ACKs', () => pilot.status().ads.connections.some(({ types }) => Object.keys(types).length === 4 && Object.values(types).every(({ acked }) => acked)), { everyMs: 5 });
   client.responses.length = 0;
   return client;
 }
@@ -125,7 +125,7 @@ test('delta: subscribing again to a name sends it again, unsubscribing ends it',
   client.subscribe(TYPE.endpoint, [WEB, OTHER]);
   assert.deepEqual(names(await client.nth(TYPE.endpoint, 2)), [OTHER, WEB]);
   client.send({ type_url: TYPE.endpoint, resource_names_unsubscribe: [WEB] });
-  await waitFor('the unsubscription', () => pilot.status().ads.connections[0]?.types[TYPE.endpoint]?.watched === 1, { timeoutMs: 5_000, everyMs: 5 });
+  await waitFor('the unsubscription', () => pilot.status().ads.connections[0]?.types[TYPE.endpoint]?.watched === 1, { everyMs: 5 });
   write('web.yaml', serviceYaml('shop', 'web', '10.96.0.1', []));
   write('other.yaml', serviceYaml('shop', 'other', '10.96.0.2', []));
   assert.deepEqual(names(await client.nth(TYPE.endpoint, 3)), [OTHER]);
@@ -137,7 +137,7 @@ test('a NACKed resource is not sent again before its content changes', async () 
   write('routes.yaml', WEIGHTS(50));
   const refused = await client.nth(TYPE.route, 1);
   client.ack(refused, 'no such thing');
-  await waitFor('the NACK in the status', () => pilot.status().ads.connections[0]?.types[TYPE.route]?.nack?.message === 'no such thing', { timeoutMs: 5_000, everyMs: 5 });
+  await waitFor('the NACK in the status', () => pilot.status().ads.connections[0]?.types[TYPE.route]?.nack?.message === 'no such thing', { everyMs: 5 });
   client.autoAck = true;
   // A change elsewhere that regenerates routes: this one's content is the same.
   write('third.yaml', serviceYaml('shop', 'third', '10.96.0.3', [], 'name: tcp, port: 5432'));
@@ -147,7 +147,7 @@ test('a NACKed resource is not sent again before its content changes', async () 
   assert.equal(client.of(TYPE.route).length, 1);
   write('routes.yaml', WEIGHTS(60));
   await client.nth(TYPE.route, 2);
-  await waitFor('the ACK in the status', () => pilot.status().ads.connections[0]?.types[TYPE.route]?.nack === undefined, { timeoutMs: 5_000, everyMs: 5 });
+  await waitFor('the ACK in the status', () => pilot.status().ads.connections[0]?.types[TYPE.route]?.nack === undefined, { everyMs: 5 });
 });
 
 test('a client that does not answer gets the newest state when it does, and holds nobody up', async () => {
@@ -168,7 +168,7 @@ test('a client that does not answer gets the newest state when it does, and hold
   const newest = await slow.nth(TYPE.route, 2);
   assert.equal(newest.resources[0]!.version, fast.of(TYPE.route)[4]!.resources[0]!.version);
   slow.ack(newest);
-  await waitFor('an empty queue', () => pilot.status().ads.queued === 0, { timeoutMs: 5_000, everyMs: 5 });
+  await waitFor('an empty queue', () => pilot.status().ads.queued === 0, { everyMs: 5 });
   assert.equal(slow.of(TYPE.route).length, 2);
 });
 
@@ -207,7 +207,7 @@ test('ztunnel: addresses by wildcard, then only what changed; an empty set of po
 test('a node id that is none ends the stream with INVALID_ARGUMENT; a type that is not served gets no answer', async () => {
   const client = connect('nobody');
   client.subscribe(TYPE.cluster);
-  const error = await waitFor('the error', () => client.error, { timeoutMs: 5_000, everyMs: 5 });
+  const error = await waitFor('the error', () => client.error, { everyMs: 5 });
   assert.match(error.message, /INVALID_ARGUMENT: reading node id "nobody": expected type~ip~name\.namespace~domain/);
   const other = connect();
   other.subscribe('type.googleapis.com/envoy.service.runtime.v3.Runtime', ['default']);
@@ -219,7 +219,7 @@ test('a node id that is none ends the stream with INVALID_ARGUMENT; a type that 
 test('a client that says nothing, opens too many streams, or watches too many names is told so; others go on', async () => {
   await pilot.stop();
   await start(['127.0.0.1:0', `unix:${join(folder, 'limits.sock')}`], { firstRequestMs: 200, streamsPerPeer: 2, namesPerType: 3 });
-  const refused = async (client: TestClient): Promise<string> => (await waitFor('the refusal', () => client.error, { timeoutMs: 5_000, everyMs: 5 })).message;
+  const refused = async (client: TestClient): Promise<string> => (await waitFor('the refusal', () => client.error, { everyMs: 5 })).message;
   assert.match(await refused(connect()), /DEADLINE_EXCEEDED/);
   const first = connect();
   first.subscribe(TYPE.endpoint, [WEB, OTHER]);
@@ -245,7 +245,7 @@ test('state of the world: clusters as a whole, stale requests ignored, endpoints
   stream.on('data', (response: DiscoveryResponse) => responses.push(response));
   stream.on('error', () => undefined);
   const send = (request: Partial<DiscoveryRequest>): void => void stream.write(DiscoveryRequest.fromPartial({ node: { id: NODE }, ...request }));
-  const nth = async (type: string, count: number): Promise<DiscoveryResponse> => waitFor(`${type} ${count}`, () => responses.filter(({ type_url }) => type_url === type)[count - 1], { timeoutMs: 5_000, everyMs: 5 });
+  const nth = async (type: string, count: number): Promise<DiscoveryResponse> => waitFor(`${type} ${count}`, () => responses.filter(({ type_url }) => type_url === type)[count - 1], { everyMs: 5 });
   try {
     send({ type_url: TYPE.cluster });
     const first = await nth(TYPE.cluster, 1);

@@ -18,7 +18,7 @@ const KEEPALIVE_MS = 30_000;
 const TIMEOUT_MS = 10_000;
 const GRACE_MS = 50;
 const BUCKET_MS = 100;
-const WAIT = { timeoutMs: 30_000, everyMs: 5 };
+const WAIT = { everyMs: 5 };
 const PREFACE = Buffer.concat([Buffer.from('PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n'), Buffer.from([0, 0, 0, 4, 0, 0, 0, 0, 0])]);
 
 const bytes = (value: Buffer): Buffer => value;

@@ -14,7 +14,7 @@ import { Pilot } from '../index.js';
 import { freePort } from '../testing/free-port.js';
 
 const STREAMS = 4;
-const WAIT = { timeoutMs: 60_000, everyMs: 10 };
+const WAIT = { everyMs: 10 };
 
 const config = (port: number): string => `
 apiVersion: networking.istio.io/v1

@@ -145,7 +145,7 @@ async function follow(t: TestContext, api: ApiStandIn, user: object, pageSize = 
   t.after(() => source.close());
   followed.source = source;
   followed.state = () => Object.fromEntries([...followed.latest.values()].map(({ object }) => [object.metadata.name, object.metadata.labels?.['v'] ?? '']));
-  followed.until = (expected) => waitFor(JSON.stringify(expected), () => JSON.stringify(followed.state()) === JSON.stringify(expected), { timeoutMs: 10_000, everyMs: 5 }).then(() => undefined, () => assert.deepEqual(followed.state(), expected));
+  followed.until = (expected) => waitFor(JSON.stringify(expected), () => JSON.stringify(followed.state()) === JSON.stringify(expected), { everyMs: 5 }).then(() => undefined, () => assert.deepEqual(followed.state(), expected));
   await source.start();
   return followed;
 }
@@ -156,7 +156,7 @@ test('KubernetesSource: lists in pages, then follows what comes, changes and goe
   const { state, until, ...followed } = await follow(t, api, await clientCertificate(), 2);
   assert.deepEqual(state(), { a: '1', b: '1', c: '1' });
   assert.ok(api.requests.includes('pods?limit=2&continue=2'));
-  await waitFor('the watch', () => api.watching('pods'), { timeoutMs: 5_000 });
+  await waitFor('the watch', () => api.watching('pods'));
   api.set('pods', pod('b', '2'));
   api.remove('pods', pod('a'));
   await until({ b: '2', c: '1' });
@@ -178,7 +178,7 @@ test('KubernetesSource: a watch that breaks or ends is taken up at the newest ve
   const api = await standIn(t);
   api.set('pods', pod('a'));
   const { until } = await follow(t, api, await clientCertificate());
-  await waitFor('the watch', () => api.watching('pods'), { timeoutMs: 5_000 });
+  await waitFor('the watch', () => api.watching('pods'));
   const version = api.bookmark('pods');
   // Whatever stands behind the bookmark in the same stream was read after it.
   api.set('pods', pod('a', '2'));
@@ -186,7 +186,7 @@ test('KubernetesSource: a watch that breaks or ends is taken up at the newest ve
   for (const orderly of [false, true]) {
     const before = api.requests.length;
     api.drop({ orderly });
-    await waitFor('the next watch', () => api.watching('pods') && api.requests.slice(before).some((line) => line.startsWith('pods?watch')), { timeoutMs: 5_000, everyMs: 5 });
+    await waitFor('the next watch', () => api.watching('pods') && api.requests.slice(before).some((line) => line.startsWith('pods?watch')), { everyMs: 5 });
     const again = api.requests.slice(before).filter((line) => line.startsWith('pods?'));
     assert.ok(again.every((line) => line.includes(`resourceVersion=${Number(version) + 1}`)), again.join());
   }
@@ -197,12 +197,12 @@ test('KubernetesSource: a version that is too old, as an answer or within a watc
   api.set('pods', pod('a'));
   api.set('pods', pod('b'));
   const { until } = await follow(t, api, await clientCertificate());
-  await waitFor('the watch', () => api.watching('pods'), { timeoutMs: 5_000 });
+  await waitFor('the watch', () => api.watching('pods'));
   api.objects.delete('pods/shop/a');
   api.set('pods', pod('b', '2'), false);
   api.drop({ forget: true });
   await until({ b: '2' });
-  await waitFor('the watch', () => api.watching('pods'), { timeoutMs: 5_000 });
+  await waitFor('the watch', () => api.watching('pods'));
   api.set('pods', pod('c'), false);
   api.send('pods', { type: 'ERROR', object: { kind: 'Status', code: 410, message: 'too old resource version' } });
   await until({ b: '2', c: '1' });
@@ -213,7 +213,7 @@ test('KubernetesSource: an object that is refused stays as it was and is told wi
   api.missing.add('endpointslices');
   api.set('pods', pod('a'));
   const { until, source } = await follow(t, api, await clientCertificate());
-  await waitFor('the watch', () => api.watching('pods'), { timeoutMs: 5_000 });
+  await waitFor('the watch', () => api.watching('pods'));
   api.set('pods', { ...pod('a'), metadata: { name: 'a', namespace: 'shop', labels: { v: 7 as unknown as string } } });
   api.set('pods', pod('b'));
   await until({ a: '1', b: '1' });
@@ -233,7 +233,7 @@ test('KubernetesSource: a token is read from its file each time; without a good 
   t.after(() => source.close());
   await assert.rejects(source.start(), { code: 'UNDERPASS_KUBERNETES', message: /401/ });
   writeFileSync(tokenFile, 'new\n');
-  await waitFor('the watch', () => api.watching('pods'), { timeoutMs: 5_000 });
+  await waitFor('the watch', () => api.watching('pods'));
 });
 
 test('parseKubeconfig: what is wrong is named; one from a Secret may name neither files nor programs', async (t) => {
@@ -259,13 +259,13 @@ test('Sources: a remote cluster joins by a Secret with its kubeconfig, and leave
   t.after(() => sources.close());
   await sources.start();
   assert.deepEqual([...latest.keys()], ['/Pod/shop/a']);
-  await waitFor('the watch', () => primary.watching('secrets'), { timeoutMs: 5_000 });
+  await waitFor('the watch', () => primary.watching('secrets'));
   const secret = { apiVersion: 'v1', kind: 'Secret', metadata: { name: 'remote', namespace: 'istio-system', labels: { 'istio/multiCluster': 'true' } }, data: { far: base64(kubeconfig(remote, await clientCertificate())) } };
   primary.set('secrets', secret);
-  await waitFor('the remote pod', () => latest.has('@far//Pod/shop/a'), { timeoutMs: 10_000 });
+  await waitFor('the remote pod', () => latest.has('@far//Pod/shop/a'));
   assert.deepEqual(plan.clusters, { far: { network: '' } });
   assert.equal(latest.get('@far//Pod/shop/a')?.object.metadata.labels?.['v'], 'remote');
   assert.ok(!remote.requests.some((line) => line.startsWith('secrets')), 'Secrets of other clusters are not read');
   primary.remove('secrets', secret);
-  await waitFor('its end', () => !latest.has('@far//Pod/shop/a') && !remote.watching('pods'), { timeoutMs: 10_000 });
+  await waitFor('its end', () => !latest.has('@far//Pod/shop/a') && !remote.watching('pods'));
 });

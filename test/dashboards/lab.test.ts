@@ -68,7 +68,7 @@ before(async () => {
   await world.up();
   agentAddress = (await world.agentStatus()).metrics?.address ?? assert.fail('the agent serves no metrics');
   textOnly = createServer((_, response) => void fetch(`http://${agentAddress}/metrics`, { headers: { accept: 'text/plain' } }).then(async (answer) => response.setHeader('content-type', answer.headers.get('content-type') ?? '').end(await answer.text()), () => response.destroy())).listen(0, '127.0.0.1');
-  await waitFor('the relay', () => textOnly.listening, { timeoutMs: 10_000, everyMs: 5 });
+  await waitFor('the relay', () => textOnly.listening, { everyMs: 5 });
   prometheus = await Prometheus.start({
     intervalMs: 2_000,
     rules: [RULES],
@@ -235,8 +235,8 @@ async function review(path: string, kind: string, object: unknown): Promise<void
 async function drift(): Promise<void> {
   const { bpffsDir, instance } = instancePaths({ instance: world.name });
   const map = ['pinned', join(bpffsDir, instance, 'maps', 'service_indexes')];
-  const [entry] = JSON.parse((await run('bpftool', ['-j', 'map', 'dump', ...map], { timeoutMs: 20_000 })).stdout) as { key: string[] }[];
-  await run('bpftool', ['map', 'delete', ...map, 'key', 'hex', ...entry!.key.map((byte) => byte.slice(2))], { timeoutMs: 20_000 });
+  const [entry] = JSON.parse((await run('bpftool', ['-j', 'map', 'dump', ...map], { timeoutMs: 60_000 })).stdout) as { key: string[] }[];
+  await run('bpftool', ['map', 'delete', ...map, 'key', 'hex', ...entry!.key.map((byte) => byte.slice(2))], { timeoutMs: 60_000 });
 }
 
 test('an alert says of which node it is, and what to run', async () => {

@@ -57,7 +57,7 @@ const listeners = Object.entries(pages).map(([name, page]) => ({ name, listener:
 const servers = Object.entries(pages).map(([name, page]) => ({ name: `${name}, as text`, server: createServer((_, response) => response.setHeader('content-type', CONTENT_TYPES.text).end([...page.pieces('text')].join(''))).listen(0, '127.0.0.1') }));
 let prometheus: Prometheus;
 before(async () => {
-  await waitFor('the listeners', () => listeners.every(({ listener }) => listener.status.problem === undefined) && servers.every(({ server }) => server.listening), { timeoutMs: 20_000, everyMs: 10 });
+  await waitFor('the listeners', () => listeners.every(({ listener }) => listener.status.problem === undefined) && servers.every(({ server }) => server.listening), { everyMs: 10 });
   prometheus = await Prometheus.start({
     intervalMs: 2_000,
     targets: [...listeners.map(({ name, listener }) => ({ job: name, address: listener.status.address })), ...servers.map(({ name, server }) => ({ job: name, address: `127.0.0.1:${(server.address() as AddressInfo).port}` }))],

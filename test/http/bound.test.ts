@@ -8,7 +8,7 @@ import { answer, client, closeAll, connection, DRAWN, envoy, exchanges, fast, re
 exchanges(undefined, tableOf, { http_upstreams_per_server: 2, http_upstreams_per_node: 3 });
 
 const upstreams = (): { open: number; most: number } => w.kernel.http.control.upstreams();
-const none = (): Promise<unknown> => waitFor('connections to be gone', async () => upstreams().open === 0, { timeoutMs: 5_000, everyMs: 5 });
+const none = (): Promise<unknown> => waitFor('connections to be gone', async () => upstreams().open === 0, { everyMs: 5 });
 beforeEach(none);
 
 /** By which pool a request of this client goes; `endpoint` is the name that makes Envoy open one for it, `ondpoint` the shared one's. */
@@ -47,7 +47,7 @@ test('a server that has as many as it may: other clients\' requests are drawn al
     });
     assert.deepEqual([counters['http_connections_bound'], counters['http_requests_drawn']], [2, 3], JSON.stringify(counters));
     await envoy.do('close', 'u80b');
-    await waitFor('it to be gone', async () => upstreams().open === 1, { timeoutMs: 5_000, everyMs: 5 });
+    await waitFor('it to be gone', async () => upstreams().open === 1, { everyMs: 5 });
     assert.equal(await drawn(request('/a'), 'c2', 'd2'), 'endpoint');
     await fast('/a', 80);
   });

@@ -5,12 +5,12 @@
  */
 import assert from 'node:assert/strict';
 import { after, before, beforeEach } from 'node:test';
-import { setTimeout as sleep } from 'node:timers/promises';
 import { TAUGHT_MARK } from '../../agent/http/names.js';
 import { className, ENVOY, type HttpClass, type HttpTable, type HttpTrace } from '../../agent/http/table.js';
 import { KernelWorld } from '../../agent/dataplane/kernel-testing.js';
 import { HttpEndingQueue } from '../../agent/dataplane/http-endings.js';
 import { logger } from '../../common/log.js';
+import { waitFor } from '../../common/retry.js';
 import type { HttpEnd } from '../../agent/dataplane/kernel-http-control.js';
 import { Ends, type Answer } from './ends.js';
 
@@ -90,14 +90,13 @@ export function exchanges(act: () => boolean = () => true, tables: () => HttpTab
     listen();
     startBeat();
     // The client's program is on probation first.
-    for (let i = 0; i < 40; i++) {
+    await waitFor("the end of the client's probation", async () => {
       await connection();
       await client.do('send', 'c', 'x');
       await envoy.do('receive', 'd', 1);
       await closeAll();
-      if (i > 8 && w.kernel.probation().some(({ verdict }) => verdict === 'event-driven')) break;
-      await sleep(20);
-    }
+      return w.kernel.probation().some(({ verdict }) => verdict === 'event-driven');
+    }, { everyMs: 20 });
   });
   after(async () => {
     clearInterval(beat);
@@ -208,6 +207,6 @@ export async function byEnvoy(sent: string, back: string | null = answer('by Env
 
 /** Waits until the kernel has counted so many of these. */
 export async function untilEnded(count: number): Promise<void> {
-  for (let i = 0; i < 100 && ends.length < count; i++) await sleep(10);
+  await waitFor(`${count} ends`, () => ends.length >= count, { everyMs: 10 });
   assert.equal(ends.length, count);
 }

@@ -2,6 +2,7 @@
 import assert from 'node:assert/strict';
 import { beforeEach, test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { waitFor } from '../../common/retry.js';
 import type { HttpEndpoint, HttpTable, OutlierDetection } from '../../agent/http/table.js';
 import { anew, answer, client, closeAll, connection, DRAWN, envoy, exchanges, lesson, line, request, server, startBeat, stopBeat, text, upstream, w } from './exchange-testing.js';
 
@@ -277,7 +278,7 @@ test('a server that ends in the middle of what the kernel moved has failed, and 
   const port = await byKernel(() => 'HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nab');
   assert.deepEqual(ejected(), []);
   await server.do('reset', `s${port}`);
-  for (let i = 0; i < 100 && ejected().length === 0; i++) await sleep(10);
+  await waitFor('the ejection', () => ejected().length > 0, { everyMs: 10 });
   assert.deepEqual(ejected(), [port]);
   await closeAll();
   await fresh({ consecutive5xx: 1 });
@@ -285,7 +286,7 @@ test('a server that ends in the middle of what the kernel moved has failed, and 
   const drawn = await draw();
   await answered('HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nab');
   await envoy.do('close', 'd');
-  for (let i = 0; i < 100 && ejected().length === 0; i++) await sleep(10);
+  await waitFor('the ejection', () => ejected().length > 0, { everyMs: 10 });
   assert.deepEqual(ejected(), [drawn]);
   await client.do('close', 'c');
   await fresh({ consecutive5xx: 1 });

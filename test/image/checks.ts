@@ -131,7 +131,7 @@ async function ownersOf(files: readonly string[], debian: string): Promise<Map<s
 
 /** `NAME@VERSION` of each package by its name. */
 async function installed(debian: string): Promise<Map<string, string>> {
-  const { stdout } = await run('dpkg-query', [`--root=${debian}`, '--show', '--showformat', '${Package} ${Version}\n'], { timeoutMs: 20_000 });
+  const { stdout } = await run('dpkg-query', [`--root=${debian}`, '--show', '--showformat', '${Package} ${Version}\n'], { timeoutMs: 60_000 });
   return new Map(stdout.trim().split('\n').map((line) => [line.split(' ')[0]!, line.replace(' ', '@')]));
 }
 

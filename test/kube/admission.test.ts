@@ -17,7 +17,7 @@ import { bearer, createCertificate, type Outcome } from '../../pilot/ca/testing.
 import { freePorts, KubeCluster } from './cluster.js';
 import { pilotKubeconfig, startPilot, type KubePilot } from './pilot.js';
 
-const WAIT = { timeoutMs: 20_000, everyMs: 50 };
+const WAIT = { everyMs: 50 };
 
 let folder: string;
 let cluster: KubeCluster;

@@ -18,7 +18,7 @@ import { KubeCluster, type AuditedRequest } from './cluster.js';
 import { KubeNode } from './node.js';
 import { pilotKubeconfig, startPilot, type KubePilot } from './pilot.js';
 
-const WAIT = { timeoutMs: 60_000, everyMs: 50 };
+const WAIT = { everyMs: 50 };
 const AGENT_USER = 'system:serviceaccount:underpass-system:underpass-agent';
 const DAEMON_SET = { namespace: 'underpass-system', name: 'underpass-agent' };
 const NETWORK = { cniVersion: '1.0.0', name: 'net', plugins: [{ type: 'bridge' }] };

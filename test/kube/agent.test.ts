@@ -11,7 +11,7 @@ import { KubeCluster } from './cluster.js';
 import { KubeNode } from './node.js';
 import { pilotKubeconfig, startPilot, type KubePilot } from './pilot.js';
 
-const WAIT = { timeoutMs: 30_000, everyMs: 50 };
+const WAIT = { everyMs: 50 };
 const AGENT_USER = 'system:serviceaccount:underpass-system:underpass-agent';
 
 let folder: string;
@@ -160,7 +160,7 @@ test('a right that is missing is named, with the manifest that has it, and nothi
 
 test('CNI: the first thing that a program of a new pod sends is captured; a pod of another namespace is let start at once', async () => {
   const pod = await node.starting('shop', 'newborn');
-  const from = (): Promise<string> => run(join(buildDir, 'underpass-exec'), ['--cgroup', pod.cgroup, '--netns', pod.netns, '--', 'curl', '-s', '--max-time', '5', '-H', 'host: web', 'http://10.96.7.7/said'], { okCodes: [0, 7] }).then(({ stdout }) => stdout);
+  const from = (): Promise<string> => run(join(buildDir, 'underpass-exec'), ['--cgroup', pod.cgroup, '--netns', pod.netns, '--', 'curl', '-s', '--max-time', '30', '-H', 'host: web', 'http://10.96.7.7/said'], { okCodes: [0, 7] }).then(({ stdout }) => stdout);
   assert.equal(await from(), '', 'before, there is no way to anywhere');
   const { code, answer } = await node.addNetwork(pod, '10.99.0.5');
   assert.deepEqual([code, answer.ips], [0, [{ address: '10.99.0.5/24' }]], JSON.stringify(answer));

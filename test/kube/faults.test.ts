@@ -14,7 +14,7 @@ import type { KubeObject } from '../../common/kube/types.js';
 import { sleep, waitFor } from '../../common/retry.js';
 import { AGENT_RBAC, AgentWorld } from './agent-world.js';
 
-const WAIT = { timeoutMs: 60_000, everyMs: 50 };
+const WAIT = { everyMs: 50 };
 const world = new AgentWorld();
 type KubeEvent = KubeObject & { count: number; message: string; reason: string; involvedObject: { kind: string; name: string } };
 

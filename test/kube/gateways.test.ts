@@ -13,7 +13,7 @@ import { KubeCluster } from './cluster.js';
 import { PILOT_USER } from './pilot.js';
 import { Replica } from './replica.js';
 
-const WAIT = { timeoutMs: 30_000, everyMs: 100 };
+const WAIT = { everyMs: 100 };
 const objects = installationObjects(readValues([], ['gateways.ingress.enabled=true', 'gateways.egress.enabled=true', 'gateways.eastWest.enabled=true', 'gateways.eastWest.network=n1', 'pilot.proxyImage=registry.example/proxyv2:1', 'trustDomain=mesh.example']));
 const yaml = (list: readonly object[]): string => list.map((object) => stringify(object)).join('---\n');
 const find = <T extends KubeObject>(kind: string, name: string): T => objects.find((object) => object.kind === kind && object.metadata.name === name) as T;

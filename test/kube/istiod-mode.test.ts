@@ -14,7 +14,7 @@ import { KubeCluster } from './cluster.js';
 import { KubeNode } from './node.js';
 import { pilotKubeconfig, startPilot, type KubePilot } from './pilot.js';
 
-const WAIT = { timeoutMs: 60_000, everyMs: 50 };
+const WAIT = { everyMs: 50 };
 const AGENT_USER = 'system:serviceaccount:underpass-system:underpass-agent';
 const pod = (namespace: string, name: string, more = ''): string => `
 apiVersion: v1

@@ -97,7 +97,7 @@ export class NodeMachine implements ClusterMachine, Closable {
     this.#holder = spawn(command, args, { stdio: ['ignore', 'ignore', log] });
     closeSync(log);
     const holder = this.#holder.pid!;
-    this.#pid = await waitFor('its first process', () => firstProcess(holder), { timeoutMs: 10_000, everyMs: 10 }).catch((error: unknown) => {
+    this.#pid = await waitFor('its first process', () => firstProcess(holder), { everyMs: 10 }).catch((error: unknown) => {
       throw new Error(`${String(error)}\n${this.log('machine')}`, { cause: error });
     });
     for (const { root, programs } of this.#hierarchies) {

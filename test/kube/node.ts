@@ -163,7 +163,7 @@ export class KubeNode {
 
   /** @returns status and body, from within a pod */
   async curl(pod: string, url: string, ...args: string[]): Promise<{ status: number; body: string }> {
-    const { stdout } = await this.#lab.exec(pod, ['curl', '-s', '--max-time', '5', '-w', '\\n%{http_code}', ...args, url], { timeoutMs: 10_000 });
+    const { stdout } = await this.#lab.exec(pod, ['curl', '-s', '--max-time', '30', '-w', '\\n%{http_code}', ...args, url], { timeoutMs: 60_000 });
     const end = stdout.lastIndexOf('\n');
     return { status: Number(stdout.slice(end + 1)), body: stdout.slice(0, end) };
   }

@@ -10,7 +10,7 @@ import { run } from '../../common/process.js';
 import { sleep, waitFor } from '../../common/retry.js';
 import { AgentWorld } from './agent-world.js';
 
-const WAIT = { timeoutMs: 60_000, everyMs: 50 };
+const WAIT = { everyMs: 50 };
 const world = new AgentWorld();
 const [OTHER_UID, LAST_UID] = ['0f0f0f0f-0000-4000-8000-000000000001', '0f0f0f0f-0000-4000-8000-000000000002'];
 

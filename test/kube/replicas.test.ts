@@ -18,7 +18,7 @@ import { Relay } from './relay.js';
 import { Replica } from './replica.js';
 import { MeshView } from './view.js';
 
-const WAIT = { timeoutMs: 40_000, everyMs: 50 };
+const WAIT = { everyMs: 50 };
 const GATEWAY_API = 'gateway.networking.k8s.io/v1';
 
 let folder: string;

@@ -18,7 +18,7 @@ import { pilotKubeconfig, PILOT_USER, startPilot, type KubePilot } from './pilot
 import { Relay } from './relay.js';
 import { MeshView, WEB } from './view.js';
 
-const WAIT = { timeoutMs: 20_000, everyMs: 20 };
+const WAIT = { everyMs: 20 };
 
 let folder: string;
 let cluster: KubeCluster;

@@ -14,7 +14,7 @@ import { waitFor } from '../../common/retry.js';
 import { CLI } from '../agent-harness.js';
 import { KubeCluster } from './cluster.js';
 
-const WAIT = { timeoutMs: 20_000, everyMs: 50 };
+const WAIT = { everyMs: 50 };
 const USER = 'system:serviceaccount:underpass-system:underpass-uninstall';
 const NAMESPACE = 'underpass-system';
 const objects = installationObjects(readValues([], ['controlPlane=istiod', 'image.repository=registry.example/underpass', 'agent.cniConfDir=/var/lib/cni/conf']));

@@ -18,7 +18,7 @@ import { base64, KubeCluster, type AuditedRequest } from './cluster.js';
 import { pilotKubeconfig, PILOT_USER, startPilot, type KubePilot } from './pilot.js';
 import { Relay } from './relay.js';
 
-const WAIT = { timeoutMs: 20_000, everyMs: 50 };
+const WAIT = { everyMs: 50 };
 const LEASE_TIMES = { leaseMs: 3_000, renewMs: 2_000, retryMs: 200 };
 const GATEWAY_API = 'gateway.networking.k8s.io/v1';
 

@@ -32,7 +32,7 @@ import { TokenIssuer, type TokenSubject } from '../../common/identity/service-ac
 import type { ContainerRecord, PodRecord } from '../../common/lab-api.js';
 import { logger } from '../../common/log.js';
 import { run, type RunResult } from '../../common/process.js';
-import { waitFor } from '../../common/retry.js';
+import { PATIENCE_MS, waitFor } from '../../common/retry.js';
 import { Lab } from '../../lab/index.js';
 import { Pilot, type PilotOptions } from '../../pilot/index.js';
 import { CLI, SHARED_SELF_TEST } from '../agent-harness.js';
@@ -392,7 +392,7 @@ let agent = new http.Agent({ keepAlive, maxSockets: 1 });
 const result = { statuses: {}, versions: {}, pods: {} };
 const add = (table, key) => (table[key] = (table[key] ?? 0) + 1);
 const one = () => new Promise((resolve) => {
-  const request = http.request(url, { agent, headers, timeout: 10000 }, (response) => {
+  const request = http.request(url, { agent, headers, timeout: 30000 }, (response) => {
     let text = '';
     response.on('data', (chunk) => (text += chunk)).on('end', () => {
       add(result.statuses, response.statusCode);
@@ -416,7 +416,7 @@ const one = () => new Promise((resolve) => {
   }
   agent.destroy(); console.log(JSON.stringify(result));
 })();`;
-    const { code, stdout, stderr } = await this.lab.exec(from, [process.execPath, '-e', script, JSON.stringify([url, count, headers, keepAlive, each])], { timeoutMs: 60_000 });
+    const { code, stdout, stderr } = await this.lab.exec(from, [process.execPath, '-e', script, JSON.stringify([url, count, headers, keepAlive, each])], { timeoutMs: 10 * PATIENCE_MS });
     assert.equal(code, 0, stderr);
     return JSON.parse(stdout) as Awaited<ReturnType<MeshWorld['load']>>;
   }

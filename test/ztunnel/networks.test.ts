@@ -94,7 +94,7 @@ after(async () => {
   rmSync(folder, { recursive: true, force: true });
 });
 
-const ask = async (): Promise<string> => (await near.exec('ambient/client', ['curl', '-sS', '--max-time', '5', 'http://web.shop/'])).stdout;
+const ask = async (): Promise<string> => (await near.exec('ambient/client', ['curl', '-sS', '--max-time', '30', 'http://web.shop/'])).stdout;
 
 test('a service that is of the other network alone is reached through its gateway, and hears who called', async () => {
   const since = ztunnel.accesses.length;

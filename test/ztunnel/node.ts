@@ -163,7 +163,7 @@ export class ZtunnelNode {
 
   /** @param place port and path of one of its own interfaces, e.g. `15000/config_dump` */
   async admin(place: string): Promise<string> {
-    return (await this.world.lab.exec(ZTUNNEL_POD, ['curl', '-s', '--max-time', '5', `http://localhost:${place}`])).stdout;
+    return (await this.world.lab.exec(ZTUNNEL_POD, ['curl', '-s', '--max-time', '30', `http://localhost:${place}`])).stdout;
   }
 
   /** What was logged of connections since then, once there are at least as many as are waited for. */

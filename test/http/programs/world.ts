@@ -180,7 +180,7 @@ ${servers.join('')}${clients.join('')}${service('both', 'group: echo')}`.replace
   said = '';
 
   async #listens(of: string, port: number): Promise<void> {
-    await waitFor(`${of} to listen`, async () => (await this.world.lab.exec(`${NAMESPACE}/${of}`, ['python3', '-c', `import socket; socket.create_connection(("127.0.0.1", ${port}))`], { timeoutMs: 120_000 })).code === 0, { timeoutMs: 20_000, everyMs: 50 }).catch((error: unknown) => {
+    await waitFor(`${of} to listen`, async () => (await this.world.lab.exec(`${NAMESPACE}/${of}`, ['python3', '-c', `import socket; socket.create_connection(("127.0.0.1", ${port}))`], { timeoutMs: 120_000 })).code === 0, { everyMs: 50 }).catch((error: unknown) => {
       throw new Error(`${String(error)}: ${this.said}`);
     });
   }
