@@ -28,7 +28,7 @@ test('drain: not ready at once, changes still arrive; then streams end without a
     assert.equal(await page('/ready'), '200 ready');
     for (const client of clients) client.subscribe(TYPE.cluster, ['*']);
     for (const client of clients) await client.nth(TYPE.cluster, 1);
-    const drained = pilot.drain(800);
+    const drained = pilot.drain(6_000);
     assert.deepEqual([await page('/ready'), await page('/live')], ['503 stopping', '200 live']);
     writeFileSync(file, SERVICE.replaceAll('web', 'later') + '---\n' + SERVICE);
     await waitFor('the change', () => clients.every((client) => client.of(TYPE.cluster).some(({ resources }) => resources.some(({ name }) => name.includes('later')))), WAIT);
