@@ -61,6 +61,8 @@ describe('EnvoyAudit with a real Envoy', () => {
     for (const resource of ['dynamic_active_clusters', 'dynamic_endpoint_configs', 'dynamic_listeners', 'dynamic_route_configs']) all.push((await envoy.admin.get(`/config_dump?include_eds&resource=${resource}`)).replace(/"last_updated": "[^"]*"/g, ''));
     return all.join('').split(/\s+/).sort().join(' ');
   };
+  /** The ADS server is another one after each time that somebody else was there; the agent remembers. */
+  const newestAds: ConstructorParameters<typeof EnvoyAudit>[0]['ads'] = { get idle() { return ads.idle; }, entries: (type) => ads.entries(type), status: (...of) => ads.status(...of), mayHold: (...of) => ads.mayHold(...of), resend: (...of) => ads.resend(...of) };
   /** All of Envoy's that the agent knows of is as it was, by Envoy's own word. */
   async function comesBack(expected: readonly string[], before_: string): Promise<void> {
     assert.notEqual(await dump(), before_, 'something has changed');
@@ -81,8 +83,7 @@ describe('EnvoyAudit with a real Envoy', () => {
     await startAds();
     await envoy.start();
     await settled();
-    // The ADS server is another one after each time that somebody else was there; the agent remembers.
-    audit = new EnvoyAudit({ ads: { get idle() { return ads.idle; }, entries: (type) => ads.entries(type), status: (...of) => ads.status(...of), mayHold: (...of) => ads.mayHold(...of), resend: (...of) => ads.resend(...of) }, admin: envoy.admin, envoy: () => envoy.identity });
+    audit = new EnvoyAudit({ ads: newestAds, admin: envoy.admin, envoy: () => envoy.identity });
     auditor = new Auditor({ checks: audit.checks(), objectsOf: ({ objects = [] }) => objects, logger: logger('test.audit').child({}, { level: 'fatal' }) });
   });
   after(async () => {
@@ -133,6 +134,17 @@ describe('EnvoyAudit with a real Envoy', () => {
     assert.deepEqual(ads.nacks, []);
   });
 
+  /** Routes, endpoints and a cluster with other contents than the agent's. */
+  function others(): { type: string; name: string; any: Any }[] {
+    const elsewhere = unpack(RouteConfiguration, routes(80, { web: 'BlackHoleCluster' }))!;
+    const blackHole = unpack(Cluster, blackHoleCluster())!;
+    return [
+      { type: RDS, name: '80', any: pack(RouteConfiguration, { ...elsewhere, name: '80' }) },
+      { type: EDS, name: CLUSTER, any: assignment(CLUSTER, ['10.9.9.9:80']) },
+      { type: CDS, name: 'BlackHoleCluster', any: pack(Cluster, { ...blackHole, connect_timeout: { seconds: 77n, nanos: 0 } }) },
+    ];
+  }
+
   /** The agent's stream breaks, and Envoy finds somebody else where it asks, who sends this under the versions that the agent knows. */
   async function tampered(resources: readonly { type: string; name: string; any: Any }[]): Promise<void> {
     ads.close();
@@ -151,13 +163,7 @@ describe('EnvoyAudit with a real Envoy', () => {
 
   it('finds routes, endpoints and clusters of other contents under the versions that Envoy acknowledged, names their objects, and sends them again', async () => {
     const whole = await dump();
-    const elsewhere = unpack(RouteConfiguration, routes(80, { web: 'BlackHoleCluster' }))!;
-    const blackHole = unpack(Cluster, blackHoleCluster())!;
-    await tampered([
-      { type: RDS, name: '80', any: pack(RouteConfiguration, { ...elsewhere, name: '80' }) },
-      { type: EDS, name: CLUSTER, any: assignment(CLUSTER, ['10.9.9.9:80']) },
-      { type: CDS, name: 'BlackHoleCluster', any: pack(Cluster, { ...blackHole, connect_timeout: { seconds: 77n, nanos: 0 } }) },
-    ]);
+    await tampered(others());
     await comesBack([
       'cds BlackHoleCluster wrong done',
       `eds ${CLUSTER} wrong done Service/web.shop`,
@@ -168,7 +174,7 @@ describe('EnvoyAudit with a real Envoy', () => {
   it('finds by versions alone what was taken anew or updated; while nothing was, no content is printed', async () => {
     const asked: string[] = [];
     const admin = { read: (...of: Parameters<typeof envoy.admin.read>) => (asked.push(of[0]), envoy.admin.read(...of)), listeners: () => envoy.admin.listeners() };
-    const own = new EnvoyAudit({ ads: { get idle() { return ads.idle; }, entries: (type) => ads.entries(type), status: (...of) => ads.status(...of), mayHold: (...of) => ads.mayHold(...of), resend: (...of) => ads.resend(...of) }, admin, envoy: () => envoy.identity });
+    const own = new EnvoyAudit({ ads: newestAds, admin, envoy: () => envoy.identity });
     const lane = (checks: ReturnType<EnvoyAudit['checks']>): Auditor => new Auditor({ checks, objectsOf: ({ objects = [] }) => objects, logger: logger('test.audit').child({}, { level: 'fatal' }) });
     // Contents and endpoints are known once they were seen.
     const all = lane(own.checks());
@@ -179,14 +185,10 @@ describe('EnvoyAudit with a real Envoy', () => {
     assert.deepEqual(asked.filter((path) => !path.includes('&mask=') && !path.startsWith('/stats')), []);
     assert.equal(asked.length, 5);
     const whole = await dump();
-    const elsewhere = unpack(RouteConfiguration, routes(80, { web: 'BlackHoleCluster' }))!;
-    const blackHole = unpack(Cluster, blackHoleCluster())!;
     await tampered([
-      { type: RDS, name: '80', any: pack(RouteConfiguration, { ...elsewhere, name: '80' }) },
-      { type: EDS, name: CLUSTER, any: assignment(CLUSTER, ['10.9.9.9:80']) },
-      { type: CDS, name: 'BlackHoleCluster', any: pack(Cluster, { ...blackHole, connect_timeout: { seconds: 77n, nanos: 0 } }) },
+      ...others(),
       // Of an agent that died before it took it away: Envoy names it when the next one's stream begins, which takes it away.
-      { type: CDS, name: 'stray', any: pack(Cluster, { ...blackHole, name: 'stray' }) },
+      { type: CDS, name: 'stray', any: pack(Cluster, { ...unpack(Cluster, blackHoleCluster())!, name: 'stray' }) },
     ]);
     assert.notEqual(await dump(), whole);
     const found = new Set<string>();
