@@ -5,16 +5,28 @@
  */
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
+import { isDeepStrictEqual } from 'node:util';
 import { PEER_HEADER } from '../common/telemetry/peer-header.js';
 import { TAG_ATTRIBUTES } from '../common/telemetry/metric-tags.js';
 import { waitFor } from '../common/retry.js';
 import { gatewayPodYaml, istioGateway } from './gateway-world.js';
 import { MeshWorld } from './mesh/world.js';
 
-const gone = (namespace: string): string => `apiVersion: v1
+/** Beside what all worlds have: a service without an endpoint, and one of gRPC. */
+const more = (namespace: string): string => `apiVersion: v1
 kind: Service
 metadata: {name: gone, namespace: ${namespace}}
 spec: {selector: {app: gone}, ports: [{name: http, port: 80, targetPort: 8080}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: grpc, namespace: ${namespace}, labels: {app: grpc, version: v1}}
+spec: {serviceAccountName: grpc, containers: [{name: grpc, image: grpc-echo, ports: [{name: grpc, containerPort: 7070}]}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: grpc, namespace: ${namespace}}
+spec: {selector: {app: grpc}, ports: [{name: grpc, port: 7070}]}
 `;
 const FAST = `apiVersion: v1
 kind: Namespace
@@ -35,7 +47,7 @@ kind: Service
 metadata: {name: other, namespace: fast}
 spec: {selector: {app: other}, ports: [{name: http, port: 80, targetPort: 8080}, {name: tcp-echo, port: 9000}]}
 ---
-${gone('fast')}`;
+${more('fast')}`;
 
 const ECHO = 'name: echo, image: echo, ports: [{name: http, containerPort: 8080}]';
 /** Some of a service's pods have a sidecar. */
@@ -59,7 +71,7 @@ metadata: {name: ${name}, namespace: mixed}
 spec: {${name === 'heads' ? 'clusterIP: None, ' : ''}selector: {app: mixed}, ports: [{name: http, port: ${name === 'heads' ? 8080 : 80}, targetPort: 8080}]}
 `).join('')}${gatewayPodYaml(istioGateway('egress', '{name: http2, port: 80, targetPort: 8080}'))}`;
 
-const mesh = new MeshWorld('parity', { yaml: gone, outside: `${FAST}---\n${MIXED}` });
+const mesh = new MeshWorld('parity', { yaml: more, outside: `${FAST}---\n${MIXED}` });
 before(() => mesh.up());
 after(() => mesh.down());
 
@@ -172,6 +184,37 @@ test('the same load by sidecars, by the node\'s Envoy and by the fast path comes
   const unknown = Object.keys(sidecar).filter((key) => /(?:source|destination)_(?:workload|canonical_service|principal|cluster)=unknown/.test(key) && !/destination_service_name=gone/.test(key));
   assert.deepEqual(unknown, [], 'both ends of each request and connection are known');
   for (const way of ['node', 'fast'] as const) assert.deepEqual(await counted(way), sidecar, way);
+});
+
+/** Of a gRPC program: the method, what the client sends, and how many messages each end sends by that. */
+const CALLS: readonly (readonly [method: string, messages: readonly string[], request: number, response: number])[] = [
+  ['ServerStream', ['{"count":7}'], 1, 7],
+  ['ClientStream', Array.from({ length: 5 }, (_, index) => `{"message":"${index}"}`), 5, 1],
+  ['BidiStream', ['{}', '{}', '{}'], 3, 3],
+];
+
+test('messages of gRPC streams are counted one by one, in both directions and by both reporters, whichever mode a pod is in', async () => {
+  const [request, response] = CALLS.reduce(([asked, answered], call) => [asked + call[2], answered + call[3]], [0, 0]) as [number, number];
+  for (const way of WAYS) {
+    const before = await sums(way, {});
+    for (const [method, messages] of CALLS) {
+      const { code, stdout, stderr } = await mesh.lab.exec(`${way}/client`, ['grpc-client', '--timeout', '60000', 'grpc:7070', method, ...messages], { timeoutMs: 90_000 });
+      assert.equal(code, 0, stderr);
+      assert.equal(stdout.trim().split('\n').length, CALLS.find(([name]) => name === method)![3]);
+    }
+    const failed = await mesh.lab.exec(`${way}/client`, ['grpc-client', 'grpc:7070', 'Unary', '{"fail":9}'], { timeoutMs: 60_000 });
+    assert.match(failed.stderr, /^code 9:/);
+    let now: Sums = {};
+    const told = (): unknown => Object.fromEntries(['source', 'destination'].map((reporter) => [reporter, Object.fromEntries(['0', '9'].map((status) => {
+      const series = (name: string): number => of(now, new RegExp(`^istio_${name}_total .*destination_service_name=grpc .*grpc_response_status=${status} .*reporter=${reporter} .*request_protocol=grpc`));
+      return [status, [series('requests'), series('request_messages'), series('response_messages')]];
+    }))]));
+    const expected = { 0: [CALLS.length, request, response], 9: [1, 1, 0] };
+    await waitFor(`the messages of ${way} to be counted`, async () => {
+      now = await sums(way, before);
+      return isDeepStrictEqual(told(), { source: expected, destination: expected });
+    }, { timeoutMs: 60_000, everyMs: 500 }).catch(() => assert.deepEqual(told(), { source: expected, destination: expected }, `${way}: ${JSON.stringify(now, undefined, 1)}`));
+  }
 });
 
 /** Connections that clients' Envoys keep stay with the chains of listeners before: with another cluster they open new ones. */
