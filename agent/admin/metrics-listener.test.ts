@@ -83,6 +83,39 @@ test('MetricsListener: connections over the limit are closed at once, and there 
   await waitFor('room', () => fetch(url('/metrics')).then(({ status }) => status === 200, () => false), WAIT);
 });
 
+test('MetricsListener: whoever holds all connections that there may be keeps no other address out', async (context) => {
+  const { port, url } = await listening(context, () => Promise.resolve(['a 1\n']), { idleMs: 600_000 });
+  const sockets: Socket[] = [];
+  context.after(() => sockets.forEach((socket) => socket.destroy()));
+  for (const localAddress of ['127.0.0.2', '127.0.0.3']) {
+    for (let index = 0; index < 40; index++) {
+      const socket = connect({ port, host: '127.0.0.1', localAddress }).on('error', () => undefined);
+      sockets.push(socket);
+      await once(socket, 'connect');
+    }
+  }
+  for (let index = 0; index < 3; index++) assert.equal(await (await fetch(url('/metrics'))).text(), 'a 1\n');
+});
+
+test('MetricsListener: requests that do not wait for the answer before them end their connection, and are not answered all at once', async (context) => {
+  let pages = 0;
+  const { port, url } = await listening(context, () => Promise.resolve([(pages++, `a{b="${'x'.repeat(1_000_000)}"} 1\n`)]), { ageMs: 3_600_000 });
+  const request = 'GET /metrics HTTP/1.1\r\nhost: a\r\n\r\n';
+  const answered = (await conversation(port, request.repeat(500))).split('HTTP/1.1 200').length - 1;
+  assert.ok(answered <= 1, `${answered} answers`);
+  // One after the other on one connection they are.
+  const socket = connect(port, '127.0.0.1').setEncoding('utf8');
+  context.after(() => socket.destroy());
+  for (let index = 0; index < 3; index++) {
+    socket.write(request);
+    let text = '';
+    while (!text.endsWith('0\r\n\r\n')) text += String((await once(socket, 'data'))[0]);
+    assert.match(text, /^HTTP\/1\.1 200 /);
+  }
+  assert.equal((await fetch(url('/metrics'))).status, 200);
+  assert.equal(pages, 1);
+});
+
 test('MetricsListener: a port that somebody else has is tried again until it is free, and the status says why nobody is served', async (context) => {
   const other = createServer().listen(0, '127.0.0.1');
   await once(other, 'listening');

@@ -1,9 +1,10 @@
 /**
  * The node's one endpoint for Prometheus: GET /metrics over HTTP/1.1 and TCP, and nothing else of the admin API. Whoever
- * reaches the address may ask, so that it costs the agent at most one set of texts a second, and holds few sockets.
+ * reaches the address may ask, so that it costs the agent at most one set of texts a second, and holds few sockets, with one answer
+ * each.
  */
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
-import { isIP, type AddressInfo } from 'node:net';
+import { isIP, type AddressInfo, type Socket } from 'node:net';
 import { Readable } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
 import { setImmediate as turn } from 'node:timers/promises';
@@ -55,14 +56,18 @@ export class MetricsListener implements Closable {
   #made: Promise<Made> | undefined;
   #forget: NodeJS.Timeout | undefined;
   readonly #limits: MetricsLimits;
+  /** By the address they come from, the oldest first. */
+  readonly #sockets = new Map<string, Set<Socket>>();
+  /** Sockets whose request is not answered yet. */
+  readonly #busy = new WeakSet<Socket>();
 
   constructor(readonly wanted: SocketAddress, readonly metrics: () => Promise<MetricsPage>, readonly logger: Logger, limits: Partial<MetricsLimits> = {}) {
     this.#address = written(wanted);
     this.#limits = { ...LIMITS, ...limits };
     const { idleMs } = this.#limits;
     this.#server = createServer({ maxHeaderSize: MAX_HEADER_BYTES, requestTimeout: idleMs, headersTimeout: idleMs, keepAliveTimeout: idleMs, connectionsCheckingInterval: Math.min(1_000, idleMs) }, (request, response) => void this.#answer(request, response));
-    this.#server.maxConnections = MAX_CONNECTIONS;
     this.#server.setTimeout(idleMs);
+    this.#server.on('connection', (socket) => this.#admit(socket));
     // As when the process has too many open files; also what #tryToListen is told of.
     this.#server.on('error', (error) => this.logger.debug({ reason: errorMessage(error) }, 'serving metrics'));
     this.#listening = this.#listen();
@@ -99,7 +104,30 @@ export class MetricsListener implements Closable {
     });
   }
 
+  /** Where there are too many the address that has most of them loses its oldest: whoever holds all that he gets keeps nobody else out. */
+  #admit(socket: Socket): void {
+    const address = socket.remoteAddress ?? '';
+    const own = this.#sockets.get(address) ?? new Set();
+    this.#sockets.set(address, own.add(socket));
+    socket.once('close', () => {
+      own.delete(socket);
+      if (own.size === 0 && this.#sockets.get(address) === own) this.#sockets.delete(address);
+    });
+    const all = [...this.#sockets.values()];
+    if (all.reduce((sum, { size }) => sum + size, 0) <= MAX_CONNECTIONS) return;
+    const [most] = all.sort((x, y) => y.size - x.size);
+    const [oldest] = most!;
+    // Its close comes later.
+    most!.delete(oldest!);
+    oldest!.destroy();
+  }
+
   async #answer(request: IncomingMessage, response: ServerResponse): Promise<void> {
+    const { socket } = request;
+    // Thousands of requests fit into one packet, and each would have its answer made at once. No scraper sends a second one early.
+    if (this.#busy.has(socket)) return void socket.destroy();
+    this.#busy.add(socket);
+    response.once('close', () => this.#busy.delete(socket));
     const refuse = (status: number, text: string): void => {
       // Also ends what sends a body, which nobody reads.
       response.writeHead(status, { 'content-type': 'text/plain', 'content-length': Buffer.byteLength(text), connection: 'close' }).end(text);
