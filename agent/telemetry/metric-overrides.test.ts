@@ -30,3 +30,8 @@ test('a label may be made of what the series itself says, as it was before; what
   const made = { 'source shop/web': { a: { response_code: 'all', code: ['c', { label: 'response_code' }], grpc: [{ label: 'grpc_response_status' }] }, b: 'off' as const } };
   assert.deepEqual(told(made, [[labels('source', 'web', { response_code: '200' }), 1]]), { 'a code="c200",grpc="unknown",reporter="source",response_code="all",source_workload="web",source_workload_namespace="shop"': 1 });
 });
+
+test('a label\'s name is one that Prometheus takes, whatever a Telemetry calls it', () => {
+  const odd = { 'source shop/web': { a: { 'x="1"} 1\nforged_total{y': 'z', 'my.tag': 'dots', '2nd': 'digit', '': 'nothing', le: '0.5', source_workload: null }, b: 'off' as const } };
+  assert.deepEqual(told(odd, [[labels('source', 'web'), 1]]), { 'a _="nothing",_2nd="digit",my_tag="dots",reporter="source",source_workload_namespace="shop",x__1___1_forged_total_y="z"': 1 });
+});

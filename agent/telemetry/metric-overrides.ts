@@ -68,11 +68,20 @@ export class Overridden<T> {
   }
 }
 
+/** Histograms have it by themselves. */
+const BUCKET = 'le';
+
+/** As Envoy writes a tag's name for Prometheus: whoever may write a Telemetry may call a tag anything, and one odd name spoils the whole page. */
+function nameOf(tag: string): string {
+  return tag.replaceAll(/[^a-zA-Z0-9_]/g, '_').replace(/^(?=\d|$)/, '_');
+}
+
 function laidOver(labels: FlowLabels, override: Exclude<MetricOverride, 'off'>): FlowLabels {
   const changed: Record<string, string> = { ...labels };
   for (const [tag, value] of Object.entries(override)) {
-    if (value === null) delete changed[tag];
-    else changed[tag] = typeof value === 'string' ? value : value.map((part) => (typeof part === 'string' ? part : (labels[part.label] ?? UNKNOWN))).join('');
+    const name = nameOf(tag);
+    if (value === null) delete changed[name];
+    else if (name !== BUCKET) changed[name] = typeof value === 'string' ? value : value.map((part) => (typeof part === 'string' ? part : (labels[part.label] ?? UNKNOWN))).join('');
   }
   return changed;
 }
