@@ -161,24 +161,39 @@ function healthOf(status: Json): Host['health'] {
   return 'healthy';
 }
 
-const SECRET_KEYS = /^(?:private_key|private_key_provider|password|session_ticket_keys|generic_secret|hmac_secret|token_secret|client_secret|session_id_context|api_key|token)$/i;
-const SECRET_HEADERS = /^(?:authorization|proxy-authorization|cookie|set-cookie|x-api-key|x-.*token.*)$/i;
+const SECRET_KEYS = /^(?:private_key|private_key_provider|(?:\w+_)?passwords?|session_ticket_keys|generic_secret|hmac_secret|token_secret|client_secret|session_id_context|api_key|(?:\w+_)?token)$/i;
+const SECRET_NAME = '(?:token|secret|passw(?:or)?d|api[-_]?key|credential|signature)';
+/** Of headers, and of variables of an environment. */
+const SECRET_HEADERS = new RegExp(`^(?:(?:proxy-)?authorization|(?:set-)?cookie)$|${SECRET_NAME}`, 'i');
+/** Fields with headers for collectors and other services that Envoy itself asks: by what name one lets a key in is its own affair. */
+const ASKING = /^(?:initial_metadata|http_service|collector_service)$/;
 const REDACTED = '[redacted]';
 
 /** Envoy redacts private keys itself; this does it again, with what people write into headers, environment and YAML that is sent on. */
-export function redact(value: unknown): unknown {
+export function redact(value: unknown, isAsking = false): unknown {
   if (typeof value === 'string') return redactText(value);
-  if (Array.isArray(value)) return value.map(redact);
+  if (Array.isArray(value)) return value.map((item) => redact(item, isAsking));
   if (typeof value !== 'object' || value === null) return value;
-  const { key, name } = value as Json;
-  const isSecretHeader = [key, name].some((each) => typeof each === 'string' && SECRET_HEADERS.test(each));
-  return Object.fromEntries(Object.entries(value as Json).map(([field, item]) => [field, SECRET_KEYS.test(field) || (isSecretHeader && field === 'value') ? REDACTED : redact(item)]));
+  const { key, name, client } = value as Json;
+  const isSecretHeader = [key, name].some((each) => typeof each === 'string' && (isAsking || SECRET_HEADERS.test(each)));
+  // Of Envoy's filter for API keys.
+  const isApiKey = typeof key === 'string' && typeof client === 'string';
+  const isSecret = (field: string): boolean => SECRET_KEYS.test(field) || (isSecretHeader && (field === 'value' || field === 'raw_value')) || (isApiKey && field === 'key');
+  return Object.fromEntries(Object.entries(value as Json).map(([field, item]) => [field, isSecret(field) ? REDACTED : redact(item, isAsking || ASKING.test(field))]));
 }
 
-/** PEM private keys, bearer tokens and JSON Web Tokens, wherever they stand. */
+/** `'cookie', 'a=b'` as Envoy logs headers, `"x-token":"…"` */
+const QUOTED = new RegExp(`(["'])((?:proxy-)?authorization|(?:set-)?cookie|[\\w-]{0,40}${SECRET_NAME}[\\w-]{0,40})\\1(\\s*[:=,]\\s*)(["'])(?:\\\\.|(?!\\4)[^\\\\\\n])*\\4`, 'gi');
+const PARAMETER = new RegExp(`([?&][\\w-]{0,40}${SECRET_NAME}[\\w-]{0,40}=)[^&\\s"'#]+`, 'gi');
+
+/** PEM private keys, bearer tokens and JSON Web Tokens, headers and parameters of addresses with such names, wherever they stand. */
 export function redactText(text: string): string {
   return stripVTControlCharacters(text)
     .replace(/-----BEGIN ([A-Z ]*)PRIVATE KEY-----[\s\S]*?(?:-----END \1PRIVATE KEY-----|$)/g, REDACTED)
     .replace(/\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*/g, REDACTED)
-    .replace(/\b(Bearer|Basic)\s+[\w.~+/-]{6,}=*/gi, `$1 ${REDACTED}`);
+    .replace(/\b(Bearer|Basic)\s+[\w.~+/-]{6,}=*/gi, `$1 ${REDACTED}`)
+    .replace(QUOTED, `$1$2$1$3$4${REDACTED}$4`)
+    .replace(/\b((?:proxy-)?authorization|(?:set-)?cookie)([:=]\s*)(?!["'[])[^"'\n]+/gi, `$1$2${REDACTED}`)
+    .replace(PARAMETER, `$1${REDACTED}`)
+    .replace(/(:\/\/[^/\s:@"']{1,100}:)[^/\s:@"']{1,200}@/g, `$1${REDACTED}@`);
 }
