@@ -47,6 +47,30 @@ test('trace: a connection is told from connect() to its end, by both ends, with 
   assert.deepEqual(points(events).filter(({ what }) => what === 'connect' || what === 'opened' || what === 'moved'), []);
 });
 
+test('records that come faster than they are read keep nothing else from its turn, and none of them is left behind', async (context) => {
+  let turns = 0;
+  let isOver = false;
+  const count = (): void => {
+    turns++;
+    if (!isOver) setImmediate(count);
+  };
+  context.after(() => (isOver = true));
+  const ofTurn = new Map<number, number>();
+  let moved = 0;
+  w.kernel.watch.start('trace', { netnsCookie: a.netnsCookie, port: PORT }, ({ what }) => {
+    ofTurn.set(turns, (ofTurn.get(turns) ?? 0) + 1);
+    if (what === 'moved') moved++;
+    const until = performance.now() + 2;
+    while (performance.now() < until);
+  });
+  context.after(() => w.kernel.watch.stop('trace'));
+  count();
+  await exchange(60, 10);
+  await waitFor('all of them', () => moved === 120, { everyMs: 10 });
+  // Two milliseconds each, however fast or slow the machine is: after the third five have passed.
+  assert.ok(Math.max(...ofTurn.values()) <= 3, JSON.stringify([...ofTurn.values()]));
+});
+
 test('trace: what is not short-circuited says why, for each connection by its number; a second trace waits for the first one\'s end', async () => {
   const traces = new TraceStream({ watch: w.kernel.watch, names });
   const stream = traces.open({ port: PORT })!;

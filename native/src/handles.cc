@@ -15,6 +15,8 @@ namespace {
 constexpr uint32_t kBatch = 256, kLeastBatch = 16;
 constexpr size_t kBatchBytes = 65536;
 constexpr size_t kUpdateBatch = 16384;
+// So long records of a ring buffer are told before others have their turn.
+constexpr uint64_t kTurnNs = 5000000;
 
 size_t padded(size_t size) { return (size + 7) / 8 * 8; }
 
@@ -282,6 +284,7 @@ struct RingBufferHandle::Poll {
   napi_async_cleanup_hook_handle hook = nullptr;
   RingBufferHandle *owner = nullptr;
   bool closing = false;
+  uint64_t turn_ends = 0;
 
   // On the thread of the environment, which is still whole; its references must be gone before it is.
   void shut() {
@@ -326,7 +329,8 @@ void RingBufferHandle::open(Napi::Env env, std::shared_ptr<Loaded> loaded, int m
           // As any other callback's: an uncaught exception.
           napi_fatal_exception(env, error.Value());
         }
-        return self->closing ? -1 : 0;
+        // What is left makes the descriptor readable as before: whoever writes faster than is read would keep all else from its turn.
+        return self->closing || uv_hrtime() >= self->turn_ends ? -1 : 0;
       },
       poll.get(), nullptr);
   if (!poll->ring) throw syscall_error(env, "opening a ring buffer", "ring_buffer__new", errno);
@@ -349,7 +353,9 @@ void RingBufferHandle::open(Napi::Env env, std::shared_ptr<Loaded> loaded, int m
   Ref();
   uv_poll_start(&poll_->handle, UV_READABLE, [](uv_poll_t *handle, int status, int) {
     Poll *self = static_cast<Poll *>(handle->data);
-    if (status == 0 && !self->closing) ring_buffer__consume(self->ring);
+    if (status != 0 || self->closing) return;
+    self->turn_ends = uv_hrtime() + kTurnNs;
+    ring_buffer__consume(self->ring);
   });
   uv_unref(reinterpret_cast<uv_handle_t *>(&poll_->handle));
 }
