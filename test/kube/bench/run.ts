@@ -29,6 +29,7 @@ import { seed, type ClusterSize } from './seed.js';
 interface Options extends ClusterSize {
   localPods: number;
   kinds: number;
+  resident: number;
   rounds: number;
   sidecars: number;
   linger: number;
@@ -43,6 +44,7 @@ const options = new Command('bench-kube')
   .option('--namespaces <n>', 'namespaces that they are in', wholeNumber(1, 1_000), 100)
   .option('--local-pods <n>', 'pods on the node', wholeNumber(1, 240), 100)
   .option('--kinds <n>', 'service accounts that these are of', wholeNumber(1, 240), 10)
+  .option('--resident <n>', 'further pods of the node, of an account and a namespace of their own, that are in the mesh all the time', wholeNumber(0, 10), 0)
   .option('--rounds <n>', 'how often their namespace is labelled anew', wholeNumber(0, 100), 3)
   .option('--sidecars <n>', 'sidecars to compare the shared Envoy with; each takes as much memory as it does', wholeNumber(0, 240), 5)
   .option('--linger <s>', 'seconds after all is in force, and after the rounds, until memory is read', wholeNumber(0, 600), 20)
@@ -52,6 +54,7 @@ const options = new Command('bench-kube')
   .opts<Options>();
 
 const NAMESPACE = 'here';
+const RESIDENTS = 'resident';
 const ADDRESS = '10.96.255.254';
 const AGENT_USER = 'system:serviceaccount:underpass-system:underpass-agent';
 const IN_FORCE = { timeoutMs: 600_000, everyMs: 50 };
@@ -108,6 +111,11 @@ async function startNode(cluster: KubeCluster): Promise<KubeNode> {
   const node = new KubeNode(cluster, 'bench');
   store.defer(() => node.down());
   await node.up();
+  if (options.resident > 0) {
+    await cluster.namespace(RESIDENTS, { 'underpass.io/mode': 'node' });
+    await cluster.apply(`{apiVersion: v1, kind: ServiceAccount, metadata: {name: resident, namespace: ${RESIDENTS}}}`);
+    await node.run(Array.from({ length: options.resident }, (_, i) => stringify({ apiVersion: 'v1', kind: 'Pod', metadata: { name: `pod-${i}`, namespace: RESIDENTS, labels: { app: 'resident' } }, spec: { serviceAccountName: 'resident', containers: [{ name: 'curl', image: 'curl' }] } })).join('---\n'));
+  }
   await node.run(podNames().map((name, i) => stringify({ apiVersion: 'v1', kind: 'Pod', metadata: { name, namespace: NAMESPACE, labels: { app: `kind-${i % options.kinds}` } }, spec: { serviceAccountName: `kind-${i % options.kinds}`, containers: [{ name: 'curl', image: 'curl' }] } })).join('---\n'));
   // A connection that nobody captures is refused at once.
   for (const name of podNames()) await run('nsenter', [`--net=${node.pod(NAMESPACE, name).netns}`, 'ip', 'route', 'add', 'unreachable', `${ADDRESS}/32`]);
@@ -127,14 +135,15 @@ async function inForce(node: KubeNode, agent: ReturnType<typeof start>, isWanted
   });
 }
 
+const allPods = options.localPods + options.resident;
 const enrolled = ({ pods }: AgentStatus): number => pods.filter(({ state }) => state === 'enrolled').length;
-const isSettled = (status: AgentStatus): boolean => status.ready && enrolled(status) === options.localPods && status.pods.every(({ settled }) => settled) && status.proxy.settled;
+const isSettled = (status: AgentStatus): boolean => status.ready && enrolled(status) === allPods && status.pods.every(({ settled }) => settled) && status.proxy.settled;
 
 /** @returns of each pod the ms from the request that labels its namespace to the first connection that is captured */
 async function captureTimes(cluster: KubeCluster, node: KubeNode, agent: ReturnType<typeof start>): Promise<number[]> {
   const label = (value: string | null): Promise<void> => cluster.merge('v1', 'Namespace', { name: NAMESPACE }, { metadata: { labels: { 'underpass.io/mode': value } } });
   await label(null);
-  await inForce(node, agent, (status) => status.ready && status.pods.every(({ state, mode }) => state === 'off' && mode === 'off') && status.proxy.settled);
+  await inForce(node, agent, (status) => status.ready && status.pods.every(({ namespace, state, mode }) => namespace === RESIDENTS || (state === 'off' && mode === 'off')) && status.proxy.settled);
   const probes = podNames().map((name) => {
     const child = node.spawnIn(`${NAMESPACE}/${name}`, ['perl', '-e', PROBE]);
     const lines = createInterface({ input: child.stdout! })[Symbol.asyncIterator]();
@@ -179,7 +188,7 @@ async function main(): Promise<void> {
   const agentConfig = join(folder, 'agent.kubeconfig');
   writeFileSync(agentConfig, await cluster.kubeconfigOf('underpass-system', 'underpass-agent'), { mode: 0o600 });
   const node = await startNode(cluster);
-  row('cluster', `${options.services} Services, ${options.pods} Pods in ${options.namespaces} namespaces on ${options.nodes} other nodes; ${options.localPods} pods of ${options.kinds} service accounts on this node`);
+  row('cluster', `${options.services} Services, ${options.pods} Pods in ${options.namespaces} namespaces on ${options.nodes} other nodes; ${options.localPods} pods of ${options.kinds} service accounts on this node${options.resident > 0 ? `, and ${options.resident} in the mesh already` : ''}`);
   const discovery = `unix:${join(folder, 'pilot.sock')}`;
   let began = performance.now();
   const pilot = start('pilot', ['pilot', '--kubeconfig', pilotConfig, '--read-only', '--listen', discovery, '--monitoring-listen', 'none']);
@@ -187,7 +196,7 @@ async function main(): Promise<void> {
   row('pilot: from nothing to ready (s)', `${seconds(began)}, CPU ${cpuSeconds(pilot.child.pid!)}`);
   began = performance.now();
   const agent = start('agent', ['agent', '--instance', node.instance, '--concurrency', '1', '--node', node.name, '--kubeconfig', agentConfig, '--discovery', discovery], options.agentFlags.split(' ').filter(Boolean));
-  const first = await inForce(node, agent, (status) => enrolled(status) === options.localPods);
+  const first = await inForce(node, agent, (status) => enrolled(status) === allPods);
   const toEnrolled = seconds(began);
   const status = isSettled(first) ? first : await inForce(node, agent, isSettled);
   const [agentPid, envoyPid] = [agent.child.pid!, status.proxy.envoy.pid!];
@@ -198,7 +207,7 @@ async function main(): Promise<void> {
   row("agent's requests to the API server until then", `${asked.length}: ${asked.map(({ verb, resource }) => `${verb} ${resource}`).sort().join(', ')}`);
   await sleep(options.linger * 1_000);
   row('agent (MiB)', memory(agentPid));
-  row(`shared Envoy of ${options.localPods} pods (MiB)`, memory(envoyPid));
+  row(`shared Envoy of ${allPods} pods (MiB)`, memory(envoyPid));
   row('pilot (MiB)', memory(pilot.child.pid!));
   const times: number[] = [];
   for (let round = 0; round < options.rounds; round++) times.push(...await captureTimes(cluster, node, agent));
