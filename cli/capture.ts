@@ -1,6 +1,7 @@
 /** `underpass capture`: what the short-circuited sockets of one pod send, as a file for Wireshark. */
-import { createWriteStream } from 'node:fs';
+import { open } from 'node:fs/promises';
 import { userInfo } from 'node:os';
+import type { Writable } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
 import { InvalidArgumentError, type Command } from 'commander';
 import { instancePaths, openAgentStream } from '../agent/client.js';
@@ -39,14 +40,25 @@ async function capture(pod: string, options: Options): Promise<void> {
   let received = 0;
   try {
     const stream = await openAgentStream(instancePaths(options).adminSocket, `/v1/capture?${query.toString()}`, signal);
+    const file = options.write === undefined ? process.stdout : await ownFile(options.write).catch((error: unknown) => {
+      stream.destroy();
+      throw error;
+    });
     stream.on('data', (chunk: Buffer) => (received += chunk.length));
-    await pipeline(stream, options.write === undefined ? process.stdout : createWriteStream(options.write, { mode: 0o600 }), { end: options.write !== undefined });
+    await pipeline(stream, file, { end: options.write !== undefined });
   } catch (error) {
     if (!signal.aborted) throw error;
   } finally {
     signals.close();
   }
   process.stderr.write(`${received} B of pcapng${options.write === undefined ? '' : ` in ${options.write}`}\n`);
+}
+
+/** Also one that is there, and that others could read. */
+async function ownFile(path: string): Promise<Writable> {
+  const file = await open(path, 'w', 0o600);
+  await file.chmod(0o600);
+  return file.createWriteStream();
 }
 
 function readBytes(text: string): number {

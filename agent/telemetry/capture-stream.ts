@@ -13,6 +13,8 @@ export const DEFAULT_CAPTURE = { seconds: 60, bytes: 64 << 20, bytesPerSecond: 8
 export const MAX_CAPTURE = { seconds: 3_600, bytes: 1 << 30, bytesPerSecond: 64 << 20 };
 const REFILL_MS = 100;
 const MAX_UNREAD_BYTES = 16 << 20;
+/** With heads of packets alone, which are told on: who has taken nothing until then does not come back. */
+const MOST_UNREAD_BYTES = 2 * MAX_UNREAD_BYTES;
 const MAX_CONNECTIONS = 16_384;
 
 export interface CapturedPod {
@@ -97,9 +99,8 @@ export class CaptureStream implements Closable {
     };
     const assembler = new Assembler(pod, write, counts);
     const onEvent = (event: Watched): void => {
-      if (hasRoom) assembler.take(event);
-      else assembler.skip(event);
-      if (counts.bytes >= bytes) over();
+      assembler.take(event, hasRoom);
+      if (counts.bytes >= bytes || stream.readableLength > MOST_UNREAD_BYTES) over();
     };
     const budget = Math.ceil((bytesPerSecond * REFILL_MS) / 1_000);
     const start = (): void => watch.start('capture', { netnsCookie: pod.netnsCookie, payloadBytes: budget }, onEvent);
@@ -120,34 +121,37 @@ export class CaptureStream implements Closable {
 class Assembler {
   readonly #sides = new Map<bigint, Side>();
   /** Messages that were told last, by the socket that sent them: they may have gone elsewhere than to its peer. */
-  readonly #last = new Map<bigint, { data: Buffer[]; bytes: number }>();
+  readonly #last = new Map<bigint, Message>();
   readonly #sinceEpochNs = BigInt(Date.now()) * 1_000_000n - process.hrtime.bigint();
 
   constructor(readonly pod: CapturedPod, readonly write: (block: Buffer) => void, readonly counts: { bytes: number; bytesCut: number; connections: number }) {}
 
-  take(event: Watched): void {
-    if (event.what === 'payload') return this.#payload(event);
+  /** @param hasRoom false: nobody reads fast enough */
+  take(event: Watched, hasRoom: boolean): void {
+    if (event.what === 'payload') return this.#payload(event, hasRoom);
     if (event.what === 'request') return;
     const side = this.#sides.get(event.cookie);
     if (event.what === 'opened') this.#opened(event);
     else if (event.what === 'accepted') this.#accepted(event);
-    else if (event.what === 'led') this.#led(event);
-    else if (event.what === 'cut' && side) {
-      this.counts.bytesCut += event.bytes;
-      side.connection.skip(side.from, event.bytes);
-    } else if (event.what === 'closed' && side) {
+    else if (event.what === 'led') this.#led(event, hasRoom);
+    else if (event.what === 'cut' && side) this.#cut(side, event.bytes);
+    else if (event.what === 'closed' && side) {
+      this.#endMessage(side, event.cookie);
       side.connection.end(side.from, this.#at(event.atNs));
       this.#sides.delete(event.cookie);
       this.#last.delete(event.cookie);
     }
   }
 
-  /** Nobody reads fast enough. */
-  skip(event: Watched): void {
-    if (event.what !== 'payload') return this.take(event);
-    const side = this.#sides.get(event.cookie);
-    this.counts.bytesCut += event.data.length;
-    side?.connection.skip(side.from, event.data.length);
+  #cut({ connection, from }: Side, bytes: number): void {
+    this.counts.bytesCut += bytes;
+    connection.skip(from, bytes);
+  }
+
+  /** Of a long message the kernel tells the beginning, and what found no room in its buffer is lost. */
+  #endMessage(side: Side, cookie: bigint): void {
+    const last = this.#last.get(cookie);
+    if (last && last.at < last.sizeBytes) this.#cut(side, last.sizeBytes - last.at);
   }
 
   #at(monotonicNs: bigint): bigint {
@@ -184,22 +188,42 @@ class Assembler {
     return isLoopback && own !== undefined ? { address: own, port: end.port } : end;
   }
 
-  #payload({ cookie, data, at, sizeBytes, atNs }: WatchedPayload): void {
+  #payload({ cookie, data, at, sizeBytes, atNs }: WatchedPayload, hasRoom: boolean): void {
     const side = this.#sides.get(cookie);
     // Of a pod that was captured before.
     if (!side) return;
+    if (at === 0) {
+      this.#endMessage(side, cookie);
+      this.#last.set(cookie, { data: [], bytes: 0, at: 0, sizeBytes });
+    }
+    const last = this.#last.get(cookie);
+    if (!last) return;
+    if (at > last.at) this.#cut(side, at - last.at);
+    last.at = at + data.length;
+    if (!hasRoom) return this.#cut(side, data.length);
     this.counts.bytes += data.length;
     side.connection.send(side.from, data, this.#at(atNs), at === 0 ? `${side.way}, a message of ${sizeBytes} B` : undefined);
-    const last = at === 0 ? { data: [], bytes: 0 } : (this.#last.get(cookie) ?? { data: [], bytes: 0 });
     last.data.push(data);
     last.bytes += data.length;
-    this.#last.set(cookie, last);
   }
 
   /** By the HTTP fast path: into another socket than the peer's. */
-  #led({ cookie, peerCookie, atNs }: WatchEvent): void {
+  #led({ cookie, peerCookie, atNs }: WatchEvent, hasRoom: boolean): void {
     const to = this.#sides.get(peerCookie), last = this.#last.get(cookie);
     if (!to || !last) return;
-    to.connection.send(to.from === 'client' ? 'server' : 'client', Buffer.concat(last.data), this.#at(atNs), 'by the HTTP fast path');
+    const from = to.from === 'client' ? 'server' : 'client';
+    const isWhole = hasRoom && last.bytes === last.at;
+    if (isWhole) to.connection.send(from, Buffer.concat(last.data), this.#at(atNs), 'by the HTTP fast path');
+    to.connection.skip(from, last.sizeBytes - (isWhole ? last.bytes : 0));
   }
+}
+
+/** As far as it was told. */
+interface Message {
+  data: Buffer[];
+  /** Of `data`. */
+  bytes: number;
+  /** Where what comes next begins. */
+  at: number;
+  sizeBytes: number;
 }
