@@ -3,6 +3,8 @@ import assert from 'node:assert/strict';
 import { createInterface } from 'node:readline';
 import { test } from 'node:test';
 import { waitFor } from '../common/retry.js';
+import { PEER_HEADER } from '../common/telemetry/peer-header.js';
+import { seriesOf, type Series } from './mesh/series.js';
 import { MODES } from './mesh/world.js';
 import { GatewayWorld, hostOf, istioGateway, istioGatewayYaml, secret, server, tlsServers } from './gateway-world.js';
 
@@ -59,6 +61,33 @@ for (const mode of MODES) {
     await world.noNacks();
   });
 }
+
+test('ingress: requests are counted by Istio\'s names, as of the source, with both ends, what became of them, and how long they took', async () => {
+  await mesh.apply('mesh', gateway('counted', server('counted.example.com')) + toWeb('counted', 'counted.example.com', 'edge/counted', 'sidecar', '- match: [{uri: {exact: /nobody}}]\n      route: [{destination: {host: nobody.sidecar.svc.cluster.local}}]\n    - match: [{uri: {prefix: /other}}, {uri: {prefix: /status}}]\n      route: [{destination: {host: other.sidecar.svc.cluster.local}}]'));
+  const scrape = async (): Promise<Series[]> => seriesOf(await mesh.proxyAdmin('edge/ingress', '/stats/prometheus')).filter(({ labels }) => labels['destination_workload'] === 'other' || labels['response_flags'] === 'NC');
+  assert.deepEqual(await scrape(), []);
+  for (let count = 0; count < 3; count++) assert.equal((await viaGateway('http://counted.example.com/other', { headers: { [PEER_HEADER]: 'a;b;c;d;e' } })).status, 200);
+  assert.equal((await viaGateway('http://counted.example.com/status/404')).status, 404);
+  assert.equal((await viaGateway('http://counted.example.com/nobody')).status, 503);
+  let found: Series[] = [];
+  const of = (code: string, name: string): Series[] => found.filter(({ name: other, labels }) => other === name && labels['response_code'] === code);
+  await waitFor('the requests to be counted', async () => {
+    found = await scrape();
+    // Envoy merges what its threads have counted in histograms now and then.
+    return [['200', 3], ['404', 1], ['503', 1]].every(([code, count]) => ['istio_requests_total', 'istio_response_bytes_count'].every((name) => of(String(code), name)[0]?.value === count));
+  }, { timeoutMs: 60_000, everyMs: 500 }).catch((error: unknown) => assert.fail(`${String(error)}: ${JSON.stringify(found, undefined, 1)}`));
+  for (const name of ['istio_request_duration_milliseconds_count', 'istio_request_bytes_count', 'istio_response_bytes_count']) assert.deepEqual(['200', '404', '503'].map((code) => of(code, name).map(({ value }) => value)), [[3], [1], [1]], name);
+  // https://istio.io/latest/docs/reference/config/metrics/: a gateway is a client of the mesh, which does not say how its connections are secured.
+  const workload = (end: string, name: string, namespace: string, version: string): Record<string, string> => ({
+    [`${end}_workload`]: name, [`${end}_workload_namespace`]: namespace, [`${end}_canonical_service`]: name, [`${end}_canonical_revision`]: version, [`${end}_app`]: name, [`${end}_version`]: version, [`${end}_cluster`]: 'Kubernetes', [`${end}_principal`]: `spiffe://cluster.local/ns/${namespace}/sa/${name}`,
+  });
+  const common = { reporter: 'source', request_protocol: 'http', connection_security_policy: 'unknown', ...workload('source', 'ingress', 'edge', 'latest') };
+  const to = { ...common, ...workload('destination', 'other', 'sidecar', 'v1'), destination_service: 'other.sidecar.svc.cluster.local', destination_service_name: 'other', destination_service_namespace: 'sidecar', response_flags: '-' };
+  assert.deepEqual(of('200', 'istio_requests_total').map(({ labels }) => labels), [{ ...to, response_code: '200' }]);
+  assert.deepEqual(of('404', 'istio_requests_total').map(({ labels }) => labels), [{ ...to, response_code: '404' }]);
+  const [nobody] = of('503', 'istio_requests_total');
+  assert.deepEqual(['reporter', 'source_workload', 'destination_workload', 'destination_service', 'source_principal'].map((name) => nobody!.labels[name]), ['source', 'ingress', 'unknown', 'unknown', 'unknown']);
+});
 
 test('ingress: MUTUAL asks for a certificate of the given authority, the server hears of it; OPTIONAL_MUTUAL takes none as well', async () => {
   const { one, client, stranger, ca, caPem } = world.certificates;

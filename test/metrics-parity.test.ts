@@ -10,6 +10,7 @@ import { PEER_HEADER } from '../common/telemetry/peer-header.js';
 import { TAG_ATTRIBUTES } from '../common/telemetry/metric-tags.js';
 import { waitFor } from '../common/retry.js';
 import { gatewayPodYaml, istioGateway } from './gateway-world.js';
+import { seriesOf, type Series } from './mesh/series.js';
 import { MeshWorld } from './mesh/world.js';
 
 /** Beside what all worlds have: a service without an endpoint, and one of gRPC. */
@@ -103,20 +104,6 @@ async function load(way: Way): Promise<void> {
     const { stdout, stderr } = await mesh.lab.exec(from, [process.execPath, '-e', TALK, 'other', '9000', String(BYTES)]);
     assert.equal(stdout.trim(), String(BYTES), stderr);
   }
-}
-
-interface Series {
-  name: string;
-  labels: Record<string, string>;
-  value: number;
-}
-
-function seriesOf(text: string): Series[] {
-  return text.split('\n').flatMap((line) => {
-    const [, name, labels = '', value] = /^(istio_\w+)\{(.*)\} (\S+)$/.exec(line) ?? [];
-    if (name === undefined || /_(?:bucket|sum)$/.test(name)) return [];
-    return [{ name, labels: Object.fromEntries([...labels.matchAll(/(\w+)="((?:[^"\\]|\\.)*)"/g)].map(([, key = '', text = '']) => [key, text])), value: Number(value) }];
-  });
 }
 
 async function scrape(way: Way): Promise<Series[]> {

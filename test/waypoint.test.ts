@@ -15,7 +15,10 @@ import { waitFor } from '../common/retry.js';
 import { PEER_HEADER } from '../common/telemetry/peer-header.js';
 import { Lab } from '../lab/index.js';
 import { Pilot } from '../pilot/index.js';
+import type { CollectedSpan } from './collector/collector.js';
+import { COLLECTOR, collected, meshConfig, TRACERS } from './collector/world.js';
 import type { Input, Outcome } from './hbone-client.js';
+import { seriesOf, type Series } from './mesh/series.js';
 
 /** Answers each byte with its name, whatever is said. */
 const NAMED = (name: string): string => `require('node:net').createServer((s) => s.on('error', () => {}).on('data', (d) => s.write('${name}'.repeat(d.length)))).listen(7000, '::');`;
@@ -35,7 +38,13 @@ apiVersion: v1
 kind: Pod
 metadata: {name: client, namespace: plain}
 spec: {containers: [{name: curl, image: curl}]}
-`;
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: client, namespace: outside}
+spec: {containers: [{name: curl, image: curl}]}
+---
+${COLLECTOR}`;
 const GATEWAY = `
 apiVersion: gateway.networking.k8s.io/v1
 kind: Gateway
@@ -140,6 +149,64 @@ spec: {hosts: [one], tcp: [{match: [{port: 7000, destinationSubnets: ["${vip('on
 
 test('what a caller\'s proxy says of its workload ends at the waypoint', async () => {
   assert.deepEqual(await Promise.all([PEER_HEADER, 'x-other'].map((name) => header('one', name, { [name]: 'a;b;c;d;e' }))), [undefined, 'a;b;c;d;e']);
+});
+
+/** As ztunnel writes it. */
+const BAGGAGE = 'k8s.cluster.name=Far,k8s.namespace.name=elsewhere,k8s.deployment.name=caller,service.name=called,service.version=v9';
+
+test('requests and connections through the waypoint are counted by Istio\'s names; the caller is who its tunnel says, in its certificate\'s namespace', async () => {
+  const other = { 'content-type': 'text/plain' };
+  const get = (path: string, connect?: Record<string, string>): Parameters<typeof tunnels>[0] => ({ authorities: [`${vip('two')}:80`], path, headers: other, ...(connect ? { connect } : {}) });
+  const told = await tunnels(get('/', { baggage: BAGGAGE }), get('/', { baggage: BAGGAGE }), get('/status/404', { baggage: BAGGAGE }), get('/', { baggage: 'nothing of the kind' }), { authorities: [`${vip('two')}:7000`], raw: 'abc', connect: { baggage: BAGGAGE } });
+  assert.deepEqual(told.map(({ http, body, error }) => error ?? http ?? body), [200, 200, 404, 200, 'twotwotwo']);
+  let found: Series[] = [];
+  const of = (name: string): Series[] => found.filter((series) => series.name === name).sort((a, b) => b.value - a.value || (a.labels['response_code']! < b.labels['response_code']! ? 1 : -1));
+  await waitFor('them to be counted', async () => {
+    found = seriesOf(await lab.proxyAdmin(`shop/${waypoint()}`, '/stats/prometheus')).filter(({ labels }) => labels['destination_service_name'] === 'two');
+    return ['istio_requests_total', 'istio_request_duration_milliseconds_count'].every((name) => of(name).reduce((sum, { value }) => sum + value, 0) === 4) && of('istio_tcp_connections_closed_total').some(({ labels }) => labels['source_workload'] === 'caller');
+  }, { timeoutMs: 60_000, everyMs: 500 }).catch((error: unknown) => assert.fail(`${String(error)}: ${JSON.stringify(found, undefined, 1)}`));
+  const caller = { source_workload: 'caller', source_canonical_service: 'called', source_canonical_revision: 'v9', source_app: 'called', source_version: 'v9', source_cluster: 'Far', source_workload_namespace: 'plain', source_principal: 'spiffe://cluster.local/ns/plain/sa/default' };
+  const common = {
+    reporter: 'waypoint', connection_security_policy: 'mutual_tls', response_flags: '-', destination_service: 'two.shop.svc.cluster.local', destination_service_name: 'two', destination_service_namespace: 'shop',
+  };
+  const destination = { destination_workload: 'two', destination_workload_namespace: 'shop', destination_canonical_service: 'two', destination_canonical_revision: 'latest', destination_app: 'two', destination_version: 'latest', destination_cluster: 'Kubernetes' };
+  const labels = (series: Series | undefined): Record<string, string> => {
+    // The waypoint's own connection to the pod is within a tunnel, whose other end another listener of its Envoy knows.
+    const { destination_principal: principal, ...rest } = series!.labels;
+    assert.equal(principal, 'unknown');
+    return rest;
+  };
+  const http = { ...common, ...caller, ...destination, request_protocol: 'http' };
+  const nobody = Object.fromEntries(Object.keys(caller).map((key) => [key, /namespace|principal/.test(key) ? caller[key as keyof typeof caller] : 'unknown']));
+  for (const name of ['istio_requests_total', 'istio_request_duration_milliseconds_count']) {
+    assert.deepEqual(of(name).map(({ value }) => value), [2, 1, 1], name);
+    const [twice, ...once] = of(name).map(labels);
+    assert.deepEqual(twice, { ...http, response_code: '200' });
+    assert.deepEqual(once.map((each) => each['response_code']), ['404', '200']);
+    assert.deepEqual(once, [{ ...http, response_code: '404' }, { ...http, ...nobody, response_code: '200' }]);
+  }
+  assert.deepEqual(labels(of('istio_tcp_connections_closed_total').find((each) => each.labels['source_workload'] === 'caller')), { ...common, ...caller, ...destination, request_protocol: 'tcp' });
+});
+
+test('spans of the waypoint name both ends, as Istio\'s do', async () => {
+  apply(`${meshConfig(`extensionProviders: [${TRACERS}]`)}---
+apiVersion: telemetry.istio.io/v1
+kind: Telemetry
+metadata: {name: traced, namespace: shop}
+spec: {tracing: [{providers: [{name: zipkin}], randomSamplingPercentage: 100}]}
+`);
+  const traced = ({ tags }: CollectedSpan): boolean => (tags['http.url'] ?? '').endsWith('/traced');
+  await becomes('a span', async () => {
+    await tunnels({ authorities: [`${vip('two')}:80`], path: '/traced', connect: { baggage: BAGGAGE } });
+    return (await collected({ lab })).some(traced);
+  }, true);
+  const { tags } = (await collected({ lab })).find(traced)!;
+  const named = Object.fromEntries(Object.entries(tags).filter(([tag]) => /^istio[.](?:source|destination)_/.test(tag)));
+  const ends = (end: string, workload: string, namespace: string, cluster: string, service: string, revision: string): Record<string, string> => ({
+    [`istio.${end}_workload`]: workload, [`istio.${end}_namespace`]: namespace, [`istio.${end}_cluster_id`]: cluster, [`istio.${end}_canonical_service`]: service, [`istio.${end}_canonical_revision`]: revision, [`istio.${end}_app`]: service, [`istio.${end}_app_version`]: revision,
+  });
+  assert.deepEqual(named, { ...ends('source', 'caller', 'plain', 'Far', 'called', 'v9'), ...ends('destination', 'two', 'shop', 'Kubernetes', 'two', 'latest') });
+  apply('');
 });
 
 test('EnvoyFilters and WasmPlugins that name the waypoint, or a service of it, work there; those with selectors do not', async () => {

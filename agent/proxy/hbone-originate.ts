@@ -43,15 +43,24 @@ export interface TunnelSource {
   labels: Readonly<Record<string, string>>;
 }
 
+/** Of a ReplicaSet's pods: behind the Deployment's name the hash of its template, and what tells them apart. */
+function workloadOf({ name, labels }: TunnelSource): { kind: 'deployment' | 'pod'; workload: string } {
+  const hash = labels['pod-template-hash'];
+  const at = hash ? name.lastIndexOf(`-${hash}-`) : -1;
+  return at > 0 ? { kind: 'deployment', workload: name.slice(0, at) } : { kind: 'pod', workload: name };
+}
+
 /**
- * What tunnels of a pod say about it, for the other end's telemetry: ztunnel's keys, with the pod itself as the workload, since
- * its owner is not known here; and its network, if it is of one.
+ * What tunnels of a pod say about it, for the other end's telemetry: ztunnel's keys, with the pod itself as the workload where it is
+ * not a Deployment's, since its owner is not known here; and its network, if it is of one.
  */
-export function tunnelHeaders({ name, namespace, labels }: TunnelSource, clusterId: string): Pick<ListenerPod, 'baggage' | 'network'> {
-  const service = labels['service.istio.io/canonical-name'] ?? labels['app.kubernetes.io/name'] ?? labels['app'] ?? name;
+export function tunnelHeaders(source: TunnelSource, clusterId: string): Pick<ListenerPod, 'baggage' | 'network'> {
+  const { namespace, labels } = source;
+  const { kind, workload } = workloadOf(source);
+  const service = labels['service.istio.io/canonical-name'] ?? labels['app.kubernetes.io/name'] ?? labels['app'] ?? workload;
   const version = labels['service.istio.io/canonical-revision'] ?? labels['app.kubernetes.io/version'] ?? labels['version'] ?? 'latest';
   const network = labels['topology.istio.io/network'];
-  return { baggage: `k8s.cluster.name=${clusterId},k8s.namespace.name=${namespace},k8s.pod.name=${name},service.name=${service},service.version=${version}`, ...(network === undefined ? {} : { network }) };
+  return { baggage: `k8s.cluster.name=${clusterId},k8s.namespace.name=${namespace},k8s.${kind}.name=${workload},service.name=${service},service.version=${version}`, ...(network === undefined ? {} : { network }) };
 }
 
 /** Filter state by which tcp_proxy finds its cluster; without an identity there is none of that name, and the connection ends. */

@@ -16,7 +16,7 @@ import { AccessLog, type AccessLogFilter } from '../../proto/generated/envoy/con
 import { Filter, type FilterChain } from '../../proto/generated/envoy/config/listener/v3/listener_components.js';
 import { AccessLogType } from '../../proto/generated/envoy/data/accesslog/v3/accesslog.js';
 import { Config_Stat } from '../../proto/generated/envoy/extensions/access_loggers/stats/v3/stats.js';
-import { FilterStateValue } from '../../proto/generated/envoy/extensions/filters/common/set_filter_state/v3/value.js';
+import type { FilterStateValue } from '../../proto/generated/envoy/extensions/filters/common/set_filter_state/v3/value.js';
 import { HeaderMutation } from '../../proto/generated/envoy/extensions/filters/http/header_mutation/v3/header_mutation.js';
 import { Config as HeaderToMetadata } from '../../proto/generated/envoy/extensions/filters/http/header_to_metadata/v3/header_to_metadata.js';
 import { Wasm } from '../../proto/generated/envoy/extensions/filters/http/wasm/v3/wasm.js';
@@ -26,7 +26,9 @@ import { TcpProxy, TcpProxy_TcpAccessLogOptions } from '../../proto/generated/en
 import { DownstreamTlsContext } from '../../proto/generated/envoy/extensions/transport_sockets/tls/v3/tls.js';
 import { MAIN_INTERNAL } from '../generate/names.js';
 import { PEER_PRINCIPAL } from '../generate/security/rules.js';
+import { CALLER_NAMESPACE, state, stateOf, tunnelState } from './caller-state.js';
 import { countMessages, hasMessages, MESSAGE_VALUES } from './grpc-messages.js';
+import { editManagers } from './managers.js';
 import { CLUSTER_SERVICE, ENDPOINT_WORKLOAD, OWN_WORKLOAD, WORKLOAD_PARTS, type WorkloadPart } from './workload-metadata.js';
 
 export type Reporter = 'source' | 'destination' | 'waypoint';
@@ -56,7 +58,6 @@ const UNKNOWN_STATE = 'underpass.unknown';
 const MAX_LABEL_CHARS = 253;
 const PEER = 'underpass.peer';
 
-const stateOf = (key: string): string => `%FILTER_STATE(${key}:PLAIN)%`;
 const ownState = (part: WorkloadPart): string => `${OWN_WORKLOAD}.${part}`;
 
 /** The first that has a value. */
@@ -69,15 +70,6 @@ export function formatOf(terms: readonly TagTerm[]): string {
   const [first] = terms;
   if (terms.length === 1 && first && 'command' in first) return firstOf(first.param === undefined ? first.command : { command: first.command, param: first.param });
   return terms.map((term) => ('text' in term ? term.text.replaceAll('%', '%%') : `%${term.command}${term.param === undefined ? '' : `(${term.param})`}%`)).join('');
-}
-
-function state(key: string, format: string): FilterStateValue {
-  return FilterStateValue.fromPartial({
-    key: { $case: 'object_key', value: key },
-    factory_key: 'envoy.string',
-    value: { $case: 'format_string', value: { format: { $case: 'text_format_source', value: { specifier: { $case: 'inline_string', value: format } } }, omit_empty_values: true } },
-    skip_if_empty: true,
-  });
 }
 
 const node = (field: string): string => `%CEL(xds.node.metadata['${field}'])%`;
@@ -104,7 +96,6 @@ const ownWorkload: Filter = Filter.fromPartial({
 
 /** Of a connection by mutual TLS, once: both ends' names by their certificates, and the namespace in the caller's. */
 const SHOWN = { caller: 'underpass.caller', namespace: 'underpass.caller.namespace', answering: 'underpass.answering' } as const;
-const NAMESPACE_OF = '^spiffe://[^/]+/ns/([^/]+)/sa/.+$';
 
 /** The field of the filter's configuration for what is set when the handshake is over; the package that has its messages does not know it. */
 const ON_HANDSHAKE = 2;
@@ -123,7 +114,7 @@ function onHandshake(values: readonly FilterStateValue[]): Filter {
 const callerShown: Filter = onHandshake([
   ...Object.values(SHOWN).map((key) => state(key, UNKNOWN)),
   state(SHOWN.caller, '%DOWNSTREAM_PEER_URI_SAN%'),
-  state(SHOWN.namespace, `%CEL(re.extract(connection.uri_san_peer_certificate, '${NAMESPACE_OF}', '\\\\1'))%`),
+  state(SHOWN.namespace, CALLER_NAMESPACE),
   state(SHOWN.answering, '%DOWNSTREAM_LOCAL_URI_SAN%'),
 ]);
 
@@ -158,11 +149,22 @@ const SERVICE: Labels = { destination_service: servicePart('host'), destination_
 /** Out of a tunnel it is known by who came through it. */
 const CALLER = firstOf('DOWNSTREAM_PEER_URI_SAN', { command: 'FILTER_STATE', param: `${PEER_PRINCIPAL}:PLAIN` });
 
-/** All labels that requests and connections have in common, but for flags. @param isTold requests of clients' proxies say who they are, and `callerShown` stands in the chain */
-function commonLabels(reporter: Reporter, security: 'mutual_tls' | 'none' | 'unknown', isTold: boolean): Labels {
+/**
+ * By what it is known who calls: `header`: requests of clients' proxies say so, and `callerShown` stands in the chain; `tunnel`: the
+ * request for the tunnel that this came out of has said so.
+ */
+type Telling = 'header' | 'tunnel' | undefined;
+
+/** All labels that requests and connections have in common, but for flags. */
+function commonLabels(reporter: Reporter, security: 'mutual_tls' | 'none' | 'unknown', telling: Telling): Labels {
   const own = (part: WorkloadPart): string => stateOf(ownState(part));
-  const nobody = (): string => UNKNOWN;
-  const said = isTold ? (part: WorkloadPart): string => (part === 'namespace' ? stateOf(SHOWN.namespace) : peerPart(part)) : nobody;
+  const isTold = telling === 'header';
+  const saying = {
+    header: (part: WorkloadPart): string => (part === 'namespace' ? stateOf(SHOWN.namespace) : peerPart(part)),
+    tunnel: (part: WorkloadPart): string => stateOf(tunnelState(part)),
+    nobody: (): string => UNKNOWN,
+  };
+  const said = saying[telling ?? 'nobody'];
   const caller = isTold ? stateOf(SHOWN.caller) : CALLER;
   const ends = reporter === 'destination'
     ? { ...endLabels('source', said, caller), ...endLabels('destination', own, isTold ? stateOf(SHOWN.answering) : firstOf('DOWNSTREAM_LOCAL_URI_SAN')) }
@@ -234,31 +236,28 @@ function clientCertificate({ transport_socket: socket }: FilterChain): 'none' | 
 /** Applications, and whoever is behind a gateway, are not to see what proxies tell each other. */
 export function hidePeer(chain: FilterChain, settings: Pick<MetricsSettings, 'reporter'> | undefined): void {
   const isRead = settings !== undefined && settings.reporter !== 'source' && clientCertificate(chain) === 'byMesh';
-  for (const filter of chain.filters) {
-    const manager = filter.config_type?.$case === 'typed_config' ? unpack(HttpConnectionManager, filter.config_type.value) : undefined;
-    if (!manager) continue;
-    manager.http_filters.unshift(isRead ? readPeer : dropPeer);
-    filter.config_type = { $case: 'typed_config', value: pack(HttpConnectionManager, manager) };
-  }
+  editManagers(chain, (manager) => void manager.http_filters.unshift(isRead ? readPeer : dropPeer));
 }
 
 /** Has a filter chain's requests and connections counted. */
 export function countIn(chain: FilterChain, listener: string, settings: MetricsSettings): void {
   const certificate = clientCertificate(chain);
-  const security = settings.reporter === 'source' ? 'unknown' : certificate !== 'none' || listener === MAIN_INTERNAL ? 'mutual_tls' : 'none';
+  const isTunnelled = listener === MAIN_INTERNAL;
+  const security = settings.reporter === 'source' ? 'unknown' : certificate !== 'none' || isTunnelled ? 'mutual_tls' : 'none';
   const isTold = settings.reporter !== 'source' && certificate === 'byMesh';
+  const telling = isTunnelled ? 'tunnel' : isTold ? 'header' : undefined;
   for (const filter of chain.filters) {
     if (filter.config_type?.$case !== 'typed_config') continue;
     const manager = unpack(HttpConnectionManager, filter.config_type.value);
     if (manager) {
-      manager.access_log.push(...requestLoggers(settings, commonLabels(settings.reporter, security, isTold), manager));
+      manager.access_log.push(...requestLoggers(settings, commonLabels(settings.reporter, security, telling), manager));
       filter.config_type = { $case: 'typed_config', value: pack(HttpConnectionManager, manager) };
       continue;
     }
     const proxy = unpack(TcpProxy, filter.config_type.value);
     if (!proxy) continue;
     if (!proxy.access_log_options) endsAlone(proxy.access_log);
-    proxy.access_log.push(...connectionLoggers(settings, commonLabels(settings.reporter, security, false)));
+    proxy.access_log.push(...connectionLoggers(settings, commonLabels(settings.reporter, security, isTunnelled ? 'tunnel' : undefined)));
     proxy.access_log_options = TcpProxy_TcpAccessLogOptions.fromPartial({ ...proxy.access_log_options, flush_access_log_on_connected: true });
     filter.config_type = { $case: 'typed_config', value: pack(TcpProxy, proxy) };
   }

@@ -19,6 +19,7 @@ import type { MeshConfig } from '../model/mesh.js';
 import type { Model } from '../model/model.js';
 import type { Proxy } from '../model/proxy.js';
 import { accessLog } from './access-logs.js';
+import { readTunnelCaller } from './caller-state.js';
 import { claimNamespace, countIn, hidePeer } from './metrics.js';
 import { settingsFor, type SideSettings } from './settings.js';
 import { tracingConfig } from './tracing.js';
@@ -75,7 +76,7 @@ export class TelemetryGenerator implements Generator {
     const keys = { CLIENT: JSON.stringify([CLIENT, normalization, hides, proxy.type]), SERVER: JSON.stringify([SERVER, normalization, hides]) };
     return resources.map((resource) => {
       // What is inside of tunnels is logged and traced.
-      if (resource.name === CONNECT_TERMINATE || resource.name.endsWith(CONNECT_ORIGINATE)) return resource;
+      if (resource.name.endsWith(CONNECT_ORIGINATE) || (resource.name === CONNECT_TERMINATE && !hides)) return resource;
       const side = isInboundListener(resource.name) ? 'SERVER' : 'CLIENT';
       let made = this.#made.get(resource);
       if (!made) this.#made.set(resource, (made = new Map()));
@@ -100,6 +101,10 @@ export class TelemetryGenerator implements Generator {
 
 function over(resource: Resource, settings: SideSettings, normalization: MeshConfig['pathNormalization'], isSidecars: boolean, hidesPeer: boolean): Resource {
   const listener = Listener.decode(resource.body.value);
+  if (resource.name === CONNECT_TERMINATE) {
+    for (const chain of listener.filter_chains) readTunnelCaller(chain);
+    return makeResource(resource.name, Listener, listener);
+  }
   for (const chain of [...listener.filter_chains, ...(listener.default_filter_chain ? [listener.default_filter_chain] : [])]) {
     for (const filter of chain.filters) overFilter(filter, settings, normalization);
     if (hidesPeer) hidePeer(chain, settings.metrics);

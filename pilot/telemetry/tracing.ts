@@ -21,7 +21,9 @@ import { policyTarget } from '../generate/security/targets.js';
 import type { CustomTagSetting, ProviderHeader, TracingServiceProvider } from '../model/mesh.js';
 import type { Model } from '../model/model.js';
 import type { Proxy } from '../model/proxy.js';
+import { stateOf, tunnelState } from './caller-state.js';
 import { meant, providerOf, type Side } from './layers.js';
+import { ENDPOINT_WORKLOAD, type WorkloadPart } from './workload-metadata.js';
 
 export interface TracingSettings {
   kind: 'zipkin' | 'opentelemetry';
@@ -49,6 +51,14 @@ const CANONICAL_REVISION = ['service.istio.io/canonical-revision', 'app.kubernet
 const DRY_RUN_TAGS: readonly (readonly [string, { metadata: string }])[] = (['allow', 'deny'] as const).flatMap((action) => [
   [`istio.authorization.dry_run.${action}_policy.name`, { metadata: `istio_dry_run_${action}_shadow_effective_policy_id` }] as const,
   [`istio.authorization.dry_run.${action}_policy.result`, { metadata: `istio_dry_run_${action}_shadow_engine_result` }] as const,
+]);
+
+/** What Istio calls the parts of a workload in a waypoint's spans. Names of pods and kinds of workloads, which it tells too, nobody tells here. */
+const PEER_TAGS: Readonly<Record<string, WorkloadPart>> = { workload: 'workload', namespace: 'namespace', cluster_id: 'cluster', canonical_service: 'name', canonical_revision: 'revision', app: 'name', app_version: 'revision' };
+/** A waypoint is neither end of what passes it: both are told, whatever `enableIstioTags` says. */
+const WAYPOINT_TAGS: TracingSettings['tags'] = Object.entries(PEER_TAGS).flatMap(([tag, part]) => [
+  [`istio.source_${tag}`, { formatter: { value: stateOf(tunnelState(part)) } }] as const,
+  [`istio.destination_${tag}`, { formatter: { value: `%UPSTREAM_METADATA(${ENDPOINT_WORKLOAD}:${part})%` } }] as const,
 ]);
 
 export function tracingSettings(model: Model, proxy: Proxy, layers: readonly Telemetry[], side: Side): TracingSettings | undefined {
@@ -86,7 +96,7 @@ export function tracingSettings(model: Model, proxy: Proxy, layers: readonly Tel
     maxTagLength: provider.maxTagLength || mesh.tracingMaxPathTagLength || undefined,
     sampling: merged.randomSamplingPercentage ?? mesh.tracingSampling,
     serviceName: proxy.cluster || `${canonicalName}.${proxy.namespace}`,
-    tags: [...own, ...Object.entries(given)].sort(([a], [b]) => (a < b ? -1 : 1)),
+    tags: [...own, ...(proxy.type === 'waypoint' && proxy.canCount ? WAYPOINT_TAGS : []), ...Object.entries(given)].sort(([a], [b]) => (a < b ? -1 : 1)),
     byRequestId: merged.useRequestIdForTraceSampling !== false,
     propagates: merged.disableContextPropagation !== true,
     spawnsUpstreamSpan: proxy.type === 'router',

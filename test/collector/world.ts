@@ -29,15 +29,17 @@ data:
 ${text.split('\n').map((line) => `    ${line}`).join('\n')}
 `;
 
-const curl = async (world: MeshWorld, method: string, path: string): Promise<string> => (await world.lab.exec('outside/client', ['curl', '-s', '-m', '10', '-X', method, `http://collector.outside:9000${path}`])).stdout;
+type World = Pick<MeshWorld, 'lab'>;
 
-export const collected = async (world: MeshWorld): Promise<CollectedSpan[]> => JSON.parse(await curl(world, 'GET', '/spans')) as CollectedSpan[];
-export const collectedLogs = async (world: MeshWorld): Promise<CollectedLog[]> => JSON.parse(await curl(world, 'GET', '/logs')) as CollectedLog[];
-export const forget = (world: MeshWorld): Promise<unknown> => curl(world, 'DELETE', '/');
-export const answerAs = (world: MeshWorld, how: 'ok' | 'refused' | 'never'): Promise<unknown> => curl(world, 'PUT', `/answer?as=${how}`);
+const curl = async (world: World, method: string, path: string): Promise<string> => (await world.lab.exec('outside/client', ['curl', '-s', '-m', '10', '-X', method, `http://collector.outside:9000${path}`])).stdout;
+
+export const collected = async (world: World): Promise<CollectedSpan[]> => JSON.parse(await curl(world, 'GET', '/spans')) as CollectedSpan[];
+export const collectedLogs = async (world: World): Promise<CollectedLog[]> => JSON.parse(await curl(world, 'GET', '/logs')) as CollectedLog[];
+export const forget = (world: World): Promise<unknown> => curl(world, 'DELETE', '/');
+export const answerAs = (world: World, how: 'ok' | 'refused' | 'never'): Promise<unknown> => curl(world, 'PUT', `/answer?as=${how}`);
 
 /** Of the traces that have this tag, once there are as many spans, and no more come for as long as Envoy may hold them back. */
-export async function settledSpans(world: MeshWorld, wanted: (span: CollectedSpan) => boolean, count: number, timeoutMs = 120_000): Promise<CollectedSpan[]> {
+export async function settledSpans(world: World, wanted: (span: CollectedSpan) => boolean, count: number, timeoutMs = 120_000): Promise<CollectedSpan[]> {
   const deadline = performance.now() + timeoutMs;
   for (let before = -1, since = performance.now(); ; await sleep(250)) {
     const found = (await collected(world)).filter(wanted);

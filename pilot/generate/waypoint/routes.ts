@@ -10,7 +10,7 @@ import type { MeshService } from '../../model/types.js';
 import { appliesToMesh } from '../../model/virtual-services.js';
 import { bracketed } from '../envoy.js';
 import { connectHost, connectTable } from '../hbone.js';
-import { CONNECT_TERMINATE, MAIN_INTERNAL, parseClusterName } from '../names.js';
+import { clusterName, CONNECT_TERMINATE, MAIN_INTERNAL, parseClusterName } from '../names.js';
 import { makeResource, type Resource } from '../resource.js';
 import { meshSource } from '../route-match.js';
 import { defaultRoute, virtualServiceRoutes } from '../routes-http.js';
@@ -66,9 +66,15 @@ function led(route: Route, own: ReadonlySet<string>): Route {
   return route;
 }
 
-/** Clusters of other services that routes lead to. */
+/** Of the services that MeshConfig's providers name, for spans, log lines and questions to authorizers. */
+function providerClusters({ model: { mesh } }: Scope): string[] {
+  const services = mesh.extensionProviders.flatMap(({ zipkin, opentelemetry, envoyHttpAls, envoyTcpAls, envoyOtelAls, envoyExtAuthzHttp, envoyExtAuthzGrpc }) => [zipkin, opentelemetry, envoyHttpAls, envoyTcpAls, envoyOtelAls, envoyExtAuthzHttp, envoyExtAuthzGrpc]);
+  return services.flatMap((found) => (found ? [clusterName(found.port, '', found.service.slice(found.service.indexOf('/') + 1))] : []));
+}
+
+/** Clusters of other services that routes lead to, or that this proxy itself asks. */
 export function referencedElsewhere(scope: Scope, proxy: Proxy, attached: readonly MeshService[]): Set<string> {
-  const found = new Set<string>();
+  const found = new Set<string>(providerClusters(scope));
   const hosts = new Set(attached.map(({ host }) => host));
   for (const service of attached) {
     if (scope.virtualServicesFor(service.host).length === 0) continue;
