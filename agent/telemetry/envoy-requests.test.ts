@@ -12,6 +12,7 @@ import type { CountedPod, RequestView } from '../proxy/request-view.js';
 import type { HttpTotals } from '../dataplane/kernel-http-totals.js';
 import { EnvoyRequests } from './envoy-requests.js';
 import type { EnvoyReport } from './envoy-sums.js';
+import { TOLD_MS } from './flow-series.js';
 
 const folder = mkdtempSync(join(tmpdir(), 'up-sums-'));
 after(() => rmSync(folder, { recursive: true, force: true }));
@@ -200,7 +201,7 @@ test('EnvoyRequests: pods without a workload yet are held back; nothing of their
   assert.deepEqual([await w.numbers(), (await w.told()).held], [{ 'source client web-v1 200': 5 }, 0]);
 });
 
-test('EnvoyRequests: a pod that is gone is told once more with all that it had, also by the next agent; an address that another pod has now is not mixed up', async () => {
+test('EnvoyRequests: a pod that is gone is told with all that it had, for two minutes and to several readers, also by the next agent; an address that another pod has now is not mixed up', async () => {
   for (const restarts of [false, true]) {
     const w = new World();
     w.counts.set(outbound({ pod: 'other' }), 5);
@@ -212,6 +213,8 @@ test('EnvoyRequests: a pod that is gone is told once more with all that it had, 
     if (restarts) await w.restart();
     w.counts.set(outbound({ pod: 'other' }), 6);
     w.counts.set(outbound({ pod: 'new' }), 1);
+    for (let reader = 0; reader < 3; reader++) assert.deepEqual(await w.numbers(), { 'source other web-v1 200': 6, 'source new web-v1 200': 1 });
+    w.nowMs += TOLD_MS;
     assert.deepEqual(await w.numbers(), { 'source other web-v1 200': 6, 'source new web-v1 200': 1 });
     assert.deepEqual(await w.numbers(), { 'source new web-v1 200': 1 });
     assert.equal((await w.told()).lost, 0n);
@@ -233,6 +236,7 @@ test("EnvoyRequests: a series stays while a pod of its workload is here, or the 
   w.known = w.known.filter(({ uid }) => uid === 'client');
   const [hash] = sums.map(({ hash: each }) => each);
   for (let round = 0; round < 3; round++) assert.equal((await w.told((each) => each === hash)).sums.length, 2);
+  w.nowMs += TOLD_MS;
   assert.equal((await w.told()).sums.length, 2);
   assert.equal((await w.told()).sums.length, 0);
   assert.equal(w.requests.labelsOf(hash!), undefined);

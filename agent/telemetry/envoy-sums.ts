@@ -12,7 +12,7 @@ import type { RequestView } from '../proxy/request-view.js';
 import { Workload } from '../../proto/generated/istio/workload/workload.js';
 import { EnvoySumsFile, type SavedSums } from './envoy-sums-file.js';
 import { FlowDirectory, OVERFLOW, UNKNOWN, type FlowLabels, type KnownWorkloads } from './flow-labels.js';
-import { hashOf } from './flow-series.js';
+import { hashOf, TOLD_MS } from './flow-series.js';
 
 export interface EnvoySum<T> {
   reporter: FlowSideName;
@@ -193,7 +193,7 @@ export class EnvoySums<T> {
    */
   report(isKernels: (hash: string) => boolean, isPeek = false): EnvoyReport<T> {
     const sums = [...this.#sums.values()].map(({ reporter, hash, labels, totals }) => ({ reporter, hash, labels, totals }));
-    if (!isPeek) this.#drop(isKernels, 0);
+    if (!isPeek) this.#drop(isKernels, TOLD_MS);
     return { sums, isRead: this.#isRead, keys: this.#keys.size, held: this.#held, lost: this.#lost, dropped: this.#dropped };
   }
 

@@ -5,7 +5,7 @@ import { Address, Service, Workload } from '../../proto/generated/istio/workload
 import type { FlowEntry, FlowKey, Flows, FlowSide } from '../dataplane/kernel-flows.js';
 import { addSides } from '../dataplane/kernel-flows.js';
 import { addFlowMetrics } from './flow-metrics.js';
-import { FlowSeriesSource, hashOf, type FlowReport, type FlowSeries } from './flow-series.js';
+import { FlowSeriesSource, hashOf, TOLD_MS, type FlowReport, type FlowSeries } from './flow-series.js';
 import type { FlowPod } from './flow-labels.js';
 import { PrometheusText } from './prometheus.js';
 
@@ -161,6 +161,8 @@ test('series: an address from elsewhere that changes hands takes nothing of its 
   w.revision++;
   assert.deepEqual(told(), [['scout', 4n]], 'a connection is still open');
   w.tables.put('x', { server: 9n, peer: '10.1.0.5' }, side(0), side(4, 4));
+  for (let reader = 0; reader < 3; reader++) assert.deepEqual(told(), [['scout', 4n]]);
+  w.nowMs += TOLD_MS + 1;
   assert.deepEqual(told(), [['scout', 4n]], 'for the last time');
   w.tables.put('x', { server: 9n, peer: '10.1.0.5' }, side(0), side(1));
   assert.deepEqual(told(), [['miner', 1n]]);
@@ -216,11 +218,13 @@ test('series: a pod that is gone does not make its workload\'s series fall, over
   assert.deepEqual([opened(scraped(restarted).series), opened(scraped(restarted).series)], [[5n], [5n]]);
 });
 
-test('series: those of pods that are gone are told once more and dropped; unread ones after five minutes; the next pod starts anew', () => {
+test('series: those of pods that are gone are told to several readers for two minutes and dropped; unread ones after five minutes; the next pod starts anew', () => {
   const w = new World();
   w.tables.put('x', { client: 1n, server: 9n }, side(2), side(2));
   w.source.sweep();
   w.leave(1n);
+  for (let reader = 0; reader < 3; reader++) assert.deepEqual(opened(scraped(w.source).series), [2n]);
+  w.nowMs += TOLD_MS + 1;
   assert.deepEqual(opened(scraped(w.source).series), [2n]);
   assert.deepEqual([scraped(w.source).series, w.tables.kept.size, w.tables.byId.size], [[], 0, 0]);
   w.tables.put('y', { client: 2n, server: 9n }, side(1), side(1));

@@ -1,7 +1,7 @@
 /**
  * Istio's TCP series for connections that no proxy sees. The kernel counts by pods, series are by workloads: what pods that
  * are gone had added is kept, in a kernel map as well, for as long as another pod's entry has the same labels, since a series
- * that falls looks to Prometheus like one that began anew. With none left it is told once more, and dropped.
+ * that falls looks to Prometheus like one that began anew. With none left it is told for two minutes more, and dropped.
  */
 import { createHash } from 'node:crypto';
 import type { FlowEntry, FlowKey, Flows, FlowSide, FlowSideName } from '../dataplane/kernel-flows.js';
@@ -44,6 +44,8 @@ const LAST_CLOSES_MS = 30_000;
 const IDLE_MS = 300_000;
 /** How long a series of pods that are gone waits for somebody to read it. */
 const UNREAD_MS = 300_000;
+/** How long it is told: the reader that had it may be one of several Prometheus, or `underpass top`. */
+export const TOLD_MS = 120_000;
 
 export class FlowSeriesSource {
   readonly #options: FlowSeriesOptions;
@@ -94,7 +96,8 @@ export class FlowSeriesSource {
 
   /** After a report: what was told for the last time is forgotten. */
   forgetTold(): void {
-    this.#dropRetired(this.#held, (hash) => !this.isLive(hash));
+    const now = this.#now();
+    this.#dropRetired(this.#held, (hash) => !this.isLive(hash) && now - (this.#retired.get(hash)?.at ?? -Infinity) > TOLD_MS);
   }
 
   /** Now and then, so that pods that live shortly leave their labels and those that are gone their place. */

@@ -10,6 +10,7 @@ import type { HttpService } from '../http/table.js';
 import { FlowDirectory, type FlowPod } from './flow-labels.js';
 import { HTTP_BOUNDS } from './http-bounds.js';
 import { addHttpMetrics } from './http-metrics.js';
+import { TOLD_MS } from './flow-series.js';
 import { HttpSeriesSource, type HttpReport } from './http-series.js';
 import { PrometheusText } from './prometheus.js';
 
@@ -115,7 +116,9 @@ test('pods of one workload are one series, which does not fall when one of them 
   w.source = w.agent();
   assert.deepEqual(requests(w.told()), [7n]);
   w.leave(2n);
-  assert.deepEqual(requests(w.told()), [7n], 'once more');
+  for (const reader of ['Prometheus', 'the other one', '`underpass top`']) assert.deepEqual(requests(w.told()), [7n], reader);
+  w.nowMs += TOLD_MS + 1;
+  assert.deepEqual(requests(w.told()), [7n], 'for the last time');
   assert.deepEqual([requests(w.told()), w.tables.kept.size], [[], 0]);
 });
 

@@ -1,12 +1,12 @@
 /**
  * Istio's HTTP series for requests that the kernel moved past Envoy. Both reporters say the same of them, since the same kernel
  * counts for both. As with connections (flow-series.ts) the kernel counts by pods and series are by workloads, and what pods that
- * are gone had added is kept for as long as another pod's entry has the same labels; with none left it is told once more.
+ * are gone had added is kept for as long as another pod's entry has the same labels; with none left it is told for two minutes more.
  */
 import type { HttpEnding, HttpRequests, HttpTotalEntry, HttpTotals } from '../dataplane/kernel-http-totals.js';
 import { addTotals } from '../dataplane/kernel-http-totals.js';
 import type { FlowDirectory, FlowLabels, FlowPod } from './flow-labels.js';
-import { hashOf } from './flow-series.js';
+import { hashOf, TOLD_MS } from './flow-series.js';
 import { KeptLabels } from './kept-labels.js';
 import { atOnce } from './turns.js';
 
@@ -84,7 +84,8 @@ export class HttpSeriesSource {
   /** After a report: what was told for the last time is forgotten. */
   forgetTold(): void {
     const { live, held } = this.#told;
-    this.#dropRetired(held, (hash) => !live.has(hash));
+    const now = this.#now();
+    this.#dropRetired(held, (hash) => !live.has(hash) && now - (this.#retired.get(hash)?.at ?? -Infinity) > TOLD_MS);
   }
 
   /**

@@ -8,6 +8,7 @@ import type { HttpEnding, HttpTotalEntry } from '../../agent/dataplane/kernel-ht
 import { FlowDirectory } from '../../agent/telemetry/flow-labels.js';
 import { HTTP_BOUNDS } from '../../agent/telemetry/http-bounds.js';
 import { addHttpMetrics } from '../../agent/telemetry/http-metrics.js';
+import { TOLD_MS } from '../../agent/telemetry/flow-series.js';
 import { HttpSeriesSource } from '../../agent/telemetry/http-series.js';
 import { PrometheusText } from '../../agent/telemetry/prometheus.js';
 import { Address, Workload } from '../../proto/generated/istio/workload/workload.js';
@@ -163,7 +164,7 @@ function workload(name: string, address: string): [string, { message: Address }]
   return [name, { message: Address.fromPartial({ type: { $case: 'workload', value } }) }];
 }
 
-test('series: what a scrape reads is what was sent, at both reporters; it stays when its pod goes, and by the map once more', async () => {
+test('series: what a scrape reads is what was sent, at both reporters; it stays when its pod goes, and by the map for two minutes more', async () => {
   const [web, store] = [w.world.pod(0), w.world.pod(1)];
   let nowMs = 0;
   let pods = [web, store].map(({ netnsCookie, ipv4 }) => ({ netnsCookie, addresses: [ipv4] }));
@@ -196,6 +197,8 @@ test('series: what a scrape reads is what was sent, at both reporters; it stays 
   nowMs = 6_000;
   source.sweep();
   assert.deepEqual(w.kernel.http.totals.entries(), []);
-  assert.deepEqual(scrape(), lines, 'kept by its labels, to the last bucket');
+  for (let reader = 0; reader < 2; reader++) assert.deepEqual(scrape(), lines, 'kept by its labels, to the last bucket');
+  nowMs += TOLD_MS + 1;
+  assert.deepEqual(scrape(), lines, 'for the last time');
   assert.deepEqual(scrape(), []);
 });
