@@ -79,13 +79,10 @@ async function top(options: Options): Promise<void> {
   }
 }
 
-async function read({ agents }: Reach): Promise<Map<string, Sample>> {
-  const texts = answered(agents, await askEach(agents, (agent) => agent.ask('/metrics')));
-  const all = new Map<string, Sample>();
-  texts.forEach((text, node) => {
-    for (const sample of parseSamples(text)) all.set(`${node} ${sample.name} ${JSON.stringify(sample.labels)}`, sample);
-  });
-  return all;
+/** By agent; one that did not answer has none, and in the next reading no rates. */
+export async function read({ agents }: Pick<Reach, 'agents'>): Promise<Reading> {
+  const texts = answered(agents, await askEach(agents, async (agent) => ({ agent, text: await agent.ask('/metrics') })));
+  return new Map(texts.map(({ agent, text }) => [agent.place, new Map([...parseSamples(text)].map((sample) => [`${sample.name} ${JSON.stringify(sample.labels)}`, sample]))]));
 }
 
 /** The text format's samples, without their time stamps: https://prometheus.io/docs/instrumenting/exposition_formats/ */
@@ -101,13 +98,23 @@ export function* parseSamples(text: string): Generator<Sample> {
 
 const KEPT = /^istio_(?:requests_total|request_duration_milliseconds_(?:sum|count)|tcp_(?:connections_opened|received_bytes|sent_bytes)_total)$/;
 
+/** Samples of agents by their places, and by name and labels. */
+export type Reading = ReadonlyMap<string, ReadonlyMap<string, Sample>>;
+
+/** What is in both, each sample with its value of before; what is new of an agent begins at nothing. */
+function* changes(before: Reading, now: Reading): Generator<[Sample, number]> {
+  for (const [place, samples] of now) {
+    const former = before.get(place);
+    if (former) for (const [key, sample] of samples) yield [sample, former.get(key)?.value ?? 0];
+  }
+}
+
 /** @param passed seconds between the two */
-export function rowsOf(before: ReadonlyMap<string, Sample>, now: ReadonlyMap<string, Sample>, passed: number, by: Options['by']): Row[] {
+export function rowsOf(before: Reading, now: Reading, passed: number, by: Options['by']): Row[] {
   interface Sums { requests: number; failed: number; ms: number; timed: number; connections: number; received: number; sent: number }
   const sums = new Map<string, Sums>();
-  for (const [key, { name, labels, value }] of now) {
+  for (const [{ name, labels, value }, former] of changes(before, now)) {
     if (!KEPT.test(name)) continue;
-    const former = before.get(key)?.value ?? 0;
     // An agent that was started anew counts from nothing.
     const delta = value >= former ? value - former : value;
     if (!(delta > 0)) continue;
