@@ -91,5 +91,7 @@ test('underpass analyze: folders with -R, --namespace, --suppress, --failure-thr
   const deep = await cli(['-f', folder, '-R', '-o', 'json'], [1]);
   assert.deepEqual((JSON.parse(deep.stdout) as { code: string; resource: string }[]).map(({ code, resource }) => `${code} ${resource}`), ['IST0101 VirtualService web.shop', 'IST0118 Service web.shop']);
   assert.match((await cli([folder, '-R', '--suppress', 'IST0101=VirtualService *.shop', '--namespace', 'shop', '--failure-threshold', 'Info'], [1])).stdout, /IST0118/);
+  writeFileSync(join(folder, 'broken.yaml'), 'kind: [\n');
+  assert.match((await cli([folder, '--namespace', 'street'], [1])).stdout, /^Error \[IST0106\] \(File .*broken\.yaml/);
   assert.match((await cli([folder, '--suppress', 'nonsense'], [1])).stderr, /UNDERPASS_BAD_OPTION/);
 });

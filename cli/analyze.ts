@@ -60,7 +60,7 @@ export function configure(command: Command): void {
       const isCluster = all.length === 0;
       const loaded = isCluster ? await whileWaiting('reading the cluster', readCluster(options)) : mergeResults((await Promise.all(all.map((path) => load(path, options.recursive === true)))).flat());
       const findings = analyze(loaded, options).filter((finding) => !options.suppress.some(({ code, resource }) => code === finding.code && resource.test(finding.resource)));
-      const shown = options.namespace === undefined ? findings : findings.filter(({ namespace, resource }) => namespace === options.namespace || resource === `Namespace ${options.namespace}`);
+      const shown = options.namespace === undefined ? findings : findings.filter(({ namespace, resource }) => namespace === options.namespace || resource === `Namespace ${options.namespace}` || isUnread(resource));
       print(options.output, shown, () => `${shown.map((finding) => line(finding, isCluster)).join('')}${loaded.objects.length} objects looked at, ${LEVELS.map((level) => `${shown.filter((each) => each.level === level).length} ${level.toLowerCase()}s`).join(', ')}\n`);
       if (shown.some(({ level }) => LEVELS.indexOf(level) <= LEVELS.indexOf(options.failureThreshold))) process.exitCode = 1;
     });
@@ -75,6 +75,9 @@ export function analyze(loaded: Pick<LoadResult, 'objects' | 'errors'>, { cluste
   ];
   return findings.sort((a, b) => LEVELS.indexOf(a.level) - LEVELS.indexOf(b.level) || a.code.localeCompare(b.code) || a.resource.localeCompare(b.resource));
 }
+
+/** What could not be read may be of any namespace. */
+const isUnread = (resource: string): boolean => resource.startsWith('File ');
 
 /** `Error [IST0101] (VirtualService httpbin.default shop.yaml:12) message`, as istioctl has it. */
 function line({ level, code, resource, file, line: at, field, message }: Finding, isCluster: boolean): string {

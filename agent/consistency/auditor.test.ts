@@ -22,3 +22,17 @@ test('what it computes is followed by the pause that leaves it its share', async
   assert.ok(performance.now() - startedMs >= 5 / 0.1, 'five milliseconds at a tenth');
   assert.equal(auditor.status.busyMs, 5);
 });
+
+test('of more drifts than one round takes none is taken for repaired since it was not looked at, and what they are read from is ended', async () => {
+  const drifts = Array.from({ length: 600 }, (_, index) => ({ kind: 'cds' as const, state: 'wrong' as const, name: `cluster-${index}`, unsafe: 'a test' }));
+  let [isReversed, ended] = [false, 0];
+  const check = { name: 'many', async *parts() { try { yield isReversed ? [...drifts].reverse() : drifts; yield []; } finally { ended++; } } };
+  const auditor = new Auditor({ checks: [check], logger: logger('test').child({}, { level: 'silent' }) });
+  await auditor.round();
+  isReversed = true;
+  await auditor.round();
+  assert.deepEqual([auditor.status.drifting.length, auditor.status.recent.length, ended], [600, 0, 2]);
+  drifts.length = 1;
+  await auditor.round();
+  assert.deepEqual([auditor.status.drifting.length, auditor.status.recent.length], [1, 50]);
+});

@@ -125,12 +125,14 @@ export class Auditor implements Closable {
     const share = this.#share();
     const round = this.#rounds + 1;
     const failed = new Set<string>();
+    let isWhole = true;
     const { cpuMs = ownCpuMs } = this.#options;
     for (const check of this.#options.checks) {
       const { name } = check;
       let left = MAX_DRIFTS;
+      let iterator: ReturnType<typeof iterate> | undefined;
       try {
-        const iterator = iterate(check.parts());
+        iterator = iterate(check.parts());
         for (;;) {
           const [partMs, partCpuMs] = [performance.now(), cpuMs()];
           const { done, value } = await iterator.next();
@@ -141,7 +143,10 @@ export class Auditor implements Closable {
           const tookMs = Math.max(0, Math.min(performance.now() - partMs, cpuMs() - partCpuMs));
           busyMs += tookMs;
           if (isPaced) await sleep(Math.min(LONGEST_PAUSE_MS, tookMs / share), this.#abort.signal);
-          if (left <= 0) break;
+          if (left > 0) continue;
+          // What comes behind it was not looked at, and may be as it was.
+          isWhole = false;
+          break;
         }
         this.#problems.delete(name);
       } catch (error) {
@@ -150,11 +155,13 @@ export class Auditor implements Closable {
         const reason = errorMessage(error);
         if (this.#problems.get(name) !== reason) this.#options.logger.warn({ check: name, reason }, 'what is in force could not be compared with what is wanted');
         this.#problems.set(name, reason);
+      } finally {
+        await iterator?.return?.();
       }
     }
     if (this.#abort.signal.aborted) return;
     this.#rounds = round;
-    if (failed.size === 0) this.#close(round);
+    if (failed.size === 0 && isWhole) this.#close(round);
     this.#last = { tookMs: Math.round(performance.now() - startedMs), busyMs: Math.round(busyMs * 10) / 10, endedAt: new Date().toISOString() };
   }
 
@@ -244,6 +251,6 @@ function count(counts: Record<string, number>, key: string): void {
   counts[key] = (counts[key] ?? 0) + 1;
 }
 
-function iterate(parts: Iterable<readonly Drift[]> | AsyncIterable<readonly Drift[]>): { next(): IteratorResult<readonly Drift[]> | Promise<IteratorResult<readonly Drift[]>> } {
+function iterate(parts: Iterable<readonly Drift[]> | AsyncIterable<readonly Drift[]>): Pick<Iterator<readonly Drift[]>, 'next' | 'return'> | Pick<AsyncIterator<readonly Drift[]>, 'next' | 'return'> {
   return Symbol.asyncIterator in parts ? parts[Symbol.asyncIterator]() : parts[Symbol.iterator]();
 }
