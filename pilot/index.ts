@@ -285,7 +285,7 @@ export class Pilot {
       logger,
       provisionOptions: this.#provisionOptions,
       rootPem: () => this.#security?.ca.rootPem,
-      webhookCa: () => this.#webhooks && { revision: this.#webhooks.injection.current.revision, caPem: this.#webhooks.caPem },
+      webhooks: () => this.#webhooks && { wanted: this.#webhooks.configurations, metrics: this.#webhooks.metrics },
       ...(leaseTimes ? { leaseTimes } : {}),
     });
   }

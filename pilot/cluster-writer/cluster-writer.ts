@@ -18,7 +18,7 @@ import { concernsIstioStatus, istioStatusUpdates } from './istio-status.js';
 import { LeaderElection, type LeaseTimes } from './leader.js';
 import { Reconciler, writeEach } from './reconciler.js';
 import { concernsRootConfigMaps, writeRootConfigMaps } from './root-config-maps.js';
-import { WebhookCa } from './webhook-ca.js';
+import { WebhookConfigurations, type WebhookConfigurationsOptions } from './webhook-configurations.js';
 
 const LEASE = 'underpass-pilot';
 const DEPLOYMENTS = resourceOf('apps/v1', 'Deployment');
@@ -31,8 +31,8 @@ export interface ClusterWriterOptions {
   provisionOptions: () => ProvisionOptions;
   /** Roots of the mesh; undefined when this pilot has no CA. */
   rootPem: () => string | undefined;
-  /** Whom the API server is to trust as the webhooks; undefined when none are served. */
-  webhookCa: () => { revision: string; caPem: string } | undefined;
+  /** Undefined when no webhooks are served. */
+  webhooks: () => Pick<WebhookConfigurationsOptions, 'wanted' | 'metrics'> | undefined;
   leaseTimes?: LeaseTimes;
 }
 
@@ -56,7 +56,7 @@ export class ClusterWriter implements Closable {
   #objects: ReadonlyMap<string, LoadedObject> = new Map();
   /** What was written of a Gateway in this term, and the keys of those objects. */
   readonly #provisioned = new Map<string, { text: string; keys: ReadonlySet<string> }>();
-  #webhookCa: WebhookCa | undefined;
+  #configurations: WebhookConfigurations | undefined;
   #running: Promise<unknown> = Promise.resolve();
 
   constructor(options: ClusterWriterOptions) {
@@ -78,10 +78,7 @@ export class ClusterWriter implements Closable {
     this.#status = new Reconciler("status of the Gateway API's objects", (signal) => writeStatuses(client, statusUpdates(this.#objects, model.gatewayApi.status, model.mesh.clusterDomain, now()), signal), logger);
     this.#istioStatus = new Reconciler("status of Istio's objects", (signal) => writeStatuses(client, istioStatusUpdates(this.#objects, this.#judged.refused, this.#judged.problems, now()), signal), logger);
     this.#gateways = new Reconciler("Gateways' proxies", (signal) => this.#provision(signal), logger);
-    this.#webhooks = new Reconciler("webhooks' caBundle", async (signal) => {
-      const ca = options.webhookCa();
-      if (ca) await this.#webhookCa?.write(ca.caPem, signal);
-    }, logger);
+    this.#webhooks = new Reconciler("webhooks' configurations", async (signal) => this.#configurations?.write(signal), logger);
   }
 
   get isLeader(): boolean {
@@ -122,12 +119,12 @@ export class ClusterWriter implements Closable {
   }
 
   #begin(term: AbortSignal): void {
-    const { client, logger, webhookCa } = this.#options;
+    const { client, logger, webhooks } = this.#options;
     this.#provisioned.clear();
-    const ca = webhookCa();
-    if (ca) {
-      this.#webhookCa = new WebhookCa(client, ca.revision, logger);
-      this.#webhookCa.follow(term, () => this.#webhooks.trigger());
+    const served = webhooks();
+    if (served) {
+      this.#configurations = new WebhookConfigurations({ client, logger, ...served });
+      this.#configurations.follow(term, () => this.#webhooks.trigger());
     }
     const following: Following = {
       begin: () => ({ listed: () => undefined, complete: () => undefined }),

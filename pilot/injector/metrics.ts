@@ -1,5 +1,5 @@
 /** What the webhooks did, under istiod's names. */
-import { Counter, type Registry } from 'prom-client';
+import { Counter, Gauge, type Registry } from 'prom-client';
 
 export class WebhookMetrics {
   readonly requests: Counter;
@@ -8,6 +8,7 @@ export class WebhookMetrics {
   readonly skip: Counter;
   readonly passed: Counter<'group' | 'resource'>;
   readonly failed: Counter<'group' | 'resource' | 'reason'>;
+  readonly deviations: Gauge<'configuration' | 'webhook' | 'field'>;
 
   constructor(registry: Registry) {
     const registers = [registry];
@@ -15,6 +16,7 @@ export class WebhookMetrics {
     this.success = new Counter({ name: 'sidecar_injection_success_total', help: 'Pods that got a proxy', registers });
     this.failure = new Counter({ name: 'sidecar_injection_failure_total', help: 'Pods that were refused', registers });
     this.skip = new Counter({ name: 'sidecar_injection_skip_total', help: 'Pods that were left alone', registers });
+    this.deviations = new Gauge({ name: 'underpass_pilot_webhook_deviations', help: "1 for each field of the webhooks' configurations that is another than what belongs to this pilot and is left so; told by the one that writes", labelNames: ['configuration', 'webhook', 'field'], registers });
     this.passed = new Counter({ name: 'galley_validation_passed', help: 'Objects found valid', labelNames: ['group', 'resource'], registers });
     this.failed = new Counter({ name: 'galley_validation_failed', help: 'Objects refused', labelNames: ['group', 'resource', 'reason'], registers });
   }

@@ -10,7 +10,7 @@ import type { InjectionValues } from '../../common/injection/config.js';
 import type { MeshConfig } from '../model/mesh.js';
 import type { Model } from '../model/model.js';
 import { validateForAdmission, type Company } from '../validation/validate.js';
-import { webhookConfigurations } from './configurations.js';
+import { webhookConfigurations, type ConfigurationOptions } from './configurations.js';
 import { LiveInjection } from './live-injection.js';
 import { WebhookMetrics } from './metrics.js';
 import { WebhookServer } from './webhook-server.js';
@@ -31,18 +31,18 @@ export class Webhooks implements Closable {
     readonly server: WebhookServer,
     readonly injection: LiveInjection,
     readonly signer: Signer,
+    readonly metrics: WebhookMetrics,
+    /** What the API server is meant to have. */
+    readonly configurations: () => ConfigurationOptions,
   ) {}
-
-  /** Whom a client of the webhooks is to trust. */
-  get caPem(): string {
-    return caPemOf(this.signer);
-  }
 
   static async start(options: WebhooksOptions, context: { model: Model; signer: Signer; registry: Registry; logger: Logger; company?: Company; onCertificate?: () => void }): Promise<Webhooks> {
     const { model, signer, registry, logger, company } = context;
     const { rootNamespace } = model.mesh;
     const injection = new LiveInjection(options.injectionFile, () => valuesOf(model.mesh), logger);
     injection.start();
+    const metrics = new WebhookMetrics(registry);
+    const configurations = (): ConfigurationOptions => ({ revision: injection.current.revision, caPem: caPemOf(signer), target: options.url ? { url: options.url } : { service: { name: 'istiod', namespace: rootNamespace, port: 443 } } });
     try {
       const server = await WebhookServer.listen({
         listen: options.listen,
@@ -51,14 +51,14 @@ export class Webhooks implements Closable {
         injection: () => injection.current,
         namespaceLabels: (name) => model.namespaces.get(name)?.metadata.labels,
         check: (object) => validateForAdmission(object, company),
-        metrics: new WebhookMetrics(registry),
+        metrics,
         logger,
         onCertificate: () => {
-          writeConfigurations(options, signer, injection.current.revision, rootNamespace);
+          writeConfigurations(options, configurations());
           context.onCertificate?.();
         },
       });
-      return new Webhooks(server, injection, signer);
+      return new Webhooks(server, injection, signer, metrics, configurations);
     } catch (error) {
       injection.close();
       throw error;
@@ -91,10 +91,9 @@ function caPemOf(signer: Signer): string {
 }
 
 /** With every certificate of the server's: by then the CA may be another one. */
-function writeConfigurations({ url, configurationsFile }: WebhooksOptions, signer: Signer, revision: string, namespace: string): void {
+function writeConfigurations({ configurationsFile }: WebhooksOptions, wanted: ConfigurationOptions): void {
   if (configurationsFile === undefined) return;
-  const target = url ? { url } : { service: { name: 'istiod', namespace, port: 443 } };
-  const text = webhookConfigurations({ revision, caPem: caPemOf(signer), target }).map((object) => stringify(object, { lineWidth: 0 })).join('---\n');
+  const text = webhookConfigurations(wanted).map((object) => stringify(object, { lineWidth: 0 })).join('---\n');
   const temporary = `${configurationsFile}.new`;
   writeFileSync(temporary, text);
   renameSync(temporary, configurationsFile);

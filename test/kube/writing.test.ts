@@ -36,7 +36,7 @@ before(async () => {
   relay = new Relay();
   kubeconfig = (await pilotKubeconfig(cluster)).replace(cluster.url, `https://127.0.0.1:${await relay.listen(cluster.ports.api)}`);
   await cluster.namespace('shop');
-  kube = await startPilot(kubeconfig, { ...pilotOptions, security: { ...pilotOptions.security, tokenReview: new KubeClient(parseKubeconfig(kubeconfig, { place: 'of the test' })) }, webhooks: { listen: '127.0.0.1:0', configurationsFile: join(folder, 'webhooks.yaml') } });
+  kube = await startPilot(kubeconfig, { ...pilotOptions, monitoringListen: '127.0.0.1:0', security: { ...pilotOptions.security, tokenReview: new KubeClient(parseKubeconfig(kubeconfig, { place: 'of the test' })) }, webhooks: { listen: '127.0.0.1:0', configurationsFile: join(folder, 'webhooks.yaml') } });
 });
 after(async () => {
   await kube?.pilot.stop();
@@ -79,6 +79,28 @@ test("the webhooks' caBundle is written into the configurations, and the validat
     await waitFor(`the CA in ${object.kind} again`, async () => [...(await bundles(object))].join() === wanted, WAIT);
   }
   await waitFor('the policy again', async () => (await policies()).join() === ',', WAIT);
+});
+
+test("what makes that no pod starts without its proxy is put back in the injector's configuration; what an administrator may narrow is left, logged once and counted by webhook and field", async () => {
+  const place = { name: 'underpass-sidecar-injector' };
+  const get = async () => (await cluster.get<KubeObject & { webhooks: (Record<string, unknown> & { name: string; rules: object[] })[] }>('admissionregistration.k8s.io/v1', 'MutatingWebhookConfiguration', place))!;
+  const before_ = await get();
+  const ofOthers = { ...before_.webhooks[0]!, name: 'other.example.com', failurePolicy: 'Ignore' };
+  const edited = before_.webhooks.slice(0, -1).map((webhook) => ({ ...webhook, failurePolicy: 'Ignore', sideEffects: 'NoneOnDryRun', admissionReviewVersions: ['v1beta1', 'v1'], timeoutSeconds: 3, rules: [{ apiGroups: [''], apiVersions: ['v1'], operations: ['DELETE'], resources: ['pods'], scope: '*' }] }));
+  await cluster.merge('admissionregistration.k8s.io/v1', 'MutatingWebhookConfiguration', place, { webhooks: [...edited, ofOthers] });
+  const kept = (webhook: Record<string, unknown> | undefined): unknown => webhook && [webhook['failurePolicy'], webhook['sideEffects'], webhook['admissionReviewVersions'], webhook['rules']];
+  await waitFor('it to be put right', async () => (await get()).webhooks.every((webhook) => webhook.name === ofOthers.name || JSON.stringify(kept(webhook)) === JSON.stringify(kept(before_.webhooks.find(({ name }) => name === webhook.name)))), WAIT);
+  const { webhooks } = await get();
+  assert.deepEqual(webhooks.map(({ name, timeoutSeconds, objectSelector, failurePolicy }) => [name, timeoutSeconds, objectSelector, failurePolicy]), [
+    ...edited.map(({ name }) => [name, 3, { matchLabels: { nothing: 'has-it' } }, 'Fail']),
+    [ofOthers.name, 10, { matchLabels: { nothing: 'has-it' } }, 'Ignore'],
+  ]);
+  const told = (): string[] => kube.log.filter((line) => line.includes('mode.sidecar-injector.underpass.io is not there') && line.includes('timeoutSeconds'));
+  await waitFor('the log', () => told().length > 0, WAIT);
+  assert.equal(told().length, 1);
+  const metrics = await (await fetch(`http://${kube.pilot.monitoringAddress}/metrics`)).text();
+  const counted = [...metrics.matchAll(/^underpass_pilot_webhook_deviations\{configuration="underpass-sidecar-injector",webhook="([^"]*)",field="([^"]*)"\} 1$/gm)].map(([, webhook, field]) => `${webhook} ${field}`);
+  assert.deepEqual(counted.sort(), ['mode.sidecar-injector.underpass.io name', ...edited.flatMap(({ name }) => [`${name} objectSelector`, `${name} timeoutSeconds`])].sort());
 });
 
 test("the CA's Secret: an exchange of the root that one pilot begins is the other's too, and reaches the ConfigMaps; one that is deleted is written again with the same key", async () => {
