@@ -14,6 +14,7 @@ import { TlsChannels, type DiscoveryTls } from '../xds/tls-channels.js';
 import type { Check } from '../consistency/drift.js';
 import type { SourcedResource } from '../consistency/object-status.js';
 import { classKey, sidecarNode } from '../xds/config-class.js';
+import { likelyState } from '../xds/likely-state.js';
 import { SidecarStream, type SidecarState } from '../xds/sidecar-stream.js';
 import type { Change } from '../xds/delta-stream.js';
 import { WorkloadStream } from '../xds/workload-stream.js';
@@ -391,10 +392,18 @@ export class NodeProxy {
     const stream = new SidecarStream({ channel: this.#channels.as(() => this.#identity(pod)), node, logger: this.#logger, onUpdate: () => this.#schedule() });
     const saved = this.#file.saved.classes.find((item) => item.key === key)?.state;
     if (saved) stream.preload(saved);
+    else this.#announceLikely(stream, pod);
     // What is known of it is published first: all names of a mesh, to be said to the control plane, take their time.
     if (saved && this.#staleAllowed) setTimeout(() => stream.start(), 2 * SETTLE_MS);
     else stream.start();
     return { key, node, representative: pod.uid, stream, saved };
+  }
+
+  #announceLikely(stream: SidecarStream, { namespace }: ProxyPod): void {
+    const isNear = ({ representative }: ConfigClass): boolean => this.#pods.get(representative)?.namespace === namespace;
+    const synced = [...this.#classes.values()].filter((item) => item.stream.synced).sort((a, b) => Number(isNear(b)) - Number(isNear(a)));
+    const likely = likelyState([...synced.map((item) => item.stream.state), ...this.#file.saved.classes.map(({ state }) => state)]);
+    if (likely) stream.preload(likely, { isOthers: true });
   }
 
   #envoyConnected(node: Node): void {

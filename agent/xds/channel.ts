@@ -1,16 +1,16 @@
 /** The connection to a control plane that all of this agent's streams share. */
 import { credentials, type ChannelCredentials, type ClientDuplexStream } from '@grpc/grpc-js';
 import { AggregatedDiscoveryServiceClient, AggregatedDiscoveryServiceService } from '../../proto/generated/envoy/service/discovery/v3/ads.js';
-import type { DeltaDiscoveryRequest } from '../../proto/generated/envoy/service/discovery/v3/discovery.js';
 import { HealthDiscoveryServiceClient, type HealthCheckRequestOrEndpointHealthResponse, type HealthCheckSpecifier } from '../../proto/generated/envoy/service/health/v3/hds.js';
 import type { Closable } from '../../common/lifecycle.js';
 import { UnderpassError } from '../../common/errors.js';
+import { encodeDeltaRequest, type DeltaRequest } from './delta-request.js';
 import { decodeDeltaResponse, type DeltaResponse } from './delta-response.js';
 import { releaseReceivedMessages } from './received-messages.js';
 
-export type DeltaStream = ClientDuplexStream<DeltaDiscoveryRequest, DeltaResponse>;
+export type DeltaStream = ClientDuplexStream<DeltaRequest, DeltaResponse>;
 
-const { path: DELTA_PATH, requestSerialize } = AggregatedDiscoveryServiceService.deltaAggregatedResources;
+const { path: DELTA_PATH } = AggregatedDiscoveryServiceService.deltaAggregatedResources;
 
 export interface StreamOpener {
   /** Undefined while there is nothing to show who asks; `wake` is called when it is worth another try. */
@@ -55,7 +55,7 @@ export class AdsChannel implements Closable, StreamOpener {
   }
 
   open(): DeltaStream {
-    return this.#client.makeBidiStreamRequest(DELTA_PATH, requestSerialize, decodeDeltaResponse);
+    return this.#client.makeBidiStreamRequest(DELTA_PATH, encodeDeltaRequest, decodeDeltaResponse);
   }
 
   close(): void {

@@ -11,6 +11,7 @@ import type { Closable } from '../../common/lifecycle.js';
 import type { Logger } from '../../common/log.js';
 import { Backoff } from '../../common/retry.js';
 import type { DeltaStream, StreamOpener } from './channel.js';
+import { encodedVersions, heldVersions, wantedNames, type DeltaRequest } from './delta-request.js';
 import type { DeltaResponse } from './delta-response.js';
 import { ResourceError, withVersion, type AnyResourceType, type XdsResource, type XdsResourceType } from './resource-type.js';
 
@@ -213,28 +214,28 @@ export class DeltaAdsStream implements Closable {
     const stream = this.#stream;
     if (!stream || !state.wanted) return;
     const first = state.requested === undefined;
-    const requested = state.requested ?? NO_NAMES;
     if (state.type.wildcard) {
       state.requested = NO_NAMES;
       // No names in the first request of a type means all of them.
-      if (first) this.#send({ type_url: state.type.typeUrl, initial_resource_versions: versions(state) });
+      if (first) this.#send({ type_url: state.type.typeUrl }, announced(state));
       return;
     }
+    if (first) {
+      // A first request without names would be a wildcard subscription.
+      if (state.names.size === 0) return;
+      state.requested = state.names;
+      return this.#send({ type_url: state.type.typeUrl }, [wantedNames(state.names), ...announced(state)]);
+    }
+    const requested = state.requested ?? NO_NAMES;
     const subscribe = [...state.names].filter((name) => !requested.has(name));
     const unsubscribe = [...requested].filter((name) => !state.names.has(name));
-    // A first request without names would be a wildcard subscription.
-    if (subscribe.length === 0 && (first || unsubscribe.length === 0)) return;
+    if (subscribe.length + unsubscribe.length === 0) return;
     state.requested = state.names;
-    this.#send({
-      type_url: state.type.typeUrl,
-      resource_names_subscribe: subscribe,
-      resource_names_unsubscribe: unsubscribe,
-      initial_resource_versions: first ? versions(state) : {},
-    });
+    this.#send({ type_url: state.type.typeUrl, resource_names_subscribe: subscribe, resource_names_unsubscribe: unsubscribe });
   }
 
-  #send(request: Parameters<typeof DeltaDiscoveryRequest.fromPartial>[0]): void {
-    const message = DeltaDiscoveryRequest.fromPartial(request);
+  #send(request: Parameters<typeof DeltaDiscoveryRequest.fromPartial>[0], held: readonly Uint8Array[] = []): void {
+    const message: DeltaRequest = { ...DeltaDiscoveryRequest.fromPartial(request), held };
     if (!this.#nodeSent) message.node = this.#node;
     this.#nodeSent = true;
     this.#stream?.write(message);
@@ -323,8 +324,8 @@ function ownResources(state: MutableState): Map<string, XdsResource<unknown>> {
   return state.resources;
 }
 
-function versions(state: MutableState): Record<string, string> {
-  const found: Record<string, string> = {};
-  for (const resource of state.resources.values()) found[resource.name] = resource.version;
-  return found;
+/** What is there already, for the first request of a type on a connection. */
+function announced(state: MutableState): readonly Uint8Array[] {
+  if (state.resources.size === 0) return [];
+  return [state.isShared ? heldVersions(state.resources) : encodedVersions(state.resources)];
 }

@@ -129,4 +129,50 @@ describe('SidecarStream that knows what was there before', () => {
       await waitFor('its end', () => opened!.ended, WAIT);
     });
   }
+
+  it('of what another class was sent nothing counts before the control plane has answered for each type; what it says otherwise, or not at all, is not there', async () => {
+    const ofAnother = sidecarState({ 'cds a': edsCluster('a'), 'cds b': edsCluster('b'), 'eds a': assignment('a', ['10.0.0.1:80']), 'eds b': assignment('b', ['10.0.0.2:80']), 'lds 0.0.0.0_80': httpListener(80), 'rds 80': routes(80, { a: 'a' }) });
+    const channel = new AdsChannel(server.address);
+    const stream = new SidecarStream({ channel, node: Node.fromPartial({ id: 'sidecar~3' }), logger: logger('test'), onUpdate: () => undefined, fetchTimeoutMs: 60_000 });
+    stream.preload(ofAnother, { isOthers: true });
+    stream.start();
+    const opened = (await waitFor('all subscriptions', () => server.streams.find((each) => !each.ended && each.requests.length === 4), WAIT))!;
+    assert.deepEqual(opened.requests.map(({ type_url, resource_names_subscribe: names, initial_resource_versions: held }) => [type_url, names, Object.keys(held)]), [[CDS.typeUrl, [], ['a', 'b']], [EDS.typeUrl, ['a', 'b'], ['a', 'b']], [LDS.typeUrl, [], ['0.0.0.0_80']], [RDS.typeUrl, ['80'], ['80']]]);
+    const answer = (type: { typeUrl: string }, items: Record<string, Any>, removed: string[] = []): Promise<unknown> => opened.answered(opened.send({ type_url: type.typeUrl, resources: Object.entries(items).map(([name, resource]) => ({ name, resource, version: '7' }) as never), removed_resources: removed }));
+    const seen: boolean[] = [];
+    await answer(CDS, {}, ['b']);
+    await answer(LDS, {});
+    seen.push(stream.synced);
+    await answer(EDS, {});
+    seen.push(stream.synced);
+    await answer(RDS, { 80: routes(80, { other: 'a' }) });
+    assert.deepEqual([...seen, stream.synced], [false, false, true]);
+    const { clusters, endpoints, listeners, routes: tables } = stream.state;
+    assert.deepEqual([[...clusters.keys()], [...endpoints.keys()], tables.get('80')!.message.virtual_hosts.map(({ name }) => name)], [['a'], ['a'], ['other:80']]);
+    assert.ok(listeners === ofAnother.listeners, 'what is the same is the same object');
+    stream.close();
+    channel.close();
+    await waitFor('its end', () => opened.ended, WAIT);
+  });
+
+  it('a control plane that says nothing of what was announced is asked for all of it', async () => {
+    const ofAnother = sidecarState({ 'cds a': edsCluster('a'), 'eds a': assignment('a', ['10.0.0.1:80']), 'lds 0.0.0.0_80': httpListener(80), 'rds 80': routes(80, { a: 'a' }) });
+    const channel = new AdsChannel(server.address);
+    const stream = new SidecarStream({ channel, node: Node.fromPartial({ id: 'sidecar~4' }), logger: logger('test'), onUpdate: () => undefined, fetchTimeoutMs: 200 });
+    stream.preload(ofAnother, { isOthers: true });
+    stream.start();
+    const opened = (await waitFor('all subscriptions', () => server.streams.find((each) => !each.ended && each.requests.length === 4), WAIT))!;
+    const answer = (type: { typeUrl: string }, items: Record<string, Any>): Promise<unknown> => opened.answered(opened.send({ type_url: type.typeUrl, resources: Object.entries(items).map(([name, resource]) => ({ name, resource, version: '7' }) as never) }));
+    await answer(CDS, {});
+    await answer(LDS, {});
+    const again = (type: { typeUrl: string }) => opened.requests.filter(({ type_url, resource_names_unsubscribe: dropped }) => type_url === type.typeUrl && dropped.length > 0);
+    await waitFor('what was announced to be dropped', () => again(EDS).length + again(RDS).length === 2, WAIT);
+    assert.equal(stream.synced, false);
+    await answer(EDS, { a: assignment('a', ['10.0.0.3:80']) });
+    await answer(RDS, { 80: routes(80, { a: 'a' }) });
+    assert.equal(stream.synced, true);
+    stream.close();
+    channel.close();
+    await waitFor('its end', () => opened.ended, WAIT);
+  });
 });

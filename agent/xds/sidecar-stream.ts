@@ -52,6 +52,8 @@ export class SidecarStream implements Closable {
   #waitsForNames = false;
   /** Clusters that are referred to and not there, for good. */
   #dangling: ReadonlySet<string> = new Set();
+  /** Of these another class's were announced as held, and the control plane has not answered for them: nothing of them counts. */
+  readonly #unconfirmed = new Set<AnyResourceType>();
   /** All names were answered for that are subscribed to of these. */
   readonly #answered = new Set<AnyResourceType>();
   /** What was there when it was last whole. */
@@ -101,7 +103,12 @@ export class SidecarStream implements Closable {
     return Object.values(sidecarTypes).flatMap(rejected);
   }
 
-  preload(state: SidecarState): void {
+  /**
+   * Says that this is held already, so that the control plane answers with what differs.
+   * @param isOthers it is another class's: then nothing of it is taken for this one's before there is an answer for each type
+   */
+  preload(state: SidecarState, { isOthers = false } = {}): void {
+    if (isOthers) for (const type of [sidecarTypes.endpoints, sidecarTypes.routes]) this.#unconfirmed.add(type);
     this.#preloaded = state;
     for (const key of Object.keys(sidecarTypes) as (keyof typeof sidecarTypes)[]) {
       this.#stream.preload(sidecarTypes[key], state[key].values() as Iterable<XdsResource<unknown>>);
@@ -181,8 +188,20 @@ export class SidecarStream implements Closable {
 
   /** A connected control plane that does not answer for a name will not: on without it. */
   #waited(): void {
+    if (this.#stream.status.connected && this.#unconfirmed.size > 0) return this.#askAnew();
     if (this.#stream.status.connected) this.#take();
     else this.#timer = setTimeout(() => this.#waited(), this.#fetchTimeoutMs);
+  }
+
+  /** Without what another class was sent: a control plane that says nothing where all is as it was announced. */
+  #askAnew(): void {
+    for (const type of this.#unconfirmed) {
+      const { names } = this.#stream.state(type);
+      this.#stream.setNames(type, new Set());
+      this.#ask(type, names);
+    }
+    this.#unconfirmed.clear();
+    this.#timer = setTimeout(() => this.#waited(), this.#fetchTimeoutMs);
   }
 
   /** From now on `state` is what is there now. */
@@ -217,7 +236,9 @@ export class SidecarStream implements Closable {
   /** Whether all subscribed names have an answer; what the control plane takes away it answers for, too. */
   #isAnswered(type: AnyResourceType): boolean {
     if (this.#answered.has(type)) return true;
-    const { names, resources, absent, rejected } = this.#stream.state(type);
+    const { names, resources, absent, rejected, answered } = this.#stream.state(type);
+    if (this.#unconfirmed.has(type) && !answered && names.size > 0) return false;
+    this.#unconfirmed.delete(type);
     for (const name of names) if (!resources.has(name) && !absent.has(name) && !rejected.has(name)) return false;
     this.#answered.add(type);
     return true;

@@ -1,7 +1,7 @@
 /** One xDS resource, encoded once and sent to all who watch it. */
-import { createHash } from 'node:crypto';
 import { Memo } from '../../common/memo.js';
 import { pack, typeUrl, type Codec } from '../../common/xds/any.js';
+import { contentVersion } from '../../common/xds/content-version.js';
 import type { Any } from '../../proto/generated/google/protobuf/any.js';
 import { TypedExtensionConfig } from '../../proto/generated/envoy/config/core/v3/extension.js';
 import { Secret } from '../../proto/generated/envoy/extensions/transport_sockets/tls/v3/secret.js';
@@ -53,7 +53,7 @@ class PartedResource implements Resource {
   readonly version: string;
 
   constructor(readonly name: string, readonly typeUrl: string, readonly parts: readonly Uint8Array[]) {
-    this.version = hashOf(parts.map((part) => digests.once(part, () => hashOf(part))).join(''));
+    this.version = contentVersion(parts.map((part) => digests.once(part, () => contentVersion(part))).join(''));
   }
 
   get body(): Any {
@@ -66,10 +66,6 @@ export function makePartedResource<T>(name: string, codec: Encoder<T>, parts: re
   return new PartedResource(name, typeUrl(codec), parts);
 }
 
-const VERSION_LENGTH = 16;
-
-const hashOf = (content: string | Uint8Array): string => createHash('sha1').update(content).digest('base64url').slice(0, VERSION_LENGTH);
-
 function withVersion(name: string, body: Any): Resource {
-  return { name, body, version: hashOf(body.value) };
+  return { name, body, version: contentVersion(body.value) };
 }
