@@ -3,7 +3,7 @@ import { statfsSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { UnderpassError } from '../common/errors.js';
 import type { Closable } from '../common/lifecycle.js';
-import { guarded, type RawLink, type RawMap, type RawObject, type RawObjectOptions, type SocketOptions, type StructLayout, type TcpSocket, type TcpSocketName } from './addon.js';
+import { guarded, KernelError, type RawLink, type RawMap, type RawObject, type RawObjectOptions, type SocketOptions, type StructLayout, type TcpSocket, type TcpSocketName } from './addon.js';
 
 export { cgroup2Root } from '../common/cgroup.js';
 export { KernelError, type SocketOptions, type StructLayout, type TcpSocket, type TcpSocketName } from './addon.js';
@@ -286,6 +286,17 @@ export class BpfMap implements Closable {
   /** `flags`: BPF_ANY 0, BPF_NOEXIST 1, BPF_EXIST 2. */
   set(key: Buffer, value: Buffer, flags = 0): void {
     guarded(() => this.#raw.set(key, value, flags));
+  }
+
+  /** As `set`, of a hash. False: it is full. */
+  setIfRoom(key: Buffer, value: Buffer): boolean {
+    try {
+      this.set(key, value);
+      return true;
+    } catch (error) {
+      if (error instanceof KernelError && error.errnoName === 'E2BIG') return false;
+      throw error;
+    }
   }
 
   /**

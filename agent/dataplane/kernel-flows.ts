@@ -173,12 +173,10 @@ export class KernelFlows implements Flows, Closable {
   retire(hash: string, side: FlowSide): boolean {
     const key = Buffer.from(hash, 'hex');
     const before = this.#retired.get(key);
-    if (!before && this.#retired.entries().length >= this.#retired.maxEntries) return false;
     const sum = before ? addSides(this.#decode(before, this.#side, ''), side) : side;
     const rtt = Buffer.alloc(sum.rtt.length * 8);
     sum.rtt.forEach((count, index) => rtt.writeBigUInt64LE(count, index * 8));
-    this.#retired.set(key, this.#side.encode({ opened: sum.opened, closed: sum.closed, denied: sum.denied, failed: sum.failed, received: sum.received, sent: sum.sent, rtt_sum_us: sum.rttSumUs, rtt }));
-    return true;
+    return this.#retired.setIfRoom(key, this.#side.encode({ opened: sum.opened, closed: sum.closed, denied: sum.denied, failed: sum.failed, received: sum.received, sent: sum.sent, rtt_sum_us: sum.rttSumUs, rtt }));
   }
 
   dropRetired(hash: string): void {

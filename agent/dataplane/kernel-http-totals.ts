@@ -92,10 +92,8 @@ export class KernelHttpTotals implements HttpRequests {
   retire(hash: string, totals: HttpTotals): boolean {
     const key = Buffer.from(hash, 'hex');
     const before = this.#retired.get(key);
-    if (!before && this.#retired.entries().length >= this.#retired.maxEntries) return false;
     const { requests, requestBytes, answerBytes, durationUs, duration, request, answer } = before ? addTotals(this.#decode(before), totals) : totals;
-    this.#retired.set(key, this.#value.encode({ requests, request_bytes: requestBytes, answer_bytes: answerBytes, duration_us: durationUs, duration: packed(duration), request: packed(request), answer: packed(answer) }));
-    return true;
+    return this.#retired.setIfRoom(key, this.#value.encode({ requests, request_bytes: requestBytes, answer_bytes: answerBytes, duration_us: durationUs, duration: packed(duration), request: packed(request), answer: packed(answer) }));
   }
 
   dropRetired(hash: string): void {
