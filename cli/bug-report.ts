@@ -1,5 +1,5 @@
 /** `underpass bug-report`: what somebody needs who is to find out what is wrong, in one archive, without secrets. */
-import { chmodSync, mkdirSync, mkdtempSync, openSync, closeSync, fstatSync, readSync, rmSync, writeFileSync, existsSync } from 'node:fs';
+import { mkdirSync, mkdtempSync, openSync, closeSync, fstatSync, readSync, rmSync, writeFileSync, existsSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
 import { release, tmpdir, totalmem, freemem, cpus, version as kernelVersion } from 'node:os';
 import { join, resolve } from 'node:path';
@@ -65,8 +65,12 @@ async function bugReport(options: Options): Promise<void> {
     }
     if (!reach.client) await gatherMachine(options, join(root, 'machine'));
     writeFileSync(join(root, 'about.json'), `${JSON.stringify({ at: new Date().toISOString(), client: VERSION, node: process.versions.node, nodes: reach.agents.map(({ node, place }) => ({ node, place })), problems }, null, 2)}\n`);
-    await run('tar', ['--create', '--gzip', '--file', file, '--directory', folder, '--owner=0', '--group=0', '--numeric-owner', 'underpass-bug-report']);
-    chmodSync(file, 0o600);
+    // Made here, since tar would let others read it until it is done.
+    closeSync(openSync(file, 'wx', 0o600));
+    await run('tar', ['--create', '--gzip', '--file', file, '--directory', folder, '--owner=0', '--group=0', '--numeric-owner', 'underpass-bug-report']).catch((error: unknown) => {
+      rmSync(file, { force: true });
+      throw error;
+    });
     line.clear();
     for (const problem of problems) process.stderr.write(`${problem}\n`);
     process.stdout.write(`${file}\n`);

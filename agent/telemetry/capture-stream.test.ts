@@ -33,18 +33,20 @@ function segments(file: Buffer, fromPort: number): [number, number][] {
   return found;
 }
 
-test('capture: what is missing of a message, at its end or in the middle, is counted, and the numbers go on behind it', () => {
+test('capture: what is missing, of a message at its end or in the middle, or whole ones over the rate, is counted, and the numbers go on behind it', () => {
   const { captures, stream, tell, payload } = capturing();
   // The kernel tells 64 KiB of one message.
   for (let at = 0; at < 65_536; at += 4_096) payload(CLIENT, at, 4_096, 100_000);
   payload(CLIENT, 0, 4_096, 12_000);
   payload(CLIENT, 8_192, 3_808, 12_000);
   payload(CLIENT, 0, 10, 10);
+  tell({ what: 'cut', cookie: CLIENT, bytes: 500 });
+  payload(CLIENT, 0, 20, 20);
   tell({ what: 'closed', cookie: CLIENT });
   const sent = segments(stream.read() as Buffer, 40_000);
-  assert.deepEqual(sent.slice(16), [[100_001, 4_096], [108_193, 3_808], [112_001, 10]]);
+  assert.deepEqual(sent.slice(16), [[100_001, 4_096], [108_193, 3_808], [112_001, 10], [112_511, 20]]);
   stream.destroy();
-  assert.deepEqual([captures.counts.bytes, captures.counts.bytesCut], [65_536 + 4_096 + 3_808 + 10, 34_464 + 4_096]);
+  assert.deepEqual([captures.counts.bytes, captures.counts.bytesCut], [65_536 + 4_096 + 3_808 + 10 + 20, 34_464 + 4_096 + 500]);
 });
 
 test('capture: of a reader that takes nothing a bounded part is kept, also of what the HTTP fast path leads elsewhere; then it ends', () => {
