@@ -38,7 +38,12 @@ export interface SourcedResource extends ObjectResource {
 export function objectStatuses(resources: Iterable<SourcedResource>, { only, drifting, stale }: { only?: string; drifting: ReadonlySet<string>; stale?: { since?: string } }): ObjectStatus[] {
   const byObject = new Map<string, ObjectResource[]>();
   for (const { objects, ...resource } of resources) {
-    for (const object of objects) if (only === undefined || object.toLowerCase() === only.toLowerCase()) byObject.set(object, [...(byObject.get(object) ?? []), resource]);
+    for (const object of objects) {
+      if (only !== undefined && object.toLowerCase() !== only.toLowerCase()) continue;
+      const own = byObject.get(object);
+      if (own) own.push(resource);
+      else byObject.set(object, [resource]);
+    }
   }
   return [...byObject].sort(([a], [b]) => (a < b ? -1 : 1)).map(([object, own]) => {
     const state = stateOf(own, drifting.has(object), stale !== undefined);
