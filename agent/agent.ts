@@ -19,6 +19,8 @@ import { requirePrivileges } from './admin/privileges.js';
 import { AdminServer, type AdminAnswer, type AdminRoutes } from './admin/server.js';
 import type { AgentStatus } from './admin/status.js';
 import { AgentAuditors } from './consistency/agent-auditor.js';
+import type { Check } from './consistency/drift.js';
+import { KnownPods } from './consistency/known-pods.js';
 import { Dataplane, type DataplaneOptions } from './dataplane/dataplane.js';
 import { eventDrivenListeners } from './dataplane/event-driven.js';
 import { PinnedNamespaces } from './dataplane/namespaces.js';
@@ -85,6 +87,8 @@ export interface AgentOptions {
   httpFastPath?: boolean;
   /** Shown in the status, e.g. the embedded control plane's own. */
   controlPlaneStatus?: () => unknown;
+  /** What else on the node is compared with what is wanted there. */
+  checks?: readonly Check[];
   /** What the admin API answers beside the agent's own. */
   routes?: AdminRoutes;
 }
@@ -249,7 +253,7 @@ export class Agent {
     const { workloads } = this.#options;
     const setMetadata = workloads.setPodMetadata && ((pod: PodRecord, patch: PodMetadataPatch) => workloads.setPodMetadata!(pod, patch));
     this.#dataplane = new Dataplane({ kernel, namespaces, proxy, defaults: this.#defaults, logger: this.#component('agent.dataplane'), setBehindProxy: (uid, isBehind, isPassable) => this.#policies?.setBehindProxy(uid, isBehind, isPassable), ...(this.#kernel?.steering ? { steering: this.#kernel.steering } : {}), isFastPathLoading: () => this.#kernel?.httpPrograms?.isLoading ?? false, ...(this.#policies ? { policiesKnown: (uid: string, signal: AbortSignal) => this.#policies!.whenKnown(uid, signal) } : {}), ...(setMetadata ? { setMetadata } : {}) });
-    this.#auditors = new AgentAuditors({ kernel: this.#kernel, proxy, records: () => this.#records ?? [], resolver: this.#resolver, policies: this.#policies, logger: this.#component('agent.consistency') }).start();
+    this.#auditors = new AgentAuditors({ kernel: this.#kernel, proxy, records: () => this.#records ?? [], resolver: this.#resolver, policies: this.#policies, node: [...this.#dataplane.checks(), ...(this.#options.checks ?? [])], known: new KnownPods(join(this.folder, 'pods.json')), logger: this.#component('agent.consistency') }).start();
     this.#store.add(new SpareMemory());
     await this.#listenForStarting(this.#dataplane);
     this.#running = this.#run(this.#dataplane, proxy);

@@ -8,6 +8,7 @@ export type { AgentStatus } from './admin/status.js';
 export type { AgentFastPathStatus } from './http/agent-fast-path.js';
 export type { Flow } from './telemetry/flow-record.js';
 export type { Explanation } from './resolve/explain.js';
+export type { Check } from './consistency/drift.js';
 export type { PodStatus } from './dataplane/dataplane.js';
 export { countProbation, probationOf, type PodProbation } from './dataplane/probation.js';
 export { cleanup, type CleanupParts } from './cleanup.js';

@@ -1,7 +1,7 @@
 /** Whose pods a node agent serves: those of a lab's node, or of a node of a Kubernetes cluster. */
 import { hostname } from 'node:os';
 import { join } from 'node:path';
-import { CniChain, instancePaths, KubernetesSource, LabelEvents, LabSource, PodPlaces, apiPods, podToken, setPodMetadata, type PodRecord, type WorkloadSource } from '../agent/index.js';
+import { CniChain, instancePaths, KubernetesSource, LabelEvents, LabSource, PodPlaces, apiPods, podToken, setPodMetadata, type Check, type PodRecord, type WorkloadSource } from '../agent/index.js';
 import { UnderpassError } from '../common/errors.js';
 import type { WorkloadIdentity } from '../common/identity/spiffe.js';
 import { KubeClient } from '../common/kube/client.js';
@@ -25,6 +25,8 @@ export interface Home {
   tokenOf?(identity: WorkloadIdentity, signal?: AbortSignal): Promise<string>;
   /** Whether an agent that is asked to end has been taken away for good; undefined: not known. */
   isUninstalled?(): Promise<boolean | undefined>;
+  /** What compares what this puts on the node with what is there. */
+  checks?: readonly Check[];
   /** When the agent answers. */
   start?(): void;
   close?(): void;
@@ -94,6 +96,7 @@ export function clusterHome(options: AgentCliOptions, server: ApiServer): Home {
     tokenOf: (identity, signal) => podToken(client, workloads.pods, identity, signal),
     ...(options.clusterId === undefined ? {} : { clusterId: options.clusterId }),
     ...(daemonSet ? { isUninstalled: () => isUninstalled(client, daemonSet, logger('agent')) } : {}),
+    ...(chain ? { checks: [chain.check()] } : {}),
     start: () => chain?.start(),
     close: () => {
       chain?.close();

@@ -129,7 +129,7 @@ export async function runAgent(options: AgentCliOptions, run: RunOptions): Promi
   const logTail = keepLogTail(LOG_TAIL_BYTES);
   const log = logger('agent');
   const { companion, home } = run;
-  const { nodeName, workloads, netnsPath, dnsServers, clusterId } = home;
+  const { nodeName, workloads, netnsPath, dnsServers, clusterId, checks } = home;
   let dashboard: HostedDashboard | undefined;
   const agent = new Agent(
     {
@@ -146,6 +146,7 @@ export async function runAgent(options: AgentCliOptions, run: RunOptions): Promi
       ...(options.envoyLauncher === undefined ? {} : { envoyLauncher: options.envoyLauncher }),
       ...(netnsPath === undefined ? {} : { netnsPath }),
       ...(dnsServers === undefined ? {} : { dnsServers }),
+      ...(checks ? { checks } : {}),
       ...(clusterId === undefined ? {} : { clusterId }),
       ...(options.trustDomain === undefined ? {} : { trustDomain: options.trustDomain }),
       ...(options.flowLog ? { flowLog: true } : {}),

@@ -80,6 +80,9 @@ export function syncOf(pod: AgentStatus['pods'][number], { proxy, consistency }:
   return pod.settled ? 'in sync' : pod.drainingConnections !== undefined ? `${pod.drainingConnections} connections left` : 'changing';
 }
 
+/** Of what others attached beside the agent's; all of it by -o json. */
+const MOST_FOREIGN = 5;
+
 /** What is not as it should be, what was lately, and when it was looked at. */
 function consistencyLines(consistency: AgentStatus['consistency']): string[] {
   const all = Object.entries(consistency ?? {});
@@ -90,6 +93,7 @@ function consistencyLines(consistency: AgentStatus['consistency']): string[] {
   return [
     `compared       ${looked}`,
     ...all.flatMap(([, { drifting }]) => drifting).map((each) => `               ${line(each)}`),
+    ...all.flatMap(([, { foreign = [] }]) => foreign).slice(0, MOST_FOREIGN).map(({ kind, name, objects, reason }) => `               beside: ${kind} ${name}${objects.length > 0 ? ` (${objects.join(', ')})` : ''}: ${reason ?? ''}`),
     ...all.flatMap(([, { problems }]) => problems).map(({ check, reason }) => `               ${check} can't be compared: ${reason}`),
   ];
 }

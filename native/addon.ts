@@ -112,6 +112,7 @@ export interface Addon {
   tcpSocketId(socket: TcpSocketName): Buffer;
   shutdownTcpSockets(netns: string, ids: readonly Buffer[], pid: number): Promise<number>;
   destroyTcpSockets(netns: string, ids: readonly Buffer[]): Promise<number>;
+  netfilterMark(netnsPath: string): Promise<string>;
   bindMount(source: string, target: string): void;
   unmount(path: string): void;
   mountBpffs(path: string): void;
@@ -121,6 +122,7 @@ export interface Addon {
   openObjectLater(options: RawObjectOptions): Promise<RawObject>;
   openPinnedMap(path: string): { map: RawMap; value?: StructLayout } | undefined;
   linkInfo(pinPath: string): { targetId: bigint; programId: number; attachType: number };
+  attachedPrograms(path: string, attachTypes: readonly number[]): { id: number; name: string; attachType: number }[];
 }
 
 let loaded: Addon | undefined;

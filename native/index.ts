@@ -80,6 +80,11 @@ export function shutdownTcpSockets(netnsPath: string, ids: readonly Buffer[], pi
   return guarded((addon) => addon.shutdownTcpSockets(netnsPath, ids, pid));
 }
 
+/** Differs from what it was before when the nf_tables rules or the legacy nat tables of a network namespace have changed since; makes no table. */
+export function netfilterMark(netnsPath: string): Promise<string> {
+  return guarded((addon) => addon.netfilterMark(netnsPath));
+}
+
 /** Bind-mounts a file or folder; a missing target becomes an empty file. */
 export function bindMount(source: string, target: string): void {
   guarded((addon) => addon.bindMount(source, target));
@@ -369,6 +374,14 @@ export function openPinnedMap(path: string): { map: BpfMap; value: StructLayout 
 /** What a pinned link points to. `targetId`: the cgroup's id or the network namespace's inode; 0 when it is detached. */
 export function linkInfo(pinPath: string): { targetId: bigint; programId: number; attachType: number } {
   return guarded((addon) => addon.linkInfo(pinPath));
+}
+
+/**
+ * Programs, anybody's, that are attached to a cgroup directory itself, or to a network namespace.
+ * @param attachTypes enum bpf_attach_type of linux/bpf.h, as `linkInfo` has it; those that the kernel does not know have none
+ */
+export function attachedPrograms(path: string, attachTypes: readonly number[]): { id: number; name: string; attachType: number }[] {
+  return guarded((addon) => addon.attachedPrograms(path, attachTypes));
 }
 
 function requireString(action: string, name: string, value: unknown): void {

@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import { spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
-import { existsSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdtempSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
@@ -147,8 +147,10 @@ spec:
   assert.match((await node.lab.exec('shop/client', ['curl', '-s', '-m', '30', 'http://nginx/r2'])).stdout, /"path":"\/r2"/);
 });
 
-test('a pod that goes away while the agent is down is cleaned up after', async () => {
+test('a pod that goes away while the agent is down is cleaned up after, and told by its name as orphaned', async () => {
   const old = await node.pod('shop', 'client');
+  // Whose entries they are is written down beside them.
+  await waitFor('the agent to have written down its pods', () => existsSync(join(paths.folder, 'pods.json')) && readFileSync(join(paths.folder, 'pods.json'), 'utf8').includes(old.uid), { timeoutMs: 60_000 });
   await node.endAgent('SIGKILL');
   await node.lab.apply(`
 apiVersion: apps/v1
@@ -165,11 +167,36 @@ spec:
   node.startAgent();
   await node.podsAre('shop', 'the new pod to be enrolled', enrolled('bpf'));
   await waitFor('the pin to go', () => !readdirSync(paths.netnsFolder).includes(old.uid), { timeoutMs: 60_000 });
+  const told = async (): Promise<unknown> => (await node.status()).consistency?.node?.recent.find(({ name }) => name === old.uid);
+  await waitFor('it to be told', told, { timeoutMs: 60_000 });
+  const { kind, state, objects, repair } = (await told()) as { kind: string; state: string; objects: string[]; repair: string };
+  assert.deepEqual([kind, state, objects, repair], ['pod', 'orphaned', [`Pod/${old.name}.shop`], 'repaired']);
   const listeners = (await run('curl', ['-s', '--unix-socket', join(paths.folder, 'envoy-admin.sock'), 'http://envoy/listeners'])).stdout;
   assert.equal(listeners.includes(old.uid), false);
 });
 
-test('without BPF pods are redirected by iptables, the reason is shown, and nothing prints a stack trace', async () => {
+/** What leads to the chain is deleted, and then a rule of the chain replaced. */
+async function rulesComeBack(): Promise<void> {
+  const whole = await node.rulesOf('shop/client');
+  const { uid, name } = await node.pod('shop', 'client');
+  const found = async (): Promise<{ state: string; times: number; objects: readonly string[]; detail?: string } | undefined> => {
+    const { drifting = [], recent = [] } = (await node.status()).consistency?.node ?? {};
+    return [...drifting, ...recent].find((each) => each.kind === 'rule' && each.name === `${uid} outbound`);
+  };
+  await waitFor('the rules to be known', async () => ((await node.status()).consistency?.node?.rounds ?? 0) > 1, { timeoutMs: 60_000 });
+  assert.equal(await found(), undefined);
+  for (const [times, state, change] of [[1, 'missing', ['-D', 'OUTPUT', '-p', 'tcp', '-j', 'UNDERPASS_OUTPUT']], [2, 'wrong', ['-R', 'UNDERPASS_OUTPUT', '2', '-o', 'eth7', '-j', 'RETURN']]] as const) {
+    assert.equal((await node.lab.exec('shop/client', ['iptables-nft', '-t', 'nat', ...change])).code, 0);
+    assert.notEqual(await node.rulesOf('shop/client'), whole);
+    await waitFor('the rules to be told', async () => (await found())?.times === times, { timeoutMs: 60_000 });
+    await waitFor('the rules to come back', async () => (await node.rulesOf('shop/client')) === whole, { timeoutMs: 60_000 });
+    const told = await found();
+    assert.deepEqual([told?.state, told?.objects], [state, [`Pod/${name}.shop`]]);
+    if (state === 'wrong') assert.match(told?.detail ?? '', /gone: .*-o lo.*; new: .*-o eth7/);
+  }
+}
+
+test('without BPF pods are redirected by iptables, the reason is shown, rules that somebody deletes come back and are told, and nothing prints a stack trace', async () => {
   await node.endAgent('SIGTERM');
   await node.cli(['agent', '--cleanup', '--instance', instance]);
   node.startAgent('--bpffs', '/etc/passwd/no-place-for-pins', '--cleanup-on-exit');
@@ -182,6 +209,7 @@ test('without BPF pods are redirected by iptables, the reason is shown, and noth
   const { failures, fresh, kept } = await some.run(200);
   assert.deepEqual([failures, fresh.direct + kept.direct], [{}, 0]);
   await some.end();
+  await rulesComeBack();
   await node.endAgent('SIGTERM');
   assert.doesNotMatch(node.log, /\n\s+at /);
   assert.equal(existsSync(paths.folder), false, 'cleaned up on exit');

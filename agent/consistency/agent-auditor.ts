@@ -7,22 +7,26 @@ import type { PolicyEnforcer } from '../dataplane/policy-enforcer.js';
 import type { AgentKernel, AgentProxy } from '../parts.js';
 import { Auditor, ownCpuMs, type AuditorOptions, type ConsistencyStatus } from './auditor.js';
 import type { Check, Drift } from './drift.js';
+import type { KnownPods } from './known-pods.js';
 import { objectStatuses, type ObjectStatus, type SourcedResource } from './object-status.js';
 
 export interface AuditedAgent {
-  kernel: Pick<AgentKernel, 'checks'> | undefined;
+  kernel: Pick<AgentKernel, 'checks' | 'pods'> | undefined;
   proxy: Pick<AgentProxy, 'checks' | 'resources' | 'status'>;
   records(): readonly Pick<PodRecord, 'uid' | 'name' | 'namespace'>[];
   resolver: { servicesAt(address: string, port: number): string[] } | undefined;
   policies: Pick<PolicyEnforcer, 'policiesOf' | 'inForce'> | undefined;
+  /** The dataplane's, and those of what else the agent puts on the node. */
+  node: readonly Check[];
+  known: KnownPods;
   logger: Logger;
 }
 
-/** By what is compared: `kernel`, `Envoy versions`, `Envoy clusters`, `Envoy configuration`. */
+/** By what is compared: `kernel`, `node`, `Envoy versions`, `Envoy clusters`, `Envoy configuration`. */
 export type AgentConsistency = Record<string, ConsistencyStatus>;
 
-/** Of one CPU each, Envoy's time too. What Envoy prints of its configuration is dear; by its versions what has changed is found in time. */
-const SHARES: Readonly<Record<string, Pick<AuditorOptions, 'share' | 'roundMs'>>> = { kernel: { share: 0.006 }, 'Envoy versions': { share: 0.09, roundMs: 8_000 }, 'Envoy clusters': { share: 0.003 }, 'Envoy configuration': { share: 0.01 } };
+/** Of one CPU each, Envoy's time too. What Envoy prints of its configuration is dear; by its versions what has changed is found in time. Rules are read by other programs, whose time counts as well. */
+const SHARES: Readonly<Record<string, Pick<AuditorOptions, 'share' | 'roundMs' | 'cpuMs'>>> = { kernel: { share: 0.006 }, node: { share: 0.05, cpuMs: () => ownCpuMs() + childrenCpuMs() }, 'Envoy versions': { share: 0.09, roundMs: 8_000 }, 'Envoy clusters': { share: 0.003 }, 'Envoy configuration': { share: 0.01 } };
 
 /** Each at its own pace: the kernel's maps are read in milliseconds, a large Envoy's configuration takes minutes. */
 export class AgentAuditors implements Closable {
@@ -30,17 +34,19 @@ export class AgentAuditors implements Closable {
   readonly #agent: AuditedAgent;
 
   constructor(agent: AuditedAgent) {
-    const { kernel, proxy, records, resolver, policies, logger } = (this.#agent = agent);
+    const { kernel, proxy, records, resolver, policies, logger, node, known } = (this.#agent = agent);
     const objectsOf = (drift: Drift): string[] => {
       const pod = records().find(({ uid }) => uid === drift.pod);
+      const name = pod ? `${pod.name}.${pod.namespace}` : known.nameOf(drift);
       return [
         ...(drift.objects ?? []),
-        ...(pod ? [`Pod/${pod.name}.${pod.namespace}`] : []),
+        ...(name === undefined ? [] : [`Pod/${name}`]),
         ...(drift.kind === 'service' ? servicesOf(drift.name, resolver) : []),
         ...(drift.kind === 'policy' && drift.pod !== undefined ? (policies?.policiesOf(drift.pod) ?? []).map(policyObject) : []),
       ];
     };
-    const lanes = new Map<string, readonly Check[]>([['kernel', kernel?.checks?.() ?? []], ...(proxy.checks?.() ?? []).map((check) => [check.name, [check]] as const)]);
+    const names: Check = { name: 'names', parts: () => (known.remember(records(), kernel?.pods() ?? []), []) };
+    const lanes = new Map<string, readonly Check[]>([['kernel', kernel?.checks?.() ?? []], ['node', [...node, names]], ...(proxy.checks?.() ?? []).map((check) => [check.name, [check]] as const)]);
     for (const [name, checks] of lanes) if (checks.length > 0) this.#auditors.set(name, new Auditor({ checks, objectsOf, logger, ...SHARES[name], ...(name.startsWith('Envoy') ? { cpuMs: () => ownCpuMs() + cpuMsOf(proxy.status().envoy.pid) } : {}) }));
   }
 
@@ -71,10 +77,19 @@ export class AgentAuditors implements Closable {
 /** 100 ticks a second, whatever the kernel's own are: proc_pid_stat(5) */
 const TICK_MS = 10;
 function cpuMsOf(pid: number | undefined): number {
-  if (pid === undefined) return 0;
+  return pid === undefined ? 0 : ticksOf(pid, 11) * TICK_MS;
+}
+
+/** Of those that have ended. */
+function childrenCpuMs(): number {
+  return ticksOf('self', 13) * TICK_MS;
+}
+
+/** @param at which field, of those behind the name, and the one after it */
+function ticksOf(pid: number | 'self', at: number): number {
   try {
     const fields = readFileSync(`/proc/${pid}/stat`, 'utf8').split(') ').at(-1)!.split(' ');
-    return (Number(fields[11]) + Number(fields[12])) * TICK_MS;
+    return Number(fields[at]) + Number(fields[at + 1]);
   } catch {
     // It has just ended.
     return 0;

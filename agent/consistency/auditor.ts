@@ -50,6 +50,8 @@ export interface ConsistencyStatus {
   endedAt?: string;
   /** What is not as it should be. */
   drifting: DriftRecord[];
+  /** Of others, beside what is wanted: told, and no drift. */
+  foreign: DriftRecord[];
   /** What was, newest first. */
   recent: DriftRecord[];
   /** Checks that could not be made, and why. */
@@ -73,6 +75,8 @@ const SHARE = 0.01;
 /** A small mesh is to be compared in time, on a busy machine too. */
 const WITHIN_MS = 8_000;
 const MOST_SHARE = 0.03;
+/** What was never read is to be known soon: for 5,000 services, ten seconds. */
+const URGENT_SHARE = 0.3;
 /** What has been as it should be for so long starts anew. */
 const CALM_MS = 300_000;
 const FIRST_WAIT_MS = 10_000;
@@ -107,10 +111,12 @@ export class Auditor implements Closable {
   }
 
   get status(): ConsistencyStatus {
+    const current = [...this.#known.values()].flatMap(({ record }) => (record.repair === 'repaired' ? [] : { ...record }));
     return {
       rounds: this.#rounds,
       ...this.#last,
-      drifting: [...this.#known.values()].flatMap(({ record }) => (record.repair === 'repaired' ? [] : { ...record })),
+      drifting: current.filter(({ state }) => state !== 'foreign'),
+      foreign: current.filter(({ state }) => state === 'foreign'),
       recent: [...this.#recent],
       problems: [...this.#problems].map(([check, reason]) => ({ check, reason })),
       drifts: { ...this.#drifts },
@@ -166,7 +172,8 @@ export class Auditor implements Closable {
   }
 
   #share(): number {
-    const { share = SHARE } = this.#options;
+    const { share = SHARE, checks } = this.#options;
+    if (checks.some((check) => check.isUrgent?.() === true)) return URGENT_SHARE;
     const needed = this.#last ? this.#last.busyMs / WITHIN_MS : MOST_SHARE;
     return needed <= MOST_SHARE ? Math.max(share, needed) : share;
   }
@@ -229,7 +236,7 @@ export class Auditor implements Closable {
 
   #log({ kind, state, name, objects, detail, times, repair, reason }: DriftRecord): void {
     const what = { kind, state, name, objects, ...(detail === undefined ? {} : { detail }), ...(times > 1 ? { times } : {}), repair, ...(reason === undefined ? {} : { reason }) };
-    this.#options.logger.warn(what, repair === 'done' ? 'what is in force was not what is wanted, and was repaired' : times > 2 ? 'what is in force drifts again and again from what is wanted' : 'what is in force is not what is wanted');
+    this.#options.logger.warn(what, state === 'foreign' ? 'something of others is beside what is wanted' : repair === 'done' ? 'what is in force was not what is wanted, and was repaired' : times > 2 ? 'what is in force drifts again and again from what is wanted' : 'what is in force is not what is wanted');
   }
 
   /** What this round did not find is as it should be. */
@@ -237,7 +244,8 @@ export class Auditor implements Closable {
     const now = (this.#options.now ?? (() => performance.now()))();
     for (const [key, known] of this.#known) {
       if (known.seenInRound === round) continue;
-      if (known.record.repair !== 'repaired') {
+      if (known.record.state === 'foreign') this.#known.delete(key);
+      else if (known.record.repair !== 'repaired') {
         known.record.repair = 'repaired';
         delete known.record.reason;
         known.lastMs = now;

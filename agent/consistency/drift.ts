@@ -4,7 +4,7 @@
 export type DriftState = 'wrong' | 'missing' | 'orphaned' | 'foreign';
 
 /** What of the kernel or of Envoy is looked at. */
-export type DriftKind = 'pod' | 'address' | 'listener-port' | 'setting' | 'service' | 'policy' | 'http-table' | 'hook' | 'cds' | 'eds' | 'lds' | 'rds' | 'sds';
+export type DriftKind = 'pod' | 'address' | 'listener-port' | 'setting' | 'service' | 'policy' | 'http-table' | 'hook' | 'rule' | 'cni' | 'cds' | 'eds' | 'lds' | 'rds' | 'sds';
 
 export interface Drift {
   kind: DriftKind;
@@ -13,6 +13,8 @@ export interface Drift {
   name: string;
   /** uid of the pod that it is a part of. */
   pod?: string;
+  /** Of a network namespace whose pod is not known here. */
+  netnsCookie?: bigint;
   /** Configuration objects that it comes from, as `Kind/name.namespace`, as far as whoever found it knows. */
   objects?: readonly string[];
   /** What was found instead, in a few words. */
@@ -28,5 +30,7 @@ export interface Drift {
  */
 export interface Check {
   readonly name: string;
+  /** Nothing was read yet: the first round is to come soon. */
+  isUrgent?(): boolean;
   parts(): Iterable<readonly Drift[]> | AsyncIterable<readonly Drift[]>;
 }

@@ -26,16 +26,21 @@ export interface PodProxy {
 }
 
 export interface CaptureRules {
-  start(): Promise<{ backend: string; notes: string[] }>;
+  /** @param isAnew whatever is there is made once more */
+  start(isAnew?: boolean): Promise<{ backend: string; notes: string[] }>;
   stop(): Promise<void>;
   remove(): Promise<void>;
   /** `outdated`: other rules than `start` would make, as an agent of another version did. */
   state(): Promise<{ active: boolean; present: boolean; outdated?: boolean }>;
+  /** `text`: all of them, as they are. */
+  read?(): Promise<{ state: { active: boolean; outdated?: boolean }; text: string }>;
 }
 
 /** Leads what comes to pods to their inbound listeners without NAT, where the kernel can. */
 export interface InboundSteering {
   start(pod: { uid: string; netnsPath: string; netnsCookie: bigint; ipv6: boolean }, mayWait?: boolean): Promise<void>;
+  /** Which path leads to the namespace of a pod that a former agent had steered. */
+  place?(uid: string, netnsPath: string): void;
   stop(uid: string): void;
   /** No connection is left that was steered. */
   forget(uid: string): void;
@@ -66,6 +71,8 @@ export interface Namespaces {
   rules(netnsPath: string): CaptureRules;
   /** Those that send what comes for the pod to its inbound listener. */
   inboundRules(netnsPath: string): CaptureRules;
+  /** Another one when any rule of the namespace has changed. */
+  rulesMark?(netnsPath: string): Promise<string>;
   capturedSockets(netnsPath: string): Promise<CapturedSockets>;
   /** On which of the ports any program listens, by one look. */
   takenPorts(netnsPath: string, ports: readonly WantedPort[]): Promise<ReadonlySet<number>>;

@@ -6,10 +6,13 @@ import { isDeepStrictEqual } from 'node:util';
 import { errorMessage } from '../../common/errors.js';
 import type { PodRecord } from '../../common/lab-api.js';
 import type { Logger } from '../../common/log.js';
-import { Backoff, sleep } from '../../common/retry.js';
+import { Backoff, sleep, waitFor } from '../../common/retry.js';
+import type { Check, Drift } from '../consistency/drift.js';
 import { enrolmentOf, type Acceleration, type Enrolment, type EnrolmentDefaults, type Mode } from '../workloads/enrolment.js';
 import type { InboundPods, InboundSteering, KernelPod, ListenerPod, Namespaces, PodKernel, PodProxy } from './collaborators.js';
-import { AS_IT_IS, PodController, listenerPod, type Actual, type PodState, type PodTarget, type Surroundings, type Way } from './pod-controller.js';
+import { AS_IT_IS, PodController, type Actual, type PodState, type Surroundings } from './pod-controller.js';
+import { listenerPod, type PodTarget, type Way } from './pod-target.js';
+import { RulesAudit } from './rules-audit.js';
 import { InboundWay } from './inbound-way.js';
 import { CALLERS_HEAR_MS, type SetPodMetadata } from './announcement.js';
 
@@ -70,6 +73,8 @@ export class Dataplane {
   readonly #around: Surroundings;
   readonly #controllers = new Map<string, PodController>();
   readonly #listeners = new Map<string, ListenerPod>();
+  /** Pods that ended while no agent ran, and of which something was left. */
+  readonly #ended = new Map<string, PodController>();
   readonly #warned = new Set<string>();
   #capabilities: Capabilities = { bpfProblem: 'the self-test has not finished yet' };
   #records: readonly PodRecord[] = [];
@@ -138,7 +143,10 @@ export class Dataplane {
         this.#listeners.set(uid, listenerPod(record, path, actual.rules !== 'none', new InboundWay(undefined, actual.inbound).isPresent, undefined, false, taughtCookie(actual)));
       }
       const controller = new PodController(this.#around, this.#targetOf(record ?? lost(uid)), actual);
-      if (!record) controller.setTarget('gone');
+      if (!record) {
+        controller.setTarget('gone');
+        this.#ended.set(uid, controller);
+      }
       this.#controllers.set(uid, controller);
     }
     this.#records = records;
@@ -190,6 +198,20 @@ export class Dataplane {
       const mutualTls = certified?.has(uid) ? 'taken' : isRedirected && certified ? 'as it is' : 'not taken';
       const tunnels = takingTunnels.has(uid) ? 'taken' : tunnelled.has(uid) ? 'as it is' : 'not taken';
       controller.setInbound({ ...(isRedirected ? { way: 'redirected', mutualTls } : wanted.has(uid) ? AS_IT_IS : { way: 'plain', mutualTls: 'not taken' }), tunnels });
+    }
+  }
+
+  /** What compares the pods' rules with those that were made, and tells what was left of pods that ended while no agent ran. */
+  checks(): Check[] {
+    const rules = new RulesAudit(this.#options.namespaces, () => this.#controllers);
+    return [{ name: 'ended pods', parts: () => this.#left() }, { name: 'rules', parts: () => rules.parts() }];
+  }
+
+  *#left(): Generator<Drift[]> {
+    for (const [uid, controller] of this.#ended) {
+      const repair = (): Promise<unknown> => waitFor('the rest of the pod to be removed', () => controller.finished, { timeoutMs: 2_000, everyMs: 20 });
+      yield [{ kind: 'pod', state: 'orphaned', name: uid, pod: uid, detail: 'it ended while no agent ran', repair: async () => void (await repair()) }];
+      if (controller.finished) this.#ended.delete(uid);
     }
   }
 

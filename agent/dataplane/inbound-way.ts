@@ -50,6 +50,16 @@ export class InboundWay {
     return this.#state.steered !== 'none' || this.#state.rules !== 'none';
   }
 
+  /** By rules that are known to be there. */
+  get isRuled(): boolean {
+    return this.#state.rules === 'active';
+  }
+
+  /** Somebody changed the rules. */
+  lost(): void {
+    if (this.#state.rules === 'active') this.#state.rules = 'unknown';
+  }
+
   get notes(): string[] {
     if (this.#state.rules !== 'active') return [];
     return [...this.#ruleNotes, ...(this.#problem === undefined ? [] : [this.#problem])];
@@ -76,11 +86,12 @@ export class InboundWay {
       }
     }
     if (steering && this.#state.steered === 'active') {
+      steering.place?.(uid, netnsPath);
       await this.#stopRules(rules);
       return news;
     }
     if (this.#state.rules !== 'active') {
-      this.#ruleNotes = (await rules.start()).notes;
+      this.#ruleNotes = (await rules.start(this.#state.rules === 'unknown')).notes;
       this.#state.rules = 'active';
     }
     // Also what an agent of another version attached.

@@ -79,13 +79,16 @@ export class IptablesCapture {
     this.#way = CHAINS[options.direction ?? 'outbound'];
   }
 
-  /** Redirects the pod's new TCP connections to the proxy. */
-  async start(): Promise<IptablesNotes> {
+  /**
+   * Redirects the pod's new TCP connections to the proxy.
+   * @param isAnew whatever stands in the chain is written once more, at one moment
+   */
+  async start(isAnew = false): Promise<IptablesNotes> {
     const backend = await this.backend();
     const notes: string[] = [];
-    await this.#startKnowingHost('ip', backend, notes);
+    await this.#startKnowingHost('ip', backend, notes, isAnew);
     try {
-      await this.#startKnowingHost('ip6', backend, notes);
+      await this.#startKnowingHost('ip6', backend, notes, isAnew);
     } catch (error) {
       notes.push(`IPv6 is not captured: ${errorMessage(error)}`);
     }
@@ -93,13 +96,13 @@ export class IptablesCapture {
   }
 
   /** Where the kernel or iptables have no match by BPF program, the node's own connections are redirected like all others. */
-  async #startKnowingHost(family: Family, backend: IptablesBackend, notes: string[]): Promise<void> {
+  async #startKnowingHost(family: Family, backend: IptablesBackend, notes: string[], isAnew: boolean): Promise<void> {
     const { hostMatch } = this.options;
     try {
-      return await this.#startFamily(family, backend, hostMatch);
+      return await this.#startFamily(family, backend, isAnew, hostMatch);
     } catch (error) {
       if (hostMatch === undefined) throw error;
-      await this.#startFamily(family, backend);
+      await this.#startFamily(family, backend, isAnew);
       notes.push(`${family === 'ip' ? 'IPv4' : 'IPv6'}: what the node itself opens to the pod, kubelet probes too, is redirected: ${errorMessage(error)}`);
     }
   }
@@ -130,18 +133,26 @@ export class IptablesCapture {
   }
 
   async state(): Promise<CaptureState> {
+    return (await this.read()).state;
+  }
+
+  /** @returns `text`: the chain's rules and what leads to it, in their order */
+  async read(): Promise<{ state: CaptureState; text: string }> {
     const state: CaptureState = { active: false, present: false };
+    let text = '';
     const active = new Set<Family>();
-    await this.#eachPresent((family, _backend, { rules, chains }) => {
+    await this.#eachPresent((family, backend, { rules, chains }) => {
       state.present ||= chains.includes(this.#way.chain) || (this.#way === CHAINS.outbound && chains.includes(TABLE_MARKER));
       if (rules.includes(`-A ${this.#way.jump}`)) active.add(family);
       if (chains.includes(this.#way.chain) && !this.#isComplete(family, rules)) state.outdated = true;
+      const ours = rules.filter((rule) => rule === `-A ${this.#way.jump}` || rule.startsWith(`-A ${this.#way.chain} `));
+      text += ours.map((rule) => `${program(family, backend, '')} ${rule}\n`).join('');
       return Promise.resolve();
     });
     state.active = active.size > 0;
     // Whoever started or stopped them ended between the two families, where both can be had.
     for (const family of FAMILIES) if (state.active && !active.has(family) && (await this.#read(family, 'nft'))) state.outdated = true;
-    return state;
+    return { state, text };
   }
 
   /**
@@ -161,13 +172,13 @@ export class IptablesCapture {
     });
   }
 
-  async #startFamily(family: Family, backend: IptablesBackend, hostMatch?: string): Promise<void> {
+  async #startFamily(family: Family, backend: IptablesBackend, isAnew: boolean, hostMatch?: string): Promise<void> {
     const before = await this.#read(family, backend);
     const rules = before?.rules ?? [];
     const lines: string[] = [];
     if (backend === 'nft' && before?.tableExists === false) lines.push(`:${TABLE_MARKER} - [0:0]`);
     const wanted = redirection(this.#way, family, this.options.port ?? this.#way.port, hostMatch);
-    const complete = before?.chains.includes(this.#way.chain) === true && this.#isComplete(family, rules, hostMatch);
+    const complete = !isAnew && before?.chains.includes(this.#way.chain) === true && this.#isComplete(family, rules, hostMatch);
     // Declaring a chain empties it: also what a start that was cut short needs.
     if (!complete) lines.push(`:${this.#way.chain} - [0:0]`, ...wanted.map((rule) => `-A ${this.#way.chain} ${rule}`));
     if (!rules.includes(`-A ${this.#way.jump}`)) lines.push(`-A ${this.#way.jump}`);

@@ -1,10 +1,12 @@
 /** What somebody else writes into the agent's maps, or takes from its hooks, is found, named, and as before after a round of the auditor. */
 import assert from 'node:assert/strict';
-import { rmSync } from 'node:fs';
+import { spawn } from 'node:child_process';
+import { existsSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { logger } from '../../common/log.js';
 import { run } from '../../common/process.js';
+import { waitFor } from '../../common/retry.js';
 import { cgroupId, linkInfo } from '../../native/index.js';
 import { Auditor, type AuditorOptions } from '../consistency/auditor.js';
 import { encodeAddress, u16, u64 } from './kernel-codec.js';
@@ -151,6 +153,44 @@ test("Auditor: a hook that was detached, replaced or unpinned is the agent's aga
   assert.equal(linkInfo(pin('connect4')).programId, own.programId);
 });
 
+test("Auditor: what leads callers to a steered pod's proxy, and the hooks of Envoy and of the node, come back where somebody detached or unpinned them", async () => {
+  const folder = join(TEST_BPFFS, w.world.name, 'links');
+  const pod = w.world.pod(1);
+  await w.kernel.host.attach('/proc/self/ns/net', w.world.proxyCgroup);
+  const [command, ...args] = w.world.inPod({ ...pod, cgroup: w.world.proxyCgroup }, [process.execPath, '-e', "for (const host of ['0.0.0.0', '::']) require('node:net').createServer().listen({ port: 15006, host, ipv6Only: host === '::' })"]);
+  const proxy = spawn(command!, args, { stdio: 'ignore' });
+  try {
+    await waitFor('the pod to be steered', () => w.kernel.steering.start({ uid: uid(1), netnsPath: pod.netns, netnsCookie: pod.netnsCookie, ipv6: true }).then(() => true, () => false), { timeoutMs: 60_000 });
+    await auditor.round();
+    assert.deepEqual(auditor.status.drifting, []);
+    const steering = join(folder, 'steering', uid(1).replaceAll('.', '_'));
+    const pins = [steering, join(folder, 'proxy', 'proxy_sockops'), join(folder, 'proxy', 'bind4'), join(folder, 'host', 'host_sockops')];
+    const before_ = pins.map((pin) => linkInfo(pin));
+    for (const pin of pins.slice(0, 2)) await bpftool('link', 'detach', 'pinned', pin);
+    for (const pin of pins.slice(2)) rmSync(pin);
+    await comesBack({ [`hook ${uid(1)} steer_inbound`]: 'missing', 'hook envoy proxy_sockops': 'missing', 'hook envoy bind4': 'missing', 'hook node host_sockops': 'missing' });
+    assert.deepEqual(pins.map((pin) => linkInfo(pin)), before_);
+    w.kernel.steering.forget(uid(1));
+    await auditor.round();
+    assert.deepEqual(auditor.status.drifting, [], 'a pod that is no longer steered is not missed');
+  } finally {
+    proxy.kill('SIGKILL');
+  }
+});
+
+test("Auditor: programs of others on a pod's cgroup are told, left alone, and are no drift", async () => {
+  const other = await w.open(null);
+  other.putPod(w.podRecord(w.world.pod(0)));
+  await auditor.round();
+  assert.deepEqual(auditor.status.drifting, []);
+  const { foreign } = auditor.status;
+  assert.ok(foreign.some(({ name, repair, state }) => name.startsWith(`${uid(0)} connect4 (`) && repair === 'unsafe' && state === 'foreign'), JSON.stringify(foreign));
+  assert.ok(foreign.every(({ name }) => name.startsWith(`${uid(0)} `)));
+  other.removePod(uid(0));
+  await auditor.round();
+  assert.deepEqual([auditor.status.foreign, auditor.status.drifting], [[], []]);
+});
+
 test('Auditor: settings and the ports of listeners come back', async () => {
   const settings = (await read('settings', Buffer.alloc(4)))!;
   await corrupt('settings', Buffer.alloc(4), Buffer.alloc(settings.length / 2));
@@ -193,4 +233,20 @@ test('Auditor: it takes no more than its share of a CPU', async () => {
   await paced.round(true);
   const { tookMs, busyMs } = paced.status;
   assert.ok(tookMs! >= busyMs! * 2, `${busyMs} ms within ${tookMs} ms`);
+});
+
+test('Auditor: what an agent that was killed left of pods that are not there is removed at the start of the next, and told once, as orphaned', async () => {
+  const { netnsCookie, ipv4, ipv6 } = w.world.pod(0);
+  await w.kernel.close();
+  // It died after the first of the two steps by which a pod goes.
+  await remove('pods', u64(netnsCookie));
+  await corrupt('netns_of_address', encodeAddress('192.0.2.88'), u64(0xdead_beefn));
+  w.kernel = await w.open(TEST_BPFFS);
+  auditor = newAuditor();
+  const folder = uid(0).replaceAll('.', '_');
+  await comesBack({ [`pod netns ${netnsCookie}`]: 'orphaned', [`pod netns ${0xdead_beef}`]: 'orphaned', [`hook ${folder}`]: 'orphaned' });
+  for (const address of [ipv4, ipv6, '192.0.2.88']) assert.equal(w.kernel.netnsOf(address), undefined, address);
+  assert.equal(existsSync(join(TEST_BPFFS, w.world.name, 'links', 'pods', folder)), false);
+  assert.deepEqual(auditor.status.drifts, { 'pod orphaned': 2, 'hook orphaned': 1 });
+  w.kernel.services.apply([]);
 });

@@ -1,5 +1,5 @@
-/** Compares what the kernel has with what it was given: pods' entries, their addresses, and the hooks on their cgroups. */
-import { KernelError, linkInfo, type BpfMap, type BpfObject } from '../../native/index.js';
+/** Compares what the kernel has with what it was given: pods' entries, their addresses, the hooks on their cgroups, and all other links. */
+import { KernelError, attachedPrograms, linkInfo, type BpfMap, type BpfObject } from '../../native/index.js';
 import type { Check, Drift } from '../consistency/drift.js';
 import { decodeAddress, encodeAddress, u32, u64 } from './kernel-codec.js';
 
@@ -8,11 +8,24 @@ export interface AuditedPod {
   uid: string;
   netnsCookie: bigint;
   cgroupId: bigint;
+  cgroupPath: string;
   addresses: readonly string[];
   /** Its entry as it was written. */
   value(): Buffer;
   /** Where each of its hooks is pinned; none while they are not known to be complete. */
   hooks: readonly { program: string; pin: string }[];
+}
+
+/** A pinned link that is none of a pod's hooks on its cgroup. */
+export interface AuditedLink {
+  /** Of the drift, e.g. `envoy proxy_sockops`. */
+  name: string;
+  pod?: string;
+  programId: number;
+  pin: string;
+  /** Id of the cgroup, or inode of the network namespace. */
+  targetId: bigint;
+  attach(): unknown;
 }
 
 export interface AuditedKernel {
@@ -24,6 +37,10 @@ export interface AuditedKernel {
   settings(): Buffer | undefined;
   /** Attaches a hook beside what is left of it, which then goes. */
   attach(uid: string, program: string): void;
+  /** Steering, Envoy's hooks, the node's, and those at the root. */
+  links(): Iterable<AuditedLink>;
+  /** What an agent that died left, and this one took away when it started; each is told once. */
+  leftovers(): Drift[];
   tables: readonly { name: string; audit(): Iterable<Drift[]> }[];
 }
 
@@ -37,6 +54,8 @@ export function kernelChecks(kernel: AuditedKernel): Check[] {
     { name: 'addresses', parts: () => auditAddresses(kernel) },
     { name: 'settings', parts: () => auditSettings(kernel) },
     { name: 'hooks', parts: () => auditHooks(kernel) },
+    { name: 'links', parts: () => auditLinks(kernel) },
+    { name: 'leftovers', parts: () => [kernel.leftovers()] },
     ...kernel.tables.map((table): Check => ({ name: table.name, parts: () => table.audit() })),
   ];
 }
@@ -92,14 +111,19 @@ function* auditHooks({ object, pods, pod, attach }: AuditedKernel): Generator<Dr
     if (id === undefined) programs.set(name, (id = object.programId(name)));
     return id;
   };
+  const types = new Set<number>();
   let drifts: Drift[] = [];
   let looked = 0;
   for (const { uid } of pods()) {
     const current = pod(uid);
+    const own = new Set<number>();
     for (const { program, pin } of current?.hooks ?? []) {
+      own.add(programOf(program));
       const found = whatIsAttached(pin, programOf(program), current!.cgroupId);
-      if (found) drifts.push({ kind: 'hook', ...found, name: `${uid} ${program}`, pod: uid, repair: () => attach(uid, program) });
+      if (typeof found === 'number') types.add(found);
+      else drifts.push({ kind: 'hook', ...found, name: `${uid} ${program}`, pod: uid, repair: () => attach(uid, program) });
     }
+    if (own.size > 0) drifts.push(...strangersOn(current!.cgroupPath, [...types], own).map((name): Drift => ({ kind: 'hook', state: 'foreign', name: `${uid} ${name}`, pod: uid, unsafe: "it is another program's" })));
     if (++looked % AUDITED_PODS > 0) continue;
     yield drifts;
     drifts = [];
@@ -107,12 +131,33 @@ function* auditHooks({ object, pods, pod, attach }: AuditedKernel): Generator<Dr
   yield drifts;
 }
 
-function whatIsAttached(pin: string, programId: number, cgroupId: bigint): Pick<Drift, 'state' | 'detail'> | undefined {
+function* auditLinks({ links }: AuditedKernel): Generator<Drift[]> {
+  const drifts: Drift[] = [];
+  for (const { name, pod, programId, pin, targetId, attach } of links()) {
+    const found = whatIsAttached(pin, programId, targetId);
+    if (typeof found !== 'number') drifts.push({ kind: 'hook', ...found, name, ...(pod === undefined ? {} : { pod }), repair: () => void attach() });
+  }
+  yield drifts;
+}
+
+/** Programs of others at the places of these hooks, which the kernel runs beside them. */
+function strangersOn(cgroupPath: string, types: readonly number[], own: ReadonlySet<number>): string[] {
+  try {
+    return attachedPrograms(cgroupPath, types).filter(({ id }) => !own.has(id)).map(({ id, name }) => `${name === '' ? 'program' : name} (${id})`);
+  } catch (error) {
+    // The pod has just ended.
+    if (error instanceof KernelError && error.errnoName === 'ENOENT') return [];
+    throw error;
+  }
+}
+
+/** @returns the type of attachment where all is as it should be */
+function whatIsAttached(pin: string, programId: number, targetId: bigint): Pick<Drift, 'state' | 'detail'> | number {
   try {
     const found = linkInfo(pin);
     if (found.targetId === 0n) return { state: 'missing', detail: 'it was detached' };
-    if (found.targetId !== cgroupId) return { state: 'wrong', detail: 'it is on another cgroup' };
-    return found.programId === programId ? undefined : { state: 'wrong', detail: `program ${found.programId} is in its place` };
+    if (found.targetId !== targetId) return { state: 'wrong', detail: 'it is on something else' };
+    return found.programId === programId ? found.attachType : { state: 'wrong', detail: `program ${found.programId} is in its place` };
   } catch (error) {
     if (!(error instanceof KernelError) || error.errnoName !== 'ENOENT') throw error;
     return { state: 'missing', detail: 'its pin is gone: it would end with this agent' };

@@ -11,6 +11,8 @@ const KEPT: ReadonlySet<string> = new Set(['pod_sockops', 'police_ingress']);
 
 export class FormerHooks {
   readonly #names = new Set<string>();
+  /** Names of pins that were of no pod, and are gone. */
+  readonly removed: string[] = [];
 
   /**
    * Removes all other pins of pods that are not in the maps.
@@ -24,6 +26,7 @@ export class FormerHooks {
       const isFormer = pins.includes('police_ingress') && (areMapsNew || (pins.length === KEPT.size && pins.every((pin) => KEPT.has(pin))));
       if (!isFormer) {
         this.#remove(name);
+        this.removed.push(name);
         continue;
       }
       for (const pin of pins) if (!KEPT.has(pin)) rmSync(join(folder, name, pin));

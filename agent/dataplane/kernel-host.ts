@@ -3,6 +3,7 @@ import { rmSync } from 'node:fs';
 import { join } from 'node:path';
 import type { Closable } from '../../common/lifecycle.js';
 import { cgroup2Root, cgroupId, netnsCookie, type BpfLink, type BpfMap, type BpfObject } from '../../native/index.js';
+import type { AuditedLink } from './kernel-audit.js';
 import { StructCodec, u32 } from './kernel-codec.js';
 
 const PROGRAM = 'host_sockops';
@@ -40,12 +41,22 @@ export class KernelHost implements Closable {
   async attach(netnsPath: string, proxyCgroupPath?: string): Promise<string | undefined> {
     this.#netnsCookie = await netnsCookie(netnsPath);
     this.#map.set(u32(0), this.#codecs.host.encode({ netns_cookie: this.#netnsCookie, proxy_cgroup: proxyCgroupPath === undefined ? 0n : cgroupId(proxyCgroupPath) }));
-    this.#link?.close();
-    this.#link = this.#object.attachCgroup(PROGRAM, cgroup2Root(), this.#pinDir === null ? null : PIN);
+    this.#attach();
     if (this.#pinDir === null) return undefined;
     // Rules hold the program that they were made with. With other maps it has another name, so that they are seen to be out of date.
     const name = `programs/${MATCH}_${this.#layout.toString(16)}`;
     return this.#object.pinProgram(MATCH, name);
+  }
+
+  #attach(): void {
+    const former = this.#link;
+    this.#link = this.#object.attachCgroup(PROGRAM, cgroup2Root(), this.#pinDir === null ? null : PIN);
+    former?.close();
+  }
+
+  *audited(): Generator<AuditedLink> {
+    if (this.#pinDir === null || !this.#link) return;
+    yield { name: `node ${PROGRAM}`, programId: this.#object.programId(PROGRAM), pin: join(this.#pinDir, PIN), targetId: cgroupId(cgroup2Root()), attach: () => this.#attach() };
   }
 
   /** Takes over what a former agent attached. */

@@ -9,6 +9,7 @@ import { errorMessage } from '../../common/errors.js';
 import type { Closable } from '../../common/lifecycle.js';
 import type { Logger } from '../../common/log.js';
 import { cgroup2Root, cgroupId, type BpfLink, type BpfObject } from '../../native/index.js';
+import type { AuditedLink } from './kernel-audit.js';
 
 /** In the order in which they are attached: the sockets' state comes before capture. */
 export const ROOT_PROGRAMS = [
@@ -66,6 +67,19 @@ export class RootHooks implements Closable {
     for (const link of this.#links) link.close();
     this.#links = links;
     this.#logger.info({ cgroup: path }, 'the hooks of pods without a cgroup of their own are on the root of the hierarchy');
+  }
+
+  *audited(): Generator<AuditedLink> {
+    const [object, root] = [this.#object, hierarchyRoot()];
+    if (this.#pinDir === null || !this.isAttached || !object || !root) return;
+    for (const [at, program] of ROOT_PROGRAMS.entries()) {
+      const attach = (): void => {
+        const former = this.#links[at];
+        this.#links[at] = object.attachCgroup(program, root.path, `${PINS}/${program}`);
+        former?.close();
+      };
+      yield { name: `root ${program}`, programId: object.programId(program), pin: join(this.#pinDir, PINS, program), targetId: root.id, attach };
+    }
   }
 
   detach(): void {

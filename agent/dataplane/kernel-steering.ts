@@ -1,12 +1,15 @@
 /** Leads what comes to a pod over the network to the proxy's listener in its namespace, without NAT: bpf/steer.h. */
-import { mkdirSync, readdirSync, rmSync } from 'node:fs';
+import { mkdirSync, readdirSync, rmSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { UnderpassError, errorCode } from '../../common/errors.js';
 import type { Closable } from '../../common/lifecycle.js';
 import { waitFor } from '../../common/retry.js';
-import type { BpfLink, BpfMap, BpfObject } from '../../native/index.js';
+import { linkInfo, type BpfLink, type BpfMap, type BpfObject } from '../../native/index.js';
 import { pinName } from './bpffs.js';
+import type { Drift } from '../consistency/drift.js';
+import type { AuditedLink } from './kernel-audit.js';
 import { StructCodec } from './kernel-codec.js';
+import { leftSteering } from './kernel-leftovers.js';
 
 const PROGRAM = 'steer_inbound';
 const FOLDER = 'links/steering';
@@ -31,9 +34,12 @@ export class KernelSteering implements Closable {
   readonly #listeners: BpfMap;
   readonly #key: StructCodec;
   readonly #links = new Map<string, BpfLink>();
+  /** Where each of these is: its namespace's inode, and a path once that is known. */
+  readonly #places = new Map<string, { inode: bigint; path?: string }>();
   readonly #former = new Set<string>();
   /** Names of pins of an agent whose maps are not these: its program goes on until this one's takes its place. */
   readonly #kept = new Set<string>();
+  readonly #leftovers: Drift[] = [];
 
   constructor(object: BpfObject, pinDir: string | null) {
     this.#object = object;
@@ -54,10 +60,30 @@ export class KernelSteering implements Closable {
     if (mayWait) await waitFor("the proxy's inbound listener", () => missing() === undefined, { timeoutMs: LISTENING_MS, everyMs: 20 }).catch(() => undefined);
     const family = missing();
     if (family !== undefined) throw new UnderpassError('UNDERPASS_NO_LISTENER', `steering to the proxy's listener in ${netnsPath}: the kernel's programs have not seen it listen${family === AF_INET6 ? ' for IPv6' : ''}`);
+    this.#attach(uid, netnsPath);
+  }
+
+  #attach(uid: string, netnsPath: string): void {
     const link = this.#object.attachNetns(PROGRAM, netnsPath, this.#pinDir === null ? null : join(FOLDER, pinName(uid)));
     this.#kept.delete(pinName(uid));
     this.#links.get(uid)?.close();
     this.#links.set(uid, link);
+    this.#places.set(uid, { inode: statSync(netnsPath, { bigint: true }).ino, path: netnsPath });
+  }
+
+  /** By which path a pod's namespace is entered that a former agent had steered. */
+  place(uid: string, netnsPath: string): void {
+    const known = this.#places.get(uid);
+    if (known) known.path ??= netnsPath;
+  }
+
+  /** Those that somebody may have taken away. */
+  *audited(): Generator<AuditedLink> {
+    if (this.#pinDir === null) return;
+    for (const [uid, { inode, path }] of this.#places) {
+      if (path === undefined) continue;
+      yield { name: `${uid} ${PROGRAM}`, pod: uid, programId: this.#object.programId(PROGRAM), pin: join(this.#pinDir, FOLDER, pinName(uid)), targetId: inode, attach: () => this.#links.has(uid) && this.#attach(uid, path) };
+    }
   }
 
   /** New connections go to the pod's programs; those that are there stay with the proxy. */
@@ -82,6 +108,7 @@ export class KernelSteering implements Closable {
   #detach(uid: string): void {
     this.#links.get(uid)?.close();
     this.#links.delete(uid);
+    this.#places.delete(uid);
     this.#kept.delete(pinName(uid));
     if (this.#pinDir !== null) rmSync(join(this.#pinDir, FOLDER, pinName(uid)), { force: true });
   }
@@ -97,8 +124,10 @@ export class KernelSteering implements Closable {
         continue;
       }
       const link = this.#object.replaceLink(PROGRAM, join(FOLDER, name));
-      if (link) this.#links.set(uid, link);
-      else rmSync(join(this.#pinDir, FOLDER, name), { force: true });
+      if (link) {
+        this.#links.set(uid, link);
+        this.#places.set(uid, { inode: linkInfo(join(this.#pinDir, FOLDER, name)).targetId });
+      } else rmSync(join(this.#pinDir, FOLDER, name), { force: true });
     }
     for (const name of names(join(this.#pinDir, FORMER))) {
       const uid = known.get(name);
@@ -114,7 +143,13 @@ export class KernelSteering implements Closable {
       if (wanted.has(name)) continue;
       this.#kept.delete(name);
       rmSync(join(this.#pinDir!, FOLDER, name), { force: true });
+      this.#leftovers.push(leftSteering(name));
     }
+  }
+
+  /** Each is told once. */
+  leftovers(): Drift[] {
+    return this.#leftovers.splice(0);
   }
 
   close(): void {

@@ -5,7 +5,7 @@ import { errorMessage, UnderpassError } from '../../common/errors.js';
 import { ClosableStore } from '../../common/lifecycle.js';
 import { BpfObject, cgroupId, KernelError, type BpfLink, type BpfMap } from '../../native/index.js';
 import { ensureBpffsDir, pinName, removePins } from './bpffs.js';
-import type { Check } from '../consistency/drift.js';
+import type { Check, Drift } from '../consistency/drift.js';
 import { Clearance } from './kernel-clearance.js';
 import { kernelChecks, type AuditedPod } from './kernel-audit.js';
 import { KernelEvents } from './kernel-events.js';
@@ -19,9 +19,10 @@ import { KernelHttpControl } from './kernel-http-control.js';
 import { decodeAddress, encodeAddress, fnv1a, perCpu, StructCodec, u16, u32, u64 } from './kernel-codec.js';
 import { FormerHttp } from './kernel-former-http.js';
 import { FormerHooks } from './kernel-former.js';
-import { lostNamespaces } from './kernel-leftovers.js';
+import { leftEntries, leftHooks, lostNamespaces } from './kernel-leftovers.js';
 import { KernelPolicies, type PodPolicy } from './kernel-policies.js';
 import { PodCodec, type Slot } from './kernel-pods.js';
+import { ProxyHooks } from './kernel-proxy-hooks.js';
 import { cgroupIds, kernelDevice } from './kernel-processes.js';
 import { containerByNetns, hierarchyRoot, ROOT_PROGRAMS, RootHooks } from './kernel-root.js';
 import type { KernelPod, KernelPodState, PodCounters, KernelOptions } from './kernel-types.js';
@@ -37,7 +38,6 @@ export type { ListenerName, ProbationEntry, ProgramName, Verdict } from './kerne
 const POD_PROGRAMS = [
   'pod_sockops', 'probe_egress', 'police_ingress', 'getsockopt', 'getpeername4', 'getpeername6', 'getsockname4', 'getsockname6', 'connect4', 'connect6',
 ] as const;
-const PROXY_PROGRAMS = ['proxy_sockops', 'probe_egress', 'proxy_getsockopt', 'bind4', 'bind6'] as const;
 
 /** Whose numbers are kept in pinned maps, beside the maps' own layouts. */
 const PINNED_ENUMS = ['http_channel_state', 'http_unknown', 'http_use'];
@@ -62,13 +62,15 @@ export class Kernel {
   readonly #pods = new Map<string, Attached>();
   #lastSlot = 0;
   #former: FormerHooks | undefined;
-  readonly #proxyLinks: BpfLink[] = [];
+  readonly #proxy: ProxyHooks;
+  /** What an agent that died left of pods that are not there, until somebody asks. */
+  readonly #leftovers: Drift[] = [];
   readonly #root: RootHooks;
   /** Where they are loaded when they are wanted. */
   readonly httpPrograms: HttpPrograms | undefined;
   #httpRefused: string | undefined;
   readonly #rootId = hierarchyRoot()?.id ?? 0n;
-  readonly #maps: Record<'pods' | 'addresses' | 'settings' | 'counters' | 'podCounters' | 'establishing' | 'peers' | 'proxyCgroups', BpfMap>;
+  readonly #maps: Record<'pods' | 'addresses' | 'settings' | 'counters' | 'podCounters' | 'establishing' | 'peers', BpfMap>;
   readonly #podCodec: PodCodec;
   readonly #codecs: Record<'settings' | 'podCounters' | 'establishing' | 'tuple' | 'peer', StructCodec>;
   readonly #counterNames: string[];
@@ -133,6 +135,7 @@ export class Kernel {
       if (this.#pinDir === null) throw new UnderpassError('UNDERPASS_NOT_PINNED', 'adding a pod without a cgroup of its own: its programs share the pinned maps, and nothing is pinned');
       return BpfObject.open({ ...parameters, programs: [...ROOT_PROGRAMS] });
     };
+    this.#proxy = this.#store.add(new ProxyHooks(object, this.#pinDir));
     this.#root = this.#store.add(new RootHooks(loadRoot, this.#pinDir, options.logger));
     const http = { ...parameters, programs: [...HTTP_PROGRAMS] };
     if (this.#pinDir !== null && options.httpFastPath !== false) this.httpPrograms = this.#store.add(new HttpPrograms({ now: () => BpfObject.open(http), later: () => BpfObject.openLater(http) }, object.map('http_programs'), options.logger));
@@ -145,7 +148,6 @@ export class Kernel {
       podCounters: object.map('pod_counters'),
       establishing: object.map('establishing'),
       peers: object.map('peers'),
-      proxyCgroups: object.map('proxy_cgroups'),
     };
     this.#podCodec = new PodCodec(object, this.#maps.pods);
     this.#codecs = {
@@ -177,13 +179,9 @@ export class Kernel {
     return this.httpPrograms?.problem ?? this.#httpRefused;
   }
 
-  /** Envoy's cgroup: what it opens and accepts is a proxy's, and it learns original destinations. */
+  /** Envoy's cgroup. */
   attachProxy(cgroupPath: string): void {
-    this.#maps.proxyCgroups.set(u32(0), u64(cgroupId(cgroupPath)));
-    for (const link of this.#proxyLinks.splice(0)) link.close();
-    for (const program of PROXY_PROGRAMS) {
-      this.#proxyLinks.push(this.#object.attachCgroup(program, cgroupPath, this.#pin(`links/proxy/${program}`)));
-    }
+    this.#proxy.attach(cgroupPath);
   }
 
   /** Adds a pod or changes it; changes apply to new connections only. */
@@ -413,13 +411,15 @@ export class Kernel {
       pods: () => [...this.#pods.values()].map((attached) => this.#audited(attached)),
       pod: (uid) => this.#pods.has(uid) ? this.#audited(this.#pods.get(uid)!) : undefined,
       attach: (uid, program) => this.#attachAgain(uid, program),
+      links: () => [this.#proxy, this.steering, this.host, this.#root].flatMap((each) => [...each.audited()]),
+      leftovers: () => [...this.#leftovers.splice(0), ...this.steering.leftovers()],
       tables: [{ name: 'services', audit: () => this.services.audit() }, { name: 'policies', audit: () => this.policies.audit() }, { name: 'HTTP tables', audit: () => this.http.tables.audit() }, { name: 'listener ports', audit: () => this.#direct.audit() }],
     });
   }
 
   #audited({ pod, slot, complete }: Attached): AuditedPod {
     const hooks = complete && this.#pinDir !== null && !pod.isRooted ? POD_PROGRAMS.map((program) => ({ program, pin: join(this.#pinDir!, podPin(pod.uid, program)) })) : [];
-    return { uid: pod.uid, netnsCookie: pod.netnsCookie, cgroupId: pod.cgroupId, addresses: pod.addresses, hooks, value: () => this.#podCodec.encode(pod, slot) };
+    return { uid: pod.uid, netnsCookie: pod.netnsCookie, cgroupId: pod.cgroupId, cgroupPath: pod.cgroupPath, addresses: pod.addresses, hooks, value: () => this.#podCodec.encode(pod, slot) };
   }
 
   #attachAgain(uid: string, program: string): void {
@@ -439,7 +439,6 @@ export class Kernel {
   /** Lets go of everything; pins, and so the data plane, stay. */
   async close(): Promise<void> {
     for (const attached of this.#pods.values()) for (const link of attached.links) link.close();
-    for (const link of this.#proxyLinks) link.close();
     await this.#store.close();
   }
 
@@ -477,10 +476,7 @@ export class Kernel {
     this.httpPrograms?.adopt();
     // Before any of its hooks is another program's.
     this.http.former?.start();
-    for (const program of PROXY_PROGRAMS) {
-      const link = this.#object.replaceLink(program, `links/proxy/${program}`);
-      if (link) this.#proxyLinks.push(link);
-    }
+    this.#proxy.adopt();
     this.host.adopt();
     this.#adoptPods(join(this.#pinDir, 'links', 'pods'));
     this.steering.adopt([...this.#pods.keys()]);
@@ -513,7 +509,12 @@ export class Kernel {
     this.#root.adopt(this.pods().some(({ isRooted }) => isRooted), !this.#object.adopted);
     // Links of a pod that is in no map: an agent died between the two, or the maps are not what it wrote.
     this.#former = new FormerHooks(folder, new Set([...this.#pods.keys()].map(pinName)), !this.#object.adopted);
-    for (const cookie of lostNamespaces(this.#object, new Set(this.pods().map((pod) => pod.netnsCookie)))) this.#forgetNamespace(cookie, addresses.get(cookie) ?? []);
+    this.#leftovers.push(...this.#former.removed.map(leftHooks));
+    for (const cookie of lostNamespaces(this.#object, new Set(this.pods().map((pod) => pod.netnsCookie)))) {
+      const of = addresses.get(cookie) ?? [];
+      this.#forgetNamespace(cookie, of);
+      this.#leftovers.push(leftEntries(cookie, of));
+    }
   }
 
   #forgetNamespace(cookie: bigint, addresses: readonly string[]): void {

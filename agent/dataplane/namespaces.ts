@@ -1,6 +1,6 @@
 import { mkdirSync, readdirSync, rmSync, statfsSync, statSync } from 'node:fs';
 import { join } from 'node:path';
-import { bindMount, destroyTcpSockets, listeningTcpSockets, netnsCookie, tcpSockets, unmount, type TcpSocket } from '../../native/index.js';
+import { bindMount, destroyTcpSockets, listeningTcpSockets, netfilterMark, netnsCookie, tcpSockets, unmount, type TcpSocket } from '../../native/index.js';
 import { UnderpassError, errorCode } from '../../common/errors.js';
 import { buildDir } from '../../common/paths.js';
 import { run } from '../../common/process.js';
@@ -64,6 +64,10 @@ export class PinnedNamespaces implements Namespaces {
 
   inboundRules(netnsPath: string): IptablesCapture {
     return new IptablesCapture(netnsPath, { execPath: this.execPath, direction: 'inbound', ...this.options });
+  }
+
+  rulesMark(netnsPath: string): Promise<string> {
+    return netfilterMark(netnsPath);
   }
 
   async capturedSockets(netnsPath: string): Promise<CapturedSockets> {

@@ -8,28 +8,13 @@ import { HBONE_PORT, INBOUND_PORT } from '../../common/istio-iptables.js';
 import type { PodRecord } from '../../common/lab-api.js';
 import type { Logger } from '../../common/log.js';
 import type { Backoff } from '../../common/retry.js';
-import { Announcement, HBONE, MUTUAL_TLS, withoutAnnouncements, type SetPodMetadata } from './announcement.js';
+import { Announcement, HBONE, MUTUAL_TLS, type SetPodMetadata } from './announcement.js';
 import type { CaptureRules, InboundSteering, KernelPod, ListenerPod, Namespaces, PodKernel, PodProxy } from './collaborators.js';
 import { InboundWay, type InboundState } from './inbound-way.js';
 import { PodPorts } from './pod-ports.js';
-import type { Acceleration, Mode } from '../workloads/enrolment.js';
-
-export type Way = 'bpf' | 'iptables';
-
-export interface PodTarget {
-  record: PodRecord;
-  mode: Mode;
-  acceleration: Acceleration;
-  /** What the splice label says, where there is one. */
-  splices?: boolean;
-  l7Auto?: boolean;
-  /** How a pod in mode `node` or `sidecar` is captured; `iptables` in mode `sidecar` means its own rules. */
-  way: Way;
-  /** A kernel that refuses this pod leaves it to iptables, instead of being asked for ever. */
-  mayFallBack: boolean;
-  /** Why it is not what the labels ask for. */
-  reason?: string;
-}
+import { kernelIdentity, listenerPod, sameTarget, type PodTarget, type Way } from './pod-target.js';
+import type { Direction } from './iptables.js';
+import type { Acceleration } from '../workloads/enrolment.js';
 
 export type PodState = 'off' | 'enrolling' | 'enrolled' | 'draining' | 'failed';
 
@@ -154,6 +139,22 @@ export class PodController {
   setInbound(wish: InboundWish): void {
     if (this.#inbound.way === wish.way && this.#inbound.mutualTls === wish.mutualTls && this.#inbound.tunnels === wish.tunnels) return;
     this.#inbound = wish;
+    this.#generation++;
+    this.#settled = false;
+    this.#backoff.reset();
+    this.#wakeUp();
+  }
+
+  /** The rules that lead the pod's connections, for who looks whether they are there; none while something changes. */
+  get rulesInForce(): Direction[] {
+    if (!this.#settled || this.#target === 'gone') return [];
+    return [...(this.#actual.rules === 'active' ? ['outbound' as const] : []), ...(this.#arrivals.isRuled ? ['inbound' as const] : [])];
+  }
+
+  /** They are not what they were: the next pass makes them again. */
+  lost(direction: Direction): void {
+    if (direction === 'inbound') this.#arrivals.lost();
+    else this.#actual.rules = 'unknown';
     this.#generation++;
     this.#settled = false;
     this.#backoff.reset();
@@ -297,7 +298,7 @@ export class PodController {
       this.#notes = [];
     } else {
       if (this.#actual.rules !== 'active') {
-        const { backend, notes } = await rules.start();
+        const { backend, notes } = await rules.start(this.#actual.rules === 'unknown');
         this.#actual.rules = 'active';
         this.#notes = [`iptables backend ${backend}`, ...notes];
       }
@@ -560,27 +561,8 @@ function aborted(signal: AbortSignal): Promise<never> {
   });
 }
 
-function sameTarget(a: PodTarget | 'gone', b: PodTarget | 'gone'): boolean {
-  if (a === 'gone' || b === 'gone') return a === b;
-  return (
-    a.mode === b.mode && a.acceleration === b.acceleration && a.splices === b.splices && a.l7Auto === b.l7Auto && a.way === b.way && a.mayFallBack === b.mayFallBack && a.record.netns === b.record.netns &&
-    a.record.cgroup === b.record.cgroup && a.record.serviceAccount === b.record.serviceAccount &&
-    JSON.stringify([a.record.ips, withoutAnnouncements(a.record)]) === JSON.stringify([b.record.ips, withoutAnnouncements(b.record)])
-  );
-}
-
 /** Of times after which to look again. */
 function soonest(...timesMs: (number | undefined)[]): number | undefined {
   const known = timesMs.filter((ms) => ms !== undefined);
   return known.length === 0 ? undefined : Math.min(...known);
 }
-
-function kernelIdentity({ record, splices, l7Auto }: PodTarget, netnsCookie: bigint): Pick<KernelPod, 'uid' | 'netnsCookie' | 'cgroupPath' | 'addresses' | 'splices' | 'l7Auto'> {
-  return { uid: record.uid, netnsCookie, cgroupPath: record.cgroup, addresses: record.ips, ...(splices === undefined ? {} : { splices }), ...(l7Auto ? { l7Auto } : {}) };
-}
-
-export function listenerPod(record: PodRecord, netnsPath: string, iptables: boolean, redirected: boolean, hbonePortFree?: boolean, inboundPortFree?: boolean, taughtCookie?: bigint): ListenerPod {
-  const { uid, name, namespace, labels, annotations, serviceAccount, ips } = record;
-  return { uid, name, namespace, labels, annotations, serviceAccount, ips, netnsPath, iptables, redirected, ...(hbonePortFree === undefined ? {} : { hbonePortFree }), ...(inboundPortFree === undefined ? {} : { inboundPortFree }), ...(taughtCookie === undefined ? {} : { taught: { netnsCookie: taughtCookie } }) };
-}
-

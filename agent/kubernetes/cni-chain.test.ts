@@ -189,3 +189,28 @@ test('CniServer: what is no request is answered with what was expected, and the 
   assert.throws(() => parseCniRequest('CNI_COMMAND=ADD\nCNI_NETNS=/x\nCNI_ARGS=K8S_POD_NAMESPACE=a;K8S_POD_NAME=b\n\n{}'), /prevResult\.ips: found none/);
   assert.equal(statSync(join(folder, 'cni.sock')).mode & 0o777, 0o600);
 });
+
+test('CniChain: what somebody does to the plugin is mended and told by the file, once; a start and another network are none of it', async (context) => {
+  const { folder, chain, file, plugins } = node(context);
+  const told: string[] = [];
+  const hear = async (): Promise<void> => {
+    for await (const part of chain.check().parts()) told.push(...part.map(({ kind, state, name }) => `${kind} ${state} ${name}`));
+  };
+  writeFileSync(file('10-net.conflist'), JSON.stringify(NETWORK));
+  chain.start();
+  await hear();
+  assert.deepEqual(told, []);
+  writeFileSync(file('10-net.conflist'), JSON.stringify(NETWORK));
+  await waitFor('the plugin to be back', () => plugins().includes('underpass-cni'), WAIT);
+  writeFileSync(file('10-net.conflist'), JSON.stringify({ ...NETWORK, plugins: [{ type: 'underpass-cni' }, ...NETWORK.plugins] }));
+  await waitFor('the plugin to be in its place', () => plugins().at(-1) === 'underpass-cni' && plugins().length === 3, WAIT);
+  const binary = join(folder, 'bin', 'underpass-cni');
+  rmSync(binary);
+  await waitFor('the plugin itself to be back', () => existsSync(binary), WAIT);
+  await waitFor('all to be told', async () => (await hear(), told.length === 3), WAIT);
+  assert.deepEqual(told, [`cni missing ${file('10-net.conflist')}`, `cni wrong ${file('10-net.conflist')}`, `cni missing ${binary}`]);
+  writeFileSync(file('05-other.conflist'), JSON.stringify({ ...NETWORK, name: 'other' }));
+  await waitFor('it to stand in the other network', () => plugins('05-other.conflist').includes('underpass-cni'), WAIT);
+  await hear();
+  assert.equal(told.length, 3);
+});

@@ -8,6 +8,7 @@ import { basename, join } from 'node:path';
 import { errorMessage } from '../../common/errors.js';
 import type { Closable } from '../../common/lifecycle.js';
 import type { Logger } from '../../common/log.js';
+import type { Check, Drift } from '../consistency/drift.js';
 
 export const PLUGIN = 'underpass-cni';
 
@@ -32,6 +33,8 @@ interface PluginEntry { type?: unknown; [key: string]: unknown }
 interface ConfigList { plugins?: PluginEntry[]; type?: unknown; [key: string]: unknown }
 
 const POLL_MS = 5_000;
+/** That nobody has asked for yet. */
+const MOST_DRIFTS = 20;
 /** Of a file that is being written. */
 const PART = /^\.underpass-.+\.new$/;
 const CONFIGURATION = /\.(conf|conflist|json)$/;
@@ -42,6 +45,9 @@ export class CniChain implements Closable {
   #timer: NodeJS.Timeout | undefined;
   #isClosed = false;
   #problem: string | undefined;
+  /** Where the plugin was in its place at the last look; what it stands in changes with the cluster's network. */
+  #placed: string | undefined;
+  #drifts: Drift[] = [];
 
   constructor(options: CniChainOptions) {
     this.#options = options;
@@ -50,6 +56,15 @@ export class CniChain implements Closable {
   /** Why pods are not told of before they start; undefined while they are. */
   get problem(): string | undefined {
     return this.#problem;
+  }
+
+  /** Says each time that somebody took it away; it was put back when that was seen. */
+  check(): Check {
+    return { name: 'CNI configuration', parts: () => [this.#drifts.splice(0)] };
+  }
+
+  #drifted(state: Drift['state'], name: string, detail: string): void {
+    if (this.#placed !== undefined && this.#drifts.length < MOST_DRIFTS) this.#drifts.push({ kind: 'cni', state, name, detail, repair: () => undefined });
   }
 
   /** Puts the plugin there, and keeps it there until close(). */
@@ -77,6 +92,7 @@ export class CniChain implements Closable {
     const { configDir, binDir, plugin } = this.#options;
     const target = join(binDir, PLUGIN);
     if (!existsSync(target) || !readFileSync(target).equals(readFileSync(plugin))) {
+      this.#drifted(existsSync(target) ? 'wrong' : 'missing', target, 'the plugin itself');
       mkdirSync(binDir, { recursive: true });
       copyFileSync(plugin, `${target}.new`);
       chmodSync(`${target}.new`, 0o755);
@@ -91,9 +107,11 @@ export class CniChain implements Closable {
     const { list, path } = this.#listOf(file);
     const wanted = { ...list, plugins: [...list.plugins.filter(({ type }) => type !== PLUGIN), this.#entry()] };
     if (!isSame(path, wanted)) {
+      if (this.#placed === path) this.#drifted(isIn(path) ? 'wrong' : 'missing', path, isIn(path) ? 'the plugin does not stand behind all others, or as it was written' : 'the plugin is not in it');
       writeList(path, listText(wanted));
       this.#options.logger.info({ file: path, ...(path === file ? {} : { of: file }) }, 'the CNI plugin was put into the chain');
     }
+    this.#placed = path;
     // A network that was replaced by another leaves its file: what stands there is nobody's any more.
     for (const other of configurations(configDir)) {
       if (other === path) continue;
@@ -208,6 +226,14 @@ function removeFrom(file: string): void {
 
 function listText(list: ConfigList): string {
   return `${JSON.stringify(list, undefined, 2)}\n`;
+}
+
+function isIn(file: string): boolean {
+  try {
+    return readConfiguration(file).plugins?.some(({ type }) => type === PLUGIN) === true;
+  } catch {
+    return false;
+  }
 }
 
 /** Whatever its blanks are: who wrote it may look whether it is as it was. */

@@ -52,6 +52,8 @@ export class AdsServer implements Closable {
   /** By type and name the newest version that an Envoy accepted, for an Envoy that starts anew while the wanted one is refused. */
   readonly #good = new Map<string, Map<string, Entry>>();
   readonly #nacks = new Map<string, Nack>();
+  /** Milliseconds since 1970, of what nobody has looked at since. */
+  readonly #ackedAt = new Map<string, number>();
   readonly #waiters = new Set<() => void>();
   /** By the time that they last at most. */
   readonly #soon = new Map<number, Promise<void>>();
@@ -99,6 +101,14 @@ export class AdsServer implements Closable {
   /** Sends what Envoy was found not to have as it acknowledged it once more, and takes away what is not wanted. */
   resend(type: string, names: readonly string[]): void {
     this.#session?.resend(type, names);
+  }
+
+  /** When Envoy answered for it last, once: it is forgotten then. Milliseconds since 1970; undefined of what it had when the agent started. */
+  takeAckedAt(type: string, name: string): number | undefined {
+    const key = `${type} ${name}`;
+    const at = this.#ackedAt.get(key);
+    this.#ackedAt.delete(key);
+    return at;
   }
 
   /** Of the newest snapshot that Envoy was sent, and has answered, in full. */
@@ -196,7 +206,10 @@ export class AdsServer implements Closable {
         this.#rolledOut = this.#numbers.get(target) ?? this.#rolledOut;
         this.#notify();
       },
-      acked: (type, name, version) => this.#acked(type, name, version),
+      acked: (type, name, version, isAnswer) => {
+        if (isAnswer) this.#ackedAt.set(`${type} ${name}`, Date.now());
+        this.#acked(type, name, version);
+      },
       nacked: (nack) => this.#nacked(nack),
       logger: this.#options.logger,
     });
@@ -242,6 +255,7 @@ export class AdsServer implements Closable {
 
   #acked(type: string, name: string, version: string | undefined): void {
     const wanted = this.#snapshot?.get(type, name);
+    if (version === undefined) this.#ackedAt.delete(`${type} ${name}`);
     if (wanted && wanted.version === version) {
       const good = this.#good.get(type) ?? new Map<string, Entry>();
       this.#good.set(type, good.set(name, wanted));

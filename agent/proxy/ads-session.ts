@@ -33,7 +33,8 @@ export interface SessionHost {
   beforeListeners?(names: readonly string[]): Promise<void>;
   /** All of the newest target was sent, and answered or waited for in vain. */
   rolledOut?(target: Snapshot): void;
-  acked(type: string, name: string, version: string | undefined): void;
+  /** @param isAnswer to what this session sent; else it is what Envoy had when the stream began */
+  acked(type: string, name: string, version: string | undefined, isAnswer: boolean): void;
   /** @returns when the reason is known, if Envoy has to be asked for it */
   nacked(nack: Nack): Promise<void> | void;
   logger: Logger;
@@ -123,7 +124,7 @@ export class AdsSession {
       const known = Object.entries(request.initial_resource_versions);
       subscription = { wildcard: isWildcard, names: new Set(), sent: new Map(known), acked: new Map(known), absent: new Set(), answered: known.length > 0, sentAll: undefined, removedAll: undefined };
       this.#types.set(request.type_url, subscription);
-      for (const [name, version] of known) this.#host.acked(request.type_url, name, version);
+      for (const [name, version] of known) this.#host.acked(request.type_url, name, version, false);
     }
     const fresh: string[] = [];
     for (const name of request.resource_names_subscribe) {
@@ -361,11 +362,11 @@ export class AdsSession {
     if (message === undefined) {
       for (const entry of pending.entries) {
         acked?.set(entry.name, entry.version);
-        this.#host.acked(pending.type, entry.name, entry.version);
+        this.#host.acked(pending.type, entry.name, entry.version, true);
       }
       for (const name of pending.removed) {
         acked?.delete(name);
-        this.#host.acked(pending.type, name, undefined);
+        this.#host.acked(pending.type, name, undefined, true);
       }
     } else {
       const asked = this.#rejected(pending, message);
@@ -384,7 +385,7 @@ export class AdsSession {
     const named = entries.filter((entry) => blamedNames.has(entry.name));
     const isPartial = type === CDS || type === LDS;
     const blamed = named.length > 0 ? named : entries.length === 1 ? entries : [];
-    for (const name of removed) this.#host.acked(type, name, undefined);
+    for (const name of removed) this.#host.acked(type, name, undefined, true);
     if (blamed.length === 0 || (!isPartial && entries.length > 1)) {
       // Nobody to blame: one by one, so that each gets its own answer.
       for (const entry of entries) void this.#send(type, [entry], []);
@@ -400,7 +401,7 @@ export class AdsSession {
         reasons.push(this.#host.nacked({ type, name: entry.name, version: entry.version, message: excerpt(message, entry.name), isCut }));
       } else if (!isCut) {
         acked?.set(entry.name, entry.version);
-        this.#host.acked(type, entry.name, entry.version);
+        this.#host.acked(type, entry.name, entry.version, true);
       }
     }
     if (!isCut || others.length === 0) return undefined;

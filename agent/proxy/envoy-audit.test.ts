@@ -1,6 +1,6 @@
 /** A real Envoy that has other things than the agent gave it: found, named, and as before after a round of the auditors. */
 import assert from 'node:assert/strict';
-import { mkdtempSync, rmSync } from 'node:fs';
+import { mkdtempSync, rmSync, statSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, describe, it } from 'node:test';
@@ -62,7 +62,7 @@ describe('EnvoyAudit with a real Envoy', () => {
     return all.join('').split(/\s+/).sort().join(' ');
   };
   /** The ADS server is another one after each time that somebody else was there; the agent remembers. */
-  const newestAds: ConstructorParameters<typeof EnvoyAudit>[0]['ads'] = { get idle() { return ads.idle; }, entries: (type) => ads.entries(type), status: (...of) => ads.status(...of), mayHold: (...of) => ads.mayHold(...of), resend: (...of) => ads.resend(...of) };
+  const newestAds: ConstructorParameters<typeof EnvoyAudit>[0]['ads'] = { get idle() { return ads.idle; }, entries: (type) => ads.entries(type), status: (...of) => ads.status(...of), mayHold: (...of) => ads.mayHold(...of), resend: (...of) => ads.resend(...of), takeAckedAt: (...of) => ads.takeAckedAt(...of) };
   /** All of Envoy's that the agent knows of is as it was, by Envoy's own word. */
   async function comesBack(expected: readonly string[], before_: string): Promise<void> {
     assert.notEqual(await dump(), before_, 'something has changed');
@@ -199,6 +199,61 @@ describe('EnvoyAudit with a real Envoy', () => {
     }
     assert.deepEqual([...found].sort(), ['cds BlackHoleCluster wrong done', `eds ${CLUSTER} wrong done Service/web.shop`, 'rds 80 wrong done VirtualService/web.shop']);
     assert.deepEqual([versions.status.drifting, versions.status.problems, await dump()], [[], [], whole]);
+  });
+
+  /** What rounds of versions alone find and mend. */
+  async function versionsFind(own: EnvoyAudit, expected: readonly string[], whole: string): Promise<void> {
+    const versions = new Auditor({ checks: own.checks().filter(({ name }) => name === 'Envoy versions'), objectsOf: ({ objects = [] }) => objects, logger: logger('test.audit').child({}, { level: 'fatal' }) });
+    const all = new Set<string>();
+    for (let round = 0; round < 4; round++) {
+      await versions.round();
+      for (const { kind, name, state, repair, objects } of versions.status.drifting) all.add([kind, name, state, repair, ...objects].join(' '));
+      await settled();
+    }
+    assert.deepEqual([...all].sort(), expected);
+    assert.deepEqual([versions.status.drifting, versions.status.problems, await dump()], [[], [], whole]);
+  }
+
+  it('finds routes and clusters that were exchanged before anything of Envoy was read, by when Envoy answered for them, and nothing where the content is the same', async () => {
+    await settled();
+    const whole = await dump();
+    // Envoy answers for all of it to this agent, which has read nothing yet.
+    for (const [type, name] of [[RDS, '80'], [CDS, 'BlackHoleCluster'], [CDS, CLUSTER]] as const) ads.resend(type, [name]);
+    await settled();
+    const acks = new Map([[RDS, '80'], [CDS, 'BlackHoleCluster'], [CDS, CLUSTER]].map(([type, name]) => [`${type} ${name}`, ads.takeAckedAt(type!, name!)] as const));
+    assert.ok([...acks.values()].every((at) => at !== undefined && Math.abs(at - Date.now()) < 60_000));
+    const own = new EnvoyAudit({ ads: { get idle() { return ads.idle; }, entries: (type) => ads.entries(type), status: (...of) => ads.status(...of), mayHold: (...of) => ads.mayHold(...of), resend: (...of) => ads.resend(...of), takeAckedAt: (type, name) => acks.get(`${type} ${name}`) }, admin: envoy.admin, envoy: () => envoy.identity });
+    const [elsewhere, , blackHole] = others();
+    // The third is taken anew as it was: Envoy tells another time of it only if it took it for another one.
+    await tampered([elsewhere!, blackHole!, { type: CDS, name: CLUSTER, any: snapshot.get(CDS, CLUSTER)!.any }]);
+    assert.notEqual(await dump(), whole);
+    await versionsFind(own, ['cds BlackHoleCluster wrong done', 'rds 80 wrong done VirtualService/web.shop'], whole);
+  });
+
+  it('finds what was exchanged while no agent ran, by what the former one had written down', async () => {
+    const whole = await dump();
+    const file = join(folder, 'prints');
+    const options = { ads: newestAds, admin: envoy.admin, envoy: () => envoy.identity, file };
+    const former = new EnvoyAudit(options);
+    const [versions, clusters, configuration] = former.checks();
+    // Endpoints count once they were seen twice.
+    const all = new Auditor({ checks: [configuration!, clusters!, clusters!, versions!], objectsOf: ({ objects = [] }) => objects, logger: logger('test.audit').child({}, { level: 'fatal' }) });
+    await all.round();
+    assert.equal(statSync(file).mode & 0o777, 0o600);
+    await tampered(others());
+    const unread = new EnvoyAudit({ ...options, file: join(folder, 'none') });
+    const next = new EnvoyAudit(options);
+    assert.deepEqual(next.checks().map(({ name, isUrgent }) => [name, isUrgent?.()]), [['Envoy versions', undefined], ['Envoy clusters', true], ['Envoy configuration', true]]);
+    for (const check of unread.checks()) for await (const drifts of check.parts()) assert.deepEqual(drifts, [], 'without it nobody knows');
+    const found_: string[] = [];
+    for (const check of next.checks().slice(1)) for await (const drifts of check.parts()) {
+      found_.push(...drifts.map(({ kind, name }) => `${kind} ${name}`));
+      for (const { repair } of drifts) await repair?.();
+      await settled();
+    }
+    assert.deepEqual(found_.sort(), ['cds BlackHoleCluster', `eds ${CLUSTER}`, 'rds 80']);
+    await waitFor('all to be as it was', async () => (await dump()) === whole, { timeoutMs: 60_000 });
+    assert.deepEqual(next.checks().map(({ isUrgent }) => isUrgent?.()), [undefined, false, false]);
   });
 });
 

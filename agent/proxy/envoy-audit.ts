@@ -8,6 +8,7 @@
  * it. For that, how Envoy prints a resource is remembered when it is first seen under a version: another print under that version is a
  * drift. After a repair what Envoy prints then is remembered.
  */
+import { sleep } from '../../common/retry.js';
 import type { Check, Drift, DriftKind } from '../consistency/drift.js';
 import type { SourcedResource } from '../consistency/object-status.js';
 import { serviceIn } from '../consistency/objects.js';
@@ -17,13 +18,16 @@ import { ConfigDump, type DumpedResource, type DumpPaths } from './config-dump.j
 import type { EnvoyAdmin } from './envoy-admin.js';
 import { objectsOf } from './made-any.js';
 import { podOfListener } from './pod-listener.js';
+import { Prints, recallPrints, writePrints } from './prints.js';
 import { CDS, EDS, LDS, RDS, SDS, SHORT_NAMES, type Entry } from './snapshot.js';
 
 export interface EnvoyAuditOptions {
-  ads: Pick<AdsServer, 'idle' | 'entries' | 'status' | 'mayHold' | 'resend'>;
+  ads: Pick<AdsServer, 'idle' | 'entries' | 'status' | 'mayHold' | 'resend' | 'takeAckedAt'>;
   admin: Pick<EnvoyAdmin, 'read' | 'listeners'>;
   /** Envoy's process: another one has taken all anew. */
   envoy?: () => string | undefined;
+  /** Where what was seen is kept for the next agent; absent: nowhere. */
+  file?: string;
 }
 
 /** By type: what of `/config_dump` has it. */
@@ -48,58 +52,57 @@ const MOST_ASKED = 256;
 const OTHER_ENDPOINTS = 'other endpoints than it was seen with under this version';
 /** Envoy refuses regular expressions whose program has more than 100 steps. */
 const MAX_PREFIX = 80;
+/** From one writing of what was seen to the next. */
+const SAVE_MS = 30_000;
+const [SENT_AGAIN_TRIES, SENT_AGAIN_MS] = [100, 50];
 const MAX_CLUSTERS_BYTES = 1 << 28;
 const MAX_DUMP_BYTES = 1 << 28;
-
-/** How things were printed under a version. */
-class Prints {
-  readonly #known = new Map<string, { version: string; print: string; isSettled: boolean }>();
-
-  /** @param settles what is seen once may be on its way yet: it counts when it was seen twice */
-  isAsBefore(key: string, version: string, print: string, settles = false): boolean {
-    const known = this.#known.get(key);
-    if (known?.version === version && known.print === print) known.isSettled = true;
-    else if (known?.version === version && known.isSettled) return false;
-    else this.#known.set(key, { version, print, isSettled: !settles });
-    return true;
-  }
-
-  has(key: string, version: string): boolean {
-    return this.#known.get(key)?.version === version;
-  }
-
-  note(key: string, version: string, print: string): void {
-    this.#known.set(key, { version, print, isSettled: true });
-  }
-
-  forget(key: string): void {
-    this.#known.delete(key);
-  }
-
-  keep(prefix: string, isWanted: (name: string) => boolean): void {
-    for (const key of this.#known.keys()) if (key.startsWith(prefix) && !isWanted(key.slice(prefix.length))) this.#known.delete(key);
-  }
-}
 
 export class EnvoyAudit {
   readonly #ads: EnvoyAuditOptions['ads'];
   readonly #admin: EnvoyAuditOptions['admin'];
   readonly #process: () => string | undefined;
+  readonly #file: string | undefined;
   readonly #prints = new Prints();
   /** As prints: the time at which Envoy took it. */
   #taken = new Prints();
   #takenBy: string | undefined;
+  #written = { changes: 0, atMs: -Infinity };
+  /** By check, for which process all was read once. */
+  readonly #readOf = new Map<string, string | undefined>();
   /** Versions that nobody wants, when it was last looked at what they are of. */
   #strangers = '';
 
-  constructor({ ads, admin, envoy = () => undefined }: EnvoyAuditOptions) {
+  constructor({ ads, admin, envoy = () => undefined, file }: EnvoyAuditOptions) {
+    this.#file = file;
     this.#ads = ads;
     this.#admin = admin;
     this.#process = envoy;
   }
 
   checks(): Check[] {
-    return [{ name: 'Envoy versions', parts: () => this.versions() }, { name: 'Envoy clusters', parts: () => this.presence() }, { name: 'Envoy configuration', parts: () => this.contents() }];
+    const isUnread = (check: string) => (): boolean => this.#process() !== undefined && (!this.#readOf.has(check) || this.#readOf.get(check) !== this.#process());
+    return [
+      { name: 'Envoy versions', parts: () => this.versions() },
+      { name: 'Envoy clusters', parts: () => this.presence(), isUrgent: isUnread('clusters') },
+      { name: 'Envoy configuration', parts: () => this.contents(), isUrgent: isUnread('configuration') },
+    ];
+  }
+
+  /** What a former agent saw of this Envoy counts here, too. */
+  #follow(): void {
+    const process = this.#process();
+    if (process === this.#takenBy) return;
+    [this.#takenBy, this.#taken] = [process, new Prints()];
+    if (process !== undefined && this.#file !== undefined) recallPrints(this.#file, process, { prints: this.#prints, taken: this.#taken });
+  }
+
+  #save(): void {
+    const changes = this.#prints.changes + this.#taken.changes;
+    const now = performance.now();
+    if (this.#file === undefined || this.#takenBy === undefined || changes === this.#written.changes || now - this.#written.atMs < SAVE_MS) return;
+    this.#written = { changes, atMs: now };
+    writePrints(this.#file, this.#takenBy, { prints: this.#prints, taken: this.#taken });
   }
 
   /** What Envoy is to have, and whether it has it by its word and by what was read back. */
@@ -115,6 +118,8 @@ export class EnvoyAudit {
 
   /** Which clusters and listeners there are, and the endpoints of the former. */
   async *presence(): AsyncGenerator<Drift[]> {
+    const process = this.#process();
+    this.#follow();
     const [clusters, endpoints] = [this.#inForce(CDS), this.#inForce(EDS)];
     if (!clusters || !endpoints) return;
     const found = await this.#clusters();
@@ -130,12 +135,12 @@ export class EnvoyAudit {
     yield this.#ads.idle ? drifts : [];
     const listeners = this.#inForce(LDS);
     if (listeners) yield this.#present(LDS, listeners, (await this.#admin.listeners()).map(({ name }) => name));
+    this.#readOf.set('clusters', process);
   }
 
   /** Versions of all; contents of what has another one, or was taken anew under the one that it has; endpoints of what was updated. */
   async *versions(): AsyncGenerator<Drift[]> {
-    const process = this.#process();
-    if (process !== this.#takenBy) [this.#takenBy, this.#taken] = [process, new Prints()];
+    this.#follow();
     const strangers: string[] = [];
     for (const dump of DUMPS) {
       const wanted = this.#inForce(dump.type);
@@ -156,6 +161,7 @@ export class EnvoyAudit {
     const seen = strangers.sort().join();
     if (seen !== this.#strangers && seen !== '') yield* this.presence();
     this.#strangers = seen;
+    this.#save();
   }
 
   async *#suspected(dump: (typeof DUMPS)[number], wanted: ReadonlyMap<string, Entry>, names: readonly string[], found: ReadonlyMap<string, string>): AsyncGenerator<Drift[]> {
@@ -163,15 +169,47 @@ export class EnvoyAudit {
     const timeOf = (name: string): string | undefined => found.get(dump.type === LDS ? name : wanted.get(name)!.version);
     const suspects = names.filter((name) => {
       const [{ version }, at] = [wanted.get(name)!, timeOf(name)];
-      return this.#isInForce(dump.type, name, version) && (at === undefined || !this.#taken.isAsBefore(keyOf(name), version, at));
+      return this.#isInForce(dump.type, name, version) && (at === undefined || this.#isTakenAnew(dump.type, name, version, at));
     });
     for (const page of pages(suspects.sort())) {
+      const unread = page.names.filter((name) => timeOf(name) !== undefined && !this.#prints.has(keyOf(name), wanted.get(name)!.version));
       const drifts = await this.#compared(dump, wanted, page);
       if (!drifts) return;
+      const unknown = unread.filter((name) => !drifts.some((drift) => drift.name === name));
+      if (unknown.length > 0) drifts.push(...(await this.#sentAgain(dump, wanted, { prefix: page.prefix, names: unknown })));
       const isWrong = new Set(drifts.map(({ name }) => name));
-      for (const name of page.names) if (!isWrong.has(name) && timeOf(name) !== undefined) this.#taken.note(keyOf(name), wanted.get(name)!.version, timeOf(name)!);
+      for (const name of page.names) if (!isWrong.has(name) && !unknown.includes(name) && timeOf(name) !== undefined) this.#taken.note(keyOf(name), wanted.get(name)!.version, timeOf(name)!);
       yield drifts;
     }
+  }
+
+  /** By the time at which Envoy took it: another one than before or, of what was not seen yet, later than it answered for it. */
+  #isTakenAnew(type: string, name: string, version: string, at: string): boolean {
+    const key = `${SHORT_NAMES[type]!} ${name}`;
+    const ackedAt = this.#ads.takeAckedAt(type, name);
+    if (this.#taken.has(key, version)) return !this.#taken.isAsBefore(key, version, at);
+    if (ackedAt !== undefined && Date.parse(at) > ackedAt) return true;
+    this.#taken.note(key, version, at);
+    return false;
+  }
+
+  /**
+   * What was taken anew before its content was ever read: nobody knows what it should print. The agent sends its own once more, and
+   * what Envoy prints then tells whether it had that before.
+   */
+  async #sentAgain(dump: (typeof DUMPS)[number], wanted: ReadonlyMap<string, Entry>, { prefix, names }: Page): Promise<Drift[]> {
+    const { type } = dump;
+    const keyOf = (name: string): string => `${SHORT_NAMES[type]!} ${name}`;
+    const before = new Map(names.map((name) => [name, this.#prints.printOf(keyOf(name))]));
+    const drifts = names.map((name) => this.#drift(type, 'wrong', name, 'another content under this version, since before it was first read'));
+    for (const { repair } of drifts) await repair?.();
+    const isTaken = (): boolean => this.#ads.idle && names.every((name) => this.#isInForce(type, name, wanted.get(name)!.version));
+    for (let tries = 0; tries < SENT_AGAIN_TRIES && !isTaken(); tries++) await sleep(SENT_AGAIN_MS);
+    if (!isTaken()) return [];
+    const after = new Map((await this.#dump(dump, prefix)).map((item) => [item.name, item.content ?? '']));
+    if (!isTaken()) return [];
+    for (const name of names) if (after.has(name)) this.#prints.note(keyOf(name), wanted.get(name)!.version, after.get(name)!);
+    return drifts.filter(({ name }) => after.get(name) !== before.get(name)).map((drift) => ({ ...drift, repair: () => undefined }));
   }
 
   /** Endpoints of clusters that have had an update under the version that they have. */
@@ -208,6 +246,8 @@ export class EnvoyAudit {
 
   /** Versions and contents. */
   async *contents(): AsyncGenerator<Drift[]> {
+    const process = this.#process();
+    this.#follow();
     for (const dump of DUMPS) {
       const wanted = this.#inForce(dump.type);
       if (!wanted) return;
@@ -218,6 +258,8 @@ export class EnvoyAudit {
       }
       this.#prints.keep(`${SHORT_NAMES[dump.type]} `, (name) => wanted.has(name));
     }
+    this.#readOf.set('configuration', process);
+    this.#prints.letGo();
   }
 
   /** @param versions alone: what there is has its time for its name, and what it is known by for its version */

@@ -193,7 +193,7 @@ export class NodeProxy {
       beforeListeners: (names) => this.#narrowing.beforeListeners(names), refusalOf: (name) => this.envoy.admin.refusal(name),
       register: (server) => [this.#healthRelay, this.flowLogs].forEach((each) => each.addTo(server)),
     });
-    this.#audit = new EnvoyAudit({ ads: this.#ads, admin: this.envoy.admin, envoy: () => this.envoy.identity });
+    this.#audit = new EnvoyAudit({ ads: this.#ads, admin: this.envoy.admin, envoy: () => this.envoy.identity, file: join(options.runDir, 'envoy-prints') });
     this.#certificates = options.ca && new NodeCertificates({ ca: options.ca, onChange: () => (this.#channels.certificatesChanged(), this.#schedule()), logger: options.logger });
     const envoysAnswers = { ads: this.#ads, stopping: this.#stopping.signal };
     this.#repeat = options.fastPath && new RepeatFollower({ ...envoysAnswers, ...options.fastPath });

@@ -43,6 +43,7 @@ inline bool absent(const Napi::Value &value) { return value.IsUndefined() || val
 
 void init_system(Napi::Env env, Napi::Object exports);
 void init_socket_diag(Napi::Env env, Napi::Object exports);
+void init_netfilter(Napi::Env env, Napi::Object exports);
 void init_object(Napi::Env env, Napi::Object exports);
 
 }  // namespace underpass

@@ -23,6 +23,7 @@ Napi::Error syscall_error(Napi::Env env, const std::string &action, const char *
 static Napi::Object init(Napi::Env env, Napi::Object exports) {
   underpass::init_system(env, exports);
   underpass::init_socket_diag(env, exports);
+  underpass::init_netfilter(env, exports);
   underpass::init_object(env, exports);
   return exports;
 }

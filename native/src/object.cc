@@ -402,6 +402,37 @@ static Napi::Value link_info(const Napi::CallbackInfo &info) {
   return out;
 }
 
+static Napi::Value attached_programs(const Napi::CallbackInfo &info) {
+  Napi::Env env = info.Env();
+  const std::string path = string_of(env, info[0], "attachedPrograms: path");
+  if (!info[1].IsArray()) throw Napi::TypeError::New(env, "attachedPrograms: attachTypes: expected an array");
+  Fd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (fd.get() < 0) throw syscall_error(env, "asking for the programs on " + path, "open", errno);
+  Napi::Array types = info[1].As<Napi::Array>();
+  Napi::Array out = Napi::Array::New(env);
+  for (uint32_t i = 0; i < types.Length(); i++) {
+    const auto type = static_cast<bpf_attach_type>(integer_of(env, types.Get(i), "attachedPrograms: attachTypes", 0, UINT16_MAX));
+    // The kernel allows 64 on one cgroup.
+    uint32_t ids[64] = {}, flags = 0, count = 64;
+    if (bpf_prog_query(fd.get(), type, 0, &flags, ids, &count)) {
+      if (errno == EINVAL || errno == ENOENT) continue;
+      throw syscall_error(env, "asking for the programs on " + path, "bpf", errno);
+    }
+    for (uint32_t at = 0; at < count && at < 64; at++) {
+      bpf_prog_info found = {};
+      uint32_t length = sizeof(found);
+      Fd program(bpf_prog_get_fd_by_id(ids[at]));
+      if (program.get() < 0 || bpf_obj_get_info_by_fd(program.get(), &found, &length)) continue;
+      Napi::Object row = Napi::Object::New(env);
+      row.Set("id", ids[at]);
+      row.Set("name", found.name);
+      row.Set("attachType", static_cast<uint32_t>(type));
+      out.Set(out.Length(), row);
+    }
+  }
+  return out;
+}
+
 void init_object(Napi::Env env, Napi::Object exports) {
   libbpf_set_print(capture);
   auto *all = new Classes;
@@ -413,6 +444,7 @@ void init_object(Napi::Env env, Napi::Object exports) {
   exports.Set("openObject", Napi::Function::New(env, open_object, "openObject"));
   exports.Set("openObjectLater", Napi::Function::New(env, open_object_later, "openObjectLater"));
   exports.Set("openPinnedMap", Napi::Function::New(env, open_pinned_map, "openPinnedMap"));
+  exports.Set("attachedPrograms", Napi::Function::New(env, attached_programs, "attachedPrograms"));
   exports.Set("linkInfo", Napi::Function::New(env, link_info, "linkInfo"));
 }
 
