@@ -9,6 +9,7 @@ import { UnderpassError, errorMessage } from '../common/errors.js';
 import { run } from '../common/process.js';
 import { VERSION } from '../common/version.js';
 import { addReachOptions, reachAgents, type AgentHandle, type ReachOptions } from './agents.js';
+import { gatherLogs } from './bug-report-logs.js';
 import { redact, redactText } from './envoy/config.js';
 import { ProgressLine } from './progress.js';
 
@@ -35,7 +36,7 @@ const QUESTIONS: readonly [file: string, path: string][] = [
 export function configure(command: Command): void {
   addReachOptions(command)
     .option('--file <path>', 'the archive to write, mode 0600 (default: underpass-bug-report-TIME.tar.gz in this folder)')
-    .addHelpText('after', '\nIn it, of each node: the agent\'s status, counters, metrics and the end of its log, Envoy\'s configuration, clusters and certificates\' dates; of this\nmachine alone: Envoy\'s log, the kernel\'s facts and the sizes of its maps. Private keys, tokens, passwords, cookies and\nauthorization headers are taken out. Names of pods, services and hosts, and addresses, stay: look into it before you send it on.')
+    .addHelpText('after', '\nIn it, of each node: the agent\'s status, counters, metrics and the end of its log, Envoy\'s configuration, clusters and certificates\' dates; of this\nmachine alone: Envoy\'s log, the kernel\'s facts and the sizes of its maps; of a cluster: the ends of the logs of the agents\' containers, Envoy\'s\namong them, and of the control plane\'s, which needs list of pods and get of pods/log in underpass-system and istio-system. Private\nkeys, tokens, passwords, cookies and authorization headers are taken out. Names of pods, services and hosts, and addresses, stay: look into it before you send it on.')
     .action(bugReport);
 }
 
@@ -63,7 +64,8 @@ async function bugReport(options: Options): Promise<void> {
       if (process.stderr.isTTY) line.show(`node ${index + 1} of ${reach.agents.length}`);
       problems.push(...(await gather(agent, join(root, `node-${(agent.node ?? 'local').replace(/[^\w.-]/g, '_')}`))));
     }
-    if (!reach.client) await gatherMachine(options, join(root, 'machine'));
+    if (reach.client) problems.push(...(await gatherLogs(reach.client, root, options.node)));
+    else await gatherMachine(options, join(root, 'machine'));
     writeFileSync(join(root, 'about.json'), `${JSON.stringify({ at: new Date().toISOString(), client: VERSION, node: process.versions.node, nodes: reach.agents.map(({ node, place }) => ({ node, place })), problems }, null, 2)}\n`);
     // Made here, since tar would let others read it until it is done.
     closeSync(openSync(file, 'wx', 0o600));

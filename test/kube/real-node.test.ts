@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { existsSync, readFileSync, readdirSync, writeFileSync } from 'node:fs';
+import { existsSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import type { AgentStatus } from '../../agent/index.js';
@@ -173,6 +173,14 @@ step('`underpass install`: DaemonSet and control plane come up ready', async () 
   const now = await settles('the agent to be ready', ({ ready }) => ready);
   assert.deepEqual([now.node, now.redirection.bpfProblem, now.workloads.problem, now.proxy.controlPlane.connected], ['real', undefined, undefined, true], JSON.stringify(now.selfTest));
   assert.deepEqual(JSON.parse(readFileSync(real().machine.path(CNI_FILE), 'utf8')).plugins.map(({ type }: { type: string }) => type), ['ptp', 'portmap', 'underpass-cni']);
+});
+
+step('underpass bug-report in a cluster has the logs of Envoy\'s and the control plane\'s containers', async () => {
+  const archive = join(real().machine.folder, 'report.tar.gz');
+  await cli('bug-report', '--file', archive);
+  const { stdout } = await run('tar', ['--list', '--gzip', '--file', archive]);
+  for (const log of [/logs\/underpass-system_underpass-agent-\w+_envoy\.log\n/, /logs\/underpass-system_underpass-agent-\w+_agent\.log\n/, /logs\/istio-system_underpass-pilot-[\w-]+_\w+\.log\n/]) assert.match(stdout, log);
+  rmSync(archive);
 });
 
 step('underpass dashboard in a cluster: it asks the agent by exec in its container, as often as it says, and a page shows what that answers', async () => {
