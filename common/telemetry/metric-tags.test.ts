@@ -18,3 +18,9 @@ test('tagTerms: what formatters can\'t say is undefined, however it is written',
     "string('a'", "has(request.host) ? 'a' : 'b'", "'a' 'b'", "filter_state['x']", 'toString', '__proto__.constructor',
   ]) assert.equal(tagTerms(expression), undefined, expression);
 });
+
+test('tagTerms: who may write a Telemetry holds nobody up by a long one', () => {
+  const blanks = ' '.repeat(1_000_000);
+  for (const expression of [`request.host${blanks}!`, `string(${blanks}request.host${blanks}!`, `string(request.host${blanks})${blanks}!`, `${blanks}!`, `'a'${blanks}!`]) assert.equal(tagTerms(expression), undefined);
+  assert.deepEqual(tagTerms(`string(${blanks}request.host${blanks})${blanks}+ 'a'`), [{ command: 'REQ', param: ':AUTHORITY' }, { text: 'a' }]);
+});

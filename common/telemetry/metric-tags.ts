@@ -45,7 +45,7 @@ export const SERIES_LABELS: Readonly<Record<string, { label: string }>> = { RESP
 /** For messages. */
 export const TAG_ATTRIBUTES: readonly string[] = [...Object.keys(COMMANDS), "request.headers['…']", "response.headers['…']"];
 
-const TERM = /^\s*(?:'([^'\\\n]*)'|"([^"\\\n]*)"|(?:string\(\s*)?(?:(request|response)\.headers\[(?:'([\w-]+)'|"([\w-]+)")\]|([a-z]+\.[a-z_]+))\s*(\))?)\s*(\+|$)/;
+const TERM = /^\s*(?:'([^'\\\n]*)'|"([^"\\\n]*)"|(?:string\(\s*)?(?:(request|response)\.headers\[(?:'([\w-]+)'|"([\w-]+)")\]|([a-z]+\.[a-z_]+))(?:\s*(\)))?)\s*(\+|$)/;
 
 /** @returns undefined: this can't be said by formatters */
 export function tagTerms(expression: string): TagTerm[] | undefined {
