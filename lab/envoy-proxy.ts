@@ -51,6 +51,9 @@ export interface EnvoyProxyOptions {
   onError: (error: unknown) => void;
 }
 
+/** A variable of the proxy's container: Envoy is without these, as an older one, or one that was built smaller, would be. */
+const DISABLED_EXTENSIONS = 'ENVOY_DISABLED_EXTENSIONS';
+
 export class EnvoyProxy implements Closable {
   readonly #options: EnvoyProxyOptions;
   readonly #dir: string;
@@ -140,11 +143,12 @@ export class EnvoyProxy implements Closable {
   }
 
   #command(config: string): string[] {
-    const { envoy = envoyBinary(), concurrency } = this.#options;
+    const { envoy = envoyBinary(), concurrency, env } = this.#options;
     const logging = ['--log-level', 'warning', '--component-log-level', 'misc:error'];
     // As Istio's: with the first answer that follows a change a connection is asked to end.
     const times = ['--drain-time-s', '1', '--drain-strategy', 'immediate', '--parent-shutdown-time-s', '2'];
-    return [envoy, '-c', config, '--concurrency', String(concurrency), '--disable-hot-restart', ...logging, ...times];
+    const without = env[DISABLED_EXTENSIONS] ? ['--disable-extensions', env[DISABLED_EXTENSIONS]] : [];
+    return [envoy, '-c', config, '--concurrency', String(concurrency), '--disable-hot-restart', ...logging, ...times, ...without];
   }
 
   #poll(): void {

@@ -51,7 +51,7 @@ spec: {selector: {app: other}, ports: [{name: http, port: 80, targetPort: 8080},
 ${more('fast')}`;
 
 const ECHO = 'name: echo, image: echo, ports: [{name: http, containerPort: 8080}]';
-/** Some of a service's pods have a sidecar. */
+/** Some of a service's pods have a sidecar; another's is an Envoy that can't count. */
 const MIXED = `apiVersion: v1
 kind: Namespace
 metadata: {name: mixed, labels: {underpass.io/mode: sidecar}}
@@ -65,6 +65,16 @@ apiVersion: v1
 kind: Pod
 metadata: {name: without, namespace: mixed, labels: {app: mixed, version: without, sidecar.istio.io/inject: "false"}}
 spec: {containers: [{${ECHO}}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: old, namespace: mixed, labels: {app: old}}
+spec: {serviceAccountName: old, containers: [{${ECHO}}, {name: istio-proxy, image: auto, env: [{name: ENVOY_DISABLED_EXTENSIONS, value: envoy.access_loggers/envoy.access_loggers.stats}]}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: old, namespace: mixed}
+spec: {selector: {app: old}, ports: [{name: http, port: 80, targetPort: 8080}]}
 ${['mixed', 'heads'].map((name) => `---
 apiVersion: v1
 kind: Service
@@ -299,7 +309,7 @@ test('what sidecars tell each other of their workloads comes to no application, 
     if (PEER_HEADER in headers) seen.push(`${url} (${version}) was answered ${headers[PEER_HEADER]}`);
     return version;
   };
-  for (const url of ['http://other/', 'http://other.node/', 'http://other.fast/', 'http://web.outside/']) await ask(url);
+  for (const url of ['http://other/', 'http://other.node/', 'http://other.fast/', 'http://web.outside/', 'http://old.mixed/']) await ask(url);
   for (const from of ['node/client', 'fast/client']) for (const url of ['http://other.sidecar/', 'http://other.node/', 'http://other.fast/']) await ask(url, from);
   const versions = new Set<string>();
   for (let count = 0; count < 40 && versions.size < 2; count++) versions.add(await ask('http://mixed.mixed/'));
@@ -317,6 +327,17 @@ spec: {selector: {matchLabels: {app: other}}, metrics: [{overrides: [{disabled: 
   assert.deepEqual(seen, []);
 });
 
+test('an application whose sidecar can\'t count does not speak in its place', async () => {
+  assert.ok(!(await mesh.proxyAdmin('mixed/old', '/config_dump')).includes('"underpass.metrics"'), 'it counts');
+  await mesh.apply('mesh', renewing('9s'));
+  await inForce();
+  const { status } = await mesh.curl('outside', 'http://other.sidecar/', { from: 'mixed/old', headers: { [PEER_HEADER]: 'mine;mixed;mine;v7;Kubernetes' } });
+  assert.equal(status, 200);
+  const told = async (): Promise<unknown[]> => (await scrape('sidecar')).filter(({ name, labels }) => name === 'istio_requests_total' && labels['source_principal']?.endsWith('/sa/old')).map(({ labels }) => [labels['source_workload'], labels['source_workload_namespace']]);
+  await waitFor('it to be counted', async () => (await told()).length > 0, { timeoutMs: 60_000, everyMs: 500 });
+  assert.deepEqual(await told(), [['unknown', 'mixed']]);
+});
+
 /** ADDRESS CERT KEY HEADER VALUE: one request by mutual TLS, as a sidecar would send it. */
 const AS_SIDECAR = `
 const [host, cert, key, name, value] = process.argv.slice(1);
@@ -328,7 +349,6 @@ test('a caller\'s word counts for its own workload alone: its namespace is its c
     const { stdout } = await mesh.lab.exec('outside/client', [process.execPath, '-e', AS_SIDECAR, mesh.lab.pod('sidecar', 'other').ips[0]!, chainPem, privateKeyPem, PEER_HEADER, value]);
     assert.equal(stdout.trim(), '200');
   };
-  await mesh.apply('mesh', renewing('9s'));
   await say('mine;node;mine;v7;Kubernetes');
   await say('node');
   const told = async (): Promise<string[]> => (await scrape('sidecar')).filter(({ name, labels }) => name === 'istio_requests_total' && labels['source_principal']?.endsWith('/sa/liar')).map(({ labels }) => `${labels['source_workload']} of ${labels['source_workload_namespace']} ${labels['source_version']}`).sort();

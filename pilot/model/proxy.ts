@@ -34,12 +34,18 @@ export interface Proxy {
   metadata: Readonly<Record<string, unknown>>;
   /** Its Envoy has all that Istio's metrics are made with here. */
   canCount: boolean;
+  /** The filter by which its Envoy can take a header of a request away; absent: it has none, or is no Envoy that says what it has. */
+  dropsBy?: HeaderDropper;
   /** Who its stream has proven to be; absent on plaintext ports and Unix sockets. */
   identity?: PeerIdentity;
 }
 
 /** Names of Envoy's extensions; see pilot/telemetry/metrics.ts. */
 const COUNTING: readonly string[] = [STATS_LOGGER, CEL_FILTER, 'envoy.access_loggers.wasm', 'envoy.wasm.runtime.v8', 'envoy.filters.http.header_mutation', 'envoy.filters.http.header_to_metadata', 'envoy.filters.http.lua', 'envoy.filters.http.match_delegate'];
+
+/** Names of Envoy's extensions, the cheaper one first; the other is in every version that is in use. */
+const DROPPERS = ['envoy.filters.http.header_mutation', 'envoy.filters.http.header_to_metadata'] as const;
+export type HeaderDropper = (typeof DROPPERS)[number];
 
 const TYPES: readonly string[] = ['sidecar', 'ztunnel', 'router', 'waypoint'];
 
@@ -57,6 +63,8 @@ export function parseProxy(id: string, metadata: Record<string, unknown> = {}, p
   const labels: Record<string, string> = {};
   const given = metadata['LABELS'];
   if (typeof given === 'object' && given !== null) for (const [key, value] of Object.entries(given)) if (typeof value === 'string') labels[key] = value;
+  const has = (name: string): boolean => extensions.some((extension) => extension.name === name && !extension.disabled);
+  const dropsBy = DROPPERS.find(has);
   const ips = [ip, ...(text('INSTANCE_IPS') ?? '').split(',').map((part) => part.trim()).filter((part) => isIP(part) !== 0)];
   return {
     id,
@@ -73,6 +81,7 @@ export function parseProxy(id: string, metadata: Record<string, unknown> = {}, p
     istioVersion: text('ISTIO_VERSION') ?? '',
     isTrusted: false,
     metadata,
-    canCount: COUNTING.every((name) => extensions.some((extension) => extension.name === name && !extension.disabled)),
+    canCount: COUNTING.every(has),
+    ...(dropsBy ? { dropsBy } : {}),
   };
 }

@@ -6,17 +6,19 @@ import { Cluster } from '../../proto/generated/envoy/config/cluster/v3/cluster.j
 import { ClusterLoadAssignment } from '../../proto/generated/envoy/config/endpoint/v3/endpoint.js';
 import { Listener } from '../../proto/generated/envoy/config/listener/v3/listener.js';
 import { Config } from '../../proto/generated/envoy/extensions/access_loggers/stats/v3/stats.js';
+import { HeaderMutation } from '../../proto/generated/envoy/extensions/filters/http/header_mutation/v3/header_mutation.js';
+import { Config as HeaderToMetadata } from '../../proto/generated/envoy/extensions/filters/http/header_to_metadata/v3/header_to_metadata.js';
 import { HttpConnectionManager } from '../../proto/generated/envoy/extensions/filters/network/http_connection_manager/v3/http_connection_manager.js';
 import { TcpProxy } from '../../proto/generated/envoy/extensions/filters/network/tcp_proxy/v3/tcp_proxy.js';
 import { TYPE, type Resource } from '../generate/resource.js';
-import type { Proxy } from '../model/proxy.js';
+import { parseProxy, type Proxy } from '../model/proxy.js';
 import { podYaml, serviceYaml } from '../testing/mesh.js';
 import { testMesh, testProxy, type TestMesh } from '../testing/model.js';
 
 const web = { name: 'web-1', ip: '10.0.0.1', labels: { app: 'web', version: 'v2' } };
 const other = { name: 'other-1', ip: '10.0.0.2', labels: { app: 'other' } };
 const WORLD = podYaml('shop', web) + podYaml('shop', other) + serviceYaml('shop', 'web', '10.96.0.1', [web]) + serviceYaml('shop', 'db', '10.96.0.2', [], 'name: tcp, port: 5432');
-const counting = (ip: string, name: string, labels: Record<string, string>): Proxy => ({ ...testProxy(ip, name, labels), canCount: true });
+const counting = (ip: string, name: string, labels: Record<string, string>): Proxy => ({ ...testProxy(ip, name, labels), canCount: true, dropsBy: 'envoy.filters.http.header_mutation' });
 const proxy = counting('10.0.0.1', 'web-1.shop', web.labels);
 
 const one = (mesh: TestMesh, type: string, name: string, of = proxy): Resource => mesh.generators.get(type)!.one(of, name)!;
@@ -64,6 +66,20 @@ test('clusters and endpoints say service and workload in parts, and only who cou
   const plain = testProxy('10.0.0.1', 'web-1.shop', web.labels);
   for (const type of [TYPE.cluster, TYPE.endpoint]) assert.ok(!Buffer.from(one(mesh, type, name, plain).body.value).includes('underpass'));
   assert.deepEqual(statsOf(listener(mesh, '0.0.0.0_80', plain)), []);
+});
+
+test('a proxy whose Envoy can\'t count takes the header of clients\' proxies away all the same, both from what comes and from what its application sends', () => {
+  const mesh = testMesh(WORLD);
+  const extensions = (...names: string[]) => names.map((name) => ({ name, disabled: false }));
+  for (const [names, filter] of [[['envoy.filters.http.header_mutation', 'envoy.filters.http.header_to_metadata'], HeaderMutation], [['envoy.filters.http.header_to_metadata'], HeaderToMetadata]] as const) {
+    const old = parseProxy('sidecar~10.0.0.1~web-1.shop~shop.svc.cluster.local', { LABELS: web.labels }, undefined, extensions(...names));
+    assert.equal(old.canCount, false);
+    for (const name of ['0.0.0.0_80', 'virtualInbound']) {
+      const managers = chainsOf(listener(mesh, name, old)).flatMap(({ filters }) => filters).flatMap(({ config_type }) => (config_type?.$case === 'typed_config' ? (unpack(HttpConnectionManager, config_type.value) ?? []) : []));
+      assert.ok(managers.length > 0);
+      for (const { http_filters: [first] } of managers) assert.ok(first?.config_type?.$case === 'typed_config' && JSON.stringify(unpack<unknown>(filter, first.config_type.value)).includes('x-underpass-workload'), name);
+    }
+  }
 });
 
 test('defaultProviders.metrics without prometheus: nothing is counted', () => {

@@ -26,6 +26,7 @@ import { TcpProxy, TcpProxy_TcpAccessLogOptions } from '../../proto/generated/en
 import { DownstreamTlsContext } from '../../proto/generated/envoy/extensions/transport_sockets/tls/v3/tls.js';
 import { MAIN_INTERNAL } from '../generate/names.js';
 import { PEER_PRINCIPAL } from '../generate/security/rules.js';
+import type { HeaderDropper } from '../model/proxy.js';
 import { CALLER_NAMESPACE, state, stateOf, tunnelState } from './caller-state.js';
 import { countMessages, hasMessages, MESSAGE_VALUES } from './grpc-messages.js';
 import { editManagers } from './managers.js';
@@ -133,8 +134,11 @@ const readPeer: HttpFilter = httpFilter(HeaderToMetadata, HeaderToMetadata.fromP
   })),
 }));
 
-/** Takes it away, unread. */
-const dropPeer: HttpFilter = httpFilter(HeaderMutation, HeaderMutation.fromPartial({ mutations: { request_mutations: [{ action: { $case: 'remove', value: PEER_HEADER } }] } }));
+/** Take it away, unread. */
+const DROPPING: Readonly<Record<HeaderDropper, HttpFilter>> = {
+  'envoy.filters.http.header_mutation': httpFilter(HeaderMutation, HeaderMutation.fromPartial({ mutations: { request_mutations: [{ action: { $case: 'remove', value: PEER_HEADER } }] } })),
+  'envoy.filters.http.header_to_metadata': httpFilter(HeaderToMetadata, HeaderToMetadata.fromPartial({ request_rules: [{ header: PEER_HEADER, on_header_present: { metadata_namespace: PEER, key: 'dropped', value: 'yes' }, remove: true }] })),
+};
 
 const LABELS_OF: Readonly<Record<string, WorkloadPart>> = { workload: 'workload', workload_namespace: 'namespace', canonical_service: 'name', canonical_revision: 'revision', app: 'name', version: 'revision', cluster: 'cluster' };
 
@@ -233,10 +237,10 @@ function clientCertificate({ transport_socket: socket }: FilterChain): 'none' | 
   return validation?.$case === 'combined_validation_context' && validation.value.validation_context_sds_secret_config?.name === ROOT_SECRET ? 'byMesh' : 'other';
 }
 
-/** Applications, and whoever is behind a gateway, are not to see what proxies tell each other. */
-export function hidePeer(chain: FilterChain, settings: Pick<MetricsSettings, 'reporter'> | undefined): void {
+/** Applications, and whoever is behind a gateway, are not to see what proxies tell each other, nor to say it in their place. */
+export function hidePeer(chain: FilterChain, settings: Pick<MetricsSettings, 'reporter'> | undefined, dropper: HeaderDropper): void {
   const isRead = settings !== undefined && settings.reporter !== 'source' && clientCertificate(chain) === 'byMesh';
-  editManagers(chain, (manager) => void manager.http_filters.unshift(isRead ? readPeer : dropPeer));
+  editManagers(chain, (manager) => void manager.http_filters.unshift(isRead ? readPeer : DROPPING[dropper]));
 }
 
 /** Has a filter chain's requests and connections counted. */

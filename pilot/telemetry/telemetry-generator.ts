@@ -17,7 +17,7 @@ import { makeResource, TYPE, type Resource } from '../generate/resource.js';
 import type { ChangeSet } from '../model/changes.js';
 import type { MeshConfig } from '../model/mesh.js';
 import type { Model } from '../model/model.js';
-import type { Proxy } from '../model/proxy.js';
+import type { HeaderDropper, Proxy } from '../model/proxy.js';
 import { accessLog } from './access-logs.js';
 import { readTunnelCaller } from './caller-state.js';
 import { claimNamespace, countIn, hidePeer } from './metrics.js';
@@ -70,18 +70,19 @@ export class TelemetryGenerator implements Generator {
     const resources = this.inner.all(proxy);
     const { CLIENT, SERVER } = settingsFor(this.model, proxy);
     const normalization = this.model.mesh.pathNormalization;
-    // Clients' sidecars say who they are whether or not this proxy counts.
-    const hides = proxy.canCount;
-    if (isPlain(CLIENT) && isPlain(SERVER) && normalization === 'BASE' && !hides) return resources;
-    const keys = { CLIENT: JSON.stringify([CLIENT, normalization, hides, proxy.type]), SERVER: JSON.stringify([SERVER, normalization, hides]) };
+    // Clients' sidecars say who they are whether or not this proxy counts. One that counts puts its own word in the place of its application's.
+    const { dropsBy, canCount, type } = proxy;
+    if (isPlain(CLIENT) && isPlain(SERVER) && normalization === 'BASE' && !dropsBy) return resources;
+    const keys = { CLIENT: JSON.stringify([CLIENT, normalization, dropsBy, canCount, type]), SERVER: JSON.stringify([SERVER, normalization, dropsBy, canCount]) };
     return resources.map((resource) => {
       // What is inside of tunnels is logged and traced.
-      if (resource.name.endsWith(CONNECT_ORIGINATE) || (resource.name === CONNECT_TERMINATE && !hides)) return resource;
+      if (resource.name.endsWith(CONNECT_ORIGINATE) || (resource.name === CONNECT_TERMINATE && !canCount)) return resource;
       const side = isInboundListener(resource.name) ? 'SERVER' : 'CLIENT';
       let made = this.#made.get(resource);
       if (!made) this.#made.set(resource, (made = new Map()));
       let result = made.get(keys[side]);
-      if (!result) made.set(keys[side], (result = over(resource, side === 'SERVER' ? SERVER : CLIENT, normalization, proxy.type === 'sidecar', hides && (side === 'SERVER' || proxy.type !== 'sidecar'))));
+      const dropper = side === 'SERVER' || type !== 'sidecar' || !canCount ? dropsBy : undefined;
+      if (!result) made.set(keys[side], (result = over(resource, side === 'SERVER' ? SERVER : CLIENT, normalization, type === 'sidecar', dropper)));
       return result;
     });
   }
@@ -99,7 +100,7 @@ export class TelemetryGenerator implements Generator {
   }
 }
 
-function over(resource: Resource, settings: SideSettings, normalization: MeshConfig['pathNormalization'], isSidecars: boolean, hidesPeer: boolean): Resource {
+function over(resource: Resource, settings: SideSettings, normalization: MeshConfig['pathNormalization'], isSidecars: boolean, dropper: HeaderDropper | undefined): Resource {
   const listener = Listener.decode(resource.body.value);
   if (resource.name === CONNECT_TERMINATE) {
     for (const chain of listener.filter_chains) readTunnelCaller(chain);
@@ -107,7 +108,7 @@ function over(resource: Resource, settings: SideSettings, normalization: MeshCon
   }
   for (const chain of [...listener.filter_chains, ...(listener.default_filter_chain ? [listener.default_filter_chain] : [])]) {
     for (const filter of chain.filters) overFilter(filter, settings, normalization);
-    if (hidesPeer) hidePeer(chain, settings.metrics);
+    if (dropper) hidePeer(chain, settings.metrics, dropper);
     if (settings.metrics) countIn(chain, resource.name, settings.metrics);
   }
   if (settings.metrics && (resource.name === 'virtualOutbound' || !isSidecars)) listener.access_log.push(claimNamespace);
