@@ -24,12 +24,19 @@ export interface MountedFile {
   content: Buffer | undefined;
 }
 
+/** Without slashes at its end. Whoever may make a pod says how many it has: an expression would try from each of them. */
+function folderOf({ mountPath }: { mountPath: string }): string {
+  let end = mountPath.length;
+  while (end > 0 && mountPath[end - 1] === '/') end--;
+  return mountPath.slice(0, end);
+}
+
 /** The file's place within the volume that is mounted there, the deepest one if several are. */
 function mountOf(pod: Pod, path: string): { volume: string; inside: string } | undefined {
-  const mounts = pod.spec.containers.flatMap(({ volumeMounts }) => volumeMounts ?? []).filter(({ mountPath }) => path === mountPath || path.startsWith(mountPath.replace(/\/*$/, '/')));
+  const mounts = pod.spec.containers.flatMap(({ volumeMounts }) => volumeMounts ?? []).filter(({ mountPath }) => path === mountPath || path.startsWith(`${folderOf({ mountPath })}/`));
   const [deepest] = mounts.sort((a, b) => b.mountPath.length - a.mountPath.length);
   if (!deepest) return undefined;
-  const rest = path.slice(deepest.mountPath.replace(/\/+$/, '').length).replace(/^\/+/, '');
+  const rest = path.slice(folderOf(deepest).length).replace(/^\/+/, '');
   return { volume: deepest.name, inside: [deepest.subPath ?? '', rest].filter((part) => part !== '').join('/') };
 }
 
