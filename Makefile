@@ -65,9 +65,10 @@ test-image: build
 test-ztunnel: build
 	$(Q)node test/run.mjs $(or $(ARGS),test/ztunnel/)
 
-# Dashboards and rules of deploy/, with a real Prometheus that scrapes a lab.
+# Dashboards and rules of deploy/, with a real Prometheus that scrapes a lab; a lab's traces in a real Zipkin server.
 test-dashboards: build
 	$(Q)./scripts/setup-dashboards.sh
+	$(Q)./scripts/setup-zipkin.sh
 	$(Q)node test/run.mjs $(or $(ARGS),test/dashboards/)
 
 # Debian's 6.1 and 6.12 kernels in qemu; ARGS: see `node dist/test/kernels/run.js --help`.
