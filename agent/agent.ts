@@ -16,7 +16,7 @@ import { InstanceLock, instanceWaiters } from './admin/lock.js';
 import { envoyRoutes } from './admin/envoy-routes.js';
 import { MetricsListener } from './admin/metrics-listener.js';
 import { requirePrivileges } from './admin/privileges.js';
-import { AdminServer, type AdminAnswer, type AdminRoutes } from './admin/server.js';
+import { AdminServer, refusal, type AdminAnswer, type AdminRoutes } from './admin/server.js';
 import type { AgentStatus } from './admin/status.js';
 import { AgentAuditors } from './consistency/agent-auditor.js';
 import type { Check } from './consistency/drift.js';
@@ -350,7 +350,7 @@ export class Agent {
       return { body: { ...explained, http: this.#fastPath.explain(pod.uid, addresses, port, hostnames) } };
     } catch (error) {
       if (!(error instanceof UnderpassError)) throw error;
-      return { status: 404, body: { message: error.message } };
+      return refusal(404, error);
     }
   }
 

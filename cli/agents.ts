@@ -3,18 +3,21 @@
  * nodes. An agent listens on no port, so in a cluster `underpass request` is executed in its container. That needs, in
  * the namespace underpass-system, `list` of pods and `get` and `create` of pods/exec.
  */
+import { once } from 'node:events';
 import { existsSync } from 'node:fs';
 import { homedir } from 'node:os';
 import { join } from 'node:path';
+import { PassThrough, type Readable } from 'node:stream';
 import { StringDecoder } from 'node:string_decoder';
 import type { Command } from 'commander';
-import { askAgent, DEFAULT_INSTANCE, followAgent, instancePaths, type AgentStatus, type PodStatus } from '../agent/client.js';
+import { askAgent, DEFAULT_INSTANCE, followAgent, instancePaths, openAgentStream, type AgentStatus, type PodStatus } from '../agent/client.js';
 import { UnderpassError, errorCode, errorMessage } from '../common/errors.js';
 import { isRefusal, KubeApiError, KubeClient, resourceOf, resourcePath } from '../common/kube/client.js';
 import { execInPod, type ExecOptions } from '../common/kube/exec.js';
 import { inClusterServer, readKubeconfig } from '../common/kube/kubeconfig.js';
 import type { KubeObject } from '../common/kube/types.js';
 import { nearest } from '../common/nearest.js';
+import { EXIT, exitCodeOf } from './exit-codes.js';
 import { addInstanceOptions } from './instance-options.js';
 import { AGENT, AGENT_NAMESPACE } from './install/rbac.js';
 import { parseAnswer } from './output.js';
@@ -43,6 +46,8 @@ export interface AgentHandle {
   ask(path: string, options?: Ask): Promise<string>;
   /** The same of an answer that goes on, line by line, until the signal. */
   follow(path: string, onLine: (line: string) => void, signal: AbortSignal): Promise<void>;
+  /** The same as bytes; it is open when the agent has not refused. */
+  open(path: string, signal: AbortSignal): Promise<Readable>;
 }
 
 export interface Reach {
@@ -96,7 +101,7 @@ export async function reachAgents(options: ReachOptions): Promise<Reach> {
   if (file === undefined) {
     if (options.node !== undefined) throw new UnderpassError('UNDERPASS_BAD_OPTION', '--node: expected with a cluster, by --kubeconfig or --context');
     const { adminSocket } = instancePaths(options);
-    return { agents: [{ node: undefined, place: `socket ${adminSocket}`, ask: (path, ask) => askAgent(adminSocket, path, ask), follow: (path, onLine, signal) => followAgent(adminSocket, path, onLine, signal) }], close: () => undefined };
+    return { agents: [{ node: undefined, place: `socket ${adminSocket}`, ask: (path, ask) => askAgent(adminSocket, path, ask), follow: (path, onLine, signal) => followAgent(adminSocket, path, onLine, signal), open: (path, signal) => openAgentStream(adminSocket, path, signal) }], close: () => undefined };
   }
   const client = new KubeClient(await serverOf(file, options.context), 'underpass-cli');
   try {
@@ -159,7 +164,7 @@ function agentPod(client: KubeClient, node: string, name: string, instance: stri
     const command = [PROGRAM, 'request', path, ...more, ...(isDefault({ instance }) ? [] : ['--instance', instance])];
     try {
       const { stdout, stderr, code } = await execInPod(client.server, { namespace: AGENT_NAMESPACE, pod: name, container: AGENT_CONTAINER, command, ...options });
-      if (code !== 0) throw new UnderpassError('UNDERPASS_AGENT_REQUEST', `asking the agent of node ${node} for ${path}: ${stderr.trim().replace(/^underpass: /, '') || `exit code ${code}`}`);
+      if (code !== 0) throw saidThere(node, path, stderr, code);
       return stdout;
     } catch (error) {
       if (error instanceof UnderpassError && !(error instanceof KubeApiError)) throw error;
@@ -174,20 +179,44 @@ function agentPod(client: KubeClient, node: string, name: string, instance: stri
     follow: async (path, onLine, signal) => {
       let rest = '';
       const decoder = new StringDecoder('utf8');
-      const onStdout = (chunk: Buffer): void => {
+      const onStdout = (chunk: Buffer): undefined => {
         const lines = (rest + decoder.write(chunk)).split('\n');
         rest = lines.pop() ?? '';
         for (const line of lines) onLine(line);
+        return undefined;
       };
       await run(path, ['--follow'], { signal, onStdout }).catch((error: unknown) => {
         if (!signal.aborted) throw error;
       });
     },
+    open: (path, signal) => new Promise((resolve, reject) => {
+      const stream = new PassThrough();
+      let isOpen = false;
+      const onStdout = (chunk: Buffer): Promise<unknown> | undefined => {
+        isOpen = true;
+        resolve(stream);
+        return stream.write(chunk) ? undefined : once(stream, 'drain', { signal }).catch(() => undefined);
+      };
+      run(path, ['--follow'], { signal, onStdout }).then(() => {
+        resolve(stream);
+        stream.end();
+      }, (error: Error) => {
+        if (isOpen) stream.destroy(error);
+        else reject(error);
+      });
+    }),
   };
 }
 
+/** The error that the command in the container wrote, with its code; the agent's own words where those are an answer. */
+function saidThere(node: string, path: string, stderr: string, exitCode: number): UnderpassError {
+  const [, message, code = 'UNDERPASS_AGENT_REQUEST', hint] = /^underpass: ([\s\S]*) \((UNDERPASS_[A-Z_]+)\)(?:\n {2}(.*))?\s*$/.exec(stderr) ?? [];
+  const said = new UnderpassError(code as `UNDERPASS_${string}`, message ?? '', hint === undefined ? {} : { hint });
+  return exitCodeOf(said) === EXIT.notFound ? said : new UnderpassError(code as `UNDERPASS_${string}`, `asking the agent of node ${node} for ${path}: ${(message ?? stderr.trim().replace(/^underpass: /, '')).replace(`asking the agent for ${path}: `, '') || `exit code ${exitCode}`}`);
+}
+
 /** All agents' answers, a few at a time, in the agents' order; what fails is there as its error. */
-export async function askEach<T>(agents: readonly AgentHandle[], ask: (agent: AgentHandle) => Promise<T>): Promise<PromiseSettledResult<T>[]> {
+export async function askEach<T, A = AgentHandle>(agents: readonly A[], ask: (agent: A) => Promise<T>): Promise<PromiseSettledResult<T>[]> {
   const results: PromiseSettledResult<T>[] = new Array(agents.length) as PromiseSettledResult<T>[];
   let next = 0;
   const work = async (): Promise<void> => {
@@ -233,8 +262,10 @@ export function findPod(answers: readonly AgentAnswer[], word: string, namespace
     if (ofWorkload.length > 0) return ofWorkload[0]!;
   }
   const [{ namespace: of, name } = { namespace, name: word }] = readings(word, namespace);
-  const near = nearest(name, all.filter(({ pod }) => of === undefined || pod.namespace === of).map(({ pod }) => pod.name));
-  const places = near.flatMap((each) => all.filter(({ pod }) => pod.name === each && (of === undefined || pod.namespace === of)).map(fullName));
+  const places = readings(word, namespace).map((reading) => {
+    const there = all.filter(({ pod }) => reading.namespace === undefined || pod.namespace === reading.namespace);
+    return nearest(reading.name, there.map(({ pod }) => pod.name)).flatMap((each) => there.filter(({ pod }) => pod.name === each).map(fullName));
+  }).find(({ length }) => length > 0) ?? [];
   throw new UnderpassError('UNDERPASS_UNKNOWN_POD', `pod ${of === undefined ? '' : `${of}/`}${name}: ${answers.length === 1 ? `not on node ${answers[0]!.status.node}` : `on none of ${answers.length} nodes`}`, {
     hint: places.length > 0 ? `did you mean ${places.join(', ')}?` : `\`underpass ps --all\` lists the ${all.length} pods that are`,
   });

@@ -5,7 +5,7 @@ import { release, tmpdir, totalmem, freemem, cpus, version as kernelVersion } fr
 import { join, resolve } from 'node:path';
 import type { Command } from 'commander';
 import { instancePaths } from '../agent/client.js';
-import { UnderpassError, errorMessage } from '../common/errors.js';
+import { UnderpassError, errorCode, errorMessage } from '../common/errors.js';
 import { run } from '../common/process.js';
 import { VERSION } from '../common/version.js';
 import { addReachOptions, reachAgents, type AgentHandle, type ReachOptions } from './agents.js';
@@ -91,6 +91,7 @@ async function gather(agent: AgentHandle, folder: string): Promise<string[]> {
     try {
       writeFileSync(join(folder, name), cleaned(name, await agent.ask(path, { timeoutMs: 60_000 })));
     } catch (error) {
+      if (errorCode(error) === 'UNDERPASS_NO_PERMISSION') throw error;
       problems.push(`${agent.node ?? agent.place}: ${name}: ${errorMessage(error)}`);
     }
   }

@@ -4,15 +4,13 @@ import { userInfo } from 'node:os';
 import type { Writable } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
 import { InvalidArgumentError, type Command } from 'commander';
-import { instancePaths, openAgentStream } from '../agent/client.js';
 import { UnderpassError } from '../common/errors.js';
-import { addInstanceOptions } from './instance-options.js';
+import { WholeBlocks } from '../common/pcapng.js';
+import { addReachOptions, findPod, reachAgents, statuses, type ReachOptions } from './agents.js';
 import { readWhole } from './numbers.js';
 import { followSignals, outputClosed } from './signals.js';
 
-interface Options {
-  runDir: string;
-  instance: string;
+interface Options extends ReachOptions {
   write?: string;
   seconds?: number;
   bytes?: number;
@@ -20,7 +18,7 @@ interface Options {
 }
 
 export function configure(command: Command): void {
-  addInstanceOptions(command)
+  addReachOptions(command)
     .argument('<pod>', 'POD or NAMESPACE/POD; of its connections that open from now on')
     .option('-w, --write <file>', 'a pcapng file, which only its owner may read; default: standard output, which may be no terminal')
     .option('--seconds <n>', 'ends after so long; default 60, at most 3600', readWhole)
@@ -32,23 +30,29 @@ export function configure(command: Command): void {
 async function capture(pod: string, options: Options): Promise<void> {
   if (options.write === undefined && process.stdout.isTTY) throw new UnderpassError('UNDERPASS_BAD_OPTION', 'a capture is no text for a terminal', { hint: 'write it to a file with -w FILE, or pipe it into `tshark -r -`' });
   const { username } = userInfo();
-  const query = new URLSearchParams({ pod, by: `${process.env['SUDO_USER'] ?? username}, process ${process.pid}` });
-  for (const key of ['seconds', 'bytes', 'rate'] as const) if (options[key] !== undefined) query.set(key, String(options[key]));
   // Ctrl-C is how most captures end: the file is whole.
   const signals = followSignals();
-  const signal = AbortSignal.any([signals.signal, outputClosed]);
+  const done = new AbortController();
+  const end = AbortSignal.any([signals.signal, outputClosed]);
   let received = 0;
+  const reach = await reachAgents(options);
   try {
-    const stream = await openAgentStream(instancePaths(options).adminSocket, `/v1/capture?${query.toString()}`, signal);
+    const found = reach.client ? findPod(await statuses(reach), pod) : undefined;
+    const by = `${process.env['SUDO_USER'] ?? username}, process ${process.pid}${reach.client ? ', through the API server' : ''}`;
+    const query = new URLSearchParams({ pod: found ? `${found.pod.namespace}/${found.pod.name}` : pod, by });
+    for (const key of ['seconds', 'bytes', 'rate'] as const) if (options[key] !== undefined) query.set(key, String(options[key]));
+    const stream = await (found?.agent ?? reach.agents[0]!).open(`/v1/capture?${query.toString()}`, AbortSignal.any([end, done.signal]));
     const file = options.write === undefined ? process.stdout : await ownFile(options.write).catch((error: unknown) => {
       stream.destroy();
       throw error;
     });
-    stream.on('data', (chunk: Buffer) => (received += chunk.length));
-    await pipeline(stream, file, { end: options.write !== undefined });
+    const blocks = new WholeBlocks().on('data', (chunk: Buffer) => (received += chunk.length));
+    await pipeline(stream, blocks, file, { end: options.write !== undefined });
   } catch (error) {
-    if (!signal.aborted) throw error;
+    if (!end.aborted) throw error;
   } finally {
+    done.abort();
+    reach.close();
     signals.close();
   }
   process.stderr.write(`${received} B of pcapng${options.write === undefined ? '' : ` in ${options.write}`}\n`);

@@ -66,7 +66,7 @@ const answers = [
   ['node-1', [['shop', 'client-1'], ['shop', 'web.v1'], ['other', 'same']]],
   ['node-2', [['plain', 'client-2'], ['shop', 'same'], ['shop', 'api-7f-a'], ['shop', 'api-7f-b']]],
 ].map(([node, pods]) => ({
-  agent: { node, place: '', ask: () => Promise.reject(new Error('not asked')), follow: () => Promise.resolve() },
+  agent: { node, place: '', ask: () => Promise.reject(new Error('not asked')), follow: () => Promise.resolve(), open: () => Promise.reject(new Error('not asked')) },
   status: { node, pods: (pods as string[][]).map(([namespace, name]) => ({ namespace, name })) } as unknown as AgentStatus,
 })) as AgentAnswer[];
 
@@ -88,6 +88,7 @@ test('findPod: two pods of one name are named both, a mistyped name brings the n
   assert.throws(() => findPod(answers, 'same'), { code: 'UNDERPASS_AMBIGUOUS_POD', message: /other\/same, shop\/same/ });
   assert.throws(() => findPod(answers, 'client'), { code: 'UNDERPASS_AMBIGUOUS_POD', message: /plain, shop/ });
   assert.throws(() => findPod(answers, 'shop/cleint-1'), { code: 'UNDERPASS_UNKNOWN_POD', message: /pod shop\/cleint-1: on none of 2 nodes/, hint: 'did you mean shop/client-1?' });
+  assert.throws(() => findPod(answers, 'cleint-1.shop'), { code: 'UNDERPASS_UNKNOWN_POD', hint: 'did you mean shop/client-1?' });
   assert.throws(() => findPod(answers, 'postgres'), { code: 'UNDERPASS_UNKNOWN_POD', hint: /ps --all.*7 pods/ });
 });
 

@@ -7,7 +7,7 @@ test('top: an agent that misses a reading has no rates until it has answered twi
   let total = 1_000_000;
   const silent = new Set<string>();
   const agents = ['a', 'b', 'c'].map((node): AgentHandle => ({
-    node, place: `pod ${node}`, follow: () => Promise.reject(new Error('nothing is followed')),
+    node, place: `pod ${node}`, follow: () => Promise.reject(new Error('nothing is followed')), open: () => Promise.reject(new Error('nothing is followed')),
     ask: () => (silent.has(node) ? Promise.reject(new Error('no answer')) : Promise.resolve(`istio_requests_total{reporter="destination",destination_workload="${node}",destination_workload_namespace="n",response_code="200"} ${total + node.charCodeAt(0)}\n`)),
   }));
   const readings: Awaited<ReturnType<typeof read>>[] = [];

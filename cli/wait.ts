@@ -2,9 +2,9 @@
 import { Option, type Command } from 'commander';
 import type { AgentStatus, NodeObjects } from '../agent/client.js';
 import { duration } from '../common/arguments.js';
-import { UnderpassError, errorMessage } from '../common/errors.js';
+import { UnderpassError, errorCode, errorMessage } from '../common/errors.js';
 import { sleep } from '../common/retry.js';
-import { addReachOptions, askEach, findPod, reachAgents, type AgentAnswer, type Reach, type ReachOptions } from './agents.js';
+import { addReachOptions, askEach, findPod, reachAgents, type AgentAnswer, type AgentHandle, type Reach, type ReachOptions } from './agents.js';
 import { EXIT } from './exit-codes.js';
 import { parseAnswer } from './output.js';
 import { whileWaiting } from './progress.js';
@@ -76,9 +76,18 @@ async function until(reach: Reach, condition: Condition, word: string | undefine
   }
 }
 
+/** @returns what was not answered, in words; a right that is missing does not come by waiting */
+function silentOf(agents: readonly AgentHandle[], results: readonly PromiseSettledResult<unknown>[]): string[] {
+  return results.flatMap((result, index) => {
+    if (result.status === 'fulfilled') return [];
+    if (errorCode(result.reason) === 'UNDERPASS_NO_PERMISSION') throw result.reason;
+    return [`${agents[index]!.node ?? agents[index]!.place}: ${errorMessage(result.reason)}`];
+  });
+}
+
 async function missingOfObject({ agents }: Reach, condition: Condition, object: string, signal: AbortSignal): Promise<string[]> {
   const results = await askEach(agents, async (agent) => parseAnswer<NodeObjects>(await agent.ask(`/v1/objects?${new URLSearchParams({ object }).toString()}`, { signal }), "the agent's objects"));
-  const silent = results.flatMap((result, index) => (result.status === 'rejected' ? [`${agents[index]!.node ?? agents[index]!.place}: ${errorMessage(result.reason)}`] : []));
+  const silent = silentOf(agents, results);
   const there = results.flatMap((result) => (result.status === 'fulfilled' ? result.value.objects.map((status) => ({ node: result.value.node, ...status })) : []));
   if (condition === 'gone') return [...silent, ...there.map(({ node, resources }) => `${node}: ${resources.length} ${resources.length === 1 ? 'resource has' : 'resources have'} something of it`)];
   if (there.length === 0) return [...silent, `${object}: nothing of it is in any resource of ${agents.length === 1 ? 'the node' : `these ${agents.length} nodes`}`];
@@ -87,7 +96,7 @@ async function missingOfObject({ agents }: Reach, condition: Condition, object: 
 
 async function missingOf({ agents }: Reach, condition: Condition, word: string | undefined, namespace: string | undefined, signal: AbortSignal): Promise<string[]> {
   const results = await askEach(agents, async (agent): Promise<AgentAnswer> => ({ agent, status: parseAnswer<AgentStatus>(await agent.ask('/v1/status', { signal }), 'the agent\'s status') }));
-  const silent = results.flatMap((result, index) => (result.status === 'rejected' ? [`${agents[index]!.node ?? agents[index]!.place}: ${errorMessage(result.reason)}`] : []));
+  const silent = silentOf(agents, results);
   const answers = results.flatMap((result) => (result.status === 'fulfilled' ? [result.value] : []));
   if (word === undefined) return [...silent, ...answers.flatMap(({ status }) => missingOfNode(status, condition))];
   try {

@@ -3,6 +3,7 @@
  * https://www.ietf.org/archive/id/draft-ietf-opsawg-pcapng-03.html
  */
 import { isIPv6 } from 'node:net';
+import { Transform } from 'node:stream';
 
 export interface CapturedEnd {
   address: string;
@@ -37,6 +38,20 @@ function block(type: number, body: Buffer, options: readonly Buffer[]): Buffer {
   head.writeUInt32LE(length, 4);
   tail.writeUInt32LE(length, 0);
   return Buffer.concat([head, ...all, tail]);
+}
+
+/** Lets blocks through whole: what comes in pieces and ends anywhere stays a file that is read without complaint. */
+export class WholeBlocks extends Transform {
+  #rest = Buffer.alloc(0);
+
+  override _transform(chunk: Buffer, _encoding: BufferEncoding, done: () => void): void {
+    const all = this.#rest.length === 0 ? chunk : Buffer.concat([this.#rest, chunk]);
+    let end = 0;
+    while (all.length >= end + 8 && all.length >= end + all.readUInt32LE(end + 4) && all.readUInt32LE(end + 4) >= 12) end += all.readUInt32LE(end + 4);
+    if (end > 0) this.push(all.subarray(0, end));
+    this.#rest = Buffer.from(all.subarray(end));
+    done();
+  }
 }
 
 /** What a file begins with. */

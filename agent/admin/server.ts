@@ -83,6 +83,9 @@ export class AdminServer implements Closable {
   }
 }
 
+/** A refusal whose code and hint who asks has too. */
+export const refusal = (status: number, error: UnderpassError): AdminAnswer => ({ status, body: { message: error.message, code: error.code, ...(error.hint === undefined ? {} : { hint: error.hint }) } });
+
 /** 64-bit counters become numbers; those that a number can't hold exactly become strings. */
 export function json(value: unknown): string {
   const replace = (_key: string, item: unknown): unknown => {
@@ -109,7 +112,7 @@ export async function askAgent(socketPath: string, path: string, options: { time
     outgoing.once('error', (cause) => reject(notAnswered(socketPath, cause)));
     outgoing.end();
   });
-  if (!(options.okStatus ?? [200]).includes(status)) throw new UnderpassError('UNDERPASS_AGENT_REQUEST', `asking the agent for ${path}: ${status} ${text.trim()}`);
+  if (!(options.okStatus ?? [200]).includes(status)) throw refusedBy(path, status, text);
   return text;
 }
 
@@ -129,7 +132,7 @@ export async function followAgent(socketPath: string, path: string, onLine: (lin
         else rest = [...lines, rest].join('\n');
       });
       response.once('error', (cause) => (signal.aborted ? resolve() : reject(new UnderpassError('UNDERPASS_AGENT_REQUEST', `listening to the agent at ${socketPath}: ${cause.message}`, { cause }))));
-      response.once('end', () => (response.statusCode === 200 ? resolve() : reject(new UnderpassError('UNDERPASS_AGENT_REQUEST', `asking the agent for ${path}: ${response.statusCode ?? ''} ${rest.trim()}`))));
+      response.once('end', () => (response.statusCode === 200 ? resolve() : reject(refusedBy(path, response.statusCode, rest))));
     });
     outgoing.once('error', (cause) => (signal.aborted ? resolve() : reject(notAnswered(socketPath, cause))));
     outgoing.end();
@@ -146,13 +149,28 @@ export async function openAgentStream(socketPath: string, path: string, signal: 
       if (response.statusCode === 200) return resolve(response);
       let text = '';
       response.setEncoding('utf8').on('data', (chunk: string) => (text += chunk));
-      response.once('end', () => reject(new UnderpassError('UNDERPASS_AGENT_REQUEST', `asking the agent for ${path}: ${response.statusCode ?? ''} ${text.trim()}`)));
+      response.once('end', () => reject(refusedBy(path, response.statusCode, text)));
       response.once('error', reject);
     });
     outgoing.once('error', (cause) => reject(notAnswered(socketPath, cause)));
     outgoing.end();
   });
 }
+
+/** @returns the agent's own error, if it gave its code */
+function refusedBy(path: string, status: number | undefined, text: string): UnderpassError {
+  let said: { message?: unknown; code?: unknown; hint?: unknown } = {};
+  try {
+    said = JSON.parse(text) as typeof said;
+  } catch {
+    // Its words as they are.
+  }
+  const { message, code, hint } = said;
+  if (isCode(code) && typeof message === 'string') return new UnderpassError(code, message, typeof hint === 'string' ? { hint } : {});
+  return new UnderpassError('UNDERPASS_AGENT_REQUEST', `asking the agent for ${path}: ${status ?? ''} ${typeof message === 'string' ? message : text.trim()}`);
+}
+
+const isCode = (value: unknown): value is `UNDERPASS_${string}` => typeof value === 'string' && /^UNDERPASS_[A-Z_]+$/.test(value);
 
 function notAnswered(socketPath: string, cause: Error): UnderpassError {
   const gone = ['ENOENT', 'ECONNREFUSED'].includes(errorCode(cause) ?? '');

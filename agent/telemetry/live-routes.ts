@@ -1,8 +1,9 @@
 /** What the agent tells live, to who may open its socket: flows, traces, captures. */
-import type { AdminAnswer, AdminRoutes } from '../admin/server.js';
+import { refusal, type AdminAnswer, type AdminRoutes } from '../admin/server.js';
 import type { Closable } from '../../common/lifecycle.js';
 import type { Logger } from '../../common/log.js';
 import { UnderpassError } from '../../common/errors.js';
+import { nearest } from '../../common/nearest.js';
 import { encodeAddress } from '../dataplane/kernel-codec.js';
 import type { KernelWatch } from '../dataplane/kernel-watch.js';
 import { CaptureStream, DEFAULT_CAPTURE, MAX_CAPTURE, type CaptureCounts, type CapturedPod } from './capture-stream.js';
@@ -50,7 +51,7 @@ export class LiveRoutes implements Closable {
       return answer();
     } catch (error) {
       if (!(error instanceof UnderpassError)) throw error;
-      return refused(error.code === 'UNDERPASS_UNKNOWN_POD' ? 404 : 400, error.message);
+      return refusal(error.code === 'UNDERPASS_UNKNOWN_POD' ? 404 : 400, error);
     }
   }
 
@@ -94,7 +95,9 @@ export class LiveRoutes implements Closable {
     const pods = this.#options.names.enrolled();
     const found = pods.filter(({ name, namespace }) => `${namespace}/${name}` === wanted || name === wanted);
     if (found.length === 1) return found[0]!;
-    const known = (found.length > 0 ? found : pods).map(({ name, namespace }) => `${namespace}/${name}`).sort().slice(0, 10).join(', ');
-    throw new UnderpassError('UNDERPASS_UNKNOWN_POD', found.length > 1 ? `pod ${wanted}: there is more than one: ${known}` : `pod ${wanted}: not enrolled on this node; enrolled are ${known || 'none'}`);
+    const fullNames = (some: readonly CapturedPod[]): string[] => some.map(({ name, namespace }) => `${namespace}/${name}`).sort();
+    if (found.length > 1) throw new UnderpassError('UNDERPASS_AMBIGUOUS_POD', `pod ${wanted}: there is more than one: ${fullNames(found).slice(0, 10).join(', ')}`, { hint: 'name one as NAMESPACE/POD' });
+    const near = wanted.includes('/') ? nearest(wanted, fullNames(pods)) : fullNames(pods.filter(({ name }) => nearest(wanted, [name]).length > 0)).slice(0, 3);
+    throw new UnderpassError('UNDERPASS_UNKNOWN_POD', `pod ${wanted}: not enrolled on this node`, { hint: near.length > 0 ? `did you mean ${near.join(', ')}?` : `\`underpass ps\` lists the ${pods.length} pods that are` });
   }
 }

@@ -15,8 +15,10 @@ import { TrafficWindow } from './traffic-window.js';
 const UNWATCHED_MS = 15_000;
 const ANSWER_MS = 10_000;
 
+type AskedAgent = Pick<AgentHandle, 'node' | 'place' | 'ask'>;
+
 export interface CollectorOptions {
-  agents: readonly AgentHandle[];
+  agents: readonly AskedAgent[];
   /** Between two readings; what is told may be as old. */
   everyMs: number;
 }
@@ -25,9 +27,9 @@ export class Collector implements Closable {
   readonly #options: CollectorOptions;
   readonly #window = new TrafficWindow();
   readonly #abort = new AbortController();
-  readonly #nodesOf = new Map<AgentHandle, string>();
+  readonly #nodesOf = new Map<AskedAgent, string>();
   readonly #kept = new Map<string, { at: number; value: Promise<unknown> }>();
-  #problems = new Map<AgentHandle, string>();
+  #problems = new Map<AskedAgent, string>();
   #readAt = '';
   #askedAt = -Infinity;
   #reading: Promise<void> | undefined;
@@ -96,11 +98,11 @@ export class Collector implements Closable {
     this.#readAt = new Date().toISOString();
   }
 
-  #nameOf(agent: AgentHandle): string {
+  #nameOf(agent: AskedAgent): string {
     return this.#nodesOf.get(agent) ?? agent.node ?? agent.place;
   }
 
-  async #askAll<T>(path: string, what: string): Promise<{ agent: AgentHandle; value?: T; problem?: string }[]> {
+  async #askAll<T>(path: string, what: string): Promise<{ agent: AskedAgent; value?: T; problem?: string }[]> {
     const { agents } = this.#options;
     const results = await askEach(agents, async (agent) => parseAnswer<T>(await agent.ask(path, { timeoutMs: ANSWER_MS, signal: this.#abort.signal }), what));
     return results.map((result, index) => ({ agent: agents[index]!, ...(result.status === 'fulfilled' ? { value: result.value } : { problem: errorMessage(result.reason) }) }));

@@ -32,7 +32,7 @@ export class HostedDashboard implements Closable {
 
   constructor(options: HostedOptions) {
     const { node, adminSocket } = (this.#options = options);
-    this.#collector = new Collector({ everyMs: EVERY_MS, agents: [{ node, place: `socket ${adminSocket}`, ask: (path, ask) => askAgent(adminSocket, path, ask), follow: () => Promise.reject(new Error('nothing is followed')) }] });
+    this.#collector = new Collector({ everyMs: EVERY_MS, agents: [{ node, place: `socket ${adminSocket}`, ask: (path, ask) => askAgent(adminSocket, path, ask) }] });
     this.#listening = this.#listen();
   }
 

@@ -11,7 +11,7 @@ const failed = (code: number): string => JSON.stringify({ status: 'Failure', rea
 
 interface World { server: ApiServer; asked: URL[]; protocols: string[] }
 
-async function world(context: TestContext, answer: (socket: WebSocket) => void, refusal?: { status: number; body: string }): Promise<World> {
+async function world(context: TestContext, answer: (socket: WebSocket) => void, refusal?: { status: number; body: string }, onRefusedEnd?: () => void): Promise<World> {
   const seen: World = { server: undefined as never, asked: [], protocols: [] };
   const url = await serveSockets(context, {
     onAsked: (request) => seen.asked.push(new URL(request.url ?? '', 'http://x')),
@@ -20,6 +20,7 @@ async function world(context: TestContext, answer: (socket: WebSocket) => void, 
       answer(opened);
     },
     ...(refusal ? { refusal } : {}),
+    ...(onRefusedEnd ? { onRefusedEnd } : {}),
   });
   return Object.assign(seen, { server: { url: new URL('/below/', url), credentials: () => Promise.resolve({ headers: { authorization: 'Bearer x' }, rejectUnauthorized: true }) } });
 }
@@ -43,6 +44,31 @@ test('execInPod: the command\'s exit code; what is no exit code is an error', as
   assert.equal((await execInPod(one.server, options)).code, 3);
   const other = await world(context, (socket) => socket.send(frame(3, '{"status":"Failure","reason":"InternalError","message":"no such container"}')));
   await assert.rejects(execInPod(other.server, options), { code: 'UNDERPASS_KUBERNETES', message: 'no such container' });
+});
+
+test('execInPod: the connection of a refusal is closed, also where the server keeps it', { timeout: 20_000 }, async (context) => {
+  let onEnd: () => void;
+  const ended = new Promise<void>((resolve) => (onEnd = resolve));
+  const { server } = await world(context, () => undefined, { status: 403, body: '{"message":"no"}' }, () => onEnd());
+  await assert.rejects(execInPod(server, options), { status: 403 });
+  await ended;
+});
+
+test('execInPod: output that is taken later than it comes is waited for, and whole', async (context) => {
+  const { server } = await world(context, (socket) => {
+    for (const piece of ['a', 'b', 'c']) socket.send(frame(1, piece));
+    socket.send(frame(3, '{"status":"Success"}'));
+  });
+  const taken: string[] = [];
+  const taking: Promise<void>[] = [];
+  const take = async (chunk: Buffer): Promise<void> => {
+    await new Promise((resolve) => setTimeout(resolve, 5));
+    taken.push(chunk.toString());
+  };
+  const onStdout = (chunk: Buffer): Promise<void> => taking[taking.push(take(chunk)) - 1]!;
+  assert.equal((await execInPod(server, { ...options, onStdout })).code, 0);
+  await Promise.all(taking);
+  assert.equal(taken.join(''), 'abc');
 });
 
 test('execInPod: a refusal has the server\'s status and words; a connection that ends early, a silent one and too much output are errors', async (context) => {

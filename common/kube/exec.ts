@@ -22,8 +22,11 @@ export interface ExecOptions {
   timeoutMs?: number;
   /** More than this is an error. */
   maxBytes?: number;
-  /** Takes the output as it comes; then it is in no result, and neither time nor length have a bound. The command's standard input ends when this end goes away. */
-  onStdout?: (chunk: Buffer) => void;
+  /**
+   * Takes the output as it comes; no more is read from the connection until what this returned is there. Then it is in no result,
+   * and neither time nor length have a bound. The command's standard input ends when this end goes away.
+   */
+  onStdout?: (chunk: Buffer) => Promise<unknown> | undefined;
 }
 
 export interface ExecResult {
@@ -54,7 +57,12 @@ export async function execInPod(server: ApiServer, { namespace, pod, container, 
     socket.on('message', (data: Buffer) => {
       const [channel] = data;
       const rest = data.subarray(1);
-      if (channel === STDOUT && onStdout) return onStdout(rest);
+      if (channel === STDOUT && onStdout) {
+        const taken = onStdout(rest);
+        if (!taken) return;
+        socket.pause();
+        return void taken.finally(() => socket.resume());
+      }
       size += rest.length;
       if (size > maxBytes) fail(new Error(`running ${command[0]} in pod ${namespace}/${pod}: its output is longer than ${maxBytes} bytes`));
       else if (channel === STDOUT) parts.push(rest);
@@ -99,6 +107,7 @@ export async function openSocket(server: ApiServer, path: string, protocols: rea
     socket.once('error', reject);
     socket.once('unexpected-response', (_request, response) => {
       const chunks: Buffer[] = [];
+      const { socket: connection } = response;
       response.on('data', (chunk: Buffer) => chunks.push(chunk));
       response.on('end', () => {
         const text = Buffer.concat(chunks).toString('utf8');
@@ -108,6 +117,8 @@ export async function openSocket(server: ApiServer, path: string, protocols: rea
         } catch {
           // As it is: a proxy in between may have answered.
         }
+        // The connection would stay until the server gives it up.
+        connection.destroy();
         reject(new KubeApiError(response.statusCode ?? 0, `GET ${path.split('?')[0]}: ${response.statusCode} ${said}`));
       });
     });

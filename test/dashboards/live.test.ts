@@ -74,7 +74,7 @@ spec:
   - {match: [{uri: {prefix: /broken}}], fault: {abort: {httpStatus: 503, percentage: {value: 20}}}, route: [{destination: {host: cart}}]}
   - {route: [{destination: {host: cart}}]}
 `);
-  collector = new Collector({ everyMs: 1_000, agents: ['node-1', 'node-2'].map((node) => ({ node, place: node, ask: (path, ask) => askAgent(socketOf(node), path, ask), follow: () => Promise.resolve() })) });
+  collector = new Collector({ everyMs: 1_000, agents: ['node-1', 'node-2'].map((node) => ({ node, place: node, ask: (path, ask) => askAgent(socketOf(node), path, ask) })) });
   const report = join(projectRoot, 'docs', 'results', 'bench.html');
   dashboard = await DashboardServer.listen({ port: 0, files: dashboardFiles(), api: dashboardRoutes(collector, { version: '0.1.0', place: 'two nodes of a lab', everySeconds: 1, report }) });
   page = await browser.page();

@@ -1,6 +1,6 @@
 // The Helm chart, rendered by Helm itself, is the same objects as `underpass install` has; its schema takes and refuses the same values.
 import assert from 'node:assert/strict';
-import { cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
@@ -9,18 +9,15 @@ import { named } from '../../cli/install/cluster.js';
 import { installationObjects } from '../../cli/install/objects.js';
 import { readValues } from '../../cli/install/values.js';
 import type { KubeObject } from '../../common/kube/types.js';
-import { buildDir, projectRoot } from '../../common/paths.js';
-import { run, type RunResult } from '../../common/process.js';
+import type { RunResult } from '../../common/process.js';
 import { KubeCluster } from './cluster.js';
-
-const HELM = join(buildDir, 'kube', 'helm');
-const CHART = join(projectRoot, 'deploy', 'helm', 'underpass');
+import { CHART, chartFor, helmOf } from './helm.js';
 
 let folder: string;
 before(() => void (folder = mkdtempSync(join(tmpdir(), 'up-chart-'))));
 after(() => rmSync(folder, { recursive: true, force: true }));
 
-const helm = (...args: string[]): Promise<RunResult> => run(HELM, args, { okCodes: [0, 1], timeoutMs: 60_000, env: { ...process.env, HELM_CACHE_HOME: folder, HELM_CONFIG_HOME: folder, HELM_DATA_HOME: folder } });
+const helm = (...args: string[]): Promise<RunResult> => helmOf(folder)(...args);
 
 const file = (values: object): string => {
   const path = join(folder, 'values.yaml');
@@ -84,10 +81,7 @@ test('Helm installs the chart into an API server, upgrades it to other values, a
 {apiVersion: v1, kind: ServiceAccount, metadata: {name: admin, namespace: default}}
 ---
 {apiVersion: rbac.authorization.k8s.io/v1, kind: ClusterRoleBinding, metadata: {name: the-admin}, roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: cluster-admin}, subjects: [{kind: ServiceAccount, name: admin, namespace: default}]}`);
-    // The API server that is built here does not say of which version it is.
-    const chart = join(folder, 'chart');
-    cpSync(CHART, chart, { recursive: true });
-    writeFileSync(join(chart, 'Chart.yaml'), readFileSync(join(CHART, 'Chart.yaml'), 'utf8').replace(/^kubeVersion.*\n/m, ''));
+    const chart = chartFor(folder);
     const kubeconfig = join(folder, 'kubeconfig');
     writeFileSync(kubeconfig, await cluster.kubeconfigOf('default', 'admin'), { mode: 0o600 });
     const there = async (objects: readonly KubeObject[]): Promise<string[]> => {
