@@ -13,6 +13,7 @@ import type { SocketAddress } from '../../common/arguments.js';
 import { errorMessage } from '../../common/errors.js';
 import type { Closable } from '../../common/lifecycle.js';
 import type { Logger } from '../../common/log.js';
+import { OneAtATime } from '../../common/one-at-a-time.js';
 import { Backoff, sleep } from '../../common/retry.js';
 import { CONTENT_TYPES, type MetricsFormat, type MetricsPage } from '../telemetry/prometheus.js';
 
@@ -58,8 +59,7 @@ export class MetricsListener implements Closable {
   readonly #limits: MetricsLimits;
   /** By the address they come from, the oldest first. */
   readonly #sockets = new Map<string, Set<Socket>>();
-  /** Sockets whose request is not answered yet. */
-  readonly #busy = new WeakSet<Socket>();
+  readonly #requests = new OneAtATime();
 
   constructor(readonly wanted: SocketAddress, readonly metrics: () => Promise<MetricsPage>, readonly logger: Logger, limits: Partial<MetricsLimits> = {}) {
     this.#address = written(wanted);
@@ -123,11 +123,7 @@ export class MetricsListener implements Closable {
   }
 
   async #answer(request: IncomingMessage, response: ServerResponse): Promise<void> {
-    const { socket } = request;
-    // Thousands of requests fit into one packet, and each would have its answer made at once. No scraper sends a second one early.
-    if (this.#busy.has(socket)) return void socket.destroy();
-    this.#busy.add(socket);
-    response.once('close', () => this.#busy.delete(socket));
+    if (!this.#requests.admits(request, response)) return;
     const refuse = (status: number, text: string): void => {
       // Also ends what sends a body, which nobody reads.
       response.writeHead(status, { 'content-type': 'text/plain', 'content-length': Buffer.byteLength(text), connection: 'close' }).end(text);

@@ -73,3 +73,16 @@ test('the pages write text and never markup', () => {
   const folder = join(projectRoot, 'dashboard');
   for (const name of readdirSync(folder).filter((each) => each.endsWith('.ts'))) assert.doesNotMatch(readFileSync(join(folder, name), 'utf8'), /innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function/, name);
 });
+
+test('requests that do not wait for the answer before them end their connection: thousands in one packet are not answered at once', async (context) => {
+  const server = await serve(context);
+  const socket = connect(server.port, '127.0.0.1').setEncoding('utf8').on('error', () => undefined);
+  context.after(() => socket.destroy());
+  let text = '';
+  socket.on('data', (chunk: string) => (text += chunk));
+  const closed = new Promise((resolve) => socket.once('close', resolve));
+  socket.write(`GET /main.js HTTP/1.1\r\nhost: 127.0.0.1:${server.port}\r\n\r\n`.repeat(500));
+  await closed;
+  assert.ok(text.split('HTTP/1.1 200').length <= 2);
+  assert.equal((await ask(server, '/main.js')).status, 200);
+});

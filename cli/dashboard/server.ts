@@ -9,6 +9,7 @@ import { createServer, type IncomingMessage, type Server, type ServerResponse } 
 import type { AddressInfo } from 'node:net';
 import { errorCode, errorMessage, UnderpassError } from '../../common/errors.js';
 import type { Closable } from '../../common/lifecycle.js';
+import { OneAtATime } from '../../common/one-at-a-time.js';
 
 const HOST = '127.0.0.1';
 const MAX_CONNECTIONS = 64;
@@ -50,6 +51,7 @@ export interface DashboardOptions {
 export class DashboardServer implements Closable {
   readonly #options: DashboardOptions;
   readonly #server: Server;
+  readonly #requests = new OneAtATime();
   readonly token: string;
 
   private constructor(options: DashboardOptions) {
@@ -90,6 +92,7 @@ export class DashboardServer implements Closable {
   }
 
   async #answer(request: IncomingMessage, response: ServerResponse): Promise<void> {
+    if (!this.#requests.admits(request, response)) return;
     const send = (status: number, type: string, body: string | Buffer, more: Record<string, string> = {}): void => {
       response.writeHead(status, { ...HEADERS, 'content-type': type, 'content-length': Buffer.byteLength(body), ...more });
       response.end(request.method === 'HEAD' ? '' : body);
