@@ -27,14 +27,14 @@ metadata: {name: ${name}, namespace: node}
 spec: {selector: {app: ${name}}, ports: [{name: http, port: 80, targetPort: 8080}, {name: tcp-echo, port: 9000}]}
 ---
 `;
-const client = (name: string): string => `
+const client = (name: string, l7 = 'auto'): string => `
 apiVersion: v1
 kind: Pod
-metadata: {name: ${name}, namespace: node, labels: {app: ${name}, underpass.io/l7: auto}, annotations: {lab.underpass.io/service-proxy: none}}
+metadata: {name: ${name}, namespace: node, labels: {app: ${name}, underpass.io/l7: ${l7}}, annotations: {lab.underpass.io/service-proxy: none}}
 spec: {serviceAccountName: ${name}, containers: [{name: curl, image: curl}]}
 ---
 `;
-const PODS = `${echo('near')}${echo('aside')}${client('alice')}${client('bob')}apiVersion: v1
+const PODS = `${echo('near')}${echo('aside')}${client('alice')}${client('bob')}${client('carol', 'always')}apiVersion: v1
 kind: Namespace
 metadata: {name: outside}
 ---
@@ -47,7 +47,7 @@ const policy = (kind: string, name: string, spec: string): string => `apiVersion
 const NEAR = 'selector: {matchLabels: {app: near}}';
 const STRICT = policy('PeerAuthentication', 'near', `{${NEAR}, mtls: {mode: STRICT}}`);
 const from = (action: string, pod: string): string => policy('AuthorizationPolicy', `${action.toLowerCase()}-${pod}`, `{${NEAR}, action: ${action}, rules: [{from: [{source: {principals: ["cluster.local/ns/node/sa/${pod}"]}}]}]}`);
-const [ALICE, BOB, STRANGER] = ['node/alice', 'node/bob', 'outside/client'] as const;
+const [ALICE, BOB, CAROL, STRANGER] = ['node/alice', 'node/bob', 'node/carol', 'outside/client'] as const;
 
 /** A client that says a line ten times a second, until it has no connection any more, or so many answers, or is told to stop. */
 const TALKER = `
@@ -323,11 +323,14 @@ describe('requests, as a policy grows stricter', () => {
   before(() => world.up());
   after(() => world.down());
 
-  test('whom it allows meets no error, nor when something else changes right after; kept connections of whom it forbids are of no use any more', async (context) => {
+  test('whom it allows meets no error, nor when it is the first one, nor when something else changes right after; kept connections of whom it forbids are of no use any more', async (context) => {
     const open = policy('AuthorizationPolicy', 'open', `{${NEAR}, action: ALLOW, rules: [{to: [{operation: {paths: ["/open", "/delay/*"]}}]}]}`);
     const mallory = policy('AuthorizationPolicy', 'mallory', `{${NEAR}, action: DENY, rules: [{from: [{source: {principals: ["cluster.local/ns/node/sa/bob"]}}]}, {when: [{key: "request.headers[x-who]", values: [mallory]}]}]}`);
     const other = (mode: string): string => policy('PeerAuthentication', 'aside', `{selector: {matchLabels: {app: aside}}, mtls: {mode: ${mode}}}`);
     const near = world.address('near');
+    // Envoy leads her requests to the pod itself as long as that has no policy.
+    const carol = world.keeps(CAROL, 'near.node', 80, 16, ['/open', '/delay/1', '/delay/1', '/delay/1']);
+    await new Promise((resolve) => setTimeout(resolve, 2_000));
     await world.apply('mesh', open);
     await world.becomes({ bob: [async () => JSON.stringify(await world.calls(BOB, 'near.node', 80, 0.01, '/')), '{"403":1}'], stranger: [async () => JSON.stringify(await world.calls(STRANGER, near, 8080, 0.01, '/')), '{"403":1}'] });
     const paths = ['/open', '/open', '/delay/0.1', '/delay/0.25'];
@@ -340,6 +343,7 @@ describe('requests, as a policy grows stricter', () => {
     const [alice, stranger, bob] = await Promise.all(kept);
     context.diagnostic(JSON.stringify([alice, stranger, bob]));
     assert.deepEqual([...alice!, ...stranger!].flatMap((half) => Object.keys(half)), ['200', '200', '200', '200']);
+    assert.deepEqual((await carol).flatMap((half) => Object.keys(half)), ['200', '200'], JSON.stringify(await carol));
     assert.deepEqual(Object.keys(bob![1]), ['403']);
     for (const [first, second] of await Promise.all(paused)) assert.deepEqual([first, ['403', 'ECONNRESET', 'end'].includes(second!)], ['200', true], second);
     assert.ok((await world.closed()) > 0);

@@ -35,7 +35,7 @@ let settled = true;
 before(async () => {
   w = await KernelWorld.create('policy', { pods: 5 });
   w.put({ acceleration: 'off' }, w.world.pods.filter(({ name }) => name in ACCOUNTS));
-  enforcer = new PolicyEnforcer({ kernel: w.kernel, proxySettled: () => settled, proxyFirstMs: 0, proxyCgroupPath: w.world.proxyCgroup, logger: logger('test.policy').child({}, { level: 'silent' }) });
+  enforcer = new PolicyEnforcer({ kernel: w.kernel, proxySettled: () => settled, proxyFirstMs: 0, requestsEndMs: 500, proxyCgroupPath: w.world.proxyCgroup, logger: logger('test.policy').child({}, { level: 'silent' }) });
   enforcer.setPods(w.world.pods.filter(({ name }) => name in ACCOUNTS).map(record));
   servers = await Promise.all([B(), E()].map((pod) => serve(pod)));
 });
@@ -336,6 +336,47 @@ test('a pod that gets its first policy is left as it is until the proxy has take
   assert.equal(await call(A(), B()), 'silence');
   patient.close();
 });
+
+test('a first policy waits longer for a proxy that is still busy with what it was told', async () => {
+  await apply([]);
+  settled = false;
+  const patient = new PolicyEnforcer({ kernel: w.kernel, proxySettled: () => settled, proxyFirstMs: 0, logger: logger('test.policy').child({}, { level: 'silent' }) });
+  try {
+    patient.setPods(w.world.pods.filter(({ name }) => name in ACCOUNTS).map(record));
+    await apply([deny(ALICE)], {}, patient);
+    assert.deepEqual([await call(A(), B()), patient.status().settling], ['echoed', 1]);
+    settled = true;
+    await waitFor('the kernel to judge', () => patient.status().settling === 0);
+    assert.equal(await call(A(), B()), REFUSED);
+  } finally {
+    settled = true;
+    patient.close();
+  }
+});
+
+for (const requestsEndMs of [600_000, 500]) {
+  test(`a first policy: the proxy's own requests to the pod's program ${requestsEndMs > 500 ? 'end by themselves' : 'that do not end are ended'}, all else that it forbids ends at once`, async () => {
+    await apply([]);
+    const { uid } = record(B());
+    const patient = new PolicyEnforcer({ kernel: w.kernel, proxySettled: () => true, proxyFirstMs: 0, requestsEndMs, proxyCgroupPath: w.world.proxyCgroup, logger: logger('test.policy').child({}, { level: 'silent' }) });
+    patient.setPods(w.world.pods.filter(({ name }) => name in ACCOUNTS).map(record));
+    patient.setInboundNeeds(new Map([[uid, new Map([[9000, { rules: [], isHttp: true }]])]]));
+    const proxy = { ...A(), cgroup: w.world.proxyCgroup };
+    const [request, ofTcp, ofProgram] = await Promise.all([hold(proxy, B(), 9000), hold(proxy, B(), 8080), hold(A(), B(), 9000)]);
+    try {
+      await apply([deny(ALICE)], {}, patient);
+      assert.deepEqual(await Promise.all([ofTcp.ended, ofProgram.ended]), ['ECONNRESET', 'ECONNRESET']);
+      assert.deepEqual([request.words, patient.status().settling, patient.status().connectionsClosed], [['echoed'], 1, 2]);
+      if (requestsEndMs > 500) request.child.kill();
+      else assert.equal(await request.ended, 'ECONNRESET');
+      await waitFor('the end of it', () => patient.status().settling === 0);
+      assert.equal(patient.status().connectionsClosed, requestsEndMs > 500 ? 2 : 3);
+    } finally {
+      patient.close();
+      for (const { child } of [request, ofTcp, ofProgram]) child.kill();
+    }
+  });
+}
 
 test('a pod behind the proxy is left to it at connect(), and still refuses what reaches it without', async () => {
   await apply([allow(match({ destination_ports: [9000] }))]);

@@ -21,7 +21,7 @@ import { AddressType } from '../xds/resource-types.js';
 import { encodeAddress } from './kernel-codec.js';
 import type { KernelPod } from './kernel.js';
 import type { PodPolicy } from './kernel-policies.js';
-import { forbiddenDirect, throughProxy, type ProxysSocket, type SocketOwner } from './revocation.js';
+import { forbiddenDirect, openedByProxy, throughProxy, type ProxysSocket, type SocketOwner } from './revocation.js';
 
 export interface PolicyKernel {
   pods(): KernelPod[];
@@ -48,13 +48,15 @@ export interface PolicyEnforcerOptions {
   /**
    * How long a pod that gets its first policy is left as it is, for the proxy to take over its callers: what HTTP policies say
    * the proxy alone knows, and the kernel would refuse whom they allow. A SYN that it drops never comes to the proxy: conntrack has
-   * decided by then that the connection is not redirected. Default 5,000.
+   * decided by then that the connection is not redirected. Default 5,000, while the proxy is still busy with what it was told 30,000.
    */
   proxyFirstMs?: number;
   /** How long to wait for a first answer about workloads. */
   workloadsMs?: number;
   /** How long after a failure policies are written to the kernel again. Default 1,000. */
   retryMs?: number;
+  /** How long requests that are under way when a policy changes have to end, at least. Default 5,000. */
+  requestsEndMs?: number;
   clusterId?: string;
   trustDomain?: string;
   /** Other pods are behind the proxy than before, or the kernel judges other ports of theirs. */
@@ -112,10 +114,14 @@ const PROXY_HEARS_MS = 1_000;
 const PROXY_FOLLOWS_MS = 5_000;
 /** The proxy's threads take what it has acknowledged one after the other. */
 const PROXY_THREADS_MS = 100;
-/** Requests that are under way when a policy changes have this long. */
-const REQUESTS_END_MS = 500;
+const REQUESTS_END_MS = 5_000;
+const REQUESTS_LOOK_MS = 250;
+/** Of those connections that the proxy accepted it asks for their end by its answers, and keeps the idle ones. */
+const LEAST_LOOKS = 2;
 const PROXY_POLL_MS = 20;
 const PROXY_FIRST_MS = 5_000;
+/** More than that. What the kernel drops of the proxy's own way to the pod costs a request its time limit, three times over. */
+const PROXY_BUSY_MS = 25_000;
 const RETRY_MS = 1_000;
 const WORKLOADS_MS = 5_000;
 
@@ -355,8 +361,9 @@ export class PolicyEnforcer implements Closable {
     if ((before && before.waitsUntil === undefined) || this.#options.kernel.isFormer?.(uid)) return undefined;
     const waited = before?.waitsUntil === UNHEARD ? undefined : before?.waitsUntil;
     const until = waited ?? performance.now() + (this.#options.proxyFirstMs ?? PROXY_FIRST_MS);
-    const isTakenOver = this.#behindProxy.has(uid) && this.#options.proxySettled();
-    return isTakenOver || performance.now() >= until ? undefined : until;
+    const isSettled = this.#options.proxySettled();
+    const isTakenOver = this.#behindProxy.has(uid) && isSettled;
+    return isTakenOver || performance.now() >= until + (isSettled ? 0 : PROXY_BUSY_MS) ? undefined : until;
   }
 
   #workloadUid({ namespace, name }: PodRecord): string {
@@ -370,9 +377,44 @@ export class PolicyEnforcer implements Closable {
   }
 
   async #revoke(uid: string): Promise<void> {
-    await this.#close(uid);
-    await sleep(LOOK_AGAIN_MS, this.#abort.signal);
-    await this.#close(uid);
+    const requests = await this.#close(uid);
+    const settled = requests.length > 0 ? this.#nowEnding(uid) : undefined;
+    try {
+      await sleep(LOOK_AGAIN_MS, this.#abort.signal);
+      requests.push(...(await this.#close(uid)));
+      const record = this.#governedRecord(uid);
+      if (!record || requests.length === 0) return;
+      await this.#outlast(record, requests);
+      const doomed = idsOf(requests);
+      // Some may be allowed again.
+      await this.#end(record, (await this.#forbidden(record)).filter((socket) => doomed.has(idOf(socket))));
+    } finally {
+      settled?.();
+    }
+  }
+
+  /** For the status. @returns what says that it is over */
+  #nowEnding(uid: string): () => void {
+    this.#ending.set(uid, (this.#ending.get(uid) ?? 0) + 1);
+    return () => {
+      const left = this.#ending.get(uid)! - 1;
+      if (left > 0) this.#ending.set(uid, left);
+      else this.#ending.delete(uid);
+    };
+  }
+
+  /**
+   * Gives requests time to end: the proxy sends no new ones over these connections, and closes each behind its last answer. Time is
+   * counted by looks, which take longer when the machine, and so the requests' server, is busy.
+   */
+  async #outlast({ netns }: PodRecord, opened: readonly TcpSocket[]): Promise<void> {
+    const ids = idsOf(opened);
+    const looks = Math.ceil((this.#options.requestsEndMs ?? REQUESTS_END_MS) / REQUESTS_LOOK_MS);
+    for (let look = 0; look < looks && (ids.size > 0 || look < LEAST_LOOKS); look++) {
+      await sleep(REQUESTS_LOOK_MS, this.#abort.signal);
+      const there = ids.size > 0 ? idsOf(await tcpSockets(netns)) : ids;
+      for (const id of ids) if (!there.has(id)) ids.delete(id);
+    }
   }
 
   #isSettling(uid: string): boolean {
@@ -400,13 +442,7 @@ export class PolicyEnforcer implements Closable {
   proxyNarrowed(uid: string, http: ReadonlySet<number>): void {
     const old = this.#doomed.get(uid) ?? [];
     this.#doomed.delete(uid);
-    this.#ending.set(uid, (this.#ending.get(uid) ?? 0) + 1);
-    const ended = this.#endThroughProxy(uid, old, http).finally(() => {
-      const left = this.#ending.get(uid)! - 1;
-      if (left > 0) this.#ending.set(uid, left);
-      else this.#ending.delete(uid);
-    });
-    this.#background(ended);
+    this.#background(this.#endThroughProxy(uid, old, http).finally(this.#nowEnding(uid)));
   }
 
   async #endThroughProxy(uid: string, old: readonly ProxysSocket[], http: ReadonlySet<number>): Promise<void> {
@@ -416,8 +452,10 @@ export class PolicyEnforcer implements Closable {
     const isRequests = ({ port }: ProxysSocket): boolean => port === undefined || http.has(port);
     // What came meanwhile may have met the former policy; of requests it is known that they go by connections that are new.
     await this.#end(found.record, [...old, ...found.sockets].filter((each) => !isRequests(each)).map(({ socket }) => socket));
-    await sleep(REQUESTS_END_MS, this.#abort.signal);
-    await this.#end(found.record, old.filter(isRequests).map(({ socket }) => socket));
+    const requests = old.filter(isRequests);
+    // What it accepted has a request under way as long as that has a connection to the pod.
+    await this.#outlast(found.record, requests.flatMap(({ side, socket }) => (side === 'opened' ? socket : [])));
+    await this.#end(found.record, requests.map(({ socket }) => socket));
   }
 
   async #throughProxy(uid: string): Promise<{ record: PodRecord; sockets: ProxysSocket[] } | undefined> {
@@ -434,27 +472,54 @@ export class PolicyEnforcer implements Closable {
     return { addresses: new Set(ips.map((ip) => encodeAddress(ip).toString('hex'))), proxyCgroupId: this.#proxyCgroupId() };
   }
 
-  async #close(uid: string): Promise<void> {
+  /**
+   * Ends what came past the proxy's inbound side and may not.
+   * @returns what was left: requests of the node's own pods, whose later ones the proxy leads through that side by now
+   */
+  async #close(uid: string): Promise<TcpSocket[]> {
     const record = this.#governedRecord(uid);
-    if (!record) return;
+    if (!record) return [];
+    const forbidden = await this.#forbidden(record);
+    const requests = new Set(await this.#proxysRequests(uid, forbidden));
+    await this.#end(record, forbidden.filter((socket) => !requests.has(socket)));
+    return [...requests];
+  }
+
+  async #forbidden(record: PodRecord): Promise<TcpSocket[]> {
+    const { uid, netns } = record;
     const { host } = this.#options.kernel;
-    const pods = this.#options.kernel.pods();
-    const cookie = pods.find((pod) => pod.uid === uid)?.netnsCookie;
-    const owners = new Map(pods.flatMap((pod) => pod.addresses.map((address) => [encodeAddress(address).toString('hex'), pod.uid] as const)));
-    const sockets = await tcpSockets(record.netns);
+    const cookie = this.#options.kernel.pods().find((pod) => pod.uid === uid)?.netnsCookie;
+    const owners = this.#owners();
+    const sockets = await tcpSockets(netns);
     // Of this moment: what the policy before it forbade may have been allowed, and opened, meanwhile.
     const compiled = this.#governed.get(uid)?.compiled;
-    if (!compiled) return;
+    if (!compiled) return [];
     const isAllowed = (source: Buffer, destination: Buffer, port: number, sourcePort: number): boolean => {
       if (cookie !== undefined && host?.opened(cookie, { address: source, port: sourcePort }, { address: destination, port })) return true;
       const caller = owners.get(source.toString('hex'));
       return allows(compiled, { class: (caller !== undefined && compiled.classes.get(caller)) || 0, source, destination, port });
     };
-    await this.#end(record, forbiddenDirect(sockets, this.#owner(record), isAllowed));
+    return forbiddenDirect(sockets, this.#owner(record), isAllowed);
+  }
+
+  /** Those that the proxy opened for a pod of this node to a port where all is HTTP. */
+  async #proxysRequests(uid: string, sockets: readonly TcpSocket[]): Promise<TcpSocket[]> {
+    const [needs, proxy] = [this.#needs.get(uid), this.#proxyCgroupId()];
+    const http = sockets.filter(({ localPort }) => needs?.get(localPort)?.isHttp);
+    if (http.length === 0 || proxy === undefined) return [];
+    const owners = this.#owners();
+    const callers = new Set(http.flatMap(({ remote }) => owners.get(remote.toString('hex')) ?? []));
+    const theirs = await Promise.all(this.#records.filter((record) => callers.has(record.uid)).map(({ netns }) => tcpSockets(netns)));
+    return openedByProxy(http, theirs.flat(), proxy);
+  }
+
+  /** Of the node's pods, by address. */
+  #owners(): ReadonlyMap<string, string> {
+    return new Map(this.#options.kernel.pods().flatMap(({ addresses, uid }) => addresses.map((address) => [encodeAddress(address).toString('hex'), uid] as const)));
   }
 
   async #end(record: PodRecord, sockets: readonly TcpSocket[]): Promise<void> {
-    const ends = new Map(sockets.map((socket) => [socket.id.toString('hex'), socket]));
+    const ends = new Map(sockets.map((socket) => [idOf(socket), socket]));
     if (ends.size === 0) return;
     const closed = await destroyTcpSockets(record.netns, [...ends.values()].map(({ id }) => id));
     this.#connectionsClosed += closed;
@@ -478,6 +543,14 @@ export class PolicyEnforcer implements Closable {
     if (problem !== this.#problems.get(what)) this.#options.logger.error({ reason: problem }, 'policy is not enforced in full');
     this.#problems.set(what, problem);
   }
+}
+
+function idOf({ id }: TcpSocket): string {
+  return id.toString('hex');
+}
+
+function idsOf(sockets: readonly TcpSocket[]): Set<string> {
+  return new Set(sockets.map(idOf));
 }
 
 /** What of the kernel is missing, where that is why connections can't be ended. */

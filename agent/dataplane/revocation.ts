@@ -18,12 +18,18 @@ export type Judge = (source: Buffer, destination: Buffer, port: number, sourcePo
  */
 export function forbiddenDirect(sockets: readonly TcpSocket[], owner: SocketOwner, isAllowed: Judge): TcpSocket[] {
   const listening = placesListenedAt(sockets);
-  const isAccepted = ({ local, localPort }: TcpSocket): boolean => listening.has(`any ${localPort}`) || listening.has(`${local.toString('hex')} ${localPort}`);
+  const isAccepted = ({ local, localPort }: TcpSocket): boolean => listening.has(`any ${localPort}`) || listening.has(placeOf(local, localPort));
   return sockets.filter(
     (socket) =>
       !socket.listening && !isProxys(socket, owner) && socket.localPort !== INBOUND_PORT && socket.localPort !== OUTBOUND_PORT &&
       isAccepted(socket) && !isOwn(socket.remote, owner) && !isAllowed(socket.remote, socket.local, socket.localPort, socket.remotePort),
   );
+}
+
+/** Of connections that were accepted in one namespace, those that the proxy opened in another. @param there the sockets of that one */
+export function openedByProxy(accepted: readonly TcpSocket[], there: readonly TcpSocket[], proxyCgroupId: bigint): TcpSocket[] {
+  const opened = new Set(there.filter(({ cgroupId }) => cgroupId === proxyCgroupId).map(({ local, localPort, remote, remotePort }) => `${placeOf(local, localPort)} ${placeOf(remote, remotePort)}`));
+  return accepted.filter(({ local, localPort, remote, remotePort }) => opened.has(`${placeOf(remote, remotePort)} ${placeOf(local, localPort)}`));
 }
 
 export interface ProxysSocket {
@@ -55,6 +61,10 @@ function placesListenedAt(sockets: readonly TcpSocket[]): ReadonlySet<string> {
     const hex = local.toString('hex');
     return `${ANY.test(hex) ? 'any' : hex} ${localPort}`;
   }));
+}
+
+function placeOf(address: Buffer, port: number): string {
+  return `${address.toString('hex')} ${port}`;
 }
 
 function portsListenedOn(sockets: readonly TcpSocket[]): ReadonlySet<number> {

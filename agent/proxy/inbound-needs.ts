@@ -32,6 +32,8 @@ export interface PortNeed {
   reason?: string;
   /** What it would enforce otherwise, in every one of the port's chains. */
   rules: readonly L4Rule[];
+  /** Whatever comes to it is HTTP. */
+  isHttp: boolean;
 }
 
 /** By port; a port that is not among them is Envoy's. */
@@ -70,10 +72,14 @@ function readListener(listener: Listener): ReadonlyMap<number, PortNeed> {
   }
   const foreign = listener.listener_filters.find(({ name }) => !INSPECTORS.has(name));
   const common = listener.access_log.length > 0 ? 'all connections are logged' : foreign ? `the listener has the filter ${foreign.name}` : undefined;
-  return new Map([...groups].map(([port, chains]) => [port, common === undefined ? readPort(chains) : { reason: common, rules: [] }]));
+  return new Map([...groups].map(([port, chains]) => [port, { ...(common === undefined ? readPort(chains) : { reason: common, rules: [] }), isHttp: chains.every(isHttp) }]));
 }
 
-function readPort(chains: readonly FilterChain[]): PortNeed {
+function isHttp({ filters }: FilterChain): boolean {
+  return filters.some(({ config_type }) => config_type?.$case === 'typed_config' && unpack(HttpConnectionManager, config_type.value) !== undefined);
+}
+
+function readPort(chains: readonly FilterChain[]): Omit<PortNeed, 'isHttp'> {
   let same: readonly L4Rule[] | undefined;
   for (const chain of chains) {
     const found = readChain(chain);
