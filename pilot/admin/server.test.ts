@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict';
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { request } from 'node:http';
+import { connect } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
@@ -51,6 +52,18 @@ test('/ready, /version and the index answer; other methods and paths are refused
   assert.match((await get('/debug')).text, /\/debug\/syncz: /);
   assert.equal((await get('/nothing')).code, 404);
   assert.equal((await fetch(`http://${pilot.monitoringAddress}/debug/syncz`, { method: 'POST' })).status, 405);
+});
+
+test('requests that do not wait for the answer before them end their connection: whoever reaches the port could have thousands of pages made at once', async () => {
+  const [host = '', port] = pilot.monitoringAddress!.split(':');
+  const socket = connect(Number(port), host).setEncoding('utf8').on('error', () => undefined);
+  let text = '';
+  socket.on('data', (chunk: string) => (text += chunk));
+  const closed = new Promise((resolve) => socket.once('close', resolve));
+  socket.write('GET /metrics HTTP/1.1\r\nhost: localhost\r\n\r\n'.repeat(500));
+  await closed;
+  assert.ok(text.split('HTTP/1.1 200').length <= 2);
+  assert.equal((await get('/metrics')).code, 200);
 });
 
 test('/debug/syncz: a client that has acknowledged all is synced; one that refused shows why', async () => {

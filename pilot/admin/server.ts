@@ -9,6 +9,7 @@ import { isIP, type AddressInfo } from 'node:net';
 import { collectDefaultMetrics } from 'prom-client';
 import { errorMessage, UnderpassError } from '../../common/errors.js';
 import type { Closable } from '../../common/lifecycle.js';
+import { OneAtATime } from '../../common/one-at-a-time.js';
 import { VERSION } from '../../common/version.js';
 import type { AuthenticatedCall } from '../ca/authenticate.js';
 import type { PeerIdentity } from '../ca/peer-identity.js';
@@ -129,6 +130,7 @@ function isOwnHost({ socket, headers: { host = '' } }: IncomingMessage): boolean
 
 export class AdminServer implements Closable {
   readonly #server: Server;
+  readonly #requests = new OneAtATime();
   #address = '';
 
   constructor(readonly sources: AdminSources) {
@@ -154,6 +156,7 @@ export class AdminServer implements Closable {
   }
 
   async #answer(request: IncomingMessage, response: ServerResponse): Promise<void> {
+    if (!this.#requests.admits(request, response)) return;
     const send = (code: number, body: string, type = 'text/plain; charset=utf-8'): void => {
       response.writeHead(code, { 'content-type': type, 'content-length': Buffer.byteLength(body) }).end(body);
     };
