@@ -12,6 +12,11 @@ export class LineStream extends Readable {
     super({ highWaterMark: MAX_UNREAD_BYTES, encoding: 'utf8' });
   }
 
+  /** What was known before it listened: a bounded part, of which nothing is left out. */
+  begin(lines: readonly unknown[]): void {
+    if (lines.length > 0) this.#hasRoom = this.push(lines.map((line) => `${JSON.stringify(line)}\n`).join(''));
+  }
+
   tell(line: unknown): void {
     if (this.destroyed) return;
     if (!this.#hasRoom) {

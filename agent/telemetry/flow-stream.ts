@@ -57,7 +57,7 @@ export class FlowStream implements Closable {
     });
     this.#listeners.set(listener, filter);
     if (this.#listeners.size === 1) this.#options.onListening(true);
-    for (const flow of kept) listener.tell(flow);
+    listener.begin(kept);
     return listener;
   }
 
