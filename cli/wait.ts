@@ -1,5 +1,5 @@
 /** `underpass wait`: until what was asked for is so on every node that it concerns. */
-import { Option, type Command } from 'commander';
+import { InvalidArgumentError, Option, type Command } from 'commander';
 import type { AgentStatus, NodeObjects } from '../agent/client.js';
 import { duration } from '../common/arguments.js';
 import { UnderpassError, errorCode, errorMessage } from '../common/errors.js';
@@ -9,6 +9,7 @@ import { EXIT } from './exit-codes.js';
 import { parseAnswer } from './output.js';
 import { whileWaiting } from './progress.js';
 import { followSignals } from './signals.js';
+import { currentGeneration, Distributions, type WrittenVersion } from './wait-generation.js';
 
 const CONDITIONS = ['ready', 'in-sync', 'enrolled', 'off', 'in-force', 'gone'] as const;
 type Condition = (typeof CONDITIONS)[number];
@@ -20,39 +21,74 @@ const EVERY_MS = 500;
 const OBJECT_HOLDS_MS = 2_000;
 const OBJECT = /^[A-Za-z]+\/[^/\s]+$/;
 
+interface WaitOptions extends ReachOptions {
+  for?: Condition;
+  namespace?: string;
+  generation?: number | 'current';
+  resourceVersion?: string;
+  pilot?: string[];
+  timeout: number;
+}
+
+function generation(text: string): number | 'current' {
+  if (text === 'current') return text;
+  if (!/^[1-9]\d{0,15}$/.test(text)) throw new InvalidArgumentError('expected a number from 1 on, or current');
+  return Number(text);
+}
+
 export function configure(command: Command): void {
   addReachOptions(command)
     .argument('[what]', 'for enrolled and off: POD, NAMESPACE/POD, POD.NAMESPACE, or a workload\'s name; for in-force and gone: KIND/NAME.NAMESPACE, or KIND/NAME with -n')
     .addOption(new Option('--for <condition>', 'what to wait for (default: in-sync, or in-force of what is named)').choices(CONDITIONS))
     .option('-n, --namespace <name>', 'the pod\'s namespace (default: all), or the object\'s')
+    .addOption(new Option('--generation <n>', 'in-force: of this generation or a later one; "current": of that which the API server has now').argParser(generation))
+    .option('--resource-version <v>', 'in-force: the same by the object\'s resource version')
+    .option('--pilot <url...>', 'which control planes to ask for them, e.g. http://127.0.0.1:15014 (default: the cluster\'s)')
     .addOption(new Option('--timeout <duration>', 'how long').argParser(duration).default(60_000, '1m'))
     .addHelpText('after', `
 ready: every agent has its pods, its Envoy and its certificates. in-sync: also, it has the control plane, all that this said is
 acknowledged by Envoy, none of it was refused, and no pod is just changing. enrolled, off: the pod is, with its way in force.
 in-force: of the configuration object, as \`underpass config-status\` lists it, all that a node has is acknowledged and was read back,
 on every node that has any of it, and one does; it has been so for ${OBJECT_HOLDS_MS / 1_000} s. gone: no node has any of it.
+With --generation or --resource-version: also, every pilot has that version, all its clients have acknowledged what was made of it, and
+these nodes' Envoys all that was said; then it need not hold. In a cluster that needs get and create of pods/portforward, and list of
+pods, in istio-system; istiod does not say it. metadata.generation is what \`kubectl apply -o jsonpath={.metadata.generation}\` prints.
 Exit code ${EXIT.timedOut} when the time has passed, ${EXIT.interrupted} after Ctrl-C; what is missing is said on stderr.
 Example:
   underpass label namespace shop underpass.io/mode=node && underpass wait --for=enrolled shop/client
   kubectl apply -f reviews.yaml && underpass wait VirtualService/reviews.default`)
-    .action(async (word: string | undefined, options: ReachOptions & { for?: Condition; namespace?: string; timeout: number }) => {
+    .action(async (word: string | undefined, options: WaitOptions) => {
       const condition = options.for ?? (word === undefined ? 'in-sync' : 'in-force');
       const of = OF[condition];
       if ((of === 'nodes') === (word !== undefined)) throw new UnderpassError('UNDERPASS_BAD_OPTION', `--for=${condition}: ${of === 'nodes' ? `it is of nodes, expected no ${JSON.stringify(word)}` : `expected ${of}`}`);
+      const isVersioned = options.generation !== undefined || options.resourceVersion !== undefined;
+      if (isVersioned && condition !== 'in-force') throw new UnderpassError('UNDERPASS_BAD_OPTION', `--for=${condition}: expected no --generation and no --resource-version, which are of objects in force`);
       const named = of === 'an object' ? objectName(word!, options.namespace) : word;
       const reach = await reachAgents(options);
       const signals = followSignals();
+      let distributions: Distributions | undefined;
       try {
-        await whileWaiting(`waiting for ${condition}`, until(reach, condition, named, options, signals.signal));
+        const version: WrittenVersion = {
+          ...(options.generation === undefined ? {} : { generation: options.generation === 'current' ? await generationNow(reach, named!) : options.generation }),
+          ...(options.resourceVersion === undefined ? {} : { resourceVersion: options.resourceVersion }),
+        };
+        if (isVersioned) distributions = await Distributions.open(options.pilot ?? [], reach.client);
+        await whileWaiting(`waiting for ${condition}`, until(reach, condition, named, options, signals.signal, distributions && ((signal) => distributions!.missing(named!, version, signal))));
         process.stdout.write(`${word === undefined ? `${reach.agents.length} ${reach.agents.length === 1 ? 'node' : 'nodes'}` : of === 'a pod' ? `pod ${word}` : named} ${condition}\n`);
       } catch (error) {
         if (!signals.signal.aborted) throw error;
         process.exitCode = EXIT.interrupted;
       } finally {
         await signals.close();
+        await distributions?.close();
         reach.close();
       }
     });
+}
+
+function generationNow({ client }: Reach, object: string): Promise<number> {
+  if (!client) throw new UnderpassError('UNDERPASS_BAD_OPTION', '--generation=current: expected a cluster, by --kubeconfig or --context, whose API server knows it');
+  return currentGeneration(client, object);
 }
 
 /** @returns `Kind/name.namespace` */
@@ -62,14 +98,17 @@ function objectName(word: string, namespace: string | undefined): string {
   return namespace === undefined || word.endsWith(`.${namespace}`) ? word : `${word}.${namespace}`;
 }
 
-async function until(reach: Reach, condition: Condition, word: string | undefined, { namespace, timeout }: { namespace?: string; timeout: number }, signal: AbortSignal): Promise<void> {
+async function until(reach: Reach, condition: Condition, word: string | undefined, { namespace, timeout }: { namespace?: string; timeout: number }, signal: AbortSignal, notSent?: (signal: AbortSignal) => Promise<string[]>): Promise<void> {
   const deadline = performance.now() + timeout;
   let since = Infinity;
   for (;;) {
     signal.throwIfAborted();
-    const missing = await (OF[condition] === 'an object' ? missingOfObject(reach, condition, word!, signal) : missingOf(reach, condition, word, namespace, signal));
+    // What the nodes say counts only after the control planes have said that all of it has arrived there.
+    const missing = (await notSent?.(signal)) ?? [];
+    if (missing.length === 0 && notSent) missing.push(...(await missingOf(reach, 'in-sync', undefined, undefined, signal)));
+    if (missing.length === 0) missing.push(...(await (OF[condition] === 'an object' ? missingOfObject(reach, condition, word!, signal) : missingOf(reach, condition, word, namespace, signal))));
     since = missing.length === 0 ? Math.min(since, performance.now()) : Infinity;
-    if (missing.length === 0 && (OF[condition] !== 'an object' || performance.now() - since >= OBJECT_HOLDS_MS)) return;
+    if (missing.length === 0 && (notSent || OF[condition] !== 'an object' || performance.now() - since >= OBJECT_HOLDS_MS)) return;
     if (missing.length === 0) missing.push(`it has been so for less than ${OBJECT_HOLDS_MS / 1_000} s`);
     if (performance.now() >= deadline) throw new UnderpassError('UNDERPASS_TIMED_OUT', `waiting for ${condition}: not so after ${timeout / 1_000} s: ${missing.slice(0, 5).join('; ')}${missing.length > 5 ? ` and ${missing.length - 5} more` : ''}`);
     await sleep(Math.max(0, Math.min(EVERY_MS, deadline - performance.now())), signal);

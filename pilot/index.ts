@@ -25,7 +25,7 @@ import { Model } from './model/model.js';
 import { DEFAULT_DEBOUNCE, Debouncer, type DebounceOptions } from './push/debounce.js';
 import { encodeAhead } from './push/encode.js';
 import { PushMetrics, inboundType } from './push/metrics.js';
-import { AdsServer, anonymous } from './push/server.js';
+import { AdsServer, oldestOf, anonymous } from './push/server.js';
 import type { StreamLimits } from './push/stream-guard.js';
 import { ClusterWriter } from './cluster-writer/cluster-writer.js';
 import type { LeaseTimes } from './cluster-writer/leader.js';
@@ -107,7 +107,8 @@ export class Pilot {
   #server: AdsServer | undefined;
   #admin: AdminServer | undefined;
   #notReady: string | undefined = 'starting';
-  #warming = 0;
+  /** Since when the changes were made for which all is being made anew. */
+  readonly #warming: number[] = [];
   #health: HealthServer | undefined;
   readonly #stopping = new AbortController();
   #debouncer: Debouncer<ChangeSet> | undefined;
@@ -210,7 +211,7 @@ export class Pilot {
       gateways?.update(change);
       if (change.touches('RequestAuthentication')) jwks.want(wantedKeys(this.#model.configs.all<RequestAuthentication>('RequestAuthentication'), parseDurationMs));
     };
-    const admin = new AdminServer({ model: this.#model, generators: this.#generators, ads: server, metrics: server.metrics, notReady: () => source.problem ?? this.#notReady, status: () => this.status(), identify: async (call) => this.#security?.identify(call) });
+    const admin = new AdminServer({ model: this.#model, generators: this.#generators, ads: server, metrics: server.metrics, notReady: () => source.problem ?? this.#notReady, status: () => this.status(), behindSince: () => oldestOf([this.#debouncer?.pending?.since, ...this.#warming, server.behindSince()]), identify: async (call) => this.#security?.identify(call) });
     this.#admin = admin;
     this.#debouncer = debouncer;
     const health = new HealthServer({ model: this.#model, logger: logger.child({ part: 'health' }), onChange: (change) => changed(change), refused: server.metrics.refusedHealthReports, ...(this.#options.healthVerdictTtlMs === undefined ? {} : { verdictTtlMs: this.#options.healthVerdictTtlMs }) });
@@ -337,7 +338,7 @@ export class Pilot {
       jwksProblems: this.#jwks?.problems() ?? [],
       ads,
       isWriter: this.#writer?.isLeader ?? false,
-      settled: this.#debouncer?.isPending !== true && this.#warming === 0 && ads.queued === 0 && ads.connections.every(({ types }) => Object.values(types).every(({ isAnswered }) => isAnswered)),
+      settled: this.#debouncer?.isPending !== true && this.#warming.length === 0 && ads.queued === 0 && ads.connections.every(({ types }) => Object.values(types).every(({ isAnswered }) => isAnswered)),
     };
   }
 
@@ -353,9 +354,9 @@ export class Pilot {
   #push(change: ChangeSet): void {
     if (!change.full) return this.#send(change);
     // Everything is made anew: in slices, before clients ask for it all at once.
-    this.#warming++;
+    this.#warming.push(change.since);
     void this.#warm().then(() => {
-      this.#warming--;
+      this.#warming.splice(this.#warming.indexOf(change.since), 1);
       this.#send(change);
     });
   }

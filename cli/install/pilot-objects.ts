@@ -7,7 +7,8 @@ import { Json, Merged, Spread, Text, all, comment, is, optional, value, when, ty
 export const PILOT = 'underpass-pilot';
 const INJECTION = 'underpass-injection';
 const VALIDATOR = 'ValidatingWebhookConfiguration';
-const PORTS = { secure: 15012, monitoring: 15014, webhook: 15017 };
+/** On each of its pods. */
+export const PILOT_PORTS = { secure: 15012, monitoring: 15014, webhook: 15017 };
 const LABEL = { app: PILOT };
 /** Until nobody is sent there any more. */
 const DRAIN_SECONDS = 10;
@@ -16,7 +17,7 @@ const labels = { ...LABEL, ...LABELS, 'app.kubernetes.io/name': PILOT };
 const meta = (name: string): Mapping => ({ name, namespace: ROOT_NAMESPACE, labels: LABELS });
 
 /** As most configurations of Prometheus look for. */
-const SCRAPED = { 'prometheus.io/scrape': 'true', 'prometheus.io/port': `${PORTS.monitoring}`, 'prometheus.io/path': '/metrics' };
+const SCRAPED = { 'prometheus.io/scrape': 'true', 'prometheus.io/port': `${PILOT_PORTS.monitoring}`, 'prometheus.io/path': '/metrics' };
 
 const podMonitor: Mapping = {
   apiVersion: 'monitoring.coreos.com/v1',
@@ -31,24 +32,24 @@ const container: Mapping = {
   imagePullPolicy: value('image.pullPolicy'),
   args: [
     'pilot',
-    `--secure-listen=0.0.0.0:${PORTS.secure}`,
-    `--webhook-listen=0.0.0.0:${PORTS.webhook}`,
-    `--monitoring-listen=0.0.0.0:${PORTS.monitoring}`,
+    `--secure-listen=0.0.0.0:${PILOT_PORTS.secure}`,
+    `--webhook-listen=0.0.0.0:${PILOT_PORTS.webhook}`,
+    `--monitoring-listen=0.0.0.0:${PILOT_PORTS.monitoring}`,
     '--injection-config=/etc/underpass/injection.yaml',
     `--drain-time=${DRAIN_SECONDS}s`,
     when(value('trustDomain'), new Text(['--trust-domain=', value('trustDomain')])),
     new Spread('pilot.extraArgs'),
   ],
   ports: [
-    { name: 'tls-xds', containerPort: PORTS.secure },
-    { name: 'http-monitoring', containerPort: PORTS.monitoring },
-    { name: 'https-webhook', containerPort: PORTS.webhook },
+    { name: 'tls-xds', containerPort: PILOT_PORTS.secure },
+    { name: 'http-monitoring', containerPort: PILOT_PORTS.monitoring },
+    { name: 'https-webhook', containerPort: PILOT_PORTS.webhook },
   ],
   securityContext: { allowPrivilegeEscalation: false, readOnlyRootFilesystem: true, capabilities: { drop: ['ALL'] } },
   resources: value('pilot.resources'),
-  startupProbe: comment('It lives, and is not ready, while the API server is away.', { httpGet: { path: '/live', port: PORTS.monitoring }, periodSeconds: 1, failureThreshold: 60 }),
-  readinessProbe: { httpGet: { path: '/ready', port: PORTS.monitoring }, periodSeconds: 5 },
-  livenessProbe: { httpGet: { path: '/live', port: PORTS.monitoring }, periodSeconds: 10, timeoutSeconds: 5, failureThreshold: 6 },
+  startupProbe: comment('It lives, and is not ready, while the API server is away.', { httpGet: { path: '/live', port: PILOT_PORTS.monitoring }, periodSeconds: 1, failureThreshold: 60 }),
+  readinessProbe: { httpGet: { path: '/ready', port: PILOT_PORTS.monitoring }, periodSeconds: 5 },
+  livenessProbe: { httpGet: { path: '/live', port: PILOT_PORTS.monitoring }, periodSeconds: 10, timeoutSeconds: 5, failureThreshold: 6 },
   volumeMounts: [{ name: 'injection', mountPath: '/etc/underpass', readOnly: true }],
 };
 
@@ -86,9 +87,9 @@ const service: Mapping = {
   spec: {
     selector: LABEL,
     ports: [
-      { name: 'https-dns', port: PORTS.secure, targetPort: PORTS.secure, protocol: 'TCP' },
-      { name: 'https-webhook', port: 443, targetPort: PORTS.webhook, protocol: 'TCP' },
-      { name: 'http-monitoring', port: PORTS.monitoring, targetPort: PORTS.monitoring, protocol: 'TCP' },
+      { name: 'https-dns', port: PILOT_PORTS.secure, targetPort: PILOT_PORTS.secure, protocol: 'TCP' },
+      { name: 'https-webhook', port: 443, targetPort: PILOT_PORTS.webhook, protocol: 'TCP' },
+      { name: 'http-monitoring', port: PILOT_PORTS.monitoring, targetPort: PILOT_PORTS.monitoring, protocol: 'TCP' },
     ],
   },
 };
@@ -103,8 +104,8 @@ const networkPolicy: Mapping = {
     podSelector: { matchLabels: LABEL },
     policyTypes: ['Ingress'],
     ingress: [
-      comment('Agents and the API server come from nodes, sidecars and gateways from any namespace: who they are is proven by TLS and tokens.', { ports: [PORTS.secure, PORTS.webhook].map((port) => ({ port, protocol: 'TCP' })) }),
-      monitoringOnly(PORTS.monitoring),
+      comment('Agents and the API server come from nodes, sidecars and gateways from any namespace: who they are is proven by TLS and tokens.', { ports: [PILOT_PORTS.secure, PILOT_PORTS.webhook].map((port) => ({ port, protocol: 'TCP' })) }),
+      monitoringOnly(PILOT_PORTS.monitoring),
     ],
   },
 };

@@ -30,6 +30,8 @@ export interface AdminSources {
   /** Why nobody should connect here; undefined when all is well. */
   notReady: () => string | undefined;
   status: () => unknown;
+  /** When the oldest change was made that some client has not acknowledged yet; by performance.now(). */
+  behindSince: () => number | undefined;
   /** Who calls, by a bearer token; undefined when nobody can tell. */
   identify: (call: AuthenticatedCall) => Promise<PeerIdentity | undefined>;
 }
@@ -44,6 +46,7 @@ const pages: Record<string, { what: string; page: Page }> = {
   '/debug/endpointz': { what: 'endpoints by service and port; ?host=HOST for one service', page: (query, { model }) => endpointz(model, query.get('host')) },
   '/debug/registryz': { what: 'the services', page: (_query, { model }) => model.sortedServices().map(({ object: _object, exportTo, ...service }) => ({ ...service, exportTo: exportTo === 'all' ? ['*'] : [...exportTo] })) },
   '/debug/configz': { what: 'the configuration objects in force; ?kind=KIND for one kind', page: (query, { model }) => configz(model, query.get('kind')) },
+  '/debug/distribution': { what: 'which generation of ?object=KIND/NAME.NAMESPACE is in force here, and since when some client has not acknowledged a change', page: (query, sources) => distribution(sources, query.get('object')) },
   '/debug/gatewayz': { what: "status of the Gateway API's objects: attached routes, accepted or why not", page: (_query, { model }) => model.gatewayApi.status },
   '/debug/config_dump': { what: 'what a client of this node id would be sent; ?proxyID=NODE_ID, as /debug/syncz has it', page: (query, sources) => configDump(sources, query.get('proxyID')) },
   '/debug/status': { what: 'counts, problems in the sources, connections', page: (_query, { status }) => status() },
@@ -75,6 +78,18 @@ function endpointz(model: Model, host: string | null): unknown {
 function configz(model: Model, kind: string | null): unknown {
   const objects = [...model.objects.values()].map(({ object }) => object);
   return objects.filter((object) => kind === null || object.kind === kind).map(redactedObject);
+}
+
+/** Who starts anew counts its time anew. */
+const PILOT = `${process.pid}-${Math.round(performance.timeOrigin)}`;
+
+/** Milliseconds by one clock: what was in force at `now` was acknowledged by all who are connected when `behindSince` is later, or none. */
+function distribution({ model, behindSince }: AdminSources, name: string | null): unknown {
+  const [, kind, own = ''] = /^([A-Za-z]+)\/([^/\s]+)$/.exec(name ?? '') ?? [];
+  if (kind === undefined) throw new UnderpassError('UNDERPASS_ADMIN_QUERY', `found object=${name ?? ''}, expected KIND/NAME.NAMESPACE`);
+  const found = [...model.objects.values()].find(({ object: { kind: of, metadata } }) => of.toLowerCase() === kind.toLowerCase() && `${metadata.name}.${metadata.namespace ?? 'default'}` === own);
+  const { generation, resourceVersion } = found?.object.metadata ?? {};
+  return { pilot: PILOT, now: performance.now(), behindSince: behindSince() ?? null, object: found ? { generation: generation ?? null, resourceVersion: resourceVersion ?? null } : null };
 }
 
 function configDump({ generators, ads }: AdminSources, id: string | null): unknown {

@@ -174,6 +174,11 @@ export abstract class Connection<Request> implements PushTarget {
     return true;
   }
 
+  /** When the oldest change was made that was sent and is not acknowledged; by performance.now(). */
+  get convergingSince(): number | undefined {
+    return this.#convergingSince;
+  }
+
   status(): ConnectionStatus {
     const types: ConnectionStatus['types'] = {};
     for (const [typeUrl, watch] of this.watches) {

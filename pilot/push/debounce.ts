@@ -32,6 +32,11 @@ export class Debouncer<T> {
     return this.#pending !== undefined;
   }
 
+  /** What waits. */
+  get pending(): T | undefined {
+    return this.#pending;
+  }
+
   flush(): void {
     clearTimeout(this.#timer);
     const merged = this.#pending;

@@ -65,6 +65,11 @@ export class PushQueue {
     return this.#pending.has(target);
   }
 
+  /** When the oldest change was made that waits for this target. */
+  oldest(target: PushTarget): number | undefined {
+    return this.#pending.get(target)?.change.since;
+  }
+
   #schedule(): void {
     if (this.#scheduled) return;
     this.#scheduled = true;

@@ -171,6 +171,11 @@ export class AdsServer {
     return { addresses: this.#addresses, queued: this.#queue.length, connections };
   }
 
+  /** When the oldest change was made that some client has not acknowledged, or is still to be sent; undefined: all have all. By performance.now(). */
+  behindSince(): number | undefined {
+    return oldestOf([...this.#connections].flatMap((connection) => [connection.convergingSince, this.#queue.oldest(connection)]));
+  }
+
   /** Who is connected, one a stream. */
   proxies(): Proxy[] {
     return [...this.#connections].flatMap(({ proxy }) => proxy ?? []);
@@ -213,6 +218,10 @@ export class AdsServer {
     await closed;
     for (const path of this.#sockets) await rm(path, { force: true });
   }
+}
+
+export function oldestOf(times: readonly (number | undefined)[]): number | undefined {
+  return times.reduce((oldest, time) => (oldest === undefined || (time !== undefined && time < oldest) ? time : oldest), undefined);
 }
 
 async function bind(server: ServerGroup, address: string, credentials: ServerCredentials): Promise<number | undefined> {
