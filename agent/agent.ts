@@ -39,6 +39,7 @@ import { knownWorkloads } from './telemetry/flow-labels.js';
 import { FlowTelemetry } from './telemetry/flow-telemetry.js';
 import { PodNames } from './telemetry/pod-names.js';
 import { LiveRoutes } from './telemetry/live-routes.js';
+import { SidecarTraffic } from './telemetry/sidecar-traffic.js';
 import { Traffic } from './telemetry/traffic.js';
 import { explain, type LiveMaps } from './resolve/explain.js';
 import { ServiceResolver } from './resolve/service-resolver.js';
@@ -185,7 +186,7 @@ export class Agent {
         '/v1/objects': (query) => ({ body: { node: nodeName, objects: this.#auditors?.objects(query.get('object') ?? undefined) ?? [] } }),
         '/v1/counters': () => ({ body: this.counters() ?? { message: this.#kernelProblem } }),
         ...this.#live.routes,
-        ...new Traffic({ node: nodeName, telemetry: () => this.#flows }).routes,
+        ...new Traffic({ node: nodeName, telemetry: () => this.#flows, sidecars: new SidecarTraffic(() => this.#records ?? []) }).routes,
         '/v1/http-fast-path': () => this.#switchFastPath(new URLSearchParams()),
         '/metrics': async () => ({ contentType: 'text/plain; version=0.0.4', pieces: (await metrics()).pieces() }),
         ...envoy.routes,

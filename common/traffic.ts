@@ -2,9 +2,9 @@
 
 /**
  * `kernel`: TCP between two sockets that no proxy sees; `fast-path`: HTTP that the kernel repeats; `envoy`: through the node's Envoy;
- * `hbone`: through it and a tunnel of mutual TLS to another node.
+ * `hbone`: through it and a tunnel of mutual TLS to another node; `sidecar`: through pods' own Envoys.
  */
-export type TrafficWay = 'kernel' | 'fast-path' | 'envoy' | 'hbone';
+export type TrafficWay = 'kernel' | 'fast-path' | 'envoy' | 'hbone' | 'sidecar';
 export type TrafficProtocol = 'http' | 'grpc' | 'tcp';
 
 /**

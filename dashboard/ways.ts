@@ -17,6 +17,7 @@ export const WAYS: readonly WayStyle[] = [
   { way: 'fast-path', name: 'fast path', letter: 'F', dash: [], isDouble: true, meaning: 'HTTP that the kernel repeats, past Envoy' },
   { way: 'envoy', name: 'Envoy', letter: 'E', dash: [7, 4], isDouble: false, meaning: 'through the node\'s Envoy' },
   { way: 'hbone', name: 'HBONE', letter: 'H', dash: [10, 3, 2, 3], isDouble: false, meaning: 'through Envoy and a tunnel of mutual TLS to another node' },
+  { way: 'sidecar', name: 'sidecar', letter: 'S', dash: [2, 3], isDouble: false, meaning: 'through Envoys of the pods themselves' },
 ];
 
 export function wayStyle(way: TrafficWay): WayStyle {

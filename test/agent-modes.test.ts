@@ -10,6 +10,8 @@ import { buildDir } from '../common/paths.js';
 import { processStartTime } from '../common/process-id.js';
 import { run } from '../common/process.js';
 import { waitFor } from '../common/retry.js';
+import type { TrafficEdge, TrafficReport } from '../common/traffic.js';
+import { askAgent } from '../agent/client.js';
 import { CLI, NodeUnderTest, enrolled } from './agent-harness.js';
 
 const node = new NodeUnderTest(`up-agentm-${process.pid}`);
@@ -35,6 +37,13 @@ test('pods with sidecars: captured by hooks instead of NAT and short-circuited u
   assert.equal(captured.fresh.direct + captured.kept.direct, 0);
   const moved = await node.counters();
   assert.ok((moved['connections_short_circuited'] ?? 0) > (before['connections_short_circuited'] ?? 0), JSON.stringify(moved));
+  // Who looks at the node's traffic has the sidecars' word for theirs.
+  const told = async (): Promise<TrafficEdge[]> => (JSON.parse(await askAgent(paths.adminSocket, '/v1/traffic')) as TrafficReport).edges.filter(({ way, protocol, source, destination }) => way === 'sidecar' && protocol === 'http' && source.namespace === 'legacy' && source.workload === 'client' && destination.namespace === 'legacy');
+  await waitFor("the sidecars' traffic", async () => {
+    const edges = await told();
+    return ['source', 'destination'].every((reporter) => edges.filter((edge) => edge.reporter === reporter).reduce((sum, { totals }) => sum + totals.count, 0) >= 100) && edges.every(({ totals: { times, sent } }) => sent > 0 && times.some((count) => count > 0));
+  }, { timeoutMs: 60_000 });
+  assert.ok((await told()).every(({ totals: { failed } }) => failed === 0), JSON.stringify(await told()));
   await node.label('legacy', { redirection: 'iptables' });
   await node.podsAre('legacy', 'legacy to go by its own rules', (pod) => pod.state === 'enrolled' && pod.way === 'iptables');
   await some.run(100);

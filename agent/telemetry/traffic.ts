@@ -11,6 +11,7 @@ import type { ConnectionTotals } from './envoy-connection-stats.js';
 import { FlowDirectory, UNKNOWN, type FlowLabels, type KnownWorkloads } from './flow-labels.js';
 import type { FlowTelemetry } from './flow-telemetry.js';
 import { HTTP_BOUNDS } from './http-bounds.js';
+import type { SidecarTraffic } from './sidecar-traffic.js';
 import { TrafficEnds } from './traffic-ends.js';
 
 /** How old an answer may be: more often nothing is counted up. */
@@ -24,6 +25,8 @@ const PIECE_EDGES = 256;
 export interface TrafficOptions {
   node: string;
   telemetry: () => (Pick<FlowTelemetry, 'refresh' | 'report' | 'httpReport'> & { readonly workloads: KnownWorkloads }) | undefined;
+  /** Of pods with sidecars; absent: nobody asks them. */
+  sidecars?: Pick<SidecarTraffic, 'series'>;
   now?: () => number;
 }
 
@@ -88,6 +91,7 @@ export class Traffic {
     // The kernel counts for both reporters, and one of them is enough.
     for (const { labels, totals } of requests.kernel?.series ?? []) await take('source', 'fast-path', labels, ofRequests(totals, labels));
     for (const { reporter, labels, totals } of requests.envoy?.sums ?? []) await take(reporter, 'envoy', labels, ofRequests(totals, labels));
+    for (const { reporter, labels, totals } of (await this.#options.sidecars?.series()) ?? []) await take(reporter, 'sidecar', labels, totals);
     return { ...nothing, roundTripBoundsMs: (connections.kernel?.rttBoundsUs ?? []).map((us) => us / 1_000), edges: this.#split([...sums.values()], telemetry.workloads) };
   }
 
