@@ -1,12 +1,13 @@
 /** `underpass describe`: what applies to a pod or a service, gathered from the agents and their Envoys, with what is odd about it. */
 import { Argument, type Command } from 'commander';
-import type { AgentStatus, PodStatus } from '../agent/client.js';
-import { UnderpassError } from '../common/errors.js';
+import type { AgentStatus, NodeObjects, PodStatus } from '../agent/client.js';
+import { UnderpassError, errorMessage } from '../common/errors.js';
 import { nearest } from '../common/nearest.js';
 import { addReachOptions, answered, askEach, findPod, reachAgents, statuses, type AgentHandle, type ReachOptions } from './agents.js';
 import { podConfig, readClusterName, readConfig, readHosts, type EnvoyConfig, type Host, type Json } from './envoy/config.js';
 import { nameOfPolicy } from './envoy/match.js';
-import { outputOption, paint, print, type Format } from './output.js';
+import { gatewaysSelecting, gatewaysTo, type GatewayUse } from './describe-gateways.js';
+import { outputOption, paint, parseAnswer, print, type Format } from './output.js';
 import { tableText } from './table.js';
 
 interface ServiceRef { host: string; port: number; subsets: string[]; rules: string[]; routes: string[] }
@@ -23,6 +24,11 @@ export interface PodDescription {
   identity?: { principal: string; notAfter?: string; expired?: boolean };
   services: ServiceRef[];
   policies: string[];
+  /** Whether plaintext from elsewhere is refused, of mode node: `STRICT`; `by port`; or `none`: PERMISSIVE or DISABLE, which come to the same here. */
+  peerAuthentication?: { mode: 'STRICT' | 'by port' | 'none'; objects: string[] };
+  /** Of a cluster: those that lead here, and those whose proxy the pod is. */
+  gateways?: GatewayUse[];
+  gatewayOf?: string[];
   inbound: { kernel: string[]; envoy: Record<string, string> };
   probation: { kind: string; what: string; verdict: string }[];
   warnings: string[];
@@ -33,11 +39,13 @@ export interface ServiceDescription {
   ports: { port: number; subsets: string[] }[];
   rules: string[];
   routes: string[];
+  /** Of a cluster: those that lead here. */
+  gateways?: GatewayUse[];
   endpoints: (Pick<Host, 'address' | 'port' | 'health' | 'locality'> & { node: string; subset: string; pod?: string; way?: string; policies?: string[] })[];
   warnings: string[];
 }
 
-interface NodeView { agent: AgentHandle; status: AgentStatus; config: EnvoyConfig; hosts: Host[] }
+interface NodeView { agent: AgentHandle; status: AgentStatus; config: EnvoyConfig; hosts: Host[]; objects: NodeObjects['objects'] }
 
 export function configure(command: Command): void {
   addReachOptions(command)
@@ -45,7 +53,7 @@ export function configure(command: Command): void {
     .argument('<name>', 'of a pod as elsewhere; of a service NAME, NAME.NAMESPACE, NAMESPACE/NAME or its whole host name')
     .option('-n, --namespace <name>', 'where it is (default: all)')
     .addOption(outputOption())
-    .addHelpText('after', '\nRead from what is in force: the agents\' state, their Envoys\' configuration and the kernel\'s tables. A service that no pod of\nmode node can reach is not known here; `underpass analyze` looks at what was written.')
+    .addHelpText('after', '\nRead from what is in force: the agents\' state, their Envoys\' configuration and the kernel\'s tables. A service that no pod of\nmode node can reach is not known here; `underpass analyze` looks at what was written.\nOf a cluster also: Gateways that lead there, by the VirtualServices and routes that are written, which needs list of those.')
     .action(async (kind: 'pod' | 'service', name: string, options: ReachOptions & { namespace?: string; output: Format }) => {
       const reach = await reachAgents(options);
       try {
@@ -53,11 +61,22 @@ export function configure(command: Command): void {
         if (kind === 'pod') {
           const { agent, status, pod } = findPod(all, name, options.namespace);
           const description = describePod(pod, await viewOf(agent, status));
+          if (reach.client) {
+            const { gateways, problems } = await gatewaysTo(reach.client, new Set(description.services.map(({ host }) => host)));
+            description.gateways = gateways;
+            description.warnings.push(...problems);
+            description.gatewayOf = await gatewaysSelecting(reach.client, pod).catch((error: unknown) => (description.warnings.push(`whether it is a Gateway's proxy is not known: ${errorMessage(error)}`), []));
+          }
           print(options.output, description, () => renderPod(description));
         } else {
           const agents = all.map(({ agent }) => agent);
           const views = answered(agents, await askEach(agents, (agent) => viewOf(agent, all.find((each) => each.agent === agent)!.status)));
           const description = describeService(name, options.namespace, views);
+          if (reach.client) {
+            const { gateways, problems } = await gatewaysTo(reach.client, new Set([description.service]));
+            description.gateways = gateways;
+            description.warnings.push(...problems);
+          }
           print(options.output, description, () => renderService(description));
         }
       } finally {
@@ -67,8 +86,8 @@ export function configure(command: Command): void {
 }
 
 async function viewOf(agent: AgentHandle, status: AgentStatus): Promise<NodeView> {
-  const [config, hosts] = await Promise.all([readConfig(agent), readHosts(agent)]);
-  return { agent, status, config, hosts };
+  const [config, hosts, { objects }] = await Promise.all([readConfig(agent), readHosts(agent), agent.ask('/v1/objects').then((text) => parseAnswer<NodeObjects>(text, "the agent's objects"))]);
+  return { agent, status, config, hosts, objects };
 }
 
 const ruleOf = (item: Json): string | undefined => {
@@ -93,7 +112,16 @@ function policiesOf(pod: PodStatus, config: EnvoyConfig): string[] {
   return sorted([...text.matchAll(/"(ns\[[^\]]*\]-policy\[[^\]]*\]-rule\[\d+\])"/g)].map(([, name]) => nameOfPolicy(name!)));
 }
 
-export function describePod(pod: PodStatus, { status, config, hosts }: NodeView): PodDescription {
+/** By the policies that the control plane makes of PeerAuthentications, which the kernel has. */
+function peerAuthenticationOf(pod: PodStatus, { status, objects }: Pick<NodeView, 'status' | 'objects'>): PodDescription['peerAuthentication'] {
+  if (pod.mode !== 'node' || !status.policies) return undefined;
+  const name = `${pod.namespace}/${pod.name}`;
+  const found = objects.filter(({ object, resources }) => object.startsWith('PeerAuthentication/') && resources.some((each) => each.type === 'policy' && each.name === name)).map(({ object }) => object);
+  const named = found.filter((object) => !object.startsWith('PeerAuthentication/*.'));
+  return { mode: named.length > 0 ? 'by port' : found.length > 0 ? 'STRICT' : 'none', objects: named };
+}
+
+export function describePod(pod: PodStatus, { status, config, hosts, objects }: NodeView): PodDescription {
   const own = podConfig(config, pod.uid);
   const services = new Map<string, ServiceRef>();
   for (const { cluster, address } of hosts) {
@@ -105,6 +133,7 @@ export function describePod(pod: PodStatus, { status, config, hosts }: NodeView)
     service.rules = sorted([...service.rules, ...config.clusters.filter(({ name }) => name === cluster).map(ruleOf)]);
   }
   const name = `${pod.namespace}/${pod.name}`;
+  const peerAuthentication = peerAuthenticationOf(pod, { status, objects });
   const inbound = status.policies?.inbound.find((each) => each.pod === name);
   const certificate = own?.principal === undefined ? undefined : status.proxy.certificates?.identities.find(({ id }) => id === own.principal);
   const probation = status.probation.filter((each) => each.namespace === pod.namespace && each.pod === pod.name);
@@ -123,7 +152,7 @@ export function describePod(pod: PodStatus, { status, config, hosts }: NodeView)
   return {
     pod: name, node: status.node, addresses: [...pod.ips], mode: pod.mode, state: pod.state, way: pod.way, acceleration: pod.acceleration,
     ...(own?.principal === undefined ? {} : { identity: { principal: own.principal, ...(certificate?.notAfter === undefined ? {} : { notAfter: String(certificate.notAfter) }), ...(certificate?.expired ? { expired: true } : {}) } }),
-    services: [...services.values()], policies: policiesOf(pod, config), inbound: { kernel: (inbound?.kernel ?? []).map(String), envoy: inbound?.envoy ?? {} },
+    services: [...services.values()], policies: policiesOf(pod, config), ...(peerAuthentication ? { peerAuthentication } : {}), inbound: { kernel: (inbound?.kernel ?? []).map(String), envoy: inbound?.envoy ?? {} },
     probation: probation.map(({ kind, key, program, verdict }) => ({ kind, what: kind === 'listener' ? key.replace(/@\d+$/, '') : (program ?? key), verdict })),
     warnings: [...new Set(warnings)],
   };
@@ -163,7 +192,7 @@ const list = (words: readonly string[], none = 'none'): string => (words.length 
 const warned = (warnings: readonly string[]): string[] => (warnings.length === 0 ? [] : [paint('warning', 'Warnings'), ...warnings.map((each) => `  ${each}`)]);
 
 function renderPod(description: PodDescription): string {
-  const { pod, node, addresses, mode, state, way, acceleration, identity, services, policies, inbound, probation, warnings } = description;
+  const { pod, node, addresses, mode, state, way, acceleration, identity, services, policies, peerAuthentication, gateways, gatewayOf = [], inbound, probation, warnings } = description;
   return `${[
     `${paint('strong', `Pod ${pod}`)} on node ${node}: ${addresses.join(', ')}`,
     `  mode          ${mode}, ${state}`,
@@ -171,6 +200,9 @@ function renderPod(description: PodDescription): string {
     `  identity      ${identity ? `${identity.principal}${identity.notAfter === undefined ? ', without a certificate' : `, certificate until ${identity.notAfter}`}` : 'none that this node\'s Envoy shows'}`,
     ...(services.length === 0 ? ['  services      none'] : services.flatMap(({ host, port, subsets, rules, routes }) => [`  service       ${host}:${port}${subsets.length === 0 ? '' : `, subsets ${subsets.join(', ')}`}`, `    rules       ${list(rules)}`, `    routes      ${list(routes)}`])),
     `  policies      ${list(policies, 'none that Envoy judges')}`,
+    ...(peerAuthentication ? [`  mutual TLS    ${peerAuthentication.mode === 'STRICT' ? 'STRICT' : peerAuthentication.mode === 'by port' ? `by port: ${list(peerAuthentication.objects)}` : 'not asked for (PERMISSIVE, or DISABLE)'}`] : []),
+    ...gatewayLines(gateways, '  gateway       '),
+    ...(gatewayOf.length === 0 ? [] : [`  proxy of      ${gatewayOf.join(', ')}`]),
     ...(inbound.kernel.length === 0 ? [] : [`  judged        ports ${inbound.kernel.join(', ')} by the kernel for pods of this node`]),
     ...Object.entries(inbound.envoy).map(([port, why]) => `  judged        port ${port} by Envoy: ${why}`),
     ...probation.map(({ kind, what, verdict }) => `  ${kind.padEnd(12)}  ${what}: ${verdict}`),
@@ -178,9 +210,13 @@ function renderPod(description: PodDescription): string {
   ].join('\n')}\n`;
 }
 
-function renderService({ service, ports, rules, routes, endpoints, warnings }: ServiceDescription): string {
+function gatewayLines(gateways: readonly GatewayUse[] | undefined, head: string): string[] {
+  return gateways === undefined ? [] : gateways.length === 0 ? [`${head}none that leads here`] : gateways.map(({ gateway, by }) => `${head}${gateway}, by ${by}`);
+}
+
+function renderService({ service, ports, rules, routes, gateways, endpoints, warnings }: ServiceDescription): string {
   return [
-    `${[paint('strong', `Service ${service}`), ...ports.map(({ port, subsets }) => `  port ${port}${subsets.length === 0 ? '' : `, subsets ${subsets.join(', ')}`}`), `  rules   ${list(rules)}`, `  routes  ${list(routes)}`].join('\n')}\n`,
+    `${[paint('strong', `Service ${service}`), ...ports.map(({ port, subsets }) => `  port ${port}${subsets.length === 0 ? '' : `, subsets ${subsets.join(', ')}`}`), `  rules   ${list(rules)}`, `  routes  ${list(routes)}`, ...gatewayLines(gateways, '  gateway ')].join('\n')}\n`,
     tableText(['  ENDPOINT', 'SUBSET', 'HEALTH', 'POD', 'WAY', 'POLICIES'], endpoints.map(({ address, port, subset, health, pod, way, policies }) => [`  ${address}:${port}`, subset, health, pod ?? '', way ?? '', list(policies ?? [], '')])),
     warned(warnings).map((line) => `${line}\n`).join(''),
   ].join('');

@@ -3,7 +3,7 @@
  * all cases, since each takes seconds to start.
  */
 import assert from 'node:assert/strict';
-import { mkdtempSync, readFileSync, readdirSync, rmSync, statSync } from 'node:fs';
+import { mkdtempSync, readFileSync, readdirSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
@@ -185,6 +185,14 @@ test('describe: services, rules, routes and policies of a pod and of a service',
   assert.match(stdout, /identity +spiffe:\/\/cluster\.local\/ns\/shop\/sa\/web, certificate until /);
   assert.match(stdout, /service +web\.shop\.svc\.cluster\.local:80, subsets v2\n +rules +destination-rule shop\/web\n +routes +.*virtual-service shop\/web "jesse"/);
   assert.match(stdout, /policies +.*AuthorizationPolicy shop\/no-secrets, rule 0/);
+  assert.match(stdout, /mutual TLS +not asked for \(PERMISSIVE, or DISABLE\)/);
+  const mutualTls = async (pod: string): Promise<string> => /mutual TLS +(.*)/.exec((await cli(['describe', 'pod', pod])).stdout)?.[1] ?? '';
+  const strict = join(node.sourceDir, 'strict.yaml');
+  writeFileSync(strict, 'apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: default, namespace: other}\nspec: {mtls: {mode: STRICT}}\n');
+  await waitFor('STRICT to be told', async () => (await mutualTls('other/client')) === 'STRICT', { timeoutMs: 60_000, everyMs: 200 });
+  writeFileSync(strict, 'apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: ports, namespace: other}\nspec: {selector: {matchLabels: {app: client}}, mtls: {mode: STRICT}, portLevelMtls: {8080: {mode: PERMISSIVE}}}\n');
+  await waitFor('ports to be told', async () => (await mutualTls('other/client')) === 'by port: PeerAuthentication/ports.other', { timeoutMs: 60_000, everyMs: 200 });
+  rmSync(strict);
   const service = JSON.parse((await cli(['describe', 'service', 'web', '-n', 'shop', '-o', 'json'])).stdout) as { service: string; ports: unknown[]; endpoints: { pod?: string }[] };
   assert.equal(service.service, 'web.shop.svc.cluster.local');
   assert.deepEqual(service.ports, [{ port: 80, subsets: ['v1', 'v2'] }]);

@@ -52,6 +52,8 @@ const MOST_ASKED = 256;
 const OTHER_ENDPOINTS = 'other endpoints than it was seen with under this version';
 /** Envoy refuses regular expressions whose program has more than 100 steps. */
 const MAX_PREFIX = 80;
+/** After this the first reading takes its time like all others. */
+const URGENT_MS = 60_000;
 /** From one writing of what was seen to the next. */
 const SAVE_MS = 30_000;
 const [SENT_AGAIN_TRIES, SENT_AGAIN_MS] = [100, 50];
@@ -67,6 +69,7 @@ export class EnvoyAudit {
   /** As prints: the time at which Envoy took it. */
   #taken = new Prints();
   #takenBy: string | undefined;
+  #followedMs = -Infinity;
   #written = { changes: 0, atMs: -Infinity };
   /** By check, for which process all was read once. */
   readonly #readOf = new Map<string, string | undefined>();
@@ -81,7 +84,11 @@ export class EnvoyAudit {
   }
 
   checks(): Check[] {
-    const isUnread = (check: string) => (): boolean => this.#process() !== undefined && (!this.#readOf.has(check) || this.#readOf.get(check) !== this.#process());
+    // In a mesh that changes all the time a round may never come to its end.
+    const isUnread = (check: string) => (): boolean => {
+      const process = this.#process();
+      return process !== undefined && (process !== this.#takenBy || performance.now() - this.#followedMs < URGENT_MS) && (!this.#readOf.has(check) || this.#readOf.get(check) !== process);
+    };
     return [
       { name: 'Envoy versions', parts: () => this.versions() },
       { name: 'Envoy clusters', parts: () => this.presence(), isUrgent: isUnread('clusters') },
@@ -93,7 +100,7 @@ export class EnvoyAudit {
   #follow(): void {
     const process = this.#process();
     if (process === this.#takenBy) return;
-    [this.#takenBy, this.#taken] = [process, new Prints()];
+    [this.#takenBy, this.#taken, this.#followedMs] = [process, new Prints(), performance.now()];
     if (process !== undefined && this.#file !== undefined) recallPrints(this.#file, process, { prints: this.#prints, taken: this.#taken });
   }
 
