@@ -1,9 +1,12 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { sleep } from '../../common/retry.js';
+import { setImmediate as nextTurn } from 'node:timers/promises';
 import { SendBudget } from './budget.js';
 import { MapStore, SharedMap } from './shared-map.js';
 
+const turns = async (): Promise<void> => {
+  for (let turn = 0; turn < 20; turn++) await nextTurn();
+};
 const entries = (count: number, version = 'v'): (readonly [string, string])[] => Array.from({ length: count }, (_, i) => [`outbound|80||service-${i}`, version] as const);
 
 test('SharedMap: behaves as a map through any order of changes', () => {
@@ -51,14 +54,14 @@ test('SendBudget: who comes when it is used up waits in line, the same work only
   assert.deepEqual(done, ['a']);
   budget.take(150);
   for (const name of ['b', 'c', 'b']) budget.whenFree(work[name]!);
-  await sleep(5);
+  await turns();
   assert.deepEqual(done, ['a']);
   budget.forget(work['c']!);
   budget.give(40);
-  await sleep(5);
+  await turns();
   assert.deepEqual(done, ['a'], 'still over the limit');
   budget.give(110);
-  await sleep(5);
+  await turns();
   assert.deepEqual(done, ['a', 'b']);
   assert.equal(budget.inFlightBytes, 0);
 });
@@ -74,6 +77,6 @@ test('SendBudget: what work asks for in its own course has a turn of its own, so
   };
   budget.whenFree(chain);
   assert.deepEqual(log, ['work']);
-  await sleep(50);
+  await turns();
   assert.deepEqual(log, Array.from({ length: 4 }, () => ['work', 'turn']).flat());
 });

@@ -2,13 +2,15 @@
 import assert from 'node:assert/strict';
 import { beforeEach, test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { waitFor } from '../../common/retry.js';
+import { PATIENCE_MS, waitFor } from '../../common/retry.js';
 import type { HttpEndpoint, HttpTable, OutlierDetection } from '../../agent/http/table.js';
 import { anew, answer, client, closeAll, connection, DRAWN, envoy, exchanges, lesson, line, request, server, startBeat, stopBeat, text, upstream, w } from './exchange-testing.js';
 
 const FAILS = 3;
+/** Who is out stays out for the rest of the test, however busy the machine is. */
+const LONG_MS = 60_000;
 const USUAL: OutlierDetection = {
-  consecutive5xx: FAILS, consecutiveGatewayFailure: 0, intervalMs: 200, baseEjectionMs: 1_000, maxEjectionMs: 300_000, maxEjectionPercent: 100, alwaysEjectOneHost: false, hosts: 2, spare: 1, panic: Infinity,
+  consecutive5xx: FAILS, consecutiveGatewayFailure: 0, intervalMs: 200, baseEjectionMs: LONG_MS, maxEjectionMs: 300_000, maxEjectionPercent: 100, alwaysEjectOneHost: false, hosts: 2, spare: 1, panic: Infinity,
 };
 let detection: OutlierDetection = USUAL;
 let serial = 0;
@@ -84,32 +86,31 @@ async function draws(count: number): Promise<(number | undefined)[]> {
 async function untilBack(port: number, since: number): Promise<number> {
   for (;;) {
     if ((await draws(1))[0] === port) return performance.now() - since;
-    assert.ok(performance.now() - since < 10_000, `${port} is not back`);
+    assert.ok(performance.now() - since < PATIENCE_MS, `${port} is not back`);
   }
 }
 
 test('an endpoint that fails so often in a row is not drawn until its time is over, and then is', async () => {
-  // Long enough for fifty draws on a busy machine.
-  await fresh({ baseEjectionMs: 4_000 });
+  await fresh({ baseEjectionMs: 2_000 });
   await connection();
   const since = performance.now();
   await failAt(80, FAILS);
-  assert.deepEqual(ejected(), [80]);
-  assert.deepEqual(await draws(50), [81]);
+  // The first draw of it comes when its time is over.
   const took = await untilBack(80, since);
-  assert.ok(took >= 3_990, `back after ${took} ms`);
+  assert.ok(took >= 1_990, `back after ${took} ms`);
   assert.deepEqual([ejected(), status().ejections], [[], { consecutive5xx: 1, consecutiveGatewayFailure: 0 }]);
 });
 
 test('each ejection in a row lasts longer by the base time, up to the longest', async () => {
-  await fresh({ baseEjectionMs: 600, maxEjectionMs: 700 });
+  // Of the factor each whole interval without an ejection takes one.
+  await fresh({ baseEjectionMs: 600, maxEjectionMs: 700, intervalMs: 2_000 });
   await connection();
   for (const [least, times] of [[590, 1], [690, 2]] as const) {
     const since = performance.now();
     await failAt(80, FAILS);
     const [{ forMs, times: factor } = { forMs: 0, times: 0 }] = status().ejected;
     assert.equal(factor, times);
-    assert.ok(forMs <= 900, `${forMs} ms`);
+    assert.ok(forMs <= 2_700, `${forMs} ms`);
     const took = await untilBack(80, since);
     assert.ok(took >= least, `back after ${took} ms`);
   }
@@ -258,16 +259,15 @@ test('an agent that stands still makes no difference: what is under way is judge
   await client.do('send', 'c', SENT);
   stopBeat();
   await sleep(1_300);
-  const port = await byKernel(() => failed(500));
   const since = performance.now();
+  const port = await byKernel(() => failed(500));
   startBeat();
   assert.deepEqual(ejected(), [port]);
-  assert.deepEqual(await draws(20), [port === 80 ? 81 : 80]);
+  assert.deepEqual(await draws(5), [port === 80 ? 81 : 80]);
   stopBeat();
   await sleep(1_300);
   assert.deepEqual(await draws(5), [undefined], 'nothing is drawn');
   startBeat();
-  assert.deepEqual(await draws(20), [port === 80 ? 81 : 80]);
   assert.ok((await untilBack(port, since)) >= 2_900);
 });
 

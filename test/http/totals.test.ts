@@ -2,6 +2,7 @@
 import assert from 'node:assert/strict';
 import { beforeEach, test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { waitFor } from '../../common/retry.js';
 import type { HttpService, HttpTable } from '../../agent/http/table.js';
 import { encodeAddress } from '../../agent/dataplane/kernel-codec.js';
 import type { HttpEnding, HttpTotalEntry } from '../../agent/dataplane/kernel-http-totals.js';
@@ -138,7 +139,7 @@ test('how an exchange ends: an answer that the end of the connection delimits is
       if (before) await server.do('send', 's80', before);
       if (who === 'server') await server.do('reset', 's80');
       else await client.do('close', 'c');
-      await sleep(50);
+      await waitFor('it to be counted', () => counted().length > known, { everyMs: 5 });
       assert.equal(counted().length, known + 1, `${who} after ${JSON.stringify(before)}: ${JSON.stringify(counted())}`);
       assert.deepEqual(counted().find((each) => each.status === status && each.ending === `${who}-ended`), { of: 'a', status, ending: `${who}-ended`, requests: 1, bytes: [request('/a').length, before.length] });
     }

@@ -263,7 +263,7 @@ export class MeshWorld {
 
   /** What the shared Envoy's admin interface says. */
   async nodeProxyAdmin(path: string, node?: string, method = 'GET'): Promise<string> {
-    return (await run('curl', ['-s', '-X', method, '--max-time', '10', '--unix-socket', join(this.#agentOf(node).paths.folder, 'envoy-admin.sock'), `http://envoy${path}`])).stdout;
+    return (await run('curl', ['-s', '-X', method, '--max-time', String(PATIENCE_MS / 1_000), '--unix-socket', join(this.#agentOf(node).paths.folder, 'envoy-admin.sock'), `http://envoy${path}`])).stdout;
   }
 
   /** What the admin interface of the proxy that serves a pod (`namespace/name`) says: its own Envoy's, else its node's. */
@@ -363,7 +363,7 @@ export class MeshWorld {
 
   /** One request with curl from a pod. A connection that fails is an error, unless `tryCurl` is used. */
   async curl(mode: Mode | 'outside', url: string, options: CurlOptions = {}): Promise<Answer> {
-    const result = await this.#runCurl(mode, url, options);
+    const result = await this.#runCurl(mode, url, { timeoutS: PATIENCE_MS / 1_000, ...options });
     assert.equal(result.code, 0, `curl ${url} from ${options.from ?? `${mode}/client`}: exit ${result.code} ${result.stderr}`);
     return parseAnswer(result.stdout);
   }
