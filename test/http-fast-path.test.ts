@@ -144,15 +144,20 @@ test('flows -f: requests that the kernel repeats are told one by one, with their
 
 test('trace: a request of the fast path is followed from the client\'s socket into the server\'s, and its answer back', async () => {
   const { lines, end } = following<TraceLine>('trace', 'fast/client', '-o', 'json', '--instance', world.name);
-  // The trace has begun when it tells of a connection; the first request of each is Envoy's.
-  await waitFor('requests to be traced', async () => (await load(30)) && lines.some(({ what }) => what === 'answered'), { timeoutMs: 60_000, everyMs: 10 });
-  const first = lines.find(({ what }) => what === 'fast')!;
-  const own = lines.filter(({ connection }) => connection === first.connection);
+  const traced = (): TraceLine[][] => lines.filter(({ what }) => what === 'opened').map(({ connection }) => lines.filter((line) => line.connection === connection));
+  const told = (of: readonly TraceLine[], wanted: string): TraceLine[] => of.filter(({ what }) => what === wanted);
+  // Of one that was opened after the trace had begun; its first request is Envoy's.
+  const own = await waitFor('the requests of a connection to be traced', async () => {
+    await load(30);
+    return lines.some(({ what }) => what === 'answered') ? traced().find((each) => told(each, 'fast').length > 10) : undefined;
+  }, { everyMs: 10 }).catch((error: unknown) => {
+    throw new Error(`${String(error)} ${JSON.stringify(traced().map((each) => each.map(({ what }) => what).join()))} ${JSON.stringify(lines.slice(-8))}`);
+  });
   assert.deepEqual([own[0]!.what, own[0]!.who], ['opened', 'fast/client'], JSON.stringify(own));
   assert.ok(own.some(({ what }) => what === 'to_envoy'), JSON.stringify(own));
-  const asked = own.filter(({ what }) => what === 'fast'), answers = own.filter(({ what }) => what === 'answered');
-  assert.ok(asked.length > 10 && asked.every(({ bytes }) => bytes > 30) && answers.every(({ bytes, reason }) => bytes > 100 && reason === '200'), JSON.stringify(own.slice(0, 8)));
-  assert.match(first.text, /^fast path: \d+ B of a request into the server's socket$/);
+  const [asked, answers] = [told(own, 'fast'), told(own, 'answered')];
+  assert.ok(asked.every(({ bytes }) => bytes > 30) && answers.every(({ bytes, reason }) => bytes > 100 && reason === '200'), JSON.stringify(own.slice(0, 8)));
+  assert.match(asked[0]!.text, /^fast path: \d+ B of a request into the server's socket$/);
   assert.equal(await end('SIGINT'), 0);
 });
 
