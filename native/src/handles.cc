@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <ctime>
 #include <memory>
 #include <vector>
 
@@ -15,8 +16,15 @@ namespace {
 constexpr uint32_t kBatch = 256, kLeastBatch = 16;
 constexpr size_t kBatchBytes = 65536;
 constexpr size_t kUpdateBatch = 16384;
-// So long records of a ring buffer are told before others have their turn.
+// So much of this thread's CPU time records of a ring buffer take before others have their turn: what passes while others have the
+// CPU would end it with little read, and the kernel with no room.
 constexpr uint64_t kTurnNs = 5000000;
+
+uint64_t cpu_ns() {
+  timespec now = {};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+  return static_cast<uint64_t>(now.tv_sec) * 1000000000 + static_cast<uint64_t>(now.tv_nsec);
+}
 
 size_t padded(size_t size) { return (size + 7) / 8 * 8; }
 
@@ -330,7 +338,7 @@ void RingBufferHandle::open(Napi::Env env, std::shared_ptr<Loaded> loaded, int m
           napi_fatal_exception(env, error.Value());
         }
         // What is left makes the descriptor readable as before: whoever writes faster than is read would keep all else from its turn.
-        return self->closing || uv_hrtime() >= self->turn_ends ? -1 : 0;
+        return self->closing || cpu_ns() >= self->turn_ends ? -1 : 0;
       },
       poll.get(), nullptr);
   if (!poll->ring) throw syscall_error(env, "opening a ring buffer", "ring_buffer__new", errno);
@@ -354,7 +362,7 @@ void RingBufferHandle::open(Napi::Env env, std::shared_ptr<Loaded> loaded, int m
   uv_poll_start(&poll_->handle, UV_READABLE, [](uv_poll_t *handle, int status, int) {
     Poll *self = static_cast<Poll *>(handle->data);
     if (status != 0 || self->closing) return;
-    self->turn_ends = uv_hrtime() + kTurnNs;
+    self->turn_ends = cpu_ns() + kTurnNs;
     ring_buffer__consume(self->ring);
   });
   uv_unref(reinterpret_cast<uv_handle_t *>(&poll_->handle));
