@@ -8,6 +8,7 @@ import type { TrafficTotals } from '../../common/traffic.js';
 import { connectInNetns } from '../dataplane/pod-socket.js';
 import type { FlowLabels } from './flow-labels.js';
 import { HTTP_BOUNDS } from './http-bounds.js';
+import { ENDINGS } from './traffic.js';
 
 export interface SidecarSeries {
   reporter: 'source' | 'destination';
@@ -103,8 +104,6 @@ async function readSidecar({ netns }: SidecarPod): Promise<string> {
 }
 
 const NAMES = /^istio_(requests_total|request_duration_milliseconds_bucket|request_bytes_sum|response_bytes_sum|tcp_connections_opened_total|tcp_connections_closed_total|tcp_received_bytes_total|tcp_sent_bytes_total)\{(.*)\} (\d+(?:\.\d+)?(?:e\+?\d+)?)$/;
-/** Of Envoy's flags those that say how a connection ended that had come about. */
-const ENDINGS: ReadonlySet<string> = new Set(['', '-', 'DC', 'DR', 'DT', 'LR', 'SI', 'UC', 'UR']);
 
 /** @param namespace of the sidecar's pod: what it says of connections of others is left out */
 export async function sidecarSeries(text: string, namespace: string): Promise<SidecarSeries[]> {

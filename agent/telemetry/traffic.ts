@@ -149,7 +149,7 @@ function ofSide({ opened, denied, failed, received, sent, rtt }: FlowSide): Traf
 }
 
 /** Of Envoy's flags those that say how a connection ended that had come about: one of both ends closed it, or was told to. */
-const ENDINGS: ReadonlySet<string> = new Set(['', '-', 'DC', 'DR', 'DT', 'LR', 'SI', 'UC', 'UR']);
+export const ENDINGS: ReadonlySet<string> = new Set(['', '-', 'DC', 'DR', 'DT', 'LR', 'SI', 'UC', 'UR']);
 
 function ofConnections({ opened, received, sent, closed }: ConnectionTotals): TrafficTotals {
   let failed = 0;
