@@ -55,6 +55,8 @@ export class ClusterCli {
 export async function readsTheMesh(cli: ClusterCli, node: string): Promise<void> {
   const web = String.raw`web\.shop\.svc\.cluster\.local`;
   await cli.says(['wait', '--timeout', '60s'], /^1 node in-sync$/m);
+  // What is acknowledged is read back a few seconds later.
+  await cli.says(['wait', 'Service/web.shop', '--timeout', '60s'], /^Service\/web\.shop in-force$/m);
   await Promise.all([
     cli.says(['ps'], /^shop +client +node +enrolled +bpf +l4 +in sync/m, /^shop +web +node +enrolled/m, new RegExp(`^node +${node},`, 'm'), /^control plane +connected \(istiod\.istio-system\.svc:15012\)$/m),
     cli.says(['version'], new RegExp(`^client +${VERSION} `, 'm'), new RegExp(`^${node} +${VERSION} +1\\.\\d+\\.\\d+ .*istiod\\.istio-system\\.svc:15012`, 'm')),
