@@ -58,10 +58,13 @@ export interface TaughtClass {
   tables: readonly Entry[];
 }
 
-export interface SharedListeners {
+export interface ClassListeners {
   folded: FoldedListeners;
   hash: string;
   needs: readonly string[];
+}
+
+export interface TaughtListeners extends ClassListeners {
   inner: readonly { cluster: Entry; listener: Entry }[];
 }
 
@@ -76,7 +79,7 @@ interface KnownClass {
   teachable: ReadonlySet<string>;
   tables: WeakMap<RouteConfiguration, KnownTable>;
   result: TaughtClass | undefined;
-  template: { of: SharedListeners; result: SharedListeners } | undefined;
+  template: { of: ClassListeners; result: TaughtListeners } | undefined;
 }
 
 export class TaughtFold {
@@ -143,7 +146,7 @@ export class TaughtFold {
     return (known.result = { clusters: isSame ? before.clusters : used, tables });
   }
 
-  listeners(key: string, shared: SharedListeners): SharedListeners {
+  listeners(key: string, shared: ClassListeners): TaughtListeners {
     const known = this.#of(key);
     if (known.template?.of === shared) return known.template.result;
     const folded = taughtListeners(shared.folded, key);

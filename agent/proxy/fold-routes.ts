@@ -26,6 +26,15 @@ function findMirrored({ virtual_hosts }: RouteConfiguration): Set<string> {
   return new Set(virtual_hosts.flatMap((host) => hostTargets(host).mirrors));
 }
 
+const led = new WeakMap<RouteConfiguration, ReadonlySet<string>>();
+
+/** The clusters that a table leads to. */
+export function clustersOf(message: RouteConfiguration): ReadonlySet<string> {
+  let found = led.get(message);
+  if (!found) led.set(message, (found = new Set(message.virtual_hosts.flatMap((host) => hostTargets(host).clusters))));
+  return found;
+}
+
 export function foldRoutes(source: RouteConfiguration, extensions: EnvoyExtensions): RouteConfiguration {
   return { ...foldTable(source, extensions), virtual_hosts: source.virtual_hosts.map((host) => foldHost(host, extensions)) };
 }
