@@ -112,6 +112,8 @@ interface ConfigClass {
 const SETTLE_MS = 25;
 /** How long classes may disagree about a resource that they shared before it is split in two. */
 const SPLIT_AFTER_MS = 400;
+/** The same where one of them gets a table of routes of another name, which drains its HTTP connections. */
+const DRAIN_AFTER_MS = 2_000;
 const SAVE_DELAY_MS = 1_000;
 /** Of the time that the last saving took: one that takes long is rare. */
 const SAVE_DELAY_FACTOR = 20;
@@ -466,8 +468,10 @@ export class NodeProxy {
     const { problems, split } = folded;
     const waited = performance.now() - (this.#dirtySince ?? 0);
     const sameClasses = ready.size === this.#published.size && [...ready.keys()].every((key) => this.#published.has(key));
-    if (sameClasses && waited < SPLIT_AFTER_MS && [...split].some((name) => !this.#split.has(name))) {
-      this.#timer = setTimeout(() => this.#publish(), SPLIT_AFTER_MS - waited);
+    const parting = [...split].filter((name) => !this.#split.has(name));
+    const patience = parting.length === 0 ? 0 : parting.some((name) => name.startsWith('RDS ')) ? DRAIN_AFTER_MS : SPLIT_AFTER_MS;
+    if (sameClasses && waited < patience) {
+      this.#timer = setTimeout(() => this.#publish(), patience - waited);
       return;
     }
     this.#dirtySince = undefined;
