@@ -327,15 +327,19 @@ spec: {selector: {matchLabels: {app: other}}, metrics: [{overrides: [{disabled: 
   assert.deepEqual(seen, []);
 });
 
-test('an application whose sidecar can\'t count does not speak in its place', async () => {
+test('an application does not speak in the place of a sidecar that can\'t count, nor of the node\'s Envoy', async () => {
   assert.ok(!(await mesh.proxyAdmin('mixed/old', '/config_dump')).includes('"underpass.metrics"'), 'it counts');
   await mesh.apply('mesh', renewing('9s'));
   await inForce();
-  const { status } = await mesh.curl('outside', 'http://other.sidecar/', { from: 'mixed/old', headers: { [PEER_HEADER]: 'mine;mixed;mine;v7;Kubernetes' } });
-  assert.equal(status, 200);
-  const told = async (): Promise<unknown[]> => (await scrape('sidecar')).filter(({ name, labels }) => name === 'istio_requests_total' && labels['source_principal']?.endsWith('/sa/old')).map(({ labels }) => [labels['source_workload'], labels['source_workload_namespace']]);
-  await waitFor('it to be counted', async () => (await told()).length > 0, { timeoutMs: 60_000, everyMs: 500 });
-  assert.deepEqual(await told(), [['unknown', 'mixed']]);
+  for (const from of ['mixed/old', 'node/client', 'fast/client']) {
+    const { status } = await mesh.curl('outside', 'http://other.sidecar/', { from, headers: { [PEER_HEADER]: 'mine;mixed;mine;v7;Kubernetes' } });
+    assert.equal(status, 200);
+  }
+  const told = async (account: string): Promise<unknown[]> => (await scrape('sidecar')).filter(({ name, labels }) => name === 'istio_requests_total' && labels['source_principal']?.endsWith(account)).map(({ labels }) => [labels['source_workload'], labels['source_workload_namespace'], labels['source_version']]);
+  for (const [account, namespace] of [['/mixed/sa/old', 'mixed'], ['/node/sa/client', 'node'], ['/fast/sa/client', 'fast']] as const) {
+    await waitFor(`what ${account} asked to be counted`, async () => (await told(account)).length > 0, { timeoutMs: 60_000, everyMs: 500 });
+    assert.deepEqual(await told(account), [['unknown', namespace, 'unknown']]);
+  }
 });
 
 /** ADDRESS CERT KEY HEADER VALUE: one request by mutual TLS, as a sidecar would send it. */

@@ -52,7 +52,7 @@ describe('Folder: pods that the kernel learns from', () => {
   it('gives a route its class and its taught cluster, and takes the headers from the others', () => {
     const result = fold(new Folder(stockExtensions()), [plain, taught], teaching('1'));
     const table = decode(RouteConfiguration, result, RDS, '80~taught~c1');
-    assert.deepEqual(table.request_headers_to_remove, ['x-underpass-lesson', 'x-underpass-class']);
+    assert.deepEqual(table.request_headers_to_remove, ['x-underpass-workload', 'x-underpass-lesson', 'x-underpass-class']);
     assert.deepEqual(table.virtual_hosts.map(({ name, routes: all }) => [name, ...all.map(({ action, metadata, match, request_headers_to_remove: removed }) => [action?.$case === 'route' && action.value.cluster_specifier?.value, match?.headers.map((header) => header.name), metadata?.filter_metadata['underpass'], removed])]), [
       ['web:80', [`${WEB}~taught`, ['x-e'], { class: '0000000100000001' }, []], [`${WEB}~drawn`, [], undefined, []]],
       ['other:80', [WEB, [], undefined, ['x-w', 'x-s', 'x-e', 'x-o']]],

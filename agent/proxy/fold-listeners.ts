@@ -21,7 +21,7 @@ import type { XdsResource } from '../xds/resource-type.js';
 import type { EnvoyExtensions } from './extensions.js';
 import { renameCallouts, renameLogs, renameManagerCallouts } from './fold-callouts.js';
 import { refuseNamedIdentity } from './fold-identity.js';
-import { foldRoutes, mirrorClusterName, renameClusters, spansClusterName, type Rename } from './fold-routes.js';
+import { foldInlineRoutes, mirrorClusterName, renameClusters, spansClusterName, type Rename } from './fold-routes.js';
 import { DIRECT_PORTS, inspectionChain, inspectionName, type InspectionKind } from './inspection.js';
 import { listenerFact } from './state-facts.js';
 import { FoldError, keepExtension, stockFactory } from './stock.js';
@@ -197,7 +197,7 @@ function foldManager(manager: HttpConnectionManager, extensions: EnvoyExtensions
   manager.http_filters = manager.http_filters.filter(
     (filter) => filter.config_type?.$case !== 'typed_config' || keepExtension(extensions, 'http_filters', filter.name, filter.config_type.value),
   );
-  if (manager.route_specifier?.$case === 'route_config') manager.route_specifier.value = foldRoutes(manager.route_specifier.value, extensions);
+  if (manager.route_specifier?.$case === 'route_config') manager.route_specifier.value = foldInlineRoutes(manager.route_specifier.value, extensions);
   renameManagerCallouts(manager, mirrorClusterName, spansClusterName);
   return manager;
 }

@@ -1,4 +1,5 @@
 /** Route configurations and cluster references: what this Envoy lacks goes, clusters get the names they have here. */
+import { PEER_HEADER } from '../../common/telemetry/peer-header.js';
 import type { RouteConfiguration } from '../../proto/generated/envoy/config/route/v3/route.js';
 import type { Route, RouteAction, VirtualHost } from '../../proto/generated/envoy/config/route/v3/route_components.js';
 import { hostTargets } from '../xds/references.js';
@@ -35,12 +36,30 @@ export function clustersOf(message: RouteConfiguration): ReadonlySet<string> {
   return found;
 }
 
+/** A table that listeners of clients' pods refer to by name. */
 export function foldRoutes(source: RouteConfiguration, extensions: EnvoyExtensions): RouteConfiguration {
-  return { ...foldTable(source, extensions), virtual_hosts: source.virtual_hosts.map((host) => foldHost(host, extensions)) };
+  return withHosts(foldTable(source, extensions), source, extensions);
 }
 
-/** A table without its virtual hosts. */
+/** A table that is part of a listener, as those of ports of servers' pods are. */
+export function foldInlineRoutes(source: RouteConfiguration, extensions: EnvoyExtensions): RouteConfiguration {
+  return withHosts(foldBareTable(source, extensions), source, extensions);
+}
+
+function withHosts(table: RouteConfiguration, { virtual_hosts }: RouteConfiguration, extensions: EnvoyExtensions): RouteConfiguration {
+  return { ...table, virtual_hosts: virtual_hosts.map((host) => foldHost(host, extensions)) };
+}
+
+/**
+ * One of `foldRoutes` without its virtual hosts. A server's sidecar believes what comes in the header of peers by mutual TLS, which this
+ * Envoy adds: what a program says there of itself goes no further.
+ */
 export function foldTable(source: RouteConfiguration, extensions: EnvoyExtensions): RouteConfiguration {
+  const routes = foldBareTable(source, extensions);
+  return { ...routes, request_headers_to_remove: [...routes.request_headers_to_remove, PEER_HEADER] };
+}
+
+function foldBareTable(source: RouteConfiguration, extensions: EnvoyExtensions): RouteConfiguration {
   const routes = canonical({ ...source, virtual_hosts: [] }) as RouteConfiguration;
   // Routes and clusters come from one place but not in one message: a route to a cluster that is not there yet must not
   // be refused, it answers 503 until the cluster is.
