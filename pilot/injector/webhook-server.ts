@@ -13,6 +13,7 @@ import type { Problem } from '../../common/kube/schema.js';
 import type { KubeObject } from '../../common/kube/types.js';
 import type { Closable } from '../../common/lifecycle.js';
 import type { Logger } from '../../common/log.js';
+import { OneAtATime } from '../../common/one-at-a-time.js';
 import { waitFor } from '../../common/retry.js';
 import { BadRequest, parseReview, reviewOf, type AdmissionRequest, type Decision } from './admission-review.js';
 import { inject, validate, withPathValues } from './handlers.js';
@@ -52,6 +53,7 @@ export interface WebhookOptions {
 export class WebhookServer implements Closable {
   readonly #options: WebhookOptions;
   readonly #server: Server;
+  readonly #requests = new OneAtATime();
   #certificate: ServerCertificate;
   #timer: NodeJS.Timeout | undefined;
   #isDraining = false;
@@ -63,6 +65,7 @@ export class WebhookServer implements Closable {
     // Node looks for slow requests every 30 s unless told.
     const checking = { connectionsCheckingInterval: Math.min(1_000, timeoutMs) };
     this.#server = createServer({ ...secureContext(certificate), ...checking, minVersion: 'TLSv1.2' }, (request, response) => {
+      if (!this.#requests.admits(request, response)) return;
       this.#handle(request, response).catch((error: unknown) => this.#fail(response, error));
     });
     this.#server.requestTimeout = timeoutMs;

@@ -121,6 +121,19 @@ test('requests that are none: answered by what is wrong with them', async () => 
   }
 });
 
+test('requests that do not wait for the answer before them end their connection: each of a namespace that is not known waits for seconds', async () => {
+  const [host = '', port] = pilot.webhookAddress.split(':');
+  const socket = connect({ host, port: Number(port), rejectUnauthorized: false }).setEncoding('utf8').on('error', () => undefined);
+  let text = '';
+  socket.on('data', (chunk: string) => (text += chunk));
+  const closed = new Promise((resolve) => socket.once('close', resolve));
+  const body = review('Pod', pod(), { namespace: 'nowhere' });
+  socket.write(`POST /inject HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: ${Buffer.byteLength(body)}\r\n\r\n${body}`.repeat(50));
+  await closed;
+  assert.equal(text, '');
+  assert.equal((await post('/inject', review('Pod', pod()))).status, 200);
+});
+
 test('a client that does not trust the CA gets no answer; one that does finds the name of the Service', async () => {
   await assert.rejects(post('/inject', review('Pod', pod()), { trust: (await selfSignedRoot('other')).root.toString('pem') }), /self-signed|unable to verify|signature/);
   assert.ok((await post('/inject', review('Pod', pod()))).peer.checkHost('istiod.istio-system.svc'));
