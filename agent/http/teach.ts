@@ -58,13 +58,10 @@ export interface TaughtClass {
   tables: readonly Entry[];
 }
 
-export interface ClassListeners {
+export interface SharedListeners {
   folded: FoldedListeners;
   hash: string;
   needs: readonly string[];
-}
-
-export interface TaughtListeners extends ClassListeners {
   inner: readonly { cluster: Entry; listener: Entry }[];
 }
 
@@ -79,7 +76,7 @@ interface KnownClass {
   teachable: ReadonlySet<string>;
   tables: WeakMap<RouteConfiguration, KnownTable>;
   result: TaughtClass | undefined;
-  template: { of: ClassListeners; result: TaughtListeners } | undefined;
+  template: { of: SharedListeners; result: SharedListeners } | undefined;
 }
 
 export class TaughtFold {
@@ -146,7 +143,7 @@ export class TaughtFold {
     return (known.result = { clusters: isSame ? before.clusters : used, tables });
   }
 
-  listeners(key: string, shared: ClassListeners): TaughtListeners {
+  listeners(key: string, shared: SharedListeners): SharedListeners {
     const known = this.#of(key);
     if (known.template?.of === shared) return known.template.result;
     const folded = taughtListeners(shared.folded, key);

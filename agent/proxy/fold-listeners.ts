@@ -202,27 +202,16 @@ function foldManager(manager: HttpConnectionManager, extensions: EnvoyExtensions
   return manager;
 }
 
-interface Referred {
-  clusters: ReadonlySet<string>;
-  routes: ReadonlySet<string>;
-}
+const referred = new WeakMap<FilterChain, { clusters: ReadonlySet<string>; routes: ReadonlySet<string> }>();
 
-const referred = new WeakMap<FilterChain, Referred>();
-
-/** Clusters and tables of routes that the chain leads to, asks, or tells. */
-export function referredBy(chain: FilterChain): Referred {
+/** Whether all that the chain refers to is called as it says: most chains of a mesh are the same for all classes. */
+export function isNamedSo(chain: FilterChain, cluster: Rename, route: Rename): boolean {
   let names = referred.get(chain);
   if (!names) {
     const found = { clusters: new Set<string>(), routes: new Set<string>() };
     renameInChain(chain, (name) => (found.clusters.add(name), name), (name) => (found.routes.add(name), name));
     referred.set(chain, (names = found));
   }
-  return names;
-}
-
-/** Whether all that the chain refers to is called as it says: most chains of a mesh are the same for all classes. */
-export function isNamedSo(chain: FilterChain, cluster: Rename, route: Rename): boolean {
-  const names = referredBy(chain);
   return [...names.clusters].every((name) => cluster(name) === name) && [...names.routes].every((name) => route(name) === name);
 }
 

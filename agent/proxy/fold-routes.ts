@@ -27,15 +27,6 @@ function findMirrored({ virtual_hosts }: RouteConfiguration): Set<string> {
   return new Set(virtual_hosts.flatMap((host) => hostTargets(host).mirrors));
 }
 
-const led = new WeakMap<RouteConfiguration, ReadonlySet<string>>();
-
-/** The clusters that a table leads to. */
-export function clustersOf(message: RouteConfiguration): ReadonlySet<string> {
-  let found = led.get(message);
-  if (!found) led.set(message, (found = new Set(message.virtual_hosts.flatMap((host) => hostTargets(host).clusters))));
-  return found;
-}
-
 /** A table that listeners of clients' pods refer to by name. */
 export function foldRoutes(source: RouteConfiguration, extensions: EnvoyExtensions): RouteConfiguration {
   return withHosts(foldTable(source, extensions), source, extensions);

@@ -314,7 +314,7 @@ describe('Folder: several classes', () => {
     const folder = new Folder(extensions);
     const other = basic({ [`eds ${WEB}`]: assignment(WEB, ['10.0.0.9:80']), 'lds 10.96.0.7_5432': tcpListener('10.96.0.7', 5432, WEB) });
     const { snapshot, split } = folder.fold([{ key: 'c1', state: basic() }, { key: 'c2', state: other }], [pod, second]);
-    assert.deepEqual([...split], [`CDS ${WEB}~c2`, 'RDS 80~c2', 'LDS inspect/c2/http', 'LDS inspect/c2/plain']);
+    assert.deepEqual([...split], [`CDS ${WEB}~c2`, 'RDS 80~c2', 'LDS inspect/c2/plain']);
     const cluster = decode(Cluster, snapshot.get(CDS, `${WEB}~c2`)?.any);
     assert.deepEqual([cluster.name, cluster.alt_stat_name, cluster.eds_cluster_config?.service_name], [`${WEB}~c2`, WEB, `${WEB}~c2`]);
     assert.equal(decode(ClusterLoadAssignment, snapshot.get(EDS, `${WEB}~c2`)?.any).cluster_name, `${WEB}~c2`);
@@ -408,26 +408,6 @@ describe('Folder: several classes', () => {
     assert.match(problemsOf('spiffe://cluster.local/ns/shop/sa/bob'), /not to be asked for by its SPIFFE id/);
   });
 
-  it('hands what is inspected of classes of several accounts on to one listener, by a cluster for each class, until what it routes to is one account\'s', () => {
-    const context = UpstreamTlsContext.fromPartial({ sni: 'web', common_tls_context: { tls_certificate_sds_secret_configs: [{ name: 'default' }] } });
-    const transport_socket: TransportSocket = { name: 'envoy.transport_sockets.tls', config_type: { $case: 'typed_config', value: pack(UpstreamTlsContext, context) } };
-    const cluster = pack(Cluster, { ...Cluster.decode(edsCluster(WEB).value), transport_socket_matches: [{ name: 'tlsMode-istio', match: { tlsMode: 'istio' }, transport_socket }] });
-    const folder = new Folder(extensions);
-    const ways = (endpoints: Any): unknown[] => {
-      const classes = ['alice', 'bob'].map((name, index) => ({ key: `c${index + 1}`, state: basic({ [`cds ${WEB}`]: cluster, [`eds ${WEB}`]: endpoints, 'lds 0.0.0.0_8081': httpListener(8081), 'rds 8081': routes(8081, { web: WEB }) }), identity: `spiffe://cluster.local/ns/shop/sa/${name}` }));
-      const { snapshot } = folder.fold(classes, [pod, second]);
-      folder.commit();
-      return ['c1', 'c2'].map((key) => {
-        const leadsTo = snapshot.get(CDS, `inspect/${key}/http`)?.leadsTo;
-        return [leadsTo, ...snapshot.get(LDS, leadsTo!)!.needs];
-      });
-    };
-    assert.deepEqual(ways(assignment(WEB, ['10.0.0.5:80'])), [['inspect/c1/http', '80', '8081'], ['inspect/c1/http', '80', '8081']]);
-    const own = [['inspect/c1/http/own', '80~shop/alice', '8081~shop/alice'], ['inspect/c2/http/own', '80~shop/bob', '8081~shop/bob']];
-    assert.deepEqual(ways(withTls('10.0.0.5:80')), own);
-    assert.deepEqual(ways(assignment(WEB, ['10.0.0.5:80'])), own);
-  });
-
   it('never gives a name that one account\'s requests may still be sent to over to another account', () => {
     const context = UpstreamTlsContext.fromPartial({ sni: 'web', common_tls_context: { tls_certificate_sds_secret_configs: [{ name: 'default' }] } });
     const transport_socket: TransportSocket = { name: 'envoy.transport_sockets.tls', config_type: { $case: 'typed_config', value: pack(UpstreamTlsContext, context) } };
@@ -455,14 +435,12 @@ describe('Folder: several classes', () => {
     const names = (endpoints: Any): string[] => [...folder.fold(of(endpoints), [{ ...pod, addresses: ['10.0.0.6'] }, second]).snapshot.entries(CDS).keys()].filter((name) => name.startsWith(WEB));
     const routes = (endpoints: Any): string[] => [...folder.fold(of(endpoints), [pod, second]).snapshot.entries(RDS).keys()];
     assert.deepEqual(names(assignment(WEB, ['10.0.0.5:80'])), [WEB]);
-    assert.deepEqual(routes(assignment(WEB, ['10.0.0.5:80'])), ['80'], 'and one table of routes');
-    folder.commit();
+    assert.deepEqual(routes(assignment(WEB, ['10.0.0.5:80'])), ['80~shop/alice', '80~shop/bob'], 'tables of routes are an account\'s own all the same');
     const bobsAlone = folder.fold(of(assignment(WEB, ['10.0.0.5:80'])).slice(1), [second]).snapshot;
-    assert.deepEqual([...bobsAlone.entries(RDS).keys()], ['80'], 'which keeps its name when the others leave');
+    assert.deepEqual([...bobsAlone.entries(RDS).keys()], ['80~shop/bob'], 'and keep their name when the others leave');
     assert.deepEqual(names(withTls('10.0.0.6:80')), [WEB], 'a pod of this node is spoken to in plaintext');
     assert.deepEqual(names(withTls('10.0.0.5:80')), [`${WEB}~shop/alice`, `${WEB}~shop/bob`]);
     assert.deepEqual(names(assignment(WEB, ['10.0.0.5:80'])), [`${WEB}~shop/alice`, `${WEB}~shop/bob`], 'a name that comes and goes would end connections each time');
-    assert.deepEqual(routes(assignment(WEB, ['10.0.0.5:80'])), ['80~shop/alice', '80~shop/bob'], 'of what leads to these, too');
   });
 
   it('folds again only what has changed: entries of before are the same objects', () => {

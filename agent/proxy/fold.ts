@@ -22,15 +22,15 @@ import { ofAccount } from './fold-identity.js';
 import { FoldedBase, FoldedEndpoints, type ClusterSource, type FoldedCluster } from './folded-cluster.js';
 import { foldListener, foldListeners, isNamedSo, renameInChain, type FoldedListeners } from './fold-listeners.js';
 import { CLOSED, foldInbound, inboundListeners, isInboundCluster, meshListenerName, type FoldedInbound } from './fold-inbound.js';
-import { clustersOf, mirrorClusterName, mirroredClusters, spansClusterName, type Rename } from './fold-routes.js';
+import { mirrorClusterName, mirroredClusters, spansClusterName, type Rename } from './fold-routes.js';
 import { sidecarId, tracerCluster, withGivenName } from './fold-tracing.js';
 import { observed } from './access-logs.js';
 import { RouteTables, type FoldedRoutes } from './route-tables.js';
 import { originateCluster, originateListener } from './hbone-originate.js';
 import { withHeadless } from './headless.js';
 import { canEndTunnels, hboneEntries } from './hbone-terminate.js';
-import { INSPECTION_KINDS, type InspectionKind } from './inspection.js';
-import { handedOn, SharedListeners, type HandedOn } from './shared-listeners.js';
+import { INSPECTION_KINDS, inspectionCluster, inspectionListener } from './inspection.js';
+import { PlainListeners, plainChains, type PlainChains } from './plain-listeners.js';
 import { podCallEntries, withPodCalls, type CalledPod, type PodCalls } from './pod-calls.js';
 import { markPolicy } from './pool-renewal.js';
 import { podClusterName, podListener, podListenerKey, podListenerName, type ListenerPod } from './pod-listener.js';
@@ -38,7 +38,6 @@ import { endingIdle, portsTo } from './shown-callers.js';
 import { CDS, EDS, LDS, RDS, sameOrNew, Snapshot, type Entry } from './snapshot.js';
 import { inboundClusters, listenerFact, listenerFacts } from './state-facts.js';
 import { FoldError } from './stock.js';
-import { TableNames, type GivenTables } from './table-names.js';
 import { NameBook, Renamed, type Content, type GivenNames, type Names } from './variants.js';
 import { NO_WAYPOINTS, type WaypointTable } from './waypoint-table.js';
 import { addWaypoints, isWaypoint, OF_A_WAYPOINT, WaypointClusters, waypointOf, withWaypoints } from './waypoints.js';
@@ -92,18 +91,12 @@ export interface FoldResult {
   repeated: ReadonlyMap<string, RepeatedSources>;
 }
 
-type GivenListeners = Readonly<Record<string, string>>;
-
 /** Names that are not the plain ones, to go on with after a restart. */
 export interface FoldedNames {
   clusters: GivenNames;
-  tables?: GivenTables;
-  /** What an agent said for which each account had tables of its own. */
-  routes?: GivenNames;
-  /** See SharedListeners. */
-  plain?: GivenListeners;
-  http?: GivenListeners;
-  unknown?: GivenListeners;
+  routes: GivenNames;
+  /** See PlainListeners. */
+  plain?: Readonly<Record<string, string>>;
 }
 
 interface InboundEntries {
@@ -132,8 +125,9 @@ interface Template {
   folded: FoldedListeners;
   hash: string;
   needs: string[];
-  /** What the class's internal listeners have. */
-  handedOn: Record<InspectionKind, HandedOn>;
+  /** The class's internal listeners, but for plain TCP. */
+  inner: { cluster: Entry; listener: Entry }[];
+  plain: PlainChains;
   problems: FoldProblem[];
 }
 
@@ -147,11 +141,11 @@ export class Folder {
   readonly #mirrors = new Map<string, { clusters: object; as: string; result: MirroredClusters }>();
   readonly #clusterEntries = new ClusterEntries();
   readonly #templates = new Map<string, Template>();
-  readonly #inner: readonly SharedListeners[];
+  readonly #plain: PlainListeners;
   /** Clusters that have had an endpoint for the mesh's mutual TLS: they stay an account's own, since a change of a cluster's name ends connections. */
   readonly accountClusters: Set<string>;
   readonly #clusterBook: NameBook;
-  readonly #tables: TableNames;
+  readonly #routeBook: NameBook;
   #clusterNames: { of: readonly { key: string; contents: ReadonlyMap<string, Content> | undefined }[]; names: Names } | undefined;
   readonly #assignments = new Memo<Any, FoldedEndpoints>();
   readonly #routeTables: RouteTables;
@@ -178,21 +172,20 @@ export class Folder {
   constructor(readonly extensions: EnvoyExtensions, { accountClusters = [], names, classes = [] }: { accountClusters?: Iterable<string>; names?: FoldedNames; classes?: readonly { key: string }[] } = {}) {
     this.accountClusters = new Set(accountClusters);
     this.#clusterBook = new NameBook(names?.clusters);
-    this.#tables = new TableNames(names?.tables, names?.routes);
+    this.#routeBook = new NameBook(names?.routes);
     // Before classes shared them each had one of its own.
-    this.#inner = INSPECTION_KINDS.map((kind) => new SharedListeners(kind, names?.[kind] ?? Object.fromEntries(classes.map(({ key }) => [key, key]))));
+    this.#plain = new PlainListeners(names?.plain ?? Object.fromEntries(classes.map(({ key }) => [key, key])));
     this.#routeTables = new RouteTables(extensions);
     this.#taught = new TaughtFold(extensions);
   }
 
   get names(): FoldedNames {
-    return { clusters: this.#clusterBook.given, tables: this.#tables.given, ...Object.fromEntries(this.#inner.map(({ kind, given }) => [kind, given])) };
+    return { clusters: this.#clusterBook.given, routes: this.#routeBook.given, plain: this.#plain.given };
   }
 
   /** Envoy is given what was last folded. */
   commit(): void {
-    this.#tables.commit();
-    for (const each of this.#inner) each.commit();
+    this.#plain.commit();
   }
 
   /** How many resources are remembered by their last good version. */
@@ -217,8 +210,8 @@ export class Folder {
     const local = new Set(pods.flatMap(({ addresses = [] }) => addresses));
     const clusters = new Map(classes.map((item) => [item.key, this.#withMirrors(item, this.#foldClusters(item, local, problems), pods)]));
     const clusterNames = this.#namesOf(classes.map(({ key }) => ({ key, contents: clusters.get(key) })));
-    const routes = new Map(classes.map((item) => [item.key, this.#foldRoutes(item, clusters.get(item.key)!, clusterNames, problems)]));
-    const routeNamesOf = this.#tables.assign(classes.map(({ key }) => ({ key, contents: routes.get(key) })));
+    const routes = new Map(classes.map((item) => [item.key, this.#foldRoutes(item, clusterNames, problems)]));
+    const routeNamesOf = this.#routeBook.assign(classes.map(({ key }) => ({ key, contents: routes.get(key) })));
 
     const rds = new Map<string, Entry>();
     const lds = new Map<string, Entry>();
@@ -243,17 +236,17 @@ export class Folder {
     for (const { key } of classes) for (const [name, folded] of routes.get(key) ?? []) this.#addRoutes(routeNamesOf.of(key, name), folded, rds);
     const podEntries = new Map<string, { key: string; entry: Entry }>();
     const repeated = new Map<string, RepeatedSources>();
-    const handing: { key: string; handedOn: Template['handedOn'] }[] = [];
+    const handedOn: { key: string; plain: PlainChains }[] = [];
     for (const item of classes) {
       const own = pods.filter((pod) => pod.classKey === item.key);
       if (own.length === 0) continue;
-      const template = this.#template(item, { clusterNames, routeNamesOf, routes: routes.get(item.key)!, waypoints: isWaypoint(own, waypoints) ? OF_A_WAYPOINT : waypoints }, problems);
+      const template = this.#template(item, { clusterNames, routeNamesOf, waypoints: isWaypoint(own, waypoints) ? OF_A_WAYPOINT : waypoints }, problems);
       const ofTaught = taught.has(item.key) ? this.#taught.listeners(item.key, template) : undefined;
-      for (const { cluster, listener } of ofTaught?.inner ?? []) {
+      for (const { cluster, listener } of [...template.inner, ...(ofTaught?.inner ?? [])]) {
         cds.set(cluster.name, cluster);
         lds.set(listener.name, listener);
       }
-      handing.push({ key: item.key, handedOn: template.handedOn });
+      handedOn.push({ key: item.key, plain: template.plain });
       for (const pod of own) {
         const { hash, folded, needs } = (pod.taught && ofTaught) || template;
         // Routes that only an internal listener asks for are in none of its bytes, but it is not ready without them.
@@ -266,9 +259,9 @@ export class Folder {
       if (ofTaught) repeated.set(item.key, { pods: new Map(own.flatMap(({ uid, taught: isTaught }) => (isTaught ? [[uid, podListenerName(uid)] as const] : []))), listeners: ofTaught.inner.map(({ listener }) => listener.name), routes: ofTaught.needs, clusters: [...taught.get(item.key)!.clusters.keys()].map((name) => taughtName(clusterNames.of(item.key, name))) });
     }
     this.#podEntries = podEntries;
-    const inner = this.#inner.map((each) => each.entries(handing.map(({ key, handedOn: of }) => ({ key, chains: of[each.kind] }))));
-    for (const entry of inner.flatMap((each) => each.clusters)) cds.set(entry.name, entry);
-    for (const entry of inner.flatMap((each) => each.listeners)) lds.set(entry.name, entry);
+    const plain = this.#plain.entries(handedOn);
+    for (const entry of plain.clusters) cds.set(entry.name, entry);
+    for (const entry of plain.listeners) lds.set(entry.name, entry);
     this.#addInbound(classes, pods, inbound, reached, clusterNames, cds, lds, teaches !== undefined);
     addWaypoints(classes, waypoints, cds, eds);
     const calls = this.#callsOf(behind.map(({ uid, addresses, classKey }) => ({ uid, addresses, inbound: reached.get(uid) ?? meshListenerName(uid, inbound.get(classKey) ?? CLOSED), waypoint: waypointOf(addresses, waypoints) })), classes.some(({ key }) => isWaypoint(pods.filter(({ classKey }) => classKey === key), waypoints)));
@@ -278,7 +271,7 @@ export class Folder {
     this.#lastGood = this.#nextGood;
     for (const byClass of [this.#clusterSets, this.#mirrors, this.#templates]) for (const key of byClass.keys()) if (!clusters.has(key)) byClass.delete(key);
     this.#taught.keep(new Set(clusters.keys()));
-    const split = new Set([...[...clusterNames.split].map((name) => `CDS ${name}`), ...[...routeNamesOf.split].map((name) => `RDS ${name}`), ...inner.flatMap((each) => each.split).map((name) => `LDS ${name}`)]);
+    const split = new Set([...[...clusterNames.split].map((name) => `CDS ${name}`), ...[...routeNamesOf.split].map((name) => `RDS ${name}`), ...plain.split.map((name) => `LDS ${name}`)]);
     const ports = new Set(classes.flatMap(({ state }) => listenerFacts(state.listeners).ports));
     const proxied = [...new Set(waypoints.destinations.flatMap(({ ports: only, addresses }) => (only ? [] : addresses.filter((address) => local.has(address)))))].sort();
     const restricted = classes.some(({ state }) => !listenerFacts(state.listeners).passesThrough);
@@ -465,21 +458,19 @@ export class Folder {
     return source && this.#assignments.once(source.any, () => new FoldedEndpoints(source));
   }
 
-  /** What leads to an account's clusters is that account's, and so are copies of requests, which are sent as a pod of the class. */
-  #foldRoutes({ key, state, identity }: FoldClass, clusters: MirroredClusters, clusterNames: Names, problems: FoldProblem[]): Map<string, FoldedRoutes> {
+  /** Each account has tables of its own: where they were shared, a listener's would have another name when the other account's pods leave. */
+  #foldRoutes({ key, state, identity }: FoldClass, clusterNames: Names, problems: FoldProblem[]): Map<string, FoldedRoutes> {
     const result = new Map<string, FoldedRoutes>();
     const signature = clusterNames.signature(key);
     for (const source of state.routes.values()) {
       const folded = this.#good(`${key} RDS`, key, `RDS ${source.name}`, source, problems, (message) => this.#routeTables.fold(message), this.#routes);
       if (!folded) continue;
       const own = clusterNames.renames(key) ? this.#renamedRoutes.get(folded, signature, () => this.#routeTables.renamed(folded.source, (name) => clusterNames.of(key, name))) : folded;
-      const { account } = ofAccount(identity);
-      const isAccounts = account !== undefined && (this.#tables.isAccounts(key, source.name, account) || mirroredClusters(folded.source).size > 0 || (clusterNames.renames(key) && [...clustersOf(folded.source)].some((name) => clusters.get(name)?.account !== undefined)));
-      result.set(source.name, isAccounts ? { ...own, account } : own);
+      result.set(source.name, { ...own, ...ofAccount(identity) });
     }
     // A listener waits for its routes: a name that the control plane does not know gets a table without routes.
     for (const name of listenerFacts(state.listeners).routeNames) {
-      if (!result.has(name)) result.set(name, this.#routeTables.fold(RouteConfiguration.fromPartial({ name })));
+      if (!result.has(name)) result.set(name, { ...this.#routeTables.fold(RouteConfiguration.fromPartial({ name })), ...ofAccount(identity) });
     }
     return result;
   }
@@ -491,17 +482,17 @@ export class Folder {
     rds.set(name, before?.version === version ? before : { name, version, any: as(name), needs: [] });
   }
 
-  #template(item: FoldClass, { clusterNames, routeNamesOf, routes, waypoints }: { clusterNames: Names; routeNamesOf: Names; routes: ReadonlyMap<string, FoldedRoutes>; waypoints: WaypointTable }, problems: FoldProblem[]): Template {
+  #template(item: FoldClass, { clusterNames, routeNamesOf, waypoints }: { clusterNames: Names; routeNamesOf: Names; waypoints: WaypointTable }, problems: FoldProblem[]): Template {
     const { key, identity = '', state: { listeners } } = item;
     const names = [identity, ...[clusterNames, routeNamesOf].map((each) => (each.renames(key) ? each.signature(key) : ''))].join();
     let template = this.#templates.get(key);
     if (template?.listeners === listeners && template.names === names && template.waypoints === waypoints) this.#keepGood(`${key} LDS`);
-    else this.#templates.set(key, (template = { ...this.#makeTemplate(item, clusterNames, routeNamesOf, routes, waypoints), listeners, names, waypoints }));
+    else this.#templates.set(key, (template = { ...this.#makeTemplate(item, clusterNames, routeNamesOf, waypoints), listeners, names, waypoints }));
     problems.push(...template.problems);
     return template;
   }
 
-  #makeTemplate({ key, state, identity }: FoldClass, clusterNames: Names, routeNames_: Names, routes: ReadonlyMap<string, FoldedRoutes>, waypoints: WaypointTable): Omit<Template, 'listeners' | 'names' | 'waypoints'> {
+  #makeTemplate({ key, state, identity }: FoldClass, clusterNames: Names, routeNames_: Names, waypoints: WaypointTable): Omit<Template, 'listeners' | 'names' | 'waypoints'> {
     const problems: FoldProblem[] = [];
     const sources = [...state.listeners.values()];
     const asSent = foldListeners(sources, key, this.extensions, (listener, extensions, twin) => this.#foldListener(key, listener, extensions, twin, problems), this.#templates.get(key)?.folded.handsOn);
@@ -521,9 +512,9 @@ export class Folder {
     folded.isTraced = listenerFacts(state.listeners).callouts.tracers.size > 0;
     const whole = withPodCalls(withWaypoints(folded, waypoints, identity), waypoints === OF_A_WAYPOINT);
     const probe = podListener({ uid: '', netnsPath: '', ipv6: true }, whole, []);
+    const inner = (['http', 'unknown'] as const).map((kind) => ({ cluster: inspectionCluster(key, kind), listener: inspectionListener(key, kind, whole, [...needs]) }));
     const ofAccounts = new Set(clusterNames.renames(key) ? [...(this.#clusterSets.get(key)?.result ?? [])].flatMap(([name, { account }]) => (account === undefined ? [] : clusterNames.of(key, name))) : []);
-    const tables = new Set([...routes].flatMap(([name, { account }]) => (account === undefined ? [] : routeNames_.of(key, name))));
-    return { folded: whole, hash: probe.version, needs: [...needs], handedOn: handedOn(whole, ofAccounts, tables), problems };
+    return { folded: whole, hash: probe.version, needs: [...needs], inner, plain: plainChains(whole, ofAccounts), problems };
   }
 
   #foldListener(key: string, listener: XdsResource<Listener>, extensions: EnvoyExtensions, twin: boolean, problems: FoldProblem[]): FilterChain[] {

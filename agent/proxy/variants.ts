@@ -146,7 +146,7 @@ export class NameBook {
   }
 }
 
-export function namesOf(renamed: ReadonlyMap<string, ReadonlyMap<string, string>>, split: ReadonlySet<string>): Names {
+function namesOf(renamed: ReadonlyMap<string, ReadonlyMap<string, string>>, split: ReadonlySet<string>): Names {
   const signatures = new Map<string, string>();
   return {
     of: (key, name) => renamed.get(key)?.get(name) ?? name,

@@ -5,13 +5,13 @@ import { after, before, describe, it } from 'node:test';
 import { sleep, waitFor } from '../../common/retry.js';
 import { FilterChain } from '../../proto/generated/envoy/config/listener/v3/listener_components.js';
 import type { Any } from '../../proto/generated/google/protobuf/any.js';
-import { echoServer, requests, type TestNetns } from '../testing/netns.js';
-import { ENDPOINT, ProxyWorld, SERVICE_CLUSTER, SERVICE_VIP } from '../testing/proxy-world.js';
-import { assignment, edsCluster, httpListener, routes, tcpListener } from '../testing/resources.js';
-import { tcpChain } from './fold-listeners.js';
+import { type TestNetns } from '../testing/netns.js';
+import { ENDPOINT, ProxyWorld } from '../testing/proxy-world.js';
+import { assignment, edsCluster, tcpListener } from '../testing/resources.js';
+import { tcpChain, type FoldedListeners } from './fold-listeners.js';
 import type { ProxyPod } from './node-proxy.js';
-import { handedOn, SharedListeners, type HandedOn } from './shared-listeners.js';
-import { CDS, LDS, RDS } from './snapshot.js';
+import { PlainListeners, plainChains, type PlainChains } from './plain-listeners.js';
+import { LDS } from './snapshot.js';
 
 const chains = new Map<string, FilterChain>();
 /** As folding has it: equal chains are one object. */
@@ -20,20 +20,20 @@ const chain = (cluster: string): FilterChain => {
   return chains.get(cluster)!;
 };
 const passthrough = (): FilterChain => tcpChain('passthrough', 'PassthroughCluster', undefined);
-const plain = (clusters: readonly string[], ofAccounts: readonly string[] = []): HandedOn => handedOn({ inspected: { http: [], unknown: [], plain: clusters.map(chain) }, defaultChain: passthrough() }, new Set(ofAccounts), new Set()).plain;
+const plain = (clusters: readonly string[], ofAccounts: readonly string[] = []): PlainChains => plainChains({ inspected: { plain: clusters.map(chain) }, defaultChain: passthrough() } as unknown as FoldedListeners, new Set(ofAccounts));
 
-describe('SharedListeners', () => {
-  const ways = (listeners: SharedListeners, classes: Readonly<Record<string, HandedOn>>) => {
-    const { clusters, listeners: made, split } = listeners.entries(Object.entries(classes).map(([key, chains]) => ({ key, chains })));
+describe('PlainListeners', () => {
+  const ways = (listeners: PlainListeners, classes: Readonly<Record<string, PlainChains>>) => {
+    const { clusters, listeners: made, split } = listeners.entries(Object.entries(classes).map(([key, of]) => ({ key, plain: of })));
     assert.deepEqual(clusters.map(({ name }) => name), Object.keys(classes).map((key) => `inspect/${key}/plain`), 'a class\'s pods hand on to one name, wherever it leads');
     for (const { leadsTo } of clusters) assert.ok(made.some(({ name }) => name === leadsTo), `${leadsTo} is there`);
     const leads = Object.fromEntries(clusters.map(({ name, leadsTo }) => [name.split('/')[1], leadsTo!.replace('inspect/', '')]));
     return { leads, names: made.map(({ name }) => name.replace('inspect/', '')), versions: new Map(made.map(({ name, version }) => [name, version])), split };
   };
-  const [one, two] = [['db', 'cache'], ['db', 'cache', 'queue']].map((clusters) => plain(clusters!)) as [HandedOn, HandedOn];
+  const [one, two] = [['db', 'cache'], ['db', 'cache', 'queue']].map((clusters) => plain(clusters!)) as [PlainChains, PlainChains];
 
   it('classes with equal chains share a listener; one that comes to differ has one of its own, and the others\' stays as it is', () => {
-    const listeners = new SharedListeners('plain');
+    const listeners = new PlainListeners();
     const shared = ways(listeners, { a: one, b: plain(['db', 'cache']), c: one });
     assert.deepEqual([shared.leads, shared.names, shared.split], [{ a: 'a/plain', b: 'a/plain', c: 'a/plain' }, ['a/plain'], []]);
     listeners.commit();
@@ -47,7 +47,7 @@ describe('SharedListeners', () => {
   });
 
   it('what changes for all is changed in place, and so is what a fold that was not published had apart', () => {
-    const listeners = new SharedListeners('plain');
+    const listeners = new PlainListeners();
     ways(listeners, { a: one, b: one });
     listeners.commit();
     assert.equal(ways(listeners, { a: two, b: one }).leads['a'], 'a~2/plain');
@@ -55,32 +55,32 @@ describe('SharedListeners', () => {
   });
 
   it('a name stays when the class leaves that it comes from, over a restart too', () => {
-    const listeners = new SharedListeners('plain');
+    const listeners = new PlainListeners();
     ways(listeners, { a: one, b: one });
     listeners.commit();
     ways(listeners, { b: one });
     listeners.commit();
-    const next = new SharedListeners('plain', JSON.parse(JSON.stringify(listeners.given)) as Record<string, string>);
+    const next = new PlainListeners(JSON.parse(JSON.stringify(listeners.given)) as Record<string, string>);
     assert.deepEqual(ways(next, { a: two, b: one }).leads, { a: 'a~2/plain', b: 'a/plain' }, 'and is not given to another');
   });
 
   it('what bears an account\'s identity is in a listener of the class\'s own, at no time in a shared one', () => {
-    const listeners = new SharedListeners('plain');
+    const listeners = new PlainListeners();
     const before_ = ways(listeners, { a: one, b: one });
     listeners.commit();
-    const bound = (account: string): HandedOn => plain(['db', `cache~${account}`], [`cache~${account}`]);
+    const bound = (account: string): PlainChains => plain(['db', `cache~${account}`], [`cache~${account}`]);
     const after_ = ways(listeners, { a: bound('alice'), b: bound('bob') });
     assert.deepEqual(after_.leads, { a: 'a/plain/own', b: 'b/plain/own' });
-    assert.equal(after_.versions.get('inspect/a/plain'), ways(new SharedListeners('plain'), { a: plain(['db']) }).versions.get('inspect/a/plain'), 'connections from before have the rest of what they came by');
+    assert.equal(after_.versions.get('inspect/a/plain'), ways(new PlainListeners(), { a: plain(['db']) }).versions.get('inspect/a/plain'), 'connections from before have the rest of what they came by');
     assert.notEqual(after_.versions.get('inspect/a/plain'), before_.versions.get('inspect/a/plain'));
     listeners.commit();
     assert.deepEqual(ways(listeners, { a: one, b: one }).leads, after_.leads, 'it stays there');
-    const next = new SharedListeners('plain', listeners.given);
+    const next = new PlainListeners(listeners.given);
     assert.deepEqual(ways(next, { a: one, b: one }).leads, after_.leads, 'over a restart too');
   });
 
   it('classes of an agent that had a listener for each keep them', () => {
-    assert.deepEqual(ways(new SharedListeners('plain', { a: 'a', b: 'b' }), { a: one, b: one, c: one }).leads, { a: 'a/plain', b: 'b/plain', c: 'a/plain' });
+    assert.deepEqual(ways(new PlainListeners({ a: 'a', b: 'b' }), { a: one, b: one, c: one }).leads, { a: 'a/plain', b: 'b/plain', c: 'a/plain' });
   });
 });
 
@@ -167,57 +167,6 @@ describe('plain TCP of two classes that share a listener, at a real Envoy', () =
     const [ofA, ofB] = [await calls[0]!.end(), await calls[1]!.end()];
     assert.deepEqual([ofA.text, ofA.seen], ['one still', ['one']]);
     assert.deepEqual([ofB.text, ofB.seen], ['one still', ['one', 'two']]);
-    assert.deepEqual(world.running.status().nacks, []);
-  });
-});
-
-describe('HTTP of two classes that share listener and tables, at a real Envoy', () => {
-  const world = new ProxyWorld();
-  const DRAIN_SECONDS = 2;
-  const OTHER = 'outbound|80||other';
-  const PORTS = [80, 8081];
-  const urls = PORTS.map((port) => `http://${SERVICE_VIP}:${port}/`);
-  let a: { pod: ProxyPod; netns: TestNetns };
-  let b: { pod: ProxyPod; netns: TestNetns };
-
-  before(async () => {
-    await world.start({ execPath: world.drainingAfter(DRAIN_SECONDS) });
-    world.controlPlane.set(httpListener(8081), '0.0.0.0_8081');
-    world.controlPlane.set(routes(8081, { web: SERVICE_CLUSTER }), '8081');
-    world.controlPlane.set(assignment(OTHER, [`${ENDPOINT}:81`]), OTHER);
-    a = await world.pod('pod-a');
-    b = await world.pod('pod-b', { labels: { app: 'other' } });
-    for (const { netns } of [a, b]) {
-      await netns.serve(echoServer(80));
-      await netns.serve("require('http').createServer((request, response) => response.end('\"other\"')).listen(81, () => console.log('ready'));");
-    }
-    world.running.setPods([a.pod, b.pod]);
-    await world.ready(a.pod, b.pod);
-    await world.settled();
-  });
-  after(() => world.close());
-
-  const tables = async (): Promise<string[]> => [...new Set((await world.running.envoy.admin.get('/config_dump?resource=dynamic_route_configs')).match(/"(?:80|8081)(?:~[^"]+)?"/g))].sort();
-  const answers = async ({ netns }: typeof a): Promise<string[]> => (await netns.script<{ body: { server?: string } | string }[]>(requests(urls.map((url) => ({ url, headers: { host: 'web' } }))))).map(({ body }) => (typeof body === 'string' ? body : 'web'));
-
-  it('one class comes to differ under load: no request fails, each goes by its own class\'s table, and the other\'s keeps its name', async () => {
-    assert.deepEqual(await tables(), ['"80"', '"8081"']);
-    const stream = world.controlPlane.streams.find((item) => item.nodeId.includes('~pod-b.') && !item.ended)!;
-    const send = (type: string, resources: Record<string, Any>): unknown => stream.send({ type_url: type, resources: Object.entries(resources).map(([name, resource]) => ({ name, resource, version: '' }) as never) });
-    const clients = { urls, host: 'web', kept: 2, anew: 1, pauseMs: 20 };
-    const [ofB, ofA] = await Promise.all([b.netns.load(clients, async () => {
-      send(CDS, { [OTHER]: edsCluster(OTHER) });
-      send(RDS, Object.fromEntries(PORTS.map((port) => [`${port}`, routes(port, { web: OTHER })])));
-      await waitFor('tables of one class\'s own', async () => (await tables()).length === 4);
-      await world.settled();
-      // What drains has ended by then.
-      await sleep(DRAIN_SECONDS * 1_000 + 1_000);
-    }), a.netns.load(clients, async () => {
-      await waitFor('the other class to have its own', async () => (await tables()).length === 4);
-      await sleep(DRAIN_SECONDS * 1_000);
-    })]);
-    assert.deepEqual([ofA.failed, ofB.failed], [[], []]);
-    assert.deepEqual([await answers(a), await answers(b)], [['web', 'web'], ['other', 'other']]);
     assert.deepEqual(world.running.status().nacks, []);
   });
 });
