@@ -302,6 +302,8 @@ spec: {selector: {matchLabels: {app: far}}, action: ALLOW, rules: [{from: [{sour
     return [name, headers['x-routed'], headers['x-forwarded-client-cert']];
   };
   await waitFor('the policy of the pod', async () => (await curl('node/alice', 'http://far.node/')).status === '403', { timeoutMs: 120_000 });
+  // What was under way past Envoy when the pod got its first policy has five seconds to end.
+  await waitFor('the connections from before the policy to be gone', async () => (await asked('/'))[2] !== undefined, { everyMs: 200 });
   assert.deepEqual(await asked('/'), ['far', 'once', 'URI=spiffe://cluster.local/ns/outside/sa/real']);
   assert.deepEqual((await asked('/near')).slice(0, 2), ['near', undefined]);
   assert.deepEqual([await statusOf('alice', '-X', 'POST'), await statusOf('bob'), await statusOf('bob', '-H', 'x-forwarded-client-cert: URI=spiffe://cluster.local/ns/node/sa/alice')], ['403', '403', '403']);
